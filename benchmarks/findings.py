@@ -34,9 +34,11 @@ from findings_numbers import (
     apmpo_numbers,
     image_numbers,
     mechanism_numbers,
+    opening_numbers,
+    point_numbers,
     text_numbers,
 )
-from findings_text import INTRODUCTION, READINGS
+from findings_text import INTRODUCTION, OPENING, READINGS
 
 from lit_rlvr.commands.compare.significance import (
     LEVEL,
@@ -104,8 +106,8 @@ class Finding:
         less: mean of the other.
         differences: one per seed.
         p: of the sign-flip test; adjusted: after Holm's correction over the paper's registered claims.
-        below: one-sided p-value of the printed difference, that ours is as large; after Holm's correction over the
-            paper's registered claims that have one. None without a printed difference.
+        below: one-sided p-value of ours being as large as the smallest printed difference; after Holm's correction
+            over the paper's registered claims that have one. None without a printed difference.
     """
 
     claim: Claim
@@ -243,14 +245,30 @@ def reading(name: str, results: Mapping[str, Any]) -> str:
     """Return a study's reading with its numbers."""
     tasks, part = results["tasks"], STUDIES[name]
     accuracy = [f.now for f in find([c for c in part.claims if not c.afterwards], results)[:ACCURACY_CLAIMS]]
+    found = by_claim(part.claims, results)
     numbers: Mapping[str, Callable[[], dict[str, str]]] = {
-        "agrae": lambda: agrae_numbers(tasks["steps"]),
-        "apmpo": lambda: apmpo_numbers(tasks["steps"], accuracy),
-        "aapo": lambda: aapo_numbers(tasks),
+        "agrae": lambda: agrae_numbers(tasks["steps"], found),
+        "apmpo": lambda: apmpo_numbers(tasks["steps"], accuracy, found),
+        "aapo": lambda: aapo_numbers(tasks, found),
         "losses_text": lambda: text_numbers(tasks["sums"]),
         "losses_image": lambda: image_numbers(tasks["geometry"]),
     }
     return wrapped(READINGS[name].format(**numbers[name]()))
+
+
+def by_claim(claims: Sequence[Claim], results: Mapping[str, Any]) -> dict[str, Finding]:
+    """Return what a claim says -> its finding, for the registered claims and those that were written afterwards."""
+    findings = find([claim for claim in claims if not claim.afterwards], results)
+    findings += [find([claim], results)[0] for claim in claims if claim.afterwards]
+    return {finding.claim.says: finding for finding in findings}
+
+
+def opening(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the first screen: what holds, what does not, and what cannot be said."""
+    claimed = {name: results for name, results in found.items() if STUDIES[name].claims}
+    findings = [by_claim(STUDIES[name].claims, results) for name, results in claimed.items()]
+    together = {says: finding for part in findings for says, finding in part.items()}
+    return wrapped(OPENING.format(**opening_numbers(together, claimed)))
 
 
 def wrapped(text: str) -> str:
@@ -284,7 +302,7 @@ def claims_tables(claims: Sequence[Claim], results: Mapping[str, Any]) -> list[s
     if later := [find([claim], results)[0] for claim in claims if claim.afterwards]:
         parts += ["Found afterwards, so without a verdict; only fresh seeds can give one:", "\n".join([
             "| claim | in the paper | measured | here | difference [95 %] | seeds with this sign | p | "
-            "p of the printed size or more |",
+            "p of the smallest printed size or more |",
             "|---|---|---|---|---|---|---|---|",
             *(
                 f"| {row_start(f)} | {sum(d > 0 for d in f.differences)} of {f.n} | {f.p:.3f} | "
@@ -410,7 +428,12 @@ def page() -> str:
         for name in STUDIES
         if (RESULTS / f"{name}.json").is_file()
     }
-    parts = [INTRODUCTION.strip(), count_verdicts(found), *(section(name, results) for name, results in found.items())]
+    parts = [
+        opening(found),
+        INTRODUCTION.strip(),
+        count_verdicts(found),
+        *(section(name, results) for name, results in found.items()),
+    ]
     if len(losses := [results for name, results in found.items() if not STUDIES[name].claims]) > 1:
         parts += ["## Eleven losses: both tasks together", over_tasks(losses), READINGS["losses"].strip()]
     if (RESULTS / "mechanism.json").is_file():
@@ -421,29 +444,46 @@ def page() -> str:
 def where_losses_differ(found: Mapping[str, Any]) -> str:
     """Return the section on the losses' gradients, from the results of mechanism.py."""
     settings = found["settings"]
-    own = ["| learning rate, updates | " + " | ".join(settings) + " |", "|---|" + "---|" * len(settings)]
+    first = "| learning rate, minibatches x prompts | "
+    own = [first + " | ".join(settings) + " |", "|---|" + "---|" * len(settings)]
     for key, says in (
         ("clip_high", "clipped above, %"),
         ("clip_low", "clipped below, %"),
         ("grad_norm", "norm of the gradient"),
         ("previous", "cosine of two minibatches in a row"),
+        ("live_groups", "groups of a minibatch that have a gradient"),
+        ("measured", "rollouts measured"),
         ("first_accuracy", "right in the first rollout, %"),
         ("accuracy", "right in the last quarter, %"),
     ):
-        values = [setting[key] * (100 if says.endswith("%") else 1) for setting in settings.values()]
-        own.append(f"| {says} | " + " | ".join(f"{value:.2f}" for value in values) + " |")
+        if all(key in setting for setting in settings.values()):
+            values = [setting[key] * (100 if says.endswith("%") else 1) for setting in settings.values()]
+            own.append(f"| {says} | " + " | ".join(f"{value:.2f}" for value in values) + " |")
     losses = ["| cosine (ratio of norms) | " + " | ".join(settings) + " |", own[1]]
     for name in next(iter(settings.values()))["losses"]:
         cells = [setting["losses"][name] for setting in settings.values()]
-        losses.append(f"| {label(name)} | " + " | ".join(f"{c['cosine']:.3f} ({c['norm']:.2f})" for c in cells) + " |")
+        losses.append(f"| {label(name)} | " + " | ".join(map(cosine_and_norm, cells)) + " |")
+    has_errors = all("measured" in setting for setting in settings.values())
     return "\n\n".join([
         "## Where do the losses differ?",
         f"`python benchmarks/mechanism.py --out DIR`: {len(settings)} settings x {len(found['warm_starts'])} warm "
-        f"starts, {found['rollouts']} rollouts each.",
-        wrapped(READINGS["mechanism"].format(**mechanism_numbers(settings))),
+        f"starts, {found['rollouts']} rollouts each, of which one in {found['every']} is measured.",
+        wrapped(READINGS["mechanism"].format(**mechanism_numbers(found))),
+        wrapped(READINGS["mechanism_errors"] if has_errors else without_errors()),
         "![cosines and norms of the losses' gradients](findings/mechanism.png)",
         "GRPO's own runs:", "\n".join(own), "All losses:", "\n".join(losses),
     ])  # fmt: skip
+
+
+def without_errors() -> str:
+    """Return what a picture without errors leaves open, with the point that was measured again."""
+    point = json.loads((RESULTS / "mechanism_point.json").read_text())["settings"]
+    return READINGS["mechanism_without_errors"].format(**point_numbers(*next(iter(point.items()))))
+
+
+def cosine_and_norm(loss: Mapping[str, float | None]) -> str:
+    error = loss.get("cosine_error")
+    return f"{loss['cosine']:.3f}{'' if error is None else f' ± {error:.3f}'} ({loss['norm']:.2f})"
 
 
 def validations(run: Path) -> dict[str, float]:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
+from statistics import fmean
 from typing import Any
+
+Found = Mapping[str, Any]
+"""What a claim says -> its `Finding`."""
 
 WORDS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven")
 
@@ -19,60 +24,198 @@ def quarter(task: Mapping[str, Any], cell: str, metric: str, k: int = 3) -> floa
     return mean_of(task, cell, lambda run: float(run["quarters"][metric][k]))
 
 
-def agrae_numbers(task: Mapping[str, Any]) -> dict[str, str]:
-    def norms(cell: str, digits: int) -> str:
-        return " to ".join(f"{quarter(task, cell, 'train/grad_norm', k):.{digits}f}" for k in (0, 3))
+def signed(finding: Any) -> str:
+    """Return how many seeds have the claimed sign."""
+    return f"{sum(difference > 0 for difference in finding.differences)} of {finding.n}"
 
+
+def percent(share: float, digits: int = 0) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
+def span(values: Iterable[float], digits: int) -> str:
+    found = [*values]
+    return f"{min(found):.{digits}f} to {max(found):.{digits}f}"
+
+
+def opening_numbers(found: Found, studies: Mapping[str, Any]) -> dict[str, str]:
+    """Return the numbers of the page's first screen.
+
+    Args:
+        found: all claims of the three papers.
+        studies: their results, by name.
+    """
+    agrae, entropy, hard, rising, sample, group = (
+        found[says]
+        for says in (
+            "A-GRAE is better than GRPO at k = 1",
+            "Negative-dominant training has a higher entropy than GRPO in the first quarter",
+            "Hard-focused is better than GRPO at k = 16",
+            "Under negative-dominant training unsolved prompts rise",
+            "The sample level alone is better than GRPO at k = 1",
+            "The group level alone is better than GRPO at k = 1",
+        )
+    )
+    lead, kept = found["APMPO is better than GRPO"], found["APMPO keeps a higher entropy than GRPO"]
+    cells = {"apmpo", "fac", "pmpo"}
+    readings = [f.now for f in found.values() if f.claim.printed is not None and f.claim.more in cells]
+    runs = sum(
+        len(cell["by_seed"])
+        for study in studies.values()
+        for t in study["tasks"].values()
+        for cell in t["cells"].values()
+    )
     return {
-        "grpo_right": f"{quarter(task, 'grpo', 'rollout/accuracy'):.0%}".replace("%", " %"),
-        "grpo_norms": norms("grpo", 1),
-        "positive_norms": norms("positive_dominant", 0),
-        "negative_norms": norms("negative_dominant", 1),
+        "runs": str(runs),
+        "entropy_1": f"{entropy.difference:.3f}",
+        "entropy_seeds": f"{signed(entropy)} seeds",
+        "unsolved_seeds": f"in {signed(rising)} seeds",
+        "hard_16": f"{hard.difference:.3f}",
+        "hard_seeds": f"{signed(hard)} seeds",
+        "agrae_behind": f"{-agrae.difference:.3f}",
+        "agrae": f"{agrae.more:.3f}",
+        "grpo": f"{agrae.less:.3f}",
+        "group_behind": f"{-group.difference:.3f}",
+        "sample_level": f"{sample.difference:+.3f}",
+        "sample_level_printed": f"{sample.claim.printed:+.3f}",
+        "apmpo_entropy": f"{kept.difference:.3f}",
+        "grpo_entropy": f"{kept.less:.3f}",
+        "apmpo_smaller": WORDS[sum(reading.startswith("smaller") for reading in readings)],
+        "apmpo_accuracy": WORDS[len(readings)],
+        "apmpo_lead": f"{lead.difference:+.3f}",
+        "apmpo_printed": f"{lead.claim.printed:+.3f}",
+        **leads(found),
     }
 
 
-def apmpo_numbers(task: Mapping[str, Any], readings: Iterable[str]) -> dict[str, str]:
+def leads(found: Found) -> dict[str, str]:
+    """Return who is ahead of whom at equal steps in AAPO's study at G = 2."""
+    over_gpg, over_grpo, without = (
+        found[f"G = 2: {says}"]
+        for says in (
+            "AAPO is better than GPG at equal steps",
+            "AAPO is better than GRPO at equal steps",
+            "GRPO is better than GPG at equal steps, which no margin explains",
+        )
+    )
+    return {
+        "ahead_of_gpg": f"{over_gpg.difference:.3f}",
+        "ahead_of_grpo": f"{over_grpo.difference:.3f}",
+        "ahead_low": f"{over_grpo.interval[0]:.3f}",
+        "ahead_high": f"{over_grpo.interval[1]:.3f}",
+        "ahead_p": f"{over_grpo.p:.3f}",
+        "grpo_ahead_of_gpg": f"{without.difference:.3f}",
+        "grpo_ahead_p": f"{without.p:.3f}",
+        "smallest_grpo": f"{over_grpo.below:.2f}",
+        "smallest_gpg": f"{over_gpg.below:.2f}",
+    }
+
+
+def agrae_numbers(task: Mapping[str, Any], found: Found) -> dict[str, str]:
+    def norms(cell: str, digits: int) -> str:
+        return " to ".join(f"{quarter(task, cell, 'train/grad_norm', k):.{digits}f}" for k in (0, 3))
+
+    first, second = (
+        found[says].difference
+        for says in (
+            "Negative-dominant training has a higher entropy than GRPO in the first quarter",
+            "... in the second quarter",
+        )
+    )
+    hard = found["Hard-focused is better than GRPO at k = 16"]
+    return {
+        "grpo_right": percent(quarter(task, "grpo", "rollout/accuracy")),
+        "grpo_norms": norms("grpo", 1),
+        "positive_norms": norms("positive_dominant", 0),
+        "negative_norms": norms("negative_dominant", 1),
+        "entropy_1": f"{first:.3f}",
+        "entropy_2": f"{second:.3f}",
+        "crossing": percent(crossing(task)),
+        "hard_16": f"{hard.difference:.3f}",
+        "hard_seeds": signed(hard),
+    }
+
+
+def crossing(task: Mapping[str, Any]) -> float:
+    """Return the share of training after which negative-dominant training's entropy is below GRPO's, by a straight line
+    between the middles of two quarters."""
+    ahead = [quarter(task, "negative_dominant", "rollout/entropy", k) - quarter(task, "grpo", "rollout/entropy", k)
+             for k in range(4)]  # fmt: skip
+    k = next(k for k in range(3) if ahead[k] > 0 >= ahead[k + 1])
+    return (k + 0.5 + ahead[k] / (ahead[k] - ahead[k + 1])) / 4
+
+
+def apmpo_numbers(task: Mapping[str, Any], readings: Iterable[str], found: Found) -> dict[str, str]:
     """Return APMPO's numbers.
 
     Args:
         readings: what is said now of each registered claim about accuracy.
+        found: the claims.
     """
     cells = task["cells"]
     ends = [cell["mean"] for cell in cells.values()]
     said = [*readings]
+    smaller = sum(reading.startswith("smaller") for reading in said)
+    lengths = {f"{quarter(task, cell, 'rollout/length', k):.0f}" for cell in cells for k in range(4)}
     return {
         "spread": f"{max(ends) - min(ends):.3f}",
         "exponent": f"{quarter(task, 'apmpo', 'train/p'):.2f}",
         "upper_clip": f"{quarter(task, 'apmpo', 'train/eps_ada'):.2f}",
-        "smaller": WORDS[sum(reading.startswith("smaller") for reading in said)],
+        "smaller": WORDS[smaller],
+        "left": WORDS[len(said) - smaller],
         "accuracy_claims": WORDS[len(said)],
-        "clipped_above": f"{100 * cells['grpo']['last']['train/clip_high']['mean']:.1f} %",
-        "clipped_below": f"{100 * cells['grpo']['last']['train/clip_low']['mean']:.1f} %",
+        "only_sigma": f"{0.2 + 0.2 * math.tanh(2):.3f}",  # sigma is at most 0.5; eq. 6 with 0.2 and 0.4
+        "apmpo_entropy": f"{found['APMPO keeps a higher entropy than GRPO'].difference:.3f}",
+        "length": " or ".join(sorted(lengths)),
+        "clipped_above": percent(cells["grpo"]["last"]["train/clip_high"]["mean"], 1),
+        "clipped_below": percent(cells["grpo"]["last"]["train/clip_low"]["mean"], 1),
     }
 
 
-def aapo_numbers(tasks: Mapping[str, Any]) -> dict[str, str]:
+def aapo_numbers(tasks: Mapping[str, Any], found: Found) -> dict[str, str]:
     small = tasks["g2"]
-    step = max(small["cells"]["aapo"]["by_seed"]["0"]["validations"], key=int)
-
-    def ahead_of(base: str) -> float:
-        """Return AAPO's lead after as many steps as it took."""
-        after = {cell: mean_of(small, cell, lambda run: float(run["validations"][step])) for cell in ("aapo", base)}
-        return after["aapo"] - after[base]
-
     losses = [
         loss
         for task in tasks.values()
         for run in task["cells"]["aapo"]["by_seed"].values()
         for loss in run["quarters"]["train/loss"]
     ]
-    no_signal = [f"{100 * quarter(task, 'aapo', 'train/no_signal'):.0f} %" for task in tasks.values()]
+    no_signal = [quarter(task, "aapo", "train/no_signal") for task in tasks.values()]
+
+    def norms(cell: str) -> str:
+        return span((quarter(task, cell, "train/grad_norm", k) for task in tasks.values() for k in range(4)), 2)
+
+    def norm(task: Mapping[str, Any], cell: str) -> float:
+        return sum(quarter(task, cell, "train/grad_norm", k) for k in range(4)) / 4
+
+    def variance(task: Mapping[str, Any], cell: str) -> float:
+        return mean_of(task, cell, lambda run: float(run["loss_variance"]))
+
+    def three(values: Iterable[str]) -> str:
+        return "{}, {} and {}".format(*values)
+
+    ratios = [variance(task, "aapo") / variance(task, "gpg") for task in tasks.values()]
+    scales = [(norm(task, "aapo") / norm(task, "gpg")) ** 2 for task in tasks.values()]
+    large = [found[f"G = {g}: AAPO is better than {name} at equal steps"] for g in (6, 10) for name in ("GRPO", "GPG")]
     return {
-        "ahead_of_gpg": f"{ahead_of('gpg'):.3f}",
-        "ahead_of_grpo": f"{ahead_of('grpo'):.3f}",
-        "no_signal": "{}, {} and {}".format(*no_signal),
+        **leads(found),
+        **{f"{cell}_norms": norms(cell) for cell in ("grpo", "gpg", "aapo")},
+        "near": f"{max(abs(finding.difference) for finding in large):.4f}",
+        "near_p": f"{max(finding.below for finding in large):.2f}",
+        "printed_grpo": f"{large[0].claim.printed:+.3f}",
+        "printed_gpg": f"{large[1].claim.printed:+.3f}",
+        "pass_64": f"{mean_of(small, 'aapo', pass_64):.3f}",
+        "pass_64_grpo": f"{mean_of(small, 'grpo', pass_64):.3f}",
+        "no_signal": three(percent(share) for share in no_signal),
+        "device": three(percent(share**4, 1 if share**4 > 0.001 else 4) for share in no_signal),
         "positive_losses": f"{sum(loss > 0 for loss in losses)} of {len(losses)}",
+        "variance_ratios": three(f"{ratio:.1f}" for ratio in ratios),
+        "rescaled": three(f"{ratio / scale:.2f}" for ratio, scale in zip(ratios, scales, strict=True)),
     }
+
+
+def pass_64(run: Any) -> float:
+    return float(run["last"]["val/multi_step_arithmetic/pass@64"])
 
 
 def text_numbers(task: Mapping[str, Any]) -> dict[str, str]:
@@ -89,33 +232,62 @@ def image_numbers(task: Mapping[str, Any]) -> dict[str, str]:
     return {"grpo_runs": f"{min(own):.2f} and {max(own):.2f}", "above": WORDS[above]}
 
 
-def mechanism_numbers(settings: Mapping[str, Any]) -> dict[str, str]:
-    learns = [settings[name] for name in ("0.0001, 2", "0.0001, 4", "0.0002, 2")]  # where GRPO learns
+LEARNS = 1.2
+"""GRPO learns where so many times as many samples are right in the last quarter as in the first rollout."""
+
+
+def mechanism_numbers(found: Mapping[str, Any]) -> dict[str, str]:
+    settings = found["settings"].values()
+    learns = [s for s in settings if s["accuracy"] > LEARNS * s["first_accuracy"]]
+    others = [s["accuracy"] for s in settings if s not in learns]
 
     def least(loss: str, among: Iterable[Any]) -> float:
         return min(float(setting["losses"][loss]["cosine"]) for setting in among)
 
-    def spread(loss: str, digits: int = 3, key: str = "cosine") -> str:
-        values = [setting["losses"][loss][key] for setting in learns]
-        return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
+    def among(loss: str, digits: int = 3, key: str = "cosine") -> str:
+        return span((setting["losses"][loss][key] for setting in learns), digits)
 
     focused = [setting["losses"][name]["cosine"] for setting in learns for name in ("hard_focused", "easy_focused")]
-    ends = sorted(float(setting["accuracy"]) for setting in settings.values())
-    right = {f"right_{name}": f"{100 * of['accuracy']:.0f} %" for name, of in settings.items()}
+    in_a_row = max(setting["previous"] for setting in learns)
+    fac = fmean(setting["losses"]["fac"]["cosine"] for setting in learns)
+    clipped = [setting["clip_low"] + setting["clip_high"] for setting in settings]
     return {
-        "right_first": f"{100 * learns[0]['first_accuracy']:.0f} %",
-        **{name.replace("0.0001, ", "slow_").replace("0.0002, ", "fast_"): share for name, share in right.items()},
-        "right_elsewhere": f"{100 * ends[-6]:.0f} %",
+        "rollouts": str(found["rollouts"]),
+        "every": str(found["every"]),
+        "right_first": percent(learns[0]["first_accuracy"]),
+        "learning_settings": "; ".join(
+            f"{s['lr']:g} with {s['updates']} minibatches of {s['prompts']} prompts ({percent(s['accuracy'])})"
+            for s in learns
+        ),
+        "learning": WORDS[len(learns)],
+        "settings": str(len(settings)),
+        "right_elsewhere": percent(max(others)),
         "pmpo_where_it_learns": f"{least('pmpo', learns):.4f}",
-        "pmpo_at_all": f"{least('pmpo', settings.values()):.4f}",
-        "apmpo_at_all": f"{least('apmpo', settings.values()):.3f}",
-        "group_level": spread("group_level", 2),
-        "positive": spread("positive_dominant", 2),
-        "negative": spread("negative_dominant", 2),
-        "agrae": spread("agrae", 2),
-        "focused": f"{min(focused):.3f} to {max(focused):.3f}",
-        "sample_level_norm": spread("sample_level", 2, "norm"),
-        **{name: spread(name) for name in ("apmpo", "dapo", "gmpo", "sample_level")},
-        **{name: spread(name, 2) for name in ("gpg", "aapo")},
-        "in_a_row": f"{max(setting['previous'] for setting in learns):.2f}",
+        "pmpo_at_all": f"{least('pmpo', settings):.4f}",
+        "apmpo_at_all": f"{least('apmpo', settings):.3f}",
+        "most_clipped": percent(max(clipped), 1),
+        "group_level": among("group_level", 2),
+        "positive": among("positive_dominant", 2),
+        "negative": among("negative_dominant", 2),
+        "agrae": among("agrae", 2),
+        "focused": span(focused, 3),
+        "sample_level_norm": among("sample_level", 2, "norm"),
+        **{name: among(name) for name in ("apmpo", "dapo", "gmpo", "sample_level")},
+        **{name: among(name, 2) for name in ("gpg", "aapo")},
+        "in_a_row": f"{in_a_row:.2f}",
+        "signal": f"{math.sqrt(max(in_a_row, 0)):.2f}",
+        "fac_cosine": f"{fac:.3f}",
+        "fac_rest": f"{math.sqrt(1 - fac**2):.2f}",
+    }
+
+
+def point_numbers(name: str, setting: Mapping[str, Any]) -> dict[str, str]:
+    """Return the cosines and standard errors of a point of the picture that was measured again."""
+    losses = {loss: setting["losses"][loss] for loss in ("fac", "apmpo", "dapo", "gmpo", "cispo")}
+    errors = [loss["cosine_error"] * math.sqrt(setting["measured"] / 12) for loss in losses.values()]
+    return {
+        "measured": str(setting["measured"]),
+        "point": name.replace(" x ", " minibatches of ").replace(", ", " with ") + " prompts",
+        "at_12": span(errors, 3),
+        **{key: f"{loss['cosine']:.3f} ± {loss['cosine_error']:.3f}" for key, loss in losses.items()},
     }

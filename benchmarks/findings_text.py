@@ -1,12 +1,54 @@
 """The texts of findings.md around its tables."""
 
-INTRODUCTION = """
+OPENING = """
 # Findings: the papers' claims on a tiny model
 
+We trained a Llama of a third of a million parameters {runs} times on sums of three numbers, on two processor cores, and
+asked which claims of three papers show. What we saw holds for this model and this task only.
+
+**A-GRAE** (suppress the advantages of right answers; favour hard prompts as the model gets better)
+
+- Holds: while right answers are suppressed, the entropy is higher than GRPO's in the first half of training, by
+  {entropy_1} nats in the first quarter ({entropy_seeds}). Prompts that were solved become unsolved again
+  ({unsolved_seeds}). Favouring hard prompts helps at k = 16, by {hard_16} ({hard_seeds}). We looked at these three
+  after the results were in.
+- Does not hold: the entropy does not rise, and A-GRAE does not beat GRPO. It ends {agrae_behind} lower at k = 1
+  ({agrae} against {grpo}). The suppression alone costs {group_behind}.
+- Cannot be said: whether the sample level alone helps ({sample_level} at k = 1; the paper prints at least
+  {sample_level_printed}); whether runs collapse more often (0 of 10 here, 3 of 10 in the paper); whether a smaller
+  suppression or another learning rate would help.
+
+**APMPO** (a power mean over tokens, and a clip that widens as rewards get steadier)
+
+- Holds: it keeps a little more entropy than GRPO, {apmpo_entropy} nats of {grpo_entropy}.
+- Does not hold: {apmpo_smaller} of its {apmpo_accuracy} gains in accuracy are smaller here than the smallest gain that
+  the paper prints. Its lead over GRPO is {apmpo_lead} (printed: at least {apmpo_printed}).
+- Cannot be said: the other gains; more entropy than DAPO or GMPO; diversity, because our answers have 8 tokens. The
+  paper's Algorithm 1 takes one update per rollout, and then APMPO *is* GRPO; we took four.
+
+**AAPO** (add the margin over a reference model's rewards to the advantage)
+
+- Holds: fewer advantages are 0. That follows from the formula, not from learning.
+- Does not hold: nothing was tested in a way that could show it.
+- Cannot be said: whether AAPO is better. It has no valid verdict here. In groups of two it leads GPG by {ahead_of_gpg},
+  but GRPO, which has no margin, leads GPG by {grpo_ahead_of_gpg}: our limit on the gradient's norm cuts GRPO and AAPO
+  and hardly ever GPG. Against GRPO, which is cut like AAPO, its lead is {ahead_of_grpo}, from {ahead_low} to
+  {ahead_high}.
+
+**Eleven losses at an equal budget**: none is better than GRPO as far as five seeds can show. W-REINFORCE collapsed as
+we ran it, which is not how its recipe runs it.
+
+The details follow: how to read the tables, a table for each paper, and where the losses' gradients differ.
+"""
+"""The first screen of the page; findings_numbers.py fills in the fields."""
+
+INTRODUCTION = """
+## How to read this page
+
 Do these algorithms do what their papers say, at an equal budget and with enough seeds to tell? The models and machines
-of the papers are out of reach here. What two processor cores can do is train a Llama of a third of a million
-parameters, many times, on a task that it half masters: sums and differences of three numbers, worked out one step a
-line ([`MultiStepArithmetic`](../datamodules/toys/arithmetic.py)).
+of the papers are out of reach here. What two processor cores can do is train a tiny Llama, many times, on a task that
+it half masters: sums and differences of three numbers, worked out one step a line
+([`MultiStepArithmetic`](../datamodules/toys/arithmetic.py)).
 
 A supervised warm start brings it to 22 % of sampled answers right, pass@64 to 98 %; GRPO brings pass@1 to about 37 %.
 Rewards are 0 or 1, validation is on 128 held-out problems with 64 samples each, at temperature 1.
@@ -14,7 +56,7 @@ Rewards are 0 or 1, validation is on 128 held-out problems with 64 samples each,
 So this page says what holds *at this scale*. A claim that is seen here may fail on a large model, and the other way
 round; a claim about learning dynamics that follows from the mathematics should show here as well.
 
-**How to read it.** Each claim is a difference of two cells over the same seeds (the same prompts in the same order, the
+**Claims.** Each claim is a difference of two cells over the same seeds (the same prompts in the same order, the
 same first completions). p is that of the two-sided sign-flip permutation test; the second value is after Holm's
 correction over all registered claims of the paper. The registered claims, their measures and these rules were written
 before the results were in, and the registered verdicts stay as they came out.
@@ -32,8 +74,9 @@ ten pairs it is one standard deviation of the differences; among fifteen claims 
 tables of further claims, which have no verdict, because a claim that is picked after looking needs fresh seeds.
 
 - *Smaller than printed, in this regime*: no test could tell the claim, but a one-sided t-test rejects that the true
-  difference is as large as the one that the paper prints for the same measure (p after Holm's correction over all such
-  claims of the paper). A percentage point there is taken for a percentage point here.
+  difference is as large as the smallest one that the paper prints for the same measure (p after Holm's correction over
+  all such claims of the paper). The smallest is over the paper's models; A-GRAE prints no averages, so there it is over
+  the test sets, too. A percentage point there is taken for a percentage point here.
 - *Cannot be tested here* is followed by its reason.
 
 **Intervals** of means are Student's 95 % intervals over seeds. Those of the first edition, percentile bootstrap
@@ -48,7 +91,8 @@ p-value is about what training adds to this one model on these problems, not abo
 | | papers | here |
 |---|---|---|
 | learning rate | A-GRAE and APMPO 1e-6; AAPO not stated | 1e-4, at which plain GRPO learns without collapsing |
-| updates per rollout | A-GRAE 4 (1024 prompts by 256); APMPO and AAPO not stated | 2; 4; 1 |
+| updates per rollout | A-GRAE 4 (1024 prompts by 256); APMPO 1, which makes it GRPO; AAPO 1 (Algorithms 1) | 2; 4; 1 |
+| limit on the gradient's norm | not stated | 1 |
 | KL term | APMPO 0.001; A-GRAE and AAPO not stated | none |
 | temperature of validation | A-GRAE 0.6 with top-p 0.95; APMPO 0.6; AAPO not stated | 1 |
 | prompts x completions | A-GRAE 1024 x 8; APMPO 512 x 8; AAPO 8 x 6 to 32 x 8 | 32 x 8; 32 x 8; 32 x 2 to 32 x 10 |
@@ -64,13 +108,19 @@ The registered claims in short:
 READINGS = {
     "agrae": """
 What stands out: suppressing positive advantages hurts on this task. Negative-dominant training, and with it A-GRAE's
-group level and A-GRAE as a whole, end below GRPO at every k; the more the positive part is suppressed, the lower. Its
-entropy is higher than GRPO's in the first third of training, as the paper has it, and falls like all others afterwards
-(figure below). Rewarding correct answers ten times as much costs nothing, not even at a large k. The sample level alone
-is GRPO within the differences that ten seeds show.
+group level and A-GRAE as a whole, end below GRPO at every k; the more the positive part is suppressed, the lower.
+Rewarding correct answers ten times as much costs nothing, not even at a large k. The sample level alone is GRPO within
+the differences that ten seeds show; it may also be as good as the paper's smallest gain.
 
-What agrees with the paper and was not registered: hard-focused training is better than GRPO at a large k (at k = 16 by
-0.030, in 10 of 10 seeds) and no better at k = 1, as in table 6. "The most correct answers" means also more than GRPO:
+What agrees with the paper and was not registered:
+
+- The entropy of negative-dominant training is higher than GRPO's in both first quarters, by {entropy_1} and {entropy_2}
+  nats. It crosses GRPO's near {crossing} of training (interpolated between quarters), and the registered measure is
+  that of the last quarter. But it falls from the start, where fig. 3 shows it rise.
+- Hard-focused training is better than GRPO at a large k (at k = 16 by {hard_16}, in {hard_seeds} seeds) and no better
+  at k = 1, as in table 6.
+
+"The most correct answers" means also more than GRPO:
 there neither easy-focused early nor hard-focused late is ahead, and late GRPO has the most of the three.
 
 The registered claim about stability was two in one, and its measure, the last minus the best quarter, cannot be
@@ -91,47 +141,79 @@ What limits this:
 - The accuracy before training is the mean over all runs, taken as exact.
 """,
     "apmpo": """
-What stands out: the six losses end within {spread} of each other at k = 1. Ten seeds cannot tell them apart, but they
-can tell that the differences are not the paper's: {smaller} of the {accuracy_claims} about accuracy are smaller than
-printed (six before Holm's correction). Adaptive clipping alone could still be as good as printed.
+What stands out: the six losses end within {spread} of each other at k = 1. Ten seeds cannot tell them apart, but
+{smaller} of the {accuracy_claims} differences in accuracy are smaller than the smallest one that the paper prints for
+any of its three models. The other {left} could be as large as that.
+
+**The paper's own algorithm is GRPO.** Algorithm 1 copies the policy into the old policy (line 2) and then takes one
+gradient step (line 34); K.1 counts a single forward and backward pass for the update in a training step (eq. 76). So
+every ratio is 1 when the gradient is taken, no token is clipped, and the power mean has the gradient of the plain mean:
+whatever p and eps_ada are, the step is GRPO's. We took four updates per rollout, so this section tests APMPO as it
+would have to be run to differ from GRPO.
 
 The adaptive parts do what they are made for: as more samples are right, the exponent falls to {exponent} and the upper
-clip rises to {upper_clip} (means of the last quarter). APMPO ends with 0.008 nats more entropy than GRPO, which is
-seen; its answers are as diverse as GRPO's (self-BLEU-4 and cosine similarity differ by 0.003 at most, in the paper by
-0.2).
+clip rises to {upper_clip} (means of the last quarter). But with rewards of 0 and 1 the deviation is a function of the
+mean, sigma = sqrt(mu (1 - mu)), so the stability score is sqrt(mu / (1 - mu)) and measures the share of right answers,
+not their stability. For the same reason the ablation "only sigma" (table 7) has a score of 2 or more, and a clip of
+{only_sigma} or more at all times.
+
+APMPO ends with {apmpo_entropy} nats more entropy than GRPO, which is seen. Six registered claims are about the
+diversity of answers. They cannot be tested here: an answer has {length} tokens of arithmetic.
 
 What limits this: a clip matters only where ratios leave it. In the last rollout {clipped_above} of GRPO's tokens are
 clipped above and {clipped_below} below; the shares over all of training were not kept (new results have them by
 quarter). So all six losses nearly have the same gradient, as [measured below](#where-do-the-losses-differ), where more
-updates or a higher rate do not separate APMPO from GRPO before GRPO stops learning. Answers of 8 tokens of arithmetic
-leave little room for diversity.
+updates or a higher rate do not separate APMPO from GRPO before GRPO stops learning.
 """,
     "aapo": """
-At equal steps, which is how the paper compares, AAPO is ahead of GPG by {ahead_of_gpg} at G = 2, in 10 of 10 seeds. At
-G = 6 and 10, and against GRPO at every G, ten seeds show no difference (against GRPO at G = 2 it is {ahead_of_grpo}, p
-0.086). All but the first are smaller than printed. These runs were not made for that comparison, so its verdict waits
-for fresh seeds.
+**AAPO has no valid verdict here.** At equal steps, which is how the paper compares, AAPO is ahead of GPG by
+{ahead_of_gpg} at G = 2, in 10 of 10 seeds. Not all of that is its margin:
+
+- At G = 2 GRPO has no margin either, and is ahead of GPG by {grpo_ahead_of_gpg} (p {grpo_ahead_p}). With one update
+  their gradients point the same way: in a pair with one right answer GRPO's advantages are 1 and -1, GPG's 0.5 and
+  -0.5, and in all other pairs both are 0. They differ in length alone.
+- `max_grad_norm` is 1. The mean norms of the quarters are {grpo_norms} for GRPO and {aapo_norms} for AAPO, so most of
+  their steps are cut to 1. GPG's are {gpg_norms}, so hardly any of its steps is. AdamW does not see a constant factor,
+  but cut gradients count alike and uncut ones by their norm.
+- AAPO and GRPO are cut alike. AAPO's lead over GRPO is {ahead_of_grpo} at G = 2, [{ahead_low}, {ahead_high}], p
+  {ahead_p}: ten seeds do not tell.
+
+At G = 6 and 10 all differences at equal steps are within {near} and smaller than the smallest one that the paper prints
+({printed_grpo} over GRPO and {printed_gpg} over GPG, both for its 1.5B model; p {near_p} or less, uncorrected). At G =
+2 this is not rejected (p {smallest_grpo} and {smallest_gpg}). The runs were not made for this comparison, and the cut
+is in all of it.
 
 At equal samples, which was registered here, AAPO's reference answers cost as many samples as the training ones, so it
-takes half the steps and ends below GRPO and, at G = 6 and 10, GPG. AAPO keeps a larger pass@64 at G = 2 (0.965 against
-0.943).
+takes half the steps and ends below GRPO and, at G = 6 and 10, GPG. AAPO keeps a larger pass@64 at G = 2 ({pass_64}
+against {pass_64_grpo}).
 
 The margin takes a third of the zero advantages away at G = 2, a fifth at G = 6, little at G = 10, where few groups are
 all alike. That is not learned: an advantage with the margin is 0 only where both parts are.
 
-It is not what 6.4 claims, that no group is left with zero advantages only. {no_signal} of the groups are left so
-for G = 2, 6 and 10, because with rewards of 0 and 1 a group that is all right or all wrong has no margin where the
-reference's answers are the same. The paper does not say which rewards figure 2 had; the continuous ones of its 1.5B run
-are rarely equal. Nor is the loss mostly positive (D.4): in {positive_losses} quarters of training its mean is.
+6.4 claims more, that no instance of all responses having zero advantage occurred. It counts the responses of a device,
+and our table counts those of a group: {no_signal} of the groups have zeros only for G = 2, 6 and 10, because with
+rewards of 0 and 1 a group that is all right or all wrong has no margin where the reference's answers are the same.
 
-What limits this: the variance of the loss cannot be compared with GRPO's here. With one update per rollout GRPO's loss
-is minus the mean advantage, 0 but for rounding, whatever its gradient does. The paper does not state its updates; the
-released code takes one, so its GRPO's 3.53e-3 must come from elsewhere, such as a mean over tokens of unequally long
-answers or a KL term.
+A device holds four groups of a step in the paper's 1.5B and 7B runs (C.2). If groups were independent, four at once
+would have zeros only in {device} of the steps here. So our table does not contradict 6.4, unless its device means a
+micro-batch, which is one group. The paper does not say which rewards figure 2 had; the continuous ones of its 1.5B run
+are rarely equal.
 
-GPG's advantages are not divided by the deviation (eq. 3, F = 1) and AAPO's are, so their losses differ in scale as
-well. The reference is the model that training starts from, so its answers get easier to beat as training goes on; the
-paper's runs are longer.
+The loss is not mostly positive (D.4): in {positive_losses} quarters of training its mean is. D.4's runs have those
+continuous rewards, too.
+
+**The variance of the loss (D.4) cannot be compared here.** GPG's advantages are not divided by the deviation (eq. 3,
+F = 1) and AAPO's are, which makes AAPO's loss and gradient larger. Its variance is {variance_ratios} times GPG's for
+G = 2, 6 and 10; divided by the square of the ratio of the gradients' norms it is {rescaled} times GPG's. In the paper
+it is 0.92 times GPG's.
+
+Against GRPO there is nothing to compare: with one update per rollout GRPO's loss is minus the mean advantage, 0 but for
+rounding, whatever its gradient does. The paper takes one update, too (Algorithm 1), so its GRPO's 3.53e-3 must come
+from elsewhere, such as a mean over tokens of unequally long answers or a KL term.
+
+What limits this, besides the cut: the reference is the model that training starts from, so its answers get easier to
+beat as training goes on; the paper's runs are longer. The deviation is that of the population. At G = 2 it makes A
+larger by sqrt(2) than the sample's, which the released code takes, and the margin smaller in comparison.
 """,
     "losses_text": """
 Here nothing is claimed, so nothing is tested: five seeds cannot go below p = 0.06 in the sign-flip test. The intervals
@@ -142,9 +224,11 @@ optimizer steps from the same samples, because DAPO samples again for groups tha
 for its reference answers, and end lower. GPG has no importance ratio, so its second update on a rollout is off-policy
 by one step.
 
-W-REINFORCE collapses in all five runs: its advantages are +0.1 for right answers and -1 for wrong ones, whatever the
-others of a group are, and with {right_before} right before training nearly every update pushes an answer down, until
-only wrong digits are left.
+W-REINFORCE collapses in all five runs, as it was run here: without a clip, with a second update that is off-policy by
+one step, at one learning rate. The recipe clips it like GRPO, as A-GRAE's released code does, so this says nothing
+about the recipe. Its advantages are +0.1 for right answers and -1 for wrong ones, whatever the others of a group are,
+and with {right_before} right before training nearly every update pushes an answer down, until only wrong digits are
+left. Which of these causes the collapse was not tested.
 
 What limits this: one learning rate for all, at which GRPO learns, and 80 rollouts. The steps that a loss takes at this
 rate differ in size, so the order says as much about the rate as about the loss.
@@ -158,44 +242,63 @@ GPG end below it: they have become surer of fewer answers.
     "losses": """
 What stands out over both tasks: no loss is better than GRPO as far as five seeds can show. APMPO and GSPO win 60 % of
 the pairs of runs, with an interval from a third to nearly nine tenths. AAPO, DAPO and GPG lose about nine of ten pairs,
-the first two with half the optimizer steps. W-REINFORCE does not survive a task that the model mostly fails.
+the first two with half the optimizer steps. W-REINFORCE collapses on both tasks, unclipped and off-policy as it was run
+here.
 """,
     "mechanism": """
-Before losses are compared by their results,
-it helps to know where their gradients differ at all. Every loss is measured on GRPO's own runs: the same rollouts,
-minibatches and weights. A cosine of 1 means that the loss pushes in GRPO's direction; AdamW hardly sees a constant
-ratio of norms.
+Before losses are compared by their results, it helps to know where their gradients differ at all. Every loss is
+measured on GRPO's own runs: the same rollouts, minibatches and weights. A cosine of 1 means that the loss pushes in
+GRPO's direction; AdamW hardly sees a constant ratio of norms.
 
-**Where GRPO learns.** In the first rollout {right_first} of the samples are right. In the last quarter of 32 rollouts
-it is {right_slow_2} at a rate of 1e-4 with 2 updates, {right_slow_4} with 4, and {right_fast_2} at 2e-4 with 2; at 2e-4
-with 4 it is {right_fast_4}, at 1e-4 with 16 updates {right_slow_16}. All other settings end at {right_elsewhere} or
-less: GRPO collapses there. The following is about the three settings at which it learns.
+**Where GRPO learns.** In the first rollout {right_first} of the samples are right. In the last quarter of {rollouts}
+rollouts more are at {learning} settings: {learning_settings}. At all others {right_elsewhere} or fewer are, most of
+them with a collapse. The following is about the {learning} settings at which it learns.
 
 **APMPO's paper.** The power mean is GRPO: PMPO's cosine is at least {pmpo_where_it_learns} there, and at least
-{pmpo_at_all} at all twelve settings. What differs is the wider upper clip, in FAC as much as in APMPO ({apmpo}), the
-mean over tokens of DAPO ({dapo}), and the geometric mean of GMPO ({gmpo}). More updates or a higher rate do not
-separate APMPO from GRPO: its cosine is {apmpo_at_all} or more at all twelve settings, and where GRPO stops learning
-most tokens are clipped.
+{pmpo_at_all} at all {settings} settings. What differs is the wider upper clip, in FAC as much as in APMPO ({apmpo}),
+the mean over tokens of DAPO ({dapo}), and the geometric mean of GMPO ({gmpo}). More updates or a higher rate do not
+separate APMPO from GRPO: its cosine is {apmpo_at_all} or more at all {settings} settings. At most {most_clipped} of the
+tokens are clipped at any of them.
 
 **A-GRAE's paper.** The group level differs at every rate, because it changes which answers count: negative-dominant
-training has {negative}, positive-dominant {positive}, the group level {group_level} and A-GRAE {agrae}. Hard-
-and easy-focused training have {focused}. The sample level is nearly GRPO ({sample_level}) with a norm of
+training has {negative}, positive-dominant {positive}, the group level {group_level} and A-GRAE {agrae}. Hard- and
+easy-focused training have {focused}. The sample level is nearly GRPO ({sample_level}) with a norm of
 {sample_level_norm} times GRPO's, which AdamW takes away again.
 
-**AAPO's paper.** GPG has {gpg}, AAPO {aapo}. So most of what parts AAPO from GRPO is what it shares with
-GPG, the missing ratio and clip. What the margin adds was not measured apart.
+**AAPO's paper.** GPG has {gpg}, AAPO {aapo}. Both lack the ratio and the clip. What the margin adds was not measured
+apart.
 
-**The scale of the noise.** GRPO's own gradients on two minibatches in a row have a cosine of {in_a_row} at most. A
-single step is nearly all noise, and a loss whose cosine is 0.98 ends elsewhere only if what it adds points the same way
-again and again.
+**The scale of the noise.** GRPO's own gradients on two minibatches in a row have a cosine of {in_a_row} at most. So a
+single step is nearly all noise: if the noise of two minibatches is independent, what they have in common is about
+{signal} of a gradient's norm. That is the signal.
+
+**A cosine near 1 is not a small difference.** FAC's mean cosine of {fac_cosine} leaves {fac_rest} of its gradient
+orthogonal to GRPO's, as 0.987 leaves 0.16. That may exceed the signal. Whether a loss ends elsewhere depends on whether
+this rest points the same way again and again, which a cosine does not say.
 
 **For new studies.** The group level of A-GRAE and the two dominant cells differ enough at the rate of the claims. The
 power mean of APMPO does not on this task at any setting; it may need longer answers, whose ratios spread within a
 sequence. AAPO's margin should be compared with AAPO without it.
 
-What limits this: these are the first 32 rollouts after the warm start, on GRPO's trajectory, not on the loss's own, and
-every eighth of them was measured. A mean over a rollout's steps includes the first one, on which all ratios are 1. A
-ratio of norms of 0.00 means that GSPO clipped all sequences of some minibatch.
+What limits this: these are the first {rollouts} rollouts after the warm start, on GRPO's trajectory, not on the loss's
+own, and one in {every} of them was measured. A mean over a rollout's steps includes the first one, on which all ratios
+are 1. A ratio of norms of 0.00 means that GSPO clipped all sequences of some minibatch.
+""",
+    "mechanism_errors": """
+The bars and the numbers after ± are standard errors over the rollouts measured, taken as independent. In a minibatch
+with one group that has a gradient, a loss that only weighs groups has a cosine of 1; the table says how many groups of
+a minibatch have one.
+""",
+    "mechanism_without_errors": """
+**This picture has no errors.** It was drawn from 12 rollouts a point at most. One point was measured again, with
+{measured} rollouts (at a rate of {point}): there FAC has {fac} and APMPO {apmpo}, DAPO {dapo}, GMPO {gmpo} and CISPO
+{cispo}, with standard errors. With 12 rollouts these errors would be {at_12}, so the picture does not rank the five
+losses.
+
+Also, its rollouts have 32 prompts at every setting, so more updates mean smaller minibatches: 16 updates have 2 prompts
+each. Where one of the two groups has no gradient, every loss that only weighs groups has a cosine of 1. `mechanism.py`
+now measures 64 rollouts a point, has standard errors, and takes minibatches and their prompts apart; nobody has run it
+in full yet.
 """,
 }
 """Study -> the reading of its table, written when the results were in; findings_numbers.py fills in the fields."""

@@ -1,9 +1,15 @@
-"""Where do the losses differ? On the same rollouts, each loss's gradient against GRPO's, by learning rate and updates.
+"""Where do the losses differ? On the same rollouts, each loss's gradient against GRPO's, by learning rate, updates per
+rollout and prompts per minibatch.
 
-GRPO trains on the task of the claims (configs/studies/claims/steps.yaml) from three warm starts. In every eighth
+GRPO trains on the task of the claims (configs/studies/claims/steps.yaml) from three warm starts. In every second
 rollout, every other loss computes its gradient too, before each optimizer step: on the same minibatch, with the same
 weights and the same log-probabilities of rollout time. Measured are the cosine of both gradients and the ratio of their
-norms, as means over the steps of a rollout and then over rollouts and warm starts.
+norms, as means over the steps of a rollout and then over rollouts and warm starts. A standard error is that of the mean
+over rollouts, which counts them as independent.
+
+A rollout has updates x prompts per minibatch prompts, so that more updates do not mean smaller minibatches. In a
+minibatch with one group that has a gradient, every loss that only weighs groups has cosine 1; `live groups` says how
+many a minibatch has.
 
 `--out DIR` writes DIR/results.json and DIR/mechanism.png; `benchmarks/findings.py --take mechanism=DIR` shows them on
 docs/findings.md.
@@ -17,9 +23,9 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import cycle, product
+from itertools import cycle, product, starmap
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 import passive  # noqa: F401
@@ -39,6 +45,10 @@ from lit_rlvr.types import Rollout
 
 LEARNING_RATES = (1e-4, 2e-4, 4e-4, 8e-4)
 UPDATES = (2, 4, 16)
+PROMPTS = (8,)
+ROLLOUTS = 64
+EVERY = 2
+"""A run's rollouts from one measurement to the next."""
 
 
 def by_advantage(name: str, **options: Any) -> dict[str, Any]:
@@ -99,7 +109,7 @@ class Compared(GRPO):
 
     runs_all_rows = True  # AAPO has a gradient where GRPO's advantages are 0
 
-    def __init__(self, every: int = 8, **options: Any) -> None:
+    def __init__(self, every: int = EVERY, **options: Any) -> None:
         super().__init__(advantage=WithReference(), **options)
         self.every = every
         self.losses: dict[str, RLVRModule] = {
@@ -157,6 +167,9 @@ class ComparingUpdater(Updater):
         own = gradient(self._compared, plan)
         if own.norm() == 0:
             return
+        size = prepared.rollout.group_size
+        signals = prepared.advantages.reshape(-1, size)[prompts].abs().sum(dim=1)
+        self._measured["gradient/live_groups"] = float((signals > 0).sum())
         for name, loss in self._compared.losses.items():
             theirs = gradient(loss, self._plan(loss, self._prepared[name], prompts))
             self._measured |= {
@@ -177,8 +190,31 @@ def cosine(x: torch.Tensor, y: torch.Tensor) -> float:
     return float(torch.nn.functional.cosine_similarity(x, y, dim=0))
 
 
-def train(folder: Path, config: str, lr: float, updates: int, warm_start: int, rollouts: int) -> None:
-    """Train GRPO on a config's task into `folder`, unless it is there already."""
+@dataclass(frozen=True)
+class Setting:
+    """A point of the picture.
+
+    Args:
+        lr: the learning rate.
+        updates: optimizer steps per rollout, which is its number of minibatches.
+        prompts: prompts of each minibatch.
+    """
+
+    lr: float
+    updates: int
+    prompts: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.lr:g}, {self.updates} x {self.prompts}"
+
+
+def train(folder: Path, config: str, setting: Setting, warm_start: int, measured: int, every: int) -> None:
+    """Train GRPO on a config's task into `folder`, unless it is there already.
+
+    Args:
+        measured: rollouts to measure, one of `every`.
+    """
     from lit_rlvr.cli.main import run
 
     if (folder / "summary.json").is_file():
@@ -186,8 +222,10 @@ def train(folder: Path, config: str, lr: float, updates: int, warm_start: int, r
     sys.path.insert(0, str(Path(__file__).parent))
     status = run([
         "fit", "--config", config, "--model", "mechanism.Compared", "--model.init_args.model", "tiny-llama",
-        "--model.init_args.lr", str(lr), "--model.init_args.updates_per_rollout", str(updates),
-        "--data.init_args.seed", str(warm_start), "--trainer.max_steps", str(rollouts * updates),
+        "--model.init_args.every", str(every), "--model.init_args.lr", str(setting.lr),
+        "--model.init_args.updates_per_rollout", str(setting.updates),
+        "--data.init_args.prompts_per_step", str(setting.updates * setting.prompts),
+        "--data.init_args.seed", str(warm_start), "--trainer.max_steps", str(measured * every * setting.updates),
         "--trainer.limit_val_batches", "0", "--trainer.default_root_dir", str(folder), "--overwrite", "true",
     ])  # fmt: skip
     if status:
@@ -195,46 +233,75 @@ def train(folder: Path, config: str, lr: float, updates: int, warm_start: int, r
 
 
 def measure(folders: Sequence[Path]) -> dict[str, Any]:
-    """Return means over all runs of a setting: of each loss's cosine and norm (geometric), and of GRPO's own metrics.
+    """Return means over all runs of a setting: of each loss's cosine and norm (geometric), with standard errors, and of
+    GRPO's own metrics.
 
+    `measured` counts the rollouts behind a mean, `live_groups` a minibatch's groups whose advantages are not all 0.
     `first_accuracy` is that of the first rollout, `accuracy` that of the last quarter of them.
     """
     runs = [list(read_metrics(folder / "metrics.csv").values()) for folder in folders]
 
+    def values(metric: str, part: slice = slice(None)) -> list[float]:
+        return [row[metric] for run in runs for row in run[part] if not math.isnan(row.get(metric, math.nan))]
+
     def of(metric: str, part: slice = slice(None)) -> float:
-        return fmean(row[metric] for run in runs for row in run[part] if not math.isnan(row.get(metric, math.nan)))
+        return fmean(values(metric, part))
+
+    def error(metric: str) -> float | None:
+        found = standard_error(values(metric))
+        return None if found is None else rounded(found)
 
     names = [name for cells in LOSSES.values() for name in cells]
     found = {name: of(f"train/{name}") for name in ("clip_low", "clip_high", "grad_norm", "entropy")}
-    found |= {"previous": of("gradient/previous/cosine"), "first_accuracy": of("rollout/accuracy", slice(1))}
+    found |= {"previous": of("gradient/previous/cosine"), "live_groups": of("gradient/live_groups")}
+    found |= {"first_accuracy": of("rollout/accuracy", slice(1))}
     found |= {"accuracy": of("rollout/accuracy", slice(len(runs[0]) * 3 // 4, None))}
     losses = {
         name: {
             "cosine": rounded(of(f"gradient/{name}/cosine")),
+            "cosine_error": error(f"gradient/{name}/cosine"),
             "norm": rounded(math.exp(of(f"gradient/{name}/log_norm"))),
+            "log_norm_error": error(f"gradient/{name}/log_norm"),
         }
         for name in names
     }
-    return {"losses": losses} | {name: rounded(value) for name, value in found.items()}
+    measured = len(values(f"gradient/{names[0]}/cosine"))
+    return {"measured": measured, "losses": losses} | {name: rounded(value) for name, value in found.items()}
 
 
-def draw(found: Mapping[str, Any], rates: Sequence[float], updates: Sequence[int], path: Path) -> None:
-    """Draw 1 - cosine (above) and the ratio of the norms (below) against the learning rate, a column per paper."""
+def standard_error(values: Sequence[float]) -> float | None:
+    """Return the standard error of a mean; None for fewer than two values, and if one is infinite."""
+    if len(values) < 2 or not all(map(math.isfinite, values)):
+        return None
+    return stdev(values) / math.sqrt(len(values))
+
+
+def draw(found: Mapping[str, Any], path: Path) -> None:
+    """Draw 1 - cosine (above) and the ratio of the norms (below) against the learning rate, a column per paper.
+
+    Error bars are standard errors; a record without them has none.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(2, len(LOSSES), figsize=(17, 8), sharex=True, sharey="row", constrained_layout=True)
-    styles = dict(zip(updates, cycle(("-", "--", ":", "-.")), strict=False))
+    settings = list(found["settings"].values())
+    rates = sorted({setting["lr"] for setting in settings})
+    kinds = list(dict.fromkeys((setting["updates"], setting["prompts"]) for setting in settings))
+    styles = dict(zip(kinds, cycle(("-", "--", ":", "-.")), strict=False))
     for column, (paper, cells) in enumerate(LOSSES.items()):
         for k, name in enumerate(cells):
-            for count, style in styles.items():
-                settings = [found["settings"][f"{lr:g}, {count}"]["losses"][name] for lr in rates]
-                for axis, key in zip(axes[:, column], ("cosine", "norm"), strict=True):
-                    label = name.replace("_", " ") if count == updates[0] and key == "cosine" else None
-                    values = [1 - s["cosine"] if key == "cosine" else s["norm"] or math.nan for s in settings]
-                    axis.plot(rates, values, style, color=f"C{k}", marker="o", markersize=3, label=label)
+            for kind, style in styles.items():
+                line = sorted((s for s in settings if (s["updates"], s["prompts"]) == kind), key=lambda s: s["lr"])
+                losses = [setting["losses"][name] for setting in line]
+                shown = name.replace("_", " ") if kind == kinds[0] else None
+                at = [setting["lr"] for setting in line]
+                how: dict[str, Any] = {"fmt": style, "color": f"C{k}", "marker": "o", "markersize": 3, "capsize": 2}
+                axes[0, column].errorbar(at, [1 - x["cosine"] for x in losses], errors_of(losses, "cosine"),
+                                         label=shown, **how)  # fmt: skip
+                axes[1, column].errorbar(at, [x["norm"] or math.nan for x in losses], errors_of(losses, "norm"), **how)
         axes[0, column].set_title(paper)
         axes[0, column].legend(fontsize=8, loc="lower left")
         axes[1, column].set_xlabel("learning rate")
@@ -244,11 +311,19 @@ def draw(found: Mapping[str, Any], rates: Sequence[float], updates: Sequence[int
         axis.set_xscale("log")
         axis.set_xticks(rates, [f"{lr:g}" for lr in rates])
         axis.minorticks_off()
-        axis.set_yscale("log")
+        axis.set_yscale("log", nonpositive="clip")
         axis.grid(alpha=0.3)
-    figure.suptitle("updates per rollout: " + ", ".join(f"{u} ({s})" for u, s in styles.items()))
+    kinds_said = ", ".join(f"{u} x {p} ({style})" for (u, p), style in styles.items())
+    figure.suptitle(f"minibatches x prompts of each: {kinds_said}")
     figure.savefig(path, dpi=80)
     pyplot.close(figure)
+
+
+def errors_of(losses: Sequence[Mapping[str, float | None]], key: str) -> list[float]:
+    """Return the standard errors of some cosines or norms; NaN, which draws no bar, where the record has none."""
+    if key == "cosine":
+        return [loss.get("cosine_error") or math.nan for loss in losses]
+    return [(loss["norm"] or math.nan) * (loss.get("log_norm_error") or math.nan) for loss in losses]
 
 
 def parse() -> Any:
@@ -257,7 +332,11 @@ def parse() -> Any:
     parser.add_argument("--config", default="studies/claims/steps", help="of `lit-rlvr fit`")
     parser.add_argument("--learning-rates", type=float, nargs="+", default=LEARNING_RATES)
     parser.add_argument("--updates", type=int, nargs="+", default=UPDATES, help="optimizer steps per rollout, from 2")
-    parser.add_argument("--rollouts", type=int, default=32, help="rollouts of each run")
+    parser.add_argument("--prompts", type=int, nargs="+", default=PROMPTS, help="prompts of each minibatch")
+    parser.add_argument(
+        "--rollouts", type=int, default=ROLLOUTS, help="rollouts to measure per point, over all warm starts"
+    )
+    parser.add_argument("--every", type=int, default=EVERY, help="rollouts of a run from one measurement to the next")
     parser.add_argument("--warm-starts", type=int, nargs="+", default=[0, 1, 2], help="seeds of the data")
     return parser.parse_args()
 
@@ -266,17 +345,22 @@ def main() -> None:
     options = parse()
     started = time.perf_counter()
     settings = {}
-    for lr, updates in product(options.learning_rates, options.updates):
-        folders = [options.out / f"lr-{lr:g}_updates-{updates}_{w}" for w in options.warm_starts]
+    measured = math.ceil(options.rollouts / len(options.warm_starts))
+    for setting in starmap(Setting, product(options.learning_rates, options.updates, options.prompts)):
+        kind = f"lr-{setting.lr:g}_updates-{setting.updates}_prompts-{setting.prompts}"
+        folders = [options.out / f"{kind}_{warm_start}" for warm_start in options.warm_starts]
         for warm_start, folder in zip(options.warm_starts, folders, strict=True):
-            train(folder, options.config, lr, updates, warm_start, options.rollouts)
+            train(folder, options.config, setting, warm_start, measured, options.every)
             say(f"{time.perf_counter() - started:.0f} s: {folder.name}")
-        settings[f"{lr:g}, {updates}"] = measure(folders)
-    found = {"warm_starts": options.warm_starts, "rollouts": options.rollouts, "settings": settings}
+        settings[setting.name] = vars(setting) | measure(folders)
+    found = {
+        "warm_starts": options.warm_starts, "rollouts": measured * options.every, "every": options.every,
+        "settings": settings,
+    }  # fmt: skip
     (options.out / "results.json").write_text(json.dumps(found) + "\n")
-    draw(found, options.learning_rates, options.updates, options.out / "mechanism.png")
+    draw(found, options.out / "mechanism.png")
     print_table(
-        ("learning rate, updates", "loss", "cosine", "norm"),
+        ("learning rate, minibatches x prompts", "loss", "cosine", "error", "norm", "error of its log"),
         [(key, name, *loss.values()) for key, value in settings.items() for name, loss in value["losses"].items()],
     )
     print_result(**found)

@@ -107,10 +107,12 @@ def test_attention_runs(benchmark: Benchmark) -> None:
 def test_mechanism_runs(benchmark: Benchmark, run_folder: Path) -> None:
     """GMPO differs from GRPO in how it clips, PositiveDominant in the weights of the groups."""
     found = benchmark(
-        "mechanism", "--config", "tiny.yaml", "--learning-rates", "1e-4", "--updates", "2", "--rollouts", "8",
-        "--warm-starts", "0", "--out", "out",
+        "mechanism", "--config", "tiny.yaml", "--learning-rates", "1e-4", "--updates", "2", "--rollouts", "2",
+        "--prompts", "4", "--every", "2", "--warm-starts", "0", "--out", "out",
     )  # fmt: skip
-    losses = found["settings"]["0.0001, 2"]["losses"]
+    setting = found["settings"]["0.0001, 2 x 4"]
+    losses = setting["losses"]
+    assert setting["measured"] == 2 and 0 < setting["live_groups"] <= 4 and losses["gmpo"]["cosine_error"] >= 0
     assert losses["gmpo"]["cosine"] > 0.99 > losses["positive_dominant"]["cosine"]
     assert all(abs(loss["cosine"]) <= 1 and loss["norm"] > 0 for loss in losses.values())
     assert (run_folder / "out/mechanism.png").is_file()

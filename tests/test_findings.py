@@ -170,4 +170,34 @@ def test_losses_are_compared_on_the_same_minibatch(
     assert measured["gradient/positive_dominant/cosine"] < 0.99 and measured["gradient/positive_dominant/log_norm"] > 1
     assert measured["gradient/negative_dominant/log_norm"] < 0
     names = {name for cells in mechanism.LOSSES.values() for name in cells}
-    assert {f"gradient/{name}/{key}" for name in names for key in ("cosine", "log_norm")} == measured.keys()
+    of_losses = {f"gradient/{name}/{key}" for name in names for key in ("cosine", "log_norm")}
+    assert of_losses | {"gradient/live_groups"} == measured.keys()
+    assert 1 <= measured["gradient/live_groups"] <= 6
+
+
+def test_the_errors_of_the_picture_have_hand_computed_values(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """1, 2, 3 have a deviation of 1; a record without errors, as the first one, is drawn without bars."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    mechanism = importlib.import_module("mechanism")
+    assert mechanism.standard_error([1.0, 2.0, 3.0]) == pytest.approx(3**-0.5)
+    assert mechanism.standard_error([1.0]) is mechanism.standard_error([1.0, float("-inf")]) is None
+    bars = mechanism.errors_of([{"cosine": 0.9, "norm": 2.0, "cosine_error": 0.01, "log_norm_error": 0.1}], "norm")
+    assert bars == pytest.approx([0.2]), "the norm is exp of a mean of logs"
+    found = json.loads((ROOT / "docs/findings/mechanism.json").read_text())
+    if "measured" not in next(iter(found["settings"].values())):
+        assert str(mechanism.errors_of([found["settings"]["0.0001, 4 x 8"]["losses"]["gspo"]], "cosine")) == "[nan]"
+    mechanism.draw(found, tmp_path / "mechanism.png")
+    assert (tmp_path / "mechanism.png").stat().st_size > 10_000
+
+
+def test_printed_differences_are_those_of_the_tables(findings: ModuleType) -> None:
+    """AAPO against GRPO: 56.7 - 55.2, 11.5 - 8.0 and 18.8 - 14.2; table 1 of APMPO has averages of pass@16 as well."""
+    claims = importlib.import_module("claims")
+    tables = ["aapo/table1_1.5b", "aapo/table1_llama"]
+    assert claims.printed(tables, "aapo", "grpo") == [1.5, 3.5, 4.6]
+    assert claims.printed(["apmpo/table1"], "apmpo", "grpo") == [3.0, 4.6, 6.1]
+    assert claims.printed(["agrae/table6"], "grpo", "hard_focused", "pass@1") == [0.7], (
+        "the other sets have the other sign"
+    )
+    claim = claims.printed_claim("", "table 1", findings.Measure("", lambda run: 0.0), "aapo", "grpo", tables)
+    assert claim.where == "table 1: +1.5 to +4.6" and claim.printed == pytest.approx(0.015)

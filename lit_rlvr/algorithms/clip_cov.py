@@ -26,9 +26,11 @@ class ClipCov(GRPO):
     Source: Cui et al. 2025 (the entropy mechanism, arXiv 2505.22617), section 4.2, as in verl and SkyRL.
 
     Args:
-        clip_low: the ratio is clipped at 1 - clip_low. clip_high: it is clipped at 1 + clip_high.
+        clip_low: the ratio is clipped at 1 - clip_low.
+        clip_high: the ratio is clipped at 1 + clip_high.
         clip_share: share of the step's tokens that lose their gradient, at least one token.
-        covariance_low: lower bound of their covariance. covariance_high: upper bound.
+        covariance_low: lower bound of their covariance.
+        covariance_high: upper bound of their covariance.
     """
 
     def __init__(

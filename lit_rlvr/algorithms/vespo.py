@@ -26,8 +26,10 @@ class VESPO(RLVRModule):
     Source: VESPO (arXiv 2602.10693), as in TRL.
 
     Args:
-        k_pos: k where A >= 0. lambda_pos: lambda there.
-        k_neg: k where A < 0. lambda_neg: lambda there.
+        k_pos: k where A >= 0.
+        lambda_pos: lambda where A >= 0.
+        k_neg: k where A < 0.
+        lambda_neg: lambda where A < 0.
     """
 
     stops_gradient, sequence_level, uses_rollout = True, True, True

@@ -195,14 +195,14 @@ def plan_step(
         )  # a rank that runs none would lack the metrics that all ranks sum
     microbatches += [microbatches[0] if microbatches else [0]] * (wanted - num_microbatches)
     rollout_logprobs = to_device(rollout.rollout_logprobs, device)
-    counted, selected = choose_tokens(prepared, rows, mask, rollout_logprobs, algorithm)
+    counted, selected = chosen_tokens(prepared, rows, mask, rollout_logprobs, algorithm)
     return StepPlan(
         prepared, mask, rollout_logprobs, token_weight, counted, selected, 1.0 / sequences, microbatches,
         num_microbatches,
     )  # fmt: skip
 
 
-def choose_tokens(
+def chosen_tokens(
     prepared: PreparedRollout, rows: list[int], mask: Tensor, rollout_logprobs: Tensor, algorithm: LossModule
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the results (B, T) of `LossModule.select_tokens` over all ranks' tokens of a step; None = it is not asked.

@@ -32,7 +32,7 @@ def failed(findings: list[Finding]) -> list[str]:
 @pytest.mark.parametrize("options", [{}, {"kl_coef": 0.1, "entropy_coef": 0.01}], ids=["plain", "kl and entropy"])
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_algorithm_passes(name: str, options: dict[str, Any]) -> None:
-    assert len(SHIPPED) == 11
+    assert len(SHIPPED) == 18
     assert [str(f) for f in check_algorithm(getattr(algorithms, name)(**options)) if not f.ok] == []
 
 
@@ -41,7 +41,14 @@ def test_every_advantage_passes(name: str) -> None:
     assert [str(f) for f in check_advantage(name) if not f.ok] == []
 
 
-@pytest.mark.parametrize("options", [{"advantage": "agrae"}, {"dual_clip": 3.0}, {"aggregation": "constant"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"advantage": "agrae"}, {"dual_clip": 3.0}, {"aggregation": "constant"}, {"aggregation": "token_sum"},
+        {"top_entropy_quantile": 0.3}, {"kl_coef": 0.1, "kl_in_reward": True, "kl_estimator": "k1"},
+        {"kl_coef": 0.1, "kl_estimator": "k2"},
+    ],
+)  # fmt: skip
 def test_options_pass(options: dict[str, Any]) -> None:
     assert failed(check_algorithm(GRPO(**options))) == []
 

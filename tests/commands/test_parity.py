@@ -173,7 +173,7 @@ def test_an_error_of_one_algorithm_names_it() -> None:
     with pytest.raises(UserError, match=r"algorithms.bad: .*use statistics_from: correct"):
         replay(negative, {"bad": APMPO()})
     with pytest.raises(UserError, match=r"algorithms.bad: .*entropy_coef"):
-        replay(case.arrays, {"bad": GRPO(entropy_coef=0.1)})
+        replay({k: v for k, v in case.arrays.items() if k != "entropy"}, {"bad": GRPO(entropy_coef=0.1)})
 
     class Constant(GRPO):
         def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:

@@ -170,8 +170,10 @@ def test_the_protocols_are_the_papers() -> None:
     assert (aapo.temperature, aapo.top_p) == (0.6, 0.95)
     apmpo, small = (make_protocol(name, {}, {"protocol": "apmpo"}) for name in ("math500", "amc23"))
     assert (apmpo.samples, small.samples, apmpo.temperature, apmpo.prompts) == (1, 16, 0.6, {})
-    (geometry,) = find_suites("geometry3k", {}, {"protocol": "apmpo"})
-    assert geometry.data.chat.system_prompt is None and "within \\boxed{}" in geometry.data.chat.template
+    for name in ("geometry3k", "huatuo"):  # A-GRAE's prompt comes with its protocol alone
+        (own,), (theirs,) = (find_suites(name, {}, {"protocol": paper}) for paper in ("apmpo", "agrae"))
+        assert own.data.chat.system_prompt is None and "within \\boxed{}" in own.data.chat.template
+        assert "internal monologue" in theirs.data.chat.system_prompt and "boxed" not in theirs.data.chat.template
 
 
 def test_the_nearest_setting_counts() -> None:

@@ -37,9 +37,13 @@ FOLDER = config_folder() / "printed"
 ROOT = Path(__file__).parents[3]
 NAMES = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.glob("*/*.yaml"))
 CONTRADICTIONS = {
+    ("aapo/table1_1.5b", "open-rs", "grpo"),
     ("aapo/table1_7b", "simplerl-qwen", BEFORE),
     ("aapo/table1_llama", "llama-3.2-3b", "gpg"),
     ("aapo/table2_3_7b", "simplerl-qwen", "no_clip"),
+    ("apmpo/table10", "deepseek-r1-1.5b", "eps_0.1_0.3"),
+    ("apmpo/table3", "deepseek-r1-1.5b", "adaptive_lower"),
+    ("apmpo/table3", "qwen2.5-3b", "adaptive_lower"),
     ("apmpo/table6", "qwen2.5-math-1.5b", "grpo"),
 }
 """Printed averages that are not those of their rows."""
@@ -78,7 +82,7 @@ def test_printed_averages_are_those_of_their_rows() -> None:
             for row, values in table.rows.items():
                 if AVERAGE in table.columns:
                     *parts, average = [value.value for value in values]
-                    if abs(mean(parts) - average) > 0.11:
+                    if abs(mean(parts) - average) > 0.0501:  # half of the last digit
                         wrong.add((name, table.task, row))
     assert wrong == CONTRADICTIONS
 
