@@ -45,7 +45,7 @@ def test_every_advantage_passes(name: str) -> None:
     "options",
     [
         {"advantage": "agrae"}, {"dual_clip": 3.0}, {"aggregation": "constant"}, {"aggregation": "token_sum"},
-        {"top_entropy_quantile": 0.3}, {"kl_coef": 0.1, "kl_in_reward": True, "kl_estimator": "k1"},
+        {"kl_coef": 0.1, "kl_in_reward": True, "kl_estimator": "k1"},
         {"kl_coef": 0.1, "kl_estimator": "k2"},
     ],
 )  # fmt: skip
