@@ -1,6 +1,6 @@
 """Write what the conformance kit expects: its frozen batches, with the results of the published methods.
 
-    python benchmarks/conformance.py      # lit_rlvr/conformance/data/*.npz, docs/conformance.md
+    python benchmarks/conformance.py      # lit_rlvr/conformance/data/{regular,ragged,on_policy}.npz
 
 The results come from the loops over 60-digit numbers in tests/algorithms/slow_loops.py, which are written from the
 papers and import nothing of lit_rlvr. A new loss is a line in `TERMS` and one in `lit_rlvr/conformance/published.py`.
@@ -13,36 +13,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from mpmath import mpf
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests/algorithms"))
+from lit_rlvr.common.seeds import derive_seed
+from lit_rlvr.conformance.batches import DATA
 
-from mpmath import mpf  # noqa: E402
-from slow_loops import (  # noqa: E402
-    SLOW,
-    Case,
-    Term,
-    cispo_terms,
-    clipped_terms,
-    gmpo_terms,
-    gspo_terms,
-    loss_and_gradient,
-    plain_terms,
-    random_case,
-)
+sys.path.append(str(Path(__file__).parent.parent / "tests/algorithms"))
+import slow_loops as slow
 
-from lit_rlvr.common.seeds import derive_seed  # noqa: E402
-from lit_rlvr.conformance.batches import DATA  # noqa: E402
-
-TERMS: dict[str, Callable[[Case, list[mpf]], Term]] = {
-    "GRPO": lambda c, a: clipped_terms(c, a, "sequence_mean", 0.2, 0.2),
-    "DAPO": lambda c, a: clipped_terms(c, a, "token_mean", 0.2, 0.28),
-    "DrGRPO": lambda c, a: clipped_terms(c, a, "constant", 0.2, 0.2),
-    "GSPO": lambda c, a: gspo_terms(c, a, 3e-4, 4e-4),
-    "CISPO": lambda c, a: cispo_terms(c, a, "token_mean", 5.0),
-    "GMPO": lambda c, a: gmpo_terms(c, a, 0.4, 0.4),
-    "GPG": lambda c, a: plain_terms(c, a, "token_mean"),
-    "REINFORCE": lambda c, a: plain_terms(c, a, "token_mean"),
+TERMS: dict[str, Callable[[slow.Case, list[mpf]], slow.Term]] = {
+    "GRPO": lambda c, a: slow.clipped_terms(c, a, "sequence_mean", 0.2, 0.2),
+    "DAPO": lambda c, a: slow.clipped_terms(c, a, "token_mean", 0.2, 0.28),
+    "DrGRPO": lambda c, a: slow.clipped_terms(c, a, "constant", 0.2, 0.2),
+    "GSPO": lambda c, a: slow.gspo_terms(c, a, 3e-4, 4e-4),
+    "CISPO": lambda c, a: slow.cispo_terms(c, a, "token_mean", 5.0),
+    "GMPO": lambda c, a: slow.gmpo_terms(c, a, 0.4, 0.4),
+    "GPG": lambda c, a: slow.plain_terms(c, a, "token_mean"),
+    "REINFORCE": lambda c, a: slow.plain_terms(c, a, "token_mean"),
 }
 """Published loss -> its terms, with the options that `published.py` states."""
 LONGEST = 12  # T_max of the regular batch
@@ -79,7 +66,7 @@ def regular() -> dict[str, np.ndarray]:
 
 def ragged() -> dict[str, np.ndarray]:
     """Make seven groups of four, with empty rows, gaps, groups with equal rewards, and ratios up to e^12."""
-    arrays = random_case(0, shaped=True).arrays
+    arrays = slow.random_case(0, shaped=True).arrays
     return arrays | {"logp": arrays["old_logp"] + np.clip(arrays["logp"] - arrays["old_logp"], -12, 12)}
 
 
@@ -87,20 +74,29 @@ def with_results(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Add the advantages of a batch, which are those of `grpo`, and the results of every published method."""
     lists = {k: arrays[v].tolist() for k, v in dict(r="rewards", c="correct", s="reference_rewards").items()}
     lengths = arrays["mask"].sum(1).reshape(arrays["rewards"].shape).tolist()
-    results = {f"{name}/advantages": np.array(slow(lengths=lengths, **lists)) for name, slow in SLOW.items()}
+    results = {
+        f"{name}/advantages": np.array(estimate(lengths=lengths, **lists)) for name, estimate in slow.SLOW.items()
+    }
     arrays = arrays | {"advantages": results["grpo/advantages"]}
-    case = Case(arrays, arrays["rewards"].shape[1], int(arrays["max_completion_length"]))
+    case = slow.Case(arrays, arrays["rewards"].shape[1], int(arrays["max_completion_length"]))
     for name, terms in TERMS.items():
         advantages = [mpf(float(v)) for v in arrays["advantages"].flatten()]
-        loss, gradient = loss_and_gradient(case, [terms(case, advantages)])
+        loss, gradient = slow.loss_and_gradient(case, [terms(case, advantages)])
         results |= {f"{name}/loss": np.array(loss), f"{name}/dlogp": gradient}
     return arrays | results
 
 
+def on_policy() -> dict[str, np.ndarray]:
+    """Make seven groups of four with rewards of 0 and 1, in which all ratios are 1."""
+    return slow.random_case(2, on_policy=True).arrays
+
+
+MAKERS = {"regular": regular, "ragged": ragged, "on_policy": on_policy}
+
+
 def main() -> None:
-    batches = {"regular": regular(), "ragged": ragged(), "on_policy": random_case(2, on_policy=True).arrays}
-    for name, arrays in batches.items():
-        np.savez_compressed(DATA / f"{name}.npz", **with_results(arrays))
+    for name, make in MAKERS.items():
+        np.savez_compressed(DATA / f"{name}.npz", **with_results(make()))
 
 
 if __name__ == "__main__":

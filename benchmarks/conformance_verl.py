@@ -70,10 +70,11 @@ def verl_advantage(rewards: Tensor, *, name: str, scaled: bool = True) -> Tensor
 
 
 def measured(kind: str, name: str, findings: list[Finding]) -> dict[str, Any]:
-    """Return the measured numbers, and the names of the properties in the same order."""
+    """Return the measured numbers, and the names and tolerances of the properties in the same order."""
     return {
         f"measured/{kind}/{name}": [finding.measured for finding in findings],
         f"properties/{kind}": [finding.name for finding in findings],
+        f"tolerances/{kind}": [finding.tolerance for finding in findings],
     }
 
 
@@ -90,7 +91,7 @@ def main() -> None:
             arrays |= measured("losses", f"{worker} {mode}", check_loss(loss, published))
     estimators: dict[str, tuple[str, Callable[..., Tensor]]] = {
         "grpo": ("grpo", partial(verl_advantage, name="grpo")),
-        "grpo, not scaled": ("dr_grpo", partial(verl_advantage, name="grpo", scaled=False)),
+        "grpo, norm_adv_by_std_in_grpo: false": ("dr_grpo", partial(verl_advantage, name="grpo", scaled=False)),
         "rloo": ("rloo", partial(verl_advantage, name="rloo")),
         "gpg": ("gpg", partial(verl_advantage, name="gpg")),
     }

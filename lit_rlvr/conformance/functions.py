@@ -144,7 +144,8 @@ def call_by_name(function: Callable[..., Any], given: Sequence[Any], named: Mapp
     parameters = list(inspect.signature(function).parameters.values())
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return function(*given, **named)
-    others = [p for p in parameters[len(given) :] if p.kind is not p.VAR_POSITIONAL]
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    others = positional[len(given) :] + [p for p in parameters if p.kind is p.KEYWORD_ONLY]
     unknown = [p.name for p in others if p.name not in named and p.default is p.empty]
     if unknown:
         raise UserError(
