@@ -14,7 +14,7 @@ MOST_TOP_LEVEL = 6
 LAYERS = [
     {"errors"},
     {"configs", "objectives", "types"},
-    {"common"},
+    {"common", "conformance"},
     {"advantages", "distributed", "workers"},
     {"policy", "rewards", "strategy"},
     {"datamodules.reading", "engines", "environments", "training"},

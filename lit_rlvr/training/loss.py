@@ -159,7 +159,9 @@ class LossModule(ABC):
             raise UserError(
                 f"model: {defined_at(self.observe)} must return a dict of metrics, not {type_text(observed)}"
             )
-        advantages = require_advantages(self.advantage, self.advantage(group), group.rewards, group.mask)
+        advantages = require_advantages(
+            self.advantage, self.advantage(group), group.rewards, group.mask if self.advantage.needs_tokens else None
+        )
         if self.sequence_level and advantages.shape != group.rewards.shape:
             raise UserError(
                 f"model.advantage: {defined_at(self.advantage)} gives each token an advantage, and "

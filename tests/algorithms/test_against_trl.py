@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-import textwrap
-from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any, get_args
 
@@ -14,13 +11,12 @@ import pytest
 import torch
 from slow_loops import SLOW, random_case
 from torch import Tensor
-from trl import GRPOTrainer
-from trl.trainer import grpo_trainer
 
 from lit_rlvr.advantages import GDPOAdvantage, GroupBatch, GRPOAdvantage, RLOOAdvantage
 from lit_rlvr.algorithms import CISPO, DAPO, GRPO, GSPO, DrGRPO, RLVRModule
 from lit_rlvr.commands.parity import replay
 from lit_rlvr.commands.parity.replay import read_batch
+from lit_rlvr.conformance.trl import compute_advantages, compute_loss, source_lines
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import (
     RENAMED_CORRECTIONS,
@@ -31,18 +27,7 @@ from lit_rlvr.objectives import (
     masked_mean,
 )
 
-SOURCE = inspect.getsource(GRPOTrainer._generate_and_score_completions).splitlines()
-
-
-def their_lines(first: str, after: str) -> Any:
-    """Compile the lines of TRL's method from the one that begins with `first` up to the one that holds `after`."""
-    begin = next(i for i, line in enumerate(SOURCE) if line.strip().startswith(first))
-    end = next(i for i, line in enumerate(SOURCE) if i > begin and after in line)
-    return compile(textwrap.dedent("\n".join(SOURCE[begin:end])), "TRL", "exec")
-
-
-RATIO = their_lines("per_token_logps_diff = (old", "# Compute the per-token log probabilities for the reference model")
-ADVANTAGES = their_lines("unscorable_mask = ", "# Slice to keep only the local part")
+RATIO = source_lines("per_token_logps_diff = (old", "# Compute the per-token log probabilities for the reference model")
 
 
 def sampled_elsewhere(seed: int) -> dict[str, np.ndarray]:
@@ -75,41 +60,17 @@ def their_ratio(arrays: dict[str, np.ndarray], mode: str, high: float | None, lo
     return names["vllm_importance_sampling_ratio"]
 
 
-TRAINER = {
-    "loss_type": "grpo", "importance_sampling_level": "token", "beta": 0.0, "epsilon_low": 0.2, "epsilon_high": 0.2,
-    "off_policy_mask_threshold": None, "use_vllm": False, "vllm_importance_sampling_correction": True,
-    "aux_loss_enabled": False, "top_entropy_quantile": 1.0, "max_completion_length": 9,
-    "current_gradient_accumulation_steps": 1, "_entropy_bonus_enabled": False, "use_adaptive_entropy": False,
-    "get_off_policy_mask": GRPOTrainer.get_off_policy_mask,
-}  # fmt: skip
-ARGS = {"delta": None, "use_bias_correction_kl": True, "steps_per_generation": 1}
-
-
 def their_loss(
     arrays: dict[str, np.ndarray], advantages: np.ndarray, ratio: Tensor | None = None, **options: Any
 ) -> tuple[float, np.ndarray]:
     """TRL's loss and its gradient with respect to the log-probabilities."""
     t = tensors(arrays)
     logp = t["logp"].clone().requires_grad_(True)
-    args = SimpleNamespace(**ARGS | {name: options.pop(name) for name in ARGS if name in options})
-    trainer = SimpleNamespace(
-        **TRAINER | options,
-        args=args,
-        model=SimpleNamespace(training=True),
-        accelerator=SimpleNamespace(num_processes=1, gather=lambda x: x, reduce=lambda x, reduction: x),
-        _metrics={"train": defaultdict(list)},
-        _get_per_token_logps_and_entropies=lambda *_, **__: (logp, t.get("entropy", torch.zeros_like(logp)), None),
-        entropy_coef=options.get("entropy_coef", 0.0),
-    )
-    mask = t["mask"].long()
-    inputs = {
-        "prompt_ids": mask[:, :1], "prompt_mask": mask[:, :1], "completion_ids": mask, "completion_mask": mask,
-        "advantages": torch.from_numpy(advantages).flatten(), "old_per_token_logps": t["old_logp"],
-        "ref_per_token_logps": t["ref_logp"], "num_items_in_batch": mask.sum(), "importance_sampling_ratio": ratio,
-    }  # fmt: skip
+    others = {"ref_per_token_logps": t["ref_logp"], "importance_sampling_ratio": ratio}
     if "rollout_logp" in t:
-        inputs["sampling_per_token_logps"] = t["rollout_logp"]
-    loss = GRPOTrainer._compute_loss(trainer, None, inputs)
+        others["sampling_per_token_logps"] = t["rollout_logp"]
+    a, count = torch.from_numpy(advantages), int(t["mask"].sum())
+    loss = compute_loss(logp, t["old_logp"], a, t["mask"], count, 1, t.get("entropy"), others, **options)
     loss.backward()
     return loss.item(), logp.grad.numpy()
 
@@ -255,18 +216,6 @@ def test_an_ambiguous_name_is_refused_in_one_line_with_both_meanings(old: str, n
             GRPO(**options)  # type: ignore[arg-type]
 
 
-def their_advantages(parts: Tensor, weights: list[float], group_size: int, **options: str) -> Tensor:
-    """TRL's advantages (B,) of rewards (B, K), NaN where a function gives None."""
-    settings = {"scale_rewards": "group", "multi_objective_aggregation": "sum_then_normalize"} | options
-    names: dict[str, Any] = {
-        "self": SimpleNamespace(reward_weights=torch.tensor(weights).double(), reward_funcs=weights, **settings),
-        "torch": torch, "nanstd": grpo_trainer.nanstd, "rewards_per_func": parts, "device": "cpu",
-        "num_generations": group_size,
-    }  # fmt: skip
-    exec(ADVANTAGES, names)
-    return names["advantages"]
-
-
 def two_rewards(seed: int, missing: bool) -> tuple[GroupBatch, Tensor, list[float]]:
     """Groups with two rewards, some alike in a group, and in TRL's form (B, K) with its weights."""
     rng = np.random.default_rng(seed)
@@ -284,7 +233,7 @@ def two_rewards(seed: int, missing: bool) -> tuple[GroupBatch, Tensor, list[floa
 def test_rewards_normalised_before_their_sum_are_theirs(missing: bool) -> None:
     group, theirs, weights = two_rewards(0, missing)
     ours = GDPOAdvantage()(group)
-    expected = their_advantages(theirs, weights, 5, multi_objective_aggregation="normalize_then_sum")
+    expected = compute_advantages(theirs, weights, 5, multi_objective_aggregation="normalize_then_sum")
     torch.testing.assert_close(ours.flatten(), expected, rtol=1e-7, atol=1e-12)  # their nanstd is in float32
     lists = {name: part.tolist() for name, part in (group.parts or {}).items()}
     slow = SLOW["gdpo"](group.rewards.tolist(), [], parts=lists, weights=group.weights)
@@ -297,7 +246,7 @@ def test_rewards_normalised_before_their_sum_are_theirs(missing: bool) -> None:
 def test_every_scaling_of_rewards_is_theirs(scale: Any) -> None:
     group, theirs, weights = two_rewards(1, missing=False)
     ours = GRPOAdvantage(eps=1e-4, unbiased_std=True, scale=scale)(group)
-    expected = their_advantages(theirs, weights, 5, scale_rewards=scale)
+    expected = compute_advantages(theirs, weights, 5, scale_rewards=scale)
     torch.testing.assert_close(ours.flatten(), expected, rtol=1e-7, atol=1e-12)  # their nanstd is in float32
     assert scale != "none" or torch.allclose(ours * 5 / 4, RLOOAdvantage()(group))
 

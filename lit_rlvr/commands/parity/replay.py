@@ -14,7 +14,8 @@ from torch import Tensor
 from lit_rlvr.advantages import GroupBatch
 from lit_rlvr.advantages.base import impute
 from lit_rlvr.algorithms import RLVRModule
-from lit_rlvr.errors import UserError, defined_at
+from lit_rlvr.conformance import Batch, Step, replay_step
+from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, StepTokens, aggregation_weights, correction_weights, kl_estimate
 
 
@@ -50,46 +51,33 @@ def replay(batch: Mapping[str, np.ndarray], algorithms: Mapping[str, RLVRModule]
     return results
 
 
-def replay_one(
-    batch: FrozenBatch, algorithm: RLVRModule, parts: Sequence[Sequence[int]] | None = None
-) -> dict[str, Tensor]:
-    """Compute one algorithm's `loss`, `advantages` and `dlogp`.
-
-    Args:
-        parts: the rows of each micro-batch; each of the B rows is in exactly one. None = one micro-batch.
-    """
+def replay_one(batch: FrozenBatch, algorithm: RLVRModule) -> dict[str, Tensor]:
+    """Compute one algorithm's `loss`, `advantages` and `dlogp`."""
     if algorithm.kl_coef > 0 and batch.ref is None:
         raise UserError("kl_coef is above 0, and the batch has no ref_logp; add the array or set kl_coef: 0")
-    if algorithm.advantage.needs_reference and batch.group.reference_rewards is None:
+    if algorithm.advantage.needs_reference and batch.reference_rewards is None:
         raise UserError("its advantage needs reference_rewards (P, G), and the batch has none; add the array")
-    group = batch.group
-    if algorithm.kl_in_reward:
-        assert batch.ref is not None
-        kl = kl_estimate(batch.old, batch.ref, batch.mask, algorithm.kl_estimator)  # (B, T)
-        group = algorithm.penalised(group, kl.sum(1).view_as(group.rewards))
-    advantages, _ = algorithm.estimate(group)  # (P, G) or (B, T)
-    loss, gradient = loss_and_gradient(batch, algorithm, advantages, parts)
-    return {"loss": loss, "advantages": advantages, "dlogp": gradient}
+    return replay_step(algorithm_step(batch, algorithm), batch)
 
 
-def loss_and_gradient(
-    batch: FrozenBatch, algorithm: RLVRModule, advantages: Tensor, parts: Sequence[Sequence[int]] | None = None
-) -> tuple[Tensor, Tensor]:
-    """Compute the loss () and its gradient (B, T) with respect to `logp`, summed over micro-batches.
+def algorithm_step(batch: FrozenBatch, algorithm: RLVRModule, advantages: Tensor | None = None) -> Step:
+    """Return the optimizer step of an algorithm on a batch.
 
     Args:
-        advantages: (P, G) or (B, T).
-        parts: as in `replay_one`.
+        advantages: (P, G) or (B, T); None = the algorithm estimates them, and takes note of the rewards.
     """
-    with torch.enable_grad():
-        logp = batch.logp.clone().requires_grad_(True)
-        whole = frozen_inputs(batch, algorithm, logp, advantages)
-        pieces = [whole] if parts is None else [rows_of(whole, rows) for rows in parts]
-        loss = torch.stack([algorithm.loss(piece)[0] for piece in pieces]).sum()
-        (gradient,) = torch.autograd.grad(loss, logp, allow_unused=True)
-    if gradient is None:
-        raise UserError(f"the loss of {defined_at(algorithm.objective)} does not depend on x.logp")
-    return loss.detach(), gradient
+    if advantages is None:
+        group = batch.group
+        if algorithm.kl_in_reward:
+            assert batch.ref is not None
+            kl = kl_estimate(batch.old, batch.ref, batch.mask, algorithm.kl_estimator)  # (B, T)
+            group = algorithm.penalised(group, kl.sum(1).view_as(group.rewards))
+        advantages, _ = algorithm.estimate(group)
+
+    def loss(logp: Tensor, advantages: Tensor, rows: list[int], *_: int) -> Tensor:
+        return algorithm.loss(rows_of(frozen_inputs(batch, algorithm, logp, advantages), rows))[0]
+
+    return Step(advantages, loss, algorithm.objective)
 
 
 def rows_of(x: LossInputs, rows: Sequence[int]) -> LossInputs:
@@ -105,14 +93,14 @@ def frozen_inputs(batch: FrozenBatch, algorithm: RLVRModule, logp: Tensor, advan
         logp: (B, T), with a gradient.
         advantages: (P, G) or (B, T).
     """
-    size = batch.group.rewards.shape[1]
+    size = batch.rewards.shape[1]
     lengths = batch.mask.sum(1)  # (B,)
     rows = len(lengths) if algorithm.count_empty_rows else max(int((lengths > 0).sum()), 1)
     weight = aggregation_weights(
         batch.mask, size, algorithm.aggregation, rows, int(lengths.sum()), batch.max_tokens
     ).to(logp.dtype)
     given = advantages.to(logp.dtype)
-    given = given.reshape(-1, 1) if advantages.shape == batch.group.rewards.shape else given  # (B, 1) or (B, T)
+    given = given.reshape(-1, 1) if advantages.shape == batch.rewards.shape else given  # (B, 1) or (B, T)
     rollout = batch.old if batch.rollout is None else batch.rollout
     correction = algorithm.correction(exact=batch.rollout is None)
     tokens, sequences = correction_weights(logp, batch.old, rollout, batch.mask, given, correction)
@@ -156,28 +144,23 @@ REQUIRED_ARRAYS = ("logp", "old_logp", "mask", "rewards", "correct")
 
 
 @dataclass
-class FrozenBatch:
-    """The arrays of a batch as tensors of one float type: row p * G + g is completion g of prompt p.
+class FrozenBatch(Batch):
+    """A batch whose completions may lack a reward.
 
     Args:
-        logp, old, ref: (B, T), 0 where masked; ref is None if the batch has none.
-        mask: (B, T) bool.
-        group: rewards, correct, reference_rewards and lengths, (P, G).
-        max_tokens: T_max; T if the batch does not set it.
-        entropy: (B, T) of the policy at each position; None if the batch has none.
-        rollout: (B, T) log-probabilities at sampling time; None if the batch has none: those of `old`.
-        objective_mask: (B, T) bool, the tokens whose objective counts; None = all in the loss.
+        rewarded, judged: (P, G) bool as in `GroupBatch`; None = all have a reward that says which are right.
     """
 
-    logp: Tensor
-    old: Tensor
-    ref: Tensor | None
-    mask: Tensor
-    group: GroupBatch
-    max_tokens: int
-    entropy: Tensor | None = None
-    rollout: Tensor | None = None
-    objective_mask: Tensor | None = None
+    rewarded: Tensor | None = None
+    judged: Tensor | None = None
+
+    @property
+    def group(self) -> GroupBatch:
+        """The input of an estimator."""
+        return GroupBatch(
+            self.rewards, self.correct, self.reference_rewards, self.lengths, mask=self.mask, turns=self.turns,
+            rewarded=self.rewarded, judged=self.judged,  # type: ignore[arg-type]
+        )  # fmt: skip
 
 
 def read_batch(arrays: Mapping[str, np.ndarray]) -> FrozenBatch:
@@ -219,23 +202,19 @@ def read_batch(arrays: Mapping[str, np.ndarray]) -> FrozenBatch:
     lengths = mask.sum(1).reshape(rewards.shape)  # (P, G)
     mask = mask & rewarded.reshape(-1, 1)
     filled = {name: tensor(np.where(mask, array, 0)) for name, array in tokens.items()}
-    reference = tensor(groups["reference_rewards"]) if "reference_rewards" in groups else None
     return FrozenBatch(
         logp=filled["logp"],
         old=filled["old_logp"],
         ref=filled.get("ref_logp"),
         mask=torch.from_numpy(mask),
-        group=GroupBatch(
-            impute(tensor(rewards), torch.from_numpy(~rewarded)),
-            impute(tensor(groups["correct"]), torch.from_numpy(~judged)),
-            reference,
-            tensor(lengths),
-            rewarded=torch.from_numpy(rewarded),
-            judged=torch.from_numpy(judged),
-            mask=torch.from_numpy(mask),
-            turns=_turns(arrays, mask),
-        ),
+        rewards=impute(tensor(rewards), torch.from_numpy(~rewarded)),
+        correct=impute(tensor(groups["correct"]), torch.from_numpy(~judged)),
+        reference_rewards=tensor(groups["reference_rewards"]) if "reference_rewards" in groups else None,
+        lengths=tensor(lengths),
+        rewarded=torch.from_numpy(rewarded),
+        judged=torch.from_numpy(judged),
         max_tokens=_max_tokens(arrays, logp.shape[1]),
+        turns=_turns(arrays, mask),
         entropy=filled.get("entropy"),
         rollout=filled.get("rollout_logp"),
         objective_mask=torch.from_numpy(_mask(arrays, "objective_mask", logp.shape))

@@ -1,0 +1,158 @@
+"""The frozen batches, and the changes to a batch that must not change a loss.
+
+The files in `data/` have the arrays that `lit-rlvr parity` takes, and for each published method its results:
+`NAME/loss` () and `NAME/dlogp` (B, T), or `NAME/advantages` (P, G). `benchmarks/conformance.py` writes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+DATA = Path(__file__).parent / "data"
+BATCHES = ("regular", "ragged", "on_policy")
+"""Names of the frozen batches: ratios near and far from 1; rows without tokens, gaps, groups with equal rewards and
+ratios up to e^12; all ratios 1."""
+BATCH_TOKENS = ("logp", "old", "ref", "mask", "entropy", "rollout", "objective_mask", "turns")
+RENAMED_ARRAYS = {
+    "old_logp": "old", "ref_logp": "ref", "rollout_logp": "rollout", "max_completion_length": "max_tokens",
+}  # fmt: skip
+"""Array of a file -> field of a `Batch`, where they differ."""
+
+Cut = Sequence[Sequence[Sequence[int]]]
+"""The rows of each micro-batch of each rank; every row is in exactly one."""
+
+
+@dataclass
+class Batch:
+    """The arrays of a batch as tensors of one float type: row p * G + g is completion g of prompt p.
+
+    Args:
+        logp, old, ref: (B, T) log-probabilities under the current policy, the policy at the beginning of the iteration
+            and the reference policy; ref is None if the batch has none.
+        mask: (B, T) bool, True = in the loss.
+        rewards, correct: (P, G).
+        reference_rewards: (P, G) rewards of the reference model's completions; None if the batch has none.
+        lengths: (P, G) sampled tokens.
+        max_tokens: T_max, the configured longest completion.
+        entropy: (B, T) of the policy at each position; None if the batch has none.
+        rollout: (B, T) log-probabilities at sampling time; None if the batch has none: those of `old`.
+        objective_mask: (B, T) bool, the tokens whose objective counts; None = all in the loss.
+        turns: (B, T) long, the turn of each token, -1 where masked; None if the batch has none.
+        advantages: (P, G) constants for a loss; None = the algorithm computes its own.
+    """
+
+    logp: Tensor
+    old: Tensor
+    ref: Tensor | None
+    mask: Tensor
+    rewards: Tensor
+    correct: Tensor
+    reference_rewards: Tensor | None
+    lengths: Tensor
+    max_tokens: int
+    entropy: Tensor | None = None
+    rollout: Tensor | None = None
+    objective_mask: Tensor | None = None
+    turns: Tensor | None = None
+    advantages: Tensor | None = None
+
+
+_Batch = TypeVar("_Batch", bound=Batch)
+
+
+@cache
+def load_data(name: str) -> dict[str, np.ndarray]:
+    """Load a file of `data/`; the arrays are read-only."""
+    with np.load(DATA / f"{name}.npz", allow_pickle=False) as data:
+        arrays = {key: data[key] for key in data.files}
+    for array in arrays.values():
+        array.flags.writeable = False
+    return arrays
+
+
+def frozen_arrays(name: str) -> dict[str, np.ndarray]:
+    """Return the arrays of a frozen batch, without the results of the published methods."""
+    return {key: array for key, array in load_data(name).items() if "/" not in key}
+
+
+def frozen_batch(name: str) -> Batch:
+    """Return a frozen batch in float64."""
+    arrays = frozen_arrays(name)
+    tensors: dict[str, Any] = {RENAMED_ARRAYS.get(key, key): torch.tensor(array) for key, array in arrays.items()}
+    tensors["max_tokens"] = int(tensors["max_tokens"])
+    return Batch(**tensors, lengths=tensors["mask"].sum(1).view_as(tensors["rewards"]).double())
+
+
+def unchanged(x: Tensor) -> Tensor:
+    return x
+
+
+def map_batch(
+    batch: _Batch, tokens: Callable[[Tensor], Tensor] = unchanged, groups: Callable[[Tensor], Tensor] = unchanged
+) -> _Batch:
+    """Apply functions to the tensors of a batch.
+
+    Args:
+        tokens: (B, T) -> (B, T'), for log-probabilities, entropies and masks.
+        groups: (P, G) -> (P, G), for rewards, lengths and advantages.
+    """
+    changed: dict[str, Any] = {
+        name: (tokens if name in BATCH_TOKENS else groups)(value)
+        for name, value in vars(batch).items()
+        if isinstance(value, Tensor)
+    }
+    return replace(batch, **changed)
+
+
+def reorder(batch: _Batch, rows: Sequence[int]) -> _Batch:
+    """Return the batch with completion `rows[i]` in row i; each group stays together."""
+    return map_batch(batch, lambda x: x[list(rows)], lambda x: x.flatten()[list(rows)].view_as(x))
+
+
+def to_float32(batch: _Batch) -> _Batch:
+    """Return the batch in float32."""
+    return map_batch(batch, *[lambda x: x.float() if x.is_floating_point() else x] * 2)
+
+
+def equal_rewards(batch: _Batch) -> _Batch:
+    """Return the batch with all completions right or all wrong in every group."""
+    prompts, size = batch.rewards.shape
+    right = (torch.arange(prompts)[:, None] % 2).expand(prompts, size).to(batch.rewards.dtype)  # (P, G)
+    return replace(batch, rewards=right.clone(), correct=right.clone())
+
+
+def shuffled_groups(batch: Batch) -> list[int]:
+    """Return rows with the groups in another order, in which none keeps its place."""
+    prompts, size = batch.rewards.shape
+    return [p * size + g for p in (*range(2, prompts), 1, 0) for g in range(size)]
+
+
+def shuffled_inside(batch: Batch) -> list[int]:
+    """Return rows with each group's completions in an order of its own, in which none keeps its place."""
+    prompts, size = batch.rewards.shape
+    return [p * size + (g + 1 + p % (size - 1)) % size for p in range(prompts) for g in range(size)]
+
+
+def even_cuts(rows: Sequence[int]) -> list[Cut]:
+    """Cut rows into micro-batches of equal size on one rank: single rows, pairs, and six that mix groups."""
+    single, pairs = ([rows[k : k + size] for k in range(0, len(rows), size)] for size in (1, 2))
+    return [[single], [pairs], [[rows[k::6] for k in range(6)]]]
+
+
+def uneven_cuts(rows: Sequence[int]) -> list[Cut]:
+    """Cut rows into micro-batches of different sizes on one rank."""
+    return [[[rows[:7], rows[7:]]], [[rows[k::5] for k in range(5)]]]
+
+
+def rank_cut(rows: Sequence[int]) -> Cut:
+    """Divide rows over two ranks, each with two micro-batches."""
+    half, quarter = len(rows) // 2, len(rows) // 4
+    return [[part[:quarter], part[quarter:]] for part in (rows[:half], rows[half:])]

@@ -1,0 +1,167 @@
+"""The check of a plain function: a loss or an advantage of anybody's."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lit_rlvr.conformance import properties
+from lit_rlvr.conformance.batches import BATCHES, Batch, frozen_batch
+from lit_rlvr.conformance.properties import PUBLISHED_TOLERANCE, Finding, PrepareStep, Step, error, replay_step
+from lit_rlvr.conformance.published import ADVANTAGES, LOSSES, expected, find_published
+from lit_rlvr.errors import UserError, defined_at
+
+
+def check_loss(
+    function: Callable[..., Tensor], expect: str | None = None, stops_gradient: bool = False
+) -> list[Finding]:
+    """Measure a loss, a plain function of some rows of one optimizer step.
+
+    The kit calls it once for each micro-batch of each rank, and adds the results up:
+    `function(logp, old_logp, advantages, mask, **others)`, with b rows of the B of the step.
+
+    Args:
+        function: a function of
+            `logp` (b, T), log-probabilities under the current policy, with a gradient;
+            `old_logp` (b, T), log-probabilities under the policy at the beginning of the iteration;
+            `advantages` (b, 1), constant;
+            `mask` (b, T) bool, True = in the loss;
+            and of those of the following that its signature names:
+            `num_tokens`, `num_sequences`: tokens in the loss, and completions, of the whole optimizer step: of all
+            micro-batches on all ranks;
+            `max_tokens`: the configured longest completion;
+            `num_microbatches`: micro-batches of this rank, over which other code divides (gradient accumulation);
+            `world_size`: ranks; a function that names it has its results averaged over ranks, as DDP and FSDP average
+            gradients, instead of added up;
+            `ref_logp`, `rollout_logp` (b, T): log-probabilities under the reference policy, and at sampling time.
+            It returns a scalar to minimise, for these rows.
+        expect: the published loss whose values and gradients it must have, a key of `LOSSES`.
+        stops_gradient: it detaches values on purpose; a published loss says so itself.
+
+    Raises:
+        UserError: it asks for something else, or returns no scalar.
+    """
+    return check_step(lambda batch: plain_step(function, batch), expect, stops_gradient)
+
+
+def check_step(prepare: PrepareStep, expect: str | None = None, stops_gradient: bool = False) -> list[Finding]:
+    """Measure a loss that is prepared in any way; see `check_loss`."""
+    published = find_published(expect, LOSSES) if expect else None
+    batch = frozen_batch("regular")
+    return [
+        *([] if expect is None else [has_published_values(prepare, expect, name) for name in BATCHES]),
+        properties.has_its_gradient(prepare, batch, stops_gradient or bool(published and published.stops_gradient)),
+        properties.has_the_right_direction(prepare, batch),
+        *properties.ignores_each_cut(prepare, batch),
+        *properties.ignores_order(prepare, batch),
+        properties.ignores_masked_tokens(prepare, batch),
+        properties.ignores_padding(prepare, batch),
+        properties.survives_empty_rows(prepare, batch),
+        properties.survives_extreme_ratios(prepare, batch),
+        properties.ignores_precision(prepare, batch),
+    ]
+
+
+def check_estimator(function: Callable[..., Tensor], expect: str | None = None) -> list[Finding]:
+    """Measure an advantage, a plain function of the rewards of a whole rollout.
+
+    Args:
+        function: a function of `rewards` (P, G), and of those of the following that its signature names: `correct`,
+            `lengths` (sampled tokens) and `reference_rewards` (of the reference model's completions), all (P, G). It
+            returns the advantages (P, G).
+        expect: the published advantage whose values it must have, a key of `ADVANTAGES`.
+
+    Raises:
+        UserError: it asks for something else, or returns another shape.
+    """
+    if expect is not None:
+        find_published(expect, ADVANTAGES)
+
+    def estimate(batch: Batch) -> Tensor:
+        named = {name: getattr(batch, name) for name in ("correct", "lengths", "reference_rewards")}
+        found = call_by_name(function, [batch.rewards.clone()], named)
+        return require_shape(function, found, batch.rewards.shape)
+
+    def has_values(name: str) -> Finding:
+        measured = error({"advantages": estimate(frozen_batch(name))}, expected(expect or "", name))
+        return values_finding(expect or "", name, measured)
+
+    batch = frozen_batch("regular")
+    return [
+        *([] if expect is None else [has_values(name) for name in BATCHES]),
+        properties.rewards_what_is_right(estimate, batch),
+        *properties.estimates_in_any_order(estimate, batch),
+        properties.survives_equal_rewards(estimate, batch),
+        properties.estimates_in_float32(estimate, batch),
+    ]
+
+
+def plain_step(function: Callable[..., Tensor], batch: Batch) -> Step:
+    """Return the optimizer step of a plain loss on a batch, with the batch's advantages."""
+    assert batch.advantages is not None
+    counts = {
+        "num_tokens": int(batch.mask.sum()), "num_sequences": len(batch.mask), "max_tokens": batch.max_tokens,
+    }  # fmt: skip
+    averages = "world_size" in inspect.signature(function).parameters
+
+    def loss(logp: Tensor, advantages: Tensor, rows: list[int], num_microbatches: int, world_size: int) -> Tensor:
+        tokens = {"ref_logp": batch.ref, "rollout_logp": batch.old if batch.rollout is None else batch.rollout}
+        named: dict[str, Any] = {name: value[rows] for name, value in tokens.items() if value is not None}
+        named |= counts | {"num_microbatches": num_microbatches, "world_size": world_size}
+        given = [logp[rows], batch.old[rows], advantages.reshape(-1, 1)[rows], batch.mask[rows]]
+        found = require_shape(function, call_by_name(function, given, named), torch.Size())
+        return found / world_size if averages else found
+
+    return Step(batch.advantages, loss, function)
+
+
+def has_published_values(prepare: PrepareStep, expect: str, name: str) -> Finding:
+    """Compare a loss on a frozen batch with a published one; each row's gradient relative to its own largest value."""
+    batch = frozen_batch(name)
+    found, wanted = replay_step(prepare(batch), batch), expected(expect, name)
+    rows = [error({"dlogp": a}, {"dlogp": b}) for a, b in zip(found["dlogp"], wanted["dlogp"], strict=True)]
+    return values_finding(expect, name, float(np.max([error(found, wanted), *rows])))
+
+
+def values_finding(expect: str, name: str, measured: float) -> Finding:
+    return Finding(
+        f"values: {name}", measured, PUBLISHED_TOLERANCE, f"those of {expect} on the batch {name!r}",
+        "another normaliser, clip range, standard deviation or epsilon than the published formula",
+    )  # fmt: skip
+
+
+def call_by_name(function: Callable[..., Any], given: Sequence[Any], named: Mapping[str, Any]) -> Any:
+    """Call a function with positional arguments and those of `named` that its signature has.
+
+    Raises:
+        UserError: it needs an argument that is not there.
+    """
+    parameters = list(inspect.signature(function).parameters.values())
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return function(*given, **named)
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    others = positional[len(given) :] + [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+    unknown = [p.name for p in others if p.name not in named and p.default is p.empty]
+    if unknown:
+        raise UserError(
+            f"{defined_at(function)} takes {', '.join(unknown)}; after its first {len(given)} arguments the kit has "
+            f"only {', '.join(named)}"
+        )
+    return function(*given, **{p.name: named[p.name] for p in others if p.name in named})
+
+
+def require_shape(function: Callable[..., Any], found: Any, shape: torch.Size) -> Tensor:
+    """Return what a function gave, if it is a tensor of that shape.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not isinstance(found, Tensor) or found.shape != shape:
+        got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise UserError(f"{defined_at(function)} must return a tensor of shape {tuple(shape)}, not {got}")
+    return found

@@ -1,0 +1,115 @@
+"""The published losses and advantages whose results are frozen, with formula and source.
+
+P prompts, G completions each, B = P * G; n_i tokens of completion i in the loss, N of all; `w = exp(logp - old_logp)`;
+A advantage, r reward, c correct (0 or 1), s reward of the reference model, mu and sd mean and population standard
+deviation of a group. All losses have the batch's `advantages`. An advantage is 0 in a group whose rewards are equal.
+
+`benchmarks/conformance.py` computes the results with 60 digits from loops over numbers, without any code of this
+package. Names with a slash are those of verl, frozen from its own functions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lit_rlvr.conformance.batches import load_data
+from lit_rlvr.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published loss or advantage.
+
+    Args:
+        formula: the mathematics, with the values of its options.
+        source: the paper and equation, or the commit, file and lines.
+        stops_gradient: the loss holds some of its values fixed in the gradient.
+    """
+
+    formula: str
+    source: str
+    stops_gradient: bool = False
+
+
+CLIPPED = "min(w A, clip(w, 0.8, 1.2) A)"
+LOSSES = {
+    "GRPO": Published(f"-(1/B) sum_i (1/n_i) sum_t {CLIPPED}", "arXiv 2402.03300, eq. 3"),
+    "DAPO": Published("-(1/N) sum_i sum_t min(w A, clip(w, 0.8, 1.28) A)", "arXiv 2503.14476, eqs. 8-12"),
+    "DrGRPO": Published(f"-(1/(B T_max)) sum_i sum_t {CLIPPED}", "arXiv 2503.20783, section 3.2"),
+    "GSPO": Published(
+        "-(1/B) sum_i min(s A, clip(s, 1 - 3e-4, 1 + 4e-4) A), s = exp((1/n_i) sum_t log w)",
+        "arXiv 2507.18071, eqs. 5-7",
+    ),
+    "CISPO": Published("-(1/N) sum_i sum_t stopgrad(min(w, 5)) A logp", "arXiv 2506.13585, eqs. 4-5", True),
+    "GMPO": Published(
+        "-(1/B) sum_i A exp((1/n_i) sum_t q), q = min(log w, 0.4) where A > 0, max(log w, -0.4) where A < 0",
+        "arXiv 2507.20673",
+    ),
+    "GPG": Published("-(1/N) sum_i sum_t A logp", "arXiv 2504.02546"),
+    "REINFORCE": Published("-(1/N) sum_i sum_t A logp", "Williams 1992; arXiv 2506.01347"),
+}
+"""The losses, under the names of their papers."""
+
+BASE = "A of grpo"
+ADVANTAGES = {
+    "grpo": Published("(r - mu) / (sd + 1e-6)", "arXiv 2402.03300"),
+    "dr_grpo": Published("r - mu", "arXiv 2503.20783"),
+    "gpg": Published("(r - mu) P / P_valid, P_valid the groups whose rewards differ", "arXiv 2504.02546"),
+    "rloo": Published("r - the mean of the group's other rewards", "arXiv 2402.14740"),
+    "reinforce": Published("0.1 where c = 1, -1 where c = 0", "arXiv 2506.01347"),
+    "aapo": Published(f"{BASE} + clip(r - s, -0.2, 0.28)", "arXiv 2505.14264, eq. 5"),
+    "agrae": Published(
+        f"A1 = omega/2 A/sqrt(p) + (1 - omega)/2 A/sqrt(1 - p), times omega where A1 > 0; {BASE}, p the mean of c in "
+        "the group, omega in the batch",
+        "arXiv 2602.05548, eqs. 11-13",
+    ),
+    "positive_dominant": Published(f"{BASE}, times 10 where positive", "arXiv 2602.05548"),
+    "negative_dominant": Published(f"{BASE}, divided by 10 where positive", "arXiv 2602.05548"),
+    "hard_focused": Published(f"0.5 / sqrt(p) times the {BASE}, where 0 < p < 1", "arXiv 2602.05548"),
+    "easy_focused": Published(f"0.5 / sqrt(1 - p) times the {BASE}, where 0 < p < 1", "arXiv 2602.05548"),
+    "gdpo": Published(
+        "grpo with sample deviations and 1e-4, standardised once more over the batch", "arXiv 2601.05242"
+    ),
+    "grpo_lead": Published(
+        "grpo on exp(-0.05 z) where c = 1, else -1, with z the standardised length of the right ones; times weight(p) "
+        "where positive, else weight(1 - p), weight(x) = 0.4 + 1.1 / (1 + exp(10 (x - 0.75)))",
+        "arXiv 2504.09696",
+    ),
+}
+"""The advantages, under the names of `lit_rlvr.advantages`."""
+
+VERL = "verl b178a3c, verl/trainer/ppo/core_algos.py"
+LOSSES |= {
+    "verl/token-mean": Published("vanilla, clip 0.2 and 0.28, clip_ratio_c 3", f"{VERL}:1025 and 1160"),
+    "verl/seq-mean-token-mean": Published("vanilla, clip 0.2, clip_ratio_c 3", f"{VERL}:1025 and 1160"),
+    "verl/seq-mean-token-sum-norm": Published(
+        "vanilla, clip 0.2, clip_ratio_c 3, loss_scale_factor T_max", f"{VERL}:1025 and 1160"
+    ),
+    "verl/gspo": Published("clip 3e-4 and 4e-4", f"{VERL}:1254"),
+    "verl/cispo": Published("clip_ratio_low 1, clip_ratio_high 4", f"{VERL}:1722", True),
+    "verl/geo_mean": Published("clip 0.4", f"{VERL}:1636"),
+    "verl/gpg": Published("token-mean", f"{VERL}:1415"),
+}
+
+
+def find_published(name: str, known: dict[str, Published]) -> Published:
+    """Return a published loss or advantage.
+
+    Raises:
+        UserError: there is none of that name; the message names the nearest.
+    """
+    if name not in known:
+        near = nearest(name, known)
+        hint = f"did you mean {near!r}?" if near else f"use one of {', '.join(known)}"
+        raise UserError(f"--expect: there is no {name!r}; {hint}")
+    return known[name]
+
+
+def expected(name: str, batch: str) -> dict[str, Tensor]:
+    """Return the frozen results of a published method: `loss` () and `dlogp` (B, T), or `advantages` (P, G)."""
+    file, prefix = ("verl", f"{batch}/{name}/") if "/" in name else (batch, f"{name}/")
+    found = {key: array for key, array in load_data(file).items() if key.startswith(prefix)}
+    return {key.removeprefix(prefix): torch.tensor(array) for key, array in found.items()}

@@ -1,0 +1,117 @@
+"""The losses and advantages of the installed TRL, as plain functions.
+
+`python -m lit_rlvr.conformance --loss lit_rlvr.conformance.trl:dapo --expect DAPO` measures one. They call
+`GRPOTrainer._compute_loss`, with a made-up trainer that has its settings and no model, and TRL's own lines that compute
+advantages. Settings that `GRPOConfig` shares with the published formula have its values.
+"""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections import defaultdict
+from functools import partial
+from types import CodeType, SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl import GRPOTrainer
+from trl.trainer import grpo_trainer
+
+SETTINGS = {
+    "loss_type": "grpo", "importance_sampling_level": "token", "beta": 0.0, "epsilon_low": 0.2, "epsilon_high": 0.2,
+    "off_policy_mask_threshold": None, "use_vllm": False, "vllm_importance_sampling_correction": True,
+    "aux_loss_enabled": False, "top_entropy_quantile": 1.0, "max_completion_length": 9,
+    "current_gradient_accumulation_steps": 1, "_entropy_bonus_enabled": False, "use_adaptive_entropy": False,
+    "entropy_coef": 0.0, "get_off_policy_mask": GRPOTrainer.get_off_policy_mask,
+}  # fmt: skip
+"""Attributes of the trainer."""
+ARGS = {"delta": None, "use_bias_correction_kl": True, "steps_per_generation": 1}
+"""Attributes of its `args`."""
+
+
+def compute_loss(
+    logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor, num_tokens: int, world_size: int = 1,
+    entropy: Tensor | None = None, others: dict[str, Tensor | None] | None = None, **settings: Any,
+) -> Tensor:  # fmt: skip
+    """Return TRL's loss () of some rows.
+
+    Args:
+        logp, old_logp, entropy: (b, T).
+        advantages: (b, 1) or (b,).
+        mask: (b, T) bool.
+        num_tokens: tokens in the loss, over all micro-batches and ranks.
+        others: further inputs of `_compute_loss`, by its names for them.
+        settings: attributes of the trainer or of its `args` that differ from `SETTINGS` and `ARGS`.
+    """
+    args = SimpleNamespace(**{name: settings.pop(name, value) for name, value in ARGS.items()})
+    trainer: Any = SimpleNamespace(
+        **SETTINGS | settings,
+        args=args,
+        model=SimpleNamespace(training=True),
+        accelerator=SimpleNamespace(num_processes=world_size, gather=lambda x: x, reduce=lambda x, reduction: x),
+        _metrics={"train": defaultdict(list)},
+        _get_per_token_logps_and_entropies=lambda *_, **__: (
+            logp, torch.zeros_like(logp) if entropy is None else entropy, None,
+        ),
+    )  # fmt: skip
+    tokens = mask.long()
+    inputs = {
+        "prompt_ids": tokens[:, :1], "prompt_mask": tokens[:, :1], "completion_ids": tokens, "completion_mask": tokens,
+        "advantages": advantages.flatten(), "old_per_token_logps": old_logp,
+        "num_items_in_batch": torch.tensor(num_tokens),
+    }  # fmt: skip
+    return GRPOTrainer._compute_loss(trainer, None, inputs | (others or {}))
+
+
+def grpo(
+    logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor, num_tokens: int, num_microbatches: int,
+    world_size: int, max_tokens: int, loss_type: str = "grpo", importance_sampling_level: str = "token",
+    epsilon_low: float = 0.2, epsilon_high: float = 0.2,
+) -> Tensor:  # fmt: skip
+    """Return TRL's loss () of some rows, in an optimizer step that is a whole generation batch."""
+    return compute_loss(
+        logp, old_logp, advantages, mask, num_tokens, world_size,
+        current_gradient_accumulation_steps=num_microbatches, steps_per_generation=num_microbatches,
+        max_completion_length=max_tokens, loss_type=loss_type, importance_sampling_level=importance_sampling_level,
+        epsilon_low=epsilon_low, epsilon_high=epsilon_high,
+    )  # fmt: skip
+
+
+bnpo = partial(grpo, loss_type="bnpo", epsilon_high=0.28)
+dapo = partial(grpo, loss_type="dapo", epsilon_high=0.28)
+dr_grpo = partial(grpo, loss_type="dr_grpo")
+cispo = partial(grpo, loss_type="cispo", epsilon_high=5.0)
+gspo = partial(grpo, importance_sampling_level="sequence", epsilon_low=3e-4, epsilon_high=4e-4)
+
+
+def source_lines(first: str, after: str) -> CodeType:
+    """Compile the lines of `_generate_and_score_completions` from the one that begins with `first` up to the one that
+    holds `after`."""
+    lines = inspect.getsource(GRPOTrainer._generate_and_score_completions).splitlines()
+    begin = next(i for i, line in enumerate(lines) if line.strip().startswith(first))
+    end = next(i for i, line in enumerate(lines) if i > begin and after in line)
+    return compile(textwrap.dedent("\n".join(lines[begin:end])), "TRL", "exec")
+
+
+def compute_advantages(parts: Tensor, weights: list[float], group_size: int, **settings: str) -> Tensor:
+    """Return TRL's advantages (B,) of rewards (B, K), NaN where a function gives None."""
+    options = {"scale_rewards": "group", "multi_objective_aggregation": "sum_then_normalize"} | settings
+    names: dict[str, Any] = {
+        "self": SimpleNamespace(reward_weights=torch.tensor(weights).double(), reward_funcs=weights, **options),
+        "torch": torch, "nanstd": grpo_trainer.nanstd, "rewards_per_func": parts, "device": "cpu",
+        "num_generations": group_size,
+    }  # fmt: skip
+    exec(source_lines("unscorable_mask = ", "# Slice to keep only the local part"), names)
+    return names["advantages"]
+
+
+def advantages(rewards: Tensor) -> Tensor:
+    """Return the advantages (P, G) of `scale_rewards="group"`."""
+    return compute_advantages(rewards.reshape(-1, 1), [1.0], rewards.shape[1]).view_as(rewards)
+
+
+def unscaled_advantages(rewards: Tensor) -> Tensor:
+    """Return the advantages (P, G) of `scale_rewards="none"`."""
+    return compute_advantages(rewards.reshape(-1, 1), [1.0], rewards.shape[1], scale_rewards="none").view_as(rewards)
