@@ -81,17 +81,17 @@ ADVANTAGES = {
 }
 """The advantages, under the names of `lit_rlvr.advantages`."""
 
-VERL = "verl b178a3c, verl/trainer/ppo/core_algos.py"
+CORE_ALGOS = "verl b178a3c, verl/trainer/ppo/core_algos.py"
 LOSSES |= {
-    "verl/token-mean": Published("vanilla, clip 0.2 and 0.28, clip_ratio_c 3", f"{VERL}:1025 and 1160"),
-    "verl/seq-mean-token-mean": Published("vanilla, clip 0.2, clip_ratio_c 3", f"{VERL}:1025 and 1160"),
+    "verl/token-mean": Published("vanilla, clip 0.2 and 0.28, clip_ratio_c 3", f"{CORE_ALGOS}:1025 and 1160"),
+    "verl/seq-mean-token-mean": Published("vanilla, clip 0.2, clip_ratio_c 3", f"{CORE_ALGOS}:1025 and 1160"),
     "verl/seq-mean-token-sum-norm": Published(
-        "vanilla, clip 0.2, clip_ratio_c 3, loss_scale_factor T_max", f"{VERL}:1025 and 1160"
+        "vanilla, clip 0.2, clip_ratio_c 3, loss_scale_factor T_max", f"{CORE_ALGOS}:1025 and 1160"
     ),
-    "verl/gspo": Published("clip 3e-4 and 4e-4", f"{VERL}:1254"),
-    "verl/cispo": Published("clip_ratio_low 1, clip_ratio_high 4", f"{VERL}:1722", True),
-    "verl/geo_mean": Published("clip 0.4", f"{VERL}:1636"),
-    "verl/gpg": Published("token-mean", f"{VERL}:1415"),
+    "verl/gspo": Published("clip 3e-4 and 4e-4", f"{CORE_ALGOS}:1254"),
+    "verl/cispo": Published("clip_ratio_low 1, clip_ratio_high 4", f"{CORE_ALGOS}:1722", True),
+    "verl/geo_mean": Published("clip 0.4", f"{CORE_ALGOS}:1636"),
+    "verl/gpg": Published("token-mean", f"{CORE_ALGOS}:1415"),
 }
 
 
