@@ -2,8 +2,10 @@
 
     python benchmarks/conformance.py      # lit_rlvr/conformance/data/{regular,ragged,on_policy}.npz
 
-The results come from the loops over 60-digit numbers in tests/algorithms/slow_loops.py, which are written from the
-papers and import nothing of lit_rlvr. A new loss is a line in `TERMS` and one in `lit_rlvr/conformance/published.py`.
+The results come from the loops in tests/algorithms/slow_loops.py, which are written from the papers and import nothing
+of lit_rlvr: over 60-digit numbers for losses, in float64 for advantages.
+
+A new loss is a line in `TERMS` and one in `lit_rlvr/conformance/published.py`.
 """
 
 from __future__ import annotations

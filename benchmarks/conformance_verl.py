@@ -2,8 +2,8 @@
 
     python benchmarks/conformance_verl.py      # lit_rlvr/conformance/data/verl.npz
 
-It needs verl at commit b178a3c. `core_algos.py` of that commit is enough, with `masked_sum` and `masked_mean` of
-`verl/utils/torch_functional.py` and `verl/utils/groupwise.py`; its other imports are only names in annotations.
+It needs verl at commit b178a3c. core_algos.py of that commit is enough, with `masked_sum` and `masked_mean` of
+verl/utils/torch_functional.py and verl/utils/groupwise.py; its other imports are only names in annotations.
 
 verl has two kinds of workers with FSDP, and the same loss functions normalise differently in them:
 

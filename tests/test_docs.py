@@ -34,7 +34,7 @@ with pytest.MonkeyPatch.context() as patch:
     from options_page import options_reference
 README = (ROOT / "README.md").read_text()
 TOPS = ("lit_rlvr", "datamodules", "tests", "benchmarks", "docs", "configs")
-USERS = {"my_task.py", "task.py", "my_env.py", "train.py"}
+USERS = {"my_task.py", "task.py", "my_env.py", "train.py", "my_losses.py"}
 """Files that a user of the documents writes."""
 OTHERS = {"repo", "include", "weighted_sample", "extra", "no", "index", "from", "only"} | {
     "model_args", "include_path", "apply_chat_template", "log_samples", "output_path",

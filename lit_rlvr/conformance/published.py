@@ -4,8 +4,8 @@ P prompts, G completions each, B = P * G; n_i tokens of completion i in the loss
 A advantage, r reward, c correct (0 or 1), s reward of the reference model, mu and sd mean and population standard
 deviation of a group. All losses have the batch's `advantages`. An advantage is 0 in a group whose rewards are equal.
 
-`benchmarks/conformance.py` computes the results with 60 digits from loops over numbers, without any code of this
-package. Names with a slash are those of verl, frozen from its own functions.
+`benchmarks/conformance.py` computes the results by loops over numbers that import nothing of this package, with 60
+digits for losses and float64 for advantages. Names with a slash are those of verl, frozen from its own functions.
 """
 
 from __future__ import annotations
@@ -81,17 +81,17 @@ ADVANTAGES = {
 }
 """The advantages, under the names of `lit_rlvr.advantages`."""
 
-VERL = "verl b178a3c, verl/trainer/ppo/core_algos.py"
+CORE_ALGOS = "verl b178a3c, verl/trainer/ppo/core_algos.py"
 LOSSES |= {
-    "verl/token-mean": Published("vanilla, clip 0.2 and 0.28, clip_ratio_c 3", f"{VERL}:1025 and 1160"),
-    "verl/seq-mean-token-mean": Published("vanilla, clip 0.2, clip_ratio_c 3", f"{VERL}:1025 and 1160"),
+    "verl/token-mean": Published("vanilla, clip 0.2 and 0.28, clip_ratio_c 3", f"{CORE_ALGOS}:1025 and 1160"),
+    "verl/seq-mean-token-mean": Published("vanilla, clip 0.2, clip_ratio_c 3", f"{CORE_ALGOS}:1025 and 1160"),
     "verl/seq-mean-token-sum-norm": Published(
-        "vanilla, clip 0.2, clip_ratio_c 3, loss_scale_factor T_max", f"{VERL}:1025 and 1160"
+        "vanilla, clip 0.2, clip_ratio_c 3, loss_scale_factor T_max", f"{CORE_ALGOS}:1025 and 1160"
     ),
-    "verl/gspo": Published("clip 3e-4 and 4e-4", f"{VERL}:1254"),
-    "verl/cispo": Published("clip_ratio_low 1, clip_ratio_high 4", f"{VERL}:1722", True),
-    "verl/geo_mean": Published("clip 0.4", f"{VERL}:1636"),
-    "verl/gpg": Published("token-mean", f"{VERL}:1415"),
+    "verl/gspo": Published("clip 3e-4 and 4e-4", f"{CORE_ALGOS}:1254"),
+    "verl/cispo": Published("clip_ratio_low 1, clip_ratio_high 4", f"{CORE_ALGOS}:1722", True),
+    "verl/geo_mean": Published("clip 0.4", f"{CORE_ALGOS}:1636"),
+    "verl/gpg": Published("token-mean", f"{CORE_ALGOS}:1415"),
 }
 
 

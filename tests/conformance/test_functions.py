@@ -221,6 +221,17 @@ def test_the_page_says_who_passes() -> None:
     assert page.PAGE.read_text() == page.rendered(), "run: python benchmarks/conformance_page.py"
 
 
+def test_the_loss_of_the_page_conforms_and_fails_as_it_says() -> None:
+    page = (ROOT / "docs/conformance.md").read_text()
+    code, said = page.split("```python\n")[1].split("```")[0], page.split("```\nFAILED")[1].split("```")[0]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert failed(check_loss(names["grpo"], "GRPO")) == []
+    exec(code.replace("/ num_sequences", "/ mask.sum().clamp(min=1)"), names)
+    (line,) = [str(f) for f in check_loss(names["grpo"]) if f.name == "micro-batches"]
+    assert line.split() == ["FAILED", *said.split()]
+
+
 @pytest.mark.parametrize(
     ("name", "module", "factor"),
     [
