@@ -85,6 +85,9 @@ def trl_rows() -> Iterator[Row]:
         ("bnpo", trl.bnpo, "DAPO", f"{PER_MICROBATCH}; {OVERFLOW}"),
         ("dr_grpo", trl.dr_grpo, "DrGRPO", f"{EQUAL_SIZES}; {OVERFLOW}"),
         ("cispo", trl.cispo, "CISPO", one_step),
+        ("sapo", trl.sapo, "SAPO", f"{EQUAL_SIZES}; {OVERFLOW}"),
+        ("vespo", trl.vespo, "VESPO", one_step),
+        ("luspo, importance_sampling_level: sequence", trl.luspo, "LUSPO", f"{EQUAL_SIZES}; {OVERFLOW}"),
         ("grpo, importance_sampling_level: sequence", trl.gspo, "GSPO", f"{EQUAL_SIZES}; {OVERFLOW}"),
     ):
         yield Row(TRL, f"loss_type: {name}", published, failed(check_loss(loss, published)), note)
@@ -100,6 +103,7 @@ VERL_NOTES = {
     "legacy gpg": PER_MICROBATCH,
     "legacy seq-mean-token-mean": f"{EQUAL_SIZES}; {EMPTY_ROWS}",
     "legacy gspo": f"{EQUAL_SIZES}; {EMPTY_ROWS}",
+    "legacy sapo": f"{EQUAL_SIZES}; {EMPTY_ROWS}",
     "legacy geo_mean": f"{EQUAL_SIZES}; {OVERFLOW}",
     "engine geo_mean": f"the means of the micro-batches are added up: more of them, a larger loss; {OVERFLOW}",
     "legacy seq-mean-token-sum-norm": f"{SUM}, divided by the padded width and the number of micro-batches",
@@ -111,7 +115,7 @@ VERL_NOTES = {
 VERL = {
     "losses": {
         "token-mean": "DAPO", "seq-mean-token-mean": "GRPO", "seq-mean-token-sum-norm": "DrGRPO", "gspo": "GSPO",
-        "cispo": "CISPO", "geo_mean": "GMPO", "gpg": "GPG",
+        "cispo": "CISPO", "sapo": "SAPO", "geo_mean": "GMPO", "gpg": "GPG",
     },
     "advantages": {
         "grpo": "grpo", "grpo, norm_adv_by_std_in_grpo: false": "dr_grpo", "rloo": "rloo", "gpg": "gpg",

@@ -36,6 +36,7 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "seq-mean-token-sum-norm": ("DrGRPO", {}),
     "gspo": ("GSPO", {"clip_ratio_low": 3e-4, "clip_ratio_high": 4e-4}),
     "cispo": ("CISPO", {"clip_ratio_low": 1.0, "clip_ratio_high": 4.0}),
+    "sapo": ("SAPO", {"tau_pos": 1.0, "tau_neg": 1.05}),
     "geo_mean": ("GMPO", {"clip_ratio_low": 0.4, "clip_ratio_high": 0.4}),
     "gpg": ("GPG", {}),
 }

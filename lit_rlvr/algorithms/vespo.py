@@ -52,8 +52,8 @@ class VESPO(RLVRModule):
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         log_w = log_ratio(x.logp.detach(), x.rollout, x.mask).sum(1, keepdim=True)  # (B, 1)
         log_w = log_w.clamp(MIN_LOG_WEIGHT, MAX_LOG_WEIGHT)
-        k = torch.where(x.advantages < 0, self.k_neg, self.k_pos).to(log_w.dtype)
-        rate = torch.where(x.advantages < 0, self.lambda_neg, self.lambda_pos).to(log_w.dtype)
+        k = torch.where(x.advantages < 0, torch.full_like(log_w, self.k_neg), self.k_pos)  # (B, 1)
+        rate = torch.where(x.advantages < 0, torch.full_like(log_w, self.lambda_neg), self.lambda_pos)
         phi = (k * log_w + rate * (1 - log_w.exp())).exp()  # (B, 1)
         loss = -masked_sum(phi * x.advantages * x.logp, x.token_weight, x.mask)
         return loss, {"phi": (phi * x.mask).sum()}

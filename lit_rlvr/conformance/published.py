@@ -44,6 +44,24 @@ LOSSES = {
         "arXiv 2507.18071, eqs. 5-7",
     ),
     "CISPO": Published("-(1/N) sum_i sum_t stopgrad(min(w, 5)) A logp", "arXiv 2506.13585, eqs. 4-5", True),
+    "SAPO": Published(
+        "-(1/B) sum_i (1/n_i) sum_t (4/tau) sigmoid(tau (w - 1)) A, tau 1 where A > 0, else 1.05", "arXiv 2511.20347"
+    ),
+    "VESPO": Published(
+        "-(1/N) sum_i sum_t stopgrad(W^k exp(lambda (1 - W))) A logp, W the product over the sequence of the ratios to "
+        "rollout_logp, k 2 and lambda 3 where A >= 0, else 3 and 2",
+        "arXiv 2602.10693",
+        True,
+    ),
+    "LUSPO": Published(
+        "-(1/B) sum_i n_i min(s A, clip(s, 1 - 2e-3, 1 + 2.5e-3) A), s = exp((1/n_i) sum_t log w)",
+        "arXiv 2602.05261, section 5.1",
+    ),
+    "DPPO": Published(
+        "-(1/N) sum_i sum_t M r A, r = exp(logp - rollout_logp), M 0 where A > 0 and p - p_rollout > 0.2, or A < 0 and "
+        "p - p_rollout < -0.2, else 1",
+        "arXiv 2602.04879, eq. 13",
+    ),
     "GMPO": Published(
         "-(1/B) sum_i A exp((1/n_i) sum_t q), q = min(log w, 0.4) where A > 0, max(log w, -0.4) where A < 0",
         "arXiv 2507.20673",
@@ -59,6 +77,15 @@ ADVANTAGES = {
     "dr_grpo": Published("r - mu", "arXiv 2503.20783"),
     "gpg": Published("(r - mu) P / P_valid, P_valid the groups whose rewards differ", "arXiv 2504.02546"),
     "rloo": Published("r - the mean of the group's other rewards", "arXiv 2402.14740"),
+    "opo": Published("r - sum(l r) / sum(l), l the lengths", "arXiv 2505.23585"),
+    "maxrl": Published("(r - mu) / mu, 0 where mu <= 0", "arXiv 2602.02710"),
+    "pass_at_k": Published(
+        "the mean over the pairs of completions that hold it of their reward (1 if one is right), standardised over "
+        "all pairs of the group",
+        "arXiv 2508.10751, k = 2",
+    ),
+    "grpo_passk": Published("the best r minus the second best for the best, 0 for the others", "arXiv 2503.19595"),
+    "reinforce_pp": Published("(r - mean) / sd over the batch, each completion counted l times", "arXiv 2501.03262"),
     "reinforce": Published("0.1 where c = 1, -1 where c = 0", "arXiv 2506.01347"),
     "aapo": Published(f"{BASE} + clip(r - s, -0.2, 0.28)", "arXiv 2505.14264, eq. 5"),
     "agrae": Published(
@@ -90,6 +117,7 @@ LOSSES |= {
     ),
     "verl/gspo": Published("clip 3e-4 and 4e-4", f"{CORE_ALGOS}:1254"),
     "verl/cispo": Published("clip_ratio_low 1, clip_ratio_high 4", f"{CORE_ALGOS}:1722", True),
+    "verl/sapo": Published("tau_pos 1, tau_neg 1.05", f"{CORE_ALGOS}:1330"),
     "verl/geo_mean": Published("clip 0.4", f"{CORE_ALGOS}:1636"),
     "verl/gpg": Published("token-mean", f"{CORE_ALGOS}:1415"),
 }

@@ -25,9 +25,14 @@ SETTINGS = {
     "aux_loss_enabled": False, "top_entropy_quantile": 1.0, "max_completion_length": 9,
     "current_gradient_accumulation_steps": 1, "_entropy_bonus_enabled": False, "use_adaptive_entropy": False,
     "entropy_coef": 0.0, "get_off_policy_mask": GRPOTrainer.get_off_policy_mask,
+    "get_gamma_weights": lambda **inputs: GRPOTrainer.get_gamma_weights(**inputs).detach(),  # it has no gradient anyway
 }  # fmt: skip
 """Attributes of the trainer."""
-ARGS = {"delta": None, "use_bias_correction_kl": True, "steps_per_generation": 1}
+ARGS = {
+    "delta": None, "use_bias_correction_kl": True, "steps_per_generation": 1, "sapo_temperature_pos": 1.0,
+    "sapo_temperature_neg": 1.05, "vespo_k_pos": 2.0, "vespo_lambda_pos": 3.0, "vespo_k_neg": 3.0,
+    "vespo_lambda_neg": 2.0,
+}  # fmt: skip
 """Attributes of its `args`."""
 
 
@@ -83,6 +88,9 @@ bnpo = partial(grpo, loss_type="bnpo", epsilon_high=0.28)
 dapo = partial(grpo, loss_type="dapo", epsilon_high=0.28)
 dr_grpo = partial(grpo, loss_type="dr_grpo")
 cispo = partial(grpo, loss_type="cispo", epsilon_high=5.0)
+sapo = partial(grpo, loss_type="sapo")
+vespo = partial(grpo, loss_type="vespo")
+luspo = partial(grpo, loss_type="luspo", importance_sampling_level="sequence", epsilon_low=2e-3, epsilon_high=2.5e-3)
 gspo = partial(grpo, importance_sampling_level="sequence", epsilon_low=3e-4, epsilon_high=4e-4)
 
 
