@@ -273,6 +273,7 @@ class RolloutCallback(Callback):
         device = trainer.strategy.root_device.type
         if self.deterministic and device == "cuda":
             use_deterministic_kernels()
+        module.most_tokens = self._most_tokens(trainer, module) * module.epochs_per_rollout
         sizes = data.prompts_per_step, trainer.world_size, str(trainer.precision), device
         check_all(lambda: self.check_sizes(module, *sizes), lambda: self.check_data(module, data))
         self.log_sizes(module, *sizes)
@@ -391,13 +392,16 @@ class RolloutCallback(Callback):
             + self._max_observed_images(),
             deterministic=self.deterministic,
             reserved=sum(unallocated(optimizer, module.policy.device) for optimizer in trainer.optimizers),
-            tokens=max(0, trainer.max_steps // updates_of(module))
-            * data.prompts_per_step
-            * self.group_size
-            * self.sampling.max_tokens,
+            tokens=self._most_tokens(trainer, module),
             run=Path(trainer.default_root_dir),
             beside=self.staleness > 0,
         )
+
+    def _most_tokens(self, trainer: Trainer, module: RLVRModule) -> int:
+        """Return the most tokens that the run samples; 0 = its steps are not bounded."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        sequences = data.prompts_per_step * self.group_size
+        return max(0, trainer.max_steps // updates_of(module)) * sequences * self.sampling.max_tokens
 
     def _max_observed_images(self) -> int:
         """Return the number of images that an environment may show in an episode, one at a time."""

@@ -67,7 +67,7 @@ from lit_rlvr.policy.families import freeze_vision_tower
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import compute_dtype
-from lit_rlvr.policy.speed import compile_layers, use_liger
+from lit_rlvr.policy.speed import compile_layers, compiling_pays, uncompile_layers, use_liger
 from lit_rlvr.policy.verify import check_spans, compile_and_verify, verify_or_fall_back
 from lit_rlvr.training.failures import DEFAULT_TOKENS, SkippedSteps, TokenBudget
 from lit_rlvr.training.loss import LossModule
@@ -147,7 +147,8 @@ class RLVRModule(LossModule, EvaluatingModule):
         liger: use liger-kernel's fused kernels (GPU only); with `torch_compile`, which fuses the others, only that of
             the normalisation.
         torch_compile: compile the language model's layers with torch.compile for training, which takes a while at the
-            start; a resumed run then ends the same only up to rounding. Generation is not compiled.
+            start; a resumed run then ends the same only up to rounding. Generation is not compiled. `auto` does so on a
+            CPU in bfloat16, in one process, if the run is long enough for it to pay.
         freeze_vision: do not train the vision tower of a vision-language model.
         lora: train low-rank adapters in the language model instead of its weights; checkpoints then hold only them.
         max_skipped_steps: optimizer steps in a row that may be skipped for a loss or gradient that is not finite.
@@ -188,7 +189,7 @@ class RLVRModule(LossModule, EvaluatingModule):
         shared_prefix: bool = True,
         gradient_checkpointing: bool | Literal["auto"] = False,
         liger: bool = False,
-        torch_compile: bool = False,
+        torch_compile: bool | Literal["auto"] = "auto",
         freeze_vision: bool = False,
         lora: Lora | None = None,
         max_skipped_steps: int = 10,
@@ -204,7 +205,7 @@ class RLVRModule(LossModule, EvaluatingModule):
             f"[1, {MAX_SIZE}]", "model", updates_per_rollout=updates_per_rollout, epochs_per_rollout=epochs_per_rollout
         )
         check_options(optimizer, betas, weight_decay)
-        if torch_compile and not shared_prefix:
+        if torch_compile is True and not shared_prefix:
             raise UserError(
                 "model.torch_compile: it cannot be combined with shared_prefix: false; leave one of them off"
             )
@@ -232,6 +233,7 @@ class RLVRModule(LossModule, EvaluatingModule):
         self.bounds = Correction(
             "none", importance_cap, importance_floor, importance_veto, off_policy_threshold, prox_logp_method
         )
+        self.most_tokens = 0  # that the run trains on, which the RolloutCallback tells; 0 = unknown
         self.iteration = 0  # rollouts trained on so far
         self.selection = GroupSelection(self.advantage.min_valid_fraction or 0.0)
         check_within("[1, inf)", "model", reference_update_every=reference_update_every)
@@ -361,13 +363,29 @@ class RLVRModule(LossModule, EvaluatingModule):
         if self.device.type != "cpu":
             check_spans(self.policy, dtype)
         if self.liger:  # the weights are on the GPU now
-            use_liger(self.policy.model, self.torch_compile)
+            use_liger(self.policy.model, self.torch_compile is True)
             verify_or_fall_back(self.policy, dtype)
-        if self.torch_compile:
-            progress.begin("compiling the model's layers")
+        self._compile(dtype)
+
+    def _compile(self, dtype: torch.dtype) -> None:
+        """Compile the layers if they are to be, or if `auto` says that it pays; what `auto` cannot compile stays plain."""
+        size = sum(parameter.numel() for parameter in self.policy.parameters())
+        automatic = self.torch_compile == "auto" and self.shared_prefix and world_size() == 1
+        if not (
+            self.torch_compile is True or (automatic and compiling_pays(size, self.most_tokens, self.device, dtype))
+        ):
+            return
+        progress.begin("compiling the model's layers")
+        try:
             compile_and_verify(self.policy, dtype)
-            if self.reference.policy is not None:
-                compile_layers(self.reference.policy.model)
+        except UserError as error:
+            if not automatic:
+                raise
+            _log.warning("%s: auto leaves it off", error)
+            uncompile_layers(self.policy.model)
+            return
+        if self.reference.policy is not None:
+            compile_layers(self.reference.policy.model)
 
     def on_train_start(self) -> None:
         apply_options(self.optimizers(), self.lr_schedulers(), self.lr, self._saved_options)

@@ -23,7 +23,7 @@ from lit_rlvr.policy import speed as compiled
 from lit_rlvr.policy.adapters import Lora, add_adapters
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.policy.speed import compile_layers, enable_checkpointing
+from lit_rlvr.policy.speed import compile_layers, compiling_pays, decoder_layers, enable_checkpointing
 from lit_rlvr.policy.verify import compile_and_verify
 from lit_rlvr.types import Completion, Rollout, Sampling
 
@@ -135,6 +135,43 @@ def test_a_compiler_that_fails_or_is_wrong_is_one_line(
     with pytest.raises(UserError, match=r"^model.torch_compile: .*" + message) as caught:
         compile_and_verify(Policy(tiny_llama(), (END,)), torch.float32)
     assert "\n" not in str(caught.value)
+
+
+def test_auto_compiles_long_runs_on_a_cpu_in_bfloat16(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu, long, short = torch.device("cpu"), 10**6, 10**5
+    with caplog.at_level("INFO", "lit_rlvr"):
+        assert compiling_pays(135_000_000, long, cpu, torch.bfloat16)
+        assert "auto compiles the layers" in caplog.text
+        assert not compiling_pays(135_000_000, short, cpu, torch.bfloat16)
+        assert not compiling_pays(1_000_000, long, cpu, torch.bfloat16)
+        assert not compiling_pays(135_000_000, long, cpu, torch.float32)
+        assert not compiling_pays(135_000_000, long, torch.device("cuda"), torch.bfloat16)
+        monkeypatch.setenv("CXX", "no-such-compiler")
+        assert not compiling_pays(135_000_000, long, cpu, torch.bfloat16)
+        assert "there is no C++ compiler (no-such-compiler)" in caplog.text
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_what_auto_cannot_compile_stays_plain(
+    tiny_model_folder: Path, tmp_path: Path, in_place_of_torch: Callable[[Layer], None], works: bool,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """A run of two steps that would pay, with a compiler that is broken or leaves the layers as they are."""
+    monkeypatch.setattr(compiled, "WORTH_COMPILING", 1.0)
+    calls: list[int] = []
+
+    def counted(plain: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: calls.append(1) or plain(*args, **kwargs)
+
+    in_place_of_torch(counted if works else lambda plain: torch.compile(plain, backend=broken))
+    module, _ = fit(tiny_model_folder, tmp_path, steps=2, trainer_options={"precision": "bf16-mixed"})
+    assert module.most_tokens == 2 * 6 * 4 * 9
+    assert ("auto leaves it off" in caplog.text) != works
+    assert bool(calls) == works and all(
+        ("forward" in vars(layer)) == works for layer in decoder_layers(module.policy.model)
+    )
 
 
 def test_a_model_that_cannot_share_prompts_is_told_so(caplog: pytest.LogCaptureFixture) -> None:
