@@ -368,12 +368,12 @@ class RLVRModule(LossModule, EvaluatingModule):
         self._compile(dtype)
 
     def _compile(self, dtype: torch.dtype) -> None:
-        """Compile the layers if they are to be, or if `auto` says that it pays; what `auto` cannot compile stays plain."""
+        """Compile the layers if the option is on, or `auto` and it pays; what `auto` cannot compile stays plain."""
+        automatic = self.torch_compile == "auto"
+        if automatic and (not self.shared_prefix or world_size() > 1):
+            return
         size = sum(parameter.numel() for parameter in self.policy.parameters())
-        automatic = self.torch_compile == "auto" and self.shared_prefix and world_size() == 1
-        if not (
-            self.torch_compile is True or (automatic and compiling_pays(size, self.most_tokens, self.device, dtype))
-        ):
+        if not (compiling_pays(size, self.most_tokens, self.device, dtype) if automatic else self.torch_compile):
             return
         progress.begin("compiling the model's layers")
         try:
