@@ -23,7 +23,7 @@ from lit_rlvr.policy.precision import is_half
 _log = logging.getLogger("lit_rlvr")
 
 
-WORTH_COMPILING = 4e14
+MIN_COMPILED_FLOPS = 4e14
 """Floating-point operations of training from which compiling pays on a CPU in bfloat16: it takes up to 80 s, and then
 saves a seventh of each optimizer step (SmolLM2-135M), so that it has paid twice by then."""
 
@@ -37,7 +37,7 @@ def compiling_pays(parameters: int, tokens: int, device: torch.device, dtype: to
     Args:
         parameters: of the model. tokens: the most that the run trains on; 0 = unknown.
     """
-    if device.type != "cpu" or not is_half(dtype) or 6.0 * parameters * tokens < WORTH_COMPILING:
+    if device.type != "cpu" or not is_half(dtype) or 6.0 * parameters * tokens < MIN_COMPILED_FLOPS:
         return False
     missing = missing_compiler()
     if missing is None:

@@ -159,7 +159,7 @@ def test_what_auto_cannot_compile_stays_plain(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     """A run of two steps that would pay, with a compiler that is broken or leaves the layers as they are."""
-    monkeypatch.setattr(compiled, "WORTH_COMPILING", 1.0)
+    monkeypatch.setattr(compiled, "MIN_COMPILED_FLOPS", 1.0)
     calls: list[int] = []
 
     def counted(plain: Callable[..., Any]) -> Callable[..., Any]:
