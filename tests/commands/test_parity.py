@@ -12,7 +12,8 @@ import yaml
 from slow_loops import SLOW, clipped_terms, loss_and_gradient, random_case
 from torch import Tensor
 
-from lit_rlvr.algorithms import AAPO, APMPO, GRPO, DrGRPO, Reinforce
+from lit_rlvr.advantages import Advantage, GroupBatch, GRPOAdvantage
+from lit_rlvr.algorithms import AAPO, APMPO, GRPO, GSPO, DrGRPO, Reinforce
 from lit_rlvr.commands.parity import load_algorithms, replay, run_parity
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, Stats
@@ -36,7 +37,25 @@ ALGORITHMS = {
         },
     },
     "name only": "GMPO",
-    **{name: {"class_path": name} for name in ("GPG", "APMPO", "AAPO", "Reinforce", "GRPOLead", "GSPO", "CISPO")},
+    **{
+        name: {"class_path": name}
+        for name in (
+            "GPG",
+            "APMPO",
+            "AAPO",
+            "Reinforce",
+            "GRPOLead",
+            "GSPO",
+            "CISPO",
+            "SAPO",
+            "VESPO",
+            "LUSPO",
+            "DPPO",
+            "ClipCov",
+            "KLCov",
+            "M2PO",
+        )
+    },
 }
 
 
@@ -268,3 +287,30 @@ def test_no_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(lit_rlvr.training.module, "load_policy", fail)
     assert replay(random_case(0).arrays, {"x": APMPO(model="no/such-model")})
+
+
+class OfTurns(Advantage):
+    """GRPO's advantages for the tokens of the first turn, twice as large for later ones."""
+
+    @property
+    def needs_tokens(self) -> bool:
+        return True
+
+    def __call__(self, group: GroupBatch) -> Tensor:
+        assert group.turns is not None
+        return GRPOAdvantage()(group).reshape(-1, 1) * (group.turns.clamp(max=1) + 1)
+
+
+def test_advantages_of_tokens_are_replayed() -> None:
+    arrays = random_case(4).arrays
+    turns = np.zeros(arrays["mask"].shape, dtype=int)
+    turns[:, 3:] = 1
+    found = replay(
+        arrays | {"turns": turns}, {"plain": Reinforce(advantage="grpo"), "own": Reinforce(advantage=OfTurns())}
+    )
+    assert found["own/advantages"].shape == arrays["mask"].shape
+    np.testing.assert_allclose(found["own/dlogp"], found["plain/dlogp"] * (1 + turns), rtol=1e-12)
+    with pytest.raises(UserError, match=r"algorithms.bad: model.advantage: .*OfTurns.* GSPO weighs whole sequences"):
+        replay(arrays, {"bad": GSPO(advantage=OfTurns())})
+    with pytest.raises(UserError, match=r"turns must be whole numbers from 0 of logp's shape"):
+        replay(arrays | {"turns": turns - 1}, {"own": Reinforce(advantage=OfTurns())})
