@@ -173,8 +173,8 @@ EVERY = {
     "A-GRAE on DAPO": ["--model", "DAPO", *init(advantage="AGRAE", dynamic_sampling="false")],
     "checkpointing": init(gradient_checkpointing="true"),
     "uncertain tokens": init(top_entropy_quantile=0.3),
-    "Clip-Cov of many": ["--model", "ClipCov", *init(clip_share=0.2, covariance_low=-9, covariance_high=9)],
-    "KL-Cov of many": ["--model", "KLCov", *init(penalty_share=0.2)],
+    "ClipCov": ["--model", "ClipCov", *init(clip_share=0.2, covariance_low=-9, covariance_high=9)],
+    "KLCov": ["--model", "KLCov", *init(penalty_share=0.2)],
     "KL in the reward": init(kl_coef=0.1, kl_in_reward="true", kl_estimator="k1", count_empty_rows="false"),
     "LoRA": [*init(kl_coef=0.1), "--model.init_args.lora.rank", "4"],
 }
