@@ -369,12 +369,15 @@ class RLVRModule(LossModule, EvaluatingModule):
 
     def _compile(self, dtype: torch.dtype) -> None:
         """Compile the layers if the option is on, or `auto` and it pays; what `auto` cannot compile stays plain."""
+        if not self.torch_compile:
+            return
         automatic = self.torch_compile == "auto"
-        if automatic and (not self.shared_prefix or world_size() > 1):
-            return
-        size = sum(parameter.numel() for parameter in self.policy.parameters())
-        if not (compiling_pays(size, self.most_tokens, self.device, dtype) if automatic else self.torch_compile):
-            return
+        if automatic:
+            if not self.most_tokens or not self.shared_prefix or world_size() > 1:
+                return
+            size = sum(parameter.numel() for parameter in self.policy.parameters())
+            if not compiling_pays(size, self.most_tokens, self.device, dtype):
+                return
         progress.begin("compiling the model's layers")
         try:
             compile_and_verify(self.policy, dtype)

@@ -11,7 +11,11 @@ from lit_rlvr.cli.shell_completion import script
 COMPLETED = {
     "exp": ["explain", "export"],
     "fit --rollout.sampling.te": ["--rollout.sampling.temperature"],
-    "fit --config quickstart --model.init_args.clip_": ["--model.init_args.clip_high", "--model.init_args.clip_low"],
+    "fit --config quickstart --model.init_args.clip_": [
+        "--model.init_args.clip_high",
+        "--model.init_args.clip_low",
+        "--model.init_args.clip_share",
+    ],
     "fit --config quick": ["quickstart"],
     "fit --model DA": ["DAPO"],
     "evaluate --model DA": [],
