@@ -94,10 +94,7 @@ def check_estimator(function: Callable[..., Tensor], expect: str | None = None) 
     batch = frozen_batch("regular")
     return [
         *([] if expect is None else [has_values(name) for name in BATCHES]),
-        properties.rewards_what_is_right(estimate, batch),
-        *properties.estimates_in_any_order(estimate, batch),
-        properties.survives_equal_rewards(estimate, batch),
-        properties.estimates_in_float32(estimate, batch),
+        *properties.estimator_findings(estimate, batch),
     ]
 
 

@@ -348,6 +348,16 @@ def ignores_precision(prepare: PrepareStep, batch: Batch) -> Finding:
 # ---- properties of advantages ----------------------------------------------------------------------------------
 
 
+def estimator_findings(estimate: Estimate, batch: Batch) -> list[Finding]:
+    """Measure every property of an advantage."""
+    return [
+        rewards_what_is_right(estimate, batch),
+        *estimates_in_any_order(estimate, batch),
+        survives_equal_rewards(estimate, batch),
+        estimates_in_float32(estimate, batch),
+    ]
+
+
 def rewards_what_is_right(estimate: Estimate, batch: Batch) -> Finding:
     """Swap right and wrong; measure the share of completions whose advantage does not rise when they are right."""
     swapped = replace(batch, rewards=1 - batch.rewards, correct=1 - batch.correct)

@@ -65,10 +65,7 @@ def check_advantage(advantage: AdvantageFunction | str) -> list[Finding]:
     deepcopy(estimator)(group)
     before = {k: v for k, v in vars(batch.group).items() if isinstance(v, Tensor) and v.is_floating_point()}
     return [
-        properties.rewards_what_is_right(estimate, batch),
-        *properties.estimates_in_any_order(estimate, batch),
-        properties.survives_equal_rewards(estimate, batch),
-        properties.estimates_in_float32(estimate, batch),
+        *properties.estimator_findings(estimate, batch),
         Finding("input", properties.error(vars(group), before), 0, "the rewards that it was given, before and after"),
     ]
 
