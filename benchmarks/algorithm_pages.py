@@ -32,13 +32,13 @@ class Method:
         page: the name of its page, without ".md".
         loss: the class that runs it, which may be another method's.
         advantages: registered names; the first one is the method's, others are variants of the same paper.
-        study: the file in docs/findings with recorded runs of it, and their task; None = no run is recorded.
+        study: the file in docs/findings with recorded runs of it; None = no run is recorded.
     """
 
     page: str
     loss: str
     advantages: tuple[str, ...]
-    study: tuple[str, str] | None = ("losses_text", "sums")
+    study: str | None = "losses_best"
 
     @property
     def owns_loss(self) -> bool:
@@ -68,18 +68,18 @@ METHODS = (
     Method("dr_grpo", "DrGRPO", ("dr_grpo",)),
     Method("gspo", "GSPO", ("grpo",)),
     Method("cispo", "CISPO", ("grpo",)),
-    Method("sapo", "SAPO", ("grpo",), None),
-    Method("vespo", "VESPO", ("grpo",), None),
-    Method("luspo", "LUSPO", ("grpo",), None),
-    Method("dppo", "DPPO", ("grpo",), None),
-    Method("clip_cov", "ClipCov", ("grpo",), None),
-    Method("kl_cov", "KLCov", ("grpo",), None),
-    Method("m2po", "M2PO", ("grpo",), None),
+    Method("sapo", "SAPO", ("grpo",)),
+    Method("vespo", "VESPO", ("grpo",)),
+    Method("luspo", "LUSPO", ("grpo",)),
+    Method("dppo", "DPPO", ("grpo",)),
+    Method("clip_cov", "ClipCov", ("grpo",)),
+    Method("kl_cov", "KLCov", ("grpo",)),
+    Method("m2po", "M2PO", ("grpo",)),
     Method("gmpo", "GMPO", ("grpo",)),
     Method("apmpo", "APMPO", ("grpo",)),
     Method("gpg", "GPG", ("gpg",)),
     Method("aapo", "AAPO", ("aapo",)),
-    Method("agrae", "GRPO", ("agrae", *CONTROLS), ("agrae", "steps")),
+    Method("agrae", "GRPO", ("agrae", *CONTROLS), "agrae"),
     Method("grpo_lead", "GRPOLead", ("grpo_lead",)),
     Method("reinforce", "Reinforce", ("reinforce",)),
     Method("rloo", "Reinforce", ("rloo",), None),
@@ -190,20 +190,20 @@ def draw(method: Method) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    assert method.study is not None
-    results = json.loads((DOCS / f"findings/{method.study[0]}.json").read_text())
-    cells = results["tasks"][method.study[1]]["cells"]
-    names = method.advantages if method.page not in cells or len(method.advantages) > 1 else (method.page,)
+    results = json.loads((DOCS / f"findings/{method.study}.json").read_text())
+    (unit, budget), *_ = results["budget"].items()
+    tasks = [task["cells"] for task in results["tasks"].values()]
+    names = method.advantages if method.page not in tasks[0] or len(method.advantages) > 1 else (method.page,)
     figure, axis = pyplot.subplots(figsize=(5.6, 3.2), constrained_layout=True)
-    samples = [results["budget"]["samples"] * (quarter + 0.5) / 4 for quarter in range(4)]
+    middles = [budget * (quarter + 0.5) / 4 for quarter in range(4)]
     for name in dict.fromkeys(("grpo", *names)):
-        runs = [run["quarters"]["rollout/accuracy"] for run in cells[name]["by_seed"].values()]
+        runs = [run["quarters"]["rollout/accuracy"] for cells in tasks for run in cells[name]["by_seed"].values()]
         by_quarter = list(zip(*runs, strict=True))
-        (line,) = axis.plot(samples, [mean(values) for values in by_quarter], marker="o", label=name.replace("_", " "),
+        (line,) = axis.plot(middles, [mean(values) for values in by_quarter], marker="o", label=name.replace("_", " "),
                             color="0.45" if name == "grpo" else None)  # fmt: skip
-        axis.fill_between(samples, [min(v) for v in by_quarter], [max(v) for v in by_quarter], alpha=0.15,
+        axis.fill_between(middles, [min(v) for v in by_quarter], [max(v) for v in by_quarter], alpha=0.15,
                           color=line.get_color(), linewidth=0)  # fmt: skip
-    axis.set(xlabel="samples", ylabel="share of right answers", xlim=(0, results["budget"]["samples"]))
+    axis.set(xlabel={"steps": "optimizer steps"}.get(unit, unit), ylabel="share of right answers", xlim=(0, budget))
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     figure.savefig(PAGES / f"{method.page}.png", dpi=80)

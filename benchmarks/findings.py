@@ -36,9 +36,9 @@ from findings_numbers import (
     mechanism_numbers,
     opening_numbers,
     point_numbers,
-    text_numbers,
+    best_numbers,
 )
-from findings_text import INTRODUCTION, OPENING, READINGS
+from findings_text import CHOICE_OF_RATES, INTRODUCTION, OPENING, READINGS
 
 from lit_rlvr.commands.compare.significance import (
     LEVEL,
@@ -49,6 +49,7 @@ from lit_rlvr.commands.compare.significance import (
     sign_flip_test,
     stratified_interval,
 )
+from lit_rlvr.commands.compare.study import load_study
 from lit_rlvr.run.loggers import read_metrics
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -66,19 +67,23 @@ class Part:
         figures: those that it shows of each task.
         minutes: from its first cell to its report, two cells at a time; None = not kept.
         claims: what it tests; none = it compares every cell with the baseline.
+        rates: the study whose results chose its learning rates.
     """
 
     title: str
     figures: tuple[str, ...]
     minutes: int | None
     claims: Sequence[Claim] = ()
+    rates: str = ""
 
 
 STUDIES = {
     "agrae": Part("A-GRAE", ("pass_at_k", "entropy", "accuracy", "correct_count"), None, AGRAE),
     "apmpo": Part("APMPO", ("accuracy", "entropy", "power", "clip"), 127, APMPO),
     "aapo": Part("AAPO", ("zero_advantage", "accuracy"), 109, AAPO),
-    "losses_text": Part("Eleven losses at an equal budget: sums of two numbers", ("reward", "entropy"), 21),
+    "losses_best": Part(
+        "Eighteen losses, each at its best learning rate: sums of two numbers", ("accuracy",), None, rates="losses_rates"
+    ),
     "losses_image": Part("Eleven losses at an equal budget: counting in images", ("reward",), 48),
 }
 
@@ -229,8 +234,9 @@ def section(name: str, results: Mapping[str, Any]) -> str:
         f"## {part.title}",
         f"`lit-rlvr compare studies/claims/{name} --out DIR --jobs 2`: {len(runs)} runs of {count} {unit}, "
         f"{minutes:.0f} minutes of training on one core each{wall}.",
-        *(claims_tables(part.claims, results) if part.claims else comparisons(results)),
-        over_tasks([results]),
+        *([CHOICE_OF_RATES, rates_table(part.rates, name)] if part.rates else []),
+        *(claims_tables(part.claims, results) if part.claims else [comparison(results)]),
+        over_tasks(results),
         collapses(results),
     ]
     lines += [reading(name, results)] if name in READINGS else []
@@ -250,7 +256,7 @@ def reading(name: str, results: Mapping[str, Any]) -> str:
         "agrae": lambda: agrae_numbers(tasks["steps"], found),
         "apmpo": lambda: apmpo_numbers(tasks["steps"], accuracy, found),
         "aapo": lambda: aapo_numbers(tasks, found),
-        "losses_text": lambda: text_numbers(tasks["sums"]),
+        "losses_best": lambda: best_numbers(tasks),
         "losses_image": lambda: image_numbers(tasks["geometry"]),
     }
     return wrapped(READINGS[name].format(**numbers[name]()))
@@ -335,36 +341,64 @@ def bold(reading: str) -> str:
     return f"**{verdict}**{colon}{reason}"
 
 
-def comparisons(results: Mapping[str, Any]) -> list[str]:
-    """Return for each task every cell's metric at the end, and its difference from the baseline in the same seed."""
-    metric, baseline = results["metric"], results["baseline"]
-    tables = []
-    for task in results["tasks"].values():
-        k, before = largest(task["before_pass_at_k"])
-        rows = [
-            f"| cell | {metric} [95 %] | minus {label(baseline)}'s in the same seed [95 %] | {k} | "
-            "entropy, last quarter | optimizer steps | n |",
-            "|---|---|---|---|---|---|---|",
-            f"| before training | {number(task['before']['mean'])} | | {before} | | | |",
+def comparison(results: Mapping[str, Any]) -> str:
+    """Return a table of the cells: the metric at the end over all runs, its difference from the baseline's in the same
+    task and seed, and what a generated token brings."""
+    metric, baseline, tasks = results["metric"], results["baseline"], results["tasks"].values()
+    k = max(int(k) for k in next(iter(next(iter(tasks))["before_pass_at_k"].values())))
+    before = mean(task["before"]["mean"] for task in tasks)
+    at_k = mean(pass_at(task["before_pass_at_k"], k) for task in tasks)
+    rows = [
+        f"| cell | {metric} [95 %] | minus {label(baseline)}'s in the same seed [95 %] | pass@{k} | "
+        "entropy, last quarter | optimizer steps | thousand tokens | points per thousand tokens | n |",
+        "|---|---|---|---|---|---|---|---|---|",
+        f"| before training | {number(before)} | | {number(at_k)} | | | | | |",
+    ]
+    cells = {name: [task["cells"][name] for task in tasks] for name in next(iter(tasks))["cells"]}
+    for name, found in sorted(cells.items(), key=lambda item: -mean(cell["mean"] for cell in item[1])):
+        values = [value for cell in found for value in cell["values"].values()]
+        apart = [
+            value - base["values"][seed]
+            for cell, base in zip(found, cells[baseline], strict=True)
+            for seed, value in cell["values"].items()
+            if seed in base["values"]
         ]
-        base = task["cells"][baseline]["values"]
-        for name, cell in sorted(task["cells"].items(), key=lambda item: -item[1]["mean"]):
-            values = cell["values"]
-            both = [values[seed] - base[seed] for seed in values if seed in base]
-            entropy = mean(run["quarters"]["rollout/entropy"][3] for run in cell["by_seed"].values())
-            rows.append(
-                f"| {label(name)} | {with_interval(list(values.values()))} | "
-                f"{'' if name == baseline else with_interval(both)} | {largest(cell['pass_at_k'])[1]} | "
-                f"{number(entropy)} | {cell['used']['steps']['mean']:.0f} | {len(values)} |"
-            )
-        tables.append("\n".join(rows))
-    return tables
+        runs = [run for cell in found for run in cell["by_seed"].values()]
+        entropy = mean(run["quarters"]["rollout/entropy"][3] for run in runs)
+        steps, tokens = (mean(cell["used"][unit]["mean"] for cell in found) for unit in ("steps", "tokens"))
+        rows.append(
+            f"| {label(name)} | {with_interval(values)} | {'' if name == baseline else with_interval(apart)} | "
+            f"{number(mean(pass_at(cell['pass_at_k'], k) for cell in found))} | {number(entropy)} | {steps:.0f} | "
+            f"{tokens / 1000:.0f} | {100 * (mean(values) - before) / (tokens / 1000):.2f} | {len(values)} |"
+        )
+    return "\n".join(rows)
 
 
-def largest(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> tuple[str, str]:
-    """Return the name and mean of pass@k at the largest k, of the first validation set."""
-    k, values = max(next(iter(found.values())).items(), key=lambda item: int(item[0]))
-    return f"pass@{k}", number(values["mean"])
+def rates_table(rates: str, best: str) -> str:
+    """Return the accuracy of every cell of the study `best` at each learning rate of the study `rates`, where its name
+    is followed by a word for the rate; the rate that `best` takes in bold."""
+    results = json.loads((RESULTS / f"{rates}.json").read_text())
+    (task,) = results["tasks"].values()
+    chosen = learning_rates(best)
+    found: dict[str, dict[float, float]] = {name: {} for name in chosen}
+    for cell, rate in learning_rates(rates).items():
+        found[cell.rpartition("_")[0]][rate] = task["cells"][cell]["mean"]
+    columns = sorted({rate for by_rate in found.values() for rate in by_rate})
+    rows = [f"| cell | {' | '.join(map('{:g}'.format, columns))} |", "|---" * (1 + len(columns)) + "|"]
+    for name, by_rate in found.items():
+        cells = [f"**{by_rate[rate]:.3f}**" if rate == chosen[name] else f"{by_rate[rate]:.3f}" for rate in columns]
+        rows.append(f"| {label(name)} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def learning_rates(study: str) -> dict[str, float]:
+    """Return the learning rate of every cell of a study."""
+    return {cell.name: cell.config["model"]["init_args"]["lr"] for cell in load_study(f"studies/claims/{study}").cells}
+
+
+def pass_at(found: Mapping[str, Mapping[str, Mapping[str, float]]], k: int) -> float:
+    """Return the mean of pass@k of the first validation set."""
+    return next(iter(found.values()))[str(k)]["mean"]
 
 
 def collapses(results: Mapping[str, Any]) -> str:
@@ -392,10 +426,10 @@ def with_interval(values: Sequence[float]) -> str:
     return f"{number(mean(values))} [{', '.join(map(number, t_interval(values) or []))}]"
 
 
-def over_tasks(studies: Sequence[Mapping[str, Any]]) -> str:
-    """Compare all tasks of several studies with the same cells together, as Agarwal et al. 2021 do."""
-    tasks = [task["cells"] for results in studies for task in results["tasks"].values()]
-    baseline = studies[0]["baseline"]
+def over_tasks(results: Mapping[str, Any]) -> str:
+    """Compare the cells over all tasks of a study, as Agarwal et al. 2021 do."""
+    tasks = [task["cells"] for task in results["tasks"].values()]
+    baseline = results["baseline"]
     scores = {name: [list(cells[name]["values"].values()) for cells in tasks] for name in tasks[0]}
     rows = [
         f"| cell | interquartile mean [95 %] | probability that a run is better than one of {label(baseline)} [95 %] |",
@@ -434,8 +468,6 @@ def page() -> str:
         count_verdicts(found),
         *(section(name, results) for name, results in found.items()),
     ]
-    if len(losses := [results for name, results in found.items() if not STUDIES[name].claims]) > 1:
-        parts += ["## Eleven losses: both tasks together", over_tasks(losses), READINGS["losses"].strip()]
     if (RESULTS / "mechanism.json").is_file():
         parts.append(where_losses_differ(json.loads((RESULTS / "mechanism.json").read_text())))
     return "\n\n".join(parts) + "\n"
@@ -506,7 +538,7 @@ def take(name: str, folder: Path) -> None:
                 run["validations"] = validations(folder / "runs" / task / cell / f"seed-{seed}")
     (RESULTS / f"{name}.json").write_text(json.dumps(results, separators=(",", ":")) + "\n")
     for task in results["tasks"]:
-        for figure in STUDIES[name].figures:
+        for figure in STUDIES[name].figures if name in STUDIES else ():
             path = folder / "figures" / task / f"{figure}.png"
             if path.is_file():
                 shutil.copy(path, RESULTS / f"{name}_{task}_{figure}.png")

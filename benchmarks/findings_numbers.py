@@ -218,11 +218,6 @@ def pass_64(run: Any) -> float:
     return float(run["last"]["val/multi_step_arithmetic/pass@64"])
 
 
-def text_numbers(task: Mapping[str, Any]) -> dict[str, str]:
-    close = [task["cells"][name]["mean"] for name in ("grpo", "dr_grpo", "apmpo", "gspo", "grpo_lead")]
-    return {"spread": f"{max(close) - min(close):.3f}", "right_before": f"{100 * task['before']['mean']:.0f} %"}
-
-
 def image_numbers(task: Mapping[str, Any]) -> dict[str, str]:
     def at_8(found: Mapping[str, Any]) -> float:
         return float(next(iter(found.values()))["8"]["mean"])

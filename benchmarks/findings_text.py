@@ -105,6 +105,11 @@ paper, and call all others exploratory.
 The registered claims in short:
 """
 
+CHOICE_OF_RATES = (
+    "First the accuracy of every loss at three learning rates (`studies/claims/losses_rates`, two seeds each). The rate "
+    "in bold has the highest mean; the seeds and problems below are others:"
+)
+
 READINGS = {
     "agrae": """
 What stands out: suppressing positive advantages hurts on this task. Negative-dominant training, and with it A-GRAE's
@@ -215,35 +220,14 @@ What limits this, besides the cut: the reference is the model that training star
 beat as training goes on; the paper's runs are longer. The deviation is that of the population. At G = 2 it makes A
 larger by sqrt(2) than the sample's, which the released code takes, and the margin smaller in comparison.
 """,
-    "losses_text": """
-Here nothing is claimed, so nothing is tested: five seeds cannot go below p = 0.06 in the sign-flip test. The intervals
-are those of each loss alone; among ten of them one that just excludes 0 is no surprise.
-
-What stands out: GRPO, Dr. GRPO, APMPO, GSPO and GRPO-LEAD end within {spread} of each other. DAPO and AAPO get half the
-optimizer steps from the same samples, because DAPO samples again for groups that are all right or all wrong and AAPO
-for its reference answers, and end lower. GPG has no importance ratio, so its second update on a rollout is off-policy
-by one step.
-
-W-REINFORCE collapses in all five runs, as it was run here: without a clip, with a second update that is off-policy by
-one step, at one learning rate. The recipe clips it like GRPO, as A-GRAE's released code does, so this says nothing
-about the recipe. Its advantages are +0.1 for right answers and -1 for wrong ones, whatever the others of a group are,
-and with {right_before} right before training nearly every update pushes an answer down, until only wrong digits are
-left. Which of these causes the collapse was not tested.
-
-What limits this: one learning rate for all, at which GRPO learns, and 80 rollouts. The steps that a loss takes at this
-rate differ in size, so the order says as much about the rate as about the loss.
+    "losses_best": """
+TODO
 """,
     "losses_image": """
 GRPO's own five runs end between {grpo_runs}, further apart than most losses are, so at k = 1 nothing stands out from
 them but W-REINFORCE's collapse. At k = 8 {above} of the eleven losses end above the model before training: GSPO
 (0.817), DAPO, APMPO, AAPO, GRPO-LEAD, GMPO and CISPO, of which DAPO and AAPO took half the steps. GRPO, Dr. GRPO and
 GPG end below it: they have become surer of fewer answers.
-""",
-    "losses": """
-What stands out over both tasks: no loss is better than GRPO as far as five seeds can show. APMPO and GSPO win 60 % of
-the pairs of runs, with an interval from a third to nearly nine tenths. AAPO, DAPO and GPG lose about nine of ten pairs,
-the first two with half the optimizer steps. W-REINFORCE collapses on both tasks, unclipped and off-policy as it was run
-here.
 """,
     "mechanism": """
 Before losses are compared by their results, it helps to know where their gradients differ at all. Every loss is
