@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from textwrap import fill
 from typing import Any
 
@@ -41,14 +40,12 @@ from findings_numbers import (
 from findings_text import INTRODUCTION, OPENING, READINGS
 
 from lit_rlvr.commands.compare.significance import (
-    LEVEL,
-    detectable,
-    holm,
     interquartile_mean,
     probability_of_improvement,
-    sign_flip_test,
     stratified_interval,
+    t_interval,
 )
+from lit_rlvr.commands.compare.verdicts import SMALLER, PairedDifference, tested_together
 from lit_rlvr.run.loggers import read_metrics
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -83,73 +80,19 @@ STUDIES = {
 }
 
 
-def t_interval(values: Sequence[float]) -> list[float] | None:
-    """Return the 95 % interval of a mean by Student's t; None for fewer than two values.
-
-    With ten values or fewer the percentile bootstrap's interval is too narrow, because it takes the sample's deviation
-    for the true one.
-    """
-    from scipy.stats import t
-
-    if len(values) < 2:
-        return None
-    half = t.ppf(1 - LEVEL / 2, len(values) - 1) * stdev(values) / math.sqrt(len(values))
-    return [float(mean(values) - half), float(mean(values) + half)]
-
-
 @dataclass(frozen=True)
-class Finding:
-    """The result of testing a claim.
-
-    Args:
-        more: mean of the cell that is claimed to have more, over seeds.
-        less: mean of the other.
-        differences: one per seed.
-        p: of the sign-flip test; adjusted: after Holm's correction over the paper's registered claims.
-        below: one-sided p-value of ours being as large as the smallest printed difference; after Holm's correction
-            over the paper's registered claims that have one. None without a printed difference.
-    """
+class Finding(PairedDifference):
+    """The result of testing a claim."""
 
     claim: Claim
-    more: float
-    less: float
-    differences: list[float]
-    p: float
-    adjusted: float
-    below: float | None
-
-    @property
-    def n(self) -> int:
-        return len(self.differences)
-
-    @property
-    def difference(self) -> float:
-        return mean(self.differences)
-
-    @property
-    def interval(self) -> list[float]:
-        """The 95 % interval of the mean difference, by Student's t over seeds."""
-        return t_interval(self.differences) or []
-
-    @property
-    def smallest(self) -> float:
-        """Return the difference that this many pairs show with a probability of 0.8, uncorrected."""
-        return detectable(self.n) * stdev(self.differences) if self.n > 1 else float("nan")
-
-    @property
-    def verdict(self) -> str:
-        """The registered verdict."""
-        if self.adjusted >= LEVEL:
-            return "cannot tell"
-        return "seen" if self.difference > 0 else "not seen"
 
     @property
     def now(self) -> str:
         """Return how to read the registered verdict in the light of the results."""
         if self.claim.now:
             return self.claim.now
-        if self.verdict == "cannot tell" and self.below is not None and self.below < LEVEL:
-            return f"smaller than printed, in this regime: {p_value(self.below)}"
+        if self.reading == SMALLER and self.below is not None:
+            return f"{SMALLER}, in this regime: {p_value(self.below)}"
         return self.verdict
 
 
@@ -159,25 +102,12 @@ def find(claims: Sequence[Claim], results: Mapping[str, Any]) -> list[Finding]:
     Args:
         claims: those that the correction covers; or one that was written afterwards, which nothing corrects.
     """
-    pairs = [pairs_of(claim, results) for claim in claims]
-    differences = [[x - y for x, y in values] for values in pairs]
-    raw = [sign_flip_test(values) for values in differences]
-    adjusted = holm([1.0 if p is None else p for p in raw])
-    printed = [k for k, claim in enumerate(claims) if claim.printed is not None and len(differences[k]) > 1]
-    below = dict(zip(printed, holm([smaller(differences[k], claims[k].printed) for k in printed]), strict=True))
+    tested = tested_together([pairs_of(claim, results) for claim in claims], [claim.printed for claim in claims])
     found = []
-    for k, (claim, values, p) in enumerate(zip(claims, pairs, raw, strict=True)):
-        assert p is not None, f"{claim.says}: no seed has both"
-        means = mean(x for x, _ in values), mean(y for _, y in values)
-        found.append(Finding(claim, *means, differences[k], p, adjusted[k], below.get(k)))
+    for claim, difference in zip(claims, tested, strict=True):
+        assert difference is not None, f"{claim.says}: no seed has both"
+        found.append(Finding(**vars(difference), claim=claim))
     return found
-
-
-def smaller(differences: Sequence[float], printed: float | None) -> float:
-    """Return the one-sided p-value of Student's test that the true mean difference is at least the printed one."""
-    from scipy.stats import ttest_1samp
-
-    return float(ttest_1samp(differences, printed, alternative="less").pvalue)
 
 
 def pairs_of(claim: Claim, results: Mapping[str, Any]) -> list[tuple[float, float]]:
