@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lit_rlvr.commands.compare.reproduce import AVERAGE, load_printed
+from lit_rlvr.commands.compare.claims import AVERAGE
+from lit_rlvr.commands.compare.printed import load_printed
 
 SET = "val/multi_step_arithmetic"
 

@@ -15,16 +15,10 @@ import yaml
 from scipy.stats import ttest_ind
 from tiny_rewards import judged_as_is
 
+from lit_rlvr.commands.compare.claims import AVERAGE
 from lit_rlvr.commands.compare.figures import CURVES, SET_CURVES
-from lit_rlvr.commands.compare.reproduce import (
-    AVERAGE,
-    Paper,
-    PrintedTable,
-    PrintedValue,
-    comparison_tables,
-    load_printed,
-    paper_items,
-)
+from lit_rlvr.commands.compare.printed import Paper, PrintedTable, PrintedValue, load_printed
+from lit_rlvr.commands.compare.reproduce import comparison_tables, paper_items
 from lit_rlvr.commands.compare.significance import difference_test
 from lit_rlvr.commands.compare.study import load_study
 from lit_rlvr.commands.compare.tables import BEFORE
