@@ -45,7 +45,7 @@ from lit_rlvr.commands.compare.significance import (
     stratified_interval,
     t_interval,
 )
-from lit_rlvr.commands.compare.verdicts import SMALLER, PairedDifference, tested_together
+from lit_rlvr.commands.compare.verdicts import SMALLER_THAN_PRINTED, PairedDifference, paired_differences
 from lit_rlvr.run.loggers import read_metrics
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -91,8 +91,8 @@ class Finding(PairedDifference):
         """Return how to read the registered verdict in the light of the results."""
         if self.claim.now:
             return self.claim.now
-        if self.reading == SMALLER and self.below is not None:
-            return f"{SMALLER}, in this regime: {p_value(self.below)}"
+        if self.reading == SMALLER_THAN_PRINTED and self.below is not None:
+            return f"{SMALLER_THAN_PRINTED}, in this regime: {p_value(self.below)}"
         return self.verdict
 
 
@@ -102,7 +102,7 @@ def find(claims: Sequence[Claim], results: Mapping[str, Any]) -> list[Finding]:
     Args:
         claims: those that the correction covers; or one that was written afterwards, which nothing corrects.
     """
-    tested = tested_together([pairs_of(claim, results) for claim in claims], [claim.printed for claim in claims])
+    tested = paired_differences([pairs_of(claim, results) for claim in claims], [claim.printed for claim in claims])
     found = []
     for claim, difference in zip(claims, tested, strict=True):
         assert difference is not None, f"{claim.says}: no seed has both"

@@ -9,7 +9,7 @@ from typing import Any
 
 from lit_rlvr.commands.compare.significance import LEVEL, POWER, least_pairs
 from lit_rlvr.commands.compare.study import BEFORE, Study
-from lit_rlvr.commands.compare.verdicts import SMALLER, PairedDifference, tested_together
+from lit_rlvr.commands.compare.verdicts import SMALLER_THAN_PRINTED, PairedDifference, paired_differences
 from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.results import markdown_table
 
@@ -141,7 +141,7 @@ class DecidedClaim:
         verdict = f"**{self.verdict}**" if claim.primary else self.verdict
         if self.verdict == "cannot tell" and found.n > 1:
             verdict += f" (could show {found.smallest:.3g})"
-        if self.verdict == SMALLER:
+        if self.verdict == SMALLER_THAN_PRINTED:
             verdict += f" (p {found.below:.3f})"
         sides = f"{claim.more} {found.more:.3g}, {claim.less} {found.less:.3g}"
         return [
@@ -158,7 +158,7 @@ def decide(claims: Sequence[PrintedClaim], results: Mapping[str, Any]) -> list[D
         DecidedClaim(claim, found)
         for group in [primary, *others]
         for claim, found in zip(
-            group, tested_together([c.pairs(results) for c in group], [c.printed for c in group]), strict=True
+            group, paired_differences([c.pairs(results) for c in group], [c.printed for c in group]), strict=True
         )
     ]
 
@@ -177,8 +177,8 @@ def lacking_seeds(decided: Sequence[DecidedClaim]) -> str:
 RULE = f"""A claim's difference is that of two cells over the same seeds, in the metric's own unit, with Student's 95 %
 interval. p is that of the two-sided sign-flip test; the second value is after Holm's correction over the primary
 claims. *Seen*: the claimed sign and corrected p < {LEVEL:g}; *not seen*: the other sign and corrected p < {LEVEL:g};
-*{SMALLER}*: neither, but a one-sided t-test rejects a difference as large as the printed one (p after Holm's
-correction); else *cannot tell*, with the difference that as many pairs show with a probability of {POWER:g}.
+*{SMALLER_THAN_PRINTED}*: neither, but a one-sided t-test rejects a difference as large as the printed one (p after
+Holm's correction); else *cannot tell*, with the difference that as many pairs show with a probability of {POWER:g}.
 Exploratory claims have no verdict."""
 
 

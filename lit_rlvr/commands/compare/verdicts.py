@@ -16,7 +16,7 @@ from statistics import mean, stdev
 
 from lit_rlvr.commands.compare.significance import LEVEL, detectable, holm, sign_flip_test, smaller_test, t_interval
 
-SMALLER = "smaller than printed"
+SMALLER_THAN_PRINTED = "smaller than printed"
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,10 @@ class PairedDifference:
     def reading(self) -> str:
         """Return the verdict, with the t-test against the printed difference where sign flips cannot tell."""
         is_smaller = self.below is not None and self.below < LEVEL
-        return SMALLER if is_smaller and self.verdict == "cannot tell" else self.verdict
+        return SMALLER_THAN_PRINTED if is_smaller and self.verdict == "cannot tell" else self.verdict
 
 
-def tested_together(
+def paired_differences(
     pairs: Sequence[Sequence[tuple[float, float]]], printed: Sequence[float | None]
 ) -> list[PairedDifference | None]:
     """Test claimed differences together, and correct for their number.

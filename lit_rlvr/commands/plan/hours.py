@@ -13,9 +13,9 @@ from typing import Any
 from lit_rlvr.commands.plan.gpus import DATA_SHEETS, GPUs
 from lit_rlvr.commands.plan.memory import kv_bytes_per_token
 from lit_rlvr.commands.plan.strategies import JobSizes, Plan
+from lit_rlvr.commands.plan.timing import HOUR
 from lit_rlvr.engines.vllm import GPU_SEQUENCES
 
-HOUR = 3600
 TRAIN_SHARE = 0.4
 """Share of the data sheet's matrix products that training reaches."""
 FORWARD_SHARE = 0.5
@@ -85,8 +85,11 @@ class Duration:
 
 
 def duration(job: JobSizes, plan: Plan, gpus: GPUs) -> Duration | None:
-    """Return the time of an iteration of a plan; None for GPUs without a data sheet, or if vLLM is not on them."""
-    if gpus.kind is None or not plan.sequences:
+    """Return the time of an iteration of a plan.
+
+    It is None without a data sheet, if vLLM is not on these GPUs, and with shards on the CPU, which wait for the bus.
+    """
+    if gpus.kind is None or not plan.sequences or plan.strategy.offload:
         return None
     sheet, text, mean = DATA_SHEETS[gpus.kind], job.whole.text, job.completion.mean
     forward_rate, train_rate = (share * sheet.tflops * 1e12 for share in (FORWARD_SHARE, TRAIN_SHARE))
