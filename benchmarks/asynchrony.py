@@ -42,8 +42,9 @@ def planned(model: str, trainers: int, servers: int, lengths: np.ndarray, option
     """
     from sizing import MICROBATCH_TOKENS, job
 
+    from lit_rlvr.commands.plan.gpus import GIB, GPUs
     from lit_rlvr.commands.plan.memory import Lengths, kv_bytes_per_token
-    from lit_rlvr.commands.plan.strategies import FREE, GIB, GPUs
+    from lit_rlvr.commands.plan.strategies import FREE
 
     sizes = replace(
         job(model, 0.0), budget=max(MICROBATCH_TOKENS, options.prompt + options.longest), prompt=options.prompt,

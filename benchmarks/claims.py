@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
-from lit_rlvr.commands.compare.reproduce import AVERAGE, load_printed
+from lit_rlvr.commands.compare.claims import AVERAGE
+from lit_rlvr.commands.compare.printed import load_printed
 
 SET = "val/multi_step_arithmetic"
 
@@ -60,6 +62,10 @@ ZERO_BASE = quarter("train/zero_advantage_base", 3, "the same without the margin
 NO_SIGNAL = quarter("train/no_signal", 3, "share of groups with zero advantages only, last quarter")
 LOSS = quarter("train/loss", 3, "loss in the last quarter")
 LOSS_VARIANCE = Measure("variance of the loss", lambda run: run["loss_variance"])
+LAST_THREE = Measure(
+    "pass@1, mean of the validations at steps 240, 270 and 300",
+    lambda run: fmean(run["validations"][str(step)] for step in (240, 270, 300)),
+)
 SELF_BLEU = suite("diversity/self_bleu_4", "self-BLEU-4")
 COSINE = suite("diversity/cosine_similarity", "cosine similarity")
 
@@ -82,7 +88,7 @@ class Claim:
         says: the claim, in few words.
         where: where the paper makes it, and its numbers if there are any.
         more, less: the two cells; or `before` for the model that training starts from, or a number.
-        task: task of the study.
+        task: task of the study; None = all of them, where the difference must have one sign in each to be seen.
         other: measure of the other cell, if it is another.
         printed: the smallest difference with this sign that the paper prints for the same measure, as a share.
         now: how to read the registered verdict in the light of the results, and why; the page shows both.
@@ -95,7 +101,7 @@ class Claim:
     measure: Measure
     more: str | float
     less: str | float
-    task: str = "steps"
+    task: str | None = "steps"
     other: Measure | None = None
     printed: float | None = None
     now: str = ""
@@ -364,6 +370,28 @@ AAPO = (
         )
     )
 )
+
+MARGIN = (
+    printed_claim(
+        "AAPO is better than GRPO at equal steps", "6.2, table 1, averages of 3 models", LAST_THREE, "aapo", "grpo",
+        AAPO_TABLE_1[:2], task=None,
+    ),
+    Claim("AAPO is better than AAPO without the margin", "4, eq. 5", LAST_THREE, "aapo", "no_margin", None),
+    Claim(
+        "AAPO is better than with reference rewards of other prompts", "4, eq. 5", LAST_THREE, "aapo", "shuffled", None
+    ),
+    *(
+        Claim(says, "-", LAST_THREE, more, less, None, afterwards=True)
+        for says, more, less in (
+            ("A margin that is the same for all prompts is better than none", "constant", "no_margin"),
+            ("AAPO is better than with a margin that is the same for all prompts", "aapo", "constant"),
+            ("Reference rewards of other prompts are better than no margin", "shuffled", "no_margin"),
+            ("AAPO with the sample's deviation is better than with the population's", "aapo_sample", "aapo"),
+            ("GRPO's mean over completions is better than one over a group's tokens", "grpo", "no_margin"),
+        )
+    ),
+)  # fmt: skip
+"""AAPO's margin: the three primary claims, registered in aapo_margin.yaml, and exploratory ones."""
 
 SHORT = "cannot be tested here: answers of 8 tokens leave no room for diversity"
 

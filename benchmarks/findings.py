@@ -16,23 +16,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from textwrap import fill
 from typing import Any
 
-from claims import AAPO, AGRAE, APMPO, Claim, Measure
+from claims import AAPO, AGRAE, APMPO, MARGIN, Claim, Measure
 from findings_numbers import (
     aapo_numbers,
     agrae_numbers,
     apmpo_numbers,
     image_numbers,
+    margin_numbers,
     mechanism_numbers,
     opening_numbers,
     point_numbers,
@@ -41,15 +41,13 @@ from findings_numbers import (
 from findings_text import CHOICE_OF_RATES, INTRODUCTION, OPENING, READINGS
 
 from lit_rlvr.commands.compare.significance import (
-    LEVEL,
-    detectable,
-    holm,
     interquartile_mean,
     probability_of_improvement,
-    sign_flip_test,
     stratified_interval,
+    t_interval,
 )
-from lit_rlvr.commands.compare.study import load_study
+from lit_rlvr.commands.compare.study import Study, load_study
+from lit_rlvr.commands.compare.verdicts import SMALLER_THAN_PRINTED, PairedDifference, paired_differences
 from lit_rlvr.run.loggers import read_metrics
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -81,6 +79,7 @@ STUDIES = {
     "agrae": Part("A-GRAE", ("pass_at_k", "entropy", "accuracy", "correct_count"), None, AGRAE),
     "apmpo": Part("APMPO", ("accuracy", "entropy", "power", "clip"), 127, APMPO),
     "aapo": Part("AAPO", ("zero_advantage", "accuracy"), 109, AAPO),
+    "aapo_margin": Part("AAPO's margin at equal steps", ("accuracy",), None, MARGIN),
     "losses_best": Part(
         "Eighteen losses, each at its best learning rate: sums of two numbers", ("accuracy",), None, rates="losses_rates"
     ),
@@ -88,73 +87,30 @@ STUDIES = {
 }
 
 
-def t_interval(values: Sequence[float]) -> list[float] | None:
-    """Return the 95 % interval of a mean by Student's t; None for fewer than two values.
-
-    With ten values or fewer the percentile bootstrap's interval is too narrow, because it takes the sample's deviation
-    for the true one.
-    """
-    from scipy.stats import t
-
-    if len(values) < 2:
-        return None
-    half = t.ppf(1 - LEVEL / 2, len(values) - 1) * stdev(values) / math.sqrt(len(values))
-    return [float(mean(values) - half), float(mean(values) + half)]
-
-
 @dataclass(frozen=True)
-class Finding:
+class Finding(PairedDifference):
     """The result of testing a claim.
 
     Args:
-        more: mean of the cell that is claimed to have more, over seeds.
-        less: mean of the other.
-        differences: one per seed.
-        p: of the sign-flip test; adjusted: after Holm's correction over the paper's registered claims.
-        below: one-sided p-value of ours being as large as the smallest printed difference; after Holm's correction
-            over the paper's registered claims that have one. None without a printed difference.
+        by_task: its mean difference in each task.
     """
 
     claim: Claim
-    more: float
-    less: float
-    differences: list[float]
-    p: float
-    adjusted: float
-    below: float | None
-
-    @property
-    def n(self) -> int:
-        return len(self.differences)
-
-    @property
-    def difference(self) -> float:
-        return mean(self.differences)
-
-    @property
-    def interval(self) -> list[float]:
-        """The 95 % interval of the mean difference, by Student's t over seeds."""
-        return t_interval(self.differences) or []
-
-    @property
-    def smallest(self) -> float:
-        """Return the difference that this many pairs show with a probability of 0.8, uncorrected."""
-        return detectable(self.n) * stdev(self.differences) if self.n > 1 else float("nan")
+    by_task: list[float]
 
     @property
     def verdict(self) -> str:
-        """The registered verdict."""
-        if self.adjusted >= LEVEL:
-            return "cannot tell"
-        return "seen" if self.difference > 0 else "not seen"
+        """The registered verdict; a claim over several tasks needs the same sign in each of them."""
+        same_sign = len({difference > 0 for difference in self.by_task}) == 1
+        return super().verdict if same_sign else "cannot tell"
 
     @property
     def now(self) -> str:
         """Return how to read the registered verdict in the light of the results."""
         if self.claim.now:
             return self.claim.now
-        if self.verdict == "cannot tell" and self.below is not None and self.below < LEVEL:
-            return f"smaller than printed, in this regime: {p_value(self.below)}"
+        if self.reading == SMALLER_THAN_PRINTED and self.below is not None:
+            return f"{SMALLER_THAN_PRINTED}, in this regime: {p_value(self.below)}"
         return self.verdict
 
 
@@ -164,30 +120,24 @@ def find(claims: Sequence[Claim], results: Mapping[str, Any]) -> list[Finding]:
     Args:
         claims: those that the correction covers; or one that was written afterwards, which nothing corrects.
     """
-    pairs = [pairs_of(claim, results) for claim in claims]
-    differences = [[x - y for x, y in values] for values in pairs]
-    raw = [sign_flip_test(values) for values in differences]
-    adjusted = holm([1.0 if p is None else p for p in raw])
-    printed = [k for k, claim in enumerate(claims) if claim.printed is not None and len(differences[k]) > 1]
-    below = dict(zip(printed, holm([smaller(differences[k], claims[k].printed) for k in printed]), strict=True))
+    by_task = [pairs_of(claim, results) for claim in claims]
+    pairs = [[pair for pairs in tasks for pair in pairs] for tasks in by_task]
+    tested = paired_differences(pairs, [claim.printed for claim in claims])
     found = []
-    for k, (claim, values, p) in enumerate(zip(claims, pairs, raw, strict=True)):
-        assert p is not None, f"{claim.says}: no seed has both"
-        means = mean(x for x, _ in values), mean(y for _, y in values)
-        found.append(Finding(claim, *means, differences[k], p, adjusted[k], below.get(k)))
+    for claim, tasks, difference in zip(claims, by_task, tested, strict=True):
+        assert difference is not None, f"{claim.says}: no seed has both"
+        means = [mean(more - less for more, less in pairs) for pairs in tasks]
+        found.append(Finding(**vars(difference), claim=claim, by_task=means))
     return found
 
 
-def smaller(differences: Sequence[float], printed: float | None) -> float:
-    """Return the one-sided p-value of Student's test that the true mean difference is at least the printed one."""
-    from scipy.stats import ttest_1samp
+def pairs_of(claim: Claim, results: Mapping[str, Any]) -> list[list[tuple[float, float]]]:
+    """Return the claim's two numbers for each seed that has both, in each of its tasks."""
+    tasks = results["tasks"]
+    return [_pairs(claim, tasks[name]) for name in (tasks if claim.task is None else [claim.task])]
 
-    return float(ttest_1samp(differences, printed, alternative="less").pvalue)
 
-
-def pairs_of(claim: Claim, results: Mapping[str, Any]) -> list[tuple[float, float]]:
-    """Return the claim's two numbers for each seed that has both."""
-    task = results["tasks"][claim.task]
+def _pairs(claim: Claim, task: Mapping[str, Any]) -> list[tuple[float, float]]:
     before = task["before_pass_at_k"].get("multi_step_arithmetic", {})
 
     def values(cell: str | float, measure: Measure) -> dict[str, float]:
@@ -221,6 +171,22 @@ def number(value: float) -> str:
     return f"{value:.2e}" if 0 < abs(value) < 1e-3 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
+def own_study(name: str) -> Path:
+    """Return the file of a study that needs a module of this folder, which need not exist."""
+    return Path(__file__).with_name(f"{name}.yaml")
+
+
+def load(name: str) -> Study:
+    """Load a study of the page."""
+    return load_study(str(own_study(name)) if own_study(name).is_file() else f"studies/claims/{name}")
+
+
+def command(name: str) -> str:
+    """Return the command that runs a study of the page."""
+    here = own_study(name)
+    return f"cd benchmarks; lit-rlvr compare {here.name}" if here.is_file() else f"lit-rlvr compare studies/claims/{name}"
+
+
 def section(name: str, results: Mapping[str, Any]) -> str:
     """Return a paper's section of the page."""
     part = STUDIES[name]
@@ -232,7 +198,7 @@ def section(name: str, results: Mapping[str, Any]) -> str:
     wall = f"; with warm starts, validation and evaluation {part.minutes} minutes on two cores" if part.minutes else ""
     lines = [
         f"## {part.title}",
-        f"`lit-rlvr compare studies/claims/{name} --out DIR --jobs 2`: {len(runs)} runs of {count} {unit}, "
+        f"`{command(name)} --out DIR --jobs 2`: {len(runs)} runs of {count} {unit}, "
         f"{minutes:.0f} minutes of training on one core each{wall}.",
         *([CHOICE_OF_RATES, rates_table(part.rates, name)] if part.rates else []),
         *(claims_tables(part.claims, results) if part.claims else [comparison(results)]),
@@ -256,6 +222,7 @@ def reading(name: str, results: Mapping[str, Any]) -> str:
         "agrae": lambda: agrae_numbers(tasks["steps"], found),
         "apmpo": lambda: apmpo_numbers(tasks["steps"], accuracy, found),
         "aapo": lambda: aapo_numbers(tasks, found),
+        "aapo_margin": lambda: margin_numbers(tasks, found),
         "losses_best": lambda: best_numbers(tasks),
         "losses_image": lambda: image_numbers(tasks["geometry"]),
     }
@@ -393,7 +360,7 @@ def rates_table(rates: str, best: str) -> str:
 
 def learning_rates(study: str) -> dict[str, float]:
     """Return the learning rate of every cell of a study."""
-    return {cell.name: cell.config["model"]["init_args"]["lr"] for cell in load_study(f"studies/claims/{study}").cells}
+    return {cell.name: cell.config["model"]["init_args"]["lr"] for cell in load(study).cells}
 
 
 def pass_at(found: Mapping[str, Mapping[str, Mapping[str, float]]], k: int) -> float:

@@ -9,9 +9,10 @@ from dataclasses import replace
 from functools import cache
 from itertools import product
 
+from lit_rlvr.commands.plan.gpus import GIB, GPUs
 from lit_rlvr.commands.plan.memory import Lengths, Shape, shape_of
 from lit_rlvr.commands.plan.models import PUBLISHED
-from lit_rlvr.commands.plan.strategies import FREE, GIB, GPUs, JobSizes
+from lit_rlvr.commands.plan.strategies import FREE, JobSizes
 from lit_rlvr.policy.adapters import Lora
 
 MODELS = {

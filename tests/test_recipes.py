@@ -19,7 +19,8 @@ from transformers import PreTrainedTokenizerFast
 from lit_rlvr import advantages as adv
 from lit_rlvr.advantages import GroupBatch
 from lit_rlvr.algorithms import RLVRModule
-from lit_rlvr.commands.plan.strategies import GPUs, describe_job
+from lit_rlvr.commands.plan.gpus import GPUs
+from lit_rlvr.commands.plan.strategies import describe_job
 from lit_rlvr.configs import config_folder, load_config
 from lit_rlvr.objectives import LossInputs, aggregation_weights
 from lit_rlvr.rewards.choice import Choice

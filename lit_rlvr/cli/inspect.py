@@ -18,7 +18,8 @@ from PIL.PngImagePlugin import PngInfo
 from rich.rule import Rule
 
 from lit_rlvr.advantages import REGISTRY
-from lit_rlvr.commands.plan.strategies import GIB, describe_run
+from lit_rlvr.commands.plan.gpus import GIB
+from lit_rlvr.commands.plan.strategies import describe_run
 from lit_rlvr.common.files import check_new, write_atomically
 from lit_rlvr.common.terminal import Terminal, show_result
 from lit_rlvr.datamodules.reading.readers import as_row

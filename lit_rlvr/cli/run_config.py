@@ -9,7 +9,8 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 
-from lit_rlvr.commands.plan.strategies import GIB, GPUs, describe_job, describe_run
+from lit_rlvr.commands.plan.gpus import GIB, GPUs
+from lit_rlvr.commands.plan.strategies import describe_job, describe_run
 from lit_rlvr.common.files import check_writable
 from lit_rlvr.distributed.strategy import FSDP2
 from lit_rlvr.errors import UserError

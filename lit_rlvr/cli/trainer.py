@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import ceil
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 
 from lit_rlvr.cli.inspect import describe_prompts, print_prompts, write_split
+from lit_rlvr.commands.plan.gpus import GPUs
 from lit_rlvr.commands.plan.show import show_plan
-from lit_rlvr.commands.plan.strategies import GPUs, describe_job
+from lit_rlvr.commands.plan.strategies import describe_job
 from lit_rlvr.common.terminal import show_result
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.datamodules.base import Split
@@ -16,6 +19,7 @@ from lit_rlvr.evaluation.filter import filter_prompts
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.trainer import Trainer
+from lit_rlvr.training.optimizer import updates_of
 
 if TYPE_CHECKING:
     from lit_rlvr.algorithms import RLVRModule
@@ -81,13 +85,15 @@ class RLVRTrainer(Trainer):
     def plan(
         self, model: RLVRModule, datamodule: PromptDataModule, gpus: str, lengths: str | None = None
     ) -> None:  # fmt: skip
-        """Estimate a run's memory on each GPU with DDP, FSDP2 and LoRA, and propose one of them.
+        """Estimate a run's memory on each GPU with DDP, FSDP2 and LoRA, propose one of them, and estimate its time.
 
         Args:
             model: the model; the command reads only its config.
             datamodule: the data; the command uses only the sizes and reads no row.
-            gpus: number of GPUs and memory of each, such as 8x80GB.
+            gpus: number of GPUs and memory of each, such as 8x80GB; or, for the time as well, their name: 8xH100.
             lengths: expected mean and longest length of completions in tokens, such as 900,4096; the longest is by
                 default the longest allowed. Without this option, all completions are as long as allowed.
         """
-        show_plan(describe_job(model, datamodule, rollout_of(self), str(self.precision), lengths), GPUs.parse(gpus))
+        job = describe_job(model, datamodule, rollout_of(self), str(self.precision), lengths)
+        iterations = ceil(self.max_steps / updates_of(model)) if self.max_steps > 0 else None
+        show_plan(replace(job, iterations=iterations), GPUs.parse(gpus))

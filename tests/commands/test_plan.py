@@ -24,6 +24,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from lit_rlvr.commands.plan.gpus import GIB, GPUs
 from lit_rlvr.commands.plan.memory import (
     FLOAT,
     Lengths,
@@ -38,7 +39,7 @@ from lit_rlvr.commands.plan.memory import (
 )
 from lit_rlvr.commands.plan.models import PUBLISHED
 from lit_rlvr.commands.plan.show import strategy_table
-from lit_rlvr.commands.plan.strategies import FEWEST_TOKENS, GIB, GPUs, JobSizes, describe_run
+from lit_rlvr.commands.plan.strategies import FEWEST_TOKENS, JobSizes, describe_run
 from lit_rlvr.distributed.strategy import FSDP2
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora, add_adapters

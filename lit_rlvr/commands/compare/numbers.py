@@ -29,8 +29,9 @@ MetricRow = dict[str, float]
 BUDGET_UNITS = ("samples", "tokens")
 QUARTER_METRICS = (
     "rollout/reward", "rollout/accuracy", "rollout/entropy", "rollout/correct_count", "rollout/unsolved_prompts",
-    "rollout/length", "train/zero_advantage", "train/zero_advantage_base", "train/no_signal", "train/margin",
-    "train/omega", "train/p", "train/eps_ada", "train/clip_low", "train/clip_high", "train/loss", "train/grad_norm",
+    "rollout/length", "reward/format", "train/zero_advantage", "train/zero_advantage_base", "train/no_signal",
+    "train/margin", "train/omega", "train/p", "train/eps_ada", "train/clip_low", "train/clip_high", "train/loss",
+    "train/grad_norm",
 )  # fmt: skip
 """Metrics of training whose means over each quarter of the run are in results.json."""
 ACCURACY = "val/accuracy"

@@ -1,22 +1,22 @@
 """`lit-rlvr reproduce apmpo/table1 --out DIR`: runs a paper's study and compares its results with the printed ones.
 
-`lit-rlvr reproduce --list` names every table and figure of the papers.
+It decides the claims that are registered for the table. `lit-rlvr reproduce --list` names every table, figure and
+claim of the papers.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from lit_rlvr.commands.compare.claims import claims_section, decide, lacking_seeds
 from lit_rlvr.commands.compare.command import add_execution_options, compare
 from lit_rlvr.commands.compare.folder import EVALUATION
+from lit_rlvr.commands.compare.printed import Paper, PrintedTable, PrintedValue, load_printed
 from lit_rlvr.commands.compare.significance import LEVEL, difference_test, holm
 from lit_rlvr.commands.compare.study import BEFORE, Study, load_study
 from lit_rlvr.commands.compare.tables import percent
@@ -24,140 +24,10 @@ from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.packages import require
 from lit_rlvr.common.terminal import show_result
 from lit_rlvr.configs import Parser, config_folder, load_yaml
-from lit_rlvr.errors import UserError, nearest
+from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.results import markdown_table
 
 _log = logging.getLogger("lit_rlvr")
-AVERAGE = "Avg."
-VALUE = re.compile(r"(\d+(?:\.\d+)?)(?: ± (\d+(?:\.\d+)?))?")
-
-
-@dataclass(frozen=True)
-class PrintedValue:
-    """A printed value, in percent.
-
-    Args:
-        deviation: over the paper's seeds; None if it prints none.
-    """
-
-    value: float
-    deviation: float | None
-
-    @classmethod
-    def parse(cls, cell: Any) -> PrintedValue:
-        """Parse a number, or text such as "68.4 ± 0.2"."""
-        found = VALUE.fullmatch(str(cell))
-        if found is None:
-            raise UserError(f"{cell!r} is neither a number nor like '68.4 ± 0.2'")
-        return cls(float(found[1]), float(found[2]) if found[2] else None)
-
-    def __str__(self) -> str:
-        return f"{self.value:.1f}" + (f" ± {self.deviation:.1f}" if self.deviation is not None else "")
-
-
-def _scaled(spread: Mapping[str, Any] | None, factor: float) -> dict[str, Any] | None:
-    """Return a spread in another unit; None without a value."""
-    if spread is None or spread["mean"] is None:
-        return None
-    return {**spread, **{key: spread[key] * factor for key in ("mean", "std") if spread[key] is not None}}
-
-
-SPREAD_COLUMNS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any] | None]] = {
-    "GiB": lambda cell: _scaled(cell["peak_memory_mb"], 1 / 1024 / 100),
-    "seconds": lambda cell: _scaled(cell["seconds_per_step"].get("step"), 1 / 100),
-}
-"""Column -> its spread for a cell in results.json, divided by 100, because tables show percentages."""
-
-
-@dataclass(frozen=True)
-class PrintedTable:
-    """One table of a paper, or a part of it.
-
-    Args:
-        task: the study's task.
-        suite: the suite whose metrics or categories are the columns; None: the columns are suites.
-        metric: the metric of all columns; None: the columns are metrics; `run`: the columns are of `SPREAD_COLUMNS`.
-        columns: suites, metrics or categories; `Avg.` is the average over the suites.
-        rows: cell -> values.
-    """
-
-    task: str
-    suite: str | None
-    metric: str | None
-    columns: list[str]
-    rows: dict[str, list[PrintedValue]]
-
-    @property
-    def title(self) -> str:
-        return ", ".join(filter(None, [self.task, self.suite, self.metric]))
-
-    def ours(self, row: str, column: str, found: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """Return our spread for a cell of the table from the task in results.json; None if there is none."""
-        if self.metric == "run":
-            return SPREAD_COLUMNS[column](found["cells"][row])
-        tables = found.get("before_suites", {}) if row == BEFORE else found["cells"][row]["suites"]
-        for values in tables.values():
-            if self.suite is None:
-                results = values["average"] if column == AVERAGE else values["suites"].get(column, {})
-                if spread := results.get(self.metric):
-                    return dict(spread)
-            elif self.suite in values["suites"]:
-                results, key = values["suites"][self.suite], self.metric or column
-                if self.metric is not None:
-                    results = results["categories"].get(column, {})
-                return results.get(key)
-        return None
-
-
-@dataclass(frozen=True)
-class Paper:
-    """A file of printed tables.
-
-    Args:
-        study: the study that makes them.
-        seeds: the paper's seeds behind a printed deviation; None = not stated, or no test should use the deviations.
-    """
-
-    study: str
-    seeds: int | None
-    tables: list[PrintedTable]
-
-
-def load_printed(name: str) -> Paper:
-    """Read printed tables: shipped ones by name (apmpo/table1), or a YAML file in the same form.
-
-    Raises:
-        UserError: there is no such file, or it does not have this form; the message says where.
-    """
-    folder = config_folder() / "printed"
-    path = Path(name) if Path(name).suffix == ".yaml" else folder / f"{name}.yaml"
-    if not path.is_file():
-        known = sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.glob("*/*.yaml"))
-        near = nearest(name, known)
-        raise UserError(f"there is no table {name!r}; {f'did you mean {near}?' if near else ', '.join(known)}")
-    try:
-        values = load_yaml(path.read_text())
-        if not isinstance(values, dict):
-            raise KeyError("tables")
-        tables = [
-            PrintedTable(
-                str(t["task"]), t.get("suite"), t.get("metric"), [str(column) for column in t["columns"]],
-                {str(row): [PrintedValue.parse(cell) for cell in cells] for row, cells in t["rows"].items()},
-            )
-            for t in values["tables"]
-        ]  # fmt: skip
-        study, seeds = str(values["study"]), values.get("seeds")
-    except KeyError as error:
-        raise UserError(f"{path} has no {error.args[0]!r}; see the shipped tables in {folder}") from error
-    except (OSError, yaml.YAMLError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} does not have the form of the shipped tables: {error!r}") from error
-    for t in tables:
-        if t.metric == "run" and (unknown := [column for column in t.columns if column not in SPREAD_COLUMNS]):
-            raise UserError(f"{path}: {t.title}: there is no column {unknown[0]!r}; use {', '.join(SPREAD_COLUMNS)}")
-        for row, cells in t.rows.items():
-            if len(cells) != len(t.columns):
-                raise UserError(f"{path}: {t.title}: {row} has {len(cells)} values for {len(t.columns)} columns")
-    return Paper(study, seeds, tables)
 
 
 @dataclass(frozen=True)
@@ -276,25 +146,35 @@ one more of ours. How ours were asked:"""
 
 
 def reproduce(name: str, out: Path, jobs: int = 1, cluster: Mapping[str, Any] | None = None) -> None:
-    """Run the study of a paper's table, and write `reproduced.md` with our values next to the printed ones.
+    """Run the study of a paper's table, and write `reproduced.md` with our values next to the printed ones, and with
+    the verdicts on its claims.
 
     Raises:
         UserError: as `compare` and `load_printed`.
     """
     paper = load_printed(name)
     study = load_study(paper.study)
+    for claim in paper.claims:
+        claim.check(study)
     compare(study, out, jobs, cluster)
     results = json.loads((out / "results.json").read_text())
     asked = "\n".join(f"- {line}" for line in sampling_lines(study, out))
-    parts = [f"# {name}", " ".join(EXPLANATION.split()), asked, *comparison_tables(paper, results)]
+    decided = decide(paper.claims, results)
+    claims = [claims_section(decided)] if decided else []
+    parts = [f"# {name}", *claims, " ".join(EXPLANATION.split()), asked, *comparison_tables(paper, results)]
     write_atomically(out / "reproduced.md", "\n\n".join(parts) + "\n")
+    for claim in decided:
+        _log.info("%s: %s", claim.claim.says, claim.verdict)
+    if lacking := lacking_seeds(decided):
+        _log.warning("%s", lacking)
     _log.info("Beside the printed values: %s", out / "reproduced.md")
-    show_result(as_data(paper, results), lambda: None)  # readable text is in reproduced.md
+    found = as_data(paper, results) | ({"claims": [claim.as_data() for claim in decided]} if decided else {})
+    show_result(found, lambda: None)  # readable text is in reproduced.md
 
 
 @dataclass(frozen=True)
 class PaperItem:
-    """A table or figure of a paper, as `reproduce --list` names it.
+    """A table, figure or claim of a paper, as `reproduce --list` names it.
 
     Args:
         name: such as `agrae, table 2`.
@@ -311,12 +191,20 @@ class PaperItem:
 
 
 def paper_items() -> Iterator[PaperItem]:
-    """Yield every table and figure of the papers, and what tests each paper's claims on a tiny model."""
-    for paper, values in load_yaml((config_folder() / "printed/papers.yaml").read_text()).items():
+    """Yield every table and figure of the papers, and what tests each paper's claims: on a tiny model, and on GPUs."""
+    folder = config_folder() / "printed"
+    for paper, values in load_yaml((folder / "papers.yaml").read_text()).items():
         claims = values["claims"]
         runs = len(load_study(claims["study"]).cells)
         measured = f"run: docs/findings.md; {runs} runs of {claims['minutes']} minutes of training on one core"
         yield PaperItem(f"{paper}, claims on a tiny model", f"lit-rlvr compare {claims['study']}", measured)
+        machine = f"the paper's machine: {values['machine']}"
+        for table in sorted(f"{paper}/{path.stem}" for path in (folder / paper).glob("*.yaml")):
+            found = load_printed(table)
+            for claim in found.claims:
+                if claim.primary:
+                    takes = f"not run; {cost(found.study)}; {machine}"
+                    yield PaperItem(f"{paper}, claim: {claim.says}", f"lit-rlvr reproduce {table}", takes)
         for name, item in values["items"].items():
             if "none" in item:
                 yield PaperItem(f"{paper}, {name}", f"none: {item['none']}")
@@ -325,7 +213,7 @@ def paper_items() -> Iterator[PaperItem]:
             studies = dict.fromkeys([load_printed(table).study for table in printed] or [item["study"]])
             shown = [f"lit-rlvr reproduce {table}" for table in printed]
             shown += [f"{', '.join(item['figures'])} of lit-rlvr compare {item['study']}"] if "figures" in item else []
-            costs = "; ".join([*map(cost, studies), f"the paper's machine: {values['machine']}"])
+            costs = "; ".join([*map(cost, studies), machine])
             yield PaperItem(f"{paper}, {name}", "; ".join(shown), f"not run; {costs}")
 
 
@@ -342,7 +230,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
     parser.add_argument("table", type=str | None, nargs="?",
                         help="a paper's table (apmpo/table1), or a YAML file with printed values")  # fmt: skip
     parser.add_argument("--out", type=str | None, help="folder of the study; give the same one to continue")
-    parser.add_argument("--list", action="store_true", help="name every table and figure of the papers instead")
+    parser.add_argument("--list", action="store_true", help="name every table, figure and claim of the papers instead")
     add_execution_options(parser)
     config = parser.parse_args(list(arguments))
     if config.list:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from statistics import mean, stdev
 
 import numpy as np
 
@@ -61,6 +62,18 @@ def sign_flip_test(differences: Sequence[float]) -> float | None:
     return float(result.pvalue)
 
 
+def smaller_test(differences: Sequence[float], size: float) -> float:
+    """Return the one-sided p-value of Student's test that the true mean difference is at least this size.
+
+    Equal differences have a p-value of 0 or 1.
+    """
+    from scipy.stats import ttest_1samp
+
+    if np.ptp(differences) < 1e-12:
+        return float(differences[0] >= size)
+    return float(ttest_1samp(differences, size, alternative="less").pvalue)
+
+
 def difference_test(mean: float, std: float, n: int, value: float, theirs: tuple[float, int] | None) -> float | None:
     """Return the two-sided p-value of the difference of a mean from a published value; None if it is undefined.
 
@@ -78,6 +91,20 @@ def difference_test(mean: float, std: float, n: int, value: float, theirs: tuple
     if theirs is not None and theirs[1] > 1:
         return float(ttest_ind_from_stats(mean, std, n, value, *theirs, equal_var=False).pvalue)
     return float(2 * t.sf(abs(mean - value) / (std * math.sqrt(1 / n + 1)), n - 1)) if std > 0 else None
+
+
+def t_interval(values: Sequence[float]) -> list[float] | None:
+    """Return the 95 % interval of a mean by Student's t; None for fewer than two values.
+
+    With ten values or fewer the percentile bootstrap's interval is too narrow, because it takes the sample's deviation
+    for the true one.
+    """
+    from scipy.stats import t
+
+    if len(values) < 2:
+        return None
+    half = t.ppf(1 - LEVEL / 2, len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    return [float(mean(values) - half), float(mean(values) + half)]
 
 
 def interquartile_mean(scores: ScoresByTask) -> np.ndarray:
@@ -174,8 +201,16 @@ def limits(pairs: int) -> str:
         return ""
     return (
         f"With {pairs} seeds the sign-flip test cannot go below {smallest:g}, so it cannot reach {LEVEL:g}; "
-        f"{math.ceil(1 - math.log2(LEVEL))} seeds can."
+        f"{least_pairs(1)} seeds can."
     )
+
+
+def least_pairs(comparisons: int) -> int:
+    """Return the fewest pairs with which the sign-flip test can reach the level after Holm's correction.
+
+    Its smallest p-value is `2 / 2**n`, so it needs `comparisons * 2 / 2**n <= LEVEL`.
+    """
+    return math.ceil(1 + math.log2(comparisons / LEVEL))
 
 
 def power(pairs: int, comparisons: int) -> str:

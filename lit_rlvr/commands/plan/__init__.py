@@ -1,1 +1,1 @@
-"""`lit-rlvr plan`: estimates the memory per GPU that a run needs, without loading weights."""
+"""`lit-rlvr plan`: estimates the memory per GPU that a run needs, and its time, without loading weights."""

@@ -7,7 +7,9 @@ from typing import Any
 
 from rich.table import Table
 
-from lit_rlvr.commands.plan.strategies import FREE, GIB, LEAST_SEQUENCES, GPUs, JobSizes
+from lit_rlvr.commands.plan.gpus import GIB, GPUs
+from lit_rlvr.commands.plan.hours import duration
+from lit_rlvr.commands.plan.strategies import FREE, LEAST_SEQUENCES, JobSizes
 from lit_rlvr.common.terminal import Terminal, show_result
 
 MOST_GPUS = 1024
@@ -15,13 +17,14 @@ MOST_GPUS = 1024
 
 
 def show_plan(job: JobSizes, gpus: GPUs) -> None:
-    """Print the memory that each strategy needs on each GPU, and the proposed one."""
+    """Print the memory that each strategy needs on each GPU, the proposed one, and its time on GPUs of a named kind."""
     show_result(described(job, gpus), lambda: print_plan(job, gpus))
 
 
 def described(job: JobSizes, gpus: GPUs) -> dict[str, Any]:
     """Return the plan for JSON; memory is in GiB."""
     found = job.proposal(gpus)
+    time = None if found is None else duration(job, found, gpus)
     return {
         "parameters": job.whole.parameters,
         "gpus": gpus.count,
@@ -38,6 +41,7 @@ def described(job: JobSizes, gpus: GPUs) -> dict[str, Any]:
             for plan in job.plans(gpus)
         ],
         "proposal": None if found is None else {"name": found.name, "arguments": job.arguments(found)},
+        "time": None if time is None else time.as_data(),
         "advice": advice(job, gpus),
     }
 
@@ -97,7 +101,10 @@ def advice(job: JobSizes, gpus: GPUs) -> list[str]:
     if found is not None:
         if found.host:
             lines.append(f"Offloading keeps {found.host / GIB:.0f} GiB in the CPUs' memory, over all processes.")
-        return [*lines, f"Proposal: {found.name} ({found.needs / GIB:.1f} GiB) {job.arguments(found)}".rstrip()]
+        lines.append(f"Proposal: {found.name} ({found.needs / GIB:.1f} GiB) {job.arguments(found)}".rstrip())
+        if (time := duration(job, found, gpus)) is not None:
+            lines.append(time.text(gpus, job.completion.mean))
+        return lines
     count = gpus.count
     while found is None and count < MOST_GPUS:
         count *= 2

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch.accelerators import CUDAAccelerator
 
+from lit_rlvr.commands.plan.gpus import GIB, GPUs
 from lit_rlvr.commands.plan.memory import (
     FLOAT,
     Lengths,
@@ -30,11 +29,11 @@ from lit_rlvr.commands.plan.models import PUBLISHED
 from lit_rlvr.distributed.strategy import FSDP2
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.vllm import GPU_SEQUENCES, VLLMEngine
-from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora
 from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rollout.callback import rollout_of
+from lit_rlvr.training.optimizer import updates_of
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
     from lit_rlvr.rollout import RolloutCallback
 
 
-GIB = 2**30
 FEWEST_TOKENS = 1024
 """Tokens of a micro-batch from which `auto` doubles them."""
 MACHINE_GPUS = 8  # GPUs of a machine, where only their total is given
@@ -53,39 +51,6 @@ LEAST_SEQUENCES = 16
 """Sequences that vLLM should generate at once: with fewer, a rollout of long answers takes hours."""
 STEP_TERMS = ("gathered", "activations", "temporary")
 """Terms of the training step only; generation uses the same memory at another time."""
-
-
-@dataclass(frozen=True)
-class GPUs:
-    """The number of GPUs and the memory of each, in GiB."""
-
-    count: int
-    gib: float
-
-    @classmethod
-    def parse(cls, text: str) -> GPUs:
-        """Parse `8x80GB`.
-
-        Raises:
-            UserError: the text does not have this form.
-        """
-        found = re.fullmatch(r"(\d+)x(\d+(?:\.\d+)?)GB", text)
-        if not found or not int(found[1]) or not float(found[2]):
-            raise UserError(f"--gpus: {text!r} is not a number of GPUs and the memory of each, such as 8x80GB")
-        return cls(int(found[1]), float(found[2]))
-
-    @classmethod
-    def of_trainer(cls, accelerator: str, devices: list[int] | str | int, num_nodes: int) -> GPUs | None:
-        """Return the GPUs that a Trainer with these options uses; None = it runs on the CPU.
-
-        Of several kinds of GPU in this machine, the one with the least memory counts for all.
-        """
-        if accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
-            return None
-        count = CUDAAccelerator.auto_device_count() if devices in ("auto", -1, "-1") else devices
-        used = CUDAAccelerator.parse_devices(count) or []
-        gib = min((torch.cuda.get_device_properties(gpu).total_memory / GIB for gpu in used), default=0.0)
-        return cls(len(used) * num_nodes, gib) if used else None
 
 
 @dataclass(frozen=True)
@@ -149,6 +114,10 @@ class JobSizes:
         shared_prefix: whether a prompt is computed once for its whole group.
         minibatches: optimizer steps that a rollout is split into.
         automatic: whether `tokens_per_microbatch` is `auto`, and `budget` only its default.
+        iterations: rollouts of the run; None = not known without its data.
+        models: models that generate a rollout's completions: 2 with fresh completions of a reference model.
+        forwards: forward passes over a rollout besides those of training: of a KL term's reference, and of the policy
+            before its first of several updates.
     """
 
     whole: Shape
@@ -168,6 +137,9 @@ class JobSizes:
     shared_prefix: bool = True
     minibatches: int = 1
     automatic: bool = False
+    iterations: int | None = None
+    models: int = 1
+    forwards: int = 0
 
     def prompts_on_each(self, gpus: GPUs) -> int:
         """Return the prompts of a step on one GPU."""
@@ -399,6 +371,8 @@ def describe_job(
         shared_prefix=module.shared_prefix,
         minibatches=module.updates_per_rollout,
         automatic=module.budget.given == "auto",
+        models=2 if module.advantage.needs_reference and module.reference.rollouts == "fresh" else 1,
+        forwards=(module.kl_coef > 0) + (updates_of(module) > 1 and module.has_ratio),
     )
 
 

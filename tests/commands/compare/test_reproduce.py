@@ -15,16 +15,10 @@ import yaml
 from scipy.stats import ttest_ind
 from tiny_rewards import judged_as_is
 
+from lit_rlvr.commands.compare.claims import AVERAGE
 from lit_rlvr.commands.compare.figures import CURVES, SET_CURVES
-from lit_rlvr.commands.compare.reproduce import (
-    AVERAGE,
-    Paper,
-    PrintedTable,
-    PrintedValue,
-    comparison_tables,
-    load_printed,
-    paper_items,
-)
+from lit_rlvr.commands.compare.printed import Paper, PrintedTable, PrintedValue, load_printed
+from lit_rlvr.commands.compare.reproduce import comparison_tables, paper_items
 from lit_rlvr.commands.compare.significance import difference_test
 from lit_rlvr.commands.compare.study import load_study
 from lit_rlvr.commands.compare.tables import BEFORE
@@ -136,10 +130,19 @@ def test_what_a_run_took_stands_next_to_what_is_printed() -> None:
 
 
 def test_the_list_names_every_table_and_figure() -> None:
-    """Every printed table, every number without a gap, and a study for each that has no reason against it."""
+    """Every printed table, every number without a gap, a study for each that has no reason against it, and every
+    primary claim."""
     items = {item.name: item for item in paper_items()}
     commands = [word for item in items.values() for word in item.how.replace(";", " ").split()]
-    assert {word for word in commands if "/table" in word} == {*NAMES}
+    assert {*commands} >= {*NAMES}
+    claims = {f"{name.split('/')[0]}, claim: {c.says}": name for name in NAMES for c in load_printed(name).claims
+              if c.primary}  # fmt: skip
+    assert {name: items[name].how for name in items if "claim: " in name} == {
+        name: f"lit-rlvr reproduce {table}" for name, table in claims.items()
+    }
+    assert items["agrae, claim: GRPO falls below the base model at k = 256"].cost == (
+        "not run; studies/agrae_controls: 70 runs of 560 steps; the paper's machine: 8 H200"
+    )
     counts = {"aapo": (9, 5), "agrae": (6, 10), "apmpo": (10, 5)}
     for paper, numbers in counts.items():
         for kind, last in zip(("table", "figure"), numbers, strict=True):
@@ -147,7 +150,7 @@ def test_the_list_names_every_table_and_figure() -> None:
             assert f"{paper}, {kind} {last + 1}" not in items
     assert str(items["agrae, figure 1"]) == "agrae, figure 1: none: a diagram"
     assert str(items["apmpo, table 4"]) == (
-        "apmpo, table 4: lit-rlvr reproduce apmpo/table4 (not run; studies/apmpo_diversity: 12 runs of 800 steps; "
+        "apmpo, table 4: lit-rlvr reproduce apmpo/table4 (not run; studies/apmpo_diversity: 40 runs of 800 steps; "
         "the paper's machine: 4 A100 40 GB)"
     )
     for item in items.values():
@@ -210,7 +213,8 @@ def test_a_table_of_ones_own_is_reproduced(run_folder: Path, lit_rlvr: CLI, monk
     (run_folder / "study.yaml").write_text(yaml.safe_dump(study))
     printed = {"study": "study.yaml", "tables": [
         {"task": "sums", "metric": "greedy", "columns": ["own", "Avg."], "rows": {"grpo": [30.0, "30.0 ± 1.0"]}},
-    ]}  # fmt: skip
+    ], "claims": [{"says": "It is right more than never", "where": "1", "task": "sums", "suite": "own",
+                   "metric": "greedy", "more": "grpo", "less": -0.5, "primary": True}]}  # fmt: skip
     (run_folder / "mine.yaml").write_text(yaml.safe_dump(printed))
     done = lit_rlvr("reproduce", "mine.yaml", "--out", "out", "--json")
     assert done.status == 0, done.err
@@ -221,5 +225,13 @@ def test_a_table_of_ones_own_is_reproduced(run_folder: Path, lit_rlvr: CLI, monk
     assert re.search(r"^- sums: own: a greedy answer \(at most \d+ tokens\)$", page, re.M)
     cell = json.loads(done.out)["sums, greedy"]["grpo"]["Avg."]
     assert (cell["printed"], cell["deviation"]) == (30.0, 1.0) and 100 * cell["ours"]["mean"] == pytest.approx(ours)
+    (verdict,) = json.loads(done.out)["claims"]
+    assert (verdict["verdict"], verdict["n"], verdict["p"]) == ("cannot tell", 1, 1.0)
+    assert (
+        verdict["difference"] == pytest.approx(ours / 100 + 0.5)
+        and "It is right more than never: cannot tell" in done.err
+    )
+    lacking = "Too few seeds: sign flips need 6 pairs to reach 0.05 among 1 primary claim, and the results have 1."
+    assert lacking in page and lacking in done.err
     again = lit_rlvr("compare", "study.yaml", "--out", "out", "--json")
     assert json.loads(again.out) == json.loads(Path("out/results.json").read_text())

@@ -1,0 +1,194 @@
+"""The claims that a paper's study decides: their values in its results, and their verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import mean
+from typing import Any
+
+from lit_rlvr.commands.compare.significance import LEVEL, POWER, least_pairs
+from lit_rlvr.commands.compare.study import BEFORE, Study
+from lit_rlvr.commands.compare.verdicts import SMALLER_THAN_PRINTED, PairedDifference, paired_differences
+from lit_rlvr.errors import UserError
+from lit_rlvr.evaluation.results import markdown_table
+
+AVERAGE = "Avg."
+"""Name of the average over a table's suites."""
+EXPLORATORY = "exploratory"
+
+
+@dataclass(frozen=True)
+class PrintedClaim:
+    """A difference that a paper claims: a metric of cell `more` exceeds that of cell `less` in the same seed.
+
+    Args:
+        says: the claim, in few words.
+        where: where the paper makes it.
+        task: task of the study.
+        metric: a metric of the suite, such as `pass@256`; without a suite the mean of a metric of training over its
+            last quarter, such as `rollout/reward`, or `loss_variance`.
+        more, less: two cells; `before training` = the model that training starts from, evaluated once and taken as
+            exact; a number = a constant.
+        suite: a suite of the study, or `Avg.` for the mean over those of the printed table.
+        printed: the difference that the paper prints, in the metric's unit; None = that of the printed table with both
+            rows, if there is one.
+        primary: True = it has a verdict and counts in Holm's correction; False = it is exploratory.
+        suites: the suites that `Avg.` stands for.
+    """
+
+    says: str
+    where: str
+    task: str
+    metric: str
+    more: str | float
+    less: str | float
+    suite: str | None = None
+    printed: float | None = None
+    primary: bool = False
+    suites: list[str] = field(default_factory=list)
+
+    @property
+    def measure(self) -> str:
+        if self.suite is not None:
+            return f"{self.metric}, {self.suite}"
+        return f"{self.metric}, last quarter of training" if "/" in self.metric else self.metric
+
+    def check(self, study: Study) -> None:
+        """Refuse a claim about a task or a cell that the study does not have."""
+        for kind, name, known in (
+            ("task", self.task, study.tasks),
+            *(("cell", cell, [*study.names, BEFORE]) for cell in (self.more, self.less) if isinstance(cell, str)),
+        ):
+            if name not in known:
+                raise UserError(f"claim {self.says!r}: {study.name} has no {kind} {name!r}; it has {', '.join(known)}")
+
+    def pairs(self, results: Mapping[str, Any]) -> list[tuple[float, float]]:
+        """Return the claim's two values for each seed that has both, from results.json."""
+        task = results["tasks"][self.task]
+        seeds = list(dict.fromkeys(seed for cell in task["cells"].values() for seed in cell["by_seed"]))
+
+        def values(cell: str | float) -> dict[str, float | None]:
+            if not isinstance(cell, str):
+                return dict.fromkeys(seeds, float(cell))
+            if cell == BEFORE:
+                return dict.fromkeys(seeds, self._before(task))
+            return {seed: self._value(run) for seed, run in task["cells"][cell]["by_seed"].items()}
+
+        more, less = values(self.more), values(self.less)
+        both = [(more.get(seed), less.get(seed)) for seed in seeds]
+        return [(x, y) for x, y in both if x is not None and y is not None]
+
+    @property
+    def _averaged(self) -> list[str]:
+        return self.suites or ([] if self.suite is None else [self.suite])
+
+    def _value(self, run: Mapping[str, Any]) -> float | None:
+        if self._averaged:
+            return _mean([run["suites"].get(suite, {}).get(self.metric) for suite in self._averaged])
+        value = run["quarters"][self.metric][-1] if self.metric in run["quarters"] else run.get(self.metric)
+        return None if value is None else float(value)
+
+    def _before(self, task: Mapping[str, Any]) -> float | None:
+        found = [table["suites"] for table in task.get("before_suites", {}).values()]
+        spreads = [next((s[suite].get(self.metric) for s in found if suite in s), None) for suite in self._averaged]
+        return _mean([spread and spread["mean"] for spread in spreads])
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Return the mean; None if a value is missing, or without any."""
+    present = [value for value in values if value is not None]
+    return mean(present) if present and len(present) == len(values) else None
+
+
+@dataclass(frozen=True)
+class DecidedClaim:
+    """A claim with its result.
+
+    Args:
+        found: None if no seed has both values.
+    """
+
+    claim: PrintedClaim
+    found: PairedDifference | None
+
+    @property
+    def verdict(self) -> str:
+        if not self.claim.primary:
+            return EXPLORATORY
+        return "cannot tell" if self.found is None else self.found.reading
+
+    def as_data(self) -> dict[str, Any]:
+        """Return the claim and its result for JSON."""
+        claim, found = self.claim, self.found
+        asked = {name: getattr(claim, name) for name in ("says", "where", "task", "more", "less", "printed")}
+        data: dict[str, Any] = {**asked, "measure": claim.measure, "verdict": self.verdict, "n": 0}
+        if found is not None:
+            smallest = found.smallest if found.n > 1 else None
+            data |= {"n": found.n, "difference": found.difference, "interval": found.interval, "p": found.p,
+                     "p_holm": found.adjusted if claim.primary else None, "p_as_large_as_printed": found.below,
+                     "could_show": smallest}  # fmt: skip
+        return data
+
+    def row(self) -> list[str]:
+        """Return the claim's row of the table."""
+        claim, found = self.claim, self.found
+        printed = "-" if claim.printed is None else f"{claim.printed:+.3g}"
+        if found is None:
+            return [claim.says, claim.where, claim.measure, "-", "-", printed, "0", "-", self.verdict]
+        interval = f" [{', '.join(f'{x:.3g}' for x in found.interval)}]" if found.interval else ""
+        p = f"{found.p:.3f}" + (f", {found.adjusted:.3f}" if claim.primary else "")
+        verdict = f"**{self.verdict}**" if claim.primary else self.verdict
+        if self.verdict == "cannot tell" and found.n > 1:
+            verdict += f" (could show {found.smallest:.3g})"
+        if self.verdict == SMALLER_THAN_PRINTED:
+            verdict += f" (p {found.below:.3f})"
+        sides = f"{claim.more} {found.more:.3g}, {claim.less} {found.less:.3g}"
+        return [
+            claim.says, claim.where, claim.measure, sides, f"{found.difference:+.3g}{interval}", printed, str(found.n),
+            p, verdict,
+        ]  # fmt: skip
+
+
+def decide(claims: Sequence[PrintedClaim], results: Mapping[str, Any]) -> list[DecidedClaim]:
+    """Return the claims with their results: the primary ones, tested together, before the others, each alone."""
+    primary = [claim for claim in claims if claim.primary]
+    others = [[claim] for claim in claims if not claim.primary]
+    return [
+        DecidedClaim(claim, found)
+        for group in [primary, *others]
+        for claim, found in zip(
+            group, paired_differences([c.pairs(results) for c in group], [c.printed for c in group]), strict=True
+        )
+    ]
+
+
+def lacking_seeds(decided: Sequence[DecidedClaim]) -> str:
+    """Return a line that says that the results have too few seeds for a verdict; "" if they have enough."""
+    counts = [0 if d.found is None else d.found.n for d in decided if d.claim.primary]
+    if not counts or min(counts) >= least_pairs(len(counts)):
+        return ""
+    return (
+        f"Too few seeds: sign flips need {least_pairs(len(counts))} pairs to reach {LEVEL:g} among {len(counts)} "
+        f"primary claim{'s' * (len(counts) > 1)}, and the results have {min(counts)}."
+    )
+
+
+RULE = f"""A claim's difference is that of two cells over the same seeds, in the metric's own unit, with Student's 95 %
+interval. p is that of the two-sided sign-flip test; the second value is after Holm's correction over the primary
+claims. *Seen*: the claimed sign and corrected p < {LEVEL:g}; *not seen*: the other sign and corrected p < {LEVEL:g};
+*{SMALLER_THAN_PRINTED}*: neither, but a one-sided t-test rejects a difference as large as the printed one (p after
+Holm's correction); else *cannot tell*, with the difference that as many pairs show with a probability of {POWER:g}.
+Exploratory claims have no verdict."""
+
+
+def claims_section(decided: Sequence[DecidedClaim]) -> str:
+    """Return the claims with their verdicts as Markdown."""
+    header = ["claim", "in the paper", "measured", "ours", "difference [95 %]", "printed", "n", "p, Holm", "verdict"]
+    parts = [
+        "## Claims",
+        " ".join(RULE.split()),
+        lacking_seeds(decided),
+        markdown_table(header, [d.row() for d in decided]),
+    ]
+    return "\n\n".join(part for part in parts if part)

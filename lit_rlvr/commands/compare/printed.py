@@ -1,0 +1,166 @@
+"""Reads the papers' printed tables and the claims of their studies, from files in configs/printed or users' own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_rlvr.commands.compare.claims import AVERAGE, PrintedClaim
+from lit_rlvr.commands.compare.study import BEFORE
+from lit_rlvr.configs import config_folder, load_yaml
+from lit_rlvr.errors import UserError, nearest
+
+VALUE = re.compile(r"(\d+(?:\.\d+)?)(?: ± (\d+(?:\.\d+)?))?")
+
+
+@dataclass(frozen=True)
+class PrintedValue:
+    """A printed value, in percent.
+
+    Args:
+        deviation: over the paper's seeds; None if it prints none.
+    """
+
+    value: float
+    deviation: float | None
+
+    @classmethod
+    def parse(cls, cell: Any) -> PrintedValue:
+        """Parse a number, or text such as "68.4 ± 0.2"."""
+        found = VALUE.fullmatch(str(cell))
+        if found is None:
+            raise UserError(f"{cell!r} is neither a number nor like '68.4 ± 0.2'")
+        return cls(float(found[1]), float(found[2]) if found[2] else None)
+
+    def __str__(self) -> str:
+        return f"{self.value:.1f}" + (f" ± {self.deviation:.1f}" if self.deviation is not None else "")
+
+
+def _scaled(spread: Mapping[str, Any] | None, factor: float) -> dict[str, Any] | None:
+    """Return a spread in another unit; None without a value."""
+    if spread is None or spread["mean"] is None:
+        return None
+    return {**spread, **{key: spread[key] * factor for key in ("mean", "std") if spread[key] is not None}}
+
+
+SPREAD_COLUMNS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any] | None]] = {
+    "GiB": lambda cell: _scaled(cell["peak_memory_mb"], 1 / 1024 / 100),
+    "seconds": lambda cell: _scaled(cell["seconds_per_step"].get("step"), 1 / 100),
+}
+"""Column -> its spread for a cell in results.json, divided by 100, because tables show percentages."""
+
+
+@dataclass(frozen=True)
+class PrintedTable:
+    """One table of a paper, or a part of it.
+
+    Args:
+        task: the study's task.
+        suite: the suite whose metrics or categories are the columns; None: the columns are suites.
+        metric: the metric of all columns; None: the columns are metrics; `run`: the columns are of `SPREAD_COLUMNS`.
+        columns: suites, metrics or categories; `Avg.` is the average over the suites.
+        rows: cell -> values.
+    """
+
+    task: str
+    suite: str | None
+    metric: str | None
+    columns: list[str]
+    rows: dict[str, list[PrintedValue]]
+
+    @property
+    def title(self) -> str:
+        return ", ".join(filter(None, [self.task, self.suite, self.metric]))
+
+    def ours(self, row: str, column: str, found: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Return our spread for a cell of the table from the task in results.json; None if there is none."""
+        if self.metric == "run":
+            return SPREAD_COLUMNS[column](found["cells"][row])
+        tables = found.get("before_suites", {}) if row == BEFORE else found["cells"][row]["suites"]
+        for values in tables.values():
+            if self.suite is None:
+                results = values["average"] if column == AVERAGE else values["suites"].get(column, {})
+                if spread := results.get(self.metric):
+                    return dict(spread)
+            elif self.suite in values["suites"]:
+                results, key = values["suites"][self.suite], self.metric or column
+                if self.metric is not None:
+                    results = results["categories"].get(column, {})
+                return results.get(key)
+        return None
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A file of printed tables and claims.
+
+    Args:
+        study: the study that makes the tables and decides the claims.
+        seeds: the paper's seeds behind a printed deviation; None = not stated, or no test should use the deviations.
+    """
+
+    study: str
+    seeds: int | None
+    tables: list[PrintedTable]
+    claims: Sequence[PrintedClaim] = ()
+
+
+def load_printed(name: str) -> Paper:
+    """Read printed tables: shipped ones by name (apmpo/table1), or a YAML file in the same form.
+
+    Raises:
+        UserError: there is no such file, or it does not have this form; the message says where.
+    """
+    folder = config_folder() / "printed"
+    path = Path(name) if Path(name).suffix == ".yaml" else folder / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.glob("*/*.yaml"))
+        near = nearest(name, known)
+        raise UserError(f"there is no table {name!r}; {f'did you mean {near}?' if near else ', '.join(known)}")
+    try:
+        values = load_yaml(path.read_text())
+        if not isinstance(values, dict) or not values.keys() & {"tables", "claims"}:
+            raise KeyError("tables")
+        tables = [
+            PrintedTable(
+                str(t["task"]), t.get("suite"), t.get("metric"), [str(column) for column in t["columns"]],
+                {str(row): [PrintedValue.parse(cell) for cell in cells] for row, cells in t["rows"].items()},
+            )
+            for t in values.get("tables", ())
+        ]  # fmt: skip
+        claims = [PrintedClaim(**claim) for claim in values.get("claims", ())]
+        study, seeds = str(values["study"]), values.get("seeds")
+    except KeyError as error:
+        raise UserError(f"{path} has no {error.args[0]!r}; see the shipped tables in {folder}") from error
+    except (OSError, yaml.YAMLError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} does not have the form of the shipped tables: {error!r}") from error
+    for t in tables:
+        if t.metric == "run" and (unknown := [column for column in t.columns if column not in SPREAD_COLUMNS]):
+            raise UserError(f"{path}: {t.title}: there is no column {unknown[0]!r}; use {', '.join(SPREAD_COLUMNS)}")
+        for row, cells in t.rows.items():
+            if len(cells) != len(t.columns):
+                raise UserError(f"{path}: {t.title}: {row} has {len(cells)} values for {len(t.columns)} columns")
+    return Paper(study, seeds, tables, [with_printed(claim, tables) for claim in claims])
+
+
+def with_printed(claim: PrintedClaim, tables: Sequence[PrintedTable]) -> PrintedClaim:
+    """Return a claim with the suites of an average, and with the difference of its sign that a table prints for it."""
+    for t in tables:
+        column = claim.metric if t.suite is not None else claim.suite
+        names = (claim.suite, None) if t.suite is not None else (None, claim.metric)
+        if t.task != claim.task or (t.suite, t.metric) != names or column not in t.columns:
+            continue
+        suites = [name for name in t.columns if name != AVERAGE] if claim.suite == AVERAGE else claim.suites
+        claim = replace(claim, suites=suites)
+        if claim.printed is None and {claim.more, claim.less} <= t.rows.keys():
+            values = [t.rows[str(row)][t.columns.index(str(column))].value for row in (claim.more, claim.less)]
+            difference = round(values[0] - values[1], 3) / 100
+            return replace(claim, printed=difference) if difference > 0 else claim
+    if claim.suite == AVERAGE and not claim.suites:
+        raise UserError(f"claim {claim.says!r}: no table has the column {AVERAGE} of {claim.task}, {claim.metric}")
+    return claim

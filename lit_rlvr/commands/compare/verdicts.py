@@ -1,0 +1,101 @@
+"""The rule of verdict on claimed differences: sign flips over paired seeds, corrected by Holm over the claims. Pure.
+
+| verdict | meaning |
+|---|---|
+| seen | the claimed sign, and corrected p < 0.05 |
+| not seen | the other sign, and corrected p < 0.05 |
+| smaller than printed | no sign could be told, but a difference as large as the printed one is rejected |
+| cannot tell | anything else |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+from lit_rlvr.commands.compare.significance import LEVEL, detectable, holm, sign_flip_test, smaller_test, t_interval
+
+SMALLER_THAN_PRINTED = "smaller than printed"
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """A claimed difference over paired seeds, tested.
+
+    Args:
+        more: mean of the cell that is claimed to have more, over seeds.
+        less: mean of the other.
+        differences: one per seed.
+        p: of the sign-flip test.
+        adjusted: p after Holm's correction over all differences that are tested together.
+        below: one-sided p-value of the true difference being at least the printed one, after Holm's correction over
+            those with a printed difference; None without one, or with a single seed.
+    """
+
+    more: float
+    less: float
+    differences: list[float]
+    p: float
+    adjusted: float
+    below: float | None
+
+    @property
+    def n(self) -> int:
+        return len(self.differences)
+
+    @property
+    def difference(self) -> float:
+        return mean(self.differences)
+
+    @property
+    def interval(self) -> list[float]:
+        """The 95 % interval of the mean difference, by Student's t over seeds; empty for a single seed."""
+        return t_interval(self.differences) or []
+
+    @property
+    def smallest(self) -> float:
+        """Return the difference that this many pairs show with a probability of 0.8, uncorrected."""
+        return detectable(self.n) * stdev(self.differences) if self.n > 1 else float("nan")
+
+    @property
+    def verdict(self) -> str:
+        """Return the verdict by sign flips alone."""
+        if self.adjusted >= LEVEL:
+            return "cannot tell"
+        return "seen" if self.difference > 0 else "not seen"
+
+    @property
+    def reading(self) -> str:
+        """Return the verdict, with the t-test against the printed difference where sign flips cannot tell."""
+        is_smaller = self.below is not None and self.below < LEVEL
+        return SMALLER_THAN_PRINTED if is_smaller and self.verdict == "cannot tell" else self.verdict
+
+
+def paired_differences(
+    pairs: Sequence[Sequence[tuple[float, float]]], printed: Sequence[float | None]
+) -> list[PairedDifference | None]:
+    """Test claimed differences together, and correct for their number.
+
+    Args:
+        pairs: for each claim, the values of the two cells in every seed that has both.
+        printed: for each claim, the difference that the paper prints, in the same unit; None = it prints none.
+
+    Returns:
+        None for a claim without pairs, which counts in the correction all the same.
+    """
+    differences = [[more - less for more, less in values] for values in pairs]
+    raw = [sign_flip_test(values) for values in differences]
+    adjusted = holm([1.0 if p is None else p for p in raw])
+    sized = {k: size for k, size in enumerate(printed) if size is not None and len(differences[k]) > 1}
+    tests = holm([smaller_test(differences[k], size) for k, size in sized.items()])
+    below = dict(zip(sized, tests, strict=True))
+    return [
+        None
+        if p is None
+        else PairedDifference(
+            mean(more for more, _ in values), mean(less for _, less in values), differences[k], p, adjusted[k],
+            below.get(k),
+        )
+        for k, (values, p) in enumerate(zip(pairs, raw, strict=True))
+    ]  # fmt: skip

@@ -1,0 +1,206 @@
+"""Claims of the papers on GPUs: the rule of verdict by hand, values of results, and the shipped claims."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lit_rlvr.commands.compare.claims import PrintedClaim, claims_section, decide, lacking_seeds
+from lit_rlvr.commands.compare.numbers import QUARTER_METRICS
+from lit_rlvr.commands.compare.printed import load_printed
+from lit_rlvr.commands.compare.significance import least_pairs, sign_flip_test, smaller_test, t_interval
+from lit_rlvr.commands.compare.study import BEFORE, load_study
+from lit_rlvr.commands.compare.verdicts import paired_differences
+from lit_rlvr.configs import config_folder
+from lit_rlvr.errors import UserError
+from lit_rlvr.evaluation.suites import find_suites
+
+FOLDER = config_folder() / "printed"
+CLAIMED = [str(path.relative_to(FOLDER).with_suffix("")) for path in sorted(FOLDER.glob("*/*.yaml"))]
+CLAIMED = [name for name in CLAIMED if load_printed(name).claims]
+BASE = [0.30 + 0.001 * seed for seed in range(10)]
+CELLS = {
+    "grpo": BASE,
+    "better": [x + 0.05 + 0.01 * (k % 3) for k, x in enumerate(BASE)],
+    "worse": [x - 0.05 + 0.001 * (k % 2) for k, x in enumerate(BASE)],
+    "same": [x + 0.01 * (-1) ** k for k, x in enumerate(BASE)],
+}
+
+
+def results(cells: dict[str, list[float]], seeds: int = 10) -> dict[str, Any]:
+    """Results of one task, where each cell has these pass@1 on the suite `a`, and twice as much on `b`."""
+    made = {
+        name: {
+            "by_seed": {
+                str(seed): {
+                    "suites": {"a": {"pass@1": x}, "b": {"pass@1": 2 * x}},
+                    "quarters": {"rollout/reward": [0.0, 0.0, 0.0, x]},
+                    "loss_variance": x / 100,
+                }
+                for seed, x in enumerate(found[:seeds])
+            }
+        }
+        for name, found in cells.items()
+    }
+    before = {"math": {"suites": {"a": {"pass@1": {"mean": 0.25}}, "b": {"pass@1": {"mean": 0.35}}}}}
+    return {"tasks": {"t": {"cells": made, "before_suites": before}}}
+
+
+def claim(more: str | float, less: str | float = "grpo", **changes: Any) -> PrintedClaim:
+    asked = {"task": "t", "metric": "pass@1", "suite": "a", "primary": True} | changes
+    return PrintedClaim(str(more), "1", more=more, less=less, **asked)
+
+
+FOUR = [claim("better"), claim("worse"), claim("same"), claim("same", printed=0.01)]
+
+
+def test_the_four_verdicts_are_hand_computed() -> None:
+    """Ten differences of one sign have p = 2 / 1024, and 8 / 1024 as the smallest of four. Differences of 0.01 and
+    -0.01 in turn have a deviation of 0.01 sqrt(10 / 9), so t is -3 for 0.01, and p 0.0075 with 9 degrees of freedom."""
+    decided = decide(FOUR, results(CELLS))
+    assert [d.verdict for d in decided] == ["seen", "not seen", "cannot tell", "smaller than printed"]
+    better, worse, same, smaller = (d.found for d in decided)
+    assert better is not None and worse is not None and same is not None and smaller is not None
+    assert (better.p, better.adjusted) == pytest.approx((2 / 1024, 8 / 1024)) and better.below is None
+    assert better.difference == pytest.approx(0.059) and better.n == 10
+    assert better.interval == pytest.approx([0.059 - 0.00626, 0.059 + 0.00626], abs=1e-4), "2.262 s / sqrt(10)"
+    assert worse.adjusted == pytest.approx(8 / 1024) and worse.difference == pytest.approx(-0.0495)
+    assert same.adjusted == 1.0 and same.smallest == pytest.approx(0.0105, abs=0.001)
+    assert smaller.below == pytest.approx(0.00748, abs=1e-5) and smaller.difference == pytest.approx(0)
+
+
+def test_holm_counts_primary_claims_alone() -> None:
+    """Two values that the printed size is compared with double its p; exploratory claims are in neither correction."""
+    others = [claim("same", printed=0.01, primary=False), *[claim("worse", primary=False)] * 20]
+    decided = decide([*others, *FOUR, claim("same", printed=0.01)], results(CELLS))
+    primary, exploratory = decided[:5], decided[5:]
+    assert [d.verdict for d in primary] == ["seen", "not seen", "cannot tell", *["smaller than printed"] * 2]
+    assert primary[0].found is not None and primary[0].found.adjusted == pytest.approx(10 / 1024)
+    assert primary[3].found is not None and primary[3].found.below == pytest.approx(2 * 0.00748, abs=2e-5)
+    assert {d.verdict for d in exploratory} == {"exploratory"} and len(exploratory) == 21
+    assert exploratory[0].found is not None and exploratory[0].found.below == pytest.approx(0.00748, abs=1e-5)
+
+
+def test_too_few_seeds_are_one_line() -> None:
+    """2 / 2^n x 4 is 0.0625 for 7 seeds and 0.03125 for 8."""
+    few = decide(FOUR, results(CELLS, 7))
+    assert lacking_seeds(few) == (
+        "Too few seeds: sign flips need 8 pairs to reach 0.05 among 4 primary claims, and the results have 7."
+    )
+    assert lacking_seeds(few) in claims_section(few) and few[0].verdict == "cannot tell"
+    enough = decide(FOUR, results(CELLS, 8))
+    assert lacking_seeds(enough) == "" and "Too few" not in claims_section(enough) and enough[0].verdict == "seen"
+    none = decide([claim("better", metric="pass@4")], results(CELLS))
+    assert none[0].found is None and none[0].verdict == "cannot tell" and none[0].as_data()["n"] == 0
+    assert lacking_seeds(none).endswith("need 6 pairs to reach 0.05 among 1 primary claim, and the results have 0.")
+    assert lacking_seeds(decide([claim("better", primary=False)], results(CELLS, 1))) == ""
+
+
+@pytest.mark.parametrize(("comparisons", "pairs"), [(1, 6), (2, 7), (3, 7), (4, 8), (10, 9)])
+def test_the_fewest_pairs_are_those_that_sign_flips_need(comparisons: int, pairs: int) -> None:
+    assert least_pairs(comparisons) == pairs
+    enough, few = (sign_flip_test([1.0 + k for k in range(n)]) for n in (pairs, pairs - 1))
+    assert enough is not None and few is not None and comparisons * enough <= 0.05 < comparisons * few
+
+
+def test_equal_differences_are_larger_or_smaller_than_a_size() -> None:
+    assert smaller_test([0.25] * 3, 0.25) == 1.0 and smaller_test([0.25] * 3, 0.5) == 0.0
+    assert smaller_test([0.01, -0.01] * 5, 0.01) == pytest.approx(0.00748, abs=1e-5)
+    assert t_interval([1.0]) is None and t_interval([1.0, 3.0]) == pytest.approx([2 - 12.706, 2 + 12.706], abs=1e-3)
+    assert paired_differences([[], [(1.0, 0.5)]], [None, 1.0])[0] is None, "a claim without pairs"
+
+
+def test_values_come_from_suites_training_and_the_start() -> None:
+    found = results({"grpo": [0.30, 0.31], "same": [0.40, 0.42]})
+    assert claim("same").pairs(found) == [(0.40, 0.30), (0.42, 0.31)]
+    assert claim("same", suite="b").pairs(found) == [(0.80, 0.60), (0.84, 0.62)]
+    average = claim("same", suite="Avg.", suites=["a", "b"])
+    assert average.pairs(found)[0] == pytest.approx((0.60, 0.45))
+    assert claim(BEFORE).pairs(found) == [(0.25, 0.30), (0.25, 0.31)]
+    assert claim("same", BEFORE, suite="Avg.", suites=["a", "b"]).pairs(found)[0] == pytest.approx((0.60, 0.30))
+    assert claim("same", 0.5, suite=None, metric="rollout/reward").pairs(found) == [(0.40, 0.5), (0.42, 0.5)]
+    assert claim("grpo", "same", suite=None, metric="loss_variance").pairs(found)[0] == pytest.approx((0.003, 0.004))
+    del found["tasks"]["t"]["cells"]["grpo"]["by_seed"]["0"]
+    assert claim("same").pairs(found) == [(0.42, 0.31)], "seeds that both have"
+    found["tasks"]["t"].pop("before_suites")
+    assert claim(BEFORE).pairs(found) == [] and claim("same", metric="train/omega", suite=None).pairs(found) == []
+
+
+def test_the_printed_size_is_that_of_the_tables(tmp_path: Path) -> None:
+    tables = [
+        {"task": "t", "metric": "pass@1", "columns": ["a", "b", "Avg."],
+         "rows": {"grpo": [30, 40, 35.0], "mine": [31.5, 39, 35.2]}},
+        {"task": "t", "suite": "c", "columns": ["pass@1", "pass@64"], "rows": {"grpo": [1, 2], "mine": [4, 7.5]}},
+    ]  # fmt: skip
+
+    def asked(more: str, less: str, suite: str, metric: str = "pass@1", **changes: Any) -> PrintedClaim:
+        given = {"says": "s", "where": "w", "task": "t", "suite": suite, "metric": metric, "more": more, "less": less}
+        path = tmp_path / "mine.yaml"
+        path.write_text(yaml.safe_dump({"study": "s", "tables": tables, "claims": [given | changes]}))
+        return load_printed(str(path)).claims[0]
+
+    assert asked("mine", "grpo", "a").printed == pytest.approx(0.015)
+    assert asked("mine", "grpo", "b").printed is None, "the table has the other sign"
+    assert asked("grpo", "mine", "b").printed == pytest.approx(0.01)
+    assert asked("mine", "grpo", "c", "pass@64").printed == pytest.approx(0.055)
+    assert asked("mine", "grpo", "a", printed=0.5).printed == 0.5
+    assert asked("mine", "other", "a").printed is None
+    average = asked("mine", "grpo", "Avg.")
+    assert (average.printed, average.suites) == (pytest.approx(0.002), ["a", "b"])
+    with pytest.raises(UserError, match=r"no table has the column Avg\. of t, pass@4"):
+        asked("mine", "grpo", "Avg.", "pass@4")
+    with pytest.raises(UserError, match=r"form of the shipped tables: .*sais"):
+        asked("mine", "grpo", "a", sais="s")
+
+
+def test_the_section_has_the_numbers() -> None:
+    page = claims_section(decide([*FOUR, claim("better", primary=False)], results(CELLS)))
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    assert rows[2] == (
+        "| better | 1 | pass@1, a | better 0.363, grpo 0.304 | +0.059 [0.0527, 0.0653] | - | 10 | 0.002, 0.008 | "
+        "**seen** |"
+    )
+    assert rows[4].endswith("| **cannot tell** (could show 0.0105) |")
+    assert rows[5].endswith("| +0.01 | 10 | 1.000, 1.000 | **smaller than printed** (p 0.007) |")
+    assert rows[6].endswith("| 10 | 0.002 | exploratory |")
+
+
+@pytest.mark.parametrize("name", CLAIMED)
+def test_shipped_claims_belong_to_their_study(name: str) -> None:
+    paper = load_printed(name)
+    study = load_study(paper.study)
+    asked = [suite for group in study.suites.values() for suite in group]
+    suites = {suite.name: suite.protocol for suite in find_suites(asked, {}, {"protocol": study.protocol})}
+    primary = [claim for claim in paper.claims if claim.primary]
+    assert 0 < len(primary) <= 3 and len(study.seeds) >= max(5, least_pairs(len(primary)))
+    assert len({claim.says for claim in paper.claims}) == len(paper.claims)
+    for found in paper.claims:
+        found.check(study)
+        assert found.more != found.less
+        if found.suite is None:
+            assert found.metric in (*QUARTER_METRICS, "loss_variance") and BEFORE not in (found.more, found.less)
+            continue
+        for suite in found.suites or [found.suite]:
+            if found.metric.startswith("diversity/"):
+                assert study.diversity
+            else:
+                assert suites[suite].samples >= int(found.metric.removeprefix("pass@"))
+    with pytest.raises(UserError, match=f"{study.name} has no cell 'gpo'; it has "):
+        PrintedClaim("s", "w", study.tasks[0], "pass@1", "gpo", study.names[0]).check(study)
+
+
+def test_shipped_sizes_are_the_papers() -> None:
+    """Differences of the printed numbers, taken by hand."""
+    found = {claim.says: claim.printed for name in CLAIMED for claim in load_printed(name).claims}
+    assert found["Negative-dominant is better than GRPO at k = 256"] == pytest.approx(0.020)  # 97.0 - 95.0
+    assert found["GRPO falls below the base model at k = 256"] == pytest.approx(0.013)  # 96.3 - 95.0
+    assert found["A-GRAE trained on Geometry3K is better than GRPO on MathVision"] == pytest.approx(0.006)
+    assert found["GRPO's answers have a higher self-BLEU-4 than APMPO's"] == pytest.approx(0.22)  # 0.76 - 0.54
+    assert found["APMPO trained on BIRD is better than GRPO on Spider"] == pytest.approx(0.026)  # 76.4 - 73.8
+    assert found["AAPO is better than GPG at equal steps"] == pytest.approx(0.011)  # 56.7 - 55.6
+    assert found["AAPO's loss varies less than GRPO's"] == pytest.approx(3.53e-3 - 3.6e-4)
+    assert found["AAPO's loss varies less than GPG's"] == pytest.approx(3.9e-4 - 3.6e-4)
+    assert found["AAPO has a higher reward than GPG late in training"] is None
