@@ -66,6 +66,7 @@ class Part:
         minutes: from its first cell to its report, two cells at a time; None = not kept.
         claims: what it tests; none = it compares every cell with the baseline.
         rates: the study whose results chose its learning rates.
+        asks_for_collapses: its table has the end of every task and which of its runs collapsed.
     """
 
     title: str
@@ -73,6 +74,7 @@ class Part:
     minutes: int | None
     claims: Sequence[Claim] = ()
     rates: str = ""
+    asks_for_collapses: bool = False
 
 
 STUDIES = {
@@ -83,6 +85,7 @@ STUDIES = {
     "losses_best": Part(
         "Eighteen losses, each at its best learning rate: sums of two numbers", ("accuracy",), None, rates="losses_rates"
     ),
+    "w_reinforce": Part("Why W-REINFORCE collapses", (), None, asks_for_collapses=True),
     "losses_image": Part("Eleven losses at an equal budget: counting in images", ("reward",), 48),
 }
 
@@ -201,8 +204,11 @@ def section(name: str, results: Mapping[str, Any]) -> str:
         f"`{command(name)} --out DIR --jobs 2`: {len(runs)} runs of {count} {unit}, "
         f"{minutes:.0f} minutes of training on one core each{wall}.",
         *([CHOICE_OF_RATES, rates_table(part.rates, name)] if part.rates else []),
-        *(claims_tables(part.claims, results) if part.claims else [comparison(results)]),
-        over_tasks(results),
+        *(
+            [ends_table(results)]
+            if part.asks_for_collapses
+            else [*(claims_tables(part.claims, results) or [comparison(results)]), over_tasks(results)]
+        ),
         collapses(results),
     ]
     lines += [reading(name, results)] if name in READINGS else []
@@ -258,7 +264,9 @@ def wrapped(text: str) -> str:
 
 def claims_tables(claims: Sequence[Claim], results: Mapping[str, Any]) -> list[str]:
     """Return a table of the registered claims, a line with those that hold by construction, and a table of the claims
-    that were written afterwards."""
+    that were written afterwards; nothing without claims."""
+    if not claims:
+        return []
     registered = find([claim for claim in claims if not claim.afterwards], results)
     parts = ["\n".join([
         "| claim | in the paper | measured | here | difference [95 %] | n | p, Holm | registered verdict | now |",
@@ -361,6 +369,25 @@ def rates_table(rates: str, best: str) -> str:
 def learning_rates(study: str) -> dict[str, float]:
     """Return the learning rate of every cell of a study."""
     return {cell.name: cell.config["model"]["init_args"]["lr"] for cell in load(study).cells}
+
+
+def ends_table(results: Mapping[str, Any]) -> str:
+    """Return a table of every task's accuracy at the end, and how many of its runs collapsed: they ended below half of
+    what they started from."""
+    tasks = results["tasks"]
+    starts = {name: task["before"]["mean"] for name, task in tasks.items()}
+    rows = [
+        f"| cell | {' | '.join(f'start {name} ({start:.2f})' for name, start in starts.items())} |",
+        "|---" * (1 + len(tasks)) + "|",
+    ]
+    for name in next(iter(tasks.values()))["cells"]:
+        ends = [(starts[task], list(found["cells"][name]["values"].values())) for task, found in tasks.items()]
+        cells = [
+            f"{', '.join(f'{value:.3f}' for value in values)}: {sum(value < start / 2 for value in values)} collapsed"
+            for start, values in ends
+        ]
+        rows.append(f"| {label(name)} | {' | '.join(cells)} |")
+    return "\n".join(rows)
 
 
 def pass_at(found: Mapping[str, Mapping[str, Mapping[str, float]]], k: int) -> float:
