@@ -150,7 +150,7 @@ def detectable(n: int, comparisons: int = 1) -> float:
     def missing(effect: float) -> float:
         return float(nct.sf(critical, n - 1, effect * math.sqrt(n))) - POWER
 
-    return float(brentq(missing, 1e-3, (critical + 10) / math.sqrt(n)))
+    return float(brentq(missing, 1e-3, (2 * critical + 10) / math.sqrt(n)))
 
 
 def holm(values: Sequence[float]) -> list[float]:
