@@ -24,7 +24,7 @@ from lit_rlvr.commands.compare.significance import (
     sign_flip_test,
     stratified_interval,
 )
-from lit_rlvr.commands.compare.study import Cell, Study
+from lit_rlvr.commands.compare.study import Cell, Study, algorithm_options
 from lit_rlvr.evaluation.results import averages
 from lit_rlvr.run.loggers import read_metrics
 from lit_rlvr.run.outputs import VALIDATION
@@ -97,8 +97,8 @@ class FinishedRun:
 
     def kl(self) -> dict[int, float]:
         """Return the KL to the starting policy by step, as a running mean; empty if the run did not measure it."""
-        options = (self.cell.config.get("model") or {}).get("init_args") or {}
-        found = {} if options.get("reference_update_every") else self._running_means(KL)
+        is_moving = algorithm_options(self.cell.config).get("reference_update_every")
+        found = {} if is_moving else self._running_means(KL)
         return {0: 0.0} | found if found else {}
 
     def _running_means(self, metric: str) -> dict[int, float]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from itertools import takewhile
 from typing import Any
 
-from lit_rlvr.commands.compare.study import Study, learning_rate
+from lit_rlvr.commands.compare.study import Study, algorithm_options, learning_rate
 from lit_rlvr.training.module import RLVRModule
 
 
@@ -55,9 +55,10 @@ def best_rates(study: Study, task: str, cells: Mapping[str, Mapping[str, Any]]) 
 
 def _without_rate(config: Mapping[str, Any]) -> str:
     """Return a config without its learning rate as text."""
-    model = config.get("model") or {}
-    options = {key: value for key, value in (model.get("init_args") or {}).items() if key != "lr"}
-    return json.dumps({**config, "model": {**model, "init_args": options}}, sort_keys=True, default=str)
+    model = config.get("model")
+    options = {key: value for key, value in algorithm_options(config).items() if key != "lr"}
+    kept = {**(model if isinstance(model, dict) else {"class_path": model}), "init_args": options}
+    return json.dumps({**config, "model": kept}, sort_keys=True, default=str)
 
 
 def _or_default(rate: float | None) -> float:

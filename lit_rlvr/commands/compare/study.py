@@ -125,9 +125,15 @@ def load_study(name: str) -> Study:
     return Study(str(study["name"]), tuple(grid), study["baseline"], budget, metric, *evaluation)
 
 
+def algorithm_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of the algorithm that a config sets."""
+    model = config.get("model")
+    return dict((model.get("init_args") or {}) if isinstance(model, dict) else {})  # a name alone has none
+
+
 def learning_rate(config: Mapping[str, Any]) -> float | None:
     """Return the learning rate that a config sets, or None."""
-    rate = ((config.get("model") or {}).get("init_args") or {}).get("lr")
+    rate = algorithm_options(config).get("lr")
     return None if rate is None else float(rate)
 
 

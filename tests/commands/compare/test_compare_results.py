@@ -220,7 +220,7 @@ def test_the_best_rate_of_each_family_next_to_the_bases() -> None:
 
 
 def test_families_are_named_by_their_cells_shared_words() -> None:
-    """Two families that share their first word, and one without any, have all names."""
+    """Two families that share their first word, and one without any, have all names; its default is an algorithm by name."""
     rates = {
         "a_x": 1.0,
         "a_y": 2.0,
@@ -229,7 +229,7 @@ def test_families_are_named_by_their_cells_shared_words() -> None:
         "low": (5.0, "b"),
         "high": (6.0, "b"),
     }
-    cells = []
+    cells = [Cell("t", "default", 0, {"model": "b"})]
     for name, value in rates.items():
         rate, algorithm = value if isinstance(value, tuple) else (value, "GRPO")
         cells.append(Cell("t", name, 0, {"model": {"class_path": algorithm, "init_args": {"lr": rate}}}))
@@ -237,7 +237,7 @@ def test_families_are_named_by_their_cells_shared_words() -> None:
     assert families(study, "t") == {
         "a_x, a_y": {"a_x": 1.0, "a_y": 2.0},
         "a_z, a_w": {"a_z": 3.0, "a_w": 4.0},
-        "low, high": {"low": 5.0, "high": 6.0},
+        "default, low, high": {"default": 1e-6, "low": 5.0, "high": 6.0},
     }
 
 
@@ -418,11 +418,11 @@ def test_figures_of_two_tasks_with_rates_and_questions(tmp_path: Path) -> None:
         run.rows[2]["train/kl"] = run.rows[4]["train/kl"] = 0.1
         run.rows[0]["val/s/entropy"] = run.rows[4]["val/s/entropy"] = 0.5
         config = {"model": {"init_args": {"lr": 1e-3 if run.cell.name == "base" else 1e-4}}}
-        for task in ("one", "two"):
-            two.append(replace(run, cell=replace(run.cell, task=task, config=config), questions=questions))
+        two.append(replace(run, cell=replace(run.cell, task="two", config=config), questions=questions))
+        two.append(replace(run, cell=replace(run.cell, task="one", config=config), rows={4: run.rows[0]}))
     study = replace(study, cells=tuple(run.cell for run in two))
     drawn = draw_figures(study, two, tmp_path / "figures")
-    assert [*drawn] == ["one", "two", "all tasks"] and drawn["all tasks"] == [Path("figures/profile.png")]
+    assert [*drawn] == ["two", "one", "all tasks"] and drawn["all tasks"] == [Path("figures/profile.png")]
     against = [f"against_{name}" for name in ("entropy", "kl", "tokens", "seconds")]
     assert [path.stem for path in drawn["two"]] == [
         "reward", "accuracy", "entropy_s", *against, "profile", "rates", "difficulty_s", "pass_at_k", "final",
