@@ -47,6 +47,8 @@ def validate_now(trainer: Trainer) -> None:
         trainer.training = True
 
 
+VALIDATION = "validation.jsonl"
+"""File of a run with a line for each validation and set: the step, the set, and question -> [correct, counted]."""
 THUMBNAIL_PIXELS = 256
 """Maximum length of a thumbnail's longer side, in pixels."""
 
@@ -130,8 +132,9 @@ _log = logging.getLogger("lit_rlvr")
 class RunFolder(Callback):
     """Writes the results of a run to `trainer.default_root_dir`, in addition to checkpoints and logs.
 
-    They are `completions.jsonl` (sampled groups), `images/` (thumbnails), `rollouts/` (numbers of each token, for
-    `explain`), `curves.png`, and `summary.json`, which a run also writes when it stops early.
+    They are `completions.jsonl` (sampled groups), `validation.jsonl` (correct completions of each question), `images/`
+    (thumbnails), `rollouts/` (numbers of each token, for `explain`), `curves.png`, and `summary.json`, which a run also
+    writes when it stops early.
 
     Args:
         save_prompts: prompts per iteration whose groups are saved to completions.jsonl.
@@ -167,7 +170,8 @@ class RunFolder(Callback):
         self.resumed_from_step = trainer.global_step
         self._startup_seconds = time.perf_counter() - self._fit_start
         if trainer.is_global_zero:
-            _drop_after(run_root(trainer) / "completions.jsonl", trainer.global_step)
+            for name in ("completions.jsonl", VALIDATION):
+                _drop_after(run_root(trainer) / name, trainer.global_step)
             drop_traces_after(run_root(trainer), trainer.global_step)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -229,6 +233,18 @@ class RunFolder(Callback):
             self.accuracy_before = results.get("val/accuracy")
             for logger in trainer.loggers:  # Lightning does not log the check before training
                 logger.log_metrics(results, step=0)
+        if trainer.global_step == 0 or not trainer.sanity_checking:
+            self._save_questions(trainer, module)
+
+    def _save_questions(self, trainer: Trainer, module: Any) -> None:
+        """Append a line for each validation set to validation.jsonl, in place of those of this step or later."""
+        if trainer.is_global_zero and trainer.state.fn == "fit":
+            path = run_root(trainer) / VALIDATION
+            _drop_after(path, trainer.global_step - 1)
+            with path.open("a") as file:
+                for name, questions in module.validation_questions.items():
+                    line = {"step": trainer.global_step, "set": name, "questions": questions}
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]

@@ -35,6 +35,7 @@ class EvaluatingModule(LightningModule):
         self.updates = 0  # optimizer steps taken so far: the version of the weights
         self.policy: Policy = None  # type: ignore[assignment]  # built in configure_model
         self.validation_results: dict[str, float] = {}
+        self.validation_questions: dict[str, dict[str, tuple[int, int]]] = {}  # set -> as in EvaluationMetrics
         self._metrics: dict[str, EvaluationMetrics] = {}
 
     @cached_property
@@ -70,6 +71,7 @@ class EvaluatingModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.validation_results = self._results("val")
+        self.validation_questions = {name: metrics.questions for name, metrics in self._metrics.items()}
         self.log_dict(self.validation_results | {"step": float(self.updates)})
 
     def _results(self, prefix: str) -> dict[str, float]:
@@ -164,6 +166,8 @@ class EvaluationMetrics(nn.Module):
         self.accuracy, self.length, self.truncated = MeanMetric(), MeanMetric(), MeanMetric()
         self.right: Counter[str] = Counter()  # category -> correct completions of this rank
         self.judged: Counter[str] = Counter()  # category -> completions of this rank
+        # Question -> correct completions and those that count; of this rank, after `compute` of all ranks.
+        self.questions: dict[str, tuple[int, int]] = {}
         ks = [1 << i for i in range(samples.bit_length()) if 1 << i <= samples] if samples > 1 else []
         self.pass_at = nn.ModuleDict({str(k): PassAtK(k) for k in ks})
 
@@ -184,7 +188,10 @@ class EvaluationMetrics(nn.Module):
         if self.greedy is not None and greedy is not None:
             self.greedy.update((greedy.correct * greedy.judged).to(device), greedy.counted.to(device))
         for p, prompt in enumerate(rollout.prompts):
-            if prompt.sample.category and (number := int(rollout.counted[p].sum())):
+            if not (number := int(rollout.counted[p].sum())):
+                continue
+            self.questions[prompt.sample.id] = int(right[p].sum()), number
+            if prompt.sample.category:
                 category = one_line(prompt.sample.category)  # it becomes part of a metric's name
                 self.right[category] += int(right[p].sum())
                 self.judged[category] += number
@@ -204,10 +211,12 @@ class EvaluationMetrics(nn.Module):
         values = {"accuracy": self.accuracy, "length": self.length, "truncated": self.truncated}
         values |= {} if self.greedy is None else {"greedy": self.greedy}
         right, judged, sampled = Counter[str](), Counter[str](), False
-        for right_there, judged_there, sampled_there in gather_objects((self.right, self.judged, self.sampled)):
+        ours = self.right, self.judged, self.sampled, self.questions
+        for right_there, judged_there, sampled_there, questions_there in gather_objects(ours):
             right.update(right_there)
             judged.update(judged_there)
             sampled |= sampled_there
+            self.questions = self.questions | questions_there
         values |= {"entropy": self.entropy} if sampled else {}
         found = {name: float(m.compute()) for name, m in values.items()}
         if math.isnan(found["accuracy"]):

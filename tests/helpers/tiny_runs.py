@@ -87,6 +87,12 @@ def completions(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "completions.jsonl").read_text().split("\n")[:-1]]
 
 
+def questions(run: Path) -> list[dict[str, Any]]:
+    """The lines of validation.jsonl; none without a validation set."""
+    path = run / "validation.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
 def child_environment() -> dict[str, str]:
     """As a user's shell, with the tests' rewards importable."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PL_", "LOCAL_", "MASTER_", "NODE_", "WORLD_"))}
@@ -177,6 +183,7 @@ def assert_same_run(run: Path, whole: Path, resumed: int) -> None:
     for row, wanted in zip(metrics(run), metrics(whole), strict=True):
         assert row == wanted, row["step"]
     assert completions(run) == completions(whole)
+    assert questions(run) == questions(whole)
 
 
 def fit(lit_rlvr: Callable[..., Any], *more: Any, status: int = 0) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_runs import fit, metrics, tiny_config, to
+from tiny_runs import fit, metrics, questions, tiny_config, to
 
 from lit_rlvr.distributed.checkpoints import checkpoint_step, list_checkpoints
 
@@ -35,6 +35,15 @@ def test_each_has_its_metrics(run_folder: Path, lit_rlvr: CLI, tiny_model_folder
         assert 0 <= float(row["val/larger/pass@4"]) <= 1 and float(row["val/arithmetic/pass@4"]) >= 0
         mean = (float(row["val/larger/accuracy"]) + float(row["val/arithmetic/accuracy"])) / 2
         assert abs(float(row["val/accuracy"]) - mean) < 1e-6
+    lines = questions(run_folder / "run")
+    assert [(line["step"], line["set"]) for line in lines] == [
+        (step, name) for step in (0, 3, 6) for name in ("arithmetic", "larger")
+    ]
+    accuracies = {int(row["step"]): row for row in rows}
+    for line in lines:
+        right, counted = (sum(column) for column in zip(*line["questions"].values(), strict=True))
+        assert counted == 4 * len(line["questions"]) > 4
+        assert abs(right / counted - float(accuracies[line["step"]][f"val/{line['set']}/accuracy"])) < 1e-6
 
 
 @pytest.mark.slow

@@ -77,7 +77,10 @@ def test_entropy_is_per_sampled_token_and_greedy_answers_have_none() -> None:
 
 def of_category(name: str, rewards: list[list[float]]) -> Rollout:
     rollout = make_rollout([[5]] * len(rewards), [[[6]] * len(row) for row in rewards], rewards)
-    rollout.prompts = [replace(p, sample=replace(p.sample, category=name)) for p in rollout.prompts]
+    rollout.prompts = [
+        replace(p, sample=replace(p.sample, category=name, id=f"{name}{i} of {len(rewards)}"))
+        for i, p in enumerate(rollout.prompts)
+    ]
     return rollout
 
 
@@ -89,11 +92,15 @@ def test_accuracy_of_each_category_over_all_ranks(monkeypatch: pytest.MonkeyPatc
     ranks[1].update(of_category("MRI", [[0.0]]))
     ranks[1].update(of_category("X-ray", [[1.0], [1.0]]))
     monkeypatch.setattr(
-        "lit_rlvr.training.validation.gather_objects", lambda _: [(r.right, r.judged, True) for r in ranks]
+        "lit_rlvr.training.validation.gather_objects", lambda _: [(r.right, r.judged, True, r.questions) for r in ranks]
     )
     for rank in ranks:
         shares = {name: value for name, value in rank.compute().items() if "/" in name}
         assert shares == {"accuracy/CT": 0.0, "accuracy/MRI": 2 / 4, "accuracy/X-ray": 1.0}
+        assert rank.questions == {
+            "MRI0 of 3": (1, 1), "MRI1 of 3": (0, 1), "MRI2 of 3": (1, 1), "CT0 of 1": (0, 1), "0 of 1": (1, 1),
+            "MRI0 of 1": (0, 1), "X-ray0 of 2": (1, 1), "X-ray1 of 2": (1, 1),
+        }  # fmt: skip
 
 
 def test_what_no_reward_calls_right_or_wrong_does_not_count() -> None:
@@ -112,6 +119,7 @@ def test_what_no_reward_calls_right_or_wrong_does_not_count() -> None:
         nothing.compute()
     assert found.keys() == metrics.names(rollout.prompts, sampled=True)
     assert [found[name] for name in ("accuracy", "greedy", "accuracy/x")] == pytest.approx([3 / 7] * 3)
+    assert [*metrics.questions.values()] == [(2, 4), (1, 3)], "nothing is known of the third"
     assert found["pass@1"] == pytest.approx((2 / 4 + 1 / 3) / 2)
     assert found["pass@2"] == pytest.approx((brute_force([1, 1, 0, 0], 2) + brute_force([1, 0, 0], 2)) / 2)
     assert found["pass@4"] == 1.0

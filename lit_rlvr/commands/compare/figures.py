@@ -1,9 +1,10 @@
-"""The papers' figures for a study: curves with bands over seeds, pass@k, time, and each advantage's signal."""
+"""The figures of a study: curves with bands over seeds, pass@k, time, profiles, and each advantage's signal."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,8 +14,20 @@ import torch
 
 from lit_rlvr.advantages import GroupBatch
 from lit_rlvr.advantages.base import REGISTRY, Advantage
-from lit_rlvr.commands.compare.numbers import FinishedRun, pass_at_k_spreads, quarters, spread
-from lit_rlvr.commands.compare.study import BEFORE, Study
+from lit_rlvr.commands.compare.axes import cell_colours, draw_cells, draw_legend, draw_line, new_figure, save_figure
+from lit_rlvr.commands.compare.numbers import (
+    FinishedRun,
+    at_validations,
+    by_difficulty,
+    pass_at_k_spreads,
+    quarters,
+    scores_by_task,
+    smoothed,
+    spread,
+)
+from lit_rlvr.commands.compare.rates import families
+from lit_rlvr.commands.compare.significance import performance_profile, stratified_band
+from lit_rlvr.commands.compare.study import ALL_TASKS, BEFORE, Study
 
 
 def signal(advantage: Advantage, size: int) -> list[float]:
@@ -37,16 +50,15 @@ def draw_signal(path: Path) -> None:
     import matplotlib
 
     size = 16
-    figure, axis = _figure(f"Sum |A| of a group of {size}", "share of correct completions, p")
+    figure, axis = new_figure(f"Sum |A| of a group of {size}", "share of correct completions, p")
     colours = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
     shares = [correct / size for correct in range(size + 1)]
     for k, (name, cls) in enumerate(sorted(REGISTRY.items())):
         axis.plot(shares, signal(cls(), size), label=name, color=colours[k % 20], marker="o", markersize=2)
     axis.set_yscale("symlog", linthresh=1.0)
-    _legend(figure, axis)
+    draw_legend(figure, axis)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
-    _close()
 
 
 CURVES = {
@@ -68,6 +80,14 @@ CURVES = {
 SET_CURVES = {"entropy": "Entropy on {} (nats)", "greedy": "Accuracy of greedy decoding on {}"}
 """Metric of each validation set -> title."""
 
+AGAINST: dict[str, tuple[Callable[[FinishedRun], Mapping[int, float]], str]] = {
+    "against_entropy": (FinishedRun.entropy, "entropy of the completions (nats per token)"),
+    "against_kl": (FinishedRun.kl, "KL to the starting policy (nats per token)"),
+    "against_tokens": (partial(FinishedRun.used, unit="tokens"), "generated tokens"),
+    "against_seconds": (partial(FinishedRun.used, unit="seconds"), "seconds of rollouts and updates"),
+}
+"""File -> what the compared metric is drawn against at each validation, and its label."""
+
 TIME_PARTS = ("generate", "score", "train")
 """Parts of an iteration's time; a reference model's rollouts and the weight sync make up the rest."""
 
@@ -81,33 +101,37 @@ def draw_figures(study: Study, runs: Sequence[FinishedRun], folder: Path) -> dic
         folder: receives a subfolder for each task.
 
     Returns:
-        Task -> PNG files, relative to the parent of `folder`.
+        Task -> PNG files, relative to the parent of `folder`; of several tasks, `ALL_TASKS` too.
     """
     drawn: dict[str, list[Path]] = {}
+    colours = cell_colours(study.names)
     for task in study.tasks:
         groups = {name: [r for r in runs if (r.cell.task, r.cell.name) == (task, name)] for name in study.names}
         groups = {name: found for name, found in groups.items() if found}
-        colours = _colours(study.names)
         curves = CURVES | {
             f"{metric}_{name}": (f"val/{name}/{metric}", title.format(name))
             for metric, title in SET_CURVES.items()
             for name in _sets(groups, metric)
         }
         figures = {name: _draw_curve(study, groups, colours, *curves[name]) for name in curves} | {
+            **{name: _draw_against(study, groups, colours, *AGAINST[name]) for name in AGAINST},
+            "profile": _draw_profile(study, runs, [task], colours),
+            "rates": _draw_rates(study, task, groups),
+            **{f"difficulty_{name}": _draw_difficulty(groups, colours, name) for name in _judged_sets(groups)},
             "pass_at_k": _draw_pass_at_k(groups, colours),
             "final": _draw_final(study, groups),
             "zero_advantage_ends": _draw_ends(groups),
             "time_per_step": _draw_seconds(groups),
         }
-        drawn[task] = []
-        for name, figure in figures.items():
-            if figure is not None:
-                path = folder / task / f"{name}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                figure.savefig(path, dpi=110)
-                drawn[task].append(path.relative_to(folder.parent))
-        _close()
-    return drawn
+        drawn[task] = [save_figure(figure, folder / task / f"{name}.png") for name, figure in figures.items() if figure]
+    if len(study.tasks) > 1 and (figure := _draw_profile(study, runs, study.tasks, colours)):
+        drawn[ALL_TASKS] = [save_figure(figure, folder / "profile.png")]
+    return {task: [path.relative_to(folder.parent) for path in paths] for task, paths in drawn.items()}
+
+
+def _judged_sets(groups: RunsByName) -> list[str]:
+    """Return the validation sets whose questions' difficulty is known."""
+    return list(by_difficulty([run for runs in groups.values() for run in runs], at_end=False))
 
 
 def _sets(groups: RunsByName, metric: str) -> list[str]:
@@ -135,27 +159,113 @@ def band(runs: Sequence[FinishedRun], x: str | None, metric: str) -> tuple[np.nd
     return grid, values.mean(0), deviation
 
 
-def smoothed(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return running means over a twelfth of the points; curves of fewer than 24 points stay unchanged."""
-    half = len(curve) // 24
-    windows = [curve[max(0, i - half) : i + half + 1] for i in range(len(curve))]
-    return [(x, fmean(value for _, value in window)) for (x, _), window in zip(curve, windows, strict=True)]
-
-
 def _draw_curve(study: Study, groups: RunsByName, colours: Mapping[str, Any], metric: str, title: str) -> Any:
     """Draw one metric along the study's budget; return None if no run has it."""
     unit = study.budget[0]
     bands = {name: band(runs, None if unit == "steps" else f"used/{unit}", metric) for name, runs in groups.items()}
     if not any(bands.values()):
         return None
-    figure, axis = _figure(
+    figure, axis = new_figure(
         title, {"steps": "step", "samples": "sampled completions", "tokens": "generated tokens"}[unit]
     )
     for name, found in bands.items():
         if found is not None:
-            _draw_line(axis, name, colours[name], *found)
-    _legend(figure, axis)
+            draw_line(axis, name, colours[name], *found)
+    draw_legend(figure, axis)
     return figure
+
+
+def _draw_against(
+    study: Study,
+    groups: RunsByName,
+    colours: Mapping[str, Any],
+    along: Callable[[FinishedRun], Mapping[int, float]],
+    label: str,
+) -> Any:
+    """Draw the compared metric against a quantity, with a point per validation, the last one large.
+
+    Returns:
+        None if no cell has two points.
+    """
+    found = {name: at_validations(runs, along, study.metric) for name, runs in groups.items()}
+    points = {name: three for name, three in found.items() if three is not None}
+    if not any(len(x) > 1 for x, _, _ in points.values()):
+        return None
+
+    def draw(axis: Any, name: str) -> None:
+        x, mean, deviation = points[name]
+        grows = bool((np.diff(x) > 0).all())  # otherwise a band would overlap itself
+        draw_line(axis, name, colours[name], x, mean, deviation if grows else np.zeros(len(x)))
+        axis.plot(x[-1], mean[-1], color=colours[name], marker="o", markersize=5)
+
+    return draw_cells(list(points), draw, f"{study.metric} after each validation", label)
+
+
+def _draw_profile(study: Study, runs: Sequence[FinishedRun], tasks: Sequence[str], colours: Mapping[str, Any]) -> Any:
+    """Draw the share of runs above each value of the compared metric, over some tasks, with its bootstrap interval.
+
+    It has the cells with runs of all tasks; return None if each has a single run.
+    """
+    scores = {
+        name: [list(values.values()) for values in by_task]
+        for name, by_task in scores_by_task(study, runs, tasks).items()
+        if all(by_task)
+    }
+    if max((sum(map(len, by_task)) for by_task in scores.values()), default=0) < 2:
+        return None
+    values = [value for by_task in scores.values() for task in by_task for value in task]
+    margin = max(0.05 * (max(values) - min(values)), 0.01)
+    thresholds = np.linspace(min(values) - margin, max(values) + margin, 101)
+    profile = partial(performance_profile, thresholds=thresholds)
+    intervals = {name: stratified_band(profile, by_task) for name, by_task in scores.items()}
+
+    def draw(axis: Any, name: str) -> None:
+        axis.plot(thresholds, profile(scores[name]), label=name, color=colours[name], linewidth=1.6)
+        interval = intervals[name]
+        if interval is not None:
+            axis.fill_between(thresholds, *interval, color=colours[name], alpha=0.13, linewidth=0)
+
+    return draw_cells(list(scores), draw, "Share of runs above τ", f"τ ({study.metric})")
+
+
+def _draw_rates(study: Study, task: str, groups: RunsByName) -> Any:
+    """Draw each family's compared metric along the learning rate; return None without families."""
+    lines: dict[str, list[tuple[float, float, float]]] = {}
+    found = families(study, task)
+    for family in sorted(found, key=lambda family: study.baseline not in found[family]):
+        for cell, rate in found[family].items():
+            values = spread([run.last[study.metric] for run in groups.get(cell, []) if study.metric in run.last])
+            if values is not None:
+                lines.setdefault(family, []).append((rate, values["mean"], values["std"] or 0.0))
+    if not lines:
+        return None
+    colours = cell_colours(list(lines))
+    rates = sorted({rate for points in lines.values() for rate, _, _ in points})
+
+    def draw(axis: Any, family: str) -> None:
+        draw_line(axis, family, colours[family], *map(np.array, zip(*lines[family], strict=True)))
+        axis.set_xscale("log")
+        axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
+        axis.minorticks_off()
+
+    return draw_cells(list(lines), draw, f"{study.metric} at the end", "learning rate")
+
+
+def _draw_difficulty(groups: RunsByName, colours: Mapping[str, Any], name: str) -> Any:
+    """Draw the accuracy on a validation set at the end by how hard a question was before training."""
+    before = by_difficulty([run for runs in groups.values() for run in runs], at_end=False)[name]
+    after = {cell: by_difficulty(runs, at_end=True).get(name, {}) for cell, runs in groups.items()}
+    places = list(before)
+
+    def draw(axis: Any, cell: str) -> None:
+        for label, found in ((BEFORE, before), (cell, after[cell])):
+            points = [(places.index(group), one["mean"], one["std"] or 0.0) for group, one in found.items()]
+            shown = label if label == cell or not axis.lines else "_"  # the first line names the model before
+            draw_line(axis, shown, colours.get(label, "0.6"), *map(np.array, zip(*points, strict=True)))
+        axis.set_xticks(range(len(places)), places)
+
+    title = f"Accuracy on {name} at the end"
+    return draw_cells([cell for cell in after if after[cell]], draw, title, "share correct before training")
 
 
 def _draw_pass_at_k(groups: RunsByName, colours: Mapping[str, Any]) -> Any:
@@ -165,16 +275,16 @@ def _draw_pass_at_k(groups: RunsByName, colours: Mapping[str, Any]) -> Any:
     sets = sorted({name for found in after.values() for name in found})
     if not sets:
         return None
-    figure, axes = _figure("", "k", len(sets))
+    figure, axes = new_figure("", "k", len(sets))
     for axis, name in zip(np.atleast_1d(axes), sets, strict=True):
         for cell, found in [(BEFORE, before), *after.items()]:
             if name in found:
                 numbers = [(int(k), value["mean"], value["std"] or 0.0) for k, value in found[name].items()]
-                _draw_line(axis, cell, colours.get(cell, "0.5"), *map(np.array, zip(*numbers, strict=True)))
+                draw_line(axis, cell, colours.get(cell, "0.5"), *map(np.array, zip(*numbers, strict=True)))
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:g}")
         axis.set_title(f"pass@k, {name}")
-    _legend(figure, np.atleast_1d(axes)[0])
+    draw_legend(figure, np.atleast_1d(axes)[0])
     return figure
 
 
@@ -208,7 +318,7 @@ def _draw_bars(title: str, bars: Mapping[str, Mapping[str, Sequence[float]]]) ->
     Args:
         bars: column -> cell -> values over seeds.
     """
-    figure, axis = _figure(title, "")
+    figure, axis = new_figure(title, "")
     names = list(dict.fromkeys(name for cells in bars.values() for name in cells))
     width = 0.8 / len(bars)
     for k, (column, cells) in enumerate(bars.items()):
@@ -216,7 +326,7 @@ def _draw_bars(title: str, bars: Mapping[str, Mapping[str, Sequence[float]]]) ->
         deviations = [np.std(values, ddof=1) if len(values) > 1 else 0.0 for values in cells.values()]
         axis.bar(places, [fmean(values) for values in cells.values()], width, yerr=deviations, label=column, capsize=2)
     axis.set_xticks(range(len(names)), names, rotation=30, ha="right")
-    _legend(figure, axis)
+    draw_legend(figure, axis)
     return figure
 
 
@@ -224,7 +334,7 @@ def _draw_seconds(groups: RunsByName) -> Any:
     """Draw the seconds of an iteration by part, with the deviation of the total over seeds."""
     if not groups:
         return None
-    figure, axis = _figure("Seconds per rollout and its updates (median)", "")
+    figure, axis = new_figure("Seconds per rollout and its updates (median)", "")
     names = list(groups)
     parts = {
         part: np.array([np.mean([r.seconds[part] for r in groups[name]]) for name in names]) for part in TIME_PARTS
@@ -238,43 +348,5 @@ def _draw_seconds(groups: RunsByName) -> Any:
         below = below + seconds
     axis.errorbar(names, below, [seconds["std"] or 0.0 for seconds in whole], fmt="none", color="black", capsize=3)
     axis.set_xticks(range(len(names)), names, rotation=30, ha="right")
-    _legend(figure, axis)
+    draw_legend(figure, axis)
     return figure
-
-
-def _figure(title: str, x: str, count: int = 1) -> tuple[Any, Any]:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, count, figsize=(2.2 + 5.2 * count, 4.4), constrained_layout=True)
-    for axis in np.atleast_1d(axes):
-        axis.set_title(title)
-        axis.set_xlabel(x)
-        axis.grid(alpha=0.3)
-    return figure, axes
-
-
-def _draw_line(axis: Any, name: str, colour: Any, x: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> None:
-    marker = "o" if len(x) <= 20 else None
-    axis.plot(x, mean, label=name, color=colour, linewidth=1.6, marker=marker, markersize=3)
-    axis.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.13, linewidth=0)
-
-
-def _legend(figure: Any, axis: Any) -> None:
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
-
-
-def _colours(names: Sequence[str]) -> dict[str, Any]:
-    """Return the colours of the cells; the baseline, which is first, is black."""
-    import matplotlib
-
-    palette = matplotlib.colormaps["tab10" if len(names) <= 11 else "tab20"].colors  # type: ignore[attr-defined]
-    return {name: "black" if i == 0 else palette[(i - 1) % len(palette)] for i, name in enumerate(names)}
-
-
-def _close() -> None:
-    from matplotlib import pyplot
-
-    pyplot.close("all")

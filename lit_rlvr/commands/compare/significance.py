@@ -140,13 +140,34 @@ def probability_of_improvement(ours: ScoresByTask, theirs: ScoresByTask) -> np.n
     return np.mean(shares, 0)
 
 
+def performance_profile(scores: ScoresByTask, thresholds: np.ndarray) -> np.ndarray:
+    """Return the share of runs with a score above each threshold, a mean over tasks (Agarwal et al. 2021, section 4.3).
+
+    Args:
+        scores: for each task, the runs along the last axis.
+        thresholds: (n,).
+
+    Returns:
+        The shares along the last axis, (..., n).
+    """
+    return np.mean(
+        [(np.asarray(task, dtype=float)[..., None, :] > thresholds[:, None]).mean(-1) for task in scores], axis=0
+    )
+
+
 def stratified_interval(statistic: Callable[..., np.ndarray], *scores: ScoresByTask) -> list[float] | None:
-    """Return the 95 % percentile interval of a statistic; None if some task has a single run.
+    """Return the 95 % interval of a statistic with one value, as `stratified_band`."""
+    band = stratified_band(statistic, *scores)
+    return None if band is None else [float(value) for value in band]
+
+
+def stratified_band(statistic: Callable[..., np.ndarray], *scores: ScoresByTask) -> np.ndarray | None:
+    """Return the 95 % percentile interval of a statistic, (2, ...); None if some task has a single run.
 
     The bootstrap resamples the runs of each task and algorithm (Agarwal et al. 2021, section 4.2).
 
     Args:
-        statistic: `interquartile_mean` or `probability_of_improvement`.
+        statistic: `interquartile_mean`, `probability_of_improvement`, or `performance_profile` at some thresholds.
         scores: the arguments of the statistic.
     """
     if min(len(task) for argument in scores for task in argument) < 2:
@@ -157,7 +178,7 @@ def stratified_interval(statistic: Callable[..., np.ndarray], *scores: ScoresByT
         return np.asarray(task, dtype=float)[rng.integers(0, len(task), (RESAMPLES, len(task)))]
 
     values = statistic(*([drawn(task) for task in argument] for argument in scores))
-    return [float(value) for value in np.percentile(values, [2.5, 97.5])]
+    return np.asarray(np.percentile(values, [2.5, 97.5], axis=0))
 
 
 def detectable(n: int, comparisons: int = 1) -> float:
@@ -177,7 +198,7 @@ def detectable(n: int, comparisons: int = 1) -> float:
     def missing(effect: float) -> float:
         return float(nct.sf(critical, n - 1, effect * math.sqrt(n))) - POWER
 
-    return float(brentq(missing, 1e-3, (critical + 10) / math.sqrt(n)))
+    return float(brentq(missing, 1e-3, (2 * critical + 10) / math.sqrt(n)))
 
 
 def holm(values: Sequence[float]) -> list[float]:

@@ -13,6 +13,8 @@ from lit_rlvr.errors import UserError
 
 BEFORE = "before training"
 """Name of the row of the model that training starts from."""
+ALL_TASKS = "all tasks"
+"""Name of the figures over all tasks; no task can have it."""
 KEYS = (
     "name", "base", "tasks", "cells", "seeds", "baseline", "budget", "metric", "suites", "protocol", "diversity",
 )  # fmt: skip
@@ -31,12 +33,14 @@ class Cell:
 
     Args:
         config: the config of `fit`, without the run folder.
+        base_rate: learning rate of the config without the cell's own changes; None = the default of all algorithms.
     """
 
     task: str
     name: str
     seed: int
     config: dict[str, Any]
+    base_rate: float | None = None
 
     @property
     def folder(self) -> Path:
@@ -112,13 +116,25 @@ def load_study(name: str) -> Study:
         for task, of_task in tasks.items():
             for cell, of_cell in cells.items():
                 bases = [*shared, *_bases(of_task, path), *_bases(of_cell, path)]
-                layers = [*bases, _without_base(of_task), _without_base(of_cell), _budget_layer(*budget)]
-                config = _merged([*layers, {"seed_everything": seed}])
-                grid.append(Cell(task, cell, seed, config))
+                below = _merged([*bases, _without_base(of_task)])
+                layers = [below, _without_base(of_cell), _budget_layer(*budget), {"seed_everything": seed}]
+                grid.append(Cell(task, cell, seed, _merged(layers), learning_rate(below)))
     metric = str(study.get("metric", "val/accuracy"))
     suites = _suites(study.get("suites") or {}, path)
     evaluation = suites, study.get("protocol"), list(study.get("diversity") or [])
     return Study(str(study["name"]), tuple(grid), study["baseline"], budget, metric, *evaluation)
+
+
+def algorithm_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of the algorithm that a config sets."""
+    model = config.get("model")
+    return dict((model.get("init_args") or {}) if isinstance(model, dict) else {})  # a name alone has none
+
+
+def learning_rate(config: Mapping[str, Any]) -> float | None:
+    """Return the learning rate that a config sets, or None."""
+    rate = algorithm_options(config).get("lr")
+    return None if rate is None else float(rate)
 
 
 def _suites(found: Any, path: Path) -> dict[str, list[str | dict[str, Any]]]:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lit_rlvr.commands.compare.folder import State
+from lit_rlvr.commands.compare.numbers import CATEGORY, DIFFICULTIES
 from lit_rlvr.commands.compare.significance import LEVEL, limits, power
-from lit_rlvr.commands.compare.study import BEFORE, Study
+from lit_rlvr.commands.compare.study import ALL_TASKS, BEFORE, Study
 from lit_rlvr.evaluation.results import markdown_table, sampled_ks
 
 
@@ -181,9 +182,12 @@ def report(study: Study, results: Mapping[str, Any], figures: Mapping[str, list[
     for task in study.tasks:
         found = results["tasks"][task]
         parts += [f"## {task}", _main_table(study, found), _tested(study, found), *_pass_at_k(found), _used(found)]
+        parts += [_until_level(study, found), *_best_rates(study, results["best_rates"].get(task, {}))]
+        parts += [*_by_difficulty(found), *_categories(found)]
         parts += [table.markdown() for table in suite_tables(study.suites, found)]
         parts += [f"![{path.stem}]({path.as_posix()})" for path in figures[task]]
     parts += _overall(study, results)
+    parts += [f"![{path.stem}]({path.as_posix()})" for path in figures.get(ALL_TASKS, [])]
     parts += ["## What each advantage weights", f"![sum of the absolute advantages of a group]({SIGNAL})"]
     if failed:
         rows = [[str(state.cell), str(state.error)] for state in failed]
@@ -275,6 +279,89 @@ def _used(found: Mapping[str, Any]) -> str:
     header = ["used, and the last rollout", "steps", "samples", "tokens", "seconds per rollout"]
     more = ["peak MiB", "collapsed", "loss variance"]
     return markdown_table([*header, *more, *(label for _, label in LAST_METRICS)], rows)
+
+
+def _until_level(study: Study, found: Mapping[str, Any]) -> str:
+    """Return the table of what a cell uses until it is as good as the baseline at the end."""
+    if found["level"] is None:
+        return ""
+    level = f"{found['level']:.3f}"
+    rows = []
+    for name, cell in found["cells"].items():
+        until = [cell["until_level"][unit] for unit in ("tokens", "seconds")]
+        used = [plus_minus(cell["used"]["tokens"], 0), plus_minus(cell["used"]["seconds"], 1)]
+        rows.append([name, plus_minus(cell), *used, *("-" if x is None else f"{x:.{k}f}" for k, x in enumerate(until))])
+    header = [
+        "what training uses",
+        study.metric,
+        "tokens",
+        "seconds",
+        f"tokens until {level}",
+        f"seconds until {level}",
+    ]
+    return (
+        markdown_table(header, rows)
+        + f"\n\n{level} is the mean of `{study.baseline}` at the end. A cell reaches it where the mean over its seeds "
+        "first does, interpolated between validations; - if it never does. Seconds are those of rollouts and updates, "
+        "on a machine that may have run other cells at the same time."
+    )
+
+
+def _best_rates(study: Study, families: Mapping[str, Any]) -> list[str]:
+    """Return the table of the learning rates, if any cells differ in them alone."""
+    if not families:
+        return []
+    rates = sorted({cell["lr"] for family in families.values() for cell in family["cells"].values()})
+    rows = []
+    for name, family in families.items():
+        cells = family["cells"]
+        best, base = (cells.get(family[key]) for key in ("best", "base"))
+        values = [", ".join(plus_minus(cell) for cell in cells.values() if cell["lr"] == rate) for rate in rates]
+        ends = [
+            "-" if best is None else f"{best['lr']:g}",
+            plus_minus(best),
+            f"{family['base_lr']:g}",
+            plus_minus(base),
+        ]
+        rows.append([name, *(value or "-" for value in values), *ends])
+    header = [f"{study.metric} by learning rate", *(f"{rate:g}" for rate in rates)]
+    return [
+        markdown_table([*header, "best rate", "at the best rate", "base's rate", "at the base's rate"], rows),
+        "The best of several rates was chosen on these seeds, so its value is too high on average; a fair comparison "
+        "of best rates needs fresh seeds.",
+    ]
+
+
+def _by_difficulty(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a table of accuracies by difficulty for each validation set whose questions were saved."""
+    for name, before in found["before_by_difficulty"].items():
+        groups = [group for group in DIFFICULTIES if group in before]
+        rows = [
+            ["questions", *(f"{before[group]['questions']:.0f}" for group in groups)],
+            [BEFORE, *(plus_minus(before[group]) for group in groups)],
+        ]
+        for cell, values in found["cells"].items():
+            rows.append([cell, *(plus_minus(values["by_difficulty"].get(name, {}).get(group)) for group in groups)])
+        yield markdown_table([f"accuracy on {name}, by the share correct before training", *groups], rows)
+        yield (
+            "The groups come from few completions a question, so the lowest group gains and the highest loses even "
+            "without training; compare the cells within a column."
+        )
+
+
+def _categories(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a table of accuracies at the end by category for each validation set that has categories."""
+    rows = {BEFORE: found["before_categories"], **{name: cell["last"] for name, cell in found["cells"].items()}}
+    matches = {match for row in rows.values() for name in row if (match := CATEGORY.fullmatch(name)) is not None}
+    columns = sorted({match.groups() for match in matches})
+    for set_name in sorted({name for name, _ in columns}):
+        categories = [category for name, category in columns if name == set_name]
+        lines = [
+            [name, *(plus_minus(row.get(f"val/{set_name}/accuracy/{category}")) for category in categories)]
+            for name, row in rows.items()
+            if row
+        ]
+        yield markdown_table([f"accuracy on {set_name}, by category", *categories], lines)
 
 
 def _scientific(spread: Spread) -> str:

@@ -12,9 +12,20 @@ import pytest
 from PIL import Image
 
 from lit_rlvr.advantages import EasyFocused, GRPOAdvantage, HardFocused
-from lit_rlvr.commands.compare.figures import band, draw_figures, draw_signal, signal, smoothed
+from lit_rlvr.commands.compare.axes import draw_cells
+from lit_rlvr.commands.compare.figures import band, draw_figures, draw_signal, signal
 from lit_rlvr.commands.compare.folder import State
-from lit_rlvr.commands.compare.numbers import FinishedRun, against_baseline, quarters, read_cell, study_results
+from lit_rlvr.commands.compare.numbers import (
+    FinishedRun,
+    against_baseline,
+    at_validations,
+    first_reached,
+    quarters,
+    read_cell,
+    smoothed,
+    study_results,
+)
+from lit_rlvr.commands.compare.rates import families
 from lit_rlvr.commands.compare.study import Cell, Study
 from lit_rlvr.commands.compare.tables import Table, plus_minus, report, suite_tables
 
@@ -29,15 +40,17 @@ def made_up(budget: str = "steps") -> tuple[Study, list[FinishedRun]]:
     runs = []
     for cell in cells:
         value = VALUES[cell.name][cell.seed]
-        iteration = {"rollout/reward": value, "used/samples": 16.0, "used/tokens": 100.0 + cell.seed}
-        end = iteration | {"used/samples": 32.0, "used/tokens": 250.0, "val/accuracy": value, "val/s/pass@1": value,
-                           "val/s/pass@2": 2 * value}  # fmt: skip
+        iteration = {"rollout/reward": value, "used/samples": 16.0, "used/tokens": 100.0 + cell.seed,
+                     "used/seconds": 6.0}  # fmt: skip
+        end = iteration | {"used/samples": 32.0, "used/tokens": 250.0, "used/seconds": 20.0 - 2 * cell.seed,
+                           "val/accuracy": value, "val/s/pass@1": value, "val/s/pass@2": 2 * value}  # fmt: skip
         before = {
             "val/accuracy": 0.1,
             "val/s/pass@1": 0.1,
             "val/s/pass@2": 0.15,
             "used/samples": 0.0,
             "used/tokens": 0.0,
+            "used/seconds": 0.0,
         }
         runs.append(FinishedRun(cell, {0: before, 2: iteration, 4: end}, SUMMARY))
     return Study("made up", tuple(cells), "base", (budget, 32), "val/accuracy"), runs
@@ -67,18 +80,24 @@ def test_a_run_folder_is_read(tmp_path: Path) -> None:
     run = tmp_path / cell.folder
     run.mkdir(parents=True)
     rows = [
-        ("step", "rollout/samples", "rollout/tokens", "val/accuracy"),
-        (0, "", "", 0.5),
-        (2, 16, 40, ""),
-        (4, 32, 9, 1),
+        ("step", "rollout/samples", "rollout/tokens", "val/accuracy", "time/rollout", "time/score", "time/train"),
+        (0, "", "", 0.5, "", "", ""),
+        (2, 16, 40, "", 1, 0.5, 2),
+        (4, 32, 9, 1, 0.25, 0.5, 0.5),
     ]
     with (run / "metrics.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     (run / "summary.json").write_text(json.dumps(SUMMARY))
+    assert read_cell(cell, tmp_path).questions == {}, "a run of an earlier version"
+    lines = [{"step": step, "set": name, "questions": {"1+1": [step // 2, 2]}} for step in (0, 4) for name in "st"]
+    (run / "validation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = read_cell(cell, tmp_path)
-    assert found.rows[2] == {"rollout/samples": 16, "rollout/tokens": 40, "used/samples": 16, "used/tokens": 40}
-    assert found.last == {"rollout/samples": 32, "rollout/tokens": 9, "val/accuracy": 1, "used/samples": 48,
-                          "used/tokens": 49}  # fmt: skip
+    assert found.questions == {step: {name: {"1+1": [step // 2, 2]} for name in "st"} for step in (0, 4)}
+    used = {key: value for key, value in found.rows[2].items() if key.startswith("used/")}
+    assert used == {"used/samples": 16, "used/tokens": 40, "used/seconds": 3}
+    assert found.last == {"rollout/samples": 32, "rollout/tokens": 9, "val/accuracy": 1, "time/rollout": 0.25,
+                          "time/score": 0.5, "time/train": 0.5, "used/samples": 48, "used/tokens": 49,
+                          "used/seconds": 3.75}  # fmt: skip
     assert found.rows[0]["val/accuracy"] == 0.5 and found.rows[0]["used/samples"] == 0 and found.seconds == SECONDS
 
 
@@ -117,6 +136,165 @@ def test_the_course_of_each_seed_is_in_the_results() -> None:
     assert cell["by_seed"]["1"]["loss_variance"] is None and cell["peak_memory_mb"]["mean"] == 100
     assert cell["by_seed"]["1"]["best"] == 0.3 and cell["by_seed"]["1"]["last"]["val/s/pass@2"] == 0.6
     assert quarters([1, 2, 3]) == [] and quarters([1, 2, 3, 4, 5]) == [1, 2, 3, 4.5]
+
+
+def test_what_is_used_until_the_baselines_end(tmp_path: Path) -> None:
+    """From 0.1 to the baseline's mean of 0.3: for it all of 250 tokens and 18 seconds, for the other half of both."""
+    study, runs = made_up()
+    found = study_results(study, runs)
+    task = found["tasks"]["task"]
+    assert task["level"] == pytest.approx(0.3)
+    assert task["cells"]["base"]["until_level"] == pytest.approx({"tokens": 250, "seconds": 18})
+    assert task["cells"]["other"]["until_level"] == pytest.approx({"tokens": 125, "seconds": 9})
+    assert task["cells"]["base"]["used"]["seconds"] == {"mean": 18, "std": 2, "n": 3}
+    page = report(study, found, {"task": []}, [])
+    assert "tokens until 0.300 | seconds until 0.300 |" in page
+    assert "| other | 0.500 ± 0.200 | 250 ± 0 | 18.0 ± 2.0 | 125 | 9.0 |" in page
+    below = [replace(run, rows={0: run.rows[0], 4: run.rows[4] | {"val/accuracy": 0.29}}) for run in runs[1::2]]
+    page = report(study, study_results(study, [*runs[::2], *below]), {"task": []}, [])
+    assert "| other | 0.290 ± 0.000 | 250 ± 0 | 18.0 ± 2.0 | - | - |" in page
+    assert first_reached([10, 20, 40], [0.0, 0.5, 0.25], 0.4) == pytest.approx(18), "it need not stay there"
+    assert first_reached([10, 20], [0.5, 0.6], 0.4) == 10 and first_reached([10, 20], [0.1, 0.2], 0.4) is None
+
+
+def test_points_are_means_at_shared_validations_and_at_the_end() -> None:
+    """Both validate at 0 and 2; one ends at 4, the other at 3. What only one has at 1 is left out."""
+    _, (run, *_) = made_up()
+    rows = [{0: (0, 0.1), 1: (5, 0.9), 2: (10, 0.2), 4: (30, 0.5)}, {0: (0, 0.3), 2: (20, 0.6), 3: (50, 0.9)}]
+    runs = [replace(run, rows={s: {"x": float(x), "y": y} for s, (x, y) in one.items()}) for one in rows]
+    x, mean, deviation = at_validations(
+        runs, lambda run: {step: row["x"] for step, row in run.rows.items()}, "y"
+    ) or pytest.fail("there are some")
+    assert x.tolist() == [0, 15, 40] and mean.tolist() == pytest.approx([0.2, 0.4, 0.7])
+    assert deviation.tolist() == pytest.approx([0.02**0.5, 0.08**0.5, 0.08**0.5])
+    assert at_validations(runs, lambda run: {}, "y") is None and at_validations(runs, FinishedRun.kl, "y") is None
+
+
+def test_entropy_and_kl_of_a_run() -> None:
+    """48 iterations of KL and entropy: running means over five. The validations' own entropy comes first."""
+    _, (run, *_) = made_up()
+    trained = {step: {"train/kl": float(step), "rollout/entropy": step / 2} for step in range(1, 49)}
+    run = replace(run, rows={0: {"val/accuracy": 0.1}, **trained})
+    assert run.kl()[0] == 0 and run.kl()[20] == 20 and run.kl()[48] == 47, "mean of 46, 47, 48"
+    assert run.entropy()[48] == 23.5 and 0 not in run.entropy()
+    moving = {"model": {"init_args": {"reference_update_every": 3}}}
+    assert replace(run, cell=replace(run.cell, config=moving)).kl() == {}, "not the KL to the starting policy"
+    run.rows[48] |= {"val/a/entropy": 1.0, "val/b/entropy": 2.0, "val/b/entropy/x": 9.0}
+    assert run.entropy() == {48: 1.5}
+
+
+def with_rates() -> tuple[Study, list[FinishedRun]]:
+    """A family of three rates, one of them the base's, another of two, and a cell that differs in something else."""
+    kinds = {"g_low": ("GRPO", 1e-4, {}, 0.2), "g_high": ("GRPO", 4e-4, {}, 0.6), "g": ("GRPO", None, {}, 0.5),
+             "d_low": ("DAPO", 1e-4, {}, 0.3), "d_high": ("DAPO", 4e-4, {}, 0.3),
+             "d_wide": ("DAPO", 4e-4, {"clip_high": 0.5}, 0.9)}  # fmt: skip
+    cells, runs = [], []
+    for name, (algorithm, rate, options, value) in kinds.items():
+        for seed in range(2):
+            init_args = {"model": "m", **({} if rate is None else {"lr": rate}), **options}
+            config = {"model": {"class_path": algorithm, "init_args": init_args}, "seed_everything": seed}
+            cells.append(Cell("task", name, seed, config, None if algorithm == "GRPO" else 2e-4))
+            row = {f"used/{unit}": 1.0 for unit in ("samples", "tokens", "seconds")}
+            last = row | {"val/accuracy": value + seed / 10}
+            runs.append(FinishedRun(cells[-1], {0: row | {"val/accuracy": 0.1}, 2: last}, SUMMARY))
+    return Study("rates", tuple(cells), "g", ("steps", 2), "val/accuracy"), runs
+
+
+def test_the_best_rate_of_each_family_next_to_the_bases() -> None:
+    """GRPO's base has no rate, so it is the default of 1e-6. Of DAPO's equal values the smaller rate is the best."""
+    study, runs = with_rates()
+    found = study_results(study, runs)
+    assert [*found["best_rates"]["task"]] == ["g", "d"]
+    g, d = found["best_rates"]["task"].values()
+    assert {name: cell["lr"] for name, cell in g["cells"].items()} == {"g": 1e-6, "g_low": 1e-4, "g_high": 4e-4}
+    assert g["cells"]["g_high"] == {"lr": 4e-4, "mean": pytest.approx(0.65), "std": pytest.approx(0.005**0.5), "n": 2}
+    assert (g["best"], g["best_lr"], g["base"], g["base_lr"]) == ("g_high", 4e-4, "g", 1e-6)
+    assert (d["best"], d["best_lr"], d["base"], d["base_lr"]) == ("d_low", 1e-4, None, 2e-4)
+    page = report(study, found, {"task": []}, [])
+    assert "| val/accuracy by learning rate | 1e-06 | 0.0001 | 0.0004 | best rate |" in page
+    assert "| 0.650 ± 0.071 | 0.0004 | 0.650 ± 0.071 | 1e-06 | 0.550 ± 0.071 |" in page and "needs fresh seeds" in page
+    assert "| d | - | 0.350 ± 0.071 | 0.350 ± 0.071 | 0.0001 | 0.350 ± 0.071 | 0.0002 | - |" in page
+    assert study_results(study, runs[:4])["best_rates"]["task"]["d"]["best"] is None, "none of these ran"
+    alone = study_results(*made_up())
+    assert alone["best_rates"] == {} and "fresh seeds" not in report(made_up()[0], alone, {"task": []}, [])
+
+
+def test_families_are_named_by_their_cells_shared_words() -> None:
+    """Two families that share their first word, and one without any, have all names; its default is an algorithm by name."""
+    rates = {
+        "a_x": 1.0,
+        "a_y": 2.0,
+        "a_z": (3.0, "other"),
+        "a_w": (4.0, "other"),
+        "low": (5.0, "b"),
+        "high": (6.0, "b"),
+    }
+    cells = [Cell("t", "default", 0, {"model": "b"})]
+    for name, value in rates.items():
+        rate, algorithm = value if isinstance(value, tuple) else (value, "GRPO")
+        cells.append(Cell("t", name, 0, {"model": {"class_path": algorithm, "init_args": {"lr": rate}}}))
+    study = Study("s", tuple(cells), "a_x", ("steps", 2), "val/accuracy")
+    assert families(study, "t") == {
+        "a_x, a_y": {"a_x": 1.0, "a_y": 2.0},
+        "a_z, a_w": {"a_z": 3.0, "a_w": 4.0},
+        "default, low, high": {"default": 1e-6, "low": 5.0, "high": 6.0},
+    }
+
+
+def test_accuracy_by_how_hard_questions_were_before_training() -> None:
+    """Before: 0 of 8, 2 of 8, 3 of 8, 1 of 4 and all. A quarter belongs to (0, 1/4]; e has no count at the end."""
+    study, runs = made_up()
+    before = {"a": [0, 8], "b": [2, 8], "c": [3, 8], "d": [1, 4], "e": [1, 8], "f": [4, 4]}
+    after = {"a": [4, 8], "b": [6, 8], "c": [8, 8], "d": [0, 4], "f": [3, 4]}
+    runs = [replace(run, questions={0: {"s": before}, 2: {"s": before}, 4: {"s": after}}) for run in runs]
+    runs[2] = replace(runs[2], questions={0: {"s": before}, 4: {"s": after | {"a": [2, 8]}}})
+    runs[4] = replace(runs[4], questions={})
+    task = study_results(study, runs)["tasks"]["task"]
+    base = task["cells"]["base"]["by_difficulty"]["s"]
+    assert [*base] == ["0", "(0, 1/4]", "(1/4, 1/2]", "(3/4, 1]"]
+    assert base["0"] == {"mean": pytest.approx(0.375), "std": pytest.approx(0.125 * 2**0.5), "n": 2, "questions": 1}
+    assert base["(0, 1/4]"]["mean"] == pytest.approx(6 / 12) and base["(0, 1/4]"]["questions"] == 2
+    assert base["(3/4, 1]"]["mean"] == 0.75 and base["(1/4, 1/2]"]["mean"] == 1.0
+    assert task["before_by_difficulty"]["s"]["(0, 1/4]"]["mean"] == pytest.approx(3 / 12)
+    assert task["before_by_difficulty"]["s"]["0"]["n"] == 5
+    page = report(study, study_results(study, runs), {"task": []}, [])
+    assert "| accuracy on s, by the share correct before training | 0 | (0, 1/4] | (1/4, 1/2] | (3/4, 1] |" in page
+    assert "| questions | 1 | 2 | 1 | 1 |" in page
+    assert "| other | 0.500 ± 0.000 | 0.500 ± 0.000 | 1.000 ± 0.000 | 0.750 ± 0.000 |" in page
+    assert "before training |" not in report(*empty_page())
+
+
+def empty_page() -> tuple[Any, ...]:
+    """The arguments of `report` for runs without questions or a validation before training."""
+    study, runs = made_up()
+    runs = [replace(run, rows={4: run.rows[4]}) for run in runs]
+    return study, study_results(study, runs), {"task": []}, []
+
+
+def test_accuracy_by_the_datas_own_categories() -> None:
+    study, runs = made_up()
+    for run in runs:
+        for step, value in ((0, 0.25), (4, run.last["val/accuracy"])):
+            run.rows[step] |= {"val/s/accuracy/Level 1": value, "val/s/accuracy/Level 2": value / 2}
+    page = report(study, study_results(study, runs), {"task": []}, [])
+    assert "| accuracy on s, by category | Level 1 | Level 2 |" in page
+    assert "| before training | 0.250 ± 0.000 | 0.125 ± 0.000 |" in page
+    assert "| other | 0.500 ± 0.200 | 0.250 ± 0.100 |" in page
+
+
+def test_many_cells_have_a_panel_each_to_one_scale() -> None:
+    """Nine panels next to the baseline; one cell's range is larger, and it keeps its own scale."""
+    names = [f"c{k}" for k in range(10)]
+
+    def draw(axis: Any, name: str) -> None:
+        axis.plot([0, 1], [0, {"c3": 5.0, "c4": 1.1}.get(name, 1.0)], label=name)
+
+    panels = [axis for axis in draw_cells(names, draw, "t", "x").axes if axis.get_visible()]
+    assert [[line.get_label() for line in axis.lines] for axis in panels] == [["c0", name] for name in names[1:]]
+    highest = {axis.get_title(): axis.get_ylim()[1] for axis in panels}
+    assert highest.pop("c3") == pytest.approx(5.25) and [*highest.values()] == pytest.approx([1.155] * 8)
+    together = draw_cells(names[:8], draw, "t", "x").axes
+    assert len(together) == 1 and len(together[0].lines) == 8
 
 
 def test_the_papers_tables_have_hand_computed_values() -> None:
@@ -222,11 +400,37 @@ def test_figures_that_there_are_numbers_for(tmp_path: Path, budget: str) -> None
     study, runs = made_up(budget)
     drawn = draw_figures(study, runs, tmp_path / "figures")
     names = [path.stem for path in drawn["task"]]
-    assert names == ["reward", "accuracy", "pass_at_k", "final", "time_per_step"], "these runs have no entropy"
+    against = ["against_tokens", "against_seconds", "profile"]
+    assert names == ["reward", "accuracy", *against, "pass_at_k", "final", "time_per_step"], (
+        "these runs have no entropy"
+    )
     for path in drawn["task"]:
         assert len(set(Image.open(tmp_path / path).convert("RGB").resize((200, 100)).get_flattened_data())) > 20
     empty: Any = draw_figures(study, [], tmp_path / "none")
     assert empty == {"task": []} and not (tmp_path / "none").exists()
+
+
+def test_figures_of_two_tasks_with_rates_and_questions(tmp_path: Path) -> None:
+    study, runs = made_up()
+    questions = {step: {"s": {"1+1": [step // 2, 4]}} for step in (0, 4)}
+    two = []
+    for run in runs:
+        run.rows[2]["train/kl"] = run.rows[4]["train/kl"] = 0.1
+        run.rows[0]["val/s/entropy"] = run.rows[4]["val/s/entropy"] = 0.5
+        config = {"model": {"init_args": {"lr": 1e-3 if run.cell.name == "base" else 1e-4}}}
+        two.append(replace(run, cell=replace(run.cell, task="two", config=config), questions=questions))
+        two.append(replace(run, cell=replace(run.cell, task="one", config=config), rows={4: run.rows[0]}))
+    study = replace(study, cells=tuple(run.cell for run in two))
+    drawn = draw_figures(study, two, tmp_path / "figures")
+    assert [*drawn] == ["two", "one", "all tasks"] and drawn["all tasks"] == [Path("figures/profile.png")]
+    against = [f"against_{name}" for name in ("entropy", "kl", "tokens", "seconds")]
+    assert [path.stem for path in drawn["two"]] == [
+        "reward", "accuracy", "entropy_s", *against, "profile", "rates", "difficulty_s", "pass_at_k", "final",
+        "time_per_step",
+    ]  # fmt: skip
+    assert all((tmp_path / path).is_file() for paths in drawn.values() for path in paths)
+    page = report(study, study_results(study, two), drawn, [])
+    assert "(figures/profile.png)" in page.split("All tasks")[1]
 
 
 def test_the_signal_of_each_advantage_is_that_of_table_1(tmp_path: Path) -> None:

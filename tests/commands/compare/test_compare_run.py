@@ -95,6 +95,11 @@ def test_a_study_from_beginning_to_end(run_folder: Path, lit_rlvr: CLI, forks: N
         "zero_advantage_base",
         "loss",
         "unsolved",
+        "against_entropy",
+        "against_tokens",
+        "against_seconds",
+        "profile",
+        "difficulty_arithmetic",
         "pass_at_k",
         "final",
     ]

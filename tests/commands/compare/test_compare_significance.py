@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from lit_rlvr.commands.compare.significance import (
     interquartile_mean,
     limits,
     paired_t_test,
+    performance_profile,
     probability_of_improvement,
     sign_flip_test,
+    stratified_band,
     stratified_interval,
 )
 
@@ -79,6 +82,22 @@ def test_the_probability_of_improvement_counts_pairs() -> None:
     assert probability_of_improvement(second, first) == pytest.approx((1 - share) / 2)
 
 
+def test_a_performance_profile_counts_runs_above_each_threshold() -> None:
+    """Above 0.5: 2 of 4 runs and 1 of 1, so 0.75; a score at the threshold is not above it.
+
+    Resampled, two runs of 0 and 1 are above 0.5 in 0, 1 or 2 of 2, each outer one with probability 1/4.
+    """
+    tasks, thresholds = [[0.1, 0.5, 0.6, 0.9], [0.7]], np.array([-1.0, 0.5, 0.7, 1.0])
+    assert performance_profile(tasks, thresholds).tolist() == [1.0, 0.75, 0.125, 0.0]
+    assert performance_profile([[[0.0, 1.0], [1.0, 1.0]]], thresholds).tolist() == [[1, 0.5, 0.5, 0], [1, 1, 1, 0]]
+    profile = partial(performance_profile, thresholds=thresholds)
+    assert stratified_band(profile, tasks) is None, "a single run has no interval"
+    assert stratified_band(profile, [[0.0, 1.0]]).tolist() == [[1, 0, 0, 0], [1, 1, 1, 0]]
+    twice = stratified_band(profile, [[0.0, 1.0]] * 2)
+    assert twice[:, 1].tolist() == [0.0, 1.0], "1/16 is more than 1/40"
+    assert stratified_band(profile, [[0.0, 1.0]] * 3)[:, 1].tolist() == pytest.approx([1 / 6, 5 / 6]), "1/64 is less"
+
+
 def test_intervals_cover_as_often_as_they_say() -> None:
     rng = np.random.default_rng(0)
     inside = 0
@@ -97,3 +116,10 @@ def test_the_detectable_difference_is_found_as_often_as_it_says() -> None:
     rng = np.random.default_rng(1)
     found = sum(paired_t_test(rng.normal(detectable(10), 1.0, 10)) < 0.05 for _ in range(400))
     assert 290 <= found <= 350
+
+
+def test_the_detectable_difference_of_two_pairs_among_many_comparisons() -> None:
+    """With one degree of freedom t is |normal| / |normal|: its quantile is a tangent, and a large shift is found if the
+    denominator is below shift / quantile, which has probability 0.8 at the normal quantile of 0.9, 1.2816."""
+    critical = math.tan(math.pi * (0.5 - 0.025 / 53))
+    assert detectable(2, comparisons=53) == pytest.approx(critical * 1.28155 / math.sqrt(2), rel=1e-4)
