@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
+from textwrap import fill
 
 from docstring_parser import parse
+from findings import learning_rates
 from options_page import options
 
 from lit_rlvr import advantages, algorithms
@@ -22,6 +24,9 @@ from lit_rlvr import advantages, algorithms
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = DOCS / "algorithms"
 TABLE = re.compile(r"(?:^\|.*\n)+", re.M)
+END = re.compile(r"^At (?:its|the) best of three.*?\(index\.md#the-curves\)\)\.\n", re.M | re.S)
+STUDY = "losses_best"
+"""The study of every loss at its best learning rate."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Method:
     page: str
     loss: str
     advantages: tuple[str, ...]
-    study: str | None = "losses_best"
+    study: str | None = STUDY
 
     @property
     def owns_loss(self) -> bool:
@@ -180,7 +185,20 @@ def rendered(page: str) -> str:
     else:
         (method,) = [method for method in METHODS if method.page == page]
         table = "| | |\n|---|---|\n" + "".join(f"| {name} | {text} |\n" for name, text in facts(method))
-    return TABLE.sub(lambda _: table, (PAGES / f"{page}.md").read_text(), count=1)
+    text = TABLE.sub(lambda _: table, (PAGES / f"{page}.md").read_text(), count=1)
+    return text if page == "index" or method.study != STUDY else END.sub(lambda _: end(method.page), text)
+
+
+def end(name: str) -> str:
+    """Return the sentence on a loss's accuracy at the end of its runs at its best learning rate."""
+    tasks = json.loads((DOCS / f"findings/{STUDY}.json").read_text())["tasks"].values()
+    ours, grpo = (mean(task["cells"][cell]["mean"] for task in tasks) for cell in (name, "grpo"))
+    theirs = "" if name == "grpo" else f", GRPO at {grpo:.3f}"
+    text = (
+        f"At its best of three learning rates, {learning_rates(STUDY)[name]:g}, {'GRPO' if name == 'grpo' else 'it'} "
+        f"ends at {ours:.3f} on held-out sums{theirs} ([how to read the curve](index.md#the-curves))."
+    )
+    return fill(text, 120, break_on_hyphens=False) + "\n"
 
 
 def draw(method: Method) -> None:
