@@ -228,7 +228,7 @@ def reading(name: str, results: Mapping[str, Any]) -> str:
         "agrae": lambda: agrae_numbers(tasks["steps"], found),
         "apmpo": lambda: apmpo_numbers(tasks["steps"], accuracy, found),
         "aapo": lambda: aapo_numbers(tasks, found),
-        "aapo_margin": lambda: margin_numbers(tasks, found),
+        "aapo_margin": lambda: margin_numbers(found),
         "losses_best": lambda: best_numbers(tasks),
         "losses_image": lambda: image_numbers(tasks["geometry"]),
     }

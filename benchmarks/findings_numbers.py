@@ -218,6 +218,48 @@ def pass_64(run: Any) -> float:
     return float(run["last"]["val/multi_step_arithmetic/pass@64"])
 
 
+def margin_numbers(found: Found) -> dict[str, str]:
+    """Return the differences of AAPO's study at equal steps, by claim."""
+    names = {
+        "lead": "AAPO is better than GRPO at equal steps",
+        "margin": "AAPO is better than AAPO without the margin",
+        "own": "AAPO is better than with reference rewards of other prompts",
+        "constant": "A margin that is the same for all prompts is better than none",
+        "sample": "AAPO with the sample's deviation is better than with the population's",
+        "aggregation": "GRPO's mean over completions is better than one over a group's tokens",
+    }
+    numbers = {}
+    for key, says in names.items():
+        finding = found[says]
+        numbers[key] = f"{finding.difference:+.3f}"
+        numbers[f"{key}_interval"] = "from {:+.3f} to {:+.3f}".format(*finding.interval)
+    primary = [found[names[key]] for key in ("lead", "margin", "own")]
+    return {
+        **numbers,
+        "pairs": str(primary[0].n),
+        "verdicts": "; ".join(f.verdict for f in primary),
+        "could_show": f"{max(f.smallest for f in primary):.3f}",
+        "printed": f"{primary[0].claim.printed:+.3f}",
+        "below": f"{primary[0].below:.0e}",
+        "aapo_end": f"{primary[0].more:.3f}",
+        "grpo_end": f"{primary[0].less:.3f}",
+    }
+
+
+def best_numbers(tasks: Mapping[str, Any]) -> dict[str, str]:
+    """Return the numbers of the losses at their best rates, over all starts."""
+    ends = {name: fmean(task["cells"][name]["mean"] for task in tasks.values()) for name in cells_of(tasks)}
+    order = sorted(ends, key=lambda name: -ends[name])
+    return {f"end_{name}": f"{end:.3f}" for name, end in ends.items()} | {
+        "before": f"{fmean(task['before']['mean'] for task in tasks.values()):.3f}",
+        "first": order[0],
+    }
+
+
+def cells_of(tasks: Mapping[str, Any]) -> list[str]:
+    return list(next(iter(tasks.values()))["cells"])
+
+
 def image_numbers(task: Mapping[str, Any]) -> dict[str, str]:
     def at_8(found: Mapping[str, Any]) -> float:
         return float(next(iter(found.values()))["8"]["mean"])
