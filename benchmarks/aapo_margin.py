@@ -1,4 +1,4 @@
-"""Controls of AAPO's margin for the study aapo_margin.yaml: what of it comes from the prompt's own reference rewards?"""
+"""Controls of AAPO's margin for the study aapo_margin.yaml: what of it comes from the prompt's own references?"""
 
 from __future__ import annotations
 
