@@ -220,7 +220,7 @@ def test_the_best_rate_of_each_family_next_to_the_bases() -> None:
 
 
 def test_families_are_named_by_their_cells_shared_words() -> None:
-    """Two families that share their first word, and one without any, have all names; its default is an algorithm by name."""
+    """Families that share their first word, and one without any, have all names. An algorithm may be a name alone."""
     rates = {
         "a_x": 1.0,
         "a_y": 2.0,
