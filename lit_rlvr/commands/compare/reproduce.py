@@ -161,10 +161,11 @@ def reproduce(name: str, out: Path, jobs: int = 1, cluster: Mapping[str, Any] | 
     asked = "\n".join(f"- {line}" for line in sampling_lines(study, out))
     decided = decide(paper.claims, results)
     claims = [claims_section(decided)] if decided else []
-    parts = [f"# {name}", *claims, " ".join(EXPLANATION.split()), asked, *comparison_tables(paper, results)]
+    how = " ".join(EXPLANATION.split()) if paper.tables else "How ours were asked:"
+    parts = [f"# {name}", *claims, how, asked, *comparison_tables(paper, results)]
     write_atomically(out / "reproduced.md", "\n\n".join(parts) + "\n")
-    for claim in decided:
-        _log.info("%s: %s", claim.claim.says, claim.verdict)
+    for result in decided:
+        _log.info("%s: %s", result.claim.says, result.verdict)
     if lacking := lacking_seeds(decided):
         _log.warning("%s", lacking)
     _log.info("Beside the printed values: %s", out / "reproduced.md")
