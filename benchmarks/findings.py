@@ -31,12 +31,12 @@ from findings_numbers import (
     aapo_numbers,
     agrae_numbers,
     apmpo_numbers,
+    best_numbers,
     image_numbers,
     margin_numbers,
     mechanism_numbers,
     opening_numbers,
     point_numbers,
-    best_numbers,
 )
 from findings_text import CHOICE_OF_RATES, INTRODUCTION, OPENING, READINGS
 
@@ -83,7 +83,10 @@ STUDIES = {
     "aapo": Part("AAPO", ("zero_advantage", "accuracy"), 109, AAPO),
     "aapo_margin": Part("AAPO's margin at equal steps", ("accuracy",), None, MARGIN),
     "losses_best": Part(
-        "Eighteen losses, each at its best learning rate: sums of two numbers", ("accuracy",), None, rates="losses_rates"
+        "Eighteen losses, each at its best learning rate: sums of two numbers",
+        ("accuracy",),
+        None,
+        rates="losses_rates",
     ),
     "w_reinforce": Part("Why W-REINFORCE collapses", (), None, asks_for_collapses=True),
     "losses_image": Part("Eleven losses at an equal budget: counting in images", ("reward",), 48),
@@ -187,7 +190,8 @@ def load(name: str) -> Study:
 def command(name: str) -> str:
     """Return the command that runs a study of the page."""
     here = own_study(name)
-    return f"cd benchmarks; lit-rlvr compare {here.name}" if here.is_file() else f"lit-rlvr compare studies/claims/{name}"
+    there = f"lit-rlvr compare studies/claims/{name}"
+    return f"cd benchmarks; lit-rlvr compare {here.name}" if here.is_file() else there
 
 
 def section(name: str, results: Mapping[str, Any]) -> str:
