@@ -7,7 +7,6 @@ curves from the recorded runs in docs/findings. Everything else on a page is wri
 from __future__ import annotations
 
 import inspect
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from statistics import mean
 from textwrap import fill
 
 from docstring_parser import parse
-from findings import learning_rates
+from findings import learning_rates, read
 from options_page import options
 
 from lit_rlvr import advantages, algorithms
@@ -191,7 +190,7 @@ def rendered(page: str) -> str:
 
 def end(name: str) -> str:
     """Return the sentence on a loss's accuracy at the end of its runs at its best learning rate."""
-    tasks = json.loads((DOCS / f"findings/{STUDY}.json").read_text())["tasks"].values()
+    tasks = read(STUDY)["tasks"].values()
     ours, grpo = (mean(task["cells"][cell]["mean"] for task in tasks) for cell in (name, "grpo"))
     theirs = "" if name == "grpo" else f", GRPO at {grpo:.3f}"
     text = (
@@ -208,7 +207,7 @@ def draw(method: Method) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    results = json.loads((DOCS / f"findings/{method.study}.json").read_text())
+    results = read(method.study)
     (unit, budget), *_ = results["budget"].items()
     tasks = [task["cells"] for task in results["tasks"].values()]
     names = method.advantages if method.page not in tasks[0] or len(method.advantages) > 1 else (method.page,)

@@ -177,6 +177,11 @@ def number(value: float) -> str:
     return f"{value:.2e}" if 0 < abs(value) < 1e-3 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
+def read(name: str) -> dict[str, Any]:
+    """Return the committed results of a study."""
+    return dict(json.loads((RESULTS / f"{name}.json").read_text()))
+
+
 def own_study(name: str) -> Path:
     """Return the file of a study that needs a module of this folder, which need not exist."""
     return Path(__file__).with_name(f"{name}.yaml")
@@ -207,7 +212,7 @@ def section(name: str, results: Mapping[str, Any]) -> str:
         f"## {part.title}",
         f"`{command(name)} --out DIR --jobs 2`: {len(runs)} runs of {count} {unit}, "
         f"{minutes:.0f} minutes of training on one core each{wall}.",
-        *([CHOICE_OF_RATES, rates_table(part.rates, name)] if part.rates else []),
+        *([CHOICE_OF_RATES, rates_table(read(part.rates))] if part.rates else []),
         *(
             [ends_table(results)]
             if part.asks_for_collapses
@@ -353,20 +358,15 @@ def comparison(results: Mapping[str, Any]) -> str:
     return "\n".join(rows)
 
 
-def rates_table(rates: str, best: str) -> str:
-    """Return the accuracy of every cell of the study `best` at each learning rate of the study `rates`, where its name
-    is followed by a word for the rate; the rate that `best` takes in bold."""
-    results = json.loads((RESULTS / f"{rates}.json").read_text())
-    (task,) = results["tasks"].values()
-    chosen = learning_rates(best)
-    found: dict[str, dict[float, float]] = {name: {} for name in chosen}
-    for cell, rate in learning_rates(rates).items():
-        found[cell.rpartition("_")[0]][rate] = task["cells"][cell]["mean"]
-    columns = sorted({rate for by_rate in found.values() for rate in by_rate})
-    rows = [f"| cell | {' | '.join(map('{:g}'.format, columns))} |", "|---" * (1 + len(columns)) + "|"]
-    for name, by_rate in found.items():
-        cells = [f"**{by_rate[rate]:.3f}**" if rate == chosen[name] else f"{by_rate[rate]:.3f}" for rate in columns]
-        rows.append(f"| {label(name)} | {' | '.join(cells)} |")
+def rates_table(results: Mapping[str, Any]) -> str:
+    """Return the metric of every family of cells at each learning rate, the highest in bold."""
+    (families,) = results["best_rates"].values()
+    rates = sorted({cell["lr"] for family in families.values() for cell in family["cells"].values()})
+    rows = [f"| cell | {' | '.join(map('{:g}'.format, rates))} |", "|---" * (1 + len(rates)) + "|"]
+    for name, family in families.items():
+        means = {cell["lr"]: f"{cell['mean']:.3f}" for cell in family["cells"].values()}
+        means[family["best_lr"]] = f"**{means[family['best_lr']]}**"
+        rows.append(f"| {label(name)} | {' | '.join(means[rate] for rate in rates)} |")
     return "\n".join(rows)
 
 
@@ -455,11 +455,7 @@ def pictures(name: str, results: Mapping[str, Any], figures: Sequence[str]) -> l
 
 def page() -> str:
     """Return docs/findings.md."""
-    found = {
-        name: json.loads((RESULTS / f"{name}.json").read_text())
-        for name in STUDIES
-        if (RESULTS / f"{name}.json").is_file()
-    }
+    found = {name: read(name) for name in STUDIES if (RESULTS / f"{name}.json").is_file()}
     parts = [
         opening(found),
         INTRODUCTION.strip(),
