@@ -212,7 +212,7 @@ def section(name: str, results: Mapping[str, Any]) -> str:
         f"## {part.title}",
         f"`{command(name)} --out DIR --jobs 2`: {len(runs)} runs of {count} {unit}, "
         f"{minutes:.0f} minutes of training on one core each{wall}.",
-        *([CHOICE_OF_RATES, rates_table(read(part.rates))] if part.rates else []),
+        *(chosen_rates(part.rates) if part.rates else []),
         *(
             [ends_table(results)]
             if part.asks_for_collapses
@@ -356,6 +356,12 @@ def comparison(results: Mapping[str, Any]) -> str:
             f"{tokens / 1000:.0f} | {100 * (mean(values) - before) / (tokens / 1000):.2f} | {len(values)} |"
         )
     return "\n".join(rows)
+
+
+def chosen_rates(name: str) -> list[str]:
+    """Return the table and the picture of the study that chose the learning rates."""
+    picture = f"![{name}: accuracy at three learning rates](findings/{name}.png)"
+    return [CHOICE_OF_RATES, rates_table(read(name)), picture]
 
 
 def rates_table(results: Mapping[str, Any]) -> str:
@@ -519,20 +525,26 @@ def validations(run: Path) -> dict[str, float]:
 
 
 def take(name: str, folder: Path) -> None:
-    """Copy a study's results and the page's figures, or those of mechanism.py."""
+    """Copy a study's results and the page's figures, or those of mechanism.py, or the rates that a study chose."""
     RESULTS.mkdir(exist_ok=True)
     if name == "mechanism":
         shutil.copy(folder / "results.json", RESULTS / "mechanism.json")
         shutil.copy(folder / "mechanism.png", RESULTS / "mechanism.png")
         return
     results = json.loads((folder / "results.json").read_text())
+    if name not in STUDIES:  # it only chose the rates of another one
+        kept = ("name", "baseline", "metric", "budget", "seeds", "best_rates")
+        (RESULTS / f"{name}.json").write_text(json.dumps({key: results[key] for key in kept}, indent=1) + "\n")
+        for path in folder.glob("figures/*/rates.png"):
+            shutil.copy(path, RESULTS / f"{name}.png")
+        return
     for task, found in results["tasks"].items():
         for cell, values in found["cells"].items():
             for seed, run in values["by_seed"].items():
                 run["validations"] = validations(folder / "runs" / task / cell / f"seed-{seed}")
     (RESULTS / f"{name}.json").write_text(json.dumps(results, separators=(",", ":")) + "\n")
     for task in results["tasks"]:
-        for figure in STUDIES[name].figures if name in STUDIES else ():
+        for figure in STUDIES[name].figures:
             path = folder / "figures" / task / f"{figure}.png"
             if path.is_file():
                 shutil.copy(path, RESULTS / f"{name}_{task}_{figure}.png")
