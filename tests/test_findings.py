@@ -9,9 +9,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import Trainer
 
-from lit_rlvr.commands.compare.study import load_study
+from lit_rlvr.advantages import AAPOAdvantage, Advantage, GroupBatch
 from lit_rlvr.datamodules import Arithmetic
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.rewards import FunctionReward
@@ -64,6 +65,40 @@ def test_verdicts_follow_the_tests(findings: ModuleType) -> None:
     assert few[0].verdict == "cannot tell", "five seeds cannot go below 2 / 32"
 
 
+def test_a_claim_over_several_tasks_needs_one_sign_in_all(findings: ModuleType) -> None:
+    """Two tasks: +0.05 in both is seen; +0.15 and -0.01 has a mean of +0.07, and a sign that depends on the task."""
+    base = [0.30 + 0.001 * seed for seed in range(10)]
+    cells = {"grpo": base, "both": [x + 0.05 for x in base]}
+    first, second = (made_up({**cells, "one": [x + by for x in base]})["tasks"]["steps"] for by in (0.15, -0.01))
+    measure = findings.Measure("", lambda run: run["last"]["val/multi_step_arithmetic/pass@1"])
+    claims = [findings.Claim("", "", measure, cell, "grpo", None) for cell in ("both", "one")]
+    both, one = findings.find(claims, {"tasks": {"first": first, "second": second}})
+    assert both.verdict == "seen" and both.n == 20 and one.by_task == pytest.approx([0.15, -0.01])
+    assert one.difference == pytest.approx(0.07) and one.adjusted < 0.05 and one.verdict == "cannot tell"
+
+
+def test_the_losses_are_compared_at_the_rates_that_were_best(findings: ModuleType) -> None:
+    (families,) = findings.read("losses_rates")["best_rates"].values()
+    assert findings.learning_rates("losses_best") == {name: family["best_lr"] for name, family in families.items()}
+
+
+def test_controls_of_the_margin_have_hand_computed_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rewards 1, 0 have advantages of 1, -1. References of 1, 0 and 0, 0: their own margins are 0, 0 and 0.28, 0; those
+    of the other prompt the reverse; the mean of right answers is 3/4 x 0.28, of wrong ones 1/4 x -0.2."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    margin, reinforce = (importlib.import_module(name) for name in ("aapo_margin", "w_reinforce"))
+    rewards = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    group = GroupBatch(rewards, rewards, torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
+
+    def found(advantage: Advantage) -> list[list[float]]:
+        return (advantage(group) - torch.tensor([1.0, -1.0])).tolist()
+
+    assert found(AAPOAdvantage()) == near([[0.0, 0.0], [0.28, 0.0]])
+    assert found(margin.ShuffledMargin()) == near([[0.28, 0.0], [0.0, 0.0]])
+    assert found(margin.ConstantMargin()) == near([[0.21, -0.05]] * 2)
+    assert reinforce.centred(group).tolist() == near([[0.55, -0.55]] * 2), "0.1 and -1 minus -0.45"
+
+
 def test_smaller_than_printed_has_hand_computed_values(findings: ModuleType) -> None:
     """Differences of 0.01 and -0.01 in turn: t is -2.4 for 0.008, so p 0.02, and twice that for two printed ones."""
     base = [0.30 + 0.001 * seed for seed in range(10)]
@@ -95,36 +130,44 @@ def test_what_was_found_afterwards_changes_no_registered_verdict(findings: Modul
     assert "second (0.363 against 0.304, seen)" in line and "| third |" in more and "10 of 10 | 0.002 |  |" in more
 
 
+def near(rows: list[list[float]]) -> list[Any]:
+    return [pytest.approx(row, abs=1e-5) for row in rows]
+
+
 def results_of(results: dict[str, Any], cell: str) -> list[float]:
     by_seed = results["tasks"]["steps"]["cells"][cell]["by_seed"]
     return [run["last"]["val/multi_step_arithmetic/pass@1"] for run in by_seed.values()]
 
 
 def test_a_comparison_has_hand_computed_values(findings: ModuleType) -> None:
-    """Means in falling order, and differences within a seed: here they are the same in all, so their interval is."""
+    """Means over all tasks in falling order, and differences within a task and seed: here they are the same in all, so
+    their interval is."""
 
-    def task(values: dict[str, list[float]]) -> dict[str, Any]:
+    def task(values: dict[str, list[float]], tokens: float) -> dict[str, Any]:
         run = {"quarters": {"rollout/entropy": [0.9, 0.8, 0.7, 0.6]}}
         return {"cells": {
             name: {"values": {str(seed): x for seed, x in enumerate(found)}, "mean": sum(found) / len(found),
-                   "used": {"steps": {"mean": 160.0}}, "pass_at_k": {"s": {"1": {"mean": 0.2}, "16": {"mean": 0.75}}},
+                   "used": {"steps": {"mean": 160.0}, "tokens": {"mean": tokens}},
+                   "pass_at_k": {"s": {"1": {"mean": 0.2}, "16": {"mean": 0.75}}},
                    "by_seed": {str(seed): run for seed in range(len(found))}}
             for name, found in values.items()
         }, "before": {"mean": 0.1}, "before_pass_at_k": {"s": {"2": {"mean": 0.3}, "16": {"mean": 0.7}}}}  # fmt: skip
 
     base = [0.1, 0.2, 0.3, 0.4, 0.5]
-    text = task({"grpo": base, "dr_grpo": [x + 0.25 for x in base]})
-    image = task({"grpo": base, "dr_grpo": [x - 0.05 for x in base]})
     study = {"metric": "val/accuracy", "baseline": "grpo"}
-    (table,) = findings.comparisons({**study, "tasks": {"sums": text}})
+    tasks = {
+        "one": task({"grpo": base, "dr_grpo": [x + 0.25 for x in base]}, 40_000),
+        "two": task({"grpo": base, "dr_grpo": [x + 0.25 for x in base]}, 50_000),
+    }
+    table = findings.comparison({**study, "tasks": tasks})
     assert [row.split("|")[1].strip() for row in table.splitlines()[2:]] == ["before training", "dr grpo", "grpo"]
-    assert (
-        "| pass@16 |" in table
-        and "| 0.250 [0.250, 0.250] | 0.750 | 0.600 | 160 | 5 |" in table
-        and "| 0.300 [" in table
-    )
-    together = findings.over_tasks([{**study, "tasks": {"sums": text}}, {**study, "tasks": {"images": image}}])
+    assert "| pass@16 |" in table and "| 0.300 [" in table
+    assert "| 0.250 [0.250, 0.250] | 0.750 | 0.600 | 160 | 45 | 1.00 | 10 |" in table, "45 points in 45,000 tokens"
+    unlike = {"one": tasks["one"], "two": task({"grpo": base, "dr_grpo": [x - 0.05 for x in base]}, 1)}
+    together = findings.over_tasks({**study, "tasks": unlike})
     assert f"| {(better(0.25) + better(-0.05)) / 2:.3f} [" in together
+    ends = findings.ends_table({"tasks": {"low": task({"a": [0.04, 0.05, 0.3]}, 1)}})
+    assert ends.splitlines()[2] == "| a | 0.040, 0.050, 0.300: 1 collapsed |", "half of 0.1 is not below it"
 
 
 def better(by: float) -> float:
@@ -133,11 +176,13 @@ def better(by: float) -> float:
     return sum(0.5 if abs(x - y) < 1e-9 else float(x > y) for x, y in pairs) / len(pairs)
 
 
-@pytest.mark.parametrize("name", ["agrae", "apmpo", "aapo", "losses_text", "losses_image"])
+@pytest.mark.parametrize(
+    "name", ["agrae", "apmpo", "aapo", "aapo_margin", "losses_rates", "losses_best", "w_reinforce", "losses_image"]
+)
 def test_claims_are_about_cells_of_their_study(findings: ModuleType, name: str) -> None:
-    study = load_study(f"studies/claims/{name}")
-    cells = {(cell.task, cell.name) for cell in study.cells}
-    for claim in findings.STUDIES[name].claims:
+    study = findings.load(name)
+    cells = {(cell.task, cell.name) for cell in study.cells} | {(None, cell.name) for cell in study.cells}
+    for claim in findings.STUDIES[name].claims if name in findings.STUDIES else ():
         for cell in (claim.more, claim.less):
             assert not isinstance(cell, str) or cell == "before" or (claim.task, cell) in cells, claim
     path = ROOT / f"docs/findings/{name}.json"
