@@ -84,7 +84,7 @@ def opening_numbers(found: Found, studies: Mapping[str, Any]) -> dict[str, str]:
         "apmpo_accuracy": WORDS[len(readings)],
         "apmpo_lead": f"{lead.difference:+.3f}",
         "apmpo_printed": f"{lead.claim.printed:+.3f}",
-        **leads(found),
+        **{f"margin_{key}": value for key, value in margin_numbers(found).items()},
     }
 
 

@@ -29,14 +29,12 @@ asked which claims of three papers show. What we saw holds for this model and th
 **AAPO** (add the margin over a reference model's rewards to the advantage)
 
 - Holds: fewer advantages are 0. That follows from the formula, not from learning.
-- Does not hold: nothing was tested in a way that could show it.
-- Cannot be said: whether AAPO is better. It has no valid verdict here. In groups of two it leads GPG by {ahead_of_gpg},
-  but GRPO, which has no margin, leads GPG by {grpo_ahead_of_gpg}: our limit on the gradient's norm cuts GRPO and AAPO
-  and hardly ever GPG. Against GRPO, which is cut like AAPO, its lead is {ahead_of_grpo}, from {ahead_low} to
-  {ahead_high}.
+- Does not hold: that it beats GRPO as clearly as printed. In groups of two, at equal steps, its lead is {margin_lead}
+  ({margin_lead_interval}), and the paper prints at least {margin_printed}. The margin itself adds {margin_margin}
+  ({margin_margin_interval}), and rewards of the reference on other prompts do as well as those on the same prompt.
+- Cannot be said: what it does in larger groups or longer runs, and with rewards other than 0 and 1.
 
-**Eleven losses at an equal budget**: none is better than GRPO as far as five seeds can show. W-REINFORCE collapsed as
-we ran it, which is not how its recipe runs it.
+LOSSES_OPENING
 
 The details follow: how to read the tables, a table for each paper, and where the losses' gradients differ.
 """
@@ -83,16 +81,18 @@ tables of further claims, which have no verdict, because a claim that is picked 
 intervals, are too narrow with ten seeds: four of them left 0 out where p was above 0.05. The interquartile means and
 probabilities of improvement still have them (Agarwal et al. 2021), so read these as rough.
 
-**What the seeds stand for.** All seeds of a study share one warm start and one set of 128 validation problems. So a
-p-value is about what training adds to this one model on these problems, not about other models or tasks.
+**What the seeds stand for.** All seeds of the first studies share one warm start and one set of 128 validation
+problems. So a p-value is about what training adds to this one model on these problems, not about other models or tasks.
+The later studies have three warm starts, each with problems of its own. There a claim is seen, or not seen, only if the
+difference has the same sign in each of the three.
 
 **What was not the papers'.** The constants of the losses are theirs, but for this:
 
 | | papers | here |
 |---|---|---|
-| learning rate | A-GRAE and APMPO 1e-6; AAPO not stated | 1e-4, at which plain GRPO learns without collapsing |
+| learning rate | A-GRAE and APMPO 1e-6; AAPO not stated | 1e-4, at which plain GRPO learns without collapsing; 3e-5 for AAPO's margin |
 | updates per rollout | A-GRAE 4 (1024 prompts by 256); APMPO 1, which makes it GRPO; AAPO 1 (Algorithms 1) | 2; 4; 1 |
-| limit on the gradient's norm | not stated | 1 |
+| limit on the gradient's norm | not stated | 1; none for AAPO's margin |
 | KL term | APMPO 0.001; A-GRAE and AAPO not stated | none |
 | temperature of validation | A-GRAE 0.6 with top-p 0.95; APMPO 0.6; AAPO not stated | 1 |
 | prompts x completions | A-GRAE 1024 x 8; APMPO 512 x 8; AAPO 8 x 6 to 32 x 8 | 32 x 8; 32 x 8; 32 x 2 to 32 x 10 |
@@ -171,7 +171,8 @@ quarter). So all six losses nearly have the same gradient, as [measured below](#
 updates or a higher rate do not separate APMPO from GRPO before GRPO stops learning.
 """,
     "aapo": """
-**AAPO has no valid verdict here.** At equal steps, which is how the paper compares, AAPO is ahead of GPG by
+**This study has no valid verdict on whether AAPO is better;** [the next one](#aapos-margin-at-equal-steps) was made for
+that. At equal steps, which is how the paper compares, AAPO is ahead of GPG by
 {ahead_of_gpg} at G = 2, in 10 of 10 seeds. Not all of that is its margin:
 
 - At G = 2 GRPO has no margin either, and is ahead of GPG by {grpo_ahead_of_gpg} (p {grpo_ahead_p}). With one update
@@ -221,6 +222,12 @@ beat as training goes on; the paper's runs are longer. The deviation is that of 
 larger by sqrt(2) than the sample's, which the released code takes, and the margin smaller in comparison.
 """,
     "losses_best": """
+TODO
+""",
+    "w_reinforce": """
+TODO
+""",
+    "aapo_margin": """
 TODO
 """,
     "losses_image": """

@@ -90,7 +90,7 @@ def completions(run: Path) -> list[dict[str, Any]]:
 def questions(run: Path) -> list[dict[str, Any]]:
     """The lines of validation.jsonl; none without a validation set."""
     path = run / "validation.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.is_file() else []
 
 
 def child_environment() -> dict[str, str]:

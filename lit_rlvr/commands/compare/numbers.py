@@ -122,7 +122,7 @@ def read_cell(cell: Cell, root: Path) -> FinishedRun:
 
 def _read_questions(path: Path) -> dict[int, dict[str, QuestionCounts]]:
     found: dict[int, dict[str, QuestionCounts]] = {}
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    for line in path.read_text().split("\n")[:-1] if path.is_file() else []:
         record = json.loads(line)
         found.setdefault(record["step"], {})[record["set"]] = record["questions"]
     return found
