@@ -84,7 +84,7 @@ STUDIES = {
     "aapo_margin": Part("AAPO's margin at equal steps", ("accuracy",), None, MARGIN),
     "losses_best": Part(
         "Eighteen losses, each at its best learning rate: sums of two numbers",
-        ("accuracy",),
+        ("against_tokens",),
         None,
         rates="losses_rates",
     ),
@@ -216,8 +216,9 @@ def section(name: str, results: Mapping[str, Any]) -> str:
         *(
             [ends_table(results)]
             if part.asks_for_collapses
-            else [*(claims_tables(part.claims, results) or [comparison(results)]), over_tasks(results)]
+            else claims_tables(part.claims, results) or [comparison(results)]
         ),
+        *([over_tasks(results)] if len(results["seeds"]) > 3 else []),  # fewer make no interval
         collapses(results),
     ]
     lines += [reading(name, results)] if name in READINGS else []
@@ -238,7 +239,7 @@ def reading(name: str, results: Mapping[str, Any]) -> str:
         "apmpo": lambda: apmpo_numbers(tasks["steps"], accuracy, found),
         "aapo": lambda: aapo_numbers(tasks, found),
         "aapo_margin": lambda: margin_numbers(found),
-        "losses_best": lambda: best_numbers(tasks),
+        "losses_best": lambda: best_numbers(results, learning_rates(name)),
         "losses_image": lambda: image_numbers(tasks["geometry"]),
     }
     return wrapped(READINGS[name].format(**numbers[name]()))

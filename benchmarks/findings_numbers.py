@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from statistics import fmean
 from typing import Any
 
+from lit_rlvr.commands.compare.significance import t_interval
+
 Found = Mapping[str, Any]
 """What a claim says -> its `Finding`."""
 
@@ -246,18 +248,47 @@ def margin_numbers(found: Found) -> dict[str, str]:
     }
 
 
-def best_numbers(tasks: Mapping[str, Any]) -> dict[str, str]:
-    """Return the numbers of the losses at their best rates, over all starts."""
-    ends = {name: fmean(task["cells"][name]["mean"] for task in tasks.values()) for name in cells_of(tasks)}
-    order = sorted(ends, key=lambda name: -ends[name])
-    return {f"end_{name}": f"{end:.3f}" for name, end in ends.items()} | {
-        "before": f"{fmean(task['before']['mean'] for task in tasks.values()):.3f}",
-        "first": order[0],
+def best_numbers(results: Mapping[str, Any], rates: Mapping[str, float]) -> dict[str, str]:
+    """Return the numbers of the losses at their best learning rates.
+
+    Args:
+        rates: of each loss.
+    """
+    tasks, baseline = list(results["tasks"].values()), results["baseline"]
+    ends, apart = {}, {}
+    for name in rates:
+        cells = [task["cells"][name]["values"] for task in tasks]
+        ends[name] = fmean(value for values in cells for value in values.values())
+        base = [task["cells"][baseline]["values"] for task in tasks]
+        apart[name] = [values[seed] - b[seed] for values, b in zip(cells, base, strict=True) for seed in values]
+    intervals = {name: t_interval(values) or [] for name, values in apart.items() if name != baseline}
+    pairs = len(apart[baseline])
+    highest = max(rates.values())
+    tokens = {name: fmean(task["cells"][name]["used"]["tokens"]["mean"] for task in tasks) for name in ends}
+    return {
+        "pairs": str(pairs),
+        "above": WORDS[sum(low > 0 for low, _ in intervals.values())],
+        "below": listed(LOSS_NAMES.get(name, name) for name, (_, high) in intervals.items() if high < 0),
+        "least_p": f"{2 / 2**pairs:.3f}",
+        "losses": str(len(ends)),
+        "highest": f"{highest:g}",
+        "at_highest": WORDS[sum(rate == highest for rate in rates.values())],
+        "ends_at_highest": span((ends[name] for name, rate in rates.items() if rate == highest), 3),
+        "ends_below": span((ends[name] for name, rate in rates.items() if rate < highest), 3),
+        "grpo": f"{ends[baseline]:.3f}",
+        "dapo": f"{ends['dapo']:.3f}",
+        "dapo_tokens": f"{tokens['dapo'] / tokens[baseline]:.1f}",
+        "starts": span((task["before"]["mean"] for task in tasks), 2),
     }
 
 
-def cells_of(tasks: Mapping[str, Any]) -> list[str]:
-    return list(next(iter(tasks.values()))["cells"])
+def listed(names: Iterable[str]) -> str:
+    """Return "A, B and C"."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+LOSS_NAMES = {"aapo": "AAPO", "gpg": "GPG", "reinforce": "W-REINFORCE"}
 
 
 def image_numbers(task: Mapping[str, Any]) -> dict[str, str]:
