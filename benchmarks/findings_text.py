@@ -239,7 +239,7 @@ them, not as a ranking.
 
 All take two updates per rollout, because with one most of them have GRPO's gradient. Each has the advantage and the
 aggregation of its paper. Clip-Cov and KL-Cov choose 1 % of the tokens, more than their paper, because an optimizer step
-has 600.
+has 450.
 
 The intervals of the accuracy are wide because the three starting models differ ({starts} right before training); those
 of the differences compare runs from the same start.
