@@ -37,6 +37,7 @@ from findings_numbers import (
     mechanism_numbers,
     opening_numbers,
     point_numbers,
+    w_reinforce_numbers,
 )
 from findings_text import CHOICE_OF_RATES, INTRODUCTION, OPENING, READINGS
 
@@ -239,6 +240,7 @@ def reading(name: str, results: Mapping[str, Any]) -> str:
         "apmpo": lambda: apmpo_numbers(tasks["steps"], accuracy, found),
         "aapo": lambda: aapo_numbers(tasks, found),
         "aapo_margin": lambda: margin_numbers(found),
+        "w_reinforce": lambda: w_reinforce_numbers(tasks),
         "losses_best": lambda: best_numbers(results, learning_rates(name)),
         "losses_image": lambda: image_numbers(tasks["geometry"]),
     }
@@ -257,7 +259,8 @@ def opening(found: Mapping[str, Mapping[str, Any]]) -> str:
     claimed = {name: results for name, results in found.items() if STUDIES[name].claims}
     findings = [by_claim(STUDIES[name].claims, results) for name, results in claimed.items()]
     together = {says: finding for part in findings for says, finding in part.items()}
-    return wrapped(OPENING.format(**opening_numbers(together, claimed)))
+    best = best_numbers(found["losses_best"], learning_rates("losses_best"))
+    return wrapped(OPENING.format(**opening_numbers(together, claimed, best)))
 
 
 def wrapped(text: str) -> str:

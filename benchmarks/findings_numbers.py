@@ -40,12 +40,13 @@ def span(values: Iterable[float], digits: int) -> str:
     return f"{min(found):.{digits}f} to {max(found):.{digits}f}"
 
 
-def opening_numbers(found: Found, studies: Mapping[str, Any]) -> dict[str, str]:
+def opening_numbers(found: Found, studies: Mapping[str, Any], best: Mapping[str, str]) -> dict[str, str]:
     """Return the numbers of the page's first screen.
 
     Args:
         found: all claims of the three papers.
         studies: their results, by name.
+        best: the numbers of the losses at their best learning rates.
     """
     agrae, entropy, hard, rising, sample, group = (
         found[says]
@@ -87,6 +88,7 @@ def opening_numbers(found: Found, studies: Mapping[str, Any]) -> dict[str, str]:
         "apmpo_lead": f"{lead.difference:+.3f}",
         "apmpo_printed": f"{lead.claim.printed:+.3f}",
         **{f"margin_{key}": value for key, value in margin_numbers(found).items()},
+        **{f"best_{key}": value for key, value in best.items()},
     }
 
 
@@ -279,6 +281,38 @@ def best_numbers(results: Mapping[str, Any], rates: Mapping[str, float]) -> dict
         "dapo": f"{ends['dapo']:.3f}",
         "dapo_tokens": f"{tokens['dapo'] / tokens[baseline]:.1f}",
         "starts": span((task["before"]["mean"] for task in tasks), 2),
+    }
+
+
+def w_reinforce_numbers(tasks: Mapping[str, Any]) -> dict[str, str]:
+    """Return how many runs ended below half of their start, and the means of others."""
+    starts = {name: float(task["before"]["mean"]) for name, task in tasks.items()}
+    runs = {(name, cell): list(found["values"].values()) for name, task in tasks.items()
+            for cell, found in task["cells"].items()}  # fmt: skip
+    fallen = {key: sum(value < starts[key[0]] / 2 for value in values) for key, values in runs.items()}
+    together = "low", "tenth_2"
+
+    def end(task: str, *cells: str) -> str:
+        return (
+            span((fmean(runs[task, cell]) for cell in cells), 2)
+            if len(cells) > 1
+            else f"{fmean(runs[task, cells[0]]):.2f}"
+        )
+
+    return {
+        "collapsed": WORDS[fallen[together]],
+        "together": WORDS[len(runs[together])],
+        "elsewhere": WORDS[sum(fallen.values()) - fallen[together]],
+        "others": str(sum(map(len, runs.values())) - len(runs[together])),
+        "one_update": end("low", "tenth_1"),
+        "clipped": end("low", "tenth_2_clip"),
+        "grpo": end("low", "grpo_2"),
+        "equal": end("low", "equal_1", "equal_2", "equal_2_clip"),
+        "centred": end("low", "centred_1", "centred_2", "centred_2_clip"),
+        "high": end("high", "tenth_2"),
+        "grpo_high": end("high", "grpo_2"),
+        "right": percent(starts["low"]),
+        "mean_advantage": f"{0.1 * starts['low'] - (1 - starts['low']):.2f}",
     }
 
 

@@ -34,7 +34,9 @@ asked which claims of three papers show. What we saw holds for this model and th
   ({margin_margin_interval}), and rewards of the reference on other prompts do as well as those on the same prompt.
 - Cannot be said: what it does in larger groups or longer runs, and with rewards other than 0 and 1.
 
-LOSSES_OPENING
+**Eighteen losses, each at its best of three learning rates**: none is better than GRPO as far as {best_pairs} pairs can
+show; {best_below} are worse. None collapses. W-REINFORCE does at higher rates, where a second update on a rollout is
+not clipped and most answers are wrong at the start. With GRPO's clip, as in its recipe, it does not.
 
 The details follow: how to read the tables, a table for each paper, and where the losses' gradients differ.
 """
@@ -90,7 +92,7 @@ difference has the same sign in each of the three.
 
 | | papers | here |
 |---|---|---|
-| learning rate | A-GRAE and APMPO 1e-6; AAPO not stated | 1e-4, at which plain GRPO learns without collapsing; 3e-5 for AAPO's margin |
+| learning rate | A-GRAE and APMPO 1e-6; AAPO not stated | 1e-4, at which plain GRPO learns; 3e-5 for AAPO's margin |
 | updates per rollout | A-GRAE 4 (1024 prompts by 256); APMPO 1, which makes it GRPO; AAPO 1 (Algorithms 1) | 2; 4; 1 |
 | limit on the gradient's norm | not stated | 1; none for AAPO's margin |
 | KL term | APMPO 0.001; A-GRAE and AAPO not stated | none |
@@ -219,12 +221,10 @@ from elsewhere, such as a mean over tokens of unequally long answers or a KL ter
 
 What limits this, besides the cut: the reference is the model that training starts from, so its answers get easier to
 beat as training goes on; the paper's runs are longer. The deviation is that of the population. At G = 2 it makes A
-larger by sqrt(2) than the sample's, which the released code takes, and the margin smaller in comparison.
-""",
-    "losses_best": """
-**No loss is better than GRPO as far as {pairs} pairs can show.** Of the intervals of the differences {above} is above 0,
-and the sign-flip test cannot go below p = {least_p}, before any correction for {losses} losses. {below} end below GRPO.
-They have no ratio, so the second of two updates on a rollout is off-policy for them.
+larger by sqrt(2) than the sample's, which the released code takes, and the margin smaller in comparison. """,
+"losses_best": """ **No loss is better than GRPO as far as {pairs} pairs can show.** Of the intervals of the differences
+{above} is above 0, and the sign-flip test cannot go below p = {least_p}, before any correction for {losses} losses.
+{below} end below GRPO. They have no ratio, so the second of two updates on a rollout is off-policy for them.
 
 **None collapses at its best rate.** At the two higher rates W-REINFORCE does, in all runs;
 [why](#why-w-reinforce-collapses) is asked below.
@@ -232,10 +232,10 @@ They have no ratio, so the second of two updates on a rollout is off-policy for 
 DAPO ends highest ({dapo} against {grpo}), from {dapo_tokens} times GRPO's tokens, because it samples again for groups
 that are all right or all wrong. AAPO's reference answers cost it as much.
 
-**The order follows the rate as much as the loss.** For {at_highest} losses the best rate was the highest, {highest}, and
-they end at {ends_at_highest}; the others end at {ends_below}. Each rate was chosen with two seeds on one other starting
-model, and for these losses a still higher one may be better. So read the table as what eighteen losses do at a rate that suits
-them, not as a ranking.
+**The order follows the rate as much as the loss.** For {at_highest} losses the best rate was the highest, {highest},
+and they end at {ends_at_highest}; the others end at {ends_below}. Each rate was chosen with two seeds on one other
+starting model, and for these losses a still higher one may be better. So read the table as what eighteen losses do at a
+rate that suits them, not as a ranking.
 
 All take two updates per rollout, because with one most of them have GRPO's gradient. Each has the advantage and the
 aggregation of its paper. Clip-Cov and KL-Cov choose 1 % of the tokens, more than their paper, because an optimizer step
@@ -245,7 +245,24 @@ The intervals of the accuracy are wide because the three starting models differ 
 of the differences compare runs from the same start.
 """,
     "w_reinforce": """
-TODO
+The cells: a weight of a tenth or 1 for right answers (wrong ones have -1), or a tenth minus the mean of the batch
+(centred); 1 or 2 updates per rollout; and GRPO's clip, as in the recipe, or none. With one update there is nothing to
+clip.
+
+**It takes four things at once**: right answers that count a tenth, a second update on a rollout, no clip, and a start
+where most answers are wrong. Then {collapsed} of {together} runs collapse, and {elsewhere} of the {others} others.
+Taking any one away is enough:
+
+- With one update per rollout, or with GRPO's clip, the same advantages learn ({one_update} and {clipped} at the end
+  from the low start; GRPO: {grpo}).
+- So they do with equal weights ({equal}), and with the batch's mean subtracted ({centred}).
+- From the high start they learn as they are ({high}; GRPO: {grpo_high}).
+
+So the recipe, which clips, is not what collapsed in the comparisons of losses above and below. An explanation that
+fits, and was not tested: with {right} right, the mean advantage is about {mean_advantage}, so nearly every token is
+pushed down. Unclipped, the second update pushes tokens further that the first one has already made unlikely.
+
+Three seeds each, so a rare collapse elsewhere could be missed. The high start is a longer warm start of the same model.
 """,
     "aapo_margin": """
 TODO
