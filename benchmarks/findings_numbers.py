@@ -244,7 +244,8 @@ def margin_numbers(found: Found) -> dict[str, str]:
         "verdicts": "; ".join(f.verdict for f in primary),
         "could_show": f"{max(f.smallest for f in primary):.3f}",
         "printed": f"{primary[0].claim.printed:+.3f}",
-        "below": f"{primary[0].below:.0e}",
+        "seeds": WORDS[primary[0].n // len(primary[0].by_task)],
+        "below": "p < 0.001" if primary[0].below < 0.001 else f"p {primary[0].below:.3f}",
         "aapo_end": f"{primary[0].more:.3f}",
         "grpo_end": f"{primary[0].less:.3f}",
     }

@@ -265,7 +265,24 @@ pushed down. Unclipped, the second update pushes tokens further that the first o
 Three seeds each, so a rare collapse elsewhere could be missed. The high start is a longer warm start of the same model.
 """,
     "aapo_margin": """
-TODO
+The three registered claims are the primary ones of `aapo_margin.yaml`, which was written before the first run. Ten
+seeds for each start were planned; {seeds} were run in the time there was, {pairs} pairs in all.
+
+**A lead as large as printed is rejected.** In groups of two, at equal steps, AAPO ends at {aapo_end} and GRPO at
+{grpo_end}: {lead}, {lead_interval}. The smallest lead over GRPO that the paper prints is {printed} ({below}).
+
+**The margin adds nothing that these pairs show.** AAPO without it differs from GRPO in the aggregation alone, and the
+margin changes that by {margin}, {margin_interval}. Nor does it matter whose reference rewards they are: those on
+another prompt do as well ({own}, {own_interval}), and a margin that is the same for all prompts does what no margin does
+({constant}, {constant_interval}). With the sample's deviation, which the released code takes, the margin weighs more
+against the rest; that changes {sample}, {sample_interval}. The aggregation makes as much of a difference as any of
+these ({aggregation} for GRPO's, {aggregation_interval}).
+
+The pairs could have shown a difference of {could_show} for each of the three claims.
+
+What limits this: groups of two, in which the margin has the most to do; rewards of 0 and 1; 300 steps from the model
+that is also the reference; one learning rate, chosen with GRPO. All cells take the same steps, for which AAPO samples
+twice as many answers.
 """,
     "losses_image": """
 GRPO's own five runs end between {grpo_runs}, further apart than most losses are, so at k = 1 nothing stands out from
