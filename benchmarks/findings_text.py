@@ -273,9 +273,9 @@ seeds for each start were planned; {seeds} were run in the time there was, {pair
 
 **The margin adds nothing that these pairs show.** AAPO without it differs from GRPO in the aggregation alone, and the
 margin changes that by {margin}, {margin_interval}. Nor does it matter whose reference rewards they are: those on
-another prompt do as well ({own}, {own_interval}), and a margin that is the same for all prompts does what no margin does
-({constant}, {constant_interval}). With the sample's deviation, which the released code takes, the margin weighs more
-against the rest; that changes {sample}, {sample_interval}. The aggregation makes as much of a difference as any of
+another prompt do as well ({own}, {own_interval}), and a margin that is the same for all prompts does what no margin
+does ({constant}, {constant_interval}). With the sample's deviation, which the released code takes, the margin weighs
+more against the rest; that changes {sample}, {sample_interval}. The aggregation makes as much of a difference as any of
 these ({aggregation} for GRPO's, {aggregation_interval}).
 
 The pairs could have shown a difference of {could_show} for each of the three claims.
