@@ -262,7 +262,8 @@ So the recipe, which clips, is not what collapsed in the comparisons of losses a
 fits, and was not tested: with {right} right, the mean advantage is about {mean_advantage}, so nearly every token is
 pushed down. Unclipped, the second update pushes tokens further that the first one has already made unlikely.
 
-Three seeds each, so a rare collapse elsewhere could be missed. The high start is a longer warm start of the same model.
+With one update per rollout the same steps take twice the samples. Three seeds each, so a rare collapse elsewhere could
+be missed. The high start is a longer warm start of the same model.
 """,
     "aapo_margin": """
 The three registered claims are the primary ones of `aapo_margin.yaml`, which was written before the first run. Ten
