@@ -104,28 +104,43 @@ def test_each_token_has_the_version_of_the_weights_that_sampled_it() -> None:
     assert versions_of([group], rollout).tolist() == [[5, 4, 5, 6], [4, 4, 4, 4]]
 
 
+class Late(Recorder):
+    """Lets a held group end when two steps have overtaken it, and the third has nothing else to wait for.
+
+    Args:
+        name: the group's sample id.
+    """
+
+    def __init__(self, name: str, held: threading.Event) -> None:
+        super().__init__()
+        self.name, self.held, self.waits = name, held, 0
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        super().on_train_batch_end(trainer, *args)
+        if len(self.rollouts) == 2:
+            source: Any = rollout_of(trainer).source
+            changed = source._changed.wait
+
+            def wait(seconds: float) -> bool:
+                self.waits += all(g.completions is not None for g in source._groups if g.prompt.sample.id != self.name)
+                if self.waits == 3:
+                    self.held.set()
+                return bool(changed(seconds))
+
+            source._changed.wait = wait
+
+
 def test_no_token_is_older_than_allowed_and_each_group_is_trained_on_once(
     tiny_model_folder: Path, tmp_path: Path
 ) -> None:
     """One group ends late; steps overtake it until it would be too old, and then wait for it."""
     engine, steps, staleness, prompts = Streaming(), 6, 2, 4
-    slow = threading.Event()
-
-    def end_late() -> None:
-        while len(seen.rollouts) < 2:
-            if slow.wait(0.01):
-                return
-        threading.Timer(0.3, slow.set).start()
-
-    seen = Recorder()
-    watch = threading.Thread(target=end_late)
     probe = fit(tiny_model_folder, tmp_path / "probe", prompts_per_step=prompts, engine=Streaming(), staleness=1)[1]
     late = probe.rollouts[0].prompts[0].sample.id
-    engine.held[late] = slow
-    watch.start()
+    seen = Late(late, threading.Event())
+    engine.held[late] = seen.held
     fit(tiny_model_folder, tmp_path / "run", steps=steps, engine=engine, prompts_per_step=prompts, staleness=staleness,
         recorder=seen)  # fmt: skip
-    slow.set()
     ages = []
     for step, rollout in enumerate(seen.rollouts):
         assert rollout.versions is not None and len(rollout.prompts) == prompts
@@ -136,7 +151,7 @@ def test_no_token_is_older_than_allowed_and_each_group_is_trained_on_once(
     begun = [name for _, name in engine.begun]
     assert len(names) == len({*names}) and {*names} <= {*begun} and len(begun) == len({*begun})
     assert late in [prompt.sample.id for prompt in seen.rollouts[2].prompts], "as late as it may"
-    assert seen.metrics[2]["train/staleness/wait"] > 0.2 > seen.metrics[1]["train/staleness/wait"]
+    assert seen.metrics[2]["train/staleness/wait"] > 0 == seen.metrics[1]["train/staleness/wait"]
     first = min(int(label.rpartition("-")[2]) for label, _ in engine.begun)
     for version in range(steps):
         admitted = sum(int(label.rpartition("-")[2]) - first <= version for label, _ in engine.begun)
@@ -146,9 +161,12 @@ def test_no_token_is_older_than_allowed_and_each_group_is_trained_on_once(
 class Slow(Recorder):
     """Training that takes longer than generating all that is allowed."""
 
-    def on_train_batch_end(self, *args: Any) -> None:
-        super().on_train_batch_end(*args)
-        time.sleep(0.5)
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        super().on_train_batch_end(trainer, *args)
+        source: Any = rollout_of(trainer).source
+        while source._idle_since is None:
+            time.sleep(0.01)
+        time.sleep(0.11)
 
 
 def test_generation_waits_when_the_queue_is_full(tiny_model_folder: Path, tmp_path: Path) -> None:
