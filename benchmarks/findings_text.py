@@ -222,7 +222,7 @@ from elsewhere, such as a mean over tokens of unequally long answers or a KL ter
 What limits this, besides the cut: the reference is the model that training starts from, so its answers get easier to
 beat as training goes on; the paper's runs are longer. The deviation is that of the population. At G = 2 it makes A
 larger by sqrt(2) than the sample's, which the released code takes, and the margin smaller in comparison. """,
-"losses_best": """ **No loss is better than GRPO as far as {pairs} pairs can show.** Of the intervals of the differences
+    "losses_best": """ **No loss is better than GRPO as far as {pairs} pairs can show.** Of the intervals of the differences
 {above} is above 0, and the sign-flip test cannot go below p = {least_p}, before any correction for {losses} losses.
 {below} end below GRPO. They have no ratio, so the second of two updates on a rollout is off-policy for them.
 
