@@ -221,8 +221,10 @@ from elsewhere, such as a mean over tokens of unequally long answers or a KL ter
 
 What limits this, besides the cut: the reference is the model that training starts from, so its answers get easier to
 beat as training goes on; the paper's runs are longer. The deviation is that of the population. At G = 2 it makes A
-larger by sqrt(2) than the sample's, which the released code takes, and the margin smaller in comparison. """,
-    "losses_best": """ **No loss is better than GRPO as far as {pairs} pairs can show.** Of the intervals of the differences
+larger by sqrt(2) than the sample's, which the released code takes, and the margin smaller in comparison.
+""",
+    "losses_best": """
+**No loss is better than GRPO as far as {pairs} pairs can show.** Of the intervals of the differences
 {above} is above 0, and the sign-flip test cannot go below p = {least_p}, before any correction for {losses} losses.
 {below} end below GRPO. They have no ratio, so the second of two updates on a rollout is off-policy for them.
 
@@ -267,7 +269,8 @@ be missed. The high start is a longer warm start of the same model.
 """,
     "aapo_margin": """
 The three registered claims are the primary ones of `aapo_margin.yaml`, which was written before the first run. Ten
-seeds for each start were planned; {seeds} were run in the time there was, {pairs} pairs in all.
+seeds for each start were planned; {seeds} were run, {pairs} pairs in all, because time was short. That number was
+settled when the results of six were in, so read the p-values with some reserve.
 
 **A lead as large as printed is rejected.** In groups of two, at equal steps, AAPO ends at {aapo_end} and GRPO at
 {grpo_end}: {lead}, {lead_interval}. The smallest lead over GRPO that the paper prints is {printed} ({below}).
