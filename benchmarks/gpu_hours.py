@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import replace
-from math import ceil
 from typing import Any
 
 from lit_rlvr.commands.compare.command import check_cells, check_suites
@@ -20,7 +18,6 @@ from lit_rlvr.commands.plan.hours import Duration, duration
 from lit_rlvr.commands.plan.strategies import describe_job
 from lit_rlvr.configs import config_folder
 from lit_rlvr.engines.vllm import VLLMEngine
-from lit_rlvr.training.optimizer import updates_of
 
 MACHINE = "8xH100"
 QUESTIONS = {
@@ -42,8 +39,8 @@ def claimed() -> Iterator[tuple[str, list[tuple[str, Paper]]]]:
 def planned(cell: Any, gpus: GPUs) -> Duration:
     """Return the plan's time for a cell, from what its config builds."""
     cell.rollout.generator = VLLMEngine()
-    job = describe_job(cell.model, cell.data, cell.rollout, str(cell.trainer.precision))
-    job = replace(job, iterations=ceil(cell.trainer.max_steps / updates_of(cell.model)))
+    precision, steps = str(cell.trainer.precision), cell.trainer.max_steps
+    job = describe_job(cell.model, cell.data, cell.rollout, precision, max_steps=steps)
     plan = job.proposal(gpus)
     found = None if plan is None else duration(job, plan, gpus)
     assert found is not None, f"{cell.model.model} does not fit"

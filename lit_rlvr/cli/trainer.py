@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from math import ceil
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING
@@ -19,7 +17,6 @@ from lit_rlvr.evaluation.filter import filter_prompts
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.trainer import Trainer
-from lit_rlvr.training.optimizer import updates_of
 
 if TYPE_CHECKING:
     from lit_rlvr.algorithms import RLVRModule
@@ -94,6 +91,5 @@ class RLVRTrainer(Trainer):
             lengths: expected mean and longest length of completions in tokens, such as 900,4096; the longest is by
                 default the longest allowed. Without this option, all completions are as long as allowed.
         """
-        job = describe_job(model, datamodule, rollout_of(self), str(self.precision), lengths)
-        iterations = ceil(self.max_steps / updates_of(model)) if self.max_steps > 0 else None
-        show_plan(replace(job, iterations=iterations), GPUs.parse(gpus))
+        job = describe_job(model, datamodule, rollout_of(self), str(self.precision), lengths, self.max_steps)
+        show_plan(job, GPUs.parse(gpus))

@@ -99,7 +99,7 @@ def duration(job: JobSizes, plan: Plan, gpus: GPUs) -> Duration | None:
     prompts, completions = job.prompts / gpus.count, job.prompts * job.group / gpus.count  # of one GPU
 
     def generation(completions: float, prompts: float, at_once: float, longest: float) -> float:
-        """Return the seconds of so many completions on one GPU."""
+        """Return the seconds that one GPU takes for these completions."""
         decoded = completions * mean
         steps = max(longest, decoded / at_once)
         reading = steps * weights + decoded * kv_bytes_per_token(job.whole, 2) * keys

@@ -340,12 +340,18 @@ class JobSizes:
 
 
 def describe_job(
-    module: RLVRModule, data: PromptDataModule, rollout: RolloutCallback, precision: str, lengths: str | None = None
+    module: RLVRModule,
+    data: PromptDataModule,
+    rollout: RolloutCallback,
+    precision: str,
+    lengths: str | None = None,
+    max_steps: int = -1,
 ) -> JobSizes:
     """Collect the sizes of a config; read at most the config of the model, no weights.
 
     Args:
         lengths: expected lengths of completions, for `Lengths.parse`; None = all as long as allowed.
+        max_steps: optimizer steps of the run; -1 = not known without its data.
     """
     known = None if module.config_overrides else PUBLISHED.get(module.model)
     config = known or load_model_config(module.model_folder)
@@ -371,6 +377,7 @@ def describe_job(
         shared_prefix=module.shared_prefix,
         minibatches=module.updates_per_rollout,
         automatic=module.budget.given == "auto",
+        iterations=math.ceil(max_steps / updates_of(module)) if max_steps > 0 else None,
         models=2 if module.advantage.needs_reference and module.reference.rollouts == "fresh" else 1,
         forwards=(module.kl_coef > 0) + (updates_of(module) > 1 and module.has_ratio),
     )
