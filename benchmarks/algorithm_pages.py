@@ -23,7 +23,7 @@ from lit_rlvr import advantages, algorithms
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = DOCS / "algorithms"
 TABLE = re.compile(r"(?:^\|.*\n)+", re.M)
-END = re.compile(r"^At (?:its|the) best of three.*?\(index\.md#the-curves\)\)\.\n", re.M | re.S)
+END = re.compile(r"^At its best of three.*?\(index\.md#the-curves\)\)\.\n", re.M | re.S)
 STUDY = "losses_best"
 """The study of every loss at its best learning rate."""
 

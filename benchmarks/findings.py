@@ -36,6 +36,7 @@ from findings_numbers import (
     margin_numbers,
     mechanism_numbers,
     opening_numbers,
+    p_value,
     point_numbers,
     w_reinforce_numbers,
 )
@@ -214,13 +215,9 @@ def section(name: str, results: Mapping[str, Any]) -> str:
         f"`{command(name)} --out DIR --jobs 2`: {len(runs)} runs of {count} {unit}, "
         f"{minutes:.0f} minutes of training on one core each{wall}.",
         *(chosen_rates(part.rates) if part.rates else []),
-        *(
-            [ends_table(results)]
-            if part.asks_for_collapses
-            else claims_tables(part.claims, results) or [comparison(results)]
-        ),
+        *(claims_tables(part.claims, results) or [(ends_table if part.asks_for_collapses else comparison)(results)]),
         *([over_tasks(results)] if len(results["seeds"]) > 3 else []),  # fewer make no interval
-        collapses(results),
+        *([] if part.asks_for_collapses else [collapses(results)]),
     ]
     lines += [reading(name, results)] if name in READINGS else []
     lines += [
@@ -313,10 +310,6 @@ def row_start(f: Finding) -> str:
         f"{f.claim.says} | {f.claim.where} | {f.claim.measure.name} | {label(f.claim.more)} {number(f.more)}, "
         f"{label(f.claim.less)} {number(f.less)} | {number(f.difference)} [{', '.join(map(number, f.interval))}]"
     )
-
-
-def p_value(p: float) -> str:
-    return "p < 0.001" if p < 1e-3 else f"p {p:.3f}"
 
 
 def could_show(f: Finding) -> str:
@@ -422,10 +415,10 @@ def collapses(results: Mapping[str, Any]) -> str:
     count = len(next(iter(runs.values())))
     none = binomtest(0, count).proportion_ci()
     collapsed = ", ".join(f"{sum(ends)} of {label(name)}" for name, ends in runs.items() if any(ends))
+    found = f"Of {count} runs of each cell {collapsed or 'none'} did; "
     return (
-        f"Of {count} runs of a cell these collapsed, which means that they ended below half of their best validation "
-        f"accuracy: {collapsed or 'none of any'}. For none of {count} the 95 % interval of the rate is "
-        f"[0, {none.high:.2f}] (Clopper and Pearson)."
+        f"A run has collapsed if it ends below half of its best validation accuracy. {found}where none did, the 95 % "
+        f"interval of the rate is [0, {none.high:.2f}] (Clopper and Pearson)."
     )
 
 
@@ -473,7 +466,7 @@ def page() -> str:
         *(section(name, results) for name, results in found.items()),
     ]
     if (RESULTS / "mechanism.json").is_file():
-        parts.append(where_losses_differ(json.loads((RESULTS / "mechanism.json").read_text())))
+        parts.append(where_losses_differ(read("mechanism")))
     return "\n\n".join(parts) + "\n"
 
 
@@ -513,7 +506,7 @@ def where_losses_differ(found: Mapping[str, Any]) -> str:
 
 def without_errors() -> str:
     """Return what a picture without errors leaves open, with the point that was measured again."""
-    point = json.loads((RESULTS / "mechanism_point.json").read_text())["settings"]
+    point = read("mechanism_point")["settings"]
     return READINGS["mechanism_without_errors"].format(**point_numbers(*next(iter(point.items()))))
 
 

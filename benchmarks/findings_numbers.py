@@ -31,6 +31,10 @@ def signed(finding: Any) -> str:
     return f"{sum(difference > 0 for difference in finding.differences)} of {finding.n}"
 
 
+def p_value(p: float) -> str:
+    return "p < 0.001" if p < 1e-3 else f"p {p:.3f}"
+
+
 def percent(share: float, digits: int = 0) -> str:
     return f"{100 * share:.{digits}f} %"
 
@@ -195,9 +199,6 @@ def aapo_numbers(tasks: Mapping[str, Any], found: Found) -> dict[str, str]:
     def variance(task: Mapping[str, Any], cell: str) -> float:
         return mean_of(task, cell, lambda run: float(run["loss_variance"]))
 
-    def three(values: Iterable[str]) -> str:
-        return "{}, {} and {}".format(*values)
-
     ratios = [variance(task, "aapo") / variance(task, "gpg") for task in tasks.values()]
     scales = [(norm(task, "aapo") / norm(task, "gpg")) ** 2 for task in tasks.values()]
     large = [found[f"G = {g}: AAPO is better than {name} at equal steps"] for g in (6, 10) for name in ("GRPO", "GPG")]
@@ -210,11 +211,11 @@ def aapo_numbers(tasks: Mapping[str, Any], found: Found) -> dict[str, str]:
         "printed_gpg": f"{large[1].claim.printed:+.3f}",
         "pass_64": f"{mean_of(small, 'aapo', pass_64):.3f}",
         "pass_64_grpo": f"{mean_of(small, 'grpo', pass_64):.3f}",
-        "no_signal": three(percent(share) for share in no_signal),
-        "device": three(percent(share**4, 1 if share**4 > 0.001 else 4) for share in no_signal),
+        "no_signal": listed(percent(share) for share in no_signal),
+        "device": listed(percent(share**4, 1 if share**4 > 0.001 else 4) for share in no_signal),
         "positive_losses": f"{sum(loss > 0 for loss in losses)} of {len(losses)}",
-        "variance_ratios": three(f"{ratio:.1f}" for ratio in ratios),
-        "rescaled": three(f"{ratio / scale:.2f}" for ratio, scale in zip(ratios, scales, strict=True)),
+        "variance_ratios": listed(f"{ratio:.1f}" for ratio in ratios),
+        "rescaled": listed(f"{ratio / scale:.2f}" for ratio, scale in zip(ratios, scales, strict=True)),
     }
 
 
@@ -245,7 +246,7 @@ def margin_numbers(found: Found) -> dict[str, str]:
         "could_show": f"{max(f.smallest for f in primary):.3f}",
         "printed": f"{primary[0].claim.printed:+.3f}",
         "seeds": WORDS[primary[0].n // len(primary[0].by_task)],
-        "below": "p < 0.001" if primary[0].below < 0.001 else f"p {primary[0].below:.3f}",
+        "below": p_value(primary[0].below),
         "aapo_end": f"{primary[0].more:.3f}",
         "grpo_end": f"{primary[0].less:.3f}",
     }

@@ -86,7 +86,7 @@ def test_controls_of_the_margin_have_hand_computed_values(monkeypatch: pytest.Mo
     """Rewards 1, 0 have advantages of 1, -1. References of 1, 0 and 0, 0: their own margins are 0, 0 and 0.28, 0; those
     of the other prompt the reverse; the mean of right answers is 3/4 x 0.28, of wrong ones 1/4 x -0.2."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    margin, reinforce = (importlib.import_module(name) for name in ("aapo_margin", "w_reinforce"))
+    controls = importlib.import_module("controls")
     rewards = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     group = GroupBatch(rewards, rewards, torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
 
@@ -94,9 +94,9 @@ def test_controls_of_the_margin_have_hand_computed_values(monkeypatch: pytest.Mo
         return (advantage(group) - torch.tensor([1.0, -1.0])).tolist()
 
     assert found(AAPOAdvantage()) == near([[0.0, 0.0], [0.28, 0.0]])
-    assert found(margin.ShuffledMargin()) == near([[0.28, 0.0], [0.0, 0.0]])
-    assert found(margin.ConstantMargin()) == near([[0.21, -0.05]] * 2)
-    assert reinforce.centred(group).tolist() == near([[0.55, -0.55]] * 2), "0.1 and -1 minus -0.45"
+    assert found(controls.ShuffledMargin()) == near([[0.28, 0.0], [0.0, 0.0]])
+    assert found(controls.ConstantMargin()) == near([[0.21, -0.05]] * 2)
+    assert controls.centred(group).tolist() == near([[0.55, -0.55]] * 2), "0.1 and -1 minus -0.45"
 
 
 def test_smaller_than_printed_has_hand_computed_values(findings: ModuleType) -> None:

@@ -57,8 +57,7 @@ def draw_signal(path: Path) -> None:
         axis.plot(shares, signal(cls(), size), label=name, color=colours[k % 20], marker="o", markersize=2)
     axis.set_yscale("symlog", linthresh=1.0)
     draw_legend(figure, axis)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 CURVES = {

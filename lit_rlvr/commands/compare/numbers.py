@@ -33,7 +33,7 @@ MetricRow = dict[str, float]
 QuestionCounts = Mapping[str, Sequence[int]]
 """Question -> its correct completions, and those that count."""
 USED = {"samples": ("rollout/samples",), "tokens": ("rollout/tokens",), "seconds": ("time/rollout", "time/train")}
-"""What training uses -> the metrics whose sum over the iterations it is."""
+"""What training uses -> the metrics that add up to it over the iterations."""
 KL = "train/kl"
 DIFFICULTIES = ("0", "(0, 1/4]", "(1/4, 1/2]", "(1/2, 3/4]", "(3/4, 1]")
 """Shares of a question's completions that are correct before training, from hard to easy."""
