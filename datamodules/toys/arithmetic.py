@@ -74,7 +74,8 @@ class MultiStepArithmetic(GeneratedDataModule):
     is negative. A row's `solution` is the target completion for warm starts; only the last line counts for the reward.
 
     Args:
-        terms: how many numbers a problem has, at least 2.
+        terms: how many numbers a problem has, at least 2; a list takes the lengths in turn, and a problem's
+            category is its length, such as "4 terms".
         high: largest number; the smallest is 1.
         problems: number of training problems, drawn by `seed`.
         held_out: number of other problems, for validation.
@@ -83,7 +84,7 @@ class MultiStepArithmetic(GeneratedDataModule):
 
     def __init__(
         self,
-        terms: int = 3,
+        terms: int | list[int] = 3,
         high: int = 20,
         problems: int = 3500,
         held_out: int = 128,
@@ -92,35 +93,39 @@ class MultiStepArithmetic(GeneratedDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(system_prompt=system_prompt, shuffle_images=False, **kwargs)
-        if terms < 2 or min(high, problems) < 1 or min(held_out, tested) < 0:
+        lengths = terms if isinstance(terms, list) else [terms]
+        if min(lengths, default=0) < 2 or min(high, problems) < 1 or min(held_out, tested) < 0:
             raise UserError(
                 f"terms={terms} must be at least 2, high={high} and problems={problems} at least 1, "
                 f"held_out={held_out} and tested={tested} at least 0"
             )
-        if terms * (problems + held_out + tested) > MAX_SIZE:
+        if max(lengths) * (problems + held_out + tested) > MAX_SIZE:
             raise UserError(
                 f"terms={terms}, problems={problems}, held_out={held_out}, tested={tested}: use at most "
                 f"{MAX_SIZE} numbers in all"
             )
         sizes: dict[Split, int] = {"validation": held_out, "train": problems, "test": tested}
         self.sets = [split for split, size in sizes.items() for _ in range(size)]
-        if len(self.sets) > high**terms // 2:
+        self.lengths, self.high = lengths, high
+        possible = len(set(lengths)) * high ** min(lengths) // 2
+        if len(self.sets) > possible:
             raise UserError(
-                f"problems={problems}, held_out={held_out}, tested={tested}: {terms} numbers up to {high} make too few "
-                f"different problems; at most {high**terms // 2} in all"
+                f"problems={problems}, held_out={held_out}, tested={tested}: {min(lengths)} numbers up to {high} make "
+                f"too few different problems; at most {possible} in all"
             )
-        self.terms, self.high = terms, high
 
     def rows(self, split: Split) -> Iterator[Sample]:
         """Yield the problems of a set; no two sets share a problem."""
         rng = random.Random(derive_seed("multi_step_arithmetic", self.seed))
         drawn: dict[str, list[str]] = {}
         while len(drawn) < len(self.sets):
-            question, lines = make_problem(rng, self.terms, self.high)
+            question, lines = make_problem(rng, self.lengths[len(drawn) % len(self.lengths)], self.high)
             drawn[question] = lines
         for (question, lines), owner in zip(drawn.items(), self.sets, strict=True):
             if owner == split:
-                yield Sample(question, question + "=", lines[-1], row={"solution": "\n".join(lines)})
+                category = f"{len(lines) + 1} terms" if len(self.lengths) > 1 else ""
+                row = {"solution": "\n".join(lines)}
+                yield Sample(question, question + "=", lines[-1], row=row, category=category)
 
 
 def make_problem(rng: random.Random, terms: int, high: int) -> tuple[str, list[str]]:

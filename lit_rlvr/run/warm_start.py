@@ -51,6 +51,7 @@ class WarmStart:
         lr: learning rate of AdamW. The default suits the tiny models; a pretrained model needs 1e-5 to 5e-5.
         checked: training prompts to hold out for the check of `until`.
         check_every: steps between two checks.
+        categories: categories of the prompts to train on, such as the easier ones; all by default.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class WarmStart:
         lr: float = 1e-3,
         checked: int = 128,
         check_every: int = 20,
+        categories: list[str] | None = None,
     ) -> None:
         check_within("[0, inf)", "warm_start", steps=steps)
         check_within("[1, inf)", "warm_start", batch_size=batch_size, checked=checked, check_every=check_every)
@@ -69,6 +71,7 @@ class WarmStart:
         check_within("[0, inf)", "warm_start", lr=lr)
         self.steps, self.until, self.solution = steps, until, solution
         self.batch_size, self.lr, self.checked, self.check_every = batch_size, lr, checked, check_every
+        self.categories = categories
 
     def apply(
         self, module: RLVRModule, data: PromptDataModule, environment: Environment | None = None,
@@ -117,11 +120,24 @@ class WarmStart:
         """
         if not self.steps:
             return
-        prompts = data.stream.prompts
+        prompts = self._prompts(data)
         check_all(
             lambda: self._check_count(len(prompts)),
             lambda: [self._texts(prompt) if turns else self._text(prompt) for prompt in prompts],
         )
+
+    def _prompts(self, data: PromptDataModule) -> list[Prompt]:
+        """Return the training prompts of `categories`."""
+        prompts = list(data.stream.prompts)
+        if self.categories is None:
+            return prompts
+        there = {prompt.sample.category for prompt in prompts}
+        if missing := [category for category in self.categories if category not in there]:
+            raise UserError(
+                f"warm_start.categories: no training prompt has the category {missing[0]!r}; the data has "
+                + (", ".join(map(repr, sorted(there - {""}))) or "none")
+            )
+        return [prompt for prompt in prompts if prompt.sample.category in self.categories]
 
     def _check_count(self, prompts: int) -> None:
         if prompts <= self.checked:
@@ -134,7 +150,7 @@ class WarmStart:
             digest.update(f"{environment_fingerprint(environment)} {sampling}".encode())
         for name, parameter in sorted(policy.model.named_parameters()):
             digest.update(name.encode() + parameter.detach().view(torch.uint8).numpy().tobytes())
-        for prompt in data.stream.prompts:
+        for prompt in self._prompts(data):
             images = " ".join(getattr(prompt.sample.images, "keys", ()))
             digest.update(f"{prompt.token_ids} {images} {prompt.sample.row.get(self.solution)}\n".encode())
         return digest.hexdigest()[:16]
@@ -143,7 +159,7 @@ class WarmStart:
         self, policy: Policy, source: str, data: PromptDataModule, folder: Path, budget: int,
         episodes: Episodes | None, sampling: Sampling,
     ) -> None:  # fmt: skip
-        prompts = list(data.stream.prompts)
+        prompts = self._prompts(data)
         random.Random(derive_seed("warm start", data.seed)).shuffle(prompts)
         self._check_count(len(prompts))
         if episodes is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from lit_rlvr.datamodules import Arithmetic, MultiStepArithmetic
@@ -76,8 +78,21 @@ def test_each_step_of_a_problem_is_right_and_no_problem_is_in_two_sets():
     assert [s.id for s in MultiStepArithmetic(terms=4, high=30, seed=1).load("test")] != [s.id for s in sets["test"]]
 
 
+def test_lengths_can_be_mixed_and_are_categories():
+    data = MultiStepArithmetic(terms=[2, 3, 5], high=30, problems=600)
+    for split, size in (("train", 200), ("validation", 42.6)):
+        samples = data.load(split)
+        assert all(len(s.row["solution"].split("\n")) + 1 == int(s.category.removesuffix(" terms")) for s in samples)
+        counts = Counter(s.category for s in samples)
+        assert counts.keys() == {"2 terms", "3 terms", "5 terms"}
+        assert all(count == pytest.approx(size, abs=1) for count in counts.values())
+    assert {s.category for s in MultiStepArithmetic().load("validation")} == {""}
+
+
 @pytest.mark.parametrize(("options", "said"), [
     ({"terms": 1}, "terms=1 must be at least 2"),
+    ({"terms": []}, "must be at least 2"),
+    ({"terms": [2, 3], "problems": 545}, "2 numbers up to 20 make too few different problems; at most 400 in all"),
     ({"problems": 0}, "problems=0"),
     ({"terms": 10**12}, "terms=1000000000000, .*use at most 1000000 numbers"),
     ({"tested": -1}, "tested=-1"),

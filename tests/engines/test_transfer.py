@@ -340,7 +340,7 @@ def test_a_server_elsewhere_needs_a_folder(
 
 
 def test_memory_is_limited_by_its_file_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert 0 < transfer.free_memory() <= shutil.disk_usage("/dev/shm").free
+    assert 0 < transfer.free_memory() <= shutil.disk_usage("/dev/shm").total  # others use it at the same time
     monkeypatch.setattr(transfer, "MEMORY", tmp_path / "none")
     assert transfer.free_memory() == 0
 

@@ -16,7 +16,7 @@ from tiny_runs import summary
 from transformers import AutoModelForImageTextToText
 
 from lit_rlvr.algorithms import GRPO
-from lit_rlvr.datamodules import Arithmetic, CellArea
+from lit_rlvr.datamodules import Arithmetic, CellArea, MultiStepArithmetic
 from lit_rlvr.environments import Calculator
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.loading import load_policy
@@ -54,6 +54,23 @@ def test_it_is_made_once_and_learns(vlm_folder: Path, cache: Path) -> None:
     start(vlm_folder, steps=7)
     start(vlm_folder, pictures=41)
     assert len(list(cache.glob("[!.]*"))) == 3
+
+
+def test_it_trains_on_the_named_categories_alone(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[str] = set()
+    step = WarmStart._train_step
+
+    def noted(policy: Any, batch: Any, optimizer: Any, budget: int) -> float:
+        seen.update(prompt.sample.category for prompt, _ in batch)
+        return step(policy, batch, optimizer, budget)
+
+    monkeypatch.setattr(WarmStart, "_train_step", staticmethod(noted))
+    data = MultiStepArithmetic(terms=[2, 3, 4], problems=90, held_out=0, tested=0)
+    WarmStart(steps=3, checked=2, categories=["2 terms", "4 terms"]).apply(GRPO(model="tiny-llama"), data)
+    assert seen == {"2 terms", "4 terms"}
+    said = "no training prompt has the category '5 terms'; the data has '2 terms', '3 terms', '4 terms'"
+    with pytest.raises(UserError, match=said):
+        WarmStart(steps=3, categories=["2 terms", "5 terms"]).check(data, turns=False)
 
 
 def test_the_loss_is_the_mean_tokens_cross_entropy(vlm_folder: Path) -> None:
