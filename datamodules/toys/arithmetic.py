@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -107,12 +108,13 @@ class MultiStepArithmetic(GeneratedDataModule):
         sizes: dict[Split, int] = {"validation": held_out, "train": problems, "test": tested}
         self.sets = [split for split, size in sizes.items() for _ in range(size)]
         self.lengths, self.high = lengths, high
-        possible = len(set(lengths)) * high ** min(lengths) // 2
-        if len(self.sets) > possible:
-            raise UserError(
-                f"problems={problems}, held_out={held_out}, tested={tested}: {min(lengths)} numbers up to {high} make "
-                f"too few different problems; at most {possible} in all"
-            )
+        for length, count in Counter(lengths).items():
+            most = high**length // 2
+            if len(self.sets) * count > most * len(lengths):
+                raise UserError(
+                    f"problems={problems}, held_out={held_out}, tested={tested}: {length} numbers up to {high} make "
+                    f"too few different problems; at most {most} of this length in all"
+                )
 
     def rows(self, split: Split) -> Iterator[Sample]:
         """Yield the problems of a set; no two sets share a problem."""
