@@ -109,7 +109,7 @@ class MultiStepArithmetic(GeneratedDataModule):
         self.sets = [split for split, size in sizes.items() for _ in range(size)]
         self.lengths, self.high = lengths, high
         for length, count in Counter(lengths).items():
-            most = high**length // 2
+            most = high**length  # of two terms there are half as many again, so drawing them ends
             if len(self.sets) * count > most * len(lengths):
                 raise UserError(
                     f"problems={problems}, held_out={held_out}, tested={tested}: {length} numbers up to {high} make "
