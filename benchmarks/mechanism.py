@@ -2,10 +2,11 @@
 rollout and prompts per minibatch.
 
 GRPO trains on the task of the claims (configs/studies/claims/steps.yaml) from three warm starts. In every second
-rollout, every other loss computes its gradient too, before each optimizer step: on the same minibatch, with the same
-weights and the same log-probabilities of rollout time. Measured are the cosine of both gradients and the ratio of their
-norms, as means over the steps of a rollout and then over rollouts and warm starts. A standard error is that of the mean
-over rollouts, which counts them as independent.
+rollout, every other loss computes its gradient too, before an optimizer step: on the same minibatch, with the same
+weights and the same log-probabilities of rollout time. Up to four steps of a rollout are measured, evenly spread from
+the first, on which all ratios are 1. Measured are the cosine of both gradients and the ratio of their norms, as means
+over the measured steps of a rollout and then over rollouts and warm starts. A standard error is that of the mean over
+rollouts, which counts them as independent.
 
 A rollout has updates x prompts per minibatch prompts, so that more updates do not mean smaller minibatches. In a
 minibatch with one group that has a gradient, every loss that only weighs groups has cosine 1; `live groups` says how
@@ -49,6 +50,8 @@ PROMPTS = (8,)
 ROLLOUTS = 64
 EVERY = 2
 """A run's rollouts from one measurement to the next."""
+STEPS = 4
+"""Steps of a rollout to measure at most."""
 
 
 def by_advantage(name: str, **options: Any) -> dict[str, Any]:
@@ -101,7 +104,8 @@ class WithReference(GRPOAdvantage):
 class Compared(GRPO):
     """GRPO, which logs for every loss of `LOSSES` `gradient/NAME/cosine` and `gradient/NAME/log_norm`.
 
-    `gradient/previous/cosine` is that of GRPO's own gradients on two minibatches in a row: the scale of the noise.
+    `gradient/previous/cosine` is that of GRPO's own gradients on two minibatches, one measured after the other: the
+    scale of the noise.
 
     Args:
         every: rollouts between two measurements.
@@ -147,7 +151,8 @@ class ComparingUpdater(Updater):
 
     def step(self, prepared: PreparedRollout, prompts: list[int], number: int) -> dict[str, float]:
         self._measured = {}
-        if self._compared.measures:
+        spread = max(1, self._compared.updates_per_rollout // STEPS)
+        if self._compared.measures and prepared.updates % spread == 0:
             self._measure(prepared, prompts)
         return super().step(prepared, prompts, number) | self._measured
 
