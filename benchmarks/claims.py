@@ -371,15 +371,25 @@ AAPO = (
     )
 )
 
+
+def margin_claims(start: str) -> tuple[Claim, ...]:
+    """Return the three primary claims about AAPO's margin, each with the same first words."""
+    return (
+        printed_claim(
+            f"{start}AAPO is better than GRPO at equal steps", "6.2, table 1, averages of 3 models", LAST_THREE, "aapo",
+            "grpo", AAPO_TABLE_1[:2], task=None,
+        ),
+        *(
+            Claim(f"{start}AAPO is better than {says}", "4, eq. 5", LAST_THREE, "aapo", less, None)
+            for says, less in (
+                ("AAPO without the margin", "no_margin"), ("with reference rewards of other prompts", "shuffled"),
+            )
+        ),
+    )  # fmt: skip
+
+
 MARGIN = (
-    printed_claim(
-        "AAPO is better than GRPO at equal steps", "6.2, table 1, averages of 3 models", LAST_THREE, "aapo", "grpo",
-        AAPO_TABLE_1[:2], task=None,
-    ),
-    Claim("AAPO is better than AAPO without the margin", "4, eq. 5", LAST_THREE, "aapo", "no_margin", None),
-    Claim(
-        "AAPO is better than with reference rewards of other prompts", "4, eq. 5", LAST_THREE, "aapo", "shuffled", None
-    ),
+    *margin_claims(""),
     *(
         Claim(says, "-", LAST_THREE, more, less, None, afterwards=True)
         for says, more, less in (
@@ -392,6 +402,37 @@ MARGIN = (
     ),
 )  # fmt: skip
 """AAPO's margin: the three primary claims, registered in aapo_margin.yaml, and exploratory ones."""
+
+MARGIN_6 = margin_claims("Groups of six: ")
+"""The same in groups of six, registered in aapo_margin_6.yaml."""
+
+PASS_32 = at_end("pass@32", "pass@32")
+
+REGIME = (
+    *(
+        printed_claim(
+            f"Mixed lengths: {name} is better than GRPO at {at}", where, measure, cell, "grpo",
+            ("agrae/table2", "agrae/table4"), ("grpo_agrae", "grpo"), column, task=None,
+        )
+        for name, cell, measure, at, column, where in (
+            ("A-GRAE", "agrae", LAST_THREE, "k = 1", "pass@1", "5.3; tables 2 and 4, 2 models x 3 test sets"),
+            ("A-GRAE", "agrae", PASS_32, "k = 32", "pass@32", "5.3; tables 2 and 4, 2 models x 3 test sets"),
+            ("A-GRAE with alpha 0.5", "agrae_half", LAST_THREE, "k = 1", "pass@1",
+             "5.3; tables 2 and 4, 2 models x 3 test sets"),
+        )
+    ),
+    *(
+        Claim(f"Mixed lengths: {says} at {at}", where, measure, more, "grpo", None, afterwards=True)
+        for says, more, where in (
+            ("A-GRAE with alpha 0.5 is better than GRPO", "agrae_half", "5.3"),
+            ("the sample level alone is better than GRPO", "sample_level", "5.4"),
+            ("the group level alone is better than GRPO", "group_level", "5.4"),
+        )
+        for measure, at in ((LAST_THREE, "k = 1"), (PASS_32, "k = 32"))
+        if (more, at) != ("agrae_half", "k = 1")
+    ),
+)  # fmt: skip
+"""A-GRAE in its regime: the three primary claims, registered in agrae_regime.yaml, and exploratory ones."""
 
 SHORT = "cannot be tested here: answers of 8 tokens leave no room for diversity"
 

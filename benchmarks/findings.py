@@ -26,7 +26,7 @@ from statistics import mean
 from textwrap import fill
 from typing import Any
 
-from claims import AAPO, AGRAE, APMPO, MARGIN, Claim, Measure
+from claims import AAPO, AGRAE, APMPO, MARGIN, MARGIN_6, REGIME, SET, Claim, Measure
 from findings_numbers import (
     aapo_numbers,
     agrae_numbers,
@@ -83,7 +83,11 @@ STUDIES = {
     "agrae": Part("A-GRAE", ("pass_at_k", "entropy", "accuracy", "correct_count"), None, AGRAE),
     "apmpo": Part("APMPO", ("accuracy", "entropy", "power", "clip"), 127, APMPO),
     "aapo": Part("AAPO", ("zero_advantage", "accuracy"), 109, AAPO),
+    "agrae_regime": Part(
+        "A-GRAE where hard problems stay hard", ("accuracy",), None, REGIME, rates="agrae_regime_rates"
+    ),
     "aapo_margin": Part("AAPO's margin at equal steps", ("accuracy",), None, MARGIN),
+    "aapo_margin_6": Part("AAPO's margin in groups of six", ("accuracy",), None, MARGIN_6),
     "losses_best": Part(
         "Eighteen losses, each at its best learning rate: sums of two numbers",
         ("against_tokens",),
@@ -216,6 +220,7 @@ def section(name: str, results: Mapping[str, Any]) -> str:
         f"{minutes:.0f} minutes of training on one core each{wall}.",
         *(chosen_rates(part.rates) if part.rates else []),
         *(claims_tables(part.claims, results) or [(ends_table if part.asks_for_collapses else comparison)(results)]),
+        *by_category(results),
         *([over_tasks(results)] if len(results["seeds"]) > 3 else []),  # fewer make no interval
         *([] if part.asks_for_collapses else [collapses(results)]),
     ]
@@ -358,7 +363,7 @@ def comparison(results: Mapping[str, Any]) -> str:
 def chosen_rates(name: str) -> list[str]:
     """Return the table and the picture of the study that chose the learning rates."""
     picture = f"![{name}: accuracy at three learning rates](findings/{name}.png)"
-    return [CHOICE_OF_RATES, rates_table(read(name)), picture]
+    return [CHOICE_OF_RATES.format(name=name), rates_table(read(name)), picture]
 
 
 def rates_table(results: Mapping[str, Any]) -> str:
@@ -395,6 +400,32 @@ def ends_table(results: Mapping[str, Any]) -> str:
         ]
         rows.append(f"| {label(name)} | {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def by_category(results: Mapping[str, Any]) -> list[str]:
+    """Return a table of the accuracy at the end in each category of the problems, with the difference from the
+    baseline's in the same task and seed; nothing without categories."""
+    start = f"{SET}/accuracy/"
+    tasks, baseline = results["tasks"].values(), results["baseline"]
+    cells = {name: [task["cells"][name]["by_seed"] for task in tasks] for name in next(iter(tasks))["cells"]}
+    a_run = next(iter(cells[baseline][0].values()))["last"]
+    categories = sorted(metric.removeprefix(start) for metric in a_run if metric.startswith(start))
+    if not categories:
+        return []
+    rows = [f"| accuracy at the end (minus {label(baseline)}'s [95 %]) | {' | '.join(categories)} |"]
+    rows += ["|---" * (1 + len(categories)) + "|"]
+    for name, found in cells.items():
+        columns = []
+        for metric in (f"{start}{category}" for category in categories):
+            values = [
+                (run["last"][metric], base[seed]["last"][metric])
+                for runs, base in zip(found, cells[baseline], strict=True)
+                for seed, run in runs.items()
+            ]
+            apart = "" if name == baseline else f" ({with_interval([own - other for own, other in values])})"
+            columns.append(f"{mean(own for own, _ in values):.3f}{apart}")
+        rows.append(f"| {label(name)} | {' | '.join(columns)} |")
+    return ["\n".join(rows)]
 
 
 def pass_at(found: Mapping[str, Mapping[str, Mapping[str, float]]], k: int) -> float:

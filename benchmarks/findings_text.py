@@ -108,8 +108,8 @@ The registered claims in short:
 """
 
 CHOICE_OF_RATES = (
-    "First the accuracy of every loss at three learning rates (`studies/claims/losses_rates`, two seeds each). The "
-    "rate in bold has the highest mean; the seeds and problems below are others:"
+    "First the accuracy of every cell at three learning rates (`studies/claims/{name}`, two seeds each). The rate in "
+    "bold has the highest mean; the seeds and problems below are others:"
 )
 
 READINGS = {
