@@ -26,7 +26,7 @@ from statistics import mean
 from textwrap import fill
 from typing import Any
 
-from claims import AAPO, AGRAE, APMPO, MARGIN, MARGIN_6, REGIME, SET, Claim, Measure
+from claims import AAPO, AGRAE, APMPO, GATE, MARGIN, MARGIN_6, REGIME, SET, Claim, Measure
 from findings_numbers import (
     aapo_numbers,
     agrae_numbers,
@@ -82,6 +82,7 @@ class Part:
 STUDIES = {
     "agrae": Part("A-GRAE", ("pass_at_k", "entropy", "accuracy", "correct_count"), None, AGRAE),
     "apmpo": Part("APMPO", ("accuracy", "entropy", "power", "clip"), 127, APMPO),
+    "apmpo_gate": Part("APMPO where ratios leave the clip", ("accuracy",), None, GATE),
     "aapo": Part("AAPO", ("zero_advantage", "accuracy"), 109, AAPO),
     "agrae_regime": Part(
         "A-GRAE where hard problems stay hard", ("accuracy",), None, REGIME, rates="agrae_regime_rates"
