@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from statistics import fmean
 from typing import Any
 
-from lit_rlvr.commands.compare.significance import t_interval
+from lit_rlvr.commands.compare.significance import LEVEL, holm, paired_t_test, t_interval
 
 Found = Mapping[str, Any]
 """What a claim says -> its `Finding`."""
@@ -52,11 +52,12 @@ def opening_numbers(found: Found, studies: Mapping[str, Any], best: Mapping[str,
         studies: their results, by name.
         best: the numbers of the losses at their best learning rates.
     """
-    agrae, entropy, hard, rising, sample, group = (
+    agrae, entropy, entropy_last, hard, rising, sample, group = (
         found[says]
         for says in (
             "A-GRAE is better than GRPO at k = 1",
             "Negative-dominant training has a higher entropy than GRPO in the first quarter",
+            "Negative-dominant training has a higher entropy than GRPO",
             "Hard-focused is better than GRPO at k = 16",
             "Under negative-dominant training unsolved prompts rise",
             "The sample level alone is better than GRPO at k = 1",
@@ -76,7 +77,10 @@ def opening_numbers(found: Found, studies: Mapping[str, Any], best: Mapping[str,
         "runs": str(runs),
         "entropy_1": f"{entropy.difference:.3f}",
         "entropy_seeds": f"{signed(entropy)} seeds",
-        "unsolved_seeds": f"in {signed(rising)} seeds",
+        "entropy_last": f"{-entropy_last.difference:.3f}",
+        "unsolved": f"{rising.difference:.1f}",
+        "unsolved_seeds": f"{signed(rising)} seeds",
+        "unsolved_grpo": f"{-unsolved_change(studies['agrae']['tasks']['steps'], 'grpo'):.1f}",
         "hard_16": f"{hard.difference:.3f}",
         "hard_seeds": f"{signed(hard)} seeds",
         "agrae_behind": f"{-agrae.difference:.3f}",
@@ -94,6 +98,12 @@ def opening_numbers(found: Found, studies: Mapping[str, Any], best: Mapping[str,
         **{f"margin_{key}": value for key, value in margin_numbers(found).items()},
         **{f"best_{key}": value for key, value in best.items()},
     }
+
+
+def unsolved_change(task: Mapping[str, Any], cell: str) -> float:
+    """Return how many more prompts of a rollout are unsolved in the last quarter of training than in the first."""
+    last, first = (quarter(task, cell, "rollout/unsolved_prompts", k) for k in (3, 0))
+    return last - first
 
 
 def leads(found: Found) -> dict[str, str]:
@@ -131,6 +141,7 @@ def agrae_numbers(task: Mapping[str, Any], found: Found) -> dict[str, str]:
         )
     )
     hard = found["Hard-focused is better than GRPO at k = 16"]
+    rising = found["Under negative-dominant training unsolved prompts rise"]
     return {
         "grpo_right": percent(quarter(task, "grpo", "rollout/accuracy")),
         "grpo_norms": norms("grpo", 1),
@@ -141,6 +152,8 @@ def agrae_numbers(task: Mapping[str, Any], found: Found) -> dict[str, str]:
         "crossing": percent(crossing(task)),
         "hard_16": f"{hard.difference:.3f}",
         "hard_seeds": signed(hard),
+        "unsolved": f"{rising.difference:.1f}",
+        "unsolved_seeds": signed(rising),
     }
 
 
@@ -242,6 +255,7 @@ def margin_numbers(found: Found) -> dict[str, str]:
     return {
         **numbers,
         "pairs": str(primary[0].n),
+        "p": f"{max(f.adjusted for f in primary[:2]):.3f}",
         "verdicts": "; ".join(f.verdict for f in primary),
         "could_show": f"{max(f.smallest for f in primary):.3f}",
         "printed": f"{primary[0].claim.printed:+.3f}",
@@ -265,14 +279,23 @@ def best_numbers(results: Mapping[str, Any], rates: Mapping[str, float]) -> dict
         ends[name] = fmean(value for values in cells for value in values.values())
         base = [task["cells"][baseline]["values"] for task in tasks]
         apart[name] = [values[seed] - b[seed] for values, b in zip(cells, base, strict=True) for seed in values]
-    intervals = {name: t_interval(values) or [] for name, values in apart.items() if name != baseline}
+    others = {name: values for name, values in apart.items() if name != baseline}
+    intervals = {name: t_interval(values) or [] for name, values in others.items()}
+    corrected = dict(zip(others, holm([paired_t_test(values) or 0.0 for values in others.values()]), strict=True))
+    below = [name for name, (_, high) in intervals.items() if high < 0]
+    told = [name for name in below if corrected[name] < LEVEL]
     pairs = len(apart[baseline])
     highest = max(rates.values())
     tokens = {name: fmean(task["cells"][name]["used"]["tokens"]["mean"] for task in tasks) for name in ends}
     return {
         "pairs": str(pairs),
         "above": WORDS[sum(low > 0 for low, _ in intervals.values())],
-        "below": listed(LOSS_NAMES.get(name, name) for name, (_, high) in intervals.items() if high < 0),
+        "below": listed(LOSS_NAMES.get(name, name) for name in below),
+        "told": listed(LOSS_NAMES.get(name, name) for name in told),
+        "told_p": p_value(max(corrected[name] for name in told)),
+        "only_before": listed(LOSS_NAMES.get(name, name) for name in below if name not in told),
+        "compared": str(len(others)),
+        "runs": str(pairs * len(ends)),
         "least_p": f"{2 / 2**pairs:.3f}",
         "losses": str(len(ends)),
         "highest": f"{highest:g}",

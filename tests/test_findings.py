@@ -241,8 +241,9 @@ def test_printed_differences_are_those_of_the_tables(findings: ModuleType) -> No
     tables = ["aapo/table1_1.5b", "aapo/table1_llama"]
     assert claims.printed(tables, "aapo", "grpo") == [1.5, 3.5, 4.6]
     assert claims.printed(["apmpo/table1"], "apmpo", "grpo") == [3.0, 4.6, 6.1]
-    assert claims.printed(["agrae/table6"], "grpo", "hard_focused", "pass@1") == [0.7], (
-        "the other sets have the other sign"
-    )
+    mixed = ["agrae/table6"], "grpo", "hard_focused"
+    assert claims.printed(*mixed, "pass@1") == [-1.6, -1.5, 0.7]
     claim = claims.printed_claim("", "table 1", findings.Measure("", lambda run: 0.0), "aapo", "grpo", tables)
     assert claim.where == "table 1: +1.5 to +4.6" and claim.printed == pytest.approx(0.015)
+    claim = claims.printed_claim("", "table 6", findings.Measure("", float), *mixed[1:], mixed[0], column="pass@1")
+    assert claim.where == "table 6, in 1 with this sign: +0.7" and claim.printed == pytest.approx(0.007)
