@@ -319,7 +319,7 @@ def row_start(f: Finding) -> str:
 
 
 def could_show(f: Finding) -> str:
-    return f", could show {number(f.smallest)}" if f.verdict == "cannot tell" else ""
+    return f", could show {number(f.could_show)}" if f.verdict == "cannot tell" and f.could_show is not None else ""
 
 
 def bold(reading: str) -> str:

@@ -60,7 +60,7 @@ def test_verdicts_follow_the_tests(findings: ModuleType) -> None:
     assert better.interval == pytest.approx([0.059 - 0.00626, 0.059 + 0.00626], abs=1e-4), "2.262 s / sqrt(10)"
     assert better.p == pytest.approx(2 / 1024) and better.adjusted == pytest.approx(6 / 1024) and better.n == 10
     assert better.difference == pytest.approx(0.059) and better.interval[0] > 0.05 and worse.interval[1] < 0
-    assert same.p == 1.0 and same.smallest == pytest.approx(0.0105, abs=0.001)
+    assert same.p == 1.0 and same.could_show == pytest.approx(0.0105, abs=0.001)
     few = findings.find(claims[:1], made_up({"grpo": base[:5], "better": results_of(results, "better")[:5]}))
     assert few[0].verdict == "cannot tell", "five seeds cannot go below 2 / 32"
 

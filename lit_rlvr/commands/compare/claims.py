@@ -158,10 +158,9 @@ class DecidedClaim:
         asked = {name: getattr(claim, name) for name in ("says", "where", "task", "more", "less", "printed")}
         data: dict[str, Any] = {**asked, "measure": claim.measure, "verdict": self.verdict, "n": 0}
         if found is not None:
-            smallest = found.smallest if found.n > 1 else None
             data |= {"n": found.n, "difference": found.difference, "interval": found.interval, "p": found.p,
                      "p_holm": found.adjusted if claim.primary else None, "p_as_large_as_printed": found.below,
-                     "could_show": smallest}  # fmt: skip
+                     "could_show": found.could_show}  # fmt: skip
         return data
 
     def row(self) -> list[str]:
@@ -173,8 +172,8 @@ class DecidedClaim:
             return [claim.says, claim.where, claim.measure, "-", "-", printed, "0", "-", verdict]
         interval = f" [{', '.join(f'{x:.3g}' for x in found.interval)}]" if found.interval else ""
         p = f"{found.p:.3f}" + (f", {found.adjusted:.3f}" if claim.primary else "")
-        if self.verdict == "cannot tell" and found.n > 1:
-            verdict += f" (could show {found.smallest:.3g})"
+        if self.verdict == "cannot tell" and found.could_show is not None:
+            verdict += f" (could show {found.could_show:.3g})"
         if self.verdict == SMALLER_THAN_PRINTED:
             verdict += f" (p {found.below:.3f})"
         sides = f"{claim.more} {found.more:.3g}, {claim.less} {found.less:.3g}"
@@ -214,8 +213,9 @@ RULE = f"""A claim's difference is that of two cells over the same seeds, in the
 interval. p is that of the two-sided sign-flip test; the second value is after Holm's correction over the primary
 claims. *Seen*: the claimed sign and corrected p < {LEVEL:g}; *not seen*: the other sign and corrected p < {LEVEL:g};
 *{SMALLER_THAN_PRINTED}*: neither, but a one-sided t-test rejects a difference as large as the printed one (p after
-Holm's correction); else *cannot tell*, with the difference that as many pairs show with a probability of {POWER:g}.
-Exploratory claims have no verdict."""
+Holm's correction); else *cannot tell*, with the difference that as many pairs show with a probability of {POWER:g} in a
+single t-test, before the correction. With too few pairs for sign flips to reach {LEVEL:g}, a claim is *cannot tell*,
+without that difference. Exploratory claims have no verdict."""
 
 
 def claims_section(decided: Sequence[DecidedClaim]) -> str:

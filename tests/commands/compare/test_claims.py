@@ -14,7 +14,7 @@ from lit_rlvr.commands.compare.command import check_suites
 from lit_rlvr.commands.compare.printed import load_printed
 from lit_rlvr.commands.compare.significance import least_pairs, sign_flip_test, smaller_test, t_interval
 from lit_rlvr.commands.compare.study import BEFORE, load_study
-from lit_rlvr.commands.compare.verdicts import paired_differences
+from lit_rlvr.commands.compare.verdicts import SMALLER_THAN_PRINTED, paired_differences
 from lit_rlvr.configs import config_folder
 from lit_rlvr.errors import UserError
 
@@ -68,7 +68,7 @@ def test_the_four_verdicts_are_hand_computed() -> None:
     assert better.difference == pytest.approx(0.059) and better.n == 10
     assert better.interval == pytest.approx([0.059 - 0.00626, 0.059 + 0.00626], abs=1e-4), "2.262 s / sqrt(10)"
     assert worse.adjusted == pytest.approx(8 / 1024) and worse.difference == pytest.approx(-0.0495)
-    assert same.adjusted == 1.0 and same.smallest == pytest.approx(0.0105, abs=0.001)
+    assert same.adjusted == 1.0 and same.could_show == pytest.approx(0.0105, abs=0.001)
     assert smaller.below == pytest.approx(0.00748, abs=1e-5) and smaller.difference == pytest.approx(0)
 
 
@@ -94,6 +94,25 @@ def test_too_few_seeds_are_one_line() -> None:
     enough = decide(FOUR, results(CELLS, 8))
     assert lacking_pairs(enough) == [] and "Too few" not in claims_section(enough) and enough[0].verdict == "seen"
     assert lacking_pairs(decide([claim("better", primary=False)], results(CELLS, 1))) == []
+
+
+def test_too_few_pairs_show_nothing_and_make_nothing_smaller() -> None:
+    """Two pairs can have a t-test with p < 0.05, but three primary claims need seven of them."""
+    three = [claim("same", printed=1.0), claim("same"), claim("better")]
+    for pairs, verdict, shows in (
+        (2, "cannot tell", False),
+        (6, "cannot tell", False),
+        (7, SMALLER_THAN_PRINTED, True),
+    ):
+        first, second, _ = decide(three, results(CELLS, pairs))
+        assert first.found is not None and first.found.below is not None and first.found.below < 0.05
+        assert first.verdict == verdict and second.verdict == "cannot tell"
+        assert ("(could show 0.0" in second.row()[-1]) == shows == (second.as_data()["could_show"] is not None)
+
+
+def test_nan_is_no_difference() -> None:
+    with pytest.raises(AssertionError, match="NaN would give p = 0"):
+        paired_differences([[(1.0, 0.5), (float("nan"), 0.5)]], [None])
 
 
 def test_what_no_run_has_is_not_too_few_seeds() -> None:
