@@ -119,17 +119,17 @@ class PrintedClaim:
 
     def _value(self, run: Mapping[str, Any]) -> float | None:
         if self._averaged:
-            return _mean([run["suites"].get(suite, {}).get(self.metric) for suite in self._averaged])
+            return complete_mean([run["suites"].get(suite, {}).get(self.metric) for suite in self._averaged])
         value = run["quarters"][self.metric][-1] if self.metric in run["quarters"] else run.get(self.metric)
         return None if value is None else float(value)
 
     def _before(self, task: Mapping[str, Any]) -> float | None:
         found = [table["suites"] for table in task.get("before_suites", {}).values()]
         spreads = [next((s[suite].get(self.metric) for s in found if suite in s), None) for suite in self._averaged]
-        return _mean([spread and spread["mean"] for spread in spreads])
+        return complete_mean([spread and spread["mean"] for spread in spreads])
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def complete_mean(values: Sequence[float | None]) -> float | None:
     """Return the mean; None if a value is missing, or without any."""
     present = [value for value in values if value is not None]
     return mean(present) if present and len(present) == len(values) else None
