@@ -57,7 +57,7 @@ def suite_results(samples: Sequence[Sample], sampled: RowsByQuestion, greedy: Ro
     return results
 
 
-def metric_names(samples: int, greedy: bool) -> list[str]:
+def suite_metrics(samples: int, greedy: bool) -> list[str]:
     """Return the numbers in the results of a suite, without measures of diversity.
 
     Args:

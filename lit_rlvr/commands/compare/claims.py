@@ -13,7 +13,7 @@ from lit_rlvr.commands.compare.study import BEFORE, Study
 from lit_rlvr.commands.compare.verdicts import SMALLER_THAN_PRINTED, PairedDifference, paired_differences
 from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.protocols import Protocol
-from lit_rlvr.evaluation.results import markdown_table, metric_names
+from lit_rlvr.evaluation.results import markdown_table, suite_metrics
 
 AVERAGE = "Avg."
 """Name of the average over a table's suites."""
@@ -40,7 +40,7 @@ def check_suite_metric(where: str, study: Study, suites: Mapping[str, Protocol],
     check_known(where, study.name, "suite", suite, [*suites])
     if not (study.diversity and metric.startswith("diversity/")):
         protocol = suites[suite]
-        check_known(where, f"suite {suite}", "metric", metric, metric_names(protocol.samples, protocol.greedy))
+        check_known(where, f"suite {suite}", "metric", metric, suite_metrics(protocol.samples, protocol.greedy))
 
 
 @dataclass(frozen=True)
