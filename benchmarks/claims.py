@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
-from lit_rlvr.commands.compare.claims import AVERAGE
+from lit_rlvr.commands.compare.claims import AVERAGE, complete_mean
 from lit_rlvr.commands.compare.printed import load_printed
 
 SET = "val/multi_step_arithmetic"
@@ -65,7 +64,7 @@ LOSS_VARIANCE = Measure("variance of the loss", lambda run: run["loss_variance"]
 LAST_THREE, LAST_THREE_OF_192 = (
     Measure(
         "pass@1, mean of the validations at steps {}, {} and {}".format(*steps),
-        lambda run, steps=steps: fmean(run["validations"][str(step)] for step in steps),
+        lambda run, steps=steps: complete_mean([run["validations"].get(str(step)) for step in steps]),
     )
     for steps in ((240, 270, 300), (160, 176, 192))
 )
@@ -73,14 +72,20 @@ SELF_BLEU = suite("diversity/self_bleu_4", "self-BLEU-4")
 COSINE = suite("diversity/cosine_similarity", "cosine similarity")
 
 
-def _rise(run: Run, metric: str) -> float:
-    first, *_, last = run["quarters"][metric]
-    return float(last - first)
+def _course(run: Run, metric: str) -> list[float] | None:
+    """Return the quarters of a metric; None if one of them is missing."""
+    found = run["quarters"].get(metric)
+    return None if found is None or None in found else found
 
 
-def _worse(run: Run) -> float:
-    course = run["quarters"]["rollout/unsolved_prompts"]
-    return float(course[-1] - min(course))
+def _rise(run: Run, metric: str) -> float | None:
+    course = _course(run, metric)
+    return None if course is None else float(course[-1] - course[0])
+
+
+def _worse(run: Run) -> float | None:
+    course = _course(run, "rollout/unsolved_prompts")
+    return None if course is None else float(course[-1] - min(course))
 
 
 @dataclass(frozen=True)

@@ -42,12 +42,7 @@ from findings_numbers import (
 )
 from findings_text import CHOICE_OF_RATES, INTRODUCTION, OPENING, READINGS
 
-from lit_rlvr.commands.compare.significance import (
-    interquartile_mean,
-    probability_of_improvement,
-    stratified_interval,
-    t_interval,
-)
+from lit_rlvr.commands.compare.significance import t_interval
 from lit_rlvr.commands.compare.study import Study, load_study
 from lit_rlvr.commands.compare.verdicts import SMALLER_THAN_PRINTED, PairedDifference, paired_differences
 from lit_rlvr.run.loggers import read_metrics
@@ -319,7 +314,7 @@ def row_start(f: Finding) -> str:
 
 
 def could_show(f: Finding) -> str:
-    return f", could show {number(f.smallest)}" if f.verdict == "cannot tell" else ""
+    return f", could show {number(f.could_show)}" if f.verdict == "cannot tell" and f.could_show is not None else ""
 
 
 def bold(reading: str) -> str:
@@ -461,22 +456,24 @@ def with_interval(values: Sequence[float]) -> str:
 
 def over_tasks(results: Mapping[str, Any]) -> str:
     """Compare the cells over all tasks of a study, as Agarwal et al. 2021 do."""
-    tasks = [task["cells"] for task in results["tasks"].values()]
     baseline = results["baseline"]
-    scores = {name: [list(cells[name]["values"].values()) for cells in tasks] for name in tasks[0]}
+    found = results["overall"]
+    if not found:  # a single task
+        (task,) = results["tasks"].values()
+        found = {name: cell | cell.get("versus_baseline", {}) for name, cell in task["cells"].items()}
     rows = [
         f"| cell | interquartile mean [95 %] | probability that a run is better than one of {label(baseline)} [95 %] |",
         "|---|---|---|",
     ]
-    for name, ours in sorted(scores.items(), key=lambda item: -float(interquartile_mean(item[1]))):
-        middle = stratified_interval(interquartile_mean, ours) or []
-        row = f"| {label(name)} | {number(float(interquartile_mean(ours)))} [{', '.join(map(number, middle))}] | "
-        if name != baseline:
-            better = float(probability_of_improvement(ours, scores[baseline]))
-            around = stratified_interval(probability_of_improvement, ours, scores[baseline]) or []
-            row += f"{number(better)} [{', '.join(map(number, around))}] "
-        rows.append(f"{row}|")
+    for name, cell in sorted(found.items(), key=lambda item: -item[1]["iqm"]["value"]):
+        better = "" if name == baseline else f"{given_interval(cell['improvement'])} "
+        rows.append(f"| {label(name)} | {given_interval(cell['iqm'])} | {better}|")
     return "\n".join(rows)
+
+
+def given_interval(statistic: Mapping[str, Any]) -> str:
+    """Return a statistic in results.json and its 95 % interval."""
+    return f"{number(statistic['value'])} [{', '.join(map(number, statistic['ci95']))}]"
 
 
 def label(cell: str | float) -> str:

@@ -257,7 +257,7 @@ def margin_numbers(found: Found) -> dict[str, str]:
         "pairs": str(primary[0].n),
         "p": f"{max(f.adjusted for f in primary[:2]):.3f}",
         "verdicts": "; ".join(f.verdict for f in primary),
-        "could_show": f"{max(f.smallest for f in primary):.3f}",
+        "could_show": f"{max(f.could_show for f in primary):.3f}",
         "printed": f"{primary[0].claim.printed:+.3f}",
         "seeds": WORDS[primary[0].n // len(primary[0].by_task)],
         "below": p_value(primary[0].below),

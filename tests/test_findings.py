@@ -60,7 +60,7 @@ def test_verdicts_follow_the_tests(findings: ModuleType) -> None:
     assert better.interval == pytest.approx([0.059 - 0.00626, 0.059 + 0.00626], abs=1e-4), "2.262 s / sqrt(10)"
     assert better.p == pytest.approx(2 / 1024) and better.adjusted == pytest.approx(6 / 1024) and better.n == 10
     assert better.difference == pytest.approx(0.059) and better.interval[0] > 0.05 and worse.interval[1] < 0
-    assert same.p == 1.0 and same.smallest == pytest.approx(0.0105, abs=0.001)
+    assert same.p == 1.0 and same.could_show == pytest.approx(0.0105, abs=0.001)
     few = findings.find(claims[:1], made_up({"grpo": base[:5], "better": results_of(results, "better")[:5]}))
     assert few[0].verdict == "cannot tell", "five seeds cannot go below 2 / 32"
 
@@ -163,17 +163,39 @@ def test_a_comparison_has_hand_computed_values(findings: ModuleType) -> None:
     assert [row.split("|")[1].strip() for row in table.splitlines()[2:]] == ["before training", "dr grpo", "grpo"]
     assert "| pass@16 |" in table and "| 0.300 [" in table
     assert "| 0.250 [0.250, 0.250] | 0.750 | 0.600 | 160 | 45 | 1.00 | 10 |" in table, "45 points in 45,000 tokens"
-    unlike = {"one": tasks["one"], "two": task({"grpo": base, "dr_grpo": [x - 0.05 for x in base]}, 1)}
-    together = findings.over_tasks({**study, "tasks": unlike})
-    assert f"| {(better(0.25) + better(-0.05)) / 2:.3f} [" in together
     ends = findings.ends_table({"tasks": {"low": task({"a": [0.04, 0.05, 0.3]}, 1)}})
     assert ends.splitlines()[2] == "| a | 0.040, 0.050, 0.300: 1 collapsed |", "half of 0.1 is not below it"
 
 
-def better(by: float) -> float:
-    """The probability that a run of 0.1 to 0.5, raised by this much, is better than one of 0.1 to 0.5."""
-    pairs = [(x / 10 + by, y / 10) for x in range(1, 6) for y in range(1, 6)]
-    return sum(0.5 if abs(x - y) < 1e-9 else float(x > y) for x, y in pairs) / len(pairs)
+def test_statistics_over_all_runs_are_those_of_the_results(findings: ModuleType) -> None:
+    """Of all tasks together, or of the only one; the highest interquartile mean comes first."""
+
+    def given(value: float) -> dict[str, Any]:
+        return {"value": value, "ci95": [value - 0.1, value + 0.1]}
+
+    base, ours = {"iqm": given(0.3)}, {"iqm": given(0.5)}
+    versus = {"improvement": given(0.8)}
+    several = {"overall": {"grpo": base, "dr_grpo": ours | versus}, "tasks": {"one": {}, "two": {}}}
+    alone = {"overall": {}, "tasks": {"one": {"cells": {"grpo": base, "dr_grpo": ours | {"versus_baseline": versus}}}}}
+    rows = ["| dr grpo | 0.500 [0.400, 0.600] | 0.800 [0.700, 0.900] |", "| grpo | 0.300 [0.200, 0.400] | |"]
+    for results in (several, alone):
+        assert findings.over_tasks(results | {"baseline": "grpo"}).splitlines()[2:] == rows
+
+
+def test_a_measure_that_a_run_lacks_is_none(findings: ModuleType) -> None:
+    """Runs that ended early, or with a value that is not finite."""
+    claims = importlib.import_module("claims")
+    course = {"rollout/entropy": [0.5, 0.6, 0.7, 0.8], "rollout/unsolved_prompts": [4, 2, 3, 5]}
+    whole = {"quarters": course, "validations": {str(step): step / 1000 for step in (240, 270, 300)}}
+    early = {"quarters": {}, "validations": {"240": 0.24, "270": None}}
+    holes = {"quarters": {name: [None, *values[1:]] for name, values in course.items()}, "validations": {}}
+    for measure, value in (
+        (claims.ENTROPY_RISE, 0.3), (claims.UNSOLVED_RISE, 3), (claims.UNSOLVED_CHANGE, 1), (claims.LAST_THREE, 0.27),
+    ):  # fmt: skip
+        assert measure.of(whole) == pytest.approx(value)
+        assert measure.of(early) is measure.of(holes) is None
+    assert claims.LAST_THREE.of({"validations": whole["validations"] | {"300": None}}) is None
+    assert claims.LAST_THREE_OF_192.of(whole) is None
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,8 @@ class RLVRTrainer(Trainer):
             datamodule: the data; the command uses only the sizes and reads no row.
             gpus: number of GPUs and memory of each, such as 8x80GB; or, for the time as well, their name: 8xH100.
             lengths: expected mean and longest length of completions in tokens, such as 900,4096; the longest is by
-                default the longest allowed. Without this option, all completions are as long as allowed.
+                default the longest allowed. Without this option, all completions are as long as allowed. All prompts
+                count as long as `max_prompt_tokens` allows.
         """
         job = describe_job(model, datamodule, rollout_of(self), str(self.precision), lengths, self.max_steps)
         show_plan(job, GPUs.parse(gpus))

@@ -11,7 +11,7 @@ import torch
 
 from lit_rlvr.common.terminal import one_line
 from lit_rlvr.evaluation.records import RecordRow
-from lit_rlvr.training.validation import pass_at_k
+from lit_rlvr.training.validation import pass_at_k, powers_up_to
 from lit_rlvr.types import STATUSES, Sample
 
 INTERVAL_RESAMPLES = 2000
@@ -40,8 +40,7 @@ def suite_results(samples: Sequence[Sample], sampled: RowsByQuestion, greedy: Ro
     if sampled:
         right = torch.tensor([[bool(row["correct"]) for row in group] for group in sampled])  # (Q, n)
         counted = torch.tensor([[_counts(row) for row in group] for group in sampled])  # (Q, n)
-        ks = [1 << i for i in range(right.shape[1].bit_length())]
-        scores |= {f"pass@{k}": pass_at_k(right, k, counted).numpy() for k in ks if k <= right.shape[1]}
+        scores |= {f"pass@{k}": pass_at_k(right, k, counted).numpy() for k in powers_up_to(right.shape[1])}
         results[f"avg@{right.shape[1]}"] = _mean(right[counted].double().numpy())
     if greedy:
         scores["greedy"] = np.array([bool(row["correct"]) if _counts(row) else np.nan for (row, *_) in greedy], float)
@@ -56,6 +55,17 @@ def suite_results(samples: Sequence[Sample], sampled: RowsByQuestion, greedy: Ro
         results[status] = float(np.mean([row["status"] == status for row in rows]))
     results["categories"] = by_category(samples, {k: v for k, v in scores.items() if k in ("pass@1", "greedy")})
     return results
+
+
+def suite_metrics(samples: int, greedy: bool) -> list[str]:
+    """Return the numbers in the results of a suite, without measures of diversity.
+
+    Args:
+        samples: sampled completions per question.
+        greedy: whether each question is also answered without sampling.
+    """
+    sampled = [*(f"pass@{k}" for k in powers_up_to(samples)), f"avg@{samples}"] if samples else []
+    return [*sampled, *(["greedy"] if greedy else []), "length", "truncated", *STATUSES[1:]]
 
 
 def _counts(row: RecordRow) -> bool:

@@ -134,6 +134,11 @@ class PassAtK(Metric):
         return self.total / self.questions
 
 
+def powers_up_to(n: int) -> list[int]:
+    """Return the powers of two up to n: the k of pass@k for n completions of a question."""
+    return [1 << i for i in range(n.bit_length())]
+
+
 def pass_at_k(correct: Tensor, k: int, counted: Tensor | None = None) -> Tensor:
     """Return unbiased pass@k of each question (P,), float64, from completions (P, n) in {0, 1}.
 
@@ -168,7 +173,7 @@ class EvaluationMetrics(nn.Module):
         self.judged: Counter[str] = Counter()  # category -> completions of this rank
         # Question -> correct completions and those that count; of this rank, after `compute` of all ranks.
         self.questions: dict[str, tuple[int, int]] = {}
-        ks = [1 << i for i in range(samples.bit_length()) if 1 << i <= samples] if samples > 1 else []
+        ks = powers_up_to(samples) if samples > 1 else []
         self.pass_at = nn.ModuleDict({str(k): PassAtK(k) for k in ks})
 
     def update(self, rollout: Rollout, greedy: Rollout | None = None) -> None:

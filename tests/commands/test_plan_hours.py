@@ -20,7 +20,8 @@ CLI = Callable[..., Any]
 ROOT = Path(__file__).parents[2]
 H100 = GPUs.parse("8xH100")
 SHAPE = Shape(10**9, 10**9, 10**7, 10**8, Layers(10, 1000, 3000, 1000, 100), None, 0, 1000)
-JOB = JobSizes(SHAPE, SHAPE, 4096, 250, Lengths(500, 1000), group=10, prompts=80, iterations=90, forwards=1)
+TRAINED, EVALUATED = Lengths(500, 1000), Lengths(600, 3000)
+JOB = JobSizes(SHAPE, SHAPE, 4096, 250, TRAINED, EVALUATED, group=10, prompts=80, iterations=90, forwards=1)
 PLAN = Plan(Strategy(False, True), H100, 4096, {"vLLM": 40.0 * GIB}, sequences=50)
 
 
@@ -44,7 +45,7 @@ def test_an_iteration_has_hand_computed_seconds() -> None:
     assert found().generate == pytest.approx(generate)
     assert found().train == pytest.approx(4 * passed / train + passed / forward)
     assert found().hours == pytest.approx(90 * (found().generate + found().train) / 3600)
-    many = (1000 * 500 / 1024 * (0.003 + 2e9 / read) + 500_000 * 4000 * 500 / read + 750_000 * 2e9 / forward) / 3600
+    many = (1000 * 600 / 1024 * (0.003 + 2e9 / read) + 600_000 * 4000 * 550 / read + 850_000 * 2e9 / forward) / 3600
     assert found().completion_hours == pytest.approx(many), "1,024 at once, the most of an engine"
 
 
@@ -60,6 +61,8 @@ def test_what_changes_the_time_of_an_iteration() -> None:
         "waits for the longest"
     )
     assert found(replace(JOB, shared_prefix=False)).train > base.train
+    evaluated = found(replace(JOB, evaluated=Lengths(1200, 3000)))
+    assert evaluated.completion_hours > base.completion_hours and evaluated.seconds == base.seconds
     a100 = found(gpus=GPUs.parse("8xA100"))
     assert a100.train / base.train == pytest.approx(989 / 312) and a100.generate > base.generate
 
@@ -70,7 +73,7 @@ def test_no_time_without_a_data_sheet_or_without_vllm_there() -> None:
     assert duration(JOB, replace(PLAN, strategy=Strategy(True, True, offload=True)), H100) is None
     endless = found(replace(JOB, iterations=None))
     assert endless.hours is None and endless.as_data()["gpu_hours"] is None
-    assert "the number of iterations is not known: give trainer.max_steps" in endless.text(H100, 500)
+    assert "the number of iterations is not known: give trainer.max_steps" in endless.text(JOB, H100)
 
 
 def test_named_gpus_have_the_memory_of_their_kind() -> None:
@@ -86,7 +89,14 @@ def test_the_command_prints_hours(run_folder: Path, lit_rlvr: CLI) -> None:
     assert time["iterations"] == 6 and 0 < time["hours"] == pytest.approx(6 * time["seconds_per_iteration"] / 3600)
     assert time["gpu_hours"] == pytest.approx(2 * time["hours"])
     assert json.loads(lit_rlvr(*arguments, "--gpus", "2x80GB", "--json").out)["time"] is None
-    said = lit_rlvr(*arguments, "--gpus", "2xH100").out
+    arguments = (*arguments, "--rollout.eval_sampling.max_tokens", 20, "--data.init_args.max_prompt_tokens", 30)
+    longer = json.loads(lit_rlvr(*arguments, "--gpus", "2xH100", "--json").out)["time"]
+    assert longer["gpu_hours_per_1000_completions"] > 2 * time["gpu_hours_per_1000_completions"], "20 tokens, not 8"
+    said = " ".join(lit_rlvr(*arguments, "--gpus", "2xH100").out.split())
+    assert "all prompts have the 30 tokens that data.init_args.max_prompt_tokens allows, completions 8 tokens" in said
+    assert "20 in validation and evaluation" in said and "Each GPU generates 8 completions of a rollout" in said
+    said = " ".join(lit_rlvr(*arguments, "--gpus", "2xH100", "--lengths", "6").out.split())
+    assert "completions 6 tokens in training and 6 in validation and evaluation" in said
     assert "never compared with a GPU" in said and "s an iteration on 2 x H100 (generate " in said
     wrong = lit_rlvr(*arguments, "--gpus", "2xV100")
     assert wrong.status == 2 and "known are A100-40, A100, A800, H100, H200" in wrong.err

@@ -7,15 +7,40 @@ from dataclasses import dataclass, field
 from statistics import mean
 from typing import Any
 
+from lit_rlvr.commands.compare.numbers import QUARTER_METRICS
 from lit_rlvr.commands.compare.significance import LEVEL, POWER, least_pairs
 from lit_rlvr.commands.compare.study import BEFORE, Study
 from lit_rlvr.commands.compare.verdicts import SMALLER_THAN_PRINTED, PairedDifference, paired_differences
 from lit_rlvr.errors import UserError
-from lit_rlvr.evaluation.results import markdown_table
+from lit_rlvr.evaluation.protocols import Protocol
+from lit_rlvr.evaluation.results import markdown_table, suite_metrics
 
 AVERAGE = "Avg."
 """Name of the average over a table's suites."""
 EXPLORATORY = "exploratory"
+RUN_METRICS = (*QUARTER_METRICS, "loss_variance")
+"""Metrics of training that a claim can be about."""
+
+
+def check_known(where: str, owner: str, kind: str, name: str, known: Sequence[str]) -> None:
+    """Refuse a name that is not known.
+
+    Raises:
+        UserError: names what is known.
+    """
+    if name not in known:
+        raise UserError(f"{where}: {owner} has no {kind} {name!r}; it has {', '.join(known) or 'none'}")
+
+
+def check_suite_metric(where: str, study: Study, suites: Mapping[str, Protocol], suite: str, metric: str) -> None:
+    """Refuse a suite that a study does not have, or a metric that the suite's evaluation does not measure.
+
+    The names of measures of diversity are not checked.
+    """
+    check_known(where, study.name, "suite", suite, [*suites])
+    if not (study.diversity and metric.startswith("diversity/")):
+        protocol = suites[suite]
+        check_known(where, f"suite {suite}", "metric", metric, suite_metrics(protocol.samples, protocol.greedy))
 
 
 @dataclass(frozen=True)
@@ -54,14 +79,23 @@ class PrintedClaim:
             return f"{self.metric}, {self.suite}"
         return f"{self.metric}, last quarter of training" if "/" in self.metric else self.metric
 
-    def check(self, study: Study) -> None:
-        """Refuse a claim about a task or a cell that the study does not have."""
-        for kind, name, known in (
-            ("task", self.task, study.tasks),
-            *(("cell", cell, [*study.names, BEFORE]) for cell in (self.more, self.less) if isinstance(cell, str)),
-        ):
-            if name not in known:
-                raise UserError(f"claim {self.says!r}: {study.name} has no {kind} {name!r}; it has {', '.join(known)}")
+    def check(self, study: Study, suites: Mapping[str, Protocol]) -> None:
+        """Refuse a claim about a task, a cell, a suite or a metric that the study does not have.
+
+        Args:
+            suites: the study's suites, each with its protocol.
+        """
+        where = f"claim {self.says!r}"
+        check_known(where, study.name, "task", self.task, study.tasks)
+        for cell in (self.more, self.less):
+            if isinstance(cell, str):
+                check_known(where, study.name, "cell", cell, [*study.names, BEFORE])
+        for suite in self._averaged:
+            check_suite_metric(where, study, suites, suite, self.metric)
+        if self.suite is None:
+            check_known(where, "a run", "metric", self.metric, RUN_METRICS)
+            if BEFORE in (self.more, self.less):
+                raise UserError(f"{where}: `{BEFORE}` has no metrics of training; give a suite")
 
     def pairs(self, results: Mapping[str, Any]) -> list[tuple[float, float]]:
         """Return the claim's two values for each seed that has both, from results.json."""
@@ -85,17 +119,17 @@ class PrintedClaim:
 
     def _value(self, run: Mapping[str, Any]) -> float | None:
         if self._averaged:
-            return _mean([run["suites"].get(suite, {}).get(self.metric) for suite in self._averaged])
+            return complete_mean([run["suites"].get(suite, {}).get(self.metric) for suite in self._averaged])
         value = run["quarters"][self.metric][-1] if self.metric in run["quarters"] else run.get(self.metric)
         return None if value is None else float(value)
 
     def _before(self, task: Mapping[str, Any]) -> float | None:
         found = [table["suites"] for table in task.get("before_suites", {}).values()]
         spreads = [next((s[suite].get(self.metric) for s in found if suite in s), None) for suite in self._averaged]
-        return _mean([spread and spread["mean"] for spread in spreads])
+        return complete_mean([spread and spread["mean"] for spread in spreads])
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def complete_mean(values: Sequence[float | None]) -> float | None:
     """Return the mean; None if a value is missing, or without any."""
     present = [value for value in values if value is not None]
     return mean(present) if present and len(present) == len(values) else None
@@ -124,23 +158,22 @@ class DecidedClaim:
         asked = {name: getattr(claim, name) for name in ("says", "where", "task", "more", "less", "printed")}
         data: dict[str, Any] = {**asked, "measure": claim.measure, "verdict": self.verdict, "n": 0}
         if found is not None:
-            smallest = found.smallest if found.n > 1 else None
             data |= {"n": found.n, "difference": found.difference, "interval": found.interval, "p": found.p,
                      "p_holm": found.adjusted if claim.primary else None, "p_as_large_as_printed": found.below,
-                     "could_show": smallest}  # fmt: skip
+                     "could_show": found.could_show}  # fmt: skip
         return data
 
     def row(self) -> list[str]:
         """Return the claim's row of the table."""
         claim, found = self.claim, self.found
         printed = "-" if claim.printed is None else f"{claim.printed:+.3g}"
+        verdict = f"**{self.verdict}**" if claim.primary else self.verdict
         if found is None:
-            return [claim.says, claim.where, claim.measure, "-", "-", printed, "0", "-", self.verdict]
+            return [claim.says, claim.where, claim.measure, "-", "-", printed, "0", "-", verdict]
         interval = f" [{', '.join(f'{x:.3g}' for x in found.interval)}]" if found.interval else ""
         p = f"{found.p:.3f}" + (f", {found.adjusted:.3f}" if claim.primary else "")
-        verdict = f"**{self.verdict}**" if claim.primary else self.verdict
-        if self.verdict == "cannot tell" and found.n > 1:
-            verdict += f" (could show {found.smallest:.3g})"
+        if self.verdict == "cannot tell" and found.could_show is not None:
+            verdict += f" (could show {found.could_show:.3g})"
         if self.verdict == SMALLER_THAN_PRINTED:
             verdict += f" (p {found.below:.3f})"
         sides = f"{claim.more} {found.more:.3g}, {claim.less} {found.less:.3g}"
@@ -163,23 +196,26 @@ def decide(claims: Sequence[PrintedClaim], results: Mapping[str, Any]) -> list[D
     ]
 
 
-def lacking_seeds(decided: Sequence[DecidedClaim]) -> str:
-    """Return a line that says that the results have too few seeds for a verdict; "" if they have enough."""
-    counts = [0 if d.found is None else d.found.n for d in decided if d.claim.primary]
-    if not counts or min(counts) >= least_pairs(len(counts)):
-        return ""
-    return (
-        f"Too few seeds: sign flips need {least_pairs(len(counts))} pairs to reach {LEVEL:g} among {len(counts)} "
-        f"primary claim{'s' * (len(counts) > 1)}, and the results have {min(counts)}."
-    )
+def lacking_pairs(decided: Sequence[DecidedClaim]) -> list[str]:
+    """Return lines about claims that no pair of runs measures, and about too few pairs for a verdict; usually none."""
+    lines = [f"{d.claim.says}: no pair of runs has {d.claim.measure}." for d in decided if d.found is None]
+    primary = [d.found for d in decided if d.claim.primary]
+    counts = [found.n for found in primary if found is not None]
+    if counts and min(counts) < least_pairs(len(primary)):
+        lines.append(
+            f"Too few seeds: sign flips need {least_pairs(len(primary))} pairs to reach {LEVEL:g} among {len(primary)} "
+            f"primary claim{'s' * (len(primary) > 1)}, and the results have {min(counts)}."
+        )
+    return lines
 
 
 RULE = f"""A claim's difference is that of two cells over the same seeds, in the metric's own unit, with Student's 95 %
 interval. p is that of the two-sided sign-flip test; the second value is after Holm's correction over the primary
 claims. *Seen*: the claimed sign and corrected p < {LEVEL:g}; *not seen*: the other sign and corrected p < {LEVEL:g};
 *{SMALLER_THAN_PRINTED}*: neither, but a one-sided t-test rejects a difference as large as the printed one (p after
-Holm's correction); else *cannot tell*, with the difference that as many pairs show with a probability of {POWER:g}.
-Exploratory claims have no verdict."""
+Holm's correction); else *cannot tell*, with the difference that as many pairs show with a probability of {POWER:g} in a
+single t-test, before the correction. With too few pairs for sign flips to reach {LEVEL:g}, a claim is *cannot tell*,
+without that difference. Exploratory claims have no verdict."""
 
 
 def claims_section(decided: Sequence[DecidedClaim]) -> str:
@@ -188,7 +224,7 @@ def claims_section(decided: Sequence[DecidedClaim]) -> str:
     parts = [
         "## Claims",
         " ".join(RULE.split()),
-        lacking_seeds(decided),
+        *lacking_pairs(decided),
         markdown_table(header, [d.row() for d in decided]),
     ]
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join(parts)

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lit_rlvr.cli.errors import failure_line
 from lit_rlvr.cli.lightning_cli import ConfigCheck
 from lit_rlvr.commands.compare.figures import draw_figures, draw_signal
-from lit_rlvr.commands.compare.folder import StudyFolder, lock_study, next_command, read_suites, start_folder
+from lit_rlvr.commands.compare.folder import State, StudyFolder, lock_study, next_command, read_suites, start_folder
 from lit_rlvr.commands.compare.numbers import read_cell, study_results
 from lit_rlvr.commands.compare.processes import Cluster, ProgressPrinter, run_cells
 from lit_rlvr.commands.compare.study import Cell, Study, load_study
@@ -35,6 +35,24 @@ MOST_NAMED = 3
 """The most missing things that an error names."""
 
 _log = logging.getLogger("lit_rlvr")
+
+
+class FailedCells(UserError):
+    """The failure of some cells; `compare` raises it after it has written the results of the others.
+
+    Args:
+        failed: the failed cells.
+        study: their study.
+        root: its folder.
+    """
+
+    def __init__(self, failed: Sequence[State], study: Study, root: Path) -> None:
+        self.cells = [state.cell for state in failed]
+        first = failed[0]
+        super().__init__(
+            f"{len(failed)} of {len(study.cells)} cells failed ({first.cell}: {first.error}); their logs are in "
+            f"{root / first.cell.folder} and so on; run the same command again to retry them"
+        )
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -68,8 +86,8 @@ def compare(study: Study, root: Path, jobs: int = 1, cluster: Mapping[str, Any] 
         cluster: options of `Cluster`, to run them as jobs of a cluster.
 
     Raises:
-        UserError: a cell is invalid, this machine lacks what it needs, the folder belongs to another study, or, after
-            all others are done, some cells failed.
+        UserError: a cell is invalid, this machine lacks what it needs, or the folder belongs to another study.
+        FailedCells: some cells failed; the results of the others are written.
     """
     if jobs < 1:
         raise UserError(f"--jobs: {jobs} is not positive")
@@ -187,7 +205,11 @@ def _sources(data: PromptDataModule, splits: Sequence[Split]) -> dict[str, Calla
 
 
 def _write_results(folder: StudyFolder) -> None:
-    """Write the results of finished cells; report failed ones."""
+    """Write the results of finished cells.
+
+    Raises:
+        FailedCells: other cells failed.
+    """
     root, study = folder.root, folder.study
     runs = [read_cell(state.cell, root) for state in folder.with_status("done")]
     if runs and not any(study.metric in run.last for run in runs):
@@ -204,8 +226,4 @@ def _write_results(folder: StudyFolder) -> None:
         write_atomically(root / "results.tex", "\n".join(printed))
     _log.info("Results: %s", root / "results.md")
     if failed:
-        first = failed[0]
-        raise UserError(
-            f"{len(failed)} of {len(study.cells)} cells failed ({first.cell}: {first.error}); their logs are in "
-            f"{root / first.cell.folder} and so on; run the same command again to retry them"
-        )
+        raise FailedCells(failed, study, root)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lit_rlvr.commands.compare.claims import AVERAGE, PrintedClaim
-from lit_rlvr.commands.compare.study import BEFORE
+from lit_rlvr.commands.compare.claims import AVERAGE, PrintedClaim, check_known, check_suite_metric
+from lit_rlvr.commands.compare.study import BEFORE, Study
 from lit_rlvr.configs import config_folder, load_yaml
-from lit_rlvr.errors import UserError, nearest
+from lit_rlvr.errors import UserError, check_all, nearest
+from lit_rlvr.evaluation.protocols import Protocol
 
 VALUE = re.compile(r"(\d+(?:\.\d+)?)(?: ± (\d+(?:\.\d+)?))?")
 
@@ -77,6 +79,24 @@ class PrintedTable:
     def title(self) -> str:
         return ", ".join(filter(None, [self.task, self.suite, self.metric]))
 
+    def check(self, study: Study, suites: Mapping[str, Protocol]) -> None:
+        """Refuse a table about a task, a cell, a suite or a metric that the study does not have.
+
+        Args:
+            suites: the study's suites, each with its protocol.
+        """
+        where = f"table {self.title!r}"
+        check_known(where, study.name, "task", self.task, study.tasks)
+        for row in self.rows:
+            check_known(where, study.name, "cell", row, [*study.names, BEFORE])
+        if self.metric == "run":
+            return
+        for column in self.columns:
+            if self.suite is not None:  # columns of a table with a metric are categories, which only the data have
+                check_suite_metric(where, study, suites, self.suite, self.metric or column)
+            elif column != AVERAGE:
+                check_suite_metric(where, study, suites, column, str(self.metric))
+
     def ours(self, row: str, column: str, found: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """Return our spread for a cell of the table from the task in results.json; None if there is none."""
         if self.metric == "run":
@@ -108,6 +128,18 @@ class Paper:
     seeds: int | None
     tables: list[PrintedTable]
     claims: Sequence[PrintedClaim] = ()
+
+    def check(self, study: Study, suites: Mapping[str, Protocol]) -> None:
+        """Refuse tables and claims about what the study does not have.
+
+        Args:
+            suites: the study's suites, each with its protocol.
+
+        Raises:
+            UserError: names every mistake.
+        """
+        checks = [*(table.check for table in self.tables), *(claim.check for claim in self.claims)]
+        check_all(*(partial(check, study, suites) for check in checks))
 
 
 def load_printed(name: str) -> Paper:
@@ -142,6 +174,8 @@ def load_printed(name: str) -> Paper:
     for t in tables:
         if t.metric == "run" and (unknown := [column for column in t.columns if column not in SPREAD_COLUMNS]):
             raise UserError(f"{path}: {t.title}: there is no column {unknown[0]!r}; use {', '.join(SPREAD_COLUMNS)}")
+        if t.metric == "run" and BEFORE in t.rows:
+            raise UserError(f"{path}: {t.title}: remove the row {BEFORE!r}, which is no run")
         for row, cells in t.rows.items():
             if len(cells) != len(t.columns):
                 raise UserError(f"{path}: {t.title}: {row} has {len(cells)} values for {len(t.columns)} columns")

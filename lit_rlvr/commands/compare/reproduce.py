@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_rlvr.commands.compare.claims import claims_section, decide, lacking_seeds
-from lit_rlvr.commands.compare.command import add_execution_options, compare
+from lit_rlvr.commands.compare.claims import claims_section, decide, lacking_pairs
+from lit_rlvr.commands.compare.command import FailedCells, add_execution_options, check_suites, compare
 from lit_rlvr.commands.compare.folder import EVALUATION
 from lit_rlvr.commands.compare.printed import Paper, PrintedTable, PrintedValue, load_printed
 from lit_rlvr.commands.compare.significance import LEVEL, difference_test, holm
-from lit_rlvr.commands.compare.study import BEFORE, Study, load_study
+from lit_rlvr.commands.compare.study import Study, load_study
 from lit_rlvr.commands.compare.tables import percent
 from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.packages import require
@@ -58,9 +58,7 @@ ComparedTable = dict[tuple[str, str], ComparedValue]
 def compared(paper: Paper, results: Mapping[str, Any]) -> Iterator[tuple[PrintedTable, ComparedTable]]:
     """Yield each printed table with our values and tests of the differences."""
     for printed in paper.tables:
-        found = results["tasks"].get(printed.task)
-        if found is None or any(row != BEFORE and row not in found["cells"] for row in printed.rows):
-            raise UserError(f"{paper.study} has not the rows or the task of {printed.title}")
+        found = results["tasks"][printed.task]
         pairs = {
             (row, column): (printed.ours(row, column, found), value)
             for row, values in printed.rows.items()
@@ -92,12 +90,12 @@ def runs_of(row: Sequence[ComparedValue]) -> str:
 
 
 def sampling_lines(study: Study, root: Path) -> Iterator[str]:
-    """Yield for each task how its suites were asked, from the settings of the first run's evaluation."""
+    """Yield for each task how its suites were asked, from the settings of the first evaluation of one of its runs."""
     for task in study.tasks:
-        cell = next(cell for cell in study.cells if cell.task == task)
-        path = root / cell.folder / EVALUATION / "settings.json"
+        paths = [root / cell.folder / EVALUATION / "settings.json" for cell in study.cells if cell.task == task]
+        path = next((path for path in paths if path.is_file()), None)
         by_setting: dict[str, list[str]] = {}
-        for suite, settings in (json.loads(path.read_text())["suites"] if path.is_file() else {}).items():
+        for suite, settings in (json.loads(path.read_text())["suites"] if path else {}).items():
             text = " and ".join(_asked(part, settings[part]) for part in ("sampled", "greedy") if part in settings)
             by_setting.setdefault(text, []).append(suite)
         yield f"{task}: " + "; ".join(f"{', '.join(suites)}: {text}" for text, suites in by_setting.items())
@@ -149,26 +147,34 @@ def reproduce(name: str, out: Path, jobs: int = 1, cluster: Mapping[str, Any] | 
     """Run the study of a paper's table, and write `reproduced.md` with our values next to the printed ones, and with
     the verdicts on its claims.
 
+    If some cells failed, it does so with the others, names the failed ones, and then raises the error of `compare`.
+
     Raises:
         UserError: as `compare` and `load_printed`.
     """
     paper = load_printed(name)
     study = load_study(paper.study)
-    for claim in paper.claims:
-        claim.check(study)
-    compare(study, out, jobs, cluster)
+    paper.check(study, {suite.name: suite.protocol for suite in check_suites(study)})
+    failure: FailedCells | None = None
+    try:
+        compare(study, out, jobs, cluster)
+    except FailedCells as error:
+        failure = error
     results = json.loads((out / "results.json").read_text())
     asked = "\n".join(f"- {line}" for line in sampling_lines(study, out))
     decided = decide(paper.claims, results)
     claims = [claims_section(decided)] if decided else []
     how = " ".join(EXPLANATION.split()) if paper.tables else "How ours were asked:"
-    parts = [f"# {name}", *claims, how, asked, *comparison_tables(paper, results)]
+    failed = [f"**Failed, so left out: {'; '.join(map(str, failure.cells))}.**"] if failure else []
+    parts = [f"# {name}", *failed, *claims, how, asked, *comparison_tables(paper, results)]
     write_atomically(out / "reproduced.md", "\n\n".join(parts) + "\n")
     for result in decided:
         _log.info("%s: %s", result.claim.says, result.verdict)
-    if lacking := lacking_seeds(decided):
-        _log.warning("%s", lacking)
+    for line in lacking_pairs(decided):
+        _log.warning("%s", line)
     _log.info("Beside the printed values: %s", out / "reproduced.md")
+    if failure:
+        raise failure
     found = as_data(paper, results) | ({"claims": [claim.as_data() for claim in decided]} if decided else {})
     show_result(found, lambda: None)  # readable text is in reproduced.md
 

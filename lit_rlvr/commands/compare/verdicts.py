@@ -4,7 +4,7 @@
 |---|---|
 | seen | the claimed sign, and corrected p < 0.05 |
 | not seen | the other sign, and corrected p < 0.05 |
-| smaller than printed | no sign could be told, but a difference as large as the printed one is rejected |
+| smaller than printed | enough pairs, no sign could be told, but a difference as large as the printed one is rejected |
 | cannot tell | anything else |
 """
 
@@ -12,9 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isnan
 from statistics import mean, stdev
 
-from lit_rlvr.commands.compare.significance import LEVEL, detectable, holm, sign_flip_test, smaller_test, t_interval
+from lit_rlvr.commands.compare.significance import (
+    LEVEL,
+    detectable,
+    holm,
+    least_pairs,
+    sign_flip_test,
+    smaller_test,
+    t_interval,
+)
 
 SMALLER_THAN_PRINTED = "smaller than printed"
 
@@ -31,6 +40,7 @@ class PairedDifference:
         adjusted: p after Holm's correction over all differences that are tested together.
         below: one-sided p-value of the true difference being at least the printed one, after Holm's correction over
             those with a printed difference; None without one, or with a single seed.
+        needed: the fewest pairs with which sign flips can reach the level after that correction.
     """
 
     more: float
@@ -39,6 +49,7 @@ class PairedDifference:
     p: float
     adjusted: float
     below: float | None
+    needed: int
 
     @property
     def n(self) -> int:
@@ -54,9 +65,10 @@ class PairedDifference:
         return t_interval(self.differences) or []
 
     @property
-    def smallest(self) -> float:
-        """Return the difference that this many pairs show with a probability of 0.8, uncorrected."""
-        return detectable(self.n) * stdev(self.differences) if self.n > 1 else float("nan")
+    def could_show(self) -> float | None:
+        """The difference that as many pairs show with probability `POWER` in a single t-test, before the correction;
+        None with fewer pairs than needed."""
+        return detectable(self.n) * stdev(self.differences) if self.n >= self.needed else None
 
     @property
     def verdict(self) -> str:
@@ -67,8 +79,9 @@ class PairedDifference:
 
     @property
     def reading(self) -> str:
-        """Return the verdict, with the t-test against the printed difference where sign flips cannot tell."""
-        is_smaller = self.below is not None and self.below < LEVEL
+        """Return the verdict, with the t-test against the printed difference where sign flips cannot tell though they
+        have enough pairs."""
+        is_smaller = self.below is not None and self.below < LEVEL and self.n >= self.needed
         return SMALLER_THAN_PRINTED if is_smaller and self.verdict == "cannot tell" else self.verdict
 
 
@@ -78,13 +91,14 @@ def paired_differences(
     """Test claimed differences together, and correct for their number.
 
     Args:
-        pairs: for each claim, the values of the two cells in every seed that has both.
+        pairs: for each claim, the values of the two cells in every seed that has both; never NaN.
         printed: for each claim, the difference that the paper prints, in the same unit; None = it prints none.
 
     Returns:
         None for a claim without pairs, which counts in the correction all the same.
     """
     differences = [[more - less for more, less in values] for values in pairs]
+    assert not any(isnan(difference) for values in differences for difference in values), "NaN would give p = 0"
     raw = [sign_flip_test(values) for values in differences]
     adjusted = holm([1.0 if p is None else p for p in raw])
     sized = {k: size for k, size in enumerate(printed) if size is not None and len(differences[k]) > 1}
@@ -95,7 +109,7 @@ def paired_differences(
         if p is None
         else PairedDifference(
             mean(more for more, _ in values), mean(less for _, less in values), differences[k], p, adjusted[k],
-            below.get(k),
+            below.get(k), least_pairs(len(pairs)),
         )
         for k, (values, p) in enumerate(zip(pairs, raw, strict=True))
     ]  # fmt: skip

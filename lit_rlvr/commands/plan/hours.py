@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lit_rlvr.commands.plan.gpus import DATA_SHEETS, GPUs
-from lit_rlvr.commands.plan.memory import kv_bytes_per_token
+from lit_rlvr.commands.plan.memory import Lengths, kv_bytes_per_token
 from lit_rlvr.commands.plan.strategies import JobSizes, Plan
 from lit_rlvr.commands.plan.timing import HOUR
 from lit_rlvr.engines.vllm import GPU_SEQUENCES
@@ -33,8 +33,8 @@ class Duration:
     Args:
         generate: of the rollout.
         train: of its log-probabilities and optimizer steps.
-        completion_hours: GPU hours of 1,000 completions of the same length, such as those of validation and
-            evaluation, as many at once as vLLM has memory for.
+        completion_hours: GPU hours of 1,000 completions of validation or evaluation, as many at once as vLLM has memory
+            for.
         gpus: number of GPUs.
         iterations: of the run; None = not known.
     """
@@ -66,21 +66,21 @@ class Duration:
             "gpu_hours_per_1000_completions": self.completion_hours,
         }
 
-    def text(self, gpus: GPUs, mean: int) -> str:
-        """Return the estimate in words.
-
-        Args:
-            mean: tokens of a completion.
-        """
+    def text(self, job: JobSizes, gpus: GPUs) -> str:
+        """Return the estimate in words."""
         whole = "the number of iterations is not known: give trainer.max_steps"
         if self.hours is not None:
             whole = f"{self.iterations} iterations {self.hours:.3g} hours ({self.hours * self.gpus:.3g} GPU hours)"
+        on_each = job.prompts * job.group / gpus.count
         return (
             f"Time, estimated from the data sheet and never compared with a GPU: {self.seconds:.3g} s an iteration on "
             f"{gpus.count} x {gpus.kind} (generate {self.generate:.3g}, train {self.train:.3g}); {whole}; 1,000 "
-            f"completions of validation or evaluation {self.completion_hours:.2g} GPU hours. Assumed: completions of "
-            f"{mean} tokens, {TRAIN_SHARE:.0%} of the matrix products in training and {FORWARD_SHARE:.0%} in forward "
-            f"passes, {READ_SHARE:.0%} of the memory's bandwidth."
+            f"completions of validation or evaluation {self.completion_hours:.2g} GPU hours. Assumed: all prompts have "
+            f"the {job.prompt} tokens that data.init_args.max_prompt_tokens allows, completions "
+            f"{job.completion.mean} tokens in training and {job.evaluated.mean} in validation and evaluation; "
+            f"{TRAIN_SHARE:.0%} of the matrix products in training and {FORWARD_SHARE:.0%} in forward passes, "
+            f"{READ_SHARE:.0%} of the memory's bandwidth. Each GPU generates {on_each:.4g} completions of a rollout; "
+            "if they are few, fewer GPUs take fewer GPU hours."
         )
 
 
@@ -91,27 +91,32 @@ def duration(job: JobSizes, plan: Plan, gpus: GPUs) -> Duration | None:
     """
     if gpus.kind is None or not plan.sequences or plan.strategy.offload:
         return None
-    sheet, text, mean = DATA_SHEETS[gpus.kind], job.whole.text, job.completion.mean
+    sheet, text = DATA_SHEETS[gpus.kind], job.whole.text
     forward_rate, train_rate = (share * sheet.tflops * 1e12 for share in (FORWARD_SHARE, TRAIN_SHARE))
     read_rate = READ_SHARE * sheet.bandwidth * 1e12
     weights = 2 * job.whole.parameters  # operations of a token, and bytes in bfloat16
-    keys = job.prompt + mean / 2  # that a completion's token attends to, on average
     prompts, completions = job.prompts / gpus.count, job.prompts * job.group / gpus.count  # of one GPU
 
-    def generation(completions: float, prompts: float, at_once: float, longest: float) -> float:
+    def keys(lengths: Lengths) -> float:
+        """Return the tokens that a token of a completion attends to, on average."""
+        return job.prompt + lengths.mean / 2
+
+    def generation(lengths: Lengths, completions: float, prompts: float, at_once: float, longest: float) -> float:
         """Return the seconds that one GPU takes for these completions."""
-        decoded = completions * mean
+        decoded = completions * lengths.mean
         steps = max(longest, decoded / at_once)
-        reading = steps * weights + decoded * kv_bytes_per_token(job.whole, 2) * keys
+        reading = steps * weights + decoded * kv_bytes_per_token(job.whole, 2) * keys(lengths)
         computing = (decoded + prompts * job.prompt) * weights
         return steps * STEP_SECONDS + reading / read_rate + computing / forward_rate
 
-    generate = generation(completions, prompts, min(plan.sequences, completions), job.completion.longest)
-    many = replace(job, prompts=GPU_SEQUENCES * gpus.count).sequences(gpus, plan.terms["vLLM"])
+    at_once, longest = min(plan.sequences, completions), job.completion.longest
+    generate = generation(job.completion, completions, prompts, at_once, longest)
+    evaluation = replace(job, prompts=GPU_SEQUENCES * gpus.count, completion=job.evaluated)
+    many = max(1, evaluation.sequences(gpus, plan.terms["vLLM"]))
 
-    tokens = completions * mean + job.prompt * (prompts if job.shared_prefix else completions)
-    forward = tokens * (weights + 4 * text.count * text.heads * keys)
+    tokens = completions * job.completion.mean + job.prompt * (prompts if job.shared_prefix else completions)
+    forward = tokens * (weights + 4 * text.count * text.heads * keys(job.completion))
     passes = 4 if plan.strategy.checkpointing else 3
     train = passes * forward / train_rate + job.forwards * forward / forward_rate
-    further = generation(1000, 1000, many, 0) / HOUR
+    further = generation(job.evaluated, 1000, 1000, many, 0) / HOUR
     return Duration(job.models * generate, train, further, gpus.count, job.iterations)

@@ -103,7 +103,7 @@ def advice(job: JobSizes, gpus: GPUs) -> list[str]:
             lines.append(f"Offloading keeps {found.host / GIB:.0f} GiB in the CPUs' memory, over all processes.")
         lines.append(f"Proposal: {found.name} ({found.needs / GIB:.1f} GiB) {job.arguments(found)}".rstrip())
         if (time := duration(job, found, gpus)) is not None:
-            lines.append(time.text(gpus, job.completion.mean))
+            lines.append(time.text(job, gpus))
         return lines
     count = gpus.count
     while found is None and count < MOST_GPUS:

@@ -101,7 +101,8 @@ class JobSizes:
         whole, adapted: the sizes of the model with all parameters trained, and with adapters.
         budget: `tokens_per_microbatch`.
         prompt: maximum tokens of a prompt.
-        completion: lengths of completions.
+        completion: lengths of completions in training.
+        evaluated: lengths of completions in validation and evaluation.
         group: completions per prompt.
         prompts: prompts per step.
         size: bytes of a number in matrix products: 2 with bf16-mixed, 4 with 32-true.
@@ -125,6 +126,7 @@ class JobSizes:
     budget: int
     prompt: int
     completion: Lengths
+    evaluated: Lengths
     group: int
     prompts: int
     size: int = 2
@@ -350,21 +352,24 @@ def describe_job(
     """Collect the sizes of a config; read at most the config of the model, no weights.
 
     Args:
-        lengths: expected lengths of completions, for `Lengths.parse`; None = all as long as allowed.
+        lengths: expected lengths of completions, for `Lengths.parse`; None = all as long as allowed. In validation and
+            evaluation they are the same, up to the limit there.
         max_steps: optimizer steps of the run; -1 = not known without its data.
     """
     known = None if module.config_overrides else PUBLISHED.get(module.model)
     config = known or load_model_config(module.model_folder)
     engine = rollout.generator
     vllm = engine if isinstance(engine, VLLMEngine) else None
-    longest = rollout.sampling.reach
+    longest, evaluated = rollout.sampling.reach, rollout.eval_sampling.reach
+    completion = Lengths(longest, longest) if lengths is None else Lengths.parse(lengths, longest)
     share = 0.0 if vllm is None else vllm.gpu_memory_utilization or 0.4
     return JobSizes(
         whole=shape_of(config, module.freeze_vision),
         adapted=shape_of(config, module.freeze_vision, module.lora or Lora()),
         budget=module.tokens_per_microbatch,
         prompt=data.max_prompt_tokens,
-        completion=Lengths(longest, longest) if lengths is None else Lengths.parse(lengths, longest),
+        completion=completion,
+        evaluated=Lengths(evaluated, evaluated) if lengths is None else completion.up_to(evaluated),
         group=rollout.group_size,
         prompts=data.prompts_per_step,
         size=compute_dtype(precision).itemsize,

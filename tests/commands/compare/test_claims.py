@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from lit_rlvr.commands.compare.claims import PrintedClaim, claims_section, decide, lacking_seeds
-from lit_rlvr.commands.compare.numbers import QUARTER_METRICS
+from lit_rlvr.commands.compare.claims import AVERAGE, PrintedClaim, claims_section, decide, lacking_pairs
+from lit_rlvr.commands.compare.command import check_suites
 from lit_rlvr.commands.compare.printed import load_printed
 from lit_rlvr.commands.compare.significance import least_pairs, sign_flip_test, smaller_test, t_interval
 from lit_rlvr.commands.compare.study import BEFORE, load_study
-from lit_rlvr.commands.compare.verdicts import paired_differences
+from lit_rlvr.commands.compare.verdicts import SMALLER_THAN_PRINTED, paired_differences
 from lit_rlvr.configs import config_folder
 from lit_rlvr.errors import UserError
-from lit_rlvr.evaluation.suites import find_suites
 
 FOLDER = config_folder() / "printed"
 CLAIMED = [str(path.relative_to(FOLDER).with_suffix("")) for path in sorted(FOLDER.glob("*/*.yaml"))]
@@ -50,8 +50,8 @@ def results(cells: dict[str, list[float]], seeds: int = 10) -> dict[str, Any]:
 
 
 def claim(more: str | float, less: str | float = "grpo", **changes: Any) -> PrintedClaim:
-    asked = {"task": "t", "metric": "pass@1", "suite": "a", "primary": True} | changes
-    return PrintedClaim(str(more), "1", more=more, less=less, **asked)
+    asked = {"says": str(more), "task": "t", "metric": "pass@1", "suite": "a", "primary": True} | changes
+    return PrintedClaim(where="1", more=more, less=less, **asked)
 
 
 FOUR = [claim("better"), claim("worse"), claim("same"), claim("same", printed=0.01)]
@@ -68,7 +68,7 @@ def test_the_four_verdicts_are_hand_computed() -> None:
     assert better.difference == pytest.approx(0.059) and better.n == 10
     assert better.interval == pytest.approx([0.059 - 0.00626, 0.059 + 0.00626], abs=1e-4), "2.262 s / sqrt(10)"
     assert worse.adjusted == pytest.approx(8 / 1024) and worse.difference == pytest.approx(-0.0495)
-    assert same.adjusted == 1.0 and same.smallest == pytest.approx(0.0105, abs=0.001)
+    assert same.adjusted == 1.0 and same.could_show == pytest.approx(0.0105, abs=0.001)
     assert smaller.below == pytest.approx(0.00748, abs=1e-5) and smaller.difference == pytest.approx(0)
 
 
@@ -87,16 +87,41 @@ def test_holm_counts_primary_claims_alone() -> None:
 def test_too_few_seeds_are_one_line() -> None:
     """2 / 2^n x 4 is 0.0625 for 7 seeds and 0.03125 for 8."""
     few = decide(FOUR, results(CELLS, 7))
-    assert lacking_seeds(few) == (
+    assert lacking_pairs(few) == [
         "Too few seeds: sign flips need 8 pairs to reach 0.05 among 4 primary claims, and the results have 7."
-    )
-    assert lacking_seeds(few) in claims_section(few) and few[0].verdict == "cannot tell"
+    ]
+    assert lacking_pairs(few)[0] in claims_section(few) and few[0].verdict == "cannot tell"
     enough = decide(FOUR, results(CELLS, 8))
-    assert lacking_seeds(enough) == "" and "Too few" not in claims_section(enough) and enough[0].verdict == "seen"
-    none = decide([claim("better", metric="pass@4")], results(CELLS))
+    assert lacking_pairs(enough) == [] and "Too few" not in claims_section(enough) and enough[0].verdict == "seen"
+    assert lacking_pairs(decide([claim("better", primary=False)], results(CELLS, 1))) == []
+
+
+def test_too_few_pairs_show_nothing_and_make_nothing_smaller() -> None:
+    """Two pairs can have a t-test with p < 0.05, but three primary claims need seven of them."""
+    three = [claim("same", printed=1.0), claim("same"), claim("better")]
+    for pairs, verdict, shows in (
+        (2, "cannot tell", False),
+        (6, "cannot tell", False),
+        (7, SMALLER_THAN_PRINTED, True),
+    ):
+        first, second, _ = decide(three, results(CELLS, pairs))
+        assert first.found is not None and first.found.below is not None and first.found.below < 0.05
+        assert first.verdict == verdict and second.verdict == "cannot tell"
+        assert ("(could show 0.0" in second.row()[-1]) == shows == (second.as_data()["could_show"] is not None)
+
+
+def test_nan_is_no_difference() -> None:
+    with pytest.raises(AssertionError, match="NaN would give p = 0"):
+        paired_differences([[(1.0, 0.5), (float("nan"), 0.5)]], [None])
+
+
+def test_what_no_run_has_is_not_too_few_seeds() -> None:
+    """It counts in the correction all the same: with ten seeds, two claims have enough."""
+    none = decide([claim("better", metric="pass@4"), claim("better")], results(CELLS))
     assert none[0].found is None and none[0].verdict == "cannot tell" and none[0].as_data()["n"] == 0
-    assert lacking_seeds(none).endswith("need 6 pairs to reach 0.05 among 1 primary claim, and the results have 0.")
-    assert lacking_seeds(decide([claim("better", primary=False)], results(CELLS, 1))) == ""
+    assert lacking_pairs(none) == ["better: no pair of runs has pass@4, a."]
+    assert len(lacking_pairs(decide([claim("better", metric="pass@4"), claim("better")], results(CELLS, 6)))) == 2
+    assert lacking_pairs(decide([claim("better", metric="pass@4", primary=False)], results(CELLS))) != []
 
 
 @pytest.mark.parametrize(("comparisons", "pairs"), [(1, 6), (2, 7), (3, 7), (4, 8), (10, 9)])
@@ -172,24 +197,30 @@ def test_the_section_has_the_numbers() -> None:
 def test_shipped_claims_belong_to_their_study(name: str) -> None:
     paper = load_printed(name)
     study = load_study(paper.study)
-    asked = [suite for group in study.suites.values() for suite in group]
-    suites = {suite.name: suite.protocol for suite in find_suites(asked, {}, {"protocol": study.protocol})}
     primary = [claim for claim in paper.claims if claim.primary]
     assert 0 < len(primary) <= 3 and len(study.seeds) >= max(5, least_pairs(len(primary)))
     assert len({claim.says for claim in paper.claims}) == len(paper.claims)
-    for found in paper.claims:
-        found.check(study)
-        assert found.more != found.less
-        if found.suite is None:
-            assert found.metric in (*QUARTER_METRICS, "loss_variance") and BEFORE not in (found.more, found.less)
-            continue
-        for suite in found.suites or [found.suite]:
-            if found.metric.startswith("diversity/"):
-                assert study.diversity
-            else:
-                assert suites[suite].samples >= int(found.metric.removeprefix("pass@"))
-    with pytest.raises(UserError, match=f"{study.name} has no cell 'gpo'; it has "):
-        PrintedClaim("s", "w", study.tasks[0], "pass@1", "gpo", study.names[0]).check(study)
+    assert all(found.more != found.less for found in paper.claims)
+
+
+def test_claims_about_what_the_study_has_not_are_refused() -> None:
+    study = load_study("studies/apmpo_diversity")
+    suites = {suite.name: suite.protocol for suite in check_suites(study)}
+    given = {"task": study.tasks[0], "suite": "math500", "more": "apmpo", "less": "grpo"}
+    claim(**given).check(study, suites)
+    claim(**given | {"suite": None, "metric": "rollout/reward"}).check(study, suites)
+    claim(**given | {"metric": "diversity/self_bleu_4"}).check(study, suites)
+    for change, said in (
+        ({"task": "t"}, "apmpo_diversity has no task 't'; it has "),
+        ({"more": "amppo"}, "apmpo_diversity has no cell 'amppo'; it has "),
+        ({"suite": "maths500"}, "apmpo_diversity has no suite 'maths500'; it has math500"),
+        ({"suite": AVERAGE, "suites": ["math500", "amc"]}, "apmpo_diversity has no suite 'amc'; it has math500"),
+        ({"metric": "pass@5"}, "suite math500 has no metric 'pass@5'; it has pass@1, "),
+        ({"suite": None}, "a run has no metric 'pass@1'; it has rollout/reward, "),
+        ({"suite": None, "metric": "loss_variance", "less": BEFORE}, "`before training` has no metrics of training"),
+    ):
+        with pytest.raises(UserError, match=f"^claim 'apmpo': {re.escape(said)}"):
+            claim(**given | {"says": "apmpo"} | change).check(study, suites)
 
 
 def test_shipped_sizes_are_the_papers() -> None:

@@ -16,6 +16,7 @@ from scipy.stats import ttest_ind
 from tiny_rewards import judged_as_is
 
 from lit_rlvr.commands.compare.claims import AVERAGE
+from lit_rlvr.commands.compare.command import check_suites
 from lit_rlvr.commands.compare.figures import CURVES, SET_CURVES
 from lit_rlvr.commands.compare.printed import Paper, PrintedTable, PrintedValue, load_printed
 from lit_rlvr.commands.compare.reproduce import comparison_tables, paper_items
@@ -24,7 +25,6 @@ from lit_rlvr.commands.compare.study import load_study
 from lit_rlvr.commands.compare.tables import BEFORE
 from lit_rlvr.configs import config_folder
 from lit_rlvr.errors import UserError
-from lit_rlvr.evaluation.suites import find_suites
 
 CLI = Callable[..., Any]
 FOLDER = config_folder() / "printed"
@@ -44,28 +44,38 @@ CONTRADICTIONS = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_printed_tables_belong_to_their_study(name: str) -> None:
+def test_printed_tables_and_claims_belong_to_their_study(name: str) -> None:
     paper = load_printed(name)
     study = load_study(paper.study)
-    asked = [suite for group in study.suites.values() for suite in group]
-    diversity = [f"diversity/{name}" for name in ("cosine_similarity", "self_bleu_4")] if study.diversity else []
-    suites = {suite.name: suite.protocol for suite in find_suites(asked, {}, {"protocol": study.protocol})}
-    for table in paper.tables:
-        assert table.task in study.tasks and set(table.rows) <= {BEFORE, *study.names}, table.title
-        columns = [column for column in table.columns if column != AVERAGE]
-        if table.suite is None:
-            assert table.metric == "run" or set(columns) <= suites.keys()
-            assert columns
-        else:
-            assert table.suite in suites
-        if table.metric == "run":
-            continue
-        assert all(key in diversity for key in columns if key.startswith("diversity/"))
-        metrics = [table.metric] if table.metric else [key for key in columns if not key.startswith("diversity/")]
-        for suite in [table.suite] if table.suite else columns:
-            for metric in metrics:
-                protocol = suites[suite]
-                assert protocol.greedy if metric == "greedy" else protocol.samples >= int(metric.removeprefix("pass@"))
+    paper.check(study, {suite.name: suite.protocol for suite in check_suites(study)})
+    assert all({*table.columns} - {AVERAGE} for table in paper.tables)
+
+
+def test_tables_of_what_the_study_has_not_are_refused() -> None:
+    """All mistakes of a file at once."""
+    study = load_study("studies/agrae_ablation")
+    suites = {suite.name: suite.protocol for suite in check_suites(study)}
+    task, values = study.tasks[0], [PrintedValue(1.0, None)]
+    wrong = [
+        (PrintedTable("t", None, "pass@1", ["math"], {}), "table 't, pass@1': agrae_ablation has no task 't'; it has "),
+        (PrintedTable(task, None, "pass@1", ["math"], {"gpo": values}), "agrae_ablation has no cell 'gpo'; it has "),
+        (PrintedTable(task, None, "pass@1", ["maths"], {}), "agrae_ablation has no suite 'maths'; it has math, "),
+        (PrintedTable(task, None, "greedy", ["math"], {}), "suite math has no metric 'greedy'; it has pass@1, "),
+        (PrintedTable(task, "maths", None, ["pass@1"], {}), "agrae_ablation has no suite 'maths'; it has math, "),
+        (PrintedTable(task, "math", None, ["pass@3"], {}), "suite math has no metric 'pass@3'; it has pass@1, "),
+        (PrintedTable(task, "math", "pass@3", ["CT"], {}), "suite math has no metric 'pass@3'; it has pass@1, "),
+        (PrintedTable(task, "math", None, ["diversity/self_bleu_4"], {}), "no metric 'diversity/self_bleu_4'; it has "),
+    ]
+    right = [
+        PrintedTable(task, "math", "pass@1", ["CT"], {BEFORE: values, "grpo": values}),
+        PrintedTable(task, None, "pass@256", ["math", AVERAGE], {"full": values * 2}),
+        PrintedTable(task, None, "run", ["GiB"], {"grpo": values}),
+    ]
+    with pytest.raises(UserError) as error:
+        Paper("s", None, [*right, *(table for table, _ in wrong)]).check(study, suites)
+    assert len(error.value.messages) == len(wrong)
+    for message, (_, said) in zip(error.value.messages, wrong, strict=True):
+        assert said in message
 
 
 def test_printed_averages_are_those_of_their_rows() -> None:
@@ -115,8 +125,6 @@ def test_our_values_stand_next_to_the_papers() -> None:
     assert "| grpo | 3 | 50.0 ± 1.0 (45.0; +5.0, **p 0.049**) | - (99.0) |" in pages[1]
     assert pages[1].startswith("## t, a\n")
     assert "30.0 ± 1.0 (30.0; +0.0, p 1.000)" in pages[2]
-    with pytest.raises(UserError, match="s has not the rows or the task of u, pass@1"):
-        list(comparison_tables(Paper("s", 3, [PrintedTable("u", None, "pass@1", ["a"], {})]), results()))
 
 
 def test_what_a_run_took_stands_next_to_what_is_printed() -> None:
@@ -187,6 +195,11 @@ def test_what_is_no_table_is_one_line(tmp_path: Path) -> None:
         ("study: s\ntables: [1]", "does not have the form"),
         ("study: s\ntables: [{task: t, columns: [a], rows: {grpo: [many]}}]", "'many' is neither a number nor"),
         ("study: s\ntables: [{task: t, columns: [a], rows: {grpo: [1, 2]}}]", "grpo has 2 values for 1 columns"),
+        ("study: s\ntables: [{task: t, metric: run, columns: [GB], rows: {grpo: [1]}}]", "no column 'GB'; use GiB, "),
+        (
+            "study: s\ntables: [{task: t, metric: run, columns: [GiB], rows: {before training: [1]}}]",
+            "remove the row 'before training', which is no run",
+        ),
     ):
         path = tmp_path / "mine.yaml"
         path.write_text(text)
@@ -235,3 +248,34 @@ def test_a_table_of_ones_own_is_reproduced(run_folder: Path, lit_rlvr: CLI, monk
     assert lacking in page and lacking in done.err
     again = lit_rlvr("compare", "study.yaml", "--out", "out", "--json")
     assert json.loads(again.out) == json.loads(Path("out/results.json").read_text())
+
+
+def test_a_failed_cell_leaves_the_verdicts_of_the_others(
+    run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch, forks: None
+) -> None:
+    """The page has what there is and names what failed; results of an earlier call make no page."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "helpers"), prepend=os.pathsep)
+    mistake = {"data": {"init_args": {"prompts_per_step": 17}}}  # more prompts than there are
+    study = {"name": "tiny", "base": "tiny.yaml", "tasks": {"sums": {}}, "cells": {"grpo": {}, "wrong": mistake},
+             "seeds": [0], "baseline": "grpo", "budget": {"steps": 4}}  # fmt: skip
+    (run_folder / "study.yaml").write_text(yaml.safe_dump(study))
+    shared = {"where": "1", "task": "sums", "metric": "rollout/reward", "primary": True}
+    claims = [{"says": "It is right more than never", "more": "grpo", "less": -0.5} | shared,
+              {"says": "Wrong is worse", "more": "grpo", "less": "wrong"} | shared]  # fmt: skip
+    (run_folder / "mine.yaml").write_text(yaml.safe_dump({"study": "study.yaml", "claims": claims}))
+    done = lit_rlvr("reproduce", "mine.yaml", "--out", "out")
+    assert done.status == 2 and "error: 1 of 2 cells failed (sums, wrong, seed 0: " in done.err, done.err
+    page = Path("out/reproduced.md").read_text()
+    assert "\n\n**Failed, so left out: sums, wrong, seed 0.**\n\n" in page
+    rows = [line for line in page.splitlines() if line.startswith("| ")][2:]
+    assert "It is right more than never" in rows[0] and " | 1 | 1.000, 1.000 | **cannot tell**" in rows[0]
+    assert "Wrong is worse" in rows[1] and "| 0 | - | **cannot tell** |" in rows[1]
+    lacking = "Wrong is worse: no pair of runs has rollout/reward, last quarter of training."
+    assert lacking in page and lacking in done.err
+
+    Path("out/reproduced.md").unlink()
+    elsewhere = {"cells": {"grpo": {}, "wrong": {"model": {"init_args": {"model": "nowhere"}}}}}
+    (run_folder / "study.yaml").write_text(yaml.safe_dump(study | elsewhere))
+    refused = lit_rlvr("reproduce", "mine.yaml", "--out", "out")
+    assert refused.status == 2 and "nowhere" in refused.err and "cells failed" not in refused.err, refused.err
+    assert Path("out/results.json").is_file() and not Path("out/reproduced.md").exists()
