@@ -66,7 +66,11 @@ def opening_numbers(found: Found, studies: Mapping[str, Any], best: Mapping[str,
     )
     lead, kept = found["APMPO is better than GRPO"], found["APMPO keeps a higher entropy than GRPO"]
     cells = {"apmpo", "fac", "pmpo"}
-    readings = [f.now for f in found.values() if f.claim.printed is not None and f.claim.more in cells]
+    readings = [
+        f.now
+        for says, f in found.items()
+        if f.claim.printed is not None and f.claim.more in cells and not says.startswith("Four epochs")
+    ]
     runs = sum(
         len(cell["by_seed"])
         for study in studies.values()
@@ -96,6 +100,8 @@ def opening_numbers(found: Found, studies: Mapping[str, Any], best: Mapping[str,
         "apmpo_lead": f"{lead.difference:+.3f}",
         "apmpo_printed": f"{lead.claim.printed:+.3f}",
         **{f"margin_{key}": value for key, value in margin_numbers(found).items()},
+        **{f"six_{key}": value for key, value in margin_numbers(found, "Groups of six: ").items()},
+        **{f"gate_{key}": value for key, value in gate_numbers(studies["apmpo_gate"]["tasks"], found).items()},
         **{f"best_{key}": value for key, value in best.items()},
     }
 
@@ -236,8 +242,8 @@ def pass_64(run: Any) -> float:
     return float(run["last"]["val/multi_step_arithmetic/pass@64"])
 
 
-def margin_numbers(found: Found) -> dict[str, str]:
-    """Return the differences of AAPO's study at equal steps, by claim."""
+def margin_numbers(found: Found, start: str = "") -> dict[str, str]:
+    """Return the differences of a study of AAPO's margin, by claim; the claims begin with `start`."""
     names = {
         "lead": "AAPO is better than GRPO at equal steps",
         "margin": "AAPO is better than AAPO without the margin",
@@ -246,14 +252,10 @@ def margin_numbers(found: Found) -> dict[str, str]:
         "sample": "AAPO with the sample's deviation is better than with the population's",
         "aggregation": "GRPO's mean over completions is better than one over a group's tokens",
     }
-    numbers = {}
-    for key, says in names.items():
-        finding = found[says]
-        numbers[key] = f"{finding.difference:+.3f}"
-        numbers[f"{key}_interval"] = "from {:+.3f} to {:+.3f}".format(*finding.interval)
-    primary = [found[names[key]] for key in ("lead", "margin", "own")]
+    there = {key: found[start + says] for key, says in names.items() if start + says in found}
+    primary = [there[key] for key in ("lead", "margin", "own")]
     return {
-        **numbers,
+        **differences(there),
         "pairs": str(primary[0].n),
         "p": f"{max(f.adjusted for f in primary[:2]):.3f}",
         "verdicts": "; ".join(f.verdict for f in primary),
@@ -263,6 +265,36 @@ def margin_numbers(found: Found) -> dict[str, str]:
         "below": p_value(primary[0].below),
         "aapo_end": f"{primary[0].more:.3f}",
         "grpo_end": f"{primary[0].less:.3f}",
+    }
+
+
+def differences(findings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the mean difference of each finding, and its interval under the same key with `_interval`."""
+    numbers = {key: f"{finding.difference:+.3f}" for key, finding in findings.items()}
+    return numbers | {
+        f"{key}_interval": "from {:+.3f} to {:+.3f}".format(*finding.interval) for key, finding in findings.items()
+    }
+
+
+def gate_numbers(tasks: Mapping[str, Any], found: Found) -> dict[str, str]:
+    """Return the differences of APMPO's study of the clip, by claim, and how many of GRPO's tokens are clipped."""
+    names = {
+        "lead": "Four epochs: APMPO is better than GRPO",
+        "gmpo": "Four epochs: APMPO is better than GMPO",
+        "static": "Four epochs: APMPO is better than an upper clip of 0.33",
+        "gmpo_grpo": "Four epochs: GMPO is better than GRPO",
+    }
+
+    def clipped(metric: str) -> str:
+        shares = [fmean(quarter(task, "grpo", metric, k) for task in tasks.values()) for k in range(4)]
+        return f"{100 * min(shares):.1f} to {percent(max(shares), 1)}"
+
+    return {
+        **differences({key: found[says] for key, says in names.items()}),
+        "above": clipped("train/clip_high"),
+        "below": clipped("train/clip_low"),
+        "printed": f"{found[names['lead']].claim.printed:+.3f}",
+        "could_show": f"{found[names['static']].could_show:.3f}",
     }
 
 
