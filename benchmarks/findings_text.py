@@ -292,7 +292,9 @@ reserve.
 **The margin makes this lead; we did not see that the reference does.** AAPO without its margin differs from GRPO in the
 aggregation alone, which changes nothing here ({aggregation} for GRPO's, {aggregation_interval}); the margin adds
 {margin}, {margin_interval}. AAPO cannot be told from one that takes the reference's rewards on another prompt ({own},
-{own_interval}), and the interval reaches to three quarters of what the margin adds. A margin that is the same for all
+{own_interval}), and the interval reaches to three quarters of what the margin adds.
+
+A margin that is the same for all
 prompts adds nearly as much ({constant}, {constant_interval}), which was found afterwards. An explanation that fits: a
 right answer gets a bonus and a wrong one a penalty in every pair, also where both are alike and GRPO learns nothing.
 
