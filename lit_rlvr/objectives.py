@@ -240,6 +240,22 @@ def kl_estimate(logp: Tensor, ref: Tensor, mask: Tensor, estimator: KLEstimator 
     return d.square() / 2 if estimator == "k2" else torch.expm1(d) - d
 
 
+def discounted_sum(values: Tensor, factor: float, block: int = 64) -> Tensor:
+    """Return `sum_{k >= t} factor^(k - t) values_k` (B, T), with 0 <= factor <= 1.
+
+    Args:
+        block: positions that are summed at once, in memory of B x block^2.
+    """
+    steps = torch.arange(block, device=values.device, dtype=values.dtype)
+    powers = factor ** (steps - steps[:, None]).clamp(min=0) * (steps >= steps[:, None])  # (t, k)
+    after, sums = torch.zeros_like(values[:, :1]), []
+    for part in reversed(values.split(block, 1)):
+        n = part.shape[1]
+        sums.append((part[:, None] * powers[:n, :n]).sum(2) + after * factor ** (n - steps[:n]))
+        after = sums[-1][:, :1]
+    return torch.cat(sums[::-1], 1)
+
+
 def masked_sum(values: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
     """Return `sum_i sum_t weight * values` over the unmasked (B, T) positions; masked values have no effect."""
     return (torch.where(mask, values, 0.0) * weight).sum()

@@ -7,6 +7,8 @@ from lit_rlvr.algorithms.clip_cov import ClipCov
 from lit_rlvr.algorithms.dapo import DAPO
 from lit_rlvr.algorithms.dppo import DPPO
 from lit_rlvr.algorithms.dr_grpo import DrGRPO
+from lit_rlvr.algorithms.dro import DRO
+from lit_rlvr.algorithms.fipo import FIPO
 from lit_rlvr.algorithms.gmpo import GMPO
 from lit_rlvr.algorithms.gpg import GPG
 from lit_rlvr.algorithms.grpo import GRPO
@@ -17,6 +19,7 @@ from lit_rlvr.algorithms.luspo import LUSPO
 from lit_rlvr.algorithms.m2po import M2PO
 from lit_rlvr.algorithms.reinforce import Reinforce
 from lit_rlvr.algorithms.sapo import SAPO
+from lit_rlvr.algorithms.topr import TOPR
 from lit_rlvr.algorithms.vespo import VESPO
 from lit_rlvr.training.module import RLVRModule
 
@@ -26,6 +29,8 @@ __all__ = [
     "CISPO",
     "DAPO",
     "DPPO",
+    "DRO",
+    "FIPO",
     "GMPO",
     "GPG",
     "GRPO",
@@ -33,6 +38,7 @@ __all__ = [
     "LUSPO",
     "M2PO",
     "SAPO",
+    "TOPR",
     "VESPO",
     "ClipCov",
     "DrGRPO",

@@ -62,6 +62,23 @@ LOSSES = {
         "p - p_rollout < -0.2, else 1",
         "arXiv 2602.04879, eq. 13",
     ),
+    "FIPO": Published(
+        "-(1/N) sum_i sum_t f S, S = min(w A, clip(w, 0.8, 1.28) A), at least 10 A where A < 0; f = stopgrad(clip("
+        "exp(F), 1, 1.2)), F the sum over k >= t with w_k <= 10 of 2^((t - k)/32) log w_k; f at most 1 where A < 0 and "
+        "w > 4; 0 for completions with A < 0 and w > 10 at two or more tokens",
+        "arXiv 2603.19835, with the authors' code",
+        True,
+    ),
+    "TOPR": Published(
+        "-(1/B) sum_i stopgrad(alpha) A sum_t logp, alpha 1 where A >= 0, else min(W, 1), W the product over the "
+        "sequence of the ratios to rollout_logp",
+        "arXiv 2503.14286",
+        True,
+    ),
+    "DRO": Published(
+        "-(1/B) sum_i (A log W - 0.025 (log W)^2), W the product over the sequence of the ratios to rollout_logp",
+        "arXiv 2405.19107; arXiv 2501.12599, section 2.3.2",
+    ),
     "GMPO": Published(
         "-(1/B) sum_i A exp((1/n_i) sum_t q), q = min(log w, 0.4) where A > 0, max(log w, -0.4) where A < 0",
         "arXiv 2507.20673",

@@ -396,6 +396,54 @@ def sapo_terms(case: Case, a: Sequence[mpf], aggregation: str, tau_pos: float, t
     return term
 
 
+def fipo_terms(
+    case: Case, a: Sequence[mpf], low: float = 1.0, high: float = 1.2, half_life: float = 32.0, safe: float = 4.0,
+    dual: float | None = 10.0, clip_low: float = 0.2, clip_high: float = 0.28,
+) -> Term:  # fmt: skip
+    far = mp.inf if dual is None else mpf(dual)
+
+    def ratio_of(i: int, t: int) -> mpf:
+        return mp.exp(case.logp[i][t] - case.old[i][t])  # of the batch, not of `logp`
+
+    def influence(i: int, t: int) -> mpf:
+        after = [k for k in case.tokens(i) if k >= t and ratio_of(i, k) <= far]
+        future = sum(mpf(2) ** (-(k - t) / mpf(half_life)) * mp.log(ratio_of(i, k)) for k in after)
+        found = clip(mp.exp(future), mpf(low), mpf(high))
+        return clip(found, mpf(0.8), mpf(1)) if a[i] < 0 and ratio_of(i, t) > safe else found
+
+    def term(i: int, logp: Sequence[mpf]) -> mpf:
+        if a[i] < 0 and sum(ratio_of(i, t) > far for t in case.tokens(i)) > 1:
+            return mpf(0)
+        total = mpf(0)
+        for t in case.tokens(i):
+            w = mp.exp(logp[t] - case.old[i][t])
+            total += influence(i, t) * surrogate(w, a[i], mpf(clip_low), mpf(clip_high), dual)
+        return -case.share(i, "token_mean") * total
+
+    return term
+
+
+def topr_terms(case: Case, a: Sequence[mpf], aggregation: str = "token_sum") -> Term:
+    def term(i: int, logp: Sequence[mpf]) -> mpf:
+        frozen = sum(case.logp[i][t] - case.rollout[i][t] for t in case.tokens(i))  # of the batch, not of `logp`
+        alpha = min(mp.exp(frozen), mpf(1)) if a[i] < 0 else mpf(1)
+        return -case.share(i, aggregation) * alpha * a[i] * sum(logp[t] for t in case.tokens(i))
+
+    return term
+
+
+def dro_terms(case: Case, a: Sequence[mpf], beta: float) -> Term:
+    """The squared error of `beta log w` as an estimate of A, without the constant."""
+
+    def term(i: int, logp: Sequence[mpf]) -> mpf:
+        log_w = sum(logp[t] - case.rollout[i][t] for t in case.tokens(i))
+        if beta == 0:
+            return -a[i] * log_w / len(case.mask)
+        return ((a[i] - mpf(beta) * log_w) ** 2 - a[i] ** 2) / (2 * mpf(beta)) / len(case.mask)
+
+    return term
+
+
 def vespo_terms(case: Case, a: Sequence[mpf], k_pos: float, lambda_pos: float, k_neg: float, lambda_neg: float) -> Term:
     def term(i: int, logp: Sequence[mpf]) -> mpf:
         frozen = sum(case.logp[i][t] - case.rollout[i][t] for t in case.tokens(i))  # of the batch, not of `logp`

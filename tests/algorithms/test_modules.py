@@ -26,6 +26,8 @@ from lit_rlvr.algorithms import (
     CISPO,
     DAPO,
     DPPO,
+    DRO,
+    FIPO,
     GMPO,
     GPG,
     GRPO,
@@ -33,6 +35,7 @@ from lit_rlvr.algorithms import (
     LUSPO,
     M2PO,
     SAPO,
+    TOPR,
     VESPO,
     ClipCov,
     DrGRPO,
@@ -81,6 +84,12 @@ DEFAULTS: dict[type[RLVRModule], dict[str, Any]] = {
     ),
     KLCov: dict(advantage="grpo", aggregation="token_mean", penalty_share=2e-4, penalty_coef=1.0),
     M2PO: dict(advantage="grpo", aggregation="token_mean", threshold=0.04),
+    FIPO: dict(
+        advantage="grpo", aggregation="token_mean", clip_low=0.2, clip_high=0.28, dual_clip=10.0, half_life=32.0,
+        influence_low=1.0, influence_high=1.2, safe_ratio=4.0,
+    ),
+    TOPR: dict(advantage="dr_grpo", aggregation="token_sum"),
+    DRO: dict(advantage="dr_grpo", beta=0.05),
 }  # fmt: skip
 
 

@@ -18,6 +18,8 @@ from slow_loops import (
     clip_cov_terms,
     clipped_terms,
     dppo_terms,
+    dro_terms,
+    fipo_terms,
     gmpo_terms,
     gspo_terms,
     kl_cov_terms,
@@ -30,6 +32,7 @@ from slow_loops import (
     random_case,
     sapo_terms,
     top_entropy_terms,
+    topr_terms,
     vespo_terms,
     worst_error,
 )
@@ -40,6 +43,8 @@ from lit_rlvr.algorithms import (
     CISPO,
     DAPO,
     DPPO,
+    DRO,
+    FIPO,
     GMPO,
     GPG,
     GRPO,
@@ -47,6 +52,7 @@ from lit_rlvr.algorithms import (
     LUSPO,
     M2PO,
     SAPO,
+    TOPR,
     VESPO,
     ClipCov,
     DrGRPO,
@@ -56,7 +62,7 @@ from lit_rlvr.algorithms import (
     RLVRModule,
 )
 from lit_rlvr.commands.parity.replay import frozen_inputs, read_batch, replay
-from lit_rlvr.objectives import LossInputs, log_power_mean, loglinear_old
+from lit_rlvr.objectives import LossInputs, discounted_sum, log_power_mean, loglinear_old
 
 AGGREGATIONS = ("sequence_mean", "token_mean", "group_token_mean", "constant", "token_sum")
 CASES = {
@@ -211,6 +217,33 @@ LOSSES: dict[str, tuple[type[RLVRModule], dict[str, Any], str, Losses]] = {
     ),
     "M2PO": (M2PO, {}, "grpo", lambda c, a: [m2po_terms(c, a, 0.04)]),
     "M2PO strict": (M2PO, dict(threshold=1e-3), "grpo", lambda c, a: [m2po_terms(c, a, 1e-3)]),
+    "FIPO": (FIPO, {}, "grpo", lambda c, a: [fipo_terms(c, a)]),
+    "FIPO both ways": (
+        FIPO,
+        dict(influence_low=0.5, influence_high=1.5, half_life=2.0, safe_ratio=1.1, dual_clip=1.3),
+        "grpo",
+        lambda c, a: [fipo_terms(c, a, 0.5, 1.5, 2, 1.1, 1.3)],
+    ),
+    "FIPO without a dual clip": (
+        FIPO,
+        dict(dual_clip=None, influence_low=0.0, aggregation="token_mean"),
+        "grpo",
+        lambda c, a: [fipo_terms(c, a, low=0.0, dual=None)],
+    ),
+    "TOPR": (TOPR, {}, "dr_grpo", lambda c, a: [topr_terms(c, a)]),
+    "TOPR by rewards": (
+        TOPR,
+        dict(advantage="reinforce", aggregation="token_mean"),
+        "reinforce",
+        lambda c, a: [topr_terms(c, a, "token_mean")],
+    ),
+    "DRO": (DRO, {}, "dr_grpo", lambda c, a: [dro_terms(c, a, 0.05)]),
+    "DRO without a penalty": (
+        DRO,
+        dict(beta=0.0, kl_coef=0.1),
+        "dr_grpo",
+        lambda c, a: [dro_terms(c, a, 0.0), kl_terms(c, "token_sum", 0.1)],
+    ),
     "GRPO on uncertain tokens": (
         GRPO,
         dict(top_entropy_quantile=0.2, kl_coef=0.1),
@@ -286,6 +319,16 @@ def errors(name: str, case: Case) -> dict[str, float]:
         "advantages": worst_error(ours["x/advantages"], a),
         "dlogp": worst_error(ours["x/dlogp"], gradient, max(scale, 1e-30)),
     }
+
+
+@pytest.mark.parametrize("length", [1, 64, 150])
+def test_a_discounted_sum_is_that_of_the_recurrence(length: int) -> None:
+    values = torch.randn(2, length, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    slow, after = [], torch.zeros(2, dtype=torch.float64)
+    for t in reversed(range(length)):
+        after = values[:, t] + 0.9 * after
+        slow.append(after)
+    assert torch.allclose(discounted_sum(values, 0.9), torch.stack(slow[::-1], 1), rtol=1e-12)
 
 
 @pytest.mark.parametrize("kind", CASES)

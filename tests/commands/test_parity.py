@@ -54,6 +54,9 @@ ALGORITHMS = {
             "ClipCov",
             "KLCov",
             "M2PO",
+            "FIPO",
+            "TOPR",
+            "DRO",
         )
     },
 }
