@@ -39,6 +39,7 @@ from findings_numbers import (
     opening_numbers,
     p_value,
     point_numbers,
+    regime_numbers,
     w_reinforce_numbers,
 )
 from findings_text import CHOICE_OF_RATES, INTRODUCTION, OPENING, READINGS
@@ -241,6 +242,7 @@ def reading(name: str, results: Mapping[str, Any]) -> str:
         "aapo_margin": lambda: margin_numbers(found),
         "aapo_margin_6": lambda: margin_numbers(found, "Groups of six: "),
         "apmpo_gate": lambda: gate_numbers(tasks, found),
+        "agrae_regime": lambda: regime_numbers(tasks, found, best_rates(part.rates)),
         "w_reinforce": lambda: w_reinforce_numbers(tasks),
         "losses_best": lambda: best_numbers(results, learning_rates(name)),
         "losses_image": lambda: image_numbers(tasks["geometry"]),
@@ -261,7 +263,8 @@ def opening(found: Mapping[str, Mapping[str, Any]]) -> str:
     findings = [by_claim(STUDIES[name].claims, results) for name, results in claimed.items()]
     together = {says: finding for part in findings for says, finding in part.items()}
     best = best_numbers(found["losses_best"], learning_rates("losses_best"))
-    return wrapped(OPENING.format(**opening_numbers(together, claimed, best)))
+    regime = regime_numbers(found["agrae_regime"]["tasks"], together, best_rates("agrae_regime_rates"))
+    return wrapped(OPENING.format(**opening_numbers(together, claimed, regime, best)))
 
 
 def wrapped(text: str) -> str:
@@ -361,13 +364,19 @@ def comparison(results: Mapping[str, Any]) -> str:
 
 def chosen_rates(name: str) -> list[str]:
     """Return the table and the picture of the study that chose the learning rates."""
-    picture = f"![{name}: accuracy at three learning rates](findings/{name}.png)"
-    return [CHOICE_OF_RATES.format(name=name), rates_table(read(name)), picture]
+    picture = f"![{name}: accuracy at each learning rate](findings/{name}.png)"
+    return [CHOICE_OF_RATES.format(name=name), rates_table(name), picture]
 
 
-def rates_table(results: Mapping[str, Any]) -> str:
+def best_rates(name: str) -> dict[str, Any]:
+    """Return a family of cells -> its results at each learning rate, of a study that chose them."""
+    (families,) = read(name)["best_rates"].values()
+    return dict(families)
+
+
+def rates_table(name: str) -> str:
     """Return the metric of every family of cells at each learning rate, the highest in bold."""
-    (families,) = results["best_rates"].values()
+    families = best_rates(name)
     rates = sorted({cell["lr"] for family in families.values() for cell in family["cells"].values()})
     rows = [f"| cell | {' | '.join(map('{:g}'.format, rates))} |", "|---" * (1 + len(rates)) + "|"]
     for name, family in families.items():

@@ -44,12 +44,15 @@ def span(values: Iterable[float], digits: int) -> str:
     return f"{min(found):.{digits}f} to {max(found):.{digits}f}"
 
 
-def opening_numbers(found: Found, studies: Mapping[str, Any], best: Mapping[str, str]) -> dict[str, str]:
+def opening_numbers(
+    found: Found, studies: Mapping[str, Any], regime: Mapping[str, str], best: Mapping[str, str]
+) -> dict[str, str]:
     """Return the numbers of the page's first screen.
 
     Args:
         found: all claims of the three papers.
         studies: their results, by name.
+        regime: the numbers of A-GRAE's study of mixed lengths.
         best: the numbers of the losses at their best learning rates.
     """
     agrae, entropy, entropy_last, hard, rising, sample, group = (
@@ -102,6 +105,7 @@ def opening_numbers(found: Found, studies: Mapping[str, Any], best: Mapping[str,
         **{f"margin_{key}": value for key, value in margin_numbers(found).items()},
         **{f"six_{key}": value for key, value in margin_numbers(found, "Groups of six: ").items()},
         **{f"gate_{key}": value for key, value in gate_numbers(studies["apmpo_gate"]["tasks"], found).items()},
+        **{f"regime_{key}": value for key, value in regime.items()},
         **{f"best_{key}": value for key, value in best.items()},
     }
 
@@ -295,6 +299,35 @@ def gate_numbers(tasks: Mapping[str, Any], found: Found) -> dict[str, str]:
         "below": clipped("train/clip_low"),
         "printed": f"{found[names['lead']].claim.printed:+.3f}",
         "could_show": f"{found[names['static']].could_show:.3f}",
+    }
+
+
+def regime_numbers(tasks: Mapping[str, Any], found: Found, families: Mapping[str, Any]) -> dict[str, str]:
+    """Return the differences of A-GRAE's study of mixed lengths from GRPO, by cell and k.
+
+    Args:
+        families: a cell -> its accuracy at each learning rate, in the study that chose them.
+    """
+    names = {"agrae": "A-GRAE", "half": "A-GRAE with alpha 0.5", "sample": "the sample level alone",
+             "group": "the group level alone"}  # fmt: skip
+    there = {
+        f"{key}_{k}": found[f"Mixed lengths: {name} is better than GRPO at k = {k}"]
+        for key, name in names.items()
+        for k in (1, 32)
+    }
+    primary = [there[key] for key in ("agrae_1", "agrae_32", "half_1")]
+    return {
+        **differences(there),
+        "pairs": str(primary[0].n),
+        "could_show": f"{primary[1].could_show:.3f}",
+        "printed_32": f"{primary[1].claim.printed:+.3f}",
+        "below": p_value(max(primary[0].below, primary[2].below)),
+        **{f"chosen_{name}": f"{max(cell['mean'] for cell in families[name]['cells'].values()):.3f}"
+           for name in ("grpo", "agrae")},
+        **{f"rate_{name}": f"{families[name]['best_lr']:g}" for name in ("grpo", "agrae")},
+        "grpo": f"{primary[0].less:.3f}",
+        "grpo_32": f"{primary[1].less:.3f}",
+        "starts": span((task["before"]["mean"] for task in tasks.values()), 2),
     }
 
 
