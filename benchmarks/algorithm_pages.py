@@ -24,8 +24,8 @@ DOCS = Path(__file__).parent.parent / "docs"
 PAGES = DOCS / "algorithms"
 TABLE = re.compile(r"(?:^\|.*\n)+", re.M)
 END = re.compile(r"^At its best of three.*?\(index\.md#the-curves\)\)\.\n", re.M | re.S)
-STUDY = "losses_best"
-"""The study of every loss at its best learning rate."""
+STUDY, MORE = "losses_best", "losses_more"
+"""The studies of every loss at its best learning rate."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,9 @@ METHODS = (
     Method("clip_cov", "ClipCov", ("grpo",)),
     Method("kl_cov", "KLCov", ("grpo",)),
     Method("m2po", "M2PO", ("grpo",)),
-    Method("fipo", "FIPO", ("grpo",), None),
-    Method("topr", "TOPR", ("dr_grpo",), None),
-    Method("dro", "DRO", ("dr_grpo",), None),
+    Method("fipo", "FIPO", ("grpo",), MORE),
+    Method("topr", "TOPR", ("dr_grpo",), MORE),
+    Method("dro", "DRO", ("dr_grpo",), MORE),
     Method("gmpo", "GMPO", ("grpo",)),
     Method("apmpo", "APMPO", ("grpo",)),
     Method("gpg", "GPG", ("gpg",)),
@@ -151,7 +151,11 @@ def facts(method: Method) -> Iterator[tuple[str, str]]:
     if method.owns_loss:
         yield "loss", f"[`{method.loss}`](../api/algorithms.md): {description(loss)}"
     for name, cls in zip(method.advantages, method.estimators, strict=True):
-        text = f" (`{cls.__name__}`): {description(cls)}" if method.owns_advantage else f", as for [GRPO]({name}.md)"
+        text = (
+            f" (`{cls.__name__}`): {description(cls)}"
+            if method.owns_advantage
+            else f", as for [{title(name)}]({name}.md)"
+        )
         yield "advantage", f"[`{name}`](../api/advantages.md){text}"
     yield "paper", f"arXiv {', '.join(papers(method))}"
     yield "needs", needs(method)
@@ -164,13 +168,17 @@ def facts(method: Method) -> Iterator[tuple[str, str]]:
     yield "in verl", verl
 
 
+def title(page: str) -> str:
+    """Return the heading of a page."""
+    return (PAGES / f"{page}.md").read_text().partition("\n")[0].removeprefix("# ")
+
+
 def index_row(method: Method) -> str:
-    title = (PAGES / f"{method.page}.md").read_text().partition("\n")[0].removeprefix("# ")
     own = method.classes[:2] if method.owns_loss else method.classes[:1]
     formula = "; A: ".join(description(cls).partition(". ")[0].removesuffix(".") for cls in own)
     makes = f"`{method.loss}`" if method.owns_loss else "any"
     names = ", ".join(f"`{name}`" for name in method.advantages)
-    cells = (f"[{title}]({method.page}.md)", makes, names, formula, ", ".join(papers(method)), needs(method),
+    cells = (f"[{title(method.page)}]({method.page}.md)", makes, names, formula, ", ".join(papers(method)), needs(method),
              *elsewhere(method))  # fmt: skip
     return f"| {' | '.join(cells)} |"
 
@@ -188,16 +196,18 @@ def rendered(page: str) -> str:
         (method,) = [method for method in METHODS if method.page == page]
         table = "| | |\n|---|---|\n" + "".join(f"| {name} | {text} |\n" for name, text in facts(method))
     text = TABLE.sub(lambda _: table, (PAGES / f"{page}.md").read_text(), count=1)
-    return text if page == "index" or method.study != STUDY else END.sub(lambda _: end(method.page), text)
+    return text if page == "index" or method.study not in (STUDY, MORE) else END.sub(lambda _: end(method), text)
 
 
-def end(name: str) -> str:
+def end(method: Method) -> str:
     """Return the sentence on a loss's accuracy at the end of its runs at its best learning rate."""
-    tasks = read(STUDY)["tasks"].values()
+    name, study = method.page, method.study
+    assert study is not None
+    tasks = read(study)["tasks"].values()
     ours, grpo = (mean(task["cells"][cell]["mean"] for task in tasks) for cell in (name, "grpo"))
     theirs = "" if name == "grpo" else f", GRPO at {grpo:.3f}"
     text = (
-        f"At its best of three learning rates, {learning_rates(STUDY)[name]:g}, {'GRPO' if name == 'grpo' else 'it'} "
+        f"At its best of three learning rates, {learning_rates(study)[name]:g}, {'GRPO' if name == 'grpo' else 'it'} "
         f"ends at {ours:.3f} on held-out sums{theirs} ([how to read the curve](index.md#the-curves))."
     )
     return fill(text, 120, break_on_hyphens=False) + "\n"

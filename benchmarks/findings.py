@@ -36,6 +36,7 @@ from findings_numbers import (
     image_numbers,
     margin_numbers,
     mechanism_numbers,
+    more_numbers,
     opening_numbers,
     p_value,
     point_numbers,
@@ -91,6 +92,9 @@ STUDIES = {
         ("against_tokens",),
         None,
         rates="losses_rates",
+    ),
+    "losses_more": Part(
+        "Three more losses, each at its best learning rate", ("against_tokens",), None, rates="losses_more_rates"
     ),
     "w_reinforce": Part("Why W-REINFORCE collapses", (), None, asks_for_collapses=True),
     "losses_image": Part("Eleven losses at an equal budget: counting in images", ("reward",), 48),
@@ -245,6 +249,7 @@ def reading(name: str, results: Mapping[str, Any]) -> str:
         "agrae_regime": lambda: regime_numbers(tasks, found, best_rates(part.rates)),
         "w_reinforce": lambda: w_reinforce_numbers(tasks),
         "losses_best": lambda: best_numbers(results, learning_rates(name)),
+        "losses_more": lambda: more_numbers(results, learning_rates(name)),
         "losses_image": lambda: image_numbers(tasks["geometry"]),
     }
     return wrapped(READINGS[name].format(**numbers[name]()))

@@ -322,8 +322,10 @@ def regime_numbers(tasks: Mapping[str, Any], found: Found, families: Mapping[str
         "could_show": f"{primary[1].could_show:.3f}",
         "printed_32": f"{primary[1].claim.printed:+.3f}",
         "below": p_value(max(primary[0].below, primary[2].below)),
-        **{f"chosen_{name}": f"{max(cell['mean'] for cell in families[name]['cells'].values()):.3f}"
-           for name in ("grpo", "agrae")},
+        **{
+            f"chosen_{name}": f"{max(cell['mean'] for cell in families[name]['cells'].values()):.3f}"
+            for name in ("grpo", "agrae")
+        },
         **{f"rate_{name}": f"{families[name]['best_lr']:g}" for name in ("grpo", "agrae")},
         "grpo": f"{primary[0].less:.3f}",
         "grpo_32": f"{primary[1].less:.3f}",
@@ -338,12 +340,7 @@ def best_numbers(results: Mapping[str, Any], rates: Mapping[str, float]) -> dict
         rates: of each loss.
     """
     tasks, baseline = list(results["tasks"].values()), results["baseline"]
-    ends, apart = {}, {}
-    for name in rates:
-        cells = [task["cells"][name]["values"] for task in tasks]
-        ends[name] = fmean(value for values in cells for value in values.values())
-        base = [task["cells"][baseline]["values"] for task in tasks]
-        apart[name] = [values[seed] - b[seed] for values, b in zip(cells, base, strict=True) for seed in values]
+    ends, apart = ends_of(results, rates)
     others = {name: values for name, values in apart.items() if name != baseline}
     intervals = {name: t_interval(values) or [] for name, values in others.items()}
     corrected = dict(zip(others, holm([paired_t_test(values) or 0.0 for values in others.values()]), strict=True))
@@ -372,6 +369,33 @@ def best_numbers(results: Mapping[str, Any], rates: Mapping[str, float]) -> dict
         "dapo_tokens": f"{tokens['dapo'] / tokens[baseline]:.1f}",
         "starts": span((task["before"]["mean"] for task in tasks), 2),
     }
+
+
+def ends_of(results: Mapping[str, Any], names: Iterable[str]) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Return each cell's mean at the end over all tasks and seeds, and its runs' differences from the baseline's."""
+    tasks, ends, apart = results["tasks"].values(), {}, {}
+    for name in names:
+        cells = [task["cells"][name]["values"] for task in tasks]
+        ends[name] = fmean(value for values in cells for value in values.values())
+        base = [task["cells"][results["baseline"]]["values"] for task in tasks]
+        apart[name] = [values[seed] - b[seed] for values, b in zip(cells, base, strict=True) for seed in values]
+    return ends, apart
+
+
+def more_numbers(results: Mapping[str, Any], rates: Mapping[str, float]) -> dict[str, str]:
+    """Return each later loss's learning rate, mean at the end, and difference from GRPO with its interval."""
+    ends, apart = ends_of(results, rates)
+    numbers = {name: f"{end:.3f}" for name, end in ends.items()} | {
+        f"{name}_rate": f"{rate:g}" for name, rate in rates.items()
+    }
+    for name, values in apart.items():
+        low, high = t_interval(values) or (math.nan, math.nan)
+        numbers[f"{name}_apart"] = f"{fmean(values):+.3f}, from {low:+.3f} to {high:+.3f}"
+    used = {
+        name: fmean(task["cells"][name]["used"]["tokens"]["mean"] for task in results["tasks"].values())
+        for name in ends
+    }
+    return numbers | {"pairs": str(len(apart["grpo"])), "fipo_tokens": f"{used['fipo'] / used['grpo']:.1f}"}
 
 
 def w_reinforce_numbers(tasks: Mapping[str, Any]) -> dict[str, str]:

@@ -262,6 +262,19 @@ has 450.
 The intervals of the accuracy are wide because the three starting models differ ({starts} right before training); those
 of the differences compare runs from the same start.
 """,
+    "losses_more": """
+**FIPO** has DAPO's options, so it samples again for groups that are all right or all wrong. It ends at {fipo}, ahead of
+GRPO by {fipo_apart}, from {fipo_tokens} times its tokens, as DAPO does above. What FIPO's weights add to DAPO was not
+measured apart.
+
+**TOPR and DRO** end at {topr} and {dro}; their lead over GRPO is {topr_apart}, and {dro_apart}. Both are made for
+completions of another policy, and here these are at most one update old. TOPR has the paper's advantages, 1 and -1,
+with which most completions of these starts have a negative one. At the highest of three rates both of its runs
+collapsed.
+
+What limits this: {pairs} pairs, no correction, and one rate each, chosen with two seeds on one other start. The study
+ran on another machine than the one above, where the same seeds gave GRPO other runs; so compare within this table.
+""",
     "w_reinforce": """
 A run has collapsed if it ends below half of the accuracy before training. The cells: a weight of a tenth or 1 for right
 answers (wrong ones have -1), or a tenth minus the mean of the batch (centred); 1 or 2 updates per rollout; and GRPO's
@@ -337,13 +350,14 @@ registered, and the measure is the last one alone instead of a mean of three. Th
 The learning rate was chosen with GRPO, one seed on another start.
 """,
     "agrae_regime": """
-All {pairs} registered pairs were run before any was read. Sums of two and three numbers are nearly solved, those of four
-and five hardly ever. Before training {starts} of the samples are right; GRPO ends at {grpo}, and at {grpo_32} with k = 32.
+All {pairs} registered pairs were run before any was read. Sums of two and three numbers are nearly solved, those of
+four and five hardly ever. Before training {starts} of the samples are right; GRPO ends at {grpo}, and at {grpo_32} with
+k = 32.
 
 **A-GRAE ends below GRPO at k = 1.** Its lead is {agrae_1}, {agrae_1_interval}, with the same sign in each of the three
-starts. With alpha 0.5, a milder suppression, it is {half_1}, {half_1_interval}. For both a lead as large as the smallest that the
-paper prints is rejected ({below}). At k = 32 it cannot be told ({agrae_32}, {agrae_32_interval}); the interval includes
-that lead, {printed_32}.
+starts. With alpha 0.5, a milder suppression, it is {half_1}, {half_1_interval}. For both a lead as large as the
+smallest that the paper prints is rejected ({below}). At k = 32 it cannot be told ({agrae_32}, {agrae_32_interval}); the
+interval includes that lead, {printed_32}.
 
 **Which half.** The lead of the group level alone is {group_1} ({group_1_interval}), that of the sample level {sample_1}
 ({sample_1_interval}). Both comparisons were exploratory. By length, A-GRAE loses a little on sums of two, three and

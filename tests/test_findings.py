@@ -78,8 +78,10 @@ def test_a_claim_over_several_tasks_needs_one_sign_in_all(findings: ModuleType) 
 
 
 def test_the_losses_are_compared_at_the_rates_that_were_best(findings: ModuleType) -> None:
-    (families,) = findings.read("losses_rates")["best_rates"].values()
-    assert findings.learning_rates("losses_best") == {name: family["best_lr"] for name, family in families.items()}
+    for study, rates in (("losses_best", "losses_rates"), ("losses_more", "losses_more_rates")):
+        best = {name: family["best_lr"] for name, family in findings.best_rates(rates).items()}
+        assert best.items() <= findings.learning_rates(study).items()
+    assert findings.learning_rates("losses_more")["grpo"] == findings.learning_rates("losses_best")["grpo"]
 
 
 def test_controls_of_the_margin_have_hand_computed_values(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,6 +211,8 @@ def test_a_measure_that_a_run_lacks_is_none(findings: ModuleType) -> None:
         "apmpo_gate",
         "losses_rates",
         "losses_best",
+        "losses_more_rates",
+        "losses_more",
         "w_reinforce",
         "losses_image",
     ],
