@@ -178,8 +178,8 @@ def index_row(method: Method) -> str:
     formula = "; A: ".join(description(cls).partition(". ")[0].removesuffix(".") for cls in own)
     makes = f"`{method.loss}`" if method.owns_loss else "any"
     names = ", ".join(f"`{name}`" for name in method.advantages)
-    cells = (f"[{title(method.page)}]({method.page}.md)", makes, names, formula, ", ".join(papers(method)), needs(method),
-             *elsewhere(method))  # fmt: skip
+    page = f"[{title(method.page)}]({method.page}.md)"
+    cells = (page, makes, names, formula, ", ".join(papers(method)), needs(method), *elsewhere(method))
     return f"| {' | '.join(cells)} |"
 
 
