@@ -360,8 +360,9 @@ smallest that the paper prints is rejected ({below}). At k = 32 it cannot be tol
 interval includes that lead, {printed_32}.
 
 **Which half.** The lead of the group level alone is {group_1} ({group_1_interval}), that of the sample level {sample_1}
-({sample_1_interval}). Both comparisons were exploratory. By length, A-GRAE loses a little on sums of two, three and
-five numbers; on those of four and five no cell gains anything that shows.
+({sample_1_interval}). Both comparisons were exploratory. By length, A-GRAE ends a little lower on sums of two,
+three and five numbers, and only the last of these intervals leaves 0 out; on those of four and five no cell gains
+anything that shows.
 
 What limits this: a cell's rate had the highest mean of two seeds on other problems, where A-GRAE was ahead
 ({chosen_agrae} at {rate_agrae} against {chosen_grpo} at {rate_grpo}). GRPO trains at half the rate here, and we did not
