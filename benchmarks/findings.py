@@ -39,7 +39,6 @@ from findings_numbers import (
     more_numbers,
     opening_numbers,
     p_value,
-    point_numbers,
     regime_numbers,
     w_reinforce_numbers,
 )
@@ -525,40 +524,30 @@ def where_losses_differ(found: Mapping[str, Any]) -> str:
         ("clip_high", "clipped above, %"),
         ("clip_low", "clipped below, %"),
         ("grad_norm", "norm of the gradient"),
-        ("previous", "cosine of two minibatches in a row"),
+        ("previous", "cosine of two minibatches of a rollout"),
         ("live_groups", "groups of a minibatch that have a gradient"),
         ("measured", "rollouts measured"),
         ("first_accuracy", "right in the first rollout, %"),
         ("accuracy", "right in the last quarter, %"),
     ):
-        if all(key in setting for setting in settings.values()):
-            values = [setting[key] * (100 if says.endswith("%") else 1) for setting in settings.values()]
-            own.append(f"| {says} | " + " | ".join(f"{value:.2f}" for value in values) + " |")
+        values = [setting[key] * (100 if says.endswith("%") else 1) for setting in settings.values()]
+        own.append(f"| {says} | " + " | ".join(f"{value:.{0 if key == 'measured' else 2}f}" for value in values) + " |")
     losses = ["| cosine (ratio of norms) | " + " | ".join(settings) + " |", own[1]]
     for name in next(iter(settings.values()))["losses"]:
         cells = [setting["losses"][name] for setting in settings.values()]
         losses.append(f"| {label(name)} | " + " | ".join(map(cosine_and_norm, cells)) + " |")
-    has_errors = all("measured" in setting for setting in settings.values())
     return "\n\n".join([
         "## Where do the losses differ?",
         f"`python benchmarks/mechanism.py --out DIR`: {len(settings)} settings x {len(found['warm_starts'])} warm "
         f"starts, {found['rollouts']} rollouts each, of which one in {found['every']} is measured.",
         wrapped(READINGS["mechanism"].format(**mechanism_numbers(found))),
-        wrapped(READINGS["mechanism_errors"] if has_errors else without_errors()),
         "![cosines and norms of the losses' gradients](findings/mechanism.png)",
         "GRPO's own runs:", "\n".join(own), "All losses:", "\n".join(losses),
     ])  # fmt: skip
 
 
-def without_errors() -> str:
-    """Return what a picture without errors leaves open, with the point that was measured again."""
-    point = read("mechanism_point")["settings"]
-    return READINGS["mechanism_without_errors"].format(**point_numbers(*next(iter(point.items()))))
-
-
 def cosine_and_norm(loss: Mapping[str, float | None]) -> str:
-    error = loss.get("cosine_error")
-    return f"{loss['cosine']:.3f}{'' if error is None else f' ± {error:.3f}'} ({loss['norm']:.2f})"
+    return f"{loss['cosine']:.3f} ± {loss['cosine_error']:.3f} ({loss['norm']:.2f})"
 
 
 def validations(run: Path) -> dict[str, float]:

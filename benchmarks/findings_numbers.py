@@ -41,7 +41,8 @@ def percent(share: float, digits: int = 0) -> str:
 
 def span(values: Iterable[float], digits: int) -> str:
     found = [*values]
-    return f"{min(found):.{digits}f} to {max(found):.{digits}f}"
+    low, high = (f"{value:.{digits}f}" for value in (min(found), max(found)))
+    return low if low == high else f"{low} to {high}"
 
 
 def opening_numbers(
@@ -463,6 +464,11 @@ def mechanism_numbers(found: Mapping[str, Any]) -> dict[str, str]:
     def among(loss: str, digits: int = 3, key: str = "cosine") -> str:
         return span((setting["losses"][loss][key] for setting in learns), digits)
 
+    def apart(setting: Any) -> float:
+        cosines = [float(setting["losses"][loss]["cosine"]) for loss in near]
+        return max(cosines) - min(cosines)
+
+    near = ("fac", "apmpo", "dapo")
     focused = [setting["losses"][name]["cosine"] for setting in learns for name in ("hard_focused", "easy_focused")]
     in_a_row = max(setting["previous"] for setting in learns)
     fac = fmean(setting["losses"]["fac"]["cosine"] for setting in learns)
@@ -488,22 +494,13 @@ def mechanism_numbers(found: Mapping[str, Any]) -> dict[str, str]:
         "agrae": among("agrae", 2),
         "focused": span(focused, 3),
         "sample_level_norm": among("sample_level", 2, "norm"),
-        **{name: among(name) for name in ("apmpo", "dapo", "gmpo", "sample_level")},
+        "measured": str(learns[0]["measured"]),
+        "errors": f"{max(s['losses'][name]['cosine_error'] for s in learns for name in (*near, 'gmpo', 'cispo')):.3f}",
+        "close": f"{max(apart(setting) for setting in learns):.3f}",
+        **{name: among(name) for name in ("apmpo", "cispo", "dapo", "gmpo", "sample_level")},
         **{name: among(name, 2) for name in ("gpg", "aapo")},
         "in_a_row": f"{in_a_row:.2f}",
         "signal": f"{math.sqrt(max(in_a_row, 0)):.2f}",
         "fac_cosine": f"{fac:.3f}",
         "fac_rest": f"{math.sqrt(1 - fac**2):.2f}",
-    }
-
-
-def point_numbers(name: str, setting: Mapping[str, Any]) -> dict[str, str]:
-    """Return the cosines and standard errors of a point of the picture that was measured again."""
-    losses = {loss: setting["losses"][loss] for loss in ("fac", "apmpo", "dapo", "gmpo", "cispo")}
-    errors = [loss["cosine_error"] * math.sqrt(setting["measured"] / 12) for loss in losses.values()]
-    return {
-        "measured": str(setting["measured"]),
-        "point": name.replace(" x ", " minibatches of ").replace(", ", " with ") + " prompts",
-        "at_12": span(errors, 3),
-        **{key: f"{loss['cosine']:.3f} ± {loss['cosine_error']:.3f}" for key, loss in losses.items()},
     }

@@ -390,6 +390,9 @@ the mean over tokens of DAPO ({dapo}), and the geometric mean of GMPO ({gmpo}). 
 separate APMPO from GRPO: its cosine is {apmpo_at_all} or more at all {settings} settings. At most {most_clipped} of the
 tokens are clipped at any of them.
 
+With {measured} rollouts a point the picture ranks losses: GMPO, and CISPO ({cispo}) still more, are further from GRPO
+than FAC, APMPO and DAPO, by several standard errors of at most {errors}. The three are within {close} of each other.
+
 **A-GRAE's paper.** The group level differs at every rate, because it changes which answers count: negative-dominant
 training has {negative}, positive-dominant {positive}, the group level {group_level} and A-GRAE {agrae}. Hard- and
 easy-focused training have {focused}. The sample level is nearly GRPO ({sample_level}) with a norm of
@@ -398,8 +401,8 @@ easy-focused training have {focused}. The sample level is nearly GRPO ({sample_l
 **AAPO's paper.** GPG has {gpg}, AAPO {aapo}. Both lack the ratio and the clip. What the margin adds was not measured
 apart.
 
-**The scale of the noise.** GRPO's own gradients on two minibatches in a row have a cosine of {in_a_row} at most. So a
-single step is nearly all noise: if the noise of two minibatches is independent, what they have in common is about
+**The scale of the noise.** GRPO's own gradients on two minibatches of a rollout have a cosine of {in_a_row} at most.
+So a single step is nearly all noise: if the noise of two minibatches is independent, what they have in common is about
 {signal} of a gradient's norm. That is the signal.
 
 **A cosine near 1 is not a small difference.** FAC's mean cosine of {fac_cosine} leaves {fac_rest} of its gradient
@@ -413,22 +416,10 @@ sequence. AAPO's margin should be compared with AAPO without it.
 What limits this: these are the first {rollouts} rollouts after the warm start, on GRPO's trajectory, not on the loss's
 own, and one in {every} of them was measured. A mean over a rollout's steps includes the first one, on which all ratios
 are 1. A ratio of norms of 0.00 means that GSPO clipped all sequences of some minibatch.
-""",
-    "mechanism_errors": """
+
 The bars and the numbers after ± are standard errors over the rollouts measured, taken as independent. In a minibatch
 with one group that has a gradient, a loss that only weighs groups has a cosine of 1; the table says how many groups of
 a minibatch have one.
-""",
-    "mechanism_without_errors": """
-**This picture has no errors.** It was drawn from 12 rollouts a point at most. One point was measured again, with
-{measured} rollouts (at a rate of {point}): there FAC has {fac} and APMPO {apmpo}, DAPO {dapo}, GMPO {gmpo} and CISPO
-{cispo}, with standard errors. With 12 rollouts these errors would be {at_12}, so the picture does not rank the five
-losses.
-
-Also, its rollouts have 32 prompts at every setting, so more updates mean smaller minibatches: 16 updates have 2 prompts
-each. Where one of the two groups has no gradient, every loss that only weighs groups has a cosine of 1. `mechanism.py`
-now measures 64 rollouts a point, has standard errors, and takes minibatches and their prompts apart; nobody has run it
-in full yet.
 """,
 }
 """Study -> the reading of its table, written when the results were in; findings_numbers.py fills in the fields."""

@@ -284,7 +284,7 @@ def standard_error(values: Sequence[float]) -> float | None:
 def draw(found: Mapping[str, Any], path: Path) -> None:
     """Draw 1 - cosine (above) and the ratio of the norms (below) against the learning rate, a column per paper.
 
-    Error bars are standard errors; a record without them has none.
+    Error bars are standard errors.
     """
     import matplotlib
 

@@ -259,7 +259,7 @@ def test_losses_are_compared_on_the_same_minibatch(
 
 
 def test_the_errors_of_the_picture_have_hand_computed_values(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """1, 2, 3 have a deviation of 1; a record without errors, as the first one, is drawn without bars."""
+    """1, 2, 3 have a deviation of 1."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     mechanism = importlib.import_module("mechanism")
     assert mechanism.standard_error([1.0, 2.0, 3.0]) == pytest.approx(3**-0.5)
@@ -267,8 +267,6 @@ def test_the_errors_of_the_picture_have_hand_computed_values(monkeypatch: pytest
     bars = mechanism.errors_of([{"cosine": 0.9, "norm": 2.0, "cosine_error": 0.01, "log_norm_error": 0.1}], "norm")
     assert bars == pytest.approx([0.2]), "the norm is exp of a mean of logs"
     found = json.loads((ROOT / "docs/findings/mechanism.json").read_text())
-    if "measured" not in next(iter(found["settings"].values())):
-        assert str(mechanism.errors_of([found["settings"]["0.0001, 4 x 8"]["losses"]["gspo"]], "cosine")) == "[nan]"
     mechanism.draw(found, tmp_path / "mechanism.png")
     assert (tmp_path / "mechanism.png").stat().st_size > 10_000
 
