@@ -248,7 +248,7 @@ def reading(name: str, results: Mapping[str, Any]) -> str:
         "agrae_regime": lambda: regime_numbers(tasks, found, best_rates(part.rates)),
         "w_reinforce": lambda: w_reinforce_numbers(tasks),
         "losses_best": lambda: best_numbers(results, learning_rates(name)),
-        "losses_more": lambda: more_numbers(results, learning_rates(name)),
+        "losses_more": lambda: more_numbers(results),
         "losses_image": lambda: image_numbers(tasks["geometry"]),
     }
     return wrapped(READINGS[name].format(**numbers[name]()))

@@ -276,9 +276,11 @@ def margin_numbers(found: Found, start: str = "") -> dict[str, str]:
 def differences(findings: Mapping[str, Any]) -> dict[str, str]:
     """Return the mean difference of each finding, and its interval under the same key with `_interval`."""
     numbers = {key: f"{finding.difference:+.3f}" for key, finding in findings.items()}
-    return numbers | {
-        f"{key}_interval": "from {:+.3f} to {:+.3f}".format(*finding.interval) for key, finding in findings.items()
-    }
+    return numbers | {f"{key}_interval": between(finding.interval) for key, finding in findings.items()}
+
+
+def between(interval: Iterable[float]) -> str:
+    return "from {:+.3f} to {:+.3f}".format(*interval)
 
 
 def gate_numbers(tasks: Mapping[str, Any], found: Found) -> dict[str, str]:
@@ -320,7 +322,6 @@ def regime_numbers(tasks: Mapping[str, Any], found: Found, families: Mapping[str
     return {
         **differences(there),
         "pairs": str(primary[0].n),
-        "could_show": f"{primary[1].could_show:.3f}",
         "printed_32": f"{primary[1].claim.printed:+.3f}",
         "below": p_value(max(primary[0].below, primary[2].below)),
         **{
@@ -349,7 +350,6 @@ def best_numbers(results: Mapping[str, Any], rates: Mapping[str, float]) -> dict
     told = [name for name in below if corrected[name] < LEVEL]
     pairs = len(apart[baseline])
     highest = max(rates.values())
-    tokens = {name: fmean(task["cells"][name]["used"]["tokens"]["mean"] for task in tasks) for name in ends}
     return {
         "pairs": str(pairs),
         "above": WORDS[sum(low > 0 for low, _ in intervals.values())],
@@ -367,7 +367,7 @@ def best_numbers(results: Mapping[str, Any], rates: Mapping[str, float]) -> dict
         "ends_below": span((ends[name] for name, rate in rates.items() if rate < highest), 3),
         "grpo": f"{ends[baseline]:.3f}",
         "dapo": f"{ends['dapo']:.3f}",
-        "dapo_tokens": f"{tokens['dapo'] / tokens[baseline]:.1f}",
+        "dapo_tokens": times_tokens(results, "dapo"),
         "starts": span((task["before"]["mean"] for task in tasks), 2),
     }
 
@@ -383,20 +383,27 @@ def ends_of(results: Mapping[str, Any], names: Iterable[str]) -> tuple[dict[str,
     return ends, apart
 
 
-def more_numbers(results: Mapping[str, Any], rates: Mapping[str, float]) -> dict[str, str]:
-    """Return each later loss's learning rate, mean at the end, and difference from GRPO with its interval."""
-    ends, apart = ends_of(results, rates)
-    numbers = {name: f"{end:.3f}" for name, end in ends.items()} | {
-        f"{name}_rate": f"{rate:g}" for name, rate in rates.items()
+def times_tokens(results: Mapping[str, Any], name: str) -> str:
+    """Return how many times the baseline's tokens a cell generates."""
+    used, base = (
+        fmean(task["cells"][cell]["used"]["tokens"]["mean"] for task in results["tasks"].values())
+        for cell in (name, results["baseline"])
+    )
+    return f"{used / base:.1f}"
+
+
+def more_numbers(results: Mapping[str, Any]) -> dict[str, str]:
+    """Return each later loss's mean at the end, and its difference from GRPO with its interval."""
+    ends, apart = ends_of(results, ("fipo", "topr", "dro"))
+    return {
+        **{name: f"{end:.3f}" for name, end in ends.items()},
+        **{
+            f"{name}_apart": f"{fmean(values):+.3f}, {between(t_interval(values) or ())}"
+            for name, values in apart.items()
+        },
+        "pairs": str(len(apart["fipo"])),
+        "fipo_tokens": times_tokens(results, "fipo"),
     }
-    for name, values in apart.items():
-        low, high = t_interval(values) or (math.nan, math.nan)
-        numbers[f"{name}_apart"] = f"{fmean(values):+.3f}, from {low:+.3f} to {high:+.3f}"
-    used = {
-        name: fmean(task["cells"][name]["used"]["tokens"]["mean"] for task in results["tasks"].values())
-        for name in ends
-    }
-    return numbers | {"pairs": str(len(apart["grpo"])), "fipo_tokens": f"{used['fipo'] / used['grpo']:.1f}"}
 
 
 def w_reinforce_numbers(tasks: Mapping[str, Any]) -> dict[str, str]:
