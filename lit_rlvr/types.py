@@ -35,6 +35,7 @@ class Sample:
         category: a label for per-category tables ("" = none).
         source: "file:row", for error messages.
         options: the options of a multiple-choice question, in the order A, B, ...
+        aliases: other reference answers, each as right as `answer`.
     """
 
     id: str
@@ -45,6 +46,12 @@ class Sample:
     category: str = ""
     source: str = ""
     options: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The reference answers: one of them suffices."""
+        return (self.answer, *self.aliases)
 
 
 @dataclass(frozen=True)
