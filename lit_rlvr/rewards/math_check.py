@@ -11,11 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import Any
 
 from lit_rlvr.rewards.answers.characters import plain_characters
 from lit_rlvr.rewards.answers.compare import Rules, same
 from lit_rlvr.rewards.answers.find import Found, find_answer, last_boxed
-from lit_rlvr.rewards.answers.parse import Series, Text, Reading, parse
+from lit_rlvr.rewards.answers.parse import Reading, Series, Text, clean, describe, parse
 
 _UNEVALUATED = re.compile(
     r"(?=.*\d\)?\s*(?:[-+*\u00d7\u00f7]|\\times|\\cdot|\\div))(?:[-\d\s.,()+*\u00d7\u00f7]|\\times|\\cdot|\\div)+"
@@ -24,7 +25,12 @@ _SCIENTIFIC = re.compile(r".*(?:\*|\u00d7|\\times|\\cdot)\s*10\s*(?:\^.*|\*\*.*|
 
 
 def check_math(
-    text: str, answer: str | Sequence[str], boxed_only: bool = False, decimals: int = 6, open_thoughts: bool = False
+    text: str,
+    answer: str | Sequence[str],
+    boxed_only: bool = False,
+    decimals: int = 6,
+    reference_precision: bool = False,
+    open_thoughts: bool = False,
 ) -> tuple[bool, str, str]:
     """Compare the final answer in `text` with the reference `answer`, or with several, of which one suffices.
 
@@ -34,14 +40,14 @@ def check_math(
 
     Args:
         boxed_only, open_thoughts: see `find_answer`.
-        decimals: decimal places to which numbers must agree.
+        decimals, reference_precision: see `Rules`.
 
     Returns:
         (correct, "ok" or, if there is no answer, "parse_fail", the extracted answer).
     """
     references = (answer,) if isinstance(answer, str) else tuple(answer)
     found = find_answer(text, boxed_only, open_thoughts)
-    rules = Rules(decimals)
+    rules = Rules(decimals, reference_precision)
     results = [_judge(found, reference, rules) for reference in references]
     return next((result for result in results if result[0]), results[0])
 
@@ -76,6 +82,34 @@ def is_restated(text: str) -> bool:
 def _same_text(golds: Sequence[Reading], values: Sequence[Reading]) -> bool:
     keys = {value.key for value in golds if isinstance(value, Text)}
     return any(isinstance(value, Text) and value.key in keys for value in values)
+
+
+def explain_check(
+    text: str, answer: str | Sequence[str], *options: Any
+) -> list[tuple[str, str]]:
+    """Return (stage, result) of each stage of `check_math` with the same arguments."""
+    correct, status, extracted = check_math(text, answer, *options)
+    references = (answer,) if isinstance(answer, str) else tuple(answer)
+    boxed_only, _, _, open_thoughts = (*options, *(False, 6, False, False)[len(options) :])
+    found = find_answer(text, boxed_only, open_thoughts)
+    stages = [("found", f"{found.text!r} ({_PLACES[found.where]})" if found.text else "no answer")]
+    if extracted != found.text:
+        stages.append(("taken of it", repr(extracted)))
+    stages.append(("characters", repr(clean(extracted))))
+    stages.append(("the answer is", _listed(parse(extracted))))
+    for reference in references:
+        stages.append(("the reference is", f"{reference!r}: {_listed(_reference(reference))}"))
+    verdict = "equal" if correct else "an unevaluated sum or product" if is_restated(extracted) else "not equal"
+    return [*stages, ("compared", verdict if status == "ok" or extracted else "nothing to compare"), ("status", status)]
+
+
+_PLACES = {"box": "in a box", "tag": "in a tag", "hash": "behind ####", "phrase": "behind \"answer\"", "line": "last line"}
+
+
+def _listed(values: Sequence[Reading]) -> str:
+    """Describe readings in a line, text last."""
+    ordered = sorted(values, key=lambda value: isinstance(value, Text))
+    return "; ".join(dict.fromkeys(map(describe, ordered))) or "nothing"
 
 
 def is_readable(answer: str) -> bool:
@@ -124,27 +158,21 @@ def _candidates(found: Found, golds: Sequence[Reading]) -> Iterator[str]:
             yield from _candidates(Found(found.text, "phrase"), golds)
         return
     text = plain_characters(_PROSE_DASH.sub(", ", found.text)).strip()
-    clause = text[: cut.start()] if (cut := _CLAUSE.search(text)) else text
+    is_phrase = found.where != "line"
+    if is_phrase and _NEGATED.match(text):
+        return
+    clause = text[: cut.start()] if is_phrase and (cut := _CLAUSE.search(text)) else text
     for phrase in dict.fromkeys((text, clause)):
         if _same_text(golds, parse(phrase)):
             yield phrase
-    is_phrase = found.where != "line"
-    if is_phrase:
-        if _NEGATED.match(text):
-            return
-        for phrase in dict.fromkeys((text.rstrip("."), clause)):
-            if _is_value(phrase):
-                yield phrase
-    elif _is_value(text.rstrip(".")):
-        yield text.rstrip(".")
-    spans = list(_spans(clause if is_phrase and _has_span(clause) else text))
-    if not spans and found.where == "line":
-        spans = []
-    chosen = spans[:1] if is_phrase else spans[-1:]
-    for start, end in chosen:
-        if _NEGATED.search(re.split(r"[.;:,]\s", text[:start])[-1]):
-            return
-        yield _with_unit((clause if is_phrase and _has_span(clause) else text), start, end)
+    for phrase in dict.fromkeys((text.rstrip("."), clause)):
+        if _is_value(phrase):
+            yield phrase
+    searched = clause if next(_spans(clause), None) else text
+    spans = list(_spans(searched))
+    for start, end in spans[:1] if is_phrase else spans[-1:]:
+        if not _NEGATED.search(re.split(r"[.;:,]\s", searched[:start])[-1]):
+            yield _with_unit(searched, start, end)
 
 
 def _is_value(phrase: str) -> bool:
@@ -154,10 +182,6 @@ def _is_value(phrase: str) -> bool:
         and not (isinstance(value, Series) and any(all(isinstance(v, Text) for v in item) for item in value.items))
         for value in parse(phrase)
     )
-
-
-def _has_span(text: str) -> bool:
-    return next(_spans(text), None) is not None
 
 
 def _spans(text: str) -> Iterator[tuple[int, int]]:

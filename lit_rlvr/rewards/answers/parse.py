@@ -142,7 +142,8 @@ _REPLACED = {
     r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![A-Za-z])": r"^\\circ ",
     r"\\(?:l|c|d|v)dots(?![A-Za-z])|\.\.\.": r"\\dots ", r"\\(?:quad|qquad|thinspace|,|;|:|!|\s)": " ", r"~": " ",
     r"\\(?:rightarrow|longrightarrow|implies|Rightarrow)(?![A-Za-z])|-+>": r"\\to ", r"\\mid(?![A-Za-z])": "|",
-    r"\\[lr]?vert(?![A-Za-z])": "|", r"\{,\}": ",", r"\s*\^\s*": "^", r"\*\*(?=[\d({-])": "^",
+    r"\\[lr]?vert(?![A-Za-z])": "|", r"\{,\}": ",", r"(?<=\d)\s*\^\s*\{?\s*(st|nd|rd|th)\s*\}?": r"\1",
+    r"\s*\(?\s*(?:\\p?mod|\\bmod|\bmod)\s*\{?\s*\d+\s*\}?\s*\)?\s*$": "", r"\s*\^\s*": "^", r"\*\*(?=[\d({-])": "^",
     r"\\(?:ast|star)(?![A-Za-z])": "*", r"\\colon(?![A-Za-z])": ":", r"(?<=[\])])\s*U\s*(?=[\[(])": r"\\cup ",
 }  # fmt: skip
 _REPLACEMENTS = [(re.compile(pattern), new) for pattern, new in _REPLACED.items()]
@@ -151,9 +152,14 @@ _LEAD = re.compile(
     r"solutions?|values?)\s*(?:is|are|=|:)\s*|(?:is|are|equals?|approximately|approx\.?|about|roughly|exactly|only)\s+"
     r"|(?:\\approx|\\equiv(?=\s*\d+$)|=)\s*|\u7ea6"
 )
-_REMARK = re.compile(r"(?<=[\s\d}])\((?![^()]*\bmod\b)[^(),]*[A-Za-z]{2,}[^(),]*\)\s*$")
+_REMARK = re.compile(r"(?<=[\s\d}])\((?![^()]*\bmod\b)[^(),\\]*[A-Za-z]{2,}[^(),\\]*\)\s*$")
 _OUTWARD = re.compile(r"(?:(?<=^)|(?<=\\cup )|(?<=\\in ))(?:(\])([^][]+,[^][]+)([][])|(\[)([^][]+,[^][]+)(\[))")
 """Intervals with brackets that look outwards where they are open: ]0,1[."""
+_PARAMETER = re.compile(
+    r"[,;]?\s*(?:(?:where|for|with|and)\s+)?(?:any\s+|all\s+)?[a-z]\s*(?:\\in\s*(?:\\mathbb\s*\{?\s*[ZNQ]\s*\}?|Z|N)(?:\^[+*])?"
+    r"|is\s+an?y?\s+(?:arbitrary\s+)?(?:integer|constant|natural number)[a-z ]*)\s*$"
+)
+"""What says that a letter of the answer is any integer or constant."""
 _ENDS = " \t\r\n.,;:"
 
 
@@ -167,6 +173,7 @@ def clean(text: str) -> str:
     text = re.sub(r"\\\$", " USD ", re.sub(r"\*\*|__|`|\\\\\s*$", " ", text))
     text = text.replace("$", " ") if text.count("$") % 2 == 0 else re.sub(r"\$(?=\s*[-\d.])", " USD ", text)
     text = _OUTWARD.sub(_inward, _trimmed(text))
+    text = _PARAMETER.sub("", text) or text
     text = re.sub(r"^(?i:minus|negative)\s+(?=[\d\\(])", "-", text)
     while lead := _LEAD.match(text):
         text = _trimmed(text[lead.end() :])
@@ -230,6 +237,8 @@ def parse(text: str) -> tuple[Reading, ...]:
     """Return all readings of a text, as text first."""
     key = normalise(plain_characters(text)) or normalise(text)
     found: list[Reading] = [Text(key)] if key else []
+    if article := re.match(r"(?:the|an?) (?=[a-z]{3})", key):
+        found.append(Text(key[article.end() :]))
     cleaned = clean(text) if len(text) <= LONGEST else ""
     if cleaned:
         found += [Text(normalise(cleaned)), *_read(cleaned, 0)]
@@ -405,7 +414,7 @@ _FUNCTIONS = (
 ).split()
 _NAMES = ["alpha", "beta", "gamma", "delta", "theta", "lambda", "sigma", "omega", "phi", "rho", "mu", "pi", "frac"]
 _LABEL = re.compile(
-    rf"(?!(?:{'|'.join(_FUNCTIONS + _NAMES)})\b)(?:-?[A-Za-z]{{2,}}[A-Za-z.'/]*|[ab]|of|per|/)(?:[\s-]+[A-Za-z.'/]+){{0,7}}(?:\^\{{?\d\}}?)?"
+    rf"(?!(?:{'|'.join(_FUNCTIONS + _NAMES)}|or|and|not|to|plus|minus|times)\b)(?:-?[A-Za-z]{{2,}}[A-Za-z.'/]*|[ab]|of|per|/)(?:[\s-]+[A-Za-z.'/]+){{0,7}}(?:\^\{{?\d\}}?)?"
     r"|[\u3000-\u9fff\uac00-\ud7a3]+"
 )
 _PIECE = re.compile(
@@ -806,3 +815,31 @@ def all_readings(values: Sequence[Reading]) -> Iterator[Reading]:
                     yield from all_readings(items[0])
                 else:
                     yield Series(items)
+
+
+def describe(value: Reading) -> str:
+    """Describe a reading in the words of its type: "number 1/2", "interval [0, oo)"."""
+    match value:
+        case Text(key):
+            return f"text {key!r}"
+        case Number(number, places):
+            return f"number {number}" + ("" if places is None else f" ({places} decimals)")
+        case Quantity(number, factor, dimension):
+            unit = " ".join(base if power == 1 else f"{base}^{power}" for base, power in dimension)
+            return f"quantity {number.value} x {factor} {unit}"
+        case Expression(formula) | Matrix(formula):
+            return f"{type(value).__name__.lower()} {formula}"
+        case Equation(difference, sign):
+            return f"equation {difference} {sign} 0"
+        case Series(items, brackets):
+            inside = ", ".join(describe(item[-1]) for item in items)
+            return f"{'list' if not brackets else 'set' if brackets == '{}' else 'tuple'} {brackets[:1]}{inside}{brackets[1:]}"
+        case Labelled(values):
+            return ", ".join(f"{k} = {' or '.join(describe(item[-1]) for item in v)}" for k, v in values.items())
+        case Region(intervals):
+            parts = [f"{'[('[a]}{start}, {end}{'])'[b]}" for start, end, a, b in intervals]
+            return f"real numbers {' or '.join(parts)}"
+        case Chain(pairs):
+            return "order " + ", ".join(f"{larger} {sign} {smaller}" for sign, larger, smaller in sorted(pairs))
+        case Parts(kind, parts):
+            return f"{kind} {':'.join(map(str, parts))}"

@@ -133,6 +133,10 @@ def read_numeral(text: str) -> Fraction | None:
     words = re.sub(r"[\s-]+", " ", text.strip().lower()).split()
     sign = -1 if words and words[0] in ("minus", "negative") else 1
     words = [word for word in words[sign < 0 :] if word != "and"]
+    if len(words) > 1 and words[0] in ("a", "an") and words[1] in MAGNITUDES:
+        words[0] = "one"
+    if words == ["half"]:
+        return Fraction(sign, 2)
     if len(words) == 2 and words[1] in _PARTS and words[0] in ("a", "one", *_ONES):
         return Fraction(sign * _WORDS.get(words[0], 1), _PARTS[words[1]])
     total, current = 0, None
