@@ -7,8 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 import sympy
-from latex2sympy2_extended import latex2sympy
-from latex2sympy2_extended.latex2sympy2 import ConversionConfig
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, NormalizationConfig, _Latex2Sympy, normalize_latex
 
 from lit_rlvr.rewards.answers.latex import trim
 from lit_rlvr.rewards.answers.values import Expression, Matrix, Number, Reading
@@ -21,6 +20,15 @@ FUNCTIONS = (
 LETTERS = "alpha|beta|gamma|delta|theta|lambda|sigma|omega|phi|rho|mu|pi|frac"
 """Names of letters and commands that stand without their backslash, as a regular expression."""
 _CONFIG = ConversionConfig(interpret_as_mixed_fractions=False, lowercase_symbols=False)
+
+
+class _Converter(_Latex2Sympy):  # type: ignore[misc]
+    """Math-Verify's converter with exact decimals, and without the `eval` with which sympy reads numbers."""
+
+    def parse_number(self, text: str) -> sympy.Rational:
+        return sympy.Rational(text.replace(",", ""))
+
+
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _WORDS = re.compile(
     r"(?i:is|it|of|to|in|at|on|by|or|an|as|be|so|we|he|no|if|the|and|are|was|for|has|not|but|you|she|his|her)"
@@ -30,8 +38,8 @@ _CODE = re.compile(r"[A-Z][A-Za-z0-9]*(?:_\{?\w+\}?[A-Za-z0-9]*)*")
 _TIDIED = [
     (re.compile(pattern), new)
     for pattern, new in (
-        (r"(\d+)\.(\d+)", lambda m: rf"\frac{{{int(m[1] + m[2])}}}{{{10 ** len(m[2])}}}"),
-        (r"(?<![\d}])\.(\d+)", lambda m: rf"\frac{{{int(m[1])}}}{{{10 ** len(m[1])}}}"),
+        (r"(?<=\d),(?=\d{3}(?!\d))", ""),
+        (r"(?<!\d)\.(?=\d)", "0."),
         (r"\*", r"\\cdot "),
         (rf"(?<![\\A-Za-z])({FUNCTIONS}|pi|theta|alpha|beta)(?![A-Za-z])", r"\\\1"),
         (r"\\lg(?![A-Za-z])", r"\\log_{10}"), (r"\\log\s*_\s*\{?\s*e\s*\}?", r"\\ln"),
@@ -83,7 +91,7 @@ def to_sympy(text: str) -> Any:
     for pattern, new in _TIDIED:
         text = pattern.sub(new, text)
     try:
-        value = latex2sympy(text, conversion_config=_CONFIG)
+        value = _Converter(config=_CONFIG).parse(normalize_latex(text, NormalizationConfig()))
         if isinstance(value, sympy.MatMul | sympy.MatAdd | sympy.Sum | sympy.Product | sympy.Integral | sympy.Limit):
             value = value.doit()
         if isinstance(value, sympy.Expr):
