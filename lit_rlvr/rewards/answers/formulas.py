@@ -22,6 +22,10 @@ LETTERS = "alpha|beta|gamma|delta|theta|lambda|sigma|omega|phi|rho|mu|pi|frac"
 _CONFIG = ConversionConfig(interpret_as_mixed_fractions=False, lowercase_symbols=False)
 
 
+_TASKS = (sympy.Integral, sympy.Limit, sympy.Sum, sympy.Product, sympy.Derivative)
+"""What an answer has to compute: with one of them it restates the question, and it is compared as text."""
+
+
 class _Converter(_Latex2Sympy):  # type: ignore[misc]
     """Math-Verify's converter with exact decimals, and without the `eval` with which sympy reads numbers."""
 
@@ -92,7 +96,9 @@ def to_sympy(text: str) -> Any:
         text = pattern.sub(new, text)
     try:
         value = _Converter(config=_CONFIG).parse(normalize_latex(text, NormalizationConfig()))
-        if isinstance(value, sympy.MatMul | sympy.MatAdd | sympy.Sum | sympy.Product | sympy.Integral | sympy.Limit):
+        if value.has(*_TASKS):
+            return None
+        if isinstance(value, sympy.MatMul | sympy.MatAdd):
             value = value.doit()
         if isinstance(value, sympy.Expr):
             value = _settled(value)
