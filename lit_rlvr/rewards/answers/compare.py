@@ -83,10 +83,11 @@ def _numbers(reference: Number, answer: Number, rules: Rules) -> bool:
     r, a = _real(r), _real(a)
     if r is None or a is None:
         return False
-    if abs(r - a) <= min(Fraction(1), abs(r)) / 10**rules.decimals:
+    if 2 * abs(r - a) <= min(Fraction(1), abs(r)) / 10**rules.decimals:
         return True
     if answer.places is not None and answer.places >= rules.decimals and abs(a) * 10**answer.places >= 1000:
-        return abs(r - a) * 10**answer.places <= Fraction(1, 2)  # a correct rounding of the reference
+        left = abs(r - a) * 10**answer.places  # in units of the answer's last digit
+        return left <= Fraction(1, 2) or (left < 1 and abs(a) < abs(r))  # it is the reference, rounded or cut off
     if rules.reference_places and reference.places is not None:
         return abs(r - a) * 10**reference.places <= Fraction(1, 2)
     return False
