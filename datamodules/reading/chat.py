@@ -11,6 +11,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateSyntaxError
 
+from lit_rlvr.datamodules.reading.conversations import text_of
 from lit_rlvr.datamodules.reading.images import PLACEHOLDER, as_parts
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
@@ -155,7 +156,8 @@ class Chat:
     def messages(self, sample: Sample) -> list[dict[str, Any]]:
         """Return the conversation: the template around the last user text, the system prompt in front.
 
-        A `system_prompt` replaces the data's own system message. With images, contents are lists of parts.
+        A `system_prompt` replaces the data's own system message. With images, contents are lists of parts; without any,
+        they are texts, because the templates of text models print a list as Python does.
         """
         if isinstance(sample.prompt, str):
             messages: list[dict[str, Any]] = [{"role": "user", "content": sample.prompt}]
@@ -165,6 +167,8 @@ class Chat:
         messages[last]["content"] = self._wrap(messages[last]["content"])
         if sample.images:
             messages = as_parts(messages, len(sample.images))
+        else:
+            messages = [_as_text(message) for message in messages]
         if self.system_prompt is None:
             return messages
         rest = [message for message in messages if message["role"] != "system"]
@@ -186,7 +190,32 @@ class Chat:
         text = self.apply(messages, tokenizer, source)
         if self.tools and text == self.apply(messages, tokenizer, source, offer=False):  # the template ignores tools
             text = self.apply(self._with_tools(messages), tokenizer, source)
+        self._check_shown(messages, text, tokenizer, source)
         return text + self.prefill
+
+    def _check_shown(self, messages: list[dict[str, Any]], text: str, tokenizer: Any, source: str) -> None:
+        """Refuse messages with a role that the chat template does not know, or that it does not show.
+
+        Raises:
+            UserError: names the role.
+        """
+        for number, message in enumerate(messages):
+            role, calls = message["role"], message.get("tool_calls", [])
+            if role == "developer" and role not in str(tokenizer.chat_template):
+                raise UserError(f"{source}: the model's chat template does not know the role {role!r}; use 'system'")
+            if role == "user" or (role == "assistant" and not calls):
+                continue
+            shown = [call.get("function", call)["name"] for call in calls] or [text_of(message["content"]).strip()]
+            if all(words in text for words in shown):
+                continue
+            less = [{**message, "tool_calls": []}] if calls else []
+            try:
+                without = self.apply([*messages[:number], *less, *messages[number + 1 :]], tokenizer, source)
+            except UserError:  # so the template reads the message
+                continue
+            if without == text:
+                what = "tool calls" if calls else f"messages of the role {role!r}"
+                raise UserError(f"{source}: the model's chat template does not show {what}; use another template")
 
     def apply(
         self, messages: list[dict[str, Any]], tokenizer: Any, source: str = "", prompt: bool = True, offer: bool = True
@@ -215,7 +244,7 @@ class Chat:
         if not self.tools:
             return messages
         first = messages[0] if messages[0]["role"] == "system" else None
-        parts = [] if first is None else [str(first["content"])]
+        parts = [] if first is None else [text_of(first["content"])]
         text = "\n\n".join([*parts, describe_tools(self.tools)])
         return [{"role": "system", "content": text}, *(messages if first is None else messages[1:])]
 
@@ -235,6 +264,13 @@ class Chat:
         prompt = "\n\n".join(str(m["content"]) for m in messages if m["role"] != "system")
         values = {"{system}": system, "{prompt}": prompt}
         return re.sub(r"\{system\}|\{prompt\}", lambda match: values[match[0]], self.plain_template)
+
+
+def _as_text(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message whose parts are all texts with one text as its content; return any other message as it is."""
+    content = message["content"]
+    has_others = isinstance(content, str) or any(part.get("type") != "text" for part in content)
+    return message if has_others else message | {"content": text_of(content)}
 
 
 def _bos_token(tokenizer: Any) -> str:
