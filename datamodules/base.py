@@ -423,6 +423,11 @@ class PromptDataModule(UsesModel):
         """This DataModule and those of `also_validate`."""
         return [self, *self.also_validate]
 
+    @property
+    def loaded(self) -> list[Sample]:
+        """The samples of all loaded sets, those of `also_validate` too."""
+        return [prompt.sample for data in self.validated for prompts in data.prompts.values() for prompt in prompts]
+
     def validation_hashes(self) -> dict[str, dict[str, str]]:
         """Return name -> hashes of the prompts of each validation set; a resumed run compares them."""
         return {data.name: prompt_hashes(data.prompts["validation"]) for data in self.validated}
