@@ -474,3 +474,21 @@ def test_the_role_developer_needs_a_template_that_knows_it(chat_tokenizer: Any) 
         Chat().text(messages, chat_tokenizer, "f:3")
     knows = "{# developer #}" + chat_tokenizer.chat_template
     assert "<|im_start|>developer\nd" in Chat().text(messages, templated(chat_tokenizer, knows))
+
+
+def test_a_template_that_takes_arguments_as_text_gets_text(chat_tokenizer: Any) -> None:
+    deepseek = (
+        "{% for m in messages %}{{ m['content'] }}{% for call in m['tool_calls'] or [] %}"
+        "{{ call['function']['name'] + '(' + call['function']['arguments'] + ')' }}{% endfor %}{% endfor %}"
+    )
+    prompt = as_prompt([QUESTION, {"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "content": "7"}])
+    assert Chat().text(prompt, templated(chat_tokenizer, deepseek)) == 'qadd({"a": 1})7'  # type: ignore[arg-type]
+    assert prompt[1]["tool_calls"] == [CALL]  # type: ignore[index]
+    dicts = deepseek.replace("call['function']['arguments']", "(call['function']['arguments'] | tojson)")
+    assert Chat().text(prompt, templated(chat_tokenizer, dicts)) == 'qadd({"a": 1})7'  # type: ignore[arg-type]
+
+
+def test_the_template_option_follows_an_image_without_text() -> None:
+    sample = Sample("a", user({"type": "image"}), "4", images=("a.png",))
+    (message,) = Chat(template="{prompt}Count.").messages(sample)
+    assert message["content"] == [{"type": "image"}, text("Count.")]
