@@ -10,7 +10,7 @@ from typing import Any
 from lit_rlvr.datamodules.base import PromptDataModule
 from lit_rlvr.datamodules.reading.images import check_media
 from lit_rlvr.datamodules.reading.rows import BadRow, DataRow, Layouts, as_prompt, as_text, lookup
-from lit_rlvr.rewards.answers import last_boxed
+from lit_rlvr.rewards.answers.find import last_boxed
 from lit_rlvr.types import Sample
 
 TEMPLATED = re.compile(r"<\|im_start\|>|<\|start_header_id\|>|<\|user\|>|\[INST\]")

@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Any
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards.answers import final_answer, normalise
+from lit_rlvr.rewards.answers.find import final_answer, normalise
 from lit_rlvr.rewards.base import Reward
 from lit_rlvr.types import Completion, RewardResult, Sample
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from lit_rlvr.rewards import MathAnswer
-from lit_rlvr.rewards.answers import last_boxed, normalise
+from lit_rlvr.rewards.answers.find import last_boxed, normalise
 from lit_rlvr.rewards.math_check import check_math
 from lit_rlvr.types import Completion, RewardResult, Sample
 
@@ -113,7 +113,7 @@ WRONG = [
     (r"\boxed{y=7}", "x=7", "ok"),
     (r"\boxed{\text{(B)}}", "C", "ok"),
     ("3 + 4", "7", "parse_fail"),
-    ("What is 3 + 4?", "7", "ok"),
+    ("What is 3 + 4?", "7", "parse_fail"),
     (r"\boxed{3 \times 4}", "12", "parse_fail"),
     ("", "7", "parse_fail"),
     ("I do not know.", "7", "parse_fail"),
