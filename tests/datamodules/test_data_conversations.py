@@ -185,8 +185,8 @@ def test_closing_turns_of_the_assistant_are_dropped_and_reported_once(jsonl: Any
     assert [sample.prompt for sample in data.load("train")] == [[question], [question, answer, again], [question]]
     file = data.locations["train"]
     assert caplog.messages == [
-        f"{file}: dropped the assistant's turns at the end of 2 prompts, because they hold the answer; a text that "
-        "every answer starts with belongs into `prefill`"
+        f"{file}: dropped the assistant's turns at the end of 2 of 3 prompts, because they hold the answer; a text "
+        "that every answer starts with belongs into `prefill`"
     ]
 
 
