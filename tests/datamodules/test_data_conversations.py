@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 from lit_rlvr.datamodules import MultipleChoice, PromptDataModule, TextMath
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.chat import Chat
+from lit_rlvr.datamodules.reading.images import as_images
 from lit_rlvr.datamodules.reading.rows import as_prompt, map_columns
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.loading import load_image_processor
@@ -106,6 +107,10 @@ def test_a_single_message_is_a_conversation() -> None:
         '[{"role": "user", "content": "q"}] is JSON. What is its length?',
         '{"name": "Ann", "age": 3}',
         '{"content": "x"}',
+        '{"role": 1}',
+        '{"role": x}',
+        '[{"content": x}]',
+        '{"messages": 3}',
     ],
 )
 def test_a_text_that_only_begins_like_messages_stays_text(cell: str) -> None:
@@ -311,6 +316,12 @@ def test_the_image_of_a_part_is_seen_in_its_place(part: Any, jsonl: Any, tmp_pat
     assert seen(data, vlm_folder) == ["see I here"]
     (sample,) = data.load("train")
     assert sample.images[0].getpixel((3, 3)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("as_cell", [list, np.array, json.dumps, str, lambda names: {"url": names[0]}])
+def test_every_form_of_an_image_column_is_read(as_cell: Any) -> None:
+    assert as_images(as_cell(["a.png"])) in (("a.png",), ({"url": "a.png"},))
+    assert as_images(as_cell(["a.png", "b.png"])) in (("a.png", "b.png"), ({"url": "a.png"},))
 
 
 def test_images_of_parts_and_of_the_column_fill_their_places_in_order(
