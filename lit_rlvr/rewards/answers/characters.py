@@ -32,8 +32,9 @@ _TABLE = str.maketrans(
     dict.fromkeys(_DASHES, "-") | {c: f"\\{name} " for c, name in (_COMMANDS | _GREEK).items()} | _PLAIN
 )
 _CONNECTIVES = re.compile(r"\s*[\u6216\u548c\u4e0e\u53ca]\s*")  # "or" and "and" in Chinese
-_RAISED, _LOWERED = "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b\u207f\u2071", re.compile(
-    "[\u2080-\u208e]+"
+_RAISED, _LOWERED = (
+    "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b\u207f\u2071",
+    re.compile("[\u2080-\u208e]+"),
 )
 _POWER = re.compile(f"[{_RAISED}]+")
 _VULGAR = re.compile(r"(\d?)\s*([\u00bc-\u00be\u2150-\u215e\u2189])")

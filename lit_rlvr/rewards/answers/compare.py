@@ -11,8 +11,20 @@ from typing import Any
 
 import sympy
 
-from lit_rlvr.rewards.answers.parse import (
-    Chain, Equation, Expression, Labelled, Matrix, Number, Parts, Quantity, Region, Series, Text, Reading, all_readings,
+from lit_rlvr.rewards.answers.values import (
+    Chain,
+    Equation,
+    Expression,
+    Labelled,
+    Matrix,
+    Number,
+    Parts,
+    Quantity,
+    Reading,
+    Region,
+    Series,
+    Text,
+    all_readings,
 )  # fmt: skip
 
 POINTS = (sympy.Rational(7, 5), sympy.Rational(-13, 11), sympy.Rational(29, 17), sympy.Rational(-3, 7))
@@ -140,7 +152,7 @@ def _with_same_case(r: Any, a: Any) -> tuple[Any, Any]:
     lower = [{name.lower() for name in own} for own in names]
     if names[0] == names[1] or lower[0] != lower[1] or any(len(n) != len(s) for n, s in zip(names, lower, strict=True)):
         return r, a
-    return tuple(v.xreplace({s: sympy.Symbol(str(s).lower()) for s in v.free_symbols}) for v in (r, a))  # type: ignore[return-value]
+    return tuple(v.xreplace({s: sympy.Symbol(str(s).lower()) for s in v.free_symbols}) for v in (r, a))
 
 
 def _values(value: Any, symbols: Sequence[Any]) -> list[Any]:
@@ -174,8 +186,11 @@ def _equations(reference: Equation, answer: Equation, rules: Rules) -> bool:
     symbols = sorted(r.free_symbols, key=str)
     pairs = [(x, y) for x, y in zip(_values(r, symbols), _values(a, symbols), strict=True) if None not in (x, y)]
     ratios = [x / y for x, y in pairs if abs(x) > 1e-15 and abs(y) > 1e-15]
-    return len(ratios) > 1 and len(ratios) == len(pairs) and all(_close(ratios[0], ratio) for ratio in ratios) and (
-        reference.sign in ("=", "\\ne") or bool(ratios[0] > 0)
+    return (
+        len(ratios) > 1
+        and len(ratios) == len(pairs)
+        and all(_close(ratios[0], ratio) for ratio in ratios)
+        and (reference.sign in ("=", "\\ne") or bool(ratios[0] > 0))
     )
 
 
@@ -208,7 +223,7 @@ def _series(reference: Series, answer: Series, rules: Rules) -> bool:
     if r.brackets in plain and a.brackets in plain and not _has_dots(r):
         return _same_items(r.items, a.items, "{}" in (r.brackets, a.brackets), rules)
     kinds = {r.brackets, a.brackets}
-    is_open = len(kinds - {""}) == 1 and "{}" not in kinds or (kinds == {"()", "[]"} and len(r.items) > 2)
+    is_open = (len(kinds - {""}) == 1 and "{}" not in kinds) or (kinds == {"()", "[]"} and len(r.items) > 2)
     return is_open and len(r.items) == len(a.items) and all(map(lambda x, y: same(x, y, rules), r.items, a.items))
 
 
@@ -234,11 +249,9 @@ def _same_items(
 def _labelled(reference: Labelled, answer: Labelled, rules: Rules) -> bool:
     r, a = reference.values, answer.values
     if len(r) != len(a):  # x_1 = 1, x_2 = 2 and x = 1 or x = 2
-        r, a = ({_stem(label): () for label in values} for values in (r, a))
-        if set(r) != set(a) or len(r) != 1:
-            return False
-        items = [tuple(i for found in side.values.values() for i in found) for side in (reference, answer)]
-        return _same_items(*items, is_set=False, rules=rules)
+        stems = [{_stem(label) for label in values} for values in (r, a)]
+        items = [tuple(item for found in values.values() for item in found) for values in (r, a)]
+        return stems[0] == stems[1] and len(stems[0]) == 1 and _same_items(items[0], items[1], False, rules)
     return set(r) == set(a) and all(_same_items(r[label], a[label], False, rules) for label in r)
 
 
@@ -257,9 +270,7 @@ def _values_in_order(labelled: Labelled, series: Series, rules: Rules) -> bool:
     if len(groups) == 1 or (series.brackets != "()" and len({_stem(label) for label in labelled.values}) == 1):
         return _same_items(items, series.items, False, rules)
     by_label = [item for _, group in sorted(labelled.values.items()) for item in group]
-    return any(
-        all(same(x, y, rules) for x, y in zip(order, series.items, strict=True)) for order in (items, by_label)
-    )
+    return any(all(same(x, y, rules) for x, y in zip(order, series.items, strict=True)) for order in (items, by_label))
 
 
 # ---- regions, orders, parts -------------------------------------------------------------------------------
@@ -277,9 +288,7 @@ def _same_parts(reference: Parts, answer: Parts, rules: Rules) -> bool:
         return False
     r, a = reference.parts, answer.parts
     if reference.kind == "time":
-        return bool(r[:3] == a[:3] and (r[3] == a[3] or "" in (r[3], a[3]))) or (
-            _hours(r) == _hours(a) is not None
-        )
+        return bool(r[:3] == a[:3] and (r[3] == a[3] or "" in (r[3], a[3]))) or (_hours(r) == _hours(a) is not None)
     if reference.kind == "date":
         return bool(r[1:] == a[1:] and (r[0] == a[0] or 0 in (r[0], a[0])))
     if reference.kind == "ratio":

@@ -43,7 +43,7 @@ class Found:
     text: str
     where: Literal["box", "tag", "hash", "phrase", "line"]
     boxes: tuple[str, ...] = ()
-    joiner: Literal["", "or", "line"] = ""
+    joiner: Literal["", "and", "or", "line"] = ""
 
 
 def find_answer(text: str, boxed_only: bool = False, open_thoughts: bool = False) -> Found:
@@ -93,8 +93,8 @@ def without_thoughts(text: str, open_thoughts: bool = False) -> str:
 def last_boxed(text: str) -> str | None:
     """Return the content of the last `\\boxed{...}`, `\\fbox{...}` or `\\boxed 5`; None without one.
 
-    Boxes that only commas, semicolons, "and" or the names of parts ("(b)") separate are one answer: their contents, with
-    commas between. After "or" the same answer often follows in another form, so that the last one counts.
+    Boxes that only commas, semicolons, "and" or the names of parts ("(b)") separate are one answer: their contents,
+    with commas between. After "or" the same answer often follows in another form, so that the last one counts.
     """
     boxes = _last_boxes(text)
     return boxes.text if boxes.contents else None

@@ -18,7 +18,8 @@ _BASE: dict[str, dict[str, str]] = {
         "3048/10000": "ft foot feet", "9144/10000": "yd yard yards", "1609344/1000": "mi mile miles",
     },
     "kg": {
-        "1": "kg kilogram kilograms kilo kilos", "1/1000": "g gram grams gm gms", "1/1000000": "mg milligram milligrams",
+        "1": "kg kilogram kilograms kilo kilos", "1/1000": "g gram grams gm gms",
+        "1/1000000": "mg milligram milligrams",
         "1000": "tonne tonnes", "45359237/100000000": "lb lbs pound_mass pounds_mass",
         "28349523125/1000000000000": "oz ounce ounces",
     },
@@ -62,13 +63,16 @@ _UNITS: dict[str, tuple[Fraction, Dimension]] = {
     for factor, names in factors.items()
     for name in names.split()
 }
-CURRENCIES = "[$\u20ac\u00a3\u00a5\u20b9\u20a9\u20bd\u20ab]|(?:US|A|C|HK|NT|S)\\$|USD|EUR|GBP|CNY|RMB|JPY|INR|Rs\\.?|KRW"
+CURRENCIES = (
+    "[$\u20ac\u00a3\u00a5\u20b9\u20a9\u20bd\u20ab]|(?:US|A|C|HK|NT|S)\\$|USD|EUR|GBP|CNY|RMB|JPY|INR|Rs\\.?|KRW"
+)
 """The currencies that stand before a number, as a regular expression."""
 
 MAGNITUDES = {
     "hundred": 100, "thousand": 10**3, "thousands": 10**3, "million": 10**6, "millions": 10**6, "billion": 10**9,
-    "billions": 10**9, "trillion": 10**12, "trillions": 10**12, "dozen": 12, "dozens": 12, "lakh": 10**5, "lakhs": 10**5,
-    "crore": 10**7, "crores": 10**7, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "bn": 10**9, "mn": 10**6,
+    "billions": 10**9, "trillion": 10**12, "trillions": 10**12, "dozen": 12, "dozens": 12, "lakh": 10**5,
+    "lakhs": 10**5, "crore": 10**7, "crores": 10**7, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "bn": 10**9,
+    "mn": 10**6,
     "\u5341": 10, "\u767e": 100, "\u5343": 10**3, "\u4e07": 10**4, "\u842c": 10**4, "\u4ebf": 10**8, "\u5104": 10**8,
 }  # fmt: skip
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
@@ -118,11 +122,12 @@ def _derived() -> dict[str, tuple[Fraction, Dimension]]:
     return found
 
 
-_ONES = (
+_ONES = re.findall(
+    r"\w+",
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+    "eighteen nineteen",
+)
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _WORDS = {word: i for i, word in enumerate(_ONES)} | {word: 10 * i for i, word in enumerate(_TENS, 2)}
 _PARTS = {"half": 2, "third": 3, "thirds": 3, "quarter": 4, "quarters": 4, "fourth": 4, "fourths": 4, "fifths": 5}
 BASES = {word: i for word, i in _WORDS.items() if 2 <= i <= 16}
