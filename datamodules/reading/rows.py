@@ -313,11 +313,12 @@ class Layouts(Generic[_T]):
             source: "file:row".
 
         Raises:
-            BadRow: no known layout has these columns, or the row cannot be used.
+            BadRow: no known layout has these columns, the row holds video or audio, or it cannot be used.
         """
         file = source.rpartition(":")[0]
         read = self._readers.get(file) or next((read for needs, read in self.known if needs <= row.keys()), None)
         if read is None:
             raise BadRow(f"no known layout, the columns are {', '.join(row)}; map them with `columns`", "columns")
         self._readers[file] = read
+        check_media(row, (), images=False)
         return read(row)

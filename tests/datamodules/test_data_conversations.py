@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from transformers import AutoTokenizer
 
-from lit_rlvr.datamodules import MultipleChoice, PromptDataModule, TextMath
+from lit_rlvr.datamodules import Geometry, MultipleChoice, PromptDataModule, TextMath
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.datamodules.reading.images import as_images
@@ -417,6 +417,12 @@ def test_media_that_would_not_reach_the_model_are_bad_rows(cells: dict[str, Any]
         TextMath(train="unused").sample(row, 0, "f:1")
     with pytest.raises(BadRow, match=reason):
         MultipleChoice(train="unused").sample(row | {"question": "q", "choices": ["x", "y"]}, 0, "f:1")
+
+
+def test_video_next_to_images_in_a_known_layout_is_a_bad_row() -> None:
+    row = {"images": ["a.png"], "problem": "<image>q", "answer": "1", "videos": ["a.mp4"]}
+    with pytest.raises(BadRow, match="videos: video is not supported yet"):
+        Geometry(train="unused").sample(row, 0, "f:1")
 
 
 def test_text_mathematics_with_images_is_a_bad_row() -> None:
