@@ -30,6 +30,7 @@ from lit_rlvr.datamodules.reading.rows import (
     joined_text,
     map_columns,
     rank_zero_warn,
+    with_prompts,
 )
 from lit_rlvr.datamodules.reading.split import (
     check_held_out,
@@ -422,6 +423,11 @@ class PromptDataModule(UsesModel):
         """This DataModule and those of `also_validate`."""
         return [self, *self.also_validate]
 
+    @property
+    def loaded(self) -> list[Sample]:
+        """The samples of all loaded sets, those of `also_validate` too."""
+        return [prompt.sample for data in self.validated for prompts in data.prompts.values() for prompt in prompts]
+
     def validation_hashes(self) -> dict[str, dict[str, str]]:
         """Return name -> hashes of the prompts of each validation set; a resumed run compares them."""
         return {data.name: prompt_hashes(data.prompts["validation"]) for data in self.validated}
@@ -461,8 +467,9 @@ class PromptDataModule(UsesModel):
     def _read(self, split: Split) -> list[Sample]:
         """Read all usable rows of a split; later calls return the same list."""
         if split not in self._samples:
-            rows = with_images(require_samples(self.rows(split), self.rows), *self.image_options)
             name = f"{self.name} {split}"
+            rows = with_prompts(require_samples(self.rows(split), self.rows), name, self.optional)
+            rows = with_images(rows, *self.image_options)
             good, self.bad_rows[split] = filter_rows(rows, name, self.max_bad_rows, self.optional)
             if not good and self.locations[split] is not None:
                 raise UserError(f"{self.locations[split]}: no usable row in it")

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from lit_rlvr.datamodules.base import PromptDataModule
+from lit_rlvr.datamodules.reading.images import check_media
 from lit_rlvr.datamodules.reading.rows import BadRow, DataRow, Layouts, as_prompt, as_text, lookup
 from lit_rlvr.rewards.answers.find import last_boxed
 from lit_rlvr.types import Sample
@@ -34,6 +35,7 @@ class TextMath(PromptDataModule):
             sample = super().sample(row, index, source)
             return replace(sample, answer=reference_answer(sample.answer))
         prompt, answer = self._layouts.read(row, source)
+        check_media(row, ())
         row_id = next((row[key] for key in ("id", "ID", "unique_id") if row.get(key) is not None), None)
         category = next(
             (row[key] for key in ("subject", "type", "Type", "data_source") if row.get(key) is not None), ""

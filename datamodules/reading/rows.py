@@ -6,13 +6,16 @@ import ast
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from string import ascii_uppercase
 from typing import Any, Generic, TypeVar
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from lit_rlvr.datamodules.reading.bad_row import BadRow
+from lit_rlvr.datamodules.reading.conversations import as_conversation, without_closing_turns
+from lit_rlvr.datamodules.reading.images import as_images, check_media
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
 
@@ -45,23 +48,6 @@ log = logging.getLogger("lit_rlvr")
 
 MAX_NAMED = 3
 """Most bad rows or dropped prompts that a message names."""
-
-
-class BadRow(Exception):
-    """A row that cannot be used. The DataModule skips and counts it, and refuses a file with more than `max_bad_rows`.
-
-    Args:
-        reason: what is wrong with the row, for the user.
-        field: the field concerned ("prompt", "answer", ...).
-        source: "file:row"; `PromptDataModule` fills it in.
-    """
-
-    def __init__(self, reason: str, field: str = "row", source: str = "") -> None:
-        super().__init__(reason)
-        self.reason, self.field, self.source = reason, field, source
-
-    def __str__(self) -> str:
-        return ": ".join(part for part in (self.source, self.field, self.reason) if part)
 
 
 @rank_zero_only
@@ -108,51 +94,21 @@ def as_text(value: Any, field: str) -> str:
 
 
 def as_prompt(value: Any, is_optional: bool = False) -> str | list[dict[str, Any]]:
-    """Read a cell as a prompt: text, or a list of chat messages.
+    """Read a cell as a prompt: text, or chat messages in a form that `as_conversation` reads.
 
     Args:
         is_optional: an environment says something first, so the prompt may be missing or empty.
 
     Raises:
-        BadRow: it is empty, or a list of anything but {"role", "content"}, or a content is neither text nor parts.
+        BadRow: it is empty, or holds messages that cannot be used.
     """
-    value = _to_list(value)
-    if is_optional and (value is None or value == ""):
-        return ""
-    if not isinstance(value, list | tuple):
-        return as_text(value, "prompt")
-    messages: list[dict[str, Any]] = []
-    for message in value:
-        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
-            raise BadRow('a list that does not hold messages {"role", "content"}', "prompt")
-        messages.append({**message, "content": _to_list(message["content"])})
-        if not _is_content(messages[-1]["content"]):
-            raise BadRow('a message whose content is neither text nor a list of parts {"type", ...}', "prompt")
+    messages = as_conversation(value)
+    if messages is None:
+        return "" if is_optional and (value is None or value == "") else as_text(value, "prompt")
     users = [message for message in messages if message["role"] == "user"]
     if not any(message["content"] for message in users) and not (is_optional and users):
         raise BadRow("no user message with content", "prompt")
     return messages
-
-
-def _to_list(value: Any) -> Any:
-    """Convert arrays of Parquet files to lists."""
-    return value.tolist() if hasattr(value, "tolist") else value
-
-
-def _is_content(content: Any) -> bool:
-    """Return True for the text of a chat message, or the list of its parts."""
-    if isinstance(content, list | tuple):
-        return all(
-            isinstance(part, Mapping) and (part.get("type") != "text" or isinstance(part.get("text"), str))
-            for part in content
-        )
-    return isinstance(content, str)
-
-
-def as_images(value: Any) -> tuple[Any, ...]:
-    """Read a cell as a tuple of unopened images: one, a list, or none (None or "")."""
-    values = value if isinstance(value, list | tuple) else (value,)
-    return tuple(image for image in values if image is not None and not (isinstance(image, str) and not image))
 
 
 FALLBACKS = {"answer": ("solution", "reward_model.ground_truth", "ground_truth"), "category": ("data_source",)}
@@ -186,12 +142,13 @@ def map_columns(
             raise BadRow(f"no column {columns.get(field, field)!r}; the columns are {', '.join(map(str, row))}", field)
         return row.get("images", row.get("file_name")) if value is None and field == "image" else value
 
-    row_id, category = cell("id"), cell("category")
+    row_id, category, images = cell("id"), cell("category"), as_images(cell("image"))
+    check_media(row, columns.values(), images="image" not in columns and not images)
     return Sample(
         id=fallback_id if row_id is None else as_text(row_id, "id"),
         prompt=as_prompt(cell("prompt"), "prompt" in optional),
         answer=_as_answer(cell("answer"), "answer" in optional),
-        images=as_images(cell("image")),
+        images=images,
         row=row,
         category="" if category is None else as_text(category, "category"),
         source=source,
@@ -228,6 +185,43 @@ def joined_text(value: Any) -> str:
         return value
     parts = value.items() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
     return "".join(map(joined_text, parts))
+
+
+def with_prompts(
+    rows: Iterable[Sample | BadRow], what: str, optional: frozenset[str] = frozenset()
+) -> Iterator[Sample | BadRow]:
+    """Read the prompt of each sample as `as_prompt` does; drop the assistant's turns at its end, which hold the answer.
+
+    It reports these once for each file. Where an environment says something first, they stay: its message follows.
+
+    Args:
+        rows: samples and bad rows.
+        what: the set's name, which stands in for the file of rows without a source.
+        optional: fields that may be empty, of prompt and answer.
+    """
+    closed: Counter[str] = Counter()
+    total: Counter[str] = Counter()
+    for row in rows:
+        file = _file_of(row.source) or what
+        total[file] += 1
+        if isinstance(row, Sample):
+            try:
+                prompt = as_prompt(row.prompt, "prompt" in optional)
+                if isinstance(prompt, list) and "prompt" not in optional:
+                    opening = without_closing_turns(prompt)
+                    closed[file] += len(opening) < len(prompt)
+                    prompt = opening
+                row = replace(row, prompt=prompt)
+            except BadRow as error:
+                error.source = row.source
+                row = error
+        yield row
+    for file, count in closed.items():
+        if count:
+            rank_zero_warn(
+                f"{file}: dropped the assistant's turns at the end of {count} of {total[file]} prompts, because they "
+                "hold the answer; a text that every answer starts with belongs into `prefill`"
+            )
 
 
 def filter_rows(
@@ -319,11 +313,12 @@ class Layouts(Generic[_T]):
             source: "file:row".
 
         Raises:
-            BadRow: no known layout has these columns, or the row cannot be used.
+            BadRow: no known layout has these columns, the row holds video or audio, or it cannot be used.
         """
         file = source.rpartition(":")[0]
         read = self._readers.get(file) or next((read for needs, read in self.known if needs <= row.keys()), None)
         if read is None:
             raise BadRow(f"no known layout, the columns are {', '.join(row)}; map them with `columns`", "columns")
         self._readers[file] = read
+        check_media(row, (), images=False)
         return read(row)

@@ -37,6 +37,7 @@ from lit_rlvr.evaluation.sampler import Sampler
 from lit_rlvr.evaluation.suites import Suite, example, find_suites
 from lit_rlvr.rewards import shared_pool
 from lit_rlvr.rewards.combine import score_rollout
+from lit_rlvr.rewards.references import check_references
 from lit_rlvr.rollout.episodes import begins, check_turns
 from lit_rlvr.rollout.limits import LengthRequirement, within_context
 from lit_rlvr.run.export import is_run, resolve_run_model
@@ -277,6 +278,7 @@ def load_prompts(suite: Suite, module: EvaluatingModule) -> list[Prompt]:
     suite.data.setup("test")
     if not suite.data.prompts["test"]:
         raise UserError(f"--suite: {suite.name} has no questions; give its `test`")
+    check_references(suite.rewards, suite.data.loaded)
     return suite.data.prompts["test"]
 
 

@@ -31,6 +31,7 @@ from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rewards import Reward, shared_pool
 from lit_rlvr.rewards.base import say_where
 from lit_rlvr.rewards.combine import logged_metrics
+from lit_rlvr.rewards.references import check_references, warn_of_gold_answers
 from lit_rlvr.rollout.assemble import rollout_metrics
 from lit_rlvr.rollout.episodes import begins, check_turns, turn_metrics
 from lit_rlvr.rollout.generate import GroupSampler, completion_seeds
@@ -279,6 +280,7 @@ class RolloutCallback(Callback):
         self.log_sizes(module, *sizes)
         if stage == "fit" and trainer.is_global_zero:
             say_where(self.rewards)
+            warn_of_gold_answers(self.rewards, [prompt.sample for prompt in data.prompts["train"]])
         self._judges = {  # what tells right from wrong
             "code": user_code(),
             "validation": data.validation_hashes() if stage == "fit" else {},
@@ -331,6 +333,7 @@ class RolloutCallback(Callback):
                 for name in unknown
             ),
             lambda: self._check_judges_groups(module, data),
+            lambda: check_references(self.rewards, data.loaded),
             lambda: check_lengths(module.model_folder, self._length_requirements(data)),
         )
 

@@ -88,3 +88,10 @@ def test_a_folder_that_cannot_be_is_one_line_without_pictures_too(run_folder: Pa
 def test_a_set_that_is_not_there(run_folder: Path, lit_rlvr: CLI) -> None:
     result = lit_rlvr("preview", "--config", "tiny.yaml", "--split", "test")
     assert result.status == 2 and "--split: there is no test set" in result.err
+
+
+def test_references_that_a_reward_cannot_read_are_refused(run_folder: Path, lit_rlvr: CLI) -> None:
+    options = ("--rollout.rewards", '[{"class_path": "LCPO", "init_args": {"target": "length"}}]')
+    result = lit_rlvr("preview", "--config", "tiny.yaml", *options)
+    assert result.status == 2
+    assert "rewards.LCPO.target: " in result.err and "the column 'length'" in result.err and "rows)" in result.err
