@@ -82,6 +82,17 @@ class Reward(ABC):
         judges is masked out of the loss.
         """
 
+    def gold_completion(self, sample: Sample) -> str | None:
+        """Return a completion that answers a sample as its reference does; None if the reward knows no such text."""
+        return None
+
+    def explain(self, completion: Completion, sample: Sample) -> list[tuple[str, str]]:
+        """Judge one completion; return each stage of the judgement with its result."""
+        (result,) = self.score([(completion, sample)])
+        correct = {True: "yes", False: "no", None: "not reported"}[result.correct]
+        stages = [("value", f"{result.value:g}"), ("correct", correct), ("status", result.status)]
+        return [*stages, ("detail", result.detail)] if result.detail else stages
+
     def score(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         """Judge a batch, in order. Rewards with their own worker processes override this.
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lit_rlvr.rewards.base import CheckedReward, verdict
-from lit_rlvr.types import Pair, RewardResult
+from lit_rlvr.types import Pair, RewardResult, Sample
 from lit_rlvr.workers.pool import shared_pool
 
 MATH_CHECK = "lit_rlvr.rewards.math_check:check_math"
@@ -36,6 +36,9 @@ class MathAnswer(CheckedReward):
         self.boxed_only = boxed_only
         self.decimals = decimals
         self.cpu_seconds = cpu_seconds
+
+    def gold_completion(self, sample: Sample) -> str:
+        return f"\\boxed{{{sample.answer}}}"
 
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         arguments = [(c.text, sample.answer, self.boxed_only, self.decimals) for c, sample in pairs]
