@@ -15,7 +15,8 @@ from lit_rlvr.common.terminal import progress_bar
 from lit_rlvr.rewards import Reward
 from lit_rlvr.types import Completion, RewardResult, Sample
 
-GOLD = REWRITES[0].name
+GOLD = "gold itself"
+"""The rewrite that changes nothing."""
 FORMS = {
     "the plain answer": ("", ""), "\\boxed{}": ("\\boxed{", "}"), "<answer> tags": ("<answer>", "</answer>"),
     "after ####": ("#### ", ""),

@@ -41,7 +41,7 @@ def run(command: str, arguments: list[str]) -> int:
         "--config", type=str | None, help="take the class, if none is given, and options from its `model`"
     )
     parser.add_argument("--data", type=str, default=None,
-                        help="of a reward: rows to check it on: a config (smoke/sums), TextMath=FILE, a file")  # fmt: skip
+                        help="of a reward: rows to check it on: a config, TextMath=FILE, or a file")  # fmt: skip
     parser.add_argument("--rows", type=int, default=200, help="number of rows of --data, drawn by --seed")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="begin no further rows after this time")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draw")
