@@ -104,19 +104,15 @@ def build_reward(name: str, options: dict[str, Any]) -> Reward:
     Raises:
         UserError: there is no such reward, or an option is wrong.
     """
-    shipped = [known for known in rewards.__all__ if isinstance(getattr(rewards, known), type)]
-    target = import_target(name) if "." in name else getattr(rewards, name, None) if name in shipped else None
+    shipped = {known: getattr(rewards, known) for known in rewards.__all__ if known != Reward.__name__}
+    shipped = {known: cls for known, cls in shipped.items() if isinstance(cls, type) and issubclass(cls, Reward)}
+    target = import_target(name) if "." in name else shipped.get(name)
     if isinstance(target, type) and issubclass(target, Reward):
-        made: Reward = build_object(
-            {"class_path": dotted_path_of(target), "init_args": options}, f"check: {name}", Reward
-        )
+        spec = {"class_path": dotted_path_of(target), "init_args": options}
+        made: Reward = build_object(spec, f"check: {name}", Reward)
         return made
-    if (
-        "." not in name
-        or not callable(target)
-        or (isinstance(target, type) and issubclass(target, RLVRModule | Advantage))
-    ):
-        known = ", ".join(known for known in shipped if issubclass(getattr(rewards, known), Reward))
+    if not callable(target) or (isinstance(target, type) and issubclass(target, RLVRModule | Advantage)):
+        known = ", ".join(shipped)
         raise UserError(f"check: {name!r} is no reward; there are {known}, and dotted paths such as my_task.my_reward")
     return FunctionReward(name, options)
 

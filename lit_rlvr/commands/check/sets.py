@@ -12,7 +12,7 @@ from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.configs import find_config, import_classes, load_config, load_yaml
 from lit_rlvr.datamodules import BadRow, PromptDataModule
 from lit_rlvr.datamodules.base import Split
-from lit_rlvr.datamodules.reading.readers import read_rows
+from lit_rlvr.datamodules.reading.readers import FORMATS, read_rows
 from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.evaluation.suites import SUITE_LAYOUTS, read_suite
 from lit_rlvr.types import Sample
@@ -44,7 +44,8 @@ def data_config(argument: str) -> dict[str, Any]:
     name, _, location = argument.partition("=")
     if location:
         return {"class_path": name, "init_args": {"train": location}}
-    if name.startswith("package:") or (Path(name).exists() and Path(name).suffix != ".yaml"):
+    is_file = Path(name).suffix in FORMATS or (Path(name).exists() and Path(name).suffix != ".yaml")
+    if is_file or name.startswith("package:"):
         return data_of_file(name)
     if name in datamodules.__all__ or ("." in name and "/" not in name and not name.endswith(".yaml")):
         return {"class_path": name}
