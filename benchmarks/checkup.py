@@ -53,8 +53,8 @@ def kinds(found: Checkup, keeps: bool) -> str:
 def table() -> str:
     """Measure all rewards, and return the table with its date."""
     lines = [
-        f"Measured on {date.today().isoformat()} by `benchmarks/checkup.py`, with 95 % intervals. After a kind stand its "
-        "errors and its texts.\n",
+        f"Measured on {date.today().isoformat()} by `benchmarks/checkup.py`, with 95 % intervals. After a kind stand "
+        "its errors and its texts.\n",
         "| reward | rows | right texts not paid | kinds | wrong texts paid | kinds |",
         "|---|---|---|---|---|---|",
     ]

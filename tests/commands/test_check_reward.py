@@ -105,11 +105,12 @@ def test_a_reward_that_pays_any_number_is_found_out() -> None:
     assert errors(found, True) == set()
     wrong = errors(found, False)
     assert {"next number", "another sign", "ten times", "very long", "all at once", "answer only in the thought",
-            "short text: constant", "short text: number of the prompt", "short text: boxes with 0 to 20"} <= wrong  # fmt: skip
+            "short text: constant", "short text: number of the prompt",
+            "short text: boxes with 0 to 20"} <= wrong  # fmt: skip
     assert not {"empty", "only space", "no answer", "empty box", "short text: filler"} & wrong
     assert found.kinds["next number"].rate.value == 1 and found.wrong_texts.value > 0.5
     assert found.paid_short_texts()[0][1].value == 1
-    assert found.advantages[2].correlation < 0.5
+    assert found.advantages[2].correlation < 0.6
 
 
 def test_a_reward_that_looks_for_the_reference_is_found_out() -> None:
@@ -216,7 +217,7 @@ def test_rows_with_a_database_or_tests_are_programs() -> None:
     [
         ("7", "trailing zero", "7.0"), ("0.5", "trailing zero", "0.50"), ("12500", "thousands comma", "12,500"),
         ("12500", "scientific", r"1.25 \times 10^{4}"), ("-0.5", "as a fraction", r"-\frac{1}{2}"),
-        ("7", "full width", "７"), ("3/2", "mixed number", r"1\frac{1}{2}"), ("3/8", "as a decimal", "0.375"),
+        ("7", "full width", "\uff17"), ("3/2", "mixed number", r"1\frac{1}{2}"), ("3/8", "as a decimal", "0.375"),
         ("1/3", "as a decimal", None), ("5 m", "converted unit", "0.005 km"), ("50%", "percent sign", r"50\%"),
         ("{1,2}", "elements in another order", "{2, 1}"), ("[1,2)", "as inequalities", r"1 \le x < 2"),
         (r"(-\infty, 3]", "as inequalities", r"x \le 3"), (r"(4, \infty)", "as inequalities", "x > 4"),
@@ -425,7 +426,7 @@ def test_a_mistake_is_one_line(folder: Path, lit_rlvr: CLI, arguments: list[str]
 
 def test_an_empty_set_is_refused(folder: Path) -> None:
     Path("empty.jsonl").write_text("")
-    with pytest.raises(UserError, match="empty.jsonl"):
+    with pytest.raises(UserError, match=r"empty\.jsonl"):
         read_set("empty.jsonl", 10, 0)
 
 

@@ -17,19 +17,19 @@ Kind = Literal[
 ]  # fmt: skip
 """The kind of an answer, which decides what a rewrite may do to it; nothing is rewritten inside an "other" one."""
 
-UNITS = {
+UNITS: dict[str, tuple[str, int | Fraction]] = {
     "mm": ("cm", 10), "cm": ("m", 100), "m": ("km", 1000), "km": ("m", Fraction(1, 1000)), "mg": ("g", 1000),
     "g": ("kg", 1000), "kg": ("g", Fraction(1, 1000)), "ml": ("l", 1000), "l": ("ml", Fraction(1, 1000)),
     "seconds": ("minutes", 60), "minutes": ("hours", 60), "hours": ("minutes", Fraction(1, 60)),
 }  # fmt: skip
 """Unit -> another unit of the same kind, and how many of the first make one of the other."""
 
-NUMBER = r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+"
+PLAIN_NUMBER = r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+"
 _DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
 _FRACTION = re.compile(
     r"([-+]?)(?:\\[dt]?frac(?:\{(-?\d+)\}\{(\d+)\}|(\d)(\d))|(\d+)\s*/\s*(\d+))"  # \frac{1}{2}, \frac12, 1/2
 )
-_QUANTITY = re.compile(rf"({NUMBER})\s*(?:\\[,; ])?\s*(?:\\(?:text|mathrm)\{{\s*([a-z]+)\s*\}}|([a-z]+))")
+_QUANTITY = re.compile(rf"({PLAIN_NUMBER})\s*(?:\\[,; ])?\s*(?:\\(?:text|mathrm)\{{\s*([a-z]+)\s*\}}|([a-z]+))")
 _BRACKETS = re.compile(r"(?:\\left)?\s*(\\\{|[\[({])(.*?)(?:\\right)?\s*(\\\}|[\])}])", re.DOTALL)
 _INFINITE = re.compile(r"[-+]?\s*(?:\\infty|\u221e)")
 _MATHEMATICS = re.compile(r"[\d\\^_=+*/<>]")
@@ -94,13 +94,13 @@ def read_gold(sample: Sample, write: Callable[[str], str]) -> Gold:
         return Gold(sample, "code", str(row.get("solution") or ""), write)
     if row.get("databases"):
         return Gold(sample, "sql", sample.answer.strip().rstrip("; \n"), write)
-    if letter := right_letter(sample):
+    if letter := gold_letter(sample):
         return Gold(sample, "choice", letter, write)
     answer = without_delimiters(sample.answer)
     return Gold(sample, kind_of(answer), answer, write)
 
 
-def right_letter(sample: Sample) -> str:
+def gold_letter(sample: Sample) -> str:
     """Return the letter of the right option; "" if the question is not multiple-choice."""
     letters = ascii_uppercase[: len(sample.options) or 10]
     bare = sample.answer.strip().strip("().")
@@ -123,11 +123,11 @@ def without_delimiters(answer: str) -> str:
 
 def kind_of(answer: str) -> Kind:
     """Return the kind of an answer that is neither a choice nor a program."""
-    if re.fullmatch(NUMBER, answer):
+    if re.fullmatch(PLAIN_NUMBER, answer):
         return "number"
     if _FRACTION.fullmatch(answer):
         return "fraction"
-    if re.fullmatch(rf"(?:{NUMBER})\s*\\?%", answer):
+    if re.fullmatch(rf"(?:{PLAIN_NUMBER})\s*\\?%", answer):
         return "percent"
     if answer.lower() in ("yes", "no"):
         return "yes_no"
@@ -201,7 +201,7 @@ def quantity_parts(answer: str) -> tuple[str, str] | None:
 
 def value_of_answer(answer: str) -> Fraction | None:
     """Return the value of a number or a fraction; None for anything else."""
-    if re.fullmatch(NUMBER, answer):
+    if re.fullmatch(PLAIN_NUMBER, answer):
         return Fraction(answer.replace(",", ""))
     parts = fraction_parts(answer)
     return Fraction(*parts) if parts else None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from lit_rlvr.commands.check.checkup import Checkup, KindOfText
-from lit_rlvr.commands.check.rates import GROUP_SIZE, Rate
+from lit_rlvr.commands.check.rates import COMPUTED_GROUP_SIZE, Rate
 from lit_rlvr.common.terminal import Terminal, one_line
 
 EXAMPLE_CHARACTERS = 160
@@ -66,7 +66,7 @@ def print_advantages(console: Terminal, found: Checkup) -> None:
     if not found.advantages:
         return
     table = Table(
-        title=f"GRPO's advantages in groups of {GROUP_SIZE} if rewards are wrong at these two rates",
+        title=f"GRPO's advantages in groups of {COMPUTED_GROUP_SIZE} if rewards are wrong at these two rates",
         title_justify="left",
         caption="of the true advantage -> with these errors; no signal: groups with equal rewards",
     )

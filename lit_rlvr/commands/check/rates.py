@@ -12,7 +12,7 @@ import torch
 
 from lit_rlvr.advantages import GroupBatch, resolve_advantage
 
-GROUP_SIZE = 8
+COMPUTED_GROUP_SIZE = 8
 ACCURACIES = (0.1, 0.25, 0.5, 0.75, 0.9)
 """True accuracies at which the error of advantages is computed."""
 
@@ -77,14 +77,14 @@ class AdvantageError:
 
 
 def advantage_error(accuracy: float, false_negative: float, false_positive: float) -> AdvantageError:
-    """Compute the error of GRPO's advantages in groups of `GROUP_SIZE` by summing over all groups.
+    """Compute the error of GRPO's advantages in groups of `COMPUTED_GROUP_SIZE` by summing over all groups.
 
     Each completion is right with probability `accuracy`; a right one is paid with probability 1 - false_negative and a
     wrong one with false_positive (arXiv 2606.01066).
     """
     paid, unpaid = accuracy * (1 - false_negative), accuracy * false_negative
     gamed, refused = (1 - accuracy) * false_positive, (1 - accuracy) * (1 - false_positive)
-    groups = list(_splits(GROUP_SIZE, 4))
+    groups = list(_splits(COMPUTED_GROUP_SIZE, 4))
     weights = torch.tensor(
         [_multinomial(split, (paid, unpaid, gamed, refused)) for split in groups], dtype=torch.float64
     )  # (P,)
@@ -96,7 +96,7 @@ def advantage_error(accuracy: float, false_negative: float, false_positive: floa
     wanted, found = grpo(GroupBatch(true, true)), grpo(GroupBatch(seen, seen))
 
     def mean(values: torch.Tensor) -> float:
-        return float((weights[:, None] * values).sum()) / GROUP_SIZE
+        return float((weights[:, None] * values).sum()) / COMPUTED_GROUP_SIZE
 
     size = math.sqrt(mean(wanted.square()) * mean(found.square()))
     flat = [float((weights * (rewards.amax(1) == rewards.amin(1))).sum()) for rewards in (true, seen)]

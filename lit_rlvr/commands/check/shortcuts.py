@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from string import ascii_uppercase
 
-from lit_rlvr.commands.check.gold import NUMBER, Gold, may_answer
+from lit_rlvr.commands.check.gold import PLAIN_NUMBER, Gold, may_answer
 from lit_rlvr.commands.check.rewrites import PROGRAMS
 from lit_rlvr.commands.report.prompts import prompt_text
 
@@ -31,15 +31,15 @@ def shortcuts(gold: Gold, frequent: Sequence[str]) -> Iterator[tuple[str, str, s
         frequent: the most frequent answers of the data.
     """
     if gold.kind in PROGRAMS:
-        texts = QUERIES if gold.kind == "sql" else PROGRAM_TEXTS
-        for text in texts:
-            yield f"constant {'query' if gold.kind == 'sql' else 'program'}", text, gold.write(text)
+        for text in QUERIES if gold.kind == "sql" else PROGRAM_TEXTS:
+            yield "constant query" if gold.kind == "sql" else "constant program", text, gold.write(text)
         return
-    numbers = list(dict.fromkeys(re.findall(NUMBER, prompt_text(gold.sample.prompt))))[:FREQUENT]
+    numbers = list(dict.fromkeys(re.findall(PLAIN_NUMBER, prompt_text(gold.sample.prompt))))[:FREQUENT]
     letters = list(ascii_uppercase[: len(gold.sample.options)])
-    for kind, texts in (
-        ("constant", CONSTANTS), ("frequent answer", frequent), ("number of the prompt", numbers), ("letter", letters),
-    ):  # fmt: skip
+    tried: dict[str, Sequence[str]] = {
+        "constant": CONSTANTS, "frequent answer": frequent, "number of the prompt": numbers, "letter": letters,
+    }  # fmt: skip
+    for kind, texts in tried.items():
         for text in texts:
             if not may_answer(text, gold):
                 yield kind, text, gold.write(text)

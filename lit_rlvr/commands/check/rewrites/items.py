@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from lit_rlvr.commands.check.gold import Gold, value_of_answer
-from lit_rlvr.commands.check.rewrites.registry import ITEMS, breaks, decimal, keeps
+from lit_rlvr.commands.check.rewrites.registry import ITEM_KINDS, breaks, decimal, keeps
 
 
 @keeps("expression")
@@ -61,13 +61,13 @@ def _terms(answer: str) -> list[str]:
     return terms if is_plain and "0" not in terms else []
 
 
-@keeps(*ITEMS)
+@keeps(*ITEM_KINDS)
 def no_space_after_commas(gold: Gold) -> str:
     """Write (1, 2) as (1,2)."""
     return gold.with_items(gold.items).replace(", ", ",")
 
 
-@keeps(*ITEMS)
+@keeps(*ITEM_KINDS)
 def space_after_commas(gold: Gold) -> str:
     """Write (1,2) as (1, 2)."""
     return gold.with_items(gold.items)
@@ -135,7 +135,7 @@ def parts_in_another_order(gold: Gold) -> str | None:
     return None if gold.items == gold.items[::-1] else gold.with_items(gold.items[::-1])
 
 
-@breaks(*ITEMS)
+@breaks(*ITEM_KINDS)
 def a_missing_part(gold: Gold) -> str | None:
     """Write (1, 2, 3) as (1, 2)."""
     return None if gold.items[-1] in gold.items[:-1] else gold.with_items(gold.items[:-1])
@@ -147,13 +147,13 @@ def one_part_more(gold: Gold) -> str:
     return gold.with_items((*gold.items, "97531"))
 
 
-@breaks(*ITEMS)
+@breaks(*ITEM_KINDS)
 def only_the_first_part(gold: Gold) -> str:
     """Write (1, 2) as 1."""
     return gold.items[0]
 
 
-@breaks(*ITEMS)
+@breaks(*ITEM_KINDS)
 def another_part(gold: Gold) -> str | None:
     """Write (1, 2) as (1, 3)."""
     value = value_of_answer(gold.items[-1])
@@ -161,7 +161,7 @@ def another_part(gold: Gold) -> str | None:
     return None if other is None or other in gold.items else gold.with_items((*gold.items[:-1], other))
 
 
-@breaks(*ITEMS)
+@breaks(*ITEM_KINDS)
 def another_sign_of_a_part(gold: Gold) -> str | None:
     """Write (1, 2) as (1, -2)."""
     value = value_of_answer(gold.items[-1])

@@ -6,7 +6,7 @@ import re
 from fractions import Fraction
 
 from lit_rlvr.commands.check.gold import UNITS, Gold, bare_number, fraction_parts, quantity_parts, value_of_answer
-from lit_rlvr.commands.check.rewrites.registry import NUMBERS, breaks, decimal, keeps
+from lit_rlvr.commands.check.rewrites.registry import NUMBER_KINDS, breaks, decimal, keeps
 from lit_rlvr.commands.report.prompts import prompt_text
 
 
@@ -203,7 +203,7 @@ def converted_unit(gold: Gold) -> str | None:
     """Write 5 m as 0.005 km."""
     number, unit = quantity_parts(gold.answer) or ("0", "m")
     other, size = UNITS[unit]
-    value = decimal(Fraction(number.replace(",", "")) / size)
+    value = decimal(Fraction(number.replace(",", "")) / Fraction(size))
     return value and f"{value} {other}"
 
 
@@ -219,14 +219,14 @@ def next_number(gold: Gold) -> str | None:
     return decimal(value + 1) if value is not None and abs(value) < 10_000 else None
 
 
-@breaks(*NUMBERS)
+@breaks(*NUMBER_KINDS)
 def another_first_digit(gold: Gold) -> str | None:
     """Change the first digit that is not 0."""
     found = re.search(r"[1-9]", gold.answer)
     return found and gold.answer[: found.start()] + str(int(found[0]) % 9 + 1) + gold.answer[found.end() :]
 
 
-@breaks(*NUMBERS)
+@breaks(*NUMBER_KINDS)
 def another_sign(gold: Gold) -> str | None:
     """Write 7 as -7."""
     is_zero = not re.search(r"[1-9]", bare_number(gold.answer))

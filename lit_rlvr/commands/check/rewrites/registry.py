@@ -12,12 +12,12 @@ from lit_rlvr.commands.check.gold import Gold, Kind, comparable, may_answer, val
 
 Rewriter = Callable[[Gold], str | None]
 
-ALL: tuple[Kind, ...] = get_args(Kind)
+ALL_KINDS: tuple[Kind, ...] = get_args(Kind)
 PROGRAMS: tuple[Kind, ...] = ("sql", "code")
-ANSWERS = tuple(kind for kind in ALL if kind not in PROGRAMS)
-NUMBERS: tuple[Kind, ...] = ("number", "fraction", "percent", "quantity")
-ITEMS: tuple[Kind, ...] = ("set", "interval", "tuple", "list")
-NUMERIC: tuple[Kind, ...] = (*NUMBERS, *ITEMS, "expression")
+ANSWER_KINDS = tuple(kind for kind in ALL_KINDS if kind not in PROGRAMS)
+NUMBER_KINDS: tuple[Kind, ...] = ("number", "fraction", "percent", "quantity")
+ITEM_KINDS: tuple[Kind, ...] = ("set", "interval", "tuple", "list")
+NUMERIC_KINDS: tuple[Kind, ...] = (*NUMBER_KINDS, *ITEM_KINDS, "expression")
 
 
 @dataclass(frozen=True)
