@@ -141,7 +141,7 @@ def kind_of(answer: str) -> Kind:
     if re.fullmatch(r"[^\W\d_]+(?:[ -][^\W\d_]+)*", answer) and len(answer) > (2 if answer.isupper() else 3):
         return "text"  # shorter ones may be a product
     looks_like_words = re.search(r"(?<!\\)\b[A-Za-z]{3,}", re.sub(r"\\(?:text|mathrm|operatorname)\{", "", answer))
-    other_signs = re.search(r"[,=<>:;]|[-+*/^]$|\\(?:pm|text|begin|le|ge|in(?![a-z])|approx)", answer)
+    other_signs = re.search(r"[,=<>:;]|[-+*/^]$|\\[!$%]|\\(?:pm|text|mbox|begin|le|ge|in(?![a-z])|approx)", answer)
     is_whole = answer.count("{") == answer.count("}") and not other_signs
     return "expression" if _MATHEMATICS.search(answer) and is_whole and not looks_like_words else "other"
 
