@@ -200,7 +200,8 @@ def test_a_reward_without_gold_completion_gets_the_form_that_it_reads() -> None:
         (r"(-\infty, 3]", "interval"), ("[2,3]", "other"), ("1, 2", "list"), ("(1,2),(3,4)", "other"),
         (r"3\sqrt{2}", "expression"), ("x = 3", "other"), ("Paris", "text"), (r"\text{left lung}", "text"),
         ("xy", "other"),
-        (r"\$32,\!348", "other"), (r"15\mbox{ cm}^2", "other"), ("3:45", "other"), ("C++", "other"), ("No", "yes_no"), ("B", "choice"), ("(b)", "choice"),
+        (r"\$32,\!348", "other"), (r"15\mbox{ cm}^2", "other"), ("3:45", "other"), ("C++", "other"),
+        ("No", "yes_no"), ("B", "choice"), ("(b)", "choice"),
     ],
 )  # fmt: skip
 def test_kinds_of_answers(answer: str, kind: str) -> None:
