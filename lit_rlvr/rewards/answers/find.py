@@ -211,9 +211,9 @@ def last_phrase(text: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """Normalise text for comparison: no markup, outer space, final full stop or case; `(A)` becomes `a`."""
+    """Normalise text for comparison: no markup, outer space or quotes, final full stop or case; `(A)` becomes `a`."""
     text = _TEXT_COMMAND.sub(r"\1", plain_characters(text))
     text = re.sub(r"\\left|\\right|\\[,!;:]|\$|\*\*", "", text)
     text = re.sub(r"([_^])\{(\w)\}", r"\1\2", text)
     text = re.sub(r"(?<!\w)\s+|\s+(?!\w)", "", text).rstrip(".").lower()
-    return re.sub(r"^\((\w)\)$", r"\1", text)
+    return re.sub(r"^\((\w)\)$|^([\"'])(.*)\2$|^``(.*)''$", r"\1\3\4", text)
