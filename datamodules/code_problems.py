@@ -63,7 +63,7 @@ class CodeProblems(PromptDataModule):
         max_prompt_tokens: int = 4096,
         **kwargs: Any,
     ) -> None:
-        super().__init__(columns=columns, max_prompt_tokens=max_prompt_tokens, **kwargs)
+        super().__init__(columns=columns, max_prompt_tokens=max_prompt_tokens, answers="any", **kwargs)
         self.since, self.until = _day("since", since), _day("until", until)
         if self.since and self.until and self.since > self.until:
             raise UserError(f"since={since} is after until={until}: no day is left")

@@ -437,10 +437,10 @@ BASE_OPTIONS = {
     *("train", "validation", "test", "validation_split", "columns", "system_prompt", "template", "prefill"),
     *("chat_template_kwargs", "plain_template", "max_prompt_tokens", "prompts_per_step", "eval_prompts_per_step"),
     *("seed", "max_bad_rows", "limit", "eval_limit", "name", "image_folder", "min_pixels", "max_pixels"),
-    *("shuffle_images", "also_validate"),
+    *("shuffle_images", "also_validate", "answers"),
 }
 FROM_FILES = {"train", "validation", "test", "validation_split", "columns", "max_bad_rows"}
-FROM_FILES |= {"image_folder", "min_pixels", "max_pixels"}
+FROM_FILES |= {"image_folder", "min_pixels", "max_pixels", "answers"}
 
 
 def test_short_class_names_and_all_options_on_the_command_line():

@@ -74,8 +74,8 @@ def test_bad_rows_are_named(jsonl: Any) -> None:
     assert len(data.load("train")) == 1
     reasons = [str(row).removeprefix(f"{path}:") for row in data.bad_rows["train"]]
     assert reasons == [
-        "2: answer: 4 is not the number of one of 4 options",
-        "3: answer: -1 is not the number of one of 4 options",
+        "2: answer: 4 is not the number of one of 4 options, counted from 0",
+        "3: answer: -1 is not the number of one of 4 options, counted from 0",
         "4: answer: 'E' is neither the letter nor the text of one of 4 options",
         "5: answer: 'AB' is neither the letter nor the text of one of 4 options",
         "6: answer: 'five' is neither the letter nor the text of one of 4 options",

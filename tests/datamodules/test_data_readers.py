@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from lit_rlvr.datamodules.reading import readers as hub
+from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.readers import SHIPPED, read_rows
-from lit_rlvr.datamodules.reading.rows import BadRow
 from lit_rlvr.errors import UserError
 
 ROWS = [{"question": "1+1?", "answer": "2"}, {"question": "é {x}\n2+2?", "answer": "4"}]

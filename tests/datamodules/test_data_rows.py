@@ -5,15 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from lit_rlvr.datamodules.reading.bad_row import BadRow
+from lit_rlvr.datamodules.reading.cells import as_answers, as_text, lookup, parse_text
 from lit_rlvr.datamodules.reading.checks import require_samples
+from lit_rlvr.datamodules.reading.images import as_images
 from lit_rlvr.datamodules.reading.rows import (
-    BadRow,
-    as_images,
     as_prompt,
-    as_text,
     check_ids,
     filter_rows,
-    lookup,
     map_columns,
 )
 from lit_rlvr.errors import UserError
