@@ -12,7 +12,7 @@ from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.cells import as_answers, as_text, lookup, parse_text
 from lit_rlvr.datamodules.reading.images import check_media
 from lit_rlvr.datamodules.reading.rows import FALLBACKS, DataRow, Layouts, as_prompt, closing_answer, find_cell
-from lit_rlvr.datamodules.reading.sharegpt import as_messages
+from lit_rlvr.datamodules.reading.sharegpt import sharegpt_to_messages
 from lit_rlvr.rewards.answers import last_boxed
 from lit_rlvr.types import Sample
 
@@ -100,7 +100,7 @@ def read_trl(row: DataRow) -> tuple[Any, Any]:
 
 def read_conversation(row: DataRow) -> tuple[Any, Any]:
     """Read `conversations` or `messages`, and the answer that a column gives; None if none does."""
-    messages = as_messages(find_cell(row, FALLBACKS["prompt"]), row.get("system"))
+    messages = sharegpt_to_messages(find_cell(row, FALLBACKS["prompt"]), row.get("system"))
     return messages, find_cell(row, ("answer", *FALLBACKS["answer"]))
 
 

@@ -16,7 +16,7 @@ from lit_rlvr.datamodules.reading.cells import Answers, as_answers, as_text, is_
 from lit_rlvr.datamodules.reading.conversations import Messages, as_conversation, text_of, without_closing_turns
 from lit_rlvr.datamodules.reading.images import as_images, check_media
 from lit_rlvr.datamodules.reading.options import as_options
-from lit_rlvr.datamodules.reading.sharegpt import as_messages
+from lit_rlvr.datamodules.reading.sharegpt import sharegpt_to_messages
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
 
@@ -98,7 +98,7 @@ def map_columns(
 
     row_id, category, images = cell("id"), cell("category"), as_images(cell("image"))
     check_media(row, columns.values(), images="image" not in columns and not images)
-    prompt = as_prompt(as_messages(cell("prompt"), row.get("system")), "prompt" in optional)
+    prompt = as_prompt(sharegpt_to_messages(cell("prompt"), row.get("system")), "prompt" in optional)
     answer = None
     if not {"answer"} & {*columns, *optional} and ("prompt" in columns or row.get("prompt") is None):
         answer = closing_answer(row, prompt, source)

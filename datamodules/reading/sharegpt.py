@@ -18,7 +18,7 @@ SPEAKERS = {
 """`from` -> role."""
 
 
-def as_messages(value: Any, system: Any = None) -> Any:
+def sharegpt_to_messages(value: Any, system: Any = None) -> Any:
     """Convert a ShareGPT conversation, or its JSON text, to messages {"role", "content"}; return any other cell as is.
 
     Args:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.errors import UserError
-from lit_rlvr.types import Prompt, PromptBatch, Sample
+from lit_rlvr.types import Prompt, PromptBatch
 
 Cursor = dict[str, int]
 
@@ -183,13 +182,8 @@ def prompt_hashes(prompts: Sequence[Prompt]) -> dict[str, str]:
         "ids": _digest(prompt.sample.id for prompt in prompts),
         "tokens": _digest(" ".join(map(str, prompt.token_ids)) for prompt in prompts),
         "images": _digest(" ".join(getattr(prompt.sample.images, "keys", ())) for prompt in prompts),
-        "answers": _digest(answers_key(prompt.sample) for prompt in prompts),
+        "answers": _digest("\0".join(prompt.sample.references) for prompt in prompts),
     }
-
-
-def answers_key(sample: Sample) -> str:
-    """Return a text that is the same for the same reference answers: without aliases the answer itself."""
-    return json.dumps(sample.references) if sample.aliases else sample.answer
 
 
 def difference(then: Mapping[str, str], now: Mapping[str, str]) -> str:

@@ -131,7 +131,7 @@ def _check_argument(text: str) -> None:
     try:
         json.loads(text, parse_int=str)
     except ValueError:
-        if not text.startswith(("(", "{", "[")):
+        if not text.startswith(("(", "{", "[", "set()")):
             raise
         ast.literal_eval(text)
 

@@ -127,10 +127,9 @@ def test_spellings_of_a_modality_become_one() -> None:
 def test_options_are_read_in_every_form() -> None:
     assert as_options(["a ", 2]) == ("a", "2") == as_options("['a', 2]")
     assert as_options(None) == as_options("") == ()
-    for text in ("[broken", "free text"):
-        with pytest.raises(BadRow, match='options: text in no known form; the known forms are a list of texts, {"A": ...}'):
+    for text in ("[broken", "free text", "[__import__('os')]"):
+        with pytest.raises(BadRow, match="options: text in no known form; the known forms are a list of texts"):
             as_options(text)
-    assert as_options("[__import__('os')]") == ()
 
 
 # splits
