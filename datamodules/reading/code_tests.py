@@ -131,7 +131,8 @@ def _asserted(statement: ast.stmt) -> tuple[str, str, str]:
         BadRow: the statement says something else.
     """
     test = statement.test if isinstance(statement, ast.Assert) else None
-    call, value = test, ast.Constant(value=True)
+    call: ast.expr | None = test
+    value: ast.expr = ast.Constant(value=True)
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
         call, value = test.operand, ast.Constant(value=False)
     elif isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.ops[0], ast.Eq | ast.Is):

@@ -188,9 +188,9 @@ def right_letter(answer: Any, options: Options, is_typed: bool = True) -> str:
         found = {find_letter(text, texts), find_label(text, options)} - {None}
         if not found or (not is_typed and text not in options.labels):
             found.add(number)
-    named = sorted(found - {None})
+    named = sorted(letter for letter in found if letter)
     if len(named) == 1:
-        return str(named[0])
+        return named[0]
     if named:
         forms = [f"'{letter}) {texts[ascii_uppercase.index(letter)]}'" for letter in named]
         raise BadRow(f"{text!r} may be two options; write {' or '.join(forms)}", "answer")
