@@ -13,7 +13,7 @@ from lit_rlvr.datamodules.reading.cells import as_answers, as_text, lookup, pars
 from lit_rlvr.datamodules.reading.images import check_media
 from lit_rlvr.datamodules.reading.rows import FALLBACKS, DataRow, Layouts, as_prompt, closing_answer, find_cell
 from lit_rlvr.datamodules.reading.sharegpt import sharegpt_to_messages
-from lit_rlvr.rewards.answers import last_boxed
+from lit_rlvr.rewards.answers.find import last_boxed
 from lit_rlvr.types import Sample
 
 TEMPLATED = re.compile(r"<\|im_start\|>|<\|start_header_id\|>|<\|user\|>|\[INST\]")

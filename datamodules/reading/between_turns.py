@@ -7,7 +7,6 @@ matter that a chat template renders earlier turns otherwise when later ones foll
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -156,7 +155,7 @@ class BetweenTurns:
         follows the end of that turn.
         """
         name = messages[0]["name"] or "tool"
-        call = self.call(name, {})
+        call = _call(name, {})
         question, before = (self._render(talk, prompt=False) for talk in ([_QUESTION], [_QUESTION, call]))
         whole = self._render([_QUESTION, call, *messages])
         start = next((k for k, (a, b) in enumerate(zip(question, before, strict=False)) if a != b), len(question))
@@ -165,7 +164,7 @@ class BetweenTurns:
             place, end = len(before), ""
         if whole.startswith(before[:place] + end):
             return end, whole[place + len(end) :]
-        after = self._render([_QUESTION, self.call(name, {_ARGUMENT: _TURN}), *messages]).rpartition(_TURN)[2]
+        after = self._render([_QUESTION, _call(name, {_ARGUMENT: _TURN}), *messages]).rpartition(_TURN)[2]
         places = {text: after.find(text) for text in self._ends.values() if text in after}
         if not places:
             raise UserError(
@@ -174,16 +173,6 @@ class BetweenTurns:
             )
         end = min(places, key=lambda text: places[text])
         return end, after[places[end] + len(end) :]
-
-    def call(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Return a turn of the model that calls a tool, as the chat template takes it."""
-        call = {"name": name, "arguments": arguments}
-        message = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]}
-        try:
-            self._render([_QUESTION, message], prompt=False)
-        except UserError:  # some templates take the arguments as text
-            call["arguments"] = json.dumps(arguments, ensure_ascii=False)
-        return message
 
     def _split(self, after: str) -> tuple[str, str]:
         """Split the text after a turn into the text that ends the turn, and the rest."""
@@ -249,7 +238,7 @@ class BetweenTurns:
         if not self.offers_tools:
             return
         name, arguments = self._chat.tools[0]["function"]["name"], {_ARGUMENT: "some text"}
-        text = self._render([_QUESTION, self.call(name, arguments)], prompt=False)
+        text = self._render([_QUESTION, _call(name, arguments)], prompt=False)
         starts = (self._render([_QUESTION], prompt=prompt) for prompt in (True, False))
         text = text.removeprefix(next((start for start in starts if text.startswith(start)), ""))
         if find(text) != [(name, arguments)]:
@@ -280,3 +269,9 @@ class BetweenTurns:
 
 def _assistant(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}
+
+
+def _call(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return a turn of the model that calls a tool."""
+    call = {"type": "function", "function": {"name": name, "arguments": arguments}}
+    return {"role": "assistant", "content": "", "tool_calls": [call]}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache
@@ -205,7 +207,7 @@ class Chat:
                 raise UserError(f"{source}: the model's chat template does not know the role {role!r}; use 'system'")
             if role == "user" or (role == "assistant" and not calls):
                 continue
-            shown = [call.get("function", call)["name"] for call in calls] or [text_of(message["content"]).strip()]
+            shown = [call["name"] for call in _functions([message])] or [text_of(message["content"]).strip()]
             if all(words in text for words in shown):
                 continue
             less = [{**message, "tool_calls": []}] if calls else []
@@ -222,6 +224,8 @@ class Chat:
     ) -> str:
         """Apply the model's chat template to a conversation.
 
+        A template that refuses the arguments of tool calls as dicts gets them as JSON text.
+
         Args:
             prompt: end with the beginning of the model's next turn.
             offer: pass the tools to the template.
@@ -237,6 +241,8 @@ class Chat:
             where = tokenizer.name_or_path
             raise UserError(f"model: the chat template of {where} is broken in line {error.lineno}: {error}") from error
         except Exception as error:  # the template is third-party code
+            if any(isinstance(call.get("arguments"), dict) for call in _functions(messages)):
+                return self.apply(_with_text_arguments(messages), tokenizer, source, prompt, offer)
             raise UserError(f"{source}: the model's chat template refuses this conversation: {error}") from error
 
     def _with_tools(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -254,8 +260,10 @@ class Chat:
             return self.template.replace("{prompt}", content)
         parts = [dict(part) for part in content]
         texts = [part for part in parts if part.get("type") == "text"]
-        if texts:
-            texts[-1]["text"] = self.template.replace("{prompt}", texts[-1]["text"])
+        if not texts:  # an image alone
+            texts.append({"type": "text", "text": ""})
+            parts += texts
+        texts[-1]["text"] = self.template.replace("{prompt}", texts[-1]["text"])
         return parts
 
     def _plain(self, messages: list[dict[str, Any]]) -> str:
@@ -264,6 +272,19 @@ class Chat:
         prompt = "\n\n".join(str(m["content"]) for m in messages if m["role"] != "system")
         values = {"{system}": system, "{prompt}": prompt}
         return re.sub(r"\{system\}|\{prompt\}", lambda match: values[match[0]], self.plain_template)
+
+
+def _functions(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the functions of all tool calls, with their arguments."""
+    return [call.get("function", call) for message in messages for call in message.get("tool_calls", [])]
+
+
+def _with_text_arguments(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return messages with the arguments of tool calls as JSON text."""
+    messages = deepcopy(messages)
+    for function in _functions(messages):
+        function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
+    return messages
 
 
 def _as_text(message: dict[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,8 @@ MEDIA_KEYS = ("image", "image_url", "video", "video_url", "audio", "audio_url", 
 """Keys that tell what a part without a type is, and that a text part must not have."""
 UNSUPPORTED = {"video": "video is not supported yet", "audio": "audio is not supported yet"}
 
-_MESSAGES_AS_TEXT = re.compile(r"""\s*(?:\[\s*)?\{\s*["'](?:role|content|name|messages)["']\s*:.*[\]}]\s*""", re.DOTALL)
+_MESSAGES_AS_TEXT = re.compile(r"""\s*(?:\[\s*)?\{\s*["'](?:role|content|messages)["']\s*:.*[\]}]\s*""", re.DOTALL)
+_ROLE = re.compile(r"""\s*\[.*["']role["']\s*:""", re.DOTALL)
 _NO_CONTENT = 'a message whose content is neither text nor a list of parts {"type", ...}'
 
 
@@ -74,15 +75,12 @@ def _parsed(text: str) -> Any:
     """Return the messages that a text holds as JSON, or as a Python literal; return any other text as it is."""
     if not _MESSAGES_AS_TEXT.fullmatch(text):
         return text
-    for parse in (json.loads, ast.literal_eval):
-        try:
-            value = without_nulls(parse(text.strip()))
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            continue
-        holder = value.get("messages", [value]) if isinstance(value, dict) else value
-        is_conversation = isinstance(holder, list) and all(isinstance(m, dict) and "role" in m for m in holder)
-        return value if is_conversation else text
-    raise BadRow("messages as text that is neither JSON nor a Python list; write them with json.dumps", "prompt")
+    value = without_nulls(parse_nested(text))
+    if isinstance(value, str) and _ROLE.match(text):
+        raise BadRow("messages as text that is neither JSON nor a Python list; write them with json.dumps", "prompt")
+    if isinstance(value, dict):
+        return value if value.get("role") in ROLES or isinstance(value.get("messages"), list) else text
+    return value if isinstance(value, list) and all(isinstance(m, dict) and "role" in m for m in value) else text
 
 
 def _message(value: Any) -> dict[str, Any]:
@@ -105,7 +103,7 @@ def _message(value: Any) -> dict[str, Any]:
 
 def _tool_calls(calls: Any) -> list[dict[str, Any]]:
     """Return tool calls with their arguments as dicts, as chat templates take them; OpenAI's are JSON text."""
-    calls = _as_json(calls)
+    calls = parse_nested(calls)
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
         raise BadRow("tool_calls: expected a list of {'function': {'name', 'arguments'}}", "prompt")
     made = []
@@ -113,18 +111,21 @@ def _tool_calls(calls: Any) -> list[dict[str, Any]]:
         function = call.get("function", call)
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise BadRow("tool_calls: a call without the name of its function", "prompt")
-        function = function | {"arguments": _as_json(function.get("arguments", {}))}
+        function = function | {"arguments": parse_nested(function.get("arguments", {}))}
         made.append(call | {"function": function} if "function" in call else function)
     return made
 
 
-def _as_json(value: Any) -> Any:
-    """Return the list or dict that a text holds as JSON; return any other value as it is."""
-    try:
-        found = json.loads(value) if isinstance(value, str) else value
-    except (ValueError, RecursionError):
+def parse_nested(value: Any) -> Any:
+    """Return the list or dict that a text holds as JSON or as a Python literal; return any other value as it is."""
+    if not isinstance(value, str) or not value.strip().startswith(("[", "{")):
         return value
-    return found if isinstance(found, list | dict) else value
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return parse(value.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+    return value
 
 
 def _part(value: Any) -> dict[str, Any]:

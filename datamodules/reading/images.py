@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lit_rlvr.datamodules.reading.bad_row import BadRow
-from lit_rlvr.datamodules.reading.conversations import UNSUPPORTED, Messages, is_empty
+from lit_rlvr.datamodules.reading.conversations import UNSUPPORTED, Messages, is_empty, parse_nested
 from lit_rlvr.types import Sample
 
 PLACEHOLDER = "<image>"
@@ -39,8 +39,8 @@ def as_parts(messages: Messages, images: int) -> Messages:
 
 
 def as_images(value: Any) -> tuple[Any, ...]:
-    """Read a cell as a tuple of unopened images: one, a list, or none (None, NaN, "" or a dict of these)."""
-    value = value.tolist() if getattr(value, "ndim", 0) == 1 else value
+    """Read a cell as a tuple of unopened images: one, a list or its text, or none (None, NaN, "", a dict of these)."""
+    value = value.tolist() if getattr(value, "ndim", 0) == 1 else parse_nested(value)
     values = value if isinstance(value, list | tuple) else (value,)
     return tuple(image for image in values if not is_empty(image))
 
@@ -236,14 +236,15 @@ def locate(image: Any, folder: Path) -> Source:
     """Return the image in a cell as encoded bytes, a path, or a PIL image.
 
     Args:
-        image: {"bytes", "path"} as `datasets` stores it, bytes, base64 text, a path, also as file://, or a PIL image.
+        image: {"bytes", "path"} as `datasets` stores it, {"url"}, bytes, base64 text, a path, also as file://, or a PIL
+            image.
         folder: folder that a relative path starts from.
 
     Raises:
         BadRow: it is none of these, or there is no such file.
     """
     if isinstance(image, Mapping):
-        image = image.get("bytes") or image.get("path")
+        image = image.get("bytes") or image.get("path") or image.get("url")
     if isinstance(image, bytes | Image.Image):
         return image
     if not isinstance(image, str | Path):

@@ -181,13 +181,16 @@ def with_prompts(
         optional: fields that may be empty, of prompt and answer.
     """
     closed: Counter[str] = Counter()
+    total: Counter[str] = Counter()
     for row in rows:
+        file = _file_of(row.source) or what
+        total[file] += 1
         if isinstance(row, Sample):
             try:
                 prompt = as_prompt(row.prompt, "prompt" in optional)
                 if isinstance(prompt, list) and "prompt" not in optional:
                     opening = without_closing_turns(prompt)
-                    closed[_file_of(row.source) or what] += len(opening) < len(prompt)
+                    closed[file] += len(opening) < len(prompt)
                     prompt = opening
                 row = replace(row, prompt=prompt)
             except BadRow as error:
@@ -197,8 +200,8 @@ def with_prompts(
     for file, count in closed.items():
         if count:
             rank_zero_warn(
-                f"{file}: dropped the assistant's turns at the end of {count} prompts, because they hold the answer; "
-                "a text that every answer starts with belongs into `prefill`"
+                f"{file}: dropped the assistant's turns at the end of {count} of {total[file]} prompts, because they "
+                "hold the answer; a text that every answer starts with belongs into `prefill`"
             )
 
 
@@ -291,11 +294,12 @@ class Layouts(Generic[_T]):
             source: "file:row".
 
         Raises:
-            BadRow: no known layout has these columns, or the row cannot be used.
+            BadRow: no known layout has these columns, the row holds video or audio, or it cannot be used.
         """
         file = source.rpartition(":")[0]
         read = self._readers.get(file) or next((read for needs, read in self.known if needs <= row.keys()), None)
         if read is None:
             raise BadRow(f"no known layout, the columns are {', '.join(row)}; map them with `columns`", "columns")
         self._readers[file] = read
+        check_media(row, (), images=False)
         return read(row)

@@ -81,10 +81,6 @@ class Reward(ABC):
             UserError: says what is wrong with the reference, and what to do.
         """
 
-    def gold_completion(self, sample: Sample) -> str | None:
-        """Return a text that gives the reference as its answer, which must be right; None = there is no such text."""
-        return None
-
     @abstractmethod
     def __call__(self, completion: Completion, sample: Sample) -> float | RewardResult | None:
         """Return the reward of one completion; True and False also report `correct`, a number does not.
@@ -92,6 +88,17 @@ class Reward(ABC):
         None means that this reward does not judge the completion: the others decide, and a completion that none of them
         judges is masked out of the loss.
         """
+
+    def gold_completion(self, sample: Sample) -> str | None:
+        """Return a completion that answers a sample as its reference does; None if the reward knows no such text."""
+        return None
+
+    def explain(self, completion: Completion, sample: Sample) -> list[tuple[str, str]]:
+        """Judge one completion; return each stage of the judgement with its result."""
+        (result,) = self.score([(completion, sample)])
+        correct = {True: "yes", False: "no", None: "not reported"}[result.correct]
+        stages = [("value", f"{result.value:g}"), ("correct", correct), ("status", result.status)]
+        return [*stages, ("detail", result.detail)] if result.detail else stages
 
     def score(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         """Judge a batch, in order. Rewards with their own worker processes override this.

@@ -63,6 +63,10 @@ class CodeTests(CheckedReward):
         self.prefill = prefill
         self.limits = ProgramLimits(cpu_seconds, memory_mb)
 
+    def gold_completion(self, sample: Sample) -> str | None:
+        program = sample.row.get("solution")
+        return f"```python\n{program}\n```" if isinstance(program, str) else None
+
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         arguments = [(self.prefill + c.text, *_tests(sample), self.limits) for c, sample in pairs]
         outcomes = shared_pool().run(

@@ -56,6 +56,9 @@ class SQLExecution(CheckedReward):
         self.limits = QueryLimits(max_instructions, max_rows)
         self.cpu_seconds = cpu_seconds
 
+    def gold_completion(self, sample: Sample) -> str:
+        return f"```sql\n{sample.answer}\n```"
+
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         outcomes = self._run([(self.prefill + completion.text, sample) for completion, sample in pairs])
         killed = [k for k, outcome in enumerate(outcomes) if outcome.status == "timeout"]

@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 from transformers import AutoTokenizer
 
-from lit_rlvr.datamodules import MultipleChoice, PromptDataModule, TextMath
+from lit_rlvr.datamodules import Geometry, MultipleChoice, PromptDataModule, TextMath
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.chat import Chat
+from lit_rlvr.datamodules.reading.images import as_images
 from lit_rlvr.datamodules.reading.rows import as_prompt, map_columns
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.loading import load_image_processor
@@ -106,6 +107,10 @@ def test_a_single_message_is_a_conversation() -> None:
         '[{"role": "user", "content": "q"}] is JSON. What is its length?',
         '{"name": "Ann", "age": 3}',
         '{"content": "x"}',
+        '{"role": 1}',
+        '{"role": x}',
+        '[{"content": x}]',
+        '{"messages": 3}',
     ],
 )
 def test_a_text_that_only_begins_like_messages_stays_text(cell: str) -> None:
@@ -185,8 +190,8 @@ def test_closing_turns_of_the_assistant_are_dropped_and_reported_once(jsonl: Any
     assert [sample.prompt for sample in data.load("train")] == [[question], [question, answer, again], [question]]
     file = data.locations["train"]
     assert caplog.messages == [
-        f"{file}: dropped the assistant's turns at the end of 2 prompts, because they hold the answer; a text that "
-        "every answer starts with belongs into `prefill`"
+        f"{file}: dropped the assistant's turns at the end of 2 of 3 prompts, because they hold the answer; a text "
+        "that every answer starts with belongs into `prefill`"
     ]
 
 
@@ -313,6 +318,12 @@ def test_the_image_of_a_part_is_seen_in_its_place(part: Any, jsonl: Any, tmp_pat
     assert sample.images[0].getpixel((3, 3)) == (255, 0, 0)
 
 
+@pytest.mark.parametrize("as_cell", [list, np.array, json.dumps, str, lambda names: {"url": names[0]}])
+def test_every_form_of_an_image_column_is_read(as_cell: Any) -> None:
+    assert as_images(as_cell(["a.png"])) in (("a.png",), ({"url": "a.png"},))
+    assert as_images(as_cell(["a.png", "b.png"])) in (("a.png", "b.png"), ({"url": "a.png"},))
+
+
 def test_images_of_parts_and_of_the_column_fill_their_places_in_order(
     jsonl: Any, tmp_path: Path, vlm_folder: Path
 ) -> None:
@@ -408,6 +419,12 @@ def test_media_that_would_not_reach_the_model_are_bad_rows(cells: dict[str, Any]
         MultipleChoice(train="unused").sample(row | {"question": "q", "choices": ["x", "y"]}, 0, "f:1")
 
 
+def test_video_next_to_images_in_a_known_layout_is_a_bad_row() -> None:
+    row = {"images": ["a.png"], "problem": "<image>q", "answer": "1", "videos": ["a.mp4"]}
+    with pytest.raises(BadRow, match="videos: video is not supported yet"):
+        Geometry(train="unused").sample(row, 0, "f:1")
+
+
 def test_text_mathematics_with_images_is_a_bad_row() -> None:
     with pytest.raises(BadRow, match="images: images that are not read"):
         TextMath(train="unused").sample({"problem": "q", "answer": "1", "images": ["a.png"]}, 0, "f:1")
@@ -474,3 +491,21 @@ def test_the_role_developer_needs_a_template_that_knows_it(chat_tokenizer: Any) 
         Chat().text(messages, chat_tokenizer, "f:3")
     knows = "{# developer #}" + chat_tokenizer.chat_template
     assert "<|im_start|>developer\nd" in Chat().text(messages, templated(chat_tokenizer, knows))
+
+
+def test_a_template_that_takes_arguments_as_text_gets_text(chat_tokenizer: Any) -> None:
+    deepseek = (
+        "{% for m in messages %}{{ m['content'] }}{% for call in m['tool_calls'] or [] %}"
+        "{{ call['function']['name'] + '(' + call['function']['arguments'] + ')' }}{% endfor %}{% endfor %}"
+    )
+    prompt = as_prompt([QUESTION, {"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "content": "7"}])
+    assert Chat().text(prompt, templated(chat_tokenizer, deepseek)) == 'qadd({"a": 1})7'  # type: ignore[arg-type]
+    assert prompt[1]["tool_calls"] == [CALL]  # type: ignore[index]
+    dicts = deepseek.replace("call['function']['arguments']", "(call['function']['arguments'] | tojson)")
+    assert Chat().text(prompt, templated(chat_tokenizer, dicts)) == 'qadd({"a": 1})7'  # type: ignore[arg-type]
+
+
+def test_the_template_option_follows_an_image_without_text() -> None:
+    sample = Sample("a", user({"type": "image"}), "4", images=("a.png",))
+    (message,) = Chat(template="{prompt}Count.").messages(sample)
+    assert message["content"] == [{"type": "image"}, text("Count.")]

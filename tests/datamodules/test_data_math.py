@@ -12,7 +12,7 @@ import pytest
 from lit_rlvr.datamodules import TextMath
 from lit_rlvr.datamodules.text_math import reference_answer
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards.answers import last_boxed
+from lit_rlvr.rewards.answers.find import last_boxed
 
 VERL = {
     "level": "Level 5",

@@ -56,6 +56,7 @@ def test_an_empty_result_says_what_to_do(run_folder: Path, lit_rlvr: CLI) -> Non
 
 @pytest.mark.parametrize(("more", "said"), [(("--lowest", 0.9, "--highest", 0.1), "give 0 <= lowest <= highest <= 1"),
                                             (("--split", "test"), "there is no test set"),
+                                            (("--rollout.rewards", "[LCPO]"), "no number of tokens in the column"),
                                             (("--out", "x.csv"), "ends in .jsonl")])  # fmt: skip
 def test_bad_input_is_refused_in_one_line(run_folder: Path, lit_rlvr: CLI, more: tuple[Any, ...], said: str) -> None:
     result = lit_rlvr(*FILTER, "--out", "x.jsonl", *more)

@@ -16,7 +16,7 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import LCPO, MathAnswer, Reward
 from lit_rlvr.rewards.references import GOLD_SAMPLES, check_references, warn_of_gold_answers
 from lit_rlvr.rollout.callback import RolloutCallback
-from lit_rlvr.types import Completion, Pair, RewardResult, Sample
+from lit_rlvr.types import Completion, Pair, RewardResult, Sample, Sampling
 
 
 class Spelt(Reward):
@@ -106,8 +106,9 @@ def test_gold_answers_of_a_bounded_sample_are_judged_spread_over_the_set() -> No
 def test_fit_judges_the_gold_answers_once_at_its_start(
     data: Any, tiny_model_folder: Path, tmp_path: Path, caplog: Any
 ) -> None:
-    made = data(["12", "\\frac{", "1"], ["2"])
-    fit(tiny_model_folder, tmp_path, rewards=None, data=made, prompts_per_step=2, steps=1)
+    made = data(["one", "Two", "three"], ["four"])
+    rollout = RolloutCallback(group_size=2, engine="hf", sampling=Sampling(max_tokens=2), rewards=[Spelt()])
+    fit(tiny_model_folder, tmp_path, data=made, trainer_options={"callbacks": [rollout]})
     (line,) = [message for message in caplog.messages if "references are not right" in message]
-    assert line.startswith("reward math_answer: 1 of 3 references are not right when they are given as the answer; fir")
-    assert "train.jsonl:2: '\\\\boxed{\\\\frac{}'" in line
+    assert line.startswith("reward spelt: 1 of 3 references are not right when they are given as the answer; first, ")
+    assert "train.jsonl:2: 'Two'" in line
