@@ -143,7 +143,8 @@ def find_suite(item: str, has_columns: bool = False) -> tuple[str, dict[str, Any
     name, _, location = item.partition("=")
     path = Path(name)
     if file_type(path) in FORMATS:
-        return path.stem, suite_from_columns(name, path.stem, has_columns)
+        stem = path.name.removesuffix(file_type(path))
+        return stem, suite_from_columns(name, stem, has_columns)
     if location and path.suffix != ".yaml" and name not in shipped_names():
         return name, suite_from_columns(location, name, has_columns)
     values = read_suite(path if path.suffix == ".yaml" else shipped_suite(name))
