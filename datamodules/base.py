@@ -13,6 +13,8 @@ from lightning.pytorch import LightningDataModule
 
 from lit_rlvr.common.seeds import run_seed
 from lit_rlvr.common.settings import init_arguments, snake_case
+from lit_rlvr.datamodules.reading.bad_row import BadRow
+from lit_rlvr.datamodules.reading.cells import Answers
 from lit_rlvr.datamodules.reading.chat import SYSTEM_PROMPTS, TEMPLATES, Chat, break_up, registered, special_tokens
 from lit_rlvr.datamodules.reading.checks import (
     FIELDS,
@@ -23,7 +25,6 @@ from lit_rlvr.datamodules.reading.checks import (
 from lit_rlvr.datamodules.reading.images import with_images
 from lit_rlvr.datamodules.reading.readers import read_rows
 from lit_rlvr.datamodules.reading.rows import (
-    BadRow,
     abbreviate,
     check_ids,
     filter_rows,
@@ -110,8 +111,9 @@ class PromptDataModule(UsesModel):
     """Prompts with reference answers from files, folders or the hub.
 
     Args:
-        train: training rows: a file (jsonl, json, csv, parquet, arrow), a folder of such files or saved by
-            `datasets`, a hub name `org/name[@config][:split]`, or `package:svamp/train.jsonl` (ships with lit-rlvr).
+        train: training rows: a file (jsonl, json, csv, tsv, also with .gz; parquet, arrow), a folder of such files
+            or saved by `datasets`, a hub name `org/name[@config][:split]`, or `package:svamp/train.jsonl` (ships with
+            lit-rlvr).
         validation: validation rows, in the same form as `train`.
         test: test rows, in the same form as `train`.
         validation_split: without `validation`, hold out this many training rows (an integer) or this share of them (a
@@ -145,6 +147,8 @@ class PromptDataModule(UsesModel):
             rewards.
         shuffle_images: validate and test with the images of other prompts, as a control: correct answers are then
             guesses.
+        answers: meaning of a list of answers (or of the text of a list of texts): `any` of them is right, or one answer
+            has to give `all` of them, joined by commas.
         name: the set's name in metrics (`val/<name>/...`); the class name in snake case by default.
     """
 
@@ -176,6 +180,7 @@ class PromptDataModule(UsesModel):
         eval_limit: int | None = None,
         also_validate: list[PromptDataModule] | None = None,
         shuffle_images: bool = False,
+        answers: Answers = "any",
         name: str | None = None,
     ) -> None:
         super().__init__()
@@ -193,6 +198,9 @@ class PromptDataModule(UsesModel):
         check_columns(columns or {}, self.fields)
         if special_tokens not in get_args(SpecialTokens):
             raise UserError(f"special_tokens={special_tokens!r}: choose break, refuse or keep")
+        if answers not in get_args(Answers):
+            raise UserError(f"answers={answers!r}: choose any or all")
+        self.answers = answers
         self.locations: dict[str, str | None] = {"train": train, "validation": validation, "test": test}
         self.validation_split, self.columns = validation_split, columns
         self.image_options = (image_folder, min_pixels, max_pixels)
@@ -258,7 +266,8 @@ class PromptDataModule(UsesModel):
         Raises:
             BadRow: the row cannot be used.
         """
-        return map_columns(row, self.columns or {}, f"{self.name}:{index + 1}", source, self.optional)
+        fallback_id = f"{self.name}:{index + 1}"
+        return map_columns(row, self.columns or {}, fallback_id, source, self.optional, self.answers)
 
     # what the model sees
 

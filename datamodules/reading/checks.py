@@ -32,6 +32,7 @@ FIELD_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "category": (str, "text"),
     "source": (str, "text"),
     "options": (tuple, "a tuple of texts"),
+    "aliases": (tuple, "a tuple of texts"),
 }
 """Field of a `Sample` -> its type, and that type's name in messages."""
 

@@ -2,47 +2,23 @@
 
 from __future__ import annotations
 
-import ast
 import logging
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from string import ascii_uppercase
+from functools import cache
 from typing import Any, Generic, TypeVar
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_rlvr.datamodules.reading.bad_row import BadRow
-from lit_rlvr.datamodules.reading.conversations import as_conversation, without_closing_turns
+from lit_rlvr.datamodules.reading.cells import Answers, as_answers, as_text, is_blank, lookup, parse_text
+from lit_rlvr.datamodules.reading.conversations import Messages, as_conversation, text_of, without_closing_turns
 from lit_rlvr.datamodules.reading.images import as_images, check_media
+from lit_rlvr.datamodules.reading.options import as_options
+from lit_rlvr.datamodules.reading.sharegpt import sharegpt_to_messages
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
-
-
-def as_options(value: Any) -> tuple[str, ...]:
-    """Read a cell as options: a list of them, the text of such a list ("['a', 'b']"), or none."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, str) and value.strip().startswith("["):
-        try:
-            value = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            return ()
-    return tuple(str(option).strip() for option in value) if isinstance(value, list | tuple) else ()
-
-
-def format_options(options: Sequence[str]) -> str:
-    """List the options, one per line: "A) first"."""
-    return "\n".join(f"{letter}) {option}" for letter, option in zip(ascii_uppercase, options, strict=False))
-
-
-def find_letter(answer: str, options: Sequence[str]) -> str | None:
-    """Return the letter of the option whose text is the answer, ignoring case and outer space; else None."""
-    texts = [option.strip().lower() for option in options]
-    wanted = answer.strip().lower()
-    return ascii_uppercase[texts.index(wanted)] if wanted in texts else None
-
 
 log = logging.getLogger("lit_rlvr")
 
@@ -60,37 +36,6 @@ def abbreviate(items: list[str]) -> str:
     """Join the first few items; add the number of the others."""
     more = f"; and {len(items) - MAX_NAMED} more" if len(items) > MAX_NAMED else ""
     return "; ".join(items[:MAX_NAMED]) + more
-
-
-def lookup(row: Mapping[str, Any], column: str) -> Any:
-    """Return the value of a column, or of a nested one ("metadata.subject"); None if it is missing."""
-    if column in row:
-        return row[column]
-    head, _, rest = column.partition(".")
-    inner = row.get(head)
-    return lookup(inner, rest) if rest and isinstance(inner, Mapping) else None
-
-
-def as_text(value: Any, field: str) -> str:
-    """Convert a cell to text: 145.0 becomes "145", and a list becomes its items joined by ", ".
-
-    Raises:
-        BadRow: it is missing, empty, NaN, or not text, a number or a list of these.
-    """
-    if hasattr(value, "tolist"):  # numpy scalars and arrays
-        value = value.tolist()
-    if isinstance(value, list | tuple):
-        value = ", ".join(as_text(part, field) for part in value)
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        raise BadRow("missing", field)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if not isinstance(value, str | int | float):
-        raise BadRow(f"expected text or a number, got {type(value).__name__}", field)
-    text = str(value)
-    if not text.strip():
-        raise BadRow("empty", field)
-    return text
 
 
 def as_prompt(value: Any, is_optional: bool = False) -> str | list[dict[str, Any]]:
@@ -111,13 +56,17 @@ def as_prompt(value: Any, is_optional: bool = False) -> str | list[dict[str, Any
     return messages
 
 
-FALLBACKS = {"answer": ("solution", "reward_model.ground_truth", "ground_truth"), "category": ("data_source",)}
-"""Field -> the columns that TRL's and verl's data have instead of one of its name."""
+FALLBACKS = {
+    "prompt": ("conversations", "messages"),
+    "answer": ("solution", "reward_model.ground_truth", "ground_truth", "golden_answers", "answers"),
+    "category": ("data_source",),
+}
+"""Field -> the columns that the data of TRL, verl, Search-R1, ShareGPT and SQuAD have instead of one of its name."""
 
 
 def map_columns(
     row: Mapping[str, Any], columns: Mapping[str, str], fallback_id: str, source: str,
-    optional: frozenset[str] = frozenset(),
+    optional: frozenset[str] = frozenset(), answers: Answers = "any",
 ) -> Sample:  # fmt: skip
     """Make a `Sample` by a column mapping.
 
@@ -128,37 +77,67 @@ def map_columns(
         fallback_id: the id for a row without one.
         source: "file:row".
         optional: fields that the row may lack, of prompt and answer.
+        answers: the meaning of a list of answers; see `as_answers`.
 
     Raises:
         BadRow: no prompt, no answer, or a mapped column that the row does not have.
     """
 
     def cell(field: str) -> Any:
-        value = lookup(row, columns.get(field, field))
+        column = columns.get(field, field)
+        value = lookup(row, column)
         if value is None and field not in columns:
-            value = next((v for column in FALLBACKS.get(field, ()) if (v := lookup(row, column)) is not None), None)
-        required = field in columns or field in {"prompt", "answer"} - optional
-        if value is None and required and columns.get(field, field).partition(".")[0] not in row:
-            raise BadRow(f"no column {columns.get(field, field)!r}; the columns are {', '.join(map(str, row))}", field)
+            value = find_cell(row, FALLBACKS.get(field, ()))
+        head = column.partition(".")[0]
+        if value is None and (field in columns or field in {"prompt", "answer"} - optional):
+            if head not in row:
+                raise BadRow(f"no column {column!r}; the columns are {', '.join(map(str, row))}", field)
+            if head != column and row[head] is not None and not isinstance(parse_text(row[head]), Mapping):
+                raise BadRow(f"{column!r} cannot be read, because {head!r} is no dict and no JSON text of one", field)
         return row.get("images", row.get("file_name")) if value is None and field == "image" else value
 
     row_id, category, images = cell("id"), cell("category"), as_images(cell("image"))
     check_media(row, columns.values(), images="image" not in columns and not images)
+    prompt = as_prompt(sharegpt_to_messages(cell("prompt"), row.get("system")), "prompt" in optional)
+    answer = None
+    if not {"answer"} & {*columns, *optional} and ("prompt" in columns or row.get("prompt") is None):
+        answer = closing_answer(row, prompt, source)
+    answer = cell("answer") if answer is None else answer
+    first, *aliases = ("",) if "answer" in optional and is_blank(answer) else as_answers(answer, answers)
     return Sample(
         id=fallback_id if row_id is None else as_text(row_id, "id"),
-        prompt=as_prompt(cell("prompt"), "prompt" in optional),
-        answer=_as_answer(cell("answer"), "answer" in optional),
+        prompt=prompt,
+        answer=first,
         images=images,
         row=row,
         category="" if category is None else as_text(category, "category"),
         source=source,
         options=as_options(cell("options")),
+        aliases=tuple(aliases),
     )
 
 
-def _as_answer(value: Any, is_optional: bool) -> str:
-    """Read a cell as the answer; "" where it is missing and may be."""
-    return "" if is_optional and (value is None or value == "") else as_text(value, "answer")
+def find_cell(row: Mapping[str, Any], columns: Iterable[str]) -> Any:
+    """Return the cell of the first of the columns that the row has."""
+    return next((value for column in columns if (value := lookup(row, column)) is not None), None)
+
+
+def closing_answer(row: Mapping[str, Any], prompt: str | Messages, source: str) -> str | None:
+    """Return the assistant's turn that ends a conversation if no column gives the answer; report it."""
+    if isinstance(prompt, str) or prompt[-1]["role"] != "assistant":
+        return None
+    if find_cell(row, ("answer", *FALLBACKS["answer"])) is not None:
+        return None
+    _report_closing_answers(_file_of(source))
+    return text_of(prompt[-1]["content"])
+
+
+@cache
+def _report_closing_answers(file: str) -> None:
+    rank_zero_warn(
+        f"{file}: no column gives the answer, so each conversation's last turn is the reference; if another column "
+        "holds the answer, map it with `columns: {answer: COLUMN}`"
+    )
 
 
 def check_sample(sample: Sample, optional: frozenset[str] = frozenset()) -> None:
@@ -171,8 +150,10 @@ def check_sample(sample: Sample, optional: frozenset[str] = frozenset()) -> None
         BadRow: the prompt or the answer is empty, or a text is not valid Unicode (a lone surrogate).
     """
     as_prompt(sample.prompt, "prompt" in optional)
-    _as_answer(sample.answer, "answer" in optional)
-    for field, text in (("prompt", joined_text(sample.prompt)), ("answer", sample.answer), ("id", sample.id)):
+    if sample.answer or "answer" not in optional:
+        as_text(sample.answer, "answer")
+    answers = "".join(sample.references)
+    for field, text in (("prompt", joined_text(sample.prompt)), ("answer", answers), ("id", sample.id)):
         try:
             text.encode()
         except UnicodeEncodeError as error:

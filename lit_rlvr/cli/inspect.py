@@ -245,6 +245,7 @@ def _describe_prompt(data: PromptDataModule, prompt: Prompt, folder: Path | None
         "text": data.render(sample),
         "tokens": len(prompt.token_ids),
         "answer": sample.answer,
+        "aliases": list(sample.aliases),
         "options": list(sample.options),
         "category": sample.category,
         "images": [describe_image(data, prompt, i, folder) for i in range(len(sample.images))],
@@ -260,6 +261,7 @@ def print_prompts(found: dict[str, Any]) -> None:
         console.print(prompt["text"], soft_wrap=True)
         console.print(Rule(characters="-"))
         facts = [f"{prompt['tokens']} tokens", f"answer {prompt['answer']!r}"]
+        facts += [f"or {' or '.join(map(repr, prompt['aliases']))}"] * bool(prompt["aliases"])
         facts += [f"options {prompt['options']}"] * bool(prompt["options"])
         facts += [f"category {prompt['category']!r}"] * bool(prompt["category"])
         for k, image in enumerate(prompt["images"], 1):

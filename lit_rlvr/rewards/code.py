@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import json
 import pickletools
@@ -116,17 +117,27 @@ def read_tests(cell: str) -> list[Case]:
 
 
 def check_call_tests(tests: Sequence[Case]) -> None:
-    """Refuse tests whose input lines and output are not JSON.
+    """Refuse tests whose input lines and output are not JSON; a line may also be a Python tuple, set, list or dict.
 
     Raises:
         ValueError: a line is not JSON; the message says which.
     """
     for number, test in enumerate(tests, 1):
         try:
-            for text in (*filter(str.strip, test.input.split("\n")), test.output):
-                json.loads(text, parse_int=str)  # integers may be of any length
-        except (ValueError, RecursionError) as error:
+            for text in filter(str.strip, test.input.split("\n")):
+                _check_argument(text.strip())
+            json.loads(test.output, parse_int=str)  # integers may be of any length
+        except (ValueError, SyntaxError, RecursionError) as error:
             raise ValueError(f"test {number} of a function is not JSON ({error})") from error
+
+
+def _check_argument(text: str) -> None:
+    try:
+        json.loads(text, parse_int=str)
+    except ValueError:
+        if not text.startswith(("(", "{", "[", "set()")):
+            raise
+        ast.literal_eval(text)
 
 
 def unpack(cell: str) -> str:

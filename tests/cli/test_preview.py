@@ -36,6 +36,21 @@ def test_a_prompt_is_shown_with_its_tokens_and_answer(run_folder: Path, lit_rlvr
     assert not (run_folder / "run").exists()
 
 
+def test_aliases_are_shown(run_folder: Path, lit_rlvr: CLI) -> None:
+    (run_folder / "capital.jsonl").write_text('{"prompt": "Capital?", "answer": ["Paris", "Paris, France"]}\n')
+    data = (
+        "--data",
+        "PromptDataModule",
+        "--data.init_args.train",
+        "capital.jsonl",
+        "--data.init_args.prompts_per_step",
+        1,
+    )
+    result = lit_rlvr("preview", "--config", "tiny.yaml", *data, "--prompts", 1)
+    assert result.status == 0, result.err
+    assert "tokens; answer 'Paris'; or 'Paris, France'\n" in result.out
+
+
 def test_images_are_saved_and_named(run_folder: Path, lit_rlvr: CLI, vlm_folder: Path) -> None:
     model = ("--model.init_args.model", vlm_folder, "--data", "LesionCount", "--data.init_args.pictures", 4)
     result = lit_rlvr("preview", "--config", "tiny.yaml", *model, "--prompts", 1, "--out", "seen")

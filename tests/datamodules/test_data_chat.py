@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from lit_rlvr.datamodules import Arithmetic, PromptDataModule
+from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.chat import SYSTEM_PROMPTS, TEMPLATES, Chat, registered
-from lit_rlvr.datamodules.reading.rows import BadRow, as_prompt
+from lit_rlvr.datamodules.reading.rows import as_prompt
 from lit_rlvr.environments import Environment
 from lit_rlvr.errors import UserError
 from lit_rlvr.rollout.episodes import with_opening

@@ -12,6 +12,7 @@ import pytest
 from lit_rlvr.datamodules import LesionCount, TextMath
 from lit_rlvr.datamodules.reading.readers import as_row
 from lit_rlvr.evaluation.filter import pass_rate, rate_histogram
+from lit_rlvr.types import Sample
 
 CLI = Callable[..., Any]
 FILTER = ("filter", "--config", "tiny.yaml", "--samples", 3, "--lowest", 0.01, "--highest", 0.99)
@@ -83,6 +84,10 @@ def test_generated_samples_become_rows_that_columns_can_name(tmp_path: Path) -> 
     columns = {"prompt": "prompt", "answer": "answer", "image": "image", "id": "id"}
     (again,) = Geometry(train=str(tmp_path / "rows.jsonl"), columns=columns).load("train")
     assert again.images.keys == sample.images.keys  # type: ignore[attr-defined]
+
+
+def test_aliases_of_generated_samples_stay_answers() -> None:
+    assert as_row(Sample("1", "q", "a", aliases=("b",)), from_file=False)["answer"] == ("a", "b")
 
 
 def test_pass_rates() -> None:
