@@ -77,6 +77,10 @@ class LossInputs:
         return replace(self, token_weight=self.token_weight * factor)
 
 
+GOLDEN_RATIO = 0.6180339887498949
+"""The fractional parts of its multiples are spread evenly."""
+
+
 @dataclass
 class StepTokens:
     """All tokens in the loss of one optimizer step, of all ranks, under the policy at the beginning of the iteration.
@@ -86,29 +90,50 @@ class StepTokens:
         rollout: (N,) log-probabilities that the tokens were sampled with.
         entropy: (N,) exact entropy of that policy.
         advantages: (N,) of each token.
+        chance: (N,) in [0, 1), a number of each token for random choices, which depends on its prompt, completion and
+            position alone; by default on the first digits of `old`.
     """
 
     old: Tensor
     rollout: Tensor
     entropy: Tensor
     advantages: Tensor
+    chance: Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.chance is None:
+            self.chance = ((self.old * 1000).round() * GOLDEN_RATIO).frac().abs()
 
 
 def covariances(step: StepTokens) -> Tensor:
     """Return each token's part (N,) of the covariance of log-probability and advantage, by which a step changes the
     entropy. Source: Cui et al. 2025 (the entropy mechanism, arXiv 2505.22617), section 4."""
-    return (step.advantages - step.advantages.mean()) * (step.old - step.old.mean())
+    advantages = step.advantages - step.advantages.mean()
+    if step.advantages.max() == step.advantages.min():
+        advantages = torch.zeros_like(advantages)  # not the rounding error of the mean
+    return advantages * (step.old - step.old.mean())
 
 
 TIE = 1e-5
-"""Values that differ by this share of the largest one count as equal. The completions of a prompt may begin alike, and
-their equal values differ by rounding, which depends on micro-batches."""
+"""A value that differs from a threshold by this share of the threshold equals it. The completions of a prompt may begin
+alike, and their equal values differ by rounding, which depends on micro-batches."""
 
 
-def largest(values: Tensor, count: int) -> Tensor:
-    """Return (N,) bool, True for the `count` largest values, at least one, and for all that equal the last of them."""
-    last = values.topk(min(max(count, 1), len(values))).values[-1]
-    return values >= last - TIE * values.abs().max()
+def largest(values: Tensor, count: int, chance: Tensor | None = None) -> Tensor:
+    """Return (N,) bool, True for the `count` largest values, at least one.
+
+    Args:
+        chance: (N,) in [0, 1], which of the values that equal the smallest of these it takes: those of the largest
+            chance; None = all, so more than `count`.
+    """
+    count = min(max(count, 1), len(values))
+    last = values.topk(count).values[-1]
+    tied = (values - last).abs() <= TIE * last.abs()
+    if chance is None:
+        return (values > last) | tied
+    chosen = (values > last) & ~tied
+    drawn = torch.where(tied, chance, -1.0).topk(count - int(chosen.sum())).indices
+    return chosen.index_fill(0, drawn, True)
 
 
 def log_ratio(logp: Tensor, old: Tensor, mask: Tensor) -> Tensor:

@@ -133,7 +133,8 @@ class LossModule(ABC):
         if chosen is not None and (chosen.shape != everything.shape or chosen.dtype != torch.bool):
             raise UserError(f"model: {defined_at(self.select)} must return {len(everything)} bools, one for each token")
         if self.top_entropy_quantile < 1:
-            everything = largest(step.entropy, math.ceil(self.top_entropy_quantile * len(everything)))
+            count = math.ceil(round(self.top_entropy_quantile * len(everything), 6))  # 0.07 x 100 is 7.000000000000001
+            everything = largest(step.entropy, count, step.chance)
         return everything, chosen
 
     def penalised(self, group: GroupBatch, kl: Tensor) -> GroupBatch:
