@@ -229,7 +229,7 @@ def chosen_tokens(
     whole = torch.cat([part[:, :size] for part, size in zip(parts, sizes, strict=True)], dim=1)  # (5, N)
     first = sum(sizes[: rank()])
     results: list[Tensor | None] = []
-    for chosen in algorithm.select_tokens(StepTokens(*whole)):
+    for chosen in algorithm.select_tokens(StepTokens(*(values.clone() for values in whole))):
         if chosen is None:
             results.append(None)
             continue
