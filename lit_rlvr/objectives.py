@@ -374,13 +374,27 @@ class Correction:
     prox_logp_method: ProxLogpMethod = "recompute"
 
     def __post_init__(self) -> None:
-        bounds = {"importance_cap": self.high, "importance_veto": self.veto}
-        check_within("(0, inf)", "model", **bounds, off_policy_threshold=self.off_policy_threshold)
+        check_within("(0, inf)", "model", importance_cap=self.high, off_policy_threshold=self.off_policy_threshold)
+        check_within("(0, 1)", "model", importance_veto=self.veto)  # 1 is the ratio of equal policies
         check_within("[0, inf)", "model", importance_floor=self.low)
-        if self.high is not None and self.low is not None and self.low >= self.high:
-            raise UserError(f"model.importance_floor: {self.low} must lie below importance_cap={self.high}")
+        if self.high is not None and self.lower is not None and self.lower >= self.high:
+            if self.low is not None:
+                raise UserError(f"model.importance_floor: {self.low} must lie below importance_cap={self.high}")
+            raise UserError(
+                f"model.importance_cap: {self.high} leaves nothing, because {self.mode} takes 1 / importance_cap = "
+                f"{self.lower:g} for its lower bound; set it above 1, or set model.importance_floor below it"
+            )
+        by_token = self.mode in ("token_mis", "token_reject", "geometric_reject")
+        if by_token and self.high is not None and self.veto is not None and self.veto > self.high:
+            raise UserError(f"model.importance_veto: {self.veto} must not lie above importance_cap={self.high}")
         if self.prox_logp_method not in get_args(ProxLogpMethod):
             raise UserError(f"model.prox_logp_method: {self.prox_logp_method!r} is not recompute or loglinear")
+
+    @property
+    def lower(self) -> float | None:
+        """The lower bound of the ratios: as given, or by default; None = none."""
+        default = 1 / self.high if self.high is not None and self.mode.endswith("_reject") else None
+        return default if self.low is None else self.low
 
     @property
     def is_bounded(self) -> bool:
@@ -394,8 +408,7 @@ class Correction:
 
     def weight(self, log_ratio: Tensor, how: str) -> Tensor:
         """Return the weights (B, T) or (B,) for log-ratios of that shape."""
-        reciprocal = self.low is None and self.high is not None and how == "reject"
-        low = 1 / self.high if reciprocal and self.high is not None else self.low
+        low = self.lower if how == "reject" else self.low
         low = math.log(low) if low else -math.inf
         high = math.inf if self.high is None else math.log(self.high)
         if how == "truncate":
