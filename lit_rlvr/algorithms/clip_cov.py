@@ -12,6 +12,7 @@ from lit_rlvr.algorithms.grpo import GRPO
 from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.objectives import Aggregation, LossInputs, Stats, StepTokens, covariances, largest
 
+
 class ClipCov(GRPO):
     """GRPO's surrogate as a token mean, without the tokens that would reduce the entropy most.
 

@@ -184,7 +184,7 @@ class LossModule(ABC):
         }
 
     def _call_on_copy(self, option: str, function: Callable[[GroupBatch], Any], group: GroupBatch) -> Any:
-        """Call a function on a copy of the groups, which also are the run's record; warn once if it changes its input."""
+        """Call a function on a copy of the groups, whose tensors the run records; warn once if it changes the copy."""
         own = deepcopy(group)
         value = function(own)
         changed = changed_fields(group, own)

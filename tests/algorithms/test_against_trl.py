@@ -210,7 +210,10 @@ def test_an_ambiguous_name_is_refused_in_one_line_with_both_meanings(old: str, n
         ({"importance_floor": 2.0}, "importance_floor: 2.0 must lie below importance_cap=2.0"),
         ({"importance_veto": -1.0}, r"importance_veto: -1.0 must lie in \(0, 1\)"),
         ({"importance_veto": 1.5}, r"importance_veto: 1.5 must lie in \(0, 1\)"),
-        ({"importance_correction": "token_mis", "importance_cap": 0.5, "importance_veto": 0.6}, "0.6 must not lie above"),
+        (
+            {"importance_correction": "token_mis", "importance_cap": 0.5, "importance_veto": 0.6},
+            "0.6 must not lie above",
+        ),
         ({"off_policy_threshold": 0.0}, "off_policy_threshold"),
         ({"prox_logp_method": "linear"}, "prox_logp_method: 'linear' is not recompute or loglinear"),
     ):
@@ -224,7 +227,9 @@ def test_a_correction_that_would_keep_no_ratio_is_refused_with_the_remedy(mode: 
     if not mode.endswith("_reject"):
         GRPO(importance_correction=mode, importance_cap=cap)
         return
-    said = f"importance_cap: {cap} leaves nothing, because {mode} takes 1 / importance_cap = .*; set it above 1, or set "
+    said = (
+        f"importance_cap: {cap} leaves nothing, because {mode} takes 1 / importance_cap = .*; set it above 1, or set "
+    )
     with pytest.raises(UserError, match=said):
         GRPO(importance_correction=mode, importance_cap=cap)
     for options in ({"importance_floor": cap / 2}, {"importance_cap": 1.01}, {"importance_cap": None}):

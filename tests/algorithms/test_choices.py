@@ -95,5 +95,5 @@ def test_the_order_of_tokens_decides_no_tie() -> None:
 
 
 def test_bounds_between_which_nothing_lies_are_refused() -> None:
-    with pytest.raises(UserError, match="covariance_low: 2.0 must lie below covariance_high=2.0"):
+    with pytest.raises(UserError, match=r"covariance_low: 2\.0 must lie below covariance_high=2.0"):
         ClipCov(covariance_low=2.0, covariance_high=2.0)
