@@ -137,10 +137,8 @@ class Record:
         after = len(self) + 1
         if any(path >= self._path(after + 1, 0) for path in self.folder.glob("iteration-[0-9]*.npz")):
             missing = next(path for r in range(world_size()) if not (path := self._path(after, r)).is_file())
-            raise self.error(
-                f"lacks {missing.relative_to(self.run)}, and has later iterations; restore it, or delete these to "
-                f"train on the {after - 1} iteration(s) before it"
-            )
+            shorter = f", or delete these to train on the {after - 1} iteration(s) before it" if after > 1 else ""
+            raise self.error(f"lacks {missing.relative_to(self.run)}, and has later iterations; restore it{shorter}")
 
     def _recorded(self) -> dict[str, Any]:
         """Return the terms of the record; none if there is no record."""
