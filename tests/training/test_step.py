@@ -115,7 +115,7 @@ def test_a_token_s_chance_is_that_of_its_prompt_completion_and_position() -> Non
     rollout = make_rollout([[1], [2, 3]], [[[5, 6, 7], [5, 6]], [[5], [5, 6]]])
     found = chances(rollout)
     assert found.shape == rollout.mask.shape and found.unique().numel() == found.numel()
-    assert 0 <= float(found.min()) and float(found.max()) < 1
+    assert float(found.min()) >= 0 and float(found.max()) < 1
     moved = make_rollout([[2, 3], [1]], [[[5, 6, 7, 8], [5]], [[5], [5]]])
     moved.prompts = rollout.prompts[::-1]
     assert chances(moved)[:, :3].equal(found[[2, 3, 0, 1]])
