@@ -30,7 +30,7 @@ from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rollout.callback import RolloutCallback, rollout_of
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.progress import Budget
-from lit_rlvr.training.optimizer import total_steps, updates_of
+from lit_rlvr.training.optimizer import total_steps, train_whole_rollouts, updates_of
 from lit_rlvr.types import Prompt, Sample
 
 if TYPE_CHECKING:
@@ -176,6 +176,7 @@ def dry_run(run: PlannedRun) -> None:
     Raises:
         UserError: `fit` would refuse the run, too.
     """
+    train_whole_rollouts(run.trainer, updates_of(run.module))
     run.prepare()
     run.rollout.log_sizes(run.module, *run.sizes_on_device)
     found = {

@@ -91,7 +91,7 @@ def rollout_metrics(
     reward calls right or wrong; without such completions these metrics are NaN.
 
     Args:
-        seconds: how long generation took.
+        seconds: how long generation took; 0 = these were not generated now, so they have no rate.
         reference_completions: further completions generated for it, which count in `rollout/samples` and
             `rollout/tokens` too.
     """
@@ -125,7 +125,9 @@ def rollout_metrics(
     means["rollout/accuracy"] = (counts["rollout/correct_count"], total.pop("counted"))
     means |= {f"reward/{name}": (total.pop(f"sum/{name}"), total.pop(f"given/{name}")) for name in rollout.parts}
     known = {name: value / number if number else math.nan for name, (value, number) in means.items()}
-    rates = {"rollout/entropy": nats / max(tokens, 1.0), "rollout/tokens_per_second": tokens / max(seconds, 1e-9)}
+    rates = {"rollout/entropy": nats / max(tokens, 1.0)}
+    if seconds:
+        rates["rollout/tokens_per_second"] = tokens / seconds
     return {name: value / count for name, value in total.items()} | known | counts | rates
 
 

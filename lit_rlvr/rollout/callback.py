@@ -7,6 +7,7 @@ docstring maps both halves.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -404,7 +405,7 @@ class RolloutCallback(Callback):
         """Return the most tokens that the run samples; 0 = its steps are not bounded."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         sequences = data.prompts_per_step * self.group_size
-        return max(0, trainer.max_steps // updates_of(module)) * sequences * self.sampling.max_tokens
+        return max(0, math.ceil(trainer.max_steps / updates_of(module))) * sequences * self.sampling.max_tokens
 
     def _max_observed_images(self) -> int:
         """Return the number of images that an environment may show in an episode, one at a time."""

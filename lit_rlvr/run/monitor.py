@@ -27,6 +27,8 @@ RECENT = 4
 """Iterations that a mean is taken over."""
 HIGH_SHARE = 0.5
 """The share of truncated completions, and of prompts without a signal, above which a run is reported."""
+NEARLY_ALL = 0.9
+"""The share of tokens that the importance correction drops, above which a run is reported."""
 WORSE = 0.2
 """The rise of such a share above which it is reported, or reported again."""
 FEW_SAMPLES, REPEAT = 0.3, 10
@@ -115,7 +117,8 @@ class CollapseStop(Callback):
 
 class LostWork(Callback):
     """Warnings when most completions are truncated or most prompts give no signal: once, and again when the share has
-    grown by another 0.2; and when the importance correction leaves few effective samples: at most every 10th iteration.
+    grown by another 0.2; when the importance correction drops nearly all tokens: once; and when it leaves few effective
+    samples: at most every 10th iteration.
     """
 
     def __init__(self) -> None:
@@ -149,6 +152,12 @@ class LostWork(Callback):
                 f"{share:.0%} of the prompts gave no signal: their completions all had the same reward; try "
                 f"{_signal_advice(metrics['rollout/accuracy'])}"
             )
+        if (share := self._grown("train/importance_dropped", metrics, NEARLY_ALL)) is not None:
+            said.append(
+                f"the importance correction dropped {share:.0%} of the tokens, so hardly anything is trained; widen "
+                "model.importance_cap and importance_floor around 1, or clip the ratios instead "
+                "(model.importance_correction: token_truncate)"
+            )
         self._silent -= 1
         if (share := metrics.get("train/staleness/ess", 1.0)) < FEW_SAMPLES and self._silent <= 0:
             self._silent = REPEAT
@@ -159,11 +168,11 @@ class LostWork(Callback):
             )
         return said
 
-    def _grown(self, name: str, metrics: Mapping[str, float]) -> float | None:
+    def _grown(self, name: str, metrics: Mapping[str, float], limit: float = HIGH_SHARE) -> float | None:
         """Return a share's recent mean if it is to be reported, else None."""
-        self._recent[name] = [*self._recent.get(name, []), metrics[name]][-RECENT:]
+        self._recent[name] = [*self._recent.get(name, []), metrics.get(name, 0.0)][-RECENT:]
         share = fmean(self._recent[name])
-        if share <= max(HIGH_SHARE, self._said.get(name, 0.0) + WORSE):
+        if not share > max(limit, self._said.get(name, 0.0) + WORSE):
             return None
         self._said[name] = share
         return share
