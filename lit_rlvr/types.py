@@ -213,6 +213,8 @@ class Completion:
         pixels: the images of the observations, in the order of their placeholders in `token_ids`.
         versions: for each sampled token, the label of the weights that sampled it, from engines that can mix them; ()
             = those of the last sync.
+        prefill: for rewards, the beginning of the answer that stands in the prompt and that `text` continues, such as
+            "<think>\\n": what the chat template opens, then the data's `prefill`; "" if `text` includes it.
     """
 
     text: str
@@ -225,6 +227,7 @@ class Completion:
     pixels: Pixels | None = None
     judged: Mapping[str, RewardResult] = field(default_factory=dict)
     versions: tuple[str, ...] = ()
+    prefill: str = ""
 
     @property
     def length(self) -> int:
@@ -325,11 +328,28 @@ class Prompt:
     Args:
         token_ids: the tokens, with one placeholder per image feature.
         pixels: the images, present while the prompt is in a batch; None without images.
+        prefill: the beginning of every answer, which stands at the end of `token_ids`.
+        score_prefill: rewards judge it as the beginning of the text.
     """
 
     sample: Sample
     token_ids: list[int]
     pixels: Pixels | None = None
+    prefill: str = ""
+    score_prefill: bool = False
+
+    def as_judged(self, group: Sequence[Completion]) -> list[Completion]:
+        """Return completions of this prompt as rewards get them: with its prefill, in its own field or in the text."""
+        if not self.score_prefill:
+            return [replace(completion, prefill=self.prefill) for completion in group]
+        return [
+            replace(
+                completion,
+                text=self.prefill + completion.text,
+                turns=tuple(replace(turn, text=self.prefill + turn.text) for turn in completion.turns),
+            )
+            for completion in group
+        ]
 
 
 @dataclass

@@ -241,7 +241,8 @@ def score_given(suites: list[Suite], config: Namespace, out: Path) -> tuple[Reco
         samples = suite.data.load("test")
         parts = [part for part in ("sampled", "greedy") if f"{suite.name}/{part}" in given]
         questions = {sample.id for part in parts for sample in match(given[f"{suite.name}/{part}"], samples, part)}
-        prompts = [Prompt(sample, []) for sample in samples if sample.id in questions]
+        prefill = {"prefill": suite.data.chat.prefill, "score_prefill": suite.data.score_prefill}
+        prompts = [Prompt(sample, [], **prefill) for sample in samples if sample.id in questions]
         if len(prompts) < len(samples):
             _log.warning("%s: %d of %d questions have completions", suite.name, len(prompts), len(samples))
         for part in parts:
@@ -258,7 +259,8 @@ def judge_completions(records: Records, suite: Suite, name: str, prompts: list[P
         for first in range(0, len(prompts), QUESTIONS_PER_BATCH):
             batch = prompts[first : first + QUESTIONS_PER_BATCH]
             groups = [given[prompt.sample.id] for prompt in batch]
-            scores = score_rollout(suite.rewards, groups, [prompt.sample for prompt in batch])
+            judged = [prompt.as_judged(group) for prompt, group in zip(batch, groups, strict=True)]
+            scores = score_rollout(suite.rewards, judged, [prompt.sample for prompt in batch])
             for p, (prompt, group) in enumerate(zip(batch, groups, strict=True)):
                 records.add(name, prompt, group, scores, p)
                 advance()

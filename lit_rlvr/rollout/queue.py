@@ -213,7 +213,7 @@ class QueueSource(SyncSource):
         self.sampler.sample_beside(prompts, seeds, self.sampling, self.data, opened, started, done)
 
     def _finish(self, group: QueuedGroup, completions: list[Completion]) -> None:
-        self._scoring.add(group, completions, group.prompt.sample)
+        self._scoring.add(group, group.prompt.as_judged(completions), group.prompt.sample)
         lengths = [completion.length for completion in completions]
         self._lengths += lengths
         self._expected[group.prompt.sample.id] = statistics.mean(lengths)
@@ -358,7 +358,8 @@ class QueueSource(SyncSource):
                 taken.append(mine[state.number])
             else:
                 group, result = received[state.number]
-                self._scoring.add(group, group.completions or [], group.prompt.sample, result)
+                judged = group.prompt.as_judged(group.completions or [])
+                self._scoring.add(group, judged, group.prompt.sample, result)
                 taken.append(group)
         return taken
 
