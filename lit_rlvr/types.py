@@ -376,18 +376,20 @@ class PromptBatch:
 
 @dataclass(frozen=True)
 class GroupSelection:
-    """The number of groups with right and wrong completions that an iteration needs, and whether it trains on others.
+    """The number of mixed groups that an iteration needs, and whether it trains on others.
 
     Args:
         least: their number as a share of the prompts; above 0, further prompts are sampled until there are that many
             (dynamic sampling: DAPO, eq. 11).
         max_rounds: most batches of prompts that an iteration samples; then it trains on the groups it has.
         drops_others: train on no other groups.
+        by: what differs within a mixed group: the `reward` (the weighted sum), `correct`, or the reward of this name.
     """
 
     least: float = 0.0
     max_rounds: int = 10
     drops_others: bool = False
+    by: str = "reward"
 
     def wanted(self, prompts: int) -> int:
         """Return the number of such groups that an iteration on `prompts` prompts needs."""
@@ -417,6 +419,7 @@ class Rollout:
             without them.
         advantages: (P, G) float, which the algorithm fills in.
         weights: name -> the weight of each of `parts`.
+        unreadable: name -> (P, G) bool, True = that reward found no answer to judge (status "parse_fail").
         kept: the groups to train on, numbered over all ranks, if dynamic sampling dropped some; None = all.
         repeats: how often each prompt occurred earlier in the iteration.
         versions: (B, T) long, the version of the weights (optimizer steps taken) that sampled each token; None without
@@ -439,6 +442,7 @@ class Rollout:
     advantages: Tensor | None = None
     kept: dict[int, int] | None = None
     weights: dict[str, float] = field(default_factory=dict)
+    unreadable: dict[str, Tensor] = field(default_factory=dict)
     repeats: list[int] = field(default_factory=list)
     versions: Tensor | None = None
 

@@ -36,6 +36,7 @@ from lit_rlvr.evaluation.results import markdown, suite_results
 from lit_rlvr.evaluation.sampler import Sampler
 from lit_rlvr.evaluation.suites import Suite, example, find_suites
 from lit_rlvr.rewards import shared_pool
+from lit_rlvr.rewards.base import check_prefills
 from lit_rlvr.rewards.combine import score_rollout
 from lit_rlvr.rollout.episodes import begins, check_turns
 from lit_rlvr.rollout.limits import LengthRequirement, within_context
@@ -279,6 +280,7 @@ def load_prompts(suite: Suite, module: EvaluatingModule) -> list[Prompt]:
     suite.data.setup("test")
     if not suite.data.prompts["test"]:
         raise UserError(f"--suite: {suite.name} has no questions; give its `test`")
+    check_prefills(suite.rewards, suite.data.opening, suite.data.score_prefill)
     return suite.data.prompts["test"]
 
 

@@ -275,7 +275,8 @@ def read_result(value: Any) -> Any:
         return value
     raise TypeError(
         "a reward function must return a number, a bool, a RewardResult, None, or a dict with "
-        f"{', '.join(SCORE_KEYS[:-1])} or {SCORE_KEYS[-1]} (and {' or '.join(ACCURACY_KEYS)}); it returned {type(value).__name__}"
+        f"{', '.join(SCORE_KEYS[:-1])} or {SCORE_KEYS[-1]} (and {' or '.join(ACCURACY_KEYS)}); it returned "
+        f"{type(value).__name__}"
     )
 
 

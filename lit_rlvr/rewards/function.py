@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 from lit_rlvr.errors import UserError, defined_at, nearest
 from lit_rlvr.rewards.base import Reward, as_result, check_rewards
+from lit_rlvr.rewards.format import tag_within
 from lit_rlvr.rewards.forms import (
     KNOWN,
     OWN,
@@ -32,6 +34,8 @@ from lit_rlvr.rewards.forms import (
 )
 from lit_rlvr.types import Completion, Pair, RewardResult, Sample
 from lit_rlvr.workers.pool import Waiting
+
+_log = logging.getLogger("lit_rlvr")
 
 NO_COMPLETION, NO_SAMPLE = Completion("", (), "stop"), Sample("", "", "")
 """What shows the names of a form's arguments."""
@@ -162,6 +166,18 @@ class FunctionReward(Reward):
 
     def _log_metric(self, name: str, value: float) -> None:
         self.metrics.setdefault(name, []).append(float(value))
+
+    def check_prefill(self, prefill: str) -> None:
+        try:
+            source = inspect.getsource(inspect.unwrap(getattr(self.function, "func", self.function)))
+        except (OSError, TypeError):  # it has no file, or is an object
+            return
+        if tag := tag_within(prefill, source):
+            _log.warning(
+                "reward %r: its code names %s, which the chat template or the data's prefill writes (%r) and so no "
+                "completion has; set data.init_args.score_prefill: true if it looks for that in the text",
+                self.name, tag, prefill,
+            )  # fmt: skip
 
     def judging_function(self) -> object:
         return self.function

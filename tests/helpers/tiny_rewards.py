@@ -66,6 +66,11 @@ def rare(completion: Completion, sample: Sample) -> RewardResult:
     return RewardResult(float(right), right)
 
 
+def graded(completion: Completion, sample: Sample) -> float:
+    """Partial credit, and never all of it."""
+    return (completion.token_ids[0] % 7) / 10
+
+
 def always_wrong(completion: Completion, sample: Sample) -> RewardResult:
     """Nothing is right."""
     return RewardResult(0.0, False)
