@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache
-from os.path import commonprefix
 from typing import Any
 
 from jinja2.exceptions import TemplateSyntaxError
@@ -193,8 +192,8 @@ class Chat:
         return text + self.prefill
 
     def opening(self, tokenizer: Any) -> str:
-        """Return the beginning of every answer that stands in the prompt: what the chat template writes after the header
-        of the model's turn, such as "<think>\\n", and the prefill.
+        """Return the beginning of every answer that stands in the prompt: what the chat template writes after the
+        header of the model's turn, such as "<think>\\n", and the prefill.
 
         The header is what the template writes before an earlier turn of the model, which has no thoughts.
         """
@@ -207,8 +206,8 @@ class Chat:
         except UserError:  # it takes no such conversation, so nothing shows where the header ends
             return self.prefill
         header = talk.partition(MODEL_TURN)[0]
-        start = max(len(before) if prompt.startswith(before) else 0, len(commonprefix([header, prompt])))
-        return prompt[start:] + self.prefill
+        shared = next((k for k, (a, b) in enumerate(zip(header, prompt, strict=False)) if a != b), len(header))
+        return prompt[max(shared, len(before) if prompt.startswith(before) else 0) :] + self.prefill
 
     def apply(
         self, messages: list[dict[str, Any]], tokenizer: Any, source: str = "", prompt: bool = True, offer: bool = True

@@ -183,7 +183,7 @@ def form_of(function: Any) -> Form | None:
     """Return the form of a function by the names of its parameters; None = it has no known form."""
     parameters = parameters_of(function)
     kinds = {parameter.kind for parameter in parameters.values()}
-    if is_builtin(function):
+    if is_builtin(function) or kinds == {inspect.Parameter.VAR_POSITIONAL}:
         return OWN
     if kinds == {inspect.Parameter.VAR_KEYWORD}:
         return TRL

@@ -137,8 +137,8 @@ class FunctionReward(Reward):
 
     def _call(self, pairs: Sequence[Pair], more: Mapping[str, Any]) -> Callable[[], Any]:
         """Prepare a call with the arguments that the function takes."""
-        arguments = self.form.arguments(pairs, self.function) | more
-        if self.form is OWN and not parameters_of(self.function):  # a function written in C
+        arguments = {**self.form.arguments(pairs, self.function), **more}
+        if self.form is OWN and not set(OWN.parameters) <= parameters_of(self.function).keys():  # they have no names
             return partial(self.function, *arguments.values())
         return partial(self.function, **accepted_arguments(self.function, arguments))
 
