@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 from lightning.pytorch import LightningDataModule
@@ -129,6 +130,9 @@ class PromptDataModule(UsesModel):
             agrae-vision, livecodebench). It replaces a system message in the data.
         template: text around the user's text, with `{prompt}` in its place; or a name (boxed, sql).
         prefill: text that every answer starts with, such as "<think>\\n"; the model continues from it.
+        score_prefill: rewards judge what the model continues, the chat template's beginning of an answer (such as
+            "<think>\\n" in models that always think) and then `prefill`, as the beginning of each completion's text.
+            Default: they judge only what the model wrote.
         chat_template_kwargs: further arguments of the model's chat template, such as {enable_thinking: false}.
         plain_template: the prompt format of a base model without a chat template; `{system}` becomes the system prompt
             and a blank line, or nothing.
@@ -168,6 +172,7 @@ class PromptDataModule(UsesModel):
         system_prompt: str | None = None,
         template: str | None = None,
         prefill: str = "",
+        score_prefill: bool = False,
         chat_template_kwargs: dict[str, Any] | None = None,
         plain_template: str = "{system}{prompt}\n",
         special_tokens: SpecialTokens = "break",
@@ -211,6 +216,7 @@ class PromptDataModule(UsesModel):
             plain_template=plain_template,
             template_kwargs=chat_template_kwargs or {},
         )
+        self.score_prefill = score_prefill
         self.special_tokens, self._reports_special_tokens = special_tokens, True
         self.max_prompt_tokens, self.max_bad_rows, self.seed = max_prompt_tokens, max_bad_rows, seed
         self.prompts_per_step, self.eval_prompts_per_step = prompts_per_step, eval_prompts_per_step
@@ -299,6 +305,11 @@ class PromptDataModule(UsesModel):
             chat = replace(chat, tools=tuple(self.environment.tools_of(sample)))
         return chat.text(chat.messages(self._without_special_tokens(sample)), self.tokenizer, sample.source)
 
+    @cached_property
+    def opening(self) -> str:
+        """The beginning of every answer that stands in the prompt, after the header of the model's turn."""
+        return self.chat.opening(self.tokenizer)
+
     def _without_special_tokens(self, sample: Sample) -> Sample:
         """Return the sample with the special tokens in its prompt as text, unless the option is `keep`."""
         if not self._has_special_tokens(sample):
@@ -335,7 +346,7 @@ class PromptDataModule(UsesModel):
                 token_ids = self.image_processor.expand(token_ids, placeholders)
             except UserError as error:
                 raise UserError(f"{sample.source}: {error}") from error
-        return Prompt(sample, token_ids)
+        return Prompt(sample, token_ids, prefill=self.opening, score_prefill=self.score_prefill)
 
     def prepare(self, prompt: Prompt) -> Prompt:
         """Return the prompt ready for a batch, with its images decoded and cut into patches.

@@ -12,14 +12,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from lit_rlvr.datamodules.reading.chat import Chat, break_up, find_tokens
+from lit_rlvr.datamodules.reading.chat import MODEL_TURN, Chat, break_up, find_tokens
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Pixels, ToolResult
 
 if TYPE_CHECKING:
     from lit_rlvr.policy.families.base import ImageProcessor
 
-_TURN = "\ue000"  # placeholder of a turn of the model; a private code point, which observations lose
 _PROBE = "An observation."
 _TRUNCATED = "\n[... cut ...]\n"
 _ARGUMENT = "argument"
@@ -139,7 +138,9 @@ class BetweenTurns:
         if self._role == "tool":
             end, after = self._after_call(messages)
         else:
-            end, after = self._split(self._render([_QUESTION, _assistant(_TURN), *messages]).rpartition(_TURN)[2])
+            end, after = self._split(
+                self._render([_QUESTION, _assistant(MODEL_TURN), *messages]).rpartition(MODEL_TURN)[2]
+            )
         return end, after + self._chat.prefill
 
     def _message(self, result: ToolResult) -> dict[str, Any]:
@@ -164,7 +165,7 @@ class BetweenTurns:
             place, end = len(before), ""
         if whole.startswith(before[:place] + end):
             return end, whole[place + len(end) :]
-        after = self._render([_QUESTION, _call(name, {_ARGUMENT: _TURN}), *messages]).rpartition(_TURN)[2]
+        after = self._render([_QUESTION, _call(name, {_ARGUMENT: MODEL_TURN}), *messages]).rpartition(MODEL_TURN)[2]
         places = {text: after.find(text) for text in self._ends.values() if text in after}
         if not places:
             raise UserError(
@@ -192,13 +193,12 @@ class BetweenTurns:
 
     @cached_property
     def _opens_thoughts(self) -> bool:
-        template = self._tokenizer.chat_template
-        start = (self._render([_QUESTION]) if template else "") + self._chat.prefill
+        start = self._chat.opening(self._tokenizer)
         return "</think>" not in start.rpartition("<think>")[2] and "<think>" in start
 
     def _as_text(self, text: str) -> str:
         """Return the text without special tokens: each has a zero-width space in it."""
-        return str(break_up(text.replace(_TURN, ""), self._added_tokens))
+        return str(break_up(text.replace(MODEL_TURN, ""), self._added_tokens))
 
     @cached_property
     def min_tokens(self) -> int:

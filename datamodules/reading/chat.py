@@ -132,6 +132,9 @@ def _describe_tool(tool: dict[str, Any]) -> str:
     return f"{function['name']}({arguments}) - {function.get('description', '')}" + (f" ({notes})" if notes else "")
 
 
+MODEL_TURN = "\ue000"
+"""A placeholder of a turn of the model: a private code point, which observations lose."""
+
 RESERVED = ("tokenize", "add_generation_prompt", "continue_final_message", "conversation", "return_dict", "tools")
 """Arguments of `apply_chat_template` that this module sets."""
 
@@ -218,6 +221,24 @@ class Chat:
             if without == text:
                 what = "tool calls" if calls else f"messages of the role {role!r}"
                 raise UserError(f"{source}: the model's chat template does not show {what}; use another template")
+
+    def opening(self, tokenizer: Any) -> str:
+        """Return the beginning of every answer that stands in the prompt: what the chat template writes after the
+        header of the model's turn, such as "<think>\\n", and the prefill.
+
+        The header is what the template writes before an earlier turn of the model, which has no thoughts.
+        """
+        if not tokenizer.chat_template:
+            return self.prefill
+        question, turn = {"role": "user", "content": "?"}, {"role": "assistant", "content": MODEL_TURN}
+        try:
+            before, prompt = (self.apply([question], tokenizer, prompt=start, offer=False) for start in (False, True))
+            talk = self.apply([question, turn, question], tokenizer, prompt=False, offer=False)
+        except UserError:  # it takes no such conversation, so nothing shows where the header ends
+            return self.prefill
+        header = talk.partition(MODEL_TURN)[0]
+        shared = next((k for k, (a, b) in enumerate(zip(header, prompt, strict=False)) if a != b), len(header))
+        return prompt[max(shared, len(before) if prompt.startswith(before) else 0) :] + self.prefill
 
     def apply(
         self, messages: list[dict[str, Any]], tokenizer: Any, source: str = "", prompt: bool = True, offer: bool = True

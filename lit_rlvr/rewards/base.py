@@ -81,6 +81,13 @@ class Reward(ABC):
             UserError: says what is wrong with the reference, and what to do.
         """
 
+    def check_prefill(self, prefill: str) -> None:  # noqa: B027 (optional)
+        """Refuse, or warn of, a prefill that this reward looks for in the text, where it never is.
+
+        Args:
+            prefill: what begins every answer in the prompt and is not scored.
+        """
+
     @abstractmethod
     def __call__(self, completion: Completion, sample: Sample) -> float | RewardResult | None:
         """Return the reward of one completion; True and False also report `correct`, a number does not.
@@ -269,6 +276,13 @@ def check_rewards(rewards: Sequence[Reward]) -> None:
         raise UserError(f"rollout.rewards: two rewards are named {', '.join(twice)}; set `name` on one of them")
     if len(marked := [reward.name for reward in rewards if reward.correct_from]) > 1:
         raise UserError(f"rollout.rewards: correct_from is set on {', '.join(marked)}; mark only one")
+
+
+def check_prefills(rewards: Sequence[Reward], prefill: str, is_scored: bool) -> None:
+    """Let each reward look at what begins every answer in the prompt, if it is not part of the text."""
+    if prefill and not is_scored:
+        for reward in rewards:
+            reward.check_prefill(prefill)
 
 
 def say_where(rewards: Sequence[Reward]) -> None:

@@ -40,7 +40,6 @@ class CodeTests(CheckedReward):
     the first failed test. Unreadable tests, or a sandbox that does not start, give status "error".
 
     Args:
-        prefill: the data's `prefill`, if set: the text before every completion, judged together with it.
         cpu_seconds: CPU time of one test, a whole number; a program that sleeps is stopped after ten times that.
         memory_mb: address space of a program in MiB, including about 30 for Python.
         kwargs: `weight`, `correct_from`, `name` and `truncated_is_wrong` of every reward.
@@ -51,7 +50,6 @@ class CodeTests(CheckedReward):
 
     def __init__(
         self,
-        prefill: str = "",
         cpu_seconds: int = 6,
         memory_mb: int = 2048,
         **kwargs: Any,
@@ -60,7 +58,6 @@ class CodeTests(CheckedReward):
         check_within("[1, inf)", "rewards.CodeTests", cpu_seconds=cpu_seconds, memory_mb=memory_mb)
         if not is_supported():
             raise UserError("rewards.CodeTests runs untrusted programs only on Linux, on x86_64 or aarch64")
-        self.prefill = prefill
         self.limits = ProgramLimits(cpu_seconds, memory_mb)
 
     def gold_completion(self, sample: Sample) -> str | None:
@@ -68,7 +65,7 @@ class CodeTests(CheckedReward):
         return f"```python\n{program}\n```" if isinstance(program, str) else None
 
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
-        arguments = [(self.prefill + c.text, *_tests(sample), self.limits) for c, sample in pairs]
+        arguments = [(c.text, *_tests(sample), self.limits) for c, sample in pairs]
         outcomes = shared_pool().run(
             CODE_CHECK, arguments, cpu_seconds=CHECK_SECONDS, wall_seconds=CHECK_SECONDS, memory_mb=CHECK_MEMORY_MB
         )

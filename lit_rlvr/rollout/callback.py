@@ -30,7 +30,7 @@ from lit_rlvr.environments.base import rewards_with
 from lit_rlvr.errors import MAX_SIZE, UserError, check_all, check_within, refuse_all
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rewards import Reward, shared_pool
-from lit_rlvr.rewards.base import say_where
+from lit_rlvr.rewards.base import check_prefills, say_where
 from lit_rlvr.rewards.combine import logged_metrics
 from lit_rlvr.rewards.references import check_references, warn_of_gold_answers
 from lit_rlvr.rollout.assemble import rollout_metrics
@@ -333,10 +333,20 @@ class RolloutCallback(Callback):
                 f"rollout.eval_samples: there is no validation set {name!r}; the sets are {', '.join(names)}"
                 for name in unknown
             ),
+            lambda: self._check_selection(module),
+            *(partial(check_prefills, self.rewards, d.opening, d.score_prefill) for d in data.validated),
             lambda: self._check_judges_groups(module, data),
             lambda: check_references(self.rewards, data.loaded),
             lambda: check_lengths(module.model_folder, self._length_requirements(data)),
         )
+
+    def _check_selection(self, module: RLVRModule) -> None:
+        names = [reward.name for reward in self.rewards]
+        if (by := module.selection.by) not in ("reward", "correct", *names):
+            raise UserError(
+                f"model.dynamic_sampling: there is no reward {by!r}; give reward, correct, false, or the name of a "
+                f"reward: {', '.join(names)}"
+            )
 
     def _check_judges_groups(self, module: RLVRModule, data: PromptDataModule) -> None:
         late = [reward.name for reward in self.rewards if reward.whole_rollout]
