@@ -103,7 +103,7 @@ class PlannedRun:
             check_all(
                 lambda: check_schedule(self.module.lr_schedule, self.steps),
                 lambda: rollout.check_data(self.module, data),
-                lambda: self._callback(RunCheckpoint).check_best(self.module, data, rollout),
+                lambda: self._callback(RunCheckpoint).check_metrics(self.trainer, self.module, data),
                 lambda: self.warm_start.check(data, rollout.environment is not None),
             )
 

@@ -127,6 +127,7 @@ class RolloutCallback(Callback):
         self.rollouts_from = rollouts_from
         self.source: RolloutSource | None = None  # built in setup, as the sampler
         self.sampler: GroupSampler | None = None
+        self.is_used_up = False  # whether the run has trained on all of `rollouts_from`
         self._record: Record | None = None  # of this run
         self._judges: dict[str, dict[str, Any]] = {}
         self.check()
@@ -229,7 +230,8 @@ class RolloutCallback(Callback):
 
     def _stop_after_replay(self, trainer: Trainer, iteration: int) -> None:
         """End the run if it has trained on the whole record."""
-        if isinstance(self.source, ReplaySource) and iteration >= self.source.iterations and not trainer.should_stop:
+        self.is_used_up = isinstance(self.source, ReplaySource) and iteration >= self.source.iterations
+        if self.is_used_up and not trainer.should_stop:
             if trainer.is_global_zero:
                 _log.warning(
                     "rollout.rollouts_from: the record ends after iteration %d, and so does this run", iteration
