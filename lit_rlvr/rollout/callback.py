@@ -197,7 +197,13 @@ class RolloutCallback(Callback):
         rollout = source.next(batch)  # sync, sample (generate, score, assemble), sample on, reference, balance
         module.log_dict(source.metrics)
         module.log("time/rollout", time.perf_counter() - started)
-        module.log_dict(rollout_metrics(rollout, source.generation_seconds, source.extra_completions))
+        metrics = rollout_metrics(rollout, source.generation_seconds, source.extra_completions)
+        module.log_dict(metrics)
+        rollout.is_unjudged = metrics["reward/status/unjudged"] == 1
+        if rollout.is_unjudged:
+            module.unjudged.add(module.iteration + 1, ", ".join(rollout.parts), int(metrics["rollout/samples"]))
+        else:
+            module.unjudged.add_judged()
         module.log_dict(logged_metrics(self.rewards))
         if sampler.episodes is not None:
             module.log_dict(turn_metrics(rollout))
