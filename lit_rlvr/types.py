@@ -424,6 +424,7 @@ class Rollout:
         repeats: how often each prompt occurred earlier in the iteration.
         versions: (B, T) long, the version of the weights (optimizer steps taken) that sampled each token; None without
             training.
+        is_unjudged: no reward judges any completion, on any rank: nothing can be trained on.
     """
 
     prompts: list[Prompt]
@@ -445,6 +446,7 @@ class Rollout:
     unreadable: dict[str, Tensor] = field(default_factory=dict)
     repeats: list[int] = field(default_factory=list)
     versions: Tensor | None = None
+    is_unjudged: bool = False
 
     @classmethod
     def unscored(

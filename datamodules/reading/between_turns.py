@@ -7,6 +7,7 @@ matter that a chat template renders earlier turns otherwise when later ones foll
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,6 +19,8 @@ from lit_rlvr.types import Pixels, ToolResult
 
 if TYPE_CHECKING:
     from lit_rlvr.policy.families.base import ImageProcessor
+
+_log = logging.getLogger("lit_rlvr")
 
 _PROBE = "An observation."
 _TRUNCATED = "\n[... cut ...]\n"
@@ -84,6 +87,14 @@ class BetweenTurns:
             pictures = tuple(image for result in seen for image in result.images)
             seen = [ToolResult("", "\n".join(result.text for result in seen), pictures)]
         pictures = tuple(image for result in seen for image in result.images)
+        if pictures and not self._shows_images:
+            if self._role == "tool":
+                return self._as_user.tokens(text, last, max_tokens, images, results)
+            names = " and ".join(dict.fromkeys(result.name for result in results)) or "a turn"
+            raise UserError(
+                f"rollout.environment: {self._of_template} does not show the image that {names} returns; use another "
+                "template, or return text"
+            )
         if pictures and self._processor is not None:
             pixels = self._processor().pixels(pictures)
             shown = self._truncate(seen, last, max_tokens, pixels)
@@ -258,6 +269,27 @@ class BetweenTurns:
     @property
     def _of_template(self) -> str:
         return f"the chat template of {self._tokenizer.name_or_path}"
+
+    @cached_property
+    def _shows_images(self) -> bool:
+        """True if the template shows an image in the role of observations, where it has one placeholder."""
+        if self._processor is None:
+            return True
+        try:
+            after = self._render_after_turn([ToolResult("tool", _PROBE, (None,))])[1]
+        except UserError:  # it refuses such messages
+            return False
+        ids = self._tokenizer(after, add_special_tokens=False).input_ids
+        return list(ids).count(self._processor().family.image_token_id) == 1
+
+    @cached_property
+    def _as_user(self) -> BetweenTurns:
+        """The renderer of images that the template does not show in role tool."""
+        _log.warning(
+            "rollout.environment: %s shows no image in role tool, so an observation with images is given in role user",
+            self._of_template,
+        )  # fmt: skip
+        return BetweenTurns(self._chat, self._tokenizer, (*self._eos_ids,), "user", self._processor)
 
     def _renders_observations(self) -> bool:
         """Return True if the template renders an observation."""

@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from lit_rlvr.common.seeds import derive_seed
+from lit_rlvr.distributed.checkpoints import NEW_RUN
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Prompt, PromptBatch
 
@@ -204,7 +205,9 @@ def check_fingerprint(then: Mapping[str, str] | None, now: Mapping[str, str] | N
     """
     changed = difference(then, now) if then and now else ""
     if changed:
-        raise UserError(f"the training data are not those of the checkpoint, it cannot be resumed with them: {changed}")
+        raise UserError(
+            f"ckpt_path: the training data are not those of the checkpoint: {changed}; restore them, {NEW_RUN}"
+        )
 
 
 def _digest(texts: Iterable[str]) -> str:

@@ -129,6 +129,7 @@ class RolloutCallback(Callback):
         self.rollouts_from = rollouts_from
         self.source: RolloutSource | None = None  # built in setup, as the sampler
         self.sampler: GroupSampler | None = None
+        self.is_used_up = False  # whether the run has trained on all of `rollouts_from`
         self._record: Record | None = None  # of this run
         self._judges: dict[str, dict[str, Any]] = {}
         self.check()
@@ -198,7 +199,13 @@ class RolloutCallback(Callback):
         rollout = source.next(batch)  # sync, sample (generate, score, assemble), sample on, reference, balance
         module.log_dict(source.metrics)
         module.log("time/rollout", time.perf_counter() - started)
-        module.log_dict(rollout_metrics(rollout, source.generation_seconds, source.extra_completions))
+        metrics = rollout_metrics(rollout, source.generation_seconds, source.extra_completions)
+        module.log_dict(metrics)
+        rollout.is_unjudged = metrics["reward/status/unjudged"] == 1
+        if rollout.is_unjudged:
+            module.unjudged.add(module.iteration + 1, ", ".join(rollout.parts), int(metrics["rollout/samples"]))
+        else:
+            module.unjudged.add_judged()
         module.log_dict(logged_metrics(self.rewards))
         if sampler.episodes is not None:
             module.log_dict(turn_metrics(rollout))
@@ -231,7 +238,8 @@ class RolloutCallback(Callback):
 
     def _stop_after_replay(self, trainer: Trainer, iteration: int) -> None:
         """End the run if it has trained on the whole record."""
-        if isinstance(self.source, ReplaySource) and iteration >= self.source.iterations and not trainer.should_stop:
+        self.is_used_up = isinstance(self.source, ReplaySource) and iteration >= self.source.iterations
+        if self.is_used_up and not trainer.should_stop:
             if trainer.is_global_zero:
                 _log.warning(
                     "rollout.rollouts_from: the record ends after iteration %d, and so does this run", iteration

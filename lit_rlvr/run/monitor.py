@@ -15,7 +15,9 @@ from statistics import fmean
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 
+from lit_rlvr.common.settings import dotted_path_of
 from lit_rlvr.common.terminal import number_text, one_line
 from lit_rlvr.errors import UserError
 from lit_rlvr.rollout.callback import rollout_of
@@ -115,6 +117,37 @@ class CollapseStop(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._unsolved, self._entropy = state_dict["unsolved"], state_dict["entropy"]
         self._lowest, self._first = state_dict["lowest"], state_dict["first"]
+
+
+def is_own(cls: type) -> bool:
+    """Return whether a class is the user's or another package's: neither ours nor Lightning's."""
+    return cls.__module__.partition(".")[0] not in ("lightning", "lit_rlvr")
+
+
+COLLAPSE, EARLY_STOP = "collapse: ", "early stop: "
+"""Beginnings of `stopped` in the summary of a run that a callback ended."""
+
+
+def why_stopped(trainer: Trainer, has_ended: bool) -> str | None:
+    """Return why a callback ended a run before its last step, and say so; None if none did.
+
+    Args:
+        has_ended: whether the run has done all of its steps or epochs.
+    """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    collapse = next((c.reason for c in callbacks if isinstance(c, CollapseStop) and c.reason), None)
+    if collapse is not None:
+        return f"{COLLAPSE}{collapse}"
+    if has_ended or not trainer.should_stop or any(getattr(callback, "is_used_up", False) for callback in callbacks):
+        return None
+    patience = (c.stopping_reason_message for c in callbacks if isinstance(c, EarlyStopping))
+    time_limits = [c for c in callbacks if isinstance(c, Timer) and c.time_remaining() is not None]
+    expired = ("trainer.max_time is over" for c in time_limits if (c.time_remaining() or 0) <= 0)
+    own = [dotted_path_of(type(c)) for c in callbacks if is_own(type(c))]
+    reason = next(filter(None, (*patience, *expired)), f"{' or '.join(own) or 'a callback'} set trainer.should_stop")
+    reason = reason.partition(" Signaling Trainer")[0]
+    _log.warning("step %d: stopped early: %s", trainer.global_step, reason)
+    return f"{EARLY_STOP}{reason}"
 
 
 class LostWork(Callback):

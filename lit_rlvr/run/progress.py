@@ -50,8 +50,12 @@ class Budget(Callback):
         self._iterations += 1
         self._stop_if_used_up(trainer)
 
+    @property
+    def is_used_up(self) -> bool:
+        return any(self.used[name] >= limit for name, limit in self.limits.items())
+
     def _stop_if_used_up(self, trainer: Trainer) -> None:
-        if any(self.used[name] >= limit for name, limit in self.limits.items()):
+        if self.is_used_up:
             trainer.should_stop = True  # Lightning then validates before it ends the run
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -96,14 +96,32 @@ def build_schedule(optimizer: Any, schedule: Schedule, warmup_steps: int, steps:
     """
     from transformers import get_scheduler
 
+    check_schedule(schedule, steps)
     if schedule == "constant":
         return get_scheduler("constant_with_warmup", optimizer, warmup_steps)
-    if steps is None:
+    return get_scheduler(schedule, optimizer, warmup_steps, steps)
+
+
+def check_schedule(schedule: Schedule, steps: int | None) -> None:
+    """Refuse a schedule that needs the number of steps, if that is not known in advance."""
+    if schedule != "constant" and steps is None:
         raise UserError(
             f"model.lr_schedule: {schedule} needs trainer.max_steps or trainer.max_epochs (a budget of "
             "samples or tokens ends at a step that is not known in advance); give one, or use constant"
         )
-    return get_scheduler(schedule, optimizer, warmup_steps, steps)
+
+
+def warn_of_long_warmup(lr: float, warmup_steps: int, steps: int | None) -> None:
+    """Warn if the learning rate rises during the whole run, so that no step has the rate of the settings.
+
+    Args:
+        steps: optimizer steps of the whole run; None = unknown in advance.
+    """
+    if steps and warmup_steps >= steps:
+        _log.warning(
+            "model.warmup_steps: %d, but the run has %d optimizer steps: the learning rate reaches %.3g of model.lr=%g "
+            "at most; lower warmup_steps", warmup_steps, steps, (steps - 1) / warmup_steps, lr,
+        )  # fmt: skip
 
 
 def updates_of(module: Any) -> int:

@@ -392,6 +392,7 @@ def test_the_state_restores_before_or_after_setup(jsonl, chat_tokenizer, before_
         ({"data": rows(20)[::-1]}, "the prompts' ids or their order in the file"),
         ({"system_prompt": "Think."}, "the prompts' text or tokens"),
         ({"data": [*rows(19), {**rows(20)[19], "answer": "no"}]}, "the reference answers"),
+        ({"data": [*rows(19), {**rows(20)[19], "answer": [rows(20)[19]["answer"], "no"]}]}, "the reference answers"),
         ({"seed": 3}, "the seeds of the order (data seed, seed_everything) was 0, 0, is 3, 0"),
     ],
 )
@@ -409,6 +410,7 @@ def test_other_training_data_are_refused(ready, jsonl, chat_tokenizer, change, w
         with pytest.raises(UserError) as error:
             data.load_state_dict(state)
     assert what in str(error.value) and "\n" not in str(error.value)
+    assert "`lit-rlvr export RUN --to FOLDER`, then model.init_args.model: FOLDER" in str(error.value)
 
 
 def test_a_checkpoint_can_be_validated_without_its_training_data(ready, jsonl, chat_tokenizer):

@@ -86,7 +86,7 @@ def test_a_reward_that_fails_is_named_by_file_and_line(lit_rlvr: CLI) -> None:
     said = refusal(lit_rlvr(*FIT, *SHORT, *rewards("own_rewards.column")))
     assert "reward 'column' failed on 16 of 16" in said and ": own_rewards.py:11: KeyError: 'colour';" in said
     said = refusal(lit_rlvr(*FIT, *SHORT, *rewards("own_rewards.nothing"), "--overwrite", "true"))
-    assert "rollout.rewards: nothing: None for all 16 completions of an iteration" in said
+    assert "rollout.rewards: nothing: None for all 16 completions of iteration 1, so there is nothing" in said
 
 
 @pytest.mark.slow
