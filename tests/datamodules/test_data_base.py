@@ -461,7 +461,7 @@ BASE_OPTIONS = {
     *("train", "validation", "test", "validation_split", "columns", "system_prompt", "template", "prefill"),
     *("chat_template_kwargs", "plain_template", "max_prompt_tokens", "prompts_per_step", "eval_prompts_per_step"),
     *("seed", "max_bad_rows", "limit", "eval_limit", "name", "image_folder", "min_pixels", "max_pixels"),
-    *("shuffle_images", "also_validate", "answers"),
+    *("shuffle_images", "also_validate", "answers", "score_prefill"),
 }
 FROM_FILES = {"train", "validation", "test", "validation_split", "columns", "max_bad_rows"}
 FROM_FILES |= {"image_folder", "min_pixels", "max_pixels", "answers"}

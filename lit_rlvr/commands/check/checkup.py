@@ -17,7 +17,7 @@ from lit_rlvr.types import Completion, RewardResult, Sample
 
 GOLD = "gold itself"
 """The rewrite that changes nothing."""
-FORMS = {
+GOLD_FORMS = {
     "the plain answer": ("", ""), "\\boxed{}": ("\\boxed{", "}"), "<answer> tags": ("<answer>", "</answer>"),
     "after ####": ("#### ", ""),
     "a thought and <answer> tags": ("<think>\nI work it out.\n</think>\n<answer>", "</answer>"),
@@ -27,11 +27,11 @@ FORMS = {
 FORM_ROWS = 20
 BATCH_ROWS = 8
 MOST_OTHERS = 20
-EXAMPLES = 3
+MOST_EXAMPLES = 3
 
 
 @dataclass(frozen=True)
-class Text:
+class TriedText:
     """A text to judge.
 
     Args:
@@ -113,7 +113,7 @@ class Checkup:
         both = self.right_texts.texts and self.wrong_texts.texts
         return [advantage_error(accuracy, *rates) for accuracy in ACCURACIES] if both else []
 
-    def add(self, text: Text, gold: Gold, paid: bool, gold_paid: bool, detail: str) -> None:
+    def add(self, text: TriedText, gold: Gold, paid: bool, gold_paid: bool, detail: str) -> None:
         """Count a judged text."""
         is_error = paid != text.keeps
         if text.keeps:
@@ -128,7 +128,7 @@ class Checkup:
         kind = self.kinds.setdefault(text.kind, KindOfText(text.keeps))
         kind.texts += 1
         kind.errors += is_error
-        if is_error and len(kind.examples) < EXAMPLES:
+        if is_error and len(kind.examples) < MOST_EXAMPLES:
             kind.examples.append(Example(gold.sample.answer, text.text, detail))
 
     def document(self) -> dict[str, Any]:
@@ -210,7 +210,7 @@ def is_paid(result: RewardResult, gold: RewardResult, floor: RewardResult) -> bo
     return result.value >= gold.value and (gold.value > 0 or gold.value > floor.value)
 
 
-def texts_of(gold: Gold, frequent: Sequence[str]) -> Iterator[Text]:
+def texts_of(gold: Gold, frequent: Sequence[str]) -> Iterator[TriedText]:
     """Yield the texts of a row, each once: those of the rewrites, then the short texts."""
     seen: set[str] = set()
     rewrites = [rewrite for rewrite in REWRITES if gold.kind in rewrite.kinds] if gold.answer else []
@@ -218,13 +218,13 @@ def texts_of(gold: Gold, frequent: Sequence[str]) -> Iterator[Text]:
         text = rewrite.apply(gold)
         if text is not None and text not in seen:
             seen.add(text)
-            yield Text(rewrite.name, rewrite.keeps, text)
+            yield TriedText(rewrite.name, rewrite.keeps, text)
     if "" not in seen:
-        yield Text("empty", False, "")
+        yield TriedText("empty", False, "")
     for kind, short, text in shortcuts(gold, frequent):
         if text not in seen:
             seen.add(text)
-            yield Text(f"short text: {kind}", False, text, short)
+            yield TriedText(f"short text: {kind}", False, text, short)
 
 
 def read_golds(reward: Reward, samples: Sequence[Sample], form: str) -> list[Gold]:
@@ -241,7 +241,7 @@ def read_golds(reward: Reward, samples: Sequence[Sample], form: str) -> list[Gol
 
 def writer(reward: Reward, sample: Sample, form: str) -> Callable[[str], str]:
     """Return the function that makes a completion of an answer: the reward's own or, without one, the form."""
-    before, after = FORMS.get(form, ("", ""))
+    before, after = GOLD_FORMS.get(form, ("", ""))
 
     def write(answer: str) -> str:
         row = {**sample.row, "solution": answer} if sample.row.get("tests") else sample.row
@@ -256,12 +256,12 @@ def choose_form(reward: Reward, samples: Sequence[Sample]) -> str:
     if any(reward.gold_completion(sample) is not None for sample in samples[:FORM_ROWS]):
         return "gold_completion of the reward"
     paid = {}
-    for form in FORMS:
+    for form in GOLD_FORMS:
         golds = read_golds(reward, samples[:FORM_ROWS], form)
         golds = [gold for gold in golds if gold.answer]
         results = reward.score([(written(text), gold.sample) for gold in golds for text in (gold.text, "")])
         paid[form] = sum(is_paid(best, best, floor) for best, floor in zip(results[::2], results[1::2], strict=True))
-    return max(FORMS, key=lambda form: paid[form])
+    return max(GOLD_FORMS, key=lambda form: paid[form])
 
 
 def written(text: str) -> Completion:
