@@ -31,7 +31,6 @@ HEALTH_SECONDS = 5.0
 """Seconds between two health checks of a server, and that one may take."""
 WAIT_POLL = 0.5
 """Seconds between two looks at a server that something is waited for."""
-"""The file that peft writes next to adapters, by which a folder of them is recognised."""
 _log = logging.getLogger("lit_rlvr")
 
 
