@@ -207,7 +207,9 @@ def run_identity(data: object, algorithm: object, advantage: object, policy: nn.
     }
 
 
-NEW_RUN = "or go on from its weights in a new run: `lit-rlvr export RUN --to FOLDER`, then model.init_args.model: FOLDER"
+NEW_RUN = (
+    "or go on from its weights in a new run: `lit-rlvr export RUN --to FOLDER`, then model.init_args.model: FOLDER"
+)
 """What to do if a run cannot be resumed with other settings or data."""
 
 

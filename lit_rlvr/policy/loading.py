@@ -134,6 +134,10 @@ def check_files(folder: str, wanted: int) -> None:
 
     held = 0
     for path in sorted(Path(folder).glob("model*.safetensors")):
+        with path.open("rb") as start:
+            is_pointer = start.read(7) == b"version"
+        if is_pointer:
+            raise UserError(f"model: {path} is a pointer of Git LFS, not the weights; run `git lfs pull` in {folder}")
         with reading(path.name, folder), safe_open(path, framework="pt") as file:
             tensors = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
             types = {name: tensor.get_dtype() for name, tensor in tensors.items()}
@@ -237,7 +241,9 @@ def load_image_processor(folder: str) -> ImageProcessor:
 
     family = family_of(load_model_config(folder))
     if family is None:
-        raise UserError(f"model: {folder} takes no images, and the data or the environment has some; use a vision-language model")
+        raise UserError(
+            f"model: {folder} takes no images, and the data or the environment has some; use a vision-language model"
+        )
     with reading("the image processor", folder):
         processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     return family.image_processor(family, folder, processor, load_tokenizer(folder))
@@ -311,6 +317,29 @@ def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...
     return ids
 
 
+def check_token_ids(folder: str, rows: int, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> None:
+    """Refuse EOS tokens, and tokens of the chat template, that the model has no embedding for.
+
+    Args:
+        rows: of the embedding. ends: the EOS tokens.
+
+    Raises:
+        UserError: names the tokens.
+    """
+    if beyond := [token for token in ends if token >= rows]:
+        raise UserError(
+            f"model: eos_token_id of {folder} has {beyond[0]}, and the model knows only {rows} tokens; take "
+            "generation_config.json and tokenizer of this model"
+        )
+    template = str(tokenizer.chat_template or "")
+    unknown = [text for text, token in tokenizer.get_added_vocab().items() if token >= rows and text in template]
+    if unknown:
+        raise UserError(
+            f"model: the chat template of {folder} has {_few(sorted(unknown))}, which the tokenizer counts beyond the "
+            f"model's {rows} tokens; give the model these tokens (resize_token_embeddings), or take its own tokenizer"
+        )
+
+
 def load_policy(
     folder: str,
     shared_prefix: bool = True,
@@ -337,7 +366,10 @@ def load_policy(
         raise UserError(f"model: {folder} has no plain linear output embedding; not supported")
     if gradient_checkpointing:
         enable_checkpointing(model)
-    policy = Policy(model.eval(), end_tokens(model, load_tokenizer(folder)), shared_prefix)
+    tokenizer = load_tokenizer(folder)
+    ends = end_tokens(model, tokenizer)
+    check_token_ids(folder, model.get_input_embeddings().num_embeddings, tokenizer, ends)
+    policy = Policy(model.eval(), ends, shared_prefix)
     if not empty:
         verify_or_fall_back(policy)
     return policy

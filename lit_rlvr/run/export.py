@@ -44,7 +44,9 @@ PREFIX = "policy.model."
 def run(command: str, arguments: list[str]) -> None:
     """Run the command line of `export`."""
     parser = Parser(prog=f"lit-rlvr {command}", description=__doc__)
-    parser.add_argument("run", type=str, help="run folder, or one of its checkpoints; or a folder with adapters of peft")
+    parser.add_argument(
+        "run", type=str, help="run folder, or one of its checkpoints; or a folder with adapters of peft"
+    )
     parser.add_argument("--to", type=str, required=True, help="folder to write; it must not exist yet")
     parser.add_argument("--dtype", type=str, default="float32", help="type of the written weights: float32 or bfloat16")
     config = parser.parse_args(arguments)
