@@ -180,7 +180,7 @@ def test_beside_training_too(
     assert [m["train/skipped_steps"] for m in seen.metrics] == [0, 1, 2, 2, 2] and adam_steps(module) == {3.0}
     assert caplog.text.count("it is skipped") == 2
     monkeypatch.setattr(FunctionReward, "__call__", lambda *_: None)
-    with pytest.raises(UserError, match="of iteration 3, .* after 2 such iterations in a row"):
+    with pytest.raises(UserError, match=r"of iteration 3, .* after 2 such iterations in a row"):
         fit(tiny_model_folder, tmp_path, steps=5, max_skipped_steps=2, engine=Copying(), staleness=1)
 
 
