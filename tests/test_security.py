@@ -74,7 +74,7 @@ WATCH = """if True:
     sys.path.append({tests!r})
     from hostile import ANSWERS
     from lit_rlvr.rewards import code, math_check, sql
-    from lit_rlvr.rewards.answers import final_answer, normalise
+    from lit_rlvr.rewards.answers.find import final_answer, normalise
     from lit_rlvr.rewards.sql_query import QueryLimits
 
     reads = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND

@@ -7,14 +7,13 @@ matter that a chat template renders earlier turns otherwise when later ones foll
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from lit_rlvr.datamodules.reading.chat import Chat, break_up, find_tokens
+from lit_rlvr.datamodules.reading.chat import MODEL_TURN, Chat, break_up, find_tokens
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Pixels, ToolResult
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("lit_rlvr")
 
-_TURN = "\ue000"  # placeholder of a turn of the model; a private code point, which observations lose
 _PROBE = "An observation."
 _TRUNCATED = "\n[... cut ...]\n"
 _ARGUMENT = "argument"
@@ -151,7 +149,9 @@ class BetweenTurns:
         if self._role == "tool":
             end, after = self._after_call(messages)
         else:
-            end, after = self._split(self._render([_QUESTION, _assistant(_TURN), *messages]).rpartition(_TURN)[2])
+            end, after = self._split(
+                self._render([_QUESTION, _assistant(MODEL_TURN), *messages]).rpartition(MODEL_TURN)[2]
+            )
         return end, after + self._chat.prefill
 
     def _message(self, result: ToolResult) -> dict[str, Any]:
@@ -167,7 +167,7 @@ class BetweenTurns:
         follows the end of that turn.
         """
         name = messages[0]["name"] or "tool"
-        call = self.call(name, {})
+        call = _call(name, {})
         question, before = (self._render(talk, prompt=False) for talk in ([_QUESTION], [_QUESTION, call]))
         whole = self._render([_QUESTION, call, *messages])
         start = next((k for k, (a, b) in enumerate(zip(question, before, strict=False)) if a != b), len(question))
@@ -176,7 +176,7 @@ class BetweenTurns:
             place, end = len(before), ""
         if whole.startswith(before[:place] + end):
             return end, whole[place + len(end) :]
-        after = self._render([_QUESTION, self.call(name, {_ARGUMENT: _TURN}), *messages]).rpartition(_TURN)[2]
+        after = self._render([_QUESTION, _call(name, {_ARGUMENT: MODEL_TURN}), *messages]).rpartition(MODEL_TURN)[2]
         places = {text: after.find(text) for text in self._ends.values() if text in after}
         if not places:
             raise UserError(
@@ -185,16 +185,6 @@ class BetweenTurns:
             )
         end = min(places, key=lambda text: places[text])
         return end, after[places[end] + len(end) :]
-
-    def call(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Return a turn of the model that calls a tool, as the chat template takes it."""
-        call = {"name": name, "arguments": arguments}
-        message = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]}
-        try:
-            self._render([_QUESTION, message], prompt=False)
-        except UserError:  # some templates take the arguments as text
-            call["arguments"] = json.dumps(arguments, ensure_ascii=False)
-        return message
 
     def _split(self, after: str) -> tuple[str, str]:
         """Split the text after a turn into the text that ends the turn, and the rest."""
@@ -214,13 +204,12 @@ class BetweenTurns:
 
     @cached_property
     def _opens_thoughts(self) -> bool:
-        template = self._tokenizer.chat_template
-        start = (self._render([_QUESTION]) if template else "") + self._chat.prefill
+        start = self._chat.opening(self._tokenizer)
         return "</think>" not in start.rpartition("<think>")[2] and "<think>" in start
 
     def _as_text(self, text: str) -> str:
         """Return the text without special tokens: each has a zero-width space in it."""
-        return str(break_up(text.replace(_TURN, ""), self._added_tokens))
+        return str(break_up(text.replace(MODEL_TURN, ""), self._added_tokens))
 
     @cached_property
     def min_tokens(self) -> int:
@@ -260,7 +249,7 @@ class BetweenTurns:
         if not self.offers_tools:
             return
         name, arguments = self._chat.tools[0]["function"]["name"], {_ARGUMENT: "some text"}
-        text = self._render([_QUESTION, self.call(name, arguments)], prompt=False)
+        text = self._render([_QUESTION, _call(name, arguments)], prompt=False)
         starts = (self._render([_QUESTION], prompt=prompt) for prompt in (True, False))
         text = text.removeprefix(next((start for start in starts if text.startswith(start)), ""))
         if find(text) != [(name, arguments)]:
@@ -312,3 +301,9 @@ class BetweenTurns:
 
 def _assistant(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}
+
+
+def _call(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return a turn of the model that calls a tool."""
+    call = {"type": "function", "function": {"name": name, "arguments": arguments}}
+    return {"role": "assistant", "content": "", "tool_calls": [call]}

@@ -183,7 +183,7 @@ def prompt_hashes(prompts: Sequence[Prompt]) -> dict[str, str]:
         "ids": _digest(prompt.sample.id for prompt in prompts),
         "tokens": _digest(" ".join(map(str, prompt.token_ids)) for prompt in prompts),
         "images": _digest(" ".join(getattr(prompt.sample.images, "keys", ())) for prompt in prompts),
-        "answers": _digest("\n".join(prompt.sample.references) for prompt in prompts),
+        "answers": _digest("\0".join(prompt.sample.references) for prompt in prompts),
     }
 
 

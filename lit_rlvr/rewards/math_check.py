@@ -1,107 +1,140 @@
-"""The check of one completion's final answer with math-verify, which runs in a reward worker.
+"""The check of one completion's final answer against the reference, which runs in a reward worker.
 
-The worker's limits stop checks that take too long, so math-verify's own time limits (signal.alarm) are off.
-math-verify swallows sympy's exceptions on odd answers and calls them wrong. This is intended: an answer must not
-escape the loss by breaking the checker.
+find -> normalise characters -> parse by type -> compare by type: see `lit_rlvr.rewards.answers`. The parser of LaTeX is
+Math-Verify's (latex2sympy2_extended). What Math-Verify does around it is replaced, because it reads words as products
+of letters, drops units and labels, and compares small numbers by absolute error. The worker's limits stop checks that
+take too long.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from math_verify import parse, verify
+from lit_rlvr.rewards.answers.compare import Rules, same
+from lit_rlvr.rewards.answers.find import Found, find_answer, last_boxed
+from lit_rlvr.rewards.answers.latex import clean
+from lit_rlvr.rewards.answers.parse import parse
+from lit_rlvr.rewards.answers.prose import candidates
+from lit_rlvr.rewards.answers.values import Parts, Reading, Text, describe, text_keys
 
-from lit_rlvr.rewards import arithmetic
-from lit_rlvr.rewards.answers import TAIL_CHARACTERS, last_boxed, last_phrase, normalise
-
-_NUMBER_GROUPS = re.compile(r"(?<![\d.])\d{1,3}(?:(?:\\[,; !]|\{,\}|,\\!| )\d{3})+(?!\d)")
-_DEGREES = re.compile(r"\s*(?:\u00b0|\\degree(?![A-Za-z]))")
-_UNIT_WORDS = re.compile(r"(?<=[\d}])(?:\s+[A-Za-z]{3,})+$|(?<=\d)\s*[€£¥]$")
-_SCIENTIFIC = re.compile(r"([-+]?\d*\.?\d+)[eE]([-+]?\d{1,3})")
 _UNEVALUATED = re.compile(
     r"(?=.*\d\)?\s*(?:[-+*\u00d7\u00f7]|\\times|\\cdot|\\div))(?:[-\d\s.,()+*\u00d7\u00f7]|\\times|\\cdot|\\div)+"
 )
+_SCIENTIFIC = re.compile(
+    r".*(?:\*|\u00d7|\\times|\\cdot)\s*10\s*(?:\^.*|\*\*.*|[\u2070\u00b9\u00b2\u00b3\u2074-\u207b]+)"
+)
 
 
-def check_math(text: str, answer: str, boxed_only: bool = False, decimals: int = 6) -> tuple[bool, str, str]:
-    """Compare the final answer in `text` with the reference `answer`.
+def check_math(
+    text: str,
+    answer: str | Sequence[str],
+    boxed_only: bool = False,
+    decimals: int = 6,
+    reference_precision: bool = False,
+    open_thoughts: bool = False,
+) -> tuple[bool, str, str]:
+    """Compare the final answer in `text` with the reference `answer`, or with several, of which one suffices.
 
-    The final answer is the content of the last `\\boxed{}` after the last `</think>`. Without a box, the check looks
-    after the last `####`, or else in the last 2,000 characters. There it takes the phrase after "answer is" or on the
-    last line if that is the reference word for word or a number like 1e3, and otherwise the last number, fraction or
-    LaTeX (preferably after the word "answer"). An unevaluated sum or product ("3 + 4") restates the question and is
-    not an answer; `3 + 4 = 7` answers 7. A reference that does not parse is compared as normalised text. Numbers are
-    equal if they agree to `decimals` places.
+    `find_answer` says which answer is the final one. In prose it is the first part of the phrase that is a value ("7,
+    because ..."). An unevaluated sum or product ("3 + 4") restates the question and is not an answer; `3 + 4 = 7`
+    answers 7.
+
+    Args:
+        boxed_only, open_thoughts: see `find_answer`.
+        decimals, reference_precision: see `Rules`.
 
     Returns:
         (correct, "ok" or, if there is no answer, "parse_fail", the extracted answer).
     """
-    text = text.rpartition("</think>")[2].replace("\N{MINUS SIGN}", "-")
-    gold_text, gold = _reference(answer)
-    found = last_boxed(text)
-    if found is not None:
-        readings = _readings(found)
-    elif boxed_only:
-        return False, "parse_fail", ""
-    else:
-        tail = text.rpartition("####")[2][-TAIL_CHARACTERS:]
-        phrase = last_phrase(tail)
-        if _same_text(phrase, gold_text):
-            found, readings = phrase, []
-        elif _SCIENTIFIC.fullmatch(phrase):
-            found, readings = phrase, _readings(phrase)
-        else:
-            found, readings = _last_expression(tail)
-    if _same_text(found, gold_text):
-        return True, "ok", found
-    if not readings or _UNEVALUATED.fullmatch(found):
-        return False, "parse_fail", found
-    equal = verify(gold, readings, float_rounding=decimals, allow_set_relation_comp=True, timeout_seconds=None)
-    return equal, "ok", found
+    references = (answer,) if isinstance(answer, str) else tuple(answer)
+    found = find_answer(text, boxed_only, open_thoughts)
+    rules = Rules(decimals, reference_precision)
+    results = [_judge(found, reference, rules) for reference in references]
+    return next((result for result in results if result[0]), results[0])
+
+
+def _judge(found: Found, answer: str, rules: Rules) -> tuple[bool, str, str]:
+    golds = _reference(answer)
+    if found.boxes:
+        each = [_judge(Found(text, "box"), answer, rules) for text in found.boxes]
+        if all(correct for correct, _, _ in (each if found.joiner == "or" else each[-1:])):
+            return each[-1]
+        together = _judge(Found(", ".join(dict.fromkeys(found.boxes)), "box"), answer, rules)
+        return together if together[0] else (False, *each[-1][1:])
+    for candidate in candidates(found, text_keys(golds)):
+        values = parse(candidate)
+        if not text_keys(golds).isdisjoint(text_keys(values)):
+            return True, "ok", candidate
+        if (
+            is_restated(candidate)
+            and not any(isinstance(value, Parts) for value in values)
+            and not is_restated(_bare_reference(answer))
+        ):
+            return False, "parse_fail", candidate
+        if any(not isinstance(value, Text) for value in values):
+            return same(golds, values, rules), "ok", candidate
+        if found.where in ("box", "tag"):
+            known = bool(values) and not any(not isinstance(value, Text) for value in golds)
+            return False, "ok" if known else "parse_fail", candidate
+    return False, "parse_fail", found.text
+
+
+def is_restated(text: str) -> bool:
+    """Return True for an unevaluated sum or product of numbers, which is not an answer."""
+    return _UNEVALUATED.fullmatch(text.strip(" $")) is not None and _SCIENTIFIC.fullmatch(text) is None
+
+
+def explain_check(text: str, answer: str | Sequence[str], *options: Any) -> list[tuple[str, str]]:
+    """Return (stage, result) of each stage of `check_math` with the same arguments."""
+    correct, status, extracted = check_math(text, answer, *options)
+    references = (answer,) if isinstance(answer, str) else tuple(answer)
+    found = find_answer(text, *options[:1], *options[3:])
+    stages = [("found", f"{found.text!r} ({_PLACES[found.where]})" if found.text else "no answer")]
+    if extracted != found.text:
+        stages.append(("taken of it", repr(extracted)))
+    stages.append(("characters", repr(clean(extracted))))
+    stages.append(("the answer is", _listed(parse(extracted))))
+    for reference in references:
+        stages.append(("the reference is", f"{reference!r}: {_listed(_reference(reference))}"))
+    verdict = "equal" if correct else "an unevaluated sum or product" if is_restated(extracted) else "not equal"
+    return [*stages, ("compared", verdict if status == "ok" or extracted else "nothing to compare"), ("status", status)]
+
+
+_PLACES = {
+    "box": "in a box",
+    "tag": "in a tag",
+    "hash": "behind ####",
+    "phrase": 'behind "answer"',
+    "line": "last line",
+}
+
+
+def _listed(values: Sequence[Reading]) -> str:
+    """Describe readings in a line, text last."""
+    ordered = sorted(values, key=lambda value: isinstance(value, Text))
+    return "; ".join(dict.fromkeys(map(describe, ordered))) or "nothing"
 
 
 def is_readable(answer: str) -> bool:
     """Return True if the reference parses as mathematics."""
-    return bool(_reference(answer)[1])
+    return any(not isinstance(value, Text) for value in _reference(answer))
+
+
+def _bare_reference(answer: str) -> str:
+    """Return a reference without the tag, box or mark around it."""
+    inside = re.fullmatch(r"(?s)\s*<answer>(.*?)</answer>\s*", answer)
+    answer = inside[1] if inside else answer
+    boxed = last_boxed(answer)
+    return (answer.rpartition("####")[2] if boxed is None else boxed).strip()
 
 
 @lru_cache(maxsize=4096)
-def _reference(answer: str) -> tuple[str, list[Any]]:
-    boxed = last_boxed(answer)
-    text = (answer if boxed is None else boxed).strip().replace("\N{MINUS SIGN}", "-")
-    return text, _readings(text)
+def _reference(answer: str) -> tuple[Reading, ...]:
+    return parse(_bare_reference(answer))
 
 
-def _readings(latex: str) -> list[Any]:
-    """Parse LaTeX to sympy objects, one for each of its possible meanings.
-
-    They are the text as written, the text without words after it (18 dollars) and, for scientific notation, the
-    number (2e-1 is 0.2 as well as 2e minus 1).
-    """
-    latex = _NUMBER_GROUPS.sub(lambda match: re.sub(r"\D", "", match[0]), latex)
-    latex = _DEGREES.sub(r"^\\circ", latex)
-    plain = _UNIT_WORDS.sub("", latex)
-    power = _SCIENTIFIC.fullmatch(plain.strip())
-    forms = dict.fromkeys([latex, plain, *([f"{power[1]} \\times 10^{{{int(power[2])}}}"] if power else [])])
-    return [reading for form in forms for reading in _parse(f"$\\boxed{{{form}}}$", "no_fallback")]
-
-
-def _last_expression(text: str) -> tuple[str, list[Any]]:
-    """Return the last expression in plain text and its parsed form; ("", []) if there is none."""
-    parsed = _parse(text, "first_match")
-    return ("", []) if not parsed or isinstance(parsed[0], str) else (str(parsed[-1]), parsed[:1])
-
-
-def _same_text(found: str, gold: str) -> bool:
-    return bool(normalise(found)) and normalise(found) == normalise(gold)
-
-
-def _parse(text: str, fallback: str) -> list[Any]:
-    return parse(text, fallback_mode=fallback, parsing_timeout=None)
-
-
-arithmetic.replace_sympy_parser()
-check_math("\\boxed{1}", "2")  # compiles the patterns, which must not count in the first answer's time
-check_math("1", "2")
+check_math("\\boxed{\\frac{x}{2}}", "0.5x")  # fills caches, which must not count in the first answer's time
+check_math("The answer is 1.", "2")

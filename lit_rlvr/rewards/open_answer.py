@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Any
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards.answers import final_answer, normalise
+from lit_rlvr.rewards.answers.find import final_answer, normalise
 from lit_rlvr.rewards.base import Reward
 from lit_rlvr.types import Completion, RewardResult, Sample
 
@@ -30,6 +30,9 @@ class OpenAnswer(Reward):
         super().__init__(**kwargs)
         self.exact = exact
         self.boxed_only = boxed_only
+
+    def gold_completion(self, sample: Sample) -> str:
+        return f"\\boxed{{{sample.answer}}}"
 
     def __call__(self, completion: Completion, sample: Sample) -> RewardResult:
         found = final_answer(completion.text, self.boxed_only)

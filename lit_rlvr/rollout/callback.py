@@ -7,6 +7,7 @@ docstring maps both halves.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -29,8 +30,9 @@ from lit_rlvr.environments.base import rewards_with
 from lit_rlvr.errors import MAX_SIZE, UserError, check_all, check_within, refuse_all
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rewards import Reward, shared_pool
-from lit_rlvr.rewards.base import say_where
+from lit_rlvr.rewards.base import check_prefills, say_where
 from lit_rlvr.rewards.combine import logged_metrics
+from lit_rlvr.rewards.references import check_references, warn_of_gold_answers
 from lit_rlvr.rollout.assemble import rollout_metrics
 from lit_rlvr.rollout.episodes import begins, check_turns, turn_metrics
 from lit_rlvr.rollout.generate import GroupSampler, completion_seeds
@@ -287,6 +289,7 @@ class RolloutCallback(Callback):
         self.log_sizes(module, *sizes)
         if stage == "fit" and trainer.is_global_zero:
             say_where(self.rewards)
+            warn_of_gold_answers(self.rewards, [prompt.sample for prompt in data.prompts["train"]])
         self._judges = {  # what tells right from wrong
             "code": user_code(),
             "validation": data.validation_hashes() if stage == "fit" else {},
@@ -338,9 +341,20 @@ class RolloutCallback(Callback):
                 f"rollout.eval_samples: there is no validation set {name!r}; the sets are {', '.join(names)}"
                 for name in unknown
             ),
+            lambda: self._check_selection(module),
+            *(partial(check_prefills, self.rewards, d.opening, d.score_prefill) for d in data.validated),
             lambda: self._check_judges_groups(module, data),
+            lambda: check_references(self.rewards, data.loaded),
             lambda: check_lengths(module.model_folder, self._length_requirements(data)),
         )
+
+    def _check_selection(self, module: RLVRModule) -> None:
+        names = [reward.name for reward in self.rewards]
+        if (by := module.selection.by) not in ("reward", "correct", *names):
+            raise UserError(
+                f"model.dynamic_sampling: there is no reward {by!r}; give reward, correct, false, or the name of a "
+                f"reward: {', '.join(names)}"
+            )
 
     def _check_judges_groups(self, module: RLVRModule, data: PromptDataModule) -> None:
         late = [reward.name for reward in self.rewards if reward.whole_rollout]
@@ -409,7 +423,7 @@ class RolloutCallback(Callback):
         """Return the most tokens that the run samples; 0 = its steps are not bounded."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         sequences = data.prompts_per_step * self.group_size
-        return max(0, trainer.max_steps // updates_of(module)) * sequences * self.sampling.max_tokens
+        return max(0, math.ceil(trainer.max_steps / updates_of(module))) * sequences * self.sampling.max_tokens
 
     def _max_observed_images(self) -> int:
         """Return the number of images that an environment may show in an episode, one at a time."""

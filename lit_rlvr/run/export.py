@@ -19,7 +19,7 @@ from lit_rlvr.common.packages import require
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.common.terminal import show_result
 from lit_rlvr.configs import Parser, read_config
-from lit_rlvr.datamodules.reading.rows import lookup
+from lit_rlvr.datamodules.reading.cells import lookup
 from lit_rlvr.distributed.checkpoints import is_sharded, last_checkpoint, read_checkpoint
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora, add_adapters, merge_adapters

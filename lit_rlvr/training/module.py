@@ -134,9 +134,9 @@ class RLVRModule(LossModule, EvaluatingModule):
             weight: `..._truncate` clips w to the bounds; `..._mis` keeps w within the bounds and gives 0 outside (TRL's
             `..._mask`); `..._reject` gives 1 within and 0 outside; `geometric_reject` compares the geometric mean of a
             sequence's ratios.
-        importance_cap: upper bound of the ratios; null = none.
+        importance_cap: upper bound of the ratios; null = none. With `..._reject` and no floor it must be above 1.
         importance_floor: lower bound of the ratios; null = none, and for `..._reject` 1 / importance_cap.
-        importance_veto: drop a sequence with a token whose ratio is below this; null = off.
+        importance_veto: drop a sequence with a token whose ratio is below this, which is below 1; null = off.
         off_policy_threshold: drop a sequence with a negative advantage whose log-probability per token has fallen by
             more than this since it was sampled (DeepSeek-V3.2); null = off.
         prox_logp_method: log-probabilities under the policy at the beginning of the iteration, for its updates after
@@ -233,8 +233,9 @@ class RLVRModule(LossModule, EvaluatingModule):
             )
         self.importance_correction: ImportanceCorrection | None = importance_correction  # type: ignore[assignment]
         self.bounds = Correction(
-            "none", importance_cap, importance_floor, importance_veto, off_policy_threshold, prox_logp_method
-        )
+            self.importance_correction or "none", importance_cap, importance_floor, importance_veto,
+            off_policy_threshold, prox_logp_method,
+        )  # fmt: skip
         self.most_tokens = 0  # that the run trains on, which the RolloutCallback tells; 0 = unknown
         self.iteration = 0  # rollouts trained on so far
         self.selection = GroupSelection(self.advantage.min_valid_fraction or 0.0)

@@ -129,6 +129,23 @@ def updates_of(module: Any) -> int:
     return int(module.updates_per_rollout * module.epochs_per_rollout)
 
 
+def train_whole_rollouts(trainer: Any, updates: int, done: int = 0) -> None:
+    """Raise the trainer's `max_steps` to the end of the rollout that reaches it, and say so: a rollout takes all of its
+    optimizer steps, and the schedule has to count them.
+
+    Args:
+        updates: optimizer steps of a rollout. done: optimizer steps before this run resumes.
+    """
+    given = int(trainer.max_steps)
+    rounded = done + -(-(given - done) // updates) * updates
+    if given > done and rounded != given:
+        _log.warning(
+            "trainer.max_steps: %d ends within a rollout, which takes %d optimizer steps (model.updates_per_rollout x "
+            "epochs_per_rollout): it counts as %d", given, updates, rounded,
+        )  # fmt: skip
+        trainer.fit_loop.epoch_loop.max_steps = rounded
+
+
 def total_steps(trainer: Any, batches: float, updates_per_batch: int) -> int | None:
     """Return the number of optimizer steps of a whole run; None if they are not known in advance.
 

@@ -11,7 +11,7 @@ import pytest
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import Choice, OpenAnswer
-from lit_rlvr.rewards.answers import final_answer, last_boxed
+from lit_rlvr.rewards.answers.find import final_answer, last_boxed
 from lit_rlvr.types import Completion, Sample
 
 OPTIONS = ("Liver", "Left lung", "Spleen", "Right lung")

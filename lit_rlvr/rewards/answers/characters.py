@@ -1,0 +1,77 @@
+"""The characters of answers: one for all that look or mean the same, in any script."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d\u2043"
+_COMMANDS = {
+    "\u221e": "infty", "\u00d7": "times", "\u00b7": "cdot", "\u22c5": "cdot", "\u2219": "cdot", "\u2022": "cdot",
+    "\u00f7": "div", "\u2264": "le", "\u2a7d": "le", "\u2266": "le", "\u2265": "ge", "\u2a7e": "ge", "\u2267": "ge",
+    "\u2260": "ne", "\u2248": "approx", "\u2245": "approx", "\u222a": "cup", "\u2229": "cap", "\u2208": "in",
+    "\u00b1": "pm", "\u2213": "mp", "\u2205": "emptyset", "\u2300": "emptyset", "\u2216": "setminus",
+    "\u2192": "to", "\u27f6": "to", "\u21d2": "to", "\u2220": "angle", "\u2211": "sum", "\u222b": "int",
+    "\u27e8": "langle", "\u27e9": "rangle", "\u2329": "langle", "\u232a": "rangle", "\u22ef": "dots",
+    "\u2026": "dots", "\u2228": "or", "\u2227": "and",
+}  # fmt: skip
+_GREEK = {
+    "\u03b1": "alpha", "\u03b2": "beta", "\u03b3": "gamma", "\u03b4": "delta", "\u03b5": "epsilon", "\u03b6": "zeta",
+    "\u03b7": "eta", "\u03b8": "theta", "\u03bb": "lambda", "\u03bc": "mu", "\u03bd": "nu", "\u03be": "xi",
+    "\u03c0": "pi", "\u03c1": "rho", "\u03c3": "sigma", "\u03c4": "tau", "\u03c6": "phi", "\u03c7": "chi",
+    "\u03c8": "psi", "\u03c9": "omega", "\u0393": "Gamma", "\u0394": "Delta", "\u0398": "Theta", "\u039b": "Lambda",
+    "\u03a3": "Sigma", "\u03a6": "Phi", "\u03a8": "Psi", "\u03a9": "Omega",
+}  # fmt: skip
+_PLAIN = {
+    "\u2044": "/", "\u2215": "/", "\u2236": ":", "\u066b": ".", "\u066c": ",", "\u3001": ", ", "\u3002": ". ",
+    "\u00b0": "^\\circ ", "\u02da": "^\\circ ", "\u00ba": "^\\circ ", "\u2103": "^\\circ C", "\u2109": "^\\circ F",
+    "\u211d": "\\mathbb{R}", "\u2124": "\\mathbb{Z}", "\u2115": "\\mathbb{N}", "\u2018": "'", "\u2019": "'",
+    "\u2032": "'", "\u201c": '"', "\u201d": '"', "\u2033": '"', "\u300c": '"', "\u300d": '"',
+}  # fmt: skip
+_TABLE = str.maketrans(
+    dict.fromkeys(_DASHES, "-") | {c: f"\\{name} " for c, name in (_COMMANDS | _GREEK).items()} | _PLAIN
+)
+_CONNECTIVES = re.compile(r"\s*[\u6216\u548c\u4e0e\u53ca]\s*")  # "or" and "and" in Chinese
+_RAISED, _LOWERED = (
+    "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b\u207f\u2071",
+    re.compile("[\u2080-\u208e]+"),
+)
+_POWER = re.compile(f"[{_RAISED}]+")
+_VULGAR = re.compile(r"(\d?)\s*([\u00bc-\u00be\u2150-\u215e\u2189])")
+_ROOT = re.compile(r"([\u221a\u221b\u221c])\s*(\{[^{}]*\}|\([^()]*\)|\d+(?:\.\d+)?|\\?[A-Za-z]+|)")
+_ORDER = {"\u221a": "", "\u221b": "[3]", "\u221c": "[4]"}
+
+
+def plain_characters(text: str) -> str:
+    """Return the text with one character for all that look or mean the same.
+
+    Unicode's NFKC, except where that changes the meaning: `x\u00b2` becomes `x^{2}` (not `x2`), `2\u2153` becomes
+    `2 1/3` (not `21/3`). Digits of all scripts become ASCII digits; dashes, spaces, quotes and signs one of each, signs
+    their LaTeX command; characters without a width vanish.
+    """
+    if text.isascii():
+        return text
+    text = _VULGAR.sub(_fraction, text)
+    text = _POWER.sub(lambda match: f"^{{{_ascii(match[0])}}}", text)
+    text = _LOWERED.sub(lambda match: f"_{{{_ascii(match[0])}}}", text).translate(_TABLE)
+    text = _ROOT.sub(lambda match: f"\\sqrt{_ORDER[match[1]]}{_braced(match[2])}", text)
+    return _CONNECTIVES.sub(", ", _ascii(text))
+
+
+def _ascii(text: str) -> str:
+    """Return NFKC of the text with ASCII digits, dashes and spaces, without characters that have no width."""
+    text = unicodedata.normalize("NFKC", text).translate(_TABLE)
+    return "".join(
+        str(unicodedata.decimal(c)) if unicodedata.category(c) == "Nd" else " " if c == "\u2028" else c
+        for c in text
+        if unicodedata.category(c) != "Cf"
+    )
+
+
+def _fraction(match: re.Match[str]) -> str:
+    numerator, _, denominator = unicodedata.normalize("NFKC", match[2]).partition("\u2044")
+    return f"{match[1]} {numerator}/{denominator}" if match[1] else f"{numerator}/{denominator}"
+
+
+def _braced(radicand: str) -> str:
+    return radicand if radicand.startswith("{") else f"{{{radicand}}}"

@@ -1,0 +1,383 @@
+"""The comparison of two readings: of one type, or of two types that mean the same."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import combinations
+from typing import Any
+
+import sympy
+
+from lit_rlvr.rewards.answers.values import (
+    Chain,
+    Equation,
+    Expression,
+    Labelled,
+    Matrix,
+    Number,
+    Parts,
+    Quantity,
+    Reading,
+    Region,
+    Series,
+    Text,
+    all_readings,
+)  # fmt: skip
+
+POINTS = (sympy.Rational(7, 5), sympy.Rational(-13, 11), sympy.Rational(29, 17), sympy.Rational(-3, 7))
+"""Where two expressions are compared: two polynomials of degree d agree at a random point with a chance of d / range;
+these points have no common structure, so that expressions that agree at all of them are taken as equal."""
+EXACT_DIGITS = 30
+"""Digits to which exact constants are compared."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How exact an answer must be.
+
+    Args:
+        decimals: a number written as a decimal must agree to this many places, and to as many digits if it is below 1.
+        reference_places: an answer that rounds to the reference's decimals is right.
+    """
+
+    decimals: int = 6
+    reference_places: bool = False
+
+
+def same(references: Sequence[Reading], answers: Sequence[Reading], rules: Rules) -> bool:
+    """Return True if one reading of the answer equals one of the reference.
+
+    A label that only one side has does not count (`x = 5` and `5`); where both have labels they must be the same.
+    """
+    if any(_equal(r, a, rules) for r in references for a in answers):
+        return True
+    labelled = [next((v for v in side if isinstance(v, Labelled)), None) for side in (references, answers)]
+    if all(v is not None for v in labelled):
+        return False
+    return any(_equal(r, a, rules) for r in all_readings(references) for a in all_readings(answers))
+
+
+def _equal(reference: Reading, answer: Reading, rules: Rules) -> bool:
+    pair = (type(reference), type(answer))
+    if pair in _COMPARISONS:
+        return bool(_COMPARISONS[pair](reference, answer, rules))
+    if pair[::-1] in _SYMMETRIC:
+        return bool(_SYMMETRIC[pair[::-1]](answer, reference, rules))
+    return pair in _SYMMETRIC and bool(_SYMMETRIC[pair](reference, answer, rules))
+
+
+# ---- numbers ----------------------------------------------------------------------------------------------
+
+
+def _numbers(reference: Number, answer: Number, rules: Rules) -> bool:
+    r, a = reference.value, answer.value
+    if r == a:
+        return True
+    if not (r.is_finite and a.is_finite):
+        return False
+    if reference.places is None and answer.places is None:
+        return not (r.is_Rational and a.is_Rational) and _agree(r, a)
+    r, a = _real(r), _real(a)
+    if r is None or a is None:
+        return False
+    if 2 * abs(r - a) <= min(Fraction(1), abs(r)) / 10**rules.decimals:
+        return True
+    if any(_is_shortened(*pair, rules.decimals) for pair in ((r, a, answer.places), (a, r, reference.places))):
+        return True
+    if rules.reference_places and reference.places is not None:
+        return abs(r - a) * 10**reference.places <= Fraction(1, 2)
+    return False
+
+
+def _is_shortened(full: Fraction, short: Fraction, places: int | None, decimals: int) -> bool:
+    """Return True if a decimal of at least four digits and enough places is the other number, rounded or cut off."""
+    if places is None or places < decimals or abs(short) * 10**places < 1000:
+        return False
+    left = abs(full - short) * 10**places  # in units of the last digit
+    return left <= Fraction(1, 2) or (left < 1 and abs(short) < abs(full))
+
+
+def _real(value: Any) -> Fraction | None:
+    """Return a real constant as a fraction, exact to 40 digits; None if it is not real."""
+    if value.is_Rational:
+        return Fraction(int(value.p), int(value.q))
+    number = value.evalf(EXACT_DIGITS + 10)
+    if not number.is_Float:
+        return None
+    exact = sympy.Rational(number)
+    return Fraction(int(exact.p), int(exact.q))
+
+
+def _agree(r: Any, a: Any) -> bool:
+    """Return True if two exact constants have the same digits."""
+    x, y = r.evalf(EXACT_DIGITS + 10), a.evalf(EXACT_DIGITS + 10)
+    if not (x.is_number and y.is_number) or x.has(sympy.nan, sympy.zoo) or y.has(sympy.nan, sympy.zoo):
+        return False
+    size = max(abs(sympy.N(x)), abs(sympy.N(y)))
+    return bool(abs(x - y) <= size * sympy.Float(10) ** -EXACT_DIGITS)
+
+
+_TEMPERATURES = {
+    "kelvin": (Fraction(1), Fraction(0)), "celsius": (Fraction(1), Fraction("273.15")),
+    "fahrenheit": (Fraction(5, 9), Fraction("459.67")),
+}  # fmt: skip
+"""Scale -> (size of a degree in kelvin, what to add to a temperature so that it begins at absolute zero)."""
+
+
+def _quantities(reference: Quantity, answer: Quantity, rules: Rules) -> bool:
+    if _kind(reference) != _kind(answer):
+        return False
+    if (
+        reference.dimension == answer.dimension
+        and reference.factor == answer.factor
+        and reference.is_sum == answer.is_sum
+    ):
+        return _numbers(reference.number, answer.number, rules)
+    return _numbers(_in_base_units(reference), _in_base_units(answer), rules)
+
+
+def _kind(quantity: Quantity) -> Any:
+    """Return the dimension, the same for all scales of temperature."""
+    return "temperature" if quantity.dimension[0][0] in _TEMPERATURES else quantity.dimension
+
+
+def _in_base_units(quantity: Quantity) -> Number:
+    size = quantity.factor
+    zero = Fraction(0)
+    for scale, (degree, start) in _TEMPERATURES.items():
+        if quantity.dimension == ((scale, 1),):
+            size, zero = degree, start
+    factor, offset = (sympy.Rational(f.numerator, f.denominator) for f in (size, zero))
+    return Number((quantity.number.value + offset) * factor, quantity.number.places)
+
+
+def _without_unit(quantity: Quantity, number: Number, rules: Rules) -> bool:
+    """Compare with a number that lacks the unit, which no sum of units can."""
+    return not quantity.is_sum and _numbers(quantity.number, number, rules)
+
+
+# ---- formulas ---------------------------------------------------------------------------------------------
+
+
+def _expressions(reference: Expression, answer: Expression, rules: Rules) -> bool:
+    if reference.is_spelt and answer.is_spelt:
+        return False  # "no" is not "on"
+    r, a = _with_same_case(reference.value, answer.value)
+    if r == a:
+        return True
+    if r.free_symbols != a.free_symbols:
+        r, a = sympy.expand(r), sympy.expand(a)
+        if r.free_symbols != a.free_symbols:
+            return False
+    return _zero_everywhere(r, a)
+
+
+def _with_same_case(r: Any, a: Any) -> tuple[Any, Any]:
+    """Return both with lower-case symbols if only the case of letters differs."""
+    names = [{str(s) for s in value.free_symbols} for value in (r, a)]
+    lower = [{name.lower() for name in own} for own in names]
+    if names[0] == names[1] or lower[0] != lower[1] or any(len(n) != len(s) for n, s in zip(names, lower, strict=True)):
+        return r, a
+    return tuple(v.xreplace({s: sympy.Symbol(str(s).lower()) for s in v.free_symbols}) for v in (r, a))
+
+
+def _values(value: Any, symbols: Sequence[Any]) -> list[Any]:
+    """Return the expression's values at fixed points; None where it has none."""
+    found = []
+    for shift, _ in enumerate(POINTS):
+        points = {s: POINTS[(shift + i) % len(POINTS)] + i // len(POINTS) for i, s in enumerate(symbols)}
+        number = value.xreplace(points).evalf(EXACT_DIGITS)
+        is_known = number.is_number and not number.has(sympy.nan, sympy.zoo, sympy.oo) and not number.free_symbols
+        found.append(number if is_known and (number.is_Float or number.is_Integer or number.as_real_imag()) else None)
+    return found
+
+
+def _zero_everywhere(r: Any, a: Any) -> bool:
+    symbols = sorted(r.free_symbols | a.free_symbols, key=str)
+    pairs = [(x, y) for x, y in zip(_values(r, symbols), _values(a, symbols), strict=True) if None not in (x, y)]
+    return len(pairs) > 1 and all(_close(x, y) for x, y in pairs)
+
+
+def _close(x: Any, y: Any) -> bool:
+    return bool(abs(x - y) <= max(abs(x), abs(y), sympy.Float(1e-20)) * sympy.Float(10) ** -(EXACT_DIGITS - 10))
+
+
+def _constant_expression(expression: Expression, number: Number, rules: Rules) -> bool:
+    """Compare a formula whose variables cancel out, such as sin^2 x + cos^2 x."""
+    return number.value.is_finite and _zero_everywhere(expression.value, number.value)
+
+
+def _equations(reference: Equation, answer: Equation, rules: Rules) -> bool:
+    """Compare up to a constant factor, of an inequality up to a positive one: 2x + 2y = 6 is x + y = 3."""
+    if reference.sign != answer.sign:
+        return False
+    r, a = _with_same_case(reference.difference, answer.difference)
+    if r.free_symbols != a.free_symbols or not r.free_symbols:
+        return False
+    symbols = sorted(r.free_symbols, key=str)
+    pairs = [(x, y) for x, y in zip(_values(r, symbols), _values(a, symbols), strict=True) if None not in (x, y)]
+    ratios = [x / y for x, y in pairs if abs(x) > 1e-15 and abs(y) > 1e-15]
+    return (
+        len(ratios) > 1
+        and len(ratios) == len(pairs)
+        and all(_close(ratios[0], ratio) for ratio in ratios)
+        and (reference.sign in ("=", "\\ne") or bool(ratios[0] > 0))
+    )
+
+
+def _matrices(reference: Matrix, answer: Matrix, rules: Rules) -> bool:
+    r, a = reference.value, answer.value
+    return r.shape == a.shape and all(_cells(x, y, rules) for x, y in zip(r, a, strict=True))
+
+
+def _cells(x: Any, y: Any, rules: Rules) -> bool:
+    if x.free_symbols or y.free_symbols:
+        return _expressions(Expression(x), Expression(y), rules)
+    return _numbers(Number(x), Number(y), rules)
+
+
+def _vectors(reference: Matrix, answer: Series, rules: Rules) -> bool:
+    """Compare a column or row with a tuple."""
+    cells = list(reference.value)
+    if 1 not in reference.value.shape or answer.brackets == "{}" or len(cells) != len(answer.items):
+        return False
+    values = [Expression(cell) if cell.free_symbols else Number(cell) for cell in cells]
+    return all(same([value], item, rules) for value, item in zip(values, answer.items, strict=True))
+
+
+# ---- lists, sets, labels ----------------------------------------------------------------------------------
+
+
+def _series(reference: Series, answer: Series, rules: Rules) -> bool:
+    r, a = reference, answer
+    plain = ("", "{}")
+    if r.brackets in plain and a.brackets in plain and not _has_dots(r):
+        return _same_items(r.items, a.items, "{}" in (r.brackets, a.brackets), rules)
+    kinds = {r.brackets, a.brackets}
+    is_open = (len(kinds - {""}) == 1 and "{}" not in kinds) or (kinds == {"()", "[]"} and len(r.items) > 2)
+    return is_open and len(r.items) == len(a.items) and all(map(lambda x, y: same(x, y, rules), r.items, a.items))
+
+
+def _has_dots(series: Series) -> bool:
+    return any(isinstance(v, Text) and v.key.endswith("dots") for item in series.items for v in item)
+
+
+def _same_items(
+    references: Sequence[Sequence[Reading]], answers: Sequence[Sequence[Reading]], is_set: bool, rules: Rules
+) -> bool:
+    """Return True if both have the same items in any order, in a set however often."""
+    left = list(answers)
+    for item in references:
+        match = next((k for k, other in enumerate(left) if same(item, other, rules)), None)
+        if match is None:
+            if not (is_set and any(same(item, other, rules) for other in answers)):
+                return False
+        else:
+            left.pop(match)
+    return not left or (is_set and all(any(same(r, other, rules) for r in references) for other in left))
+
+
+def _labelled(reference: Labelled, answer: Labelled, rules: Rules) -> bool:
+    r, a = reference.values, answer.values
+    if len(r) != len(a):  # x_1 = 1, x_2 = 2 and x = 1 or x = 2
+        stems = [{_stem(label) for label in values} for values in (r, a)]
+        items = [tuple(item for found in values.values() for item in found) for values in (r, a)]
+        return stems[0] == stems[1] and len(stems[0]) == 1 and _same_items(items[0], items[1], False, rules)
+    return set(r) == set(a) and all(_same_items(r[label], a[label], False, rules) for label in r)
+
+
+def _stem(label: str) -> str:
+    return label.partition("_")[0]
+
+
+def _values_in_order(labelled: Labelled, series: Series, rules: Rules) -> bool:
+    """Compare values with labels to values without: in the labels' order, or as a set if the labels are numbered."""
+    groups = list(labelled.values.values())
+    if series.brackets == "{}" and len({_stem(label) for label in labelled.values}) > 1:
+        return False
+    items = [item for group in groups for item in group]
+    if len(items) != len(series.items):
+        return False
+    if len(groups) == 1 or (series.brackets != "()" and len({_stem(label) for label in labelled.values}) == 1):
+        return _same_items(items, series.items, False, rules)
+    by_label = [item for _, group in sorted(labelled.values.items()) for item in group]
+    return any(all(same(x, y, rules) for x, y in zip(order, series.items, strict=True)) for order in (items, by_label))
+
+
+# ---- regions, orders, parts -------------------------------------------------------------------------------
+
+
+def _regions(reference: Region, answer: Region, rules: Rules) -> bool:
+    return len(reference.intervals) == len(answer.intervals) and all(
+        r[2:] == a[2:] and all(_numbers(Number(x, 0), Number(y, 0), rules) for x, y in zip(r[:2], a[:2], strict=True))
+        for r, a in zip(reference.intervals, answer.intervals, strict=True)
+    )
+
+
+def _same_parts(reference: Parts, answer: Parts, rules: Rules) -> bool:
+    if reference.kind != answer.kind:
+        return False
+    r, a = reference.parts, answer.parts
+    if reference.kind == "time":
+        return bool(r[:3] == a[:3] and (r[3] == a[3] or "" in (r[3], a[3]))) or (_hours(r) == _hours(a) is not None)
+    if reference.kind == "date":
+        return bool(r[1:] == a[1:] and (r[0] == a[0] or 0 in (r[0], a[0])))
+    if reference.kind == "ratio":
+        return len(r) == len(a) and all(_agree(x[0] * y[1], x[1] * y[0]) for x, y in _pairs(r, a))
+    if reference.kind == "numeral":
+        return _in_base(*r) == _in_base(*a)
+    return r == a
+
+
+def _hours(time: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Return a time in 24 hours; None without am or pm below 13."""
+    hour, minute, second, half = time
+    if half:
+        return ((hour % 12) + 12 * (half == "p"), minute, second)
+    return (hour, minute, second) if hour > 12 else None
+
+
+def _pairs(r: Sequence[Any], a: Sequence[Any]) -> list[Any]:
+    both = list(zip(r, a, strict=True))
+    return [((x[0], y[0]), (x[1], y[1])) for x, y in combinations(both, 2)]
+
+
+def _part_value(part: Parts, number: Number, rules: Rules) -> bool:
+    """Compare a ratio a:b with a/b, and a numeral with its digits or its value."""
+    if part.kind == "ratio" and len(part.parts) == 2 and part.parts[1] != 0:
+        return _numbers(Number(part.parts[0] / part.parts[1]), number, rules)
+    if part.kind == "time" and part.parts[2:] == (0, "") and part.parts[1]:  # a ratio such as 1:10
+        return _numbers(Number(sympy.Rational(part.parts[0], part.parts[1])), number, rules)
+    if part.kind == "numeral":
+        digits, base = part.parts
+        bases = (base, 10) if re.fullmatch(r"[\d.]+", digits) else (base,)
+        return any(_numbers(Number(_in_base(digits, b)), number, rules) for b in bases)
+    return False
+
+
+def _in_base(digits: str, base: int) -> Any:
+    whole, _, rest = digits.partition(".")
+    return sympy.Rational(int(whole + rest, base), base ** len(rest))
+
+
+def _text(reference: Text, answer: Text, rules: Rules) -> bool:
+    return reference.key == answer.key
+
+
+def _chains(reference: Chain, answer: Chain, rules: Rules) -> bool:
+    return reference.pairs == answer.pairs
+
+
+_COMPARISONS: dict[tuple[type, type], Any] = {
+    (Text, Text): _text, (Number, Number): _numbers, (Quantity, Quantity): _quantities,
+    (Expression, Expression): _expressions, (Equation, Equation): _equations, (Matrix, Matrix): _matrices,
+    (Series, Series): _series, (Labelled, Labelled): _labelled, (Region, Region): _regions, (Chain, Chain): _chains,
+    (Parts, Parts): _same_parts,
+}  # fmt: skip
+_SYMMETRIC: dict[tuple[type, type], Any] = {
+    (Quantity, Number): _without_unit, (Labelled, Series): _values_in_order, (Matrix, Series): _vectors,
+    (Parts, Number): _part_value, (Expression, Number): _constant_expression,
+}  # fmt: skip

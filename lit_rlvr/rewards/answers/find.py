@@ -1,0 +1,221 @@
+"""The final answer of a completion, and its normalised text.
+
+All functions are pure and linear in the text's length, because completions are untrusted.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from lit_rlvr.rewards.answers.characters import plain_characters
+
+TAIL_CHARACTERS = 2000  # without a marker, text further from the end is not the final answer
+_BOX = r"\\(?:f?boxed|fbox)\s*\{|\\boxed\s*(?![A-Za-z])([^\s${}\\]++)(?!\{)"
+_BOX_OR_BRACE = re.compile(rf"{_BOX}|\\(?!{_BOX}).|[{{}}]", re.DOTALL)  # an escaped brace is no brace
+_MARKUP = r"\s|\$|\*|\\[()\[\],;:! ]|\\q?quad(?![A-Za-z])"
+_SEPARATOR = r"[,;]|and(?![A-Za-z])|\\text\{[^{}]*(?:[,;]|\band)\s*\}"
+_LABEL = r"[A-Za-z](?:_\w|_\{\w*\})?\s*="  # of the next box, such as y_2 =
+_PART = (
+    r"\d\s*[.)]|(?:[Pp]art\s*)?\(?[a-z]\)|[Pp]art\s+[A-Za-z0-9]+\s*[:.)]?|\(?(?:i{1,3}|iv|v)\)"  # (b), Part b:, (ii)
+)
+_BETWEEN_BOXES = re.compile(
+    rf"(?:{_MARKUP})*+(?:{_SEPARATOR})(?:{_MARKUP}|{_SEPARATOR})*+(?:{_LABEL})?+(?:{_MARKUP})*+"
+    rf"|[.;,]?(?:{_MARKUP})*+(?:{_PART})\s*:?(?:{_MARKUP})*+(?:{_LABEL})?+(?:{_MARKUP})*+"
+)
+_LINE_BETWEEN = re.compile(r"[$.]*[ \t]*\n\s*\$*")
+_OR_BETWEEN = re.compile(rf"(?:{_MARKUP}|,)*+(?:or|\\text\{{\s*or\s*\}})(?![A-Za-z])(?:{_MARKUP})*+")
+_TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|it|rm|tt|sf)?|mathrm|mathbf|mathit|mbox|hbox)\s*\{([^{}]*)\}")
+_THOUGHT = re.compile(r"<(/?)(?:think|thinking|thought)>|<\|(begin|end)_of_thought\|>")
+_SPECIAL = re.compile(r"<\|[A-Za-z_]+\|>|</s>|<(?:eos|end_of_turn)>")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A final answer.
+
+    Args:
+        text: the answer as it stands in the completion; "" = there is none.
+        where: how it was found; only a box or a tag holds the answer and nothing else.
+        boxes: the contents of several boxes, of which `text` is the last; else ().
+        joiner: what stands between them: "or", or nothing but a new line.
+    """
+
+    text: str
+    where: Literal["box", "tag", "hash", "phrase", "line"]
+    boxes: tuple[str, ...] = ()
+    joiner: Literal["", "and", "or", "line"] = ""
+
+
+def find_answer(text: str, boxed_only: bool = False, open_thoughts: bool = False) -> Found:
+    """Find the final answer in a completion.
+
+    It is the content of the last `\\boxed{}` or `<answer>` tag, else the line behind the last `####`, else the text
+    behind the last "answer is", else the last line. Thoughts hold no answer, also those that never end. A box that
+    never closes takes back the boxes before it.
+
+    Args:
+        boxed_only: only boxes count.
+        open_thoughts: thoughts that never end may hold the answer.
+    """
+    text = _SPECIAL.sub("\n", without_thoughts(text, open_thoughts))
+    boxes = _last_boxes(text)
+    tag = -1 if boxed_only else text.rfind("<answer>")
+    if tag > boxes.end:
+        inside = text[tag + 8 :].partition("</answer>")[0].strip()
+        boxes = _last_boxes(inside)
+        if not boxes.contents and not boxes.is_open:
+            return Found(inside, "tag")
+    if boxes.is_open or (boxed_only and not boxes.contents):
+        return Found("", "box")
+    if boxes.contents:
+        several = boxes.joiner in ("or", "line") and len(boxes.contents) > 1
+        return Found(boxes.text, "box", tuple(boxes.contents), boxes.joiner) if several else Found(boxes.text, "box")
+    tail = text[-TAIL_CHARACTERS:]
+    if (line := _behind_hashes(text)) is not None:
+        return Found(line, "hash")
+    phrase = _phrase(tail)
+    return Found(phrase, "phrase") if phrase is not None else Found(_last_line(tail), "line")
+
+
+def without_thoughts(text: str, open_thoughts: bool = False) -> str:
+    """Return the text behind the thoughts: behind the last `</think>`; "" if they never end."""
+    marks = list(_THOUGHT.finditer(text))
+    if not marks:
+        return text
+    closed = [mark for mark in marks if mark[1] or mark[2] == "end"]
+    opened = [mark for mark in marks if not (mark[1] or mark[2] == "end")]
+    end = closed[-1].end() if closed else 0
+    if not open_thoughts and opened and opened[-1].start() >= end:
+        return text[end : opened[-1].start()] if closed else ""
+    return text[end:]
+
+
+def last_boxed(text: str) -> str | None:
+    """Return the content of the last `\\boxed{...}`, `\\fbox{...}` or `\\boxed 5`; None without one.
+
+    Boxes that only commas, semicolons, "and" or the names of parts ("(b)") separate are one answer: their contents,
+    with commas between. After "or" the same answer often follows in another form, so that the last one counts.
+    """
+    boxes = _last_boxes(text)
+    return boxes.text if boxes.contents else None
+
+
+@dataclass
+class _Boxes:
+    """The last boxes that may be one answer, what stands between them, where they end, and whether a later one never
+    closes."""
+
+    contents: list[str]
+    joiner: Literal["", "and", "or", "line"] = ""
+    end: int = -1
+    is_open: bool = False
+
+    @property
+    def text(self) -> str:
+        """The contents with commas between where all are meant, else the last."""
+        return ", ".join(dict.fromkeys(self.contents)) if self.joiner == "and" else self.contents[-1]
+
+
+def _last_boxes(text: str) -> _Boxes:
+    opened: list[tuple[int, int] | None] = []  # where a box and its content start; None for other braces
+    found = _Boxes([])
+    start = -1  # where the last box's content starts
+    for match in _BOX_OR_BRACE.finditer(text):
+        if match[1]:
+            closed = match.start(), match.start(1), match.end(1)
+        elif match[0].endswith("{") and match[0] != "\\{":
+            opened.append(None if match[0] == "{" else match.span())
+            continue
+        elif match[0] == "}" and opened and (box := opened.pop()) is not None:
+            closed = *box, match.start()
+        else:
+            continue
+        if closed[1] > start:  # else it is around the last one
+            joiner = _joiner(text, found.end, closed[0]) if found.contents else ""
+            if not joiner or (found.joiner and joiner != found.joiner):
+                found.contents.clear()
+            found.joiner = joiner
+            found.contents.append(_without_full_stop(text[closed[1] : closed[2]].strip()))
+            start, found.end = closed[1], match.end()
+    found.is_open = any(box is not None and box[0] >= found.end for box in opened)
+    return found
+
+
+def _joiner(text: str, start: int, end: int) -> Literal["", "and", "or", "line"]:
+    """Return how the text between two boxes joins them."""
+    if _OR_BETWEEN.fullmatch(text, start, end):
+        return "or"
+    if _BETWEEN_BOXES.fullmatch(text, start, end):
+        return "and"
+    return "line" if _LINE_BETWEEN.fullmatch(text, start, end) else ""
+
+
+def _without_full_stop(boxed: str) -> str:
+    kept = boxed.rstrip(". ")
+    if boxed.endswith("..."):
+        return boxed
+    return boxed[: len(kept) + 1] if kept.endswith("\\right") else kept  # `\\right.` closes a bracket
+
+
+_HEADING = re.compile(r"(?i)\s*(?:\**(?:step|part|case|solution|explanation|conclusion)\b|\d+[.)]\s+[A-Za-z])")
+
+
+def _behind_hashes(text: str) -> str | None:
+    """Return the line behind the last `####` that is no heading."""
+    head, mark, rest = text.rpartition("####")
+    while mark:
+        line = rest.strip().split("\n")[0].strip()
+        if line and not _HEADING.match(line) and not head.endswith("#"):
+            return line if (phrase := _phrase(line)) is None else phrase
+        head, mark, rest = head.rpartition("####")
+    return None
+
+
+_MARKER = re.compile(
+    r"(?i)(?:\banswers?\b|\bsolutions?\b(?=\s+(?:is|are)\b)|\u7b54\u6848)[*_\s]*(?:\([^()\n]*\)\s*)?"
+    r"(?:is|are|would be|=|:|\uff1a|\u4e3a|\u662f)(?![A-Za-z])|\bfinal answer\b[*_#\s]*\n"
+)
+_MARKDOWN = re.compile(r"\*\*|__(?!\w)|(?<!\w)__|^[>#\s]+|`+")
+
+
+def _phrase(text: str) -> str | None:
+    """Return the first line behind the last "answer is" or "answer:"; None without such words."""
+    markers = list(_MARKER.finditer(text))
+    if not markers:
+        return None
+    lines = [bare for line in text[markers[-1].end() :].splitlines() if (bare := _bare(line))]
+    displayed = lines and lines[0] in ("$$", "\\[") and len(lines) > 1
+    return lines[1] if displayed else lines[0] if lines else ""
+
+
+def _last_line(text: str) -> str:
+    lines = [bare for line in text.splitlines() if (bare := _bare(line))]
+    return lines[-1] if lines else ""
+
+
+def _bare(line: str) -> str:
+    """Return a line without Markdown and outer space; "" for a rule."""
+    bare = _MARKDOWN.sub("", line.strip()).strip().lstrip(":").strip()
+    return "" if re.fullmatch(r"[-=*_\s]*", bare) else bare
+
+
+def final_answer(text: str, boxed_only: bool = False) -> str:
+    """Return the text of the final answer in a completion, "" if there is none; see `find_answer`."""
+    return find_answer(text, boxed_only).text
+
+
+def last_phrase(text: str) -> str:
+    """Return the text behind the last "answer is" or "answer:", or else the last line."""
+    phrase = _phrase(text)
+    return _last_line(text) if phrase is None else phrase
+
+
+def normalise(text: str) -> str:
+    """Normalise text for comparison: no markup, outer space or quotes, final full stop or case; `(A)` becomes `a`."""
+    text = _TEXT_COMMAND.sub(r"\1", plain_characters(text))
+    text = re.sub(r"\\left|\\right|\\[,!;:]|\$|\*\*", "", text)
+    text = re.sub(r"([_^])\{(\w)\}", r"\1\2", text)
+    text = re.sub(r"(?<!\w)\s+|\s+(?!\w)", "", text).rstrip(".").lower()
+    return re.sub(r"^\((\w)\)$|^([\"'])(.*)\2$|^``(.*)''$", r"\1\3\4", text)

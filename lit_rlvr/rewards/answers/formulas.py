@@ -1,0 +1,132 @@
+"""Formulas as sympy objects, by Math-Verify's parser of LaTeX."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Any
+
+import sympy
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, NormalizationConfig, _Latex2Sympy, normalize_latex
+
+from lit_rlvr.rewards.answers.latex import trim
+from lit_rlvr.rewards.answers.values import Expression, Matrix, Number, Reading
+
+FUNCTIONS = (
+    "sin|cos|tan|cot|sec|csc|sinh|cosh|tanh|arcsin|arccos|arctan|asin|acos|atan|log|ln|lg|exp|sqrt|det|gcd|lcm|max|min|"
+    "lim|mod|deg|dim|ker|arg|abs"
+)
+"""Names of functions, as a regular expression."""
+LETTERS = "alpha|beta|gamma|delta|theta|lambda|sigma|omega|phi|rho|mu|pi|frac"
+"""Names of letters and commands that stand without their backslash, as a regular expression."""
+_CONFIG = ConversionConfig(interpret_as_mixed_fractions=False, lowercase_symbols=False)
+
+
+_TASKS = (sympy.Integral, sympy.Limit, sympy.Sum, sympy.Product, sympy.Derivative)
+"""What an answer has to compute: with one of them it restates the question, and it is compared as text."""
+
+
+class _Converter(_Latex2Sympy):
+    """Math-Verify's converter with exact decimals, and without the `eval` with which sympy reads numbers."""
+
+    def parse_number(self, text: str) -> sympy.Rational:
+        return sympy.Rational(text.replace(",", ""))
+
+
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+_WORDS = re.compile(
+    r"(?i:is|it|of|to|in|at|on|by|or|an|as|be|so|we|he|no|if|the|and|are|was|for|has|not|but|you|she|his|her)"
+    r"|[A-Za-z]{4,}|(?=[A-Za-z]*[a-z])(?=[A-Za-z]*[A-Z])[A-Za-z]{3}"
+)
+_CODE = re.compile(r"[A-Z][A-Za-z0-9]*(?:_\{?\w+\}?[A-Za-z0-9]*)*")
+_TIDIED = [
+    (re.compile(pattern), new)
+    for pattern, new in (
+        (r"(?<=\d),(?=\d{3}(?!\d))", ""),
+        (r"(?<!\d)\.(?=\d)", "0."),
+        (r"\*", r"\\cdot "),
+        (rf"(?<![\\A-Za-z])({FUNCTIONS}|pi|theta|alpha|beta)(?![A-Za-z])", r"\\\1"),
+        (r"\\lg(?![A-Za-z])", r"\\log_{10}"), (r"\\log\s*_\s*\{?\s*e\s*\}?", r"\\ln"),
+        (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"), (r"\\sqrt\s*(\d+|[A-Za-z])", r"\\sqrt{\1}"),
+        (r"\\sqrt\s*\[(\w+)\]\s*(\d|[A-Za-z])", r"\\sqrt[\1]{\2}"),
+        (r"\\(frac|binom)\s*(\d|[A-Za-z]|\\[a-z]+)\s*(\d|[A-Za-z](?![A-Za-z])|\\pi)", r"\\\1{\2}{\3}"),
+        (r"\\(frac|binom)\s*(\d|[A-Za-z]|\\[a-z]+)\s*\{", r"\\\1{\2}{"),
+        (r"\\(frac|binom)\s*(\{(?:[^{}]|\{[^{}]*\})*\})\s*(\d|[A-Za-z]|\\[a-z]+)", r"\\\1\2{\3}"),
+        (r"\^\s*\(([^()]*)\)", r"^{\1}"), (r"\^\s*(-?\d+)", r"^{\1}"),
+        (r"(?<![\d}])(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}", r"(\1+\\frac{\2}{\3})"),
+        (r"(\d+)\s*\^\s*\\circ", r"(\1\\cdot\\frac{\\pi}{180})"),
+        (r"(\d+)\s*\^\{\\circ\s*\}", r"(\1\\cdot\\frac{\\pi}{180})"),
+        (r"\\exp\s*\(([^()]*)\)", r"e^{\1}"), (r"\\mathbb\{[A-Z]\}", r"\\unknown"),
+    )
+]  # fmt: skip
+
+
+def is_code(text: str) -> bool:
+    """Return True for a word or a code ("ABC", "CO_2"), which is no product of its letters."""
+    return _CODE.fullmatch(text) is not None and len(re.sub(r"_(?:\{[^{}]*\}|\w)", "", text)) > 1
+
+
+def read_formula(text: str) -> list[Reading]:
+    """Read a formula: a constant, an expression with variables or a matrix."""
+    if is_code(text):
+        return []
+    is_spelt = re.fullmatch(r"[a-z]{2,}", text) is not None
+    if is_spelt and len(text) > 3 and set(text) - set("xyz"):
+        return []
+    value = to_sympy(text)
+    if value is None:
+        return []
+    if isinstance(value, sympy.MatrixBase):
+        return [Matrix(value)]
+    if value.free_symbols:
+        return [Expression(value, is_spelt and bool(set(text) - set("xyz")))]
+    return [Number(value)] if not is_spelt else []
+
+
+@lru_cache(maxsize=4096)
+def to_sympy(text: str) -> Any:
+    """Return the sympy object of a LaTeX or plain formula; None if it is none."""
+    text = trim(text)
+    if text.replace(" ", "") in ("\\infty", "+\\infty"):
+        return sympy.oo
+    if text.replace(" ", "") == "-\\infty":
+        return -sympy.oo
+    if (
+        not text
+        or _is_wordy(text)
+        or re.search(r"[^\x00-\x7f]|\\dots|[=<>&;:?\"@#$%]", re.sub(r"\\begin.*\\end", "", text))
+    ):
+        return None
+    for pattern, new in _TIDIED:
+        text = pattern.sub(new, text)
+    try:
+        value = _Converter(config=_CONFIG).parse(normalize_latex(text, NormalizationConfig()))
+        if value.has(*_TASKS):
+            return None
+        if isinstance(value, sympy.MatMul | sympy.MatAdd):
+            value = value.doit()
+        if isinstance(value, sympy.Expr):
+            value = _settled(value)
+    except MemoryError:
+        raise
+    except Exception:  # the parser and sympy raise anything on odd texts, which then are no formula
+        return None
+    return (
+        value
+        if isinstance(value, sympy.MatrixBase) or (type(value) is not sympy.Matrix and isinstance(value, sympy.Expr))
+        else None
+    )
+
+
+def _settled(value: Any) -> Any:
+    """Return an expression with `i` as the imaginary unit and unevaluated parts computed."""
+    value = value.replace(lambda part: isinstance(part, sympy.UnevaluatedExpr), lambda part: part.args[0])
+    return value.subs(sympy.Symbol("i"), sympy.I) if sympy.Symbol("i") in value.free_symbols else value
+
+
+def _is_wordy(text: str) -> bool:
+    """Return True for a text with words, which would become products of their letters."""
+    if "\\begin" in text:
+        return False
+    words = _WORD.findall(re.sub(r"\\[A-Za-z]+", " ", text))
+    return any(_WORDS.fullmatch(word) and not re.fullmatch(f"{FUNCTIONS}|{LETTERS}", word) for word in words)

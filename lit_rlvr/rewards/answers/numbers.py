@@ -1,0 +1,224 @@
+"""Numbers: literals, with words and units, and those of several parts (times, dates, ratios, numerals)."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from fractions import Fraction
+from itertools import pairwise
+
+import sympy
+
+from lit_rlvr.rewards.answers.formulas import FUNCTIONS, LETTERS, read_formula
+from lit_rlvr.rewards.answers.latex import trim
+from lit_rlvr.rewards.answers.units import BASES, CURRENCIES, MAGNITUDES, read_numeral, read_unit
+from lit_rlvr.rewards.answers.values import Number, Parts, Quantity, Reading
+
+_TIME = re.compile(
+    r"(\d{1,2})\s?:\s?(\d{2})(?:\s?:\s?(\d{2}))?\s*(?:([AaPp])\.?\s*[Mm]\.?)?|(\d{1,2})\s*([AaPp])\.?\s*[Mm]\.?"
+)
+_MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
+_MONTH = r"(?P<month>(?i:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*)\.?"
+_DATES = [
+    re.compile(pattern)
+    for pattern in (
+        r"(?P<year>\d{4})[-/](?P<number>\d{1,2})[-/](?P<day>\d{1,2})",
+        rf"{_MONTH}\s+(?P<day>\d{{1,2}})(?:st|nd|rd|th)?(?:,?\s+(?P<year>\d{{4}}))?",
+        rf"(?P<day>\d{{1,2}})(?:st|nd|rd|th)?(?:\s+of)?\s+{_MONTH},?(?:\s+(?P<year>\d{{4}}))?",
+        r"(?P<year>\d{4})\u5e74(?P<number>\d{1,2})\u6708(?P<day>\d{1,2})\u65e5",
+    )
+]
+_REMAINDER = re.compile(r"(\d+)\s*(?:[rR]|(?i:rem\.?|remainder)(?:\s+of)?)\s*(\d+)")
+_NUMERAL = re.compile(
+    r"\(?([0-9A-Fa-f]+(?:\.[0-9A-Fa-f]+)?)\)?\s*(?:_\s*\{?\s*\(?([0-9]+|[a-z]+)\)?\s*\}?|\s(?:in\s+)?base\s*-?\s*(\d+|[a-z]+))"
+)
+
+
+def read_parts(text: str) -> list[Reading]:
+    if match := _TIME.fullmatch(text):
+        hour, half = int(match[1] or match[5]), (match[4] or match[6] or "").lower()
+        if hour < 24 and int(match[2] or 0) < 60:
+            return [Parts("time", (hour, int(match[2] or 0), int(match[3] or 0), half))]
+    for pattern in _DATES:
+        if match := pattern.fullmatch(text):
+            given = match.groupdict()
+            name = (given.get("month") or "")[:3].lower()
+            month = _MONTHS.index(name) + 1 if name else int(given["number"])
+            if 1 <= month <= 12 and 1 <= int(given["day"]) <= 31:
+                return [Parts("date", (int(given["year"] or 0), month, int(given["day"])))]
+    if match := _REMAINDER.fullmatch(text):
+        return [Parts("remainder", (int(match[1]), int(match[2])))]
+    if match := _NUMERAL.fullmatch(text):
+        name = match[2] or match[3]
+        base = int(name) if name.isdigit() and len(name) < 3 else BASES.get(name, 0)
+        if 2 <= base <= 36 and all(int(digit, 36) < base for digit in match[1] if digit != "."):
+            return [Parts("numeral", (match[1].lower(), base))]
+    terms = re.split(r"\s*:\s*|\s+to\s+", text)
+    if len(terms) > 1 and all(re.search(r"\d|\\|^[a-z]$", term) for term in terms):
+        values = [read_constant(trim(term)) for term in terms]
+        if all(value is not None for value in values):
+            return [Parts("ratio", tuple(value.value for value in values if value is not None))]
+    return []
+
+
+# ---- literals ---------------------------------------------------------------------------------------------
+
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d{2})*,\d{3}|\d+)"
+_LITERAL = re.compile(
+    rf"(?P<sign>(?:[-+]\s*)*)(?P<whole>{_DIGITS})?(?:\.(?P<decimals>\d*))?"
+    r"(?:\s*(?:[eE]|(?:\*|\\times|\\cdot|x)\s*10\s*\^)\s*\{?\(?(?P<power>[-+]?\d{1,5})\)?\}?)?(?:st|nd|rd|th)?"
+)
+_MIXED = re.compile(
+    r"(?P<sign>-?)\s*(?:(?P<whole>\d+)(?:\s+|\s*(?=\\)|\s+and\s+))?"
+    r"(?:(?P<n>\d+)\s*/\s*(?P<d>\d+)|\\frac\s*(?:\{\s*(?P<n2>\d+)\s*\}|(?P<n3>\d))\s*(?:\{\s*(?P<d2>\d+)\s*\}|(?P<d3>\d)))"
+)
+_REPEATING = re.compile(
+    r"(?P<sign>-?)(?P<whole>\d*)\.(?P<fixed>\d*)(?:\\(?:overline|bar|overset\{\\frown\})\s*\{?(?P<bar>\d+)\}?"
+    r"|\\dot\s*\{?(?P<first>\d)\}?(?:(?P<between>\d*)\\dot\s*\{?(?P<last>\d)\}?)?|\((?P<round>\d+)\)|(?P<dots>\s*\\dots))"
+)
+_RATE = re.compile(r"(.*\S)\s*(%|\u2030)")
+
+
+def read_number(text: str) -> list[Reading]:
+    """Read a literal number; a percentage is its fraction as well as the number before the sign."""
+    if rate := _RATE.fullmatch(text):
+        number = read_constant(rate[1])
+        if number is None:
+            return []
+        digits = 2 if rate[2] == "%" else 3
+        places = None if number.places is None else number.places + digits
+        return [Number(number.value / sympy.Integer(10) ** digits, places), *([number] if digits == 2 else [])]
+    number = _literal(text)
+    if number is None:
+        return []
+    return [number, *read_formula(text)] if "e" in text and text[0].isdigit() else [number]  # 2e - 1 is a formula too
+
+
+def _literal(text: str) -> Number | None:
+    if len(text) > 400:
+        return None
+    if match := _LITERAL.fullmatch(text):
+        whole, decimals, power = match["whole"] or "", match["decimals"] or "", int(match["power"] or 0)
+        if (whole or decimals) and abs(power) <= 5000:
+            value = sympy.Rational(int(whole.replace(",", "") + decimals or 0), 1) * sympy.Integer(10) ** (
+                power - len(decimals)
+            )
+            negative = match["sign"].count("-") % 2
+            places = len(decimals) - power if decimals.strip("0") or power else None
+            return Number(-value if negative else value, places)
+    if match := _MIXED.fullmatch(text):
+        numerator, denominator = (next(filter(None, match.group(n, f"{n}2", f"{n}3"))) for n in "nd")
+        if int(denominator) and (not match["whole"] or int(numerator) < int(denominator)):
+            value = sympy.Rational(int(numerator), int(denominator)) + int(match["whole"] or 0)
+            return Number(-value if match["sign"] else value)
+    if match := _REPEATING.fullmatch(text):
+        fixed, block = match["fixed"], match["bar"] or match["round"] or match["first"] or ""
+        if match["last"]:
+            block += (match["between"] or "") + match["last"]
+        if match["dots"]:
+            cycle = re.search(r"(\d+?)\1+$", fixed)
+            if cycle is None:  # cut off
+                return _literal(text[: match.start("dots")])
+            fixed, block = fixed[: cycle.start()], cycle[1]
+        value = sympy.Rational(int((match["whole"] or "0") + fixed + block) - int((match["whole"] or "0") + fixed), 1)
+        value /= (10 ** len(block) - 1) * sympy.Integer(10) ** len(fixed)
+        return Number(-value if match["sign"] else value)
+    if len(text) == 1 and unicodedata.category(text) == "Lo" and (value := unicodedata.numeric(text, -1)) >= 0:
+        return Number(sympy.Integer(int(value)))
+    spelt = read_numeral(text) if re.fullmatch(r"[A-Za-z][A-Za-z\s-]*", text) else None
+    return None if spelt is None else Number(sympy.Rational(spelt.numerator, spelt.denominator))
+
+
+def read_constant(text: str) -> Number | None:
+    """Read a number: a literal or a formula without variables."""
+    if (number := _literal(text)) is not None:
+        return number
+    found = read_formula(text)
+    return next((value for value in found if isinstance(value, Number)), None)
+
+
+# ---- numbers with words -----------------------------------------------------------------------------------
+
+_BOUNDARY = re.compile(
+    r"(?<=[\d}).!|])\s*(?=[A-Za-z/$\u00a2-\u00a5\u20a0-\u20bf\u3000-\u9fff\uac00-\ud7a3^-]|\\frac)|(?<=pi)\s+(?=[A-Za-z])"
+)
+_LABEL = re.compile(
+    rf"(?!(?:{FUNCTIONS}|{LETTERS}|or|and|not|to|plus|minus|times)\b)"
+    r"(?:-?[A-Za-z]{2,}[A-Za-z.'/]*|[ab]|of|per|/)(?:[\s-]+[A-Za-z.'/]+){0,7}(?:\^\{?\d\}?)?"
+    r"|[\u3000-\u9fff\uac00-\ud7a3]+"
+)
+_UNIT_FRACTION = re.compile(r"\\frac\s*\{\s*(\w+)\s*\}\s*\{\s*(\w+(?:\^\{?\d\}?)?)\s*\}")
+_PIECE = re.compile(
+    r"(?P<number>\d+(?:\.\d+)?(?:\s+\d+/\d+|/\d+)?)\s*(?P<unit>[A-Za-z]+\.?|'{1,2}|\"|\u5c0f\u65f6|\u5206\u949f?|\u79d2)"
+    r"\s*(?:,|and\b)?\s*"
+)
+_MARKS = {
+    "'": "ft", "''": "in", '"': "in", "pound": "lb", "pounds": "lb",
+    "\u5c0f\u65f6": "h", "\u5206": "min", "\u5206\u949f": "min", "\u79d2": "s",
+}  # fmt: skip
+
+
+def read_quantity(text: str) -> list[Reading]:
+    """Read a number with a currency before it, or with magnitudes, a unit or other words behind it."""
+    if total := _sum_of_units(text):
+        return [total]
+    before = re.match(rf"([-+]?)\s*({CURRENCIES})(?![A-Za-z])\s*", text)
+    if before:
+        unit = read_unit("usd" if before[2] in ("$", "US$") else before[2].removesuffix("."))
+        inside = _read_amount(before[1] + text[before.end() :])
+        return [Quantity(v, *unit) if unit and isinstance(v, Number) else v for v in inside]
+    return _read_amount(text)
+
+
+def _read_amount(text: str) -> list[Reading]:
+    number = _literal(text)
+    if number is not None:
+        return [number]
+    for boundary in _BOUNDARY.finditer(text):
+        head, tail, is_apart = text[: boundary.start()], text[boundary.end() :], bool(boundary[0])
+        word = re.match(r"[A-Za-z]+|[\u4e00-\u9fff]", tail)
+        factor = MAGNITUDES.get(word[0], 0) if word else 0
+        if factor and word and not (is_apart and len(word[0]) == 1 and word[0].isascii()):
+            number, rest = read_constant(trim(head)), tail[word.end() :].strip(" -")
+            if number is not None:
+                scaled = Number(number.value * factor, None)
+                if not rest:
+                    return [scaled]
+                unit = read_unit(rest.removeprefix("of").strip())
+                if unit:
+                    return [Quantity(scaled, *unit)]
+                if _LABEL.fullmatch(rest) or (deeper := MAGNITUDES.get(rest.split()[0], 0)) == 0:
+                    return [scaled] if _LABEL.fullmatch(rest) else []
+                return [Number(scaled.value * deeper)]
+        if tail.startswith("^") and re.search(r"\\[a-z]{3}", head.replace("\\frac", "")):
+            continue  # the sine of an angle, not degrees
+        if fraction := _UNIT_FRACTION.fullmatch(tail):
+            tail = f"{fraction[1]}/{fraction[2]}"
+        unit = read_unit(tail) if is_apart or len(re.sub(r"[^A-Za-z\\$\u00a2-\uffff]", "", tail)) > 1 else None
+        if unit and (number := read_constant(trim(head))) is not None:
+            found: list[Reading] = [Quantity(number, *unit)]
+            if unit[1] == (("deg", 1),):
+                found.append(Number(number.value * sympy.pi / 180))
+            return found
+        if _LABEL.fullmatch(tail) and (number := read_constant(trim(head))) is not None:
+            return [number]
+    return []
+
+
+def _sum_of_units(text: str) -> Quantity | None:
+    """Read "5 ft 3 in" or "2 hours and 15 min": at least two units of one dimension, from large to small."""
+    position, pieces = 0, []
+    while match := _PIECE.match(text, position):
+        unit = read_unit(_MARKS.get(match["unit"], match["unit"]))
+        number = _literal(match["number"])
+        if unit is None or number is None:
+            return None
+        pieces.append((number.value, *unit))
+        position = match.end()
+    factors = [factor for _, factor, _ in pieces]
+    if position < len(text) or len(pieces) < 2 or len({dimension for _, _, dimension in pieces}) > 1:
+        return None
+    if any(large <= small for large, small in pairwise(factors)):
+        return None
+    total = sum(value * sympy.Rational(factor.numerator, factor.denominator) for value, factor, _ in pieces)
+    return Quantity(Number(total), Fraction(1), pieces[0][2], is_sum=True)

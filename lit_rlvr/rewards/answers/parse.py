@@ -1,0 +1,323 @@
+"""Texts as values: the readers that recognise each type.
+
+`parse` returns all readings of a text, because a text alone does not tell them apart: `(2,3)` is a point and an
+interval, `1,234` a number and a list. The comparison with the reference decides which one counts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import sympy
+
+from lit_rlvr.rewards.answers.characters import plain_characters
+from lit_rlvr.rewards.answers.find import normalise
+from lit_rlvr.rewards.answers.formulas import is_code, read_formula, to_sympy
+from lit_rlvr.rewards.answers.latex import BRACKETS, COMMAS, clean, closing_bracket, split_outside, trim
+from lit_rlvr.rewards.answers.numbers import read_constant, read_number, read_parts, read_quantity
+from lit_rlvr.rewards.answers.values import (
+    Chain,
+    Equation,
+    Labelled,
+    Matrix,
+    Number,
+    Reading,
+    Region,
+    Series,
+    Text,
+)  # fmt: skip
+
+LONGEST = 2000
+"""Longer texts are compared as text only."""
+
+
+@lru_cache(maxsize=4096)
+def parse(text: str) -> tuple[Reading, ...]:
+    """Return all readings of a text, as text first."""
+    key = normalise(plain_characters(text)) or normalise(text)
+    found: list[Reading] = [Text(key)] if key else []
+    if is_code(key.upper()) and "_" in key:
+        found.append(Text(re.sub(r"[_{}]", "", key)))
+    if article := re.match(r"(?:the|an?) (?=[a-z]{3})", key):
+        found.append(Text(key[article.end() :]))
+    cleaned = clean(text) if len(text) <= LONGEST else ""
+    if cleaned:
+        found += [Text(normalise(cleaned)), *_read(cleaned, 0)]
+    return tuple(dict.fromkeys(found)) if not any(isinstance(v, Labelled | Matrix) for v in found) else tuple(found)
+
+
+def readings(text: str, depth: int) -> tuple[Reading, ...]:
+    """Return the readings of a part of a text that has been cleaned."""
+    text = trim(text)
+    return (Text(normalise(text)), *_read(text, depth)) if text else ()
+
+
+_OPTION = re.compile(r"\(([A-J])\)[.:]?\s*(\S.*)|([A-J])[).:]\s+(\S.*)")
+
+
+def _read(text: str, depth: int) -> list[Reading]:
+    """Return what a cleaned text means besides its words."""
+    if depth > 6 or not text:
+        return []
+    option = _OPTION.fullmatch(text)
+    if option:
+        return [Text((option[1] or option[3]).lower()), *_read(trim(option[2] or option[4]), depth + 1)]
+    for reader in (read_parts, read_number, read_quantity):
+        if found := reader(text):
+            return [*found, *_as_list(text, depth)]
+    if re.fullmatch(r"\\emptyset|\\\{\s*\\\}", text):
+        return [Series((), "{}")]
+    if re.fullmatch(r"\(?-?\s*\\infty,\s*\+?\s*\\infty\)?|\\mathbb\{R\}", text):
+        return [Region(((-sympy.oo, sympy.oo, True, True),))]
+    if "\\begin" in text:
+        return read_formula(text)
+    for read in (_list, _set_operations, _relation, _bracketed, _plus_minus):
+        if values := read(text, depth):
+            return values
+    return read_formula(text)
+
+
+def _as_list(text: str, depth: int) -> list[Reading]:
+    """Return `1,234` as a list too."""
+    return _list(text, depth) if re.fullmatch(r"\d+(?:,\d+)+", text) else []
+
+
+# ---- lists, brackets, sets --------------------------------------------------------------------------------
+
+_OR = re.compile(r"\bor\b|\\or(?![A-Za-z])|\\lor(?![A-Za-z])|\\cup|\|\|")
+
+
+def _list(text: str, depth: int) -> list[Reading]:
+    """Read items with commas, semicolons, "and" or "or" between them, with their labels if they have some."""
+    parts = [trim(part) for part in split_outside(text, COMMAS)]
+    if len(parts) < 2:
+        return []
+    parts = [part for part in parts if part]
+    if len(parts) == 1:
+        return _read(parts[0], depth + 1)
+    items = [readings(part, depth + 1) for part in parts]
+    relations = [next((v for v in item if isinstance(v, Labelled | Region | Equation)), None) for item in items]
+    if all(isinstance(v, Labelled) for v in relations):
+        merged: dict[str, tuple[tuple[Reading, ...], ...]] = {}
+        for v in relations:
+            for label, values in v.values.items():  # type: ignore[union-attr]
+                merged[label] = merged.get(label, ()) + values
+        return [Labelled(merged)]
+    regions = [next((v for v in item if isinstance(v, Region)), None) for item in items]
+    if all(v is not None for v in regions) and all(_has_relation(part) for part in parts):
+        sets = [_sympy_set(v) for v in regions if v is not None]
+        joined = sympy.Union(*sets) if _OR.search(text) else sympy.Intersection(*sets)
+        return _region(joined)
+    first = relations[0]
+    if isinstance(first, Labelled) and len(first.values) == 1 and not any(relations[1:]):
+        ((label, values),) = first.values.items()
+        return [Labelled({label: (*values, *items[1:])})]
+    flat: list[tuple[Reading, ...]] = []
+    for item in items:
+        both = next((v for v in item if isinstance(v, Series) and v.brackets == ""), None)
+        flat += both.items if both is not None else [item]
+    return [Series(tuple(flat))]
+
+
+def _bracketed(text: str, depth: int) -> list[Reading]:
+    """Read items in brackets: a tuple, a set, an interval."""
+    if text.startswith("\\{") and text.endswith("\\}"):
+        opening, inside, closing = "{", text[2:-2], "}"
+    elif len(text) > 2 and text[0] in "([{" and text[-1] in ")]}":
+        opening, inside, closing = text[0], text[1:-1], text[-1]
+    else:
+        return []
+    if text[0] in BRACKETS and BRACKETS[text[0]] == closing and closing_bracket(text, 0) != len(text) - 1:
+        return []
+    parts = [trim(part) for part in split_outside(inside, re.compile(r"\s*[,;]\s*"))]
+    if opening == "{" and (match := re.match(r"\s*[a-z]\s*(?:\\in\s*\\mathbb\{R\}\s*)?[|:]\s*", inside)):
+        return _read(trim(inside[match.end() :]), depth + 1)
+    if len(parts) < 2 and opening != "{":
+        return _read(trim(inside), depth + 1) if opening + closing in ("()", "[]") else []
+    brackets = opening + closing
+    found: list[Reading] = [Series(tuple(readings(part, depth + 1) for part in parts if part), brackets)]
+    if len(parts) == 2 and opening != "{":
+        ends = [read_constant(re.sub(r"^\+\s*", "", part)) for part in parts]
+        if all(end is not None and end.value.is_extended_real for end in ends):
+            start, end = (e.value for e in ends if e is not None)
+            if (start < end) == True:  # noqa: E712 (a sympy relation)
+                found += _region(sympy.Interval(start, end, brackets[0] == "(", brackets[1] == ")"))
+    return found
+
+
+def _set_operations(text: str, depth: int) -> list[Reading]:
+    """Read unions, intersections and differences of sets of real numbers."""
+    for command, combine in (
+        (r"\\cup", sympy.Union), (r"\\setminus|\\backslash|(?<=\})\s*-\s*(?=\\\{)", sympy.Complement),
+        (r"\\cap", sympy.Intersection),
+    ):  # fmt: skip
+        parts = split_outside(
+            text.replace("\\{", "{").replace("\\}", "}"), re.compile(rf"\s*(?:{command})(?![A-Za-z])\s*")
+        )
+        if len(parts) > 1:
+            sets = [_as_set(trim(part), depth + 1) for part in parts]
+            return _region(combine(*sets)) if all(s is not None for s in sets) else []
+    return []
+
+
+def _as_set(text: str, depth: int) -> Any:
+    text = re.sub(r"^\{(.*)\}$", r"\\{\1\\}", text)
+    for value in _read(text, depth):
+        if isinstance(value, Region):
+            return _sympy_set(value)
+        if isinstance(value, Series) and value.brackets == "{}":
+            numbers = [next((v.value for v in item if isinstance(v, Number)), None) for item in value.items]
+            return sympy.FiniteSet(*numbers) if None not in numbers else None
+    return None
+
+
+def _sympy_set(region: Region) -> Any:
+    return sympy.Union(*(sympy.Interval(*interval) for interval in region.intervals))
+
+
+def _region(found: Any) -> list[Reading]:
+    """Return a set of real numbers as intervals; [] if it is something else."""
+    if found is sympy.S.EmptySet:
+        return [Series((), "{}")]
+    intervals: list[tuple[Any, Any, bool, bool]] = []
+    for part in found.args if isinstance(found, sympy.Union) else (found,):
+        if part is sympy.S.Reals:
+            part = sympy.Interval(-sympy.oo, sympy.oo)
+        if isinstance(part, sympy.Interval):
+            intervals.append((part.start, part.end, bool(part.left_open), bool(part.right_open)))
+        elif isinstance(part, sympy.FiniteSet):
+            intervals += [(value, value, False, False) for value in part]
+        else:
+            return []
+    return [Region(tuple(sorted(intervals, key=lambda interval: interval[0])))]
+
+
+# ---- equations and inequalities ---------------------------------------------------------------------------
+
+_RELATION = re.compile(r"\s*(\\(?:le|ge|ne|approx|in|to|equiv)(?![A-Za-z])|[<>=])\s*")
+_NAME = re.compile(
+    r"\\?[A-Za-z]+(?:_(?:\{[^{}]*\}|\w))?'*|[A-Za-z]\w*'*\s*(?:_(?:\{[^{}]*\}|\w))?\s*\(.*\)|\|[A-Z]+\|"
+    r"|\\angle\s*[A-Z]+"
+    r"|\\(?:overline|vec|hat|widehat|bar|triangle|mathrm|mathbb)\s*\{?\s*\w+\s*\}?|[A-Za-z][A-Za-z ]*"
+    r"|m\s*\\angle\s*[A-Z]+"
+)
+_COLON = re.compile(r"((?:[A-Za-z][\w']*\s*)+):\s*(\S.*)")
+_POINT = re.compile(r"([A-Z](?:'|_\{?\w+\}?)*)\s*(\(.*,.*\))")
+
+
+def _has_relation(text: str) -> bool:
+    return len(split_outside(text, _RELATION)) > 1
+
+
+def _sides(text: str) -> tuple[list[str], list[str]]:
+    """Return the sides of a chain of relations and the relations between them."""
+    sides = split_outside(text, _RELATION)
+    signs, rest = [], text
+    for side in sides[:-1]:
+        rest = rest[rest.index(side) + len(side) :]
+        match = _RELATION.match(rest)
+        assert match is not None
+        signs.append(match[1])
+        rest = rest[match.end() :]
+    return [trim(side) for side in sides], signs
+
+
+def _relation(text: str, depth: int) -> list[Reading]:
+    """Read labels, equations, inequalities and orders."""
+    if match := _POINT.fullmatch(text) or _COLON.fullmatch(text):
+        return [Labelled({_label(match[1]): (readings(match[2], depth + 1),)})]
+    if not _has_relation(text):
+        return []
+    sides, signs = _sides(text)
+    while len(signs) > 1 and signs[-1] == "\\approx":  # an approximation of what stands before it
+        sides, signs = sides[:-1], signs[:-1]
+    if not all(sides):
+        return []
+    if all(sign in ("=", "\\approx", "\\equiv") for sign in signs):
+        return _equal_sides(sides, depth)
+    if signs == ["\\in"] and _NAME.fullmatch(sides[0]):
+        return [*_read(sides[1], depth + 1), Labelled({_label(sides[0]): (readings(sides[1], depth + 1),)})]
+    if "=" not in signs and all(re.fullmatch(r"\\?[A-Za-z]+(?:_\{?\w+\}?|\(\w+\))?", side) for side in sides):
+        pairs = zip(sides, signs, sides[1:], strict=False)
+        return [Chain(frozenset(_oriented(*pair) for pair in pairs))]
+    sides = [re.sub(r"^\\?[A-Za-z]+\s*\([A-Za-z]\)$", "x", side) for side in sides]  # g(x) is an unknown of its own
+    sets = [_solved(left, sign, right) for left, sign, right in zip(sides, signs, sides[1:], strict=False)]
+    if all(s is not None for s in sets):
+        return _region(sympy.Intersection(*sets))
+    formulas = [to_sympy(side) for side in sides]
+    if len(signs) > 1 or signs[0] not in "<>\\le\\ge\\ne" or not all(isinstance(f, sympy.Expr) for f in formulas):
+        return []
+    (left, right), sign = formulas, signs[0]
+    return (
+        [Equation(right - left, {">": "<", "\\ge": "\\le"}[sign])]
+        if sign in (">", "\\ge")
+        else [Equation(left - right, sign)]
+    )
+
+
+def _oriented(left: str, sign: str, right: str) -> tuple[str, str, str]:
+    return {"<": (">", right, left), "\\le": ("\\ge", right, left)}.get(sign, (sign, left, right))
+
+
+def _label(text: str) -> str:
+    return re.sub(r"[\s{}\\]|(?:^the )", "", text).casefold()
+
+
+def _equal_sides(sides: Sequence[str], depth: int) -> list[Reading]:
+    first, last = sides[0], sides[-1]
+    if re.fullmatch(r"\(.*,.*\)", first) and re.fullmatch(r"\(.*,.*\)", last):
+        names, values = (split_outside(side[1:-1], re.compile(r"\s*,\s*")) for side in (first, last))
+        if len(names) == len(values) and all(_NAME.fullmatch(name.strip()) for name in names):
+            return [
+                Labelled({_label(n): (readings(v, depth + 1),) for n, v in zip(names, values, strict=True)}),
+                *_read(last, depth + 1),
+            ]
+    found: list[Reading] = []
+    if _NAME.fullmatch(first):
+        found.append(Labelled({_label(first): (readings(last, depth + 1),)}))
+    elif len(sides) == 2 and _NAME.fullmatch(last) and not _NAME.fullmatch(first):
+        found.append(Labelled({_label(last): (readings(first, depth + 1),)}))
+    elif any(isinstance(v, Number) for v in read_formula(first)) or len(sides) > 2:
+        return _read(last, depth + 1)
+    formulas = [to_sympy(side) for side in (first, last)]
+    if len(sides) == 2 and all(isinstance(f, sympy.Expr) for f in formulas):
+        found.append(Equation(formulas[0] - formulas[1]))
+    return found
+
+
+def _solved(left: str, sign: str, right: str) -> Any:
+    """Return the real solutions of one relation in one variable; None if they are unknown."""
+    sides = [to_sympy(side) for side in (left, right)]
+    if not all(isinstance(side, sympy.Expr) for side in sides):
+        return None
+    difference = sides[0] - sides[1]
+    free = difference.free_symbols
+    if len(free) != 1:
+        return None
+    x = sympy.Symbol("x", real=True)
+    difference = sympy.expand(difference.subs(free.pop(), x))
+    slope = sympy.diff(difference, x)
+    if sign == "\\ne":
+        zeros = sympy.solveset(difference, x, sympy.S.Reals)
+        return sympy.Complement(sympy.S.Reals, zeros) if isinstance(zeros, sympy.FiniteSet) else None
+    if slope.is_number and slope.is_real and slope != 0:
+        zero = -difference.subs(x, 0) / slope
+        is_below = (sign in ("<", "\\le")) == bool(slope > 0)
+        is_open = sign in "<>"
+        return sympy.Interval(-sympy.oo, zero, True, is_open) if is_below else sympy.Interval(zero, sympy.oo, is_open)
+    relation = {"<": sympy.Lt, ">": sympy.Gt, "\\le": sympy.Le, "\\ge": sympy.Ge}.get(sign)
+    if relation is None or not difference.is_polynomial(x) or sympy.degree(difference, x) > 4:
+        return None
+    return sympy.solve_univariate_inequality(relation(difference, 0), x, relational=False)
+
+
+def _plus_minus(text: str, depth: int) -> list[Reading]:
+    """Read `a \\pm b` as a - b and a + b."""
+    if not re.search(r"\\[pm][pm](?![A-Za-z])", text):
+        return []
+    upper = re.sub(r"\\mp(?![A-Za-z])\s*", "-", re.sub(r"\\pm(?![A-Za-z])\s*", "+", text))
+    lower = re.sub(r"\\mp(?![A-Za-z])\s*", "+", re.sub(r"\\pm(?![A-Za-z])\s*", "-", text))
+    return [Series(tuple(readings(form.removeprefix("+"), depth + 1) for form in (upper, lower)))]

@@ -1,0 +1,127 @@
+"""Answers in prose: the part of a phrase or line that is the answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as Collection
+
+from lit_rlvr.rewards.answers.characters import plain_characters
+from lit_rlvr.rewards.answers.find import Found
+from lit_rlvr.rewards.answers.parse import parse
+from lit_rlvr.rewards.answers.values import Labelled, Reading, Series, Text, text_keys
+
+_NUMBER = r"(?:[$\u20ac\u00a3\u00a5\u20b9]\s?)?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?%?|\.\d+"
+_LATEX = r"\\[A-Za-z]+(?:\s*[\[{](?:[^{}\[\]]|\{(?:[^{}]|\{[^{}]*\})*\})*[\]}])*|\\[%$,;! {}]"
+_LETTER = r"(?<![A-Za-z'\\])[A-Za-z](?![A-Za-z'])"
+_SIGN = r"[-+*/^=<>!|_:\u00b1\u00d7\u00f7]"
+_TOKEN = rf"(?:{_NUMBER}|{_LATEX}|{_LETTER}|{_SIGN}|[()\[\]{{}},])"
+_SPAN = re.compile(rf"{_TOKEN}(?:\s*{_TOKEN})*")
+_DELIMITED = re.compile(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]")
+_CLAUSE = re.compile(
+    r"[.;!?](?:\s|$)|,?\s+\(?(?:because|since|which|as|so|when|where|for|that|with|after|altogether"
+    r"|in total|i\.e\.|if|but|by)\b"
+    r"|,\s+(?=(?!and\b|or\b)[a-z]{2,})|\s+-\s+(?=[a-z]{2,})|\s\(|:\s"
+)
+_NEGATED = re.compile(r"(?i)\b(?:not|cannot|never)\b|n't\b")
+_JOINED = re.compile(r"\s*(?:,|;|\band\b|\bor\b|,\s*and\b|,\s*or\b)\s*")
+_PROSE_DASH = re.compile(r"\s+[\u2013\u2014]\s+|(?<=[a-z])[\u2013\u2014](?=[a-z])")
+
+
+def candidates(found: Found, keys: Collection[str]) -> Iterator[str]:
+    """Yield the parts of what was found that may be the answer, the likeliest first."""
+    if not found.text:
+        return
+    if found.where in ("box", "tag"):
+        yield found.text
+        if found.where == "tag" and " " in found.text:
+            yield from candidates(Found(found.text, "phrase"), keys)
+        return
+    text = plain_characters(_PROSE_DASH.sub(", ", found.text)).strip()
+    is_phrase = found.where != "line"
+    if is_phrase and _NEGATED.match(text):
+        return
+    clause = text[: cut.start()] if is_phrase and (cut := _CLAUSE.search(text)) else text
+    for phrase in dict.fromkeys((text, clause)):
+        if not keys.isdisjoint(text_keys(parse(phrase))):
+            yield phrase
+    for phrase in dict.fromkeys((text.rstrip("."), clause)):
+        if _is_value(phrase):
+            yield phrase
+    searched = clause if next(_spans(clause), None) else text
+    spans = list(_spans(searched))
+    for start, end in spans[:1] if is_phrase else spans[-1:]:
+        if not _NEGATED.search(re.split(r"[.;:,]\s", searched[:start])[-1]):
+            yield _with_unit(searched, start, end)
+
+
+def _items(value: Reading) -> Iterable[Sequence[Reading]]:
+    if isinstance(value, Labelled):
+        return (item for items in value.values.values() for item in items)
+    return value.items if isinstance(value, Series) else ()
+
+
+def _is_value(phrase: str) -> bool:
+    """Return True if a whole phrase means something besides its words."""
+    return len(phrase) < 200 and any(
+        not isinstance(value, Text) and not any(all(isinstance(v, Text) for v in item) for item in _items(value))
+        for value in parse(phrase)
+    )
+
+
+def _spans(text: str) -> Iterator[tuple[int, int]]:
+    """Yield where mathematics stands in prose; lists of it ("3 and 4") are one."""
+    found: list[tuple[int, int]] = []
+    taken = [match.span() for match in _DELIMITED.finditer(text) if _is_mathematics(match)]
+    for match in _SPAN.finditer(text):
+        inside = next((span for span in taken if span[0] < match.end() and match.start() < span[1]), None)
+        if inside is None:
+            found += _without_words(text, *match.span())
+        elif inside not in found:
+            found.append(inside)
+    joined: list[tuple[int, int]] = []
+    for start, end in found:
+        if joined and _JOINED.fullmatch(text, joined[-1][1], start):
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((start, end))
+    yield from joined
+
+
+def _is_mathematics(match: re.Match[str]) -> bool:
+    """Return False for the prose between two prices."""
+    inside = next(group for group in match.groups() if group is not None)
+    return not re.search(r"(?<![\\A-Za-z{])[A-Za-z]{3,}\s+[A-Za-z]{2,}", inside) and not inside[-1:].isspace()
+
+
+def _without_words(text: str, start: int, end: int) -> list[tuple[int, int]]:
+    """Return a run of mathematics without the one-letter words, signs and brackets around it; [] if nothing is left."""
+    run = text[start:end]
+    if not re.search(r"\d|\\", run):
+        return []
+    lead = re.match(rf"(?:{_LETTER}(?!\s*[-=<>^_(+*/\\])\s*|[=:*/+^!,|_>)\]}}]\s*|-\s+(?=\\?[A-Za-z]))+", run)
+    start += lead.end() if lead else 0
+    run = text[start:end]
+    tail = re.search(rf"(?:\s+{_LETTER}|\s*[=:*/+^,|_<>(\[{{-])+\s*$", run)
+    end -= len(run) - tail.start() if tail else 0
+    run = text[start:end]
+    for opening, closing in ("()", "[]", "{}"):  # a bracket of the sentence
+        if run.endswith(closing) and run.count(closing) > run.count(opening) and not re.search(r"[\[(].*[\])]$", run):
+            end -= 1
+    return [(start, end)] if re.search(r"\d|\\", text[start:end]) else []
+
+
+def _with_unit(text: str, start: int, end: int) -> str:
+    """Return a run of mathematics with the words behind it that belong to it: a magnitude, a unit."""
+    span = text[start:end]
+    words = re.match(r"(?:\s*(?!(?:and|or)\b)[A-Za-z\u4e00-\u9fff%/.]+){1,3}", text[end:])
+    pieces = re.findall(r"\s*[A-Za-z\u4e00-\u9fff%/]+\.?", words[0]) if words else []
+    plain = parse(span)
+    for count in range(len(pieces), 0, -1):
+        longer = span + "".join(pieces[:count]).rstrip(".")
+        values = parse(longer)
+        if any(not isinstance(v, Text) for v in values) and [v for v in values if not isinstance(v, Text)] != [
+            v for v in plain if not isinstance(v, Text)
+        ]:
+            return longer
+    return span

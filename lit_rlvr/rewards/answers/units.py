@@ -1,0 +1,157 @@
+"""The words behind and before a number: units with their factors, magnitudes and numerals."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from functools import lru_cache
+
+Dimension = tuple[tuple[str, int], ...]
+"""Powers of base units, sorted: (("m", 1), ("s", -1)) for km/h."""
+
+_BASE: dict[str, dict[str, str]] = {
+    "m": {
+        "1": "m meter meters metre metres", "1/1000": "mm millimeter millimeters millimetre millimetres",
+        "1/100": "cm centimeter centimeters centimetre centimetres", "1/10": "dm decimeter decimeters decimetre",
+        "1000": "km kilometer kilometers kilometre kilometres", "1/1000000": "um micrometer micrometers micron microns",
+        "1/1000000000": "nm nanometer nanometers", "254/10000": "in inch inches",
+        "3048/10000": "ft foot feet", "9144/10000": "yd yard yards", "1609344/1000": "mi mile miles",
+    },
+    "kg": {
+        "1": "kg kilogram kilograms kilo kilos", "1/1000": "g gram grams gm gms",
+        "1/1000000": "mg milligram milligrams",
+        "1000": "tonne tonnes", "45359237/100000000": "lb lbs pound_mass pounds_mass",
+        "28349523125/1000000000000": "oz ounce ounces",
+    },
+    "s": {
+        "1": "s sec secs second seconds", "1/1000": "ms millisecond milliseconds", "60": "min mins minute minutes",
+        "3600": "h hr hrs hour hours", "86400": "d day days", "604800": "wk week weeks",
+        "31536000": "yr yrs year years",
+    },
+    "month": {"1": "month months"},
+    "deg": {"1": "deg degree degrees \\circ"},
+    "rad": {"1": "rad radian radians"},
+    "kelvin": {"1": "K kelvin kelvins"},
+    "celsius": {"1": "\\circc celsius degc centigrade"},
+    "fahrenheit": {"1": "\\circf fahrenheit degf"},
+    "usd": {"1": "$ usd dollar dollars buck bucks", "1/100": "\u00a2 cent cents"},
+    "eur": {"1": "\u20ac eur euro euros"},
+    "gbp": {"1": "\u00a3 gbp quid", "1/100": "penny pence"},
+    "cny": {"1": "\u00a5 cny rmb yuan \u5143 \u5757", "1/10": "jiao \u89d2"},
+    "jpy": {"1": "jpy yen \u5186"},
+    "inr": {"1": "\u20b9 inr rs rupee rupees", "1/100": "paisa paise"},
+    "krw": {"1": "\u20a9 krw won \uc6d0"},
+    "rub": {"1": "\u20bd rub ruble rubles rouble roubles"},
+    "vnd": {"1": "\u20ab vnd dong"},
+    "ampere": {"1": "ampere amperes amp amps", "1/1000": "ma milliampere milliamperes"},
+    "mol": {"1": "mol mole moles"},
+    "bit": {"1": "bit bits", "8": "byte bytes"},
+}  # fmt: skip
+_DERIVED: dict[str, tuple[str, str]] = {  # name -> (factor, units)
+    "l L liter liters litre litres": ("1/1000", "m^3"), "ml milliliter milliliters cc": ("1/1000000", "m^3"),
+    "gal gallon gallons": ("3785411784/1000000000000", "m^3"),
+    "ha hectare hectares": ("10000", "m^2"), "acre acres": ("40468564224/10000000", "m^2"),
+    "mph": ("1", "mi/h"), "kmh kmph kph": ("1", "km/h"), "N newton newtons": ("1", "kg*m/s^2"),
+    "J joule joules": ("1", "kg*m^2/s^2"), "kj kilojoule kilojoules": ("1000", "kg*m^2/s^2"),
+    "W watt watts": ("1", "kg*m^2/s^3"), "kw kilowatt kilowatts": ("1000", "kg*m^2/s^3"),
+    "pa pascal pascals": ("1", "kg/m/s^2"), "kpa": ("1000", "kg/m/s^2"), "hz hertz": ("1", "s^-1"),
+    "V volt volts": ("1", "kg*m^2/s^3/ampere"), "ohm ohms \\omega": ("1", "kg*m^2/s^3/ampere^2"),
+}  # fmt: skip
+_UNITS: dict[str, tuple[Fraction, Dimension]] = {
+    name: (Fraction(factor), ((base, 1),))
+    for base, factors in _BASE.items()
+    for factor, names in factors.items()
+    for name in names.split()
+}
+CURRENCIES = (
+    "[$\u20ac\u00a3\u00a5\u20b9\u20a9\u20bd\u20ab]|(?:US|A|C|HK|NT|S)\\$|USD|EUR|GBP|CNY|RMB|JPY|INR|Rs\\.?|KRW"
+)
+"""The currencies that stand before a number, as a regular expression."""
+
+MAGNITUDES = {
+    "hundred": 100, "thousand": 10**3, "thousands": 10**3, "million": 10**6, "millions": 10**6, "billion": 10**9,
+    "billions": 10**9, "trillion": 10**12, "trillions": 10**12, "dozen": 12, "dozens": 12, "lakh": 10**5,
+    "lakhs": 10**5, "crore": 10**7, "crores": 10**7, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "bn": 10**9,
+    "mn": 10**6,
+    "\u5341": 10, "\u767e": 100, "\u5343": 10**3, "\u4e07": 10**4, "\u842c": 10**4, "\u4ebf": 10**8, "\u5104": 10**8,
+}  # fmt: skip
+_POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
+_AFTER = {"squared": 2, "cubed": 3}
+_FACTOR = re.compile(
+    r"\s*(?P<op>/|per\b|[*.]|\\cdot|\\times)?\s*(?:(?P<power>square|sq|cubic|cu)\b\.?\s*)?"
+    r"(?P<unit>\\circ\s*[CF]\b|\\[A-Za-z]+|[A-Za-z]+|[$\u00a2\u20ac\u00a3\u00a5\u20b9\u20a9\u5143\u5186\u5757\u89d2\uc6d0])\.?"
+    r"(?:\s*\^?\s*\{?(?P<exponent>-?\d)\}?|\s+(?P<after>squared|cubed))?\s*"
+)
+
+
+@lru_cache(maxsize=4096)
+def read_unit(text: str) -> tuple[Fraction, Dimension] | None:
+    """Return the factor to base units and the dimension of "km/h", "sq. ft." or "cm^2"; None if it is no known unit."""
+    text = text.strip().removeprefix("^").replace("{\\circ}", "\\circ").strip("{}")
+    factor, powers, position = Fraction(1), dict[str, int](), 0
+    while position < len(text):
+        match = _FACTOR.match(text, position)
+        known = match and _lookup(match["unit"])
+        if not match or not known or (position == 0 and match["op"] not in (None, "/", "per")):
+            return None
+        exponent = int(match["exponent"] or 1) * _POWERS.get(match["power"] or "", 1) * _AFTER.get(match["after"], 1)
+        exponent *= -1 if match["op"] in ("/", "per") else 1
+        factor *= known[0] ** exponent
+        for base, power in known[1]:
+            powers[base] = powers.get(base, 0) + power * exponent
+        position = match.end()
+    dimension = tuple(sorted((base, power) for base, power in powers.items() if power))
+    return (factor, dimension) if dimension else None
+
+
+def _lookup(name: str) -> tuple[Fraction, Dimension] | None:
+    name = re.sub(r"\s", "", name)  # "\\circ C"
+    for form in dict.fromkeys((name, name.lower())) if len(name) > 1 else (name,):
+        if known := _UNITS.get(form) or _derived().get(form):
+            return known
+    return None
+
+
+@lru_cache(maxsize=1)
+def _derived() -> dict[str, tuple[Fraction, Dimension]]:
+    found = {}
+    for names, (factor, units) in _DERIVED.items():
+        unit = read_unit(units)
+        assert unit is not None
+        found.update({name: (Fraction(factor) * unit[0], unit[1]) for name in names.split()})
+    return found
+
+
+_ONES = re.findall(
+    r"\w+",
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen",
+)
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_WORDS = {word: i for i, word in enumerate(_ONES)} | {word: 10 * i for i, word in enumerate(_TENS, 2)}
+_PARTS = {"half": 2, "third": 3, "thirds": 3, "quarter": 4, "quarters": 4, "fourth": 4, "fourths": 4, "fifths": 5}
+BASES = {word: i for word, i in _WORDS.items() if 2 <= i <= 16}
+
+
+def read_numeral(text: str) -> Fraction | None:
+    """Return the value of "twenty-one", "minus three", "two hundred and five" or "three quarters"; else None."""
+    words = re.sub(r"[\s-]+", " ", text.strip().lower()).split()
+    sign = -1 if words and words[0] in ("minus", "negative") else 1
+    words = [word for word in words[sign < 0 :] if word != "and"]
+    if len(words) > 1 and words[0] in ("a", "an") and words[1] in MAGNITUDES:
+        words[0] = "one"
+    if words == ["half"]:
+        return Fraction(sign, 2)
+    if len(words) == 2 and words[1] in _PARTS and words[0] in ("a", "one", *_ONES):
+        return Fraction(sign * _WORDS.get(words[0], 1), _PARTS[words[1]])
+    total, current = 0, None
+    for word in words:
+        if word in _WORDS:
+            current = (current or 0) + _WORDS[word]
+        elif word in MAGNITUDES and len(word) > 2 and word.isalpha() and word.isascii():
+            current = (1 if current is None else current) * MAGNITUDES[word]
+            if MAGNITUDES[word] > 100:
+                total, current = total + current, 0
+        else:
+            return None
+    return None if current is None else Fraction(sign * (total + current))

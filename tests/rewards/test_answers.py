@@ -1,0 +1,131 @@
+"""The stages of the answer checker, each by itself, and the judged answers of `answers.jsonl` by kind."""
+
+import json
+from collections import defaultdict
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import sympy
+
+from lit_rlvr.rewards.answers.characters import plain_characters
+from lit_rlvr.rewards.answers.find import Found, find_answer, without_thoughts
+from lit_rlvr.rewards.answers.parse import parse
+from lit_rlvr.rewards.answers.units import read_numeral, read_unit
+from lit_rlvr.rewards.answers.values import Number, Parts, Quantity, Region, Series, Text
+from lit_rlvr.rewards.math_check import check_math, explain_check
+
+JUDGED = [json.loads(line) for line in Path(__file__).with_name("answers.jsonl").read_text().splitlines()]
+
+
+def test_judged_answers() -> None:
+    """Every kind has right and wrong answers, so that neither a checker that pays all nor one that pays none passes."""
+    wrong = [
+        (row["kind"], row["reference"], row["completion"], row["right"])
+        for row in JUDGED
+        if check_math(row["completion"], row["reference"])[0] is not row["right"]
+    ]
+    assert wrong == []
+    verdicts = defaultdict(set)
+    for row in JUDGED:
+        verdicts[row["kind"]].add(row["right"])
+    assert len(verdicts) > 15 and all(found == {True, False} for found in verdicts.values()), verdicts
+    assert sum(not row["right"] for row in JUDGED) > len(JUDGED) / 5
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("6 + 7 = 13\n#### 13\nThat took 2 steps.", Found("13", "hash")),
+        ("#### Step 1: add\n7 + 6\n#### 13", Found("13", "hash")),
+        ("#### 1. Add the apples\nThe answer is 13.", Found("13.", "phrase")),
+        ("<answer>7</answer> in 2 steps", Found("7", "tag")),
+        ("first <answer>\\boxed{7}</answer>", Found("7", "box")),
+        ("\\boxed{5}, no: \\boxed{\\frac{1}{2", Found("", "box")),
+        ("(a) \\boxed{3} (b) \\boxed{4}", Found("3, 4", "box")),
+        ("\\boxed{3} or \\boxed{4}", Found("4", "box", ("3", "4"), "or")),
+        ("\\boxed{3}\n\n\\boxed{4}", Found("4", "box", ("3", "4"), "line")),
+        ("<think>\\boxed{7}", Found("", "line")),
+        ("The answer is:\n\n**41**\n\nI hope this helps.", Found("41", "phrase")),
+        ("答案是 5", Found("5", "phrase")),
+        ("So she has 12 apples.<|im_end|>", Found("So she has 12 apples.", "line")),
+    ],
+)
+def test_find(text: str, found: Found) -> None:
+    assert find_answer(text) == found
+
+
+def test_thoughts_that_never_end_hold_no_answer_unless_they_may() -> None:
+    assert without_thoughts("<think>a</think> b") == " b"
+    assert without_thoughts("a</think> b") == " b", "the prompt opened them"
+    assert without_thoughts("<think>a</think> b <think> c") == " b "
+    assert without_thoughts("<think>\\boxed{7}", open_thoughts=True).endswith("\\boxed{7}")
+    assert not check_math("<think>\\boxed{7}", "7")[0]
+    assert check_math("<think>\\boxed{7}", "7", open_thoughts=True)[0]
+
+
+def test_characters_that_change_the_meaning_are_not_dropped() -> None:
+    assert plain_characters("x²") == "x^{2}" and plain_characters("10⁻³") == "10^{-3}"
+    assert plain_characters("2⅓") == "2 1/3" and plain_characters("½") == "1/2"
+    assert plain_characters("x₁₂") == "x_{12}" and plain_characters("∛8") == "\\sqrt[3]{8}"
+    assert plain_characters("٣५７") == "357"
+    assert plain_characters("\u20135") == plain_characters("\u22125") == plain_characters("\ufe635") == "-5"
+    assert plain_characters("\u200b\ufeff5\u00a0") == "5 "
+    assert plain_characters("3或4、5") == "3, 4, 5"
+
+
+def values_of(text: str) -> list[object]:
+    return [value for value in parse(text) if not isinstance(value, Text)]
+
+
+def test_a_text_has_every_type_that_it_can_mean() -> None:
+    kinds = {type(value) for value in values_of("(2,3)")}
+    assert kinds == {Series, Region}
+    assert {type(value) for value in values_of("1,234")} == {Number, Series}
+    assert values_of("100, 200")[0] == Series((parse("100"), parse("200")))
+    assert values_of("ABC") == values_of("no") == values_of("CO2") == []
+    assert values_of("3:30") == [Parts("time", (3, 30, 0, ""))]
+    assert values_of("3:2") == [Parts("ratio", (3, 2))]
+    assert values_of("50%") == [Number(sympy.Rational(1, 2)), Number(sympy.Integer(50))]
+    assert values_of("0.1666...") == [Number(sympy.Rational(1, 6))]
+    assert values_of("0.00050") == [Number(sympy.Rational(1, 2000), 5)]
+    (total,) = values_of("5 ft 3 in")
+    assert isinstance(total, Quantity) and total.is_sum and total.number.value == sympy.Rational(63 * 127, 5000)
+
+
+def test_units() -> None:
+    assert read_unit("km/h") == (Fraction(5, 18), (("m", 1), ("s", -1)))
+    assert read_unit("sq. ft.") == read_unit("square feet") == read_unit("ft^2")
+    assert read_unit("m per second squared") == read_unit("m/s^2")
+    assert read_unit("apples") is None and read_unit("n") is None, "a variable is no unit"
+    assert read_unit("N") == read_unit("newtons")
+
+
+def test_numerals() -> None:
+    assert read_numeral("two hundred and five") == 205 and read_numeral("minus twenty-one") == -21
+    assert read_numeral("three quarters") == Fraction(3, 4) and read_numeral("a dozen") == 12
+    assert read_numeral("five apples") is None
+
+
+def test_decimals_mean_the_same_for_whole_numbers_and_decimals() -> None:
+    for reference in ("3", "3.0"):
+        assert check_math("\\boxed{3.0000001}", reference)[0]
+        assert not check_math("\\boxed{3.00001}", reference)[0]
+        assert check_math("\\boxed{3.004}", reference, decimals=2)[0]
+    assert not check_math("\\boxed{0.0000004}", "0.0000003")[0], "small numbers by their digits"
+    assert check_math("\\boxed{\\frac{7}{3}}", "2.33", reference_precision=True)[0]
+    assert not check_math("\\boxed{\\frac{7}{3}}", "2.33")[0]
+
+
+def test_one_of_several_references_suffices() -> None:
+    assert check_math("\\boxed{three}", ("4", "3"))[0]
+    assert not check_math("\\boxed{5}", ("4", "3"))[0]
+
+
+def test_the_stages_are_explained() -> None:
+    stages = dict(explain_check("The answer is 5 million.", "5"))
+    assert stages["found"] == "'5 million.' (behind \"answer\")" and stages["taken of it"] == "'5 million'"
+    assert stages["the answer is"].startswith("number 5000000") and "number 5" in stages["the reference is"]
+    assert stages["compared"] == "not equal" and stages["status"] == "ok"
+    assert dict(explain_check("<think>\\boxed{5}", "5"))["found"] == "no answer"
+    assert dict(explain_check("3 + 4", "7"))["compared"] == "an unevaluated sum or product"
