@@ -276,7 +276,7 @@ def after_a_turn(tokenizer: PreTrainedTokenizerBase) -> str:
     A template that refuses the conversation is reported when it is needed.
     """
     for content in (_TURN, [{"type": "text", "text": _TURN}]):  # the templates of some vision models take parts only
-        talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": content}]
+        talk: list[Any] = [{"role": "user", "content": "?"}, {"role": "assistant", "content": content}]
         with suppress(Exception):
             text = str(tokenizer.apply_chat_template(talk, tokenize=False) if tokenizer.chat_template else "")
             if _TURN in text:
