@@ -134,6 +134,10 @@ def check_files(folder: str, wanted: int) -> None:
 
     held = 0
     for path in sorted(Path(folder).glob("model*.safetensors")):
+        with path.open("rb") as start:
+            is_pointer = start.read(7) == b"version"
+        if is_pointer:
+            raise UserError(f"model: {path} is a pointer of Git LFS, not the weights; run `git lfs pull` in {folder}")
         with reading(path.name, folder), safe_open(path, framework="pt") as file:
             tensors = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
             types = {name: tensor.get_dtype() for name, tensor in tensors.items()}
@@ -272,7 +276,7 @@ def after_a_turn(tokenizer: PreTrainedTokenizerBase) -> str:
     A template that refuses the conversation is reported when it is needed.
     """
     for content in (_TURN, [{"type": "text", "text": _TURN}]):  # the templates of some vision models take parts only
-        talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": content}]
+        talk: list[Any] = [{"role": "user", "content": "?"}, {"role": "assistant", "content": content}]
         with suppress(Exception):
             text = str(tokenizer.apply_chat_template(talk, tokenize=False) if tokenizer.chat_template else "")
             if _TURN in text:
@@ -313,6 +317,29 @@ def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...
     return ids
 
 
+def check_token_ids(folder: str, rows: int, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> None:
+    """Refuse EOS tokens, and tokens of the chat template, that the model has no embedding for.
+
+    Args:
+        rows: of the embedding. ends: the EOS tokens.
+
+    Raises:
+        UserError: names the tokens.
+    """
+    if beyond := [token for token in ends if token >= rows]:
+        raise UserError(
+            f"model: eos_token_id of {folder} has {beyond[0]}, and the model knows only {rows} tokens; take "
+            "generation_config.json and tokenizer of this model"
+        )
+    template = str(tokenizer.chat_template or "")
+    unknown = [text for text, token in tokenizer.get_added_vocab().items() if token >= rows and text in template]
+    if unknown:
+        raise UserError(
+            f"model: the chat template of {folder} has {_few(sorted(unknown))}, which the tokenizer counts beyond the "
+            f"model's {rows} tokens; give the model these tokens (resize_token_embeddings), or take its own tokenizer"
+        )
+
+
 def load_policy(
     folder: str,
     shared_prefix: bool = True,
@@ -339,7 +366,10 @@ def load_policy(
         raise UserError(f"model: {folder} has no plain linear output embedding; not supported")
     if gradient_checkpointing:
         enable_checkpointing(model)
-    policy = Policy(model.eval(), end_tokens(model, load_tokenizer(folder)), shared_prefix)
+    tokenizer = load_tokenizer(folder)
+    ends = end_tokens(model, tokenizer)
+    check_token_ids(folder, model.get_input_embeddings().num_embeddings, tokenizer, ends)
+    policy = Policy(model.eval(), ends, shared_prefix)
     if not empty:
         verify_or_fall_back(policy)
     return policy

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import END, save_model, tiny_llama, tiny_qwen2
-from transformers import BertConfig, BertForMaskedLM
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.errors import UserError
@@ -195,7 +195,13 @@ def test_the_templates_end_of_a_turn_ends_completions_too(
 
 
 @pytest.mark.parametrize(
-    ("ends", "said"), [("<|end|>", "with <|end|>, which is no token of its tokenizer"), ("", None), ("\n\n", None), ("</s>", "only <|im_end|> ends")]
+    ("ends", "said"),
+    [
+        ("<|end|>", "with <|end|>, which is no token of its tokenizer"),
+        ("", None),
+        ("\n\n", None),
+        ("</s>", "only <|im_end|> ends"),
+    ],
 )
 def test_a_templates_end_that_is_no_token_is_said(
     folder: Path, caplog: pytest.LogCaptureFixture, ends: str, said: str | None
@@ -207,6 +213,27 @@ def test_a_templates_end_that_is_no_token_is_said(
     warned = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert len(warned) == (said is not None)
     assert all(str(said) in line and f"rollout.sampling.stop: ['{ends}']" in line for line in warned)
+
+
+def test_tokens_that_the_model_does_not_have_are_refused(folder: Path) -> None:
+    change("generation_config.json", eos_token_id=[END, 99999])(folder)
+    with pytest.raises(UserError, match=r"eos_token_id of .* has 99999, and the model knows only 260 tokens"):
+        load_policy(str(folder))
+    change("generation_config.json", eos_token_id=END)(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|turn|>", "<|unused|>"]})
+    tokenizer.save_pretrained(folder)
+    load_policy(str(folder))  # no text has them
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_start|>", "<|turn|>")
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(UserError, match=r"has <\|turn\|>, which the tokenizer counts beyond the model's 260 tokens"):
+        load_policy(str(folder))
+
+
+def test_pointers_of_git_lfs_are_refused(folder: Path) -> None:
+    write(WEIGHTS, "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")(folder)
+    with pytest.raises(UserError, match=r"model.safetensors is a pointer of Git LFS, .*run `git lfs pull` in"):
+        load_model(str(folder), torch.float32)
 
 
 def test_whole_folders_load(folder: Path, untied_model_folder: Path, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_adapters_are_merged_by_the_command_that_the_refusal_gives(
     with pytest.raises(UserError, match="adapters"):  # transformers would load both
         resolve_model(str(folder))
     (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(UserError, match="adapter_config.json names no base model"):
+    with pytest.raises(UserError, match=r"adapter_config.json names no base model"):
         resolve_model(str(folder))
 
 

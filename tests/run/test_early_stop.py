@@ -83,7 +83,10 @@ def test_a_run_that_reaches_its_end_is_not_stopped(run_folder: Path, lit_rlvr: C
 UNKNOWN = {
     "EarlyStopping": (callback("EarlyStopping", monitor="val_accuracy"), "EarlyStopping.monitor: no metric is called"),
     "of a set": (callback("EarlyStopping", monitor="val/arithmetic/pass@8"), "there are val/accuracy, val/arithmetic/"),
-    "ModelCheckpoint": (callback("ModelCheckpoint", monitor="val_loss"), "ModelCheckpoint.monitor: no metric is called"),
+    "ModelCheckpoint": (
+        callback("ModelCheckpoint", monitor="val_loss"),
+        "ModelCheckpoint.monitor: no metric is called",
+    ),
     "no validation": (
         (*callback("EarlyStopping", monitor="val/accuracy"), "--trainer.limit_val_batches", "0"),
         "'val/accuracy'; there is no validation",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_engines import Copying
 from tiny_fit import RecordingGRPO, fit
 from tiny_rewards import first_token
 from torch import Tensor
@@ -146,7 +148,12 @@ def test_a_rollout_without_any_reward_is_skipped(
 @pytest.mark.parametrize(
     ("unjudged", "limit", "steps", "said"),
     [
-        ({2, 3, 4}, 2, 9, "completions of iteration 4, so there is nothing to train on, after 2 such iterations in a row"),
+        (
+            {2, 3, 4},
+            2,
+            9,
+            "completions of iteration 4, so there is nothing to train on, after 2 such iterations in a row",
+        ),
         ({1}, 0, 9, "of iteration 1, so there is nothing to train on, after 0 such"),
         ({1, 2, 3}, 5, 3, "of iteration 3, so there is nothing to train on, after 2 such"),
     ],
@@ -159,6 +166,22 @@ def test_too_many_rollouts_without_a_reward_end_the_run(
     with pytest.raises(UserError) as error:
         fit(tiny_model_folder, tmp_path, steps=steps, max_skipped_steps=limit)
     assert said in str(error.value) and f"(model.max_skipped_steps={limit}); return a number" in str(error.value)
+
+
+def test_beside_training_too(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Groups are judged in the order of their iterations, 24 completions each."""
+    calls = itertools.count()
+    monkeypatch.setattr(
+        FunctionReward, "__call__", lambda self, *pair: None if next(calls) // 24 in (1, 2) else first_token(*pair)
+    )
+    module, seen = fit(tiny_model_folder, tmp_path, steps=5, max_skipped_steps=2, engine=Copying(), staleness=1)
+    assert [m["train/skipped_steps"] for m in seen.metrics] == [0, 1, 2, 2, 2] and adam_steps(module) == {3.0}
+    assert caplog.text.count("it is skipped") == 2
+    monkeypatch.setattr(FunctionReward, "__call__", lambda *_: None)
+    with pytest.raises(UserError, match=r"of iteration 3, .* after 2 such iterations in a row"):
+        fit(tiny_model_folder, tmp_path, steps=5, max_skipped_steps=2, engine=Copying(), staleness=1)
 
 
 def test_the_limit_is_not_negative(tiny_model_folder: Path, tmp_path: Path) -> None:
