@@ -74,6 +74,13 @@ class Reward(ABC):
     def begin_rollout(self, step: int, max_steps: int) -> None:  # noqa: B027 (optional)
         """Take note of a rollout of training that begins after `step` of the run's `max_steps` optimizer steps."""
 
+    def check_reference(self, sample: Sample) -> None:  # noqa: B027 (optional)
+        """Refuse a sample whose reference this reward cannot read; called for all samples when the data are loaded.
+
+        Raises:
+            UserError: says what is wrong with the reference, and what to do.
+        """
+
     @abstractmethod
     def __call__(self, completion: Completion, sample: Sample) -> float | RewardResult | None:
         """Return the reward of one completion; True and False also report `correct`, a number does not.
