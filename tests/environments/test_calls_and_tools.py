@@ -56,15 +56,16 @@ from lit_rlvr.types import Sample, Turn
             [Call("f", named={"x": "</think> </tool_call> <tool_call>"})],
         ),
         (
-            '<tool_call>{"name": "f", "arguments": {"x": "a</tool_call>b"}}</tool_call><tool_call>{"name": "g"}</tool_call>',
+            '<tool_call>{"name": "f", "arguments": {"x": "a</tool_call>b"}}</tool_call>'
+            '<tool_call>{"name": "g"}</tool_call>',
             [Call("f", named={"x": "a</tool_call>b"}), Call("g")],
         ),
         ('<tool_call>{"name": "f"}\n<tool_call>{"name": "g"}</tool_call>', [Call("f"), Call("g")]),
         ("<call>f('</call>')</call><call>g('</think>')</call>", [Call("f", ("</call>",)), Call("g", ("</think>",))]),
         (
-            "<tool_call>\n<function=f>\n<parameter=x>\na</parameter></tool_call>\n</think>\n</parameter>\n"
+            "<tool_call>\n<function=f>\n<parameter=x>\na</tool_call>\n</think>\n</parameter>b\n</parameter>\n"
             "<parameter=y>\n2\n</parameter>\n</function>\n</tool_call>",
-            [Call("f", named={"x": "a</parameter></tool_call>\n</think>", "y": "2"}, is_typed=False)],
+            [Call("f", named={"x": "a</tool_call>\n</think>\n</parameter>b", "y": "2"}, is_typed=False)],
         ),
         (
             "<tool_call>f\n<arg_key>x</arg_key>\n<arg_value></tool_call></arg_value>\n</tool_call>",
