@@ -173,6 +173,10 @@ def _content(block: Block) -> str:
     return block.content if known or not block.language else ""
 
 
+BARE_CHARACTERS = 4000
+"""Length from which a query without a fence does not continue behind a blank line."""
+
+
 def _bare_queries(text: str) -> list[str]:
     """Return the queries of a text without fences."""
     queries: list[str] = []
@@ -187,7 +191,7 @@ def _bare_queries(text: str) -> list[str]:
             continue
         statement, ends, _ = queries[-1].partition(";\n")
         queries[-1] = (statement + ends).strip()
-        is_open = not queries[-1].endswith(";")
+        is_open = not queries[-1].endswith(";") and len(queries[-1]) < BARE_CHARACTERS
     return queries
 
 

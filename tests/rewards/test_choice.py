@@ -92,7 +92,7 @@ def test_sentences_around_a_letter_and_explanations_after_it(text: str) -> None:
     "box",
     ["\\textbf{(B)}\\ dog", "\\bf{B}", "\\texttt{B}", "\\mathbf{B}", "{\\bf B}", "\\text{(B)}", "\\mathrm{(B)}\\; \\text{dog}",
      "\\textbf{B. dog}", "\\text{B: dog}", "\\text{Option B}", "(B)~\\text{dog}", "\\underline{B}", "The answer is B",
-     "\\text{The answer is B}", "the dog", "a dog", "B, the dog", "\\displaystyle B", "[B]", "B\\ (\\text{dog})", "Ｂ"],
+     "\\text{The answer is B}", "the dog", "a dog", "B, the dog", "\\displaystyle B", "[B]", "B\\ (\\text{dog})", "\uff22"],
 )  # fmt: skip
 def test_boxes_with_markup_around_a_letter(box: str) -> None:
     assert judge(f"\\boxed{{{box}}}", PETS) == RIGHT
@@ -101,8 +101,8 @@ def test_boxes_with_markup_around_a_letter(box: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["答案：B", "（B）", "答案是B。", "故选：B", "故选B。", "正确答案：Ｂ", "选项B是正确的", "答案为【B】", "B、dog", "选B", "Ⓑ",
-     "答案：B\n解释：狗会叫", "答案是B，因为A太小", "应该选择B项", "Réponse : B", "Antwort: B", "정답: B"],
+    ["答案\uff1aB", "\uff08B\uff09", "答案是B。", "故选\uff1aB", "故选B。", "正确答案\uff1a\uff22", "选项B是正确的", "答案为【B】", "B、dog", "选B", "Ⓑ",
+     "答案\uff1aB\n解释\uff1a狗会叫", "答案是B\uff0c因为A太小", "应该选择B项", "Réponse : B", "Antwort: B", "정답: B"],
 )  # fmt: skip
 def test_letters_in_other_scripts(text: str) -> None:
     assert judge(text, PETS) == RIGHT
@@ -143,7 +143,7 @@ def test_texts_with_letters_signs_and_units_are_read_as_texts() -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", ["<answer>B</answer>", "(B)", "B.", "B) dog", "Option B", "option (b)", "[B]", "\\boxed{B}", "**B**", "Ｂ",
+    "answer", ["<answer>B</answer>", "(B)", "B.", "B) dog", "Option B", "option (b)", "[B]", "\\boxed{B}", "**B**", "\uff22",
                "(B) dog", "B. Dog", "B: Dog", "b", "B)"]
 )  # fmt: skip
 def test_references_in_other_forms_are_letters(answer: str) -> None:
