@@ -88,8 +88,8 @@ from lit_rlvr.types import Sample, Turn
         ),
         ('{"type": "function", "name": "f", "arguments": {"x": 2}}', [Call("f", named={"x": 2})]),
         (
-            '{"tool_calls": [{"type": "function", "function": {"name": "f", "arguments": "{}"}}, {"function": {"name": "g",'
-            ' "arguments": ""}}]}',
+            '{"tool_calls": [{"type": "function", "function": {"name": "f", "arguments": "{}"}}, '
+            '{"function": {"name": "g", "arguments": ""}}]}',
             [Call("f"), Call("g")],
         ),
         ('<tool_call>[{"name": "f", "arguments": {}}, {"name": "g"}]</tool_call>', [Call("f"), Call("g")]),

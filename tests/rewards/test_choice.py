@@ -79,8 +79,10 @@ PETS = Sample("a", "?", "B", options=("cat", "dog", "cow"))
         "Based on the sound, B is the best choice.", "The best answer here is B: dog", "The answer is: **B**",
         "Final answer: `B`", "The answer is B, not A.", "It is not A but B.", "A is wrong, so B.",
         "The answer is B rather than A.", "The answer is 'B'.", "The answer is [B]", "The answer is \\(B\\).",
-        "Answer: option b", "answer: b", "The answer is the dog.", "It is a dog.", "The answer is dog, because it barks.",
-        "The answer is as follows:\n\nB", "Answer:\nB", "Choice: B", "Selected option: (B)", "Answer = B", "B<|im_end|>",
+        "Answer: option b", "answer: b", "The answer is the dog.", "It is a dog.",
+        "The answer is dog, because it barks.",
+        "The answer is as follows:\n\nB", "Answer:\nB", "Choice: B", "Selected option: (B)", "Answer = B",
+        "B<|im_end|>",
         "Dogs bark\n</think>\nThe answer is B\n\nHere is why: cats meow.",
     ],
 )  # fmt: skip
@@ -90,9 +92,11 @@ def test_sentences_around_a_letter_and_explanations_after_it(text: str) -> None:
 
 @pytest.mark.parametrize(
     "box",
-    ["\\textbf{(B)}\\ dog", "\\bf{B}", "\\texttt{B}", "\\mathbf{B}", "{\\bf B}", "\\text{(B)}", "\\mathrm{(B)}\\; \\text{dog}",
+    ["\\textbf{(B)}\\ dog", "\\bf{B}", "\\texttt{B}", "\\mathbf{B}", "{\\bf B}", "\\text{(B)}",
+     "\\mathrm{(B)}\\; \\text{dog}",
      "\\textbf{B. dog}", "\\text{B: dog}", "\\text{Option B}", "(B)~\\text{dog}", "\\underline{B}", "The answer is B",
-     "\\text{The answer is B}", "the dog", "a dog", "B, the dog", "\\displaystyle B", "[B]", "B\\ (\\text{dog})", "\uff22"],
+     "\\text{The answer is B}", "the dog", "a dog", "B, the dog", "\\displaystyle B", "[B]", "B\\ (\\text{dog})",
+     "\uff22"],
 )  # fmt: skip
 def test_boxes_with_markup_around_a_letter(box: str) -> None:
     assert judge(f"\\boxed{{{box}}}", PETS) == RIGHT
@@ -101,7 +105,8 @@ def test_boxes_with_markup_around_a_letter(box: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["答案\uff1aB", "\uff08B\uff09", "答案是B。", "故选\uff1aB", "故选B。", "正确答案\uff1a\uff22", "选项B是正确的", "答案为【B】", "B、dog", "选B", "Ⓑ",
+    ["答案\uff1aB", "\uff08B\uff09", "答案是B。", "故选\uff1aB", "故选B。", "正确答案\uff1a\uff22", "选项B是正确的", "答案为【B】", "B、dog",
+     "选B", "Ⓑ",
      "答案\uff1aB\n解释\uff1a狗会叫", "答案是B\uff0c因为A太小", "应该选择B项", "Réponse : B", "Antwort: B", "정답: B"],
 )  # fmt: skip
 def test_letters_in_other_scripts(text: str) -> None:
@@ -110,11 +115,15 @@ def test_letters_in_other_scripts(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["The answer is not B.", "It isn't B.", "B is wrong.", "B is not correct.", "Answer: neither A nor B", "not the dog",
+    ["The answer is not B.", "It isn't B.", "B is wrong.", "B is not correct.", "Answer: neither A nor B",
+     "not the dog",
      "The answer is A or B.", "Either A or B", "Both A and B", "A, B and C", "Answer: A/B/C", "A B C", "ABC",
-     "The answer is (A) or (B).", "Option A or option B", "cat or dog", "the cat, the dog, the cow", "B) cat", "B, the cat",
-     "A) cat\nB) dog\nC) cow", "A. cat\nB. dog", "A) cat; B) dog", "A: cat B: dog C: cow", "dog (A)", "A. a cat B. a dog",
-     "A kind animal.", "A mammal that barks", "Vitamin B", "B cells", "D.C.", "B-cell", "B = 5", "B'll do", "a", "I think so",
+     "The answer is (A) or (B).", "Option A or option B", "cat or dog", "the cat, the dog, the cow", "B) cat",
+     "B, the cat",
+     "A) cat\nB) dog\nC) cow", "A. cat\nB. dog", "A) cat; B) dog", "A: cat B: dog C: cow", "dog (A)",
+     "A. a cat B. a dog",
+     "A kind animal.", "A mammal that barks", "Vitamin B", "B cells", "D.C.", "B-cell", "B = 5", "B'll do", "a",
+     "I think so",
      "The answer is B.\nNo, the answer is not B.", "不是B", "A too small, B too large", "Answer: B or else A",
      "<think>The answer is B"],
 )  # fmt: skip
@@ -143,7 +152,8 @@ def test_texts_with_letters_signs_and_units_are_read_as_texts() -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", ["<answer>B</answer>", "(B)", "B.", "B) dog", "Option B", "option (b)", "[B]", "\\boxed{B}", "**B**", "\uff22",
+    "answer", ["<answer>B</answer>", "(B)", "B.", "B) dog", "Option B", "option (b)", "[B]", "\\boxed{B}", "**B**",
+               "\uff22",
                "(B) dog", "B. Dog", "B: Dog", "b", "B)"]
 )  # fmt: skip
 def test_references_in_other_forms_are_letters(answer: str) -> None:

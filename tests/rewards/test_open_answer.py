@@ -101,7 +101,8 @@ def test_letters_and_lone_articles_are_part_of_an_answer(gold: str, other: str) 
 
 @pytest.mark.parametrize(
     ("gold", "answer"),
-    [("A dog", "dog"), ("dog", "a dog"), ("The Beatles", "Beatles"), ("in the lung", "in a lung"), ("an apple", "apple"),
+    [("A dog", "dog"), ("dog", "a dog"), ("The Beatles", "Beatles"), ("in the lung", "in a lung"), ("an apple",
+     "apple"),
      ("HE IS A MAN", "he is man"), ("the cat", "A cat"), ("A", "(A)"), ("the", "The.")],
 )  # fmt: skip
 def test_articles_do_not_count(gold: str, answer: str) -> None:

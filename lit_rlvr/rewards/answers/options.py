@@ -148,12 +148,14 @@ class _Reader:
         self._first = re.compile(
             rf"{_FILLERS}(?:{text}|{letter}(?={end}|\.(?![A-Za-z]\.)|\s*[/&(]|\s+{one}(?![^\W_])|{own}))"
         )
-        separator = r"[\s,;:.()\[\]\"'|/&+\u2014\u2013-]*(?i:(?:(?:or|and|else|plus|both|either|option|choice|letter)\b[\s(]*)*)"
+        separator = r"[\s,;:.()\[\]\"'|/&+\u2014\u2013-]*"
+        separator += r"(?i:(?:(?:or|and|else|plus|both|either|option|choice|letter)\b[\s(]*)*)"
         follows = rf"\s*$|\s*[.,:;)/&]|\s+(?i:or|and)\b|\s+{one}(?![^\W_])"
         self._next = re.compile(rf"{separator}(?:{text}|{letter}(?={follows}|{own}))")
         upper = f"[{letters}]" if letters else "(?!)"
         self._list = re.compile(rf"(?<![^\W_])(?P<letter>{upper})(?:\)|[.:](?=\s+\S))")
-        stated = r"(?<![^\W_])(?i:option|choice|letter|answer|is|be|choose|pick|select|with|\u9009|\u9009\u9879|\u662f|\u4e3a)"
+        stated = r"(?<![^\W_])"
+        stated += r"(?i:option|choice|letter|answer|is|be|choose|pick|select|with|\u9009|\u9009\u9879|\u662f|\u4e3a)"
         upper_letter = letter.replace(one, upper)
         self._stated = re.compile(
             rf"{stated}\s*:?\s*\(?(?:{text}|{upper_letter}(?={end}|\s*[/&]))"
