@@ -76,6 +76,7 @@ PETS = Sample("a", "?", "B", options=("cat", "dog", "cow"))
         "The correct option is B.", "The correct answer is clearly option (B).", "So B.", "B is correct.",
         "Therefore, B is the correct answer.", "Option B is right, because dogs bark.", "I choose B because it barks.",
         "I would go with (B).", "It must be B, as cats do not bark.", "Since dogs bark, it must be B.",
+        "Without A and C, B remains.", "I pick option B over A.",
         "Based on the sound, B is the best choice.", "The best answer here is B: dog", "The answer is: **B**",
         "Final answer: `B`", "The answer is B, not A.", "It is not A but B.", "A is wrong, so B.",
         "The answer is B rather than A.", "The answer is 'B'.", "The answer is [B]", "The answer is \\(B\\).",
@@ -125,7 +126,8 @@ def test_letters_in_other_scripts(text: str) -> None:
      "A. a cat B. a dog",
      "A kind animal.", "A mammal that barks", "Vitamin B", "B cells", "D.C.", "B-cell", "B = 5", "B'll do", "a",
      "I think so",
-     "The answer is B.\nNo, the answer is not B.", "不是B", "A too small, B too large", "Answer: B or else A",
+     "The answer could be A, B or C.",
+     "B? C? I am not sure.", "The answer is B.\nNo, the answer is not B.", "不是B", "A too small, B too large", "Answer: B or else A",
      "<think>The answer is B"],
 )  # fmt: skip
 def test_several_negated_or_no_letters_earn_nothing(text: str) -> None:

@@ -56,11 +56,11 @@ _REASON = re.compile(
 _REASON_CLAUSE = re.compile(rf"{_REASON.pattern}[^,.;\n]*")
 _VERDICT = (
     r"(?:(?:is|was|would be|must be|should be|seems|looks|appears|fits|matches)(?: \w+){0,2} "
-    r"(?:correct|right|best|answer|choice|option|true|one)|best)(?![^\W_])|\u662f?\u6b63\u786e|\u9879"
+    r"(?:correct|right|best|answer|choice|option|true|one)|best|remains|is left)(?![^\W_])|\u662f?\u6b63\u786e|\u9879"
 )
 _NEXT_WORD = rf"(?:{_CAUSE}|but|so|or|and|rather|instead|not|here|\u662f\u6b63)(?![^\W_])|{_VERDICT}"
 _NOT = (
-    r"(?:(?<![^\W_])(?:not|never|neither|nor|cannot|rather than|instead of|other than|except|unlike)|n't|"
+    r"(?:(?<![^\W_])(?:not|never|neither|nor|cannot|rather than|instead of|over|other than|except|unlike)|n't|"
     r"\u4e0d\u662f|\u4e0d\u9009|\u800c\u975e)"
     r"(?:\s+(?:be|have|been|the|an?|option|choice|answer|letter|for|\u9009\u9879))*\s*[\s:(\"']\s*"
 )
@@ -87,7 +87,7 @@ def named_options(completion: str, boxed_only: bool, texts: tuple[str, ...], has
     if found.where in ("phrase", "line"):
         region = without_thoughts(completion)
     reader = _reader(texts, has_letters)
-    region = _plain(region)
+    region = _without_markup(region)
     if exact := reader.exact(region):
         return exact
     for stated in reversed(_MARKER.split(region)[1:]):
@@ -99,12 +99,12 @@ def named_options(completion: str, boxed_only: bool, texts: tuple[str, ...], has
 
 def referenced_options(reference: str, texts: tuple[str, ...], has_letters: bool) -> frozenset[int]:
     """Return the numbers of the options that a reference answer names; none if it is no option."""
-    answer = _plain(last_boxed(reference) or reference)
+    answer = _without_markup(last_boxed(reference) or reference)
     reader = _reader(texts, has_letters)
     return reader.exact(answer) or (has_letters and reader.marked(answer)) or frozenset()
 
 
-def _plain(text: str) -> str:
+def _without_markup(text: str) -> str:
     """Return the text without markup, tags and brackets of other scripts."""
     text = _TAG.sub("\n", plain_characters(text).translate(_BRACKETS))
     text = _MARKUP.sub(" ", text)
@@ -132,7 +132,7 @@ class _Reader:
 
     def __init__(self, texts: tuple[str, ...], has_letters: bool) -> None:
         letters = (ascii_uppercase[: len(texts)] or LETTERS) if has_letters else ""
-        self._texts = [_plain(text).rstrip(". ") for text in texts]
+        self._texts = [_without_markup(text).rstrip(". ") for text in texts]
         self.is_yes_no = {*map(normalise, texts)} == {*YES_NO}
         known = {*self._texts, *map(_without_article, self._texts)} - {""} if not self.is_yes_no else ()
         words = sorted(known, key=len, reverse=True)
@@ -148,9 +148,9 @@ class _Reader:
         self._first = re.compile(
             rf"{_FILLERS}(?:{text}|{letter}(?={end}|\.(?![A-Za-z]\.)|\s*[/&(]|\s+{one}(?![^\W_])|{own}))"
         )
-        separator = r"[\s,;:.()\[\]\"'|/&+\u2014\u2013-]*"
+        separator = r"[\s,;:.?!()\[\]\"'|/&+\u2014\u2013-]*"
         separator += r"(?i:(?:(?:or|and|else|plus|both|either|option|choice|letter)\b[\s(]*)*)"
-        follows = rf"\s*$|\s*[.,:;)/&]|\s+(?i:or|and)\b|\s+{one}(?![^\W_])"
+        follows = rf"\s*$|\s*[.,:;?!)/&]|\s+(?i:or|and)\b|\s+{one}(?![^\W_])"
         self._next = re.compile(rf"{separator}(?:{text}|{letter}(?={follows}|{own}))")
         upper = f"[{letters}]" if letters else "(?!)"
         self._list = re.compile(rf"(?<![^\W_])(?P<letter>{upper})(?:\)|[.:](?=\s+\S))")
@@ -189,18 +189,23 @@ class _Reader:
             return said
         asserted, negated = self._negated.subn(" ", phrase)
         first = self._first.match(asserted)
-        if first is None:
-            mentions = list(self._stated.finditer(_REASON_CLAUSE.sub(" ", asserted)))
-        else:
-            mentions, place = [first], first.end()
-            while match := self._next.match(asserted, place):
-                mentions.append(match)
-                place = match.end()
+        if first is not None:
+            mentions, place = self._chain(first, asserted)
             reason = _REASON.search(asserted, place)
             mentions += self._list.finditer(asserted, place, reason.start() if reason else len(asserted))
+        else:
+            asserted = _REASON_CLAUSE.sub(" ", asserted)
+            mentions = [found for said in self._stated.finditer(asserted) for found in self._chain(said, asserted)[0]]
         if not mentions:
             return frozenset() if negated else None
         return frozenset.intersection(*map(self._numbers, mentions))
+
+    def _chain(self, first: re.Match[str], phrase: str) -> tuple[list[re.Match[str]], int]:
+        """Return a mention with those that follow it directly, as in "A, B or C", and where they end."""
+        mentions = [first]
+        while match := self._next.match(phrase, mentions[-1].end()):
+            mentions.append(match)
+        return mentions, mentions[-1].end()
 
     def _numbers(self, match: re.Match[str]) -> frozenset[int]:
         """Return the options of a match, by its letter or its text."""
