@@ -108,7 +108,7 @@ def test_boxes_with_markup_around_a_letter(box: str) -> None:
     "text",
     ["答案\uff1aB", "\uff08B\uff09", "答案是B。", "故选\uff1aB", "故选B。",
      "正确答案\uff1a\uff22", "选项B是正确的", "答案为【B】", "B、dog",
-     "选B", "Ⓑ",
+     "选B", "Ⓑ", "本题选B。",
      "答案\uff1aB\n解释\uff1a狗会叫", "答案是B\uff0c因为A太小", "应该选择B项", "Réponse : B", "Antwort: B", "정답: B"],
 )  # fmt: skip
 def test_letters_in_other_scripts(text: str) -> None:
