@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 
@@ -28,82 +29,139 @@ class Call:
     is_typed: bool = True
 
 
-_FORMS = re.compile(
-    r"<tool_call>(?P<tagged>.*?)(?:</tool_call>|\Z)"  # Qwen, Hermes, Nemotron, GLM
-    r"|<call>(?P<plain>.*?)(?:</call>|\Z)"
-    r"|<\|tool_call_start\|>(?P<listed>.*?)(?:<\|tool_call_end\|>|\Z)"  # LFM2
-    r"|<\|tool_call>(?P<gemma>.*?)(?:<tool_call\|>|\Z)"  # Gemma 4
-    r"|\bto=functions\.(?P<harmony>[\w.-]+[^\n]*?<\|message\|>.*?)(?:<\|call\|>|<\|end\|>|<\|start\|>|\Z)",  # GPT-OSS
-    re.DOTALL,
-)
 _FENCE = re.compile(r"\A```(?:json)?\s*(.*?)\s*(?:```)?\Z", re.DOTALL)
 _FUNCTION = re.compile(r"\A\s*<function=([^>\n]+)>(.*?)(?:</function>\s*)?\Z", re.DOTALL)
-_PARAMETER = re.compile(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
+_PARAMETER = re.compile(r"\s*<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>\s*(?=<parameter=|\Z)", re.DOTALL)
 _KEYED = re.compile(r"\A\s*([\w.-]+)\s*((?:<arg_key>.*)?)\Z", re.DOTALL)
-_KEY_VALUE = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
+_KEY_VALUE = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>\s*(?=<arg_key>|\Z)", re.DOTALL)
 _GEMMA = re.compile(r"\A\s*call:([\w.-]+)(\{.*\})\s*\Z", re.DOTALL)
 _GEMMA_PART = re.compile(r'<\|"\|>(?P<text>.*?)<\|"\|>|(?P<key>[\w.-]+)(?=:)', re.DOTALL)
+_DECODER = json.JSONDecoder(strict=False)  # models break lines inside texts
+
+MAX_ENDINGS = 16
+"""Most endings to try for a call, because its arguments may contain the text that ends one."""
 
 
 def find_calls(text: str) -> list[Call]:
     """Return the tool calls of a turn, in order; ignore text between `<think>` and `</think>`.
 
-    The documentation lists the forms. The turn may contain special tokens, which some forms consist of.
+    A `</think>` without a `<think>` ends thoughts that the prompt opened. Thoughts that never end may hold a call. A
+    call that cannot be read is returned with its problem. The documentation lists the forms. The turn may contain
+    special tokens, which some forms consist of.
     """
-    text = text.rpartition("</think>")[2].partition("<think>")[0]
-    matches = list(_FORMS.finditer(text))
-    if matches:
-        return [call for match in matches for call in _READERS[str(match.lastgroup)](match[str(match.lastgroup)])]
-    return list(_bare_calls(re.sub(r"<\|\w+\|>", "", text).strip()))
+    calls: list[Call] = []
+    before_thoughts = place = 0
+    while match := _OPENING.search(text, place):
+        place = match.end()
+        if match[0] == "<think>":
+            before_thoughts = len(calls)
+        elif match[0] == "</think>":
+            del calls[before_thoughts:]
+            before_thoughts = 0
+        else:
+            read, place = _read_calls(str(match.lastgroup), text, place)
+            calls += read
+    return calls or _bare_calls(text)
 
 
-def _bare_calls(text: str) -> Iterator[Call]:
-    """Yield the calls of a turn that is only JSON objects with a name and arguments; yield none for any other JSON."""
-    decoder = json.JSONDecoder()
-    place, objects = 0, []
-    while place < len(text):
-        try:
-            value, place = decoder.raw_decode(text, place)
-        except (ValueError, RecursionError):
-            return
-        if not isinstance(value, dict) or "name" not in value or not {"parameters", "arguments"} & value.keys():
-            return
-        objects.append(value)
-        while place < len(text) and text[place] in "; \n\t":
-            place += 1
-    yield from map(_as_call, objects)
+def _read_calls(form: str, text: str, start: int) -> tuple[list[Call], int]:
+    """Return the calls behind an opening, and where they end.
+
+    They end at the first ending, or opening of a further call, before which they can be read; else at the first one.
+    """
+    endings, read = _ENDINGS[form], _READERS[form]
+    spans = [match.span() for match in islice(endings.finditer(text, start), MAX_ENDINGS)] + [(len(text), len(text))]
+    tried = []
+    for end, after in spans:
+        tried.append(read(text[start:end]))
+        if not any(call.problem for call in tried[-1]):
+            return tried[-1], after
+    return tried[0], spans[0][1]
+
+
+def _bare_calls(text: str) -> list[Call]:
+    """Return the calls of a turn that begins with JSON objects with a name and arguments, and [] for any other JSON.
+
+    JSON that has the keys of a call and cannot be read is a call with a problem.
+    """
+    for part in dict.fromkeys((text, text.partition("</think>")[2], text.rpartition("</think>")[2])):
+        part = _OUTER_TOKENS.sub("", part)
+        part = fenced[1] if (fenced := _FENCE.match(part)) else part
+        calls: list[Call] = []
+        place = 0
+        while place < len(part):
+            try:
+                value, place = _DECODER.raw_decode(part, place)
+            except (ValueError, RecursionError) as error:
+                if _LIKE_A_CALL.match(part, place):
+                    calls.append(Call(problem=f"the call is not valid JSON: {error}"))
+                break
+            if not _is_call(value):
+                break
+            calls += _as_calls(value)
+            place = _BETWEEN.match(part, place).end()  # type: ignore[union-attr]  # it matches ""
+        if calls:
+            return calls
+    return []
+
+
+def _is_call(value: Any) -> bool:
+    if isinstance(value, list):
+        return bool(value) and all(map(_is_call, value))
+    if not isinstance(value, dict):
+        return False
+    if isinstance(value.get("function"), dict) or "tool_calls" in value:
+        return _is_call(value.get("tool_calls", value.get("function")))
+    return "name" in value and bool({"parameters", "arguments"} & value.keys())
 
 
 def _tagged_calls(text: str) -> list[Call]:
     """Read what is between `<tool_call>` tags: XML with a function, a name with keys and values, or JSON."""
     if found := _FUNCTION.match(text):
-        return [Call(found[1].strip(), named=dict(_PARAMETER.findall(found[2])), is_typed=False)]
+        if found[2].lstrip().startswith("{"):
+            return [_with_arguments(found[1].strip(), found[2])]
+        return [_bare_text_call(found[1].strip(), _PARAMETER, found[2])]
     if found := _KEYED.match(text):
-        named = {key.strip(): value.strip() for key, value in _KEY_VALUE.findall(found[2])}
-        return [Call(found[1], named=named, is_typed=False)]
-    return [_json_call(text)]
-
-
-def _json_call(text: str) -> Call:
+        return [_bare_text_call(found[1], _KEY_VALUE, found[2])]
     fenced = _FENCE.match(text.strip())
     try:
-        value = json.loads(fenced[1] if fenced else text)
+        value = _DECODER.decode(fenced[1] if fenced else text)
     except (ValueError, RecursionError) as error:
-        return Call(problem=f"the call is not valid JSON: {error}")
-    return _as_call(value)
+        return [Call(problem=f"the call is not valid JSON: {error}")]
+    return _as_calls(value)
 
 
-def _as_call(value: Any) -> Call:
+def _bare_text_call(name: str, argument: re.Pattern[str], text: str) -> Call:
+    """Read arguments whose values are bare text."""
+    if rest := argument.sub("", text).strip():
+        return Call(name, problem=f"the arguments cannot be read: {rest[:40]!r} is in no argument")
+    values = {key.strip(): value for key, value in argument.findall(text)}
+    return Call(name, named=values, is_typed=False)
+
+
+def _function_calls(text: str) -> list[Call]:
+    """Read `name>...`, which follows `<function=`."""
+    return _tagged_calls(f"<function={text}")
+
+
+def _as_calls(value: Any) -> list[Call]:
+    """Read a call as a JSON object, in OpenAI's form too, or a list of them."""
+    if isinstance(value, dict) and isinstance(value.get("tool_calls"), list):
+        value = value["tool_calls"]
+    if isinstance(value, list) and value:
+        return [call for item in value for call in _as_calls(item if isinstance(item, dict) else None)]
+    if isinstance(value, dict) and isinstance(value.get("function"), dict):
+        value = value["function"]
     name = value.get("name") if isinstance(value, dict) else None
     if not isinstance(name, str):
-        return Call(problem='the call must be a JSON object such as {"name": "...", "arguments": {...}}')
-    return _with_arguments(name, value.get("arguments", value.get("parameters", {})))
+        return [Call(problem='the call must be a JSON object such as {"name": "...", "arguments": {...}}')]
+    return [_with_arguments(name, value.get("arguments", value.get("parameters", {})))]
 
 
 def _with_arguments(name: str, named: Any) -> Call:
     if isinstance(named, str):  # some models quote the object
         try:
-            named = json.loads(named)
+            named = _DECODER.decode(named)
         except (ValueError, RecursionError):
             named = {} if not named.strip() else None
     if named is None or not isinstance(named, dict):
@@ -148,24 +206,62 @@ def _harmony_calls(text: str) -> list[Call]:
     return [_with_arguments(re.split(r"[^\w.-]", head)[0], arguments)]
 
 
-_READERS = {
-    "tagged": _tagged_calls,
+_READERS: dict[str, Callable[[str], list[Call]]] = {
+    "tagged": _tagged_calls,  # Qwen, Hermes, Nemotron, GLM
+    "function": _function_calls,  # the same without <tool_call>, and Llama 3.1
     "plain": _python_calls,
-    "listed": _python_calls,
-    "gemma": _gemma_calls,
-    "harmony": _harmony_calls,
+    "listed": _python_calls,  # LFM2
+    "gemma": _gemma_calls,  # Gemma 4
+    "harmony": _harmony_calls,  # GPT-OSS
 }
+_OPENINGS = {
+    "tagged": r"<tool_call>",
+    "function": r"<function=(?=[^>\n]+>)",
+    "plain": r"<call>",
+    "listed": r"<\|tool_call_start\|>",
+    "gemma": r"<\|tool_call>",
+    "harmony": r"\bto=functions\.(?=[\w.-]+[^\n]*?<\|message\|>)",
+}
+_CLOSINGS = {
+    "tagged": r"</tool_call>",
+    "function": r"</function>(?:\s*</tool_call>)?|</tool_call>",
+    "plain": r"</call>",
+    "listed": r"<\|tool_call_end\|>",
+    "gemma": r"<tool_call\|>",
+    "harmony": r"<\|call\|>|<\|end\|>|<\|start\|>",
+}
+_OPENING = re.compile("|".join(["</?think>", *(f"(?P<{form}>{opening})" for form, opening in _OPENINGS.items())]))
+_ENDINGS = {form: re.compile(f"{closing}|(?={_OPENINGS[form]}|</?think>)") for form, closing in _CLOSINGS.items()}
+_OUTER_TOKENS = re.compile(r"\A(?:\s|<think>|<\|\w+\|>)+|(?:\s|</s>|</tool_call>|<\|\w+\|>)+\Z")
+_BETWEEN = re.compile(r"[;,\s]*")
+_LIKE_A_CALL = re.compile(r'[{\[](?=.*"(?:arguments|parameters)"\s*:).*"(?:name|function)"\s*:', re.DOTALL)
 
 
 def typed_value(text: str, schema: dict[str, Any]) -> Any:
     """Return a value that a call writes as bare text, in the type of its argument's JSON schema.
 
-    A text that does not fit stays a text.
+    With several types the first that fits counts: null, then any type but text, then text. A text that does not fit
+    stays a text.
     """
-    kinds = schema.get("type", "any")
-    if kinds == "string":
+    kinds = _types(schema)
+    if kinds == {"string"} or text in schema.get("enum", ()):
         return text
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
-        return {"true": True, "false": False, "none": None}.get(text.strip().lower(), text)
+        value = {"true": True, "false": False, "none": None}.get(text.strip().lower(), text)
+    return value if "string" not in kinds or _JSON_TYPES[type(value)] & kinds else text
+
+
+_JSON_TYPES = {
+    str: set(), bool: {"boolean"}, int: {"integer", "number"}, float: {"number"}, list: {"array"}, dict: {"object"},
+    type(None): {"null"},
+}  # fmt: skip
+
+
+def _types(schema: dict[str, Any]) -> set[str]:
+    """Return the types that a JSON schema allows; none if it allows all."""
+    kinds = schema.get("type", [])
+    parts = [part for key in ("anyOf", "oneOf") for part in schema.get(key, ())]
+    nullable = {"null"} if schema.get("nullable") else set()
+    return {*([kinds] if isinstance(kinds, str) else kinds)}.union(nullable, *map(_types, parts))

@@ -5,16 +5,20 @@ from __future__ import annotations
 import ast
 import base64
 import json
+import math
 import pickletools
 import re
 import zlib
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.rewards.answers.find import without_thoughts
 from lit_rlvr.rewards.base import CheckedReward, verdict
+from lit_rlvr.rewards.fences import fenced_blocks
 from lit_rlvr.types import Pair, RewardResult, Sample
 from lit_rlvr.workers.pool import shared_pool
 from lit_rlvr.workers.sandbox import ProgramFailed, ProgramLimits, is_supported, run
@@ -42,6 +46,8 @@ class CodeTests(CheckedReward):
     Args:
         cpu_seconds: CPU time of one test, a whole number; a program that sleeps is stopped after ten times that.
         memory_mb: address space of a program in MiB, including about 30 for Python.
+        float_tolerance: the largest error of a number with a fraction, absolute or relative, such as 1e-6. 0: numbers
+            must be equal, as in LiveCodeBench, where 0.1 + 0.2 is not 0.3.
         kwargs: `weight`, `correct_from`, `name` and `truncated_is_wrong` of every reward.
 
     Raises:
@@ -52,20 +58,23 @@ class CodeTests(CheckedReward):
         self,
         cpu_seconds: int = 6,
         memory_mb: int = 2048,
+        float_tolerance: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         check_within("[1, inf)", "rewards.CodeTests", cpu_seconds=cpu_seconds, memory_mb=memory_mb)
+        check_within("[0, 1)", "rewards.CodeTests", float_tolerance=float_tolerance)
         if not is_supported():
             raise UserError("rewards.CodeTests runs untrusted programs only on Linux, on x86_64 or aarch64")
         self.limits = ProgramLimits(cpu_seconds, memory_mb)
+        self.float_tolerance = float_tolerance
 
     def gold_completion(self, sample: Sample) -> str | None:
         program = sample.row.get("solution")
         return f"```python\n{program}\n```" if isinstance(program, str) else None
 
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
-        arguments = [(c.text, *_tests(sample), self.limits) for c, sample in pairs]
+        arguments = [(c.text, *_tests(sample), self.limits, self.float_tolerance) for c, sample in pairs]
         outcomes = shared_pool().run(
             CODE_CHECK, arguments, cpu_seconds=CHECK_SECONDS, wall_seconds=CHECK_SECONDS, memory_mb=CHECK_MEMORY_MB
         )
@@ -164,11 +173,15 @@ def unpack(cell: str) -> str:
 OUTPUT_CHARACTERS = 80
 """Most characters of an output in a detail."""
 
-_BLOCK = re.compile(r"^[ \t]*```([^\n`]*)\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
-_PYTHON = re.compile(r"(?:(?:python|py)[\d.]*)?", re.IGNORECASE)
+_PYTHON = re.compile(r"i?(?:python|py|pypy)[\d.]*")
+_OUTPUT = re.compile(r"(?i).*\b(?:outputs?|results?|prints?|printed|stdout|inputs?)\b[^.\w]*")  # "Sample output:"
+_READS = re.compile(r"\binput\s*\(|\bstdin\b|\bopen\s*\(\s*0")
+_WRITES = re.compile(r"\bprint\s*\(|\bstdout\b")
 
 
-def check_code(text: str, cells: tuple[str, ...], function: str, limits: ProgramLimits) -> tuple[bool, Status, str]:
+def check_code(
+    text: str, cells: tuple[str, ...], function: str, limits: ProgramLimits, float_tolerance: float = 0.0
+) -> tuple[bool, Status, str]:
     """Run the program in `text` on every test, up to the first failure.
 
     A script's output is right if it equals the expected output line by line (`same_output`); a function's value is
@@ -179,6 +192,7 @@ def check_code(text: str, cells: tuple[str, ...], function: str, limits: Program
         cells: tests in the form that `read_tests` reads, one after another.
         function: the function to call, or the method of a class `Solution`; "" = the program is a script.
         limits: the limits of each test.
+        float_tolerance: the largest error of a number with a fraction, absolute or relative.
 
     Returns:
         (correct, status, which test failed and why). An exception or a crash of the program has status "ok".
@@ -187,7 +201,7 @@ def check_code(text: str, cells: tuple[str, ...], function: str, limits: Program
         ValueError: the tests cannot be read.
         RuntimeError: the program could not be confined.
     """
-    program = extract_program(text)
+    program = extract_program(text, function)
     if not program:
         return False, "parse_fail", "no code block"
     tests = _cases(cells)
@@ -197,45 +211,141 @@ def check_code(text: str, cells: tuple[str, ...], function: str, limits: Program
             output = run(program, test.input, limits, function)
         except ProgramFailed as failure:
             return False, failure.status, f"{place}: {failure.reason}"
-        if not (same_value if function else same_output)(test.output, output):
+        if not (same_value if function else same_output)(test.output, output, float_tolerance):
             return False, "ok", f"{place}: {_short(output)} is not {_short(test.output)}"
     return True, "ok", f"{len(tests)} tests passed"
 
 
-def extract_program(text: str) -> str:
+def extract_program(text: str, function: str = "") -> str:
     """Return the program of a completion, or "".
 
-    It is the last fenced block after the last `</think>` whose language is Python or missing.
+    It is the last fenced block behind the thoughts that is tagged as Python or, if there is none, has no tag. For a
+    function it is the last one that defines it. Earlier blocks whose names it uses belong to it, unless they alone read
+    the input and print: then it only shows their usage. Blocks under the heading "Output" or "Input" do not count.
+
+    Args:
+        function: the function that the tests call; "" = none.
     """
-    blocks = _BLOCK.findall(text.rpartition("</think>")[2])
-    return next((code for tag, code in reversed(blocks) if _PYTHON.fullmatch(tag.strip()) and code.strip()), "")
+    found = [block for block in fenced_blocks(without_thoughts(text)) if block.content.strip()]
+    tagged = [block for block in found if _PYTHON.fullmatch(block.language)]
+    blocks = tagged or [block for block in found if not block.language]
+    programs = [block.content for block in blocks if not _OUTPUT.fullmatch(block.heading)] or [
+        block.content for block in blocks
+    ]
+    if function:
+        defines = re.compile(rf"\bdef\s+{re.escape(function)}\b|^{re.escape(function)}\s*=", re.MULTILINE)
+        last = max((k for k, program in enumerate(programs) if defines.search(program)), default=len(programs) - 1)
+        programs = programs[: last + 1]
+    return _with_definitions(programs, is_script=not function) if programs else ""
 
 
-def same_output(expected: str, found: str) -> bool:
+def _with_definitions(programs: Sequence[str], is_script: bool) -> str:
+    """Return the last program behind the earlier ones whose names it uses."""
+    chosen, needed = programs[-1], _names(programs[-1])[1]
+    for program in reversed(programs[:-1]):
+        defined, used = _names(program)
+        if not defined & needed:
+            continue
+        if is_script and _READS.search(program) and _WRITES.search(program) and not _READS.search(chosen):
+            return _with_definitions(programs[: programs.index(program) + 1], is_script)
+        chosen, needed = f"{program.rstrip()}\n\n{chosen}", (needed - defined) | used
+    return chosen
+
+
+def _names(program: str) -> tuple[set[str], set[str]]:
+    """Return the names that a program binds at its top level, and those that it uses and nowhere binds."""
+    try:
+        parts = ast.parse(program).body
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return set(), set()
+    top: set[str] = set()
+    own: set[str] = set()
+    used: set[str] = set()
+    for part in parts:
+        has_scope = isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        for node in ast.walk(part):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+                used.add(node.id)
+            elif isinstance(node, ast.arg):
+                own.add(node.arg)
+            elif name := _bound_name(node):
+                own.add(name)
+                if node is part or not has_scope:
+                    top.add(name)
+    return top, used - own
+
+
+def _bound_name(node: ast.AST) -> str:
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.alias):
+        return (node.asname or node.name).partition(".")[0]
+    return node.name if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) else ""
+
+
+def same_output(expected: str, found: str, tolerance: float = 0.0) -> bool:
     """Return True if two outputs have the same lines, ignoring space around each line and around the whole.
 
     Lines that differ as text still match if their words are equal numbers: "1.0 2" and "1 2.00".
+
+    Args:
+        tolerance: the largest error of a number with a fraction; above 0, numbers may stand between equal words.
     """
     wanted, lines = expected.strip().split("\n"), found.strip().split("\n")
-    return len(wanted) == len(lines) and all(map(_same_line, wanted, lines))
+    return len(wanted) == len(lines) and all(_same_line(*pair, tolerance) for pair in zip(wanted, lines, strict=True))
 
 
-def same_value(expected: str, found: str) -> bool:
-    """Return True if two JSON texts have equal values; integers may be of any length."""
+def same_value(expected: str, found: str, tolerance: float = 0.0) -> bool:
+    """Return True if two JSON texts have equal values; integers may be of any length.
+
+    Args:
+        tolerance: the largest error of a number with a fraction.
+    """
     wanted = json.loads(expected, parse_int=Decimal)
     try:
-        return bool(wanted == json.loads(found, parse_int=Decimal))
-    except ValueError:  # the program ended without a value
+        value = json.loads(found, parse_int=Decimal)
+        return bool(wanted == value) or (tolerance > 0 and _close_values(wanted, value, tolerance))
+    except (ValueError, RecursionError):  # the program ended without a value
         return False
 
 
-def _same_line(expected: str, found: str) -> bool:
+def _close_values(wanted: Any, value: Any, tolerance: float) -> bool:
+    if isinstance(wanted, list) and isinstance(value, list):
+        return len(wanted) == len(value) and all(
+            _close_values(*pair, tolerance) for pair in zip(wanted, value, strict=True)
+        )
+    if isinstance(wanted, dict) and isinstance(value, dict):
+        return wanted.keys() == value.keys() and all(_close_values(wanted[k], value[k], tolerance) for k in wanted)
+    if float in (type(wanted), type(value)) and {type(wanted), type(value)} <= {float, Decimal}:
+        return _is_close(wanted, value, tolerance)
+    return bool(wanted == value)
+
+
+def _is_close(wanted: Decimal | float, value: Decimal | float, tolerance: float) -> bool:
+    return math.isclose(wanted, value, rel_tol=tolerance, abs_tol=tolerance)
+
+
+def _same_line(expected: str, found: str, tolerance: float) -> bool:
     if expected.strip() == found.strip():
         return True
+    wanted, words = expected.split(), found.split()
     try:
-        return [Decimal(word) for word in expected.split()] == [Decimal(word) for word in found.split()]
+        if [Decimal(word) for word in wanted] == [Decimal(word) for word in words]:
+            return True
+    except InvalidOperation:  # not a number
+        pass
+    return tolerance > 0 and len(wanted) == len(words) and all(map(_close_words, wanted, words, repeat(tolerance)))
+
+
+def _close_words(expected: str, found: str, tolerance: float) -> bool:
+    if expected == found:
+        return True
+    try:
+        wanted, value = Decimal(expected), Decimal(found)
     except InvalidOperation:  # not a number
         return False
+    has_fraction = any(mark in expected + found for mark in ".eE")
+    return has_fraction and wanted.is_finite() and value.is_finite() and _is_close(wanted, value, tolerance)
 
 
 @lru_cache(maxsize=1)  # the completions of a group have the same tests

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.answers.find import final_answer, normalise
@@ -14,11 +15,12 @@ from lit_rlvr.types import Completion, RewardResult, Sample
 
 
 class OpenAnswer(Reward):
-    """The F1 score of the answer's words with the reference's; it reports `correct`.
+    """The F1 score of the answer's words with the reference's, the best of several; it reports `correct`.
 
     The comparison ignores case, punctuation and articles, but not signs (-5, 1/2, C++); `correct` means the same words
-    in the same order. The final answer is that of `Choice`. Source: Rajpurkar et al. 2016 (SQuAD), the usual score of
-    medical open questions.
+    in the same order. `words` below says which a, an and the are articles; those of "hepatitis A" and "A positive" are
+    not. The final answer is `final_answer`'s. Source: Rajpurkar et al. 2016 (SQuAD), the usual score of medical open
+    questions.
 
     Args:
         exact: the reward is 1 for exactly the reference's words and 0 otherwise, without partial credit.
@@ -34,17 +36,28 @@ class OpenAnswer(Reward):
     def gold_completion(self, sample: Sample) -> str:
         return f"\\boxed{{{sample.answer}}}"
 
-    def __call__(self, completion: Completion, sample: Sample) -> RewardResult:
-        found = final_answer(completion.text, self.boxed_only)
-        predicted, expected = words(found), words(sample.answer)
-        if not expected:
+    def check_reference(self, sample: Sample) -> None:
+        unread = next((answer for answer in sample.references if not words(answer)), None)
+        if unread is not None:
             raise UserError(
-                f"rewards.OpenAnswer: the answer {sample.answer!r} of {sample.source or sample.id} has no words, "
-                "numbers or signs to compare with; give another answer, or leave the row out"
+                f"rewards.OpenAnswer: the answer {unread!r} of {sample.source or sample.id} has no words, numbers or "
+                "signs to compare with; give another answer, or leave the row out"
             )
-        correct = bool(predicted) and predicted == expected
-        value = float(correct) if self.exact else f1(predicted, expected)
+
+    def __call__(self, completion: Completion, sample: Sample) -> RewardResult:
+        self.check_reference(sample)
+        found = final_answer(completion.text, self.boxed_only)
+        predicted, references = words(found), [words(answer) for answer in sample.references]
+        correct = any(same_words(predicted, expected) for expected in references)
+        value = 1.0 if correct else 0.0 if self.exact else max(f1(predicted, expected) for expected in references)
         return RewardResult(value, correct, "ok" if predicted else "parse_fail", found)
+
+
+class Word(NamedTuple):
+    """A word, number or sign of an answer, and whether it is an article."""
+
+    text: str
+    is_article: bool = False
 
 
 _WORD = re.compile(
@@ -53,20 +66,44 @@ _WORD = re.compile(
     r"(?:[-+#]+(?!\w))?"  # C++, C#, O-
     r"|[^\w\s]"
 )
+_CAPITAL_INSIDE = re.compile(r"(?<=\w)(\s+)A(?=\s+\w)")  # "vitamin A deficiency"
+_LABEL = "A_"  # what `words` writes for it
+_LABELLED = r"\s+(?:pos|positive|neg|negative|major|minor|flat|sharp|level)\b"  # blood, keys, exams
+_ARTICLE = re.compile(rf"(?:an|the|a(?!{_LABELLED}))(?=\s+\w)")
 
 
-def words(text: str) -> list[str]:
-    """Return lower-case words, numbers ("0.5", "-5" and "1/2" are one each) and signs, without markup and the articles
-    a, an, the."""
-    found = _WORD.findall(normalise(text).replace("\N{MINUS SIGN}", "-"))
+def words(text: str) -> list[Word]:
+    """Return lower-case words, numbers ("0.5", "-5" and "1/2" are one each) and signs, without markup.
+
+    A, an and the are articles before a space and a word, except a capital A after a word ("vitamin A deficiency") and
+    the A of blood groups and keys ("A positive", "A minor").
+    """
+    if not text.isupper():
+        text = _CAPITAL_INSIDE.sub(rf"\1{_LABEL}", text)
+    text = normalise(text).replace("\N{MINUS SIGN}", "-")
     signs = ("Sm", "Sc")
-    words = [
-        word for word in found if word.isalnum() or len(word) > 1 or unicodedata.category(word) in signs or word in "%#"
+    return [
+        Word("a" if word == _LABEL.lower() else word, bool(_ARTICLE.match(text, match.start())))
+        for match in _WORD.finditer(text)
+        if (word := match[0]).isalnum() or len(word) > 1 or unicodedata.category(word) in signs or word in "%#"
     ]
-    return [word for word in words if word not in ("a", "an", "the")]
 
 
-def f1(predicted: list[str], expected: list[str]) -> float:
-    """Return the harmonic mean of precision and recall of bags of words; 0 if they share no word."""
-    shared = sum((Counter(predicted) & Counter(expected)).values())
-    return 2 * shared / (len(predicted) + len(expected)) if shared else 0.0
+def same_words(predicted: Sequence[Word], expected: Sequence[Word]) -> bool:
+    """Return True if two answers have the same words in the same order; articles may be missing."""
+    place = 0
+    for word in predicted:
+        while place < len(expected) and expected[place].text != word.text and expected[place].is_article:
+            place += 1
+        if place < len(expected) and expected[place].text == word.text:
+            place += 1
+        elif not word.is_article:
+            return False
+    return bool(predicted) and all(word.is_article for word in expected[place:])
+
+
+def f1(predicted: Sequence[Word], expected: Sequence[Word]) -> float:
+    """Return the harmonic mean of precision and recall of bags of words without articles; 0 if they share none."""
+    bags = [Counter(word.text for word in side if not word.is_article) for side in (predicted, expected)]
+    shared = sum((bags[0] & bags[1]).values())
+    return 2 * shared / sum(map(Counter.total, bags)) if shared else 0.0

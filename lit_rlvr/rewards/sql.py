@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.rewards.answers.find import without_thoughts
 from lit_rlvr.rewards.base import CheckedReward, verdict
+from lit_rlvr.rewards.fences import Block, fenced_blocks
 from lit_rlvr.rewards.sql_query import QueryFailed, QueryLimits, QueryResult, SQLRow, run_query
 from lit_rlvr.types import Pair, RewardResult, Sample
 from lit_rlvr.workers.pool import shared_pool
@@ -86,9 +88,28 @@ Comparison = Literal["bird", "spider"]
 CACHE_BYTES = 128 << 20
 """Size of the reference results that a worker caches."""
 
-_FENCE = re.compile(r"```(?:(?:sqlite|sql)\b)?(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
-_START = r"SELECT|WITH\s+(?:RECURSIVE\s+)?\S+\s*(?:\([^)]*\)\s*)?AS"  # not every line that begins with "With"
-_BARE = re.compile(rf"^[ \t]*((?:{_START})\b.*?)(?:\n[ \t]*\n|\Z)", re.DOTALL | re.IGNORECASE | re.MULTILINE)
+_LANGUAGES = {
+    "sql",
+    "sqlite",
+    "sqlite3",
+    "postgresql",
+    "postgres",
+    "mysql",
+    "mariadb",
+    "plsql",
+    "psql",
+    "tsql",
+    "duckdb",
+}
+_INLINE = re.compile(r"```(?:(?:sqlite|sql)\b)?([^`\n]*)```", re.IGNORECASE)
+_START = r"(?:SELECT|WITH\s+(?:RECURSIVE\s+)?\S+\s*(?:\([^)]*\)\s*)?AS)\b"  # not every text that begins with "With"
+_QUERY = re.compile(rf"(?:\s|\(|--[^\n]*\n|/\*.*?\*/)*+(?:{_START}|VALUES\b)", re.DOTALL | re.IGNORECASE)
+_BARE = re.compile(
+    rf"^[ \t]*(?:(?:\w+[ \t]+)?(?:sql|query|answer)[ \t]*:[ \t]*)?(`?)({_START}.*)", re.DOTALL | re.I | re.M
+)
+_TAGS = re.compile(r"</?(?:answer|sql|query|final_answer)>", re.IGNORECASE)
+_CLAUSES = "SELECT|FROM|WHERE|GROUP|HAVING|ORDER|LIMIT|UNION|INTERSECT|EXCEPT|JOIN|INNER|LEFT|CROSS|ON|AND|OR"
+_GOES_ON = re.compile(r"(?:[,(]|\b(?:UNION|ALL|INTERSECT|EXCEPT|AND|OR|FROM|WHERE|BY|SELECT|ON))\s*\Z", re.IGNORECASE)
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?\*/", re.DOTALL)
 _INNERMOST = re.compile(r"\([^()]*\)")
 
@@ -130,20 +151,76 @@ def check_sql(
 def extract_sql(text: str) -> str:
     """Return the SQL of a completion, "" if there is none.
 
-    It is the whole content of the last non-empty fenced block after the last `</think>`. Without a block it is the text
-    from the last line that starts with SELECT or WITH ... AS, up to a blank line or the end.
+    It is the content of the last fenced block behind the thoughts that begins like a query, else of the last block.
+    Blocks with the tag of another language, such as results, do not count. Without a block it is the last text that
+    begins with SELECT or WITH ... AS at the start of a line, up to a semicolon at the end of a line, a blank line that
+    the query does not continue behind, or the end.
     """
-    text = text.rpartition("</think>")[2]
-    blocks = [block.strip() for block in (_FENCE if "```" in text else _BARE).findall(text)]
-    return next((block for block in reversed(blocks) if block), "")
+    text = without_thoughts(text)
+    if "```" not in text and "~~~" not in text:
+        return next(reversed(_bare_queries(text)), "")
+    blocks = [_content(block) for block in fenced_blocks(text)] + _INLINE.findall(text)
+    contents = [content.strip() for content in blocks if content.strip()]
+    return next(filter(_QUERY.match, reversed(contents)), contents[-1] if contents else "")
+
+
+def _content(block: Block) -> str:
+    """Return the SQL of a block, "" if its tag names another language."""
+    known = block.language in _LANGUAGES
+    begun = block.tag.strip()[len(block.language) if known else 0 :]
+    if _QUERY.match(begun):  # on the line of the fence
+        return f"{begun}\n{block.content}"
+    return block.content if known or not block.language else ""
+
+
+BARE_CHARACTERS = 4000
+"""Length from which a query without a fence does not continue behind a blank line."""
+
+
+def _bare_queries(text: str) -> list[str]:
+    """Return the queries of a text without fences."""
+    queries: list[str] = []
+    is_open = False  # whether the query may go on behind a blank line
+    for paragraph in re.split(r"\n[ \t]*\n", _TAGS.sub("\n\n", text)):
+        if is_open and _continues(queries[-1], paragraph):
+            queries[-1] += f"\n\n{paragraph}"
+        elif found := _BARE.search(paragraph):
+            queries.append(found[2].rpartition("`")[0] if found[1] and "`" in found[2] else found[2])
+        else:
+            is_open = False
+            continue
+        statement, ends, _ = queries[-1].partition(";\n")
+        queries[-1] = (statement + ends).strip()
+        is_open = not queries[-1].endswith(";") and len(queries[-1]) < BARE_CHARACTERS
+    return queries
+
+
+def _continues(query: str, paragraph: str) -> bool:
+    """Return True if a paragraph continues the query before it."""
+    outer = _without_parentheses(query)
+    clauses = _CLAUSES if query[0].isupper() else _CLAUSES.lower()  # "From this query you get it" is no clause
+    begun = re.match(rf"\s*(?:\)|,|(?:{clauses})\b)", paragraph)
+    is_new = re.match(rf"\s*{_START}", paragraph, re.IGNORECASE)
+    if "(" in outer or _GOES_ON.search(query):
+        return True
+    if is_new:  # of a query WITH ... AS (...), the part that selects
+        return re.match(r"WITH\b", query, re.IGNORECASE) is not None and not re.search(
+            r"\bSELECT\b", outer, re.IGNORECASE
+        )
+    return begun is not None
+
+
+def _without_parentheses(sql: str) -> str:
+    """Return a query without strings, comments and what is in parentheses."""
+    sql = _QUOTED.sub(" ", sql)
+    while "(" in sql and (outer := _INNERMOST.sub(" ", sql)) != sql:
+        sql = outer
+    return sql
 
 
 def is_ordered(sql: str) -> bool:
     """Return True if a query has an ORDER BY outside parentheses (subqueries, windows), strings and comments."""
-    sql = _QUOTED.sub(" ", sql)
-    while "(" in sql and (outer := _INNERMOST.sub(" ", sql)) != sql:
-        sql = outer
-    return re.search(r"\border\s+by\b", sql, re.IGNORECASE) is not None
+    return re.search(r"\border\s+by\b", _without_parentheses(sql), re.IGNORECASE) is not None
 
 
 def same_result(wanted: list[SQLRow], found: list[SQLRow], comparison: Comparison, ordered: bool) -> bool:

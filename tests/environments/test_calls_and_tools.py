@@ -3,6 +3,7 @@
 import asyncio
 import sqlite3
 import sys
+import time
 from enum import Enum
 from pathlib import Path
 from typing import Literal
@@ -12,7 +13,7 @@ from PIL import Image
 from tiny_environments import Increment
 
 from lit_rlvr.environments import Calculator, GuessNumber, Python, SQLShell, Tools, as_environment
-from lit_rlvr.environments.calls import Call, find_calls
+from lit_rlvr.environments.calls import Call, find_calls, typed_value
 from lit_rlvr.environments.tools import WrappedTools, as_tool_result
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample, Turn
@@ -35,7 +36,73 @@ from lit_rlvr.types import Sample, Turn
         ('{"name": "Ada", "age": 7}', []),
         ("<call>f(1, 'a', x=[2, 3])</call>", [Call("f", (1, "a"), {"x": [2, 3]})]),
         ("<think><call>f(1)</call></think>4", []),
-        ("<think><call>f(1)</call>", []),
+        ("<think>Let me see. <call>f(1)</call>", [Call("f", (1,))]),
+        ('<think>plan\n{"name": "f", "parameters": {}}', []),
+        ('<think>\n{"name": "f", "parameters": {}}', [Call("f")]),
+        ("<think>I may write <tool_call> here</think><call>f(1)</call>", [Call("f", (1,))]),
+        ("I may write <tool_call> here</think><call>f(1)</call>", [Call("f", (1,))]),
+        ("<call>f(1)</call></think><call>g()</call>", [Call("g")]),
+        ("<call>f(1)</call><think>and <call>h()</call></think><call>g()</call>", [Call("f", (1,)), Call("g")]),
+        (
+            '<think>a</think><tool_call>{"name": "run", "arguments": {"code": "s = \\"</think>\\""}}</tool_call>',
+            [Call("run", named={"code": 's = "</think>"'})],
+        ),
+        (
+            '<tool_call>{"name": "f", "arguments": {"x": "<think>"}}</tool_call>',
+            [Call("f", named={"x": "<think>"})],
+        ),
+        (
+            '<think>plan <tool_call>{"name": "f", "arguments": {"x": "</think> </tool_call> <tool_call>"}}',
+            [Call("f", named={"x": "</think> </tool_call> <tool_call>"})],
+        ),
+        (
+            '<tool_call>{"name": "f", "arguments": {"x": "a</tool_call>b"}}</tool_call>'
+            '<tool_call>{"name": "g"}</tool_call>',
+            [Call("f", named={"x": "a</tool_call>b"}), Call("g")],
+        ),
+        ('<tool_call>{"name": "f"}\n<tool_call>{"name": "g"}</tool_call>', [Call("f"), Call("g")]),
+        ("<call>f('</call>')</call><call>g('</think>')</call>", [Call("f", ("</call>",)), Call("g", ("</think>",))]),
+        (
+            "<tool_call>\n<function=f>\n<parameter=x>\na</tool_call>\n</think>\n</parameter>b\n</parameter>\n"
+            "<parameter=y>\n2\n</parameter>\n</function>\n</tool_call>",
+            [Call("f", named={"x": "a</tool_call>\n</think>\n</parameter>b", "y": "2"}, is_typed=False)],
+        ),
+        (
+            "<tool_call>f\n<arg_key>x</arg_key>\n<arg_value></tool_call></arg_value>\n</tool_call>",
+            [Call("f", named={"x": "</tool_call>"}, is_typed=False)],
+        ),
+        (
+            "<|tool_call_start|>[f(x='<|tool_call_end|>')]<|tool_call_end|>",
+            [Call("f", named={"x": "<|tool_call_end|>"})],
+        ),
+        ('{"name": "f", "parameters": {"x": "</think>"}}<|eot_id|>', [Call("f", named={"x": "</think>"})]),
+        ('<think>a</think>{"name": "f", "parameters": {"x": "</think>"}}', [Call("f", named={"x": "</think>"})]),
+        ('{"name": "f", "parameters": {"x": "<|im_end|>"}}<|im_end|>', [Call("f", named={"x": "<|im_end|>"})]),
+        (
+            '<tool_call>{"type": "function", "function": {"name": "f", "arguments": "{\\"x\\": 2}"}}</tool_call>',
+            [Call("f", named={"x": 2})],
+        ),
+        (
+            '{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{\\"x\\": 2}"}}',
+            [Call("f", named={"x": 2})],
+        ),
+        ('{"type": "function", "name": "f", "arguments": {"x": 2}}', [Call("f", named={"x": 2})]),
+        (
+            '{"tool_calls": [{"type": "function", "function": {"name": "f", "arguments": "{}"}}, '
+            '{"function": {"name": "g", "arguments": ""}}]}',
+            [Call("f"), Call("g")],
+        ),
+        ('<tool_call>[{"name": "f", "arguments": {}}, {"name": "g"}]</tool_call>', [Call("f"), Call("g")]),
+        ('[{"name": "f", "arguments": {}}]', [Call("f")]),
+        ('```json\n{"name": "f", "arguments": {}}\n```', [Call("f")]),
+        ('{"name": "f", "arguments": {}}\n</tool_call>', [Call("f")]),
+        ('{"name": "f", "arguments": {}}\nI wait for the result.', [Call("f")]),
+        ('<tool_call>{"name": "f", "arguments": {"x": "a\nb"}}</tool_call>', [Call("f", named={"x": "a\nb"})]),
+        (
+            "I look.\n<function=f>\n<parameter=x>\n1\n</parameter>\n</function>\n</tool_call>",
+            [Call("f", named={"x": "1"}, is_typed=False)],
+        ),
+        ('<function=f>{"x": 1}</function>', [Call("f", named={"x": 1})]),
         ('<call>f()</call><tool_call>{"name": "g"}</tool_call><call>h()</call>', [Call("f"), Call("g"), Call("h")]),
         (
             '<tool_call>{"name": "f", "arguments": {"x": "<call>g()</call>"}}</tool_call>',
@@ -84,11 +151,66 @@ def test_calls_are_found_in_every_form(text: str, calls: list[Call]) -> None:
         ("<tool_call>" + "[" * 100_000, "not valid JSON"),
         ("<|tool_call>f(1)<tool_call|>", "written as call:name"),
         ("to=functions.f json<|message|>{", "arguments must be a JSON object"),
+        ('{"name": "f", "parameters": {"x": }}', "not valid JSON"),
+        ('<think>a</think>{"name": "f", "parameters": {"x": 1}', "not valid JSON"),
+        ('{"type": "function", "function": {"name": "f", "arguments": "{x: 2}"}}', "arguments must be a JSON object"),
+        ('<think>a <tool_call>{"name": "f"', "not valid JSON"),
+        ("<tool_call></tool_call>", "not valid JSON"),
+        ("<tool_call>\n<function=f>\n<parameter=x>\n1", "'<parameter=x>\\n1' is in no argument"),
+        ("<tool_call>f\n<arg_key>x</arg_key>\n<arg_value>1", "is in no argument"),
     ],
 )
 def test_a_malformed_call_says_what_is_wrong_with_it(text: str, problem: str) -> None:
     (call,) = find_calls(text)
     assert problem in call.problem
+
+
+def test_a_call_that_cannot_be_read_is_an_error_that_the_model_sees() -> None:
+    seen = Calculator().step(
+        Turn('<think>Let me see. <tool_call>{"name": "calculate", "arguments": {"expression": 1 +')
+    )
+    assert (seen.calls, seen.errors, seen.done) == (1, 1, False) and "not valid JSON" in seen.text
+    asked = '<tool_call>{"function": {"name": "calculate", "arguments": "{\\"expression\\": \\"1 + 1\\"}"}}</tool_call>'
+    assert Calculator().step(Turn(f"<think>Let me see. {asked}")).text == "2"
+
+
+@pytest.mark.parametrize(
+    ("text", "schema", "value"),
+    [
+        ("3", {"type": "string"}, "3"),
+        ("3", {"type": ["string", "null"]}, "3"),
+        ("3", {"anyOf": [{"type": "string"}, {"type": "null"}]}, "3"),
+        ("3", {"oneOf": [{"type": "null"}, {"type": "string"}]}, "3"),
+        ("3", {"type": "string", "nullable": True}, "3"),
+        ("null", {"type": "string", "nullable": True}, None),
+        ("None", {"type": ["string", "null"]}, None),
+        ("null", {"type": "string"}, "null"),
+        ("true", {"type": ["string", "null"]}, "true"),
+        ("3", {"type": ["integer", "null"]}, 3),
+        ("null", {"type": ["integer", "null"]}, None),
+        ("3", {"anyOf": [{"type": "integer"}, {"type": "string"}]}, 3),
+        ("3.5", {"type": ["integer", "string"]}, "3.5"),
+        ("[1]", {"anyOf": [{"type": "array"}, {"type": ["string", "null"]}]}, [1]),
+        ("[1]", {"type": ["string", "object"]}, "[1]"),
+        ("True", {"type": ["boolean", "string"]}, True),
+        ('"3"', {"type": ["string", "integer"]}, '"3"'),
+        ("3", {"enum": ["3", "4"]}, "3"),
+        ("3", {}, 3),
+        ("a", {"type": "integer"}, "a"),
+    ],
+)
+def test_bare_values_get_a_type_that_their_schema_allows(text: str, schema: dict[str, object], value: object) -> None:
+    typed = typed_value(text, schema)
+    assert typed == value and type(typed) is type(value)
+
+
+@pytest.mark.parametrize(
+    "piece", ["<tool_call>", "<think>", "</think>", "{", '{"name": "f", ', "<call>f(", "<function=f>"]
+)
+def test_hostile_turns_are_quick(piece: str) -> None:
+    started = time.process_time()
+    find_calls(piece * 5000)
+    assert time.process_time() - started < 2
 
 
 @pytest.mark.parametrize(

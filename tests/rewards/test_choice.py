@@ -43,7 +43,7 @@ def test_other_options_are_wrong(answer: str) -> None:
 @pytest.mark.parametrize(
     "answer",
     ["", "A or B", "A, B", "A and B", "AB", "A B C D", "B) Right lung", "B) A) C)", "E", "B/A", "not B", "lung",
-     "Left lung, Liver", "B because it is not A", "A) Liver B) Left lung C) Spleen D) Right lung", "A mass", "1"],
+     "Left lung, Liver", "A) Liver B) Left lung C) Spleen D) Right lung", "A mass", "1"],
 )  # fmt: skip
 def test_answers_that_name_several_or_none(answer: str) -> None:
     assert judge(f"\\boxed{{{answer}}}") == NONE
@@ -60,6 +60,133 @@ def test_the_answer_is_found_where_it_stands() -> None:
     assert judge("The answer is B.") == RIGHT == judge("**Answer: B**") == judge("I think\n(B)")
     assert judge("The answer is B or A.") == NONE == judge("A mass is seen.") == judge("")
     assert judge("\\boxed{B") == NONE
+
+
+PETS = Sample("a", "?", "B", options=("cat", "dog", "cow"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The answer is B because A is too small.", "The answer is B, the dog.", "The answer is B (dog).",
+        "The answer is B - dog", "Answer: B, since dogs bark", "\\boxed{B because it is not A}",
+        "Answer: B\nExplanation: it barks", "**Answer:** B\n\n**Explanation:** A meows, C gives milk.",
+        "Answer: B. A is too small, and C gives milk.", "B\n\nDogs bark.", "(B) dog\n\nA cat meows.",
+        "**B) dog**\n\n- A is wrong: cats meow.\n- C is wrong: cows moo.",
+        "The correct option is B.", "The correct answer is clearly option (B).", "So B.", "B is correct.",
+        "Therefore, B is the correct answer.", "Option B is right, because dogs bark.", "I choose B because it barks.",
+        "I would go with (B).", "It must be B, as cats do not bark.", "Since dogs bark, it must be B.",
+        "Without A and C, B remains.", "I pick option B over A.",
+        "Based on the sound, B is the best choice.", "The best answer here is B: dog", "The answer is: **B**",
+        "Final answer: `B`", "The answer is B, not A.", "It is not A but B.", "A is wrong, so B.",
+        "The answer is B rather than A.", "The answer is 'B'.", "The answer is [B]", "The answer is \\(B\\).",
+        "Answer: option b", "answer: b", "The answer is the dog.", "It is a dog.",
+        "The answer is dog, because it barks.",
+        "The answer is as follows:\n\nB", "Answer:\nB", "Choice: B", "Selected option: (B)", "Answer = B",
+        "B<|im_end|>",
+        "Dogs bark\n</think>\nThe answer is B\n\nHere is why: cats meow.",
+    ],
+)  # fmt: skip
+def test_sentences_around_a_letter_and_explanations_after_it(text: str) -> None:
+    assert judge(text, PETS) == RIGHT
+
+
+@pytest.mark.parametrize(
+    "box",
+    ["\\textbf{(B)}\\ dog", "\\bf{B}", "\\texttt{B}", "\\mathbf{B}", "{\\bf B}", "\\text{(B)}",
+     "\\mathrm{(B)}\\; \\text{dog}",
+     "\\textbf{B. dog}", "\\text{B: dog}", "\\text{Option B}", "(B)~\\text{dog}", "\\underline{B}", "The answer is B",
+     "\\text{The answer is B}", "the dog", "a dog", "B, the dog", "\\displaystyle B", "[B]", "B\\ (\\text{dog})",
+     "\uff22"],
+)  # fmt: skip
+def test_boxes_with_markup_around_a_letter(box: str) -> None:
+    assert judge(f"\\boxed{{{box}}}", PETS) == RIGHT
+    assert judge(f"<answer>{box}</answer>", PETS) == RIGHT
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["答案\uff1aB", "\uff08B\uff09", "答案是B。", "故选\uff1aB", "故选B。",
+     "正确答案\uff1a\uff22", "选项B是正确的", "答案为【B】", "B、dog",
+     "选B", "Ⓑ", "本题选B。",
+     "答案\uff1aB\n解释\uff1a狗会叫", "答案是B\uff0c因为A太小", "应该选择B项", "Réponse : B", "Antwort: B", "정답: B"],
+)  # fmt: skip
+def test_letters_in_other_scripts(text: str) -> None:
+    assert judge(text, PETS) == RIGHT
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["The answer is not B.", "It isn't B.", "B is wrong.", "B is not correct.", "Answer: neither A nor B",
+     "not the dog",
+     "The answer is A or B.", "Either A or B", "Both A and B", "A, B and C", "Answer: A/B/C", "A B C", "ABC",
+     "The answer is (A) or (B).", "Option A or option B", "cat or dog", "the cat, the dog, the cow", "B) cat",
+     "B, the cat",
+     "A) cat\nB) dog\nC) cow", "A. cat\nB. dog", "A) cat; B) dog", "A: cat B: dog C: cow", "dog (A)",
+     "A. a cat B. a dog",
+     "A kind animal.", "A mammal that barks", "Vitamin B", "B cells", "D.C.", "B-cell", "B = 5", "B'll do", "a",
+     "I think so",
+     "The answer could be A, B or C.",
+     "B? C? I am not sure.", "The answer is B.\nNo, the answer is not B.", "不是B",
+     "A too small, B too large", "Answer: B or else A",
+     "<think>The answer is B"],
+)  # fmt: skip
+def test_several_negated_or_no_letters_earn_nothing(text: str) -> None:
+    assert judge(text, PETS)[:2] == (0.0, False)
+    assert judge(f"\\boxed{{{text}}}", PETS)[:2] == (0.0, False)
+
+
+def test_several_boxes_name_several_options() -> None:
+    for text in ("\\boxed{A} or \\boxed{B}", "\\boxed{A}\n\n\\boxed{B}", "\\boxed{A}, \\boxed{B}"):
+        assert judge(text, PETS) == NONE, text
+    assert judge("\\boxed{B}\n\\boxed{dog}", PETS) == RIGHT
+
+
+def test_texts_with_letters_signs_and_units_are_read_as_texts() -> None:
+    vitamins = Sample("a", "?", "B", options=("Vitamin D", "Vitamin A", "A positive", "C++"))
+    assert judge("The answer is vitamin A.", vitamins) == RIGHT == judge("Vitamin A, because of the eyes", vitamins)
+    assert judge("A positive", vitamins) == WRONG == judge("The answer is C++.", vitamins)
+    power = Sample("a", "?", "A", options=("5 mW", "5 MW", "5", "10⁵", "105", "a cat", "the cat"))
+    assert judge("\\boxed{5 mW}", power) == RIGHT
+    for box in ("5 MW", "5", "the cat", "a cat", "105", "10⁵", "F", "A cat"):
+        assert judge(f"\\boxed{{{box}}}", power) == WRONG, box
+    assert judge("\\boxed{105}", Sample("a", "?", "D", options=power.options)) == WRONG
+    for box in ("5 cm", "5.5", "5/2", "cat"):
+        assert judge(f"\\boxed{{{box}}}", power) == NONE, box
+
+
+@pytest.mark.parametrize(
+    "answer", ["<answer>B</answer>", "(B)", "B.", "B) dog", "Option B", "option (b)", "[B]", "\\boxed{B}", "**B**",
+               "\uff22",
+               "(B) dog", "B. Dog", "B: Dog", "b", "B)"]
+)  # fmt: skip
+def test_references_in_other_forms_are_letters(answer: str) -> None:
+    for options in ((), ("cat", "dog", "cow")):
+        sample = Sample("a", "?", answer, options=options)
+        Choice().check_reference(sample)
+        assert judge("\\boxed{B}", sample) == RIGHT and judge("\\boxed{A}", sample) == WRONG
+
+
+@pytest.mark.parametrize(
+    "answer", ["A dog", "E. coli", "Paris", "", "A or B", "A, B", "AB", "not B", "B cells", "5", "K"]
+)
+def test_references_that_are_no_option_are_refused_at_load_and_at_a_rollout(answer: str) -> None:
+    sample = Sample("a", "?", answer, source="f:1")
+    message = f"rewards.Choice: the answer {answer!r} of f:1 is neither a letter nor yes or no"
+    for refused in (lambda: Choice().check_reference(sample), lambda: judge("\\boxed{B}", sample)):
+        with pytest.raises(UserError, match=re.escape(message)):
+            refused()
+    Choice(otherwise=OpenAnswer()).check_reference(Sample("a", "?", "A dog"))
+    with pytest.raises(UserError, match="OpenAnswer"):
+        Choice(otherwise=OpenAnswer()).check_reference(Sample("a", "?", "..."))
+
+
+def test_each_of_several_references_is_right() -> None:
+    sample = Sample("a", "?", "B", options=("cat", "dog", "cow"), aliases=("(C)",))
+    assert judge("\\boxed{B}", sample) == RIGHT == judge("\\boxed{cow}", sample)
+    assert judge("\\boxed{A}", sample) == WRONG and judge("\\boxed{B or C}", sample) == NONE
+    with pytest.raises(UserError, match="the answer 'horse' of a is neither"):
+        Choice().check_reference(Sample("a", "?", "B", options=("cat", "dog"), aliases=("horse",)))
 
 
 def test_boxed_only_takes_no_answer_outside_a_box() -> None:

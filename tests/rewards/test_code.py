@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import pickle
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -54,7 +55,27 @@ def judge(program: str, cells: str = SUMS, function: str = "", **options: Any) -
         ("First\n```python\na\n```\nbut no:\n```python\nb\n```\nDone.", "b\n"),
         ("```python\na\n```\nIt prints\n```text\n3\n```\nand in C\n```cpp\nint b;\n```", "a\n"),
         ("```python\na\n```\n```python\n\n```", "a\n"),
-        ("  ```python\n  a\n  ```", "  a\n"),
+        ("  ```python\n  a\n    b\n  ```", "a\n  b\n"),
+        ("1. Code:\n   ```python\n   print(3)\n   ```", "print(3)\n"),
+        ("- ```python\n  if a:\n\n      b\n  ```\n- Done.", "if a:\n\n    b\n"),
+        ("The code: ```python\na\n```", "a\n"),
+        ("> ```python\n> a\n> ```", "a\n"),
+        ("```python\na\n```\nOutput:\n```\n3\n```", "a\n"),
+        ("```\na\n```\nOutput:\n```\n3\n```", "a\n"),
+        ("```\na\n```\n**Sample output:**\n```\n3\n```", "a\n"),
+        ("Sample input:\n```\n3\n```\nCode:\n```\na\n```", "a\n"),
+        ('```python title="a.py"\na\n```', "a\n"),
+        ("```{.python}\na\n```", "a\n"),
+        ("```{.python .numberLines}\na\n```", "a\n"),
+        ("```{python}\na\n```", "a\n"),
+        ("```python:a.py\na\n```", "a\n"),
+        ("```python, linenos\na\n```", "a\n"),
+        ('```title="a.py"\na\n```', "a\n"),
+        ("````python\na\n```\nb\n````", "a\n```\nb\n"),
+        ("~~~python\na\n~~~", "a\n"),
+        ("```python\na\n```python\nb\n```", "b\n"),
+        ("```python\na```", "a"),
+        ("<think>\n```python\na\n```", ""),
         ("```python\nprint('```')\n```", "print('```')\n"),
         ("```python\na", "a"),
         ("<think>\n```python\na\n```\n</think>\n```python\nb\n```", "b\n"),
@@ -67,6 +88,42 @@ def judge(program: str, cells: str = SUMS, function: str = "", **options: Any) -
 )
 def test_the_program_is_extracted(text: str, program: str) -> None:
     assert extract_program(text) == program
+
+
+G = "def g(x):\n    return x * x\n"
+
+
+def blocks(*programs: str) -> str:
+    return "\nNext:\n".join(f"```python\n{program}```" for program in programs)
+
+
+def test_usage_is_no_program_and_definitions_belong_to_it() -> None:
+    assert extract_program(blocks(G, "print(g(2))\n"), "g") == G
+    assert extract_program(blocks("def g(x):\n    return 1\n", G, "assert 1\n"), "g") == G
+    helper, caller = "import math\ndef h(x):\n    return x\n", "def g(x):\n    return h(x)\n"
+    assert extract_program(blocks(helper, caller, "print(g(2))\n"), "g") == f"{helper}\n{caller}"
+    assert extract_program(blocks("g = lambda x: x\n", "print(g(2))\n"), "g") == "g = lambda x: x\n"
+    solve = "def solve():\n    print(int(input()))\nsolve()\n"
+    assert extract_program(blocks(solve, "solve()\n")) == solve
+    assert extract_program(blocks("import numpy as np\n", "print(np.pi)\n")) == "import numpy as np\n\nprint(np.pi)\n"
+    reads = "print(g(int(input())))\n"
+    assert extract_program(blocks(G, reads)) == f"{G}\n{reads}"
+    assert extract_program(blocks("print(1)\n", "print(2)\n")) == "print(2)\n"
+    assert extract_program(blocks("n = int(input())\n", "print(n)\n")) == "n = int(input())\n\nprint(n)\n"
+
+
+def test_blocks_around_the_program_do_not_spoil_its_verdict() -> None:
+    three, nine = (cell(("", "3")),), (cell(("3", "9")),)
+    for text in ("1. Code:\n   ```python\n   print(3)\n   ```", "```python\nprint(3)\n```\nOutput:\n```\n3\n```"):
+        assert check_code(text, three, "", LIMITS)[:2] == (True, "ok")
+    assert check_code(blocks(G, "print(g(2))\n"), nine, "g", LIMITS)[:2] == (True, "ok")
+
+
+@pytest.mark.parametrize("piece", ["```", "```\n", "```python\n", "> ", "~~~\n", "```a\nx\n```\n", "`", "a "])
+def test_hostile_texts_are_searched_quickly(piece: str) -> None:
+    started = time.process_time()
+    extract_program(piece * 5000)
+    assert time.process_time() - started < 2
 
 
 # when a test is passed
@@ -125,6 +182,46 @@ def test_outputs_are_compared(expected: str, found: str, same: bool) -> None:
 )
 def test_values_are_compared(expected: str, found: str, same: bool) -> None:
     assert same_value(expected, found) is same
+
+
+def test_floats_are_exact_unless_a_tolerance_is_set() -> None:
+    plus, tests = "```python\ndef g(a, b):\n    return a + b\n```", (cell(("0.1\n0.2", "0.3")),)
+    assert not check_code(plus, tests, "g", LIMITS)[0] and check_code(plus, tests, "g", LIMITS, 1e-6)[0]
+    third = "```python\nprint(1/3)\n```"
+    assert check_code(third, (cell(("", "0.333333")),), "", LIMITS, 1e-6)[0]
+    assert not check_code(third, (cell(("", "0.333")),), "", LIMITS, 1e-6)[0]
+    assert CodeTests(float_tolerance=1e-6).float_tolerance == 1e-6
+    sample = Sample("a", "?", "1 tests", row={"tests": (cell(("", "0.333333")),)})
+    results = [CodeTests(float_tolerance=t)(Completion(third, (1,), "stop"), sample).correct for t in (0.0, 1e-6)]
+    assert results == [False, True]
+    for wrong in (-1.0, 1.0):
+        with pytest.raises(UserError, match="float_tolerance"):
+            CodeTests(float_tolerance=wrong)
+
+
+@pytest.mark.parametrize(
+    ("compare", "expected", "found", "same"),
+    [
+        (same_output, "x = 0.333333", "x = 0.3333333", True),
+        (same_output, "1000000.0", "1000000.5", True),
+        (same_output, "3", "4", False),
+        (same_output, "1000000000", "1000000001", False),
+        (same_output, "0.5 a", "0.5 b", False),
+        (same_output, "NaN 0.5", "0.5 NaN", False),
+        (same_output, "1e999999999", "0.5", False),
+        (same_value, "[0.3, [1]]", "[0.30000000000000004, [1]]", True),
+        (same_value, '{"a": 0.3}', '{"a": 0.3000001}', True),
+        (same_value, '{"a": 0.3}', '{"b": 0.3}', False),
+        (same_value, "1000000000", "1000000001", False),
+        (same_value, '"0.3"', "0.3", False),
+        (same_value, "[0.3]", "[0.3, 0.3]", False),
+        (same_value, "0.5", "9" * 5000, False),
+    ],
+)
+def test_a_tolerance_is_for_numbers_with_a_fraction(
+    compare: Callable[..., bool], expected: str, found: str, same: bool
+) -> None:
+    assert compare(expected, found, 1e-6) is same
 
 
 # whose fault it is

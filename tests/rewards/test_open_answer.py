@@ -57,7 +57,7 @@ def test_the_answer_is_found_where_it_stands() -> None:
 
 
 def test_a_completion_without_an_answer_is_a_parse_failure() -> None:
-    for text in ("", "\\boxed{}", "...", "\\boxed{the}"):
+    for text in ("", "\\boxed{}", "...", "\\boxed{,}"):
         result = judge(text)
         assert (result.value, result.correct, result.status) == (0.0, False, "parse_fail"), text
 
@@ -73,10 +73,49 @@ def test_signs_count(gold: str, other: str) -> None:
             assert not judge(f"\\boxed{{{answer}}}", Sample("a", "?", wanted), exact=exact).correct
 
 
-@pytest.mark.parametrize("gold", ["", "...", "the"])
-def test_a_reference_without_words_is_refused(gold: str) -> None:
-    with pytest.raises(UserError, match=r"rewards.OpenAnswer: the answer .* of my.jsonl:3 has no words"):
-        judge("\\boxed{heart}", Sample("a", "?", gold, source="my.jsonl:3"))
+@pytest.mark.parametrize("gold", ["", "...", "?"])
+def test_a_reference_without_words_is_refused_at_load_and_at_a_rollout(gold: str) -> None:
+    for sample in (
+        Sample("a", "?", gold, source="my.jsonl:3"),
+        Sample("a", "?", "b", source="my.jsonl:3", aliases=(gold,)),
+    ):
+        for refused in (lambda: OpenAnswer().check_reference(sample), lambda: judge("\\boxed{heart}", sample)):  # noqa: B023
+            with pytest.raises(UserError, match=r"rewards.OpenAnswer: the answer .* of my.jsonl:3 has no words"):
+                refused()
+    OpenAnswer().check_reference(LUNG)
+
+
+@pytest.mark.parametrize(
+    ("gold", "other"),
+    [("Hepatitis A", "Hepatitis"), ("A positive", "positive"), ("vitamin A", "vitamin"), ("A-type", "type"), ("A", "B"),
+     ("Vitamin A deficiency", "vitamin deficiency"), ("type A personality", "type personality"), ("A minor", "minor"),
+     ("Influenza A virus", "influenza virus"), ("plan A", "the plan"), ("A/B testing", "B testing"), ("Q&A", "Q"),
+     ("the", "a"), ("an", "the"), ("The A", "the")],
+)  # fmt: skip
+def test_letters_and_lone_articles_are_part_of_an_answer(gold: str, other: str) -> None:
+    assert judge(f"\\boxed{{{gold}}}", Sample("a", "?", gold)).correct
+    assert judge(f"\\boxed{{{gold.lower()}}}", Sample("a", "?", gold)).correct
+    assert not judge(f"\\boxed{{{other}}}", Sample("a", "?", gold)).correct
+    assert not judge(f"\\boxed{{{gold}}}", Sample("a", "?", other)).correct
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [("A dog", "dog"), ("dog", "a dog"), ("The Beatles", "Beatles"), ("in the lung", "in a lung"), ("an apple",
+     "apple"),
+     ("HE IS A MAN", "he is man"), ("the cat", "A cat"), ("A", "(A)"), ("the", "The.")],
+)  # fmt: skip
+def test_articles_do_not_count(gold: str, answer: str) -> None:
+    result = judge(f"\\boxed{{{answer}}}", Sample("a", "?", gold))
+    assert (result.value, result.correct) == (1.0, True)
+
+
+def test_the_best_of_several_references_counts() -> None:
+    sample = Sample("a", "?", "left lower lung", aliases=("LLL", "lower lobe"))
+    assert judge("\\boxed{lll}", sample) == RewardResult(1.0, True, "ok", "lll")
+    partly = judge("\\boxed{lobe}", sample)
+    assert partly.value == pytest.approx(2 / 3) and partly.correct is False
+    assert judge("\\boxed{lobe}", sample, exact=True).value == 0.0
 
 
 def test_a_truncated_answer_is_judged_as_asked() -> None:
@@ -85,6 +124,6 @@ def test_a_truncated_answer_is_judged_as_asked() -> None:
 
 
 def test_numbers_and_scripts_are_compared() -> None:
-    assert words("0.5 cm, T2-weighted") == ["0.5", "cm", "t2", "weighted"]
-    assert words("$\\text{L\u00e9sion}$ \u80ba") == ["l\u00e9sion", "\u80ba"]
+    assert [word.text for word in words("0.5 cm, T2-weighted")] == ["0.5", "cm", "t2", "weighted"]
+    assert [word.text for word in words("$\\text{L\u00e9sion}$ \u80ba")] == ["l\u00e9sion", "\u80ba"]
     assert judge("\\boxed{0.5}", Sample("a", "?", "5")).value == 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import sqlite3
+import time
 from contextlib import closing
 from itertools import permutations
 from pathlib import Path
@@ -64,6 +65,35 @@ def verdict(database: str, sql: str, gold: str, comparison: Any = "bird") -> tup
         ("WITH t AS (SELECT 1)\nSELECT 2\n\nWith this query you get it.", "WITH t AS (SELECT 1)\nSELECT 2"),
         ("WITH RECURSIVE t(x) AS (SELECT 1) SELECT x FROM t", "WITH RECURSIVE t(x) AS (SELECT 1) SELECT x FROM t"),
         ("```sql\nSELECT 1; DROP TABLE pets\n```", "SELECT 1; DROP TABLE pets"),
+        ("```sql\nSELECT 1\n```\nResult:\n```text\n1\n```", "SELECT 1"),
+        ("```sql\nSELECT 1\n```\nResult:\n```\n1\n```", "SELECT 1"),
+        ("```\nSELECT 1\n```\n| x |\n```\nx\n---\n1\n```\n```json\n[1]\n```", "SELECT 1"),
+        ("```sqlite3\nSELECT 1\n```", "SELECT 1"),
+        ("```postgresql\nSELECT 1\n```", "SELECT 1"),
+        ('```sql title="a.sql"\nSELECT 1\n```', "SELECT 1"),
+        ("```{.sql}\nSELECT 1\n```", "SELECT 1"),
+        ("````mysql\nSELECT 1\n````", "SELECT 1"),
+        ("~~~sql\nSELECT 1\n~~~", "SELECT 1"),
+        ("1. Query:\n   ```sql\n   SELECT 1\n   ```", "SELECT 1"),
+        ("```sql\n-- one\nSELECT 1\n```\n```bash\nsqlite3 a.db\n```", "-- one\nSELECT 1"),
+        ("```SELECT a\nFROM t\n```", "SELECT a\nFROM t"),
+        ("```python\nprint(1)\n```", ""),
+        ("<think>```sql\nSELECT 1\n```", ""),
+        ("WITH a AS (select 1 as x)\n\nSELECT x FROM a", "WITH a AS (select 1 as x)\n\nSELECT x FROM a"),
+        ("```sql SELECT a\nFROM t```", "SELECT a\nFROM t"),
+        ("```sql SELECT 1```", "SELECT 1"),
+        (
+            "WITH a AS (\n\nselect 1 as x\n\n)\n\nSELECT x\n\nFROM a\n\nIt is 1.",
+            "WITH a AS (\n\nselect 1 as x\n\n)\n\nSELECT x\n\nFROM a",
+        ),
+        ("SELECT a\n\nFROM t\n\nWHERE b = 1\n\nFrom t you get a.", "SELECT a\n\nFROM t\n\nWHERE b = 1"),
+        ("select 1\n\nunion\n\nselect 2", "select 1\n\nunion\n\nselect 2"),
+        ("select a\n\nfrom t;\n\nfrom t you get a.", "select a\n\nfrom t;"),
+        ("SELECT 1;\nIt selects 1.", "SELECT 1;"),
+        ("SQL: SELECT 1", "SELECT 1"),
+        ("The query is:\n`SELECT 1`.", "SELECT 1"),
+        ("<answer>SELECT 1</answer>", "SELECT 1"),
+        ("<sql>\nSELECT 1\n</sql>\nDone.", "SELECT 1"),
         ("The answer is 7.", ""),
         ("``````", ""),
         ("", ""),
@@ -71,6 +101,21 @@ def verdict(database: str, sql: str, gold: str, comparison: Any = "bird") -> tup
 )  # fmt: skip
 def test_the_query_is_extracted(text: str, sql: str) -> None:
     assert extract_sql(text) == sql
+
+
+def test_result_tables_and_tags_do_not_spoil_a_right_query(pets: str) -> None:
+    for text in (
+        "```sql\nSELECT 1\n```\nResult:\n```text\n1\n```", "```sql\nSELECT 1\n```\nResult:\n```\n1\n```",
+        "```sqlite3\nSELECT 1\n```", "```postgresql\nSELECT 1\n```", "WITH a AS (select 1 as x)\n\nSELECT x FROM a",
+    ):  # fmt: skip
+        assert check_sql(text, "select 1", (pets,), "bird", LIMITS)[:2] == (True, "ok"), text
+
+
+@pytest.mark.parametrize("piece", ["```", "```sql\n", "SELECT (", "WITH a AS (\n\n", "(", "SELECT 1\n\n", "`", "~~~\n"])
+def test_hostile_texts_are_searched_quickly(piece: str) -> None:
+    started = time.process_time()
+    extract_sql(piece * 5000)
+    assert time.process_time() - started < 2
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,13 @@ _BOX = r"\\(?:f?boxed|fbox)\s*\{|\\boxed\s*(?![A-Za-z])([^\s${}\\]++)(?!\{)"
 _BOX_OR_BRACE = re.compile(rf"{_BOX}|\\(?!{_BOX}).|[{{}}]", re.DOTALL)  # an escaped brace is no brace
 _MARKUP = r"\s|\$|\*|\\[()\[\],;:! ]|\\q?quad(?![A-Za-z])"
 _SEPARATOR = r"[,;]|and(?![A-Za-z])|\\text\{[^{}]*(?:[,;]|\band)\s*\}"
-_LABEL = r"[A-Za-z](?:_\w|_\{\w*\})?\s*="  # of the next box, such as y_2 =
+_BOX_LABEL = r"[A-Za-z](?:_\w|_\{\w*\})?\s*="  # of the next box, such as y_2 =
 _PART = (
     r"\d\s*[.)]|(?:[Pp]art\s*)?\(?[a-z]\)|[Pp]art\s+[A-Za-z0-9]+\s*[:.)]?|\(?(?:i{1,3}|iv|v)\)"  # (b), Part b:, (ii)
 )
 _BETWEEN_BOXES = re.compile(
-    rf"(?:{_MARKUP})*+(?:{_SEPARATOR})(?:{_MARKUP}|{_SEPARATOR})*+(?:{_LABEL})?+(?:{_MARKUP})*+"
-    rf"|[.;,]?(?:{_MARKUP})*+(?:{_PART})\s*:?(?:{_MARKUP})*+(?:{_LABEL})?+(?:{_MARKUP})*+"
+    rf"(?:{_MARKUP})*+(?:{_SEPARATOR})(?:{_MARKUP}|{_SEPARATOR})*+(?:{_BOX_LABEL})?+(?:{_MARKUP})*+"
+    rf"|[.;,]?(?:{_MARKUP})*+(?:{_PART})\s*:?(?:{_MARKUP})*+(?:{_BOX_LABEL})?+(?:{_MARKUP})*+"
 )
 _LINE_BETWEEN = re.compile(r"[$.]*[ \t]*\n\s*\$*")
 _OR_BETWEEN = re.compile(rf"(?:{_MARKUP}|,)*+(?:or|\\text\{{\s*or\s*\}})(?![A-Za-z])(?:{_MARKUP})*+")

@@ -17,7 +17,7 @@ FUNCTIONS = (
     "lim|mod|deg|dim|ker|arg|abs"
 )
 """Names of functions, as a regular expression."""
-LETTERS = "alpha|beta|gamma|delta|theta|lambda|sigma|omega|phi|rho|mu|pi|frac"
+LETTER_NAMES = "alpha|beta|gamma|delta|theta|lambda|sigma|omega|phi|rho|mu|pi|frac"
 """Names of letters and commands that stand without their backslash, as a regular expression."""
 _CONFIG = ConversionConfig(interpret_as_mixed_fractions=False, lowercase_symbols=False)
 
@@ -129,4 +129,4 @@ def _is_wordy(text: str) -> bool:
     if "\\begin" in text:
         return False
     words = _WORD.findall(re.sub(r"\\[A-Za-z]+", " ", text))
-    return any(_WORDS.fullmatch(word) and not re.fullmatch(f"{FUNCTIONS}|{LETTERS}", word) for word in words)
+    return any(_WORDS.fullmatch(word) and not re.fullmatch(f"{FUNCTIONS}|{LETTER_NAMES}", word) for word in words)

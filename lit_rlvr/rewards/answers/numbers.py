@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import sympy
 
-from lit_rlvr.rewards.answers.formulas import FUNCTIONS, LETTERS, read_formula
+from lit_rlvr.rewards.answers.formulas import FUNCTIONS, LETTER_NAMES, read_formula
 from lit_rlvr.rewards.answers.latex import trim
 from lit_rlvr.rewards.answers.units import BASES, CURRENCIES, MAGNITUDES, read_numeral, read_unit
 from lit_rlvr.rewards.answers.values import Number, Parts, Quantity, Reading
@@ -143,7 +143,7 @@ _BOUNDARY = re.compile(
     r"(?<=[\d}).!|])\s*(?=[A-Za-z/$\u00a2-\u00a5\u20a0-\u20bf\u3000-\u9fff\uac00-\ud7a3^-]|\\frac)|(?<=pi)\s+(?=[A-Za-z])"
 )
 _LABEL = re.compile(
-    rf"(?!(?:{FUNCTIONS}|{LETTERS}|or|and|not|to|plus|minus|times)\b)"
+    rf"(?!(?:{FUNCTIONS}|{LETTER_NAMES}|or|and|not|to|plus|minus|times)\b)"
     r"(?:-?[A-Za-z]{2,}[A-Za-z.'/]*|[ab]|of|per|/)(?:[\s-]+[A-Za-z.'/]+){0,7}(?:\^\{?\d\}?)?"
     r"|[\u3000-\u9fff\uac00-\ud7a3]+"
 )

@@ -1,0 +1,243 @@
+"""The options of a multiple-choice question that an answer names.
+
+All functions are pure and linear in the text's length, because completions are untrusted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from string import ascii_uppercase
+
+from lit_rlvr.rewards.answers.characters import plain_characters
+from lit_rlvr.rewards.answers.find import find_answer, last_boxed, normalise, without_thoughts
+
+YES_NO = ("yes", "no")
+LETTERS = ascii_uppercase[:10]
+"""The letters of a question whose options are not known."""
+
+_FORMATS = (
+    r"(?:text|math)(?:bf|it|rm|tt|sf|sc|normal)?|bf|it|rm|tt|sf|bfseries|bold(?:symbol|ed)?|bm|emph|underline|mbox|hbox|"
+    r"displaystyle|large|Large|huge|Huge|q?quad"
+)
+_MARKUP = re.compile(
+    rf"\\(?:{_FORMATS})(?![A-Za-z])|\\[()\[\],;:! ]|[$`*~]|(?<!\w)__|__(?!\w)|^[ \t]*[#>]+", re.MULTILINE
+)
+_TAG = re.compile(r"</?\|?[A-Za-z_]+\|?>")
+_BRACES = re.compile(r"(?<![\w}^])\{([^{}]*)\}")
+_CJK = "[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
+_SCRIPTS = re.compile(rf"(?<={_CJK})(?=[A-Za-z(])|(?<=[A-Za-z)])(?={_CJK})")
+_BRACKETS = str.maketrans("\u3010\u3011\u3016\u3017\u300a\u300b\u300e\u300f", "()()()()")
+
+_ANSWER = (
+    "answer|option|choice|answers|r\u00e9ponse|antwort|respuesta|risposta|resposta|\u043e\u0442\u0432\u0435\u0442|"
+    "\u7b54\u6848|\u7b54\u3048|\u6b63\u89e3|\u6545\u9009|\u9009\u9879|\uc815\ub2f5"
+)
+_MARKER = re.compile(
+    rf"(?:{_ANSWER})(?:(?! [A-Z]\b)[ \w]){{0,30}}?\s*(?:[:=]|\b(?:is|are|would be|should be|must be|est|ist|es)\b"
+    r"|\u5e94\u8be5\u662f|\u5e94\u4e3a|\u662f|\u4e3a)(?!\s*n[o']t\s*$)",
+    re.IGNORECASE,
+)
+_LISTED = re.compile(r"[ \t]*(?:[-+\u2022][ \t]*)?\(?([A-Za-z])[.:)]+(?=\s)")
+_FILLER = (
+    r"so|thus|hence|therefore|then|clearly|obviously|definitely|probably|likely|i|i'd|i'll|we|you|my|the|this|that|it|"
+    r"its|it's|that's|one|is|are|be|was|would|should|must|will|can|think|believe|say|guess|choose|chose|pick|picked|"
+    r"select|selected|go|going|went|with|for|to|answer|final|correct|right|best|most|appropriate|true|option|choice|"
+    r"letter|both|either|but|\u6b63\u786e|\u7b54\u6848|\u9009\u9879|\u9009\u62e9|\u5e94\u8be5|\u6240\u4ee5|\u56e0\u6b64|"
+    r"\u672c\u9898|\u672c\u9898\u9009|\u6545\u9009|\u6545|\u9009|\u662f|\u4e3a|\u5e94|\u9879"
+)
+_FILLERS = rf"(?i:(?:[\s:,=\"'(\[|-]|(?<![^\W_])(?:{_FILLER})(?![^\W_]))*)"
+_CAUSE = r"because|since|as|for|due|given|considering|\u56e0\u4e3a|\u7531\u4e8e"
+_REASON = re.compile(
+    rf"(?i)(?<![^\W_])(?:{_CAUSE}|while|whereas|although|though|but|which|where|explanation|reason|"
+    r"\u7406\u7531|\u89e3\u91ca)(?![^\W_])"
+)
+_REASON_CLAUSE = re.compile(rf"{_REASON.pattern}[^,.;\n]*")
+_VERDICT = (
+    r"(?:(?:is|was|would be|must be|should be|seems|looks|appears|fits|matches)(?: \w+){0,2} "
+    r"(?:correct|right|best|answer|choice|option|true|one)|best|remains|is left)(?![^\W_])|\u662f?\u6b63\u786e|\u9879"
+)
+_NEXT_WORD = rf"(?:{_CAUSE}|but|so|or|and|rather|instead|not|here|\u662f\u6b63)(?![^\W_])|{_VERDICT}"
+_NOT = (
+    r"(?:(?<![^\W_])(?:not|never|neither|nor|cannot|rather than|instead of|over|other than|except|unlike)|n't|"
+    r"\u4e0d\u662f|\u4e0d\u9009|\u800c\u975e)"
+    r"(?:\s+(?:be|have|been|the|an?|option|choice|answer|letter|for|\u9009\u9879))*\s*[\s:(\"']\s*"
+)
+_WRONG = (
+    r"\)?\s+(?:(?:is|was|are|can|could|would|must|should|does|do|did|has)\s*n[o']t|(?:is|was|are|seems|looks)"
+    r"(?: \w+)? (?:wrong|incorrect|false|excluded|eliminated|impossible|unlikely)|\u4e0d\u6b63\u786e|\u9519)(?![^\W_])"
+)
+
+
+def named_options(completion: str, boxed_only: bool, texts: tuple[str, ...], has_letters: bool) -> frozenset[int]:
+    """Return the numbers of the options that a completion's answer names, from 0.
+
+    They are several only for options with the same text. An answer that names two options names none.
+
+    Args:
+        boxed_only: only boxes hold an answer.
+        texts: the options; () = only letters are known.
+        has_letters: False if only the texts name an option.
+    """
+    found = find_answer(completion, boxed_only)
+    if not found.text:
+        return frozenset()
+    region = "; ".join(found.boxes) or found.text
+    if found.where in ("phrase", "line"):
+        region = without_thoughts(completion)
+    reader = _reader(texts, has_letters)
+    region = _without_markup(region)
+    if exact := reader.exact(region):
+        return exact
+    for stated in reversed(_MARKER.split(region)[1:]):
+        line = next(filter(str.strip, stated.splitlines()), "")
+        if (named := reader.named(line)) is not None:
+            return named
+    return next(filter(None, map(reader.named, _outer_lines(region))), frozenset())
+
+
+def referenced_options(reference: str, texts: tuple[str, ...], has_letters: bool) -> frozenset[int]:
+    """Return the numbers of the options that a reference answer names; none if it is no option."""
+    answer = _without_markup(last_boxed(reference) or reference)
+    reader = _reader(texts, has_letters)
+    return reader.exact(answer) or (has_letters and reader.marked(answer)) or frozenset()
+
+
+def _without_markup(text: str) -> str:
+    """Return the text without markup, tags and brackets of other scripts."""
+    text = _TAG.sub("\n", plain_characters(text).translate(_BRACKETS))
+    text = _MARKUP.sub(" ", text)
+    for _ in range(2):
+        text = _BRACES.sub(r"\1", text)
+    return _SCRIPTS.sub(" ", text).strip()
+
+
+def _outer_lines(region: str) -> Iterator[str]:
+    """Yield the last line and the first one; leave out a line of a list that names several letters."""
+    paragraphs = [part.strip().splitlines() for part in re.split(r"\n\s*\n", region) if part.strip()]
+    for paragraph, line in ((paragraphs[-1], -1), (paragraphs[0], 0)) if paragraphs else ():
+        listed = [_LISTED.match(text) for text in paragraph]
+        letters = {match[1].upper() for match in listed if match}
+        if not (listed[line] and len(letters) > 1):
+            yield paragraph[line]
+
+
+class _Reader:
+    """The patterns of one question's options.
+
+    Args:
+        texts: the options. has_letters: their letters name them, too.
+    """
+
+    def __init__(self, texts: tuple[str, ...], has_letters: bool) -> None:
+        letters = (ascii_uppercase[: len(texts)] or LETTERS) if has_letters else ""
+        self._texts = [_without_markup(text).rstrip(". ") for text in texts]
+        self.is_yes_no = {*map(normalise, texts)} == {*YES_NO}
+        known = {*self._texts, *map(_without_article, self._texts)} - {""} if not self.is_yes_no else ()
+        words = sorted(known, key=len, reverse=True)
+        text = "|".join(re.sub(r"\\?\s+", r"\\s+", re.escape(word)) for word in words) or "(?!)"
+        one = f"[{letters}{letters.lower()}]" if letters else "(?!)"
+        letter = rf"(?<![^\W_])(?P<letter>{one})(?![^\W_]|['\u2019]\w)"
+        end = (
+            rf"\s*$|\s*[,;:!?)\]}}\"'|\u2014\u2013](?!\d)|\s*\.(?![A-Za-z0-9])|\s*-(?=\s|$)|\s+\(|\s+(?i:{_NEXT_WORD})"
+        )
+        text = rf"(?<![^\W_])(?i:(?:an?|the)\s+)?(?P<text>(?i:{text}))(?={end}|\s+{one}(?![^\W_]))"
+        own = rf"[.:)\s-]*(?i:{text.replace('?P<text>', '?:')})"
+        self._pure = re.compile(rf"\W*(?i:(?:option|choice|answer)\W*)?{letter}\W*")
+        self._first = re.compile(
+            rf"{_FILLERS}(?:{text}|{letter}(?={end}|\.(?![A-Za-z]\.)|\s*[/&(]|\s+{one}(?![^\W_])|{own}))"
+        )
+        separator = r"[\s,;:.?!()\[\]\"'|/&+\u2014\u2013-]*"
+        separator += r"(?i:(?:(?:or|and|else|plus|both|either|option|choice|letter)\b[\s(]*)*)"
+        follows = rf"\s*$|\s*[.,:;?!)/&]|\s+(?i:or|and)\b|\s+{one}(?![^\W_])"
+        self._next = re.compile(rf"{separator}(?:{text}|{letter}(?={follows}|{own}))")
+        upper = f"[{letters}]" if letters else "(?!)"
+        self._list = re.compile(rf"(?<![^\W_])(?P<letter>{upper})(?:\)|[.:](?=\s+\S))")
+        stated = r"(?<![^\W_])"
+        stated += r"(?i:option|choice|letter|answer|is|be|choose|pick|select|with|\u9009|\u9009\u9879|\u662f|\u4e3a)"
+        upper_letter = letter.replace(one, upper)
+        self._stated = re.compile(
+            rf"{stated}\s*:?\s*\(?(?:{text}|{upper_letter}(?={end}|\s*[/&]))"
+            rf"|\({upper_letter.replace('?P<letter>', '?P<bracketed>')}\)"
+            rf"|{upper_letter.replace('?P<letter>', '?P<right>')}(?=\)?\s+(?:{_VERDICT}))"
+        )
+        item = rf"(?:{letter.replace('?P<letter>', '?:')}|{text.replace('?P<text>', '?:')})"
+        self._negated = re.compile(
+            rf"(?i:{_NOT}){item}(?:\s*(?i:or|nor)\s+\(?{item})*|{letter.replace('?P<letter>', '?:')}(?i:{_WRONG})"
+        )
+
+    def exact(self, answer: str) -> frozenset[int]:
+        """Return the options of an answer that is only a letter or only an option's text."""
+        if match := self._pure.fullmatch(answer):
+            return self._numbers(match)
+        return self._with_text(answer)
+
+    def marked(self, answer: str) -> frozenset[int]:
+        """Return the option of an answer that is a letter and its text: "B) liver", "(B) liver"."""
+        listed = re.fullmatch(r"(?:\(?([A-Za-z])\)|([A-Z])[.:])\s*(\S.*)", answer, re.DOTALL)
+        if listed is None or (listed[2] and not self._texts and not listed[3][0].isupper()):  # "E. coli"
+            return frozenset()
+        return self.named(answer) or frozenset()
+
+    def named(self, phrase: str) -> frozenset[int] | None:
+        """Return the options that a phrase names: none if they contradict each other or are negated, None if it
+        mentions no option."""
+        if exact := self.exact(phrase):
+            return exact
+        if self.is_yes_no and (said := self._yes_or_no(phrase)):
+            return said
+        asserted, negated = self._negated.subn(" ", phrase)
+        first = self._first.match(asserted)
+        if first is not None:
+            mentions, place = self._chain(first, asserted)
+            reason = _REASON.search(asserted, place)
+            mentions += self._list.finditer(asserted, place, reason.start() if reason else len(asserted))
+        else:
+            asserted = _REASON_CLAUSE.sub(" ", asserted)
+            mentions = [found for said in self._stated.finditer(asserted) for found in self._chain(said, asserted)[0]]
+        if not mentions:
+            return frozenset() if negated else None
+        return frozenset.intersection(*map(self._numbers, mentions))
+
+    def _chain(self, first: re.Match[str], phrase: str) -> tuple[list[re.Match[str]], int]:
+        """Return a mention with those that follow it directly, as in "A, B or C", and where they end."""
+        mentions = [first]
+        while match := self._next.match(phrase, mentions[-1].end()):
+            mentions.append(match)
+        return mentions, mentions[-1].end()
+
+    def _numbers(self, match: re.Match[str]) -> frozenset[int]:
+        """Return the options of a match, by its letter or its text."""
+        groups = match.groupdict()
+        letter = groups.get("letter") or groups.get("bracketed") or groups.get("right")
+        if letter:
+            return frozenset({ascii_uppercase.index(letter.upper())})
+        return self._with_text(match["text"])
+
+    def _with_text(self, answer: str) -> frozenset[int]:
+        """Return the options with a text: as it stands, else in any case, else without an article."""
+        for form in (_bare, normalise, lambda text: normalise(_without_article(text))):
+            wanted = form(answer)
+            numbers = frozenset(n for n, text in enumerate(self._texts) if wanted and form(text) == wanted)
+            if numbers:
+                break
+        return numbers if len({normalise(self._texts[n]) for n in numbers}) == 1 else frozenset()
+
+    def _yes_or_no(self, phrase: str) -> frozenset[int]:
+        """Return the option "yes" or "no" if the phrase begins with it and does not contain the other."""
+        answer = normalise(_REASON.split(phrase)[0])
+        given = set(re.findall(r"\b(yes|no)\b", answer))
+        said = re.match(r"(yes|no)\b", answer)
+        return self._with_text(said[1]) if said and len(given) == 1 else frozenset()
+
+
+_reader = lru_cache(maxsize=64)(_Reader)
+
+
+def _bare(text: str) -> str:
+    return text.strip(". ")
+
+
+def _without_article(text: str) -> str:
+    return re.sub(r"^(?i:an?|the)\s+(?=\S)", "", text)

@@ -1,0 +1,63 @@
+"""The fenced blocks of a completion."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+
+class Block(NamedTuple):
+    """A fenced block.
+
+    Args:
+        tag: the text behind the opening fence.
+        content: its text, without the indentation of its first line.
+        heading: the last line of text before it.
+    """
+
+    tag: str
+    content: str
+    heading: str
+
+    @property
+    def language(self) -> str:
+        """The language of its tag, which may have attributes ("python title=...", "{.python}"); "" = none."""
+        named = _LANGUAGE.match(self.tag)
+        return named[1].lower() if named else ""
+
+
+_OPENING = re.compile(r"^(?P<before>[^`~\n]*?)(?P<fence>`{3,}|~{3,})(?P<tag>[^`\n]*)(?:\n|\Z)", re.MULTILINE)
+_LANGUAGE = re.compile(r"\s*\{?\s*\.?([\w+#.-]*)(?![\w+#.=-])")
+_LIST_OR_QUOTE = " \t>-*+0123456789.)"
+_HEADING_CHARACTERS = 500
+
+
+def fenced_blocks(text: str) -> list[Block]:
+    """Return the fenced blocks of a text, in order.
+
+    A block begins with three or more backticks or tildes, also behind other text, as in a list. It ends at a line that
+    begins with at least as many, at a line that ends with them, or at the end of the text.
+    """
+    blocks = []
+    place = 0
+    while place < len(text) and (opening := _OPENING.search(text, place)):
+        fence, start = opening["fence"], opening.start()
+        closing = re.compile(rf"^[ \t>]*{fence[0]}{{{len(fence)},}}|{fence}[ \t]*$|\Z", re.MULTILINE)
+        end = closing.search(text, opening.end())
+        assert end is not None, "a text has an end"
+        before = opening["before"].strip(_LIST_OR_QUOTE)
+        heading = before or text[max(0, start - _HEADING_CHARACTERS) : start].rstrip().rpartition("\n")[2]
+        content = _without_margin(text[opening.end() : end.start()], ">" in opening["before"])
+        blocks.append(Block(opening["tag"], content, heading.strip()))
+        opens_another = text[end.end() : end.end() + 1].isalnum()
+        place = end.start() if opens_another else max(end.end(), opening.end())
+    return blocks
+
+
+def _without_margin(content: str, is_quoted: bool) -> str:
+    """Return a block without the marks of a quotation and the indentation of its first line."""
+    if is_quoted:
+        content = re.sub(r"^[ \t]*> ?", "", content, flags=re.MULTILINE)
+    first = re.match(r"(?:[ \t]*\n)*([ \t]*)\S", content)
+    width = len(first[1]) if first else 0
+    return re.sub(rf"^[ \t]{{1,{width}}}", "", content, flags=re.MULTILINE) if width else content
