@@ -8,7 +8,7 @@ from statistics import mean
 from typing import Any
 
 from lit_rlvr.commands.compare.numbers import QUARTER_METRICS
-from lit_rlvr.commands.compare.significance import LEVEL, POWER, least_pairs
+from lit_rlvr.commands.compare.significance import LEVEL, MOST_PAIRS, POWER, least_pairs
 from lit_rlvr.commands.compare.study import BEFORE, Study
 from lit_rlvr.commands.compare.verdicts import SMALLER_THAN_PRINTED, PairedDifference, paired_differences
 from lit_rlvr.errors import UserError
@@ -210,7 +210,7 @@ def lacking_pairs(decided: Sequence[DecidedClaim]) -> list[str]:
 
 
 RULE = f"""A claim's difference is that of two cells over the same seeds, in the metric's own unit, with Student's 95 %
-interval. p is that of the two-sided sign-flip test; the second value is after Holm's correction over the primary
+interval. p is that of the two-sided sign-flip test, exact for up to {MOST_PAIRS} pairs; the second value is after Holm's correction over the primary
 claims. *Seen*: the claimed sign and corrected p < {LEVEL:g}; *not seen*: the other sign and corrected p < {LEVEL:g};
 *{SMALLER_THAN_PRINTED}*: neither, but a one-sided t-test rejects a difference as large as the printed one (p after
 Holm's correction); else *cannot tell*, with the difference that as many pairs show with a probability of {POWER:g} in a
