@@ -210,12 +210,12 @@ def lacking_pairs(decided: Sequence[DecidedClaim]) -> list[str]:
 
 
 RULE = f"""A claim's difference is that of two cells over the same seeds, in the metric's own unit, with Student's 95 %
-interval. p is that of the two-sided sign-flip test, exact for up to {MOST_PAIRS} pairs; the second value is after Holm's correction over the primary
-claims. *Seen*: the claimed sign and corrected p < {LEVEL:g}; *not seen*: the other sign and corrected p < {LEVEL:g};
-*{SMALLER_THAN_PRINTED}*: neither, but a one-sided t-test rejects a difference as large as the printed one (p after
-Holm's correction); else *cannot tell*, with the difference that as many pairs show with a probability of {POWER:g} in a
-single t-test, before the correction. With too few pairs for sign flips to reach {LEVEL:g}, a claim is *cannot tell*,
-without that difference. Exploratory claims have no verdict."""
+interval. p is that of the two-sided sign-flip test, exact for up to {MOST_PAIRS} pairs; the second value is after
+Holm's correction over the primary claims. *Seen*: the claimed sign and corrected p < {LEVEL:g}; *not seen*: the other
+sign and corrected p < {LEVEL:g}; *{SMALLER_THAN_PRINTED}*: neither, but a one-sided t-test rejects a difference as
+large as the printed one (p after Holm's correction); else *cannot tell*, with the difference that as many pairs show
+with a probability of {POWER:g} in a single t-test, before the correction. With too few pairs for sign flips to reach
+{LEVEL:g}, a claim is *cannot tell*, without that difference. Exploratory claims have no verdict."""
 
 
 def claims_section(decided: Sequence[DecidedClaim]) -> str:

@@ -44,8 +44,8 @@ def paired_t_test(differences: Sequence[float]) -> float | None:
 def sign_flip_test(differences: Sequence[float]) -> float | None:
     """Return the two-sided p-value of the sign-flip permutation test; None without differences or with an infinite one.
 
-    It is the share of choices of signs whose sum is at least as far from 0; sums within 1e-12 of the largest one count as
-    equal. It assumes only that a difference is as likely as its opposite.
+    It is the share of choices of signs whose sum is at least as far from 0; sums within 1e-12 of the largest one count
+    as equal. It assumes only that a difference is as likely as its opposite.
 
     It is exact for up to `MOST_PAIRS` differences, so the smallest p-value of n is `2 / 2**n`: every sum is one of the
     first half's plus one of the second's, which are sorted and counted by binary search. Of more differences it draws
@@ -258,8 +258,8 @@ def power(pairs: int, comparisons: int) -> str:
     if pairs < 2:
         return ""
     single = (
-        f"{pairs} pairs show, with a probability of {POWER}, a difference of {detectable(pairs):.2f} standard deviations "
-        f"of the differences"
+        f"{pairs} pairs show, with a probability of {POWER}, a difference of {detectable(pairs):.2f} standard "
+        f"deviations of the differences"
     )
     if comparisons < 2:
         return f"{single}."
