@@ -281,8 +281,8 @@ of the differences compare runs from the same start.
 """,
     "losses_more": """
 **FIPO** has DAPO's options, so it samples again for groups that are all right or all wrong. It ends at {fipo}, ahead of
-GRPO by {fipo_apart} (uncorrected), from {fipo_tokens} times its tokens, as DAPO does above. What FIPO's weights add to DAPO was not
-measured apart.
+GRPO by {fipo_apart} (uncorrected), from {fipo_tokens} times its tokens, as DAPO does above. What FIPO's weights add to
+DAPO was not measured apart.
 
 **TOPR and DRO** end at {topr} and {dro}; their lead over GRPO is {topr_apart}, and {dro_apart}. Both are made for
 completions of another policy, and here these are at most one update old. TOPR has the paper's advantages, 1 and -1,
