@@ -32,7 +32,6 @@ from findings_numbers import (
     agrae_numbers,
     apmpo_numbers,
     best_numbers,
-    digits,
     gate_numbers,
     image_numbers,
     is_collapsed,
@@ -46,7 +45,7 @@ from findings_numbers import (
 )
 from findings_text import CHOICE_OF_RATES, INTRODUCTION, OPENING, READINGS
 
-from lit_rlvr.commands.compare.significance import t_interval
+from lit_rlvr.commands.compare.significance import p_text, t_interval
 from lit_rlvr.commands.compare.study import Study, load_study
 from lit_rlvr.commands.compare.verdicts import SMALLER_THAN_PRINTED, PairedDifference, paired_differences
 from lit_rlvr.run.loggers import read_metrics
@@ -296,7 +295,7 @@ def claims_tables(claims: Sequence[Claim], results: Mapping[str, Any]) -> list[s
         "| claim | in the paper | measured | here | difference [95 %] | n | p, Holm | registered verdict | now |",
         "|---|---|---|---|---|---|---|---|---|",
         *(
-            f"| {row_start(f)}{could_show(f)} | {f.n} | {digits(f.p)}, {digits(f.adjusted)} | {f.verdict} | "
+            f"| {row_start(f)}{could_show(f)} | {f.n} | {p_text(f.p)}, {p_text(f.adjusted)} | {f.verdict} | "
             f"{bold(f.now)} |"
             for f in registered
             if not f.claim.by_construction
@@ -311,7 +310,7 @@ def claims_tables(claims: Sequence[Claim], results: Mapping[str, Any]) -> list[s
             "p of the smallest printed size or more |",
             "|---|---|---|---|---|---|---|---|",
             *(
-                f"| {row_start(f)} | {sum(d > 0 for d in f.differences)} of {f.n} | {digits(f.p)} | "
+                f"| {row_start(f)} | {sum(d > 0 for d in f.differences)} of {f.n} | {p_text(f.p)} | "
                 f"{'' if f.below is None else p_value(f.below)} |"
                 for f in later
             ),

@@ -35,12 +35,6 @@ def p_value(p: float) -> str:
     return "p < 0.001" if p < 1e-3 else f"p {p:.3f}"
 
 
-def digits(p: float) -> str:
-    """Return a p-value for a table: with three digits, or with four where three do not show the side of the level."""
-    short = "< 0.001" if p < 1e-3 else f"{p:.3f}"
-    return f"{p:.4f}" if short == f"{LEVEL:.3f}" else short
-
-
 def is_collapsed(run: Mapping[str, Any]) -> bool:
     """Return whether a run ended below half of its best validation accuracy."""
     return bool(run["last"]["val/accuracy"] < run["best"] / 2)
@@ -377,7 +371,6 @@ def regime_numbers(tasks: Mapping[str, Any], found: Found, families: Mapping[str
         },
         **{f"rate_{name}": f"{families[name]['best_lr']:g}" for name in ("grpo", "agrae")},
         "agrae_at_rate_grpo": f"{at_rate(families['agrae'], families['grpo']['best_lr']):.3f}",
-        "lowest_rate": f"{min(cell['lr'] for cell in families['grpo']['cells'].values()):g}",
         "grpo": f"{primary[0].less:.3f}",
         "grpo_32": f"{primary[1].less:.3f}",
         "starts": span((task["before"]["mean"] for task in tasks.values()), 2),

@@ -226,6 +226,12 @@ def holm(values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def p_text(p: float) -> str:
+    """Return a p-value with three digits, or with four where three do not show on which side of the level it lies."""
+    short = f"{p:.3f}" if p >= 1e-3 else "< 0.001"
+    return f"{p:.4f}" if short == f"{LEVEL:.3f}" else short
+
+
 def limits(pairs: int) -> str:
     """Return a sentence about what the sign-flip test of this number of pairs cannot show; "" if there is nothing."""
     if pairs < 2:

@@ -18,6 +18,7 @@ from lit_rlvr.commands.compare.significance import (
     holm,
     interquartile_mean,
     limits,
+    p_text,
     paired_t_test,
     performance_profile,
     power,
@@ -141,6 +142,11 @@ def test_the_power_of_a_single_test_is_said_once() -> None:
     single = "3 pairs show, with a probability of 0.8, a difference of 3.26 standard deviations of the differences"
     assert power(3, 1) == power(3, 0) == f"{single}."
     assert power(3, 2) == f"{single} in a single test, and of {detectable(3, comparisons=2):.2f} among 2."
+
+
+def test_p_values_near_the_level_show_their_side() -> None:
+    for p, text in ((0.2, "0.200"), (0.0503, "0.0503"), (0.0497, "0.0497"), (0.0512, "0.051"), (1e-5, "< 0.001")):
+        assert p_text(p) == text
 
 
 def test_the_interquartile_mean_by_hand() -> None:
