@@ -33,7 +33,8 @@ def ours(completion: str, reference: str) -> bool:
 def math_verify(completion: str, reference: str) -> bool:
     from math_verify import parse, verify
 
-    return bool(verify(parse(f"${reference}$", parsing_timeout=None), parse(completion, parsing_timeout=None), timeout_seconds=None))  # fmt: skip
+    gold, found = (parse(text, parsing_timeout=None) for text in (f"${reference}$", completion))
+    return bool(verify(gold, found, timeout_seconds=None))
 
 
 def trl(completion: str, reference: str) -> bool:

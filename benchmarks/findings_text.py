@@ -361,8 +361,8 @@ of signs is {gmpo_p}, and {gmpo_adjusted} after correction, so by the registered
 said *seen* before: with 10,000 random choices p was 0.0142, corrected 0.043, and other random ones give 0.012 to 0.019.
 
 Over GRPO: {lead}, {lead_interval}, which includes the smallest gain that the paper prints, {printed}. One of GRPO's
-runs collapsed, and that pair is the lead: without it {intact}, {intact_interval}. In the third picture GRPO's line falls because of this
-run.
+runs collapsed, and that pair is the lead: without it {intact}, {intact_interval}. In the third picture GRPO's line
+falls because of this run.
 
 **In APMPO's favour**, found afterwards: by the mean of all three validations it leads GMPO by {three_gmpo},
 {three_gmpo_interval}, p {three_gmpo_p}. By the same measure GMPO is behind GRPO by nearly as much ({three_gmpo_grpo},

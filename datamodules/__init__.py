@@ -5,7 +5,7 @@ from lit_rlvr.datamodules.code_problems import CodeProblems
 from lit_rlvr.datamodules.geometry import Geometry
 from lit_rlvr.datamodules.medical_vqa import MedicalVQA
 from lit_rlvr.datamodules.multiple_choice import MultipleChoice
-from lit_rlvr.datamodules.reading.rows import BadRow
+from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.text_math import TextMath
 from lit_rlvr.datamodules.text_to_sql import TextToSQL
 from lit_rlvr.datamodules.toys.arithmetic import Arithmetic, MultiStepArithmetic

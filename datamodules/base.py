@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 from lightning.pytorch import LightningDataModule
 
 from lit_rlvr.common.seeds import run_seed
 from lit_rlvr.common.settings import init_arguments, snake_case
+from lit_rlvr.datamodules.reading.bad_row import BadRow
+from lit_rlvr.datamodules.reading.cells import Answers
 from lit_rlvr.datamodules.reading.chat import SYSTEM_PROMPTS, TEMPLATES, Chat, break_up, registered, special_tokens
 from lit_rlvr.datamodules.reading.checks import (
     FIELDS,
@@ -23,13 +26,13 @@ from lit_rlvr.datamodules.reading.checks import (
 from lit_rlvr.datamodules.reading.images import with_images
 from lit_rlvr.datamodules.reading.readers import read_rows
 from lit_rlvr.datamodules.reading.rows import (
-    BadRow,
     abbreviate,
     check_ids,
     filter_rows,
     joined_text,
     map_columns,
     rank_zero_warn,
+    with_prompts,
 )
 from lit_rlvr.datamodules.reading.split import (
     check_held_out,
@@ -109,8 +112,9 @@ class PromptDataModule(UsesModel):
     """Prompts with reference answers from files, folders or the hub.
 
     Args:
-        train: training rows: a file (jsonl, json, csv, parquet, arrow), a folder of such files or saved by
-            `datasets`, a hub name `org/name[@config][:split]`, or `package:svamp/train.jsonl` (ships with lit-rlvr).
+        train: training rows: a file (jsonl, json, csv, tsv, also with .gz; parquet, arrow), a folder of such files
+            or saved by `datasets`, a hub name `org/name[@config][:split]`, or `package:svamp/train.jsonl` (ships with
+            lit-rlvr).
         validation: validation rows, in the same form as `train`.
         test: test rows, in the same form as `train`.
         validation_split: without `validation`, hold out this many training rows (an integer) or this share of them (a
@@ -126,6 +130,9 @@ class PromptDataModule(UsesModel):
             agrae-vision, livecodebench). It replaces a system message in the data.
         template: text around the user's text, with `{prompt}` in its place; or a name (boxed, sql).
         prefill: text that every answer starts with, such as "<think>\\n"; the model continues from it.
+        score_prefill: rewards judge what the model continues, the chat template's beginning of an answer (such as
+            "<think>\\n" in models that always think) and then `prefill`, as the beginning of each completion's text.
+            Default: they judge only what the model wrote.
         chat_template_kwargs: further arguments of the model's chat template, such as {enable_thinking: false}.
         plain_template: the prompt format of a base model without a chat template; `{system}` becomes the system prompt
             and a blank line, or nothing.
@@ -144,6 +151,8 @@ class PromptDataModule(UsesModel):
             rewards.
         shuffle_images: validate and test with the images of other prompts, as a control: correct answers are then
             guesses.
+        answers: meaning of a list of answers (or of the text of a list of texts): `any` of them is right, or one answer
+            has to give `all` of them, joined by commas.
         name: the set's name in metrics (`val/<name>/...`); the class name in snake case by default.
     """
 
@@ -163,6 +172,7 @@ class PromptDataModule(UsesModel):
         system_prompt: str | None = None,
         template: str | None = None,
         prefill: str = "",
+        score_prefill: bool = False,
         chat_template_kwargs: dict[str, Any] | None = None,
         plain_template: str = "{system}{prompt}\n",
         special_tokens: SpecialTokens = "break",
@@ -175,6 +185,7 @@ class PromptDataModule(UsesModel):
         eval_limit: int | None = None,
         also_validate: list[PromptDataModule] | None = None,
         shuffle_images: bool = False,
+        answers: Answers = "any",
         name: str | None = None,
     ) -> None:
         super().__init__()
@@ -192,6 +203,9 @@ class PromptDataModule(UsesModel):
         check_columns(columns or {}, self.fields)
         if special_tokens not in get_args(SpecialTokens):
             raise UserError(f"special_tokens={special_tokens!r}: choose break, refuse or keep")
+        if answers not in get_args(Answers):
+            raise UserError(f"answers={answers!r}: choose any or all")
+        self.answers = answers
         self.locations: dict[str, str | None] = {"train": train, "validation": validation, "test": test}
         self.validation_split, self.columns = validation_split, columns
         self.image_options = (image_folder, min_pixels, max_pixels)
@@ -202,6 +216,7 @@ class PromptDataModule(UsesModel):
             plain_template=plain_template,
             template_kwargs=chat_template_kwargs or {},
         )
+        self.score_prefill = score_prefill
         self.special_tokens, self._reports_special_tokens = special_tokens, True
         self.max_prompt_tokens, self.max_bad_rows, self.seed = max_prompt_tokens, max_bad_rows, seed
         self.prompts_per_step, self.eval_prompts_per_step = prompts_per_step, eval_prompts_per_step
@@ -257,7 +272,8 @@ class PromptDataModule(UsesModel):
         Raises:
             BadRow: the row cannot be used.
         """
-        return map_columns(row, self.columns or {}, f"{self.name}:{index + 1}", source, self.optional)
+        fallback_id = f"{self.name}:{index + 1}"
+        return map_columns(row, self.columns or {}, fallback_id, source, self.optional, self.answers)
 
     # what the model sees
 
@@ -288,6 +304,11 @@ class PromptDataModule(UsesModel):
         if self.environment is not None:
             chat = replace(chat, tools=tuple(self.environment.tools_of(sample)))
         return chat.text(chat.messages(self._without_special_tokens(sample)), self.tokenizer, sample.source)
+
+    @cached_property
+    def opening(self) -> str:
+        """The beginning of every answer that stands in the prompt, after the header of the model's turn."""
+        return self.chat.opening(self.tokenizer)
 
     def _without_special_tokens(self, sample: Sample) -> Sample:
         """Return the sample with the special tokens in its prompt as text, unless the option is `keep`."""
@@ -325,7 +346,7 @@ class PromptDataModule(UsesModel):
                 token_ids = self.image_processor.expand(token_ids, placeholders)
             except UserError as error:
                 raise UserError(f"{sample.source}: {error}") from error
-        return Prompt(sample, token_ids)
+        return Prompt(sample, token_ids, prefill=self.opening, score_prefill=self.score_prefill)
 
     def prepare(self, prompt: Prompt) -> Prompt:
         """Return the prompt ready for a batch, with its images decoded and cut into patches.
@@ -422,6 +443,11 @@ class PromptDataModule(UsesModel):
         """This DataModule and those of `also_validate`."""
         return [self, *self.also_validate]
 
+    @property
+    def loaded(self) -> list[Sample]:
+        """The samples of all loaded sets, those of `also_validate` too."""
+        return [prompt.sample for data in self.validated for prompts in data.prompts.values() for prompt in prompts]
+
     def validation_hashes(self) -> dict[str, dict[str, str]]:
         """Return name -> hashes of the prompts of each validation set; a resumed run compares them."""
         return {data.name: prompt_hashes(data.prompts["validation"]) for data in self.validated}
@@ -461,8 +487,9 @@ class PromptDataModule(UsesModel):
     def _read(self, split: Split) -> list[Sample]:
         """Read all usable rows of a split; later calls return the same list."""
         if split not in self._samples:
-            rows = with_images(require_samples(self.rows(split), self.rows), *self.image_options)
             name = f"{self.name} {split}"
+            rows = with_prompts(require_samples(self.rows(split), self.rows), name, self.optional)
+            rows = with_images(rows, *self.image_options)
             good, self.bad_rows[split] = filter_rows(rows, name, self.max_bad_rows, self.optional)
             if not good and self.locations[split] is not None:
                 raise UserError(f"{self.locations[split]}: no usable row in it")

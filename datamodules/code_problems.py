@@ -6,10 +6,13 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import date
+from string import ascii_lowercase
 from typing import Any
 
 from lit_rlvr.datamodules.base import PromptDataModule, Split
-from lit_rlvr.datamodules.reading.rows import BadRow, as_text, lookup
+from lit_rlvr.datamodules.reading.bad_row import BadRow
+from lit_rlvr.datamodules.reading.cells import as_text, is_blank, lookup
+from lit_rlvr.datamodules.reading.code_tests import as_tests
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.code import check_call_tests, read_tests
 from lit_rlvr.types import Sample
@@ -21,6 +24,12 @@ LIVECODEBENCH_COLUMNS = (
 )  # fmt: skip
 """(field, column of LiveCodeBench)."""
 
+OTHER_COLUMNS = (
+    ("prompt", "question"), ("prompt", "text"), ("tests", "input_output"), ("tests", "test_list"), ("tests", "test"),
+    ("function", "entry_point"), ("id", "problem_id"), ("id", "task_id"),
+)  # fmt: skip
+"""(field, column of APPS, MBPP or HumanEval)."""
+
 # LiveCodeBench's wording, with which its published scores were measured
 SCRIPT_FORM = (
     "Read the inputs from stdin solve the problem and write the answer to stdout (do not directly test on the sample "
@@ -30,6 +39,9 @@ FUNCTION = (
     "You will use the following starter code to write the solution to the problem and enclose your code within "
     "delimiters."
 )
+CHECKED_AS = ("candidate",)
+"""The names of the function in HumanEval's tests."""
+
 PROBLEM_PROMPT = (
     "### Question:\n{question}\n\n### Format: {form}\n```python\n{code}\n```\n\n"
     "### Answer: (use the provided format with backticks)\n\n"
@@ -41,14 +53,19 @@ class CodeProblems(PromptDataModule):
 
     The prompt is LiveCodeBench's: the question and the form of the answer, which is a function to complete if there is
     starter code, or else a program that reads standard input. Use it with the system prompt `livecodebench`. The
-    category is the difficulty. A row whose tests cannot be read is a bad row. A test is {"input", "output"}: standard
-    input and output, or the arguments of a call, one line of JSON each, and its return value.
+    category is the difficulty. A row whose tests cannot be read is a bad row. Tests are
+
+    - a list of {"input", "output"}: standard input and output, or the arguments of a call, one line of JSON each, and
+      its return value;
+    - {"inputs": [...], "outputs": [...]} of APPS and TACO, where "fn_name" names the function that tests call;
+    - assert statements that compare a call with a literal, such as MBPP's, or in HumanEval's function `check`.
 
     Args:
         columns: which column holds `prompt` (the question), `starter_code`, `function` (the name of the function or
             method that tests call; without one, tests run the program), `tests` and `public_tests` (both are run, the
             public ones first; lists, JSON, or packed the way LiveCodeBench packs them), `date`, `id` and `category`.
-            For omitted fields, LiveCodeBench's column names are tried, then the field's own name.
+            For omitted fields, LiveCodeBench's column names are tried, then the field's own name, then the names of
+            APPS, MBPP and HumanEval.
         since: leave out problems of contests before this date, such as 2024-08-01.
         until: leave out problems of contests after this date.
     """
@@ -63,35 +80,38 @@ class CodeProblems(PromptDataModule):
         max_prompt_tokens: int = 4096,
         **kwargs: Any,
     ) -> None:
-        super().__init__(columns=columns, max_prompt_tokens=max_prompt_tokens, **kwargs)
+        super().__init__(columns=columns, max_prompt_tokens=max_prompt_tokens, answers="any", **kwargs)
         self.since, self.until = _day("since", since), _day("until", until)
         if self.since and self.until and self.since > self.until:
             raise UserError(f"since={since} is after until={until}: no day is left")
 
     def rows(self, split: Split) -> Iterator[Sample | BadRow]:
-        """Yield the problems between `since` and `until`, with the number of their tests as the answer."""
+        """Yield the problems between `since` and `until`, with their tests and the whole prompt."""
         for row in super().rows(split):
             if isinstance(row, BadRow):
                 yield row
             elif self._is_in_period(row.row["date"]):
-                yield _with_test_count(row)
+                yield _with_tests(row)
 
     def sample(self, row: dict[str, Any], index: int, source: str) -> Sample:
         if isinstance(row.get("metadata"), str):
             row = {**row, "metadata": _parsed(row["metadata"], "metadata")}
-        known = {field: column for field, column in LIVECODEBENCH_COLUMNS if column.partition(".")[0] in row}
-        columns = known | (self.columns or {})
+        tried = (
+            *OTHER_COLUMNS,
+            *((field, field) for field in self.fields),
+            *LIVECODEBENCH_COLUMNS,
+        )  # the last one wins
+        columns = {field: column for field, column in tried if column.partition(".")[0] in row} | (self.columns or {})
         cells = {field: lookup(row, columns.get(field, field)) for field in self.fields}
-        starter, question = cells["starter_code"] or "", as_text(cells["prompt"], "prompt")
-        form, code = (FUNCTION, starter) if starter else (SCRIPT_FORM, "# YOUR CODE HERE")
         return Sample(
             id=f"{self.name}:{index + 1}" if cells["id"] is None else as_text(cells["id"], "id"),
-            prompt=PROBLEM_PROMPT.format(question=question, form=form, code=code),
+            prompt=as_text(cells["prompt"], "prompt"),
             answer="",
             row={
                 **row,
-                "tests": tuple(_as_json(cells[field]) for field in ("public_tests", "tests") if cells[field]),
+                "tests": tuple(cells[field] for field in ("public_tests", "tests") if not is_blank(cells[field])),
                 "function": cells["function"] or "",
+                "starter_code": cells["starter_code"] or "",
                 "date": self._date(cells["date"]),
             },
             category=str(cells["category"] or ""),
@@ -111,19 +131,35 @@ class CodeProblems(PromptDataModule):
         return day is None or (self.since or day) <= day <= (self.until or day)
 
 
-def _with_test_count(sample: Sample) -> Sample | BadRow:
-    """Return the sample with the number of its tests as the answer, or a bad row that says why they cannot be used."""
+def _with_tests(sample: Sample) -> Sample | BadRow:
+    """Return the sample with its tests, their number as the answer, and the prompt, or a bad row that says why not."""
+    function, starter = sample.row["function"], sample.row["starter_code"]
     try:
-        tests = [test for cell in sample.row["tests"] for test in read_tests(cell)]
-        if sample.row["function"]:
+        read = [as_tests(cell, starter) for cell in sample.row["tests"]]
+        named = sorted({name for _, name in read} - {"", *CHECKED_AS} - {function})
+        if named and (function or len(named) > 1):
+            raise BadRow(f"they call {' and '.join(named)}, not {function or 'one function'}", "tests")
+        function = function or "".join(named)
+        tests = [test for cell, _ in read for test in read_tests(cell)]
+        if function:
             check_call_tests(tests)
     except ValueError as error:
         return BadRow(str(error), "tests", sample.source)
-    return replace(sample, answer=f"{len(tests)} tests") if tests else BadRow("there are none", "tests", sample.source)
-
-
-def _as_json(cell: Any) -> str:
-    return cell if isinstance(cell, str) else json.dumps(cell)
+    except BadRow as error:
+        error.source = sample.source
+        return error
+    if not tests:
+        return BadRow("there are none", "tests", sample.source)
+    if function and not starter:
+        count = sum(map(bool, map(str.strip, tests[0].input.split("\n"))))
+        starter = f"def {function}({', '.join(ascii_lowercase[:count])}):\n    "
+    form, code = (FUNCTION, starter) if starter else (SCRIPT_FORM, "# YOUR CODE HERE")
+    return replace(
+        sample,
+        prompt=PROBLEM_PROMPT.format(question=sample.prompt, form=form, code=code),
+        answer=f"{len(tests)} tests",
+        row={**sample.row, "tests": tuple(cell for cell, _ in read), "function": function},
+    )
 
 
 def _parsed(text: str, field: str) -> Any:

@@ -7,16 +7,10 @@ from string import ascii_uppercase
 from typing import Any
 
 from lit_rlvr.datamodules.base import PromptDataModule
-from lit_rlvr.datamodules.reading.images import PLACEHOLDER
-from lit_rlvr.datamodules.reading.rows import (
-    DataRow,
-    Layouts,
-    as_images,
-    as_options,
-    as_text,
-    find_letter,
-    format_options,
-)
+from lit_rlvr.datamodules.reading.cells import as_answers, as_text
+from lit_rlvr.datamodules.reading.images import PLACEHOLDER, as_images
+from lit_rlvr.datamodules.reading.options import as_options, find_letter, format_options
+from lit_rlvr.datamodules.reading.rows import DataRow, Layouts
 from lit_rlvr.types import Sample
 
 MATHVERSE_CHOICE = re.compile(r"^\s*\(?([A-H])\)?\s*[:.)]\s*(.*?)\s*$", re.MULTILINE)
@@ -44,7 +38,8 @@ class Geometry(PromptDataModule):
         if self.columns:
             return super().sample(row, index, source)
         fields = {"id": f"{self.name}:{index + 1}", **self._layouts.read(row, source)}
-        return Sample(**fields, row=row, source=source)
+        answer, *aliases = as_answers(fields.pop("answer"), self.answers)
+        return Sample(**fields, answer=answer, aliases=tuple(aliases), row=row, source=source)
 
 
 def read_geometry3k(row: DataRow) -> dict[str, Any]:
@@ -54,7 +49,7 @@ def read_geometry3k(row: DataRow) -> dict[str, Any]:
     """
     return {
         "prompt": as_text(row["problem"], "problem"),
-        "answer": DEGREES.sub("", as_text(row["answer"], "answer")),
+        "answer": [DEGREES.sub("", answer) for answer in as_answers(row["answer"])],
         "images": as_images(row["images"]),
     }
 
@@ -66,7 +61,7 @@ def read_mathverse(row: DataRow) -> dict[str, Any]:
     return {
         "id": as_text(row["sample_index"], "sample_index"),
         "prompt": question,
-        "answer": as_text(row["answer"], "answer"),
+        "answer": row["answer"],
         "images": as_images(row.get("image")),
         "category": as_text(row["problem_version"], "problem_version"),
         "options": tuple(choices.values()) if "".join(choices) == ascii_uppercase[: len(choices)] else (),

@@ -7,21 +7,15 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from string import ascii_uppercase
 from typing import Any, Literal
 
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.datamodules.base import PromptDataModule, Split
-from lit_rlvr.datamodules.reading.rows import (
-    BadRow,
-    DataRow,
-    Layouts,
-    as_images,
-    as_options,
-    as_text,
-    find_letter,
-    format_options,
-)
+from lit_rlvr.datamodules.reading.bad_row import BadRow
+from lit_rlvr.datamodules.reading.cells import as_answers, as_text, without_tags
+from lit_rlvr.datamodules.reading.images import as_images
+from lit_rlvr.datamodules.reading.options import Options, as_options, find_label, find_letter, format_options
+from lit_rlvr.datamodules.reading.rows import DataRow, Layouts
 from lit_rlvr.datamodules.reading.split import subsample
 from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.types import Sample
@@ -139,7 +133,8 @@ class MedicalVQA(PromptDataModule):
             sample = super().sample(row, index, source)
             return replace(sample, category=modality(sample.category))
         fields = {"id": f"{self.name}:{index + 1}", **self._layouts.read(row, source)}
-        return Sample(**fields, row=row, source=source)
+        answer, *aliases = as_answers(fields.pop("answer"), self.answers)
+        return Sample(**fields, answer=answer, aliases=tuple(aliases), row=row, source=source)
 
     def rows(self, split: Split) -> Iterator[Sample | BadRow]:
         """Yield the English rows of the requested modalities."""
@@ -186,7 +181,9 @@ def read_huatuo(row: DataRow) -> dict[str, Any]:
 
 def read_medvlm(row: DataRow) -> dict[str, Any]:
     """Read MedVLM-R1: `problem` lists the options, `solution` is the letter."""
-    fields = _closed(row["problem"], as_options(row["options"]), row["solution"], row["image"], row.get("subset"))
+    options = as_options(row["options"])
+    letter = _letter(row["solution"], options)
+    fields = _closed(row["problem"], options, letter, row["image"], row.get("subset"))
     return fields | {"prompt": as_text(row["problem"], "problem")}
 
 
@@ -203,7 +200,7 @@ def read_omnimed(row: DataRow) -> dict[str, Any]:
 def read_pmc(row: DataRow) -> dict[str, Any]:
     """Read PMC-VQA: "Choice A" to "Choice D" ("A:text") and the letter in `Answer_label`."""
     options = tuple(str(row[f"Choice {x}"]).strip().removeprefix(f"{x}:").strip() for x in "ABCD")
-    return _closed(row["Question"], options, row["Answer_label"], row["Figure_path"], "PMC-VQA")
+    return _closed(row["Question"], options, _letter(row["Answer_label"], options), row["Figure_path"], "PMC-VQA")
 
 
 def read_slake(row: DataRow) -> dict[str, Any]:
@@ -218,13 +215,18 @@ def read_plain(row: DataRow) -> dict[str, Any]:
 
 
 def _open(question: Any, answer: Any, image: Any) -> dict[str, Any]:
-    return {"prompt": as_text(question, "question"), "answer": as_text(answer, "answer"), "images": as_images(image)}
+    return {"prompt": as_text(question, "question"), "answer": answer, "images": as_images(image)}
 
 
-def _closed(question: Any, options: tuple[str, ...], letter: Any, image: Any, kind: Any) -> dict[str, Any]:
-    letter = as_text(letter, "answer").strip()
-    if letter not in list(ascii_uppercase[: len(options)]):
-        raise BadRow(f"{letter!r} is not the letter of one of {len(options)} options", "answer")
+def _letter(answer: Any, options: tuple[str, ...]) -> str:
+    """Return the letter that an answer names: "B", "(B)", "B) liver"."""
+    letter = find_label(without_tags(as_text(answer, "answer"), "answer"), Options(options))
+    if letter is None:
+        raise BadRow(f"{answer!r} is not the letter of one of {len(options)} options", "answer")
+    return letter
+
+
+def _closed(question: Any, options: tuple[str, ...], letter: str, image: Any, kind: Any) -> dict[str, Any]:
     fields = _open(question, letter, image)
     prompt = f"{fields['prompt']}\n{format_options(options)}"
     return fields | {"prompt": prompt, "options": options, "category": modality(str(kind or ""))}

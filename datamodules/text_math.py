@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from lit_rlvr.datamodules.base import PromptDataModule
-from lit_rlvr.datamodules.reading.rows import BadRow, DataRow, Layouts, as_prompt, as_text, lookup
+from lit_rlvr.datamodules.reading.bad_row import BadRow
+from lit_rlvr.datamodules.reading.cells import as_answers, as_text, lookup, parse_text
+from lit_rlvr.datamodules.reading.images import check_media
+from lit_rlvr.datamodules.reading.rows import FALLBACKS, DataRow, Layouts, as_prompt, closing_answer, find_cell
+from lit_rlvr.datamodules.reading.sharegpt import sharegpt_to_messages
 from lit_rlvr.rewards.answers.find import last_boxed
 from lit_rlvr.types import Sample
 
@@ -22,7 +26,8 @@ class TextMath(PromptDataModule):
 
     Each file's layout is recognised by the columns of the first row that fits a known one; for any other file give
     `columns`. An answer column may then hold a whole solution: the reference is what follows `####`, else the last
-    `\\boxed{...}`, else the whole text.
+    `\\boxed{...}`, else the whole text. Any answer of a list is right, unless `answers` is `all`; OlympiadBench's final
+    answers are all required.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -32,32 +37,46 @@ class TextMath(PromptDataModule):
     def sample(self, row: dict[str, Any], index: int, source: str) -> Sample:
         if self.columns:
             sample = super().sample(row, index, source)
-            return replace(sample, answer=reference_answer(sample.answer))
+            return with_references(sample, sample.references) if sample.answer else sample
         prompt, answer = self._layouts.read(row, source)
+        check_media(row, ())
+        prompt = as_prompt(prompt)
+        if answer is None:
+            answer = closing_answer(row, prompt, source)
         row_id = next((row[key] for key in ("id", "ID", "unique_id") if row.get(key) is not None), None)
         category = next(
             (row[key] for key in ("subject", "type", "Type", "data_source") if row.get(key) is not None), ""
         )
-        return Sample(
+        sample = Sample(
             id=f"{self.name}:{index + 1}" if row_id is None else as_text(row_id, "id"),
-            prompt=as_prompt(prompt),
-            answer=answer,
+            prompt=prompt,
+            answer="",
             row=row,
             category=str(category),
             source=source,
         )
+        return with_references(sample, as_answers(answer, self.answers))
 
 
-def read_verl(row: DataRow) -> tuple[Any, str]:
-    """Read `prompt` messages and `reward_model.ground_truth`: text, or {target, solution}.
+def with_references(sample: Sample, answers: Sequence[str]) -> Sample:
+    """Return the sample with the `reference_answer` of each of the answers."""
+    first, *aliases = dict.fromkeys(map(reference_answer, answers))
+    return replace(sample, answer=first, aliases=tuple(aliases))
+
+
+def read_verl(row: DataRow) -> tuple[Any, Any]:
+    """Read `prompt` messages and `reward_model.ground_truth`: text, {target, solution}, or Search-R1's {target: [...]}.
 
     The solution's box takes precedence over the target: in the MATH files in circulation, a normaliser broke the
     targets that hold matrices (`\\\\` became `\\`) or \\text, and emptied some.
     """
     truth = lookup(row, "reward_model.ground_truth")
-    if isinstance(truth, Mapping):
-        truth = last_boxed(truth.get("solution") or "") or truth.get("target")
-    return bare_prompt(row), reference_answer(as_text(truth, "reward_model.ground_truth"))
+    fields = parse_text(truth)
+    if isinstance(fields, Mapping) and isinstance(fields.get("solution"), str):
+        truth = last_boxed(fields["solution"]) or fields.get("target")
+    if truth is None:
+        raise BadRow("missing", "reward_model.ground_truth")
+    return bare_prompt(row), truth
 
 
 def bare_prompt(row: DataRow) -> Any:
@@ -74,10 +93,26 @@ def bare_prompt(row: DataRow) -> Any:
     return prompt
 
 
-def read_trl(row: DataRow) -> tuple[Any, str]:
+def read_trl(row: DataRow) -> tuple[Any, Any]:
     """Read TRL's `prompt`, text or messages, and its `answer` or `solution`."""
-    field = "answer" if row.get("answer") is not None else "solution"
-    return bare_prompt(row), reference_answer(as_text(row.get(field), field))
+    return bare_prompt(row), _required(row, "answer" if row.get("answer") is not None else "solution")
+
+
+def read_conversation(row: DataRow) -> tuple[Any, Any]:
+    """Read `conversations` or `messages`, and the answer that a column gives; None if none does."""
+    messages = sharegpt_to_messages(find_cell(row, FALLBACKS["prompt"]), row.get("system"))
+    return messages, find_cell(row, ("answer", *FALLBACKS["answer"]))
+
+
+def _required(row: DataRow, field: str) -> Any:
+    """Return a cell.
+
+    Raises:
+        BadRow: it is missing.
+    """
+    if row.get(field) is None:
+        raise BadRow("missing", field)
+    return row[field]
 
 
 def read_svamp(row: DataRow) -> tuple[Any, str]:
@@ -87,11 +122,9 @@ def read_svamp(row: DataRow) -> tuple[Any, str]:
     return f"{body} {as_text(row['Question'], 'Question').strip()}", as_text(row["Answer"], "Answer")
 
 
-def read_answer(row: DataRow) -> tuple[Any, str]:
+def read_answer(row: DataRow) -> tuple[Any, Any]:
     """Read `problem` or `question`, and `answer` (GSM8K: what follows `####`)."""
-    return row["problem"] if "problem" in row else row.get("question"), reference_answer(
-        as_text(row.get("answer"), "answer")
-    )
+    return row["problem"] if "problem" in row else row.get("question"), _required(row, "answer")
 
 
 def read_solution(row: DataRow) -> tuple[Any, str]:
@@ -126,21 +159,42 @@ MATH_LAYOUTS = (
     ({"question", "solution"}, read_solution),
     ({"prompt", "answer"}, read_trl),
     ({"prompt", "solution"}, read_trl),
+    ({"conversations"}, read_conversation),
+    ({"messages"}, read_conversation),
 )
 """(columns that a layout needs, its reader); the first layout that fits applies."""
 
 
+ANSWER_TAGS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+THOUSANDS = re.compile(r"(?<![\w.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
+
+
 def reference_answer(text: str) -> str:
-    """Return the reference answer in a text: what follows the last `####`, without commas; else the last box; else all.
+    """Return the reference answer in a text: what follows the last `####`; else the last box; else the whole text.
+
+    In a text with <answer> tags, only the content of the last ones is looked at. What follows `####` ends with its
+    line, and loses the commas between thousands.
 
     Raises:
         BadRow: nothing follows the mark.
     """
-    if "####" in text:
-        answer = text.rpartition("####")[2].replace(",", "").strip()
-    else:
-        boxed = last_boxed(text)
-        answer = text.strip() if boxed is None else boxed
+    text = next(reversed(ANSWER_TAGS.findall(text)), text).strip()
+    _, mark, marked = text.rpartition("####")
+    answer = last_boxed(marked if mark else text)
+    if answer is None:
+        answer = without_thousands(_first_line(marked)) if mark else text
     if not answer:
         raise BadRow("empty", "answer")
     return answer
+
+
+def _first_line(text: str) -> str:
+    """Return the first line of a text, or the whole text if it begins a LaTeX environment."""
+    text = text.strip()
+    return text if "\\begin" in text else text.partition("\n")[0].strip()
+
+
+def without_thousands(text: str) -> str:
+    """Return the text without the commas of "1,234" and "1,234,567", unless other commas or brackets make it a list."""
+    without = THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
+    return text if re.search(r"[,()\[\]{}]", without) else without

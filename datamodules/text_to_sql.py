@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from lit_rlvr.datamodules.base import PromptDataModule
-from lit_rlvr.datamodules.reading.rows import BadRow, as_text, lookup, map_columns
+from lit_rlvr.datamodules.reading.bad_row import BadRow
+from lit_rlvr.datamodules.reading.cells import as_text, lookup
+from lit_rlvr.datamodules.reading.rows import map_columns
 from lit_rlvr.errors import check_within
 from lit_rlvr.rewards.sql_query import connect
 from lit_rlvr.types import Sample
@@ -101,7 +103,7 @@ class TextToSQL(PromptDataModule):
     def sample(self, row: dict[str, Any], index: int, source: str) -> Sample:
         columns = {field: column for field, column in SQL_COLUMNS if column in row} | (self.columns or {})
         mapped = {field: column for field, column in columns.items() if field not in ("database", "evidence")}
-        sample = map_columns(row, mapped, f"{self.name}:{index + 1}", source)
+        sample = map_columns(row, mapped, f"{self.name}:{index + 1}", source, answers=self.answers)
         name = as_text(lookup(row, columns.get("database", "database")), "database")
         evidence = lookup(row, columns.get("evidence", "evidence"))
         return self.ask(sample, self._find(name, source), str(evidence or ""))

@@ -77,6 +77,10 @@ class LossInputs:
         return replace(self, token_weight=self.token_weight * factor)
 
 
+GOLDEN_RATIO = 0.6180339887498949
+"""The fractional parts of its multiples are spread evenly."""
+
+
 @dataclass
 class StepTokens:
     """All tokens in the loss of one optimizer step, of all ranks, under the policy at the beginning of the iteration.
@@ -86,29 +90,50 @@ class StepTokens:
         rollout: (N,) log-probabilities that the tokens were sampled with.
         entropy: (N,) exact entropy of that policy.
         advantages: (N,) of each token.
+        chance: (N,) in [0, 1), a number of each token for random choices, which depends on its prompt, completion and
+            position alone; by default on the first digits of `old`.
     """
 
     old: Tensor
     rollout: Tensor
     entropy: Tensor
     advantages: Tensor
+    chance: Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.chance is None:
+            self.chance = ((self.old * 1000).round() * GOLDEN_RATIO).frac().abs()
 
 
 def covariances(step: StepTokens) -> Tensor:
     """Return each token's part (N,) of the covariance of log-probability and advantage, by which a step changes the
     entropy. Source: Cui et al. 2025 (the entropy mechanism, arXiv 2505.22617), section 4."""
-    return (step.advantages - step.advantages.mean()) * (step.old - step.old.mean())
+    advantages = step.advantages - step.advantages.mean()
+    if step.advantages.max() == step.advantages.min():
+        advantages = torch.zeros_like(advantages)  # not the rounding error of the mean
+    return advantages * (step.old - step.old.mean())
 
 
 TIE = 1e-5
-"""Values that differ by this share of the largest one count as equal. The completions of a prompt may begin alike, and
-their equal values differ by rounding, which depends on micro-batches."""
+"""A value that differs from a threshold by this share of the threshold equals it. The completions of a prompt may begin
+alike, and their equal values differ by rounding, which depends on micro-batches."""
 
 
-def largest(values: Tensor, count: int) -> Tensor:
-    """Return (N,) bool, True for the `count` largest values, at least one, and for all that equal the last of them."""
-    last = values.topk(min(max(count, 1), len(values))).values[-1]
-    return values >= last - TIE * values.abs().max()
+def largest(values: Tensor, count: int, chance: Tensor | None = None) -> Tensor:
+    """Return (N,) bool, True for the `count` largest values, at least one.
+
+    Args:
+        chance: (N,) in [0, 1], which of the values that equal the smallest of these it takes: those of the largest
+            chance; None = all, so more than `count`.
+    """
+    count = min(max(count, 1), len(values))
+    last = values.topk(count).values[-1]
+    tied = (values - last).abs() <= TIE * last.abs()
+    if chance is None:
+        return (values > last) | tied
+    chosen = (values > last) & ~tied
+    drawn = torch.where(tied, chance, -1.0).topk(count - int(chosen.sum())).indices
+    return chosen.index_fill(0, drawn, True)
 
 
 def log_ratio(logp: Tensor, old: Tensor, mask: Tensor) -> Tensor:
@@ -349,13 +374,27 @@ class Correction:
     prox_logp_method: ProxLogpMethod = "recompute"
 
     def __post_init__(self) -> None:
-        bounds = {"importance_cap": self.high, "importance_veto": self.veto}
-        check_within("(0, inf)", "model", **bounds, off_policy_threshold=self.off_policy_threshold)
+        check_within("(0, inf)", "model", importance_cap=self.high, off_policy_threshold=self.off_policy_threshold)
+        check_within("(0, 1)", "model", importance_veto=self.veto)  # 1 is the ratio of equal policies
         check_within("[0, inf)", "model", importance_floor=self.low)
-        if self.high is not None and self.low is not None and self.low >= self.high:
-            raise UserError(f"model.importance_floor: {self.low} must lie below importance_cap={self.high}")
+        if self.high is not None and self.lower is not None and self.lower >= self.high:
+            if self.low is not None:
+                raise UserError(f"model.importance_floor: {self.low} must lie below importance_cap={self.high}")
+            raise UserError(
+                f"model.importance_cap: {self.high} leaves nothing, because {self.mode} takes 1 / importance_cap = "
+                f"{self.lower:g} for its lower bound; set it above 1, or set model.importance_floor below it"
+            )
+        by_token = self.mode in ("token_mis", "token_reject", "geometric_reject")
+        if by_token and self.high is not None and self.veto is not None and self.veto > self.high:
+            raise UserError(f"model.importance_veto: {self.veto} must not lie above importance_cap={self.high}")
         if self.prox_logp_method not in get_args(ProxLogpMethod):
             raise UserError(f"model.prox_logp_method: {self.prox_logp_method!r} is not recompute or loglinear")
+
+    @property
+    def lower(self) -> float | None:
+        """The lower bound of the ratios: as given, or by default; None = none."""
+        default = 1 / self.high if self.high is not None and self.mode.endswith("_reject") else None
+        return default if self.low is None else self.low
 
     @property
     def is_bounded(self) -> bool:
@@ -369,8 +408,7 @@ class Correction:
 
     def weight(self, log_ratio: Tensor, how: str) -> Tensor:
         """Return the weights (B, T) or (B,) for log-ratios of that shape."""
-        reciprocal = self.low is None and self.high is not None and how == "reject"
-        low = 1 / self.high if reciprocal and self.high is not None else self.low
+        low = self.lower if how == "reject" else self.low
         low = math.log(low) if low else -math.inf
         high = math.inf if self.high is None else math.log(self.high)
         if how == "truncate":

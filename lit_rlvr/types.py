@@ -213,6 +213,8 @@ class Completion:
         pixels: the images of the observations, in the order of their placeholders in `token_ids`.
         versions: for each sampled token, the label of the weights that sampled it, from engines that can mix them; ()
             = those of the last sync.
+        prefill: for rewards, the beginning of the answer that stands in the prompt and that `text` continues, such as
+            "<think>\\n": what the chat template opens, then the data's `prefill`; "" if `text` includes it.
     """
 
     text: str
@@ -225,6 +227,7 @@ class Completion:
     pixels: Pixels | None = None
     judged: Mapping[str, RewardResult] = field(default_factory=dict)
     versions: tuple[str, ...] = ()
+    prefill: str = ""
 
     @property
     def length(self) -> int:
@@ -325,11 +328,28 @@ class Prompt:
     Args:
         token_ids: the tokens, with one placeholder per image feature.
         pixels: the images, present while the prompt is in a batch; None without images.
+        prefill: the beginning of every answer, which stands at the end of `token_ids`.
+        score_prefill: rewards judge it as the beginning of the text.
     """
 
     sample: Sample
     token_ids: list[int]
     pixels: Pixels | None = None
+    prefill: str = ""
+    score_prefill: bool = False
+
+    def as_judged(self, group: Sequence[Completion]) -> list[Completion]:
+        """Return completions of this prompt as rewards get them: with its prefill, in its own field or in the text."""
+        if not self.score_prefill:
+            return [replace(completion, prefill=self.prefill) for completion in group]
+        return [
+            replace(
+                completion,
+                text=self.prefill + completion.text,
+                turns=tuple(replace(turn, text=self.prefill + turn.text) for turn in completion.turns),
+            )
+            for completion in group
+        ]
 
 
 @dataclass
@@ -356,18 +376,20 @@ class PromptBatch:
 
 @dataclass(frozen=True)
 class GroupSelection:
-    """The number of groups with right and wrong completions that an iteration needs, and whether it trains on others.
+    """The number of mixed groups that an iteration needs, and whether it trains on others.
 
     Args:
         least: their number as a share of the prompts; above 0, further prompts are sampled until there are that many
             (dynamic sampling: DAPO, eq. 11).
         max_rounds: most batches of prompts that an iteration samples; then it trains on the groups it has.
         drops_others: train on no other groups.
+        by: what differs within a mixed group: the `reward` (the weighted sum), `correct`, or the reward of this name.
     """
 
     least: float = 0.0
     max_rounds: int = 10
     drops_others: bool = False
+    by: str = "reward"
 
     def wanted(self, prompts: int) -> int:
         """Return the number of such groups that an iteration on `prompts` prompts needs."""
@@ -397,10 +419,12 @@ class Rollout:
             without them.
         advantages: (P, G) float, which the algorithm fills in.
         weights: name -> the weight of each of `parts`.
+        unreadable: name -> (P, G) bool, True = that reward found no answer to judge (status "parse_fail").
         kept: the groups to train on, numbered over all ranks, if dynamic sampling dropped some; None = all.
         repeats: how often each prompt occurred earlier in the iteration.
         versions: (B, T) long, the version of the weights (optimizer steps taken) that sampled each token; None without
             training.
+        is_unjudged: no reward judges any completion, on any rank: nothing can be trained on.
     """
 
     prompts: list[Prompt]
@@ -419,8 +443,10 @@ class Rollout:
     advantages: Tensor | None = None
     kept: dict[int, int] | None = None
     weights: dict[str, float] = field(default_factory=dict)
+    unreadable: dict[str, Tensor] = field(default_factory=dict)
     repeats: list[int] = field(default_factory=list)
     versions: Tensor | None = None
+    is_unjudged: bool = False
 
     @classmethod
     def unscored(

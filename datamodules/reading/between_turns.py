@@ -7,20 +7,21 @@ matter that a chat template renders earlier turns otherwise when later ones foll
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from lit_rlvr.datamodules.reading.chat import Chat, break_up, find_tokens
+from lit_rlvr.datamodules.reading.chat import MODEL_TURN, Chat, break_up, find_tokens
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Pixels, ToolResult
 
 if TYPE_CHECKING:
     from lit_rlvr.policy.families.base import ImageProcessor
 
-_TURN = "\ue000"  # placeholder of a turn of the model; a private code point, which observations lose
+_log = logging.getLogger("lit_rlvr")
+
 _PROBE = "An observation."
 _TRUNCATED = "\n[... cut ...]\n"
 _ARGUMENT = "argument"
@@ -86,6 +87,14 @@ class BetweenTurns:
             pictures = tuple(image for result in seen for image in result.images)
             seen = [ToolResult("", "\n".join(result.text for result in seen), pictures)]
         pictures = tuple(image for result in seen for image in result.images)
+        if pictures and not self._shows_images:
+            if self._role == "tool":
+                return self._as_user.tokens(text, last, max_tokens, images, results)
+            names = " and ".join(dict.fromkeys(result.name for result in results)) or "a turn"
+            raise UserError(
+                f"rollout.environment: {self._of_template} does not show the image that {names} returns; use another "
+                "template, or return text"
+            )
         if pictures and self._processor is not None:
             pixels = self._processor().pixels(pictures)
             shown = self._truncate(seen, last, max_tokens, pixels)
@@ -140,7 +149,9 @@ class BetweenTurns:
         if self._role == "tool":
             end, after = self._after_call(messages)
         else:
-            end, after = self._split(self._render([_QUESTION, _assistant(_TURN), *messages]).rpartition(_TURN)[2])
+            end, after = self._split(
+                self._render([_QUESTION, _assistant(MODEL_TURN), *messages]).rpartition(MODEL_TURN)[2]
+            )
         return end, after + self._chat.prefill
 
     def _message(self, result: ToolResult) -> dict[str, Any]:
@@ -156,7 +167,7 @@ class BetweenTurns:
         follows the end of that turn.
         """
         name = messages[0]["name"] or "tool"
-        call = self.call(name, {})
+        call = _call(name, {})
         question, before = (self._render(talk, prompt=False) for talk in ([_QUESTION], [_QUESTION, call]))
         whole = self._render([_QUESTION, call, *messages])
         start = next((k for k, (a, b) in enumerate(zip(question, before, strict=False)) if a != b), len(question))
@@ -165,7 +176,7 @@ class BetweenTurns:
             place, end = len(before), ""
         if whole.startswith(before[:place] + end):
             return end, whole[place + len(end) :]
-        after = self._render([_QUESTION, self.call(name, {_ARGUMENT: _TURN}), *messages]).rpartition(_TURN)[2]
+        after = self._render([_QUESTION, _call(name, {_ARGUMENT: MODEL_TURN}), *messages]).rpartition(MODEL_TURN)[2]
         places = {text: after.find(text) for text in self._ends.values() if text in after}
         if not places:
             raise UserError(
@@ -174,16 +185,6 @@ class BetweenTurns:
             )
         end = min(places, key=lambda text: places[text])
         return end, after[places[end] + len(end) :]
-
-    def call(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Return a turn of the model that calls a tool, as the chat template takes it."""
-        call = {"name": name, "arguments": arguments}
-        message = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]}
-        try:
-            self._render([_QUESTION, message], prompt=False)
-        except UserError:  # some templates take the arguments as text
-            call["arguments"] = json.dumps(arguments, ensure_ascii=False)
-        return message
 
     def _split(self, after: str) -> tuple[str, str]:
         """Split the text after a turn into the text that ends the turn, and the rest."""
@@ -203,13 +204,12 @@ class BetweenTurns:
 
     @cached_property
     def _opens_thoughts(self) -> bool:
-        template = self._tokenizer.chat_template
-        start = (self._render([_QUESTION]) if template else "") + self._chat.prefill
+        start = self._chat.opening(self._tokenizer)
         return "</think>" not in start.rpartition("<think>")[2] and "<think>" in start
 
     def _as_text(self, text: str) -> str:
         """Return the text without special tokens: each has a zero-width space in it."""
-        return str(break_up(text.replace(_TURN, ""), self._added_tokens))
+        return str(break_up(text.replace(MODEL_TURN, ""), self._added_tokens))
 
     @cached_property
     def min_tokens(self) -> int:
@@ -249,7 +249,7 @@ class BetweenTurns:
         if not self.offers_tools:
             return
         name, arguments = self._chat.tools[0]["function"]["name"], {_ARGUMENT: "some text"}
-        text = self._render([_QUESTION, self.call(name, arguments)], prompt=False)
+        text = self._render([_QUESTION, _call(name, arguments)], prompt=False)
         starts = (self._render([_QUESTION], prompt=prompt) for prompt in (True, False))
         text = text.removeprefix(next((start for start in starts if text.startswith(start)), ""))
         if find(text) != [(name, arguments)]:
@@ -270,6 +270,27 @@ class BetweenTurns:
     def _of_template(self) -> str:
         return f"the chat template of {self._tokenizer.name_or_path}"
 
+    @cached_property
+    def _shows_images(self) -> bool:
+        """True if the template shows an image in the role of observations, where it has one placeholder."""
+        if self._processor is None:
+            return True
+        try:
+            after = self._render_after_turn([ToolResult("tool", _PROBE, (None,))])[1]
+        except UserError:  # it refuses such messages
+            return False
+        ids = self._tokenizer(after, add_special_tokens=False).input_ids
+        return list(ids).count(self._processor().family.image_token_id) == 1
+
+    @cached_property
+    def _as_user(self) -> BetweenTurns:
+        """The renderer of images that the template does not show in role tool."""
+        _log.warning(
+            "rollout.environment: %s shows no image in role tool, so an observation with images is given in role user",
+            self._of_template,
+        )  # fmt: skip
+        return BetweenTurns(self._chat, self._tokenizer, (*self._eos_ids,), "user", self._processor)
+
     def _renders_observations(self) -> bool:
         """Return True if the template renders an observation."""
         try:
@@ -280,3 +301,9 @@ class BetweenTurns:
 
 def _assistant(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}
+
+
+def _call(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return a turn of the model that calls a tool."""
+    call = {"type": "function", "function": {"name": name, "arguments": arguments}}
+    return {"role": "assistant", "content": "", "tool_calls": [call]}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache
@@ -11,6 +13,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateSyntaxError
 
+from lit_rlvr.datamodules.reading.conversations import text_of
 from lit_rlvr.datamodules.reading.images import PLACEHOLDER, as_parts
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
@@ -129,6 +132,9 @@ def _describe_tool(tool: dict[str, Any]) -> str:
     return f"{function['name']}({arguments}) - {function.get('description', '')}" + (f" ({notes})" if notes else "")
 
 
+MODEL_TURN = "\ue000"
+"""A placeholder of a turn of the model: a private code point, which observations lose."""
+
 RESERVED = ("tokenize", "add_generation_prompt", "continue_final_message", "conversation", "return_dict", "tools")
 """Arguments of `apply_chat_template` that this module sets."""
 
@@ -155,7 +161,8 @@ class Chat:
     def messages(self, sample: Sample) -> list[dict[str, Any]]:
         """Return the conversation: the template around the last user text, the system prompt in front.
 
-        A `system_prompt` replaces the data's own system message. With images, contents are lists of parts.
+        A `system_prompt` replaces the data's own system message. With images, contents are lists of parts; without any,
+        they are texts, because the templates of text models print a list as Python does.
         """
         if isinstance(sample.prompt, str):
             messages: list[dict[str, Any]] = [{"role": "user", "content": sample.prompt}]
@@ -165,6 +172,8 @@ class Chat:
         messages[last]["content"] = self._wrap(messages[last]["content"])
         if sample.images:
             messages = as_parts(messages, len(sample.images))
+        else:
+            messages = [_as_text(message) for message in messages]
         if self.system_prompt is None:
             return messages
         rest = [message for message in messages if message["role"] != "system"]
@@ -186,12 +195,57 @@ class Chat:
         text = self.apply(messages, tokenizer, source)
         if self.tools and text == self.apply(messages, tokenizer, source, offer=False):  # the template ignores tools
             text = self.apply(self._with_tools(messages), tokenizer, source)
+        self._check_shown(messages, text, tokenizer, source)
         return text + self.prefill
+
+    def _check_shown(self, messages: list[dict[str, Any]], text: str, tokenizer: Any, source: str) -> None:
+        """Refuse messages with a role that the chat template does not know, or that it does not show.
+
+        Raises:
+            UserError: names the role.
+        """
+        for number, message in enumerate(messages):
+            role, calls = message["role"], message.get("tool_calls", [])
+            if role == "developer" and role not in str(tokenizer.chat_template):
+                raise UserError(f"{source}: the model's chat template does not know the role {role!r}; use 'system'")
+            if role == "user" or (role == "assistant" and not calls):
+                continue
+            shown = [call["name"] for call in _functions([message])] or [text_of(message["content"]).strip()]
+            if all(words in text for words in shown):
+                continue
+            less = [{**message, "tool_calls": []}] if calls else []
+            try:
+                without = self.apply([*messages[:number], *less, *messages[number + 1 :]], tokenizer, source)
+            except UserError:  # so the template reads the message
+                continue
+            if without == text:
+                what = "tool calls" if calls else f"messages of the role {role!r}"
+                raise UserError(f"{source}: the model's chat template does not show {what}; use another template")
+
+    def opening(self, tokenizer: Any) -> str:
+        """Return the beginning of every answer that stands in the prompt: what the chat template writes after the
+        header of the model's turn, such as "<think>\\n", and the prefill.
+
+        The header is what the template writes before an earlier turn of the model, which has no thoughts.
+        """
+        if not tokenizer.chat_template:
+            return self.prefill
+        question, turn = {"role": "user", "content": "?"}, {"role": "assistant", "content": MODEL_TURN}
+        try:
+            before, prompt = (self.apply([question], tokenizer, prompt=start, offer=False) for start in (False, True))
+            talk = self.apply([question, turn, question], tokenizer, prompt=False, offer=False)
+        except UserError:  # it takes no such conversation, so nothing shows where the header ends
+            return self.prefill
+        header = talk.partition(MODEL_TURN)[0]
+        shared = next((k for k, (a, b) in enumerate(zip(header, prompt, strict=False)) if a != b), len(header))
+        return prompt[max(shared, len(before) if prompt.startswith(before) else 0) :] + self.prefill
 
     def apply(
         self, messages: list[dict[str, Any]], tokenizer: Any, source: str = "", prompt: bool = True, offer: bool = True
     ) -> str:
         """Apply the model's chat template to a conversation.
+
+        A template that refuses the arguments of tool calls as dicts gets them as JSON text.
 
         Args:
             prompt: end with the beginning of the model's next turn.
@@ -208,6 +262,8 @@ class Chat:
             where = tokenizer.name_or_path
             raise UserError(f"model: the chat template of {where} is broken in line {error.lineno}: {error}") from error
         except Exception as error:  # the template is third-party code
+            if any(isinstance(call.get("arguments"), dict) for call in _functions(messages)):
+                return self.apply(_with_text_arguments(messages), tokenizer, source, prompt, offer)
             raise UserError(f"{source}: the model's chat template refuses this conversation: {error}") from error
 
     def _with_tools(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -215,7 +271,7 @@ class Chat:
         if not self.tools:
             return messages
         first = messages[0] if messages[0]["role"] == "system" else None
-        parts = [] if first is None else [str(first["content"])]
+        parts = [] if first is None else [text_of(first["content"])]
         text = "\n\n".join([*parts, describe_tools(self.tools)])
         return [{"role": "system", "content": text}, *(messages if first is None else messages[1:])]
 
@@ -225,8 +281,10 @@ class Chat:
             return self.template.replace("{prompt}", content)
         parts = [dict(part) for part in content]
         texts = [part for part in parts if part.get("type") == "text"]
-        if texts:
-            texts[-1]["text"] = self.template.replace("{prompt}", texts[-1]["text"])
+        if not texts:  # an image alone
+            texts.append({"type": "text", "text": ""})
+            parts += texts
+        texts[-1]["text"] = self.template.replace("{prompt}", texts[-1]["text"])
         return parts
 
     def _plain(self, messages: list[dict[str, Any]]) -> str:
@@ -235,6 +293,26 @@ class Chat:
         prompt = "\n\n".join(str(m["content"]) for m in messages if m["role"] != "system")
         values = {"{system}": system, "{prompt}": prompt}
         return re.sub(r"\{system\}|\{prompt\}", lambda match: values[match[0]], self.plain_template)
+
+
+def _functions(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the functions of all tool calls, with their arguments."""
+    return [call.get("function", call) for message in messages for call in message.get("tool_calls", [])]
+
+
+def _with_text_arguments(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return messages with the arguments of tool calls as JSON text."""
+    messages = deepcopy(messages)
+    for function in _functions(messages):
+        function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
+    return messages
+
+
+def _as_text(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message whose parts are all texts with one text as its content; return any other message as it is."""
+    content = message["content"]
+    has_others = isinstance(content, str) or any(part.get("type") != "text" for part in content)
+    return message if has_others else message | {"content": text_of(content)}
 
 
 def _bos_token(tokenizer: Any) -> str:

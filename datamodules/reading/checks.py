@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from lit_rlvr.datamodules.reading.rows import BadRow
+from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.errors import UserError, defined_at, type_text
 from lit_rlvr.types import Sample
 
@@ -32,6 +32,7 @@ FIELD_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "category": (str, "text"),
     "source": (str, "text"),
     "options": (tuple, "a tuple of texts"),
+    "aliases": (tuple, "a tuple of texts"),
 }
 """Field of a `Sample` -> its type, and that type's name in messages."""
 

@@ -6,21 +6,21 @@ import base64
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from lit_rlvr.datamodules.reading.rows import BadRow
+from lit_rlvr.datamodules.reading.bad_row import BadRow
+from lit_rlvr.datamodules.reading.conversations import UNSUPPORTED, Messages, is_empty, parse_nested
 from lit_rlvr.types import Sample
 
 PLACEHOLDER = "<image>"
-
-Messages = list[dict[str, Any]]
 
 
 def as_parts(messages: Messages, images: int) -> Messages:
@@ -36,6 +36,82 @@ def as_parts(messages: Messages, images: int) -> Messages:
         last = next(message for message in reversed(messages) if message["role"] == "user")
         last["content"] = [{"type": "image"}] * images + last["content"]
     return messages
+
+
+def as_images(value: Any) -> tuple[Any, ...]:
+    """Read a cell as a tuple of unopened images: one, a list or its text, or none (None, NaN, "", a dict of these)."""
+    value = value.tolist() if getattr(value, "ndim", 0) == 1 else parse_nested(value)
+    values = value if isinstance(value, list | tuple) else (value,)
+    return tuple(image for image in values if not is_empty(image))
+
+
+def check_media(row: Mapping[str, Any], read: Container[str], images: bool = True) -> None:
+    """Refuse a row with media that would not reach the model.
+
+    Args:
+        read: columns that are read.
+        images: also look for images.
+
+    Raises:
+        BadRow: a column other than `read` holds video, audio or an image.
+    """
+    for column, cell in row.items():
+        if column in read:
+            continue
+        kind = str(column).lower().removesuffix("s")
+        values = [value for value in as_images(cell) if not isinstance(value, bool | int | float)]
+        if values and kind in UNSUPPORTED:
+            raise BadRow(f"{UNSUPPORTED[kind]}; leave out such rows, or this column if its questions need none", column)
+        if images and any(_is_image(value, IMAGE_NAME.search(str(column)) is not None) for value in values):
+            raise BadRow(
+                "images that are not read; map the column with `columns: {image: ...}`, or leave it out", column
+            )
+
+
+def _is_image(value: Any, by_name: bool) -> bool:
+    """Return True for an encoded or decoded image, and for the name of an image file in a column `by_name`."""
+    if isinstance(value, Mapping):
+        value = value.get("bytes")
+    if isinstance(value, str):
+        return bool(BASE64.match(value)) or (by_name and bool(_FILE_OR_URL.fullmatch(value.strip())))
+    return isinstance(value, bytes | Image.Image)
+
+
+def with_own_images(sample: Sample) -> Sample:
+    """Move the images that parts of messages hold to the sample's images, in the order of their places.
+
+    The places without an image of their own take the sample's images. These may also repeat the parts' images.
+
+    Raises:
+        BadRow: there are more or fewer of them than such places.
+    """
+    if isinstance(sample.prompt, str):
+        return sample
+    parts = [part for message in sample.prompt for part in _parts(message["content"]) if part["type"] == "image"]
+    own = [part["image"] for part in parts if "image" in part]
+    if not own:
+        return sample
+    given = [] if _are_same(own, sample.images) else list(sample.images)
+    if len(given) != len(parts) - len(own):
+        raise BadRow(
+            f"{len(given)} images for {len(parts) - len(own)} placeholders, next to {len(own)} images in the prompt",
+            "image",
+        )
+    rest = iter(given)
+    messages = [
+        message if isinstance(message["content"], str)
+        else message | {"content": [{"type": "image"} if "image" in part else part for part in message["content"]]}
+        for message in sample.prompt
+    ]  # fmt: skip
+    return replace(sample, prompt=messages, images=tuple(p["image"] if "image" in p else next(rest) for p in parts))
+
+
+def _are_same(own: Sequence[Any], others: Sequence[Any]) -> bool:
+    """Return True if both are the same paths or encoded images."""
+    kinds = (str, bytes, Mapping)
+    return len(own) == len(others) and all(
+        isinstance(a, kinds) and isinstance(b, kinds) and a == b for a, b in zip(own, others, strict=True)
+    )
 
 
 def check_placeholders(prompt: str | Messages, images: int) -> None:
@@ -70,8 +146,15 @@ def _count(messages: Messages) -> int:
 BASE64 = re.compile(r"data:image/[\w.+-]+;base64,|iVBORw0KGgo|/9j/|R0lGOD|UklGR")
 """The beginning of a base64 image: a data URL, or the first bytes of PNG, JPEG, GIF or WebP."""
 
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+
 MAX_ASPECT = 200
 """Largest ratio of an image's sides that Qwen2.5-VL's processor takes."""
+
+IMAGE_NAME = re.compile(r"image|img|picture|photo", re.IGNORECASE)
+"""The names of columns that may hold images."""
+
+_FILE_OR_URL = re.compile(r"\S+\.(png|jpe?g|webp|gif|bmp|tiff?)|[A-Za-z]+://\S+", re.IGNORECASE)
 
 Source = bytes | str | Image.Image
 Size = tuple[int, int]
@@ -116,6 +199,7 @@ def with_images(
         if isinstance(row, Sample):
             start = Path(folder).expanduser() if folder else Path(row.source.rpartition(":")[0]).parent
             try:
+                row = with_own_images(row)
                 check_placeholders(row.prompt, len(row.images))
                 if row.images:
                     row = replace(row, images=open_images(row.images, start, min_pixels, max_pixels))
@@ -152,14 +236,15 @@ def locate(image: Any, folder: Path) -> Source:
     """Return the image in a cell as encoded bytes, a path, or a PIL image.
 
     Args:
-        image: {"bytes", "path"} as `datasets` stores it, bytes, base64 text, a path, or a PIL image.
+        image: {"bytes", "path"} as `datasets` stores it, {"url"}, bytes, base64 text, a path, also as file://, or a PIL
+            image.
         folder: folder that a relative path starts from.
 
     Raises:
         BadRow: it is none of these, or there is no such file.
     """
     if isinstance(image, Mapping):
-        image = image.get("bytes") or image.get("path")
+        image = image.get("bytes") or image.get("path") or image.get("url")
     if isinstance(image, bytes | Image.Image):
         return image
     if not isinstance(image, str | Path):
@@ -169,6 +254,13 @@ def locate(image: Any, folder: Path) -> Source:
             return base64.b64decode("".join(image[head.end() * image.startswith("data:") :].split()), validate=True)
         except ValueError as error:
             raise BadRow(f"broken base64 ({error})", "image") from error
+    if isinstance(image, str):
+        if image.startswith("data:"):
+            raise BadRow(f"{image[:40]!r} is not a base64 image", "image")
+        if image.startswith("file://"):
+            image = unquote(image.removeprefix("file://"))
+        if _URL.match(image):
+            raise BadRow(f"{image}: URLs are not read; download the image and give its path", "image")
     path = folder / Path(image).expanduser()
     if not path.is_file():
         raise BadRow(f"no such file: {path}", "image")

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import base64
 import csv
+import gzip
 import json
 import re
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
+from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from lit_rlvr.datamodules.reading.rows import BadRow
+from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
 
@@ -92,9 +95,9 @@ def read_rows(location: str, split: str = "train") -> Iterator[SourceRow]:
     """Yield all rows of a location.
 
     Args:
-        location: a file (.jsonl, .json, .csv, .parquet, .arrow), a folder of such files, a folder
-            saved by `datasets` (`save_to_disk`), `package:FILE` for a file that ships with
-            lit-rlvr, or a hub name `org/name[@config][:split]`. A folder may end in `:split` too.
+        location: a file of a type in `FORMATS`, a folder of such files, a folder saved by `datasets` (`save_to_disk`),
+            `package:FILE` for a file that ships with lit-rlvr, or a hub name `org/name[@config][:split]`. A folder may
+            end in `:split` too.
         split: which split to read if the location has several and names none.
 
     Raises:
@@ -112,7 +115,7 @@ def read_rows(location: str, split: str = "train") -> Iterator[SourceRow]:
         if named_split:
             raise UserError(f"{path}: a file has no splits, drop {':' + named_split!r}")
         yield from _read_file(path)
-    elif HUB_NAME.fullmatch(location) and path.suffix not in FORMATS and not location.startswith("."):
+    elif HUB_NAME.fullmatch(location) and file_type(path) not in FORMATS and not location.startswith("."):
         yield from _read_dataset(load_from_hub(location, split), location)
     else:
         raise UserError(_missing(Path(location).expanduser()))
@@ -135,7 +138,7 @@ def _read_folder(folder: Path, split: str) -> Iterator[SourceRow]:
         return
     files = [
         file for file in sorted(folder.rglob("*"))
-        if file.suffix in FORMATS and not file.name.startswith((".", "dataset_info"))
+        if file_type(file) in FORMATS and not file.name.startswith((".", "dataset_info"))
     ]  # fmt: skip
     own = [file for file in files if _split_of(file, folder) == split]
     if not own:
@@ -169,7 +172,7 @@ def _read_dataset(data: Any, file: str) -> Iterator[SourceRow]:
 
 def _read_file(path: Path) -> Iterator[SourceRow]:
     """Read one file by its suffix."""
-    read = FORMATS.get(path.suffix)
+    read = FORMATS.get(file_type(path))
     if read is None:
         raise UserError(f"{path}: unknown file type, known types are {', '.join(FORMATS)}")
     try:
@@ -177,13 +180,24 @@ def _read_file(path: Path) -> Iterator[SourceRow]:
             yield SourceRow(number, value, str(path))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason}: {error.object[error.start : error.end]!r})") from error
-    except (OSError, ValueError, pa.ArrowException, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as {path.suffix} ({' '.join(str(error).split())})") from error
+    except (OSError, EOFError, ValueError, zlib.error, pa.ArrowException, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read as {file_type(path)} ({' '.join(str(error).split())})") from error
+
+
+def file_type(path: Path) -> str:
+    """Return the suffix of a file, such as ".jsonl", with that of the compressed file: ".jsonl.gz"."""
+    return "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
+
+
+def _open(path: Path, newline: str | None = None) -> TextIO:
+    """Open a text file, compressed or not."""
+    opened = gzip.open if path.suffix == ".gz" else open
+    return cast(TextIO, opened(path, "rt", encoding="utf-8-sig", newline=newline))
 
 
 def _jsonl(path: Path) -> Iterator[tuple[int, Value]]:
     """Read one JSON object per line; skip blank lines; yield a bad row for a broken line."""
-    with path.open(encoding="utf-8-sig") as file:
+    with _open(path) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -195,7 +209,8 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Value]]:
 
 def _json(path: Path) -> Iterator[tuple[int, Value]]:
     """Read a list of objects, {"data": [...]}, or JSON Lines in a .json file."""
-    text = path.read_text(encoding="utf-8-sig")
+    with _open(path) as file:
+        text = file.read()
     try:
         rows = json.loads(text, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
@@ -211,11 +226,11 @@ def _json(path: Path) -> Iterator[tuple[int, Value]]:
     yield from ((number, _object(row)) for number, row in enumerate(rows, 1))
 
 
-def _csv(path: Path) -> Iterator[tuple[int, Value]]:
-    """Read comma-separated values with a header."""
+def _csv(path: Path, delimiter: str = ",") -> Iterator[tuple[int, Value]]:
+    """Read values with a header, separated by commas or another character."""
     csv.field_size_limit(sys.maxsize)  # base64 images are longer than the default of 128 KiB
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
+    with _open(path, newline="") as file:
+        reader = csv.DictReader(file, delimiter=delimiter)
         _check_names(name for name in reader.fieldnames or () if name)
         for number, row in enumerate(reader, 1):
             extra = row.pop(None, None)
@@ -287,9 +302,14 @@ def _missing(path: Path) -> str:
 
 
 FORMATS: dict[str, Callable[[Path], Iterator[tuple[int, Value]]]] = {
-    ".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet, ".arrow": _arrow,
+    ".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": partial(_csv, delimiter="\t"), ".parquet": _parquet,
+    ".arrow": _arrow,
 }  # fmt: skip
+FORMATS |= {f"{suffix}.gz": FORMATS[suffix] for suffix in (".jsonl", ".json", ".csv", ".tsv")}
 """Readers by suffix."""
+
+TEXT_TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+"""Files whose cells are all text, so that 2 and "2" look the same."""
 
 
 def as_row(sample: Sample, from_file: bool) -> dict[str, Any]:
@@ -306,7 +326,7 @@ def as_row(sample: Sample, from_file: bool) -> dict[str, Any]:
     fields = {
         "id": sample.id,
         "prompt": sample.prompt,
-        "answer": sample.answer,
+        "answer": sample.references if sample.aliases else sample.answer,
         "image": [cell_to_json(image) for image in sample.images],
         "category": sample.category,
         "options": sample.options,

@@ -2,66 +2,28 @@
 
 from __future__ import annotations
 
-import ast
 import logging
-import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from string import ascii_uppercase
+from functools import cache
 from typing import Any, Generic, TypeVar
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from lit_rlvr.datamodules.reading.bad_row import BadRow
+from lit_rlvr.datamodules.reading.cells import Answers, as_answers, as_text, is_blank, lookup, parse_text
+from lit_rlvr.datamodules.reading.conversations import Messages, as_conversation, text_of, without_closing_turns
+from lit_rlvr.datamodules.reading.images import as_images, check_media
+from lit_rlvr.datamodules.reading.options import as_options
+from lit_rlvr.datamodules.reading.sharegpt import sharegpt_to_messages
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
-
-
-def as_options(value: Any) -> tuple[str, ...]:
-    """Read a cell as options: a list of them, the text of such a list ("['a', 'b']"), or none."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, str) and value.strip().startswith("["):
-        try:
-            value = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            return ()
-    return tuple(str(option).strip() for option in value) if isinstance(value, list | tuple) else ()
-
-
-def format_options(options: Sequence[str]) -> str:
-    """List the options, one per line: "A) first"."""
-    return "\n".join(f"{letter}) {option}" for letter, option in zip(ascii_uppercase, options, strict=False))
-
-
-def find_letter(answer: str, options: Sequence[str]) -> str | None:
-    """Return the letter of the option whose text is the answer, ignoring case and outer space; else None."""
-    texts = [option.strip().lower() for option in options]
-    wanted = answer.strip().lower()
-    return ascii_uppercase[texts.index(wanted)] if wanted in texts else None
-
 
 log = logging.getLogger("lit_rlvr")
 
 MAX_NAMED = 3
 """Most bad rows or dropped prompts that a message names."""
-
-
-class BadRow(Exception):
-    """A row that cannot be used. The DataModule skips and counts it, and refuses a file with more than `max_bad_rows`.
-
-    Args:
-        reason: what is wrong with the row, for the user.
-        field: the field concerned ("prompt", "answer", ...).
-        source: "file:row"; `PromptDataModule` fills it in.
-    """
-
-    def __init__(self, reason: str, field: str = "row", source: str = "") -> None:
-        super().__init__(reason)
-        self.reason, self.field, self.source = reason, field, source
-
-    def __str__(self) -> str:
-        return ": ".join(part for part in (self.source, self.field, self.reason) if part)
 
 
 @rank_zero_only
@@ -76,92 +38,35 @@ def abbreviate(items: list[str]) -> str:
     return "; ".join(items[:MAX_NAMED]) + more
 
 
-def lookup(row: Mapping[str, Any], column: str) -> Any:
-    """Return the value of a column, or of a nested one ("metadata.subject"); None if it is missing."""
-    if column in row:
-        return row[column]
-    head, _, rest = column.partition(".")
-    inner = row.get(head)
-    return lookup(inner, rest) if rest and isinstance(inner, Mapping) else None
-
-
-def as_text(value: Any, field: str) -> str:
-    """Convert a cell to text: 145.0 becomes "145", and a list becomes its items joined by ", ".
-
-    Raises:
-        BadRow: it is missing, empty, NaN, or not text, a number or a list of these.
-    """
-    if hasattr(value, "tolist"):  # numpy scalars and arrays
-        value = value.tolist()
-    if isinstance(value, list | tuple):
-        value = ", ".join(as_text(part, field) for part in value)
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        raise BadRow("missing", field)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if not isinstance(value, str | int | float):
-        raise BadRow(f"expected text or a number, got {type(value).__name__}", field)
-    text = str(value)
-    if not text.strip():
-        raise BadRow("empty", field)
-    return text
-
-
 def as_prompt(value: Any, is_optional: bool = False) -> str | list[dict[str, Any]]:
-    """Read a cell as a prompt: text, or a list of chat messages.
+    """Read a cell as a prompt: text, or chat messages in a form that `as_conversation` reads.
 
     Args:
         is_optional: an environment says something first, so the prompt may be missing or empty.
 
     Raises:
-        BadRow: it is empty, or a list of anything but {"role", "content"}, or a content is neither text nor parts.
+        BadRow: it is empty, or holds messages that cannot be used.
     """
-    value = _to_list(value)
-    if is_optional and (value is None or value == ""):
-        return ""
-    if not isinstance(value, list | tuple):
-        return as_text(value, "prompt")
-    messages: list[dict[str, Any]] = []
-    for message in value:
-        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
-            raise BadRow('a list that does not hold messages {"role", "content"}', "prompt")
-        messages.append({**message, "content": _to_list(message["content"])})
-        if not _is_content(messages[-1]["content"]):
-            raise BadRow('a message whose content is neither text nor a list of parts {"type", ...}', "prompt")
+    messages = as_conversation(value)
+    if messages is None:
+        return "" if is_optional and (value is None or value == "") else as_text(value, "prompt")
     users = [message for message in messages if message["role"] == "user"]
     if not any(message["content"] for message in users) and not (is_optional and users):
         raise BadRow("no user message with content", "prompt")
     return messages
 
 
-def _to_list(value: Any) -> Any:
-    """Convert arrays of Parquet files to lists."""
-    return value.tolist() if hasattr(value, "tolist") else value
-
-
-def _is_content(content: Any) -> bool:
-    """Return True for the text of a chat message, or the list of its parts."""
-    if isinstance(content, list | tuple):
-        return all(
-            isinstance(part, Mapping) and (part.get("type") != "text" or isinstance(part.get("text"), str))
-            for part in content
-        )
-    return isinstance(content, str)
-
-
-def as_images(value: Any) -> tuple[Any, ...]:
-    """Read a cell as a tuple of unopened images: one, a list, or none (None or "")."""
-    values = value if isinstance(value, list | tuple) else (value,)
-    return tuple(image for image in values if image is not None and not (isinstance(image, str) and not image))
-
-
-FALLBACKS = {"answer": ("solution", "reward_model.ground_truth", "ground_truth"), "category": ("data_source",)}
-"""Field -> the columns that TRL's and verl's data have instead of one of its name."""
+FALLBACKS = {
+    "prompt": ("conversations", "messages"),
+    "answer": ("solution", "reward_model.ground_truth", "ground_truth", "golden_answers", "answers"),
+    "category": ("data_source",),
+}
+"""Field -> the columns that the data of TRL, verl, Search-R1, ShareGPT and SQuAD have instead of one of its name."""
 
 
 def map_columns(
     row: Mapping[str, Any], columns: Mapping[str, str], fallback_id: str, source: str,
-    optional: frozenset[str] = frozenset(),
+    optional: frozenset[str] = frozenset(), answers: Answers = "any",
 ) -> Sample:  # fmt: skip
     """Make a `Sample` by a column mapping.
 
@@ -172,36 +77,67 @@ def map_columns(
         fallback_id: the id for a row without one.
         source: "file:row".
         optional: fields that the row may lack, of prompt and answer.
+        answers: the meaning of a list of answers; see `as_answers`.
 
     Raises:
         BadRow: no prompt, no answer, or a mapped column that the row does not have.
     """
 
     def cell(field: str) -> Any:
-        value = lookup(row, columns.get(field, field))
+        column = columns.get(field, field)
+        value = lookup(row, column)
         if value is None and field not in columns:
-            value = next((v for column in FALLBACKS.get(field, ()) if (v := lookup(row, column)) is not None), None)
-        required = field in columns or field in {"prompt", "answer"} - optional
-        if value is None and required and columns.get(field, field).partition(".")[0] not in row:
-            raise BadRow(f"no column {columns.get(field, field)!r}; the columns are {', '.join(map(str, row))}", field)
+            value = find_cell(row, FALLBACKS.get(field, ()))
+        head = column.partition(".")[0]
+        if value is None and (field in columns or field in {"prompt", "answer"} - optional):
+            if head not in row:
+                raise BadRow(f"no column {column!r}; the columns are {', '.join(map(str, row))}", field)
+            if head != column and row[head] is not None and not isinstance(parse_text(row[head]), Mapping):
+                raise BadRow(f"{column!r} cannot be read, because {head!r} is no dict and no JSON text of one", field)
         return row.get("images", row.get("file_name")) if value is None and field == "image" else value
 
-    row_id, category = cell("id"), cell("category")
+    row_id, category, images = cell("id"), cell("category"), as_images(cell("image"))
+    check_media(row, columns.values(), images="image" not in columns and not images)
+    prompt = as_prompt(sharegpt_to_messages(cell("prompt"), row.get("system")), "prompt" in optional)
+    answer = None
+    if not {"answer"} & {*columns, *optional} and ("prompt" in columns or row.get("prompt") is None):
+        answer = closing_answer(row, prompt, source)
+    answer = cell("answer") if answer is None else answer
+    first, *aliases = ("",) if "answer" in optional and is_blank(answer) else as_answers(answer, answers)
     return Sample(
         id=fallback_id if row_id is None else as_text(row_id, "id"),
-        prompt=as_prompt(cell("prompt"), "prompt" in optional),
-        answer=_as_answer(cell("answer"), "answer" in optional),
-        images=as_images(cell("image")),
+        prompt=prompt,
+        answer=first,
+        images=images,
         row=row,
         category="" if category is None else as_text(category, "category"),
         source=source,
         options=as_options(cell("options")),
+        aliases=tuple(aliases),
     )
 
 
-def _as_answer(value: Any, is_optional: bool) -> str:
-    """Read a cell as the answer; "" where it is missing and may be."""
-    return "" if is_optional and (value is None or value == "") else as_text(value, "answer")
+def find_cell(row: Mapping[str, Any], columns: Iterable[str]) -> Any:
+    """Return the cell of the first of the columns that the row has."""
+    return next((value for column in columns if (value := lookup(row, column)) is not None), None)
+
+
+def closing_answer(row: Mapping[str, Any], prompt: str | Messages, source: str) -> str | None:
+    """Return the assistant's turn that ends a conversation if no column gives the answer; report it."""
+    if isinstance(prompt, str) or prompt[-1]["role"] != "assistant":
+        return None
+    if find_cell(row, ("answer", *FALLBACKS["answer"])) is not None:
+        return None
+    _report_closing_answers(_file_of(source))
+    return text_of(prompt[-1]["content"])
+
+
+@cache
+def _report_closing_answers(file: str) -> None:
+    rank_zero_warn(
+        f"{file}: no column gives the answer, so each conversation's last turn is the reference; if another column "
+        "holds the answer, map it with `columns: {answer: COLUMN}`"
+    )
 
 
 def check_sample(sample: Sample, optional: frozenset[str] = frozenset()) -> None:
@@ -214,8 +150,10 @@ def check_sample(sample: Sample, optional: frozenset[str] = frozenset()) -> None
         BadRow: the prompt or the answer is empty, or a text is not valid Unicode (a lone surrogate).
     """
     as_prompt(sample.prompt, "prompt" in optional)
-    _as_answer(sample.answer, "answer" in optional)
-    for field, text in (("prompt", joined_text(sample.prompt)), ("answer", sample.answer), ("id", sample.id)):
+    if sample.answer or "answer" not in optional:
+        as_text(sample.answer, "answer")
+    answers = "".join(sample.references)
+    for field, text in (("prompt", joined_text(sample.prompt)), ("answer", answers), ("id", sample.id)):
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -228,6 +166,43 @@ def joined_text(value: Any) -> str:
         return value
     parts = value.items() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
     return "".join(map(joined_text, parts))
+
+
+def with_prompts(
+    rows: Iterable[Sample | BadRow], what: str, optional: frozenset[str] = frozenset()
+) -> Iterator[Sample | BadRow]:
+    """Read the prompt of each sample as `as_prompt` does; drop the assistant's turns at its end, which hold the answer.
+
+    It reports these once for each file. Where an environment says something first, they stay: its message follows.
+
+    Args:
+        rows: samples and bad rows.
+        what: the set's name, which stands in for the file of rows without a source.
+        optional: fields that may be empty, of prompt and answer.
+    """
+    closed: Counter[str] = Counter()
+    total: Counter[str] = Counter()
+    for row in rows:
+        file = _file_of(row.source) or what
+        total[file] += 1
+        if isinstance(row, Sample):
+            try:
+                prompt = as_prompt(row.prompt, "prompt" in optional)
+                if isinstance(prompt, list) and "prompt" not in optional:
+                    opening = without_closing_turns(prompt)
+                    closed[file] += len(opening) < len(prompt)
+                    prompt = opening
+                row = replace(row, prompt=prompt)
+            except BadRow as error:
+                error.source = row.source
+                row = error
+        yield row
+    for file, count in closed.items():
+        if count:
+            rank_zero_warn(
+                f"{file}: dropped the assistant's turns at the end of {count} of {total[file]} prompts, because they "
+                "hold the answer; a text that every answer starts with belongs into `prefill`"
+            )
 
 
 def filter_rows(
@@ -319,11 +294,12 @@ class Layouts(Generic[_T]):
             source: "file:row".
 
         Raises:
-            BadRow: no known layout has these columns, or the row cannot be used.
+            BadRow: no known layout has these columns, the row holds video or audio, or it cannot be used.
         """
         file = source.rpartition(":")[0]
         read = self._readers.get(file) or next((read for needs, read in self.known if needs <= row.keys()), None)
         if read is None:
             raise BadRow(f"no known layout, the columns are {', '.join(row)}; map them with `columns`", "columns")
         self._readers[file] = read
+        check_media(row, (), images=False)
         return read(row)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -104,23 +104,27 @@ class Questions:
     contradicted: list[DuplicatePair] = field(default_factory=list)
 
     def add(self, prompt: Prompt) -> None:
-        key, answer = question(prompt, self.has_environment), prompt.sample.answer
+        key, references = question(prompt, self.has_environment), prompt.sample.references
         first = self.first.setdefault(key, prompt)
         if first is prompt:
             return
-        known = self.answers.get(key, {first.sample.answer: first})
-        if answer in known:
-            self.repeated.append((prompt, known[answer]))
+        known = self.answers.get(key, dict.fromkeys(first.sample.references, first))
+        if same := _first_of(references, known):
+            self.repeated.append((prompt, same))
         else:
             self.contradicted.append((prompt, first))
-            self.answers.setdefault(key, known)[answer] = prompt
+            self.answers[key] = known | dict.fromkeys(references, prompt)
 
     def find(self, prompt: Prompt) -> Prompt | None:
         """Return the prompt of this set with the same question and answer; None if there is none."""
         key = question(prompt, self.has_environment)
         if key in self.answers:
-            return self.answers[key].get(prompt.sample.answer)
+            return _first_of(prompt.sample.references, self.answers[key])
         return self.first.get(key)
+
+
+def _first_of(references: Iterable[str], known: Mapping[str, Prompt]) -> Prompt | None:
+    return next((known[answer] for answer in references if answer in known), None)
 
 
 def question(prompt: Prompt, whole_row: bool) -> bytes:

@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from lit_rlvr.common.seeds import derive_seed
+from lit_rlvr.distributed.checkpoints import NEW_RUN
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Prompt, PromptBatch
 
@@ -182,7 +183,7 @@ def prompt_hashes(prompts: Sequence[Prompt]) -> dict[str, str]:
         "ids": _digest(prompt.sample.id for prompt in prompts),
         "tokens": _digest(" ".join(map(str, prompt.token_ids)) for prompt in prompts),
         "images": _digest(" ".join(getattr(prompt.sample.images, "keys", ())) for prompt in prompts),
-        "answers": _digest(prompt.sample.answer for prompt in prompts),
+        "answers": _digest("\0".join(prompt.sample.references) for prompt in prompts),
     }
 
 
@@ -204,7 +205,9 @@ def check_fingerprint(then: Mapping[str, str] | None, now: Mapping[str, str] | N
     """
     changed = difference(then, now) if then and now else ""
     if changed:
-        raise UserError(f"the training data are not those of the checkpoint, it cannot be resumed with them: {changed}")
+        raise UserError(
+            f"ckpt_path: the training data are not those of the checkpoint: {changed}; restore them, {NEW_RUN}"
+        )
 
 
 def _digest(texts: Iterable[str]) -> str:

@@ -29,6 +29,7 @@ class GeneratedDataModule(PromptDataModule):
             min_pixels=None,
             max_pixels=None,
             max_bad_rows=0.0,
+            answers="any",
             **kwargs,
         )
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lit_rlvr.datamodules.reading.rows import format_options
+from lit_rlvr.datamodules.reading.options import format_options
 from lit_rlvr.datamodules.toys.generated import SIDE, DrawnPictures
 from lit_rlvr.errors import UserError
 

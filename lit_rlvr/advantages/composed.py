@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,8 +30,8 @@ class Composed(Advantage):
         self.min_valid_fraction = self._base.min_valid_fraction
 
     def base_advantages(self, group: GroupBatch) -> Tensor:
-        """Return the checked advantages (P, G) of the base estimator."""
-        return require_advantages(self._base, self._base(group), group.rewards)
+        """Return the checked advantages (P, G) of the base estimator, which may change its copy of the groups."""
+        return require_advantages(self._base, self._base(deepcopy(group)), group.rewards)
 
     @property
     def min_group(self) -> int:

@@ -117,7 +117,7 @@ class GPGAdvantage(Compared):
         f_norm: F: `one`, or `std`, the population standard deviation plus eps.
         rescale_valid: False sets `alpha` to 1.
         eps: added to the standard deviation.
-        min_valid_fraction: sample more prompts until this share of a batch's groups has both right and wrong
+        min_valid_fraction: sample more prompts until this share of a batch's groups has different rewards among its
             completions (the paper uses 0.6); None = never. All sampled groups are trained on.
     """
 

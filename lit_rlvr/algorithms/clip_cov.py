@@ -12,16 +12,13 @@ from lit_rlvr.algorithms.grpo import GRPO
 from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.objectives import Aggregation, LossInputs, Stats, StepTokens, covariances, largest
 
-GOLDEN_RATIO = 0.6180339887498949
-"""The fractional parts of its multiples are spread evenly."""
-
 
 class ClipCov(GRPO):
     """GRPO's surrogate as a token mean, without the tokens that would reduce the entropy most.
 
     These are a random `clip_share` of the step's tokens whose covariance `(A - mean A) (logp - mean logp)`, under the
-    policy at the beginning of the iteration, lies between the bounds. Chance is made of the first digits of logp, so
-    that the choice does not depend on micro-batches, ranks or order.
+    policy at the beginning of the iteration, lies between the bounds. Each token's chance depends on its prompt,
+    completion and position alone, so that the choice does not depend on micro-batches, ranks or order.
 
     Source: Cui et al. 2025 (the entropy mechanism, arXiv 2505.22617), section 4.2, as in verl and SkyRL.
 
@@ -47,15 +44,15 @@ class ClipCov(GRPO):
         super().__init__(advantage=advantage, aggregation=aggregation, clip_low=clip_low, clip_high=clip_high, **kwargs)
         check_within("(0, 1]", "model", clip_share=clip_share)
         check_within("(-inf, inf)", "model", covariance_low=covariance_low, covariance_high=covariance_high)
-        if covariance_low > covariance_high:
-            raise UserError(f"model.covariance_low: {covariance_low} is above covariance_high, {covariance_high}")
+        if covariance_low >= covariance_high:
+            raise UserError(f"model.covariance_low: {covariance_low} must lie below covariance_high={covariance_high}")
         self.clip_share, self.covariance_low, self.covariance_high = clip_share, covariance_low, covariance_high
 
     def select(self, step: StepTokens) -> Tensor:
         covariance = covariances(step)  # (N,)
         between = (covariance > self.covariance_low) & (covariance < self.covariance_high)
-        chance = torch.where(between, ((step.old * 1000).round() * GOLDEN_RATIO).frac().abs(), -1.0)
-        return between & largest(chance, int(self.clip_share * len(chance)))
+        chance = torch.where(between, step.chance, -1.0)
+        return between & largest(chance, int(self.clip_share * len(chance)), chance)
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         assert x.selected is not None

@@ -18,7 +18,9 @@ class DAPO(GRPO):
     APMPO, eq. 13, writes `aggregation: group_token_mean`.
 
     Args:
-        dynamic_sampling: drop groups that are all right or all wrong, and sample more prompts to replace them.
+        dynamic_sampling: drop groups whose completions all have the same value of this, and sample more prompts to
+            replace them: `reward` (or true), the weighted sum of all rewards; `correct`, as in the paper and verl's
+            recipe (`filter_groups.metric: acc`), whatever else is in the sum; the name of one reward; false = none.
         max_sampling_rounds: most batches of prompts to sample in one iteration; then it trains on the groups it has.
     """
 
@@ -28,11 +30,12 @@ class DAPO(GRPO):
         aggregation: Aggregation = "token_mean",
         clip_low: float = 0.2,
         clip_high: float = 0.28,
-        dynamic_sampling: bool = True,
+        dynamic_sampling: bool | str = "reward",
         max_sampling_rounds: int = 10,
         **kwargs: Any,
     ) -> None:
         super().__init__(advantage=advantage, aggregation=aggregation, clip_low=clip_low, clip_high=clip_high, **kwargs)
         check_within("[1, inf)", "model", max_sampling_rounds=max_sampling_rounds)
+        by = dynamic_sampling if isinstance(dynamic_sampling, str) else "reward"
         least = 1.0 if dynamic_sampling else self.selection.least
-        self.selection = GroupSelection(least, max_sampling_rounds, drops_others=dynamic_sampling)
+        self.selection = GroupSelection(least, max_sampling_rounds, bool(dynamic_sampling), by)

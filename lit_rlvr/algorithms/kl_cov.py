@@ -42,7 +42,7 @@ class KLCov(RLVRModule):
         self.penalty_share, self.penalty_coef = penalty_share, penalty_coef
 
     def select(self, step: StepTokens) -> Tensor:
-        return largest(covariances(step), int(self.penalty_share * len(step.old)))
+        return largest(covariances(step), int(self.penalty_share * len(step.old)), step.chance)
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         assert x.selected is not None

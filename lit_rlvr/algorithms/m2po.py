@@ -40,11 +40,10 @@ class M2PO(RLVRModule):
         self.threshold = threshold
 
     def select(self, step: StepTokens) -> Tensor:
-        moment = (step.old - step.rollout).square()  # (N,)
-        ascending = moment.sort().values
-        means = ascending.cumsum(0) / torch.arange(1, len(moment) + 1, device=moment.device)
-        kept = int((means < self.threshold).sum())  # means rise
-        return largest(-moment, max(kept, 1))
+        distance = (step.old - step.rollout).abs()  # (N,)
+        ascending = distance.sort().values.square()
+        means = ascending.cumsum(0) / torch.arange(1, len(ascending) + 1, device=ascending.device)
+        return largest(-distance, int((means < self.threshold).sum()), step.chance)  # means rise
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         assert x.selected is not None

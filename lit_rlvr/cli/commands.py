@@ -22,7 +22,7 @@ COMMANDS = {
     "export": ("lit_rlvr.run.export", "write a run's model as a Hugging Face folder"),
     "check": (
         "lit_rlvr.commands.check",
-        "check the numbers of an algorithm or an advantage: gradient, cuts, order, masks, range",
+        "check the numbers of an algorithm or an advantage, or the errors of a reward on rewritten answers",
     ),
     "parity": ("lit_rlvr.commands.parity", "replay algorithms on one frozen batch of numbers, without a model"),
     "watch": ("lit_rlvr.commands.watch", "follow runs in a browser, or in the terminal, while they train"),

@@ -30,7 +30,13 @@ from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rollout.callback import RolloutCallback, rollout_of
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.progress import Budget
-from lit_rlvr.training.optimizer import total_steps, updates_of
+from lit_rlvr.training.optimizer import (
+    check_schedule,
+    total_steps,
+    train_whole_rollouts,
+    updates_of,
+    warn_of_long_warmup,
+)  # fmt: skip
 from lit_rlvr.types import Prompt, Sample
 
 if TYPE_CHECKING:
@@ -74,12 +80,14 @@ class PlannedRun:
         return self.data.prompts_per_step, self.trainer.world_size, str(self.trainer.precision), device
 
     @property
+    def steps(self) -> int | None:
+        """The optimizer steps of the whole run, without regard to its budget; None without a limit."""
+        return total_steps(self.trainer, len(self.data.train_dataloader()), updates_of(self.module))
+
+    @property
     def iterations(self) -> int | None:
         """The most rollouts of the whole run; None without a limit on steps, epochs or samples."""
-        counts, updates = [], updates_of(self.module)
-        steps = total_steps(self.trainer, len(self.data.train_dataloader()), updates)
-        if steps is not None:
-            counts.append(math.ceil(steps / updates))
+        counts = [] if self.steps is None else [math.ceil(self.steps / updates_of(self.module))]
         samples = self.limits.get("samples")
         if samples is not None:
             fresh = self.module.advantage.needs_reference and self.module.reference.rollouts == "fresh"
@@ -99,8 +107,9 @@ class PlannedRun:
         def check_data() -> None:
             data.setup("fit")
             check_all(
+                lambda: check_schedule(self.module.lr_schedule, self.steps),
                 lambda: rollout.check_data(self.module, data),
-                lambda: self._callback(RunCheckpoint).check_best(self.module, data, rollout),
+                lambda: self._callback(RunCheckpoint).check_metrics(self.trainer, self.module, data),
                 lambda: self.warm_start.check(data, rollout.environment is not None),
             )
 
@@ -176,8 +185,11 @@ def dry_run(run: PlannedRun) -> None:
     Raises:
         UserError: `fit` would refuse the run, too.
     """
+    train_whole_rollouts(run.trainer, updates_of(run.module))
     run.prepare()
     run.rollout.log_sizes(run.module, *run.sizes_on_device)
+    steps = None if run.iterations is None else run.iterations * updates_of(run.module)
+    warn_of_long_warmup(run.module.lr, run.module.warmup_steps, steps)
     found = {
         "run": run.settings(),
         "sizes": run.sizes(),
@@ -245,6 +257,7 @@ def _describe_prompt(data: PromptDataModule, prompt: Prompt, folder: Path | None
         "text": data.render(sample),
         "tokens": len(prompt.token_ids),
         "answer": sample.answer,
+        "aliases": list(sample.aliases),
         "options": list(sample.options),
         "category": sample.category,
         "images": [describe_image(data, prompt, i, folder) for i in range(len(sample.images))],
@@ -260,6 +273,7 @@ def print_prompts(found: dict[str, Any]) -> None:
         console.print(prompt["text"], soft_wrap=True)
         console.print(Rule(characters="-"))
         facts = [f"{prompt['tokens']} tokens", f"answer {prompt['answer']!r}"]
+        facts += [f"or {' or '.join(map(repr, prompt['aliases']))}"] * bool(prompt["aliases"])
         facts += [f"options {prompt['options']}"] * bool(prompt["options"])
         facts += [f"category {prompt['category']!r}"] * bool(prompt["category"])
         for k, image in enumerate(prompt["images"], 1):

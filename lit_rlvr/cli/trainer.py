@@ -15,6 +15,7 @@ from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.datamodules.base import Split
 from lit_rlvr.evaluation.filter import filter_prompts
 from lit_rlvr.policy.precision import compute_dtype
+from lit_rlvr.rewards.references import check_references
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.trainer import Trainer
 
@@ -42,6 +43,7 @@ class RLVRTrainer(Trainer):
         folder = Path(mkdtemp(prefix="lit-rlvr-preview-") if out is None else out)
         try:
             found = describe_prompts(datamodule, split, prompts, folder)
+            check_references(rollout_of(self).rewards, datamodule.loaded)
         finally:
             if out is None and not any(folder.iterdir()):
                 folder.rmdir()

@@ -1,8 +1,10 @@
-"""Checks of the return values of a user's advantage and objective, whose messages name the function."""
+"""Checks of what a user's advantage and objective return and of what they leave of their inputs, whose messages name
+the function."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -51,6 +53,39 @@ def require_loss(objective: Callable[..., Any], value: Any, x: LossInputs) -> tu
         raise UserError(f"model: {defined_at(objective)} must give (loss, stats); {wrong}")
     loss, stats = value
     return loss, stats
+
+
+def changed_fields(before: Any, after: Any) -> list[str]:
+    """Return the names of the fields whose values differ between a dataclass of tensors and its copy."""
+    return [name for name, value in vars(before).items() if _differs(value, getattr(after, name))]
+
+
+def _differs(before: Any, after: Any) -> bool:
+    if isinstance(before, dict) and isinstance(after, dict):
+        return before.keys() != after.keys() or any(_differs(value, after[name]) for name, value in before.items())
+    if isinstance(before, Tensor) and isinstance(after, Tensor) and before.shape == after.shape:
+        return bool(((before != after) & (before == before)).any())  # NaN differs from itself
+    return type(before) is not type(after) or isinstance(before, Tensor) or before != after
+
+
+@contextmanager
+def inputs_stay(function: Callable[..., Any], inputs: Any, name: str) -> Iterator[None]:
+    """Refuse a function of a loss that changes a tensor of its input in place: the rest of the loss needs it.
+
+    Args:
+        inputs: a dataclass with tensors. name: of the parameter.
+
+    Raises:
+        UserError: names the function and the tensors, once it has returned.
+    """
+    tensors = [(field, value, value._version) for field, value in vars(inputs).items() if isinstance(value, Tensor)]
+    yield
+    changed = [f"{name}.{field}" for field, value, version in tensors if value._version != version]
+    if changed:
+        raise UserError(
+            f"model: {defined_at(function)} changes {', '.join(changed)} in place, and the rest of the loss needs "
+            f"the values; compute on a copy: {changed[0]}.clone()"
+        )
 
 
 def _fault_of(value: Any, x: LossInputs) -> str:

@@ -207,6 +207,12 @@ def run_identity(data: object, algorithm: object, advantage: object, policy: nn.
     }
 
 
+NEW_RUN = (
+    "or go on from its weights in a new run: `lit-rlvr export RUN --to FOLDER`, then model.init_args.model: FOLDER"
+)
+"""What to do if a run cannot be resumed with other settings or data."""
+
+
 def check_identity(ours: dict[str, str], saved: dict[str, Any]) -> None:
     """Refuse a checkpoint of a different kind of run.
 
@@ -218,7 +224,9 @@ def check_identity(ours: dict[str, str], saved: dict[str, Any]) -> None:
     """
     for key, value in ours.items():
         if saved.get(key, value) != value:  # older checkpoints have no optimizer
-            raise UserError(f"ckpt_path: its run had {key} {saved[key]}, this one has {value}; resume with the same")
+            raise UserError(
+                f"ckpt_path: its run had {key} {saved[key]}, this one has {value}; resume with the same, {NEW_RUN}"
+            )
 
 
 def user_code() -> dict[str, str]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from lit_rlvr.errors import UserError, first_line
+from lit_rlvr.policy.sources import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
     import aiohttp
@@ -30,8 +31,6 @@ HEALTH_SECONDS = 5.0
 """Seconds between two health checks of a server, and that one may take."""
 WAIT_POLL = 0.5
 """Seconds between two looks at a server that something is waited for."""
-ADAPTER_CONFIG = "adapter_config.json"
-"""The file that peft writes next to adapters, by which a folder of them is recognised."""
 _log = logging.getLogger("lit_rlvr")
 
 

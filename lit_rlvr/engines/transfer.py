@@ -30,8 +30,9 @@ from torch import Tensor
 
 from lit_rlvr.common.files import available_memory, flush_to_disk
 from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
-from lit_rlvr.engines.client import ADAPTER_CONFIG, ServerError, VLLMServer
+from lit_rlvr.engines.client import ServerError, VLLMServer
 from lit_rlvr.errors import UserError, first_line
+from lit_rlvr.policy.sources import ADAPTER_CONFIG
 
 Weights = Callable[[bool], Iterable[tuple[str, Tensor]]]
 """Starts a new pass over the (name, tensor) pairs: of all weights, or of those that training changes (False), which may

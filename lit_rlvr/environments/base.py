@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.base import Reward
-from lit_rlvr.rewards.function import FunctionReward, as_rewards, parameters_of
+from lit_rlvr.rewards.forms import parameters_of
+from lit_rlvr.rewards.function import FunctionReward, as_rewards
 from lit_rlvr.rewards.math import MathAnswer
 from lit_rlvr.types import Completion, RewardResult, Sample, ToolResult, Turn
 from lit_rlvr.workers.process import Isolation, pickle_for_worker

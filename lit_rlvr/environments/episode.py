@@ -15,7 +15,7 @@ from lit_rlvr.environments.base import Environment, Observation, Opening, pickle
 from lit_rlvr.environments.tools import is_content, resolved
 from lit_rlvr.errors import first_line
 from lit_rlvr.rewards.base import as_result
-from lit_rlvr.rewards.function import accepted_arguments, as_messages
+from lit_rlvr.rewards.forms import accepted_arguments, as_messages
 from lit_rlvr.types import RewardResult, Sample, Turn
 from lit_rlvr.workers.pool import Job, Requests, WorkerPool, default_workers, listen
 from lit_rlvr.workers.process import Function, Outcome, WorkerProcess

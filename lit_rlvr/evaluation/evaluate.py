@@ -36,7 +36,9 @@ from lit_rlvr.evaluation.results import markdown, suite_results
 from lit_rlvr.evaluation.sampler import Sampler
 from lit_rlvr.evaluation.suites import Suite, example, find_suites
 from lit_rlvr.rewards import shared_pool
+from lit_rlvr.rewards.base import check_prefills
 from lit_rlvr.rewards.combine import score_rollout
+from lit_rlvr.rewards.references import check_references
 from lit_rlvr.rollout.episodes import begins, check_turns
 from lit_rlvr.rollout.limits import LengthRequirement, within_context
 from lit_rlvr.run.export import is_run, resolve_run_model
@@ -241,7 +243,11 @@ def score_given(suites: list[Suite], config: Namespace, out: Path) -> tuple[Reco
         samples = suite.data.load("test")
         parts = [part for part in ("sampled", "greedy") if f"{suite.name}/{part}" in given]
         questions = {sample.id for part in parts for sample in match(given[f"{suite.name}/{part}"], samples, part)}
-        prompts = [Prompt(sample, []) for sample in samples if sample.id in questions]
+        prompts = [
+            Prompt(sample, [], prefill=suite.data.chat.prefill, score_prefill=suite.data.score_prefill)
+            for sample in samples
+            if sample.id in questions
+        ]
         if len(prompts) < len(samples):
             _log.warning("%s: %d of %d questions have completions", suite.name, len(prompts), len(samples))
         for part in parts:
@@ -258,7 +264,8 @@ def judge_completions(records: Records, suite: Suite, name: str, prompts: list[P
         for first in range(0, len(prompts), QUESTIONS_PER_BATCH):
             batch = prompts[first : first + QUESTIONS_PER_BATCH]
             groups = [given[prompt.sample.id] for prompt in batch]
-            scores = score_rollout(suite.rewards, groups, [prompt.sample for prompt in batch])
+            judged = [prompt.as_judged(group) for prompt, group in zip(batch, groups, strict=True)]
+            scores = score_rollout(suite.rewards, judged, [prompt.sample for prompt in batch])
             for p, (prompt, group) in enumerate(zip(batch, groups, strict=True)):
                 records.add(name, prompt, group, scores, p)
                 advance()
@@ -277,6 +284,8 @@ def load_prompts(suite: Suite, module: EvaluatingModule) -> list[Prompt]:
     suite.data.setup("test")
     if not suite.data.prompts["test"]:
         raise UserError(f"--suite: {suite.name} has no questions; give its `test`")
+    check_references(suite.rewards, suite.data.loaded)
+    check_prefills(suite.rewards, suite.data.opening, suite.data.score_prefill)
     return suite.data.prompts["test"]
 
 

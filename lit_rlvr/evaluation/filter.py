@@ -17,6 +17,8 @@ from lit_rlvr.environments.base import environment_fingerprint
 from lit_rlvr.errors import MAX_SIZE, UserError
 from lit_rlvr.evaluation.records import RecordRow, Records
 from lit_rlvr.evaluation.sampler import Sampler
+from lit_rlvr.rewards.base import check_prefills
+from lit_rlvr.rewards.references import check_references
 from lit_rlvr.rollout.episodes import begins
 from lit_rlvr.rollout.limits import LengthRequirement, check_lengths
 
@@ -56,9 +58,11 @@ def filter_prompts(
     if rollout.environment is not None:
         data.use_environment(rollout.environment)
     data.setup("test" if split == "test" else "fit")
+    check_prefills(rollout.rewards, data.opening, data.score_prefill)
     prompts = data.prompts[split]
     if not prompts:
         raise UserError(f"--split: there is no {split} set")
+    check_references(rollout.rewards, data.loaded)
     sampling = rollout.sampling
     settings = {
         "model": module.model_folder, "samples": samples, "sampling": vars(sampling), "data": data.name,

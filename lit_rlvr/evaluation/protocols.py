@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from lit_rlvr.configs import config_folder, load_yaml
-from lit_rlvr.datamodules.reading.rows import lookup
+from lit_rlvr.datamodules.reading.cells import lookup
 from lit_rlvr.errors import MAX_SIZE, UserError, nearest
 from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.policy.precision import compute_dtype

@@ -93,7 +93,7 @@ class Sampler:
         futures: dict[int, Future[None]] = {}
 
         def judge(prompt: Prompt, group: list[Completion]) -> None:
-            judged(prompt, group, score_rollout(rewards, [group], [prompt.sample]))
+            judged(prompt, group, score_rollout(rewards, [prompt.as_judged(group)], [prompt.sample]))
 
         with ThreadPoolExecutor(1) as thread:
 

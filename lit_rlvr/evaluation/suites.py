@@ -15,8 +15,8 @@ import lit_rlvr.environments
 import lit_rlvr.rewards
 from lit_rlvr.configs import Parser, config_folder, import_classes, load_yaml, merge
 from lit_rlvr.datamodules import PromptDataModule, geometry, medical_vqa, text_math
-from lit_rlvr.datamodules.reading.readers import FORMATS, read_rows
-from lit_rlvr.datamodules.reading.rows import BadRow
+from lit_rlvr.datamodules.reading.bad_row import BadRow
+from lit_rlvr.datamodules.reading.readers import FORMATS, file_type, read_rows
 from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.base import rewards_with
 from lit_rlvr.errors import UserError, nearest
@@ -142,8 +142,9 @@ def find_suite(item: str, has_columns: bool = False) -> tuple[str, dict[str, Any
     """
     name, _, location = item.partition("=")
     path = Path(name)
-    if path.suffix in FORMATS:
-        return path.stem, suite_from_columns(name, path.stem, has_columns)
+    if file_type(path) in FORMATS:
+        stem = path.name.removesuffix(file_type(path))
+        return stem, suite_from_columns(name, stem, has_columns)
     if location and path.suffix != ".yaml" and name not in shipped_names():
         return name, suite_from_columns(location, name, has_columns)
     values = read_suite(path if path.suffix == ".yaml" else shipped_suite(name))

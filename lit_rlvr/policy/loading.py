@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from importlib.util import find_spec
 from math import prod
 from pathlib import Path
@@ -23,6 +26,8 @@ from lit_rlvr.policy.verify import verify_or_fall_back
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+
+_log = logging.getLogger("lit_rlvr")
 
 CONFIG_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 MOST_LAYERS = 1000
@@ -129,6 +134,10 @@ def check_files(folder: str, wanted: int) -> None:
 
     held = 0
     for path in sorted(Path(folder).glob("model*.safetensors")):
+        with path.open("rb") as start:
+            is_pointer = start.read(7) == b"version"
+        if is_pointer:
+            raise UserError(f"model: {path} is a pointer of Git LFS, not the weights; run `git lfs pull` in {folder}")
         with reading(path.name, folder), safe_open(path, framework="pt") as file:
             tensors = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
             types = {name: tensor.get_dtype() for name, tensor in tensors.items()}
@@ -198,13 +207,26 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     Raises:
         UserError: it cannot be loaded, or needs code that comes with it.
     """
-    from transformers import AutoTokenizer
-
     load_model_config(folder)  # it names the kind of tokenizer
-    if Path(folder).is_dir() and not any(path for name in TOKENIZER_FILES for path in Path(folder).glob(name)):
+    if Path(folder).is_dir() and not has_tokenizer(Path(folder)):
         raise UserError(
             f"model: {folder} has no tokenizer files; copy tokenizer.json and tokenizer_config.json into it"
         )
+    return read_tokenizer(folder)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    return any(path for name in TOKENIZER_FILES for path in folder.glob(name))
+
+
+def read_tokenizer(folder: str) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a folder or hub id, which may hold no model.
+
+    Raises:
+        UserError: it cannot be loaded, or needs code that comes with it.
+    """
+    from transformers import AutoTokenizer
+
     with reading("the tokenizer", folder):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
@@ -219,7 +241,9 @@ def load_image_processor(folder: str) -> ImageProcessor:
 
     family = family_of(load_model_config(folder))
     if family is None:
-        raise UserError(f"model: {folder} takes no images, and the data has some; use a vision-language model")
+        raise UserError(
+            f"model: {folder} takes no images, and the data or the environment has some; use a vision-language model"
+        )
     with reading("the image processor", folder):
         processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     return family.image_processor(family, folder, processor, load_tokenizer(folder))
@@ -239,6 +263,81 @@ def eos_token_ids(model: Any) -> tuple[int, ...]:
     if not ids or not all(isinstance(token, int) for token in ids):
         raise UserError(f"model: eos_token_id is {found!r}; give a token's number or a list of such numbers")
     return ids
+
+
+MARKER = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
+"""A control token as chat templates write it, such as `<|im_end|>` or `[EOS]`."""
+_TURN = "\ue000"
+
+
+def after_a_turn(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return what the chat template writes after a turn of the model; "" if there is no template, or it shows no turn.
+
+    A template that refuses the conversation is reported when it is needed.
+    """
+    for content in (_TURN, [{"type": "text", "text": _TURN}]):  # the templates of some vision models take parts only
+        talk: list[Any] = [{"role": "user", "content": "?"}, {"role": "assistant", "content": content}]
+        with suppress(Exception):
+            text = str(tokenizer.apply_chat_template(talk, tokenize=False) if tokenizer.chat_template else "")
+            if _TURN in text:
+                return text.rpartition(_TURN)[2].strip()
+    return ""
+
+
+@lru_cache
+def _warn_once(text: str) -> None:
+    _log.warning("%s", text)
+
+
+def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Return the tokens that end a completion: `eos_token_ids`, and the one by which the chat template ends a turn.
+
+    The latter becomes part of the model's generation config, which an export writes.
+    """
+    ids, text = eos_token_ids(model), after_a_turn(tokenizer)
+    after = tokenizer(text, add_special_tokens=False).input_ids
+    if {*after} & {*ids}:
+        return ids
+    known = [token for token in after if token in tokenizer.added_tokens_decoder]
+    names = ", ".join(str(tokenizer.convert_ids_to_tokens(token)) for token in ids)
+    template = f"model: the chat template of {tokenizer.name_or_path} ends a turn with"
+    if known:
+        _warn_once(
+            f"{template} {tokenizer.convert_ids_to_tokens(known[-1])} ({known[-1]}), which is not among its EOS tokens "
+            f"({names}): all of them end a completion here; for other programs, add {known[-1]} to eos_token_id in its "
+            "generation_config.json"
+        )
+        ids = (*ids, known[-1])
+        model.generation_config.eos_token_id = [*ids]
+    elif marker := MARKER.match(text):
+        _warn_once(
+            f"{template} {marker[0]}, which is no token of its tokenizer, and only {names} ends a completion: set "
+            f"rollout.sampling.stop: ['{marker[0]}'], or take a template that fits the model"
+        )
+    return ids
+
+
+def check_token_ids(folder: str, rows: int, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> None:
+    """Refuse EOS tokens, and tokens of the chat template, that the model has no embedding for.
+
+    Args:
+        rows: of the embedding. ends: the EOS tokens.
+
+    Raises:
+        UserError: names the tokens.
+    """
+    if beyond := [token for token in ends if token >= rows]:
+        raise UserError(
+            f"model: eos_token_id of {folder} has {beyond[0]}, and the model knows only {rows} tokens; take "
+            "generation_config.json and tokenizer of this model"
+        )
+    template = str(tokenizer.chat_template or "")
+    unknown = [text for text, token in tokenizer.get_added_vocab().items() if token >= rows and text in template]
+    if unknown:
+        raise UserError(
+            f"model: the chat template of {folder} has {_few(sorted(unknown))}, which the tokenizer counts beyond the "
+            f"model's {rows} tokens; give the model these tokens (resize_token_embeddings), or take its own tokenizer"
+        )
 
 
 def load_policy(
@@ -267,7 +366,10 @@ def load_policy(
         raise UserError(f"model: {folder} has no plain linear output embedding; not supported")
     if gradient_checkpointing:
         enable_checkpointing(model)
-    policy = Policy(model.eval(), eos_token_ids(model), shared_prefix)
+    tokenizer = load_tokenizer(folder)
+    ends = end_tokens(model, tokenizer)
+    check_token_ids(folder, model.get_input_embeddings().num_embeddings, tokenizer, ends)
+    policy = Policy(model.eval(), ends, shared_prefix)
     if not empty:
         verify_or_fall_back(policy)
     return policy

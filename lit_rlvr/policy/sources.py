@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -14,7 +16,7 @@ from typing import Any
 
 from lit_rlvr.common.packages import pip_command, require
 from lit_rlvr.common.seeds import derive_seed
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, shown
 from lit_rlvr.policy.families import FAMILIES
 from lit_rlvr.policy.tiny import save_tiny_llm
 
@@ -53,16 +55,83 @@ def resolve_model(model: str, overrides: Mapping[str, Any] | None = None) -> str
     if model in TINY:
         return str(made_once(cache_folder() / model, TINY[model]))
     folder = Path(model).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise UserError(f"model: folder {folder} has no config.json; give a Hugging Face model folder")
-        return str(folder)
     if folder.exists():
-        raise UserError(f"model: {folder} is a file; give a Hugging Face model folder, a hub id or smollm2")
+        check_model_folder(folder)
+        return str(folder)
     if model.startswith((".", "/", "~")) or model.endswith("/"):
         raise UserError(f"model: there is no folder {model!r}; give a Hugging Face model folder, a hub id or smollm2")
     _check_hub(model)
     return model
+
+
+ADAPTER_CONFIG = "adapter_config.json"
+"""The file that shows that a folder holds adapters, as peft writes them."""
+
+
+def check_model_folder(folder: Path) -> None:
+    """Refuse what is not a whole Hugging Face model, and say how to get one from what it is.
+
+    Raises:
+        UserError: it is a file, a run or one of its checkpoints, adapters, GGUF files, or the folder of a model folder.
+    """
+    run = next((p for p in (folder, *folder.absolute().parents[:2]) if _holds_run(p)), None)
+    if (folder / ADAPTER_CONFIG).is_file():
+        merged = shlex.quote(f"{folder}-merged")
+        _refuse_adapters(folder, folder / ADAPTER_CONFIG, f"lit-rlvr export {shlex.quote(str(folder))} --to {merged}")
+    if (folder / "config.json").is_file():
+        return
+    what = f"{folder} is a file" if folder.is_file() else f"folder {folder} has no config.json"
+    inner = [path for name in ("config.json", ADAPTER_CONFIG) for path in _inner_folders(folder, name)]
+    if run is not None:
+        what, remedy = (
+            f"{folder} belongs to the run in {shown(run)}",
+            f"write its model with `lit-rlvr export {shlex.quote(shown(run))} --to FOLDER` and give FOLDER",
+        )
+    elif inner:
+        remedy = f"did you mean {' or '.join(map(str, inner[-3:]))}?"
+    elif folder.suffix == ".gguf" or any(folder.glob("*.gguf")):
+        what, remedy = f"{folder} holds GGUF weights alone", "give the model's folder or hub id in Hugging Face format"
+    else:
+        remedy = "give a Hugging Face model folder" + (", a hub id or smollm2" if folder.is_file() else "")
+    raise UserError(f"model: {what}; {remedy}")
+
+
+def _holds_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()
+
+
+def _inner_folders(folder: Path, name: str) -> list[Path]:
+    """Return the folders one and two levels down that have such a file, `checkpoint-9` before `checkpoint-10`."""
+    found = [path.parent for level in ("*", "*/*") for path in folder.glob(f"{level}/{name}")]
+    return sorted(found, key=lambda path: (len(path.name), path))
+
+
+def _refuse_adapters(model: str | Path, config: Path, merge: str) -> None:
+    """Refuse adapters.
+
+    Args:
+        config: their settings. merge: the command that merges them into their base model.
+    """
+    base = adapter_base(config)
+    raise UserError(
+        f"model: {model} holds adapters (LoRA) of {base}, not a whole model; merge them first (`{merge}`) and give the "
+        "new folder. Adapters cannot be trained further yet; model.lora then trains new ones on the merged model"
+    )
+
+
+def adapter_base(config: Path) -> str:
+    """Return the base model that adapters name in their settings.
+
+    Raises:
+        UserError: they name none, or cannot be read.
+    """
+    try:
+        base = json.loads(config.read_text())["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError):
+        base = None
+    if not isinstance(base, str) or not base:
+        raise UserError(f"model: {config} names no base model; set its base_model_name_or_path to a folder or hub id")
+    return base
 
 
 def _overridden(source: str, overrides: Mapping[str, Any]) -> Path:
@@ -114,9 +183,13 @@ def _merged(config: dict[str, Any], overrides: Mapping[str, Any], where: str = "
 
 def _check_hub(model: str) -> None:
     from transformers import AutoConfig
+    from transformers.utils import find_adapter_config_file
 
     _log.info("model: looking up %s on the hub", model)
     try:
+        if found := find_adapter_config_file(model):
+            merge = f"hf download {model} --local-dir ADAPTERS && lit-rlvr export ADAPTERS --to FOLDER"
+            _refuse_adapters(model, Path(found), merge)
         AutoConfig.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]

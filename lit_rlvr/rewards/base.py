@@ -74,6 +74,20 @@ class Reward(ABC):
     def begin_rollout(self, step: int, max_steps: int) -> None:  # noqa: B027 (optional)
         """Take note of a rollout of training that begins after `step` of the run's `max_steps` optimizer steps."""
 
+    def check_reference(self, sample: Sample) -> None:  # noqa: B027 (optional)
+        """Refuse a sample whose reference this reward cannot read; called for all samples when the data are loaded.
+
+        Raises:
+            UserError: says what is wrong with the reference, and what to do.
+        """
+
+    def check_prefill(self, prefill: str) -> None:  # noqa: B027 (optional)
+        """Refuse, or warn of, a prefill that this reward looks for in the text, where it never is.
+
+        Args:
+            prefill: what begins every answer in the prompt and is not scored.
+        """
+
     @abstractmethod
     def __call__(self, completion: Completion, sample: Sample) -> float | RewardResult | None:
         """Return the reward of one completion; True and False also report `correct`, a number does not.
@@ -81,6 +95,17 @@ class Reward(ABC):
         None means that this reward does not judge the completion: the others decide, and a completion that none of them
         judges is masked out of the loss.
         """
+
+    def gold_completion(self, sample: Sample) -> str | None:
+        """Return a completion that answers a sample as its reference does; None if the reward knows no such text."""
+        return None
+
+    def explain(self, completion: Completion, sample: Sample) -> list[tuple[str, str]]:
+        """Judge one completion; return each stage of the judgement with its result."""
+        (result,) = self.score([(completion, sample)])
+        correct = {True: "yes", False: "no", None: "not reported"}[result.correct]
+        stages = [("value", f"{result.value:g}"), ("correct", correct), ("status", result.status)]
+        return [*stages, ("detail", result.detail)] if result.detail else stages
 
     def score(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         """Judge a batch, in order. Rewards with their own worker processes override this.
@@ -251,6 +276,13 @@ def check_rewards(rewards: Sequence[Reward]) -> None:
         raise UserError(f"rollout.rewards: two rewards are named {', '.join(twice)}; set `name` on one of them")
     if len(marked := [reward.name for reward in rewards if reward.correct_from]) > 1:
         raise UserError(f"rollout.rewards: correct_from is set on {', '.join(marked)}; mark only one")
+
+
+def check_prefills(rewards: Sequence[Reward], prefill: str, is_scored: bool) -> None:
+    """Let each reward look at what begins every answer in the prompt, if it is not part of the text."""
+    if prefill and not is_scored:
+        for reward in rewards:
+            reward.check_prefill(prefill)
 
 
 def say_where(rewards: Sequence[Reward]) -> None:

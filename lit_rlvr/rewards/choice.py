@@ -43,6 +43,11 @@ class Choice(Reward):
         self.boxed_only = boxed_only
         self.otherwise = otherwise
 
+    def gold_completion(self, sample: Sample) -> str | None:
+        if self.otherwise is not None and correct_option(sample) is None:
+            return self.otherwise.gold_completion(sample)
+        return f"\\boxed{{{sample.answer}}}"
+
     def __call__(self, completion: Completion, sample: Sample) -> RewardResult:
         right = correct_option(sample)
         if right is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import json
 import pickletools
@@ -39,7 +40,6 @@ class CodeTests(CheckedReward):
     the first failed test. Unreadable tests, or a sandbox that does not start, give status "error".
 
     Args:
-        prefill: the data's `prefill`, if set: the text before every completion, judged together with it.
         cpu_seconds: CPU time of one test, a whole number; a program that sleeps is stopped after ten times that.
         memory_mb: address space of a program in MiB, including about 30 for Python.
         kwargs: `weight`, `correct_from`, `name` and `truncated_is_wrong` of every reward.
@@ -50,7 +50,6 @@ class CodeTests(CheckedReward):
 
     def __init__(
         self,
-        prefill: str = "",
         cpu_seconds: int = 6,
         memory_mb: int = 2048,
         **kwargs: Any,
@@ -59,11 +58,14 @@ class CodeTests(CheckedReward):
         check_within("[1, inf)", "rewards.CodeTests", cpu_seconds=cpu_seconds, memory_mb=memory_mb)
         if not is_supported():
             raise UserError("rewards.CodeTests runs untrusted programs only on Linux, on x86_64 or aarch64")
-        self.prefill = prefill
         self.limits = ProgramLimits(cpu_seconds, memory_mb)
 
+    def gold_completion(self, sample: Sample) -> str | None:
+        program = sample.row.get("solution")
+        return f"```python\n{program}\n```" if isinstance(program, str) else None
+
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
-        arguments = [(self.prefill + c.text, *_tests(sample), self.limits) for c, sample in pairs]
+        arguments = [(c.text, *_tests(sample), self.limits) for c, sample in pairs]
         outcomes = shared_pool().run(
             CODE_CHECK, arguments, cpu_seconds=CHECK_SECONDS, wall_seconds=CHECK_SECONDS, memory_mb=CHECK_MEMORY_MB
         )
@@ -112,17 +114,27 @@ def read_tests(cell: str) -> list[Case]:
 
 
 def check_call_tests(tests: Sequence[Case]) -> None:
-    """Refuse tests whose input lines and output are not JSON.
+    """Refuse tests whose input lines and output are not JSON; a line may also be a Python tuple, set, list or dict.
 
     Raises:
         ValueError: a line is not JSON; the message says which.
     """
     for number, test in enumerate(tests, 1):
         try:
-            for text in (*filter(str.strip, test.input.split("\n")), test.output):
-                json.loads(text, parse_int=str)  # integers may be of any length
-        except (ValueError, RecursionError) as error:
+            for text in filter(str.strip, test.input.split("\n")):
+                _check_argument(text.strip())
+            json.loads(test.output, parse_int=str)  # integers may be of any length
+        except (ValueError, SyntaxError, RecursionError) as error:
             raise ValueError(f"test {number} of a function is not JSON ({error})") from error
+
+
+def _check_argument(text: str) -> None:
+    try:
+        json.loads(text, parse_int=str)
+    except ValueError:
+        if not text.startswith(("(", "{", "[", "set()")):
+            raise
+        ast.literal_eval(text)
 
 
 def unpack(cell: str) -> str:

@@ -70,6 +70,19 @@ class Scores:
         unjudged = [[status == "unjudged" for status in group] for group in self.statuses]
         return self.failed | torch.tensor(unjudged, dtype=torch.bool).reshape(self.failed.shape)
 
+    @property
+    def unreadable(self) -> dict[str, Tensor]:
+        """Name -> (P, G) bool, True = that reward found no answer to judge."""
+        return {
+            name: torch.tensor([[said[name].status == "parse_fail" for said in group] for group in self.details])
+            for name in self.parts
+        }
+
+    @property
+    def rewarded(self) -> Tensor:
+        """(P, G) bool, True = there is a reward."""
+        return ~self.masked
+
 
 def score_rollout(rewards: Sequence[Reward], completions: list[list[Completion]], samples: list[Sample]) -> Scores:
     """Score P groups of G completions; `samples[p]` is the sample that group p answers.
@@ -235,8 +248,8 @@ def stop_on_failures(
     run: Path,
     together: bool,
 ) -> None:
-    """End the run if more than a share `limit` of checks failed or were stopped by a limit before they judged, if more
-    than half of an iteration's checks were stopped, or if no reward judged any completion of an iteration.
+    """End the run if more than a share `limit` of checks failed or were stopped by a limit before they judged, or if
+    more than half of an iteration's checks were stopped.
 
     Before that, save the completions whose checks failed to `failed_rewards.jsonl` in `run`.
 
@@ -245,19 +258,13 @@ def stop_on_failures(
         together: an iteration, counted over all ranks; then collective: call it on every rank.
 
     Raises:
-        UserError: too many checks failed, which names the reward, the first sample and the file; or none judged.
+        UserError: too many checks failed; it names the reward, the first sample and the file.
     """
     lost = scores.failed | scores.stopped  # (P, G)
     late = torch.tensor([[status == "timeout" for status in group] for group in scores.statuses]).reshape(lost.shape)
-    counts = (int(lost.sum()), int((lost | late).sum()), int(scores.masked.sum()), scores.failed.numel())
+    counts = (int(lost.sum()), int((lost | late).sum()), scores.failed.numel())
     ranks = gather_objects(counts) if together else [counts]
-    failed, with_late, masked, total = (sum(numbers) for numbers in zip(*ranks, strict=True))
-    if together and not failed and masked == total:
-        names = ", ".join(scores.parts)
-        raise UserError(
-            f"rollout.rewards: {names}: None for all {total} completions of an iteration, so there is nothing to train "
-            "on; return a number, a bool or a RewardResult (None leaves a completion out)"
-        )
+    failed, with_late, total = (sum(numbers) for numbers in zip(*ranks, strict=True))
     bound = f"rollout.max_failure_rate={limit}"
     if together and with_late > max(limit, 0.5) * total >= failed:
         lost, failed, bound = lost | late, with_late, "a half"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from re import _parser  # type: ignore[attr-defined]
 from typing import Any
 
 from lit_rlvr.errors import UserError
@@ -42,6 +43,18 @@ class Format(Reward):
         self.contains = contains
         self.boxed = boxed
 
+    def check_prefill(self, prefill: str) -> None:
+        pattern = "" if self.pattern is None else self.pattern.pattern
+        parsed = _parser.parse(pattern, re.DOTALL)
+        for tag in TAG.findall(prefill):
+            if tag not in (self.contains or "") and tag not in required_text(parsed, tag):
+                continue
+            raise UserError(
+                f"rewards.{type(self).__name__} {self.name!r} asks for {tag} in the text, but the chat template or the "
+                f"data's prefill writes it ({prefill!r}), so no text ever has it; set data.init_args.score_prefill: "
+                "true, with which rewards judge that too, or ask only for what the model writes"
+            )
+
     def __call__(self, completion: Completion, sample: Sample) -> float:
         text = completion.text
         return float(
@@ -49,3 +62,37 @@ class Format(Reward):
             and (self.contains is None or self.contains in text)
             and (not self.boxed or "\\boxed{" in text)
         )
+
+
+TAG = re.compile(r"</?[^<>/\s]+>|\[/?[A-Z_]+\]|```\w+")
+"""What opens or closes a part of an answer: a tag, or a fence with a language."""
+
+
+def tag_within(prefill: str, text: str) -> str | None:
+    """Return the first tag of a prefill that is in a text; None if none is."""
+    return next((tag for tag in TAG.findall(prefill) if tag in text), None)
+
+
+def required_text(parsed: Any, tag: str) -> str:
+    """Return the literal texts that every match of a parsed regular expression has, NUL between what is apart; of
+    alternatives only the tag, if all have it."""
+    found = ""
+    for operation, value in parsed:
+        match str(operation):
+            case "LITERAL":
+                found += chr(value)
+            case "AT":
+                pass  # a place, such as the start
+            case "SUBPATTERN":
+                found += required_text(value[-1], tag)
+            case "ATOMIC_GROUP":
+                found += required_text(value, tag)
+            case "MAX_REPEAT" | "MIN_REPEAT" | "POSSESSIVE_REPEAT" if value[0]:
+                found += f"\0{required_text(value[2], tag)}\0"
+            case "ASSERT":
+                found += f"\0{required_text(value[1], tag)}\0"
+            case "BRANCH":
+                found += f"\0{tag if all(tag in required_text(branch, tag) for branch in value[1]) else ''}\0"
+            case _:
+                found += "\0"
+    return found

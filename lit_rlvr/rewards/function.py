@@ -1,13 +1,13 @@
-"""Functions as rewards, unchanged, whether they were written for lit-rlvr, TRL or verl."""
+"""Functions as rewards, unchanged, whether they were written for lit-rlvr or for another library."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import os
-import re
 import threading
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from importlib import import_module
@@ -15,16 +15,30 @@ from typing import Any
 
 from lit_rlvr.errors import UserError, defined_at, nearest
 from lit_rlvr.rewards.base import Reward, as_result, check_rewards
+from lit_rlvr.rewards.format import tag_within
+from lit_rlvr.rewards.forms import (
+    KNOWN,
+    OWN,
+    SLIME,
+    TRL,
+    Form,
+    SlimeArgs,
+    accepted_arguments,
+    as_list,
+    form_of,
+    numbers_of,
+    parameters_of,
+    read_result,
+    required,
+    rows_of_columns,
+)
 from lit_rlvr.types import Completion, Pair, RewardResult, Sample
 from lit_rlvr.workers.pool import Waiting
 
-TRL = ("prompts", "completions", "completion_ids")
-VERL = ("data_source", "solution_str", "ground_truth", "extra_info")
-VERL_BATCH = ("data_sources", "solution_strs", "ground_truths", "extra_infos")
-"""The parameters by which a function of each library is recognised."""
+_log = logging.getLogger("lit_rlvr")
 
-ANSWER_COLUMNS = ("answer", "solution", "ground_truth")
-"""Columns that hold the reference answer, for functions of TRL and data without such a column."""
+NO_COMPLETION, NO_SAMPLE = Completion("", (), "stop"), Sample("", "", "")
+"""What shows the names of a form's arguments."""
 
 
 @dataclass
@@ -43,18 +57,20 @@ class TrainerState:
 class FunctionReward(Reward):
     """A function as a reward; the names of its parameters tell for which library it was written.
 
-    lit-rlvr's `(completion, sample) -> float | bool | RewardResult | None` judges one completion, TRL's
-    `(prompts, completions, **columns) -> list[float | None]` all completions of a rollout, verl's
-    `compute_score(data_source, solution_str, ground_truth, extra_info)` one. Each may be `async`. A class, or a
-    function that returns such a function (`trl.rewards.get_soft_overlong_punishment`), is called with `options` first.
+    lit-rlvr's `(completion, sample) -> float | bool | RewardResult | None` judges one completion. So do verl's
+    `compute_score(data_source, solution_str, ground_truth, extra_info)`, EasyR1's `compute_score(reward_input)` and
+    slime's `reward_func(args, sample)`. TRL's `(prompts, completions, **columns) -> list[float | None]`, OpenRLHF's
+    `reward_func(queries, prompts, labels)`, EasyR1's `compute_score(reward_inputs)` and verl's with lists in plural
+    names judge all completions of a rollout. Each may be `async`. A class, or a function that returns such a function
+    (`trl.rewards.get_soft_overlong_punishment`), is called with `options` first.
 
     Args:
         path: the function as `module.function`; modules in the current directory work.
-        options: further keyword arguments of the function.
+        options: further keyword arguments of the function; for slime's, the attributes of `args`.
         truncated_is_wrong: a completion cut off at max_tokens is not right and earns at most 0. Default: false for
-            functions of TRL and verl, which judge the text so far, else true.
+            functions of other libraries, which judge the text so far, else true.
         kwargs: `weight`, `correct_from`, `name` and `isolate` of every reward; the default name is the function's.
-            With `isolate`, a function of TRL gets one completion per call.
+            With `isolate`, a function that judges all completions gets one per call.
 
     Raises:
         UserError: the function cannot be imported, or takes other arguments; the message says which.
@@ -68,18 +84,12 @@ class FunctionReward(Reward):
         **kwargs: Any,
     ) -> None:
         named = load_function(path)
-        self.function = with_options(named, options or {}, path)
-        parameters = parameters_of(self.function)
-        self.is_trl, self.is_verl = is_for_trl(parameters), "solution_str" in parameters
-        self.is_verl_batch = "solution_strs" in parameters
-        self.takes_batch = self.is_trl or self.is_verl_batch
-        is_foreign = self.takes_batch or self.is_verl
-        super().__init__(
-            truncated_is_wrong=not is_foreign if truncated_is_wrong is None else truncated_is_wrong, **kwargs
-        )
-        self.whole_rollout = self.takes_batch and self.isolation is None
+        self.function, self.form = with_options(named, options or {}, path)
+        if truncated_is_wrong is None:
+            truncated_is_wrong = self.form is OWN
+        super().__init__(truncated_is_wrong=truncated_is_wrong, **kwargs)
+        self.whole_rollout = self.form.is_batch and self.isolation is None
         self.is_async = is_async(self.function)
-        self.wants_messages = has_messages(parameters)
         self.state = TrainerState()
         self.dotted_path = path
         if kwargs.get("name") is None:
@@ -96,7 +106,7 @@ class FunctionReward(Reward):
         return value
 
     def score_here(self, pairs: Sequence[Pair]) -> list[RewardResult]:
-        if not pairs or not (self.takes_batch or self.is_async):
+        if not pairs or not (self.form.is_batch or self.is_async):
             return super().score_here(pairs)
         with Waiting(self.dotted_path, [sample.id for _, sample in pairs]) as waiting, waiting.judging(0):
             try:
@@ -113,33 +123,61 @@ class FunctionReward(Reward):
         Raises:
             UserError: a function that judges all completions does not return one value for each.
         """
-        if self.takes_batch:
+        if self.form.is_batch:
             extra: dict[str, list[Any]] = {}
-            arguments = trl_arguments(pairs, self.wants_messages) if self.is_trl else verl_batch_arguments(pairs)
-            if self.is_trl:
-                arguments |= {"trainer_state": self.state, "log_extra": _adder(extra), "log_metric": self._log_metric}
-            values = self._run([self._call(arguments)])[0]
+            more: dict[str, Any] = {}
+            if self.form is TRL:
+                more = {"trainer_state": self.state, "log_extra": _adder(extra), "log_metric": self._log_metric}
+            (values,) = self._run([self._call(pairs, more)])
             if isinstance(values, BaseException):
                 raise values
-            return with_details(require_values(values, len(pairs), self), extra, self)
-        if self.is_verl:
-            calls = [self._call(verl_arguments(pair)) for pair in pairs]
-        else:
-            calls = [partial(self.function, *pair) for pair in pairs]
-        return [verl_result(value) if self.is_verl else value for value in self._run(calls)]
+            self._log_numbers(values)
+            return with_details(self._read(require_values(values, len(pairs), self)), extra, self)
+        return self._read(self._run([self._call([pair], {}) for pair in pairs]))
 
-    def _call(self, arguments: Mapping[str, Any]) -> Callable[[], Any]:
+    def _call(self, pairs: Sequence[Pair], more: Mapping[str, Any]) -> Callable[[], Any]:
         """Prepare a call with the arguments that the function takes."""
+        arguments = {**self.form.arguments(pairs, self.function), **more}
+        if self.form is OWN and not set(OWN.parameters) <= parameters_of(self.function).keys():  # they have no names
+            return partial(self.function, *arguments.values())
         return partial(self.function, **accepted_arguments(self.function, arguments))
 
     def _run(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
         """Return the results of calls, which run concurrently if the function is asynchronous."""
-        if not self.is_async:
-            return [call() for call in calls]
-        return asyncio.run_coroutine_threadsafe(_gather([call() for call in calls]), event_loop(os.getpid())).result()
+        results = [call() for call in calls]
+        if not any(inspect.isawaitable(result) for result in results):
+            return results
+        return asyncio.run_coroutine_threadsafe(_gather(results), event_loop(os.getpid())).result()
+
+    def _read(self, values: Sequence[Any]) -> list[Any]:
+        """Return the values as results, or the exceptions in their places; log the further numbers of dicts."""
+        read: list[Any] = []
+        for value in values:
+            self._log_numbers(value)
+            try:
+                read.append(value if isinstance(value, BaseException) else read_result(value))
+            except (TypeError, ValueError) as error:
+                read.append(error)
+        return read
+
+    def _log_numbers(self, value: Any) -> None:
+        for name, numbers in numbers_of(value).items():
+            self.metrics.setdefault(f"{self.name}/{name}", []).extend(numbers)
 
     def _log_metric(self, name: str, value: float) -> None:
         self.metrics.setdefault(name, []).append(float(value))
+
+    def check_prefill(self, prefill: str) -> None:
+        try:
+            source = inspect.getsource(inspect.unwrap(getattr(self.function, "func", self.function)))
+        except (OSError, TypeError):  # it has no file, or is an object
+            return
+        if tag := tag_within(prefill, source):
+            _log.warning(
+                "reward %r: its code names %s, which the chat template or the data's prefill writes (%r) and so no "
+                "completion has; set data.init_args.score_prefill: true if it looks for that in the text",
+                self.name, tag, prefill,
+            )  # fmt: skip
 
     def judging_function(self) -> object:
         return self.function
@@ -178,161 +216,62 @@ def load_function(path: str) -> Any:
     return found
 
 
-def with_options(function: Any, options: Mapping[str, Any], path: str) -> Any:
-    """Return the reward function: `function` with its options, or what `function` makes of them.
+def with_options(function: Any, options: Mapping[str, Any], path: str) -> tuple[Any, Form]:
+    """Return the reward function, `function` with its options or what `function` makes of them, and its form.
 
     Raises:
         UserError: the options do not fit, or `function` is no reward function and makes none.
     """
-    if is_reward_function(function, options):
-        return partial(function, **options) if options else function
     where = f"rewards.FunctionReward.path {path!r}"
+    returned = str(getattr(function, "__annotations__", {}).get("return", ""))
+    form = None if isinstance(function, type) or "Callable" in returned else form_of(function)
+    if form is not None:
+        given = {"args": SlimeArgs(**options)} if form is SLIME else dict(options)
+        check_arguments(function, form, given, where)
+        return (partial(function, **given) if given else function), form
+    parameters = parameters_of(function)
+    signature = inspect.signature(function) if parameters else "()"
     try:
+        if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters.values()):
+            raise TypeError("its parameters have no names (functools.wraps keeps those of a decorated function)")
         inspect.signature(function).bind(**options)
     except ValueError:  # a class written in C
         pass
     except TypeError as error:
         raise UserError(
-            f"{where} takes neither (completion, sample) nor the arguments of TRL "
-            f"({', '.join(TRL)}) or verl ({', '.join(VERL)}), and as a function that makes a reward it lacks options: "
-            f"{error}; give them as `options: {{NAME: VALUE}}`"
+            f"{where}: its parameters {signature} are of no known form, which are {KNOWN}; and as a function that "
+            f"makes a reward from `options: {{NAME: VALUE}}` it lacks options: {error}"
         ) from error
     made = function(**options)
     if not callable(made):
-        raise UserError(f"{where}: it makes no reward function but {type(made).__name__}")
-    return made
+        raise UserError(f"{where}: it makes no reward function but {type(made).__name__}; the known forms are {KNOWN}")
+    if (form := form_of(made)) is None:
+        raise UserError(f"{where}: what it makes has none of the known forms, which are {KNOWN}")
+    check_arguments(made, form, {}, where)
+    return made, form
 
 
-def is_reward_function(function: Any, options: Mapping[str, Any]) -> bool:
-    """Return True if a callable takes completions, False if it makes such a callable of its options."""
-    parameters = parameters_of(function)
-    if isinstance(function, type) or "Callable" in str(getattr(function, "__annotations__", {}).get("return", "")):
-        return False
-    if is_for_trl(parameters) or {"solution_str", "solution_strs"} & parameters.keys():
-        return True
-    try:
-        signature = inspect.signature(function)
-    except ValueError:  # a C function
-        return True
-    return not _binds(signature, **options) and _binds(signature, None, None, **options)
+def check_arguments(function: Any, form: Form, options: Mapping[str, Any], where: str) -> None:
+    """Refuse a function that takes more than its library and the options give, or does not take the options.
 
-
-def _binds(signature: inspect.Signature, *args: Any, **kwargs: Any) -> bool:
-    """Return True if a function with this signature takes these arguments."""
-    try:
-        signature.bind(*args, **kwargs)
-    except TypeError:
-        return False
-    return True
-
-
-def parameters_of(function: Any) -> dict[str, inspect.Parameter]:
-    """Return the parameters of a callable; none if Python does not know them."""
-    try:
-        return dict(inspect.signature(function).parameters)
-    except (TypeError, ValueError):
-        return {}
-
-
-def is_for_trl(parameters: Mapping[str, inspect.Parameter]) -> bool:
-    """Return True for the parameters of a reward function for TRL: one of its names, or keyword arguments alone."""
-    kinds = {parameter.kind for parameter in parameters.values()}
-    return bool({*TRL, "environments"} & parameters.keys()) or kinds == {inspect.Parameter.VAR_KEYWORD}
-
-
-def accepted_arguments(function: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those arguments that a function has parameters for; all, if it has a `**kwargs`."""
-    parameters = parameters_of(function)
-    takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
-    return {name: value for name, value in arguments.items() if takes_all or name in parameters}
-
-
-def has_messages(parameters: Mapping[str, inspect.Parameter]) -> bool:
-    """Return True if the annotation of `completions` says that each is a list of messages."""
-    return "completions" in parameters and bool(
-        re.search(r"[Ll]ist\[(typing\.)?[Ll]ist\b", str(parameters["completions"].annotation))
-    )
+    Raises:
+        UserError: names the arguments.
+    """
+    if form.takes_columns or not (parameters := parameters_of(function)):
+        return  # the data have the others
+    names = {*form.arguments([(NO_COMPLETION, NO_SAMPLE)], function), *options}
+    if missing := [name for name in required(parameters) if name not in names]:
+        raise UserError(
+            f"{where}: as a function of {form.library} it gets {', '.join(form.parameters)}, not {', '.join(missing)}; "
+            "give these as `options: {NAME: VALUE}`"
+        )
+    if unknown := options.keys() - accepted_arguments(function, options).keys():
+        raise UserError(f"{where}: it has no parameter {', '.join(sorted(unknown))}; mend its options")
 
 
 def is_async(function: Any) -> bool:
     """Return True if calls of a function or an object must be awaited."""
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
-
-
-def trl_arguments(pairs: Sequence[Pair], messages: bool) -> dict[str, Any]:
-    """Return the arguments that TRL's GRPOTrainer gives to a reward function: prompts, completions, tokens, columns.
-
-    A completion is a list of messages if the data set's prompt is one, else text.
-
-    Args:
-        messages: give messages in any case.
-    """
-    rows = [sample.row for _, sample in pairs]
-    names = dict.fromkeys(name for row in rows for name in row)
-    columns: dict[str, Any] = {name: [row.get(name) for row in rows] for name in names}
-    answers = [sample.answer for _, sample in pairs]
-    prompts: list[Any] = []
-    completions: list[Any] = []
-    for completion, sample in pairs:
-        chat = messages or not isinstance(sample.prompt, str)
-        prompts.append(as_messages(sample.prompt) if chat else sample.prompt)
-        completions.append(completion_messages(completion) if chat else completion.text)
-    for name in ("prompt", "completion"):
-        columns.pop(name, None)
-    return {
-        **{name: answers for name in ANSWER_COLUMNS},
-        **columns,
-        "prompts": prompts,
-        "completions": completions,
-        "completion_ids": [list(completion.token_ids) for completion, _ in pairs],
-    }
-
-
-def as_messages(prompt: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a prompt as chat messages."""
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-
-
-def completion_messages(completion: Completion) -> list[dict[str, Any]]:
-    """Return a completion as chat messages; of an episode, its turns and what the environment answered."""
-    if not completion.turns:
-        return [{"role": "assistant", "content": completion.text}]
-    messages = []
-    for turn in completion.turns:
-        messages.append({"role": "assistant", "content": turn.text})
-        if turn.observation is not None:
-            messages.append({"role": "tool", "content": turn.observation})
-    return messages
-
-
-def verl_arguments(pair: Pair) -> dict[str, Any]:
-    """Return the arguments that verl gives to `compute_score`; without its columns, the reference is the answer."""
-    completion, sample = pair
-    row = sample.row
-    model = row.get("reward_model")
-    truth = model.get("ground_truth") if isinstance(model, Mapping) else None
-    return {
-        "data_source": row.get("data_source", ""),
-        "solution_str": completion.text,
-        "ground_truth": sample.answer if truth is None else truth,
-        "extra_info": dict(row.get("extra_info") or {}),
-    }
-
-
-def verl_batch_arguments(pairs: Sequence[Pair]) -> dict[str, list[Any]]:
-    """Return the arguments that verl's batch reward manager gives."""
-    calls = [verl_arguments(pair) for pair in pairs]
-    return {many: [call[one] for call in calls] for one, many in zip(VERL, VERL_BATCH, strict=True)}
-
-
-def verl_result(value: Any) -> Any:
-    """Return a result of verl's as one of ours: `{"score": ..., "acc": ...}` gives the reward and `correct`."""
-    if not isinstance(value, Mapping):
-        return value
-    accuracy = value.get("acc")
-    correct = bool(accuracy) if accuracy in (0, 1) else None
-    detail = "; ".join(f"{name}: {part}" for name, part in value.items() if name not in ("score", "acc"))
-    return replace(as_result(float(value["score"])), correct=correct, detail=detail)
 
 
 def require_values(values: Any, count: int, reward: FunctionReward) -> list[Any]:
@@ -341,14 +280,14 @@ def require_values(values: Any, count: int, reward: FunctionReward) -> list[Any]
     Raises:
         UserError: they are not one for each completion.
     """
-    listed = values.tolist() if hasattr(values, "tolist") else values
+    listed = rows_of_columns(values) if isinstance(values, Mapping) else as_list(values)
     if not isinstance(listed, list | tuple) or len(listed) != count:
         got = f"{len(listed)} values" if isinstance(listed, list | tuple) else type(values).__name__
         raise UserError(
             f"reward {reward.name!r}: {defined_at(reward.function)} must return a list with one value for each of the "
             f"{count} completions, it returned {got}"
         )
-    return [verl_result(value) for value in listed]
+    return list(listed)
 
 
 def with_details(values: list[Any], extra: Mapping[str, Sequence[Any]], reward: FunctionReward) -> list[Any]:
@@ -365,9 +304,12 @@ def with_details(values: list[Any], extra: Mapping[str, Sequence[Any]], reward: 
             )
     if not extra:
         return values
-    results = [as_result(value) for value in values]
+    results = [value if isinstance(value, BaseException) else as_result(value) for value in values]
     details = ["; ".join(f"{name}: {column[i]}" for name, column in extra.items()) for i in range(len(values))]
-    return [replace(result, detail=detail) for result, detail in zip(results, details, strict=True)]
+    return [
+        result if isinstance(result, BaseException) else replace(result, detail=detail)
+        for result, detail in zip(results, details, strict=True)
+    ]
 
 
 def _adder(extra: dict[str, list[Any]]) -> Callable[[str, list[Any]], None]:
@@ -383,8 +325,12 @@ def event_loop(process: int) -> asyncio.AbstractEventLoop:
     return loop
 
 
-async def _gather(calls: Sequence[Awaitable[Any]]) -> list[Any]:
-    return await asyncio.gather(*calls, return_exceptions=True)
+async def _gather(results: Sequence[Any]) -> list[Any]:
+    return await asyncio.gather(*map(_awaited, results), return_exceptions=True)
+
+
+async def _awaited(result: Any) -> Any:
+    return await result if inspect.isawaitable(result) else result
 
 
 def as_rewards(rewards: Sequence[Reward | str]) -> list[Reward]:

@@ -124,6 +124,9 @@ class LCPO(MathAnswer):
             for result, target, (c, _) in zip(super().score(pairs), targets, pairs, strict=True)
         ]
 
+    def check_reference(self, sample: Sample) -> None:
+        self._target(sample)
+
     def _value(self, result: RewardResult, left: float) -> float:
         right = float(bool(result.correct))
         if self.delta is None:

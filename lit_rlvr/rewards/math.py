@@ -46,6 +46,9 @@ class MathAnswer(CheckedReward):
         self.open_thoughts = open_thoughts
         self.cpu_seconds = cpu_seconds
 
+    def gold_completion(self, sample: Sample) -> str:
+        return f"\\boxed{{{sample.answer}}}"
+
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         arguments = [self._arguments(*pair) for pair in pairs]
         return [verdict(outcome) for outcome in shared_pool().run(MATH_CHECK, arguments, cpu_seconds=self.cpu_seconds)]
@@ -59,6 +62,6 @@ class MathAnswer(CheckedReward):
 
     def _arguments(self, completion: Completion, sample: Sample) -> tuple[Any, ...]:
         return (
-            completion.text, sample.references, self.boxed_only, self.decimals, self.reference_precision,
-            self.open_thoughts,
+            completion.prefill + completion.text, sample.references, self.boxed_only, self.decimals,
+            self.reference_precision, self.open_thoughts,
         )  # fmt: skip

@@ -18,7 +18,7 @@ from lit_rlvr.rewards.answers.find import Found, find_answer, last_boxed
 from lit_rlvr.rewards.answers.latex import clean
 from lit_rlvr.rewards.answers.parse import parse
 from lit_rlvr.rewards.answers.prose import candidates
-from lit_rlvr.rewards.answers.values import Reading, Text, describe, text_keys
+from lit_rlvr.rewards.answers.values import Parts, Reading, Text, describe, text_keys
 
 _UNEVALUATED = re.compile(
     r"(?=.*\d\)?\s*(?:[-+*\u00d7\u00f7]|\\times|\\cdot|\\div))(?:[-\d\s.,()+*\u00d7\u00f7]|\\times|\\cdot|\\div)+"
@@ -68,7 +68,11 @@ def _judge(found: Found, answer: str, rules: Rules) -> tuple[bool, str, str]:
         values = parse(candidate)
         if not text_keys(golds).isdisjoint(text_keys(values)):
             return True, "ok", candidate
-        if is_restated(candidate) and not is_restated(_bare_reference(answer)):
+        if (
+            is_restated(candidate)
+            and not any(isinstance(value, Parts) for value in values)
+            and not is_restated(_bare_reference(answer))
+        ):
             return False, "parse_fail", candidate
         if any(not isinstance(value, Text) for value in values):
             return same(golds, values, rules), "ok", candidate

@@ -31,6 +31,9 @@ class OpenAnswer(Reward):
         self.exact = exact
         self.boxed_only = boxed_only
 
+    def gold_completion(self, sample: Sample) -> str:
+        return f"\\boxed{{{sample.answer}}}"
+
     def __call__(self, completion: Completion, sample: Sample) -> RewardResult:
         found = final_answer(completion.text, self.boxed_only)
         predicted, expected = words(found), words(sample.answer)

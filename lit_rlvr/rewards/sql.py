@@ -32,7 +32,6 @@ class SQLExecution(CheckedReward):
     Args:
         comparison: the rule for equal results: `bird` (sets of rows) or `spider` (multisets up to the order of columns;
             lists if the reference has an ORDER BY).
-        prefill: the data's `prefill`, if set: the text before every completion, judged together with it.
         max_instructions: limit on one query in instructions of SQLite's virtual machine, which runs 20 to 300 million a
             second; unlike seconds, they are the same in every run.
         max_rows: most rows in a query's result.
@@ -43,7 +42,6 @@ class SQLExecution(CheckedReward):
     def __init__(
         self,
         comparison: Literal["bird", "spider"] = "bird",
-        prefill: str = "",
         max_instructions: int = 200_000_000,
         max_rows: int = 100_000,
         cpu_seconds: float = 30.0,
@@ -52,12 +50,14 @@ class SQLExecution(CheckedReward):
         super().__init__(**kwargs)
         check_within("[1, inf)", "rewards.SQLExecution", max_instructions=max_instructions, max_rows=max_rows)
         self.comparison = comparison
-        self.prefill = prefill
         self.limits = QueryLimits(max_instructions, max_rows)
         self.cpu_seconds = cpu_seconds
 
+    def gold_completion(self, sample: Sample) -> str:
+        return f"```sql\n{sample.answer}\n```"
+
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
-        outcomes = self._run([(self.prefill + completion.text, sample) for completion, sample in pairs])
+        outcomes = self._run([(completion.text, sample) for completion, sample in pairs])
         killed = [k for k, outcome in enumerate(outcomes) if outcome.status == "timeout"]
         references = self._run([(None, pairs[k][1]) for k in killed])  # the reference may be the cause
         for k, outcome in zip(killed, references, strict=True):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lit_rlvr.advantages.base import impute
+from lit_rlvr.advantages.base import degenerate, impute
 from lit_rlvr.distributed.collectives import all_sum, gather_objects, rank, world_size
 from lit_rlvr.rewards.combine import Scores
 from lit_rlvr.types import STATUSES, Completion, Pixels, Prompt, Rollout, Sampling, pad_completions
@@ -58,6 +58,7 @@ def assemble(
         sampling=sampling,
         exact=exact,
         weights=scores.weights,
+        unreadable=scores.unreadable,
         versions=None if version is None else torch.full(token_ids.shape, version),
     )
 
@@ -91,7 +92,7 @@ def rollout_metrics(
     reward calls right or wrong; without such completions these metrics are NaN.
 
     Args:
-        seconds: how long generation took.
+        seconds: how long generation took; 0 = these were not generated now, so they have no rate.
         reference_completions: further completions generated for it, which count in `rollout/samples` and
             `rollout/tokens` too.
     """
@@ -104,6 +105,7 @@ def rollout_metrics(
     sums = {
         "rollout/length": rollout.lengths.sum(),
         "rollout/truncated": rollout.truncated.sum(),
+        **{f"reward/{name}/parse_fail": part.sum() for name, part in rollout.unreadable.items()},
         **{f"reward/status/{s}": torch.tensor(float(statuses[s])) for s in STATUSES if s != "ok"},
         "size": torch.tensor(size),
         "rollout/correct_count": (rollout.correct * rollout.judged).sum(),
@@ -125,24 +127,29 @@ def rollout_metrics(
     means["rollout/accuracy"] = (counts["rollout/correct_count"], total.pop("counted"))
     means |= {f"reward/{name}": (total.pop(f"sum/{name}"), total.pop(f"given/{name}")) for name in rollout.parts}
     known = {name: value / number if number else math.nan for name, (value, number) in means.items()}
-    rates = {"rollout/entropy": nats / max(tokens, 1.0), "rollout/tokens_per_second": tokens / max(seconds, 1e-9)}
+    rates = {"rollout/entropy": nats / max(tokens, 1.0)}
+    if seconds:
+        rates["rollout/tokens_per_second"] = tokens / seconds
     return {name: value / count for name, value in total.items()} | known | counts | rates
 
 
-def mixed_groups(correct: Tensor, judged: Tensor) -> list[int]:
-    """Return the indices of prompts whose judged completions are neither all correct nor all wrong.
+def mixed_groups(scored: Scores | Rollout, by: str = "reward") -> list[int]:
+    """Return the indices of mixed groups, whose completions differ in their rewards: the others have no signal.
 
     Args:
-        correct, judged: (P, G).
+        by: `reward`, the weighted sum of all rewards; `correct`; or the name of one reward.
     """
-    right = ((correct == 1) & judged).any(1)
-    wrong = ((correct == 0) & judged).any(1)
-    return [int(p) for p in (right & wrong).nonzero().flatten()]
+    if by == "correct":
+        values, known = scored.correct, scored.judged
+    else:
+        values = scored.rewards if by == "reward" else scored.parts[by]
+        known = scored.rewarded & ~values.isnan()
+    return [int(p) for p in (~degenerate(values, known)).flatten().nonzero().flatten()]
 
 
-def all_mixed_groups(rollout: Rollout) -> list[list[int]]:
+def all_mixed_groups(rollout: Rollout, by: str) -> list[list[int]]:
     """Gather the mixed groups of each rank, in rank order. Collective: call it on every rank."""
-    return gather_objects(mixed_groups(rollout.correct, rollout.judged))
+    return gather_objects(mixed_groups(rollout, by))
 
 
 def number_groups(chosen: list[list[int]], share: int, limit: int) -> dict[int, int]:
@@ -179,6 +186,7 @@ def join(first: Rollout, second: Rollout) -> Rollout:
         correct=torch.cat([first.correct, second.correct]),
         judged=torch.cat([first.judged, second.judged]),
         parts={name: torch.cat([part, second.parts[name]]) for name, part in first.parts.items()},
+        unreadable={name: torch.cat([part, second.unreadable[name]]) for name, part in first.unreadable.items()},
         statuses=first.statuses + second.statuses,
         repeats=first.repeats + second.repeats,
         versions=None if first.versions is None else stack("versions"),
@@ -262,6 +270,7 @@ def take(rollout: Rollout, p: int) -> Rollout:
         correct=rollout.correct[p, None].clone(),
         judged=rollout.judged[p, None].clone(),
         parts={name: part[p, None].clone() for name, part in rollout.parts.items()},
+        unreadable={name: part[p, None].clone() for name, part in rollout.unreadable.items()},
         statuses=[rollout.statuses[p]],
         repeats=rollout.repeats[p : p + 1],
         versions=None if rollout.versions is None else rollout.versions[rows].clone(),

@@ -7,6 +7,7 @@ docstring maps both halves.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -29,8 +30,9 @@ from lit_rlvr.environments.base import rewards_with
 from lit_rlvr.errors import MAX_SIZE, UserError, check_all, check_within, refuse_all
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rewards import Reward, shared_pool
-from lit_rlvr.rewards.base import say_where
+from lit_rlvr.rewards.base import check_prefills, say_where
 from lit_rlvr.rewards.combine import logged_metrics
+from lit_rlvr.rewards.references import check_references, warn_of_gold_answers
 from lit_rlvr.rollout.assemble import rollout_metrics
 from lit_rlvr.rollout.episodes import begins, check_turns, turn_metrics
 from lit_rlvr.rollout.generate import GroupSampler, completion_seeds
@@ -127,6 +129,7 @@ class RolloutCallback(Callback):
         self.rollouts_from = rollouts_from
         self.source: RolloutSource | None = None  # built in setup, as the sampler
         self.sampler: GroupSampler | None = None
+        self.is_used_up = False  # whether the run has trained on all of `rollouts_from`
         self._record: Record | None = None  # of this run
         self._judges: dict[str, dict[str, Any]] = {}
         self.check()
@@ -196,7 +199,13 @@ class RolloutCallback(Callback):
         rollout = source.next(batch)  # sync, sample (generate, score, assemble), sample on, reference, balance
         module.log_dict(source.metrics)
         module.log("time/rollout", time.perf_counter() - started)
-        module.log_dict(rollout_metrics(rollout, source.generation_seconds, source.extra_completions))
+        metrics = rollout_metrics(rollout, source.generation_seconds, source.extra_completions)
+        module.log_dict(metrics)
+        rollout.is_unjudged = metrics["reward/status/unjudged"] == 1
+        if rollout.is_unjudged:
+            module.unjudged.add(module.iteration + 1, ", ".join(rollout.parts), int(metrics["rollout/samples"]))
+        else:
+            module.unjudged.add_judged()
         module.log_dict(logged_metrics(self.rewards))
         if sampler.episodes is not None:
             module.log_dict(turn_metrics(rollout))
@@ -229,7 +238,8 @@ class RolloutCallback(Callback):
 
     def _stop_after_replay(self, trainer: Trainer, iteration: int) -> None:
         """End the run if it has trained on the whole record."""
-        if isinstance(self.source, ReplaySource) and iteration >= self.source.iterations and not trainer.should_stop:
+        self.is_used_up = isinstance(self.source, ReplaySource) and iteration >= self.source.iterations
+        if self.is_used_up and not trainer.should_stop:
             if trainer.is_global_zero:
                 _log.warning(
                     "rollout.rollouts_from: the record ends after iteration %d, and so does this run", iteration
@@ -279,6 +289,7 @@ class RolloutCallback(Callback):
         self.log_sizes(module, *sizes)
         if stage == "fit" and trainer.is_global_zero:
             say_where(self.rewards)
+            warn_of_gold_answers(self.rewards, [prompt.sample for prompt in data.prompts["train"]])
         self._judges = {  # what tells right from wrong
             "code": user_code(),
             "validation": data.validation_hashes() if stage == "fit" else {},
@@ -330,9 +341,20 @@ class RolloutCallback(Callback):
                 f"rollout.eval_samples: there is no validation set {name!r}; the sets are {', '.join(names)}"
                 for name in unknown
             ),
+            lambda: self._check_selection(module),
+            *(partial(check_prefills, self.rewards, d.opening, d.score_prefill) for d in data.validated),
             lambda: self._check_judges_groups(module, data),
+            lambda: check_references(self.rewards, data.loaded),
             lambda: check_lengths(module.model_folder, self._length_requirements(data)),
         )
+
+    def _check_selection(self, module: RLVRModule) -> None:
+        names = [reward.name for reward in self.rewards]
+        if (by := module.selection.by) not in ("reward", "correct", *names):
+            raise UserError(
+                f"model.dynamic_sampling: there is no reward {by!r}; give reward, correct, false, or the name of a "
+                f"reward: {', '.join(names)}"
+            )
 
     def _check_judges_groups(self, module: RLVRModule, data: PromptDataModule) -> None:
         late = [reward.name for reward in self.rewards if reward.whole_rollout]
@@ -401,7 +423,7 @@ class RolloutCallback(Callback):
         """Return the most tokens that the run samples; 0 = its steps are not bounded."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         sequences = data.prompts_per_step * self.group_size
-        return max(0, trainer.max_steps // updates_of(module)) * sequences * self.sampling.max_tokens
+        return max(0, math.ceil(trainer.max_steps / updates_of(module))) * sequences * self.sampling.max_tokens
 
     def _max_observed_images(self) -> int:
         """Return the number of images that an environment may show in an episode, one at a time."""

@@ -16,7 +16,7 @@ from lit_rlvr.environments.base import Environment, Opening
 from lit_rlvr.environments.calls import find_calls
 from lit_rlvr.environments.episode import EpisodeReply, EpisodeWorkers
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards.function import as_messages
+from lit_rlvr.rewards.forms import as_messages
 from lit_rlvr.types import Completion, Pixels, Prompt, RewardResult, Rollout, Sample, Sampling, Turn
 from lit_rlvr.workers.process import Outcome
 

@@ -45,7 +45,7 @@ class QueuedGroup:
         started: the version of the weights when its sampling began; None = it waits for the engine.
         begun: when that was, in seconds of the monotonic clock. drop: ends its sampling.
         completions: None = it is not finished. settled: their labels of weights are versions.
-        mixed: whether some are right and some wrong; None = unknown.
+        mixed: whether it has a signal (`mixed_groups`); None = unknown.
     """
 
     number: int
@@ -66,7 +66,7 @@ class GroupState(NamedTuple):
     Args:
         left: the steps after this one in which it can still be trained on; infinite before its sampling begins.
         rank: where it is.
-        mixed: whether it is scored, and has right and wrong completions. dead: it is scored and not mixed.
+        mixed: whether it is scored, and has a signal. dead: it is scored and not mixed.
     """
 
     left: float
@@ -213,7 +213,7 @@ class QueueSource(SyncSource):
         self.sampler.sample_beside(prompts, seeds, self.sampling, self.data, opened, started, done)
 
     def _finish(self, group: QueuedGroup, completions: list[Completion]) -> None:
-        self._scoring.add(group, completions, group.prompt.sample)
+        self._scoring.add(group, group.prompt.as_judged(completions), group.prompt.sample)
         lengths = [completion.length for completion in completions]
         self._lengths += lengths
         self._expected[group.prompt.sample.id] = statistics.mean(lengths)
@@ -304,7 +304,7 @@ class QueueSource(SyncSource):
             scored = finished and (self._scoring.is_scored(group) or not self._concurrent)  # there it is waited for
             if judge and scored and group.mixed is None:
                 scores = self._scoring.scores([group], self.group_size)
-                group.mixed = bool(mixed_groups(scores.correct, scores.judged))
+                group.mixed = bool(mixed_groups(scores, self.module.selection.by))
             mine.append(GroupState(left, group.number, rank(), finished, group.mixed is True, group.mixed is False))
         return [state for part in gather_objects(mine) for state in part]
 
@@ -358,7 +358,8 @@ class QueueSource(SyncSource):
                 taken.append(mine[state.number])
             else:
                 group, result = received[state.number]
-                self._scoring.add(group, group.completions or [], group.prompt.sample, result)
+                judged = group.prompt.as_judged(group.completions or [])
+                self._scoring.add(group, judged, group.prompt.sample, result)
                 taken.append(group)
         return taken
 
@@ -380,7 +381,7 @@ class QueueSource(SyncSource):
             self._scoring.forget(group)
         selection = self.module.selection
         if selection.wanted(prompts):
-            mixed = all_mixed_groups(rollout)
+            mixed = all_mixed_groups(rollout, selection.by)
             if selection.drops_others:
                 rollout.kept = number_groups(mixed, len(groups), prompts)
             live, rounds = sum(map(len, mixed)), sum(gather_objects(len(groups))) / prompts

@@ -128,6 +128,18 @@ class Record:
             if recorded.get(name) != ours:
                 raise self.error(f"was recorded with {name} {recorded.get(name)}, this run has {ours}; use the same")
 
+    def check_gaps(self) -> None:
+        """Refuse a record in which an iteration lacks a file, and a later iteration does not.
+
+        Raises:
+            UserError: names the first file that is missing.
+        """
+        after = len(self) + 1
+        if any(path >= self._path(after + 1, 0) for path in self.folder.glob("iteration-[0-9]*.npz")):
+            missing = next(path for r in range(world_size()) if not (path := self._path(after, r)).is_file())
+            shorter = f", or delete these to train on the {after - 1} iteration(s) before it" if after > 1 else ""
+            raise self.error(f"lacks {missing.relative_to(self.run)}, and has later iterations; restore it{shorter}")
+
     def _recorded(self) -> dict[str, Any]:
         """Return the terms of the record; none if there is no record."""
         try:
@@ -265,6 +277,7 @@ class ReplaySource(RolloutSource):
             UserError: names what differs.
         """
         self.record.check(terms)
+        self.record.check_gaps()
         for iteration in range(1, self.iterations + 1):
             about, _ = self.record.read(iteration, "about")
             for name, token_ids in zip(about["ids"], about["prompts"], strict=True):

@@ -131,12 +131,12 @@ class SyncSource(RolloutSource):
         selection, prompts = self.module.selection, len(batch) * world_size()
         if not (wanted := selection.wanted(prompts)):
             return rollout
-        rounds, mixed = 1, all_mixed_groups(rollout)
+        rounds, mixed = 1, all_mixed_groups(rollout, selection.by)
         while rounds < selection.max_rounds and sum(map(len, mixed)) < wanted:
             more = self.data.train_dataloader().take(batch.cursor)
             batch.cursor = more.cursor
             rollout = join(rollout, self.sample(more.prompts, rollout.prompts))
-            rounds, mixed = rounds + 1, all_mixed_groups(rollout)
+            rounds, mixed = rounds + 1, all_mixed_groups(rollout, selection.by)
         if selection.drops_others:
             rollout.kept = number_groups(mixed, len(batch), prompts)
         self.metrics |= {"rollout/sampling_rounds": float(rounds), "rollout/live_groups": float(sum(map(len, mixed)))}

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from lit_rlvr.common.files import flush_to_disk
@@ -21,9 +21,10 @@ from lit_rlvr.common.terminal import progress
 from lit_rlvr.distributed.checkpoints import checkpoint_folder, list_checkpoints
 from lit_rlvr.distributed.strategy import FSDP2
 from lit_rlvr.errors import UserError, check_within, shown
-from lit_rlvr.rollout.callback import RolloutCallback, rollout_of
+from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.folder import delete_backup, delete_failed
 from lit_rlvr.run.loggers import metrics_file
+from lit_rlvr.run.monitor import is_own
 from lit_rlvr.run.outputs import validate_now
 from lit_rlvr.training.validation import EvaluatingModule, EvaluationMetrics
 
@@ -40,6 +41,33 @@ def lacks_validation(trainer: Trainer) -> bool:
     if metrics is None or fetcher is None or not trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher):
         return False
     return not any(name.startswith("val/") for name in metrics.rows.get(trainer.global_step, {}))
+
+
+def validation_metrics(trainer: Trainer, module: LightningModule, data: Any) -> set[str] | None:
+    """Return the names of the metrics that validation will measure; None if the module computes its own."""
+    if type(module).on_validation_epoch_end is not EvaluatingModule.on_validation_epoch_end:
+        return None
+    rollout = rollout_of(trainer)
+    names = {
+        f"val/{one.name}/{metric}"
+        for one in data.validated
+        if trainer.limit_val_batches and (prompts := one.prompts["validation"])
+        for metric in EvaluationMetrics(rollout.samples_of(one.name), rollout.eval_greedy).names(
+            prompts, rollout.eval_sampling.temperature > 0
+        )
+    }
+    return names and {"val/accuracy", *names}
+
+
+def require_metric(option: str, name: str, names: Collection[str]) -> None:
+    """Refuse the name of a metric that validation does not measure.
+
+    Raises:
+        UserError: no metric has this name.
+    """
+    if name not in names:
+        known = f"there are {', '.join(sorted(names))}" if names else "there is no validation"
+        raise UserError(f"{option}: no metric is called {name!r}; {known}")
 
 
 class RunCheckpoint(Checkpoint):
@@ -77,30 +105,29 @@ class RunCheckpoint(Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            self.check_best(pl_module, trainer.datamodule, rollout_of(trainer))  # type: ignore[attr-defined]
+            self.check_metrics(trainer, pl_module, trainer.datamodule)  # type: ignore[attr-defined]
 
-    def check_best(self, module: LightningModule, data: Any, rollout: RolloutCallback) -> None:
-        """Refuse a `best` that validation will not measure; a module that computes its own metrics has any names.
+    def check_metrics(self, trainer: Trainer, module: LightningModule, data: Any) -> None:
+        """Refuse a `best`, and a metric that another callback monitors, that validation will not measure.
 
         Raises:
             UserError: no metric has this name.
         """
-        if self.best is None or type(module).on_validation_epoch_end is not EvaluatingModule.on_validation_epoch_end:
+        names = validation_metrics(trainer, module, data)
+        if names is None:
             return
-        names = {
-            f"val/{one.name}/{metric}"
-            for one in data.validated
-            if (prompts := one.prompts["validation"])
-            for metric in EvaluationMetrics(rollout.samples_of(one.name), rollout.eval_greedy).names(
-                prompts, rollout.eval_sampling.temperature > 0
-            )
-        }
-        self._require_best(names and {"val/accuracy", *names})
+        self._require_best(names)
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if any(is_own(type(callback)) for callback in callbacks):  # which may log anything
+            return
+        for callback in callbacks:
+            name = getattr(callback, "monitor", None)
+            if name not in (None, "step", "epoch") and ("/" not in name or name.startswith("val/")):
+                require_metric(f"trainer.callbacks: {type(callback).__name__}.monitor", name, names)
 
     def _require_best(self, names: Collection[str]) -> None:
-        if self.best not in names:
-            known = f"there are {', '.join(sorted(names))}" if names else "there is no validation set"
-            raise UserError(f"checkpoint.best: no metric is called {self.best!r}; {known}")
+        if self.best is not None:
+            require_metric("checkpoint.best", self.best, names)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make up the validation in which the run was ended, since a checkpoint is saved before it."""

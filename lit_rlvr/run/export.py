@@ -1,4 +1,5 @@
-"""`lit-rlvr export RUN --to DIR`: writes a run's weights as a Hugging Face folder."""
+"""`lit-rlvr export RUN --to DIR`: writes a run's weights, or adapters merged into their base model, as a Hugging Face
+folder."""
 
 from __future__ import annotations
 
@@ -14,16 +15,28 @@ import torch
 from torch import Tensor
 
 from lit_rlvr.common.files import check_writable
+from lit_rlvr.common.packages import require
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.common.terminal import show_result
 from lit_rlvr.configs import Parser, read_config
-from lit_rlvr.datamodules.reading.rows import lookup
+from lit_rlvr.datamodules.reading.cells import lookup
 from lit_rlvr.distributed.checkpoints import is_sharded, last_checkpoint, read_checkpoint
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora, add_adapters, merge_adapters
 from lit_rlvr.policy.families import family_of
-from lit_rlvr.policy.loading import auto_class, generation_config, load_model_config, load_policy, load_tokenizer
-from lit_rlvr.policy.sources import cache_folder, made_once, resolve_model
+from lit_rlvr.policy.loading import (
+    auto_class,
+    end_tokens,
+    generation_config,
+    has_tokenizer,
+    load_model,
+    load_model_config,
+    load_policy,
+    load_tokenizer,
+    read_tokenizer,
+    reading,
+)
+from lit_rlvr.policy.sources import ADAPTER_CONFIG, adapter_base, cache_folder, made_once, resolve_model
 
 PREFIX = "policy.model."
 
@@ -31,7 +44,9 @@ PREFIX = "policy.model."
 def run(command: str, arguments: list[str]) -> None:
     """Run the command line of `export`."""
     parser = Parser(prog=f"lit-rlvr {command}", description=__doc__)
-    parser.add_argument("run", type=str, help="run folder, or one of its checkpoints")
+    parser.add_argument(
+        "run", type=str, help="run folder, or one of its checkpoints; or a folder with adapters of peft"
+    )
     parser.add_argument("--to", type=str, required=True, help="folder to write; it must not exist yet")
     parser.add_argument("--dtype", type=str, default="float32", help="type of the written weights: float32 or bfloat16")
     config = parser.parse_args(arguments)
@@ -48,7 +63,8 @@ def export_run(run: Path, target: Path, dtype: str = "float32") -> Path:
     The folder appears only when it is complete.
 
     Args:
-        run: a run folder, or a checkpoint inside its `checkpoints/`.
+        run: a run folder, or a checkpoint inside its `checkpoints/`; or a folder with adapters, which are merged into
+            their base model.
         target: the folder to write.
         dtype: `float32` or `bfloat16`.
 
@@ -60,11 +76,28 @@ def export_run(run: Path, target: Path, dtype: str = "float32") -> Path:
     if target.exists():
         raise UserError(f"--to: {target} exists; choose another folder")
     check_writable(target.parent, "--to")
+    if (run / ADAPTER_CONFIG).is_file():
+        return export_adapters(run, target, getattr(torch, dtype))
     checkpoint = run if run.is_file() or is_sharded(run) else last_checkpoint(run)
     root = checkpoint.parent.parent
     settings = run_config(root)["model"]["init_args"]
     model = load_trained_model(checkpoint, settings, getattr(torch, dtype))
     return save_model(model, resolve_model(settings["model"], settings.get("config_overrides")), target)
+
+
+def export_adapters(folder: Path, target: Path, dtype: torch.dtype) -> Path:
+    """Merge adapters of peft into their base model, and write it with the tokenizer of the adapters, if they have one.
+
+    Raises:
+        UserError: peft is not installed, or the base model cannot be found or does not fit.
+    """
+    require("peft", "export of adapters")
+    from peft import PeftModel
+
+    base = resolve_model(adapter_base(folder / ADAPTER_CONFIG))
+    with reading("the adapters", str(folder)):
+        model = PeftModel.from_pretrained(load_model(base, dtype), folder).merge_and_unload()
+    return save_model(model, base, target, folder if has_tokenizer(folder) else None)
 
 
 def is_run(name: str) -> bool:
@@ -93,10 +126,13 @@ def _export_into(run: Path, folder: Path) -> None:
     export_run(run, folder)
 
 
-def save_model(model: Any, source: str, target: Path) -> Path:
+def save_model(model: Any, source: str, target: Path, tokenizer: Path | None = None) -> Path:
     """Write a model with the tokenizer and the image and video processors of the folder or hub id that it came from.
 
     The folder appears only when it is complete.
+
+    Args:
+        tokenizer: a folder with another tokenizer.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -104,8 +140,10 @@ def save_model(model: Any, source: str, target: Path) -> Path:
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror}") from error
     try:
+        reads = load_tokenizer(source) if tokenizer is None else read_tokenizer(str(tokenizer))
+        reads.save_pretrained(scratch)
+        end_tokens(model, reads)
         model.save_pretrained(scratch)
-        load_tokenizer(source).save_pretrained(scratch)
         if (family := family_of(model.config)) is not None:
             family.save_processors(source, scratch)
         scratch.chmod(0o755)

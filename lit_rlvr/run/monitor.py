@@ -15,11 +15,13 @@ from statistics import fmean
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 
-from lit_rlvr.common.terminal import number_text
+from lit_rlvr.common.settings import dotted_path_of
+from lit_rlvr.common.terminal import number_text, one_line
 from lit_rlvr.errors import UserError
 from lit_rlvr.rollout.callback import rollout_of
-from lit_rlvr.types import Sampling
+from lit_rlvr.types import GroupSelection, Rollout, Sampling
 
 _log = logging.getLogger("lit_rlvr")
 
@@ -27,11 +29,15 @@ RECENT = 4
 """Iterations that a mean is taken over."""
 HIGH_SHARE = 0.5
 """The share of truncated completions, and of prompts without a signal, above which a run is reported."""
+NEARLY_ALL = 0.9
+"""The share of tokens that the importance correction drops, above which a run is reported."""
 WORSE = 0.2
 """The rise of such a share above which it is reported, or reported again."""
 FEW_SAMPLES, REPEAT = 0.3, 10
 """The effective sample size of the correction's weights, as a share of the tokens, below which an iteration is reported
 (verl's bound, docs/algo/rollout_corr.md), and the iterations after which it may be reported again."""
+EXAMPLES, EXAMPLE_LENGTH = 3, 80
+"""The most completions that a warning shows, and how many characters of the end of each."""
 EXPLODED, COLLAPSED = 4.0, 0.1
 """The multiples of the first entropy above and below which a run is reported."""
 LONGER = 2.0
@@ -113,30 +119,85 @@ class CollapseStop(Callback):
         self._lowest, self._first = state_dict["lowest"], state_dict["first"]
 
 
+def is_own(cls: type) -> bool:
+    """Return whether a class is the user's or another package's: neither ours nor Lightning's."""
+    return cls.__module__.partition(".")[0] not in ("lightning", "lit_rlvr")
+
+
+COLLAPSE, EARLY_STOP = "collapse: ", "early stop: "
+"""Beginnings of `stopped` in the summary of a run that a callback ended."""
+
+
+def why_stopped(trainer: Trainer, has_ended: bool) -> str | None:
+    """Return why a callback ended a run before its last step, and say so; None if none did.
+
+    Args:
+        has_ended: whether the run has done all of its steps or epochs.
+    """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    collapse = next((c.reason for c in callbacks if isinstance(c, CollapseStop) and c.reason), None)
+    if collapse is not None:
+        return f"{COLLAPSE}{collapse}"
+    if has_ended or not trainer.should_stop or any(getattr(callback, "is_used_up", False) for callback in callbacks):
+        return None
+    patience = (c.stopping_reason_message for c in callbacks if isinstance(c, EarlyStopping))
+    time_limits = [c for c in callbacks if isinstance(c, Timer) and c.time_remaining() is not None]
+    expired = ("trainer.max_time is over" for c in time_limits if (c.time_remaining() or 0) <= 0)
+    own = [dotted_path_of(type(c)) for c in callbacks if is_own(type(c))]
+    reason = next(filter(None, (*patience, *expired)), f"{' or '.join(own) or 'a callback'} set trainer.should_stop")
+    reason = reason.partition(" Signaling Trainer")[0]
+    _log.warning("step %d: stopped early: %s", trainer.global_step, reason)
+    return f"{EARLY_STOP}{reason}"
+
+
 class LostWork(Callback):
     """Warnings when most completions are truncated or most prompts give no signal: once, and again when the share has
-    grown by another 0.2; and when the importance correction leaves few effective samples: at most every 10th iteration.
+    grown by another 0.2; when the importance correction drops nearly all tokens: once; and, at most every 10th
+    iteration, when it leaves few effective samples, or dynamic sampling finds no group.
     """
 
     def __init__(self) -> None:
         self._recent: dict[str, list[float]] = {}
         self._said: dict[str, float] = {}
         self._silent = 0  # iterations until few effective samples may be reported again
+        self._unselected = 0  # iterations until an empty selection may be reported again
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.is_global_zero:
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            for line in self.look(metrics, rollout_of(trainer).sampling):
+            for line in self.look(metrics, rollout_of(trainer).sampling, pl_module.selection):  # type: ignore[arg-type]
+                _log.warning("step %d: %s", trainer.global_step, line)
+            for line in self.look_at_answers(metrics, batch.rollout):
                 _log.warning("step %d: %s", trainer.global_step, line)
 
-    def look(self, metrics: Mapping[str, float], sampling: Sampling) -> list[str]:
+    def look_at_answers(self, metrics: Mapping[str, float], rollout: Rollout) -> list[str]:
+        """Return a warning for each reward that finds no answer in most completions, with examples."""
+        said = []
+        for name, unreadable in rollout.unreadable.items():
+            if (share := self._grown(f"reward/{name}/parse_fail", metrics)) is None:
+                continue
+            places = unreadable.nonzero().tolist()[:EXAMPLES]
+            texts = [one_line(rollout.completions[p][g].text) for p, g in places]
+            said.append(
+                f"reward {name} found no answer to judge in {share:.0%} of the completions (status parse_fail in "
+                f"completions.jsonl), such as {', '.join(repr(text[-EXAMPLE_LENGTH:]) for text in texts)}"
+            )
+        return said
+
+    def look(
+        self,
+        metrics: Mapping[str, float],
+        sampling: Sampling,
+        selection: GroupSelection = GroupSelection(),  # noqa: B008  # frozen
+    ) -> list[str]:
         """Record one iteration; return the warnings it calls for.
 
         Args:
             metrics: the metrics that it logged.
             sampling: training's.
+            selection: the groups that the algorithm needs.
         """
         said = []
         if (share := self._grown("rollout/truncated", metrics)) is not None:
@@ -149,6 +210,25 @@ class LostWork(Callback):
                 f"{share:.0%} of the prompts gave no signal: their completions all had the same reward; try "
                 f"{_signal_advice(metrics['rollout/accuracy'])}"
             )
+        if (share := self._grown("train/importance_dropped", metrics, NEARLY_ALL)) is not None:
+            said.append(
+                f"the importance correction dropped {share:.0%} of the tokens, so hardly anything is trained; widen "
+                "model.importance_cap and importance_floor around 1, or clip the ratios instead "
+                "(model.importance_correction: token_truncate)"
+            )
+        self._unselected -= 1
+        if selection.drops_others and not metrics.get("rollout/live_groups", 1.0) and self._unselected <= 0:
+            self._unselected = REPEAT
+            mixed = 1 - metrics["train/no_signal"]
+            said.append(
+                f"dynamic sampling found no group in {metrics['rollout/sampling_rounds']:g} rounds whose completions "
+                f"differ in their {selection.by}, so there was nothing to train on; "
+                + (
+                    f"the rewards of {mixed:.0%} of the groups do differ: set model.dynamic_sampling: reward"
+                    if mixed and selection.by != "reward"
+                    else f"try {_signal_advice(metrics['rollout/accuracy'])}"
+                )
+            )
         self._silent -= 1
         if (share := metrics.get("train/staleness/ess", 1.0)) < FEW_SAMPLES and self._silent <= 0:
             self._silent = REPEAT
@@ -159,11 +239,11 @@ class LostWork(Callback):
             )
         return said
 
-    def _grown(self, name: str, metrics: Mapping[str, float]) -> float | None:
+    def _grown(self, name: str, metrics: Mapping[str, float], limit: float = HIGH_SHARE) -> float | None:
         """Return a share's recent mean if it is to be reported, else None."""
-        self._recent[name] = [*self._recent.get(name, []), metrics[name]][-RECENT:]
+        self._recent[name] = [*self._recent.get(name, []), metrics.get(name, 0.0)][-RECENT:]
         share = fmean(self._recent[name])
-        if share <= max(HIGH_SHARE, self._said.get(name, 0.0) + WORSE):
+        if not share > max(limit, self._said.get(name, 0.0) + WORSE):
             return None
         self._said[name] = share
         return share
@@ -244,6 +324,20 @@ def _dead_groups(metrics: Metrics) -> Iterator[RunFinding]:
             f"{signal.last:.0%} of the prompts had the same reward for all of their completions"
             + (f"; {solved.last:.0%} of the completions are correct" if solved.values else ""),
             _signal_advice(solved.last if solved.values else 0.0),
+        )
+
+
+def _unreadable(metrics: Metrics) -> Iterator[RunFinding]:
+    names = dict.fromkeys(name for row in metrics.values() for name in row if name.endswith("/parse_fail"))
+    shares = {name.split("/")[1]: course(metrics, name) for name in names if not name.startswith("reward/status/")}
+    if found := {name: share for name, share in shares.items() if share.values and share.last > HIGH_SHARE}:
+        yield RunFinding(
+            "Answers cannot be read",
+            "; ".join(
+                f"{name} found no answer in {share.last:.0%} of the completions" for name, share in found.items()
+            ),
+            'look at completions.jsonl, "status": "parse_fail": ask for the form of answer that the reward reads (a '
+            "system_prompt or template, a warm start), or raise rollout.sampling.max_tokens if answers are cut off",
         )
 
 
@@ -372,5 +466,5 @@ def _skipped(metrics: Metrics) -> Iterator[RunFinding]:
 
 
 LOOKS: tuple[Callable[[Metrics], Iterator[RunFinding]], ...] = (
-    _dead_groups, _truncation, _length, _entropy, _gamed, _held_out, _engine, _failed_checks, _skipped
+    _dead_groups, _unreadable, _truncation, _length, _entropy, _gamed, _held_out, _engine, _failed_checks, _skipped
 )  # fmt: skip

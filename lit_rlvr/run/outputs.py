@@ -24,18 +24,18 @@ from lit_rlvr.distributed.sharding import weights_sha256
 from lit_rlvr.errors import RunStopped, UserError, check_within, shown
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.loggers import metrics_file, run_root
-from lit_rlvr.run.monitor import CollapseStop
+from lit_rlvr.run.monitor import COLLAPSE, EARLY_STOP, why_stopped
 from lit_rlvr.training.trace import Trace, drop_traces_after, write_trace
 from lit_rlvr.types import Rollout
 
 
 def is_complete(run: Path) -> bool:
-    """Return whether the run in a folder reached its end or collapsed, and was not stopped before."""
+    """Return whether the run in a folder reached its end, or a callback ended it, and no signal stopped it before."""
     summary = run / "summary.json"
     if not summary.is_file():
         return False
     stopped = json.loads(summary.read_text())["stopped"]
-    return stopped is None or stopped.startswith("collapse")
+    return stopped is None or stopped.startswith((COLLAPSE, EARLY_STOP))
 
 
 def validate_now(trainer: Trainer) -> None:
@@ -155,6 +155,7 @@ class RunFolder(Callback):
         self.train_seconds = 0.0
         self.resumed_from_step = 0
         self.has_started = False
+        self._has_ended = False  # whether the last iteration was that of trainer.max_steps or trainer.max_epochs
         self._iteration_start = 0.0
         self._fit_start = time.perf_counter()
         self._startup_seconds = 0.0
@@ -201,7 +202,8 @@ class RunFolder(Callback):
             write_metrics(trainer)
         last_step = 0 < trainer.max_steps <= trainer.global_step
         last_epoch = trainer.max_epochs == trainer.current_epoch + 1 and batch_idx + 1 == trainer.num_training_batches
-        if last_step or last_epoch:
+        self._has_ended = last_step or last_epoch
+        if self._has_ended:
             trainer.should_stop = True  # Lightning then validates before it ends the run
 
     def _keep_trace(self, trainer: Trainer, module: Any, rollout: Rollout, trace: Trace) -> None:
@@ -247,9 +249,7 @@ class RunFolder(Callback):
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        collapse = next((c.reason for c in callbacks if isinstance(c, CollapseStop)), None)
-        self._finish(trainer, pl_module, None if collapse is None else f"collapse: {collapse}")
+        self._finish(trainer, pl_module, why_stopped(trainer, self._has_ended))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Complete a run that was stopped in its last validation: Lightning trains nothing and comes here directly."""

@@ -50,8 +50,12 @@ class Budget(Callback):
         self._iterations += 1
         self._stop_if_used_up(trainer)
 
+    @property
+    def is_used_up(self) -> bool:
+        return any(self.used[name] >= limit for name, limit in self.limits.items())
+
     def _stop_if_used_up(self, trainer: Trainer) -> None:
-        if any(self.used[name] >= limit for name, limit in self.limits.items()):
+        if self.is_used_up:
             trainer.should_stop = True  # Lightning then validates before it ends the run
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -96,9 +100,10 @@ class RunProgress(ProgressBar):
         values = {k: float(v) for k, v in trainer.callback_metrics.items()}
         text = (
             f"reward {values.get('rollout/reward', 0):.3f}  accuracy {values.get('rollout/accuracy', 0):.3f}  "
-            f"truncated {values.get('rollout/truncated', 0):.0%}  no signal {values.get('train/no_signal', 0):.0%}  "
-            f"{values.get('rollout/tokens_per_second', 0):.0f} tokens/s"
+            f"truncated {values.get('rollout/truncated', 0):.0%}  no signal {values.get('train/no_signal', 0):.0%}"
         )
+        if "rollout/tokens_per_second" in values:
+            text += f"  {values['rollout/tokens_per_second']:.0f} tokens/s"
         if "rollout/turns" in values:
             text += f"  turns {values['rollout/turns']:.1f}  tool calls {values['rollout/tool_calls']:.1f}"
         total = self._estimator.steps(trainer)

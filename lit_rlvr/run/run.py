@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.loggers.utilities import _log_hyperparams
 
 from lit_rlvr.common.files import write_atomically
-from lit_rlvr.distributed.checkpoints import last_checkpoint, list_checkpoints
+from lit_rlvr.distributed.checkpoints import checkpoint_step, last_checkpoint, list_checkpoints
 from lit_rlvr.distributed.collectives import is_first_process
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.run.checkpoint import RunCheckpoint
@@ -29,6 +29,7 @@ from lit_rlvr.run.progress import Budget, RunProgress
 from lit_rlvr.run.ranks import EndOfSetUp, RankWatch
 from lit_rlvr.run.stop import StopOnSignal
 from lit_rlvr.run.trackers.callback import Trackers
+from lit_rlvr.training.optimizer import train_whole_rollouts, updates_of
 
 _log = logging.getLogger("lit_rlvr")
 
@@ -106,9 +107,10 @@ class Run:
 
 
 class RunStart(Callback):
-    """Empties the run folder, opens loggers and trackers, and writes `config.yaml`.
+    """Rounds `max_steps` up to whole rollouts; empties the run folder, opens loggers and trackers, and writes
+    `config.yaml`.
 
-    It does so once, right before the first validation or iteration. A run that fails earlier leaves the folder
+    It does the latter once, right before the first validation or iteration. A run that fails earlier leaves the folder
     unchanged, and so does a resumed run with nothing left to train.
     """
 
@@ -121,6 +123,10 @@ class RunStart(Callback):
         trainer.loggers = self.run.loggers  # Lightning has opened its own loggers by now
         # Lightning would log hyperparameters, which opens the loggers, before it restores the checkpoint.
         self._logs_hyperparameters, trainer.enable_autolog_hparams = trainer.enable_autolog_hparams, False
+        if stage == "fit":
+            checkpoint = self.run.checkpoint
+            done = 0 if checkpoint is None else checkpoint_step(checkpoint)
+            train_whole_rollouts(trainer, updates_of(pl_module), done)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._has_started:

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
 from pathlib import Path
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, Literal, NoReturn, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -65,6 +65,62 @@ class SkippedSteps:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.total, self.in_a_row = state["total"], state["in_a_row"]
+
+
+class UnjudgedRollouts:
+    """Counts rollouts for which every reward is None, equally on all ranks, and ends the run after too many in a row.
+
+    Args:
+        limit: how many in a row are skipped.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.in_a_row, self.has_judged = 0, False
+        self._said = ""  # of the last one
+
+    def add(self, number: int, rewards: str, completions: int) -> None:
+        """Count an unjudged rollout, and say so.
+
+        Args:
+            number: of the iteration, from 1. rewards: their names. completions: over all ranks.
+
+        Raises:
+            UserError: more than `limit` rollouts in a row are unjudged.
+        """
+        self.in_a_row += 1
+        self._said = (
+            f"rollout.rewards: {rewards}: None for all {completions} completions of iteration {number}, so there is "
+            "nothing to train on"
+        )
+        if self.in_a_row > self.limit:
+            self._end()
+        if rank() == 0:
+            _log.warning("%s: it is skipped (None leaves a completion out)", self._said)
+
+    def add_judged(self) -> None:
+        self.in_a_row, self.has_judged = 0, True
+
+    def check_any_judged(self) -> None:
+        """Refuse a whole run without a judgement.
+
+        Raises:
+            UserError: no rollout of the run was judged.
+        """
+        if not self.has_judged:
+            self._end()
+
+    def _end(self) -> NoReturn:
+        raise UserError(
+            f"{self._said}, after {self.in_a_row - 1} such iterations in a row (model.max_skipped_steps={self.limit}); "
+            "return a number, a bool or a RewardResult (None leaves a completion out)"
+        )
+
+    def state_dict(self) -> dict[str, int]:
+        return {"in_a_row": self.in_a_row, "has_judged": int(self.has_judged)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.in_a_row, self.has_judged = state["in_a_row"], bool(state["has_judged"])
 
 
 def find_not_finite(loss: Tensor | None, norm: Tensor) -> list[str] | None:

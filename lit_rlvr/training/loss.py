@@ -6,17 +6,19 @@ overrides `objective`, and `observe` if its loss depends on statistics of the wh
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from lit_rlvr.advantages import Advantage, GroupBatch, resolve_advantage
-from lit_rlvr.common.returned import require_advantages, require_loss
+from lit_rlvr.common.returned import changed_fields, inputs_stay, require_advantages, require_loss
 from lit_rlvr.errors import UserError, check_takes, check_within, defined_at, refuse_all, type_text
 from lit_rlvr.objectives import (
     Aggregation,
@@ -30,6 +32,8 @@ from lit_rlvr.objectives import (
     masked_sum,
     ratio,
 )
+
+_log = logging.getLogger("lit_rlvr")
 
 
 class LossModule(ABC):
@@ -69,6 +73,7 @@ class LossModule(ABC):
         self.kl_coef, self.kl_estimator, self.kl_in_reward = kl_coef, kl_estimator, kl_in_reward
         self.kl_bias_correction, self.entropy_coef = kl_bias_correction, entropy_coef
         self.top_entropy_quantile = top_entropy_quantile
+        self._has_said_change = False  # that something changes its input
 
     def _contradictions(
         self, kl_coef: float, kl_in_reward: bool, kl_bias_correction: bool, top_entropy_quantile: float
@@ -129,11 +134,13 @@ class LossModule(ABC):
         everything = torch.ones_like(step.old, dtype=torch.bool)
         if not len(everything):
             return everything, everything
-        chosen = self.select(step)
+        with inputs_stay(self.select, step, "step"):
+            chosen = self.select(replace(step))
         if chosen is not None and (chosen.shape != everything.shape or chosen.dtype != torch.bool):
             raise UserError(f"model: {defined_at(self.select)} must return {len(everything)} bools, one for each token")
         if self.top_entropy_quantile < 1:
-            everything = largest(step.entropy, math.ceil(self.top_entropy_quantile * len(everything)))
+            count = math.ceil(round(self.top_entropy_quantile * len(everything), 6))  # 0.07 x 100 is 7.000000000000001
+            everything = largest(step.entropy, count, step.chance)
         return everything, chosen
 
     def penalised(self, group: GroupBatch, kl: Tensor) -> GroupBatch:
@@ -154,14 +161,15 @@ class LossModule(ABC):
             UserError: the estimator returns no tensor, the wrong shape, or values that are not finite; or advantages of
                 tokens, which this loss does not take.
         """
-        observed = self.observe(group)
+        observed = self._call_on_copy("model", self.observe, group)
         if not isinstance(observed, dict):
             raise UserError(
                 f"model: {defined_at(self.observe)} must return a dict of metrics, not {type_text(observed)}"
             )
         advantages = require_advantages(
-            self.advantage, self.advantage(group), group.rewards, group.mask if self.advantage.needs_tokens else None
-        )
+            self.advantage, self._call_on_copy("model.advantage", self.advantage, group), group.rewards,
+            group.mask if self.advantage.needs_tokens else None,
+        )  # fmt: skip
         if self.sequence_level and advantages.shape != group.rewards.shape:
             raise UserError(
                 f"model.advantage: {defined_at(self.advantage)} gives each token an advantage, and "
@@ -174,6 +182,19 @@ class LossModule(ABC):
             "advantage_positive_mass": float(rewarded.clamp(min=0).mean()),
             "advantage_negative_mass": float(-rewarded.clamp(max=0).mean()),
         }
+
+    def _call_on_copy(self, option: str, function: Callable[[GroupBatch], Any], group: GroupBatch) -> Any:
+        """Call a function on a copy of the groups, whose tensors the run records; warn once if it changes the copy."""
+        own = deepcopy(group)
+        value = function(own)
+        changed = changed_fields(group, own)
+        if changed and not self._has_said_change:
+            self._has_said_change = True
+            _log.warning(
+                "%s: %s changes its input (%s); it has a copy, so metrics and completions.jsonl keep the values as "
+                "they were", option, defined_at(function), ", ".join(changed),
+            )  # fmt: skip
+        return value
 
     @staticmethod
     def completion_means(advantages: Tensor, group: GroupBatch) -> Tensor:
@@ -190,7 +211,8 @@ class LossModule(ABC):
             UserError: the objective does not return a loss with a gradient and statistics, or an entropy bonus is
                 given without a model.
         """
-        loss, stats = require_loss(self.objective, self.objective(x), x)
+        with inputs_stay(self.objective, x, "x"):
+            loss, stats = require_loss(self.objective, self.objective(replace(x)), x)
         if x.ref is not None:
             kl = kl_estimate(x.logp, x.ref, x.mask, self.kl_estimator)
             if self.kl_bias_correction:

@@ -69,7 +69,7 @@ from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.policy.speed import compile_layers, compiling_pays, uncompile_layers, use_liger
 from lit_rlvr.policy.verify import check_spans, compile_and_verify, verify_or_fall_back
-from lit_rlvr.training.failures import DEFAULT_TOKENS, SkippedSteps, TokenBudget
+from lit_rlvr.training.failures import DEFAULT_TOKENS, SkippedSteps, TokenBudget, UnjudgedRollouts
 from lit_rlvr.training.loss import LossModule
 from lit_rlvr.training.optimizer import (
     BETAS,
@@ -81,6 +81,7 @@ from lit_rlvr.training.optimizer import (
     check_options,
     total_steps,
     updates_of,
+    warn_of_long_warmup,
 )
 from lit_rlvr.training.reference import Reference
 from lit_rlvr.training.step import PreparedRollout, TokenScores, staleness_metrics
@@ -133,9 +134,9 @@ class RLVRModule(LossModule, EvaluatingModule):
             weight: `..._truncate` clips w to the bounds; `..._mis` keeps w within the bounds and gives 0 outside (TRL's
             `..._mask`); `..._reject` gives 1 within and 0 outside; `geometric_reject` compares the geometric mean of a
             sequence's ratios.
-        importance_cap: upper bound of the ratios; null = none.
+        importance_cap: upper bound of the ratios; null = none. With `..._reject` and no floor it must be above 1.
         importance_floor: lower bound of the ratios; null = none, and for `..._reject` 1 / importance_cap.
-        importance_veto: drop a sequence with a token whose ratio is below this; null = off.
+        importance_veto: drop a sequence with a token whose ratio is below this, which is below 1; null = off.
         off_policy_threshold: drop a sequence with a negative advantage whose log-probability per token has fallen by
             more than this since it was sampled (DeepSeek-V3.2); null = off.
         prox_logp_method: log-probabilities under the policy at the beginning of the iteration, for its updates after
@@ -151,7 +152,8 @@ class RLVRModule(LossModule, EvaluatingModule):
             CPU in bfloat16, in one process, if the run is long enough for it to pay.
         freeze_vision: do not train the vision tower of a vision-language model.
         lora: train low-rank adapters in the language model instead of its weights; checkpoints then hold only them.
-        max_skipped_steps: optimizer steps in a row that may be skipped for a loss or gradient that is not finite.
+        max_skipped_steps: optimizer steps in a row that may be skipped for a loss or gradient that is not finite, and
+            rollouts in a row for which every reward is None.
         config_overrides: changes of the model's config, for the trainer and the engine alike, such as a longer context:
             {max_position_embeddings: 16384, rope_parameters: {rope_type: yarn, factor: 4.0,
             original_max_position_embeddings: 4096}}.
@@ -231,8 +233,9 @@ class RLVRModule(LossModule, EvaluatingModule):
             )
         self.importance_correction: ImportanceCorrection | None = importance_correction  # type: ignore[assignment]
         self.bounds = Correction(
-            "none", importance_cap, importance_floor, importance_veto, off_policy_threshold, prox_logp_method
-        )
+            self.importance_correction or "none", importance_cap, importance_floor, importance_veto,
+            off_policy_threshold, prox_logp_method,
+        )  # fmt: skip
         self.most_tokens = 0  # that the run trains on, which the RolloutCallback tells; 0 = unknown
         self.iteration = 0  # rollouts trained on so far
         self.selection = GroupSelection(self.advantage.min_valid_fraction or 0.0)
@@ -240,7 +243,7 @@ class RLVRModule(LossModule, EvaluatingModule):
         if reference_update_every and not (kl_coef or self.advantage.needs_reference):
             raise UserError("model.reference_update_every: nothing needs a reference; set model.kl_coef above 0")
         self.reference = Reference(update_every=reference_update_every)
-        self.skipped = SkippedSteps(max_skipped_steps)
+        self.skipped, self.unjudged = SkippedSteps(max_skipped_steps), UnjudgedRollouts(max_skipped_steps)
         self.updater: Updater | None = None  # built in on_train_start
         self._saved_options: dict[str, Any] = {}  # the optimizer's when the checkpoint was written
         self._logged: set[str] = set()  # update metrics logged so far
@@ -351,6 +354,7 @@ class RLVRModule(LossModule, EvaluatingModule):
         optimizer = self._build_optimizer()
         batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
         steps = total_steps(self.trainer, batches, updates_of(self))
+        warn_of_long_warmup(self.lr, self.warmup_steps, steps)
         schedule = build_schedule(optimizer, self.lr_schedule, self.warmup_steps, steps)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
@@ -445,6 +449,10 @@ class RLVRModule(LossModule, EvaluatingModule):
         self.reference.renew(self.policy, self.iteration)
         self.trainer.datamodule.commit(cursor)  # type: ignore[attr-defined]
         self._log_updates(metrics)
+
+    def on_train_batch_end(self, outputs: Any, batch: PromptBatch, batch_idx: int) -> None:
+        if self.trainer.should_stop or 0 < self.trainer.max_steps <= self.trainer.global_step:
+            self.unjudged.check_any_judged()
 
     def _log_updates(self, metrics: list[dict[str, float]]) -> None:
         """Log means over a rollout's updates; NaN if no update has a metric (no row was run), because Lightning would
@@ -546,6 +554,7 @@ class RLVRModule(LossModule, EvaluatingModule):
             "updates": self.updates,
             "optimizer_options": self.trainer.optimizers[0].defaults,
             "skipped": self.skipped.state_dict(),
+            "unjudged": self.unjudged.state_dict(),
             "tokens": self.budget.state_dict(),
             "advantage_state": self.advantage.state_dict(),
             "reference": self.reference.state_dict(),
@@ -561,6 +570,7 @@ class RLVRModule(LossModule, EvaluatingModule):
         self.iteration, self.updates = saved["iteration"], saved["updates"]
         self._saved_options = saved.get("optimizer_options", {})
         self.skipped.load_state_dict(saved["skipped"])
+        self.unjudged.load_state_dict(saved.get("unjudged", self.unjudged.state_dict()))
         self.budget.load_state_dict(saved["tokens"])
         self.advantage.load_state_dict(saved["advantage_state"])
         self.reference.load_state_dict(saved["reference"])

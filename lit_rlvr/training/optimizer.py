@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from math import isfinite
 from typing import Any, Literal
@@ -13,6 +14,8 @@ from torch.optim import Optimizer
 
 from lit_rlvr.distributed.sharding import has_shards
 from lit_rlvr.errors import UserError, first_line, type_text
+
+_log = logging.getLogger("lit_rlvr")
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -93,19 +96,54 @@ def build_schedule(optimizer: Any, schedule: Schedule, warmup_steps: int, steps:
     """
     from transformers import get_scheduler
 
+    check_schedule(schedule, steps)
     if schedule == "constant":
         return get_scheduler("constant_with_warmup", optimizer, warmup_steps)
-    if steps is None:
+    return get_scheduler(schedule, optimizer, warmup_steps, steps)
+
+
+def check_schedule(schedule: Schedule, steps: int | None) -> None:
+    """Refuse a schedule that needs the number of steps, if that is not known in advance."""
+    if schedule != "constant" and steps is None:
         raise UserError(
             f"model.lr_schedule: {schedule} needs trainer.max_steps or trainer.max_epochs (a budget of "
             "samples or tokens ends at a step that is not known in advance); give one, or use constant"
         )
-    return get_scheduler(schedule, optimizer, warmup_steps, steps)
+
+
+def warn_of_long_warmup(lr: float, warmup_steps: int, steps: int | None) -> None:
+    """Warn if the learning rate rises during the whole run, so that no step has the rate of the settings.
+
+    Args:
+        steps: optimizer steps of the whole run; None = unknown in advance.
+    """
+    if steps and warmup_steps >= steps:
+        _log.warning(
+            "model.warmup_steps: %d, but the run has %d optimizer steps: the learning rate reaches %.3g of model.lr=%g "
+            "at most; lower warmup_steps", warmup_steps, steps, (steps - 1) / warmup_steps, lr,
+        )  # fmt: skip
 
 
 def updates_of(module: Any) -> int:
     """Return the number of optimizer steps that an algorithm takes on a rollout."""
     return int(module.updates_per_rollout * module.epochs_per_rollout)
+
+
+def train_whole_rollouts(trainer: Any, updates: int, done: int = 0) -> None:
+    """Raise the trainer's `max_steps` to the end of the rollout that reaches it, and say so: a rollout takes all of its
+    optimizer steps, and the schedule has to count them.
+
+    Args:
+        updates: optimizer steps of a rollout. done: optimizer steps before this run resumes.
+    """
+    given = int(trainer.max_steps)
+    rounded = done + -(-(given - done) // updates) * updates
+    if given > done and rounded != given:
+        _log.warning(
+            "trainer.max_steps: %d ends within a rollout, which takes %d optimizer steps (model.updates_per_rollout x "
+            "epochs_per_rollout): it counts as %d", given, updates, rounded,
+        )  # fmt: skip
+        trainer.fit_loop.epoch_loop.max_steps = rounded
 
 
 def total_steps(trainer: Any, batches: float, updates_per_batch: int) -> int | None:

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.distributed.collectives import all_max, all_sum, gather_rows, index, rank, to_device
 from lit_rlvr.objectives import (
+    GOLDEN_RATIO,
     Correction,
     LossInputs,
     Stats,
@@ -124,7 +126,7 @@ def loss_inputs(plan: StepPlan, k: int, logp: Tensor, entropy: Tensor) -> tuple[
         old = loglinear_old(logp.detach(), engine, to_device(prepared.age[rows], engine.device), prepared.updates)
     advantages = prepared.advantages[at]
     tokens, sequences = correction_weights(logp, old, engine, mask, advantages, prepared.correction)
-    plain = plan.token_weight[at] * weight
+    plain, dropped = plan.token_weight[at] * weight, ((tokens == 0) & mask).sum()
     if plan.counted is not None:
         tokens = tokens * plan.counted[at]
     inputs = LossInputs(
@@ -151,7 +153,7 @@ def loss_inputs(plan: StepPlan, k: int, logp: Tensor, entropy: Tensor) -> tuple[
         "engine_ratio_squared": ratio.square().sum(),
     }
     if prepared.correction.drops:
-        stats["importance_dropped"] = ((tokens == 0) & mask).sum()
+        stats["importance_dropped"] = dropped
     if prepared.logs_staleness:
         stats |= {"weight": (tokens * mask).sum(), "weight_squared": (tokens * mask).square().sum()}
     return inputs, stats
@@ -218,15 +220,16 @@ def chosen_tokens(
     at = index(rows, mask.device)
     mine[at] = mask[at]
     advantages = prepared.advantages.to(mask.device).expand(mask.shape)
+    chance = chances(prepared.rollout).to(mask.device)
     columns = torch.stack([values[mine].double() for values in (
-        prepared.old, rollout_logprobs, prepared.entropy, advantages)])  # (4, N of this rank)  # fmt: skip
+        prepared.old, rollout_logprobs, prepared.entropy, advantages, chance)])  # (5, N of this rank)  # fmt: skip
     sizes = [int(size) for size in gather_rows(torch.tensor([columns.shape[1]]))]
     padded = torch.nn.functional.pad(columns, (0, max(sizes) - columns.shape[1]))
-    parts = gather_rows(padded[None])  # (ranks, 4, the longest)
-    whole = torch.cat([part[:, :size] for part, size in zip(parts, sizes, strict=True)], dim=1)  # (4, N)
+    parts = gather_rows(padded[None])  # (ranks, 5, the longest)
+    whole = torch.cat([part[:, :size] for part, size in zip(parts, sizes, strict=True)], dim=1)  # (5, N)
     first = sum(sizes[: rank()])
     results: list[Tensor | None] = []
-    for chosen in algorithm.select_tokens(StepTokens(*whole)):
+    for chosen in algorithm.select_tokens(StepTokens(*(values.clone() for values in whole))):
         if chosen is None:
             results.append(None)
             continue
@@ -234,6 +237,18 @@ def chosen_tokens(
         result[mine] = chosen[first : first + columns.shape[1]]
         results.append(result)
     return results[0], results[1]
+
+
+def chances(rollout: Rollout) -> Tensor:
+    """Return a number in [0, 1) for each token (B, T) float64, which depends on its prompt, completion and position."""
+    repeats = rollout.repeats or [0] * len(rollout.prompts)
+    first = [
+        derive_seed("chance", prompt.sample.id, repeat, g) / 2**62
+        for prompt, repeat in zip(rollout.prompts, repeats, strict=True)
+        for g in range(rollout.group_size)
+    ]
+    positions = torch.arange(rollout.mask.shape[1], dtype=torch.float64)
+    return (torch.tensor(first, dtype=torch.float64)[:, None] + GOLDEN_RATIO * positions).frac()
 
 
 def cut_rows(rollout: Rollout, rows: list[int], budget: int, shared_prefix: bool) -> list[list[int]]:

@@ -115,11 +115,14 @@ class Updater:
         plan, sums = self.accumulate(prepared, prompts)
         norm = self.reduce_and_clip()
         wrong = find_not_finite(sums.get("loss"), norm)
-        if wrong is None:
-            self.skipped.in_a_row = 0
-        else:  # weights and AdamW's moments stay, because AdamW ignores parameters without a gradient
+        if wrong is not None:
             self.skipped.add(number, wrong, save_step(self.run, number, wrong, plan, self.run_alone))
-            self.optimizer.zero_grad()
+        elif not prepared.rollout.is_unjudged:
+            self.skipped.in_a_row = 0
+        else:
+            self.skipped.total += 1
+        if wrong is not None or prepared.rollout.is_unjudged:
+            self.optimizer.zero_grad()  # weights and moments stay: AdamW ignores parameters without a gradient
         learning_rate = self.optimizer.param_groups[0]["lr"]
         self.optimizer.step()
         self.optimizer.zero_grad()  # frees their memory for the next rollout

@@ -484,12 +484,23 @@ def slow_covariances(case: Case, a: Sequence[mpf]) -> dict[tuple[int, int], mpf]
     return {(i, t): (a[i] - mean_a) * (case.old[i][t] - mean_old) for i, t in where}
 
 
+def slow_chance(case: Case, where: tuple[int, int]) -> float:
+    """The fractional part of the golden ratio times the log-probability in thousandths."""
+    i, t = where
+    return math.fmod(abs(round(1000 * float(case.old[i][t]))) * 0.6180339887498949, 1)
+
+
+def highest(values: dict[tuple[int, int], mpf], count: int, case: Case) -> set[tuple[int, int]]:
+    """The `count` tokens of the largest values, at least one; of equal ones those of the largest chance."""
+    ranked = sorted(values, key=lambda where: (-values[where], -slow_chance(case, where)))
+    return set(ranked[: max(1, count)])
+
+
 def clip_cov_terms(
     case: Case, a: Sequence[mpf], clip_low: float, clip_high: float, share: float, low: float, high: float
 ) -> Term:
-    """The chance is the fractional part of the golden ratio times the log-probability in thousandths."""
     between = [where for where, value in slow_covariances(case, a).items() if low < value < high]
-    between.sort(key=lambda at: -math.fmod(abs(round(1000 * float(case.old[at[0]][at[1]]))) * 0.6180339887498949, 1))
+    between.sort(key=lambda where: -slow_chance(case, where))
     silent = set(between[: max(1, int(share * len(all_tokens(case))))])
 
     def term(i: int, logp: Sequence[mpf]) -> mpf:
@@ -504,14 +515,13 @@ def clip_cov_terms(
 
 def kl_cov_terms(case: Case, a: Sequence[mpf], share: float, coefficient: float) -> Term:
     covariance = slow_covariances(case, a)
-    ranked = sorted(covariance, key=lambda where: -covariance[where])
-    last = covariance[ranked[max(1, int(share * len(ranked))) - 1]]
+    penalised = highest(covariance, int(share * len(covariance)), case)
 
     def term(i: int, logp: Sequence[mpf]) -> mpf:
         total = mpf(0)
         for t in case.tokens(i):
             d = logp[t] - case.old[i][t]
-            total += mp.exp(d) * a[i] - (coefficient * abs(d) if covariance[i, t] >= last else 0)
+            total += mp.exp(d) * a[i] - (coefficient * abs(d) if (i, t) in penalised else 0)
         return -case.share(i, "token_mean") * total
 
     return term
@@ -519,7 +529,7 @@ def kl_cov_terms(case: Case, a: Sequence[mpf], share: float, coefficient: float)
 
 def m2po_terms(case: Case, a: Sequence[mpf], threshold: float) -> Term:
     moment = {(i, t): (case.old[i][t] - case.rollout[i][t]) ** 2 for i, t in all_tokens(case)}
-    kept = sorted(moment, key=lambda where: moment[where])
+    kept = sorted(moment, key=lambda where: (moment[where], -slow_chance(case, where)))
     while len(kept) > 1 and sum(moment[where] for where in kept) / len(kept) >= threshold:
         kept.pop()
 
@@ -532,8 +542,8 @@ def m2po_terms(case: Case, a: Sequence[mpf], threshold: float) -> Term:
 
 def top_entropy_terms(case: Case, a: Sequence[mpf], aggregation: str, share: float) -> Term:
     """GRPO on the tokens of the highest entropy."""
-    entropy = {(i, t): float(case.arrays["entropy"][i, t]) for i, t in all_tokens(case)}
-    kept = set(sorted(entropy, key=lambda where: -entropy[where])[: math.ceil(share * len(entropy))])
+    entropy = {(i, t): mpf(float(case.arrays["entropy"][i, t])) for i, t in all_tokens(case)}
+    kept = highest(entropy, math.ceil(share * len(entropy)), case)
 
     def term(i: int, logp: Sequence[mpf]) -> mpf:
         total = mpf(0)

@@ -208,12 +208,32 @@ def test_an_ambiguous_name_is_refused_in_one_line_with_both_meanings(old: str, n
     for options, said in (
         ({"importance_cap": 0.0}, "importance_cap"),
         ({"importance_floor": 2.0}, "importance_floor: 2.0 must lie below importance_cap=2.0"),
-        ({"importance_veto": -1.0}, "importance_veto"),
+        ({"importance_veto": -1.0}, r"importance_veto: -1.0 must lie in \(0, 1\)"),
+        ({"importance_veto": 1.5}, r"importance_veto: 1.5 must lie in \(0, 1\)"),
+        (
+            {"importance_correction": "token_mis", "importance_cap": 0.5, "importance_veto": 0.6},
+            "0.6 must not lie above",
+        ),
         ({"off_policy_threshold": 0.0}, "off_policy_threshold"),
         ({"prox_logp_method": "linear"}, "prox_logp_method: 'linear' is not recompute or loglinear"),
     ):
         with pytest.raises(UserError, match=said):
             GRPO(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("cap", [1.0, 0.99, 0.5, 1e-3])
+@pytest.mark.parametrize("mode", get_args(ImportanceCorrection))
+def test_a_correction_that_would_keep_no_ratio_is_refused_with_the_remedy(mode: Any, cap: float) -> None:
+    if not mode.endswith("_reject"):
+        GRPO(importance_correction=mode, importance_cap=cap)
+        return
+    said = (
+        f"importance_cap: {cap} leaves nothing, because {mode} takes 1 / importance_cap = .*; set it above 1, or set "
+    )
+    with pytest.raises(UserError, match=said):
+        GRPO(importance_correction=mode, importance_cap=cap)
+    for options in ({"importance_floor": cap / 2}, {"importance_cap": 1.01}, {"importance_cap": None}):
+        GRPO(**{"importance_correction": mode, "importance_cap": cap} | options)
 
 
 def two_rewards(seed: int, missing: bool) -> tuple[GroupBatch, Tensor, list[float]]:

@@ -345,6 +345,23 @@ def test_a_ratio_to_the_sampler_is_that_of_the_slow_loops(name: str, kind: str) 
     assert max(found.values()) < 1e-6, found
 
 
+@pytest.mark.parametrize(
+    ("name", "equal"),
+    [("KLCov", "rewards"), ("KLCov of many", "rewards"), ("ClipCov of many", "rewards"),
+     ("GRPO on uncertain tokens", "entropy"), ("M2PO", "log-ratios"), ("M2PO strict", "log-ratios")],
+)  # fmt: skip
+def test_equal_values_at_a_threshold_are_chosen_as_by_the_slow_loops(name: str, equal: str) -> None:
+    case = random_case(**CASES["binary"])
+    if equal == "log-ratios":  # but one, which is large
+        case.arrays["old_logp"] = np.round(case.arrays["old_logp"] * 2**20) / 2**20  # so that the others are exact
+        case.arrays["rollout_logp"] = case.arrays["old_logp"] - 0.25
+        case.arrays["rollout_logp"][0, 0] -= 100
+    else:
+        case.arrays[equal][:] = 1.0
+    found = errors(name, Case(case.arrays, case.group_size, case.max_tokens))
+    assert max(found.values()) < 1e-6, found
+
+
 def inputs_of(module: RLVRModule, case: Case) -> LossInputs:
     batch = read_batch(case.arrays)
     logp = batch.logp.clone().requires_grad_(True)

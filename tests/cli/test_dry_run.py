@@ -70,6 +70,30 @@ def test_the_first_limit_ends_the_run(lit_rlvr: CLI, options: list[str], iterati
     assert found["run"]["steps"].startswith(said) and found["sizes"]["iterations"] == iterations
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([100], "100, but the run has 6 optimizer steps: the learning rate reaches 0.05 of model.lr=0.001 at most"),
+        ([6], "reaches 0.833 of"),
+        ([5], None),
+        ([9, "--trainer.max_steps", -1, "--budget.samples", 40], "9, but the run has 3 optimizer steps"),
+        ([9, "--trainer.max_steps", -1, "--trainer.max_epochs", 2], "but the run has 8 optimizer steps"),
+        ([9, "--trainer.max_steps", -1, "--budget.tokens", 40], None),
+    ],
+)
+def test_a_warmup_that_outlasts_the_run_is_said(lit_rlvr: CLI, options: list[Any], said: str | None) -> None:
+    done = lit_rlvr(*DRY, "--model.init_args.warmup_steps", *options)
+    assert done.status == 0 and ("warmup_steps" in done.err) == (said is not None) and (said or "") in done.err
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_with_a_decay_too(lit_rlvr: CLI, schedule: str) -> None:
+    decay = ("--model.init_args.lr_schedule", schedule, "--model.init_args.warmup_steps", 100)
+    assert "100, but the run has 6 optimizer steps" in lit_rlvr(*DRY, *decay).err
+    endless = lit_rlvr(*DRY, *decay, "--trainer.max_steps", -1, "--budget.samples", 40)
+    assert endless.status == 2 and "needs trainer.max_steps or trainer.max_epochs" in endless.err
+
+
 def test_its_json_holds_the_same(lit_rlvr: CLI) -> None:
     found = json.loads(lit_rlvr(*DRY, "--json", "--warm_start.steps", 10, "--warm_start.checked", 4).out)
     assert found["run"]["warm start"] == "at most 10 supervised steps"

@@ -36,6 +36,21 @@ def test_a_prompt_is_shown_with_its_tokens_and_answer(run_folder: Path, lit_rlvr
     assert not (run_folder / "run").exists()
 
 
+def test_aliases_are_shown(run_folder: Path, lit_rlvr: CLI) -> None:
+    (run_folder / "capital.jsonl").write_text('{"prompt": "Capital?", "answer": ["Paris", "Paris, France"]}\n')
+    data = (
+        "--data",
+        "PromptDataModule",
+        "--data.init_args.train",
+        "capital.jsonl",
+        "--data.init_args.prompts_per_step",
+        1,
+    )
+    result = lit_rlvr("preview", "--config", "tiny.yaml", *data, "--prompts", 1)
+    assert result.status == 0, result.err
+    assert "tokens; answer 'Paris'; or 'Paris, France'\n" in result.out
+
+
 def test_images_are_saved_and_named(run_folder: Path, lit_rlvr: CLI, vlm_folder: Path) -> None:
     model = ("--model.init_args.model", vlm_folder, "--data", "LesionCount", "--data.init_args.pictures", 4)
     result = lit_rlvr("preview", "--config", "tiny.yaml", *model, "--prompts", 1, "--out", "seen")
@@ -88,3 +103,10 @@ def test_a_folder_that_cannot_be_is_one_line_without_pictures_too(run_folder: Pa
 def test_a_set_that_is_not_there(run_folder: Path, lit_rlvr: CLI) -> None:
     result = lit_rlvr("preview", "--config", "tiny.yaml", "--split", "test")
     assert result.status == 2 and "--split: there is no test set" in result.err
+
+
+def test_references_that_a_reward_cannot_read_are_refused(run_folder: Path, lit_rlvr: CLI) -> None:
+    options = ("--rollout.rewards", '[{"class_path": "LCPO", "init_args": {"target": "length"}}]')
+    result = lit_rlvr("preview", "--config", "tiny.yaml", *options)
+    assert result.status == 2
+    assert "rewards.LCPO.target: " in result.err and "the column 'length'" in result.err and "rows)" in result.err

@@ -414,7 +414,7 @@ def test_the_command_s_json_holds_the_lines(own: Path, lit_rlvr: CLI) -> None:
         (["own_losses.Callable"], "neither an algorithm"),
         (["own_losses.number"], "neither a class nor a function"),
         (["own_losses.flat"], "must give finite values of shape (P, G) = (6, 4)"),
-        (["lit_rlvr.rewards.Reward"], "neither an algorithm"),
+        (["lit_rlvr.types.Sample"], "neither an algorithm"),
         (["lit_rlvr.advantages.Advantage"], "abstract"),
         (["lit_rlvr.algorithms.RLVRModule"], "abstract"),
         (["own_losses.centred", "--init_args.x", "1"], "takes no options"),

@@ -252,6 +252,28 @@ def test_a_question_with_several_answers_is_named(ready, jsonl, caplog):
     ]
 
 
+def test_a_shared_alias_makes_the_same_answer(ready, jsonl, caplog):
+    asked = [{"prompt": "capital", "answer": ["Paris", "paris"]}, {"prompt": "capital", "answer": "Rome"}]
+    asked += [{"prompt": "capital", "answer": ["PARIS", "paris"]}]
+    validation = jsonl([{"prompt": "capital", "answer": ["Roma", "Rome"]}, {"prompt": "new", "answer": "1"}], "v.jsonl")
+    data = ready(data=asked, prompts_per_step=1, validation=validation)
+    train = data.locations["train"]
+    assert [text.partition(": ")[2] for text in caplog.messages] == [
+        f"1 of 3 rows repeat the question and answer of an earlier row: {train}:3 ({train}:1)",
+        "1 of 3 rows give another answer to the question of an earlier row, which only an environment can tell apart: "
+        f"{train}:2 ({train}:1)",
+        f"1 of 2 validation questions also stand in training, and count in its accuracy: {validation}:1 ({train}:2)",
+    ]
+
+
+def test_several_answers_are_any_or_all(jsonl):
+    path = jsonl([{"prompt": "Capital?", "answer": ["Paris", "Paris, France"]}])
+    assert PromptDataModule(train=path).load("train")[0].references == ("Paris", "Paris, France")
+    assert PromptDataModule(train=path, answers="all").load("train")[0].references == ("Paris, Paris, France",)
+    with pytest.raises(UserError, match="answers='each': choose any or all"):
+        PromptDataModule(train=path, answers="each")
+
+
 def test_rows_of_an_environment_are_the_same_task_if_all_columns_are_equal(ready, jsonl, caplog):
     games = [{"prompt": "Guess the word.", "answer": "won", "word": f"word {i}", "hints": [i]} for i in range(22)]
     validation = jsonl([dict(reversed(game.items())) for game in games[18:]], "validation.jsonl")
@@ -370,6 +392,7 @@ def test_the_state_restores_before_or_after_setup(jsonl, chat_tokenizer, before_
         ({"data": rows(20)[::-1]}, "the prompts' ids or their order in the file"),
         ({"system_prompt": "Think."}, "the prompts' text or tokens"),
         ({"data": [*rows(19), {**rows(20)[19], "answer": "no"}]}, "the reference answers"),
+        ({"data": [*rows(19), {**rows(20)[19], "answer": [rows(20)[19]["answer"], "no"]}]}, "the reference answers"),
         ({"seed": 3}, "the seeds of the order (data seed, seed_everything) was 0, 0, is 3, 0"),
     ],
 )
@@ -387,6 +410,7 @@ def test_other_training_data_are_refused(ready, jsonl, chat_tokenizer, change, w
         with pytest.raises(UserError) as error:
             data.load_state_dict(state)
     assert what in str(error.value) and "\n" not in str(error.value)
+    assert "`lit-rlvr export RUN --to FOLDER`, then model.init_args.model: FOLDER" in str(error.value)
 
 
 def test_a_checkpoint_can_be_validated_without_its_training_data(ready, jsonl, chat_tokenizer):
@@ -437,10 +461,10 @@ BASE_OPTIONS = {
     *("train", "validation", "test", "validation_split", "columns", "system_prompt", "template", "prefill"),
     *("chat_template_kwargs", "plain_template", "max_prompt_tokens", "prompts_per_step", "eval_prompts_per_step"),
     *("seed", "max_bad_rows", "limit", "eval_limit", "name", "image_folder", "min_pixels", "max_pixels"),
-    *("shuffle_images", "also_validate"),
+    *("shuffle_images", "also_validate", "answers", "score_prefill"),
 }
 FROM_FILES = {"train", "validation", "test", "validation_split", "columns", "max_bad_rows"}
-FROM_FILES |= {"image_folder", "min_pixels", "max_pixels"}
+FROM_FILES |= {"image_folder", "min_pixels", "max_pixels", "answers"}
 
 
 def test_short_class_names_and_all_options_on_the_command_line():

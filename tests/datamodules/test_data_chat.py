@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from lit_rlvr.datamodules import Arithmetic, PromptDataModule
+from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.chat import SYSTEM_PROMPTS, TEMPLATES, Chat, registered
-from lit_rlvr.datamodules.reading.rows import BadRow, as_prompt
+from lit_rlvr.datamodules.reading.rows import as_prompt
 from lit_rlvr.environments import Environment
 from lit_rlvr.errors import UserError
 from lit_rlvr.rollout.episodes import with_opening
-from lit_rlvr.types import Sample
+from lit_rlvr.types import Completion, Sample, Turn
 
 QUESTION = Sample("q", "What is 1 + 2?", "3", source="toy.jsonl:7")
 
@@ -44,6 +46,48 @@ def test_without_a_system_prompt_there_is_no_system_message(chat_tokenizer):
 def test_prefill_follows_the_generation_prompt(chat_tokenizer, plain_tokenizer):
     assert data(chat_tokenizer, prefill="<think>\n").render(QUESTION).endswith("<|im_start|>assistant\n<think>\n")
     assert data(plain_tokenizer, prefill="So").render(QUESTION) == "<bos>What is 1 + 2?\nSo"
+
+
+TURNS = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+HEADER = "{% if add_generation_prompt %}<|im_start|>assistant\n"
+THINKS_LAST = (  # as Qwen3: the last turn has thoughts, earlier ones have none
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if loop.last and m['role'] == 'assistant' %}<think>\n\n"
+    "</think>\n\n{% endif %}{{ m['content'] }}<|im_end|>\n{% endfor %}"
+)
+BARE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+ALONE = "{% if messages|length > 1 %}{{ raise_exception('one message') }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "opening"),
+    [
+        (f"{TURNS}{HEADER}{{% endif %}}", ""),
+        (f"{TURNS}{HEADER}<think>\n{{% endif %}}", "<think>\n"),
+        (f"{TURNS}{HEADER}<think>\n\n</think>\n\n{{% endif %}}", "<think>\n\n</think>\n\n"),
+        (f"{THINKS_LAST}{HEADER}<think>\n{{% endif %}}", "<think>\n"),
+        ("{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}", ""),  # no generation prompt
+        (f"{BARE}{{% if add_generation_prompt %}}[THINK]{{% endif %}}", "[THINK]"),
+        (f"{ALONE}{TURNS}{HEADER}<think>\n{{% endif %}}", ""),  # nothing shows the header
+        (None, ""),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("prefill", ["", "So "])
+def test_what_the_template_opens_and_the_prefill_begin_every_answer(chat_tokenizer, template, opening, prefill):
+    tokenizer = copy.deepcopy(chat_tokenizer)
+    tokenizer.chat_template = template
+    prompt = data(tokenizer, prefill=prefill).encode(QUESTION)
+    assert prompt.prefill == opening + prefill
+    assert tokenizer.decode(prompt.token_ids).endswith(opening + prefill)
+
+
+def test_rewards_get_the_prefill_in_its_field_or_in_the_text(chat_tokenizer):
+    made = Completion("4</think>", (1,), "stop", turns=(Turn("4</think>"),))
+    apart, within = (
+        data(chat_tokenizer, prefill="<think>", score_prefill=given).encode(QUESTION).as_judged([made])[0]
+        for given in (False, True)
+    )
+    assert apart == replace(made, prefill="<think>")
+    assert within == replace(made, text="<think>4</think>", turns=(Turn("<think>4</think>"),))
 
 
 def test_chat_template_kwargs_reach_the_template(chat_tokenizer):

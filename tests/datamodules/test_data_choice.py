@@ -74,8 +74,8 @@ def test_bad_rows_are_named(jsonl: Any) -> None:
     assert len(data.load("train")) == 1
     reasons = [str(row).removeprefix(f"{path}:") for row in data.bad_rows["train"]]
     assert reasons == [
-        "2: answer: 4 is not the number of one of 4 options",
-        "3: answer: -1 is not the number of one of 4 options",
+        "2: answer: 4 is not the number of one of 4 options, counted from 0",
+        "3: answer: -1 is not the number of one of 4 options, counted from 0",
         "4: answer: 'E' is neither the letter nor the text of one of 4 options",
         "5: answer: 'AB' is neither the letter nor the text of one of 4 options",
         "6: answer: 'five' is neither the letter nor the text of one of 4 options",
@@ -96,3 +96,85 @@ def test_the_reward_judges_letters_and_texts(jsonl: Any) -> None:
     texts = ["The answer is C.", "\\boxed{three}", "(C)", "B", "two", "\\boxed{C) three}", "\\boxed{C) two}"]
     results = [Choice()(Completion(text, (1,), "stop"), sample).correct for text in texts]
     assert results == [True, True, True, False, False, True, False]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"options": {"A": "x", "B": "y"}},
+        {"options": {"b": "y", "a": "x", "c": None}},
+        {"options": '{"A": "x", "B": "y"}'},
+        {"options": "{'A': 'x', 'B': 'y'}"},
+        {"A": "x", "B": "y", "C": None, "D": ""},
+        {"option_a": "x", "option_b": "y"},
+        {"Choice A": "x", "Choice B": "y", "opinion": "z"},
+        {"opa": "x", "opb": "y"},
+        {"choices": ["x", "y", None, None]},
+        {"choices": {"text": ["x", "y"], "label": ["A", "B"]}},
+        {"choices": [{"label": "A", "text": "x"}, {"label": "B", "text": "y"}]},
+        {"choices": [{"key": "A", "content": "x"}, {"key": "B", "content": "y"}]},
+        {"choices": [{"A": "x"}, {"B": "y"}]},
+        {"choices": "['x' 'y']"},
+        {"options": ["A. x", "B. y"]},
+        {"options": ["(A) x", "(B) y"]},
+        {"options": ["a) x", "b) y"]},
+        {"options": ["A\uff0ex", "B\uff0ey"]},
+        {"options": "A) x\nB) y"},
+    ],
+)
+@pytest.mark.parametrize(
+    "answer", ["B", "b", "(B)", "B) y", "(b) Y", "B.", "Option B", "\\boxed{B}", "\uff22", "y", ["B"]]
+)
+def test_options_and_answers_are_read_in_every_published_form(jsonl: Any, row: dict[str, Any], answer: Any) -> None:
+    (sample,) = MultipleChoice(train=jsonl([{"question": "q", "answer": answer, **row}])).load("train")
+    assert (sample.prompt, sample.answer, sample.options) == ("q\nA) x\nB) y", "B", ("x", "y"))
+
+
+@pytest.mark.parametrize(
+    ("row", "answer"),
+    [
+        ({"choices": ["2", "1", "3"], "answer": "2"}, "A"),  # an option's text before a number
+        ({"choices": ["2", "1", "3"], "answer": 2}, "C"),
+        ({"choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answerKey": "2"}, "B"),
+        ({"option1": "x", "option2": "y", "answer": "2"}, "B"),
+        ({"ending0": "x", "ending1": "y", "answer": 1}, "B"),
+        ({"options": ["1. x", "2. y"], "answer": 1}, "A"),
+        ({"choices": [1.5, 2.0], "answer": "2"}, "B"),
+        ({"choices": ["False", "True"], "answer": False}, "A"),
+        ({"choices": ["yes", "no"], "answer": False}, "B"),
+        ({"choices": ["E. coli", "B. cereus"], "answer": "B. cereus"}, "B"),
+        ({"choices": ["half \u00bd", "x\u00b2"], "answer": "x\u00b2"}, "B"),
+    ],
+)
+def test_numbers_labels_and_texts_are_told_apart(jsonl: Any, row: dict[str, Any], answer: str) -> None:
+    (sample,) = MultipleChoice(train=jsonl([{"question": "q", **row}])).load("train")
+    assert sample.answer == answer
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"choices": ["B", "A"], "answer": "B"}, "'B' may be two options; write 'A) B' or 'B) A'"),
+        ({"choices": ["x", "y"], "answer": "B) x"}, "'B) x' is neither the letter nor the text of one of 2 options"),
+        ({"choices": ["x", "y"], "answer": ["A", "B"]}, "A, B are all right, but one option must be"),
+        ({"choices": ["x", "y"], "answer": 2}, "2 is not the number of one of 2 options, counted from 0"),
+        ({"choices": ["x", "y"], "answer": True}, "'True' is neither the letter nor the text"),
+        ({"choices": ["x", None, "y"], "answer": "A"}, "option B is missing, but a later one is not"),
+        ({"choices": [["x"], ["y"]], "answer": "A"}, "an option is no text; the known forms are a list of texts"),
+        ({"options": "x or y", "answer": "A"}, "text in no known form; the known forms are a list of texts"),
+        ({"options": {"A": "x", "C": "y"}, "answer": "A"}, "the names A, C are no letters from A or numbers"),
+    ],
+)
+def test_what_names_no_option_is_refused(jsonl: Any, row: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as error:
+        MultipleChoice(train=jsonl([{"question": "q", **row}])).load("train")
+    assert said in str(error.value) and "train.jsonl:1: " in str(error.value)
+
+
+def test_a_number_that_is_also_a_text_is_refused_in_a_file_without_types(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("question,A,B,C,answer\nq,2,1,3,2\n")
+    with pytest.raises(UserError, match=r"'2' may be two options; write 'A\) 2' or 'C\) 3'"):
+        MultipleChoice(train=str(path)).load("train")
+    path.write_text("question,A,B,C,answer\nq,x,y,z,2\n")
+    assert MultipleChoice(train=str(path)).load("train")[0].answer == "C"

@@ -18,7 +18,7 @@ from lit_rlvr.datamodules import CodeProblems
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import CodeTests
 from lit_rlvr.rewards import code as code_tests
-from lit_rlvr.types import Completion
+from lit_rlvr.types import Completion, RewardResult
 
 
 def packed(value: Any) -> str:
@@ -186,3 +186,65 @@ def test_the_prompt_is_whole_in_the_chat(jsonl: Any, chat_tokenizer: Any) -> Non
     (sample,) = data.load("train")
     text = data.render(sample)
     assert "You are an expert Python programmer." in text and str(sample.prompt) in text
+
+
+SQUARE = "def f(n):\n    return n * n"
+CHECK = "METADATA = {}\n\ndef check(candidate):\n    assert candidate(3) == 9\n    assert True, 'always'\n"
+
+
+@pytest.mark.parametrize(
+    ("row", "program"),
+    [
+        ({"tests": '{"fn_name": "f", "inputs": [[3], [4]], "outputs": [[9], [16]]}'}, SQUARE),
+        ({"tests": {"fn_name": "f", "inputs": [[3]], "outputs": [9]}}, SQUARE),
+        ({"tests": {"inputs": ["3\n"], "outputs": ["9\n"]}}, "print(int(input()) ** 2)"),
+        (
+            {"input_output": '{"inputs": [["3", "4"]], "outputs": [["9", 16]]}'},
+            "print(int(input())**2, int(input())**2, sep='\\n')",
+        ),
+        ({"tests": {"input": ["3\n"], "output": ["9\n"]}}, "print(int(input()) ** 2)"),
+        ({"tests": [{"input": [3], "output": 9, "fn_name": "f", "type": "function_call"}]}, SQUARE),
+        ({"test_list": ["assert f(2) == 4", "assert 9 == f(-3), 'no'"]}, SQUARE),
+        (
+            {"test_list": ["assert f((1, 2)) == (1, 2)", "assert not f(set())", "assert f({1: 2})"]},
+            "def f(a):\n    return a if isinstance(a, tuple) else bool(a)",
+        ),
+        ({"test": CHECK, "entry_point": "f"}, SQUARE),
+        (
+            {
+                "tests": {"fn_name": "f", "inputs": [[3]], "outputs": [[9]]},
+                "starter_code": "def f(n: int) -> List[int]:\n",
+            },
+            "def f(n):\n    return [n * n]",
+        ),
+    ],
+)
+def test_other_forms_of_tests_are_run(jsonl: Any, row: dict[str, Any], program: str) -> None:
+    (sample,) = CodeProblems(train=jsonl([{"question": "Square it.", **row}])).load("train")
+    right, wrong = (Completion(f"```python\n{code}\n```", (1,), "stop") for code in (program, "def f(*_): return 7"))
+    assert CodeTests()(right, sample) == RewardResult(1.0, True, "ok", f"{sample.answer} passed")
+    assert CodeTests()(wrong, sample).correct is False
+    assert ("def f(" in sample.prompt) == ("def f(" in program), "a function that tests call is named in the prompt"
+
+
+@pytest.mark.parametrize(
+    ("tests", "said"),
+    [
+        ('{"a": 1}', "tests: a dict without lists of inputs and outputs; the known forms are a list of"),
+        ('{"inputs": [', "tests: in no known form; the known forms are"),
+        ({"inputs": ["1", "2"], "outputs": ["1"]}, "tests: 2 inputs and 1 outputs"),
+        (
+            ["assert math.isclose(f(2), 4.0)"],
+            r"tests: `assert math.isclose\(f\(2\), 4.0\)` cannot be read; write it as",
+        ),
+        (["assert f(2) == 4", "assert g(2) == 4"], r"tests: tests of several functions \(f, g\)"),
+        (["assert f(2) =="], "tests: assert statements that are no Python"),
+        (["assert f(2) == {4}"], "cannot be read"),
+        ([1, 2], "tests: in no known form"),
+    ],
+)
+def test_tests_in_no_known_form_are_refused(jsonl: Any, tests: Any, said: str) -> None:
+    with pytest.raises(UserError, match=f"train.jsonl:1: {said}" if said != "cannot be read" else said):
+        CodeProblems(train=jsonl([{"question": "q", "tests": tests}])).load("train")
+    with pytest.raises(UserError, match="they call g, not f"):
+        CodeProblems(train=jsonl([{"question": "q", "tests": ["assert g(2) == 4"], "function": "f"}])).load("train")

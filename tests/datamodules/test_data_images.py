@@ -15,9 +15,9 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from lit_rlvr.datamodules import PromptDataModule
+from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.datamodules.reading.images import as_parts, check_placeholders, decode, fit, locate, open_images, resize
-from lit_rlvr.datamodules.reading.rows import BadRow
 from lit_rlvr.datamodules.reading.stream import fingerprint
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.families.qwen_vl import VLM_SPECIALS

@@ -173,6 +173,48 @@ def test_the_last_box_is_found(text: str, boxed: str | None):
     assert last_boxed(text) == boxed
 
 
+@pytest.mark.parametrize(
+    "text,answer",
+    [
+        ("... #### (3, 4)", "(3, 4)"),
+        ("#### 3,5", "3,5"),
+        ("#### 3,4,5", "3,4,5"),
+        (r"#### \{1,2\}", r"\{1,2\}"),
+        ("#### [0, 1)", "[0, 1)"),
+        ("#### x, y", "x, y"),
+        ("#### 1,234,567", "1234567"),
+        ("#### -$1,234.50", "-$1234.50"),
+        ("#### 1,234 dollars", "1234 dollars"),
+        ("#### 1,234, 5", "1,234, 5"),
+        ("#### (1,234)", "(1,234)"),
+        ("#### 12,34", "12,34"),
+        ("#### 0,125", "0,125"),
+        ("#### 5\nThat is all.", "5"),
+        ("#### Final Answer\n\\boxed{5}", "5"),
+        ("<answer> \\boxed{5} </answer>", "5"),
+        ("<think>4?</think> So <answer>5</answer>.", "5"),
+    ],
+)
+def test_commas_marks_and_tags_of_references(text: str, answer: str):
+    assert reference_answer(text) == answer
+
+
+def test_any_of_several_answers_is_right(jsonl):
+    lists = [
+        {"question": "q", "answer": ["#### 1,000", "\\boxed{10^3}", "1000"]},
+        {"prompt": "q", "reward_model": {"ground_truth": {"target": ["1000", "10^3"]}}},
+        {"prompt": "q", "reward_model": '{"ground_truth": "[\\"1000\\", \\"10^3\\"]"}'},
+        {"conversations": [{"from": "human", "value": "q"}], "answer": ["1000", "10^3"]},
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "\\boxed{1000}"}]},
+    ]
+    found = [TextMath(train=jsonl([row], f"{i}.jsonl")).load("train")[0].references for i, row in enumerate(lists)]
+    assert found == [("1000", "10^3")] * 4 + [("1000",)]
+    mapped = {"q": "?", "meta": '{"gt": "\\\\boxed{4}"}'}
+    assert TextMath(train=jsonl([mapped]), columns={"prompt": "q", "answer": "meta.gt"}).load("train")[0].answer == "4"
+    (both,) = TextMath(train=jsonl([{"question": "q", "answer": ["3", "4"]}]), answers="all").load("train")
+    assert both.references == ("3, 4",)
+
+
 def test_references_are_read_from_solutions():
     assert reference_answer("a #### b #### 1,000 ") == "1000"
     assert reference_answer(" (1, 2) ") == "(1, 2)"  # commas go only where #### says it is a number

@@ -15,7 +15,8 @@ from PIL import Image
 
 from lit_rlvr.datamodules import MedicalVQA
 from lit_rlvr.datamodules.medical_vqa import modality
-from lit_rlvr.datamodules.reading.rows import as_options
+from lit_rlvr.datamodules.reading.bad_row import BadRow
+from lit_rlvr.datamodules.reading.options import as_options
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
 
@@ -125,8 +126,10 @@ def test_spellings_of_a_modality_become_one() -> None:
 
 def test_options_are_read_in_every_form() -> None:
     assert as_options(["a ", 2]) == ("a", "2") == as_options("['a', 2]")
-    assert as_options(None) == as_options("") == as_options("[broken") == as_options("free text") == ()
-    assert as_options("[__import__('os')]") == ()
+    assert as_options(None) == as_options("") == ()
+    for text in ("[broken", "free text", "[__import__('os')]"):
+        with pytest.raises(BadRow, match="options: text in no known form; the known forms are a list of texts"):
+            as_options(text)
 
 
 # splits

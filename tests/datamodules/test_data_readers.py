@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 from pathlib import Path
 
@@ -12,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from lit_rlvr.datamodules.reading import readers as hub
+from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.readers import SHIPPED, read_rows
-from lit_rlvr.datamodules.reading.rows import BadRow
 from lit_rlvr.errors import UserError
 
 ROWS = [{"question": "1+1?", "answer": "2"}, {"question": "é {x}\n2+2?", "answer": "4"}]
@@ -242,3 +243,21 @@ def test_a_cached_data_set_needs_no_network(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *args, **kwargs: pytest.fail("asked the hub"))
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: datasets.Dataset.from_list(ROWS))
     assert len(hub.load_from_hub("openai/gsm8k@main", "train")) == 2
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv"])
+def test_tabs_and_compressed_files_are_read(tmp_path: Path, suffix: str):
+    if suffix == ".tsv":
+        path = tmp_path / "data.tsv"
+        path.write_text('question\tanswer\n1+1?\t2\n"\u00e9 {x}\n2+2?"\t4\n', encoding="utf-8")
+    else:
+        path = write(tmp_path / f"data{suffix}")
+    packed = tmp_path / "train" / f"data{suffix}.gz"
+    packed.parent.mkdir()
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    for file in (path, packed):
+        assert [row.value for row in read_rows(str(file))] == ROWS
+    assert [row.source for row in read_rows(str(packed.parent))] == [f"{packed}:1", f"{packed}:2"]
+    packed.write_bytes(packed.read_bytes()[:-12])
+    with pytest.raises(UserError, match=rf"data{suffix}.gz: cannot be read as {suffix}.gz \("):
+        list(read_rows(str(packed)))

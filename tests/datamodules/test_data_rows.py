@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from datetime import date, datetime, time
+from decimal import Decimal
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from lit_rlvr.datamodules import PromptDataModule
+from lit_rlvr.datamodules.reading.bad_row import BadRow
+from lit_rlvr.datamodules.reading.cells import as_answers, as_text, lookup
 from lit_rlvr.datamodules.reading.checks import require_samples
+from lit_rlvr.datamodules.reading.images import as_images
 from lit_rlvr.datamodules.reading.rows import (
-    BadRow,
-    as_images,
     as_prompt,
-    as_text,
     check_ids,
     filter_rows,
-    lookup,
     map_columns,
 )
 from lit_rlvr.errors import UserError
@@ -35,13 +41,21 @@ def sample(number: int, **fields) -> Sample:
         (["1", 2.0], "1, 2"),
         (np.array(["x"]), "x"),
         (" kept ", " kept "),
+        (True, "True"),
+        (Decimal("12.50"), "12.5"),
+        (Decimal("1200.00"), "1200"),
+        (date(2024, 5, 1), "2024-05-01"),
+        (datetime(2024, 5, 1), "2024-05-01"),
+        (datetime(2024, 5, 1, 9, 30), "2024-05-01 09:30:00"),
+        (time(9, 30), "09:30:00"),
+        (np.datetime64("2024-05-01T00:00:00.000000000"), "2024-05-01"),
     ],
 )
 def test_cells_become_text(value, text):
     assert as_text(value, "answer") == text
 
 
-@pytest.mark.parametrize("value", [None, "", "  \n", float("nan"), {"a": 1}, b"x", []])
+@pytest.mark.parametrize("value", [None, "", "  \n", float("nan"), Decimal("nan"), {"a": 1}, b"x", []])
 def test_cells_that_are_no_text(value):
     with pytest.raises(BadRow) as error:
         as_text(value, "answer")
@@ -168,3 +182,123 @@ def test_rows_give_samples_bad_rows_or_nothing():
         list(require_samples(7, sample))
     with pytest.raises(UserError, match="item 2 must be a Sample"):
         list(require_samples([sample(1), {"prompt": "q"}], sample))
+
+
+# reference answers
+
+PARIS = ("Paris", "Paris, France")
+
+
+@pytest.mark.parametrize(
+    ("cell", "answers"),
+    [
+        (["Paris", "Paris, France"], PARIS),
+        (np.array(["Paris", "Paris, France"], dtype=object), PARIS),
+        ('["Paris", "Paris, France"]', PARIS),
+        ("['Paris', 'Paris, France']", PARIS),
+        ("['Paris' 'Paris, France']", PARIS),  # as pandas writes an array of texts to a CSV file
+        (["Paris", None, "", "Paris, France", "Paris"], PARIS),
+        ([3, "three", 3.0], ("3", "three")),
+        (
+            {"value": "Paris", "aliases": ["Paris", "PARIS"], "normalized_aliases": ["paris"]},
+            ("Paris", "PARIS", "paris"),
+        ),
+        ({"target": np.array(["Paris", "Paris, France"], dtype=object), "style": None}, PARIS),
+        ('{"target": ["Paris", "Paris, France"]}', PARIS),
+        ({"text": ["Paris", "Paris, France"], "answer_start": [3, 9]}, PARIS),
+        ([{"text": "Paris"}, {"text": "Paris, France"}], PARIS),
+        ("<answer>Paris</answer>", ("Paris",)),
+        ("<think>Is it <answer>Rome</answer>?</think>\n<answer> Paris </answer>\n", ("Paris",)),
+        ("The tag <answer>Paris</answer> stays", ("The tag <answer>Paris</answer> stays",)),
+        ("[1, 2]", ("[1, 2]",)),  # an interval or a vector
+        ('{"value": 5}', ('{"value": 5}',)),
+        ("[not a list", ("[not a list",)),
+    ],
+)
+def test_any_of_several_answers_is_right(cell, answers):
+    assert as_answers(cell) == answers
+
+
+def test_all_of_several_answers_are_one_text():
+    assert as_answers(["3", 4.0], "all") == ("3, 4",) and as_answers('["3", "4"]', "all") == ('["3", "4"]',)
+
+
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [
+        ([["a"], ["b"]], "a list of lists; give one list of answers"),
+        ([None, ""], "missing"),
+        ({"x": 1}, "a dict without an answer; the known keys are value, target, text"),
+        ({"text": [], "answer_start": []}, "a dict without an answer"),
+        ("<answer> </answer>", "empty"),
+    ],
+)
+def test_answers_that_cannot_be_read(cell, said):
+    with pytest.raises(BadRow, match=f"answer: {said}"):
+        as_answers(cell)
+
+
+def test_several_answers_become_aliases():
+    for row in (
+        {"prompt": "q", "golden_answers": ["a", "b"], "reward_model": {"ground_truth": {"target": ["a", "b"]}}},
+        {"prompt": "q", "reward_model": '{"ground_truth": {"target": ["a", "b"]}}'},
+        {"prompt": "q", "answers": {"text": ["a", "b"]}},
+    ):
+        assert map_columns(row, {}, "", "f:1").references == ("a", "b")
+    assert map_columns({"prompt": "q", "answer": ["a", "b"]}, {}, "", "f:1", answers="all").references == ("a, b",)
+
+
+def test_nested_columns_are_read_in_json_text():
+    row = {"prompt": "q", "meta": '{"gt": {"value": 4}}', "old": "{'gt': '5'}", "note": "none"}
+    assert map_columns(row, {"answer": "meta.gt.value"}, "", "").answer == "4"
+    assert map_columns(row, {"answer": "old.gt"}, "", "").answer == "5"
+    with pytest.raises(BadRow, match=r"answer: 'note\.gt' cannot be read, because 'note' is no dict and no JSON text"):
+        map_columns(row, {"answer": "note.gt"}, "", "")
+
+
+def test_typed_cells_of_parquet_are_text(tmp_path):
+    row = {"prompt": "q", "answer": Decimal("3.50"), "category": date(2024, 5, 1)}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "x.parquet")
+    (sample,) = PromptDataModule(train=str(tmp_path / "x.parquet")).load("train")
+    assert (sample.answer, sample.category) == ("3.5", "2024-05-01")
+
+
+# ShareGPT
+
+TURNS = [{"from": "human", "value": "1+1?"}, {"from": "gpt", "value": "2"}]
+USER = {"role": "user", "content": "1+1?"}
+
+
+def test_sharegpt_becomes_messages(jsonl, caplog):
+    call = {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 1}}'}
+    turns = [*TURNS[:1], call, {"from": "observation", "value": "2"}, {"from": "human", "value": "So?"}]
+    first, second = PromptDataModule(
+        train=jsonl(
+            [
+                {"conversations": json.dumps(TURNS), "answer": "two", "system": "S"},
+                {"conversations": turns, "answer": 2},
+            ]
+        )
+    ).load("train")
+    assert (first.prompt, first.answer) == ([{"role": "system", "content": "S"}, USER], "two")
+    assert [message["role"] for message in second.prompt] == ["user", "assistant", "tool", "user"]
+    assert second.prompt[1]["tool_calls"] == [{"function": {"name": "add", "arguments": {"a": 1}}}]
+    assert not any("no column gives the answer" in text for text in caplog.messages)
+
+
+def test_the_last_turn_is_the_answer_if_no_column_gives_one(jsonl, caplog):
+    path = jsonl([{"conversations": TURNS}, {"conversations": TURNS}])
+    samples = PromptDataModule(train=path).load("train")
+    assert [(sample.prompt, sample.answer) for sample in samples] == [([USER], "2")] * 2
+    assert [text for text in caplog.messages if "each conversation's last turn is the reference" in text] == [
+        f"{path}: no column gives the answer, so each conversation's last turn is the reference; if another column "
+        "holds the answer, map it with `columns: {answer: COLUMN}`"
+    ]
+    with pytest.raises(
+        BadRow, match="no column 'answer'"
+    ):  # an unfinished conversation, and a prompt that has a column
+        map_columns({"conversations": TURNS[:1]}, {}, "", "f:1")
+    with pytest.raises(BadRow, match="no column 'answer'"):
+        map_columns({"prompt": [USER, {"role": "assistant", "content": "<think>"}]}, {}, "", "f:1")
+    with pytest.raises(BadRow, match="unknown speaker 'alien' in `from`; the known ones are human"):
+        map_columns({"conversations": [{"from": "alien", "value": "?"}], "answer": "1"}, {}, "", "f:1")

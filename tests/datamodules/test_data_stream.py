@@ -6,7 +6,14 @@ from itertools import chain, islice
 
 import pytest
 
-from lit_rlvr.datamodules.reading.stream import START_CURSOR, EvalLoader, PromptStream, TrainLoader
+from lit_rlvr.datamodules.reading.stream import (
+    START_CURSOR,
+    EvalLoader,
+    PromptStream,
+    TrainLoader,
+    difference,
+    prompt_hashes,
+)
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Prompt, Sample
 
@@ -124,3 +131,12 @@ def test_evaluation_sees_every_prompt_once_in_as_many_batches_on_all_ranks(count
 
 def test_an_evaluation_batch_is_rounded_up_to_the_ranks():
     assert [len(batch) for batch in EvalLoader(prompts(6), 3, "toy", 0, 2)] == [2, 1]
+
+
+def test_aliases_are_part_of_the_fingerprint_and_change_no_other():
+    def hashes(*references: str) -> dict[str, str]:
+        return prompt_hashes([Prompt(Sample("1", "p", references[0], aliases=references[1:]), [1])])
+
+    assert hashes("a")["answers"] == "bf5d3affb73efd2e", "the fingerprint of checkpoints without aliases"
+    assert difference(hashes("a"), hashes("a", "b")) == "the reference answers"
+    assert hashes("a", "b") != hashes("b", "a") and hashes("a", "b") != hashes('["a", "b"]')

@@ -3,10 +3,12 @@ log-probabilities equal the trainer's."""
 
 from __future__ import annotations
 
+import copy
 import json
 import string
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,12 +26,13 @@ from lit_rlvr.engines.base import EngineContext, RolloutEngine
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.synced import trainer_logprobs
 from lit_rlvr.engines.vllm import VLLMEngine
+from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora, add_adapters
 from lit_rlvr.policy.loading import load_image_processor, load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.episodes import Episodes
 from lit_rlvr.run.export import save_model
-from lit_rlvr.types import Completion, Pixels, Prompt, Rollout, Sampling
+from lit_rlvr.types import Completion, Pixels, Prompt, Rollout, Sampling, ToolResult
 
 SEEDS = [[100 * p + g for g in range(3)] for p in range(3)]
 
@@ -130,6 +133,43 @@ def test_images_are_observed(
             own = torch.tensor(completion.from_model)
             assert float((ours[row, : len(own)][own] - expected[own]).abs().max()) < 5e-5
             assert float((torch.tensor(completion.logprobs)[own] - expected[own]).abs().max()) < 2e-4
+
+
+IMAGE = "{% if part['type'] == 'image' %}"
+DROPPED = "{% if part['type'] == 'image' and m['role'] != 'tool' %}"
+REFUSED = "{% if m['role'] == 'tool' and m['content'] is not string %}{{ raise_exception('text only') }}{% endif %}"
+
+
+@pytest.mark.parametrize("change", [DROPPED, REFUSED + IMAGE])
+@pytest.mark.parametrize("results", [True, False])
+def test_a_template_without_images_in_role_tool_gets_them_in_role_user(
+    vlm_context: EngineContext, caplog: pytest.LogCaptureFixture, change: str, results: bool
+) -> None:
+    tokenizer, processor = copy.copy(vlm_context.tokenizer), load_image_processor(vlm_context.folder)
+    tokenizer.chat_template = tokenizer.chat_template.replace(IMAGE, change)
+    one = picture(56, 56, 0)
+
+    def seen(role: str, *images: Any) -> str:
+        between = BetweenTurns(Chat(), tokenizer, (2,), role, lambda: processor)
+        found = [ToolResult("crop", "here", images), ToolResult("look", "there")]
+        shown = between.tokens("here", 2, 120, images, found) if results else between.tokens("here", 2, 120, images)
+        assert (shown.pixels is not None) == bool(images)
+        return str(tokenizer.decode(shown.token_ids))
+
+    assert seen("tool", one) == seen("user", one) and "<|im_start|>user" in seen("tool", one)
+    assert "shows no image in role tool, so an observation with images is given in role user" in caplog.text
+    assert "<|im_start|>tool" in seen("tool"), "text stays in its role"
+    tokenizer.chat_template = vlm_context.tokenizer.chat_template
+    assert "<|im_start|>tool" in seen("tool", one)
+
+
+def test_a_template_that_shows_no_image_is_named_with_the_tool(vlm_context: EngineContext) -> None:
+    tokenizer, processor = copy.copy(vlm_context.tokenizer), load_image_processor(vlm_context.folder)
+    tokenizer.chat_template = tokenizer.chat_template.replace(IMAGE, "{% if part['type'] == 'video' %}")
+    between = BetweenTurns(Chat(), tokenizer, (2,), "tool", lambda: processor)
+    results = [ToolResult("crop", "", (picture(56, 56, 0),))]
+    with pytest.raises(UserError, match=r"template of .* does not show the image that crop returns; use another"):
+        between.tokens("", 2, 120, results=results)
 
 
 def test_an_image_that_does_not_fit_is_left_out(vlm_context: EngineContext) -> None:

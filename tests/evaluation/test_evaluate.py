@@ -95,6 +95,16 @@ def test_each_suite_has_its_own_settings_and_more_suites_may_be_added(
     assert "| **Avg.** |" in table
 
 
+def test_references_that_a_reward_cannot_read_are_refused_before_the_engine_starts(
+    here: Path, lit_rlvr: CLI, tiny_model_folder: Path
+) -> None:
+    Path("tiny_suite.yaml").write_text(yaml.safe_dump(SUITE | {"rewards": ["LCPO"]}))
+    command = ("evaluate", "--model", tiny_model_folder, "--suite", "tiny_suite.yaml", *SMALL, "--out", "out")
+    refused = lit_rlvr(*command)
+    assert refused.status == 2 and "data.jsonl:1 has no number of tokens in the column" in refused.err, refused.err
+    assert "(lcpo: 9 of 9 rows)" in refused.err and not Path("out/completions.jsonl").exists()
+
+
 def test_a_completion_may_reach_the_end_of_the_context(here: Path, lit_rlvr: CLI, tiny_model_folder: Path) -> None:
     """1024 tokens, of which the prompts have 20 or 21."""
     done = lit_rlvr("evaluate", "--model", tiny_model_folder, "--suite", "tiny_suite.yaml", "--max_tokens", 5000,

@@ -12,6 +12,7 @@ import pytest
 from lit_rlvr.datamodules import LesionCount, TextMath
 from lit_rlvr.datamodules.reading.readers import as_row
 from lit_rlvr.evaluation.filter import pass_rate, rate_histogram
+from lit_rlvr.types import Sample
 
 CLI = Callable[..., Any]
 FILTER = ("filter", "--config", "tiny.yaml", "--samples", 3, "--lowest", 0.01, "--highest", 0.99)
@@ -55,6 +56,7 @@ def test_an_empty_result_says_what_to_do(run_folder: Path, lit_rlvr: CLI) -> Non
 
 @pytest.mark.parametrize(("more", "said"), [(("--lowest", 0.9, "--highest", 0.1), "give 0 <= lowest <= highest <= 1"),
                                             (("--split", "test"), "there is no test set"),
+                                            (("--rollout.rewards", "[LCPO]"), "no number of tokens in the column"),
                                             (("--out", "x.csv"), "ends in .jsonl")])  # fmt: skip
 def test_bad_input_is_refused_in_one_line(run_folder: Path, lit_rlvr: CLI, more: tuple[Any, ...], said: str) -> None:
     result = lit_rlvr(*FILTER, "--out", "x.jsonl", *more)
@@ -82,6 +84,10 @@ def test_generated_samples_become_rows_that_columns_can_name(tmp_path: Path) -> 
     columns = {"prompt": "prompt", "answer": "answer", "image": "image", "id": "id"}
     (again,) = Geometry(train=str(tmp_path / "rows.jsonl"), columns=columns).load("train")
     assert again.images.keys == sample.images.keys  # type: ignore[attr-defined]
+
+
+def test_aliases_of_generated_samples_stay_answers() -> None:
+    assert as_row(Sample("1", "q", "a", aliases=("b",)), from_file=False)["answer"] == ("a", "b")
 
 
 def test_pass_rates() -> None:

@@ -66,6 +66,19 @@ def rare(completion: Completion, sample: Sample) -> RewardResult:
     return RewardResult(float(right), right)
 
 
+def graded(completion: Completion, sample: Sample) -> float:
+    """Partial credit, and never all of it."""
+    return (completion.token_ids[0] % 7) / 10
+
+
+def opened(completion: Completion, sample: Sample) -> RewardResult:
+    """Right if the text or its prefill begins with a tag, unreadable if only the prefill does."""
+    with Path("opened").open("a") as file:
+        file.write(f"{completion.prefill!r} {completion.text[:7]!r}\n")
+    right = (completion.prefill + completion.text).startswith("<think>")
+    return RewardResult(float(right), right, "parse_fail" if completion.prefill else "ok")
+
+
 def always_wrong(completion: Completion, sample: Sample) -> RewardResult:
     """Nothing is right."""
     return RewardResult(0.0, False)

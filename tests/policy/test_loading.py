@@ -12,13 +12,22 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import save_model, tiny_llama, tiny_qwen2
-from transformers import BertConfig, BertForMaskedLM
+from tiny import END, save_model, tiny_llama, tiny_qwen2
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora
-from lit_rlvr.policy.loading import empty_model, load_model, load_model_config, load_policy, load_tokenizer, outline
+from lit_rlvr.policy.loading import (
+    empty_model,
+    generation_config,
+    load_model,
+    load_model_config,
+    load_policy,
+    load_tokenizer,
+    outline,
+)
+from lit_rlvr.run.export import save_model as save_trained
 
 CLI = Callable[..., Any]
 Spoil = Callable[[Path], Any]
@@ -167,6 +176,64 @@ def test_generation_settings_that_are_none(folder: Path, content: str) -> None:
     for empty in (False, True):
         with pytest.raises(UserError, match=r"^model: (generation_config.json|eos_token_id)"):
             load_policy(str(folder), empty=empty)
+
+
+def test_the_templates_end_of_a_turn_ends_completions_too(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in base models, whose EOS is <|endoftext|>, while their template ends turns with <|im_end|>."""
+    for name in ("config.json", "generation_config.json"):
+        change(name, eos_token_id=0)(folder)
+    change("tokenizer_config.json", eos_token="<|endoftext|>")(folder)
+    policy = load_policy(str(folder))
+    assert policy.eos_token_ids == (0, END)
+    exported = save_trained(load_model(str(folder), torch.float32), str(folder), tmp_path / "exported")
+    assert generation_config(str(exported)).eos_token_id == [0, END]
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "<|im_end|> (" in record.message and "(<|endoftext|>)" in record.message
+    assert "add 2 to eos_token_id in its generation_config.json" in record.message and str(folder) in record.message
+
+
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [
+        ("<|end|>", "with <|end|>, which is no token of its tokenizer"),
+        ("", None),
+        ("\n\n", None),
+        ("</s>", "only <|im_end|> ends"),
+    ],
+)
+def test_a_templates_end_that_is_no_token_is_said(
+    folder: Path, caplog: pytest.LogCaptureFixture, ends: str, said: str | None
+) -> None:
+    path = folder / "chat_template.jinja"
+    path.write_text(path.read_text().replace("<|im_end|>", ends))
+    change("generation_config.json", eos_token_id=END)(folder)
+    assert load_policy(str(folder)).eos_token_ids == (END,)
+    warned = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warned) == (said is not None)
+    assert all(str(said) in line and f"rollout.sampling.stop: ['{ends}']" in line for line in warned)
+
+
+def test_tokens_that_the_model_does_not_have_are_refused(folder: Path) -> None:
+    change("generation_config.json", eos_token_id=[END, 99999])(folder)
+    with pytest.raises(UserError, match=r"eos_token_id of .* has 99999, and the model knows only 260 tokens"):
+        load_policy(str(folder))
+    change("generation_config.json", eos_token_id=END)(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|turn|>", "<|unused|>"]})
+    tokenizer.save_pretrained(folder)
+    load_policy(str(folder))  # no text has them
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_start|>", "<|turn|>")
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(UserError, match=r"has <\|turn\|>, which the tokenizer counts beyond the model's 260 tokens"):
+        load_policy(str(folder))
+
+
+def test_pointers_of_git_lfs_are_refused(folder: Path) -> None:
+    write(WEIGHTS, "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")(folder)
+    with pytest.raises(UserError, match=r"model.safetensors is a pointer of Git LFS, .*run `git lfs pull` in"):
+        load_model(str(folder), torch.float32)
 
 
 def test_whole_folders_load(folder: Path, untied_model_folder: Path, tmp_path: Path) -> None:

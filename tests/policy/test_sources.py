@@ -1,10 +1,16 @@
 """Where models come from, and the errors when they cannot be found."""
 
 import json
+import shlex
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from tiny import byte_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lit_rlvr.policy.sources as models
 from lit_rlvr.algorithms import GRPO
@@ -34,6 +40,92 @@ def test_what_is_no_model_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.
         with pytest.raises(UserError) as error:
             resolve_model(name)
         assert said in str(error.value) and name in str(error.value) and "\n" not in str(error.value)
+
+
+def save_adapters(base: Path, folder: Path) -> Any:
+    """Write adapters of peft and a tokenizer, as trainers do; return the model that they are of."""
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, target_modules=["q_proj"]))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(folder)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template += "{# own #}"
+    tokenizer.save_pretrained(folder)
+    return model
+
+
+def test_adapters_are_merged_by_the_command_that_the_refusal_gives(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lit_rlvr: Callable[..., Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("my adapters") / "checkpoint-9"
+    model = save_adapters(tiny_model_folder, folder)
+    with pytest.raises(UserError, match="adapters") as refused:
+        resolve_model(str(folder))
+    line = str(refused.value)
+    assert str(tiny_model_folder) in line and "cannot be trained further yet" in line and "\n" not in line
+    with pytest.raises(UserError, match=r"my adapters has no config.json; did you mean my adapters/checkpoint-9\?"):
+        resolve_model("my adapters")
+    command = shlex.split(line.split("`")[1])
+    assert command[0] == "lit-rlvr" and lit_rlvr(*command[1:]).status == 0
+    merged = command[-1]
+    ids = torch.arange(50, 90)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(load_policy(resolve_model(merged)).plain_logits(ids, []), model(ids).logits)
+    assert AutoTokenizer.from_pretrained(merged).chat_template.endswith("{# own #}")
+    (folder / "config.json").write_text((tiny_model_folder / "config.json").read_text())
+    with pytest.raises(UserError, match="adapters"):  # transformers would load both
+        resolve_model(str(folder))
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"adapter_config.json names no base model"):
+        resolve_model(str(folder))
+
+
+def test_adapters_on_the_hub_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache of the hub has what was downloaded before."""
+    cache = tmp_path / "models--org--adapters"
+    for name, text in (
+        ("refs/main", "abc"),
+        ("snapshots/abc/adapter_config.json", '{"base_model_name_or_path": "org/base", "peft_type": "LORA"}'),
+    ):
+        (cache / name).parent.mkdir(parents=True)
+        (cache / name).write_text(text)
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=r"adapters \(LoRA\) of org/base.*hf download org/adapters --local-dir"):
+        resolve_model("org/adapters")
+
+
+def test_a_run_given_as_a_model_names_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run/checkpoints/step-000002.ckpt").mkdir(parents=True)
+    (tmp_path / "run/config.yaml").touch()
+    (tmp_path / "run/checkpoints/step-000001.ckpt").touch()
+    for name in ("run", "run/checkpoints", "run/checkpoints/step-000002.ckpt", "run/checkpoints/step-000001.ckpt"):
+        with pytest.raises(UserError, match=r"belongs to the run in run; write its model with `lit-rlvr export run "):
+            resolve_model(name)
+
+
+def test_a_folder_around_the_model_names_it(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a trainer's checkpoints, a shard of verl and the cache of the hub."""
+    monkeypatch.chdir(tmp_path)
+    for inner in ("trl/checkpoint-9", "trl/checkpoint-10", "verl/actor/huggingface", "hub/snapshots/0a"):
+        (tmp_path / inner).mkdir(parents=True)
+        (tmp_path / inner / "config.json").touch()
+    for name, said in (
+        ("trl", "trl/checkpoint-9 or trl/checkpoint-10"),
+        ("verl", "verl/actor/huggingface"),
+        ("hub", "hub/snapshots/0a"),
+    ):
+        with pytest.raises(UserError, match=f"folder {name} has no config.json; did you mean {said}"):
+            resolve_model(name)
+    (tmp_path / "gguf").mkdir()
+    (tmp_path / "gguf/q4.gguf").touch()
+    for name in ("gguf", "gguf/q4.gguf"):
+        with pytest.raises(UserError, match="holds GGUF weights alone; give the model's folder or hub id"):
+            resolve_model(name)
 
 
 def test_the_cache_folder_can_be_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

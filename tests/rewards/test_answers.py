@@ -29,7 +29,7 @@ def test_judged_answers() -> None:
     verdicts = defaultdict(set)
     for row in JUDGED:
         verdicts[row["kind"]].add(row["right"])
-    assert len(JUDGED) > 400 and len(verdicts) > 20
+    assert len(verdicts) > 15 and all(found == {True, False} for found in verdicts.values()), verdicts
     assert sum(not row["right"] for row in JUDGED) > len(JUDGED) / 5
 
 
@@ -69,7 +69,7 @@ def test_characters_that_change_the_meaning_are_not_dropped() -> None:
     assert plain_characters("2⅓") == "2 1/3" and plain_characters("½") == "1/2"
     assert plain_characters("x₁₂") == "x_{12}" and plain_characters("∛8") == "\\sqrt[3]{8}"
     assert plain_characters("٣५７") == "357"
-    assert plain_characters("–5") == plain_characters("−5") == plain_characters("﹣5") == "-5"
+    assert plain_characters("\u20135") == plain_characters("\u22125") == plain_characters("\ufe635") == "-5"
     assert plain_characters("\u200b\ufeff5\u00a0") == "5 "
     assert plain_characters("3或4、5") == "3, 4, 5"
 

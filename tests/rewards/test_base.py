@@ -133,10 +133,7 @@ def test_checks_that_hit_their_limits_end_the_run(tmp_path: Path) -> None:
 
 def test_none_is_no_judgement(tmp_path: Path) -> None:
     assert Returns(None).score([PAIR]) == [RewardResult(0.0, None, "unjudged")]
-    with pytest.raises(
-        UserError, match=r"^rollout.rewards: returns: None for all 1 completions of an iteration.*return a"
-    ):
-        _stop_on_failures(Returns(None), tmp_path)
+    _stop_on_failures(Returns(None), tmp_path)  # the run counts such rollouts
 
 
 @pytest.mark.parametrize(

@@ -190,12 +190,6 @@ def test_truncated_is_wrong_unless_told_otherwise() -> None:
     assert CodeTests(truncated_is_wrong=False)(cut, sample).correct is True
 
 
-def test_a_prefill_is_part_of_the_answer() -> None:
-    pair = (Completion(f"{ADD}\n```", (1,), "stop"), Sample("a", "?", "3 tests", row={"tests": (SUMS,)}))
-    assert CodeTests()(*pair).status == "parse_fail"
-    assert CodeTests(prefill="```python\n")(*pair).correct is True
-
-
 def test_results_keep_their_order_and_nothing_is_left() -> None:
     samples = [Sample(str(n), "?", "1 tests", row={"tests": (cell(("", str(n % 3))),)}) for n in range(12)]
     pairs = [(Completion("```python\nprint(1)\n```", (1,), "stop"), sample) for sample in samples]

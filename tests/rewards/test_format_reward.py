@@ -44,3 +44,43 @@ def test_bad_configurations_are_refused() -> None:
         Format()
     with pytest.raises(UserError, match=r"Format\.pattern '\(' is not a regular expression"):
         Format(pattern="(")
+
+
+THINKS = "<think>\n"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pattern": "^<think>.*?</think>"},
+        {"pattern": r"\A(<think>)\n.+</think>\s*<answer>"},
+        {"pattern": "(?:<think>.*?</think>)+ .*"},
+        {"pattern": "(?=.*<think>)x"},
+        {"pattern": "a<think>|<think>b"},
+        {"contains": "<think>"},
+        {"pattern": "</think>", "contains": "<think>\n"},
+    ],
+)
+def test_a_tag_that_the_prompt_opens_is_refused(options: dict[str, str]) -> None:
+    with pytest.raises(
+        UserError, match=r"asks for <think> in the text, .*set data.init_args.score_prefill: true"
+    ) as error:
+        Format(**options).check_prefill(THINKS)
+    assert "\n" not in str(error.value)
+    Format(**options).check_prefill("So the answer")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pattern": "</think>"},
+        {"pattern": "^(?!.*<think>).*</think>"},
+        {"pattern": "(<think>)?.*</think>"},
+        {"pattern": "<think>.*</think>|</think>"},
+        {"pattern": "[<think>]+"},
+        {"contains": "\n</think>\n"},
+        {"boxed": True},
+    ],
+)
+def test_what_a_text_can_have_is_not_refused(options: dict[str, str]) -> None:
+    Format(**options).check_prefill(THINKS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import threading
 from math import isnan
@@ -112,6 +113,81 @@ async def own(completion, sample):
 
 def unlike_any(first, *, second):
     return 1
+
+
+def easyr1(reward_input, format_weight=0.1):
+    right = float(reward_input["response"] == reward_input["ground_truth"])
+    return {"overall": right + format_weight * reward_input["response_length"], "format": 0.5, "accuracy": right}
+
+
+def easyr1_batch(reward_inputs: list[dict]):
+    return [easyr1(one) for one in reward_inputs]
+
+
+def openrlhf(queries, prompts, labels, **kwargs):
+    import torch
+    right = [query.removeprefix(prompt) == label for query, prompt, label in zip(queries, prompts, labels)]
+    rewards = torch.tensor(right).float()[:, None] - 0.5
+    return {"rewards": rewards, "scores": rewards + 0.5, "extra_logs": {"half": rewards / 2}}
+
+
+def openrlhf_tensor(queries, prompts, labels):
+    import torch
+    return torch.tensor([float(len(query)) for query in queries])
+
+
+async def slime(args, sample, **kwargs):
+    await asyncio.sleep(0)
+    return {"score": args.scale * len(sample.response), "acc": sample.response == sample.label}
+
+
+def slime_sync(args, sample, **kwargs):
+    return (sample.response_length, sample.metadata, sample.status, sample.prompt) == (1, {}, "truncated", "1 + 2?")
+
+
+def old_easyr1(predict_str: str, ground_truth: str) -> float:
+    return float(predict_str == ground_truth)
+
+
+def later(completions, **kwargs):
+    return judge(completions)
+
+
+def turned_round(sample, completion):
+    return float(completion.text == sample.answer)
+
+
+async def slime_group(args, samples, **kwargs):
+    return [1.0] * len(samples)
+
+
+def areal(prompt, completions, prompt_ids, completion_ids, answer, **kwargs):
+    return 1.0
+
+
+def with_tokenizer(solution_str, ground_truth, tokenizer):
+    return 1.0
+
+
+def unwrapped(*args, **kwargs):
+    return 1.0
+
+
+def response_and_label(response, label):
+    return 1.0
+
+
+class Undecided:
+    def __call__(self, data, return_dict=False):
+        return 1.0
+
+
+def pair(completion, sample):
+    return 1.0, {"format": 1.0}
+
+
+def nothing_known(completion, sample):
+    return {"points": 1.0}
 """
 
 
@@ -175,6 +251,15 @@ def test_messages_are_for_data_of_messages_and_for_functions_that_say_so(foreign
         ("foreign.make", {"size": 0}, [1.0] * 4),
         ("foreign.compute_score", None, [16, -1, 16, -1]),
         ("foreign.compute_scores", None, [7.0] * 4),
+        ("foreign.easyr1", None, [0.1, 0.4, 0.1, 0.4]),  # the row's ground truth is "three"
+        ("foreign.easyr1", {"format_weight": 1}, [1.0, 4.0, 1.0, 4.0]),
+        ("foreign.easyr1_batch", None, [0.1, 0.4, 0.1, 0.4]),
+        ("foreign.openrlhf", None, [0.5, -0.5, -0.5, -0.5]),
+        ("foreign.openrlhf_tensor", None, [7, 10, 7, 10]),  # prompt and completion
+        ("foreign.slime", {"scale": 2}, [2.0, 8.0, 2.0, 8.0]),
+        ("foreign.slime_sync", None, [1.0, 0.0, 0.0, 0.0]),
+        ("foreign.old_easyr1", None, [0.0] * 4),
+        ("foreign.later", None, [0.5] * 4),  # it returns a coroutine
         ("foreign.Longer", {"size": 1}, [0.0] * 4),  # all are cut off, which ours judges as wrong
         ("trl.rewards.get_repetition_penalty_reward", {"ngram_size": 1}, [0.0] * 4),
         ("trl.rewards.get_soft_overlong_punishment", {"max_completion_len": 3, "soft_punish_cache": 0}, [0, -1, 0, -1]),
@@ -193,6 +278,42 @@ def test_names_and_correctness(foreign: Any) -> None:
     assert [r.correct for r in FunctionReward("foreign.compute_score").score(PAIRS)] == [None, False] * 2
     assert FunctionReward("foreign.compute_score").score(PAIRS)[1].detail == "pred: four"
     assert FunctionReward("foreign.compute_scores").score(PAIRS)[0].correct is True
+
+
+def test_the_accuracy_of_other_libraries_is_correct_and_their_numbers_are_metrics() -> None:
+    for path, correct in {"easyr1": [False] * 4, "openrlhf": [True, False, False, False]}.items():
+        assert [r.correct for r in FunctionReward(f"foreign.{path}").score(PAIRS)] == correct
+    reward = FunctionReward("foreign.slime", {"scale": 1})
+    assert [r.correct for r in reward.score(PAIRS)] == [True, False, False, False]
+    for path, name, mean in (("easyr1_batch", "format", 0.5), ("easyr1", "accuracy", 0), ("openrlhf", "half", -0.125)):
+        reward = FunctionReward(f"foreign.{path}")
+        reward.score(PAIRS)
+        assert logged_metrics([reward])[f"reward/{path}/{name}"] == mean
+    assert [r.value for r in FunctionReward("foreign.turned_round", truncated_is_wrong=False).score(PAIRS)] == [
+        1,
+        0,
+        0,
+        0,
+    ]
+
+
+def test_a_query_of_openrlhf_has_what_the_template_opened() -> None:
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [{"type": "text", "text": "2?"}]}]
+    pair = (Completion("2</think>", (1,), "stop", prefill="<think>"), Sample("a", chat, "2"))
+    assert FunctionReward("foreign.openrlhf_tensor")(*pair) == len("Be brief.\n\n2?<think>2</think>")
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("foreign.pair", "must return a number, a bool, .* or a dict with score, overall or reward .* returned tuple"),
+        ("foreign.nothing_known", "a dict must have the reward as score, overall or reward; its keys are points"),
+        ("foreign.slime", r"args\.scale: .*give it as `options: \{scale: VALUE\}`"),
+    ],
+)
+def test_what_cannot_be_read_names_the_forms(path: str, said: str) -> None:
+    (result, *_) = FunctionReward(path).score(PAIRS)
+    assert result.status == "error" and re.search(said, result.detail), result
 
 
 def test_asynchronous_functions_share_one_loop_and_run_at_once(foreign: Any) -> None:
@@ -222,11 +343,26 @@ def test_a_failure_is_one_of_all_completions_and_a_wrong_answer_ends_the_run() -
 @pytest.mark.parametrize(
     ("path", "options", "said"),
     [
-        ("foreign.unlike_any", None, r"unlike_any' takes neither \(completion, .* a required argument: 'first'"),
-        ("foreign.Longer", None, "Longer' .*lacks options: missing a required argument: 'size'"),
+        (
+            "foreign.unlike_any",
+            None,
+            r"unlike_any': .*\(first, \*, second\).* \(completion, .* a required argument: 'first'",
+        ),
+        ("foreign.Longer", None, "Longer': .*lacks options: missing a required argument: 'size'"),
         ("trl.rewards.get_soft_overlong_punishment", None, "missing a required argument: 'max_completion_len'"),
         ("foreign.make", {"length": 3}, "unexpected keyword argument 'length'"),
         ("foreign.unlike_any", {"first": 1, "second": 2}, "it makes no reward function but int"),
+        ("foreign.slime_group", None, r"\(args, samples, \*\*kwargs\) are of no known form.*slime \(args, sample\)"),
+        ("foreign.areal", None, r"\(prompt, completions, .* no known form"),
+        (
+            "foreign.with_tokenizer",
+            None,
+            "as a function of verl it gets data_source, .*, not tokenizer; give .* `options",
+        ),
+        ("foreign.unwrapped", None, "its parameters have no names"),
+        ("foreign.response_and_label", None, r"\(response, label\) are of no known form"),
+        ("foreign.Undecided", None, "what it makes has none of the known forms"),
+        ("foreign.easyr1", {"weight": 1}, "it has no parameter weight"),
     ],
 )
 def test_what_is_no_reward_function_is_refused_at_the_start(path: str, options: Any, said: str) -> None:

@@ -315,12 +315,6 @@ def test_truncated_is_wrong_unless_told_otherwise(pets: str) -> None:
     assert [r.value for r in SQLExecution(truncated_is_wrong=False).score(pairs)] == [1.0, 1.0, 1.0]
 
 
-def test_a_prefill_is_part_of_the_answer(pets: str) -> None:
-    pair = (Completion(" 1\n```\nIt selects 1.", (1,), "stop"), Sample("a", "?", "SELECT 1", row={"databases": [pets]}))
-    assert SQLExecution()(*pair).status == "parse_fail"
-    assert SQLExecution(prefill="```sql\nSELECT")(*pair) == RewardResult(1.0, True, "ok", "SELECT 1")
-
-
 @pytest.mark.parametrize("gold", ["SELECT nothing FROM pets", "DELETE FROM pets", ENDLESS.format("COUNT(*)"), "--"])
 def test_a_reference_that_fails_is_the_checkers_failure(pets: str, gold: str) -> None:
     for text in (gold, "SELECT 1"):

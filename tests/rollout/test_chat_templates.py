@@ -18,6 +18,7 @@ from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.environments.built_in import Calculator
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy import tiny as tiny_vlm
+from lit_rlvr.policy.loading import after_a_turn
 from lit_rlvr.rollout.episodes import check_tool_calls
 from lit_rlvr.types import ToolResult
 
@@ -108,6 +109,16 @@ def test_without_tool_calls_the_tokens_are_those_of_the_whole_conversation(name:
     after = text.rpartition("</call>")[2]
     assert seen in [after, *(after.removeprefix(text) for text in ends_of(name))] and "391" in seen
     assert not any(seen.startswith(text) for text in ends_of(name))
+
+
+OTHER_ENDS = {"glm4moe": "", "idefics3": "<end_of_utterance>", "llava_next": "</s>", "smolvlm": "<end_of_utterance>"}
+"""Templates that end a turn with nothing, or with another token than the model's tool calls."""
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_end_of_a_turn_is_found_in_every_template(name: str) -> None:
+    ends = [OTHER_ENDS[name]] if name in OTHER_ENDS else ends_of(name)
+    assert any(end in after_a_turn(tokenizer_of(name)) for end in ends)
 
 
 @pytest.mark.parametrize("name", REFUSED)

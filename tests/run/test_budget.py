@@ -114,6 +114,49 @@ def test_epochs_and_budgets_limit_a_run_together() -> None:
     assert wanted(-1, 2, None, batches=inf) is None, "not known before training"
 
 
+TWICE = ("--model.init_args.updates_per_rollout", 2, "--model.init_args.epochs_per_rollout", 2)
+DECAY = ("--model.init_args.lr_schedule", "linear", "--model.init_args.warmup_steps", 2)
+
+
+def rounded(given: int, updates: int, steps: int) -> str:
+    return (
+        f"trainer.max_steps: {given} ends within a rollout, which takes {updates} optimizer steps "
+        f"(model.updates_per_rollout x epochs_per_rollout): it counts as {steps}\n"
+    )
+
+
+@pytest.mark.parametrize("given", [5, 7, 8])
+def test_steps_that_end_within_a_rollout_are_rounded_up_before_the_start(
+    run_folder: Path, lit_rlvr: CLI, given: int
+) -> None:
+    """The schedule, the warm-up, the progress and what a reward is told count the same steps."""
+    (run_folder / "reward_that_knows.py").write_text(
+        "def reward(completions, trainer_state, **_):\n    return [trainer_state.max_steps] * len(completions)\n"
+    )
+    knows = ("--rollout.rewards", json.dumps([{"class_path": "FunctionReward", "init_args": {
+        "path": "reward_that_knows.reward"}}]), "--trainer.val_check_interval", 9)  # fmt: skip
+    dry = fit(lit_rlvr, *TWICE, *DECAY, "--trainer.max_steps", given, "--dry-run")
+    said = fit(lit_rlvr, *TWICE, *DECAY, *knows, "--trainer.max_steps", given).err
+    for printed in (dry.err, said):
+        assert printed.count("trainer.max_steps") == printed.count(rounded(given, 4, 8)) == (given < 8)
+    assert "8 optimizer steps, 2 iterations" in dry.out
+    assert "step 4/8 " in said and "step 8/8 " in said and summary(run_folder / "run")["steps"] == 8
+    rates = [float(row["train/lr"]) for row in metrics(run_folder / "run") if row["train/lr"]]
+    each = [1e-3 * factor for factor in (0, 1 / 2, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6)]
+    assert rates == pytest.approx([sum(each[:4]) / 4, sum(each[4:]) / 4]), "a row has the mean of its rollout's steps"
+    assert set(column(run_folder / "run", "rollout/reward")) == {8.0}
+
+
+def test_a_resumed_run_rounds_from_where_it_is(run_folder: Path, lit_rlvr: CLI) -> None:
+    fit(lit_rlvr, "--trainer.max_steps", 3)
+    said = fit(lit_rlvr, *TWICE, *DECAY, "--trainer.max_steps", 8, "--ckpt_path", "last").err
+    assert said.count(rounded(8, 4, 11)) == 1 and "step 11/11 " in said
+    assert summary(run_folder / "run")["steps"] == 11
+    again = fit(lit_rlvr, *TWICE, *DECAY, "--trainer.max_steps", 10, "--ckpt_path", "last").err
+    assert "ends within" not in again and "nothing to train" in again
+    assert summary(run_folder / "run")["steps"] == 11
+
+
 @pytest.mark.slow
 def test_dynamic_sampling_and_reference_rollouts_count(run_folder: Path, lit_rlvr: CLI) -> None:
     rare = ("--rollout.rewards", json.dumps([judged_as_is("rare")]))

@@ -1,8 +1,9 @@
-"""DAPO's dynamic sampling: more prompts until enough groups have both right and wrong completions."""
+"""DAPO's dynamic sampling: more prompts until enough groups have different rewards."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,10 +76,43 @@ def test_resume_goes_on_after_the_extra_prompts(run_folder: Path, lit_rlvr: CLI,
     assert_same_run(run_folder / "parts", run_folder / "whole", resumed=3 * updates)
 
 
-def test_mixed_groups_go_by_correctness_not_by_reward() -> None:
+def test_mixed_groups_go_by_the_reward_unless_told_otherwise() -> None:
     rollout = make_rollout([[1], [2], [3]], [[[4], [5]]] * 3, rewards=[[0.0, 1.0], [1.0, 1.0], [0.3, 0.4]])
     rollout.correct = torch.tensor([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0]])
-    assert mixed_groups(rollout.correct, rollout.judged) == [1]
+    rollout.parts = {"short": torch.tensor([[0.5, 0.5], [0.5, math.nan], [0.0, 0.5]])}
+    assert mixed_groups(rollout) == [0, 2]
+    assert mixed_groups(rollout, "correct") == [1]
+    assert mixed_groups(rollout, "short") == [2], "what a reward does not judge has no value"
+    rollout.statuses = [["ok", "ok"], ["ok", "ok"], ["error", "ok"]]
+    rollout.judged[1, 0] = False
+    assert [mixed_groups(rollout, by) for by in ("reward", "correct", "short")] == [[0], [], []]
+
+
+GRADED = ("--rollout.rewards", json.dumps([judged_as_is("graded")]), "--trainer.max_steps", "2")
+
+
+@pytest.mark.parametrize("by", [(), ("--model.init_args.dynamic_sampling", "graded"),
+                                ("--model.init_args.dynamic_sampling", "true")])  # fmt: skip
+def test_groups_of_partial_credit_are_kept(run_folder: Path, lit_rlvr: CLI, by: tuple[str, ...]) -> None:
+    result = lit_rlvr(*FIT, *GRADED, *by)
+    assert result.status == 0, result.err
+    assert min(column(run_folder / "run", "rollout/live_groups")) >= 4
+    assert max(column(run_folder / "run", "rollout/sampling_rounds")) < 10
+    assert min(column(run_folder / "run", "train/grad_norm")) > 0 and "dynamic sampling found" not in result.err
+
+
+def test_a_selection_that_finds_nothing_says_why(run_folder: Path, lit_rlvr: CLI) -> None:
+    result = lit_rlvr(*FIT, *GRADED, "--model.init_args.dynamic_sampling", "correct")
+    assert result.status == 0, result.err
+    assert set(column(run_folder / "run", "rollout/live_groups")) == {0.0}
+    assert (
+        result.err.count("dynamic sampling found no group in 10 rounds whose completions differ in their correct") == 1
+    )
+    assert "% of the groups do differ: set model.dynamic_sampling: reward" in result.err
+    refused = lit_rlvr(*FIT, *GRADED, "--model.init_args.dynamic_sampling", "grade", "--overwrite", "true")
+    assert refused.status != 0
+    assert "model.dynamic_sampling: there is no reward 'grade'; give reward, correct, false, or" in refused.err
+    assert "a reward: graded" in refused.err
 
 
 def test_join_keeps_every_row_and_pads_to_the_longer() -> None:

@@ -50,6 +50,19 @@ def test_the_share_without_a_signal_is_that_of_groups_with_one_reward(tiny_model
     assert 0 < max(shares) < 1
 
 
+def test_a_correction_that_drops_nearly_everything_is_reported_once() -> None:
+    shares = [0.95, math.nan, 0.5, 0.5, 0.5, 0.9, 0.99, 1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0]
+    assert [k for k, line in enumerate(said(shares, "train/importance_dropped")) if line] == [0]
+    (line,) = said([0.5, 0.9, 1.0, 1.0, 1.0], "train/importance_dropped")[4]
+    assert line.startswith("the importance correction dropped 98% of the tokens, so hardly anything is trained; widen ")
+
+
+def test_a_run_that_a_correction_leaves_nothing_of_says_so(run_folder: Path, lit_rlvr: CLI) -> None:
+    outside = ("--model.init_args.importance_correction", "token_mis", "--model.init_args.importance_floor", 1.5)
+    result = lit_rlvr(*FIT, *outside, "--trainer.max_steps", 3)
+    assert result.status == 0 and result.err.count("the importance correction dropped 100% of the tokens") == 1
+
+
 def test_few_effective_samples_are_reported_at_most_every_tenth_iteration() -> None:
     lost, calm = LostWork(), {"rollout/truncated": 0.0, "train/no_signal": 0.0, "rollout/accuracy": 0.5}
     sizes = [0.31, math.nan, *[0.123] * 13, 0.9, *[0.2] * 12]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_runs import FIT, completions, fit, launch
+from tiny_rewards import judged_as_is
+from tiny_runs import FIT, completions, fit, launch, metrics
 
 from lit_rlvr.cli.main import run
 from lit_rlvr.rewards import shared_pool
@@ -84,7 +86,7 @@ def test_a_reward_that_fails_is_named_by_file_and_line(lit_rlvr: CLI) -> None:
     said = refusal(lit_rlvr(*FIT, *SHORT, *rewards("own_rewards.column")))
     assert "reward 'column' failed on 16 of 16" in said and ": own_rewards.py:11: KeyError: 'colour';" in said
     said = refusal(lit_rlvr(*FIT, *SHORT, *rewards("own_rewards.nothing"), "--overwrite", "true"))
-    assert "rollout.rewards: nothing: None for all 16 completions of an iteration" in said
+    assert "rollout.rewards: nothing: None for all 16 completions of iteration 1, so there is nothing" in said
 
 
 @pytest.mark.slow
@@ -182,3 +184,35 @@ def test_changed_code_and_validation_answers_are_named_on_resuming(
     assert changed.status == 0, changed.err
     assert "resumed with changed code of your own: rewards_to_change" in changed.err
     assert "resumed with changed validation data: " in changed.err
+
+
+OPENED = ("--rollout.rewards", json.dumps([judged_as_is("opened")]), "--trainer.max_steps", "1",
+          "--data.init_args.prefill", "<think>\n")  # fmt: skip
+
+
+def test_rewards_get_the_prefill_in_training_and_validation(run_folder: Path, lit_rlvr: Callable[..., Any]) -> None:
+    result = lit_rlvr("fit", "--config", "tiny.yaml", *OPENED, "--trainer.val_check_interval", "1")
+    assert result.status == 0, result.err
+    lines = Path("opened").read_text().splitlines()
+    assert len(lines) > 16 and all(line.startswith("'<think>\\n' ") for line in lines), lines[:3]
+    (row,) = (row for row in metrics(run_folder / "run") if row["reward/opened/parse_fail"])
+    assert float(row["reward/opened/parse_fail"]) == float(row["reward/status/parse_fail"]) == 1.0
+    assert "reward opened found no answer to judge in 100% of the completions (status parse_fail in c" in result.err
+    Path("opened").unlink()
+    again = lit_rlvr("fit", "--config", "tiny.yaml", *OPENED, "--data.init_args.score_prefill", "true", "--overwrite",
+                     "true")  # fmt: skip
+    assert again.status == 0, again.err
+    lines = Path("opened").read_text().splitlines()
+    assert set(lines) == {"'' '<think>'"}
+
+
+def test_a_format_that_the_prefill_has_is_refused_before_weights_load(
+    run_folder: Path, lit_rlvr: Callable[..., Any]
+) -> None:
+    form = ("--rollout.rewards", json.dumps([{"class_path": "Format", "init_args": {"pattern": "^<think>.*</think>"}}]))
+    result = lit_rlvr("fit", "--config", "tiny.yaml", *OPENED, *form)
+    assert result.status == 2 and "'format' asks for <think> in the text" in result.err, result.err
+    assert "set data.init_args.score_prefill: true" in result.err
+    ours = ("--rollout.rewards", json.dumps(["trl.rewards.think_format_reward"]))
+    result = lit_rlvr("fit", "--config", "tiny.yaml", *OPENED, *ours)
+    assert "reward 'think_format_reward': its code names <think>, which the chat template or" in result.err

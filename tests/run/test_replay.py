@@ -130,6 +130,26 @@ def test_a_run_ends_where_the_record_does(run_folder: Path, lit_rlvr: CLI) -> No
     assert digest(again) == digest(run_folder / "whole")
 
 
+def test_a_record_with_a_gap_is_refused_by_the_missing_file(recorded: Path, lit_rlvr: CLI) -> None:
+    """What is missing at its end is not known: a run may have been killed there."""
+    record = recorded / "record"
+    fit(lit_rlvr, *UNVALIDATED, *REPLAY)
+    again = recorded.with_name("again")
+    assert "rollout/tokens_per_second" not in (again / "metrics.csv").read_text()
+    for lost in (1, 3, 5):
+        path = record / f"iteration-{lost:06d}-rank-0.npz"
+        content = path.read_bytes()
+        path.unlink()
+        result = lit_rlvr(*FIT, *UNVALIDATED, *REPLAY, "--overwrite", "true")
+        assert result.status == 2 and f"lacks record/{path.name}, and has later iterations" in result.err
+        assert (f"to train on the {lost - 1} iteration(s) before it" in result.err) == (lost > 1)
+        path.write_bytes(content)
+    path = record / "iteration-000006-rank-0.npz"
+    path.unlink()
+    said = fit(lit_rlvr, *UNVALIDATED, *REPLAY, "--overwrite", "true").err
+    assert "the record ends after iteration 5, and so does this run" in said and "tokens/s" not in said
+
+
 REFUSED = {
     "recorded with rollout.group_size 4, this run has 2; use the same": ["--rollout.group_size", "2"],
     "recorded with data.prompts_per_step 4, this run has 2": ["--data.init_args.prompts_per_step", "2"],

@@ -10,6 +10,8 @@ import pytest
 from tiny_runs import metrics, summary
 
 from lit_rlvr.configs import config_folder, load_config
+from lit_rlvr.rewards.sql import extract_sql
+from lit_rlvr.types import Completion, Prompt, Sample
 
 
 def test_the_recipe_runs(tmp_path: Path, tiny_model_folder: Path, lit_rlvr: Callable[..., Any],
@@ -26,7 +28,10 @@ def test_the_recipe_runs(tmp_path: Path, tiny_model_folder: Path, lit_rlvr: Call
     assert {name for name in names if name.startswith("val/synthetic_sql/accuracy/")}
 
 
-def test_data_and_reward_have_the_same_prefill() -> None:
-    config = load_config(config_folder() / "smoke/text_to_sql.yaml")
-    (reward,) = config["rollout"]["rewards"]
-    assert config["data"]["init_args"]["prefill"] == reward["init_args"]["prefill"] == "```sql\nSELECT"
+def test_the_reward_judges_the_prefill_too() -> None:
+    options = load_config(config_folder() / "smoke/text_to_sql.yaml")["data"]["init_args"]
+    prompt = Prompt(
+        Sample("a", "?", "SELECT 1"), [], prefill=options["prefill"], score_prefill=options["score_prefill"]
+    )
+    (judged,) = prompt.as_judged([Completion(" 1\n```\nIt selects 1.", (1,), "stop")])
+    assert extract_sql(judged.text) == "SELECT 1"

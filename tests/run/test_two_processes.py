@@ -86,6 +86,36 @@ def test_two_processes_end_where_one_does(run_folder: Path, lit_rlvr: CLI, ways:
         assert [row["completion"] for row in sampled] == [row["completion"] for row in wanted]
 
 
+SOMETIMES = """
+def sometimes(completion_ids, trainer_state, **_):
+    step = trainer_state.global_step
+    if step in (1, 2):
+        return [None] * len(completion_ids)
+    return [None if step == 3 and number < 2 else ids[0] % 3 == 0 for number, ids in enumerate(completion_ids)]
+"""
+
+
+@pytest.mark.slow
+def test_rollouts_without_a_reward_are_skipped_by_both(run_folder: Path, lit_rlvr: CLI) -> None:
+    (run_folder / "own_sometimes.py").write_text(SOMETIMES)
+    rewards = ("--rollout.rewards", "[own_sometimes.sometimes]", "--trainer.limit_val_batches", "0")
+    one = lit_rlvr(*FIT, *rewards, *to("one"))
+    assert one.status == 0, one.err
+    said = in_two_processes(run_folder, *([*FIT, *way, *rewards, *to(name)] for name, way in STRATEGIES.items()))
+    assert said.count("it is skipped") == 2 * len(STRATEGIES) and one.err.count("it is skipped") == 2
+    for name in ("one", *STRATEGIES):
+        assert [row["train/skipped_steps"] for row in metrics(run_folder / name)[1:]][-1] == "2.0"
+
+
+@pytest.mark.slow
+def test_a_run_without_any_reward_ends_in_both(run_folder: Path) -> None:
+    (run_folder / "own_nothing.py").write_text("def nothing(completion, sample):\n    pass\n")
+    rewards = ("--rollout.rewards", "[own_nothing.nothing]", "--trainer.limit_val_batches", "0")
+    with pytest.raises(AssertionError) as ended:
+        in_two_processes(run_folder, [*FIT, *STRATEGIES["ddp"], *rewards, *to("run"), "--trainer.max_steps", "3"])
+    assert str(ended.value).count("completions of iteration 3, so there is nothing to train on, after 2 such") == 1
+
+
 @pytest.mark.slow
 def test_episodes_are_the_same_in_two_processes(run_folder: Path, lit_rlvr: CLI) -> None:
     turns = (

@@ -70,6 +70,13 @@ def test_what_cannot_be_is_one_line() -> None:
         build_optimizer(matrices, 0.1, (0.9, 0.999), 0.0, list)  # type: ignore[arg-type]
 
 
+def test_a_warmup_that_outlasts_the_run_is_said_before_it_starts(run_folder: Path, lit_rlvr: CLI) -> None:
+    done = fit(lit_rlvr, "--model.init_args.warmup_steps", 3, "--trainer.max_steps", 2, *to("run"))
+    assert done.err.index("model.warmup_steps: 3, but the run has 2 optimizer steps") < done.err.index("step 1/2")
+    rates = [float(row["train/lr"]) for row in metrics(run_folder / "run")[1:]]
+    assert max(rates) == pytest.approx(1e-3 / 3), "as the line says"
+
+
 def test_two_moments_are_to_come_for_each_weight_on_the_device_without_a_state() -> None:
     here, there = (nn.Parameter(torch.ones(5, device=device)) for device in ("cpu", "meta"))
     optimizer = build_optimizer([here, there], 0.1, (0.9, 0.999), 0.0, torch.optim.AdamW)

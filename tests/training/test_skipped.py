@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -9,11 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_engines import Copying
 from tiny_fit import RecordingGRPO, fit
+from tiny_rewards import first_token
 from torch import Tensor
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, Stats
+from lit_rlvr.rewards import FunctionReward
 
 Poison = Callable[[LossInputs, Tensor], Tensor]
 SMALL = {"tokens_per_microbatch": 200}  # two groups of six in a micro-batch
@@ -114,6 +118,70 @@ def test_a_good_step_in_between_sets_the_count_back(
     assert [m["train/skipped_steps"] for m in seen.metrics] == [1, 2, 2, 3, 4, 4]
     with pytest.raises(UserError, match="after 0 skipped"):
         fit(tiny_model_folder, tmp_path, steps=6, max_skipped_steps=0)
+
+
+def judge_others(monkeypatch: pytest.MonkeyPatch, unjudged: set[int]) -> None:
+    """Let the reward be None in some iterations, counted from 1."""
+    begin = FunctionReward.begin_rollout
+
+    def begin_counted(self: FunctionReward, step: int, steps: int) -> None:
+        begin(self, step, steps)
+        vars(self)["function"] = (lambda *_: None) if step + 1 in unjudged else first_token
+
+    monkeypatch.setattr(FunctionReward, "begin_rollout", begin_counted)
+
+
+def test_a_rollout_without_any_reward_is_skipped(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    judge_others(monkeypatch, {2, 3})
+    module, seen = fit(tiny_model_folder, tmp_path, steps=5, max_skipped_steps=2)
+    for before, after, skipped in zip(seen.weights[:-1], seen.weights[1:], (False, True, True, False), strict=True):
+        assert all(torch.equal(before[name], after[name]) for name in before) is skipped
+    assert adam_steps(module) == {3.0} and module.updates == 5
+    assert [m["train/skipped_steps"] for m in seen.metrics] == [0, 1, 2, 2, 2]
+    assert [math.isnan(m["rollout/reward"]) for m in seen.metrics] == [False, True, True, False, False]
+    warned = [record.message for record in caplog.records if "it is skipped" in record.message]
+    assert len(warned) == 2 and "first_token: None for all 24 completions of iteration 2" in warned[0]
+
+
+@pytest.mark.parametrize(
+    ("unjudged", "limit", "steps", "said"),
+    [
+        (
+            {2, 3, 4},
+            2,
+            9,
+            "completions of iteration 4, so there is nothing to train on, after 2 such iterations in a row",
+        ),
+        ({1}, 0, 9, "of iteration 1, so there is nothing to train on, after 0 such"),
+        ({1, 2, 3}, 5, 3, "of iteration 3, so there is nothing to train on, after 2 such"),
+    ],
+)
+def test_too_many_rollouts_without_a_reward_end_the_run(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unjudged: set[int], limit: int,
+    steps: int, said: str,
+) -> None:  # fmt: skip
+    judge_others(monkeypatch, unjudged)
+    with pytest.raises(UserError) as error:
+        fit(tiny_model_folder, tmp_path, steps=steps, max_skipped_steps=limit)
+    assert said in str(error.value) and f"(model.max_skipped_steps={limit}); return a number" in str(error.value)
+
+
+def test_beside_training_too(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Groups are judged in the order of their iterations, 24 completions each."""
+    calls = itertools.count()
+    monkeypatch.setattr(
+        FunctionReward, "__call__", lambda self, *pair: None if next(calls) // 24 in (1, 2) else first_token(*pair)
+    )
+    module, seen = fit(tiny_model_folder, tmp_path, steps=5, max_skipped_steps=2, engine=Copying(), staleness=1)
+    assert [m["train/skipped_steps"] for m in seen.metrics] == [0, 1, 2, 2, 2] and adam_steps(module) == {3.0}
+    assert caplog.text.count("it is skipped") == 2
+    monkeypatch.setattr(FunctionReward, "__call__", lambda *_: None)
+    with pytest.raises(UserError, match=r"of iteration 3, .* after 2 such iterations in a row"):
+        fit(tiny_model_folder, tmp_path, steps=5, max_skipped_steps=2, engine=Copying(), staleness=1)
 
 
 def test_the_limit_is_not_negative(tiny_model_folder: Path, tmp_path: Path) -> None:

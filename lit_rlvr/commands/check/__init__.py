@@ -1,6 +1,8 @@
-"""`lit-rlvr check`: measure whether an algorithm or an advantage has the properties that training relies on.
+"""`lit-rlvr check`: measure whether an algorithm or an advantage has the properties that training relies on, and how
+often a reward misjudges rewritten answers.
 
-It runs the code of training on a synthetic batch of numbers, as `lit_rlvr/commands/parity/` does, and loads no model.
+Of an algorithm, it runs the code of training on a synthetic batch of numbers, as `lit_rlvr/commands/parity/` does. It
+loads no model.
 """
 
 from lit_rlvr.commands.check.command import run

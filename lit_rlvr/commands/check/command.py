@@ -1,36 +1,62 @@
-"""`lit-rlvr check CLASS`: measure an algorithm or an advantage, a line per property; exit with 1 if one fails."""
+"""`lit-rlvr check CLASS`: measure an algorithm or an advantage, a line per property; exit with 1 if one fails. With
+--data, count the errors of a reward on rewritten answers of a set; with --text, show how a reward judges one text."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from lit_rlvr import algorithms
+from lit_rlvr import algorithms, rewards
 from lit_rlvr.advantages import REGISTRY, Advantage
 from lit_rlvr.algorithms import RLVRModule
+from lit_rlvr.commands.check.checkup import check_reward, written
+from lit_rlvr.commands.check.printed_reward import print_checkup, print_stages
 from lit_rlvr.commands.check.properties import Finding, check_advantage, check_algorithm
+from lit_rlvr.commands.check.sets import read_set
 from lit_rlvr.commands.parity.command import build_object
 from lit_rlvr.common.settings import dotted_path_of
 from lit_rlvr.common.terminal import Terminal, show_result
 from lit_rlvr.configs import Parser, find_config, load_config
-from lit_rlvr.errors import UserError, user_line
+from lit_rlvr.errors import UserError, check_within, user_line
+from lit_rlvr.rewards import FunctionReward, Reward
+from lit_rlvr.types import Sample
 
 EXIT_FAILED = 1
 """Exit status when a property does not hold."""
+
+SECONDS = 600.0
+"""Time of a check-up of a reward, by default."""
 
 
 def run(command: str, arguments: list[str]) -> int:
     """Run the command line of `check`."""
     parser = Parser(prog=f"lit-rlvr {command}", description=__doc__)
     parser.add_argument("name", type=str | None, nargs="?",
-                        help="GRPO, agrae, my_task.Plain or the like; default: the config's algorithm")  # fmt: skip
+                        help="GRPO, agrae, MathAnswer, my_task.Plain; default: the config's algorithm")  # fmt: skip
     parser.add_argument("--init_args", type=dict[str, Any], default={},
                         help="options of the class: --init_args.clip_low 0.1")  # fmt: skip
     parser.add_argument(
         "--config", type=str | None, help="take the class, if none is given, and options from its `model`"
     )
+    parser.add_argument("--data", type=str, default=None,
+                        help="of a reward: rows to check it on: a config, TextMath=FILE, or a file")  # fmt: skip
+    parser.add_argument("--rows", type=int, default=200, help="number of rows of --data, drawn by --seed")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="begin no further rows after this time")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draw")
+    parser.add_argument("--text", type=str, default=None,
+                        help="of a reward: the completion to judge, - for what stands on stdin")  # fmt: skip
+    parser.add_argument("--reference", type=str, default=None, help="the reference answer for --text")
+    parser.add_argument("--prompt", type=str, default="", help="the question for --text")
+    parser.add_argument("--options", type=str, nargs="+", default=[], help="a choice's options for --text")
+    parser.add_argument("--row", type=dict[str, Any], default={},
+                        help="further columns for --text: --row.databases '[shop.sqlite]'")  # fmt: skip
     config = parser.parse_args(arguments)
+    if config.data is not None or config.text is not None:
+        return run_reward(config)
+    if config.reference is not None:
+        raise UserError("--reference: it belongs to a --text to judge; give --text, too")
     name, options = config.name, dict(config.init_args)
     if config.config is not None:
         model = load_config(find_config(config.config)).get("model") or {}
@@ -43,6 +69,68 @@ def run(command: str, arguments: list[str]) -> int:
     result = [vars(finding) | {"ok": finding.ok} for finding in findings]
     show_result({"class": name, "ok": not failed, "properties": result}, lambda: print_findings(name, findings))
     return EXIT_FAILED if failed else 0
+
+
+def run_reward(config: Any) -> int:
+    """Check a reward on a set, or show how it judges a text."""
+    name = config.name
+    if config.data is not None and config.text is not None:
+        raise UserError("check: --data and --text are given; check the reward on a set, or let it judge one text")
+    if name is None:
+        raise UserError("check: give a reward, such as MathAnswer or my_task.my_reward, before --data or --text")
+    if config.config is not None:
+        raise UserError("--config: leave it out; a reward takes its options from --init_args and its rows from --data")
+    check_within("(0, inf)", "check", seconds=config.seconds)
+    if config.text is not None and config.reference is None:
+        raise UserError("--text: give the --reference answer, too")
+    reward = build_reward(name, dict(config.init_args))
+    try:
+        if config.text is not None:
+            show_judgement(name, reward, config)
+            return 0
+        found = check_reward(reward, read_set(config.data, config.rows, config.seed), config.seconds)
+        show_result(
+            {"class": name, "data": config.data, **found.document()},
+            lambda: print_checkup(f"{name} on {config.data}", found),
+        )
+        return 0
+    finally:
+        reward.close()
+
+
+def build_reward(name: str, options: dict[str, Any]) -> Reward:
+    """Return the reward that a name stands for, as a config's `rollout.rewards` would.
+
+    Raises:
+        UserError: there is no such reward, or an option is wrong.
+    """
+    shipped = {known: getattr(rewards, known) for known in rewards.__all__ if known != Reward.__name__}
+    shipped = {known: cls for known, cls in shipped.items() if isinstance(cls, type) and issubclass(cls, Reward)}
+    target = import_target(name) if "." in name else shipped.get(name)
+    if isinstance(target, type) and issubclass(target, Reward):
+        spec = {"class_path": dotted_path_of(target), "init_args": options}
+        made: Reward = build_object(spec, f"check: {name}", Reward)
+        return made
+    if not callable(target) or (isinstance(target, type) and issubclass(target, RLVRModule | Advantage)):
+        known = ", ".join(shipped)
+        raise UserError(f"check: {name!r} is no reward; there are {known}, and dotted paths such as my_task.my_reward")
+    return FunctionReward(name, options)
+
+
+def show_judgement(name: str, reward: Reward, config: Any) -> None:
+    """Print each stage in which a reward judges the text that the user gives."""
+    text = sys.stdin.read() if config.text == "-" else config.text
+    sample = Sample(
+        "--text", config.prompt, config.reference, row=dict(config.row), source="--text", options=tuple(config.options)
+    )
+    completion = written(text)
+    stages = reward.explain(completion, sample)
+    (result,) = reward.score([(completion, sample)])
+    verdict = {True: "right", False: "wrong", None: "does not say whether it is right"}[result.correct]
+    show_result(
+        {"class": name, **vars(result), "stages": [{"stage": stage, "result": found} for stage, found in stages]},
+        lambda: print_stages(name, stages, f"{name}: {verdict}, value {result.value:g}, status {result.status}"),
+    )
 
 
 def check(name: str, options: Mapping[str, Any]) -> list[Finding]:
@@ -61,8 +149,11 @@ def check(name: str, options: Mapping[str, Any]) -> list[Finding]:
         return check_advantage(name)
     kind = next((kind for kind in (RLVRModule, Advantage) if issubclass(target, kind)), None)
     if kind is None:
+        if issubclass(target, Reward):
+            raise UserError(f"check: {name} is a reward; give rows to check it on with --data, or a --text to judge")
         raise UserError(
-            f"check: {name} is neither an algorithm (RLVRModule) nor an advantage (Advantage, or a function)"
+            f"check: {name} is neither an algorithm (RLVRModule) nor an advantage (Advantage, or a function) nor a "
+            "reward"
         )
     path = dotted_path_of(target)
     instance = build_object({"class_path": path, "init_args": dict(options)}, f"check: {name}", kind)
@@ -82,7 +173,9 @@ def import_target(path: str) -> Any:
 def find_shipped(name: str) -> type:
     """Return a shipped class by its short name."""
     losses = {name: getattr(algorithms, name) for name in algorithms.__all__ if name != RLVRModule.__name__}
-    found = losses | {cls.__name__: cls for cls in REGISTRY.values()}
+    found: dict[str, type] = losses | {cls.__name__: cls for cls in REGISTRY.values()}
+    if name in rewards.__all__:
+        found[name] = getattr(rewards, name)
     if name not in found:
         names = ", ".join([*losses, *sorted(REGISTRY)])
         raise UserError(f"check: there is no {name!r}; there are {names}, and dotted paths such as my_task.Plain")

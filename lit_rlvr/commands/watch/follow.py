@@ -80,7 +80,7 @@ class FollowedRun:
         silent = time.time() - live["at"] if live else 0.0
         if live and live["stage"] != "ended" and silent < SILENT_SECONDS:
             return RunStatus("running", describe_state(live), live["step"], live["steps"])
-        steps = _parse_int(self.run.settings.get("trainer.max_steps"))
+        steps = live["steps"] if live else _parse_int(self.run.settings.get("trainer.max_steps"))
         if self.run.is_finished:
             return RunStatus("finished", f"finished after {last} steps", last, last)
         if self.run.summary:

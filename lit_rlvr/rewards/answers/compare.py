@@ -83,13 +83,21 @@ def _numbers(reference: Number, answer: Number, rules: Rules) -> bool:
     r, a = _real(r), _real(a)
     if r is None or a is None:
         return False
-    if abs(r - a) <= min(Fraction(1), abs(r)) / 10**rules.decimals:
+    if 2 * abs(r - a) <= min(Fraction(1), abs(r)) / 10**rules.decimals:
         return True
-    if answer.places is not None and answer.places >= rules.decimals and abs(a) * 10**answer.places >= 1000:
-        return abs(r - a) * 10**answer.places <= Fraction(1, 2)  # a correct rounding of the reference
+    if any(_is_shortened(*pair, rules.decimals) for pair in ((r, a, answer.places), (a, r, reference.places))):
+        return True
     if rules.reference_places and reference.places is not None:
         return abs(r - a) * 10**reference.places <= Fraction(1, 2)
     return False
+
+
+def _is_shortened(full: Fraction, short: Fraction, places: int | None, decimals: int) -> bool:
+    """Return True if a decimal of at least four digits and enough places is the other number, rounded or cut off."""
+    if places is None or places < decimals or abs(short) * 10**places < 1000:
+        return False
+    left = abs(full - short) * 10**places  # in units of the last digit
+    return left <= Fraction(1, 2) or (left < 1 and abs(short) < abs(full))
 
 
 def _real(value: Any) -> Fraction | None:
@@ -112,17 +120,38 @@ def _agree(r: Any, a: Any) -> bool:
     return bool(abs(x - y) <= size * sympy.Float(10) ** -EXACT_DIGITS)
 
 
+_TEMPERATURES = {
+    "kelvin": (Fraction(1), Fraction(0)), "celsius": (Fraction(1), Fraction("273.15")),
+    "fahrenheit": (Fraction(5, 9), Fraction("459.67")),
+}  # fmt: skip
+"""Scale -> (size of a degree in kelvin, what to add to a temperature so that it begins at absolute zero)."""
+
+
 def _quantities(reference: Quantity, answer: Quantity, rules: Rules) -> bool:
-    if reference.dimension != answer.dimension:
+    if _kind(reference) != _kind(answer):
         return False
-    if reference.factor == answer.factor and reference.is_sum == answer.is_sum:
+    if (
+        reference.dimension == answer.dimension
+        and reference.factor == answer.factor
+        and reference.is_sum == answer.is_sum
+    ):
         return _numbers(reference.number, answer.number, rules)
     return _numbers(_in_base_units(reference), _in_base_units(answer), rules)
 
 
+def _kind(quantity: Quantity) -> Any:
+    """Return the dimension, the same for all scales of temperature."""
+    return "temperature" if quantity.dimension[0][0] in _TEMPERATURES else quantity.dimension
+
+
 def _in_base_units(quantity: Quantity) -> Number:
-    factor = sympy.Rational(quantity.factor.numerator, quantity.factor.denominator)
-    return Number(quantity.number.value * factor, quantity.number.places)
+    size = quantity.factor
+    zero = Fraction(0)
+    for scale, (degree, start) in _TEMPERATURES.items():
+        if quantity.dimension == ((scale, 1),):
+            size, zero = degree, start
+    factor, offset = (sympy.Rational(f.numerator, f.denominator) for f in (size, zero))
+    return Number((quantity.number.value + offset) * factor, quantity.number.places)
 
 
 def _without_unit(quantity: Quantity, number: Number, rules: Rules) -> bool:
@@ -174,6 +203,11 @@ def _zero_everywhere(r: Any, a: Any) -> bool:
 
 def _close(x: Any, y: Any) -> bool:
     return bool(abs(x - y) <= max(abs(x), abs(y), sympy.Float(1e-20)) * sympy.Float(10) ** -(EXACT_DIGITS - 10))
+
+
+def _constant_expression(expression: Expression, number: Number, rules: Rules) -> bool:
+    """Compare a formula whose variables cancel out, such as sin^2 x + cos^2 x."""
+    return number.value.is_finite and _zero_everywhere(expression.value, number.value)
 
 
 def _equations(reference: Equation, answer: Equation, rules: Rules) -> bool:
@@ -345,5 +379,5 @@ _COMPARISONS: dict[tuple[type, type], Any] = {
 }  # fmt: skip
 _SYMMETRIC: dict[tuple[type, type], Any] = {
     (Quantity, Number): _without_unit, (Labelled, Series): _values_in_order, (Matrix, Series): _vectors,
-    (Parts, Number): _part_value,
+    (Parts, Number): _part_value, (Expression, Number): _constant_expression,
 }  # fmt: skip

@@ -17,7 +17,9 @@ _BOX_OR_BRACE = re.compile(rf"{_BOX}|\\(?!{_BOX}).|[{{}}]", re.DOTALL)  # an esc
 _MARKUP = r"\s|\$|\*|\\[()\[\],;:! ]|\\q?quad(?![A-Za-z])"
 _SEPARATOR = r"[,;]|and(?![A-Za-z])|\\text\{[^{}]*(?:[,;]|\band)\s*\}"
 _LABEL = r"[A-Za-z](?:_\w|_\{\w*\})?\s*="  # of the next box, such as y_2 =
-_PART = r"(?:[Pp]art\s*)?\(?[a-z]\)|[Pp]art\s+[A-Za-z0-9]+\s*[:.)]?|\(?(?:i{1,3}|iv|v)\)"  # (b), Part b:, (ii)
+_PART = (
+    r"\d\s*[.)]|(?:[Pp]art\s*)?\(?[a-z]\)|[Pp]art\s+[A-Za-z0-9]+\s*[:.)]?|\(?(?:i{1,3}|iv|v)\)"  # (b), Part b:, (ii)
+)
 _BETWEEN_BOXES = re.compile(
     rf"(?:{_MARKUP})*+(?:{_SEPARATOR})(?:{_MARKUP}|{_SEPARATOR})*+(?:{_LABEL})?+(?:{_MARKUP})*+"
     rf"|[.;,]?(?:{_MARKUP})*+(?:{_PART})\s*:?(?:{_MARKUP})*+(?:{_LABEL})?+(?:{_MARKUP})*+"
@@ -211,9 +213,9 @@ def last_phrase(text: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """Normalise text for comparison: no markup, outer space, final full stop or case; `(A)` becomes `a`."""
+    """Normalise text for comparison: no markup, outer space or quotes, final full stop or case; `(A)` becomes `a`."""
     text = _TEXT_COMMAND.sub(r"\1", plain_characters(text))
     text = re.sub(r"\\left|\\right|\\[,!;:]|\$|\*\*", "", text)
     text = re.sub(r"([_^])\{(\w)\}", r"\1\2", text)
     text = re.sub(r"(?<!\w)\s+|\s+(?!\w)", "", text).rstrip(".").lower()
-    return re.sub(r"^\((\w)\)$", r"\1", text)
+    return re.sub(r"^\((\w)\)$|^([\"'])(.*)\2$|^``(.*)''$", r"\1\3\4", text)

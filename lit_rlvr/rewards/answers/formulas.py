@@ -26,7 +26,7 @@ _TASKS = (sympy.Integral, sympy.Limit, sympy.Sum, sympy.Product, sympy.Derivativ
 """What an answer has to compute: with one of them it restates the question, and it is compared as text."""
 
 
-class _Converter(_Latex2Sympy):  # type: ignore[misc]
+class _Converter(_Latex2Sympy):
     """Math-Verify's converter with exact decimals, and without the `eval` with which sympy reads numbers."""
 
     def parse_number(self, text: str) -> sympy.Rational:
@@ -61,10 +61,15 @@ _TIDIED = [
 ]  # fmt: skip
 
 
+def is_code(text: str) -> bool:
+    """Return True for a word or a code ("ABC", "CO_2"), which is no product of its letters."""
+    return _CODE.fullmatch(text) is not None and len(re.sub(r"_(?:\{[^{}]*\}|\w)", "", text)) > 1
+
+
 def read_formula(text: str) -> list[Reading]:
     """Read a formula: a constant, an expression with variables or a matrix."""
-    if _CODE.fullmatch(text) and len(re.sub(r"_.*", "", text)) > 1:
-        return []  # a word or a code, not a product of its letters
+    if is_code(text):
+        return []
     is_spelt = re.fullmatch(r"[a-z]{2,}", text) is not None
     if is_spelt and len(text) > 3 and set(text) - set("xyz"):
         return []

@@ -33,7 +33,9 @@ _REPLACED: dict[str, str | Callable[[re.Match[str]], str]] = {
     r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![A-Za-z])": r"^\\circ ",
     r"\\(?:l|c|d|v)dots(?![A-Za-z])|\.\.\.": r"\\dots ", r"\\(?:quad|qquad|thinspace|,|;|:|!|\s)": " ", r"~": " ",
     r"\\(?:rightarrow|longrightarrow|implies|Rightarrow)(?![A-Za-z])|-+>": r"\\to ", r"\\mid(?![A-Za-z])": "|",
-    r"\\[lr]?vert(?![A-Za-z])": "|", r"\{,\}": ",", r"(?<=\d)\s*\^\s*\{?\s*(st|nd|rd|th)\s*\}?": r"\1",
+    r"\\[lr]?vert(?![A-Za-z])": "|",
+    r"\\(?:hat|vec|mathbf)\s*\{?\s*\\?([ijk])(?:math)?(?![A-Za-z])\s*\}?": r"\1", r"\{,\}": ",",
+    r"(?<=\d)\s*\^\s*\{?\s*(st|nd|rd|th)\s*\}?": r"\1",
     r"\s*\(?\s*(?:\\p?mod|\\bmod|\bmod)\s*\{?\s*\d+\s*\}?\s*\)?\s*$": "", r"\s*\^\s*": "^", r"\*\*(?=[\d({-])": "^",
     r"\\(?:ast|star)(?![A-Za-z])": "*", r"\\colon(?![A-Za-z])": ":", r"(?<=[\])])\s*U\s*(?=[\[(])": r"\\cup ",
 }  # fmt: skip

@@ -117,8 +117,8 @@ def _literal(text: str) -> Number | None:
             block += (match["between"] or "") + match["last"]
         if match["dots"]:
             cycle = re.search(r"(\d+?)\1+$", fixed)
-            if cycle is None:
-                return None
+            if cycle is None:  # cut off
+                return _literal(text[: match.start("dots")])
             fixed, block = fixed[: cycle.start()], cycle[1]
         value = sympy.Rational(int((match["whole"] or "0") + fixed + block) - int((match["whole"] or "0") + fixed), 1)
         value /= (10 ** len(block) - 1) * sympy.Integer(10) ** len(fixed)
@@ -140,12 +140,14 @@ def read_constant(text: str) -> Number | None:
 # ---- numbers with words -----------------------------------------------------------------------------------
 
 _BOUNDARY = re.compile(
-    r"(?<=[\d}).!|])\s*(?=[A-Za-z/$\u00a2-\u00a5\u20a0-\u20bf\u3000-\u9fff\uac00-\ud7a3^-])|(?<=pi)\s+(?=[A-Za-z])"
+    r"(?<=[\d}).!|])\s*(?=[A-Za-z/$\u00a2-\u00a5\u20a0-\u20bf\u3000-\u9fff\uac00-\ud7a3^-]|\\frac)|(?<=pi)\s+(?=[A-Za-z])"
 )
 _LABEL = re.compile(
-    rf"(?!(?:{FUNCTIONS}|{LETTERS}|or|and|not|to|plus|minus|times)\b)(?:-?[A-Za-z]{{2,}}[A-Za-z.'/]*|[ab]|of|per|/)(?:[\s-]+[A-Za-z.'/]+){{0,7}}(?:\^\{{?\d\}}?)?"
+    rf"(?!(?:{FUNCTIONS}|{LETTERS}|or|and|not|to|plus|minus|times)\b)"
+    r"(?:-?[A-Za-z]{2,}[A-Za-z.'/]*|[ab]|of|per|/)(?:[\s-]+[A-Za-z.'/]+){0,7}(?:\^\{?\d\}?)?"
     r"|[\u3000-\u9fff\uac00-\ud7a3]+"
 )
+_UNIT_FRACTION = re.compile(r"\\frac\s*\{\s*(\w+)\s*\}\s*\{\s*(\w+(?:\^\{?\d\}?)?)\s*\}")
 _PIECE = re.compile(
     r"(?P<number>\d+(?:\.\d+)?(?:\s+\d+/\d+|/\d+)?)\s*(?P<unit>[A-Za-z]+\.?|'{1,2}|\"|\u5c0f\u65f6|\u5206\u949f?|\u79d2)"
     r"\s*(?:,|and\b)?\s*"
@@ -190,6 +192,8 @@ def _read_amount(text: str) -> list[Reading]:
                 return [Number(scaled.value * deeper)]
         if tail.startswith("^") and re.search(r"\\[a-z]{3}", head.replace("\\frac", "")):
             continue  # the sine of an angle, not degrees
+        if fraction := _UNIT_FRACTION.fullmatch(tail):
+            tail = f"{fraction[1]}/{fraction[2]}"
         unit = read_unit(tail) if is_apart or len(re.sub(r"[^A-Za-z\\$\u00a2-\uffff]", "", tail)) > 1 else None
         if unit and (number := read_constant(trim(head))) is not None:
             found: list[Reading] = [Quantity(number, *unit)]

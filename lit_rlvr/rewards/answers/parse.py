@@ -15,7 +15,7 @@ import sympy
 
 from lit_rlvr.rewards.answers.characters import plain_characters
 from lit_rlvr.rewards.answers.find import normalise
-from lit_rlvr.rewards.answers.formulas import read_formula, to_sympy
+from lit_rlvr.rewards.answers.formulas import is_code, read_formula, to_sympy
 from lit_rlvr.rewards.answers.latex import BRACKETS, COMMAS, clean, closing_bracket, split_outside, trim
 from lit_rlvr.rewards.answers.numbers import read_constant, read_number, read_parts, read_quantity
 from lit_rlvr.rewards.answers.values import (
@@ -39,6 +39,8 @@ def parse(text: str) -> tuple[Reading, ...]:
     """Return all readings of a text, as text first."""
     key = normalise(plain_characters(text)) or normalise(text)
     found: list[Reading] = [Text(key)] if key else []
+    if is_code(key.upper()) and "_" in key:
+        found.append(Text(re.sub(r"[_{}]", "", key)))
     if article := re.match(r"(?:the|an?) (?=[a-z]{3})", key):
         found.append(Text(key[article.end() :]))
     cleaned = clean(text) if len(text) <= LONGEST else ""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as Collection
 
 from lit_rlvr.rewards.answers.characters import plain_characters
 from lit_rlvr.rewards.answers.find import Found
 from lit_rlvr.rewards.answers.parse import parse
-from lit_rlvr.rewards.answers.values import Series, Text, text_keys
+from lit_rlvr.rewards.answers.values import Labelled, Reading, Series, Text, text_keys
 
 _NUMBER = r"(?:[$\u20ac\u00a3\u00a5\u20b9]\s?)?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?%?|\.\d+"
 _LATEX = r"\\[A-Za-z]+(?:\s*[\[{](?:[^{}\[\]]|\{(?:[^{}]|\{[^{}]*\})*\})*[\]}])*|\\[%$,;! {}]"
@@ -55,11 +55,16 @@ def candidates(found: Found, keys: Collection[str]) -> Iterator[str]:
             yield _with_unit(searched, start, end)
 
 
+def _items(value: Reading) -> Iterable[Sequence[Reading]]:
+    if isinstance(value, Labelled):
+        return (item for items in value.values.values() for item in items)
+    return value.items if isinstance(value, Series) else ()
+
+
 def _is_value(phrase: str) -> bool:
     """Return True if a whole phrase means something besides its words."""
     return len(phrase) < 200 and any(
-        not isinstance(value, Text)
-        and not (isinstance(value, Series) and any(all(isinstance(v, Text) for v in item) for item in value.items))
+        not isinstance(value, Text) and not any(all(isinstance(v, Text) for v in item) for item in _items(value))
         for value in parse(phrase)
     )
 
@@ -109,7 +114,7 @@ def _without_words(text: str, start: int, end: int) -> list[tuple[int, int]]:
 def _with_unit(text: str, start: int, end: int) -> str:
     """Return a run of mathematics with the words behind it that belong to it: a magnitude, a unit."""
     span = text[start:end]
-    words = re.match(r"(?:\s*[A-Za-z\u4e00-\u9fff%/.]+){1,3}", text[end:])
+    words = re.match(r"(?:\s*(?!(?:and|or)\b)[A-Za-z\u4e00-\u9fff%/.]+){1,3}", text[end:])
     pieces = re.findall(r"\s*[A-Za-z\u4e00-\u9fff%/]+\.?", words[0]) if words else []
     plain = parse(span)
     for count in range(len(pieces), 0, -1):

@@ -6,6 +6,7 @@ imports nothing from lit-rlvr.
 
 from __future__ import annotations
 
+import ast
 import builtins
 import ctypes
 import errno
@@ -96,15 +97,24 @@ def execute(program: str, name: str) -> dict[str, Any]:
 def call(program: str, function: str) -> None:
     """Call a function, or the method of that name of a class `Solution`; the value is printed as JSON.
 
-    The arguments are the lines of standard input, as JSON. What the program prints goes to standard error.
+    The arguments are the lines of standard input, as JSON or Python literals. What the program prints goes to standard
+    error.
     """
-    arguments = [json.loads(line) for line in sys.stdin.read().split("\n") if line.strip()]
+    arguments = [argument(line) for line in sys.stdin.read().split("\n") if line.strip()]
     with open(os.dup(1), "w") as output:
         os.dup2(2, 1)
         names = execute(program, "solution")
         owner = names["Solution"]() if "Solution" in names else None
         method = getattr(owner, function) if owner else names[function]
         output.write(json.dumps(method(*arguments), default=plain))
+
+
+def argument(line: str) -> Any:
+    """Read a line as JSON, or else as a Python literal, which a tuple or a set needs."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return ast.literal_eval(line.strip())
 
 
 def plain(value: Any) -> Any:

@@ -1,0 +1,154 @@
+"""The cells of rows as Python values: text, nested columns, lists and dicts in JSON text, reference answers."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Mapping
+from datetime import date, time
+from decimal import Decimal
+from typing import Any, Literal
+
+from lit_rlvr.datamodules.reading.bad_row import BadRow
+
+Answers = Literal["any", "all"]
+
+_TEXT = r"""'(?:[^'\\\n]|\\.)*+'|"(?:[^"\\\n]|\\.)*+\""""
+_NUMPY_TEXTS = re.compile(rf"\[\s*+(?:{_TEXT})(?:\s*+(?:{_TEXT}))++\s*+\]")
+_ANSWER_TAG = re.compile(r"(?:.*</think>)?\s*<answer>(.*?)</answer>\s*", re.DOTALL | re.IGNORECASE)
+
+ANSWER_KEYS = ("value", "target", "text", "answer", "ground_truth")
+"""Keys that hold the answer in a cell that is a dict: TriviaQA's, Search-R1's, SQuAD's and others."""
+ALIAS_KEYS = ("aliases", "normalized_aliases")
+
+
+def as_python(value: Any) -> Any:
+    """Convert a NumPy scalar or array to a Python value; return any other value as it is."""
+    if str(getattr(value, "dtype", "")).startswith("datetime64"):  # in nanoseconds, `tolist` would give an integer
+        value = value.astype("datetime64[us]")
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def is_missing(value: Any) -> bool:
+    """Return True for None and for the values that are not equal to themselves: NaN, NaT."""
+    return value is None or (isinstance(value, float | Decimal | date) and value != value)
+
+
+def parse_text(value: Any) -> Any:
+    """Return the list or dict that a text holds; return any other value as it is.
+
+    The text is JSON, a Python literal, or an array of texts as NumPy prints it and pandas writes it to CSV files
+    ("['a' 'b']", which Python would read as one text).
+    """
+    text = value.strip() if isinstance(value, str) else ""
+    if not text.startswith(("[", "{")):
+        return value
+    for parse in (_printed_array, json.loads, ast.literal_eval):
+        try:
+            found = parse(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        return found if isinstance(found, list | dict) else value
+    return value
+
+
+def _printed_array(text: str) -> list[str]:
+    if not _NUMPY_TEXTS.fullmatch(text):
+        raise ValueError("no array of texts")
+    return [ast.literal_eval(item) for item in re.findall(_TEXT, text)]
+
+
+def lookup(row: Mapping[str, Any], column: str) -> Any:
+    """Return the value of a column, or of a nested one ("metadata.subject"), also in JSON text; None if missing."""
+    if column in row:
+        return row[column]
+    head, _, rest = column.partition(".")
+    inner = parse_text(row.get(head)) if rest else None
+    return lookup(inner, rest) if isinstance(inner, Mapping) else None
+
+
+def as_text(value: Any, field: str) -> str:
+    """Convert a cell to text: 145.0 becomes "145", and a list becomes its items joined by ", ".
+
+    Decimals lose the zeros that fill up their column ("12.50" becomes "12.5"), and so do dates ("2024-05-01").
+
+    Raises:
+        BadRow: it is missing, empty, NaN, or not text, a number, a date or a list of these.
+    """
+    value = as_python(value)
+    if isinstance(value, list | tuple):
+        value = ", ".join(as_text(part, field) for part in value)
+    if is_missing(value):
+        raise BadRow("missing", field)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    elif isinstance(value, Decimal) and value.is_finite():
+        value = f"{value.normalize():f}"
+    elif isinstance(value, date | time):
+        value = str(value).removesuffix(" 00:00:00")
+    if not isinstance(value, str | int | float):
+        raise BadRow(f"expected text or a number, got {type(value).__name__}", field)
+    text = str(value)
+    if not text.strip():
+        raise BadRow("empty", field)
+    return text
+
+
+def as_answers(value: Any, how: Answers = "any", field: str = "answer") -> tuple[str, ...]:
+    """Read a cell as reference answers, each of which suffices.
+
+    It holds a text or a number; a list of answers, also the text of a list of texts; or a dict with one of
+    `ANSWER_KEYS` and perhaps `ALIAS_KEYS`. A text in <answer> tags loses them.
+
+    Args:
+        how: "all": a list is one answer, its items joined by ", ", and a text is never a list.
+        field: the field's name in errors.
+
+    Raises:
+        BadRow: there is no answer, or a list holds lists.
+    """
+    answers = [as_text(value, field)] if how == "all" else _answers(as_python(value), field)
+    return tuple(dict.fromkeys(without_tags(answer, field) for answer in answers))
+
+
+def _answers(value: Any, field: str) -> list[str]:
+    if isinstance(value, str) and _holds_answers(parsed := parse_text(value)):
+        value = parsed
+    if isinstance(value, Mapping):
+        key = next((key for key in ANSWER_KEYS if not is_blank(value.get(key))), None)
+        if key is None:
+            known = ", ".join(ANSWER_KEYS)
+            raise BadRow(f"a dict without an answer; the known keys are {known}, or map COLUMN.KEY", field)
+        value = [value[key], *(value[name] for name in ALIAS_KEYS if not is_blank(value.get(name)))]
+        return [answer for part in value for answer in _answers(as_python(part), field)]
+    if not isinstance(value, list | tuple):
+        return [as_text(value, field)]
+    items = [item for item in map(as_python, value) if not is_blank(item)]
+    if not items:
+        raise BadRow("missing", field)
+    if any(isinstance(item, list | tuple) for item in items):
+        raise BadRow("a list of lists; give one list of answers, any of which is right, or set `answers: all`", field)
+    return [answer for i in items for answer in (_answers(i, field) if isinstance(i, Mapping) else [as_text(i, field)])]
+
+
+def _holds_answers(parsed: Any) -> bool:
+    """Return True for what a text of answers holds: texts, Search-R1's dict or TriviaQA's.
+
+    Lists of numbers are no such answers, because intervals and vectors look the same.
+    """
+    if isinstance(parsed, dict):
+        return "target" in parsed or {"value", "aliases"} <= parsed.keys()
+    return isinstance(parsed, list) and bool(parsed) and all(isinstance(item, str) for item in parsed)
+
+
+def is_blank(value: Any) -> bool:
+    """Return True for a missing value, an empty text and an empty list."""
+    value = as_python(value)
+    return is_missing(value) or (value.strip() if isinstance(value, str) else value) in ("", [], ())
+
+
+def without_tags(answer: str, field: str) -> str:
+    """Return the content of the <answer> tags around an answer, which a chain of thought may precede."""
+    tagged = _ANSWER_TAG.fullmatch(answer)
+    return as_text(tagged[1].strip(), field) if tagged else answer

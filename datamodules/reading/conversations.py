@@ -1,0 +1,171 @@
+"""The conversations of rows: chat messages and their parts, in the forms that data sets hold them.
+
+Data sets hold messages as lists, as arrays, as JSON text (in a CSV file) or under the key `messages`, with parts in the
+forms of Hugging Face, OpenAI, Anthropic and Qwen. `as_conversation` turns all of them into one form: a content is a
+text, or a list of `{"type": "text", "text"}`, `{"type": "image"}` and `{"type": "image", "image"}` parts.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from lit_rlvr.datamodules.reading.bad_row import BadRow
+
+Messages = list[dict[str, Any]]
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+TEXT_TYPES = {"text", "input_text", "output_text"}
+IMAGE_TYPES = {"image", "image_url", "input_image"}
+IMAGE_KEYS = ("image", "image_url", "url", "path", "source", "base64", "data")
+"""Keys of an image part that hold the image, by precedence."""
+MEDIA_KEYS = ("image", "image_url", "video", "video_url", "audio", "audio_url", "input_audio", "file")
+"""Keys that tell what a part without a type is, and that a text part must not have."""
+UNSUPPORTED = {"video": "video is not supported yet", "audio": "audio is not supported yet"}
+
+_MESSAGES_AS_TEXT = re.compile(r"""\s*(?:\[\s*)?\{\s*["'](?:role|content|messages)["']\s*:.*[\]}]\s*""", re.DOTALL)
+_ROLE = re.compile(r"""\s*\[.*["']role["']\s*:""", re.DOTALL)
+_NO_CONTENT = 'a message whose content is neither text nor a list of parts {"type", ...}'
+
+
+def as_conversation(value: Any) -> Messages | None:
+    """Read a cell as chat messages; return None for any other cell.
+
+    Messages are a list of them, {"messages": [...]}, a single one, or the JSON or Python text of one of these. Null
+    keys, with which Parquet pads messages, parts and tool calls, are removed.
+
+    Raises:
+        BadRow: a message has an unknown role, no content, or a part of a type that is not supported.
+    """
+    value = without_nulls(value)
+    if isinstance(value, str):
+        value = _parsed(value)
+    if isinstance(value, Mapping) and {"messages", "role"} & value.keys():
+        value = value.get("messages", [value])
+    return [_message(message) for message in value] if isinstance(value, list) else None
+
+
+def without_nulls(value: Any) -> Any:
+    """Return nested values without the null keys of dicts, and with lists in place of tuples and arrays."""
+    if getattr(value, "ndim", 0) == 1:
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def without_closing_turns(messages: Messages) -> Messages:
+    """Return the messages without the assistant's turns at their end."""
+    while messages and messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    return messages
+
+
+def text_of(content: str | list[dict[str, Any]]) -> str:
+    """Return the text of a content, a line for each text part."""
+    return content if isinstance(content, str) else "\n".join(p["text"] for p in content if p.get("type") == "text")
+
+
+def _parsed(text: str) -> Any:
+    """Return the messages that a text holds as JSON, or as a Python literal; return any other text as it is."""
+    if not _MESSAGES_AS_TEXT.fullmatch(text):
+        return text
+    value = without_nulls(parse_nested(text))
+    if isinstance(value, str) and _ROLE.match(text):
+        raise BadRow("messages as text that is neither JSON nor a Python list; write them with json.dumps", "prompt")
+    if isinstance(value, dict):
+        return value if value.get("role") in ROLES or isinstance(value.get("messages"), list) else text
+    return value if isinstance(value, list) and all(isinstance(m, dict) and "role" in m for m in value) else text
+
+
+def _message(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict) or "role" not in value:
+        raise BadRow('a list that does not hold messages {"role", "content"}', "prompt")
+    message, role = dict(value), value["role"]
+    if role not in ROLES:
+        raise BadRow(f"unknown role {role!r}; the roles are {', '.join(ROLES)}", "prompt")
+    if "function_call" in message:
+        raise BadRow("a message with `function_call`, which chat templates do not show; use `tool_calls`", "prompt")
+    if calls := message.pop("tool_calls", None):
+        message["tool_calls"] = _tool_calls(calls)
+    content = message.get("content", "" if calls and role == "assistant" else None)
+    if isinstance(content, list):
+        content = [_part(part) for part in content]
+    elif not isinstance(content, str):
+        raise BadRow(_NO_CONTENT, "prompt")
+    return message | {"content": content}
+
+
+def _tool_calls(calls: Any) -> list[dict[str, Any]]:
+    """Return tool calls with their arguments as dicts, as chat templates take them; OpenAI's are JSON text."""
+    calls = parse_nested(calls)
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise BadRow("tool_calls: expected a list of {'function': {'name', 'arguments'}}", "prompt")
+    made = []
+    for call in calls:
+        function = call.get("function", call)
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise BadRow("tool_calls: a call without the name of its function", "prompt")
+        function = function | {"arguments": parse_nested(function.get("arguments", {}))}
+        made.append(call | {"function": function} if "function" in call else function)
+    return made
+
+
+def parse_nested(value: Any) -> Any:
+    """Return the list or dict that a text holds as JSON or as a Python literal; return any other value as it is."""
+    if not isinstance(value, str) or not value.strip().startswith(("[", "{")):
+        return value
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return parse(value.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+    return value
+
+
+def _part(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise BadRow(_NO_CONTENT, "prompt")
+    part = {key: item for key, item in value.items() if key not in MEDIA_KEYS or not is_empty(item)}
+    media = [key for key in MEDIA_KEYS if key in part]
+    kind = part.get("type") or (media[0] if media else "text")
+    if kind in TEXT_TYPES:
+        if not isinstance(part.get("text"), str):
+            raise BadRow(_NO_CONTENT, "prompt")
+        if media:
+            raise BadRow(f"a part of type {kind!r} that also holds {media[0]!r}", "prompt")
+        return part | {"type": "text"}
+    if kind not in IMAGE_TYPES:
+        reason = next((reason for name, reason in UNSUPPORTED.items() if name in str(kind)), "use text or image")
+        raise BadRow(f"a part of type {kind!r}: {reason}", "prompt")
+    if part.get("text"):
+        raise BadRow(f"a part of type {kind!r} that also holds text", "prompt")
+    key = next((key for key in IMAGE_KEYS if not is_empty(part.get(key))), None)
+    return {"type": "image"} if key is None else {"type": "image", "image": _image(part[key], key, part)}
+
+
+def _image(value: Any, key: str, part: dict[str, Any]) -> Any:
+    """Return the image of a part: a path, an URL, bytes or a picture."""
+    if isinstance(value, dict) and "url" in value:  # OpenAI's {"url", "detail"}
+        return value["url"]
+    if isinstance(value, dict) and "data" in value:  # Anthropic's {"type": "base64", "media_type", "data"}
+        return _image(value["data"], "data", value)
+    if key in ("base64", "data") and isinstance(value, str) and not value.startswith("data:"):
+        return f"data:{part.get('media_type') or part.get('mimeType') or 'image/png'};base64,{value}"
+    return value
+
+
+def is_empty(value: Any) -> bool:
+    """Return True for a cell that holds nothing: None, NaN, "", and a list or dict of such cells."""
+    if isinstance(value, float):
+        return math.isnan(value)
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return all(map(is_empty, value))
+    return value is None or (isinstance(value, str | bytes) and not value)

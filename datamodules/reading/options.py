@@ -1,0 +1,215 @@
+"""The options of multiple-choice questions, in the forms that data sets hold them, and the answer that names one."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from string import ascii_uppercase
+from typing import Any, NamedTuple
+
+from lit_rlvr.datamodules.reading.bad_row import BadRow
+from lit_rlvr.datamodules.reading.cells import as_python, as_text, is_blank, parse_text, without_tags
+
+KNOWN_FORMS = (
+    'a list of texts, {"A": ...}, a list of {"label", "text"}, {"label": [...], "text": [...]}, JSON text of one of '
+    "these, or lines that begin with A), B), ..."
+)
+TEXT_KEYS = ("text", "content", "value", "option", "choice", "answer", "description", "option_text")
+LABEL_KEYS = ("label", "key", "letter", "id", "name", "index", "option_id", "option")
+
+_COLUMN = re.compile(r"(?:(?:options?|choices?|answers?|endings?|op)[ _-]?)([A-J]|\d{1,2})|([A-J])", re.IGNORECASE)
+_CLOSING = r"[).:\]\u3001\uff09\uff0e\uff1a]"
+_LABELLED = re.compile(
+    rf"\s*[(\[\uff08]?\s*([A-Za-z](?=\s*{_CLOSING})|\d{{1,2}}(?=\s*{_CLOSING}+\s))\s*{_CLOSING}+\s*(\S.*)", re.DOTALL
+)
+_LABEL = re.compile(r"(?:option|choice|answer)?[\s:]*[(\[]?\s*([A-Za-z]|\d{1,2})\s*[)\].:]*", re.IGNORECASE)
+_MARKUP = re.compile(r"\\(?:boxed|text|textbf|mathrm)\s*\{([^{}]*)\}|[$*]")
+
+
+class Options(NamedTuple):
+    """The options of a question.
+
+    Args:
+        texts: their texts, in the order A, B, ...
+        labels: the names that the data give them ("A", "1"), upper-case; () = none.
+    """
+
+    texts: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+
+
+def read_options(value: Any) -> Options:
+    """Read a cell as options, without the None that fills up a column and without the letters of their own.
+
+    Raises:
+        BadRow: they are in no known form, or one is missing between others.
+    """
+    value = parse_text(as_python(value))
+    if is_blank(value):
+        return Options()
+    if isinstance(value, str):
+        value = value.strip().splitlines()
+        if len(value) < 2 or not _split_labels(value)[1]:
+            raise BadRow(f"text in no known form; the known forms are {KNOWN_FORMS}", "options")
+    labels: Sequence[Any] = ()
+    if isinstance(value, Mapping):
+        texts = next((value[key] for key in TEXT_KEYS if isinstance(as_python(value.get(key)), list | tuple)), None)
+        if texts is not None:
+            labels = next((as_python(value[key]) for key in LABEL_KEYS if not is_blank(value.get(key))), ())
+            value = as_python(texts)
+        else:
+            value, labels = _ordered([(_column_label(str(name)), text) for name, text in value.items()])
+    elif isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
+        pairs = [_pair(item) for item in value if item is not None]
+        labels, value = [label for label, _ in pairs], [text for _, text in pairs]
+        labels = () if None in labels else labels
+    if not isinstance(value, list | tuple):
+        raise BadRow(f"{type(value).__name__} in no known form; the known forms are {KNOWN_FORMS}", "options")
+    return _options(value, [str(as_python(label)).strip().upper() for label in labels])
+
+
+def as_options(value: Any) -> tuple[str, ...]:
+    """Return the texts of the options in a cell; see `read_options`."""
+    return read_options(value).texts
+
+
+def options_in_columns(row: Mapping[str, Any]) -> Options:
+    """Read options that have a column each: "A", "option_a", "Option 1", "choice1", "opa", "ending0".
+
+    Raises:
+        BadRow: one is missing between others.
+    """
+    kinds: dict[str, list[tuple[str, Any]]] = {}
+    for name, cell in row.items():
+        if match := _COLUMN.fullmatch(str(name)):
+            label = match[1] or match[2]
+            kinds.setdefault(str(name).lower().removesuffix(label.lower()), []).append((label, cell))
+    columns = max(kinds.values(), key=len, default=[])
+    return _options(*_ordered(columns)) if len(columns) > 1 else Options()
+
+
+def _options(values: Sequence[Any], labels: Sequence[str]) -> Options:
+    """Return the options without blank ones at their end; `labels` are empty or one for each."""
+    blank = [is_blank(value) for value in values]
+    count = len(blank) - blank[::-1].index(False) if False in blank else 0
+    if any(blank[:count]):
+        raise BadRow(f"option {ascii_uppercase[blank.index(True) % 26]} is missing, but a later one is not", "options")
+    if any(isinstance(as_python(value), list | tuple | Mapping) for value in values[:count]):
+        raise BadRow(f"an option is no text; the known forms are {KNOWN_FORMS}", "options")
+    texts = [as_text(value, "options").strip() for value in values[:count]]
+    if len(labels) < count:
+        labels = []
+    own, stripped = _split_labels(texts)
+    return Options(tuple(own), tuple(labels[:count] or stripped))
+
+
+def _split_labels(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the texts without their letters A, B, ... or numbers 1, 2, ..., and these; unchanged if one has none."""
+    matches = [_LABELLED.fullmatch(text) for text in texts]
+    labels = [match[1].upper() for match in matches if match]
+    wanted = ([*ascii_uppercase[: len(texts)]], [str(n) for n in range(1, len(texts) + 1)])
+    if len(texts) < 2 or labels not in wanted:
+        return list(texts), []
+    return [match[2].strip() for match in matches if match], labels
+
+
+def _ordered(pairs: Sequence[tuple[str, Any]]) -> tuple[list[Any], list[str]]:
+    """Return texts and labels in the order of the labels, which are letters from A or numbers from 0 or 1."""
+    by_label = {label.upper(): text for label, text in pairs}
+    labels = sorted(by_label, key=lambda label: (len(label), label))
+    count = len(labels)
+    wanted = ([*ascii_uppercase[:count]], *([str(n) for n in range(k, k + count)] for k in (0, 1)))
+    if labels not in wanted:
+        raise BadRow(f"the names {', '.join(labels)} are no letters from A or numbers from 0 or 1", "options")
+    return [by_label[label] for label in labels], labels
+
+
+def _column_label(name: str) -> str:
+    """Return the label in a name such as "A", "(a)", "1", "option_b"."""
+    match = _COLUMN.fullmatch(name.strip()) or _LABEL.fullmatch(name.strip())
+    return next((group for group in match.groups() if group), name) if match else name
+
+
+def _pair(item: Any) -> tuple[Any, Any]:
+    """Return the label, or None, and the text of an option that is a dict."""
+    if isinstance(item, Mapping):
+        text = next((key for key in TEXT_KEYS if key in item), None)
+        if text is not None:
+            return next((item[key] for key in LABEL_KEYS if key != text and item.get(key) is not None), None), item[
+                text
+            ]
+        if len(item) == 1:
+            return next(iter(item.items()))
+    raise BadRow(f"an option is no text; the known forms are {KNOWN_FORMS}", "options")
+
+
+def format_options(options: Sequence[str]) -> str:
+    """List the options, one per line: "A) first"."""
+    return "\n".join(f"{letter}) {option}" for letter, option in zip(ascii_uppercase, options, strict=False))
+
+
+def find_letter(answer: str, options: Sequence[str]) -> str | None:
+    """Return the letter of the option whose text is the answer, ignoring case and outer space; else None."""
+    texts = [option.strip().lower() for option in options]
+    wanted = answer.strip().lower()
+    return ascii_uppercase[texts.index(wanted)] if wanted in texts else None
+
+
+def right_letter(answer: Any, options: Options, is_typed: bool = True) -> str:
+    """Return the letter of the right option.
+
+    The answer is the option's label in the data, its letter ("b", "(B)", "B."), its text, its letter and text
+    ("B) liver"), or its number from 0. A text that is a number is an option's text if one has it.
+
+    Args:
+        is_typed: the answer's type tells a text from a number; False for the cells of CSV files.
+
+    Raises:
+        BadRow: it names no option, or more than one.
+    """
+    answer = as_python(answer)
+    if isinstance(answer, str) and find_letter(answer, options.texts) is None:
+        answer = parse_text(answer)
+    if isinstance(answer, list | tuple) and not is_blank(answer):
+        letters = {right_letter(item, options, is_typed) for item in answer}
+        if len(letters) > 1:
+            raise BadRow(f"{', '.join(sorted(letters))} are all right, but one option must be", "answer")
+        return letters.pop()
+    texts = options.texts
+    text = without_tags(as_text(answer, "answer"), "answer").strip()
+    number = ascii_uppercase[int(text)] if text.isdecimal() and int(text) < len(texts) else None
+    if isinstance(answer, bool):
+        found = {find_letter(text, texts) or find_letter("yes" if answer else "no", texts)}
+    elif isinstance(answer, int | float | Decimal):
+        found = {find_label(text, options) if text in options.labels else number}
+    else:
+        found = {find_letter(text, texts), find_label(text, options)} - {None}
+        if not found or (not is_typed and text not in options.labels):
+            found.add(number)
+    named = sorted(letter for letter in found if letter)
+    if len(named) == 1:
+        return named[0]
+    if named:
+        forms = [f"'{letter}) {texts[ascii_uppercase.index(letter)]}'" for letter in named]
+        raise BadRow(f"{text!r} may be two options; write {' or '.join(forms)}", "answer")
+    if isinstance(answer, int | float | Decimal) and not isinstance(answer, bool):
+        raise BadRow(f"{answer!r} is not the number of one of {len(texts)} options, counted from 0", "answer")
+    raise BadRow(f"{text!r} is neither the letter nor the text of one of {len(texts)} options", "answer")
+
+
+def find_label(text: str, options: Options) -> str | None:
+    """Return the letter of the option that a text names by its label or letter, alone or before the option's text."""
+    text = unicodedata.normalize("NFKC", _MARKUP.sub(r"\1", text)).strip()
+    match = _LABEL.fullmatch(text) or _LABELLED.fullmatch(text)
+    if match is None:
+        return None
+    label, letters = match[1].upper(), [*ascii_uppercase[: len(options.texts)]]
+    names = options.labels if label in options.labels else letters
+    if label not in names:
+        return None
+    letter = letters[names.index(label)]
+    rest = match[2] if match.re is _LABELLED else ""
+    own = unicodedata.normalize("NFKC", options.texts[names.index(label)])
+    return letter if rest.strip().lower() in ("", own.strip().lower()) else None

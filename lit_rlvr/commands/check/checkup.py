@@ -1,0 +1,269 @@
+"""The check-up of a reward: it judges rewritten gold answers and short texts, and counts its errors by kind."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from lit_rlvr.commands.check.gold import Gold, Kind, read_gold
+from lit_rlvr.commands.check.rates import ACCURACIES, NO_TEXTS, AdvantageError, Rate, advantage_error
+from lit_rlvr.commands.check.rewrites import REWRITES
+from lit_rlvr.commands.check.shortcuts import frequent_answers, shortcuts
+from lit_rlvr.common.terminal import progress_bar
+from lit_rlvr.rewards import Reward
+from lit_rlvr.types import Completion, RewardResult, Sample
+
+GOLD = "gold itself"
+"""The rewrite that changes nothing."""
+GOLD_FORMS = {
+    "the plain answer": ("", ""), "\\boxed{}": ("\\boxed{", "}"), "<answer> tags": ("<answer>", "</answer>"),
+    "after ####": ("#### ", ""),
+    "a thought and <answer> tags": ("<think>\nI work it out.\n</think>\n<answer>", "</answer>"),
+    "a ```python block": ("```python\n", "\n```"), "a ```sql block": ("```sql\n", "\n```"),
+}  # fmt: skip
+"""Form of a completion, for a reward without `gold_completion` -> the text before and after the answer."""
+FORM_ROWS = 20
+BATCH_ROWS = 8
+MOST_OTHERS = 20
+MOST_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class TriedText:
+    """A text to judge.
+
+    Args:
+        kind: the rewrite, or the kind of short text.
+        keeps: True if the text is a right answer, False if it is none.
+        text: the completion.
+        short: the short text that is tried on every row; "" for a rewrite.
+    """
+
+    kind: str
+    keeps: bool
+    text: str
+    short: str = ""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A text that the reward judged wrongly, with the row's reference answer and the reward's detail."""
+
+    reference: str
+    text: str
+    detail: str
+
+
+@dataclass
+class KindOfText:
+    """The texts of one kind.
+
+    Args:
+        keeps: True if they are right answers, so that an error is one that is not paid.
+        errors, texts: number of errors, and of texts.
+        examples: the first errors.
+    """
+
+    keeps: bool
+    errors: int = 0
+    texts: int = 0
+    examples: list[Example] = field(default_factory=list)
+
+    @property
+    def rate(self) -> Rate:
+        return Rate(self.errors, self.texts)
+
+
+@dataclass
+class Checkup:
+    """The result of a check-up.
+
+    Args:
+        form: how completions hold the answer.
+        rows_wanted: number of rows to judge; the time may have ended before.
+        rows: number of rows judged.
+        seconds: the time that it took.
+        kinds: the texts by kind; rows whose gold completion is not paid count in the first kind alone.
+        right_texts, wrong_texts: the errors on all right texts and on all wrong ones.
+        short: short text -> its paid rows, and the rows where it is no answer.
+        failures: detail -> number of texts on which the reward itself failed.
+    """
+
+    form: str
+    rows_wanted: int
+    rows: int = 0
+    seconds: float = 0.0
+    kinds: dict[str, KindOfText] = field(default_factory=dict)
+    right_texts: Rate = NO_TEXTS
+    wrong_texts: Rate = NO_TEXTS
+    short: dict[str, Rate] = field(default_factory=dict)
+    failures: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def gold(self) -> Rate:
+        """The share of gold completions that are not paid."""
+        return self.kinds[GOLD].rate if GOLD in self.kinds else NO_TEXTS
+
+    @property
+    def advantages(self) -> list[AdvantageError]:
+        """The error of GRPO's advantages at several accuracies; none without right and wrong texts."""
+        rates = (self.right_texts.value, self.wrong_texts.value)
+        both = self.right_texts.texts and self.wrong_texts.texts
+        return [advantage_error(accuracy, *rates) for accuracy in ACCURACIES] if both else []
+
+    def add(self, text: TriedText, gold: Gold, paid: bool, gold_paid: bool, detail: str) -> None:
+        """Count a judged text."""
+        is_error = paid != text.keeps
+        if text.keeps:
+            self.right_texts = Rate(self.right_texts.errors + is_error, self.right_texts.texts + 1)
+        else:
+            self.wrong_texts = Rate(self.wrong_texts.errors + is_error, self.wrong_texts.texts + 1)
+        if text.short:
+            short = self.short.get(text.short, NO_TEXTS)
+            self.short[text.short] = Rate(short.errors + is_error, short.texts + 1)
+        if text.keeps and not gold_paid and text.kind != GOLD:
+            return
+        kind = self.kinds.setdefault(text.kind, KindOfText(text.keeps))
+        kind.texts += 1
+        kind.errors += is_error
+        if is_error and len(kind.examples) < MOST_EXAMPLES:
+            kind.examples.append(Example(gold.sample.answer, text.text, detail))
+
+    def document(self) -> dict[str, Any]:
+        """Return the result for `--json`."""
+        return {
+            "form": self.form,
+            "rows": self.rows,
+            "rows_wanted": self.rows_wanted,
+            "seconds": self.seconds,
+            "gold": self.gold.document(),
+            "false_negatives": self.right_texts.document(),
+            "false_positives": self.wrong_texts.document(),
+            "kinds": [
+                {"kind": name, "keeps": kind.keeps, **kind.rate.document(), "examples": list(map(vars, kind.examples))}
+                for name, kind in self.kinds.items()
+            ],
+            "short_texts": [{"text": text, **rate.document()} for text, rate in self.paid_short_texts()],
+            "advantages": list(map(asdict, self.advantages)),
+            "failures": self.failures,
+        }
+
+    def paid_short_texts(self) -> list[tuple[str, Rate]]:
+        """Return the short texts that are paid without being an answer, the best paid first."""
+        paid = [(text, rate) for text, rate in self.short.items() if rate.errors]
+        return sorted(paid, key=lambda item: -item[1].value)
+
+
+def check_reward(reward: Reward, samples: Sequence[Sample], seconds: float) -> Checkup:
+    """Judge rewritten gold answers and short texts of some samples.
+
+    Args:
+        seconds: begin no further batch of rows after this time.
+    """
+    start = time.monotonic()
+    form = choose_form(reward, samples)
+    golds = read_golds(reward, samples, form)
+    frequent = frequent_answers(golds)
+    found = Checkup(form, len(golds))
+    with progress_bar("rows", len(golds)) as one_more:
+        for first in range(0, len(golds), BATCH_ROWS):
+            batch = golds[first : first + BATCH_ROWS]
+            if found.rows and time.monotonic() - start > seconds:
+                break
+            judge_rows(reward, batch, frequent, found)
+            for _ in batch:
+                one_more()
+    found.seconds = time.monotonic() - start
+    return found
+
+
+def judge_rows(reward: Reward, golds: Sequence[Gold], frequent: Sequence[str], found: Checkup) -> None:
+    """Judge all texts of some rows in one batch, and count them."""
+    texts = [list(texts_of(gold, frequent)) for gold in golds]
+    pairs = [(written(text.text), gold.sample) for gold, row in zip(golds, texts, strict=True) for text in row]
+    results = iter(reward.score(pairs))
+    for gold, row in zip(golds, texts, strict=True):
+        judged = [next(results) for _ in row]
+        best = next((result for text, result in zip(row, judged, strict=True) if text.kind == GOLD), None)
+        floor = next(result for text, result in zip(row, judged, strict=True) if not text.text)
+        gold_paid = best is not None and is_paid(best, best, floor)
+        for text, result in zip(row, judged, strict=True):
+            if result.status == "error":
+                found.failures[result.detail] = found.failures.get(result.detail, 0) + 1
+            elif result.status != "unjudged":
+                paid = is_paid(result, best or floor, floor)
+                found.add(text, gold, paid, gold_paid, result.detail)
+        found.rows += 1
+
+
+def is_paid(result: RewardResult, gold: RewardResult, floor: RewardResult) -> bool:
+    """Return True if a reward calls a text right or, where it does not report that, if it pays as for the gold one.
+
+    Args:
+        gold: the result of the gold completion.
+        floor: that of an empty text.
+    """
+    if result.correct is not None:
+        return result.correct
+    return result.value >= gold.value and (gold.value > 0 or gold.value > floor.value)
+
+
+def texts_of(gold: Gold, frequent: Sequence[str]) -> Iterator[TriedText]:
+    """Yield the texts of a row, each once: those of the rewrites, then the short texts."""
+    seen: set[str] = set()
+    rewrites = [rewrite for rewrite in REWRITES if gold.kind in rewrite.kinds] if gold.answer else []
+    for rewrite in rewrites:
+        text = rewrite.apply(gold)
+        if text is not None and text not in seen:
+            seen.add(text)
+            yield TriedText(rewrite.name, rewrite.keeps, text)
+    if "" not in seen:
+        yield TriedText("empty", False, "")
+    for kind, short, text in shortcuts(gold, frequent):
+        if text not in seen:
+            seen.add(text)
+            yield TriedText(f"short text: {kind}", False, text, short)
+
+
+def read_golds(reward: Reward, samples: Sequence[Sample], form: str) -> list[Gold]:
+    """Return the gold answers of samples, each with answers of other rows that have the same kind."""
+    golds = [read_gold(sample, writer(reward, sample, form)) for sample in samples]
+    others: dict[Kind, dict[str, None]] = {}
+    for gold in golds:
+        others.setdefault(gold.kind, {})[gold.answer] = None
+    return [
+        replace(gold, others=tuple(answer for answer in others[gold.kind] if answer != gold.answer)[:MOST_OTHERS])
+        for gold in golds
+    ]
+
+
+def writer(reward: Reward, sample: Sample, form: str) -> Callable[[str], str]:
+    """Return the function that makes a completion of an answer: the reward's own or, without one, the form."""
+    before, after = GOLD_FORMS.get(form, ("", ""))
+
+    def write(answer: str) -> str:
+        row = {**sample.row, "solution": answer} if sample.row.get("tests") else sample.row
+        own = reward.gold_completion(replace(sample, answer=answer, aliases=(), row=row))
+        return f"{before}{answer}{after}" if own is None else own
+
+    return write
+
+
+def choose_form(reward: Reward, samples: Sequence[Sample]) -> str:
+    """Return the form of completions: the reward's own, or the one in which most gold answers of some rows are paid."""
+    if any(reward.gold_completion(sample) is not None for sample in samples[:FORM_ROWS]):
+        return "gold_completion of the reward"
+    paid = {}
+    for form in GOLD_FORMS:
+        golds = read_golds(reward, samples[:FORM_ROWS], form)
+        golds = [gold for gold in golds if gold.answer]
+        results = reward.score([(written(text), gold.sample) for gold in golds for text in (gold.text, "")])
+        paid[form] = sum(is_paid(best, best, floor) for best, floor in zip(results[::2], results[1::2], strict=True))
+    return max(GOLD_FORMS, key=lambda form: paid[form])
+
+
+def written(text: str) -> Completion:
+    """Return a text as a completion that ended by itself; its tokens are not known, only about how many they are."""
+    return Completion.made_elsewhere(text, max(1, len(text) // 4), "stop")

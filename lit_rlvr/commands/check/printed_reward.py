@@ -1,0 +1,112 @@
+"""The printed results of `check` of a reward: its check-up, and the stages of one judgement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from lit_rlvr.commands.check.checkup import Checkup, KindOfText
+from lit_rlvr.commands.check.rates import COMPUTED_GROUP_SIZE, Rate
+from lit_rlvr.common.terminal import Terminal, one_line
+
+EXAMPLE_CHARACTERS = 160
+MOST_SHORT_TEXTS = 5
+
+
+def print_checkup(name: str, found: Checkup) -> None:
+    """Print the rates, each kind with errors and an example, short texts that pay, and the error of advantages."""
+    console = Terminal()
+    left = "" if found.rows == found.rows_wanted else f" of {found.rows_wanted}, then the time was up (--seconds)"
+    console.print(f"{name}: {found.rows} rows{left}, {found.seconds:.0f} s; answers as {found.form}", soft_wrap=True)
+    for label, rate in (
+        ("gold completions not paid", found.gold),
+        ("right texts not paid (false negatives)", found.right_texts),
+        ("wrong texts paid (false positives)", found.wrong_texts),
+    ):
+        console.print(f"{label}: {rate_text(rate)}", soft_wrap=True)
+    for detail, count in found.failures.items():
+        console.print(f"the reward failed on {count} texts: {one_line(detail)}", soft_wrap=True)
+    for keeps, title in ((True, "Right texts that are not paid"), (False, "Wrong texts that are paid")):
+        kinds = {name: kind for name, kind in found.kinds.items() if kind.keeps is keeps}
+        print_kinds(console, title, kinds)
+    for text, rate in found.paid_short_texts()[:MOST_SHORT_TEXTS]:
+        console.print(
+            f"the short text {one_line(text)!r} pays where it is no answer: {rate_text(rate)}", soft_wrap=True
+        )
+    print_advantages(console, found)
+
+
+def print_kinds(console: Terminal, title: str, kinds: dict[str, KindOfText]) -> None:
+    """Print a table of the kinds with errors, the most frequent first, with an example below each; name the others."""
+    wrong = sorted((name for name, kind in kinds.items() if kind.errors), key=lambda name: -kinds[name].rate.value)
+    if wrong:
+        table = Table(title=title, title_justify="left")
+        table.add_column("kind")
+        for column in ("errors", "texts", "rate", "95 % interval"):
+            table.add_column(column, justify="right")
+        for name in wrong:
+            rate = kinds[name].rate
+            low, high = rate.interval
+            table.add_row(name, str(rate.errors), str(rate.texts), f"{rate.value:.1%}", f"{low:.1%} to {high:.1%}")
+        console.print()
+        console.print_table(table)
+        for name in wrong:
+            example = kinds[name].examples[0]
+            detail = f"; the reward says {shortened(example.detail)}" if example.detail else ""
+            line = f"{name}: reference {shortened(example.reference)}, text {shortened(example.text)}{detail}"
+            console.print(line, soft_wrap=True)
+    if right := [name for name in kinds if name not in wrong]:
+        console.print(f"{title}: {'no other' if wrong else 'none'}. Tried without an error: {', '.join(right)}",
+                      soft_wrap=True)  # fmt: skip
+
+
+def print_advantages(console: Terminal, found: Checkup) -> None:
+    """Print what errors at the measured rates do to GRPO's advantages."""
+    if not found.advantages:
+        return
+    table = Table(
+        title=f"GRPO's advantages in groups of {COMPUTED_GROUP_SIZE} if rewards are wrong at these two rates",
+        title_justify="left",
+        caption="of the true advantage -> with these errors; no signal: groups with equal rewards",
+    )
+    for column in ("true accuracy", "correlation", "right completions", "wrong completions", "no signal"):
+        table.add_column(column, justify="right")
+    for row in found.advantages:
+        table.add_row(
+            f"{row.accuracy:.0%}",
+            f"{row.correlation:.3f}",
+            f"{row.right:+.2f} -> {row.right_flipped:+.2f}",
+            f"{row.wrong:+.2f} -> {row.wrong_flipped:+.2f}",
+            f"{row.no_signal:.1%} -> {row.no_signal_flipped:.1%}",
+        )
+    console.print()
+    console.print_table(table)
+
+
+def print_stages(name: str, stages: Sequence[tuple[str, str]], verdict: str) -> None:
+    """Print each stage of a judgement with its result, and the verdict."""
+    console = Terminal()
+    table = Table(title=name, title_justify="left", show_lines=True)
+    table.add_column("stage")
+    table.add_column("result")
+    for stage, result in stages:
+        table.add_row(stage, result)
+    console.print(table if console.is_terminal else "\n".join(f"{stage}: {result}" for stage, result in stages),
+                  soft_wrap=not console.is_terminal)  # fmt: skip
+    console.print(verdict, soft_wrap=True)
+
+
+def rate_text(rate: Rate) -> str:
+    """Return a rate with its interval and counts."""
+    if not rate.texts:
+        return "none was tried"
+    low, high = rate.interval
+    return f"{rate.value:.1%} ({low:.1%} to {high:.1%}; {rate.errors} of {rate.texts})"
+
+
+def shortened(text: str) -> str:
+    """Return a text in quotes on one line, without its middle if it is long."""
+    line = one_line(text)
+    half = EXAMPLE_CHARACTERS // 2
+    return repr(line if len(line) <= EXAMPLE_CHARACTERS else f"{line[:half]} [...] {line[-half:]}")

@@ -1,0 +1,169 @@
+"""Rewrites of expressions, sets, intervals, tuples and lists."""
+
+from __future__ import annotations
+
+import re
+
+from lit_rlvr.commands.check.gold import Gold, value_of_answer
+from lit_rlvr.commands.check.rewrites.registry import ITEM_KINDS, breaks, decimal, keeps
+
+
+@keeps("expression")
+def dfrac_in_an_expression(gold: Gold) -> str:
+    """Write \\frac as \\dfrac."""
+    return gold.answer.replace("\\frac", "\\dfrac")
+
+
+@keeps("expression")
+def terms_in_another_order(gold: Gold) -> str | None:
+    """Write a + b as b + a."""
+    terms = _terms(gold.answer)
+    return " + ".join(reversed(terms)) if terms else None
+
+
+@keeps("expression")
+def parentheses_around(gold: Gold) -> str:
+    """Put an expression into parentheses."""
+    return f"({gold.answer})"
+
+
+@keeps("expression")
+def left_and_right(gold: Gold) -> str | None:
+    """Write ( ) as \\left( \\right)."""
+    if "\\left" in gold.answer or "\\big" in gold.answer.lower():
+        return None
+    return gold.answer.replace("(", "\\left(").replace(")", "\\right)")
+
+
+@breaks("expression")
+def a_missing_term(gold: Gold) -> str | None:
+    """Leave out the last term of a sum."""
+    terms = _terms(gold.answer)
+    return " + ".join(terms[:-1]) if terms else None
+
+
+@breaks("expression")
+def twice_the_expression(gold: Gold) -> str:
+    """Write x as 2 (x)."""
+    return f"2 \\cdot ({gold.answer})"
+
+
+@breaks("expression")
+def expression_with_another_sign(gold: Gold) -> str:
+    """Write x as -(x)."""
+    return f"-({gold.answer})"
+
+
+def _terms(answer: str) -> list[str]:
+    """Return the terms of a plain sum; none if it has brackets, or minus signs."""
+    terms = [term.strip() for term in answer.split("+")]
+    is_plain = len(terms) > 1 and all(terms) and not re.search(r"[-()\[\]{}]|\\frac|\\sqrt", answer)
+    return terms if is_plain and "0" not in terms else []
+
+
+@keeps(*ITEM_KINDS)
+def no_space_after_commas(gold: Gold) -> str:
+    """Write (1, 2) as (1,2)."""
+    return gold.with_items(gold.items).replace(", ", ",")
+
+
+@keeps(*ITEM_KINDS)
+def space_after_commas(gold: Gold) -> str:
+    """Write (1,2) as (1, 2)."""
+    return gold.with_items(gold.items)
+
+
+@keeps("set", "interval", "tuple")
+def sized_brackets(gold: Gold) -> str:
+    """Write (1, 2) as \\left(1, 2\\right)."""
+    opening, closing = (f"\\{bracket}" if bracket in "{}" else bracket for bracket in gold.brackets)
+    return f"\\left{opening}{', '.join(gold.items)}\\right{closing}"
+
+
+@keeps("set")
+def elements_in_another_order(gold: Gold) -> str:
+    """Write {1, 2} as {2, 1}."""
+    return gold.with_items(gold.items[::-1])
+
+
+@keeps("list")
+def a_word_between(gold: Gold) -> str:
+    """Write 1, 2 as 1 and 2."""
+    return f"{', '.join(gold.items[:-1])} \\text{{ and }} {gold.items[-1]}"
+
+
+@keeps("list", whole=True)
+def a_box_for_each(gold: Gold) -> str | None:
+    """Box each part of a list."""
+    return " and ".join(map(gold.write, gold.items)) if gold.is_boxed else None
+
+
+@keeps("interval")
+def as_inequalities(gold: Gold) -> str:
+    """Write [1, 2) as 1 \\le x < 2."""
+    low, high = gold.items
+    signs = ["\\le" if bracket in "[]" else "<" for bracket in gold.brackets]
+    left = "" if "\\infty" in low else f"{low} {signs[0]} "
+    right = "" if "\\infty" in high else f" {signs[1]} {high}"
+    mirrored = "\\ge" if gold.brackets[0] == "[" else ">"
+    return f"{left}x{right}" if right else f"x {mirrored} {low}"
+
+
+@keeps("interval")
+def infinity_as_a_character(gold: Gold) -> str:
+    """Write \\infty as its character."""
+    return gold.answer.replace("\\infty", "\N{INFINITY}")
+
+
+@breaks("interval")
+def another_left_end(gold: Gold) -> str | None:
+    """Write [1, 2) as (1, 2)."""
+    opening, closing = gold.brackets
+    return None if "\\infty" in gold.items[0] else f"{'(' if opening == '[' else '['}{', '.join(gold.items)}{closing}"
+
+
+@breaks("interval")
+def another_right_end(gold: Gold) -> str | None:
+    """Write [1, 2) as [1, 2]."""
+    opening, closing = gold.brackets
+    return None if "\\infty" in gold.items[1] else f"{opening}{', '.join(gold.items)}{')' if closing == ']' else ']'}"
+
+
+@breaks("tuple", "interval")
+def parts_in_another_order(gold: Gold) -> str | None:
+    """Write (1, 2) as (2, 1)."""
+    return None if gold.items == gold.items[::-1] else gold.with_items(gold.items[::-1])
+
+
+@breaks(*ITEM_KINDS)
+def a_missing_part(gold: Gold) -> str | None:
+    """Write (1, 2, 3) as (1, 2)."""
+    return None if gold.items[-1] in gold.items[:-1] else gold.with_items(gold.items[:-1])
+
+
+@breaks("set", "tuple", "list")
+def one_part_more(gold: Gold) -> str:
+    """Write (1, 2) as (1, 2, 97531)."""
+    return gold.with_items((*gold.items, "97531"))
+
+
+@breaks(*ITEM_KINDS)
+def only_the_first_part(gold: Gold) -> str:
+    """Write (1, 2) as 1."""
+    return gold.items[0]
+
+
+@breaks(*ITEM_KINDS)
+def another_part(gold: Gold) -> str | None:
+    """Write (1, 2) as (1, 3)."""
+    value = value_of_answer(gold.items[-1])
+    other = None if value is None else decimal(value + 1)
+    return None if other is None or other in gold.items else gold.with_items((*gold.items[:-1], other))
+
+
+@breaks(*ITEM_KINDS)
+def another_sign_of_a_part(gold: Gold) -> str | None:
+    """Write (1, 2) as (1, -2)."""
+    value = value_of_answer(gold.items[-1])
+    other = decimal(-value) if value else None
+    return None if other is None or other in gold.items else gold.with_items((*gold.items[:-1], other))

@@ -1,0 +1,335 @@
+"""Rewrites of numbers, fractions, percentages and quantities."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from lit_rlvr.commands.check.gold import UNITS, Gold, bare_number, fraction_parts, quantity_parts, value_of_answer
+from lit_rlvr.commands.check.rewrites.registry import NUMBER_KINDS, breaks, decimal, keeps
+from lit_rlvr.commands.report.prompts import prompt_text
+
+
+def in_digits(answer: str, zero: str) -> str:
+    """Return an answer with the digits of the script whose digit zero is given."""
+    return answer.translate({ord("0") + k: ord(zero) + k for k in range(10)})
+
+
+@keeps("number")
+def trailing_zero(gold: Gold) -> str:
+    """Write 7 as 7.0, and 0.5 as 0.50."""
+    return gold.answer + ("0" if "." in gold.answer else ".0")
+
+
+@keeps("number")
+def plus_sign(gold: Gold) -> str | None:
+    """Write 7 as +7."""
+    return None if gold.answer[0] in "+-0" else f"+{gold.answer}"
+
+
+@keeps("number")
+def thousands_comma(gold: Gold) -> str | None:
+    """Write 12345 as 12,345."""
+    return _grouped(gold, ",")
+
+
+@keeps("number")
+def thousands_comma_in_latex(gold: Gold) -> str | None:
+    """Write 12345 as 12{,}345."""
+    return _grouped(gold, "{,}")
+
+
+@keeps("number")
+def thousands_space(gold: Gold) -> str | None:
+    """Write 12345 as 12\\,345."""
+    return _grouped(gold, "\\,")
+
+
+@keeps("number")
+def no_thousands_comma(gold: Gold) -> str | None:
+    """Write 12,345 as 12345."""
+    return gold.answer.replace(",", "")
+
+
+def _grouped(gold: Gold, separator: str) -> str | None:
+    digits = gold.answer.replace(",", "")
+    return f"{int(digits):,}".replace(",", separator) if re.fullmatch(r"-?[1-9]\d{3,}", digits) else None
+
+
+@keeps("number")
+def scientific(gold: Gold) -> str | None:
+    """Write 1200 as 1.2 \\times 10^{3}."""
+    digits = gold.answer.replace(",", "")
+    if not re.fullmatch(r"-?[1-9]\d{3,11}", digits):
+        return None
+    power = len(digits.lstrip("-")) - 1
+    return (
+        f"{decimal(Fraction(int(digits), 10**power))} \\times 10^{{{power}}}"
+        if digits.endswith("0" * (power - 5))
+        else None
+    )
+
+
+@keeps("number")
+def as_a_fraction(gold: Gold) -> str | None:
+    """Write 0.5 as \\frac{1}{2}."""
+    value = value_of_answer(gold.answer)
+    if value is None or value.denominator == 1:
+        return None
+    return f"{'-' if value < 0 else ''}\\frac{{{abs(value.numerator)}}}{{{value.denominator}}}"
+
+
+@keeps("number")
+def labelled(gold: Gold) -> str:
+    """Write 7 as x = 7."""
+    return f"x = {gold.answer}"
+
+
+@keeps("number", "fraction", "percent", "tuple", "list")
+def minus_of_unicode(gold: Gold) -> str:
+    """Write the minus as U+2212."""
+    return gold.answer.replace("-", "\N{MINUS SIGN}")
+
+
+@keeps("number", "percent", "tuple", "list")
+def full_width(gold: Gold) -> str:
+    """Write full-width digits."""
+    return in_digits(gold.answer, "\N{FULLWIDTH DIGIT ZERO}")
+
+
+@keeps("number", "percent", "tuple", "list")
+def digits_of_another_script(gold: Gold) -> str:
+    """Write Devanagari digits."""
+    return in_digits(gold.answer, "\N{DEVANAGARI DIGIT ZERO}")
+
+
+@keeps("number")
+def text_command(gold: Gold) -> str:
+    """Write 7 as \\text{7}."""
+    return f"\\text{{{gold.answer}}}"
+
+
+@keeps("number")
+def math_command(gold: Gold) -> str:
+    """Write 7 as \\mathbf{7}."""
+    return f"\\mathbf{{{gold.answer}}}"
+
+
+@keeps("percent")
+def percent_in_words(gold: Gold) -> str:
+    """Write 50% as 50 percent."""
+    return f"{bare_number(gold.answer)} percent"
+
+
+@keeps("percent")
+def percent_sign(gold: Gold) -> str:
+    """Write 50\\% as 50%, and 50% as 50\\%."""
+    return bare_number(gold.answer) + ("%" if "\\" in gold.answer else "\\%")
+
+
+@keeps("fraction")
+def slash(gold: Gold) -> str | None:
+    """Write \\frac{1}{2} as 1/2."""
+    return _fraction(gold, "{}/{}")
+
+
+@keeps("fraction")
+def frac(gold: Gold) -> str | None:
+    """Write 1/2 as \\frac{1}{2}."""
+    return _fraction(gold, "\\frac{{{}}}{{{}}}")
+
+
+@keeps("fraction")
+def dfrac(gold: Gold) -> str | None:
+    """Write 1/2 as \\dfrac{1}{2}."""
+    return _fraction(gold, "\\dfrac{{{}}}{{{}}}")
+
+
+@keeps("fraction")
+def frac_without_braces(gold: Gold) -> str | None:
+    """Write 1/2 as \\frac12."""
+    return (
+        _fraction(gold, "\\frac{}{}") if all(abs(part) < 10 for part in fraction_parts(gold.answer) or (10,)) else None
+    )
+
+
+@keeps("fraction")
+def vulgar_fraction(gold: Gold) -> str | None:
+    """Write 1/2 as one character."""
+    signs = {(1, 2): "\u00bd", (1, 3): "\u2153", (2, 3): "\u2154", (1, 4): "\u00bc", (3, 4): "\u00be", (1, 5): "\u2155"}
+    return signs.get(fraction_parts(gold.answer) or (0, 0))
+
+
+@keeps("fraction")
+def as_a_decimal(gold: Gold) -> str | None:
+    """Write 1/2 as 0.5 if it has at most six decimals."""
+    value = value_of_answer(gold.answer)
+    return None if value is None else decimal(value)
+
+
+@keeps("fraction")
+def mixed_number(gold: Gold) -> str | None:
+    """Write 3/2 as 1\\frac{1}{2}."""
+    above, below = fraction_parts(gold.answer) or (0, 1)
+    whole, rest = divmod(above, below)
+    return f"{whole}\\frac{{{rest}}}{{{below}}}" if whole > 0 and rest else None
+
+
+def _fraction(gold: Gold, form: str) -> str | None:
+    parts = fraction_parts(gold.answer)
+    return parts and ("-" if parts[0] < 0 else "") + form.format(abs(parts[0]), parts[1])
+
+
+@keeps("quantity")
+def unit_in_text(gold: Gold) -> str | None:
+    """Write 5 cm as 5\\text{ cm}."""
+    return _quantity(gold, "{}\\text{{ {}}}")
+
+
+@keeps("quantity")
+def unit_in_roman(gold: Gold) -> str | None:
+    """Write 5 cm as 5\\,\\mathrm{cm}."""
+    return _quantity(gold, "{}\\,\\mathrm{{{}}}")
+
+
+@keeps("quantity")
+def unit_after_a_space(gold: Gold) -> str | None:
+    """Write 5cm as 5 cm."""
+    return _quantity(gold, "{} {}")
+
+
+@keeps("quantity")
+def converted_unit(gold: Gold) -> str | None:
+    """Write 5 m as 0.005 km."""
+    number, unit = quantity_parts(gold.answer) or ("0", "m")
+    other, size = UNITS[unit]
+    value = decimal(Fraction(number.replace(",", "")) / Fraction(size))
+    return value and f"{value} {other}"
+
+
+def _quantity(gold: Gold, form: str) -> str | None:
+    parts = quantity_parts(gold.answer)
+    return parts and form.format(*parts)
+
+
+@breaks("number")
+def next_number(gold: Gold) -> str | None:
+    """Write 7 as 8."""
+    value = value_of_answer(gold.answer)
+    return decimal(value + 1) if value is not None and abs(value) < 10_000 else None
+
+
+@breaks(*NUMBER_KINDS)
+def another_first_digit(gold: Gold) -> str | None:
+    """Change the first digit that is not 0."""
+    found = re.search(r"[1-9]", gold.answer)
+    return found and gold.answer[: found.start()] + str(int(found[0]) % 9 + 1) + gold.answer[found.end() :]
+
+
+@breaks(*NUMBER_KINDS)
+def another_sign(gold: Gold) -> str | None:
+    """Write 7 as -7."""
+    is_zero = not re.search(r"[1-9]", bare_number(gold.answer))
+    return None if is_zero else gold.answer[1:] if gold.answer[0] == "-" else f"-{gold.answer.lstrip('+')}"
+
+
+@breaks("number")
+def ten_times(gold: Gold) -> str | None:
+    """Write 7 as 70."""
+    value = value_of_answer(gold.answer)
+    return decimal(10 * value) if value else None
+
+
+@breaks("number")
+def one_digit_before(gold: Gold) -> str | None:
+    """Write 7 as 17."""
+    return f"1{gold.answer}" if gold.answer.isdigit() else None
+
+
+@breaks("number")
+def digits_reversed(gold: Gold) -> str | None:
+    """Write 12 as 21."""
+    return gold.answer[::-1] if gold.answer.isdigit() else None
+
+
+@breaks("number")
+def decimals_added(gold: Gold) -> str | None:
+    """Write 7 as 7.5."""
+    return f"{gold.answer}.5" if gold.answer.lstrip("-").isdigit() else None
+
+
+@breaks("number")
+def percent_added(gold: Gold) -> str | None:
+    """Write 7 as 7%, where the question does not speak of percent."""
+    asked = re.search(r"%|percent", prompt_text(gold.sample.prompt), re.IGNORECASE)
+    return None if asked or value_of_answer(gold.answer) == 0 else f"{gold.answer}\\%"
+
+
+@breaks("number")
+def pi_added(gold: Gold) -> str | None:
+    """Write 7 as 7\\pi."""
+    return None if value_of_answer(gold.answer) == 0 else f"{gold.answer}\\pi"
+
+
+@breaks("number")
+def power_added(gold: Gold) -> str | None:
+    """Write 7 as 7^2."""
+    return None if value_of_answer(gold.answer) in (0, 1) or gold.answer[0] == "-" else f"{gold.answer}^2"
+
+
+@breaks("number", "fraction", "expression")
+def unevaluated_sum(gold: Gold) -> str:
+    """Add 1 to the answer without adding up: 7 + 1."""
+    return f"{gold.answer} + 1"
+
+
+@breaks("number")
+def inequality(gold: Gold) -> str:
+    """Write 7 as x < 7."""
+    return f"x < {gold.answer}"
+
+
+@breaks("number")
+def not_equal(gold: Gold) -> str:
+    """Write 7 as x \\neq 7."""
+    return f"x \\neq {gold.answer}"
+
+
+@breaks("number")
+def something_before_the_number(gold: Gold) -> str | None:
+    """Write 7 as 1/7."""
+    return None if value_of_answer(gold.answer) in (0, 1, -1) or "," in gold.answer else f"1/{gold.answer}"
+
+
+@breaks("fraction")
+def upside_down(gold: Gold) -> str | None:
+    """Write 1/2 as 2/1."""
+    above, below = fraction_parts(gold.answer) or (0, 1)
+    return f"\\frac{{{below}}}{{{above}}}" if above > 0 else None
+
+
+@breaks("fraction")
+def only_the_numerator(gold: Gold) -> str | None:
+    """Write 2/3 as 2."""
+    above, _ = fraction_parts(gold.answer) or (0, 1)
+    return str(above) if above else None
+
+
+@breaks("fraction")
+def another_denominator(gold: Gold) -> str | None:
+    """Write 1/2 as 1/3."""
+    above, below = fraction_parts(gold.answer) or (0, 1)
+    return f"{above}/{below + 1}" if above else None
+
+
+@breaks("quantity")
+def another_unit(gold: Gold) -> str | None:
+    """Write 5 cm as 5 m."""
+    number, unit = quantity_parts(gold.answer) or ("0", "m")
+    return None if value_of_answer(number) == 0 else f"{number} {UNITS[unit][0]}"
+
+
+@breaks("quantity")
+def unit_squared(gold: Gold) -> str | None:
+    """Write 5 cm as 5 cm^2."""
+    return _quantity(gold, "{}\\text{{ {}}}^2")

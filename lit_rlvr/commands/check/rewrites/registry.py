@@ -1,0 +1,115 @@
+"""The registry of rewrites, and what several of them use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from string import ascii_uppercase
+from typing import get_args
+
+from lit_rlvr.commands.check.gold import Gold, Kind, comparable, may_answer, value_of_answer
+
+Rewriter = Callable[[Gold], str | None]
+
+ALL_KINDS: tuple[Kind, ...] = get_args(Kind)
+PROGRAMS: tuple[Kind, ...] = ("sql", "code")
+ANSWER_KINDS = tuple(kind for kind in ALL_KINDS if kind not in PROGRAMS)
+NUMBER_KINDS: tuple[Kind, ...] = ("number", "fraction", "percent", "quantity")
+ITEM_KINDS: tuple[Kind, ...] = ("set", "interval", "tuple", "list")
+NUMERIC_KINDS: tuple[Kind, ...] = (*NUMBER_KINDS, *ITEM_KINDS, "expression")
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """A rewrite of gold answers.
+
+    Args:
+        name: the kind of error that it finds, in a few words.
+        keeps: True if the rewritten text answers as the reference does, False if it certainly does not.
+        kinds: the kinds of answers that it applies to.
+        apply: returns the completion, or None.
+    """
+
+    name: str
+    keeps: bool
+    kinds: tuple[Kind, ...]
+    apply: Rewriter
+
+
+REWRITES: list[Rewrite] = []
+"""All rewrites, in the order in which they are registered."""
+
+
+def keeps(*kinds: Kind, whole: bool = False) -> Callable[[Rewriter], Rewriter]:
+    """Register a rewrite that keeps the meaning of answers of some kinds.
+
+    Args:
+        whole: the function returns a whole completion, not only an answer.
+    """
+    return lambda function: _registered(function, True, kinds, whole)
+
+
+def breaks(*kinds: Kind, whole: bool = False) -> Callable[[Rewriter], Rewriter]:
+    """Register a rewrite that breaks the meaning of answers of some kinds; see `keeps`."""
+    return lambda function: _registered(function, False, kinds, whole)
+
+
+def _registered(function: Rewriter, keeps: bool, kinds: tuple[Kind, ...], whole: bool) -> Rewriter:
+    def apply(gold: Gold) -> str | None:
+        written = function(gold)
+        if written is None or whole:
+            return written
+        if keeps and written == gold.answer:
+            return None
+        if not keeps and gold.kind not in PROGRAMS and _is_a_reference(written, gold):
+            return None
+        return gold.write(written)
+
+    REWRITES.append(Rewrite(function.__name__.replace("_", " "), keeps, kinds, apply))
+    return function
+
+
+def _is_a_reference(answer: str, gold: Gold) -> bool:
+    """Return True if a broken answer is, by value or by letters, one of the references after all."""
+    value = value_of_answer(answer)
+    return any(
+        comparable(answer) == comparable(reference) or (value is not None and value == value_of_answer(reference))
+        for reference in (gold.answer, *gold.sample.references)
+    )
+
+
+def decimal(value: Fraction) -> str | None:
+    """Return a value with at most six decimals; None if it needs more."""
+    places = next((k for k in range(7) if (value * 10**k).denominator == 1), None)
+    return None if places is None else f"{float(value):.{places}f}"
+
+
+def other_answer(gold: Gold) -> str | None:
+    """Return an answer of another row that is certainly wrong here, or of a number the next one."""
+    if gold.kind == "choice":
+        return next(iter(other_letters(gold)), None)
+    if gold.kind == "yes_no":
+        return "no" if gold.answer.lower() == "yes" else "yes"
+    value = value_of_answer(gold.answer)
+    if gold.kind == "number":
+        return decimal(value + 1) if value is not None and abs(value) < 10_000 else None
+    return next((other for other in gold.others if not may_answer(other, gold)), None)
+
+
+def other_letters(gold: Gold) -> list[str]:
+    """Return the letters of a choice's wrong options."""
+    return [letter for letter in ascii_uppercase[: len(gold.sample.options) or 4] if letter != gold.answer]
+
+
+def other_answers(gold: Gold) -> tuple[str, ...]:
+    """Return up to three answers that are certainly wrong, in a fixed order."""
+    if gold.kind == "choice":
+        return tuple(other_letters(gold)[:3])
+    if gold.kind == "yes_no":
+        return (other_answer(gold) or "", "unknown")
+    value = value_of_answer(gold.answer)
+    if gold.kind == "number" and value is not None:
+        return tuple(str(int(value) + k) for k in (-1, 1, 2) if int(value) + k != value)
+    wrong = dict.fromkeys(other for other in gold.others if not may_answer(other, gold))
+    return tuple(wrong)[:3]

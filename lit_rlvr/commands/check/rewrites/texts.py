@@ -1,0 +1,167 @@
+"""Rewrites of words, choices, yes and no."""
+
+from __future__ import annotations
+
+from lit_rlvr.commands.check.gold import Gold, chosen_option, words_of
+from lit_rlvr.commands.check.rewrites.registry import breaks, keeps, other_letters
+
+
+@keeps("text", "yes_no")
+def capital_letters(gold: Gold) -> str | None:
+    """Write lung as LUNG."""
+    return gold.answer.upper() if gold.answer.islower() else None
+
+
+@keeps("text", "yes_no")
+def first_letter_as_a_capital(gold: Gold) -> str | None:
+    """Write lung as Lung."""
+    return gold.answer.capitalize() if gold.answer.islower() else None
+
+
+@keeps("text", "yes_no", "choice")
+def text_in_latex(gold: Gold) -> str:
+    """Write lung as \\text{lung}."""
+    return f"\\text{{{gold.answer}}}"
+
+
+@keeps("text", "yes_no", "choice")
+def full_stop(gold: Gold) -> str:
+    """Write lung as lung."""
+    return f"{gold.answer}."
+
+
+@keeps("text", "yes_no")
+def quotation_marks(gold: Gold) -> str:
+    """Write lung as "lung"."""
+    return f'"{gold.answer}"'
+
+
+@keeps("text")
+def no_break_space(gold: Gold) -> str:
+    """Write the spaces as U+00A0."""
+    return gold.answer.replace(" ", "\N{NO-BREAK SPACE}")
+
+
+@keeps("choice")
+def letter_in_parentheses(gold: Gold) -> str:
+    """Write B as (B)."""
+    return f"({gold.answer})"
+
+
+@keeps("choice")
+def letter_with_a_parenthesis(gold: Gold) -> str:
+    """Write B as B)."""
+    return f"{gold.answer})"
+
+
+@keeps("choice")
+def small_letter(gold: Gold) -> str:
+    """Write B as b."""
+    return gold.answer.lower()
+
+
+@keeps("choice")
+def full_width_letter(gold: Gold) -> str:
+    """Write B as a full-width letter."""
+    return chr(ord(gold.answer) + 0xFEE0)
+
+
+@keeps("choice")
+def bold_letter(gold: Gold) -> str:
+    """Write B as **B**."""
+    return f"**{gold.answer}**"
+
+
+@keeps("choice")
+def option_and_letter(gold: Gold) -> str:
+    """Write B as Option B."""
+    return f"Option {gold.answer}"
+
+
+@keeps("choice")
+def letter_and_text(gold: Gold) -> str | None:
+    """Write B as B) with the option's text."""
+    return f"{gold.answer}) {chosen_option(gold)}" if gold.sample.options else None
+
+
+@keeps("choice")
+def letter_colon_text(gold: Gold) -> str | None:
+    """Write B as B: with the option's text."""
+    return f"{gold.answer}: {chosen_option(gold)}" if gold.sample.options else None
+
+
+@keeps("choice")
+def text_of_the_option(gold: Gold) -> str | None:
+    """Write B as the text of its option, where no other option has that text."""
+    options = gold.sample.options
+    return chosen_option(gold) if options and options.count(chosen_option(gold)) == 1 else None
+
+
+@keeps("choice", whole=True)
+def sentence_about_the_option(gold: Gold) -> str:
+    """Name the letter in a sentence."""
+    return f"The correct option is {gold.text}." if gold.is_marked else f"The answer is option {gold.answer}"
+
+
+@breaks("choice")
+def text_of_another_option(gold: Gold) -> str | None:
+    """Write B as the text of a wrong option."""
+    return _wrong_option(gold)
+
+
+@breaks("choice")
+def letter_with_the_text_of_another(gold: Gold) -> str | None:
+    """Write B as B) with the text of a wrong option."""
+    option = _wrong_option(gold)
+    return option and f"{gold.answer}) {option}"
+
+
+@breaks("choice")
+def letter_that_no_option_has(gold: Gold) -> str:
+    """Write B as Z."""
+    return "Z"
+
+
+@breaks("choice")
+def word_that_begins_with_the_letter(gold: Gold) -> str | None:
+    """Write B as a word that begins with B, which no option contains."""
+    word = {"A": "Although", "B": "Because", "C": "Certainly", "D": "Definitely", "E": "Either"}.get(gold.answer)
+    return None if word is None or word.lower() in " ".join(gold.sample.options).lower() else word
+
+
+@breaks("choice")
+def two_letters(gold: Gold) -> str | None:
+    """Write B as B and A."""
+    others = other_letters(gold)
+    return f"{gold.answer} and {others[0]}" if others else None
+
+
+def _wrong_option(gold: Gold) -> str | None:
+    """Return the text of a wrong option that shares no word with the right one."""
+    known = set(words_of(chosen_option(gold)))
+    options = gold.sample.options
+    return next((option for option in options if words_of(option) and not known & {*words_of(option)}), None)
+
+
+@breaks("text")
+def letters_in_another_order(gold: Gold) -> str | None:
+    """Write CBA as ABC, and lung as gnul."""
+    return None if gold.answer == gold.answer[::-1] else gold.answer[::-1]
+
+
+@breaks("text")
+def beginning_of_the_word(gold: Gold) -> str:
+    """Write only the first two letters."""
+    return gold.answer[:2]
+
+
+@breaks("yes_no")
+def yes_and_no(gold: Gold) -> str:
+    """Say both."""
+    return "yes and no"
+
+
+@breaks("yes_no")
+def neither_yes_nor_no(gold: Gold) -> str:
+    """Say neither."""
+    return "It cannot be said"

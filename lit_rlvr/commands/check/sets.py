@@ -1,0 +1,77 @@
+"""The rows that `check --data` names: a config's data, a DataModule with a file, or a file alone."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any, get_args
+
+from lit_rlvr import datamodules
+from lit_rlvr.commands.parity.command import build_object
+from lit_rlvr.common.seeds import derive_seed
+from lit_rlvr.configs import find_config, import_classes, load_config, load_yaml
+from lit_rlvr.datamodules import BadRow, PromptDataModule
+from lit_rlvr.datamodules.base import Split
+from lit_rlvr.datamodules.reading.readers import FORMATS, read_rows
+from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.evaluation.suites import SUITE_LAYOUTS, read_suite
+from lit_rlvr.types import Sample
+
+import_classes(datamodules)
+
+
+def read_set(argument: str, rows: int, seed: int) -> list[Sample]:
+    """Draw rows of a set by seed.
+
+    Args:
+        argument: a file; a DataModule, with `=FILE` unless it makes its own rows; or a config, by name or path.
+
+    Raises:
+        UserError: there is no such set, or it has no row.
+    """
+    check_within("[1, inf)", "check", rows=rows)
+    data = build_object(data_config(argument), f"--data {argument}", PromptDataModule)
+    split = next((split for split in get_args(Split) if data.locations[split]), "train")
+    samples: list[Sample] = list(data.load(split))
+    if not samples:
+        raise UserError(f"--data: {argument} has no row")
+    random.Random(derive_seed("check", seed)).shuffle(samples)
+    return samples[:rows]
+
+
+def data_config(argument: str) -> dict[str, Any]:
+    """Return `class_path` and `init_args` of the DataModule that an argument names."""
+    name, _, location = argument.partition("=")
+    if location:
+        return {"class_path": name, "init_args": {"train": location}}
+    is_file = Path(name).suffix in FORMATS or (Path(name).exists() and Path(name).suffix != ".yaml")
+    if is_file or name.startswith("package:"):
+        return data_of_file(name)
+    if name in datamodules.__all__ or ("." in name and "/" not in name and not name.endswith(".yaml")):
+        return {"class_path": name}
+    path = find_config(name, "--data")
+    config = read_suite(path) if "rewards" in (load_yaml(path.read_text()) or {}) else load_config(path)
+    data = config.get("data")
+    if not isinstance(data, dict):
+        raise UserError(f"--data: {path} has no `data` with a class_path; give a config of `fit`, a suite or a file")
+    return data
+
+
+def data_of_file(location: str) -> dict[str, Any]:
+    """Return the DataModule that reads a file, by the columns of its first usable row.
+
+    Raises:
+        UserError: the file has no usable row, or no known layout has its columns.
+    """
+    row = next((row.value for row in read_rows(location, "train") if not isinstance(row.value, BadRow)), None)
+    if row is None:
+        raise UserError(f"--data: {location} has no usable row")
+    if {"prompt", "answer", "options"} <= row.keys():
+        return {"class_path": "lit_rlvr.datamodules.PromptDataModule", "init_args": {"train": location}}
+    for layouts, data, _ in SUITE_LAYOUTS:
+        if any(required <= row.keys() for required in layouts):
+            return {"class_path": data["class_path"], "init_args": {"train": location}}
+    raise UserError(
+        f"--data: {location} has no known layout, its columns are {', '.join(map(str, row))}; name its DataModule, as "
+        "in TextMath=FILE, or give a config whose `data` maps the columns"
+    )

@@ -1,0 +1,313 @@
+"""The forms of reward functions: the arguments with which each library calls one, and the values that it returns."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
+
+from lit_rlvr.rewards.base import as_result
+from lit_rlvr.types import Completion, Pair, RewardResult
+
+ANSWER_COLUMNS = ("answer", "solution", "ground_truth")
+"""Columns that hold the reference answer, for functions of TRL and data without such a column."""
+
+SCORE_KEYS, ACCURACY_KEYS = ("score", "overall", "reward"), ("acc", "accuracy")
+"""The keys of a reward and of what says whether the answer is right in the dicts of verl and EasyR1."""
+
+Arguments = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of reward functions.
+
+    Args:
+        library: whose functions have it.
+        parameters: names of the arguments of a call.
+        marks: names of which one is enough to tell the form.
+        arguments: makes the arguments for one completion, or with `is_batch` for all, of the function.
+        is_batch: one call judges all completions.
+        takes_columns: the data's columns are arguments, too.
+    """
+
+    library: str
+    parameters: tuple[str, ...]
+    marks: frozenset[str]
+    arguments: Callable[[Sequence[Pair], Any], Arguments]
+    is_batch: bool = False
+    takes_columns: bool = False
+
+
+def own_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
+    return dict(zip(("completion", "sample"), pairs[0], strict=True))
+
+
+def trl_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
+    """Return the arguments that TRL's GRPOTrainer gives to a reward function: prompts, completions, tokens, columns.
+
+    A completion is a list of messages if the data set's prompt is one or the function's annotation says so, else text.
+    """
+    messages = has_messages(parameters_of(function))
+    rows = [sample.row for _, sample in pairs]
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns: dict[str, Any] = {name: [row.get(name) for row in rows] for name in names}
+    answers = [sample.answer for _, sample in pairs]
+    prompts: list[Any] = []
+    completions: list[Any] = []
+    for completion, sample in pairs:
+        chat = messages or not isinstance(sample.prompt, str)
+        prompts.append(as_messages(sample.prompt) if chat else sample.prompt)
+        completions.append(completion_messages(completion) if chat else completion.text)
+    for name in NEVER_COLUMNS:
+        columns.pop(name, None)
+    return {
+        **{name: answers for name in ANSWER_COLUMNS},
+        **columns,
+        "prompts": prompts,
+        "completions": completions,
+        "completion_ids": [list(completion.token_ids) for completion, _ in pairs],
+    }
+
+
+def verl_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
+    """Return the arguments that verl gives to `compute_score`; without its columns, the reference is the answer."""
+    completion, sample = pairs[0]
+    row = sample.row
+    model = row.get("reward_model")
+    truth = model.get("ground_truth") if isinstance(model, Mapping) else None
+    return {
+        "data_source": row.get("data_source", ""),
+        "solution_str": completion.text,
+        "predict_str": completion.text,
+        "ground_truth": sample.answer if truth is None else truth,
+        "extra_info": dict(row.get("extra_info") or {}),
+    }
+
+
+def verl_batch_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
+    """Return the arguments that verl's batch reward manager gives."""
+    calls = [verl_arguments([pair], function) for pair in pairs]
+    names = zip(VERL.parameters, VERL_BATCH.parameters, strict=True)
+    return {many: [call[one] for call in calls] for one, many in names}
+
+
+def easyr1_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
+    """Return the argument that EasyR1 gives: a dict for the completion."""
+    completion, _ = pairs[0]
+    truth = verl_arguments(pairs, function)["ground_truth"]
+    return {"reward_input": {"response": completion.text, "response_length": completion.length, "ground_truth": truth}}
+
+
+def easyr1_batch_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
+    return {"reward_inputs": [easyr1_arguments([pair], function)["reward_input"] for pair in pairs]}
+
+
+def openrlhf_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
+    """Return the arguments that OpenRLHF gives, without the chat template: a query is a prompt and its completion."""
+    prompts = [plain_prompt(sample.prompt) for _, sample in pairs]
+    return {
+        "queries": [p + c.prefill + c.text for p, (c, _) in zip(prompts, pairs, strict=True)],
+        "prompts": prompts,
+        "labels": [sample.answer for _, sample in pairs],
+    }
+
+
+@dataclass
+class SlimeSample:
+    """A completion as slime's reward functions get it: the fields of slime's `Sample` that they read."""
+
+    prompt: str | list[dict[str, Any]]
+    response: str
+    response_length: int
+    label: str
+    status: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+class SlimeArgs(SimpleNamespace):
+    """The `args` of slime's functions: the options of the reward."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"args.{name}: slime's options are not here; give it as `options: {{{name}: VALUE}}`")
+
+
+def slime_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
+    completion, sample = pairs[0]
+    status = "truncated" if completion.truncated else "completed"
+    metadata = dict(sample.row.get("metadata") or {})
+    made = SlimeSample(sample.prompt, completion.text, completion.length, sample.answer, status, metadata)
+    return {"sample": made}
+
+
+OWN = Form("lit-rlvr", ("completion", "sample"), frozenset({"completion sample"}), own_arguments)
+TRL = Form(
+    "TRL",
+    ("prompts", "completions", "completion_ids"),
+    frozenset({"prompts", "completions", "completion_ids", "environments"}),
+    trl_arguments,
+    is_batch=True,
+    takes_columns=True,
+)
+VERL = Form(
+    "verl",
+    ("data_source", "solution_str", "ground_truth", "extra_info"),
+    frozenset({"solution_str", "predict_str"}),
+    verl_arguments,
+)
+VERL_BATCH = Form(
+    "verl",
+    ("data_sources", "solution_strs", "ground_truths", "extra_infos"),
+    frozenset({"solution_strs"}),
+    verl_batch_arguments,
+    is_batch=True,
+)
+EASYR1 = Form("EasyR1", ("reward_input",), frozenset({"reward_input"}), easyr1_arguments)
+EASYR1_BATCH = Form("EasyR1", ("reward_inputs",), frozenset({"reward_inputs"}), easyr1_batch_arguments, is_batch=True)
+OPENRLHF = Form("OpenRLHF", ("queries", "prompts", "labels"), frozenset({"queries"}), openrlhf_arguments, is_batch=True)
+SLIME = Form("slime", ("args", "sample"), frozenset({"args sample"}), slime_arguments)
+FORMS = (OWN, OPENRLHF, EASYR1, EASYR1_BATCH, VERL, VERL_BATCH, SLIME, TRL)
+"""The known forms; the first that fits counts, since functions of OpenRLHF have `prompts`, too."""
+
+KNOWN = ", ".join(f"{form.library} ({', '.join(form.parameters)})" for form in FORMS)
+"""The known forms, for messages."""
+
+NEVER_COLUMNS = ("prompt", "completion", "prompt_ids")
+"""Names that TRL's functions do not get, though the data may have such columns."""
+
+
+def form_of(function: Any) -> Form | None:
+    """Return the form of a function by the names of its parameters; None = it has no known form."""
+    parameters = parameters_of(function)
+    kinds = {parameter.kind for parameter in parameters.values()}
+    if is_builtin(function) or kinds == {inspect.Parameter.VAR_POSITIONAL}:
+        return OWN
+    if kinds == {inspect.Parameter.VAR_KEYWORD}:
+        return TRL
+    names = parameters.keys() | {f"{a} {b}" for a in parameters for b in parameters}
+    found = next((form for form in FORMS if form.marks & names), None)
+    return None if found is TRL and set(required(parameters)) & {*NEVER_COLUMNS} else found
+
+
+def is_builtin(function: Any) -> bool:
+    """Return True for a callable written in C whose parameters Python does not know."""
+    try:
+        inspect.signature(function)
+    except ValueError:
+        return True
+    return False
+
+
+def required(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
+    """Return the names of the parameters without a default."""
+    variable = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    return [name for name, p in parameters.items() if p.default is p.empty and p.kind not in variable]
+
+
+def parameters_of(function: Any) -> dict[str, inspect.Parameter]:
+    """Return the parameters of a callable; none if Python does not know them."""
+    try:
+        return dict(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return {}
+
+
+def accepted_arguments(function: Any, arguments: Mapping[str, Any]) -> Arguments:
+    """Return those arguments that a function has parameters for; all, if it has a `**kwargs`."""
+    parameters = parameters_of(function)
+    takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {name: value for name, value in arguments.items() if takes_all or name in parameters}
+
+
+def has_messages(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    """Return True if the annotation of `completions` says that each is a list of messages."""
+    return "completions" in parameters and bool(
+        re.search(r"[Ll]ist\[(typing\.)?[Ll]ist\b", str(parameters["completions"].annotation))
+    )
+
+
+def as_messages(prompt: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a prompt as chat messages."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+def plain_prompt(prompt: str | list[dict[str, Any]]) -> str:
+    """Return a prompt as text: the texts of its messages, a paragraph each."""
+    if isinstance(prompt, str):
+        return prompt
+    contents = (message["content"] for message in prompt)
+    parts = ([content] if isinstance(content, str) else [p.get("text", "") for p in content] for content in contents)
+    return "\n\n".join("".join(texts) for texts in parts)
+
+
+def completion_messages(completion: Completion) -> list[dict[str, Any]]:
+    """Return a completion as chat messages; of an episode, its turns and what the environment answered."""
+    if not completion.turns:
+        return [{"role": "assistant", "content": completion.text}]
+    messages = []
+    for turn in completion.turns:
+        messages.append({"role": "assistant", "content": turn.text})
+        if turn.observation is not None:
+            messages.append({"role": "tool", "content": turn.observation})
+    return messages
+
+
+def read_result(value: Any) -> Any:
+    """Return a function's result as one of ours: of a dict, the reward and `correct`.
+
+    Raises:
+        TypeError: it is of no known kind, or a dict without a reward.
+    """
+    if isinstance(value, Mapping):
+        score, right = (next((name for name in names if name in value), None) for names in (SCORE_KEYS, ACCURACY_KEYS))
+        if score is None:
+            raise TypeError(
+                f"a dict must have the reward as {', '.join(SCORE_KEYS[:-1])} or {SCORE_KEYS[-1]}; its keys are "
+                f"{', '.join(map(str, value)) or 'none'}"
+            )
+        detail = "; ".join(f"{name}: {part}" for name, part in value.items() if name not in (score, right))
+        correct = None if right is None else bool(value[right] == 1)
+        return replace(as_result(value[score]), correct=correct, detail=detail)
+    if value is None or isinstance(value, RewardResult) or hasattr(value, "__float__"):
+        return value
+    raise TypeError(
+        "a reward function must return a number, a bool, a RewardResult, None, or a dict with "
+        f"{', '.join(SCORE_KEYS[:-1])} or {SCORE_KEYS[-1]} (and {' or '.join(ACCURACY_KEYS)}); it returned "
+        f"{type(value).__name__}"
+    )
+
+
+def rows_of_columns(columns: Mapping[str, Any]) -> Any:
+    """Return OpenRLHF's dict of columns as dicts of one completion each: `rewards` and, as their accuracy, `scores`.
+
+    Raises:
+        TypeError: there are no `rewards`.
+    """
+    if "rewards" not in columns:
+        raise TypeError(f"a dict of all completions must have `rewards`; its keys are {', '.join(map(str, columns))}")
+    names = {SCORE_KEYS[0]: "rewards"} | ({ACCURACY_KEYS[0]: "scores"} if columns.get("scores") is not None else {})
+    lists = [as_list(columns[name]) for name in names.values()]
+    return [dict(zip(names, row, strict=True)) for row in zip(*lists, strict=True)]
+
+
+def as_list(values: Any) -> Any:
+    """Return a tensor or an array, also one of shape (B, 1), as a list; anything else unchanged."""
+    return values.reshape(-1).tolist() if hasattr(values, "tolist") and hasattr(values, "reshape") else values
+
+
+def numbers_of(value: Any) -> dict[str, list[float]]:
+    """Return the further numbers of a dict, such as EasyR1's `format` and OpenRLHF's `extra_logs`, by name."""
+    if not isinstance(value, Mapping):
+        return {}
+    logs = value.get("extra_logs")
+    parts = logs if isinstance(logs, Mapping) else {n: part for n, part in value.items() if n not in SCORE_KEYS}
+    listed = {str(name): as_list(part) for name, part in parts.items()}
+    found = {name: part if isinstance(part, list) else [part] for name, part in listed.items()}
+    return {
+        name: [float(one) for one in part]
+        for name, part in found.items()
+        if all(isinstance(one, (bool, int, float)) or hasattr(one, "item") for one in part)
+    }

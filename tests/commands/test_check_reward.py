@@ -1,0 +1,441 @@
+"""`lit-rlvr check` of a reward: it finds out what a bad reward pays or misses, by kind, and nothing of a good one."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import unicodedata
+from collections.abc import Callable
+from fractions import Fraction
+from itertools import product
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any
+
+import pytest
+
+from lit_rlvr.commands.check.checkup import GOLD, Checkup, check_reward, read_golds, texts_of
+from lit_rlvr.commands.check.gold import may_answer, read_gold
+from lit_rlvr.commands.check.rates import Rate, advantage_error
+from lit_rlvr.commands.check.rewrites import REWRITES
+from lit_rlvr.commands.check.sets import read_set
+from lit_rlvr.errors import UserError
+from lit_rlvr.rewards import Choice, CodeTests, MathAnswer, OpenAnswer, Reward, SQLExecution
+from lit_rlvr.types import Completion, RewardResult, Sample
+
+CLI = Callable[..., Any]
+LONG = 1e6
+NUMBERS = ["7", "-3", "0.5", "12500", "2.75", "41", "1,234"]
+ROOT = Path(__file__).parents[2]
+
+
+def rows(*answers: str, **fields: Any) -> list[Sample]:
+    return [Sample(f"row-{k}", f"Question {k} of {k + 50}?", answer, **fields) for k, answer in enumerate(answers)]
+
+
+def errors(found: Checkup, keeps: bool) -> set[str]:
+    return {name for name, kind in found.kinds.items() if kind.keeps is keeps and kind.errors}
+
+
+# ---- rewards, bad and good ---------------------------------------------------------------------------------------
+
+
+class Boxed(Reward):
+    """The base of the rewards here."""
+
+    def gold_completion(self, sample: Sample) -> str:
+        return f"\\boxed{{{sample.answer}}}"
+
+
+class AnyNumber(Boxed):
+    """Pays whatever has a digit."""
+
+    def __call__(self, completion: Completion, sample: Sample) -> bool:
+        return any(map(str.isdigit, completion.text))
+
+
+class Substring(Boxed):
+    """Pays whatever contains the reference."""
+
+    def __call__(self, completion: Completion, sample: Sample) -> bool:
+        return sample.answer in completion.text
+
+
+class Exact(Boxed):
+    """Reads the last box after the thoughts as one number, in all forms that the check-up writes."""
+
+    forms = (r"\\d?frac\{(\d+)\}\{(\d+)\}",)
+
+    def __call__(self, completion: Completion, sample: Sample) -> bool:
+        boxes = re.findall(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}", completion.text.rpartition("</think>")[2])
+        if len(set(boxes)) > 1 and " or " in completion.text:
+            return False
+        return bool(boxes) and self.value(boxes[-1]) == self.value(sample.answer) is not None
+
+    def value(self, text: str) -> Fraction | None:
+        text = unicodedata.normalize("NFKC", text).strip().replace("\N{MINUS SIGN}", "-").strip("$")
+        text = "".join(str(unicodedata.digit(c)) if c.isdigit() else c for c in text)
+        text = re.sub(r"\{,\}|\\,|,", "", re.sub(r"^x = |^\+", "", text))
+        text = re.sub(r"^\\(?:text|mathbf)\{(.*)\}$", r"\1", text)
+        if power := re.fullmatch(r"(-?[\d.]+) \\times 10\^\{(\d+)\}", text):
+            return Fraction(power[1]) * 10 ** int(power[2])
+        sign, text = (-1, text[1:]) if text[:1] == "-" else (1, text)
+        for form in self.forms:
+            if found := re.fullmatch(form, text):
+                return Fraction(sign * int(found[1]), int(found[2]))
+        return sign * Fraction(text) if re.fullmatch(r"\d+(?:\.\d+)?", text) else None
+
+
+class NoFractions(Exact):
+    """Misses fractions."""
+
+    forms = ()
+
+
+def test_a_good_reward_is_clean() -> None:
+    found = check_reward(Exact(), rows(*NUMBERS), LONG)
+    assert errors(found, True) | errors(found, False) == set() and not found.failures
+    assert found.rows == 7 and found.right_texts.texts > 150 and found.wrong_texts.texts > 250
+    assert all(row.correlation == pytest.approx(1) for row in found.advantages)
+
+
+def test_a_reward_that_pays_any_number_is_found_out() -> None:
+    found = check_reward(AnyNumber(), rows(*NUMBERS), LONG)
+    assert errors(found, True) == set()
+    wrong = errors(found, False)
+    assert {"next number", "another sign", "ten times", "very long", "all at once", "answer only in the thought",
+            "short text: constant", "short text: number of the prompt",
+            "short text: boxes with 0 to 20"} <= wrong  # fmt: skip
+    assert not {"empty", "only space", "no answer", "empty box", "short text: filler"} & wrong
+    assert found.kinds["next number"].rate.value == 1 and found.wrong_texts.value > 0.5
+    assert found.paid_short_texts()[0][1].value == 1
+    assert found.advantages[2].correlation < 0.6
+
+
+def test_a_reward_that_looks_for_the_reference_is_found_out() -> None:
+    found = check_reward(Substring(), rows("7", "18", "42", "905"), LONG)
+    assert {"one digit before", "negated", "very long", "power added", "answer only in the thought",
+            "every box at once"} <= errors(found, False)  # fmt: skip
+    assert not {"next number", "empty", "digits reversed"} & errors(found, False)
+    assert errors(found, True) == {"full width", "digits of another script"}
+
+
+def test_a_reward_that_misses_fractions_is_found_out() -> None:
+    found = check_reward(NoFractions(), rows("0.5", "2.75", "-0.125", "8"), LONG)
+    assert errors(found, True) == {"as a fraction"} and errors(found, False) == set()
+    kind = found.kinds["as a fraction"]
+    assert (kind.errors, kind.texts) == (3, 3)
+    assert {"0.5": "\\boxed{\\frac{1}{2}}"}.items() <= {e.reference: e.text for e in kind.examples}.items()
+
+
+def test_a_gold_answer_that_is_not_paid_counts_once_by_kind() -> None:
+    found = check_reward(NoFractions(), rows("1/2", "8"), LONG)
+    assert (found.gold.errors, found.gold.texts) == (1, 2)
+    assert errors(found, True) == {GOLD} and found.right_texts.errors > 20
+
+
+class Half(Boxed):
+    """Reports no `correct`: -1, or 2 for the reference."""
+
+    def __call__(self, completion: Completion, sample: Sample) -> float:
+        return 2.0 if completion.text.strip().endswith(self.gold_completion(sample)) else -1.0
+
+
+class Always(Boxed):
+    """Pays everything."""
+
+    def __call__(self, completion: Completion, sample: Sample) -> float:
+        return 1.0
+
+
+class Broken(Boxed):
+    """Fails on what has no box, and does not judge what has two."""
+
+    def __call__(self, completion: Completion, sample: Sample) -> float | None:
+        count = completion.text.count("boxed")
+        return None if count > 1 else 1.0 / count
+
+
+def test_without_correct_the_value_of_the_gold_completion_decides() -> None:
+    found = check_reward(Half(), rows("7", "18"), LONG)
+    assert GOLD not in errors(found, True) and "prose after" in errors(found, True) and not errors(found, False) - {
+        "answer taken back", "every box at once"}  # fmt: skip
+    always = check_reward(Always(), rows("7", "18"), LONG)
+    assert always.right_texts.errors == 0 and always.wrong_texts.value == 1
+
+
+def test_a_failed_check_is_counted_and_an_unjudged_text_is_not() -> None:
+    found = check_reward(Broken(), rows("7"), LONG)
+    assert sum(found.failures.values()) > 3 and all("ZeroDivisionError" in detail for detail in found.failures)
+    assert "the same box twice" not in found.kinds and "empty" not in found.kinds
+
+
+def test_the_time_ends_it_after_a_batch_of_rows() -> None:
+    found = check_reward(Exact(), rows(*map(str, range(30))), 0.0)
+    assert (found.rows, found.rows_wanted) == (8, 30)
+
+
+class Tagged(Reward):
+    """Reads tags, and has no `gold_completion`."""
+
+    def __call__(self, completion: Completion, sample: Sample) -> bool:
+        return f"<answer>{sample.answer}</answer>" in completion.text
+
+
+def test_a_reward_without_gold_completion_gets_the_form_that_it_reads() -> None:
+    found = check_reward(Tagged(), rows("7", "18"), LONG)
+    assert found.form == "<answer> tags" and found.gold.errors == 0
+
+
+# ---- answers and rewrites ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        ("7", "number"), ("-1,234.5", "number"), ("$7$", "number"), ("1/2", "fraction"), (r"-\frac12", "fraction"),
+        (r"50\%", "percent"), ("5 cm", "quantity"), (r"12\text{ km}", "quantity"), (r"\{1, 2\}", "set"),
+        ("{1,2}", "set"), ("(1,2)", "tuple"), (r"\left(1,2,3\right)", "tuple"), ("[1,2)", "interval"),
+        (r"(-\infty, 3]", "interval"), ("[2,3]", "other"), ("1, 2", "list"), ("(1,2),(3,4)", "other"),
+        (r"3\sqrt{2}", "expression"), ("x = 3", "other"), ("Paris", "text"), (r"\text{left lung}", "text"),
+        ("xy", "other"),
+        (r"\$32,\!348", "other"), (r"15\mbox{ cm}^2", "other"), ("3:45", "other"), ("C++", "other"),
+        ("No", "yes_no"), ("B", "choice"), ("(b)", "choice"),
+    ],
+)  # fmt: skip
+def test_kinds_of_answers(answer: str, kind: str) -> None:
+    assert read_gold(rows(answer)[0], str).kind == kind
+
+
+def test_rows_with_a_database_or_tests_are_programs() -> None:
+    assert read_gold(rows("SELECT 1;", row={"databases": ["a.sqlite"]})[0], str).answer == "SELECT 1"
+    assert read_gold(rows("2 tests", row={"tests": ["[]"], "solution": "print(1)"})[0], str).answer == "print(1)"
+    assert read_gold(rows("liver", options=("lung", "Liver"))[0], str).answer == "B"
+
+
+@pytest.mark.parametrize(
+    ("answer", "name", "text"),
+    [
+        ("7", "trailing zero", "7.0"), ("0.5", "trailing zero", "0.50"), ("12500", "thousands comma", "12,500"),
+        ("12500", "scientific", r"1.25 \times 10^{4}"), ("-0.5", "as a fraction", r"-\frac{1}{2}"),
+        ("7", "full width", "\uff17"), ("3/2", "mixed number", r"1\frac{1}{2}"), ("3/8", "as a decimal", "0.375"),
+        ("1/3", "as a decimal", None), ("5 m", "converted unit", "0.005 km"), ("50%", "percent sign", r"50\%"),
+        ("{1,2}", "elements in another order", "{2, 1}"), ("[1,2)", "as inequalities", r"1 \le x < 2"),
+        (r"(-\infty, 3]", "as inequalities", r"x \le 3"), (r"(4, \infty)", "as inequalities", "x > 4"),
+        ("{1,2}", "sized brackets", r"\left\{1, 2\right\}"), ("x^2 + 1", "terms in another order", "1 + x^2"),
+        ("7", "next number", "8"), ("12", "digits reversed", "21"), ("11", "digits reversed", None),
+        ("2/1", "only the numerator", None), ("1/2", "upside down", r"\frac{2}{1}"), ("5 cm", "another unit", "5 m"),
+        ("0", "another sign", None), ("[1,2)", "another left end", "(1, 2)"), ("(1,1)", "parts in another order", None),
+        ("(1,2)", "parts in another order", "(2, 1)"), ("1, 2, 3", "a missing part", "1, 2"),
+        ("CBA", "letters in another order", "ABC"), ("B", "small letter", "b"), ("B", "two letters", "B and A"),
+    ],
+)  # fmt: skip
+def test_rewrites(answer: str, name: str, text: str | None) -> None:
+    (rewrite,) = [rewrite for rewrite in REWRITES if rewrite.name == name]
+    gold = read_gold(rows(answer)[0], str)
+    assert gold.kind in rewrite.kinds and rewrite.apply(gold) == text
+
+
+def test_a_rewrite_that_hits_another_reference_is_left_out() -> None:
+    (sample,) = rows("7", aliases=("8",))
+    texts = {text.kind: text.text for text in texts_of(read_gold(sample, str), [])}
+    assert "next number" not in texts and texts["another sign"] == "-7"
+
+
+def test_percent_is_wrong_only_where_the_question_does_not_ask_for_it() -> None:
+    (rewrite,) = [rewrite for rewrite in REWRITES if rewrite.name == "percent added"]
+    assert rewrite.apply(read_gold(Sample("a", "How many?", "7"), str)) == r"7\%"
+    assert rewrite.apply(read_gold(Sample("a", "What percentage?", "7"), str)) is None
+
+
+def test_a_short_text_that_may_be_the_answer_is_not_tried() -> None:
+    gold = read_gold(rows("1.0")[0], str)
+    assert may_answer("1", gold) and not may_answer("2", gold)
+    assert may_answer("0.5", read_gold(rows("50%")[0], str)) and may_answer("8", read_gold(rows("2^3")[0], str))
+    assert "1" not in [text.short for text in texts_of(gold, ["1", "3"])]
+
+
+def test_every_kind_of_answer_gets_its_own_texts_and_the_same_ones_again() -> None:
+    answers = ["7", "1/2", "50%", "5 cm", "{1,2}", "[1,2)", "(1,2)", "1, 2", r"3\sqrt{2}", "Paris", "B", "yes", "x = 3"]
+
+    def texts() -> list[list[tuple[str, str]]]:
+        golds = read_golds(Exact(), rows(*answers), "")
+        return [[(text.kind, text.text) for text in texts_of(gold, ["7"])] for gold in golds]
+
+    assert texts() == texts()
+    assert all(len({text for _, text in row}) == len(row) > 25 for row in texts())
+    assert len({rewrite.name for rewrite in REWRITES}) == len(REWRITES) > 120
+
+
+# ---- rates -------------------------------------------------------------------------------------------------------
+
+
+def test_wilson_intervals() -> None:
+    """Newcombe 1998, table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29."""
+    for hits, texts, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611),
+                                   (1, 29, 0.0061, 0.1718)):  # fmt: skip
+        assert Rate(hits, texts).interval == pytest.approx((low, high), abs=5e-5)
+    assert math.isnan(Rate(0, 0).value) and Rate(3, 3).interval[1] == 1
+
+
+@pytest.mark.parametrize(("accuracy", "missed", "paid"), [(0.25, 0.1, 0.05), (0.9, 0.3, 0.2), (0.5, 0.0, 0.0)])
+def test_the_error_of_advantages_is_the_sum_over_all_groups(accuracy: float, missed: float, paid: float) -> None:
+    """A slow loop over the 4^8 groups of eight completions."""
+    cases = {(1, 1): accuracy * (1 - missed), (1, 0): accuracy * missed,
+             (0, 1): (1 - accuracy) * paid, (0, 0): (1 - accuracy) * (1 - paid)}  # fmt: skip
+
+    def advantages(rewards: tuple[int, ...]) -> list[float]:
+        return [(reward - fmean(rewards)) / (pstdev(rewards) + 1e-6) for reward in rewards]
+
+    of = {rewards: advantages(rewards) for rewards in product((0, 1), repeat=8)}
+    both = squares = others = right = flat = 0.0
+    for group in product(cases, repeat=8):
+        weight = math.prod(cases[case] for case in group)
+        true, seen = zip(*group, strict=True)
+        wanted, found = of[true], of[seen]
+        both += weight * sum(a * b for a, b in zip(wanted, found, strict=True))
+        squares += weight * sum(a * a for a in wanted)
+        others += weight * sum(b * b for b in found)
+        right += weight * sum(b for b, c in zip(found, true, strict=True) if c) / (8 * accuracy)
+        flat += weight * (len(set(seen)) == 1)
+    error = advantage_error(accuracy, missed, paid)
+    assert error.correlation == pytest.approx(both / math.sqrt(squares * others), rel=1e-9)
+    assert error.right_flipped == pytest.approx(right, rel=1e-9)
+    assert error.no_signal_flipped == pytest.approx(flat, rel=1e-9)
+    assert (error.right == pytest.approx(error.right_flipped)) == (missed == paid == 0)
+
+
+# ---- shipped rewards ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reward", "data"),
+    [(MathAnswer, "math"), (Choice, "choice"), (OpenAnswer, "open"), (SQLExecution, None), (CodeTests, "code")],
+)
+def test_gold_completions_of_shipped_rewards_are_paid(reward: type[Reward], data: str | None) -> None:
+    judge = reward()
+    samples = read_set(f"{ROOT}/benchmarks/checkup/{data}.jsonl" if data else "SyntheticSQL", 12, 0)
+    golds = read_golds(judge, samples, "")
+    results = judge.score([(Completion(gold.text, (), "stop"), gold.sample) for gold in golds])
+    assert all(result.correct for result in results)
+
+
+def test_a_choice_leaves_open_answers_to_the_other_reward() -> None:
+    judge = Choice(otherwise=SQLExecution())
+    assert judge.gold_completion(rows("SELECT 1")[0]) == "```sql\nSELECT 1\n```"
+    assert judge.gold_completion(rows("B")[0]) == "\\boxed{B}"
+
+
+def test_explain_says_what_score_says() -> None:
+    stages = OpenAnswer().explain(Completion("\\boxed{left lung}", (), "stop"), rows("right lung")[0])
+    assert stages == [("value", "0.5"), ("correct", "no"), ("status", "ok"), ("detail", "left lung")]
+
+
+# ---- the command -------------------------------------------------------------------------------------------------
+
+MY_TASK = """
+from lit_rlvr.rewards import Reward
+from lit_rlvr.types import Completion, Sample
+
+def pays_any_digit(completion: Completion, sample: Sample) -> bool:
+    return any(map(str.isdigit, completion.text))
+
+class Staged(Reward):
+    def __call__(self, completion, sample):
+        return completion.text == sample.answer
+
+    def explain(self, completion, sample):
+        return [("found", completion.text), ("options", " ".join(sample.options)), ("shop", sample.row["shop"])]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("my_task.py").write_text(MY_TASK)
+    lines = [json.dumps({"question": f"What is {k} + 11?", "answer": str(k + 11)}) for k in range(12)]
+    Path("sums.jsonl").write_text("\n".join(lines))
+    Path("data.yaml").write_text("data: {class_path: TextMath, init_args: {validation: sums.jsonl}}")
+    Path("none.yaml").write_text("trainer: {max_steps: 1}")
+    return tmp_path
+
+
+@pytest.mark.parametrize("data", ["sums.jsonl", "TextMath=sums.jsonl", "data.yaml"])
+def test_the_command_prints_kinds_and_rates(folder: Path, lit_rlvr: CLI, data: str) -> None:
+    done = lit_rlvr("check", "my_task.pays_any_digit", "--data", data, "--rows", "3")
+    assert done.status == 0 and "3 rows" in done.out and "next number" in done.out and "100.0%" in done.out
+    assert "correlation" in done.out and "pays where it is no answer" in done.out
+
+
+def test_the_command_prints_one_document(folder: Path, lit_rlvr: CLI) -> None:
+    first, second = (
+        json.loads(lit_rlvr("check", "my_task.pays_any_digit", "--data", "sums.jsonl", "--json").out) for _ in range(2)
+    )
+    kinds = {kind["kind"]: kind for kind in first["kinds"]}
+    assert first["rows"] == 12 and kinds["next number"]["rate"] == 1 and len(first["advantages"]) == 5
+    assert kinds["next number"]["examples"][0].keys() == {"reference", "text", "detail"}
+    assert {**first, "seconds": 0} == {**second, "seconds": 0}
+
+
+def test_one_text_is_judged_stage_by_stage(folder: Path, lit_rlvr: CLI) -> None:
+    arguments = ("--text", "\x1b[31mB [red]", "--reference", "B", "--options", "lung", "liver", "--row.shop", "open")
+    done = lit_rlvr("check", "my_task.Staged", *arguments)
+    assert done.status == 0 and "\x1b" not in done.out
+    assert done.out.splitlines() == [
+        "found: \N{REPLACEMENT CHARACTER}[31mB [red]", "options: lung liver", "shop: open",
+        "my_task.Staged: wrong, value 0, status ok",
+    ]  # fmt: skip
+    document = json.loads(lit_rlvr("check", "my_task.Staged", *arguments, "--json").out)
+    assert document["correct"] is False and document["stages"][1] == {"stage": "options", "result": "lung liver"}
+
+
+def test_a_text_is_taken_as_it_stands(folder: Path, lit_rlvr: CLI) -> None:
+    for text in ("null", "010", "true", "1e3", "[1]"):
+        document = json.loads(lit_rlvr("check", "OpenAnswer", "--text", text, "--reference", text, "--json").out)
+        assert document["correct"] is True and document["detail"] == text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["MathAnswer"], "MathAnswer is a reward; give rows to check it on with --data, or a --text to judge"),
+        (["MathAnswer", "--text", "1"], "--text: give the --reference answer, too"),
+        (["MathAnswer", "--reference", "1"], "--reference: it belongs to a --text"),
+        (["MathAnswer", "--text", "1", "--reference", "1", "--data", "sums.jsonl"], "--data and --text are given"),
+        (["--data", "sums.jsonl"], "give a reward, such as MathAnswer"),
+        (["Mathanswer", "--data", "sums.jsonl"], "'Mathanswer' is no reward; there are LCPO, Choice"),
+        (["GRPO", "--data", "sums.jsonl"], "'GRPO' is no reward"),
+        (["my_task.nothing", "--data", "sums.jsonl"], "'my_task.nothing' cannot be imported"),
+        (["MathAnswer", "--data", "nothing.jsonl"], "nothing.jsonl: no such file"),
+        (["MathAnswer", "--data", "nothing"], "--data: there is no file 'nothing'"),
+        (["MathAnswer", "--data", "none.yaml"], "--data: none.yaml has no `data`"),
+        (["MathAnswer", "--data", "TextMath"], "no training data"),
+        (["MathAnswer", "--data", "sums.jsonl", "--rows", "0"], "check.rows: 0 must lie in [1, inf)"),
+        (["MathAnswer", "--data", "sums.jsonl", "--seconds", "0"], "check.seconds: 0.0 must lie in (0, inf)"),
+        (["MathAnswer", "--data", "sums.jsonl", "--config", "data.yaml"], "--config: leave it out"),
+        (["MathAnswer", "--data", "sums.jsonl", "--init_args.foo", "1"], "has no option 'foo'"),
+        (["Choice", "--data", "sums.jsonl"], "rewards.Choice: the answer"),
+        (["Reward", "--data", "sums.jsonl"], "'Reward' is no reward"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line(folder: Path, lit_rlvr: CLI, arguments: list[str], message: str) -> None:
+    done = lit_rlvr("check", *arguments)
+    assert done.status == 2 and not done.out
+    assert message in done.err and done.err.count("lit-rlvr: error:") == 1
+
+
+def test_an_empty_set_is_refused(folder: Path) -> None:
+    Path("empty.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"empty\.jsonl"):
+        read_set("empty.jsonl", 10, 0)
+
+
+def test_results_of_another_type_are_judged_by_correct() -> None:
+    class Reported(Boxed):
+        def __call__(self, completion: Completion, sample: Sample) -> RewardResult:
+            return RewardResult(0.0, "7" in completion.text)
+
+    found = check_reward(Reported(), rows("7"), LONG)
+    assert GOLD not in errors(found, True) and "negated" in errors(found, False)
