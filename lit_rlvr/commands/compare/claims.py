@@ -174,7 +174,7 @@ class DecidedClaim:
         p = p_text(found.p) + (f", {p_text(found.adjusted)}" if claim.primary else "")
         if self.verdict == "cannot tell" and found.could_show is not None:
             verdict += f" (could show {found.could_show:.3g})"
-        if self.verdict == SMALLER_THAN_PRINTED:
+        if self.verdict == SMALLER_THAN_PRINTED and found.below is not None:
             verdict += f" (p {p_text(found.below)})"
         sides = f"{claim.more} {found.more:.3g}, {claim.less} {found.less:.3g}"
         return [
