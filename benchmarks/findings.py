@@ -4,7 +4,7 @@ Take the results of a study into the page with `--take agrae=DIR` (its results.j
 shows), then run without options to write the page. docs/findings/*.json are these results as they were, and a test
 compares the page with them.
 
-A claim is a difference of two cells over the same seeds, tested by the sign-flip permutation test; Holm's
+A claim is a difference of two cells over the same seeds, tested by the exact sign-flip permutation test; Holm's
 correction covers all registered differences of one paper. A claim is *seen* if its difference has the claimed sign and
 p < 0.05, *not seen* if it has the other sign and p < 0.05, and else *cannot tell*. These claims, their measures and
 rules were written down before the results were in. What was found afterwards is marked so: claims
@@ -34,6 +34,7 @@ from findings_numbers import (
     best_numbers,
     gate_numbers,
     image_numbers,
+    is_collapsed,
     margin_numbers,
     mechanism_numbers,
     more_numbers,
@@ -44,7 +45,7 @@ from findings_numbers import (
 )
 from findings_text import CHOICE_OF_RATES, INTRODUCTION, OPENING, READINGS
 
-from lit_rlvr.commands.compare.significance import t_interval
+from lit_rlvr.commands.compare.significance import p_text, t_interval
 from lit_rlvr.commands.compare.study import Study, load_study
 from lit_rlvr.commands.compare.verdicts import SMALLER_THAN_PRINTED, PairedDifference, paired_differences
 from lit_rlvr.run.loggers import read_metrics
@@ -268,7 +269,8 @@ def opening(found: Mapping[str, Mapping[str, Any]]) -> str:
     together = {says: finding for part in findings for says, finding in part.items()}
     best = best_numbers(found["losses_best"], learning_rates("losses_best"))
     regime = regime_numbers(found["agrae_regime"]["tasks"], together, best_rates("agrae_regime_rates"))
-    return wrapped(OPENING.format(**opening_numbers(together, claimed, regime, best)))
+    more = more_numbers(found["losses_more"])
+    return wrapped(OPENING.format(**opening_numbers(together, claimed, regime, best, more)))
 
 
 def wrapped(text: str) -> str:
@@ -293,7 +295,8 @@ def claims_tables(claims: Sequence[Claim], results: Mapping[str, Any]) -> list[s
         "| claim | in the paper | measured | here | difference [95 %] | n | p, Holm | registered verdict | now |",
         "|---|---|---|---|---|---|---|---|---|",
         *(
-            f"| {row_start(f)}{could_show(f)} | {f.n} | {f.p:.3f}, {f.adjusted:.3f} | {f.verdict} | {bold(f.now)} |"
+            f"| {row_start(f)}{could_show(f)} | {f.n} | {p_text(f.p)}, {p_text(f.adjusted)} | {f.verdict} | "
+            f"{bold(f.now)} |"
             for f in registered
             if not f.claim.by_construction
         ),
@@ -307,7 +310,7 @@ def claims_tables(claims: Sequence[Claim], results: Mapping[str, Any]) -> list[s
             "p of the smallest printed size or more |",
             "|---|---|---|---|---|---|---|---|",
             *(
-                f"| {row_start(f)} | {sum(d > 0 for d in f.differences)} of {f.n} | {f.p:.3f} | "
+                f"| {row_start(f)} | {sum(d > 0 for d in f.differences)} of {f.n} | {p_text(f.p)} | "
                 f"{'' if f.below is None else p_value(f.below)} |"
                 for f in later
             ),
@@ -452,9 +455,7 @@ def collapses(results: Mapping[str, Any]) -> str:
     runs: dict[str, list[bool]] = {}
     for task in results["tasks"].values():
         for name, cell in task["cells"].items():
-            runs.setdefault(name, []).extend(
-                run["last"]["val/accuracy"] < run["best"] / 2 for run in cell["by_seed"].values()
-            )
+            runs.setdefault(name, []).extend(map(is_collapsed, cell["by_seed"].values()))
     count = len(next(iter(runs.values())))
     none = binomtest(0, count).proportion_ci()
     collapsed = ", ".join(f"{sum(ends)} of {label(name)}" for name, ends in runs.items() if any(ends))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
-from lit_rlvr.commands.compare.significance import LEVEL, holm, paired_t_test, t_interval
+from lit_rlvr.commands.compare.significance import LEVEL, detectable, holm, paired_t_test, t_interval
 
 Found = Mapping[str, Any]
 """What a claim says -> its `Finding`."""
@@ -35,6 +35,11 @@ def p_value(p: float) -> str:
     return "p < 0.001" if p < 1e-3 else f"p {p:.3f}"
 
 
+def is_collapsed(run: Mapping[str, Any]) -> bool:
+    """Return whether a run ended below half of its best validation accuracy."""
+    return bool(run["last"]["val/accuracy"] < run["best"] / 2)
+
+
 def percent(share: float, digits: int = 0) -> str:
     return f"{100 * share:.{digits}f} %"
 
@@ -46,7 +51,11 @@ def span(values: Iterable[float], digits: int) -> str:
 
 
 def opening_numbers(
-    found: Found, studies: Mapping[str, Any], regime: Mapping[str, str], best: Mapping[str, str]
+    found: Found,
+    studies: Mapping[str, Any],
+    regime: Mapping[str, str],
+    best: Mapping[str, str],
+    more: Mapping[str, str],
 ) -> dict[str, str]:
     """Return the numbers of the page's first screen.
 
@@ -55,6 +64,7 @@ def opening_numbers(
         studies: their results, by name.
         regime: the numbers of A-GRAE's study of mixed lengths.
         best: the numbers of the losses at their best learning rates.
+        more: the numbers of the later losses.
     """
     agrae, entropy, entropy_last, hard, rising, sample, group = (
         found[says]
@@ -108,6 +118,17 @@ def opening_numbers(
         **{f"gate_{key}": value for key, value in gate_numbers(studies["apmpo_gate"]["tasks"], found).items()},
         **{f"regime_{key}": value for key, value in regime.items()},
         **{f"best_{key}": value for key, value in best.items()},
+        **{f"more_{key}": value for key, value in more.items()},
+        **{f"apmpo_{key}": value for key, value in clipped_at_the_end(studies["apmpo"]["tasks"]["steps"]).items()},
+    }
+
+
+def clipped_at_the_end(task: Mapping[str, Any]) -> dict[str, str]:
+    """Return the shares of GRPO's tokens that are clipped in the last rollout."""
+    last = task["cells"]["grpo"]["last"]
+    return {
+        "clipped_above": percent(last["train/clip_high"]["mean"], 1),
+        "clipped_below": percent(last["train/clip_low"]["mean"], 1),
     }
 
 
@@ -153,7 +174,13 @@ def agrae_numbers(task: Mapping[str, Any], found: Found) -> dict[str, str]:
     )
     hard = found["Hard-focused is better than GRPO at k = 16"]
     rising = found["Under negative-dominant training unsolved prompts rise"]
+    negative, group = (
+        -found[f"{name} is better than GRPO at k = 1"].difference
+        for name in ("Negative-dominant", "The group level alone")
+    )
     return {
+        "negative_behind": f"{negative:.3f}",
+        "group_behind": f"{group:.3f}",
         "grpo_right": percent(quarter(task, "grpo", "rollout/accuracy")),
         "grpo_norms": norms("grpo", 1),
         "positive_norms": norms("positive_dominant", 0),
@@ -199,8 +226,7 @@ def apmpo_numbers(task: Mapping[str, Any], readings: Iterable[str], found: Found
         "only_sigma": f"{0.2 + 0.2 * math.tanh(2):.3f}",  # sigma is at most 0.5; eq. 6 with 0.2 and 0.4
         "apmpo_entropy": f"{found['APMPO keeps a higher entropy than GRPO'].difference:.3f}",
         "length": " or ".join(sorted(lengths)),
-        "clipped_above": percent(cells["grpo"]["last"]["train/clip_high"]["mean"], 1),
-        "clipped_below": percent(cells["grpo"]["last"]["train/clip_low"]["mean"], 1),
+        **clipped_at_the_end(task),
     }
 
 
@@ -284,13 +310,23 @@ def between(interval: Iterable[float]) -> str:
 
 
 def gate_numbers(tasks: Mapping[str, Any], found: Found) -> dict[str, str]:
-    """Return the differences of APMPO's study of the clip, by claim, and how many of GRPO's tokens are clipped."""
+    """Return the differences of APMPO's study of the clip, by claim; its lead over GRPO without the pairs in which GRPO
+    collapsed (`intact`); and how many of GRPO's tokens are clipped."""
     names = {
         "lead": "Four epochs: APMPO is better than GRPO",
         "gmpo": "Four epochs: APMPO is better than GMPO",
         "static": "Four epochs: APMPO is better than an upper clip of 0.33",
         "gmpo_grpo": "Four epochs: GMPO is better than GRPO",
+        "three_lead": "Three validations: APMPO is better than GRPO",
+        "three_gmpo": "Three validations: APMPO is better than GMPO",
+        "three_gmpo_grpo": "Three validations: GMPO is better than GRPO",
     }
+    intact = [
+        ours["last"]["val/accuracy"] - theirs["last"]["val/accuracy"]
+        for task in tasks.values()
+        for seed, theirs in task["cells"]["grpo"]["by_seed"].items()
+        if (ours := task["cells"]["apmpo"]["by_seed"].get(seed)) and not is_collapsed(theirs)
+    ]
 
     def clipped(metric: str) -> str:
         shares = [fmean(quarter(task, "grpo", metric, k) for task in tasks.values()) for k in range(4)]
@@ -298,6 +334,11 @@ def gate_numbers(tasks: Mapping[str, Any], found: Found) -> dict[str, str]:
 
     return {
         **differences({key: found[says] for key, says in names.items()}),
+        **{f"{key}_p": f"{found[says].p:.4f}" for key, says in names.items()},
+        "gmpo_adjusted": f"{found[names['gmpo']].adjusted:.4f}",
+        "pairs": str(found[names["gmpo"]].n),
+        "intact": f"{fmean(intact):+.3f}",
+        "intact_interval": between(t_interval(intact) or ()),
         "above": clipped("train/clip_high"),
         "below": clipped("train/clip_low"),
         "printed": f"{found[names['lead']].claim.printed:+.3f}",
@@ -329,10 +370,17 @@ def regime_numbers(tasks: Mapping[str, Any], found: Found, families: Mapping[str
             for name in ("grpo", "agrae")
         },
         **{f"rate_{name}": f"{families[name]['best_lr']:g}" for name in ("grpo", "agrae")},
+        "agrae_at_rate_grpo": f"{at_rate(families['agrae'], families['grpo']['best_lr']):.3f}",
         "grpo": f"{primary[0].less:.3f}",
         "grpo_32": f"{primary[1].less:.3f}",
         "starts": span((task["before"]["mean"] for task in tasks.values()), 2),
     }
+
+
+def at_rate(family: Mapping[str, Any], rate: float) -> float:
+    """Return a family's accuracy at a learning rate."""
+    (found,) = [float(cell["mean"]) for cell in family["cells"].values() if cell["lr"] == rate]
+    return found
 
 
 def best_numbers(results: Mapping[str, Any], rates: Mapping[str, float]) -> dict[str, str]:
@@ -349,10 +397,13 @@ def best_numbers(results: Mapping[str, Any], rates: Mapping[str, float]) -> dict
     below = [name for name, (_, high) in intervals.items() if high < 0]
     told = [name for name in below if corrected[name] < LEVEL]
     pairs = len(apart[baseline])
+    shown = [detectable(pairs) * stdev(values) for name, values in others.items() if name not in below]
     highest = max(rates.values())
     return {
         "pairs": str(pairs),
         "above": WORDS[sum(low > 0 for low, _ in intervals.values())],
+        "shown": span(shown, 2),
+        "largest_lead": f"{max(map(fmean, others.values())):+.3f}",
         "below": listed(LOSS_NAMES.get(name, name) for name in below),
         "told": listed(LOSS_NAMES.get(name, name) for name in told),
         "told_p": p_value(max(corrected[name] for name in told)),
@@ -408,6 +459,8 @@ def more_numbers(results: Mapping[str, Any]) -> dict[str, str]:
 
 def w_reinforce_numbers(tasks: Mapping[str, Any]) -> dict[str, str]:
     """Return how many runs ended below half of their start, and the means of others."""
+    from scipy.stats import binomtest
+
     starts = {name: float(task["before"]["mean"]) for name, task in tasks.items()}
     runs = {(name, cell): list(found["values"].values()) for name, task in tasks.items()
             for cell, found in task["cells"].items()}  # fmt: skip
@@ -425,6 +478,7 @@ def w_reinforce_numbers(tasks: Mapping[str, Any]) -> dict[str, str]:
         "collapsed": WORDS[fallen[together]],
         "together": WORDS[len(runs[together])],
         "elsewhere": WORDS[sum(fallen.values()) - fallen[together]],
+        "missed": percent(binomtest(0, len(runs[together])).proportion_ci().high),
         "others": str(sum(map(len, runs.values())) - len(runs[together])),
         "one_update": end("low", "tenth_1"),
         "clipped": end("low", "tenth_2_clip"),
@@ -507,6 +561,7 @@ def mechanism_numbers(found: Mapping[str, Any]) -> dict[str, str]:
         **{name: among(name) for name in ("apmpo", "cispo", "dapo", "gmpo", "sample_level")},
         **{name: among(name, 2) for name in ("gpg", "aapo")},
         "in_a_row": f"{in_a_row:.2f}",
+        "nothing_in_common": WORDS[sum(setting["previous"] <= 0 for setting in settings)],
         "signal": f"{math.sqrt(max(in_a_row, 0)):.2f}",
         "fac_cosine": f"{fac:.3f}",
         "fac_rest": f"{math.sqrt(1 - fac**2):.2f}",

@@ -65,6 +65,22 @@ def test_verdicts_follow_the_tests(findings: ModuleType) -> None:
     assert few[0].verdict == "cannot tell", "five seeds cannot go below 2 / 32"
 
 
+def test_apmpo_against_gmpo_cannot_be_told_by_the_exact_test(findings: ModuleType) -> None:
+    """35,192 of 2^21 choices of signs, times three claims: 0.0503. The results hold six digits of shares of 2,048
+    answers, so equal sums are only equal again as counts."""
+    results = findings.read("apmpo_gate")
+    found = findings.by_claim(findings.STUDIES["apmpo_gate"].claims, results)
+    gmpo = found["Four epochs: APMPO is better than GMPO"]
+    assert gmpo.p == 35_192 / 2**21 and gmpo.adjusted == 3 * gmpo.p and gmpo.verdict == "cannot tell" == gmpo.now
+    assert all(difference > 0 for difference in gmpo.by_task), "by p alone"
+    three = found["Three validations: APMPO is better than GMPO"]
+    assert three.claim.afterwards and round(three.p, 4) == 0.0004
+    table, _, _ = findings.claims_tables(findings.STUDIES["apmpo_gate"].claims, results)
+    assert "| 21 | 0.017, 0.0503 | cannot tell | **cannot tell** |" in table, "0.050 would not show the side"
+    numbers = findings.gate_numbers(results["tasks"], found)
+    assert numbers["intact"] == "+0.001", "(21 x 0.014 - 0.269) / 20"
+
+
 def test_a_claim_over_several_tasks_needs_one_sign_in_all(findings: ModuleType) -> None:
     """Two tasks: +0.05 in both is seen; +0.15 and -0.01 has a mean of +0.07, and a sign that depends on the task."""
     base = [0.30 + 0.001 * seed for seed in range(10)]

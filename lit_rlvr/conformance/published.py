@@ -49,8 +49,8 @@ LOSSES = {
     ),
     "VESPO": Published(
         "-(1/N) sum_i sum_t stopgrad(W^k exp(lambda (1 - W))) A logp, W the product over the sequence of the ratios to "
-        "rollout_logp, k 2 and lambda 3 where A >= 0, else 3 and 2",
-        "arXiv 2602.10693",
+        "rollout_logp, kept between 1e-8 and e^20, k 2 and lambda 3 where A >= 0, else 3 and 2",
+        "arXiv 2602.10693, with TRL's bounds of W",
         True,
     ),
     "LUSPO": Published(

@@ -8,7 +8,7 @@ from statistics import mean
 from typing import Any
 
 from lit_rlvr.commands.compare.numbers import QUARTER_METRICS
-from lit_rlvr.commands.compare.significance import LEVEL, POWER, least_pairs
+from lit_rlvr.commands.compare.significance import LEVEL, MOST_PAIRS, POWER, RESAMPLES, least_pairs, p_text
 from lit_rlvr.commands.compare.study import BEFORE, Study
 from lit_rlvr.commands.compare.verdicts import SMALLER_THAN_PRINTED, PairedDifference, paired_differences
 from lit_rlvr.errors import UserError
@@ -171,11 +171,11 @@ class DecidedClaim:
         if found is None:
             return [claim.says, claim.where, claim.measure, "-", "-", printed, "0", "-", verdict]
         interval = f" [{', '.join(f'{x:.3g}' for x in found.interval)}]" if found.interval else ""
-        p = f"{found.p:.3f}" + (f", {found.adjusted:.3f}" if claim.primary else "")
+        p = p_text(found.p) + (f", {p_text(found.adjusted)}" if claim.primary else "")
         if self.verdict == "cannot tell" and found.could_show is not None:
             verdict += f" (could show {found.could_show:.3g})"
-        if self.verdict == SMALLER_THAN_PRINTED:
-            verdict += f" (p {found.below:.3f})"
+        if self.verdict == SMALLER_THAN_PRINTED and found.below is not None:
+            verdict += f" (p {p_text(found.below)})"
         sides = f"{claim.more} {found.more:.3g}, {claim.less} {found.less:.3g}"
         return [
             claim.says, claim.where, claim.measure, sides, f"{found.difference:+.3g}{interval}", printed, str(found.n),
@@ -210,12 +210,13 @@ def lacking_pairs(decided: Sequence[DecidedClaim]) -> list[str]:
 
 
 RULE = f"""A claim's difference is that of two cells over the same seeds, in the metric's own unit, with Student's 95 %
-interval. p is that of the two-sided sign-flip test; the second value is after Holm's correction over the primary
-claims. *Seen*: the claimed sign and corrected p < {LEVEL:g}; *not seen*: the other sign and corrected p < {LEVEL:g};
-*{SMALLER_THAN_PRINTED}*: neither, but a one-sided t-test rejects a difference as large as the printed one (p after
-Holm's correction); else *cannot tell*, with the difference that as many pairs show with a probability of {POWER:g} in a
-single t-test, before the correction. With too few pairs for sign flips to reach {LEVEL:g}, a claim is *cannot tell*,
-without that difference. Exploratory claims have no verdict."""
+interval. p is that of the two-sided sign-flip test, exact for up to {MOST_PAIRS} pairs, else over {RESAMPLES} random
+choices of signs; the second value is after Holm's correction over the primary claims. *Seen*: the claimed sign and
+corrected p < {LEVEL:g}; *not seen*: the other sign and corrected p < {LEVEL:g}; *{SMALLER_THAN_PRINTED}*: neither, but
+a one-sided t-test rejects a difference as large as the printed one (p after Holm's correction); else *cannot tell*,
+with the difference that as many pairs show with a probability of {POWER:g} in a single t-test, before the correction.
+With too few pairs for sign flips to reach {LEVEL:g}, a claim is *cannot tell*, without that difference. Exploratory
+claims have no verdict."""
 
 
 def claims_section(decided: Sequence[DecidedClaim]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from lit_rlvr.commands.compare.folder import State
 from lit_rlvr.commands.compare.numbers import CATEGORY, DIFFICULTIES
-from lit_rlvr.commands.compare.significance import LEVEL, limits, power
+from lit_rlvr.commands.compare.significance import LEVEL, limits, p_text, power
 from lit_rlvr.commands.compare.study import ALL_TASKS, BEFORE, Study
 from lit_rlvr.evaluation.results import markdown_table, sampled_ks
 
@@ -239,7 +239,7 @@ def _overall(study: Study, results: Mapping[str, Any]) -> list[str]:
 def _p(value: float | None) -> str:
     if value is None:
         return "-"
-    return f"**{value:.3f}**" if value < LEVEL else f"{value:.3f}"
+    return f"**{p_text(value)}**" if value < LEVEL else p_text(value)
 
 
 def _tested(study: Study, found: Mapping[str, Any]) -> str:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from functools import partial
+from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lit_rlvr.commands.compare.significance import (
+    MOST_PAIRS,
     detectable,
     holm,
     interquartile_mean,
     limits,
+    p_text,
     paired_t_test,
     performance_profile,
+    power,
     probability_of_improvement,
     sign_flip_test,
     stratified_band,
@@ -35,7 +41,7 @@ def test_too_few_or_equal_differences_have_no_p_value() -> None:
     assert paired_t_test([0.25, 0.25, 0.25]) is None, "no spread to compare with"
     assert paired_t_test([0.0, 0.0]) == 1.0
     assert sign_flip_test([]) is None and sign_flip_test([1.0]) == 1.0
-    assert sign_flip_test([1.0] * 17) == pytest.approx(1e-4, rel=3), "drawn, no longer exact"
+    assert sign_flip_test([math.inf, 1.0, 2.0]) is None, "not p = 0"
 
 
 def test_the_sign_flip_test_counts_sums() -> None:
@@ -46,14 +52,76 @@ def test_the_sign_flip_test_counts_sums() -> None:
     assert sign_flip_test([0.1] * 6) == 2 / 64
 
 
-def test_sign_flips_against_a_slow_count() -> None:
-    rng = random.Random(0)
-    differences = [rng.gauss(0.4, 1) for _ in range(7)]
-    far = 0
-    for choice in range(2**7):
-        total = sum(d if choice >> i & 1 else -d for i, d in enumerate(differences))
-        far += abs(total) >= abs(sum(differences)) - 1e-9
-    assert sign_flip_test(differences) == far / 2**7
+def slow_sign_flips(differences: list[int]) -> float:
+    """Count the choices of signs whose sum is at least as far from 0, of whole numbers, which have no rounding."""
+    far = [abs(sum(signs)) >= abs(sum(differences)) for signs in product(*((d, -d) for d in differences))]
+    return sum(far) / len(far)
+
+
+@pytest.mark.parametrize("pairs", range(1, 12))
+def test_sign_flips_against_a_slow_count(pairs: int) -> None:
+    """Small whole numbers have many equal sums; in tenths, thirds or millions these are equal but for rounding."""
+    rng = random.Random(pairs)
+    for _ in range(8):
+        counts = [rng.randint(-4, 7) for _ in range(pairs)]
+        for unit in (1.0, 0.1, 1 / 3, 1e-9, 3.7e6):
+            assert sign_flip_test([unit * count for count in counts]) == slow_sign_flips(counts), (counts, unit)
+
+
+def test_sign_flips_are_exact_for_up_to_forty_pairs() -> None:
+    """Closed forms. Of n equal differences both ends count; of one that differs from all others by more than their sum,
+    its own sign decides; powers of two have a different sum for every choice."""
+    assert MOST_PAIRS == 40
+    for pairs in (16, 17, 39, 40):
+        assert sign_flip_test([0.1] * pairs) == 2 / 2**pairs
+        near = [0.1] * (pairs - 1) + [-0.1]  # sums of at least n - 2 of n: both ends, and one sign wrong
+        assert sign_flip_test(near) == (2 + 2 * pairs) / 2**pairs
+    assert sign_flip_test([2.0**k for k in range(24)]) == 2 / 2**24
+    ahead = [2.0**k for k in range(1, 24)] + [-1.0]  # the sums at least as far: the largest two and their opposites
+    assert sign_flip_test(ahead) == 4 / 2**24
+    assert sign_flip_test([0.3] * 20 + [-0.3] * 20) == 1.0 == sign_flip_test([0.0] * 40)
+
+
+def test_sums_within_a_trillionth_of_the_largest_are_equal() -> None:
+    """The sums of 1, 1 + d and -1 are 1 + d, 1 - d, 3 + d and -(...): the second is as far as the first if d is 0."""
+    assert sign_flip_test([1.0, 1.0, -1.0]) == 1.0 == sign_flip_test([1.0, 1.0 + 1e-13, -1.0])
+    assert sign_flip_test([1.0, -1.0, 1.0 + 1e-9]) == 6 / 8, "1 - d is nearer to 0"
+
+
+def test_a_known_p_value_over_two_million_choices_of_signs() -> None:
+    """APMPO against GMPO in the study of the clip: 21 differences of right answers of 128 x 16, all 2^21 choices of
+    signs counted one by one. 10,000 random ones gave 0.0142."""
+    path = Path(__file__).parents[3] / "docs/findings/apmpo_gate.json"
+    tasks = json.loads(path.read_text())["tasks"].values()
+    ends = {
+        cell: [round(2048 * run["last"]["val/arithmetic/pass@1"])
+               for task in tasks for run in task["cells"][cell]["by_seed"].values()]
+        for cell in ("apmpo", "gmpo")
+    }  # fmt: skip
+    differences = np.subtract(ends["apmpo"], ends["gmpo"])
+    sums = np.zeros(1, dtype=int)
+    for difference in differences:
+        sums = np.concatenate([sums - difference, sums + difference])
+    far = int((np.abs(sums) >= abs(differences.sum())).sum())
+    assert len(differences) == 21 and far == 35192
+    assert sign_flip_test([difference / 2048 for difference in differences]) == far / 2**21
+    assert round(far / 2**21, 5) == 0.01678
+
+
+def test_more_pairs_are_drawn_with_a_stated_resolution() -> None:
+    """A fixed generator; the smallest value counts the observed signs among the 10,000 drawn ones."""
+    assert sign_flip_test([1.0] * 41) == 1 / 10_001
+    rng = np.random.default_rng(3)
+    differences = list(rng.normal(0.2, 1.0, 60))
+    exact_enough = float(np.mean([
+        np.abs(rng.choice([-1.0, 1.0], (20_000, 60)) @ differences) >= abs(sum(differences)) for _ in range(10)
+    ]))  # fmt: skip
+    found = sign_flip_test(differences)
+    assert found == sign_flip_test(differences) == pytest.approx(exact_enough, abs=0.015) and 0 < found < 1
+    assert sign_flip_test([0.3] * 30 + [-0.3] * 30) == 1.0 == sign_flip_test([0.0] * 41)
+    assert (
+        limits(40) == "" and "10000 random choices" in limits(41) and "0.0001" in limits(41) and "0.002" in limits(41)
+    )
 
 
 def test_holm_gives_hand_computed_values() -> None:
@@ -66,6 +134,19 @@ def test_too_few_seeds_are_told() -> None:
     assert "cannot be tested" in limits(1)
     assert "below 0.25" in limits(3) and "6 seeds can" in limits(3)
     assert "0.0625" in limits(5) and limits(6) == ""
+
+
+def test_the_power_of_a_single_test_is_said_once() -> None:
+    """Three pairs: 3.26 standard deviations in one test; a level shared by two needs more."""
+    assert power(1, 4) == "" == power(0, 0)
+    single = "3 pairs show, with a probability of 0.8, a difference of 3.26 standard deviations of the differences"
+    assert power(3, 1) == power(3, 0) == f"{single}."
+    assert power(3, 2) == f"{single} in a single test, and of {detectable(3, comparisons=2):.2f} among 2."
+
+
+def test_p_values_near_the_level_show_their_side() -> None:
+    for p, text in ((0.2, "0.200"), (0.0503, "0.0503"), (0.0497, "0.0497"), (0.0512, "0.051"), (1e-5, "< 0.001")):
+        assert p_text(p) == text
 
 
 def test_the_interquartile_mean_by_hand() -> None:
