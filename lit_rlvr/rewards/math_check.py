@@ -76,7 +76,7 @@ def _judge(found: Found, answer: str, rules: Rules) -> tuple[bool, str, str]:
             return False, "parse_fail", candidate
         if any(not isinstance(value, Text) for value in values):
             return same(golds, values, rules), "ok", candidate
-        if found.where in ("box", "tag"):
+        if found.where == "box":
             known = bool(values) and not any(not isinstance(value, Text) for value in golds)
             return False, "ok" if known else "parse_fail", candidate
     return False, "parse_fail", found.text

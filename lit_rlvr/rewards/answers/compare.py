@@ -228,6 +228,13 @@ def _equations(reference: Equation, answer: Equation, rules: Rules) -> bool:
     )
 
 
+def _sum_of_unknowns(reference: Number, answer: Equation, rules: Rules) -> bool:
+    """Compare a number with an answer such as m + n = 33, which names what was asked for."""
+    constant, unknown = answer.difference.as_independent(*answer.difference.free_symbols, as_Add=True)
+    is_named = answer.sign == "=" and len(unknown.free_symbols) > 1
+    return is_named and _numbers(reference, Number(-constant), rules)
+
+
 def _matrices(reference: Matrix, answer: Matrix, rules: Rules) -> bool:
     r, a = reference.value, answer.value
     return r.shape == a.shape and all(_cells(x, y, rules) for x, y in zip(r, a, strict=True))
@@ -375,7 +382,7 @@ _COMPARISONS: dict[tuple[type, type], Any] = {
     (Text, Text): _text, (Number, Number): _numbers, (Quantity, Quantity): _quantities,
     (Expression, Expression): _expressions, (Equation, Equation): _equations, (Matrix, Matrix): _matrices,
     (Series, Series): _series, (Labelled, Labelled): _labelled, (Region, Region): _regions, (Chain, Chain): _chains,
-    (Parts, Parts): _same_parts,
+    (Parts, Parts): _same_parts, (Number, Equation): _sum_of_unknowns,
 }  # fmt: skip
 _SYMMETRIC: dict[tuple[type, type], Any] = {
     (Quantity, Number): _without_unit, (Labelled, Series): _values_in_order, (Matrix, Series): _vectors,

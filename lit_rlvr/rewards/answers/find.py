@@ -174,7 +174,7 @@ def _behind_hashes(text: str) -> str | None:
 
 
 _MARKER = re.compile(
-    r"(?i)(?:\banswers?\b|\bsolutions?\b(?=\s+(?:is|are)\b)|\u7b54\u6848)[*_\s]*(?:\([^()\n]*\)\s*)?"
+    r"(?i)(?:\banswers?\b|\b(?:correct|right|best)\s+(?:option|choice)\b|\bsolutions?\b(?=\s+(?:is|are)\b)|\u7b54\u6848)[*_\s]*(?:\([^()\n]*\)\s*)?"
     r"(?:is|are|would be|=|:|\uff1a|\u4e3a|\u662f)(?![A-Za-z])|\bfinal answer\b[*_#\s]*\n"
 )
 _MARKDOWN = re.compile(r"\*\*|__(?!\w)|(?<!\w)__|^[>#\s]+|`+")

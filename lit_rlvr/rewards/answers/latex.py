@@ -59,7 +59,8 @@ _ENDS = " \t\r\n.,;:"
 def clean(text: str) -> str:
     """Return the text without what only changes how LaTeX looks: sizes, colours, fonts, spaces, delimiters."""
     text = _THOUSANDS.sub(lambda match: re.sub(r"\D", "", match[0]), _GROUPS.sub("", plain_characters(text).strip()))
-    text = _unwrapped(_STYLES.sub(" ", text)).replace("\\\\", "\x00")  # the end of a matrix's row
+    text = _unwrapped(_STYLES.sub(" ", text))
+    text = re.sub(r"\\\\\s*(?:\[[\d.\s]*[a-z]{2}\])?", "\x00", text)  # the end of a matrix's row
     for pattern, new in _REPLACEMENTS:
         text = pattern.sub(new, text)
     text = text.replace("\x00", "\\\\")

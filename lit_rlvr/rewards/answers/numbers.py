@@ -142,9 +142,10 @@ def read_constant(text: str) -> Number | None:
 _BOUNDARY = re.compile(
     r"(?<=[\d}).!|])\s*(?=[A-Za-z/$\u00a2-\u00a5\u20a0-\u20bf\u3000-\u9fff\uac00-\ud7a3^-]|\\frac)|(?<=pi)\s+(?=[A-Za-z])"
 )
-_LABEL = re.compile(
+_LABEL = re.compile(  # of at least three letters: "2rh" and "\\frac12 abc" are products
     rf"(?!(?:{FUNCTIONS}|{LETTER_NAMES}|or|and|not|to|plus|minus|times)\b)"
-    r"(?:-?[A-Za-z]{2,}[A-Za-z.'/]*|[ab]|of|per|/)(?:[\s-]+[A-Za-z.'/]+){0,7}(?:\^\{?\d\}?)?"
+    r"(?:-?(?:[A-Za-z]{4,}|(?=[a-z]*[aeiou])(?![abcdxyz]{3})[A-Za-z]{3})[.']?(?:[/'][A-Za-z]+)?|an?|of|per|/)"
+    r"(?:[\s-]+[A-Za-z.'/]+){0,7}(?:\^\{?\d\}?)?"
     r"|[\u3000-\u9fff\uac00-\ud7a3]+"
 )
 _UNIT_FRACTION = re.compile(r"\\frac\s*\{\s*(\w+)\s*\}\s*\{\s*(\w+(?:\^\{?\d\}?)?)\s*\}")

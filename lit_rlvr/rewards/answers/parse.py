@@ -39,6 +39,8 @@ def parse(text: str) -> tuple[Reading, ...]:
     """Return all readings of a text, as text first."""
     key = normalise(plain_characters(text)) or normalise(text)
     found: list[Reading] = [Text(key)] if key else []
+    if re.fullmatch(r"\w(?: \w)+", key) and not key.replace(" ", "").isdigit():
+        found.append(Text(key.replace(" ", "")))
     if is_code(key.upper()) and "_" in key:
         found.append(Text(re.sub(r"[_{}]", "", key)))
     if article := re.match(r"(?:the|an?) (?=[a-z]{3})", key):
@@ -232,8 +234,10 @@ def _relation(text: str, depth: int) -> list[Reading]:
     if not _has_relation(text):
         return []
     sides, signs = _sides(text)
-    while len(signs) > 1 and signs[-1] == "\\approx":  # an approximation of what stands before it
-        sides, signs = sides[:-1], signs[:-1]
+    while signs and signs[-1] == "\\approx" and sides[0] and (len(signs) > 1 or not _NAME.fullmatch(sides[0])):
+        sides, signs = sides[:-1], signs[:-1]  # an approximation of what stands before it
+    if not signs:
+        return _read(sides[0], depth + 1)
     if not all(sides):
         return []
     if all(sign in ("=", "\\approx", "\\equiv") for sign in signs):
@@ -309,7 +313,8 @@ def _solved(left: str, sign: str, right: str) -> Any:
         is_open = sign in "<>"
         return sympy.Interval(-sympy.oo, zero, True, is_open) if is_below else sympy.Interval(zero, sympy.oo, is_open)
     relation = {"<": sympy.Lt, ">": sympy.Gt, "\\le": sympy.Le, "\\ge": sympy.Ge}.get(sign)
-    if relation is None or not difference.is_polynomial(x) or sympy.degree(difference, x) > 4:
+    bare = difference.replace(sympy.Abs, lambda inside: inside)
+    if relation is None or not bare.is_polynomial(x) or sympy.degree(bare, x) > 4:
         return None
     return sympy.solve_univariate_inequality(relation(difference, 0), x, relational=False)
 
