@@ -80,29 +80,36 @@ def _read_calls(form: str, text: str, start: int) -> tuple[list[Call], int]:
 
 
 def _bare_calls(text: str) -> list[Call]:
-    """Return the calls of a turn that begins with JSON objects with a name and arguments, and [] for any other JSON.
+    """Return the calls of a turn that are JSON objects with a name and arguments, from the first line that begins with
+    one; [] for any other JSON.
 
     JSON that has the keys of a call and cannot be read is a call with a problem.
     """
-    for part in dict.fromkeys((text, text.partition("</think>")[2], text.rpartition("</think>")[2])):
+    parts = dict.fromkeys((text, text.partition("</think>")[2], text.rpartition("</think>")[2]))
+    for part in parts:
         part = _OUTER_TOKENS.sub("", part)
-        part = fenced[1] if (fenced := _FENCE.match(part)) else part
-        calls: list[Call] = []
-        place = 0
-        while place < len(part):
-            try:
-                value, place = _DECODER.raw_decode(part, place)
-            except (ValueError, RecursionError) as error:
-                if _LIKE_A_CALL.match(part, place):
-                    calls.append(Call(problem=f"the call is not valid JSON: {error}"))
-                break
-            if not _is_call(value):
-                break
-            calls += _as_calls(value)
-            place = _BETWEEN.match(part, place).end()  # type: ignore[union-attr]  # it matches ""
-        if calls:
-            return calls
+        for match in islice(_JSON_LINE.finditer(part), MAX_ENDINGS):
+            calls, end = _json_calls(part, match.end())
+            if calls and (match.start() == 0 or "</think>" not in part[end:]):  # else they are thoughts
+                return calls
     return []
+
+
+def _json_calls(text: str, place: int) -> tuple[list[Call], int]:
+    """Return the calls as JSON that follow each other from a place, and where they end."""
+    calls: list[Call] = []
+    while place < len(text):
+        try:
+            value, place = _DECODER.raw_decode(text, place)
+        except (ValueError, RecursionError) as error:
+            if _LIKE_A_CALL.match(text, place):
+                calls.append(Call(problem=f"the call is not valid JSON: {error}"))
+            break
+        if not _is_call(value):
+            break
+        calls += _as_calls(value)
+        place = _BETWEEN.match(text, place).end()  # type: ignore[union-attr]  # it matches ""
+    return calls, place
 
 
 def _is_call(value: Any) -> bool:
@@ -110,8 +117,10 @@ def _is_call(value: Any) -> bool:
         return bool(value) and all(map(_is_call, value))
     if not isinstance(value, dict):
         return False
-    if isinstance(value.get("function"), dict) or "tool_calls" in value:
-        return _is_call(value.get("tool_calls", value.get("function")))
+    if isinstance(value.get("function"), dict):
+        return "name" in value["function"]
+    if "tool_calls" in value:
+        return _is_call(value["tool_calls"])
     return "name" in value and bool({"parameters", "arguments"} & value.keys())
 
 
@@ -233,6 +242,7 @@ _CLOSINGS = {
 _OPENING = re.compile("|".join(["</?think>", *(f"(?P<{form}>{opening})" for form, opening in _OPENINGS.items())]))
 _ENDINGS = {form: re.compile(f"{closing}|(?={_OPENINGS[form]}|</?think>)") for form, closing in _CLOSINGS.items()}
 _OUTER_TOKENS = re.compile(r"\A(?:\s|<think>|<\|\w+\|>)+|(?:\s|</s>|</tool_call>|<\|\w+\|>)+\Z")
+_JSON_LINE = re.compile(r'^[ \t]*(?=[{\[]\s*(?:\{\s*)?")', re.MULTILINE)
 _BETWEEN = re.compile(r"[;,\s]*")
 _LIKE_A_CALL = re.compile(r'[{\[](?=.*"(?:arguments|parameters)"\s*:).*"(?:name|function)"\s*:', re.DOTALL)
 
