@@ -18,7 +18,7 @@ from lit_rlvr.rewards.answers.find import Found, find_answer, last_boxed
 from lit_rlvr.rewards.answers.latex import clean
 from lit_rlvr.rewards.answers.parse import parse
 from lit_rlvr.rewards.answers.prose import candidates
-from lit_rlvr.rewards.answers.values import Parts, Reading, Text, describe, text_keys
+from lit_rlvr.rewards.answers.values import Parts, Reading, Series, Text, describe, text_keys
 
 _UNEVALUATED = re.compile(
     r"(?=.*\d\)?\s*(?:[-+*\u00d7\u00f7]|\\times|\\cdot|\\div))(?:[-\d\s.,()+*\u00d7\u00f7]|\\times|\\cdot|\\div)+"
@@ -76,10 +76,8 @@ def _judge(found: Found, answer: str, rules: Rules) -> tuple[bool, str, str]:
             return False, "parse_fail", candidate
         if any(not isinstance(value, Text) for value in values):
             return same(golds, values, rules), "ok", candidate
-        if found.where == "box":
-            known = bool(values) and not any(not isinstance(value, Text) for value in golds)
-            return False, "ok" if known else "parse_fail", candidate
-    return False, "parse_fail", found.text
+    is_read = found.where in ("box", "tag") and bool(found.text) and all(isinstance(value, Text) for value in golds)
+    return False, "ok" if is_read else "parse_fail", found.text
 
 
 def is_restated(text: str) -> bool:
@@ -133,7 +131,11 @@ def _bare_reference(answer: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _reference(answer: str) -> tuple[Reading, ...]:
-    return parse(_bare_reference(answer))
+    values = parse(_bare_reference(answer))
+    listed = next((value for value in values if isinstance(value, Series) and not value.brackets), None)
+    if listed is not None and all(same(listed.items[0], item, Rules()) for item in listed.items):
+        return (*values, *listed.items[0])  # one value in several forms
+    return values
 
 
 check_math("\\boxed{\\frac{x}{2}}", "0.5x")  # fills caches, which must not count in the first answer's time

@@ -204,7 +204,9 @@ def test_boxes_with_separators_between_them_are_one_answer() -> None:
     assert last_boxed(r"\boxed{1}. \boxed{2}, \boxed{3}.") == "2, 3"
     assert last_boxed(r"\boxed{1} \boxed{2}") == "2", "nothing says that both are meant"
     assert last_boxed(r"\boxed{1} and then \boxed{2}") == "2"
-    assert last_boxed(r"\boxed{15\frac{39}{40}}, or \boxed{\frac{639}{40}}") == r"\frac{639}{40}"
+    assert last_boxed(r"\boxed{15\frac{39}{40}}, or \boxed{\frac{639}{40}}") == r"15\frac{39}{40} or \frac{639}{40}"
+    assert check_math(r"\boxed{\frac{639}{40}}", r"15\frac{39}{40} or \frac{639}{40}")[0], "one value in two forms"
+    assert not check_math(r"\boxed{3}", r"3 or \frac{2}{5}")[0]
     (hedge,) = judge([r"\boxed{A}, \boxed{B}"], ["B"])
     assert not hedge.correct
 

@@ -26,12 +26,19 @@ _PLAIN = {
     "\u2044": "/", "\u2215": "/", "\u2236": ":", "\u066b": ".", "\u066c": ",", "\u3001": ", ", "\u3002": ". ",
     "\u00b0": "^\\circ ", "\u02da": "^\\circ ", "\u00ba": "^\\circ ", "\u2103": "^\\circ C", "\u2109": "^\\circ F",
     "\u211d": "\\mathbb{R}", "\u2124": "\\mathbb{Z}", "\u2115": "\\mathbb{N}", "\u2018": "'", "\u2019": "'",
-    "\u2032": "'", "\u201c": '"', "\u201d": '"', "\u2033": '"', "\u300c": '"', "\u300d": '"',
+    "\u2032": "'", "\u2039": "<", "\u203a": ">", "\u2126": "\\Omega ", "\u00b5": "\\mu ",
+    "\u201c": '"', "\u201d": '"', "\u2033": '"', "\u300c": '"', "\u300d": '"',
 }  # fmt: skip
 _TABLE = str.maketrans(
     dict.fromkeys(_DASHES, "-") | {c: f"\\{name} " for c, name in (_COMMANDS | _GREEK).items()} | _PLAIN
 )
-_CONNECTIVES = re.compile(r"\s*[\u6216\u548c\u4e0e\u53ca]\s*")  # "or" and "and" in Chinese
+_CONNECTIVES = (
+    (re.compile(r"\s*\u6216\u8005?\s*"), " or "),
+    (re.compile(r"\s*(?:[\u548c\u4e0e\u53ca\u4e14]|\u5e76\u4e14)\s*"), " and "),
+    (re.compile(r"(?<=\d)\s*\u6bd4\s*(?=\d)"), ":"),
+)  # fmt: skip
+"""Chinese words between values, and what they mean."""
+_CIRCLED = re.compile(r"[\u2460-\u2473]\s*[,\u3001]?\s*")
 _RAISED, _LOWERED = (
     "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b\u207f\u2071",
     re.compile("[\u2080-\u208e]+"),
@@ -52,10 +59,14 @@ def plain_characters(text: str) -> str:
     if text.isascii():
         return text
     text = _VULGAR.sub(_fraction, text)
+    text = _CIRCLED.sub(lambda match: f"({ord(match[0][0]) - 0x245F}), ", text)
     text = _POWER.sub(lambda match: f"^{{{_ascii(match[0])}}}", text)
     text = _LOWERED.sub(lambda match: f"_{{{_ascii(match[0])}}}", text).translate(_TABLE)
     text = _ROOT.sub(lambda match: f"\\sqrt{_ORDER[match[1]]}{_braced(match[2])}", text)
-    return _CONNECTIVES.sub(", ", _ascii(text))
+    text = _ascii(text)
+    for pattern, meaning in _CONNECTIVES:
+        text = pattern.sub(meaning, text)
+    return text
 
 
 def _ascii(text: str) -> str:

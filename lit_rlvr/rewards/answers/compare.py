@@ -20,6 +20,7 @@ from lit_rlvr.rewards.answers.values import (
     Number,
     Parts,
     Quantity,
+    Rate,
     Reading,
     Region,
     Series,
@@ -57,7 +58,12 @@ def same(references: Sequence[Reading], answers: Sequence[Reading], rules: Rules
     labelled = [next((v for v in side if isinstance(v, Labelled)), None) for side in (references, answers)]
     if all(v is not None for v in labelled):
         return False
-    return any(_equal(r, a, rules) for r in all_readings(references) for a in all_readings(answers))
+    return any(
+        _equal(r, a, rules)
+        for r in all_readings(references)
+        for a in all_readings(answers)
+        if not isinstance(a, Equation)
+    )
 
 
 def _equal(reference: Reading, answer: Reading, rules: Rules) -> bool:
@@ -79,7 +85,8 @@ def _numbers(reference: Number, answer: Number, rules: Rules) -> bool:
     if not (r.is_finite and a.is_finite):
         return False
     if reference.places is None and answer.places is None:
-        return not (r.is_Rational and a.is_Rational) and _agree(r, a)
+        r, a = r.doit(), a.doit()
+        return bool(r == a) if r.is_Rational and a.is_Rational else _agree(r, a)
     r, a = _real(r), _real(a)
     if r is None or a is None:
         return False
@@ -154,6 +161,22 @@ def _in_base_units(quantity: Quantity) -> Number:
     return Number((quantity.number.value + offset) * factor, quantity.number.places)
 
 
+def _rates(reference: Rate, answer: Rate, rules: Rules) -> bool:
+    return _numbers(_fraction(reference), _fraction(answer), rules)
+
+
+def _fraction(rate: Rate) -> Number:
+    places = rate.number.places
+    return Number(
+        rate.number.value / sympy.Integer(10) ** rate.digits, None if places is None else places + rate.digits
+    )
+
+
+def _rate_number(rate: Rate, number: Number, rules: Rules) -> bool:
+    """Compare a percentage with its fraction, or with the number before the sign."""
+    return _numbers(_fraction(rate), number, rules) or (rate.digits == 2 and _numbers(rate.number, number, rules))
+
+
 def _without_unit(quantity: Quantity, number: Number, rules: Rules) -> bool:
     """Compare with a number that lacks the unit, which no sum of units can."""
     return not quantity.is_sum and _numbers(quantity.number, number, rules)
@@ -166,6 +189,11 @@ def _expressions(reference: Expression, answer: Expression, rules: Rules) -> boo
     if reference.is_spelt and answer.is_spelt:
         return False  # "no" is not "on"
     r, a = _with_same_case(reference.value, answer.value)
+    names = [{str(s) for s in value.free_symbols} for value in (r, a)]
+    if names[0] != names[1] and all(
+        len(n) == 1 and n <= {"k", "m", "n"} and v.has(sympy.pi) for n, v in zip(names, (r, a), strict=True)
+    ):
+        a = a.xreplace(dict(zip(a.free_symbols, r.free_symbols, strict=True)))  # any integer, whatever its letter
     if r == a:
         return True
     if r.free_symbols != a.free_symbols:
@@ -215,6 +243,8 @@ def _equations(reference: Equation, answer: Equation, rules: Rules) -> bool:
     if reference.sign != answer.sign:
         return False
     r, a = _with_same_case(reference.difference, answer.difference)
+    if reference.sign == "=":
+        r, a = (sympy.together(value).as_numer_denom()[0] for value in (r, a))  # xy = 6 is y = 6/x
     if r.free_symbols != a.free_symbols or not r.free_symbols:
         return False
     symbols = sorted(r.free_symbols, key=str)
@@ -248,6 +278,14 @@ def _cells(x: Any, y: Any, rules: Rules) -> bool:
 
 def _vectors(reference: Matrix, answer: Series, rules: Rules) -> bool:
     """Compare a column or row with a tuple."""
+    rows = [next((v for v in item if isinstance(v, Series)), None) for item in answer.items]
+    if all(row is not None for row in rows):  # [[1, 2], [3, 4]]
+        flat = [cell for row in rows if row is not None for cell in row.items]
+        shape = (len(rows), len(flat) // max(len(rows), 1))
+        return reference.value.shape == shape and all(
+            same([Expression(x) if x.free_symbols else Number(x)], y, rules)
+            for x, y in zip(reference.value, flat, strict=True)
+        )
     cells = list(reference.value)
     if 1 not in reference.value.shape or answer.brackets == "{}" or len(cells) != len(answer.items):
         return False
@@ -264,7 +302,9 @@ def _series(reference: Series, answer: Series, rules: Rules) -> bool:
     if r.brackets in plain and a.brackets in plain and not _has_dots(r):
         return _same_items(r.items, a.items, "{}" in (r.brackets, a.brackets), rules)
     kinds = {r.brackets, a.brackets}
-    is_open = (len(kinds - {""}) == 1 and "{}" not in kinds) or (kinds == {"()", "[]"} and len(r.items) > 2)
+    is_open = kinds in ({"()"}, {"[]"}, {"(]"}, {"[)"}, {""}, {"", "()"}, {"", "[]"}) or (
+        kinds == {"()", "[]"} and len(r.items) > 2
+    )
     return is_open and len(r.items) == len(a.items) and all(map(lambda x, y: same(x, y, rules), r.items, a.items))
 
 
@@ -293,6 +333,10 @@ def _labelled(reference: Labelled, answer: Labelled, rules: Rules) -> bool:
         stems = [{_stem(label) for label in values} for values in (r, a)]
         items = [tuple(item for found in values.values() for item in found) for values in (r, a)]
         return stems[0] == stems[1] and len(stems[0]) == 1 and _same_items(items[0], items[1], False, rules)
+    if len(r) == 1 and set(r) != set(a):
+        (x, left), (y, right) = (*r.items(), *a.items())
+        named = re.fullmatch(r"y:[a-z]\(\w\)", f"{min(x, y, key=len)}:{max(x, y, key=len)}")  # y = 2x and f(x) = 2x
+        return named is not None and _same_items(left, right, False, rules)
     return set(r) == set(a) and all(_same_items(r[label], a[label], False, rules) for label in r)
 
 
@@ -334,6 +378,8 @@ def _same_parts(reference: Parts, answer: Parts, rules: Rules) -> bool:
         return bool(r[1:] == a[1:] and (r[0] == a[0] or 0 in (r[0], a[0])))
     if reference.kind == "ratio":
         return len(r) == len(a) and all(_agree(x[0] * y[1], x[1] * y[0]) for x, y in _pairs(r, a))
+    if reference.kind == "residue":
+        return bool(r[1] == a[1] and (r[0] - a[0]) % r[1] == 0)
     if reference.kind == "numeral":
         return _in_base(*r) == _in_base(*a)
     return r == a
@@ -358,6 +404,8 @@ def _part_value(part: Parts, number: Number, rules: Rules) -> bool:
         return _numbers(Number(part.parts[0] / part.parts[1]), number, rules)
     if part.kind == "time" and part.parts[2:] == (0, "") and part.parts[1]:  # a ratio such as 1:10
         return _numbers(Number(sympy.Rational(part.parts[0], part.parts[1])), number, rules)
+    if part.kind == "residue":
+        return _numbers(Number(sympy.Integer(part.parts[0])), number, rules)
     if part.kind == "numeral":
         digits, base = part.parts
         bases = (base, 10) if re.fullmatch(r"[\d.]+", digits) else (base,)
@@ -379,12 +427,13 @@ def _chains(reference: Chain, answer: Chain, rules: Rules) -> bool:
 
 
 _COMPARISONS: dict[tuple[type, type], Any] = {
-    (Text, Text): _text, (Number, Number): _numbers, (Quantity, Quantity): _quantities,
+    (Text, Text): _text, (Number, Number): _numbers, (Quantity, Quantity): _quantities, (Rate, Rate): _rates,
     (Expression, Expression): _expressions, (Equation, Equation): _equations, (Matrix, Matrix): _matrices,
     (Series, Series): _series, (Labelled, Labelled): _labelled, (Region, Region): _regions, (Chain, Chain): _chains,
     (Parts, Parts): _same_parts, (Number, Equation): _sum_of_unknowns,
 }  # fmt: skip
 _SYMMETRIC: dict[tuple[type, type], Any] = {
-    (Quantity, Number): _without_unit, (Labelled, Series): _values_in_order, (Matrix, Series): _vectors,
+    (Quantity, Number): _without_unit, (Rate, Number): _rate_number,
+    (Labelled, Series): _values_in_order, (Matrix, Series): _vectors,
     (Parts, Number): _part_value, (Expression, Number): _constant_expression,
 }  # fmt: skip

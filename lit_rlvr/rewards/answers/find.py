@@ -25,7 +25,9 @@ _BETWEEN_BOXES = re.compile(
     rf"|[.;,]?(?:{_MARKUP})*+(?:{_PART})\s*:?(?:{_MARKUP})*+(?:{_BOX_LABEL})?+(?:{_MARKUP})*+"
 )
 _LINE_BETWEEN = re.compile(r"[$.]*[ \t]*\n\s*\$*")
-_OR_BETWEEN = re.compile(rf"(?:{_MARKUP}|,)*+(?:or|\\text\{{\s*or\s*\}})(?![A-Za-z])(?:{_MARKUP})*+")
+_OR_BETWEEN = re.compile(
+    rf"(?:{_MARKUP}|,)*+(?:or|\\text\{{\s*or\s*\}})(?![A-Za-z])(?:{_MARKUP})*+(?:{_BOX_LABEL})?+(?:{_MARKUP})*+"
+)
 _TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|it|rm|tt|sf)?|mathrm|mathbf|mathit|mbox|hbox)\s*\{([^{}]*)\}")
 _THOUGHT = re.compile(r"<(/?)(?:think|thinking|thought)>|<\|(begin|end)_of_thought\|>")
 _SPECIAL = re.compile(r"<\|[A-Za-z_]+\|>|</s>|<(?:eos|end_of_turn)>")
@@ -96,10 +98,12 @@ def last_boxed(text: str) -> str | None:
     """Return the content of the last `\\boxed{...}`, `\\fbox{...}` or `\\boxed 5`; None without one.
 
     Boxes that only commas, semicolons, "and" or the names of parts ("(b)") separate are one answer: their contents,
-    with commas between. After "or" the same answer often follows in another form, so that the last one counts.
+    with commas between; with "or" between them, the answer has it, too.
     """
     boxes = _last_boxes(text)
-    return boxes.text if boxes.contents else None
+    if not boxes.contents:
+        return None
+    return " or ".join(dict.fromkeys(boxes.contents)) if boxes.joiner == "or" else boxes.text
 
 
 @dataclass
@@ -174,10 +178,11 @@ def _behind_hashes(text: str) -> str | None:
 
 
 _MARKER = re.compile(
-    r"(?i)(?:\banswers?\b|\b(?:correct|right|best)\s+(?:option|choice)\b|\bsolutions?\b(?=\s+(?:is|are)\b)|\u7b54\u6848)[*_\s]*(?:\([^()\n]*\)\s*)?"
+    r"(?i)(?:\banswers?\b|\b(?:correct|right|best)\s+(?:option|choice)\b|\bsolutions?\b(?=\s+(?:is|are)\b)"
+    r"|\u7b54\u6848|\u6545\u9009)[*_\s]*(?:\([^()\n]*\)\s*)?"
     r"(?:is|are|would be|=|:|\uff1a|\u4e3a|\u662f)(?![A-Za-z])|\bfinal answer\b[*_#\s]*\n"
 )
-_MARKDOWN = re.compile(r"\*\*|__(?!\w)|(?<!\w)__|^[>#\s]+|`+")
+_MARKDOWN = re.compile(r"</?(?:b|strong|i|em|u|code)>|\*\*|__(?!\w)|(?<!\w)__|^[>#\s]+|`+")
 
 
 def _phrase(text: str) -> str | None:
@@ -212,10 +217,15 @@ def last_phrase(text: str) -> str:
     return _last_line(text) if phrase is None else phrase
 
 
+_SYMBOL = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
+
+
 def normalise(text: str) -> str:
     """Normalise text for comparison: no markup, outer space or quotes, final full stop or case; `(A)` becomes `a`."""
     text = _TEXT_COMMAND.sub(r"\1", plain_characters(text))
     text = re.sub(r"\\left|\\right|\\[,!;:]|\$|\*\*", "", text)
     text = re.sub(r"([_^])\{(\w)\}", r"\1\2", text)
-    text = re.sub(r"(?<!\w)\s+|\s+(?!\w)", "", text).rstrip(".").lower()
+    text = re.sub(r"(?<!\w)\s+|\s+(?!\w)", "", text).rstrip(".")
+    symbols = set(_SYMBOL.findall(text))
+    text = text if any(symbol.swapcase() in symbols for symbol in symbols) else text.lower()  # m/M is not M/m
     return re.sub(r"^\((\w)\)$|^([\"'])(.*)\2$|^``(.*)''$", r"\1\3\4", text)

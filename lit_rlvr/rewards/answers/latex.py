@@ -13,7 +13,7 @@ COMMAS = re.compile(
 _GROUPS = re.compile(r"(?<=\d)(?:\\[,;:! ]|\{,\}|\\?,\\!\s*|(?<![.\d]\d\d\d\d) )(?=\d{3}(?!\d))")
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:\\[,;:! ]|\{,\}|,\\!\s*| )\d{3})+(?![\d/])")
 _STYLES = re.compile(
-    r"\\(?:left|right|displaystyle|textstyle|limits|[Bb]igg?[lrm]?|large|Large|bf|rm|it|sf|tt|cal|textcolor\s*\{[^{}]*\}"
+    r"\\(?:tag\s*\{[^{}]*\}|hspace\*?\s*\{[^{}]*\}|[Hh]uge|LARGE|checkmark|blacksquare|square|qed|nolimits|left|right|displaystyle|textstyle|limits|[Bb]igg?[lrm]?|large|Large|bf|rm|it|sf|tt|cal|textcolor\s*\{[^{}]*\}"
     r"|color\s*\{[^{}]*\}|[hv]?phantom\s*(?:\{[^{}]*\}|-?\w))(?![A-Za-z])"
 )
 _WRAPPED = re.compile(
@@ -24,33 +24,48 @@ _REPLACED: dict[str, str | Callable[[re.Match[str]], str]] = {
     r"\\(?:lbrace|\{)(?![A-Za-z])": r"\\{", r"\\(?:rbrace|\})(?![A-Za-z])": r"\\}",
     r"\\(?:langle|lbrack)(?![A-Za-z])": lambda m: "(" if "angle" in m[0] else "[",
     r"\\(?:rangle|rbrack)(?![A-Za-z])": lambda m: ")" if "angle" in m[0] else "]",
-    r"\\[dtc]frac(?![A-Za-z])": r"\\frac", r"\\[()\[\]]": " ", r"\\%|\bper ?cent\b|\bpercent(?:age)?\b": "%",
+    r"\\(?:[dtcs]|nice)frac(?![A-Za-z])": r"\\frac",
+    r"\{([:,.])\}": r"\1", r"\bUS\s*\\\$": r"\\$", r"\\pounds(?![A-Za-z])": "GBP ", r"(?i:\binfinity\b)": r"\\infty ",
+    r"\{\s*(\w+)\s*\\choose\s*(\w+)\s*\}": r"\\binom{\1}{\2}", r"^(\w+)\s*\\choose\s*(\w+)$": r"\\binom{\1}{\2}",
+    r"\{\}?\s*\^\s*\{?(\d+)\}?\s*C_\{?(\d+)\}?|(?<![\w}])\^\s*\{?(\d+)\}?\s*C_\{?(\d+)\}?": r"\\binom{\1\3}{\2\4}",
+    r"\\[()\[\]]": " ", r"\\%|\bper ?cent\b|\bpercent(?:age)?\b": "%",
     r"\\(?:leq?q?(?:slant)?)(?![A-Za-z])|<=|=<": r"\\le ", r"\\(?:geq?q?(?:slant)?)(?![A-Za-z])|>=": r"\\ge ",
     r"\\lt(?![A-Za-z])": "<", r"\\gt(?![A-Za-z])": ">", r"\\(?:neq?|not\s*=)(?![A-Za-z])|!=": r"\\ne ",
     r"\\(?:approx|simeq|cong|doteq)(?![A-Za-z])|~=": r"\\approx ", r"\\(?:varnothing|O)(?![A-Za-z])": r"\\emptyset ",
-    r"\\(?:mathbb|Bbb|mathbf)\s*\{?\s*R\s*\}?|\\(?:R|reals)(?![A-Za-z])|(?i:\ball real numbers\b)": r"\\mathbb{R}",
     r"\\(?:back)?slash(?![A-Za-z])|(?<=[\])}RZ])\s*\\(?![A-Za-z,;:! {}])": r"\\setminus ",
     r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![A-Za-z])": r"^\\circ ",
-    r"\\(?:l|c|d|v)dots(?![A-Za-z])|\.\.\.": r"\\dots ", r"\\(?:quad|qquad|thinspace|,|;|:|!|\s)": " ", r"~": " ",
+    r"\\(?:l|c|d|v)dots(?![A-Za-z])|\.\.\.": r"\\dots ", r"\\(?:quad|qquad|thinspace|,|;|:|!|\s)": " ",
+    r"(?<=\d)~(?=\d{3}(?!\d))": "", r"~": " ",
     r"\\(?:rightarrow|longrightarrow|implies|Rightarrow)(?![A-Za-z])|-+>": r"\\to ", r"\\mid(?![A-Za-z])": "|",
+    r"\\(?:wedge|land)(?![A-Za-z])": " and ", r"\\(?:vee|lor)(?![A-Za-z])": " or ",
     r"\\[lr]?vert(?![A-Za-z])": "|",
     r"\\(?:hat|vec|mathbf)\s*\{?\s*\\?([ijk])(?:math)?(?![A-Za-z])\s*\}?": r"\1", r"\{,\}": ",",
     r"(?<=\d)\s*\^\s*\{?\s*(st|nd|rd|th)\s*\}?": r"\1",
-    r"\s*\(?\s*(?:\\p?mod|\\bmod|\bmod)\s*\{?\s*\d+\s*\}?\s*\)?\s*$": "", r"\s*\^\s*": "^", r"\*\*(?=[\d({-])": "^",
+ r"\s*\^\s*": "^", r"\*\*(?=[\d({-])": "^",
     r"\\(?:ast|star)(?![A-Za-z])": "*", r"\\colon(?![A-Za-z])": ":", r"(?<=[\])])\s*U\s*(?=[\[(])": r"\\cup ",
 }  # fmt: skip
 _REPLACEMENTS = [(re.compile(pattern), new) for pattern, new in _REPLACED.items()]
 _LEAD = re.compile(
-    r"(?i)(?:(?:so|thus|hence|therefore),?\s+)?(?:(?:the|our|my)\s+)?(?:(?:final|correct)\s+)?(?:answers?|results?|"
+    r"(?i)(?:on|the)\s+(?=\d+(?:st|nd|rd|th))|(?:(?:so|thus|hence|therefore),?\s+)?(?:(?:the|our|my)\s+)?(?:(?:final|correct)\s+)?(?:answers?|results?|"
     r"solutions?|values?)\s*(?:is|are|=|:)\s*|(?:is|are|equals?|approximately|approx\.?|about|roughly|exactly|only)\s+"
-    r"|(?:\\approx|\\equiv(?=\s*\d+$)|=)\s*|\u7ea6"
+    r"|(?:\\approx|\\equiv(?=\s*\d+$)|=)\s*|\u7ea6|\u5171"
 )
 _REMARK = re.compile(r"(?<=[\s\d}])\((?![^()]*\bmod\b)[^(),\\]*[A-Za-z]{2,}[^(),\\]*\)\s*$")
 _OUTWARD = re.compile(r"(?:(?<=^)|(?<=\\cup )|(?<=\\in ))(?:(\])([^][]+,[^][]+)([][])|(\[)([^][]+,[^][]+)(\[))")
 """Intervals with brackets that look outwards where they are open: ]0,1[."""
+_REALS = re.compile(
+    r"\\(?:mathbb|Bbb|mathbf)\s*\{?\s*R\s*\}?(?![A-Za-z])|\\(?:R|reals)(?![A-Za-z])|(?i:\ball real numbers\b)"
+)
+_EXCEPT = re.compile(r"(?<=mathbb\{R\})\s*,?\s*(?:except|excluding|other than|but not)\s*(?:for\s+)?(?:x\s*=\s*)?(.+)$")
+_ENVIRONMENT = re.compile(
+    r"(?:\\\{\s*)?\\begin\s*\{(cases|aligned|align\*?|gathered|split|array)\}\s*(?:\{[^{}]*\})?(.*?)\\end\s*\{\1\}(?:\s*\.)?",
+    re.DOTALL,
+)
+"""Several equations below each other; an `array` may be a matrix."""
+_PARTS = re.compile(r"\s*[,;]?\s*\((?:[a-e]|i{1,3}|iv|v)\)\s*")
 _PARAMETER = re.compile(
-    r"[,;]?\s*(?:(?:where|for|with|and)\s+)?(?:any\s+|all\s+)?[a-z]\s*(?:\\in\s*(?:\\mathbb\s*\{?\s*[ZNQ]\s*\}?|Z|N)(?:\^[+*])?"
-    r"|is\s+an?y?\s+(?:arbitrary\s+)?(?:integer|constant|natural number)[a-z ]*)\s*$"
+    r"[,;]?\s*\(?\s*(?:(?:where|for|with|and)\s+)?(?:any\s+|all\s+)?([a-z])\s*(?:\\in\s*(?:\\mathbb\s*\{?\s*[ZNQ]\s*\}?|Z|N)(?:\^[+*])?"
+    r"|is\s+an?y?\s+(?:arbitrary\s+)?(?:integer|constant|natural number)[a-z ]*)\s*\)?\s*$"
 )
 """What says that a letter of the answer is any integer or constant."""
 _ENDS = " \t\r\n.,;:"
@@ -58,8 +73,11 @@ _ENDS = " \t\r\n.,;:"
 
 def clean(text: str) -> str:
     """Return the text without what only changes how LaTeX looks: sizes, colours, fonts, spaces, delimiters."""
-    text = _THOUSANDS.sub(lambda match: re.sub(r"\D", "", match[0]), _GROUPS.sub("", plain_characters(text).strip()))
-    text = _unwrapped(_STYLES.sub(" ", text))
+    text = _THOUSANDS.sub(
+        lambda match: re.sub(r"\D", "", match[0]), _GROUPS.sub("", plain_characters(text).strip().rstrip("\\"))
+    )
+    text = _ENVIRONMENT.sub(_rows, _STYLES.sub(" ", _REALS.sub(r"\\mathbb{R}", text)))
+    text = _unwrapped(text)
     text = re.sub(r"\\\\\s*(?:\[[\d.\s]*[a-z]{2}\])?", "\x00", text)  # the end of a matrix's row
     for pattern, new in _REPLACEMENTS:
         text = pattern.sub(new, text)
@@ -67,13 +85,24 @@ def clean(text: str) -> str:
     text = re.sub(r"\\\$", " USD ", re.sub(r"\*\*|__|`|\\\\\s*$", " ", text))
     text = text.replace("$", " ") if text.count("$") % 2 == 0 else re.sub(r"\$(?=\s*[-\d.])", " USD ", text)
     text = _OUTWARD.sub(_inward, trim(text))
-    text = _PARAMETER.sub("", text) or text
+    if (parameter := _PARAMETER.search(text)) and parameter.start():
+        text = re.sub(rf"(?<![A-Za-z\\]){parameter[1]}(?![A-Za-z])", "n", trim(text[: parameter.start()]))
+    text = _EXCEPT.sub(r" \\setminus \\{\1\\}", text)
+    if len(_PARTS.findall(text)) > 1:
+        text = f"({trim(_PARTS.sub(', ', text)).lstrip(', ')})"
     text = re.sub(r"^(?i:minus|negative)\s+(?=[\d\\(])", "-", text)
     while lead := _LEAD.match(text):
         text = trim(text[lead.end() :])
     if text[:1] == "{" and closing_bracket(text, 0) == len(text) - 1 and not split_outside(text[1:-1], COMMAS)[1:]:
         text = trim(text[1:-1])
     return text if (remark := _REMARK.search(text)) is None or not remark.start() else trim(text[: remark.start()])
+
+
+def _rows(match: re.Match[str]) -> str:
+    """Return the rows of an environment with commas between; a matrix as it is."""
+    if match[1] == "array" and "=" not in match[2] and re.search(r"&|\\\\\s*\S", match[2]):
+        return match[0]
+    return re.sub(r"\\\\\s*(?:\[[^][]*\])?", ", ", match[2].replace("&", " ").strip()).strip(", ")
 
 
 def _inward(match: re.Match[str]) -> str:
@@ -90,6 +119,9 @@ def _unwrapped(text: str) -> str:
     while (match := _WRAPPED.search(text)) is not None:
         end = closing_bracket(text, match.end() - 1)
         inside = text[match.end() : end if end > 0 else len(text)]
+        if inside in ("k", "K", "M", "B"):  # thousand, million
+            text = f"{text[: match.start()].rstrip()}{inside} {text[end + 1 :]}"
+            continue
         text = f"{text[: match.start()]} {inside} {text[end + 1 :] if end > 0 else ''}"
     return text
 

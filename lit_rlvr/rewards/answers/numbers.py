@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from fractions import Fraction
 from itertools import pairwise
 
@@ -11,8 +10,8 @@ import sympy
 
 from lit_rlvr.rewards.answers.formulas import FUNCTIONS, LETTER_NAMES, read_formula
 from lit_rlvr.rewards.answers.latex import trim
-from lit_rlvr.rewards.answers.units import BASES, CURRENCIES, MAGNITUDES, read_numeral, read_unit
-from lit_rlvr.rewards.answers.values import Number, Parts, Quantity, Reading
+from lit_rlvr.rewards.answers.units import BASES, CURRENCIES, MAGNITUDES, read_chinese, read_numeral, read_unit
+from lit_rlvr.rewards.answers.values import Number, Parts, Quantity, Rate, Reading
 
 _TIME = re.compile(
     r"(\d{1,2})\s?:\s?(\d{2})(?:\s?:\s?(\d{2}))?\s*(?:([AaPp])\.?\s*[Mm]\.?)?|(\d{1,2})\s*([AaPp])\.?\s*[Mm]\.?"
@@ -29,6 +28,9 @@ _DATES = [
     )
 ]
 _REMAINDER = re.compile(r"(\d+)\s*(?:[rR]|(?i:rem\.?|remainder)(?:\s+of)?)\s*(\d+)")
+_RESIDUE = re.compile(
+    r"(?:[a-z]\s*(?:\\equiv|=)\s*)?(-?\d+)\s*\(?\s*(?:\\(?:p|b)?mod(?![A-Za-z])|\bmod\b)\s*\{?\s*(\d+)\s*\}?\s*\)?"
+)
 _NUMERAL = re.compile(
     r"\(?([0-9A-Fa-f]+(?:\.[0-9A-Fa-f]+)?)\)?\s*(?:_\s*\{?\s*\(?([0-9]+|[a-z]+)\)?\s*\}?|\s(?:in\s+)?base\s*-?\s*(\d+|[a-z]+))"
 )
@@ -53,6 +55,8 @@ def read_parts(text: str) -> list[Reading]:
         base = int(name) if name.isdigit() and len(name) < 3 else BASES.get(name, 0)
         if 2 <= base <= 36 and all(int(digit, 36) < base for digit in match[1] if digit != "."):
             return [Parts("numeral", (match[1].lower(), base))]
+    if (match := _RESIDUE.fullmatch(text)) and int(match[2]):
+        return [Parts("residue", (int(match[1]), int(match[2])))]
     terms = re.split(r"\s*:\s*|\s+to\s+", text)
     if len(terms) > 1 and all(re.search(r"\d|\\|^[a-z]$", term) for term in terms):
         values = [read_constant(trim(term)) for term in terms]
@@ -85,9 +89,7 @@ def read_number(text: str) -> list[Reading]:
         number = read_constant(rate[1])
         if number is None:
             return []
-        digits = 2 if rate[2] == "%" else 3
-        places = None if number.places is None else number.places + digits
-        return [Number(number.value / sympy.Integer(10) ** digits, places), *([number] if digits == 2 else [])]
+        return [Rate(number, 2 if rate[2] == "%" else 3)]
     number = _literal(text)
     if number is None:
         return []
@@ -123,8 +125,8 @@ def _literal(text: str) -> Number | None:
         value = sympy.Rational(int((match["whole"] or "0") + fixed + block) - int((match["whole"] or "0") + fixed), 1)
         value /= (10 ** len(block) - 1) * sympy.Integer(10) ** len(fixed)
         return Number(-value if match["sign"] else value)
-    if len(text) == 1 and unicodedata.category(text) == "Lo" and (value := unicodedata.numeric(text, -1)) >= 0:
-        return Number(sympy.Integer(int(value)))
+    if (spelt := read_chinese(text)) is not None:
+        return Number(sympy.Rational(spelt.numerator, spelt.denominator))
     spelt = read_numeral(text) if re.fullmatch(r"[A-Za-z][A-Za-z\s-]*", text) else None
     return None if spelt is None else Number(sympy.Rational(spelt.numerator, spelt.denominator))
 
@@ -140,11 +142,11 @@ def read_constant(text: str) -> Number | None:
 # ---- numbers with words -----------------------------------------------------------------------------------
 
 _BOUNDARY = re.compile(
-    r"(?<=[\d}).!|])\s*(?=[A-Za-z/$\u00a2-\u00a5\u20a0-\u20bf\u3000-\u9fff\uac00-\ud7a3^-]|\\frac)|(?<=pi)\s+(?=[A-Za-z])"
+    r"(?<=[\d}).!|])\s*(?=[A-Za-z/$\u00a2-\u00a5\u20a0-\u20bf\u3000-\u9fff\uac00-\ud7a3^-]|\\(?:frac|mu|Omega)(?![a-z]))|(?<=pi)\s+(?=[A-Za-z])"
 )
 _LABEL = re.compile(  # of at least three letters: "2rh" and "\\frac12 abc" are products
     rf"(?!(?:{FUNCTIONS}|{LETTER_NAMES}|or|and|not|to|plus|minus|times)\b)"
-    r"(?:-?(?:[A-Za-z]{4,}|(?=[a-z]*[aeiou])(?![abcdxyz]{3})[A-Za-z]{3})[.']?(?:[/'][A-Za-z]+)?|an?|of|per|/)"
+    r"(?:-?(?:[A-Za-z]{4,}|(?=[a-z]*[aeiou])(?![abcdxyz]{3})[A-Za-z]{3})[.']?(?:[/'][A-Za-z]+)?|an?(?=\s)|of|per|/)"
     r"(?:[\s-]+[A-Za-z.'/]+){0,7}(?:\^\{?\d\}?)?"
     r"|[\u3000-\u9fff\uac00-\ud7a3]+"
 )
@@ -195,7 +197,7 @@ def _read_amount(text: str) -> list[Reading]:
             continue  # the sine of an angle, not degrees
         if fraction := _UNIT_FRACTION.fullmatch(tail):
             tail = f"{fraction[1]}/{fraction[2]}"
-        unit = read_unit(tail) if is_apart or len(re.sub(r"[^A-Za-z\\$\u00a2-\uffff]", "", tail)) > 1 else None
+        unit = None if not is_apart and re.fullmatch("[A-Za-z]", tail) else read_unit(tail)  # 5m may be a product
         if unit and (number := read_constant(trim(head))) is not None:
             found: list[Reading] = [Quantity(number, *unit)]
             if unit[1] == (("deg", 1),):

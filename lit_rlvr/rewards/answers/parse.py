@@ -70,12 +70,15 @@ def _read(text: str, depth: int) -> list[Reading]:
     for reader in (read_parts, read_number, read_quantity):
         if found := reader(text):
             return [*found, *_as_list(text, depth)]
-    if re.fullmatch(r"\\emptyset|\\\{\s*\\\}", text):
+    if re.fullmatch(r"\\emptyset|\\\{\s*\\\}|(?i:no (?:real )?solutions?)|(?i:(?:the )?empty set)", text):
         return [Series((), "{}")]
     if re.fullmatch(r"\(?-?\s*\\infty,\s*\+?\s*\\infty\)?|\\mathbb\{R\}", text):
         return [Region(((-sympy.oo, sympy.oo, True, True),))]
     if "\\begin" in text:
-        return read_formula(text)
+        named = re.match(r"([^=]{1,30}?)\s*=\s*(?=\\begin)", text)
+        if named is None:
+            return read_formula(text)
+        return [Labelled({_label(named[1]): (readings(text[named.end() :], depth + 1),)})]
     for read in (_list, _set_operations, _relation, _bracketed, _plus_minus):
         if values := read(text, depth):
             return values
@@ -84,7 +87,7 @@ def _read(text: str, depth: int) -> list[Reading]:
 
 def _as_list(text: str, depth: int) -> list[Reading]:
     """Return `1,234` as a list too."""
-    return _list(text, depth) if re.fullmatch(r"\d+(?:,\d+)+", text) else []
+    return _list(text, depth) if re.fullmatch(r"\d+(?:,\d+)+|.*\sand\s.*", text) else []
 
 
 # ---- lists, brackets, sets --------------------------------------------------------------------------------
@@ -121,7 +124,8 @@ def _list(text: str, depth: int) -> list[Reading]:
     for item in items:
         both = next((v for v in item if isinstance(v, Series) and v.brackets == ""), None)
         flat += both.items if both is not None else [item]
-    return [Series(tuple(flat))]
+    letters = [Text("".join(parts).lower())] if all(re.fullmatch("[A-Z]", part) for part in parts) else []
+    return [Series(tuple(flat)), *letters]
 
 
 def _bracketed(text: str, depth: int) -> list[Reading]:
@@ -201,7 +205,7 @@ def _region(found: Any) -> list[Reading]:
 
 _RELATION = re.compile(r"\s*(\\(?:le|ge|ne|approx|in|to|equiv)(?![A-Za-z])|[<>=])\s*")
 _NAME = re.compile(
-    r"\\?[A-Za-z]+(?:_(?:\{[^{}]*\}|\w))?'*|[A-Za-z]\w*'*\s*(?:_(?:\{[^{}]*\}|\w))?\s*\(.*\)|\|[A-Z]+\|"
+    r"\\?[A-Za-z]+(?:_(?:\{[^{}]*\}|\w))?'*|[A-Za-z]\w*'*(?:\^\{?-1\}?)?\s*(?:_(?:\{[^{}]*\}|\w))?\s*\(.*\)|\|[A-Z]+\|"
     r"|\\angle\s*[A-Z]+"
     r"|\\(?:overline|vec|hat|widehat|bar|triangle|mathrm|mathbb)\s*\{?\s*\w+\s*\}?|[A-Za-z][A-Za-z ]*"
     r"|m\s*\\angle\s*[A-Z]+"
@@ -234,10 +238,12 @@ def _relation(text: str, depth: int) -> list[Reading]:
     if not _has_relation(text):
         return []
     sides, signs = _sides(text)
+    rounded: list[Reading] = []
     while signs and signs[-1] == "\\approx" and sides[0] and (len(signs) > 1 or not _NAME.fullmatch(sides[0])):
-        sides, signs = sides[:-1], signs[:-1]  # an approximation of what stands before it
-    if not signs:
-        return _read(sides[0], depth + 1)
+        rounded = _read(sides[-1], depth + 1)  # of what stands before it
+        sides, signs = sides[:-1], signs[:-1]
+    if rounded:
+        return [*_read(text[: text.rindex("\\approx")].rstrip(), depth + 1), *rounded]
     if not all(sides):
         return []
     if all(sign in ("=", "\\approx", "\\equiv") for sign in signs):
@@ -267,7 +273,8 @@ def _oriented(left: str, sign: str, right: str) -> tuple[str, str, str]:
 
 
 def _label(text: str) -> str:
-    return re.sub(r"[\s{}\\]|(?:^the )", "", text).casefold()
+    label = re.sub(r"[\s{}\\]|(?:^the )", "", text)
+    return label.casefold() if re.search(r"[A-Za-z]{2}", label) else label
 
 
 def _equal_sides(sides: Sequence[str], depth: int) -> list[Reading]:
@@ -284,6 +291,8 @@ def _equal_sides(sides: Sequence[str], depth: int) -> list[Reading]:
         found.append(Labelled({_label(first): (readings(last, depth + 1),)}))
     elif len(sides) == 2 and _NAME.fullmatch(last) and not _NAME.fullmatch(first):
         found.append(Labelled({_label(last): (readings(first, depth + 1),)}))
+    elif to_sympy(first) is None and read_constant(last) is not None:  # the name of a sum, a determinant, ...
+        found.append(Labelled({_label(first): (readings(last, depth + 1),)}))
     elif any(isinstance(v, Number) for v in read_formula(first)) or len(sides) > 2:
         return _read(last, depth + 1)
     formulas = [to_sympy(side) for side in (first, last)]

@@ -8,6 +8,7 @@ from collections.abc import Set as Collection
 
 from lit_rlvr.rewards.answers.characters import plain_characters
 from lit_rlvr.rewards.answers.find import Found
+from lit_rlvr.rewards.answers.latex import clean
 from lit_rlvr.rewards.answers.parse import parse
 from lit_rlvr.rewards.answers.values import Labelled, Reading, Series, Text, text_keys
 
@@ -23,7 +24,10 @@ _CLAUSE = re.compile(
     r"|in total|i\.e\.|if|but|by)\b"
     r"|,\s+(?=(?!and\b|or\b)[a-z]{2,})|\s+-\s+(?=[a-z]{2,})|\s\(|:\s"
 )
-_NEGATED = re.compile(r"(?i)\b(?:not|cannot|never)\b|n't\b")
+_NEGATED = re.compile(
+    r"(?i)\b(?:not|cannot|never)\b|n't\b|\u4e0d\u662f|\u4e0d\u7b49\u4e8e|\u5e76\u975e"
+    r"|\b(?:at (?:least|most)|(?:more|less|greater|fewer|larger|smaller) than|between|up to)\s*\$?$"
+)
 _JOINED = re.compile(r"\s*(?:,|;|\band\b|\bor\b|,\s*and\b|,\s*or\b)\s*")
 _PROSE_DASH = re.compile(r"\s+[\u2013\u2014]\s+|(?<=[a-z])[\u2013\u2014](?=[a-z])")
 
@@ -34,8 +38,8 @@ def candidates(found: Found, keys: Collection[str]) -> Iterator[str]:
         return
     if found.where in ("box", "tag"):
         yield found.text
-        if found.where == "tag" and " " in found.text:
-            yield from candidates(Found(found.text, "phrase"), keys)
+        if re.search(r"[A-Za-z]{2}.*\s.*[A-Za-z]{2}", found.text):
+            yield from candidates(Found(clean(found.text), "phrase"), keys)
         return
     text = plain_characters(_PROSE_DASH.sub(", ", found.text)).strip()
     is_phrase = found.where != "line"
@@ -51,7 +55,8 @@ def candidates(found: Found, keys: Collection[str]) -> Iterator[str]:
     searched = clause if next(_spans(clause), None) else text
     spans = list(_spans(searched))
     for start, end in spans[:1] if is_phrase else spans[-1:]:
-        if not _NEGATED.search(re.split(r"[.;:,]\s", searched[:start])[-1]):
+        before, after = re.split(r"[.;:,]\s", searched[:start])[-1], searched[end:]
+        if not _NEGATED.search(before) and not re.match(r"\$?\s*(?:or|to)\b", after):
             yield _with_unit(searched, start, end)
 
 

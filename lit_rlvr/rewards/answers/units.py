@@ -20,7 +20,7 @@ _BASE: dict[str, dict[str, str]] = {
     "kg": {
         "1": "kg kilogram kilograms kilo kilos", "1/1000": "g gram grams gm gms",
         "1/1000000": "mg milligram milligrams",
-        "1000": "tonne tonnes", "45359237/100000000": "lb lbs pound_mass pounds_mass",
+        "1000": "tonne tonnes", "45359237/100000000": "lb lbs pound pounds",
         "28349523125/1000000000000": "oz ounce ounces",
     },
     "s": {
@@ -43,20 +43,40 @@ _BASE: dict[str, dict[str, str]] = {
     "krw": {"1": "\u20a9 krw won \uc6d0"},
     "rub": {"1": "\u20bd rub ruble rubles rouble roubles"},
     "vnd": {"1": "\u20ab vnd dong"},
-    "ampere": {"1": "ampere amperes amp amps", "1/1000": "ma milliampere milliamperes"},
+    "ampere": {"1": "A ampere amperes amp amps"},
+    "chf": {"1": "chf"}, "peso": {"1": "peso pesos"},
     "mol": {"1": "mol mole moles"},
     "bit": {"1": "bit bits", "8": "byte bytes"},
 }  # fmt: skip
 _DERIVED: dict[str, tuple[str, str]] = {  # name -> (factor, units)
     "l L liter liters litre litres": ("1/1000", "m^3"), "ml milliliter milliliters cc": ("1/1000000", "m^3"),
-    "gal gallon gallons": ("3785411784/1000000000000", "m^3"),
+    "gal gallon gallons": ("3785411784/1000000000000", "m^3"), "qt quart quarts": ("946352946/1000000000000", "m^3"),
+    "pt pint pints": ("473176473/1000000000000", "m^3"), "C coulomb coulombs": ("1", "ampere*s"),
+    "eV ev electronvolt electronvolts": ("1602176634/10000000000000000000000000000", "kg*m^2/s^2"),
     "ha hectare hectares": ("10000", "m^2"), "acre acres": ("40468564224/10000000", "m^2"),
     "mph": ("1", "mi/h"), "kmh kmph kph": ("1", "km/h"), "N newton newtons": ("1", "kg*m/s^2"),
     "J joule joules": ("1", "kg*m^2/s^2"), "kj kilojoule kilojoules": ("1000", "kg*m^2/s^2"),
     "W watt watts": ("1", "kg*m^2/s^3"), "kw kilowatt kilowatts": ("1000", "kg*m^2/s^3"),
     "pa pascal pascals": ("1", "kg/m/s^2"), "kpa": ("1000", "kg/m/s^2"), "hz hertz": ("1", "s^-1"),
-    "V volt volts": ("1", "kg*m^2/s^3/ampere"), "ohm ohms \\omega": ("1", "kg*m^2/s^3/ampere^2"),
+    "V volt volts": ("1", "kg*m^2/s^3/ampere"), "ohm ohms \\Omega": ("1", "kg*m^2/s^3/ampere^2"),
 }  # fmt: skip
+_CHINESE = {
+    "\u7c73": "m", "\u5206\u7c73": "dm", "\u5398\u7c73": "cm", "\u6beb\u7c73": "mm", "\u5343\u7c73": "km",
+    "\u516c\u91cc": "km", "\u514b": "g", "\u5343\u514b": "kg", "\u516c\u65a4": "kg", "\u5428": "tonne", "\u5347": "L",
+    "\u6beb\u5347": "mL", "\u79d2": "s", "\u5206\u949f": "min", "\u5206": "min", "\u5c0f\u65f6": "h", "\u5929": "d",
+    "\u5468": "week", "\u5e74": "year", "\u5ea6": "deg", "\u7f8e\u5143": "usd", "\u65e5\u5143": "jpy",
+    "\u6b27\u5143": "eur", "\u82f1\u9551": "gbp", "\u4eba\u6c11\u5e01": "cny",
+}  # fmt: skip
+_PREFIXES = {
+    "n": "1/1000000000", "u": "1/1000000", "m": "1/1000", "c": "1/100", "k": "1000", "M": "1000000", "G": "1000000000",
+    "nano": "1/1000000000", "micro": "1/1000000", "milli": "1/1000", "centi": "1/100", "kilo": "1000",
+    "mega": "1000000", "giga": "1000000000",
+}  # fmt: skip
+_SYMBOLS = frozenset(["m", "g", "s", "A", "L", "l", "N", "J", "W", "V", "Pa", "Hz", "mol", "eV", "C", "bit", "\\Omega"])
+_PREFIXED = re.compile(
+    r"(?:met(?:er|re)|gram|second|ampere|lit(?:er|re)|newton|joule|watt|volt|pascal|mole|ohm|byte)s?|hertz"
+)
+"""Units that take prefixes."""
 _UNITS: dict[str, tuple[Fraction, Dimension]] = {
     name: (Fraction(factor), ((base, 1),))
     for base, factors in _BASE.items()
@@ -64,7 +84,7 @@ _UNITS: dict[str, tuple[Fraction, Dimension]] = {
     for name in names.split()
 }
 CURRENCIES = (
-    "[$\u20ac\u00a3\u00a5\u20b9\u20a9\u20bd\u20ab]|(?:US|A|C|HK|NT|S)\\$|USD|EUR|GBP|CNY|RMB|JPY|INR|Rs\\.?|KRW"
+    "[$\u20ac\u00a3\u00a5\u20b9\u20a9\u20bd\u20ab]|(?:US|A|C|HK|NT|S)\\$|USD|EUR|GBP|CNY|RMB|JPY|INR|Rs\\.?|KRW|CHF"
 )
 """The currencies that stand before a number, as a regular expression."""
 
@@ -79,7 +99,7 @@ _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _AFTER = {"squared": 2, "cubed": 3}
 _FACTOR = re.compile(
     r"\s*(?P<op>/|per\b|[*.]|\\cdot|\\times)?\s*(?:(?P<power>square|sq|cubic|cu)\b\.?\s*)?"
-    r"(?P<unit>\\circ\s*[CF]\b|\\[A-Za-z]+|[A-Za-z]+|[$\u00a2\u20ac\u00a3\u00a5\u20b9\u20a9\u5143\u5186\u5757\u89d2\uc6d0])\.?"
+    r"(?P<unit>\\circ\s*[CF]\b|[A-Za-z]?\s*\\Omega|\\[A-Za-z]+|[A-Za-z]+|[\u4e00-\u9fff]+|[$\u00a2\u20ac\u00a3\u00a5\u20b9\u20a9\u5143\u5186\u5757\u89d2\uc6d0])\.?"
     r"(?:\s*\^?\s*\{?(?P<exponent>-?\d)\}?|\s+(?P<after>squared|cubed))?\s*"
 )
 
@@ -87,7 +107,12 @@ _FACTOR = re.compile(
 @lru_cache(maxsize=4096)
 def read_unit(text: str) -> tuple[Fraction, Dimension] | None:
     """Return the factor to base units and the dimension of "km/h", "sq. ft." or "cm^2"; None if it is no known unit."""
-    text = text.strip().removeprefix("^").replace("{\\circ}", "\\circ").strip("{}")
+    text = text.strip().removeprefix("^").replace("{\\circ}", "\\circ").strip("{}").removesuffix(" old")
+    text = re.sub(
+        r"\\mu\s*(?=[A-Za-z])", "u", re.sub(r"(?i)degrees?\s+(?=celsius|fahrenheit)|light-(?=year)", "", text)
+    )
+    text = re.sub(r"\s*/\s*\(([^()]*)\)", lambda m: "/" + re.sub(r"\s*(?:\*|\\cdot|\s)\s*", "/", m[1].strip()), text)
+    text = text.replace("electron volt", "electronvolt")
     factor, powers, position = Fraction(1), dict[str, int](), 0
     while position < len(text):
         match = _FACTOR.match(text, position)
@@ -106,9 +131,24 @@ def read_unit(text: str) -> tuple[Fraction, Dimension] | None:
 
 def _lookup(name: str) -> tuple[Fraction, Dimension] | None:
     name = re.sub(r"\s", "", name)  # "\\circ C"
+    if name in _CHINESE:
+        return _lookup(_CHINESE[name])
+    if name[:2] in ("\u5e73\u65b9", "\u7acb\u65b9") and (base := _lookup(name[2:])):
+        power = 2 if name[0] == "\u5e73" else 3
+        return base[0] ** power, tuple((unit, exponent * power) for unit, exponent in base[1])
     for form in dict.fromkeys((name, name.lower())) if len(name) > 1 else (name,):
-        if known := _UNITS.get(form) or _derived().get(form):
+        if known := _UNITS.get(form) or _derived().get(form) or _prefixed(form):
             return known
+    return None
+
+
+def _prefixed(name: str) -> tuple[Fraction, Dimension] | None:
+    """Read km, mA or "microseconds": a symbol behind the symbol of a prefix, or a word behind its word."""
+    for prefix, size in _PREFIXES.items():
+        rest = name.removeprefix(prefix)
+        if rest != name and (rest in _SYMBOLS if len(prefix) == 1 else _PREFIXED.fullmatch(rest)):
+            base = _UNITS.get(rest) or _derived().get(rest) or _derived().get(rest.lower())
+            return None if base is None else (Fraction(size) * base[0], base[1])
     return None
 
 
@@ -155,3 +195,28 @@ def read_numeral(text: str) -> Fraction | None:
         else:
             return None
     return None if current is None else Fraction(sign * (total + current))
+
+
+_CHINESE_DIGITS = "\u96f6\u4e00\u4e8c\u4e09\u56db\u4e94\u516d\u4e03\u516b\u4e5d"
+_CHINESE_PLACES = {"\u5341": 10, "\u767e": 100, "\u5343": 1000, "\u4e07": 10**4, "\u4ebf": 10**8}
+
+
+def read_chinese(text: str) -> Fraction | None:
+    """Return the value of a Chinese numeral up to hundreds of millions, or a fraction of two ("a parts of b")."""
+    denominator, parts, numerator = text.partition("\u5206\u4e4b")
+    if parts:
+        below, above = read_chinese(denominator), read_chinese(numerator)
+        return above / below if above is not None and below else None
+    total, section, digit = 0, 0, None
+    for character in text.replace("\u4e24", "\u4e8c"):
+        if character in _CHINESE_DIGITS:
+            digit = _CHINESE_DIGITS.index(character)
+        elif place := _CHINESE_PLACES.get(character):
+            if place < 10**4:
+                section += (1 if digit is None else digit) * place
+            else:
+                total, section = (total + section + (digit or 0)) * place, 0
+            digit = None
+        else:
+            return None
+    return Fraction(total + section + (digit or 0)) if text else None

@@ -36,6 +36,14 @@ class Quantity:
 
 
 @dataclass(frozen=True)
+class Rate:
+    """A number of parts in 10 ** `digits`: 5 % (2), 5 per mille (3)."""
+
+    number: Number
+    digits: int
+
+
+@dataclass(frozen=True)
 class Expression:
     """A formula with variables. `is_spelt`: letters side by side, which may be a word."""
 
@@ -95,7 +103,7 @@ class Parts:
     parts: tuple[Any, ...]
 
 
-Reading = Text | Number | Quantity | Expression | Equation | Series | Labelled | Region | Chain | Matrix | Parts
+Reading = Text | Number | Quantity | Rate | Expression | Equation | Series | Labelled | Region | Chain | Matrix | Parts
 
 
 def all_readings(values: Sequence[Reading]) -> Iterator[Reading]:
@@ -120,6 +128,8 @@ def describe(value: Reading) -> str:
         case Quantity(number, factor, dimension):
             unit = " ".join(base if power == 1 else f"{base}^{power}" for base, power in dimension)
             return f"quantity {number.value} x {factor} {unit}"
+        case Rate(number, digits):
+            return f"number {number.value}/{10**digits}"
         case Expression(formula) | Matrix(formula):
             return f"{type(value).__name__.lower()} {formula}"
         case Equation(difference, sign):
