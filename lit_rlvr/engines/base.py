@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lit_rlvr.common.seeds import derive_seed
+from lit_rlvr.errors import ChecksArguments
 from lit_rlvr.types import Completion, Pixels, Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ class EngineContext:
         return cls("", policy, tokenizer, max_tokens=0, max_sequences=sequences, seed=0)
 
 
-class RolloutEngine(ABC):
+class RolloutEngine(ChecksArguments, ABC):
     """An engine generates completions from a copy of (or a view on) the policy's weights.
 
     Attributes:
@@ -208,6 +209,8 @@ class RolloutEngine(ABC):
         in_process: it generates in the training process, on its device.
         quantized: it computes with weights in 8 bits.
     """
+
+    config_key = "rollout.engine"
 
     exact: bool = False
     concurrent: bool = False

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from lit_rlvr.common.settings import dotted_path_of, init_arguments, snake_case
-from lit_rlvr.errors import UserError, first_line, first_line_of, user_line
+from lit_rlvr.errors import ChecksArguments, UserError, first_line, first_line_of, user_line
 from lit_rlvr.types import Completion, Pair, RewardResult, Sample
 from lit_rlvr.workers.pool import Waiting, shared_pool
 from lit_rlvr.workers.process import Function, Isolation, Outcome, pickle_for_worker
@@ -22,7 +22,7 @@ from lit_rlvr.workers.process import Function, Isolation, Outcome, pickle_for_wo
 _log = logging.getLogger("lit_rlvr")
 
 
-class Reward(ABC):
+class Reward(ChecksArguments, ABC):
     """A judge of completions; subclasses pass their `**kwargs` to it.
 
     Args:
@@ -44,6 +44,7 @@ class Reward(ABC):
         metrics: numbers of the current rollout to log as `reward/<name>`: their means; [] = none this time.
     """
 
+    config_key = "rewards.{}"
     whole_rollout = False
 
     def __init__(

@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from lit_rlvr.engines.base import EngineContext, RolloutEngine
 from lit_rlvr.engines.synced import SyncedEngine
 from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.base import rewards_with
-from lit_rlvr.errors import MAX_SIZE, UserError, check_all, check_within, refuse_all
+from lit_rlvr.errors import MAX_SIZE, ChecksArguments, UserError, check_all, check_within, refuse_all
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rewards import Reward, shared_pool
 from lit_rlvr.rewards.base import check_prefills, say_where
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("lit_rlvr")
 
 
-class RolloutCallback(Callback):
+class RolloutCallback(ChecksArguments, Callback):
     """Fills each prompt batch with a rollout before the algorithm sees it.
 
     Args:
@@ -92,6 +92,8 @@ class RolloutCallback(Callback):
             runs agree as far as these reach; torch warns of each operation without one. No effect on a CPU.
     """
 
+    config_key = "rollout"
+
     def __init__(
         self,
         group_size: int = 8,
@@ -100,7 +102,7 @@ class RolloutCallback(Callback):
         eval_sampling: EvalSampling = EvalSampling(),  # noqa: B008
         eval_samples: int | dict[str, int] = 1,
         eval_greedy: bool = False,
-        rewards: list[Reward | str] | None = None,
+        rewards: list[Reward | str | Callable[..., Any]] | None = None,
         environment: Environment | str | dict[str, str] | None = None,
         probe_every: int = 10,
         mask_truncated: bool = False,
