@@ -14,7 +14,7 @@ from functools import lru_cache, wraps
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, Optional, TypeVar, Union, get_args, get_origin
 
 _HERE = Path(__file__).parents[1]
 OWN_FOLDERS = (_HERE / "lit_rlvr", _HERE / "datamodules")
@@ -181,11 +181,13 @@ def check_init(cls: type, args: Sequence[Any], kwargs: Mapping[str, Any], key: s
     """
     if not (args or kwargs):
         return
-    known, positional = init_parameters(cls)
-    if len(args) > len(positional):
+    known, own = init_parameters(cls)
+    positional = [one.name for one in own if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    if len(args) > len(positional) and not any(one.kind is one.VAR_POSITIONAL for one in own):
         raise UserError(f"{key}: {cls.__name__} takes {len(positional)} arguments without a name, not {len(args)}")
     given = {**dict(zip(positional, args, strict=False)), **kwargs}
-    problems = [_no_option(name, cls, known, key) for name in given if name not in known]
+    takes_any = any(one.kind is one.VAR_KEYWORD for one in own) and known.keys() <= {one.name for one in own}
+    problems = [] if takes_any else [_no_option(name, cls, known, key) for name in given if name not in known]
     problems += [
         _misfit(value, known[name], f"{key}.{name}")
         for name, value in given.items()
@@ -195,21 +197,17 @@ def check_init(cls: type, args: Sequence[Any], kwargs: Mapping[str, Any], key: s
 
 
 @lru_cache(maxsize=None)
-def init_parameters(cls: type) -> tuple[dict[str, Any], list[str]]:
-    """Return the types of the arguments that a class takes, as the parser sees them, and the names of those that may be
-    given by position; Any for a default of None without a type for it."""
+def init_parameters(cls: type) -> tuple[dict[str, Any], list[inspect.Parameter]]:
+    """Return the types of the arguments that a class takes, as the parser sees them, and its own parameters."""
     from jsonargparse._parameter_resolvers import get_signature_parameters  # slow, and workers import this module
 
-    hints = {
-        parameter.name: parameter.annotation | None
-        if parameter.default is None and isinstance(parameter.annotation, type)
-        else parameter.annotation
-        for parameter in get_signature_parameters(cls)
-    }
+    def hint(parameter: Any) -> Any:
+        if parameter.annotation is inspect.Parameter.empty:
+            return Any
+        return parameter.annotation if parameter.default is not None else Optional[parameter.annotation]
+
     own = [*inspect.signature(cls.__init__).parameters.values()][1:]  # type: ignore[misc]
-    takes_any = {parameter.name for parameter in own} - {"args", "kwargs"}
-    positional = [one.name for one in own if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
-    return {**dict.fromkeys(takes_any, Any), **hints}, positional
+    return {one.name: hint(one) for one in get_signature_parameters(cls)}, own
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -246,7 +244,8 @@ def _no_option(name: str, cls: type, known: Iterable[str], key: str) -> str:
     """Return a message with the nearest option of the class, or else of a config."""
     groups = {path.partition(".")[0] for path in OURS.values()}
     near = option_instead(name, known) or option_instead(name, groups) or nearest(name, known)
-    return f"{key}: {cls.__name__} has no option {name!r}" + (f"; did you mean {near!r}?" if near else "")
+    hint = f"; did you mean {near.replace('.init_args', '')!r}?" if near else ""
+    return f"{key}: {cls.__name__} has no option {name!r}{hint}"
 
 
 def _misfit(value: Any, hint: Any, where: str) -> str:

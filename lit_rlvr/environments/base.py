@@ -192,7 +192,7 @@ def gets_environments(reward: Reward) -> bool:
     return isinstance(reward, FunctionReward) and "environments" in parameters_of(reward.function)
 
 
-def rewards_with(environment: Environment | None, rewards: Sequence[Reward | str | Callable[..., Any]] | None) -> list[Reward]:
+def rewards_with(environment: Environment | None, rewards: Sequence[Reward | str] | None) -> list[Reward]:
     """Return the rewards of a config, with the environment's own if it judges its episodes.
 
     Functions that get `environments` are left with the environment, whose worker calls them.

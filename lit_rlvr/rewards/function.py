@@ -341,13 +341,13 @@ async def _awaited(result: Any) -> Any:
     return await result if inspect.isawaitable(result) else result
 
 
-def as_rewards(rewards: Sequence[Reward | str | Callable[..., Any]]) -> list[Reward]:
-    """Resolve the rewards of a config: a function or its dotted path becomes a `FunctionReward`, a `Reward` stays.
+def as_rewards(rewards: Sequence[Reward | str]) -> list[Reward]:
+    """Resolve the rewards of a config: a dotted path becomes a `FunctionReward`, a `Reward` stays.
 
     Raises:
         UserError: the rewards cannot be used together, or one cannot be isolated as requested.
     """
-    made = [reward if isinstance(reward, Reward) else FunctionReward(reward) for reward in rewards]
+    made = [FunctionReward(reward) if isinstance(reward, str) else reward for reward in rewards]
     check_rewards(made)
     for reward in made:
         if reward.isolation is not None:

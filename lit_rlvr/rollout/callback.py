@@ -29,7 +29,7 @@ from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.base import rewards_with
 from lit_rlvr.errors import MAX_SIZE, ChecksArguments, UserError, check_all, check_within, refuse_all
 from lit_rlvr.policy.precision import compute_dtype
-from lit_rlvr.rewards import Reward, shared_pool
+from lit_rlvr.rewards import FunctionReward, Reward, shared_pool
 from lit_rlvr.rewards.base import check_prefills, say_where
 from lit_rlvr.rewards.combine import logged_metrics
 from lit_rlvr.rewards.references import check_references, warn_of_gold_answers
@@ -114,6 +114,7 @@ class RolloutCallback(ChecksArguments, Callback):
         rollouts_from: str | None = None,
         deterministic: bool = False,
     ) -> None:
+        rewards = rewards and [one if isinstance(one, Reward | str) else FunctionReward(one) for one in rewards]
         self.init_args = init_arguments()
         self.group_size = group_size
         self.generator = resolve_engine(engine)

@@ -131,7 +131,7 @@ class RunProgress(ProgressBar):
         steps = getattr(pl_module, "updates", 0)  # in `validate` the trainer counts none
         when = "before training" if trainer.sanity_checking else f"step {steps}"
         text = "  ".join(f"{k.removeprefix('val/')} {v:.3f}" for k, v in results.items() if k != "val/accuracy")
-        self._console.print(f"validation, {when}: {text}")
+        self._console.print(f"validation, {when}: {text}", soft_wrap=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop()

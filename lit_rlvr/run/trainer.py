@@ -209,7 +209,7 @@ def _names_of_python() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        messages = list(error.messages)
         for option, argument in NAMES_OF_PYTHON.items():
-            messages = [message.replace(option, argument) for message in messages]
-        raise UserError(*messages) from error
+            error.messages = tuple(message.replace(option, argument) for message in error.messages)
+        error.args = ("\n".join(error.messages),)
+        raise
