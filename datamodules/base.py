@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
 
@@ -203,10 +203,6 @@ class PromptDataModule(ChecksArguments, UsesModel):
             raise UserError(f"min_pixels={min_pixels} is more than max_pixels={max_pixels}")
         check_within("[0, 1]", "data", max_bad_rows=max_bad_rows)
         check_columns(columns or {}, self.fields)
-        if special_tokens not in get_args(SpecialTokens):
-            raise UserError(f"special_tokens={special_tokens!r}: choose break, refuse or keep")
-        if answers not in get_args(Answers):
-            raise UserError(f"answers={answers!r}: choose any or all")
         self.answers = answers
         self.locations: dict[str, str | None] = {}
         self.given: dict[str, GivenRows] = {}

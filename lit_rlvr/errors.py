@@ -10,7 +10,7 @@ import signal
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from functools import lru_cache, wraps
+from functools import cache, wraps
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
@@ -124,7 +124,7 @@ TYPE_NAMES = {
     "Callable": "a function",
 }  # fmt: skip
 """Python type -> its name in messages."""
-NUMBERS: dict[Any, type] = {int: Integral, float: Real}
+NUMBER_TYPES: dict[Any, type] = {int: Integral, float: Real}
 """Type of an option -> the numbers that it takes, those of numpy too."""
 
 
@@ -196,7 +196,7 @@ def check_init(cls: type, args: Sequence[Any], kwargs: Mapping[str, Any], key: s
     refuse_all(problems)
 
 
-@lru_cache(maxsize=None)
+@cache
 def init_parameters(cls: type) -> tuple[dict[str, Any], list[inspect.Parameter]]:
     """Return the types of the arguments that a class takes, as the parser sees them, and its own parameters."""
     from jsonargparse._parameter_resolvers import get_signature_parameters  # slow, and workers import this module
@@ -219,8 +219,8 @@ def fits(value: Any, hint: Any) -> bool:
         return value in inner
     if hint in (None, NoneType):
         return value is None
-    if hint in NUMBERS:
-        return isinstance(value, NUMBERS[hint]) and not isinstance(value, bool)
+    if hint in NUMBER_TYPES:
+        return isinstance(value, NUMBER_TYPES[hint]) and not isinstance(value, bool)
     if hint is bool:
         return type(value).__name__ in ("bool", "bool_")  # numpy's too
     if hint is str:

@@ -19,7 +19,7 @@ import torch
 
 import lit_rlvr
 from lit_rlvr import GRPO, Arithmetic, MathAnswer, RolloutCallback, Sampling, TextMath, Trainer
-from lit_rlvr.advantages import GRPOAdvantage, GroupBatch
+from lit_rlvr.advantages import GroupBatch, GRPOAdvantage
 from lit_rlvr.advantages.base import Advantage
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.errors import UserError
@@ -153,7 +153,9 @@ def test_signatures_are_those_of_init() -> None:
 
 
 def test_functions_are_rewards() -> None:
-    rollout = RolloutCallback(rewards=[digits, partial(scaled, scale=0.5), lambda completion, sample: 2.0, MathAnswer()])
+    rollout = RolloutCallback(
+        rewards=[digits, partial(scaled, scale=0.5), lambda completion, sample: 2.0, MathAnswer()]
+    )
     first, second, third, last = rollout.rewards
     pair = (Completion("12", (1,), "stop"), Sample("a", "b", "c"))
     assert [reward.score([pair])[0].value for reward in (first, second, third)] == [2.0, 0.5, 2.0]

@@ -117,7 +117,7 @@ class Advantage(ChecksArguments, ABC):
         """Return the state to save for a resume: numbers, strings, tensors and dicts of them."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027  # optional
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # optional
         """Restore the result of `state_dict`."""
 
 

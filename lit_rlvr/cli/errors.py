@@ -164,6 +164,7 @@ PARSE_ERRORS = (
 """Pattern of jsonargparse's message -> our message; `where` is the key in the message, and `why` explains
 `mismatch`."""
 
+
 def explain_parse_error(error: Exception) -> str:
     """Return a parse error as one line, with the nearest valid name for an unknown one."""
     return explain(" ".join(str(error).split()), KnownNames(getattr(error, "parser", None)))

@@ -228,7 +228,7 @@ class RolloutEngine(ChecksArguments, ABC):
         """Return whether its log-probabilities equal those of a trainer that computes in `dtype`, up to rounding."""
         return self.exact and dtype == torch.float32
 
-    def check_hardware(self, device: str, dtype: torch.dtype) -> None:  # noqa: B027  # optional
+    def check_hardware(self, device: str, dtype: torch.dtype) -> None:  # optional
         """Refuse a device that the engine's options do not work on, or a compute type of the trainer, before weights
         are loaded.
 
@@ -296,7 +296,7 @@ class RolloutEngine(ChecksArguments, ABC):
         """Load the last sync's weights again after a restart, on this rank alone."""
         self.sync(policy)
 
-    def check_copies(self) -> None:  # noqa: B027  # optional
+    def check_copies(self) -> None:  # optional
         """Check that all copies of the last sync's weights are the same. Collective: called on each rank, with a probe.
 
         Raises:

@@ -72,17 +72,17 @@ class Reward(ChecksArguments, ABC):
         self.truncated_is_wrong = truncated_is_wrong
         self.metrics: dict[str, list[float]] = {}
 
-    def begin_rollout(self, step: int, max_steps: int) -> None:  # noqa: B027 (optional)
+    def begin_rollout(self, step: int, max_steps: int) -> None:
         """Take note of a rollout of training that begins after `step` of the run's `max_steps` optimizer steps."""
 
-    def check_reference(self, sample: Sample) -> None:  # noqa: B027 (optional)
+    def check_reference(self, sample: Sample) -> None:
         """Refuse a sample whose reference this reward cannot read; called for all samples when the data are loaded.
 
         Raises:
             UserError: says what is wrong with the reference, and what to do.
         """
 
-    def check_prefill(self, prefill: str) -> None:  # noqa: B027 (optional)
+    def check_prefill(self, prefill: str) -> None:
         """Refuse, or warn of, a prefill that this reward looks for in the text, where it never is.
 
         Args:
@@ -195,7 +195,7 @@ class Reward(ChecksArguments, ABC):
         """Return the callable that the user's file defines."""
         return type(self).__call__
 
-    def close(self) -> None:  # noqa: B027 (optional)
+    def close(self) -> None:
         """Release the reward's resources; none by default."""
 
 

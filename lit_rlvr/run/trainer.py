@@ -24,8 +24,8 @@ from lit_rlvr.errors import ChecksArguments, UserError, given_text
 from lit_rlvr.policy.precision import auto_precision
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.rank_zero import show_messages, silence_other_packages
-from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.run.run import CONFIGURABLE, DEFAULT_FOLDER, Run, RunStart, in_order, with_defaults
+from lit_rlvr.training.module import RLVRModule
 
 _log = logging.getLogger("lit_rlvr")
 
