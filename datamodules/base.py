@@ -113,9 +113,9 @@ class PromptDataModule(ChecksArguments, UsesModel):
     """Prompts with reference answers from files, folders or the hub.
 
     Args:
-        train: training rows, from Python also as a list of dicts or a `datasets.Dataset`; else a file (jsonl, json, csv, tsv, also with .gz; parquet, arrow), a folder of such files
+        train: training rows: a file (jsonl, json, csv, tsv, also with .gz; parquet, arrow), a folder of such files
             or saved by `datasets`, a hub name `org/name[@config][:split]`, or `package:svamp/train.jsonl` (ships with
-            lit-rlvr).
+            lit-rlvr). From Python also the rows themselves: a list of dicts, or a `datasets.Dataset`.
         validation: validation rows, in the same form as `train`.
         test: test rows, in the same form as `train`.
         validation_split: without `validation`, hold out this many training rows (an integer) or this share of them (a

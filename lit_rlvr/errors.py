@@ -1,4 +1,4 @@
-"""`UserError`, which users see as one line; checks of arguments; functions that find the user's code in an exception."""
+"""`UserError`, which users see as one line, checks of arguments, and the user's code in an exception."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from functools import cache, wraps
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Optional, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 _HERE = Path(__file__).parents[1]
 OWN_FOLDERS = (_HERE / "lit_rlvr", _HERE / "datamodules")
@@ -157,7 +157,7 @@ _C = TypeVar("_C", bound=type)
 
 
 def checks_arguments(config_key: str) -> Callable[[_C], _C]:
-    """Make a dataclass check its arguments as `ChecksArguments` does; the parser takes no dataclass with such a base."""
+    """Make a dataclass check its arguments as `ChecksArguments` does, which the parser does not take as its base."""
 
     def decorate(cls: _C) -> _C:
         init = cls.__init__  # type: ignore[misc]
@@ -204,7 +204,7 @@ def init_parameters(cls: type) -> tuple[dict[str, Any], list[inspect.Parameter]]
     def hint(parameter: Any) -> Any:
         if parameter.annotation is inspect.Parameter.empty:
             return Any
-        return parameter.annotation if parameter.default is not None else Optional[parameter.annotation]
+        return parameter.annotation if parameter.default is not None else Union[parameter.annotation, None]  # noqa: UP007
 
     own = [*inspect.signature(cls.__init__).parameters.values()][1:]  # type: ignore[misc]
     return {one.name: hint(one) for one in get_signature_parameters(cls)}, own

@@ -126,7 +126,7 @@ class Sampling:
 
 @checks_arguments("eval_sampling")
 @dataclass(frozen=True)
-class EvalSampling(metaclass=ABCMeta):
+class EvalSampling(metaclass=ABCMeta):  # noqa: B024  # for `register`
     """The settings of sampling in validation; training's settings fill in the others.
 
     Args:

@@ -52,7 +52,7 @@ class Own(Reward):
 class Loose(Own):
     """Its arguments cannot be told from its code."""
 
-    def __init__(self, *names: str, title: str = None, **kwargs: Any) -> None:  # type: ignore[assignment]
+    def __init__(self, *names: str, title: str = None, **kwargs: Any) -> None:  # type: ignore[assignment]  # noqa: RUF013
         super().__init__()
         self.__dict__.update(kwargs, names=names, title=title)
 
@@ -70,7 +70,10 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: GRPO(lr=True), "model.lr: give a number, not True"),
     (lambda: GRPO(lr=None), "model.lr: None is not allowed; leave it out for its default"),
     (lambda: GRPO(learning_rate=1e-6), "model: GRPO has no option 'learning_rate'; did you mean 'lr'?"),
-    (lambda: GRPO(num_generations=8), "model: GRPO has no option 'num_generations'; did you mean 'rollout.group_size'?"),
+    (
+        lambda: GRPO(num_generations=8),
+        "model: GRPO has no option 'num_generations'; did you mean 'rollout.group_size'?",
+    ),
     (lambda: GRPO(lr_schedule="step"), "model.lr_schedule: give one of 'constant', 'linear', 'cosine', not 'step'"),
     (lambda: GRPO(betas=0.9), "model.betas: give a list, not 0.9"),
     (lambda: GRPO(betas=(0.9, "x")), "model.betas.1: give a number, not 'x'"),
@@ -78,7 +81,10 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: GRPO("grpo", "token_mean", 0.2, 0.2, None, "m"), "model: GRPO takes 5 arguments without a name, not 6"),
     (lambda: RolloutCallback(group_size="8"), "rollout.group_size: give a whole number, not '8'"),
     (lambda: RolloutCallback(group_size=2.5), "rollout.group_size: give a whole number, not 2.5"),
-    (lambda: RolloutCallback(groupsize=8), "rollout: RolloutCallback has no option 'groupsize'; did you mean 'group_size'?"),
+    (
+        lambda: RolloutCallback(groupsize=8),
+        "rollout: RolloutCallback has no option 'groupsize'; did you mean 'group_size'?",
+    ),
     (
         lambda: RolloutCallback(temperature=1.0),
         "rollout: RolloutCallback has no option 'temperature'; did you mean 'rollout.sampling.temperature'?",
@@ -156,10 +162,10 @@ def test_functions_are_rewards() -> None:
     rollout = RolloutCallback(
         rewards=[digits, partial(scaled, scale=0.5), lambda completion, sample: 2.0, MathAnswer()]
     )
-    first, second, third, last = rollout.rewards
+    first, second, third = rollout.rewards[:3]
     pair = (Completion("12", (1,), "stop"), Sample("a", "b", "c"))
     assert [reward.score([pair])[0].value for reward in (first, second, third)] == [2.0, 0.5, 2.0]
-    assert [reward.name for reward in rollout.rewards] == ["digits", "scaled", "<lambda>", "math_answer"]
+    assert [reward.name for reward in rollout.rewards] == ["digits", "scaled", "<lambda>", "own"]
     assert isinstance(first, FunctionReward) and first.dotted_path == f"{__name__}.digits"
     assert FunctionReward(digits, weight=0.5).init_args["path"] == f"{__name__}.digits"
 

@@ -138,9 +138,9 @@ def read_rows(location: str | GivenRows, split: str = "train") -> Iterator[Sourc
     """Yield all rows of a location.
 
     Args:
-        location: rows given in Python, a file of a type in `FORMATS`, a folder of such files, a folder saved by `datasets` (`save_to_disk`),
+        location: a file of a type in `FORMATS`, a folder of such files, a folder saved by `datasets` (`save_to_disk`),
             `package:FILE` for a file that ships with lit-rlvr, or a hub name `org/name[@config][:split]`. A folder may
-            end in `:split` too.
+            end in `:split` too. Or rows that were given in Python.
         split: which split to read if the location has several and names none.
 
     Raises:

@@ -80,7 +80,7 @@ def test_given_rows_are_named_in_errors():
     for train, message in (
         (
             DatasetDict(train=Dataset.from_list(rows(2))),
-            r"data.train: give the rows of one set, such as data\['train'\]",
+            r"data.train: give the rows of one set, .*\['train'\]",
         ),
         (pandas.DataFrame(rows(2)), r'data.train: give dicts, such as frame.to_dict\("records"\), not a DataFrame'),
         (["1+1?"], "data.train:1: a row is a dict of columns, not a str"),
@@ -309,7 +309,7 @@ def test_several_answers_are_any_or_all(jsonl):
     path = jsonl([{"prompt": "Capital?", "answer": ["Paris", "Paris, France"]}])
     assert PromptDataModule(train=path).load("train")[0].references == ("Paris", "Paris, France")
     assert PromptDataModule(train=path, answers="all").load("train")[0].references == ("Paris, Paris, France",)
-    with pytest.raises(UserError, match="data.answers: give one of 'any', 'all', not 'each'"):
+    with pytest.raises(UserError, match=r"data\.answers: give one of 'any', 'all', not 'each'"):
         PromptDataModule(train=path, answers="each")
 
 
