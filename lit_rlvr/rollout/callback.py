@@ -64,8 +64,8 @@ class RolloutCallback(ChecksArguments, Callback):
             1, pass@k is reported for k up to this number.
         eval_greedy: also answer each validation prompt once without sampling, as `val/<set>/greedy`: next to the cost
             of many samples it is free.
-        rewards: the rewards that score a completion; the training reward is their weighted sum. Default: that of the
-            environment, else MathAnswer.
+        rewards: the rewards that score a completion, from Python also functions; the training reward is their weighted
+            sum. Default: that of the environment, else MathAnswer.
         environment: what answers the model between its turns (`sampling.max_turns` of them at most): an `Environment`;
             the dotted path of a class whose public methods are tools, or of a function that returns such an object; or
             several such paths by the names in the data's column `environment`.
