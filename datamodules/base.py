@@ -5,10 +5,11 @@ A new data set needs only `columns` in YAML, or a subclass with `sample` (conver
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
 
@@ -24,7 +25,7 @@ from lit_rlvr.datamodules.reading.checks import (
     require_samples,
 )
 from lit_rlvr.datamodules.reading.images import with_images
-from lit_rlvr.datamodules.reading.readers import read_rows
+from lit_rlvr.datamodules.reading.readers import GivenRows, read_rows
 from lit_rlvr.datamodules.reading.rows import (
     abbreviate,
     check_ids,
@@ -53,7 +54,7 @@ from lit_rlvr.datamodules.reading.stream import (
     prompt_hashes,
 )
 from lit_rlvr.environments.base import Environment
-from lit_rlvr.errors import UserError, check_takes, check_within, defined_at
+from lit_rlvr.errors import ChecksArguments, UserError, check_takes, check_within, defined_at
 from lit_rlvr.policy.families.base import ImageProcessor
 from lit_rlvr.types import Prompt, Sample
 
@@ -108,13 +109,13 @@ class UsesModel(LightningDataModule):
         return module
 
 
-class PromptDataModule(UsesModel):
+class PromptDataModule(ChecksArguments, UsesModel):
     """Prompts with reference answers from files, folders or the hub.
 
     Args:
         train: training rows: a file (jsonl, json, csv, tsv, also with .gz; parquet, arrow), a folder of such files
             or saved by `datasets`, a hub name `org/name[@config][:split]`, or `package:svamp/train.jsonl` (ships with
-            lit-rlvr).
+            lit-rlvr). From Python also the rows themselves: a list of dicts, or a `datasets.Dataset`.
         validation: validation rows, in the same form as `train`.
         test: test rows, in the same form as `train`.
         validation_split: without `validation`, hold out this many training rows (an integer) or this share of them (a
@@ -156,14 +157,15 @@ class PromptDataModule(UsesModel):
         name: the set's name in metrics (`val/<name>/...`); the class name in snake case by default.
     """
 
+    config_key = "data"
     fields: Sequence[str] = FIELDS
     """The fields that `columns` can map."""
 
     def __init__(
         self,
-        train: str | None = None,
-        validation: str | None = None,
-        test: str | None = None,
+        train: str | Iterable[dict[str, Any]] | None = None,
+        validation: str | Iterable[dict[str, Any]] | None = None,
+        test: str | Iterable[dict[str, Any]] | None = None,
         validation_split: int | float | None = None,
         columns: dict[str, str] | None = None,
         image_folder: str | None = None,
@@ -201,12 +203,13 @@ class PromptDataModule(UsesModel):
             raise UserError(f"min_pixels={min_pixels} is more than max_pixels={max_pixels}")
         check_within("[0, 1]", "data", max_bad_rows=max_bad_rows)
         check_columns(columns or {}, self.fields)
-        if special_tokens not in get_args(SpecialTokens):
-            raise UserError(f"special_tokens={special_tokens!r}: choose break, refuse or keep")
-        if answers not in get_args(Answers):
-            raise UserError(f"answers={answers!r}: choose any or all")
         self.answers = answers
-        self.locations: dict[str, str | None] = {"train": train, "validation": validation, "test": test}
+        self.locations: dict[str, str | None] = {}
+        self.given: dict[str, GivenRows] = {}
+        for split, rows in (("train", train), ("validation", validation), ("test", test)):
+            if rows is not None and not isinstance(rows, str):
+                self.init_args[split] = rows = self.given[split] = GivenRows(rows, split)
+            self.locations[split] = rows if rows is None else os.fspath(rows)
         self.validation_split, self.columns = validation_split, columns
         self.image_options = (image_folder, min_pixels, max_pixels)
         self.chat = Chat(
@@ -244,7 +247,7 @@ class PromptDataModule(UsesModel):
 
         Yield nothing if there is no such set, and a `BadRow` in place of a row that cannot be used.
         """
-        location = self.locations[split]
+        location = self.given.get(split, self.locations[split])
         if location is None:
             if split == "train":
                 raise UserError(f"{type(self).__name__}: no training data, set data.init_args.train")

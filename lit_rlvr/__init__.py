@@ -16,9 +16,14 @@ if "PYTORCH_ALLOC_CONF" not in _os.environ:  # else freed GPU memory is in piece
 
 _NAMES = {
     "Arithmetic": "lit_rlvr.datamodules",
+    "FunctionReward": "lit_rlvr.rewards",
     "GRPO": "lit_rlvr.algorithms",
+    "MathAnswer": "lit_rlvr.rewards",
+    "PromptDataModule": "lit_rlvr.datamodules",
+    "RewardResult": "lit_rlvr.types",
     "RolloutCallback": "lit_rlvr.rollout",
     "Sampling": "lit_rlvr.types",
+    "TextMath": "lit_rlvr.datamodules",
     "Trainer": "lit_rlvr.run.trainer",
 }
 """Names of a run from Python -> their modules, which are imported when the name is used."""
@@ -29,3 +34,7 @@ def __getattr__(name: str) -> _Any:
     if name not in _NAMES or _sys._getframe(1).f_globals["__name__"].startswith("jsonargparse"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(_import_module(_NAMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*_NAMES, "__version__"})

@@ -1,4 +1,4 @@
-"""`UserError`, which users see as one line, and functions that find the user's code in an exception."""
+"""`UserError`, which users see as one line, checks of arguments, and the user's code in an exception."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ import re
 import signal
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from functools import cache, wraps
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 _HERE = Path(__file__).parents[1]
 OWN_FOLDERS = (_HERE / "lit_rlvr", _HERE / "datamodules")
@@ -113,6 +116,167 @@ def option_instead(name: str, known: Iterable[str]) -> str | None:
     parts, named = ours.split("."), {other.lstrip("-"): other for other in known}
     ends = (named.get(".".join(parts[i:])) for i in range(len(parts)))
     return next(filter(None, ends), ours if parts[0] in named else None)
+
+
+TYPE_NAMES = {
+    "int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list",
+    "tuple": "a list", "dict": "a mapping", "Iterable": "a list", "Sequence": "a list", "Mapping": "a mapping",
+    "Callable": "a function",
+}  # fmt: skip
+"""Python type -> its name in messages."""
+NUMBER_TYPES: dict[Any, type] = {int: Integral, float: Real}
+"""Type of an option -> the numbers that it takes, those of numpy too."""
+
+
+class InitSignature:
+    """The signature of a class's `__init__`, which `help` would otherwise look for in `__new__`."""
+
+    def __get__(self, built: object, cls: type) -> inspect.Signature | None:
+        if built is not None:  # a callable object has its own
+            return None
+        signature = inspect.signature(cls.__init__)  # type: ignore[misc]
+        return signature.replace(parameters=[*signature.parameters.values()][1:])
+
+
+class ChecksArguments:
+    """The base of classes that a config names: from Python, they refuse wrong arguments as the command line does.
+
+    Attributes:
+        config_key: the key of a config that the class's options stand under; `{}` in it is the class's name.
+    """
+
+    config_key = ""
+    __signature__ = InitSignature()
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        check_init(cls, args, kwargs, cls.config_key.format(cls.__name__))
+        return super().__new__(cls)
+
+
+_C = TypeVar("_C", bound=type)
+
+
+def checks_arguments(config_key: str) -> Callable[[_C], _C]:
+    """Make a dataclass check its arguments as `ChecksArguments` does, which the parser does not take as its base."""
+
+    def decorate(cls: _C) -> _C:
+        init = cls.__init__  # type: ignore[misc]
+
+        @wraps(init)
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+            check_init(cls, args, kwargs, config_key)
+            init(self, *args, **kwargs)
+
+        cls.__init__ = __init__  # type: ignore[misc]
+        return cls
+
+    return decorate
+
+
+def check_init(cls: type, args: Sequence[Any], kwargs: Mapping[str, Any], key: str) -> None:
+    """Refuse arguments of a class that it has no option for, or that are of another type than annotated.
+
+    Raises:
+        UserError: a line for each such argument, with the nearest name if there is no such option.
+    """
+    if not (args or kwargs):
+        return
+    known, own = init_parameters(cls)
+    positional = [one.name for one in own if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    if len(args) > len(positional) and not any(one.kind is one.VAR_POSITIONAL for one in own):
+        raise UserError(f"{key}: {cls.__name__} takes {len(positional)} arguments without a name, not {len(args)}")
+    given = {**dict(zip(positional, args, strict=False)), **kwargs}
+    takes_any = any(one.kind is one.VAR_KEYWORD for one in own) and known.keys() <= {one.name for one in own}
+    problems = [] if takes_any else [_no_option(name, cls, known, key) for name in given if name not in known]
+    problems += [
+        _misfit(value, known[name], f"{key}.{name}")
+        for name, value in given.items()
+        if name in known and not fits(value, known[name])
+    ]
+    refuse_all(problems)
+
+
+@cache
+def init_parameters(cls: type) -> tuple[dict[str, Any], list[inspect.Parameter]]:
+    """Return the types of the arguments that a class takes, as the parser sees them, and its own parameters."""
+    from jsonargparse._parameter_resolvers import get_signature_parameters  # slow, and workers import this module
+
+    def hint(parameter: Any) -> Any:
+        if parameter.annotation is inspect.Parameter.empty:
+            return Any
+        return parameter.annotation if parameter.default is not None else Union[parameter.annotation, None]  # noqa: UP007
+
+    own = [*inspect.signature(cls.__init__).parameters.values()][1:]  # type: ignore[misc]
+    return {one.name: hint(one) for one in get_signature_parameters(cls)}, own
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Return whether a value is of an annotated type; True for types that cannot be told at run time."""
+    kind, inner = get_origin(hint), get_args(hint)
+    if kind in (Union, UnionType):
+        return any(fits(value, one) for one in inner)
+    if kind is Literal:
+        return value in inner
+    if hint in (None, NoneType):
+        return value is None
+    if hint in NUMBER_TYPES:
+        return isinstance(value, NUMBER_TYPES[hint]) and not isinstance(value, bool)
+    if hint is bool:
+        return type(value).__name__ in ("bool", "bool_")  # numpy's too
+    if hint is str:
+        return isinstance(value, str | os.PathLike)
+    cls = kind or hint
+    if cls in (list, tuple, set, frozenset):
+        return isinstance(value, Sequence | Set) and not isinstance(value, str) and _all_fit(value, inner)
+    if isinstance(cls, type) and issubclass(cls, Mapping):
+        return isinstance(value, Mapping) and (len(inner) < 2 or _all_fit(value.values(), inner[1:]))
+    try:
+        return not isinstance(cls, type) or isinstance(value, cls)
+    except TypeError:  # a protocol
+        return True
+
+
+def _all_fit(values: Iterable[Any], inner: Sequence[Any]) -> bool:
+    return all(fits(value, inner[0]) for value in values) if inner else True
+
+
+def _no_option(name: str, cls: type, known: Iterable[str], key: str) -> str:
+    """Return a message with the nearest option of the class, or else of a config."""
+    groups = {path.partition(".")[0] for path in OURS.values()}
+    near = option_instead(name, known) or option_instead(name, groups) or nearest(name, known)
+    hint = f"; did you mean {near.replace('.init_args', '')!r}?" if near else ""
+    return f"{key}: {cls.__name__} has no option {name!r}{hint}"
+
+
+def _misfit(value: Any, hint: Any, where: str) -> str:
+    """Return a message with the types that an option accepts, and the given value, or the wrong one within it."""
+    if value is None:
+        return f"{where}: None is not allowed; leave it out for its default"
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if isinstance(value, list | tuple):
+        for inner in (get_args(kind)[0] for kind in kinds if get_origin(kind) in (list, tuple) and get_args(kind)):
+            place, wrong = next((place, one) for place, one in enumerate(value) if not fits(one, inner))
+            return _misfit(wrong, inner, f"{where}.{place}")
+    names = dict.fromkeys(name for kind in kinds for name in _names_of(kind))
+    return f"{where}: give {', or '.join(names)}, not {given_text(value)}"
+
+
+def _names_of(hint: Any) -> Iterator[str]:
+    if get_origin(hint) is Literal:
+        yield f"one of {', '.join(map(repr, get_args(hint)))}"
+    elif hint not in (None, NoneType):
+        name = getattr(get_origin(hint) or hint, "__name__", str(hint))
+        yield TYPE_NAMES.get(name, f"{'an' if name[0].lower() in 'aeio' else 'a'} {name}")
+
+
+def given_text(value: Any) -> str:
+    """Return a plain value as Python writes it, shortened, and the type of any other."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if not isinstance(value, str | int | float | list | tuple | Mapping):
+        return type_text(value)
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 class RunStopped(Exception):

@@ -7,11 +7,12 @@ T completion positions, V vocabulary. Masks are bool, True = in the loss.
 from __future__ import annotations
 
 import math
+from abc import ABCMeta
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, checks_arguments
 
 if TYPE_CHECKING:  # reward workers import this module; torch is too slow for them
     from torch import Tensor
@@ -54,6 +55,7 @@ class Sample:
         return (self.answer, *self.aliases)
 
 
+@checks_arguments("sampling")
 @dataclass(frozen=True)
 class Sampling:
     """The settings of sampling, with which the engine samples and the trainer scores.
@@ -122,8 +124,9 @@ class Sampling:
         return replace(self, banned_token_ids=tuple(sorted({*self.banned_token_ids, *token_ids})))
 
 
+@checks_arguments("eval_sampling")
 @dataclass(frozen=True)
-class EvalSampling:
+class EvalSampling(metaclass=ABCMeta):  # noqa: B024  # for `register`
     """The settings of sampling in validation; training's settings fill in the others.
 
     Args:
@@ -154,6 +157,9 @@ class EvalSampling:
             return replace(training, **{name: value for name, value in vars(self).items() if value is not None})
         except UserError as error:
             raise UserError(f"rollout.eval_{error}") from error
+
+
+EvalSampling.register(Sampling)  # complete settings, with nothing of training to fill in
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from lit_rlvr.common.files import write_atomically
 from lit_rlvr.datamodules.reading.bad_row import BadRow
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, type_text
 from lit_rlvr.types import Sample
 
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<config>[\w.-]+))?(:(?P<split>.+))?")
@@ -91,18 +92,63 @@ class SourceRow(NamedTuple):
         return f"{self.file}:{self.number}"
 
 
-def read_rows(location: str, split: str = "train") -> Iterator[SourceRow]:
+class GivenRows:
+    """Rows of a data set that were given in Python, in place of the file that a config names.
+
+    Args:
+        rows: dicts of columns, or a `datasets.Dataset`.
+        split: the set's name, for messages.
+
+    Raises:
+        UserError: they are a mapping or a table instead.
+
+    Attributes:
+        file: the file that a run writes them to, so that its `config.yaml` can name it.
+    """
+
+    def __init__(self, rows: Iterable[Mapping[str, Any]], split: str) -> None:
+        self.name = self.file = f"data.{split}"
+        if isinstance(rows, Mapping):
+            raise UserError(f"{self.name}: give the rows of one set, such as data[{next(iter(rows), split)!r}]")
+        if hasattr(rows, "iterrows"):
+            raise UserError(f'{self.name}: give dicts, such as frame.to_dict("records"), not {type_text(rows)}')
+        self.rows = rows if hasattr(rows, "with_format") else list(rows)
+
+    def __fspath__(self) -> str:
+        return self.file
+
+    def read(self) -> Iterator[SourceRow]:
+        """Yield the rows; those of a `Dataset` without a transform in their Arrow form."""
+        kept = getattr(self.rows, "format", None) or {}
+        if hasattr(self.rows, "with_format") and kept.get("type") != "custom":
+            yield from _read_dataset(self.rows, self.name)
+            return
+        for number, row in enumerate(self.rows, 1):
+            if not isinstance(row, Mapping):
+                raise UserError(f"{self.name}:{number}: a row is a dict of columns, not {type_text(row)}")
+            yield SourceRow(number, dict(row), self.name)
+
+    def write(self) -> None:
+        """Write the rows to `file`."""
+        rows = (cell_to_json(row.value) for row in self.read())
+        write_atomically(Path(self.file), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_rows(location: str | GivenRows, split: str = "train") -> Iterator[SourceRow]:
     """Yield all rows of a location.
 
     Args:
         location: a file of a type in `FORMATS`, a folder of such files, a folder saved by `datasets` (`save_to_disk`),
             `package:FILE` for a file that ships with lit-rlvr, or a hub name `org/name[@config][:split]`. A folder may
-            end in `:split` too.
+            end in `:split` too. Or rows that were given in Python.
         split: which split to read if the location has several and names none.
 
     Raises:
         UserError: there is nothing at the location, or it cannot be read at all.
     """
+    if isinstance(location, GivenRows):
+        yield from location.read()
+        return
     if location.startswith("package:"):
         location = str(SHIPPED / location.removeprefix("package:"))
     path, named_split = Path(location).expanduser(), None

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from lit_rlvr.errors import UserError, check_takes, nearest, user_line
+from lit_rlvr.errors import ChecksArguments, UserError, check_takes, nearest, user_line
 
 Scale = Literal["group", "batch", "none"]
 DEGENERATE = 1e-8  # rewards of a group that spread no more than this count as equal
@@ -64,12 +64,14 @@ class GroupBatch:
 AdvantageFunction = Callable[[GroupBatch], Tensor]
 
 
-class Advantage(ABC):
+class Advantage(ChecksArguments, ABC):
     """An estimator with options. Subclass it as a dataclass, or use any function of a `GroupBatch`.
 
     Training calls it once per rollout, on every rank with the same numbers. An estimator that keeps state between
     rollouts returns it in `state_dict`, which checkpoints store.
     """
+
+    config_key = "model.advantage"
 
     @abstractmethod
     def __call__(self, group: GroupBatch) -> Tensor:
@@ -115,7 +117,7 @@ class Advantage(ABC):
         """Return the state to save for a resume: numbers, strings, tensors and dicts of them."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027  # optional
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # optional
         """Restore the result of `state_dict`."""
 
 

@@ -19,6 +19,7 @@ from lit_rlvr.cli.commands import NOT_PARSED, WITHOUT_RESULT
 from lit_rlvr.configs import TOP_KEYS
 from lit_rlvr.errors import (
     OWN_FOLDERS,
+    TYPE_NAMES,
     UserError,
     cause_of,
     find_user_line,
@@ -162,12 +163,6 @@ PARSE_ERRORS = (
 )  # fmt: skip
 """Pattern of jsonargparse's message -> our message; `where` is the key in the message, and `why` explains
 `mismatch`."""
-
-TYPE_NAMES = {
-    "int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list",
-    "dict": "a mapping", "Iterable": "a list",
-}  # fmt: skip
-"""Python type -> its name in messages."""
 
 
 def explain_parse_error(error: Exception) -> str:

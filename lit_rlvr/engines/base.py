@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lit_rlvr.common.seeds import derive_seed
+from lit_rlvr.errors import ChecksArguments
 from lit_rlvr.types import Completion, Pixels, Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ class EngineContext:
         return cls("", policy, tokenizer, max_tokens=0, max_sequences=sequences, seed=0)
 
 
-class RolloutEngine(ABC):
+class RolloutEngine(ChecksArguments, ABC):
     """An engine generates completions from a copy of (or a view on) the policy's weights.
 
     Attributes:
@@ -208,6 +209,8 @@ class RolloutEngine(ABC):
         in_process: it generates in the training process, on its device.
         quantized: it computes with weights in 8 bits.
     """
+
+    config_key = "rollout.engine"
 
     exact: bool = False
     concurrent: bool = False
@@ -225,7 +228,7 @@ class RolloutEngine(ABC):
         """Return whether its log-probabilities equal those of a trainer that computes in `dtype`, up to rounding."""
         return self.exact and dtype == torch.float32
 
-    def check_hardware(self, device: str, dtype: torch.dtype) -> None:  # noqa: B027  # optional
+    def check_hardware(self, device: str, dtype: torch.dtype) -> None:  # optional
         """Refuse a device that the engine's options do not work on, or a compute type of the trainer, before weights
         are loaded.
 
@@ -293,7 +296,7 @@ class RolloutEngine(ABC):
         """Load the last sync's weights again after a restart, on this rank alone."""
         self.sync(policy)
 
-    def check_copies(self) -> None:  # noqa: B027  # optional
+    def check_copies(self) -> None:  # optional
         """Check that all copies of the last sync's weights are the same. Collective: called on each rank, with a probe.
 
         Raises:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_rlvr.common.packages import require
-from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.errors import UserError, check_within, checks_arguments
 from lit_rlvr.policy.families import language_modules
 
 
@@ -58,6 +58,7 @@ def dense(weight: Tensor) -> Tensor:
 ADAPTER = "default"
 
 
+@checks_arguments("lora")
 @dataclass(frozen=True)
 class Lora:
     """Options of LoRA: adapters of rank r are trained instead of the weights: W + (alpha / r) B A, B starting at 0.

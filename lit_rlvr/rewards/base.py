@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from lit_rlvr.common.settings import dotted_path_of, init_arguments, snake_case
-from lit_rlvr.errors import UserError, first_line, first_line_of, user_line
+from lit_rlvr.errors import ChecksArguments, UserError, first_line, first_line_of, user_line
 from lit_rlvr.types import Completion, Pair, RewardResult, Sample
 from lit_rlvr.workers.pool import Waiting, shared_pool
 from lit_rlvr.workers.process import Function, Isolation, Outcome, pickle_for_worker
@@ -22,7 +22,7 @@ from lit_rlvr.workers.process import Function, Isolation, Outcome, pickle_for_wo
 _log = logging.getLogger("lit_rlvr")
 
 
-class Reward(ABC):
+class Reward(ChecksArguments, ABC):
     """A judge of completions; subclasses pass their `**kwargs` to it.
 
     Args:
@@ -44,6 +44,7 @@ class Reward(ABC):
         metrics: numbers of the current rollout to log as `reward/<name>`: their means; [] = none this time.
     """
 
+    config_key = "rewards.{}"
     whole_rollout = False
 
     def __init__(
@@ -71,17 +72,17 @@ class Reward(ABC):
         self.truncated_is_wrong = truncated_is_wrong
         self.metrics: dict[str, list[float]] = {}
 
-    def begin_rollout(self, step: int, max_steps: int) -> None:  # noqa: B027 (optional)
+    def begin_rollout(self, step: int, max_steps: int) -> None:
         """Take note of a rollout of training that begins after `step` of the run's `max_steps` optimizer steps."""
 
-    def check_reference(self, sample: Sample) -> None:  # noqa: B027 (optional)
+    def check_reference(self, sample: Sample) -> None:
         """Refuse a sample whose reference this reward cannot read; called for all samples when the data are loaded.
 
         Raises:
             UserError: says what is wrong with the reference, and what to do.
         """
 
-    def check_prefill(self, prefill: str) -> None:  # noqa: B027 (optional)
+    def check_prefill(self, prefill: str) -> None:
         """Refuse, or warn of, a prefill that this reward looks for in the text, where it never is.
 
         Args:
@@ -194,7 +195,7 @@ class Reward(ABC):
         """Return the callable that the user's file defines."""
         return type(self).__call__
 
-    def close(self) -> None:  # noqa: B027 (optional)
+    def close(self) -> None:
         """Release the reward's resources; none by default."""
 
 

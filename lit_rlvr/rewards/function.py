@@ -13,6 +13,7 @@ from functools import lru_cache, partial
 from importlib import import_module
 from typing import Any
 
+from lit_rlvr.common.settings import dotted_path_of
 from lit_rlvr.errors import UserError, defined_at, nearest
 from lit_rlvr.rewards.base import Reward, as_result, check_rewards
 from lit_rlvr.rewards.format import tag_within
@@ -65,7 +66,8 @@ class FunctionReward(Reward):
     (`trl.rewards.get_soft_overlong_punishment`), is called with `options` first.
 
     Args:
-        path: the function as `module.function`; modules in the current directory work.
+        path: the function as `module.function`, modules in the current directory included; from Python also the
+            function itself.
         options: further keyword arguments of the function; for slime's, the attributes of `args`.
         truncated_is_wrong: a completion cut off at max_tokens is not right and earns at most 0. Default: false for
             functions of other libraries, which judge the text so far, else true.
@@ -78,12 +80,18 @@ class FunctionReward(Reward):
 
     def __init__(
         self,
-        path: str,
+        path: str | Callable[..., Any],
         options: dict[str, Any] | None = None,
         truncated_is_wrong: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        named = load_function(path)
+        if isinstance(path, partial) and not path.args:
+            path, options = path.func, {**path.keywords, **(options or {})}
+        named = load_function(path) if isinstance(path, str) else path
+        if not isinstance(path, str):
+            path = dotted_path_of(path if hasattr(path, "__qualname__") else type(path))
+        if isinstance(named, type) and issubclass(named, Reward):
+            raise UserError(f"rollout.rewards: {path} is a class; give one with its options, {named.__name__}(...)")
         self.function, self.form = with_options(named, options or {}, path)
         if truncated_is_wrong is None:
             truncated_is_wrong = self.form is OWN
@@ -334,7 +342,7 @@ async def _awaited(result: Any) -> Any:
 
 
 def as_rewards(rewards: Sequence[Reward | str]) -> list[Reward]:
-    """Resolve the rewards of a config: a dotted path becomes a `FunctionReward`, a `Reward` stays unchanged.
+    """Resolve the rewards of a config: a dotted path becomes a `FunctionReward`, a `Reward` stays.
 
     Raises:
         UserError: the rewards cannot be used together, or one cannot be isolated as requested.

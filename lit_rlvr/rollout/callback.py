@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,9 +27,9 @@ from lit_rlvr.engines.base import EngineContext, RolloutEngine
 from lit_rlvr.engines.synced import SyncedEngine
 from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.base import rewards_with
-from lit_rlvr.errors import MAX_SIZE, UserError, check_all, check_within, refuse_all
+from lit_rlvr.errors import MAX_SIZE, ChecksArguments, UserError, check_all, check_within, refuse_all
 from lit_rlvr.policy.precision import compute_dtype
-from lit_rlvr.rewards import Reward, shared_pool
+from lit_rlvr.rewards import FunctionReward, Reward, shared_pool
 from lit_rlvr.rewards.base import check_prefills, say_where
 from lit_rlvr.rewards.combine import logged_metrics
 from lit_rlvr.rewards.references import check_references, warn_of_gold_answers
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("lit_rlvr")
 
 
-class RolloutCallback(Callback):
+class RolloutCallback(ChecksArguments, Callback):
     """Fills each prompt batch with a rollout before the algorithm sees it.
 
     Args:
@@ -64,8 +64,8 @@ class RolloutCallback(Callback):
             1, pass@k is reported for k up to this number.
         eval_greedy: also answer each validation prompt once without sampling, as `val/<set>/greedy`: next to the cost
             of many samples it is free.
-        rewards: the rewards that score a completion; the training reward is their weighted sum. Default: that of the
-            environment, else MathAnswer.
+        rewards: the rewards that score a completion, from Python also functions; the training reward is their weighted
+            sum. Default: that of the environment, else MathAnswer.
         environment: what answers the model between its turns (`sampling.max_turns` of them at most): an `Environment`;
             the dotted path of a class whose public methods are tools, or of a function that returns such an object; or
             several such paths by the names in the data's column `environment`.
@@ -92,6 +92,8 @@ class RolloutCallback(Callback):
             runs agree as far as these reach; torch warns of each operation without one. No effect on a CPU.
     """
 
+    config_key = "rollout"
+
     def __init__(
         self,
         group_size: int = 8,
@@ -100,7 +102,7 @@ class RolloutCallback(Callback):
         eval_sampling: EvalSampling = EvalSampling(),  # noqa: B008
         eval_samples: int | dict[str, int] = 1,
         eval_greedy: bool = False,
-        rewards: list[Reward | str] | None = None,
+        rewards: list[Reward | str | Callable[..., Any]] | None = None,
         environment: Environment | str | dict[str, str] | None = None,
         probe_every: int = 10,
         mask_truncated: bool = False,
@@ -112,6 +114,7 @@ class RolloutCallback(Callback):
         rollouts_from: str | None = None,
         deterministic: bool = False,
     ) -> None:
+        rewards = rewards and [one if isinstance(one, Reward | str) else FunctionReward(one) for one in rewards]
         self.init_args = init_arguments()
         self.group_size = group_size
         self.generator = resolve_engine(engine)

@@ -20,7 +20,7 @@ from lit_rlvr.common.files import flush_to_disk
 from lit_rlvr.common.terminal import progress
 from lit_rlvr.distributed.checkpoints import checkpoint_folder, list_checkpoints
 from lit_rlvr.distributed.strategy import FSDP2
-from lit_rlvr.errors import UserError, check_within, shown
+from lit_rlvr.errors import ChecksArguments, UserError, check_within, shown
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.folder import delete_backup, delete_failed
 from lit_rlvr.run.loggers import metrics_file
@@ -70,7 +70,7 @@ def require_metric(option: str, name: str, names: Collection[str]) -> None:
         raise UserError(f"{option}: no metric is called {name!r}; {known}")
 
 
-class RunCheckpoint(Checkpoint):
+class RunCheckpoint(ChecksArguments, Checkpoint):
     """Saves `checkpoints/step-NNNNNN.ckpt` in the run folder, and once more when training ends or stops.
 
     Sharded checkpoints are written in the background, one at a time. A checkpoint gets its name, and replaces an older
@@ -84,6 +84,8 @@ class RunCheckpoint(Checkpoint):
         best: validation metric, such as `val/accuracy` or `val/<set>/pass@8`; the checkpoint with its highest value is
             also kept, as `checkpoints/best.ckpt`.
     """
+
+    config_key = "checkpoint"
 
     clock = staticmethod(time.monotonic)
 

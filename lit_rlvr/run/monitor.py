@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from lit_rlvr.common.settings import dotted_path_of
 from lit_rlvr.common.terminal import number_text, one_line
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import ChecksArguments, UserError
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.types import GroupSelection, Rollout, Sampling
 
@@ -52,7 +52,7 @@ VALIDATED = re.compile(r"val/(.+)/truncated")
 """The metric of a validation set."""
 
 
-class CollapseStop(Callback):
+class CollapseStop(ChecksArguments, Callback):
     """Early stopping of a collapsed run, by means over the last `window` iterations.
 
     The share of unsolved prompts is compared with its lowest mean, the entropy with its first. Both signs are those of
@@ -63,6 +63,8 @@ class CollapseStop(Callback):
         unsolved: stop when the share of prompts without a right completion exceeds its lowest mean by this much.
         entropy: stop when the entropy exceeds this multiple of its mean over the run's first `window` iterations.
     """
+
+    config_key = "collapse"
 
     def __init__(self, window: int = 0, unsolved: float = 0.3, entropy: float = EXPLODED) -> None:
         if window < 0 or not 0 < unsolved <= 1 or entropy <= 1:

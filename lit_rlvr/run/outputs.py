@@ -21,7 +21,7 @@ from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.terminal import Terminal, one_line
 from lit_rlvr.datamodules.reading.images import Images, open_images
 from lit_rlvr.distributed.sharding import weights_sha256
-from lit_rlvr.errors import RunStopped, UserError, check_within, shown
+from lit_rlvr.errors import ChecksArguments, RunStopped, UserError, check_within, shown
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.loggers import metrics_file, run_root
 from lit_rlvr.run.monitor import COLLAPSE, EARLY_STOP, why_stopped
@@ -129,7 +129,7 @@ def plot_run(rows: Mapping[int, Mapping[str, float]], path: Path, title: str) ->
 _log = logging.getLogger("lit_rlvr")
 
 
-class RunFolder(Callback):
+class RunFolder(ChecksArguments, Callback):
     """Writes the results of a run to `trainer.default_root_dir`, in addition to checkpoints and logs.
 
     They are `completions.jsonl` (sampled groups), `validation.jsonl` (correct completions of each question), `images/`
@@ -142,6 +142,8 @@ class RunFolder(Callback):
         trace_every: iterations between rollouts whose tokens are saved for `lit-rlvr explain`, for `save_prompts`
             prompts each; the last rollout and the newest with a gradient are saved too; 0 = never.
     """
+
+    config_key = "run"
 
     def __init__(self, save_prompts: int = 2, show_every: int = 10, trace_every: int = 10) -> None:
         check_within("[0, inf)", "run", save_prompts=save_prompts, show_every=show_every, trace_every=trace_every)

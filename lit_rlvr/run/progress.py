@@ -13,11 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lit_rlvr.common.settings import init_arguments
 from lit_rlvr.common.terminal import Terminal
-from lit_rlvr.errors import check_within
+from lit_rlvr.errors import ChecksArguments, check_within
 from lit_rlvr.training.optimizer import updates_of
 
 
-class Budget(Callback):
+class Budget(ChecksArguments, Callback):
     """Ends training with the iteration that uses up a number of completions or tokens.
 
     Everything generated for training counts, including further rounds of dynamic sampling and a reference model's
@@ -27,6 +27,8 @@ class Budget(Callback):
         samples: sampled completions; None = no limit.
         tokens: generated tokens; None = no limit.
     """
+
+    config_key = "budget"
 
     def __init__(self, samples: int | None = None, tokens: int | None = None) -> None:
         self.init_args = init_arguments()
@@ -129,7 +131,7 @@ class RunProgress(ProgressBar):
         steps = getattr(pl_module, "updates", 0)  # in `validate` the trainer counts none
         when = "before training" if trainer.sanity_checking else f"step {steps}"
         text = "  ".join(f"{k.removeprefix('val/')} {v:.3f}" for k, v in results.items() if k != "val/accuracy")
-        self._console.print(f"validation, {when}: {text}")
+        self._console.print(f"validation, {when}: {text}", soft_wrap=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop()

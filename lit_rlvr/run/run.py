@@ -16,8 +16,10 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.loggers.utilities import _log_hyperparams
 
 from lit_rlvr.common.files import write_atomically
+from lit_rlvr.datamodules.reading.readers import GivenRows
 from lit_rlvr.distributed.checkpoints import checkpoint_step, last_checkpoint, list_checkpoints
 from lit_rlvr.distributed.collectives import is_first_process
+from lit_rlvr.errors import UserError
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.folder import CONFIG_HEADER, LOCK, claim_run_folder, clear_run_folder, ended_early, lock_run_folder
@@ -58,6 +60,8 @@ class Run:
     overwrite: bool = False
     settings: str = ""
     """The resolved settings as YAML: the text of `config.yaml`."""
+    given: list[GivenRows] = field(default_factory=list)
+    """The data that were given in Python, whose files the settings name."""
     loggers: list[Logger] = field(default_factory=list)
     """Opened when the run begins, so that a run which fails earlier leaves the folder unchanged."""
 
@@ -144,6 +148,8 @@ class RunStart(Callback):
         if self._logs_hyperparameters:
             _log_hyperparams(trainer)
         if trainer.is_global_zero:
+            for rows in run.given:
+                rows.write()
             write_atomically(run.folder / "config.yaml", CONFIG_HEADER + run.settings)
         trainer.strategy.barrier()  # no process writes to the folder before it is clear
 
@@ -202,7 +208,14 @@ def in_order(callbacks: Sequence[Callback]) -> list[Callback]:
 
 
 def with_defaults(given: Sequence[Callback], shows_progress: bool) -> list[Callback]:
-    """Return the given callbacks, and those of every run that are not among them."""
+    """Return the given callbacks, and those of every run that are not among them.
+
+    Raises:
+        UserError: two of them are of one kind of which a run has one.
+    """
+    for key, kind in CONFIGURABLE.items():
+        if (count := sum(isinstance(one, kind) for one in given)) > 1:
+            raise UserError(f"{key}: give one {kind.__name__} among the callbacks, not {count}")
     made = [kind() for kind in (*CONFIGURABLE.values(), *FIXED) if not any(isinstance(one, kind) for one in given)]
     if shows_progress and not any(isinstance(callback, ProgressBar) for callback in given):
         made.append(RunProgress())

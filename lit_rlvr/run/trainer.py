@@ -16,18 +16,21 @@ from lightning.pytorch.loggers import Logger
 
 from lit_rlvr.common.seeds import run_seed
 from lit_rlvr.common.settings import arguments_of, settings_of
+from lit_rlvr.datamodules import PromptDataModule
+from lit_rlvr.datamodules.reading.readers import GivenRows
 from lit_rlvr.distributed.checkpoints import CheckpointFiles
 from lit_rlvr.distributed.strategy import prepare_groups
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import ChecksArguments, UserError, given_text
 from lit_rlvr.policy.precision import auto_precision
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.rank_zero import show_messages, silence_other_packages
 from lit_rlvr.run.run import CONFIGURABLE, DEFAULT_FOLDER, Run, RunStart, in_order, with_defaults
+from lit_rlvr.training.module import RLVRModule
 
 _log = logging.getLogger("lit_rlvr")
 
 
-class Trainer(lightning.pytorch.Trainer):
+class Trainer(ChecksArguments, lightning.pytorch.Trainer):
     """Lightning's Trainer for runs, with everything that `lit-rlvr fit` adds.
 
     It prints a line per step and writes metrics, completions, checkpoints, curves, the summary and `config.yaml` to the
@@ -50,6 +53,8 @@ class Trainer(lightning.pytorch.Trainer):
         enable_model_summary: print Lightning's table of the layers.
         options: options of Lightning's Trainer.
     """
+
+    config_key = "trainer"
 
     def __init__(
         self,
@@ -132,11 +137,15 @@ class Trainer(lightning.pytorch.Trainer):
         if self.run is not None:  # the command line has begun it, before it built the model
             super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
             return
+        if datamodule is None and val_dataloaders is None:  # Lightning takes a data module in either place
+            datamodule = train_dataloaders
+        check_parts(model, datamodule)
         with _names_of_python(), Run.open(Path(self.default_root_dir), ckpt_path, overwrite) as run:
+            run.given = _with_files(datamodule, run.folder)
             run.settings = self._settings(model, datamodule)
             self.begin(run)
             try:
-                super().fit(model, train_dataloaders, val_dataloaders, datamodule, run.checkpoint, weights_only)
+                super().fit(model, None, None, datamodule, run.checkpoint, weights_only)
             finally:
                 self.run = None
 
@@ -159,6 +168,33 @@ class Trainer(lightning.pytorch.Trainer):
         return yaml.safe_dump(settings, sort_keys=False)
 
 
+def check_parts(model: Any, data: Any) -> None:
+    """Refuse anything but an algorithm and a data module.
+
+    Raises:
+        UserError: says what was given instead.
+    """
+    example = 'such as TextMath(train=[{"question": "1+1?", "answer": "2"}])'
+    for key, part, kind, remedy in (
+        ("model", model, RLVRModule, "an algorithm, such as GRPO()"),
+        ("data", data, PromptDataModule, f"a data module, {example}"),
+    ):
+        if part is None:
+            raise UserError(f"{key}: missing; give {remedy}")
+        if not isinstance(part, kind):
+            raise UserError(f"{key}: give {remedy}, not {given_text(part)}")
+
+
+def _with_files(data: PromptDataModule, folder: Path) -> list[GivenRows]:
+    """Name the files of the run for the rows that were given in Python; return these rows."""
+    found = []
+    for one in data.validated:
+        for split, rows in one.given.items():
+            rows.file = str(folder / "rows" / f"{one.name}_{split}.jsonl")
+            found.append(rows)
+    return found
+
+
 NAMES_OF_PYTHON = {
     "trainer.default_root_dir": "default_root_dir",
     "--ckpt_path last": 'ckpt_path="last"',
@@ -173,7 +209,7 @@ def _names_of_python() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        messages = list(error.messages)
         for option, argument in NAMES_OF_PYTHON.items():
-            messages = [message.replace(option, argument) for message in messages]
-        raise UserError(*messages) from error
+            error.messages = tuple(message.replace(option, argument) for message in error.messages)
+        error.args = ("\n".join(error.messages),)
+        raise

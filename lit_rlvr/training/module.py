@@ -51,7 +51,7 @@ from lit_rlvr.distributed.collectives import (
 )
 from lit_rlvr.distributed.sharding import shard
 from lit_rlvr.distributed.strategy import FSDP2
-from lit_rlvr.errors import MAX_SIZE, UserError, check_within
+from lit_rlvr.errors import MAX_SIZE, ChecksArguments, UserError, check_within
 from lit_rlvr.objectives import (
     Aggregation,
     Correction,
@@ -93,7 +93,7 @@ from lit_rlvr.types import GroupSelection, PromptBatch, Rollout
 _log = logging.getLogger("lit_rlvr")
 
 
-class RLVRModule(LossModule, EvaluatingModule):
+class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
     """The base class of every algorithm; a subclass defines its loss in `objective`.
 
     Args:
@@ -158,6 +158,8 @@ class RLVRModule(LossModule, EvaluatingModule):
             {max_position_embeddings: 16384, rope_parameters: {rope_type: yarn, factor: 4.0,
             original_max_position_embeddings: 4096}}.
     """
+
+    config_key = "model"
 
     def __init__(
         self,

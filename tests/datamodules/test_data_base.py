@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+import pandas
 import pytest
+from datasets import Dataset, DatasetDict
 from jsonargparse import ArgumentParser
 from tiny_environments import Echo
 
@@ -50,6 +52,43 @@ def test_a_new_data_set_by_column_mapping_alone(jsonl):
     (sample,) = PromptDataModule(train=path, columns=columns, name="mine").load("train")
     assert (sample.id, sample.prompt, sample.answer) == ("mine:1", "one", "1")
     assert (sample.options, sample.category, sample.source) == (("1", "2"), "easy", f"{path}:1")
+
+
+@pytest.mark.parametrize("form", ["list", "dataset", "transformed", "streamed"])
+def test_rows_are_given_in_python(jsonl, chat_tokenizer, form):
+    """They are the same training set as the file of these rows, so that a run can be resumed with either."""
+    given = rows(6, tags=["a"])
+    dataset = Dataset.from_list(given)
+    forms = {
+        "list": given,
+        "dataset": dataset,
+        "transformed": dataset.with_transform(lambda batch: {name: list(cells) for name, cells in batch.items()}),
+        "streamed": dataset.to_iterable_dataset(),
+    }
+    fingerprints = []
+    for train in (jsonl(given), forms[form]):
+        data = PromptDataModule(train=train, validation_split=2, prompts_per_step=2)
+        data.tokenizer = chat_tokenizer
+        data.setup("fit")
+        fingerprints.append(data.state_dict()["fingerprint"])
+    assert fingerprints[0] == fingerprints[1]
+    (sample, *_) = data.load("train")
+    assert sample.source.startswith("data.train:") and sample.row["tags"] == ["a"]
+
+
+def test_given_rows_are_named_in_errors():
+    for train, message in (
+        (
+            DatasetDict(train=Dataset.from_list(rows(2))),
+            r"data.train: give the rows of one set, .*\['train'\]",
+        ),
+        (pandas.DataFrame(rows(2)), r'data.train: give dicts, such as frame.to_dict\("records"\), not a DataFrame'),
+        (["1+1?"], "data.train:1: a row is a dict of columns, not a str"),
+        ([], "data.train: no usable row in it"),
+        ([{"prompt": "1+1?"}], "data.train:1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            PromptDataModule(train=train, max_bad_rows=0).load("train")
 
 
 def test_a_module_of_ones_own_needs_rows_only(chat_tokenizer):
@@ -270,7 +309,7 @@ def test_several_answers_are_any_or_all(jsonl):
     path = jsonl([{"prompt": "Capital?", "answer": ["Paris", "Paris, France"]}])
     assert PromptDataModule(train=path).load("train")[0].references == ("Paris", "Paris, France")
     assert PromptDataModule(train=path, answers="all").load("train")[0].references == ("Paris, Paris, France",)
-    with pytest.raises(UserError, match="answers='each': choose any or all"):
+    with pytest.raises(UserError, match=r"data\.answers: give one of 'any', 'all', not 'each'"):
         PromptDataModule(train=path, answers="each")
 
 

@@ -257,7 +257,7 @@ def test_the_configs_own_texts_and_other_added_tokens_stay(chat_tokenizer):
 
 
 def test_special_tokens_takes_three_values():
-    with pytest.raises(UserError, match="special_tokens='brake': choose break, refuse or keep"):
+    with pytest.raises(UserError, match=r"data\.special_tokens: give one of 'break', 'refuse', 'keep', not 'brake'"):
         PromptDataModule(special_tokens="brake")
 
 

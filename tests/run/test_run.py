@@ -11,13 +11,16 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from datasets import Dataset
 from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
+from torch.utils.data import DataLoader
 
-from lit_rlvr import Arithmetic, RolloutCallback, Sampling, Trainer
+from lit_rlvr import GRPO, Arithmetic, RolloutCallback, Sampling, TextMath, Trainer
 from lit_rlvr.advantages import GRPOAdvantage
 from lit_rlvr.algorithms import DAPO
 from lit_rlvr.common.settings import settings_of
+from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora
 from lit_rlvr.rewards import Format, MathAnswer
 from lit_rlvr.run.checkpoint import RunCheckpoint
@@ -63,6 +66,61 @@ def test_config_of_a_run_from_python_repeats_it(
     with pytest.raises(Exception, match="already holds a run"):
         train(tmp_path / "python", tiny_model_folder)
     train(tmp_path / "python", tiny_model_folder, overwrite=True)
+
+
+def share_of_digits(completions: list[Any], **columns: Any) -> list[float]:
+    texts = [one if isinstance(one, str) else one[0]["content"] for one in completions]
+    return [sum(c.isdigit() for c in text) / max(len(text), 1) for text in texts]
+
+
+def train_on_rows(folder: Path, model: Path, rows: Any, max_steps: int, **more: Any) -> str:
+    """Train with a function as the reward, and rows as the data; return the hash of the weights."""
+    seed_everything(3)
+    rollout = RolloutCallback(
+        group_size=4, engine="hf", sampling=Sampling(max_tokens=6), rewards=[partial(share_of_digits, unused=1)]
+    )
+    trainer = Trainer(
+        default_root_dir=folder, callbacks=[rollout], max_steps=max_steps, accelerator="cpu", devices=1,
+        precision="32-true", logger=False, limit_val_batches=0,
+    )  # fmt: skip
+    trainer.fit(GRPO(model=str(model), lr=1e-2), datamodule=TextMath(train=rows, prompts_per_step=2), **more)
+    return str(json.loads((folder / "summary.json").read_text())["weights_sha256"])
+
+
+def test_functions_and_rows_resume_and_repeat(
+    tmp_path: Path, tiny_model_folder: Path, lit_rlvr: Callable[..., Any]
+) -> None:
+    """A list, then a `Dataset` of the same rows, and the command line with the config: the same weights."""
+    rows = [{"question": f"{a} + 1 = ?", "answer": str(a + 1)} for a in range(9)]
+    whole = train_on_rows(tmp_path / "whole", tiny_model_folder, rows, 4)
+    train_on_rows(tmp_path / "run", tiny_model_folder, rows, 2)
+    others = [{"question": row["question"], "answer": "3"} for row in rows]
+    with pytest.raises(UserError, match="answers"):
+        train_on_rows(tmp_path / "run", tiny_model_folder, others, 4, ckpt_path="last")
+    dataset = Dataset.from_list(rows)
+    assert train_on_rows(tmp_path / "run", tiny_model_folder, dataset, 4, ckpt_path="last") == whole
+    config = tmp_path / "run/config.yaml"
+    saved = yaml.safe_load(config.read_text())
+    assert saved["data"]["init_args"]["train"] == str(tmp_path / "run/rows/text_math_train.jsonl")
+    assert saved["rollout"]["rewards"][0]["init_args"]["options"] == {"unused": 1}
+    lit_rlvr("fit", "--config", str(config), "--trainer.default_root_dir", str(tmp_path / "command"))
+    assert json.loads((tmp_path / "command/summary.json").read_text())["weights_sha256"] == whole
+
+
+def test_what_fit_needs_is_said(tmp_path: Path, tiny_model_folder: Path) -> None:
+    model = GRPO(model=str(tiny_model_folder))
+    data = Arithmetic(prompts_per_step=2, held_out=4)
+    for given, message in (
+        ((model,), "data: missing; give a data module, such as TextMath"),
+        ((model, DataLoader([1])), "data: give a data module, .*, not a DataLoader"),  # type: ignore[arg-type]
+        ((model, [{"question": "1+1?", "answer": "2"}]), "data: give a data module, .*, not .*question"),
+        ((GRPO, data), "model: give an algorithm, such as GRPO.., not the class GRPO"),
+        ((data, model), "model: give an algorithm, such as GRPO.., not an Arithmetic"),
+        ((None, data), "model: missing; give an algorithm"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Trainer(default_root_dir=tmp_path / "run", max_steps=1, accelerator="cpu").fit(*given)
+    assert not (tmp_path / "run").exists()
 
 
 def test_config_of_an_older_run_resumes(tmp_path: Path, tiny_model_folder: Path, lit_rlvr: Callable[..., Any]) -> None:
