@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from math import isfinite
+from statistics import median
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -95,6 +97,7 @@ class RunProgress(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._estimator.add(trainer)
         if not self._enabled:
             return
         values = {k: float(v) for k, v in trainer.callback_metrics.items()}
@@ -104,6 +107,8 @@ class RunProgress(ProgressBar):
         )
         if "rollout/tokens_per_second" in values:
             text += f"  {values['rollout/tokens_per_second']:.0f} tokens/s"
+        if "train/staleness/mean" in values:
+            text += f"  staleness {values['train/staleness/mean']:.1f}"
         if "rollout/turns" in values:
             text += f"  turns {values['rollout/turns']:.1f}  tool calls {values['rollout/tool_calls']:.1f}"
         total = self._estimator.steps(trainer)
@@ -144,14 +149,24 @@ class RunProgress(ProgressBar):
 
 
 class ProgressEstimator:
-    """Estimates the optimizer steps of the whole run, and the seconds left from this process's mean step."""
+    """Estimates the optimizer steps of the whole run, and the seconds left from this process's mean step without
+    outages."""
 
     def __init__(self) -> None:
-        self._start: float | None = None
         self._first_position: tuple[int, int] | None = None  # the step and iteration that this process began with
+        self._last = (0.0, 0)  # the time and step at the end of the last iteration
+        self._seconds: list[float] = []  # of each iteration, with the validation before it
+        self._rollout_seconds: list[float] = []
 
     def begin(self, trainer: Trainer) -> None:
-        self._start, self._first_position = time.perf_counter(), _position(trainer)
+        self._first_position, self._last = _position(trainer), (time.perf_counter(), trainer.global_step)
+
+    def add(self, trainer: Trainer) -> None:
+        """Record the iteration that has just ended."""
+        now = time.perf_counter()
+        self._seconds.append(now - self._last[0])
+        self._rollout_seconds.append(float(trainer.callback_metrics.get("time/rollout", 0.0)))
+        self._last = now, trainer.global_step
 
     def steps(self, trainer: Trainer) -> int | None:
         """Return the optimizer steps of the whole run; None without a limit, or while a budget cannot be estimated yet.
@@ -172,14 +187,25 @@ class ProgressEstimator:
 
     def seconds(self, step: int, total_steps: int | None) -> float | None:
         """Return the seconds left; None before the first step, or without a limit."""
-        if (
-            self._start is None
-            or self._first_position is None
-            or total_steps is None
-            or step <= self._first_position[0]
-        ):
+        if self._first_position is None or total_steps is None or not self._seconds:
             return None
-        return (time.perf_counter() - self._start) / (step - self._first_position[0]) * max(total_steps - step, 0)
+        done = self._last[1] - self._first_position[0]
+        spent = sum(self._seconds) - outage_seconds(self._seconds, self._rollout_seconds)
+        return spent / done * max(total_steps - step, 0) if done > 0 else None
+
+
+OUTAGE = 5.0
+"""The multiple of a median iteration above which the wait for a rollout counts as an outage of the engine."""
+
+
+def outage_seconds(iterations: Sequence[float], rollouts: Sequence[float]) -> float:
+    """Return how many seconds of a run were outages of its engine.
+
+    Args:
+        iterations: the seconds of each iteration. rollouts: those that it waited for its rollout.
+    """
+    limit, usual = OUTAGE * median(iterations), median(rollouts)
+    return sum(waited - usual for waited in rollouts if waited > limit)
 
 
 def _position(trainer: Trainer) -> tuple[int, int]:
