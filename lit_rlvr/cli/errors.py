@@ -249,7 +249,7 @@ def _lacking(given: str) -> str:
     known = {cls.__name__: cls for classes in _classes().values() for cls in classes}
     cls = getattr(import_module(module), name) if module else known.get(name)
     methods = ", ".join(sorted(getattr(cls, "__abstractmethods__", ()))) or "a method"
-    return f"{path} is abstract, it lacks {methods}; give a class that defines it"
+    return f"{path} is abstract, it lacks {methods}; define it in the class, or give another"
 
 
 def _mismatch(text: str) -> str:

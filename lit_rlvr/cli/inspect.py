@@ -148,7 +148,7 @@ class PlannedRun:
             ),
             "warm start": f"at most {self.warm_start.steps} supervised steps" if self.warm_start.steps else None,
             "sequences per rollout": data.prompts_per_step * rollout.group_size,
-            "steps": ", at most ".join(limits) or "no limit",
+            "steps": ", at most ".join(limits) or "no limit: the run ends with Ctrl-C, or after trainer.max_time",
         }
 
     def sizes(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -10,13 +11,15 @@ from statistics import median
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import ProgressBar, Timer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lit_rlvr.common.settings import init_arguments
 from lit_rlvr.common.terminal import Terminal
 from lit_rlvr.errors import check_within
 from lit_rlvr.training.optimizer import updates_of
+
+_log = logging.getLogger("lit_rlvr")
 
 
 class Budget(Callback):
@@ -85,6 +88,8 @@ class RunProgress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._estimator.begin(trainer)
+        if self._enabled and not has_end(trainer):
+            _log.warning("neither trainer.max_steps nor trainer.max_epochs nor a budget ends this run: Ctrl-C does")
         if not (self._enabled and self._console.is_terminal):
             return
         self._bar = Progress(
@@ -206,6 +211,14 @@ def outage_seconds(iterations: Sequence[float], rollouts: Sequence[float]) -> fl
     """
     limit, usual = OUTAGE * median(iterations), median(rollouts)
     return sum(waited - usual for waited in rollouts if waited > limit)
+
+
+def has_end(trainer: Trainer) -> bool:
+    """Return whether a number of steps, epochs, completions or tokens, or a time, ends a run."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    is_timed = any(isinstance(callback, Timer) and callback.time_remaining() is not None for callback in callbacks)
+    is_bounded = any(isinstance(callback, Budget) and callback.limits for callback in callbacks)
+    return is_timed or is_bounded or trainer.max_steps >= 0 or (trainer.max_epochs or 0) >= 0
 
 
 def _position(trainer: Trainer) -> tuple[int, int]:

@@ -101,11 +101,11 @@ SAID: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an abstract class": (
         {"model": {"class_path": "lit_rlvr.algorithms.RLVRModule"}},
-        "model: lit_rlvr.algorithms.RLVRModule is abstract, it lacks objective; give a class that defines it",
+        "model: lit_rlvr.algorithms.RLVRModule is abstract, it lacks objective; define it in the class, or give another",
     ),
     "an abstract class by its short name": (
-        {"rollout": {"environment": "Environment"}},
-        "rollout.environment: Environment is abstract, it lacks step; give a class that defines it",
+        {"model": "RLVRModule"},
+        "model: RLVRModule is abstract, it lacks objective; define it in the class, or give another",
     ),
     "a long name of a module": (
         {"model": {"class_path": f"{'a_long_name_' * 9}.Plain"}},
