@@ -36,6 +36,8 @@ from lit_rlvr.datamodules.reading.rows import (
     with_prompts,
 )
 from lit_rlvr.datamodules.reading.split import (
+    CHARACTERS,
+    FAR_TOO_LONG,
     check_held_out,
     drop_long,
     exchange_images,
@@ -340,9 +342,18 @@ class PromptDataModule(ChecksArguments, UsesModel):
         self._reports_special_tokens = False
 
     def encode(self, sample: Sample) -> Prompt:
-        """Tokenise `render`'s text, with as many placeholders of each image as it has features."""
-        token_ids = list(self.tokenizer(self.render(sample), add_special_tokens=False).input_ids)
-        if sample.images:
+        """Tokenise `render`'s text, with as many placeholders of each image as it has features.
+
+        Of a text with more than `FAR_TOO_LONG` times `max_prompt_tokens` tokens, whose tokenisation could take minutes,
+        keep that many tokens.
+        """
+        text, most = self.render(sample), FAR_TOO_LONG * self.max_prompt_tokens
+        token_ids = self._token_ids(text[: most * CHARACTERS])
+        if len(token_ids) < 2 * most and len(text) > most * CHARACTERS:
+            token_ids = self._token_ids(text)
+        if len(token_ids) > most:
+            token_ids = token_ids[:most]
+        elif sample.images:
             images: Any = sample.images
             try:
                 placeholders = [self.image_processor.placeholders(*size) for size in images.sizes]
@@ -350,6 +361,9 @@ class PromptDataModule(ChecksArguments, UsesModel):
             except UserError as error:
                 raise UserError(f"{sample.source}: {error}") from error
         return Prompt(sample, token_ids, prefill=self.opening, score_prefill=self.score_prefill)
+
+    def _token_ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def prepare(self, prompt: Prompt) -> Prompt:
         """Return the prompt ready for a batch, with its images decoded and cut into patches.

@@ -17,7 +17,7 @@ from jsonargparse import ArgumentError, ArgumentParser, _typehints
 from jsonargparse._loaders_dumpers import get_yaml_default_loader
 
 import lit_rlvr
-from lit_rlvr.errors import UserError, nearest, user_error_in
+from lit_rlvr.errors import UserError, nearest, shown, user_error_in, why_not_a_file
 
 _SCRATCH = tempfile.TemporaryDirectory(prefix="lit-rlvr-")  # removed when the process ends
 _MERGED = Path(_SCRATCH.name)
@@ -78,13 +78,34 @@ def load_config(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise UserError(f"--config: {path}: its `base:` leads back to itself")
     values = read_config(path)
     base = values.pop("base", None)
-    return values if base is None else merge(load_config(find_base(str(base), path), (*seen, path)), values)
+    if base is None:
+        return values
+    base_path = find_base(str(base), path)
+    below = load_config(base_path, (*seen, path))
+    INHERITED.update({key: (cls, base_path) for key, cls in _options_of_other_classes(below, values)})
+    return merge(below, values)
+
+
+INHERITED: dict[str, tuple[str, Path]] = {}
+"""Option -> its class and file, if a config merges it into another class than that of its base."""
+
+
+def _options_of_other_classes(base: Any, over: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield each option that a base gives to a class that `over` replaces, as parse errors name it, and that class."""
+    if not (isinstance(base, dict) and isinstance(over, dict)):
+        return
+    if base.get("class_path") != over.get("class_path", base.get("class_path")):
+        for name in {*(base.get("init_args") or {})} - {*(over.get("init_args") or {})}:
+            yield f"{key}.{name}", str(base.get("class_path"))
+    for name in {*base} & {*over}:
+        inner = key if name == "init_args" else f"{key}.{name}" if key else name
+        yield from _options_of_other_classes(base[name], over[name], inner)
 
 
 def find_base(name: str, path: Path) -> Path:
     """Return the config that a `base:` in the file `path` names: relative to that file, or as `find_config` does."""
     relative = path.parent / name
-    return relative if relative.is_file() else find_config(name)
+    return relative if relative.is_file() else find_config(name, f"--config: {path}: base")
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -118,6 +139,11 @@ def find_config(name: str, option: str = "--config") -> Path:
     for candidate in (config_folder() / relative, config_folder() / f"{relative}.yaml"):
         if candidate.is_file():
             return candidate
+    if found := why_not_a_file(path):
+        inside = sorted(shown(file) for file in path.glob("*.y*ml"))[:3] if path.is_dir() else []
+        raise UserError(f"{option}: {name!r} {found}{'; give a file in it: ' + ', '.join(inside) if inside else ''}")
+    if "://" in name:
+        raise UserError(f"{option}: {name!r}: URLs are not read; download the file and give its path")
     near = nearest_configs(relative.removesuffix(".yaml"))
     hint = f"did you mean {' or '.join(near)}?" if near else f"the shipped ones are in {config_folder()}"
     raise UserError(f"{option}: there is no file {name!r}; {hint}")
@@ -152,7 +178,27 @@ def read_config(path: Path, known: Sequence[str] = TOP_KEYS, option: str = "--co
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{option}: {path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
-    return require_keys(value, known, f"{option}: {path}")
+    return _with_class_keys(require_keys(value, known, f"{option}: {path}"), f"{option}: {path}")
+
+
+CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
+"""Keys of a class in a config."""
+
+
+def _with_class_keys(value: Any, where: str) -> Any:
+    """Return a value of a config, after a check of the keys of every class in it.
+
+    Raises:
+        UserError: a class has another key; the message begins with `where`.
+    """
+    if isinstance(value, dict) and {"class_path", "init_args"} & {*value}:
+        for key in {*value} - {*CLASS_KEYS}:
+            near = nearest(str(key), CLASS_KEYS)
+            hint = f"did you mean {near!r}?" if near else "the options of a class are under init_args"
+            raise UserError(f"{where}: unknown key {key!r}; {hint}")
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        _with_class_keys(inner, f"{where}: {key}" if where.endswith("ml") else f"{where}.{key}")
+    return value
 
 
 def load_yaml(text: str) -> Any:

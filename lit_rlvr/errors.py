@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import inspect
 import os
 import re
 import signal
+import stat
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
@@ -430,6 +432,22 @@ def shown(path: str | Path) -> str:
     except FileNotFoundError:  # the current directory was removed
         below = False
     return os.path.relpath(path) if below else str(path)
+
+
+def why_not_a_file(path: Path) -> str | None:
+    """Return what stands at a path instead of a file that can be read, such as "is a folder"; None for a file, and for
+    nothing at all."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return "is a link that leads back to itself"
+        if path.is_symlink():
+            return f"is a link to {os.readlink(path)}, which is not there"
+        return None if error.errno in (errno.ENOENT, errno.ENOTDIR) else f"cannot be read: {error.strerror}"
+    if stat.S_ISDIR(mode):
+        return "is a folder"
+    return None if stat.S_ISREG(mode) else "is a pipe or a device, not a file; write its content to a file"
 
 
 def is_user_code(file: str) -> bool:

@@ -23,7 +23,7 @@ from PIL import Image
 
 from lit_rlvr.common.files import write_atomically
 from lit_rlvr.datamodules.reading.bad_row import BadRow
-from lit_rlvr.errors import UserError, type_text
+from lit_rlvr.errors import UserError, type_text, why_not_a_file
 from lit_rlvr.types import Sample
 
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<config>[\w.-]+))?(:(?P<split>.+))?")
@@ -151,6 +151,10 @@ def read_rows(location: str | GivenRows, split: str = "train") -> Iterator[Sourc
         return
     if location.startswith("package:"):
         location = str(SHIPPED / location.removeprefix("package:"))
+    if "://" in location:
+        name = re.search(r"(?:huggingface\.co|hf-mirror\.com|hf:/)/datasets/([\w.-]+/[\w.-]+)", location)
+        remedy = f"give the hub name, {name[1]}" if name else "download the file and give its path"
+        raise UserError(f"{location}: URLs are not read; {remedy}")
     path, named_split = Path(location).expanduser(), None
     if not path.exists() and ":" in location:
         folder, _, named_split = location.rpartition(":")
@@ -161,6 +165,8 @@ def read_rows(location: str | GivenRows, split: str = "train") -> Iterator[Sourc
         if named_split:
             raise UserError(f"{path}: a file has no splits, drop {':' + named_split!r}")
         yield from _read_file(path)
+    elif found := why_not_a_file(path):
+        raise UserError(f"{path}: {found}")
     elif HUB_NAME.fullmatch(location) and file_type(path) not in FORMATS and not location.startswith("."):
         yield from _read_dataset(load_from_hub(location, split), location)
     else:
@@ -219,6 +225,8 @@ def _read_dataset(data: Any, file: str) -> Iterator[SourceRow]:
 def _read_file(path: Path) -> Iterator[SourceRow]:
     """Read one file by its suffix."""
     read = FORMATS.get(file_type(path))
+    if found := why_not_a_file(path):
+        raise UserError(f"{path}: {found}")
     if read is None:
         raise UserError(f"{path}: unknown file type, known types are {', '.join(FORMATS)}")
     try:

@@ -58,6 +58,11 @@ def exchange_images(samples: list[Sample], seed: int) -> list[Sample]:
     return exchanged
 
 
+FAR_TOO_LONG, CHARACTERS = 8, 16
+"""Prompts with more than this multiple of the allowed tokens are not tokenised to their end; and how many characters
+of a text are tokenised first, for each token of that many."""
+
+
 def drop_long(prompts: list[Prompt], max_tokens: int, what: str) -> tuple[list[Prompt], list[str]]:
     """Return the prompts of at most `max_tokens` tokens and the ids of the others; report the others.
 
@@ -66,7 +71,9 @@ def drop_long(prompts: list[Prompt], max_tokens: int, what: str) -> tuple[list[P
     """
     too_long = [prompt for prompt in prompts if len(prompt.token_ids) > max_tokens]
     if too_long:
-        examples = abbreviate([f"{prompt.sample.id} ({len(prompt.token_ids)} tokens)" for prompt in too_long])
+        most = FAR_TOO_LONG * max_tokens
+        lengths = ((p.sample.id, len(p.token_ids)) for p in too_long)
+        examples = abbreviate([f"{name} ({n} tokens{' or more' if n >= most else ''})" for name, n in lengths])
         text = f"{len(too_long)} of {len(prompts)} prompts are longer than max_prompt_tokens={max_tokens}: {examples}"
         if len(too_long) == len(prompts):
             raise UserError(f"{what}: {text}. No prompt is left: raise max_prompt_tokens")

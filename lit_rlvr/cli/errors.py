@@ -16,7 +16,7 @@ from typing import Any, get_args, get_type_hints
 from jsonargparse import ArgumentError, Namespace
 
 from lit_rlvr.cli.commands import NOT_PARSED, WITHOUT_RESULT
-from lit_rlvr.configs import TOP_KEYS
+from lit_rlvr.configs import INHERITED, TOP_KEYS
 from lit_rlvr.errors import (
     OWN_FOLDERS,
     TYPE_NAMES,
@@ -26,6 +26,7 @@ from lit_rlvr.errors import (
     first_line,
     nearest,
     option_instead,
+    shown,
     user_error_in,
 )
 
@@ -148,8 +149,7 @@ PARSE_ERRORS = (
      "{where}: a class_path is the name of a class, not {given}"),
     (r"does not correspond to a subclass of (?P<base>\w+).*Given value: (?P<given>.*)",
      "{where}: {given} is not a subclass of {base}"),
-    (r"Expected an instantiatable class.*Given value: (?P<given>.*)",
-     "{where}: {given} is abstract, it lacks a required method"),
+    (r"Expected an instantiatable class.*Given value: (?P<abstract>.*)", "{where}: "),
     (r"Expected a dot import path string: (?P<cls>\S+)", "{where}: there is no class {cls!r}"),
     (r"Unable to load config ['\"](?P<given>[^'\"]*)",
      "{where}: {given!r} is not a group of options; give them by their names"),
@@ -204,12 +204,12 @@ def explain(text: str, names: KnownNames) -> str:
         if not found:
             continue
         where = ".".join(key for place, key in keys if place < found.start()) or (keys[0][1] if keys else "config")
-        parts = {name: _shorten(part) for name, part in found.groupdict().items()}
+        parts = {name: _shorten(part) if name == "given" else part for name, part in found.groupdict().items()}
         if "mismatch" in parts:
             if "class_path '" in found["mismatch"]:  # a class inside the class has the wrong option
                 return explain(f'Parser key "{where}.{found["inner"]}": {found["mismatch"]}', names)
             parts["why"] = _mismatch(found["mismatch"])
-        return message.format(where=where, **parts) + _hint(found.groupdict(), names)
+        return message.format(where=where, **parts) + _hint(found.groupdict() | {"where": where}, names)
     return f"{keys[0][1]}: {_mismatch(text)}" if keys else text
 
 
@@ -219,12 +219,32 @@ def _hint(found: Mapping[str, str], names: KnownNames) -> str:
         return _nearest(found["cls"], sorted(names.classes()))
     if "member" in found:
         return _nearest(found["member"], vars(import_module(found["module"])))
+    if "abstract" in found:
+        return _lacking(found["abstract"])
+    if (inherited := f"{found['where']}.{found.get('own')}") in INHERITED:
+        cls, file = INHERITED[inherited]
+        return f"; it comes from {cls.rpartition('.')[2]} in {shown(file)}, which a `base:` names"
     if "own" in found:
         ours = option_instead(found["own"], TOP_KEYS)  # if neither the class has it nor a similar one
         return _nearest(found["own"], names.arguments(found["name"])) or (f"; did you mean {ours!r}?" if ours else "")
     if "key" in found:
         return _nearest(found["key"], {option.removeprefix("--") for option in names.options()})
     return _nearest(found["option"], names.options()) if "option" in found else ""
+
+
+def _lacking(given: str) -> str:
+    """Say what an abstract class lacks.
+
+    Args:
+        given: its path or short name, alone or in the text of a mapping.
+    """
+    found = re.search(r"'class_path': '([^']+)'", given)
+    path = found[1] if found else given
+    module, _, name = path.rpartition(".")
+    known = {cls.__name__: cls for classes in _classes().values() for cls in classes}
+    cls = getattr(import_module(module), name) if module else known.get(name)
+    methods = ", ".join(sorted(getattr(cls, "__abstractmethods__", ()))) or "a method"
+    return f"{path} is abstract, it lacks {methods}; define it in the class, or give another"
 
 
 def _mismatch(text: str) -> str:
@@ -249,7 +269,8 @@ def _expected_kinds(text: str) -> Iterator[str]:
 
 
 def _shorten(text: str) -> str:
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    """Return a given value in at most 80 characters; a name or a path stays whole."""
+    return text if len(text) <= 80 or not re.search(r"[\s{\[]", text) else f"{text[:77]}..."
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:

@@ -35,6 +35,7 @@ from lit_rlvr.training.optimizer import (
     total_steps,
     train_whole_rollouts,
     updates_of,
+    warn_of_high_rate,
     warn_of_long_warmup,
 )  # fmt: skip
 from lit_rlvr.types import Prompt, Sample
@@ -136,7 +137,7 @@ class PlannedRun:
             "data": describe_set(data, "train"),
             "validation": [describe_set(d, "validation") for d in data.validated if d.prompts["validation"]],
             "rewards": [f"{reward.weight:g} x {reward.name}" for reward in rollout.rewards],
-            "correct": correct.name if correct else "the first reward that reports it, or that is 1",
+            "correct": correct.name if correct else RULE_OF_CORRECT,
             "environment": environment_fingerprint(rollout.environment),
             "engine": rollout.generator.name,
             "strategy": type(trainer.strategy).__name__,
@@ -147,7 +148,7 @@ class PlannedRun:
             ),
             "warm start": f"at most {self.warm_start.steps} supervised steps" if self.warm_start.steps else None,
             "sequences per rollout": data.prompts_per_step * rollout.group_size,
-            "steps": ", at most ".join(limits) or "no limit",
+            "steps": ", at most ".join(limits) or "no limit: the run ends with Ctrl-C, or after trainer.max_time",
         }
 
     def sizes(self) -> dict[str, Any]:
@@ -189,6 +190,7 @@ def dry_run(run: PlannedRun) -> None:
     run.prepare()
     run.rollout.log_sizes(run.module, *run.sizes_on_device)
     steps = None if run.iterations is None else run.iterations * updates_of(run.module)
+    warn_of_high_rate(run.module.lr, run.module.make_optimizer)
     warn_of_long_warmup(run.module.lr, run.module.warmup_steps, steps)
     found = {
         "run": run.settings(),
@@ -197,6 +199,13 @@ def dry_run(run: PlannedRun) -> None:
         "prompts": describe_prompts(run.data, "train", SHOWN_PROMPTS, None),
     }
     show_result(found, lambda: print_run(found))
+
+
+RULE_OF_CORRECT = (
+    "as the first reward that reports it says, else where the first reward is 1; `correct_from: true` on a reward "
+    "chooses another"
+)
+"""The source of `correct` without a `correct_from`."""
 
 
 def _advantage_name(advantage: object) -> str:
@@ -213,11 +222,11 @@ def print_run(found: Mapping[str, Any]) -> None:
             if line is not None:
                 console.print(f"{name}: {line}", soft_wrap=True)
     used = found["memory"]
+    too_much = ", WHICH IS TOO MUCH (`lit-rlvr plan` proposes a strategy or adapters that fit)"
     terms = ", ".join(f"{name} {value:.2f}" for name, value in used["terms"].items())
     console.print(
         f"memory: {used['parameters']:,} parameters, {used['trained']:,} trained ({used['way']}); about "
-        f"{used['needs']:.2f} of {used['of']:.1f} GiB on each device{'' if used['fits'] else ', WHICH IS TOO MUCH'}: "
-        f"{terms}",
+        f"{used['needs']:.2f} of {used['of']:.1f} GiB on each device{'' if used['fits'] else too_much}: {terms}",
         soft_wrap=True,
     )
     print_prompts(found["prompts"])

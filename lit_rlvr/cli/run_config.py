@@ -24,12 +24,6 @@ _log = logging.getLogger("lit_rlvr")
 FSDP1 = ("fsdp", "fsdp_cpu_offload")
 """Lightning's names of its first FSDP; they select our FSDP2."""
 
-REPLACEMENTS = {
-    "gradient_clip_val": "model.max_grad_norm",
-    "accumulate_grad_batches": "model.tokens_per_microbatch (memory) or data.prompts_per_step",
-}
-"""Trainer options that manual optimization refuses -> our options for the same purpose."""
-
 
 def check_config(command: str, config: Namespace) -> None:
     """Refuse settings that cannot work; change nothing.
@@ -45,9 +39,6 @@ def check_config(command: str, config: Namespace) -> None:
     measures = {"validate": "limit_val_batches", "test": "limit_test_batches"}.get(command)
     if measures and trainer[measures] == 0:
         raise UserError(f"trainer.{measures}: {trainer[measures]} leaves nothing to measure; leave it out")
-    for option, ours in REPLACEMENTS.items():
-        if trainer.get(option) not in (None, 1):
-            raise UserError(f"trainer.{option}: the algorithm does this itself; use {ours}")
     if str(getattr(trainer.strategy, "class_path", trainer.strategy)).endswith("FSDPStrategy"):
         raise UserError(
             "trainer.strategy: FSDP1 fails on backward passes inside a training step, cannot clip the norm and "

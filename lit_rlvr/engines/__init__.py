@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from lit_rlvr.common.packages import is_installed, require, vllm_package
 from lit_rlvr.engines.base import RolloutEngine
 from lit_rlvr.engines.hf import HFEngine
@@ -21,6 +23,12 @@ def resolve_engine(engine: RolloutEngine | str) -> RolloutEngine:
         return engine
     if engine == "hf" or (engine == "auto" and not is_installed("vllm")):
         return HFEngine()
+    if "." in engine:
+        module, _, name = engine.rpartition(".")
+        try:
+            getattr(import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"rollout.engine: {engine!r} cannot be imported ({error})") from error
     if engine not in ("auto", "vllm"):
         raise UserError(f"rollout.engine: {engine!r} is not known; use auto, hf, vllm, or a class_path")
     require("vllm", "rollout.engine", vllm_package())

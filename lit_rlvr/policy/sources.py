@@ -6,6 +6,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import tempfile
@@ -60,6 +61,9 @@ def resolve_model(model: str, overrides: Mapping[str, Any] | None = None) -> str
         return str(folder)
     if model.startswith((".", "/", "~")) or model.endswith("/"):
         raise UserError(f"model: there is no folder {model!r}; give a Hugging Face model folder, a hub id or smollm2")
+    if "://" in model:
+        name = re.search(r"(?:huggingface\.co|hf-mirror\.com)/([\w.-]+/[\w.-]+)", model)
+        raise UserError(f"model: {model}: URLs are not read; give {f'the hub id, {name[1]}' if name else 'a folder'}")
     _check_hub(model)
     return model
 

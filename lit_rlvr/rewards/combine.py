@@ -223,7 +223,8 @@ def _reported(result: RewardResult) -> RewardResult:
 def _say_rule(name: str) -> None:
     _log.info(
         "reward %r reports no `correct` (accuracy, pass@k): its value 1 counts as correct; "
-        "return True or False, or RewardResult(value, correct=...), for another rule", name,
+        "for another rule, set `correct_from: true` on the reward that decides, or let it return True or False, or "
+        "RewardResult(value, correct=...)", name,
     )  # fmt: skip
 
 

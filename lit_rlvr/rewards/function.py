@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 import logging
 import os
 import threading
@@ -204,6 +205,9 @@ def load_function(path: str) -> Any:
         raise UserError(
             f"rollout.rewards: there is no reward {path!r}; {hint}give a class of lit-rlvr, or module.function"
         )
+    if not re.fullmatch(r"\w+(\.\w+)+", path):
+        hint = "; in YAML, a space follows each colon: {class_path: my_task.MyReward}" if ":" in path else ""
+        raise UserError(f"rollout.rewards: {path!r} is not a dotted path such as my_task.my_reward{hint}")
     where = f"rewards.FunctionReward.path {path!r}"
     try:
         found = getattr(import_module(module), function)

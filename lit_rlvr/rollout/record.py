@@ -123,7 +123,12 @@ class Record:
         """
         recorded = self._recorded()
         if not recorded:
-            raise self.error("holds no record of a run; record one with rollout.record")
+            is_there = (self.folder / "run.json").exists()
+            raise self.error(
+                "has a damaged record/run.json; restore it, or record the run again"
+                if is_there
+                else "holds no record of a run; record one with rollout.record"
+            )
         for name, ours in terms.items():
             if recorded.get(name) != ours:
                 raise self.error(f"was recorded with {name} {recorded.get(name)}, this run has {ours}; use the same")
@@ -141,7 +146,7 @@ class Record:
             raise self.error(f"lacks {missing.relative_to(self.run)}, and has later iterations; restore it{shorter}")
 
     def _recorded(self) -> dict[str, Any]:
-        """Return the terms of the record; none if there is no record."""
+        """Return the terms of the record; none if there is no record or they cannot be read."""
         try:
             return dict(json.loads((self.folder / "run.json").read_text()))
         except (OSError, ValueError, TypeError):

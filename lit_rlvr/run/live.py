@@ -67,6 +67,11 @@ class LiveFile(Callback):
         self.on_sanity_check_start(trainer, pl_module)
         self._estimator.begin(trainer)
 
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._estimator.add(trainer)
+
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:

@@ -169,7 +169,10 @@ class LostWork(Callback):
     ) -> None:
         if trainer.is_global_zero:
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            for line in self.look(metrics, rollout_of(trainer).sampling, pl_module.selection):  # type: ignore[arg-type]
+            values = batch.rollout.rewards[batch.rollout.rewarded].unique().tolist()
+            constant = values[0] if values == [metrics["rollout/reward"]] else None
+            sampling, selection = rollout_of(trainer).sampling, pl_module.selection
+            for line in self.look(metrics, sampling, selection, constant):  # type: ignore[arg-type]
                 _log.warning("step %d: %s", trainer.global_step, line)
             for line in self.look_at_answers(metrics, batch.rollout):
                 _log.warning("step %d: %s", trainer.global_step, line)
@@ -193,6 +196,7 @@ class LostWork(Callback):
         metrics: Mapping[str, float],
         sampling: Sampling,
         selection: GroupSelection = GroupSelection(),  # noqa: B008  # frozen
+        constant: float | None = None,
     ) -> list[str]:
         """Record one iteration; return the warnings it calls for.
 
@@ -200,6 +204,7 @@ class LostWork(Callback):
             metrics: the metrics that it logged.
             sampling: training's.
             selection: the groups that the algorithm needs.
+            constant: the reward of all completions; None if they differ.
         """
         said = []
         if (share := self._grown("rollout/truncated", metrics)) is not None:
@@ -209,8 +214,8 @@ class LostWork(Callback):
             )
         if (share := self._grown("train/no_signal", metrics)) is not None:
             said.append(
-                f"{share:.0%} of the prompts gave no signal: their completions all had the same reward; try "
-                f"{_signal_advice(metrics['rollout/accuracy'])}"
+                f"{share:.0%} of the prompts gave no signal: their completions all had the same reward; "
+                f"{_signal_advice(metrics['rollout/accuracy'], constant)}"
             )
         if (share := self._grown("train/importance_dropped", metrics, NEARLY_ALL)) is not None:
             said.append(
@@ -228,7 +233,7 @@ class LostWork(Callback):
                 + (
                     f"the rewards of {mixed:.0%} of the groups do differ: set model.dynamic_sampling: reward"
                     if mixed and selection.by != "reward"
-                    else f"try {_signal_advice(metrics['rollout/accuracy'])}"
+                    else _signal_advice(metrics["rollout/accuracy"], constant)
                 )
             )
         self._silent -= 1
@@ -251,12 +256,23 @@ class LostWork(Callback):
         return share
 
 
-def _signal_advice(accuracy: float) -> str:
-    """Return what helps when the completions of a prompt all have the same reward."""
+def _signal_advice(accuracy: float, constant: float | None = None) -> str:
+    """Return what helps when the completions of a prompt all have the same reward.
+
+    Args:
+        constant: the reward of the completions of all prompts; None if they differ.
+    """
     more = "more completions (rollout.group_size)"
     if accuracy > 0.5:
-        return f"harder prompts (lit-rlvr filter), or {more}"
-    return f"easier prompts (lit-rlvr filter), {more}, or a warm start (warm_start.steps)"
+        advice = f"try harder prompts (lit-rlvr filter), or {more}"
+    else:
+        advice = f"try easier prompts (lit-rlvr filter), {more}, or a warm start (warm_start.steps)"
+    if constant is None:
+        return advice
+    return (
+        f"every completion had the reward {constant:g}: if some deserve another, mend the reward (`lit-rlvr check "
+        f"REWARD --text TEXT --reference ANSWER` shows how it judges); if not, {advice}"
+    )
 
 
 Metrics = Mapping[int, Mapping[str, float]]
@@ -320,12 +336,16 @@ def findings(metrics: Metrics) -> list[RunFinding]:
 def _dead_groups(metrics: Metrics) -> Iterator[RunFinding]:
     signal = course(metrics, "train/no_signal")
     if signal.values and signal.last > HIGH_SHARE:
-        solved = course(metrics, "rollout/accuracy")
+        solved, rewards = course(metrics, "rollout/accuracy"), {*course(metrics, "rollout/reward").values[-RECENT:]}
+        constant = rewards.pop() if signal.last == 1 and len(rewards) == 1 else None
+        is_solved = constant is None and bool(solved.values) and solved.last > NEARLY_ALL
         yield RunFinding(
-            "Most prompts give no signal",
+            "Nearly all prompts are solved" if is_solved else "Most prompts give no signal",
             f"{signal.last:.0%} of the prompts had the same reward for all of their completions"
             + (f"; {solved.last:.0%} of the completions are correct" if solved.values else ""),
-            _signal_advice(solved.last if solved.values else 0.0),
+            "the run has learnt what these prompts teach: end it, or go on with harder prompts (lit-rlvr filter)"
+            if is_solved
+            else _signal_advice(solved.last if solved.values else 0.0, constant),
         )
 
 

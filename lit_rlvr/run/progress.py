@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
+from collections.abc import Sequence
 from math import isfinite
+from statistics import median
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import ProgressBar, Timer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lit_rlvr.common.settings import init_arguments
 from lit_rlvr.common.terminal import Terminal
 from lit_rlvr.errors import ChecksArguments, check_within
 from lit_rlvr.training.optimizer import updates_of
+
+_log = logging.getLogger("lit_rlvr")
 
 
 class Budget(ChecksArguments, Callback):
@@ -85,6 +90,8 @@ class RunProgress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._estimator.begin(trainer)
+        if self._enabled and not has_end(trainer):
+            _log.warning("neither trainer.max_steps nor trainer.max_epochs nor a budget ends this run: Ctrl-C does")
         if not (self._enabled and self._console.is_terminal):
             return
         self._bar = Progress(
@@ -97,6 +104,7 @@ class RunProgress(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._estimator.add(trainer)
         if not self._enabled:
             return
         values = {k: float(v) for k, v in trainer.callback_metrics.items()}
@@ -106,6 +114,8 @@ class RunProgress(ProgressBar):
         )
         if "rollout/tokens_per_second" in values:
             text += f"  {values['rollout/tokens_per_second']:.0f} tokens/s"
+        if "train/staleness/mean" in values:
+            text += f"  staleness {values['train/staleness/mean']:.1f}"
         if "rollout/turns" in values:
             text += f"  turns {values['rollout/turns']:.1f}  tool calls {values['rollout/tool_calls']:.1f}"
         total = self._estimator.steps(trainer)
@@ -146,14 +156,24 @@ class RunProgress(ProgressBar):
 
 
 class ProgressEstimator:
-    """Estimates the optimizer steps of the whole run, and the seconds left from this process's mean step."""
+    """Estimates the optimizer steps of the whole run, and the seconds left from this process's mean step without
+    outages."""
 
     def __init__(self) -> None:
-        self._start: float | None = None
         self._first_position: tuple[int, int] | None = None  # the step and iteration that this process began with
+        self._last = (0.0, 0)  # the time and step at the end of the last iteration
+        self._seconds: list[float] = []  # of each iteration, with the validation before it
+        self._rollout_seconds: list[float] = []
 
     def begin(self, trainer: Trainer) -> None:
-        self._start, self._first_position = time.perf_counter(), _position(trainer)
+        self._first_position, self._last = _position(trainer), (time.perf_counter(), trainer.global_step)
+
+    def add(self, trainer: Trainer) -> None:
+        """Record the iteration that has just ended."""
+        now = time.perf_counter()
+        self._seconds.append(now - self._last[0])
+        self._rollout_seconds.append(float(trainer.callback_metrics.get("time/rollout", 0.0)))
+        self._last = now, trainer.global_step
 
     def steps(self, trainer: Trainer) -> int | None:
         """Return the optimizer steps of the whole run; None without a limit, or while a budget cannot be estimated yet.
@@ -174,14 +194,33 @@ class ProgressEstimator:
 
     def seconds(self, step: int, total_steps: int | None) -> float | None:
         """Return the seconds left; None before the first step, or without a limit."""
-        if (
-            self._start is None
-            or self._first_position is None
-            or total_steps is None
-            or step <= self._first_position[0]
-        ):
+        if self._first_position is None or total_steps is None or not self._seconds:
             return None
-        return (time.perf_counter() - self._start) / (step - self._first_position[0]) * max(total_steps - step, 0)
+        done = self._last[1] - self._first_position[0]
+        spent = sum(self._seconds) - outage_seconds(self._seconds, self._rollout_seconds)
+        return spent / done * max(total_steps - step, 0) if done > 0 else None
+
+
+OUTAGE = 5.0
+"""The multiple of a median iteration above which the wait for a rollout counts as an outage of the engine."""
+
+
+def outage_seconds(iterations: Sequence[float], rollouts: Sequence[float]) -> float:
+    """Return how many seconds of a run were outages of its engine.
+
+    Args:
+        iterations: the seconds of each iteration. rollouts: those that it waited for its rollout.
+    """
+    limit, usual = OUTAGE * median(iterations), median(rollouts)
+    return sum(waited - usual for waited in rollouts if waited > limit)
+
+
+def has_end(trainer: Trainer) -> bool:
+    """Return whether a number of steps, epochs, completions or tokens, or a time, ends a run."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    is_timed = any(isinstance(callback, Timer) and callback.time_remaining() is not None for callback in callbacks)
+    is_bounded = any(isinstance(callback, Budget) and callback.limits for callback in callbacks)
+    return is_timed or is_bounded or trainer.max_steps >= 0 or (trainer.max_epochs or 0) >= 0
 
 
 def _position(trainer: Trainer) -> tuple[int, int]:

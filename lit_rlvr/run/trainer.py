@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch
+import torch
 import yaml
 from lightning.pytorch import Callback
-from lightning.pytorch.accelerators import Accelerator
+from lightning.pytorch.accelerators import Accelerator, AcceleratorRegistry
 from lightning.pytorch.loggers import Logger
 
 from lit_rlvr.common.seeds import run_seed
@@ -76,6 +77,7 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
         show_messages()
         if precision == "auto":
             precision = auto_precision(accelerator)
+        check_trainer_options(accelerator, options)
         given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
         super().__init__(
             default_root_dir=default_root_dir or DEFAULT_FOLDER,
@@ -193,6 +195,35 @@ def _with_files(data: PromptDataModule, folder: Path) -> list[GivenRows]:
             rows.file = str(folder / "rows" / f"{one.name}_{split}.jsonl")
             found.append(rows)
     return found
+
+
+REPLACEMENTS = {
+    "gradient_clip_val": (None, "model.init_args.max_grad_norm"),
+    "gradient_clip_algorithm": (None, "model.init_args.max_grad_norm"),
+    "accumulate_grad_batches": (
+        1, "model.init_args.tokens_per_microbatch (memory) or data.init_args.prompts_per_step"
+    ),
+}  # fmt: skip
+"""Trainer options that manual optimization refuses -> their defaults, and our options for the same purpose."""
+
+
+def check_trainer_options(accelerator: Any, options: Mapping[str, Any]) -> None:
+    """Refuse options of Lightning's Trainer that have another name here, and a device that is not there.
+
+    Raises:
+        UserError: names the option.
+    """
+    for option, (default, ours) in REPLACEMENTS.items():
+        if options.get(option, default) not in (None, default):
+            raise UserError(f"trainer.{option}: the algorithm does this itself; use {ours}")
+    found = {name: AcceleratorRegistry[name]["accelerator"].is_available() for name in AcceleratorRegistry}
+    found["gpu"] = found.get("cuda", False) or found.get("mps", False)
+    if isinstance(accelerator, str) and not found.get(accelerator, True):
+        there = ", ".join(name for name, is_there in found.items() if is_there)
+        raise UserError(
+            f"trainer.accelerator: {accelerator}: torch {torch.__version__} finds no such device on this machine, only "
+            f"{there}; use auto, and see what `lit-rlvr doctor` reports"
+        )
 
 
 NAMES_OF_PYTHON = {

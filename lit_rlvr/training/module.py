@@ -81,6 +81,7 @@ from lit_rlvr.training.optimizer import (
     check_options,
     total_steps,
     updates_of,
+    warn_of_high_rate,
     warn_of_long_warmup,
 )
 from lit_rlvr.training.reference import Reference
@@ -356,6 +357,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         optimizer = self._build_optimizer()
         batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
         steps = total_steps(self.trainer, batches, updates_of(self))
+        warn_of_high_rate(self.lr, self.make_optimizer)
         warn_of_long_warmup(self.lr, self.warmup_steps, steps)
         schedule = build_schedule(optimizer, self.lr_schedule, self.warmup_steps, steps)
         return {"optimizer": optimizer, "lr_scheduler": schedule}

@@ -111,6 +111,19 @@ def check_schedule(schedule: Schedule, steps: int | None) -> None:
         )
 
 
+HIGH_RATE = 1e-2
+"""The learning rate of AdamW above which a run is warned."""
+
+
+def warn_of_high_rate(lr: float | str, make: MakeOptimizer | None) -> None:
+    """Warn of a learning rate with which AdamW, which moves each weight by about that much, destroys the policy."""
+    if make is None and not isinstance(lr, str) and lr > HIGH_RATE:
+        _log.warning(
+            "model.lr: %g: AdamW moves each weight by about this much in a step, and weights are about 0.02; "
+            "take 1e-7 to 1e-3", lr,
+        )  # fmt: skip
+
+
 def warn_of_long_warmup(lr: float, warmup_steps: int, steps: int | None) -> None:
     """Warn if the learning rate rises during the whole run, so that no step has the rate of the settings.
 
@@ -152,7 +165,7 @@ def total_steps(trainer: Any, batches: float, updates_per_batch: int) -> int | N
     Args:
         batches: in an epoch; infinite = not known yet.
     """
-    limits = [int(trainer.max_steps)] if trainer.max_steps > 0 else []
+    limits = [int(trainer.max_steps)] if trainer.max_steps >= 0 else []
     if trainer.max_epochs is not None and trainer.max_epochs >= 0 and isfinite(batches):
         limits.append(int(batches * trainer.max_epochs * updates_per_batch))
     return min(limits, default=None)

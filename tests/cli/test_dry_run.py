@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from lit_rlvr.cli.inspect import print_run
+
 CLI = Callable[..., Any]
 DRY = ("fit", "--config", "tiny.yaml", "--dry-run")
 
@@ -84,6 +86,24 @@ def test_the_first_limit_ends_the_run(lit_rlvr: CLI, options: list[str], iterati
 def test_a_warmup_that_outlasts_the_run_is_said(lit_rlvr: CLI, options: list[Any], said: str | None) -> None:
     done = lit_rlvr(*DRY, "--model.init_args.warmup_steps", *options)
     assert done.status == 0 and ("warmup_steps" in done.err) == (said is not None) and (said or "") in done.err
+
+
+def test_a_learning_rate_that_destroys_the_policy_is_said(lit_rlvr: CLI) -> None:
+    said = "model.lr: 10: AdamW moves each weight by about this much in a step, and weights are about 0.02; take 1e-7"
+    assert said in lit_rlvr(*DRY, "--model.init_args.lr", 10).err
+    assert "model.lr" not in lit_rlvr(*DRY, "--model.init_args.lr", 0.01).err
+    assert "model.lr" not in lit_rlvr(*DRY, "--model.init_args.lr", 10, "--model.init_args.optimizer", "SGD").err
+
+
+def test_no_step_is_a_limit(lit_rlvr: CLI) -> None:
+    assert json.loads(lit_rlvr(*DRY, "--json", "--trainer.max_steps", 0).out)["run"]["steps"].startswith("0 optimizer")
+
+
+def test_too_much_memory_has_a_remedy(capsys: pytest.CaptureFixture[str]) -> None:
+    memory = {"parameters": 1, "trained": 1, "way": "alone", "terms": {}, "needs": 9.0, "of": 8.0, "fits": False}
+    prompts: dict[str, Any] = {"set": "own train", "count": 0, "prompts": [], "summary": ""}
+    print_run({"run": {}, "memory": memory, "prompts": prompts})
+    assert "8.0 GiB on each device, WHICH IS TOO MUCH (`lit-rlvr plan` proposes" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])

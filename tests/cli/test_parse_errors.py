@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from jsonargparse import ArgumentError
 from lit_rlvr.cli import main
 from lit_rlvr.cli.errors import explain_parse_error, options_of
 from lit_rlvr.cli.lightning_cli import RLVRCLI, ConfigCheck
-from lit_rlvr.configs import TOP_KEYS, Parser
+from lit_rlvr.configs import TOP_KEYS, Parser, find_configs
 from lit_rlvr.errors import OURS, UserError, nearest
 
 OWN = """
@@ -100,7 +101,15 @@ SAID: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an abstract class": (
         {"model": {"class_path": "lit_rlvr.algorithms.RLVRModule"}},
-        "model: {'class_path': 'lit_rlvr.algorithms.RLVRModule'} is abstract, it lacks a required method",
+        "model: lit_rlvr.algorithms.RLVRModule is abstract, it lacks objective; define it in the class, or give another",
+    ),
+    "an abstract class by its short name": (
+        {"model": "RLVRModule"},
+        "model: RLVRModule is abstract, it lacks objective; define it in the class, or give another",
+    ),
+    "a long name of a module": (
+        {"model": {"class_path": f"{'a_long_name_' * 9}.Plain"}},
+        f"model: class_path '{'a_long_name_' * 9}.Plain' cannot be used: No module named '{'a_long_name_' * 9}'",
     ),
     "class_path null": (
         {"model": {"class_path": None}},
@@ -352,3 +361,63 @@ def test_a_whole_number_stays_one_whatever_types_the_process_has_seen(given: str
     parser.add_argument("--size", type=Optional[Union[float, int]])  # noqa: UP007, UP045  # typing caches this order
     found = parser.parse_args(["--size", given]).size
     assert found == expected and type(found) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("model: {class_path: GRPO, init_arg: {lr: 1}}", "model: unknown key 'init_arg'; did you mean 'init_args'?"),
+        ("data: {clas_path: Arithmetic, init_args: {}}", "data: unknown key 'clas_path'; did you mean 'class_path'?"),
+        ("model: {class_path: GRPO, lr: 1}", "model: unknown key 'lr'; the options of a class are under init_args"),
+        ("rollout: {rewards: [{class_path: OpenAnswer, init_arg: {}}]}",
+         "rollout.rewards.0: unknown key 'init_arg'; did you mean 'init_args'?"),
+        ("model: {class_path: GRPO, init_args: {advantage: {class_path: RLOO, args: 1}}}",
+         "model.init_args.advantage: unknown key 'args'; did you mean 'init_args'?"),
+    ],
+)  # fmt: skip
+def test_a_class_in_a_config_has_two_keys(tmp_path: Path, text: str, said: str) -> None:
+    (config := tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(UserError) as error:
+        find_configs(["--config", str(config)])
+    assert str(error.value) == f"--config: {config}: {said}"
+
+
+def test_what_is_no_file_is_no_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder, links that lead nowhere, a pipe and a URL; also as the `base:` of a config, which is then named."""
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Path("folder/inner.yaml").touch()
+    os.mkfifo("pipe.yaml")
+    for link, target in {"loop.yaml": "back.yaml", "back.yaml": "loop.yaml", "broken.yaml": "gone.yaml"}.items():
+        Path(link).symlink_to(target)
+    cases = {
+        "folder": "'folder' is a folder; give a file in it: folder/inner.yaml",
+        "loop.yaml": "'loop.yaml' is a link that leads back to itself",
+        "broken.yaml": "'broken.yaml' is a link to gone.yaml, which is not there",
+        "pipe.yaml": "'pipe.yaml' is a pipe or a device, not a file; write its content to a file",
+        "https://host/own.yaml": "'https://host/own.yaml': URLs are not read; download the file and give its path",
+    }
+    for name, said in cases.items():
+        Path("own.yaml").write_text(f"base: {name}")
+        for given, where in ((name, "--config"), ("own.yaml", "--config: own.yaml: base")):
+            with pytest.raises(UserError) as error:
+                find_configs(["--config", given])
+            assert str(error.value) == f"{where}: {said}"
+
+
+def test_an_option_of_another_class_is_traced_to_its_base(fit: ConfigCheck, tmp_path: Path) -> None:
+    (base := tmp_path / "base.yaml").write_text(
+        "data: {class_path: Arithmetic, init_args: {high: 9, limit: 4}}\n"
+        "model: {class_path: GRPO, init_args: {advantage: {class_path: GRPOAdvantage, init_args: {std: false}}}}"
+    )
+    for part, said in {
+        "data: {class_path: TextMath}": "data: lit_rlvr.datamodules.TextMath has no option 'high'; it comes from "
+        f"Arithmetic in {base}, which a `base:` names",
+        "model: {init_args: {advantage: {class_path: own_parts.Scaled, init_args: {rubric: 1}}}}":
+        f"model.advantage: own_parts.Scaled has no option 'std'; it comes from GRPOAdvantage in {base}, which a `base:` "
+        "names",
+    }.items():  # fmt: skip
+        (config := tmp_path / "own.yaml").write_text(f"base: {base}\n{part}")
+        with pytest.raises(ArgumentError) as error:
+            fit.parser.parse_line(["fit", *find_configs(["--config", str(config)])])
+        assert explain_parse_error(error.value) == said

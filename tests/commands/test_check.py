@@ -397,6 +397,19 @@ def test_the_command_exits_with_1_if_a_property_fails(own: Path, lit_rlvr: CLI) 
     assert lit_rlvr("check", "own_losses.centred").status == 0
 
 
+def test_arguments_without_types_are_options(own: Path, lit_rlvr: CLI) -> None:
+    (own / "untyped.py").write_text(
+        "from lit_rlvr.advantages import Advantage\nfrom lit_rlvr.algorithms import GRPO\n"
+        "class Scaled(Advantage):\n    def __init__(self, scale, more=0):\n        self.scale = scale + more\n"
+        "    def __call__(self, group):\n"
+        "        return self.scale * (group.rewards - group.rewards.mean(1, keepdim=True))\n"
+        "class Plain(GRPO):\n    def __init__(self, scale, **kwargs):\n        super().__init__(**kwargs)\n"
+    )
+    for name in ("untyped.Scaled", "untyped.Plain"):
+        assert lit_rlvr("check", name, "--init_args.scale", 2).status == 0
+        assert f"{name} needs a value for scale; give it under init_args" in lit_rlvr("check", name).err
+
+
 def test_the_command_s_json_holds_the_lines(own: Path, lit_rlvr: CLI) -> None:
     done = lit_rlvr("check", "own_losses.Plain", "--init_args.broken", "true", "--json")
     result = json.loads(done.out)

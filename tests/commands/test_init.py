@@ -126,3 +126,11 @@ def test_nothing_of_a_user_s_is_overwritten(tmp_path: Path, monkeypatch: pytest.
 
 def test_every_project_is_a_kind() -> None:
     assert {path.name for path in PROJECTS.iterdir() if path.is_dir()} == set(KINDS)
+
+
+def test_the_next_command_quotes_the_folder(tmp_path: Path, lit_rlvr: CLI) -> None:
+    (folder := tmp_path / "my tasks" / "one").parent.mkdir()
+    *_, then = lit_rlvr("init", folder).out.splitlines()
+    move = then.partition(";")[0]
+    where = subprocess.run(["bash", "-c", f"{move} && pwd"], capture_output=True, text=True, check=True).stdout
+    assert where.strip() == str(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 from pathlib import Path
 
 import datasets
@@ -261,3 +262,26 @@ def test_tabs_and_compressed_files_are_read(tmp_path: Path, suffix: str):
     packed.write_bytes(packed.read_bytes()[:-12])
     with pytest.raises(UserError, match=rf"data{suffix}.gz: cannot be read as {suffix}.gz \("):
         list(read_rows(str(packed)))
+
+
+def test_what_is_no_file_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A pipe, which would be waited for without end, links that lead nowhere, and URLs."""
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe.jsonl")
+    Path("loop.jsonl").symlink_to("loop.jsonl")
+    Path("broken.jsonl").symlink_to("gone.jsonl")
+    Path("folder").mkdir()
+    os.mkfifo("folder/train.jsonl")
+    for location, said in {
+        "pipe.jsonl": "pipe.jsonl: is a pipe or a device, not a file; write its content to a file",
+        "folder": "folder/train.jsonl: is a pipe or a device, not a file; write its content to a file",
+        "loop.jsonl": "loop.jsonl: is a link that leads back to itself",
+        "broken.jsonl": "broken.jsonl: is a link to gone.jsonl, which is not there",
+        "https://a.b/c.jsonl": "https://a.b/c.jsonl: URLs are not read; download the file and give its path",
+        "s3://a/c.parquet": "s3://a/c.parquet: URLs are not read; download the file and give its path",
+        "https://huggingface.co/datasets/openai/gsm8k/tree/main": "https://huggingface.co/datasets/openai/gsm8k/tree/"
+        "main: URLs are not read; give the hub name, openai/gsm8k",
+    }.items():
+        with pytest.raises(UserError) as error:
+            list(read_rows(location))
+        assert str(error.value) == said

@@ -98,6 +98,7 @@ def test_the_rule_for_correct_is_said_once(caplog: pytest.LogCaptureFixture, mon
         score_rollout([Table(FORMAT, name="said once")], GROUPS, SAMPLES)
     (message,) = (message for message in caplog.messages if "said once" in message)
     assert "'said once' reports no `correct`" in message and "its value 1 counts as correct" in message
+    assert "set `correct_from: true` on the reward that decides" in message
 
 
 def test_a_plain_number_that_fails_for_some_is_an_error_there_alone() -> None:

@@ -17,7 +17,7 @@ from tiny_rewards import judged_as_is
 from tiny_runs import FIT, completions, fit, metrics, summary, to
 
 from lit_rlvr.run.live import LIVE
-from lit_rlvr.run.progress import Budget, ProgressEstimator
+from lit_rlvr.run.progress import Budget, ProgressEstimator, outage_seconds
 
 CLI = Callable[..., Any]
 ENDLESS = ("--trainer.max_steps", -1)
@@ -189,3 +189,23 @@ def test_what_cannot_be_is_one_line(run_folder: Path, lit_rlvr: CLI) -> None:
     assert result.status == 2 and "budget.tokens: 0 must lie in" in result.err
     result = lit_rlvr(*FIT, *ENDLESS, "--budget.samples", 16, "--model.init_args.lr_schedule", "linear")
     assert result.status == 2 and "lr_schedule: linear needs trainer.max_steps" in result.err
+
+
+def test_an_outage_is_not_part_of_the_estimated_end() -> None:
+    """A rollout that took 600 seconds instead of 2 counts 2; short and long rollouts count as they are."""
+    iterations, rollouts = [3.0, 3.0, 601.0, 3.0, 3.0], [2.0, 2.0, 600.0, 2.0, 2.0]
+    assert outage_seconds(iterations, rollouts) == 598.0
+    assert outage_seconds([3.0, 12.0, 3.0, 4.0], [2.0, 11.0, 2.0, 3.0]) == 0.0
+    assert outage_seconds([3.0, 90.0, 3.0], [2.0, 2.0, 2.0]) == 0.0, "a long validation"
+
+
+def test_a_run_without_an_end_says_so(run_folder: Path, lit_rlvr: CLI) -> None:
+    said = "neither trainer.max_steps nor trainer.max_epochs nor a budget ends this run: Ctrl-C does"
+    (run_folder / "one_iteration.py").write_text(
+        "from lightning.pytorch import Callback\n\n\nclass Ends(Callback):\n"
+        "    def on_train_batch_end(self, trainer, *args):\n        trainer.should_stop = True\n"
+    )
+    endless = (*ENDLESS, "--trainer.callbacks", "[{class_path: one_iteration.Ends}]", "--overwrite", "true")
+    assert said in fit(lit_rlvr, *endless).err
+    assert said not in fit(lit_rlvr, *endless, "--budget.samples", 1).err
+    assert said not in fit(lit_rlvr, *endless, "--trainer.max_time", "00:01:00:00").err

@@ -43,6 +43,15 @@ def test_prompts_without_a_signal_are_too_hard_or_too_easy() -> None:
     assert easy.startswith(filtered.format("harder")) and easy.endswith(", or more completions (rollout.group_size)")
 
 
+def test_a_constant_reward_is_not_called_a_matter_of_the_prompts(run_folder: Path, lit_rlvr: CLI) -> None:
+    reward = json.dumps([judged_as_is("dead")])
+    result = lit_rlvr(*FIT, "--rollout.rewards", reward, "--trainer.max_steps", 1)
+    assert re.search(r"had the same reward; every completion had the reward \S+: if some deserve another,", result.err)
+    mixed = {"rollout/truncated": 0.0, "train/no_signal": 0.75, "rollout/accuracy": 0.9}
+    (line,) = LostWork().look(mixed, Sampling())
+    assert "every completion" not in line
+
+
 def test_the_share_without_a_signal_is_that_of_groups_with_one_reward(tiny_model_folder: Path, tmp_path: Path) -> None:
     _, seen = fit_in_process(tiny_model_folder, tmp_path, steps=3)
     shares = [sum(len(set(group)) == 1 for group in rollout.rewards.tolist()) / 6 for rollout in seen.rollouts]

@@ -182,6 +182,11 @@ def test_a_damaged_record_is_named(recorded: Path, lit_rlvr: CLI) -> None:
     file.write_bytes(content)
     refused = fit(lit_rlvr, *REPLAY, *UNVALIDATED, status=2)
     assert "run is damaged: iteration-000003-rank-0.npz" in refused.err and "Traceback" not in refused.err
+    terms = recorded / "record" / "run.json"
+    for text in (terms.read_text()[:-20], "", "null"):
+        terms.write_text(text)
+        refused = fit(lit_rlvr, *REPLAY, *UNVALIDATED, status=2)
+        assert "run has a damaged record/run.json; restore it, or record the run again" in refused.err
 
 
 @pytest.mark.slow

@@ -203,9 +203,26 @@ def test_true_precisions_run_or_are_refused_in_one_line(run_folder: Path, lit_rl
     assert result.status in (0, 2) and "Traceback" not in result.err
 
 
-@pytest.mark.parametrize("option", ["accumulate_grad_batches", "gradient_clip_val"])
-def test_trainer_options_that_cannot_work_are_one_line(run_folder: Path, lit_rlvr: CLI, option: str) -> None:
-    assert lit_rlvr(*FIT, f"--trainer.{option}", 2, "--trainer.max_steps", 1).status == 2
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("accumulate_grad_batches", 2, "use model.init_args.tokens_per_microbatch (memory) or data.init_args.prompts"),
+        ("gradient_clip_val", 2, "use model.init_args.max_grad_norm"),
+        ("gradient_clip_val", 1.0, "use model.init_args.max_grad_norm"),
+        ("gradient_clip_algorithm", "value", "use model.init_args.max_grad_norm"),
+        ("accelerator", "cuda", "cuda: torch "),
+        ("accelerator", "gpu", "finds no such device on this machine, only cpu; use auto, and see what `lit-rlvr doct"),
+        ("accelerator", "mps", "mps: torch "),
+    ],
+)
+def test_trainer_options_that_cannot_work_are_one_line(
+    run_folder: Path, lit_rlvr: CLI, option: str, value: Any, said: str
+) -> None:
+    """Also in a dry run."""
+    for dry in ([], ["--dry-run"]):
+        result = lit_rlvr(*FIT, f"--trainer.{option}", value, "--trainer.max_steps", 1, *dry)
+        (line,) = [line for line in result.err.splitlines() if "error:" in line]
+        assert result.status == 2 and f"error: trainer.{option}: " in line and said in line
 
 
 def test_another_model_on_resume_is_one_line(run_folder: Path, lit_rlvr: CLI, untied_model_folder: Path) -> None:

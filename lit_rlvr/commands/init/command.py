@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keyword
 import re
+import shlex
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -62,7 +63,7 @@ def run(command: str, arguments: list[str]) -> None:
     parser.add_argument("--kind", type=str, default="task", help=f"what the project is about: {', '.join(KINDS)}")
     config = parser.parse_args(arguments)
     files = [str(path) for path in init(Path(config.folder), config.kind)]
-    then = f"cd {config.folder}; pip install pytest; pytest; lit-rlvr fit --config config.yaml"
+    then = f"cd {shlex.quote(config.folder)}; pip install pytest; pytest; lit-rlvr fit --config config.yaml"
     show_result({"files": files, "next": then}, lambda: print(*files, then, sep="\n"))
 
 

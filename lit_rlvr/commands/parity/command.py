@@ -134,7 +134,7 @@ def build_object(spec: Any, where: str, kind: type = RLVRModule) -> Any:
     if not isinstance(spec, str) and not (isinstance(spec, dict) and "class_path" in spec):
         raise UserError(f"{where}: must be {{class_path: ..., init_args: ...}} or the name of a class")
     parser = Parser()
-    parser.add_argument("--algorithm", type=kind)
+    parser.add_subclass_arguments(kind, "algorithm", fail_untyped=False, required=True)
     try:
         return parser.instantiate(parser.parse_object({"algorithm": spec})).algorithm
     except UserError as error:

@@ -36,8 +36,16 @@ def test_nothing_is_found_in_a_sound_run() -> None:
     [
         ({"train__no_signal": [0.3] * 15 + [0.95] * 5}, "Most prompts give no signal", "95%", "easier prompts"),
         (
-            {"train__no_signal": [0.95] * 20, "rollout__accuracy": [0.99] * 20},
-            "Most prompts give no signal", "99% of the completions are correct", "harder prompts",
+            {"train__no_signal": [0.95] * 20, "rollout__accuracy": [0.94] * 20},
+            "Nearly all prompts are solved", "94% of the completions are correct", "harder prompts",
+        ),
+        (
+            {"train__no_signal": [0.6] * 20, "rollout__accuracy": [0.8] * 20},
+            "Most prompts give no signal", "80% of the completions are correct", "harder prompts",
+        ),
+        (
+            {"train__no_signal": [1.0] * 20, "rollout__accuracy": [1.0] * 20, "rollout__reward": [0.5] * 20},
+            "Most prompts give no signal", "100% of the completions", "every completion had the reward 0.5: if some",
         ),
         ({"rollout__truncated": [0.1] * 10 + [0.4] * 10}, "Completions are cut off", "0.1 in the first", "max_tokens"),
         ({"rollout__truncated": [0.967] * 10 + [1.0] * 10}, "Completions are cut off", "1 in the last", "max_tokens"),
