@@ -83,8 +83,7 @@ def require_metrics(observe: Callable[..., Any], metrics: Any) -> None:
     for name, value in metrics.items():
         if not isinstance(value, Real) and not (_is_scalar(value) and not value.is_meta):
             raise UserError(
-                f"model: {defined_at(observe)} must return a dict of names and numbers; {name!r} is "
-                f"{_described(value)}"
+                f"model: {defined_at(observe)} must return a dict of names and numbers; {name!r} is {_described(value)}"
             )
 
 
