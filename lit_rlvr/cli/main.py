@@ -70,9 +70,9 @@ class _Output(io.FileIO):
         """Return the text stream that replaces `sys.stdout` or `sys.stderr`, with the same encoding and buffering."""
         given = getattr(sys, name)
         if given is None:
-            return io.TextIOWrapper(io.BufferedWriter(self))
+            return _TextOutput(io.BufferedWriter(self))
         at_once = given.line_buffering or given.write_through
-        return io.TextIOWrapper(io.BufferedWriter(self), given.encoding, given.errors, line_buffering=at_once)
+        return _TextOutput(io.BufferedWriter(self), given.encoding, given.errors, line_buffering=at_once)
 
     def write(self, data: Any) -> int:
         try:
@@ -84,6 +84,13 @@ class _Output(io.FileIO):
             if self.fileno() == 1:
                 raise UserError(f"the output cannot be written: {error.strerror}") from error
             return super().write(data)
+
+
+class _TextOutput(io.TextIOWrapper):
+    """A text stream that code of the user's, such as a reward, cannot close."""
+
+    def close(self) -> None:
+        self.flush()
 
 
 def _is_open(descriptor: int) -> bool:

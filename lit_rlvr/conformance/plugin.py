@@ -82,4 +82,4 @@ def import_function(path: str, option: str) -> Callable[..., Any]:
         inspect.signature(found)
     except ValueError as error:
         raise UserError(f"{option}: {path!r} has no signature; wrap it in a function of your own") from error
-    return found  # type: ignore[no-any-return]
+    return found

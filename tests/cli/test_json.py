@@ -163,6 +163,24 @@ def test_messages_that_cannot_be_written_change_no_status(arguments: str, status
     assert done.returncode == status and ("lit-rlvr" in done.stdout) == (status == 0)
 
 
+CLOSES = """
+import sys
+
+def closes(completion, sample):
+    sys.stdout.close()
+    sys.stderr.close()
+    return float(len(completion.token_ids) % 2)
+"""
+
+
+def test_a_reward_that_closes_the_outputs_changes_nothing(run_folder: Path) -> None:
+    (run_folder / "closing.py").write_text(CLOSES)
+    command = [str(CONSOLE_SCRIPT), *FIT, "--json", "--rollout.rewards", "[closing.closes]", "--trainer.max_steps", "1"]
+    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) and "Results: run" in done.stderr
+
+
 @pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize("buffered", ["", pytest.param("1", marks=pytest.mark.slow)], ids=["", "unbuffered"])
 def test_an_output_that_is_closed(run_folder: Path, buffered: str, closed: str) -> None:
