@@ -8,6 +8,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Union, get_args, get_origin
@@ -19,8 +20,12 @@ from jsonargparse._loaders_dumpers import get_yaml_default_loader
 import lit_rlvr
 from lit_rlvr.errors import UserError, nearest, shown, user_error_in, why_not_a_file
 
-_SCRATCH = tempfile.TemporaryDirectory(prefix="lit-rlvr-")  # removed when the process ends
-_MERGED = Path(_SCRATCH.name)
+
+@cache
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    """Return this process's folder for merged configs, which it removes when it ends."""
+    return tempfile.TemporaryDirectory(prefix="lit-rlvr-")
+
 
 TOP_KEYS = (
     "base", "seed_everything", "model", "data", "rollout", "trainer", "run", "budget", "checkpoint", "collapse",
@@ -61,7 +66,7 @@ def find_configs(args: Sequence[str]) -> list[str]:
     for i, name in _config_arguments(args):
         path = find_config(name)
         if "base" in read_config(path) or any(moved in path.read_text() for moved in MOVED):
-            values, path = load_config(path), _MERGED / str(i) / path.name
+            values, path = load_config(path), Path(_scratch().name) / str(i) / path.name
             path.parent.mkdir(exist_ok=True)
             path.write_text(yaml.safe_dump(values, sort_keys=False))
         found[i] = f"--config={path}" if args[i].startswith("--config=") else str(path)

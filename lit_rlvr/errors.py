@@ -370,18 +370,28 @@ def first_line_of(function: object) -> str:
     return f"{shown(code.co_filename)}:{code.co_firstlineno}"
 
 
-def check_takes(function: Callable[..., Any], *names: str) -> None:
-    """Refuse a user's function that does not take these arguments, in order.
+def check_takes(function: Callable[..., Any], *names: str, **others: Any) -> None:
+    """Refuse a user's function that does not take these arguments, in order, with others by name.
 
     Raises:
         UserError: it does not take them; the message names the function, its file and line.
     """
     try:
-        inspect.signature(function).bind(*names)
+        inspect.signature(function).bind(*names, **others)
     except ValueError:  # a C function without a signature
         return
     except TypeError as error:
         raise UserError(f"{defined_at(function)} must take ({', '.join(names)}): {error}") from error
+
+
+def check_calls_super(part: object, where: str) -> None:
+    """Refuse an object of a user's class whose `__init__` does not call that of our class, which sets `init_args`.
+
+    Raises:
+        UserError: names the `__init__`, its file and line.
+    """
+    if not hasattr(part, "init_args"):
+        raise UserError(f"{where}: {defined_at(type(part).__init__)} must call super().__init__(**kwargs)")
 
 
 def check_within(interval: str, where: str, **options: float | None) -> None:

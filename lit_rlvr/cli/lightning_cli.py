@@ -34,7 +34,7 @@ from lit_rlvr.configs import Parser, changed_classes, changes, find_configs, imp
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.distributed.checkpoints import checkpoint_step, last_checkpoint
 from lit_rlvr.distributed.collectives import is_first_process
-from lit_rlvr.errors import UserError, defined_at
+from lit_rlvr.errors import UserError, check_calls_super
 from lit_rlvr.run.folder import check_run_folder
 from lit_rlvr.run.loggers import save_dir_not_required, set_save_dir
 from lit_rlvr.run.run import CONFIGURABLE, DEFAULT_FOLDER, Run, in_order
@@ -237,9 +237,6 @@ class RLVRCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         super().instantiate_classes()
-        for key, part, made in (("model", self.model, "policy"), ("data", self.datamodule, "prompts")):
-            if not hasattr(part, made):
-                raise UserError(f"{key}: {defined_at(type(part).__init__)} must call super().__init__(**kwargs)")
         report_namesake(type(self.datamodule))
         rollout = self.config_init[self.subcommand].rollout
         if rollout.environment is not None:
@@ -247,6 +244,8 @@ class RLVRCLI(LightningCLI):
                 data.use_environment(rollout.environment)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        check_calls_super(self.model, "model")
+        check_calls_super(self.datamodule, "data")
         config = self.config_init[self.subcommand]
         choose_strategy(str(self.subcommand), config, self.model, self.datamodule)
         try:

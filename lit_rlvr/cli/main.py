@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import select
@@ -27,17 +28,23 @@ def main() -> None:
     # Threads that spin while waiting would take cores from vLLM and the reward workers.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # the shell closed it
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    for descriptor in range(3):
+        if not _is_open(descriptor):  # the shell closed it, and the next file would get its number
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout, sys.stderr = (_Output(i).as_text(name) for i, name in ((1, "stdout"), (2, "stderr")))
     _watch_exits()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave)  # until `run` has imported the command
     try:
-        status = run(sys.argv[1:])
+        try:
+            status = run(sys.argv[1:])
+        except SystemExit as error:  # --help and the like
+            status = error.code  # type: ignore[assignment]
         sys.stdout.flush()
     except KeyboardInterrupt as error:  # while packages are imported
         status = _interrupted(error)
+    except UserError as error:  # the output cannot be written
+        status = _print_error(str(error))
     except Exception as error:
         if not _reader_has_gone(error):
             raise
@@ -45,6 +52,53 @@ def main() -> None:
             discard_output(output)
         status = 128 + signal.SIGPIPE
     sys.exit(status)
+
+
+class _Output(io.FileIO):
+    """Standard output or error of this process; after a write that fails, further output goes nowhere.
+
+    On standard output the failure is a `UserError`: argparse would swallow an `OSError`.
+
+    Args:
+        descriptor: 1 or 2.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor, "w", closefd=False)
+
+    def as_text(self, name: str) -> io.TextIOWrapper:
+        """Return the text stream that replaces `sys.stdout` or `sys.stderr`, with the same encoding and buffering."""
+        given = getattr(sys, name)
+        if given is None:
+            return _TextOutput(io.BufferedWriter(self))
+        at_once = given.line_buffering or given.write_through
+        return _TextOutput(io.BufferedWriter(self), given.encoding, given.errors, line_buffering=at_once)
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            discard_output(self.fileno())
+            if self.fileno() == 1:
+                raise UserError(f"the output cannot be written: {error.strerror}") from error
+            return super().write(data)
+
+
+class _TextOutput(io.TextIOWrapper):
+    """A text stream that code of the user's, such as a reward, cannot close."""
+
+    def close(self) -> None:
+        self.flush()
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
 
 
 def run(arguments: Sequence[str]) -> int:

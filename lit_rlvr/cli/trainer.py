@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 
 from lit_rlvr.cli.inspect import describe_prompts, print_prompts, write_split
@@ -22,6 +22,8 @@ from lit_rlvr.run.trainer import Trainer
 if TYPE_CHECKING:
     from lit_rlvr.algorithms import RLVRModule
 
+_log = logging.getLogger("lit_rlvr")
+
 
 class RLVRTrainer(Trainer):
     """`fit` and `validate` of the Trainer, and our commands that inspect a config before training."""
@@ -37,17 +39,14 @@ class RLVRTrainer(Trainer):
             datamodule: the data.
             prompts: number of prompts to show, from the start of the set.
             split: which set.
-            out: folder for the prompts' images, as PNG files in the size that the model sees; default: a temporary one.
+            out: folder for the prompts' images, as PNG files in the size that the model sees; default: save none.
         """
         datamodule.use_model(model)
-        folder = Path(mkdtemp(prefix="lit-rlvr-preview-") if out is None else out)
-        try:
-            found = describe_prompts(datamodule, split, prompts, folder)
-            check_references(rollout_of(self).rewards, datamodule.loaded)
-        finally:
-            if out is None and not any(folder.iterdir()):
-                folder.rmdir()
+        found = describe_prompts(datamodule, split, prompts, None if out is None else Path(out))
+        check_references(rollout_of(self).rewards, datamodule.loaded)
         show_result(found, lambda: print_prompts(found))
+        if out is None and any(prompt["images"] for prompt in found["prompts"]):
+            _log.info("To look at the images as the model sees them, add --out FOLDER")
 
     def filter(
         self, model: RLVRModule, datamodule: PromptDataModule, out: str, samples: int = 8, lowest: float = 0.1,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any
 
 import torch
@@ -45,14 +46,45 @@ def require_loss(objective: Callable[..., Any], value: Any, x: LossInputs) -> tu
     """Return the loss and statistics of an objective if they are valid.
 
     Raises:
-        UserError: one of them is missing, the loss is not a scalar that depends on `x.logp`, or a statistic is not a
-            scalar.
+        UserError: one of them is missing, the loss is not a scalar that depends on `x.logp`, a statistic is not a
+            scalar, or one of them is on another device.
     """
     wrong = _fault_of(value, x)
     if wrong:
         raise UserError(f"model: {defined_at(objective)} must give (loss, stats); {wrong}")
     loss, stats = value
     return loss, stats
+
+
+def require_choice(select: Callable[..., Any], chosen: Any, everything: Tensor) -> None:
+    """Refuse a choice of tokens that is not of the form of `everything` (N,), a bool for each token.
+
+    Raises:
+        UserError: it is no tensor, or has another shape, type or device.
+    """
+    if (
+        not isinstance(chosen, Tensor)
+        or (chosen.shape, chosen.dtype, chosen.device) != (everything.shape, everything.dtype, everything.device)
+    ):  # fmt: skip
+        raise UserError(
+            f"model: {defined_at(select)} must return {len(everything)} bools on {everything.device}, one for each "
+            f"token, not {_described(chosen)}"
+        )
+
+
+def require_metrics(observe: Callable[..., Any], metrics: Any) -> None:
+    """Refuse metrics that are not a dict of names and numbers.
+
+    Raises:
+        UserError: says which of them is something else.
+    """
+    if not isinstance(metrics, dict):
+        raise UserError(f"model: {defined_at(observe)} must return a dict of metrics, not {type_text(metrics)}")
+    for name, value in metrics.items():
+        if not isinstance(value, Real) and not (_is_scalar(value) and not value.is_meta):
+            raise UserError(
+                f"model: {defined_at(observe)} must return a dict of names and numbers; {name!r} is {_described(value)}"
+            )
 
 
 def changed_fields(before: Any, after: Any) -> list[str]:
@@ -92,8 +124,9 @@ def _fault_of(value: Any, x: LossInputs) -> str:
     if not isinstance(value, tuple) or len(value) != 2:
         return f"it gave {_described(value)}"
     loss, stats = value
-    if not _is_scalar(loss):
-        return f"the loss must be a tensor with one real number, not {_described(loss)}"
+    device = x.logp.device
+    if not _is_scalar(loss) or loss.device != device:
+        return f"the loss must be a tensor on {device} with one real number, not {_described(loss)}"
     if x.logp.requires_grad and torch.is_grad_enabled() and not loss.requires_grad:
         return "the loss has no gradient: make it of x.logp, without detach"
     if not isinstance(stats, dict):
@@ -101,8 +134,8 @@ def _fault_of(value: Any, x: LossInputs) -> str:
     for name, stat in stats.items():
         if not isinstance(name, str):
             return f"the names in stats must be text, not {name!r}"
-        if not _is_scalar(stat):
-            return f"stats[{name!r}] must be a tensor with one real number, not {_described(stat)}"
+        if not _is_scalar(stat) or stat.device != device:
+            return f"stats[{name!r}] must be a tensor on {device} with one real number, not {_described(stat)}"
     return ""
 
 
@@ -113,6 +146,6 @@ def _is_scalar(value: Any) -> bool:
 def _described(value: Any) -> str:
     if not isinstance(value, Tensor):
         return type_text(value)
-    if value.is_floating_point() and not bool(value.isfinite().all()):
+    if value.is_floating_point() and not value.is_meta and not bool(value.isfinite().all()):
         return f"{int((~value.isfinite()).sum())} of {value.numel()} values that are not finite"
-    return f"{value.dtype} of shape {tuple(value.shape)}"
+    return f"{value.dtype} of shape {tuple(value.shape)} on {value.device}"

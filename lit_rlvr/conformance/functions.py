@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from lit_rlvr.conformance import properties
 from lit_rlvr.conformance.batches import BATCHES, Batch, frozen_batch
 from lit_rlvr.conformance.properties import PUBLISHED_TOLERANCE, Finding, PrepareStep, Step, error, replay_step
 from lit_rlvr.conformance.published import ADVANTAGES, LOSSES, expected, find_published
-from lit_rlvr.errors import UserError, defined_at
+from lit_rlvr.errors import UserError, check_takes, defined_at
 
 
 def check_loss(
@@ -84,7 +84,7 @@ def check_estimator(function: Callable[..., Tensor], expect: str | None = None) 
 
     def estimate(batch: Batch) -> Tensor:
         named = {name: getattr(batch, name) for name in ("correct", "lengths", "reference_rewards")}
-        found = call_by_name(function, [batch.rewards.clone()], named)
+        found = call_by_name(function, {"rewards": batch.rewards.clone()}, named)
         return require_shape(function, found, batch.rewards.shape)
 
     def has_values(name: str) -> Finding:
@@ -110,7 +110,10 @@ def plain_step(function: Callable[..., Tensor], batch: Batch) -> Step:
         tokens = {"ref_logp": batch.ref, "rollout_logp": batch.old if batch.rollout is None else batch.rollout}
         named: dict[str, Any] = {name: value[rows] for name, value in tokens.items() if value is not None}
         named |= counts | {"num_microbatches": num_microbatches, "world_size": world_size}
-        given = [logp[rows], batch.old[rows], advantages.reshape(-1, 1)[rows], batch.mask[rows]]
+        given = {
+            "logp": logp[rows], "old_logp": batch.old[rows], "advantages": advantages.reshape(-1, 1)[rows],
+            "mask": batch.mask[rows],
+        }  # fmt: skip
         found = require_shape(function, call_by_name(function, given, named), torch.Size())
         return found / world_size if averages else found
 
@@ -132,15 +135,19 @@ def values_finding(expect: str, name: str, measured: float) -> Finding:
     )  # fmt: skip
 
 
-def call_by_name(function: Callable[..., Any], given: Sequence[Any], named: Mapping[str, Any]) -> Any:
+def call_by_name(function: Callable[..., Any], given: Mapping[str, Any], named: Mapping[str, Any]) -> Any:
     """Call a function with positional arguments and those of `named` that its signature has.
 
+    Args:
+        given: the positional arguments, by the names that the documentation calls them.
+
     Raises:
-        UserError: it needs an argument that is not there.
+        UserError: it needs an argument that is not there, or does not take the positional ones.
     """
     parameters = list(inspect.signature(function).parameters.values())
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return function(*given, **named)
+        check_takes(function, *given, **named)
+        return function(*given.values(), **named)
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     others = positional[len(given) :] + [p for p in parameters if p.kind is p.KEYWORD_ONLY]
     unknown = [p.name for p in others if p.name not in named and p.default is p.empty]
@@ -149,16 +156,18 @@ def call_by_name(function: Callable[..., Any], given: Sequence[Any], named: Mapp
             f"{defined_at(function)} takes {', '.join(unknown)}; after its first {len(given)} arguments the kit has "
             f"only {', '.join(named)}"
         )
-    return function(*given, **{p.name: named[p.name] for p in others if p.name in named})
+    asked = {p.name: named[p.name] for p in others if p.name in named}
+    check_takes(function, *given, **asked)
+    return function(*given.values(), **asked)
 
 
 def require_shape(function: Callable[..., Any], found: Any, shape: torch.Size) -> Tensor:
-    """Return what a function gave, if it is a tensor of that shape.
+    """Return what a function gave, if it is a tensor of that shape on the CPU.
 
     Raises:
         UserError: it is not.
     """
-    if not isinstance(found, Tensor) or found.shape != shape:
-        got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-        raise UserError(f"{defined_at(function)} must return a tensor of shape {tuple(shape)}, not {got}")
+    if not isinstance(found, Tensor) or found.shape != shape or found.device.type != "cpu":
+        got = f"shape {tuple(found.shape)} on {found.device}" if isinstance(found, Tensor) else type(found).__name__
+        raise UserError(f"{defined_at(function)} must return a tensor of shape {tuple(shape)} on cpu, not {got}")
     return found

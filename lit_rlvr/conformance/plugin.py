@@ -5,6 +5,7 @@ pytest reads options before it looks for packages, so it has to be named; no oth
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -15,7 +16,7 @@ import pytest
 
 from lit_rlvr.conformance.functions import check_estimator, check_loss
 from lit_rlvr.conformance.properties import Finding
-from lit_rlvr.errors import UserError, user_line
+from lit_rlvr.errors import UserError, type_text, user_line, with_user_line
 
 FINDINGS = pytest.StashKey[list[Finding]]()
 
@@ -34,6 +35,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         session.config.stash[FINDINGS] = measure(session.config)
     except UserError as error:
         raise pytest.UsageError(str(error)) from error
+    except (Exception, SystemExit) as error:
+        if not user_line(error):
+            raise
+        raise pytest.UsageError(with_user_line(error)) from error
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -61,13 +66,20 @@ def import_function(path: str, option: str) -> Callable[..., Any]:
     """Import a function by `module:name`; modules of the current folder are found.
 
     Raises:
-        UserError: there is no such function.
+        UserError: there is no such function, or it is something else.
     """
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     module, _, name = path.partition(":")
     try:
-        return getattr(import_module(module), name)
+        found = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         where = f" at {line}" if (line := user_line(error)) else ""
         raise UserError(f"{option}: {path!r} cannot be imported ({error}{where}); write MODULE:FUNCTION") from error
+    if not callable(found) or inspect.isclass(found):
+        raise UserError(f"{option}: {path!r} is {type_text(found)}, not a function")
+    try:
+        inspect.signature(found)
+    except ValueError as error:
+        raise UserError(f"{option}: {path!r} has no signature; wrap it in a function of your own") from error
+    return found

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from lit_rlvr.common.settings import dotted_path_of, init_arguments, snake_case
-from lit_rlvr.errors import ChecksArguments, UserError, first_line, first_line_of, user_line
+from lit_rlvr.errors import ChecksArguments, UserError, check_calls_super, first_line, first_line_of, user_line
 from lit_rlvr.types import Completion, Pair, RewardResult, Sample
 from lit_rlvr.workers.pool import Waiting, shared_pool
 from lit_rlvr.workers.process import Function, Isolation, Outcome, pickle_for_worker
@@ -268,8 +268,10 @@ def check_rewards(rewards: Sequence[Reward]) -> None:
     """Refuse rewards that cannot be used together.
 
     Raises:
-        UserError: no reward, two of the same name, or two marked `correct_from`.
+        UserError: no reward, one without the state of its base, two of the same name, or two marked `correct_from`.
     """
+    for reward in rewards:
+        check_calls_super(reward, "rollout.rewards")
     names = [reward.name for reward in rewards]
     if not names:
         raise UserError("rollout.rewards is empty: give at least one reward")

@@ -18,8 +18,15 @@ import torch
 from torch import Tensor
 
 from lit_rlvr.advantages import Advantage, GroupBatch, resolve_advantage
-from lit_rlvr.common.returned import changed_fields, inputs_stay, require_advantages, require_loss
-from lit_rlvr.errors import UserError, check_takes, check_within, defined_at, refuse_all, type_text
+from lit_rlvr.common.returned import (
+    changed_fields,
+    inputs_stay,
+    require_advantages,
+    require_choice,
+    require_loss,
+    require_metrics,
+)
+from lit_rlvr.errors import UserError, check_takes, check_within, defined_at, refuse_all
 from lit_rlvr.objectives import (
     Aggregation,
     KLEstimator,
@@ -136,8 +143,8 @@ class LossModule(ABC):
             return everything, everything
         with inputs_stay(self.select, step, "step"):
             chosen = self.select(replace(step))
-        if chosen is not None and (chosen.shape != everything.shape or chosen.dtype != torch.bool):
-            raise UserError(f"model: {defined_at(self.select)} must return {len(everything)} bools, one for each token")
+        if chosen is not None:
+            require_choice(self.select, chosen, everything)
         if self.top_entropy_quantile < 1:
             count = math.ceil(round(self.top_entropy_quantile * len(everything), 6))  # 0.07 x 100 is 7.000000000000001
             everything = largest(step.entropy, count, step.chance)
@@ -162,10 +169,7 @@ class LossModule(ABC):
                 tokens, which this loss does not take.
         """
         observed = self._call_on_copy("model", self.observe, group)
-        if not isinstance(observed, dict):
-            raise UserError(
-                f"model: {defined_at(self.observe)} must return a dict of metrics, not {type_text(observed)}"
-            )
+        require_metrics(self.observe, observed)
         advantages = require_advantages(
             self.advantage, self._call_on_copy("model.advantage", self.advantage, group), group.rewards,
             group.mask if self.advantage.needs_tokens else None,

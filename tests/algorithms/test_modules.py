@@ -206,11 +206,11 @@ def test_an_option_outside_its_range_is_refused(name: str) -> None:
     [
         (lambda x: None, "it gave None"),
         (lambda x: x.logp.sum(), "it gave torch.float32 of shape ()"),
-        (lambda x: (x.logp, {}), "the loss must be a tensor with one real number, not torch.float32 of shape (2, 3)"),
-        (lambda x: (0.0, {}), "the loss must be a tensor with one real number, not a float"),
+        (lambda x: (x.logp, {}), "the loss must be a tensor on cpu with one real number, not torch.float32 of shape (2, 3)"),
+        (lambda x: (0.0, {}), "the loss must be a tensor on cpu with one real number, not a float"),
         (lambda x: (x.logp.detach().sum(), {}), "the loss has no gradient"),
         (lambda x: (x.logp.sum(), None), "stats must be a dict of names and tensors, not None"),
-        (lambda x: (x.logp.sum(), {"a": 1.0}), "stats['a'] must be a tensor with one real number, not a float"),
+        (lambda x: (x.logp.sum(), {"a": 1.0}), "stats['a'] must be a tensor on cpu with one real number, not a float"),
     ],
 )
 def test_what_an_objective_gives_is_checked(objective: Callable[..., Any], said: str) -> None:

@@ -15,6 +15,7 @@ from lit_rlvr.cli.errors import TRACEBACK
 
 CLI = Callable[..., Any]
 MINE = """
+import torch
 from lit_rlvr.datamodules import PromptDataModule
 from lightning.pytorch import Callback
 from lit_rlvr.algorithms import GRPO
@@ -41,6 +42,50 @@ class Nothing(PromptDataModule):
 class Bare(PromptDataModule):
     def __init__(self):
         self.prompt = "1+1?"
+
+
+class Unmade(GRPO):
+    def __init__(self, model="tiny"):
+        self.mine = 1
+
+
+class Far(GRPO):
+    def objective(self, x):
+        loss, stats = super().objective(x)
+        return loss.to("meta"), stats
+
+
+class FarCount(GRPO):
+    def objective(self, x):
+        return super().objective(x)[0], {"far": x.logp.detach().sum().to("meta")}
+
+
+class FarChoice(GRPO):
+    def select(self, step):
+        return torch.ones(step.old.shape, dtype=torch.bool, device="meta")
+
+
+class ListChoice(GRPO):
+    def select(self, step):
+        return [True]
+
+
+class FarNote(GRPO):
+    def observe(self, group):
+        return {"far": group.rewards.sum().to("meta")}
+
+
+class TextNote(GRPO):
+    def observe(self, group):
+        return {"far": "away"}
+
+
+class UnmadeReward(Reward):
+    def __init__(self):
+        self.mine = 1
+
+    def __call__(self, completion, sample):
+        return 1.0
 
 
 class Silent(GRPO):
@@ -76,6 +121,14 @@ class Judge(Reward):
     pass
 
 
+def far(group):
+    return torch.zeros(group.rewards.shape, device="meta")
+
+
+def far_reward(completion, sample):
+    return torch.ones((), device="meta")
+
+
 def great(completion, sample):
     return RewardResult(1.0, status="great")
 
@@ -86,6 +139,9 @@ def typo(group):
 MONITORS = ("val/accuracy", "rollout/reward", "step")
 HINT = f"({TRACEBACK}=1 shows the whole traceback)"
 GIVES = "must give finite values of shape (P, G) = (4, 4), a floating-point tensor on cpu; it gave None"
+
+
+UNMADE = 'def __init__(self, model="tiny"):'
 
 
 def callback(name: str, **options: str) -> list[str]:
@@ -115,6 +171,46 @@ CASES = {
     "no super().__init__": (
         ["--data", "my_own.Bare"],
         f"data: Bare.__init__ ({at('def __init__(self):')}) must call super().__init__(",
+    ),
+    "no super().__init__ of an algorithm": (
+        ["--model", "my_own.Unmade"],
+        f"model: Unmade.__init__ ({at(UNMADE)}) must call super().__init__(",
+    ),
+    "no super().__init__ of a reward": (
+        ["--rollout.rewards", "[my_own.UnmadeReward]"],
+        f"rollout.rewards: UnmadeReward.__init__ ({at('def __init__(self):', 'class UnmadeReward(Reward):')}) must",
+    ),
+    "advantage on another device": (
+        ["--model.init_args.advantage", "my_own.far"],
+        f"model.advantage: far ({at('def far(group):')}) {GIVES[:-4]}torch.float32 of shape (4, 4) on meta",
+    ),
+    "loss on another device": (
+        ["--model", "my_own.Far"],
+        "the loss must be a tensor on cpu with one real number, not torch.float32 of shape () on meta",
+    ),
+    "statistics on another device": (
+        ["--model", "my_own.FarCount"],
+        "stats['far'] must be a tensor on cpu with one real number, not torch.float32 of shape () on meta",
+    ),
+    "choice on another device": (
+        ["--model", "my_own.FarChoice"],
+        f"model: FarChoice.select ({at('def select(self, step):')}) must return ",
+    ),
+    "choice that is a list": (
+        ["--model", "my_own.ListChoice"],
+        "must return ",
+    ),
+    "note on another device": (
+        ["--model", "my_own.FarNote"],
+        "must return a dict of names and numbers; 'far' is torch.float",
+    ),
+    "note that is a text": (
+        ["--model", "my_own.TextNote"],
+        "must return a dict of names and numbers; 'far' is a str",
+    ),
+    "reward on another device": (
+        ["--rollout.rewards", "[my_own.far_reward]"],
+        "far_reward",
     ),
     "advantage None": (
         ["--model.init_args.advantage", "my_own.none"],

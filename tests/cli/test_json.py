@@ -138,10 +138,54 @@ def test_a_reader_that_has_gone_ends_a_command_without_a_word(run_folder: Path, 
     assert (run_folder / "run/checkpoints/step-000006.ckpt").is_file()
 
 
+@pytest.mark.parametrize("arguments", ["--version", "help fit", "preview --config tiny.yaml --json"])
+def test_an_output_that_cannot_be_written_is_one_line(run_folder: Path, arguments: str) -> None:
+    for buffered in ("", "1") if arguments == "--version" else ("",):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                [str(CONSOLE_SCRIPT), *arguments.split()], stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+                env=child_environment() | {"PYTHONUNBUFFERED": buffered},
+            )  # fmt: skip
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.splitlines()[-1:] == [
+            "lit-rlvr: error: the output cannot be written: No space left on device"
+        ]
+        assert "Traceback" not in done.stderr and done.stderr.count("error") == 1
+
+
+@pytest.mark.parametrize(("arguments", "status"), [("--version", 0), ("--verzion", 2)])
+def test_messages_that_cannot_be_written_change_no_status(arguments: str, status: int) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [str(CONSOLE_SCRIPT), arguments], stdout=subprocess.PIPE, stderr=full, text=True, check=False,
+            env=child_environment(),
+        )  # fmt: skip
+    assert done.returncode == status and ("lit-rlvr" in done.stdout) == (status == 0)
+
+
+CLOSES = """
+import sys
+
+def closes(completion, sample):
+    sys.stdout.close()
+    sys.stderr.close()
+    return float(len(completion.token_ids) % 2)
+"""
+
+
+def test_a_reward_that_closes_the_outputs_changes_nothing(run_folder: Path) -> None:
+    (run_folder / "closing.py").write_text(CLOSES)
+    command = [str(CONSOLE_SCRIPT), *FIT, "--json", "--rollout.rewards", "[closing.closes]", "--trainer.max_steps", "1"]
+    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) and "Results: run" in done.stderr
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize("buffered", ["", pytest.param("1", marks=pytest.mark.slow)], ids=["", "unbuffered"])
-def test_an_output_that_is_closed(run_folder: Path, buffered: str) -> None:
+def test_an_output_that_is_closed(run_folder: Path, buffered: str, closed: str) -> None:
     command, environment = [str(CONSOLE_SCRIPT), "--version"], child_environment() | {"PYTHONUNBUFFERED": buffered}
     done = subprocess.run(
-        ["bash", "-c", '"$@" >&-', "-", *command], env=environment, capture_output=True, text=True, check=False
+        ["bash", "-c", f'"$@" {closed}', "-", *command], env=environment, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout + done.stderr) == (0, "")

@@ -61,7 +61,7 @@ def test_images_are_saved_and_named(run_folder: Path, lit_rlvr: CLI, vlm_folder:
     assert Image.open(run_folder / "seen/train-0-1.png").tobytes() == sample.images[0].tobytes()
 
 
-def test_without_a_folder_pictures_go_to_a_temporary_one(
+def test_without_a_folder_no_picture_is_saved(
     run_folder: Path, lit_rlvr: CLI, vlm_folder: Path, tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -71,11 +71,11 @@ def test_without_a_folder_pictures_go_to_a_temporary_one(
     model = ("--model.init_args.model", vlm_folder, "--data", "LesionCount", "--data.init_args.pictures", 4)
     shown = lit_rlvr("preview", "--config", "tiny.yaml", *model, "--prompts", 1)
     assert shown.status == 0, shown.err
-    (picture,) = elsewhere.glob("lit-rlvr-preview-*/*.png")
-    assert f"84 x 84 pixels, {picture}" in shown.out
-    assert lit_rlvr("preview", "--config", "tiny.yaml").status == 0
-    assert len(list(elsewhere.glob("lit-rlvr-preview-*"))) == 1, "none for texts"
-    assert sorted(run_folder.rglob("*")) == before
+    assert "image 1: 9 tokens, 84 x 84 pixels\n" in shown.out
+    assert "To look at the images as the model sees them, add --out FOLDER" in shown.err
+    texts = lit_rlvr("preview", "--config", "tiny.yaml")
+    assert texts.status == 0 and "--out" not in texts.err
+    assert not list(elsewhere.iterdir()) and sorted(run_folder.rglob("*")) == before
 
 
 def test_pictures_of_the_users_are_left_alone(run_folder: Path, lit_rlvr: CLI, vlm_folder: Path) -> None:

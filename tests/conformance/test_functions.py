@@ -200,9 +200,15 @@ def test_what_is_no_loss_is_refused_in_one_line() -> None:
             lambda logp, old_logp, advantages, mask, eps: logp.sum(),
             "takes eps; after its first 4 arguments the kit has",
         ),
-        (lambda *given: given[0], r"must return a tensor of shape \(\), not shape"),
-        (lambda *given: 1.0, r"must return a tensor of shape \(\), not float"),
+        (lambda *given: given[0], r"must return a tensor of shape \(\) on cpu, not shape \(24, 9\) on cpu"),
+        (lambda *given: 1.0, r"must return a tensor of shape \(\) on cpu, not float"),
         (lambda *given: given[1].sum(), "does not depend on x.logp"),
+        (lambda logp: logp.sum(), r"must take \(logp, old_logp, advantages, mask\): too many positional arguments"),
+        (lambda logp, **others: logp.sum(), r"must take \(logp, old_logp, advantages, mask\): too many"),
+        (
+            lambda *given: given[0].sum().to("meta"),
+            r"must return a tensor of shape \(\) on cpu, not shape \(\) on meta",
+        ),
     ):
         with pytest.raises(UserError, match=said):
             check_loss(function)
@@ -210,6 +216,10 @@ def test_what_is_no_loss_is_refused_in_one_line() -> None:
         check_loss(dapo, "GRP")
     with pytest.raises(UserError, match=r"must return a tensor of shape \(6, 4\)"):
         check_estimator(lambda rewards: rewards.mean(1))
+    with pytest.raises(UserError, match=r"must take \(rewards\): too many positional arguments"):
+        check_estimator(lambda: torch.zeros(()))
+    with pytest.raises(UserError, match=r"must return a tensor of shape \(6, 4\) on cpu, not shape \(6, 4\) on meta"):
+        check_estimator(lambda rewards: rewards.to("meta"))
 
 
 # ---- other frameworks --------------------------------------------------------------------------------------------
@@ -266,6 +276,12 @@ def bad(logp, old_logp, advantages, mask):
     return -torch.where(mask, logp * advantages, 0.0).sum() / mask.sum().clamp(min=1)
 def centred(rewards):
     return rewards - rewards.mean(1, keepdim=True)
+def raises(logp, old_logp, advantages, mask):
+    return {}["counts"]
+def leaves(rewards):
+    raise SystemExit(3)
+class Loss:
+    pass
 """
 
 
@@ -276,6 +292,9 @@ def centred(rewards):
         (["--advantage", "own:centred", "--expect", "dr_grpo"], 0, "8 passed"),
         (["--loss", "own:bad"], 1, "instead of per optimizer step: divide by the counts of the whole step"),
         (["--loss", "own:worse"], 4, "--loss: 'own:worse' cannot be imported"),
+        (["--loss", "own:raises"], 4, "own.py:10: KeyError: 'counts'"),
+        (["--advantage", "own:leaves"], 4, "own.py:12: SystemExit: 3"),
+        (["--loss", "own:Loss"], 4, "--loss: 'own:Loss' is a type, not a function"),
         ([], 4, "give --loss MODULE:FUNCTION or --advantage MODULE:FUNCTION"),
     ],
 )
