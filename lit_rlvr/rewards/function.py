@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import re
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
