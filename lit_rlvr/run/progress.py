@@ -74,7 +74,8 @@ class Budget(ChecksArguments, Callback):
 
 
 class RunProgress(ProgressBar):
-    """Shows steps, reward, accuracy, truncated completions, prompts without a signal, tokens/s and the time left."""
+    """Shows steps, reward, accuracy, truncated completions, prompts without a signal, tokens/s, the mean staleness of
+    tokens if any are stale, and the time left."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -101,7 +101,8 @@ SAID: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an abstract class": (
         {"model": {"class_path": "lit_rlvr.algorithms.RLVRModule"}},
-        "model: lit_rlvr.algorithms.RLVRModule is abstract, it lacks objective; define it in the class, or give another",
+        "model: lit_rlvr.algorithms.RLVRModule is abstract, it lacks objective; define it in the class, or give "
+        "another",
     ),
     "an abstract class by its short name": (
         {"model": "RLVRModule"},
@@ -414,8 +415,8 @@ def test_an_option_of_another_class_is_traced_to_its_base(fit: ConfigCheck, tmp_
         "data: {class_path: TextMath}": "data: lit_rlvr.datamodules.TextMath has no option 'high'; it comes from "
         f"Arithmetic in {base}, which a `base:` names",
         "model: {init_args: {advantage: {class_path: own_parts.Scaled, init_args: {rubric: 1}}}}":
-        f"model.advantage: own_parts.Scaled has no option 'std'; it comes from GRPOAdvantage in {base}, which a `base:` "
-        "names",
+        f"model.advantage: own_parts.Scaled has no option 'std'; it comes from GRPOAdvantage in {base}, which a "
+        "`base:` names",
     }.items():  # fmt: skip
         (config := tmp_path / "own.yaml").write_text(f"base: {base}\n{part}")
         with pytest.raises(ArgumentError) as error:

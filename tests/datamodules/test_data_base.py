@@ -348,6 +348,19 @@ def test_long_prompts_are_dropped_counted_and_named_never_cut(ready, caplog):
         ready(max_prompt_tokens=5)
 
 
+def test_a_prompt_that_is_far_too_long_is_not_tokenised_to_its_end(ready, caplog, monkeypatch):
+    """The tokens of 20 million characters took a minute."""
+    texts = {"shorter": "x" * 900, "longer": "x" * 1000, "endless": "12 " * 2_000_000}
+    data = [*rows(20), *({"prompt": text, "answer": "1", "id": name} for name, text in texts.items())]
+    module = ready(data=data, max_prompt_tokens=120)
+    overhead = len(module.encode(Sample("x", "", "a")).token_ids)
+    assert f"shorter ({overhead + 900} tokens); longer (960 tokens or more); endless (960 " in caplog.messages[0]
+    tokenised, tokenise = [], module._token_ids
+    monkeypatch.setattr(module, "_token_ids", lambda text: (tokenised.append(len(text)), tokenise(text))[1])
+    module.encode(Sample("x", texts["endless"], "a"))
+    assert tokenised == [960 * 16]
+
+
 @pytest.mark.parametrize("does", ["break", "keep", "refuse"])
 def test_rows_with_special_tokens_are_counted_and_named(ready, jsonl, caplog, does):
     mixed = [*rows(18), {"prompt": "a<eos>", "answer": "1"}, {"prompt": "b<eos>", "answer": "1"}]

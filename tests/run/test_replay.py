@@ -185,7 +185,7 @@ def test_a_damaged_record_is_named(recorded: Path, lit_rlvr: CLI) -> None:
     terms = recorded / "record" / "run.json"
     for text in (terms.read_text()[:-20], "", "null"):
         terms.write_text(text)
-        refused = fit(lit_rlvr, *REPLAY, *UNVALIDATED, status=2)
+        refused = fit(lit_rlvr, *REPLAY, *UNVALIDATED, "--overwrite", "true", status=2)
         assert "run has a damaged record/run.json; restore it, or record the run again" in refused.err
 
 

@@ -50,7 +50,8 @@ def test_what_cannot_run_beside_training_is_refused(
 @pytest.mark.slow
 def test_a_resumed_run_trains_on_what_was_generated_before_the_stop(run_folder: Path, lit_rlvr: CLI) -> None:
     beside = ("--rollout.staleness", "1", "--rollout.engine", "tiny_engines.Copying")
-    run(lit_rlvr, *beside, *to("whole"))
+    steps = [line for line in run(lit_rlvr, *beside, *to("whole")).err.splitlines() if line.startswith("step ")]
+    assert ["staleness 1.0" in line for line in steps if "truncated" in line] == [False, *[True] * 5]
     run(lit_rlvr, *beside, *to("parts"), "--trainer.max_steps", 3)
     run(lit_rlvr, *beside, *to("parts"), "--ckpt_path", "last")
     assert_same_run(run_folder / "parts", run_folder / "whole", resumed=3)
