@@ -12,7 +12,7 @@ from lit_rlvr.rewards.answers.characters import plain_characters
 from lit_rlvr.rewards.answers.find import Found, find_answer, without_thoughts
 from lit_rlvr.rewards.answers.parse import parse
 from lit_rlvr.rewards.answers.units import read_numeral, read_unit
-from lit_rlvr.rewards.answers.values import Number, Parts, Quantity, Region, Series, Text
+from lit_rlvr.rewards.answers.values import Number, Parts, Quantity, Percentage, Region, Series, Text
 from lit_rlvr.rewards.math_check import check_math, explain_check
 
 JUDGED = [json.loads(line) for line in Path(__file__).with_name("answers.jsonl").read_text().splitlines()]
@@ -71,7 +71,7 @@ def test_characters_that_change_the_meaning_are_not_dropped() -> None:
     assert plain_characters("٣५７") == "357"
     assert plain_characters("\u20135") == plain_characters("\u22125") == plain_characters("\ufe635") == "-5"
     assert plain_characters("\u200b\ufeff5\u00a0") == "5 "
-    assert plain_characters("3或4、5") == "3, 4, 5"
+    assert plain_characters("3或4、5") == "3 or 4, 5"
 
 
 def values_of(text: str) -> list[object]:
@@ -86,7 +86,7 @@ def test_a_text_has_every_type_that_it_can_mean() -> None:
     assert values_of("ABC") == values_of("no") == values_of("CO2") == []
     assert values_of("3:30") == [Parts("time", (3, 30, 0, ""))]
     assert values_of("3:2") == [Parts("ratio", (3, 2))]
-    assert values_of("50%") == [Number(sympy.Rational(1, 2)), Number(sympy.Integer(50))]
+    assert values_of("50%") == [Percentage(Number(sympy.Integer(50)), 2)]
     assert values_of("0.1666...") == [Number(sympy.Rational(1, 6))]
     assert values_of("0.00050") == [Number(sympy.Rational(1, 2000), 5)]
     (total,) = values_of("5 ft 3 in")

@@ -20,7 +20,7 @@ from lit_rlvr.rewards.answers.values import (
     Number,
     Parts,
     Quantity,
-    Rate,
+    Percentage,
     Reading,
     Region,
     Series,
@@ -161,20 +161,23 @@ def _in_base_units(quantity: Quantity) -> Number:
     return Number((quantity.number.value + offset) * factor, quantity.number.places)
 
 
-def _rates(reference: Rate, answer: Rate, rules: Rules) -> bool:
+def _percentages(reference: Percentage, answer: Percentage, rules: Rules) -> bool:
     return _numbers(_fraction(reference), _fraction(answer), rules)
 
 
-def _fraction(rate: Rate) -> Number:
-    places = rate.number.places
+def _fraction(percentage: Percentage) -> Number:
+    places = percentage.number.places
     return Number(
-        rate.number.value / sympy.Integer(10) ** rate.digits, None if places is None else places + rate.digits
+        percentage.number.value / sympy.Integer(10) ** percentage.digits,
+        None if places is None else places + percentage.digits,
     )
 
 
-def _rate_number(rate: Rate, number: Number, rules: Rules) -> bool:
+def _percentage_number(percentage: Percentage, number: Number, rules: Rules) -> bool:
     """Compare a percentage with its fraction, or with the number before the sign."""
-    return _numbers(_fraction(rate), number, rules) or (rate.digits == 2 and _numbers(rate.number, number, rules))
+    return _numbers(_fraction(percentage), number, rules) or (
+        percentage.digits == 2 and _numbers(percentage.number, number, rules)
+    )
 
 
 def _without_unit(quantity: Quantity, number: Number, rules: Rules) -> bool:
@@ -427,13 +430,13 @@ def _chains(reference: Chain, answer: Chain, rules: Rules) -> bool:
 
 
 _COMPARISONS: dict[tuple[type, type], Any] = {
-    (Text, Text): _text, (Number, Number): _numbers, (Quantity, Quantity): _quantities, (Rate, Rate): _rates,
+    (Text, Text): _text, (Number, Number): _numbers, (Quantity, Quantity): _quantities, (Percentage, Percentage): _percentages,
     (Expression, Expression): _expressions, (Equation, Equation): _equations, (Matrix, Matrix): _matrices,
     (Series, Series): _series, (Labelled, Labelled): _labelled, (Region, Region): _regions, (Chain, Chain): _chains,
     (Parts, Parts): _same_parts, (Number, Equation): _sum_of_unknowns,
 }  # fmt: skip
 _SYMMETRIC: dict[tuple[type, type], Any] = {
-    (Quantity, Number): _without_unit, (Rate, Number): _rate_number,
+    (Quantity, Number): _without_unit, (Percentage, Number): _percentage_number,
     (Labelled, Series): _values_in_order, (Matrix, Series): _vectors,
     (Parts, Number): _part_value, (Expression, Number): _constant_expression,
 }  # fmt: skip

@@ -36,7 +36,7 @@ class Quantity:
 
 
 @dataclass(frozen=True)
-class Rate:
+class Percentage:
     """A number of parts in 10 ** `digits`: 5 % (2), 5 per mille (3)."""
 
     number: Number
@@ -103,7 +103,9 @@ class Parts:
     parts: tuple[Any, ...]
 
 
-Reading = Text | Number | Quantity | Rate | Expression | Equation | Series | Labelled | Region | Chain | Matrix | Parts
+Reading = (
+    Text | Number | Quantity | Percentage | Expression | Equation | Series | Labelled | Region | Chain | Matrix | Parts
+)
 
 
 def all_readings(values: Sequence[Reading]) -> Iterator[Reading]:
@@ -128,7 +130,7 @@ def describe(value: Reading) -> str:
         case Quantity(number, factor, dimension):
             unit = " ".join(base if power == 1 else f"{base}^{power}" for base, power in dimension)
             return f"quantity {number.value} x {factor} {unit}"
-        case Rate(number, digits):
+        case Percentage(number, digits):
             return f"number {number.value}/{10**digits}"
         case Expression(formula) | Matrix(formula):
             return f"{type(value).__name__.lower()} {formula}"
