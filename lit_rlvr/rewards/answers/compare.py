@@ -19,8 +19,8 @@ from lit_rlvr.rewards.answers.values import (
     Matrix,
     Number,
     Parts,
-    Quantity,
     Percentage,
+    Quantity,
     Reading,
     Region,
     Series,
@@ -430,7 +430,8 @@ def _chains(reference: Chain, answer: Chain, rules: Rules) -> bool:
 
 
 _COMPARISONS: dict[tuple[type, type], Any] = {
-    (Text, Text): _text, (Number, Number): _numbers, (Quantity, Quantity): _quantities, (Percentage, Percentage): _percentages,
+    (Text, Text): _text, (Number, Number): _numbers, (Quantity, Quantity): _quantities,
+    (Percentage, Percentage): _percentages,
     (Expression, Expression): _expressions, (Equation, Equation): _equations, (Matrix, Matrix): _matrices,
     (Series, Series): _series, (Labelled, Labelled): _labelled, (Region, Region): _regions, (Chain, Chain): _chains,
     (Parts, Parts): _same_parts, (Number, Equation): _sum_of_unknowns,
