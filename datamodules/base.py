@@ -209,9 +209,11 @@ class PromptDataModule(ChecksArguments, UsesModel):
         self.locations: dict[str, str | None] = {}
         self.given: dict[str, GivenRows] = {}
         for split, rows in (("train", train), ("validation", validation), ("test", test)):
-            if rows is not None and not isinstance(rows, str):
-                self.init_args[split] = rows = self.given[split] = GivenRows(rows, split)
-            self.locations[split] = rows if rows is None else os.fspath(rows)
+            if rows is None or isinstance(rows, str | os.PathLike):
+                self.locations[split] = None if rows is None else os.fspath(rows)
+            else:
+                self.init_args[split] = self.given[split] = GivenRows(rows, split)
+                self.locations[split] = self.given[split].name
         self.validation_split, self.columns = validation_split, columns
         self.image_options = (image_folder, min_pixels, max_pixels)
         self.chat = Chat(

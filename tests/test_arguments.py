@@ -165,7 +165,7 @@ def test_functions_are_rewards() -> None:
     first, second, third = rollout.rewards[:3]
     pair = (Completion("12", (1,), "stop"), Sample("a", "b", "c"))
     assert [reward.score([pair])[0].value for reward in (first, second, third)] == [2.0, 0.5, 2.0]
-    assert [reward.name for reward in rollout.rewards] == ["digits", "scaled", "<lambda>", "own"]
+    assert [reward.name for reward in rollout.rewards] == ["digits", "scaled", "<lambda>", "math_answer"]
     assert isinstance(first, FunctionReward) and first.dotted_path == f"{__name__}.digits"
     assert FunctionReward(digits, weight=0.5).init_args["path"] == f"{__name__}.digits"
 

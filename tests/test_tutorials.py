@@ -120,7 +120,7 @@ def outputs(notebook: Any) -> str:
 
 @pytest.mark.parametrize(
     ("path", "said"),
-    [(NOTEBOOK, r"held-out accuracy 0\.\d+ -> 0\.\d+"), (FROM_TRL, r"(?s)(mean reward 0\.\d+ -> 0\.\d+.*){2}")],
+    [(NOTEBOOK, r"held-out accuracy 0\.\d+ -> 0\.\d+"), (FROM_TRL, r"(?s)(mean reward 0\.\d+ -> 0\.\d+.*){3}")],
 )
 def test_the_saved_notebooks_have_their_outputs_and_no_noise(path: Path, said: str) -> None:
     notebook = nbformat.read(path, as_version=4)
@@ -150,7 +150,9 @@ def run_notebook(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> A
 def test_grpo_trainer_and_fit_both_learn_in_the_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notebook = run_notebook(FROM_TRL, tmp_path, monkeypatch)
     found = [(float(a), float(b)) for a, b in re.findall(r"mean reward ([\d.]+) -> ([\d.]+)", outputs(notebook))]
-    assert len(found) == 2 and all(after > before for before, after in found)
+    assert len(found) == 3 and all(after > before for before, after in found)
+    assert "the same, bit for bit" in outputs(notebook)
+    assert "did you mean 'lr'?" in outputs(notebook) and "data: missing" in outputs(notebook)
 
 
 @pytest.mark.slow

@@ -87,7 +87,8 @@ class FunctionReward(Reward):
         **kwargs: Any,
     ) -> None:
         if isinstance(path, partial) and not path.args:
-            path, options = path.func, {**path.keywords, **(options or {})}
+            options = {**path.keywords, **(options or {})}
+            path = path.func
         named = load_function(path) if isinstance(path, str) else path
         if not isinstance(path, str):
             path = dotted_path_of(path if hasattr(path, "__qualname__") else type(path))

@@ -114,7 +114,8 @@ class RolloutCallback(ChecksArguments, Callback):
         rollouts_from: str | None = None,
         deterministic: bool = False,
     ) -> None:
-        rewards = rewards and [one if isinstance(one, Reward | str) else FunctionReward(one) for one in rewards]
+        if rewards is not None:
+            rewards = [one if isinstance(one, Reward | str) else FunctionReward(one) for one in rewards]
         self.init_args = init_arguments()
         self.group_size = group_size
         self.generator = resolve_engine(engine)
@@ -125,7 +126,7 @@ class RolloutCallback(ChecksArguments, Callback):
         )
         self.eval_samples, self.eval_greedy = eval_samples, eval_greedy
         self.environment = as_environment(environment)
-        self.rewards = rewards_with(self.environment, rewards)
+        self.rewards = rewards_with(self.environment, rewards)  # type: ignore[arg-type]  # functions are rewards by now
         self.mask_truncated, self.staleness, self.max_group_seconds = mask_truncated, staleness, max_group_seconds
         self.max_failure_rate, self.deterministic = max_failure_rate, deterministic
         self.record_gib = float(staleness > 0 and rollouts_from is None) if record is None else record
