@@ -206,14 +206,10 @@ def test_an_option_outside_its_range_is_refused(name: str) -> None:
     [
         (lambda x: None, "it gave None"),
         (lambda x: x.logp.sum(), "it gave torch.float32 of shape ()"),
-<<<<<<< HEAD
         (
             lambda x: (x.logp, {}),
             "the loss must be a tensor on cpu with one real number, not torch.float32 of shape (2, 3)",
         ),
-=======
-        (lambda x: (x.logp, {}), "the loss must be a tensor on cpu with one real number, not torch.float32 of shape"),
->>>>>>> ends
         (lambda x: (0.0, {}), "the loss must be a tensor on cpu with one real number, not a float"),
         (lambda x: (x.logp.detach().sum(), {}), "the loss has no gradient"),
         (lambda x: (x.logp.sum(), None), "stats must be a dict of names and tensors, not None"),
