@@ -278,7 +278,7 @@ CASES = {
     ),
     "accelerator": (
         ["--trainer.accelerator", "tpu"],
-        "trainer: ",
+        "trainer.accelerator: tpu: torch ",
     ),
     "a name that no file system takes": (
         ["--trainer.default_root_dir", "a" * 300],
