@@ -140,6 +140,20 @@ def test_prefix_runs(benchmark: Benchmark) -> None:
 
 
 @pytest.mark.slow
+def test_answers(benchmark: Benchmark, tmp_path: Path) -> None:
+    """The checkers of answers, on three of them."""
+    (tmp_path / "answers.jsonl").write_text(
+        '{"reference": "5", "completion": "\\\\boxed{5 kg}", "right": true}\n'
+        '{"reference": "5 cm", "completion": "\\\\boxed{5 m}", "right": false}\n'
+        '{"reference": "ABC", "completion": "\\\\boxed{CBA}", "right": false}\n'
+    )
+    found = benchmark("answers", "answers.jsonl")
+    assert (found["right"], found["wrong"]) == (1, 2)
+    assert (found["MathAnswer"]["missed"], found["MathAnswer"]["paid"]) == (0, 0)
+    assert found["Math-Verify"]["paid"] > 0, "it reads words as products of letters"
+
+
+@pytest.mark.slow
 def test_real_sets(benchmark: Benchmark, tmp_path: Path) -> None:
     write_sets(tmp_path / "sets")
     found = benchmark("real_sets", "sets")

@@ -34,7 +34,7 @@ with pytest.MonkeyPatch.context() as patch:
     from options_page import options_reference
 README = (ROOT / "README.md").read_text()
 TOPS = ("lit_rlvr", "datamodules", "tests", "benchmarks", "docs", "configs")
-USERS = {"my_task.py", "task.py", "my_env.py", "train.py", "my_losses.py"}
+USERS = {"my_task.py", "shop.py", "task.py", "my_env.py", "train.py", "my_losses.py"}
 """Files that a user of the documents writes."""
 OTHERS = {"repo", "include", "weighted_sample", "extra", "no", "index", "from", "only"} | {
     "model_args", "include_path", "apply_chat_template", "log_samples", "output_path",
@@ -375,6 +375,24 @@ def test_readme_python_trains(tmp_path: Path, tiny_model_folder: Path) -> None:
     assert (found["steps"], found["resumed_from_step"], found["stopped"]) == (3, 2, None)
     assert {*read_metrics(run / "metrics.csv")} == {0, 1, 2, 3}
     assert (run / "completions.jsonl").is_file() and (run / "tensorboard").is_dir()
+
+
+@pytest.mark.slow
+def test_the_run_on_the_page_from_python_trains(tmp_path: Path, tiny_model_folder: Path) -> None:
+    (code,) = blocks("python", ROOT / "docs/python.md")
+    for said, small in (
+        ('"smollm2"', repr(str(tiny_model_folder))),
+        ("max_steps=20", "max_steps=1, accelerator='cpu'"),
+        ("group_size=8", "group_size=2, engine='hf'"),
+    ):
+        assert said in code
+        code = code.replace(said, small)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((tmp_path / "runs/sums/summary.json").read_text())["steps"] == 1
+    assert (tmp_path / "runs/sums/rows/text_math_train.jsonl").is_file()
 
 
 OUTSIDE = ROOT / "docs/outside.md"

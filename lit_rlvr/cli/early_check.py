@@ -43,7 +43,7 @@ TOP_OPTIONS = {
 }  # fmt: skip
 TRAINER_ARGUMENTS = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
 """Arguments of the Trainer's methods that are not options."""
-EXTERNAL = {"ABC", "Callback", "Checkpoint", "LightningDataModule", "LightningModule", "Generic", "Protocol"}
+EXTERNAL = {"ABC", "ABCMeta", "Callback", "Checkpoint", "LightningDataModule", "LightningModule", "Generic", "Protocol"}
 """Bases of our classes that have no options."""
 OWN_PATH = re.compile(r"(?!(?:lit_rlvr|lightning|torch)\.)[A-Za-z_]\w*(?:[.:][A-Za-z_]\w*)+")
 """A dotted path that may be a class of the user's."""

@@ -215,7 +215,7 @@ def test_an_ambiguous_name_is_refused_in_one_line_with_both_meanings(old: str, n
             "0.6 must not lie above",
         ),
         ({"off_policy_threshold": 0.0}, "off_policy_threshold"),
-        ({"prox_logp_method": "linear"}, "prox_logp_method: 'linear' is not recompute or loglinear"),
+        ({"prox_logp_method": "linear"}, "prox_logp_method: give one of 'recompute', 'loglinear', not 'linear'"),
     ):
         with pytest.raises(UserError, match=said):
             GRPO(**options)  # type: ignore[arg-type]

@@ -254,7 +254,7 @@ CASES = {
     ),
     "objective None": (
         ["--model", "my_own.Silent"],
-        f"model: Silent.objective ({at('def objective(self, x):')}) must give (loss, stats); it gave None",
+        f"model: Silent.objective ({at('def objective(self, x):', after='class Silent(GRPO):')}) must give (loss, stats); it gave None",
     ),
     "statistics without a name": (
         ["--model", "my_own.Numbered"],
@@ -262,7 +262,7 @@ CASES = {
     ),
     "complex loss": (
         ["--model", "my_own.Complex"],
-        "the loss must be a tensor with one real number, not torch.complex64",
+        "the loss must be a tensor on cpu with one real number, not torch.complex64",
     ),
     "objective raises": (
         ["--model", "my_own.Typo"],
@@ -298,7 +298,7 @@ CASES = {
     ),
     "monitored metric": (
         callback("EarlyStopping", monitor="val_accuracy"),
-        "trainer: Early stopping conditioned on metric `val_accuracy` which is not available.",
+        "trainer.callbacks: EarlyStopping.monitor: no metric is called 'val_accuracy'; there are val/accuracy",
     ),
 }
 

@@ -354,7 +354,7 @@ class Staged(Reward):
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    Path("my_task.py").write_text(MY_TASK)
+    Path("graded_task.py").write_text(MY_TASK)
     lines = [json.dumps({"question": f"What is {k} + 11?", "answer": str(k + 11)}) for k in range(12)]
     Path("sums.jsonl").write_text("\n".join(lines))
     Path("data.yaml").write_text("data: {class_path: TextMath, init_args: {validation: sums.jsonl}}")
@@ -364,14 +364,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("data", ["sums.jsonl", "TextMath=sums.jsonl", "data.yaml"])
 def test_the_command_prints_kinds_and_rates(folder: Path, lit_rlvr: CLI, data: str) -> None:
-    done = lit_rlvr("check", "my_task.pays_any_digit", "--data", data, "--rows", "3")
+    done = lit_rlvr("check", "graded_task.pays_any_digit", "--data", data, "--rows", "3")
     assert done.status == 0 and "3 rows" in done.out and "next number" in done.out and "100.0%" in done.out
     assert "correlation" in done.out and "pays where it is no answer" in done.out
 
 
 def test_the_command_prints_one_document(folder: Path, lit_rlvr: CLI) -> None:
     first, second = (
-        json.loads(lit_rlvr("check", "my_task.pays_any_digit", "--data", "sums.jsonl", "--json").out) for _ in range(2)
+        json.loads(lit_rlvr("check", "graded_task.pays_any_digit", "--data", "sums.jsonl", "--json").out)
+        for _ in range(2)
     )
     kinds = {kind["kind"]: kind for kind in first["kinds"]}
     assert first["rows"] == 12 and kinds["next number"]["rate"] == 1 and len(first["advantages"]) == 5
@@ -381,13 +382,13 @@ def test_the_command_prints_one_document(folder: Path, lit_rlvr: CLI) -> None:
 
 def test_one_text_is_judged_stage_by_stage(folder: Path, lit_rlvr: CLI) -> None:
     arguments = ("--text", "\x1b[31mB [red]", "--reference", "B", "--options", "lung", "liver", "--row.shop", "open")
-    done = lit_rlvr("check", "my_task.Staged", *arguments)
+    done = lit_rlvr("check", "graded_task.Staged", *arguments)
     assert done.status == 0 and "\x1b" not in done.out
     assert done.out.splitlines() == [
         "found: \N{REPLACEMENT CHARACTER}[31mB [red]", "options: lung liver", "shop: open",
-        "my_task.Staged: wrong, value 0, status ok",
+        "graded_task.Staged: wrong, value 0, status ok",
     ]  # fmt: skip
-    document = json.loads(lit_rlvr("check", "my_task.Staged", *arguments, "--json").out)
+    document = json.loads(lit_rlvr("check", "graded_task.Staged", *arguments, "--json").out)
     assert document["correct"] is False and document["stages"][1] == {"stage": "options", "result": "lung liver"}
 
 
@@ -407,7 +408,7 @@ def test_a_text_is_taken_as_it_stands(folder: Path, lit_rlvr: CLI) -> None:
         (["--data", "sums.jsonl"], "give a reward, such as MathAnswer"),
         (["Mathanswer", "--data", "sums.jsonl"], "'Mathanswer' is no reward; there are LCPO, Choice"),
         (["GRPO", "--data", "sums.jsonl"], "'GRPO' is no reward"),
-        (["my_task.nothing", "--data", "sums.jsonl"], "'my_task.nothing' cannot be imported"),
+        (["graded_task.nothing", "--data", "sums.jsonl"], "'graded_task.nothing' cannot be imported"),
         (["MathAnswer", "--data", "nothing.jsonl"], "nothing.jsonl: no such file"),
         (["MathAnswer", "--data", "nothing"], "--data: there is no file 'nothing'"),
         (["MathAnswer", "--data", "none.yaml"], "--data: none.yaml has no `data`"),

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from made_runs import group, make_run
 
+from lit_rlvr.algorithms import GRPO
+from lit_rlvr.datamodules import Arithmetic
 from lit_rlvr.errors import UserError
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.run import folder as replaced
@@ -207,7 +209,7 @@ def test_errors_of_runs_from_python_name_its_arguments(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r'^default_root_dir: .* resume it with ckpt_path="last", replace it with overwrite=True'
     ):
-        trainer.fit(None)
+        trainer.fit(GRPO(model="tiny-llama"), datamodule=Arithmetic())
     with pytest.raises(UserError, match="overfit_batches: it has no effect"):
         Trainer(default_root_dir=tmp_path, callbacks=[RolloutCallback()], accelerator="cpu", overfit_batches=1)
 
