@@ -254,7 +254,8 @@ CASES = {
     ),
     "objective None": (
         ["--model", "my_own.Silent"],
-        f"model: Silent.objective ({at('def objective(self, x):', after='class Silent(GRPO):')}) must give (loss, stats); it gave None",
+        f"model: Silent.objective ({at('def objective(self, x):', after='class Silent(GRPO):')}) must give (loss, "
+        "stats); it gave None",
     ),
     "statistics without a name": (
         ["--model", "my_own.Numbered"],
