@@ -231,7 +231,9 @@ def fits(value: Any, hint: Any) -> bool:
     if cls in (list, tuple, set, frozenset):
         return isinstance(value, Sequence | Set) and not isinstance(value, str) and _all_fit(value, inner)
     if isinstance(cls, type) and issubclass(cls, Mapping):
-        return isinstance(value, Mapping) and (len(inner) < 2 or _all_fit(value.values(), inner[1:]))
+        return isinstance(value, Mapping) and (
+            len(inner) < 2 or _all_fit([one for one in value.values() if not isinstance(one, bool)], inner[1:])
+        )
     if callable(value) and isinstance(cls, type) and any("__call__" in vars(base) for base in cls.__mro__):
         return True  # a function in the place of an advantage or a reward
     try:
