@@ -37,7 +37,7 @@ EXACT_DIGITS = 30
 
 @dataclass(frozen=True)
 class Rules:
-    """How exact an answer must be.
+    """The precision that an answer needs.
 
     Args:
         decimals: a number written as a decimal must agree to this many places, and to as many digits if it is below 1.

@@ -23,7 +23,7 @@ _CONFIG = ConversionConfig(interpret_as_mixed_fractions=False, lowercase_symbols
 
 
 _TASKS = (sympy.Integral, sympy.Limit, sympy.Sum, sympy.Product, sympy.Derivative)
-"""What an answer has to compute: with one of them it restates the question, and it is compared as text."""
+"""Operations that an answer has to carry out. A formula with one of them is compared as text."""
 
 
 class _Converter(_Latex2Sympy):

@@ -67,7 +67,7 @@ _PARAMETER = re.compile(
     r"[,;]?\s*\(?\s*(?:(?:where|for|with|and)\s+)?(?:any\s+|all\s+)?([a-z])\s*(?:\\in\s*(?:\\mathbb\s*\{?\s*[ZNQ]\s*\}?|Z|N)(?:\^[+*])?"
     r"|is\s+an?y?\s+(?:arbitrary\s+)?(?:integer|constant|natural number)[a-z ]*)\s*\)?\s*$"
 )
-"""What says that a letter of the answer is any integer or constant."""
+"""The end of an answer that declares a letter to be any integer or constant."""
 _ENDS = " \t\r\n.,;:"
 
 
