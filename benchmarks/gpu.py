@@ -9,9 +9,9 @@
 `--part score`      log-probabilities and exact entropies of a vocabulary: ours, plain torch, compiled; share of a pass
 `--part lora`       the step with adapters over frozen weights in fp32 and in bf16
 `--part deterministic`  the step under `rollout.deterministic` and without: seconds, and whether two runs end alike
-`--part fit`        `lit-rlvr fit` on smoke/sums: fp32 twice, resumed, and bf16; whether the weights' hashes are equal
+`--part fit`        `lit-rlvr fit` on smoke/sums: twice deterministic and resumed, twice in fp32, in bf16; equal hashes?
 `--part iteration`  `lit-rlvr fit` at the shape, with the Hugging Face engine: sync, generation, training
-`--part offload`    the same with FSDP2, its shards on the CPU, and a checkpoint written in the background each step
+`--part offload`    the same with FSDP2, its shards on the CPU, and checkpoints written in the background
 `--part engine`     weight sync and generation, and how far the engine's log-probabilities are from the trainer's
 `--part trl`        whole GRPO steps of `lit-rlvr fit`, then of TRL (vLLM in the training process for both)
 `--part overlap`    the same steps with a vLLM server, generating in turn with training and while it trains; the server
@@ -39,6 +39,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -68,12 +69,12 @@ from lit_rlvr.commands.plan.memory import Strategy, largest_microbatch, shape_of
 from lit_rlvr.common.packages import is_installed
 from lit_rlvr.engines.base import EngineContext, RolloutEngine
 from lit_rlvr.engines.hf import HFEngine
+from lit_rlvr.policy import attention, verify
 from lit_rlvr.policy.adapters import Lora, add_adapters
 from lit_rlvr.policy.families.qwen_vl import VLM_SPECIALS, language_sizes, markers
 from lit_rlvr.policy.logprobs import score_tokens
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import training_autocast
-from lit_rlvr.policy.spans import available
 from lit_rlvr.policy.speed import enable_checkpointing
 from lit_rlvr.policy.tiny import CHAT_TEMPLATE, byte_tokenizer
 from lit_rlvr.rollout.callback import use_deterministic_kernels
@@ -132,12 +133,17 @@ def parse() -> Any:
     parser.add_argument("--features", type=int, default=256, help="tokens of a prompt's image (vision)")
     parser.add_argument("--budgets", type=int, nargs="+", default=[4096, 16384, 32768], help="tokens per micro-batch")
     add_contestants(parser)
+    parser.add_argument(
+        "--without-spans", action="store_true", help="attention in padded blocks, should the kernels for spans fail"
+    )
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # the same paths on a CPU, in a minute
     parser.add_argument("--wait", action="store_true", help=argparse.SUPPRESS)  # until stdin is closed
     options = parser.parse_args()
     if wrong := [name for name in options.ours if name in NOT_OURS.get(options.part, options.ours)]:
         parser.error(f"--ours: --part {options.part} cannot set {', '.join(wrong)}")
     options.ours.setdefault("gradient_checkpointing", True)
+    if options.without_spans:
+        attention.available = verify.available = lambda device, dtype: False
     options.device = "cpu" if options.tiny else "cuda"
     if options.tiny:
         vars(options).update(TINY_SIZES)
@@ -218,7 +224,8 @@ def run_steps(
     row: dict[str, Any] = {"label": label} if label else {}
     row |= {"budget": budget, "planned_mib": round(planned_mib(options, rollout, budget, lora))}
     seen = Budget()
-    asked = {"tokens_per_microbatch": budget, "callbacks": [seen], **options.ours, **given}
+    callbacks = [seen, *given.pop("callbacks", ())]
+    asked = {"tokens_per_microbatch": budget, "callbacks": callbacks, **options.ours, **given}
     if row["planned_mib"] > device_mib(options):
         row["skipped"] = f"plan puts it above the {device_mib(options):.0f} MiB of this device"
     else:
@@ -253,7 +260,7 @@ def middle(options: Any) -> int:
 # ---- the parts ------------------------------------------------------------------------------------------------
 
 
-def attention(options: Any) -> None:
+def attention_(options: Any) -> None:
     sizes = ["--groups", "2", "--group-size", "2", "--mean", "32", "--rounds", "1"] if options.tiny else []
     script = str(Path(__file__).with_name("attention.py"))
     arguments = ["--device", options.device, "--lengths", options.lengths, *sizes]
@@ -271,8 +278,7 @@ def step(options: Any) -> None:
         if "seconds" in row and options.shape == "text":  # of the tower no FLOPs are counted
             row["mfu"] = step_flops(model.config, model.num_parameters(), rollout)[1] / row["seconds"] / rate.measure()
         rows.append(row)
-    spans = available(policy.device, torch.bfloat16)
-    finish(options, rate=rate, rows=rows, lengths=options.lengths, spans_available=spans)
+    finish(options, rate=rate, rows=rows, lengths=options.lengths)
 
 
 def memory(options: Any) -> None:
@@ -314,7 +320,8 @@ def profile(options: Any) -> None:
     policy, rollout, seen = make_policy(options), one_microbatch(options, middle(options)), Profile()
     options.steps = 3
     row = run_steps(options, policy, rollout, middle(options), callbacks=[seen])
-    on_gpu, events = options.device == "cuda", seen.profiler.key_averages()
+    on_gpu = options.device == "cuda"
+    events = [event for event in seen.profiler.key_averages() if not event.is_user_annotation]
 
     def own(event: Any) -> float:
         """Return the seconds of a kernel; on a CPU of an operator without those that it calls."""
@@ -442,29 +449,32 @@ def deterministic(options: Any) -> None:
 
 
 def fit(options: Any) -> None:
-    """Run `lit-rlvr fit` on smoke/sums four times: twice the same, once in two parts, once in bf16."""
-    where = (
-        "--trainer.accelerator",
-        "cpu" if options.tiny else "gpu",
-        "--warm_start.steps",
-        "20" if options.tiny else "600",
-    )
-    steps = 4 if options.tiny else 12
-    with tempfile.TemporaryDirectory() as scratch:
+    """Run `lit-rlvr fit` on smoke/sums, in several runs at once after the first, which makes the warm start."""
+    device, learning, steps = ("cpu", "20", 4) if options.tiny else ("gpu", "600", 12)
+    fixed = ("--rollout.deterministic", "true")
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(5) as pool:
 
         def sums(name: str, run: str, steps: int, *more: str) -> dict[str, Any]:
             sizes = ("--trainer.max_steps", str(steps), "--trainer.default_root_dir", f"{scratch}/{run}")
+            where = ("--trainer.accelerator", device, "--warm_start.steps", learning)
             return run_fit(name, Path(scratch, run), [*SUMS, *where, *sizes, *more])
 
-        rows = [
-            sums("fp32", "one", steps),
-            sums("fp32 again", "two", steps),
-            sums("fp32, first half", "three", steps // 2),
-            sums("fp32, resumed", "three", steps, "--ckpt_path", "last"),
-            sums("bf16", "four", steps, "--trainer.precision", "bf16-mixed"),
-        ]
-    first, again, _, resumed, _ = (row.get("weights_sha256", row["label"]) for row in rows)
-    finish(options, rows=rows, equal_again=first == again, equal_resumed=first == resumed)
+        def in_two_parts() -> list[dict[str, Any]]:
+            half = sums("deterministic, first half", "half", steps // 2, *fixed)
+            return [half, sums("deterministic, resumed", "half", steps, *fixed, "--ckpt_path", "last")]
+
+        rows = [sums("deterministic", "one", steps, *fixed)]
+        parts = pool.submit(in_two_parts)
+        others = [("deterministic again", "two", *fixed), ("fp32", "three"), ("fp32 again", "four"),
+                  ("bf16", "five", "--trainer.precision", "bf16-mixed")]  # fmt: skip
+        running = [pool.submit(sums, name, run, steps, *more) for name, run, *more in others]
+        rows += [*parts.result(), *(one.result() for one in running)]
+    hashes = {row["label"]: row.get("weights_sha256", row["label"]) for row in rows}
+    first = hashes["deterministic"]
+    finish(
+        options, rows=rows, equal_again=first == hashes["deterministic again"],
+        equal_resumed=first == hashes["deterministic, resumed"], equal_fp32=hashes["fp32"] == hashes["fp32 again"],
+    )  # fmt: skip
 
 
 def iteration(options: Any) -> None:
@@ -473,8 +483,8 @@ def iteration(options: Any) -> None:
 
 def offload(options: Any) -> None:
     strategy = {"class_path": "lit_rlvr.strategy.FSDP2", "init_args": {"offload": not options.tiny}}
-    changed = {"trainer": {"strategy": strategy}, "checkpoint": {"every": 1}}
-    finish(options, rows=[fit_shape(options, "FSDP2, offload, a checkpoint each step", changed)])
+    changed = {"trainer": {"strategy": strategy}, "checkpoint": {"every": 2, "minutes": 0}}
+    finish(options, rows=[fit_shape(options, "FSDP2, offload", changed)])
 
 
 def fit_shape(options: Any, label: str, changed: dict[str, Any]) -> dict[str, Any]:
@@ -605,11 +615,12 @@ def overlap(options: Any) -> None:
 
 def everything(options: Any) -> None:
     shared = ["--shape", options.shape, "--engine", "hf", "--lengths", options.lengths, *["--tiny"] * options.tiny]
+    shared += ["--without-spans"] * options.without_spans
     raise SystemExit(min(1, run_all(__file__, shared, options.minutes, options.output)))
 
 
 PARTS = {
-    "all": everything, "attention": attention, "step": step, "memory": memory, "profile": profile, "compile": compile_,
+    "all": everything, "attention": attention_, "step": step, "memory": memory, "profile": profile, "compile": compile_,
     "score": score, "lora": lora, "deterministic": deterministic, "fit": fit, "iteration": iteration,
     "offload": offload, "engine": engine, "trl": trl, "overlap": overlap,
 }  # fmt: skip
@@ -698,8 +709,10 @@ def finish(options: Any, rate: MatmulRate | None = None, **result: Any) -> None:
     """Print the last line; end with status 1 if a row failed."""
     gpu = None if options.tiny else torch.cuda.get_device_name()
     rates = {} if rate is None else {"matmul_tflops": round(rate.best / 1e12, 2)}
+    spans = attention.available(torch.device(options.device), torch.bfloat16)
     print_result(
         part=options.part, shape=options.shape, ours=options.ours, gpu=gpu, reserved_mib=gpu_memory_mb(),
+        spans=spans,
         **rates, **result,
     )  # fmt: skip
     if any(isinstance(row, dict) and "error" in row for row in result.get("rows", ())):
