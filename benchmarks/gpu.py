@@ -101,7 +101,7 @@ NOT_OURS = {
 """Options of ours that a part sets itself, or that its ready-made model would ignore."""
 KERNELS = 20
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "aten::_local_scalar_dense",
-         "cudaMemcpyAsync", "cudaLaunchKernel")  # fmt: skip
+         "cudaMemcpyAsync", "cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel")  # fmt: skip
 """What the CPU does for the GPU, or waits for; `profile` counts it."""
 SUMS = (
     "--config",
@@ -478,7 +478,7 @@ def fit(options: Any) -> None:
 
 
 def iteration(options: Any) -> None:
-    finish(options, rows=[fit_shape(options, "one process", {})])
+    finish(options, rows=[fit_shape(options, "one process", {"trainer": {"enable_checkpointing": False}})])
 
 
 def offload(options: Any) -> None:
