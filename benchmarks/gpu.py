@@ -11,7 +11,7 @@
 `--part deterministic`  the step under `rollout.deterministic` and without: seconds, and whether two runs end alike
 `--part fit`        `lit-rlvr fit` on smoke/sums: twice deterministic and resumed, twice in fp32, in bf16; equal hashes?
 `--part iteration`  `lit-rlvr fit` at the shape, with the Hugging Face engine: sync, generation, training
-`--part offload`    the same with FSDP2, its shards on the CPU, and checkpoints written in the background
+`--part offload`    the same with half of the layers, FSDP2, shards on the CPU, checkpoints written in the background
 `--part engine`     weight sync and generation, and how far the engine's log-probabilities are from the trainer's
 `--part trl`        whole GRPO steps of `lit-rlvr fit`, then of TRL (vLLM in the training process for both)
 `--part overlap`    the same steps with a vLLM server, generating in turn with training and while it trains; the server
@@ -161,7 +161,10 @@ def make_config(options: Any) -> Any:
 
     ends = {"bos_token_id": None, "eos_token_id": END, "pad_token_id": END}
     if options.shape == "text":
-        return Qwen2Config(**(TINY if options.tiny else TEXT), **ends, tie_word_embeddings=True)
+        sizes = dict(TINY if options.tiny else TEXT)
+        if options.part == "offload":
+            sizes["num_hidden_layers"] //= 2  # two checkpoints of all layers may not fit on the disk
+        return Qwen2Config(**sizes, **ends, tie_word_embeddings=True)
     text = language_sizes(**(TINY if options.tiny else LANGUAGE))
     tower = {**(TINY_TOWER if options.tiny else TOWER), "out_hidden_size": text["hidden_size"]}
     return Qwen2_5_VLConfig(text_config=text, vision_config=tower, **markers())
@@ -483,8 +486,8 @@ def iteration(options: Any) -> None:
 
 def offload(options: Any) -> None:
     strategy = {"class_path": "lit_rlvr.strategy.FSDP2", "init_args": {"offload": not options.tiny}}
-    changed = {"trainer": {"strategy": strategy}, "checkpoint": {"every": 2, "minutes": 0}}
-    finish(options, rows=[fit_shape(options, "FSDP2, offload", changed)])
+    changed = {"trainer": {"strategy": strategy}, "checkpoint": {"every": 1, "minutes": 0}}
+    finish(options, rows=[fit_shape(options, "FSDP2, offload, half of the layers", changed)])
 
 
 def fit_shape(options: Any, label: str, changed: dict[str, Any]) -> dict[str, Any]:
