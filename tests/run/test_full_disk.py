@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from tiny_runs import FIT, STRATEGIES, assert_same_run, fit, in_two_processes, launch, summary, to
 
+from lit_rlvr.errors import UserError
 from lit_rlvr.run import live
+from lit_rlvr.run.folder import locked
 
 CLI = Callable[..., Any]
 CHECKPOINTS = 2 * 1092  # KiB: the last one stays until the next one is written
@@ -34,6 +36,26 @@ def small_disk(run_folder: Path) -> Iterator[Callable[[str], None]]:
     yield resize
     if os.path.ismount(run):
         subprocess.run(["umount", "-l", str(run)], check=True)
+
+
+def test_the_place_that_is_full_is_named(
+    run_folder: Path, lit_rlvr: CLI, small_disk: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tokenizers package raises a plain `Exception`, and a write that fails does not know its file."""
+    fit(lit_rlvr, *to("whole"), "--trainer.max_steps", 1)
+    small_disk("16k")
+    exported = lit_rlvr("export", "whole", "--to", "run/exported")
+    assert exported.err.splitlines()[-1] == "lit-rlvr: error: run/exported cannot be written: No space left on device"
+    assert exported.status == 2 and os.listdir("run") == []
+    monkeypatch.setenv("LIT_RLVR_CACHE", "run/cache")
+    cached = lit_rlvr("fit", "--config", "smoke/sums", *to("sums"))
+    assert cached.status == 2 and "cannot be written: No space left on device; set LIT_RLVR_CACHE to" in cached.err
+    with (
+        pytest.raises(UserError, match="--out: run cannot be written: No space left on device"),
+        locked(run_folder / "run", "--out"),
+        (run_folder / "run" / "results.json").open("w") as file,
+    ):
+        file.write("x" * 100_000)
 
 
 @pytest.mark.slow
