@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 from tiny_runs import FIT, STRATEGIES, assert_same_run, fit, in_two_processes, launch, summary, to
 
-from lit_rlvr.errors import UserError
 from lit_rlvr.run import live
-from lit_rlvr.run.folder import locked
 
 CLI = Callable[..., Any]
 CHECKPOINTS = 2 * 1092  # KiB: the last one stays until the next one is written
@@ -50,12 +48,12 @@ def test_the_place_that_is_full_is_named(
     monkeypatch.setenv("LIT_RLVR_CACHE", "run/cache")
     cached = lit_rlvr("fit", "--config", "smoke/sums", *to("sums"))
     assert cached.status == 2 and "cannot be written: No space left on device; set LIT_RLVR_CACHE to" in cached.err
-    with (
-        pytest.raises(UserError, match="--out: run cannot be written: No space left on device"),
-        locked(run_folder / "run", "--out"),
-        (run_folder / "run" / "results.json").open("w") as file,
-    ):
-        file.write("x" * 100_000)
+    Path("rows.jsonl").write_text('{"id": "q", "prompt": "1 + 1", "answer": "2"}\n')
+    Path("given.jsonl").write_text('{"id": "q", "completion": "%s2"}\n' % ("x" * 100_000))
+    judged = lit_rlvr("evaluate", "--completions", "given.jsonl", "--suite", "rows.jsonl", "--out", "run/judged")
+    assert judged.status == 2 and judged.err.splitlines()[-1].endswith(
+        "error: --out: run/judged cannot be written: No space left on device"
+    ), judged.err
 
 
 @pytest.mark.slow

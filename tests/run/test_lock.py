@@ -70,6 +70,7 @@ def test_a_second_run_is_refused_and_a_killed_one_does_not_stand_in_the_way(run_
         os.kill(child, signal.SIGKILL)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the thread of TensorBoard
 def test_a_folder_that_is_moved_during_the_run_is_named(run_folder: Path, lit_rlvr: CLI) -> None:
     moves = "def on_train_batch_start(self, trainer, *_): trainer.global_step and os.rename('run', 'moved')"
     (run_folder / "mover.py").write_text(
