@@ -173,45 +173,50 @@ def warn_of_long_warmup(lr: float | str | AutoLR, warmup_steps: int, steps: int 
 
 
 class AdaptiveLR:
-    """Adapts the learning rate of an optimizer to the divergence of its steps: down at once, up slowly.
+    """Adapts the learning rate of an optimizer so that the mean divergence of its steps is the target.
 
-    At one learning rate the divergences of steps differ by factors of 10 to 100, and the largest of them do the harm.
+    The divergence of a small step is `c x lr^2`. From step to step c varies by factors of 10 to 100, so its exponential
+    average decides, in which a large divergence counts in full.
 
     Args:
         target: divergence of a step, in nats per token. lr: the first learning rate.
         bounds: the lowest and the highest learning rate.
     """
 
-    DOWN, UP, SEARCH = 1.5, 1.1, 2.0
+    DECAY = 0.8
+    """Weight of the earlier steps in the average."""
+    DOWN, UP, SEARCH = 1.5, 1.25, 2.0
     """Largest factors of a step: lowering the rate; raising it; raising it until the divergence first comes near the
     target."""
 
     def __init__(self, target: float, lr: float, bounds: tuple[float, float]) -> None:
         self.target, self.lr, self.bounds, self.is_near = target, lr, bounds, False
+        self.total, self.weight = 0.0, 0.0  # of the average of c
 
     def adapt(self, kl: float, optimizer: Any, schedule: Any) -> None:
-        """Set the learning rate of the next step.
-
-        The schedule's factor multiplies the rate, and its square the target: a decaying schedule shrinks the steps.
+        """Set the learning rate of the next step, which the schedule's factor multiplies.
 
         Args:
             kl: divergence of the last step, in nats per token; NaN = no token was trained on, and the rate stays.
             optimizer: has taken the step. schedule: not yet stepped.
         """
-        factor = schedule.lr_lambdas[0](schedule.last_epoch)
-        if isnan(kl) or factor == 0:
+        used = self.lr * schedule.lr_lambdas[0](schedule.last_epoch)
+        if isnan(kl) or used == 0:
             return
-        wanted = sqrt(self.target * factor**2 / kl) if kl > 0 else inf
+        self.total = self.DECAY * self.total + (1 - self.DECAY) * kl / used**2
+        self.weight = self.DECAY * self.weight + (1 - self.DECAY)
+        wanted = sqrt(self.target * self.weight / self.total) / self.lr if self.total > 0 else inf
         self.is_near |= wanted < 2
         change = min(max(wanted, 1 / self.DOWN), self.UP if self.is_near else self.SEARCH)
         self.lr = min(max(self.lr * change, self.bounds[0]), self.bounds[1])
         set_lr(optimizer, schedule, self.lr)
 
     def state_dict(self) -> dict[str, float]:
-        return {"lr": self.lr, "is_near": float(self.is_near)}
+        return {"lr": self.lr, "is_near": float(self.is_near), "total": self.total, "weight": self.weight}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         self.lr, self.is_near = state["lr"], bool(state["is_near"])
+        self.total, self.weight = state["total"], state["weight"]
 
 
 def first_lr(lr: float | Literal["auto"] | AutoLR, usual: float) -> float:

@@ -144,16 +144,30 @@ def rates(divergences: list[float], schedule: Any = "constant", steps: int | Non
     return [*found, optimizer.param_groups[0]["lr"]]
 
 
-def test_the_rate_falls_at_once_and_rises_slowly() -> None:
-    assert rates([0.01, 0.02, 0.01]) == pytest.approx([1, 1, 0.5**0.5, 0.5**0.5]), "by the root of the divergence"
+def test_the_mean_divergence_becomes_the_target() -> None:
+    c = [0.01 * (1 + 9 * (k % 7 == 0)) for k in range(400)]  # divergence at a rate of 1
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 1.0)
+    schedule = build_schedule(optimizer, "constant", 0, None)
+    adaptive, found = AdaptiveLR(0.004, 0.01, (1e-4, 1e4)), []
+    for one in c:
+        found.append(one * adaptive.lr**2)
+        optimizer.step()
+        adaptive.adapt(found[-1], optimizer, schedule)
+        schedule.step()
+    assert 0.5 < sum(found[50:]) / 350 / 0.004 < 1.3
+
+
+def test_the_rate_changes_within_bounds() -> None:
+    assert rates([0.01, 0.01]) == pytest.approx([1, 1, 1])
+    assert rates([0.02]) == pytest.approx([1, 0.5**0.5])
     assert rates([1.0, float("inf")]) == pytest.approx([1, 1 / 1.5, 1 / 2.25]), "not faster down"
-    assert rates([0.0, 1e-9, 0.01, 1e-9]) == pytest.approx([1, 2, 4, 4, 4.4]), "faster up until it is near"
+    assert rates([0.0, 1e-9, 1e-9]) == pytest.approx([1, 2, 4, 8]), "faster up until it is near"
+    assert rates([0.01, *[1e-9] * 2])[:3] == pytest.approx([1, 1, 1.25]), "slower up from then on"
     assert rates([float("nan")]) == [1, 1], "no token was trained on"
     assert rates([0.0] * 12)[-1] == 10 and rates([1.0] * 12)[-1] == 0.1, "not without end"
 
 
-def test_a_schedule_shrinks_the_target_with_the_rate() -> None:
-    """Steps whose divergence is that of the schedule's rate leave the rate alone."""
+def test_a_schedule_scales_the_rate_and_is_no_reason_to_change_it() -> None:
     falling = [(4 - k) / 4 for k in range(4)]
     assert rates([0.01 * f**2 for f in falling], "linear", 4) == pytest.approx([*falling, 0])
     assert rates([0.5, 0.01 / 4], "constant", warmup=2) == pytest.approx([0, 0.5, 1]), "a step at rate 0 tells nothing"

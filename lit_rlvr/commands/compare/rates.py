@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from itertools import takewhile
+from math import isnan
 from typing import Any
 
 from lit_rlvr.commands.compare.study import Study, algorithm_options, learning_rate
@@ -17,8 +18,9 @@ def families(study: Study, task: str) -> dict[str, dict[str, float]]:
     """Return family -> {cell: learning rate}, by rate, of the families with at least two rates."""
     groups: dict[str, dict[str, float]] = {}
     for cell in study.cells:
-        if cell.task == task and cell.seed == study.seeds[0]:
-            groups.setdefault(_without_rate(cell.config), {})[cell.name] = _or_default(learning_rate(cell.config))
+        rate = _or_default(learning_rate(cell.config))
+        if cell.task == task and cell.seed == study.seeds[0] and not isnan(rate):
+            groups.setdefault(_without_rate(cell.config), {})[cell.name] = rate
     several = [group for group in groups.values() if len(set(group.values())) > 1]
     names = [_shared_name(list(group)) for group in several]
     return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -132,9 +133,9 @@ def algorithm_options(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def learning_rate(config: Mapping[str, Any]) -> float | None:
-    """Return the learning rate that a config sets, or None."""
+    """Return the learning rate that a config sets, or None; NaN if it adapts itself."""
     rate = algorithm_options(config).get("lr")
-    return None if rate is None else float(rate)
+    return None if rate is None else nan if rate == "auto" or isinstance(rate, dict) else float(rate)
 
 
 def _suites(found: Any, path: Path) -> dict[str, list[str | dict[str, Any]]]:
