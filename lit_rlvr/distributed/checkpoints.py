@@ -134,7 +134,12 @@ def checkpoint_folder(run: str | Path) -> Path:
 def list_checkpoints(run: str | Path) -> list[Path]:
     """Return a run's checkpoints, oldest first."""
     found = [p for p in checkpoint_folder(run).glob("step-*.ckpt") if re.fullmatch(r"step-\d+\.ckpt", p.name)]
-    return sorted(found, key=lambda p: int(p.stem.removeprefix("step-")))
+    return sorted(found, key=named_step)
+
+
+def named_step(checkpoint: Path) -> int:
+    """Return the optimizer step in the name of a checkpoint of `list_checkpoints`."""
+    return int(checkpoint.stem.removeprefix("step-"))
 
 
 def last_checkpoint(run: str | Path) -> Path:

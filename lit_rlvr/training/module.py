@@ -222,6 +222,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         self.automatic_optimization = False
         self.make_optimizer = optimizer
         self.lr, self.weight_decay, self.betas = lr, weight_decay, betas
+        self.lr_factor = 1.0  # below 1 after rollbacks, which the CollapseMonitor tells
         self.lr_schedule, self.warmup_steps, self.max_grad_norm = lr_schedule, warmup_steps, max_grad_norm
         self.updates_per_rollout, self.epochs_per_rollout = updates_per_rollout, epochs_per_rollout
         self.shared_prefix, self.budget = shared_prefix, TokenBudget(tokens_per_microbatch)
@@ -399,7 +400,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
             compile_layers(self.reference.policy.model)
 
     def on_train_start(self) -> None:
-        apply_options(self.optimizers(), self.lr_schedulers(), self.lr, self._saved_options)
+        apply_options(self.optimizers(), self.lr_schedulers(), self.lr * self.lr_factor, self._saved_options)
         run, model = Path(self.trainer.default_root_dir), self.trainer.strategy.model
         left = self.trainer.strategy.broadcast(self.budget.saved(run))
         if left is not None and left < self.budget.tokens:
