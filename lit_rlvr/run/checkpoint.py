@@ -110,6 +110,10 @@ class RunCheckpoint(ChecksArguments, Checkpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         self._monitor = next((one for one in callbacks if isinstance(one, CollapseMonitor)), None)
+        if self._monitor is not None and self._monitor.action == "rollback" and not self.enabled:
+            raise UserError(
+                "collapse.action: rollback needs checkpoints; leave out trainer.enable_checkpointing: false"
+            )
         if stage == "fit":
             self.check_metrics(trainer, pl_module, trainer.datamodule)  # type: ignore[attr-defined]
 
@@ -140,6 +144,8 @@ class RunCheckpoint(ChecksArguments, Checkpoint):
         if trainer.global_step and trainer.strategy.broadcast(lacks_validation(trainer)):
             validate_now(trainer)
         self._saved_at = self.clock()
+        if trainer.global_step == 0 and self._monitor is not None and self._monitor.action == "rollback":
+            self.save(trainer)  # the first update may already be too large
 
     def save_after_iteration(self, is_requested: bool) -> None:
         """Save at the end of this iteration if `is_requested` or if the options call for it."""
@@ -315,7 +321,7 @@ class RunCheckpoint(ChecksArguments, Checkpoint):
         there, good = list_checkpoints(run), None if self._monitor is None else self._monitor.good_step
         older = there if good is None else [one for one in there if named_step(one) <= good][:-1]
         for old in [
-            *there[: min(len(there) - self.keep, len(older))],
+            *there[: max(min(len(there) - self.keep, len(older)), 0)],
             *path.parent.glob("step-[0-9]*.tmp"),
             *path.parent.glob("step-[0-9]*.old"),
         ]:

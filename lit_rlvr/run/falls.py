@@ -72,7 +72,7 @@ class FallTest:
     """
 
     def __init__(self) -> None:
-        self._totals = [(0.0,) * 5]  # sums over the iterations before each
+        self._totals: list[tuple[float, ...]] = [(0.0,) * 5]  # sums over the iterations before each
         self._best: list[tuple[int, int]] = []  # the best stretch up to each iteration
         self._last = 0.0
 
@@ -92,7 +92,7 @@ class FallTest:
         if count > STRETCH and self._mean(self._best[-1]) > self._mean(stretch):
             stretch = self._best[-1]
         self._best.append(stretch)
-        found = {n: self._certainty((count - n, count), self._best[count - n - 1]) for n in LENGTHS if count - n > 1}
+        found = {n: self._certainty((count - n, count), self._best[count - n - 1]) for n in LENGTHS if count > n}
         length = max(found, key=found.__getitem__, default=0)
         if not length or found[length] <= threshold(count, len(LENGTHS)):
             return None

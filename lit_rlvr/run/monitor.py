@@ -23,7 +23,7 @@ from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.settings import dotted_path_of
 from lit_rlvr.common.terminal import number_text, one_line
-from lit_rlvr.errors import ChecksArguments, UserError
+from lit_rlvr.errors import ChecksArguments
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.falls import LENGTHS, MARGIN, STRETCH, FallTest, paired_certainty, threshold
 from lit_rlvr.run.loggers import metrics_file, run_root
@@ -80,8 +80,6 @@ class CollapseMonitor(ChecksArguments, Callback):
     config_key = "collapse"
 
     def __init__(self, action: Literal["warn", "stop", "rollback"] = "warn") -> None:
-        if action not in ("warn", "stop", "rollback"):
-            raise UserError(f"collapse.action: {action!r} is not warn, stop or rollback")
         self.action = action
         self.reason: str | None = None  # why the run stops
         self.fall: RunFall | None = None  # the one to roll back
@@ -104,9 +102,11 @@ class CollapseMonitor(ChecksArguments, Callback):
         self._find(trainer)
 
     def _find(self, trainer: Trainer) -> list[RunFall]:
-        """Return the falls that the newest metrics show, on all ranks. Collective: call it on every rank."""
+        """Return the falls that the newest metrics show; on all ranks, if the run acts on them. Collective: call it on
+        every rank."""
         metrics = metrics_file(trainer)
-        return trainer.strategy.broadcast([*self._falls.find(metrics.rows)] if metrics else [])
+        found = [*self._falls.find(metrics.rows)] if metrics and trainer.is_global_zero else []
+        return found if self.action == "warn" else trainer.strategy.broadcast(found)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -124,14 +124,15 @@ class CollapseMonitor(ChecksArguments, Callback):
 
     def _act(self, trainer: Trainer) -> None:
         for fall in self._find(trainer):
-            _log.warning("step %d: %s", trainer.global_step, fall.finding)
+            if trainer.is_global_zero:
+                _log.warning("step %d: %s", trainer.global_step, fall.finding)
             if self.action == "rollback":
                 self.fall = fall  # `RunCheckpoint` comes next
             elif self.action == "stop":
                 self.stop(trainer, str(fall.finding))
 
     def stop(self, trainer: Trainer, reason: str) -> None:
-        self.reason, self.fall, trainer.should_stop = reason, None, True
+        self.reason, self.fall, trainer.should_stop = self.reason or reason, None, True
 
 
 def read_rollbacks(path: Path) -> list[dict[str, Any]]:
@@ -419,7 +420,7 @@ class Falls:
                 self._steps.append(step)
                 noise = row.get("rollout/accuracy_error", 0.0), row["rollout/judged_prompts"]
                 if (fall := self._test.add(row["rollout/accuracy"], *noise)) is not None:
-                    first, good = self._steps[-fall.length], self._steps[-fall.length - 2]
+                    first, good = self._steps[-fall.length], [0, *self._steps][-fall.length - 2]
                     yield _explained("rollout/accuracy", metrics, good, first, step, fall.before, fall.after)
             self._newest = step
             for name in filter(HELD_OUT.fullmatch, row):
@@ -487,6 +488,11 @@ def _likely_cause(metrics: Metrics, good: int, found: int, held_out: bool) -> tu
         return (
             f"likely cause: the step was too large, {number_text(moved[largest])} nats per token at step {largest} "
             "(train/kl_step; 0.01 is usual)",
+            "a smaller learning rate (model.lr), or collapse.action: rollback",
+        )
+    if not any(moved.values()) and new and metrics[new[0]]["rollout/accuracy"] < accuracy[0] / 2:
+        return (
+            f"likely cause: the step was too large, the accuracy fell by half within an iteration, at step {new[0]}",
             "a smaller learning rate (model.lr), or collapse.action: rollback",
         )
     if means("train/staleness/ess")[1] < FEW_SAMPLES:
