@@ -8,7 +8,7 @@ from math import log1p, sqrt
 from statistics import NormalDist, fmean, variance
 
 FALSE_ALARMS = 0.05
-"""The share of sound runs, however long, that a test may call fallen; of simulated ones it is below 0.01."""
+"""The share of sound runs, however long, that a test may call fallen; it calls fewer of simulated ones."""
 MARGIN = 0.1
 """The share of an accuracy whose loss is no fall, however certain it is."""
 STRETCH = 8
@@ -116,9 +116,9 @@ class FallTest:
         if fall <= 0:
             return 0.0
         (now, prompts_now), (then, prompts_then) = self._variance(last), self._variance(best)
-        now = max(now, (now + then) / 2)  # fewer right answers have less spread, which is no certainty
+        pooled = (now * prompts_now + then * prompts_then) / (prompts_now + prompts_then)
         sampled = then * (best[1] - best[0]) / prompts_then  # the variance of an iteration by that of its prompts
         seen = FEW_DIFFERENCES * sampled + self._totals[last[0]][4] / 2
         inflation = max(seen / (FEW_DIFFERENCES + last[0] - 1) / sampled, 1.0)
-        error = sqrt(inflation * (now / prompts_now + then / prompts_then))
+        error = sqrt(inflation * pooled * (1 / prompts_now + 1 / prompts_then))
         return certainty(fall, error, prompts_now + prompts_then - 2)
