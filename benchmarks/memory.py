@@ -24,6 +24,7 @@ from lit_rlvr.commands.plan.memory import Strategy, largest_microbatch, shape_of
 from lit_rlvr.distributed.strategy import FSDP2
 from lit_rlvr.policy.adapters import Lora
 from lit_rlvr.policy.sources import resolve_model
+from lit_rlvr.policy.tiny import CHAT_TEMPLATE, LLM_SPECIALS, byte_tokenizer
 
 MIB = 2**20
 SIZES = {"group_size": 8, "prompt_tokens": 128, "completion_tokens": 64}
@@ -95,6 +96,7 @@ def build_small(folder: Path) -> None:
     model: Any = build_policy(SMALL).model
     model.generation_config.eos_token_id = 0
     model.save_pretrained(folder)
+    byte_tokenizer(LLM_SPECIALS, CHAT_TEMPLATE, pad="<|endoftext|>").save_pretrained(folder)
 
 
 def measure(asked: dict[str, Any]) -> None:

@@ -1,5 +1,5 @@
-"""`benchmarks/gpu.py` and `pytest --device cuda` where only torch, transformers, lightning and peft (and pytest) are
-installed, with what these require.
+"""`benchmarks/gpu.py` and `pytest --device cuda` where only torch, transformers, lightning, peft and jsonargparse (and
+pytest) are installed, with what these require.
 
 A GPU machine may have no more; here every other package cannot be imported.
 """
@@ -17,6 +17,7 @@ import pytest
 from tiny_runs import child_environment
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "gpu.py"
+PACKAGES = ("torch", "transformers", "lightning", "peft", "jsonargparse")
 HIDE = """
 import sys
 from importlib.machinery import PathFinder
@@ -64,11 +65,11 @@ def _required(roots: tuple[str, ...]) -> set[str]:
         )),
     ],
 )  # fmt: skip
-def test_a_part_runs_with_four_packages(tmp_path: Path, part: str, shape: str) -> None:
+def test_a_part_runs_with_five_packages(tmp_path: Path, part: str, shape: str) -> None:
     command = [str(SCRIPT), "--part", part, "--shape", shape, "--engine", "hf", "--tiny"]
     if (part, shape) == ("step", "text"):
         command += ["--ours", "gradient_checkpointing=true", "torch_compile=true"]
-    done = _run_with(("torch", "transformers", "lightning", "peft"), command, tmp_path)
+    done = _run_with(PACKAGES, command, tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     if part == "attention":
@@ -92,11 +93,11 @@ def test_overlap_is_measured_with_a_server(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_tests_for_a_gpu_are_found_with_five_packages(tmp_path: Path) -> None:
+def test_the_tests_for_a_gpu_are_found_with_six_packages(tmp_path: Path) -> None:
     tests = SCRIPT.parent.parent / "tests"
     files = [str(path) for path in tests.rglob("test_*.py") if "device: torch.device" in path.read_text()]
     command = ["-m", "pytest", "-q", "--collect-only", "--device", "cuda", "-p", "no:cacheprovider", *files]
-    done = _run_with(("torch", "transformers", "lightning", "peft", "pytest"), command, tmp_path)
+    done = _run_with((*PACKAGES, "pytest"), command, tmp_path)
     assert done.returncode == 0, done.stdout
     assert len(files) > 5 and "test_spans.py" in done.stdout
 
@@ -115,7 +116,7 @@ def _run_with(packages: tuple[str, ...], command: list[str], folder: Path) -> su
         module for module, owners in _installed().items()
         if not {_plain(owner) for owner in owners} & kept and module not in ("lit_rlvr", "datamodules")
     }  # fmt: skip
-    assert {"vllm", "trl", "jsonargparse", "math_verify", "PIL"} - {"trl"} <= others
+    assert {"vllm", "trl", "latex2sympy2_extended", "PIL"} - {"trl"} <= others
     (folder / "sitecustomize.py").write_text(HIDE.format(names=others, kept=kept))
     environment = child_environment()
     environment["PYTHONPATH"] = f"{folder}:{SCRIPT.parent.parent}"

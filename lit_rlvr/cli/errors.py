@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentError, Namespace
 
@@ -105,8 +105,10 @@ def _check(value: Any, hint: Any, key: str) -> None:
         _check_arguments(
             value.get("init_args") or Namespace(), getattr(import_module(module), name), f"{key}.init_args"
         )
-    elif type(value) in get_args(hint):  # a type without options among several
-        return
+    elif type(value) in get_args(hint) or any(
+        value in get_args(one) for one in get_args(hint) if get_origin(one) is Literal
+    ):
+        return  # a type without options among several
     elif known := [cls for cls in (hint, *get_args(hint)) if dataclasses.is_dataclass(cls)]:
         _check_arguments(value, known[0], key)
     elif isinstance(value, list):

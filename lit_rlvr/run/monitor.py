@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
@@ -27,7 +27,7 @@ from lit_rlvr.errors import ChecksArguments
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.falls import LENGTHS, MARGIN, STRETCH, FallTest, paired_certainty, threshold
 from lit_rlvr.run.loggers import metrics_file, run_root
-from lit_rlvr.training.module import RLVRModule
+from lit_rlvr.training.optimizer import scale_schedule
 from lit_rlvr.types import GroupSelection, Rollout, Sampling
 
 _log = logging.getLogger("lit_rlvr")
@@ -92,12 +92,12 @@ class CollapseMonitor(ChecksArguments, Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Halve the learning rate for each rollback, and look at the iterations before a resume."""
-        module, path = cast(RLVRModule, pl_module), run_root(trainer) / ROLLBACKS
+        path = run_root(trainer) / ROLLBACKS
         known = trainer.strategy.broadcast(read_rollbacks(path))
         done = [one for one in known if one["step"] <= trainer.global_step]  # later ones will happen again
         if trainer.is_global_zero and done != known:
             write_atomically(path, json.dumps(done, indent=2) + "\n")
-        module.lr_factor = 0.5 ** len(done)
+        scale_schedule(pl_module.lr_schedulers(), 0.5 ** len(done))
         self._falls = Falls()
         self._find(trainer)
 

@@ -105,9 +105,9 @@ class UnjudgedRollouts:
         """Refuse a whole run without a judgement.
 
         Raises:
-            UserError: no rollout of the run was judged.
+            UserError: the run had rollouts, and none was judged.
         """
-        if not self.has_judged:
+        if self.in_a_row and not self.has_judged:
             self._end()
 
     def _end(self) -> NoReturn:

@@ -74,13 +74,18 @@ from lit_rlvr.training.loss import LossModule
 from lit_rlvr.training.optimizer import (
     BETAS,
     WEIGHT_DECAY,
+    AdaptiveLR,
+    AutoLR,
     Schedule,
     apply_options,
     build_optimizer,
     build_schedule,
+    check_lr,
     check_options,
+    first_lr,
     total_steps,
     updates_of,
+    usual_lr,
     warn_of_high_rate,
     warn_of_long_warmup,
 )
@@ -104,7 +109,8 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
             (`token_mean`), their group's tokens (`group_token_mean`), the longest possible completion (`constant`), or
             nothing (`token_sum`); all but `token_mean` also by the number of sequences or groups.
         count_empty_rows: count completions without a token in the loss as sequences; verl does not.
-        lr: peak learning rate.
+        lr: peak learning rate, or `auto`, or options of `AutoLR`: the rate adapts so that each rollout moves the policy
+            by about the same divergence (`train/kl_step`).
         optimizer: class_path of an optimizer to use instead of AdamW, such as torch.optim.SGD or
             bitsandbytes.optim.AdamW8bit; its options, except the learning rate, go under init_args.
         weight_decay: AdamW's decoupled weight decay.
@@ -168,7 +174,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         advantage: Advantage | str = "grpo",
         aggregation: Aggregation = "sequence_mean",
         count_empty_rows: bool = True,
-        lr: float = 1e-6,
+        lr: float | Literal["auto"] | AutoLR = 1e-6,
         optimizer: OptimizerCallable | None = None,
         weight_decay: float = WEIGHT_DECAY,
         betas: tuple[float, float] = BETAS,
@@ -201,7 +207,8 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         config_overrides: dict[str, Any] | None = None,
     ) -> None:
         self.init_args = init_arguments()
-        check_within("[0, inf)", "model", lr=lr, weight_decay=weight_decay, max_grad_norm=max_grad_norm)
+        check_within("[0, inf)", "model", weight_decay=weight_decay, max_grad_norm=max_grad_norm)
+        check_lr(lr, optimizer)
         check_within("[0, 1)", "model.betas", first=betas[0], second=betas[1])
         check_within("[0, inf)", "model", warmup_steps=warmup_steps, max_skipped_steps=max_skipped_steps)
         if tokens_per_microbatch != "auto":
@@ -222,7 +229,6 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         self.automatic_optimization = False
         self.make_optimizer = optimizer
         self.lr, self.weight_decay, self.betas = lr, weight_decay, betas
-        self.lr_factor = 1.0  # below 1 after rollbacks, which the CollapseMonitor tells
         self.lr_schedule, self.warmup_steps, self.max_grad_norm = lr_schedule, warmup_steps, max_grad_norm
         self.updates_per_rollout, self.epochs_per_rollout = updates_per_rollout, epochs_per_rollout
         self.shared_prefix, self.budget = shared_prefix, TokenBudget(tokens_per_microbatch)
@@ -249,7 +255,9 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         self.reference = Reference(update_every=reference_update_every)
         self.skipped, self.unjudged = SkippedSteps(max_skipped_steps), UnjudgedRollouts(max_skipped_steps)
         self.updater: Updater | None = None  # built in on_train_start
+        self.adaptive_lr: AdaptiveLR | None = None  # built in configure_optimizers, if lr is not a number
         self._saved_options: dict[str, Any] = {}  # the optimizer's when the checkpoint was written
+        self._saved_lr: dict[str, float] = {}  # the adaptive learning rate's
         self._logged: set[str] = set()  # update metrics logged so far
         self._trace: Trace | None = None
 
@@ -352,7 +360,16 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
 
     def _build_optimizer(self) -> Any:
         parameters = [p for p in self.policy.parameters() if p.requires_grad]
-        return build_optimizer(parameters, self.lr, self.betas, self.weight_decay, self.make_optimizer)
+        return build_optimizer(parameters, self._first_lr, self.betas, self.weight_decay, self.make_optimizer)
+
+    @property
+    def _first_lr(self) -> float:
+        """The learning rate of the first step, before the schedule scales it."""
+        return first_lr(self.lr, self._usual_lr)
+
+    @property
+    def _usual_lr(self) -> float:
+        return usual_lr(self.policy.model.config.get_text_config().hidden_size, self.lora is not None)
 
     def configure_optimizers(self) -> Any:
         optimizer = self._build_optimizer()
@@ -360,6 +377,13 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         steps = total_steps(self.trainer, batches, updates_of(self))
         warn_of_high_rate(self.lr, self.make_optimizer)
         warn_of_long_warmup(self.lr, self.warmup_steps, steps)
+        if not isinstance(self.lr, float | int):
+            options = self.lr if isinstance(self.lr, AutoLR) else AutoLR()
+            first, middle = self._first_lr, self._usual_lr if self.make_optimizer is None else self._first_lr
+            bounds = min(first, middle / 30), max(first, middle * 30)
+            self.adaptive_lr = AdaptiveLR(options.target_kl / updates_of(self), first, bounds)
+            if self._saved_lr:
+                self.adaptive_lr.load_state_dict(self._saved_lr)
         schedule = build_schedule(optimizer, self.lr_schedule, self.warmup_steps, steps)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
@@ -400,7 +424,8 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
             compile_layers(self.reference.policy.model)
 
     def on_train_start(self) -> None:
-        apply_options(self.optimizers(), self.lr_schedulers(), self.lr * self.lr_factor, self._saved_options)
+        lr = self._first_lr if self.adaptive_lr is None else self.adaptive_lr.lr
+        apply_options(self.optimizers(), self.lr_schedulers(), lr, self._saved_options)
         run, model = Path(self.trainer.default_root_dir), self.trainer.strategy.model
         left = self.trainer.strategy.broadcast(self.budget.saved(run))
         if left is not None and left < self.budget.tokens:
@@ -408,7 +433,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         self.updater = Updater(
             self.policy, self.reference.policy if self.kl_coef else None, self, self.optimizers(), self.lr_schedulers(),
             self.manual_backward, model if isinstance(model, DistributedDataParallel) else None, self.sharded,
-            self.max_grad_norm, self.budget, self.skipped, run,
+            self.max_grad_norm, self.budget, self.skipped, run, self.adaptive_lr,
         )  # fmt: skip
 
     def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
@@ -564,6 +589,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
             "advantage_state": self.advantage.state_dict(),
             "reference": self.reference.state_dict(),
             "model_folder": self.model_folder,
+            "lr": {} if self.adaptive_lr is None else self.adaptive_lr.state_dict(),
         }
         if self.lora is not None:
             weights, trained = checkpoint["state_dict"], set(self.trained)
@@ -574,6 +600,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         saved = checkpoint["rlvr"]
         self.iteration, self.updates = saved["iteration"], saved["updates"]
         self._saved_options = saved.get("optimizer_options", {})
+        self._saved_lr = saved.get("lr", {})
         self.skipped.load_state_dict(saved["skipped"])
         self.unjudged.load_state_dict(saved.get("unjudged", self.unjudged.state_dict()))
         self.budget.load_state_dict(saved["tokens"])

@@ -1,10 +1,11 @@
-"""The optimizer (AdamW by default) and its learning-rate schedule."""
+"""The optimizer (AdamW by default), its learning-rate schedule, and a learning rate that adapts itself."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from math import isfinite
+from dataclasses import dataclass
+from math import inf, isfinite, isnan, sqrt
 from typing import Any, Literal
 
 import torch
@@ -13,11 +14,30 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lit_rlvr.distributed.sharding import has_shards
-from lit_rlvr.errors import UserError, first_line, type_text
+from lit_rlvr.errors import UserError, check_within, checks_arguments, first_line, type_text
 
 _log = logging.getLogger("lit_rlvr")
 
 Schedule = Literal["constant", "linear", "cosine"]
+
+
+@checks_arguments("model.lr")
+@dataclass(frozen=True)
+class AutoLR:
+    """A learning rate that is adapted so that each rollout moves the policy by about the same divergence.
+
+    After each optimizer step the KL divergence of the new policy from the one before it is estimated on completions
+    that were just trained on. The rate is then multiplied by sqrt(target / measured), because the divergence of a small
+    step grows with the square of the rate. Source of the idea: the adaptive schedule of rsl_rl (`desired_kl`).
+
+    Args:
+        start: the first learning rate; null = 2e-3 / the model's hidden size (3.5e-6 for SmolLM2-135M, 5.6e-7 for a 7B
+            model), and ten times that with `model.lora`.
+        target_kl: divergence, in nats per token, that the steps of a rollout share.
+    """
+
+    start: float | None = None
+    target_kl: float = 0.01
 
 
 MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
@@ -40,6 +60,21 @@ def check_options(make: MakeOptimizer | None, betas: tuple[float, float], weight
                 f"model.{name}: {value} is for AdamW, which model.optimizer replaces; set it under "
                 "model.optimizer.init_args"
             )
+
+
+def check_lr(lr: float | str | AutoLR, make: MakeOptimizer | None) -> None:
+    """Refuse a learning rate below 0, and one that adapts from a start that only AdamW is known for.
+
+    Raises:
+        UserError: see above.
+    """
+    if isinstance(lr, float | int):
+        check_within("[0, inf)", "model", lr=lr)
+        return
+    if isinstance(lr, AutoLR):  # the parser takes an error of its own for a wrong type
+        check_within("(0, inf)", "model.lr", start=lr.start, target_kl=lr.target_kl)
+    if make is not None and (isinstance(lr, str) or lr.start is None):
+        raise UserError("model.lr: auto knows where AdamW starts, not model.optimizer; give its start: {start: 0.1}")
 
 
 def build_optimizer(
@@ -102,6 +137,11 @@ def build_schedule(optimizer: Any, schedule: Schedule, warmup_steps: int, steps:
     return get_scheduler(schedule, optimizer, warmup_steps, steps)
 
 
+def scale_schedule(schedule: Any, factor: float) -> None:
+    """Multiply all factors of a schedule, and with them a fixed or an adaptive learning rate."""
+    schedule.lr_lambdas = [lambda step, scale=scale: factor * scale(step) for scale in schedule.lr_lambdas]
+
+
 def check_schedule(schedule: Schedule, steps: int | None) -> None:
     """Refuse a schedule that needs the number of steps, if that is not known in advance."""
     if schedule != "constant" and steps is None:
@@ -115,16 +155,16 @@ HIGH_RATE = 1e-2
 """The learning rate of AdamW above which a run is warned."""
 
 
-def warn_of_high_rate(lr: float | str, make: MakeOptimizer | None) -> None:
+def warn_of_high_rate(lr: float | str | AutoLR, make: MakeOptimizer | None) -> None:
     """Warn of a learning rate with which AdamW, which moves each weight by about that much, destroys the policy."""
-    if make is None and not isinstance(lr, str) and lr > HIGH_RATE:
+    if make is None and isinstance(lr, float | int) and lr > HIGH_RATE:
         _log.warning(
             "model.lr: %g: AdamW moves each weight by about this much in a step, and weights are about 0.02; "
             "take 1e-7 to 1e-3", lr,
         )  # fmt: skip
 
 
-def warn_of_long_warmup(lr: float, warmup_steps: int, steps: int | None) -> None:
+def warn_of_long_warmup(lr: float | str | AutoLR, warmup_steps: int, steps: int | None) -> None:
     """Warn if the learning rate rises during the whole run, so that no step has the rate of the settings.
 
     Args:
@@ -132,9 +172,68 @@ def warn_of_long_warmup(lr: float, warmup_steps: int, steps: int | None) -> None
     """
     if steps and warmup_steps >= steps:
         _log.warning(
-            "model.warmup_steps: %d, but the run has %d optimizer steps: the learning rate reaches %.3g of model.lr=%g "
+            "model.warmup_steps: %d, but the run has %d optimizer steps: the learning rate reaches %.3g of model.lr=%s "
             "at most; lower warmup_steps", warmup_steps, steps, (steps - 1) / warmup_steps, lr,
         )  # fmt: skip
+
+
+class AdaptiveLR:
+    """Adapts the learning rate of an optimizer to the divergence of its steps: down at once, up slowly.
+
+    At one learning rate the divergences of steps differ by factors of 10 to 100, and the largest of them do the harm.
+
+    Args:
+        target: divergence of a step, in nats per token. lr: the first learning rate.
+        bounds: the lowest and the highest learning rate.
+    """
+
+    DOWN, UP, SEARCH = 1.5, 1.1, 2.0
+    """Largest factors of a step: lowering the rate; raising it; raising it until the divergence first comes near the
+    target."""
+
+    def __init__(self, target: float, lr: float, bounds: tuple[float, float]) -> None:
+        self.target, self.lr, self.bounds, self.is_near = target, lr, bounds, False
+
+    def adapt(self, kl: float, optimizer: Any, schedule: Any) -> None:
+        """Set the learning rate of the next step.
+
+        The schedule's factor multiplies the rate, and its square the target: a decaying schedule shrinks the steps.
+
+        Args:
+            kl: divergence of the last step, in nats per token; NaN = no token was trained on, and the rate stays.
+            optimizer: has taken the step. schedule: not yet stepped.
+        """
+        factor = schedule.lr_lambdas[0](schedule.last_epoch)
+        if isnan(kl) or factor == 0:
+            return
+        wanted = sqrt(self.target * factor**2 / kl) if kl > 0 else inf
+        self.is_near |= wanted < 2
+        change = min(max(wanted, 1 / self.DOWN), self.UP if self.is_near else self.SEARCH)
+        self.lr = min(max(self.lr * change, self.bounds[0]), self.bounds[1])
+        set_lr(optimizer, schedule, self.lr)
+
+    def state_dict(self) -> dict[str, float]:
+        return {"lr": self.lr, "is_near": float(self.is_near)}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.lr, self.is_near = state["lr"], bool(state["is_near"])
+
+
+def first_lr(lr: float | Literal["auto"] | AutoLR, usual: float) -> float:
+    """Return the learning rate of the first step, before the schedule scales it."""
+    if isinstance(lr, float | int):
+        return lr
+    return lr.start if isinstance(lr, AutoLR) and lr.start is not None else usual
+
+
+def usual_lr(hidden_size: int, lora: bool) -> float:
+    """Return a learning rate of AdamW that is rather too low for a model.
+
+    Args:
+        hidden_size: of the language model. The best rate falls with the width (muP, arXiv 2203.03466).
+        lora: adapters are trained instead of the weights.
+    """
+    return 2e-3 / hidden_size * (10 if lora else 1)
 
 
 def updates_of(module: Any) -> int:
@@ -178,6 +277,13 @@ def apply_options(optimizer: Any, scheduler: Any, lr: float, saved: dict[str, An
         saved: the optimizer's `defaults` when the checkpoint was written; an adaptive one changes its groups' own.
     """
     changed = {name: value for name, value in optimizer.defaults.items() if saved.get(name, value) != value}
-    scheduler.base_lrs = [lr for _ in scheduler.base_lrs]
-    for group, scale in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
-        group |= {**changed, "initial_lr": lr, "lr": lr * scale(scheduler.last_epoch)}
+    for group in optimizer.param_groups:
+        group |= changed
+    set_lr(optimizer, scheduler, lr)
+
+
+def set_lr(optimizer: Any, schedule: Any, lr: float) -> None:
+    """Set the learning rate that a schedule scales."""
+    schedule.base_lrs = [lr for _ in schedule.base_lrs]
+    for group, scale in zip(optimizer.param_groups, schedule.lr_lambdas, strict=True):
+        group |= {"initial_lr": lr, "lr": lr * scale(schedule.last_epoch)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lit_rlvr.common.terminal import progress
-from lit_rlvr.distributed.collectives import average_gradients, world_size
+from lit_rlvr.distributed.collectives import all_sum, average_gradients, index, world_size
 from lit_rlvr.distributed.sharding import reduce_over_copies, whole
-from lit_rlvr.objectives import Correction, Stats
+from lit_rlvr.objectives import Correction, Stats, kl_estimate
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.training.failures import (
     SkippedSteps,
@@ -24,7 +25,7 @@ from lit_rlvr.training.failures import (
     smaller_microbatches_when_out_of_memory,
 )
 from lit_rlvr.training.loss import LossModule
-from lit_rlvr.training.optimizer import all_parameters
+from lit_rlvr.training.optimizer import AdaptiveLR, all_parameters
 from lit_rlvr.training.step import (
     PreparedRollout,
     StepPlan,
@@ -51,17 +52,18 @@ class Updater:
         max_grad_norm: gradients are scaled down to this norm; 0 = off.
         budget: the most input tokens in a micro-batch. skipped: counts skipped steps.
         run: the run's folder, for what a failed step leaves.
+        adaptive_lr: changes the learning rate after each step; None = the schedule alone does.
     """
 
     def __init__(
         self, policy: Policy, reference: Policy | None, algorithm: LossModule, optimizer: Any, schedule: Any,
         backward: Callable[[Tensor], None], replicas: DistributedDataParallel | None, sharded: bool,
-        max_grad_norm: float, budget: TokenBudget, skipped: SkippedSteps, run: Path,
+        max_grad_norm: float, budget: TokenBudget, skipped: SkippedSteps, run: Path, adaptive_lr: AdaptiveLR | None,
     ) -> None:  # fmt: skip
         self.policy, self.reference, self.algorithm = policy, reference, algorithm
         self.optimizer, self.schedule, self.backward = optimizer, schedule, backward
         self.replicas, self.sharded, self.max_grad_norm = replicas, sharded, max_grad_norm
-        self.budget, self.skipped, self.run = budget, skipped, run
+        self.budget, self.skipped, self.run, self.adaptive_lr = budget, skipped, run, adaptive_lr
 
     def score_tokens(self, rollout: Rollout) -> TokenScores:
         """Return what the advantages and the choice of tokens need, if they need anything. Collective: call it on every
@@ -126,11 +128,28 @@ class Updater:
         learning_rate = self.optimizer.param_groups[0]["lr"]
         self.optimizer.step()
         self.optimizer.zero_grad()  # frees their memory for the next rollout
+        metrics = {"train/lr": learning_rate, "train/skipped_steps": float(self.skipped.total)}
+        if wrong is None:
+            metrics |= step_metrics(sums) | {"train/grad_norm": float(norm)}
+            kl = self.measure_kl(plan)
+            metrics |= {} if isnan(kl) else {"train/kl_step": kl}
+            if self.adaptive_lr is not None:
+                self.adaptive_lr.adapt(kl, self.optimizer, self.schedule)
         self.schedule.step()
         prepared.updates += 1
         progress.advance()
-        metrics = {} if wrong is not None else step_metrics(sums) | {"train/grad_norm": float(norm)}
-        return metrics | {"train/lr": learning_rate, "train/skipped_steps": float(self.skipped.total)}
+        return metrics
+
+    def measure_kl(self, plan: StepPlan) -> float:
+        """Return the KL divergence of the policy from that before the step, in nats per token, estimated (k3) on
+        `plan.measured` of all ranks; NaN without a token. Collective: call it on every rank."""
+        after, _ = self.logprobs(plan.prepared.rollout, self.policy, plan.measured)
+        at = index(plan.measured, after.device)
+        mask = plan.mask[at]
+        kl = kl_estimate(plan.before[at], after[at], mask)
+        sums = torch.stack([kl.double().sum(), mask.sum().double()]).cpu()
+        total, tokens = all_sum(sums).tolist()
+        return total / tokens if tokens else nan
 
     @smaller_microbatches_when_out_of_memory
     def accumulate(self, prepared: PreparedRollout, prompts: list[int]) -> tuple[StepPlan, Stats]:

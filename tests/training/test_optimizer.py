@@ -18,7 +18,15 @@ from lit_rlvr.engines.base import EngineContext
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.errors import UserError
 from lit_rlvr.training import optimizer as optimizer_module
-from lit_rlvr.training.optimizer import build_optimizer, unallocated
+from lit_rlvr.training.optimizer import (
+    AdaptiveLR,
+    AutoLR,
+    build_optimizer,
+    build_schedule,
+    first_lr,
+    unallocated,
+    usual_lr,
+)
 
 CLI = Callable[..., Any]
 SGD = ("--model.init_args.optimizer", "torch.optim.SGD", "--model.init_args.optimizer.init_args.momentum", "0.9")
@@ -129,3 +137,70 @@ def test_a_resumed_run_takes_the_options_that_changed(
     fit(lit_rlvr, *SGD, *short, "--trainer.max_steps", 1)
     fit(lit_rlvr, *SGD[:-1], "0.5", *short, "--trainer.max_steps", 2, "--ckpt_path", "last")
     assert [(one["momentum"], one["dampening"], one["lr"]) for one in seen] == [(0.9, 0, 1e-3), (0.5, 0.25, 1e-3)]
+
+
+def rates(
+    divergences: list[float], schedule: Any = "constant", steps: int | None = None, warmup: int = 0
+) -> list[float]:
+    """Return the learning rate of each step of a run whose steps have these divergences, and of the one after it."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 1.0)
+    schedule = build_schedule(optimizer, schedule, warmup, steps)
+    adaptive, found = AdaptiveLR(0.01, 1.0, (0.1, 10.0)), []
+    for kl in divergences:
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        adaptive.adapt(kl, optimizer, schedule)
+        schedule.step()
+    return [*found, optimizer.param_groups[0]["lr"]]
+
+
+def test_the_rate_falls_at_once_and_rises_slowly() -> None:
+    assert rates([0.01, 0.02, 0.01]) == pytest.approx([1, 1, 0.5**0.5, 0.5**0.5]), "by the root of the divergence"
+    assert rates([1.0, float("inf")]) == pytest.approx([1, 1 / 1.5, 1 / 2.25]), "not faster down"
+    assert rates([0.0, 1e-9, 0.01, 1e-9]) == pytest.approx([1, 2, 4, 4, 4.4]), "faster up until it is near"
+    assert rates([float("nan")]) == [1, 1], "no token was trained on"
+    assert rates([0.0] * 12)[-1] == 10 and rates([1.0] * 12)[-1] == 0.1, "not without end"
+
+
+def test_a_schedule_shrinks_the_target_with_the_rate() -> None:
+    """Steps whose divergence is that of the schedule's rate leave the rate alone."""
+    falling = [(4 - k) / 4 for k in range(4)]
+    assert rates([0.01 * f**2 for f in falling], "linear", 4) == pytest.approx([*falling, 0])
+    assert rates([0.5, 0.01 / 4], "constant", warmup=2) == pytest.approx([0, 0.5, 1]), "a step at rate 0 tells nothing"
+
+
+def test_the_first_rate_falls_with_the_width() -> None:
+    assert usual_lr(576, False) == pytest.approx(3.5e-6, rel=0.02) and usual_lr(3584, True) == pytest.approx(
+        5.6e-6, rel=0.01
+    )
+    assert first_lr(AutoLR(start=0.3), 1e-6) == first_lr(0.3, 1e-6) == 0.3
+    assert first_lr("auto", 1e-6) == first_lr(AutoLR(), 1e-6) == 1e-6
+
+
+def test_a_run_with_an_adapted_rate_goes_on_exactly(run_folder: Path, lit_rlvr: CLI) -> None:
+    auto = ("--model.init_args.lr", "auto", "--trainer.max_steps")
+    fit(lit_rlvr, *auto, 6, *to("whole"))
+    fit(lit_rlvr, *auto, 3, *to("parts"))
+    fit(lit_rlvr, *auto, 6, *to("parts"), "--ckpt_path", "last")
+    assert_same_run(run_folder / "parts", run_folder / "whole", resumed=3)
+    found = [float(row["train/lr"]) for row in metrics(run_folder / "whole")[1:]]
+    assert found[0] == pytest.approx(2e-3 / 64) and len(set(found)) > 3
+
+
+@pytest.mark.parametrize(
+    ("lr", "said"),
+    [
+        ("fast", "model.lr: give a number, or 'auto', not fast"),
+        ("{strat: 1e-5}", "did you mean 'start'"),
+        ("{target_kl: 0}", "model.lr.target_kl: 0.0 must lie in (0, inf)"),
+    ],
+)
+def test_what_is_no_rate_is_one_line(run_folder: Path, lit_rlvr: CLI, lr: str, said: str) -> None:
+    done = fit(lit_rlvr, "--model.init_args.lr", lr, *to("run"), status=2)
+    assert said in done.err, done.err
+
+
+def test_only_adamw_has_a_known_start() -> None:
+    with pytest.raises(UserError, match=r"model\.lr: auto knows where AdamW starts, not model\.optimizer"):
+        GRPO(optimizer=torch.optim.SGD, lr="auto")
+    assert GRPO(optimizer=torch.optim.SGD, lr=AutoLR(start=0.1)).lr == AutoLR(start=0.1)

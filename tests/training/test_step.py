@@ -14,7 +14,8 @@ from tiny_engines import Copying
 from tiny_fit import MixedVersions, fit
 from two_ranks import in_two_ranks
 
-from lit_rlvr.training.step import chances, staleness_metrics
+from lit_rlvr.objectives import kl_estimate
+from lit_rlvr.training.step import chances, measured_rows, staleness_metrics
 from lit_rlvr.training.update import Updater
 
 NAMES = {f"train/staleness/{name}" for name in ("mean", "max", "ess")}
@@ -77,6 +78,7 @@ def test_the_log_linear_old_policy_needs_no_forward_pass(
         return logprobs(self, prepared, policy, rows)
 
     monkeypatch.setattr(Updater, "logprobs", counted)
+    monkeypatch.setattr(Updater, "measure_kl", lambda *_: math.nan)  # it counts its own
     fit(tiny_model_folder, tmp_path, steps=6, updates_per_rollout=3, prox_logp_method=method)
     assert len(passes) == (2 if method == "recompute" else 0)
 
@@ -121,3 +123,50 @@ def test_a_token_s_chance_is_that_of_its_prompt_completion_and_position() -> Non
     assert chances(moved)[:, :3].equal(found[[2, 3, 0, 1]])
     moved.repeats = [0, 1]
     assert not chances(moved)[2:, :3].eq(found[:2]).any(), "the same prompt again has other completions"
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_the_divergence_of_a_step_is_that_of_the_policies_around_it(
+    tiny_model_folder: Path, tmp_path: Path, updates: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[list[int]] = []
+    choose = measured_rows
+    monkeypatch.setattr(
+        "lit_rlvr.training.step.measured_rows", lambda *given: measured.append(choose(*given)) or measured[-1]
+    )
+    module, seen = fit(
+        tiny_model_folder, tmp_path, steps=2 * updates, updates_per_rollout=updates, lr=1e-3, tokens_per_microbatch=60
+    )
+    found, (rollout, last) = [], seen.rollouts
+    weights = [*seen.weights, {n: p.detach().clone() for n, p in module.policy.model.named_parameters()}]
+    for k, rows in enumerate(measured):
+        logps, used = [], rollout if k < updates else last
+        for state in weights[k : k + 2]:
+            module.policy.model.load_state_dict(state, strict=False)
+            logps.append(module.policy.logprobs(used, rows)[0].detach())
+        mask = used.mask[rows]
+        found.append(float(kl_estimate(logps[0], logps[1], mask)[mask].mean()))
+    assert min(found) > 1e-5
+    assert [metrics["train/kl_step"] for metrics in seen.metrics] == pytest.approx(
+        [sum(found[k : k + updates]) / updates for k in (0, updates)], rel=1e-3
+    )
+
+
+def _measured_of_one_rank(rank: int, prompts: list[Any], wanted: list[str]) -> None:
+    mine = prompts[rank::2] if rank < 2 else prompts
+    rollout: Any = SimpleNamespace(prompts=mine, group_size=4, repeats=[])
+    rows = measured_rows(rollout, list(range(4 * len(mine))))
+    assert rows == sorted(4 * p + g for p, prompt in enumerate(mine) for g in range(4) if prompt.sample.id in wanted)
+
+
+def test_the_rows_of_a_divergence_are_an_eighth_on_any_number_of_ranks(tmp_path: Path) -> None:
+    prompts = [SimpleNamespace(sample=SimpleNamespace(id=f"p{k}")) for k in range(17)]
+    rollout: Any = SimpleNamespace(prompts=prompts, group_size=4, repeats=[])
+    rows = measured_rows(rollout, list(range(68)))
+    assert len(rows) == 8
+    in_two_ranks(tmp_path, _measured_of_one_rank, prompts, [prompts[i // 4].sample.id for i in rows])
+    assert len(measured_rows(rollout, list(range(20)))) == 2, "fewer than eight groups: a part of one"
+    assert len(measured_rows(rollout, [3])) == 1
+    assert measured_rows(rollout, []) == []
+    many: Any = SimpleNamespace(prompts=prompts * 10, group_size=4, repeats=[k // 17 for k in range(170)])
+    assert len(measured_rows(many, list(range(680)))) == 16, "of four groups at most"
