@@ -470,7 +470,7 @@ def _likely_cause(metrics: Metrics, good: int, found: int, held_out: bool) -> tu
          "train/engine_difference"),
     )  # fmt: skip
     moved = {step: metrics[step].get("train/kl_step", 0.0) for step in steps if step > good}
-    largest = max(moved, key=moved.__getitem__, default=0)
+    large = next((step for step, nats in moved.items() if nats > LARGE_STEP), None)
     if held_out and accuracy[1] >= accuracy[0]:
         return (
             f"likely cause: the prompts are learnt by heart, the accuracy of the rollouts did not fall "
@@ -484,9 +484,9 @@ def _likely_cause(metrics: Metrics, good: int, found: int, held_out: bool) -> tu
             f"likely cause: the reward is gamed{how}, it rose meanwhile ({change('rollout/reward')})",
             "read the best-rewarded samples, and pay for right answers only",
         )
-    if largest and moved[largest] > LARGE_STEP:
+    if large is not None:
         return (
-            f"likely cause: the step was too large, {number_text(moved[largest])} nats per token at step {largest} "
+            f"likely cause: the step was too large, {number_text(moved[large])} nats per token at step {large} "
             "(train/kl_step; 0.01 is usual)",
             "a smaller learning rate (model.lr), or collapse.action: rollback",
         )
