@@ -229,11 +229,11 @@ class RunCheckpoint(ChecksArguments, Checkpoint):
             why = "no checkpoint is older than the fall" if not good else f"{MOST_ROLLBACKS} rollbacks did not help"
             self._monitor.stop(trainer, f"{fall.finding} It cannot be rolled back: {why}.")
             return
+        done.append({"step": named_step(good[-1]), "at": trainer.global_step, "reason": str(fall.finding)})
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             for bad in reversed(there[len(good) :]):  # if killed, it falls again, and rolls back again
                 remove(bad)
-            done.append({"step": named_step(good[-1]), "at": trainer.global_step, "reason": str(fall.finding)})
             write_atomically(path, json.dumps(done, indent=2) + "\n")
         trainer.strategy.barrier()
         raise UserError(

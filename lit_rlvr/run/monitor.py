@@ -424,13 +424,12 @@ class Falls:
                     yield _explained("rollout/accuracy", metrics, good, first, step, fall.before, fall.after)
             self._newest = step
             for name in filter(HELD_OUT.fullmatch, row):
-                looks = self._looks.setdefault(name, [])
-                if looks and looks[-1] == step:
+                looks, metric = self._looks.setdefault(name, []), name.replace("fall_z", "accuracy")
+                if step in looks[-1:] or metric not in row:
                     continue
                 looks.append(step)
                 was_fallen, self._fallen[name] = self._fallen.get(name), row[name] > threshold(len(looks))
                 if self._fallen[name] and not was_fallen:
-                    metric = name.replace("fall_z", "accuracy")
                     values = {earlier: metrics[earlier][metric] for earlier in metrics if metric in metrics[earlier]}
                     good = max((earlier for earlier in values if earlier < step), default=0)
                     best = max(value for earlier, value in values.items() if earlier < step)

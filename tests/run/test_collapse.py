@@ -213,6 +213,14 @@ def test_a_rollback_goes_on_with_half_the_rate_and_is_repeated_to_the_bit(
     assert rates[2] == pytest.approx(0.5 * 0.004 * 2 / 6)
 
 
+def test_a_checkpoint_from_before_a_fall_is_kept(run_folder: Path, lit_rlvr: CLI) -> None:
+    every = ("--trainer.max_steps", "14", "--checkpoint.every", "1", "--checkpoint.minutes", "0")
+    for name, more, first in (("few", (), 5), ("many", ("--checkpoint.keep", "12"), 3)):
+        fit(lit_rlvr, *every, "--collapse.action", "rollback", *more, *to(name))
+        kept = sorted(path.name for path in (run_folder / name / "checkpoints").iterdir())
+        assert kept == [f"step-{step:06d}.ckpt" for step in range(first, 15)]
+
+
 def test_a_rollback_needs_checkpoints(run_folder: Path, lit_rlvr: CLI) -> None:
     off = ("--trainer.enable_checkpointing", "false")
     said = fit(lit_rlvr, "--collapse.action", "rollback", *off, *to("run"), status=2).err
