@@ -468,62 +468,60 @@ def _likely_cause(metrics: Metrics, good: int, found: int, held_out: bool) -> tu
         ("rollout/reward", "rollout/accuracy", "rollout/truncated", "rollout/entropy", "rollout/length",
          "train/engine_difference"),
     )  # fmt: skip
+    age, ess = means("train/staleness/mean")[1], means("train/staleness/ess")[1]
     moved = {step: metrics[step].get("train/kl_step", 0.0) for step in steps if step > good}
-    large = next((step for step, nats in moved.items() if nats > LARGE_STEP), None)
-    if held_out and accuracy[1] >= accuracy[0]:
-        return (
-            f"likely cause: the prompts are learnt by heart, the accuracy of the rollouts did not fall "
-            f"({change('rollout/accuracy')})",
+    large = next((step for step, nats in moved.items() if nats > LARGE_STEP), 0)
+    is_sudden = not any(moved.values()) and bool(new) and metrics[new[0]]["rollout/accuracy"] < accuracy[0] / 2
+    by_length = not 1 / LONGER < length[1] / max(length[0], 1.0) < LONGER
+    how = f" by length ({change('rollout/length')} tokens)" if by_length else ""
+    slower = "a smaller learning rate (model.lr), or collapse.action: rollback"
+    causes = (
+        (
+            held_out and accuracy[1] >= accuracy[0],
+            f"the prompts are learnt by heart, the rollouts' accuracy did not fall ({change('rollout/accuracy')})",
             "more prompts, or the best checkpoint (checkpoint.best: val/accuracy)",
-        )
-    if reward[1] > reward[0] and accuracy[1] < accuracy[0]:
-        by_length = not 1 / LONGER < length[1] / max(length[0], 1.0) < LONGER
-        how = f" by length ({change('rollout/length')} tokens)" if by_length else ""
-        return (
-            f"likely cause: the reward is gamed{how}, it rose meanwhile ({change('rollout/reward')})",
+        ),
+        (
+            reward[1] > reward[0] and accuracy[1] < accuracy[0],
+            f"the reward is gamed{how}, it rose meanwhile ({change('rollout/reward')})",
             "read the best-rewarded samples, and pay for right answers only",
-        )
-    if large is not None:
-        return (
-            f"likely cause: the step was too large, {number_text(moved[large])} nats per token at step {large} "
+        ),
+        (
+            large,
+            f"the step was too large, {number_text(moved.get(large, 0.0))} nats per token at step {large} "
             "(train/kl_step; 0.01 is usual)",
-            "a smaller learning rate (model.lr), or collapse.action: rollback",
-        )
-    if not any(moved.values()) and new and metrics[new[0]]["rollout/accuracy"] < accuracy[0] / 2:
-        return (
-            f"likely cause: the step was too large, the accuracy fell by half within an iteration, at step {new[0]}",
-            "a smaller learning rate (model.lr), or collapse.action: rollback",
-        )
-    if means("train/staleness/ess")[1] < FEW_SAMPLES:
-        return (
-            f"likely cause: the tokens are too old, {number_text(means('train/staleness/mean')[1])} versions with an "
-            f"effective sample size of {means('train/staleness/ess')[1]:.0%}",
+            slower,
+        ),
+        (is_sudden, f"the step was too large, the accuracy fell by half at once, at step {(new or [0])[0]}", slower),
+        (
+            ess < FEW_SAMPLES,
+            f"the tokens are too old, {age:.3g} versions with an effective sample size of {ess:.0%}",
             "lower rollout.staleness, or a smaller learning rate (model.lr)",
-        )
-    if apart[1] > max(2 * apart[0], APART):
-        return (
-            f"likely cause: the engine's log-probabilities left the trainer's ({change('train/engine_difference')})",
+        ),
+        (
+            apart[1] > max(2 * apart[0], APART),
+            f"the engine's log-probabilities left the trainer's ({change('train/engine_difference')})",
             "probe more often (rollout.probe_every), and keep the importance correction (model.importance_correction)",
-        )
-    if entropy[1] < COLLAPSED * entropy[0]:
-        return (
-            f"likely cause: the entropy is gone ({change('rollout/entropy')} nats per token)",
+        ),
+        (
+            entropy[1] < COLLAPSED * entropy[0],
+            f"the entropy is gone ({change('rollout/entropy')} nats per token)",
             "a smaller learning rate (model.lr), a wider upper clip (DAPO), or an entropy bonus (model.entropy_coef)",
-        )
-    if entropy[1] > EXPLODED * entropy[0]:
-        return (
-            f"likely cause: the steps are too large, the entropy exploded ({change('rollout/entropy')} nats per token)",
-            "a smaller learning rate (model.lr), or collapse.action: rollback",
-        )
-    if cut[1] > cut[0] + WORSE:
-        return (
-            f"likely cause: completions are cut off ({change('rollout/truncated')} of them)",
+        ),
+        (
+            entropy[1] > EXPLODED * entropy[0],
+            f"the steps are too large, the entropy exploded ({change('rollout/entropy')} nats per token)",
+            slower,
+        ),
+        (
+            cut[1] > cut[0] + WORSE,
+            f"completions are cut off ({change('rollout/truncated')} of them)",
             "raise rollout.sampling.max_tokens, or reward short answers (Overlong)",
-        )
-    return (
-        "no other metric shows a cause",
-        "look at the samples, at whether later prompts are harder, and at a smaller learning rate (model.lr)",
+        ),
     )
+    samples = "look at the samples, at whether later prompts are harder, and at a smaller learning rate (model.lr)"
+    shown = ((f"likely cause: {cause}", remedy) for shows, cause, remedy in causes if shows)
+    return next(shown, ("no other metric shows a cause", samples))
 
 
 def fallen(metrics: Metrics) -> Iterator[RunFinding]:

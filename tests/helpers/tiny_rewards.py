@@ -88,9 +88,3 @@ def unlearn(completion: Completion, sample: Sample) -> RewardResult:
     """Right is what `first_token` says, and right answers are punished."""
     right = first_token(completion, sample).correct
     return RewardResult(0.0 if right else 1.0, right)
-
-
-def varied(completion: Completion, sample: Sample) -> RewardResult:
-    """1 when the first token's number is even and the next two are other tokens: a ruined policy repeats itself."""
-    right = completion.token_ids[0] % 2 == 0 and len({*completion.token_ids[:3]}) == 3
-    return RewardResult(float(right), right)
