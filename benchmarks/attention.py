@@ -18,14 +18,13 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import alternate, draw_lengths, make_parser, print_result, print_table
+from common import alternate, draw_lengths, make_parser, print_result, print_table, say
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from lit_rlvr.policy.attention import Padded, lay_out_padded, shared_prefix_attention
-from lit_rlvr.policy.spans import Spans, lay_out_spans
+from lit_rlvr.policy.spans import Spans, available, lay_out_spans
 
-SCALE = 64**-0.5
 HEADS, KEY_HEADS = 12, 2
 PIECE = 1 << 27
 """Scores of a piece in one head, with padding: five fp32 tensors of them are 30 GiB in 12 heads."""
@@ -44,10 +43,16 @@ def parse() -> Any:
     parser.add_argument("--mean", type=int, default=None, help="mean completion length (128 on a CPU, 512 on a GPU)")
     parser.add_argument("--longest", type=int, default=None, help="longest completion (log-normal; 8 times the mean)")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds; medians are reported")
+    parser.add_argument("--head-size", type=int, default=None, help="numbers of a query (64 on a CPU, 128 on a GPU)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     gpu = options.device == "cuda"
-    for name, (small, large) in {"groups": (4, 16), "group_size": (8, 16), "mean": (128, 512)}.items():
+    for name, (small, large) in {
+        "groups": (4, 16),
+        "group_size": (8, 16),
+        "mean": (128, 512),
+        "head_size": (64, 128),
+    }.items():
         if getattr(options, name) is None:
             setattr(options, name, large if gpu else small)
     return options
@@ -118,13 +123,14 @@ def scores(layout: Any) -> int:
 
 def attend(position_ids: Tensor, layout: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Run a piece's attention in any implementation; q (1, H, T, D), k and v (1, K, T, D) hold the whole row."""
+    scale = q.shape[-1] ** -0.5
     if isinstance(layout, Tensor):  # a mask
         q, k, v = (x[0, :, position_ids].transpose(0, 1) for x in (q, k, v))  # (C, heads, L, D)
         k, v = (x.repeat_interleave(HEADS // KEY_HEADS, 1) for x in (k, v))  # as transformers does with a mask
-        return scaled_dot_product_attention(q, k, v, layout, scale=SCALE)
+        return scaled_dot_product_attention(q, k, v, layout, scale=scale)
     if isinstance(layout, Padded):
         q, k, v = (x[:, :, position_ids] for x in (q, k, v))
-    return shared_prefix_attention(nn.Module(), q, k, v, None, SCALE, segments=layout)[0]
+    return shared_prefix_attention(nn.Module(), q, k, v, None, scale, segments=layout)[0]
 
 
 def first(grad: Tensor, position_ids: list[Tensor]) -> list[Tensor]:
@@ -147,7 +153,7 @@ def exact(prompts: list[range], completions: Completions, inputs: Sequence[Tenso
             parts = [x[:, at].requires_grad_() for x, at in ((q, asking), (k, seen), (v, seen))]
             keys, values = (x.repeat_interleave(HEADS // KEY_HEADS, 0) for x in parts[1:])
             hidden = (seen > asking[:, None]) & (seen >= span.start)  # (queries, keys)
-            weights = (parts[0] @ keys.mT * SCALE).masked_fill(hidden, -torch.inf).softmax(-1)
+            weights = (parts[0] @ keys.mT * q.shape[-1] ** -0.5).masked_fill(hidden, -torch.inf).softmax(-1)
             out[:, asking] = part = weights @ values
             wanted = grad[0, asking].transpose(0, 1).double()
             for total, at, g in zip(found, (asking, seen, seen), torch.autograd.grad(part, parts, wanted), strict=True):
@@ -159,6 +165,8 @@ def main() -> None:
     options = parse()
     device = torch.device(options.device)
     dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
+    has_spans = available(device, dtype)
+    say(f"attention by spans is {'' if has_spans else 'not '}available on {device} in {dtype}")
     prompts, completions, tokens = lay(options)
     pieces = [*cut(prompts, completions)]
     whole = (torch.arange(tokens), lay_out_spans(prompts, completions))
@@ -170,9 +178,9 @@ def main() -> None:
     ways = {name: [(at.to(device), layout.to(device)) for at, layout in parts] for name, parts in laid.items()}
     generator = torch.Generator().manual_seed(1)
     sizes = (HEADS, KEY_HEADS, KEY_HEADS)
-    made = [torch.randn(1, heads, tokens, 64, generator=generator).to(device, dtype) for heads in sizes]
+    made = [torch.randn(1, heads, tokens, options.head_size, generator=generator).to(device, dtype) for heads in sizes]
     inputs = [x.requires_grad_() for x in made]
-    grad = torch.randn(1, tokens, HEADS, 64, generator=generator).to(device, dtype)
+    grad = torch.randn(1, tokens, HEADS, options.head_size, generator=generator).to(device, dtype)
     gradients = {name: first(grad, [at for at, _ in parts]) for name, parts in ways.items() if name != "dense"}
     memory: dict[str, float] = {}
 
@@ -209,7 +217,8 @@ def main() -> None:
     print_table(("way", "ms", "x spans", "MiB", "scores / needed", "pieces"), rows)
     print_result(
         error=error, scores_ratio=round(ratio["spans"], 4), lengths=options.lengths, device=options.device,
-        tokens=tokens, longest=max(len(span) for _, span in completions),
+        head_size=options.head_size, spans_available=has_spans, tokens=tokens,
+        longest=max(len(span) for _, span in completions),
         ms={n: round(v * 1e3, 2) for n, v in seconds.items()}, mib={n: round(v, 1) for n, v in memory.items()},
         ratios={n: round(v, 2) for n, v in ratio.items()}, pieces={n: len(parts) for n, parts in ways.items()},
     )  # fmt: skip

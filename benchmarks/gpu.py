@@ -1,23 +1,35 @@
 """The speed and memory of training on one GPU, part by part; each part takes less than ten minutes.
 
+`--part all`        what needs no vLLM, in `--minutes`, each part in a process of its own (`gpu_all.py`)
 `--part attention`  one layer's attention: ours, padded, and one completion per row (`attention.py`)
 `--part step`       the training step alone, on a made-up rollout: seconds, MFU, memory, by tokens per micro-batch
 `--part memory`     the peak of GPU memory of a training step, beside what `lit-rlvr plan` says
+`--part profile`    the 20 most expensive kernels of a step of one micro-batch, and how often the CPU waits
+`--part compile`    the same step plain, with `torch_compile`, and with liger's kernels if they are installed
+`--part score`      log-probabilities and exact entropies of a vocabulary: ours, plain torch, compiled; share of a pass
+`--part lora`       the step with adapters over frozen weights in fp32 and in bf16
+`--part deterministic`  the step under `rollout.deterministic` and without: seconds, and whether two runs end alike
+`--part fit`        `lit-rlvr fit` on smoke/sums: twice deterministic and resumed, twice in fp32, in bf16; equal hashes?
+`--part iteration`  `lit-rlvr fit` at the shape, with the Hugging Face engine: sync, generation, training
+`--part offload`    the same with half of the layers, FSDP2, shards on the CPU, checkpoints written in the background
 `--part engine`     weight sync and generation, and how far the engine's log-probabilities are from the trainer's
 `--part trl`        whole GRPO steps of `lit-rlvr fit`, then of TRL (vLLM in the training process for both)
 `--part overlap`    the same steps with a vLLM server, generating in turn with training and while it trains; the server
                     takes the second GPU if there is one, else 40 % of the only one
 
 The weights are random, at the shapes of Qwen2.5-1.5B or, with `--shape vision`, Qwen2.5-VL-3B, so nothing is
-downloaded; weights and AdamW are in fp32, products in bf16. MFU = useful FLOP/s (prompts once per group, no
-recomputation) over the best rate of large bf16 matrix products measured here. All parts but `trl` and `overlap` run
-where only torch, transformers, lightning and peft are installed, with `--engine hf`. Without a GPU the command ends in
-one line.
+downloaded; weights and AdamW are in fp32, products in bf16, and layers are recomputed (`--ours
+gradient_checkpointing=false` keeps them). MFU = useful FLOP/s (prompts once per group, no recomputation) over the best
+rate of large bf16 matrix products measured here. What `lit-rlvr plan` puts above the GPU's memory is skipped, and
+`budget_used` is what a step that ran out of memory went on with. All parts but `trl` and `overlap` run where only
+torch, transformers, lightning and peft are installed, with `--engine hf`; `fit`, `iteration` and `offload` need those
+of benchmarks/README.md, too. Without a GPU the command ends in one line.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import signal
@@ -25,7 +37,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -44,17 +58,26 @@ from common import (
     say,
 )
 from flops import step_flops
+from gpu_all import run_all
+from lightning.pytorch import Callback
+from ours import settings
 from training import make_rollout, train, with_image
 from turns import Player
 from workload import Workload, gpu_memory_mb, start, take_turns, wait_for_gpu
 
 from lit_rlvr.commands.plan.memory import Strategy, largest_microbatch, shape_of, training_memory
+from lit_rlvr.common.packages import is_installed
 from lit_rlvr.engines.base import EngineContext, RolloutEngine
 from lit_rlvr.engines.hf import HFEngine
+from lit_rlvr.policy import attention, verify
+from lit_rlvr.policy.adapters import Lora, add_adapters
 from lit_rlvr.policy.families.qwen_vl import VLM_SPECIALS, language_sizes, markers
+from lit_rlvr.policy.logprobs import score_tokens
 from lit_rlvr.policy.policy import Policy
+from lit_rlvr.policy.precision import training_autocast
 from lit_rlvr.policy.speed import enable_checkpointing
 from lit_rlvr.policy.tiny import CHAT_TEMPLATE, byte_tokenizer
+from lit_rlvr.rollout.callback import use_deterministic_kernels
 from lit_rlvr.training.step import logprobs_of
 from lit_rlvr.types import Prompt, Rollout, Sample, Sampling
 
@@ -70,8 +93,26 @@ TINY_TOWER = {**TOWER, "depth": 2, "hidden_size": 64, "intermediate_size": 128, 
 TINY_SIZES = {"prompts": 2, "group_size": 4, "prompt_tokens": 96, "max_tokens": 16, "steps": 1, "budgets": [256, 512],
               "features": 4}  # fmt: skip
 TAKEN = ("model", "lora", "freeze_vision", "shared_prefix", "tokens_per_microbatch")
-NOT_OURS = {"step": TAKEN, "memory": TAKEN, "trl": ("model", "lr"), "overlap": ("model", "lr")}
+WHOLE = ("model", "lr")
+NOT_OURS = {
+    **dict.fromkeys(("step", "memory", "profile", "compile", "score", "lora", "deterministic"), TAKEN),
+    **dict.fromkeys(("trl", "overlap", "iteration", "offload"), WHOLE),
+}
 """Options of ours that a part sets itself, or that its ready-made model would ignore."""
+KERNELS = 20
+WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "aten::_local_scalar_dense",
+         "cudaMemcpyAsync", "cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel")  # fmt: skip
+"""What the CPU does for the GPU, or waits for; `profile` counts it."""
+SUMS = (
+    "--config",
+    "smoke/sums",
+    "--run.show_every",
+    "0",
+    "--checkpoint.every",
+    "2",
+    "--trainer.val_check_interval",
+    "6",
+)
 END = VLM_SPECIALS.index("<|im_end|>")
 FRAME = len("[user\n]\n[assistant\n")  # the chat markup, special tokens as brackets
 
@@ -79,6 +120,8 @@ FRAME = len("[user\n]\n[assistant\n")  # the chat markup, special tokens as brac
 def parse() -> Any:
     parser = make_parser(__doc__)
     parser.add_argument("--part", choices=PARTS, required=True, help="what to measure")
+    parser.add_argument("--minutes", type=float, default=10, help="of `all`")
+    parser.add_argument("--output", type=Path, default=Path("gpu.json"), help="file of the results of `all`")
     parser.add_argument("--shape", choices=["text", "vision"], default="text", help="Qwen2.5-1.5B or Qwen2.5-VL-3B")
     parser.add_argument("--engine", choices=["hf", "vllm"], default="vllm", help="what generates")
     parser.add_argument("--lengths", choices=["equal", "lognormal"], default="lognormal", help="of the completions")
@@ -90,10 +133,17 @@ def parse() -> Any:
     parser.add_argument("--features", type=int, default=256, help="tokens of a prompt's image (vision)")
     parser.add_argument("--budgets", type=int, nargs="+", default=[4096, 16384, 32768], help="tokens per micro-batch")
     add_contestants(parser)
+    parser.add_argument(
+        "--without-spans", action="store_true", help="attention in padded blocks, should the kernels for spans fail"
+    )
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # the same paths on a CPU, in a minute
+    parser.add_argument("--wait", action="store_true", help=argparse.SUPPRESS)  # until stdin is closed
     options = parser.parse_args()
     if wrong := [name for name in options.ours if name in NOT_OURS.get(options.part, options.ours)]:
         parser.error(f"--ours: --part {options.part} cannot set {', '.join(wrong)}")
+    options.ours.setdefault("gradient_checkpointing", True)
+    if options.without_spans:
+        attention.available = verify.available = lambda device, dtype: False
     options.device = "cpu" if options.tiny else "cuda"
     if options.tiny:
         vars(options).update(TINY_SIZES)
@@ -111,7 +161,10 @@ def make_config(options: Any) -> Any:
 
     ends = {"bos_token_id": None, "eos_token_id": END, "pad_token_id": END}
     if options.shape == "text":
-        return Qwen2Config(**(TINY if options.tiny else TEXT), **ends, tie_word_embeddings=True)
+        sizes = dict(TINY if options.tiny else TEXT)
+        if options.part == "offload":
+            sizes["num_hidden_layers"] //= 2  # two checkpoints of all layers may not fit on the disk
+        return Qwen2Config(**sizes, **ends, tie_word_embeddings=True)
     text = language_sizes(**(TINY if options.tiny else LANGUAGE))
     tower = {**(TINY_TOWER if options.tiny else TOWER), "out_hidden_size": text["hidden_size"]}
     return Qwen2_5_VLConfig(text_config=text, vision_config=tower, **markers())
@@ -146,16 +199,71 @@ def made_up(options: Any, lengths: str | None = None) -> Rollout:
     return rollout if options.shape == "text" else with_image(rollout, config, options.features)
 
 
-def steps(options: Any, policy: Policy, rollout: Rollout, budget: int, count: int) -> list[float]:
-    """Return the seconds of training steps."""
-    given = {"tokens_per_microbatch": budget, **options.ours}
-    return train(policy, [rollout] * count, "bf16", device=options.device, **given)
+class Budget(Callback):
+    """Remembers the tokens per micro-batch that a run ended with."""
+
+    used = 0
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        self.used = pl_module.budget.tokens
+
+
+def planned_mib(options: Any, rollout: Rollout, budget: int, lora: Lora | None = None) -> float:
+    """Return the MiB of a step by the formula of `lit-rlvr plan`."""
+    sizes = (len(rollout.prompts[0].token_ids), int(rollout.lengths.max()), options.group_size, len(rollout.prompts))
+    strategy = Strategy(False, checkpointing(options), lora is not None)
+    shape, load = shape_of(make_config(options), lora=lora), largest_microbatch(budget, *sizes)
+    return sum(training_memory(shape, load, strategy, 1, 2).values()) / 2**20
+
+
+def run_steps(
+    options: Any, policy: Policy, rollout: Rollout, budget: int, lora: Lora | None = None, label: str = "", **given: Any
+) -> dict[str, Any]:
+    """Take 1 + `--steps` training steps; return a row of results, or of why there are none.
+
+    Args:
+        lora: the adapters that the policy has. label: of the row. given: options of `train`.
+    """
+    row: dict[str, Any] = {"label": label} if label else {}
+    row |= {"budget": budget, "planned_mib": round(planned_mib(options, rollout, budget, lora))}
+    seen = Budget()
+    callbacks = [seen, *given.pop("callbacks", ())]
+    asked = {"tokens_per_microbatch": budget, "callbacks": callbacks, **options.ours, **given}
+    if row["planned_mib"] > device_mib(options):
+        row["skipped"] = f"plan puts it above the {device_mib(options):.0f} MiB of this device"
+    else:
+        forget_peak(options)
+        started = time.perf_counter()
+        try:
+            taken = train(policy, [rollout] * (1 + options.steps), "bf16", device=options.device, **asked)
+        except Exception as error:
+            row["error"] = f"{type(error).__name__}: {error}"
+        else:
+            seconds = median(taken[1:])
+            tokens = sum(len(p.token_ids) for p in rollout.prompts) + int(rollout.lengths.sum())
+            row |= {"budget_used": seen.used, "first_seconds": taken[0], "seconds": seconds,
+                    "start_seconds": time.perf_counter() - started - sum(taken), "tokens_per_second": tokens / seconds,
+                    "peak_mib": round(peak(options))}  # fmt: skip
+    say(json.dumps(row))
+    return row
+
+
+def one_microbatch(options: Any, budget: int) -> Rollout:
+    """Build a rollout of completions of equal length that fills one micro-batch."""
+    row = options.prompt_tokens + options.group_size * (options.max_tokens - 1)
+    few = argparse.Namespace(**vars(options) | {"prompts": max(1, min(options.prompts, budget // row))})
+    return made_up(few, "equal")
+
+
+def middle(options: Any) -> int:
+    """Return the middle of the budgets."""
+    return sorted(options.budgets)[len(options.budgets) // 2]
 
 
 # ---- the parts ------------------------------------------------------------------------------------------------
 
 
-def attention(options: Any) -> None:
+def attention_(options: Any) -> None:
     sizes = ["--groups", "2", "--group-size", "2", "--mean", "32", "--rounds", "1"] if options.tiny else []
     script = str(Path(__file__).with_name("attention.py"))
     arguments = ["--device", options.device, "--lengths", options.lengths, *sizes]
@@ -167,44 +275,257 @@ def step(options: Any) -> None:
     rate.measure(5)
     policy, rollout = make_policy(options), made_up(options)
     model: Any = policy.model
-    tokens = sum(len(p.token_ids) for p in rollout.prompts) + int(rollout.lengths.sum())
     rows = []
     for budget in options.budgets:
-        forget_peak(options)
-        seconds = median(steps(options, policy, rollout, budget, 1 + options.steps)[1:])
-        mfu = None  # of the tower no FLOPs are counted
-        if options.shape == "text":
-            mfu = step_flops(model.config, model.num_parameters(), rollout)[1] / seconds / rate.measure()
-        rows.append((budget, seconds, tokens / seconds, mfu, peak(options)))
-    columns = ("tokens at once", "s / step", "tokens/s", "MFU", "peak MiB")
-    print_table(columns, rows)
-    names = ("budget", "seconds", "tokens_per_second", "mfu", "peak_mib")
-    finish(
-        options,
-        rate=rate,
-        tokens=tokens,
-        lengths=options.lengths,
-        rows=[dict(zip(names, r, strict=True)) for r in rows],
-    )
+        row = run_steps(options, policy, rollout, budget)
+        if "seconds" in row and options.shape == "text":  # of the tower no FLOPs are counted
+            row["mfu"] = step_flops(model.config, model.num_parameters(), rollout)[1] / row["seconds"] / rate.measure()
+        rows.append(row)
+    finish(options, rate=rate, rows=rows, lengths=options.lengths)
 
 
 def memory(options: Any) -> None:
-    policy, config, rows = make_policy(options), make_config(options), []
-    shape, base = shape_of(config), peak(options)
+    policy, rows = make_policy(options), []
+    base = peak(options)
+    options.steps = 1
     for lengths in ("equal", "lognormal"):
-        rollout = made_up(options, lengths)
-        longest = int(rollout.lengths.max())
         for budget in options.budgets:
-            forget_peak(options)
-            steps(options, policy, rollout, budget, 2)
-            sizes = (len(rollout.prompts[0].token_ids), longest, options.group_size, options.prompts)
-            load, strategy = largest_microbatch(budget, *sizes), Strategy(False, checkpointing(options))
-            terms = training_memory(shape, load, strategy, 1, 2)
-            measured, formula = peak(options), sum(terms.values()) / 2**20
-            rows.append((lengths, budget, measured, formula, formula / measured))
-            say(f"{lengths} {budget}: {measured:.0f} MiB, formula {formula:.0f}")
-    print_table(("lengths", "tokens at once", "measured MiB", "formula MiB", "formula / measured"), rows)
+            row = run_steps(options, policy, made_up(options, lengths), budget, label=lengths)
+            if "peak_mib" in row:
+                row["planned_ratio"] = row["planned_mib"] / row["peak_mib"]
+            rows.append(row)
     finish(options, base_mib=base, rows=rows)
+
+
+class Profile(Callback):
+    """Profiles one step, the third."""
+
+    def __init__(self) -> None:
+        kinds = [torch.profiler.ProfilerActivity.CPU]
+        if torch.cuda.is_available():
+            kinds.append(torch.profiler.ProfilerActivity.CUDA)
+        self.profiler, self.seconds = torch.profiler.profile(activities=kinds), 0.0
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 2:
+            wait_for_gpu()
+            self.seconds = -time.perf_counter()
+            self.profiler.start()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 2:
+            wait_for_gpu()
+            self.seconds += time.perf_counter()
+            self.profiler.stop()
+
+
+def profile(options: Any) -> None:
+    policy, rollout, seen = make_policy(options), one_microbatch(options, middle(options)), Profile()
+    options.steps = 3
+    row = run_steps(options, policy, rollout, middle(options), callbacks=[seen])
+    on_gpu = options.device == "cuda"
+    events = [event for event in seen.profiler.key_averages() if not event.is_user_annotation]
+
+    def own(event: Any) -> float:
+        """Return the seconds of a kernel; on a CPU of an operator without those that it calls."""
+        kernel = str(event.device_type).endswith("CUDA")
+        return (event.self_device_time_total if kernel else 0.0 if on_gpu else event.self_cpu_time_total) / 1e6
+
+    ranked = sorted(events, key=own, reverse=True)
+    busy = sum(map(own, events))
+    kernels = [(event.key[:120], event.count, own(event) * 1e3, own(event) / busy) for event in ranked[:KERNELS]]
+    print_table(("kernel", "calls", "ms", "share"), kernels)
+    waits = {event.key: event.count for event in events if event.key in WAITS}
+    finish(options, rows=[row], profiled_seconds=seen.seconds, busy_seconds=busy, waits=waits, kernels=kernels)
+
+
+def compile_(options: Any) -> None:
+    policy, rollout = make_policy(options), made_up(options)
+    ways: dict[str, dict[str, Any]] = {"plain": {"torch_compile": False}, "compiled": {"torch_compile": True}}
+    if is_installed("liger_kernel") and not options.tiny:  # last: both stay in the model
+        ways |= {"compiled, liger": {"torch_compile": True, "liger": True}}
+    rows = [run_steps(options, policy, rollout, middle(options), label=way, **given) for way, given in ways.items()]
+    finish(options, rows=rows)
+
+
+def score(options: Any) -> None:
+    """Time the vocabulary's pass on the completion tokens of one group, forward and backward."""
+    from torch.nn.functional import linear
+
+    rate = make_rate(options)
+    rate.measure(5)
+    policy = make_policy(options)
+    one = argparse.Namespace(**vars(options) | {"prompts": 1})
+    rollout = made_up(one, "equal")
+    head: Any = policy.model.get_output_embeddings()  # type: ignore[operator]
+    weight, count = head.weight, int(rollout.lengths.sum())
+    hidden = torch.randn(count, weight.shape[1], device=options.device, dtype=torch.bfloat16, requires_grad=True)
+    target = torch.randint(len(weight), (count,), device=options.device)
+
+    def ours(entropy: bool = False, gradient: bool = False) -> torch.Tensor:
+        logp, spread = score_tokens(hidden, weight, None, target, Sampling(), entropy, gradient)
+        return logp.sum() + (spread.sum() if spread is not None and gradient else 0.0)
+
+    def plain(x: torch.Tensor, w: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        logp = linear(x, w.to(x.dtype)).float().log_softmax(-1)
+        spread = -(logp.detach().exp() * logp.detach()).sum(-1)
+        return logp.gather(-1, t[:, None]).sum() + 0.0 * spread.sum()
+
+    compiled = torch.compile(plain)
+    ways: dict[str, Callable[[], torch.Tensor]] = {
+        "model and vocabulary": lambda: policy.logprobs(rollout, [*range(len(rollout.mask))], True)[0].sum(),
+        "log-probabilities": ours,
+        "with entropies": lambda: ours(True),
+        "with gradients of entropies": lambda: ours(True, True),
+        "plain torch, with entropies": lambda: plain(hidden, weight, target),
+        "compiled, with entropies": lambda: compiled(hidden, weight, target),
+    }
+    if is_installed("liger_kernel") and not options.tiny:
+        from liger_kernel.transformers.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyLoss
+
+        liger = LigerFusedLinearCrossEntropyLoss(reduction="sum")
+        ways["liger, log-probabilities"] = lambda: liger(weight.to(hidden.dtype), hidden, target)
+    rows = [time_way(options, policy, name, call) for name, call in ways.items()]
+    print_table(
+        ("way", "ms", "peak MiB", "error"), [[row.get(n) for n in ("label", "ms", "peak_mib", "error")] for row in rows]
+    )
+    floor = 6e3 * count * weight.numel() / rate.measure()
+    share = rows[2]["ms"] / rows[0]["ms"] if "ms" in rows[0] and "ms" in rows[2] else None
+    finish(options, rate=rate, rows=rows, tokens=count, floor_ms=floor, share_of_pass=share)
+
+
+def time_way(options: Any, policy: Policy, label: str, call: Callable[[], torch.Tensor]) -> dict[str, Any]:
+    """Return the median milliseconds of a forward and backward pass, and its peak of memory."""
+    row: dict[str, Any] = {"label": label}
+    taken = []
+    try:
+        for _ in range(2 + 2 * options.steps):
+            policy.zero_grad(set_to_none=True)
+            forget_peak(options)
+            started = time.perf_counter()
+            with training_autocast(torch.device(options.device), torch.bfloat16):
+                result = call()
+            result.backward()
+            wait_for_gpu()
+            taken.append(time.perf_counter() - started)
+        row |= {"ms": median(taken[2:]) * 1e3, "peak_mib": round(peak(options))}
+    except Exception as error:
+        row["error"] = f"{type(error).__name__}: {error}"
+    say(json.dumps(row))
+    return row
+
+
+def lora(options: Any) -> None:
+    adapters, policy, rollout = Lora(rank=16), make_policy(options), made_up(options)
+    add_adapters(policy.model, adapters)
+    policy.model.requires_grad_(False)
+    for name, parameter in policy.model.named_parameters():
+        parameter.requires_grad_(".lora_" in name)
+    rows = []
+    for dtype in (torch.float32, torch.bfloat16):
+        for parameter in policy.model.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(dtype)
+        label = f"frozen weights in {str(dtype).removeprefix('torch.')}"
+        rows += [run_steps(options, policy, rollout, budget, adapters, label) for budget in options.budgets]
+    finish(options, rows=rows)
+
+
+def deterministic(options: Any) -> None:
+    """Run each mode twice from equal weights; cuBLAS reads its settings once, so its small workspace stays."""
+    rollout, rows, operators = made_up(options), [], set[str]()
+    options.steps = 1
+    use_deterministic_kernels()
+    for mode in ("deterministic", "as usual"):
+        torch.use_deterministic_algorithms(mode == "deterministic", warn_only=True)
+        ended = []
+        for _ in range(2):
+            policy = make_policy(options)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                rows.append(run_steps(options, policy, rollout, middle(options), label=mode))
+            operators |= {str(w.message)[:200] for w in caught if "deterministic" in str(w.message)}
+            ended.append([parameter.detach().cpu() for parameter in policy.parameters()])
+            del policy
+        rows[-1]["ends_alike"] = all(map(torch.equal, *ended))
+    finish(options, rows=rows, nondeterministic=sorted(operators))
+
+
+def fit(options: Any) -> None:
+    """Run `lit-rlvr fit` on smoke/sums, in several runs at once after the first, which makes the warm start."""
+    device, learning, steps = ("cpu", "20", 4) if options.tiny else ("gpu", "600", 12)
+    fixed = ("--rollout.deterministic", "true")
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(5) as pool:
+
+        def sums(name: str, run: str, steps: int, *more: str) -> dict[str, Any]:
+            sizes = ("--trainer.max_steps", str(steps), "--trainer.default_root_dir", f"{scratch}/{run}")
+            where = ("--trainer.accelerator", device, "--warm_start.steps", learning)
+            return run_fit(name, Path(scratch, run), [*SUMS, *where, *sizes, *more])
+
+        def in_two_parts() -> list[dict[str, Any]]:
+            half = sums("deterministic, first half", "half", steps // 2, *fixed)
+            return [half, sums("deterministic, resumed", "half", steps, *fixed, "--ckpt_path", "last")]
+
+        rows = [sums("deterministic", "one", steps, *fixed)]
+        parts = pool.submit(in_two_parts)
+        others = [("deterministic again", "two", *fixed), ("fp32", "three"), ("fp32 again", "four"),
+                  ("bf16", "five", "--trainer.precision", "bf16-mixed")]  # fmt: skip
+        running = [pool.submit(sums, name, run, steps, *more) for name, run, *more in others]
+        rows += [*parts.result(), *(one.result() for one in running)]
+    hashes = {row["label"]: row.get("weights_sha256", row["label"]) for row in rows}
+    first = hashes["deterministic"]
+    finish(
+        options, rows=rows, equal_again=first == hashes["deterministic again"],
+        equal_resumed=first == hashes["deterministic, resumed"], equal_fp32=hashes["fp32"] == hashes["fp32 again"],
+    )  # fmt: skip
+
+
+def iteration(options: Any) -> None:
+    finish(options, rows=[fit_shape(options, "one process", {"trainer": {"enable_checkpointing": False}})])
+
+
+def offload(options: Any) -> None:
+    strategy = {"class_path": "lit_rlvr.strategy.FSDP2", "init_args": {"offload": not options.tiny}}
+    changed = {"trainer": {"strategy": strategy}, "checkpoint": {"every": 1, "minutes": 0}}
+    finish(options, rows=[fit_shape(options, "FSDP2, offload, half of the layers", changed)])
+
+
+def fit_shape(options: Any, label: str, changed: dict[str, Any]) -> dict[str, Any]:
+    """Run `lit-rlvr fit` on random weights at the shape; the rewards toss coins.
+
+    Args:
+        changed: settings of the config's parts, over those of `ours.py`.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        save_model(options, f"{scratch}/model")
+        config = settings(replace(make_workload(options, f"{scratch}/model"), engine="hf"), f"{scratch}/run")
+        del config["trainer"]["callbacks"]
+        for part, values in changed.items():
+            config[part] |= values
+        Path(scratch, "gpu.yaml").write_text(json.dumps(config))
+        return run_fit(label, Path(scratch, "run"), ["--config", f"{scratch}/gpu.yaml"])
+
+
+def run_fit(label: str, run: Path, arguments: list[str]) -> dict[str, Any]:
+    """Run `lit-rlvr fit`; return its summary and its iterations' seconds, or the end of what it printed."""
+    folder = Path(__file__).parent
+    path = os.pathsep.join([str(folder), str(folder.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    started, row = time.perf_counter(), {"label": label}
+    command = [sys.executable, "-m", "lit_rlvr", "fit", *arguments]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    row["wall_seconds"] = time.perf_counter() - started
+    if done.returncode:
+        row["error"] = f"status {done.returncode}: " + "\n".join(done.stdout.splitlines()[-40:])
+    else:
+        row |= json.loads((run / "summary.json").read_text())
+        with (run / "metrics.csv").open() as file:
+            steps = [one for one in csv.DictReader(file) if one.get("time/train")]
+        names = [name for name in steps[0] if name.startswith("time/") or name.startswith("train/engine_")]
+        row["iterations"] = [{name: float(one[name]) for name in names if one[name]} for one in steps]
+    say(json.dumps(row))
+    return row
 
 
 def engine(options: Any) -> None:
@@ -295,7 +616,17 @@ def overlap(options: Any) -> None:
     finish(options, rate=rate, ratio_overlap=round(ratio, 3), ways=results)
 
 
-PARTS = {"attention": attention, "step": step, "memory": memory, "engine": engine, "trl": trl, "overlap": overlap}
+def everything(options: Any) -> None:
+    shared = ["--shape", options.shape, "--engine", "hf", "--lengths", options.lengths, *["--tiny"] * options.tiny]
+    shared += ["--without-spans"] * options.without_spans
+    raise SystemExit(min(1, run_all(__file__, shared, options.minutes, options.output)))
+
+
+PARTS = {
+    "all": everything, "attention": attention_, "step": step, "memory": memory, "profile": profile, "compile": compile_,
+    "score": score, "lora": lora, "deterministic": deterministic, "fit": fit, "iteration": iteration,
+    "offload": offload, "engine": engine, "trl": trl, "overlap": overlap,
+}  # fmt: skip
 
 
 # ---- what they share ------------------------------------------------------------------------------------------
@@ -370,14 +701,25 @@ def peak(options: Any) -> float:
     return peak_memory_mb()
 
 
+def device_mib(options: Any) -> float:
+    """Return the MiB of the device's memory."""
+    if options.device == "cuda":
+        return torch.cuda.get_device_properties(0).total_memory / 2**20
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20
+
+
 def finish(options: Any, rate: MatmulRate | None = None, **result: Any) -> None:
-    """Print the last line."""
+    """Print the last line; end with status 1 if a row failed."""
     gpu = None if options.tiny else torch.cuda.get_device_name()
     rates = {} if rate is None else {"matmul_tflops": round(rate.best / 1e12, 2)}
+    spans = attention.available(torch.device(options.device), torch.bfloat16)
     print_result(
         part=options.part, shape=options.shape, ours=options.ours, gpu=gpu, reserved_mib=gpu_memory_mb(),
+        spans=spans,
         **rates, **result,
     )  # fmt: skip
+    if any(isinstance(row, dict) and "error" in row for row in result.get("rows", ())):
+        raise SystemExit(1)
 
 
 def make_workload(options: Any, folder: str) -> Workload:
@@ -435,6 +777,8 @@ def summarise(player: Player, flops: float, rate: MatmulRate) -> dict[str, float
 
 def main() -> None:
     options = parse()
+    if options.wait:
+        sys.stdin.read()
     PARTS[options.part](options)
 
 

@@ -160,6 +160,7 @@ def train(
     algorithm: type[GRPO] = GRPO,
     device: str = "cpu",
     trainer_options: dict[str, Any] | None = None,
+    callbacks: Sequence[Callback] = (),
     **options: Any,
 ) -> list[float]:
     """Train a policy on the rollouts, one optimizer step each, with the product's defaults; return the seconds of each
@@ -170,6 +171,7 @@ def train(
         between: called before each step, not counted.
         device: cpu or cuda.
         trainer_options: such as a strategy and its number of processes.
+        callbacks: called before the clock is read.
         options: the algorithm's.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -184,7 +186,7 @@ def train(
         trainer = Trainer(
             max_steps=len(rollouts), max_epochs=-1, accelerator=device, precision=PRECISIONS[precision],
             logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-            default_root_dir=folder, callbacks=[clock], **trainer_options or {},
+            default_root_dir=folder, callbacks=[*callbacks, clock], **trainer_options or {},
         )  # fmt: skip
         trainer.fit(module, datamodule=FixedRollouts(rollouts))
     return clock.seconds

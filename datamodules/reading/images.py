@@ -18,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.conversations import UNSUPPORTED, Messages, is_empty, parse_nested
+from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
 
 PLACEHOLDER = "<image>"
@@ -194,7 +195,13 @@ def with_images(
         rows: samples whose images are still raw cells of the data.
         folder: folder that relative paths start from; None: the folder of the row's file.
         min_pixels: smaller images are enlarged to this many pixels; max_pixels: larger ones are reduced.
+
+    Raises:
+        UserError: there is no such `folder`.
     """
+    if folder and not Path(folder).expanduser().is_dir():
+        what = "is a file; unpack an archive first" if Path(folder).expanduser().exists() else "there is no such folder"
+        raise UserError(f"data.image_folder: {folder!r}: {what}")
     for row in rows:
         if isinstance(row, Sample):
             start = Path(folder).expanduser() if folder else Path(row.source.rpartition(":")[0]).parent
@@ -224,7 +231,8 @@ def open_images(
             picture = decode(source)
         except Exception as error:  # broken files can raise anything: OSError, SyntaxError, ValueError, zlib.error
             name = source if isinstance(source, str) else f"number {number}"
-            what = "not an image" if isinstance(error, UnidentifiedImageError) else f"{type(error).__name__}: {error}"
+            what = error.reason if isinstance(error, BadRow) else f"{type(error).__name__}: {error}"
+            what = "not an image" if isinstance(error, UnidentifiedImageError) else what
             raise BadRow(f"{name} cannot be decoded ({what})", "image") from error
         sources.append(source)
         keys.append(hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()[:16])
@@ -272,10 +280,16 @@ def decode(source: Source) -> Image.Image:
 
     It rescales 16 and 32 bit greyscale from the darkest to the brightest value: medical images use 12 of 16 bits and
     would be black otherwise.
+
+    Raises:
+        BadRow: it has several frames, or pixels that are no numbers.
     """
     if isinstance(source, str):
         source = Path(source).read_bytes()
     picture = Image.open(BytesIO(source)) if isinstance(source, bytes) else source
+    frames = getattr(picture, "n_frames", 1)
+    if frames > 1 and picture.format != "MPO":  # a photo, which a phone saves with its preview
+        raise BadRow(f"it has {frames} frames; give one image for each that the model shall see")
     picture = ImageOps.exif_transpose(picture)
     if picture.mode == "F" or picture.mode.startswith("I"):
         picture = _rescale_to_8_bits(np.asarray(picture, dtype=np.float64))
@@ -287,6 +301,8 @@ def decode(source: Source) -> Image.Image:
 
 def _rescale_to_8_bits(values: np.ndarray) -> Image.Image:
     """Convert (H, W) numbers to greyscale, from the smallest (black) to the largest (white)."""
+    if not np.isfinite(values).all():
+        raise BadRow("it has pixels that are NaN or infinite")
     low, high = values.min(), values.max()
     return Image.fromarray(((values - low) * (255 / max(high - low, 1e-12))).round().astype(np.uint8))
 

@@ -228,7 +228,8 @@ def _read_file(path: Path) -> Iterator[SourceRow]:
     if found := why_not_a_file(path):
         raise UserError(f"{path}: {found}")
     if read is None:
-        raise UserError(f"{path}: unknown file type, known types are {', '.join(FORMATS)}")
+        hint = "; unpack an archive first" if {".zip", ".tar", ".tgz"} & {*path.suffixes} else ""
+        raise UserError(f"{path}: unknown file type, known types are {', '.join(FORMATS)}{hint}")
     try:
         for number, value in read(path):
             yield SourceRow(number, value, str(path))

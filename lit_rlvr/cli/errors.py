@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import inspect
 import re
 import traceback
@@ -16,6 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from jsonargparse import ArgumentError, Namespace
 
 from lit_rlvr.cli.commands import NOT_PARSED, WITHOUT_RESULT
+from lit_rlvr.common.files import write_failure
 from lit_rlvr.configs import INHERITED, TOP_KEYS
 from lit_rlvr.errors import (
     OWN_FOLDERS,
@@ -33,7 +33,6 @@ from lit_rlvr.errors import (
 TRACEBACK = "LIT_RLVR_TRACEBACK"
 """Environment variable that shows the whole traceback above the line."""
 
-_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENAMETOOLONG)
 _CALLERS_OF_LIBRARIES = {"main.py", "lightning_cli.py", "trainer.py", "configs.py"}
 """Our files that call Lightning and the parser before a run begins."""
 
@@ -48,8 +47,10 @@ def failure_line(error: Exception) -> str | None:
         return f"{found[0]}: {first_line(found[1])} ({TRACEBACK}=1 shows the whole traceback)"
     if isinstance(error, ArgumentError):
         return ": ".join([*getattr(error, "__notes__", ()), explain_parse_error(error)])
-    if isinstance(error, OSError) and error.errno in _WRITE_ERRORS:
-        return f"{error.filename or 'a file of the run'} cannot be written: {error.strerror}"
+    if isinstance(error, PermissionError):  # of a read or of a write
+        return f"{error.filename or 'a file'}: permission denied; check who owns it, and its folders"
+    if reason := write_failure(error):
+        return f"{getattr(error, 'filename', None) or 'a file'} cannot be written: {reason}"
     return _refused_by_library(error)
 
 

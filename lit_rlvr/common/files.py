@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from lit_rlvr.errors import UserError, first_line, shown
+from lit_rlvr.errors import UserError, first_line, shown, user_line
 
 Fields = Mapping[str, type | tuple[type, ...]]
 """The type, or types, of each field of a record, by name."""
@@ -74,6 +76,36 @@ def smaller_sizes(run: Path) -> dict[str, float]:
             f"{shown(path)} is not what a run of lit-rlvr wrote ({first_line(error)}); delete it"
         ) from error
     return found
+
+
+def write_failure(error: BaseException) -> str | None:
+    """Return why a file could not be written, such as "No space left on device"; None for any other error.
+
+    The packages tokenizers and safetensors, in Rust, raise no `OSError`; their messages end in "(os error 28)".
+    """
+    rust = re.search(r"\(os error (\d+)\)", str(error))
+    number = error.errno if isinstance(error, OSError) else rust and int(rust[1])
+    return os.strerror(number) if number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG) else None
+
+
+@contextmanager
+def writing(what: str, hint: str = "") -> Iterator[None]:
+    """Turn a failed write that does not know its file into one line; errors in the user's code stay as they are.
+
+    Args:
+        what: the file or folder that is written.
+        hint: what the user can do.
+
+    Raises:
+        UserError: the disk is full, or cannot be written.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = write_failure(error)
+        if reason is None or getattr(error, "filename", None) or isinstance(error, UserError) or user_line(error):
+            raise
+        raise UserError(f"{what} cannot be written: {reason}{hint}") from error
 
 
 def check_writable(folder: Path, option: str) -> None:

@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from lit_rlvr.common.files import writing
 from lit_rlvr.common.packages import pip_command, require
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.errors import UserError, shown
@@ -244,14 +245,14 @@ def made_once(target: Path, make: Callable[[Path], Any]) -> Path:
 
     if target.exists():  # perhaps in a cache that cannot be written
         return target
+    cache, hint = f"cache {target.parent}", "; set LIT_RLVR_CACHE to a folder that can be written"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     except OSError as error:
-        where = f"cache {target.parent} cannot be written: {error.strerror}"
-        raise UserError(f"{where}; set LIT_RLVR_CACHE to a folder that can be written") from error
+        raise UserError(f"{cache} cannot be written: {error.strerror}{hint}") from error
     try:
-        with FileLock(target.with_name(f".{target.name}.lock")):
+        with writing(cache, hint), FileLock(target.with_name(f".{target.name}.lock")):
             if not target.exists():
                 make(scratch)
                 os.replace(scratch, target)

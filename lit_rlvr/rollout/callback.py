@@ -22,6 +22,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_rlvr.common.seeds import run_seed
 from lit_rlvr.common.settings import init_arguments
 from lit_rlvr.distributed.checkpoints import user_code, warn_of_changes
+from lit_rlvr.distributed.collectives import is_first_process
 from lit_rlvr.engines import resolve_engine
 from lit_rlvr.engines.base import EngineContext, RolloutEngine
 from lit_rlvr.engines.synced import SyncedEngine
@@ -294,9 +295,10 @@ class RolloutCallback(ChecksArguments, Callback):
         if stage == "fit" and trainer.is_global_zero:
             say_where(self.rewards)
             warn_of_gold_answers(self.rewards, [prompt.sample for prompt in data.prompts["train"]])
-        self._judges = {  # what tells right from wrong
+        self._judges = {  # what tells right from wrong, and how sums are rounded
             "code": user_code(),
             "validation": data.validation_hashes() if stage == "fit" else {},
+            "threads": {"torch": torch.get_num_threads()} if device == "cpu" else {},
         }
         self.sampler = GroupSampler(
             self.engine, self.rewards, self.environment, self.max_failure_rate, self.mask_truncated,
@@ -447,6 +449,13 @@ class RolloutCallback(ChecksArguments, Callback):
             self.source.load_state_dict(state_dict)
         for kind, what in (("code", "code of your own"), ("validation", "validation data")):
             warn_of_changes(state_dict.get("judges", {}).get(kind, {}), self._judges[kind], what)
+        then, now = (judges.get("threads", {}) for judges in (state_dict.get("judges", {}), self._judges))
+        if then and now and then != now and is_first_process():
+            _log.warning(
+                "resumed with a different number of torch's threads: %d -> %d; sums are rounded in another order, so "
+                "weights may differ in their last bits; OMP_NUM_THREADS=%d keeps them",
+                then["torch"], now["torch"], then["torch"],
+            )  # fmt: skip
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.close()

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_rlvr.common.files import check_writable
+from lit_rlvr.common.files import check_writable, writing
 from lit_rlvr.common.packages import require
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.common.terminal import show_result
@@ -140,14 +140,15 @@ def save_model(model: Any, source: str, target: Path, tokenizer: Path | None = N
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror}") from error
     try:
-        reads = load_tokenizer(source) if tokenizer is None else read_tokenizer(str(tokenizer))
-        reads.save_pretrained(scratch)
-        end_tokens(model, reads)
-        model.save_pretrained(scratch)
-        if (family := family_of(model.config)) is not None:
-            family.save_processors(source, scratch)
-        scratch.chmod(0o755)
-        os.replace(scratch, target)
+        with writing(str(target)):
+            reads = load_tokenizer(source) if tokenizer is None else read_tokenizer(str(tokenizer))
+            reads.save_pretrained(scratch)
+            end_tokens(model, reads)
+            model.save_pretrained(scratch)
+            if (family := family_of(model.config)) is not None:
+                family.save_processors(source, scratch)
+            scratch.chmod(0o755)
+            os.replace(scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return target

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
-from lit_rlvr.common.files import check_writable
+from lit_rlvr.common.files import check_writable, writing
 from lit_rlvr.distributed.checkpoints import list_checkpoints
 from lit_rlvr.errors import UserError, shown
 from lit_rlvr.run.live import LIVE, read_live
@@ -35,14 +35,22 @@ def locked(root: Path, option: str) -> Iterator[None]:
     run does not hold it.
 
     Raises:
-        UserError: another process holds the lock; the message says which, and names the `option`.
+        UserError: another process holds the lock, and the message says which; or the folder was moved or deleted
+            meanwhile. The message names the `option`.
     """
-    path = root / LOCK
+    path = root.absolute() / LOCK
     while not (file := _lock(path, option)):  # another process has just removed it
         pass
-    with file:
+    with file, writing(f"{option}: {shown(root)}"):
         try:
             yield
+        except FileNotFoundError as error:
+            if path.exists():
+                raise
+            raise UserError(
+                f"{option}: {shown(root)} was moved or deleted while this run used it; resume the run where its "
+                "checkpoints are now"
+            ) from error
         finally:
             path.unlink(missing_ok=True)
 

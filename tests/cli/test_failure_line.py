@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -353,6 +355,57 @@ def test_a_record_that_no_run_wrote_is_one_line(run_folder: Path, lit_rlvr: CLI)
         file.write('{"mine": 1}\n')
     result = lit_rlvr(*FIT, "--ckpt_path", "last")
     assert result.status == 2 and "completions.jsonl, line 17: not a record of a run" in result.err, result.err
+
+
+@contextmanager
+def obeying_permissions() -> Iterator[None]:
+    """Take from this thread what lets root read every file: CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH."""
+    libc, header, sets = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    libc.capget(header, sets)
+    effective = sets[0]
+    sets[0] &= ~0b110
+    libc.capset(header, sets)
+    try:
+        yield
+    finally:
+        sets[0] = effective
+        libc.capset(header, sets)
+
+
+DENIED = ": permission denied; check who owns it, and its folders"
+
+
+def test_a_permission_that_another_users_files_lack_is_one_line(run_folder: Path, lit_rlvr: CLI) -> None:
+    """A file that cannot be read is not called one that cannot be written; what cannot be seen is not called empty."""
+    assert lit_rlvr(*FIT, "--trainer.max_steps", "1").status == 0
+    for name, mode in (("closed", 0), ("run/checkpoints", 0), ("rows.jsonl", 0o644), ("mine.yaml", 0)):
+        path = run_folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch() if path.suffix else path.mkdir(exist_ok=True)
+        path.chmod(mode)
+    commands = {
+        ("fit", "--config", "mine.yaml"): "mine.yaml",
+        ("fit", "--config", "closed/tiny.yaml"): "closed/tiny.yaml",
+        (
+            "preview",
+            "--config",
+            "tiny.yaml",
+            "--data",
+            "TextMath",
+            "--data.train",
+            "closed/rows.jsonl",
+        ): "closed/rows.jsonl",
+        ("evaluate", "--model", "run", "--suite", "m=closed/rows.jsonl", "--out", "out"): "closed/rows.jsonl",
+        ("export", "run", "--to", "exported"): "run/checkpoints",
+        ("report", "closed", "--out", "page.html"): "closed/",
+        (*FIT, "--ckpt_path", "last", "--trainer.max_steps", "2"): "run/checkpoints",
+    }
+    for command, file in commands.items():
+        with obeying_permissions():
+            result = lit_rlvr(*command)
+        errors = [line for line in result.err.splitlines() if line.startswith("lit-rlvr: error: ")]
+        assert result.status == 2 and len(errors) == 1, (command, result.err)
+        assert file in errors[0] and errors[0].endswith(DENIED), (command, errors)
 
 
 def test_the_traceback_is_shown_on_request(run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,6 +124,26 @@ def test_what_is_no_image_is_refused_by_name(image: Any, message: str, tmp_path:
         open_images([image], tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "PNG", "WEBP", "MPO"])
+def test_no_frame_is_dropped_in_silence(kind: str) -> None:
+    """A phone saves a photo with its preview as MPO."""
+    file = BytesIO()
+    red(64, 64).save(file, kind, save_all=True, append_images=[Image.new("RGB", (64, 64), "blue")])
+    if kind == "MPO":
+        assert decode(file.getvalue()).size == (64, 64)
+        return
+    with pytest.raises(BadRow, match=r"number 1 cannot be decoded \(it has 2 frames; give one image for each"):
+        open_images([file.getvalue()], Path())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_pixels_that_are_no_numbers_are_refused(value: float) -> None:
+    pixels = np.zeros((8, 8), np.float32)
+    pixels[3, 3] = value
+    with pytest.raises(BadRow, match=r"number 1 cannot be decoded \(it has pixels that are NaN or infinite\)"):
+        open_images([encoded(Image.fromarray(pixels), "TIFF")], Path())
+
+
 def test_a_broken_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "b.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     with pytest.raises(BadRow, match=r"b\.png cannot be decoded"):
@@ -200,6 +220,9 @@ def test_image_folder_is_where_paths_start(own_data: Path, tmp_path_factory: pyt
     elsewhere = tmp_path_factory.mktemp("rows") / "train.jsonl"
     elsewhere.write_bytes((own_data / "train.jsonl").read_bytes())
     assert len(PromptDataModule(str(elsewhere), columns=COLUMNS, image_folder=str(own_data)).load("train")) == 20
+    for folder, what in ((own_data / "none", "there is no such folder"), (elsewhere, "is a file; unpack an archive")):
+        with pytest.raises(UserError, match=f"data.image_folder: '{folder}': {what}"):
+            PromptDataModule(str(elsewhere), columns=COLUMNS, image_folder=str(folder)).load("train")
     with pytest.raises(UserError, match=r"train.jsonl: 20 of 20 rows cannot be used .*train.jsonl:1: image: no such"):
         PromptDataModule(str(elsewhere), columns=COLUMNS).load("train")
 

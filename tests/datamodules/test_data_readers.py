@@ -186,6 +186,7 @@ def test_a_missing_file_names_its_nearest_neighbour(tmp_path: Path):
         ("cut.parquet", b"PAR1 and no more", "cannot be read as .parquet"),
         ("cut.arrow", b"no arrow", "cannot be read as .arrow"),
         ("notes.txt", b"hello", "unknown file type"),
+        ("images.zip", b"PK", "unknown file type.*; unpack an archive first"),
     ],
 )
 def test_files_that_cannot_be_read_are_one_line_with_their_name(

@@ -115,7 +115,7 @@ def falling(**changed: tuple[float, float]) -> dict[int, dict[str, float]]:
     ("changed", "cause", "remedy"),
     [
         ({"train__kl_step": (0.01, 0.12)}, "the step was too large, 0.12 nats per token at step 9", "model.lr"),
-        ({"train__kl_step": (0.0, 0.0)}, "the step was too large, the accuracy fell by half at once, at step 9", "model.lr"),
+        ({"train__kl_step": (0.0, 0.0)}, "the accuracy fell by half at once, at step 9", "model.lr"),
         ({"rollout__reward": (0.5, 0.9)}, "the reward is gamed, it rose meanwhile (0.5 -> 0.9)", "right answers"),
         (
             {"rollout__reward": (0.5, 0.9), "rollout__length": (50.0, 400.0)},

@@ -36,6 +36,26 @@ def small_disk(run_folder: Path) -> Iterator[Callable[[str], None]]:
         subprocess.run(["umount", "-l", str(run)], check=True)
 
 
+def test_the_place_that_is_full_is_named(
+    run_folder: Path, lit_rlvr: CLI, small_disk: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tokenizers package raises a plain `Exception`, and a write that fails does not know its file."""
+    fit(lit_rlvr, *to("whole"), "--trainer.max_steps", 1)
+    small_disk("16k")
+    exported = lit_rlvr("export", "whole", "--to", "run/exported")
+    assert exported.err.splitlines()[-1] == "lit-rlvr: error: run/exported cannot be written: No space left on device"
+    assert exported.status == 2 and os.listdir("run") == []
+    monkeypatch.setenv("LIT_RLVR_CACHE", "run/cache")
+    cached = lit_rlvr("fit", "--config", "smoke/sums", *to("sums"))
+    assert cached.status == 2 and "cannot be written: No space left on device; set LIT_RLVR_CACHE to" in cached.err
+    Path("rows.jsonl").write_text('{"id": "q", "prompt": "1 + 1", "answer": "2"}\n')
+    Path("given.jsonl").write_text('{"id": "q", "completion": "%s2"}\n' % ("x" * 100_000))
+    judged = lit_rlvr("evaluate", "--completions", "given.jsonl", "--suite", "rows.jsonl", "--out", "run/judged")
+    assert judged.status == 2 and judged.err.splitlines()[-1].endswith(
+        "error: --out: run/judged cannot be written: No space left on device"
+    ), judged.err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("kilobytes", "apart"), [(CHECKPOINTS + 12, False), (20, False), (700, False), (44, True)])
 def test_a_run_on_a_full_disk(

@@ -68,3 +68,15 @@ def test_a_second_run_is_refused_and_a_killed_one_does_not_stand_in_the_way(run_
     finally:
         other.kill()
         os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the thread of TensorBoard
+def test_a_folder_that_is_moved_during_the_run_is_named(run_folder: Path, lit_rlvr: CLI) -> None:
+    moves = "def on_train_batch_start(self, trainer, *_): trainer.global_step and os.rename('run', 'moved')"
+    (run_folder / "mover.py").write_text(
+        f"import os\nfrom lightning.pytorch import Callback\nclass Moves(Callback):\n    {moves}\n"
+    )
+    result = lit_rlvr(*FIT, "--trainer.callbacks", "mover.Moves", "--checkpoint.every", 1)
+    assert result.status == 2 and "Traceback" not in result.err
+    assert "run was moved or deleted while this run used it; resume the run where" in result.err, result.err
+    fit(lit_rlvr, "--trainer.default_root_dir", "moved", "--ckpt_path", "last")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from tiny_rewards import judged_as_is
 from tiny_runs import FIT, completions, fit, launch, metrics
@@ -161,7 +162,7 @@ def test_a_reward_that_changes_the_directory_does_not_split_the_run(run_folder: 
     assert saved["trainer"]["default_root_dir"] == "run", "it can move, with its config"
 
 
-def test_changed_code_and_validation_answers_are_named_on_resuming(
+def test_changed_code_validation_answers_and_threads_are_named_on_resuming(
     run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train, held_out = run_folder / "train.jsonl", run_folder / "held_out.jsonl"
@@ -177,13 +178,21 @@ def test_changed_code_and_validation_answers_are_named_on_resuming(
     assert fit(lit_rlvr, *options, "--trainer.max_steps", 1).status == 0
     unchanged = fit(lit_rlvr, *options, "--trainer.max_steps", 2, "--ckpt_path", "last")
     assert unchanged.status == 0 and "resumed with changed" not in unchanged.err, unchanged.err
+    assert "torch's threads" not in unchanged.err
     held_out.write_text('{"prompt": "1 + 1", "answer": "3"}\n')
     code.write_text(SOURCE + "\n")
     monkeypatch.delitem(sys.modules, code.stem)
-    changed = fit(lit_rlvr, *options, "--trainer.max_steps", 3, "--ckpt_path", "last")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        changed = fit(lit_rlvr, *options, "--trainer.max_steps", 3, "--ckpt_path", "last")
+    finally:
+        torch.set_num_threads(threads)
     assert changed.status == 0, changed.err
     assert "resumed with changed code of your own: rewards_to_change" in changed.err
     assert "resumed with changed validation data: " in changed.err
+    assert f"resumed with a different number of torch's threads: {threads} -> {threads + 1}; " in changed.err
+    assert f"OMP_NUM_THREADS={threads} keeps them" in changed.err
 
 
 OPENED = ("--rollout.rewards", json.dumps([judged_as_is("opened")]), "--trainer.max_steps", "1",
