@@ -21,7 +21,7 @@ from lit_rlvr.evaluation.diversity import CosineSimilarity, JudgeScore, SelfBLEU
 from lit_rlvr.policy.adapters import Lora
 from lit_rlvr.rollout import FileTransfer, HFEngine, NCCLTransfer, RolloutCallback, VLLMEngine, VLLMServerEngine
 from lit_rlvr.run.checkpoint import RunCheckpoint
-from lit_rlvr.run.monitor import CollapseStop
+from lit_rlvr.run.monitor import CollapseMonitor
 from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.progress import Budget
 from lit_rlvr.run.trackers import MLflow, TensorBoard, Tracker, Trackio, Wandb
@@ -106,7 +106,7 @@ def options_reference() -> str:
         ("run", None, [RunFolder]),
         ("budget", None, [Budget]),
         ("checkpoint", None, [RunCheckpoint]),
-        ("collapse", None, [CollapseStop]),
+        ("collapse", None, [CollapseMonitor]),
         ("trackers", Tracker, [Wandb, MLflow, Trackio, TensorBoard]),
         ("warm_start", None, [WarmStart]),
     ]

@@ -25,7 +25,7 @@ from lit_rlvr.errors import UserError
 
 GROUP_CLASSES = {
     "rollout": "RolloutCallback", "run": "RunFolder", "budget": "Budget", "checkpoint": "RunCheckpoint",
-    "collapse": "CollapseStop", "warm_start": "WarmStart", "trainer": "RLVRTrainer",
+    "collapse": "CollapseMonitor", "warm_start": "WarmStart", "trainer": "RLVRTrainer",
 }  # fmt: skip
 """Option group -> the name of the class that it configures."""
 

@@ -106,7 +106,9 @@ def _check(value: Any, hint: Any, key: str) -> None:
         _check_arguments(
             value.get("init_args") or Namespace(), getattr(import_module(module), name), f"{key}.init_args"
         )
-    elif type(value) in get_args(hint) or any(value in get_args(one) for one in get_args(hint) if get_origin(one) is Literal):
+    elif type(value) in get_args(hint) or any(
+        value in get_args(one) for one in get_args(hint) if get_origin(one) is Literal
+    ):
         return  # a type without options among several
     elif known := [cls for cls in (hint, *get_args(hint)) if dataclasses.is_dataclass(cls)]:
         _check_arguments(value, known[0], key)

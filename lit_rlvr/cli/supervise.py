@@ -18,6 +18,7 @@ from lit_rlvr.common.terminal import wants_json
 from lit_rlvr.distributed.checkpoints import list_checkpoints
 from lit_rlvr.errors import UserError
 from lit_rlvr.run.live import read_live
+from lit_rlvr.run.monitor import ROLLBACKS
 from lit_rlvr.run.run import LAUNCHERS
 
 SILENCE = 300.0
@@ -39,12 +40,13 @@ def supervise(
 
     A CUDA fault, a killed process or a deadlock cannot be repaired inside the process, so all processes of the run are
     killed, and a new one resumes. A run that refuses its input before its first checkpoint is not started again. One
-    that ran out of memory is, because it has left its next start a smaller token budget.
+    that ran out of memory is, because it has left its next start a smaller token budget, and so is one that rolled
+    back, which has left it a smaller learning rate.
 
     Args:
         command: the command up to `fit`. arguments: the arguments of `fit`.
         run: the run folder.
-        limit: how many starts in a row may save no new checkpoint, and leave no smaller budget.
+        limit: how many starts in a row may save no new checkpoint, and leave no smaller budget or rate.
         silence: seconds without a heartbeat after which a run counts as hung.
         resumes: whether the first start resumes a checkpoint, as do the next ones until there is a newer one. If not,
             checkpoints that are there belong to the run that this one replaces; they are put back if the new run fails
@@ -61,12 +63,12 @@ def supervise(
     for variable, instead in LAUNCHERS.items():
         if variable in os.environ:
             raise UserError(f"--supervise: {instead}")
-    newest, budget, without_progress, status = _newest(run), _budget(run), 0, 0
+    newest, left, without_progress, status = _newest(run), _left(run), 0, 0
     first, given = newest, list(arguments)
     while True:
         status, reason, is_stopped = _run_once([*command, *given], run, silence)
         saved, newest = _newest(run) not in (None, newest), _newest(run)
-        lowered, budget = _budget(run) != budget, _budget(run)
+        lowered, left = _left(run) != left, _left(run)
         has_own = newest not in (None, None if resumes else first)
         if is_stopped or status == 0 or status - 128 in ENDS or (status == 2 and not has_own and not lowered):
             return status
@@ -119,10 +121,9 @@ def _newest(run: Path) -> tuple[Path, int] | None:
     return None if path is None else (path, path.stat().st_mtime_ns)
 
 
-def _budget(run: Path) -> str | None:
-    """Return what a run that ran out of memory has written for its next start."""
-    file = run / MEMORY_FILE
-    return file.read_text() if file.is_file() else None
+def _left(run: Path) -> list[str]:
+    """Return what a run that ran out of memory, or rolled back, has written for its next start."""
+    return [file.read_text() for file in (run / MEMORY_FILE, run / ROLLBACKS) if file.is_file()]
 
 
 def fit_command() -> list[str]:

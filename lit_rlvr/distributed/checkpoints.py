@@ -135,7 +135,12 @@ def list_checkpoints(run: str | Path) -> list[Path]:
     """Return a run's checkpoints, oldest first; a folder that this user may not read is an error, not an empty one."""
     folder = checkpoint_folder(run)  # `Path.glob` finds nothing in a folder that may not be read
     found = [p for p in (folder.iterdir() if folder.is_dir() else ()) if re.fullmatch(r"step-\d+\.ckpt", p.name)]
-    return sorted(found, key=lambda p: int(p.stem.removeprefix("step-")))
+    return sorted(found, key=named_step)
+
+
+def named_step(checkpoint: Path) -> int:
+    """Return the optimizer step in the name of a checkpoint of `list_checkpoints`."""
+    return int(checkpoint.stem.removeprefix("step-"))
 
 
 def last_checkpoint(run: str | Path) -> Path:

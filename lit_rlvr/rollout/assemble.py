@@ -91,6 +91,9 @@ def rollout_metrics(
     Rewards are means over the completions that have one, and accuracies count a failed check as wrong, but not what no
     reward calls right or wrong; without such completions these metrics are NaN.
 
+    `rollout/accuracy_error` is the standard error of the accuracy, by the spread of the prompts' accuracies, because
+    the completions of a prompt are correlated.
+
     Args:
         seconds: how long generation took; 0 = these were not generated now, so they have no rate.
         reference_completions: further completions generated for it, which count in `rollout/samples` and
@@ -100,6 +103,7 @@ def rollout_metrics(
     generated = [completion for group in [*rollout.completions, *reference_completions] for completion in group]
     counted = rollout.counted  # (P, G)
     rewarded = rollout.rewarded  # (P, G)
+    shares = (rollout.correct * rollout.judged).sum(1).double() / counted.sum(1).clamp(min=1)  # (P,)
     unsolved = (rollout.correct.sum(1) == 0) & counted.any(1)  # (P,)
     statuses = Counter(status for group in rollout.statuses for status in group)
     sums = {
@@ -114,6 +118,9 @@ def rollout_metrics(
         "rollout/tokens": torch.tensor(float(sum(c.length for c in generated)), dtype=torch.float64),
         "nats": -rollout.rollout_logprobs.sum(),
         "counted": counted.sum(),
+        "rollout/judged_prompts": counted.any(1).sum(),
+        "shares": shares.sum(),
+        "squares": (shares**2).sum(),
         "rewarded": rewarded.sum(),
         "rewards": (rollout.rewards * rewarded).sum(),
         **{f"sum/{name}": part.nansum() for name, part in rollout.parts.items()},
@@ -121,12 +128,16 @@ def rollout_metrics(
     }
     total = dict(zip(sums, all_sum(torch.stack([v.double() for v in sums.values()])).tolist(), strict=True))
     count, nats, tokens = total.pop("size"), total.pop("nats"), total["rollout/length"]
-    names = ("correct_count", "unsolved_prompts", "samples", "tokens")
+    names = ("correct_count", "unsolved_prompts", "judged_prompts", "samples", "tokens")
     counts = {f"rollout/{name}": total.pop(f"rollout/{name}") for name in names}
     means = {"rollout/reward": (total.pop("rewards"), total.pop("rewarded"))}
     means["rollout/accuracy"] = (counts["rollout/correct_count"], total.pop("counted"))
     means |= {f"reward/{name}": (total.pop(f"sum/{name}"), total.pop(f"given/{name}")) for name in rollout.parts}
     known = {name: value / number if number else math.nan for name, (value, number) in means.items()}
+    prompts, shares_sum, squares = counts["rollout/judged_prompts"], total.pop("shares"), total.pop("squares")
+    if prompts > 1:
+        deviations = max(squares - shares_sum**2 / prompts, 0.0)
+        known["rollout/accuracy_error"] = math.sqrt(deviations / (prompts - 1) / prompts)
     rates = {"rollout/entropy": nats / max(tokens, 1.0)}
     if seconds:
         rates["rollout/tokens_per_second"] = tokens / seconds

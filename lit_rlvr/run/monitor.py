@@ -1,26 +1,33 @@
 """The monitor of a run: what its metrics say is wrong, while it trains and afterwards, by one set of thresholds.
 
-- While a run trains, `CollapseStop` ends it, and `LostWork` warns.
+- While a run trains, `CollapseMonitor` warns of an accuracy that falls, or ends the run, and `LostWork` warns.
 - `findings` looks at the metrics of a run that is over or under way, for `report` and `watch`.
 - Rewards that fail end a run before it trains on them: `stop_on_failures` in `rewards/combine.py`.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
+from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.settings import dotted_path_of
 from lit_rlvr.common.terminal import number_text, one_line
-from lit_rlvr.errors import ChecksArguments, UserError
+from lit_rlvr.errors import ChecksArguments
 from lit_rlvr.rollout.callback import rollout_of
+from lit_rlvr.run.falls import LENGTHS, MARGIN, STRETCH, FallTest, paired_certainty, threshold
+from lit_rlvr.run.loggers import metrics_file, run_root
+from lit_rlvr.training.optimizer import scale_schedule
 from lit_rlvr.types import GroupSelection, Rollout, Sampling
 
 _log = logging.getLogger("lit_rlvr")
@@ -52,73 +59,105 @@ VALIDATED = re.compile(r"val/(.+)/truncated")
 """The metric of a validation set."""
 
 
-class CollapseStop(ChecksArguments, Callback):
-    """Early stopping of a collapsed run, by means over the last `window` iterations.
+ROLLBACKS = "rollbacks.json"
+"""File of a run with its rollbacks: the step of the checkpoint that it went back to, and why."""
+MOST_ROLLBACKS = 5
+"""Rollbacks after which a run that falls again is stopped."""
 
-    The share of unsolved prompts is compared with its lowest mean, the entropy with its first. Both signs are those of
-    the negative-dominant control in the A-GRAE paper, where unsolved prompts rise and the entropy explodes.
+
+class CollapseMonitor(ChecksArguments, Callback):
+    """Says when the accuracy of rollouts or of a validation set falls by more than its noise allows, and why.
+
+    Rollouts: a test of the prompts' accuracies against the best 8 iterations of the run. Validation: a paired test of
+    the same questions against the best validation. A loss of a tenth is no fall.
 
     Args:
-        window: number of iterations to average over; 0 = never stop.
-        unsolved: stop when the share of prompts without a right completion exceeds its lowest mean by this much.
-        entropy: stop when the entropy exceeds this multiple of its mean over the run's first `window` iterations.
+        action: `warn`; `stop` the run; or `rollback`: delete the checkpoints since the fall and end, so that
+            `--supervise`, or `--ckpt_path last`, goes on from before it with half the learning rate. With `rollback`
+            the checkpoints of the last 10 iterations, and the newest before them, are kept.
     """
 
     config_key = "collapse"
 
-    def __init__(self, window: int = 0, unsolved: float = 0.3, entropy: float = EXPLODED) -> None:
-        if window < 0 or not 0 < unsolved <= 1 or entropy <= 1:
-            raise UserError(
-                f"collapse: window={window} must be >= 0, unsolved={unsolved} in (0, 1], entropy={entropy} above 1"
-            )
-        self.window, self.unsolved, self.entropy = window, unsolved, entropy
-        self.reason: str | None = None
-        self._unsolved: list[float] = []  # the last `window` values
-        self._entropy: list[float] = []
-        self._lowest: float | None = None
-        self._first: float | None = None
+    def __init__(self, action: Literal["warn", "stop", "rollback"] = "warn") -> None:
+        self.action = action
+        self.reason: str | None = None  # why the run stops
+        self.fall: RunFall | None = None  # the one to roll back
+        self._falls = Falls()
+
+    @property
+    def good_step(self) -> int | None:
+        """The newest step that no later fall can make a bad one; None = no checkpoint is needed."""
+        return self._falls.good_step if self.action == "rollback" else None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Halve the learning rate for each rollback, and look at the iterations before a resume."""
+        path = run_root(trainer) / ROLLBACKS
+        known = trainer.strategy.broadcast(read_rollbacks(path))
+        done = [one for one in known if one["step"] <= trainer.global_step]  # later ones will happen again
+        if trainer.is_global_zero and done != known:
+            write_atomically(path, json.dumps(done, indent=2) + "\n")
+        scale_schedule(pl_module.lr_schedulers(), 0.5 ** len(done))
+        self._falls = Falls()
+        self._find(trainer)
+
+    def _find(self, trainer: Trainer) -> list[RunFall]:
+        """Return the falls that the newest metrics show; on all ranks, if the run acts on them. Collective: call it on
+        every rank."""
+        metrics = metrics_file(trainer)
+        found = [*self._falls.find(metrics.rows)] if metrics and trainer.is_global_zero else []
+        return found if self.action == "warn" else trainer.strategy.broadcast(found)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not self.window or self.reason is not None:
+        self._act(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        metrics = trainer.callback_metrics
-        prompts = len(batch.rollout.prompts) * trainer.world_size
-        self.reason = self.look(
-            float(metrics["rollout/unsolved_prompts"]) / prompts, float(metrics.get("train/entropy", float("nan")))
-        )
-        if self.reason is not None:
-            _log.warning("step %d: stopped, the policy has collapsed: %s", trainer.global_step, self.reason)
-            trainer.should_stop = True
+        if trainer.is_global_zero:
+            results = validation_falls(run_root(trainer) / VALIDATION, trainer.global_step)
+            for logger in trainer.loggers if results else ():
+                logger.log_metrics(results, step=trainer.global_step)
+        self._act(trainer)
 
-    def look(self, unsolved: float, entropy: float) -> str | None:
-        """Record one iteration; return why the run should stop, or None.
+    def _act(self, trainer: Trainer) -> None:
+        for fall in self._find(trainer):
+            if trainer.is_global_zero:
+                _log.warning("step %d: %s", trainer.global_step, fall.finding)
+            if self.action == "rollback":
+                self.fall = fall  # `RunCheckpoint` comes next
+            elif self.action == "stop":
+                self.stop(trainer, str(fall.finding))
 
-        Args:
-            unsolved: share of prompts without a right completion. entropy: nats per token; NaN = not measured.
-        """
-        self._unsolved = [*self._unsolved, unsolved][-self.window :]
-        if entropy == entropy:
-            self._entropy = [*self._entropy, entropy][-self.window :]
-        if len(self._unsolved) == self.window:
-            now = fmean(self._unsolved)
-            self._lowest = now if self._lowest is None else min(self._lowest, now)
-            if now - self._lowest > self.unsolved:
-                return f"{now:.2f} of the prompts are unsolved, after {self._lowest:.2f} at best"
-        if len(self._entropy) == self.window:
-            now = fmean(self._entropy)
-            self._first = now if self._first is None else self._first
-            if now > self.entropy * self._first:
-                return f"the entropy is {now:.2f} nats per token, after {self._first:.2f} at first"
-        return None
+    def stop(self, trainer: Trainer, reason: str) -> None:
+        self.reason, self.fall, trainer.should_stop = self.reason or reason, None, True
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"unsolved": self._unsolved, "entropy": self._entropy, "lowest": self._lowest, "first": self._first}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._unsolved, self._entropy = state_dict["unsolved"], state_dict["entropy"]
-        self._lowest, self._first = state_dict["lowest"], state_dict["first"]
+def read_rollbacks(path: Path) -> list[dict[str, Any]]:
+    """Return the rollbacks of a run."""
+    return list(json.loads(path.read_text())) if path.exists() else []
+
+
+def validation_falls(path: Path, step: int) -> dict[str, float]:
+    """Return, as `val/<set>/fall_z`, how certain it is that each set was answered worse at a step than at its best.
+
+    Args:
+        path: validation.jsonl.
+    """
+    sets: dict[str, dict[int, dict[str, float]]] = {}
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        row = json.loads(line)
+        shares = {question: right / counted for question, (right, counted) in row["questions"].items()}
+        sets.setdefault(row["set"], {})[row["step"]] = shares
+    found = {}
+    for name, courses in sets.items():
+        before = [shares for earlier, shares in courses.items() if earlier < step and shares]
+        if before and courses.get(step):
+            best = max(before, key=lambda shares: fmean(shares.values()))
+            found[f"val/{name}/fall_z"] = paired_certainty(best, courses[step])
+    return found
 
 
 def is_own(cls: type) -> bool:
@@ -126,6 +165,8 @@ def is_own(cls: type) -> bool:
     return cls.__module__.partition(".")[0] not in ("lightning", "lit_rlvr")
 
 
+VALIDATION = "validation.jsonl"
+"""File of a run with a line for each validation and set: the step, the set, and question -> [correct, counted]."""
 COLLAPSE, EARLY_STOP = "collapse: ", "early stop: "
 """Beginnings of `stopped` in the summary of a run that a callback ended."""
 
@@ -137,7 +178,7 @@ def why_stopped(trainer: Trainer, has_ended: bool) -> str | None:
         has_ended: whether the run has done all of its steps or epochs.
     """
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    collapse = next((c.reason for c in callbacks if isinstance(c, CollapseStop) and c.reason), None)
+    collapse = next((c.reason for c in callbacks if isinstance(c, CollapseMonitor) and c.reason), None)
     if collapse is not None:
         return f"{COLLAPSE}{collapse}"
     if has_ended or not trainer.should_stop or any(getattr(callback, "is_used_up", False) for callback in callbacks):
@@ -291,6 +332,9 @@ class RunFinding:
     evidence: str
     remedy: str
 
+    def __str__(self) -> str:
+        return f"{self.title}: {self.evidence}. What helps: {self.remedy}."
+
 
 @dataclass(frozen=True)
 class Course:
@@ -331,6 +375,161 @@ def course(metrics: Metrics, name: str) -> Course:
 def findings(metrics: Metrics) -> list[RunFinding]:
     """Return what looks wrong in a run, as far as its metrics show it."""
     return [finding for look in LOOKS for finding in look(metrics)]
+
+
+LARGE_STEP = 0.05
+"""The divergence between two policies, in nats per token, above which a rollout's updates are called too large."""
+HELD_OUT = re.compile(r"val/(.+)/fall_z")
+"""The certainty that a validation set was answered worse than at its best."""
+
+
+@dataclass(frozen=True)
+class RunFall:
+    """An accuracy that fell during a run.
+
+    Args:
+        finding: what happened. metric: the accuracy.
+        good: the last step whose weights gave the accuracy `before`.
+    """
+
+    finding: RunFinding
+    metric: str
+    good: int
+    before: float
+
+
+class Falls:
+    """Finds falls of the accuracies in a run's metrics; a later call looks at later metrics only."""
+
+    def __init__(self) -> None:
+        self._test, self._newest = FallTest(), 0
+        self._steps: list[int] = []  # of the iterations
+        self._looks: dict[str, list[int]] = {}  # metric of a validation -> the steps at which it was looked at
+        self._fallen: dict[str, bool] = {}
+
+    @property
+    def good_step(self) -> int:
+        """The newest step that no later fall can make a bad one; 0 = none yet."""
+        validated = [looks[-1] for looks in self._looks.values()]
+        return min([*self._steps[-LENGTHS[-1] - 2 :][:1], *validated]) if len(self._steps) > LENGTHS[-1] + 1 else 0
+
+    def find(self, metrics: Metrics) -> Iterator[RunFall]:
+        for step in sorted(step for step in metrics if step >= max(self._newest, 1)):
+            row = metrics[step]
+            if step > self._newest and {"rollout/accuracy", "rollout/judged_prompts"} <= {*row}:
+                self._steps.append(step)
+                noise = row.get("rollout/accuracy_error", 0.0), row["rollout/judged_prompts"]
+                if (fall := self._test.add(row["rollout/accuracy"], *noise)) is not None:
+                    first, good = self._steps[-fall.length], [0, *self._steps][-fall.length - 2]
+                    yield _explained("rollout/accuracy", metrics, good, first, step, fall.before, fall.after)
+            self._newest = step
+            for name in filter(HELD_OUT.fullmatch, row):
+                looks, metric = self._looks.setdefault(name, []), name.replace("fall_z", "accuracy")
+                if step in looks[-1:] or metric not in row:
+                    continue
+                looks.append(step)
+                was_fallen, self._fallen[name] = self._fallen.get(name), row[name] > threshold(len(looks))
+                if self._fallen[name] and not was_fallen:
+                    values = {earlier: metrics[earlier][metric] for earlier in metrics if metric in metrics[earlier]}
+                    good = max((earlier for earlier in values if earlier < step), default=0)
+                    best = max(value for earlier, value in values.items() if earlier < step)
+                    yield _explained(metric, metrics, good, step, step, best, values[step])
+
+
+def _explained(
+    metric: str, metrics: Metrics, good: int, first: int, found: int, before: float, after: float
+) -> RunFall:
+    held_out = metric.split("/")[1] if metric.startswith("val/") else None
+    where = "of the rollouts" if held_out is None else f"on the validation set {held_out}"
+    cause, remedy = _likely_cause(metrics, good, found, held_out is not None)
+    evidence = f"{before:.3f} at best, {after:.3f} since step {first}, which its noise does not explain; {cause}"
+    return RunFall(RunFinding(f"The accuracy {where} fell", evidence, remedy), metric, good, before)
+
+
+def _likely_cause(metrics: Metrics, good: int, found: int, held_out: bool) -> tuple[str, str]:
+    """Return the likely cause of a fall, and what helps.
+
+    Args:
+        good: the last good step. found: the last one to look at.
+    """
+    steps = [step for step in course(metrics, "rollout/accuracy").steps if step <= found]
+    known = sum(step <= good for step in steps) + 1  # the rollout after the last good step was sampled by its weights
+    old, new = steps[:known][-STRETCH:], steps[known:][-RECENT:]
+
+    def means(name: str) -> tuple[float, ...]:
+        """Return a metric's means before and since the fall; NaN without a value."""
+        return tuple(fmean([metrics[k][name] for k in some if name in metrics[k]] or [math.nan]) for some in (old, new))
+
+    def change(name: str) -> str:
+        return " -> ".join(map(number_text, means(name)))
+
+    reward, accuracy, cut, entropy, length, apart = map(
+        means,
+        ("rollout/reward", "rollout/accuracy", "rollout/truncated", "rollout/entropy", "rollout/length",
+         "train/engine_difference"),
+    )  # fmt: skip
+    age, ess = means("train/staleness/mean")[1], means("train/staleness/ess")[1]
+    moved = {step: metrics[step].get("train/kl_step", 0.0) for step in steps if step > good}
+    large = next((step for step, nats in moved.items() if nats > LARGE_STEP), 0)
+    is_sudden = not any(moved.values()) and bool(new) and metrics[new[0]]["rollout/accuracy"] < accuracy[0] / 2
+    by_length = not 1 / LONGER < length[1] / max(length[0], 1.0) < LONGER
+    how = f" by length ({change('rollout/length')} tokens)" if by_length else ""
+    slower = "a smaller learning rate (model.lr), or collapse.action: rollback"
+    causes = (
+        (
+            held_out and accuracy[1] >= accuracy[0],
+            f"the prompts are learnt by heart, the rollouts' accuracy did not fall ({change('rollout/accuracy')})",
+            "more prompts, or the best checkpoint (checkpoint.best: val/accuracy)",
+        ),
+        (
+            reward[1] > reward[0] and accuracy[1] < accuracy[0],
+            f"the reward is gamed{how}, it rose meanwhile ({change('rollout/reward')})",
+            "read the best-rewarded samples, and pay for right answers only",
+        ),
+        (
+            large,
+            f"the step was too large, {number_text(moved.get(large, 0.0))} nats per token at step {large} "
+            "(train/kl_step; 0.01 is usual)",
+            slower,
+        ),
+        (is_sudden, f"the step was too large, the accuracy fell by half at once, at step {(new or [0])[0]}", slower),
+        (
+            ess < FEW_SAMPLES,
+            f"the tokens are too old, {age:.3g} versions with an effective sample size of {ess:.0%}",
+            "lower rollout.staleness, or a smaller learning rate (model.lr)",
+        ),
+        (
+            apart[1] > max(2 * apart[0], APART),
+            f"the engine's log-probabilities left the trainer's ({change('train/engine_difference')})",
+            "probe more often (rollout.probe_every), and keep the importance correction (model.importance_correction)",
+        ),
+        (
+            entropy[1] < COLLAPSED * entropy[0],
+            f"the entropy is gone ({change('rollout/entropy')} nats per token)",
+            "a smaller learning rate (model.lr), a wider upper clip (DAPO), or an entropy bonus (model.entropy_coef)",
+        ),
+        (
+            entropy[1] > EXPLODED * entropy[0],
+            f"the steps are too large, the entropy exploded ({change('rollout/entropy')} nats per token)",
+            slower,
+        ),
+        (
+            cut[1] > cut[0] + WORSE,
+            f"completions are cut off ({change('rollout/truncated')} of them)",
+            "raise rollout.sampling.max_tokens, or reward short answers (Overlong)",
+        ),
+    )
+    samples = "look at the samples, at whether later prompts are harder, and at a smaller learning rate (model.lr)"
+    shown = ((f"likely cause: {cause}", remedy) for shows, cause, remedy in causes if shows)
+    return next(shown, ("no other metric shows a cause", samples))
+
+
+def fallen(metrics: Metrics) -> Iterator[RunFinding]:
+    """Find the last fall of each accuracy that the run has not made good since."""
+    for fall in {fall.metric: fall for fall in Falls().find(metrics)}.values():
+        values = course(metrics, fall.metric).values
+        if fmean(values[-RECENT if fall.metric == "rollout/accuracy" else -1 :]) < (1 - MARGIN) * fall.before:
+            yield fall.finding
 
 
 def _dead_groups(metrics: Metrics) -> Iterator[RunFinding]:
@@ -422,7 +621,7 @@ def _entropy(metrics: Metrics) -> Iterator[RunFinding]:
         yield RunFinding(
             "The entropy explodes",
             f"nats per token: {entropy.change()}",
-            "a smaller learning rate (model.lr), or stop such runs by themselves (collapse.window)",
+            "a smaller learning rate (model.lr), or an end of such runs by themselves (collapse.action)",
         )
 
 
@@ -488,5 +687,6 @@ def _skipped(metrics: Metrics) -> Iterator[RunFinding]:
 
 
 LOOKS: tuple[Callable[[Metrics], Iterator[RunFinding]], ...] = (
-    _dead_groups, _unreadable, _truncation, _length, _entropy, _gamed, _held_out, _engine, _failed_checks, _skipped
+    fallen, _dead_groups, _unreadable, _truncation, _length, _entropy, _gamed, _held_out, _engine, _failed_checks,
+    _skipped,
 )  # fmt: skip

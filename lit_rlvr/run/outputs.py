@@ -24,7 +24,7 @@ from lit_rlvr.distributed.sharding import weights_sha256
 from lit_rlvr.errors import ChecksArguments, RunStopped, UserError, check_within, shown
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.loggers import metrics_file, run_root
-from lit_rlvr.run.monitor import COLLAPSE, EARLY_STOP, why_stopped
+from lit_rlvr.run.monitor import COLLAPSE, EARLY_STOP, VALIDATION, fallen, why_stopped
 from lit_rlvr.training.trace import Trace, drop_traces_after, write_trace
 from lit_rlvr.types import Rollout
 
@@ -47,8 +47,6 @@ def validate_now(trainer: Trainer) -> None:
         trainer.training = True
 
 
-VALIDATION = "validation.jsonl"
-"""File of a run with a line for each validation and set: the step, the set, and question -> [correct, counted]."""
 THUMBNAIL_PIXELS = 256
 """Maximum length of a thumbnail's longer side, in pixels."""
 
@@ -276,6 +274,7 @@ class RunFolder(ChecksArguments, Callback):
         if not trainer.is_global_zero:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        rows = {} if (metrics := metrics_file(trainer)) is None else metrics.rows
         accuracy_after = self._last[1] if self._last[0] == trainer.global_step else None
         summary = {
             "accuracy_before": self.accuracy_before,
@@ -294,6 +293,7 @@ class RunFolder(ChecksArguments, Callback):
             "model": module.model,
             "data": type(data).__name__,
             "stopped": stopped,
+            "collapse": " ".join(map(str, fallen(rows))) or None,
             "weights_sha256": digest,
         }
         root = run_root(trainer)

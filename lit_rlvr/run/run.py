@@ -25,7 +25,7 @@ from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.folder import CONFIG_HEADER, LOCK, claim_run_folder, clear_run_folder, ended_early, lock_run_folder
 from lit_rlvr.run.live import LiveFile
 from lit_rlvr.run.loggers import open_loggers
-from lit_rlvr.run.monitor import CollapseStop, LostWork
+from lit_rlvr.run.monitor import CollapseMonitor, LostWork
 from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.progress import Budget, RunProgress
 from lit_rlvr.run.ranks import EndOfSetUp, RankWatch
@@ -170,7 +170,7 @@ CONFIGURABLE: dict[str, type[Callback]] = {
     "rollout": RolloutCallback,
     "budget": Budget,
     "checkpoint": RunCheckpoint,
-    "collapse": CollapseStop,
+    "collapse": CollapseMonitor,
 }
 """Key of a config -> the callback of every run that it configures."""
 FIXED: tuple[type[Callback], ...] = (RankWatch, StopOnSignal, EndOfSetUp, LostWork, LiveFile)
@@ -187,7 +187,7 @@ CALLBACK_ORDER: tuple[type[Callback], ...] = (
     Trackers,  # after the run folder, whose files they send, and before the work of the next iteration
     RolloutCallback,
     Budget,
-    CollapseStop,
+    CollapseMonitor,
     Timer,
     ProgressBar,
     Checkpoint,

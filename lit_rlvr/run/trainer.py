@@ -40,7 +40,7 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
 
     Args:
         default_root_dir: the run folder; default: runs/default.
-        callbacks: the `RolloutCallback`, and further callbacks; a `RunFolder`, `RunCheckpoint`, `CollapseStop` or
+        callbacks: the `RolloutCallback`, and further callbacks; a `RunFolder`, `RunCheckpoint`, `CollapseMonitor` or
             `Budget` with options replaces the default one.
         accelerator: the kind of device.
         precision: `32-true`; `bf16-mixed`: products and the vectors between layers in bfloat16, as vLLM has them, and

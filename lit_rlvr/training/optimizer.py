@@ -137,6 +137,11 @@ def build_schedule(optimizer: Any, schedule: Schedule, warmup_steps: int, steps:
     return get_scheduler(schedule, optimizer, warmup_steps, steps)
 
 
+def scale_schedule(schedule: Any, factor: float) -> None:
+    """Multiply all factors of a schedule, and with them a fixed or an adaptive learning rate."""
+    schedule.lr_lambdas = [lambda step, scale=scale: factor * scale(step) for scale in schedule.lr_lambdas]
+
+
 def check_schedule(schedule: Schedule, steps: int | None) -> None:
     """Refuse a schedule that needs the number of steps, if that is not known in advance."""
     if schedule != "constant" and steps is None:

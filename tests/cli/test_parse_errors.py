@@ -282,13 +282,13 @@ def test_a_negative_number_is_a_value(fit: ConfigCheck, text: str) -> None:
 
 def test_null_switches_off_a_group_that_an_earlier_config_sets(fit: ConfigCheck, tmp_path: Path) -> None:
     shipped, null = tmp_path / "shipped.yaml", tmp_path / "null.yaml"
-    shipped.write_text("warm_start: {steps: 600, until: 0.5}\ncollapse: {window: 9}\nbudget: {samples: 9}\n")
+    shipped.write_text("warm_start: {steps: 600, until: 0.5}\ncollapse: {action: stop}\nbudget: {samples: 9}\n")
     null.write_text("warm_start: null\ncollapse:\n")
     off = ["--config", str(null)]
     RLVRCLI.parse_arguments(fit, fit.parser, ["fit", *CLASSES, "--config", str(shipped), *off])
     found = fit.config.fit
     assert (found.warm_start.steps, found.warm_start.until) == (0, 1.0)
-    assert (found.collapse.window, found.budget.samples) == (0, 9)
+    assert (found.collapse.action, found.budget.samples) == ("warn", 9)
     RLVRCLI.parse_arguments(
         fit, fit.parser, ["fit", *CLASSES, "--config", str(shipped), *off, "--warm_start.steps", "7"]
     )

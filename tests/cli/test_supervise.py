@@ -20,6 +20,7 @@ from lit_rlvr.cli.supervise import supervise
 from lit_rlvr.common.files import MEMORY_FILE
 from lit_rlvr.errors import UserError
 from lit_rlvr.run.live import read_live
+from lit_rlvr.run.monitor import ROLLBACKS
 
 SCRIPT = """
 import json, os, signal, sys, time
@@ -36,6 +37,7 @@ exec(PLAN[number])
 SAVE = "(run / f'checkpoints/step-{number + 1:06d}.ckpt').touch();"
 SAVE_SAME = "(run / 'checkpoints/step-000009.ckpt').touch();"
 SHRINK = f"(run / {MEMORY_FILE!r}).write_text(str(number));"
+ROLL_BACK = f"(run / {ROLLBACKS!r}).write_text(str(number));"
 KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
 
 
@@ -61,6 +63,7 @@ def supervised(
         ([SAVE + KILLED] * 4 + [KILLED], 1, 137, 5),  # progress counts from the last checkpoint
         ([SHRINK + "sys.exit(2)"] * 2 + ["sys.exit(0)"], 1, 0, 3),  # memory ran out, before anything was saved
         ([SHRINK + "sys.exit(2)", "sys.exit(2)"], 9, 2, 2),
+        ([ROLL_BACK + "sys.exit(2)"] * 2 + ["sys.exit(0)"], 1, 0, 3),  # back to the checkpoint that it began with
         (["sys.exit(130)"], 9, 130, 1),  # Ctrl-C is the user's wish
         ([SAVE + "sys.exit(141)"], 9, 141, 1),  # `fit | head`
     ],

@@ -243,6 +243,8 @@ def test_metrics_of_a_rollout_are_hand_computed_values() -> None:
             "reward/status/unjudged": 0.0,
             "rollout/correct_count": 1.0,
             "rollout/unsolved_prompts": 1.0,
+            "rollout/judged_prompts": 2.0,
+            "rollout/accuracy_error": 0.25,  # accuracies 0.5 and 0
             "rollout/samples": 4 + 1.0,
             "rollout/tokens": 8 + 4.0,
             "rollout/entropy": 8.0 / 8,

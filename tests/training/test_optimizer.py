@@ -18,7 +18,17 @@ from lit_rlvr.engines.base import EngineContext
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.errors import UserError
 from lit_rlvr.training import optimizer as optimizer_module
-from lit_rlvr.training.optimizer import AdaptiveLR, AutoLR, build_optimizer, build_schedule, first_lr, unallocated, usual_lr
+from lit_rlvr.training.optimizer import (
+    AdaptiveLR,
+    AutoLR,
+    apply_options,
+    build_optimizer,
+    build_schedule,
+    first_lr,
+    scale_schedule,
+    unallocated,
+    usual_lr,
+)
 
 CLI = Callable[..., Any]
 SGD = ("--model.init_args.optimizer", "torch.optim.SGD", "--model.init_args.optimizer.init_args.momentum", "0.9")
@@ -131,7 +141,9 @@ def test_a_resumed_run_takes_the_options_that_changed(
     assert [(one["momentum"], one["dampening"], one["lr"]) for one in seen] == [(0.9, 0, 1e-3), (0.5, 0.25, 1e-3)]
 
 
-def rates(divergences: list[float], schedule: Any = "constant", steps: int | None = None, warmup: int = 0) -> list[float]:
+def rates(
+    divergences: list[float], schedule: Any = "constant", steps: int | None = None, warmup: int = 0
+) -> list[float]:
     """Return the learning rate of each step of a run whose steps have these divergences, and of the one after it."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 1.0)
     schedule = build_schedule(optimizer, schedule, warmup, steps)
@@ -171,6 +183,17 @@ def test_a_schedule_scales_the_rate_and_is_no_reason_to_change_it() -> None:
     falling = [(4 - k) / 4 for k in range(4)]
     assert rates([0.01 * f**2 for f in falling], "linear", 4) == pytest.approx([*falling, 0])
     assert rates([0.5, 0.01 / 4], "constant", warmup=2) == pytest.approx([0, 0.5, 1]), "a step at rate 0 tells nothing"
+
+
+def test_a_scaled_schedule_scales_a_fixed_and_an_adapted_rate() -> None:
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], 1.0)
+    schedule = build_schedule(optimizer, "constant", 0, None)
+    scale_schedule(schedule, 0.5)
+    apply_options(optimizer, schedule, 1.0, {})
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    adaptive = AdaptiveLR(0.01, 1.0, (0.1, 10.0))
+    adaptive.adapt(0.01 / 4, optimizer, schedule)
+    assert adaptive.lr == pytest.approx(1.0) and optimizer.param_groups[0]["lr"] == pytest.approx(0.5)
 
 
 def test_the_first_rate_falls_with_the_width() -> None:

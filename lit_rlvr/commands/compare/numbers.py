@@ -27,7 +27,7 @@ from lit_rlvr.commands.compare.significance import (
 from lit_rlvr.commands.compare.study import Cell, Study, algorithm_options
 from lit_rlvr.evaluation.results import averages
 from lit_rlvr.run.loggers import read_metrics
-from lit_rlvr.run.outputs import VALIDATION
+from lit_rlvr.run.monitor import VALIDATION
 
 MetricRow = dict[str, float]
 QuestionCounts = Mapping[str, Sequence[int]]

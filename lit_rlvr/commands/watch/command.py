@@ -138,7 +138,7 @@ def runs_table(folders: FollowedFolders) -> RenderableType:
         cells = [_curve_text(curve([followed.run], [metric])) for _, metric in CURVE_COLUMNS]
         shown.add_row(Text(f"{followed.path.parent.name}/{followed.path.name}\n{followed.status.line}"), *cells)
         for found in findings(followed.run.metrics):
-            notes.append(Text(f"{name}: {found.title}: {found.evidence}. What helps: {found.remedy}."))
+            notes.append(Text(f"{name}: {found}"))
     return Group(shown, *notes)
 
 

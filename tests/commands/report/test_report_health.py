@@ -63,7 +63,7 @@ def test_nothing_is_found_in_a_sound_run() -> None:
              "train__no_signal": [0.3] * 10 + [0.5] * 10},
             "The entropy collapsed", "0.02 in the last", "agrae",
         ),
-        ({"train__entropy": [0.6] * 10 + [3.0] * 10}, "The entropy explodes", "3 in the last", "collapse.window"),
+        ({"train__entropy": [0.6] * 10 + [3.0] * 10}, "The entropy explodes", "3 in the last", "collapse.action"),
         (
             {"val__accuracy": [0.3, 0.5] + [0.4] * 18, "rollout__accuracy": [0.02 * k for k in range(20)]},
             "The training accuracy rises while the held-out accuracy falls", "0.500 at step 4, 0.400 at step 40",
