@@ -12,6 +12,7 @@ import pytest
 from made_runs import make_run, make_study
 
 from lit_rlvr.commands.watch.follow import SILENT_SECONDS, FollowedFolders, find_runs, format_duration
+from lit_rlvr.commands.watch.pages import overview
 from lit_rlvr.errors import UserError
 
 
@@ -112,9 +113,15 @@ def test_a_folder_that_goes_leaves_the_others_followed(tmp_path: Path) -> None:
     assert (status.state, status.step) == ("silent", 6) and status.line.startswith("its folder is gone"), status
 
 
-def test_a_name_that_is_not_utf8_stands_in_addresses_and_json(tmp_path: Path) -> None:
-    folder = unfinished(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")), live())
-    assert list(FollowedFolders([folder]).runs) == [f"{tmp_path}/caf\N{REPLACEMENT CHARACTER}"]
+def test_a_name_that_is_not_utf8_stands_in_pages_and_addresses(tmp_path: Path) -> None:
+    """With two runs each finding names its folder."""
+    rows = {step: {"train/no_signal": 1.0, "rollout/accuracy": 0.0} for step in range(1, 21)}
+    names = [Path(os.fsdecode(os.fsencode(tmp_path) + name)) for name in (b"/caf\xe9", b"/other")]
+    folders = FollowedFolders([make_run(name, metrics=rows) for name in names])
+    name = f"{tmp_path}/caf\N{REPLACEMENT CHARACTER}"
+    assert next(iter(folders.runs)) == name
+    page = overview(folders, more=False).encode().decode()
+    assert f'Most prompts give no signal</b> <span class="value">{name}' in page
 
 
 def test_completions_that_cannot_be_opened_are_none(tmp_path: Path) -> None:
