@@ -36,7 +36,6 @@ from common import make_parser, print_result, print_table, say
 from lit_rlvr.advantages import GroupBatch
 from lit_rlvr.advantages.group import GRPOAdvantage
 from lit_rlvr.algorithms import GRPO, RLVRModule
-from lit_rlvr.commands.compare.numbers import rounded
 from lit_rlvr.commands.parity.command import build_object
 from lit_rlvr.objectives import Correction
 from lit_rlvr.run.loggers import read_metrics
@@ -272,6 +271,11 @@ def measure(folders: Sequence[Path]) -> dict[str, Any]:
     }
     measured = len(values(f"gradient/{names[0]}/cosine"))
     return {"measured": measured, "losses": losses} | {name: rounded(value) for name, value in found.items()}
+
+
+def rounded(value: float) -> float | None:
+    """Round to six significant digits; return None for NaN and infinity."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def standard_error(values: Sequence[float]) -> float | None:

@@ -32,6 +32,7 @@ def main() -> None:
         if not _is_open(descriptor):  # the shell closed it, and the next file would get its number
             os.open(os.devnull, os.O_RDWR)
     sys.stdout, sys.stderr = (_Output(i).as_text(name) for i, name in ((1, "stdout"), (2, "stderr")))
+    stdout = sys.stdout  # a reward may set another
     _watch_exits()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave)  # until `run` has imported the command
@@ -40,7 +41,7 @@ def main() -> None:
             status = run(sys.argv[1:])
         except SystemExit as error:  # --help and the like
             status = error.code  # type: ignore[assignment]
-        sys.stdout.flush()
+        stdout.flush()
     except KeyboardInterrupt as error:  # while packages are imported
         status = _interrupted(error)
     except UserError as error:  # the output cannot be written

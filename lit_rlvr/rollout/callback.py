@@ -225,7 +225,7 @@ class RolloutCallback(ChecksArguments, Callback):
             self._record = Record(Path(trainer.default_root_dir), int(self.record_gib * 2**30))
             self._record.begin(
                 module.iteration,
-                replay_terms(self.group_size, data, self.sampling, self.mask_truncated),
+                self._replay_terms(trainer, data),
                 module.policy.model,
             )
 
@@ -307,7 +307,7 @@ class RolloutCallback(ChecksArguments, Callback):
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         saved = max(getattr(callback, "save_prompts", 0) for callback in callbacks)  # the run folder saves the first
         if stage == "fit" and self.rollouts_from is not None:
-            self.source = self._replay(trainer, module, data)
+            self.source = self.replay_source(trainer, module, data)
             return
         parts = self.sampler, module, data, self.group_size, self.sampling, saved
         self.source = (
@@ -316,7 +316,7 @@ class RolloutCallback(ChecksArguments, Callback):
             else SyncSource(*parts)
         )
 
-    def _replay(self, trainer: Trainer, module: RLVRModule, data: PromptDataModule) -> ReplaySource:
+    def replay_source(self, trainer: Trainer, module: RLVRModule, data: PromptDataModule) -> ReplaySource:
         """Return a source of the recorded rollouts.
 
         Raises:
@@ -326,8 +326,11 @@ class RolloutCallback(ChecksArguments, Callback):
         if run.resolve() == Path(trainer.default_root_dir).resolve():
             raise UserError("rollout.rollouts_from: it is this run's own folder; set another trainer.default_root_dir")
         source = ReplaySource(Record(run), module, data, self.sampling)
-        source.check(replay_terms(self.group_size, data, self.sampling, self.mask_truncated), begins(self.environment))
+        source.check(self._replay_terms(trainer, data), begins(self.environment))
         return source
+
+    def _replay_terms(self, trainer: Trainer, data: PromptDataModule) -> dict[str, Any]:
+        return replay_terms(trainer.world_size, self.group_size, data, self.sampling, self.mask_truncated)
 
     def check_data(self, module: RLVRModule, data: PromptDataModule) -> None:
         """Check the settings against the loaded data and the model's context.

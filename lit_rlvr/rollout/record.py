@@ -176,10 +176,12 @@ def first_weights(model: nn.Module) -> dict[str, str]:
     return {"first weights": weights_sha256(model)[:16]}
 
 
-def replay_terms(group_size: int, data: PromptDataModule, sampling: Sampling, mask_truncated: bool) -> dict[str, Any]:
+def replay_terms(
+    processes: int, group_size: int, data: PromptDataModule, sampling: Sampling, mask_truncated: bool
+) -> dict[str, Any]:
     """Return the settings that a record and its replay must agree on, as JSON holds them."""
     terms = {
-        "format": FORMAT, "processes": world_size(), "rollout.group_size": group_size,
+        "format": FORMAT, "processes": processes, "rollout.group_size": group_size,
         "data.prompts_per_step": data.prompts_per_step, "rollout.mask_truncated": mask_truncated,
     } | {f"rollout.sampling.{name}": value for name, value in vars(sampling).items()}  # fmt: skip
     return dict(json.loads(json.dumps(terms)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from math import inf, isfinite, isnan, sqrt
+from math import inf, isnan, sqrt
 from typing import Any, Literal
 
 import torch
@@ -263,15 +263,17 @@ def train_whole_rollouts(trainer: Any, updates: int, done: int = 0) -> None:
         trainer.fit_loop.epoch_loop.max_steps = rounded
 
 
-def total_steps(trainer: Any, batches: float, updates_per_batch: int) -> int | None:
+def total_steps(trainer: Any, batches: int, updates_per_batch: int) -> int | None:
     """Return the number of optimizer steps of a whole run; None if they are not known in advance.
 
     Args:
-        batches: in an epoch; infinite = not known yet.
+        batches: of the training data, of which `limit_train_batches` (a number or a share) are an epoch.
     """
     limits = [int(trainer.max_steps)] if trainer.max_steps >= 0 else []
-    if trainer.max_epochs is not None and trainer.max_epochs >= 0 and isfinite(batches):
-        limits.append(int(batches * trainer.max_epochs * updates_per_batch))
+    if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+        limit = trainer.limit_train_batches
+        in_epoch = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        limits.append(in_epoch * trainer.max_epochs * updates_per_batch)
     return min(limits, default=None)
 
 

@@ -167,18 +167,22 @@ CLOSES = """
 import sys
 
 def closes(completion, sample):
-    sys.stdout.close()
-    sys.stderr.close()
+    {}
     return float(len(completion.token_ids) % 2)
 """
 
 
-def test_a_reward_that_closes_the_outputs_changes_nothing(run_folder: Path) -> None:
-    (run_folder / "closing.py").write_text(CLOSES)
-    command = [str(CONSOLE_SCRIPT), *FIT, "--json", "--rollout.rewards", "[closing.closes]", "--trainer.max_steps", "1"]
+@pytest.mark.parametrize(
+    ("line", "options"),
+    [("sys.stdout.close(); sys.stderr.close()", ["--json"]), ("sys.stdout = sys.stderr = None", [])],
+    ids=["closed", "none"],
+)
+def test_a_reward_that_closes_the_outputs_changes_nothing(run_folder: Path, line: str, options: list[str]) -> None:
+    (run_folder / "closing.py").write_text(CLOSES.format(line))
+    command = [str(CONSOLE_SCRIPT), *FIT, *options, "--rollout.rewards", "[closing.closes]", "--trainer.max_steps", "1"]
     done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) and "Results: run" in done.stderr
+    assert (not options or json.loads(done.stdout)) and "Results: run" in done.stderr
 
 
 @pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])

@@ -164,6 +164,13 @@ REFUSED = {
 }
 
 
+def test_a_dry_run_refuses_a_record_that_is_not_there(run_folder: Path, lit_rlvr: CLI) -> None:
+    refused = fit(lit_rlvr, "--rollouts-from", "nowhere", "--dry-run", status=2)
+    assert "rollout.rollouts_from: nowhere holds no record of a run; record one with rollout.record" in refused.err
+    refused = fit(lit_rlvr, "--rollouts-from", "run", *to("run"), "--dry-run", status=2)
+    assert "it is this run's own folder" in refused.err
+
+
 @pytest.mark.slow
 def test_what_cannot_be_replayed_is_refused(recorded: Path, lit_rlvr: CLI) -> None:
     save_model(tiny_llama(seed=5), recorded.with_name("other"))
@@ -172,6 +179,8 @@ def test_what_cannot_be_replayed_is_refused(recorded: Path, lit_rlvr: CLI) -> No
         errors = [line for line in refused.err.splitlines() if line.startswith("lit-rlvr: error:")]
         assert len(errors) == 1 and "rollout.rollouts_from: " in errors[0] and words in errors[0], refused.err
         assert "Traceback" not in refused.err and digest(recorded)
+        dry = fit(lit_rlvr, *REPLAY, *UNVALIDATED, *options, "--dry-run", status=0 if "weights" in words else 2)
+        assert "weights" in words or words in dry.err, "a dry run has no weights to compare, and says the rest"
 
 
 @pytest.mark.slow
@@ -231,6 +240,7 @@ def test_two_processes_replay_what_two_recorded(
     two = (*FIT, *STRATEGIES[strategy], *options)
     in_two_processes(run_folder, two, [*two, *REPLAY])
     assert digest(run_folder / "again") == digest(run_folder / "run")
+    in_two_processes(run_folder, [*two, "--rollouts-from", "run", *to("dry"), "--dry-run"])
     refused = fit(lit_rlvr, *options, "--rollouts-from", "run", *to("alone"), status=2)
     assert "run was recorded with processes 2, this run has 1; use the same" in refused.err
 

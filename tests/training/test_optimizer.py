@@ -31,6 +31,7 @@ from lit_rlvr.training.optimizer import (
 )
 
 CLI = Callable[..., Any]
+UNVALIDATED = ("--trainer.limit_val_batches", 0, "--trainer.num_sanity_val_steps", 0)
 SGD = ("--model.init_args.optimizer", "torch.optim.SGD", "--model.init_args.optimizer.init_args.momentum", "0.9")
 
 
@@ -87,6 +88,17 @@ def test_a_warmup_that_outlasts_the_run_is_said_before_it_starts(run_folder: Pat
     assert max(rates) == pytest.approx(1e-3 / 3), "as the line says"
 
 
+@pytest.mark.parametrize("limit", ["3", "0.75"])
+def test_a_schedule_counts_the_batches_that_an_epoch_is_limited_to(run_folder: Path, lit_rlvr: CLI, limit: str) -> None:
+    """Two epochs of 3 of the 4 batches are 6 steps: the rate falls by a sixth a step."""
+    options = ("--trainer.limit_train_batches", limit, "--trainer.max_epochs", 2, "--trainer.max_steps", -1)
+    short = (*options, "--model.init_args.lr_schedule", "linear", *UNVALIDATED, *to("run"))
+    assert "steps: 6 optimizer steps, 6 iterations" in fit(lit_rlvr, *short, "--dry-run").out
+    assert "step 6/6" in fit(lit_rlvr, *short).err
+    rates = [float(row["train/lr"]) for row in metrics(run_folder / "run")]
+    assert rates == pytest.approx([1e-3 * (6 - k) / 6 for k in range(6)], rel=1e-6)
+
+
 def test_two_moments_are_to_come_for_each_weight_on_the_device_without_a_state() -> None:
     here, there = (nn.Parameter(torch.ones(5, device=device)) for device in ("cpu", "meta"))
     optimizer = build_optimizer([here, there], 0.1, (0.9, 0.999), 0.0, torch.optim.AdamW)
@@ -135,7 +147,7 @@ def test_a_resumed_run_takes_the_options_that_changed(
         return step(self, closure)
 
     monkeypatch.setattr(torch.optim.SGD, "step", note)
-    short = (*to("run"), "--trainer.limit_val_batches", 0, "--trainer.num_sanity_val_steps", 0)
+    short = (*to("run"), *UNVALIDATED)
     fit(lit_rlvr, *SGD, *short, "--trainer.max_steps", 1)
     fit(lit_rlvr, *SGD[:-1], "0.5", *short, "--trainer.max_steps", 2, "--ckpt_path", "last")
     assert [(one["momentum"], one["dampening"], one["lr"]) for one in seen] == [(0.9, 0, 1e-3), (0.5, 0.25, 1e-3)]

@@ -312,14 +312,14 @@ def _one_run(run: FinishedRun) -> dict[str, Any]:
     found = {name: quarters(run.history(name)) for name in QUARTER_METRICS}
     losses = run.history("train/loss")
     return {
-        "last": {name: rounded(value) for name, value in run.last.items() if name.startswith("val/")},
+        "last": {name: finite(value) for name, value in run.last.items() if name.startswith("val/")},
         "quarters": {name: values for name, values in found.items() if values},
-        "loss_variance": rounded(variance(losses)) if len(losses) > 1 else None,
-        "best": rounded(max((row[ACCURACY] for row in run.rows.values() if ACCURACY in row), default=math.nan)),
+        "loss_variance": finite(variance(losses)) if len(losses) > 1 else None,
+        "best": finite(max((row[ACCURACY] for row in run.rows.values() if ACCURACY in row), default=math.nan)),
         "collapsed": run.is_collapsed,
         "train_seconds": run.summary.get("train_seconds"),
         "suites": {
-            suite: {name: rounded(value) for name, value in _flat_numbers(results).items()}
+            suite: {name: finite(value) for name, value in _flat_numbers(results).items()}
             for suite, results in run.suites.items()
         },
     }
@@ -329,12 +329,12 @@ def quarters(history: Sequence[float]) -> list[float | None]:
     """Return the means over each quarter of at least four values."""
     n = len(history)
     parts = [history[n * k // 4 : n * (k + 1) // 4] for k in range(4)] if n >= 4 else []
-    return [rounded(mean(part)) for part in parts]
+    return [finite(mean(part)) for part in parts]
 
 
-def rounded(value: float) -> float | None:
-    """Round to six significant digits; return None for NaN and infinity."""
-    return float(f"{value:.6g}") if math.isfinite(value) else None
+def finite(value: float) -> float | None:
+    """Return a number as JSON holds it: None for NaN and infinity."""
+    return float(value) if math.isfinite(value) else None
 
 
 def _tables(study: Study, found: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:

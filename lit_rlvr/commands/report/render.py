@@ -73,5 +73,6 @@ def _environment() -> Environment:
 
 
 def _visible(value: Any) -> Any:
-    """Return text without control characters; leave the output of a macro unchanged."""
-    return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+    """Return text and paths without control characters; leave the output of a macro unchanged."""
+    is_text = isinstance(value, str | Path) and not hasattr(value, "__html__")
+    return printable(str(value)) if is_text else value

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, get_args
+from typing import Any, BinaryIO, Literal, get_args
 
 from lit_rlvr.commands.report.groups import RunGroup, read_groups
 from lit_rlvr.commands.report.prompts import Visit, prompt_text
 from lit_rlvr.commands.report.runs import ROW, RunRecord, read_run, verdict_text
 from lit_rlvr.common.files import has_fields
+from lit_rlvr.common.terminal import printable
 from lit_rlvr.errors import UserError
 from lit_rlvr.run.live import LIVE, read_live
 
@@ -76,6 +78,8 @@ class FollowedRun:
     def status(self) -> RunStatus:
         """The run's status at this moment."""
         last = max(self.run.metrics, default=0)
+        if not self.path.is_dir():
+            return RunStatus("silent", "its folder is gone: deleted, renamed or not mounted", last, None)
         live = read_live(self.path)
         silent = time.time() - live["at"] if live else 0.0
         if live and live["stage"] != "ended" and silent < SILENT_SECONDS:
@@ -112,17 +116,21 @@ class FollowedFolders:
         self.refresh()
 
     def refresh(self) -> None:
-        """Re-read changed files, except completions.jsonl."""
+        """Re-read changed files, except completions.jsonl, of the folders that are still there."""
         changed = False
         runs: dict[str, FollowedRun] = {}
+        there = [folder for folder in self._given if not self.runs or folder.is_dir()]
+        if not there:
+            return
 
         def read(path: Path) -> RunRecord:
             nonlocal changed
-            followed = runs[str(path)] = self.runs.get(str(path)) or FollowedRun(path)
+            name = printable(str(path))  # it stands in addresses
+            followed = runs[name] = self.runs.get(name) or FollowedRun(path)
             changed |= followed.refresh()
             return followed.run
 
-        title, groups = read_groups([found for folder in self._given for found in find_runs(folder)], read)
+        title, groups = read_groups([found for folder in there for found in find_runs(folder)], read)
         if changed or title != self.title or list(runs) != list(self.runs):
             with self.lock:
                 self.title, self.groups, self.runs = title, groups, runs
@@ -289,25 +297,25 @@ class Completions:
             Whether everything that is there has been read.
         """
         try:
-            stat = self.path.stat()
-        except OSError:
+            with self.path.open("rb") as file:
+                return self._read_lines(file, time.perf_counter() + seconds)
+        except OSError:  # there is none, it was replaced meanwhile, or its disk is gone
             self._reset()
             return True
+
+    def _read_lines(self, file: BinaryIO, until: float) -> bool:
+        stat = os.fstat(file.fileno())
         if (stat.st_dev, stat.st_ino) != self._file or stat.st_size < self.read:
             self._reset()
             self._file = (stat.st_dev, stat.st_ino)
         self.size = stat.st_size
-        if self.size == self.read:
-            return True
-        until = time.perf_counter() + seconds
-        with self.path.open("rb") as file:
-            file.seek(self.read)
-            for line in file:
-                if not line.endswith(b"\n"):  # it is being written
-                    break
-                self._index_line(line)
-                if time.perf_counter() > until:
-                    return False
+        file.seek(self.read)
+        for line in file if self.size > self.read else ():
+            if not line.endswith(b"\n"):  # it is being written
+                break
+            self._index_line(line)
+            if time.perf_counter() > until:
+                return False
         return True
 
     def _index_line(self, line: bytes) -> None:

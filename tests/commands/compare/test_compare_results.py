@@ -135,6 +135,9 @@ def test_the_course_of_each_seed_is_in_the_results() -> None:
     assert alone["loss_variance"] == cell["loss_variance"]["mean"] == 6.0 and cell["loss_variance"]["n"] == 1
     assert cell["by_seed"]["1"]["loss_variance"] is None and cell["peak_memory_mb"]["mean"] == 100
     assert cell["by_seed"]["1"]["best"] == 0.3 and cell["by_seed"]["1"]["last"]["val/s/pass@2"] == 0.6
+    runs[0] = replace(runs[0], rows={step: row | {"val/accuracy": 1 / 3} for step, row in runs[0].rows.items()})
+    third = study_results(study, runs)["tasks"]["task"]["cells"]["base"]["by_seed"]["0"]
+    assert third["last"]["val/accuracy"] == third["best"] == 1 / 3, "claims are decided on these: nothing is rounded"
     assert quarters([1, 2, 3]) == [] and quarters([1, 2, 3, 4, 5]) == [1, 2, 3, 4.5]
 
 

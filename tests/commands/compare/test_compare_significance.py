@@ -76,16 +76,27 @@ def test_sign_flips_are_exact_for_up_to_forty_pairs() -> None:
         assert sign_flip_test([0.1] * pairs) == 2 / 2**pairs
         near = [0.1] * (pairs - 1) + [-0.1]  # sums of at least n - 2 of n: both ends, and one sign wrong
         assert sign_flip_test(near) == (2 + 2 * pairs) / 2**pairs
-    assert sign_flip_test([2.0**k for k in range(24)]) == 2 / 2**24
-    ahead = [2.0**k for k in range(1, 24)] + [-1.0]  # the sums at least as far: the largest two and their opposites
-    assert sign_flip_test(ahead) == 4 / 2**24
+    assert sign_flip_test([2.0**k for k in range(16)]) == 2 / 2**16
+    ahead = [2.0**k for k in range(1, 16)] + [-1.0]  # the sums at least as far: the largest two and their opposites
+    assert sign_flip_test(ahead) == 4 / 2**16
     assert sign_flip_test([0.3] * 20 + [-0.3] * 20) == 1.0 == sign_flip_test([0.0] * 40)
 
 
-def test_sums_within_a_trillionth_of_the_largest_are_equal() -> None:
+def test_sums_within_a_hundred_thousandth_of_the_largest_are_equal() -> None:
     """The sums of 1, 1 + d and -1 are 1 + d, 1 - d, 3 + d and -(...): the second is as far as the first if d is 0."""
-    assert sign_flip_test([1.0, 1.0, -1.0]) == 1.0 == sign_flip_test([1.0, 1.0 + 1e-13, -1.0])
-    assert sign_flip_test([1.0, -1.0, 1.0 + 1e-9]) == 6 / 8, "1 - d is nearer to 0"
+    assert sign_flip_test([1.0, 1.0, -1.0]) == 1.0 == sign_flip_test([1.0, 1.0 + 1e-6, -1.0])
+    assert sign_flip_test([1.0, -1.0, 1.0 + 1e-3]) == 6 / 8, "1 - d is nearer to 0"
+
+
+@pytest.mark.parametrize("questions", [30, 100, 300, 1000, 1319])
+def test_accuracies_in_float32_have_the_ties_of_their_counts(questions: int) -> None:
+    """Metrics are logged in float32: without a tolerance of its size p was up to 40 % too small."""
+    rng = random.Random(questions)
+    for _ in range(20):
+        pairs = [(rng.randint(questions // 3, questions // 2), rng.randint(-3, 8)) for _ in range(10)]
+        accuracy = [(np.float32((n + more) / questions), np.float32(n / questions)) for n, more in pairs]
+        differences = [float(x) - float(y) for x, y in accuracy]
+        assert sign_flip_test(differences) == slow_sign_flips([more for _, more in pairs])
 
 
 def test_a_known_p_value_over_two_million_choices_of_signs() -> None:

@@ -217,7 +217,18 @@ def test_a_changed_study_is_refused(write: Callable[..., str], tmp_path: Path, c
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize("name", ["results.json", "results.md", "study.json", "runs/easy/a/seed-4/metrics.csv"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "results.json",
+        "results.md",
+        "study.json",
+        "runs/easy/a/seed-4/metrics.csv",
+        "metrics.csv",
+        "checkpoints",
+        "summary.json",
+    ],
+)
 def test_files_of_something_else_are_left_alone(write: Callable[..., str], tmp_path: Path, name: str) -> None:
     path = tmp_path / "out" / name
     path.parent.mkdir(parents=True)

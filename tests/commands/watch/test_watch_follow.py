@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from made_runs import make_run, make_study
 
 from lit_rlvr.commands.watch.follow import SILENT_SECONDS, FollowedFolders, find_runs, format_duration
+from lit_rlvr.commands.watch.pages import overview
 from lit_rlvr.errors import UserError
 
 
@@ -94,6 +96,42 @@ def test_later_runs_are_found(tmp_path: Path) -> None:
     make_run(tmp_path / "deep" / "second")
     followed.refresh()
     assert [Path(name).name for name in followed.runs] == ["first", "second"]
+
+
+def test_a_folder_that_goes_leaves_the_others_followed(tmp_path: Path) -> None:
+    """The last one to go is still shown, with the words that it is gone."""
+    first, second = (unfinished(tmp_path / name, live()) for name in ("first", "second"))
+    followed = FollowedFolders([first, second])
+    second.rename(tmp_path / "renamed")
+    with (first / "metrics.csv").open("a") as file:
+        file.write("6,,,,,,,\n")
+    followed.try_refresh()
+    assert list(followed.runs) == [str(first)] and max(followed.groups[0].runs[0].metrics) == 6
+    first.rename(tmp_path / "renamed too")
+    followed.try_refresh()
+    status = followed.runs[str(first)].status
+    assert (status.state, status.step) == ("silent", 6) and status.line.startswith("its folder is gone"), status
+
+
+def test_a_name_that_is_not_utf8_stands_in_pages_and_addresses(tmp_path: Path) -> None:
+    """With two runs each finding names its folder."""
+    rows = {step: {"train/no_signal": 1.0, "rollout/accuracy": 0.0} for step in range(1, 21)}
+    names = [Path(os.fsdecode(os.fsencode(tmp_path) + name)) for name in (b"/caf\xe9", b"/other")]
+    folders = FollowedFolders([make_run(name, metrics=rows) for name in names])
+    name = f"{tmp_path}/caf\N{REPLACEMENT CHARACTER}"
+    assert next(iter(folders.runs)) == name
+    page = overview(folders, more=False).encode().decode()
+    assert f'Most prompts give no signal</b> <span class="value">{name}' in page
+
+
+def test_completions_that_cannot_be_opened_are_none(tmp_path: Path) -> None:
+    """A run that is replaced may lose its file at any moment; the thread that follows all runs has to live."""
+    folder = unfinished(tmp_path / "run", live())
+    (folder / "completions.jsonl").unlink(missing_ok=True)
+    (folder / "completions.jsonl").mkdir()
+    followed = FollowedFolders([folder])
+    followed.read_completions()
+    assert followed.unread == 0.0
 
 
 def test_a_study_is_one_thing_and_other_folders_are_searched(tmp_path: Path) -> None:
