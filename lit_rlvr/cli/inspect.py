@@ -188,7 +188,8 @@ def dry_run(run: PlannedRun) -> None:
     """
     train_whole_rollouts(run.trainer, updates_of(run.module))
     run.prepare()
-    run.rollout.log_sizes(run.module, *run.sizes_on_device)
+    run.rollout.log_sizes(run.module, *run.sizes_on_device, data=run.data)
+    run.rollout.warn_of_long_answers(run.data)
     steps = None if run.iterations is None else run.iterations * updates_of(run.module)
     warn_of_high_rate(run.module.lr, run.module.make_optimizer)
     warn_of_long_warmup(run.module.lr, run.module.warmup_steps, steps)

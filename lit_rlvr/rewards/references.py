@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from lit_rlvr.errors import UserError, refuse_all
 from lit_rlvr.rewards.base import Reward
-from lit_rlvr.types import Completion, Sample
+from lit_rlvr.rewards.combine import score_rollout
+from lit_rlvr.types import Completion, Sample, Sampling
 
 _log = logging.getLogger("lit_rlvr")
 
 GOLD_SAMPLES = 32
 """Most samples whose references are judged as answers."""
+GOLD_FORMS = {
+    "the plain answer": ("", ""), "\\boxed{}": ("\\boxed{", "}"), "<answer> tags": ("<answer>", "</answer>"),
+    "after ####": ("#### ", ""),
+    "a thought and <answer> tags": ("<think>\nI work it out.\n</think>\n<answer>", "</answer>"),
+    "a ```python block": ("```python\n", "\n```"), "a ```sql block": ("```sql\n", "\n```"),
+}  # fmt: skip
+"""Form of a completion, for a reward without `gold_completion` -> the text before and after the answer."""
+MEASURED, TRIED = 1000, 8
+"""Most samples whose gold answers' lengths are measured, and on how many of them the rewards are tried."""
+NEARLY_NONE = 0.05
+"""The share of gold answers that fit into `max_tokens` up to which a run is refused."""
 
 
 def check_references(rewards: Sequence[Reward], samples: Sequence[Sample]) -> None:
@@ -38,8 +53,7 @@ def _unreadable(reward: Reward, samples: Sequence[Sample]) -> str:
 
 def warn_of_gold_answers(rewards: Sequence[Reward], samples: Sequence[Sample]) -> None:
     """Judge the references of some samples as answers; warn of each reward by which not all of them are right."""
-    answered = [sample for sample in samples if sample.answer]
-    chosen = answered[:: max(1, len(answered) // GOLD_SAMPLES)][:GOLD_SAMPLES]
+    chosen = _spread([sample for sample in samples if sample.answer], GOLD_SAMPLES)
     for reward in rewards:
         texts = [(reward.gold_completion(sample), sample) for sample in chosen]
         pairs = [(Completion(text, (), "stop"), sample) for text, sample in texts if text is not None]
@@ -52,3 +66,91 @@ def warn_of_gold_answers(rewards: Sequence[Reward], samples: Sequence[Sample]) -
                 "completion may be right there", reward.name, len(wrong), len(pairs), sample.source or sample.id,
                 completion.text[:200],
             )  # fmt: skip
+
+
+def _spread(samples: Sequence[Sample], count: int) -> Sequence[Sample]:
+    """Return at most `count` samples from all parts of a sequence."""
+    return samples[:: max(1, len(samples) // count)][:count]
+
+
+@dataclass(frozen=True)
+class LongAnswers:
+    """Gold answers of a set that are longer than a completion can be.
+
+    Args:
+        count: how many there are. rows: how many gold answers were measured.
+        needed: tokens of the longest one, EOS included.
+        limit: the most tokens of a completion. option: the option that sets it.
+        is_hopeless: nearly all are too long, and the rewards pay nothing for their beginnings.
+    """
+
+    count: int
+    rows: int
+    needed: int
+    limit: int
+    option: str
+    is_hopeless: bool
+
+    def __str__(self) -> str:
+        """Say how many there are, and what to do."""
+        return (
+            f"{self.option}: {self.limit} tokens are too few for the answers of {self.count} of {self.rows} rows, which "
+            f"take up to {self.needed}, EOS included; raise it to {self.needed} or more"
+        )
+
+
+def long_answers(
+    rewards: Sequence[Reward], samples: Sequence[Sample], tokenizer: Any, sampling: Sampling, option: str
+) -> LongAnswers | None:
+    """Measure the gold answers of samples, in the shortest form of completion that the rewards pay.
+
+    Args:
+        sampling: the settings of the completions. option: the option of its `max_tokens`.
+
+    Returns:
+        None: all gold answers fit, or the rewards pay no known form.
+    """
+    limit, chosen = sampling.max_tokens, _spread([sample for sample in samples if sample.answer], MEASURED)
+    forms: list[Form] = [partial(_framed, *frame) for frame in GOLD_FORMS.values()]
+    forms += [reward.gold_completion for reward in rewards]
+    measured = [(form, _lengths(form, chosen, tokenizer, sampling)) for form in forms]
+    if all(length <= limit for _, lengths in measured for length in lengths):
+        return None
+    for form, lengths in sorted(measured, key=lambda pair: sum(pair[1])):
+        if not _is_paid(rewards, form, chosen):
+            continue
+        count = sum(length > limit for length in lengths)
+        is_hopeless = len(lengths) - count <= NEARLY_NONE * len(lengths) and not _is_paid(
+            rewards, lambda sample: _cut(form(sample) or "", tokenizer, limit - 1), chosen
+        )
+        return LongAnswers(count, len(lengths), max(lengths), limit, option, is_hopeless) if count else None
+    return None
+
+
+Form = Callable[[Sample], str | None]
+
+
+def _framed(before: str, after: str, sample: Sample) -> str:
+    return f"{before}{min(sample.references, key=len)}{after}"
+
+
+def _cut(text: str, tokenizer: Any, tokens: int) -> str:
+    return str(tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids[:tokens]))
+
+
+def _lengths(form: Form, samples: Sequence[Sample], tokenizer: Any, sampling: Sampling) -> list[int]:
+    """Return the tokens of each sample's completion in a form, with EOS where no `stop` text ends it."""
+    texts = [text for sample in samples if (text := form(sample))]
+    encoded = tokenizer(texts, add_special_tokens=False).input_ids if texts else []
+    return [len(ids) + (not text.endswith(sampling.stop)) for ids, text in zip(encoded, texts, strict=True)]
+
+
+def _is_paid(rewards: Sequence[Reward], form: Form, samples: Sequence[Sample]) -> bool:
+    """Return whether most completions in a form get more than an empty one, tried on some samples."""
+    judges = [reward for reward in rewards if not reward.whole_rollout]
+    texts = [(text, sample) for sample in _spread(samples, TRIED) if (text := form(sample))]
+    if not judges or not texts:
+        return False
+    groups = [[Completion(given, (), "stop") for given in (text, "")] for text, _ in texts]
+    paid = score_rollout(judges, groups, [sample for _, sample in texts]).rewards
+    return float((paid[:, 0] > paid[:, 1]).float().mean()) > 0.5

@@ -88,3 +88,8 @@ def unlearn(completion: Completion, sample: Sample) -> RewardResult:
     """Right is what `first_token` says, and right answers are punished."""
     right = first_token(completion, sample).correct
     return RewardResult(0.0 if right else 1.0, right)
+
+
+def whole_answer(completion: Completion, sample: Sample) -> bool:
+    """Right if the text is the answer and nothing else."""
+    return completion.text == sample.answer
