@@ -111,7 +111,7 @@ class PlannedRun:
                 lambda: check_schedule(self.module.lr_schedule, self.steps),
                 lambda: rollout.check_data(self.module, data),
                 lambda: self._callback(RunCheckpoint).check_metrics(self.trainer, self.module, data),
-                lambda: self.warm_start.check(data, rollout.environment is not None),
+                lambda: self.warm_start.check(data, rollout.environment is not None, rollout.sampling),
             )
 
         check_all(lambda: rollout.check_sizes(self.module, *self.sizes_on_device), check_data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -82,6 +82,7 @@ class LongAnswers:
         needed: tokens of the longest one, EOS included.
         limit: the most tokens of a completion. option: the option that sets it.
         is_hopeless: nearly all are too long, and the rewards pay nothing for their beginnings.
+        kind: what the texts are.
     """
 
     count: int
@@ -90,12 +91,20 @@ class LongAnswers:
     limit: int
     option: str
     is_hopeless: bool
+    kind: str = "answers"
+
+    @classmethod
+    def among(cls, lengths: Sequence[int], limit: int, option: str, kind: str = "answers") -> LongAnswers | None:
+        """Return the texts that are too long by their tokens, hopeless if they are nearly all; None if all fit."""
+        count = sum(length > limit for length in lengths)
+        is_hopeless = len(lengths) - count <= NEARLY_NONE * len(lengths)
+        return cls(count, len(lengths), max(lengths), limit, option, is_hopeless, kind) if count else None
 
     def __str__(self) -> str:
         """Say how many there are, and what to do."""
         return (
-            f"{self.option}: {self.limit} tokens are too few for the answers of {self.count} of {self.rows} rows, which "
-            f"take up to {self.needed}, EOS included; raise it to {self.needed} or more"
+            f"{self.option}: {self.limit} tokens are too few for the {self.kind} of {self.count} of {self.rows} rows, "
+            f"which take up to {self.needed}, EOS included; raise it to {self.needed} or more"
         )
 
 
@@ -113,17 +122,17 @@ def long_answers(
     limit, chosen = sampling.max_tokens, _spread([sample for sample in samples if sample.answer], MEASURED)
     forms: list[Form] = [partial(_framed, *frame) for frame in GOLD_FORMS.values()]
     forms += [reward.gold_completion for reward in rewards]
-    measured = [(form, _lengths(form, chosen, tokenizer, sampling)) for form in forms]
+    measured = [(form, completion_lengths(form, chosen, tokenizer, sampling)) for form in forms]
     if all(length <= limit for _, lengths in measured for length in lengths):
         return None
     for form, lengths in sorted(measured, key=lambda pair: sum(pair[1])):
         if not _is_paid(rewards, form, chosen):
             continue
-        count = sum(length > limit for length in lengths)
-        is_hopeless = len(lengths) - count <= NEARLY_NONE * len(lengths) and not _is_paid(
-            rewards, lambda sample: _cut(form(sample) or "", tokenizer, limit - 1), chosen
-        )
-        return LongAnswers(count, len(lengths), max(lengths), limit, option, is_hopeless) if count else None
+        found = LongAnswers.among(lengths, limit, option)
+        if found is None or not found.is_hopeless:
+            return found
+        is_part_paid = _is_paid(rewards, lambda sample: _cut(form(sample) or "", tokenizer, limit - 1), chosen)
+        return replace(found, is_hopeless=not is_part_paid)
     return None
 
 
@@ -138,7 +147,9 @@ def _cut(text: str, tokenizer: Any, tokens: int) -> str:
     return str(tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids[:tokens]))
 
 
-def _lengths(form: Form, samples: Sequence[Sample], tokenizer: Any, sampling: Sampling) -> list[int]:
+def completion_lengths(
+    form: Callable[[Sample], str | None], samples: Sequence[Sample], tokenizer: Any, sampling: Sampling
+) -> list[int]:
     """Return the tokens of each sample's completion in a form, with EOS where no `stop` text ends it."""
     texts = [text for sample in samples if (text := form(sample))]
     encoded = tokenizer(texts, add_special_tokens=False).input_ids if texts else []
