@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import chdir
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from lit_rlvr.errors import UserError, refuse_all
 from lit_rlvr.rewards.base import Reward
 from lit_rlvr.rewards.combine import score_rollout
-from lit_rlvr.types import Completion, Sample, Sampling
+from lit_rlvr.types import Completion, Prompt, Sample, Sampling
 
 _log = logging.getLogger("lit_rlvr")
 
@@ -24,7 +26,7 @@ GOLD_FORMS = {
     "a ```python block": ("```python\n", "\n```"), "a ```sql block": ("```sql\n", "\n```"),
 }  # fmt: skip
 """Form of a completion, for a reward without `gold_completion` -> the text before and after the answer."""
-MEASURED, TRIED = 1000, 8
+GOLD_LENGTHS, GOLD_TRIED = 1000, 4
 """Most samples whose gold answers' lengths are measured, and on how many of them the rewards are tried."""
 NEARLY_NONE = 0.05
 """The share of gold answers that fit into `max_tokens` up to which a run is refused."""
@@ -68,9 +70,12 @@ def warn_of_gold_answers(rewards: Sequence[Reward], samples: Sequence[Sample]) -
             )  # fmt: skip
 
 
-def _spread(samples: Sequence[Sample], count: int) -> Sequence[Sample]:
-    """Return at most `count` samples from all parts of a sequence."""
-    return samples[:: max(1, len(samples) // count)][:count]
+_T = TypeVar("_T")
+
+
+def _spread(items: Sequence[_T], count: int) -> Sequence[_T]:
+    """Return at most `count` items from all parts of a sequence."""
+    return items[:: max(1, len(items) // count)][:count]
 
 
 @dataclass(frozen=True)
@@ -109,9 +114,9 @@ class LongAnswers:
 
 
 def long_answers(
-    rewards: Sequence[Reward], samples: Sequence[Sample], tokenizer: Any, sampling: Sampling, option: str
+    rewards: Sequence[Reward], prompts: Sequence[Prompt], tokenizer: Any, sampling: Sampling, option: str
 ) -> LongAnswers | None:
-    """Measure the gold answers of samples, in the shortest form of completion that the rewards pay.
+    """Measure the gold answers of prompts, in the shortest form of completion that the rewards pay.
 
     Args:
         sampling: the settings of the completions. option: the option of its `max_tokens`.
@@ -119,10 +124,11 @@ def long_answers(
     Returns:
         None: all gold answers fit, or the rewards pay no known form.
     """
-    limit, chosen = sampling.max_tokens, _spread([sample for sample in samples if sample.answer], MEASURED)
-    forms: list[Form] = [partial(_framed, *frame) for frame in GOLD_FORMS.values()]
+    limit, chosen = sampling.max_tokens, _spread([prompt for prompt in prompts if prompt.sample.answer], GOLD_LENGTHS)
+    samples = [prompt.sample for prompt in chosen]
+    forms: list[AnswerForm] = [partial(_framed, *frame) for frame in GOLD_FORMS.values()]
     forms += [reward.gold_completion for reward in rewards]
-    measured = [(form, completion_lengths(form, chosen, tokenizer, sampling)) for form in forms]
+    measured = [(form, completion_lengths(form, samples, tokenizer, sampling)) for form in forms]
     if all(length <= limit for _, lengths in measured for length in lengths):
         return None
     for form, lengths in sorted(measured, key=lambda pair: sum(pair[1])):
@@ -136,7 +142,7 @@ def long_answers(
     return None
 
 
-Form = Callable[[Sample], str | None]
+AnswerForm = Callable[[Sample], str | None]
 
 
 def _framed(before: str, after: str, sample: Sample) -> str:
@@ -156,12 +162,13 @@ def completion_lengths(
     return [len(ids) + (not text.endswith(sampling.stop)) for ids, text in zip(encoded, texts, strict=True)]
 
 
-def _is_paid(rewards: Sequence[Reward], form: Form, samples: Sequence[Sample]) -> bool:
-    """Return whether most completions in a form get more than an empty one, tried on some samples."""
+def _is_paid(rewards: Sequence[Reward], form: AnswerForm, prompts: Sequence[Prompt]) -> bool:
+    """Return whether most completions in a form get more than an empty one, tried on some prompts."""
     judges = [reward for reward in rewards if not reward.whole_rollout]
-    texts = [(text, sample) for sample in _spread(samples, TRIED) if (text := form(sample))]
+    texts = [(text, prompt) for prompt in _spread(prompts, GOLD_TRIED) if (text := form(prompt.sample))]
     if not judges or not texts:
         return False
-    groups = [[Completion(given, (), "stop") for given in (text, "")] for text, _ in texts]
-    paid = score_rollout(judges, groups, [sample for _, sample in texts]).rewards
+    groups = [prompt.as_judged([Completion(given, (), "stop") for given in (text, "")]) for text, prompt in texts]
+    with chdir(Path.cwd()):  # a reward may leave it
+        paid = score_rollout(judges, groups, [prompt.sample for _, prompt in texts]).rewards
     return float((paid[:, 0] > paid[:, 1]).float().mean()) > 0.5

@@ -136,6 +136,7 @@ class RolloutCallback(ChecksArguments, Callback):
         self.is_used_up = False  # whether the run has trained on all of `rollouts_from`
         self._record: Record | None = None  # of this run
         self._judges: dict[str, dict[str, Any]] = {}
+        self._too_long: list[LongAnswers] | None = None
         self.check()
 
     def check(self) -> None:
@@ -359,15 +360,19 @@ class RolloutCallback(ChecksArguments, Callback):
         for found in self._long_answers(data):
             _log.warning("%s", found)
 
-    def _long_answers(self, data: PromptDataModule) -> Iterator[LongAnswers]:
-        """Yield what is too long for training, and for validation if its limit is another."""
-        limits = {"train": ("sampling", self.sampling), "validation": ("eval_sampling", self.eval_sampling)}
-        for split, (key, sampling) in limits.items():
-            samples = [prompt.sample for prompt in data.prompts.get(split, ())]  # type: ignore[call-overload]
-            if split == "train" or sampling.max_tokens != self.sampling.max_tokens:
-                option = f"rollout.{key}.max_tokens"
-                if found := long_answers(self.rewards, samples, data.tokenizer, sampling, option):
-                    yield found
+    def _long_answers(self, data: PromptDataModule) -> list[LongAnswers]:
+        """Return what is too long for training, and for validation if its limit is another; try the rewards once."""
+        if self._too_long is None:
+            limits = {"train": ("sampling", self.sampling), "validation": ("eval_sampling", self.eval_sampling)}
+            found = [
+                long_answers(
+                    self.rewards, data.prompts.get(split, ()), data.tokenizer, sampling, f"rollout.{key}.max_tokens"  # type: ignore[call-overload]
+                )
+                for split, (key, sampling) in limits.items()
+                if split == "train" or sampling.max_tokens != self.sampling.max_tokens
+            ]
+            self._too_long = [one for one in found if one is not None]
+        return self._too_long
 
     def _check_selection(self, module: RLVRModule) -> None:
         names = [reward.name for reward in self.rewards]

@@ -17,7 +17,7 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import LCPO, MathAnswer, Reward
 from lit_rlvr.rewards.references import GOLD_SAMPLES, LongAnswers, check_references, long_answers, warn_of_gold_answers
 from lit_rlvr.rollout.callback import RolloutCallback
-from lit_rlvr.types import Completion, Pair, RewardResult, Sample, Sampling
+from lit_rlvr.types import Completion, Pair, Prompt, RewardResult, Sample, Sampling
 
 
 class Spelt(Reward):
@@ -129,6 +129,10 @@ class Overlap(Reward):
         return len({*sample.answer} & {*completion.text}) / len({*sample.answer})
 
 
+def prompts(*answers: str) -> list[Prompt]:
+    return [Prompt(sample, [1]) for sample in samples(*answers)]
+
+
 @pytest.mark.parametrize(
     ("reward", "answers", "max_tokens", "stop", "expected"),
     [
@@ -149,7 +153,7 @@ def test_answers_longer_than_a_completion_are_measured_in_the_shortest_form_that
 ) -> None:
     """The tokenizer has a token for each byte."""
     found = long_answers(
-        [reward], samples(*answers), byte_tokenizer(), Sampling(max_tokens=max_tokens, stop=stop), "max_tokens"
+        [reward], prompts(*answers), byte_tokenizer(), Sampling(max_tokens=max_tokens, stop=stop), "max_tokens"
     )
     assert (found and (found.count, found.needed, found.is_hopeless)) == expected
 
@@ -159,12 +163,12 @@ def test_rewards_that_pay_no_known_form_leave_the_lengths_alone() -> None:
         def __call__(self, completion: Completion, sample: Sample) -> bool:
             return completion.text == sample.answer[::-1]
 
-    assert long_answers([Backwards()], samples("abcdef"), byte_tokenizer(), Sampling(max_tokens=2), "o") is None
+    assert long_answers([Backwards()], prompts("abcdef"), byte_tokenizer(), Sampling(max_tokens=2), "o") is None
 
 
 def test_an_alias_that_fits_suffices() -> None:
-    row = Sample("0", "q", "three", aliases=("ten",))
-    assert long_answers([Tagged()], [row], byte_tokenizer(), Sampling(max_tokens=8), "o") is None
+    prompt = Prompt(Sample("0", "q", "three", aliases=("ten",)), [1])
+    assert long_answers([Tagged()], [prompt], byte_tokenizer(), Sampling(max_tokens=8), "o") is None
 
 
 def test_what_is_too_long_is_said_with_the_option_and_the_number_that_it_needs() -> None:
