@@ -1,4 +1,4 @@
-"""`lit-rlvr fit`, `validate`, `test`, `preview`, `filter`, `split` and `plan`: LightningCLI with our option groups."""
+"""`lit-rlvr fit`, `validate`, `test`, `preview`, `filter`, `tune`, `split` and `plan`: LightningCLI with our option groups."""
 
 from __future__ import annotations
 
@@ -84,6 +84,7 @@ SUBCOMMANDS = {
     "test": {"model", "dataloaders", "datamodule"},
     "preview": {"model", "datamodule"},
     "filter": {"model", "datamodule"},
+    "tune": {"model", "datamodule"},
     "split": {"model", "datamodule"},
     "plan": {"model", "datamodule"},
 }
@@ -290,7 +291,8 @@ class RLVRCLI(LightningCLI):
         else:
             if subcommand == "fit":
                 run.prepare()
-            if subcommand not in ("preview", "split", "plan"):
+            self.trainer.warm_start = config.warm_start  # type: ignore[attr-defined]
+            if subcommand not in ("preview", "split", "plan", "tune"):
                 rollout = config.rollout
                 config.warm_start.apply(self.model, self.datamodule, rollout.environment, rollout.sampling)
             super()._run_subcommand(subcommand)
