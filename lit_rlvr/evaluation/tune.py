@@ -38,12 +38,15 @@ if TYPE_CHECKING:
 
 GROUP_SIZES = (4, 8, 16)
 """The group sizes to choose from, besides the config's own."""
-ENOUGH, HOPELESS = 0.5, 0.1
-"""The share of prompts with a signal that is enough, and the one below which a model needs a warm start."""
+ENOUGH, NEARLY, HOPELESS = 0.5, 0.9, 0.1
+"""The share of prompts with a signal that is enough, the share of the largest one that is as good, and the one below
+which a model needs a warm start."""
 CUT, GAIN = 0.1, 0.02
 """The share of truncated completions above which longer ones are tried, and the accuracy that longer ones must add."""
 FIRST_PROMPTS, MORE_PROMPTS, MOST_PROMPTS = 8, 32, 512
 """Prompts of the first measurement, of each further one, and of all."""
+LEAST_PROMPTS = 4
+"""The fewest prompts of a rollout that larger groups leave."""
 LONGEST = 8
 """The largest multiple of max_tokens that is tried."""
 LEAST_KEPT = 32
@@ -230,8 +233,9 @@ class Tuner:
         sizes = sorted(size for size in {*GROUP_SIZES, rollout.group_size} if size >= least)
         tuned.prompts, tuned.accuracy = len(groups), _accuracy(groups)
         tuned.sizes = {size: self._signal(groups, size) for size in sizes}
-        enough = [size for size, share in tuned.sizes.items() if share >= ENOUGH]
-        size = rollout.group_size if rollout.group_size in enough else next(iter(enough), sizes[-1])
+        wanted = min(ENOUGH, NEARLY * max(tuned.sizes.values()))
+        enough = [size for size, share in tuned.sizes.items() if share >= wanted]
+        size = rollout.group_size if rollout.group_size in enough else enough[0]
         signal = tuned.sizes[size]
         tuned.choose("The learning rate finds itself.", model__init_args__lr="auto")
         tuned.choose(
@@ -263,8 +267,9 @@ class Tuner:
         if size == self.rollout.group_size:
             return self.data.prompts_per_step
         unit = self.ranks * self.module.updates_per_rollout
-        wanted = round(self.data.prompts_per_step * self.rollout.group_size / size / unit)
-        return unit * max(1, min(wanted, len(self.prompts) // unit))
+        before = self.data.prompts_per_step
+        wanted = max(before * self.rollout.group_size / size, min(before, LEAST_PROMPTS))
+        return unit * max(1, min(round(wanted / unit), len(self.prompts) // unit))
 
     def _teach(self, limit: int) -> int:
         """Choose a warm start on solutions, if the data have any; return the max_tokens that they need."""

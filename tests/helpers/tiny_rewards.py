@@ -93,3 +93,13 @@ def unlearn(completion: Completion, sample: Sample) -> RewardResult:
 def whole_answer(completion: Completion, sample: Sample) -> bool:
     """Right if the text is the answer and nothing else."""
     return completion.text == sample.answer
+
+
+def tagged(completion: Completion, sample: Sample) -> bool:
+    """Right if the text is the answer in tags."""
+    return completion.text == f"<answer>{sample.answer}</answer>"
+
+
+def even_if_yes(completion: Completion, sample: Sample) -> bool:
+    """Right for even first tokens where the answer is yes, so that the other prompts give no signal."""
+    return sample.answer == "yes" and completion.token_ids[0] % 2 == 0
