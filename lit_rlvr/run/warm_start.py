@@ -45,7 +45,8 @@ class WarmStart:
 
     Args:
         steps: maximum number of optimizer steps; 0 = no warm start.
-        until: stop once greedy decoding reproduces the solutions of at least this share of the `checked` prompts.
+        until: stop once greedy decoding reproduces the solutions of at least this share of the `checked` prompts,
+            within the run's `max_tokens` and `stop`.
         solution: column of the data with the target completion; with an environment, a list with the text of each of
             the model's turns, which the environment answers.
         batch_size: prompts in a step.
