@@ -1,4 +1,4 @@
-"""`lit-rlvr fit`, `validate`, `test`, `preview`, `filter`, `tune`, `split` and `plan`: LightningCLI with our option groups."""
+"""`lit-rlvr fit` and the other commands that take a config: LightningCLI with our option groups."""
 
 from __future__ import annotations
 
@@ -108,7 +108,9 @@ class RunParser(Parser, LightningArgumentParser):
     def _defaults_of(self, command: str, group: str) -> str:
         """Return the defaults of an option group as JSON."""
         parser = self._subcommands_action.choices[command]  # type: ignore[union-attr]
-        return json.dumps(yaml.safe_load(parser.dump(parser.get_defaults(), skip_none=False, skip_validation=True))[group])
+        return json.dumps(
+            yaml.safe_load(parser.dump(parser.get_defaults(), skip_none=False, skip_validation=True))[group]
+        )
 
 
 def settings_yaml(parser: LightningArgumentParser, config: Any) -> str:

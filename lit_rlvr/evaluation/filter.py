@@ -23,7 +23,6 @@ from lit_rlvr.rewards.base import check_prefills
 from lit_rlvr.rewards.references import check_references
 from lit_rlvr.rollout.episodes import begins
 from lit_rlvr.rollout.limits import LengthRequirement, check_lengths
-
 from lit_rlvr.types import Prompt
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import comb
 from pathlib import Path
 from statistics import fmean
@@ -26,10 +27,11 @@ from lit_rlvr.evaluation.filter import load_prompts, open_sampler, pass_rate
 from lit_rlvr.evaluation.records import RecordRow, group_rows
 from lit_rlvr.evaluation.sampler import Sampler
 from lit_rlvr.policy.loading import load_model_config
+from lit_rlvr.rewards.combine import Scores
 from lit_rlvr.rewards.references import completion_lengths, is_paid, long_answers
 from lit_rlvr.rollout.limits import context_length
 from lit_rlvr.run.warm_start import LARGE, WarmStart
-from lit_rlvr.types import Prompt
+from lit_rlvr.types import Completion, Prompt, Sample
 
 if TYPE_CHECKING:
     from lit_rlvr.algorithms import RLVRModule
@@ -208,8 +210,8 @@ class Tuner:
     def _sample(self, sampler: Sampler, prompts: Sequence[Prompt], limit: int) -> list[Group]:
         groups: dict[str, Group] = {}
 
-        def judged(prompt: Prompt, *group: Any) -> None:
-            groups[prompt.sample.id] = prompt, group_rows("tune", prompt, *group, p=0)
+        def judged(prompt: Prompt, completions: list[Completion], scores: Scores) -> None:
+            groups[prompt.sample.id] = prompt, group_rows("tune", prompt, completions, scores, 0)
 
         rollout = self.rollout
         sampling = replace(rollout.sampling, max_tokens=limit)
@@ -256,7 +258,9 @@ class Tuner:
         self._choose_tokens(limit)
 
     def _choose_tokens(self, limit: int) -> None:
-        tried = "; ".join(f"{tokens}: accuracy {right:.3f}, {cut:.0%} cut off" for tokens, right, cut, _ in self.tuned.limits)
+        tried = "; ".join(
+            f"{tokens}: accuracy {right:.3f}, {cut:.0%} cut off" for tokens, right, cut, _ in self.tuned.limits
+        )
         before = self.rollout.sampling.max_tokens
         self.tuned.choose(f"max_tokens {limit}, before {before} ({tried}).", rollout__sampling__max_tokens=limit)
         if limit != before == self.rollout.eval_sampling.max_tokens:
@@ -278,8 +282,7 @@ class Tuner:
             self.tuned.reasons.append(f"{wrong} after the warm start: give it more steps, or take easier prompts.")
             return limit
         names = {self.warm_start.solution: None} | dict.fromkeys(self.prompts[0].sample.row)
-        columns = (name for name in names if is_paid(self.rollout.rewards, lambda s: _text(s.row, name), self.prompts))
-        column = next(columns, None)
+        column = next((n for n in names if is_paid(self.rollout.rewards, partial(_text, n), self.prompts)), None)
         if column is None:
             self.tuned.reasons.append(
                 f"{wrong}, and no column of the data holds texts that the rewards pay, from which a warm start could "
@@ -293,9 +296,7 @@ class Tuner:
             warm_start__checked=min(128, max(1, len(self.prompts) // 4)), warm_start__lr=2e-5 if is_large else 1e-3,
         )  # fmt: skip
         samples = [prompt.sample for prompt in self.prompts]
-        lengths = completion_lengths(
-            lambda sample: _text(sample.row, column), samples, self.data.tokenizer, self.rollout.sampling
-        )
+        lengths = completion_lengths(partial(_text, column), samples, self.data.tokenizer, self.rollout.sampling)
         return min(max(limit, *lengths), self._room())
 
     def _keep_mixed(self, groups: list[Group], size: int, per_rollout: int) -> None:
@@ -339,8 +340,8 @@ def _accuracy(groups: Sequence[Group]) -> float:
     return fmean(rates) if rates else 0.0
 
 
-def _text(row: dict[str, Any], name: str) -> str | None:
-    return text if isinstance(text := row.get(name), str) else None
+def _text(column: str, sample: Sample) -> str | None:
+    return text if isinstance(text := sample.row.get(column), str) else None
 
 
 def write_tuned(tuned: Tuned, out: Path) -> None:

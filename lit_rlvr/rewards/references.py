@@ -137,7 +137,7 @@ def long_answers(
         found = LongAnswers.among(lengths, limit, option)
         if found is None or not found.is_hopeless:
             return found
-        is_part_paid = is_paid(rewards, lambda sample: _cut(form(sample) or "", tokenizer, limit - 1), chosen)
+        is_part_paid = is_paid(rewards, partial(_beginning, form, tokenizer, limit - 1), chosen)
         return replace(found, is_hopeless=not is_part_paid)
     return None
 
@@ -149,8 +149,9 @@ def _framed(before: str, after: str, sample: Sample) -> str:
     return f"{before}{min(sample.references, key=len)}{after}"
 
 
-def _cut(text: str, tokenizer: Any, tokens: int) -> str:
-    return str(tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids[:tokens]))
+def _beginning(form: AnswerForm, tokenizer: Any, tokens: int, sample: Sample) -> str:
+    """Return the first tokens of a sample's completion in a form."""
+    return str(tokenizer.decode(tokenizer(form(sample) or "", add_special_tokens=False).input_ids[:tokens]))
 
 
 def completion_lengths(

@@ -366,7 +366,11 @@ class RolloutCallback(ChecksArguments, Callback):
             limits = {"train": ("sampling", self.sampling), "validation": ("eval_sampling", self.eval_sampling)}
             found = [
                 long_answers(
-                    self.rewards, data.prompts.get(split, ()), data.tokenizer, sampling, f"rollout.{key}.max_tokens"  # type: ignore[call-overload]
+                    self.rewards,
+                    data.prompts.get(split, ()),
+                    data.tokenizer,
+                    sampling,
+                    f"rollout.{key}.max_tokens",
                 )
                 for split, (key, sampling) in limits.items()
                 if split == "train" or sampling.max_tokens != self.sampling.max_tokens

@@ -1,4 +1,4 @@
-"""What the first rollout of a run says about the rest: the prompts with a signal, the seconds, and what is in the way."""
+"""The line about a run's first rollout: the prompts with a signal, the seconds of the run, and what is in the way."""
 
 from __future__ import annotations
 

@@ -194,4 +194,3 @@ def test_a_run_whose_answers_do_not_fit_is_refused_and_one_with_some_is_warned(
     refused = lit_rlvr(*arguments, "--config", "tiny.yaml", *data, *limits, *other)
     said = said.replace("5 tokens", "3 tokens").replace("3 of 4 rows", "4 of 4 rows")
     assert said in refused.err and refused.status == (0 if command == "preview" else 2)
-

@@ -121,9 +121,17 @@ def first(accuracy: float, **metrics: float) -> str:
     ("accuracy", "metrics", "expected"),
     [
         (0.0, {"train/no_signal": 0.5}, "^$"),
-        (0.0, {"rollout/truncated": 1.0}, "^100% of the completions are cut off at 8 tokens; raise rollout.sampling.max_t"),
+        (
+            0.0,
+            {"rollout/truncated": 1.0},
+            "^100% of the completions are cut off at 8 tokens; raise rollout.sampling.max_t",
+        ),
         (0.9, {"rollout/truncated": 1.0}, "^90% of the answers are right; .*"),
-        (0.0, {"reward/math/parse_fail": 0.9}, "^reward math finds no answer in 90% of .*, such as 'I think it is 7'; ask"),
+        (
+            0.0,
+            {"reward/math/parse_fail": 0.9},
+            "^reward math finds no answer in 90% of .*, such as 'I think it is 7'; ask",
+        ),
         (0.0, {"rollout/truncated": 1.0, "reward/math/parse_fail": 0.9}, "^100% of the completions are cut off"),
         (0.0, {}, "^0% of the answers are right; every completion had the reward 0: if some deserve another, mend"),
         (math.nan, {}, "^the rewards of a prompt are equal; every completion"),

@@ -131,7 +131,9 @@ def test_solutions_longer_than_a_completion_are_refused_or_reported(
     data.use_model(module)
     data.setup("fit")
     start = WarmStart(steps=1, checked=4, batch_size=4)
-    with pytest.raises(UserError, match=r"max_tokens: 1 tokens are too few for the solutions \(column 'solution'\) of "):
+    with pytest.raises(
+        UserError, match=r"max_tokens: 1 tokens are too few for the solutions \(column 'solution'\) of "
+    ):
         start.check(data, turns=False, sampling=Sampling(max_tokens=1))
     start.check(data, turns=False, sampling=Sampling(max_tokens=2))
     (line,) = caplog.messages

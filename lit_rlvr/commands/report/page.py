@@ -20,8 +20,8 @@ from lit_rlvr.commands.report.charts import (
     more_panels,
     panels,
 )
-from lit_rlvr.commands.report.comparison import COMPARISON, Comparison, comparison
 from lit_rlvr.commands.report.closeup import close_up, shorten, turns_of
+from lit_rlvr.commands.report.comparison import COMPARISON, Comparison, comparison
 from lit_rlvr.commands.report.groups import RunGroup, read_groups
 from lit_rlvr.commands.report.render import render, write_page
 from lit_rlvr.commands.report.runs import differences, main_settings

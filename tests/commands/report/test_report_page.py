@@ -126,7 +126,9 @@ def test_a_study_has_its_comparison_and_figures_on_its_page(tmp_path: Path) -> N
     for name, content in pictures.items():
         (tmp_path / "study" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "study" / name).write_bytes(content)
-    error = "<img src=x onerror=alert(1)> [x](javascript:alert(1)) \x1b[2J ![no](data:text/html,x) ![out](../outside.png)"
+    error = (
+        "<img src=x onerror=alert(1)> [x](javascript:alert(1)) \x1b[2J ![no](data:text/html,x) ![out](../outside.png)"
+    )
     (tmp_path / "study" / "results.md").write_text(
         "# tiny\n\n## sums\n\n| | accuracy |\n| --- | ---: |\n| a | **0.5** |\n\n### s: pass@k\n\n"
         + "\n\n".join(f"![{Path(name).stem}]({name})" for name in [*pictures, "figures/gone.png"])
