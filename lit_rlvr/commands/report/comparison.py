@@ -16,6 +16,8 @@ COMPARISON = "results.md"
 """File of a study's folder with its tables and the places of its figures."""
 FIGURE = re.compile(r"^!\[[^]]*\]\((figures/[^)]+\.png)\)$", re.MULTILINE)
 """A line with a figure."""
+EMPTY = re.compile(r"^## .*\s*(?=^## |\Z)", re.MULTILINE)
+"""A section that had nothing but figures."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ def comparison(folder: Path) -> Comparison:
     reader = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["image", "link", "autolink"])
     reader.add_render_rule("table_open", lambda *_: '<div class="scroll"><table class="numbers">')
     reader.add_render_rule("table_close", lambda *_: "</table></div>")
-    tokens = reader.parse(printable(FIGURE.sub("", text)))
+    tokens = reader.parse(printable(EMPTY.sub("", FIGURE.sub("", text))))
     for token in tokens:
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{int(token.tag[1:]) + 1}"

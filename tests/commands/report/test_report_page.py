@@ -132,12 +132,14 @@ def test_a_study_has_its_comparison_and_figures_on_its_page(tmp_path: Path) -> N
     (tmp_path / "study" / "results.md").write_text(
         "# tiny\n\n## sums\n\n| | accuracy |\n| --- | ---: |\n| a | **0.5** |\n\n### s: pass@k\n\n"
         + "\n\n".join(f"![{Path(name).stem}]({name})" for name in [*pictures, "figures/gone.png"])
+        + "\n\n## Drawn\n\n![more](figures/more.png)"
         + f"\n\n## Failed\n\n| cell | error |\n| --- | ---: |\n| a | {error} |\n"
     )
     text, page = read(write_report([tmp_path / "study"]))
     assert page.misnested == [] and text.index('id="comparison"') < text.index('id="results"')
     for words in ("<h3>sums</h3>", "<h4>s: pass@k</h4>", "<strong>0.5</strong>", 'href="#comparison"', "2 figures"):
         assert words in text, words
+    assert "Drawn" not in text, "a heading of figures alone"
     for name, content in pictures.items():
         assert f'src="data:image/png;base64,{base64.b64encode(content).decode()}"' in text, name
     assert "sums: reward" in page.text and "<img src=x onerror=alert(1)>" in page.text
