@@ -57,7 +57,7 @@ def filter_prompts(
             f"--samples: {samples} is {'not positive' if samples < 1 else f'too large; use at most {MAX_SIZE}'}"
         )
     check_out(out)
-    prompts = load_prompts(module, data, rollout, split)
+    prompts = prompts_to_sample(module, data, rollout, split)
     sampling = rollout.sampling
     settings = {
         "model": module.model_folder, "samples": samples, "sampling": vars(sampling), "data": data.name,
@@ -87,7 +87,7 @@ def filter_prompts(
     return out
 
 
-def load_prompts(
+def prompts_to_sample(
     module: RLVRModule, data: PromptDataModule, rollout: RolloutCallback, split: Split
 ) -> list[Prompt]:  # fmt: skip
     """Read the data of a config, check them against its rewards, and return the prompts of a set.

@@ -23,12 +23,12 @@ from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.common.terminal import Terminal
 from lit_rlvr.datamodules.reading.readers import as_row
 from lit_rlvr.errors import UserError, check_within
-from lit_rlvr.evaluation.filter import load_prompts, open_sampler, pass_rate
+from lit_rlvr.evaluation.filter import open_sampler, pass_rate, prompts_to_sample
 from lit_rlvr.evaluation.records import RecordRow, group_rows
 from lit_rlvr.evaluation.sampler import Sampler
 from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.rewards.combine import Scores
-from lit_rlvr.rewards.references import completion_lengths, is_paid, long_answers
+from lit_rlvr.rewards.references import completion_lengths, earns_reward, long_answers
 from lit_rlvr.rollout.limits import context_length
 from lit_rlvr.run.warm_start import LARGE, WarmStart
 from lit_rlvr.types import Completion, Prompt, Sample
@@ -45,16 +45,16 @@ ENOUGH, NEARLY, HOPELESS = 0.5, 0.9, 0.1
 which a model needs a warm start."""
 CUT, GAIN = 0.1, 0.02
 """The share of truncated completions above which longer ones are tried, and the accuracy that longer ones must add."""
-FIRST_PROMPTS, MORE_PROMPTS, MOST_PROMPTS = 8, 32, 512
+FIRST_PROMPTS, MORE_PROMPTS, MOST_MEASURED = 8, 32, 512
 """Prompts of the first measurement, of each further one, and of all."""
 LEAST_PROMPTS = 4
 """The fewest prompts of a rollout that larger groups leave."""
-LONGEST = 8
+LARGEST_MULTIPLE = 8
 """The largest multiple of max_tokens that is tried."""
 LEAST_KEPT = 32
 """The fewest prompts that a training set is cut down to."""
 
-Group = tuple[Prompt, list[RecordRow]]
+MeasuredGroup = tuple[Prompt, list[RecordRow]]
 
 
 def check_tuned(out: Path, minutes: float) -> None:
@@ -148,7 +148,7 @@ class Tuner:
         self.module, self.data, self.rollout, self.warm_start = module, data, rollout, warm_start
         self.dtype, self.ranks, self.seconds = dtype, ranks, 60 * minutes
         self.samples = max(*GROUP_SIZES, rollout.group_size)
-        prompts = load_prompts(module, data, rollout, "train")
+        prompts = prompts_to_sample(module, data, rollout, "train")
         self.prompts = random.Random(derive_seed("tune", data.seed)).sample(prompts, len(prompts))
         self.tuned = Tuned(samples=self.samples)
         self._parameters = 0
@@ -180,12 +180,12 @@ class Tuner:
         context = context_length(load_model_config(self.module.model_folder)) or 2**20
         return max(1, context - max(len(prompt.token_ids) for prompt in self.prompts))
 
-    def _measure(self, limit: int, started: float, seconds: float) -> tuple[int, list[Group]]:
+    def _measure(self, limit: int, started: float, seconds: float) -> tuple[int, list[MeasuredGroup]]:
         """Return the max_tokens to use, from `limit` up, and groups that were sampled with it."""
-        most = min(self._room(), LONGEST * limit)
+        most = min(self._room(), LARGEST_MULTIPLE * limit)
         sampler = open_sampler(self.module, self.data, self.rollout, self.dtype, self.prompts, most)
         self._parameters = sum(parameter.numel() for parameter in sampler.policy.parameters())
-        first: dict[int, list[Group]] = {}
+        first: dict[int, list[MeasuredGroup]] = {}
         while True:
             begun = time.perf_counter()
             first[limit] = self._sample(sampler, self.prompts[:FIRST_PROMPTS], limit)
@@ -200,15 +200,15 @@ class Tuner:
         groups = first[limit]
         while len(groups) < len(self.prompts):
             left = started + seconds - time.perf_counter()
-            count = min(MORE_PROMPTS, MOST_PROMPTS - len(groups), int(left / of_one))
+            count = min(MORE_PROMPTS, MOST_MEASURED - len(groups), int(left / of_one))
             if count < 1:
                 break
             groups += self._sample(sampler, self.prompts[len(groups) : len(groups) + count], limit)
         sampler.close()
         return limit, groups
 
-    def _sample(self, sampler: Sampler, prompts: Sequence[Prompt], limit: int) -> list[Group]:
-        groups: dict[str, Group] = {}
+    def _sample(self, sampler: Sampler, prompts: Sequence[Prompt], limit: int) -> list[MeasuredGroup]:
+        groups: dict[str, MeasuredGroup] = {}
 
         def judged(prompt: Prompt, completions: list[Completion], scores: Scores) -> None:
             groups[prompt.sample.id] = prompt, group_rows("tune", prompt, completions, scores, 0)
@@ -218,17 +218,17 @@ class Tuner:
         sampler.run(prompts, sampling, self.samples, rollout.rewards, "tune", self.data, judged, rollout.environment)
         return list(groups.values())
 
-    def _note(self, limit: int, groups: Sequence[Group]) -> None:
+    def _note(self, limit: int, groups: Sequence[MeasuredGroup]) -> None:
         rows = [row for _, rows in groups for row in rows]
         cut = fmean(row["finish_reason"] == "length" for row in rows)
         self.tuned.limits.append((limit, _accuracy(groups), cut, self._signal(groups, self.samples)))
 
     @staticmethod
-    def _signal(groups: Sequence[Group], size: int) -> float:
+    def _signal(groups: Sequence[MeasuredGroup], size: int) -> float:
         """Return the mean probability that `size` completions of a prompt differ in their rewards."""
         return fmean(mixed_share([row["reward"] for row in _judged(rows)], size) for _, rows in groups)
 
-    def _choose(self, limit: int, groups: list[Group]) -> None:
+    def _choose(self, limit: int, groups: list[MeasuredGroup]) -> None:
         """Choose all settings by what was measured."""
         tuned, rollout = self.tuned, self.rollout
         least = max(2, self.module.advantage.min_group)
@@ -262,7 +262,10 @@ class Tuner:
             f"{tokens}: accuracy {right:.3f}, {cut:.0%} cut off" for tokens, right, cut, _ in self.tuned.limits
         )
         before = self.rollout.sampling.max_tokens
-        self.tuned.choose(f"max_tokens {limit}, before {before} ({tried}).", rollout__sampling__max_tokens=limit)
+        self.tuned.choose(
+            f"max_tokens {limit}, {'as' if limit == before else f'not {before} as'} before ({tried}).",
+            rollout__sampling__max_tokens=limit,
+        )
         if limit != before == self.rollout.eval_sampling.max_tokens:
             self.tuned.settings["rollout.eval_sampling.max_tokens"] = limit
 
@@ -282,7 +285,9 @@ class Tuner:
             self.tuned.reasons.append(f"{wrong} after the warm start: give it more steps, or take easier prompts.")
             return limit
         names = {self.warm_start.solution: None} | dict.fromkeys(self.prompts[0].sample.row)
-        column = next((n for n in names if is_paid(self.rollout.rewards, partial(_text, n), self.prompts)), None)
+        column = next(
+            (n for n in names if earns_reward(self.rollout.rewards, partial(_column_text, n), self.prompts)), None
+        )
         if column is None:
             self.tuned.reasons.append(
                 f"{wrong}, and no column of the data holds texts that the rewards pay, from which a warm start could "
@@ -296,10 +301,10 @@ class Tuner:
             warm_start__checked=min(128, max(1, len(self.prompts) // 4)), warm_start__lr=2e-5 if is_large else 1e-3,
         )  # fmt: skip
         samples = [prompt.sample for prompt in self.prompts]
-        lengths = completion_lengths(partial(_text, column), samples, self.data.tokenizer, self.rollout.sampling)
+        lengths = completion_lengths(partial(_column_text, column), samples, self.data.tokenizer, self.rollout.sampling)
         return min(max(limit, *lengths), self._room())
 
-    def _keep_mixed(self, groups: list[Group], size: int, per_rollout: int) -> None:
+    def _keep_mixed(self, groups: list[MeasuredGroup], size: int, per_rollout: int) -> None:
         """Choose the measured prompts that give a signal as the training set, if they are enough for one."""
         mixed = [
             (prompt, rows) for prompt, rows in groups if len({row["reward"] for row in _judged(rows)}) > 1
@@ -335,12 +340,12 @@ def _judged(rows: Sequence[RecordRow]) -> list[RecordRow]:
     return [row for row in rows if row["status"] not in ("error", "unjudged")]
 
 
-def _accuracy(groups: Sequence[Group]) -> float:
+def _accuracy(groups: Sequence[MeasuredGroup]) -> float:
     rates = [rate for _, rows in groups if (rate := pass_rate(rows)) is not None]
     return fmean(rates) if rates else 0.0
 
 
-def _text(column: str, sample: Sample) -> str | None:
+def _column_text(column: str, sample: Sample) -> str | None:
     return text if isinstance(text := sample.row.get(column), str) else None
 
 

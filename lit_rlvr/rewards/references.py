@@ -132,12 +132,12 @@ def long_answers(
     if all(length <= limit for _, lengths in measured for length in lengths):
         return None
     for form, lengths in sorted(measured, key=lambda pair: sum(pair[1])):
-        if not is_paid(rewards, form, chosen):
+        if not earns_reward(rewards, form, chosen):
             continue
         found = LongAnswers.among(lengths, limit, option)
         if found is None or not found.is_hopeless:
             return found
-        is_part_paid = is_paid(rewards, partial(_beginning, form, tokenizer, limit - 1), chosen)
+        is_part_paid = earns_reward(rewards, partial(_beginning, form, tokenizer, limit - 1), chosen)
         return replace(found, is_hopeless=not is_part_paid)
     return None
 
@@ -163,7 +163,7 @@ def completion_lengths(
     return [len(ids) + (not text.endswith(sampling.stop)) for ids, text in zip(encoded, texts, strict=True)]
 
 
-def is_paid(rewards: Sequence[Reward], form: AnswerForm, prompts: Sequence[Prompt]) -> bool:
+def earns_reward(rewards: Sequence[Reward], form: AnswerForm, prompts: Sequence[Prompt]) -> bool:
     """Return whether most completions in a form get more than an empty one, tried on some prompts."""
     judges = [reward for reward in rewards if not reward.whole_rollout]
     texts = [(text, prompt) for prompt in _spread(prompts, GOLD_TRIED) if (text := form(prompt.sample))]

@@ -21,7 +21,7 @@ EMPTY = re.compile(r"^## .*\s*(?=^## |\Z)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class Comparison:
+class StudyResults:
     """The results of a study.
 
     Args:
@@ -34,19 +34,22 @@ class Comparison:
     figures: list[tuple[str, str]]
 
 
-def comparison(folder: Path) -> Comparison:
+def comparison(folder: Path) -> StudyResults:
     """Read the results of a study; show HTML in names and errors as text, and leave out figures that are missing."""
     title, _, text = (folder / COMPARISON).read_text(encoding="utf-8", errors="replace").partition("\n")
     reader = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["image", "link", "autolink"])
     reader.add_render_rule("table_open", lambda *_: '<div class="scroll"><table class="numbers">')
     reader.add_render_rule("table_close", lambda *_: "</table></div>")
+    for cell in ("th", "td"):
+        reader.add_render_rule(f"{cell}_open", lambda _, tokens, k, *__: f"<{tokens[k].tag}><div>")
+        reader.add_render_rule(f"{cell}_close", lambda _, tokens, k, *__: f"</div></{tokens[k].tag}>")
     tokens = reader.parse(printable(EMPTY.sub("", FIGURE.sub("", text))))
     for token in tokens:
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{int(token.tag[1:]) + 1}"
     paths = [folder / source for source in FIGURE.findall(text) if ".." not in source]
     figures = [(_title(path), _uri(path)) for path in paths if path.is_file()]
-    return Comparison(title.removeprefix("# "), Markup(reader.renderer.render(tokens, reader.options, {})), figures)
+    return StudyResults(title.removeprefix("# "), Markup(reader.renderer.render(tokens, reader.options, {})), figures)
 
 
 def _title(path: Path) -> str:

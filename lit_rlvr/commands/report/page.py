@@ -21,7 +21,7 @@ from lit_rlvr.commands.report.charts import (
     panels,
 )
 from lit_rlvr.commands.report.closeup import close_up, shorten, turns_of
-from lit_rlvr.commands.report.comparison import COMPARISON, Comparison, comparison
+from lit_rlvr.commands.report.comparison import COMPARISON, StudyResults, comparison
 from lit_rlvr.commands.report.groups import RunGroup, read_groups
 from lit_rlvr.commands.report.render import render, write_page
 from lit_rlvr.commands.report.runs import differences, main_settings
@@ -96,7 +96,7 @@ class Task:
     validation: list[tuple[str, list[str]]]
 
 
-def report_page(title: str, groups: Sequence[RunGroup], comparisons: Sequence[Comparison] = ()) -> str:
+def report_page(title: str, groups: Sequence[RunGroup], comparisons: Sequence[StudyResults] = ()) -> str:
     """Return the HTML of a report.
 
     Args:
