@@ -129,7 +129,11 @@ def long_answers(
     forms: list[AnswerForm] = [partial(_framed, *frame) for frame in GOLD_FORMS.values()]
     forms += [reward.gold_completion for reward in rewards]
     measured = [(form, completion_lengths(form, samples, tokenizer, sampling)) for form in forms]
-    if all(length <= limit for _, lengths in measured for length in lengths):
+    plain, own = measured[0][1], [lengths for _, lengths in measured[len(GOLD_FORMS) :]]
+    tried = (
+        [plain, *own] if any(own) else [plain]
+    )  # code of the user's, which may count its calls, is asked in need only
+    if all(length <= limit for lengths in tried for length in lengths):
         return None
     for form, lengths in sorted(measured, key=lambda pair: sum(pair[1])):
         if not earns_reward(rewards, form, chosen):

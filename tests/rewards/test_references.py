@@ -142,8 +142,8 @@ def prompts(*answers: str) -> list[Prompt]:
         (Spelt(), ("three", "seven"), 5, ("e", "n"), None),  # a stop text ends them, without EOS
         (MathAnswer(), ("1234", "5678"), 5, (), None),  # it pays the plain number, too
         (MathAnswer(boxed_only=True), ("1234", "5678"), 5, (), (2, 13, True)),
-        (Tagged(), ("12", "34"), 19, (), (2, 20, True)),
-        (Tagged(), ("12", "34"), 20, (), None),
+        (Tagged(), ("1234567890", "12345"), 10, (), (2, 28, True)),
+        (Tagged(), ("12", "34"), 19, (), None),  # the plain answers fit, so code of the user's is not asked
         (Overlap(), ("abcdef", "ghijkl"), 4, (), (2, 7, False)),  # it pays a part of an answer
         (Tagged(truncated_is_wrong=False), ("12", ""), 500, (), None),
     ],
