@@ -67,7 +67,7 @@ def filter_prompts(
     records = Records(out.with_suffix(".samples"), settings)
     missing = records.missing(split, prompts)
     if missing:
-        sampler = open_sampler(module, data, rollout, dtype, missing, sampling.max_tokens)
+        sampler = open_sampler(module, data, rollout, dtype, missing, sampling.max_tokens, split)
         with progress_bar(f"{split} prompts", len(missing), done=len(prompts) - len(missing)) as one_more:
 
             def judged(*group: Any) -> None:
@@ -108,13 +108,13 @@ def prompts_to_sample(
 
 def open_sampler(
     module: RLVRModule, data: PromptDataModule, rollout: RolloutCallback, dtype: torch.dtype,
-    prompts: Sequence[Prompt], max_tokens: int,
+    prompts: Sequence[Prompt], max_tokens: int, split: Split = "train",
 ) -> Sampler:  # fmt: skip
     """Start the engine of a config on its model, for completions of at most `max_tokens` of these prompts."""
     grown = data.max_prompt_tokens if begins(rollout.environment) else 0
     reach = replace(rollout.sampling, max_tokens=max_tokens).reach
     requirement = LengthRequirement(
-        f"{data.name} prompts", prompts, reach, "rollout.sampling.max_tokens", min_prompt_tokens=grown
+        f"{data.name} {split}", prompts, reach, "rollout.sampling.max_tokens", min_prompt_tokens=grown
     )
     check_lengths(module.model_folder, [requirement])
     images = max(len(prompt.sample.images) for prompt in prompts)
