@@ -10,6 +10,10 @@ COMMANDS = {
     "test": ("lit_rlvr.cli.lightning_cli", "measure a model on the test set, with the config's sampling and rewards"),
     "preview": ("lit_rlvr.cli.lightning_cli", "show prompts exactly as the model sees them"),
     "filter": ("lit_rlvr.cli.lightning_cli", "keep the prompts that a model sometimes answers correctly"),
+    "tune": (
+        "lit_rlvr.cli.lightning_cli",
+        "sample for some minutes, and choose prompts, group size, max_tokens and a warm start",
+    ),
     "split": ("lit_rlvr.cli.lightning_cli", "write the training and held-out rows of a config's data to files"),
     "plan": ("lit_rlvr.cli.lightning_cli", "estimate the memory per GPU that a run needs, and which strategy fits"),
     "evaluate": ("lit_rlvr.evaluation.evaluate", "measure pass@k of a model, or of completions, on suites"),

@@ -111,7 +111,7 @@ class PlannedRun:
                 lambda: check_schedule(self.module.lr_schedule, self.steps),
                 lambda: rollout.check_data(self.module, data),
                 lambda: self._callback(RunCheckpoint).check_metrics(self.trainer, self.module, data),
-                lambda: self.warm_start.check(data, rollout.environment is not None),
+                lambda: self.warm_start.check(data, rollout.environment is not None, rollout.sampling),
                 lambda: rollout.rollouts_from and rollout.replay_source(self.trainer, self.module, data),
             )
 
@@ -189,7 +189,8 @@ def dry_run(run: PlannedRun) -> None:
     """
     train_whole_rollouts(run.trainer, updates_of(run.module))
     run.prepare()
-    run.rollout.log_sizes(run.module, *run.sizes_on_device)
+    run.rollout.log_sizes(run.module, *run.sizes_on_device, data=run.data)
+    run.rollout.warn_of_long_answers(run.data)
     steps = None if run.iterations is None else run.iterations * updates_of(run.module)
     warn_of_high_rate(run.module.lr, run.module.make_optimizer)
     warn_of_long_warmup(run.module.lr, run.module.warmup_steps, steps)

@@ -1,4 +1,4 @@
-"""`lit-rlvr fit`, `validate`, `test`, `preview`, `filter`, `split` and `plan`: LightningCLI with our option groups."""
+"""`lit-rlvr fit` and the other commands that take a config: LightningCLI with our option groups."""
 
 from __future__ import annotations
 
@@ -48,6 +48,9 @@ import_classes(lit_rlvr.environments, lit_rlvr.rewards)
 OPTION_GROUPS: dict[str, type] = CONFIGURABLE | {"warm_start": WarmStart}
 """Option group -> the class that it configures; null stands for the defaults of the whole group."""
 
+NULL = ("null", "~")
+"""Texts of null in YAML."""
+
 CPU_TRAINER = ("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto")
 """Options that build a trainer for GPUs on a machine without GPUs."""
 
@@ -81,6 +84,7 @@ SUBCOMMANDS = {
     "test": {"model", "dataloaders", "datamodule"},
     "preview": {"model", "datamodule"},
     "filter": {"model", "datamodule"},
+    "tune": {"model", "datamodule"},
     "split": {"model", "datamodule"},
     "plan": {"model", "datamodule"},
 }
@@ -89,6 +93,24 @@ SUBCOMMANDS = {
 
 class RunParser(Parser, LightningArgumentParser):
     """Our parser combined with LightningCLI's own."""
+
+    def parse_line(self, args: Sequence[str]) -> Any:
+        """Parse a command line, where null gives a whole option group its defaults, as it does in a file."""
+        given = [*args]
+        for place, argument in enumerate(args):
+            option, equals, value = argument.partition("=")
+            key, at = option.removeprefix("--"), place if equals else place + 1
+            value = value if equals else "".join(args[at : at + 1])
+            if option == f"--{key}" and key in OPTION_GROUPS and value in NULL:
+                given[at] = f"{option}=" * bool(equals) + self._defaults_of(args[0], key)
+        return super().parse_line(given)
+
+    def _defaults_of(self, command: str, group: str) -> str:
+        """Return the defaults of an option group as JSON."""
+        parser = self._subcommands_action.choices[command]  # type: ignore[union-attr]
+        return json.dumps(
+            yaml.safe_load(parser.dump(parser.get_defaults(), skip_none=False, skip_validation=True))[group]
+        )
 
 
 def settings_yaml(parser: LightningArgumentParser, config: Any) -> str:
@@ -271,7 +293,8 @@ class RLVRCLI(LightningCLI):
         else:
             if subcommand == "fit":
                 run.prepare()
-            if subcommand not in ("preview", "split", "plan"):
+            self.trainer.warm_start = config.warm_start  # type: ignore[attr-defined]
+            if subcommand not in ("preview", "split", "plan", "tune"):
                 rollout = config.rollout
                 config.warm_start.apply(self.model, self.datamodule, rollout.environment, rollout.sampling)
             super()._run_subcommand(subcommand)

@@ -15,6 +15,7 @@ from lit_rlvr.common.files import check_writable
 from lit_rlvr.distributed.strategy import FSDP2
 from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.filter import check_out
+from lit_rlvr.evaluation.tune import check_tuned
 from lit_rlvr.policy.precision import auto_precision
 from lit_rlvr.run.run import DEFAULT_FOLDER
 from lit_rlvr.training.failures import DEFAULT_TOKENS
@@ -46,6 +47,8 @@ def check_config(command: str, config: Namespace) -> None:
         )
     if command == "filter":
         check_out(Path(config.out))
+    if command == "tune":
+        check_tuned(Path(config.out), config.minutes)
     if command == "preview" and config.out is not None:
         check_writable(Path(config.out), "--out")
     if command == "fit" and config.ckpt_path and config.overwrite:

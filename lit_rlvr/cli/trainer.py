@@ -14,10 +14,12 @@ from lit_rlvr.common.terminal import show_result
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.datamodules.base import Split
 from lit_rlvr.evaluation.filter import filter_prompts
+from lit_rlvr.evaluation.tune import Tuner, write_tuned
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rewards.references import check_references
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.trainer import Trainer
+from lit_rlvr.run.warm_start import WarmStart
 
 if TYPE_CHECKING:
     from lit_rlvr.algorithms import RLVRModule
@@ -27,6 +29,8 @@ _log = logging.getLogger("lit_rlvr")
 
 class RLVRTrainer(Trainer):
     """`fit` and `validate` of the Trainer, and our commands that inspect a config before training."""
+
+    warm_start: WarmStart | None = None  # the config's
 
     def preview(
         self, model: RLVRModule, datamodule: PromptDataModule, prompts: int = 3, split: Split = "train",
@@ -44,6 +48,7 @@ class RLVRTrainer(Trainer):
         datamodule.use_model(model)
         found = describe_prompts(datamodule, split, prompts, None if out is None else Path(out))
         check_references(rollout_of(self).rewards, datamodule.loaded)
+        rollout_of(self).warn_of_long_answers(datamodule)
         show_result(found, lambda: print_prompts(found))
         if out is None and any(prompt["images"] for prompt in found["prompts"]):
             _log.info("To look at the images as the model sees them, add --out FOLDER")
@@ -68,6 +73,30 @@ class RLVRTrainer(Trainer):
         kept = len(path.read_text().splitlines())
         found = {"file": str(path), "kept": kept, "option": f"--data.init_args.{split}"}
         show_result(found, lambda: print(f"{path}: use it with {found['option']}"))
+
+    def tune(
+        self, model: RLVRModule, datamodule: PromptDataModule, minutes: float = 5.0, out: str = "tuned.yaml"
+    ) -> None:
+        """Sample for some minutes, and choose prompts, group size, max_tokens and a warm start of a config.
+
+        Args:
+            model: the model that answers.
+            datamodule: the data.
+            minutes: how long to sample; loading and a warm start come on top.
+            out: new config with the choices and their reasons, for `--config C --config OUT`; with rows to train on,
+                they go to a JSONL file next to it.
+        """
+        assert self.warm_start is not None, "the command line sets it"
+        dtype = compute_dtype(str(self.precision))
+        tuner = Tuner(model, datamodule, rollout_of(self), self.warm_start, dtype, self.world_size, minutes)
+        tuned = tuner.run()
+        write_tuned(tuned, Path(out))
+
+        def show() -> None:
+            tuned.show()
+            print(f"{out}: add --config {out}")
+
+        show_result({"file": out} | {key: value for key, value in vars(tuned).items() if key != "rows"}, show)
 
     def split(self, model: RLVRModule, datamodule: PromptDataModule, out: str) -> None:
         """Write the training and held-out rows of the config's data to files.

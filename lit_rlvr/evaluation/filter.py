@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ from lit_rlvr.rewards.base import check_prefills
 from lit_rlvr.rewards.references import check_references
 from lit_rlvr.rollout.episodes import begins
 from lit_rlvr.rollout.limits import LengthRequirement, check_lengths
+from lit_rlvr.types import Prompt
 
 if TYPE_CHECKING:
     from lit_rlvr.algorithms import RLVRModule
@@ -54,15 +57,7 @@ def filter_prompts(
             f"--samples: {samples} is {'not positive' if samples < 1 else f'too large; use at most {MAX_SIZE}'}"
         )
     check_out(out)
-    data.use_model(module)
-    if rollout.environment is not None:
-        data.use_environment(rollout.environment)
-    data.setup("test" if split == "test" else "fit")
-    check_prefills(rollout.rewards, data.opening, data.score_prefill)
-    prompts = data.prompts[split]
-    if not prompts:
-        raise UserError(f"--split: there is no {split} set")
-    check_references(rollout.rewards, data.loaded)
+    prompts = prompts_to_sample(module, data, rollout, split)
     sampling = rollout.sampling
     settings = {
         "model": module.model_folder, "samples": samples, "sampling": vars(sampling), "data": data.name,
@@ -72,20 +67,7 @@ def filter_prompts(
     records = Records(out.with_suffix(".samples"), settings)
     missing = records.missing(split, prompts)
     if missing:
-        longest_prompt = data.max_prompt_tokens if begins(rollout.environment) else 0
-        requirement = LengthRequirement(
-            f"{data.name} {split}",
-            missing,
-            sampling.reach,
-            "rollout.sampling.max_tokens",
-            min_prompt_tokens=longest_prompt,
-        )
-        check_lengths(module.model_folder, [requirement])
-        images = max(len(prompt.sample.images) for prompt in missing)
-        check = data.prepare(requirement.longest)
-        sampler = Sampler(
-            module.model_folder, rollout.engine, module.tokenizer, dtype, requirement.reach, images, check
-        )
+        sampler = open_sampler(module, data, rollout, dtype, missing, sampling.max_tokens, split)
         with progress_bar(f"{split} prompts", len(missing), done=len(prompts) - len(missing)) as one_more:
 
             def judged(*group: Any) -> None:
@@ -103,6 +85,41 @@ def filter_prompts(
     rows = [as_row(p.sample, from_file) | {"pass_rate": rate, "samples": samples} for p, rate in kept]
     write_atomically(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return out
+
+
+def prompts_to_sample(
+    module: RLVRModule, data: PromptDataModule, rollout: RolloutCallback, split: Split
+) -> list[Prompt]:  # fmt: skip
+    """Read the data of a config, check them against its rewards, and return the prompts of a set.
+
+    Raises:
+        UserError: there are none, or a reward refuses the data.
+    """
+    data.use_model(module)
+    if rollout.environment is not None:
+        data.use_environment(rollout.environment)
+    data.setup("test" if split == "test" else "fit")
+    check_prefills(rollout.rewards, data.opening, data.score_prefill)
+    if not data.prompts[split]:
+        raise UserError(f"--split: there is no {split} set")
+    check_references(rollout.rewards, data.loaded)
+    return data.prompts[split]
+
+
+def open_sampler(
+    module: RLVRModule, data: PromptDataModule, rollout: RolloutCallback, dtype: torch.dtype,
+    prompts: Sequence[Prompt], max_tokens: int, split: Split = "train",
+) -> Sampler:  # fmt: skip
+    """Start the engine of a config on its model, for completions of at most `max_tokens` of these prompts."""
+    grown = data.max_prompt_tokens if begins(rollout.environment) else 0
+    reach = replace(rollout.sampling, max_tokens=max_tokens).reach
+    requirement = LengthRequirement(
+        f"{data.name} {split}", prompts, reach, "rollout.sampling.max_tokens", min_prompt_tokens=grown
+    )
+    check_lengths(module.model_folder, [requirement])
+    images = max(len(prompt.sample.images) for prompt in prompts)
+    check = data.prepare(requirement.longest)
+    return Sampler(module.model_folder, rollout.engine, module.tokenizer, dtype, requirement.reach, images, check)
 
 
 def check_out(out: Path) -> None:

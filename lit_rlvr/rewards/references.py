@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import chdir
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
 
 from lit_rlvr.errors import UserError, refuse_all
 from lit_rlvr.rewards.base import Reward
-from lit_rlvr.types import Completion, Sample
+from lit_rlvr.rewards.combine import score_rollout
+from lit_rlvr.types import Completion, Prompt, Sample, Sampling
 
 _log = logging.getLogger("lit_rlvr")
 
 GOLD_SAMPLES = 32
 """Most samples whose references are judged as answers."""
+GOLD_FORMS = {
+    "the plain answer": ("", ""), "\\boxed{}": ("\\boxed{", "}"), "<answer> tags": ("<answer>", "</answer>"),
+    "after ####": ("#### ", ""),
+    "a thought and <answer> tags": ("<think>\nI work it out.\n</think>\n<answer>", "</answer>"),
+    "a ```python block": ("```python\n", "\n```"), "a ```sql block": ("```sql\n", "\n```"),
+}  # fmt: skip
+"""Form of a completion, for a reward without `gold_completion` -> the text before and after the answer."""
+GOLD_LENGTHS, GOLD_TRIED = 1000, 4
+"""Most samples whose gold answers' lengths are measured, and on how many of them the rewards are tried."""
+NEARLY_NONE = 0.05
+"""The share of gold answers that fit into `max_tokens` up to which a run is refused."""
 
 
 def check_references(rewards: Sequence[Reward], samples: Sequence[Sample]) -> None:
@@ -38,8 +55,7 @@ def _unreadable(reward: Reward, samples: Sequence[Sample]) -> str:
 
 def warn_of_gold_answers(rewards: Sequence[Reward], samples: Sequence[Sample]) -> None:
     """Judge the references of some samples as answers; warn of each reward by which not all of them are right."""
-    answered = [sample for sample in samples if sample.answer]
-    chosen = answered[:: max(1, len(answered) // GOLD_SAMPLES)][:GOLD_SAMPLES]
+    chosen = _spread([sample for sample in samples if sample.answer], GOLD_SAMPLES)
     for reward in rewards:
         texts = [(reward.gold_completion(sample), sample) for sample in chosen]
         pairs = [(Completion(text, (), "stop"), sample) for text, sample in texts if text is not None]
@@ -52,3 +68,112 @@ def warn_of_gold_answers(rewards: Sequence[Reward], samples: Sequence[Sample]) -
                 "completion may be right there", reward.name, len(wrong), len(pairs), sample.source or sample.id,
                 completion.text[:200],
             )  # fmt: skip
+
+
+_T = TypeVar("_T")
+
+
+def _spread(items: Sequence[_T], count: int) -> Sequence[_T]:
+    """Return at most `count` items from all parts of a sequence."""
+    return items[:: max(1, len(items) // count)][:count]
+
+
+@dataclass(frozen=True)
+class LongAnswers:
+    """Gold answers of a set that are longer than a completion can be.
+
+    Args:
+        count: how many there are. rows: how many gold answers were measured.
+        needed: tokens of the longest one, EOS included.
+        limit: the most tokens of a completion. option: the option that sets it.
+        is_hopeless: nearly all are too long, and the rewards pay nothing for their beginnings.
+        kind: what the texts are.
+    """
+
+    count: int
+    rows: int
+    needed: int
+    limit: int
+    option: str
+    is_hopeless: bool
+    kind: str = "answers"
+
+    @classmethod
+    def among(cls, lengths: Sequence[int], limit: int, option: str, kind: str = "answers") -> LongAnswers | None:
+        """Return the texts that are too long by their tokens, hopeless if they are nearly all; None if all fit."""
+        count = sum(length > limit for length in lengths)
+        is_hopeless = len(lengths) - count <= NEARLY_NONE * len(lengths)
+        return cls(count, len(lengths), max(lengths), limit, option, is_hopeless, kind) if count else None
+
+    def __str__(self) -> str:
+        """Say how many there are, and what to do."""
+        return (
+            f"{self.option}: {self.limit} tokens are too few for the {self.kind} of {self.count} of {self.rows} rows, "
+            f"which take up to {self.needed}, EOS included; raise it to {self.needed} or more"
+        )
+
+
+def long_answers(
+    rewards: Sequence[Reward], prompts: Sequence[Prompt], tokenizer: Any, sampling: Sampling, option: str
+) -> LongAnswers | None:
+    """Measure the gold answers of prompts, in the shortest form of completion that the rewards pay.
+
+    Args:
+        sampling: the settings of the completions. option: the option of its `max_tokens`.
+
+    Returns:
+        None: all gold answers fit, or the rewards pay no known form.
+    """
+    limit, chosen = sampling.max_tokens, _spread([prompt for prompt in prompts if prompt.sample.answer], GOLD_LENGTHS)
+    samples = [prompt.sample for prompt in chosen]
+    forms: list[AnswerForm] = [partial(_framed, *frame) for frame in GOLD_FORMS.values()]
+    forms += [reward.gold_completion for reward in rewards]
+    measured = [(form, completion_lengths(form, samples, tokenizer, sampling)) for form in forms]
+    plain, own = measured[0][1], [lengths for _, lengths in measured[len(GOLD_FORMS) :]]
+    tried = (
+        [plain, *own] if any(own) else [plain]
+    )  # code of the user's, which may count its calls, is asked in need only
+    if all(length <= limit for lengths in tried for length in lengths):
+        return None
+    for form, lengths in sorted(measured, key=lambda pair: sum(pair[1])):
+        if not earns_reward(rewards, form, chosen):
+            continue
+        found = LongAnswers.among(lengths, limit, option)
+        if found is None or not found.is_hopeless:
+            return found
+        is_part_paid = earns_reward(rewards, partial(_beginning, form, tokenizer, limit - 1), chosen)
+        return replace(found, is_hopeless=not is_part_paid)
+    return None
+
+
+AnswerForm = Callable[[Sample], str | None]
+
+
+def _framed(before: str, after: str, sample: Sample) -> str:
+    return f"{before}{min(sample.references, key=len)}{after}"
+
+
+def _beginning(form: AnswerForm, tokenizer: Any, tokens: int, sample: Sample) -> str:
+    """Return the first tokens of a sample's completion in a form."""
+    return str(tokenizer.decode(tokenizer(form(sample) or "", add_special_tokens=False).input_ids[:tokens]))
+
+
+def completion_lengths(
+    form: Callable[[Sample], str | None], samples: Sequence[Sample], tokenizer: Any, sampling: Sampling
+) -> list[int]:
+    """Return the tokens of each sample's completion in a form, with EOS where no `stop` text ends it."""
+    texts = [text for sample in samples if (text := form(sample))]
+    encoded = tokenizer(texts, add_special_tokens=False).input_ids if texts else []
+    return [len(ids) + (not text.endswith(sampling.stop)) for ids, text in zip(encoded, texts, strict=True)]
+
+
+def earns_reward(rewards: Sequence[Reward], form: AnswerForm, prompts: Sequence[Prompt]) -> bool:
+    """Return whether most completions in a form get more than an empty one, tried on some prompts."""
+    judges = [reward for reward in rewards if not reward.whole_rollout]
+    texts = [(text, prompt) for prompt in _spread(prompts, GOLD_TRIED) if (text := form(prompt.sample))]
+    if not judges or not texts:
+        return False
+    groups = [prompt.as_judged([Completion(given, (), "stop") for given in (text, "")]) for text, prompt in texts]
+    with chdir(Path.cwd()):  # a reward may leave it
+        paid = score_rollout(judges, groups, [prompt.sample for _, prompt in texts]).rewards
+    return float((paid[:, 0] > paid[:, 1]).float().mean()) > 0.5

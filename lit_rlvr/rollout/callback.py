@@ -33,7 +33,7 @@ from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rewards import FunctionReward, Reward, shared_pool
 from lit_rlvr.rewards.base import check_prefills, say_where
 from lit_rlvr.rewards.combine import logged_metrics
-from lit_rlvr.rewards.references import check_references, warn_of_gold_answers
+from lit_rlvr.rewards.references import LongAnswers, check_references, long_answers, warn_of_gold_answers
 from lit_rlvr.rollout.assemble import rollout_metrics
 from lit_rlvr.rollout.episodes import begins, check_turns, turn_metrics
 from lit_rlvr.rollout.generate import GroupSampler, completion_seeds
@@ -137,6 +137,7 @@ class RolloutCallback(ChecksArguments, Callback):
         self.is_used_up = False  # whether the run has trained on all of `rollouts_from`
         self._record: Record | None = None  # of this run
         self._judges: dict[str, dict[str, Any]] = {}
+        self._too_long: list[LongAnswers] | None = None
         self.check()
 
     def check(self) -> None:
@@ -291,10 +292,11 @@ class RolloutCallback(ChecksArguments, Callback):
         module.most_tokens = self._most_tokens(trainer, module) * module.epochs_per_rollout
         sizes = data.prompts_per_step, trainer.world_size, str(trainer.precision), device
         check_all(lambda: self.check_sizes(module, *sizes), lambda: self.check_data(module, data))
-        self.log_sizes(module, *sizes)
+        self.log_sizes(module, *sizes, data=data if stage == "fit" else None)
         if stage == "fit" and trainer.is_global_zero:
             say_where(self.rewards)
             warn_of_gold_answers(self.rewards, [prompt.sample for prompt in data.prompts["train"]])
+            self.warn_of_long_answers(data)
         self._judges = {  # what tells right from wrong, and how sums are rounded
             "code": user_code(),
             "validation": data.validation_hashes() if stage == "fit" else {},
@@ -356,6 +358,30 @@ class RolloutCallback(ChecksArguments, Callback):
             lambda: check_references(self.rewards, data.loaded),
             lambda: check_lengths(module.model_folder, self._length_requirements(data)),
         )
+        refuse_all(str(found) for found in self._long_answers(data) if found.is_hopeless)
+
+    def warn_of_long_answers(self, data: PromptDataModule) -> None:
+        """Warn of gold answers that are longer than a completion can be."""
+        for found in self._long_answers(data):
+            _log.warning("%s", found)
+
+    def _long_answers(self, data: PromptDataModule) -> list[LongAnswers]:
+        """Return what is too long for training, and for validation if its limit is another; try the rewards once."""
+        if self._too_long is None:
+            limits = {"train": ("sampling", self.sampling), "validation": ("eval_sampling", self.eval_sampling)}
+            found = [
+                long_answers(
+                    self.rewards,
+                    data.prompts.get(split, ()),
+                    data.tokenizer,
+                    sampling,
+                    f"rollout.{key}.max_tokens",
+                )
+                for split, (key, sampling) in limits.items()
+                if split == "train" or sampling.max_tokens != self.sampling.max_tokens
+            ]
+            self._too_long = [one for one in found if one is not None]
+        return self._too_long
 
     def _check_selection(self, module: RLVRModule) -> None:
         names = [reward.name for reward in self.rewards]
@@ -383,10 +409,13 @@ class RolloutCallback(ChecksArguments, Callback):
         )  # fmt: skip
 
     def log_sizes(
-        self, module: RLVRModule, prompts: int, ranks: int, precision: str = "32-true", device: str = "cpu"
-    ) -> None:
+        self, module: RLVRModule, prompts: int, ranks: int, precision: str = "32-true", device: str = "cpu",
+        data: PromptDataModule | None = None,
+    ) -> None:  # fmt: skip
         """Log the derived sizes, and warn of slow ones."""
-        log_sizes(module, self.generator, self.group_size, prompts, ranks, precision, device)
+        trained = [] if data is None else self._length_requirements(data)[:1]  # the training prompts come first
+        longest = max((requirement.reach for requirement in trained), default=0)
+        log_sizes(module, self.generator, self.group_size, prompts, ranks, precision, device, longest)
 
     def _started(
         self, trainer: Trainer, module: RLVRModule, training: bool = False

@@ -210,12 +210,14 @@ def _wrong_sizes(
 
 
 def log_sizes(
-    module: RLVRModule, engine: RolloutEngine, group_size: int, prompts: int, ranks: int, precision: str, device: str
-) -> None:
+    module: RLVRModule, engine: RolloutEngine, group_size: int, prompts: int, ranks: int, precision: str, device: str,
+    longest: int = 0,
+) -> None:  # fmt: skip
     """Log the sizes that follow from the settings, and warn of those that are slow or do not fit the algorithm.
 
     Args:
         group_size, prompts, ranks, precision, device: as `check_sizes` takes them.
+        longest: the most tokens of a training prompt and its completion; a micro-batch has at least one whole.
     """
     if precision == "bf16-mixed" and device == "cpu" and (factor := bf16_slowdown()) > SLOW:
         _log.warning(
@@ -232,11 +234,14 @@ def log_sizes(
             "engine %s computes in 8 bits, so it does not sample from the trained policy: use "
             "model.importance_correction: token_truncate", engine.name,
         )  # fmt: skip
+    budget, more = module.tokens_per_microbatch, ""
+    if longest > budget:
+        more = f" (the longest prompt with its completion alone, so more than model.tokens_per_microbatch={budget})"
     _log.info(
         "%d prompts x %d completions = %d sequences per rollout: %d rank(s) x %d minibatch(es) of %d group(s), "
-        "%d pass(es), at most %d tokens at once; engine %s, importance correction %s",
+        "%d pass(es), at most %d tokens at once%s; engine %s, importance correction %s",
         prompts, group_size, prompts * group_size, ranks, module.updates_per_rollout,
-        prompts // ranks // module.updates_per_rollout, module.epochs_per_rollout, module.tokens_per_microbatch,
+        prompts // ranks // module.updates_per_rollout, module.epochs_per_rollout, max(budget, longest), more,
         engine.name, correction,
     )  # fmt: skip
 

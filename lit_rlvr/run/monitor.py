@@ -196,7 +196,8 @@ def why_stopped(trainer: Trainer, has_ended: bool) -> str | None:
 class LostWork(Callback):
     """Warnings when most completions are truncated or most prompts give no signal: once, and again when the share has
     grown by another 0.2; when the importance correction drops nearly all tokens: once; and, at most every 10th
-    iteration, when it leaves few effective samples, or dynamic sampling finds no group.
+    iteration, when it leaves few effective samples, or dynamic sampling finds no group. `FirstRollout` speaks of the
+    first iteration.
     """
 
     def __init__(self) -> None:
@@ -208,12 +209,13 @@ class LostWork(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.is_global_zero:
+        module: Any = pl_module
+        if trainer.is_global_zero and module.iteration > 1:
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
             values = batch.rollout.rewards[batch.rollout.rewarded].unique().tolist()
             constant = values[0] if values == [metrics["rollout/reward"]] else None
-            sampling, selection = rollout_of(trainer).sampling, pl_module.selection
-            for line in self.look(metrics, sampling, selection, constant):  # type: ignore[arg-type]
+            sampling, selection = rollout_of(trainer).sampling, module.selection
+            for line in self.look(metrics, sampling, selection, constant):
                 _log.warning("step %d: %s", trainer.global_step, line)
             for line in self.look_at_answers(metrics, batch.rollout):
                 _log.warning("step %d: %s", trainer.global_step, line)
@@ -256,7 +258,7 @@ class LostWork(Callback):
         if (share := self._grown("train/no_signal", metrics)) is not None:
             said.append(
                 f"{share:.0%} of the prompts gave no signal: their completions all had the same reward; "
-                f"{_signal_advice(metrics['rollout/accuracy'], constant)}"
+                f"{signal_advice(metrics['rollout/accuracy'], constant)}"
             )
         if (share := self._grown("train/importance_dropped", metrics, NEARLY_ALL)) is not None:
             said.append(
@@ -274,7 +276,7 @@ class LostWork(Callback):
                 + (
                     f"the rewards of {mixed:.0%} of the groups do differ: set model.dynamic_sampling: reward"
                     if mixed and selection.by != "reward"
-                    else _signal_advice(metrics["rollout/accuracy"], constant)
+                    else signal_advice(metrics["rollout/accuracy"], constant)
                 )
             )
         self._silent -= 1
@@ -297,7 +299,7 @@ class LostWork(Callback):
         return share
 
 
-def _signal_advice(accuracy: float, constant: float | None = None) -> str:
+def signal_advice(accuracy: float, constant: float | None = None) -> str:
     """Return what helps when the completions of a prompt all have the same reward.
 
     Args:
@@ -544,7 +546,7 @@ def _dead_groups(metrics: Metrics) -> Iterator[RunFinding]:
             + (f"; {solved.last:.0%} of the completions are correct" if solved.values else ""),
             "the run has learnt what these prompts teach: end it, or go on with harder prompts (lit-rlvr filter)"
             if is_solved
-            else _signal_advice(solved.last if solved.values else 0.0, constant),
+            else signal_advice(solved.last if solved.values else 0.0, constant),
         )
 
 

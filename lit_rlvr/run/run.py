@@ -22,6 +22,7 @@ from lit_rlvr.distributed.collectives import is_first_process
 from lit_rlvr.errors import UserError
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.run.checkpoint import RunCheckpoint
+from lit_rlvr.run.first_rollout import FirstRollout
 from lit_rlvr.run.folder import CONFIG_HEADER, LOCK, claim_run_folder, clear_run_folder, ended_early, lock_run_folder
 from lit_rlvr.run.live import LiveFile
 from lit_rlvr.run.loggers import open_loggers
@@ -173,7 +174,7 @@ CONFIGURABLE: dict[str, type[Callback]] = {
     "collapse": CollapseMonitor,
 }
 """Key of a config -> the callback of every run that it configures."""
-FIXED: tuple[type[Callback], ...] = (RankWatch, StopOnSignal, EndOfSetUp, LostWork, LiveFile)
+FIXED: tuple[type[Callback], ...] = (RankWatch, StopOnSignal, EndOfSetUp, LostWork, LiveFile, FirstRollout)
 """The callbacks of every run that have no options."""
 CALLBACK_ORDER: tuple[type[Callback], ...] = (
     RankWatch,
@@ -188,6 +189,7 @@ CALLBACK_ORDER: tuple[type[Callback], ...] = (
     RolloutCallback,
     Budget,
     CollapseMonitor,
+    FirstRollout,  # after the budget, which knows the length of the run
     Timer,
     ProgressBar,
     Checkpoint,

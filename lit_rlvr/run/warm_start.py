@@ -23,6 +23,7 @@ from lit_rlvr.errors import UserError, check_all, check_within
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.sources import cache_folder, made_once
+from lit_rlvr.rewards.references import LongAnswers, completion_lengths
 from lit_rlvr.rollout.episodes import Episodes, between_turns
 from lit_rlvr.run.export import save_model
 from lit_rlvr.training.step import cut_rows
@@ -44,7 +45,8 @@ class WarmStart:
 
     Args:
         steps: maximum number of optimizer steps; 0 = no warm start.
-        until: stop once greedy decoding reproduces the solutions of at least this share of the `checked` prompts.
+        until: stop once greedy decoding reproduces the solutions of at least this share of the `checked` prompts,
+            within the run's `max_tokens` and `stop`.
         solution: column of the data with the target completion; with an environment, a list with the text of each of
             the model's turns, which the environment answers.
         batch_size: prompts in a step.
@@ -109,14 +111,15 @@ class WarmStart:
                 episodes.close()
         module.model_folder = str(target)
 
-    def check(self, data: PromptDataModule, turns: bool) -> None:
-        """Refuse data without solutions, or with too few prompts; load no weights.
+    def check(self, data: PromptDataModule, turns: bool, sampling: Sampling = Sampling()) -> None:  # noqa: B008
+        """Refuse data without solutions, with too few prompts or with solutions that are too long; load no weights.
 
         Args:
             turns: True if an environment answers, so that a solution is a list of turns.
+            sampling: training's settings.
 
         Raises:
-            UserError: solutions or prompts are missing; the message names them.
+            UserError: solutions or prompts are missing, or solutions are too long; the message names them.
         """
         if not self.steps:
             return
@@ -124,6 +127,18 @@ class WarmStart:
         check_all(
             lambda: self._check_count(len(prompts)),
             lambda: [self._texts(prompt) if turns else self._text(prompt) for prompt in prompts],
+        )
+        if not turns and (found := self._too_long(prompts, data.tokenizer, sampling)) is not None:
+            if found.is_hopeless:
+                raise UserError(str(found))
+            _log.warning("%s", found)
+
+    def _too_long(self, prompts: list[Prompt], tokenizer: Any, sampling: Sampling) -> LongAnswers | None:
+        """Return the solutions that do not fit into a completion of training."""
+        texts = [prompt.sample for prompt in prompts if isinstance(prompt.sample.row.get(self.solution), str)]
+        lengths = completion_lengths(lambda sample: sample.row[self.solution], texts, tokenizer, sampling)
+        return LongAnswers.among(
+            lengths, sampling.max_tokens, "rollout.sampling.max_tokens", f"solutions (column {self.solution!r})"
         )
 
     def _prompts(self, data: PromptDataModule) -> list[Prompt]:
@@ -148,6 +163,8 @@ class WarmStart:
         digest = hashlib.sha256(json.dumps(vars(self), sort_keys=True).encode())
         if environment is not None:
             digest.update(f"{environment_fingerprint(environment)} {sampling}".encode())
+        elif sampling.stop or self._too_long(self._prompts(data), data.tokenizer, sampling):
+            digest.update(f"{sampling.stop} {sampling.max_tokens}".encode())  # they change what is exact
         for name, parameter in sorted(policy.model.named_parameters()):
             digest.update(name.encode() + parameter.detach().view(torch.uint8).numpy().tobytes())
         for prompt in self._prompts(data):
@@ -290,13 +307,20 @@ def exact_match(
     policy: Policy, pairs: list[tuple[Prompt, Completion]], tokenizer: Any, episodes: Episodes | None = None,
     sampling: Sampling = Sampling(),  # noqa: B008  # frozen
 ) -> float:  # fmt: skip
-    """Return the share of prompts that greedy decoding answers exactly like their solutions, in every turn."""
+    """Return the share of prompts that greedy decoding answers exactly like their solutions, in every turn, within the
+    limits of `sampling`."""
     engine = HFEngine()
     engine.start(EngineContext.in_place(policy, tokenizer, len(pairs)))
     if episodes is None:
-        sampling = Sampling(max_tokens=max(len(completion.token_ids) for _, completion in pairs))
-    greedy = replace(sampling, temperature=0.0, banned_token_ids=policy.placeholder_ids)
+        longest = max(len(completion.token_ids) for _, completion in pairs)
+        sampling = replace(sampling, max_tokens=min(longest, sampling.max_tokens))
+    greedy = replace(sampling, temperature=0.0, top_p=1.0, top_k=0, banned_token_ids=policy.placeholder_ids)
     generated = engine.generate([prompt for prompt, _ in pairs], greedy, [[0]] * len(pairs), turns=episodes)
-    return sum(c.token_ids == solution.token_ids for (c,), (_, solution) in zip(generated, pairs, strict=True)) / len(
-        pairs
-    )
+    solved = [_is_same(found, solution) for (found,), (_, solution) in zip(generated, pairs, strict=True)]
+    return sum(solved) / len(solved)
+
+
+def _is_same(found: Completion, solution: Completion) -> bool:
+    """Return whether a completion is a solution, whose EOS it lacks where a `stop` text ended it."""
+    ids = solution.token_ids
+    return found.token_ids == ids or (found.token_ids == ids[:-1] and not found.truncated)

@@ -120,7 +120,8 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         max_grad_norm: gradients are scaled down to this norm; 0 = off.
         updates_per_rollout: number of minibatches (optimizer steps) that a rollout is split into.
         epochs_per_rollout: passes over each rollout.
-        tokens_per_microbatch: maximum input tokens per micro-batch, including padding; bounds memory without changing
+        tokens_per_microbatch: maximum input tokens per micro-batch, including padding, though it has at least one
+            prompt and completion, however long; bounds memory without changing
             results. Halved when memory runs out. `auto` lets `lit-rlvr fit` choose it by the memory of the devices; the
             run's `config.yaml` has the number, which a resume keeps.
         kl_coef: weight of the KL term against the initial policy; 0 = off, without loading a reference model.

@@ -50,7 +50,15 @@ def test_it_says_what_the_run_would_be(lit_rlvr: CLI) -> None:
     ):  # fmt: skip
         assert f"{line}" in done.out, line
     assert "<|im_start|>user\nWhat is " in done.out and "memory: " in done.out and "parameters" in done.out
-    assert "error" not in done.err
+    assert "error" not in done.err and "at most 4096 tokens at once; engine hf" in done.err
+
+
+@pytest.mark.parametrize("tokens", [8, 20])
+def test_a_micro_batch_has_a_whole_row_however_small_its_budget(lit_rlvr: CLI, tokens: int) -> None:
+    done = lit_rlvr(*DRY, "--model.init_args.tokens_per_microbatch", tokens, "--json")
+    prompts = int(json.loads(done.out)["run"]["data"].split(" prompts of ")[1].split(" to ")[1].split(" tokens")[0])
+    said = f"at most {prompts + 8} tokens at once (the longest prompt with its completion alone, so more than "
+    assert f"{said}model.tokens_per_microbatch={tokens}); engine hf" in done.err, done.err
 
 
 @pytest.mark.slow

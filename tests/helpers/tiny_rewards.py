@@ -88,3 +88,18 @@ def unlearn(completion: Completion, sample: Sample) -> RewardResult:
     """Right is what `first_token` says, and right answers are punished."""
     right = first_token(completion, sample).correct
     return RewardResult(0.0 if right else 1.0, right)
+
+
+def whole_answer(completion: Completion, sample: Sample) -> bool:
+    """Right if the text is the answer and nothing else."""
+    return completion.text == sample.answer
+
+
+def tagged(completion: Completion, sample: Sample) -> bool:
+    """Right if the text is the answer in tags."""
+    return completion.text == f"<answer>{sample.answer}</answer>"
+
+
+def even_if_yes(completion: Completion, sample: Sample) -> bool:
+    """Right for even first tokens where the answer is yes, so that the other prompts give no signal."""
+    return sample.answer == "yes" and completion.token_ids[0] % 2 == 0

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import byte_tokenizer
 from tiny_fit import fit
 
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import LCPO, MathAnswer, Reward
-from lit_rlvr.rewards.references import GOLD_SAMPLES, check_references, warn_of_gold_answers
+from lit_rlvr.rewards.references import GOLD_SAMPLES, LongAnswers, check_references, long_answers, warn_of_gold_answers
 from lit_rlvr.rollout.callback import RolloutCallback
-from lit_rlvr.types import Completion, Pair, RewardResult, Sample, Sampling
+from lit_rlvr.types import Completion, Pair, Prompt, RewardResult, Sample, Sampling
 
 
 class Spelt(Reward):
@@ -107,8 +108,89 @@ def test_fit_judges_the_gold_answers_once_at_its_start(
     data: Any, tiny_model_folder: Path, tmp_path: Path, caplog: Any
 ) -> None:
     made = data(["one", "Two", "three"], ["four"])
-    rollout = RolloutCallback(group_size=2, engine="hf", sampling=Sampling(max_tokens=2), rewards=[Spelt()])
+    rollout = RolloutCallback(group_size=2, engine="hf", sampling=Sampling(max_tokens=6), rewards=[Spelt()])
     fit(tiny_model_folder, tmp_path, data=made, trainer_options={"callbacks": [rollout]})
     (line,) = [message for message in caplog.messages if "references are not right" in message]
     assert line.startswith("reward spelt: 1 of 3 references are not right when they are given as the answer; first, ")
     assert "train.jsonl:2: 'Two'" in line
+
+
+class Tagged(Reward):
+    """Pays an answer in tags alone, and knows no text that it would pay."""
+
+    def __call__(self, completion: Completion, sample: Sample) -> bool:
+        return completion.text == f"<answer>{sample.answer}</answer>"
+
+
+class Overlap(Reward):
+    """Pays the share of the answer's letters that a completion has."""
+
+    def __call__(self, completion: Completion, sample: Sample) -> float:
+        return len({*sample.answer} & {*completion.text}) / len({*sample.answer})
+
+
+def prompts(*answers: str) -> list[Prompt]:
+    return [Prompt(sample, [1]) for sample in samples(*answers)]
+
+
+@pytest.mark.parametrize(
+    ("reward", "answers", "max_tokens", "stop", "expected"),
+    [
+        (Spelt(), ("one", "three"), 6, (), None),
+        (Spelt(), ("one", "three"), 5, (), (1, 6, False)),
+        (Spelt(), ("three", "seven"), 5, (), (2, 6, True)),
+        (Spelt(), ("three", "seven"), 5, ("e", "n"), None),  # a stop text ends them, without EOS
+        (MathAnswer(), ("1234", "5678"), 5, (), None),  # it pays the plain number, too
+        (MathAnswer(boxed_only=True), ("1234", "5678"), 5, (), (2, 13, True)),
+        (Tagged(), ("1234567890", "12345"), 10, (), (2, 28, True)),
+        (Tagged(), ("12", "34"), 19, (), None),  # the plain answers fit, so code of the user's is not asked
+        (Overlap(), ("abcdef", "ghijkl"), 4, (), (2, 7, False)),  # it pays a part of an answer
+        (Tagged(truncated_is_wrong=False), ("12", ""), 500, (), None),
+    ],
+)
+def test_answers_longer_than_a_completion_are_measured_in_the_shortest_form_that_is_paid(
+    reward: Reward, answers: tuple[str, ...], max_tokens: int, stop: tuple[str, ...], expected: Any
+) -> None:
+    """The tokenizer has a token for each byte."""
+    found = long_answers(
+        [reward], prompts(*answers), byte_tokenizer(), Sampling(max_tokens=max_tokens, stop=stop), "max_tokens"
+    )
+    assert (found and (found.count, found.needed, found.is_hopeless)) == expected
+
+
+def test_rewards_that_pay_no_known_form_leave_the_lengths_alone() -> None:
+    class Backwards(Reward):
+        def __call__(self, completion: Completion, sample: Sample) -> bool:
+            return completion.text == sample.answer[::-1]
+
+    assert long_answers([Backwards()], prompts("abcdef"), byte_tokenizer(), Sampling(max_tokens=2), "o") is None
+
+
+def test_an_alias_that_fits_suffices() -> None:
+    prompt = Prompt(Sample("0", "q", "three", aliases=("ten",)), [1])
+    assert long_answers([Tagged()], [prompt], byte_tokenizer(), Sampling(max_tokens=8), "o") is None
+
+
+def test_what_is_too_long_is_said_with_the_option_and_the_number_that_it_needs() -> None:
+    assert str(LongAnswers(3, 4, 10, 8, "rollout.sampling.max_tokens", True)) == (
+        "rollout.sampling.max_tokens: 8 tokens are too few for the answers of 3 of 4 rows, which take up to 10, EOS "
+        "included; raise it to 10 or more"
+    )
+
+
+@pytest.mark.parametrize("command", ["fit", "dry-run", "preview"])
+def test_a_run_whose_answers_do_not_fit_is_refused_and_one_with_some_is_warned(
+    run_folder: Path, lit_rlvr: Any, command: str
+) -> None:
+    rows = [{"prompt": f"{k}?", "answer": "seven" if k else "six"} for k in range(4)]
+    (run_folder / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = ("--data", "PromptDataModule", "--data.init_args.train", "d.jsonl", "--data.init_args.prompts_per_step", 2)
+    limits = ("--rollout.sampling.max_tokens", 5, "--rollout.rewards", "[tiny_rewards.whole_answer]")
+    arguments = {"fit": ("fit",), "dry-run": ("fit", "--dry-run"), "preview": ("preview",)}[command]
+    result = lit_rlvr(*arguments, "--config", "tiny.yaml", *data, *limits, "--trainer.max_steps", 1)
+    said = "rollout.sampling.max_tokens: 5 tokens are too few for the answers of 3 of 4 rows, which take up to 6, EOS"
+    assert result.status == 0 and result.err.count(said) == 1, result.err
+    other = ("--rollout.sampling.max_tokens", 3, "--trainer.default_root_dir", "other")
+    refused = lit_rlvr(*arguments, "--config", "tiny.yaml", *data, *limits, *other)
+    said = said.replace("5 tokens", "3 tokens").replace("3 of 4 rows", "4 of 4 rows")
+    assert said in refused.err and refused.status == (0 if command == "preview" else 2)

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_fit import fit as fit_in_process
 from tiny_rewards import judged_as_is
 from tiny_runs import FIT, completions, metrics
 
+from lit_rlvr.run.first_rollout import obstacle
 from lit_rlvr.run.monitor import LostWork
-from lit_rlvr.types import Sampling
+from lit_rlvr.types import Completion, Prompt, Rollout, Sample, Sampling
 
 CLI = Callable[..., Any]
 
@@ -46,7 +48,7 @@ def test_prompts_without_a_signal_are_too_hard_or_too_easy() -> None:
 def test_a_constant_reward_is_not_called_a_matter_of_the_prompts(run_folder: Path, lit_rlvr: CLI) -> None:
     reward = json.dumps([judged_as_is("dead")])
     result = lit_rlvr(*FIT, "--rollout.rewards", reward, "--trainer.max_steps", 1)
-    assert re.search(r"had the same reward; every completion had the reward \S+: if some deserve another,", result.err)
+    assert re.search(r"In the way: .*; every completion had the reward \S+: if some deserve another,", result.err)
     mixed = {"rollout/truncated": 0.0, "train/no_signal": 0.75, "rollout/accuracy": 0.9}
     (line,) = LostWork().look(mixed, Sampling())
     assert "every completion" not in line
@@ -95,9 +97,59 @@ def test_each_step_prints_a_line_and_one_warning(run_folder: Path, lit_rlvr: CLI
     assert any(cut) and float(first["rollout/truncated"]) > 0.5
     share = f"{float(first['rollout/truncated']):.0%}"
     assert f"step 1/4  reward 1.000  accuracy 1.000  truncated {share}  no signal 100%  " in result.err
-    assert f"step 1: {share} of the completions were cut off before they ended; raise rollout.sampling." in result.err
+    assert "first rollout: 0 of 4 prompts give a signal with 4 completions each, accuracy 1.000; the run" in result.err
+    assert "In the way: 100% of the answers are right; every completion had the reward 1: if some des" in result.err
+    later = f"{float(metrics(run_folder / 'run')[2]['rollout/truncated']):.0%}"
+    assert f"step 2: {later} of the completions were cut off before they ended; raise rollout.sampling." in result.err
     assert len(re.findall("were cut off", result.err)) == len(re.findall("gave no signal", result.err)) == 1
     lengths = [
         float(row["val/arithmetic/length"]) for row in metrics(run_folder / "run") if row["val/arithmetic/length"]
     ]
     assert lengths and max(lengths) <= 2
+
+
+def first(accuracy: float, **metrics: float) -> str:
+    """What is in the way of a first rollout of one group, whose reward finds an answer in none of its completions."""
+    group = [Completion("I think\nit is 7", (5, 6), "stop") for _ in range(2)]
+    rollout = Rollout.unscored([Prompt(Sample("a", "?", "7"), [1])], [group], Sampling())
+    rollout.unreadable = {"math": torch.ones(1, 2, dtype=torch.bool)}
+    usual = {"train/no_signal": 1.0, "rollout/truncated": 0.0, "reward/math/parse_fail": 0.0}
+    return obstacle(usual | {"rollout/accuracy": accuracy} | metrics, rollout, Sampling(max_tokens=8))
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "metrics", "expected"),
+    [
+        (0.0, {"train/no_signal": 0.5}, "^$"),
+        (
+            0.0,
+            {"rollout/truncated": 1.0},
+            "^100% of the completions are cut off at 8 tokens; raise rollout.sampling.max_t",
+        ),
+        (0.9, {"rollout/truncated": 1.0}, "^90% of the answers are right; .*"),
+        (
+            0.0,
+            {"reward/math/parse_fail": 0.9},
+            "^reward math finds no answer in 90% of .*, such as 'I think it is 7'; ask",
+        ),
+        (0.0, {"rollout/truncated": 1.0, "reward/math/parse_fail": 0.9}, "^100% of the completions are cut off"),
+        (0.0, {}, "^0% of the answers are right; every completion had the reward 0: if some deserve another, mend"),
+        (math.nan, {}, "^the rewards of a prompt are equal; every completion"),
+    ],
+)
+def test_what_is_in_the_way_of_a_first_rollout_is_one_line(
+    accuracy: float, metrics: dict[str, float], expected: str
+) -> None:
+    assert re.search(expected, first(accuracy, **metrics))
+
+
+def test_the_first_rollout_is_described_once_and_not_after_a_resume(run_folder: Path, lit_rlvr: CLI) -> None:
+    start = lit_rlvr(*FIT, "--trainer.max_steps", 2)
+    assert start.err.count("first rollout: ") == 1 and re.search(r"the run takes about \d+ s", start.err), start.err
+    more = lit_rlvr(*FIT, "--ckpt_path", "last", "--trainer.max_steps", 3)
+    assert more.status == 0 and "first rollout: " not in more.err
+    endless = lit_rlvr(
+        *FIT, "--trainer.max_steps", -1, "--trainer.max_time", "00:00:00:01", "--trainer.default_root_dir", "endless"
+    )
+    (line,) = [line for line in endless.err.splitlines() if "first rollout: " in line]
+    assert "the run takes" not in line

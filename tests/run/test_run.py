@@ -141,7 +141,8 @@ def test_callbacks_are_ordered_by_what_they_are() -> None:
     names = [type(callback).__name__ for callback in trainer.callbacks]
     own = names.index("Own")
     assert names[:2] == ["RankWatch", "StopOnSignal"] and names[own - 1] == "LiveFile"
-    assert names[own + 1 : own + 6] == ["RunFolder", "RolloutCallback", "Budget", "CollapseMonitor", "Timer"]
+    after = ["RunFolder", "RolloutCallback", "Budget", "CollapseMonitor", "FirstRollout", "Timer"]
+    assert names[own + 1 : own + 7] == after
     assert names[-2:] == ["RunCheckpoint", "ModelCheckpoint"]
     assert [type(one) for one in in_order([Own(), RunStart(None), StopOnSignal()])] == [StopOnSignal, RunStart, Own]  # type: ignore[arg-type]
 

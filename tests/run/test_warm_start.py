@@ -104,6 +104,44 @@ def test_the_exact_match_counts_greedy_answers(vlm_folder: Path, tmp_path: Path)
     assert exact_match(policy, list(zip(prompts, wanted, strict=True)), module.tokenizer) == 1.0
     wanted[0] = Completion("", (*greedy[0][:2], greedy[0][2] + 1), "stop")
     assert exact_match(policy, list(zip(prompts, wanted, strict=True)), module.tokenizer) == pytest.approx(2 / 3)
+    limits = Sampling(max_tokens=2)
+    assert exact_match(policy, list(zip(prompts, wanted, strict=True)), module.tokenizer, None, limits) == 0.0, (
+        "the run's own limit cuts them"
+    )
+
+
+def test_a_stop_text_ends_a_solution_in_the_place_of_eos(tiny_model_folder: Path) -> None:
+    module, policy = GRPO(model=str(tiny_model_folder)), load_policy(str(tiny_model_folder))
+    prompt = Prompt(Sample("0", "?", "1"), [40, 41])
+    logits = policy.model(torch.tensor([[40, 41]])).logits[0, -1]
+    first = int(logits.argmax())
+    stop = Sampling(max_tokens=8, stop=(module.tokenizer.decode([first]),))
+    solution = Completion("", (first, policy.eos_token_ids[0]), "stop")
+    assert exact_match(policy, [(prompt, solution)], module.tokenizer, None, stop) == 1.0
+    assert exact_match(policy, [(prompt, solution)], module.tokenizer, None, Sampling(max_tokens=8)) == 0.0
+
+
+def test_solutions_longer_than_a_completion_are_refused_or_reported(
+    tiny_model_folder: Path, cache: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A warm start on them would be exact within other limits than the run's."""
+    monkeypatch.setattr(logging.getLogger("lit_rlvr"), "propagate", True)
+    data = Arithmetic(high=12, held_out=4, prompts_per_step=2)
+    module = GRPO(model=str(tiny_model_folder))
+    data.use_model(module)
+    data.setup("fit")
+    start = WarmStart(steps=1, checked=4, batch_size=4)
+    with pytest.raises(
+        UserError, match=r"max_tokens: 1 tokens are too few for the solutions \(column 'solution'\) of "
+    ):
+        start.check(data, turns=False, sampling=Sampling(max_tokens=1))
+    start.check(data, turns=False, sampling=Sampling(max_tokens=2))
+    (line,) = caplog.messages
+    assert "2 tokens are too few for the solutions (column 'solution') of " in line and "raise it to 3 or more" in line
+    for limit in (2, 3, 4):
+        start.apply(module, data, sampling=Sampling(max_tokens=limit))
+        module.model_folder = str(tiny_model_folder)
+    assert len(list(cache.glob("[!.]*"))) == 2, "a limit that cuts a solution can change the result; others cannot"
 
 
 def test_what_cannot_be_is_one_line(vlm_folder: Path, cache: Path) -> None:
@@ -180,6 +218,7 @@ def test_a_run_starts_from_it_and_resumes(run_folder: Path, lit_rlvr: CLI, cache
     warm = ("--warm_start.steps", 3, "--warm_start.checked", 8, "--warm_start.check_every", 3)
     data = ("--data", "CellArea", "--data.init_args.pictures", 24, "--data.init_args.held_out", 4)
     fit = ("fit", "--config", "tiny.yaml", "--model.init_args.model", vlm_folder, *data, *warm)
+    fit += ("--rollout.sampling.max_tokens", 10)  # as its solutions have
     for root, steps in (("whole", 3), ("cut", 1)):
         result = lit_rlvr(*fit, "--trainer.default_root_dir", root, "--trainer.max_steps", steps)
         assert result.status == 0, result.err

@@ -13,17 +13,11 @@ from lit_rlvr.commands.check.rewrites import REWRITES
 from lit_rlvr.commands.check.shortcuts import frequent_answers, shortcuts
 from lit_rlvr.common.terminal import progress_bar
 from lit_rlvr.rewards import Reward
+from lit_rlvr.rewards.references import GOLD_FORMS
 from lit_rlvr.types import Completion, RewardResult, Sample
 
 GOLD = "gold itself"
 """The rewrite that changes nothing."""
-GOLD_FORMS = {
-    "the plain answer": ("", ""), "\\boxed{}": ("\\boxed{", "}"), "<answer> tags": ("<answer>", "</answer>"),
-    "after ####": ("#### ", ""),
-    "a thought and <answer> tags": ("<think>\nI work it out.\n</think>\n<answer>", "</answer>"),
-    "a ```python block": ("```python\n", "\n```"), "a ```sql block": ("```sql\n", "\n```"),
-}  # fmt: skip
-"""Form of a completion, for a reward without `gold_completion` -> the text before and after the answer."""
 FORM_ROWS = 20
 BATCH_ROWS = 8
 MOST_OTHERS = 20

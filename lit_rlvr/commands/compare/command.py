@@ -21,6 +21,7 @@ from lit_rlvr.commands.compare.numbers import read_cell, study_results
 from lit_rlvr.commands.compare.processes import Cluster, ProgressPrinter, run_cells
 from lit_rlvr.commands.compare.study import Cell, Study, load_study
 from lit_rlvr.commands.compare.tables import SIGNAL, report, suite_tables
+from lit_rlvr.commands.report.page import write_report
 from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.packages import require
 from lit_rlvr.common.terminal import show_result
@@ -224,6 +225,6 @@ def _write_results(folder: StudyFolder) -> None:
     if study.suites:
         printed = [t.latex() for task in study.tasks for t in suite_tables(study.suites, found["tasks"][task])]
         write_atomically(root / "results.tex", "\n".join(printed))
-    _log.info("Results: %s", root / "results.md")
+    _log.info("Results: %s, and with the runs: %s", root / "results.md", write_report([root]))
     if failed:
         raise FailedCells(failed, study, root)

@@ -82,6 +82,8 @@ def test_a_study_from_beginning_to_end(run_folder: Path, lit_rlvr: CLI, forks: N
     accuracies = {str(seed): summary(out / f"runs/sums/aapo/seed-{seed}")["accuracy_after"] for seed in (0, 1)}
     assert found["aapo"]["values"] == pytest.approx(accuracies) and found["wrong"]["values"] == {}
     page = (out / "results.md").read_text()
+    shown = (out / "report.html").read_text()
+    assert "tests of the differences from" in shown and "figures</summary>" in shown and "report.html" in first.err
     assert "| sums, wrong, seed 1 |" in page and "cannot go below 0.5" in page
     pictures = sorted(path.stem for path in (out / "figures/sums").glob("*.png"))
     wanted = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from html.parser import HTMLParser
@@ -113,6 +114,39 @@ def test_a_study_has_its_tasks_apart_and_names_its_failures(tmp_path: Path) -> N
     assert target == tmp_path / "report.html" and page.misnested == []
     assert "b on angles, seed 0: failed: <b>no memory</b>" in page.text and "<b>no memory" not in text
     assert page.text.count("against a") == 2 and "+0.100" in page.text and "0 of 1 finished" in page.text
+
+
+def test_a_study_has_its_comparison_and_figures_on_its_page(tmp_path: Path) -> None:
+    """No name or error of `results.md` becomes markup, and no file outside the study is read."""
+    cells = [{"name": "a", "task": "sums", "run": "runs/a/seed-0"}]
+    make_run(tmp_path / "study" / "runs/a/seed-0")
+    make_study(tmp_path / "study", cells)
+    (tmp_path / "outside.png").write_bytes(b"secret")
+    pictures = {"figures/sums/reward.png": b"one", "figures/advantages.png": b"two"}
+    for name, content in pictures.items():
+        (tmp_path / "study" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "study" / name).write_bytes(content)
+    error = (
+        "<img src=x onerror=alert(1)> [x](javascript:alert(1)) \x1b[2J ![no](data:text/html,x) ![out](../outside.png)"
+    )
+    (tmp_path / "study" / "results.md").write_text(
+        "# tiny\n\n## sums\n\n| | accuracy |\n| --- | ---: |\n| a | **0.5** |\n\n### s: pass@k\n\n"
+        + "\n\n".join(f"![{Path(name).stem}]({name})" for name in [*pictures, "figures/gone.png"])
+        + "\n\n## Drawn\n\n![more](figures/more.png)"
+        + f"\n\n## Failed\n\n| cell | error |\n| --- | ---: |\n| a | {error} |\n"
+    )
+    text, page = read(write_report([tmp_path / "study"]))
+    assert page.misnested == [] and text.index('id="comparison"') < text.index('id="results"')
+    for words in ("<h3>sums</h3>", "<h4>s: pass@k</h4>", "<strong>0.5</strong>", 'href="#comparison"', "2 figures"):
+        assert words in text, words
+    assert "Drawn" not in text, "a heading of figures alone"
+    for name, content in pictures.items():
+        assert f'src="data:image/png;base64,{base64.b64encode(content).decode()}"' in text, name
+    assert "sums: reward" in page.text and "<img src=x onerror=alert(1)>" in page.text
+    for never in ('href="javascript', "\x1b", base64.b64encode(b"secret").decode(), "data:text/html"):
+        assert never not in text.replace("(data:text/html,x)", ""), never
+    two, _ = read(write_report([tmp_path / "study", tmp_path / "study"], tmp_path / "two.html"))
+    assert two.count("<h3>tiny</h3>") == 2
 
 
 def test_nothing_of_a_run_becomes_markup(tmp_path: Path) -> None:

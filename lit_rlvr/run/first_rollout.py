@@ -1,0 +1,103 @@
+"""The line about a run's first rollout: the prompts with a signal, the seconds of the run, and what is in the way."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_rlvr.common.terminal import one_line
+from lit_rlvr.rollout.callback import rollout_of
+from lit_rlvr.run.monitor import EXAMPLE_LENGTH, HIGH_SHARE, signal_advice
+from lit_rlvr.run.progress import ProgressEstimator
+from lit_rlvr.training.optimizer import updates_of
+from lit_rlvr.types import Rollout, Sampling
+
+_log = logging.getLogger("lit_rlvr")
+
+
+class FirstRollout(Callback):
+    """A line after the first iteration of a run.
+
+    It costs nothing and changes nothing: the run trains on this rollout in any case, and a resumed run has had it.
+    """
+
+    def __init__(self) -> None:
+        self._estimator = ProgressEstimator()
+        self._validation_seconds = 0.0
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validation_seconds = -self._clock(trainer)
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validation_seconds += self._clock(trainer)
+
+    @staticmethod
+    def _clock(trainer: Trainer) -> float:
+        """Return the time without the start of the engine."""
+        return time.perf_counter() - rollout_of(trainer).engine.start_seconds
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._estimator.begin(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        module: Any = pl_module
+        if module.iteration != 1 or not trainer.is_global_zero:
+            return
+        self._estimator.add(trainer)
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        rollout, sampling = batch.rollout, rollout_of(trainer).sampling
+        prompts = len(rollout.prompts) * trainer.world_size
+        line = (
+            f"first rollout: {round((1 - metrics['train/no_signal']) * prompts)} of {prompts} prompts give a signal "
+            f"with {rollout.group_size} completions each, accuracy {metrics['rollout/accuracy']:.3f}"
+        )
+        seconds = self._seconds(trainer)
+        line += "" if seconds is None else f"; the run takes about {seconds:.0f} s"
+        found = obstacle(metrics, rollout, sampling)
+        _log.log(logging.WARNING if found else logging.INFO, "%s%s", line, f". In the way: {found}" if found else "")
+
+    def _seconds(self, trainer: Trainer) -> float | None:
+        """Return the estimated seconds of the whole run with its validations; None without a limit on its length."""
+        step = trainer.global_step
+        total = self._estimator.steps(trainer)
+        if total is None or (of_one := self._estimator.seconds(step, step + 1)) is None:
+            return None
+        every, validations = trainer.val_check_interval, 1
+        if isinstance(every, int) and trainer.check_val_every_n_epoch is None:
+            validations += total // updates_of(trainer.lightning_module) // every
+        return total * of_one + validations * self._validation_seconds
+
+
+def obstacle(metrics: Mapping[str, float], rollout: Rollout, sampling: Sampling) -> str:
+    """Return what keeps most prompts of a rollout from giving a signal, and what helps; "" = nothing.
+
+    Args:
+        metrics: those of the iteration.
+        sampling: training's.
+    """
+    if metrics["train/no_signal"] <= HIGH_SHARE:
+        return ""
+    accuracy, truncated = metrics["rollout/accuracy"], metrics["rollout/truncated"]
+    if truncated > HIGH_SHARE and not accuracy > HIGH_SHARE:
+        more = " or max_turns" if sampling.max_turns > 1 else ""
+        return (
+            f"{truncated:.0%} of the completions are cut off at {sampling.max_tokens} tokens; raise "
+            f"rollout.sampling.max_tokens{more}, or ask for shorter answers"
+        )
+    for name, unreadable in rollout.unreadable.items():
+        if (share := metrics[f"reward/{name}/parse_fail"]) > HIGH_SHARE and unreadable.any():
+            p, g = unreadable.nonzero()[0].tolist()
+            text = one_line(rollout.completions[p][g].text)[-EXAMPLE_LENGTH:]
+            return (
+                f"reward {name} finds no answer in {share:.0%} of the completions, such as {text!r}; ask in the prompt "
+                "for the form that it reads (lit-rlvr preview shows the prompt), or teach it (warm_start.steps)"
+            )
+    values = rollout.rewards[rollout.rewarded].unique().tolist()
+    what = f"{accuracy:.0%} of the answers are right" if accuracy == accuracy else "the rewards of a prompt are equal"
+    return f"{what}; {signal_advice(accuracy, values[0] if len(values) == 1 else None)}"
