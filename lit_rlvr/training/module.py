@@ -82,7 +82,6 @@ from lit_rlvr.training.optimizer import (
     build_schedule,
     check_lr,
     check_options,
-    first_lr,
     total_steps,
     updates_of,
     usual_lr,
@@ -366,11 +365,14 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
     @property
     def _first_lr(self) -> float:
         """The learning rate of the first step, before the schedule scales it."""
-        return first_lr(self.lr, self._usual_lr)
+        if isinstance(self.lr, float | int):
+            return self.lr
+        return self.lr.start if isinstance(self.lr, AutoLR) and self.lr.start is not None else self._usual_lr
 
     @property
     def _usual_lr(self) -> float:
-        return usual_lr(self.policy.model.config.get_text_config().hidden_size, self.lora is not None)
+        config: Any = self.policy.model.config.get_text_config()  # type: ignore[operator, union-attr]
+        return usual_lr(config.hidden_size, self.lora is not None)
 
     def configure_optimizers(self) -> Any:
         optimizer = self._build_optimizer()

@@ -224,13 +224,6 @@ class AdaptiveLR:
         self.total, self.weight = state["total"], state["weight"]
 
 
-def first_lr(lr: float | Literal["auto"] | AutoLR, usual: float) -> float:
-    """Return the learning rate of the first step, before the schedule scales it."""
-    if isinstance(lr, float | int):
-        return lr
-    return lr.start if isinstance(lr, AutoLR) and lr.start is not None else usual
-
-
 def usual_lr(hidden_size: int, lora: bool) -> float:
     """Return a learning rate of AdamW that is rather too low for a model.
 

@@ -212,8 +212,6 @@ def test_the_first_rate_falls_with_the_width() -> None:
     assert usual_lr(576, False) == pytest.approx(3.5e-6, rel=0.02) and usual_lr(3584, True) == pytest.approx(
         5.6e-6, rel=0.01
     )
-    assert first_lr(AutoLR(start=0.3), 1e-6) == first_lr(0.3, 1e-6) == 0.3
-    assert first_lr("auto", 1e-6) == first_lr(AutoLR(), 1e-6) == 1e-6
 
 
 def test_a_run_with_an_adapted_rate_goes_on_exactly(run_folder: Path, lit_rlvr: CLI) -> None:
