@@ -24,7 +24,6 @@ from lit_rlvr.training.optimizer import (
     apply_options,
     build_optimizer,
     build_schedule,
-    first_lr,
     scale_schedule,
     unallocated,
     usual_lr,
