@@ -367,7 +367,8 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         """The learning rate of the first step, before the schedule scales it."""
         if isinstance(self.lr, float | int):
             return self.lr
-        return self.lr.start if isinstance(self.lr, AutoLR) and self.lr.start is not None else self._usual_lr
+        start = self.lr.start if isinstance(self.lr, AutoLR) else None
+        return (self._usual_lr if start is None else start) / 10
 
     @property
     def _usual_lr(self) -> float:
@@ -382,9 +383,10 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         warn_of_long_warmup(self.lr, self.warmup_steps, steps)
         if not isinstance(self.lr, float | int):
             options = self.lr if isinstance(self.lr, AutoLR) else AutoLR()
-            first, middle = self._first_lr, self._usual_lr if self.make_optimizer is None else self._first_lr
+            first = self._first_lr
+            middle = self._usual_lr if self.make_optimizer is None else first * 10
             bounds = min(first, middle / 30), max(first, middle * 30)
-            self.adaptive_lr = AdaptiveLR(options.target_kl / updates_of(self), first, bounds)
+            self.adaptive_lr = AdaptiveLR(options.max_kl / updates_of(self), first, bounds)
             if self._saved_lr:
                 self.adaptive_lr.load_state_dict(self._saved_lr)
         schedule = build_schedule(optimizer, self.lr_schedule, self.warmup_steps, steps)

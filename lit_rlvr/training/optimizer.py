@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from math import inf, isnan, sqrt
+from math import exp, inf, isnan, nan, sqrt
 from typing import Any, Literal
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from lit_rlvr.distributed.collectives import all_sum
 from lit_rlvr.distributed.sharding import has_shards
 from lit_rlvr.errors import UserError, check_within, checks_arguments, first_line, type_text
 
@@ -24,20 +25,18 @@ Schedule = Literal["constant", "linear", "cosine"]
 @checks_arguments("model.lr")
 @dataclass(frozen=True)
 class AutoLR:
-    """A learning rate that is adapted so that each rollout moves the policy by about the same divergence.
-
-    After each optimizer step the KL divergence of the new policy from the one before it is estimated on completions
-    that were just trained on. The rate is then multiplied by sqrt(target / measured), because the divergence of a small
-    step grows with the square of the rate. Source of the idea: the adaptive schedule of rsl_rl (`desired_kl`).
+    """A learning rate that finds itself: see `AdaptiveLR`.
 
     Args:
-        start: the first learning rate; null = 2e-3 / the model's hidden size (3.5e-6 for SmolLM2-135M, 5.6e-7 for a 7B
-            model), and ten times that with `model.lora`.
-        target_kl: divergence, in nats per token, that the steps of a rollout share.
+        start: where to look first; null = 2e-3 / the model's hidden size (3.5e-6 for SmolLM2-135M, 5.6e-7 for a 7B
+            model), and ten times that with `model.lora`. The first step takes a tenth of it, because AdamW's first step
+            moves every weight by the whole rate.
+        max_kl: the largest mean divergence of the policy over the steps of a rollout, in nats per token; a fiftieth of
+            it is the smallest.
     """
 
     start: float | None = None
-    target_kl: float = 0.01
+    max_kl: float = 0.02
 
 
 MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
@@ -72,7 +71,7 @@ def check_lr(lr: float | str | AutoLR, make: MakeOptimizer | None) -> None:
         check_within("[0, inf)", "model", lr=lr)
         return
     if isinstance(lr, AutoLR):  # the parser takes an error of its own for a wrong type
-        check_within("(0, inf)", "model.lr", start=lr.start, target_kl=lr.target_kl)
+        check_within("(0, inf)", "model.lr", start=lr.start, max_kl=lr.max_kl)
     if make is not None and (isinstance(lr, str) or lr.start is None):
         raise UserError("model.lr: auto knows where AdamW starts, not model.optimizer; give its start: {start: 0.1}")
 
@@ -178,50 +177,78 @@ def warn_of_long_warmup(lr: float | str | AutoLR, warmup_steps: int, steps: int 
 
 
 class AdaptiveLR:
-    """Adapts the learning rate of an optimizer so that the mean divergence of its steps is the target.
+    """Adapts the learning rate of an optimizer until its steps are neither too short nor too long.
 
-    The divergence of a small step is `c x lr^2`. From step to step c varies by factors of 10 to 100, so its exponential
-    average decides, in which a large divergence counts in full.
+    If the gradient of fresh completions still points along the step before (a cosine above 0), that step was too short;
+    if it points back, the step was too long, as it is when it follows the noise of few completions. So the rate is
+    multiplied by `exp(GAIN x cosine)` (hypergradient descent, Baydin et al. 2018, arXiv 1703.04782, with a cosine in
+    place of the product). The mean divergence of the steps bounds the rate from above and below, which finds its order
+    of magnitude in few steps from any start.
 
     Args:
-        target: divergence of a step, in nats per token. lr: the first learning rate.
+        max_kl: the largest mean divergence of a step, in nats per token. lr: the first learning rate.
         bounds: the lowest and the highest learning rate.
     """
 
+    GAIN = 2.0
+    """The factor of the cosine: the rate is found in about ten steps, and then varies by about 30 %."""
+    RANGE = 50.0
+    """Ratio of the largest mean divergence to the smallest."""
     DECAY = 0.8
-    """Weight of the earlier steps in the average."""
-    DOWN, UP, SEARCH = 1.5, 1.25, 2.0
-    """Largest factors of a step: lowering the rate; raising it; raising it until the divergence first comes near the
-    target."""
+    """Weight of the earlier steps in the mean divergence."""
+    DOWN, UP = 1.5, 2.0
+    """Largest factors by which a step lowers and raises the rate."""
 
-    def __init__(self, target: float, lr: float, bounds: tuple[float, float]) -> None:
-        self.target, self.lr, self.bounds, self.is_near = target, lr, bounds, False
-        self.total, self.weight = 0.0, 0.0  # of the average of c
+    def __init__(self, max_kl: float, lr: float, bounds: tuple[float, float]) -> None:
+        self.max_kl, self.lr, self.bounds = max_kl, lr, bounds
+        self.total, self.weight = 0.0, 0.0  # of the average of c, where the divergence of a step is c x lr^2
 
-    def adapt(self, kl: float, optimizer: Any, schedule: Any) -> None:
+    def adapt(self, kl: float, cosine: float, optimizer: Any, schedule: Any) -> None:
         """Set the learning rate of the next step, which the schedule's factor multiplies.
 
         Args:
             kl: divergence of the last step, in nats per token; NaN = no token was trained on, and the rate stays.
+            cosine: of its gradient and the step before it, see `step_cosine`; NaN = unknown.
             optimizer: has taken the step. schedule: not yet stepped.
         """
-        used = self.lr * schedule.lr_lambdas[0](schedule.last_epoch)
-        if isnan(kl) or used == 0:
+        factor = schedule.lr_lambdas[0](schedule.last_epoch)
+        if isnan(kl) or self.lr * factor == 0:
             return
-        self.total = self.DECAY * self.total + (1 - self.DECAY) * kl / used**2
+        self.total = self.DECAY * self.total + (1 - self.DECAY) * kl / (self.lr * factor) ** 2
         self.weight = self.DECAY * self.weight + (1 - self.DECAY)
-        wanted = sqrt(self.target * self.weight / self.total) / self.lr if self.total > 0 else inf
-        self.is_near |= wanted < 2
-        change = min(max(wanted, 1 / self.DOWN), self.UP if self.is_near else self.SEARCH)
+        most = sqrt(self.max_kl * self.weight / self.total) / self.lr if self.total > 0 else inf
+        change = 1.0 if isnan(cosine) else exp(self.GAIN * cosine * factor)  # a decaying schedule is not fought
+        change = min(max(change, most / sqrt(self.RANGE)), most)
+        change = min(max(change, 1 / self.DOWN), self.UP)
         self.lr = min(max(self.lr * change, self.bounds[0]), self.bounds[1])
         set_lr(optimizer, schedule, self.lr)
 
     def state_dict(self) -> dict[str, float]:
-        return {"lr": self.lr, "is_near": float(self.is_near), "total": self.total, "weight": self.weight}
+        return {"lr": self.lr, "total": self.total, "weight": self.weight}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        self.lr, self.is_near = state["lr"], bool(state["is_near"])
-        self.total, self.weight = state["total"], state["weight"]
+        self.lr, self.total, self.weight = state["lr"], state["total"], state["weight"]
+
+
+def step_cosine(optimizer: Any, sharded: bool) -> float:
+    """Return the cosine of the gradient and the direction of AdamW's last step, downhill positive, over every fourth
+    parameter; NaN before the second step, without a gradient, or for an optimizer without AdamW's moments. Collective
+    if the weights are sharded.
+
+    Args:
+        optimizer: before its step. sharded: whether each rank has a part of each parameter.
+    """
+    sums = torch.zeros(3, dtype=torch.float64)
+    for parameter in all_parameters(optimizer)[::4]:
+        state = optimizer.state.get(parameter, {})
+        if parameter.grad is not None and "exp_avg_sq" in state:
+            parts = (parameter.grad, state["exp_avg"], state["exp_avg_sq"])
+            gradient, mean, square = (p.to_local() if isinstance(p, DTensor) else p for p in parts)
+            step = mean / (square.sqrt() + 1e-8)
+            products = (gradient * step, gradient.square(), step.square())
+            sums = sums.to(gradient.device) + torch.stack([product.sum().double() for product in products])
+    product, gradients, steps = (all_sum(sums) if sharded else sums).tolist()
+    return product / sqrt(gradients * steps) if gradients * steps > 0 else nan
 
 
 def usual_lr(hidden_size: int, lora: bool) -> float:

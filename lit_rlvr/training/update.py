@@ -25,7 +25,7 @@ from lit_rlvr.training.failures import (
     smaller_microbatches_when_out_of_memory,
 )
 from lit_rlvr.training.loss import LossModule
-from lit_rlvr.training.optimizer import AdaptiveLR, all_parameters
+from lit_rlvr.training.optimizer import AdaptiveLR, all_parameters, step_cosine
 from lit_rlvr.training.step import (
     PreparedRollout,
     StepPlan,
@@ -126,6 +126,7 @@ class Updater:
         if wrong is not None or prepared.rollout.is_unjudged:
             self.optimizer.zero_grad()  # weights and moments stay: AdamW ignores parameters without a gradient
         learning_rate = self.optimizer.param_groups[0]["lr"]
+        cosine = nan if self.adaptive_lr is None else step_cosine(self.optimizer, self.sharded)
         self.optimizer.step()
         self.optimizer.zero_grad()  # frees their memory for the next rollout
         metrics = {"train/lr": learning_rate, "train/skipped_steps": float(self.skipped.total)}
@@ -134,7 +135,8 @@ class Updater:
             kl = self.measure_kl(plan)
             metrics |= {} if isnan(kl) else {"train/kl_step": kl}
             if self.adaptive_lr is not None:
-                self.adaptive_lr.adapt(kl, self.optimizer, self.schedule)
+                metrics |= {} if isnan(cosine) else {"train/step_cosine": cosine}
+                self.adaptive_lr.adapt(kl, cosine, self.optimizer, self.schedule)
         self.schedule.step()
         prepared.updates += 1
         progress.advance()
