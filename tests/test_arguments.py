@@ -66,8 +66,8 @@ class OwnAdvantage(Advantage):
 
 
 MISTAKES: list[tuple[Callable[[], Any], str]] = [
-    (lambda: GRPO(lr="abc"), "model.lr: give a number, not 'abc'"),
-    (lambda: GRPO(lr=True), "model.lr: give a number, not True"),
+    (lambda: GRPO(lr="abc"), "model.lr: give a number, or 'auto', or an AutoLR, not 'abc'"),
+    (lambda: GRPO(lr=True), "model.lr: give a number, or 'auto', or an AutoLR, not True"),
     (lambda: GRPO(lr=None), "model.lr: None is not allowed; leave it out for its default"),
     (lambda: GRPO(learning_rate=1e-6), "model: GRPO has no option 'learning_rate'; did you mean 'lr'?"),
     (

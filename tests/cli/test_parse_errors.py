@@ -126,7 +126,7 @@ SAID: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "type in a class": (
         {"model": {"class_path": "GRPO", "init_args": {"lr": "x"}}},
-        "model.lr: give a number, not x",
+        "model.lr: give a number, or 'auto', not x",
     ),
     "choice": (
         {"model": {"class_path": "GRPO", "init_args": {"lr_schedule": "up"}}},
