@@ -26,6 +26,7 @@ from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.progress import Budget
 from lit_rlvr.run.trackers import MLflow, TensorBoard, Tracker, Trackio, Wandb
 from lit_rlvr.run.warm_start import WarmStart
+from lit_rlvr.training.optimizer import AutoLR
 from lit_rlvr.types import EvalSampling, Sampling
 
 REWARDS = (
@@ -92,7 +93,7 @@ def options_reference() -> str:
         ("model", algorithm, _public(algorithms)),
         ("model.advantage", None, [cls for _, cls in sorted(advantages.REGISTRY.items())]),
         ("data", data, [cls for cls in _public(datamodules) if issubclass(cls, data)]),
-        ("model.lora", None, [Lora]),
+        ("model.lr, model.lora", None, [AutoLR, Lora]),
         ("rollout", None, [RolloutCallback, Sampling, EvalSampling]),
         ("rollout.engine", None, [HFEngine, VLLMEngine, VLLMServerEngine]),
         ("rollout.engine.transfer", None, [FileTransfer, NCCLTransfer]),

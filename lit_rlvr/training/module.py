@@ -108,8 +108,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
             (`token_mean`), their group's tokens (`group_token_mean`), the longest possible completion (`constant`), or
             nothing (`token_sum`); all but `token_mean` also by the number of sequences or groups.
         count_empty_rows: count completions without a token in the loss as sequences; verl does not.
-        lr: peak learning rate, or `auto`, or options of `AutoLR`: the rate adapts so that each rollout moves the policy
-            by about the same divergence (`train/kl_step`).
+        lr: peak learning rate; or `auto`, or the options of `AutoLR` (`start`, `max_kl`): the run finds the rate.
         optimizer: class_path of an optimizer to use instead of AdamW, such as torch.optim.SGD or
             bitsandbytes.optim.AdamW8bit; its options, except the learning rate, go under init_args.
         weight_decay: AdamW's decoupled weight decay.
