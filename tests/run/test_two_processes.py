@@ -86,6 +86,18 @@ def test_two_processes_end_where_one_does(run_folder: Path, lit_rlvr: CLI, ways:
         assert [row["completion"] for row in sampled] == [row["completion"] for row in wanted]
 
 
+@pytest.mark.slow
+def test_an_adapted_rate_is_the_same_on_any_number_of_processes(run_folder: Path, lit_rlvr: CLI) -> None:
+    auto = ("--model.init_args.lr", "{start: 1.0e-3}", "--model.init_args.tokens_per_microbatch", "120")
+    one = lit_rlvr(*FIT, *auto, *to("one"))
+    assert one.status == 0, one.err
+    in_two_processes(run_folder, *([*FIT, *strategy, *auto, *to(name)] for name, strategy in STRATEGIES.items()))
+    rates = [row["train/lr"] for row in metrics(run_folder / "one")[1:]]
+    assert len(set(rates)) > 3
+    for name in STRATEGIES:
+        assert_same_training(run_folder / name, run_folder / "one", 1e-5)
+
+
 SOMETIMES = """
 def sometimes(completion_ids, trainer_state, **_):
     step = trainer_state.global_step
