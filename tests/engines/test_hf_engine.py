@@ -151,10 +151,9 @@ def test_greedy_decoding_takes_the_likeliest_token() -> None:
         torch.testing.assert_close(torch.tensor(group[0].logprobs), logp.detach(), atol=1e-5, rtol=1e-5)
 
 
-def test_recurrent_layers_are_refused() -> None:
-    shape = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "head_dim": 32, "vocab_size": VOCAB}
-    model = Qwen3_5ForCausalLM(Qwen3_5TextConfig(num_hidden_layers=4, num_key_value_heads=1, **shape))
-    with pytest.raises(UserError, match=r"rollout\.engine:"):
+def test_a_model_without_a_cache_is_refused() -> None:
+    model = RwkvForCausalLM(RwkvConfig(vocab_size=VOCAB, hidden_size=64, num_hidden_layers=2, attention_hidden_size=64))
+    with pytest.raises(UserError, match=r"rollout\.engine: hf cannot decode RwkvForCausalLM, which has no cache"):
         hf_engine(model)
 
 
