@@ -98,10 +98,10 @@ class LogitTransform:
         z = raw if self.scale == 1 else raw * self.scale
         return z if self.cap is None else torch.tanh(z / self.cap) * self.cap
 
-    def chain_(self, gradient: Tensor, z: Tensor) -> None:
-        """Turn the gradient of transformed logits z into that of the raw ones, in place."""
+    def chain_(self, gradient: Tensor, raw: Tensor) -> None:
+        """Turn the gradient of transformed logits into that of the raw ones, in place."""
         if self.cap is not None:
-            gradient *= 1 - (z / self.cap) ** 2
+            gradient *= 1 - (self(raw.to(gradient.dtype)) / self.cap) ** 2
         if self.scale != 1:
             gradient *= self.scale
 

@@ -94,21 +94,20 @@ class _Score(torch.autograd.Function):
             blocks = _blocks(raw)
             dz = torch.empty_like(raw) if len(blocks) > 1 else raw  # replaced by the gradient of its only block
             for block in blocks:
-                wide = ctx.transform(_wide(raw[block]))
-                z = shape_logits(wide, ctx.sampling)
+                z = shape_logits(ctx.transform(_wide(raw[block])), ctx.sampling)
                 known = (x[at][block] for x in (target, normaliser, spread))
                 given = (None if x is None else x[at][block] for x in (grad_logp, grad_entropy))
                 of_z = _logit_gradient(z, *known, *given)
                 if ctx.sampling.temperature not in (0.0, 1.0):
                     of_z /= ctx.sampling.temperature
-                ctx.transform.chain_(of_z, wide)
+                ctx.transform.chain_(of_z, raw[block])
                 if grad_bias is not None:
                     grad_bias += of_z.sum(0)
                 if len(blocks) == 1:
                     dz = of_z.to(raw.dtype)
                 else:
                     dz[block] = of_z
-                del wide, z, of_z  # before the next block is computed
+                del z, of_z  # before the next block is computed
             if grad_hidden is not None:
                 torch.mm(dz, head, out=grad_hidden[at])
             if grad_weight is not None:

@@ -9,7 +9,7 @@ import torch
 from tiny import END, ENDS, VOCAB, make_prompt, plain_logprobs, random_ids, start_engine, tiny_llama, tiny_qwen2
 from tiny_engines import flat
 from torch import Tensor
-from transformers import PreTrainedModel, Qwen3_5ForCausalLM, Qwen3_5TextConfig
+from transformers import PreTrainedModel, RwkvConfig, RwkvForCausalLM
 
 from lit_rlvr.engines.hf import HFEngine, draw_tokens
 from lit_rlvr.errors import UserError
