@@ -40,7 +40,7 @@ from transformers import (
 
 from lit_rlvr.commands.plan.memory import Strategy, kv_bytes_per_token, shape_of, state_memory
 from lit_rlvr.engines.hf import HFEngine
-from lit_rlvr.policy.adapters import Lora, add_adapters
+from lit_rlvr.policy.adapters import Lora, adapted_layers, add_adapters
 from lit_rlvr.policy.attention import CannotShare
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.verify import verify_or_fall_back
@@ -207,7 +207,9 @@ def test_a_plan_counts_exactly(name: str) -> None:
     assert kv_bytes_per_token(shape, 4) == 2 * 4 * row.keys
     few = shape_of(model.config, lora=Lora(rank=2))
     model = AutoModelForCausalLM.from_config(model.config)
+    chosen = {*adapted_layers(model, Lora(rank=2))}
     add_adapters(model, Lora(rank=2))
+    assert {n.partition(".lora_")[0] for n, p in model.named_parameters() if p.requires_grad} == chosen
     assert few.trained == sum(p.numel() for p in model.parameters() if p.requires_grad) > 0
 
 
