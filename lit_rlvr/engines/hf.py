@@ -181,7 +181,7 @@ class HFEngine(RolloutEngine):
         known = [policy.position_ids(prompt) for prompt in prompts]  # (D, L) each
         position_ids = to_device(torch.stack([pad(x, (width - x.shape[1], 0)) for x in known], 1), device)  # (D, P, L)
         images = policy.images([prompt.pixels for prompt in prompts if prompt.pixels is not None])
-        cache = DynamicCache(config=model.config)
+        cache: Any = DynamicCache(config=model.config)
         logits = self._forward(model, input_ids, attend, cache, position_ids, **images)  # (P, V)
         owner = [k for k, rows in enumerate(starts) for _ in rows]  # of each completion
         if any(len(rows) != 1 for rows in starts):
