@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import accumulate
@@ -50,9 +51,10 @@ class HFEngine(RolloutEngine):
 
     def start(self, context: EngineContext) -> None:
         model: Any = context.policy.model
-        if not model._supports_default_dynamic_cache():  # as transformers' `generate` asks
+        has_cache = "past_key_values" in inspect.signature(model.forward).parameters
+        if not (has_cache and model._supports_default_dynamic_cache()):  # as transformers' `generate` asks
             raise UserError(
-                f"rollout.engine: hf cannot decode {type(model).__name__}, which has no cache in transformers; use vllm"
+                f"rollout.engine: hf cannot decode {type(model).__name__}, which takes no cache of transformers; use vllm"
             )
         self._context, self._policy = context, context.policy
 

@@ -52,13 +52,12 @@ def cached_widths(config: Any) -> list[int]:
     return [key_width(c) for c, layer in zip(layer_configs(config), layers) if isinstance(layer, DynamicLayer)]  # noqa: B905  # shared ones are last
 
 
-def recurrent_layers(config: Any) -> list[int]:
-    """Return the numbers of the layers with a state of their own: gated delta nets, state spaces, convolutions.
+def has_recurrent_layers(config: Any) -> bool:
+    """Return whether layers have a state of their own: gated delta nets, state spaces, convolutions.
 
     Such a layer sees the tokens of its row in their order, so completions cannot share a prompt in one row.
     """
-    layers = DynamicCache(config=config).layers
-    return [k for k, layer in enumerate(layers) if isinstance(layer, LinearAttentionCacheLayerMixin)]
+    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in DynamicCache(config=config).layers)
 
 
 def first_of(config: Any, names: tuple[str, ...]) -> int:

@@ -16,7 +16,7 @@ from torch._dynamo.exc import TorchDynamoException
 from lit_rlvr.distributed.sharding import whole
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy import attention
-from lit_rlvr.policy.architecture import recurrent_layers
+from lit_rlvr.policy.architecture import has_recurrent_layers
 from lit_rlvr.policy.layout import Group, Rows, build_rows
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import is_half, training_autocast
@@ -42,9 +42,8 @@ def verify_or_fall_back(policy: Policy, dtype: torch.dtype | None = None) -> Non
     dtype = next(policy.model.parameters()).dtype if dtype is None else dtype
     reason = "it does not pass our layout to its attention"
     try:
-        if policy.shared_prefix and (layers := recurrent_layers(policy.model.config)):
-            # Their layout is no matter of numbers: untrained ones hardly differ.
-            raise attention.CannotShare(f"{len(layers)} recurrent layers")
+        if policy.shared_prefix and has_recurrent_layers(policy.model.config):  # numbers of a short row may agree
+            raise attention.CannotShare("recurrent layers")
         if _wrong(policy, dtype) <= 1:
             return
     except attention.CannotShare as error:
