@@ -54,7 +54,7 @@ class HFEngine(RolloutEngine):
         has_cache = "past_key_values" in inspect.signature(model.forward).parameters
         if not (has_cache and model._supports_default_dynamic_cache()):  # as transformers' `generate` asks
             raise UserError(
-                f"rollout.engine: hf cannot decode {type(model).__name__}, which takes no cache of transformers; use vllm"
+                f"rollout.engine: hf cannot decode {type(model).__name__}, which takes no cache of keys; use vllm"
             )
         self._context, self._policy = context, context.policy
 
