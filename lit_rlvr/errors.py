@@ -472,3 +472,10 @@ def is_user_code(file: str) -> bool:
         or PACKAGE_FOLDERS & {*path.parts}
         or any(path.is_relative_to(folder) for folder in (*OWN_FOLDERS, *PYTHON_FOLDERS))
     )
+
+
+def comes_from_library(error: BaseException) -> bool:
+    """Return whether an installed package raised an exception: neither our code nor the user's."""
+    *_, last = traceback.extract_tb(error.__traceback__)
+    ours = any(Path(last.filename).is_relative_to(folder) for folder in OWN_FOLDERS)
+    return not ours and find_user_line(error) is None

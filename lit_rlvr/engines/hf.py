@@ -1,7 +1,8 @@
-"""The engine that works everywhere: the trainer's own model with a KV cache."""
+"""The engine that works everywhere: the trainer's own model with transformers' own cache."""
 
 from __future__ import annotations
 
+import inspect
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import accumulate
@@ -31,9 +32,10 @@ from lit_rlvr.types import Completion, Prompt, Sampling
 class HFEngine(RolloutEngine):
     """Decodes with the trainer's live weights and precision, so nothing is copied or can go stale.
 
-    Each prompt is computed once and its KV cache repeated for the group; finished sequences leave the batch. Tokens of
-    an observation are fed one at a time in place of sampled ones, while other sequences go on. All turns that end
-    together are answered before the next token, so that results do not depend on how long an environment takes.
+    Each prompt is computed once and its cache (keys and values, states of recurrent layers) repeated for the group;
+    finished sequences leave the batch. Tokens of an observation are fed one at a time in place of sampled ones, while
+    other sequences go on. All turns that end together are answered before the next token, so that results do not depend
+    on how long an environment takes.
 
     Args:
         max_sequences: completions decoded at once; more are decoded in several batches.
@@ -48,11 +50,12 @@ class HFEngine(RolloutEngine):
         self._policy: Policy | None = None  # decodes
 
     def start(self, context: EngineContext) -> None:
-        from transformers import DynamicCache
-
         model: Any = context.policy.model
-        if not all(hasattr(layer, "batch_select_indices") for layer in DynamicCache(config=model.config).layers):
-            raise UserError(f"rollout.engine: hf cannot decode {type(model).__name__}'s recurrent layers; use vllm")
+        has_cache = "past_key_values" in inspect.signature(model.forward).parameters
+        if not (has_cache and model._supports_default_dynamic_cache()):  # as transformers' `generate` asks
+            raise UserError(
+                f"rollout.engine: hf cannot decode {type(model).__name__}, which takes no cache of keys; use vllm"
+            )
         self._context, self._policy = context, context.policy
 
     def sync(self, policy: Policy) -> None:
@@ -151,7 +154,7 @@ class HFEngine(RolloutEngine):
             if alive:
                 token = index(fed, device)
                 if len(keep) < len(fed):
-                    cache.batch_select_indices(kept)
+                    cache.reorder_cache(kept)
                     token, attend, position = token[kept], attend[kept], position[:, kept]
                 attend = torch.cat([attend, attend.new_ones(len(alive), 1)], 1)
                 logits = self._forward(policy.model, token[:, None], attend, cache, position)
@@ -167,7 +170,7 @@ class HFEngine(RolloutEngine):
 
         Returns:
             For all B completions: logits (B, V), which tokens to attend to (B, L), the next position (D, B, 1), and the
-            cache of keys and values.
+            cache.
         """
         from transformers import DynamicCache
 
@@ -180,11 +183,11 @@ class HFEngine(RolloutEngine):
         known = [policy.position_ids(prompt) for prompt in prompts]  # (D, L) each
         position_ids = to_device(torch.stack([pad(x, (width - x.shape[1], 0)) for x in known], 1), device)  # (D, P, L)
         images = policy.images([prompt.pixels for prompt in prompts if prompt.pixels is not None])
-        cache = DynamicCache(config=model.config)
+        cache: Any = DynamicCache(config=model.config)
         logits = self._forward(model, input_ids, attend, cache, position_ids, **images)  # (P, V)
         owner = [k for k, rows in enumerate(starts) for _ in rows]  # of each completion
         if any(len(rows) != 1 for rows in starts):
-            cache.batch_select_indices(index(owner, device))
+            cache.reorder_cache(index(owner, device))
         position = index([int(known[k].max()) + 1 for k in owner], device)
         logits, attend = (x[index(owner, device)] for x in (logits, attend))
         return logits, attend, position[None, :, None].expand(len(position_ids), -1, -1), cache

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from lit_rlvr.common.seeds import derive_seed, run_seed
 from lit_rlvr.distributed.collectives import gather_objects, lost_peer, rank
 from lit_rlvr.distributed.sharding import has_shards
 from lit_rlvr.engines.base import Done, EngineContext, RolloutEngine, Turns
-from lit_rlvr.errors import UserError, check_within, first_line
+from lit_rlvr.errors import UserError, check_within, comes_from_library, first_line
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import training_autocast
 from lit_rlvr.types import Completion, Prompt, Rollout, Sampling
@@ -156,6 +158,8 @@ class SyncedEngine:
         self._syncs = 0  # those that can be probed
         self._restarts = 0  # since the last complete batch
         self._is_probed = True  # False = restarted and not probed yet
+        self._has_generated = False
+        self._first_crash: str | None = None  # before it has, without its numbers
         self.start_seconds = 0.0
 
     @property
@@ -163,9 +167,19 @@ class SyncedEngine:
         return self._context is not None
 
     def start(self, context: EngineContext) -> None:
-        """Start the engine; call it once."""
+        """Start the engine; call it once.
+
+        Raises:
+            UserError: a library that the engine uses cannot start with the model; the message names both.
+        """
         began = time.perf_counter()
-        self.engine.start(context)
+        try:
+            self.engine.start(context)
+        except Exception as error:
+            if isinstance(error, UserError) or lost_peer(error) or not comes_from_library(error):
+                raise
+            reason = shorten(f"{type(error).__name__}: {error}", 300, placeholder="...")
+            raise UserError(f"engine {self.engine.name} cannot start with {context.folder}: {reason}") from error
         self.start_seconds = time.perf_counter() - began
         self._context = context
 
@@ -243,6 +257,7 @@ class SyncedEngine:
             for group in groups:  # an engine need not report them before
                 self.check_versions(group)
             found.update(dict(enumerate(groups)) | before)
+            self._has_generated |= bool(groups)
 
         while (crash := crash_of(attempt)) is not None:
             self._restart_after(crash)
@@ -280,7 +295,8 @@ class SyncedEngine:
         """Restart the engine until it runs; do nothing if `crash` is None.
 
         Raises:
-            UserError: it has crashed too often, or this process cannot restore its weights alone.
+            UserError: it has crashed too often, or twice alike before its first completions, or this process cannot
+                restore its weights alone.
         """
         while crash is not None:
             if self._sharded and not self.engine.keeps_weights:
@@ -288,6 +304,13 @@ class SyncedEngine:
                     f"engine {self.engine.name} crashed: {crash}; with sharded weights no process can restart it "
                     f"alone; {self._resume}"
                 )
+            kind = re.sub(r"0x[\da-f]+|\d+", "", crash)
+            if not self._has_generated and kind == self._first_crash:
+                raise UserError(
+                    f"engine {self.engine.name} crashed: {crash}; it crashed alike before, and has generated nothing "
+                    "yet, so it is not restarted again; use another engine (rollout.engine: hf runs every model)"
+                )
+            self._first_crash = kind
             if self._restarts == self._max_restarts:
                 raise UserError(
                     f"engine {self.engine.name} crashed: {crash}; after {self._max_restarts} restart(s) in a row "

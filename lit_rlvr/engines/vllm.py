@@ -32,6 +32,7 @@ from lit_rlvr.engines.process_group import executor_on, separate_cache, vllm_wor
 from lit_rlvr.engines.transfer import OwnFolder, Settings, write_weights
 from lit_rlvr.errors import UserError, first_line
 from lit_rlvr.policy.adapters import changing_weights
+from lit_rlvr.policy.architecture import head_sizes, layer_configs
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.types import Completion, Prompt, Sampling
 
@@ -58,6 +59,9 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 WORTH_COMPILING = 1 << 18
 """Sampled tokens from which compiling pays on a CPU: it takes about a minute of two cores, and then saves about a
 fifth of the time of generation (SmolLM2-135M, 128 sequences)."""
+
+DELTA_HEADS = (64, 128)
+"""Sizes of the heads of gated delta nets that vLLM's kernels for a CPU take; vLLM names them nowhere."""
 
 
 class VLLMEngine(RolloutEngine):
@@ -163,6 +167,8 @@ class VLLMEngine(RolloutEngine):
         from vllm import LLM
 
         self._context, self._complete = context, False
+        if not torch.cuda.is_available():
+            self._check_cpu_kernels(context.policy.model)
         self._compiles = self._may_compile(context)
         self._changing = changing_weights(context.policy.model)
         gc.collect()  # remains of an instance that crashed on starting or closing
@@ -211,6 +217,37 @@ class VLLMEngine(RolloutEngine):
             raise UserError(f"VLLMEngine.adapters: {first_line(error)}; set the option to false") from error
         if torch.cuda.is_available():
             torch.set_num_threads(threads)
+
+    def _check_cpu_kernels(self, model: Any) -> None:
+        """Refuse a model that vLLM's kernels for a CPU do not compute.
+
+        Raises:
+            UserError: names the model, the limit and what to use instead.
+        """
+        from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+        cannot = f"rollout.engine: vllm cannot run {type(model).__name__} on a CPU:"
+        taken = CPUAttentionBackend.get_supported_head_sizes()
+        sizes = {head_sizes(layer)[0] for layer in layer_configs(model.config) if not hasattr(layer, "kv_lora_rank")}
+        if sizes - {*taken}:
+            raise UserError(
+                f"{cannot} its attention has heads of {min(sizes - {*taken})}, and vLLM's kernels take "
+                f"{', '.join(map(str, taken))}; use rollout.engine: hf"
+            )
+        text = model.config.get_text_config()
+        if "linear_attention" not in (getattr(text, "layer_types", None) or ()):
+            return
+        if self.compute_dtype != torch.bfloat16:
+            raise UserError(
+                f"{cannot} vLLM's kernels compute its gated delta nets in bfloat16, not {self.compute_dtype}; use "
+                "rollout.engine: hf, or VLLMEngine.dtype: bfloat16"
+            )
+        size = getattr(text, "linear_key_head_dim", None)
+        if size not in (None, *DELTA_HEADS):
+            raise UserError(
+                f"{cannot} its gated delta nets have heads of {size}, and vLLM's kernels take "
+                f"{' and '.join(map(str, DELTA_HEADS))}; use rollout.engine: hf"
+            )
 
     def _resolve_adapters(self, adapter: Settings | None) -> Settings | None:
         """Return the adapters' settings if vLLM is to load them, and log what the syncs send; None = merge them."""

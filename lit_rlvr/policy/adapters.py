@@ -97,7 +97,8 @@ def add_adapters(model: Any, lora: Lora, compute_dtype: torch.dtype = torch.floa
     if lora.quantize == "nf4":
         quantize_layers(model, language_layers(model), compute_dtype)
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=chosen, bias="none")
-    inject_adapter_in_model(config, model, adapter_name=ADAPTER)
+    # Within another module, whose lack of a config keeps peft from giving the adapters of an MLP to a layer's experts.
+    inject_adapter_in_model(config, nn.Sequential(model), adapter_name=ADAPTER)
 
 
 def adapted_layers(model: Any, lora: Lora) -> list[str]:

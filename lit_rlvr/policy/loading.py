@@ -371,5 +371,6 @@ def load_policy(
     check_token_ids(folder, model.get_input_embeddings().num_embeddings, tokenizer, ends)
     policy = Policy(model.eval(), ends, shared_prefix)
     if not empty:
-        verify_or_fall_back(policy)
+        with reading("the layers", folder):
+            verify_or_fall_back(policy)
     return policy

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from lit_rlvr.distributed.collectives import index
+from lit_rlvr.policy.architecture import LogitTransform
 from lit_rlvr.types import Sampling
 
 CHUNK_LOGITS = 1 << 25  # logits computed at once
@@ -26,6 +27,7 @@ def score_tokens(
     sampling: Sampling,
     entropy: bool = False,
     entropy_gradient: bool = False,
+    transform: LogitTransform = LogitTransform(),  # noqa: B008  # frozen
 ) -> tuple[Tensor, Tensor | None]:
     """Return log-probabilities of tokens under the sampling distribution, and its exact entropies, in float32 or wider.
 
@@ -34,12 +36,13 @@ def score_tokens(
         sampling: its temperature divides the logits, its banned tokens have probability 0.
         entropy: also return the entropies.
         entropy_gradient: let gradients flow through them.
+        transform: the model's own function of its logits, before the temperature.
 
     Returns:
         (N,) log-probabilities, and (N,) entropies in nats or None.
     """
     keep = torch.is_grad_enabled()
-    logp, spread = _Score.apply(hidden, weight, bias, target, sampling, entropy, entropy_gradient, keep)
+    logp, spread = _Score.apply(hidden, weight, bias, target, sampling, entropy, entropy_gradient, keep, transform)
     return logp, spread if entropy else None
 
 
@@ -50,7 +53,7 @@ class _Score(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, sampling: Sampling,
-        entropy: bool, entropy_gradient: bool, keep: bool,
+        entropy: bool, entropy_gradient: bool, keep: bool, transform: LogitTransform,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         dtype = hidden.dtype
         if torch.is_autocast_enabled(hidden.device.type):
@@ -66,10 +69,12 @@ class _Score(torch.autograd.Function):
                 if kept is not None:
                     kept.append(raw)
                 for at in _blocks(raw):
-                    parts.append(_normalise(shape_logits(_wide(raw[at]), sampling), t[at], sampling, entropy))
+                    z = shape_logits(transform(_wide(raw[at])), sampling)
+                    parts.append(_normalise(z, t[at], sampling, entropy))
             logp, normaliser, spread = (torch.cat(columns) for columns in zip(*parts, strict=True))
         ctx.save_for_backward(features, head, bias, target, normaliser, spread)
         ctx.kept, ctx.sampling, ctx.dtypes = kept, sampling, (hidden.dtype, weight.dtype)
+        ctx.transform = transform
         if not entropy_gradient:
             ctx.mark_non_differentiable(spread)
         ctx.set_materialize_grads(False)
@@ -89,12 +94,13 @@ class _Score(torch.autograd.Function):
             blocks = _blocks(raw)
             dz = torch.empty_like(raw) if len(blocks) > 1 else raw  # replaced by the gradient of its only block
             for block in blocks:
-                z = shape_logits(_wide(raw[block]), ctx.sampling)
+                z = shape_logits(ctx.transform(_wide(raw[block])), ctx.sampling)
                 known = (x[at][block] for x in (target, normaliser, spread))
                 given = (None if x is None else x[at][block] for x in (grad_logp, grad_entropy))
                 of_z = _logit_gradient(z, *known, *given)
                 if ctx.sampling.temperature not in (0.0, 1.0):
                     of_z /= ctx.sampling.temperature
+                ctx.transform.chain_(of_z, raw[block])
                 if grad_bias is not None:
                     grad_bias += of_z.sum(0)
                 if len(blocks) == 1:
@@ -108,7 +114,7 @@ class _Score(torch.autograd.Function):
                 _accumulate(grad_weight, dz, features[at])
             del raw, dz  # before the next chunk is computed
         grad_hidden = None if grad_hidden is None else grad_hidden.to(inputs)
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
+        return grad_hidden, grad_weight, grad_bias, *[None] * 6
 
 
 def _blocks(logits: Tensor) -> list[slice]:

@@ -14,6 +14,7 @@ from lit_rlvr.distributed.collectives import world_size
 from lit_rlvr.distributed.sharding import device_of, gathered, whole
 from lit_rlvr.policy import attention
 from lit_rlvr.policy.adapters import adapter_config, adapter_weights, adapters_off, matrices_b, merged_parameters
+from lit_rlvr.policy.architecture import head_sizes, layer_configs, logit_transform
 from lit_rlvr.policy.families import VisionFamily, family_of
 from lit_rlvr.policy.layout import Group, Rows, build_rows
 from lit_rlvr.policy.logprobs import score_tokens
@@ -128,10 +129,9 @@ class Policy(nn.Module):
     @property
     def attention_method(self) -> attention.Method | None:
         """The method of attention over shared prompts; None = it is chosen by the device and the lengths."""
-        config: Any = self.model.config.get_text_config()  # type: ignore[operator, union-attr]
-        key = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        value = getattr(config, "v_head_dim", None) or key
-        return None if self.device.type == "cpu" or takes_heads(key, value) else attention.lay_out_padded
+        if self.device.type == "cpu" or all(takes_heads(*head_sizes(c)) for c in layer_configs(self.model.config)):
+            return None
+        return attention.lay_out_padded
 
     @property
     def placeholder_ids(self) -> tuple[int, ...]:
@@ -177,7 +177,8 @@ class Policy(nn.Module):
         # Not `hidden[row, column]`: its backward pass adds floats in a nondeterministic order.
         hidden = hidden.flatten(0, 1).index_select(0, rows.row * hidden.shape[1] + rows.column)  # (N, H)
         head = model.get_output_embeddings()
-        return score_tokens(hidden, head.weight, head.bias, rows.target, sampling, entropy, entropy_gradient)
+        transform = logit_transform(model.config)
+        return score_tokens(hidden, head.weight, head.bias, rows.target, sampling, entropy, entropy_gradient, transform)
 
     def plain_logits(self, token_ids: Tensor, pixels: Sequence[Pixels]) -> Tensor:
         """Return the logits (1, L, V) of the model's own forward pass on one sequence (1, L) with its images.

@@ -16,6 +16,7 @@ from torch._dynamo.exc import TorchDynamoException
 from lit_rlvr.distributed.sharding import whole
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy import attention
+from lit_rlvr.policy.architecture import has_recurrent_layers
 from lit_rlvr.policy.layout import Group, Rows, build_rows
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import is_half, training_autocast
@@ -29,7 +30,7 @@ _log = logging.getLogger("lit_rlvr")
 def verify_or_fall_back(policy: Policy, dtype: torch.dtype | None = None) -> None:
     """Compare our log-probabilities with the model's own forward pass on a few tokens.
 
-    This catches models that scale or cap their logits after the output embedding, which are refused, and models
+    This catches models that change their logits in a way unknown to `architecture.py`, which are refused, and models
     without plain causal attention (sliding windows, recurrent layers), which fall back to one completion per row.
 
     Args:
@@ -41,10 +42,12 @@ def verify_or_fall_back(policy: Policy, dtype: torch.dtype | None = None) -> Non
     dtype = next(policy.model.parameters()).dtype if dtype is None else dtype
     reason = "it does not pass our layout to its attention"
     try:
+        if policy.shared_prefix and has_recurrent_layers(policy.model.config):  # numbers of a short row may agree
+            raise attention.CannotShare("recurrent layers")
         if _wrong(policy, dtype) <= 1:
             return
     except attention.CannotShare as error:
-        reason = f"its attention has {error}"
+        reason = f"it has {error}"
     if policy.shared_prefix:
         policy.share_prefix(False)
         if _wrong(policy, dtype) <= 1:

@@ -395,11 +395,11 @@ def test_a_checkpoint_is_copied_to_the_memory_of_the_machines() -> None:
     assert "85.1" in list(rows.columns[-2].cells) and rows.columns[-2].header == "CPU copy"
 
 
-def test_a_mixture_of_experts_is_refused() -> None:
-    with pytest.raises(
-        UserError, match=r"qwen3_moe is a mixture of experts \(num_experts 128\), and the plan knows dense"
-    ):
-        shape_of(Qwen3MoeConfig())
+def test_a_mixture_of_experts_computes_with_some_of_its_parameters() -> None:
+    """Qwen3-30B-A3B: 30.5 billion parameters, 3.3 of them for a token, as its card says."""
+    shape = shape_of(Qwen3MoeConfig(hidden_size=2048, num_hidden_layers=48, num_attention_heads=32, head_dim=128))
+    assert shape.parameters == pytest.approx(30.5e9, rel=0.005) and shape.active == pytest.approx(3.3e9, rel=0.02)
+    assert shape.text.inner == 8 * 768
 
 
 @pytest.mark.parametrize("text", ["", "0", "9,", "9,8", "9,99", "99", "1.5", "9,a"])

@@ -9,7 +9,7 @@ import torch
 from tiny import END, ENDS, VOCAB, make_prompt, plain_logprobs, random_ids, start_engine, tiny_llama, tiny_qwen2
 from tiny_engines import flat
 from torch import Tensor
-from transformers import PreTrainedModel, Qwen3_5ForCausalLM, Qwen3_5TextConfig
+from transformers import AutoModelForCausalLM, MambaConfig, PreTrainedModel, RwkvConfig
 
 from lit_rlvr.engines.hf import HFEngine, draw_tokens
 from lit_rlvr.errors import UserError
@@ -151,11 +151,13 @@ def test_greedy_decoding_takes_the_likeliest_token() -> None:
         torch.testing.assert_close(torch.tensor(group[0].logprobs), logp.detach(), atol=1e-5, rtol=1e-5)
 
 
-def test_recurrent_layers_are_refused() -> None:
-    shape = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "head_dim": 32, "vocab_size": VOCAB}
-    model = Qwen3_5ForCausalLM(Qwen3_5TextConfig(num_hidden_layers=4, num_key_value_heads=1, **shape))
-    with pytest.raises(UserError, match=r"rollout\.engine:"):
-        hf_engine(model)
+@pytest.mark.parametrize("config", [RwkvConfig(attention_hidden_size=64), MambaConfig()], ids=["rwkv", "mamba"])
+def test_a_model_without_a_cache_is_refused(config: Any) -> None:
+    config.vocab_size, config.hidden_size, config.num_hidden_layers = VOCAB, 64, 2
+    model = AutoModelForCausalLM.from_config(config)
+    policy = Policy(model, ENDS, shared_prefix=False)
+    with pytest.raises(UserError, match=rf"engine: hf cannot decode {type(model).__name__}, which takes no cache"):
+        start_engine(HFEngine(), policy)
 
 
 # ---- one draw ---------------------------------------------------------------------------------------------

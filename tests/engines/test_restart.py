@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from tiny_fit import Recorder, fit
 from torch import Tensor
 from torch._dynamo.exc import BackendCompilerFailed
 from torch._inductor.exc import InvalidCxxCompiler
+from transformers import LlamaConfig
 
 from lit_rlvr.engines.base import EngineContext
+from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.synced import SyncedEngine
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.loading import load_policy
@@ -87,6 +90,36 @@ def test_after_too_many_crashes_in_a_row_the_run_ends(tiny_model_folder: Path, t
     assert engine.log.count("start") == 1 + 3
 
 
+@pytest.mark.parametrize("method", ["generate", "sync"])
+def test_the_same_crash_twice_before_any_completion_ends_the_run(
+    tiny_model_folder: Path, tmp_path: Path, method: str
+) -> None:
+    engine = Crashing(method, calls=range(1, 99))
+    with pytest.raises(UserError, match=r"crashed: RuntimeError: .*; it crashed alike before, .*rollout.engine: hf"):
+        fit(tiny_model_folder, tmp_path, engine=engine)
+    assert engine.log.count("start") == 2 and engine.log.count("close") == 2
+
+
+def test_other_crashes_before_any_completion_are_restarted(tiny_model_folder: Path, tmp_path: Path) -> None:
+    class Changing(Crashing):
+        def generate(self, *args: object, **kwargs: object) -> object:  # type: ignore[override]
+            self.log.append("generate")
+            raise RuntimeError(f"{'abc'[self.log.count('generate') % 3]} failed after {self.log.count('generate')} s")
+
+    engine = Changing()
+    with pytest.raises(UserError, match=r"after 3 restart\(s\) in a row"):
+        fit(tiny_model_folder, tmp_path, engine=engine)
+    assert engine.log.count("start") == 4
+
+
+def test_what_a_library_raises_at_the_start_names_the_model(tiny_model_folder: Path) -> None:
+    """As vLLM does by pydantic; the class of an engine of the user's would be named by its line instead."""
+    policy: Any = load_policy(str(tiny_model_folder))
+    policy.model._supports_default_dynamic_cache = partial(LlamaConfig, num_attention_heads="four")
+    with pytest.raises(UserError, match=rf"engine hf cannot start with {tiny_model_folder}: \w+: .*expected int"):
+        start_engine(SyncedEngine(HFEngine()), policy, tiny_model_folder)
+
+
 def test_whole_batches_in_between_set_the_count_back(tiny_model_folder: Path, tmp_path: Path) -> None:
     engine = Crashing(calls=[3, 6, 9, 12, 15])
     _, seen = fit(tiny_model_folder, tmp_path, steps=8, engine=engine)
@@ -113,7 +146,7 @@ def test_an_engine_that_does_not_close_does_not_hide_why_the_run_ends(
         def close(self) -> None:
             raise RuntimeError("it does not answer")
 
-    with pytest.raises(UserError, match=r"after 3 restart\(s\) in a row"):
+    with pytest.raises(UserError, match="it crashed alike before"):
         fit(tiny_model_folder, tmp_path, engine=Unclosable(calls=range(9)))
     assert "could not be closed: RuntimeError: it does not answer" in caplog.text
 

@@ -18,6 +18,7 @@ from tiny_environments import Echo
 from tiny_episodes import Recording, assert_exact, between, check_own_beginnings
 from tiny_runs import FIT
 from torch._dynamo.utils import counters
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3_5TextConfig
 
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.common.files import save_smaller_sizes, smaller_sizes
@@ -748,3 +749,28 @@ def test_a_stop_text_ends_a_turn_in_both_engines(engine: VLLMEngine, policy: Pol
             assert before.token_ids[: len(after.token_ids)] == after.token_ids and after.finish_reason == "stop"
             assert after.logprobs == pytest.approx(before.logprobs[: len(after.token_ids)], abs=1e-5)
         assert ended, generates.name
+
+
+HYBRID = {"num_hidden_layers": 1, "layer_types": ["linear_attention"], "hidden_size": 64, "intermediate_size": 64,
+          "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": VOCAB}  # fmt: skip
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="these are limits of a CPU's kernels")
+@pytest.mark.parametrize(
+    ("config", "dtype", "limit"),
+    [
+        (LlamaConfig(hidden_size=48, num_attention_heads=3, num_hidden_layers=1, vocab_size=VOCAB), "float32",
+         r"LlamaForCausalLM on a CPU: its attention has heads of 16, and vLLM's kernels take 32, 64, "),
+        (Qwen3_5TextConfig(**HYBRID, head_dim=32), "float32",
+         r"Qwen3_5ForCausalLM on a CPU: .*delta nets in bfloat16, not torch.float32"),
+        (Qwen3_5TextConfig(**HYBRID, head_dim=32, linear_key_head_dim=32), "bfloat16",
+         r"delta nets have heads of 32, and vLLM's kernels take 64 and 128"),
+    ],
+)  # fmt: skip
+def test_what_a_cpus_kernels_do_not_compute_is_refused_before_vllm_starts(config: Any, dtype: Any, limit: str) -> None:
+    policy = Policy(AutoModelForCausalLM.from_config(config), ENDS, shared_prefix=False)
+    with pytest.raises(UserError, match=rf"rollout.engine: vllm cannot run .*{limit}.*use rollout.engine: hf"):
+        start_engine(VLLMEngine(dtype=dtype), policy)
+    if dtype == "bfloat16":
+        config.linear_key_head_dim = 64
+        VLLMEngine(dtype=dtype)._check_cpu_kernels(policy.model)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_rlvr.policy import logprobs as scoring
+from lit_rlvr.policy.architecture import LogitTransform
 from lit_rlvr.policy.logprobs import score_tokens
 from lit_rlvr.types import Sampling
 
@@ -19,9 +20,13 @@ SAMPLINGS = pytest.mark.parametrize(
 )
 
 
-def plain(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, sampling: Sampling) -> list[Tensor]:
+def plain(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, sampling: Sampling,
+    scale: float = 1.0, cap: float | None = None,
+) -> list[Tensor]:  # fmt: skip
     """The definitions, with all logits in memory."""
-    logits = torch.nn.functional.linear(hidden, weight, bias) / sampling.temperature
+    logits = torch.nn.functional.linear(hidden, weight, bias) * scale
+    logits = (logits if cap is None else torch.tanh(logits / cap) * cap) / sampling.temperature
     kept = [v for v in range(V) if v not in sampling.banned_token_ids]
     logp = logits[:, kept].log_softmax(-1)
     at = torch.tensor([kept.index(int(t)) for t in target], device=logp.device)
@@ -65,6 +70,20 @@ def test_values_and_gradients_are_those_of_the_softmax(
     torch.testing.assert_close(list(ours), wanted)
     for got, expected in zip(gradients(list(ours)), gradients(wanted), strict=True):
         torch.testing.assert_close(got, expected)
+
+
+@SAMPLINGS
+@pytest.mark.parametrize(("scale", "cap"), [(0.25, None), (1.0, 2.0), (3.0, 1.5)])
+def test_logits_that_a_model_scales_or_caps(
+    sampling: Sampling, scale: float, cap: float | None, device: torch.device
+) -> None:
+    hidden, weight, _, target = numbers(False, device)
+    transform = LogitTransform(scale, cap)
+    ours = score_tokens(hidden, weight, None, target, sampling, True, entropy_gradient=True, transform=transform)
+    wanted = plain(hidden, weight, None, target, sampling, scale, cap)
+    torch.testing.assert_close(list(ours), wanted)
+    found, expected = (torch.autograd.grad(torch.stack([*x]).exp().sum(), [hidden, weight]) for x in (ours, wanted))
+    torch.testing.assert_close(found, expected)
 
 
 def test_without_an_entropy_gradient_none_flows() -> None:

@@ -94,7 +94,7 @@ def duration(job: JobSizes, plan: Plan, gpus: GPUs) -> Duration | None:
     sheet, text = DATA_SHEETS[gpus.kind], job.whole.text
     forward_rate, train_rate = (share * sheet.tflops * 1e12 for share in (FORWARD_SHARE, TRAIN_SHARE))
     read_rate = READ_SHARE * sheet.bandwidth * 1e12
-    weights = 2 * job.whole.parameters  # operations of a token, and bytes in bfloat16
+    weights, operations = 2 * job.whole.parameters, 2 * job.whole.active  # bytes in bfloat16; of a token
     prompts, completions = job.prompts / gpus.count, job.prompts * job.group / gpus.count  # of one GPU
 
     def keys(lengths: Lengths) -> float:
@@ -106,7 +106,7 @@ def duration(job: JobSizes, plan: Plan, gpus: GPUs) -> Duration | None:
         decoded = completions * lengths.mean
         steps = max(longest, decoded / at_once)
         reading = steps * weights + decoded * kv_bytes_per_token(job.whole, 2) * keys(lengths)
-        computing = (decoded + prompts * job.prompt) * weights
+        computing = (decoded + prompts * job.prompt) * operations
         return steps * STEP_SECONDS + reading / read_rate + computing / forward_rate
 
     at_once, longest = min(plan.sequences, completions), job.completion.longest
@@ -115,7 +115,7 @@ def duration(job: JobSizes, plan: Plan, gpus: GPUs) -> Duration | None:
     many = max(1, evaluation.sequences(gpus, plan.terms["vLLM"]))
 
     tokens = completions * job.completion.mean + job.prompt * (prompts if job.shared_prefix else completions)
-    forward = tokens * (weights + 4 * text.count * text.heads * keys(job.completion))
+    forward = tokens * (operations + 4 * text.count * text.heads * keys(job.completion))
     passes = 4 if plan.strategy.checkpointing else 3
     train = passes * forward / train_rate + job.forwards * forward / forward_rate
     further = generation(job.evaluated, 1000, 1000, many, 0) / HOUR

@@ -18,6 +18,16 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora, adapted_layers, language_layers
+from lit_rlvr.policy.architecture import (
+    CHOSEN,
+    EXPERTS,
+    cached_widths,
+    first_of,
+    head_sizes,
+    key_width,
+    layer_configs,
+    mlp_width,
+)
 from lit_rlvr.policy.families import family_of, freeze_vision_tower, vision_modules
 from lit_rlvr.policy.families.base import Layers
 from lit_rlvr.policy.loading import outline
@@ -26,8 +36,6 @@ from lit_rlvr.policy.logprobs import CHUNK_LOGITS, GPU_ROWS, KEPT_BYTES
 FLOAT = 4
 NF4 = 0.516  # bytes of a number in 4 bits, with its share of the quantised scales
 GATHERED_LAYERS = 5  # the current layer and the next: gathered, in transfer, and their gradients
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
-"""Names under which configs have the number of experts of a layer."""
 Terms = dict[str, float]
 
 
@@ -44,6 +52,8 @@ class Shape:
         patches: image patches per prompt token.
         vocabulary: V.
         quantized: number of parameters in 4 bits.
+        cached: width of a token's keys in a cache, summed over the layers; 0 = of all layers.
+        unused: number of parameters that a token does not use: experts that it is not sent to.
     """
 
     parameters: int
@@ -55,6 +65,13 @@ class Shape:
     patches: int
     vocabulary: int
     quantized: int = 0
+    cached: int = 0
+    unused: int = 0
+
+    @property
+    def active(self) -> int:
+        """Number of parameters that a token uses."""
+        return self.parameters - self.unused
 
 
 def shape_of(config: Any, freeze_vision: bool = False, lora: Lora | None = None) -> Shape:
@@ -63,18 +80,8 @@ def shape_of(config: Any, freeze_vision: bool = False, lora: Lora | None = None)
     Args:
         config: a transformers config.
         freeze_vision, lora: see the options of the same names.
-
-    Raises:
-        UserError: the model is a mixture of experts, whose layers have other sizes.
     """
     text = config.get_text_config()
-    experts = next((name for name in EXPERTS if (getattr(text, name, None) or 0) > 1), None)
-    if experts is not None:
-        raise UserError(
-            f"model: {text.model_type} is a mixture of experts ({experts} {getattr(text, experts)}), and the plan "
-            "knows dense models only; choose trainer.strategy, model.gradient_checkpointing and "
-            "model.tokens_per_microbatch yourself"
-        )
     model = outline(config, torch.float32)
     if freeze_vision:
         freeze_vision_tower(model)
@@ -95,11 +102,13 @@ def shape_of(config: Any, freeze_vision: bool = False, lora: Lora | None = None)
         trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
         largest=max(layers, default=0),
         outside=_size(model) - sum(layers),
-        text=_text_layers(config.get_text_config()),
+        text=_text_layers(text),
         tower=family.tower_layers if family is not None and seen else None,
         patches=0 if family is None else family.patches_per_feature,
-        vocabulary=config.get_text_config().vocab_size,
+        vocabulary=text.vocab_size,
         quantized=quantized,
+        cached=sum(cached_widths(config)),
+        unused=_unused(model, text),
     )
 
 
@@ -107,15 +116,18 @@ def _size(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
+def _unused(model: nn.Module, text: Any) -> int:
+    """Return the number of experts' parameters that a token does not use, on average."""
+    experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
+    return round(experts * (1 - first_of(text, CHOSEN) / first_of(text, EXPERTS))) if experts else 0
+
+
 def _text_layers(text: Any) -> Layers:
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return Layers(
-        text.num_hidden_layers,
-        text.hidden_size,
-        text.intermediate_size,
-        text.num_attention_heads * head,
-        text.num_key_value_heads * head,
-    )
+    """Return the language model's layers; those that differ count as the widest."""
+    each = layer_configs(text)
+    heads = max(layer.num_attention_heads * head_sizes(layer)[0] for layer in each)
+    inner, keys = max(map(mlp_width, each)), max(map(key_width, each))
+    return Layers(text.num_hidden_layers, text.hidden_size, inner, heads, keys)
 
 
 @dataclass(frozen=True)
@@ -328,4 +340,4 @@ def generation_memory(shape: Shape, strategy: Strategy, sequences: int, tokens: 
 
 def kv_bytes_per_token(shape: Shape, size: int) -> int:
     """Return the bytes of a token's keys and values in a cache."""
-    return 2 * shape.text.count * shape.text.keys * size
+    return 2 * (shape.cached or shape.text.count * shape.text.keys) * size

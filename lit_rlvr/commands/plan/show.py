@@ -27,6 +27,7 @@ def described(job: JobSizes, gpus: GPUs) -> dict[str, Any]:
     time = None if found is None else duration(job, found, gpus)
     return {
         "parameters": job.whole.parameters,
+        "active_parameters": job.whole.active,
         "gpus": gpus.count,
         "gib": gpus.gib,
         "ways": [
@@ -50,8 +51,9 @@ def print_plan(job: JobSizes, gpus: GPUs) -> None:
     """Print the plan as readable text."""
     load, mean, longest = job.load(gpus, job.budget), job.completion.mean, job.completion.longest
     console = Terminal(soft_wrap=True, width=None if os.isatty(1) else 120)
+    active = f", {job.whole.active / 1e9:.3g} of them for a token" if job.whole.unused else ""
     console.print(
-        f"{job.whole.parameters / 1e9:.3g} billion parameters; micro-batches of {load.tokens:.0f} tokens, "
+        f"{job.whole.parameters / 1e9:.3g} billion parameters{active}; micro-batches of {load.tokens:.0f} tokens, "
         f"{load.scored:.0f} of them scored; prompts and completions of up to {job.prompt} and {longest} tokens"
         + (f", completions of {mean} on average" if mean < longest else "")
     )
