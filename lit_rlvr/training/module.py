@@ -152,8 +152,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         shared_prefix: compute each prompt once for its whole group; False = one completion per row.
         gradient_checkpointing: recompute each layer in the backward pass: less memory, a third more time. `auto` lets
             `lit-rlvr fit` decide by the memory of the GPUs.
-        liger: use liger-kernel's fused kernels (GPU only); with `torch_compile`, which fuses the others, only that of
-            the normalisation.
+        liger: use liger-kernel's fused kernels (GPU only). torch cannot compile them, so not with `torch_compile`.
         torch_compile: compile the language model's layers with torch.compile for training, which takes a while at the
             start; a resumed run then ends the same only up to rounding. Generation is not compiled. `auto` does so on a
             CPU in bfloat16, in one process, if the run is long enough for it to pay.
@@ -217,10 +216,9 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
             f"[1, {MAX_SIZE}]", "model", updates_per_rollout=updates_per_rollout, epochs_per_rollout=epochs_per_rollout
         )
         check_options(optimizer, betas, weight_decay)
-        if torch_compile is True and not shared_prefix:
-            raise UserError(
-                "model.torch_compile: it cannot be combined with shared_prefix: false; leave one of them off"
-            )
+        for other, wrong in (("shared_prefix: false", not shared_prefix), ("liger: true", liger)):
+            if torch_compile is True and wrong:
+                raise UserError(f"model.torch_compile: it cannot be combined with {other}; leave one of them off")
         EvaluatingModule.__init__(self, model, config_overrides)
         LossModule.__init__(
             self, advantage, aggregation, count_empty_rows, kl_coef, kl_estimator, kl_in_reward, kl_bias_correction,
@@ -399,7 +397,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         if self.device.type != "cpu":
             check_spans(self.policy, dtype)
         if self.liger:  # the weights are on the GPU now
-            use_liger(self.policy.model, self.torch_compile is True)
+            use_liger(self.policy.model)
             verify_or_fall_back(self.policy, dtype)
         self._compile(dtype)
 
