@@ -40,7 +40,13 @@ from lit_rlvr.commands.plan.memory import (
 )
 from lit_rlvr.commands.plan.models import PUBLISHED
 from lit_rlvr.commands.plan.show import strategy_table
-from lit_rlvr.commands.plan.strategies import FEWEST_TOKENS, JobSizes, describe_run
+from lit_rlvr.commands.plan.strategies import (
+    ENOUGH_SEQUENCES,
+    FEWEST_TOKENS,
+    LEAST_SEQUENCES,
+    JobSizes,
+    describe_run,
+)
 from lit_rlvr.distributed.strategy import FSDP2
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora, add_adapters
@@ -239,6 +245,21 @@ def test_auto_is_the_fastest_that_fits_and_leaves_results_alone() -> None:
     small = planned.choice(GPUs(8, 16), None, None)
     assert not small.fits and not small.strategy.lora and "WILL NOT FIT" in planned.reason(small)
     assert replace(planned, lora=True).choice(eight, None, None).strategy.lora
+    vision, one = replace(job("Qwen2.5-VL-3B"), fitted=True), GPUs(1, 80)
+    chosen = vision.choice(one, None, None)
+    assert chosen.name == "alone, checkpointing" and chosen.fits, "with a smaller engine, not with shards on the CPU"
+    assert chosen.sequences is not None and LEAST_SEQUENCES <= chosen.sequences < ENOUGH_SEQUENCES
+    several = vision.choice(GPUs(8, 80), None, None)
+    assert several.name == "FSDP2, checkpointing" and several.sequences == 128, "all that a GPU has"
+
+
+def test_vllm_that_sleeps_gets_what_training_leaves(tiny_model_folder: Path, tmp_path: Path) -> None:
+    """As at run time, where its share is 0.4 only if it stays awake."""
+    given = ({"sleep": True}, True), ({"sleep": False}, False), ({"sleep": True, "gpu_memory_utilization": 0.3}, False)
+    for options, fitted in given:
+        engine = {"class_path": "VLLMEngine", "init_args": options}
+        built = build_here("smoke/sums", tiny_model_folder, tmp_path, **{"rollout.engine": engine})
+        assert describe_run(built.trainer, built.model, built.datamodule)[0].fitted is fitted
 
 
 @pytest.mark.parametrize(("gib", "chosen"), [(1.0, (DDPStrategy, False)), (1e-4, (FSDP2, True))])
