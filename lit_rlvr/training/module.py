@@ -62,7 +62,7 @@ from lit_rlvr.objectives import (
     kl_estimate,
     resolve_correction,
 )
-from lit_rlvr.policy.adapters import Lora, add_adapters
+from lit_rlvr.policy.adapters import Lora, add_adapters, round_frozen
 from lit_rlvr.policy.families import freeze_vision_tower
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
@@ -300,7 +300,10 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
             if self.freeze_vision:
                 freeze_vision_tower(self.policy.model)
             if self.lora is not None:
-                add_adapters(self.policy.model, self.lora, compute_dtype(str(self.trainer.precision)))
+                dtype = compute_dtype(str(self.trainer.precision))
+                add_adapters(self.policy.model, self.lora, dtype)
+                if not self.sharded:  # shards are gathered in this type
+                    round_frozen(self.policy.model, dtype)
             self._distribute(self.policy)
             self._load_reference()
             if world_size() > 1 and not self.sharded:
@@ -315,8 +318,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
     def _loads_to(self) -> torch.device:
         """The device that weights are loaded to: the CPU if the device may not hold all of them in float32, or if there
         is no trainer."""
-        quantized = self.lora is not None and self.lora.quantize != "none"
-        on_cpu = self.sharded or quantized or self._trainer is None
+        on_cpu = self.sharded or self.lora is not None or self._trainer is None
         return torch.device("cpu") if on_cpu else self.trainer.strategy.root_device
 
     @property

@@ -320,7 +320,7 @@ class JobSizes:
             )
         other_memory = sum(value for name, value in terms.items() if name not in STEP_TERMS or not self.vllm_sleeps)
         vllm = self.vllm_share(gpus, 1 - FREE - other_memory / (gpus.gib * GIB)) * gpus.gib * GIB
-        host = sum(state_memory(shape, strategy, self.reference).values()) if strategy.offload else 0.0
+        host = sum(state_memory(shape, strategy, self.size, self.reference).values()) if strategy.offload else 0.0
         terms |= {"vLLM": vllm, "generation": generation}
         at_once = self.sequences(gpus, vllm) if self.share else None
         return Plan(strategy, gpus, budget, terms, host, self.vllm_sleeps, at_once)
