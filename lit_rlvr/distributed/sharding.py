@@ -164,7 +164,7 @@ def storages(tensors: Iterable[Any]) -> set[int]:
 
 def live_parts(tensors: dict[str, Any], live: set[int]) -> dict[str, Any]:
     """Return those of nested tensors that are on a GPU or in memory at the addresses `live`: training changes them."""
-    parts = {}
+    parts: dict[str, Any] = {}
     for name, value in tensors.items():
         if isinstance(value, dict):
             if part := live_parts(value, live):

@@ -147,7 +147,8 @@ class FSDP2(ModelParallelStrategy):
             self._write(tensors, ShardWriter(path), storage_options)
             return
         stager = DefaultStager(StagingOptions(False, False, False, False))  # an exact copy, made now
-        copy = with_copies(tensors, stager.stage(live))
+        copies: Any = stager.stage(live)
+        copy = with_copies(tensors, copies)
         stager.close()
         writer = ShardWriter(path, per_thread_copy_ahead=0)  # else each rank would use the first GPU
         saving: Future[None] = Future()
