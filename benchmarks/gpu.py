@@ -75,7 +75,7 @@ from lit_rlvr.policy.families.qwen_vl import VLM_SPECIALS, language_sizes, marke
 from lit_rlvr.policy.logprobs import score_tokens
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import training_autocast
-from lit_rlvr.policy.speed import enable_checkpointing
+from lit_rlvr.policy.speed import enable_checkpointing, uncompile_layers
 from lit_rlvr.policy.tiny import CHAT_TEMPLATE, byte_tokenizer
 from lit_rlvr.rollout.callback import use_deterministic_kernels
 from lit_rlvr.training.step import logprobs_of
@@ -217,12 +217,14 @@ def planned_mib(options: Any, rollout: Rollout, budget: int, lora: Lora | None =
 
 
 def run_steps(
-    options: Any, policy: Policy, rollout: Rollout, budget: int, lora: Lora | None = None, label: str = "", **given: Any
-) -> dict[str, Any]:
+    options: Any, policy: Policy, rollout: Rollout, budget: int, lora: Lora | None = None, label: str = "",
+    rate: MatmulRate | None = None, **given: Any,
+) -> dict[str, Any]:  # fmt: skip
     """Take 1 + `--steps` training steps; return a row of results, or of why there are none.
 
     Args:
-        lora: the adapters that the policy has. label: of the row. given: options of `train`.
+        lora: the adapters that the policy has. label: of the row. rate: for the MFU of a text model's step. given:
+            options of `train`.
     """
     row: dict[str, Any] = {"label": label} if label else {}
     row |= {"budget": budget, "planned_mib": round(planned_mib(options, rollout, budget, lora))}
@@ -244,6 +246,10 @@ def run_steps(
             row |= {"budget_used": seen.used, "first_seconds": taken[0], "seconds": seconds,
                     "start_seconds": time.perf_counter() - started - sum(taken), "tokens_per_second": tokens / seconds,
                     "peak_mib": round(peak(options))}  # fmt: skip
+            if rate is not None and options.shape == "text":  # of the tower no FLOPs are counted
+                model: Any = policy.model
+                useful = step_flops(model.config, model.num_parameters(), rollout)[1]
+                row["mfu"] = useful / seconds / rate.measure()
     say(json.dumps(row))
     return row
 
@@ -274,13 +280,7 @@ def step(options: Any) -> None:
     rate = make_rate(options)
     rate.measure(5)
     policy, rollout = make_policy(options), made_up(options)
-    model: Any = policy.model
-    rows = []
-    for budget in options.budgets:
-        row = run_steps(options, policy, rollout, budget)
-        if "seconds" in row and options.shape == "text":  # of the tower no FLOPs are counted
-            row["mfu"] = step_flops(model.config, model.num_parameters(), rollout)[1] / row["seconds"] / rate.measure()
-        rows.append(row)
+    rows = [run_steps(options, policy, rollout, budget, rate=rate) for budget in sorted(options.budgets, reverse=True)]
     finish(options, rate=rate, rows=rows, lengths=options.lengths)
 
 
@@ -342,9 +342,13 @@ def profile(options: Any) -> None:
 def compile_(options: Any) -> None:
     policy, rollout = make_policy(options), made_up(options)
     ways: dict[str, dict[str, Any]] = {"plain": {"torch_compile": False}, "compiled": {"torch_compile": True}}
-    if is_installed("liger_kernel") and not options.tiny:  # last: both stay in the model
-        ways |= {"compiled, liger": {"torch_compile": True, "liger": True}}
-    rows = [run_steps(options, policy, rollout, middle(options), label=way, **given) for way, given in ways.items()]
+    if is_installed("liger_kernel") and not options.tiny:  # last: its kernels stay in the model
+        ways |= {"liger": {"torch_compile": False, "liger": True}}
+    rows = []
+    for way, given in ways.items():
+        rows.append(run_steps(options, policy, rollout, middle(options), label=way, **given))
+        if given["torch_compile"]:
+            uncompile_layers(policy.model)
     finish(options, rows=rows)
 
 

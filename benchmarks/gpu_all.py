@@ -23,7 +23,7 @@ from common import say
 
 FEW = ["--prompts", "16", "--steps", "2"]
 SCHEDULE: list[tuple[str, list[str], int]] = [
-    ("step", FEW, 90),
+    ("step", FEW, 150),
     ("profile", [], 60),
     ("compile", FEW, 120),
     ("iteration", [*FEW, "--max-tokens", "256"], 110),
@@ -34,8 +34,8 @@ SCHEDULE: list[tuple[str, list[str], int]] = [
     ("lora", FEW, 60),
     ("deterministic", ["--prompts", "8"], 60),
     ("memory", ["--prompts", "16"], 90),
-    ("step", [*FEW, "--shape", "vision"], 90),
-    ("step", [*FEW, "--ours", "gradient_checkpointing=false"], 90),
+    ("step", [*FEW, "--shape", "vision"], 150),
+    ("step", [*FEW, "--ours", "gradient_checkpointing=false"], 150),
     ("engine", ["--prompts", "16"], 90),
 ]
 """Part, its arguments and the most seconds it may take; what teaches most comes first."""

@@ -15,7 +15,6 @@ import gc
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
@@ -122,9 +121,12 @@ def processes(count: int) -> Iterator[None]:
 
 def fake_policy(config: Any, strategy: Strategy, mode: FakeTensorMode) -> Policy:
     """Build a policy without weights, sharded over the processes if the strategy shards."""
-    model = outline(deepcopy(config), torch.float32)
+    model = outline(config, torch.float32)
     if strategy.lora:
         add_adapters(model, Lora(), DTYPE)
+        if config.dtype == DTYPE and not strategy.sharded:  # as `round_frozen` would for weights of that type
+            for parameter in model.parameters():
+                parameter.data = parameter.data if parameter.requires_grad else parameter.data.to(DTYPE)
     with mode:
         model.to_empty(device=CPU).tie_weights()
     if strategy.checkpointing:

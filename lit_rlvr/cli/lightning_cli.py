@@ -24,7 +24,7 @@ from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.cli.commands import COMMANDS
 from lit_rlvr.cli.errors import refuse_nulls
 from lit_rlvr.cli.inspect import PlannedRun, dry_run
-from lit_rlvr.cli.run_config import check_config, choose_strategy, choose_tokens, resolve_config
+from lit_rlvr.cli.run_config import check_config, choose_strategy, choose_tokens, resolve_config, suggest_more_tokens
 from lit_rlvr.cli.supervise import fit_command, supervise
 from lit_rlvr.cli.trainer import RLVRTrainer
 from lit_rlvr.cli.user_modules import report_namesake
@@ -278,6 +278,8 @@ class RLVRCLI(LightningCLI):
             tokens = choose_tokens(trainer, self.model, self.datamodule)
             self._settings.model.init_args.tokens_per_microbatch = tokens
             self._run.settings = settings_yaml(self._parser("fit"), self._settings)
+        elif self.subcommand == "fit":
+            suggest_more_tokens(trainer, self.model, self.datamodule)
         if self.subcommand == "fit" and not self._is_dry_run:
             trainer.begin(self._run)
             board = any(isinstance(logger, TensorBoardLogger) for logger in self._run.loggers)

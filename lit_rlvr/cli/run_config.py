@@ -24,6 +24,8 @@ _log = logging.getLogger("lit_rlvr")
 
 FSDP1 = ("fsdp", "fsdp_cpu_offload")
 """Lightning's names of its first FSDP; they select our FSDP2."""
+GPU_TOKENS = 16384
+"""Tokens of a micro-batch below which a GPU mostly waits for the CPU to launch its kernels (docs/speed.md)."""
 
 
 def check_config(command: str, config: Namespace) -> None:
@@ -118,3 +120,20 @@ def choose_tokens(trainer: Trainer, module: Any, data: Any) -> int:
     )  # fmt: skip
     module.budget.choose(plan.budget)
     return plan.budget
+
+
+def suggest_more_tokens(trainer: Trainer, module: Any, data: Any) -> None:
+    """Print one line if a GPU has memory for micro-batches at least twice as large, up to `GPU_TOKENS`."""
+    if trainer.strategy.root_device.type == "cpu":
+        return
+    try:
+        job, plan = describe_run(trainer, module, data)
+    except UserError:  # the plan does not know this kind of model
+        return
+    larger = job.with_most_tokens(plan, GPU_TOKENS)
+    if larger.fits and larger.budget >= 2 * plan.budget:
+        _log.info(
+            "tokens_per_microbatch: %d keeps a GPU waiting; %d fit (about %.3g of %.3g GiB), and `auto` takes the most "
+            "that fit: --model.init_args.tokens_per_microbatch auto",
+            plan.budget, larger.budget, larger.needs / GIB, larger.gpus.gib,
+        )  # fmt: skip

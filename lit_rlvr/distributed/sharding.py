@@ -27,6 +27,8 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from lit_rlvr.distributed.collectives import rank
+
 
 def shard(
     root: nn.Module, mesh: DeviceMesh, also_called: Sequence[str] = (), dtype: torch.dtype = torch.float32,
@@ -148,8 +150,36 @@ def local_bytes(tensors: Any) -> int:
     """Return the bytes of this rank's shards of (nested) tensors."""
     if isinstance(tensors, dict):
         return sum(map(local_bytes, tensors.values()))
-    local: Any = tensors.to_local() if isinstance(tensors, DTensor) else tensors
-    return local.nbytes if isinstance(local, Tensor) else 0
+    return _local(tensors).nbytes if isinstance(tensors, Tensor) else 0
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def storages(tensors: Iterable[Any]) -> set[int]:
+    """Return the addresses of the memory of this rank's shards."""
+    return {_local(tensor).untyped_storage().data_ptr() for tensor in tensors if isinstance(tensor, Tensor)}
+
+
+def live_parts(tensors: dict[str, Any], live: set[int]) -> dict[str, Any]:
+    """Return those of nested tensors that are on a GPU or in memory at the addresses `live`: training changes them."""
+    parts: dict[str, Any] = {}
+    for name, value in tensors.items():
+        if isinstance(value, dict):
+            if part := live_parts(value, live):
+                parts[name] = part
+        elif isinstance(value, Tensor) and (value.device.type != "cpu" or storages([value]) <= live):
+            parts[name] = value
+    return parts
+
+
+def with_copies(tensors: dict[str, Any], copies: dict[str, Any]) -> dict[str, Any]:
+    """Return nested tensors with `copies` of some in their place."""
+    return {
+        name: with_copies(value, copies.get(name, {})) if isinstance(value, dict) else copies.get(name, value)
+        for name, value in tensors.items()
+    }
 
 
 def has_shards(tensors: Iterable[Any]) -> bool:
@@ -158,11 +188,12 @@ def has_shards(tensors: Iterable[Any]) -> bool:
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """Return the SHA-256 over the parameters' names, types, shapes and bytes, in name order; gather sharded
-    parameters."""
+    """Return the SHA-256 over the parameters' names, types, shapes and bytes, in name order; "" on other ranks than the
+    first. Collective if they are sharded."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
-        values = whole(parameter.detach()).cpu().contiguous()
-        digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
-        digest.update(values.view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+        values = whole(parameter.detach())
+        if rank() == 0:
+            digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
+            digest.update(values.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest() if rank() == 0 else ""

@@ -40,7 +40,7 @@ from lit_rlvr.distributed.checkpoints import (
     read_rest,
 )
 from lit_rlvr.distributed.collectives import DEFAULT_GROUP_LOCK, all_max
-from lit_rlvr.distributed.sharding import local_bytes
+from lit_rlvr.distributed.sharding import live_parts, local_bytes, storages, with_copies
 from lit_rlvr.errors import UserError
 
 BACKEND = "cpu:gloo,cuda:nccl"
@@ -142,11 +142,13 @@ class FSDP2(ModelParallelStrategy):
         path.mkdir(parents=True, exist_ok=True)
         if self.is_global_zero:
             torch.save(checkpoint, path / REST)
-        if storage_options is None or not self._has_memory_for_copy(tensors):
+        live = live_parts(tensors, self._live_storages())  # Lightning has copied what was on a GPU
+        if storage_options is None or not self._has_memory_for_copy(live):
             self._write(tensors, ShardWriter(path), storage_options)
             return
         stager = DefaultStager(StagingOptions(False, False, False, False))  # an exact copy, made now
-        copy = stager.stage(tensors)
+        copies: Any = stager.stage(live)
+        copy = with_copies(tensors, copies)
         stager.close()
         writer = ShardWriter(path, per_thread_copy_ahead=0)  # else each rank would use the first GPU
         saving: Future[None] = Future()
@@ -162,6 +164,13 @@ class FSDP2(ModelParallelStrategy):
 
         # A daemon: whoever leaves without `finish_saving`, such as a second Ctrl-C, does not wait for it.
         threading.Thread(target=write, name="lit-rlvr-checkpoint", daemon=True).start()
+
+    def _live_storages(self) -> set[int]:
+        """Return the memory of the weights, the optimizer's state and the reference on this rank."""
+        module: Any = self.lightning_module
+        reference = [] if module.reference.policy is None else [*module.reference.policy.parameters()]
+        moments = [value for one in self.optimizers for state in one.state.values() for value in state.values()]
+        return storages([*module.parameters(), *moments, *reference])
 
     def _has_memory_for_copy(self, tensors: dict[str, Any]) -> bool:
         """Return whether every machine has memory for a copy of its ranks' shards; print once if not. Collective."""

@@ -355,8 +355,6 @@ class NCCLTransfer(WeightTransfer):
         return world_size() == 1
 
     def __init__(self, address: str | None = None) -> None:
-        if not torch.cuda.is_available():
-            raise UserError("NCCLTransfer: there is no GPU here; use FileTransfer")
         self.address = address
         self._source = RepeatedWeights()
         self._sender: Any = None
@@ -411,6 +409,8 @@ class NCCLTransfer(WeightTransfer):
 
     def _make_sender(self, servers: Sequence[VLLMServer]) -> Any:
         """Return the first rank's connection to all servers; on the others, a part in gathering."""
+        if not torch.cuda.is_available():  # not earlier: `plan` has no GPU on a login node
+            raise UserError("NCCLTransfer: there is no GPU here; use FileTransfer")
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
 
         theirs = servers if rank() == 0 else ()
@@ -579,11 +579,12 @@ def agree(action: Callable[[], object]) -> None:
 
 
 def on_first(servers: Sequence[VLLMServer], action: Callable[[VLLMServer], None]) -> None:
-    """Let the first rank call `action` on each server, as `agree` does."""
+    """Let the first rank call `action` on all servers at once, as `agree` does."""
 
     def call() -> None:
-        for server in servers if rank() == 0 else ():
-            action(server)
+        if rank() == 0:
+            with ThreadPoolExecutor(len(servers)) as pool:
+                list(pool.map(action, servers))
 
     agree(call)
 

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from functools import lru_cache
 from importlib.util import find_spec
 from math import prod
@@ -84,7 +85,7 @@ def auto_class(config: Any) -> Any:
 def outline(config: Any, dtype: torch.dtype) -> Any:
     """Return a model built from its config alone, on the meta device."""
     with reading("the sizes", config.name_or_path or config.model_type), torch.device("meta"):
-        return auto_class(config).from_config(config, dtype=dtype)
+        return auto_class(config).from_config(deepcopy(config), dtype=dtype)  # which writes `dtype` to it
 
 
 def load_model(folder: str, dtype: torch.dtype, device: str | torch.device = "cpu") -> Any:

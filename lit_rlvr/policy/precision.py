@@ -29,6 +29,15 @@ def training_autocast(device: torch.device, dtype: torch.dtype) -> AbstractConte
     return torch.autocast(device.type, dtype, cache_enabled=False) if is_half(dtype) else nullcontext()
 
 
+def forbid_tf32() -> None:
+    """Let a GPU's convolutions in float32 keep all 24 bits, as its matrix products do.
+
+    torch gives the patches of a vision tower to cuDNN in TF32 by default. This is torch's older setting, which all
+    versions know; mixing it with the newer one is an error there.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+
+
 def round_residual_stream(model: nn.Module) -> None:
     """Let embeddings and norms return the compute type of autocast, so that the residual stream has it, in place.
 

@@ -109,11 +109,8 @@ def checkpointing(model: nn.Module) -> Iterator[None]:
             layer.training = False
 
 
-def use_liger(model: nn.Module, compiles: bool = False) -> None:
+def use_liger(model: nn.Module) -> None:
     """Replace normalisation, rotary embedding and MLP with liger-kernel's fused kernels, in place.
-
-    Args:
-        compiles: the layers are compiled afterwards, which fuses all but the normalisation: only that is replaced.
 
     Raises:
         UserError: there is no GPU, liger-kernel is not installed, or does not support the model.
@@ -123,9 +120,8 @@ def use_liger(model: nn.Module, compiles: bool = False) -> None:
     require("liger_kernel", "model.liger", "liger-kernel")
     from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
-    left = dict.fromkeys(("rope", "swiglu", "geglu") if compiles else (), False)
     try:  # our scoring never calls the losses that it would fuse
-        _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False, **left)
+        _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
     except (TypeError, ValueError) as error:
         raise UserError(f"model.liger: {type(model).__name__} is not supported: {error}") from error
 

@@ -173,7 +173,7 @@ class Record:
 
 def first_weights(model: nn.Module) -> dict[str, str]:
     """Return the term of the weights that a run begins with. Collective: call it on every rank."""
-    return {"first weights": weights_sha256(model)[:16]}
+    return {"first weights": gather_objects(weights_sha256(model))[0][:16]}
 
 
 def replay_terms(

@@ -62,7 +62,7 @@ from lit_rlvr.objectives import (
     kl_estimate,
     resolve_correction,
 )
-from lit_rlvr.policy.adapters import Lora, add_adapters
+from lit_rlvr.policy.adapters import Lora, add_adapters, round_frozen
 from lit_rlvr.policy.families import freeze_vision_tower
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
@@ -151,8 +151,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         shared_prefix: compute each prompt once for its whole group; False = one completion per row.
         gradient_checkpointing: recompute each layer in the backward pass: less memory, a third more time. `auto` lets
             `lit-rlvr fit` decide by the memory of the GPUs.
-        liger: use liger-kernel's fused kernels (GPU only); with `torch_compile`, which fuses the others, only that of
-            the normalisation.
+        liger: use liger-kernel's fused kernels (GPU only). torch cannot compile them, so not with `torch_compile`.
         torch_compile: compile the language model's layers with torch.compile for training, which takes a while at the
             start; a resumed run then ends the same only up to rounding. Generation is not compiled. `auto` does so on a
             CPU in bfloat16, in one process, if the run is long enough for it to pay.
@@ -216,10 +215,9 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
             f"[1, {MAX_SIZE}]", "model", updates_per_rollout=updates_per_rollout, epochs_per_rollout=epochs_per_rollout
         )
         check_options(optimizer, betas, weight_decay)
-        if torch_compile is True and not shared_prefix:
-            raise UserError(
-                "model.torch_compile: it cannot be combined with shared_prefix: false; leave one of them off"
-            )
+        for other, wrong in (("shared_prefix: false", not shared_prefix), ("liger: true", liger)):
+            if torch_compile is True and wrong:
+                raise UserError(f"model.torch_compile: it cannot be combined with {other}; leave one of them off")
         EvaluatingModule.__init__(self, model, config_overrides)
         LossModule.__init__(
             self, advantage, aggregation, count_empty_rows, kl_coef, kl_estimator, kl_in_reward, kl_bias_correction,
@@ -301,7 +299,10 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
             if self.freeze_vision:
                 freeze_vision_tower(self.policy.model)
             if self.lora is not None:
-                add_adapters(self.policy.model, self.lora, compute_dtype(str(self.trainer.precision)))
+                dtype = compute_dtype(str(self.trainer.precision))
+                add_adapters(self.policy.model, self.lora, dtype)
+                if not self.sharded:  # shards are gathered in this type
+                    round_frozen(self.policy.model, dtype)
             self._distribute(self.policy)
             self._load_reference()
             if world_size() > 1 and not self.sharded:
@@ -316,8 +317,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
     def _loads_to(self) -> torch.device:
         """The device that weights are loaded to: the CPU if the device may not hold all of them in float32, or if there
         is no trainer."""
-        quantized = self.lora is not None and self.lora.quantize != "none"
-        on_cpu = self.sharded or quantized or self._trainer is None
+        on_cpu = self.sharded or self.lora is not None or self._trainer is None
         return torch.device("cpu") if on_cpu else self.trainer.strategy.root_device
 
     @property
@@ -400,7 +400,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         if self.device.type != "cpu":
             check_spans(self.policy, dtype)
         if self.liger:  # the weights are on the GPU now
-            use_liger(self.policy.model, self.torch_compile is True)
+            use_liger(self.policy.model)
             verify_or_fall_back(self.policy, dtype)
         self._compile(dtype)
 

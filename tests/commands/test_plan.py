@@ -24,6 +24,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from lit_rlvr.cli.run_config import suggest_more_tokens
 from lit_rlvr.commands.plan.gpus import GIB, GPUs
 from lit_rlvr.commands.plan.memory import (
     FLOAT,
@@ -39,7 +40,13 @@ from lit_rlvr.commands.plan.memory import (
 )
 from lit_rlvr.commands.plan.models import PUBLISHED
 from lit_rlvr.commands.plan.show import strategy_table
-from lit_rlvr.commands.plan.strategies import FEWEST_TOKENS, JobSizes, describe_run
+from lit_rlvr.commands.plan.strategies import (
+    ENOUGH_SEQUENCES,
+    FEWEST_TOKENS,
+    LEAST_SEQUENCES,
+    JobSizes,
+    describe_run,
+)
 from lit_rlvr.distributed.strategy import FSDP2
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora, add_adapters
@@ -164,8 +171,8 @@ def test_a_chunk_of_logits_is_larger_on_a_gpu() -> None:
     assert training_memory(shape, load, Strategy(True, True), 8, 2)["temporary"] == logits(shape, load, 2)
     few = largest_microbatch(110, 10, 100, 1, 1)
     assert logits(shape, few, 2) == 100 * shape.vocabulary * 12
-    head = shape.vocabulary * shape.text.width  # its copy in bf16, and unless adapters are trained, its gradient
-    for lora, size in ((False, 4 + 2), (True, 2)):
+    head = shape.vocabulary * shape.text.width  # its copy in bf16 and its gradient; with adapters it is in bf16 itself
+    for lora, size in ((False, 4 + 2), (True, 0)):
         alone = training_memory(shape, load, Strategy(False, True, lora), 1, 2)
         assert alone["temporary"] == logits(shape, load, 2) + head * size
 
@@ -238,6 +245,21 @@ def test_auto_is_the_fastest_that_fits_and_leaves_results_alone() -> None:
     small = planned.choice(GPUs(8, 16), None, None)
     assert not small.fits and not small.strategy.lora and "WILL NOT FIT" in planned.reason(small)
     assert replace(planned, lora=True).choice(eight, None, None).strategy.lora
+    vision, one = replace(job("Qwen2.5-VL-3B"), fitted=True), GPUs(1, 80)
+    chosen = vision.choice(one, None, None)
+    assert chosen.name == "alone, checkpointing" and chosen.fits, "with a smaller engine, not with shards on the CPU"
+    assert chosen.sequences is not None and LEAST_SEQUENCES <= chosen.sequences < ENOUGH_SEQUENCES
+    several = vision.choice(GPUs(8, 80), None, None)
+    assert several.name == "FSDP2, checkpointing" and several.sequences == 128, "all that a GPU has"
+
+
+def test_vllm_that_sleeps_gets_what_training_leaves(tiny_model_folder: Path, tmp_path: Path) -> None:
+    """As at run time, where its share is 0.4 only if it stays awake."""
+    given = ({"sleep": True}, True), ({"sleep": False}, False), ({"sleep": True, "gpu_memory_utilization": 0.3}, False)
+    for options, fitted in given:
+        engine = {"class_path": "VLLMEngine", "init_args": options}
+        built = build_here("smoke/sums", tiny_model_folder, tmp_path, **{"rollout.engine": engine})
+        assert describe_run(built.trainer, built.model, built.datamodule)[0].fitted is fitted
 
 
 @pytest.mark.parametrize(("gib", "chosen"), [(1.0, (DDPStrategy, False)), (1e-4, (FSDP2, True))])
@@ -269,6 +291,28 @@ def test_automatic_micro_batches_fill_the_memory_up_to_an_optimizer_step() -> No
     proposed = small.proposal(GPUs(8, 192))
     assert proposed is not None and proposed.budget > small.budget
     assert f"tokens_per_microbatch {proposed.budget}" in small.arguments(proposed)
+
+
+@pytest.mark.parametrize(
+    ("device", "gib", "tokens", "said"),
+    [
+        ("cuda", 80, 1024, "1024 keeps a GPU waiting; 8704 fit (about"),
+        ("cuda", 80, 16384, None),
+        ("cuda", 1e-3, 1024, None),
+        ("cpu", 80, 1024, None),
+    ],
+)
+def test_a_gpu_with_memory_to_spare_is_named_at_the_start(
+    device: str, gib: float, tokens: int, said: str | None, tiny_model_folder: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    built = build_here("smoke/sums", tiny_model_folder, tmp_path, **{"model.init_args.tokens_per_microbatch": tokens})
+    monkeypatch.setattr(type(built.trainer.strategy), "root_device", torch.device(device))
+    monkeypatch.setattr("lit_rlvr.commands.plan.strategies.device_memory", lambda trainer: gib * GIB)
+    caplog.set_level("INFO", "lit_rlvr")
+    suggest_more_tokens(built.trainer, built.model, built.datamodule)
+    lines = [record.message for record in caplog.records if "keeps a GPU waiting" in record.message]
+    assert len(lines) == (said is not None) and (said or "") in "".join(lines)
 
 
 def test_on_a_cpu_auto_is_a_single_device_and_fsdp_is_ours(tiny_model_folder: Path, tmp_path: Path) -> None:

@@ -129,9 +129,7 @@ def send_with_failures(rank: int, count: int) -> None:
             return make_sender([*servers], self._source, rank)
 
     for fails in (*CALLS, ""):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch.cuda, "is_available", lambda: True)
-            sending = Sending()
+        sending = Sending()
         servers = [Server() for _ in range(count - 1)] + [Server(fails)]
         for server in servers:
             server.group = servers
@@ -390,6 +388,13 @@ def test_a_transfer_that_cannot_be_aborted_ends_the_run(monkeypatch: pytest.Monk
     client.failure = ServerError("status 500: weight transfer is not configured")
     with pytest.raises(UserError, match="status 500: weight transfer is not configured; NCCL cannot be aborted"):
         call_within(client, partial(time.sleep, 2))
+
+
+def test_servers_are_paused_and_resumed_at_once() -> None:
+    together = threading.Barrier(3)
+    transfer.on_first(
+        [VLLMServer(f"http://s{n}", None, 1.0) for n in range(3)], lambda server: together.wait(10) and None
+    )
 
 
 def test_hosts_may_have_addresses_of_either_kind() -> None:

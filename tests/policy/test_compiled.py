@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 import pytest
@@ -182,7 +181,9 @@ def test_a_model_that_cannot_share_prompts_is_told_so(caplog: pytest.LogCaptureF
 def test_what_it_cannot_be_combined_with_is_refused() -> None:
     with pytest.raises(UserError, match=r"model.torch_compile: it cannot be combined with shared_prefix: false"):
         GRPO(torch_compile=True, shared_prefix=False)
-    GRPO(torch_compile=True, liger=True)
+    with pytest.raises(UserError, match=r"model.torch_compile: it cannot be combined with liger: true; leave one"):
+        GRPO(torch_compile=True, liger=True)
+    GRPO(liger=True)
 
 
 @pytest.fixture
@@ -192,37 +193,11 @@ def never_eager() -> Iterator[None]:
         yield
 
 
-class OwnNorm(torch.autograd.Function):
-    """A norm with a backward pass of its own, as liger's kernel has."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        scale = (x.square().mean(-1, keepdim=True) + eps).rsqrt()
-        ctx.save_for_backward(x, weight, scale)
-        return weight * x * scale
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:  # type: ignore[override]
-        x, weight, scale = ctx.saved_tensors
-        inner = gradient * weight
-        moved = scale * inner - x * scale**3 * (inner * x).mean(-1, keepdim=True)
-        return moved, (gradient * x * scale).flatten(0, -2).sum(0), None
-
-
-def put_norms(model: Any) -> None:
-    """Replace the norms' forward pass on each instance, as liger does."""
-    for module in model.modules():
-        if type(module).__name__ == "LlamaRMSNorm":
-            own = lambda norm, x: OwnNorm.apply(x, norm.weight, norm.variance_epsilon)  # noqa: E731
-            module.forward = MethodType(own, module)
-
-
 PREPARED = {
     "plain": lambda model: None,
     "checkpointing": enable_checkpointing,
     "lora": lambda model: add_adapters(model, Lora(rank=4)),
     "nf4": lambda model: add_adapters(model, Lora(rank=4, quantize="nf4")),
-    "liger": put_norms,
 }
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,15 @@ import torch
 from tiny import make_prompt, make_rollout, random_ids, start_engine
 from transformers import AutoModelForCausalLM
 
+from lit_rlvr.commands.plan.memory import Strategy, shape_of, state_memory
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.synced import SyncedEngine
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy.adapters import Lora, add_adapters, changing_weights, merge_adapters
+from lit_rlvr.policy.adapters import Lora, add_adapters, changing_weights, merge_adapters, round_frozen
 from lit_rlvr.policy.families import freeze_vision_tower
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
+from lit_rlvr.policy.precision import training_autocast
 from lit_rlvr.types import Sampling
 
 ROLLOUT = make_rollout([random_ids(9, 1), random_ids(4, 2)], [[random_ids(5, 3), random_ids(2, 4)]] * 2)
@@ -119,6 +123,34 @@ def test_without_adapters_it_is_the_model_it_was(tiny_model_folder: Path) -> Non
     for name, weight in reference.named_weights():
         torch.testing.assert_close(weight, original.model.get_parameter(name), atol=0, rtol=0)
     assert torch.equal(logprobs(policy), before), "they are back afterwards"
+
+
+def test_frozen_weights_are_in_the_type_of_products_if_that_changes_nothing(tiny_model_folder: Path) -> None:
+    """Every value, gradient and merged weight is the one of float32; a weight that 16 bits cannot hold stays."""
+    wide = adapted(tiny_model_folder)
+    odd = "model.layers.0.mlp.up_proj.base_layer.weight"
+    for name, parameter in wide.model.named_parameters():
+        if not parameter.requires_grad and name != odd:
+            parameter.data = parameter.data.bfloat16().float()
+    narrow = deepcopy(wide)
+    round_frozen(narrow.model, torch.bfloat16)
+    types = {name: p.dtype for name, p in narrow.model.named_parameters()}
+    kept = {name for name, dtype in types.items() if dtype == torch.float32}
+    assert kept == {odd} | {name for name in types if ".lora_" in name} and set(types.values()) > {torch.float32}
+    found = []
+    for policy in (wide, narrow):
+        with training_autocast(torch.device("cpu"), torch.bfloat16):
+            logp = policy.logprobs(ROLLOUT, [0, 1, 2, 3])[0]
+        logp.sum().backward()
+        gradients = [p.grad for p in policy.parameters() if p.requires_grad]
+        merged = [weight.detach().float() for _, weight in policy.named_weights()]
+        found.append([logp.detach(), *gradients, *merged])
+    for ours, wanted in zip(*reversed(found), strict=True):
+        assert torch.equal(ours, wanted)
+    shape = shape_of(narrow.model.config, lora=Lora(rank=3))
+    planned = state_memory(replace(shape, published=2), Strategy(False, False, lora=True), 2, False)["weights"]
+    size = wide.model.get_parameter(odd).numel()
+    assert planned == sum(p.nbytes for p in narrow.parameters()) - 2 * size
 
 
 def test_merging_leaves_a_plain_model(tiny_model_folder: Path, tmp_path: Path) -> None:

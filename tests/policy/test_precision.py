@@ -40,3 +40,12 @@ def test_mixed_precision_computes_what_the_model_does_in_16_bits(tiny_model_fold
         half = model(ids, output_hidden_states=True)
     for ours, wanted in zip([*mixed.hidden_states, mixed.logits], [*half.hidden_states, half.logits], strict=True):
         assert ours.dtype == torch.bfloat16 and torch.equal(ours, wanted)
+
+
+def test_float32_is_float32_in_a_gpus_convolutions_too(
+    tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU, `test_logprobs_and_gradients_are_those_of_single_sequences` sees it in a vision tower's patches."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    load_policy(str(tiny_model_folder))
+    assert torch.backends.cudnn.allow_tf32 is torch.backends.cuda.matmul.allow_tf32 is False

@@ -46,6 +46,7 @@ from lit_rlvr.distributed.checkpoints import (
     read_checkpoint,
     read_whole,
 )
+from lit_rlvr.distributed.sharding import live_parts, local_bytes, storages, with_copies
 from lit_rlvr.distributed.strategy import FSDP2 as Sharded
 from lit_rlvr.engines.process_group import VLLMProcessGroup
 from lit_rlvr.errors import UserError
@@ -248,8 +249,12 @@ class Training:
     """
 
     def __init__(self, root: Path, **options: Any) -> None:
-        self.weight, self.moment = torch.zeros(3), torch.zeros(6)[3:]
+        self.weight, self.moment, self.count = torch.zeros(3), torch.zeros(6)[3:], torch.zeros(())
         self.strategy, self.saver = Sharded(), RunCheckpoint(**options)
+        of_weight = {"exp_avg": self.moment, "step": self.count}
+        self.strategy._optimizers = [SimpleNamespace(state={self.weight: of_weight})]
+        reference = SimpleNamespace(policy=None)
+        self.strategy._lightning_module = SimpleNamespace(parameters=lambda: [self.weight], reference=reference)
         self.logged: dict[str, float] = {}
         self.module: Any = SimpleNamespace(iteration=0, validation_results={})
         self.trainer: Any = SimpleNamespace(
@@ -260,7 +265,7 @@ class Training:
         self.writes, self.release = threading.Event(), threading.Event()
 
     def save_checkpoint(self, path: Path, storage_options: Any = None) -> None:
-        moments = {"weight": {"exp_avg": self.moment, "step": torch.tensor(float(self.trainer.global_step))}}
+        moments = {"weight": {"exp_avg": self.moment, "step": self.count}}
         made: dict[str, Any] = dict.fromkeys(CHECKPOINT_PARTS) | {
             "state_dict": {"weight": self.weight}, "optimizer_states": [{"state": moments}],
             "rlvr": {"reference": {"weights": None}}, "global_step": self.trainer.global_step,
@@ -273,6 +278,7 @@ class Training:
         self.module.iteration += 1
         self.weight += 1
         self.moment += 2
+        self.count += 1
         self.saver.on_train_batch_end(self.trainer, self.module, None, None, 0)
         if accuracy is not None:
             self.module.validation_results = {"val/accuracy": accuracy}
@@ -365,6 +371,17 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_line(
         else:
             training.saver.on_train_end(training.trainer, training.module)
     assert training.names() == ["step-000001.ckpt"]
+
+
+def test_what_is_a_copy_already_is_not_copied_again() -> None:
+    """Lightning has copied the shards that were on a GPU; those on a CPU are the live ones."""
+    weight, gone = torch.ones(3), torch.ones(2)
+    tensors = {"w": {"whole": weight, "view": weight[:1], "copy": weight.clone()}, "m": {"w": {"gone": gone, "n": 3}}}
+    live = live_parts(tensors, storages([weight, 3]))
+    assert live == {"w": {"whole": weight, "view": tensors["w"]["view"]}} and local_bytes(live) == 16
+    kept = with_copies(tensors, {"w": {"whole": torch.zeros(3)}})
+    assert not kept["w"]["whole"].any() and kept["w"]["copy"] is tensors["w"]["copy"]
+    assert kept["m"]["w"]["gone"] is gone and kept["m"]["w"]["n"] == 3
 
 
 def test_without_memory_for_a_copy_training_waits(

@@ -54,6 +54,7 @@ class Shape:
         quantized: number of parameters in 4 bits.
         cached: width of a token's keys in a cache, summed over the layers; 0 = of all layers.
         unused: number of parameters that a token does not use: experts that it is not sent to.
+        published: bytes of a number in the model's files.
     """
 
     parameters: int
@@ -67,6 +68,7 @@ class Shape:
     quantized: int = 0
     cached: int = 0
     unused: int = 0
+    published: int = FLOAT
 
     @property
     def active(self) -> int:
@@ -109,6 +111,7 @@ def shape_of(config: Any, freeze_vision: bool = False, lora: Lora | None = None)
         quantized=quantized,
         cached=sum(cached_widths(config)),
         unused=_unused(model, text),
+        published=2 if torch.bfloat16 in (config.dtype, text.dtype) else FLOAT,
     )
 
 
@@ -253,9 +256,14 @@ def activations(layers: Layers, load: Microbatch, size: int, attention: int | No
     return load.tokens * (norms + products + queries) + (2 * load.keys * layers.heads + load.scores) * attention
 
 
-def copy(size: int) -> int:
-    """Return the bytes of the copy of a weight that autocast makes; 0 if products are in float32."""
-    return size if size < FLOAT else 0
+def frozen(shape: Shape, strategy: Strategy, size: int) -> int:
+    """Return the bytes of a frozen number under adapters: those of a product if that changes no value."""
+    return size if shape.published == size and not strategy.sharded else FLOAT
+
+
+def copy(shape: Shape, strategy: Strategy, size: int) -> int:
+    """Return the bytes of the copy of a weight that autocast makes; 0 if it has the type of products already."""
+    return 0 if size == (frozen(shape, strategy, size) if strategy.lora else FLOAT) else size
 
 
 def logits(shape: Shape, load: Microbatch, size: int, rows: int = GPU_ROWS) -> float:
@@ -291,7 +299,7 @@ def training_memory(
     pictures = Microbatch(load.prompts * shape.patches, load.prompts * shape.patches, 0, 0, 0)
     stacks = [(shape.text, load), *([(shape.tower, pictures)] if shape.tower else [])]
     per_layer = [activations(layers, part, size, attention) for layers, part in stacks]
-    copied = 0 if strategy.sharded else copy(size)  # shards are gathered in the type of the products
+    copied = 0 if strategy.sharded else copy(shape, strategy, size)  # shards are gathered in the type of the products
     kept = load.tokens * shape.text.width * (FLOAT + size)  # the input of the last norm, and normalised
     if strategy.checkpointing:
         kept += sum(layers.count * part.tokens * layers.width * size for layers, part in stacks)
@@ -305,7 +313,7 @@ def training_memory(
     head = 0 if strategy.sharded else embedding * (copied + (0 if strategy.lora else FLOAT))  # its copy, its gradient
     temporary = [logits(shape, load, size, GPU_ROWS if attention is None else 1) + head, gradients + recomputed]
     on_gpu = 0.0 if strategy.offload else 1 / share
-    state = {name: value * on_gpu for name, value in state_memory(shape, strategy, reference).items()}
+    state = {name: value * on_gpu for name, value in state_memory(shape, strategy, size, reference).items()}
     gathered = 0.0
     if strategy.sharded:
         gathered = (shape.outside + GATHERED_LAYERS * shape.largest) * size
@@ -317,11 +325,13 @@ def training_memory(
     return {**state, "gathered": gathered, "activations": kept, "temporary": max(temporary)}
 
 
-def state_memory(shape: Shape, strategy: Strategy, reference: bool) -> Terms:
+def state_memory(shape: Shape, strategy: Strategy, size: int, reference: bool) -> Terms:
     """Return the bytes of the state between steps, summed over the GPUs that share it; `offload` keeps it on the
     CPU."""
+    plain = shape.parameters - shape.quantized
+    fixed = plain - shape.trained if strategy.lora else 0
     return {
-        "weights": (shape.parameters - shape.quantized) * FLOAT + shape.quantized * NF4,
+        "weights": (plain - fixed) * FLOAT + fixed * frozen(shape, strategy, size) + shape.quantized * NF4,
         "gradients": shape.trained * FLOAT,
         "AdamW": shape.trained * 2 * FLOAT,
         "reference": shape.parameters * FLOAT if reference and not strategy.lora else 0.0,
@@ -334,7 +344,7 @@ def generation_memory(shape: Shape, strategy: Strategy, sequences: int, tokens: 
     Args:
         tokens: number of tokens whose keys and values the engine holds at once.
     """
-    weights = shape.parameters * (size if strategy.sharded else copy(size))
+    weights = shape.parameters * (size if strategy.sharded else copy(shape, strategy, size))
     return weights + tokens * kv_bytes_per_token(shape, size) + sequences * 3 * shape.vocabulary * FLOAT
 
 

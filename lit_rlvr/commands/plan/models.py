@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from transformers import LlamaConfig, PretrainedConfig, Qwen2_5_VLConfig, Qwen2Config
 
 _1_5B: dict[str, Any] = dict(
@@ -51,3 +52,5 @@ PUBLISHED: dict[str, PretrainedConfig] = {
     ),
 }  # fmt: skip
 """Hub id -> config; `docs/sizing.md` is made from some of them."""
+for _config in PUBLISHED.values():
+    _config.dtype = torch.bfloat16

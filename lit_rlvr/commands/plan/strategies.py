@@ -49,6 +49,8 @@ MACHINE_GPUS = 8  # GPUs of a machine, where only their total is given
 FREE = 0.1  # share of a GPU for its context, communication buffers and fragments
 LEAST_SEQUENCES = 16
 """Sequences that vLLM should generate at once: with fewer, a rollout of long answers takes hours."""
+ENOUGH_SEQUENCES = 64
+"""Sequences at once from which vLLM computes more than it reads weights, so that training decides the strategy."""
 STEP_TERMS = ("gathered", "activations", "temporary")
 """Terms of the training step only; generation uses the same memory at another time."""
 
@@ -230,6 +232,8 @@ class JobSizes:
     def choice(self, gpus: GPUs, placement: tuple[bool, bool] | None, checkpointing: bool | None) -> Plan:
         """Return the plan of the fastest strategy that fits without a change of results, or else the smallest one.
 
+        Shards on the CPU come last, and before them strategies that leave vLLM memory for few sequences at once.
+
         Args:
             placement: whether weights are sharded and kept on the CPU; None = choose.
             checkpointing: None = choose.
@@ -241,7 +245,12 @@ class JobSizes:
             and placement in (None, (plan.strategy.sharded, plan.strategy.offload))
             and checkpointing in (None, plan.strategy.checkpointing)
         ]
-        return next((plan for plan in plans if plan.fits), None) or min(plans, key=lambda plan: plan.needs)
+        enough = min(ENOUGH_SEQUENCES, self.prompts_on_each(gpus) * self.group)
+        return min(
+            (plan for plan in plans if plan.fits),
+            key=lambda plan: (plan.strategy.offload, plan.sequences is not None and plan.sequences < enough),
+            default=min(plans, key=lambda plan: plan.needs),
+        )
 
     def step_tokens(self, gpus: GPUs) -> int:
         """Return the input tokens of an optimizer step on one GPU, with everything at its maximum length."""
@@ -288,7 +297,7 @@ class JobSizes:
                 break
             if other.strategy.lora == self.lora:
                 found.append(f"{other.name} {other.needs / GIB:.0f}")
-        faster = f"; faster, but too large: {'; '.join(found)}" if found else ""
+        faster = f"; faster, but too large or without memory for vLLM: {'; '.join(found)}" if found else ""
         advice = "" if plan.fits else "; IT WILL NOT FIT: `lit-rlvr plan` proposes smaller micro-batches or adapters"
         return (
             f"strategy: {plan.name}: about {plan.needs / GIB:.0f} of {gpus.gib:.0f} GiB on each of {gpus.count} GPU(s)"
@@ -311,7 +320,7 @@ class JobSizes:
             )
         other_memory = sum(value for name, value in terms.items() if name not in STEP_TERMS or not self.vllm_sleeps)
         vllm = self.vllm_share(gpus, 1 - FREE - other_memory / (gpus.gib * GIB)) * gpus.gib * GIB
-        host = sum(state_memory(shape, strategy, self.reference).values()) if strategy.offload else 0.0
+        host = sum(state_memory(shape, strategy, self.size, self.reference).values()) if strategy.offload else 0.0
         terms |= {"vLLM": vllm, "generation": generation}
         at_once = self.sequences(gpus, vllm) if self.share else None
         return Plan(strategy, gpus, budget, terms, host, self.vllm_sleeps, at_once)
@@ -360,6 +369,7 @@ def describe_job(
     config = known or load_model_config(module.model_folder)
     engine = rollout.generator
     vllm = engine if isinstance(engine, VLLMEngine) else None
+    sleeps = vllm is not None and vllm.sleep_mode and not rollout.staleness
     longest, evaluated = rollout.sampling.reach, rollout.eval_sampling.reach
     completion = Lengths(longest, longest) if lengths is None else Lengths.parse(lengths, longest)
     share = 0.0 if vllm is None else vllm.gpu_memory_utilization or 0.4
@@ -374,9 +384,9 @@ def describe_job(
         prompts=data.prompts_per_step,
         size=compute_dtype(precision).itemsize,
         share=None if isinstance(engine, HFEngine) else share,
-        fitted=lengths is not None and vllm is not None and vllm.gpu_memory_utilization is None,
+        fitted=vllm is not None and vllm.gpu_memory_utilization is None and (sleeps or lengths is not None),
         quantized=vllm is not None and vllm.quantized,
-        vllm_sleeps=vllm is not None and vllm.sleep_mode and not rollout.staleness,
+        vllm_sleeps=sleeps,
         reference=module.kl_coef > 0 or module.advantage.needs_reference,
         lora=module.lora is not None,
         shared_prefix=module.shared_prefix,
