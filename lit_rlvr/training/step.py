@@ -6,6 +6,7 @@ Normalisers are counted here, once per step, over all ranks and before cutting m
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import nan
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from lit_rlvr.objectives import (
     StepTokens,
     aggregation_weights,
     correction_weights,
+    kl_estimate,
     log_ratio,
     loglinear_old,
 )
@@ -93,7 +95,6 @@ class StepPlan:
         token_weight: (B, T) weight of each token in the loss, 0 outside this step's groups.
         counted, selected: (B, T) bool, the results of `LossModule.select_tokens`; None = it is not asked.
         row_share: a sequence's weight in a sequence-level loss: 1 / the step's sequences on all ranks.
-        measured: rows on which the step's divergence is estimated. before: (B, T) their log-probabilities before it.
         microbatches: lists of rows. The first `num_microbatches` of them count; the others repeat a micro-batch with
             weight 0, so that with sharded weights a rank with less work stays in lockstep with the others.
     """
@@ -105,14 +106,12 @@ class StepPlan:
     counted: Tensor | None
     selected: Tensor | None
     row_share: float
-    measured: list[int]
-    before: Tensor
     microbatches: list[list[int]]
     num_microbatches: int
 
 
 def loss_inputs(plan: StepPlan, k: int, logp: Tensor, entropy: Tensor) -> tuple[LossInputs, Stats]:
-    """Return the objective's inputs for micro-batch k, and sums over its tokens; keep `logp` in `plan.before`.
+    """Return the objective's inputs for micro-batch k, and sums over its tokens.
 
     Args:
         logp, entropy: (rows, T), the forward pass of the micro-batch.
@@ -121,7 +120,6 @@ def loss_inputs(plan: StepPlan, k: int, logp: Tensor, entropy: Tensor) -> tuple[
     prepared = plan.prepared
     at = index(rows, plan.mask.device)
     mask, engine = plan.mask[at], plan.rollout_logprobs[at]
-    plan.before[at] = logp.detach().to(plan.before.dtype)
     if prepared.old is not None:
         old = prepared.old[at]
     elif prepared.on_policy:
@@ -192,8 +190,7 @@ def plan_step(
         mask[at], size, algorithm.aggregation, sequences, tokens, rollout.sampling.longest
     ).to(token_weight.dtype)
     live = set(prepared.live)
-    run = [i for i in rows if i in live]
-    microbatches = cut_rows(rollout, run, tokens_per_microbatch, shared_prefix)
+    microbatches = cut_rows(rollout, [i for i in rows if i in live], tokens_per_microbatch, shared_prefix)
     num_microbatches = len(microbatches)
     wanted = all_max(num_microbatches, device)
     if not in_lockstep:
@@ -204,8 +201,8 @@ def plan_step(
     rollout_logprobs = to_device(rollout.rollout_logprobs, device)
     counted, selected = chosen_tokens(prepared, rows, mask, rollout_logprobs, algorithm)
     return StepPlan(
-        prepared, mask, rollout_logprobs, token_weight, counted, selected, 1.0 / sequences, measured_rows(rollout, run),
-        torch.zeros(mask.shape, device=device), microbatches, num_microbatches,
+        prepared, mask, rollout_logprobs, token_weight, counted, selected, 1.0 / sequences, microbatches,
+        num_microbatches,
     )  # fmt: skip
 
 
@@ -213,15 +210,14 @@ MEASURED_GROUPS = 4
 """Most groups, of all ranks, on which the divergence of a step is estimated."""
 
 
-def measured_rows(rollout: Rollout, rows: list[int]) -> list[int]:
+def measured_rows(plan: StepPlan) -> list[int]:
     """Return those of a step's rows on which its divergence is estimated: an eighth of all ranks' rows, from
     `MEASURED_GROUPS` groups at most, whichever rank has them. Collective: call it on every rank.
 
-    Running them forward once more costs about 4 % of the step.
-
-    Args:
-        rows: this rank's rows in the step.
+    Running them forward before and after the step costs about 8 % of it.
     """
+    rollout = plan.prepared.rollout
+    rows = sorted(i for part in plan.microbatches[: plan.num_microbatches] for i in part)  # this rank's
     repeats = rollout.repeats or [0] * len(rollout.prompts)
     mine: dict[int, list[int]] = {}
     for i in rows:
@@ -231,6 +227,18 @@ def measured_rows(rollout: Rollout, rows: list[int]) -> list[int]:
     chosen = {key for key, _ in groups[: min(MEASURED_GROUPS, max(1, len(groups) // 8))]}
     most = max(1, sum(size for _, size in groups) // 8)  # of a group
     return sorted(i for key, members in mine.items() if key in chosen for i in members[:most])
+
+
+def mean_kl(before: Tensor, after: Tensor) -> float:
+    """Return the KL divergence of a policy from the one before, in nats per token, estimated (k3); NaN without a token on
+    any rank. Collective: call it on every rank.
+
+    Args:
+        before, after: (N,) log-probabilities of this rank's tokens.
+    """
+    kl = kl_estimate(before, after, torch.ones_like(before, dtype=torch.bool))
+    total, tokens = all_sum(torch.tensor([float(kl.double().sum()), float(len(kl))], dtype=torch.float64)).tolist()
+    return total / tokens if tokens else nan
 
 
 def chosen_tokens(

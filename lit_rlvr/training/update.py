@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lit_rlvr.common.terminal import progress
-from lit_rlvr.distributed.collectives import all_sum, average_gradients, index, world_size
+from lit_rlvr.distributed.collectives import average_gradients, index, world_size
 from lit_rlvr.distributed.sharding import reduce_over_copies, whole
-from lit_rlvr.objectives import Correction, Stats, kl_estimate
+from lit_rlvr.objectives import Correction, Stats
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.training.failures import (
     SkippedSteps,
@@ -32,6 +32,8 @@ from lit_rlvr.training.step import (
     TokenScores,
     logprobs_of,
     loss_inputs,
+    mean_kl,
+    measured_rows,
     plan_step,
     step_metrics,
 )
@@ -126,32 +128,28 @@ class Updater:
         if wrong is not None or prepared.rollout.is_unjudged:
             self.optimizer.zero_grad()  # weights and moments stay: AdamW ignores parameters without a gradient
         learning_rate = self.optimizer.param_groups[0]["lr"]
-        cosine = nan if self.adaptive_lr is None else step_cosine(self.optimizer, self.sharded)
+        adaptive = None if wrong is not None else self.adaptive_lr
+        cosine = nan if adaptive is None else step_cosine(self.optimizer, self.sharded)
+        before = None if adaptive is None else self.measured_logprobs(plan)
         self.optimizer.step()
         self.optimizer.zero_grad()  # frees their memory for the next rollout
-        metrics = {"train/lr": learning_rate, "train/skipped_steps": float(self.skipped.total)}
-        if wrong is None:
-            metrics |= step_metrics(sums) | {"train/grad_norm": float(norm)}
-            kl = self.measure_kl(plan)
-            metrics |= {} if isnan(kl) else {"train/kl_step": kl}
-            if self.adaptive_lr is not None:
-                metrics |= {} if isnan(cosine) else {"train/step_cosine": cosine}
-                self.adaptive_lr.adapt(kl, cosine, self.optimizer, self.schedule)
+        metrics = {} if wrong is not None else step_metrics(sums) | {"train/grad_norm": float(norm)}
+        if adaptive is not None and before is not None:
+            kl = mean_kl(before, self.measured_logprobs(plan))
+            metrics |= {k: v for k, v in {"train/kl_step": kl, "train/step_cosine": cosine}.items() if not isnan(v)}
+            adaptive.adapt(kl, cosine, self.optimizer, self.schedule)
         self.schedule.step()
         prepared.updates += 1
         progress.advance()
-        return metrics
+        return metrics | {"train/lr": learning_rate, "train/skipped_steps": float(self.skipped.total)}
 
-    def measure_kl(self, plan: StepPlan) -> float:
-        """Return the KL divergence of the policy from that before the step, in nats per token, estimated (k3) on
-        `plan.measured` of all ranks; NaN without a token. Collective: call it on every rank."""
-        after, _ = self.logprobs(plan.prepared.rollout, self.policy, plan.measured)
-        at = index(plan.measured, after.device)
-        mask = plan.mask[at]
-        kl = kl_estimate(plan.before[at], after[at], mask)
-        sums = torch.stack([kl.double().sum(), mask.sum().double()]).cpu()
-        total, tokens = all_sum(sums).tolist()
-        return total / tokens if tokens else nan
+    def measured_logprobs(self, plan: StepPlan) -> Tensor:
+        """Return the log-probabilities (N,) of the tokens on which a step's divergence is estimated; always by the same
+        operations, because in bfloat16 others differ by more than a step. Collective: call it on every rank."""
+        rows = measured_rows(plan)
+        logp, _ = self.logprobs(plan.prepared.rollout, self.policy, rows)
+        at = index(rows, logp.device)
+        return logp[at][plan.mask[at]]
 
     @smaller_microbatches_when_out_of_memory
     def accumulate(self, prepared: PreparedRollout, prompts: list[int]) -> tuple[StepPlan, Stats]:

@@ -157,11 +157,10 @@ ADDS_FEATURES = {
     "training/update.py local_backward: aten.index.Tensor": 2,
     "training/update.py local_backward: aten.index_put.default": 4,
 }  # fmt: skip
-# whether loss and gradient are finite, the sums for the metrics, the gradient's norm, and the step's divergence
+# whether loss and gradient are finite, the sums for the metrics, and the gradient's norm
 REST = {
     "training/failures.py _is_finite: aten._local_scalar_dense.default": 2,
     "training/step.py step_metrics: aten._to_copy.default": 1,
-    "training/update.py measure_kl: aten._to_copy.default": 1,
     "training/update.py step: aten._local_scalar_dense.default": 1,
 }  # fmt: skip
 

@@ -15,7 +15,8 @@ from tiny_fit import MixedVersions, fit
 from two_ranks import in_two_ranks
 
 from lit_rlvr.objectives import kl_estimate
-from lit_rlvr.training.step import chances, measured_rows, staleness_metrics
+from lit_rlvr.training.optimizer import AutoLR
+from lit_rlvr.training.step import chances, mean_kl, measured_rows, staleness_metrics
 from lit_rlvr.training.update import Updater
 
 NAMES = {f"train/staleness/{name}" for name in ("mean", "max", "ess")}
@@ -78,7 +79,6 @@ def test_the_log_linear_old_policy_needs_no_forward_pass(
         return logprobs(self, prepared, policy, rows)
 
     monkeypatch.setattr(Updater, "logprobs", counted)
-    monkeypatch.setattr(Updater, "measure_kl", lambda *_: math.nan)  # it counts its own
     fit(tiny_model_folder, tmp_path, steps=6, updates_per_rollout=3, prox_logp_method=method)
     assert len(passes) == (2 if method == "recompute" else 0)
 
@@ -130,16 +130,20 @@ def test_the_divergence_of_a_step_is_that_of_the_policies_around_it(
     tiny_model_folder: Path, tmp_path: Path, updates: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[list[int]] = []
-    choose = measured_rows
-    monkeypatch.setattr(
-        "lit_rlvr.training.step.measured_rows", lambda *given: measured.append(choose(*given)) or measured[-1]
-    )
+
+    def noted(plan: Any) -> list[int]:
+        measured.append(measured_rows(plan))
+        return measured[-1]
+
+    monkeypatch.setattr("lit_rlvr.training.update.measured_rows", noted)
     module, seen = fit(
-        tiny_model_folder, tmp_path, steps=2 * updates, updates_per_rollout=updates, lr=1e-3, tokens_per_microbatch=60
-    )
+        tiny_model_folder, tmp_path, steps=2 * updates, updates_per_rollout=updates, lr=AutoLR(start=1e-2),
+        tokens_per_microbatch=60,
+    )  # fmt: skip
     found, (rollout, last) = [], seen.rollouts
     weights = [*seen.weights, {n: p.detach().clone() for n, p in module.policy.model.named_parameters()}]
-    for k, rows in enumerate(measured):
+    assert measured[::2] == measured[1::2], "before and after"
+    for k, rows in enumerate(measured[::2]):
         logps, used = [], rollout if k < updates else last
         for state in weights[k : k + 2]:
             module.policy.model.load_state_dict(state, strict=False)
@@ -152,21 +156,37 @@ def test_the_divergence_of_a_step_is_that_of_the_policies_around_it(
     )
 
 
+def a_plan(prompts: list[Any], rows: list[int], repeats: list[int] | None = None) -> Any:
+    rollout = SimpleNamespace(prompts=prompts, group_size=4, repeats=repeats or [])
+    half = len(rows) // 2
+    microbatches = [rows[half:], rows[:half], [0]]
+    return SimpleNamespace(prepared=SimpleNamespace(rollout=rollout), microbatches=microbatches, num_microbatches=2)
+
+
 def _measured_of_one_rank(rank: int, prompts: list[Any], wanted: list[str]) -> None:
-    mine = prompts[rank::2] if rank < 2 else prompts
-    rollout: Any = SimpleNamespace(prompts=mine, group_size=4, repeats=[])
-    rows = measured_rows(rollout, list(range(4 * len(mine))))
+    mine = prompts[rank::2]
+    rows = measured_rows(a_plan(mine, list(range(4 * len(mine)))))
     assert rows == sorted(4 * p + g for p, prompt in enumerate(mine) for g in range(4) if prompt.sample.id in wanted)
 
 
 def test_the_rows_of_a_divergence_are_an_eighth_on_any_number_of_ranks(tmp_path: Path) -> None:
     prompts = [SimpleNamespace(sample=SimpleNamespace(id=f"p{k}")) for k in range(17)]
-    rollout: Any = SimpleNamespace(prompts=prompts, group_size=4, repeats=[])
-    rows = measured_rows(rollout, list(range(68)))
+    rows = measured_rows(a_plan(prompts, list(range(68))))
     assert len(rows) == 8
     in_two_ranks(tmp_path, _measured_of_one_rank, prompts, [prompts[i // 4].sample.id for i in rows])
-    assert len(measured_rows(rollout, list(range(20)))) == 2, "fewer than eight groups: a part of one"
-    assert len(measured_rows(rollout, [3])) == 1
-    assert measured_rows(rollout, []) == []
-    many: Any = SimpleNamespace(prompts=prompts * 10, group_size=4, repeats=[k // 17 for k in range(170)])
-    assert len(measured_rows(many, list(range(680)))) == 16, "of four groups at most"
+    assert len(measured_rows(a_plan(prompts, list(range(20))))) == 2, "fewer than eight groups: a part of one"
+    assert len(measured_rows(a_plan(prompts, [3]))) == 1
+    assert measured_rows(a_plan(prompts, [])) == []
+    many = a_plan(prompts * 10, list(range(680)), [k // 17 for k in range(170)])
+    assert len(measured_rows(many)) == 16, "of four groups at most"
+
+
+def test_a_divergence_is_a_mean_over_the_tokens_of_all_ranks(tmp_path: Path) -> None:
+    def of_one_rank(rank: int) -> None:
+        before = torch.tensor([-1.0, -2.0, -0.5]) if rank else torch.zeros(0)
+        after = before + torch.tensor([0.1, 0.0, -0.3]) if rank else before
+        wanted = sum(math.exp(d) - d - 1 for d in (0.1, 0.0, -0.3)) / 3
+        assert mean_kl(before, after) == pytest.approx(wanted, rel=1e-4)
+
+    in_two_ranks(tmp_path, of_one_rank)
+    assert math.isnan(mean_kl(torch.zeros(0), torch.zeros(0)))
