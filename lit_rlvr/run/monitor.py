@@ -476,7 +476,7 @@ def _likely_cause(metrics: Metrics, good: int, found: int, held_out: bool) -> tu
     is_sudden = not any(moved.values()) and bool(new) and metrics[new[0]]["rollout/accuracy"] < accuracy[0] / 2
     by_length = not 1 / LONGER < length[1] / max(length[0], 1.0) < LONGER
     how = f" by length ({change('rollout/length')} tokens)" if by_length else ""
-    slower = "a smaller learning rate (model.lr), or collapse.action: rollback"
+    slower = "model.lr: auto or a smaller rate, or collapse.action: rollback"
     causes = (
         (
             held_out and accuracy[1] >= accuracy[0],

@@ -230,8 +230,8 @@ def measured_rows(plan: StepPlan) -> list[int]:
 
 
 def mean_kl(before: Tensor, after: Tensor) -> float:
-    """Return the KL divergence of a policy from the one before, in nats per token, estimated (k3); NaN without a token on
-    any rank. Collective: call it on every rank.
+    """Return the KL divergence of a policy from the one before, in nats per token, estimated (k3); NaN without a token
+    on any rank. Collective: call it on every rank.
 
     Args:
         before, after: (N,) log-probabilities of this rank's tokens.
