@@ -200,7 +200,7 @@ def test_a_plan_counts_exactly(name: str) -> None:
     model, row = build(name), MODELS[name]
     shape, plain = shape_of(model.config), Strategy(sharded=False, checkpointing=False)
     size = sum(p.numel() for p in model.parameters())
-    assert state_memory(shape, plain, reference=True) == {
+    assert state_memory(shape, plain, 4, reference=True) == {
         "weights": 4 * size, "gradients": 4 * size, "AdamW": 8 * size, "reference": 4 * size
     }  # fmt: skip
     assert shape.parameters - shape.active == row.unused
