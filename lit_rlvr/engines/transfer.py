@@ -582,7 +582,7 @@ def on_first(servers: Sequence[VLLMServer], action: Callable[[VLLMServer], None]
     """Let the first rank call `action` on all servers at once, as `agree` does."""
 
     def call() -> None:
-        if rank() == 0:
+        if rank() == 0 and servers:
             with ThreadPoolExecutor(len(servers)) as pool:
                 list(pool.map(action, servers))
 

@@ -120,6 +120,7 @@ class CollapseMonitor(ChecksArguments, Callback):
             results = validation_falls(run_root(trainer) / VALIDATION, trainer.global_step)
             for logger in trainer.loggers if results else ():
                 logger.log_metrics(results, step=trainer.global_step)
+                logger.save()  # nothing else follows the last validation of a run that was stopped in it
         self._act(trainer)
 
     def _act(self, trainer: Trainer) -> None:
