@@ -270,6 +270,7 @@ LEFT_OUT = {
     "lit-rlvr evaluate": "names the command alone",
     "lit-rlvr compare": "names the command alone",
     "lit-rlvr check REWARD": "names the command alone",
+    "lit-rlvr tune": "names the command alone",
 }
 """Command of a document, or the first words of several -> why it is not run."""
 
