@@ -25,6 +25,7 @@ ASIDE = {
     "errors.py": "checks of values",
     "objectives.py": "GRPO's loss, and the correction for the engine",
     "policy/adapters.py": "adapters, of which there are none here",
+    "policy/architecture.py": "what a model does to its logits",
     "policy/attention.py": "attention over shared prompts",
     "policy/layout.py": "prompts and completions as rows",
     "policy/logprobs.py": "log-softmax in chunks",
