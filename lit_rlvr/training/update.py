@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from math import isnan, nan
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -129,13 +129,14 @@ class Updater:
             self.optimizer.zero_grad()  # weights and moments stay: AdamW ignores parameters without a gradient
         learning_rate = self.optimizer.param_groups[0]["lr"]
         adaptive = None if wrong is not None else self.adaptive_lr
-        cosine = nan if adaptive is None else step_cosine(self.optimizer, self.sharded)
-        before = None if adaptive is None else self.measured_logprobs(plan)
+        if adaptive is not None:
+            cosine, measured = step_cosine(self.optimizer, self.sharded), measured_rows(plan)
+            before = self.measured_logprobs(plan, measured)
         self.optimizer.step()
         self.optimizer.zero_grad()  # frees their memory for the next rollout
         metrics = {} if wrong is not None else step_metrics(sums) | {"train/grad_norm": float(norm)}
-        if adaptive is not None and before is not None:
-            kl = mean_kl(before, self.measured_logprobs(plan))
+        if adaptive is not None:
+            kl = mean_kl(before, self.measured_logprobs(plan, measured))
             metrics |= {k: v for k, v in {"train/kl_step": kl, "train/step_cosine": cosine}.items() if not isnan(v)}
             adaptive.adapt(kl, cosine, self.optimizer, self.schedule)
         self.schedule.step()
@@ -143,10 +144,9 @@ class Updater:
         progress.advance()
         return metrics | {"train/lr": learning_rate, "train/skipped_steps": float(self.skipped.total)}
 
-    def measured_logprobs(self, plan: StepPlan) -> Tensor:
-        """Return the log-probabilities (N,) of the tokens on which a step's divergence is estimated; always by the same
-        operations, because in bfloat16 others differ by more than a step. Collective: call it on every rank."""
-        rows = measured_rows(plan)
+    def measured_logprobs(self, plan: StepPlan, rows: list[int]) -> Tensor:
+        """Return the log-probabilities (N,) of some rows' tokens in the loss; always by the same operations, because in
+        bfloat16 others differ by more than a step. Collective: call it on every rank."""
         logp, _ = self.logprobs(plan.prepared.rollout, self.policy, rows)
         at = index(rows, logp.device)
         return logp[at][plan.mask[at]]

@@ -131,11 +131,13 @@ def test_the_divergence_of_a_step_is_that_of_the_policies_around_it(
 ) -> None:
     measured: list[list[int]] = []
 
-    def noted(plan: Any) -> list[int]:
-        measured.append(measured_rows(plan))
-        return measured[-1]
+    logprobs = Updater.measured_logprobs
 
-    monkeypatch.setattr("lit_rlvr.training.update.measured_rows", noted)
+    def noted(self: Updater, plan: Any, rows: list[int]) -> Any:
+        measured.append(rows)
+        return logprobs(self, plan, rows)
+
+    monkeypatch.setattr(Updater, "measured_logprobs", noted)
     module, seen = fit(
         tiny_model_folder, tmp_path, steps=2 * updates, updates_per_rollout=updates, lr=AutoLR(start=1e-2),
         tokens_per_microbatch=60,
