@@ -119,9 +119,9 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         updates_per_rollout: number of minibatches (optimizer steps) that a rollout is split into.
         epochs_per_rollout: passes over each rollout.
         tokens_per_microbatch: maximum input tokens per micro-batch, including padding, though it has at least one
-            prompt and completion, however long; bounds memory without changing
-            results. Halved when memory runs out. `auto` lets `lit-rlvr fit` choose it by the memory of the devices; the
-            run's `config.yaml` has the number, which a resume keeps.
+            prompt and completion, however long; bounds memory without changing results. Halved when memory runs out.
+            `auto` lets `lit-rlvr fit` choose it by the memory of the devices; the run's `config.yaml` has the number,
+            which a resume keeps.
         kl_coef: weight of the KL term against the initial policy; 0 = off, without loading a reference model.
         kl_estimator: estimate of each token's divergence: `k3` (GRPO), `k2`, whose gradient is the divergence's, or
             `k1`, whose gradient in the loss is 0 on average: for the reward.
@@ -206,7 +206,6 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
     ) -> None:
         self.init_args = init_arguments()
         check_within("[0, inf)", "model", weight_decay=weight_decay, max_grad_norm=max_grad_norm)
-        check_lr(lr, optimizer)
         check_within("[0, 1)", "model.betas", first=betas[0], second=betas[1])
         check_within("[0, inf)", "model", warmup_steps=warmup_steps, max_skipped_steps=max_skipped_steps)
         if tokens_per_microbatch != "auto":
@@ -215,6 +214,8 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
             f"[1, {MAX_SIZE}]", "model", updates_per_rollout=updates_per_rollout, epochs_per_rollout=epochs_per_rollout
         )
         check_options(optimizer, betas, weight_decay)
+        self.lr = AutoLR() if lr == "auto" else lr
+        check_lr(self.lr, optimizer)
         for other, wrong in (("shared_prefix: false", not shared_prefix), ("liger: true", liger)):
             if torch_compile is True and wrong:
                 raise UserError(f"model.torch_compile: it cannot be combined with {other}; leave one of them off")
@@ -225,7 +226,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         )  # fmt: skip
         self.automatic_optimization = False
         self.make_optimizer = optimizer
-        self.lr, self.weight_decay, self.betas = lr, weight_decay, betas
+        self.weight_decay, self.betas = weight_decay, betas
         self.lr_schedule, self.warmup_steps, self.max_grad_norm = lr_schedule, warmup_steps, max_grad_norm
         self.updates_per_rollout, self.epochs_per_rollout = updates_per_rollout, epochs_per_rollout
         self.shared_prefix, self.budget = shared_prefix, TokenBudget(tokens_per_microbatch)
@@ -364,10 +365,9 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
     @property
     def _first_lr(self) -> float:
         """The learning rate of the first step, before the schedule scales it."""
-        if isinstance(self.lr, float | int):
+        if not isinstance(self.lr, AutoLR):
             return self.lr
-        start = self.lr.start if isinstance(self.lr, AutoLR) else None
-        return (self._usual_lr if start is None else start) / 10
+        return (self._usual_lr if self.lr.start is None else self.lr.start) / 10
 
     @property
     def _usual_lr(self) -> float:
@@ -380,12 +380,11 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         steps = total_steps(self.trainer, batches, updates_of(self))
         warn_of_high_rate(self.lr, self.make_optimizer)
         warn_of_long_warmup(self.lr, self.warmup_steps, steps)
-        if not isinstance(self.lr, float | int):
-            options = self.lr if isinstance(self.lr, AutoLR) else AutoLR()
+        if isinstance(self.lr, AutoLR):
             first = self._first_lr
             middle = self._usual_lr if self.make_optimizer is None else first * 10
             bounds = min(first, middle / 30), max(first, middle * 30)
-            self.adaptive_lr = AdaptiveLR(options.max_kl / updates_of(self), first, bounds)
+            self.adaptive_lr = AdaptiveLR(self.lr.max_kl / updates_of(self), first, bounds)
             if self._saved_lr:
                 self.adaptive_lr.load_state_dict(self._saved_lr)
         schedule = build_schedule(optimizer, self.lr_schedule, self.warmup_steps, steps)

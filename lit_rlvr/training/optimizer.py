@@ -61,18 +61,17 @@ def check_options(make: MakeOptimizer | None, betas: tuple[float, float], weight
             )
 
 
-def check_lr(lr: float | str | AutoLR, make: MakeOptimizer | None) -> None:
+def check_lr(lr: float | AutoLR, make: MakeOptimizer | None) -> None:
     """Refuse a learning rate below 0, and one that adapts from a start that only AdamW is known for.
 
     Raises:
         UserError: see above.
     """
-    if isinstance(lr, float | int):
+    if not isinstance(lr, AutoLR):
         check_within("[0, inf)", "model", lr=lr)
         return
-    if isinstance(lr, AutoLR):  # the parser takes an error of its own for a wrong type
-        check_within("(0, inf)", "model.lr", start=lr.start, max_kl=lr.max_kl)
-    if make is not None and (isinstance(lr, str) or lr.start is None):
+    check_within("(0, inf)", "model.lr", start=lr.start, max_kl=lr.max_kl)  # not in its init: the parser hides it there
+    if make is not None and lr.start is None:
         raise UserError("model.lr: auto knows where AdamW starts, not model.optimizer; give its start: {start: 0.1}")
 
 
@@ -154,16 +153,16 @@ HIGH_RATE = 1e-2
 """The learning rate of AdamW above which a run is warned."""
 
 
-def warn_of_high_rate(lr: float | str | AutoLR, make: MakeOptimizer | None) -> None:
+def warn_of_high_rate(lr: float | AutoLR, make: MakeOptimizer | None) -> None:
     """Warn of a learning rate with which AdamW, which moves each weight by about that much, destroys the policy."""
-    if make is None and isinstance(lr, float | int) and lr > HIGH_RATE:
+    if make is None and not isinstance(lr, AutoLR) and lr > HIGH_RATE:
         _log.warning(
             "model.lr: %g: AdamW moves each weight by about this much in a step, and weights are about 0.02; "
             "take 1e-7 to 1e-3", lr,
         )  # fmt: skip
 
 
-def warn_of_long_warmup(lr: float | str | AutoLR, warmup_steps: int, steps: int | None) -> None:
+def warn_of_long_warmup(lr: float | AutoLR, warmup_steps: int, steps: int | None) -> None:
     """Warn if the learning rate rises during the whole run, so that no step has the rate of the settings.
 
     Args:
