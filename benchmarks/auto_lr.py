@@ -23,7 +23,7 @@ from scipy.stats import t
 FIXED, AUTO = ("1e-4", "3e-4", "1e-3"), ("auto_low", "auto_high")
 SHOWN = {"auto_low": "auto from 1e-6", "auto_high": "auto from 1e-3"} | {rate: f"fixed {rate}" for rate in FIXED}
 FALL = 0.05
-"""How far below its start a run ends that counts as collapsed."""
+"""The loss of accuracy since the start of a run that counts as a collapse."""
 
 Values = dict[tuple[str, str, str], dict[str, float]]
 

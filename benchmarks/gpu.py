@@ -102,7 +102,7 @@ NOT_OURS = {
 KERNELS = 20
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "aten::_local_scalar_dense",
          "cudaMemcpyAsync", "cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel")  # fmt: skip
-"""What the CPU does for the GPU, or waits for; `profile` counts it."""
+"""Calls with which the CPU launches work on the GPU or waits for it; `profile` counts them."""
 SUMS = (
     "--config",
     "smoke/sums",

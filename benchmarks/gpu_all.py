@@ -42,7 +42,7 @@ SCHEDULE: list[tuple[str, list[str], int]] = [
 LEAST_SECONDS = 15.0
 """A part is left out when less time is left."""
 KEPT_LINES = 60
-"""Of the output of a part that fails."""
+"""Lines that are kept of the output of a part that fails."""
 PACKAGES = ("torch", "triton", "transformers", "lightning", "peft", "liger-kernel", "jsonargparse")
 
 

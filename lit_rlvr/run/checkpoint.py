@@ -217,7 +217,7 @@ class RunCheckpoint(ChecksArguments, Checkpoint):
         back. Collective: call it on every rank.
 
         Raises:
-            UserError: says where the run goes on.
+            UserError: the run was rolled back; the message names the checkpoint to resume from.
         """
         if self._monitor is None or (fall := self._monitor.fall) is None:
             return

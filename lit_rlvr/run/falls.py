@@ -1,4 +1,4 @@
-"""Whether an accuracy fell by more than its noise allows: sequential tests on numbers alone."""
+"""Sequential tests of whether an accuracy fell by more than its noise allows, on numbers alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MARGIN = 0.1
 STRETCH = 8
 """Iterations of a stretch; the last iterations are compared with the best one before them."""
 LENGTHS = (1, 2, 4, 8)
-"""How many last iterations are compared with it."""
+"""Numbers of last iterations that are compared with the best stretch."""
 FEW_DIFFERENCES = 4
 """Differences between successive iterations that the spread of the prompts stands for."""
 
