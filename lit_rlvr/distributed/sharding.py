@@ -150,16 +150,17 @@ def local_bytes(tensors: Any) -> int:
     """Return the bytes of this rank's shards of (nested) tensors."""
     if isinstance(tensors, dict):
         return sum(map(local_bytes, tensors.values()))
-    return _local(tensors).nbytes if isinstance(tensors, Tensor) else 0
+    return own_shard(tensors).nbytes if isinstance(tensors, Tensor) else 0
 
 
-def _local(tensor: Tensor) -> Tensor:
+def own_shard(tensor: Tensor) -> Tensor:
+    """Return this rank's shard of a tensor, or the tensor itself if it has no shards."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def storages(tensors: Iterable[Any]) -> set[int]:
     """Return the addresses of the memory of this rank's shards."""
-    return {_local(tensor).untyped_storage().data_ptr() for tensor in tensors if isinstance(tensor, Tensor)}
+    return {own_shard(tensor).untyped_storage().data_ptr() for tensor in tensors if isinstance(tensor, Tensor)}
 
 
 def live_parts(tensors: dict[str, Any], live: set[int]) -> dict[str, Any]:

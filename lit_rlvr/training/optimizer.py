@@ -10,11 +10,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lit_rlvr.distributed.collectives import all_sum
-from lit_rlvr.distributed.sharding import has_shards
+from lit_rlvr.distributed.sharding import has_shards, own_shard
 from lit_rlvr.errors import UserError, check_within, checks_arguments, first_line, type_text
 
 _log = logging.getLogger("lit_rlvr")
@@ -114,7 +113,7 @@ def unallocated(optimizer: Any, device: torch.device) -> int:
     Each weight without a state counts twice, for AdamW's two moments; of a sharded weight only this rank's shard.
     """
     waiting = [p for p in all_parameters(optimizer) if p.device.type == device.type and not optimizer.state.get(p)]
-    return sum(2 * (p.to_local() if isinstance(p, DTensor) else p).nbytes for p in waiting)
+    return sum(2 * own_shard(p).nbytes for p in waiting)
 
 
 def build_schedule(optimizer: Any, schedule: Schedule, warmup_steps: int, steps: int | None) -> Any:
@@ -241,8 +240,7 @@ def step_cosine(optimizer: Any, sharded: bool) -> float:
     for parameter in all_parameters(optimizer)[::4]:
         state = optimizer.state.get(parameter, {})
         if parameter.grad is not None and "exp_avg_sq" in state:
-            parts = (parameter.grad, state["exp_avg"], state["exp_avg_sq"])
-            gradient, mean, square = (p.to_local() if isinstance(p, DTensor) else p for p in parts)
+            gradient, mean, square = map(own_shard, (parameter.grad, state["exp_avg"], state["exp_avg_sq"]))
             step = mean / (square.sqrt() + 1e-8)
             products = (gradient * step, gradient.square(), step.square())
             sums = sums.to(gradient.device) + torch.stack([product.sum().double() for product in products])
