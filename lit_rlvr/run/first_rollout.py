@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlvr.common.terminal import one_line
 from lit_rlvr.rollout.callback import rollout_of
-from lit_rlvr.run.monitor import EXAMPLE_LENGTH, HIGH_SHARE, signal_advice
+from lit_rlvr.run.monitor import EXAMPLE_LENGTH, HIGH_SHARE, constant_reward, signal_advice
 from lit_rlvr.run.progress import ProgressEstimator
 from lit_rlvr.training.optimizer import updates_of
 from lit_rlvr.types import Rollout, Sampling
@@ -98,6 +98,5 @@ def obstacle(metrics: Mapping[str, float], rollout: Rollout, sampling: Sampling)
                 f"reward {name} finds no answer in {share:.0%} of the completions, such as {text!r}; ask in the prompt "
                 "for the form that it reads (lit-rlvr preview shows the prompt), or teach it (warm_start.steps)"
             )
-    values = rollout.rewards[rollout.rewarded].unique().tolist()
     what = f"{accuracy:.0%} of the answers are right" if accuracy == accuracy else "the rewards of a prompt are equal"
-    return f"{what}; {signal_advice(accuracy, values[0] if len(values) == 1 else None)}"
+    return f"{what}; {signal_advice(accuracy, constant_reward(rollout, metrics))}"

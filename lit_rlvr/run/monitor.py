@@ -213,8 +213,7 @@ class LostWork(Callback):
         module: Any = pl_module
         if trainer.is_global_zero and module.iteration > 1:
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            values = batch.rollout.rewards[batch.rollout.rewarded].unique().tolist()
-            constant = values[0] if values == [metrics["rollout/reward"]] else None
+            constant = constant_reward(batch.rollout, metrics)
             sampling, selection = rollout_of(trainer).sampling, module.selection
             for line in self.look(metrics, sampling, selection, constant):
                 _log.warning("step %d: %s", trainer.global_step, line)
@@ -298,6 +297,16 @@ class LostWork(Callback):
             return None
         self._said[name] = share
         return share
+
+
+def constant_reward(rollout: Rollout, metrics: Mapping[str, float]) -> float | None:
+    """Return the reward of all completions of all ranks; None if they differ.
+
+    Args:
+        rollout: this rank's. metrics: those of the iteration.
+    """
+    values = rollout.rewards[rollout.rewarded].unique().tolist()
+    return values[0] if values == [metrics["rollout/reward"]] else None
 
 
 def signal_advice(accuracy: float, constant: float | None = None) -> str:

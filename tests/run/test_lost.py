@@ -113,7 +113,7 @@ def first(accuracy: float, **metrics: float) -> str:
     group = [Completion("I think\nit is 7", (5, 6), "stop") for _ in range(2)]
     rollout = Rollout.unscored([Prompt(Sample("a", "?", "7"), [1])], [group], Sampling())
     rollout.unreadable = {"math": torch.ones(1, 2, dtype=torch.bool)}
-    usual = {"train/no_signal": 1.0, "rollout/truncated": 0.0, "reward/math/parse_fail": 0.0}
+    usual = {"train/no_signal": 1.0, "rollout/truncated": 0.0, "reward/math/parse_fail": 0.0, "rollout/reward": 0.0}
     return obstacle(usual | {"rollout/accuracy": accuracy} | metrics, rollout, Sampling(max_tokens=8))
 
 
