@@ -125,19 +125,22 @@ def run(arguments: Sequence[str]) -> int:
     if as_json and command in WITHOUT_RESULT:
         return _print_error(f"--json: {command} has no result to print; leave it out")
     add_user_modules()
-    from lit_rlvr.cli.errors import TRACEBACK, failure_line
-
     if COMMANDS[command][0] == COMMANDS["fit"][0]:
         from lit_rlvr.cli.early_check import check_early
 
         try:
             check_early(command, arguments[1:])
-        except (UserError, OSError) as error:
+        except UserError as error:
+            return _print_error(str(error))
+        except OSError as error:
+            from lit_rlvr.cli.errors import failure_line  # slow
+
             if (line := failure_line(error)) is None:
                 raise
             return _print_error(line)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     _set_up_output()
+    from lit_rlvr.cli.errors import TRACEBACK, failure_line
     from lit_rlvr.common.terminal import results_as_json
     from lit_rlvr.distributed.collectives import is_first_process
     from lit_rlvr.run.rank_zero import silence_other_packages
