@@ -126,16 +126,15 @@ def long_answers(
     """
     limit, chosen = sampling.max_tokens, _spread([prompt for prompt in prompts if prompt.sample.answer], GOLD_LENGTHS)
     samples = [prompt.sample for prompt in chosen]
-    forms: list[AnswerForm] = [partial(_framed, *frame) for frame in GOLD_FORMS.values()]
-    forms += [reward.gold_completion for reward in rewards]
-    measured = [(form, completion_lengths(form, samples, tokenizer, sampling)) for form in forms]
-    plain, own = measured[0][1], [lengths for _, lengths in measured[len(GOLD_FORMS) :]]
-    tried = (
-        [plain, *own] if any(own) else [plain]
-    )  # code of the user's, which may count its calls, is asked in need only
-    if all(length <= limit for lengths in tried for length in lengths):
-        return None
-    for form, lengths in sorted(measured, key=lambda pair: sum(pair[1])):
+
+    def measured(forms: Sequence[AnswerForm]) -> list[tuple[AnswerForm, list[int]]]:
+        return [(form, completion_lengths(form, samples, tokenizer, sampling)) for form in forms]
+
+    plain, *framed = (partial(_framed, *frame) for frame in GOLD_FORMS.values())
+    first, *own = measured([plain, *(reward.gold_completion for reward in rewards)])
+    if all(length <= limit for _, lengths in (first, *own) for length in lengths):
+        return None  # the user's code, which may count its calls, is not asked
+    for form, lengths in sorted([first, *measured(framed), *own], key=lambda pair: sum(pair[1])):
         if not earns_reward(rewards, form, chosen):
             continue
         found = LongAnswers.among(lengths, limit, option)
