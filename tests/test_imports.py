@@ -35,6 +35,8 @@ MOST_PRIVATE = 3
 REPEATED = {
     "run": "a command's entry point, by protocol",
     "main": "a program's entry point, by protocol",
+    "_log": "the logger of a module",
+    "_T": "a type variable; Python 3.11 has no other syntax",
 }
 """Names that may stand in several modules -> why."""
 
@@ -119,20 +121,27 @@ def test_few_modules_are_at_the_top_level() -> None:
 
 
 def top_level_names() -> dict[str, set[str]]:
-    """Function or class at the top of a module -> the modules that define it, without `init`'s templates."""
+    """Function, class or constant at the top of a module -> the modules that define it, without `init`'s templates."""
     found: dict[str, set[str]] = {}
     for module, file in modules().items():
         if module.startswith("lit_rlvr.commands.init.projects."):
             continue
         for node in ast.parse(file.read_text()).body:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                found.setdefault(node.name, set()).add(module)
+                names = [node.name]
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names = [name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]
+            else:
+                continue
+            for name in names:
+                found.setdefault(name, set()).add(module)
     return found
 
 
 def test_a_search_finds_one_definition() -> None:
     found = top_level_names()
-    assert {"run", "RunRecord"} <= set(found)
+    assert {"run", "RunRecord", "SPREAD_COLUMNS", "_log"} <= set(found)
     repeated = {
         name: sorted(where)
         for name, where in found.items()

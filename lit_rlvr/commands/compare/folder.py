@@ -118,13 +118,13 @@ def lock_study(root: Path) -> Iterator[int]:
         yield lock.fileno()
 
 
-RUN_FILES = ("metrics.csv", "checkpoints", "summary.json")
+CELL_FILES = ("metrics.csv", "checkpoints", "summary.json")
 """Names of what `fit` writes to its run folder."""
 
 
 def has_begun(run: Path) -> bool:
     """Return whether a run folder holds any files of a run."""
-    return any((run / name).exists() for name in RUN_FILES)
+    return any((run / name).exists() for name in CELL_FILES)
 
 
 def _check(root: Path, study: Study) -> None:
@@ -137,7 +137,9 @@ def _check(root: Path, study: Study) -> None:
         removed = {cell["run"] for cell in before["cells"]} - {str(cell.folder) for cell in study.cells}
         if removed:
             raise UserError(f"--out: {root} holds {min(removed)}, which the study no longer has; choose another")
-    elif existing := [name for name in (*RUN_FILES, "results.json", "results.md", "figures") if (root / name).exists()]:
+    elif existing := [
+        name for name in (*CELL_FILES, "results.json", "results.md", "figures") if (root / name).exists()
+    ]:
         raise UserError(f"--out: {root} holds a {existing[0]} that does not belong to a study; choose another")
     for cell in study.cells:
         run = root / cell.folder

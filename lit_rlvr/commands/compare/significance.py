@@ -19,7 +19,7 @@ RESAMPLES = 10_000
 """Bootstrap samples of an interval, and random choices of signs if there are too many to count all."""
 MOST_PAIRS = 40
 """Largest number of differences for which the sign-flip test counts all choices of signs: 2^20 sums of each half."""
-TIE = 1e-5
+SUM_TIE = 1e-5
 """Difference of two sums of the sign-flip test, as a share of the largest, up to which they count as equal. Metrics are
 logged in float32, which moves an accuracy of 0.5 by 3e-8 and a difference of 0.005 by 1e-5 of itself."""
 
@@ -47,8 +47,8 @@ def paired_t_test(differences: Sequence[float]) -> float | None:
 def sign_flip_test(differences: Sequence[float]) -> float | None:
     """Return the two-sided p-value of the sign-flip permutation test; None without differences or with an infinite one.
 
-    It is the share of choices of signs whose sum is at least as far from 0; sums within `TIE` of the largest one count
-    as equal. It assumes only that a difference is as likely as its opposite.
+    It is the share of choices of signs whose sum is at least as far from 0; sums within `SUM_TIE` of the largest one
+    count as equal. It assumes only that a difference is as likely as its opposite.
 
     It is exact for up to `MOST_PAIRS` differences, so the smallest p-value of n is `2 / 2**n`: every sum is one of the
     first half's plus one of the second's, which are sorted and counted by binary search. Of more differences it draws
@@ -59,7 +59,7 @@ def sign_flip_test(differences: Sequence[float]) -> float | None:
     sizes = np.abs(np.asarray(differences, dtype=float))
     if not len(sizes) or not np.isfinite(sizes).all():
         return None
-    observed = abs(math.fsum(differences)) - TIE * sizes.sum()
+    observed = abs(math.fsum(differences)) - SUM_TIE * sizes.sum()
     if observed <= 0:
         return 1.0
     if len(sizes) > MOST_PAIRS:
