@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import make_rollout, random_ids, tiny_llama
+from tiny import make_rollout, random_ids, threads, tiny_llama
 from tiny_runs import CONSOLE_SCRIPT, child_environment, summary
 from tiny_vlms import mixed_prompts
 from torch import Tensor
@@ -23,16 +21,6 @@ from lit_rlvr.policy.policy import Policy
 from lit_rlvr.types import Rollout
 
 AT_ONCE = 3
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def wide_rollout(prompts: int = 3, group: int = 16, length: int = 60, lowest: int = 0) -> Rollout:

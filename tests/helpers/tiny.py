@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, set_num_threads  # vLLM on a CPU replaces torch.set_num_threads by a function without effect
 from transformers import (
     GenerationConfig,
     LlamaConfig,
@@ -31,6 +32,18 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Give torch `count` threads."""
+    before = torch.get_num_threads()
+    set_num_threads(count)
+    try:
+        assert torch.get_num_threads() == count
+        yield
+    finally:
+        set_num_threads(before)
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

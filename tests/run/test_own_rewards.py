@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tiny import threads
 from tiny_rewards import judged_as_is
 from tiny_runs import FIT, completions, fit, launch, metrics
 
@@ -182,17 +183,14 @@ def test_changed_code_validation_answers_and_threads_are_named_on_resuming(
     held_out.write_text('{"prompt": "1 + 1", "answer": "3"}\n')
     code.write_text(SOURCE + "\n")
     monkeypatch.delitem(sys.modules, code.stem)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(threads + 1)
-    try:
+    count = torch.get_num_threads()
+    with threads(count + 1):
         changed = fit(lit_rlvr, *options, "--trainer.max_steps", 3, "--ckpt_path", "last")
-    finally:
-        torch.set_num_threads(threads)
     assert changed.status == 0, changed.err
     assert "resumed with changed code of your own: rewards_to_change" in changed.err
     assert "resumed with changed validation data: " in changed.err
-    assert f"resumed with a different number of torch's threads: {threads} -> {threads + 1}; " in changed.err
-    assert f"OMP_NUM_THREADS={threads} keeps them" in changed.err
+    assert f"resumed with a different number of torch's threads: {count} -> {count + 1}; " in changed.err
+    assert f"OMP_NUM_THREADS={count} keeps them" in changed.err
 
 
 OPENED = ("--rollout.rewards", json.dumps([judged_as_is("opened")]), "--trainer.max_steps", "1",
