@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -28,6 +28,18 @@ def is_half(dtype: torch.dtype) -> bool:
 def training_autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
     """Return the context in which Lightning trains with a compute type."""
     return torch.autocast(device.type, dtype, cache_enabled=False) if is_half(dtype) else nullcontext()
+
+
+@contextmanager
+def more_bits_than_autocast(device: torch.device) -> Iterator[None]:
+    """Compute in float32, on a GPU in TF32, which keeps eight times as many digits as bfloat16."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.allow_tf32 = matmul.allow_tf32, True
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        matmul.allow_tf32 = before
 
 
 def forbid_tf32() -> None:
