@@ -191,12 +191,12 @@ class KnownNames:
         """Return the names of classes that an option accepts."""
         from lit_rlvr.run.trackers.callback import TRACKER_NAMES
 
-        return {*TRACKER_NAMES} | {cls.__name__ for classes in _classes().values() for cls in classes}
+        return {*TRACKER_NAMES} | {cls.__name__ for classes in known_classes().values() for cls in classes}
 
     def arguments(self, path: str) -> set[str]:
         """Return the arguments of the class at an import path."""
         module, _, name = path.rpartition(".")
-        return _arguments(getattr(import_module(module), name))
+        return class_arguments(getattr(import_module(module), name))
 
 
 def explain(text: str, names: KnownNames) -> str:
@@ -244,7 +244,7 @@ def _lacking(given: str) -> str:
     found = re.search(r"'class_path': '([^']+)'", given)
     path = found[1] if found else given
     module, _, name = path.rpartition(".")
-    known = {cls.__name__: cls for classes in _classes().values() for cls in classes}
+    known = {cls.__name__: cls for classes in known_classes().values() for cls in classes}
     cls = getattr(import_module(module), name) if module else known.get(name)
     methods = ", ".join(sorted(getattr(cls, "__abstractmethods__", ()))) or "a method"
     return f"{path} is abstract, it lacks {methods}; define it in the class, or give another"
@@ -292,16 +292,16 @@ def options_of(parser: Any, command: str = "") -> set[str]:
     """Return the options that a parser takes on the command line, with those of the classes that it can build."""
     found = {option for option in parser._option_string_actions if option.startswith("--") and option[-1] != "+"}
     found |= NOT_PARSED.get(command, set()) | ({"--json"} if command not in WITHOUT_RESULT else set())
-    for key, classes in _classes().items():
+    for key, classes in known_classes().items():
         if f"--{key}.help" in found:
-            found |= {f"--{key}.init_args.{option}" for cls in classes for option in _arguments(cls)}
+            found |= {f"--{key}.init_args.{option}" for cls in classes for option in class_arguments(cls)}
     if parser._subcommands_action is not None:
         for name, sub in parser._subcommands_action._name_parser_map.items():
             found |= options_of(sub, name)
     return found
 
 
-def _classes() -> dict[str, list[type]]:
+def known_classes() -> dict[str, list[type]]:
     """Return the known classes by the option that takes them."""
     from lit_rlvr.advantages import Advantage
     from lit_rlvr.algorithms import RLVRModule
@@ -322,7 +322,7 @@ def _classes() -> dict[str, list[type]]:
     return bases
 
 
-def _arguments(cls: type) -> set[str]:
+def class_arguments(cls: type) -> set[str]:
     """Return the arguments of a class and of its bases."""
     made = [vars(owner).get("__init__") for owner in inspect.getmro(cls)]
     names = {name for init in made if inspect.isfunction(init) for name in inspect.signature(init).parameters}
