@@ -6,7 +6,7 @@ import re
 from fractions import Fraction
 
 from lit_rlvr.commands.check.gold import UNITS, Gold, bare_number, fraction_parts, quantity_parts, value_of_answer
-from lit_rlvr.commands.check.rewrites.registry import NUMBER_KINDS, breaks, decimal, keeps
+from lit_rlvr.commands.check.rewrites.registry import NUMBER_KINDS, add_forms, breaks, decimal, keeps
 from lit_rlvr.commands.report.prompts import prompt_text
 
 
@@ -79,10 +79,14 @@ def as_a_fraction(gold: Gold) -> str | None:
     return f"{'-' if value < 0 else ''}\\frac{{{abs(value.numerator)}}}{{{value.denominator}}}"
 
 
-@keeps("number")
-def labelled(gold: Gold) -> str:
-    """Write 7 as x = 7."""
-    return f"x = {gold.answer}"
+add_forms(
+    keeps("number"),
+    {
+        "labelled": "x = {answer}",
+        "text command": "\\text{{{answer}}}",
+        "math command": "\\mathbf{{{answer}}}",
+    },
+)
 
 
 @keeps("number", "fraction", "percent", "tuple", "list")
@@ -101,18 +105,6 @@ def full_width(gold: Gold) -> str:
 def digits_of_another_script(gold: Gold) -> str:
     """Write Devanagari digits."""
     return in_digits(gold.answer, "\N{DEVANAGARI DIGIT ZERO}")
-
-
-@keeps("number")
-def text_command(gold: Gold) -> str:
-    """Write 7 as \\text{7}."""
-    return f"\\text{{{gold.answer}}}"
-
-
-@keeps("number")
-def math_command(gold: Gold) -> str:
-    """Write 7 as \\mathbf{7}."""
-    return f"\\mathbf{{{gold.answer}}}"
 
 
 @keeps("percent")
@@ -277,22 +269,15 @@ def power_added(gold: Gold) -> str | None:
     return None if value_of_answer(gold.answer) in (0, 1) or gold.answer[0] == "-" else f"{gold.answer}^2"
 
 
-@breaks("number", "fraction", "expression")
-def unevaluated_sum(gold: Gold) -> str:
-    """Add 1 to the answer without adding up: 7 + 1."""
-    return f"{gold.answer} + 1"
+add_forms(breaks("number", "fraction", "expression"), {"unevaluated sum": "{answer} + 1"})
 
-
-@breaks("number")
-def inequality(gold: Gold) -> str:
-    """Write 7 as x < 7."""
-    return f"x < {gold.answer}"
-
-
-@breaks("number")
-def not_equal(gold: Gold) -> str:
-    """Write 7 as x \\neq 7."""
-    return f"x \\neq {gold.answer}"
+add_forms(
+    breaks("number"),
+    {
+        "inequality": "x < {answer}",
+        "not equal": "x \\neq {answer}",
+    },
+)
 
 
 @breaks("number")

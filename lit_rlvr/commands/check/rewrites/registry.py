@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from operator import attrgetter
 from string import ascii_uppercase
 from typing import get_args
 
@@ -53,6 +54,25 @@ def keeps(*kinds: Kind, whole: bool = False) -> Callable[[Rewriter], Rewriter]:
 def breaks(*kinds: Kind, whole: bool = False) -> Callable[[Rewriter], Rewriter]:
     """Register a rewrite that breaks the meaning of answers of some kinds; see `keeps`."""
     return lambda function: _registered(function, False, kinds, whole)
+
+
+def add_forms(register: Callable[[Rewriter], Rewriter], forms: Mapping[str, str], needs: str = "") -> None:
+    """Register rewrites that put every answer into the same form.
+
+    Args:
+        register: `keeps(...)` or `breaks(...)`.
+        forms: name -> form, in which {answer} is the answer and {text} the completion with it.
+        needs: the attribute that a gold answer must have, such as `is_boxed`; "" = none.
+    """
+
+    def rewriter(form: str) -> Rewriter:
+        is_apt: Callable[[Gold], bool] = attrgetter(needs) if needs else lambda gold: True
+        return lambda gold: form.format(answer=gold.answer, text=gold.text) if is_apt(gold) else None
+
+    for name, form in forms.items():
+        function = rewriter(form)
+        function.__name__ = name
+        register(function)
 
 
 def _registered(function: Rewriter, keeps: bool, kinds: tuple[Kind, ...], whole: bool) -> Rewriter:
