@@ -181,7 +181,8 @@ def run(arguments: Sequence[str]) -> int:
 def _watch_exits() -> None:
     """Make `os._exit` in code other than ours, which nobody can catch, end the process with status 2 and a message.
 
-    Without this, status 0 would look like success. Forks of this process are not affected.
+    Without this, status 0 would look like success: `os._exit` runs no exit handler and no `finally`, so that only a
+    replaced function sees it. Forks of this process are not affected.
     """
     leave, ours = os._exit, os.getpid()
 

@@ -70,6 +70,7 @@ class Trackers(Callback):
     A tracker gets the rows after the last step it has. So a resumed run sends nothing twice, and sends what an earlier
     process could not send. A tracker that fails does not end the run: it is tried again after a pause that doubles each
     time, and then gets the missing rows. A tracker that the user adds to a resumed run gets the run from its beginning.
+    Lightning's loggers alone promise none of this: they send each value once, when it is logged.
 
     Args:
         trackers: at most one of each kind; only the first process uses them.
