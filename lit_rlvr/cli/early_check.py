@@ -58,7 +58,8 @@ class IndexedNames(KnownNames):
     def options(self) -> set[str]:
         found = self.own | NOT_PARSED.get(self.command, set()) | {"--json"}
         for key, classes in self.index["classes"].items():
-            found |= {f"--{key}.init_args.{option}" for names in classes.values() for option in names.split()}
+            if f"--{key}.help" in self.own:
+                found |= {f"--{key}.init_args.{option}" for names in classes.values() for option in names.split()}
         return {option for option in found if option.startswith("--")}
 
     def classes(self) -> set[str]:

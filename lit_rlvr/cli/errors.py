@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentError, Namespace
 
-from lit_rlvr.cli.commands import NOT_PARSED, WITHOUT_RESULT
+from lit_rlvr.cli.commands import NOT_PARSED
 from lit_rlvr.common.files import write_failure
 from lit_rlvr.configs import INHERITED, TOP_KEYS
 from lit_rlvr.errors import (
@@ -287,7 +287,7 @@ def _nearest(key: str, known: Iterable[str]) -> str:
 def options_of(parser: Any, command: str = "") -> set[str]:
     """Return the options that a parser takes on the command line, with those of the classes that it can build."""
     found = {option for option in parser._option_string_actions if option.startswith("--") and option[-1] != "+"}
-    found |= NOT_PARSED.get(command, set()) | ({"--json"} if command not in WITHOUT_RESULT else set())
+    found |= NOT_PARSED.get(command, set()) | {"--json"}
     for key, classes in known_classes().items():
         if f"--{key}.help" in found:
             found |= {f"--{key}.init_args.{option}" for cls in classes for option in class_arguments(cls)}
