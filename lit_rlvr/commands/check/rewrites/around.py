@@ -10,6 +10,9 @@ from lit_rlvr.commands.check.rewrites.registry import (
     NUMERIC_KINDS,
     add_forms,
     breaks,
+    fill,
+    fill_boxed,
+    fill_marked,
     keeps,
     other_answer,
     other_answers,
@@ -39,9 +42,7 @@ def long_prose_before(gold: Gold) -> str:
     return f"{'I go through it once more, slowly and with care. ' * 400}\n\n{prose_before(gold)}"
 
 
-add_forms(
-    keeps(*ALL_KINDS, whole=True), {"prose after": "{text}\n\nThis is what the question asks for."}, needs="is_marked"
-)
+add_forms(keeps(*ALL_KINDS, whole=True), {"prose after": "{text}\n\nThis is what the question asks for."}, fill_marked)
 
 
 @keeps(*ANSWER_KINDS, whole=True)
@@ -51,17 +52,14 @@ def wrong_answer_in_the_thought(gold: Gold) -> str | None:
     return other and f"<think>\nPerhaps {gold.write(other)}? No, that is wrong.\n</think>\n\n{gold.text}"
 
 
-@keeps(*ANSWER_KINDS, whole=True)
-def answer_tags(gold: Gold) -> str | None:
-    """Put the answer into `<answer>` tags."""
-    return None if "<answer>" in gold.text else f"<answer>{gold.text}</answer>"
-
-
-@keeps(*ANSWER_KINDS, whole=True)
-def tags_on_lines_of_their_own(gold: Gold) -> str | None:
-    """Put the answer into `<answer>` tags, each on its line."""
-    return None if "<answer>" in gold.text else f"<answer>\n{gold.text}\n</answer>\n"
-
+add_forms(
+    keeps(*ANSWER_KINDS, whole=True),
+    {
+        "answer tags": "<answer>{text}</answer>",
+        "tags on lines of their own": "<answer>\n{text}\n</answer>\n",
+    },
+    lambda gold, form: None if "<answer>" in gold.text else fill(gold, form),
+)
 
 add_forms(keeps(*ANSWER_KINDS, whole=True), {"bold label": "**Answer:** {text}"})
 
@@ -74,7 +72,7 @@ add_forms(
         "full stop after the box": "The final answer is {text}.",
         "the same box twice": "We get {text}.\n\nThe final answer is {text}.",
     },
-    needs="is_boxed",
+    fill_boxed,
 )
 
 
@@ -85,9 +83,9 @@ def another_box_before(gold: Gold) -> str | None:
     return other and f"At first {gold.write(other)} seems right, but it is wrong.\n\nThe final answer is {gold.text}"
 
 
-add_forms(keeps(*ANSWER_KINDS), {"space in the box": " {answer} "}, needs="is_boxed")
+add_forms(keeps(*ANSWER_KINDS), {"space in the box": " {answer} "}, fill_boxed)
 
-add_forms(keeps(*NUMERIC_KINDS), {"dollars in the box": "${answer}$"}, needs="is_boxed")
+add_forms(keeps(*NUMERIC_KINDS), {"dollars in the box": "${answer}$"}, fill_boxed)
 
 add_forms(
     breaks(*ALL_KINDS, whole=True),
@@ -98,7 +96,7 @@ add_forms(
     },
 )
 
-add_forms(breaks(*ANSWER_KINDS, whole=True), {"empty box": "\\boxed{{}}"}, needs="is_boxed")
+add_forms(breaks(*ANSWER_KINDS, whole=True), {"empty box": "\\boxed{{}}"}, fill_boxed)
 
 
 @breaks(*ANSWER_KINDS, whole=True)
@@ -118,23 +116,17 @@ def every_box_at_once(gold: Gold) -> str | None:
 add_forms(
     breaks(*ANSWER_KINDS, whole=True),
     {"answer only in the thought": "<think>\n{text}\n</think>\n\nI do not know."},
-    needs="is_marked",
+    fill_marked,
 )
 
 
-@breaks(*ANSWER_KINDS)
-def all_at_once(gold: Gold) -> str | None:
-    """Name several answers with "or" between them, the right one among them."""
+def _all_at_once(gold: Gold, between: str) -> str | None:
+    """Name several answers, the right one among them."""
     others = other_answers(gold)
-    return " or ".join([others[0], gold.answer, *others[1:]]) if len(others) > 1 else None
+    return between.join([others[0], gold.answer, *others[1:]]) if len(others) > 1 else None
 
 
-@breaks(*ANSWER_KINDS)
-def all_at_once_in_a_list(gold: Gold) -> str | None:
-    """Name several answers with commas between them, the right one among them."""
-    others = other_answers(gold)
-    return ", ".join([others[0], gold.answer, *others[1:]]) if len(others) > 1 else None
-
+add_forms(breaks(*ANSWER_KINDS), {"all at once": " or ", "all at once in a list": ", "}, _all_at_once)
 
 add_forms(breaks("text", "number", "choice", "yes_no"), {"negated": "not {answer}"})
 

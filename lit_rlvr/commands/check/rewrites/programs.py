@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from lit_rlvr.commands.check.gold import Gold
-from lit_rlvr.commands.check.rewrites.registry import add_forms, breaks, keeps
+from lit_rlvr.commands.check.rewrites.registry import add_forms, breaks, fill, keeps
 
 _KEYWORDS = re.compile(r"\b(select|from|where|group by|order by|having|limit|join|on|and|or|as)\b", re.IGNORECASE)
 
@@ -32,17 +32,18 @@ def query_on_several_lines(gold: Gold) -> str | None:
     return None if _is_quoted(gold) else re.sub(clauses, "\n", gold.answer, flags=re.IGNORECASE)
 
 
-@keeps("sql")
-def query_in_a_query(gold: Gold) -> str | None:
-    """Select everything from the query, unless it is ordered."""
-    return None if _is_ordered(gold) else f"SELECT * FROM ({gold.answer})"
+def _is_ordered(gold: Gold) -> bool:
+    return re.search(r"\border\s+by\b", gold.answer, re.IGNORECASE) is not None
 
 
-@keeps("sql")
-def common_table(gold: Gold) -> str | None:
-    """Give the query a name with WITH, unless it is ordered."""
-    return None if _is_ordered(gold) else f"WITH found AS ({gold.answer}) SELECT * FROM found"
-
+add_forms(
+    keeps("sql"),
+    {
+        "query in a query": "SELECT * FROM ({answer})",
+        "common table": "WITH found AS ({answer}) SELECT * FROM found",
+    },
+    lambda gold, form: None if _is_ordered(gold) else fill(gold, form),
+)
 
 add_forms(
     keeps("sql", whole=True),
@@ -80,10 +81,6 @@ def query_in_a_comment(gold: Gold) -> str:
 
 def _is_quoted(gold: Gold) -> bool:
     return re.search(r"['\"`\[]|--|/\*", gold.answer) is not None
-
-
-def _is_ordered(gold: Gold) -> bool:
-    return re.search(r"\border\s+by\b", gold.answer, re.IGNORECASE) is not None
 
 
 add_forms(

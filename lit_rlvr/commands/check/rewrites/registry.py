@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from operator import attrgetter
 from string import ascii_uppercase
 from typing import get_args
 
@@ -56,18 +55,36 @@ def breaks(*kinds: Kind, whole: bool = False) -> Callable[[Rewriter], Rewriter]:
     return lambda function: _registered(function, False, kinds, whole)
 
 
-def add_forms(register: Callable[[Rewriter], Rewriter], forms: Mapping[str, str], needs: str = "") -> None:
-    """Register rewrites that put every answer into the same form.
+def fill(gold: Gold, form: str) -> str | None:
+    """Put an answer into a form: {answer} is the answer, {text} the completion with it."""
+    return form.format(answer=gold.answer, text=gold.text)
+
+
+def fill_boxed(gold: Gold, form: str) -> str | None:
+    """Put an answer into a form if the reward reads boxes."""
+    return fill(gold, form) if gold.is_boxed else None
+
+
+def fill_marked(gold: Gold, form: str) -> str | None:
+    """Put an answer into a form if a mark sets it off."""
+    return fill(gold, form) if gold.is_marked else None
+
+
+def add_forms(
+    register: Callable[[Rewriter], Rewriter],
+    forms: Mapping[str, str],
+    write: Callable[[Gold, str], str | None] = fill,
+) -> None:
+    """Register rewrites that differ in a text only.
 
     Args:
         register: `keeps(...)` or `breaks(...)`.
-        forms: name -> form, in which {answer} is the answer and {text} the completion with it.
-        needs: the attribute that a gold answer must have, such as `is_boxed`; "" = none.
+        forms: name -> text.
+        write: writes an answer with the text.
     """
 
     def rewriter(form: str) -> Rewriter:
-        is_apt: Callable[[Gold], bool] = attrgetter(needs) if needs else lambda gold: True
-        return lambda gold: form.format(answer=gold.answer, text=gold.text) if is_apt(gold) else None
+        return lambda gold: write(gold, form)
 
     for name, form in forms.items():
         function = rewriter(form)

@@ -58,16 +58,11 @@ def full_width_letter(gold: Gold) -> str:
     return chr(ord(gold.answer) + 0xFEE0)
 
 
-@keeps("choice")
-def letter_and_text(gold: Gold) -> str | None:
-    """Write B as B) with the option's text."""
-    return f"{gold.answer}) {chosen_option(gold)}" if gold.sample.options else None
+def _with_option(gold: Gold, form: str) -> str | None:
+    return form.format(gold.answer, chosen_option(gold)) if gold.sample.options else None
 
 
-@keeps("choice")
-def letter_colon_text(gold: Gold) -> str | None:
-    """Write B as B: with the option's text."""
-    return f"{gold.answer}: {chosen_option(gold)}" if gold.sample.options else None
+add_forms(keeps("choice"), {"letter and text": "{}) {}", "letter colon text": "{}: {}"}, _with_option)
 
 
 @keeps("choice")
