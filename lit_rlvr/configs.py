@@ -18,7 +18,7 @@ from jsonargparse import ArgumentError, ArgumentParser, _typehints
 from jsonargparse._loaders_dumpers import get_yaml_default_loader
 
 import lit_rlvr
-from lit_rlvr.errors import UserError, nearest, shown, user_error_in, why_not_a_file
+from lit_rlvr.errors import UserError, did_you_mean, shown, user_error_in, why_not_a_file
 
 
 @cache
@@ -198,8 +198,7 @@ def _with_checked_classes(value: Any, where: str) -> Any:
     """
     if isinstance(value, dict) and {"class_path", "init_args"} & {*value}:
         for key in {*value} - {*CLASS_KEYS}:
-            near = nearest(str(key), CLASS_KEYS)
-            hint = f"did you mean {near!r}?" if near else "the options of a class are under init_args"
+            hint = did_you_mean(key, CLASS_KEYS, "the options of a class are under init_args")
             raise UserError(f"{where}: unknown key {key!r}; {hint}")
         if not isinstance(value.get("class_path", ""), str):
             raise UserError(f"{where}: a class_path is the name of a class, not {value['class_path']!r}")
@@ -416,8 +415,7 @@ def require_keys(value: Any, known: Sequence[str], where: str) -> dict[str, Any]
         raise UserError(f"{where}: a config is a mapping of keys to values, not {type(value).__name__}")
     for key in value:
         if key not in known:
-            near = nearest(str(key), known)
-            hint = f"did you mean {near!r}?" if near else f"keys: {', '.join(known)}"
+            hint = did_you_mean(key, known, f"keys: {', '.join(known)}")
             raise UserError(f"{where}: unknown key {key!r}; {hint}")
     return value
 
