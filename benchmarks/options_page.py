@@ -1,21 +1,28 @@
-"""Generates the configuration reference from signatures and docstrings.
+"""Generates the configuration reference from signatures and docstrings, and the index of all options.
 
-`python benchmarks/options_page.py > docs/reference.md`
+`python benchmarks/options_page.py > docs/reference.md` also writes the index, `lit_rlvr/cli/options.json`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import version
 from types import ModuleType
 from typing import Any
 
 from docstring_parser import parse
 from jsonargparse import ArgumentParser
+from jsonargparse._util import get_import_path
 
 import lit_rlvr.rewards
 from lit_rlvr import advantages, algorithms, datamodules
+from lit_rlvr.cli.commands import COMMANDS
+from lit_rlvr.cli.early_check import INDEX
+from lit_rlvr.cli.errors import class_arguments, known_classes
+from lit_rlvr.cli.lightning_cli import ConfigCheck
 from lit_rlvr.environments import Calculator, Crop, Environment, EnvironmentReward, GuessNumber, Python, SQLShell
 from lit_rlvr.evaluation.diversity import CosineSimilarity, JudgeScore, SelfBLEU4, SentenceEmbedder
 from lit_rlvr.policy.adapters import Lora
@@ -25,6 +32,7 @@ from lit_rlvr.run.monitor import CollapseMonitor
 from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.progress import Budget
 from lit_rlvr.run.trackers import MLflow, TensorBoard, Tracker, Trackio, Wandb
+from lit_rlvr.run.trackers.callback import TRACKER_NAMES
 from lit_rlvr.run.warm_start import WarmStart
 from lit_rlvr.training.optimizer import AutoLR
 from lit_rlvr.types import EvalSampling, Sampling
@@ -130,5 +138,41 @@ def _public(package: ModuleType) -> list[type]:
     return [getattr(package, name) for name in package.__all__]
 
 
+def options_index() -> str:
+    """Return the names that the parsers of the commands know, as `lit_rlvr.cli.early_check` reads them."""
+    commands = [command for command, (module, _) in COMMANDS.items() if module == ConfigCheck.__module__]
+    parsers = {command: ConfigCheck(command).parser._subcommands_action.choices[command] for command in commands}
+    shipped = {
+        key: {get_import_path(cls): cls for cls in classes if _is_shipped(cls.__module__)}
+        for key, classes in known_classes().items()
+    }
+    index = {
+        "lightning": version("lightning"),
+        "options": {
+            command: _text(option.removesuffix("+") for option in parser._option_string_actions)
+            for command, parser in parsers.items()
+        },
+        "required": {
+            command: _text(action.dest for action in parser._actions if action.required)
+            for command, parser in parsers.items()
+        },
+        "classes": {
+            key: {path: _text(class_arguments(cls)) for path, cls in classes.items() if not inspect.isabstract(cls)}
+            for key, classes in shipped.items()
+        },
+        "names": _text([*TRACKER_NAMES, *(cls.__name__ for classes in shipped.values() for cls in classes.values())]),
+    }
+    return json.dumps(index, indent=1, sort_keys=True) + "\n"
+
+
+def _is_shipped(module: str) -> bool:
+    return module.startswith("lit_rlvr.") and not module.startswith("lit_rlvr.commands.init")
+
+
+def _text(names: Iterable[str]) -> str:
+    return " ".join(sorted({*names}))
+
+
 if __name__ == "__main__":
+    INDEX.write_text(options_index())
     print(options_reference(), end="")

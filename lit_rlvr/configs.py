@@ -18,7 +18,7 @@ from jsonargparse import ArgumentError, ArgumentParser, _typehints
 from jsonargparse._loaders_dumpers import get_yaml_default_loader
 
 import lit_rlvr
-from lit_rlvr.errors import UserError, nearest, shown, user_error_in, why_not_a_file
+from lit_rlvr.errors import UserError, did_you_mean, shown, user_error_in, why_not_a_file
 
 
 @cache
@@ -183,26 +183,29 @@ def read_config(path: Path, known: Sequence[str] = TOP_KEYS, option: str = "--co
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{option}: {path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
-    return _with_class_keys(require_keys(value, known, f"{option}: {path}"), f"{option}: {path}")
+    return _with_checked_classes(require_keys(value, known, f"{option}: {path}"), f"{option}: {path}")
 
 
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 """Keys of a class in a config."""
 
 
-def _with_class_keys(value: Any, where: str) -> Any:
-    """Return a value of a config, after a check of the keys of every class in it.
+def _with_checked_classes(value: Any, where: str) -> Any:
+    """Return a value of a config, after a check of the form of every class in it.
 
     Raises:
-        UserError: a class has another key; the message begins with `where`.
+        UserError: a class has another key, or one with a wrong kind of value; the message begins with `where`.
     """
     if isinstance(value, dict) and {"class_path", "init_args"} & {*value}:
         for key in {*value} - {*CLASS_KEYS}:
-            near = nearest(str(key), CLASS_KEYS)
-            hint = f"did you mean {near!r}?" if near else "the options of a class are under init_args"
+            hint = did_you_mean(key, CLASS_KEYS, "the options of a class are under init_args")
             raise UserError(f"{where}: unknown key {key!r}; {hint}")
+        if not isinstance(value.get("class_path", ""), str):
+            raise UserError(f"{where}: a class_path is the name of a class, not {value['class_path']!r}")
+        if not isinstance(value.get("init_args") or {}, dict):
+            raise UserError(f"{where}: init_args is a mapping of options, not {value['init_args']!r}")
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
-        _with_class_keys(inner, f"{where}: {key}" if where.endswith("ml") else f"{where}.{key}")
+        _with_checked_classes(inner, f"{where}: {key}" if where.endswith("ml") else f"{where}.{key}")
     return value
 
 
@@ -412,8 +415,7 @@ def require_keys(value: Any, known: Sequence[str], where: str) -> dict[str, Any]
         raise UserError(f"{where}: a config is a mapping of keys to values, not {type(value).__name__}")
     for key in value:
         if key not in known:
-            near = nearest(str(key), known)
-            hint = f"did you mean {near!r}?" if near else f"keys: {', '.join(known)}"
+            hint = did_you_mean(key, known, f"keys: {', '.join(known)}")
             raise UserError(f"{where}: unknown key {key!r}; {hint}")
     return value
 

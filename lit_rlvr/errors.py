@@ -112,6 +112,12 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return plain[found[0]] if found else None
 
 
+def did_you_mean(name: object, known: Iterable[str], otherwise: str = "") -> str:
+    """Return a hint with the nearest of the known names, or else another hint."""
+    near = nearest(str(name), known)
+    return f"did you mean {near!r}?" if near else otherwise
+
+
 def option_instead(name: str, known: Iterable[str]) -> str | None:
     """Return our option for one of TRL or verl, as it is called among the known ones, or if they have its group."""
     ours = OURS.get(name.rpartition(".")[2].lstrip("-"), "")

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from lit_rlvr.errors import UserError, check_within, nearest
+from lit_rlvr.errors import UserError, check_within, did_you_mean
 
 Aggregation = Literal["sequence_mean", "token_mean", "group_token_mean", "constant", "token_sum"]
 KLEstimator = Literal["k1", "k2", "k3"]
@@ -332,8 +332,8 @@ def check_correction(name: str | None) -> None:
             f"model.importance_correction: {name!r} has two meanings: use {ours} for lit-rlvr's (weights 0 or 1), or "
             f"{theirs} for TRL's (the ratio where it is within the bounds, else 0)"
         )
-    near = nearest(name, get_args(ImportanceCorrection))
-    hint = f"did you mean {near!r}?" if near else f"use one of {', '.join(get_args(ImportanceCorrection))}"
+    known = get_args(ImportanceCorrection)
+    hint = did_you_mean(name, known, f"use one of {', '.join(known)}")
     raise UserError(f"model.importance_correction: there is no {name!r}; {hint}")
 
 

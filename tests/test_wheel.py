@@ -66,6 +66,7 @@ def test_the_wheel_holds_what_its_commands_need(wheel: Path) -> None:
     templates = [file.relative_to(ROOT) for file in (ROOT / "lit_rlvr/commands/templates").iterdir()]
     assert {*(f"lit_rlvr/_configs/{path}" for path in configs), *map(str, templates)} <= packed
     assert {str(file.relative_to(ROOT)) for file in (ROOT / "lit_rlvr/conformance/data").iterdir()} <= packed
+    assert "lit_rlvr/cli/options.json" in packed
     assert {name.partition("/")[0] for name in packed} == {"lit_rlvr", "lit_rlvr-0.2.0.dist-info"}
     (metadata,) = (name for name in packed if name.endswith("METADATA"))
     page = zipfile.ZipFile(wheel).read(metadata).decode()

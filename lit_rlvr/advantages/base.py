@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from lit_rlvr.errors import ChecksArguments, UserError, check_takes, nearest, user_line
+from lit_rlvr.errors import ChecksArguments, UserError, check_takes, did_you_mean, user_line
 
 Scale = Literal["group", "batch", "none"]
 DEGENERATE = 1e-8  # rewards of a group that spread no more than this count as equal
@@ -177,8 +177,7 @@ def resolve_advantage(advantage: AdvantageFunction | str) -> Advantage:
     module_name, _, attribute = advantage.rpartition(".")
     known = ", ".join(sorted(REGISTRY))
     if not module_name:
-        near = nearest(advantage, REGISTRY)
-        hint = f"did you mean {near!r}?" if near else f"use one of {known}, or a dotted path"
+        hint = did_you_mean(advantage, REGISTRY, f"use one of {known}, or a dotted path")
         raise UserError(f"advantage: {advantage!r} is not registered; {hint}")
     try:
         found: Any = getattr(importlib.import_module(module_name), attribute)

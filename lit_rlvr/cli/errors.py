@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentError, Namespace
 
-from lit_rlvr.cli.commands import NOT_PARSED, WITHOUT_RESULT
+from lit_rlvr.cli.commands import NOT_PARSED
 from lit_rlvr.common.files import write_failure
 from lit_rlvr.configs import INHERITED, TOP_KEYS
 from lit_rlvr.errors import (
@@ -143,13 +143,9 @@ PARSE_ERRORS = (
     (r"class_path '(?P<name>[^']+)': Option '(?P<own>[^']+)' is not accepted", "{where}: {name} has no option {own!r}"),
     (r"class_path '(?P<name>[^']+)': the following arguments are required: (?P<given>\w+(, \w+)*)",
      "{where}: {name} needs a value for {given}; give it under init_args"),
-    (r"class_path '[^']+': '(?P<kind>\w+)' object has no attribute 'keys'",
-     "{where}.init_args: give a mapping of options, not {kind}"),
     (r"class_path '(?P<name>[^']+)': Parser key \"(?P<inner>[^\"]+)\": (?P<mismatch>.*)", "{where}.{inner}: {why}"),
     (r"class_path '[^']+': (?P<why>module '(?P<module>[^']+)' has no attribute '(?P<member>\w+)')", "{where}: {why}"),
     (r"class_path '(?P<name>[^']+)': (?P<why>.*?)(?= - |$)", "{where}: class_path {name!r} cannot be used: {why}"),
-    (r"(argument of type '\w+' is not iterable|unhashable type).*Given value: (?P<given>.*)",
-     "{where}: a class_path is the name of a class, not {given}"),
     (r"does not correspond to a subclass of (?P<base>\w+).*Given value: (?P<given>.*)",
      "{where}: {given} is not a subclass of {base}"),
     (r"Expected an instantiatable class.*Given value: (?P<abstract>.*)", "{where}: "),
@@ -191,12 +187,12 @@ class KnownNames:
         """Return the names of classes that an option accepts."""
         from lit_rlvr.run.trackers.callback import TRACKER_NAMES
 
-        return {*TRACKER_NAMES} | {cls.__name__ for classes in _classes().values() for cls in classes}
+        return {*TRACKER_NAMES} | {cls.__name__ for classes in known_classes().values() for cls in classes}
 
     def arguments(self, path: str) -> set[str]:
         """Return the arguments of the class at an import path."""
         module, _, name = path.rpartition(".")
-        return _arguments(getattr(import_module(module), name))
+        return class_arguments(getattr(import_module(module), name))
 
 
 def explain(text: str, names: KnownNames) -> str:
@@ -244,7 +240,7 @@ def _lacking(given: str) -> str:
     found = re.search(r"'class_path': '([^']+)'", given)
     path = found[1] if found else given
     module, _, name = path.rpartition(".")
-    known = {cls.__name__: cls for classes in _classes().values() for cls in classes}
+    known = {cls.__name__: cls for classes in known_classes().values() for cls in classes}
     cls = getattr(import_module(module), name) if module else known.get(name)
     methods = ", ".join(sorted(getattr(cls, "__abstractmethods__", ()))) or "a method"
     return f"{path} is abstract, it lacks {methods}; define it in the class, or give another"
@@ -291,17 +287,17 @@ def _nearest(key: str, known: Iterable[str]) -> str:
 def options_of(parser: Any, command: str = "") -> set[str]:
     """Return the options that a parser takes on the command line, with those of the classes that it can build."""
     found = {option for option in parser._option_string_actions if option.startswith("--") and option[-1] != "+"}
-    found |= NOT_PARSED.get(command, set()) | ({"--json"} if command not in WITHOUT_RESULT else set())
-    for key, classes in _classes().items():
+    found |= NOT_PARSED.get(command, set()) | {"--json"}
+    for key, classes in known_classes().items():
         if f"--{key}.help" in found:
-            found |= {f"--{key}.init_args.{option}" for cls in classes for option in _arguments(cls)}
+            found |= {f"--{key}.init_args.{option}" for cls in classes for option in class_arguments(cls)}
     if parser._subcommands_action is not None:
         for name, sub in parser._subcommands_action._name_parser_map.items():
             found |= options_of(sub, name)
     return found
 
 
-def _classes() -> dict[str, list[type]]:
+def known_classes() -> dict[str, list[type]]:
     """Return the known classes by the option that takes them."""
     from lit_rlvr.advantages import Advantage
     from lit_rlvr.algorithms import RLVRModule
@@ -322,7 +318,7 @@ def _classes() -> dict[str, list[type]]:
     return bases
 
 
-def _arguments(cls: type) -> set[str]:
+def class_arguments(cls: type) -> set[str]:
     """Return the arguments of a class and of its bases."""
     made = [vars(owner).get("__init__") for owner in inspect.getmro(cls)]
     names = {name for init in made if inspect.isfunction(init) for name in inspect.signature(init).parameters}

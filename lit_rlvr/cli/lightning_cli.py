@@ -311,13 +311,14 @@ class RLVRCLI(LightningCLI):
 
 
 class ConfigCheck(RLVRCLI):
-    """Parses configs like `fit` and builds the objects they name, without loading weights or training."""
+    """Parses configs like `fit` or another command and builds the objects they name, without loading weights or
+    training."""
 
-    def __init__(self) -> None:
-        super().__init__(["fit"], ExitStack())
+    def __init__(self, command: str = "fit") -> None:
+        super().__init__([command], ExitStack())
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.config = Namespace(subcommand="fit", fit=Namespace())
+        self.config = Namespace({"subcommand": self._arguments[0], self._arguments[0]: Namespace()})
 
     def _set_seed(self) -> None:
         pass

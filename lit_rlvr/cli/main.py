@@ -20,7 +20,7 @@ from lit_rlvr import __version__
 from lit_rlvr.cli.commands import COMMANDS, WITHOUT_RESULT
 from lit_rlvr.cli.user_modules import add_user_modules
 from lit_rlvr.common.terminal import discard_output, one_line, progress
-from lit_rlvr.errors import OWN_FOLDERS, RunStopped, UserError, bounded, nearest, user_line, was_caused_by
+from lit_rlvr.errors import OWN_FOLDERS, RunStopped, UserError, bounded, did_you_mean, user_line, was_caused_by
 
 
 def main() -> None:
@@ -119,8 +119,7 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     command = arguments[0]
     if command not in COMMANDS:
-        near = nearest(command, COMMANDS)
-        hint = f"did you mean {near!r}?" if near else f"commands: {', '.join(COMMANDS)}"
+        hint = did_you_mean(command, COMMANDS, f"commands: {', '.join(COMMANDS)}")
         return _print_error(f"there is no command {command!r}; {hint}")
     if as_json and command in WITHOUT_RESULT:
         return _print_error(f"--json: {command} has no result to print; leave it out")
@@ -181,7 +180,8 @@ def run(arguments: Sequence[str]) -> int:
 def _watch_exits() -> None:
     """Make `os._exit` in code other than ours, which nobody can catch, end the process with status 2 and a message.
 
-    Without this, status 0 would look like success. Forks of this process are not affected.
+    Without this, status 0 would look like success: `os._exit` runs no exit handler and no `finally`, so that only a
+    replaced function sees it. Forks of this process are not affected.
     """
     leave, ours = os._exit, os.getpid()
 

@@ -14,12 +14,9 @@ from importlib import import_module
 from io import StringIO
 from typing import Literal
 
-from lit_rlvr import algorithms, datamodules
 from lit_rlvr.cli.commands import COMMANDS, WITHOUT_RESULT
-from lit_rlvr.cli.errors import options_of
-from lit_rlvr.cli.lightning_cli import ConfigCheck
+from lit_rlvr.cli.early_check import IndexedNames
 from lit_rlvr.configs import Parser, shipped_configs
-from lit_rlvr.datamodules import PromptDataModule
 
 COMPLETION_SCRIPT = """\
 _lit_rlvr() {{
@@ -54,17 +51,15 @@ def run(command: str, arguments: list[str]) -> None:
 
 def script() -> str:
     """Return the script for bash."""
-    parsers = ConfigCheck()._subcommand_parsers
-    models = [name for name in algorithms.__all__ if name != "RLVRModule"]
-    data = [name for name in datamodules.__all__ if issubclass(getattr(datamodules, name), PromptDataModule)]
-    data.remove("PromptDataModule")
+    classes = IndexedNames("fit").index["classes"]
+    exported = {key: [path.rpartition(".")[2] for path in classes[key] if path.count(".") == 2] for key in classes}
     cases = []
-    for command in COMMANDS:
-        found = options_of(parsers[command], command) if command in parsers else _in_help(command)
+    for command, (module, _) in COMMANDS.items():
+        found = IndexedNames(command).options() if module == COMMANDS["fit"][0] else _in_help(command)
         cases.append(f'            {command}) words="{_words(found)}" ;;')
     return COMPLETION_SCRIPT.format(
-        commands=_words(["help", *COMMANDS]), configs=_words(shipped_configs()), models=_words(models),
-        data=_words(data), options="\n".join(cases),
+        commands=_words(["help", *COMMANDS]), configs=_words(shipped_configs()), models=_words(exported["model"]),
+        data=_words({*exported["data"]} - {"PromptDataModule"}), options="\n".join(cases),
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from lit_rlvr import __version__
 from lit_rlvr.common.packages import is_installed, missing_compiler, pip_command, vllm_package
-from lit_rlvr.common.terminal import Terminal, show_result
+from lit_rlvr.common.terminal import Terminal, show_result, table_of
 from lit_rlvr.configs import Parser
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.precision import fast_bf16
@@ -66,14 +66,9 @@ def run(command: str, arguments: list[str]) -> None:
 
 def packages_table() -> Table:
     """Return a table of the installed versions."""
-    table = Table("package", "version", "for")
-    table.add_row("lit-rlvr", __version__, "")
-    for name in REQUIRED_PACKAGES:
-        table.add_row(name, _installed(name) or "-", "every run")
-    for name, use in OPTIONAL.items():
-        if _is_offered(name):
-            table.add_row(name, _installed(name) or "-", use)
-    return table
+    uses = dict.fromkeys(REQUIRED_PACKAGES, "every run") | {n: use for n, use in OPTIONAL.items() if _is_offered(n)}
+    rows = [("lit-rlvr", __version__, ""), *((name, _installed(name) or "-", use) for name, use in uses.items())]
+    return table_of(("package", "version", "for"), rows, 3)
 
 
 def install_lines() -> list[str]:

@@ -16,7 +16,8 @@ def init_arguments() -> dict[str, Any]:
     """Return the arguments of the object that is being built, those of its base classes included.
 
     Call it in `__init__`; each `__init__` through which the caller was reached contributes its arguments, so arguments
-    that a subclass fixes are among them.
+    that a subclass fixes are among them. It reads them from the frames, as Lightning's `save_hyperparameters` does:
+    a decorator or `__new__` sees neither what a subclass fixes nor which `__init__` fails to call its base's.
     """
     frame: FrameType | None = inspect.currentframe()
     frame = None if frame is None else frame.f_back

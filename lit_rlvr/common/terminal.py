@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any, TextIO
@@ -82,6 +82,21 @@ class Terminal(Console):
         """Make all output printable, including tables and bars; keep only rich's own control codes."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
+def table_of(columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1, **options: Any) -> Table:
+    """Return a table of text.
+
+    Args:
+        left: how many columns are flush left; the others hold numbers.
+        options: options of rich's table.
+    """
+    table = Table(title_justify="left", **options)
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="left" if place < left else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 class PlainFormatter(logging.Formatter):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lit_rlvr.conformance.batches import load_data
-from lit_rlvr.errors import UserError, nearest
+from lit_rlvr.errors import UserError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,7 @@ def find_published(name: str, known: dict[str, Published]) -> Published:
         UserError: there is none of that name; the message names the nearest.
     """
     if name not in known:
-        near = nearest(name, known)
-        hint = f"did you mean {near!r}?" if near else f"use one of {', '.join(known)}"
+        hint = did_you_mean(name, known, f"use one of {', '.join(known)}")
         raise UserError(f"--expect: there is no {name!r}; {hint}")
     return known[name]
 

@@ -12,7 +12,7 @@ import yaml
 
 from lit_rlvr.configs import config_folder, load_yaml
 from lit_rlvr.datamodules.reading.cells import lookup
-from lit_rlvr.errors import MAX_SIZE, UserError, nearest
+from lit_rlvr.errors import MAX_SIZE, UserError, did_you_mean, nearest
 from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.run.export import is_run, run_config
@@ -194,6 +194,5 @@ def check_settings(settings: Any, known: tuple[str, ...], where: str) -> None:
         raise UserError(f"{where}: {settings!r} are not settings; give them by name")
     for key in settings:
         if key not in known:
-            near = nearest(str(key), known)
-            hint = f"did you mean {near!r}?" if near else f"it takes {', '.join(known)}"
+            hint = did_you_mean(key, known, f"it takes {', '.join(known)}")
             raise UserError(f"{where} has no setting {key!r}; {hint}")

@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
-from rich.table import Table
 
 from lit_rlvr.common.files import check_new, write_atomically
 from lit_rlvr.common.seeds import derive_seed
-from lit_rlvr.common.terminal import Terminal
+from lit_rlvr.common.terminal import Terminal, table_of
 from lit_rlvr.datamodules.reading.readers import as_row
 from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.evaluation.filter import open_sampler, pass_rate, prompts_to_sample
@@ -115,18 +114,18 @@ class Tuned:
     def show(self) -> None:
         """Print what was measured, and the reasons."""
         console = Terminal()
-        lengths = Table(title=f"The first {FIRST_PROMPTS} prompts", title_justify="left")
-        for column in ("max_tokens", "accuracy", "truncated", "prompts with a signal"):
-            lengths.add_column(column, justify="right")
-        for limit, accuracy, cut, signal in self.limits:
-            lengths.add_row(str(limit), f"{accuracy:.3f}", f"{cut:.0%}", f"{signal:.0%}")
-        sizes = Table(title=f"All {self.prompts} measured prompts, accuracy {self.accuracy:.3f}", title_justify="left")
-        sizes.add_column("group_size", justify="right")
-        sizes.add_column("prompts with a signal", justify="right")
-        for size, share in self.sizes.items():
-            sizes.add_row(str(size), f"{share:.0%}")
-        console.print(lengths)
-        console.print(sizes)
+        lengths = [
+            (str(limit), f"{accuracy:.3f}", f"{cut:.0%}", f"{signal:.0%}")
+            for limit, accuracy, cut, signal in self.limits
+        ]
+        columns, title = (
+            ("max_tokens", "accuracy", "truncated", "prompts with a signal"),
+            f"The first {FIRST_PROMPTS} prompts",
+        )
+        console.print(table_of(columns, lengths, 0, title=title))
+        sizes = [(str(size), f"{share:.0%}") for size, share in self.sizes.items()]
+        title = f"All {self.prompts} measured prompts, accuracy {self.accuracy:.3f}"
+        console.print(table_of(("group_size", "prompts with a signal"), sizes, 0, title=title))
         for reason in self.reasons:
             console.print(reason, soft_wrap=True)
 

@@ -101,36 +101,30 @@ def judge(rewards: Sequence[Reward], pairs: Sequence[Pair]) -> Judgements:
     A completion whose environment failed is not judged: all rewards get that failure.
 
     Raises:
-        UserError: a reward changed what training reads.
+        UserError: a reward changed a setting of torch that training reads.
     """
     good = [k for k, (completion, _) in enumerate(pairs) if not _failure(completion)]
     found: Judgements = {}
     for reward in rewards:
         judged = [pairs[k] for k in good]
-        with forks_ended(reward.dotted_path), _unchanged(reward, judged):  # also rewards with a `score` of their own
+        with forks_ended(reward.dotted_path), _settings_unchanged(reward):  # also rewards with a `score` of their own
             said = dict(zip(good, reward.score(judged), strict=True))
         found[reward.name] = [said.get(k) or _failure(completion) for k, (completion, _) in enumerate(pairs)]  # type: ignore[misc]
     return found
 
 
 @contextmanager
-def _unchanged(reward: Reward, pairs: Sequence[Pair]) -> Iterator[None]:
-    """Raise an error if the body, in which a reward judges some completions, changes them or torch's settings."""
-    items = {id(item): item for pair in pairs for item in pair}.values()
-    fields, settings = [dict(vars(item)) for item in items], [get() for get in TORCH_SETTINGS]
+def _settings_unchanged(reward: Reward) -> Iterator[None]:
+    """Raise an error if the body, in which a reward judges completions, changes torch's settings; completions and
+    samples are frozen."""
+    before = [get() for get in TORCH_SETTINGS]
     yield
-    changed = [
-        f"{type(item).__name__}.{name}"
-        for item, before in zip(items, fields, strict=True)
-        for name, value in before.items()
-        if vars(item).get(name) is not value
-    ]
-    changed += [f"torch.{get.__name__}()" for get, was in zip(TORCH_SETTINGS, settings, strict=True) if get() != was]
-    if changed:
-        raise UserError(
-            f"reward {reward.dotted_path} changed {changed[0]}, which training uses; let it work on a copy, or restore "
-            "the setting before it returns"
-        )
+    for get, was in zip(TORCH_SETTINGS, before, strict=True):
+        if get() != was:
+            raise UserError(
+                f"reward {reward.dotted_path} changed torch.{get.__name__}(), which training uses; restore the setting "
+                "before it returns"
+            )
 
 
 def _failure(completion: Completion) -> RewardResult | None:

@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import Any
 
 from lit_rlvr.common.settings import dotted_path_of
-from lit_rlvr.errors import UserError, defined_at, nearest
+from lit_rlvr.errors import UserError, defined_at, did_you_mean
 from lit_rlvr.rewards.base import Reward, as_result, check_rewards
 from lit_rlvr.rewards.format import tag_within
 from lit_rlvr.rewards.forms import (
@@ -201,11 +201,9 @@ def load_function(path: str) -> Any:
     """
     module, _, function = path.rpartition(".")
     if not module or path.startswith("."):
-        near = nearest(path, import_module("lit_rlvr.rewards").__all__)
-        hint = f"did you mean {near!r}? " if near else ""
-        raise UserError(
-            f"rollout.rewards: there is no reward {path!r}; {hint}give a class of lit-rlvr, or module.function"
-        )
+        hint = did_you_mean(path, import_module("lit_rlvr.rewards").__all__)
+        remedy = " ".join(filter(None, (hint, "give a class of lit-rlvr, or module.function")))
+        raise UserError(f"rollout.rewards: there is no reward {path!r}; {remedy}")
     if not re.fullmatch(r"\w+(\.\w+)+", path):
         hint = "; in YAML, a space follows each colon: {class_path: my_task.MyReward}" if ":" in path else ""
         raise UserError(f"rollout.rewards: {path!r} is not a dotted path such as my_task.my_reward{hint}")
@@ -220,8 +218,8 @@ def load_function(path: str) -> Any:
             install = f"; {pip_command('trl')}"
         raise UserError(f"{where}: importing {module!r} failed: {error}{install}") from error
     except AttributeError as error:
-        near = nearest(function, vars(import_module(module)))
-        raise UserError(f"{where}: {error}{f'; did you mean {near!r}?' if near else ''}") from error
+        hint = did_you_mean(function, vars(import_module(module)))
+        raise UserError("; ".join(filter(None, (f"{where}: {error}", hint)))) from error
     if inspect.isabstract(found):
         raise UserError(f"{where}: it lacks {', '.join(sorted(found.__abstractmethods__))}; define it in the class")
     if not callable(found):

@@ -127,6 +127,12 @@ def metrics_file(trainer: Trainer) -> MetricsFile | None:
     return next((logger for logger in trainer.loggers if isinstance(logger, MetricsFile)), None)
 
 
+def metric_rows(trainer: Trainer) -> Mapping[int, Mapping[str, float]]:
+    """Return the rows of metrics.csv by step; only rank 0 has them."""
+    metrics = metrics_file(trainer)
+    return {} if metrics is None else metrics.rows
+
+
 @contextmanager
 def save_dir_not_required() -> Iterator[None]:
     """Give the loggers' required `save_dir` a placeholder default during parsing; `set_save_dir` replaces it."""

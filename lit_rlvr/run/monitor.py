@@ -26,7 +26,7 @@ from lit_rlvr.common.terminal import number_text, one_line
 from lit_rlvr.errors import ChecksArguments
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.falls import LENGTHS, MARGIN, STRETCH, FallTest, paired_certainty, threshold
-from lit_rlvr.run.loggers import metrics_file, run_root
+from lit_rlvr.run.loggers import metric_rows, run_root
 from lit_rlvr.training.optimizer import scale_schedule
 from lit_rlvr.types import GroupSelection, Rollout, Sampling
 
@@ -104,8 +104,7 @@ class CollapseMonitor(ChecksArguments, Callback):
     def _find(self, trainer: Trainer) -> list[RunFall]:
         """Return the falls that the newest metrics show; on all ranks, if the run acts on them. Collective: call it on
         every rank."""
-        metrics = metrics_file(trainer)
-        found = [*self._falls.find(metrics.rows)] if metrics and trainer.is_global_zero else []
+        found = [*self._falls.find(metric_rows(trainer))] if trainer.is_global_zero else []
         return found if self.action == "warn" else trainer.strategy.broadcast(found)
 
     def on_train_batch_end(

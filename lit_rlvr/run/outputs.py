@@ -15,15 +15,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich.table import Table
 
 from lit_rlvr.common.files import write_atomically
-from lit_rlvr.common.terminal import Terminal, one_line
+from lit_rlvr.common.terminal import Terminal, one_line, table_of
 from lit_rlvr.datamodules.reading.images import Images, open_images
 from lit_rlvr.distributed.sharding import weights_sha256
 from lit_rlvr.errors import ChecksArguments, RunStopped, UserError, check_within, shown
 from lit_rlvr.rollout.callback import rollout_of
-from lit_rlvr.run.loggers import metrics_file, run_root
+from lit_rlvr.run.loggers import metric_rows, metrics_file, run_root
 from lit_rlvr.run.monitor import COLLAPSE, EARLY_STOP, VALIDATION, fallen, why_stopped
 from lit_rlvr.training.trace import Trace, drop_traces_after, write_trace
 from lit_rlvr.types import Rollout
@@ -274,7 +273,7 @@ class RunFolder(ChecksArguments, Callback):
         if not trainer.is_global_zero:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        rows = {} if (metrics := metrics_file(trainer)) is None else metrics.rows
+        rows = metric_rows(trainer)
         accuracy_after = self._last[1] if self._last[0] == trainer.global_step else None
         summary = {
             "accuracy_before": self.accuracy_before,
@@ -300,9 +299,8 @@ class RunFolder(ChecksArguments, Callback):
         write_atomically(root / "summary.json", json.dumps(summary, indent=2) + "\n")
         for step in list(self._unsaved_traces):
             self._save_trace(trainer, module, step)
-        metrics = metrics_file(trainer)
-        if metrics is not None and metrics.rows:
-            plot_run(metrics.rows, root / "curves.png", f"{summary['algorithm']} on {summary['data']}, {module.model}")
+        if rows:
+            plot_run(rows, root / "curves.png", f"{summary['algorithm']} on {summary['data']}, {module.model}")
         _log.info("%s", self._accuracies(trainer, accuracy_after))
         _log.info("%s", self._times(summary))
 
@@ -379,13 +377,12 @@ def sample_rows(rollout: Rollout, step: int, prompts: int, run: Path) -> list[di
 
 def show_rows(rows: list[dict[str, Any]], step: int) -> None:
     """Print a table of sample completions in the terminal."""
-    table = Table(title=f"Samples of step {step}", title_justify="left")
-    for column in ("prompt", "completion", "reward", "advantage"):
-        table.add_column(column, justify="right" if column in ("reward", "advantage") else "left")
+    cells = []
     for row in rows:
         prompt = row["prompt"] if isinstance(row["prompt"], str) else str(row["prompt"][-1]["content"])
         advantage = "" if row["advantage"] is None else f"{row['advantage']:+.2f}"
-        table.add_row(_short(prompt), _short(row["completion"]), f"{row['reward']:.2f}", advantage)
+        cells.append((_short(prompt), _short(row["completion"]), f"{row['reward']:.2f}", advantage))
+    table = table_of(("prompt", "completion", "reward", "advantage"), cells, 2, title=f"Samples of step {step}")
     Terminal(stderr=True, width=None if os.isatty(2) else 120).print(table)
 
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import shlex
 import subprocess
 import sys
-from contextlib import ExitStack
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from jsonargparse._util import get_import_path
 
 from lit_rlvr.cli import early_check, main
-from lit_rlvr.cli.early_check import SourceNames, check_early
-from lit_rlvr.cli.errors import KnownNames, _classes
-from lit_rlvr.cli.lightning_cli import RLVRCLI, ConfigCheck
+from lit_rlvr.cli.early_check import IndexedNames, check_early
+from lit_rlvr.cli.errors import KnownNames, class_arguments, known_classes
+from lit_rlvr.cli.lightning_cli import ConfigCheck
 from lit_rlvr.configs import shipped_configs
 from lit_rlvr.errors import UserError
 from lit_rlvr.run.trackers.callback import TRACKER_NAMES
 
+REGENERATE = "run: python benchmarks/options_page.py > docs/reference.md"
 WRONG = [
     "fit --confg quickstart",
     "fit --config quickstar",
@@ -50,33 +53,31 @@ LEFT_TO_THE_PARSER = [
 ]
 
 
-class Built(ConfigCheck):
-    """The parser of any command."""
-
-    def __init__(self, command: str) -> None:
-        RLVRCLI.__init__(self, [command], ExitStack())
-
-    def _set_seed(self) -> None:
-        pass
-
-
-@pytest.mark.parametrize("command", ["fit", "validate", "test", "preview", "filter", "split", "plan"])
-def test_the_sources_have_the_options_of_the_parser(command: str) -> None:
-    parser = Built(command).parser
-    known, names = KnownNames(parser).options(), SourceNames(command)
-    assert {o for o in names.options() ^ known if ".init_args." not in o} == set()
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "preview", "filter", "tune", "split", "plan"])
+def test_the_index_has_the_options_of_the_parser(command: str) -> None:
+    parser = ConfigCheck(command).parser
+    known, names = KnownNames(parser).options(), IndexedNames(command)
+    assert names.options() - known == set(), REGENERATE
+    assert {o for o in known - names.options() if ".init_args." not in o} == set(), REGENERATE
     sub = parser._subcommands_action._name_parser_map[command]
-    assert {o.removesuffix("+") for o in sub._option_string_actions} == names.own - {"--json"}
+    assert {o.removesuffix("+") for o in sub._option_string_actions} == names.own, REGENERATE
+    assert {a.dest for a in sub._actions if a.required} == names.required, REGENERATE
 
 
-def test_the_sources_have_the_classes_of_the_parser_and_their_options() -> None:
-    names, known = SourceNames("fit"), KnownNames(None)
-    ours = {cls for classes in _classes().values() for cls in classes if cls.__module__.startswith("lit_rlvr.")}
+def test_the_index_has_the_classes_of_the_parser_and_their_options() -> None:
+    names = IndexedNames("fit")
+    assert names.index["lightning"] == version("lightning"), REGENERATE
+    ours = {cls for classes in known_classes().values() for cls in classes if cls.__module__.startswith("lit_rlvr.")}
     shipped = {cls for cls in ours if not cls.__module__.startswith("lit_rlvr.commands.init")}
-    assert names.classes() == {cls.__name__ for cls in shipped} | {*TRACKER_NAMES}
-    for cls in shipped:
-        path = f"{cls.__module__}.{cls.__name__}"
-        assert names.arguments(path) == known.arguments(path), path
+    assert names.classes() == {cls.__name__ for cls in shipped} | {*TRACKER_NAMES}, REGENERATE
+    concrete = {get_import_path(cls): class_arguments(cls) for cls in shipped if not inspect.isabstract(cls)}
+    assert {path for classes in names.index["classes"].values() for path in classes} == {*concrete}, REGENERATE
+    assert {path: names.arguments(path) for path in concrete} == concrete, REGENERATE
+
+
+def test_another_version_of_lightning_is_left_to_the_parser(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(early_check, "version", lambda package: "2.99")
+    check_early("fit", WRONG[0].split()[1:])
 
 
 @pytest.mark.parametrize("line", WRONG)

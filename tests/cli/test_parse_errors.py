@@ -112,14 +112,6 @@ SAID: dict[str, tuple[dict[str, Any], str]] = {
         {"model": {"class_path": f"{'a_long_name_' * 9}.Plain"}},
         f"model: class_path '{'a_long_name_' * 9}.Plain' cannot be used: No module named '{'a_long_name_' * 9}'",
     ),
-    "class_path null": (
-        {"model": {"class_path": None}},
-        "model: a class_path is the name of a class, not {'class_path': None}",
-    ),
-    "init_args list": (
-        {"model": {"class_path": "GRPO", "init_args": [1]}},
-        "model.init_args: give a mapping of options, not list",
-    ),
     "option of a class": (
         {"model": {"class_path": "GRPO", "init_args": {"lrr": 1}}},
         "model: lit_rlvr.algorithms.GRPO has no option 'lrr'; did you mean 'lr'?",
@@ -380,9 +372,13 @@ def test_a_whole_number_stays_one_whatever_types_the_process_has_seen(given: str
          "rollout.rewards.0: unknown key 'init_arg'; did you mean 'init_args'?"),
         ("model: {class_path: GRPO, init_args: {advantage: {class_path: RLOO, args: 1}}}",
          "model.init_args.advantage: unknown key 'args'; did you mean 'init_args'?"),
+        ("model: {class_path: , init_args: {lr: 1}}", "model: a class_path is the name of a class, not None"),
+        ("rollout: {rewards: [{class_path: [Format]}]}",
+         "rollout.rewards.0: a class_path is the name of a class, not ['Format']"),
+        ("model: {class_path: GRPO, init_args: [lr: 1]}", "model: init_args is a mapping of options, not [{'lr': 1}]"),
     ],
 )  # fmt: skip
-def test_a_class_in_a_config_has_two_keys(tmp_path: Path, text: str, said: str) -> None:
+def test_a_class_in_a_config_has_a_name_and_a_mapping(tmp_path: Path, text: str, said: str) -> None:
     (config := tmp_path / "own.yaml").write_text(text)
     with pytest.raises(UserError) as error:
         find_configs(["--config", str(config)])

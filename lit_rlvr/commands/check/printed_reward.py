@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.table import Table
-
 from lit_rlvr.commands.check.checkup import Checkup, KindOfText
 from lit_rlvr.commands.check.rates import COMPUTED_GROUP_SIZE, Rate
-from lit_rlvr.common.terminal import Terminal, one_line
+from lit_rlvr.common.terminal import Terminal, one_line, table_of
 
 EXAMPLE_CHARACTERS = 160
 MOST_SHORT_TEXTS = 5
@@ -41,16 +39,13 @@ def print_kinds(console: Terminal, title: str, kinds: dict[str, KindOfText]) -> 
     """Print a table of the kinds with errors, the most frequent first, with an example below each; name the others."""
     wrong = sorted((name for name, kind in kinds.items() if kind.errors), key=lambda name: -kinds[name].rate.value)
     if wrong:
-        table = Table(title=title, title_justify="left")
-        table.add_column("kind")
-        for column in ("errors", "texts", "rate", "95 % interval"):
-            table.add_column(column, justify="right")
+        rows = []
         for name in wrong:
             rate = kinds[name].rate
             low, high = rate.interval
-            table.add_row(name, str(rate.errors), str(rate.texts), f"{rate.value:.1%}", f"{low:.1%} to {high:.1%}")
+            rows.append((name, str(rate.errors), str(rate.texts), f"{rate.value:.1%}", f"{low:.1%} to {high:.1%}"))
         console.print()
-        console.print_table(table)
+        console.print_table(table_of(("kind", "errors", "texts", "rate", "95 % interval"), rows, title=title))
         for name in wrong:
             example = kinds[name].examples[0]
             detail = f"; the reward says {shortened(example.detail)}" if example.detail else ""
@@ -65,33 +60,27 @@ def print_advantages(console: Terminal, found: Checkup) -> None:
     """Print what errors at the measured rates do to GRPO's advantages."""
     if not found.advantages:
         return
-    table = Table(
-        title=f"GRPO's advantages in groups of {COMPUTED_GROUP_SIZE} if rewards are wrong at these two rates",
-        title_justify="left",
-        caption="of the true advantage -> with these errors; no signal: groups with equal rewards",
-    )
-    for column in ("true accuracy", "correlation", "right completions", "wrong completions", "no signal"):
-        table.add_column(column, justify="right")
-    for row in found.advantages:
-        table.add_row(
+    rows = [
+        (
             f"{row.accuracy:.0%}",
             f"{row.correlation:.3f}",
             f"{row.right:+.2f} -> {row.right_flipped:+.2f}",
             f"{row.wrong:+.2f} -> {row.wrong_flipped:+.2f}",
             f"{row.no_signal:.1%} -> {row.no_signal_flipped:.1%}",
         )
+        for row in found.advantages
+    ]
+    columns = ("true accuracy", "correlation", "right completions", "wrong completions", "no signal")
+    title = f"GRPO's advantages in groups of {COMPUTED_GROUP_SIZE} if rewards are wrong at these two rates"
+    caption = "of the true advantage -> with these errors; no signal: groups with equal rewards"
     console.print()
-    console.print_table(table)
+    console.print_table(table_of(columns, rows, 0, title=title, caption=caption))
 
 
 def print_stages(name: str, stages: Sequence[tuple[str, str]], verdict: str) -> None:
     """Print each stage of a judgement with its result, and the verdict."""
     console = Terminal()
-    table = Table(title=name, title_justify="left", show_lines=True)
-    table.add_column("stage")
-    table.add_column("result")
-    for stage, result in stages:
-        table.add_row(stage, result)
+    table = table_of(("stage", "result"), stages, 2, title=name, show_lines=True)
     console.print(table if console.is_terminal else "\n".join(f"{stage}: {result}" for stage, result in stages),
                   soft_wrap=not console.is_terminal)  # fmt: skip
     console.print(verdict, soft_wrap=True)

@@ -13,7 +13,7 @@ import yaml
 from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.commands.parity.replay import load_arrays, replay
 from lit_rlvr.common.files import check_new
-from lit_rlvr.common.terminal import Terminal, show_result
+from lit_rlvr.common.terminal import Terminal, show_result, table_of
 from lit_rlvr.configs import Parser, load_yaml
 from lit_rlvr.errors import UserError, user_error_in
 
@@ -166,18 +166,11 @@ def algorithm_summary(
 
 def print_table(rows: Mapping[str, Mapping[str, float]]) -> None:
     """Print one line per algorithm of `algorithm_summary`."""
-    from rich.table import Table
-
-    table = Table(title="Replay of one frozen batch", caption="zero gradient: share of the tokens in the loss")
-    table.add_column("algorithm")
-    for column in ("loss", "mean |A|", "sum |dlogp|", "zero gradient"):
-        table.add_column(column, justify="right")
-    for name, row in rows.items():
-        table.add_row(
-            name,
-            f"{row['loss']:.6g}",
-            f"{row['mean_advantage']:.4g}",
-            f"{row['gradient']:.4g}",
-            f"{row['zero_gradient']:.1%}",
-        )
-    Terminal().print_table(table)
+    cells = [
+        (name, f"{row['loss']:.6g}", f"{row['mean_advantage']:.4g}", f"{row['gradient']:.4g}",
+         f"{row['zero_gradient']:.1%}")
+        for name, row in rows.items()
+    ]  # fmt: skip
+    columns = ("algorithm", "loss", "mean |A|", "sum |dlogp|", "zero gradient")
+    title, caption = "Replay of one frozen batch", "zero gradient: share of the tokens in the loss"
+    Terminal().print_table(table_of(columns, cells, title=title, caption=caption))

@@ -10,7 +10,7 @@ from rich.table import Table
 from lit_rlvr.commands.plan.gpus import GIB, GPUs
 from lit_rlvr.commands.plan.hours import duration
 from lit_rlvr.commands.plan.strategies import FREE, LEAST_SEQUENCES, JobSizes
-from lit_rlvr.common.terminal import Terminal, show_result
+from lit_rlvr.common.terminal import Terminal, show_result, table_of
 
 MOST_GPUS = 1024
 """The number of GPUs from which the plan stops doubling them if the given ones are too few."""
@@ -66,19 +66,17 @@ def strategy_table(job: JobSizes, gpus: GPUs) -> Table:
     """Return a table with a row per strategy and a column per term."""
     plans = job.plans(gpus)
     terms = [name for name in plans[0].terms if any(plan.terms[name] for plan in plans)]
-    made = Table(title=f"GiB on each of {gpus.count} GPU(s) of {gpus.gib:g} GiB", title_justify="left", box=None)
-    made.add_column("")
     generates = ("sequences",) if plans[0].sequences is not None else ()
     copies = ("CPU copy",) if any(plan.strategy.sharded for plan in plans) else ()
-    for name in (*terms, "needs", *generates, *copies, "fits"):
-        made.add_column(name, justify="right")
+    rows = []
     for plan in plans:
         values = [*(plan.terms[name] for name in terms), plan.needs]
         at_once = (str(plan.sequences),) if generates else ()
         copy = (f"{job.checkpoint_copy(plan) / GIB:.1f}",) if copies else ()
         fits = "yes" if plan.fits else "no"
-        made.add_row(plan.name, *(f"{value / GIB:.1f}" for value in values), *at_once, *copy, fits)
-    return made
+        rows.append((plan.name, *(f"{value / GIB:.1f}" for value in values), *at_once, *copy, fits))
+    title = f"GiB on each of {gpus.count} GPU(s) of {gpus.gib:g} GiB"
+    return table_of(("", *terms, "needs", *generates, *copies, "fits"), rows, title=title, box=None)
 
 
 def advice(job: JobSizes, gpus: GPUs) -> list[str]:

@@ -211,12 +211,6 @@ def final_answer(text: str, boxed_only: bool = False) -> str:
     return find_answer(text, boxed_only).text
 
 
-def last_phrase(text: str) -> str:
-    """Return the text behind the last "answer is" or "answer:", or else the last line."""
-    phrase = _phrase(text)
-    return _last_line(text) if phrase is None else phrase
-
-
 _SYMBOL = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
 
 

@@ -16,7 +16,7 @@ from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.packages import require
 from lit_rlvr.common.terminal import one_line
 from lit_rlvr.errors import RunStopped, UserError, check_within, first_line, shown
-from lit_rlvr.run.loggers import metrics_file, run_root
+from lit_rlvr.run.loggers import metric_rows, run_root
 from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.trackers.base import Samples, TrackedRun, Tracker
 from lit_rlvr.run.trackers.mlflow_tracker import MLflow
@@ -70,6 +70,7 @@ class Trackers(Callback):
     A tracker gets the rows after the last step it has. So a resumed run sends nothing twice, and sends what an earlier
     process could not send. A tracker that fails does not end the run: it is tried again after a pause that doubles each
     time, and then gets the missing rows. A tracker that the user adds to a resumed run gets the run from its beginning.
+    Lightning's loggers alone promise none of this: they send each value once, when it is logged.
 
     Args:
         trackers: at most one of each kind; only the first process uses them.
@@ -126,14 +127,14 @@ class Trackers(Callback):
         self._end(trainer, not isinstance(exception, RunStopped | KeyboardInterrupt), complete=not trainer.validating)
 
     def _send(self, trainer: Trainer) -> None:
-        rows = _rows(trainer)
+        rows = metric_rows(trainer)
         for feed in self.feeds:
             feed.send(rows)
 
     def _end(self, trainer: Trainer, failed: bool, complete: bool = True) -> None:
         if not trainer.is_global_zero:
             return
-        rows = _rows(trainer)
+        rows = metric_rows(trainer)
         if rows and not complete:
             rows = {step: row for step, row in rows.items() if step < max(rows)}
         written, curves = _text(run_root(trainer) / "summary.json"), run_root(trainer) / "curves.png"
@@ -249,12 +250,6 @@ def _read_run_ids(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{shown(path)}: not JSON; mend it, or remove it to start new runs in the trackers") from error
     return dict(found)
-
-
-def _rows(trainer: Trainer) -> Mapping[int, Mapping[str, float]]:
-    """Return the rows of metrics.csv by step; only rank 0 has them."""
-    metrics = metrics_file(trainer)
-    return {} if metrics is None else metrics.rows
 
 
 def _text(path: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from lit_rlvr.commands.check.gold import Gold, value_of_answer
-from lit_rlvr.commands.check.rewrites.registry import ITEM_KINDS, breaks, decimal, keeps
+from lit_rlvr.commands.check.rewrites.registry import ITEM_KINDS, add_forms, breaks, decimal, keeps
 
 
 @keeps("expression")
@@ -21,10 +21,7 @@ def terms_in_another_order(gold: Gold) -> str | None:
     return " + ".join(reversed(terms)) if terms else None
 
 
-@keeps("expression")
-def parentheses_around(gold: Gold) -> str:
-    """Put an expression into parentheses."""
-    return f"({gold.answer})"
+add_forms(keeps("expression"), {"parentheses around": "({answer})"})
 
 
 @keeps("expression")
@@ -42,16 +39,13 @@ def a_missing_term(gold: Gold) -> str | None:
     return " + ".join(terms[:-1]) if terms else None
 
 
-@breaks("expression")
-def twice_the_expression(gold: Gold) -> str:
-    """Write x as 2 (x)."""
-    return f"2 \\cdot ({gold.answer})"
-
-
-@breaks("expression")
-def expression_with_another_sign(gold: Gold) -> str:
-    """Write x as -(x)."""
-    return f"-({gold.answer})"
+add_forms(
+    breaks("expression"),
+    {
+        "twice the expression": "2 \\cdot ({answer})",
+        "expression with another sign": "-({answer})",
+    },
+)
 
 
 def _terms(answer: str) -> list[str]:

@@ -6,7 +6,7 @@ import re
 from fractions import Fraction
 
 from lit_rlvr.commands.check.gold import UNITS, Gold, bare_number, fraction_parts, quantity_parts, value_of_answer
-from lit_rlvr.commands.check.rewrites.registry import NUMBER_KINDS, breaks, decimal, keeps
+from lit_rlvr.commands.check.rewrites.registry import NUMBER_KINDS, add_forms, breaks, decimal, keeps
 from lit_rlvr.commands.report.prompts import prompt_text
 
 
@@ -27,33 +27,22 @@ def plus_sign(gold: Gold) -> str | None:
     return None if gold.answer[0] in "+-0" else f"+{gold.answer}"
 
 
-@keeps("number")
-def thousands_comma(gold: Gold) -> str | None:
-    """Write 12345 as 12,345."""
-    return _grouped(gold, ",")
+def _grouped(gold: Gold, separator: str) -> str | None:
+    digits = gold.answer.replace(",", "")
+    return f"{int(digits):,}".replace(",", separator) if re.fullmatch(r"-?[1-9]\d{3,}", digits) else None
 
 
-@keeps("number")
-def thousands_comma_in_latex(gold: Gold) -> str | None:
-    """Write 12345 as 12{,}345."""
-    return _grouped(gold, "{,}")
-
-
-@keeps("number")
-def thousands_space(gold: Gold) -> str | None:
-    """Write 12345 as 12\\,345."""
-    return _grouped(gold, "\\,")
+add_forms(
+    keeps("number"),
+    {"thousands comma": ",", "thousands comma in latex": "{,}", "thousands space": "\\,"},
+    _grouped,
+)
 
 
 @keeps("number")
 def no_thousands_comma(gold: Gold) -> str | None:
     """Write 12,345 as 12345."""
     return gold.answer.replace(",", "")
-
-
-def _grouped(gold: Gold, separator: str) -> str | None:
-    digits = gold.answer.replace(",", "")
-    return f"{int(digits):,}".replace(",", separator) if re.fullmatch(r"-?[1-9]\d{3,}", digits) else None
 
 
 @keeps("number")
@@ -79,10 +68,14 @@ def as_a_fraction(gold: Gold) -> str | None:
     return f"{'-' if value < 0 else ''}\\frac{{{abs(value.numerator)}}}{{{value.denominator}}}"
 
 
-@keeps("number")
-def labelled(gold: Gold) -> str:
-    """Write 7 as x = 7."""
-    return f"x = {gold.answer}"
+add_forms(
+    keeps("number"),
+    {
+        "labelled": "x = {answer}",
+        "text command": "\\text{{{answer}}}",
+        "math command": "\\mathbf{{{answer}}}",
+    },
+)
 
 
 @keeps("number", "fraction", "percent", "tuple", "list")
@@ -91,28 +84,14 @@ def minus_of_unicode(gold: Gold) -> str:
     return gold.answer.replace("-", "\N{MINUS SIGN}")
 
 
-@keeps("number", "percent", "tuple", "list")
-def full_width(gold: Gold) -> str:
-    """Write full-width digits."""
-    return in_digits(gold.answer, "\N{FULLWIDTH DIGIT ZERO}")
-
-
-@keeps("number", "percent", "tuple", "list")
-def digits_of_another_script(gold: Gold) -> str:
-    """Write Devanagari digits."""
-    return in_digits(gold.answer, "\N{DEVANAGARI DIGIT ZERO}")
-
-
-@keeps("number")
-def text_command(gold: Gold) -> str:
-    """Write 7 as \\text{7}."""
-    return f"\\text{{{gold.answer}}}"
-
-
-@keeps("number")
-def math_command(gold: Gold) -> str:
-    """Write 7 as \\mathbf{7}."""
-    return f"\\mathbf{{{gold.answer}}}"
+add_forms(
+    keeps("number", "percent", "tuple", "list"),
+    {
+        "full width": "\N{FULLWIDTH DIGIT ZERO}",
+        "digits of another script": "\N{DEVANAGARI DIGIT ZERO}",
+    },
+    lambda gold, zero: in_digits(gold.answer, zero),
+)
 
 
 @keeps("percent")
@@ -127,22 +106,16 @@ def percent_sign(gold: Gold) -> str:
     return bare_number(gold.answer) + ("%" if "\\" in gold.answer else "\\%")
 
 
-@keeps("fraction")
-def slash(gold: Gold) -> str | None:
-    """Write \\frac{1}{2} as 1/2."""
-    return _fraction(gold, "{}/{}")
+def _fraction(gold: Gold, form: str) -> str | None:
+    parts = fraction_parts(gold.answer)
+    return parts and ("-" if parts[0] < 0 else "") + form.format(abs(parts[0]), parts[1])
 
 
-@keeps("fraction")
-def frac(gold: Gold) -> str | None:
-    """Write 1/2 as \\frac{1}{2}."""
-    return _fraction(gold, "\\frac{{{}}}{{{}}}")
-
-
-@keeps("fraction")
-def dfrac(gold: Gold) -> str | None:
-    """Write 1/2 as \\dfrac{1}{2}."""
-    return _fraction(gold, "\\dfrac{{{}}}{{{}}}")
+add_forms(
+    keeps("fraction"),
+    {"slash": "{}/{}", "frac": "\\frac{{{}}}{{{}}}", "dfrac": "\\dfrac{{{}}}{{{}}}"},
+    _fraction,
+)
 
 
 @keeps("fraction")
@@ -175,27 +148,20 @@ def mixed_number(gold: Gold) -> str | None:
     return f"{whole}\\frac{{{rest}}}{{{below}}}" if whole > 0 and rest else None
 
 
-def _fraction(gold: Gold, form: str) -> str | None:
-    parts = fraction_parts(gold.answer)
-    return parts and ("-" if parts[0] < 0 else "") + form.format(abs(parts[0]), parts[1])
+def _quantity(gold: Gold, form: str) -> str | None:
+    parts = quantity_parts(gold.answer)
+    return parts and form.format(*parts)
 
 
-@keeps("quantity")
-def unit_in_text(gold: Gold) -> str | None:
-    """Write 5 cm as 5\\text{ cm}."""
-    return _quantity(gold, "{}\\text{{ {}}}")
-
-
-@keeps("quantity")
-def unit_in_roman(gold: Gold) -> str | None:
-    """Write 5 cm as 5\\,\\mathrm{cm}."""
-    return _quantity(gold, "{}\\,\\mathrm{{{}}}")
-
-
-@keeps("quantity")
-def unit_after_a_space(gold: Gold) -> str | None:
-    """Write 5cm as 5 cm."""
-    return _quantity(gold, "{} {}")
+add_forms(
+    keeps("quantity"),
+    {
+        "unit in text": "{}\\text{{ {}}}",
+        "unit in roman": "{}\\,\\mathrm{{{}}}",
+        "unit after a space": "{} {}",
+    },
+    _quantity,
+)
 
 
 @keeps("quantity")
@@ -205,11 +171,6 @@ def converted_unit(gold: Gold) -> str | None:
     other, size = UNITS[unit]
     value = decimal(Fraction(number.replace(",", "")) / Fraction(size))
     return value and f"{value} {other}"
-
-
-def _quantity(gold: Gold, form: str) -> str | None:
-    parts = quantity_parts(gold.answer)
-    return parts and form.format(*parts)
 
 
 @breaks("number")
@@ -277,22 +238,15 @@ def power_added(gold: Gold) -> str | None:
     return None if value_of_answer(gold.answer) in (0, 1) or gold.answer[0] == "-" else f"{gold.answer}^2"
 
 
-@breaks("number", "fraction", "expression")
-def unevaluated_sum(gold: Gold) -> str:
-    """Add 1 to the answer without adding up: 7 + 1."""
-    return f"{gold.answer} + 1"
+add_forms(breaks("number", "fraction", "expression"), {"unevaluated sum": "{answer} + 1"})
 
-
-@breaks("number")
-def inequality(gold: Gold) -> str:
-    """Write 7 as x < 7."""
-    return f"x < {gold.answer}"
-
-
-@breaks("number")
-def not_equal(gold: Gold) -> str:
-    """Write 7 as x \\neq 7."""
-    return f"x \\neq {gold.answer}"
+add_forms(
+    breaks("number"),
+    {
+        "inequality": "x < {answer}",
+        "not equal": "x \\neq {answer}",
+    },
+)
 
 
 @breaks("number")

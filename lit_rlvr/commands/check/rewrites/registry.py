@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from string import ascii_uppercase
@@ -53,6 +53,43 @@ def keeps(*kinds: Kind, whole: bool = False) -> Callable[[Rewriter], Rewriter]:
 def breaks(*kinds: Kind, whole: bool = False) -> Callable[[Rewriter], Rewriter]:
     """Register a rewrite that breaks the meaning of answers of some kinds; see `keeps`."""
     return lambda function: _registered(function, False, kinds, whole)
+
+
+def fill(gold: Gold, form: str) -> str | None:
+    """Put an answer into a form: {answer} is the answer, {text} the completion with it."""
+    return form.format(answer=gold.answer, text=gold.text)
+
+
+def fill_boxed(gold: Gold, form: str) -> str | None:
+    """Put an answer into a form if the reward reads boxes."""
+    return fill(gold, form) if gold.is_boxed else None
+
+
+def fill_marked(gold: Gold, form: str) -> str | None:
+    """Put an answer into a form if a mark sets it off."""
+    return fill(gold, form) if gold.is_marked else None
+
+
+def add_forms(
+    register: Callable[[Rewriter], Rewriter],
+    forms: Mapping[str, str],
+    write: Callable[[Gold, str], str | None] = fill,
+) -> None:
+    """Register rewrites that differ in a text only.
+
+    Args:
+        register: `keeps(...)` or `breaks(...)`.
+        forms: name -> text.
+        write: writes an answer with the text.
+    """
+
+    def rewriter(form: str) -> Rewriter:
+        return lambda gold: write(gold, form)
+
+    for name, form in forms.items():
+        function = rewriter(form)
+        function.__name__ = name
+        register(function)
 
 
 def _registered(function: Rewriter, keeps: bool, kinds: tuple[Kind, ...], whole: bool) -> Rewriter:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lit_rlvr.commands.check.gold import Gold, chosen_option, words_of
-from lit_rlvr.commands.check.rewrites.registry import breaks, keeps, other_letters
+from lit_rlvr.commands.check.rewrites.registry import add_forms, breaks, keeps, other_letters
 
 
 @keeps("text", "yes_no")
@@ -18,22 +18,15 @@ def first_letter_as_a_capital(gold: Gold) -> str | None:
     return gold.answer.capitalize() if gold.answer.islower() else None
 
 
-@keeps("text", "yes_no", "choice")
-def text_in_latex(gold: Gold) -> str:
-    """Write lung as \\text{lung}."""
-    return f"\\text{{{gold.answer}}}"
+add_forms(
+    keeps("text", "yes_no", "choice"),
+    {
+        "text in latex": "\\text{{{answer}}}",
+        "full stop": "{answer}.",
+    },
+)
 
-
-@keeps("text", "yes_no", "choice")
-def full_stop(gold: Gold) -> str:
-    """Write lung as lung."""
-    return f"{gold.answer}."
-
-
-@keeps("text", "yes_no")
-def quotation_marks(gold: Gold) -> str:
-    """Write lung as "lung"."""
-    return f'"{gold.answer}"'
+add_forms(keeps("text", "yes_no"), {"quotation marks": '"{answer}"'})
 
 
 @keeps("text")
@@ -42,16 +35,15 @@ def no_break_space(gold: Gold) -> str:
     return gold.answer.replace(" ", "\N{NO-BREAK SPACE}")
 
 
-@keeps("choice")
-def letter_in_parentheses(gold: Gold) -> str:
-    """Write B as (B)."""
-    return f"({gold.answer})"
-
-
-@keeps("choice")
-def letter_with_a_parenthesis(gold: Gold) -> str:
-    """Write B as B)."""
-    return f"{gold.answer})"
+add_forms(
+    keeps("choice"),
+    {
+        "letter in parentheses": "({answer})",
+        "letter with a parenthesis": "{answer})",
+        "bold letter": "**{answer}**",
+        "option and letter": "Option {answer}",
+    },
+)
 
 
 @keeps("choice")
@@ -66,28 +58,11 @@ def full_width_letter(gold: Gold) -> str:
     return chr(ord(gold.answer) + 0xFEE0)
 
 
-@keeps("choice")
-def bold_letter(gold: Gold) -> str:
-    """Write B as **B**."""
-    return f"**{gold.answer}**"
+def _with_option(gold: Gold, form: str) -> str | None:
+    return form.format(gold.answer, chosen_option(gold)) if gold.sample.options else None
 
 
-@keeps("choice")
-def option_and_letter(gold: Gold) -> str:
-    """Write B as Option B."""
-    return f"Option {gold.answer}"
-
-
-@keeps("choice")
-def letter_and_text(gold: Gold) -> str | None:
-    """Write B as B) with the option's text."""
-    return f"{gold.answer}) {chosen_option(gold)}" if gold.sample.options else None
-
-
-@keeps("choice")
-def letter_colon_text(gold: Gold) -> str | None:
-    """Write B as B: with the option's text."""
-    return f"{gold.answer}: {chosen_option(gold)}" if gold.sample.options else None
+add_forms(keeps("choice"), {"letter and text": "{}) {}", "letter colon text": "{}: {}"}, _with_option)
 
 
 @keeps("choice")
@@ -116,10 +91,7 @@ def letter_with_the_text_of_another(gold: Gold) -> str | None:
     return option and f"{gold.answer}) {option}"
 
 
-@breaks("choice")
-def letter_that_no_option_has(gold: Gold) -> str:
-    """Write B as Z."""
-    return "Z"
+add_forms(breaks("choice"), {"letter that no option has": "Z"})
 
 
 @breaks("choice")
@@ -155,13 +127,10 @@ def beginning_of_the_word(gold: Gold) -> str:
     return gold.answer[:2]
 
 
-@breaks("yes_no")
-def yes_and_no(gold: Gold) -> str:
-    """Say both."""
-    return "yes and no"
-
-
-@breaks("yes_no")
-def neither_yes_nor_no(gold: Gold) -> str:
-    """Say neither."""
-    return "It cannot be said"
+add_forms(
+    breaks("yes_no"),
+    {
+        "yes and no": "yes and no",
+        "neither yes nor no": "It cannot be said",
+    },
+)
