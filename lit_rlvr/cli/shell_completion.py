@@ -15,7 +15,7 @@ from io import StringIO
 from typing import Literal
 
 from lit_rlvr import algorithms, datamodules
-from lit_rlvr.cli.commands import COMMANDS, WITHOUT_RESULT
+from lit_rlvr.cli.commands import COMMANDS, WITHOUT_RESULT, registered_commands
 from lit_rlvr.cli.errors import options_of
 from lit_rlvr.cli.lightning_cli import ConfigCheck
 from lit_rlvr.configs import Parser, shipped_configs
@@ -63,7 +63,7 @@ def script() -> str:
         found = options_of(parsers[command], command) if command in parsers else _in_help(command)
         cases.append(f'            {command}) words="{_words(found)}" ;;')
     return COMPLETION_SCRIPT.format(
-        commands=_words(["help", *COMMANDS]), configs=_words(shipped_configs()), models=_words(models),
+        commands=_words(["help", *COMMANDS, *registered_commands()]), configs=_words(shipped_configs()), models=_words(models),
         data=_words(data), options="\n".join(cases),
     )  # fmt: skip
 

@@ -89,7 +89,7 @@ def test_a_completion_ends_where_the_context_does() -> None:
     """With up to 12 tokens a completion, a context of 16 cuts that of 7 tokens after 9; the rest is unchanged."""
     engine = hf_engine()
     whole = engine.generate(PROMPTS, SAMPLING, SEEDS)
-    engine._context = replace(engine._context, max_tokens=16)
+    engine.context = replace(engine.context, max_tokens=16)
     limits = [min(12, 16 - len(p.token_ids)) for p in PROMPTS if len(p.token_ids) < 16]
     short = [k for k, p in enumerate(PROMPTS) if len(p.token_ids) < 16]
     assert min(limits) < 12, "nothing would be cut"

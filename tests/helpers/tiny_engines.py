@@ -133,8 +133,7 @@ class Scripted(HFEngine):
     ) -> list[list[Completion]]:  # fmt: skip
         if turns is None:
             return super().generate(prompts, sampling, seeds, done)
-        assert self._context is not None
-        tokenizer = self._context.tokenizer
+        tokenizer = self.context.tokenizer
         turns.begin(prompts, sampling, seeds)
         rows = {(p, g): Row(p, g, prompts[p], seed, 0) for p, group in enumerate(seeds) for g, seed in enumerate(group)}
 

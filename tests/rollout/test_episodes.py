@@ -58,8 +58,7 @@ def test_the_sampled_tokens_are_the_engines_and_the_rest_is_the_templates(episod
     turns.close()
     counts = {len(c.turns) for group in groups for c in group}
     assert len(counts) > 1, "episodes of different lengths, decoded together"
-    assert decoder._policy is not None
-    assert_exact(PROMPTS, groups, turns, decoder._policy.model, SAMPLING)
+    assert_exact(PROMPTS, groups, turns, decoder.policy.model, SAMPLING)
 
 
 @pytest.mark.slow
@@ -226,8 +225,7 @@ def test_completions_of_a_prompt_may_begin_differently(episodes: Any) -> None:
     decoder, turns = hf_engine(), episodes(Moody())
     opened = turns.open(PROMPTS, SEEDS, as_bytes, 64)
     groups = decoder.generate(opened, SAMPLING, SEEDS, turns=turns)
-    assert decoder._policy is not None
-    assert_own_beginnings(opened, groups, decoder._policy.model, SAMPLING)
+    assert_own_beginnings(opened, groups, decoder.policy.model, SAMPLING)
     with pytest.raises(UserError, match="says different things to completions of a prompt, so a batch cannot be"):
         decoder.generate(opened, SAMPLING, SEEDS, turns=turns)
 
