@@ -17,7 +17,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from tiny import make_prompt, start_engine
+from tiny_engines import adapted
 from tiny_runs import FIT, to
 from transformers import TrainingArguments
 from trl import GRPOConfig
@@ -26,7 +29,9 @@ from lit_rlvr import advantages, algorithms
 from lit_rlvr.cli.main import COMMANDS, run
 from lit_rlvr.common.packages import is_installed
 from lit_rlvr.configs import config_folder
+from lit_rlvr.engines.synced import trainer_logprobs
 from lit_rlvr.run.loggers import read_metrics
+from lit_rlvr.types import Sampling
 
 ROOT = Path(__file__).parent.parent
 with pytest.MonkeyPatch.context() as patch:
@@ -81,8 +86,8 @@ def test_every_command_that_is_named_exists() -> None:
     missing = [
         f"{page.name}: lit-rlvr {command}"
         for page in PAGES
-        for command in re.findall(r"(?:`|^|\| )lit-rlvr (\w+)", page.read_text(), re.M)
-        if command not in {*COMMANDS, "help"}
+        for command in re.findall(r"(?:`|^|\| )lit-rlvr ([\w-]+)", page.read_text(), re.M)
+        if command not in {*COMMANDS, "help", "count-rows"} and not command.startswith("--")
     ]
     assert not missing
 
@@ -335,6 +340,7 @@ def test_plug_points_run(run_folder: Path, vlm_folder: Path, lit_rlvr: Any) -> N
         "stateful": ["--model.init_args.advantage", "my_task.Baseline"],
         "engine": ["--rollout.engine", "my_task.Slow"],
         "algorithm": ["--model", "my_task.Plain", "--model.init_args.lr", "1e-3"],
+        "tracker": ["--trackers", "my_task.Lines"],
     }  # fmt: skip
     for environment in ("Countdown", "Shop"):
         turns = ["--rollout.sampling.max_turns", "2", "--rollout.sampling.max_tokens", "4"]
@@ -344,6 +350,20 @@ def test_plug_points_run(run_folder: Path, vlm_folder: Path, lit_rlvr: Any) -> N
     for name, part in parts.items():
         done = lit_rlvr(*FIT, "--trainer.max_steps", 1, "--trainer.limit_val_batches", 0, *part, *to(name))
         assert done.status == 0 and (run_folder / name / "summary.json").is_file(), f"{name}: {done.err}"
+
+
+def test_the_engine_of_the_page_samples_a_reference_without_the_adapters(tiny_model_folder: Path) -> None:
+    """With LoRA a reference is the trained model with its adapters off."""
+    names: dict[str, Any] = {}
+    exec("\n".join(blocks("python", ROOT / "docs/extend.md")), names)
+    policy, prompts, sampling = adapted(tiny_model_folder), [make_prompt([7, 8, 9])], Sampling(max_tokens=8)
+    engine = names["Slow"]()
+    start_engine(engine, policy)
+    for given in (policy, policy.without_adapters()):
+        engine.sync(given)
+        groups = engine.generate(prompts, sampling, [[1, 2]])
+        for completion, ours in zip(groups[0], trainer_logprobs(given, prompts, groups, sampling), strict=True):
+            torch.testing.assert_close(torch.tensor(completion.logprobs), ours, atol=1e-4, rtol=0)
 
 
 def test_yaml_parses() -> None:

@@ -63,8 +63,8 @@ def script() -> str:
         found = options_of(parsers[command], command) if command in parsers else _in_help(command)
         cases.append(f'            {command}) words="{_words(found)}" ;;')
     return COMPLETION_SCRIPT.format(
-        commands=_words(["help", *COMMANDS, *registered_commands()]), configs=_words(shipped_configs()), models=_words(models),
-        data=_words(data), options="\n".join(cases),
+        commands=_words(["help", *COMMANDS, *registered_commands()]), configs=_words(shipped_configs()),
+        models=_words(models), data=_words(data), options="\n".join(cases),
     )  # fmt: skip
 
 

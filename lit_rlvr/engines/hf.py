@@ -30,7 +30,7 @@ from lit_rlvr.types import Completion, Prompt, Sampling
 
 
 class HFEngine(InPlaceEngine):
-    """Decodes with the trainer's model and transformers' cache.
+    """Decodes with the trainer's live weights and precision, so nothing is copied or can go stale.
 
     Each prompt is computed once and its cache (keys and values, states of recurrent layers) repeated for the group;
     finished sequences leave the batch. Tokens of an observation are fed one at a time in place of sampled ones, while
