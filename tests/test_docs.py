@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,6 +27,7 @@ from transformers import TrainingArguments
 from trl import GRPOConfig
 
 from lit_rlvr import advantages, algorithms
+from lit_rlvr.cli import shell_completion
 from lit_rlvr.cli.main import COMMANDS, run
 from lit_rlvr.common.packages import is_installed
 from lit_rlvr.configs import config_folder
@@ -33,7 +35,8 @@ from lit_rlvr.engines.synced import trainer_logprobs
 from lit_rlvr.run.loggers import read_metrics
 from lit_rlvr.types import Sampling
 
-ROOT = Path(__file__).parent.parent
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(ROOT / "benchmarks")
     from options_page import options_reference
@@ -41,10 +44,18 @@ README = (ROOT / "README.md").read_text()
 TOPS = ("lit_rlvr", "datamodules", "tests", "benchmarks", "docs", "configs")
 USERS = {"my_task.py", "shop.py", "task.py", "my_env.py", "train.py", "my_losses.py"}
 """Files that a user of the documents writes."""
-OTHERS = {"repo", "include", "weighted_sample", "extra", "no", "index", "from", "only"} | {
-    "model_args", "include_path", "apply_chat_template", "log_samples", "output_path",
+OTHERS = {
+    "--api-key", "--api-server-count", "--apply_chat_template", "--backend-store-uri", "--batch_size",
+    "--enforce-eager", "--extra-index-url", "--from", "--gpu-memory-utilization", "--include", "--include_path",
+    "--index-strategy", "--local-dir", "--log_samples", "--max-num-seqs", "--model_args", "--no-deps", "--output_path",
+    "--project", "--pyargs", "--repo-type", "--tasks", "--weighted_sample",
 }  # fmt: skip
 """Options of other programs."""
+WITHIN = {
+    "--init_args.boxed_only", "--init_args.clip", "--model.init_args.advantage.base",
+    "--rollout.engine.init_args.transfer.init_args.folder",
+}  # fmt: skip
+"""Options of a class that another option or the argument of `check` names, which no list of options has."""
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "AGENTS.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -59,16 +70,19 @@ def test_reference_is_current() -> None:
 
 
 def test_every_file_that_is_named_exists() -> None:
-    """In the documents, and in the docstrings and comments of the code: by its path, or by its name alone."""
+    """In the documents, and in the docstrings and comments of the code: by its path from the repository, the package or
+    the folder of the text, or by its name alone if no other file has it."""
     tracked = [file for top in TOPS for file in (ROOT / top).rglob("*.*") if "__pycache__" not in file.parts]
     tracked += [file for file in ROOT.iterdir() if file.is_file()]
-    known = {"/".join(file.relative_to(ROOT).parts[-k:]) for file in tracked for k in range(1, 5)}
+    names = Counter(file.name for file in tracked)
     sources = PAGES + [file for file in tracked if file.suffix == ".py" and "tests" not in file.parts]
     missing = [
         f"{source.relative_to(ROOT)}: {name}"
         for source in sources
         for name in re.findall(r"`((?:[\w.]+/)*\w+\.py)`", source.read_text())
-        if name not in known and name not in USERS
+        if not any((base / name).is_file() for base in (ROOT, ROOT / "lit_rlvr", source.parent))
+        and names[name] != 1
+        and name not in USERS
     ]
     assert not missing
 
@@ -93,18 +107,15 @@ def test_every_command_that_is_named_exists() -> None:
 
 
 def test_every_option_that_is_named_exists() -> None:
-    """`--group.option` of the documents' commands, by the reference and by what the commands themselves take."""
-    known = set(re.findall(r"\w+", options_reference())) | {
-        word for file in (ROOT / "lit_rlvr").rglob("*.py") for word in re.findall(r"\w+", file.read_text())
+    """An option of a command, as shell completion knows them, of one of our scripts, or of another program."""
+    known = set(re.findall(r'(?<=[ "])--[\w.-]+', shell_completion.script()))
+    for file in [*(ROOT / "benchmarks").glob("*.py"), ROOT / "lit_rlvr/conformance/plugin.py", TESTS / "conftest.py"]:
+        known |= set(re.findall(r'add_?(?:argument|option)\(\s*"(--[\w-]+)"', file.read_text()))
+    found = {
+        option: page.name for page in PAGES for option in re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", page.read_text())
     }
-    missing = [
-        f"{page.name}: --{option}"
-        for page in PAGES
-        for option in re.findall(r"--([a-z][\w.]*)", page.read_text())
-        for name in [option.split(".")[-1]]
-        if name not in known and option not in OTHERS
-    ]
-    assert not missing
+    assert {option: page for option, page in found.items() if option not in known | OTHERS | WITHIN} == {}
+    assert (OTHERS | WITHIN) - {*found} == set(), "no page has them"
 
 
 @pytest.fixture

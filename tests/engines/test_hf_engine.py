@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import END, ENDS, VOCAB, make_prompt, plain_logprobs, random_ids, start_engine, tiny_llama, tiny_qwen2
-from tiny_engines import flat
+from tiny_engines import flat, hf_engine
 from torch import Tensor
 from transformers import AutoModelForCausalLM, MambaConfig, PreTrainedModel, RwkvConfig
 
@@ -19,12 +19,6 @@ from lit_rlvr.types import Completion, Sampling
 SAMPLING = Sampling(temperature=0.8, max_tokens=12, banned_token_ids=(3, 50))
 PROMPTS = [make_prompt(random_ids(n, n), f"p{n}") for n in (7, 2, 30, 1)]
 SEEDS = [[100 * p + g for g in range(3)] for p in range(4)]
-
-
-def hf_engine(model: PreTrainedModel | None = None, max_sequences: int = 64, ends: Sequence[int] = ENDS) -> HFEngine:
-    engine = HFEngine(max_sequences)
-    start_engine(engine, Policy(model or tiny_llama(), tuple(ends)))
-    return engine
 
 
 @torch.no_grad()

@@ -7,13 +7,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from test_hf_engine import hf_engine
-from test_invariants import assert_same, naive_gradients
 from tiny import CHATML, END, ENDS, byte_tokenizer, make_prompt, random_ids
-from tiny_engines import flat
+from tiny_engines import flat, hf_engine
 from tiny_environments import BadTools, Broken, Dice, Echo, Faulty, Moody
 from tiny_episodes import Recording, as_bytes, assert_exact, assert_own_beginnings, between, spans
-from tiny_fit import T_MAX, fit
+from tiny_fit import T_MAX, assert_same, fit, naive_gradients
 
 from lit_rlvr.datamodules.reading.between_turns import BetweenTurns
 from lit_rlvr.datamodules.reading.chat import Chat
