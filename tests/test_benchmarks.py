@@ -112,7 +112,7 @@ def test_mechanism_runs(benchmark: Benchmark, run_folder: Path) -> None:
     )  # fmt: skip
     setting = found["settings"]["0.0001, 2 x 4"]
     losses = setting["losses"]
-    assert setting["measured"] == 2 and 0 < setting["live_groups"] <= 4 and losses["gmpo"]["cosine_error"] >= 0
+    assert setting["measured"] == 2 and 0 < setting["live_groups"] <= 4
     assert losses["gmpo"]["cosine"] > 0.99 > losses["positive_dominant"]["cosine"]
     assert all(abs(loss["cosine"]) <= 1 and loss["norm"] > 0 for loss in losses.values())
     assert (run_folder / "out/mechanism.png").is_file()

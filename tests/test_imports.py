@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
 MOST_TOP_LEVEL = 6
 """The most modules at the root of `lit_rlvr`."""
 LAYERS = [
@@ -112,6 +113,18 @@ def test_imports_run_downwards_only() -> None:
         if package_of(module) != package_of(other) and height[package_of(module)] <= height[package_of(other)]
     ]
     assert not upwards
+
+
+def test_tests_import_other_tests_of_their_own_folder_only() -> None:
+    """So that pytest finds them when it is given that folder alone; what several folders use is in tests/helpers."""
+    folders = {file.stem: file.parent for file in TESTS.rglob("test_*.py")}
+    elsewhere = [
+        f"{file.relative_to(ROOT)} imports {module}"
+        for file in TESTS.rglob("*.py")
+        for module, _ in Imports(file).names
+        if folders.get(module, file.parent) != file.parent
+    ]
+    assert len(folders) > 100 and not elsewhere
 
 
 def test_few_modules_are_at_the_top_level() -> None:

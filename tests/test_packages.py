@@ -1,14 +1,25 @@
-"""Messages about missing packages name the command that installs them."""
+"""Other packages: messages about missing ones name the command that installs them, and installed ones bring parts."""
 
+import re
 import subprocess
 import sys
+import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from tiny_runs import FIT, to
+from tiny_vlms import save_llava
 
 import lit_rlvr.common.packages as packages
+from lit_rlvr.cli.commands import registered_commands
 from lit_rlvr.commands import doctor
+from lit_rlvr.engines import resolve_engine
 from lit_rlvr.errors import UserError
+from lit_rlvr.policy.families import family_of
+from lit_rlvr.run.trackers.callback import choose_trackers
 
 
 def test_importing_the_package_is_light() -> None:
@@ -53,3 +64,127 @@ def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert packages.missing_compiler() is None
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert packages.missing_compiler() == "there is no C++ compiler (no-such-compiler)"
+
+
+Install = Callable[..., None]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """`install("pkg", engines={"slow": "pkg:Slow"})` makes an installed package that registers these entry points."""
+    site = tmp_path / "site"
+    site.mkdir()
+    monkeypatch.syspath_prepend(site)
+
+    def make(name: str, code: str = "", **groups: dict[str, str]) -> None:
+        (site / f"{name}.py").write_text(code)
+        info = site / f"{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        lines = [
+            f"[lit_rlvr.{group}]\n" + "".join(f"{key} = {value}\n" for key, value in points.items())
+            for group, points in groups.items()
+        ]
+        (info / "entry_points.txt").write_text("\n".join(lines))
+
+    return make
+
+
+def test_the_parts_of_an_installed_package_run(
+    install: Install, run_folder: Path, lit_rlvr: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of docs/extend.md: each by the name under which its pyproject.toml registers it."""
+    monkeypatch.delitem(sys.modules, "my_task", raising=False)
+    page = (Path(__file__).parents[1] / "docs/extend.md").read_text()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.S))
+    (toml,) = re.findall(r"```toml\n(.*?)```", page, re.S)
+    groups = tomllib.loads(toml)["project"]["entry-points"]
+    install("my_task", code, **{group.removeprefix("lit_rlvr."): points for group, points in groups.items()})
+    help_page = lit_rlvr("--help")
+    assert help_page.status == 0 and "\n  count-rows of the package my_task\n" in help_page.out
+    assert "my_task" not in sys.modules, "nothing is imported before it is used"
+    (run_folder / "rows.jsonl").write_text("{}\n\n{}\n")
+    counted = lit_rlvr("count-rows", "rows.jsonl")
+    assert (counted.status, counted.out, counted.err) == (0, "2 rows\n", "")
+    wrong = lit_rlvr("count-rows")
+    assert (wrong.status, wrong.err) == (2, "lit-rlvr: error: count-rows: give one file\n")
+    short = ["--trainer.max_steps", 1, "--trainer.limit_val_batches", 0]
+    done = lit_rlvr(*FIT, *short, "--rollout.engine", "slow", "--trackers", "lines", *to("slow"))
+    assert done.status == 0, done.err
+    assert re.fullmatch(r"step 1: reward [01]\.\d\d\n", (run_folder / "slow/trackers/lines.txt").read_text())
+    model = ["--model.init_args.model", save_llava(run_folder / "tiny-llava")]
+    data = ["--data", "my_task.Clocks", "--data.init_args.prompts_per_step", 2]
+    done = lit_rlvr(*FIT, *short, *model, *data, *to("images"))
+    assert done.status == 0 and (run_folder / "images/summary.json").is_file(), done.err
+    done = lit_rlvr("export", "images", "--to", "exported")
+    assert done.status == 0 and (run_folder / "exported/preprocessor_config.json").is_file(), done.err
+
+
+USES: dict[str, tuple[str, Callable[[], object]]] = {
+    "commands": ("fit", lambda: packages.load_part(registered_commands()["mine"])),
+    "engines": ("hf", lambda: resolve_engine("mine")),
+    "trackers": ("wandb", lambda: choose_trackers("mine", False)),
+    "families": ("smolvlm", lambda: family_of(SimpleNamespace(vision_config={}, model_type="mine"))),
+}
+"""Group -> a name of ours, and what uses the part `mine` of a package."""
+
+
+@pytest.mark.parametrize("kind", USES)
+def test_a_part_that_cannot_be_used_is_one_line(kind: str, install: Install) -> None:
+    """The line names the package and its entry point."""
+    (_, use), where = USES[kind], f"^lit_rlvr.{kind}: mine = pkg:mine of the package pkg"
+    install("pkg", "import not_there", **{kind: {"mine": "pkg:mine"}})
+    with pytest.raises(UserError, match=rf"{where} cannot be imported \(.*'not_there'.*\); mend"):
+        use()
+
+
+@pytest.mark.parametrize("kind", USES)
+def test_a_part_of_another_kind_is_one_line(kind: str, install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    (_, use), where = USES[kind], f"^lit_rlvr.{kind}: mine = other:mine of the package other is no "
+    monkeypatch.delitem(sys.modules, "other", raising=False)
+    install("other", "mine = 3", **{kind: {"mine": "other:mine"}})
+    with pytest.raises(UserError, match=f"{where}(function|RolloutEngine|Tracker|VisionFamily);"):
+        use()
+
+
+def test_an_abstract_part_is_one_line(install: Install) -> None:
+    install("half", "from lit_rlvr.rollout import InPlaceEngine", engines={"mine": "half:InPlaceEngine"})
+    with pytest.raises(UserError, match=r"of the package half is abstract, it lacks sample$"):
+        resolve_engine("mine")
+
+
+@pytest.mark.parametrize("kind", USES)
+def test_a_name_stands_for_one_part(kind: str, install: Install) -> None:
+    _, use = USES[kind]
+    install("first", **{kind: {"mine": "first:mine"}})
+    install("second", **{kind: {"mine": "second:mine"}})
+    with pytest.raises(UserError, match=rf"^lit_rlvr.{kind}: (first and second|second and first) both have 'mine'; "):
+        use()
+
+
+@pytest.mark.parametrize("kind", USES)
+def test_a_name_of_ours_stays_ours(kind: str, install: Install) -> None:
+    own, use = USES[kind]
+    install("first", **{kind: {own: "first:mine"}})
+    with pytest.raises(UserError, match=rf"^lit_rlvr.{kind}: first and lit-rlvr both have '{own}'; "):
+        use()
+
+
+def test_packages_with_the_same_command_do_not_end_ours(install: Install, lit_rlvr: Any, run_folder: Path) -> None:
+    install("first", commands={"fit": "first:run"})
+    for listing in (["--help"], ["mine"]):
+        found = lit_rlvr(*listing)
+        assert (found.status, found.out) == (2, "")
+        assert re.fullmatch("lit-rlvr: error: lit_rlvr.commands: first and lit-rlvr both have 'fit'; .*\n", found.err)
+    assert lit_rlvr("init", "mine").status == 0
+
+
+def test_an_unknown_name_is_told_the_nearest_one(install: Install, lit_rlvr: Any) -> None:
+    install("first", engines={"slow": "first:Slow"}, commands={"count-rows": "first:run"})
+    with pytest.raises(UserError, match=r"^rollout.engine: 'slwo' is not known; did you mean 'slow'\?$"):
+        resolve_engine("slwo")
+    with pytest.raises(
+        UserError, match=r"^rollout.engine: 'x' is not known; use auto, hf, vllm, slow, or a class_path$"
+    ):
+        resolve_engine("x")
+    assert "there is no command 'count-row'; did you mean 'count-rows'?" in lit_rlvr("count-row").err

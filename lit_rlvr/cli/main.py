@@ -11,16 +11,19 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lit_rlvr import __version__
-from lit_rlvr.cli.commands import COMMANDS, WITHOUT_RESULT
+from lit_rlvr.cli.commands import COMMANDS, WITHOUT_RESULT, registered_commands
 from lit_rlvr.cli.user_modules import add_user_modules
 from lit_rlvr.common.terminal import discard_output, one_line, progress
 from lit_rlvr.errors import OWN_FOLDERS, RunStopped, UserError, bounded, did_you_mean, user_line, was_caused_by
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 
 def main() -> None:
@@ -111,20 +114,25 @@ def run(arguments: Sequence[str]) -> int:
     arguments = [argument for argument in arguments if argument != "--json"]
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:2], "--help"]
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage())
-        return 0
-    if arguments[0] == "--version":
+    command = arguments[0] if arguments else "--help"
+    if command == "--version":
         print(f"lit-rlvr {__version__}")
         return 0
-    command = arguments[0]
-    if command not in COMMANDS:
-        hint = did_you_mean(command, COMMANDS, f"commands: {', '.join(COMMANDS)}")
+    try:
+        others = {} if command in COMMANDS else registered_commands()
+    except UserError as error:
+        return _print_error(str(error))
+    if command in ("-h", "--help"):
+        print(usage(others))
+        return 0
+    if command not in {*COMMANDS, *others}:
+        known = [*COMMANDS, *others]
+        hint = did_you_mean(command, known, f"commands: {', '.join(known)}")
         return _print_error(f"there is no command {command!r}; {hint}")
     if as_json and command in WITHOUT_RESULT:
         return _print_error(f"--json: {command} has no result to print; leave it out")
     add_user_modules()
-    if COMMANDS[command][0] == COMMANDS["fit"][0]:
+    if command in COMMANDS and COMMANDS[command][0] == COMMANDS["fit"][0]:
         from lit_rlvr.cli.early_check import check_early
 
         try:
@@ -140,17 +148,19 @@ def run(arguments: Sequence[str]) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     _set_up_output()
     from lit_rlvr.cli.errors import TRACEBACK, failure_line
+    from lit_rlvr.common.packages import load_part
     from lit_rlvr.common.terminal import results_as_json
     from lit_rlvr.distributed.collectives import is_first_process
     from lit_rlvr.run.rank_zero import silence_other_packages
 
     try:
         with results_as_json(as_json):
-            module = import_module(COMMANDS[command][0])
+            own = command in COMMANDS
+            action = import_module(COMMANDS[command][0]).run if own else load_part(others[command])
             if signal.getsignal(signal.SIGINT) is _leave:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
             silence_other_packages()
-            return module.run(command, list(arguments[1:])) or 0
+            return action(command, list(arguments[1:])) or 0
     except RunStopped as error:
         if is_first_process():
             print(f"lit-rlvr: {error}{'; resume with --ckpt_path last' if error.saved else ''}", file=sys.stderr)
@@ -222,9 +232,14 @@ def _closed_outputs() -> list[int]:
     return [output for output, events in outputs.poll(0) if events & (select.POLLERR | select.POLLHUP)]
 
 
-def usage() -> str:
-    """Return the top-level help."""
+def usage(others: Mapping[str, EntryPoint]) -> str:
+    """Return the top-level help.
+
+    Args:
+        others: the commands of installed packages.
+    """
     lines = [f"  {name:10} {text}" for name, (_, text) in COMMANDS.items()]
+    lines += [f"  {name:10} of the package {point.dist.name if point.dist else ''}" for name, point in others.items()]
     return "\n".join(
         [
             "lit-rlvr: reinforcement learning with verifiable rewards on Lightning",

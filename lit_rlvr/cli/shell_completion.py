@@ -14,7 +14,7 @@ from importlib import import_module
 from io import StringIO
 from typing import Literal
 
-from lit_rlvr.cli.commands import COMMANDS, WITHOUT_RESULT
+from lit_rlvr.cli.commands import COMMANDS, WITHOUT_RESULT, registered_commands
 from lit_rlvr.cli.early_check import IndexedNames
 from lit_rlvr.configs import Parser, shipped_configs
 
@@ -58,8 +58,9 @@ def script() -> str:
         found = IndexedNames(command).options() if module == COMMANDS["fit"][0] else _in_help(command)
         cases.append(f'            {command}) words="{_words(found)}" ;;')
     return COMPLETION_SCRIPT.format(
-        commands=_words(["help", *COMMANDS]), configs=_words(shipped_configs()), models=_words(exported["model"]),
-        data=_words({*exported["data"]} - {"PromptDataModule"}), options="\n".join(cases),
+        commands=_words(["help", *COMMANDS, *registered_commands()]), configs=_words(shipped_configs()),
+        models=_words(exported["model"]), data=_words({*exported["data"]} - {"PromptDataModule"}),
+        options="\n".join(cases),
     )  # fmt: skip
 
 

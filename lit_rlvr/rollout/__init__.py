@@ -1,6 +1,6 @@
 """The first half of the loop: engines that generate, and the callback that turns prompts into scored groups."""
 
-from lit_rlvr.engines.base import RolloutEngine
+from lit_rlvr.engines.base import InPlaceEngine, RolloutEngine
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.server import VLLMServerEngine
 from lit_rlvr.engines.transfer import FileTransfer, NCCLTransfer, WeightTransfer
@@ -10,6 +10,7 @@ from lit_rlvr.rollout.callback import RolloutCallback
 __all__ = [
     "FileTransfer",
     "HFEngine",
+    "InPlaceEngine",
     "NCCLTransfer",
     "RolloutCallback",
     "RolloutEngine",

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import END, ENDS, VOCAB, make_prompt, plain_logprobs, random_ids, start_engine, tiny_llama, tiny_qwen2
-from tiny_engines import flat
+from tiny_engines import flat, hf_engine
 from torch import Tensor
 from transformers import AutoModelForCausalLM, MambaConfig, PreTrainedModel, RwkvConfig
 
@@ -19,12 +19,6 @@ from lit_rlvr.types import Completion, Sampling
 SAMPLING = Sampling(temperature=0.8, max_tokens=12, banned_token_ids=(3, 50))
 PROMPTS = [make_prompt(random_ids(n, n), f"p{n}") for n in (7, 2, 30, 1)]
 SEEDS = [[100 * p + g for g in range(3)] for p in range(4)]
-
-
-def hf_engine(model: PreTrainedModel | None = None, max_sequences: int = 64, ends: Sequence[int] = ENDS) -> HFEngine:
-    engine = HFEngine(max_sequences)
-    start_engine(engine, Policy(model or tiny_llama(), tuple(ends)))
-    return engine
 
 
 @torch.no_grad()
@@ -89,7 +83,7 @@ def test_a_completion_ends_where_the_context_does() -> None:
     """With up to 12 tokens a completion, a context of 16 cuts that of 7 tokens after 9; the rest is unchanged."""
     engine = hf_engine()
     whole = engine.generate(PROMPTS, SAMPLING, SEEDS)
-    engine._context = replace(engine._context, max_tokens=16)
+    engine.context = replace(engine.context, max_tokens=16)
     limits = [min(12, 16 - len(p.token_ids)) for p in PROMPTS if len(p.token_ids) < 16]
     short = [k for k, p in enumerate(PROMPTS) if len(p.token_ids) < 16]
     assert min(limits) < 12, "nothing would be cut"

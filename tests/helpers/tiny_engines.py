@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny import plain_logprobs
+from tiny import ENDS, plain_logprobs, start_engine, tiny_llama
 from torch import nn
+from transformers import PreTrainedModel
 
 from lit_rlvr.distributed.collectives import rank
 from lit_rlvr.engines.base import Done, EngineContext, GroupStarted, Row, Turns
@@ -31,6 +32,13 @@ from lit_rlvr.types import Completion, Prompt, Sampling
 def is_probe(seeds: Sequence[Sequence[int]]) -> bool:
     """Return whether these seeds are those of a probe, which no rollout has."""
     return [list(group) for group in seeds] == probe_seeds(len(seeds))
+
+
+def hf_engine(model: PreTrainedModel | None = None, max_sequences: int = 64, ends: Sequence[int] = ENDS) -> HFEngine:
+    """A started engine that decodes with a model."""
+    engine = HFEngine(max_sequences)
+    start_engine(engine, Policy(model or tiny_llama(), tuple(ends)))
+    return engine
 
 
 class Copying(HFEngine):
@@ -133,8 +141,7 @@ class Scripted(HFEngine):
     ) -> list[list[Completion]]:  # fmt: skip
         if turns is None:
             return super().generate(prompts, sampling, seeds, done)
-        assert self._context is not None
-        tokenizer = self._context.tokenizer
+        tokenizer = self.context.tokenizer
         turns.begin(prompts, sampling, seeds)
         rows = {(p, g): Row(p, g, prompts[p], seed, 0) for p, group in enumerate(seeds) for g, seed in enumerate(group)}
 

@@ -156,3 +156,72 @@ def fit(
         module, datamodule=data or Arithmetic(prompts_per_step=prompts_per_step, held_out=10), ckpt_path=checkpoint
     )
     return module, recorder
+
+
+def assert_same(one: Gradients, other: Gradients, relative: float = 1e-5) -> None:
+    scale = max(float(g.abs().max()) for g in other.values())
+    assert scale > 1e-6, "a gradient of zero would prove nothing"
+    assert one.keys() == other.keys()
+    worst = max(float((one[n] - other[n]).abs().max()) for n in one)
+    assert worst <= relative * scale
+
+
+def naive_gradients(
+    rollout: Rollout,
+    prompts: Sequence[int],
+    aggregation: str = "sequence_mean",
+    weights: dict[str, Tensor] | None = None,
+    old_weights: dict[str, Tensor] | None = None,
+    token_factor: Any = None,
+    kl_coef: float = 0.0,
+    ref_weights: dict[str, Tensor] | None = None,
+    interpolated: Tensor | None = None,
+) -> tuple[float, Gradients]:
+    """GRPO's loss on some prompts' groups in 40 lines: one sequence at a time, everything run, no tricks.
+
+    Args:
+        token_factor: (old (n,), engine (n,), logp (n,), advantage) -> importance weights (n,).
+        interpolated: (B, T) alpha of AReaL's log-linear old policy, to use it.
+    """
+    models = []
+    for state in (weights, old_weights, ref_weights):
+        model = tiny_llama()
+        if state is not None:
+            model.load_state_dict(state, strict=False)
+        models.append(model)
+    model, old_model, ref_model = models
+    masks = rollout.mask.view(len(rollout.prompts), rollout.group_size, -1)
+    rows = len(prompts) * rollout.group_size
+    tokens = float(masks[list(prompts)].sum())
+    loss = torch.zeros(())
+    for p in prompts:
+        rewards = rollout.rewards[p]
+        known = rewards[torch.tensor([status != "error" for status in rollout.statuses[p]])]
+        spread = known.std(correction=0)
+        for g, completion in enumerate(rollout.completions[p]):
+            mask = masks[p, g, : len(completion.token_ids)]
+            advantage = (rewards[g] - known.mean()) / (spread + 1e-6)
+            ids = rollout.prompts[p].token_ids
+            logp, _ = plain_logprobs(model, ids, completion.token_ids, rollout.sampling)
+            with torch.no_grad():
+                old, _ = plain_logprobs(old_model, ids, completion.token_ids, rollout.sampling)
+                ref, _ = plain_logprobs(ref_model, ids, completion.token_ids, rollout.sampling)
+                engine = torch.tensor(completion.logprobs)
+                if interpolated is not None:
+                    alpha = interpolated[p * rollout.group_size + g, : len(engine)]
+                    old = engine + alpha * (logp.detach() - engine)
+            w = (logp - old).exp()
+            terms = -torch.minimum(w * advantage, w.clamp(0.8, 1.2) * advantage)
+            if token_factor is not None:
+                terms = terms * token_factor(old, engine, logp.detach(), advantage)
+            terms = terms + kl_coef * ((ref - logp).exp() - (ref - logp) - 1)
+            share = {
+                "sequence_mean": 1 / (rows * max(int(mask.sum()), 1)),
+                "token_mean": 1 / tokens,
+                "group_token_mean": 1 / (len(prompts) * float(masks[p].sum())),
+                "constant": 1 / (rows * T_MAX),
+                "token_sum": 1 / rows,
+            }[aggregation]
+            loss = loss + (terms * mask).sum() * share
+    loss.backward()
+    return float(loss.detach()), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import Idefics3Config, Qwen2VLConfig, Qwen3VLConfig
+from transformers import (
+    AutoModelForImageTextToText,
+    CLIPImageProcessor,
+    Idefics3Config,
+    LlavaConfig,
+    Qwen2VLConfig,
+    Qwen3VLConfig,
+)
 
 from lit_rlvr.engines.synced import trainer_logprobs
 from lit_rlvr.policy.families.base import ImageProcessor
@@ -16,6 +23,7 @@ from lit_rlvr.policy.families.qwen_vl import VLM_SPECIALS, language_sizes, marke
 from lit_rlvr.policy.families.smolvlm import SPECIALS, save_smolvlm, save_tiny_smolvlm
 from lit_rlvr.policy.loading import load_image_processor
 from lit_rlvr.policy.policy import Policy
+from lit_rlvr.policy.tiny import CHAT_TEMPLATE, LLM_SPECIALS, byte_tokenizer, save_random, tiny_sizes
 from lit_rlvr.types import Completion, Prompt, Sample, Sampling
 
 if TYPE_CHECKING:
@@ -69,6 +77,22 @@ def save_idefics3(folder: Path) -> Path:
     return save_smolvlm(Idefics3Config(text_config=text, vision_config=vision, scale_factor=2, **marks), folder)
 
 
+def save_llava(folder: Path) -> Path:
+    """A model whose family is not ours: docs/extend.md has it. Four patches of an image, each with one feature."""
+    specials, side = (*LLM_SPECIALS, "<image>"), 28
+    tower = {
+        "model_type": "clip_vision_model", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
+        "num_attention_heads": 2, "image_size": side, "patch_size": 14, **SHARP,
+    }  # fmt: skip
+    text = {"model_type": "llama", **tiny_sizes(specials), **SHARP}
+    config = LlavaConfig(text_config=text, vision_config=tower, image_token_index=specials.index("<image>"))
+    save_random(AutoModelForImageTextToText, config, folder, 0)
+    template = CHAT_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", "<image>")
+    byte_tokenizer(specials, template, pad="<|endoftext|>").save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side}).save_pretrained(folder)
+    return folder
+
+
 QWEN = {"qwen2-vl": save_qwen2_vl, "qwen2.5-vl": save_qwen2_5_vl, "qwen3-vl": save_qwen3_vl}
 KINDS = QWEN | {"smolvlm2": save_smolvlm2}
 FAST = ("qwen2.5-vl", "smolvlm2")
@@ -87,7 +111,7 @@ def picture(width: int, height: int, seed: int) -> Image.Image:
 def make_prompt(processor: ImageProcessor, name: str, *images: Image.Image) -> Prompt:
     """Some text around each image."""
     family = processor.family
-    start, stop = ([START], [STOP]) if START in family.placeholder_ids else ([], [])
+    start, stop = ([START], [STOP]) if {START, STOP} <= {*family.placeholder_ids} else ([], [])
     ids = [10, 11]
     for _ in images:
         ids += [*start, family.image_token_id, *stop, 70, 71]

@@ -7,13 +7,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from test_hf_engine import hf_engine
-from test_invariants import assert_same, naive_gradients
 from tiny import CHATML, END, ENDS, byte_tokenizer, make_prompt, random_ids
-from tiny_engines import flat
+from tiny_engines import flat, hf_engine
 from tiny_environments import BadTools, Broken, Dice, Echo, Faulty, Moody
 from tiny_episodes import Recording, as_bytes, assert_exact, assert_own_beginnings, between, spans
-from tiny_fit import T_MAX, fit
+from tiny_fit import T_MAX, assert_same, fit, naive_gradients
 
 from lit_rlvr.datamodules.reading.between_turns import BetweenTurns
 from lit_rlvr.datamodules.reading.chat import Chat
@@ -58,8 +56,7 @@ def test_the_sampled_tokens_are_the_engines_and_the_rest_is_the_templates(episod
     turns.close()
     counts = {len(c.turns) for group in groups for c in group}
     assert len(counts) > 1, "episodes of different lengths, decoded together"
-    assert decoder._policy is not None
-    assert_exact(PROMPTS, groups, turns, decoder._policy.model, SAMPLING)
+    assert_exact(PROMPTS, groups, turns, decoder.policy.model, SAMPLING)
 
 
 @pytest.mark.slow
@@ -226,8 +223,7 @@ def test_completions_of_a_prompt_may_begin_differently(episodes: Any) -> None:
     decoder, turns = hf_engine(), episodes(Moody())
     opened = turns.open(PROMPTS, SEEDS, as_bytes, 64)
     groups = decoder.generate(opened, SAMPLING, SEEDS, turns=turns)
-    assert decoder._policy is not None
-    assert_own_beginnings(opened, groups, decoder._policy.model, SAMPLING)
+    assert_own_beginnings(opened, groups, decoder.policy.model, SAMPLING)
     with pytest.raises(UserError, match="says different things to completions of a prompt, so a batch cannot be"):
         decoder.generate(opened, SAMPLING, SEEDS, turns=turns)
 

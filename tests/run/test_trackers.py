@@ -211,7 +211,7 @@ def test_an_offline_run_of_wandb_goes_on_where_its_file_ends(tmp_path: Path, run
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        ("[wandb, mlfow]", "trackers: there is no class 'mlfow'; did you mean 'mlflow'?"),
+        ("[wandb, mlfow]", "trackers: 'mlfow' is not known; did you mean 'mlflow'?"),
         ("[trackio, trackio]", "trackers: trackio is given twice"),
         ("tiny_trackers.Missing", "trackers: not_there is not installed; pip install not_there"),
         ("{class_path: Wandb, init_args: {samples_every: -1}}", "trackers.wandb.samples_every: -1 must lie in"),

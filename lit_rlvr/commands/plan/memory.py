@@ -1,8 +1,8 @@
 """Estimates the memory of a training step on one GPU, term by term, from the model's sizes.
 
-The terms are the tensors that `policy.py`, `attention.py` and `logprobs.py` keep for the backward pass; master
-weights, gradients and AdamW's two moments are in float32. `benchmarks/peak_memory.py` compares the estimate with the
-step itself on tensors without memory, and `docs/sizing.md` shows the result.
+The terms are the tensors that `policy/policy.py`, `policy/attention.py` and `policy/logprobs.py` keep for the backward
+pass; master weights, gradients and AdamW's two moments are in float32. `benchmarks/peak_memory.py` compares the
+estimate with the step itself on tensors without memory, and `docs/sizing.md` shows the result.
 """
 
 from __future__ import annotations

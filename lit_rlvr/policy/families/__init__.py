@@ -1,4 +1,4 @@
-"""The supported families of vision-language models. Nothing else branches on a family or on a model's type."""
+"""The families of vision-language models. Nothing else branches on a family or on a model's type."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import Any
 
 from torch import nn
 
+from lit_rlvr.common.packages import load_part, registered_parts
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.families.base import VisionFamily
 from lit_rlvr.policy.families.qwen_vl import QwenVL
 from lit_rlvr.policy.families.smolvlm import SmolVLM
 
-FAMILIES: tuple[type[VisionFamily], ...] = (QwenVL, SmolVLM)
+FAMILIES: dict[str, type[VisionFamily]] = {"qwen_vl": QwenVL, "smolvlm": SmolVLM}
+"""Our families; those that installed packages register come after them."""
 
 
 def family_of(config: Any) -> VisionFamily | None:
@@ -23,11 +25,22 @@ def family_of(config: Any) -> VisionFamily | None:
     """
     if not hasattr(config, "vision_config"):
         return None
-    for family in FAMILIES:
+    known = []
+    for family in _families():
         if family.is_family(config):
             return family(config)
-    known = ", ".join(family.names for family in FAMILIES)
-    raise UserError(f"model: {config.model_type} does not take images as any supported model does; use one of {known}")
+        known.append(family.names)
+    raise UserError(
+        f"model: {config.model_type} does not take images as any supported model does; use one of {', '.join(known)}, "
+        "or install a package that has its family"
+    )
+
+
+def _families() -> Iterator[type[VisionFamily]]:
+    """Yield our families, then those of installed packages, which are imported only if none of ours was right."""
+    yield from FAMILIES.values()
+    for point in registered_parts("families", FAMILIES).values():
+        yield load_part(point, VisionFamily)
 
 
 def vision_modules(model: Any) -> list[nn.Module]:

@@ -87,7 +87,7 @@ class ImageProcessor(ABC):
 
 
 class VisionFamily(ABC):
-    """The way in which the models of a family take images. A subclass in `FAMILIES` is all that a new family needs.
+    """The way in which the models of a family take images. A new family is a subclass, in `FAMILIES` or an entry point.
 
     Args:
         config: the config of one model of the family.
@@ -96,7 +96,8 @@ class VisionFamily(ABC):
         names: what the family's models are called, for messages.
         image_processor: the class that prepares their images.
         tower_attention: the attention implementation of the vision tower.
-        tiny: small random models for tests and smoke recipes: name -> function that writes the folder.
+        tiny: small random models for tests and smoke recipes: name -> function that writes the folder. The names are
+            those of `--model` if the family is in `FAMILIES`.
     """
 
     names: ClassVar[str]
@@ -188,11 +189,10 @@ class VisionFamily(ABC):
         return {"mm_processor_cache_gb": 0, "skip_mm_profiling": True, "mm_device_do_normalize": False}
 
     def save_processors(self, source: str, target: Path) -> None:
-        """Write the image and video processors of a folder or hub id to a folder."""
-        from transformers import AutoImageProcessor, AutoVideoProcessor
+        """Write the image processor of a folder or hub id to a folder, and what else engines read there."""
+        from transformers import AutoImageProcessor
 
-        for processor in (AutoImageProcessor, AutoVideoProcessor):
-            processor.from_pretrained(source, trust_remote_code=False).save_pretrained(target)
+        AutoImageProcessor.from_pretrained(source, trust_remote_code=False).save_pretrained(target)
 
     @property
     @abstractmethod

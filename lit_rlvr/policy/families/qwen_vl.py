@@ -202,6 +202,12 @@ class QwenVL(VisionFamily):
     def vllm_options(self) -> dict[str, Any]:
         return super().vllm_options() | {"mm_processor_kwargs": {"do_resize": False}}  # our images are already resized
 
+    def save_processors(self, source: str, target: Path) -> None:
+        from transformers import AutoVideoProcessor
+
+        super().save_processors(source, target)
+        AutoVideoProcessor.from_pretrained(source, trust_remote_code=False).save_pretrained(target)
+
     @property
     def tower_layers(self) -> Layers:
         vision = self.config.vision_config  # Qwen2-VL names its sizes differently from later models

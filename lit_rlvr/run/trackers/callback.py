@@ -7,13 +7,13 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlvr.common.files import write_atomically
-from lit_rlvr.common.packages import require
+from lit_rlvr.common.packages import find_part, require
 from lit_rlvr.common.terminal import one_line
 from lit_rlvr.errors import RunStopped, UserError, check_within, first_line, shown
 from lit_rlvr.run.loggers import metric_rows, run_root
@@ -24,8 +24,7 @@ from lit_rlvr.run.trackers.tensorboard_tracker import TensorBoard
 from lit_rlvr.run.trackers.trackio_tracker import Trackio
 from lit_rlvr.run.trackers.wandb_tracker import Wandb
 
-Name = Literal["wandb", "mlflow", "trackio", "tensorboard"]
-Chosen = list[Tracker | Name] | Tracker | Name | None
+Chosen = list[Tracker | str] | Tracker | str | None
 """Type of the option `trackers`: names and class_paths, one or several."""
 
 TRACKER_NAMES: dict[str, type[Tracker]] = {cls.key: cls for cls in (Wandb, MLflow, Trackio, TensorBoard)}
@@ -38,10 +37,10 @@ def choose_trackers(chosen: Chosen, board: bool) -> list[Tracker]:
         board: whether the run writes to TensorBoard, which then needs no naming.
 
     Raises:
-        UserError: one is given twice or has a wrong option, or its package is not installed.
+        UserError: one is unknown or given twice, has a wrong option, or needs a package that is not installed.
     """
     given: Sequence[Tracker | str] = [] if chosen is None else chosen if isinstance(chosen, list) else [chosen]
-    found = [TRACKER_NAMES[one]() if isinstance(one, str) else one for one in given]
+    found = [_named(one) if isinstance(one, str) else one for one in given]
     if board and not any(isinstance(tracker, TensorBoard) for tracker in found):
         found.append(TensorBoard())
     keys = [tracker.key for tracker in found]
@@ -52,6 +51,11 @@ def choose_trackers(chosen: Chosen, board: bool) -> list[Tracker]:
         if tracker.module:
             require(tracker.module, "trackers", *tracker.packages)
     return found
+
+
+def _named(name: str) -> Tracker:
+    cls = TRACKER_NAMES.get(name) or find_part("trackers", "trackers", name, TRACKER_NAMES, Tracker)
+    return cls()
 
 
 TRACKERS_FOLDER = "trackers"
