@@ -40,6 +40,8 @@ OTHERS = {"repo", "include", "weighted_sample", "extra", "no", "index", "from", 
     "model_args", "include_path", "apply_chat_template", "log_samples", "output_path",
 }  # fmt: skip
 """Options of other programs."""
+OTHER_CODE = {"verl", "TRL", "prime-rl", "AReaL"}
+"""Projects whose commits are cited."""
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "AGENTS.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -75,6 +77,26 @@ def test_every_proof_that_is_named_exists() -> None:
         files = [(page.parent / target).read_text() for target in re.findall(r"\]\(([^)]+\.py)\)", line)]
         for name in re.findall(r"`(test_\w+)`", line):
             assert any(f"def {name}(" in text for text in files), name
+
+
+def test_commits_that_are_cited_exist() -> None:
+    """In HEAD's history; a commit of another project stands after its name."""
+    if not (ROOT / ".git").exists():
+        return  # an unpacked archive has no history to look into
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    pages = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "benchmarks/README.md"]
+    cited = [
+        (page.name, sha)
+        for page in pages
+        for before, sha in re.findall(r"([\w-]*)\W+([0-9a-f]{7,40})\b", page.read_text())
+        if before == "commit" or (re.search(r"[a-f]", sha) and re.search(r"\d", sha) and before not in OTHER_CODE)
+    ]
+    known = {commit[:7] for commit in git("rev-list", "HEAD").split()}
+    unknown = [f"{page}: {sha}" for page, sha in cited if sha[:7] not in known]
+    assert not unknown or git("rev-parse", "--is-shallow-repository") == "true"
 
 
 def test_every_command_that_is_named_exists() -> None:
