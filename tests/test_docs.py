@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,6 +32,7 @@ from lit_rlvr.run.loggers import read_metrics
 ROOT = Path(__file__).parent.parent
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(ROOT / "benchmarks")
+    from metrics_page import metrics_page
     from options_page import options_reference
 README = (ROOT / "README.md").read_text()
 TOPS = ("lit_rlvr", "datamodules", "tests", "benchmarks", "docs", "configs")
@@ -49,10 +51,11 @@ def blocks(language: str, *pages: Path) -> list[str]:
     return [block for page in pages for block in re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.S)]
 
 
-def test_reference_is_current() -> None:
-    assert (ROOT / "docs/reference.md").read_text() == options_reference(), (
-        "run: python benchmarks/options_page.py > docs/reference.md"
-    )
+@pytest.mark.parametrize(("page", "made", "by"), [
+    ("reference", options_reference, "options_page"), ("metrics", metrics_page, "metrics_page"),
+])  # fmt: skip
+def test_a_generated_page_is_current(page: str, made: Callable[[], str], by: str) -> None:
+    assert (ROOT / f"docs/{page}.md").read_text() == made(), f"run: python benchmarks/{by}.py > docs/{page}.md"
 
 
 def test_every_file_that_is_named_exists() -> None:
