@@ -28,6 +28,7 @@ from lit_rlvr.cli.main import COMMANDS, run
 from lit_rlvr.common.packages import is_installed
 from lit_rlvr.configs import config_folder
 from lit_rlvr.run.loggers import read_metrics
+from lit_rlvr.training import module
 
 ROOT = Path(__file__).parent.parent
 with pytest.MonkeyPatch.context() as patch:
@@ -100,6 +101,14 @@ def test_commits_that_are_cited_exist() -> None:
     known = {commit[:7] for commit in git("rev-list", "HEAD").split()}
     unknown = [f"{page}: {sha}" for page, sha in cited if sha[:7] not in known]
     assert not unknown or git("rev-parse", "--is-shallow-repository") == "true"
+
+
+def test_the_map_of_the_loop_is_that_of_the_code() -> None:
+    """docs/concepts.md has the map of the docstring, whose files exist."""
+    code_map = textwrap.dedent((module.__doc__ or "").split("\n\n", 2)[2])
+    assert f"```text\n{code_map.strip()}\n```" in (ROOT / "docs/concepts.md").read_text()
+    files = re.findall(r"\w+/\w+\.py", code_map)
+    assert len(files) > 10 and all((ROOT / "lit_rlvr" / file).is_file() for file in files)
 
 
 def test_every_command_that_is_named_exists() -> None:
