@@ -125,5 +125,5 @@ def test_the_report_shows_what_is_found(tmp_path: Path) -> None:
     shown = report_page(
         "a title", group_runs([run(train__entropy=[0.6] * 10 + [0.02] * 10, rollout__reward=[0.3] * 20)])
     )
-    assert "The entropy collapsed" in shown and "Worth a look" in shown
+    assert "The entropy collapsed" in shown and "Worth a look" in shown and f"({GUIDE})." in shown
     assert "Worth a look" not in report_page("a title", group_runs([run()]))
