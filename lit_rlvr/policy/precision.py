@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import platform
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 PRECISIONS = ("32-true", "bf16-mixed")
 
@@ -27,6 +28,18 @@ def is_half(dtype: torch.dtype) -> bool:
 def training_autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
     """Return the context in which Lightning trains with a compute type."""
     return torch.autocast(device.type, dtype, cache_enabled=False) if is_half(dtype) else nullcontext()
+
+
+@contextmanager
+def more_bits_than_autocast(device: torch.device) -> Iterator[None]:
+    """Compute in float32, on a GPU in TF32, which keeps eight times as many digits as bfloat16."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.allow_tf32 = matmul.allow_tf32, True
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        matmul.allow_tf32 = before
 
 
 def forbid_tf32() -> None:
@@ -54,6 +67,19 @@ def round_residual_stream(model: nn.Module) -> None:
 def _to_compute_type(module: nn.Module, inputs: Any, output: Any) -> Any:
     device = output.device.type
     return output.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else output
+
+
+@torch.no_grad()
+def round_ties(parameters: Iterable[Tensor]) -> None:
+    """Round float32 weights halfway between two numbers of bfloat16 to the one that matrix products take, in place.
+
+    Else the first step, however short, turns the rounding of half of them at once, all in the direction of the step. In
+    weights published in float16 an eighth are halfway, in those of SmolLM2's eight bits 8 %: there AdamW's first step
+    at a rate of 3.5e-7 moved the policy by 0.044 nats per token instead of 0.0008.
+    """
+    for weight in parameters:
+        bits = weight.view(torch.int32)
+        weight.copy_(torch.where((bits & 0xFFFF) == 0x8000, weight.bfloat16().float(), weight))
 
 
 def fast_bf16(device: str) -> bool:

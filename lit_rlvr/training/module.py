@@ -66,7 +66,7 @@ from lit_rlvr.policy.adapters import Lora, add_adapters, round_frozen
 from lit_rlvr.policy.families import freeze_vision_tower
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.policy.precision import compute_dtype
+from lit_rlvr.policy.precision import compute_dtype, round_ties
 from lit_rlvr.policy.speed import compile_layers, compiling_pays, uncompile_layers, use_liger
 from lit_rlvr.policy.verify import check_spans, compile_and_verify, verify_or_fall_back
 from lit_rlvr.training.failures import DEFAULT_TOKENS, SkippedSteps, TokenBudget, UnjudgedRollouts
@@ -300,10 +300,11 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
             if self.freeze_vision:
                 freeze_vision_tower(self.policy.model)
             if self.lora is not None:
-                dtype = compute_dtype(str(self.trainer.precision))
-                add_adapters(self.policy.model, self.lora, dtype)
+                add_adapters(self.policy.model, self.lora, self._compute_dtype)
                 if not self.sharded:  # shards are gathered in this type
-                    round_frozen(self.policy.model, dtype)
+                    round_frozen(self.policy.model, self._compute_dtype)
+            elif self._compute_dtype == torch.bfloat16 and not self._starts_empty:
+                round_ties(p for p in self.policy.parameters() if p.requires_grad)
             self._distribute(self.policy)
             self._load_reference()
             if world_size() > 1 and not self.sharded:
@@ -322,6 +323,10 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         return torch.device("cpu") if on_cpu else self.trainer.strategy.root_device
 
     @property
+    def _compute_dtype(self) -> torch.dtype:
+        return torch.float32 if self._trainer is None else compute_dtype(str(self.trainer.precision))
+
+    @property
     def _starts_empty(self) -> bool:
         """Whether the first process loads the weights and this one gets its shards from `_distribute`."""
         return self.sharded and rank() > 0
@@ -335,9 +340,8 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
             raise UserError("trainer.strategy: to shard weights use lit_rlvr.strategy.FSDP2: --config strategy/fsdp2")
         assert strategy.sharding_mesh is not None
         policy.share_prefix(strategy.broadcast(policy.shared_prefix))
-        dtype = compute_dtype(str(self.trainer.precision))
-        shard(policy, strategy.sharding_mesh, ["plain_logits"], dtype, strategy.offload)
-        verify_or_fall_back(policy, dtype)
+        shard(policy, strategy.sharding_mesh, ["plain_logits"], self._compute_dtype, strategy.offload)
+        verify_or_fall_back(policy, self._compute_dtype)
 
     def _load_reference(self) -> None:
         """Make the initial policy the reference, if one is needed: a second copy, or the policy without its adapters.
@@ -395,15 +399,14 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
             self.reference.move(self.device)
             if world_size() > 1:
                 broadcast_first(p for p in self.policy.parameters() if p.requires_grad)
-        dtype = compute_dtype(str(self.trainer.precision))
         if self.device.type != "cpu":
-            check_spans(self.policy, dtype)
+            check_spans(self.policy, self._compute_dtype)
         if self.liger:  # the weights are on the GPU now
             use_liger(self.policy.model)
-            verify_or_fall_back(self.policy, dtype)
-        self._compile(dtype)
+            verify_or_fall_back(self.policy, self._compute_dtype)
+        self._compile()
 
-    def _compile(self, dtype: torch.dtype) -> None:
+    def _compile(self) -> None:
         """Compile the layers if the option is on, or `auto` and it pays; what `auto` cannot compile stays plain."""
         if not self.torch_compile:
             return
@@ -412,11 +415,11 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
             if not self.most_tokens or not self.shared_prefix or world_size() > 1:
                 return
             size = sum(parameter.numel() for parameter in self.policy.parameters())
-            if not compiling_pays(size, self.most_tokens, self.device, dtype):
+            if not compiling_pays(size, self.most_tokens, self.device, self._compute_dtype):
                 return
         progress.begin("compiling the model's layers")
         try:
-            compile_and_verify(self.policy, dtype)
+            compile_and_verify(self.policy, self._compute_dtype)
         except UserError as error:
             if not automatic:
                 raise

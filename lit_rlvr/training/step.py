@@ -210,11 +210,11 @@ MEASURED_GROUPS = 4
 """Most groups, of all ranks, on which the divergence of a step is estimated."""
 
 
-def measured_rows(plan: StepPlan) -> list[int]:
-    """Return those of a step's rows on which its divergence is estimated: an eighth of all ranks' rows, from
+def measured_rows(plan: StepPlan, one_in: int) -> list[int]:
+    """Return those of a step's rows on which its divergence is estimated: one in so many of all ranks' rows, from
     `MEASURED_GROUPS` groups at most, whichever rank has them. Collective: call it on every rank.
 
-    Running them forward before and after the step costs about 8 % of it.
+    Running one in eight of them forward before and after the step costs about 8 % of it.
     """
     rollout = plan.prepared.rollout
     rows = sorted(i for part in plan.microbatches[: plan.num_microbatches] for i in part)  # this rank's
@@ -224,8 +224,8 @@ def measured_rows(plan: StepPlan) -> list[int]:
         p = i // rollout.group_size
         mine.setdefault(derive_seed("measured", rollout.prompts[p].sample.id, repeats[p]), []).append(i)
     groups = sorted((key, len(members)) for part in gather_objects(mine) for key, members in part.items())
-    chosen = {key for key, _ in groups[: min(MEASURED_GROUPS, max(1, len(groups) // 8))]}
-    most = max(1, sum(size for _, size in groups) // 8)  # of a group
+    chosen = {key for key, _ in groups[: min(MEASURED_GROUPS, max(1, len(groups) // one_in))]}
+    most = max(1, sum(size for _, size in groups) // one_in)  # of a group
     return sorted(i for key, members in mine.items() if key in chosen for i in members[:most])
 
 

@@ -17,6 +17,7 @@ from lit_rlvr.distributed.collectives import average_gradients, index, world_siz
 from lit_rlvr.distributed.sharding import reduce_over_copies, whole
 from lit_rlvr.objectives import Correction, Stats
 from lit_rlvr.policy.policy import Policy
+from lit_rlvr.policy.precision import more_bits_than_autocast
 from lit_rlvr.training.failures import (
     SkippedSteps,
     TokenBudget,
@@ -130,7 +131,8 @@ class Updater:
         learning_rate = self.optimizer.param_groups[0]["lr"]
         adaptive = None if wrong is not None else self.adaptive_lr
         if adaptive is not None:
-            cosine, measured = step_cosine(self.optimizer, self.sharded), measured_rows(plan)
+            cosine = step_cosine(self.optimizer, self.sharded)
+            measured = measured_rows(plan, one_in=32 if self.measures_in_float32 else 8)
             before = self.measured_logprobs(plan, measured)
         self.optimizer.step()
         self.optimizer.zero_grad()  # frees their memory for the next rollout
@@ -144,10 +146,22 @@ class Updater:
         progress.advance()
         return metrics | {"train/lr": learning_rate, "train/skipped_steps": float(self.skipped.total)}
 
+    @property
+    def measures_in_float32(self) -> bool:
+        """Whether the divergence of a step needs more bits than the training pass has, and the weights have them."""
+        device = self.policy.device.type
+        whole = not self.sharded and all(p.dtype == torch.float32 for p in self.policy.parameters())
+        return whole and torch.is_autocast_enabled(device)
+
     def measured_logprobs(self, plan: StepPlan, rows: list[int]) -> Tensor:
-        """Return the log-probabilities (N,) of some rows' tokens in the loss; always by the same operations, because in
-        bfloat16 others differ by more than a step. Collective: call it on every rank."""
-        logp, _ = self.logprobs(plan.prepared.rollout, self.policy, rows)
+        """Return the log-probabilities (N,) of some rows' tokens in the loss, always by the same operations.
+
+        In bfloat16 the smallest step changes the rounding of all activations, which alone is a divergence of 1e-3 to
+        5e-3 nats per token. Collective: call it on every rank.
+        """
+        device = self.policy.device
+        with more_bits_than_autocast(device) if self.measures_in_float32 else nullcontext():
+            logp, _ = self.logprobs(plan.prepared.rollout, self.policy, rows)
         at = index(rows, logp.device)
         return logp[at][plan.mask[at]]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,27 @@ def test_mixed_precision_computes_what_the_model_does_in_16_bits(tiny_model_fold
         half = model(ids, output_hidden_states=True)
     for ours, wanted in zip([*mixed.hidden_states, mixed.logits], [*half.hidden_states, half.logits], strict=True):
         assert ours.dtype == torch.bfloat16 and torch.equal(ours, wanted)
+
+
+def test_a_short_step_changes_few_weights_as_bfloat16_sees_them(
+    run_folder: Path, tiny_model_folder: Path, lit_rlvr: Callable[..., Any]
+) -> None:
+    """An eighth of the weights published in float16 lie halfway between two of bfloat16."""
+    model = load_policy(str(tiny_model_folder)).model
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.half())
+    before = {name: weight.bfloat16() for name, weight in model.state_dict().items()}
+    shutil.copytree(tiny_model_folder, run_folder / "half")
+    model.save_pretrained(run_folder / "half")
+    options = ("--model.init_args.model", "half", "--model.init_args.lr", 1e-7, "--trainer.precision", "bf16-mixed")
+    fit(lit_rlvr, *options, "--trainer.max_steps", 1)
+    assert lit_rlvr("export", "run", "--to", "after").status == 0
+    after = load_policy("after").model.state_dict()
+    changed = sum(int((after[name].bfloat16() != weight).sum()) for name, weight in before.items())
+    moved = sum(int((after[name] != weight).sum()) for name, weight in model.state_dict().items())
+    total = sum(weight.numel() for weight in before.values())
+    assert moved > 0.3 * total and changed < 0.01 * total, (moved, changed, total)
 
 
 def test_float32_is_float32_in_a_gpus_convolutions_too(

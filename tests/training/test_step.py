@@ -125,10 +125,11 @@ def test_a_token_s_chance_is_that_of_its_prompt_completion_and_position() -> Non
     assert not chances(moved)[2:, :3].eq(found[:2]).any(), "the same prompt again has other completions"
 
 
-@pytest.mark.parametrize("updates", [1, 2])
+@pytest.mark.parametrize(("updates", "precision"), [(1, "32-true"), (2, "32-true"), (1, "bf16-mixed")])
 def test_the_divergence_of_a_step_is_that_of_the_policies_around_it(
-    tiny_model_folder: Path, tmp_path: Path, updates: int, monkeypatch: pytest.MonkeyPatch
+    tiny_model_folder: Path, tmp_path: Path, updates: int, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In bfloat16, too, it is computed in float32."""
     measured: list[list[int]] = []
 
     logprobs = Updater.measured_logprobs
@@ -140,7 +141,7 @@ def test_the_divergence_of_a_step_is_that_of_the_policies_around_it(
     monkeypatch.setattr(Updater, "measured_logprobs", noted)
     module, seen = fit(
         tiny_model_folder, tmp_path, steps=2 * updates, updates_per_rollout=updates, lr=AutoLR(start=1e-2),
-        tokens_per_microbatch=60,
+        tokens_per_microbatch=60, trainer_options={"precision": precision},
     )  # fmt: skip
     found, (rollout, last) = [], seen.rollouts
     weights = [*seen.weights, {n: p.detach().clone() for n, p in module.policy.model.named_parameters()}]
@@ -167,20 +168,20 @@ def a_plan(prompts: list[Any], rows: list[int], repeats: list[int] | None = None
 
 def _measured_of_one_rank(rank: int, prompts: list[Any], wanted: list[str]) -> None:
     mine = prompts[rank::2]
-    rows = measured_rows(a_plan(mine, list(range(4 * len(mine)))))
+    rows = measured_rows(a_plan(mine, list(range(4 * len(mine)))), 8)
     assert rows == sorted(4 * p + g for p, prompt in enumerate(mine) for g in range(4) if prompt.sample.id in wanted)
 
 
 def test_the_rows_of_a_divergence_are_an_eighth_on_any_number_of_ranks(tmp_path: Path) -> None:
     prompts = [SimpleNamespace(sample=SimpleNamespace(id=f"p{k}")) for k in range(17)]
-    rows = measured_rows(a_plan(prompts, list(range(68))))
+    rows = measured_rows(a_plan(prompts, list(range(68))), 8)
     assert len(rows) == 8
     in_two_ranks(tmp_path, _measured_of_one_rank, prompts, [prompts[i // 4].sample.id for i in rows])
-    assert len(measured_rows(a_plan(prompts, list(range(20))))) == 2, "fewer than eight groups: a part of one"
-    assert len(measured_rows(a_plan(prompts, [3]))) == 1
-    assert measured_rows(a_plan(prompts, [])) == []
+    assert len(measured_rows(a_plan(prompts, list(range(20))), 8)) == 2, "fewer than eight groups: a part of one"
+    assert len(measured_rows(a_plan(prompts, [3]), 8)) == 1
+    assert measured_rows(a_plan(prompts, []), 8) == []
     many = a_plan(prompts * 10, list(range(680)), [k // 17 for k in range(170)])
-    assert len(measured_rows(many)) == 16, "of four groups at most"
+    assert len(measured_rows(many, 8)) == 16, "of four groups at most"
 
 
 def test_a_divergence_is_a_mean_over_the_tokens_of_all_ranks(tmp_path: Path) -> None:
