@@ -13,6 +13,7 @@ import subprocess
 import sys
 import textwrap
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,11 +35,13 @@ from lit_rlvr.configs import config_folder
 from lit_rlvr.engines.synced import trainer_logprobs
 from lit_rlvr.run.loggers import read_metrics
 from lit_rlvr.types import Sampling
+from lit_rlvr.training import module
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(ROOT / "benchmarks")
+    from metrics_page import metrics_page
     from options_page import options_reference
 README = (ROOT / "README.md").read_text()
 TOPS = ("lit_rlvr", "datamodules", "tests", "benchmarks", "docs", "configs")
@@ -56,6 +59,8 @@ WITHIN = {
     "--rollout.engine.init_args.transfer.init_args.folder",
 }  # fmt: skip
 """Options of a class that another option or the argument of `check` names, which no list of options has."""
+OTHER_CODE = {"verl", "TRL", "prime-rl", "AReaL"}
+"""Projects whose commits are cited."""
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "AGENTS.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -63,10 +68,11 @@ def blocks(language: str, *pages: Path) -> list[str]:
     return [block for page in pages for block in re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.S)]
 
 
-def test_reference_is_current() -> None:
-    assert (ROOT / "docs/reference.md").read_text() == options_reference(), (
-        "run: python benchmarks/options_page.py > docs/reference.md"
-    )
+@pytest.mark.parametrize(("page", "made", "by"), [
+    ("reference", options_reference, "options_page"), ("metrics", metrics_page, "metrics_page"),
+])  # fmt: skip
+def test_a_generated_page_is_current(page: str, made: Callable[[], str], by: str) -> None:
+    assert (ROOT / f"docs/{page}.md").read_text() == made(), f"run: python benchmarks/{by}.py > docs/{page}.md"
 
 
 def test_every_file_that_is_named_exists() -> None:
@@ -96,6 +102,34 @@ def test_every_proof_that_is_named_exists() -> None:
             assert any(f"def {name}(" in text for text in files), name
             proofs += 1
     assert proofs > 10
+
+
+def test_commits_that_are_cited_exist() -> None:
+    """In HEAD's history; a commit of another project stands after its name."""
+    if not (ROOT / ".git").exists():
+        return  # an unpacked archive has no history to look into
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    pages = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "benchmarks/README.md"]
+    cited = [
+        (page.name, sha)
+        for page in pages
+        for before, sha in re.findall(r"([\w-]*)\W+([0-9a-f]{7,40})\b", page.read_text())
+        if before == "commit" or (re.search(r"[a-f]", sha) and re.search(r"\d", sha) and before not in OTHER_CODE)
+    ]
+    known = {commit[:7] for commit in git("rev-list", "HEAD").split()}
+    unknown = [f"{page}: {sha}" for page, sha in cited if sha[:7] not in known]
+    assert not unknown or git("rev-parse", "--is-shallow-repository") == "true"
+
+
+def test_the_map_of_the_loop_is_that_of_the_code() -> None:
+    """docs/concepts.md has the map of the docstring, whose files exist."""
+    code_map = textwrap.dedent((module.__doc__ or "").split("\n\n", 2)[2])
+    assert f"```text\n{code_map.strip()}\n```" in (ROOT / "docs/concepts.md").read_text()
+    files = re.findall(r"\w+/\w+\.py", code_map)
+    assert len(files) > 10 and all((ROOT / "lit_rlvr" / file).is_file() for file in files)
 
 
 def test_every_command_that_is_named_exists() -> None:

@@ -187,6 +187,7 @@ def _merged(config: dict[str, Any], overrides: Mapping[str, Any], where: str = "
 
 
 def _check_hub(model: str) -> None:
+    from huggingface_hub.errors import GatedRepoError
     from transformers import AutoConfig
     from transformers.utils import find_adapter_config_file
 
@@ -197,10 +198,15 @@ def _check_hub(model: str) -> None:
             _refuse_adapters(model, Path(found), merge)
         AutoConfig.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError) as error:
+        if isinstance(error.__cause__, GatedRepoError):
+            raise UserError(
+                f"model: {model!r} is gated on the hub; accept its terms at https://huggingface.co/{model}, and set "
+                "HF_TOKEN to a token of that account (docs/models.md)"
+            ) from error
         reason = str(error).splitlines()[0]
         raise UserError(
             f"model: {model!r} is neither a folder nor a model on the hub ({reason}); "
-            "give an existing folder, a reachable hub id, or smollm2"
+            "give an existing folder, a reachable hub id, or smollm2 (docs/models.md: private models, no network)"
         ) from error
 
 

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlvr.common.terminal import one_line
 from lit_rlvr.rollout.callback import rollout_of
-from lit_rlvr.run.monitor import EXAMPLE_LENGTH, HIGH_SHARE, constant_reward, signal_advice
+from lit_rlvr.run.monitor import EXAMPLE_LENGTH, GUIDE, HIGH_SHARE, constant_reward, signal_advice
 from lit_rlvr.run.progress import ProgressEstimator
 from lit_rlvr.training.optimizer import updates_of
 from lit_rlvr.types import Rollout, Sampling
@@ -60,7 +60,12 @@ class FirstRollout(Callback):
         seconds = self._seconds(trainer)
         line += "" if seconds is None else f"; the run takes about {seconds:.0f} s"
         found = obstacle(metrics, rollout, sampling)
-        _log.log(logging.WARNING if found else logging.INFO, "%s%s", line, f". In the way: {found}" if found else "")
+        _log.log(
+            logging.WARNING if found else logging.INFO,
+            "%s%s",
+            line,
+            f". In the way: {found} ({GUIDE})" if found else "",
+        )
 
     def _seconds(self, trainer: Trainer) -> float | None:
         """Return the estimated seconds of the whole run with its validations; None without a limit on its length."""

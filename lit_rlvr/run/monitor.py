@@ -59,6 +59,8 @@ VALIDATED = re.compile(r"val/(.+)/truncated")
 """The metric of a validation set."""
 
 
+GUIDE = "docs/it_does_not_learn.md"
+"""The page with sign, cause and cure of each finding, under its title."""
 ROLLBACKS = "rollbacks.json"
 """File of a run with its rollbacks: the step of the checkpoint that it went back to, and why."""
 MOST_ROLLBACKS = 5
@@ -214,10 +216,9 @@ class LostWork(Callback):
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
             constant = constant_reward(batch.rollout, metrics)
             sampling, selection = rollout_of(trainer).sampling, module.selection
-            for line in self.look(metrics, sampling, selection, constant):
-                _log.warning("step %d: %s", trainer.global_step, line)
-            for line in self.look_at_answers(metrics, batch.rollout):
-                _log.warning("step %d: %s", trainer.global_step, line)
+            found = self.look(metrics, sampling, selection, constant)
+            for line in found + self.look_at_answers(metrics, batch.rollout):
+                _log.warning("step %d: %s (%s)", trainer.global_step, line, GUIDE)
 
     def look_at_answers(self, metrics: Mapping[str, float], rollout: Rollout) -> list[str]:
         """Return a warning for each reward that finds no answer in most completions, with examples."""
@@ -344,7 +345,7 @@ class RunFinding:
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.title}: {self.evidence}. What helps: {self.remedy}."
+        return f"{self.title}: {self.evidence}. What helps: {self.remedy} ({GUIDE})."
 
 
 @dataclass(frozen=True)

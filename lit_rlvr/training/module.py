@@ -10,7 +10,7 @@ From the command to an optimizer step, in order, and where to find each part; no
         SyncedEngine.sync_weights     engines/synced.py           the engine receives the policy's weights
         GroupSampler.sample           rollout/generate.py         P x G completions, their rewards, and `assemble`
         assemble, balance             rollout/assemble.py         tensors of a `Rollout`, evened out over ranks
-    RLVRModule.training_step          training/module.py          here
+    RLVRModule.training_step          training/module.py          scored groups -> optimizer steps
       estimate                        training/loss.py            rewards -> advantages
       Updater.step                    training/update.py          forward, loss, backward; reduce and clip; step or skip
         plan_step, loss_inputs        training/step.py            normalisers, micro-batches, what the objective gets

@@ -1,10 +1,15 @@
 """Where models come from, and the errors when they cannot be found."""
 
 import json
+import os
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -203,3 +208,38 @@ def test_a_changed_config_is_a_folder_that_everything_loads(
         resolve_model(source, {"max_position_embedding": 1})
     with pytest.raises(UserError, match=r"config_overrides of .* cannot be read"):
         resolve_model(source, {"rope_parameters": {"rope_type": "no such"}, "hidden_size": "wide"})
+
+
+class GatedHub(BaseHTTPRequestHandler):
+    """A hub whose models are all gated; it keeps the tokens that it is sent."""
+
+    tokens: ClassVar[set[str | None]] = set()
+
+    def do_HEAD(self) -> None:
+        self.tokens.add(self.headers["authorization"])
+        self.send_response(403)
+        self.send_header("X-Error-Code", "GatedRepo")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+def test_a_gated_model_says_what_to_do(tmp_path: Path) -> None:
+    """In a process of its own, because the tests' own one has no hub."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), GatedHub) as hub:
+        Thread(target=hub.serve_forever, daemon=True).start()
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | {
+            "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(tmp_path), "HF_TOKEN": "hf_mine",
+        }  # fmt: skip
+        code = "from lit_rlvr.policy.sources import resolve_model; resolve_model('org/gated')"
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+        )
+        hub.shutdown()
+    assert "model: 'org/gated' is gated on the hub; accept its terms at" in done.stderr
+    assert "set HF_TOKEN to a token of that account (docs/models.md)" in done.stderr
+    assert "Bearer hf_mine" in GatedHub.tokens

@@ -1,12 +1,21 @@
 """metrics.csv: complete, atomic, and exact across resumes."""
 
 import csv
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tiny_fit import Recording
+from tiny_fit import fit as fit_here
+from tiny_rewards import judged_as_is
+from tiny_runs import fit, to
 
+from lit_rlvr import algorithms
 from lit_rlvr.errors import UserError
-from lit_rlvr.run.loggers import MetricsFile
+from lit_rlvr.run.loggers import MetricsFile, read_metrics
+from lit_rlvr.run.metrics import METRICS, find_metric
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -69,3 +78,47 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "metrics.csv").write_text(f"step,loss\n1,0.5\n{line}\n3,0.5\n", encoding="latin-1")
     with pytest.raises(UserError, match=r"metrics\.csv, line 3: not a row of a run; mend the file"):
         MetricsFile(tmp_path / "metrics.csv").resume(3)
+
+
+ONE = ("--trainer.max_steps", 1, "--trainer.limit_val_batches", 0)
+RUNS: dict[str, tuple[Any, ...]] = {
+    "plain": (
+        *("--model.init_args.kl_coef", 0.1, "--model.init_args.lr", "auto"),
+        *("--model.init_args.importance_correction", "token_mis", "--model.init_args.importance_floor", 0.5),
+        *("--rollout.eval_samples", 2, "--rollout.eval_sampling.temperature", 1, "--rollout.eval_greedy", "true"),
+    ),
+    "reference": (
+        *("--model", "AAPO", "--model.init_args.advantage", "{class_path: AGRAE, init_args: {base: aapo}}"), *ONE,
+    ),
+    "rewards": (
+        *("--model", "APMPO", "--rollout.max_failure_rate", 1, "--rollout.staleness", 1, "--rollout.engine"),
+        *("tiny_engines.Streaming", "--trainer.max_steps", 3, "--trainer.limit_val_batches", 0, "--rollout.rewards"),
+        json.dumps([judged_as_is("broken_for_some"), judged_as_is("in_steps"), {"class_path": "MathAnswer"}]),
+    ),
+    "turns": (
+        *("--model", "DAPO", "--model.init_args.dynamic_sampling", "true", "--rollout.environment"),
+        *("tiny_environments.Echo", "--rollout.sampling.max_turns", 2, "--rollout.sampling.max_observation_tokens", 40),
+        *("--rollout.rewards", "null", *ONE),
+    ),
+}  # fmt: skip
+"""Runs that log all metrics of the table between them, but those of ELSEWHERE and of some losses."""
+LOSSES = ("ClipCov", "KLCov", "M2PO", "FIPO", "DRO", "TOPR", "VESPO")
+ELSEWHERE = ("val/sql/accuracy/a/b", "reward/easyr1/format", "time/checkpoint_write")
+"""Metrics of data with categories, of functions that return a dict, and of FSDP2."""
+
+
+def test_every_metric_that_runs_log_is_in_the_table(
+    run_folder: Path, lit_rlvr: Callable[..., Any], tiny_model_folder: Path
+) -> None:
+    logged = set()
+    for name, options in RUNS.items():
+        fit(lit_rlvr, *options, *to(name))
+        logged |= {metric for row in read_metrics(run_folder / name / "metrics.csv").values() for metric in row}
+    for name in LOSSES:
+        algorithm: Any = type(name, (Recording, getattr(algorithms, name)), {})
+        _, seen = fit_here(tiny_model_folder, run_folder / name, algorithm=algorithm)
+        logged |= seen.metrics[0].keys()
+    found = {name: find_metric(name) for name in [*logged, *ELSEWHERE]}
+    assert [name for name, metric in found.items() if metric is None] == []
+    table = {metric.name for metrics in METRICS.values() for metric in metrics}
+    assert {metric.name for metric in found.values() if metric} == table

@@ -15,6 +15,8 @@ from lit_rlvr.commands.report.runs import verdict_text
 from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.terminal import printable
 from lit_rlvr.errors import UserError
+from lit_rlvr.run.metrics import find_metric
+from lit_rlvr.run.monitor import GUIDE
 from lit_rlvr.run.outputs import thumbnail_path
 
 MARK = '<meta name="generator" content="lit-rlvr">'
@@ -68,7 +70,7 @@ def _environment() -> Environment:
         loader=PackageLoader("lit_rlvr.commands"), autoescape=True, undefined=StrictUndefined, finalize=_visible,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.globals["verdict"] = verdict_text
+    environment.globals |= {"verdict": verdict_text, "find_metric": find_metric, "guide": GUIDE}
     return environment
 
 

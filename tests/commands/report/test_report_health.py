@@ -9,7 +9,9 @@ import pytest
 from lit_rlvr.commands.report.groups import group_runs
 from lit_rlvr.commands.report.page import report_page
 from lit_rlvr.commands.report.runs import RunRecord
-from lit_rlvr.run.monitor import findings
+from lit_rlvr.run.monitor import GUIDE, findings
+
+ROOT = Path(__file__).parents[3]
 
 SOUND = {
     "train/no_signal": [0.3] * 20, "rollout/accuracy": [0.3, 0.5] * 10, "rollout/truncated": [0.05] * 20,
@@ -84,6 +86,7 @@ def test_nothing_is_found_in_a_sound_run() -> None:
 def test_each_fault_is_found_alone(changed: dict[str, list[float]], title: str, evidence: str, remedy: str) -> None:
     (found,) = findings(run(**changed).metrics)
     assert found.title == title and evidence in found.evidence and remedy in found.remedy
+    assert str(found).endswith(f"({GUIDE}).") and f"\n## {title}\n" in (ROOT / GUIDE).read_text()
 
 
 @pytest.mark.parametrize(
@@ -122,5 +125,5 @@ def test_the_report_shows_what_is_found(tmp_path: Path) -> None:
     shown = report_page(
         "a title", group_runs([run(train__entropy=[0.6] * 10 + [0.02] * 10, rollout__reward=[0.3] * 20)])
     )
-    assert "The entropy collapsed" in shown and "Worth a look" in shown
+    assert "The entropy collapsed" in shown and "Worth a look" in shown and f"({GUIDE})." in shown
     assert "Worth a look" not in report_page("a title", group_runs([run()]))

@@ -68,16 +68,18 @@ def run_of(text: str, folder: Path) -> Path:
 
 def test_a_run_has_a_page(tmp_path: Path) -> None:
     rows = [row(2, "1+1", 0, False), row(2, "1+1", 1, False), row(4, "1+1", 0, True), row(4, "2+2", 0, False)]
-    run = make_run(tmp_path / "run", rows=rows, traces={4: [group()]})
+    metrics = {step: values | {"train/grad_norm": 1.0} for step, values in METRICS.items()}
+    run = make_run(tmp_path / "run", metrics=metrics, rows=rows, traces={4: [group()]})
     text, page = read(write_report([run]))
     assert (run / "report.html").is_file() and page.misnested == []
+    assert '<figcaption title="norm of the gradient before it is clipped' in text
     for words in (
         "GRPO on Arithmetic", "1 run.", "+0.500", "Training reward", "0.5 → 0.75", "arithmetic/accuracy",
         "0.250 → 0.750", "model.lr", "0.001", "0 of 2 at step 2", "1 of 1 at step 4", "All-wrong visits at the end",
         "reward 1", "advantage -1", "GRPO, step 4, prompt 1+1", "class_path: lit_rlvr.algorithms.GRPO",
     ):  # fmt: skip
         assert words in page.text, words
-    assert page.seen.count("figure") == 5 and 'class="up"' in text and 'class="down"' in text
+    assert page.seen.count("figure") == 6 and 'class="up"' in text and 'class="down"' in text
     assert "Some runs are incomplete" not in text and "What differs" not in text
     sections = re.findall(r'<section id="(\w+)"', text)
     assert sections == ["health", "results", "curves", "validation", "prompts", "settings"]

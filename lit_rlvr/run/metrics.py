@@ -1,0 +1,599 @@
+"""Every metric that a run logs: what it means, its range, and what to do when it moves.
+
+`docs/metrics.md` is written from this table (`python benchmarks/metrics_page.py > docs/metrics.md`), and the charts of
+`report` and `watch` show its sentences. Add a metric here when you log it; a test compares what runs log.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+
+class Metric(NamedTuple):
+    """A metric of a run.
+
+    Args:
+        name: its column in metrics.csv; `<...>` stands for a name that the run decides.
+        meaning: what it is. range: the values that it can have. advice: what to do when it moves.
+        trl, verl: the metric of TRL 1.16 and of verl 0.9.0 that is nearest; "-" = they have none.
+    """
+
+    name: str
+    meaning: str
+    range: str
+    advice: str
+    trl: str = "-"
+    verl: str = "-"
+
+
+METRICS: dict[str, tuple[Metric, ...]] = {
+    "Rollouts": (
+        Metric(
+            "rollout/reward",
+            "mean reward of the completions that have one: the weighted sum of all rewards",
+            "that of your rewards",
+            "Should rise. Flat: look at `train/no_signal`. Rises while the accuracy falls: the reward is gamed",
+            "`reward`",
+            "`critic/score/mean`",
+        ),
+        Metric(
+            "rollout/accuracy",
+            "share of correct completions; a failed check counts as wrong",
+            "0 to 1",
+            "Should rise. A fall beyond its noise is reported with its likely cause",
+        ),
+        Metric(
+            "rollout/accuracy_error",
+            "standard error of the accuracy, by the spread of the prompts' accuracies",
+            "0 to 0.5",
+            "Large against the changes you look for: more prompts per rollout",
+        ),
+        Metric(
+            "rollout/correct_count",
+            "number of correct completions",
+            "0 to `rollout/samples`",
+            "Near 0: easier prompts, or a warm start",
+        ),
+        Metric(
+            "rollout/unsolved_prompts",
+            "number of prompts without a correct completion",
+            "0 to `rollout/judged_prompts`",
+            "Stays high: easier prompts (`lit-rlvr filter`) or more completions",
+        ),
+        Metric(
+            "rollout/judged_prompts",
+            "number of prompts with a completion that a reward calls right or wrong",
+            "0 to the prompts of a rollout",
+            "Below them: some rewards return no `correct`",
+        ),
+        Metric(
+            "rollout/samples",
+            "completions generated, those of dynamic sampling and of the reference included",
+            "above 0",
+            "Grows with DAPO's sampling rounds, and with it the time",
+        ),
+        Metric(
+            "rollout/tokens",
+            "tokens of these completions",
+            "above 0",
+            "As `rollout/length`",
+            "`num_tokens`, since the start, with prompts",
+            "`perf/total_num_tokens`, with prompts",
+        ),
+        Metric(
+            "rollout/tokens_per_second",
+            "completion tokens per second of generation",
+            "above 0",
+            "Falls: longer completions, or another program on the machine ([speed](speed.md))",
+            "-",
+            "`perf/throughput`, of whole steps",
+        ),
+        Metric(
+            "rollout/length",
+            "mean length of a completion, in tokens",
+            "0 to `max_tokens`",
+            "Grows without accuracy: `Overlong`, or a loss without a length bias (`DrGRPO`, `DAPO`)",
+            "`completions/mean_length`",
+            "`response_length/mean`",
+        ),
+        Metric(
+            "rollout/truncated",
+            "share of completions that were cut off before they ended",
+            "0 to 1",
+            "Above one half: raise `rollout.sampling.max_tokens`, or reward short answers",
+            "`completions/clipped_ratio`",
+            "`response_length/clip_ratio`",
+        ),
+        Metric(
+            "rollout/entropy",
+            "mean of -log p over the sampled tokens: the sampler's entropy, of all completions",
+            "0 to log V",
+            "Falls to a tenth: the policy no longer explores. Rises fourfold: the steps are too large",
+            "-",
+            "`rollout_corr/rollout_log_ppl`, a mean over completions",
+        ),
+        Metric(
+            "rollout/sampling_rounds",
+            "rounds of dynamic sampling",
+            "1 to `max_sampling_rounds`",
+            "At its limit: too few prompts have a signal",
+        ),
+        Metric(
+            "rollout/live_groups",
+            "groups with a signal that dynamic sampling found",
+            "0 to the prompts sampled",
+            "0: nothing was trained; see `train/no_signal`",
+        ),
+        Metric(
+            "rollout/turns",
+            "mean number of turns of an episode",
+            "1 to `max_turns`",
+            "At `max_turns`: episodes do not end by themselves",
+            "-",
+            "`training/num_turns/mean`",
+        ),
+        Metric(
+            "rollout/tool_calls",
+            "mean number of tool calls of an episode",
+            "0 or more",
+            "Falls to 0: the tools do not help, or their form is not learnt",
+            "`tools/call_frequency`",
+            "`tool_call_counts/mean`",
+        ),
+        Metric(
+            "rollout/tool_errors",
+            "mean number of failed tool calls of an episode",
+            "0 to `rollout/tool_calls`",
+            "Near `rollout/tool_calls`: read the errors in `completions.jsonl`",
+            "`tools/failure_frequency`, per call",
+        ),
+        Metric(
+            "rollout/queue/running",
+            "with `rollout.staleness`: groups whose completions are being generated when a step begins",
+            "0 or more",
+            "0: generation is faster than training",
+        ),
+        Metric(
+            "rollout/queue/finished",
+            "... groups that are finished and wait",
+            "0 or more",
+            "0 all the time: training waits; more servers",
+            "`sample/rollout_queue_size`, of samples",
+        ),
+        Metric(
+            "rollout/queue/dropped",
+            "... groups dropped since the last step because of `max_group_seconds`",
+            "0 or more",
+            "Above 0: raise `max_group_seconds` or lower `max_tokens`",
+        ),
+        Metric(
+            "rollout/queue/finished_length",
+            "... mean length of the completions that finished since the last step",
+            "0 to `max_tokens`",
+            "Above `rollout/length`: long completions train later",
+        ),
+    ),
+    "Rewards": (
+        Metric(
+            "reward/status/error",
+            "share of completions whose check failed; they are out of the loss",
+            "0 to 1",
+            "Above 0: read `failed_rewards.jsonl`, mend the reward",
+        ),
+        Metric(
+            "reward/status/timeout",
+            "share whose check was stopped after its time limit; reward 0",
+            "0 to 1",
+            "Grows: a slow check, or answers made to be slow",
+        ),
+        Metric(
+            "reward/status/parse_fail",
+            "share in which no answer was found; reward 0",
+            "0 to 1",
+            "Above one half: ask for the form of answer that the reward reads",
+        ),
+        Metric(
+            "reward/status/unjudged",
+            "share that no reward judges (None); they are out of the loss",
+            "0 to 1",
+            "1: the iteration is not trained on",
+        ),
+        Metric(
+            "reward/<name>/parse_fail",
+            "share in which this reward found no answer",
+            "0 to 1",
+            "As above",
+        ),
+        Metric(
+            "reward/<name>/<key>",
+            "mean of a further number that the reward returns",
+            "the reward's",
+            "As your reward means it",
+        ),
+        Metric(
+            "reward/<name>",
+            "mean of this reward before its weight, over the completions that have it; or of what a reward logs so",
+            "the reward's",
+            "One rises and the others fall: change their weights",
+            "`rewards/<name>/mean`; what `log_metric` logs",
+        ),
+    ),
+    "Training": (
+        Metric(
+            "train/no_signal",
+            "share of prompts whose advantages are all 0, mostly because all rewards of the group are equal",
+            "0 to 1",
+            "Above one half: other prompts (`lit-rlvr filter`), more completions, or mend the reward",
+            "`frac_reward_zero_std`, of completions",
+        ),
+        Metric(
+            "train/zero_advantage",
+            "share of completions with advantage 0",
+            "0 to 1",
+            "As `train/no_signal`",
+        ),
+        Metric(
+            "train/advantage",
+            "mean advantage",
+            "near 0",
+            "Far from 0: the estimator has no baseline, as `reinforce`",
+            "-",
+            "`critic/advantages/mean`",
+        ),
+        Metric(
+            "train/advantage_positive_mass",
+            "mean of the positive part of the advantages",
+            "0 or more",
+            "Near 0: nothing is pushed up",
+        ),
+        Metric(
+            "train/advantage_negative_mass",
+            "mean of the negative part, as a positive number",
+            "0 or more",
+            "Far above the positive one: watch the entropy",
+        ),
+        Metric(
+            "train/loss",
+            "loss of the step, a mean over the updates of a rollout",
+            "any",
+            "Says little: its value is near 0 by construction. Look at the reward",
+            "`loss`",
+            "`actor/loss`",
+        ),
+        Metric(
+            "train/grad_norm",
+            "norm of the gradient before it is clipped to `max_grad_norm`",
+            "0 or more",
+            "Jumps: a smaller `lr`. 0: no signal",
+            "`grad_norm`",
+            "`actor/grad_norm`",
+        ),
+        Metric(
+            "train/entropy",
+            "exact entropy of the policy on the tokens that are trained, in nats per token",
+            "0 to log V",
+            "As `rollout/entropy`; `entropy_coef`, `DAPO`'s wider clip",
+            "`entropy`",
+            "`actor/entropy`",
+        ),
+        Metric(
+            "train/kl",
+            "with `kl_coef`: estimated divergence from the reference, in nats per token",
+            "0 or more (k1: any)",
+            "Grows without reward: raise `kl_coef` or lower `lr`",
+            "`kl`",
+            "`actor/kl_loss`, `actor/reward_kl_penalty`",
+        ),
+        Metric(
+            "train/lr",
+            "learning rate of the step",
+            "0 or more",
+            "With `lr: auto` the run moves it",
+            "`learning_rate`",
+            "`actor/lr`",
+        ),
+        Metric(
+            "train/kl_step",
+            "with `lr: auto`: divergence of the policy after the step from that before it, in nats per token",
+            "0 or more",
+            "0.01 is usual; above 0.05 a step was too large",
+        ),
+        Metric(
+            "train/step_cosine",
+            "with `lr: auto`: cosine of the gradient and the step before",
+            "-1 to 1",
+            "Above 0 the steps are too short, below too long; the rate follows",
+        ),
+        Metric(
+            "train/skipped_steps",
+            "optimizer steps skipped since the start: a value was not finite, or no completion was judged",
+            "0 or more",
+            "Above 0: read `skipped/`; a smaller `lr`, or `trainer.precision: 32-true`",
+        ),
+        Metric(
+            "train/engine_difference",
+            "mean of |log p of the trainer - log p of the engine|, in nats",
+            "0 or more",
+            "Doubles: the engine drifts; `rollout.probe_every`, the trainer's precision",
+            "`sampling/sampling_logp_difference/mean`",
+            "`training/rollout_probs_diff_mean`, of probabilities",
+        ),
+        Metric(
+            "train/effective_sample_size",
+            "(sum of w)^2 / (tokens x sum of w^2), with w the ratio of the trainer to the engine",
+            "0 to 1",
+            "Falls: the engine computes another policy; keep the importance correction",
+        ),
+        Metric(
+            "train/importance_dropped",
+            "with a correction that drops tokens: share of tokens with weight 0",
+            "0 to 1",
+            "Grows: widen the bounds, or `token_truncate`",
+            "-",
+            "`rollout_corr/rollout_rs_masked_fraction`",
+        ),
+        Metric(
+            "train/staleness/mean",
+            "mean age of the tokens that are trained, in weight versions",
+            "0 to `rollout.staleness`",
+            "At the limit: training is faster than generation",
+            "`sample/staleness_mean`, of samples",
+            "`training/off_policy/trajectory_staleness_worst/mean`",
+        ),
+        Metric(
+            "train/staleness/max",
+            "age of the oldest of these tokens",
+            "0 to `rollout.staleness`",
+            "As above",
+            "`sample/staleness_max`",
+            "`training/off_policy/trajectory_staleness_worst/max`",
+        ),
+        Metric(
+            "train/staleness/ess",
+            "effective sample size of the importance correction's weights",
+            "0 to 1",
+            "Below 0.3: lower `rollout.staleness` or `lr`",
+            "-",
+            "`rollout_corr/rollout_is_eff_sample_size`",
+        ),
+        Metric(
+            "train/staleness/wait",
+            "seconds that a step waited for groups which would be too old after it",
+            "0 or more",
+            "Grows: lower `max_tokens`, or raise `rollout.staleness`",
+        ),
+    ),
+    "What some losses and advantages add": (
+        Metric(
+            "train/clip_low",
+            "share of tokens without a gradient because the lower bound clips their ratio (`CISPO`: whose weight it "
+            "raises; `DPPO`: that it drops)",
+            "0 to 1",
+            "0 with one update per rollout (not `DPPO`). Grows: fewer updates per rollout, or a smaller `lr`",
+            "`clip_ratio/low_mean`",
+            "`actor/pg_clipfrac`, both bounds",
+        ),
+        Metric(
+            "train/clip_high",
+            "the same for the upper bound",
+            "0 to 1",
+            "As above; falls with a wider `clip_high`",
+            "`clip_ratio/high_mean`",
+            "`actor/pg_clipfrac`, both bounds",
+        ),
+        Metric(
+            "train/clip_cov",
+            "`ClipCov`: share of tokens that lose their gradient",
+            "0 to `clip_share`",
+            "0: no covariance lies between the bounds",
+        ),
+        Metric("train/kl_cov", "`KLCov`: share of tokens with the penalty", "about `penalty_share`", "Constant"),
+        Metric(
+            "train/m2po_dropped",
+            "`M2PO`: share of tokens dropped",
+            "0 to 1",
+            "Grows with the age of the tokens; raise `threshold`",
+        ),
+        Metric(
+            "train/influence",
+            "`FIPO`: mean factor of a token by what follows it",
+            "`influence_low` to `influence_high`",
+            "At a bound: another `half_life`",
+        ),
+        Metric(
+            "train/squared_log_ratio",
+            "`DRO`: mean squared log-ratio of a completion to its sampler",
+            "0 or more",
+            "Grows: raise `beta` or lower `lr`",
+        ),
+        Metric(
+            "train/taper",
+            "`TOPR`: mean factor of a completion, below 1 where wrong ones are unlikely by now",
+            "0 to 1",
+            "Falls: the rollouts are old",
+        ),
+        Metric(
+            "train/phi",
+            "`VESPO`: mean weight of a completion",
+            "0 or more",
+            "Far from 1: the rollouts are old",
+            "`vespo/phi_seq_mean`",
+        ),
+        Metric(
+            "train/p",
+            "`APMPO`: exponent of the power mean, a mean over prompts",
+            "0 to 1 for rewards from 0 to 1",
+            "Falls from 1 (GRPO) towards 0 (GMPO) as rewards rise",
+        ),
+        Metric(
+            "train/fss",
+            "`APMPO`: feedback stability, mean reward / (deviation + delta)",
+            "0 or more",
+            "Rises as groups agree",
+        ),
+        Metric("train/eps_ada", "`APMPO`: adaptive upper clip", "`eps_min` to `eps_max`", "Follows `train/fss`"),
+        Metric(
+            "train/margin",
+            "`AAPO`: mean reward above the reference completions",
+            "`delta_low` to `delta_high`",
+            "Should rise; 0 = no better than the reference",
+        ),
+        Metric(
+            "train/zero_advantage_base",
+            "`AAPO`: `train/zero_advantage` without the margin",
+            "0 to 1",
+            "As `train/no_signal`",
+        ),
+        Metric(
+            "train/omega",
+            "`agrae`: the policy's proficiency",
+            "`omega_floor` to 1",
+            "Rises with the accuracy; at `alpha` positive advantages count in full",
+        ),
+    ),
+    "Validation": (
+        Metric(
+            "val/accuracy",
+            "mean of the sets' accuracies",
+            "0 to 1",
+            "The number to judge a run by; falls while the training accuracy rises: learnt by heart",
+        ),
+        Metric(
+            "val/<set>/accuracy",
+            "share of correct completions of a set",
+            "0 to 1",
+            "As above",
+            "`eval_reward`, of rewards",
+            "`val-core/<data_source>/acc/mean@N`",
+        ),
+        Metric(
+            "val/<set>/accuracy/<category>", "the same for one category of the set", "0 to 1", "Shows what is learnt"
+        ),
+        Metric(
+            "val/<set>/pass@<k>",
+            "unbiased pass@k: a right one among k completions (`eval_samples` above 1)",
+            "0 to 1",
+            "Large k falls while k = 1 rises: diversity is lost (`agrae`, `pass_at_k`)",
+            "-",
+            "`val-core/<data_source>/acc/best@N/mean`",
+        ),
+        Metric("val/<set>/greedy", "accuracy of greedy completions (`eval_greedy`)", "0 to 1", "As the accuracy"),
+        Metric(
+            "val/<set>/length",
+            "mean length of a completion, in tokens",
+            "0 to `max_tokens`",
+            "As `rollout/length`",
+            "`eval_completions/mean_length`",
+        ),
+        Metric(
+            "val/<set>/truncated",
+            "share cut off",
+            "0 to 1",
+            "Raise `rollout.eval_sampling.max_tokens`",
+            "`eval_completions/clipped_ratio`",
+        ),
+        Metric(
+            "val/<set>/entropy",
+            "mean of -log p over the sampled tokens, if it samples",
+            "0 to log V",
+            "As `rollout/entropy`",
+            "`eval_entropy`",
+        ),
+        Metric(
+            "val/<set>/fall_z",
+            "how certain it is that the same questions are answered worse than at the best "
+            "validation, as a normal quantile",
+            "0 or more",
+            "Above 1.96 at the second validation, 3.3 at the eleventh: the run reports a fall",
+        ),
+    ),
+    "Time": (
+        Metric("step", "optimizer steps so far", "0 or more", "-", "`step`", "`training/global_step`"),
+        Metric("epoch", "passes over the data, from 0", "0 or more", "-", "`epoch`", "`training/epoch`"),
+        Metric(
+            "time/rollout",
+            "seconds of the first half of an iteration: all of those that follow",
+            "above 0",
+            "Much more than `time/train`: a faster engine, `rollout.staleness`",
+        ),
+        Metric(
+            "time/sync",
+            "seconds to give the engine the weights, with the probe",
+            "0 or more",
+            "Grows: `NCCLTransfer`, a larger `probe_every`",
+            "`perf/weight_sync_s`, asynchronous",
+            "`timing_s/update_weights`",
+        ),
+        Metric(
+            "time/generate",
+            "seconds of generation; with `rollout.staleness` the wait for groups",
+            "0 or more",
+            "Shorter completions, vLLM, more servers",
+            "-",
+            "`timing_s/gen`",
+        ),
+        Metric(
+            "time/score",
+            "seconds that rewards take after generation has ended",
+            "0 or more",
+            "Large: a slow reward",
+            "-",
+            "`timing_s/reward`",
+        ),
+        Metric(
+            "time/environment",
+            "seconds of generation spent waiting for environments",
+            "0 or more",
+            "Large: a slow environment",
+        ),
+        Metric(
+            "time/reference",
+            "seconds for completions of the reference (`AAPO`)",
+            "0 or more",
+            "`reference_rollouts: pool`",
+        ),
+        Metric(
+            "time/engine_idle",
+            "with `rollout.staleness`: seconds that generation waited for prompts",
+            "0 or more",
+            "Large: training is the slower half",
+        ),
+        Metric(
+            "time/train",
+            "seconds of the second half: advantages and optimizer steps",
+            "above 0",
+            "[Speed](speed.md), [memory](memory.md)",
+            "-",
+            "`timing_s/update_actor`",
+        ),
+        Metric(
+            "time/checkpoint",
+            "seconds to save a checkpoint, where one was saved",
+            "above 0",
+            "`checkpoint.minutes`",
+            "-",
+            "`timing_s/save_checkpoint`",
+        ),
+        Metric(
+            "time/checkpoint_write",
+            "seconds to write a sharded checkpoint in the background",
+            "above 0",
+            "A faster disk",
+        ),
+    ),
+}
+"""Title -> metrics. Of two names that fit, the first counts."""
+
+
+def find_metric(name: str) -> Metric | None:
+    """Return the entry for a column of metrics.csv; None if there is none."""
+    for metric in (metric for metrics in METRICS.values() for metric in metrics):
+        parts = re.split(r"<(\w+)>", metric.name)  # texts and the names in brackets, by turns
+        wanted = "".join(
+            re.escape(part) if k % 2 == 0 else ".+" if part in ("key", "category") else "[^/]+"
+            for k, part in enumerate(parts)
+        )
+        if re.fullmatch(wanted, name):
+            return metric
+    return None
