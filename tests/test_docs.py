@@ -34,8 +34,8 @@ from lit_rlvr.common.packages import is_installed
 from lit_rlvr.configs import config_folder
 from lit_rlvr.engines.synced import trainer_logprobs
 from lit_rlvr.run.loggers import read_metrics
-from lit_rlvr.types import Sampling
 from lit_rlvr.training import module
+from lit_rlvr.types import Sampling
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
@@ -302,6 +302,9 @@ OTHERWISE = {
         " && python own_algorithm.py && python own_algorithm.py"  # the page says: break it and run it again
     ),
     "python own_task.py": f"sed -i 's/, 128)/, 8)/' own_task.py && {SMALL} own_task.yaml && python own_task.py",
+    "python sort_numbers.py": (
+        f"sed -i 's/, 128)/, 8)/' sort_numbers.py && {SMALL} sort_numbers.yaml && python sort_numbers.py"
+    ),
     "python3 install.py vision": "python3 lit-rlvr/install.py vision",
     "lit-rlvr fit --config vision.yaml --warm_start.until 0.6 --warm_start.check_every 10 --warm_start.steps 400 "
     "--trainer.default_root_dir runs/longer": (

@@ -42,6 +42,14 @@ def test_the_reward_pays_for_each_digit_in_its_place(script: Callable[[str], Mod
     assert reward(Completion("256880", (1,), "stop"), Sample("a", "68285=", "25688")).value == pytest.approx(5 / 6)
 
 
+def test_the_reward_pays_for_each_number_in_its_place(script: Callable[[str], ModuleType]) -> None:
+    sample = Sample("a", "Sort these numbers", "17, 38, 52")
+    for said, value, correct in (("The order: 17, 38, 52.", 1.0, True), ("17, 52, 38", 1 / 3, False),
+                                 ("17, 38, 52, 52", 0.75, False), ("", 0.0, False)):  # fmt: skip
+        result = script("sort_numbers").in_order(Completion(said, (1,), "stop"), sample)
+        assert (result.value, result.correct) == (value, correct)
+
+
 def test_the_algorithm_is_proved_and_a_broken_one_is_not(
     script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,7 +93,7 @@ def test_a_thought_is_consistent_when_its_product_is_the_answer(script: Callable
         assert reward(Completion(said, (1,), "stop"), sample) == value
 
 
-@pytest.mark.parametrize("name", ["own_task", "vision"])
+@pytest.mark.parametrize("name", ["own_task", "sort_numbers", "vision"])
 def test_configs_parse(name: str, script: Callable[[str], ModuleType], lit_rlvr: Any) -> None:
     script(name)
     with pytest.raises(SystemExit) as end:
@@ -98,6 +106,7 @@ def test_configs_parse(name: str, script: Callable[[str], ModuleType], lit_rlvr:
     ("name", "run", "least", "picture"),
     [
         ("own_task", "own_task", 0.5, "runs/own_task/curves.png"),
+        ("sort_numbers", "sort_numbers", 0.5, "runs/sort_numbers/curves.png"),
         ("own_algorithm", "spo", 0.35, "own_algorithm.png"),
         ("vision", "vision", 0.6, "vision.png"),
     ],

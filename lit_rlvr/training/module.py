@@ -67,7 +67,7 @@ from lit_rlvr.policy.families import freeze_vision_tower
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import compute_dtype, round_ties
-from lit_rlvr.policy.speed import compile_layers, compiling_pays, uncompile_layers, use_liger
+from lit_rlvr.policy.speed import compile_layers, compiling_pays, return_freed_memory, uncompile_layers, use_liger
 from lit_rlvr.policy.verify import check_spans, compile_and_verify, verify_or_fall_back
 from lit_rlvr.training.failures import DEFAULT_TOKENS, SkippedSteps, TokenBudget, UnjudgedRollouts
 from lit_rlvr.training.loss import LossModule
@@ -387,7 +387,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         if isinstance(self.lr, AutoLR):
             first = self._first_lr
             middle = self._usual_lr if self.make_optimizer is None else first * 10
-            bounds = min(first, middle / 30), max(first, middle * 30)
+            bounds = min(first, middle / 150), max(first, middle * 6)
             self.adaptive_lr = AdaptiveLR(self.lr.max_kl / updates_of(self), first, bounds)
             if self._saved_lr:
                 self.adaptive_lr.load_state_dict(self._saved_lr)
@@ -485,6 +485,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         self.reference.renew(self.policy, self.iteration)
         self.trainer.datamodule.commit(cursor)  # type: ignore[attr-defined]
         self._log_updates(metrics)
+        return_freed_memory()
 
     def on_train_batch_end(self, outputs: Any, batch: PromptBatch, batch_idx: int) -> None:
         if self.trainer.should_stop or 0 < self.trainer.max_steps <= self.trainer.global_step:

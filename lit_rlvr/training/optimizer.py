@@ -27,7 +27,7 @@ class AutoLR:
     """A learning rate that finds itself: see `AdaptiveLR`.
 
     Args:
-        start: where to look first; null = 2e-3 / the model's hidden size (3.5e-6 for SmolLM2-135M, 5.6e-7 for a 7B
+        start: where to look first; null = 1e-2 / the model's hidden size (1.7e-5 for SmolLM2-135M, 2.8e-6 for a 7B
             model), and ten times that with `model.lora`. The first step takes a tenth of it, because AdamW's first step
             moves every weight by the whole rate.
         max_kl: the largest mean divergence of the policy over the steps of a rollout, in nats per token; a fiftieth of
@@ -249,13 +249,13 @@ def step_cosine(optimizer: Any, sharded: bool) -> float:
 
 
 def usual_lr(hidden_size: int, lora: bool) -> float:
-    """Return a learning rate of AdamW that is rather too low for a model.
+    """Return a learning rate of AdamW at which models of a hidden size learn: 2e-4 at 64, 2e-5 at 576.
 
     Args:
         hidden_size: of the language model. The best rate falls with the width (muP, arXiv 2203.03466).
         lora: adapters are trained instead of the weights.
     """
-    return 2e-3 / hidden_size * (10 if lora else 1)
+    return 1e-2 / hidden_size * (10 if lora else 1)
 
 
 def updates_of(module: Any) -> int:

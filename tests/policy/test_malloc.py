@@ -39,6 +39,35 @@ def test_large_tensors_are_not_mapped_anew_and_memory_does_not_grow() -> None:
     assert growth < 256 << 10, "KiB over forty tensors of up to 64 MiB each"
 
 
+SHORT = """
+import lit_rlvr
+import torch
+from pathlib import Path
+from lit_rlvr.policy import speed
+
+def held():
+    return int(Path("/proc/self/statm").read_text().split()[1]) >> 8
+
+speed.keep_freed_memory()
+blocks = [torch.ones(1 << 22) for _ in range(16)]
+last = torch.ones(1 << 22)
+del blocks
+full = held()
+speed.return_freed_memory()
+enough = held()
+speed.available_memory = lambda: 0
+speed.return_freed_memory()
+print(full, enough, held())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+def test_freed_memory_is_returned_when_the_system_has_less() -> None:
+    done = subprocess.run([sys.executable, "-c", SHORT], capture_output=True, text=True, check=True)
+    full, enough, short = (int(number) for number in done.stdout.split())  # MiB
+    assert enough == full and short < full - 200, (full, enough, short)
+
+
 def test_with_a_gpu_freed_memory_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
     """It held the copy of the weights on its way to the GPU, which each of a machine's ranks would keep."""
     monkeypatch.setattr("lit_rlvr.policy.speed.ctypes.CDLL", None)
