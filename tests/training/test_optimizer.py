@@ -233,7 +233,7 @@ def test_a_run_with_an_adapted_rate_goes_on_exactly(run_folder: Path, lit_rlvr: 
     fit(lit_rlvr, *auto, 6, *to("parts"), "--ckpt_path", "last")
     assert_same_run(run_folder / "parts", run_folder / "whole", resumed=3)
     found = [float(row["train/lr"]) for row in metrics(run_folder / "whole")[1:]]
-    assert found[0] == pytest.approx(2e-4 / 64) and len(set(found)) > 3
+    assert found[0] == pytest.approx(1e-3 / 64) and len(set(found)) > 3
 
 
 @pytest.mark.parametrize(
