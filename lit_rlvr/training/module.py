@@ -485,9 +485,9 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         self.reference.renew(self.policy, self.iteration)
         self.trainer.datamodule.commit(cursor)  # type: ignore[attr-defined]
         self._log_updates(metrics)
-        return_freed_memory()
 
     def on_train_batch_end(self, outputs: Any, batch: PromptBatch, batch_idx: int) -> None:
+        return_freed_memory()
         if self.trainer.should_stop or 0 < self.trainer.max_steps <= self.trainer.global_step:
             self.unjudged.check_any_judged()
 
