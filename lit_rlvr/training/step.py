@@ -211,10 +211,13 @@ MEASURED_GROUPS = 4
 
 
 def measured_rows(plan: StepPlan, one_in: int) -> list[int]:
-    """Return those of a step's rows on which its divergence is estimated: one in so many of all ranks' rows, from
-    `MEASURED_GROUPS` groups at most, whichever rank has them. Collective: call it on every rank.
+    """Choose the rows of a step on which its divergence is estimated; return those of this rank. Collective: call it
+    on every rank.
 
-    Running one in eight of them forward before and after the step costs about 8 % of it.
+    Running one in eight of all rows forward before and after the step costs about 8 % of it.
+
+    Args:
+        one_in: choose one in this many of all ranks' rows, from at most `MEASURED_GROUPS` groups.
     """
     rollout = plan.prepared.rollout
     rows = sorted(i for part in plan.microbatches[: plan.num_microbatches] for i in part)  # this rank's

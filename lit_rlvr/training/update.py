@@ -148,7 +148,7 @@ class Updater:
 
     @property
     def measures_in_float32(self) -> bool:
-        """Whether the divergence of a step needs more bits than the training pass has, and the weights have them."""
+        """True if training computes in 16 bits, and this rank has all weights in float32."""
         device = self.policy.device.type
         whole = not self.sharded and all(p.dtype == torch.float32 for p in self.policy.parameters())
         return whole and torch.is_autocast_enabled(device)
