@@ -147,15 +147,16 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Let glibc return what `keep_freed_memory` has kept, if this process holds more than the system has left.
+    """Let glibc return what `keep_freed_memory` has kept, if this process holds more than half of what is left.
 
     Rollouts have tensors of other sizes each, for which kept blocks are too small: without this a run of SmolLM2 grows
     by about 1 GB a rollout until memory is used up. The next step is then a third slower, so it is not done each time.
+    A step needs about as much again as the process holds before it, hence the half.
     """
     if not _keeps_freed_memory():
         return
     held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    if held > available_memory():
+    if 2 * held > available_memory():
         ctypes.CDLL(None).malloc_trim(0)
 
 

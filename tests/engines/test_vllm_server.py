@@ -202,8 +202,8 @@ def test_what_runs_goes_on_with_new_weights_and_each_token_names_its_own(
     engine = make_engine()
     engine.start(EngineContext("", policy, byte_tokenizer(), 1024, 512, 0))
     engine.sync(policy)
-    prompts = [make_prompt(random_ids(20, p), f"p{p}") for p in range(24)]
-    sampling = Sampling(max_tokens=250, banned_token_ids=tuple(policy.eos_token_ids))  # none ends early
+    prompts = [make_prompt(random_ids(20, p), f"p{p}") for p in range(12)]
+    sampling = Sampling(max_tokens=500, banned_token_ids=tuple(policy.eos_token_ids))  # none ends early
     held, groups = generate_during_updates(engine, policy, prompts, sampling, updates=2)
     assert any(len({*completion.versions}) == 3 for group in groups for completion in group), "all three"
     assert_logprobs_are_their_versions(held, groups, prompts, sampling)
