@@ -82,9 +82,12 @@ def choose(
 ) -> list[GroupState] | None:
     """Return the groups that a step trains on, those with the oldest weights first; None = it has to wait.
 
+    With dynamic sampling a step may leave more mixed groups than the steps after it take in time. If no group that runs
+    is older, waiting would not change that, and the step takes the oldest of them, too.
+
     Args:
         groups: of all ranks. prompts: how many the step needs.
-        wanted: how many of them must be mixed, above 0 with dynamic sampling. most: how many it takes at most then.
+        wanted: how many of them must be mixed, above 0 with dynamic sampling. most: after how many it takes fewer.
         in_order: take groups in the order of the prompts, so that no thread's speed changes the result.
         ranks: they get as many groups each.
     """
@@ -94,12 +97,14 @@ def choose(
         ready = ready[: ends[0]] if ends else ready
     else:
         ready = sorted(group for group in groups if group.finished)
-    if not wanted:
-        return ready[:prompts] if len(ready) >= prompts else None
+    running = min((group for group in groups if not group.finished), default=None)
     mixed = 0
     for count, group in enumerate(ready, 1):
         mixed += group.mixed
-        if (mixed >= wanted and count >= prompts and count % ranks == 0) or count == most:
+        if count < prompts or count % ranks or (mixed < wanted and count < most):
+            continue
+        waits = running is not None and running < group  # if the others cannot be taken in time
+        if in_order or waits or in_time({*groups} - {*ready[:count]}, prompts):
             return ready[:count]
     return None
 
@@ -108,9 +113,9 @@ def in_time(groups: Collection[GroupState], prompts: int) -> bool:
     """Return whether the steps after this one can train on all these groups before they are too old.
 
     Args:
-        groups: those that are left. prompts: how many a step trains on at least.
+        groups: those that are left; nobody trains on dead ones. prompts: how many a step trains on at least.
     """
-    left = sorted(group.left for group in groups if math.isfinite(group.left))
+    left = sorted(group.left for group in groups if math.isfinite(group.left) and not group.dead)
     return all(place < steps * prompts for place, steps in enumerate(left))
 
 
@@ -173,7 +178,7 @@ class QueueSource(SyncSource):
                 groups.append(self._queued(number, before, prompt))
         self._admitted += max(count, 0)
         if self._concurrent and self._expected:  # the longest expected first: they would end last
-            usual = statistics.mean(self._expected.values())
+            usual = statistics.mean([*self._expected.values()])  # a copy: threads add to it
             groups.sort(key=lambda group: -self._expected.get(group.prompt.sample.id, usual))
         share = step // world_size()  # an engine in this process is made for as many at once
         for start in range(0, len(groups), share):

@@ -38,31 +38,55 @@ def test_what_is_left_must_be_trained_on_in_time() -> None:
     one, two = (GroupState(1, number, 0, False) for number in (3, 4))
     assert in_time([one, two, waits], 2) and not in_time([one, two, waits], 1), "the next step takes only one"
     assert in_time([one, GroupState(2, 5, 0, True)], 1)
+    assert in_time([GroupState(-1, 6, 0, True, dead=True), one], 1), "a group without a signal may be too old"
 
 
-@given(st.integers(1, 4), st.integers(1, 4), st.data())
-def test_no_group_becomes_too_old_whatever_ends_when(staleness: int, prompts: int, data: st.DataObject) -> None:
+def test_a_step_takes_what_would_be_too_old_if_it_waits_for_nothing() -> None:
+    states = [GroupState(1, number, 0, True, mixed=True) for number in range(6)]
+    assert choose(states, 2, wanted=2, most=9) == states[:4], "the next step takes two"
+    running = states[3]._replace(finished=False, mixed=False)
+    assert choose([*states[:3], running, *states[4:]], 2, wanted=2, most=9) == [*states[:3], states[4]]
+    assert not in_time([running, states[5]], 1), "so it waits for the group that runs"
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 4), st.integers(1, 3), st.data())
+def test_no_group_becomes_too_old_and_no_step_waits_for_nothing(
+    staleness: int, prompts: int, wanted: int, rounds: int, data: st.DataObject
+) -> None:
+    """Whatever ends when, with and without dynamic sampling, which needs at most as many mixed groups as prompts."""
+    wanted = min(wanted, prompts)
     started: dict[int, int] = {}  # groups that began, and with which version
-    finished: set[int] = set()
+    finished: dict[int, bool] = {}  # those that ended, and whether they are mixed
     trained: set[int] = set()
-    for version in range(12):
-        started |= dict.fromkeys(range(len(started), (staleness + version + 1) * prompts), version)
+
+    def end(number: int) -> None:
+        finished[number] = data.draw(st.booleans())
+
+    for version in range(8):
         while True:
             states = [
-                GroupState(staleness - (version - s), number, 0, number in finished)
+                GroupState(
+                    staleness - (version - s), number, 0, number in finished,
+                    mixed=wanted > 0 and finished.get(number, False),
+                    dead=wanted > 0 and not finished.get(number, True),
+                )
                 for number, s in started.items()
                 if number not in trained
-            ]
-            chosen = choose(states, prompts)
+            ]  # fmt: skip
+            chosen = choose(states, prompts, wanted, rounds * prompts)
             if chosen is not None and in_time({*states} - {*chosen}, prompts):
                 break
-            running = [state.number for state in states if not state.finished]
+            new = max(0, (staleness + 1) * prompts - sum(not state.dead for state in states))
+            started |= dict.fromkeys(range(len(started), len(started) + new), version)
+            running = sorted(started.keys() - finished)
             assert running, "it waits for something"
-            finished.add(data.draw(st.sampled_from(running)))
-        assert all(state.left >= 0 for state in states), "none is older than allowed"
+            assert len(states) < 200, "it ends"
+            end(data.draw(st.sampled_from(running)))
+        assert all(state.left >= 0 for state in states if not state.dead), "none is older than allowed"
+        assert wanted or len(chosen) == prompts
         trained |= {state.number for state in chosen}
-        more = data.draw(st.integers(0, 3))  # groups that end while it trains
-        finished |= {*sorted(started.keys() - finished, reverse=True)[:more]}
+        for number in sorted(started.keys() - finished, reverse=True)[: data.draw(st.integers(0, 3))]:
+            end(number)  # while it trains
 
 
 def test_with_dynamic_sampling_a_step_takes_as_many_as_it_needs() -> None:
