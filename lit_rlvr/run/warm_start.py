@@ -51,7 +51,7 @@ class WarmStart:
             the model's turns, which the environment answers.
         batch_size: prompts in a step.
         lr: learning rate of AdamW. The default suits the tiny models; a pretrained model needs 1e-5 to 5e-5.
-        checked: training prompts to hold out for the check of `until`.
+        checked: training prompts to hold out for the check of `until`; at most a quarter of all are held out.
         check_every: steps between two checks.
         categories: categories of the prompts to train on, such as the easier ones; all by default.
     """
@@ -125,7 +125,7 @@ class WarmStart:
             return
         prompts = self._prompts(data)
         check_all(
-            lambda: self._check_count(len(prompts)),
+            lambda: self._held_out(len(prompts)),
             lambda: [self._texts(prompt) if turns else self._text(prompt) for prompt in prompts],
         )
         if not turns and (found := self._too_long(prompts, data.tokenizer, sampling)) is not None:
@@ -154,13 +154,18 @@ class WarmStart:
             )
         return [prompt for prompt in prompts if prompt.sample.category in self.categories]
 
-    def _check_count(self, prompts: int) -> None:
-        if prompts <= self.checked:
-            raise UserError(f"warm_start.checked: {self.checked} of {prompts} training prompts leave none to train on")
+    def _held_out(self, prompts: int) -> int:
+        """Return how many of the prompts to hold out."""
+        if prompts < 4:
+            raise UserError(
+                f"warm_start: {prompts} training prompts are too few to hold one in four of them out; give 4"
+            )
+        return min(self.checked, prompts // 4)
 
     def _key(self, policy: Policy, data: PromptDataModule, environment: Environment | None, sampling: Sampling) -> str:
         """Hash everything that the result depends on: the weights, the prompts, the environment and the settings."""
-        digest = hashlib.sha256(json.dumps(vars(self), sort_keys=True).encode())
+        used = vars(self) | {"checked": self._held_out(len(self._prompts(data)))}
+        digest = hashlib.sha256(json.dumps(used, sort_keys=True).encode())
         if environment is not None:
             digest.update(f"{environment_fingerprint(environment)} {sampling}".encode())
         elif sampling.stop or self._too_long(self._prompts(data), data.tokenizer, sampling):
@@ -178,13 +183,13 @@ class WarmStart:
     ) -> None:  # fmt: skip
         prompts = self._prompts(data)
         random.Random(derive_seed("warm start", data.seed)).shuffle(prompts)
-        self._check_count(len(prompts))
+        held_out_prompts = self._held_out(len(prompts))
         if episodes is not None:
             prompts = episodes.open(prompts, [[0]] * len(prompts), data.encode, data.max_prompt_tokens)
             pairs = self._run_episodes(prompts, data.tokenizer, policy, episodes, sampling)
         else:
             pairs = [(prompt, self._completion(prompt, data.tokenizer, policy)) for prompt in prompts]
-        held_out, train = pairs[: self.checked], pairs[self.checked :]
+        held_out, train = pairs[:held_out_prompts], pairs[held_out_prompts:]
         optimizer = torch.optim.AdamW(policy.parameters(), self.lr, weight_decay=0.0, fused=True)
         started = time.perf_counter()
         for step, batch in enumerate(self._batches(train), start=1):

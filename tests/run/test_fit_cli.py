@@ -454,13 +454,13 @@ def test_everything_that_is_wrong_is_said_at_once(run_folder: Path, lit_rlvr: CL
         f"lit-rlvr: error: {said}" for _, said in wrong.values()
     )
     together = ("--model.init_args.updates_per_rollout", 3, "--rollout.group_size", 1, "--warm_start.steps", 1,
-                "--warm_start.checked", 16, "--rollout.sampling.max_tokens", 10**6)  # fmt: skip
+                "--warm_start.categories", "[x]", "--rollout.sampling.max_tokens", 10**6)  # fmt: skip
     result = lit_rlvr(*FIT, *together)
     errors = [line for line in result.err.splitlines() if line.startswith("lit-rlvr: error: ")]
     assert result.status == 2 and len(errors) == 4, result.err
     for said, line in zip(
         ("rollout.group_size: 1 is too small", "data.prompts_per_step: 4 prompts cannot be split evenly",
-         "more than the model's context", "warm_start.checked: 16 of 16 training prompts leave none"),
+         "more than the model's context", "warm_start.categories: no training prompt has the category 'x'"),
         errors, strict=True,
     ):  # fmt: skip
         assert said in line

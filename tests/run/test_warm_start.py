@@ -56,6 +56,17 @@ def test_it_is_made_once_and_learns(vlm_folder: Path, cache: Path) -> None:
     assert len(list(cache.glob("[!.]*"))) == 3
 
 
+def test_it_holds_out_a_quarter_of_few_prompts(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[int] = []
+    checked: list[int] = []
+    monkeypatch.setattr(WarmStart, "_train_step", staticmethod(lambda _, batch, *__: trained.append(len(batch)) or 0.0))
+    monkeypatch.setattr("lit_rlvr.run.warm_start.exact_match", lambda _, pairs, *__: checked.append(len(pairs)) or 0.0)
+    for most in (128, 8):
+        data = MultiStepArithmetic(terms=[2], problems=40, held_out=0, tested=0)
+        WarmStart(steps=1, checked=most, batch_size=100).apply(GRPO(model="tiny-llama"), data)
+    assert (trained, checked) == ([30, 32], [10, 8])
+
+
 def test_it_trains_on_the_named_categories_alone(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: set[str] = set()
     step = WarmStart._train_step
@@ -149,8 +160,9 @@ def test_what_cannot_be_is_one_line(vlm_folder: Path, cache: Path) -> None:
         WarmStart(until=0)
     with pytest.raises(UserError, match=r"warm_start.batch_size: 0 must lie in"):
         WarmStart(batch_size=0)
-    with pytest.raises(UserError, match=r"warm_start.checked:"):
-        start(vlm_folder, checked=40)
+    with pytest.raises(UserError, match=r"warm_start: 3 training prompts are too few"):
+        few = MultiStepArithmetic(terms=[2], problems=3, held_out=0, tested=0, prompts_per_step=1)
+        WarmStart(steps=1).apply(GRPO(model="tiny-llama"), few)
     with pytest.raises(UserError, match=r"warm_start.solution:"):
         start(vlm_folder, solution="worked")
     assert not list(cache.glob("*/")), "nothing half-made"
