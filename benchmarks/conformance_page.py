@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import Tensor
 
 from lit_rlvr import advantages, algorithms
-from lit_rlvr.commands.parity.replay import FrozenBatch, algorithm_step
+from lit_rlvr.commands.check.replay import FrozenBatch, algorithm_step
 from lit_rlvr.conformance import Batch, trl
 from lit_rlvr.conformance.batches import load_data
 from lit_rlvr.conformance.functions import check_estimator, check_loss, check_step

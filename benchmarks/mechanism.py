@@ -36,7 +36,7 @@ from common import make_parser, print_result, print_table, say
 from lit_rlvr.advantages import GroupBatch
 from lit_rlvr.advantages.group import GRPOAdvantage
 from lit_rlvr.algorithms import GRPO, RLVRModule
-from lit_rlvr.commands.parity.command import build_object
+from lit_rlvr.commands.check.parity import build_object
 from lit_rlvr.objectives import Correction
 from lit_rlvr.run.loggers import read_metrics
 from lit_rlvr.training.step import PreparedRollout, StepPlan, loss_inputs, plan_step

@@ -19,10 +19,10 @@ from jsonargparse._util import get_import_path
 
 import lit_rlvr.rewards
 from lit_rlvr import advantages, algorithms, datamodules
-from lit_rlvr.cli.commands import COMMANDS
 from lit_rlvr.cli.early_check import INDEX
-from lit_rlvr.cli.errors import class_arguments, known_classes
+from lit_rlvr.cli.error_lines import class_arguments, known_classes
 from lit_rlvr.cli.lightning_cli import ConfigCheck
+from lit_rlvr.commands.registry import COMMANDS
 from lit_rlvr.environments import Calculator, Crop, Environment, EnvironmentReward, GuessNumber, Python, SQLShell
 from lit_rlvr.evaluation.diversity import CosineSimilarity, JudgeScore, SelfBLEU4, SentenceEmbedder
 from lit_rlvr.policy.adapters import Lora

@@ -28,8 +28,8 @@ from transformers import TrainingArguments
 from trl import GRPOConfig
 
 from lit_rlvr import advantages, algorithms
-from lit_rlvr.cli import shell_completion
 from lit_rlvr.cli.main import COMMANDS, run
+from lit_rlvr.commands.completion import script as completion_script
 from lit_rlvr.common.packages import is_installed
 from lit_rlvr.configs import config_folder
 from lit_rlvr.engines.synced import trainer_logprobs
@@ -144,7 +144,7 @@ def test_every_command_that_is_named_exists() -> None:
 
 def test_every_option_that_is_named_exists() -> None:
     """An option of a command, as shell completion knows them, of one of our scripts, or of another program."""
-    known = set(re.findall(r'(?<=[ "])--[\w.-]+', shell_completion.script()))
+    known = set(re.findall(r'(?<=[ "])--[\w.-]+', completion_script()))
     for file in [*(ROOT / "benchmarks").glob("*.py"), ROOT / "lit_rlvr/conformance/plugin.py", TESTS / "conftest.py"]:
         known |= set(re.findall(r'add_?(?:argument|option)\(\s*"(--[\w-]+)"', file.read_text()))
     found = {

@@ -23,10 +23,10 @@ LAYERS = [
     {"rollout"},
     {"run"},
     {"evaluation"},
-    {"commands.doctor", "commands.plan", "commands.report", "commands.serve"},
+    {"commands.doctor", "commands.evaluate", "commands.export", "commands.filter", "commands.plan", "commands.preview"},
+    {"commands.registry", "commands.report", "commands.serve", "commands.split", "commands.tune"},
     {"cli", "commands.watch"},
-    {"__main__", "commands.compare", "commands.parity"},
-    {"commands.check"},
+    {"__main__", "commands.check", "commands.compare", "commands.completion"},
     {"commands.init"},
 ]
 """Packages in layers: each imports only those in earlier layers, and itself."""

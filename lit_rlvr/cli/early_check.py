@@ -17,8 +17,8 @@ from typing import Any
 
 from yaml import YAMLError
 
-from lit_rlvr.cli.commands import NOT_PARSED
-from lit_rlvr.cli.errors import KnownNames, explain
+from lit_rlvr.cli.error_lines import KnownNames, explain
+from lit_rlvr.commands.registry import NOT_PARSED
 from lit_rlvr.configs import find_configs, load_yaml, read_config
 from lit_rlvr.errors import UserError
 

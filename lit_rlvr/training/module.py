@@ -49,8 +49,8 @@ from lit_rlvr.distributed.collectives import (
     to_device,
     world_size,
 )
+from lit_rlvr.distributed.fsdp2 import FSDP2
 from lit_rlvr.distributed.sharding import shard
-from lit_rlvr.distributed.strategy import FSDP2
 from lit_rlvr.errors import MAX_SIZE, ChecksArguments, UserError, check_within
 from lit_rlvr.objectives import (
     Aggregation,

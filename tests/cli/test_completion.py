@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from lit_rlvr.cli.shell_completion import script
+from lit_rlvr.commands.completion import script
 
 COMPLETED = {
     "exp": ["explain", "export"],

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from lit_rlvr.cli.inspect import write_split
+from lit_rlvr.commands.split import write_split
 from lit_rlvr.datamodules import MedicalVQA, MultiStepArithmetic
 
 CLI = Callable[..., Any]

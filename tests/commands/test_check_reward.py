@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from lit_rlvr.commands.check.checkup import GOLD, Checkup, check_reward, read_golds, texts_of
+from lit_rlvr.commands.check.error_rates import Rate, advantage_error
 from lit_rlvr.commands.check.gold import may_answer, read_gold
-from lit_rlvr.commands.check.rates import Rate, advantage_error
 from lit_rlvr.commands.check.rewrites import REWRITES
 from lit_rlvr.commands.check.sets import read_set
 from lit_rlvr.errors import UserError

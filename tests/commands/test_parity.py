@@ -14,7 +14,8 @@ from torch import Tensor
 
 from lit_rlvr.advantages import Advantage, GroupBatch, GRPOAdvantage
 from lit_rlvr.algorithms import AAPO, APMPO, GRPO, GSPO, DrGRPO, Reinforce
-from lit_rlvr.commands.parity import load_algorithms, replay, run_parity
+from lit_rlvr.commands.check.parity import load_algorithms, run_parity
+from lit_rlvr.commands.check.replay import replay
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, Stats
 

@@ -47,7 +47,7 @@ from lit_rlvr.commands.plan.strategies import (
     JobSizes,
     describe_run,
 )
-from lit_rlvr.distributed.strategy import FSDP2
+from lit_rlvr.distributed.fsdp2 import FSDP2
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora, add_adapters
 from lit_rlvr.policy.loading import load_policy
@@ -473,7 +473,7 @@ def test_the_command_reads_the_config_alone(run_folder: Path, lit_rlvr: CLI, mon
     result = lit_rlvr("plan", *FIT[1:], "--gpus", "1x80GB", "--lengths", "9")
     assert result.status == 2 and "--lengths: '9' is not the mean length" in result.err
     seen: list[bool] = []
-    monkeypatch.setattr("lit_rlvr.cli.trainer.show_plan", lambda job, gpus: seen.append(job.quantized))
+    monkeypatch.setattr("lit_rlvr.cli.subcommands.show_plan", lambda job, gpus: seen.append(job.quantized))
     fp8 = ("--rollout.engine", "VLLMEngine", "--rollout.engine.init_args.quantize", "fp8")
     for engine in ((), fp8):
         assert lit_rlvr("plan", *FIT[1:], "--gpus", "1x80GB", *engine).status == 0

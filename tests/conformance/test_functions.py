@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from lit_rlvr.algorithms import CISPO, DAPO, GMPO, GPG, GRPO, GSPO, DrGRPO, RLVRModule
-from lit_rlvr.commands.parity import replay
-from lit_rlvr.commands.parity.replay import FrozenBatch, algorithm_step
+from lit_rlvr.commands.check.replay import FrozenBatch, algorithm_step, replay
 from lit_rlvr.conformance.batches import BATCHES, DATA, Batch, frozen_arrays, frozen_batch
 from lit_rlvr.conformance.functions import check_estimator, check_loss
 from lit_rlvr.conformance.properties import Finding, loss_and_gradient

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from lit_rlvr.commands.filter import pass_rate, rate_histogram
 from lit_rlvr.datamodules import LesionCount, TextMath
 from lit_rlvr.datamodules.reading.readers import as_row
-from lit_rlvr.evaluation.filter import pass_rate, rate_histogram
 from lit_rlvr.types import Sample
 
 CLI = Callable[..., Any]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lit_rlvr.evaluation.tune import mixed_share
+from lit_rlvr.commands.tune import mixed_share
 from lit_rlvr.training import module as training_module
 
 CLI = Callable[..., Any]

@@ -12,10 +12,10 @@ from lit_rlvr import algorithms, rewards
 from lit_rlvr.advantages import REGISTRY, Advantage
 from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.commands.check.checkup import check_reward, written
+from lit_rlvr.commands.check.losses import Finding, check_advantage, check_algorithm
+from lit_rlvr.commands.check.parity import build_object
 from lit_rlvr.commands.check.printed_reward import print_checkup, print_stages
-from lit_rlvr.commands.check.properties import Finding, check_advantage, check_algorithm
 from lit_rlvr.commands.check.sets import read_set
-from lit_rlvr.commands.parity.command import build_object
 from lit_rlvr.common.settings import dotted_path_of
 from lit_rlvr.common.terminal import Terminal, show_result
 from lit_rlvr.configs import Parser, find_config, load_config

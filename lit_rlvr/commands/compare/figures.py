@@ -15,6 +15,7 @@ import torch
 from lit_rlvr.advantages import GroupBatch
 from lit_rlvr.advantages.base import REGISTRY, Advantage
 from lit_rlvr.commands.compare.axes import cell_colours, draw_cells, draw_legend, draw_line, new_figure, save_figure
+from lit_rlvr.commands.compare.learning_rates import families
 from lit_rlvr.commands.compare.numbers import (
     FinishedRun,
     at_validations,
@@ -25,7 +26,6 @@ from lit_rlvr.commands.compare.numbers import (
     smoothed,
     spread,
 )
-from lit_rlvr.commands.compare.rates import families
 from lit_rlvr.commands.compare.significance import performance_profile, stratified_band
 from lit_rlvr.commands.compare.study import ALL_TASKS, BEFORE, Study
 

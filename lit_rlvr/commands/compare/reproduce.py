@@ -15,10 +15,10 @@ from typing import Any
 
 from lit_rlvr.commands.compare.claims import claims_section, decide, lacking_pairs
 from lit_rlvr.commands.compare.command import FailedCells, add_execution_options, check_suites, compare
-from lit_rlvr.commands.compare.folder import EVALUATION
 from lit_rlvr.commands.compare.printed import Paper, PrintedTable, PrintedValue, load_printed
 from lit_rlvr.commands.compare.significance import LEVEL, difference_test, holm
 from lit_rlvr.commands.compare.study import Study, load_study
+from lit_rlvr.commands.compare.study_folder import EVALUATION
 from lit_rlvr.commands.compare.tables import percent
 from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.packages import require

@@ -14,7 +14,7 @@ from PIL import Image
 from lit_rlvr.advantages import EasyFocused, GRPOAdvantage, HardFocused
 from lit_rlvr.commands.compare.axes import draw_cells
 from lit_rlvr.commands.compare.figures import band, draw_figures, draw_signal, signal
-from lit_rlvr.commands.compare.folder import State
+from lit_rlvr.commands.compare.learning_rates import families
 from lit_rlvr.commands.compare.numbers import (
     FinishedRun,
     against_baseline,
@@ -25,8 +25,8 @@ from lit_rlvr.commands.compare.numbers import (
     smoothed,
     study_results,
 )
-from lit_rlvr.commands.compare.rates import families
 from lit_rlvr.commands.compare.study import Cell, Study
+from lit_rlvr.commands.compare.study_folder import State
 from lit_rlvr.commands.compare.tables import Table, plus_minus, report, suite_tables
 
 VALUES = {"base": [0.2, 0.3, 0.4], "other": [0.3, 0.5, 0.7]}

@@ -20,8 +20,8 @@ from lit_rlvr.common.files import has_fields, not_writable, write_atomically
 from lit_rlvr.configs import changes
 from lit_rlvr.distributed.checkpoints import list_checkpoints
 from lit_rlvr.errors import UserError
-from lit_rlvr.run.export import cached_export, is_run
 from lit_rlvr.run.outputs import is_complete
+from lit_rlvr.run.saved_model import cached_export, is_run
 
 _log = logging.getLogger("lit_rlvr")
 CONFIG = "cell.yaml"

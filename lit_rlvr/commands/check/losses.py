@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_rlvr.advantages import Advantage, AdvantageFunction, GroupBatch, resolve_advantage
 from lit_rlvr.algorithms import RLVRModule
-from lit_rlvr.commands.parity.replay import FrozenBatch, algorithm_step, frozen_inputs, read_batch
+from lit_rlvr.commands.check.replay import FrozenBatch, algorithm_step, frozen_inputs, read_batch
 from lit_rlvr.common.returned import require_advantages
 from lit_rlvr.conformance import Finding, Step, batches, loss_and_gradient, properties
 

@@ -1,30 +1,19 @@
-"""Descriptions of a config before training: `fit --dry-run`, `preview` and `split`."""
+"""`lit-rlvr fit --dry-run`: checks a config without weights, and describes the run."""
 
 from __future__ import annotations
 
-import json
-import logging
 import math
-import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
-
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
-from rich.rule import Rule
 
 from lit_rlvr.advantages import REGISTRY
 from lit_rlvr.commands.plan.gpus import GIB
 from lit_rlvr.commands.plan.strategies import describe_run
-from lit_rlvr.common.files import check_new, write_atomically
+from lit_rlvr.commands.preview import describe_prompts, describe_set, print_prompts
 from lit_rlvr.common.terminal import Terminal, show_result
-from lit_rlvr.datamodules.reading.readers import as_row
 from lit_rlvr.environments.base import environment_fingerprint
-from lit_rlvr.errors import UserError, check_all, check_within, shown
+from lit_rlvr.errors import check_all, shown
 from lit_rlvr.objectives import resolve_correction
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rollout.callback import RolloutCallback, rollout_of
@@ -38,14 +27,12 @@ from lit_rlvr.training.optimizer import (
     warn_of_high_rate,
     warn_of_long_warmup,
 )  # fmt: skip
-from lit_rlvr.types import Prompt, Sample
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
     from lit_rlvr.algorithms import RLVRModule
     from lit_rlvr.datamodules import PromptDataModule
-    from lit_rlvr.datamodules.base import Split
     from lit_rlvr.run.warm_start import WarmStart
 
 
@@ -232,144 +219,3 @@ def print_run(found: Mapping[str, Any]) -> None:
         soft_wrap=True,
     )
     print_prompts(found["prompts"])
-
-
-IMAGE_SOFTWARE = "lit-rlvr preview"
-"""Mark in the pictures of `preview`, which a later preview may replace."""
-
-
-def describe_prompts(data: PromptDataModule, split: Split, count: int, folder: Path | None) -> dict[str, Any]:
-    """Return the first prompts of a set with their token counts and answers, and a summary of the set.
-
-    Args:
-        count: number of prompts.
-        folder: folder for their images, created if there are any; None = save none.
-
-    Raises:
-        UserError: there is no such set, or `count` is not positive.
-    """
-    check_within("[1, inf)", "preview", prompts=count)
-    data.setup("test" if split == "test" else "fit")
-    prompts = data.prompts[split]
-    if not prompts:
-        raise UserError(f"--split: there is no {split} set")
-    return {
-        "set": f"{data.name} {split}",
-        "count": len(prompts),
-        "prompts": [_describe_prompt(data, prompt, folder) for prompt in prompts[:count]],
-        "summary": describe_set(data, split),
-    }
-
-
-def _describe_prompt(data: PromptDataModule, prompt: Prompt, folder: Path | None) -> dict[str, Any]:
-    sample = prompt.sample
-    return {
-        "id": sample.id,
-        "text": data.render(sample),
-        "tokens": len(prompt.token_ids),
-        "answer": sample.answer,
-        "aliases": list(sample.aliases),
-        "options": list(sample.options),
-        "category": sample.category,
-        "images": [describe_image(data, prompt, i, folder) for i in range(len(sample.images))],
-    }
-
-
-def print_prompts(found: dict[str, Any]) -> None:
-    """Print the result of `describe_prompts`."""
-    console = Terminal()
-    split = found["set"].rpartition(" ")[2]
-    for number, prompt in enumerate(found["prompts"], 1):
-        console.print(Rule(f"{split} {number} of {found['count']}: {prompt['id']}", align="left", characters="-"))
-        console.print(prompt["text"], soft_wrap=True)
-        console.print(Rule(characters="-"))
-        facts = [f"{prompt['tokens']} tokens", f"answer {prompt['answer']!r}"]
-        facts += [f"or {' or '.join(map(repr, prompt['aliases']))}"] * bool(prompt["aliases"])
-        facts += [f"options {prompt['options']}"] * bool(prompt["options"])
-        facts += [f"category {prompt['category']!r}"] * bool(prompt["category"])
-        for k, image in enumerate(prompt["images"], 1):
-            place = f", {image['file']}" if image["file"] else ""
-            facts.append(f"image {k}: {image['tokens']} tokens, {image['width']} x {image['height']} pixels{place}")
-        console.print("; ".join(facts), soft_wrap=True)
-    console.print(found["summary"], soft_wrap=True)
-
-
-def describe_image(data: PromptDataModule, prompt: Prompt, number: int, folder: Path | None) -> dict[str, Any]:
-    """Return the size of an image of a prompt as the model sees it, and the file in `folder` that it is saved to."""
-    pixels = data.prepare(prompt).pixels
-    assert pixels is not None, "the prompt has images"
-    image = pixels.images[number]
-    path = None if folder is None else _save_image(image, f"{prompt.sample.id}-{number + 1}", folder)
-    tokens = len(pixels.placeholders[number])
-    return {"tokens": tokens, "width": image.width, "height": image.height, "file": path and str(path)}
-
-
-def _save_image(image: Image.Image, name: str, folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / (re.sub(r"[^\w.-]+", "_", name) + ".png")
-    if path.exists() and Image.open(path).info.get("Software") != IMAGE_SOFTWARE:
-        raise UserError(f"--out: {path} exists and is not a picture of `lit-rlvr preview`; choose another folder")
-    made_by = PngInfo()
-    made_by.add_text("Software", IMAGE_SOFTWARE)
-    image.save(path, pnginfo=made_by)
-    return path
-
-
-def describe_set(data: PromptDataModule, split: Split) -> str:
-    """Return a line with the number and lengths of the prompts, and the number of rows left out."""
-    lengths = sorted(len(prompt.token_ids) for prompt in data.prompts[split])
-    left_out = f"{len(data.bad_rows[split])} rows could not be used, {len(data.too_long[split])} prompts were too long"
-    spread = f"{lengths[0]} to {lengths[-1]} tokens, median {median(lengths):g}"
-    return f"{data.name} {split}: {len(lengths)} prompts of {spread}; {left_out}"
-
-
-_log = logging.getLogger("lit_rlvr")
-SETS: tuple[Split, ...] = ("train", "validation", "test")
-
-
-def write_split(data: PromptDataModule, out: Path) -> list[Path]:
-    """Write the rows of each set to a file, including rows that training drops for their length.
-
-    Args:
-        out: folder for `train.jsonl`, `validation.jsonl` and `test.jsonl`.
-
-    Returns:
-        The files written. Paths of images in them are relative to `out`.
-
-    Raises:
-        UserError: one of the files exists, or there are no rows.
-    """
-    for split in SETS:
-        check_new(out / f"{split}.jsonl", "--out")
-    from_file = any(location is not None for location in data.locations.values())
-    written = []
-    for split in SETS:
-        samples = data.load(split)
-        if samples:
-            path = out / f"{split}.jsonl"
-            rows = [_with_moved_images(as_row(sample, from_file), sample, out) for sample in samples]
-            write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-            _log.info("%s: %d rows", path, len(rows))
-            written.append(path)
-    if not written:
-        raise UserError(f"data: {data.name} has no rows to write")
-    return written
-
-
-def _with_moved_images(row: dict[str, Any], sample: Sample, out: Path) -> dict[str, Any]:
-    """Return a row whose relative image paths start from the folder `out` instead of that of its file."""
-    sources = getattr(sample.images, "sources", ())
-    paths = [Path(source) for source in sources if isinstance(source, str | Path)]
-
-    def moved(cell: Any) -> Any:
-        if isinstance(cell, Mapping):
-            return {name: moved(value) for name, value in cell.items()}
-        if isinstance(cell, list):
-            return [moved(value) for value in cell]
-        if isinstance(cell, str) and cell and not Path(cell).is_absolute():
-            for path in paths:
-                if path.parts[-len(Path(cell).parts) :] == Path(cell).parts:
-                    return os.path.relpath(path, out)
-        return cell
-
-    return {name: moved(cell) for name, cell in row.items()} if paths else row

@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from lit_rlvr.algorithms import RLVRModule
-from lit_rlvr.commands.parity.replay import load_arrays, replay
+from lit_rlvr.commands.check.replay import load_arrays, replay
 from lit_rlvr.common.files import check_new
 from lit_rlvr.common.terminal import Terminal, show_result, table_of
 from lit_rlvr.configs import Parser, load_yaml
@@ -129,7 +129,7 @@ def build_object(spec: Any, where: str, kind: type = RLVRModule) -> Any:
     """
     from jsonargparse import ArgumentError
 
-    from lit_rlvr.cli.errors import explain_parse_error
+    from lit_rlvr.cli.error_lines import explain_parse_error
 
     if not isinstance(spec, str) and not (isinstance(spec, dict) and "class_path" in spec):
         raise UserError(f"{where}: must be {{class_path: ..., init_args: ...}} or the name of a class")

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentError, Namespace
 
-from lit_rlvr.cli.commands import NOT_PARSED
+from lit_rlvr.commands.registry import NOT_PARSED
 from lit_rlvr.common.files import write_failure
 from lit_rlvr.configs import INHERITED, TOP_KEYS
 from lit_rlvr.errors import (

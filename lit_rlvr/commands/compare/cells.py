@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_rlvr.commands.compare.folder import CellCommand, next_command
 from lit_rlvr.commands.compare.study import Cell, Study
+from lit_rlvr.commands.compare.study_folder import CellCommand, next_command
 from lit_rlvr.common.packages import require
 from lit_rlvr.common.terminal import printable
 from lit_rlvr.errors import UserError

@@ -14,8 +14,8 @@ from importlib import import_module
 from io import StringIO
 from typing import Literal
 
-from lit_rlvr.cli.commands import COMMANDS, WITHOUT_RESULT, registered_commands
 from lit_rlvr.cli.early_check import IndexedNames
+from lit_rlvr.commands.registry import COMMANDS, WITHOUT_RESULT, registered_commands
 from lit_rlvr.configs import Parser, shipped_configs
 
 COMPLETION_SCRIPT = """\

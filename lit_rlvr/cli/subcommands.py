@@ -1,4 +1,4 @@
-"""The Trainer of runs with our commands that take a whole config, as LightningCLI wants them."""
+"""The commands that take a whole config: methods of a Trainer, as LightningCLI wants them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_rlvr.cli.inspect import describe_prompts, print_prompts, write_split
+from lit_rlvr.commands.filter import filter_prompts
 from lit_rlvr.commands.plan.gpus import GPUs
 from lit_rlvr.commands.plan.show import show_plan
 from lit_rlvr.commands.plan.strategies import describe_job
+from lit_rlvr.commands.preview import describe_prompts, print_prompts
+from lit_rlvr.commands.split import write_split
+from lit_rlvr.commands.tune import Tuner, write_tuned
 from lit_rlvr.common.terminal import show_result
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.datamodules.base import Split
-from lit_rlvr.evaluation.filter import filter_prompts
-from lit_rlvr.evaluation.tune import Tuner, write_tuned
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rewards.references import check_references
 from lit_rlvr.rollout.callback import rollout_of

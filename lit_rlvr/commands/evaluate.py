@@ -41,8 +41,8 @@ from lit_rlvr.rewards.combine import score_rollout
 from lit_rlvr.rewards.references import check_references
 from lit_rlvr.rollout.episodes import begins, check_turns
 from lit_rlvr.rollout.limits import LengthRequirement, within_context
-from lit_rlvr.run.export import is_run, resolve_run_model
 from lit_rlvr.run.folder import lock_folder
+from lit_rlvr.run.saved_model import is_run, resolve_run_model
 from lit_rlvr.training.validation import EvaluatingModule
 from lit_rlvr.types import Prompt, Sampling
 

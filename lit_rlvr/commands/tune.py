@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 
+from lit_rlvr.commands.filter import open_sampler, pass_rate, prompts_to_sample
 from lit_rlvr.common.files import check_new, write_atomically
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.common.terminal import Terminal, table_of
 from lit_rlvr.datamodules.reading.readers import as_row
 from lit_rlvr.errors import UserError, check_within
-from lit_rlvr.evaluation.filter import open_sampler, pass_rate, prompts_to_sample
 from lit_rlvr.evaluation.records import RecordRow, group_rows
 from lit_rlvr.evaluation.sampler import Sampler
 from lit_rlvr.policy.loading import load_model_config

@@ -1,5 +1,4 @@
-"""`lit-rlvr export RUN --to DIR`: writes a run's weights, or adapters merged into their base model, as a Hugging Face
-folder."""
+"""The trained model of a run: reads it from a checkpoint, and writes it as a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -17,8 +16,7 @@ from torch import Tensor
 from lit_rlvr.common.files import check_writable, writing
 from lit_rlvr.common.packages import require
 from lit_rlvr.common.seeds import derive_seed
-from lit_rlvr.common.terminal import show_result
-from lit_rlvr.configs import Parser, read_config
+from lit_rlvr.configs import read_config
 from lit_rlvr.datamodules.reading.cells import lookup
 from lit_rlvr.distributed.checkpoints import is_sharded, last_checkpoint, read_checkpoint
 from lit_rlvr.errors import UserError
@@ -39,22 +37,6 @@ from lit_rlvr.policy.loading import (
 from lit_rlvr.policy.sources import ADAPTER_CONFIG, adapter_base, cache_folder, made_once, resolve_model
 
 PREFIX = "policy.model."
-
-
-def run(command: str, arguments: list[str]) -> None:
-    """Run the command line of `export`."""
-    parser = Parser(prog=f"lit-rlvr {command}", description=__doc__)
-    parser.add_argument(
-        "run", type=str, help="run folder, or one of its checkpoints; or a folder with adapters of peft"
-    )
-    parser.add_argument("--to", type=str, required=True, help="folder to write; it must not exist yet")
-    parser.add_argument("--dtype", type=str, default="float32", help="type of the written weights: float32 or bfloat16")
-    config = parser.parse_args(arguments)
-    target = export_run(Path(config.run), Path(config.to), config.dtype)
-    show_result(
-        {"folder": str(target), "dtype": config.dtype},
-        lambda: print(f"{target}: loads with transformers' from_pretrained and with vLLM"),
-    )
 
 
 def export_run(run: Path, target: Path, dtype: str = "float32") -> Path:
