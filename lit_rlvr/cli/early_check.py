@@ -1,6 +1,6 @@
 """Finds misspelt options, configs and classes in a command line before torch and Lightning are imported.
 
-The names come from `options.json`, which `python benchmarks/options_page.py` writes from the parsers of the commands.
+The names come from `options.json`, which `python docs/scripts/options_page.py` writes from the parsers of the commands.
 Where it does not say enough (a class of the user's, another version of Lightning), nothing is refused here, and the
 parser decides.
 """

@@ -4,7 +4,7 @@ P prompts, G completions each, B = P * G; n_i tokens of completion i in the loss
 A advantage, r reward, c correct (0 or 1), s reward of the reference model, mu and sd mean and population standard
 deviation of a group. All losses have the batch's `advantages`. An advantage is 0 in a group whose rewards are equal.
 
-`benchmarks/conformance.py` computes the results by loops over numbers that import nothing of this package, with 60
+`tests/conformance/freeze.py` computes the results by loops over numbers that import nothing of this package, with 60
 digits for losses and float64 for advantages. Names with a slash are those of verl, frozen from its own functions.
 """
 

@@ -20,7 +20,7 @@ from lit_rlvr.configs import shipped_configs
 from lit_rlvr.errors import UserError
 from lit_rlvr.run.trackers.callback import TRACKER_NAMES
 
-REGENERATE = "run: python benchmarks/options_page.py > docs/reference.md"
+REGENERATE = "run: python docs/scripts/options_page.py > docs/reference.md"
 WRONG = [
     "fit --confg quickstart",
     "fit --config quickstar",

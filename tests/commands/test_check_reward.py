@@ -315,7 +315,7 @@ def test_the_error_of_advantages_is_the_sum_over_all_groups(accuracy: float, mis
 )
 def test_gold_completions_of_shipped_rewards_are_paid(reward: type[Reward], data: str | None) -> None:
     judge = reward()
-    samples = read_set(f"{ROOT}/benchmarks/checkup/{data}.jsonl" if data else "SyntheticSQL", 12, 0)
+    samples = read_set(f"{ROOT}/docs/scripts/checkup/{data}.jsonl" if data else "SyntheticSQL", 12, 0)
     golds = read_golds(judge, samples, "")
     results = judge.score([(Completion(gold.text, (), "stop"), gold.sample) for gold in golds])
     assert all(result.correct for result in results)

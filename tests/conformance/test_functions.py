@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import freeze
 import numpy as np
 import pytest
 import torch
@@ -31,9 +32,9 @@ def failed(findings: list[Finding]) -> list[str]:
     return [finding.name for finding in findings if not finding.ok]
 
 
-def benchmark(name: str) -> ModuleType:
+def page_script(name: str) -> ModuleType:
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "benchmarks")
+        patch.syspath_prepend(ROOT / "docs/scripts")
         return importlib.import_module(name)
 
 
@@ -42,14 +43,14 @@ def benchmark(name: str) -> ModuleType:
 
 @pytest.mark.parametrize("name", OWN)
 def test_our_loss_conforms(name: str) -> None:
-    findings = benchmark("conformance_page").our_findings(name)
+    findings = page_script("conformance_page").our_findings(name)
     assert failed(findings) == [] and len(findings) == 15
     assert max(finding.measured for finding in findings[: len(BATCHES)]) < 1e-13
 
 
 @pytest.mark.parametrize("name", ADVANTAGES)
 def test_our_advantage_conforms(name: str) -> None:
-    findings = check_estimator(benchmark("conformance_page").our_estimator(name), name)
+    findings = check_estimator(page_script("conformance_page").our_estimator(name), name)
     assert failed(findings) == [] and len(findings) == 8
 
 
@@ -61,11 +62,10 @@ def test_parity_gives_the_frozen_values_too() -> None:
 
 
 def test_the_frozen_values_are_those_of_the_loops_and_the_script() -> None:
-    script = benchmark("conformance")
-    assert set(OWN) == script.TERMS.keys() and ADVANTAGES.keys() == script.slow.SLOW.keys()
+    assert set(OWN) == freeze.TERMS.keys() and ADVANTAGES.keys() == freeze.slow.SLOW.keys()
     for name in BATCHES:
         with np.load(DATA / f"{name}.npz") as stored:
-            again = script.with_results(script.MAKERS[name]())
+            again = freeze.with_results(freeze.MAKERS[name]())
             assert set(stored.files) == again.keys()
             for key in stored.files:
                 np.testing.assert_allclose(stored[key], again[key], rtol=1e-14, atol=0, err_msg=f"{name}: {key}")
@@ -226,8 +226,8 @@ def test_what_is_no_loss_is_refused_in_one_line() -> None:
 
 def test_the_page_says_who_passes() -> None:
     """Ours and TRL's measured again, verl's from what was stored."""
-    page = benchmark("conformance_page")
-    assert page.PAGE.read_text() == page.rendered(), "run: python benchmarks/conformance_page.py"
+    page = page_script("conformance_page")
+    assert page.PAGE.read_text() == page.rendered(), "run: python docs/scripts/conformance_page.py"
 
 
 def test_the_loss_of_the_page_conforms_and_fails_as_it_says() -> None:

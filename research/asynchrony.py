@@ -17,11 +17,15 @@ k = 0 with vLLM on the GPUs that train, k = 0 with servers, and k > 0, each with
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "docs/scripts"))
 from common import make_parser, print_result, say
 from plots import Panel, draw
 from simulation import Setting, measure, shares_of, without_shared_queue
@@ -40,7 +44,7 @@ def planned(model: str, trainers: int, servers: int, lengths: np.ndarray, option
     Args:
         servers: GPUs that generate; 0 = those that train, each of them for its own share of the prompts.
     """
-    from sizing import MICROBATCH_TOKENS, job
+    from sizing_page import MICROBATCH_TOKENS, job
 
     from lit_rlvr.commands.plan.gpus import GIB, GPUs
     from lit_rlvr.commands.plan.memory import Lengths, kv_bytes_per_token

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 from common import make_parser, print_result, print_table, say
 
 from lit_rlvr.common.packages import is_installed

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 from common import make_parser, print_result, print_table
 
 from lit_rlvr import algorithms

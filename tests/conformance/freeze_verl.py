@@ -1,6 +1,6 @@
 """Freeze what verl's own loss functions give on the kit's batches, and what the kit measures of them.
 
-    python benchmarks/conformance_verl.py      # lit_rlvr/conformance/data/verl.npz
+    python tests/conformance/freeze_verl.py      # lit_rlvr/conformance/data/verl.npz
 
 It needs verl at commit b178a3c. core_algos.py of that commit is enough, with `masked_sum` and `masked_mean` of
 verl/utils/torch_functional.py and verl/utils/groupwise.py; its other imports are only names in annotations.

@@ -1,6 +1,6 @@
 """Write the table of docs/checkup.md: the errors of the shipped rewards on rewritten answers and short texts.
 
-python benchmarks/checkup.py
+python docs/scripts/checkup_page.py
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from lit_rlvr.commands.check.error_rates import Rate
 from lit_rlvr.commands.check.sets import read_set
 
 HERE = Path(__file__).parent
-PAGE = HERE.parent / "docs/checkup.md"
-BEGIN, END = "<!-- python benchmarks/checkup.py -->", "<!-- end -->"
+PAGE = HERE.parent / "checkup.md"
+BEGIN, END = "<!-- python docs/scripts/checkup_page.py -->", "<!-- end -->"
 ROWS, SECONDS = 100, 600.0
 SETS = (
     ("MathAnswer", "package:svamp/train.jsonl"),
-    ("MathAnswer", "benchmarks/checkup/math.jsonl"),
-    ("Choice", "benchmarks/checkup/choice.jsonl"),
-    ("OpenAnswer", "benchmarks/checkup/open.jsonl"),
+    ("MathAnswer", "docs/scripts/checkup/math.jsonl"),
+    ("Choice", "docs/scripts/checkup/choice.jsonl"),
+    ("OpenAnswer", "docs/scripts/checkup/open.jsonl"),
     ("SQLExecution", "SyntheticSQL"),
-    ("CodeTests", "benchmarks/checkup/code.jsonl"),
+    ("CodeTests", "docs/scripts/checkup/code.jsonl"),
 )
 """Reward, and the rows that it judges."""
 
@@ -53,8 +53,8 @@ def kinds(found: Checkup, keeps: bool) -> str:
 def table() -> str:
     """Measure all rewards, and return the table with its date."""
     lines = [
-        f"Measured on {date.today().isoformat()} by `benchmarks/checkup.py`, with 95 % intervals. After a kind stand "
-        "its errors and its texts.\n",
+        f"Measured on {date.today().isoformat()} by `docs/scripts/checkup_page.py`, with 95 % intervals. After a kind "
+        "stand its errors and its texts.\n",
         "| reward | rows | right texts not paid | kinds | wrong texts paid | kinds |",
         "|---|---|---|---|---|---|",
     ]

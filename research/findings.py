@@ -204,7 +204,7 @@ def command(name: str) -> str:
     """Return the command that runs a study of the page."""
     here = own_study(name)
     there = f"lit-rlvr compare studies/claims/{name}"
-    return f"cd benchmarks; lit-rlvr compare {here.name}" if here.is_file() else there
+    return f"cd research; lit-rlvr compare {here.name}" if here.is_file() else there
 
 
 def section(name: str, results: Mapping[str, Any]) -> str:
@@ -539,7 +539,7 @@ def where_losses_differ(found: Mapping[str, Any]) -> str:
         losses.append(f"| {label(name)} | " + " | ".join(map(cosine_and_norm, cells)) + " |")
     return "\n\n".join([
         "## Where do the losses differ?",
-        f"`python benchmarks/mechanism.py --out DIR`: {len(settings)} settings x {len(found['warm_starts'])} warm "
+        f"`python research/mechanism.py --out DIR`: {len(settings)} settings x {len(found['warm_starts'])} warm "
         f"starts, {found['rollouts']} rollouts each, of which one in {found['every']} is measured.",
         wrapped(READINGS["mechanism"].format(**mechanism_numbers(found))),
         "![cosines and norms of the losses' gradients](findings/mechanism.png)",

@@ -1,8 +1,8 @@
 """Write what the conformance kit expects: its frozen batches, with the results of the published methods.
 
-    python benchmarks/conformance.py      # lit_rlvr/conformance/data/{regular,ragged,on_policy}.npz
+    python tests/conformance/freeze.py      # lit_rlvr/conformance/data/{regular,ragged,on_policy}.npz
 
-The results come from the loops in tests/algorithms/slow_loops.py, which are written from the papers and import nothing
+The results come from the loops in tests/helpers/slow_loops.py, which are written from the papers and import nothing
 of lit_rlvr: over 60-digit numbers for losses, in float64 for advantages.
 
 A new loss is a line in `TERMS` and one in `lit_rlvr/conformance/published.py`.
@@ -20,7 +20,7 @@ from mpmath import mpf
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.conformance.batches import DATA
 
-sys.path.append(str(Path(__file__).parent.parent / "tests/algorithms"))
+sys.path.append(str(Path(__file__).parent.parent / "helpers"))
 import slow_loops as slow
 
 TERMS: dict[str, Callable[[slow.Case, list[mpf]], slow.Term]] = {

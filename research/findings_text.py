@@ -130,7 +130,7 @@ a claim is seen, or not seen, only if the difference has the same sign in each o
 more in a run, compare AAPO at equal steps first and at equal samples second, correct over three primary claims of a
 paper, and call all others exploratory.
 
-`python benchmarks/findings.py` makes this page from [the studies' results](findings), `--take NAME=DIR` takes new ones.
+`python research/findings.py` makes this page from [the studies' results](findings), `--take NAME=DIR` takes new ones.
 The registered claims in short:
 """
 

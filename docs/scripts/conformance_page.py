@@ -1,8 +1,8 @@
 """Write the tables of docs/conformance.md: who passes the kit, and the published formulas.
 
-    python benchmarks/conformance_page.py
+    python docs/scripts/conformance_page.py
 
-lit-rlvr and the installed TRL are measured here; of verl, `conformance_verl.py` stored what it measured.
+lit-rlvr and the installed TRL are measured here; of verl, `tests/conformance/freeze_verl.py` stored what it measured.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lit_rlvr.conformance.functions import check_estimator, check_loss, check_st
 from lit_rlvr.conformance.properties import Finding, Step
 from lit_rlvr.conformance.published import ADVANTAGES, LOSSES, Published
 
-PAGE = Path(__file__).parent.parent / "docs/conformance.md"
+PAGE = Path(__file__).parent.parent / "conformance.md"
 OURS = {name: "Reinforce" if name == "REINFORCE" else name for name in LOSSES if "/" not in name}
 """Published loss -> our class."""
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 from common import make_parser, print_result, print_table, say
 from real_sets import solution
 

@@ -12,7 +12,7 @@ A rollout has updates x prompts per minibatch prompts, so that more updates do n
 minibatch with one group that has a gradient, every loss that only weighs groups has cosine 1; `live groups` says how
 many a minibatch has.
 
-`--out DIR` writes DIR/results.json and DIR/mechanism.png; `benchmarks/findings.py --take mechanism=DIR` shows them on
+`--out DIR` writes DIR/results.json and DIR/mechanism.png; `research/findings.py --take mechanism=DIR` shows them on
 docs/findings.md.
 """
 
@@ -29,6 +29,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import passive  # noqa: F401
 import torch
 from common import make_parser, print_result, print_table, say

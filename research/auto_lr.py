@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import sys
 from collections import defaultdict
 from pathlib import Path
 from statistics import fmean, stdev
@@ -16,6 +17,7 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 from common import print_result, print_table
 from matplotlib import pyplot
 from scipy.stats import t

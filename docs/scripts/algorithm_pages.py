@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,14 @@ from statistics import mean
 from textwrap import fill
 
 from docstring_parser import parse
-from findings import learning_rates, read
 from options_page import options
 
 from lit_rlvr import advantages, algorithms
 
-DOCS = Path(__file__).parent.parent / "docs"
+sys.path.insert(0, str(Path(__file__).parents[2] / "research"))
+from findings import learning_rates, read
+
+DOCS = Path(__file__).parent.parent
 PAGES = DOCS / "algorithms"
 TABLE = re.compile(r"(?:^\|.*\n)+", re.M)
 END = re.compile(r"^At its best of three.*?\(index\.md#the-curves\)\)\.\n", re.M | re.S)

@@ -7,9 +7,11 @@ right by their own reference answer, and the share by another row's.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 from common import make_parser, print_result, print_table
 
 from lit_rlvr.datamodules import TextMath
