@@ -1,7 +1,10 @@
-"""Write the table of docs/algorithms/index.md, and the facts and the curve of each page next to it.
+"""Write what the documents say of each algorithm, from its record `lit_rlvr/algorithms/NAME.toml` and its class.
 
-The facts come from the classes (signatures, docstrings), the settings of TRL and verl from docs/coming_from_trl.md, the
-curves from the recorded runs in docs/findings. Everything else on a page is written by hand and stays.
+    python docs/scripts/algorithm_pages.py
+
+These are the table of docs/algorithms/index.md, the facts and the curve of each page next to it, README's list, the
+losses in docs/coming_from_trl.md, and docs/api/algorithms.md. The curves come from the recorded runs in docs/findings.
+Everything else on a page is written by hand and stays.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from docstring_parser import parse
 from options_page import options
 
 from lit_rlvr import advantages, algorithms
+from lit_rlvr.conformance.published import RECORDS, Record
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "research"))
 from findings import learning_rates, read
@@ -40,17 +44,18 @@ class Method:
         loss: the class that runs it, which may be another method's.
         advantages: registered names; the first one is the method's, others are variants of the same paper.
         study: the file in docs/findings with recorded runs of it; None = no run is recorded.
+        record: the record of its class; None = the method is an advantage under another method's loss.
     """
 
     page: str
     loss: str
     advantages: tuple[str, ...]
-    study: str | None = STUDY
+    study: str | None = None
+    record: Record | None = None
 
     @property
     def owns_loss(self) -> bool:
-        """False if the method is an advantage under another method's loss."""
-        return inspect.signature(getattr(algorithms, self.loss)).parameters["advantage"].default in self.advantages
+        return self.record is not None
 
     @property
     def estimators(self) -> list[type[advantages.Advantage]]:
@@ -68,37 +73,24 @@ class Method:
         return [*loss, *self.estimators] if self.owns_advantage else loss
 
 
+def method_of(record: Record) -> Method:
+    """Return the method of an algorithm, with its class's own advantage."""
+    default = inspect.signature(getattr(algorithms, record.loss)).parameters["advantage"].default
+    return Method(record.page, record.loss, (default,), record.study, record)
+
+
 CONTROLS = ("positive_dominant", "negative_dominant", "hard_focused", "easy_focused")
 METHODS = (
-    Method("grpo", "GRPO", ("grpo",)),
-    Method("dapo", "DAPO", ("grpo",)),
-    Method("dr_grpo", "DrGRPO", ("dr_grpo",)),
-    Method("gspo", "GSPO", ("grpo",)),
-    Method("cispo", "CISPO", ("grpo",)),
-    Method("sapo", "SAPO", ("grpo",)),
-    Method("vespo", "VESPO", ("grpo",)),
-    Method("luspo", "LUSPO", ("grpo",)),
-    Method("dppo", "DPPO", ("grpo",)),
-    Method("clip_cov", "ClipCov", ("grpo",)),
-    Method("kl_cov", "KLCov", ("grpo",)),
-    Method("m2po", "M2PO", ("grpo",)),
-    Method("fipo", "FIPO", ("grpo",), MORE),
-    Method("topr", "TOPR", ("dr_grpo",), MORE),
-    Method("dro", "DRO", ("dr_grpo",), MORE),
-    Method("gmpo", "GMPO", ("grpo",)),
-    Method("apmpo", "APMPO", ("grpo",)),
-    Method("gpg", "GPG", ("gpg",)),
-    Method("aapo", "AAPO", ("aapo",)),
+    *map(method_of, RECORDS),
     Method("agrae", "GRPO", ("agrae", *CONTROLS), "agrae"),
-    Method("grpo_lead", "GRPOLead", ("grpo_lead",)),
-    Method("reinforce", "Reinforce", ("reinforce",)),
-    Method("rloo", "Reinforce", ("rloo",), None),
-    Method("opo", "Reinforce", ("opo",), None),
-    Method("maxrl", "GRPO", ("maxrl",), None),
-    Method("pass_at_k", "GRPO", ("pass_at_k", "grpo_passk"), None),
-    Method("reinforce_pp", "GRPO", ("reinforce_pp",), None),
-    Method("gdpo", "GRPO", ("gdpo",), None),
+    Method("rloo", "Reinforce", ("rloo",)),
+    Method("opo", "Reinforce", ("opo",)),
+    Method("maxrl", "GRPO", ("maxrl",)),
+    Method("pass_at_k", "GRPO", ("pass_at_k", "grpo_passk")),
+    Method("reinforce_pp", "GRPO", ("reinforce_pp",)),
+    Method("gdpo", "GRPO", ("gdpo",)),
 )
+"""The algorithms, by their records, and the advantages that are methods under another method's loss."""
 
 
 def description(cls: type) -> str:
@@ -109,10 +101,10 @@ def description(cls: type) -> str:
 
 
 def papers(method: Method) -> list[str]:
-    """Return links to the papers that the docstrings name."""
-    numbers = [
-        number for cls in method.classes for number in re.findall(r"arXiv (\d+\.\d+)", inspect.getdoc(cls) or "")
-    ]
+    """Return links to the papers: those of the record, and those that the docstrings of advantages name."""
+    named = method.estimators if method.owns_advantage else []
+    numbers = [*(method.record.arxiv if method.record else [])]
+    numbers += [number for cls in named for number in re.findall(r"arXiv (\d+\.\d+)", inspect.getdoc(cls) or "")]
     return [f"[{number}](https://arxiv.org/abs/{number})" for number in dict.fromkeys(numbers)]
 
 
@@ -132,8 +124,10 @@ def needs(method: Method) -> str:
 
 
 def elsewhere(method: Method) -> tuple[str, str]:
-    """Return the settings of TRL and verl, by the row of docs/coming_from_trl.md whose third column names it."""
-    name = method.loss if method.owns_loss else method.advantages[0]
+    """Return the settings of TRL and verl: an advantage's are in the row of docs/coming_from_trl.md that names it."""
+    if method.record:
+        return method.record.trl, method.record.verl
+    name = method.advantages[0]
     for line in (DOCS / "coming_from_trl.md").read_text().splitlines():
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
         if len(cells) > 3 and cells[2].startswith(f"`{name}`"):
@@ -173,7 +167,16 @@ def facts(method: Method) -> Iterator[tuple[str, str]]:
 
 def title(page: str) -> str:
     """Return the heading of a page."""
-    return (PAGES / f"{page}.md").read_text().partition("\n")[0].removeprefix("# ")
+    return page_text(page).partition("\n")[0].removeprefix("# ")
+
+
+def page_text(page: str) -> str:
+    """Return a page as it is, or the beginning of a new one for an algorithm that has none yet."""
+    path = PAGES / f"{page}.md"
+    if path.is_file():
+        return path.read_text()
+    (record,) = [record for record in RECORDS if record.page == page]
+    return f"# {record.title}\n\n| | |\n"
 
 
 def index_row(method: Method) -> str:
@@ -198,7 +201,7 @@ def rendered(page: str) -> str:
     else:
         (method,) = [method for method in METHODS if method.page == page]
         table = "| | |\n|---|---|\n" + "".join(f"| {name} | {text} |\n" for name, text in facts(method))
-    text = TABLE.sub(lambda _: table, (PAGES / f"{page}.md").read_text(), count=1)
+    text = TABLE.sub(lambda _: table, page_text(page), count=1)
     return text if page == "index" or method.study not in (STUDY, MORE) else END.sub(lambda _: end(method), text)
 
 
@@ -243,12 +246,43 @@ def draw(method: Method) -> None:
     pyplot.close(figure)
 
 
+def with_table(file: Path, heading: str, rows: list[str]) -> str:
+    """Return a document with other rows in the first table below a heading; the table's two first lines stay."""
+    before, found, after = file.read_text().partition(heading)
+    assert found, f"{file}: {heading}"
+    return before + found + TABLE.sub(lambda old: "".join(old[0].splitlines(True)[:2]) + "".join(rows), after, count=1)
+
+
+def api_page(file: Path) -> str:
+    """Return the Python reference with an entry for each algorithm, after those of their base classes."""
+    entries = []
+    for record in RECORDS:
+        own = vars(getattr(algorithms, record.loss))
+        members = ", ".join(name for name in ("objective", "select", "observe") if name in own)
+        entries.append(f"\n::: lit_rlvr.algorithms.{record.loss}\n    options:\n      members: [{members}]\n")
+    base = "".join(re.split(r"(?=\n:::)", file.read_text())[:3])
+    return base + "".join(entries)
+
+
+def documents() -> dict[Path, str]:
+    """Return every file that this script writes, with its text."""
+    readme, trl, api = DOCS.parent / "README.md", DOCS / "coming_from_trl.md", DOCS / "api/algorithms.md"
+    listed = [f"| `{record.loss}` | {record.paper} |\n" for record in RECORDS]
+    named = [f"| {record.trl} | {record.verl} | {record.here} | {record.same} |\n" for record in RECORDS if record.here]
+    return {
+        **{PAGES / f"{page}.md": rendered(page) for page in ("index", *(method.page for method in METHODS))},
+        readme: with_table(readme, "\n## Algorithms\n", listed),
+        trl: with_table(trl, "\n## Loss\n", named),
+        api: api_page(api),
+    }
+
+
 def main() -> None:
+    for path, text in documents().items():
+        path.write_text(text)
     for method in METHODS:
-        (PAGES / f"{method.page}.md").write_text(rendered(method.page))
         if method.study is not None:
             draw(method)
-    (PAGES / "index.md").write_text(rendered("index"))
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ from lit_rlvr.conformance.properties import Finding, Step
 from lit_rlvr.conformance.published import ADVANTAGES, LOSSES, Published
 
 PAGE = Path(__file__).parent.parent / "conformance.md"
-OURS = {name: "Reinforce" if name == "REINFORCE" else name for name in LOSSES if "/" not in name}
-"""Published loss -> our class."""
+OURS = [name for name in LOSSES if "/" not in name]
+"""The published losses with a class of ours, by its name."""
 
 TRL = "TRL " + ".".join(version("trl").split(".")[:2])
 EQUAL_SIZES = "a mean over the rows of a micro-batch, divided by their number: right if all have as many rows"
@@ -60,7 +60,7 @@ def our_findings(name: str) -> list[Finding]:
     """Measure our class for a published loss."""
 
     def prepare(batch: Batch) -> Step:
-        return algorithm_step(FrozenBatch(**vars(batch)), getattr(algorithms, OURS[name])(), batch.advantages)
+        return algorithm_step(FrozenBatch(**vars(batch)), getattr(algorithms, name)(), batch.advantages)
 
     return check_step(prepare, name)
 
@@ -71,8 +71,8 @@ def our_estimator(name: str) -> Callable[..., Tensor]:
 
 
 def our_rows() -> Iterator[Row]:
-    for name, cls in OURS.items():
-        yield Row("lit-rlvr", cls, name, failed(our_findings(name)))
+    for name in OURS:
+        yield Row("lit-rlvr", name, name, failed(our_findings(name)))
     for name in ADVANTAGES:
         yield Row("lit-rlvr", name, name, failed(check_estimator(our_estimator(name), name)))
 

@@ -5,13 +5,12 @@
 The results come from the loops in tests/helpers/slow_loops.py, which are written from the papers and import nothing
 of lit_rlvr: over 60-digit numbers for losses, in float64 for advantages.
 
-A new loss is a line in `TERMS` and one in `lit_rlvr/conformance/published.py`.
+A new loss is a line in `TERMS` there and a table `published` in its record, `lit_rlvr/algorithms/NAME.toml`.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,24 +22,6 @@ from lit_rlvr.conformance.batches import DATA
 sys.path.append(str(Path(__file__).parent.parent / "helpers"))
 import slow_loops as slow
 
-TERMS: dict[str, Callable[[slow.Case, list[mpf]], slow.Term]] = {
-    "GRPO": lambda c, a: slow.clipped_terms(c, a, "sequence_mean", 0.2, 0.2),
-    "DAPO": lambda c, a: slow.clipped_terms(c, a, "token_mean", 0.2, 0.28),
-    "DrGRPO": lambda c, a: slow.clipped_terms(c, a, "constant", 0.2, 0.2),
-    "GSPO": lambda c, a: slow.gspo_terms(c, a, 3e-4, 4e-4),
-    "CISPO": lambda c, a: slow.cispo_terms(c, a, "token_mean", 5.0),
-    "SAPO": lambda c, a: slow.sapo_terms(c, a, "sequence_mean", 1.0, 1.05),
-    "VESPO": lambda c, a: slow.vespo_terms(c, a, 2, 3, 3, 2),
-    "LUSPO": lambda c, a: slow.luspo_terms(c, a, 2e-3, 2.5e-3),
-    "DPPO": lambda c, a: slow.dppo_terms(c, a, "tv", 0.2, 0.2),
-    "FIPO": lambda c, a: slow.fipo_terms(c, a),
-    "TOPR": lambda c, a: slow.topr_terms(c, a),
-    "DRO": lambda c, a: slow.dro_terms(c, a, 0.05),
-    "GMPO": lambda c, a: slow.gmpo_terms(c, a, 0.4, 0.4),
-    "GPG": lambda c, a: slow.plain_terms(c, a, "token_mean"),
-    "REINFORCE": lambda c, a: slow.plain_terms(c, a, "token_mean"),
-}
-"""Published loss -> its terms, with the options that `published.py` states."""
 LONGEST = 12  # T_max of the regular batch
 
 
@@ -88,7 +69,7 @@ def with_results(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
     arrays = arrays | {"advantages": results["grpo/advantages"]}
     case = slow.Case(arrays, arrays["rewards"].shape[1], int(arrays["max_completion_length"]))
-    for name, terms in TERMS.items():
+    for name, terms in slow.TERMS.items():
         advantages = [mpf(float(v)) for v in arrays["advantages"].flatten()]
         loss, gradient = slow.loss_and_gradient(case, [terms(case, advantages)])
         results |= {f"{name}/loss": np.array(loss), f"{name}/dlogp": gradient}

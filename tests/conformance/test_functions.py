@@ -62,7 +62,7 @@ def test_parity_gives_the_frozen_values_too() -> None:
 
 
 def test_the_frozen_values_are_those_of_the_loops_and_the_script() -> None:
-    assert set(OWN) == freeze.TERMS.keys() and ADVANTAGES.keys() == freeze.slow.SLOW.keys()
+    assert set(OWN) == freeze.slow.TERMS.keys() and ADVANTAGES.keys() == freeze.slow.SLOW.keys()
     for name in BATCHES:
         with np.load(DATA / f"{name}.npz") as stored:
             again = freeze.with_results(freeze.MAKERS[name]())
@@ -72,7 +72,7 @@ def test_the_frozen_values_are_those_of_the_loops_and_the_script() -> None:
 
 
 def test_the_files_are_small() -> None:
-    assert sum(file.stat().st_size for file in DATA.glob("*.npz")) < 120_000
+    assert sum(file.stat().st_size for file in DATA.glob("*.npz")) < 5_000 * len(LOSSES)
 
 
 # ---- what is broken ----------------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def test_the_values_tell_one_published_loss_from_another() -> None:
     for name in OWN:
         wanted = {other: [expected(other, batch)["dlogp"] for batch in BATCHES] for other in OWN}
         alike = [other for other in OWN if all(map(torch.allclose, wanted[other], wanted[name]))]
-        assert alike == ([name] if name not in ("GPG", "REINFORCE") else ["GPG", "REINFORCE"])
+        assert alike == ([name] if name not in ("GPG", "Reinforce") else ["GPG", "Reinforce"])
 
 
 def test_a_broken_advantage_fails_where_it_is_broken() -> None:
@@ -287,7 +287,7 @@ class Loss:
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        (["--loss", "own:good", "--expect", "REINFORCE"], 0, "15 passed"),
+        (["--loss", "own:good", "--expect", "Reinforce"], 0, "15 passed"),
         (["--advantage", "own:centred", "--expect", "dr_grpo"], 0, "8 passed"),
         (["--loss", "own:bad"], 1, "instead of per optimizer step: divide by the counts of the whole step"),
         (["--loss", "own:worse"], 4, "--loss: 'own:worse' cannot be imported"),

@@ -657,3 +657,23 @@ def worst_error(ours: np.ndarray, theirs: np.ndarray, floor: float = 1e-30) -> f
     assert ours.shape == theirs.shape
     assert np.isfinite(ours).all()
     return float(np.max(np.abs(ours - theirs) / np.maximum(np.abs(theirs), floor), initial=0.0))
+
+
+TERMS: dict[str, Callable[[Case, Sequence[mpf]], Term]] = {
+    "GRPO": lambda c, a: clipped_terms(c, a, "sequence_mean", 0.2, 0.2),
+    "DAPO": lambda c, a: clipped_terms(c, a, "token_mean", 0.2, 0.28),
+    "DrGRPO": lambda c, a: clipped_terms(c, a, "constant", 0.2, 0.2),
+    "GSPO": lambda c, a: gspo_terms(c, a, 3e-4, 4e-4),
+    "CISPO": lambda c, a: cispo_terms(c, a, "token_mean", 5.0),
+    "SAPO": lambda c, a: sapo_terms(c, a, "sequence_mean", 1.0, 1.05),
+    "VESPO": lambda c, a: vespo_terms(c, a, 2, 3, 3, 2),
+    "LUSPO": lambda c, a: luspo_terms(c, a, 2e-3, 2.5e-3),
+    "DPPO": lambda c, a: dppo_terms(c, a, "tv", 0.2, 0.2),
+    "FIPO": lambda c, a: fipo_terms(c, a),
+    "TOPR": lambda c, a: topr_terms(c, a),
+    "DRO": lambda c, a: dro_terms(c, a, 0.05),
+    "GMPO": lambda c, a: gmpo_terms(c, a, 0.4, 0.4),
+    "GPG": lambda c, a: plain_terms(c, a, "token_mean"),
+    "Reinforce": lambda c, a: plain_terms(c, a, "token_mean"),
+}
+"""Published loss -> its terms, with the options that its record states."""
