@@ -171,6 +171,8 @@ def test_the_pages_of_algorithms_are_current(algorithm_pages: ModuleType) -> Non
     assert {method.loss for method in methods if method.owns_loss} | {"RLVRModule"} == {*algorithms.__all__}
     assert {name for method in methods for name in method.advantages} == advantages.REGISTRY.keys()
     assert all(algorithm_pages.papers(method) for method in methods)
+    for record in algorithm_pages.RECORDS:
+        assert record.arxiv[0] in (inspect.getdoc(getattr(algorithms, record.loss)) or ""), record.loss
     for method in methods:
         assert f"]({method.page}.png)" in pages[method.page].read_text() or method.study is None
 

@@ -22,7 +22,7 @@ from docstring_parser import parse
 from options_page import options
 
 from lit_rlvr import advantages, algorithms
-from lit_rlvr.conformance.published import RECORDS, Record
+from lit_rlvr.conformance.published import RECORDS, AlgorithmRecord
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "research"))
 from findings import learning_rates, read
@@ -51,7 +51,7 @@ class Method:
     loss: str
     advantages: tuple[str, ...]
     study: str | None = None
-    record: Record | None = None
+    record: AlgorithmRecord | None = None
 
     @property
     def owns_loss(self) -> bool:
@@ -63,8 +63,8 @@ class Method:
 
     @property
     def owns_advantage(self) -> bool:
-        """False if the method takes an earlier method's advantage."""
-        return next(method for method in METHODS if self.advantages[0] in method.advantages) is self
+        """False if the method takes another method's advantage, which has a page of its name."""
+        return self.advantages[0] == self.page
 
     @property
     def classes(self) -> list[type]:
@@ -73,7 +73,7 @@ class Method:
         return [*loss, *self.estimators] if self.owns_advantage else loss
 
 
-def method_of(record: Record) -> Method:
+def method_of(record: AlgorithmRecord) -> Method:
     """Return the method of an algorithm, with its class's own advantage."""
     default = inspect.signature(getattr(algorithms, record.loss)).parameters["advantage"].default
     return Method(record.page, record.loss, (default,), record.study, record)

@@ -38,8 +38,8 @@ class Published:
 
 
 @dataclass(frozen=True)
-class Record:
-    """What tables and pages say of an algorithm: `NAME.toml` beside its class, `lit_rlvr/algorithms/NAME.py`.
+class AlgorithmRecord:
+    """What tables and pages say of an algorithm: a file `NAME.toml` beside that of its class in `lit_rlvr/algorithms/`.
 
     Args:
         page: NAME, which is also that of its page in docs/algorithms.
@@ -70,11 +70,11 @@ class Record:
         return re.findall(r"arxiv\.org/abs/([\d.]+)", self.paper)
 
 
-def read_record(file: Path) -> Record:
+def read_record(file: Path) -> AlgorithmRecord:
     """Read the record of an algorithm."""
     values = tomllib.loads(file.read_text())
     published = values.pop("published", None)
-    return Record(file.stem, **values, published=published and Published(**published))
+    return AlgorithmRecord(file.stem, **values, published=published and Published(**published))
 
 
 RECORDS = sorted(

@@ -19,6 +19,7 @@ from lit_rlvr.commands.check.sets import read_set
 from lit_rlvr.common.settings import dotted_path_of
 from lit_rlvr.common.terminal import Terminal, show_result
 from lit_rlvr.configs import Parser, find_config, load_config
+from lit_rlvr.conformance.published import LOSSES
 from lit_rlvr.errors import UserError, check_within, user_line
 from lit_rlvr.rewards import FunctionReward, Reward
 from lit_rlvr.types import Sample
@@ -134,7 +135,7 @@ def show_judgement(name: str, reward: Reward, config: Any) -> None:
 
 
 def check(name: str, options: Mapping[str, Any]) -> list[Finding]:
-    """Measure the class or function that a name stands for.
+    """Measure the class or function that a name stands for; compare our losses with their published values.
 
     Args:
         options: the class's `init_args`.
@@ -157,7 +158,10 @@ def check(name: str, options: Mapping[str, Any]) -> list[Finding]:
         )
     path = dotted_path_of(target)
     instance = build_object({"class_path": path, "init_args": dict(options)}, f"check: {name}", kind)
-    return check_algorithm(instance) if kind is RLVRModule else check_advantage(instance)
+    if kind is Advantage:
+        return check_advantage(instance)
+    is_published = target in vars(algorithms).values() and target.__name__ in LOSSES and not options
+    return check_algorithm(instance, target.__name__ if is_published else None)
 
 
 def import_target(path: str) -> Any:

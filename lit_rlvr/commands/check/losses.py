@@ -14,12 +14,17 @@ from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.commands.check.replay import FrozenBatch, algorithm_step, frozen_inputs, read_batch
 from lit_rlvr.common.returned import require_advantages
 from lit_rlvr.conformance import Finding, Step, batches, loss_and_gradient, properties
+from lit_rlvr.conformance.functions import has_published_values
 
 
-def check_algorithm(algorithm: RLVRModule) -> list[Finding]:
+def check_algorithm(algorithm: RLVRModule, expect: str | None = None) -> list[Finding]:
     """Measure a loss with its advantage; do not train or change `algorithm`.
 
     A loss must not have a gradient where the advantage is 0, because training skips such completions.
+
+    Args:
+        algorithm: the loss.
+        expect: the published loss whose values and gradients it must have; None = compare with none.
 
     Raises:
         UserError: the loss has no gradient, or the class returns no loss.
@@ -32,7 +37,11 @@ def check_algorithm(algorithm: RLVRModule) -> list[Finding]:
     def estimate(batch: FrozenBatch) -> Tensor:
         return deepcopy(algorithm).estimate(batch.group)[0]
 
+    def prepare_frozen(batch: batches.Batch) -> Step:
+        return algorithm_step(FrozenBatch(**vars(batch)), deepcopy(algorithm), batch.advantages)
+
     return [
+        *([has_published_values(prepare_frozen, expect, name) for name in batches.BATCHES] if expect else []),
         properties.has_its_gradient(prepare, batch, algorithm.stops_gradient),
         properties.has_the_right_direction(prepare, batch),
         properties.rewards_what_is_right(estimate, batch),
