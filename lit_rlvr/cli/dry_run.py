@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from lit_rlvr.run.warm_start import WarmStart
 
 
-SHOWN_PROMPTS = 2
+PROMPTS = 2
 """Number of prompts that a dry run shows."""
 
 
@@ -185,7 +185,7 @@ def dry_run(run: PlannedRun) -> None:
         "run": run.settings(),
         "sizes": run.sizes(),
         "memory": run.memory(),
-        "prompts": describe_prompts(run.data, "train", SHOWN_PROMPTS, None),
+        "prompts": describe_prompts(run.data, "train", PROMPTS, None),
     }
     show_result(found, lambda: print_run(found))
 

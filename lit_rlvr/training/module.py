@@ -264,7 +264,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         """The most input tokens in a micro-batch: as given, or what running out of memory has left."""
         return self.budget.tokens
 
-    def correction(self, exact: bool) -> Correction:
+    def choose_correction(self, exact: bool) -> Correction:
         """Return the correction for completions of an engine.
 
         Args:
@@ -462,7 +462,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         assert rollout.versions is not None, "the source sets them in training"
         prepared = self.updater.prepare(
             rollout, scores, advantages, self.live_rows(rollout, advantages), minibatches,
-            self.correction(rollout.exact), self.updates - rollout.versions, self._trace,
+            self.choose_correction(rollout.exact), self.updates - rollout.versions, self._trace,
         )  # fmt: skip
         metrics = [self.measure_staleness(prepared, minibatches)]
         for prompts in minibatches:

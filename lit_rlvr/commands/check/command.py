@@ -143,7 +143,7 @@ def check(name: str, options: Mapping[str, Any]) -> list[Finding]:
     Raises:
         UserError: there is nothing of that name, it is neither an algorithm nor an advantage, or an option is wrong.
     """
-    target = REGISTRY.get(name) or (import_target(name) if "." in name else find_shipped(name))
+    target = REGISTRY.get(name) or (import_target(name) if "." in name else shipped_class(name))
     if not isinstance(target, type):
         if options:
             raise UserError(f"check: {name} is a function, which takes no options; leave out {', '.join(options)}")
@@ -174,7 +174,7 @@ def import_target(path: str) -> Any:
         raise UserError(f"check: {path!r} cannot be imported ({error}{where})") from error
 
 
-def find_shipped(name: str) -> type:
+def shipped_class(name: str) -> type:
     """Return a shipped class by its short name."""
     losses = {name: getattr(algorithms, name) for name in algorithms.__all__ if name != RLVRModule.__name__}
     found: dict[str, type] = losses | {cls.__name__: cls for cls in REGISTRY.values()}

@@ -102,7 +102,7 @@ def frozen_inputs(batch: FrozenBatch, algorithm: RLVRModule, logp: Tensor, advan
     given = advantages.to(logp.dtype)
     given = given.reshape(-1, 1) if advantages.shape == batch.rewards.shape else given  # (B, 1) or (B, T)
     rollout = batch.old if batch.rollout is None else batch.rollout
-    correction = algorithm.correction(exact=batch.rollout is None)
+    correction = algorithm.choose_correction(exact=batch.rollout is None)
     tokens, sequences = correction_weights(logp, batch.old, rollout, batch.mask, given, correction)
     if batch.objective_mask is not None:
         tokens = tokens * batch.objective_mask
