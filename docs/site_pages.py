@@ -20,6 +20,14 @@ INTRODUCTION = "<!-- README.md up to its first section -->"
 """Where index.md shows the beginning of the README."""
 
 
+def on_config(config: Any) -> Any:
+    """Add the pages of algorithms to the navigation, in the order and under the names of their table."""
+    pages = re.findall(r"^\| \[([^]]+)\]\((\w+\.md)\)", (DOCS / "algorithms/index.md").read_text(), re.M)
+    (section,) = [entry["Algorithms"] for entry in config.nav if "Algorithms" in entry]
+    section[1:1] = [{title: f"algorithms/{page}"} for title, page in pages]
+    return config
+
+
 def on_files(files: Files, config: Any) -> Files:
     """Add a page for every file outside docs/ that a page, or such a file, links to."""
     pages = [(DOCS / file.src_uri, (DOCS / file.src_uri).read_text()) for file in files.documentation_pages()]

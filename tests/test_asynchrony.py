@@ -1,4 +1,4 @@
-"""The simulation of `benchmarks/asynchrony.py`: steps counted by hand, and its rules at any time of a long run."""
+"""The simulation of `research/asynchrony.py`: steps counted by hand, and its rules at any time of a long run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONSTANT = np.full((4, 2), 10)
 @pytest.fixture(scope="module")
 def simulation() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+        patch.syspath_prepend(Path(__file__).parent.parent / "research")
         yield importlib.import_module("simulation")
 
 

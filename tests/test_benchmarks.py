@@ -14,7 +14,7 @@ import pandas
 import pytest
 from tiny_runs import child_environment
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+FOLDERS = [Path(__file__).parent.parent / name for name in ("benchmarks", "research")]
 ELSEWHERE = {
     "findings": "test_findings.py", "gpu": "test_gpu_benchmark.py", "outside": "test_docs.py",
     "peak_memory": "commands/test_plan.py",
@@ -32,7 +32,7 @@ def benchmark(run_folder: Path) -> Benchmark:
 
     def call(name: str, *arguments: str) -> dict[str, Any]:
         done = subprocess.run(
-            [sys.executable, BENCHMARKS / f"{name}.py", *arguments],
+            [sys.executable, *(path for folder in FOLDERS if (path := folder / f"{name}.py").is_file()), *arguments],
             env=child_environment(), cwd=run_folder, capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
@@ -44,9 +44,11 @@ def benchmark(run_folder: Path) -> Benchmark:
 
 
 def test_every_benchmark_has_a_tiny_run() -> None:
-    """The rows of the README's table, each run below or in another file."""
-    listed = set(re.findall(r"^\| `(\w+)\.py", (BENCHMARKS / "README.md").read_text(), re.M))
-    starts = {path.stem for path in BENCHMARKS.glob("*.py") if "make_parser(__doc__" in path.read_text()}
+    """The rows of both READMEs' tables, each run below or in another file."""
+    tables = "".join((folder / "README.md").read_text() for folder in FOLDERS)
+    listed = set(re.findall(r"^\| `(\w+)\.py", tables, re.M))
+    files = [path for folder in FOLDERS for path in folder.glob("*.py")]
+    starts = {path.stem for path in files if "make_parser(__doc__" in path.read_text()}
     here = set(re.findall(r'benchmark\(\n? *"(\w+)"', Path(__file__).read_text()))
     assert listed == starts | {"findings"} == here | ELSEWHERE.keys()
     for name, file in ELSEWHERE.items():

@@ -28,8 +28,8 @@ from transformers import TrainingArguments
 from trl import GRPOConfig
 
 from lit_rlvr import advantages, algorithms
-from lit_rlvr.cli import shell_completion
 from lit_rlvr.cli.main import COMMANDS, run
+from lit_rlvr.commands.completion import script as completion_script
 from lit_rlvr.common.packages import is_installed
 from lit_rlvr.configs import config_folder
 from lit_rlvr.engines.synced import trainer_logprobs
@@ -40,11 +40,11 @@ from lit_rlvr.types import Sampling
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(ROOT / "benchmarks")
+    patch.syspath_prepend(ROOT / "docs/scripts")
     from metrics_page import metrics_page
     from options_page import options_reference
 README = (ROOT / "README.md").read_text()
-TOPS = ("lit_rlvr", "datamodules", "tests", "benchmarks", "docs", "configs")
+TOPS = ("lit_rlvr", "datamodules", "tests", "benchmarks", "research", "docs", "configs")
 USERS = {"my_task.py", "shop.py", "task.py", "my_env.py", "train.py", "my_losses.py"}
 """Files that a user of the documents writes."""
 OTHERS = {
@@ -61,6 +61,8 @@ WITHIN = {
 """Options of a class that another option or the argument of `check` names, which no list of options has."""
 OTHER_CODE = {"verl", "TRL", "prime-rl", "AReaL"}
 """Projects whose commits are cited."""
+TABLES = [ROOT / "benchmarks/README.md", ROOT / "research/README.md"]
+SCRIPTS = [file for folder in ("benchmarks", "research", "docs/scripts") for file in (ROOT / folder).glob("*.py")]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "AGENTS.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -72,7 +74,7 @@ def blocks(language: str, *pages: Path) -> list[str]:
     ("reference", options_reference, "options_page"), ("metrics", metrics_page, "metrics_page"),
 ])  # fmt: skip
 def test_a_generated_page_is_current(page: str, made: Callable[[], str], by: str) -> None:
-    assert (ROOT / f"docs/{page}.md").read_text() == made(), f"run: python benchmarks/{by}.py > docs/{page}.md"
+    assert (ROOT / f"docs/{page}.md").read_text() == made(), f"run: python docs/scripts/{by}.py > docs/{page}.md"
 
 
 def test_every_file_that_is_named_exists() -> None:
@@ -112,7 +114,7 @@ def test_commits_that_are_cited_exist() -> None:
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
-    pages = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "benchmarks/README.md"]
+    pages = [*PAGES, ROOT / "CHANGELOG.md", *TABLES]
     cited = [
         (page.name, sha)
         for page in pages
@@ -144,8 +146,8 @@ def test_every_command_that_is_named_exists() -> None:
 
 def test_every_option_that_is_named_exists() -> None:
     """An option of a command, as shell completion knows them, of one of our scripts, or of another program."""
-    known = set(re.findall(r'(?<=[ "])--[\w.-]+', shell_completion.script()))
-    for file in [*(ROOT / "benchmarks").glob("*.py"), ROOT / "lit_rlvr/conformance/plugin.py", TESTS / "conftest.py"]:
+    known = set(re.findall(r'(?<=[ "])--[\w.-]+', completion_script()))
+    for file in [*SCRIPTS, ROOT / "lit_rlvr/conformance/plugin.py", TESTS / "conftest.py"]:
         known |= set(re.findall(r'add_?(?:argument|option)\(\s*"(--[\w-]+)"', file.read_text()))
     found = {
         option: page.name for page in PAGES for option in re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", page.read_text())
@@ -156,7 +158,7 @@ def test_every_option_that_is_named_exists() -> None:
 
 @pytest.fixture
 def algorithm_pages(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.syspath_prepend(ROOT / "docs/scripts")
     return importlib.import_module("algorithm_pages")
 
 
@@ -164,11 +166,13 @@ def test_the_pages_of_algorithms_are_current(algorithm_pages: ModuleType) -> Non
     """Their tables say what the classes say, and every class and advantage has a page."""
     pages, methods = {path.stem: path for path in (ROOT / "docs/algorithms").glob("*.md")}, algorithm_pages.METHODS
     assert pages.keys() == {"index", *(method.page for method in methods)}
-    stale = [name for name, path in pages.items() if path.read_text() != algorithm_pages.rendered(name)]
-    assert not stale, "run: python benchmarks/algorithm_pages.py"
+    stale = [path.name for path, text in algorithm_pages.documents().items() if path.read_text() != text]
+    assert not stale, "run: python docs/scripts/algorithm_pages.py"
     assert {method.loss for method in methods if method.owns_loss} | {"RLVRModule"} == {*algorithms.__all__}
     assert {name for method in methods for name in method.advantages} == advantages.REGISTRY.keys()
     assert all(algorithm_pages.papers(method) for method in methods)
+    for record in algorithm_pages.RECORDS:
+        assert record.arxiv[0] in (inspect.getdoc(getattr(algorithms, record.loss)) or ""), record.loss
     for method in methods:
         assert f"]({method.page}.png)" in pages[method.page].read_text() or method.study is None
 
@@ -271,7 +275,7 @@ def test_excerpts_stand_in_their_files() -> None:
 def test_paragraphs_are_short() -> None:
     """At most five lines of 120 characters, in paragraphs and in the items of lists."""
     long = []
-    for page in [*PAGES, ROOT / "benchmarks/README.md"]:
+    for page in [*PAGES, *TABLES]:
         text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
         for paragraph in re.split(r"\n\s*\n|\n(?=\s*(?:[-*#|]|\d+\.) ?)", text):
             if not paragraph.lstrip().startswith("|") and len(textwrap.wrap(paragraph, 120)) > 5:
@@ -497,9 +501,9 @@ def test_outside_has_one_rule() -> None:
 
 @pytest.mark.slow
 def test_outside_programs_agree(tmp_path: Path, tiny_model_folder: Path) -> None:
-    """`benchmarks/outside.py` with a tiny model, without lm-evaluation-harness where that is not installed."""
+    """`research/outside.py` with a tiny model, without lm-evaluation-harness where that is not installed."""
     done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks/outside.py", "--model", tiny_model_folder, "--out", tmp_path / "out",
+        [sys.executable, ROOT / "research/outside.py", "--model", tiny_model_folder, "--out", tmp_path / "out",
          "--questions", "3", "--max-tokens", "4"],
         capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip

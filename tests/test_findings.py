@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def findings() -> ModuleType:
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "benchmarks")
+        patch.syspath_prepend(ROOT / "research")
         return importlib.import_module("findings")
 
 
@@ -41,7 +41,7 @@ def made_up(values: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def test_the_page_is_made_from_the_results(findings: ModuleType) -> None:
-    assert (ROOT / "docs/findings.md").read_text() == findings.page(), "run: python benchmarks/findings.py"
+    assert (ROOT / "docs/findings.md").read_text() == findings.page(), "run: python research/findings.py"
 
 
 def test_verdicts_follow_the_tests(findings: ModuleType) -> None:
@@ -105,7 +105,7 @@ def test_the_losses_are_compared_at_the_rates_that_were_best(findings: ModuleTyp
 def test_controls_of_the_margin_have_hand_computed_values(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rewards 1, 0 have advantages of 1, -1. References of 1, 0 and 0, 0: their own margins are 0, 0 and 0.28, 0; those
     of the other prompt the reverse; the mean of right answers is 3/4 x 0.28, of wrong ones 1/4 x -0.2."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.syspath_prepend(ROOT / "research")
     controls = importlib.import_module("controls")
     rewards = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     group = GroupBatch(rewards, rewards, torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
@@ -253,7 +253,7 @@ def test_losses_are_compared_on_the_same_minibatch(
 ) -> None:
     """On the rollout's own weights all ratios are 1: then the losses that only clip differently are GRPO's, and
     advantages of another size change the norm alone."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.syspath_prepend(ROOT / "research")
     mechanism = importlib.import_module("mechanism")
     module = mechanism.Compared(every=1, model=str(tiny_model_folder))
     rewards = [FunctionReward("tiny_rewards.first_token", truncated_is_wrong=False)]
@@ -278,7 +278,7 @@ def test_losses_are_compared_on_the_same_minibatch(
 
 def test_the_errors_of_the_picture_have_hand_computed_values(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """1, 2, 3 have a deviation of 1; a number without an error is drawn without a bar."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.syspath_prepend(ROOT / "research")
     mechanism = importlib.import_module("mechanism")
     assert mechanism.standard_error([1.0, 2.0, 3.0]) == pytest.approx(3**-0.5)
     assert mechanism.standard_error([1.0]) is mechanism.standard_error([1.0, float("-inf")]) is None

@@ -14,8 +14,8 @@ from tiny_runs import FIT, to
 from tiny_vlms import save_llava
 
 import lit_rlvr.common.packages as packages
-from lit_rlvr.cli.commands import registered_commands
 from lit_rlvr.commands import doctor
+from lit_rlvr.commands.registry import registered_commands
 from lit_rlvr.engines import resolve_engine
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.families import family_of

@@ -20,7 +20,7 @@ from rich.text import Text
 from tiny_runs import fit
 
 from lit_rlvr.commands import doctor
-from lit_rlvr.commands.parity.command import print_table
+from lit_rlvr.commands.check.parity import print_table
 from lit_rlvr.commands.report.explain import cells
 from lit_rlvr.common.packages import pip_command, vllm_package
 from lit_rlvr.common.terminal import PlainFormatter, Terminal

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from nbclient import NotebookClient
 
-from lit_rlvr.commands.parity import replay
-from lit_rlvr.commands.parity.command import load_algorithms
+from lit_rlvr.commands.check.parity import load_algorithms
+from lit_rlvr.commands.check.replay import replay
 from lit_rlvr.types import Completion, Sample
 
 ROOT = Path(__file__).parent.parent

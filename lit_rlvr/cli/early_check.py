@@ -1,6 +1,6 @@
 """Finds misspelt options, configs and classes in a command line before torch and Lightning are imported.
 
-The names come from `options.json`, which `python benchmarks/options_page.py` writes from the parsers of the commands.
+The names come from `options.json`, which `python docs/scripts/options_page.py` writes from the parsers of the commands.
 Where it does not say enough (a class of the user's, another version of Lightning), nothing is refused here, and the
 parser decides.
 """
@@ -17,8 +17,8 @@ from typing import Any
 
 from yaml import YAMLError
 
-from lit_rlvr.cli.commands import NOT_PARSED
-from lit_rlvr.cli.errors import KnownNames, explain
+from lit_rlvr.cli.error_lines import KnownNames, explain
+from lit_rlvr.commands.registry import NOT_PARSED
 from lit_rlvr.configs import find_configs, load_yaml, read_config
 from lit_rlvr.errors import UserError
 

@@ -21,14 +21,14 @@ import lit_rlvr.datamodules
 import lit_rlvr.environments
 import lit_rlvr.rewards
 from lit_rlvr.algorithms import RLVRModule
-from lit_rlvr.cli.commands import COMMANDS
-from lit_rlvr.cli.errors import refuse_nulls
-from lit_rlvr.cli.inspect import PlannedRun, dry_run
+from lit_rlvr.cli.dry_run import PlannedRun, dry_run
+from lit_rlvr.cli.error_lines import refuse_nulls
 from lit_rlvr.cli.run_config import check_config, choose_strategy, choose_tokens, resolve_config, suggest_more_tokens
+from lit_rlvr.cli.subcommands import RLVRTrainer
 from lit_rlvr.cli.supervise import fit_command, supervise
-from lit_rlvr.cli.trainer import RLVRTrainer
 from lit_rlvr.cli.user_modules import report_namesake
 from lit_rlvr.commands.plan.timing import time_run
+from lit_rlvr.commands.registry import COMMANDS
 from lit_rlvr.common.terminal import show_result, wants_json
 from lit_rlvr.configs import Parser, changed_classes, changes, find_configs, import_classes, with_moved_classes
 from lit_rlvr.datamodules import PromptDataModule

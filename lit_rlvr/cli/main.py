@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lit_rlvr import __version__
-from lit_rlvr.cli.commands import COMMANDS, WITHOUT_RESULT, registered_commands
 from lit_rlvr.cli.user_modules import add_user_modules
+from lit_rlvr.commands.registry import COMMANDS, WITHOUT_RESULT, registered_commands
 from lit_rlvr.common.terminal import discard_output, one_line, progress
 from lit_rlvr.errors import OWN_FOLDERS, RunStopped, UserError, bounded, did_you_mean, user_line, was_caused_by
 
@@ -140,14 +140,14 @@ def run(arguments: Sequence[str]) -> int:
         except UserError as error:
             return _print_error(str(error))
         except OSError as error:
-            from lit_rlvr.cli.errors import failure_line  # slow
+            from lit_rlvr.cli.error_lines import failure_line  # slow
 
             if (line := failure_line(error)) is None:
                 raise
             return _print_error(line)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     _set_up_output()
-    from lit_rlvr.cli.errors import TRACEBACK, failure_line
+    from lit_rlvr.cli.error_lines import TRACEBACK, failure_line
     from lit_rlvr.common.packages import load_part
     from lit_rlvr.common.terminal import results_as_json
     from lit_rlvr.distributed.collectives import is_first_process

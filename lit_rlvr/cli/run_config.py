@@ -9,13 +9,13 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 
+from lit_rlvr.commands.filter import check_out
 from lit_rlvr.commands.plan.gpus import GIB, GPUs
 from lit_rlvr.commands.plan.strategies import describe_job, describe_run
+from lit_rlvr.commands.tune import check_tuned
 from lit_rlvr.common.files import check_writable
-from lit_rlvr.distributed.strategy import FSDP2
+from lit_rlvr.distributed.fsdp2 import FSDP2
 from lit_rlvr.errors import UserError
-from lit_rlvr.evaluation.filter import check_out
-from lit_rlvr.evaluation.tune import check_tuned
 from lit_rlvr.policy.precision import auto_precision
 from lit_rlvr.run.run import DEFAULT_FOLDER
 from lit_rlvr.training.failures import DEFAULT_TOKENS

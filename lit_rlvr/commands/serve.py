@@ -66,7 +66,7 @@ def run(command: str, arguments: list[str]) -> None:
     parser.add_argument("--nccl", action="store_true", help="receive weights over NCCL (NCCLTransfer) instead of files")
     parser.add_argument("--host", help=f"address to listen on; {HOST} by default, 0.0.0.0 for all of them")
     parser.add_argument("--port", type=int, help=f"port to listen on; {PORT} by default")
-    ours, others = parser.parse_known_args([spelt_with_hyphens(word) for word in arguments])
+    ours, others = parser.parse_known_args([_hyphenated(word) for word in arguments])
     require("vllm", "serve", vllm_package())
     if ours.deterministic and not torch.cuda.is_available():
         raise UserError("--deterministic: vLLM has batch-invariant kernels for GPUs only; leave it out")
@@ -99,7 +99,7 @@ def run(command: str, arguments: list[str]) -> None:
     os.execv(sys.executable, [sys.executable, *line])
 
 
-def spelt_with_hyphens(word: str) -> str:
+def _hyphenated(word: str) -> str:
     """Return an argument with its option's name as listed: vLLM takes --max_model_len for --max-model-len, too. Keys
     after a dot, as in --lora-config.max_lora_rank, stay."""
     name = re.match(r"--[^.=]*", word)

@@ -1,7 +1,7 @@
 """The frozen batches, and the changes to a batch that must not change a loss.
 
 The files in `data/` have the arrays that `lit-rlvr parity` takes, and for each published method its results:
-`NAME/loss` () and `NAME/dlogp` (B, T), or `NAME/advantages` (P, G). `benchmarks/conformance.py` writes them.
+`NAME/loss` () and `NAME/dlogp` (B, T), or `NAME/advantages` (P, G). `tests/conformance/freeze.py` writes them.
 """
 
 from __future__ import annotations

@@ -4,13 +4,16 @@ P prompts, G completions each, B = P * G; n_i tokens of completion i in the loss
 A advantage, r reward, c correct (0 or 1), s reward of the reference model, mu and sd mean and population standard
 deviation of a group. All losses have the batch's `advantages`. An advantage is 0 in a group whose rewards are equal.
 
-`benchmarks/conformance.py` computes the results by loops over numbers that import nothing of this package, with 60
+`tests/conformance/freeze.py` computes the results by loops over numbers that import nothing of this package, with 60
 digits for losses and float64 for advantages. Names with a slash are those of verl, frozen from its own functions.
 """
 
 from __future__ import annotations
 
+import re
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -34,59 +37,53 @@ class Published:
     stops_gradient: bool = False
 
 
-CLIPPED = "min(w A, clip(w, 0.8, 1.2) A)"
-LOSSES = {
-    "GRPO": Published(f"-(1/B) sum_i (1/n_i) sum_t {CLIPPED}", "arXiv 2402.03300, eq. 3"),
-    "DAPO": Published("-(1/N) sum_i sum_t min(w A, clip(w, 0.8, 1.28) A)", "arXiv 2503.14476, eqs. 8-12"),
-    "DrGRPO": Published(f"-(1/(B T_max)) sum_i sum_t {CLIPPED}", "arXiv 2503.20783, section 3.2"),
-    "GSPO": Published(
-        "-(1/B) sum_i min(s A, clip(s, 1 - 3e-4, 1 + 4e-4) A), s = exp((1/n_i) sum_t log w)",
-        "arXiv 2507.18071, eqs. 5-7",
-    ),
-    "CISPO": Published("-(1/N) sum_i sum_t stopgrad(min(w, 5)) A logp", "arXiv 2506.13585, eqs. 4-5", True),
-    "SAPO": Published(
-        "-(1/B) sum_i (1/n_i) sum_t (4/tau) sigmoid(tau (w - 1)) A, tau 1 where A > 0, else 1.05", "arXiv 2511.20347"
-    ),
-    "VESPO": Published(
-        "-(1/N) sum_i sum_t stopgrad(W^k exp(lambda (1 - W))) A logp, W the product over the sequence of the ratios to "
-        "rollout_logp, kept between 1e-8 and e^20, k 2 and lambda 3 where A >= 0, else 3 and 2",
-        "arXiv 2602.10693, with TRL's bounds of W",
-        True,
-    ),
-    "LUSPO": Published(
-        "-(1/B) sum_i n_i min(s A, clip(s, 1 - 2e-3, 1 + 2.5e-3) A), s = exp((1/n_i) sum_t log w)",
-        "arXiv 2602.05261, section 5.1",
-    ),
-    "DPPO": Published(
-        "-(1/N) sum_i sum_t M r A, r = exp(logp - rollout_logp), M 0 where A > 0 and p - p_rollout > 0.2, or A < 0 and "
-        "p - p_rollout < -0.2, else 1",
-        "arXiv 2602.04879, eq. 13",
-    ),
-    "FIPO": Published(
-        "-(1/N) sum_i sum_t f S, S = min(w A, clip(w, 0.8, 1.28) A), at least 10 A where A < 0; f = stopgrad(clip("
-        "exp(F), 1, 1.2)), F the sum over k >= t with w_k <= 10 of 2^((t - k)/32) log w_k; f at most 1 where A < 0 and "
-        "w > 4; 0 for completions with A < 0 and w > 10 at two or more tokens",
-        "arXiv 2603.19835, with the authors' code",
-        True,
-    ),
-    "TOPR": Published(
-        "-(1/B) sum_i stopgrad(alpha) A sum_t logp, alpha 1 where A >= 0, else min(W, 1), W the product over the "
-        "sequence of the ratios to rollout_logp",
-        "arXiv 2503.14286",
-        True,
-    ),
-    "DRO": Published(
-        "-(1/B) sum_i (A log W - 0.025 (log W)^2), W the product over the sequence of the ratios to rollout_logp",
-        "arXiv 2405.19107; arXiv 2501.12599, section 2.3.2",
-    ),
-    "GMPO": Published(
-        "-(1/B) sum_i A exp((1/n_i) sum_t q), q = min(log w, 0.4) where A > 0, max(log w, -0.4) where A < 0",
-        "arXiv 2507.20673",
-    ),
-    "GPG": Published("-(1/N) sum_i sum_t A logp", "arXiv 2504.02546"),
-    "REINFORCE": Published("-(1/N) sum_i sum_t A logp", "Williams 1992; arXiv 2506.01347"),
-}
-"""The losses, under the names of their papers."""
+@dataclass(frozen=True)
+class AlgorithmRecord:
+    """What tables and pages say of an algorithm: a file `NAME.toml` beside that of its class in `lit_rlvr/algorithms/`.
+
+    Args:
+        page: NAME, which is also that of its page in docs/algorithms.
+        loss: the class.
+        title: the name of the method.
+        paper: the papers in Markdown, with links to arXiv.
+        trl, verl: the setting of TRL and of verl; "-" = none.
+        here: our setting for it, with options that have other names there; "" = leave it out of that table.
+        same: whether both compute the same.
+        study: the file in docs/findings with recorded runs; None = no run is recorded.
+        published: what the conformance kit expects of the class's defaults; None = nothing is frozen.
+    """
+
+    page: str
+    loss: str
+    title: str
+    paper: str
+    trl: str = "-"
+    verl: str = "-"
+    here: str = ""
+    same: str = ""
+    study: str | None = None
+    published: Published | None = None
+
+    @property
+    def arxiv(self) -> list[str]:
+        """The numbers of the papers, the first one first."""
+        return re.findall(r"arxiv\.org/abs/([\d.]+)", self.paper)
+
+
+def read_record(file: Path) -> AlgorithmRecord:
+    """Read the record of an algorithm."""
+    values = tomllib.loads(file.read_text())
+    published = values.pop("published", None)
+    return AlgorithmRecord(file.stem, **values, published=published and Published(**published))
+
+
+RECORDS = sorted(
+    (read_record(file) for file in (Path(__file__).parent.parent / "algorithms").glob("*.toml")),
+    key=lambda record: (record.arxiv[0], record.page),
+)
+"""The records of all algorithms, in the order of their papers."""
+LOSSES = {record.loss: record.published for record in RECORDS if record.published}
+"""The losses, under the names of their classes."""
 
 BASE = "A of grpo"
 ADVANTAGES = {

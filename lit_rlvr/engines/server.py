@@ -47,7 +47,7 @@ from lit_rlvr.engines.client import (
 from lit_rlvr.engines.dispatch import Dispatch, Placement, Replica, is_cancelled
 from lit_rlvr.engines.synced import crash_of
 from lit_rlvr.engines.transfer import Settings, WeightTransfer, weights_or_exit
-from lit_rlvr.engines.vllm import FP8, collapsed, lora_rank, sampling_parameters, with_tied_head
+from lit_rlvr.engines.vllm import FP8, lora_rank, sampling_parameters, with_single_placeholders, with_tied_head
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import changing_weights
 from lit_rlvr.policy.loading import load_model_config
@@ -399,7 +399,7 @@ class VLLMServerEngine(RolloutEngine):
         if prompt.pixels is None:
             return {"token_ids": list(prompt.token_ids)}
         parts = [{"type": "image_url", "url": _png(image)} for image in prompt.pixels.images]
-        return {"token_ids": collapsed(self._synced_policy, prompt), "content_parts": parts}
+        return {"token_ids": with_single_placeholders(self._synced_policy, prompt), "content_parts": parts}
 
     @property
     def _started_context(self) -> EngineContext:

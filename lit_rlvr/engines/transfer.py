@@ -48,7 +48,7 @@ MEMORY = Path("/dev/shm")
 VERSIONS = 3
 """Versions of the weights that must fit: the first one, the last one, and one that is being written."""
 OWN_PREFIX = "lit-rlvr-weights-"
-TRANSFER_POLL = 0.1
+POLL = 0.1
 """Seconds between two looks at a transfer."""
 ABORT_SECONDS = 20.0
 """Seconds that a transfer has to end once the server failed, and once it is aborted."""
@@ -134,7 +134,7 @@ class FileTransfer(WeightTransfer):
             self._write_version(weights(True), dtype, f"{version}-base")
         self._write_version(weights(complete), dtype, version, complete, adapter)
         try:
-            agree(lambda: self._load(servers, old, version))
+            raise_on_all_ranks(lambda: self._load(servers, old, version))
         except UserError:  # on this rank alone
             raise
         except Exception:
@@ -146,7 +146,7 @@ class FileTransfer(WeightTransfer):
         self, weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype, version: str, complete: bool = True,
         adapter: Settings | None = None,
     ) -> None:  # fmt: skip
-        agree(lambda: self._write(weights, dtype, version, complete, adapter))
+        raise_on_all_ranks(lambda: self._write(weights, dtype, version, complete, adapter))
         self._written = gather_objects(self._written)[0]
 
     def _load(self, servers: Sequence[VLLMServer], old: list[Path], version: str) -> None:
@@ -372,7 +372,7 @@ class NCCLTransfer(WeightTransfer):
             self._connect(servers)
         self._holders = []
         on_first(servers, VLLMServer.pause)  # before the first collective
-        agree(self._send)
+        raise_on_all_ranks(self._send)
         on_first(servers, partial(VLLMServer.resume, version=version))
         self._holders, self._version = [*servers], version
 
@@ -404,7 +404,7 @@ class NCCLTransfer(WeightTransfer):
     def _connect(self, servers: Sequence[VLLMServer]) -> None:
         """Connect the first rank to all servers, or no rank to any. Collective."""
         made: list[Any] = []
-        agree(lambda: made.append(self._make_sender(servers)))
+        raise_on_all_ranks(lambda: made.append(self._make_sender(servers)))
         self._sender = made[0]
 
     def _make_sender(self, servers: Sequence[VLLMServer]) -> Any:
@@ -537,7 +537,7 @@ def call_within(client: UpdateClient, action: Callable[[], Any], abort: Callable
     seconds = min(server.timeout for server in client.servers)
     deadline = time.monotonic() + seconds
     while thread.is_alive() and client.failure is None and time.monotonic() < deadline:
-        thread.join(TRANSFER_POLL)
+        thread.join(POLL)
     thread.join(0 if client.failure is None else ABORT_SECONDS)  # it may end by itself
     urls, late = ", ".join(server.url for server in client.servers), thread.is_alive()
     if late:
@@ -558,7 +558,7 @@ def call_within(client: UpdateClient, action: Callable[[], Any], abort: Callable
     return results[0]
 
 
-def agree(action: Callable[[], object]) -> None:
+def raise_on_all_ranks(action: Callable[[], object]) -> None:
     """Call `action`, and tell all ranks whether it worked on each. Collective: call it on every rank.
 
     Raises:
@@ -579,14 +579,14 @@ def agree(action: Callable[[], object]) -> None:
 
 
 def on_first(servers: Sequence[VLLMServer], action: Callable[[VLLMServer], None]) -> None:
-    """Let the first rank call `action` on all servers at once, as `agree` does."""
+    """Let the first rank call `action` on all servers at once, as `raise_on_all_ranks` does."""
 
     def call() -> None:
         if rank() == 0 and servers:
             with ThreadPoolExecutor(len(servers)) as pool:
                 list(pool.map(action, servers))
 
-    agree(call)
+    raise_on_all_ranks(call)
 
 
 def route_to(host: str, port: int) -> tuple[str, str]:

@@ -454,7 +454,7 @@ class VLLMEngine(RolloutEngine):
         """Return a prompt as vLLM takes it: each image as a picture and one placeholder, which vLLM expands itself."""
         if prompt.pixels is None:
             return {"prompt_token_ids": prompt.token_ids}
-        ids = collapsed(self._started_context.policy, prompt)
+        ids = with_single_placeholders(self._started_context.policy, prompt)
         return {"prompt_token_ids": ids, "multi_modal_data": {"image": list(prompt.pixels.images)}}
 
     def _parameters(self, sampling: Sampling, seed: int, limit: int) -> Any:
@@ -578,7 +578,7 @@ def sampling_parameters(policy: Policy, sampling: Sampling, seed: int, limit: in
     }
 
 
-def collapsed(policy: Policy, prompt: Prompt) -> list[int]:
+def with_single_placeholders(policy: Policy, prompt: Prompt) -> list[int]:
     """Return a prompt's tokens with one placeholder per image, which vLLM expands itself."""
     if policy.family is None or prompt.pixels is None:
         return list(prompt.token_ids)

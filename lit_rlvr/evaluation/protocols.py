@@ -15,7 +15,7 @@ from lit_rlvr.datamodules.reading.cells import lookup
 from lit_rlvr.errors import MAX_SIZE, UserError, did_you_mean, nearest
 from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.policy.precision import compute_dtype
-from lit_rlvr.run.export import is_run, run_config
+from lit_rlvr.run.saved_model import is_run, run_config
 from lit_rlvr.types import Sampling
 
 MAX_TOKENS = 2048

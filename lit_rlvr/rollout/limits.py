@@ -228,7 +228,7 @@ def log_sizes(
         _log.warning("%s has no ratio: only the first of %d updates per rollout is on-policy", name, updates)
     if updates == 1 and module.needs_updates:
         _log.info("%s: with one update per rollout its gradient is GRPO's; use more updates_per_rollout", name)
-    correction = module.correction(engine.is_exact(compute_dtype(precision))).mode
+    correction = module.choose_correction(engine.is_exact(compute_dtype(precision))).mode
     if engine.quantized and correction == "none" and not module.uses_rollout:
         _log.warning(
             "engine %s computes in 8 bits, so it does not sample from the trained policy: use "
@@ -254,7 +254,7 @@ def _check_staleness(
     Raises:
         UserError: names the setting.
     """
-    correction = module.correction(engine.is_exact(compute_dtype(precision)))
+    correction = module.choose_correction(engine.is_exact(compute_dtype(precision)))
     reason = None
     if engine.shares_weights:
         reason = f"engine {engine.name} decodes with the weights being trained; use vllm"

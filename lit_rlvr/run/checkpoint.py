@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lit_rlvr.common.files import flush_to_disk, write_atomically
 from lit_rlvr.common.terminal import progress
 from lit_rlvr.distributed.checkpoints import checkpoint_folder, list_checkpoints, named_step
-from lit_rlvr.distributed.strategy import FSDP2
+from lit_rlvr.distributed.fsdp2 import FSDP2
 from lit_rlvr.errors import ChecksArguments, UserError, check_within, shown
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.folder import delete_backup, delete_failed

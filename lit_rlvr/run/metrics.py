@@ -1,7 +1,7 @@
 """Every metric that a run logs: what it means, its range, and what to do when it moves.
 
-`docs/metrics.md` is written from this table (`python benchmarks/metrics_page.py > docs/metrics.md`), and the charts of
-`report` and `watch` show its sentences. Add a metric here when you log it; a test compares what runs log.
+`python docs/scripts/metrics_page.py > docs/metrics.md` writes the page from this table, and the charts of `report` and
+`watch` show its sentences. Add a metric here when you log it; a test compares what runs log.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlvr.common.terminal import printable
 from lit_rlvr.distributed.collectives import gather_objects, lost_peer, rank, world_size
-from lit_rlvr.distributed.strategy import FSDP2, extend_timeouts
+from lit_rlvr.distributed.fsdp2 import FSDP2, extend_timeouts
 from lit_rlvr.errors import RunStopped, UserError, first_line
 from lit_rlvr.run.rank_zero import RANK_ZERO_FILTER
 

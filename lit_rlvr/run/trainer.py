@@ -20,7 +20,7 @@ from lit_rlvr.common.settings import arguments_of, settings_of
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.datamodules.reading.readers import GivenRows
 from lit_rlvr.distributed.checkpoints import CheckpointFiles
-from lit_rlvr.distributed.strategy import prepare_groups
+from lit_rlvr.distributed.fsdp2 import prepare_groups
 from lit_rlvr.errors import ChecksArguments, UserError, given_text
 from lit_rlvr.policy.precision import auto_precision
 from lit_rlvr.run.checkpoint import RunCheckpoint

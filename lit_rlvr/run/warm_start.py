@@ -25,7 +25,7 @@ from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.sources import cache_folder, made_once
 from lit_rlvr.rewards.references import LongAnswers, completion_lengths
 from lit_rlvr.rollout.episodes import Episodes, between_turns
-from lit_rlvr.run.export import save_model
+from lit_rlvr.run.saved_model import save_model
 from lit_rlvr.training.step import cut_rows
 from lit_rlvr.types import Completion, Prompt, Rollout, Sampling
 

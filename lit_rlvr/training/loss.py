@@ -1,6 +1,6 @@
 """The mathematics of an algorithm: from rewards to advantages, and from log-probabilities to a loss.
 
-Training (`training/module.py`) and the replay of a frozen batch (`commands/parity/replay.py`) both use it. An
+Training (`training/module.py`) and the replay of a frozen batch (`commands/check/replay.py`) both use it. An
 algorithm overrides `objective`, `observe` if its loss depends on statistics of the whole rollout, and `select` if it
 chooses tokens of a whole step.
 """

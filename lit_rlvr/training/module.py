@@ -49,8 +49,8 @@ from lit_rlvr.distributed.collectives import (
     to_device,
     world_size,
 )
+from lit_rlvr.distributed.fsdp2 import FSDP2
 from lit_rlvr.distributed.sharding import shard
-from lit_rlvr.distributed.strategy import FSDP2
 from lit_rlvr.errors import MAX_SIZE, ChecksArguments, UserError, check_within
 from lit_rlvr.objectives import (
     Aggregation,
@@ -264,7 +264,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         """The most input tokens in a micro-batch: as given, or what running out of memory has left."""
         return self.budget.tokens
 
-    def correction(self, exact: bool) -> Correction:
+    def choose_correction(self, exact: bool) -> Correction:
         """Return the correction for completions of an engine.
 
         Args:
@@ -462,7 +462,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         assert rollout.versions is not None, "the source sets them in training"
         prepared = self.updater.prepare(
             rollout, scores, advantages, self.live_rows(rollout, advantages), minibatches,
-            self.correction(rollout.exact), self.updates - rollout.versions, self._trace,
+            self.choose_correction(rollout.exact), self.updates - rollout.versions, self._trace,
         )  # fmt: skip
         metrics = [self.measure_staleness(prepared, minibatches)]
         for prompts in minibatches:

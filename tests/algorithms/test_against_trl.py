@@ -14,8 +14,7 @@ from torch import Tensor
 
 from lit_rlvr.advantages import GDPOAdvantage, GroupBatch, GRPOAdvantage, RLOOAdvantage
 from lit_rlvr.algorithms import CISPO, DAPO, GRPO, GSPO, DrGRPO, RLVRModule
-from lit_rlvr.commands.parity import replay
-from lit_rlvr.commands.parity.replay import read_batch
+from lit_rlvr.commands.check.replay import read_batch, replay
 from lit_rlvr.conformance.trl import compute_advantages, compute_loss, source_lines
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import (

@@ -24,7 +24,7 @@ from lit_rlvr.advantages import (
     PositiveDominant,
 )
 from lit_rlvr.algorithms import AAPO, APMPO, GMPO, GPG, GRPO, DrGRPO, RLVRModule
-from lit_rlvr.commands.parity import replay
+from lit_rlvr.commands.check.replay import replay
 from lit_rlvr.objectives import LossInputs
 
 EXACT = GRPOAdvantage(eps=0)

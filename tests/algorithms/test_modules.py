@@ -51,7 +51,7 @@ from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.types import Sampling
 
 with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    patch.syspath_prepend(Path(__file__).parents[2] / "docs/scripts")
     from options_page import options
 
 DEFAULTS: dict[type[RLVRModule], dict[str, Any]] = {

@@ -61,7 +61,7 @@ from lit_rlvr.algorithms import (
     Reinforce,
     RLVRModule,
 )
-from lit_rlvr.commands.parity.replay import frozen_inputs, read_batch, replay
+from lit_rlvr.commands.check.replay import frozen_inputs, read_batch, replay
 from lit_rlvr.objectives import LossInputs, discounted_sum, log_power_mean, loglinear_old
 
 AGGREGATIONS = ("sequence_mean", "token_mean", "group_token_mean", "constant", "token_sum")

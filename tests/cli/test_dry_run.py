@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lit_rlvr.cli.inspect import print_run
+from lit_rlvr.cli.dry_run import print_run
 
 CLI = Callable[..., Any]
 DRY = ("fit", "--config", "tiny.yaml", "--dry-run")

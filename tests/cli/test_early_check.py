@@ -14,13 +14,13 @@ from jsonargparse._util import get_import_path
 
 from lit_rlvr.cli import early_check, main
 from lit_rlvr.cli.early_check import IndexedNames, check_early
-from lit_rlvr.cli.errors import KnownNames, class_arguments, known_classes
+from lit_rlvr.cli.error_lines import KnownNames, class_arguments, known_classes
 from lit_rlvr.cli.lightning_cli import ConfigCheck
 from lit_rlvr.configs import shipped_configs
 from lit_rlvr.errors import UserError
 from lit_rlvr.run.trackers.callback import TRACKER_NAMES
 
-REGENERATE = "run: python benchmarks/options_page.py > docs/reference.md"
+REGENERATE = "run: python docs/scripts/options_page.py > docs/reference.md"
 WRONG = [
     "fit --confg quickstart",
     "fit --config quickstar",

@@ -13,7 +13,7 @@ import pytest
 from tiny_runs import FIT
 
 import lit_rlvr.rollout.source as rollout_source
-from lit_rlvr.cli.errors import TRACEBACK
+from lit_rlvr.cli.error_lines import TRACEBACK
 
 CLI = Callable[..., Any]
 MINE = """

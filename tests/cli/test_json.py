@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from tiny_runs import CONSOLE_SCRIPT, FIT, child_environment
 
-from lit_rlvr.cli.commands import COMMANDS, WITHOUT_RESULT
+from lit_rlvr.commands.registry import COMMANDS, WITHOUT_RESULT
 from lit_rlvr.common.terminal import results_as_json, show_result
 
 CLI = Callable[..., Any]

@@ -13,7 +13,7 @@ import pytest
 from jsonargparse import ArgumentError
 
 from lit_rlvr.cli import main
-from lit_rlvr.cli.errors import explain_parse_error, options_of
+from lit_rlvr.cli.error_lines import explain_parse_error, options_of
 from lit_rlvr.cli.lightning_cli import RLVRCLI, ConfigCheck
 from lit_rlvr.configs import TOP_KEYS, Parser, find_configs
 from lit_rlvr.errors import OURS, UserError, nearest

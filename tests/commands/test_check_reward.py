@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from lit_rlvr.commands.check.checkup import GOLD, Checkup, check_reward, read_golds, texts_of
+from lit_rlvr.commands.check.error_rates import Rate, advantage_error
 from lit_rlvr.commands.check.gold import may_answer, read_gold
-from lit_rlvr.commands.check.rates import Rate, advantage_error
 from lit_rlvr.commands.check.rewrites import REWRITES
 from lit_rlvr.commands.check.sets import read_set
 from lit_rlvr.errors import UserError
@@ -315,7 +315,7 @@ def test_the_error_of_advantages_is_the_sum_over_all_groups(accuracy: float, mis
 )
 def test_gold_completions_of_shipped_rewards_are_paid(reward: type[Reward], data: str | None) -> None:
     judge = reward()
-    samples = read_set(f"{ROOT}/benchmarks/checkup/{data}.jsonl" if data else "SyntheticSQL", 12, 0)
+    samples = read_set(f"{ROOT}/docs/scripts/checkup/{data}.jsonl" if data else "SyntheticSQL", 12, 0)
     golds = read_golds(judge, samples, "")
     results = judge.score([(Completion(gold.text, (), "stop"), gold.sample) for gold in golds])
     assert all(result.correct for result in results)

@@ -12,13 +12,16 @@ import yaml
 from slow_loops import SLOW, clipped_terms, loss_and_gradient, random_case
 from torch import Tensor
 
+from lit_rlvr import algorithms
 from lit_rlvr.advantages import Advantage, GroupBatch, GRPOAdvantage
 from lit_rlvr.algorithms import AAPO, APMPO, GRPO, GSPO, DrGRPO, Reinforce
-from lit_rlvr.commands.parity import load_algorithms, replay, run_parity
+from lit_rlvr.commands.check.parity import load_algorithms, run_parity
+from lit_rlvr.commands.check.replay import replay
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, Stats
 
 ALGORITHMS = {
+    **{name: {"class_path": name} for name in algorithms.__all__ if name != "RLVRModule"},
     "GRPO": {"class_path": "lit_rlvr.algorithms.GRPO", "init_args": {"kl_coef": 0.01}},
     "GRPO+A-GRAE": {"class_path": "GRPO", "init_args": {"advantage": "agrae"}},
     "DrGRPO+A-GRAE": {
@@ -37,28 +40,6 @@ ALGORITHMS = {
         },
     },
     "name only": "GMPO",
-    **{
-        name: {"class_path": name}
-        for name in (
-            "GPG",
-            "APMPO",
-            "AAPO",
-            "Reinforce",
-            "GRPOLead",
-            "GSPO",
-            "CISPO",
-            "SAPO",
-            "VESPO",
-            "LUSPO",
-            "DPPO",
-            "ClipCov",
-            "KLCov",
-            "M2PO",
-            "FIPO",
-            "TOPR",
-            "DRO",
-        )
-    },
 }
 
 

@@ -47,16 +47,16 @@ from lit_rlvr.commands.plan.strategies import (
     JobSizes,
     describe_run,
 )
-from lit_rlvr.distributed.strategy import FSDP2
+from lit_rlvr.distributed.fsdp2 import FSDP2
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora, add_adapters
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+ROOT = Path(__file__).parents[2]
 with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(BENCHMARKS)
-    from sizing import job, sizing
+    patch.syspath_prepend(ROOT / "docs/scripts")
+    from sizing_page import job, sizing
 
 CLI = Callable[..., Any]
 
@@ -117,7 +117,7 @@ def test_activations_are_what_the_backward_pass_keeps(
 @pytest.fixture(scope="module")
 def peak_memory() -> ModuleType:
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
+        patch.syspath_prepend(ROOT / "benchmarks")
         return importlib.import_module("peak_memory")
 
 
@@ -473,7 +473,7 @@ def test_the_command_reads_the_config_alone(run_folder: Path, lit_rlvr: CLI, mon
     result = lit_rlvr("plan", *FIT[1:], "--gpus", "1x80GB", "--lengths", "9")
     assert result.status == 2 and "--lengths: '9' is not the mean length" in result.err
     seen: list[bool] = []
-    monkeypatch.setattr("lit_rlvr.cli.trainer.show_plan", lambda job, gpus: seen.append(job.quantized))
+    monkeypatch.setattr("lit_rlvr.cli.subcommands.show_plan", lambda job, gpus: seen.append(job.quantized))
     fp8 = ("--rollout.engine", "VLLMEngine", "--rollout.engine.init_args.quantize", "fp8")
     for engine in ((), fp8):
         assert lit_rlvr("plan", *FIT[1:], "--gpus", "1x80GB", *engine).status == 0
@@ -484,4 +484,4 @@ def test_the_command_reads_the_config_alone(run_folder: Path, lit_rlvr: CLI, mon
 
 def test_the_sizing_table_is_current() -> None:
     path = Path(__file__).parents[2] / "docs" / "sizing.md"
-    assert path.read_text() == sizing(), "run: python benchmarks/sizing.py > docs/sizing.md"
+    assert path.read_text() == sizing(), "run: python docs/scripts/sizing_page.py > docs/sizing.md"

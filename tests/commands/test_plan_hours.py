@@ -104,7 +104,7 @@ def test_the_command_prints_hours(run_folder: Path, lit_rlvr: CLI) -> None:
 
 @pytest.mark.slow
 def test_the_table_of_claims_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.syspath_prepend(ROOT / "docs/scripts")
     from gpu_hours import table
 
-    assert table() in (ROOT / "docs/studies.md").read_text(), "run: python benchmarks/gpu_hours.py"
+    assert table() in (ROOT / "docs/studies.md").read_text(), "run: python docs/scripts/gpu_hours.py"

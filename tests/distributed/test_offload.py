@@ -22,8 +22,8 @@ from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.distributed import sharding
+from lit_rlvr.distributed.fsdp2 import FSDP2, extend_timeouts, prepare_groups
 from lit_rlvr.distributed.sharding import device_of, shard, whole
-from lit_rlvr.distributed.strategy import FSDP2, extend_timeouts, prepare_groups
 from lit_rlvr.engines.process_group import VLLMProcessGroup
 from lit_rlvr.training.module import RLVRModule
 

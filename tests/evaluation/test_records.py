@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import make_prompt
 
-from lit_rlvr.commands.compare.folder import lock_study
+from lit_rlvr.commands.compare.study_folder import lock_study
 from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.records import Records
 from lit_rlvr.rewards.combine import Scores

@@ -87,5 +87,5 @@ def _become(arguments: Sequence[str], log: int, environment: Mapping[str, str]) 
 @pytest.fixture
 def forks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The processes of `compare` and `evaluate` are forks. Their own way to start one is tested by the slow tests."""
-    for module in ("commands.compare.processes", "evaluation.processes"):
+    for module in ("commands.compare.cells", "evaluation.processes"):
         monkeypatch.setattr(f"lit_rlvr.{module}.start_command", Forked)

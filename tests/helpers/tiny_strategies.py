@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lit_rlvr.distributed.strategy import FSDP2
+from lit_rlvr.distributed.fsdp2 import FSDP2
 
 
 class OffloadedHere(FSDP2):

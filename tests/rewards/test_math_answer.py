@@ -224,7 +224,7 @@ SOLUTIONS = {
     ),
     "math": ([r"So $x=\boxed{\frac{1}{2}}$.", r"Hence $\boxed{(3,\pi)}$."], [r"\frac{1}{2}", r"(3,\pi)"]),
 }
-"""As they stand in the sets; `benchmarks/real_sets.py` does the same with whole files."""
+"""As they stand in the sets; `research/real_sets.py` does the same with whole files."""
 
 
 @pytest.mark.parametrize("name", SOLUTIONS)

@@ -13,7 +13,7 @@ from tiny_runs import assert_same_run, fit, metrics, to
 from transformers import AutoModelForCausalLM
 
 from lit_rlvr.distributed.checkpoints import last_checkpoint, read_checkpoint
-from lit_rlvr.run.export import export_run
+from lit_rlvr.run.saved_model import export_run
 
 CLI = Callable[..., Any]
 LORA = ("--model.init_args.lora", "{rank: 4, alpha: 8}")

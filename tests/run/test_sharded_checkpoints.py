@@ -46,8 +46,8 @@ from lit_rlvr.distributed.checkpoints import (
     read_checkpoint,
     read_whole,
 )
+from lit_rlvr.distributed.fsdp2 import FSDP2 as Sharded
 from lit_rlvr.distributed.sharding import live_parts, local_bytes, storages, with_copies
-from lit_rlvr.distributed.strategy import FSDP2 as Sharded
 from lit_rlvr.engines.process_group import VLLMProcessGroup
 from lit_rlvr.errors import UserError
 from lit_rlvr.run.checkpoint import RunCheckpoint, link, publish, remove

@@ -27,7 +27,7 @@ from tiny_vlms import picture
 
 from lit_rlvr import algorithms
 from lit_rlvr.distributed.checkpoints import last_checkpoint, read_checkpoint
-from lit_rlvr.distributed.strategy import FSDP2
+from lit_rlvr.distributed.fsdp2 import FSDP2
 from lit_rlvr.errors import UserError
 
 CLI = Callable[..., Any]

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from lit_rlvr.commands.check.error_rates import ACCURACIES, NO_TEXTS, AdvantageError, Rate, advantage_error
 from lit_rlvr.commands.check.gold import Gold, Kind, read_gold
-from lit_rlvr.commands.check.rates import ACCURACIES, NO_TEXTS, AdvantageError, Rate, advantage_error
 from lit_rlvr.commands.check.rewrites import REWRITES
 from lit_rlvr.commands.check.shortcuts import frequent_answers, shortcuts
 from lit_rlvr.common.terminal import progress_bar

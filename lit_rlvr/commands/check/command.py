@@ -12,13 +12,14 @@ from lit_rlvr import algorithms, rewards
 from lit_rlvr.advantages import REGISTRY, Advantage
 from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.commands.check.checkup import check_reward, written
+from lit_rlvr.commands.check.losses import Finding, check_advantage, check_algorithm
+from lit_rlvr.commands.check.parity import build_object
 from lit_rlvr.commands.check.printed_reward import print_checkup, print_stages
-from lit_rlvr.commands.check.properties import Finding, check_advantage, check_algorithm
 from lit_rlvr.commands.check.sets import read_set
-from lit_rlvr.commands.parity.command import build_object
 from lit_rlvr.common.settings import dotted_path_of
 from lit_rlvr.common.terminal import Terminal, show_result
 from lit_rlvr.configs import Parser, find_config, load_config
+from lit_rlvr.conformance.published import LOSSES
 from lit_rlvr.errors import UserError, check_within, user_line
 from lit_rlvr.rewards import FunctionReward, Reward
 from lit_rlvr.types import Sample
@@ -134,7 +135,7 @@ def show_judgement(name: str, reward: Reward, config: Any) -> None:
 
 
 def check(name: str, options: Mapping[str, Any]) -> list[Finding]:
-    """Measure the class or function that a name stands for.
+    """Measure the class or function that a name stands for; compare our losses with their published values.
 
     Args:
         options: the class's `init_args`.
@@ -142,7 +143,7 @@ def check(name: str, options: Mapping[str, Any]) -> list[Finding]:
     Raises:
         UserError: there is nothing of that name, it is neither an algorithm nor an advantage, or an option is wrong.
     """
-    target = REGISTRY.get(name) or (import_target(name) if "." in name else find_shipped(name))
+    target = REGISTRY.get(name) or (import_target(name) if "." in name else shipped_class(name))
     if not isinstance(target, type):
         if options:
             raise UserError(f"check: {name} is a function, which takes no options; leave out {', '.join(options)}")
@@ -157,7 +158,10 @@ def check(name: str, options: Mapping[str, Any]) -> list[Finding]:
         )
     path = dotted_path_of(target)
     instance = build_object({"class_path": path, "init_args": dict(options)}, f"check: {name}", kind)
-    return check_algorithm(instance) if kind is RLVRModule else check_advantage(instance)
+    if kind is Advantage:
+        return check_advantage(instance)
+    is_published = target in vars(algorithms).values() and target.__name__ in LOSSES and not options
+    return check_algorithm(instance, target.__name__ if is_published else None)
 
 
 def import_target(path: str) -> Any:
@@ -170,7 +174,7 @@ def import_target(path: str) -> Any:
         raise UserError(f"check: {path!r} cannot be imported ({error}{where})") from error
 
 
-def find_shipped(name: str) -> type:
+def shipped_class(name: str) -> type:
     """Return a shipped class by its short name."""
     losses = {name: getattr(algorithms, name) for name in algorithms.__all__ if name != RLVRModule.__name__}
     found: dict[str, type] = losses | {cls.__name__: cls for cls in REGISTRY.values()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lit_rlvr.commands.check.checkup import Checkup, KindOfText
-from lit_rlvr.commands.check.rates import COMPUTED_GROUP_SIZE, Rate
+from lit_rlvr.commands.check.error_rates import COMPUTED_GROUP_SIZE, Rate
 from lit_rlvr.common.terminal import Terminal, one_line, table_of
 
 EXAMPLE_CHARACTERS = 160

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from lit_rlvr import datamodules
-from lit_rlvr.commands.parity.command import build_object
+from lit_rlvr.commands.check.parity import build_object
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.configs import find_config, import_classes, load_config, load_yaml
 from lit_rlvr.datamodules import BadRow, PromptDataModule

@@ -12,7 +12,7 @@ import numpy as np
 MOST_IN_LEGEND = 26
 """The most names in a column of a legend."""
 MOST_TOGETHER = 8
-"""The most cells that `draw_cells` draws in one pair of axes."""
+"""The most cells that `figure_of_cells` draws in one pair of axes."""
 PANEL_COLUMNS = 6
 
 
@@ -40,7 +40,7 @@ def draw_line(axis: Any, name: str, colour: Any, x: np.ndarray, mean: np.ndarray
     axis.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.13, linewidth=0)
 
 
-def draw_cells(names: Sequence[str], draw: Callable[[Any, str], None], title: str, x: str) -> Any:
+def figure_of_cells(names: Sequence[str], draw: Callable[[Any, str], None], title: str, x: str) -> Any:
     """Draw cells together, or, if they are many, each in a panel with the first one, to the same scale where possible.
 
     Args:

@@ -14,7 +14,15 @@ import torch
 
 from lit_rlvr.advantages import GroupBatch
 from lit_rlvr.advantages.base import REGISTRY, Advantage
-from lit_rlvr.commands.compare.axes import cell_colours, draw_cells, draw_legend, draw_line, new_figure, save_figure
+from lit_rlvr.commands.compare.axes import (
+    cell_colours,
+    draw_legend,
+    draw_line,
+    figure_of_cells,
+    new_figure,
+    save_figure,
+)
+from lit_rlvr.commands.compare.learning_rates import families
 from lit_rlvr.commands.compare.numbers import (
     FinishedRun,
     at_validations,
@@ -25,7 +33,6 @@ from lit_rlvr.commands.compare.numbers import (
     smoothed,
     spread,
 )
-from lit_rlvr.commands.compare.rates import families
 from lit_rlvr.commands.compare.significance import performance_profile, stratified_band
 from lit_rlvr.commands.compare.study import ALL_TASKS, BEFORE, Study
 
@@ -197,7 +204,7 @@ def _draw_against(
         draw_line(axis, name, colours[name], x, mean, deviation if grows else np.zeros(len(x)))
         axis.plot(x[-1], mean[-1], color=colours[name], marker="o", markersize=5)
 
-    return draw_cells(list(points), draw, f"{study.metric} after each validation", label)
+    return figure_of_cells(list(points), draw, f"{study.metric} after each validation", label)
 
 
 def _draw_profile(study: Study, runs: Sequence[FinishedRun], tasks: Sequence[str], colours: Mapping[str, Any]) -> Any:
@@ -224,7 +231,7 @@ def _draw_profile(study: Study, runs: Sequence[FinishedRun], tasks: Sequence[str
         if interval is not None:
             axis.fill_between(thresholds, *interval, color=colours[name], alpha=0.13, linewidth=0)
 
-    return draw_cells(list(scores), draw, "Share of runs above τ", f"τ ({study.metric})")
+    return figure_of_cells(list(scores), draw, "Share of runs above τ", f"τ ({study.metric})")
 
 
 def _draw_rates(study: Study, task: str, groups: RunsByName) -> Any:
@@ -247,7 +254,7 @@ def _draw_rates(study: Study, task: str, groups: RunsByName) -> Any:
         axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
         axis.minorticks_off()
 
-    return draw_cells(list(lines), draw, f"{study.metric} at the end", "learning rate")
+    return figure_of_cells(list(lines), draw, f"{study.metric} at the end", "learning rate")
 
 
 def _draw_difficulty(groups: RunsByName, colours: Mapping[str, Any], name: str) -> Any:
@@ -264,7 +271,7 @@ def _draw_difficulty(groups: RunsByName, colours: Mapping[str, Any], name: str) 
         axis.set_xticks(range(len(places)), places)
 
     title = f"Accuracy on {name} at the end"
-    return draw_cells([cell for cell in after if after[cell]], draw, title, "share correct before training")
+    return figure_of_cells([cell for cell in after if after[cell]], draw, title, "share correct before training")
 
 
 def _draw_pass_at_k(groups: RunsByName, colours: Mapping[str, Any]) -> Any:

@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_rlvr.commands.compare.folder import EVALUATION, read_suites
-from lit_rlvr.commands.compare.rates import best_rates
+from lit_rlvr.commands.compare.learning_rates import best_rates
 from lit_rlvr.commands.compare.significance import (
     holm,
     interquartile_mean,
@@ -25,6 +24,7 @@ from lit_rlvr.commands.compare.significance import (
     stratified_interval,
 )
 from lit_rlvr.commands.compare.study import Cell, Study, algorithm_options
+from lit_rlvr.commands.compare.study_folder import EVALUATION, read_suites
 from lit_rlvr.evaluation.results import averages
 from lit_rlvr.run.loggers import read_metrics
 from lit_rlvr.run.monitor import VALIDATION

@@ -15,10 +15,10 @@ from typing import Any
 
 from lit_rlvr.commands.compare.claims import claims_section, decide, lacking_pairs
 from lit_rlvr.commands.compare.command import FailedCells, add_execution_options, check_suites, compare
-from lit_rlvr.commands.compare.folder import EVALUATION
 from lit_rlvr.commands.compare.printed import Paper, PrintedTable, PrintedValue, load_printed
 from lit_rlvr.commands.compare.significance import LEVEL, difference_test, holm
 from lit_rlvr.commands.compare.study import Study, load_study
+from lit_rlvr.commands.compare.study_folder import EVALUATION
 from lit_rlvr.commands.compare.tables import percent
 from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.packages import require
@@ -210,7 +210,7 @@ def paper_items() -> Iterator[PaperItem]:
             found = load_printed(table)
             for claim in found.claims:
                 if claim.primary:
-                    takes = f"not run; {cost(found.study)}; {machine}"
+                    takes = f"not run; {describe_cost(found.study)}; {machine}"
                     yield PaperItem(f"{paper}, claim: {claim.says}", f"lit-rlvr reproduce {table}", takes)
         for name, item in values["items"].items():
             if "none" in item:
@@ -220,11 +220,11 @@ def paper_items() -> Iterator[PaperItem]:
             studies = dict.fromkeys([load_printed(table).study for table in printed] or [item["study"]])
             shown = [f"lit-rlvr reproduce {table}" for table in printed]
             shown += [f"{', '.join(item['figures'])} of lit-rlvr compare {item['study']}"] if "figures" in item else []
-            costs = "; ".join([*map(cost, studies), machine])
+            costs = "; ".join([*map(describe_cost, studies), machine])
             yield PaperItem(f"{paper}, {name}", "; ".join(shown), f"not run; {costs}")
 
 
-def cost(name: str) -> str:
+def describe_cost(name: str) -> str:
     """Return what a study takes: its runs, and the steps of each."""
     study = load_study(name)
     unit, count = study.budget

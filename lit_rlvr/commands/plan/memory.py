@@ -266,7 +266,7 @@ def copy(shape: Shape, strategy: Strategy, size: int) -> int:
     return 0 if size == (frozen(shape, strategy, size) if strategy.lora else FLOAT) else size
 
 
-def logits(shape: Shape, load: Microbatch, size: int, rows: int = GPU_ROWS) -> float:
+def logit_bytes(shape: Shape, load: Microbatch, size: int, rows: int = GPU_ROWS) -> float:
     """Return the bytes of logits in their backward pass: those that are kept, and the current chunk.
 
     Args:
@@ -311,7 +311,7 @@ def training_memory(
     gradients = load.tokens * (4 * shape.text.inner * size + 2 * shape.text.width * size)  # within a layer
     embedding = shape.vocabulary * shape.text.width
     head = 0 if strategy.sharded else embedding * (copied + (0 if strategy.lora else FLOAT))  # its copy, its gradient
-    temporary = [logits(shape, load, size, GPU_ROWS if attention is None else 1) + head, gradients + recomputed]
+    temporary = [logit_bytes(shape, load, size, GPU_ROWS if attention is None else 1) + head, gradients + recomputed]
     on_gpu = 0.0 if strategy.offload else 1 / share
     state = {name: value * on_gpu for name, value in state_memory(shape, strategy, size, reference).items()}
     gathered = 0.0

@@ -26,7 +26,7 @@ from lit_rlvr.commands.plan.memory import (
     training_memory,
 )
 from lit_rlvr.commands.plan.models import PUBLISHED
-from lit_rlvr.distributed.strategy import FSDP2
+from lit_rlvr.distributed.fsdp2 import FSDP2
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.vllm import GPU_SEQUENCES, VLLMEngine
 from lit_rlvr.policy.adapters import Lora

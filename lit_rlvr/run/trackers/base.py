@@ -37,7 +37,7 @@ class Samples:
         """Build the table from records of completions.jsonl in a run folder."""
         more = tuple(name for name in ("turns", "images") if any(name in record for record in records))
         columns = SAMPLE_COLUMNS + more
-        rows = [[_plain_value(record.get(name)) for name in columns] for record in records]
+        rows = [[_plain(record.get(name)) for name in columns] for record in records]
         pictures = [[thumbnail_path(run, key) for key in record.get("images", ())] for record in records]
         return Samples(columns, rows, pictures)
 
@@ -63,7 +63,7 @@ class Samples:
         return found
 
 
-def _plain_value(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     """Return a value for a table: a chat's messages as `role: content`, other lists as JSON."""
     if isinstance(value, list):
         if value and all(isinstance(item, dict) and {"role", "content"} <= set(item) for item in value):

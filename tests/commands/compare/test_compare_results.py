@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from lit_rlvr.advantages import EasyFocused, GRPOAdvantage, HardFocused
-from lit_rlvr.commands.compare.axes import draw_cells
+from lit_rlvr.commands.compare.axes import figure_of_cells
 from lit_rlvr.commands.compare.figures import band, draw_figures, draw_signal, signal
-from lit_rlvr.commands.compare.folder import State
+from lit_rlvr.commands.compare.learning_rates import families
 from lit_rlvr.commands.compare.numbers import (
     FinishedRun,
     against_baseline,
@@ -25,8 +25,8 @@ from lit_rlvr.commands.compare.numbers import (
     smoothed,
     study_results,
 )
-from lit_rlvr.commands.compare.rates import families
 from lit_rlvr.commands.compare.study import Cell, Study
+from lit_rlvr.commands.compare.study_folder import State
 from lit_rlvr.commands.compare.tables import Table, plus_minus, report, suite_tables
 
 VALUES = {"base": [0.2, 0.3, 0.4], "other": [0.3, 0.5, 0.7]}
@@ -292,11 +292,11 @@ def test_many_cells_have_a_panel_each_to_one_scale() -> None:
     def draw(axis: Any, name: str) -> None:
         axis.plot([0, 1], [0, {"c3": 5.0, "c4": 1.1}.get(name, 1.0)], label=name)
 
-    panels = [axis for axis in draw_cells(names, draw, "t", "x").axes if axis.get_visible()]
+    panels = [axis for axis in figure_of_cells(names, draw, "t", "x").axes if axis.get_visible()]
     assert [[line.get_label() for line in axis.lines] for axis in panels] == [["c0", name] for name in names[1:]]
     highest = {axis.get_title(): axis.get_ylim()[1] for axis in panels}
     assert highest.pop("c3") == pytest.approx(5.25) and [*highest.values()] == pytest.approx([1.155] * 8)
-    together = draw_cells(names[:8], draw, "t", "x").axes
+    together = figure_of_cells(names[:8], draw, "t", "x").axes
     assert len(together) == 1 and len(together[0].lines) == 8
 
 

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from lit_rlvr.commands.compare.command import compare
-from lit_rlvr.commands.compare.folder import CONFIG, StudyFolder, evaluates_start, first_change, next_command
 from lit_rlvr.commands.compare.study import Cell, Study, load_study
+from lit_rlvr.commands.compare.study_folder import CONFIG, StudyFolder, evaluates_start, first_change, next_command
 from lit_rlvr.configs import merge
 from lit_rlvr.errors import UserError
 

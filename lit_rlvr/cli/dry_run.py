@@ -1,0 +1,221 @@
+"""`lit-rlvr fit --dry-run`: checks a config without weights, and describes the run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lit_rlvr.advantages import REGISTRY
+from lit_rlvr.commands.plan.gpus import GIB
+from lit_rlvr.commands.plan.strategies import describe_run
+from lit_rlvr.commands.preview import describe_prompts, describe_set, print_prompts
+from lit_rlvr.common.terminal import Terminal, show_result
+from lit_rlvr.environments.base import environment_fingerprint
+from lit_rlvr.errors import check_all, shown
+from lit_rlvr.objectives import resolve_correction
+from lit_rlvr.policy.precision import compute_dtype
+from lit_rlvr.rollout.callback import RolloutCallback, rollout_of
+from lit_rlvr.run.checkpoint import RunCheckpoint
+from lit_rlvr.run.progress import Budget
+from lit_rlvr.training.optimizer import (
+    check_schedule,
+    total_steps,
+    train_whole_rollouts,
+    updates_of,
+    warn_of_high_rate,
+    warn_of_long_warmup,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from lit_rlvr.algorithms import RLVRModule
+    from lit_rlvr.datamodules import PromptDataModule
+    from lit_rlvr.run.warm_start import WarmStart
+
+
+PROMPTS = 2
+"""Number of prompts that a dry run shows."""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """The parts of a run that a config describes, before the weights load."""
+
+    trainer: Trainer
+    module: RLVRModule
+    data: PromptDataModule
+    warm_start: WarmStart
+
+    @property
+    def rollout(self) -> RolloutCallback:
+        return rollout_of(self.trainer)
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """The limits of the run's budget, perhaps none."""
+        return dict(self._callback(Budget).limits)
+
+    def _callback(self, kind: type) -> Any:
+        return next(c for c in self.trainer.callbacks if isinstance(c, kind))  # type: ignore[attr-defined]
+
+    @property
+    def sizes_on_device(self) -> tuple[int, int, str, str]:
+        """Prompts per step, processes, precision and device."""
+        device = self.trainer.strategy.root_device.type
+        return self.data.prompts_per_step, self.trainer.world_size, str(self.trainer.precision), device
+
+    @property
+    def steps(self) -> int | None:
+        """The optimizer steps of the whole run, without regard to its budget; None without a limit."""
+        return total_steps(self.trainer, len(self.data.train_dataloader()), updates_of(self.module))
+
+    @property
+    def iterations(self) -> int | None:
+        """The most rollouts of the whole run; None without a limit on steps, epochs or samples."""
+        counts = [] if self.steps is None else [math.ceil(self.steps / updates_of(self.module))]
+        samples = self.limits.get("samples")
+        if samples is not None:
+            fresh = self.module.advantage.needs_reference and self.module.reference.rollouts == "fresh"
+            per_rollout = self.data.prompts_per_step * self.rollout.group_size * (2 if fresh else 1)
+            counts.append(math.ceil(samples / per_rollout))
+        return min(counts, default=None)
+
+    def prepare(self) -> None:
+        """Read the data, and refuse all at once whatever can be refused before the weights load.
+
+        Raises:
+            UserError: with a message for each problem.
+        """
+        rollout, data = self.rollout, self.data
+        data.use_model(self.module)
+
+        def check_data() -> None:
+            data.setup("fit")
+            check_all(
+                lambda: check_schedule(self.module.lr_schedule, self.steps),
+                lambda: rollout.check_data(self.module, data),
+                lambda: self._callback(RunCheckpoint).check_metrics(self.trainer, self.module, data),
+                lambda: self.warm_start.check(data, rollout.environment is not None, rollout.sampling),
+                lambda: rollout.rollouts_from and rollout.replay_source(self.trainer, self.module, data),
+            )
+
+        check_all(lambda: rollout.check_sizes(self.module, *self.sizes_on_device), check_data)
+
+    def settings(self) -> dict[str, Any]:
+        """Return the parts and limits of the run by name."""
+        trainer, module, data, rollout = self.trainer, self.module, self.data, self.rollout
+        dtype = compute_dtype(str(trainer.precision))
+        correct = next((reward for reward in rollout.rewards if reward.correct_from), None)
+        tokens, iterations = self.limits.get("tokens"), self.iterations
+        limits = [] if tokens is None else [f"until {tokens} tokens are generated"]
+        if iterations is not None:
+            passes = iterations * data.prompts_per_step / len(data.prompts["train"])
+            limits.append(
+                f"{iterations * updates_of(module)} optimizer steps, {iterations} iterations, {passes:.3g} passes over "
+                "the training prompts"
+            )
+        return {
+            "run folder": shown(trainer.default_root_dir),
+            "algorithm": type(module).__name__,
+            "advantage": _advantage_name(module.advantage),
+            "model": f"{module.model} ({module.model_folder})",
+            "data": describe_set(data, "train"),
+            "validation": [describe_set(d, "validation") for d in data.validated if d.prompts["validation"]],
+            "rewards": [f"{reward.weight:g} x {reward.name}" for reward in rollout.rewards],
+            "correct": correct.name if correct else RULE_OF_CORRECT,
+            "environment": environment_fingerprint(rollout.environment),
+            "engine": rollout.generator.name,
+            "strategy": type(trainer.strategy).__name__,
+            "devices": f"{trainer.world_size} x {trainer.strategy.root_device.type}",
+            "precision": str(trainer.precision),
+            "importance correction": resolve_correction(
+                module.importance_correction, rollout.generator.is_exact(dtype)
+            ),
+            "warm start": f"at most {self.warm_start.steps} supervised steps" if self.warm_start.steps else None,
+            "sequences per rollout": data.prompts_per_step * rollout.group_size,
+            "steps": ", at most ".join(limits) or "no limit: the run ends with Ctrl-C, or after trainer.max_time",
+        }
+
+    def sizes(self) -> dict[str, Any]:
+        """Return the numbers of iterations, sequences and validations of the whole run."""
+        trainer, data, rollout = self.trainer, self.data, self.rollout
+        iterations, every = self.iterations, trainer.val_check_interval
+        at_steps = isinstance(every, int) and trainer.check_val_every_n_epoch is None
+        during = (iterations or 0) // every if at_steps else 1  # by epochs counts as once, at the end
+        samples = [len(d.prompts["validation"]) * rollout.samples_of(d.name) for d in data.validated]
+        return {
+            "iterations": iterations,
+            "prompts": data.prompts_per_step,
+            "sequences": data.prompts_per_step * rollout.group_size,
+            "validations": 1 + during if trainer.limit_val_batches else 0,
+            "validation_completions": sum(samples),
+        }
+
+    def memory(self) -> dict[str, Any]:
+        """Return the estimated memory of one process as the run is configured, in GiB."""
+        job, plan = describe_run(self.trainer, self.module, self.data)
+        return {
+            "parameters": job.whole.parameters,
+            "trained": (job.adapted if job.lora else job.whole).trained,
+            "way": plan.name,
+            "terms": {name: value / GIB for name, value in plan.terms.items() if value},
+            "needs": plan.needs / GIB,
+            "of": plan.gpus.gib,
+            "fits": plan.fits,
+        }
+
+
+def dry_run(run: PlannedRun) -> None:
+    """Read the data, check everything that can be checked without weights, and print what `fit` would do.
+
+    Raises:
+        UserError: `fit` would refuse the run, too.
+    """
+    train_whole_rollouts(run.trainer, updates_of(run.module))
+    run.prepare()
+    run.rollout.log_sizes(run.module, *run.sizes_on_device, data=run.data)
+    run.rollout.warn_of_long_answers(run.data)
+    steps = None if run.iterations is None else run.iterations * updates_of(run.module)
+    warn_of_high_rate(run.module.lr, run.module.make_optimizer)
+    warn_of_long_warmup(run.module.lr, run.module.warmup_steps, steps)
+    found = {
+        "run": run.settings(),
+        "sizes": run.sizes(),
+        "memory": run.memory(),
+        "prompts": describe_prompts(run.data, "train", PROMPTS, None),
+    }
+    show_result(found, lambda: print_run(found))
+
+
+RULE_OF_CORRECT = (
+    "as the first reward that reports it says, else where the first reward is 1; `correct_from: true` on a reward "
+    "chooses another"
+)
+"""The source of `correct` without a `correct_from`."""
+
+
+def _advantage_name(advantage: object) -> str:
+    """Return the registered name of an estimator, or else the name of its class or function."""
+    registered = next((name for name, cls in REGISTRY.items() if type(advantage) is cls), None)
+    return registered or str(getattr(advantage, "__name__", type(advantage).__name__))
+
+
+def print_run(found: Mapping[str, Any]) -> None:
+    """Print a dry run as readable text."""
+    console = Terminal()
+    for name, value in found["run"].items():
+        for line in value if isinstance(value, list) else [value]:
+            if line is not None:
+                console.print(f"{name}: {line}", soft_wrap=True)
+    used = found["memory"]
+    too_much = ", WHICH IS TOO MUCH (`lit-rlvr plan` proposes a strategy or adapters that fit)"
+    terms = ", ".join(f"{name} {value:.2f}" for name, value in used["terms"].items())
+    console.print(
+        f"memory: {used['parameters']:,} parameters, {used['trained']:,} trained ({used['way']}); about "
+        f"{used['needs']:.2f} of {used['of']:.1f} GiB on each device{'' if used['fits'] else too_much}: {terms}",
+        soft_wrap=True,
+    )
+    print_prompts(found["prompts"])

@@ -1,0 +1,325 @@
+"""Turns errors of the parser, of configs and of libraries into one line for the user."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from jsonargparse import ArgumentError, Namespace
+
+from lit_rlvr.commands.registry import NOT_PARSED
+from lit_rlvr.common.files import write_failure
+from lit_rlvr.configs import INHERITED, TOP_KEYS
+from lit_rlvr.errors import (
+    OWN_FOLDERS,
+    TYPE_NAMES,
+    UserError,
+    cause_of,
+    find_user_line,
+    first_line,
+    nearest,
+    option_instead,
+    shown,
+    user_error_in,
+)
+
+TRACEBACK = "LIT_RLVR_TRACEBACK"
+"""Environment variable that shows the whole traceback above the line."""
+
+_CALLERS_OF_LIBRARIES = {"main.py", "lightning_cli.py", "trainer.py", "configs.py"}
+"""Our files that call Lightning and the parser before a run begins."""
+
+
+def failure_line(error: Exception) -> str | None:
+    """Return one line about a problem with the input, the user's code, a library's option or the disk; return None for
+    a bug in lit-rlvr, which keeps its traceback."""
+    cause = user_error_in(error)  # the parser wraps what an option's class raises
+    if cause is not None and not isinstance(error, ArgumentError):
+        return str(cause)
+    if found := find_user_line(error):
+        return f"{found[0]}: {first_line(found[1])} ({TRACEBACK}=1 shows the whole traceback)"
+    if isinstance(error, ArgumentError):
+        return ": ".join([*getattr(error, "__notes__", ()), explain_parse_error(error)])
+    if isinstance(error, PermissionError):  # of a read or of a write
+        return f"{error.filename or 'a file'}: permission denied; check who owns it, and its folders"
+    if reason := write_failure(error):
+        return f"{getattr(error, 'filename', None) or 'a file'} cannot be written: {reason}"
+    return _refused_by_library(error)
+
+
+def _refused_by_library(error: BaseException) -> str | None:
+    """Return the message with which Lightning, the parser or a class that they built refuses an option.
+
+    Such an option is a logger whose package is missing, or an interval that is too long. Return None if any of our code
+    was involved, except the caller.
+    """
+    origin = _unwrapped(error)
+    files = _files(error) + _files(origin)
+    ours = {file.name for file in files if any(file.is_relative_to(folder) for folder in OWN_FOLDERS)}
+    ours_involved = files[-1].name in ours or ours - _CALLERS_OF_LIBRARIES
+    if type(origin).__name__ != "MisconfigurationException" and ours_involved:
+        return None
+    return f"trainer: {' '.join(str(origin).split()) or type(origin).__name__}"
+
+
+def _unwrapped(error: BaseException) -> BaseException:
+    """Return the exception that the parser wrapped, because the parser's own message repeats every given value."""
+    earlier = cause_of(error)
+    return error if earlier is None or "jsonargparse" not in _files(error)[-1].parts else _unwrapped(earlier)
+
+
+def _files(error: BaseException) -> list[Path]:
+    """Return the files of the frames that an exception passed through; the last one raised it."""
+    return [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+
+
+def refuse_nulls(config: Namespace, classes: Mapping[str, type]) -> None:
+    """Refuse null for options of our classes and of a user's classes that need a value.
+
+    Args:
+        config: the parsed config.
+        classes: key -> the class whose arguments are under it.
+
+    Raises:
+        UserError: a value is not allowed; the message names the option.
+    """
+    for key, cls in classes.items():
+        _check_arguments(config[key], cls, key)
+    _check_arguments(config.trainer, object, "trainer")
+    for key in ("model", "data"):
+        _check(config[key], Any, key)
+
+
+def _check(value: Any, hint: Any, key: str) -> None:
+    if value is None:
+        if hint is not Any and hint is not NoneType and NoneType not in get_args(hint):
+            raise UserError(f"{key}: null is not allowed; leave it out for its default")
+    elif isinstance(value, Namespace) and "class_path" in value:
+        module, _, name = str(value.class_path).rpartition(".")
+        _check_arguments(
+            value.get("init_args") or Namespace(), getattr(import_module(module), name), f"{key}.init_args"
+        )
+    elif type(value) in get_args(hint) or any(
+        value in get_args(one) for one in get_args(hint) if get_origin(one) is Literal
+    ):
+        return  # a type without options among several
+    elif known := [cls for cls in (hint, *get_args(hint)) if dataclasses.is_dataclass(cls)]:
+        _check_arguments(value, known[0], key)
+    elif isinstance(value, list):
+        for place, item in enumerate(value):
+            _check(item, Any, f"{key}.{place}")
+
+
+def _check_arguments(values: Any, cls: Any, key: str) -> None:
+    hints: dict[str, Any] = {}
+    for owner in reversed(inspect.getmro(cls) if inspect.isclass(cls) else ()):
+        hints |= {} if owner is object else _hints(vars(owner).get("__init__"))
+    if not isinstance(values, Namespace):
+        raise UserError(f"{key}: {values!r} is not a group of options; give them by their names")
+    for name, value in vars(values).items():
+        _check(value, hints.get(name, Any), f"{key}.{name}")
+
+
+def _hints(function: Any) -> dict[str, Any]:
+    """Return the types of a function's parameters; Any for those that default to None or cannot be resolved."""
+    if not inspect.isfunction(function):
+        return {}
+    try:
+        found = get_type_hints(function)
+    except (NameError, TypeError):  # names that only type checkers see
+        found = {}
+    parameters = inspect.signature(function).parameters
+    return {name: Any if p.default is None else found.get(name, Any) for name, p in parameters.items()}
+
+
+PARSE_ERRORS = (
+    (r"class_path '(?P<name>[^']+)': Option '(?P<own>[^']+)' is not accepted", "{where}: {name} has no option {own!r}"),
+    (r"class_path '(?P<name>[^']+)': the following arguments are required: (?P<given>\w+(, \w+)*)",
+     "{where}: {name} needs a value for {given}; give it under init_args"),
+    (r"class_path '(?P<name>[^']+)': Parser key \"(?P<inner>[^\"]+)\": (?P<mismatch>.*)", "{where}.{inner}: {why}"),
+    (r"class_path '[^']+': (?P<why>module '(?P<module>[^']+)' has no attribute '(?P<member>\w+)')", "{where}: {why}"),
+    (r"class_path '(?P<name>[^']+)': (?P<why>.*?)(?= - |$)", "{where}: class_path {name!r} cannot be used: {why}"),
+    (r"does not correspond to a subclass of (?P<base>\w+).*Given value: (?P<given>.*)",
+     "{where}: {given} is not a subclass of {base}"),
+    (r"Expected an instantiatable class.*Given value: (?P<abstract>.*)", "{where}: "),
+    (r"Expected a dot import path string: (?P<cls>\S+)", "{where}: there is no class {cls!r}"),
+    (r"Unable to load config ['\"](?P<given>[^'\"]*)",
+     "{where}: {given!r} is not a group of options; give them by their names"),
+    (r"does not accept option '(?P<key>[^']+)'", "unknown key {key!r}"),
+    (r"[Uu]nrecognized arguments: (?P<option>-+[^ =]+)", "unknown option {option!r}"),
+    (r"arguments are required: (?P<given>(\w+\.(data|model)(, )?)+)",
+     "{given}: missing; give a config that sets them, such as --config quickstart"),
+    (r"arguments are required: (?:\w+\.)*(?P<given>\w+)", "--{given}: missing; give a value"),
+    (r"[Uu]nrecognized arguments: (?P<given>\S+\.ya?ml)\b", "what is {given!r} for? Give a config as --config {given}"),
+    (r"[Uu]nrecognized arguments: (?P<given>.+)", "what is {given!r} for? An option begins with --"),
+)  # fmt: skip
+"""Pattern of jsonargparse's message -> our message; `where` is the key in the message, and `why` explains
+`mismatch`."""
+
+
+def explain_parse_error(error: Exception) -> str:
+    """Return a parse error as one line, with the nearest valid name for an unknown one."""
+    return explain(" ".join(str(error).split()), KnownNames(getattr(error, "parser", None)))
+
+
+class KnownNames:
+    """The names that a parser knows, for hints.
+
+    Args:
+        parser: the parser; None for one without options.
+    """
+
+    def __init__(self, parser: Any) -> None:
+        self.parser = parser
+
+    def options(self) -> set[str]:
+        """Return the options that the parser takes, with those of the classes that it can build."""
+        return options_of(self.parser) if self.parser is not None else set()
+
+    def classes(self) -> set[str]:
+        """Return the names of classes that an option accepts."""
+        from lit_rlvr.run.trackers.callback import TRACKER_NAMES
+
+        return {*TRACKER_NAMES} | {cls.__name__ for classes in known_classes().values() for cls in classes}
+
+    def arguments(self, path: str) -> set[str]:
+        """Return the arguments of the class at an import path."""
+        module, _, name = path.rpartition(".")
+        return class_arguments(getattr(import_module(module), name))
+
+
+def explain(text: str, names: KnownNames) -> str:
+    """Return our line for the text of a parse error."""
+    keys = [(found.start(), found[1]) for found in re.finditer(r'Parser key "([^"]+)"', text)]
+    for pattern, message in PARSE_ERRORS:
+        found = re.search(pattern, text)
+        if not found:
+            continue
+        where = ".".join(key for place, key in keys if place < found.start()) or (keys[0][1] if keys else "config")
+        parts = {name: _shorten(part) if name == "given" else part for name, part in found.groupdict().items()}
+        if "mismatch" in parts:
+            if "class_path '" in found["mismatch"]:  # a class inside the class has the wrong option
+                return explain(f'Parser key "{where}.{found["inner"]}": {found["mismatch"]}', names)
+            parts["why"] = _mismatch(found["mismatch"])
+        return message.format(where=where, **parts) + _hint(found.groupdict() | {"where": where}, names)
+    return f"{keys[0][1]}: {_mismatch(text)}" if keys else text
+
+
+def _hint(found: Mapping[str, str], names: KnownNames) -> str:
+    """Return the nearest name for an unknown class, option of a class, or option of the parser."""
+    if "cls" in found:
+        return _nearest(found["cls"], sorted(names.classes()))
+    if "member" in found:
+        return _nearest(found["member"], vars(import_module(found["module"])))
+    if "abstract" in found:
+        return _lacking(found["abstract"])
+    if (inherited := f"{found['where']}.{found.get('own')}") in INHERITED:
+        cls, file = INHERITED[inherited]
+        return f"; it comes from {cls.rpartition('.')[2]} in {shown(file)}, which a `base:` names"
+    if "own" in found:
+        ours = option_instead(found["own"], TOP_KEYS)  # if neither the class has it nor a similar one
+        return _nearest(found["own"], names.arguments(found["name"])) or (f"; did you mean {ours!r}?" if ours else "")
+    if "key" in found:
+        return _nearest(found["key"], {option.removeprefix("--") for option in names.options()})
+    return _nearest(found["option"], names.options()) if "option" in found else ""
+
+
+def _lacking(given: str) -> str:
+    """Say what an abstract class lacks.
+
+    Args:
+        given: its path or short name, alone or in the text of a mapping.
+    """
+    found = re.search(r"'class_path': '([^']+)'", given)
+    path = found[1] if found else given
+    module, _, name = path.rpartition(".")
+    known = {cls.__name__: cls for classes in known_classes().values() for cls in classes}
+    cls = getattr(import_module(module), name) if module else known.get(name)
+    methods = ", ".join(sorted(getattr(cls, "__abstractmethods__", ()))) or "a method"
+    return f"{path} is abstract, it lacks {methods}; define it in the class, or give another"
+
+
+def _mismatch(text: str) -> str:
+    """Return the kind of value that the option accepts, and the given one."""
+    expected = list(dict.fromkeys(_expected_kinds(text)))
+    given = re.search(r"(?:Given value|Got value): ?(.*?)(?= - Expected| Given value type|$)", text)
+    if not expected or not given:
+        return re.sub(r'^Parser key "[^"]+": ', "", text.split(" Given value")[0])
+    return f"give {', or '.join(expected)}, not {_shorten(given[1]) or repr('')}"
+
+
+def _expected_kinds(text: str) -> Iterator[str]:
+    for base in re.findall(r"Not a valid subclass of (\w+)", text):
+        yield f"a class of type {base} by its class_path"
+    for kind, values, words in re.findall(
+        r"Expected an? (?:<class '([^']+)'>|typing.Literal\[(.*?)\]|(.*?)(?=\. Got))", text
+    ):
+        name = kind.rpartition(".")[2]
+        if name != "NoneType":
+            choices = f"one of {values}" if "," in values else values
+            yield TYPE_NAMES.get(name, name) if kind else choices or f"a {words}"
+
+
+def _shorten(text: str) -> str:
+    """Return a given value in at most 80 characters; a name or a path stays whole."""
+    return text if len(text) <= 80 or not re.search(r"[\s{\[]", text) else f"{text[:77]}..."
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    """Return a hint with the most similar known name: from the key's own group, or else from all dotted names."""
+    group, dot, name = key.rpartition(".")
+    names = [other for other in known if other != key]
+    if ours := option_instead(key, names):
+        return f"; did you mean {ours!r}?"
+    siblings = [other.rpartition(".")[2] for other in names if other.rpartition(".")[0] == group] if dot else []
+    near = nearest(name, siblings) if siblings else nearest(key, names)
+    prefix = f"{group}." if siblings else ""
+    return f"; did you mean {prefix + near!r}?" if near else ""
+
+
+def options_of(parser: Any, command: str = "") -> set[str]:
+    """Return the options that a parser takes on the command line, with those of the classes that it can build."""
+    found = {option for option in parser._option_string_actions if option.startswith("--") and option[-1] != "+"}
+    found |= NOT_PARSED.get(command, set()) | {"--json"}
+    for key, classes in known_classes().items():
+        if f"--{key}.help" in found:
+            found |= {f"--{key}.init_args.{option}" for cls in classes for option in class_arguments(cls)}
+    if parser._subcommands_action is not None:
+        for name, sub in parser._subcommands_action._name_parser_map.items():
+            found |= options_of(sub, name)
+    return found
+
+
+def known_classes() -> dict[str, list[type]]:
+    """Return the known classes by the option that takes them."""
+    from lit_rlvr.advantages import Advantage
+    from lit_rlvr.algorithms import RLVRModule
+    from lit_rlvr.datamodules import PromptDataModule
+    from lit_rlvr.environments import Environment
+    from lit_rlvr.rewards import Reward
+    from lit_rlvr.rollout import RolloutEngine
+    from lit_rlvr.run.trackers.callback import TRACKER_NAMES
+
+    bases: dict[str, list[type]] = {
+        "model": [RLVRModule], "data": [PromptDataModule], "rollout.rewards": [Reward],
+        "rollout.environment": [Environment], "rollout.engine": [RolloutEngine], "model.advantage": [Advantage],
+        "trackers": [*TRACKER_NAMES.values()],
+    }  # fmt: skip
+    for classes in bases.values():
+        for cls in classes:
+            classes += cls.__subclasses__()
+    return bases
+
+
+def class_arguments(cls: type) -> set[str]:
+    """Return the arguments of a class and of its bases."""
+    made = [vars(owner).get("__init__") for owner in inspect.getmro(cls)]
+    names = {name for init in made if inspect.isfunction(init) for name in inspect.signature(init).parameters}
+    return names - {"self", "args", "kwargs"}

@@ -1,0 +1,127 @@
+"""The commands that take a whole config: methods of a Trainer, as LightningCLI wants them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lit_rlvr.commands.filter import filter_prompts
+from lit_rlvr.commands.plan.gpus import GPUs
+from lit_rlvr.commands.plan.show import show_plan
+from lit_rlvr.commands.plan.strategies import describe_job
+from lit_rlvr.commands.preview import describe_prompts, print_prompts
+from lit_rlvr.commands.split import write_split
+from lit_rlvr.commands.tune import Tuner, write_tuned
+from lit_rlvr.common.terminal import show_result
+from lit_rlvr.datamodules import PromptDataModule
+from lit_rlvr.datamodules.base import Split
+from lit_rlvr.policy.precision import compute_dtype
+from lit_rlvr.rewards.references import check_references
+from lit_rlvr.rollout.callback import rollout_of
+from lit_rlvr.run.trainer import Trainer
+from lit_rlvr.run.warm_start import WarmStart
+
+if TYPE_CHECKING:
+    from lit_rlvr.algorithms import RLVRModule
+
+_log = logging.getLogger("lit_rlvr")
+
+
+class RLVRTrainer(Trainer):
+    """`fit` and `validate` of the Trainer, and our commands that inspect a config before training."""
+
+    warm_start: WarmStart | None = None  # the config's
+
+    def preview(
+        self, model: RLVRModule, datamodule: PromptDataModule, prompts: int = 3, split: Split = "train",
+        out: str | None = None,
+    ) -> None:  # fmt: skip
+        """Show prompts exactly as the model sees them.
+
+        Args:
+            model: the model; the command loads its tokenizer and image processor, not its weights.
+            datamodule: the data.
+            prompts: number of prompts to show, from the start of the set.
+            split: which set.
+            out: folder for the prompts' images, as PNG files in the size that the model sees; default: save none.
+        """
+        datamodule.use_model(model)
+        found = describe_prompts(datamodule, split, prompts, None if out is None else Path(out))
+        check_references(rollout_of(self).rewards, datamodule.loaded)
+        rollout_of(self).warn_of_long_answers(datamodule)
+        show_result(found, lambda: print_prompts(found))
+        if out is None and any(prompt["images"] for prompt in found["prompts"]):
+            _log.info("To look at the images as the model sees them, add --out FOLDER")
+
+    def filter(
+        self, model: RLVRModule, datamodule: PromptDataModule, out: str, samples: int = 8, lowest: float = 0.1,
+        highest: float = 0.9, split: Split = "train",
+    ) -> None:  # fmt: skip
+        """Keep the prompts that the model sometimes answers correctly.
+
+        Args:
+            model: the model that answers.
+            datamodule: the data.
+            out: new JSONL file for the kept rows, each with its `pass_rate`.
+            samples: completions per prompt, with the config's sampling and rewards.
+            lowest: smallest share of right completions to keep.
+            highest: largest share of right completions to keep.
+            split: which set.
+        """
+        dtype = compute_dtype(str(self.precision))
+        path = filter_prompts(model, datamodule, rollout_of(self), dtype, Path(out), samples, lowest, highest, split)
+        kept = len(path.read_text().splitlines())
+        found = {"file": str(path), "kept": kept, "option": f"--data.init_args.{split}"}
+        show_result(found, lambda: print(f"{path}: use it with {found['option']}"))
+
+    def tune(
+        self, model: RLVRModule, datamodule: PromptDataModule, minutes: float = 5.0, out: str = "tuned.yaml"
+    ) -> None:
+        """Sample for some minutes, and choose prompts, group size, max_tokens and a warm start of a config.
+
+        Args:
+            model: the model that answers.
+            datamodule: the data.
+            minutes: how long to sample; loading and a warm start come on top.
+            out: new config with the choices and their reasons, for `--config C --config OUT`; with rows to train on,
+                they go to a JSONL file next to it.
+        """
+        assert self.warm_start is not None, "the command line sets it"
+        dtype = compute_dtype(str(self.precision))
+        tuner = Tuner(model, datamodule, rollout_of(self), self.warm_start, dtype, self.world_size, minutes)
+        tuned = tuner.run()
+        write_tuned(tuned, Path(out))
+
+        def show() -> None:
+            tuned.show()
+            print(f"{out}: add --config {out}")
+
+        show_result({"file": out} | {key: value for key, value in vars(tuned).items() if key != "rows"}, show)
+
+    def split(self, model: RLVRModule, datamodule: PromptDataModule, out: str) -> None:
+        """Write the training and held-out rows of the config's data to files.
+
+        Args:
+            model: the model; not used.
+            datamodule: the data.
+            out: folder for `train.jsonl`, `validation.jsonl` and `test.jsonl`, one for each set of the data.
+        """
+        files = [str(path) for path in write_split(datamodule, Path(out))]
+        show_result({"files": files}, lambda: print(*files, sep="\n"))
+
+    def plan(
+        self, model: RLVRModule, datamodule: PromptDataModule, gpus: str, lengths: str | None = None
+    ) -> None:  # fmt: skip
+        """Estimate a run's memory on each GPU with DDP, FSDP2 and LoRA, propose one of them, and estimate its time.
+
+        Args:
+            model: the model; the command reads only its config.
+            datamodule: the data; the command uses only the sizes and reads no row.
+            gpus: number of GPUs and memory of each, such as 8x80GB; or, for the time as well, their name: 8xH100.
+            lengths: expected mean and longest length of completions in tokens, such as 900,4096; the longest is by
+                default the longest allowed. Without this option, all completions are as long as allowed. All prompts
+                count as long as `max_prompt_tokens` allows.
+        """
+        job = describe_job(model, datamodule, rollout_of(self), str(self.precision), lengths, self.max_steps)
+        show_plan(job, GPUs.parse(gpus))

@@ -1,0 +1,130 @@
+"""The properties of algorithms and advantages: those that any loss has, and those that our classes declare."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_rlvr.advantages import Advantage, AdvantageFunction, GroupBatch, resolve_advantage
+from lit_rlvr.algorithms import RLVRModule
+from lit_rlvr.commands.check.replay import FrozenBatch, algorithm_step, frozen_inputs, read_batch
+from lit_rlvr.common.returned import require_advantages
+from lit_rlvr.conformance import Finding, Step, batches, loss_and_gradient, properties
+from lit_rlvr.conformance.functions import has_published_values
+
+
+def check_algorithm(algorithm: RLVRModule, expect: str | None = None) -> list[Finding]:
+    """Measure a loss with its advantage; do not train or change `algorithm`.
+
+    A loss must not have a gradient where the advantage is 0, because training skips such completions.
+
+    Args:
+        algorithm: the loss.
+        expect: the published loss whose values and gradients it must have; None = compare with none.
+
+    Raises:
+        UserError: the loss has no gradient, or the class returns no loss.
+    """
+    batch = made_batch()
+
+    def prepare(batch: FrozenBatch) -> Step:
+        return algorithm_step(batch, deepcopy(algorithm))
+
+    def estimate(batch: FrozenBatch) -> Tensor:
+        return deepcopy(algorithm).estimate(batch.group)[0]
+
+    def prepare_frozen(batch: batches.Batch) -> Step:
+        return algorithm_step(FrozenBatch(**vars(batch)), deepcopy(algorithm), batch.advantages)
+
+    return [
+        *([has_published_values(prepare_frozen, expect, name) for name in batches.BATCHES] if expect else []),
+        properties.has_its_gradient(prepare, batch, algorithm.stops_gradient),
+        properties.has_the_right_direction(prepare, batch),
+        properties.rewards_what_is_right(estimate, batch),
+        properties.ignores_cuts(prepare, batch),
+        *properties.ignores_order(prepare, batch),
+        properties.ignores_masked_tokens(prepare, batch),
+        properties.ignores_padding(prepare, batch),
+        properties.survives_empty_rows(prepare, batch),
+        Finding("zero advantages", _zero_advantages(algorithm, batch), 0, "gradient where the advantage is 0"),
+        _flat(algorithm, batches.equal_rewards(batch)),
+        Finding("ratio", _ratio(algorithm, batch), 0, "1 if has_ratio and the loss disagree on the use of x.old"),
+        properties.survives_extreme_ratios(prepare, batch),
+        properties.ignores_precision(prepare, batch),
+    ]
+
+
+def check_advantage(advantage: AdvantageFunction | str) -> list[Finding]:
+    """Measure an estimator: a name, an `Advantage`, or a function of a `GroupBatch`.
+
+    Raises:
+        UserError: there is no such estimator, or it returns no (P, G) tensor.
+    """
+    estimator = resolve_advantage(advantage)
+    batch = made_batch()
+
+    def estimate(batch: FrozenBatch) -> Tensor:
+        return _estimate(estimator, batch.group)
+
+    group = deepcopy(batch.group)
+    deepcopy(estimator)(group)
+    before = {k: v for k, v in vars(batch.group).items() if isinstance(v, Tensor) and v.is_floating_point()}
+    return [
+        *properties.estimator_findings(estimate, batch),
+        Finding("input", properties.error(vars(group), before), 0, "the rewards that it was given, before and after"),
+    ]
+
+
+def made_batch() -> FrozenBatch:
+    """Return six groups of four completions in float64, the kit's `regular` batch.
+
+    Each group has right and wrong completions, with rewards in [0, 1]. Completions have 1 to 9 tokens, some with gaps
+    like those of observations. Ratios are near and far from 1.
+    """
+    return read_batch(batches.frozen_arrays("regular"))
+
+
+def _zero_advantages(algorithm: RLVRModule, batch: FrozenBatch) -> float:
+    """Compare the gradient of rows with advantage 0 with 0, without the KL and entropy terms; 0 for a class that says
+    that it runs such rows."""
+    own = deepcopy(algorithm)
+    own.kl_coef = own.entropy_coef = 0.0
+    if own.runs_all_rows:
+        return 0.0
+    step = algorithm_step(batch, own)
+    live = torch.arange(len(batch.logp)) % 2 == 0  # (B,)
+    advantages = (step.advantages.reshape(len(live), -1) * live[:, None]).view_as(step.advantages)
+    _, gradient = loss_and_gradient(step, batch, None, advantages)
+    return properties.error({"dlogp": gradient}, {"dlogp": torch.where(live[:, None], gradient, 0.0)})
+
+
+def _flat(algorithm: RLVRModule, flat: FrozenBatch) -> Finding:
+    own = deepcopy(algorithm)
+    own.observe(flat.group)
+    return properties.flat_finding(properties.replay_step(algorithm_step(flat, own, own.advantage(flat.group)), flat))
+
+
+def _ratio(algorithm: RLVRModule, batch: FrozenBatch) -> float:
+    """Return 0 if the gradient depends on the log-probabilities at rollout time just if `has_ratio` says so, else 1."""
+    own = deepcopy(algorithm)
+    own.kl_coef = own.entropy_coef = 0.0
+    advantages, _ = own.estimate(batch.group)
+    logp = batch.logp.clone().requires_grad_(True)
+    x = frozen_inputs(batch, own, logp, advantages)
+    gradients = [
+        torch.autograd.grad(own.loss(replace(x, old=x.old - shift, rollout=x.rollout - shift))[0], logp)[0]
+        for shift in (0, 0.01)
+    ]
+    return float(own.has_ratio == torch.equal(*gradients))
+
+
+def _estimate(advantage: Advantage, group: GroupBatch) -> Tensor:
+    """Return the advantages (P, G); leave nonfinite ones to the property that counts them."""
+    value: Any = deepcopy(advantage)(deepcopy(group))
+    mask = group.mask if advantage.needs_tokens else None
+    require_advantages(advantage, value.nan_to_num() if isinstance(value, Tensor) else value, group.rewards, mask)
+    return value

@@ -1,0 +1,176 @@
+"""The command line of `parity`: reads a batch and algorithms, writes the results, prints and plots a summary."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from lit_rlvr.algorithms import RLVRModule
+from lit_rlvr.commands.check.replay import load_arrays, replay
+from lit_rlvr.common.files import check_new
+from lit_rlvr.common.terminal import Terminal, show_result, table_of
+from lit_rlvr.configs import Parser, load_yaml
+from lit_rlvr.errors import UserError, user_error_in
+
+
+def plot_weights(weights: Mapping[str, np.ndarray], mask: np.ndarray, path: Path) -> None:
+    """Draw one map per algorithm, with one row per completion; red tokens are pushed up, blue ones down.
+
+    Args:
+        weights: name -> (B, T) gradient weight of each token, `-dloss/dlogp`.
+        mask: (B, T) bool; tokens outside the loss stay grey.
+        path: the PNG to write.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
+
+    columns = min(3, len(weights))
+    lines = math.ceil(len(weights) / columns)
+    figure, axes = pyplot.subplots(
+        lines, columns, figsize=(4.2 * columns, 3.2 * lines), squeeze=False, constrained_layout=True
+    )
+    colours = matplotlib.colormaps["RdBu_r"].with_extremes(bad="0.85")
+    for axis in axes.flat[len(weights) :]:
+        axis.set_visible(False)
+    for axis, (name, values) in zip(axes.flat, weights.items(), strict=False):
+        size = np.abs(values)
+        most = float(size.max())
+        top = min(most, 10 * float(np.median(size[size > 0]))) if most > 0 else 1.0  # outliers must not hide others
+        shown = np.ma.masked_array(values, ~mask)
+        image = axis.imshow(shown, cmap=colours, vmin=-top, vmax=top, aspect="auto", interpolation="nearest")
+        cut = "both" if most > top else "neither"
+        figure.colorbar(image, ax=axis, ticks=[-top, 0, top], format="%.1e", extend=cut)
+        for ticks in (axis.xaxis, axis.yaxis):
+            ticks.set_major_locator(MaxNLocator(integer=True))
+        axis.set_title(name if cut == "neither" else f"{name} (largest {most:.1e})")
+        axis.set_xlabel("token")
+        axis.set_ylabel("completion")
+    figure.suptitle("Gradient weight of each token: red is made likelier, blue less likely, grey is not in the loss")
+    figure.savefig(path, dpi=110, format="png")
+    pyplot.close(figure)
+
+
+def run(command: str, arguments: list[str]) -> None:
+    """Run the command line of `parity`."""
+    parser = Parser(prog=f"lit-rlvr {command}", description=run_parity.__doc__)
+    parser.add_argument("batch", type=str, help="the frozen batch: an .npz file")
+    parser.add_argument("--config", type=str, required=True, help="YAML: {algorithms: {NAME: {class_path, init_args}}}")
+    parser.add_argument("--out", type=str, required=True, help="the .npz file to write")
+    parser.add_argument("--plot", type=str, default=None, help="PNG of each token's weight in the gradient")
+    config = parser.parse_args(arguments)
+    run_parity(config.batch, config.config, config.out, config.plot)
+
+
+def run_parity(batch_path: Path | str, config: Path | str, out: Path | str, plot: Path | str | None = None) -> None:
+    """Replay a batch file through the algorithms of a config, write the results, and print a summary.
+
+    Args:
+        batch_path: .npz with the arrays that `replay` takes.
+        config: YAML with `algorithms: {NAME: {class_path, init_args}}`.
+        out: .npz to write.
+        plot: PNG to draw, the gradient weight of every token.
+
+    Raises:
+        UserError: `out` or `plot` exists already, or cannot be written.
+    """
+    arrays = load_arrays(Path(batch_path))
+    check_new(Path(out), "--out")
+    if plot is not None:
+        check_new(Path(plot), "--plot")
+    algorithms = load_algorithms(Path(config))
+    results = replay(arrays, algorithms)
+    mask = np.asarray(arrays["mask"]).astype(bool)
+    rows = algorithm_summary(list(algorithms), results, mask)
+    show_result(rows, lambda: print_table(rows))
+    try:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        with Path(out).open("xb") as file:  # np.savez would add .npz to a name without it
+            np.savez(file, **results)  # type: ignore[arg-type]
+        if plot is not None:
+            Path(plot).parent.mkdir(parents=True, exist_ok=True)
+            plot_weights({name: -results[f"{name}/dlogp"] for name in algorithms}, mask, Path(plot))
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be written: {error.strerror}") from error
+
+
+def load_algorithms(path: Path) -> dict[str, RLVRModule]:
+    """Build the modules that a YAML file names under `algorithms: {NAME: {class_path, init_args}}`, as `fit` would.
+
+    Raises:
+        UserError: the file is not such a mapping, or names a class or an option that does not exist.
+    """
+    try:
+        value: Any = load_yaml(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"--config: {path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(value, dict) or set(value) != {"algorithms"} or not isinstance(value["algorithms"], dict):
+        raise UserError(f"--config: {path} must hold `algorithms: {{NAME: {{class_path: ..., init_args: ...}}}}`")
+    if not value["algorithms"]:
+        raise UserError(f"--config: {path} names no algorithm")
+    return {
+        str(name): build_object(spec, f"--config: {path}: algorithms.{name}")
+        for name, spec in value["algorithms"].items()
+    }
+
+
+def build_object(spec: Any, where: str, kind: type = RLVRModule) -> Any:
+    """Build an object of a `kind` of class from its `class_path` and `init_args`, as `fit` would.
+
+    Raises:
+        UserError: there is no such class or option; the message begins with `where`.
+    """
+    from jsonargparse import ArgumentError
+
+    from lit_rlvr.cli.error_lines import explain_parse_error
+
+    if not isinstance(spec, str) and not (isinstance(spec, dict) and "class_path" in spec):
+        raise UserError(f"{where}: must be {{class_path: ..., init_args: ...}} or the name of a class")
+    parser = Parser()
+    parser.add_subclass_arguments(kind, "algorithm", fail_untyped=False, required=True)
+    try:
+        return parser.instantiate(parser.parse_object({"algorithm": spec})).algorithm
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    except ArgumentError as error:
+        raise UserError(f"{where}: {explain_parse_error(error).removeprefix('algorithm').lstrip('.: ')}") from error
+    except ValueError as error:
+        cause = user_error_in(error)
+        if cause is None:
+            raise
+        raise UserError(f"{where}: {cause}") from error
+
+
+def algorithm_summary(
+    names: list[str], results: Mapping[str, np.ndarray], mask: np.ndarray
+) -> dict[str, dict[str, float]]:
+    """Return each algorithm's loss, the size of its advantages and gradient, and its share of zero gradients."""
+    rows = {}
+    for name in names:
+        gradient = results[f"{name}/dlogp"]
+        rows[name] = {
+            "loss": float(results[f"{name}/loss"]),
+            "mean_advantage": float(np.abs(results[f"{name}/advantages"]).mean()),
+            "gradient": float(np.abs(gradient).sum()),
+            "zero_gradient": float((gradient[mask] == 0).mean()) if mask.any() else 1.0,
+        }
+    return rows
+
+
+def print_table(rows: Mapping[str, Mapping[str, float]]) -> None:
+    """Print one line per algorithm of `algorithm_summary`."""
+    cells = [
+        (name, f"{row['loss']:.6g}", f"{row['mean_advantage']:.4g}", f"{row['gradient']:.4g}",
+         f"{row['zero_gradient']:.1%}")
+        for name, row in rows.items()
+    ]  # fmt: skip
+    columns = ("algorithm", "loss", "mean |A|", "sum |dlogp|", "zero gradient")
+    title, caption = "Replay of one frozen batch", "zero gradient: share of the tokens in the loss"
+    Terminal().print_table(table_of(columns, cells, title=title, caption=caption))

@@ -1,0 +1,282 @@
+"""The replay of a frozen batch: its arrays, and the advantages, weights and losses of training on them."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lit_rlvr.advantages import GroupBatch
+from lit_rlvr.advantages.base import impute
+from lit_rlvr.algorithms import RLVRModule
+from lit_rlvr.conformance import Batch, Step, replay_step
+from lit_rlvr.errors import UserError
+from lit_rlvr.objectives import LossInputs, StepTokens, aggregation_weights, correction_weights, kl_estimate
+
+
+def replay(batch: Mapping[str, np.ndarray], algorithms: Mapping[str, RLVRModule]) -> dict[str, np.ndarray]:
+    """Compute each algorithm's loss, advantages and gradient on a frozen batch.
+
+    Args:
+        batch: `logp`, `old_logp` (B, T), `mask` (B, T) bool, `rewards`, `correct` (P, G); and, if an algorithm needs
+            them, `ref_logp` (B, T), `reference_rewards` (P, G) and the scalar `max_completion_length` (default T).
+            NaN in `rewards`, `correct` or `reference_rewards` is a missing judgement; a completion without a reward is
+            out of the loss and of all statistics. Further optional arrays (B, T): `rollout_logp`, log-probabilities at
+            sampling time, to which the algorithm's importance correction applies; `entropy` of the policy, for an
+            entropy bonus, which is a constant here, and for `top_entropy_quantile`; `turns`, each token's turn from 0,
+            for an estimator of tokens; `objective_mask` bool, tokens whose objective counts, where the others of `mask`
+            count in normalisers and in the KL and entropy terms only.
+        algorithms: name -> module; no model is loaded.
+
+    Returns:
+        Per name `NAME/loss` (), `NAME/advantages` (P, G) and `NAME/dlogp` (B, T), the loss's gradient with respect
+        to `logp`; in float64 when the batch is.
+
+    Raises:
+        UserError: the batch is invalid, or lacks an array that an algorithm needs; the message names it.
+    """
+    frozen = read_batch(batch)
+    results: dict[str, np.ndarray] = {}
+    for name, algorithm in algorithms.items():
+        try:
+            found = replay_one(frozen, algorithm)
+        except UserError as error:
+            raise UserError(f"algorithms.{name}: {error}") from error
+        results |= {f"{name}/{key}": value.numpy() for key, value in found.items()}
+    return results
+
+
+def replay_one(batch: FrozenBatch, algorithm: RLVRModule) -> dict[str, Tensor]:
+    """Compute one algorithm's `loss`, `advantages` and `dlogp`."""
+    if algorithm.kl_coef > 0 and batch.ref is None:
+        raise UserError("kl_coef is above 0, and the batch has no ref_logp; add the array or set kl_coef: 0")
+    if algorithm.advantage.needs_reference and batch.reference_rewards is None:
+        raise UserError("its advantage needs reference_rewards (P, G), and the batch has none; add the array")
+    return replay_step(algorithm_step(batch, algorithm), batch)
+
+
+def algorithm_step(batch: FrozenBatch, algorithm: RLVRModule, advantages: Tensor | None = None) -> Step:
+    """Return the optimizer step of an algorithm on a batch.
+
+    Args:
+        advantages: (P, G) or (B, T); None = the algorithm estimates them, and takes note of the rewards.
+    """
+    if advantages is None:
+        group = batch.group
+        if algorithm.kl_in_reward:
+            assert batch.ref is not None
+            kl = kl_estimate(batch.old, batch.ref, batch.mask, algorithm.kl_estimator)  # (B, T)
+            group = algorithm.penalised(group, kl.sum(1).view_as(group.rewards))
+        advantages, _ = algorithm.estimate(group)
+
+    def loss(logp: Tensor, advantages: Tensor, rows: list[int], *_: int) -> Tensor:
+        return algorithm.loss(rows_of(frozen_inputs(batch, algorithm, logp, advantages), rows))[0]
+
+    return Step(advantages, loss, algorithm.objective)
+
+
+def rows_of(x: LossInputs, rows: Sequence[int]) -> LossInputs:
+    """Return some rows of the inputs, as a micro-batch has them."""
+    at = torch.tensor(rows, dtype=torch.long)
+    return replace(x, **{name: value[at] for name, value in vars(x).items() if value is not None})
+
+
+def frozen_inputs(batch: FrozenBatch, algorithm: RLVRModule, logp: Tensor, advantages: Tensor) -> LossInputs:
+    """Build the loss inputs of the whole batch, as one optimizer step.
+
+    Args:
+        logp: (B, T), with a gradient.
+        advantages: (P, G) or (B, T).
+    """
+    size = batch.rewards.shape[1]
+    lengths = batch.mask.sum(1)  # (B,)
+    rows = len(lengths) if algorithm.count_empty_rows else max(int((lengths > 0).sum()), 1)
+    weight = aggregation_weights(
+        batch.mask, size, algorithm.aggregation, rows, int(lengths.sum()), batch.max_tokens
+    ).to(logp.dtype)
+    given = advantages.to(logp.dtype)
+    given = given.reshape(-1, 1) if advantages.shape == batch.rewards.shape else given  # (B, 1) or (B, T)
+    rollout = batch.old if batch.rollout is None else batch.rollout
+    correction = algorithm.choose_correction(exact=batch.rollout is None)
+    tokens, sequences = correction_weights(logp, batch.old, rollout, batch.mask, given, correction)
+    if batch.objective_mask is not None:
+        tokens = tokens * batch.objective_mask
+    counted, selected = _chosen_tokens(batch, algorithm, given, rollout)
+    return LossInputs(
+        logp=logp,
+        old=batch.old,
+        mask=batch.mask,
+        advantages=given,
+        token_weight=weight * tokens if counted is None else weight * tokens * counted,
+        row_weight=sequences / rows,
+        prompt=torch.arange(len(lengths)) // size,
+        plain_weight=weight,
+        rollout=rollout,
+        ref=batch.ref if algorithm.kl_in_loss else None,
+        entropy=batch.entropy,
+        selected=selected,
+    )
+
+
+def _chosen_tokens(
+    batch: FrozenBatch, algorithm: RLVRModule, advantages: Tensor, rollout: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the results (B, T) of `select_tokens` on the whole batch; None = it is not asked."""
+    if not algorithm.needs_step_tokens:
+        return None, None
+    if batch.entropy is None and algorithm.top_entropy_quantile < 1:
+        raise UserError("top_entropy_quantile is below 1, and the batch has no entropy; add the array")
+    entropy = torch.zeros_like(batch.old) if batch.entropy is None else batch.entropy
+    columns = (batch.old, rollout, entropy, advantages.expand(batch.mask.shape))
+    found = algorithm.select_tokens(StepTokens(*(values[batch.mask] for values in columns)))
+    counted, selected = (
+        None if chosen is None else torch.zeros_like(batch.mask).masked_scatter(batch.mask, chosen) for chosen in found
+    )
+    return counted, selected
+
+
+REQUIRED_ARRAYS = ("logp", "old_logp", "mask", "rewards", "correct")
+
+
+@dataclass
+class FrozenBatch(Batch):
+    """A batch whose completions may lack a reward.
+
+    Args:
+        rewarded, judged: (P, G) bool as in `GroupBatch`; None = all have a reward that says which are right.
+    """
+
+    rewarded: Tensor | None = None
+    judged: Tensor | None = None
+
+    @property
+    def group(self) -> GroupBatch:
+        """The input of an estimator."""
+        return GroupBatch(
+            self.rewards, self.correct, self.reference_rewards, self.lengths, mask=self.mask, turns=self.turns,
+            rewarded=self.rewarded, judged=self.judged,  # type: ignore[arg-type]
+        )  # fmt: skip
+
+
+def read_batch(arrays: Mapping[str, np.ndarray]) -> FrozenBatch:
+    """Check a batch's arrays and convert them to tensors of the widest float type among them.
+
+    Raises:
+        UserError: an array is missing, has the wrong shape or type, or holds a number that is not finite.
+    """
+    for name in REQUIRED_ARRAYS:
+        if name not in arrays:
+            raise UserError(f"batch: array {name!r} is missing (found: {', '.join(sorted(arrays)) or 'none'}); add it")
+    logp, rewards = _float_array(arrays, "logp"), _float_array(arrays, "rewards")
+    if logp.ndim != 2 or rewards.ndim != 2:
+        raise UserError(f"batch: logp must be (B, T) and rewards (P, G), got {logp.shape} and {rewards.shape}")
+    if rewards.size != len(logp) or not logp.size:
+        raise UserError(
+            f"batch: rewards {rewards.shape} stand for {rewards.size} completions and logp has {len(logp)} rows; "
+            "B must be P * G, at least 1, and T at least 1"
+        )
+    mask = _mask(arrays, "mask", logp.shape)
+    optional = ("old_logp", "ref_logp", "rollout_logp", "entropy")
+    tokens = {"logp": logp} | {n: _float_array(arrays, n) for n in optional if n in arrays}
+    groups = {"rewards": rewards} | {
+        n: _float_array(arrays, n) for n in ("correct", "reference_rewards") if n in arrays
+    }
+    for name, array in tokens.items():
+        _check(name, array, logp.shape, "logp", mask)
+    for name, array in groups.items():
+        _check(name, array, rewards.shape, "rewards", ~np.isnan(array))
+    rewarded = ~np.isnan(rewards)
+    judged = rewarded & ~np.isnan(groups["correct"])
+    if not np.isin(groups["correct"][judged], (0, 1)).all():
+        raise UserError("batch: correct must hold only 0 and 1, or NaN if nothing says which; it is not the reward")
+    dtype = np.result_type(np.float32, *(a.dtype for a in (*tokens.values(), *groups.values())))
+
+    def tensor(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values.astype(dtype))
+
+    lengths = mask.sum(1).reshape(rewards.shape)  # (P, G)
+    mask = mask & rewarded.reshape(-1, 1)
+    filled = {name: tensor(np.where(mask, array, 0)) for name, array in tokens.items()}
+    return FrozenBatch(
+        logp=filled["logp"],
+        old=filled["old_logp"],
+        ref=filled.get("ref_logp"),
+        mask=torch.from_numpy(mask),
+        rewards=impute(tensor(rewards), torch.from_numpy(~rewarded)),
+        correct=impute(tensor(groups["correct"]), torch.from_numpy(~judged)),
+        reference_rewards=tensor(groups["reference_rewards"]) if "reference_rewards" in groups else None,
+        lengths=tensor(lengths),
+        rewarded=torch.from_numpy(rewarded),
+        judged=torch.from_numpy(judged),
+        max_tokens=_max_tokens(arrays, logp.shape[1]),
+        turns=_turns(arrays, mask),
+        entropy=filled.get("entropy"),
+        rollout=filled.get("rollout_logp"),
+        objective_mask=torch.from_numpy(_mask(arrays, "objective_mask", logp.shape))
+        if "objective_mask" in arrays
+        else None,
+    )
+
+
+def _float_array(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    array = np.asarray(arrays[name])
+    if array.dtype.kind not in "fiub":
+        raise UserError(f"batch: {name} holds {array.dtype}, not real numbers")
+    return array if array.dtype.kind == "f" else array.astype(np.float32)
+
+
+def _mask(arrays: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
+    mask = np.asarray(arrays[name])
+    if mask.shape != shape or not np.isin(mask, (0, 1)).all():
+        raise UserError(f"batch: {name} must be bool (True = in the loss) of logp's shape {shape}, got {mask.shape}")
+    return mask.astype(bool)
+
+
+def _turns(arrays: Mapping[str, np.ndarray], mask: np.ndarray) -> Tensor:
+    """Return the turn (B, T) of each token, -1 where masked; all are of the first one if the batch has no `turns`."""
+    turns = np.asarray(arrays["turns"]) if "turns" in arrays else np.zeros(mask.shape, dtype=np.int64)
+    if turns.shape != mask.shape or turns.dtype.kind not in "iu" or (turns[mask] < 0).any():
+        raise UserError(f"batch: turns must be whole numbers from 0 of logp's shape {mask.shape}, got {turns.shape}")
+    return torch.from_numpy(np.where(mask, turns, -1))
+
+
+def _check(name: str, array: np.ndarray, shape: tuple[int, ...], like: str, used: np.ndarray) -> None:
+    """Check the shape, and that all used numbers are finite (masked log-probabilities are not used)."""
+    if array.shape != shape:
+        raise UserError(f"batch: {name} has shape {array.shape}, not that of {like}, {shape}")
+    bad = np.argwhere(used & ~np.isfinite(array))
+    if len(bad):
+        at = ", ".join(str(int(i)) for i in bad[0])
+        raise UserError(f"batch: {name}[{at}] is {array[tuple(bad[0])]} ({len(bad)} such); mask it or repair the batch")
+
+
+def _max_tokens(arrays: Mapping[str, np.ndarray], width: int) -> int:
+    if "max_completion_length" not in arrays:
+        return width
+    value = np.asarray(arrays["max_completion_length"])
+    if value.size != 1 or not np.isfinite(value).all() or int(value.item()) != value.item() or value.item() < 1:
+        raise UserError(f"batch: max_completion_length must be one positive whole number, got {value}")
+    return int(value.item())
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Load the arrays of an .npz file.
+
+    Raises:
+        UserError: it is not an .npz file, or holds objects instead of numbers.
+    """
+    try:
+        path.open("rb").close()
+        if not zipfile.is_zipfile(path):
+            raise UserError(f"batch: {path} is no .npz file; write one with numpy's savez")
+        with np.load(path, allow_pickle=False) as data:
+            return {name: data[name] for name in data.files}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise UserError(
+            f"batch: {path} is not a readable .npz of plain arrays: {str(error).splitlines()[0]}"
+        ) from error

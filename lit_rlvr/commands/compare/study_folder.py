@@ -1,0 +1,254 @@
+"""A study's folder: its settings, each cell's progress and next command, and a lock that admits one process."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from lit_rlvr.commands.compare.study import BEFORE, Cell, Study
+from lit_rlvr.common.files import has_fields, not_writable, write_atomically
+from lit_rlvr.configs import changes
+from lit_rlvr.distributed.checkpoints import list_checkpoints
+from lit_rlvr.errors import UserError
+from lit_rlvr.run.outputs import is_complete
+from lit_rlvr.run.saved_model import cached_export, is_run
+
+_log = logging.getLogger("lit_rlvr")
+CONFIG = "cell.yaml"
+"""Name of a cell's config of `fit` in its run folder."""
+EVALUATION = "evaluation"
+"""Name of the folder of a run's evaluation in its run folder."""
+ARGUMENTS_FILE = "asked.json"
+"""Name of the file with the arguments of a finished evaluation, in its folder."""
+
+
+CellStatus = Literal["pending", "running", "done", "failed", "interrupted"]
+
+
+@dataclass
+class State:
+    """The progress of a cell.
+
+    Args:
+        error: the error of a failed cell, in one line.
+    """
+
+    cell: Cell
+    status: CellStatus = "pending"
+    error: str | None = None
+
+
+class StudyFolder:
+    """`study.json` and the cells' run folders.
+
+    Args:
+        root: created if necessary.
+
+    Raises:
+        UserError: the folder holds another study or a different version of this one, or cannot be written.
+    """
+
+    def __init__(self, root: Path, study: Study) -> None:
+        self.root, self.study = root, study
+        _check(root, study)
+        self.states = {cell.folder: State(cell) for cell in study.cells}
+        for state in self.states.values():
+            path = root / state.cell.folder / CONFIG
+            write_atomically(path, yaml.safe_dump(state.cell.config, sort_keys=False))
+            if next_command(study, state.cell, root) is None:
+                state.status = "done"
+        self._write()
+
+    def set_status(self, cell: Cell, status: CellStatus, error: str | None = None) -> None:
+        """Record a cell's progress."""
+        state = self.states[cell.folder]
+        state.status, state.error = status, error
+        self._write()
+
+    def with_status(self, *statuses: CellStatus) -> list[State]:
+        return [state for state in self.states.values() if state.status in statuses]
+
+    def _write(self) -> None:
+        cells = [
+            {
+                "name": state.cell.name,
+                "task": state.cell.task,
+                "seed": state.cell.seed,
+                "run": str(state.cell.folder),
+                "status": state.status,
+                "error": state.error,
+            }
+            for state in self.states.values()
+        ]
+        path = {"name": self.study.name, "baseline": self.study.baseline, "cells": cells}
+        write_atomically(self.root / "study.json", json.dumps(path, indent=2) + "\n")
+
+
+@contextmanager
+def lock_study(root: Path) -> Iterator[int]:
+    """Lock a study's folder; wait for another comparison, or for a cell that a killed one has left.
+
+    Yields:
+        The lock's descriptor; a process that inherits it also holds the lock.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = (root / ".lock").open("w")
+    except OSError as error:
+        raise UserError(not_writable(root, "--out", error)) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _log.info("%s: another comparison, or a cell that it left, is using this; waiting for it to end", root)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock.fileno()
+
+
+CELL_FILES = ("metrics.csv", "checkpoints", "summary.json")
+"""Names of what `fit` writes to its run folder."""
+
+
+def has_begun(run: Path) -> bool:
+    """Return whether a run folder holds any files of a run."""
+    return any((run / name).exists() for name in CELL_FILES)
+
+
+def _check(root: Path, study: Study) -> None:
+    """Refuse a folder with runs that are not in this study; the user may add seeds, tasks and cells."""
+    path = root / "study.json"
+    if path.is_file():
+        before = _read_study(path)
+        if before["name"] != study.name:
+            raise UserError(f"--out: {root} holds the study {before['name']!r}, not {study.name!r}; choose another")
+        removed = {cell["run"] for cell in before["cells"]} - {str(cell.folder) for cell in study.cells}
+        if removed:
+            raise UserError(f"--out: {root} holds {min(removed)}, which the study no longer has; choose another")
+    elif existing := [
+        name for name in (*CELL_FILES, "results.json", "results.md", "figures") if (root / name).exists()
+    ]:
+        raise UserError(f"--out: {root} holds a {existing[0]} that does not belong to a study; choose another")
+    for cell in study.cells:
+        run = root / cell.folder
+        if has_begun(run) and not (run / CONFIG).is_file():
+            raise UserError(f"--out: {run} holds a run that does not belong to a study; choose another")
+        if (run / CONFIG).is_file() and has_begun(run):
+            change = first_change(yaml.safe_load((run / CONFIG).read_text()), cell.config)
+            if change:
+                raise UserError(f"--out: {run} was begun with other settings ({change}); choose another, or remove it")
+
+
+def _read_study(path: Path) -> dict[str, Any]:
+    """Read the `study.json` of an earlier comparison."""
+    try:
+        found = json.loads(path.read_text())
+    except ValueError:
+        found = None
+    if not has_fields(found, {"name": str, "cells": list}):
+        raise UserError(f"--out: {path} does not belong to a study; choose another folder")
+    return dict(found)
+
+
+def first_change(before: Any, now: Any) -> str:
+    """Return the first difference between two configs, as `key was this, is that`; "" without one."""
+    return next((f"{name} was {old}, is {new}" for name, old, new in changes(before, now)), "")
+
+
+@dataclass(frozen=True)
+class CellCommand:
+    """One command of a cell.
+
+    Args:
+        arguments: the arguments of `lit-rlvr`.
+        marker: a file and its content, written when the command succeeds; None if the command's own files show it.
+        run: the run whose export in the cache is deleted when the command succeeds, because a study has many.
+    """
+
+    arguments: list[str]
+    marker: tuple[Path, str] | None = None
+    run: Path | None = None
+
+    def __str__(self) -> str:
+        return shlex.join(self.arguments)
+
+    def finish(self) -> None:
+        if self.marker is not None:
+            write_atomically(*self.marker)
+        if self.run is not None:
+            shutil.rmtree(cached_export(self.run), ignore_errors=True)
+
+
+def next_command(study: Study, cell: Cell, root: Path) -> CellCommand | None:
+    """Return the next command of a cell, or None if the cell is done.
+
+    Args:
+        root: the study's folder.
+    """
+    run = root / cell.folder
+    if not is_complete(run):
+        again = ["--ckpt_path", "last"] if list_checkpoints(run) else ["--overwrite", "true"]
+        return CellCommand(["fit", "--config", str(run / CONFIG), "--trainer.default_root_dir", str(run), *again])
+    if not study.suites:
+        return None
+    command = _evaluate(study, cell, run, str(run), run / EVALUATION)
+    if command is None and evaluates_start(study, cell):
+        command = _evaluate(study, cell, run, start_model(cell), root / start_folder(cell.task))
+    return command
+
+
+def evaluates_start(study: Study, cell: Cell) -> bool:
+    """Return whether this cell also evaluates the model that its task starts from; a warm-started model has no name."""
+    first = next(c for c in study.cells if c.task == cell.task and c.name == study.baseline)
+    return cell is first and not (cell.config.get("warm_start") or {}).get("steps")
+
+
+def start_model(cell: Cell) -> str:
+    """Return the model that training starts from."""
+    return str(((cell.config.get("model") or {}).get("init_args") or {}).get("model", "smollm2"))
+
+
+def start_folder(task: str) -> Path:
+    """Return the folder of the evaluation of a task's starting model, relative to the study's."""
+    return Path("runs", task, BEFORE)
+
+
+def _evaluate(study: Study, cell: Cell, run: Path, model: str, out: Path) -> CellCommand | None:
+    """Return the command that evaluates a model on the study's suites as in the cell's run, or None if that is done."""
+    engine = (cell.config.get("rollout") or {}).get("engine")
+    trainer = cell.config.get("trainer") or {}
+    devices = trainer.get("devices") if trainer.get("accelerator") == "gpu" else None
+    suites = json.dumps([suite for group in study.suites.values() for suite in group])
+    options = ["--suite", suites, "--engine", engine if isinstance(engine, str) else "auto"]
+    if isinstance(devices, int) and devices > 1:
+        options += ["--devices", str(devices)]
+    if study.protocol is not None:
+        options += ["--protocol", study.protocol]
+    if study.diversity:
+        options += ["--diversity", json.dumps(study.diversity)]
+    is_start, path = model != str(run), out / ARGUMENTS_FILE
+    # Recorded without the study's folder, which may move.
+    options_used = [*options, *(["--like", str(cell.folder)] if is_start else [])]
+    if path.is_file() and json.loads(path.read_text()) == options_used:
+        return None
+    arguments = ["evaluate", "--model", model, *options, *(["--like", str(run)] if is_start else []), "--out", str(out)]
+    return CellCommand(arguments, (path, json.dumps(options_used) + "\n"), Path(model) if is_run(model) else None)
+
+
+def read_suites(folder: Path) -> Mapping[str, Mapping[str, Any]]:
+    """Read the results of each suite from the folder of an evaluation; empty without one."""
+    path = folder / "results.json"
+    found = json.loads(path.read_text()) if path.is_file() and (folder / ARGUMENTS_FILE).is_file() else {}
+    return dict(found)

@@ -1,0 +1,336 @@
+"""`lit-rlvr evaluate`: pass@k of a model on suites, as the papers report it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from math import isnan
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jsonargparse import DefaultHelpFormatter, Namespace
+from rich.markdown import Markdown
+
+from lit_rlvr.common.files import write_atomically
+from lit_rlvr.common.terminal import Terminal, progress_bar, show_result
+from lit_rlvr.configs import Parser
+from lit_rlvr.engines import resolve_engine
+from lit_rlvr.engines.base import RolloutEngine
+from lit_rlvr.engines.synced import SyncedEngine
+from lit_rlvr.engines.vllm import VLLMEngine
+from lit_rlvr.environments import Environment, as_environment
+from lit_rlvr.environments.base import environment_fingerprint
+from lit_rlvr.errors import UserError
+from lit_rlvr.evaluation.diversity import DiversityMeasure, measure_diversity
+from lit_rlvr.evaluation.processes import Share, check_devices, run_shares
+from lit_rlvr.evaluation.protocols import SAMPLING, TURNS, find_dtype, find_environment, find_limits, find_max_tokens
+from lit_rlvr.evaluation.records import CompletionsById, Records, match, read_completions
+from lit_rlvr.evaluation.results import markdown, suite_results
+from lit_rlvr.evaluation.sampler import Sampler
+from lit_rlvr.evaluation.suites import Suite, example, find_suites
+from lit_rlvr.rewards import shared_pool
+from lit_rlvr.rewards.base import check_prefills
+from lit_rlvr.rewards.combine import score_rollout
+from lit_rlvr.rewards.references import check_references
+from lit_rlvr.rollout.episodes import begins, check_turns
+from lit_rlvr.rollout.limits import LengthRequirement, within_context
+from lit_rlvr.run.folder import lock_folder
+from lit_rlvr.run.saved_model import is_run, resolve_run_model
+from lit_rlvr.training.validation import EvaluatingModule
+from lit_rlvr.types import Prompt, Sampling
+
+QUESTIONS_PER_BATCH = 32
+"""Number of questions whose completions one call judges."""
+
+_log = logging.getLogger("lit_rlvr")
+
+OWN_SUITE_HELP = f"""Your own suite: a file with the columns of a known set (such as question and answer), alone or as
+NAME=FILE; for any other file, a YAML file with its DataModule and rewards, such as mine.yaml for --suite mine.yaml:
+
+  {example("mine.jsonl", ["question", "answer"])}
+"""
+
+
+class _Help(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """A help formatter that prints the example unchanged, ready to copy."""
+
+
+def make_parser(command: str) -> Parser:
+    """Build the parser of `evaluate`."""
+    parser = Parser(prog=f"lit-rlvr {command}", description=__doc__, epilog=OWN_SUITE_HELP,
+                            formatter_class=_Help)  # fmt: skip
+    parser.add_argument("--model", type=str | None, help="model folder, hub id, run folder, or a name (smollm2)")
+    parser.add_argument("--like", type=str | None,
+                        help="run folder whose length, precision, environment and turns are the defaults; default: "
+                        "the model's own run")  # fmt: skip
+    parser.add_argument("--suite", type=list[str | dict[str, Any]] | str, required=True,
+                        help="suites by name (math500), NAME=FILE, or data files, comma-separated; or a list of them, "
+                        "each alone or with settings of its own: [math500, {suite: aime25, samples: 16}]")  # fmt: skip
+    parser.add_argument("--out", type=str, required=True, help="folder for completions, results and the table")
+    parser.add_argument("--protocol", type=str | None,
+                        help="a paper's prompts and sampling (aapo, agrae, apmpo), or a YAML file; the options below "
+                        "override it")  # fmt: skip
+    parser.add_argument("-n", "--samples", type=int | None,
+                        help="sampled answers per question (default 8); 0 = greedy only")  # fmt: skip
+    parser.add_argument("--greedy", type=bool | None,
+                        help="also answer every question once without sampling (default true)")  # fmt: skip
+    parser.add_argument("--temperature", type=float | None, help="sampling temperature (default 0.6)")
+    parser.add_argument("--top_p", type=float | None, help="nucleus sampling (default 0.95)")
+    parser.add_argument("--max_tokens", type=int | None,
+                        help="longest completion; default: as in the run's validation, else 2048")  # fmt: skip
+    parser.add_argument("--max_prompt_tokens", type=int, default=4096, help="drop and report longer questions")
+    parser.add_argument("--limit", type=int | None, help="most questions of each suite, drawn by a fixed seed")
+    parser.add_argument("--system_prompt", type=str | None,
+                        help="replaces that of the suites, and their templates unless --template is given")  # fmt: skip
+    parser.add_argument("--template", type=str | None, help="replaces that of the suites")
+    parser.add_argument("--environment", type=Environment | str | dict[str, str] | None,
+                        help="answers the model if the suite names none; default: the run's; null: none")  # fmt: skip
+    parser.add_argument("--max_turns", type=int | None, help="most turns of an episode; default: the run's")
+    parser.add_argument("--max_observation_tokens", type=int | None, help="longest observation; default: the run's")
+    parser.add_argument("--max_episode_tokens", type=int | None, help="longest episode; default: the run's")
+    parser.add_argument("--engine", type=RolloutEngine | str, default="auto", help="auto, hf, vllm, or a class_path")
+    parser.add_argument("--dtype", type=Literal["auto", "float32", "bfloat16"], default="auto",
+                        help="data type to compute in; auto = the run's, or that of the model's config")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="seed of sampling")
+    parser.add_argument("--devices", type=int, default=1,
+                        help="GPUs to use, each by one process that answers every N-th question")  # fmt: skip
+    parser.add_argument("--diversity", type=list[DiversityMeasure], default=[],
+                        help="measures of sampled completions, such as [SelfBLEU4, CosineSimilarity]")  # fmt: skip
+    parser.add_argument("--completions", type=str | None,
+                        help="score these completions (JSONL: id, completion) instead of sampling")  # fmt: skip
+    return parser
+
+
+def run(command: str, arguments: list[str]) -> None:
+    """Run the command line of `evaluate`."""
+    parser = make_parser(command)
+    parsed = parser.parse_line(arguments)
+    has_environment = any(argument.startswith("--environment") for argument in arguments)
+    if parsed.like is not None and not is_run(parsed.like):
+        raise UserError(f"--like: {parsed.like} has no config.yaml; give a folder that `lit-rlvr fit` wrote")
+    like = parsed.like or parsed.model
+    if not has_environment and like is not None and (run_environment := find_environment(like)):
+        run_environment = run_environment if isinstance(run_environment, str) else json.dumps(run_environment)
+        parsed = parser.parse_line([*arguments, "--environment", run_environment])
+    config = parser.instantiate_classes(parsed)
+    if (config.model is None) == (config.completions is None):
+        raise UserError("--model: give either a model to sample from or --completions to score")
+    given = {name: config[name] for name in ("protocol", *SAMPLING, "system_prompt", "template")}
+    options = {"eval_limit": config.limit, "max_prompt_tokens": config.max_prompt_tokens}
+    suites = list(find_suites(config.suite, options, given, as_environment(config.environment)))
+    if not suites:
+        raise UserError("--suite: it names no suite; give at least one, such as math500")
+    check_devices(config.devices, resolve_engine(config.engine), config.model is not None)
+    out = Path(config.out)
+    with nullcontext() if Share.of_this_process() else lock_folder(out, "--out"):
+        if config.model is None:
+            records, prompts = score_given(suites, config, out)
+        else:
+            records, prompts = sample_suites(suites, config, out, arguments)
+        if Share.of_this_process():
+            return
+        results = {
+            suite.name: suite_summary(records, suite.name, prompts[suite.name], config.diversity) for suite in suites
+        }
+        table = markdown(results, config.model or config.completions)
+        write_atomically(out / "results.json", json.dumps(results, indent=2) + "\n")
+        write_atomically(out / "results.md", table)
+    console = Terminal(width=None if os.isatty(1) else 160)
+    show_result(results, lambda: console.print(Markdown(table, hyperlinks=False)))
+
+
+def sample_suites(
+    suites: list[Suite], config: Namespace, out: Path, arguments: Sequence[str]
+) -> tuple[Records, dict[str, list[Prompt]]]:
+    """Sample and judge; return the records and each suite's questions.
+
+    Args:
+        arguments: the arguments of the command line, for further processes.
+    """
+    share = Share.of_this_process()
+    os.environ["PL_GLOBAL_SEED"] = str(config.seed)
+    module = EvaluatingModule(resolve_run_model(config.model))
+    limits = find_limits(resolve_dtype_and_length(config, module), config.like or config.model)
+    prompts = {suite.name: load_prompts(suite, module) for suite in suites}
+    plans = {suite.name: suite.protocol.parts(limits) for suite in suites}
+    for suite in suites:
+        for sampling, _ in plans[suite.name].values():
+            check_turns(f"--suite: {suite.name}: --max_turns", sampling, suite.environment)
+    settings = (
+        run_settings(config, module),
+        {s.name: suite_fingerprint(plans[s.name], prompts[s.name], s.environment) for s in suites},
+    )
+    records = Records(out, *settings, share.file if share else None)
+    questions = {name: share.questions(found) if share else found for name, found in prompts.items()}
+    parts = [
+        (suite, part, records.missing(f"{suite.name}/{part}", questions[suite.name]))
+        for suite in suites
+        for part in plans[suite.name]
+    ]
+    missing = sum(len(missing_prompts) for *_, missing_prompts in parts)
+    total = sum(len(parts) * len(questions[name]) for name, parts in plans.items())
+    if missing and config.devices > 1 and not share:
+        with progress_bar("questions", missing, done=total - missing) as advance:
+            run_shares(arguments, config.devices, out, advance)
+        records = Records(out, *settings)
+    elif missing:
+        sampled_sets = {
+            s.name: (prompts[s.name], longest(plans[s.name]), s.data.max_prompt_tokens if begins(s.environment) else 0)
+            for s in suites
+        }
+        sampler = start_sampler(module, config, sampled_sets)
+        started, tokens = time.perf_counter(), 0
+        with progress_bar("questions", missing, done=total - missing) as advance:
+            for suite, part, missing_prompts in parts:
+                sampling, samples = plans[suite.name][part]
+
+                def judged(prompt: Prompt, *group: Any, name: str = f"{suite.name}/{part}") -> None:
+                    nonlocal tokens
+                    records.add(name, prompt, *group)
+                    tokens += sum(completion.length for completion in group[0])
+                    advance()
+
+                sampler.run(
+                    missing_prompts, sampling, samples, suite.rewards, part, suite.data, judged, suite.environment
+                )
+        seconds = time.perf_counter() - started
+        sampler.close()
+        _log.info("%d tokens in %.0f s: %.0f tokens/s", tokens, seconds, tokens / seconds)
+    return records, prompts
+
+
+def resolve_dtype_and_length(config: Namespace, module: EvaluatingModule) -> int:
+    """Fill in the data type from the run or the model, and log it; return the completion length that holds where no
+    protocol sets one."""
+    like = config.like or config.model
+    dtype, why = find_dtype(config.dtype, like, module.model_folder)
+    max_tokens, limit = find_max_tokens(config.max_tokens, like)
+    config.dtype = str(dtype).removeprefix("torch.")
+    _log.info("Computing in %s (%s), completions of up to %d tokens (%s)", config.dtype, why, max_tokens, limit)
+    return max_tokens
+
+
+def suite_summary(
+    records: Records, name: str, prompts: list[Prompt], measures: Sequence[DiversityMeasure]
+) -> dict[str, Any]:
+    """Return the results of a completely recorded suite."""
+    samples = [prompt.sample for prompt in prompts]
+    sampled, greedy = (records.groups(f"{name}/{part}", prompts) for part in ("sampled", "greedy"))
+    results = suite_results(samples, sampled, greedy)
+    if measures and sampled:
+        texts = [[row["completion"] for row in group] for group in sampled]
+        right = [[bool(row["correct"]) for row in group] for group in sampled]
+        found = measure_diversity(texts, measures, right)
+        results |= {f"diversity/{key}": None if isnan(value) else value for key, value in found.items()}
+    return results
+
+
+def score_given(suites: list[Suite], config: Namespace, out: Path) -> tuple[Records, dict[str, list[Prompt]]]:
+    """Judge existing completions; return the records and the questions that they answer."""
+    path = Path(config.completions)
+    given = read_completions(path, [suite.name for suite in suites])
+    settings = {"completions": hashlib.sha256(path.read_bytes()).hexdigest()[:16], "suite": config.suite}
+    records = Records(out, settings)
+    answered: dict[str, list[Prompt]] = {}
+    for suite in suites:
+        samples = suite.data.load("test")
+        parts = [part for part in ("sampled", "greedy") if f"{suite.name}/{part}" in given]
+        questions = {sample.id for part in parts for sample in match(given[f"{suite.name}/{part}"], samples, part)}
+        prompts = [
+            Prompt(sample, [], prefill=suite.data.chat.prefill, score_prefill=suite.data.score_prefill)
+            for sample in samples
+            if sample.id in questions
+        ]
+        if len(prompts) < len(samples):
+            _log.warning("%s: %d of %d questions have completions", suite.name, len(prompts), len(samples))
+        for part in parts:
+            name = f"{suite.name}/{part}"
+            judge_completions(records, suite, name, records.missing(name, prompts), given[name])
+        answered[suite.name] = prompts
+    shared_pool().close()
+    return records, answered
+
+
+def judge_completions(records: Records, suite: Suite, name: str, prompts: list[Prompt], given: CompletionsById) -> None:
+    """Score and record the completions of the given questions, several questions at once."""
+    with progress_bar(name, len(prompts)) as advance:
+        for first in range(0, len(prompts), QUESTIONS_PER_BATCH):
+            batch = prompts[first : first + QUESTIONS_PER_BATCH]
+            groups = [given[prompt.sample.id] for prompt in batch]
+            judged = [prompt.as_judged(group) for prompt, group in zip(batch, groups, strict=True)]
+            scores = score_rollout(suite.rewards, judged, [prompt.sample for prompt in batch])
+            for p, (prompt, group) in enumerate(zip(batch, groups, strict=True)):
+                records.add(name, prompt, group, scores, p)
+                advance()
+
+
+def longest(parts: Mapping[str, tuple[Sampling, int]]) -> int:
+    """Return the longest completion of a suite, in tokens."""
+    return max(sampling.reach for sampling, _ in parts.values())
+
+
+def load_prompts(suite: Suite, module: EvaluatingModule) -> list[Prompt]:
+    """Load a suite's questions as the model sees them."""
+    suite.data.use_model(module)
+    if suite.environment is not None:
+        suite.data.use_environment(suite.environment)
+    suite.data.setup("test")
+    if not suite.data.prompts["test"]:
+        raise UserError(f"--suite: {suite.name} has no questions; give its `test`")
+    check_references(suite.rewards, suite.data.loaded)
+    check_prefills(suite.rewards, suite.data.opening, suite.data.score_prefill)
+    return suite.data.prompts["test"]
+
+
+def run_settings(config: Namespace, module: EvaluatingModule) -> dict[str, Any]:
+    """Return the settings that all completions depend on."""
+    engine = resolve_engine(config.engine).name
+    return {"model": module.model, "engine": engine, "dtype": config.dtype, "seed": config.seed}
+
+
+def suite_fingerprint(
+    parts: Mapping[str, tuple[Sampling, int]], prompts: Sequence[Prompt], environment: Environment | None
+) -> dict[str, Any]:
+    """Return the settings that the completions of one suite depend on, with a hash of its questions."""
+    questions = repr([(p.sample.id, p.token_ids) for p in prompts]).encode()
+    sampling = {
+        part: {"samples": samples, "temperature": s.temperature, "top_p": s.top_p, "max_tokens": s.max_tokens}
+        | ({} if environment is None else {name: getattr(s, name) for name in (*TURNS, "stop")})
+        for part, (s, samples) in parts.items()
+    }
+    of_environment = {} if environment is None else {"environment": environment_fingerprint(environment)}
+    return {"questions": hashlib.sha256(questions).hexdigest()[:16]} | sampling | of_environment
+
+
+def start_sampler(
+    module: EvaluatingModule, config: Namespace, questions: Mapping[str, tuple[Sequence[Prompt], int, int]]
+) -> Sampler:
+    """Start the model in an engine that can hold the longest sequence, up to the model's context.
+
+    Args:
+        questions: suite -> its questions, the longest completion, and the longest prompt (0 = as they are).
+
+    Raises:
+        UserError: a question fills the model's context.
+    """
+    sets = [
+        LengthRequirement(name, found, tokens, "--max_tokens", "--max_prompt_tokens", longest_prompt)
+        for name, (found, tokens, longest_prompt) in questions.items()
+    ]
+    reach = within_context(module.model_folder, sets)
+    prompts = [prompt for found, *_ in questions.values() for prompt in found]
+    dtype = getattr(torch, config.dtype)
+    images = max(len(prompt.sample.images) for prompt in prompts)
+    engine = resolve_engine(config.engine)
+    if isinstance(engine, VLLMEngine) and isinstance(config.engine, str):  # no trainer shares the device
+        engine = VLLMEngine(kv_cache_gb=4, gpu_memory_utilization=0.9, enforce_eager=not torch.cuda.is_available())
+    owner = SyncedEngine(engine, resume="run the same command again to continue")
+    check = max(prompts, key=lambda prompt: len(prompt.token_ids))
+    return Sampler(module.model_folder, owner, module.tokenizer, dtype, reach, images, check)

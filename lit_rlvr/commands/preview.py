@@ -1,0 +1,108 @@
+"""`lit-rlvr preview`: shows prompts exactly as the model sees them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from rich.rule import Rule
+
+from lit_rlvr.common.terminal import Terminal
+from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.types import Prompt
+
+if TYPE_CHECKING:
+    from lit_rlvr.datamodules import PromptDataModule
+    from lit_rlvr.datamodules.base import Split
+
+IMAGE_SOFTWARE = "lit-rlvr preview"
+"""Mark in the pictures of `preview`, which a later preview may replace."""
+
+
+def describe_prompts(data: PromptDataModule, split: Split, count: int, folder: Path | None) -> dict[str, Any]:
+    """Return the first prompts of a set with their token counts and answers, and a summary of the set.
+
+    Args:
+        count: number of prompts.
+        folder: folder for their images, created if there are any; None = save none.
+
+    Raises:
+        UserError: there is no such set, or `count` is not positive.
+    """
+    check_within("[1, inf)", "preview", prompts=count)
+    data.setup("test" if split == "test" else "fit")
+    prompts = data.prompts[split]
+    if not prompts:
+        raise UserError(f"--split: there is no {split} set")
+    return {
+        "set": f"{data.name} {split}",
+        "count": len(prompts),
+        "prompts": [_describe_prompt(data, prompt, folder) for prompt in prompts[:count]],
+        "summary": describe_set(data, split),
+    }
+
+
+def _describe_prompt(data: PromptDataModule, prompt: Prompt, folder: Path | None) -> dict[str, Any]:
+    sample = prompt.sample
+    return {
+        "id": sample.id,
+        "text": data.render(sample),
+        "tokens": len(prompt.token_ids),
+        "answer": sample.answer,
+        "aliases": list(sample.aliases),
+        "options": list(sample.options),
+        "category": sample.category,
+        "images": [describe_image(data, prompt, i, folder) for i in range(len(sample.images))],
+    }
+
+
+def print_prompts(found: dict[str, Any]) -> None:
+    """Print the result of `describe_prompts`."""
+    console = Terminal()
+    split = found["set"].rpartition(" ")[2]
+    for number, prompt in enumerate(found["prompts"], 1):
+        console.print(Rule(f"{split} {number} of {found['count']}: {prompt['id']}", align="left", characters="-"))
+        console.print(prompt["text"], soft_wrap=True)
+        console.print(Rule(characters="-"))
+        facts = [f"{prompt['tokens']} tokens", f"answer {prompt['answer']!r}"]
+        facts += [f"or {' or '.join(map(repr, prompt['aliases']))}"] * bool(prompt["aliases"])
+        facts += [f"options {prompt['options']}"] * bool(prompt["options"])
+        facts += [f"category {prompt['category']!r}"] * bool(prompt["category"])
+        for k, image in enumerate(prompt["images"], 1):
+            place = f", {image['file']}" if image["file"] else ""
+            facts.append(f"image {k}: {image['tokens']} tokens, {image['width']} x {image['height']} pixels{place}")
+        console.print("; ".join(facts), soft_wrap=True)
+    console.print(found["summary"], soft_wrap=True)
+
+
+def describe_image(data: PromptDataModule, prompt: Prompt, number: int, folder: Path | None) -> dict[str, Any]:
+    """Return the size of an image of a prompt as the model sees it, and the file in `folder` that it is saved to."""
+    pixels = data.prepare(prompt).pixels
+    assert pixels is not None, "the prompt has images"
+    image = pixels.images[number]
+    path = None if folder is None else _save_image(image, f"{prompt.sample.id}-{number + 1}", folder)
+    tokens = len(pixels.placeholders[number])
+    return {"tokens": tokens, "width": image.width, "height": image.height, "file": path and str(path)}
+
+
+def _save_image(image: Image.Image, name: str, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / (re.sub(r"[^\w.-]+", "_", name) + ".png")
+    if path.exists() and Image.open(path).info.get("Software") != IMAGE_SOFTWARE:
+        raise UserError(f"--out: {path} exists and is not a picture of `lit-rlvr preview`; choose another folder")
+    made_by = PngInfo()
+    made_by.add_text("Software", IMAGE_SOFTWARE)
+    image.save(path, pnginfo=made_by)
+    return path
+
+
+def describe_set(data: PromptDataModule, split: Split) -> str:
+    """Return a line with the number and lengths of the prompts, and the number of rows left out."""
+    lengths = sorted(len(prompt.token_ids) for prompt in data.prompts[split])
+    left_out = f"{len(data.bad_rows[split])} rows could not be used, {len(data.too_long[split])} prompts were too long"
+    spread = f"{lengths[0]} to {lengths[-1]} tokens, median {median(lengths):g}"
+    return f"{data.name} {split}: {len(lengths)} prompts of {spread}; {left_out}"

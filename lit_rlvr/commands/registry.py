@@ -1,0 +1,65 @@
+"""The commands of `lit-rlvr`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+COMMANDS = {
+    "init": (
+        "lit_rlvr.commands.init",
+        "write a small project of your own: task, algorithm or environment",
+    ),
+    "fit": ("lit_rlvr.cli.lightning_cli", "train a model"),
+    "validate": ("lit_rlvr.cli.lightning_cli", "measure a model on the validation sets"),
+    "test": ("lit_rlvr.cli.lightning_cli", "measure a model on the test set, with the config's sampling and rewards"),
+    "preview": ("lit_rlvr.cli.lightning_cli", "show prompts exactly as the model sees them"),
+    "filter": ("lit_rlvr.cli.lightning_cli", "keep the prompts that a model sometimes answers correctly"),
+    "tune": (
+        "lit_rlvr.cli.lightning_cli",
+        "sample for some minutes, and choose prompts, group size, max_tokens and a warm start",
+    ),
+    "split": ("lit_rlvr.cli.lightning_cli", "write the training and held-out rows of a config's data to files"),
+    "plan": ("lit_rlvr.cli.lightning_cli", "estimate the memory per GPU that a run needs, and which strategy fits"),
+    "evaluate": ("lit_rlvr.commands.evaluate", "measure pass@k of a model, or of completions, on suites"),
+    "compare": ("lit_rlvr.commands.compare", "compare algorithms over seeds and tasks on an equal budget"),
+    "reproduce": (
+        "lit_rlvr.commands.compare.reproduce",
+        "run the study of a paper's table and compare it with the printed values",
+    ),
+    "serve": ("lit_rlvr.commands.serve", "start a vLLM server that generates for runs on other machines"),
+    "export": ("lit_rlvr.commands.export", "write a run's model as a Hugging Face folder"),
+    "check": (
+        "lit_rlvr.commands.check",
+        "check the numbers of an algorithm or an advantage, or the errors of a reward on rewritten answers",
+    ),
+    "parity": ("lit_rlvr.commands.check.parity", "replay algorithms on one frozen batch of numbers, without a model"),
+    "watch": ("lit_rlvr.commands.watch", "follow runs in a browser, or in the terminal, while they train"),
+    "report": ("lit_rlvr.commands.report", "write one HTML page about runs: results, curves, completions, settings"),
+    "explain": ("lit_rlvr.commands.report.explain", "show what the loss did with each token of one group"),
+    "completion": (
+        "lit_rlvr.commands.completion",
+        "print a script that completes commands and options in bash or zsh",
+    ),
+    "doctor": ("lit_rlvr.commands.doctor", "show what is installed, what will be used, and what is missing"),
+}
+"""Command -> (module with `run(command, arguments)`, one line of help)."""
+
+WITHOUT_RESULT = ("serve", "completion")
+"""Commands that take no `--json`."""
+
+NOT_PARSED = {"fit": {"--dry-run", "--supervise", "--rollouts-from"}, "plan": {"--time"}}
+"""Command -> its options that are not part of the config."""
+
+
+def registered_commands() -> dict[str, EntryPoint]:
+    """Return the commands of installed packages: functions `run(command, arguments)`.
+
+    Raises:
+        UserError: two commands have the same name.
+    """
+    from lit_rlvr.common.packages import registered_parts  # not needed by our own commands
+
+    return registered_parts("commands", COMMANDS)

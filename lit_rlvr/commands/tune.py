@@ -1,0 +1,357 @@
+"""`lit-rlvr tune`: samples for some minutes, and chooses the prompts, G, max_tokens and a warm start of a config."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from math import comb
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+
+from lit_rlvr.commands.filter import open_sampler, pass_rate, prompts_to_sample
+from lit_rlvr.common.files import check_new, write_atomically
+from lit_rlvr.common.seeds import derive_seed
+from lit_rlvr.common.terminal import Terminal, table_of
+from lit_rlvr.datamodules.reading.readers import as_row
+from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.evaluation.records import RecordRow, group_rows
+from lit_rlvr.evaluation.sampler import Sampler
+from lit_rlvr.policy.loading import load_model_config
+from lit_rlvr.rewards.combine import Scores
+from lit_rlvr.rewards.references import completion_lengths, earns_reward, long_answers
+from lit_rlvr.rollout.limits import context_length
+from lit_rlvr.run.warm_start import LARGE, WarmStart
+from lit_rlvr.types import Completion, Prompt, Sample
+
+if TYPE_CHECKING:
+    from lit_rlvr.algorithms import RLVRModule
+    from lit_rlvr.datamodules import PromptDataModule
+    from lit_rlvr.rollout import RolloutCallback
+
+GROUP_SIZES = (4, 8, 16)
+"""The group sizes to choose from, besides the config's own."""
+ENOUGH, NEARLY, HOPELESS = 0.5, 0.9, 0.1
+"""The share of prompts with a signal that is enough, the share of the largest one that is as good, and the one below
+which a model needs a warm start."""
+CUT, GAIN = 0.1, 0.02
+"""The share of truncated completions above which longer ones are tried, and the accuracy that longer ones must add."""
+FIRST_PROMPTS, MORE_PROMPTS, MOST_MEASURED = 8, 32, 512
+"""Prompts of the first measurement, of each further one, and of all."""
+LEAST_PROMPTS = 4
+"""The fewest prompts of a rollout that larger groups leave."""
+LARGEST_MULTIPLE = 8
+"""The largest multiple of max_tokens that is tried."""
+LEAST_KEPT = 32
+"""The fewest prompts that a training set is cut down to."""
+
+MeasuredGroup = tuple[Prompt, list[RecordRow]]
+
+
+def check_tuned(out: Path, minutes: float) -> None:
+    """Refuse an output that exists or is no config, and a time that is none.
+
+    Raises:
+        UserError: names the option.
+    """
+    if out.suffix not in (".yaml", ".yml"):
+        raise UserError(f"--out: {out}: give a config that ends in .yaml")
+    check_new(out, "--out")
+    check_new(out.with_suffix(".jsonl"), "--out")
+    check_within("(0, inf)", "tune", minutes=minutes)
+
+
+@dataclass
+class Tuned:
+    """A config that `tune` chooses, with what it measured.
+
+    Args:
+        settings: key of an option -> its value.
+        reasons: a sentence for each choice.
+        limits: (max_tokens, accuracy, share of truncated completions, share of prompts with a signal) of the first
+            prompts.
+        sizes: group size -> the share of prompts with a signal.
+        prompts: measured prompts. samples: completions of each.
+        accuracy: the share of right answers.
+        rows: the rows to train on in place of all; [] = train on all.
+    """
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    reasons: list[str] = field(default_factory=list)
+    limits: list[tuple[int, float, float, float]] = field(default_factory=list)
+    sizes: dict[int, float] = field(default_factory=dict)
+    prompts: int = 0
+    samples: int = 0
+    accuracy: float = 0.0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def choose(self, reason: str, **settings: Any) -> None:
+        """Add settings (dots of their keys written as two underscores) and the reason for them."""
+        self.settings |= {key.replace("__", "."): value for key, value in settings.items()}
+        self.reasons.append(reason)
+
+    def text(self) -> str:
+        """Return the config, with the reasons as comments."""
+        nested: dict[str, Any] = {}
+        for key, value in self.settings.items():
+            *path, last = key.split(".")
+            place = nested
+            for name in path:
+                place = place.setdefault(name, {})
+            place[last] = value
+        lines = ["Written by lit-rlvr tune; put it after the config that it was made for: --config C --config THIS."]
+        lines += [f"Measured: {self.prompts} prompts with {self.samples} completions each.", *self.reasons]
+        return "".join(f"# {line}\n" for line in lines) + yaml.safe_dump(nested, sort_keys=False)
+
+    def show(self) -> None:
+        """Print what was measured, and the reasons."""
+        console = Terminal()
+        lengths = [
+            (str(limit), f"{accuracy:.3f}", f"{cut:.0%}", f"{signal:.0%}")
+            for limit, accuracy, cut, signal in self.limits
+        ]
+        columns, title = (
+            ("max_tokens", "accuracy", "truncated", "prompts with a signal"),
+            f"The first {FIRST_PROMPTS} prompts",
+        )
+        console.print(table_of(columns, lengths, 0, title=title))
+        sizes = [(str(size), f"{share:.0%}") for size, share in self.sizes.items()]
+        title = f"All {self.prompts} measured prompts, accuracy {self.accuracy:.3f}"
+        console.print(table_of(("group_size", "prompts with a signal"), sizes, 0, title=title))
+        for reason in self.reasons:
+            console.print(reason, soft_wrap=True)
+
+
+class Tuner:
+    """Samples prompts of a config with its engine, sampling and rewards.
+
+    Args:
+        module, data, rollout, warm_start: of the config.
+        dtype: the engine's data type.
+        ranks: processes of a run.
+        minutes: the time for sampling; a batch under way ends later.
+    """
+
+    def __init__(
+        self, module: RLVRModule, data: PromptDataModule, rollout: RolloutCallback, warm_start: WarmStart,
+        dtype: torch.dtype, ranks: int, minutes: float,
+    ) -> None:  # fmt: skip
+        self.module, self.data, self.rollout, self.warm_start = module, data, rollout, warm_start
+        self.dtype, self.ranks, self.seconds = dtype, ranks, 60 * minutes
+        self.samples = max(*GROUP_SIZES, rollout.group_size)
+        prompts = prompts_to_sample(module, data, rollout, "train")
+        self.prompts = random.Random(derive_seed("tune", data.seed)).sample(prompts, len(prompts))
+        self.tuned = Tuned(samples=self.samples)
+        self._parameters = 0
+
+    def run(self) -> Tuned:
+        """Measure, and choose."""
+        started = time.perf_counter()
+        limit = self._least_tokens()
+        if self.warm_start.steps:
+            limit, groups = self._measure(limit, started, self.seconds / 4)
+            if self._signal(groups, self.samples) >= ENOUGH:
+                self.tuned.choose("No warm start: the model gives a signal without one.", warm_start__steps=0)
+            else:
+                self.warm_start.apply(self.module, self.data, self.rollout.environment, self.rollout.sampling)
+                self.tuned.limits.clear()
+                started = time.perf_counter()  # the time is that of sampling
+        limit, groups = self._measure(limit, started, self.seconds)
+        self._choose(limit, groups)
+        return self.tuned
+
+    def _least_tokens(self) -> int:
+        """Return the config's max_tokens, or what its gold answers need."""
+        sampling = self.rollout.sampling
+        found = long_answers(self.rollout.rewards, self.prompts, self.data.tokenizer, sampling, "max_tokens")
+        return sampling.max_tokens if found is None else min(found.needed, self._room())
+
+    def _room(self) -> int:
+        """Return the most tokens of a completion in the model's context."""
+        context = context_length(load_model_config(self.module.model_folder)) or 2**20
+        return max(1, context - max(len(prompt.token_ids) for prompt in self.prompts))
+
+    def _measure(self, limit: int, started: float, seconds: float) -> tuple[int, list[MeasuredGroup]]:
+        """Return the max_tokens to use, from `limit` up, and groups that were sampled with it."""
+        most = min(self._room(), LARGEST_MULTIPLE * limit)
+        sampler = open_sampler(self.module, self.data, self.rollout, self.dtype, self.prompts, most)
+        self._parameters = sum(parameter.numel() for parameter in sampler.policy.parameters())
+        first: dict[int, list[MeasuredGroup]] = {}
+        while True:
+            begun = time.perf_counter()
+            first[limit] = self._sample(sampler, self.prompts[:FIRST_PROMPTS], limit)
+            of_one = (time.perf_counter() - begun) / len(first[limit])
+            self._note(limit, first[limit])
+            left = started + seconds / 2 - time.perf_counter()
+            if self.tuned.limits[-1][2] <= CUT or limit == most or 2 * len(first[limit]) * of_one > left:
+                break
+            limit = min(2 * limit, most)
+        best = max(accuracy for _, accuracy, *_ in self.tuned.limits)
+        limit = next(tokens for tokens, accuracy, *_ in self.tuned.limits if accuracy >= best - GAIN)
+        groups = first[limit]
+        while len(groups) < len(self.prompts):
+            left = started + seconds - time.perf_counter()
+            count = min(MORE_PROMPTS, MOST_MEASURED - len(groups), int(left / of_one))
+            if count < 1:
+                break
+            groups += self._sample(sampler, self.prompts[len(groups) : len(groups) + count], limit)
+        sampler.close()
+        return limit, groups
+
+    def _sample(self, sampler: Sampler, prompts: Sequence[Prompt], limit: int) -> list[MeasuredGroup]:
+        groups: dict[str, MeasuredGroup] = {}
+
+        def judged(prompt: Prompt, completions: list[Completion], scores: Scores) -> None:
+            groups[prompt.sample.id] = prompt, group_rows("tune", prompt, completions, scores, 0)
+
+        rollout = self.rollout
+        sampling = replace(rollout.sampling, max_tokens=limit)
+        sampler.run(prompts, sampling, self.samples, rollout.rewards, "tune", self.data, judged, rollout.environment)
+        return list(groups.values())
+
+    def _note(self, limit: int, groups: Sequence[MeasuredGroup]) -> None:
+        rows = [row for _, rows in groups for row in rows]
+        cut = fmean(row["finish_reason"] == "length" for row in rows)
+        self.tuned.limits.append((limit, _accuracy(groups), cut, self._signal(groups, self.samples)))
+
+    @staticmethod
+    def _signal(groups: Sequence[MeasuredGroup], size: int) -> float:
+        """Return the mean probability that `size` completions of a prompt differ in their rewards."""
+        return fmean(mixed_share([row["reward"] for row in _judged(rows)], size) for _, rows in groups)
+
+    def _choose(self, limit: int, groups: list[MeasuredGroup]) -> None:
+        """Choose all settings by what was measured."""
+        tuned, rollout = self.tuned, self.rollout
+        least = max(2, self.module.advantage.min_group)
+        sizes = sorted(size for size in {*GROUP_SIZES, rollout.group_size} if size >= least)
+        tuned.prompts, tuned.accuracy = len(groups), _accuracy(groups)
+        tuned.sizes = {size: self._signal(groups, size) for size in sizes}
+        wanted = min(ENOUGH, NEARLY * max(tuned.sizes.values()))
+        enough = [size for size, share in tuned.sizes.items() if share >= wanted]
+        size = rollout.group_size if rollout.group_size in enough else enough[0]
+        signal = tuned.sizes[size]
+        tuned.choose("The learning rate finds itself.", model__init_args__lr="auto")
+        tuned.choose(
+            f"group_size {size}: {signal:.0%} of the prompts give a signal ("
+            + ", ".join(f"{share:.0%} with {other}" for other, share in tuned.sizes.items() if other != size) + ").",
+            rollout__group_size=size,
+        )  # fmt: skip
+        per_rollout = self._prompts_per_rollout(size)
+        if per_rollout != self.data.prompts_per_step:
+            tuned.choose(
+                f"prompts_per_step {per_rollout}: with {size} completions each, about as many as before in a rollout.",
+                data__init_args__prompts_per_step=per_rollout,
+            )
+        if signal < HOPELESS and tuned.accuracy < ENOUGH:
+            limit = self._teach(limit)
+        elif signal < ENOUGH:
+            self._keep_mixed(groups, size, per_rollout)
+        self._choose_tokens(limit)
+
+    def _choose_tokens(self, limit: int) -> None:
+        tried = "; ".join(
+            f"{tokens}: accuracy {right:.3f}, {cut:.0%} cut off" for tokens, right, cut, _ in self.tuned.limits
+        )
+        before = self.rollout.sampling.max_tokens
+        self.tuned.choose(
+            f"max_tokens {limit}, {'as' if limit == before else f'not {before} as'} before ({tried}).",
+            rollout__sampling__max_tokens=limit,
+        )
+        if limit != before == self.rollout.eval_sampling.max_tokens:
+            self.tuned.settings["rollout.eval_sampling.max_tokens"] = limit
+
+    def _prompts_per_rollout(self, size: int) -> int:
+        """Return how many prompts with `size` completions make about as many completions as the config's."""
+        if size == self.rollout.group_size:
+            return self.data.prompts_per_step
+        unit = self.ranks * self.module.updates_per_rollout
+        before = self.data.prompts_per_step
+        wanted = max(before * self.rollout.group_size / size, min(before, LEAST_PROMPTS))
+        return unit * max(1, min(round(wanted / unit), len(self.prompts) // unit))
+
+    def _teach(self, limit: int) -> int:
+        """Choose a warm start on solutions, if the data have any; return the max_tokens that they need."""
+        wrong = f"{self.tuned.accuracy:.0%} of the answers are right"
+        if self.warm_start.steps:
+            self.tuned.reasons.append(f"{wrong} after the warm start: give it more steps, or take easier prompts.")
+            return limit
+        names = {self.warm_start.solution: None} | dict.fromkeys(self.prompts[0].sample.row)
+        column = next(
+            (n for n in names if earns_reward(self.rollout.rewards, partial(_column_text, n), self.prompts)), None
+        )
+        if column is None:
+            self.tuned.reasons.append(
+                f"{wrong}, and no column of the data holds texts that the rewards pay, from which a warm start could "
+                "learn: add a column with solutions, or take easier prompts."
+            )
+            return limit
+        is_large = self._parameters >= LARGE
+        self.tuned.choose(
+            f"A warm start on column {column!r}: {wrong}. To measure what it brings, run tune again with this file.",
+            warm_start__steps=100 if is_large else 600, warm_start__until=0.5, warm_start__solution=column,
+            warm_start__checked=min(128, max(1, len(self.prompts) // 4)), warm_start__lr=2e-5 if is_large else 1e-3,
+        )  # fmt: skip
+        samples = [prompt.sample for prompt in self.prompts]
+        lengths = completion_lengths(partial(_column_text, column), samples, self.data.tokenizer, self.rollout.sampling)
+        return min(max(limit, *lengths), self._room())
+
+    def _keep_mixed(self, groups: list[MeasuredGroup], size: int, per_rollout: int) -> None:
+        """Choose the measured prompts that give a signal as the training set, if they are enough for one."""
+        mixed = [
+            (prompt, rows) for prompt, rows in groups if len({row["reward"] for row in _judged(rows)}) > 1
+        ]  # fmt: skip
+        kind = "harder" if self.tuned.accuracy > ENOUGH else "easier"
+        from_file = self.data.locations["train"] is not None
+        if not from_file or len(mixed) < max(LEAST_KEPT, 2 * per_rollout):
+            self.tuned.reasons.append(
+                f"{len(mixed)} of {len(groups)} measured prompts give a signal, "
+                + ("too few to train on alone: take " if from_file else "and the data are generated: take ")
+                + f"{kind} prompts" + (", give tune more minutes, or use lit-rlvr filter." if from_file else ".")
+            )  # fmt: skip
+            return
+        self.tuned.rows = [
+            as_row(prompt.sample, from_file) | {"pass_rate": pass_rate(rows), "samples": len(rows)}
+            for prompt, rows in mixed
+        ]
+        self.tuned.choose(
+            f"Training on the {len(mixed)} of {len(groups)} measured prompts that give a signal, "
+            f"{self._signal(mixed, size):.0%} of them with {size} completions; more minutes find more."
+        )
+
+
+def mixed_share(rewards: Sequence[float], size: int) -> float:
+    """Return the probability that `size` of these rewards, drawn without replacement, are not all equal."""
+    size = min(size, len(rewards))
+    if size < 2:
+        return 0.0
+    return 1 - sum(comb(count, size) for count in Counter(rewards).values()) / comb(len(rewards), size)
+
+
+def _judged(rows: Sequence[RecordRow]) -> list[RecordRow]:
+    return [row for row in rows if row["status"] not in ("error", "unjudged")]
+
+
+def _accuracy(groups: Sequence[MeasuredGroup]) -> float:
+    rates = [rate for _, rows in groups if (rate := pass_rate(rows)) is not None]
+    return fmean(rates) if rates else 0.0
+
+
+def _column_text(column: str, sample: Sample) -> str | None:
+    return text if isinstance(text := sample.row.get(column), str) else None
+
+
+def write_tuned(tuned: Tuned, out: Path) -> None:
+    """Write the config and, next to it, the rows to train on."""
+    if tuned.rows:
+        rows = out.with_suffix(".jsonl")
+        write_atomically(rows, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in tuned.rows))
+        tuned.settings["data.init_args.train"] = str(rows)
+    write_atomically(out, tuned.text())

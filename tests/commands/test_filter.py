@@ -1,0 +1,97 @@
+"""`lit-rlvr filter` by the command line: which rows are kept, what is in them, and that it goes on after a stop."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lit_rlvr.commands.filter import pass_rate, rate_histogram
+from lit_rlvr.datamodules import LesionCount, TextMath
+from lit_rlvr.datamodules.reading.readers import as_row
+from lit_rlvr.types import Sample
+
+CLI = Callable[..., Any]
+FILTER = ("filter", "--config", "tiny.yaml", "--samples", 3, "--lowest", 0.01, "--highest", 0.99)
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_rows_in_the_range_are_kept_as_they_were(run_folder: Path, lit_rlvr: CLI) -> None:
+    data = [{"question": f"Is {i} odd?", "answer": f"#### {i}", "extra": [i, None]} for i in range(12)]
+    (run_folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
+    source = ("--data", "TextMath", "--data.init_args.train", "data.jsonl")
+    result = lit_rlvr(*FILTER, *source, "--out", "kept.jsonl")
+    assert result.status == 0, result.err
+    sampled = rows(run_folder / "kept.samples/completions.jsonl")
+    assert len(sampled) == 12 * 3
+    right = [sum(row["correct"] for row in sampled if row["id"] == f"text_math:{i + 1}") for i in range(12)]
+    wanted = [data[i] | {"pass_rate": n / 3, "samples": 3} for i, n in enumerate(right) if 0 < n < 3]
+    assert rows(run_folder / "kept.jsonl") == wanted and 0 < len(wanted) < 12
+
+    loaded = TextMath(train=str(run_folder / "kept.jsonl")).load("train")  # the same DataModule reads it
+    assert [sample.prompt for sample in loaded] == [row["question"] for row in wanted]
+
+    path = run_folder / "kept.samples/completions.jsonl"
+    whole = path.read_text()
+    path.write_text("".join(whole.splitlines(keepends=True)[: 3 * 5]))
+    (run_folder / "kept.jsonl").unlink()
+    assert lit_rlvr(*FILTER, *source, "--out", "kept.jsonl").status == 0
+    assert sorted(path.read_text().splitlines()) == sorted(whole.splitlines()), "the missing ones, with the same seeds"
+    (run_folder / "kept.jsonl").unlink()
+    refused = lit_rlvr(*FILTER, *source, "--out", "kept.jsonl", "--samples", 7)
+    assert refused.status == 2 and "samples was 3, is 7" in refused.err
+
+
+def test_an_empty_result_says_what_to_do(run_folder: Path, lit_rlvr: CLI) -> None:
+    result = lit_rlvr(*FILTER, "--out", "none.jsonl", "--rollout.rewards", "[tiny_rewards.always_wrong]")
+    assert result.status == 2 and "no prompt of 16 is left; widen the range" in result.err
+    assert "never right: 16" in result.err and not (run_folder / "none.jsonl").exists()
+
+
+@pytest.mark.parametrize(("more", "said"), [(("--lowest", 0.9, "--highest", 0.1), "give 0 <= lowest <= highest <= 1"),
+                                            (("--split", "test"), "there is no test set"),
+                                            (("--rollout.rewards", "[LCPO]"), "no number of tokens in the column"),
+                                            (("--out", "x.csv"), "ends in .jsonl")])  # fmt: skip
+def test_bad_input_is_refused_in_one_line(run_folder: Path, lit_rlvr: CLI, more: tuple[Any, ...], said: str) -> None:
+    result = lit_rlvr(*FILTER, "--out", "x.jsonl", *more)
+    assert result.status == 2 and said in result.err, result.err
+
+
+def test_a_file_that_exists_is_refused_before_a_model_loads(run_folder: Path, lit_rlvr: CLI) -> None:
+    """Its own input above all."""
+    (run_folder / "data.jsonl").write_text('{"question": "1?", "answer": "1"}\n')
+    before = (run_folder / "data.jsonl").read_bytes()
+    source = ("--data", "TextMath", "--data.init_args.train", "data.jsonl", "--model.init_args.model", "no-such-model")
+    refused = lit_rlvr(*FILTER, *source, "--out", "data.jsonl")
+    assert refused.status == 2 and "--out: data.jsonl exists; choose another name" in refused.err
+    assert (run_folder / "data.jsonl").read_bytes() == before
+    assert "--out: /proc/no_such cannot be written" in lit_rlvr(*FILTER, *source, "--out", "/proc/no_such/x.jsonl").err
+
+
+def test_generated_samples_become_rows_that_columns_can_name(tmp_path: Path) -> None:
+    (sample,) = LesionCount(pictures=1, held_out=0).load("train")
+    row = as_row(sample, from_file=False)
+    assert row["prompt"] == sample.prompt and row["answer"] == sample.answer
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    from lit_rlvr.datamodules import Geometry
+
+    columns = {"prompt": "prompt", "answer": "answer", "image": "image", "id": "id"}
+    (again,) = Geometry(train=str(tmp_path / "rows.jsonl"), columns=columns).load("train")
+    assert again.images.keys == sample.images.keys  # type: ignore[attr-defined]
+
+
+def test_aliases_of_generated_samples_stay_answers() -> None:
+    assert as_row(Sample("1", "q", "a", aliases=("b",)), from_file=False)["answer"] == ("a", "b")
+
+
+def test_pass_rates() -> None:
+    assert pass_rate([{"correct": True}, {"correct": None}, {"correct": False}]) == 0.5
+    assert pass_rate([{"correct": None}]) is None
+    said = rate_histogram([0.0, 1.0, 0.05, None, 0.55], 1, 0.1, 0.9)
+    assert "0.0-0.1: 2, 0.5-0.6: 1, 0.9-1.0: 1 (never right: 1, always right: 1); kept 1 between 0.1 and 0.9" in said

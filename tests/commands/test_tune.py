@@ -1,0 +1,140 @@
+"""`lit-rlvr tune` by the command line: what it measures, what it chooses and why, and that a run takes its config."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lit_rlvr.commands.tune import mixed_share
+from lit_rlvr.training import module as training_module
+
+CLI = Callable[..., Any]
+TUNE = ("tune", "--config", "tiny.yaml", "--minutes", 0.05)
+
+
+def chosen(folder: Path, name: str = "tuned.yaml") -> tuple[dict[str, Any], str]:
+    """The settings of a written config, and its comments."""
+    text = (folder / name).read_text()
+    return yaml.safe_load(text), "\n".join(line[2:] for line in text.splitlines() if line.startswith("# "))
+
+
+def rows(folder: Path, answers: list[str], **columns: list[str]) -> tuple[Any, ...]:
+    """Write rows to data.jsonl; return the options that train on them."""
+    lines = [
+        {"prompt": f"{k}?", "answer": answer} | {name: cells[k] for name, cells in columns.items()}
+        for k, answer in enumerate(answers)
+    ]
+    (folder / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    files = ("--data.init_args.train", "data.jsonl", "--data.init_args.prompts_per_step", 4)
+    return ("--data", "PromptDataModule", *files)
+
+
+def rewards(*names: str) -> tuple[str, str]:
+    items = [{"class_path": "FunctionReward", "init_args": {"path": f"tiny_rewards.{n}", "truncated_is_wrong": False}}
+             for n in names]  # fmt: skip
+    return "--rollout.rewards", json.dumps(items)
+
+
+@pytest.mark.parametrize("values", [[0, 0, 0, 1, 1, 2], [1, 1, 1, 1, 1, 1], [0, 1, 2, 3, 4, 5], [0.5, 0.5, 1, 0]])
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_the_share_of_mixed_groups_is_that_of_all_draws(values: list[float], size: int) -> None:
+    draws = list(combinations(values, size))
+    assert mixed_share(values, size) == pytest.approx(sum(len({*draw}) > 1 for draw in draws) / len(draws))
+    assert mixed_share(values[:1], size) == mixed_share([], size) == 0.0
+
+
+def test_a_run_takes_the_config_that_it_writes(run_folder: Path, lit_rlvr: CLI) -> None:
+    result = lit_rlvr(*TUNE, "--json")
+    assert result.status == 0, result.err
+    settings, reasons = chosen(run_folder)
+    found = json.loads(result.out)
+    assert found["file"] == "tuned.yaml" and found["sizes"].keys() == {"4", "8", "16"} and found["prompts"] >= 8
+    assert settings["model"]["init_args"]["lr"] == "auto" and settings["rollout"]["group_size"] == 4
+    assert f"group_size 4: {found['sizes']['4']:.0%} of the prompts give a signal" in reasons
+    assert "warm_start" not in settings and "data" not in settings
+    (run_folder / "tuned.yaml").write_text(yaml.safe_dump(settings))
+    dry = lit_rlvr("fit", "--config", "tiny.yaml", "--config", "tuned.yaml", "--dry-run", "--json")
+    assert dry.status == 0 and json.loads(dry.out)["sizes"]["sequences"] == 16
+    again = lit_rlvr(*TUNE)
+    assert again.status == 2 and "--out: tuned.yaml exists; choose another name" in again.err
+
+
+def test_answers_that_do_not_fit_raise_max_tokens(run_folder: Path, lit_rlvr: CLI) -> None:
+    data = rows(run_folder, ["seven"] * 8)
+    limits = ("--rollout.sampling.max_tokens", 2, "--rollout.eval_sampling.max_tokens", 2)
+    result = lit_rlvr(*TUNE, *data, *limits, "--rollout.rewards", "[tiny_rewards.whole_answer]", "--out", "t.yaml")
+    assert result.status == 0, result.err
+    settings, reasons = chosen(run_folder, "t.yaml")
+    assert settings["rollout"]["sampling"]["max_tokens"] == settings["rollout"]["eval_sampling"]["max_tokens"] >= 6
+    assert "not 2 as before" in reasons and "no column of the data holds texts that the rewards pay" not in reasons
+    start = settings["warm_start"]
+    assert start["solution"] == "answer" and start["steps"] == 600, "the plain answer is paid"
+    assert "A warm start on column 'answer': 0% of the answers are right" in reasons
+    (run_folder / "t.yaml").write_text(yaml.safe_dump(settings))
+    assert lit_rlvr("fit", "--config", "tiny.yaml", *data, "--config", "t.yaml", "--dry-run").status == 0
+
+
+def test_the_column_whose_texts_are_paid_teaches_and_none_is_said(run_folder: Path, lit_rlvr: CLI) -> None:
+    """Tags that the answers lack are in a column of another name, and longer than max_tokens."""
+    data = rows(run_folder, ["1"] * 12, notes=["by hand"] * 12, worked=["<answer>1</answer>"] * 12)
+    tagged = ("--rollout.rewards", "[tiny_rewards.tagged]")
+    result = lit_rlvr(*TUNE, *data, *tagged, "--out", "a.yaml")
+    assert result.status == 0, result.err
+    settings, _ = chosen(run_folder, "a.yaml")
+    assert settings["warm_start"]["solution"] == "worked" and settings["rollout"]["sampling"]["max_tokens"] >= 19
+    assert settings["warm_start"]["checked"] == 3
+    data = rows(run_folder, ["1"] * 12)
+    assert lit_rlvr(*TUNE, *data, *tagged, "--out", "b.yaml").status == 0
+    settings, reasons = chosen(run_folder, "b.yaml")
+    assert "warm_start" not in settings and "no column of the data holds texts that the rewards pay" in reasons
+
+
+def test_prompts_without_a_signal_are_left_out_if_enough_are_left(run_folder: Path, lit_rlvr: CLI) -> None:
+    data = rows(run_folder, ["yes" if k % 3 == 0 else "no" for k in range(150)])
+    result = lit_rlvr(*TUNE, *data, *rewards("even_if_yes"), "--minutes", 1, "--out", "c.yaml")
+    assert result.status == 0, result.err
+    settings, reasons = chosen(run_folder, "c.yaml")
+    assert settings["data"]["init_args"]["train"] == "c.jsonl"
+    kept = [json.loads(line) for line in (run_folder / "c.jsonl").read_text().splitlines()]
+    assert len(kept) >= 40 and {row["answer"] for row in kept} == {"yes"} and all(0 < r["pass_rate"] < 1 for r in kept)
+    assert f"Training on the {len(kept)} of 150 measured prompts that give a signal" in reasons
+    few = lit_rlvr(*TUNE, *rows(run_folder, ["no"] * 30 + ["yes"] * 10), *rewards("even_if_yes"), "--out", "d.yaml")
+    assert few.status == 0, few.err
+    settings, reasons = chosen(run_folder, "d.yaml")
+    assert "data" not in settings and "too few to train on alone: take easier prompts" in reasons
+    assert settings["rollout"]["group_size"] == 8, "more completions would add nothing"
+
+
+def test_a_warm_start_that_is_not_needed_is_switched_off(
+    run_folder: Path, lit_rlvr: CLI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path / "cache"))
+    warm = ("--warm_start.steps", 2, "--warm_start.checked", 4)
+    assert lit_rlvr(*TUNE, *warm, "--out", "e.yaml").status == 0
+    settings, reasons = chosen(run_folder, "e.yaml")
+    assert settings["warm_start"] == {"steps": 0} and "No warm start: the model gives a signal without one" in reasons
+    assert not (tmp_path / "cache" / "warm-start").exists()
+    never = ("--rollout.rewards", "[tiny_rewards.always_wrong]")
+    assert lit_rlvr(*TUNE, *warm, *never, "--out", "f.yaml").status == 0
+    settings, reasons = chosen(run_folder, "f.yaml")
+    assert "warm_start" not in settings and "0% of the answers are right after the warm start: give it more" in reasons
+    assert len(list((tmp_path / "cache" / "warm-start").glob("[!.]*"))) == 1
+
+
+@pytest.mark.parametrize(("more", "said"), [
+    (("--minutes", 0), "tune.minutes: 0"), (("--out", "t.json"), "--out: t.json: give a config that ends in .yaml"),
+    (("--out", "tiny.yaml"), "--out: tiny.yaml exists; choose another name"),
+    (("--minute", 1), "did you mean"), (("--out", "/proc/no_such/t.yaml"), "cannot be written"),
+])  # fmt: skip
+def test_bad_input_is_refused_in_one_line_before_weights_load(
+    run_folder: Path, lit_rlvr: CLI, more: tuple[Any, ...], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_module, "load_policy", lambda *_, **__: pytest.fail("loads weights"))
+    result = lit_rlvr(*TUNE, *more)
+    assert result.status == 2 and said in result.err and len(result.err.splitlines()) == 1, result.err
