@@ -200,9 +200,9 @@ def _wrong_sizes(
             f"{module.updates_per_rollout} minibatch(es) (model.updates_per_rollout) of whole groups; "
             f"use a multiple of {ranks * module.updates_per_rollout}"
         )
-    pool = module.reference_completions and module.reference_completions.pool_size
-    if pool is not None and pool < group_size:
-        yield f"model.reference_pool_size: {pool} is below rollout.group_size={group_size}"
+    wanted = module.reference_completions
+    if wanted is not None and (wanted.pool_size or group_size) < group_size:
+        yield f"model.reference_pool_size: {wanted.pool_size} is below rollout.group_size={group_size}"
     if precision not in PRECISIONS:
         yield (
             f"trainer.precision: {precision} is not supported: the weights are kept in float32; "
