@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch import LightningModule, Trainer
 from tiny import make_rollout, random_ids
@@ -56,6 +56,7 @@ def test_a_step_does_not_wait_for_groups_that_are_replaced_for_ever() -> None:
     assert choose([*dead, *running, GroupState(0, 99, 0, False)], 2, wanted=2, most=4) is None, "the last chance"
 
 
+@settings(deadline=None)
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 4), st.integers(1, 3), st.data())
 def test_no_group_becomes_too_old_and_no_step_waits_for_nothing(
     staleness: int, prompts: int, wanted: int, rounds: int, data: st.DataObject
