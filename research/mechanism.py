@@ -34,7 +34,7 @@ import passive  # noqa: F401
 import torch
 from common import make_parser, print_result, print_table, say
 
-from lit_rlvr.advantages import GroupBatch
+from lit_rlvr.advantages import GroupBatch, ReferenceCompletions
 from lit_rlvr.advantages.group import GRPOAdvantage
 from lit_rlvr.algorithms import GRPO, RLVRModule
 from lit_rlvr.commands.check.parity import build_object
@@ -97,8 +97,8 @@ class WithReference(GRPOAdvantage):
     """GRPO's advantage in a run that also samples the reference model, whose rewards AAPO's margin needs."""
 
     @property
-    def needs_reference(self) -> bool:
-        return True
+    def reference_completions(self) -> ReferenceCompletions:
+        return ReferenceCompletions()
 
 
 class Compared(GRPO):

@@ -217,7 +217,7 @@ def expected() -> dict[str, Expected]:
     }.items():
         table[f"apmpo/qwen2.5-math-1.5b_apmpo_{name}"] = Expected("APMPO", grpo, knobs | change, 0.001)
     per_group = {"aggregation": "group_token_mean"}
-    fresh = {"reference.rollouts": "fresh", "reference.update_every": None}
+    fresh = {"reference_completions.rollouts": "fresh", "reference.update_every": None}
     for model in ("deepseek-r1-1.5b", "qwen2.5-math-7b", "llama-3.2-1b", "llama-3.2-3b"):
         margin = adv.AAPOAdvantage(base="grpo", delta_low=-0.2, delta_high=0.28, clip=True, margin="paired")
         gpg = adv.GPGAdvantage(f_norm="one", rescale_valid=False)

@@ -116,7 +116,7 @@ def needs(method: Method) -> str:
         f"G >= {advantage.min_group}": advantage.min_group > 1,
         "several updates per rollout (with one it is GRPO)": loss.needs_updates,
         "one update per rollout": not loss.has_ratio,
-        "completions of a reference model": advantage.needs_reference,
+        "completions of a reference model": advantage.reference_completions is not None,
         "several rewards": advantage.needs_parts,
         "a reference model for the KL term": float(defaults["kl_coef"].strip("`")) > 0,
     }

@@ -3,6 +3,7 @@
 P prompts (over all ranks), G completions per prompt. An advantage is a constant: no gradient flows through it.
 """
 
+from lit_rlvr.advantages.aapo import AAPOAdvantage
 from lit_rlvr.advantages.agrae import AGRAE
 from lit_rlvr.advantages.base import (
     DEGENERATE,
@@ -10,11 +11,11 @@ from lit_rlvr.advantages.base import (
     Advantage,
     AdvantageFunction,
     GroupBatch,
+    ReferenceCompletions,
     register,
     resolve_advantage,
 )
 from lit_rlvr.advantages.composed import (
-    AAPOAdvantage,
     Composed,
     EasyFocused,
     HardFocused,
@@ -58,6 +59,7 @@ __all__ = [
     "PassAtKAdvantage",
     "PositiveDominant",
     "RLOOAdvantage",
+    "ReferenceCompletions",
     "ReinforceAdvantage",
     "ReinforcePPAdvantage",
     "register",

@@ -64,6 +64,21 @@ class GroupBatch:
 AdvantageFunction = Callable[[GroupBatch], Tensor]
 
 
+@dataclass(frozen=True)
+class ReferenceCompletions:
+    """Completions of the reference policy, G of each prompt, which are sampled and scored as training's are.
+
+    Args:
+        rollouts: `fresh` samples them at every visit of a prompt; `pool` samples `pool_size` completions at the first
+            visit, and every visit draws G of their rewards without replacement, which has the same distribution as
+            long as the reference does not change.
+        pool_size: None = twice the group size.
+    """
+
+    rollouts: Literal["fresh", "pool"] = "fresh"
+    pool_size: int | None = None
+
+
 class Advantage(ChecksArguments, ABC):
     """An estimator with options. Subclass it as a dataclass, or use any function of a `GroupBatch`.
 
@@ -84,9 +99,9 @@ class Advantage(ChecksArguments, ABC):
         return 1
 
     @property
-    def needs_reference(self) -> bool:
-        """True if the estimator needs `reference_rewards`."""
-        return False
+    def reference_completions(self) -> ReferenceCompletions | None:
+        """The completions whose rewards the estimator gets as `reference_rewards`; None = it needs none."""
+        return None
 
     @property
     def needs_parts(self) -> bool:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from lit_rlvr.advantages import Advantage
+from lit_rlvr.advantages import Advantage, ReferenceCompletions
 from lit_rlvr.errors import check_within
 from lit_rlvr.objectives import Aggregation, LossInputs, Stats, policy_gradient
 from lit_rlvr.training.module import RLVRModule
@@ -35,7 +35,8 @@ class AAPO(RLVRModule):
     ) -> None:
         super().__init__(advantage=advantage, aggregation=aggregation, **kwargs)
         check_within("[1, inf)", "model", reference_pool_size=reference_pool_size)
-        self.reference.rollouts, self.reference.pool_size = reference_rollouts, reference_pool_size
+        if self.reference_completions is not None:
+            self.reference_completions = ReferenceCompletions(reference_rollouts, reference_pool_size)
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         return policy_gradient(x)

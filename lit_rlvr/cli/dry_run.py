@@ -78,8 +78,8 @@ class PlannedRun:
         counts = [] if self.steps is None else [math.ceil(self.steps / updates_of(self.module))]
         samples = self.limits.get("samples")
         if samples is not None:
-            fresh = self.module.advantage.needs_reference and self.module.reference.rollouts == "fresh"
-            per_rollout = self.data.prompts_per_step * self.rollout.group_size * (2 if fresh else 1)
+            policies = 2 if self.module.samples_reference else 1
+            per_rollout = self.data.prompts_per_step * self.rollout.group_size * policies
             counts.append(math.ceil(samples / per_rollout))
         return min(counts, default=None)
 

@@ -200,8 +200,9 @@ def _wrong_sizes(
             f"{module.updates_per_rollout} minibatch(es) (model.updates_per_rollout) of whole groups; "
             f"use a multiple of {ranks * module.updates_per_rollout}"
         )
-    if (module.reference.pool_size or group_size) < group_size:
-        yield f"model.reference_pool_size: {module.reference.pool_size} is below rollout.group_size={group_size}"
+    wanted = module.reference_completions
+    if wanted is not None and (wanted.pool_size or group_size) < group_size:
+        yield f"model.reference_pool_size: {wanted.pool_size} is below rollout.group_size={group_size}"
     if precision not in PRECISIONS:
         yield (
             f"trainer.precision: {precision} is not supported: the weights are kept in float32; "
@@ -262,7 +263,7 @@ def _check_staleness(
         reason = f"engine {engine.name} needs the GPU that is training; use VLLMServerEngine on other GPUs"
     elif not engine.concurrent and staleness > 1:
         reason = f"engine {engine.name} takes weights only between rollouts, so it is at most 1; use VLLMServerEngine"
-    elif module.advantage.needs_reference and module.reference.rollouts == "fresh":
+    elif module.samples_reference:
         reason = "fresh reference rollouts need the engine at the same time; use model.reference_rollouts: pool"
     elif not correction.is_bounded and not module.uses_rollout:
         reason = (

@@ -82,8 +82,8 @@ def choose(
 ) -> list[GroupState] | None:
     """Return the groups that a step trains on, those with the oldest weights first; None = it has to wait.
 
-    With dynamic sampling a step may leave more mixed groups than the steps after it take in time. If no group that runs
-    is older, waiting would not change that, and the step takes the oldest of them, too.
+    A step leaves only groups that the steps after it can take in time. Else it takes more, up to the oldest group that
+    still runs, and waits for that one.
 
     Args:
         groups: of all ranks. prompts: how many the step needs.
@@ -97,15 +97,19 @@ def choose(
         ready = ready[: ends[0]] if ends else ready
     else:
         ready = sorted(group for group in groups if group.finished)
-    running = min((group for group in groups if not group.finished), default=None)
+    oldest = min((group for group in groups if not group.finished), default=None)
+    ahead = sum(oldest is None or group < oldest for group in ready)
     mixed = 0
     for count, group in enumerate(ready, 1):
         mixed += group.mixed
         if count < prompts or count % ranks or (mixed < wanted and count < most):
             continue
-        waits = running is not None and running < group  # if the others cannot be taken in time
-        if in_order or waits or in_time({*groups} - {*ready[:count]}, prompts):
+        rest = {*groups} - {*ready[:count]}
+        # A step with fewer mixed groups than prompts leaves more to later ones, which take more if they must.
+        if in_order or in_time(rest, len(groups) if wanted and mixed < prompts else prompts):
             return ready[:count]
+        if count >= ahead:
+            return None
     return None
 
 
@@ -276,9 +280,10 @@ class QueueSource(SyncSource):
             states = self._states(wanted > 0)
             if first:
                 self._log_queue(states)
-            chosen = choose(states, prompts, wanted, most, not self._concurrent, world_size())
-            early = chosen is not None and self._concurrent and not in_time({*states} - {*chosen}, prompts)
-            chosen = None if early else chosen
+            needs = prompts, wanted, most, not self._concurrent, world_size()
+            chosen = choose(states, *needs)
+            finished = [state for state in states if state.finished]
+            early = chosen is None and self._concurrent and choose(finished, *needs) is not None
             stuck = chosen is None and all(state.finished for state in states)
             if first or stuck or self._concurrent:  # in this process, no thread's speed may decide when
                 cursor = self.admit((self.staleness + 1) * prompts - sum(not s.dead for s in states), cursor)

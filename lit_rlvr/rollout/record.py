@@ -294,7 +294,7 @@ class ReplaySource(RolloutSource):
                     raise self.record.error(f"was trained on {name} with other tokens than in the data")
         if not self.iterations:
             raise self.record.error("has recorded no iteration")
-        if self.module.advantage.needs_reference and "reference_rewards" not in self.record.read(1)[1]:
+        if self.module.reference_completions is not None and "reference_rewards" not in self.record.read(1)[1]:
             raise self.record.error("has no rewards of a reference, which model.advantage needs")
 
     def begin(self) -> None:

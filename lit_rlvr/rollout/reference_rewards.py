@@ -1,4 +1,4 @@
-"""Rewards of completions that the reference policy samples (AAPO, section 4)."""
+"""Rewards of completions that the reference policy samples, for advantages that compare with them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_rlvr.advantages import ReferenceCompletions
 from lit_rlvr.common.seeds import derive_seed, run_seed
 from lit_rlvr.distributed.collectives import all_max, gather_objects
 from lit_rlvr.rewards.combine import Scores
 from lit_rlvr.rollout.generate import completion_seeds
-from lit_rlvr.training.reference import Reference
 from lit_rlvr.types import Prompt, Rollout
 
 SampleReference = Callable[[list[Prompt], list[list[int]]], Scores | None]
@@ -22,11 +22,7 @@ SampleReference = Callable[[list[Prompt], list[list[int]]], Scores | None]
 
 
 class ReferenceRewards:
-    """Samples the reference with training's sampling settings and group size (AAPO, section 4), in one of two ways.
-
-    `fresh`: G new completions per prompt and visit. `pool`: the first visit to a prompt samples K completions and keeps
-    their rewards, and every visit draws G of them without replacement, which has the same distribution as long as the
-    reference does not change.
+    """Samples the reference with training's sampling settings and group size, and keeps its pool.
 
     Args:
         group_size: G.
@@ -38,31 +34,33 @@ class ReferenceRewards:
         self._version = -1  # the reference's version that the pool was sampled from
 
     def rewards(
-        self, reference: Reference, rollout: Rollout, iteration: int, device: torch.device, sample: SampleReference
-    ) -> Tensor:
+        self, wanted: ReferenceCompletions, version: int, rollout: Rollout, iteration: int, device: torch.device,
+        sample: SampleReference,
+    ) -> Tensor:  # fmt: skip
         """Return rewards (P, G) of the reference's completions for a rollout's prompts. Collective: call it on every
         rank.
 
         Args:
-            iteration: rollouts trained on so far.
+            version: the reference's. iteration: rollouts trained on so far.
         """
         prompts, repeats = rollout.prompts, rollout.repeats
-        if reference.rollouts == "fresh":
+        if wanted.rollouts == "fresh":
             seeds = completion_seeds(prompts, repeats, self._size, "reference", iteration)
             found = _values(sample(prompts, seeds))
         else:
-            self._fill(reference, prompts, device, sample)
+            self._fill(wanted.pool_size or 2 * self._size, version, prompts, device, sample)
             found = [self._draw(iteration, p, repeat) for p, repeat in zip(prompts, repeats, strict=True)]
         return torch.tensor(found)
 
-    def _fill(self, reference: Reference, prompts: list[Prompt], device: torch.device, sample: SampleReference) -> None:
-        """Sample a pool for every prompt without one, and share it with all ranks."""
-        if self._version != reference.version:
-            self._pool, self._version = {}, reference.version
+    def _fill(
+        self, count: int, version: int, prompts: list[Prompt], device: torch.device, sample: SampleReference
+    ) -> None:
+        """Sample a pool of `count` rewards for every prompt without one, and share it with all ranks."""
+        if self._version != version:
+            self._pool, self._version = {}, version
         missing = {p.sample.id: p for p in prompts if p.sample.id not in self._pool}
         if not all_max(len(missing), device):
             return
-        count = reference.pool_size or 2 * self._size
         wanted = list(missing.values())
         seeds = completion_seeds(wanted, [0] * len(wanted), count, "reference-pool", self._version)
         found = _values(sample(wanted, seeds))

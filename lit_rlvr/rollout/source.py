@@ -144,12 +144,12 @@ class SyncSource(RolloutSource):
 
     def add_reference_rewards(self, rollout: Rollout) -> None:
         """Score completions of the reference policy for the same prompts, if the advantage needs them."""
-        module = self.module
-        if not module.advantage.needs_reference:
+        module, wanted = self.module, self.module.reference_completions
+        if wanted is None:
             return
         with self.timed("reference"):
             rollout.reference_rewards = self.reference.rewards(
-                module.reference, rollout, module.iteration, module.device, self.sample_reference
+                wanted, module.reference.version, rollout, module.iteration, module.device, self.sample_reference
             )
 
     def sample_reference(self, prompts: list[Prompt], seeds: list[list[int]]) -> Scores | None:

@@ -127,8 +127,8 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
             `k1`, whose gradient in the loss is 0 on average: for the reward.
         kl_in_reward: subtract the divergence, summed over each completion, from its reward, instead of adding it to the
             loss (verl's use_kl_in_reward).
-        reference_update_every: iterations after which the current policy becomes the reference, for a KL term or AAPO's
-            advantage; null = never.
+        reference_update_every: iterations after which the current policy becomes the reference, for a KL term or an
+            advantage that compares with its completions; null = never.
         kl_bias_correction: multiply each token's KL estimate by its ratio to the policy at rollout time, which makes
             its gradient the unbiased one of the reverse KL (DeepSeek-V3.2; TRL's default).
         entropy_coef: weight of an entropy bonus, computed from the policy's exact entropy; 0 = off.
@@ -247,8 +247,9 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         self.most_tokens = 0  # that the run trains on, which the RolloutCallback tells; 0 = unknown
         self.iteration = 0  # rollouts trained on so far
         self.selection = GroupSelection(self.advantage.min_valid_fraction or 0.0)
+        self.reference_completions = self.advantage.reference_completions
         check_within("[1, inf)", "model", reference_update_every=reference_update_every)
-        if reference_update_every and not (kl_coef or self.advantage.needs_reference):
+        if reference_update_every and not self.needs_reference:
             raise UserError("model.reference_update_every: nothing needs a reference; set model.kl_coef above 0")
         self.reference = Reference(update_every=reference_update_every)
         self.skipped, self.unjudged = SkippedSteps(max_skipped_steps), UnjudgedRollouts(max_skipped_steps)
@@ -263,6 +264,16 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
     def tokens_per_microbatch(self) -> int:
         """The most input tokens in a micro-batch: as given, or what running out of memory has left."""
         return self.budget.tokens
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the KL term or the advantage needs a reference policy."""
+        return self.kl_coef > 0 or self.reference_completions is not None
+
+    @property
+    def samples_reference(self) -> bool:
+        """Whether every rollout samples as many completions of the reference as of the policy."""
+        return self.reference_completions is not None and self.reference_completions.rollouts == "fresh"
 
     def choose_correction(self, exact: bool) -> Correction:
         """Return the correction for completions of an engine.
@@ -349,7 +360,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         Raises:
             UserError: the reference should be updated, which is not possible with adapters.
         """
-        if self.kl_coef == 0 and not self.advantage.needs_reference:
+        if not self.needs_reference:
             return
         if self.lora is None:
             initial = load_policy(

@@ -1,8 +1,8 @@
-"""The frozen reference policy, for a KL term and for AAPO's reference completions."""
+"""The frozen reference policy, for a KL term and for completions that an advantage compares with."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -11,12 +11,11 @@ from lit_rlvr.policy.policy import Policy
 
 
 class Reference:
-    """Holds the initial policy if something needs it; it may be replaced by the current one (AAPO, section 6.3).
+    """Holds the initial policy if something needs it; it may be replaced by the current one.
 
     It is not a module, so that Lightning neither saves nor shards it with the trained policy.
 
     Args:
-        rollouts, pool_size: AAPO's options, `reference_...`; others with AAPO's advantage have these defaults.
         update_every: `model.reference_update_every`.
 
     Attributes:
@@ -24,11 +23,8 @@ class Reference:
         version: how many times it was replaced.
     """
 
-    def __init__(
-        self, rollouts: Literal["fresh", "pool"] = "fresh", pool_size: int | None = None,
-        update_every: int | None = None,
-    ) -> None:  # fmt: skip
-        self.rollouts, self.pool_size, self.update_every = rollouts, pool_size, update_every
+    def __init__(self, update_every: int | None = None) -> None:
+        self.update_every = update_every
         self.policy: Policy = None  # type: ignore[assignment]  # built in configure_model
         self.version = 0
 

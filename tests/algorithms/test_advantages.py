@@ -29,6 +29,7 @@ from lit_rlvr.advantages import (
     OPOAdvantage,
     PassAtKAdvantage,
     PositiveDominant,
+    ReferenceCompletions,
     ReinforceAdvantage,
     ReinforcePPAdvantage,
     RLOOAdvantage,
@@ -397,8 +398,8 @@ def test_a_base_is_a_name_a_dotted_path_a_class_or_a_function() -> None:
     assert torch.equal(PositiveDominant(base=f"{__name__}.double")(group), 20 * group.rewards)
     nested = AGRAE(base=HardFocused(base=PositiveDominant(base="dr_grpo", beta=2.0)))
     assert nested.min_group == 2
-    assert not nested.needs_reference
-    assert AGRAE(base="aapo").needs_reference
+    assert nested.reference_completions is None
+    assert AGRAE(base="aapo").reference_completions == ReferenceCompletions()
 
 
 @pytest.mark.parametrize("name", ["nothing", "lit_rlvr.nothing", "no_module.x", "lit_rlvr.advantages.DEGENERATE"])

@@ -18,6 +18,7 @@ from tiny import byte_tokenizer, make_rollout
 from torch import nn
 from two_ranks import in_two_ranks
 
+from lit_rlvr.advantages import ReferenceCompletions
 from lit_rlvr.errors import UserError
 from lit_rlvr.rollout.record import Record, ReplaySource, first_weights, unpack_rollout
 from lit_rlvr.types import Pixels, Prompt, Rollout, Sampling
@@ -128,8 +129,8 @@ def test_the_record_ends_on_all_ranks_at_once(tmp_path: Path) -> None:
     assert names == ["iteration-000001-rank-0.npz", "iteration-000001-rank-1.npz", "run.json"]
 
 
-def replay_of(run: Path, prompts: Sequence[Prompt], needs_reference: bool = False) -> ReplaySource:
-    module: Any = SimpleNamespace(advantage=SimpleNamespace(needs_reference=needs_reference))
+def replay_of(run: Path, prompts: Sequence[Prompt], wanted: ReferenceCompletions | None = None) -> ReplaySource:
+    module: Any = SimpleNamespace(reference_completions=wanted)
     data: Any = SimpleNamespace(prompts={"train": prompts})
     return ReplaySource(Record(run), module, data, Sampling())
 
@@ -152,7 +153,7 @@ def test_what_cannot_be_replayed_is_one_line(tmp_path: Path) -> None:
         replay_of(run, [replace(prompt, token_ids=[1])]).check(terms, prompts_grow=False)
     replay_of(run, [replace(prompt, token_ids=[1])]).check(terms, prompts_grow=True)
     with pytest.raises(UserError, match=r"no rewards of a reference, which model\.advantage needs"):
-        replay_of(run, [prompt], needs_reference=True).check(terms, prompts_grow=False)
+        replay_of(run, [prompt], wanted=ReferenceCompletions()).check(terms, prompts_grow=False)
     with pytest.raises(UserError, match="was recorded with first weights"):
         Record(run).check(first_weights(nn.Linear(2, 2)))
     file = run / "record" / "iteration-000001-rank-0.npz"

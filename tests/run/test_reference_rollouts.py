@@ -1,4 +1,4 @@
-"""AAPO's reference completions: whose weights make them, what a pool keeps, and what a checkpoint holds."""
+"""Completions of the reference: whose weights make them, what a pool keeps, and what a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -17,6 +17,22 @@ from lit_rlvr.rollout.source import SyncSource
 
 CLI = Callable[..., Any]
 FIT = ("fit", "--config", "tiny.yaml", "--model", "AAPO", "--model.init_args.lr", "0.01")
+ABOVE = """
+from lit_rlvr.advantages import Advantage, ReferenceCompletions
+
+class Above(Advantage):
+    def __call__(self, group):
+        self.seen = float(group.reference_rewards.mean())
+        return group.rewards - group.reference_rewards.mean(1, keepdim=True)
+
+    @property
+    def reference_completions(self):
+        return ReferenceCompletions("pool", 5)
+
+    @property
+    def metrics(self):
+        return {"reference": self.seen}
+"""
 
 
 def spy(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.Tensor, int]]:
@@ -54,6 +70,19 @@ def test_a_pool_samples_each_prompt_once(run_folder: Path, lit_rlvr: CLI, monkey
     state = next(value for key, value in callbacks.items() if key.startswith("RolloutCallback"))
     assert {len(rewards) for rewards in state["reference"]["pool"].values()} == {6}
     assert len(state["reference"]["pool"]) == 16
+
+
+def test_an_advantage_of_ones_own_gets_the_completions_that_it_asks_for(
+    run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the algorithm."""
+    seen = spy(monkeypatch)
+    (run_folder / "above.py").write_text(ABOVE)
+    result = lit_rlvr("fit", "--config", "tiny.yaml", "--model.init_args.advantage", "above.Above")
+    assert result.status == 0, result.err
+    assert sum(count for _, count in seen) == 16 * 5, "16 training prompts once, 5 completions each"
+    logged = [row["train/reference"] for row in metrics(run_folder / "run") if row["train/reference"]]
+    assert len(logged) == 6 and all(0 <= float(value) <= 1 for value in logged)
 
 
 def test_draws_from_a_pool_are_without_replacement_and_differ_by_visit() -> None:

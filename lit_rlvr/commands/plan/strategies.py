@@ -387,13 +387,13 @@ def describe_job(
         fitted=vllm is not None and vllm.gpu_memory_utilization is None and (sleeps or lengths is not None),
         quantized=vllm is not None and vllm.quantized,
         vllm_sleeps=sleeps,
-        reference=module.kl_coef > 0 or module.advantage.needs_reference,
+        reference=module.needs_reference,
         lora=module.lora is not None,
         shared_prefix=module.shared_prefix,
         minibatches=module.updates_per_rollout,
         automatic=module.budget.given == "auto",
         iterations=math.ceil(max_steps / updates_of(module)) if max_steps > 0 else None,
-        models=2 if module.advantage.needs_reference and module.reference.rollouts == "fresh" else 1,
+        models=2 if module.samples_reference else 1,
         forwards=(module.kl_coef > 0) + (updates_of(module) > 1 and module.has_ratio),
     )
 
