@@ -228,7 +228,7 @@ def train(folder: Path, config: str, setting: Setting, warm_start: int, measured
         "fit", "--config", config, "--model", "mechanism.Compared", "--model.init_args.model", "tiny-llama",
         "--model.init_args.every", str(every), "--model.init_args.lr", str(setting.lr),
         "--model.init_args.updates_per_rollout", str(setting.updates),
-        "--data.init_args.prompts_per_step", str(setting.updates * setting.prompts),
+        "--data.init_args.prompts_per_rollout", str(setting.updates * setting.prompts),
         "--data.init_args.seed", str(warm_start), "--trainer.max_steps", str(measured * every * setting.updates),
         "--trainer.limit_val_batches", "0", "--trainer.default_root_dir", str(folder), "--overwrite", "true",
     ])  # fmt: skip

@@ -66,7 +66,7 @@ def settings(workload: Workload, folder: str) -> dict[str, Any]:
         },
         "data": {
             "class_path": workload.data,
-            "init_args": {**workload.data_options, "prompts_per_step": workload.prompts},
+            "init_args": {**workload.data_options, "prompts_per_rollout": workload.prompts},
         },
         "rollout": {
             "group_size": workload.group_size,

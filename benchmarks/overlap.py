@@ -177,7 +177,7 @@ def train(asked: dict[str, Any]) -> dict[str, Any]:
             max_steps=asked["steps"], precision="32-true", accelerator="cpu", default_root_dir=folder + "/run",
             limit_val_batches=0, callbacks=[rollout, clock],
         )  # fmt: skip
-        trainer.fit(module, datamodule=Arithmetic(prompts_per_step=asked["prompts"]))
+        trainer.fit(module, datamodule=Arithmetic(prompts_per_rollout=asked["prompts"]))
     first, last = clock.seconds[min(WARM_UP, asked["steps"] - 1)], clock.seconds[-1]
     steps = len(clock.seconds) - 1 - min(WARM_UP, asked["steps"] - 1)
     wall, trainer_busy, server_busy = ((b - a) / steps for a, b in zip(first, last, strict=True))

@@ -189,7 +189,7 @@ def train_ours(options: Any, folder: str, recorder: Recorder, name: str, setting
         group_size=options.group_size, engine=Replaying(recorder.rollouts), probe_every=0,
         sampling=Sampling(max_tokens=options.max_tokens), rewards=[FunctionReward("replay_trl.digits_of_text")],
     )  # fmt: skip
-    data = datamodules.Arithmetic(**DATA, prompts_per_step=options.prompts)
+    data = datamodules.Arithmetic(**DATA, prompts_per_rollout=options.prompts)
     with tempfile.TemporaryDirectory() as out:
         compare = Compare(recorder.gradients)
         trainer = Trainer(

@@ -61,7 +61,7 @@ def main() -> None:
 
     folder = resolve_model(options.model)
     policy, tokenizer = load_policy(folder), AutoTokenizer.from_pretrained(folder)
-    data = Arithmetic(**SUMS, prompts_per_step=options.prompts)
+    data = Arithmetic(**SUMS, prompts_per_rollout=options.prompts)
     data.tokenizer = tokenizer
     data.setup("fit")
     prompts, _ = data.stream.take(options.prompts, START_CURSOR)

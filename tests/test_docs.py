@@ -286,7 +286,7 @@ def test_readme_make_targets_exist() -> None:
 
 
 FEW = "--model.init_args.model tiny-llama --rollout.engine hf --rollout.sampling.max_tokens 8"
-SMALL = r"sed -i -E 's/\b(steps|max_steps|val_check_interval|held_out|prompts_per_step|group_size): [0-9]+/\1: 2/g'"
+SMALL = r"sed -i -E 's/\b(steps|max_steps|val_check_interval|held_out|prompts_per_rollout|group_size): [0-9]+/\1: 2/g'"
 OTHERWISE = {
     "make quickstart": f"{SMALL} configs/quickstart.yaml && make quickstart",
     "lit-rlvr fit --config my.yaml": f"lit-rlvr fit --config my.yaml --trainer.max_steps 1 {FEW}",
@@ -381,8 +381,8 @@ def test_plug_points_run(run_folder: Path, vlm_folder: Path, lit_rlvr: Any) -> N
     """Each part of `my_task` in docs/extend.md, and `my_env` in docs/environments.md, used from another folder by its
     class_path alone."""
     parts = {
-        "data": ["--data", "my_task.Reverse", "--data.init_args.prompts_per_step", "2"],
-        "images": ["--data", "my_task.Clocks", "--data.init_args.prompts_per_step", "2",
+        "data": ["--data", "my_task.Reverse", "--data.init_args.prompts_per_rollout", "2"],
+        "images": ["--data", "my_task.Clocks", "--data.init_args.prompts_per_rollout", "2",
                    "--model.init_args.model", str(vlm_folder)],
         "reward": ["--rollout.rewards", "[{class_path: my_task.EndsRight}]"],
         "function": ["--rollout.rewards", "[my_task.score]"],
@@ -429,7 +429,7 @@ def test_readme_python_trains(tmp_path: Path, tiny_model_folder: Path) -> None:
         ('"smollm2"', repr(str(tiny_model_folder))),
         ("max_steps=20", "max_steps=STEPS, accelerator='cpu'"),
         ("group_size=8", "group_size=2, engine='hf'"),
-        ("prompts_per_step=8)", "prompts_per_step=8), ckpt_path=PATH"),
+        ("prompts_per_rollout=8)", "prompts_per_rollout=8), ckpt_path=PATH"),
     ):
         assert said in code
         code = code.replace(said, small)

@@ -174,10 +174,10 @@ def test_a_failed_check_is_out_of_the_loss_and_of_its_groups_mean(tiny_model_fol
 
 
 def test_skipped_groups_equal_groups_that_are_run(tiny_model_folder: Path, tmp_path: Path) -> None:
-    _, skipping = fit(tiny_model_folder, tmp_path, prompts_per_step=12)
+    _, skipping = fit(tiny_model_folder, tmp_path, prompts_per_rollout=12)
     dead = int((skipping.rollouts[0].rewards.std(dim=1) == 0).sum())
     assert 0 < dead < 12
-    _, running = fit(tiny_model_folder, tmp_path, prompts_per_step=12, skip_nothing=True)
+    _, running = fit(tiny_model_folder, tmp_path, prompts_per_rollout=12, skip_nothing=True)
     assert_same(skipping.gradients[0], running.gradients[0])
     assert_same(skipping.gradients[0], naive_gradients(skipping.rollouts[0], range(12))[1])
 

@@ -69,7 +69,7 @@ def test_commands_show_hostile_data_as_text(run_folder: Path, lit_rlvr: CLI, tin
     options = {"test": "evil.jsonl", "validation": "held_out.jsonl", "train": "evil.jsonl", "max_bad_rows": 0.5}
     rewards = ["tiny_rewards.first_token"]
     config = yaml.safe_load(Path("tiny.yaml").read_text())
-    config |= {"data": {"class_path": "PromptDataModule", "init_args": options | {"prompts_per_step": 4}}}
+    config |= {"data": {"class_path": "PromptDataModule", "init_args": options | {"prompts_per_rollout": 4}}}
     config["run"] = {"show_every": 1}
     Path("tiny.yaml").write_text(yaml.safe_dump(config))
     Path("suite.yaml").write_text(yaml.safe_dump(

@@ -78,7 +78,7 @@ class PlannedRun:
     def sizes_on_device(self) -> tuple[int, int, str, str]:
         """Prompts per step, processes, precision and device."""
         device = self.trainer.strategy.root_device.type
-        return self.data.prompts_per_step, self.trainer.world_size, str(self.trainer.precision), device
+        return self.data.prompts_per_rollout, self.trainer.world_size, str(self.trainer.precision), device
 
     @property
     def steps(self) -> int | None:
@@ -92,7 +92,7 @@ class PlannedRun:
         samples = self.limits.get("samples")
         if samples is not None:
             fresh = self.module.advantage.needs_reference and self.module.reference.rollouts == "fresh"
-            per_rollout = self.data.prompts_per_step * self.rollout.group_size * (2 if fresh else 1)
+            per_rollout = self.data.prompts_per_rollout * self.rollout.group_size * (2 if fresh else 1)
             counts.append(math.ceil(samples / per_rollout))
         return min(counts, default=None)
 
@@ -125,7 +125,7 @@ class PlannedRun:
         tokens, iterations = self.limits.get("tokens"), self.iterations
         limits = [] if tokens is None else [f"until {tokens} tokens are generated"]
         if iterations is not None:
-            passes = iterations * data.prompts_per_step / len(data.prompts["train"])
+            passes = iterations * data.prompts_per_rollout / len(data.prompts["train"])
             limits.append(
                 f"{iterations * updates_of(module)} optimizer steps, {iterations} iterations, {passes:.3g} passes over "
                 "the training prompts"
@@ -148,21 +148,20 @@ class PlannedRun:
                 module.importance_correction, rollout.generator.is_exact(dtype)
             ),
             "warm start": f"at most {self.warm_start.steps} supervised steps" if self.warm_start.steps else None,
-            "sequences per rollout": data.prompts_per_step * rollout.group_size,
+            "sequences per rollout": data.prompts_per_rollout * rollout.group_size,
             "steps": ", at most ".join(limits) or "no limit: the run ends with Ctrl-C, or after trainer.max_time",
         }
 
     def sizes(self) -> dict[str, Any]:
         """Return the numbers of iterations, sequences and validations of the whole run."""
         trainer, data, rollout = self.trainer, self.data, self.rollout
-        iterations, every = self.iterations, trainer.val_check_interval
-        at_steps = isinstance(every, int) and trainer.check_val_every_n_epoch is None
-        during = (iterations or 0) // every if at_steps else 1  # by epochs counts as once, at the end
+        iterations, every = self.iterations, rollout.validate_every_rollouts
+        during = (iterations or 0) // every if every else 1  # by epochs counts as once, at the end
         samples = [len(d.prompts["validation"]) * rollout.samples_of(d.name) for d in data.validated]
         return {
             "iterations": iterations,
-            "prompts": data.prompts_per_step,
-            "sequences": data.prompts_per_step * rollout.group_size,
+            "prompts": data.prompts_per_rollout,
+            "sequences": data.prompts_per_rollout * rollout.group_size,
             "validations": 1 + during if trainer.limit_val_batches else 0,
             "validation_completions": sum(samples),
         }

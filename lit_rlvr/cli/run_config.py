@@ -35,10 +35,6 @@ def check_config(command: str, config: Namespace) -> None:
         UserError: names the option.
     """
     trainer = config.trainer
-    if trainer.val_check_interval == 0:
-        raise UserError(
-            "trainer.val_check_interval: 0 is not an interval; to skip validation, set trainer.limit_val_batches: 0"
-        )
     measures = {"validate": "limit_val_batches", "test": "limit_test_batches"}.get(command)
     if measures and trainer[measures] == 0:
         raise UserError(f"trainer.{measures}: {trainer[measures]} leaves nothing to measure; leave it out")

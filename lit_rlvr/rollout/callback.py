@@ -290,7 +290,7 @@ class RolloutCallback(ChecksArguments, Callback):
         if self.deterministic and device == "cuda":
             use_deterministic_kernels()
         module.most_tokens = self._most_tokens(trainer, module) * module.epochs_per_rollout
-        sizes = data.prompts_per_step, trainer.world_size, str(trainer.precision), device
+        sizes = data.prompts_per_rollout, trainer.world_size, str(trainer.precision), device
         check_all(lambda: self.check_sizes(module, *sizes), lambda: self.check_data(module, data))
         self.log_sizes(module, *sizes, data=data if stage == "fit" else None)
         if stage == "fit" and trainer.is_global_zero:
@@ -393,7 +393,7 @@ class RolloutCallback(ChecksArguments, Callback):
 
     def _check_judges_groups(self, module: RLVRModule, data: PromptDataModule) -> None:
         late = [reward.name for reward in self.rewards if reward.whole_rollout]
-        if self.staleness and late and module.selection.wanted(data.prompts_per_step):
+        if self.staleness and late and module.selection.wanted(data.prompts_per_rollout):
             raise UserError(
                 f"rollout.staleness: reward {late[0]} judges whole rollouts, but dynamic sampling has to know single "
                 "groups before; turn one of them off"
@@ -440,7 +440,7 @@ class RolloutCallback(ChecksArguments, Callback):
             tokenizer=module.tokenizer,
             max_tokens=max(requirement.reach for requirement in sets),
             max_sequences=max(
-                data.prompts_per_step * self.group_size // trainer.world_size,
+                data.prompts_per_rollout * self.group_size // trainer.world_size,
                 *(
                     other.eval_prompts_per_step * self.samples_of(other.name) // trainer.world_size
                     for other in data.validated
@@ -460,7 +460,7 @@ class RolloutCallback(ChecksArguments, Callback):
     def _most_tokens(self, trainer: Trainer, module: RLVRModule) -> int:
         """Return the most tokens that the run samples; 0 = its steps are not bounded."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        sequences = data.prompts_per_step * self.group_size
+        sequences = data.prompts_per_rollout * self.group_size
         return max(0, math.ceil(trainer.max_steps / updates_of(module))) * sequences * self.sampling.max_tokens
 
     def _max_observed_images(self) -> int:

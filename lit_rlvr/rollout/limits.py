@@ -191,12 +191,12 @@ def _wrong_sizes(
         )
     if prompts * group_size > MAX_SIZE:
         yield (
-            f"rollout.group_size: {group_size} completions for each of data.prompts_per_step={prompts} prompts are "
+            f"rollout.group_size: {group_size} completions for each of data.prompts_per_rollout={prompts} prompts are "
             f"{prompts * group_size} sequences in a rollout; use at most {MAX_SIZE}"
         )
     if prompts % (ranks * module.updates_per_rollout):
         yield (
-            f"data.prompts_per_step: {prompts} prompts cannot be split evenly over {ranks} rank(s) x "
+            f"data.prompts_per_rollout: {prompts} prompts cannot be split evenly over {ranks} rank(s) x "
             f"{module.updates_per_rollout} minibatch(es) (model.updates_per_rollout) of whole groups; "
             f"use a multiple of {ranks * module.updates_per_rollout}"
         )

@@ -165,7 +165,7 @@ class QueueSource(SyncSource):
 
     def admit(self, count: int, cursor: dict[str, int]) -> dict[str, int]:
         """Begin to generate `count` more groups, over all ranks; return the data's position after their prompts."""
-        step, groups = self.data.prompts_per_step, []
+        step, groups = self.data.prompts_per_rollout, []
         for number in range(self._admitted, self._admitted + max(count, 0)):
             before = cursor
             (prompt,), cursor = self.data.stream.take(1, before)

@@ -182,7 +182,7 @@ def replay_terms(
     """Return the settings that a record and its replay must agree on, as JSON holds them."""
     terms = {
         "format": FORMAT, "processes": processes, "rollout.group_size": group_size,
-        "data.prompts_per_step": data.prompts_per_step, "rollout.mask_truncated": mask_truncated,
+        "data.prompts_per_rollout": data.prompts_per_rollout, "rollout.mask_truncated": mask_truncated,
     } | {f"rollout.sampling.{name}": value for name, value in vars(sampling).items()}  # fmt: skip
     return dict(json.loads(json.dumps(terms)))
 

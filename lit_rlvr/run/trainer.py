@@ -23,6 +23,7 @@ from lit_rlvr.distributed.checkpoints import CheckpointFiles
 from lit_rlvr.distributed.strategy import prepare_groups
 from lit_rlvr.errors import ChecksArguments, UserError, given_text
 from lit_rlvr.policy.precision import auto_precision
+from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.rank_zero import show_messages, silence_other_packages
 from lit_rlvr.run.run import CONFIGURABLE, DEFAULT_FOLDER, Run, RunStart, in_order, with_defaults
@@ -52,7 +53,7 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
         log_every_n_steps: how often metrics are logged.
         max_epochs: stop after this many epochs; -1 = no limit.
         enable_model_summary: print Lightning's table of the layers.
-        options: options of Lightning's Trainer.
+        options: options of Lightning's Trainer, without those for when to validate, which the `RolloutCallback` has.
     """
 
     config_key = "trainer"
@@ -78,10 +79,15 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
         if precision == "auto":
             precision = auto_precision(accelerator)
         check_trainer_options(accelerator, options)
+        options = {name: value for name, value in options.items() if name not in VALIDATION}
         given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
+        made = with_defaults(given, shows_progress=enable_progress_bar is not False)
+        every = next(one.validate_every_rollouts for one in made if isinstance(one, RolloutCallback))
         super().__init__(
             default_root_dir=default_root_dir or DEFAULT_FOLDER,
-            callbacks=with_defaults(given, shows_progress=enable_progress_bar is not False),
+            callbacks=made,
+            val_check_interval=every,  # a batch of Lightning's is a rollout
+            check_val_every_n_epoch=1 if every is None else None,
             accelerator=accelerator,
             precision=precision,  # type: ignore[arg-type]
             logger=False,  # a run opens its own
@@ -201,10 +207,12 @@ REPLACEMENTS = {
     "gradient_clip_val": (None, "model.init_args.max_grad_norm"),
     "gradient_clip_algorithm": (None, "model.init_args.max_grad_norm"),
     "accumulate_grad_batches": (
-        1, "model.init_args.tokens_per_microbatch (memory) or data.init_args.prompts_per_step"
+        1, "model.init_args.tokens_per_microbatch (memory) or data.init_args.prompts_per_rollout"
     ),
 }  # fmt: skip
 """Trainer options that manual optimization refuses -> their defaults, and our options for the same purpose."""
+VALIDATION = {"val_check_interval": ("rollouts", None, 1.0), "check_val_every_n_epoch": ("epochs", 1)}
+"""Trainer options of when to validate -> what they count, and their defaults."""
 
 
 def check_trainer_options(accelerator: Any, options: Mapping[str, Any]) -> None:
@@ -216,6 +224,12 @@ def check_trainer_options(accelerator: Any, options: Mapping[str, Any]) -> None:
     for option, (default, ours) in REPLACEMENTS.items():
         if options.get(option, default) not in (None, default):
             raise UserError(f"trainer.{option}: the algorithm does this itself; use {ours}")
+    for option, (counted, *defaults) in VALIDATION.items():
+        if (value := options.get(option, defaults[0])) not in defaults:
+            raise UserError(
+                f"trainer.{option}: {given_text(value)} would count {counted}, but trainer.max_steps counts optimizer "
+                "steps; set rollout.validate_every_rollouts instead"
+            )
     found = {name: AcceleratorRegistry[name]["accelerator"].is_available() for name in AcceleratorRegistry}
     found["gpu"] = found.get("cuda", False) or found.get("mps", False)
     if isinstance(accelerator, str) and not found.get(accelerator, True):

@@ -138,7 +138,7 @@ def test_its_json_holds_the_same(lit_rlvr: CLI) -> None:
         (["--rollout.group_size", "1"], "rollout.group_size: 1 is too small"),
         (["--rollout.rewards", "[no_such.reward]"], "no_such"),
         (["--model", "GRPPO"], "GRPPO"),
-        (["--data.init_args.prompts_per_step", "32"], "prompts_per_step"),
+        (["--data.init_args.prompts_per_rollout", "32"], "prompts_per_rollout"),
     ],
 )
 def test_it_fails_with_the_line_of_fit(lit_rlvr: CLI, tmp_path: Path, options: list[str], said: str) -> None:

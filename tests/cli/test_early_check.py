@@ -31,7 +31,7 @@ WRONG = [
     "fit --config quickstart --model GRPOO",
     "fit --config quickstart --lr 1 --data arithmetic",
     "fit --config quickstart --model APMPO --model.init_args.gammma 1",
-    "fit --config quickstart --data.prompts_per_stepp 4 --model GRPOO",
+    "fit --config quickstart --data.prompts_per_rolloutt 4 --model GRPOO",
     "fit",
     "fit --model lit_rlvr.algorithms.GRPO",
     "validate --config quickstart --modle.init_args.lr 3",

@@ -67,7 +67,7 @@ def test_rows_are_given_in_python(jsonl, chat_tokenizer, form):
     }
     fingerprints = []
     for train in (jsonl(given), forms[form]):
-        data = PromptDataModule(train=train, validation_split=2, prompts_per_step=2)
+        data = PromptDataModule(train=train, validation_split=2, prompts_per_rollout=2)
         data.tokenizer = chat_tokenizer
         data.setup("fit")
         fingerprints.append(data.state_dict()["fingerprint"])
@@ -100,7 +100,7 @@ def test_a_module_of_ones_own_needs_rows_only(chat_tokenizer):
             for n in numbers:
                 yield Sample(f"double-{n}", f"What is twice {n}?", str(2 * n))
 
-    data = Doubles(prompts_per_step=4)
+    data = Doubles(prompts_per_rollout=4)
     data.tokenizer = chat_tokenizer
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
@@ -128,7 +128,7 @@ def test_rows_that_return_nothing_mean_no_set(chat_tokenizer):
             if split == "train":
                 return [Sample("1", "q", "a")]
 
-    data = OnlyTrain(prompts_per_step=1)
+    data = OnlyTrain(prompts_per_rollout=1)
     data.tokenizer = chat_tokenizer
     data.setup("fit")
     assert data.val_dataloader() == []
@@ -278,7 +278,7 @@ def test_rows_that_repeat_are_counted(ready, caplog):
 def test_a_question_with_several_answers_is_named(ready, jsonl, caplog):
     asked = [{"prompt": "guess", "answer": str(i)} for i in range(9)]
     data = ready(
-        data=asked, prompts_per_step=4, validation=jsonl([*asked[:1], {"prompt": "guess", "answer": "12"}], "v.jsonl")
+        data=asked, prompts_per_rollout=4, validation=jsonl([*asked[:1], {"prompt": "guess", "answer": "12"}], "v.jsonl")
     )
     train, validation = data.locations["train"], data.locations["validation"]
     assert caplog.messages == [
@@ -295,7 +295,7 @@ def test_a_shared_alias_makes_the_same_answer(ready, jsonl, caplog):
     asked = [{"prompt": "capital", "answer": ["Paris", "paris"]}, {"prompt": "capital", "answer": "Rome"}]
     asked += [{"prompt": "capital", "answer": ["PARIS", "paris"]}]
     validation = jsonl([{"prompt": "capital", "answer": ["Roma", "Rome"]}, {"prompt": "new", "answer": "1"}], "v.jsonl")
-    data = ready(data=asked, prompts_per_step=1, validation=validation)
+    data = ready(data=asked, prompts_per_rollout=1, validation=validation)
     train = data.locations["train"]
     assert [text.partition(": ")[2] for text in caplog.messages] == [
         f"1 of 3 rows repeat the question and answer of an earlier row: {train}:3 ({train}:1)",
@@ -382,8 +382,8 @@ def test_prompts_without_special_tokens_keep_their_fingerprint(ready):
 
 
 def test_sizes_are_checked_in_setup_before_weights_load(ready):
-    with pytest.raises(UserError, match="20 training prompts, fewer than prompts_per_step=21"):
-        ready(prompts_per_step=21)
+    with pytest.raises(UserError, match="20 training prompts, fewer than prompts_per_rollout=21"):
+        ready(prompts_per_rollout=21)
 
 
 def test_the_order_follows_seed_everything_and_the_data_seed(ready, monkeypatch):
@@ -408,7 +408,7 @@ def test_without_tokenizer_or_trainer_it_says_what_to_do():
 
 
 def test_only_commit_moves_the_position(ready):
-    data = ready(prompts_per_step=4)
+    data = ready(prompts_per_rollout=4)
     batches = list(data.train_dataloader())
     assert data.state_dict()["cursor"] == {"epoch": 0, "position": 0}
     data.commit(batches[1].cursor)
@@ -419,7 +419,7 @@ def test_only_commit_moves_the_position(ready):
 @pytest.mark.parametrize("before_setup", [True, False])
 def test_the_state_restores_before_or_after_setup(jsonl, chat_tokenizer, before_setup):
     def make() -> PromptDataModule:
-        data = PromptDataModule(train=jsonl(rows(20)), prompts_per_step=4)
+        data = PromptDataModule(train=jsonl(rows(20)), prompts_per_rollout=4)
         data.tokenizer = chat_tokenizer
         return data
 
@@ -480,7 +480,7 @@ def test_a_checkpoint_can_be_validated_without_its_training_data(ready, jsonl, c
 @pytest.mark.parametrize(
     "options,message",
     [
-        ({"prompts_per_step": 0}, r"data.prompts_per_step: 0 must lie in \[1, inf\)"),
+        ({"prompts_per_rollout": 0}, r"data.prompts_per_rollout: 0 must lie in \[1, inf\)"),
         ({"eval_prompts_per_step": 0}, "eval_prompts_per_step: 0 must lie in"),
         ({"max_prompt_tokens": -1}, "max_prompt_tokens: -1 must lie in"),
         ({"limit": 0}, "data.limit: 0 must lie in"),
@@ -511,7 +511,7 @@ def parser() -> ArgumentParser:
 BASE_OPTIONS = {
     "special_tokens",
     *("train", "validation", "test", "validation_split", "columns", "system_prompt", "template", "prefill"),
-    *("chat_template_kwargs", "plain_template", "max_prompt_tokens", "prompts_per_step", "eval_prompts_per_step"),
+    *("chat_template_kwargs", "plain_template", "max_prompt_tokens", "prompts_per_rollout", "eval_prompts_per_step"),
     *("seed", "max_bad_rows", "limit", "eval_limit", "name", "image_folder", "min_pixels", "max_pixels"),
     *("shuffle_images", "also_validate", "answers", "score_prefill"),
 }

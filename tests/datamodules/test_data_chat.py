@@ -141,7 +141,7 @@ def test_other_models_are_told_in_the_system_message(chat_tokenizer, plain_token
 
 
 def test_sets_that_are_loaded_get_the_tools_too(chat_tokenizer):
-    module = Arithmetic(held_out=4, prompts_per_step=2)
+    module = Arithmetic(held_out=4, prompts_per_rollout=2)
     module.tokenizer = chat_tokenizer
     module.setup("fit")
     before = [len(prompt.token_ids) for prompt in module.stream.prompts]

@@ -201,7 +201,7 @@ def test_closing_turns_are_dropped_from_ones_own_samples_too(chat_tokenizer: Any
             turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "the answer"}]
             return [Sample("a", turns, "5")] if split == "train" else []
 
-    data = Own(prompts_per_step=1)
+    data = Own(prompts_per_rollout=1)
     data.tokenizer = chat_tokenizer
     data.setup("fit")
     assert "the answer" not in chat_tokenizer.decode(data.prompts["train"][0].token_ids)

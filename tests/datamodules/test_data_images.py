@@ -199,7 +199,7 @@ COLUMNS = {"prompt": "q", "answer": "a", "image": "picture"}
 
 
 def test_ones_own_images_need_a_column_mapping_only(own_data: Path, vlm_folder: Path) -> None:
-    data = PromptDataModule(train=str(own_data / "train.jsonl"), columns=COLUMNS, prompts_per_step=2, max_pixels=30)
+    data = PromptDataModule(train=str(own_data / "train.jsonl"), columns=COLUMNS, prompts_per_rollout=2, max_pixels=30)
     data.tokenizer, data.image_processor = (
         AutoTokenizer.from_pretrained(vlm_folder),
         load_image_processor(str(vlm_folder)),
@@ -241,7 +241,7 @@ def test_bad_images_are_skipped_and_counted_up_to_the_limit(own_data: Path, capl
 
 
 def test_an_image_that_disappears_during_the_run_is_named(own_data: Path, vlm_folder: Path) -> None:
-    data = PromptDataModule(str(own_data / "train.jsonl"), columns=COLUMNS, prompts_per_step=20)
+    data = PromptDataModule(str(own_data / "train.jsonl"), columns=COLUMNS, prompts_per_rollout=20)
     data.tokenizer, data.image_processor = (
         AutoTokenizer.from_pretrained(vlm_folder),
         load_image_processor(str(vlm_folder)),
@@ -254,7 +254,7 @@ def test_an_image_that_disappears_during_the_run_is_named(own_data: Path, vlm_fo
 
 def test_an_image_that_changes_its_size_during_the_run_is_named(own_data: Path, vlm_folder: Path) -> None:
     """The tokens of its prompt are those of the old size."""
-    data = PromptDataModule(str(own_data / "train.jsonl"), columns=COLUMNS, prompts_per_step=20)
+    data = PromptDataModule(str(own_data / "train.jsonl"), columns=COLUMNS, prompts_per_rollout=20)
     data.tokenizer, data.image_processor = (
         AutoTokenizer.from_pretrained(vlm_folder),
         load_image_processor(str(vlm_folder)),

@@ -31,7 +31,7 @@ def rows(folder: Path, answers: list[str], **columns: list[str]) -> tuple[Any, .
         for k, answer in enumerate(answers)
     ]
     (folder / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    files = ("--data.init_args.train", "data.jsonl", "--data.init_args.prompts_per_step", 4)
+    files = ("--data.init_args.train", "data.jsonl", "--data.init_args.prompts_per_rollout", 4)
     return ("--data", "PromptDataModule", *files)
 
 

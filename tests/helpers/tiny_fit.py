@@ -116,7 +116,7 @@ def fit(
     steps: int = 1,
     rewards: Sequence[str] | None = ("tiny_rewards.first_token",),
     engine: RolloutEngine | None = None,
-    prompts_per_step: int = 6,
+    prompts_per_rollout: int = 6,
     group_size: int = 4,
     sampling: Sampling | None = None,
     max_failure_rate: float = 0.05,
@@ -153,7 +153,7 @@ def fit(
     )  # fmt: skip
     trainer = Trainer(**usual | (trainer_options or {}))
     trainer.fit(
-        module, datamodule=data or Arithmetic(prompts_per_step=prompts_per_step, held_out=10), ckpt_path=checkpoint
+        module, datamodule=data or Arithmetic(prompts_per_rollout=prompts_per_rollout, held_out=10), ckpt_path=checkpoint
     )
     return module, recorder
 

@@ -32,7 +32,7 @@ def tiny_config(model_folder: Path) -> dict[str, Any]:
         "model": {"class_path": "GRPO", "init_args": {"model": str(model_folder), "lr": 1e-3}},
         "data": {
             "class_path": "Arithmetic",
-            "init_args": {"prompts_per_step": 4, "high": 6, "held_out": 20, "eval_prompts_per_step": 8},
+            "init_args": {"prompts_per_rollout": 4, "high": 6, "held_out": 20, "eval_prompts_per_step": 8},
         },
         "rollout": {
             "group_size": 4,
@@ -58,7 +58,7 @@ def pictures_config(vlm_folder: Path, run: Path) -> dict[str, Any]:
     """Two iterations on drawn pictures, without validation."""
     return {
         "model": {"class_path": "GRPO", "init_args": {"model": str(vlm_folder)}},
-        "data": {"class_path": "LesionCount", "init_args": {"pictures": 8, "held_out": 0, "prompts_per_step": 2}},
+        "data": {"class_path": "LesionCount", "init_args": {"pictures": 8, "held_out": 0, "prompts_per_rollout": 2}},
         "rollout": {"group_size": 2, "engine": "hf", "sampling": {"max_tokens": 4}},
         "trainer": {
             "max_steps": 2, "precision": "32-true", "accelerator": "cpu", "devices": 1,

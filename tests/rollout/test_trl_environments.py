@@ -51,7 +51,7 @@ def one_iteration(
 ) -> Rollout:
     (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = PromptDataModule(
-        str(root / "rows.jsonl"), prompts_per_step=len(rows), max_prompt_tokens=4000, chat_template_kwargs=THINKING
+        str(root / "rows.jsonl"), prompts_per_rollout=len(rows), max_prompt_tokens=4000, chat_template_kwargs=THINKING
     )
     sampling = Sampling(max_tokens=200, max_turns=4, max_observation_tokens=200)
     _, seen = fit(

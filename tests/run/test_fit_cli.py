@@ -408,7 +408,7 @@ BAD_ARGUMENTS = {
         ["no_such.jsonl"],
     ),
     "minibatches": (["--model.init_args.updates_per_rollout", "3"], ["4 prompts", "multiple of 3"]),
-    "too few prompts": (["--data.init_args.prompts_per_step", "17"], ["prompts_per_step"]),
+    "too few prompts": (["--data.init_args.prompts_per_rollout", "17"], ["prompts_per_rollout"]),
     "endless rollout": (["--rollout.group_size", "900000"], ["are 3600000 sequences in a rollout; use at most"]),
     "no abbreviation": (["--overwrit", "true"], ["'--overwrit'; did you mean '--overwrite'?"]),
     "FSDP1": (
@@ -459,7 +459,7 @@ def test_everything_that_is_wrong_is_said_at_once(run_folder: Path, lit_rlvr: CL
     errors = [line for line in result.err.splitlines() if line.startswith("lit-rlvr: error: ")]
     assert result.status == 2 and len(errors) == 4, result.err
     for said, line in zip(
-        ("rollout.group_size: 1 is too small", "data.prompts_per_step: 4 prompts cannot be split evenly",
+        ("rollout.group_size: 1 is too small", "data.prompts_per_rollout: 4 prompts cannot be split evenly",
          "more than the model's context", "warm_start.checked: 16 of 16 training prompts leave none"),
         errors, strict=True,
     ):  # fmt: skip
@@ -561,7 +561,7 @@ def test_options_that_a_class_change_drops_are_named(run_folder: Path, lit_rlvr:
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = fit(lit_rlvr, "--data", "TextMath", "--data.init_args.train", "rows.jsonl", "--trainer.max_steps", 1)
     assert (
-        "data: TextMath instead of Arithmetic of tiny.yaml: kept eval_prompts_per_step, prompts_per_step" in result.err
+        "data: TextMath instead of Arithmetic of tiny.yaml: kept eval_prompts_per_step, prompts_per_rollout" in result.err
     )
     assert "dropped held_out, high" in result.err
     other = fit(lit_rlvr, "--model", "GPG", "--trainer.max_steps", 1, "--trainer.default_root_dir", "gpg")

@@ -170,7 +170,7 @@ def test_changed_code_validation_answers_and_threads_are_named_on_resuming(
     train.write_text("".join(f'{{"prompt": "{k} + 1", "answer": "{k + 1}"}}\n' for k in range(2, 10)))
     held_out.write_text('{"prompt": "1 + 1", "answer": "2"}\n')
     config = yaml.safe_load((run_folder / "tiny.yaml").read_text())
-    files = {"train": str(train), "validation": str(held_out), "prompts_per_step": 4}
+    files = {"train": str(train), "validation": str(held_out), "prompts_per_rollout": 4}
     config["data"] = {"class_path": "TextMath", "init_args": files}
     (run_folder / "tiny.yaml").write_text(yaml.safe_dump(config))
     code = run_folder / "rewards_to_change.py"  # a name that no other run of this process imports

@@ -152,7 +152,7 @@ def test_a_record_with_a_gap_is_refused_by_the_missing_file(recorded: Path, lit_
 
 REFUSED = {
     "recorded with rollout.group_size 4, this run has 2; use the same": ["--rollout.group_size", "2"],
-    "recorded with data.prompts_per_step 4, this run has 2": ["--data.init_args.prompts_per_step", "2"],
+    "recorded with data.prompts_per_rollout 4, this run has 2": ["--data.init_args.prompts_per_rollout", "2"],
     "recorded with rollout.sampling.temperature 1.0, this": ["--rollout.sampling.temperature", "0.5"],
     "recorded with rollout.mask_truncated False, this": ["--rollout.mask_truncated", "true"],
     ", which is not in the data": ["--data.init_args.high", "9", "--data.init_args.seed", "1"],

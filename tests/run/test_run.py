@@ -45,7 +45,7 @@ def train(folder: Path, model: Path, **more: Any) -> None:
     advantage = GRPOAdvantage(scale="none")
     trainer.fit(
         DAPO(model=str(model), lr=1e-2, advantage=advantage),
-        datamodule=Arithmetic(prompts_per_step=2, held_out=4), **more,
+        datamodule=Arithmetic(prompts_per_rollout=2, held_out=4), **more,
     )  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def train_on_rows(folder: Path, model: Path, rows: Any, max_steps: int, **more: 
         default_root_dir=folder, callbacks=[rollout], max_steps=max_steps, accelerator="cpu", devices=1,
         precision="32-true", logger=False, limit_val_batches=0,
     )  # fmt: skip
-    trainer.fit(GRPO(model=str(model), lr=1e-2), datamodule=TextMath(train=rows, prompts_per_step=2), **more)
+    trainer.fit(GRPO(model=str(model), lr=1e-2), datamodule=TextMath(train=rows, prompts_per_rollout=2), **more)
     return str(json.loads((folder / "summary.json").read_text())["weights_sha256"])
 
 
@@ -109,7 +109,7 @@ def test_functions_and_rows_resume_and_repeat(
 
 def test_what_fit_needs_is_said(tmp_path: Path, tiny_model_folder: Path) -> None:
     model = GRPO(model=str(tiny_model_folder))
-    data = Arithmetic(prompts_per_step=2, held_out=4)
+    data = Arithmetic(prompts_per_rollout=2, held_out=4)
     for given, message in (
         ((model,), "data: missing; give a data module, such as TextMath"),
         ((model, DataLoader([1])), "data: give a data module, .*, not a DataLoader"),  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from lit_rlvr.types import Completion, Prompt, Sample
 def test_the_recipe_runs(tmp_path: Path, tiny_model_folder: Path, lit_rlvr: Callable[..., Any],
                          monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    small = ["--data.init_args.eval_limit", "8", "--data.init_args.prompts_per_step", "2", "--trainer.max_steps", "2"]
+    small = ["--data.init_args.eval_limit", "8", "--data.init_args.prompts_per_rollout", "2", "--trainer.max_steps", "2"]
     result = lit_rlvr("fit", "--config", "smoke/text_to_sql", "--model.init_args.model", tiny_model_folder, *small,
                       "--rollout.engine", "hf", "--trainer.precision", "32-true", "--trainer.accelerator", "cpu",
                       "--rollout.sampling.max_tokens", "112", "--rollout.eval_sampling.max_tokens", "112",  # of bytes

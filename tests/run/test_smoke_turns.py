@@ -17,7 +17,7 @@ def test_the_sql_recipe_runs(
     tmp_path: Path, tiny_model_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    small = ("--data.init_args.eval_limit", "8", "--data.init_args.prompts_per_step", "2", "--trainer.max_steps", "2")
+    small = ("--data.init_args.eval_limit", "8", "--data.init_args.prompts_per_rollout", "2", "--trainer.max_steps", "2")
     result = lit_rlvr("fit", "--config", "smoke/sql_turns", "--model.init_args.model", tiny_model_folder, *small,
                       "--rollout.engine", "hf", "--trainer.precision", "32-true", "--trainer.accelerator", "cpu",
                       "--warm_start.steps", "0", "--trainer.default_root_dir", tmp_path / "run",

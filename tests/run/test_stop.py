@@ -170,7 +170,7 @@ def test_a_signal_stops_all_processes_after_the_same_iteration(run_folder: Path,
 @pytest.mark.slow
 def test_a_prompt_twice_in_a_batch_is_sampled_alike_on_one_and_two_processes(run_folder: Path, lit_rlvr: CLI) -> None:
     """A batch over the end of an epoch: the second copy of a prompt may stand on the other process."""
-    options = ("--data.init_args.prompts_per_step", "12", "--model.init_args.lr", "1e-4", "--trainer.max_steps", "2")
+    options = ("--data.init_args.prompts_per_rollout", "12", "--model.init_args.lr", "1e-4", "--trainer.max_steps", "2")
     fit(lit_rlvr, *to("one"), *options)
     in_two_processes(run_folder, [*FIT, *options, *STRATEGIES["ddp"], *to("two")])
     for row, wanted in zip(metrics(run_folder / "two"), metrics(run_folder / "one"), strict=True):

@@ -146,7 +146,7 @@ def test_episodes_are_the_same_in_two_processes(run_folder: Path, lit_rlvr: CLI)
 @pytest.mark.parametrize("options", [(), ("--model", "DAPO")], ids=["all groups", "kept groups"])
 def test_groups_that_change_places_change_nothing(run_folder: Path, lit_rlvr: CLI, options: tuple[str, ...]) -> None:
     shared = (
-        "--data.init_args.prompts_per_step", "16", "--model.init_args.updates_per_rollout", "2",
+        "--data.init_args.prompts_per_rollout", "16", "--model.init_args.updates_per_rollout", "2",
         "--model.init_args.lr", "1e-4", "--run.save_prompts", "1", "--trainer.limit_val_batches", "0", *options,
     )  # fmt: skip
     one = lit_rlvr(*FIT, *shared, *to("one"))
@@ -198,7 +198,7 @@ def test_what_both_processes_find_is_one_line(run_folder: Path) -> None:
     wrong = ("--model.init_args.updates_per_rollout", "3")
     result = launch([*FIT, *STRATEGIES["ddp"], *options, *wrong], run_folder)
     assert result.returncode == 2 and "Traceback" not in result.stderr
-    assert result.stderr.count("lit-rlvr: error: data.prompts_per_step: 4 prompts cannot be split") == 1
+    assert result.stderr.count("lit-rlvr: error: data.prompts_per_rollout: 4 prompts cannot be split") == 1
     assert result.stderr.count("lit-rlvr: error: ") == 1
     assert result.stderr.count("data: TextMath instead of Arithmetic of tiny.yaml") == 1
 
@@ -260,7 +260,7 @@ def test_prompts_with_and_without_images_train_alike_in_two_processes(
     for i in range(1, 16, 2):
         picture(30 + i, 60 - i, seed=i).save(run_folder / f"{i}.png")
     config = tiny_config(vlm_folder)
-    data = {"train": str(run_folder / "train.jsonl"), "columns": {"image": "image"}, "prompts_per_step": 4}
+    data = {"train": str(run_folder / "train.jsonl"), "columns": {"image": "image"}, "prompts_per_rollout": 4}
     config["data"] = {"class_path": "Geometry", "init_args": data}
     config["model"]["init_args"] |= {"lr": 1e-4, "tokens_per_microbatch": 60}
     config["trainer"] |= {"max_steps": 3, "limit_val_batches": 0}

@@ -126,7 +126,7 @@ def test_solutions_longer_than_a_completion_are_refused_or_reported(
 ) -> None:
     """A warm start on them would be exact within other limits than the run's."""
     monkeypatch.setattr(logging.getLogger("lit_rlvr"), "propagate", True)
-    data = Arithmetic(high=12, held_out=4, prompts_per_step=2)
+    data = Arithmetic(high=12, held_out=4, prompts_per_rollout=2)
     module = GRPO(model=str(tiny_model_folder))
     data.use_model(module)
     data.setup("fit")
@@ -179,7 +179,7 @@ def test_the_solutions_of_episodes_are_played(tiny_model_folder: Path, cache: Pa
     sampling, environment = Sampling(**turns), Calculator(offer=False)
 
     def made(solution: list[str] | str) -> Arithmetic:
-        return Arithmetic(high=6, held_out=4, operation="multiply", solution=solution, prompts_per_step=2)
+        return Arithmetic(high=6, held_out=4, operation="multiply", solution=solution, prompts_per_rollout=2)
 
     data = made(["<call>calculate('{a}*{b}')</call>", "{answer}"])
     start = WarmStart(steps=3, checked=4, batch_size=4, check_every=3)

@@ -111,7 +111,7 @@ def train(folder: Path, root: Path, data: Callable[[], PromptDataModule] | None 
     """An iteration, and what was recorded of it."""
     torch.manual_seed(0)  # LoRA's first weights
     usual = {
-        "algorithm": WatchedGRPO, "prompts_per_step": 4, "group_size": 3, "tokens_per_microbatch": 50, "lr": 1e-3,
+        "algorithm": WatchedGRPO, "prompts_per_rollout": 4, "group_size": 3, "tokens_per_microbatch": 50, "lr": 1e-3,
         "updates_per_rollout": 2, "sampling": Sampling(max_tokens=4), "data": None if data is None else data(),
     }  # fmt: skip
     return fit(folder, root, **usual | more)
@@ -205,7 +205,7 @@ def test_an_iteration_is_that_of_the_cpu(
     options, folder = dict(options), tiny_model_folder
     if vlm := options.pop("vlm", None):
         folder, options["updates_per_rollout"] = KINDS[vlm](tmp_path / vlm), 1
-        options["data"] = lambda: LesionCount(pictures=8, held_out=0, prompts_per_step=2)
+        options["data"] = lambda: LesionCount(pictures=8, held_out=0, prompts_per_rollout=2)
     precision = options.pop("precision", "32-true")
     half = precision == "bf16-mixed"
     validated = {"limit_val_batches": int(not half), "val_check_interval": 1, "check_val_every_n_epoch": None}

@@ -381,7 +381,7 @@ def describe_job(
         completion=completion,
         evaluated=Lengths(evaluated, evaluated) if lengths is None else completion.up_to(evaluated),
         group=rollout.group_size,
-        prompts=data.prompts_per_step,
+        prompts=data.prompts_per_rollout,
         size=compute_dtype(precision).itemsize,
         share=None if isinstance(engine, HFEngine) else share,
         fitted=vllm is not None and vllm.gpu_memory_utilization is None and (sleeps or lengths is not None),

@@ -24,7 +24,7 @@ from lit_rlvr.commands.compare.study import load_study
 from lit_rlvr.errors import UserError
 
 CLI = Callable[..., Any]
-MISTAKE = {"data": {"init_args": {"prompts_per_step": 17}}}
+MISTAKE = {"data": {"init_args": {"prompts_per_rollout": 17}}}
 """More prompts than there are, which only shows when the data are read."""
 
 
@@ -70,7 +70,7 @@ def test_a_study_from_beginning_to_end(run_folder: Path, lit_rlvr: CLI, forks: N
         assert cell["status"] == ("failed" if cell["name"] == "wrong" else "done")
         assert (cell["error"] is not None) == (cell["name"] == "wrong")
         assert "Traceback" not in (out / cell["run"] / "log.txt").read_text()
-    assert "prompts_per_step=17" in cells[1]["error"]
+    assert "prompts_per_rollout=17" in cells[1]["error"]
 
     fit(lit_rlvr, *to("alone"), "--budget.samples", 32, "--trainer.max_steps", -1, "--seed_everything", 1,
         "--rollout.eval_samples", 2, "--rollout.eval_sampling.temperature", 1)  # fmt: skip
@@ -191,7 +191,7 @@ def test_cells_are_jobs_of_a_cluster(
     done = lit_rlvr("compare", path, "--out", out, "--jobs", 2, "--cluster", "{cluster: local, timeout_min: 10}")
     assert done.status == 2 and "1 of 2 cells failed (sums, wrong, seed 0: " in done.err, done.err
     assert [cell["status"] for cell in told(out)["cells"]] == ["done", "failed"]
-    assert "prompts_per_step=17" in told(out)["cells"][1]["error"] and len([*(out / "jobs").glob("*.pkl")]) >= 2
+    assert "prompts_per_rollout=17" in told(out)["cells"][1]["error"] and len([*(out / "jobs").glob("*.pkl")]) >= 2
     assert summary(out / "runs/sums/grpo/seed-0")["steps"] == 2
     for options, said in (
         ("{gpus: 8}", "--cluster: give timeout_min"),

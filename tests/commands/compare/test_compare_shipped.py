@@ -253,7 +253,7 @@ def test_every_cell_builds(study: str, cell: Cell, tmp_path: Path, tiny_model_fo
     assert type(module).__name__ == algorithm
     assert {name: attrgetter(name)(module) for name in attributes} == attributes
     assert isinstance(module.advantage, Advantage)
-    rollout.check_sizes(module, cli.datamodule.prompts_per_step, of(GPUS, study))
+    rollout.check_sizes(module, cli.datamodule.prompts_per_rollout, of(GPUS, study))
     if study == "smoke":
         assert module.updates_per_rollout >= 2
     else:
