@@ -57,6 +57,44 @@ OURS = {
 """Option of TRL or verl -> ours, as docs/coming_from_trl.md explains them."""
 
 
+MOVED = {
+    "model.optimizer": "model.optim.optimizer",
+    "model.weight_decay": "model.optim.weight_decay",
+    "model.betas": "model.optim.betas",
+    "model.lr_schedule": "model.optim.lr_schedule",
+    "model.warmup_steps": "model.optim.warmup_steps",
+    "model.max_grad_norm": "model.optim.max_grad_norm",
+    "model.aggregation": "model.loss.aggregation",
+    "model.count_empty_rows": "model.loss.count_empty_rows",
+    "model.entropy_coef": "model.loss.entropy_coef",
+    "model.top_entropy_quantile": "model.loss.top_entropy_quantile",
+    "model.kl_coef": "model.kl.coef",
+    "model.kl_estimator": "model.kl.estimator",
+    "model.kl_in_reward": "model.kl.in_reward",
+    "model.kl_bias_correction": "model.kl.bias_correction",
+    "model.reference_update_every": "model.kl.reference_update_every",
+    "model.importance_correction": "model.importance.correction",
+    "model.importance_cap": "model.importance.cap",
+    "model.importance_floor": "model.importance.floor",
+    "model.importance_veto": "model.importance.veto",
+    "model.off_policy_threshold": "model.importance.off_policy_threshold",
+    "model.prox_logp_method": "model.importance.prox_logp_method",
+    "model.tokens_per_microbatch": "model.compute.tokens_per_microbatch",
+    "model.shared_prefix": "model.compute.shared_prefix",
+    "model.gradient_checkpointing": "model.compute.gradient_checkpointing",
+    "model.liger": "model.compute.liger",
+    "model.torch_compile": "model.compute.torch_compile",
+    "model.delta": "model.schedule.delta",
+    "model.power": "model.schedule.power",
+    "model.power_schedule": "model.schedule.power_schedule",
+    "model.squash": "model.schedule.squash",
+    "model.fss": "model.schedule.fss",
+    "model.statistics": "model.schedule.statistics",
+    "model.statistics_from": "model.schedule.statistics_from",
+}
+"""Former option -> its name now, both without `init_args`; `lit-rlvr convert` rewrites files."""
+
+
 class UserError(Exception):
     """Bad input. The message says what is wrong, where (file, row, field, config key) and what to do.
 
