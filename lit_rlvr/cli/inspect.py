@@ -112,7 +112,7 @@ class PlannedRun:
                 lambda: rollout.check_data(self.module, data),
                 lambda: self._callback(RunCheckpoint).check_metrics(self.trainer, self.module, data),
                 lambda: self.warm_start.check(data, rollout.environment is not None, rollout.sampling),
-                lambda: rollout.rollouts_from and rollout.replay_source(self.trainer, self.module, data),
+                lambda: rollout.replay.rollouts_from and rollout.replay_source(self.trainer, self.module, data),
             )
 
         check_all(lambda: rollout.check_sizes(self.module, *self.sizes_on_device), check_data)

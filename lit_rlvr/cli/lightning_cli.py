@@ -75,7 +75,7 @@ TIME = "--time"
 
 
 REPLAY = "--rollouts-from"
-"""Option of `fit` that is short for `--rollout.rollouts_from`."""
+"""Option of `fit` that is short for `--rollout.replay.rollouts_from`."""
 
 
 SUBCOMMANDS = {
@@ -379,7 +379,7 @@ def value_of(option: str, arguments: Sequence[str]) -> tuple[int, list[str]] | N
 def run(command: str, arguments: list[str]) -> int | None:
     """Run `lit-rlvr fit` or another command that takes a config."""
     if command == "fit":
-        arguments = [re.sub(f"^{REPLAY}(?==|$)", "--rollout.rollouts_from", argument) for argument in arguments]
+        arguments = [re.sub(f"^{REPLAY}(?==|$)", "--rollout.replay.rollouts_from", argument) for argument in arguments]
     if command == "plan" and TIME in arguments:
         time_run(arguments)
         return None

@@ -76,7 +76,7 @@ def convert_options(text: str, found: dict[str, str]) -> str:
 
     def replace(option: re.Match[str]) -> str:
         new = moved_key(option[1])
-        if new is None:
+        if not new:
             return option[0]
         found[option[1]] = new
         return f"--{new}"
@@ -85,12 +85,14 @@ def convert_options(text: str, found: dict[str, str]) -> str:
 
 
 def moved_key(key: str) -> str | None:
-    """Return the name now of a dotted key that ends with a former option; None for others."""
+    """Return the name now of a dotted key that ends with a former option, "" if none replaces it; None for others."""
     parts = key.split(".")
     plain = [part for part in parts if part != "init_args"]
     for old, new in MOVED.items():
         then, now = old.split("."), new.split(".")
         if plain[-len(then) :] == then:
+            if not new:
+                return new
             same = shared_start(then, now)
             kept = len(parts)
             for part in reversed(then[same:]):
@@ -149,13 +151,17 @@ def convert_yaml(text: str, where: str, found: dict[str, str]) -> str:
         former = [
             (entry, new)
             for entry in entries(yaml.compose(text))
-            if (new := moved_key(".".join(entry.path))) is not None
+            if (new := moved_key(".".join(entry.path))) or (new == "" and entry.value.tag.endswith(":null"))
         ]
         if not former:
             return text
         entry, new = former[0]
         found.update({".".join(entry.path): new})
-        text = _move(text, entry, new, where)
+        if new:
+            text = _move(text, entry, new, where)
+        else:
+            start, end = _removal(text, entry)
+            text = text[:start] + text[end:]
 
 
 def _move(text: str, entry: Entry, new: str, where: str) -> str:
@@ -199,16 +205,19 @@ def _move(text: str, entry: Entry, new: str, where: str) -> str:
         if is_block and "\n" in value:
             addition = _indented(addition, column - entry.key.start_mark.column)
         insertion = at, f"\n{' ' * column}{addition}{comment}"
-    removed = entry
-    while len(removed.parents) > depth + 1 and len(removed.parents[-1].value) == 1:  # nothing else is left there
-        outer = removed.parents[-2]
-        key = next(key for key, value in outer.value if value is removed.parents[-1])
-        removed = Entry(removed.parents[:-1], removed.path[:-1], key, removed.parents[-1])
-    removal = _flow_range(text, removed) if removed.parents[-1].flow_style else _lines(text, removed)
+    removal = _removal(text, entry, depth + 1)
     edits = sorted([(*removal, ""), (insertion[0], insertion[0], insertion[1])], reverse=True)
     for start, end, replacement in edits:
         text = text[:start] + replacement + text[end:]
     return text
+
+
+def _removal(text: str, entry: Entry, least: int = 1) -> tuple[int, int]:
+    """Return the range of an entry, and of the mappings around it that have no other, but the `least` outermost."""
+    while len(entry.parents) > least and len(entry.parents[-1].value) == 1:
+        key = next(key for key, value in entry.parents[-2].value if value is entry.parents[-1])
+        entry = Entry(entry.parents[:-1], entry.path[:-1], key, entry.parents[-1])
+    return _flow_range(text, entry) if entry.parents[-1].flow_style else _lines(text, entry)
 
 
 def _wrap(text: str, entry: Entry, names: list[str]) -> str:

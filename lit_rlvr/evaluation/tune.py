@@ -266,7 +266,7 @@ class Tuner:
             rollout__sampling__max_tokens=limit,
         )
         if limit != before == self.rollout.eval_sampling.max_tokens:
-            self.tuned.settings["rollout.eval_sampling.max_tokens"] = limit
+            self.tuned.settings["rollout.evaluation.sampling.max_tokens"] = limit
 
     def _prompts_per_rollout(self, size: int) -> int:
         """Return how many prompts with `size` completions make about as many completions as the config's."""

@@ -39,7 +39,7 @@ class LengthRequirement:
     prompts: Sequence[Prompt]
     max_tokens: int
     option: str
-    prompt_option: str = "data.init_args.max_prompt_tokens"
+    prompt_option: str = "data.init_args.reading.max_prompt_tokens"
     min_prompt_tokens: int = 0
 
     @property
@@ -62,13 +62,13 @@ def length_requirements(
     """
     limit = "max_tokens" if sampling.max_turns == 1 else "max_episode_tokens"
     trained = sampling.reach, f"rollout.sampling.{limit}"
-    evaluated = eval_sampling.reach, f"rollout.eval_sampling.{limit}"
+    evaluated = eval_sampling.reach, f"rollout.evaluation.sampling.{limit}"
     return [
         LengthRequirement(
             f"{other.name} {split}",
             prompts,
             *(trained if split == "train" else evaluated),
-            min_prompt_tokens=other.max_prompt_tokens if prompts_grow else 0,
+            min_prompt_tokens=other.reading.max_prompt_tokens if prompts_grow else 0,
         )
         for other in data.validated
         for split, prompts in other.prompts.items()
@@ -182,7 +182,7 @@ def _wrong_sizes(
     if sampling.truncated:
         yield (
             "rollout.sampling: with top_p or top_k, completions are not drawn from the distribution in the loss; "
-            "use top_p: 1.0 and top_k: 0 for training (eval_sampling may use them)"
+            "use top_p: 1.0 and top_k: 0 for training (evaluation.sampling may use them)"
         )
     if group_size < module.advantage.min_group:
         yield (

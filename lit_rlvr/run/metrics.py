@@ -315,7 +315,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "train/engine_difference",
             "mean of |log p of the trainer - log p of the engine|, in nats",
             "0 or more",
-            "Doubles: the engine drifts; `rollout.probe_every`, the trainer's precision",
+            "Doubles: the engine drifts; `rollout.safeguards.probe_every`, the trainer's precision",
             "`sampling/sampling_logp_difference/mean`",
             "`training/rollout_probs_diff_mean`, of probabilities",
         ),
@@ -472,13 +472,13 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         ),
         Metric(
             "val/<set>/pass@<k>",
-            "unbiased pass@k: a right one among k completions (`eval_samples` above 1)",
+            "unbiased pass@k: a right one among k completions (`evaluation.samples` above 1)",
             "0 to 1",
             "Large k falls while k = 1 rises: diversity is lost (`agrae`, `pass_at_k`)",
             "-",
             "`val-core/<data_source>/acc/best@N/mean`",
         ),
-        Metric("val/<set>/greedy", "accuracy of greedy completions (`eval_greedy`)", "0 to 1", "As the accuracy"),
+        Metric("val/<set>/greedy", "accuracy of greedy completions (`evaluation.greedy`)", "0 to 1", "As the accuracy"),
         Metric(
             "val/<set>/length",
             "mean length of a completion, in tokens",
@@ -490,7 +490,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "val/<set>/truncated",
             "share cut off",
             "0 to 1",
-            "Raise `rollout.eval_sampling.max_tokens`",
+            "Raise `rollout.evaluation.sampling.max_tokens`",
             "`eval_completions/clipped_ratio`",
         ),
         Metric(

@@ -70,12 +70,25 @@ def test_options_in_a_script_and_in_markdown(tmp_path: Path) -> None:
     )
 
 
-def test_an_option_moves_to_another_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MOVED, "trainer.interval", "rollout.every")
+def test_an_option_moves_to_another_section(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
-    path.write_text("trainer:\n  interval: 5  # often\ncells:\n  one: {trainer: {interval: 1}, rollout: {a: 3}}\n")
+    cells = "cells:\n  one: {trainer: {val_check_interval: 1}, rollout: {a: 3}}\n"
+    path.write_text("trainer:\n  val_check_interval: 5  # often\n" + cells)
     convert_file(path)
-    assert path.read_text() == "cells:\n  one: {rollout: {a: 3, every: 1}}\nrollout: {every: 5}  # often\n"
+    new = "cells:\n  one: {rollout: {a: 3, validate_every_rollouts: 1}}\nrollout: {validate_every_rollouts: 5}  # often\n"
+    assert path.read_text() == new
+
+
+def test_an_option_without_a_successor_is_removed_if_it_is_null(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "trainer:\n  check_val_every_n_epoch: null\n  max_steps: 4\n"
+        "cells:\n  one: {trainer: {check_val_every_n_epoch: null}, seed: 1}\n  two: {trainer: {check_val_every_n_epoch: 2}}\n"
+    )
+    convert_file(path)
+    assert path.read_text() == (
+        "trainer:\n  max_steps: 4\ncells:\n  one: {seed: 1}\n  two: {trainer: {check_val_every_n_epoch: 2}}\n"
+    )
 
 
 def test_a_file_with_both_names_is_refused(tmp_path: Path) -> None:

@@ -377,7 +377,7 @@ def describe_job(
         whole=shape_of(config, module.freeze_vision),
         adapted=shape_of(config, module.freeze_vision, module.lora or Lora()),
         budget=module.tokens_per_microbatch,
-        prompt=data.max_prompt_tokens,
+        prompt=data.reading.max_prompt_tokens,
         completion=completion,
         evaluated=Lengths(evaluated, evaluated) if lengths is None else completion.up_to(evaluated),
         group=rollout.group_size,
