@@ -110,7 +110,7 @@ SUMS = (
     "0",
     "--checkpoint.every",
     "2",
-    "--trainer.val_check_interval",
+    "--rollout.validate_every_rollouts",
     "6",
 )
 END = VLM_SPECIALS.index("<|im_end|>")

@@ -73,7 +73,7 @@ def settings(workload: Workload, folder: str) -> dict[str, Any]:
             "engine": workload.engine,
             "staleness": workload.staleness,
             "sampling": {"temperature": 1.0, "max_tokens": workload.max_tokens},
-            "eval_sampling": {"temperature": 0.0, "max_tokens": workload.max_tokens},
+            "evaluation": {"sampling": {"temperature": 0.0, "max_tokens": workload.max_tokens}},
             "rewards": [{"class_path": workload.reward}],
         },
         "checkpoint": {"every": 0},

@@ -200,7 +200,9 @@ class PromptDataModule(ChecksArguments, UsesModel):
         self.name: str = name or snake_case(type(self).__name__)
         names = [other.name for other in self.validated]
         if twice := next((other for other in names if names.count(other) > 1), None):
-            raise UserError(f"data.evaluation.also_validate: two validation sets are called {twice}; set `name` on one of them")
+            raise UserError(
+                f"data.evaluation.also_validate: two validation sets are called {twice}; set `name` on one of them"
+            )
         self.cursor: Cursor = dict(START_CURSOR)
         self._samples: dict[str, list[Sample]] = {}
         self.prompts: dict[str, list[Prompt]] = {}
@@ -289,7 +291,9 @@ class PromptDataModule(ChecksArguments, UsesModel):
         """Return the sample with the special tokens in its prompt as text, unless the option is `keep`."""
         if not self._has_special_tokens(sample):
             return sample
-        if self._reports_special_tokens or self.chat.special_tokens == "refuse":  # else rows of the set have been reported
+        if (
+            self._reports_special_tokens or self.chat.special_tokens == "refuse"
+        ):  # else rows of the set have been reported
             self._report_special_tokens(self.name, "a prompt", [sample])
         if self.chat.special_tokens == "keep":
             return sample
@@ -451,7 +455,9 @@ class PromptDataModule(ChecksArguments, UsesModel):
     def eval_loader(self, split: Split, ranks: tuple[int, int]) -> list[EvalLoader]:
         """Return a list of the set's loader for `ranks` = (rank, world size); an empty one if there is no such set."""
         prompts = self.prompts[split]
-        return [EvalLoader(prompts, self.evaluation.prompts_per_batch, self.name, *ranks, self.prepare)] if prompts else []
+        return (
+            [EvalLoader(prompts, self.evaluation.prompts_per_batch, self.name, *ranks, self.prepare)] if prompts else []
+        )
 
     @property
     def stream(self) -> PromptStream:

@@ -180,7 +180,9 @@ class Chat:
         object.__setattr__(self, "template", registered(self.template, TEMPLATES, "data.chat.template"))
         for option, template in (("template", self.template), ("plain_template", self.plain_template)):
             if "{prompt}" not in template:
-                raise UserError(f"data.chat.{option}: {template!r} has no {{prompt}}, the model would not see the question")
+                raise UserError(
+                    f"data.chat.{option}: {template!r} has no {{prompt}}, the model would not see the question"
+                )
         for key in self.chat_template_kwargs:
             if key in RESERVED:
                 raise UserError(f"data.chat.chat_template_kwargs: {key!r} is set by lit-rlvr and cannot be given")

@@ -85,21 +85,23 @@ def convert_options(text: str, found: dict[str, str]) -> str:
 
 
 def moved_key(key: str) -> str | None:
-    """Return the name now of a dotted key that ends with a former option, "" if none replaces it; None for others."""
+    """Return the name now of a dotted key that ends with a former option or continues one, "" if none replaces it; None
+    for others."""
     parts = key.split(".")
-    plain = [part for part in parts if part != "init_args"]
-    for old, new in MOVED.items():
-        then, now = old.split("."), new.split(".")
-        if plain[-len(then) :] == then:
-            if not new:
-                return new
-            same = shared_start(then, now)
-            kept = len(parts)
-            for part in reversed(then[same:]):
-                while parts[kept - 1] != part:
+    for end in range(len(parts), 1, -1):
+        plain = [part for part in parts[:end] if part != "init_args"]
+        for old, new in MOVED.items():
+            then, now = old.split("."), new.split(".")
+            if parts[end - 1] == then[-1] and plain[-len(then) :] == then:
+                if not new:
+                    return new
+                same = shared_start(then, now)
+                kept = end
+                for part in reversed(then[same:]):
+                    while parts[kept - 1] != part:
+                        kept -= 1
                     kept -= 1
-                kept -= 1
-            return ".".join([*parts[:kept], *now[same:]])
+                return ".".join([*parts[:kept], *now[same:], *parts[end:]])
     return None
 
 
@@ -160,7 +162,7 @@ def convert_yaml(text: str, where: str, found: dict[str, str]) -> str:
         if new:
             text = _move(text, entry, new, where)
         else:
-            start, end = _removal(text, entry)
+            start, end = _range(text, _outermost(entry))
             text = text[:start] + text[end:]
 
 
@@ -171,7 +173,8 @@ def _move(text: str, entry: Entry, new: str, where: str) -> str:
     above = len(".".join(entry.path[:-1]).split(".")) if len(entry.path) > 1 else 0  # parts of the mappings around it
     if same >= above and (len(new_parts) == len(old_parts) or "." in entry.path[-1]):  # another name in its mapping
         return text[: entry.key.start_mark.index] + ".".join(new_parts[above:]) + text[entry.key.end_mark.index :]
-    depth = min(same, len(entry.path) - 1)
+    starts = [".".join(entry.path[:count]).count(".") + bool(count) for count in range(len(entry.path))]
+    depth = max(count for count, parts in enumerate(starts) if parts <= same)  # a name in the path may have dots
     mapping, names = entry.parents[depth], new_parts[same:]
     while inner := [value for key, value in mapping.value if key.value == names[0]]:
         if len(names) == 1 or not isinstance(inner[0], yaml.MappingNode):
@@ -186,10 +189,11 @@ def _move(text: str, entry: Entry, new: str, where: str) -> str:
     comment = _comment(text, entry)
     opening = "".join(f"{name}: {{" for name in names[:-1])
     addition = f"{opening}{names[-1]}{value}{'}' * (len(names) - 1)}"
+    removed = _outermost(entry, depth + 1)
     if mapping.flow_style:
         end = mapping.end_mark.index - 1
         head = text[:end].rstrip()
-        insertion = len(head), f"{', ' if mapping.value else ''}{addition}"
+        insertion = len(head), f"{', ' if mapping.value[1:] or removed.parents[-1] is not mapping else ''}{addition}"
         line_end = _line_end(text, mapping.end_mark.index)
         line = text[text.rfind("\n", 0, insertion[0]) + 1 : line_end]
         there = text[mapping.end_mark.index : line_end]
@@ -205,18 +209,22 @@ def _move(text: str, entry: Entry, new: str, where: str) -> str:
         if is_block and "\n" in value:
             addition = _indented(addition, column - entry.key.start_mark.column)
         insertion = at, f"\n{' ' * column}{addition}{comment}"
-    removal = _removal(text, entry, depth + 1)
-    edits = sorted([(*removal, ""), (insertion[0], insertion[0], insertion[1])], reverse=True)
+    edits = sorted([(*_range(text, removed), ""), (insertion[0], insertion[0], insertion[1])], reverse=True)
     for start, end, replacement in edits:
         text = text[:start] + replacement + text[end:]
     return text
 
 
-def _removal(text: str, entry: Entry, least: int = 1) -> tuple[int, int]:
-    """Return the range of an entry, and of the mappings around it that have no other, but the `least` outermost."""
+def _outermost(entry: Entry, least: int = 1) -> Entry:
+    """Return the outermost entry that contains nothing else, inside the `least` outermost mappings."""
     while len(entry.parents) > least and len(entry.parents[-1].value) == 1:
         key = next(key for key, value in entry.parents[-2].value if value is entry.parents[-1])
         entry = Entry(entry.parents[:-1], entry.path[:-1], key, entry.parents[-1])
+    return entry
+
+
+def _range(text: str, entry: Entry) -> tuple[int, int]:
+    """Return the range of the text of an entry."""
     return _flow_range(text, entry) if entry.parents[-1].flow_style else _lines(text, entry)
 
 

@@ -344,7 +344,11 @@ class SyncedEngine:
                 )
             self._restarts, self._is_probed = self._restarts + 1, False
             _log.warning(
-                "engine %s crashed: %s; restart %d of %d", self.engine.name, crash, self._restarts, self._safeguards.max_engine_restarts
+                "engine %s crashed: %s; restart %d of %d",
+                self.engine.name,
+                crash,
+                self._restarts,
+                self._safeguards.max_engine_restarts,
             )
             crash = crash_of(self._start_anew)
 

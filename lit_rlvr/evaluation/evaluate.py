@@ -182,7 +182,11 @@ def sample_suites(
         records = Records(out, *settings)
     elif missing:
         sampled_sets = {
-            s.name: (prompts[s.name], longest(plans[s.name]), s.data.reading.max_prompt_tokens if begins(s.environment) else 0)
+            s.name: (
+                prompts[s.name],
+                longest(plans[s.name]),
+                s.data.reading.max_prompt_tokens if begins(s.environment) else 0,
+            )
             for s in suites
         }
         sampler = start_sampler(module, config, sampled_sets)

@@ -132,7 +132,9 @@ class RolloutCallback(ChecksArguments, Callback):
         self.rewards = rewards_with(self.environment, rewards)  # type: ignore[arg-type]  # functions are rewards by now
         self.mask_truncated, self.staleness, self.deterministic = mask_truncated, staleness, deterministic
         self.safeguards, self.replay = safeguards, replay
-        self.record_gib = float(staleness > 0 and replay.rollouts_from is None) if replay.record is None else replay.record
+        self.record_gib = (
+            float(staleness > 0 and replay.rollouts_from is None) if replay.record is None else replay.record
+        )
         self.source: RolloutSource | None = None  # built in setup, as the sampler
         self.sampler: GroupSampler | None = None
         self.is_used_up = False  # whether the run has trained on all of `replay.rollouts_from`
@@ -326,7 +328,9 @@ class RolloutCallback(ChecksArguments, Callback):
         """
         run = Path(str(self.replay.rollouts_from)).expanduser().absolute()  # a reward may change the current directory
         if run.resolve() == Path(trainer.default_root_dir).resolve():
-            raise UserError("rollout.replay.rollouts_from: it is this run's own folder; set another trainer.default_root_dir")
+            raise UserError(
+                "rollout.replay.rollouts_from: it is this run's own folder; set another trainer.default_root_dir"
+            )
         source = ReplaySource(Record(run), module, data, self.sampling)
         source.check(self._replay_terms(trainer, data), begins(self.environment))
         return source

@@ -60,23 +60,26 @@ def test_a_yaml_file_keeps_its_comments_and_order(tmp_path: Path, capsys: pytest
 def test_options_in_a_script_and_in_markdown(tmp_path: Path) -> None:
     path = tmp_path / "notes.md"
     path.write_text(
-        "`lit-rlvr fit --model.init_args.kl_coef 0.1 --model.kl_coef=1 --rollout.kl_coef 1`\n```yaml\n"
+        "`lit-rlvr fit --model.init_args.kl_coef 0.1 --model.kl_coef=1 --rollout.kl_coef 1 --rollout.eval_sampling.top_p 1`\n```yaml\n"
         "model: {init_args: {kl_coef: 1}}\n```\n"
     )
     convert_file(path)
     assert path.read_text() == (
-        "`lit-rlvr fit --model.init_args.kl.coef 0.1 --model.kl.coef=1 --rollout.kl_coef 1`\n```yaml\n"
+        "`lit-rlvr fit --model.init_args.kl.coef 0.1 --model.kl.coef=1 --rollout.kl_coef 1 "
+        "--rollout.evaluation.sampling.top_p 1`\n```yaml\n"
         "model: {init_args: {kl: {coef: 1}}}\n```\n"
     )
 
 
 def test_an_option_moves_to_another_section(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
-    cells = "cells:\n  one: {trainer: {val_check_interval: 1}, rollout: {a: 3}}\n"
+    cells = "cells:\n  one: {trainer: {val_check_interval: 1}, rollout: {a: 3}}\n  r1.5: {trainer: {val_check_interval: 2}}\n"
     path.write_text("trainer:\n  val_check_interval: 5  # often\n" + cells)
     convert_file(path)
-    new = "cells:\n  one: {rollout: {a: 3, validate_every_rollouts: 1}}\nrollout: {validate_every_rollouts: 5}  # often\n"
-    assert path.read_text() == new
+    assert path.read_text() == (
+        "cells:\n  one: {rollout: {a: 3, validate_every_rollouts: 1}}\n"
+        "  r1.5: {rollout: {validate_every_rollouts: 2}}\nrollout: {validate_every_rollouts: 5}  # often\n"
+    )
 
 
 def test_an_option_without_a_successor_is_removed_if_it_is_null(tmp_path: Path) -> None:
