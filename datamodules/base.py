@@ -14,7 +14,7 @@ from typing import Any, Literal
 from lightning.pytorch import LightningDataModule
 
 from lit_rlvr.common.seeds import run_seed
-from lit_rlvr.common.settings import init_arguments, snake_case
+from lit_rlvr.common.settings import init_arguments, snake_case, with_class_defaults
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.chat import Chat, break_up, special_tokens
 from lit_rlvr.datamodules.reading.checks import (
@@ -56,7 +56,7 @@ from lit_rlvr.datamodules.reading.stream import (
     prompt_hashes,
 )
 from lit_rlvr.environments.base import Environment
-from lit_rlvr.errors import ChecksArguments, UserError, check_takes, check_within, checks_arguments, defined_at
+from lit_rlvr.errors import ChecksArguments, UserError, check_takes, check_within, defined_at, option_group
 from lit_rlvr.policy.families.base import ImageProcessor
 from lit_rlvr.types import Prompt, Sample
 
@@ -110,7 +110,7 @@ class UsesModel(LightningDataModule):
         return module
 
 
-@checks_arguments("data.evaluation")
+@option_group("data.evaluation")
 @dataclass(frozen=True)
 class EvaluationData:
     """How a data set is validated and tested on.
@@ -173,12 +173,20 @@ class PromptDataModule(ChecksArguments, UsesModel):
         images: ImageOptions = ImageOptions(),  # noqa: B008
         chat: Chat = Chat(),  # noqa: B008
         prompts_per_rollout: int = 8,
-        evaluation: EvaluationData = EvaluationData(),  # noqa: B008
+        evaluation: EvaluationData = EvaluationData(),
         seed: int = 0,
         name: str | None = None,
     ) -> None:
         super().__init__()
-        self.init_args = init_arguments()
+        reading, images, chat, evaluation = (
+            with_class_defaults(type(self), name, group)
+            for name, group in (
+                ("reading", reading), ("images", images), ("chat", chat), ("evaluation", evaluation),
+            )
+        )  # fmt: skip
+        self.init_args = init_arguments() | {
+            "reading": reading, "images": images, "chat": chat, "evaluation": evaluation,
+        }  # fmt: skip
         check_takes(self.rows, "split")
         check_takes(self.sample, "row", "index", "source")
         check_within("[1, inf)", "data", prompts_per_rollout=prompts_per_rollout)
@@ -318,7 +326,7 @@ class PromptDataModule(ChecksArguments, UsesModel):
     def encode(self, sample: Sample) -> Prompt:
         """Tokenise `render`'s text, with as many placeholders of each image as it has features.
 
-        Of a text with more than `FAR_TOO_LONG` times `reading.max_prompt_tokens` tokens, whose tokenisation could take minutes,
+        Of a text with more than `FAR_TOO_LONG` times `max_prompt_tokens` tokens, whose tokenisation could take minutes,
         keep that many tokens.
         """
         text, most = self.render(sample), FAR_TOO_LONG * self.reading.max_prompt_tokens

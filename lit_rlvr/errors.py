@@ -122,7 +122,8 @@ MOVED = {
     "trainer.val_check_interval": "rollout.validate_every_rollouts",
     "trainer.check_val_every_n_epoch": "",
 }
-"""Former option -> its name now, both without `init_args`; "" if none replaces it; `lit-rlvr convert` rewrites files."""
+"""Former option -> its name now, both without `init_args`, or "" if none replaces it; `lit-rlvr convert` rewrites
+files."""
 
 
 class UserError(Exception):
@@ -241,6 +242,24 @@ def checks_arguments(config_key: str) -> Callable[[_C], _C]:
         @wraps(init)
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
             check_init(cls, args, kwargs, config_key)
+            init(self, *args, **kwargs)
+
+        cls.__init__ = __init__  # type: ignore[misc]
+        return cls
+
+    return decorate
+
+
+def option_group(config_key: str) -> Callable[[_C], _C]:
+    """Make a frozen dataclass a group of options: it checks its arguments, and remembers which ones were given, so that
+    a class's own defaults can stand in for the others (`with_class_defaults`)."""
+
+    def decorate(cls: _C) -> _C:
+        init = checks_arguments(config_key)(cls).__init__  # type: ignore[misc]
+
+        @wraps(init)
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+            vars(self)["given"] = (*[*inspect.signature(init).parameters][1 : len(args) + 1], *kwargs)
             init(self, *args, **kwargs)
 
         cls.__init__ = __init__  # type: ignore[misc]

@@ -15,7 +15,7 @@ from jinja2.exceptions import TemplateSyntaxError
 
 from lit_rlvr.datamodules.reading.conversations import text_of
 from lit_rlvr.datamodules.reading.images import PLACEHOLDER, as_parts
-from lit_rlvr.errors import UserError, checks_arguments
+from lit_rlvr.errors import UserError, option_group
 from lit_rlvr.types import Sample
 
 SYSTEM_PROMPTS: dict[str, str] = {
@@ -142,7 +142,7 @@ RESERVED = ("tokenize", "add_generation_prompt", "continue_final_message", "conv
 SpecialTokens = Literal["break", "refuse", "keep"]
 
 
-@checks_arguments("data.chat")
+@option_group("data.chat")
 @dataclass(frozen=True)
 class Chat:
     """The format of prompts.

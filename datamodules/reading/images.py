@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.conversations import UNSUPPORTED, Messages, is_empty, parse_nested
-from lit_rlvr.errors import UserError, check_within, checks_arguments
+from lit_rlvr.errors import UserError, check_within, option_group
 from lit_rlvr.types import Sample
 
 PLACEHOLDER = "<image>"
@@ -186,7 +186,7 @@ class Images(Sequence[Any]):
         return resize(decode(self.sources[index]), *self.bounds)
 
 
-@checks_arguments("data.images")
+@option_group("data.images")
 @dataclass(frozen=True)
 class ImageOptions:
     """Where a data set's images are, and in which size the model sees them.

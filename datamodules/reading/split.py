@@ -14,13 +14,13 @@ from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.datamodules.reading.cells import Answers
 from lit_rlvr.datamodules.reading.readers import cell_to_json
 from lit_rlvr.datamodules.reading.rows import abbreviate, rank_zero_warn
-from lit_rlvr.errors import UserError, check_within, checks_arguments
+from lit_rlvr.errors import UserError, check_within, option_group
 from lit_rlvr.types import Prompt, Sample
 
 _T = TypeVar("_T")
 
 
-@checks_arguments("data.reading")
+@option_group("data.reading")
 @dataclass(frozen=True)
 class Reading:
     """Which rows of a data set are used, and how.
@@ -203,7 +203,8 @@ def check_held_out(train: Questions, validation: Sequence[Prompt], name: str, re
     if refuse and shared and len(shared) == len(validation):
         raise UserError(
             f"{name}: all {len(shared)} validation questions also stand in training: {_pairs_text(shared)}; give other "
-            "rows, hold some out with validation_split, or validate on training rows as a further set (evaluation.also_validate)"
+            "rows, hold some out with validation_split, or validate on training rows as a further set "
+            "(evaluation.also_validate)"
         )
     if shared:
         rank_zero_warn(

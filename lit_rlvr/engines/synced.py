@@ -17,7 +17,7 @@ from lit_rlvr.common.seeds import derive_seed, run_seed
 from lit_rlvr.distributed.collectives import gather_objects, lost_peer, rank
 from lit_rlvr.distributed.sharding import has_shards
 from lit_rlvr.engines.base import Done, EngineContext, RolloutEngine, Turns
-from lit_rlvr.errors import UserError, check_within, checks_arguments, comes_from_library, first_line
+from lit_rlvr.errors import UserError, check_within, comes_from_library, first_line, option_group
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import training_autocast
 from lit_rlvr.types import Completion, Prompt, Rollout, Sampling
@@ -131,7 +131,7 @@ _PERMANENT_ERRORS = {"BackendCompilerFailed", "ImportError"}
 """Exceptions, torch's by name, that a restart of the engine would only raise again."""
 
 
-@checks_arguments("rollout.safeguards")
+@option_group("rollout.safeguards")
 @dataclass(frozen=True)
 class Safeguards:
     """What a run checks, and how many failures it survives.
@@ -172,7 +172,7 @@ class SyncedEngine:
     """
 
     def __init__(
-        self, engine: RolloutEngine, safeguards: Safeguards = Safeguards(),  # noqa: B008  # frozen
+        self, engine: RolloutEngine, safeguards: Safeguards = Safeguards(),  # frozen
         resume: str = "resume with --ckpt_path last",
     ) -> None:  # fmt: skip
         self.engine, self._safeguards, self._resume = engine, safeguards, resume
@@ -339,7 +339,7 @@ class SyncedEngine:
             self._first_crash = kind
             if self._restarts == self._safeguards.max_engine_restarts:
                 raise UserError(
-                    f"engine {self.engine.name} crashed: {crash}; after {self._safeguards.max_engine_restarts} restart(s) in a row "
+                    f"engine {self.engine.name} crashed: {crash}; after {self._restarts} restart(s) in a row "
                     f"(rollout.safeguards.max_engine_restarts) the run ends; {self._resume}"
                 )
             self._restarts, self._is_probed = self._restarts + 1, False

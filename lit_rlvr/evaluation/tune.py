@@ -247,7 +247,7 @@ class Tuner:
         per_rollout = self._prompts_per_rollout(size)
         if per_rollout != self.data.prompts_per_rollout:
             tuned.choose(
-                f"prompts_per_rollout {per_rollout}: with {size} completions each, about as many as before in a rollout.",
+                f"prompts_per_rollout {per_rollout}: with {size} completions each, about as many as before.",
                 data__init_args__prompts_per_rollout=per_rollout,
             )
         if signal < HOPELESS and tuned.accuracy < ENOUGH:

@@ -20,7 +20,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlvr.common.seeds import run_seed
-from lit_rlvr.common.settings import init_arguments
+from lit_rlvr.common.settings import init_arguments, with_class_defaults
 from lit_rlvr.distributed.checkpoints import user_code, warn_of_changes
 from lit_rlvr.distributed.collectives import is_first_process
 from lit_rlvr.engines import resolve_engine
@@ -28,7 +28,7 @@ from lit_rlvr.engines.base import EngineContext, RolloutEngine
 from lit_rlvr.engines.synced import Safeguards, SyncedEngine
 from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.base import rewards_with
-from lit_rlvr.errors import MAX_SIZE, ChecksArguments, UserError, check_all, check_within, checks_arguments, refuse_all
+from lit_rlvr.errors import MAX_SIZE, ChecksArguments, UserError, check_all, check_within, option_group, refuse_all
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rewards import FunctionReward, Reward, shared_pool
 from lit_rlvr.rewards.base import check_prefills, say_where
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("lit_rlvr")
 
 
-@checks_arguments("rollout.evaluation")
+@option_group("rollout.evaluation")
 @dataclass(frozen=True)
 class Evaluation:
     """How many completions of a prompt validation samples, and how.
@@ -66,7 +66,7 @@ class Evaluation:
             it is free.
     """
 
-    sampling: EvalSampling = EvalSampling()
+    sampling: EvalSampling = EvalSampling()  # noqa: RUF009  # frozen
     samples: int | dict[str, int] = 1
     greedy: bool = False
 
@@ -109,7 +109,7 @@ class RolloutCallback(ChecksArguments, Callback):
         group_size: int = 8,
         engine: RolloutEngine | str = "auto",
         sampling: Sampling = Sampling(),  # noqa: B008  # frozen
-        evaluation: Evaluation = Evaluation(),  # noqa: B008
+        evaluation: Evaluation = Evaluation(),
         validate_every_rollouts: int | None = None,
         rewards: list[Reward | str | Callable[..., Any]] | None = None,
         environment: Environment | str | dict[str, str] | None = None,
@@ -121,7 +121,11 @@ class RolloutCallback(ChecksArguments, Callback):
     ) -> None:
         if rewards is not None:
             rewards = [one if isinstance(one, Reward | str) else FunctionReward(one) for one in rewards]
-        self.init_args = init_arguments()
+        evaluation, safeguards, replay = (
+            with_class_defaults(type(self), name, group)
+            for name, group in (("evaluation", evaluation), ("safeguards", safeguards), ("replay", replay))
+        )
+        self.init_args = init_arguments() | {"evaluation": evaluation, "safeguards": safeguards, "replay": replay}
         self.group_size = group_size
         self.generator = resolve_engine(engine)
         self.engine = SyncedEngine(self.generator, safeguards)
@@ -178,12 +182,16 @@ class RolloutCallback(ChecksArguments, Callback):
         if self.sampling.temperature == 0:
             yield "rollout.sampling.temperature: 0 draws the same completion G times; use a positive one"
         if self.evaluation.greedy and self.eval_sampling.temperature == 0:
-            yield "rollout.evaluation.greedy: validation is greedy already, rollout.evaluation.sampling.temperature is 0"
+            yield (
+                "rollout.evaluation.greedy: validation is greedy already, rollout.evaluation.sampling.temperature is 0"
+            )
         if self.staleness < 0:
             yield f"rollout.staleness: {self.staleness} is below 0, where weights train on what they sampled"
 
         if self.safeguards.max_group_seconds is not None and not (self.staleness and self.generator.concurrent):
-            yield "rollout.safeguards.max_group_seconds: needs rollout.staleness above 0, and servers (VLLMServerEngine)"
+            yield (
+                "rollout.safeguards.max_group_seconds: needs rollout.staleness above 0, and servers (VLLMServerEngine)"
+            )
 
     def samples_of(self, name: str) -> int:
         """Return the number of completions per prompt of a validation set."""

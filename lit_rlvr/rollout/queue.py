@@ -243,7 +243,8 @@ class QueueSource(SyncSource):
             drop = group.drop  # which another thread may remove
             if group.completions is None and drop is not None and now - group.begun > self.max_group_seconds:
                 _log.warning(
-                    "rollout.safeguards.max_group_seconds: the completions of %s have not ended after %.0f s; they are dropped",
+                    "rollout.safeguards.max_group_seconds: the completions of %s have not ended after %.0f s; they are "
+                    "dropped",
                     group.prompt.sample.id, now - group.begun,
                 )  # fmt: skip
                 drop()

@@ -24,7 +24,7 @@ from lit_rlvr.common.files import flush_to_disk, write_atomically
 from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
 from lit_rlvr.distributed.sharding import weights_sha256
 from lit_rlvr.engines.base import read_completion
-from lit_rlvr.errors import UserError, check_within, checks_arguments, first_line, shown
+from lit_rlvr.errors import UserError, check_within, first_line, option_group, shown
 from lit_rlvr.rollout.source import RolloutSource
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.types import Prompt, PromptBatch, Rollout, Sampling
@@ -41,7 +41,7 @@ GROUP_FIELDS = ("rewards", "correct", "judged", "reference_rewards")
 """Tensors of a rollout, (B, T) and (P, G)."""
 
 
-@checks_arguments("rollout.replay")
+@option_group("rollout.replay")
 @dataclass(frozen=True)
 class Replay:
     """The record of a run's rollouts, or the run whose record this one trains on.

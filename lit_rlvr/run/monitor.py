@@ -513,7 +513,8 @@ def _likely_cause(metrics: Metrics, good: int, found: int, held_out: bool) -> tu
         (
             apart[1] > max(2 * apart[0], APART),
             f"the engine's log-probabilities left the trainer's ({change('train/engine_difference')})",
-            "probe more often (rollout.safeguards.probe_every), and keep the importance correction (model.importance_correction)",
+            "probe more often (rollout.safeguards.probe_every), and keep the importance correction "
+            "(model.importance_correction)",
         ),
         (
             entropy[1] < COLLAPSED * entropy[0],
@@ -590,8 +591,8 @@ def _truncation(metrics: Metrics) -> Iterator[RunFinding]:
         yield RunFinding(
             "Completions are cut off",
             "; ".join(seen),
-            "raise rollout.sampling.max_tokens (in validation rollout.evaluation.sampling.max_tokens), mask cut completions "
-            "(rollout.mask_truncated), reward short answers (Overlong), or pay only for answers that end",
+            "raise rollout.sampling.max_tokens (in validation rollout.evaluation.sampling.max_tokens), mask cut "
+            "completions (rollout.mask_truncated), reward short answers (Overlong), or pay only for answers that end",
         )
 
 
@@ -673,8 +674,8 @@ def _engine(metrics: Metrics) -> Iterator[RunFinding]:
         yield RunFinding(
             "The engine's log-probabilities drift from the trainer's",
             f"mean difference in nats: {apart.change()}",
-            "probe more often (rollout.safeguards.probe_every), generate in the trainer's precision, and keep the importance "
-            "correction (model.importance_correction)",
+            "probe more often (rollout.safeguards.probe_every), generate in the trainer's precision, and keep the "
+            "importance correction (model.importance_correction)",
         )
 
 
