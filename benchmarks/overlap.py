@@ -1,3 +1,5 @@
+from lit_rlvr.rollout.record import Replay
+
 """What `rollout.staleness` gains with a real vLLM server: the server on one core and training on another.
 
 A tiny Llama learns to sample tokens with even ids. Completions have log-normal lengths, drawn from their seeds, so that
@@ -169,7 +171,7 @@ def train(asked: dict[str, Any]) -> dict[str, Any]:
     module = GRPO(model="tiny-llama", lr=asked["lr"], importance_correction=asked["correction"])
     rollout = RolloutCallback(
         group_size=asked["group_size"], rewards=[EvenTokens(truncated_is_wrong=False)], staleness=asked["k"],
-        record=0.0, sampling=Sampling(max_tokens=asked["longest"], banned_token_ids=eos_tokens()),
+        replay=Replay(record=0.0), sampling=Sampling(max_tokens=asked["longest"], banned_token_ids=eos_tokens()),
         engine=engine,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:

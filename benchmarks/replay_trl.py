@@ -31,7 +31,7 @@ from workload import Workload
 from lit_rlvr import algorithms, datamodules
 from lit_rlvr.engines.base import EngineContext
 from lit_rlvr.engines.hf import HFEngine
-from lit_rlvr.engines.synced import probe_seeds
+from lit_rlvr.engines.synced import Safeguards, probe_seeds
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.rewards import FunctionReward
@@ -186,7 +186,7 @@ def train_ours(options: Any, folder: str, recorder: Recorder, name: str, setting
         model=folder, lr=options.lr, epochs_per_rollout=options.epochs, importance_correction="none", **settings
     )
     rollout = RolloutCallback(
-        group_size=options.group_size, engine=Replaying(recorder.rollouts), probe_every=0,
+        group_size=options.group_size, engine=Replaying(recorder.rollouts), safeguards=Safeguards(probe_every=0),
         sampling=Sampling(max_tokens=options.max_tokens), rewards=[FunctionReward("replay_trl.digits_of_text")],
     )  # fmt: skip
     data = datamodules.Arithmetic(**DATA, prompts_per_rollout=options.prompts)

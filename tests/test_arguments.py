@@ -25,6 +25,7 @@ from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora
 from lit_rlvr.rewards import FunctionReward, Reward
+from lit_rlvr.rollout.callback import Evaluation
 from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.progress import Budget
 from lit_rlvr.types import Completion, EvalSampling, Sample
@@ -138,7 +139,7 @@ def test_right_arguments_are_taken() -> None:
     assert Own(numpy.int64(2), most=3, weight=numpy.float32(0.5), name="x").most == 3
     assert Loose("a", "b", title=None, anything=3).anything == 3  # type: ignore[attr-defined]
     assert GRPO(lr=1, betas=[0.9, 0.95], advantage=GRPOAdvantage(scale="none"), lora=Lora(4)).lr == 1
-    assert RolloutCallback(eval_sampling=Sampling(max_tokens=7)).eval_sampling.max_tokens == 7
+    assert RolloutCallback(evaluation=Evaluation(sampling=Sampling(max_tokens=7))).eval_sampling.max_tokens == 7
     assert Sampling(max_tokens=numpy.int32(5), stop=["\n"]).max_tokens == 5
     assert Trainer(max_steps=2, accelerator="cpu", limit_val_batches=0.5).max_steps == 2
 

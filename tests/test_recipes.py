@@ -292,19 +292,19 @@ def test_a_recipe_runs_with_its_papers_settings(
         settings.lr, settings.decay, settings.updates, 1,
     )  # fmt: skip
     assert (module.lr_schedule, module.warmup_steps) == settings.schedule
-    assert (data.prompts_per_rollout, data.max_prompt_tokens) == (settings.prompts, settings.prompt_length)
+    assert (data.prompts_per_rollout, data.reading.max_prompt_tokens) == (settings.prompts, settings.prompt_length)
     assert (rollout.group_size, rollout.sampling.temperature, rollout.sampling.top_p, rollout.sampling.max_tokens) == (
         settings.group, settings.temperature, 1.0, settings.length,
     )  # fmt: skip
-    assert (rollout.eval_sampling.temperature, rollout.eval_sampling.top_p) == settings.eval
-    assert (rollout.eval_sampling.max_tokens, rollout.eval_samples) == (settings.eval_length, settings.runs)
+    assert (rollout.eval_sampling.temperature, rollout.evaluation.sampling.top_p) == settings.eval
+    assert (rollout.eval_sampling.max_tokens, rollout.evaluation.samples) == (settings.eval_length, settings.runs)
     assert ("updates", trainer.max_steps) == settings.duration or ("epochs", trainer.max_epochs) == settings.duration
     rollout.check_sizes(module, settings.prompts, settings.gpus)
     check_memory(recipe, cli, settings)
 
     check_rewards(recipe, rollout)
     data.tokenizer = tiny_tokenizer
-    data.prompts_per_rollout, data.max_prompt_tokens = 2, 4096  # a byte is a token here
+    data.prompts_per_rollout, data.reading.max_prompt_tokens = 2, 4096  # a byte is a token here
     data.setup("fit")
     assert len(data.prompts["train"]) == len(data.prompts["validation"]) == 4
     text = data.render(data.load("train")[0])

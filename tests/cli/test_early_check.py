@@ -44,7 +44,7 @@ LEFT_TO_THE_PARSER = [
     "fit --config quickstart --model my_task.MyGRPO --model.init_args.own 1",
     "fit --config quickstart --model.class_path my_task.MyGRPO --foo 1",
     "fit --config quickstart --model DAPO --model.init_args.lr 1e-5 --rollout.group_size=4 --dry-run",
-    "fit --config quickstart --trainer.logger.save_dir x --rollout.eval_samples.toys 4 --rollout.rewards+ Format",
+    "fit --config quickstart --trainer.logger.save_dir x --rollout.evaluation.samples.toys 4 --rollout.rewards+ Format",
     "fit --config quickstart --rollout.group_size",
     "fit --config quickstart --model '{class_path: GRPO, init_args: {lr: 1}}' --model.lr 3 --rollout null",
     "fit --supervise 3 --config quickstart",

@@ -288,11 +288,11 @@ CASES = {
         "cannot be written: File name too long",
     ),
     "interval": (
-        ["--trainer.val_check_interval", "5", "--trainer.check_val_every_n_epoch", "1"],
+        ["--rollout.validate_every_rollouts", "5", "--trainer.check_val_every_n_epoch", "1"],
         "trainer: `val_check_interval` (5) must be less than or equal to the number of the training batches (4)",
     ),
     "no interval": (
-        ["--trainer.val_check_interval", "0"],
+        ["--rollout.validate_every_rollouts", "0"],
         "trainer.val_check_interval: 0 is not an interval",
     ),
     "mode of a callback": (

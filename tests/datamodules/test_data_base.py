@@ -13,6 +13,9 @@ from tiny_environments import Echo
 
 from lit_rlvr.common.settings import snake_case
 from lit_rlvr.datamodules import Arithmetic, BadRow, PromptDataModule, TextMath
+from lit_rlvr.datamodules.base import EvaluationData
+from lit_rlvr.datamodules.reading.chat import Chat
+from lit_rlvr.datamodules.reading.split import Reading
 from lit_rlvr.environments import Environment
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
@@ -88,7 +91,7 @@ def test_given_rows_are_named_in_errors():
         ([{"prompt": "1+1?"}], "data.train:1"),
     ):
         with pytest.raises(UserError, match=message):
-            PromptDataModule(train=train, max_bad_rows=0).load("train")
+            PromptDataModule(train=train, reading=Reading(max_bad_rows=0)).load("train")
 
 
 def test_a_module_of_ones_own_needs_rows_only(chat_tokenizer):
@@ -142,7 +145,7 @@ def test_bad_rows_of_a_file_are_named_and_refused_before_tokenisation(jsonl, cap
     message = str(error.value)
     assert message.startswith(f"{path}: 3 of 20 rows cannot be used and max_bad_rows is 0.1: {path}:18: row: broken")
     assert f"{path}:19: prompt: empty; {path}:20: answer: no column 'answer'" in message and "\n" not in message
-    assert len(PromptDataModule(train=path, max_bad_rows=0.15).load("train")) == 17
+    assert len(PromptDataModule(train=path, reading=Reading(max_bad_rows=0.15)).load("train")) == 17
     assert caplog.messages[0].startswith(f"{path}: skipped 3 of 20 rows: {path}:18")
 
 
@@ -193,15 +196,17 @@ def test_two_validation_sets_are_a_contradiction(jsonl):
 
 def test_limits_are_drawn_by_seed_in_file_order(jsonl):
     path = jsonl(rows(60))
-    data = PromptDataModule(train=path, validation_split=20, limit=10, eval_limit=5)
+    data = PromptDataModule(
+        train=path, validation_split=20, reading=Reading(limit=10), evaluation=EvaluationData(limit=5)
+    )
     whole = PromptDataModule(train=path, validation_split=20)
     for split, count in (("train", 10), ("validation", 5)):
         few, all_of_it = ids(data.load(split)), ids(whole.load(split))
         assert len(few) == count and few == [i for i in all_of_it if i in few] and few != all_of_it[:count]
-    assert ids(PromptDataModule(train=path, limit=10).load("train")) != ids(
-        PromptDataModule(train=path, limit=10, seed=1).load("train")
+    assert ids(PromptDataModule(train=path, reading=Reading(limit=10)).load("train")) != ids(
+        PromptDataModule(train=path, reading=Reading(limit=10), seed=1).load("train")
     )
-    assert len(PromptDataModule(train=path, limit=1000).load("train")) == 60
+    assert len(PromptDataModule(train=path, reading=Reading(limit=1000)).load("train")) == 60
 
 
 def test_each_stage_reads_what_it_needs(jsonl, chat_tokenizer):
@@ -254,7 +259,8 @@ def test_equal_rows_cannot_be_split(ready):
 def test_training_questions_are_validated_on_purpose_as_a_further_set(ready, jsonl, caplog):
     train = jsonl(rows(20))
     data = ready(
-        validation=jsonl(rows(24)[20:], "v.jsonl"), also_validate=[PromptDataModule(validation=train, name="known")]
+        validation=jsonl(rows(24)[20:], "v.jsonl"),
+        evaluation=EvaluationData(also_validate=[PromptDataModule(validation=train, name="known")]),
     )
     assert len(data.val_dataloader()) == 2
     assert caplog.messages == [
@@ -278,7 +284,9 @@ def test_rows_that_repeat_are_counted(ready, caplog):
 def test_a_question_with_several_answers_is_named(ready, jsonl, caplog):
     asked = [{"prompt": "guess", "answer": str(i)} for i in range(9)]
     data = ready(
-        data=asked, prompts_per_rollout=4, validation=jsonl([*asked[:1], {"prompt": "guess", "answer": "12"}], "v.jsonl")
+        data=asked,
+        prompts_per_rollout=4,
+        validation=jsonl([*asked[:1], {"prompt": "guess", "answer": "12"}], "v.jsonl"),
     )
     train, validation = data.locations["train"], data.locations["validation"]
     assert caplog.messages == [
@@ -308,9 +316,11 @@ def test_a_shared_alias_makes_the_same_answer(ready, jsonl, caplog):
 def test_several_answers_are_any_or_all(jsonl):
     path = jsonl([{"prompt": "Capital?", "answer": ["Paris", "Paris, France"]}])
     assert PromptDataModule(train=path).load("train")[0].references == ("Paris", "Paris, France")
-    assert PromptDataModule(train=path, answers="all").load("train")[0].references == ("Paris, Paris, France",)
+    assert PromptDataModule(train=path, reading=Reading(answers="all")).load("train")[0].references == (
+        "Paris, Paris, France",
+    )
     with pytest.raises(UserError, match=r"data\.answers: give one of 'any', 'all', not 'each'"):
-        PromptDataModule(train=path, answers="each")
+        PromptDataModule(train=path, reading=Reading(answers="each"))
 
 
 def test_rows_of_an_environment_are_the_same_task_if_all_columns_are_equal(ready, jsonl, caplog):
@@ -331,7 +341,7 @@ def test_rows_of_an_environment_are_the_same_task_if_all_columns_are_equal(ready
 
 def test_long_prompts_are_dropped_counted_and_named_never_cut(ready, caplog):
     data = [*rows(20), *({"prompt": "x" * n, "answer": "1", "id": f"long{n}"} for n in (200, 300))]
-    module = ready(data=data, max_prompt_tokens=120)
+    module = ready(data=data, reading=Reading(max_prompt_tokens=120))
     assert ids(module.prompts["train"]) == [f"r{i}" for i in range(20)]
     assert module.too_long["train"] == ["long200", "long300"]
     overhead = len(module.encode(Sample("x", "", "a")).token_ids)
@@ -340,19 +350,19 @@ def test_long_prompts_are_dropped_counted_and_named_never_cut(ready, caplog):
         f"long200 ({overhead + 200} tokens); long300 ({overhead + 300} tokens)"
     )
     longest = max(len(prompt.token_ids) for prompt in module.prompts["train"])
-    assert len(ready(max_prompt_tokens=longest).prompts["train"]) == 20
-    assert len(ready(max_prompt_tokens=longest - 1).prompts["train"]) == 10
+    assert len(ready(reading=Reading(max_prompt_tokens=longest)).prompts["train"]) == 20
+    assert len(ready(reading=Reading(max_prompt_tokens=longest - 1)).prompts["train"]) == 10
     with pytest.raises(
         UserError, match=r"20 of 20 prompts are longer than max_prompt_tokens=5: .*raise max_prompt_tok"
     ):
-        ready(max_prompt_tokens=5)
+        ready(reading=Reading(max_prompt_tokens=5))
 
 
 def test_a_prompt_that_is_far_too_long_is_not_tokenised_to_its_end(ready, caplog, monkeypatch):
     """The tokens of 20 million characters took a minute."""
     texts = {"shorter": "x" * 900, "longer": "x" * 1000, "endless": "12 " * 2_000_000}
     data = [*rows(20), *({"prompt": text, "answer": "1", "id": name} for name, text in texts.items())]
-    module = ready(data=data, max_prompt_tokens=120)
+    module = ready(data=data, reading=Reading(max_prompt_tokens=120))
     overhead = len(module.encode(Sample("x", "", "a")).token_ids)
     assert f"shorter ({overhead + 900} tokens); longer (960 tokens or more); endless (960 " in caplog.messages[0]
     tokenised, tokenise = [], module._token_ids
@@ -368,9 +378,9 @@ def test_rows_with_special_tokens_are_counted_and_named(ready, jsonl, caplog, do
     found = rf"prompt_data_module train: special tokens of the model in 2 of 20 rows \({where}:19; {where}:20\)"
     if does == "refuse":
         with pytest.raises(UserError, match=f"^{found}. Remove them, or choose `special_tokens: break`$"):
-            ready(data=mixed, special_tokens=does)
+            ready(data=mixed, chat=Chat(special_tokens=does))
         return
-    last = ready(data=mixed, special_tokens=does).prompts["train"][-1].token_ids
+    last = ready(data=mixed, chat=Chat(special_tokens=does)).prompts["train"][-1].token_ids
     assert (1 in last) == (does == "keep")
     said = {"break": "are broken up with a zero-width space", "keep": "stay control tokens"}[does]
     assert re.fullmatch(rf"{found} {said} \(special_tokens: {does}\)", caplog.messages[0])
@@ -395,7 +405,7 @@ def test_the_order_follows_seed_everything_and_the_data_seed(ready, monkeypatch)
 
 
 def test_evaluation_batches_have_their_size(ready):
-    loader = ready(30, validation_split=10, eval_prompts_per_step=4).val_dataloader()[0]
+    loader = ready(30, validation_split=10, evaluation=EvaluationData(prompts_per_batch=4)).val_dataloader()[0]
     assert [len(batch) for batch in loader] == [4, 4, 2] and loader.name == "prompt_data_module"
 
 
@@ -483,7 +493,7 @@ def test_a_checkpoint_can_be_validated_without_its_training_data(ready, jsonl, c
         ({"prompts_per_rollout": 0}, r"data.prompts_per_rollout: 0 must lie in \[1, inf\)"),
         ({"eval_prompts_per_step": 0}, "eval_prompts_per_step: 0 must lie in"),
         ({"max_prompt_tokens": -1}, "max_prompt_tokens: -1 must lie in"),
-        ({"limit": 0}, "data.limit: 0 must lie in"),
+        ({"limit": 0}, "data.reading.limit: 0 must lie in"),
         ({"eval_limit": 0}, "eval_limit: 0 must lie in"),
         ({"max_bad_rows": 5}, r"max_bad_rows: 5 must lie in \[0, 1\]"),
         ({"columns": {"promt": "q"}}, "unknown field 'promt', did you mean 'prompt'"),
@@ -539,7 +549,7 @@ def test_short_class_names_and_all_options_on_the_command_line():
 
 def test_values_from_the_command_line_reach_the_module():
     arguments = ["--data=TextMath", "--data.init_args.train=x.jsonl", "--data.columns={prompt: q, answer: a}"]
-    arguments += ["--data.validation_split=0.2", "--data.seed=4", "--data.chat_template_kwargs={thinking: false}"]
+    arguments += ["--data.validation_split=0.2", "--data.seed=4", "--data.chat.chat_template_kwargs={thinking: false}"]
     data = parser().instantiate(parser().parse_args(arguments)).data
     assert isinstance(data, TextMath) and data.locations["train"] == "x.jsonl" and data.seed == 4
     assert data.columns == {"prompt": "q", "answer": "a"} and data.validation_split == 0.2

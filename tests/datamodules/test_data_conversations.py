@@ -263,7 +263,7 @@ def test_text_parts_are_one_text_for_a_model_without_images(chat_tokenizer: Any,
         (chat_tokenizer, "<bos><|im_start|>user\nGiven 3.\nDouble?!<|im_end|>\n<|im_start|>assistant\n"),
         (plain_tokenizer, "<bos>Given 3.\nDouble?!\n"),
     ):
-        data = PromptDataModule(train="unused", template="{prompt}!")
+        data = PromptDataModule(train="unused", chat=Chat(template="{prompt}!"))
         data.tokenizer = tokenizer
         assert data.render(sample) == wanted
 

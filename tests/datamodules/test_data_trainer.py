@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from lit_rlvr.datamodules import Arithmetic
+from lit_rlvr.datamodules.base import EvaluationData
 from lit_rlvr.errors import UserError
 
 
@@ -73,7 +74,7 @@ def test_no_validation_set_is_no_validation(chat_tokenizer, tmp_path):
 
 def test_ranks_come_from_the_trainer(chat_tokenizer):
     def batches(rank: int, world: int) -> tuple[list[str], list[str]]:
-        data = Arithmetic(prompts_per_rollout=8, eval_prompts_per_step=8)
+        data = Arithmetic(prompts_per_rollout=8, evaluation=EvaluationData(prompts_per_batch=8))
         model = SimpleNamespace(tokenizer=chat_tokenizer)
         data.trainer = SimpleNamespace(global_rank=rank, world_size=world, lightning_module=model, callbacks=[])  # type: ignore
         data.setup("fit")

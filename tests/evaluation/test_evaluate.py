@@ -160,7 +160,10 @@ def test_precision_and_lengths_are_the_runs(here: Path, lit_rlvr: CLI, tiny_mode
     Path("run").mkdir()
     config = {"trainer": {"precision": "bf16-mixed"}, "model": {"init_args": {"model": str(tiny_model_folder)}}}
     for sampling, wanted in (
-        ({"sampling": {"max_tokens": 7}, "eval_sampling": {"max_tokens": 9}}, (9, "the run's rollout.eval_sampling")),
+        (
+            {"sampling": {"max_tokens": 7}, "eval_sampling": {"max_tokens": 9}},
+            (9, "the run's rollout.evaluation.sampling"),
+        ),
         ({"sampling": {"max_tokens": 7}, "eval_sampling": {"max_tokens": None}}, (7, "the run's rollout.sampling")),
         ({}, (2048, "by default")),
     ):

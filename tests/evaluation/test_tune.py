@@ -67,7 +67,7 @@ def test_a_run_takes_the_config_that_it_writes(run_folder: Path, lit_rlvr: CLI) 
 
 def test_answers_that_do_not_fit_raise_max_tokens(run_folder: Path, lit_rlvr: CLI) -> None:
     data = rows(run_folder, ["seven"] * 8)
-    limits = ("--rollout.sampling.max_tokens", 2, "--rollout.eval_sampling.max_tokens", 2)
+    limits = ("--rollout.sampling.max_tokens", 2, "--rollout.evaluation.sampling.max_tokens", 2)
     result = lit_rlvr(*TUNE, *data, *limits, "--rollout.rewards", "[tiny_rewards.whole_answer]", "--out", "t.yaml")
     assert result.status == 0, result.err
     settings, reasons = chosen(run_folder, "t.yaml")

@@ -17,6 +17,7 @@ from lit_rlvr.algorithms import GRPO
 from lit_rlvr.datamodules import Arithmetic, PromptDataModule
 from lit_rlvr.engines.base import RolloutEngine
 from lit_rlvr.engines.hf import HFEngine
+from lit_rlvr.engines.synced import Safeguards
 from lit_rlvr.rewards import FunctionReward
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.training.module import RLVRModule
@@ -141,10 +142,10 @@ def fit(
         sampling=sampling or Sampling(max_tokens=T_MAX),
         rewards=None if rewards is None else [FunctionReward(path, truncated_is_wrong=False) for path in rewards],
         environment=environment,
-        max_failure_rate=max_failure_rate,
-        probe_every=probe_every,
+        safeguards=Safeguards(
+            max_failure_rate=max_failure_rate, probe_every=probe_every, max_group_seconds=max_group_seconds
+        ),
         staleness=staleness,
-        max_group_seconds=max_group_seconds,
     )
     usual: dict[str, Any] = dict(
         max_steps=steps, max_epochs=-1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
@@ -153,7 +154,9 @@ def fit(
     )  # fmt: skip
     trainer = Trainer(**usual | (trainer_options or {}))
     trainer.fit(
-        module, datamodule=data or Arithmetic(prompts_per_rollout=prompts_per_rollout, held_out=10), ckpt_path=checkpoint
+        module,
+        datamodule=data or Arithmetic(prompts_per_rollout=prompts_per_rollout, held_out=10),
+        ckpt_path=checkpoint,
     )
     return module, recorder
 

@@ -23,6 +23,7 @@ from lit_rlvr.policy.layout import Group
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout import RolloutCallback, callback, source
 from lit_rlvr.rollout.assemble import count_repeats, rollout_metrics
+from lit_rlvr.rollout.callback import Evaluation
 from lit_rlvr.rollout.generate import completion_seeds
 from lit_rlvr.types import Completion, EvalSampling, Prompt, Sampling
 
@@ -214,12 +215,14 @@ def test_validation_is_as_long_as_training_unless_it_is_said() -> None:
     training = Sampling(temperature=0.7, top_k=5, max_tokens=24)
     inherited = RolloutCallback(engine="hf", sampling=training)
     assert inherited.eval_sampling == Sampling(temperature=0.0, max_tokens=24)
-    given = RolloutCallback(engine="hf", sampling=training, eval_sampling=EvalSampling(0.6, top_p=0.95, max_tokens=96))
+    given = RolloutCallback(
+        engine="hf", sampling=training, evaluation=Evaluation(sampling=EvalSampling(0.6, top_p=0.95, max_tokens=96))
+    )
     assert given.eval_sampling == Sampling(temperature=0.6, top_p=0.95, max_tokens=96)
     whole = Sampling(temperature=0.0, max_tokens=24)
-    assert RolloutCallback(engine="hf", eval_sampling=whole).eval_sampling == whole
+    assert RolloutCallback(engine="hf", evaluation=Evaluation(sampling=whole)).eval_sampling == whole
     with pytest.raises(UserError, match="max_tokens: 0 must be >= 1"):
-        RolloutCallback(engine="hf", eval_sampling=EvalSampling(max_tokens=0))
+        RolloutCallback(engine="hf", evaluation=Evaluation(sampling=EvalSampling(max_tokens=0)))
 
 
 def test_metrics_of_a_rollout_are_hand_computed_values() -> None:

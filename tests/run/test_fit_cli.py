@@ -30,6 +30,7 @@ from lit_rlvr.datamodules import Arithmetic
 from lit_rlvr.distributed.checkpoints import last_checkpoint
 from lit_rlvr.errors import UserError
 from lit_rlvr.rollout import RolloutCallback
+from lit_rlvr.rollout.callback import Evaluation
 from lit_rlvr.run import checkpoint
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.outputs import RunFolder
@@ -341,7 +342,14 @@ def test_validate_without_a_set_is_refused(run_folder: Path, lit_rlvr: CLI, no_w
 
 
 def test_pass_at_k_of_several_samples(run_folder: Path, lit_rlvr: CLI) -> None:
-    options = ("--rollout.eval_samples", 4, "--rollout.eval_sampling.temperature", 1.0, "--trainer.max_steps", 1)
+    options = (
+        "--rollout.evaluation.samples",
+        4,
+        "--rollout.evaluation.sampling.temperature",
+        1.0,
+        "--trainer.max_steps",
+        1,
+    )
     fit(lit_rlvr, *options)
     row = metrics(run_folder / "run")[-1]
     values = [float(row[f"val/arithmetic/pass@{k}"]) for k in (1, 2, 4)]
@@ -376,8 +384,8 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 REFUSED_BY_CLASSES: dict[str, Callable[[], Any]] = {
     "rollout.group_size: 0": lambda: RolloutCallback(group_size=0),
     "rollout.group_size: 1000000000000": lambda: RolloutCallback(group_size=10**12),
-    "rollout.eval_samples: 1000000000000": lambda: RolloutCallback(eval_samples=10**12),
-    "rollout.eval_sampling.temperature": lambda: RolloutCallback(eval_samples=4),
+    "rollout.evaluation.samples: 1000000000000": lambda: RolloutCallback(evaluation=Evaluation(samples=10**12)),
+    "rollout.evaluation.sampling.temperature": lambda: RolloutCallback(evaluation=Evaluation(samples=4)),
     "rollout.sampling.temperature: 0": lambda: RolloutCallback(sampling=Sampling(temperature=0.0)),
     "max_tokens": lambda: Sampling(max_tokens=0),
     "model.lr: -1": lambda: GRPO(lr=-1.0),
@@ -447,7 +455,7 @@ def test_everything_that_is_wrong_is_said_at_once(run_folder: Path, lit_rlvr: CL
         "--rollout.group_size": (0, "rollout.group_size: 0 is not positive"),
         "--warm_start.until": (2, "warm_start.until: 2.0 must lie in (0, 1]"),
         "--budget.samples": (0, "budget.samples: 0 must lie in [1, inf)"),
-        "--data.init_args.max_prompt_tokens": (0, "data.max_prompt_tokens: 0 must lie in [1, inf)"),
+        "--data.init_args.reading.max_prompt_tokens": (0, "data.reading.max_prompt_tokens: 0 must lie in [1, inf)"),
     }
     result = lit_rlvr(*FIT, *(part for option, (value, _) in wrong.items() for part in (option, value)))
     assert result.status == 2 and sorted(result.err.splitlines()) == sorted(
@@ -551,7 +559,7 @@ def test_help_begins_with_what_to_do_and_our_options(run_folder: Path, capsys: p
     assert "--config quickstart" in " ".join(lines[:8])
     groups = [line.partition(":")[0] for line in lines[8:] if re.match(r"[a-z_.]+: ", line)]
     assert groups == [
-        "model", "data", "rollout", "rollout.sampling", "rollout.eval_sampling", "run", "budget", "checkpoint",
+        "model", "data", "rollout", "rollout.sampling", "rollout.evaluation.sampling", "run", "budget", "checkpoint",
         "collapse", "warm_start", "trainer",
     ]  # fmt: skip
 
@@ -561,7 +569,8 @@ def test_options_that_a_class_change_drops_are_named(run_folder: Path, lit_rlvr:
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = fit(lit_rlvr, "--data", "TextMath", "--data.init_args.train", "rows.jsonl", "--trainer.max_steps", 1)
     assert (
-        "data: TextMath instead of Arithmetic of tiny.yaml: kept eval_prompts_per_step, prompts_per_rollout" in result.err
+        "data: TextMath instead of Arithmetic of tiny.yaml: kept eval_prompts_per_step, prompts_per_rollout"
+        in result.err
     )
     assert "dropped held_out, high" in result.err
     other = fit(lit_rlvr, "--model", "GPG", "--trainer.max_steps", 1, "--trainer.default_root_dir", "gpg")

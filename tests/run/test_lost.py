@@ -89,7 +89,7 @@ def test_few_effective_samples_are_reported_at_most_every_tenth_iteration() -> N
 
 def test_each_step_prints_a_line_and_one_warning(run_folder: Path, lit_rlvr: CLI) -> None:
     """Validation completions are cut off at training's length if only that is given."""
-    options = ("--rollout.sampling.max_tokens", 2, "--rollout.eval_sampling.max_tokens", "null")
+    options = ("--rollout.sampling.max_tokens", 2, "--rollout.evaluation.sampling.max_tokens", "null")
     result = lit_rlvr(*FIT, *options, "--rollout.rewards", json.dumps([judged_as_is("dead")]), "--trainer.max_steps", 4)
     assert result.status == 0, result.err
     cut = [row["finish_reason"] == "length" for row in completions(run_folder / "run")]

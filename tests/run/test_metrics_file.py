@@ -85,13 +85,13 @@ RUNS: dict[str, tuple[Any, ...]] = {
     "plain": (
         *("--model.init_args.kl_coef", 0.1, "--model.init_args.lr", "auto"),
         *("--model.init_args.importance_correction", "token_mis", "--model.init_args.importance_floor", 0.5),
-        *("--rollout.eval_samples", 2, "--rollout.eval_sampling.temperature", 1, "--rollout.eval_greedy", "true"),
+        *("--rollout.evaluation.samples", 2, "--rollout.evaluation.sampling.temperature", 1, "--rollout.evaluation.greedy", "true"),
     ),
     "reference": (
         *("--model", "AAPO", "--model.init_args.advantage", "{class_path: AGRAE, init_args: {base: aapo}}"), *ONE,
     ),
     "rewards": (
-        *("--model", "APMPO", "--rollout.max_failure_rate", 1, "--rollout.staleness", 1, "--rollout.engine"),
+        *("--model", "APMPO", "--rollout.safeguards.max_failure_rate", 1, "--rollout.staleness", 1, "--rollout.engine"),
         *("tiny_engines.Streaming", "--trainer.max_steps", 3, "--trainer.limit_val_batches", 0, "--rollout.rewards"),
         json.dumps([judged_as_is("broken_for_some"), judged_as_is("in_steps"), {"class_path": "MathAnswer"}]),
     ),

@@ -105,7 +105,14 @@ def test_no_token_is_too_old_whatever_the_algorithm_asks_for(
     run_folder: Path, lit_rlvr: CLI, options: list[str]
 ) -> None:
     """With validations between, which use the engine, too."""
-    beside = ("--rollout.staleness", "2", "--rollout.engine", "tiny_engines.Streaming", "--rollout.probe_every", "1")
+    beside = (
+        "--rollout.staleness",
+        "2",
+        "--rollout.engine",
+        "tiny_engines.Streaming",
+        "--rollout.safeguards.probe_every",
+        "1",
+    )
     run(lit_rlvr, *beside, *options)
     rows = metrics(run_folder / "run")
     ages = [float(row["train/staleness/max"]) for row in rows if row.get("train/staleness/max")]

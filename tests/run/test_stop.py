@@ -82,7 +82,7 @@ def test_a_signal_stops_after_the_iteration_and_the_run_goes_on_exactly(
 
 @pytest.mark.slow
 def test_ctrl_c_stops_a_real_process(run_folder: Path, lit_rlvr: CLI) -> None:
-    arguments = [str(CONSOLE_SCRIPT), *FIT, "--trainer.max_steps", "5000", "--trainer.val_check_interval", "2500"]
+    arguments = [str(CONSOLE_SCRIPT), *FIT, "--trainer.max_steps", "5000", "--rollout.validate_every_rollouts", "2500"]
     process = subprocess.Popen(arguments, env=child_environment(), stderr=subprocess.PIPE, text=True)
     samples, deadline = run_folder / "run" / "completions.jsonl", time.monotonic() + 400
     while not (samples.is_file() and samples.read_text().count('"sample": 0,') > 6):
@@ -94,7 +94,7 @@ def test_ctrl_c_stops_a_real_process(run_folder: Path, lit_rlvr: CLI) -> None:
     steps = summary(run_folder / "run")["steps"]
     assert steps >= 3 and summary(run_folder / "run")["stopped"] == "stopped by SIGINT"
     assert (run_folder / "run" / "checkpoints" / f"step-{steps:06d}.ckpt").is_file()
-    longer = ("--trainer.max_steps", steps + 2, "--trainer.val_check_interval", 2500)
+    longer = ("--trainer.max_steps", steps + 2, "--rollout.validate_every_rollouts", 2500)
     fit(lit_rlvr, "--ckpt_path", "last", *longer)
     fit(lit_rlvr, *to("whole"), *longer)
     assert_same_run(run_folder / "run", run_folder / "whole", resumed=steps)
@@ -144,7 +144,7 @@ def test_nohup_keeps_a_run_going_when_the_terminal_is_closed() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("group", [True, False], ids=["the terminal's Ctrl-C", "only the first process"])
 def test_a_signal_stops_all_processes_after_the_same_iteration(run_folder: Path, group: bool) -> None:
-    arguments = [*FIT, *DDP, "--trainer.max_steps", "5000", "--trainer.val_check_interval", "2500"]
+    arguments = [*FIT, *DDP, "--trainer.max_steps", "5000", "--rollout.validate_every_rollouts", "2500"]
     process = subprocess.Popen(
         [str(CONSOLE_SCRIPT), *arguments], env=child_environment(), stderr=subprocess.PIPE, text=True,
         start_new_session=True,

@@ -69,7 +69,7 @@ def assert_same_training(ours: Path, theirs: Path, tolerance: float = 1e-6) -> N
 def test_two_processes_end_where_one_does(run_folder: Path, lit_rlvr: CLI, ways: dict[str, tuple[str, ...]]) -> None:
     """With what could differ: a last validation batch of one prompt, small micro-batches, dead groups, a KL term."""
     shared = (
-        "--data.init_args.held_out", "17", "--rollout.eval_samples", "2", "--rollout.eval_sampling.temperature", "1",
+        "--data.init_args.held_out", "17", "--rollout.evaluation.samples", "2", "--rollout.evaluation.sampling.temperature", "1",
         "--model.init_args.tokens_per_microbatch", "120", "--model.init_args.kl_coef", "0.1",
         "--model.init_args.lr", "1e-4", "--model.init_args.aggregation", "token_mean",
     )  # fmt: skip
@@ -288,7 +288,7 @@ def test_a_resumed_run_of_two_processes_is_the_uninterrupted_one(run_folder: Pat
 @pytest.mark.parametrize("options", [(), ("--model.init_args.lora.rank", "4")], ids=["all", "lora"])
 def test_vllm_samples_from_sharded_weights(run_folder: Path, options: tuple[str, ...]) -> None:
     """Each step's probe compares the two."""
-    probed = ("--rollout.engine", "vllm", "--rollout.probe_every", "1")
+    probed = ("--rollout.engine", "vllm", "--rollout.safeguards.probe_every", "1")
     in_two_processes(run_folder, [*FIT, *STRATEGIES["fsdp2"], *probed, *options])
     assert summary(run_folder / "run")["engine"] == "vllm"
 

@@ -73,7 +73,7 @@ def test_a_study_from_beginning_to_end(run_folder: Path, lit_rlvr: CLI, forks: N
     assert "prompts_per_rollout=17" in cells[1]["error"]
 
     fit(lit_rlvr, *to("alone"), "--budget.samples", 32, "--trainer.max_steps", -1, "--seed_everything", 1,
-        "--rollout.eval_samples", 2, "--rollout.eval_sampling.temperature", 1)  # fmt: skip
+        "--rollout.evaluation.samples", 2, "--rollout.evaluation.sampling.temperature", 1)  # fmt: skip
     assert_same_run(out / "runs/sums/grpo/seed-1", run_folder / "alone", resumed=0)
     assert summary(out / "runs/sums/grpo/seed-0")["steps"] == 2
     assert summary(out / "runs/sums/aapo/seed-0")["steps"] == 1, "its reference rollouts count"
@@ -224,7 +224,7 @@ def test_killed_in_a_cell_a_study_goes_on_exactly(run_folder: Path, lit_rlvr: CL
     assert told(out)["cells"][0]["status"] == "done"
     fit(lit_rlvr, *to("whole"), "--budget.samples", 480, "--trainer.max_steps", -1, "--checkpoint.every", 0,
         "--rollout.rewards", json.dumps([judged_as_is("held")]),
-        "--rollout.eval_samples", 2, "--rollout.eval_sampling.temperature", 1)  # fmt: skip
+        "--rollout.evaluation.samples", 2, "--rollout.evaluation.sampling.temperature", 1)  # fmt: skip
     resumed = summary(run)["resumed_from_step"]
     assert 0 < resumed < 30, "it had saved when its parent was killed"
     assert_same_run(run, run_folder / "whole", resumed=resumed)

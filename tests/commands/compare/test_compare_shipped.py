@@ -259,16 +259,16 @@ def test_every_cell_builds(study: str, cell: Cell, tmp_path: Path, tiny_model_fo
     else:
         assert trainer.max_steps == STUDIES[study].budget[1]
     if study == "agrae_ablation":  # its suites have pass@256; fig. 10 wants each epoch
-        assert rollout.eval_greedy and trainer.check_val_every_n_epoch == 1
+        assert rollout.evaluation.greedy and trainer.check_val_every_n_epoch == 1
     elif study.startswith("agrae") and "vl" not in cell.task:
-        assert rollout.eval_samples == 256 and trainer.check_val_every_n_epoch is None
+        assert rollout.evaluation.samples == 256 and trainer.check_val_every_n_epoch is None
 
 
 @pytest.mark.slow
 def test_the_tiny_llama_starts_to_learn_sums(tmp_path: Path, lit_rlvr: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The recipe under the smoke study runs from its supervised start on."""
     monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path / "cache"))
-    small = ["--warm_start.steps", 20, "--trainer.max_steps", 4, "--trainer.val_check_interval", 2]
+    small = ["--warm_start.steps", 20, "--trainer.max_steps", 4, "--rollout.validate_every_rollouts", 2]
     result = lit_rlvr("fit", "--config", "smoke/sums", *small, "--trainer.default_root_dir", tmp_path / "run")
     assert result.status == 0, result.err
     assert summary(tmp_path / "run")["steps"] == 4 and "Warm start: step 20" in result.err
