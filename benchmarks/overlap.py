@@ -1,5 +1,3 @@
-from lit_rlvr.rollout.record import Replay
-
 """What `rollout.staleness` gains with a real vLLM server: the server on one core and training on another.
 
 A tiny Llama learns to sample tokens with even ids. Completions have log-normal lengths, drawn from their seeds, so that
@@ -112,6 +110,7 @@ def train(asked: dict[str, Any]) -> dict[str, Any]:
     from lit_rlvr.engines.transfer import FileTransfer
     from lit_rlvr.rewards import Reward
     from lit_rlvr.rollout import limits
+    from lit_rlvr.rollout.record import Replay
 
     class LogNormalLengths(VLLMServerEngine):
         """Ends each completion after a length drawn from its seed, and counts the seconds in which any runs."""

@@ -29,6 +29,7 @@ from trl_grpo import training_set
 from workload import Workload
 
 from lit_rlvr import algorithms, datamodules
+from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.engines.base import EngineContext
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.synced import Safeguards, probe_seeds
@@ -39,7 +40,7 @@ from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.run.trainer import Trainer
 from lit_rlvr.types import Completion, Prompt, Sampling
 
-DATA = {"high": 99, "held_out": 0, "question": "{a}+{b}=", "system_prompt": None}
+DATA = {"high": 99, "held_out": 0, "question": "{a}+{b}=", "chat": Chat(system_prompt=None)}
 TRL_ADVANTAGE = {"eps": 1e-4, "unbiased_std": True}
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "GRPO": ("GRPO", {"advantage": ("GRPOAdvantage", TRL_ADVANTAGE)}, {"loss_type": "grpo"}),

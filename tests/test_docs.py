@@ -286,7 +286,9 @@ def test_readme_make_targets_exist() -> None:
 
 
 FEW = "--model.init_args.model tiny-llama --rollout.engine hf --rollout.sampling.max_tokens 8"
-SMALL = r"sed -i -E 's/\b(steps|max_steps|val_check_interval|held_out|prompts_per_rollout|group_size): [0-9]+/\1: 2/g'"
+SMALL = (
+    r"sed -i -E 's/\b(steps|max_steps|validate_every_rollouts|held_out|prompts_per_rollout|group_size): [0-9]+/\1: 2/g'"
+)
 OTHERWISE = {
     "make quickstart": f"{SMALL} configs/quickstart.yaml && make quickstart",
     "lit-rlvr fit --config my.yaml": f"lit-rlvr fit --config my.yaml --trainer.max_steps 1 {FEW}",

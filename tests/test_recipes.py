@@ -22,6 +22,7 @@ from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.commands.plan.gpus import GPUs
 from lit_rlvr.commands.plan.strategies import describe_job
 from lit_rlvr.configs import config_folder, load_config
+from lit_rlvr.datamodules.reading.images import ImageOptions
 from lit_rlvr.objectives import LossInputs, aggregation_weights
 from lit_rlvr.rewards.choice import Choice
 from lit_rlvr.rewards.format import Format
@@ -87,7 +88,7 @@ def apmpo_settings(model: str) -> Settings:
     )  # fmt: skip
 
 
-PIXELS = {"min_pixels": 256 * 28 * 28, "max_pixels": 1280 * 28 * 28}
+PIXELS = {"images": ImageOptions(min_pixels=256 * 28 * 28, max_pixels=1280 * 28 * 28)}
 MODALITIES = {"train_modalities": {"MRI": 600}, "eval_modalities": {"MRI": 300, "CT": 300, "X-ray": 300}}
 
 
@@ -296,7 +297,7 @@ def test_a_recipe_runs_with_its_papers_settings(
     assert (rollout.group_size, rollout.sampling.temperature, rollout.sampling.top_p, rollout.sampling.max_tokens) == (
         settings.group, settings.temperature, 1.0, settings.length,
     )  # fmt: skip
-    assert (rollout.eval_sampling.temperature, rollout.evaluation.sampling.top_p) == settings.eval
+    assert (rollout.eval_sampling.temperature, rollout.eval_sampling.top_p) == settings.eval
     assert (rollout.eval_sampling.max_tokens, rollout.evaluation.samples) == (settings.eval_length, settings.runs)
     assert ("updates", trainer.max_steps) == settings.duration or ("epochs", trainer.max_epochs) == settings.duration
     rollout.check_sizes(module, settings.prompts, settings.gpus)
@@ -304,7 +305,8 @@ def test_a_recipe_runs_with_its_papers_settings(
 
     check_rewards(recipe, rollout)
     data.tokenizer = tiny_tokenizer
-    data.prompts_per_rollout, data.reading.max_prompt_tokens = 2, 4096  # a byte is a token here
+    data.prompts_per_rollout = 2
+    data.reading = replace(data.reading, max_prompt_tokens=4096)  # a byte is a token here
     data.setup("fit")
     assert len(data.prompts["train"]) == len(data.prompts["validation"]) == 4
     text = data.render(data.load("train")[0])

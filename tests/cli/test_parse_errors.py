@@ -243,7 +243,7 @@ def test_a_required_argument_of_a_user_s_class_is_required(fit: ConfigCheck, key
 @pytest.mark.parametrize("text", ["about class_path", "class_path: [", "{class_path: GRPO"])
 def test_a_text_about_classes_stays_a_text(fit: ConfigCheck, text: str) -> None:
     parsed = fit.parser.parse_line(["fit", *CLASSES, "--data.init_args.chat.system_prompt", text])
-    assert parsed.fit.data.init_args.system_prompt == text
+    assert parsed.fit.data.init_args.chat.system_prompt == text
 
 
 def test_a_required_argument_that_is_given_arrives(fit: ConfigCheck) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 
 import pandas
 import pytest
@@ -12,9 +13,10 @@ from jsonargparse import ArgumentParser
 from tiny_environments import Echo
 
 from lit_rlvr.common.settings import snake_case
-from lit_rlvr.datamodules import Arithmetic, BadRow, PromptDataModule, TextMath
+from lit_rlvr.datamodules import Arithmetic, BadRow, CellArea, PromptDataModule, TextMath, TextToSQL
 from lit_rlvr.datamodules.base import EvaluationData
-from lit_rlvr.datamodules.reading.chat import Chat
+from lit_rlvr.datamodules.reading.chat import TEMPLATES, Chat
+from lit_rlvr.datamodules.reading.images import ImageOptions
 from lit_rlvr.datamodules.reading.split import Reading
 from lit_rlvr.environments import Environment
 from lit_rlvr.errors import UserError
@@ -319,7 +321,7 @@ def test_several_answers_are_any_or_all(jsonl):
     assert PromptDataModule(train=path, reading=Reading(answers="all")).load("train")[0].references == (
         "Paris, Paris, France",
     )
-    with pytest.raises(UserError, match=r"data\.answers: give one of 'any', 'all', not 'each'"):
+    with pytest.raises(UserError, match=r"data\.reading\.answers: give one of 'any', 'all', not 'each'"):
         PromptDataModule(train=path, reading=Reading(answers="each"))
 
 
@@ -452,7 +454,7 @@ def test_the_state_restores_before_or_after_setup(jsonl, chat_tokenizer, before_
     [
         ({"data": rows(21)}, "the number of training prompts was 20, is 21"),
         ({"data": rows(20)[::-1]}, "the prompts' ids or their order in the file"),
-        ({"system_prompt": "Think."}, "the prompts' text or tokens"),
+        ({"chat": Chat(system_prompt="Think.")}, "the prompts' text or tokens"),
         ({"data": [*rows(19), {**rows(20)[19], "answer": "no"}]}, "the reference answers"),
         ({"data": [*rows(19), {**rows(20)[19], "answer": [rows(20)[19]["answer"], "no"]}]}, "the reference answers"),
         ({"seed": 3}, "the seeds of the order (data seed, seed_everything) was 0, 0, is 3, 0"),
@@ -491,11 +493,6 @@ def test_a_checkpoint_can_be_validated_without_its_training_data(ready, jsonl, c
     "options,message",
     [
         ({"prompts_per_rollout": 0}, r"data.prompts_per_rollout: 0 must lie in \[1, inf\)"),
-        ({"eval_prompts_per_step": 0}, "eval_prompts_per_step: 0 must lie in"),
-        ({"max_prompt_tokens": -1}, "max_prompt_tokens: -1 must lie in"),
-        ({"limit": 0}, "data.reading.limit: 0 must lie in"),
-        ({"eval_limit": 0}, "eval_limit: 0 must lie in"),
-        ({"max_bad_rows": 5}, r"max_bad_rows: 5 must lie in \[0, 1\]"),
         ({"columns": {"promt": "q"}}, "unknown field 'promt', did you mean 'prompt'"),
         ({"columns": {"zzz": "q"}}, "unknown field 'zzz'; known fields: prompt, answer, image, id, category, options"),
     ],
@@ -503,6 +500,33 @@ def test_a_checkpoint_can_be_validated_without_its_training_data(ready, jsonl, c
 def test_options_that_cannot_be_meant(options, message):
     with pytest.raises(UserError, match=message):
         PromptDataModule(**options)
+
+
+@pytest.mark.parametrize(
+    "group,options,message",
+    [
+        (EvaluationData, {"prompts_per_batch": 0}, "data.evaluation.prompts_per_batch: 0 must lie in"),
+        (EvaluationData, {"limit": 0}, "data.evaluation.limit: 0 must lie in"),
+        (Reading, {"max_prompt_tokens": -1}, "data.reading.max_prompt_tokens: -1 must lie in"),
+        (Reading, {"limit": 0}, "data.reading.limit: 0 must lie in"),
+        (Reading, {"max_bad_rows": 5}, r"data.reading.max_bad_rows: 5 must lie in \[0, 1\]"),
+    ],
+)
+def test_options_of_groups_that_cannot_be_meant(group, options, message):
+    with pytest.raises(UserError, match=message):
+        group(**options)
+
+
+def test_a_partial_group_keeps_the_defaults_of_the_class():
+    data = TextToSQL(chat=Chat(system_prompt="Think."), reading=Reading(limit=3))
+    assert (data.chat.template, data.reading.max_prompt_tokens) == (TEMPLATES["sql"], 4096)
+    assert Arithmetic(chat=Chat(prefill="<")).chat.system_prompt == "You are a calculator."
+    assert CellArea(reading=Reading(limit=3)).reading.max_bad_rows == 0.0
+
+
+def test_lists_of_answers_need_a_class_that_has_them():
+    with pytest.raises(UserError, match=r"data.reading.answers: Arithmetic has no lists of answers; leave it out"):
+        Arithmetic(reading=Reading(answers="all"))
 
 
 def test_names_in_snake_case():
@@ -518,15 +542,14 @@ def parser() -> ArgumentParser:
     return made
 
 
+GROUPS = {"reading": Reading, "images": ImageOptions, "evaluation": EvaluationData}
 BASE_OPTIONS = {
-    "special_tokens",
-    *("train", "validation", "test", "validation_split", "columns", "system_prompt", "template", "prefill"),
-    *("chat_template_kwargs", "plain_template", "max_prompt_tokens", "prompts_per_rollout", "eval_prompts_per_step"),
-    *("seed", "max_bad_rows", "limit", "eval_limit", "name", "image_folder", "min_pixels", "max_pixels"),
-    *("shuffle_images", "also_validate", "answers", "score_prefill"),
+    *("train", "validation", "test", "validation_split", "columns", "prompts_per_rollout", "seed", "name"),
+    *(f"chat.{option.name}" for option in fields(Chat) if option.init),
+    *(f"{key}.{option.name}" for key, group in GROUPS.items() for option in fields(group)),
 }
-FROM_FILES = {"train", "validation", "test", "validation_split", "columns", "max_bad_rows"}
-FROM_FILES |= {"image_folder", "min_pixels", "max_pixels", "answers"}
+FROM_FILES = {"train", "validation", "test", "validation_split", "columns"}
+FROM_FILES |= {f"images.{option.name}" for option in fields(ImageOptions)}
 
 
 def test_short_class_names_and_all_options_on_the_command_line():
@@ -539,8 +562,7 @@ def test_short_class_names_and_all_options_on_the_command_line():
         ("LesionCount", BASE_OPTIONS - FROM_FILES | {"pictures", "held_out", "question", "most"}),
         (
             "Arithmetic",
-            BASE_OPTIONS - FROM_FILES - {"shuffle_images"}
-            | {"low", "high", "held_out", "operation", "question", "solution"},
+            BASE_OPTIONS - FROM_FILES | {"low", "high", "held_out", "operation", "question", "solution"},
         ),
     ):
         parsed = parser().parse_args(["--data", name]).data
@@ -567,5 +589,6 @@ def test_every_option_has_help(capsys):
         parser().parse_args(["--data.help", "TextMath"])
     text = " ".join(capsys.readouterr().out.split())
     for option in BASE_OPTIONS:
-        described = re.split(rf"--data\.{option} (?:{option.upper()}|\{{[a-z,]+\}})(?:, \S+ \S+)? ", text)[1]
+        name = option.rpartition(".")[2].upper()
+        described = re.split(rf"--data\.{option} (?:{name}|\{{[a-z,]+\}})(?:, \S+ \S+)? ", text)[1]
         assert not described.startswith("(type"), option

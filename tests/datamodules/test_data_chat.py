@@ -137,7 +137,7 @@ def test_a_template_with_a_place_for_tools_gets_them(chat_tokenizer):
 
 
 def test_other_models_are_told_in_the_system_message(chat_tokenizer, plain_tokenizer):
-    for options, system in (({"system_prompt": "Be brief."}, f"Be brief.\n\n{TOLD}"), ({}, TOLD)):
+    for options, system in (({"chat": Chat(system_prompt="Be brief.")}, f"Be brief.\n\n{TOLD}"), ({}, TOLD)):
         module, wanted = data(chat_tokenizer, **options), data(chat_tokenizer, chat=Chat(system_prompt=system))
         module.use_environment(Looking())
         assert module.render(QUESTION) == wanted.render(QUESTION)
@@ -266,7 +266,9 @@ def test_the_configs_own_texts_and_other_added_tokens_stay(chat_tokenizer):
 
 
 def test_special_tokens_takes_three_values():
-    with pytest.raises(UserError, match=r"data\.special_tokens: give one of 'break', 'refuse', 'keep', not 'brake'"):
+    with pytest.raises(
+        UserError, match=r"data\.chat\.special_tokens: give one of 'break', 'refuse', 'keep', not 'brake'"
+    ):
         PromptDataModule(chat=Chat(special_tokens="brake"))
 
 

@@ -212,7 +212,7 @@ def test_example_rows_and_the_template_are_options(tmp_path: Path, jsonl: Any, c
     data.tokenizer = chat_tokenizer
     assert "1\tNorth\n*/" in samples(data)[0].prompt and "2\tNULL" not in samples(data)[0].prompt
     assert "are there?\n\nAnswer with one SQLite query in a ```sql block.<|im_end|>" in data.render(samples(data)[0])
-    plain = TextToSQL(train=path, chat=Chat(template=None))
+    plain = TextToSQL(train=path, chat=Chat(template="{prompt}"))
     plain.tokenizer = chat_tokenizer
     assert "Question: How many schools are there?<|im_end|>" in plain.render(samples(plain)[0])
     with pytest.raises(UserError, match=r"data.example_rows: .* must lie in"):

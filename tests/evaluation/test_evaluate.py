@@ -161,10 +161,13 @@ def test_precision_and_lengths_are_the_runs(here: Path, lit_rlvr: CLI, tiny_mode
     config = {"trainer": {"precision": "bf16-mixed"}, "model": {"init_args": {"model": str(tiny_model_folder)}}}
     for sampling, wanted in (
         (
-            {"sampling": {"max_tokens": 7}, "eval_sampling": {"max_tokens": 9}},
+            {"sampling": {"max_tokens": 7}, "evaluation": {"sampling": {"max_tokens": 9}}},
             (9, "the run's rollout.evaluation.sampling"),
         ),
-        ({"sampling": {"max_tokens": 7}, "eval_sampling": {"max_tokens": None}}, (7, "the run's rollout.sampling")),
+        (
+            {"sampling": {"max_tokens": 7}, "evaluation": {"sampling": {"max_tokens": None}}},
+            (7, "the run's rollout.sampling"),
+        ),
         ({}, (2048, "by default")),
     ):
         Path("run/config.yaml").write_text(yaml.safe_dump(config | {"rollout": sampling}))

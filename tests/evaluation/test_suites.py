@@ -20,7 +20,7 @@ from lit_rlvr.evaluation.suites import Suite, find_suites
 from lit_rlvr.types import Sampling
 
 NAMES = sorted(path.stem for path in (config_folder() / "suites").glob("*.yaml"))
-OPTIONS = {"eval_limit": 5}
+OPTIONS = {"evaluation": {"limit": 5}}
 
 
 def one(asked: str, **options: Any) -> Suite:
@@ -32,7 +32,7 @@ def one(asked: str, **options: Any) -> Suite:
 def test_shipped_suites_are_built(name: str) -> None:
     suite = one(name)
     assert suite.name == suite.data.name == name and suite.rewards
-    assert suite.data.locations["test"] and suite.data.eval_limit == 5
+    assert suite.data.locations["test"] and suite.data.evaluation.limit == 5
     mine = one(f"{name}=mine.jsonl")
     assert mine.data.locations["test"] == "mine.jsonl" and type(mine.data) is type(suite.data)
 
@@ -77,7 +77,7 @@ def test_a_file_is_told_by_its_columns(tmp_path: Path, row: dict[str, Any], data
     Image.new("RGB", (30, 30)).save(tmp_path / "a.png")
     path = tmp_path / "own.jsonl"
     path.write_text("broken\n" + json.dumps(row) + "\n")
-    suite = one(str(path), max_bad_rows=0.6)
+    suite = one(str(path), reading={"max_bad_rows": 0.6})
     assert (suite.name, type(suite.data).__name__, type(suite.rewards[0]).__name__) == ("own", data, reward)
     if data != "TextToSQL":
         assert len(suite.data.load("test")) == 1

@@ -16,7 +16,7 @@ from two_ranks import in_two_ranks
 
 from lit_rlvr.engines.base import Done, EngineContext
 from lit_rlvr.engines.hf import HFEngine
-from lit_rlvr.engines.synced import check_engine, probe_prompts, probe_seeds, trainer_logprobs
+from lit_rlvr.engines.synced import Safeguards, check_engine, probe_prompts, probe_seeds, trainer_logprobs
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy import policy as policy_module
 from lit_rlvr.policy.layout import Group
@@ -25,6 +25,7 @@ from lit_rlvr.rollout import RolloutCallback, callback, source
 from lit_rlvr.rollout.assemble import count_repeats, rollout_metrics
 from lit_rlvr.rollout.callback import Evaluation
 from lit_rlvr.rollout.generate import completion_seeds
+from lit_rlvr.rollout.record import Replay
 from lit_rlvr.types import Completion, EvalSampling, Prompt, Sampling
 
 
@@ -197,18 +198,31 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
     for options, said in (
         ({"group_size": 0}, "group_size"),
         ({"sampling": Sampling(temperature=0.0)}, "temperature"),
-        ({"eval_samples": 0}, "eval_samples"),
-        ({"eval_samples": 2}, "eval_sampling.temperature"),
-        ({"eval_samples": {"math": 1, "aime": 0}}, r"eval_samples\.aime: 0 is not positive"),
-        ({"eval_samples": {"aime": 4}}, r"eval_samples\.aime: more than 1 needs rollout\.eval_sampling\.temperature"),
-        ({"eval_greedy": True}, "validation is greedy already"),
+        ({"evaluation": Evaluation(samples=0)}, "evaluation.samples"),
+        ({"evaluation": Evaluation(samples=2)}, "evaluation.sampling.temperature"),
+        ({"evaluation": Evaluation(samples={"math": 1, "aime": 0})}, r"evaluation\.samples\.aime: 0 is not positive"),
+        (
+            {"evaluation": Evaluation(samples={"aime": 4})},
+            r"evaluation\.samples\.aime: more than 1 needs rollout\.evaluation\.sampling\.temperature",
+        ),
+        ({"evaluation": Evaluation(greedy=True)}, "validation is greedy already"),
         ({"engine": "vlm"}, "'vlm' is not known"),
-        ({"max_failure_rate": 7.0}, r"rollout\.max_failure_rate: 7\.0 must lie in \[0, 1\]"),
-        ({"probe_every": -1}, r"rollout\.probe_every: -1 must lie in"),
-        ({"max_engine_restarts": -1}, r"rollout\.max_engine_restarts: -1 must lie in"),
+        ({"validate_every_rollouts": 0}, r"rollout\.validate_every_rollouts: 0 must lie in"),
     ):
         with pytest.raises(UserError, match=said):
             RolloutCallback(**{"engine": "hf", **options})  # type: ignore[arg-type]
+
+
+def test_safeguards_and_records_that_cannot_be_meant_are_refused() -> None:
+    for group, options, said in (
+        (Safeguards, {"max_failure_rate": 7.0}, r"rollout\.safeguards\.max_failure_rate: 7\.0 must lie in \[0, 1\]"),
+        (Safeguards, {"probe_every": -1}, r"rollout\.safeguards\.probe_every: -1 must lie in"),
+        (Safeguards, {"max_engine_restarts": -1}, r"rollout\.safeguards\.max_engine_restarts: -1 must lie in"),
+        (Safeguards, {"max_group_seconds": 0.0}, r"rollout\.safeguards\.max_group_seconds: 0\.0 must lie in"),
+        (Replay, {"record": -1.0}, r"rollout\.replay\.record: -1\.0 must lie in"),
+    ):
+        with pytest.raises(UserError, match=said):
+            group(**options)  # type: ignore[operator]
 
 
 def test_validation_is_as_long_as_training_unless_it_is_said() -> None:

@@ -110,9 +110,10 @@ def test_an_engine_is_sized_by_the_longest_real_prompt(
         (run_folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = tiny_config(tiny_model_folder)
     files = {name: f"{name}.jsonl" for name in questions}
-    options = {"columns": {"prompt": "prompt"}, "prompts_per_rollout": 2, "max_prompt_tokens": 4000}
+    options = {"columns": {"prompt": "prompt"}, "prompts_per_rollout": 2, "reading": {"max_prompt_tokens": 4000}}
     config["data"] = {"class_path": "TextMath", "init_args": files | options}
-    config["rollout"] |= {"engine": f"{__name__}.Sized", "probe_every": 1, "eval_sampling": {"max_tokens": 2}}
+    config["rollout"] |= {"engine": f"{__name__}.Sized", "evaluation": {"sampling": {"max_tokens": 2}}}
+    config["rollout"]["safeguards"] = {"probe_every": 1}
     config["trainer"]["max_steps"] = 2
     write_config(run_folder / "tiny.yaml", config)
     result = lit_rlvr(*FIT)

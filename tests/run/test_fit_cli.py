@@ -559,7 +559,8 @@ def test_help_begins_with_what_to_do_and_our_options(run_folder: Path, capsys: p
     assert "--config quickstart" in " ".join(lines[:8])
     groups = [line.partition(":")[0] for line in lines[8:] if re.match(r"[a-z_.]+: ", line)]
     assert groups == [
-        "model", "data", "rollout", "rollout.sampling", "rollout.evaluation.sampling", "run", "budget", "checkpoint",
+        "model", "data", "rollout", "rollout.sampling", "rollout.evaluation", "rollout.evaluation.sampling",
+        "rollout.safeguards", "rollout.replay", "run", "budget", "checkpoint",
         "collapse", "warm_start", "trainer",
     ]  # fmt: skip
 
@@ -568,10 +569,7 @@ def test_options_that_a_class_change_drops_are_named(run_folder: Path, lit_rlvr:
     rows = [{"question": f"{i}+1?", "answer": str(i + 1)} for i in range(8)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = fit(lit_rlvr, "--data", "TextMath", "--data.init_args.train", "rows.jsonl", "--trainer.max_steps", 1)
-    assert (
-        "data: TextMath instead of Arithmetic of tiny.yaml: kept eval_prompts_per_step, prompts_per_rollout"
-        in result.err
-    )
+    assert "data: TextMath instead of Arithmetic of tiny.yaml: kept evaluation, prompts_per_rollout" in result.err
     assert "dropped held_out, high" in result.err
     other = fit(lit_rlvr, "--model", "GPG", "--trainer.max_steps", 1, "--trainer.default_root_dir", "gpg")
     assert "model: GPG instead of GRPO of tiny.yaml: kept lr, model; dropped nothing" in other.err

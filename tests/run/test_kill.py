@@ -145,7 +145,7 @@ def test_ended_in_its_last_validation_a_run_is_completed(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("every", "step"),
-    [((), 3), (("--rollout.validate_every_rollouts", "1.0", "--trainer.check_val_every_n_epoch", "1"), 4)],
+    [((), 3), (("--rollout.validate_every_rollouts", "null"), 4)],
     ids=["steps", "epochs"],
 )
 def test_a_validation_in_which_a_run_ended_is_made_up(

@@ -15,13 +15,13 @@ from lit_rlvr.distributed.checkpoints import checkpoint_step, list_checkpoints
 CLI = Callable[..., Any]
 OTHER = {
     "class_path": "Arithmetic",
-    "init_args": {"name": "larger", "low": 7, "high": 10, "held_out": 7, "eval_prompts_per_step": 4},
+    "init_args": {"name": "larger", "low": 7, "high": 10, "held_out": 7, "evaluation": {"prompts_per_batch": 4}},
 }
 
 
 def with_others(folder: Path, model: Path, *others: Any) -> None:
     config = tiny_config(model)
-    config["data"]["init_args"]["also_validate"] = list(others)
+    config["data"]["init_args"]["evaluation"]["also_validate"] = list(others)
     (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
 
 

@@ -208,7 +208,7 @@ def test_an_iteration_is_that_of_the_cpu(
         options["data"] = lambda: LesionCount(pictures=8, held_out=0, prompts_per_rollout=2)
     precision = options.pop("precision", "32-true")
     half = precision == "bf16-mixed"
-    validated = {"limit_val_batches": int(not half), "val_check_interval": 1, "check_val_every_n_epoch": None}
+    validated = {"limit_val_batches": int(not half)}
     here = validated | {"precision": precision}
     wanted_module, wanted = train(folder, tmp_path / "cpu", trainer_options=here, **options)
 

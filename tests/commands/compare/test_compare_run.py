@@ -33,7 +33,7 @@ def study(folder: Path, **changes: Any) -> Path:
     told = {
         "name": "tiny",
         "base": "tiny.yaml",
-        "tasks": {"sums": {"rollout": {"eval_samples": 2, "eval_sampling": {"temperature": 1.0}}}},
+        "tasks": {"sums": {"rollout": {"evaluation": {"samples": 2, "sampling": {"temperature": 1.0}}}}},
         "cells": {"grpo": {}, "wrong": MISTAKE, "aapo": {"model": {"class_path": "AAPO"}}},
         "seeds": [0, 1],
         "baseline": "grpo",

@@ -259,9 +259,9 @@ def test_every_cell_builds(study: str, cell: Cell, tmp_path: Path, tiny_model_fo
     else:
         assert trainer.max_steps == STUDIES[study].budget[1]
     if study == "agrae_ablation":  # its suites have pass@256; fig. 10 wants each epoch
-        assert rollout.evaluation.greedy and trainer.check_val_every_n_epoch == 1
+        assert rollout.evaluation.greedy and rollout.validate_every_rollouts is None
     elif study.startswith("agrae") and "vl" not in cell.task:
-        assert rollout.evaluation.samples == 256 and trainer.check_val_every_n_epoch is None
+        assert rollout.evaluation.samples == 256 and rollout.validate_every_rollouts == 140
 
 
 @pytest.mark.slow

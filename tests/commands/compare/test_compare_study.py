@@ -123,7 +123,7 @@ WRONG_CELLS = {
     "range": ({"model": {"init_args": {"clip_low": -1}}}, "model.clip_low: -1"),
     "reward": ({"rollout": {"rewards": ["no_such.reward"]}}, "no_such"),
     "group": ({"rollout": {"group_size": 0}}, "group_size"),
-    "null": ({"rollout": {"probe_every": None}}, "rollout.safeguards.probe_every: null"),
+    "null": ({"rollout": {"safeguards": {"probe_every": None}}}, "rollout.safeguards.probe_every: null"),
 }
 
 
