@@ -34,17 +34,6 @@ TOP_KEYS = (
 """Top-level keys of a config of `fit` or `validate`."""
 
 
-MOVED = {"lit_rlvr.rollout.engines.": "lit_rlvr.engines."}
-"""Package of classes in configs of older runs -> where it is now."""
-
-
-def with_moved_classes(text: str) -> str:
-    """Replace the class paths in a config of an older run by those of today."""
-    for then, now in MOVED.items():
-        text = text.replace(then, now)
-    return text
-
-
 def config_folder() -> Path:
     """Return the folder of the shipped configs: inside the installed package, or next to it in a source checkout."""
     package = Path(lit_rlvr.__file__).parent
@@ -56,8 +45,7 @@ def find_configs(args: Sequence[str]) -> list[str]:
     """Replace every `--config NAME` by the path of an existing file, or else of a shipped config.
 
     `quickstart`, `quickstart.yaml` and `configs/quickstart.yaml` all find the shipped quickstart.yaml. For a config
-    with a `base:`, or of an older run, the path is that of a new file: the config merged over its base, with the class
-    paths of today.
+    with a `base:` the path is that of a new file: the config merged over its base.
 
     Raises:
         UserError: there is no such config, it is not YAML (its name and line), or it has an unknown key.
@@ -65,7 +53,7 @@ def find_configs(args: Sequence[str]) -> list[str]:
     found = list(args)
     for i, name in _config_arguments(args):
         path = find_config(name)
-        if "base" in read_config(path) or any(moved in path.read_text() for moved in MOVED):
+        if "base" in read_config(path):
             values, path = load_config(path), Path(_scratch().name) / str(i) / path.name
             path.parent.mkdir(exist_ok=True)
             path.write_text(yaml.safe_dump(values, sort_keys=False))
@@ -178,7 +166,7 @@ def read_config(path: Path, known: Sequence[str] = TOP_KEYS, option: str = "--co
         UserError: it is not a YAML mapping, or has a key not in `known`; the message names the `option` and the file.
     """
     try:
-        value = load_yaml(with_moved_classes(path.read_text()))
+        value = load_yaml(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""

@@ -31,22 +31,23 @@ MAX_LINE = 2000
 
 _MODEL, _SAMPLING = "model.init_args", "rollout.sampling"
 OURS = {
-    "learning_rate": f"{_MODEL}.lr", "weight_decay": f"{_MODEL}.weight_decay",
-    "max_grad_norm": f"{_MODEL}.max_grad_norm",
-    "beta": f"{_MODEL}.kl_coef", "kl_loss_coef": f"{_MODEL}.kl_coef",
+    "learning_rate": f"{_MODEL}.lr", "weight_decay": f"{_MODEL}.optim.weight_decay",
+    "max_grad_norm": f"{_MODEL}.optim.max_grad_norm",
+    "beta": f"{_MODEL}.kl.coef", "kl_loss_coef": f"{_MODEL}.kl.coef",
     "epsilon": f"{_MODEL}.clip_low", "clip_ratio_low": f"{_MODEL}.clip_low", "epsilon_high": f"{_MODEL}.clip_high",
     "clip_ratio_high": f"{_MODEL}.clip_high", "delta": f"{_MODEL}.dual_clip", "clip_ratio_c": f"{_MODEL}.dual_clip",
     "num_iterations": f"{_MODEL}.epochs_per_rollout", "ppo_epochs": f"{_MODEL}.epochs_per_rollout",
     "steps_per_generation": f"{_MODEL}.updates_per_rollout", "ppo_mini_batch_size": f"{_MODEL}.updates_per_rollout",
-    "per_device_train_batch_size": f"{_MODEL}.tokens_per_microbatch",
-    "gradient_accumulation_steps": f"{_MODEL}.tokens_per_microbatch",
-    "ppo_micro_batch_size_per_gpu": f"{_MODEL}.tokens_per_microbatch", "entropy_coeff": f"{_MODEL}.entropy_coef",
-    "use_bias_correction_kl": f"{_MODEL}.kl_bias_correction", "peft_config": f"{_MODEL}.lora",
-    "lora_rank": f"{_MODEL}.lora", "use_liger_kernel": f"{_MODEL}.liger",
-    "vllm_importance_sampling_mode": f"{_MODEL}.importance_correction",
-    "vllm_importance_sampling_clip_max": f"{_MODEL}.importance_cap",
-    "rollout_token_veto_threshold": f"{_MODEL}.importance_veto",
-    "off_policy_mask_threshold": f"{_MODEL}.off_policy_threshold",
+    "per_device_train_batch_size": f"{_MODEL}.compute.tokens_per_microbatch",
+    "gradient_accumulation_steps": f"{_MODEL}.compute.tokens_per_microbatch",
+    "ppo_micro_batch_size_per_gpu": f"{_MODEL}.compute.tokens_per_microbatch",
+    "entropy_coeff": f"{_MODEL}.loss.entropy_coef",
+    "use_bias_correction_kl": f"{_MODEL}.kl.bias_correction", "peft_config": f"{_MODEL}.lora",
+    "lora_rank": f"{_MODEL}.lora", "use_liger_kernel": f"{_MODEL}.compute.liger",
+    "vllm_importance_sampling_mode": f"{_MODEL}.importance.correction",
+    "vllm_importance_sampling_clip_max": f"{_MODEL}.importance.cap",
+    "rollout_token_veto_threshold": f"{_MODEL}.importance.veto",
+    "off_policy_mask_threshold": f"{_MODEL}.importance.off_policy_threshold",
     "num_generations": "rollout.group_size", "num_generations_eval": "rollout.evaluation.samples",
     "max_staleness": "rollout.staleness",
     "mask_truncated_completions": "rollout.mask_truncated", "use_vllm": "rollout.engine",
@@ -185,6 +186,12 @@ def did_you_mean(name: object, known: Iterable[str], otherwise: str = "") -> str
     """Return a hint with the nearest of the known names, or else another hint."""
     near = nearest(str(name), known)
     return f"did you mean {near!r}?" if near else otherwise
+
+
+def moved_hint(option: str) -> str:
+    """Return a hint about a former option, by its dotted key without `init_args`; "" for others."""
+    new = MOVED.get(option)
+    return f"; it is {new} now, and `lit-rlvr convert FILE` renames it in a file" if new else ""
 
 
 def option_instead(name: str, known: Iterable[str]) -> str | None:
@@ -343,7 +350,7 @@ def _no_option(name: str, cls: type, known: Iterable[str], key: str) -> str:
     """Return a message with the nearest option of the class, or else of a config."""
     groups = {path.partition(".")[0] for path in OURS.values()}
     near = option_instead(name, known) or option_instead(name, groups) or nearest(name, known)
-    hint = f"; did you mean {near.replace('.init_args', '')!r}?" if near else ""
+    hint = moved_hint(f"{key}.{name}") or (f"; did you mean {near.replace('.init_args', '')!r}?" if near else "")
     return f"{key}: {cls.__name__} has no option {name!r}{hint}"
 
 

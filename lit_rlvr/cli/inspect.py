@@ -108,7 +108,7 @@ class PlannedRun:
         def check_data() -> None:
             data.setup("fit")
             check_all(
-                lambda: check_schedule(self.module.lr_schedule, self.steps),
+                lambda: check_schedule(self.module.optim, self.steps),
                 lambda: rollout.check_data(self.module, data),
                 lambda: self._callback(RunCheckpoint).check_metrics(self.trainer, self.module, data),
                 lambda: self.warm_start.check(data, rollout.environment is not None, rollout.sampling),
@@ -145,7 +145,7 @@ class PlannedRun:
             "devices": f"{trainer.world_size} x {trainer.strategy.root_device.type}",
             "precision": str(trainer.precision),
             "importance correction": resolve_correction(
-                module.importance_correction, rollout.generator.is_exact(dtype)
+                module.importance.correction, rollout.generator.is_exact(dtype)
             ),
             "warm start": f"at most {self.warm_start.steps} supervised steps" if self.warm_start.steps else None,
             "sequences per rollout": data.prompts_per_rollout * rollout.group_size,
@@ -191,8 +191,8 @@ def dry_run(run: PlannedRun) -> None:
     run.rollout.log_sizes(run.module, *run.sizes_on_device, data=run.data)
     run.rollout.warn_of_long_answers(run.data)
     steps = None if run.iterations is None else run.iterations * updates_of(run.module)
-    warn_of_high_rate(run.module.lr, run.module.make_optimizer)
-    warn_of_long_warmup(run.module.lr, run.module.warmup_steps, steps)
+    warn_of_high_rate(run.module.lr, run.module.optim)
+    warn_of_long_warmup(run.module.lr, run.module.optim, steps)
     found = {
         "run": run.settings(),
         "sizes": run.sizes(),

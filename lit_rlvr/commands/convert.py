@@ -37,7 +37,7 @@ def run(command: str, arguments: list[str]) -> None:
             raise UserError(f"{file}: {reason}")
     converted = {file: convert_file(path) for file, path in files.items()}
     lines = [f"{file}: {old} -> {new}" for file, moved in converted.items() for old, new in moved.items()]
-    show_result(converted, lambda: print("\n".join(lines) or "no file has an option that has moved"))
+    show_result(converted, lambda: print("\n".join(lines) or "nothing to rename"))
 
 
 def convert_file(path: Path) -> dict[str, str]:
@@ -69,6 +69,17 @@ def convert_file(path: Path) -> dict[str, str]:
     if new != text:
         write_atomically(path, new)
     return found
+
+
+def check_current(path: Path) -> None:
+    """Refuse the settings of a run of an earlier version.
+
+    Raises:
+        UserError: an option in the file has moved; the message names it, its place now, and this command.
+    """
+    for entry in entries(yaml.compose(path.read_text())):
+        if new := moved_key(key := ".".join(entry.path)):
+            raise UserError(f"{path}: {key} is {new} now; `lit-rlvr convert {path}` renames all that have moved")
 
 
 def convert_options(text: str, found: dict[str, str]) -> str:

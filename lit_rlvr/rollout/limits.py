@@ -232,11 +232,13 @@ def log_sizes(
     if engine.quantized and correction == "none" and not module.uses_rollout:
         _log.warning(
             "engine %s computes in 8 bits, so it does not sample from the trained policy: use "
-            "model.importance_correction: token_truncate", engine.name,
+            "model.importance.correction: token_truncate", engine.name,
         )  # fmt: skip
     budget, more = module.tokens_per_microbatch, ""
     if longest > budget:
-        more = f" (the longest prompt with its completion alone, so more than model.tokens_per_microbatch={budget})"
+        more = (
+            f" (the longest prompt with its completion alone, more than model.compute.tokens_per_microbatch={budget})"
+        )
     _log.info(
         "%d prompts x %d completions = %d sequences per rollout: %d rank(s) x %d minibatch(es) of %d group(s), "
         "%d pass(es), at most %d tokens at once%s; engine %s, importance correction %s",
@@ -266,8 +268,8 @@ def _check_staleness(
         reason = "fresh reference rollouts need the engine at the same time; use model.reference_rollouts: pool"
     elif not correction.is_bounded and not module.uses_rollout:
         reason = (
-            f"the rollouts are up to {staleness} iteration(s) old; set model.importance_correction, with "
-            "model.importance_cap"
+            f"the rollouts are up to {staleness} iteration(s) old; set model.importance.correction, with "
+            "model.importance.cap"
         )
     if reason:
         raise UserError(f"rollout.staleness: {reason}")

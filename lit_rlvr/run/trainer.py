@@ -204,10 +204,10 @@ def _with_files(data: PromptDataModule, folder: Path) -> list[GivenRows]:
 
 
 REPLACEMENTS = {
-    "gradient_clip_val": (None, "model.init_args.max_grad_norm"),
-    "gradient_clip_algorithm": (None, "model.init_args.max_grad_norm"),
+    "gradient_clip_val": (None, "model.init_args.optim.max_grad_norm"),
+    "gradient_clip_algorithm": (None, "model.init_args.optim.max_grad_norm"),
     "accumulate_grad_batches": (
-        1, "model.init_args.tokens_per_microbatch (memory) or data.init_args.prompts_per_rollout"
+        1, "model.init_args.compute.tokens_per_microbatch (memory) or data.init_args.prompts_per_rollout"
     ),
 }  # fmt: skip
 """Trainer options that manual optimization refuses -> their defaults, and our options for the same purpose."""

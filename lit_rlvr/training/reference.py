@@ -17,7 +17,7 @@ class Reference:
 
     Args:
         rollouts, pool_size: AAPO's options, `reference_...`; others with AAPO's advantage have these defaults.
-        update_every: `model.reference_update_every`.
+        update_every: `model.kl.reference_update_every`.
 
     Attributes:
         policy: the reference policy; None if neither a KL term nor the advantage needs one.
