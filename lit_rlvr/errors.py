@@ -127,6 +127,10 @@ MOVED = {
 files."""
 
 
+COUNTED = {"trainer.val_check_interval": "rollouts", "trainer.check_val_every_n_epoch": "epochs"}
+"""Options of Lightning's Trainer for when to validate -> what they would count."""
+
+
 class UserError(Exception):
     """Bad input. The message says what is wrong, where (file, row, field, config key) and what to do.
 
@@ -189,8 +193,16 @@ def did_you_mean(name: object, known: Iterable[str], otherwise: str = "") -> str
 
 
 def moved_hint(option: str) -> str:
-    """Return a hint about a former option, by its dotted key without `init_args`; "" for others."""
-    new = MOVED.get(option)
+    """Return a hint about a former option, or about one of its own, by its dotted key without `init_args`, or about an
+    option of Lightning's for when to validate; "" for others."""
+    if option in COUNTED:
+        return (
+            f"; it would count {COUNTED[option]}, but trainer.max_steps counts optimizer steps: set "
+            "rollout.validate_every_rollouts instead"
+        )
+    parts = option.split(".")
+    starts = {".".join(parts[:end]): ".".join(["", *parts[end:]]) for end in range(len(parts), 1, -1)}
+    new = next((MOVED[start] + rest.rstrip(".") for start, rest in starts.items() if MOVED.get(start)), "")
     return f"; it is {new} now, and `lit-rlvr convert FILE` renames it in a file" if new else ""
 
 

@@ -174,11 +174,8 @@ class Chat:
     """JSON schemas of the tools that every prompt offers; an environment has them."""
 
     def __post_init__(self) -> None:
-        if self.system_prompt is not None:
-            system_prompt = registered(self.system_prompt, SYSTEM_PROMPTS, "data.chat.system_prompt")
-            object.__setattr__(self, "system_prompt", system_prompt)
-        object.__setattr__(self, "template", registered(self.template, TEMPLATES, "data.chat.template"))
-        for option, template in (("template", self.template), ("plain_template", self.plain_template)):
+        _ = self.system_text  # refuses a misspelt name
+        for option, template in (("template", self.template_text), ("plain_template", self.plain_template)):
             if "{prompt}" not in template:
                 raise UserError(
                     f"data.chat.{option}: {template!r} has no {{prompt}}, the model would not see the question"
@@ -186,6 +183,18 @@ class Chat:
         for key in self.chat_template_kwargs:
             if key in RESERVED:
                 raise UserError(f"data.chat.chat_template_kwargs: {key!r} is set by lit-rlvr and cannot be given")
+
+    @property
+    def system_text(self) -> str | None:
+        """The system prompt, where `system_prompt` may be its name."""
+        if self.system_prompt is None:
+            return None
+        return registered(self.system_prompt, SYSTEM_PROMPTS, "data.chat.system_prompt")
+
+    @property
+    def template_text(self) -> str:
+        """The text around the user's, where `template` may be its name."""
+        return registered(self.template, TEMPLATES, "data.chat.template")
 
     def with_tools(self, tools: Sequence[dict[str, Any]]) -> Chat:
         """Return a copy that offers tools in every prompt."""
@@ -209,10 +218,10 @@ class Chat:
             messages = as_parts(messages, len(sample.images))
         else:
             messages = [_as_text(message) for message in messages]
-        if self.system_prompt is None:
+        if self.system_text is None:
             return messages
         rest = [message for message in messages if message["role"] != "system"]
-        return [{"role": "system", "content": self.system_prompt}, *rest]
+        return [{"role": "system", "content": self.system_text}, *rest]
 
     def text(self, messages: list[dict[str, Any]], tokenizer: Any, source: str = "") -> str:
         """Return the whole prompt as text with its special tokens; tokenise it without adding any.
@@ -313,13 +322,13 @@ class Chat:
     def _wrap(self, content: Any) -> Any:
         """Put the template around a message's text, or around the last text part of a list of parts."""
         if isinstance(content, str):
-            return self.template.replace("{prompt}", content)
+            return self.template_text.replace("{prompt}", content)
         parts = [dict(part) for part in content]
         texts = [part for part in parts if part.get("type") == "text"]
         if not texts:  # an image alone
             texts.append({"type": "text", "text": ""})
             parts += texts
-        texts[-1]["text"] = self.template.replace("{prompt}", texts[-1]["text"])
+        texts[-1]["text"] = self.template_text.replace("{prompt}", texts[-1]["text"])
         return parts
 
     def _plain(self, messages: list[dict[str, Any]]) -> str:

@@ -79,7 +79,6 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
         if precision == "auto":
             precision = auto_precision(accelerator)
         check_trainer_options(accelerator, options)
-        options = {name: value for name, value in options.items() if name not in VALIDATION}
         given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
         made = with_defaults(given, shows_progress=enable_progress_bar is not False)
         every = next(one.validate_every_rollouts for one in made if isinstance(one, RolloutCallback))
@@ -211,8 +210,6 @@ REPLACEMENTS = {
     ),
 }  # fmt: skip
 """Trainer options that manual optimization refuses -> their defaults, and our options for the same purpose."""
-VALIDATION = {"val_check_interval": ("rollouts", None, 1.0), "check_val_every_n_epoch": ("epochs", 1)}
-"""Trainer options of when to validate -> what they count, and their defaults."""
 
 
 def check_trainer_options(accelerator: Any, options: Mapping[str, Any]) -> None:
@@ -224,12 +221,6 @@ def check_trainer_options(accelerator: Any, options: Mapping[str, Any]) -> None:
     for option, (default, ours) in REPLACEMENTS.items():
         if options.get(option, default) not in (None, default):
             raise UserError(f"trainer.{option}: the algorithm does this itself; use {ours}")
-    for option, (counted, *defaults) in VALIDATION.items():
-        if (value := options.get(option, defaults[0])) not in defaults:
-            raise UserError(
-                f"trainer.{option}: {given_text(value)} would count {counted}, but trainer.max_steps counts optimizer "
-                "steps; set rollout.validate_every_rollouts instead"
-            )
     found = {name: AcceleratorRegistry[name]["accelerator"].is_available() for name in AcceleratorRegistry}
     found["gpu"] = found.get("cuda", False) or found.get("mps", False)
     if isinstance(accelerator, str) and not found.get(accelerator, True):

@@ -289,13 +289,13 @@ CASES = {
     ),
     "interval": (
         ["--trainer.val_check_interval", "5"],
-        "trainer.val_check_interval: 5 would count rollouts, but trainer.max_steps counts optimizer steps; set "
-        "rollout.validate_every_rollouts instead",
+        "unknown option '--trainer.val_check_interval'; it would count rollouts, but trainer.max_steps counts "
+        "optimizer steps: set rollout.validate_every_rollouts instead",
     ),
     "epochs": (
         ["--trainer.check_val_every_n_epoch", "2"],
-        "trainer.check_val_every_n_epoch: 2 would count epochs, but trainer.max_steps counts optimizer steps; set "
-        "rollout.validate_every_rollouts instead",
+        "unknown option '--trainer.check_val_every_n_epoch'; it would count epochs, but trainer.max_steps counts "
+        "optimizer steps: set rollout.validate_every_rollouts instead",
     ),
     "no interval": (
         ["--rollout.validate_every_rollouts", "0"],

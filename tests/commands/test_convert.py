@@ -60,7 +60,8 @@ def test_a_yaml_file_keeps_its_comments_and_order(tmp_path: Path, capsys: pytest
 def test_options_in_a_script_and_in_markdown(tmp_path: Path) -> None:
     path = tmp_path / "notes.md"
     path.write_text(
-        "`lit-rlvr fit --model.init_args.kl_coef 0.1 --model.kl_coef=1 --rollout.kl_coef 1 --rollout.eval_sampling.top_p 1`\n```yaml\n"
+        "`lit-rlvr fit --model.init_args.kl_coef 0.1 --model.kl_coef=1 --rollout.kl_coef 1 "
+        "--rollout.eval_sampling.top_p 1`\n```yaml\n"
         "model: {init_args: {kl_coef: 1}}\n```\n"
     )
     convert_file(path)
@@ -73,8 +74,10 @@ def test_options_in_a_script_and_in_markdown(tmp_path: Path) -> None:
 
 def test_an_option_moves_to_another_section(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
-    cells = "cells:\n  one: {trainer: {val_check_interval: 1}, rollout: {a: 3}}\n  r1.5: {trainer: {val_check_interval: 2}}\n"
-    path.write_text("trainer:\n  val_check_interval: 5  # often\n" + cells)
+    path.write_text(
+        "trainer:\n  val_check_interval: 5  # often\ncells:\n  one: {trainer: {val_check_interval: 1}, rollout: {a: 3}}\n"
+        "  r1.5: {trainer: {val_check_interval: 2}}\n"
+    )
     convert_file(path)
     assert path.read_text() == (
         "cells:\n  one: {rollout: {a: 3, validate_every_rollouts: 1}}\n"
@@ -86,7 +89,8 @@ def test_an_option_without_a_successor_is_removed_if_it_is_null(tmp_path: Path) 
     path = tmp_path / "run.yaml"
     path.write_text(
         "trainer:\n  check_val_every_n_epoch: null\n  max_steps: 4\n"
-        "cells:\n  one: {trainer: {check_val_every_n_epoch: null}, seed: 1}\n  two: {trainer: {check_val_every_n_epoch: 2}}\n"
+        "cells:\n  one: {trainer: {check_val_every_n_epoch: null}, seed: 1}\n"
+        "  two: {trainer: {check_val_every_n_epoch: 2}}\n"
     )
     convert_file(path)
     assert path.read_text() == (

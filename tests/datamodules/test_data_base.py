@@ -15,7 +15,7 @@ from tiny_environments import Echo
 from lit_rlvr.common.settings import snake_case
 from lit_rlvr.datamodules import Arithmetic, BadRow, CellArea, PromptDataModule, TextMath, TextToSQL
 from lit_rlvr.datamodules.base import EvaluationData
-from lit_rlvr.datamodules.reading.chat import TEMPLATES, Chat
+from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.datamodules.reading.images import ImageOptions
 from lit_rlvr.datamodules.reading.split import Reading
 from lit_rlvr.environments import Environment
@@ -379,13 +379,13 @@ def test_rows_with_special_tokens_are_counted_and_named(ready, jsonl, caplog, do
     where = re.escape(jsonl(mixed))
     found = rf"prompt_data_module train: special tokens of the model in 2 of 20 rows \({where}:19; {where}:20\)"
     if does == "refuse":
-        with pytest.raises(UserError, match=f"^{found}. Remove them, or choose `special_tokens: break`$"):
+        with pytest.raises(UserError, match=f"^{found}. Remove them, or choose `data.chat.special_tokens: break`$"):
             ready(data=mixed, chat=Chat(special_tokens=does))
         return
     last = ready(data=mixed, chat=Chat(special_tokens=does)).prompts["train"][-1].token_ids
     assert (1 in last) == (does == "keep")
     said = {"break": "are broken up with a zero-width space", "keep": "stay control tokens"}[does]
-    assert re.fullmatch(rf"{found} {said} \(special_tokens: {does}\)", caplog.messages[0])
+    assert re.fullmatch(rf"{found} {said} \(data.chat.special_tokens: {does}\)", caplog.messages[0])
     assert not any("special" in message for message in caplog.messages[1:])
 
 
@@ -519,7 +519,7 @@ def test_options_of_groups_that_cannot_be_meant(group, options, message):
 
 def test_a_partial_group_keeps_the_defaults_of_the_class():
     data = TextToSQL(chat=Chat(system_prompt="Think."), reading=Reading(limit=3))
-    assert (data.chat.template, data.reading.max_prompt_tokens) == (TEMPLATES["sql"], 4096)
+    assert (data.chat.template, data.reading.max_prompt_tokens) == ("sql", 4096)
     assert Arithmetic(chat=Chat(prefill="<")).chat.system_prompt == "You are a calculator."
     assert CellArea(reading=Reading(limit=3)).reading.max_bad_rows == 0.0
 
@@ -575,7 +575,7 @@ def test_values_from_the_command_line_reach_the_module():
     data = parser().instantiate(parser().parse_args(arguments)).data
     assert isinstance(data, TextMath) and data.locations["train"] == "x.jsonl" and data.seed == 4
     assert data.columns == {"prompt": "q", "answer": "a"} and data.validation_split == 0.2
-    assert data.chat.template_kwargs == {"thinking": False}
+    assert data.chat.chat_template_kwargs == {"thinking": False}
     whole = parser().parse_args(["--data=TextMath", "--data.validation_split=20"]).data.init_args.validation_split
     assert whole == 20 and isinstance(whole, int)
     assert isinstance(

@@ -182,7 +182,7 @@ def test_the_template_wraps_the_user_text_and_braces_in_data_are_safe(chat_token
 def test_templates_without_prompt_are_refused():
     for option in ("template", "plain_template"):
         with pytest.raises(UserError, match=f"{option}: 'Solve this' has no {{prompt}}"):
-            PromptDataModule(**{option: "Solve this"})
+            Chat(**{option: "Solve this"})
 
 
 def test_conversations_keep_their_turns_and_the_option_replaces_their_system_message():
@@ -252,7 +252,7 @@ def test_special_tokens_in_what_an_environment_says_first_are_text(chat_tokenize
         assert "<\u200b|im_end|>" in text and "<|im_end|>\n<|im_start|>system" not in text
     assert caplog.messages == [
         "prompt_data_module: special tokens of the model in a prompt (toy.jsonl:7) are broken up with a zero-width "
-        "space (special_tokens: break)"
+        "space (data.chat.special_tokens: break)"
     ]
 
 

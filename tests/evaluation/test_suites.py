@@ -153,8 +153,8 @@ def test_a_system_prompt_replaces_the_suites_instruction() -> None:
     ):
         (suite,) = find_suites("math500", {}, given)
         chat = suite.data.chat
-        assert (chat.system_prompt is None) == (system is None) and (system or "") in (chat.system_prompt or "")
-        assert chat.template.replace("{prompt}", question).endswith(user)
+        assert (chat.system_prompt is None) == (system is None) and (system or "") in (chat.system_text or "")
+        assert chat.template_text.replace("{prompt}", question).endswith(user)
     (sql,) = find_suites("spider", {}, {"system_prompt": "Be brief."})
     (own,) = find_suites("spider", {}, {})
     assert sql.data.chat.template == own.data.chat.template, "a class's own form is no second instruction"
@@ -172,8 +172,8 @@ def test_the_protocols_are_the_papers() -> None:
     assert (apmpo.samples, small.samples, apmpo.temperature, apmpo.prompts) == (1, 16, 0.6, {})
     for name in ("geometry3k", "huatuo"):  # A-GRAE's prompt comes with its protocol alone
         (own,), (theirs,) = (find_suites(name, {}, {"protocol": paper}) for paper in ("apmpo", "agrae"))
-        assert own.data.chat.system_prompt is None and "within \\boxed{}" in own.data.chat.template
-        assert "internal monologue" in theirs.data.chat.system_prompt and "boxed" not in theirs.data.chat.template
+        assert own.data.chat.system_prompt is None and "within \\boxed{}" in own.data.chat.template_text
+        assert "internal monologue" in theirs.data.chat.system_text and "boxed" not in theirs.data.chat.template_text
 
 
 def test_the_nearest_setting_counts() -> None:

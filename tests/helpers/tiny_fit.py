@@ -118,6 +118,7 @@ def fit(
     rewards: Sequence[str] | None = ("tiny_rewards.first_token",),
     engine: RolloutEngine | None = None,
     prompts_per_rollout: int = 6,
+    validate_every_rollouts: int | None = None,
     group_size: int = 4,
     sampling: Sampling | None = None,
     max_failure_rate: float = 0.05,
@@ -142,6 +143,7 @@ def fit(
         sampling=sampling or Sampling(max_tokens=T_MAX),
         rewards=None if rewards is None else [FunctionReward(path, truncated_is_wrong=False) for path in rewards],
         environment=environment,
+        validate_every_rollouts=validate_every_rollouts,
         safeguards=Safeguards(
             max_failure_rate=max_failure_rate, probe_every=probe_every, max_group_seconds=max_group_seconds
         ),
@@ -154,8 +156,7 @@ def fit(
     )  # fmt: skip
     trainer = Trainer(**usual | (trainer_options or {}))
     trainer.fit(
-        module,
-        datamodule=data or Arithmetic(prompts_per_rollout=prompts_per_rollout, held_out=10),
+        module, datamodule=data or Arithmetic(prompts_per_rollout=prompts_per_rollout, held_out=10),
         ckpt_path=checkpoint,
     )
     return module, recorder

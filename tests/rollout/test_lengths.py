@@ -50,8 +50,8 @@ def test_the_longest_prompt_counts_and_what_to_lower_is_said(tiny_model_folder: 
         check_lengths(str(tiny_model_folder), [fits, over])
     assert str(error.value) == (
         "math train: prompt row-1000 has 1000 tokens, which with rollout.sampling.max_tokens=25 is more than the "
-        "model's context of 1024 tokens; lower data.init_args.reading.max_prompt_tokens to 999 or rollout.sampling.max_tokens "
-        "to 24, or raise it by model.config_overrides"
+        "model's context of 1024 tokens; lower data.init_args.reading.max_prompt_tokens to 999 or "
+        "rollout.sampling.max_tokens to 24, or raise it by model.config_overrides"
     )
     grown = replace(fits, min_prompt_tokens=1001)
     with pytest.raises(
@@ -68,9 +68,15 @@ def test_the_longest_prompt_counts_and_what_to_lower_is_said(tiny_model_folder: 
 
 @pytest.mark.parametrize(("command", "said"), [
     ((*FIT, "--rollout.sampling.max_tokens", 1000000), ("arithmetic train: prompt", "; lower rollout.sampling.")),
-    ((*FIT, "--rollout.evaluation.sampling.max_tokens", 1024), ("arithmetic validation: ", "; lower rollout.evaluation.sampling.")),
+    (
+        (*FIT, "--rollout.evaluation.sampling.max_tokens", 1024),
+        ("arithmetic validation: ", "; lower rollout.evaluation.sampling."),
+    ),
     ((*FIT, *LONG), ("arithmetic train: prompt", "; lower data.init_args.reading.max_prompt_tokens to 1016")),
-    (("validate", *FIT[1:], *LONG), ("arithmetic validation: ", "; lower data.init_args.reading.max_prompt_tokens to 1016")),
+    (
+        ("validate", *FIT[1:], *LONG),
+        ("arithmetic validation: ", "; lower data.init_args.reading.max_prompt_tokens to 1016"),
+    ),
     (("filter", *FIT[1:], *LONG, "--out", "kept.jsonl"), ("arithmetic train: ", "max_prompt_tokens to 1016")),
 ])  # fmt: skip
 def test_what_does_not_fit_is_one_line_before_weights_load(

@@ -139,8 +139,8 @@ def test_no_token_is_older_than_allowed_and_each_group_is_trained_on_once(
     late = probe.rollouts[0].prompts[0].sample.id
     seen = Late(late, threading.Event())
     engine.held[late] = seen.held
-    fit(tiny_model_folder, tmp_path / "run", steps=steps, engine=engine, prompts_per_rollout=prompts, staleness=staleness,
-        recorder=seen)  # fmt: skip
+    fit(tiny_model_folder, tmp_path / "run", steps=steps, engine=engine, prompts_per_rollout=prompts,
+        staleness=staleness, recorder=seen)  # fmt: skip
     ages = []
     for step, rollout in enumerate(seen.rollouts):
         assert rollout.versions is not None and len(rollout.prompts) == prompts

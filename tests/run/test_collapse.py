@@ -163,7 +163,8 @@ def ruined(run_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: 
     options = {
         "model.init_args.model": "tiny-llama", "model.init_args.lr": 0.05, "model.init_args.warmup_steps": 6,
         "data.init_args.prompts_per_rollout": 16, "data.init_args.high": 9, "data.init_args.question": "{a}+{b}=",
-        "data.init_args.chat.system_prompt": "null", "rollout.group_size": 8, "rollout.evaluation.sampling.temperature": 1.0,
+        "data.init_args.chat.system_prompt": "null", "rollout.group_size": 8,
+        "rollout.evaluation.sampling.temperature": 1.0,
         "rollout.rewards": json.dumps([{"class_path": "OpenAnswer", "init_args": {"exact": True}}]),
         "rollout.sampling.max_tokens": 5, "warm_start.steps": 60, "warm_start.checked": 32,
         "trainer.max_steps": 8, "rollout.validate_every_rollouts": 4, "checkpoint.every": 1, "checkpoint.minutes": 0,

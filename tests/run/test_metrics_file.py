@@ -85,7 +85,7 @@ RUNS: dict[str, tuple[Any, ...]] = {
     "plain": (
         *("--model.init_args.kl_coef", 0.1, "--model.init_args.lr", "auto"),
         *("--model.init_args.importance_correction", "token_mis", "--model.init_args.importance_floor", 0.5),
-        *("--rollout.evaluation.samples", 2, "--rollout.evaluation.sampling.temperature", 1, "--rollout.evaluation.greedy", "true"),
+        *("--rollout.evaluation", "{samples: 2, sampling: {temperature: 1}, greedy: true}"),
     ),
     "reference": (
         *("--model", "AAPO", "--model.init_args.advantage", "{class_path: AGRAE, init_args: {base: aapo}}"), *ONE,

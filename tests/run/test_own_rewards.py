@@ -206,8 +206,8 @@ def test_rewards_get_the_prefill_in_training_and_validation(run_folder: Path, li
     assert float(row["reward/opened/parse_fail"]) == float(row["reward/status/parse_fail"]) == 1.0
     assert "In the way: reward opened finds no answer in 100% of the completions, such as '" in result.err
     Path("opened").unlink()
-    again = lit_rlvr("fit", "--config", "tiny.yaml", *OPENED, "--data.init_args.chat.score_prefill", "true", "--overwrite",
-                     "true")  # fmt: skip
+    again = lit_rlvr("fit", "--config", "tiny.yaml", *OPENED, "--data.init_args.chat.score_prefill", "true",
+                     "--overwrite", "true")  # fmt: skip
     assert again.status == 0, again.err
     lines = Path("opened").read_text().splitlines()
     assert set(lines) == {"'' '<think>'"}

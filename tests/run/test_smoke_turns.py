@@ -17,14 +17,7 @@ def test_the_sql_recipe_runs(
     tmp_path: Path, tiny_model_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    small = (
-        "--data.init_args.evaluation.limit",
-        "8",
-        "--data.init_args.prompts_per_rollout",
-        "2",
-        "--trainer.max_steps",
-        "2",
-    )
+    small = ("--data.evaluation.limit", "8", "--data.prompts_per_rollout", "2", "--trainer.max_steps", "2")
     result = lit_rlvr("fit", "--config", "smoke/sql_turns", "--model.init_args.model", tiny_model_folder, *small,
                       "--rollout.engine", "hf", "--trainer.precision", "32-true", "--trainer.accelerator", "cpu",
                       "--warm_start.steps", "0", "--trainer.default_root_dir", tmp_path / "run",
@@ -37,8 +30,8 @@ def test_the_sql_recipe_runs(
 @pytest.mark.slow
 def test_a_model_learns_to_use_its_tool(tmp_path: Path, lit_rlvr: CLI) -> None:
     """In 40 of the recipe's 100 steps, from 23 % of 1,024 samples on held-out pairs (standard error 1.5 %)."""
-    result = lit_rlvr("fit", "--config", "smoke/tools", "--trainer.max_steps", "40", "--rollout.validate_every_rollouts",
-                      "40", "--trainer.default_root_dir", tmp_path / "run")  # fmt: skip
+    result = lit_rlvr("fit", "--config", "smoke/tools", "--trainer.max_steps", "40",
+                      "--rollout.validate_every_rollouts", "40", "--trainer.default_root_dir", tmp_path / "run")  # fmt: skip
     assert result.status == 0, result.err
     told = summary(tmp_path / "run")
     assert told["accuracy_after"] - told["accuracy_before"] > 0.1, told

@@ -69,7 +69,7 @@ def assert_same_training(ours: Path, theirs: Path, tolerance: float = 1e-6) -> N
 def test_two_processes_end_where_one_does(run_folder: Path, lit_rlvr: CLI, ways: dict[str, tuple[str, ...]]) -> None:
     """With what could differ: a last validation batch of one prompt, small micro-batches, dead groups, a KL term."""
     shared = (
-        "--data.init_args.held_out", "17", "--rollout.evaluation.samples", "2", "--rollout.evaluation.sampling.temperature", "1",
+        "--data.init_args.held_out", "17", "--rollout.evaluation", "{samples: 2, sampling: {temperature: 1}}",
         "--model.init_args.tokens_per_microbatch", "120", "--model.init_args.kl_coef", "0.1",
         "--model.init_args.lr", "1e-4", "--model.init_args.aggregation", "token_mean",
     )  # fmt: skip

@@ -112,7 +112,7 @@ def train(folder: Path, root: Path, data: Callable[[], PromptDataModule] | None 
     torch.manual_seed(0)  # LoRA's first weights
     usual = {
         "algorithm": WatchedGRPO, "prompts_per_rollout": 4, "group_size": 3, "tokens_per_microbatch": 50, "lr": 1e-3,
-        "updates_per_rollout": 2, "sampling": Sampling(max_tokens=4), "data": None if data is None else data(),
+        "updates_per_rollout": 2, "validate_every_rollouts": 1, "sampling": Sampling(max_tokens=4), "data": None if data is None else data(),
     }  # fmt: skip
     return fit(folder, root, **usual | more)
 
