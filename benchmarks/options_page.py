@@ -19,13 +19,16 @@ from jsonargparse._util import get_import_path
 
 import lit_rlvr.rewards
 from lit_rlvr import advantages, algorithms, datamodules
+from lit_rlvr.algorithms.apmpo_schedule import PowerSchedule
 from lit_rlvr.cli.commands import COMMANDS
 from lit_rlvr.cli.early_check import INDEX
 from lit_rlvr.cli.errors import class_arguments, known_classes
 from lit_rlvr.cli.lightning_cli import ConfigCheck
 from lit_rlvr.environments import Calculator, Crop, Environment, EnvironmentReward, GuessNumber, Python, SQLShell
 from lit_rlvr.evaluation.diversity import CosineSimilarity, JudgeScore, SelfBLEU4, SentenceEmbedder
+from lit_rlvr.objectives import Importance
 from lit_rlvr.policy.adapters import Lora
+from lit_rlvr.policy.speed import Compute
 from lit_rlvr.rollout import FileTransfer, HFEngine, NCCLTransfer, RolloutCallback, VLLMEngine, VLLMServerEngine
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.monitor import CollapseMonitor
@@ -34,7 +37,8 @@ from lit_rlvr.run.progress import Budget
 from lit_rlvr.run.trackers import MLflow, TensorBoard, Tracker, Trackio, Wandb
 from lit_rlvr.run.trackers.callback import TRACKER_NAMES
 from lit_rlvr.run.warm_start import WarmStart
-from lit_rlvr.training.optimizer import AutoLR
+from lit_rlvr.training.loss import KL, Loss
+from lit_rlvr.training.optimizer import AutoLR, Optim
 from lit_rlvr.types import EvalSampling, Sampling
 
 REWARDS = (
@@ -70,8 +74,9 @@ def _type(annotation: Any) -> str:
 def _default(value: Any) -> str:
     if value is inspect.Parameter.empty:
         return "required"
-    if dataclasses.is_dataclass(value):
-        return f"see {type(value).__name__}"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        own = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if getattr(value, f.name) != f.default}
+        return f"`{{{', '.join(f'{name}: {one}' for name, one in own.items())}}}`" if own else "see below"
     return f"`{value!r}`".replace("\n", "\\n")
 
 
@@ -101,6 +106,8 @@ def options_reference() -> str:
         ("model", algorithm, _public(algorithms)),
         ("model.advantage", None, [cls for _, cls in sorted(advantages.REGISTRY.items())]),
         ("data", data, [cls for cls in _public(datamodules) if issubclass(cls, data)]),
+        ("model.optim, loss, kl, importance, compute", None, [Optim, Loss, KL, Importance, Compute]),
+        ("model.schedule of APMPO", None, [PowerSchedule]),
         ("model.lr, model.lora", None, [AutoLR, Lora]),
         ("rollout", None, [RolloutCallback, Sampling, EvalSampling]),
         ("rollout.engine", None, [HFEngine, VLLMEngine, VLLMServerEngine]),

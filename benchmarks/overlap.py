@@ -167,7 +167,7 @@ def train(asked: dict[str, Any]) -> dict[str, Any]:
     seed_everything(asked["seed"], verbose=False)
     torch.set_num_threads(1)
     clock, engine = Clock(), LogNormalLengths([asked["url"]], FileTransfer(), timeout=120)
-    module = GRPO(model="tiny-llama", lr=asked["lr"], importance_correction=asked["correction"])
+    module = GRPO(model="tiny-llama", lr=asked["lr"], importance={"correction": asked["correction"]})
     rollout = RolloutCallback(
         group_size=asked["group_size"], rewards=[EvenTokens(truncated_is_wrong=False)], staleness=asked["k"],
         replay=Replay(record=0.0), sampling=Sampling(max_tokens=asked["longest"], banned_token_ids=eos_tokens()),

@@ -46,8 +46,8 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "GRPO": ("GRPO", {"advantage": ("GRPOAdvantage", TRL_ADVANTAGE)}, {"loss_type": "grpo"}),
     "DAPO, two-sided, KL": (
         "DAPO",
-        {"advantage": ("GRPOAdvantage", TRL_ADVANTAGE), "dual_clip": 4.0, "dynamic_sampling": False, "kl_coef": 0.05,
-         "kl_bias_correction": True},
+        {"advantage": ("GRPOAdvantage", TRL_ADVANTAGE), "dual_clip": 4.0, "dynamic_sampling": False, 
+         "kl": {"coef": 0.05, "bias_correction": True}},
         {"loss_type": "dapo", "epsilon_high": 0.28, "delta": 4.0, "beta": 0.05},
     ),
     "Dr. GRPO": ("DrGRPO", {}, {"loss_type": "dr_grpo", "scale_rewards": "none"}),
@@ -184,7 +184,7 @@ def train_ours(options: Any, folder: str, recorder: Recorder, name: str, setting
         estimator, chosen = settings.pop("advantage")
         settings["advantage"] = getattr(advantages, estimator)(**chosen)
     module = getattr(algorithms, name)(
-        model=folder, lr=options.lr, epochs_per_rollout=options.epochs, importance_correction="none", **settings
+        model=folder, lr=options.lr, epochs_per_rollout=options.epochs, importance={"correction": "none"}, **settings
     )
     rollout = RolloutCallback(
         group_size=options.group_size, engine=Replaying(recorder.rollouts), safeguards=Safeguards(probe_every=0),

@@ -270,8 +270,8 @@ def checks_arguments(config_key: str) -> Callable[[_C], _C]:
 
 
 def option_group(config_key: str) -> Callable[[_C], _C]:
-    """Make a frozen dataclass a group of options: it checks its arguments, and remembers which ones were given, so that
-    a class's own defaults can stand in for the others (`with_class_defaults`)."""
+    """Make a frozen dataclass a group of options, which may be a dict in Python: it checks its arguments, and remembers
+    which ones were given, so that a class's own defaults can stand in for the others (`with_class_defaults`)."""
 
     def decorate(cls: _C) -> _C:
         init = checks_arguments(config_key)(cls).__init__  # type: ignore[misc]
@@ -282,6 +282,7 @@ def option_group(config_key: str) -> Callable[[_C], _C]:
             init(self, *args, **kwargs)
 
         cls.__init__ = __init__  # type: ignore[misc]
+        cls.given = ()  # type: ignore[attr-defined]
         return cls
 
     return decorate
@@ -340,6 +341,8 @@ def fits(value: Any, hint: Any) -> bool:
     if hint is str:
         return isinstance(value, str | os.PathLike)
     cls = kind or hint
+    if hasattr(cls, "given") and isinstance(value, Mapping):  # a group of options, which checks its fields
+        return True
     if cls in (list, tuple, set, frozenset):
         return isinstance(value, Sequence | Set) and not isinstance(value, str) and _all_fit(value, inner)
     if isinstance(cls, type) and issubclass(cls, Mapping):

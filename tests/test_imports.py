@@ -23,7 +23,7 @@ LAYERS = [
     {"rollout"},
     {"run"},
     {"evaluation"},
-    {"commands.doctor", "commands.plan", "commands.report", "commands.serve"},
+    {"commands.convert", "commands.doctor", "commands.plan", "commands.report", "commands.serve"},
     {"cli", "commands.watch"},
     {"__main__", "commands.compare", "commands.parity"},
     {"commands.check"},

@@ -7,14 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from lit_rlvr.advantages import Advantage, GroupBatch
-from lit_rlvr.algorithms.apmpo_schedule import (
-    PowerSchedule,
-    adaptive_clip,
-    adaptive_power,
-    check_bounds,
-    feedback_stability,
-    reward_statistics,
-)
+from lit_rlvr.algorithms import apmpo_schedule as paper
+from lit_rlvr.algorithms.apmpo_schedule import PowerSchedule
+from lit_rlvr.common.settings import with_class_defaults
 from lit_rlvr.errors import check_within
 from lit_rlvr.objectives import LossInputs, Stats, check_dual_clip, clipped_log_ratio, log_power_mean, row_sum
 from lit_rlvr.training.loss import KL
@@ -43,30 +38,23 @@ class APMPO(RLVRModule):
     needs_updates, sequence_level, fixes_aggregation = True, True, True
 
     def __init__(
-        self,
-        advantage: Advantage | str = "grpo",
-        kl: KL = KL(coef=0.001),
-        gamma: float = 0.8,
-        eps_low: float = 0.2,
-        eps_min: float = 0.2,
-        eps_max: float = 0.4,
-        adaptive_lower: bool = False,
-        dual_clip: float | None = None,
-        schedule: PowerSchedule = PowerSchedule(),
-        **kwargs: Any,
-    ) -> None:
+        self, advantage: Advantage | str = "grpo", kl: KL = KL(coef=0.001), gamma: float = 0.8, eps_low: float = 0.2,
+        eps_min: float = 0.2, eps_max: float = 0.4, adaptive_lower: bool = False, dual_clip: float | None = None,
+        schedule: PowerSchedule = PowerSchedule(), **kwargs: Any,
+    ) -> None:  # fmt: skip
         super().__init__(advantage=advantage, kl=kl, **kwargs)
         check_within("[0, inf)", "model", gamma=gamma)
         check_dual_clip(dual_clip)
-        check_bounds(eps_low, eps_min, eps_max, adaptive_lower)
+        paper.check_bounds(eps_low, eps_min, eps_max, adaptive_lower)
         self.gamma, self.eps_low, self.eps_min, self.eps_max = gamma, eps_low, eps_min, eps_max
-        self.adaptive_lower, self.dual_clip, self.schedule = adaptive_lower, dual_clip, schedule
+        self.adaptive_lower, self.dual_clip = adaptive_lower, dual_clip
+        self.schedule = with_class_defaults(type(self), "schedule", schedule)
 
     def observe(self, group: GroupBatch) -> dict[str, float]:
-        mu, sigma = reward_statistics(group, self.schedule.statistics_from, self.schedule.statistics)
-        fss = feedback_stability(mu, sigma, self.schedule.delta, self.schedule.fss)
-        self._p = adaptive_power(mu, self.gamma, self.schedule.power_schedule, self.schedule.power)  # (P,)
-        self._eps = adaptive_clip(fss, self.eps_min, self.eps_max, self.schedule.squash)  # (P,)
+        mu, sigma = paper.reward_statistics(group, self.schedule.statistics_from, self.schedule.statistics)
+        fss = paper.feedback_stability(mu, sigma, self.schedule.delta, self.schedule.fss)
+        self._p = paper.adaptive_power(mu, self.gamma, self.schedule.power_schedule, self.schedule.power)  # (P,)
+        self._eps = paper.adaptive_clip(fss, self.eps_min, self.eps_max, self.schedule.squash)  # (P,)
         return {"p": float(self._p.mean()), "fss": float(fss.mean()), "eps_ada": float(self._eps.mean())}
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:

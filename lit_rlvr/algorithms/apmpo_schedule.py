@@ -13,10 +13,10 @@ from torch import Tensor
 
 from lit_rlvr.advantages import GroupBatch
 from lit_rlvr.advantages.base import group_std, impute
-from lit_rlvr.errors import UserError, check_within, checks_arguments
+from lit_rlvr.errors import UserError, check_within, option_group
 
 
-@checks_arguments("model.schedule")
+@option_group("model.schedule")
 @dataclass(frozen=True)
 class PowerSchedule:
     """How APMPO's exponent p and its upper clip follow the rewards; other values than the defaults are ablations.

@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -169,7 +168,7 @@ def convert_yaml(text: str, where: str, found: dict[str, str]) -> str:
         if not former:
             return text
         entry, new = former[0]
-        found.update({".".join(entry.path): new})
+        found[".".join(entry.path)] = new
         if new:
             text = _move(text, entry, new, where)
         else:
@@ -196,7 +195,8 @@ def _move(text: str, entry: Entry, new: str, where: str) -> str:
     value = text[entry.key.end_mark.index : _end(entry.value)]
     is_block = not entry.parents[-1].flow_style and not mapping.flow_style
     if mapping.flow_style and not isinstance(entry.value, yaml.ScalarNode) and not entry.value.flow_style:
-        value = ": " + yaml.safe_dump(_plain(entry.value), default_flow_style=True, width=10**6).strip()
+        plain = yaml.safe_load(yaml.serialize(entry.value))
+        value = ": " + yaml.safe_dump(plain, default_flow_style=True, width=10**6).strip()
     comment = _comment(text, entry)
     opening = "".join(f"{name}: {{" for name in names[:-1])
     addition = f"{opening}{names[-1]}{value}{'}' * (len(names) - 1)}"
@@ -306,8 +306,3 @@ def _indented(text: str, columns: int) -> str:
     first, *others = text.split("\n")
     moved = [" " * columns + line if columns >= 0 else line[-columns:] for line in others]
     return "\n".join([first, *(line if line.strip() else "" for line in moved)])
-
-
-def _plain(node: yaml.Node) -> Any:
-    """Return the value of a node."""
-    return yaml.safe_load(yaml.serialize(node))

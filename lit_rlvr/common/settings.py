@@ -39,8 +39,13 @@ def class_default(cls: type, name: str) -> Any:
 
 def with_class_defaults(cls: type, name: str, group: Any) -> Any:
     """Return a group of options of a class, where the class's own defaults stand in for the fields that were not given:
-    `DAPO(loss=Loss(entropy_coef=0.1))` keeps DAPO's aggregation."""
-    return replace(class_default(cls, name), **{field: getattr(group, field) for field in group.given})
+    `DAPO(loss=Loss(entropy_coef=0.1))` keeps DAPO's aggregation.
+
+    Args:
+        group: the group, or a mapping of its fields.
+    """
+    given = group if isinstance(group, Mapping) else {field: getattr(group, field) for field in group.given}
+    return replace(class_default(cls, name), **given)
 
 
 def snake_case(class_name: str) -> str:

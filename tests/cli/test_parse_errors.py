@@ -121,8 +121,8 @@ SAID: dict[str, tuple[dict[str, Any], str]] = {
         "model.lr: give a number, or 'auto', not x",
     ),
     "choice": (
-        {"model": {"class_path": "GRPO", "init_args": {"lr_schedule": "up"}}},
-        "model.lr_schedule: give one of 'constant', 'linear', 'cosine', not up",
+        {"model": {"class_path": "GRPO", "init_args": {"optim": {"lr_schedule": "up"}}}},
+        "model.optim.lr_schedule: give one of 'constant', 'linear', 'cosine', not up",
     ),
     "type": ({"rollout": {"group_size": "many"}}, "rollout.group_size: give a whole number, not many"),
     "union": ({"budget": {"samples": 1.5}}, "budget.samples: give a whole number, not 1.5"),
@@ -189,7 +189,7 @@ def test_what_is_wrong_is_said_in_one_line(fit: ConfigCheck, case: str) -> None:
         (["fit", "--modle.init_args.lr", "1"], "unknown option '--modle.init_args.lr'; did you mean "
          "'--model.init_args.lr'?"),
         (["fit", "--confg", "x"], "unknown option '--confg'; did you mean '--config'?"),
-        (["fit", "--beta", "0"], "unknown option '--beta'; did you mean '--model.init_args.kl_coef'?"),
+        (["fit", "--beta", "0"], "unknown option '--beta'; did you mean '--model.init_args.kl.coef'?"),
         (["fit", "--num_generations=8"], "unknown option '--num_generations'; did you mean '--rollout.group_size'?"),
         (["fit", *CLASSES, "--model.init_args.beta", "0"], "model: lit_rlvr.algorithms.GRPO has no option 'beta'; "
          "did you mean 'kl_coef'?"),
@@ -305,7 +305,7 @@ def test_a_class_may_take_null_where_its_base_does_not(fit: ConfigCheck) -> None
 def test_all_that_the_classes_refuse_is_said_at_once(fit: ConfigCheck) -> None:
     """Of an option at its default instead of a refused one nothing more is said, nor of what has a refused part."""
     wrong = {
-        "model": {"class_path": "GRPO", "init_args": {"lr": -1, "kl_coef": -1, "clip_low": 3}},
+        "model": {"class_path": "GRPO", "init_args": {"lr": -1, "kl": {"coef": -1}, "clip_low": 3}},
         "rollout": {
             "sampling": {"max_tokens": 0},
             "rewards": [{"class_path": "MathAnswer", "init_args": {"weight": math.nan}}],
@@ -316,7 +316,7 @@ def test_all_that_the_classes_refuse_is_said_at_once(fit: ConfigCheck) -> None:
         fit.check(RIGHT | wrong)
     assert sorted(error.value.messages) == [
         "model.clip_low: 3.0 must lie in [0, 1]",
-        "model.kl_coef: -1.0 must lie in [0, inf)",
+        "model.kl.coef: -1.0 must lie in [0, inf)",
         "model.lr: -1.0 must lie in [0, inf)",
         "rewards.MathAnswer.weight must be a finite number, got nan",
         "sampling.max_tokens: 0 must be >= 1",

@@ -135,7 +135,8 @@ def fit(
     **options: Any,
 ) -> tuple[Any, Recorder]:
     recorder = recorder or Recorder()
-    module: Any = algorithm(model=str(folder), **{"lr": 1e-2, "max_grad_norm": 0.0} | options)
+    options["optim"] = {"max_grad_norm": 0.0} | options.get("optim", {})
+    module: Any = algorithm(model=str(folder), **{"lr": 1e-2} | options)
     module.recorder, module.skip_nothing = recorder, skip_nothing
     rollout = RolloutCallback(
         group_size=group_size,

@@ -70,7 +70,7 @@ def test_with_adapters_in_vllm_resume_is_exact(run_folder: Path, lit_rlvr: CLI) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", [("GRPO", "--model.init_args.kl_coef", "0.1"), ("AAPO",)])
+@pytest.mark.parametrize("model", [("GRPO", "--model.init_args.kl.coef", "0.1"), ("AAPO",)])
 def test_the_reference_is_the_model_without_adapters(run_folder: Path, lit_rlvr: CLI, model: tuple[str, ...]) -> None:
     options = ("--model", *model, *LORA, *to("run"), "--trainer.max_steps", "3")
     fit(lit_rlvr, *options)
@@ -84,5 +84,5 @@ def test_the_reference_is_the_model_without_adapters(run_folder: Path, lit_rlvr:
 
 def test_a_reference_that_is_renewed_is_refused(run_folder: Path, lit_rlvr: CLI) -> None:
     result = lit_rlvr("fit", "--config", "tiny.yaml", "--model", "AAPO", *LORA, *to("run"),
-                      "--model.init_args.reference_update_every", "2")  # fmt: skip
+                      "--model.init_args.kl.reference_update_every", "2")  # fmt: skip
     assert result.status == 2 and "reference_update_every: with model.lora" in result.err

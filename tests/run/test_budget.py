@@ -115,7 +115,7 @@ def test_epochs_and_budgets_limit_a_run_together() -> None:
 
 
 TWICE = ("--model.init_args.updates_per_rollout", 2, "--model.init_args.epochs_per_rollout", 2)
-DECAY = ("--model.init_args.lr_schedule", "linear", "--model.init_args.warmup_steps", 2)
+DECAY = ("--model.init_args.optim.lr_schedule", "linear", "--model.init_args.optim.warmup_steps", 2)
 
 
 def rounded(given: int, updates: int, steps: int) -> str:
@@ -187,7 +187,7 @@ def test_a_resumed_run_goes_on_counting(run_folder: Path, lit_rlvr: CLI) -> None
 def test_what_cannot_be_is_one_line(run_folder: Path, lit_rlvr: CLI) -> None:
     result = lit_rlvr(*FIT, "--budget.tokens", 0)
     assert result.status == 2 and "budget.tokens: 0 must lie in" in result.err
-    result = lit_rlvr(*FIT, *ENDLESS, "--budget.samples", 16, "--model.init_args.lr_schedule", "linear")
+    result = lit_rlvr(*FIT, *ENDLESS, "--budget.samples", 16, "--model.init_args.optim.lr_schedule", "linear")
     assert result.status == 2 and "lr_schedule: linear needs trainer.max_steps" in result.err
 
 

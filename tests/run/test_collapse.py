@@ -161,7 +161,7 @@ def ruined(run_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: 
     """Arguments of a run whose learning rate ruins a model that answers sums after a warm start."""
     monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path_factory.getbasetemp() / "collapse"))
     options = {
-        "model.init_args.model": "tiny-llama", "model.init_args.lr": 0.05, "model.init_args.warmup_steps": 6,
+        "model.init_args.model": "tiny-llama", "model.init_args.lr": 0.05, "model.init_args.optim.warmup_steps": 6,
         "data.init_args.prompts_per_rollout": 16, "data.init_args.high": 9, "data.init_args.question": "{a}+{b}=",
         "data.init_args.chat.system_prompt": "null", "rollout.group_size": 8,
         "rollout.evaluation.sampling.temperature": 1.0,

@@ -32,7 +32,7 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.run import ranks
 
 CLI = Callable[..., Any]
-FAULTY = ("--model", "tiny_faults.Faulty", "--model.init_args.tokens_per_microbatch", "160")
+FAULTY = ("--model", "tiny_faults.Faulty", "--model.init_args.compute.tokens_per_microbatch", "160")
 DDP = ("--trainer.strategy", "ddp", "--trainer.devices", "2")
 SHARDED = ("--config", "strategy/fsdp2_cpu")
 LOWERED = "an earlier start ran out of memory: at most 80 tokens at once"

@@ -95,7 +95,7 @@ def test_automatic_micro_batches_are_chosen_once(
 ) -> None:
     """The run's settings have the number, and a resume keeps it whatever the machine has by then."""
     memory = "lit_rlvr.commands.plan.strategies.device_memory"
-    auto = ("--model.init_args.tokens_per_microbatch", "auto", "--trainer.limit_val_batches", 0)
+    auto = ("--model.init_args.compute.tokens_per_microbatch", "auto", "--trainer.limit_val_batches", 0)
 
     def chosen(run: str) -> int:
         return yaml.safe_load((run_folder / run / "config.yaml").read_text())["model"]["init_args"][  # type: ignore[no-any-return]
@@ -119,7 +119,7 @@ def test_automatic_micro_batches_are_chosen_once(
 
 @pytest.mark.parametrize("wrong", ["automatic", "0", "-1", "1.5"])
 def test_other_sizes_of_micro_batches_are_one_line(wrong: str, run_folder: Path, lit_rlvr: CLI) -> None:
-    result = lit_rlvr(*FIT, "--model.init_args.tokens_per_microbatch", wrong)
+    result = lit_rlvr(*FIT, "--model.init_args.compute.tokens_per_microbatch", wrong)
     assert result.status == 2 and len(result.err.strip().splitlines()) == 1, result.err
     assert "tokens_per_microbatch" in result.err and wrong in result.err, result.err
 
@@ -187,7 +187,7 @@ def test_the_seed_decides_the_weights(run_folder: Path, lit_rlvr: CLI) -> None:
 )
 def test_a_resumed_run_is_the_uninterrupted_one(run_folder: Path, lit_rlvr: CLI, updates: int, precision: str) -> None:
     options = ("--model.init_args.updates_per_rollout", updates, "--trainer.precision", precision)
-    schedule = ("--model.init_args.lr_schedule", "constant", "--model.init_args.warmup_steps", 5)
+    schedule = ("--model.init_args.optim.lr_schedule", "constant", "--model.init_args.optim.warmup_steps", 5)
     fit(lit_rlvr, *to("whole"), *options, *schedule, "--trainer.max_steps", 6 * updates)
     fit(lit_rlvr, *to("parts"), *options, *schedule, "--trainer.max_steps", 3 * updates)
     assert summary(run_folder / "parts")["weights_sha256"] != summary(run_folder / "whole")["weights_sha256"]
@@ -273,12 +273,19 @@ def test_other_settings_on_resume_are_named_and_used(run_folder: Path, lit_rlvr:
     fit(lit_rlvr, "--trainer.max_steps", 2)
     same = fit(lit_rlvr, "--trainer.max_steps", 2, "--ckpt_path", "last")
     assert "another" not in same.err
-    options = ("--model.init_args.lr", 5e-4, "--model.init_args.weight_decay", 0.1, "--rollout.sampling.max_tokens", 6)
+    options = (
+        "--model.init_args.lr",
+        5e-4,
+        "--model.init_args.optim.weight_decay",
+        0.1,
+        "--rollout.sampling.max_tokens",
+        6,
+    )
     result = fit(lit_rlvr, "--trainer.max_steps", 3, "--ckpt_path", "last", *options)
     said = [line for line in result.err.splitlines() if line.startswith("resumed with a different ")]
     assert said == [
         "resumed with a different model.init_args.lr: 0.001 -> 0.0005",
-        "resumed with a different model.init_args.weight_decay: 0.0 -> 0.1",
+        "resumed with a different model.init_args.optim.weight_decay: 0.0 -> 0.1",
         "resumed with a different rollout.sampling.max_tokens: 8 -> 6",
         "resumed with a different trainer.max_steps: 2 -> 3",
     ]

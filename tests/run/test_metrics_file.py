@@ -83,8 +83,8 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str) -> None:
 ONE = ("--trainer.max_steps", 1, "--trainer.limit_val_batches", 0)
 RUNS: dict[str, tuple[Any, ...]] = {
     "plain": (
-        *("--model.init_args.kl_coef", 0.1, "--model.init_args.lr", "auto"),
-        *("--model.init_args.importance_correction", "token_mis", "--model.init_args.importance_floor", 0.5),
+        *("--model.init_args.kl.coef", 0.1, "--model.init_args.lr", "auto"),
+        *("--model.init_args.importance.correction", "token_mis", "--model.init_args.importance.floor", 0.5),
         *("--rollout.evaluation", "{samples: 2, sampling: {temperature: 1}, greedy: true}"),
     ),
     "reference": (

@@ -40,7 +40,7 @@ REFUSED = {
     "model, with loggers": ((*RESUME, *LOGGER, "--model.init_args.model", "OTHER"), "its run had model"),
     "algorithm": ((*RESUME, "--model", "DAPO"), "its run had algorithm GRPO"),
     "optimizer": (
-        (*RESUME, "--model.init_args.optimizer", "torch.optim.Adagrad"),
+        (*RESUME, "--model.init_args.optim.optimizer", "torch.optim.Adagrad"),
         "its run had optimizer torch.optim.adamw.AdamW",
     ),
     "adapters": ((*RESUME, "--model.init_args.lora", "{rank: 2}"), "its run had model"),

@@ -59,7 +59,7 @@ ALONE = ("--trainer.devices", "1")
 OFFLOAD = ("--trainer.strategy", "{class_path: tiny_strategies.OffloadedHere}")
 LAST = ("--ckpt_path", "last")
 LORA = ("--model.init_args.lora.rank", "4")
-AAPO = ("--model", "AAPO", "--model.init_args.reference_update_every", "2")
+AAPO = ("--model", "AAPO", "--model.init_args.kl.reference_update_every", "2")
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

@@ -18,7 +18,7 @@ def test_the_recipe_goes_on_exactly(tmp_path: Path, lit_rlvr: Callable[..., Any]
 
     def fit(root: str, steps: int, *more: str) -> None:
         small = ["--data.init_args.evaluation.limit", "8", "--rollout.validate_every_rollouts", "4"]
-        shorter = ["--model.init_args.lr_schedule", "constant", "--trainer.max_steps", str(steps)]
+        shorter = ["--model.init_args.optim.lr_schedule", "constant", "--trainer.max_steps", str(steps)]
         where = ["--trainer.default_root_dir", root]
         result = lit_rlvr("fit", "--config", "smoke/resume", *small, *shorter, *where, *more)
         assert result.status == 0, result.err

@@ -206,10 +206,14 @@ def test_true_precisions_run_or_are_refused_in_one_line(run_folder: Path, lit_rl
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
-        ("accumulate_grad_batches", 2, "use model.init_args.tokens_per_microbatch (memory) or data.init_args.prompts"),
-        ("gradient_clip_val", 2, "use model.init_args.max_grad_norm"),
-        ("gradient_clip_val", 1.0, "use model.init_args.max_grad_norm"),
-        ("gradient_clip_algorithm", "value", "use model.init_args.max_grad_norm"),
+        (
+            "accumulate_grad_batches",
+            2,
+            "use model.init_args.compute.tokens_per_microbatch (memory) or data.init_args.prompts",
+        ),
+        ("gradient_clip_val", 2, "use model.init_args.optim.max_grad_norm"),
+        ("gradient_clip_val", 1.0, "use model.init_args.optim.max_grad_norm"),
+        ("gradient_clip_algorithm", "value", "use model.init_args.optim.max_grad_norm"),
         ("accelerator", "cuda", "cuda: torch "),
         ("accelerator", "gpu", "finds no such device on this machine, only cpu; use auto, and see what `lit-rlvr doct"),
         ("accelerator", "mps", "mps: torch "),

@@ -111,8 +111,9 @@ def train(folder: Path, root: Path, data: Callable[[], PromptDataModule] | None 
     """An iteration, and what was recorded of it."""
     torch.manual_seed(0)  # LoRA's first weights
     usual = {
-        "algorithm": WatchedGRPO, "prompts_per_rollout": 4, "group_size": 3, "tokens_per_microbatch": 50, "lr": 1e-3,
-        "updates_per_rollout": 2, "validate_every_rollouts": 1, "sampling": Sampling(max_tokens=4), "data": None if data is None else data(),
+        "algorithm": WatchedGRPO, "prompts_per_rollout": 4, "group_size": 3,
+        "compute": {"tokens_per_microbatch": 50}, "lr": 1e-3, "updates_per_rollout": 2,
+        "validate_every_rollouts": 1, "sampling": Sampling(max_tokens=4), "data": None if data is None else data(),
     }  # fmt: skip
     return fit(folder, root, **usual | more)
 
@@ -141,7 +142,7 @@ PADDED = LAID_OUT | {"policy/attention.py to": 5}
 SPANS = LAID_OUT | {"policy/spans.py to": 4}
 RECORDED = "training/step.py record_old"  # in an iteration's first update, if there are several
 BY_LENGTH = {"policy/vision_attention.py _by_length": 4}
-RENEWED: dict[str, Any] = {"algorithm": WatchedAAPO, "reference_update_every": 1, "updates_per_rollout": 1}
+RENEWED: dict[str, Any] = {"algorithm": WatchedAAPO, "kl": {"reference_update_every": 1}, "updates_per_rollout": 1}
 TO_16_BITS: dict[str, Any] = {
     "precision": "bf16-mixed",
     "lr": 1e-5,

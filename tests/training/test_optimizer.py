@@ -31,21 +31,26 @@ from lit_rlvr.training.optimizer import (
 
 CLI = Callable[..., Any]
 UNVALIDATED = ("--trainer.limit_val_batches", 0, "--trainer.num_sanity_val_steps", 0)
-SGD = ("--model.init_args.optimizer", "torch.optim.SGD", "--model.init_args.optimizer.init_args.momentum", "0.9")
+SGD = (
+    "--model.init_args.optim.optimizer",
+    "torch.optim.SGD",
+    "--model.init_args.optim.optimizer.init_args.momentum",
+    "0.9",
+)
 
 
 @pytest.mark.parametrize(
     "optimizer",
-    [SGD, pytest.param(("--model.init_args.optimizer", "bitsandbytes.optim.AdamW8bit"), marks=pytest.mark.slow)],
+    [SGD, pytest.param(("--model.init_args.optim.optimizer", "bitsandbytes.optim.AdamW8bit"), marks=pytest.mark.slow)],
     ids=["SGD", "AdamW8bit"],
 )
 @pytest.mark.slow
 def test_a_run_with_it_goes_on_exactly(run_folder: Path, lit_rlvr: CLI, optimizer: tuple[str, ...]) -> None:
-    schedule = (*optimizer, "--model.init_args.lr_schedule", "linear", "--trainer.max_steps", 6)
+    schedule = (*optimizer, "--model.init_args.optim.lr_schedule", "linear", "--trainer.max_steps", 6)
     fit(lit_rlvr, *schedule, *to("whole"))
-    fit(lit_rlvr, *schedule[:-1], 3, *to("parts"), "--model.init_args.lr_schedule", "constant")
-    fit(lit_rlvr, *optimizer, "--model.init_args.lr_schedule", "constant", *to("constant"))
-    fit(lit_rlvr, *optimizer, "--model.init_args.lr_schedule", "constant", *to("parts"), "--ckpt_path", "last")
+    fit(lit_rlvr, *schedule[:-1], 3, *to("parts"), "--model.init_args.optim.lr_schedule", "constant")
+    fit(lit_rlvr, *optimizer, "--model.init_args.optim.lr_schedule", "constant", *to("constant"))
+    fit(lit_rlvr, *optimizer, "--model.init_args.optim.lr_schedule", "constant", *to("parts"), "--ckpt_path", "last")
     assert_same_run(run_folder / "parts", run_folder / "constant", resumed=3)
     rates = [float(row["train/lr"]) for row in metrics(run_folder / "whole")[1:]]
     assert rates == pytest.approx([1e-3 * (6 - k) / 6 for k in range(6)]), "its learning rate is model.lr"
@@ -72,7 +77,7 @@ def test_an_optimizer_that_takes_no_shards_is_refused_before_generation(monkeypa
 
 def test_what_cannot_be_is_one_line() -> None:
     with pytest.raises(UserError, match=r"model\.weight_decay:"):
-        GRPO(optimizer=torch.optim.SGD, weight_decay=0.1)
+        GRPO(optim={"optimizer": torch.optim.SGD, "weight_decay": 0.1})
     matrices = [nn.Parameter(torch.zeros(2))]
     with pytest.raises(UserError, match=r"model\.optimizer:"):
         build_optimizer(matrices, 0.1, (0.9, 0.999), 0.0, torch.optim.Muon)
@@ -81,8 +86,8 @@ def test_what_cannot_be_is_one_line() -> None:
 
 
 def test_a_warmup_that_outlasts_the_run_is_said_before_it_starts(run_folder: Path, lit_rlvr: CLI) -> None:
-    done = fit(lit_rlvr, "--model.init_args.warmup_steps", 3, "--trainer.max_steps", 2, *to("run"))
-    assert done.err.index("model.warmup_steps: 3, but the run has 2 optimizer steps") < done.err.index("step 1/2")
+    done = fit(lit_rlvr, "--model.init_args.optim.warmup_steps", 3, "--trainer.max_steps", 2, *to("run"))
+    assert done.err.index("model.optim.warmup_steps: 3, but the run has 2 optimizer steps") < done.err.index("step 1/2")
     rates = [float(row["train/lr"]) for row in metrics(run_folder / "run")[1:]]
     assert max(rates) == pytest.approx(1e-3 / 3), "as the line says"
 
@@ -91,7 +96,7 @@ def test_a_warmup_that_outlasts_the_run_is_said_before_it_starts(run_folder: Pat
 def test_a_schedule_counts_the_batches_that_an_epoch_is_limited_to(run_folder: Path, lit_rlvr: CLI, limit: str) -> None:
     """Two epochs of 3 of the 4 batches are 6 steps: the rate falls by a sixth a step."""
     options = ("--trainer.limit_train_batches", limit, "--trainer.max_epochs", 2, "--trainer.max_steps", -1)
-    short = (*options, "--model.init_args.lr_schedule", "linear", *UNVALIDATED, *to("run"))
+    short = (*options, "--model.init_args.optim.lr_schedule", "linear", *UNVALIDATED, *to("run"))
     assert "steps: 6 optimizer steps, 6 iterations" in fit(lit_rlvr, *short, "--dry-run").out
     assert "step 6/6" in fit(lit_rlvr, *short).err
     rates = [float(row["train/lr"]) for row in metrics(run_folder / "run")]
@@ -251,5 +256,5 @@ def test_what_is_no_rate_is_one_line(run_folder: Path, lit_rlvr: CLI, lr: str, s
 
 def test_only_adamw_has_a_known_start() -> None:
     with pytest.raises(UserError, match=r"model\.lr: auto knows where AdamW starts, not model\.optimizer"):
-        GRPO(optimizer=torch.optim.SGD, lr="auto")
-    assert GRPO(optimizer=torch.optim.SGD, lr=AutoLR(start=0.1)).lr == AutoLR(start=0.1)
+        GRPO(optim={"optimizer": torch.optim.SGD}, lr="auto")
+    assert GRPO(optim={"optimizer": torch.optim.SGD}, lr=AutoLR(start=0.1)).lr == AutoLR(start=0.1)

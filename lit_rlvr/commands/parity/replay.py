@@ -54,7 +54,7 @@ def replay(batch: Mapping[str, np.ndarray], algorithms: Mapping[str, RLVRModule]
 def replay_one(batch: FrozenBatch, algorithm: RLVRModule) -> dict[str, Tensor]:
     """Compute one algorithm's `loss`, `advantages` and `dlogp`."""
     if algorithm.kl.coef > 0 and batch.ref is None:
-        raise UserError("kl.coef is above 0, and the batch has no ref_logp; add the array or set it to 0")
+        raise UserError("kl.coef is above 0, and the batch has no ref_logp; add the array or set kl.coef: 0")
     if algorithm.advantage.needs_reference and batch.reference_rewards is None:
         raise UserError("its advantage needs reference_rewards (P, G), and the batch has none; add the array")
     return replay_step(algorithm_step(batch, algorithm), batch)
