@@ -24,12 +24,19 @@ from lit_rlvr.cli.commands import COMMANDS
 from lit_rlvr.cli.early_check import INDEX
 from lit_rlvr.cli.errors import class_arguments, known_classes
 from lit_rlvr.cli.lightning_cli import ConfigCheck
+from lit_rlvr.datamodules.base import EvaluationData
+from lit_rlvr.datamodules.reading.chat import Chat
+from lit_rlvr.datamodules.reading.images import ImageOptions
+from lit_rlvr.datamodules.reading.split import Reading
+from lit_rlvr.engines.synced import Safeguards
 from lit_rlvr.environments import Calculator, Crop, Environment, EnvironmentReward, GuessNumber, Python, SQLShell
 from lit_rlvr.evaluation.diversity import CosineSimilarity, JudgeScore, SelfBLEU4, SentenceEmbedder
 from lit_rlvr.objectives import Importance
 from lit_rlvr.policy.adapters import Lora
 from lit_rlvr.policy.speed import Compute
 from lit_rlvr.rollout import FileTransfer, HFEngine, NCCLTransfer, RolloutCallback, VLLMEngine, VLLMServerEngine
+from lit_rlvr.rollout.callback import Evaluation
+from lit_rlvr.rollout.record import Replay
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.monitor import CollapseMonitor
 from lit_rlvr.run.outputs import RunFolder
@@ -75,7 +82,7 @@ def _default(value: Any) -> str:
     if value is inspect.Parameter.empty:
         return "required"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        own = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if getattr(value, f.name) != f.default}
+        own = {name: one for name, one in vars(value).items() if name != "given" and one != vars(type(value)())[name]}
         return f"`{{{', '.join(f'{name}: {one}' for name, one in own.items())}}}`" if own else "see below"
     return f"`{value!r}`".replace("\n", "\\n")
 
@@ -106,10 +113,11 @@ def options_reference() -> str:
         ("model", algorithm, _public(algorithms)),
         ("model.advantage", None, [cls for _, cls in sorted(advantages.REGISTRY.items())]),
         ("data", data, [cls for cls in _public(datamodules) if issubclass(cls, data)]),
+        ("data.reading, images, chat, evaluation", None, [Reading, ImageOptions, Chat, EvaluationData]),
         ("model.optim, loss, kl, importance, compute", None, [Optim, Loss, KL, Importance, Compute]),
         ("model.schedule of APMPO", None, [PowerSchedule]),
         ("model.lr, model.lora", None, [AutoLR, Lora]),
-        ("rollout", None, [RolloutCallback, Sampling, EvalSampling]),
+        ("rollout", None, [RolloutCallback, Sampling, Evaluation, EvalSampling, Safeguards, Replay]),
         ("rollout.engine", None, [HFEngine, VLLMEngine, VLLMServerEngine]),
         ("rollout.engine.transfer", None, [FileTransfer, NCCLTransfer]),
         (

@@ -25,7 +25,6 @@ from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora
 from lit_rlvr.rewards import FunctionReward, Reward
-from lit_rlvr.rollout.callback import Evaluation
 from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.progress import Budget
 from lit_rlvr.types import Completion, EvalSampling, Sample

@@ -236,7 +236,9 @@ def _hint(found: Mapping[str, str], names: KnownNames) -> str:
         ours = option_instead(found["own"], TOP_KEYS)  # if neither the class has it nor a similar one
         return _nearest(found["own"], names.arguments(found["name"])) or (f"; did you mean {ours!r}?" if ours else "")
     if "key" in found:
-        return moved_hint(found["key"]) or _nearest(found["key"], {option.removeprefix("--") for option in names.options()})
+        return moved_hint(found["key"]) or _nearest(
+            found["key"], {option.removeprefix("--") for option in names.options()}
+        )
     if "option" in found:
         return moved_hint(found["option"].lstrip("-")) or _nearest(found["option"], names.options())
     return ""

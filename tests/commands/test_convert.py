@@ -75,8 +75,8 @@ def test_options_in_a_script_and_in_markdown(tmp_path: Path) -> None:
 def test_an_option_moves_to_another_section(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(
-        "trainer:\n  val_check_interval: 5  # often\ncells:\n  one: {trainer: {val_check_interval: 1}, rollout: {a: 3}}\n"
-        "  r1.5: {trainer: {val_check_interval: 2}}\n"
+        "trainer:\n  val_check_interval: 5  # often\ncells:\n"
+        "  one: {trainer: {val_check_interval: 1}, rollout: {a: 3}}\n  r1.5: {trainer: {val_check_interval: 2}}\n"
     )
     convert_file(path)
     assert path.read_text() == (

@@ -157,7 +157,8 @@ def fit(
     )  # fmt: skip
     trainer = Trainer(**usual | (trainer_options or {}))
     trainer.fit(
-        module, datamodule=data or Arithmetic(prompts_per_rollout=prompts_per_rollout, held_out=10),
+        module,
+        datamodule=data or Arithmetic(prompts_per_rollout=prompts_per_rollout, held_out=10),
         ckpt_path=checkpoint,
     )
     return module, recorder

@@ -31,7 +31,8 @@ def test_the_sql_recipe_runs(
 def test_a_model_learns_to_use_its_tool(tmp_path: Path, lit_rlvr: CLI) -> None:
     """In 40 of the recipe's 100 steps, from 23 % of 1,024 samples on held-out pairs (standard error 1.5 %)."""
     result = lit_rlvr("fit", "--config", "smoke/tools", "--trainer.max_steps", "40",
-                      "--rollout.validate_every_rollouts", "40", "--trainer.default_root_dir", tmp_path / "run")  # fmt: skip
+                      "--rollout.validate_every_rollouts", "40",
+                      "--trainer.default_root_dir", tmp_path / "run")  # fmt: skip
     assert result.status == 0, result.err
     told = summary(tmp_path / "run")
     assert told["accuracy_after"] - told["accuracy_before"] > 0.1, told
