@@ -167,7 +167,7 @@ class Chat:
     template: str = "{prompt}"
     prefill: str = ""
     score_prefill: bool = False
-    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    chat_template_kwargs: dict[str, Any] | None = None
     plain_template: str = "{system}{prompt}\n"
     special_tokens: SpecialTokens = "break"
     tools: tuple[dict[str, Any], ...] = field(default=(), init=False)
@@ -180,7 +180,7 @@ class Chat:
                 raise UserError(
                     f"data.chat.{option}: {template!r} has no {{prompt}}, the model would not see the question"
                 )
-        for key in self.chat_template_kwargs:
+        for key in self.chat_template_kwargs or {}:
             if key in RESERVED:
                 raise UserError(f"data.chat.chat_template_kwargs: {key!r} is set by lit-rlvr and cannot be given")
 
@@ -299,7 +299,7 @@ class Chat:
         try:
             return str(
                 tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=prompt, **more, **self.chat_template_kwargs
+                    messages, tokenize=False, add_generation_prompt=prompt, **more, **(self.chat_template_kwargs or {})
                 )
             )
         except TemplateSyntaxError as error:
