@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from statistics import mean
 from textwrap import fill
@@ -19,6 +19,7 @@ from findings import learning_rates, read
 from options_page import options
 
 from lit_rlvr import advantages, algorithms
+from lit_rlvr.common.settings import class_default
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = DOCS / "algorithms"
@@ -116,14 +117,13 @@ def papers(method: Method) -> list[str]:
 def needs(method: Method) -> str:
     """Return what a run has to provide, by what the classes say."""
     loss, advantage = getattr(algorithms, method.loss), method.estimators[0]()
-    defaults = {name: default for name, _, default, _ in options(loss)}
     found = {
         f"G >= {advantage.min_group}": advantage.min_group > 1,
         "several updates per rollout (with one it is GRPO)": loss.needs_updates,
         "one update per rollout": not loss.has_ratio,
         "completions of a reference model": advantage.needs_reference,
         "several rewards": advantage.needs_parts,
-        "a reference model for the KL term": float(defaults["kl_coef"].strip("`")) > 0,
+        "a reference model for the KL term": class_default(loss, "kl").coef > 0,
     }
     return "; ".join(need for need, is_needed in found.items() if is_needed) or "-"
 
@@ -142,7 +142,11 @@ def own_options(cls: type) -> str:
     """Return a class's options that its base class lacks, or has with another default."""
     base = set(options(algorithms.RLVRModule)) if issubclass(cls, algorithms.RLVRModule) else set()
     own = [row for row in options(cls) if row not in base and row[0] != "advantage"]
-    return ", ".join(f"`{name}: {default.strip('`')}`" for name, _, default, _ in own)
+    shown = {name: default.strip("`") for name, _, default, _ in own}
+    for name in shown:
+        if is_dataclass(group := class_default(cls, name)) and group == type(group)():
+            shown[name] = f"{{{', '.join(f'{field}: {value}' for field, value in asdict(group).items())}}}"
+    return ", ".join(f"`{name}: {default}`" for name, default in shown.items())
 
 
 def facts(method: Method) -> Iterator[tuple[str, str]]:

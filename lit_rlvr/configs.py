@@ -6,7 +6,7 @@ import difflib
 import inspect
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -326,6 +326,8 @@ class Parser(ArgumentParser):
                 return cls(*args, **options)
             except UserError as error:
                 problems.extend(error.messages)
+                if hasattr(cls, "given"):  # a group of options, whose defaults take its place
+                    return cls()
                 wrong = {
                     name
                     for name in options
@@ -419,8 +421,9 @@ def changed_classes(args: Sequence[str], config: Any) -> Iterator[str]:
         values = load_config(path)
         for part in ("model", "data"):
             section, chosen = values.get(part), config.get(part)
-            given = (section.get("init_args") or {}) if isinstance(section, dict) else {}
-            options = (chosen.get("init_args") if chosen is not None else None) or {}
+            given = [*_dotted((section.get("init_args") or {}) if isinstance(section, dict) else {})]
+            init_args = chosen.get("init_args") if chosen is not None else None
+            options = {*_dotted(init_args.as_dict() if init_args else {})}
             dropped = [key for key in given if key not in options]
             new = chosen.class_path.rpartition(".")[2] if chosen is not None else "none"
             old = str(section.get("class_path")).rpartition(".")[2] if isinstance(section, dict) else new
@@ -428,6 +431,15 @@ def changed_classes(args: Sequence[str], config: Any) -> Iterator[str]:
                 kept = ", ".join(key for key in given if key in options) or "nothing"
                 lost = ", ".join(dropped) or "nothing"
                 yield f"{part}: {new} instead of {old} of {path.name}: kept {kept}; dropped {lost}"
+
+
+def _dotted(options: Mapping[str, Any], key: str = "") -> Iterator[str]:
+    """Yield the dotted names of options; those of a class stay one option."""
+    for name, value in options.items():
+        if isinstance(value, Mapping) and value and "class_path" not in value:
+            yield from _dotted(value, f"{key}{name}.")
+        else:
+            yield f"{key}{name}"
 
 
 def changes(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:

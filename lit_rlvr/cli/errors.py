@@ -234,7 +234,10 @@ def _hint(found: Mapping[str, str], names: KnownNames) -> str:
         return moved
     if "own" in found:
         ours = option_instead(found["own"], TOP_KEYS)  # if neither the class has it nor a similar one
-        return _nearest(found["own"], names.arguments(found["name"])) or (f"; did you mean {ours!r}?" if ours else "")
+        known = names.arguments(found["name"])
+        fields = {name.rpartition(".")[2]: name for name in known}  # also of groups
+        near = ours or fields.get(nearest(found["own"], fields) or "")
+        return _nearest(found["own"], known) or (f"; did you mean {near!r}?" if near else "")
     if "key" in found:
         return moved_hint(found["key"]) or _nearest(
             found["key"], {option.removeprefix("--") for option in names.options()}

@@ -37,9 +37,12 @@ WRONG = [
     "validate --config quickstart --modle.init_args.lr 3",
     "preview --config quickstart --prompt 3",
     "filter --config quickstart",
+    "fit --config quickstart --model.kl.coeff 1",
+    "fit --config quickstart --model.init_args.kl_coef 1",
     "plan --config quickstart",
 ]
 LEFT_TO_THE_PARSER = [
+    "fit --config quickstart --model.optim.optimizer torch.optim.SGD --model.optim.optimizer.momentum 0.9",
     "fit --help --confg x",
     "fit --config quickstart --model my_task.MyGRPO --model.init_args.own 1",
     "fit --config quickstart --model.class_path my_task.MyGRPO --foo 1",

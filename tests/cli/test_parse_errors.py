@@ -124,6 +124,15 @@ SAID: dict[str, tuple[dict[str, Any], str]] = {
         {"model": {"class_path": "GRPO", "init_args": {"optim": {"lr_schedule": "up"}}}},
         "model.optim.lr_schedule: give one of 'constant', 'linear', 'cosine', not up",
     ),
+    "key of a group of a class": (
+        {"model": {"class_path": "GRPO", "init_args": {"loss": {"agregation": "token_mean"}}}},
+        "model.loss: unknown key 'agregation'; did you mean 'loss.aggregation'?",
+    ),
+    "an option that has moved": (
+        {"model": {"class_path": "GRPO", "init_args": {"weight_decay": 0.1}}},
+        "model: lit_rlvr.algorithms.GRPO has no option 'weight_decay'; it is model.optim.weight_decay now, and "
+        "`lit-rlvr convert FILE` renames it in a file",
+    ),
     "type": ({"rollout": {"group_size": "many"}}, "rollout.group_size: give a whole number, not many"),
     "union": ({"budget": {"samples": 1.5}}, "budget.samples: give a whole number, not 1.5"),
     "text for a group": (
@@ -192,7 +201,7 @@ def test_what_is_wrong_is_said_in_one_line(fit: ConfigCheck, case: str) -> None:
         (["fit", "--beta", "0"], "unknown option '--beta'; did you mean '--model.init_args.kl.coef'?"),
         (["fit", "--num_generations=8"], "unknown option '--num_generations'; did you mean '--rollout.group_size'?"),
         (["fit", *CLASSES, "--model.init_args.beta", "0"], "model: lit_rlvr.algorithms.GRPO has no option 'beta'; "
-         "did you mean 'kl_coef'?"),
+         "did you mean 'kl.coef'?"),
         (["fit", *CLASSES, "--model.init_args.num_generations", "8"], "model: lit_rlvr.algorithms.GRPO has no option "
          "'num_generations'; did you mean 'rollout.group_size'?"),
         (["fit", "--dryrun"], "unknown option '--dryrun'; did you mean '--dry-run'?"),
@@ -200,7 +209,10 @@ def test_what_is_wrong_is_said_in_one_line(fit: ConfigCheck, case: str) -> None:
         (["fit", "--rollout.sampling.temp", "1"], "unknown option '--rollout.sampling.temp'; did you mean "
          "'--rollout.sampling.temperature'?"),
         (["fit", *CLASSES, "--model.init_args.warmup", "1"], "model: lit_rlvr.algorithms.GRPO has no option 'warmup'; "
-         "did you mean 'warmup_steps'?"),
+         "did you mean 'optim.warmup_steps'?"),
+        (["fit", *CLASSES, "--model.kl.coeff", "1"], "model.kl: unknown key 'coeff'; did you mean 'kl.coef'?"),
+        (["fit", *CLASSES, "--model.kl_coef", "1"], "model: lit_rlvr.algorithms.GRPO has no option 'kl_coef'; it is "
+         "model.kl.coef now, and `lit-rlvr convert FILE` renames it in a file"),
         (["fit", *CLASSES, "--rollout.group_size", "1:30"], "rollout.group_size: give a whole number, not 1:30"),
         (["fit", *CLASSES, "--rollout.rewards", "[{class_path: own_parts.Half, init_args: {b: 1}}]"],
          "rollout.rewards: own_parts.Half has no option 'b'"),

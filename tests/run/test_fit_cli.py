@@ -274,13 +274,8 @@ def test_other_settings_on_resume_are_named_and_used(run_folder: Path, lit_rlvr:
     same = fit(lit_rlvr, "--trainer.max_steps", 2, "--ckpt_path", "last")
     assert "another" not in same.err
     options = (
-        "--model.init_args.lr",
-        5e-4,
-        "--model.init_args.optim.weight_decay",
-        0.1,
-        "--rollout.sampling.max_tokens",
-        6,
-    )
+        "--model.init_args.lr", 5e-4, "--model.init_args.optim.weight_decay", 0.1, "--rollout.sampling.max_tokens", 6,
+    )  # fmt: skip
     result = fit(lit_rlvr, "--trainer.max_steps", 3, "--ckpt_path", "last", *options)
     said = [line for line in result.err.splitlines() if line.startswith("resumed with a different ")]
     assert said == [
@@ -294,6 +289,20 @@ def test_other_settings_on_resume_are_named_and_used(run_folder: Path, lit_rlvr:
     saved = torch.load(last_checkpoint(run_folder / "run"), weights_only=True)
     (group,) = saved["optimizer_states"][0]["param_groups"]
     assert (group["lr"], group["initial_lr"], group["weight_decay"]) == (5e-4, 5e-4, 0.1)
+
+
+def test_a_run_of_an_earlier_version_says_what_to_convert(run_folder: Path, lit_rlvr: CLI) -> None:
+    fit(lit_rlvr, "--trainer.max_steps", 1)
+    config = run_folder / "run/config.yaml"
+    settings = yaml.safe_load(config.read_text())
+    settings["model"]["init_args"]["kl_coef"] = settings["model"]["init_args"].pop("kl")["coef"]
+    config.write_text(yaml.safe_dump(settings))
+    again = (*FIT, "--trainer.max_steps", 1, "--ckpt_path", "last")
+    assert_refused(
+        lit_rlvr(*again), "run/config.yaml: model.init_args.kl_coef is model.init_args.kl.coef now; `lit-rlvr"
+    )
+    assert lit_rlvr("convert", "run/config.yaml").status == 0
+    assert lit_rlvr(*again).status == 0
 
 
 # ---- loggers ----------------------------------------------------------------------------------------------
@@ -578,8 +587,14 @@ def test_options_that_a_class_change_drops_are_named(run_folder: Path, lit_rlvr:
     result = fit(lit_rlvr, "--data", "TextMath", "--data.init_args.train", "rows.jsonl", "--trainer.max_steps", 1)
     assert "data: TextMath instead of Arithmetic of tiny.yaml: kept evaluation, prompts_per_rollout" in result.err
     assert "dropped held_out, high" in result.err
-    other = fit(lit_rlvr, "--model", "GPG", "--trainer.max_steps", 1, "--trainer.default_root_dir", "gpg")
-    assert "model: GPG instead of GRPO of tiny.yaml: kept lr, model; dropped nothing" in other.err
+    (tmp_path / "apmpo.yaml").write_text(
+        "base: tiny.yaml\n"
+        "model: {class_path: APMPO, init_args: {kl: {estimator: k2}, schedule: {power: 1}, gamma: 1}}\n"
+    )
+    one = ("--trainer.max_steps", 1, "--trainer.default_root_dir", "gpg")
+    other = lit_rlvr("fit", "--config", "apmpo.yaml", "--model", "GPG", *one)
+    said = "model: GPG instead of APMPO of apmpo.yaml: kept lr, model, kl.estimator; dropped schedule.power, gamma"
+    assert other.status == 0 and said in other.err, other.err
 
 
 @pytest.mark.slow
