@@ -68,7 +68,7 @@ def main() -> None:
     sampling = Sampling(max_tokens=options.max_tokens)
     dtype = torch.float32 if options.precision == "fp32" else torch.bfloat16
     engine, sequences = VLLMEngine(), options.prompts * options.group_size
-    longest = data.max_prompt_tokens + options.max_tokens
+    longest = data.reading.max_prompt_tokens + options.max_tokens
     engine.start(EngineContext(folder, policy, tokenizer, longest, sequences, 0, dtype))
     engine.sync(policy)
     llm = engine._llm

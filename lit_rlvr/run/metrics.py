@@ -163,9 +163,9 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         ),
         Metric(
             "rollout/queue/dropped",
-            "... groups dropped since the last step because of `max_group_seconds`",
+            "... groups dropped since the last step because of `safeguards.max_group_seconds`",
             "0 or more",
-            "Above 0: raise `max_group_seconds` or lower `max_tokens`",
+            "Above 0: raise `safeguards.max_group_seconds` or lower `max_tokens`",
         ),
         Metric(
             "rollout/queue/finished_length",
@@ -521,7 +521,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "time/sync",
             "seconds to give the engine the weights, with the probe",
             "0 or more",
-            "Grows: `NCCLTransfer`, a larger `probe_every`",
+            "Grows: `NCCLTransfer`, a larger `safeguards.probe_every`",
             "`perf/weight_sync_s`, asynchronous",
             "`timing_s/update_weights`",
         ),
