@@ -28,10 +28,9 @@ from lit_rlvr.cli.run_config import check_config, choose_strategy, choose_tokens
 from lit_rlvr.cli.supervise import fit_command, supervise
 from lit_rlvr.cli.trainer import RLVRTrainer
 from lit_rlvr.cli.user_modules import report_namesake
-from lit_rlvr.commands.convert import check_current
 from lit_rlvr.commands.plan.timing import time_run
 from lit_rlvr.common.terminal import show_result, wants_json
-from lit_rlvr.configs import Parser, changed_classes, changes, find_configs, import_classes
+from lit_rlvr.configs import Parser, changed_classes, changes, check_current, find_configs, import_classes
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.distributed.checkpoints import checkpoint_step, last_checkpoint
 from lit_rlvr.distributed.collectives import is_first_process

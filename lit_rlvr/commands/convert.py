@@ -70,17 +70,6 @@ def convert_file(path: Path) -> dict[str, str]:
     return found
 
 
-def check_current(path: Path) -> None:
-    """Refuse the settings of a run of an earlier version.
-
-    Raises:
-        UserError: an option in the file has moved; the message names it, its place now, and this command.
-    """
-    for entry in entries(yaml.compose(path.read_text())):
-        if new := moved_key(key := ".".join(entry.path)):
-            raise UserError(f"{path}: {key} is {new} now; `lit-rlvr convert {path}` renames all that have moved")
-
-
 def convert_options(text: str, found: dict[str, str]) -> str:
     """Replace the former options of a command line in a text."""
 
@@ -163,7 +152,7 @@ def convert_yaml(text: str, where: str, found: dict[str, str]) -> str:
         former = [
             (entry, new)
             for entry in entries(yaml.compose(text))
-            if (new := moved_key(".".join(entry.path))) or (new == "" and entry.value.tag.endswith(":null"))
+            if (new := moved_key(".".join(entry.path))) or (new == "" and entry.value.value in ("null", "~", "", "1"))
         ]
         if not former:
             return text
@@ -172,7 +161,7 @@ def convert_yaml(text: str, where: str, found: dict[str, str]) -> str:
         if new:
             text = _move(text, entry, new, where)
         else:
-            start, end = _range(text, _outermost(entry))
+            start, end = _range(text, _outermost(entry, len(entry.parents) - 1))
             text = text[:start] + text[end:]
 
 
@@ -226,7 +215,7 @@ def _move(text: str, entry: Entry, new: str, where: str) -> str:
     return text
 
 
-def _outermost(entry: Entry, least: int = 1) -> Entry:
+def _outermost(entry: Entry, least: int) -> Entry:
     """Return the outermost entry that contains nothing else, inside the `least` outermost mappings."""
     while len(entry.parents) > least and len(entry.parents[-1].value) == 1:
         key = next(key for key, value in entry.parents[-2].value if value is entry.parents[-1])

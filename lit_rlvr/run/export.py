@@ -18,7 +18,7 @@ from lit_rlvr.common.files import check_writable, writing
 from lit_rlvr.common.packages import require
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.common.terminal import show_result
-from lit_rlvr.configs import Parser, read_config
+from lit_rlvr.configs import Parser, check_current, read_config
 from lit_rlvr.datamodules.reading.cells import lookup
 from lit_rlvr.distributed.checkpoints import is_sharded, last_checkpoint, read_checkpoint
 from lit_rlvr.errors import UserError
@@ -164,6 +164,7 @@ def run_config(root: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{root} has no config.yaml; give a folder that `lit-rlvr fit` wrote")
     config = read_config(path, option="run")
+    check_current(path)
     if not isinstance(lookup(config, "model.init_args.model"), str):
         raise UserError(f"run: {path} has no model.init_args.model; give a folder that `lit-rlvr fit` wrote")
     return config

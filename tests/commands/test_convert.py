@@ -85,16 +85,18 @@ def test_an_option_moves_to_another_section(tmp_path: Path) -> None:
     )
 
 
-def test_an_option_without_a_successor_is_removed_if_it_is_null(tmp_path: Path) -> None:
+def test_an_option_without_a_successor_is_removed_if_it_has_its_default(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(
         "trainer:\n  check_val_every_n_epoch: null\n  max_steps: 4\n"
         "cells:\n  one: {trainer: {check_val_every_n_epoch: null}, seed: 1}\n"
+        "  none: {trainer: {check_val_every_n_epoch: 1}}\n"
         "  two: {trainer: {check_val_every_n_epoch: 2}}\n"
     )
     convert_file(path)
     assert path.read_text() == (
-        "trainer:\n  max_steps: 4\ncells:\n  one: {seed: 1}\n  two: {trainer: {check_val_every_n_epoch: 2}}\n"
+        "trainer:\n  max_steps: 4\ncells:\n  one: {seed: 1}\n  none: {}\n"
+        "  two: {trainer: {check_val_every_n_epoch: 2}}\n"
     )
 
 
