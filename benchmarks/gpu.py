@@ -20,8 +20,8 @@
 The weights are random, at the shapes of Qwen2.5-1.5B or, with `--shape vision`, Qwen2.5-VL-3B, so nothing is
 downloaded; weights and AdamW are in fp32, products in bf16, and layers are recomputed (`--ours
 compute.gradient_checkpointing=false` keeps them). MFU = useful FLOP/s (prompts once per group, no recomputation) over
-the best rate of large bf16 matrix products measured here. What `lit-rlvr plan` puts above the GPU's memory is skipped, and
-`budget_used` is what a step that ran out of memory went on with. All parts but `trl` and `overlap` run where only
+the best rate of large bf16 matrix products measured here. What `lit-rlvr plan` puts above the GPU's memory is skipped,
+and `budget_used` is what a step that ran out of memory went on with. All parts but `trl` and `overlap` run where only
 torch, transformers, lightning and peft are installed, with `--engine hf`; `fit`, `iteration` and `offload` need those
 of benchmarks/README.md, too. Without a GPU the command ends in one line.
 """
