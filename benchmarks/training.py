@@ -212,7 +212,7 @@ def switch_off(technique: str) -> dict[str, Any]:
 def main() -> None:
     asked = json.loads(sys.argv[1])
     options = switch_off(asked.get("without", ""))
-    trained = build_policy(asked["model"], options.pop("shared_prefix", True))
+    trained = build_policy(asked["model"], options.pop("compute", {}).get("shared_prefix", True))
     rollout = make_rollout(**asked["rollout"], vocabulary=trained.model.config.vocab_size)
     before = peak_memory_mb()
     seconds = train(trained, [rollout] * (1 + asked["steps"]), asked["precision"], **options)

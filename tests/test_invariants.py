@@ -117,7 +117,7 @@ def test_no_cut_changes_which_tokens_are_chosen(tiny_model_folder: Path, tmp_pat
             **options | more,
         )[1]  # fmt: skip
 
-    whole = run(tokens_per_microbatch=10**6)
+    whole = run(compute={"tokens_per_microbatch": 10**6})
     for more in (
         dict(compute={"tokens_per_microbatch": 1}),
         dict(compute={"tokens_per_microbatch": 230, "shared_prefix": False}),

@@ -183,7 +183,7 @@ def _move(text: str, entry: Entry, new: str, where: str) -> str:
         return _wrap(text, entry, names)
     value = text[entry.key.end_mark.index : _end(entry.value)]
     is_block = not entry.parents[-1].flow_style and not mapping.flow_style
-    if mapping.flow_style and not isinstance(entry.value, yaml.ScalarNode) and not entry.value.flow_style:
+    if mapping.flow_style and isinstance(entry.value, yaml.CollectionNode) and not entry.value.flow_style:
         plain = yaml.safe_load(yaml.serialize(entry.value))
         value = ": " + yaml.safe_dump(plain, default_flow_style=True, width=10**6).strip()
     comment = _comment(text, entry)

@@ -237,7 +237,8 @@ def log_sizes(
     budget, more = module.tokens_per_microbatch, ""
     if longest > budget:
         more = (
-            f" (the longest prompt with its completion alone, more than model.compute.tokens_per_microbatch={budget})"
+            " (the longest prompt with its completion alone, so more than "
+            f"model.compute.tokens_per_microbatch={budget})"
         )
     _log.info(
         "%d prompts x %d completions = %d sequences per rollout: %d rank(s) x %d minibatch(es) of %d group(s), "

@@ -270,7 +270,7 @@ def test_auto_in_a_config_is_chosen_for_the_gpus(
     built = build_here(
         "smoke/sums", tiny_model_folder, tmp_path, **{"model.init_args.compute.gradient_checkpointing": "auto"}
     )
-    assert (type(built.trainer.strategy), built.model.gradient_checkpointing) == chosen
+    assert (type(built.trainer.strategy), built.model.compute.gradient_checkpointing) == chosen
 
 
 def test_automatic_micro_batches_fill_the_memory_up_to_an_optimizer_step() -> None:
@@ -323,7 +323,7 @@ def test_on_a_cpu_auto_is_a_single_device_and_fsdp_is_ours(tiny_model_folder: Pa
     built = build_here(
         "smoke/sums", tiny_model_folder, tmp_path, **{"model.init_args.compute.gradient_checkpointing": "auto"}
     )
-    assert type(built.trainer.strategy) is SingleDeviceStrategy and built.model.gradient_checkpointing is False
+    assert type(built.trainer.strategy) is SingleDeviceStrategy and built.model.compute.gradient_checkpointing is False
     built = build_here("smoke/sums", tiny_model_folder, tmp_path, **{"trainer.strategy": "fsdp"})
     assert isinstance(built.trainer.strategy, FSDP2) and not built.trainer.strategy.offload
     assert describe_run(built.trainer, built.model, built.datamodule)[1].strategy == Strategy(True, False)

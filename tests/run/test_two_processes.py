@@ -70,8 +70,8 @@ def test_two_processes_end_where_one_does(run_folder: Path, lit_rlvr: CLI, ways:
     """With what could differ: a last validation batch of one prompt, small micro-batches, dead groups, a KL term."""
     shared = (
         "--data.init_args.held_out", "17", "--rollout.evaluation", "{samples: 2, sampling: {temperature: 1}}",
-        "--model.init_args.tokens_per_microbatch", "120", "--model.init_args.kl_coef", "0.1",
-        "--model.init_args.lr", "1e-4", "--model.init_args.aggregation", "token_mean",
+        "--model.init_args.compute.tokens_per_microbatch", "120", "--model.init_args.kl.coef", "0.1",
+        "--model.init_args.lr", "1e-4", "--model.init_args.loss.aggregation", "token_mean",
     )  # fmt: skip
     one = lit_rlvr(*FIT, *shared, *to("one"))
     assert one.status == 0, one.err
@@ -88,7 +88,7 @@ def test_two_processes_end_where_one_does(run_folder: Path, lit_rlvr: CLI, ways:
 
 @pytest.mark.slow
 def test_an_adapted_rate_is_the_same_on_any_number_of_processes(run_folder: Path, lit_rlvr: CLI) -> None:
-    auto = ("--model.init_args.lr", "{start: 1.0e-3}", "--model.init_args.tokens_per_microbatch", "120")
+    auto = ("--model.init_args.lr", "{start: 1.0e-3}", "--model.init_args.compute.tokens_per_microbatch", "120")
     one = lit_rlvr(*FIT, *auto, *to("one"))
     assert one.status == 0, one.err
     in_two_processes(run_folder, *([*FIT, *strategy, *auto, *to(name)] for name, strategy in STRATEGIES.items()))
@@ -204,21 +204,22 @@ def test_what_both_processes_find_is_one_line(run_folder: Path) -> None:
 
 
 def init(**options: Any) -> list[str]:
-    return [part for name, value in options.items() for part in (f"--model.init_args.{name}", str(value))]
+    """Return options of the model as a command line; `kl__coef` is `kl.coef`."""
+    return [p for name, value in options.items() for p in (f"--model.init_args.{name.replace('__', '.')}", str(value))]
 
 
 EVERY = {
     **{name: ["--model", name] for name in algorithms.__all__ if name != "RLVRModule"},
-    "APMPO per group": ["--model", "APMPO", *init(statistics="group", dual_clip=3.0)],
-    "AAPO pool": ["--model", "AAPO", *init(reference_rollouts="pool", reference_update_every=2)],
+    "APMPO per group": ["--model", "APMPO", *init(schedule__statistics="group", dual_clip=3.0)],
+    "AAPO pool": ["--model", "AAPO", *init(reference_rollouts="pool", kl__reference_update_every=2)],
     "A-GRAE": [*init(advantage="AGRAE"), "--model.init_args.advantage.omega_scope", "ema"],
     "A-GRAE on DAPO": ["--model", "DAPO", *init(advantage="AGRAE", dynamic_sampling="false")],
-    "checkpointing": init(gradient_checkpointing="true"),
-    "uncertain tokens": init(top_entropy_quantile=0.3),
+    "checkpointing": init(compute__gradient_checkpointing="true"),
+    "uncertain tokens": init(loss__top_entropy_quantile=0.3),
     "ClipCov": ["--model", "ClipCov", *init(clip_share=0.2, covariance_low=-9, covariance_high=9)],
     "KLCov": ["--model", "KLCov", *init(penalty_share=0.2)],
-    "KL in the reward": init(kl_coef=0.1, kl_in_reward="true", kl_estimator="k1", count_empty_rows="false"),
-    "LoRA": [*init(kl_coef=0.1), "--model.init_args.lora.rank", "4"],
+    "KL in the reward": init(kl__coef=0.1, kl__in_reward="true", kl__estimator="k1", loss__count_empty_rows="false"),
+    "LoRA": [*init(kl__coef=0.1), "--model.init_args.lora.rank", "4"],
 }
 
 
@@ -235,7 +236,7 @@ def test_every_algorithm_trains_alike_in_two_processes(run_folder: Path, lit_rlv
     """With two minibatches a rollout, so that ratios, clips and the adaptive statistics play their part."""
 
     def command(root: str, name: str) -> list[str]:
-        options = [*EVERY[name], *init(updates_per_rollout=2, lr=1e-3, tokens_per_microbatch=120)]
+        options = [*EVERY[name], *init(updates_per_rollout=2, lr=1e-3, compute__tokens_per_microbatch=120)]
         rest = ("--rollout.rewards", json.dumps([judged_as_is("rare")]), "--trainer.limit_val_batches", "0")
         return [*FIT, *STRATEGIES.get(root, ()), *options, *rest, *to(f"{root}/{name}")]
 
@@ -262,7 +263,7 @@ def test_prompts_with_and_without_images_train_alike_in_two_processes(
     config = tiny_config(vlm_folder)
     data = {"train": str(run_folder / "train.jsonl"), "columns": {"image": "image"}, "prompts_per_rollout": 4}
     config["data"] = {"class_path": "Geometry", "init_args": data}
-    config["model"]["init_args"] |= {"lr": 1e-4, "tokens_per_microbatch": 60}
+    config["model"]["init_args"] |= {"lr": 1e-4, "compute": {"tokens_per_microbatch": 60}}
     config["trainer"] |= {"max_steps": 3, "limit_val_batches": 0}
     write_config(run_folder / "tiny.yaml", config)
     one = lit_rlvr(*FIT, *to("one"))

@@ -127,7 +127,9 @@ def test_a_single_completion_that_is_too_much_is_one_line(
     tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_out(monkeypatch, CUDA, step=1, most=0)
-    with pytest.raises(UserError, match=r"Tried to allocate 2\.00 GiB.*one completion at a time; use model\.gradient"):
+    with pytest.raises(
+        UserError, match=r"Tried to allocate 2\.00 GiB.*one completion at a time; use model\.compute\.gradient"
+    ):
         fit(tiny_model_folder, tmp_path)
 
 

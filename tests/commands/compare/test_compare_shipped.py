@@ -86,7 +86,7 @@ VARIED: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "sample_level": ("GRPO", {"advantage": adv.AGRAE(base="grpo", group_level=False)}),
     },
     **{
-        f"apmpo_{task}": {name.lower(): (name, {"kl": {"coef": 0.001}}) for name in ("GRPO", "DAPO", "GMPO", "APMPO")}
+        f"apmpo_{task}": {name.lower(): (name, {"kl.coef": 0.001}) for name in ("GRPO", "DAPO", "GMPO", "APMPO")}
         for task in ("main", "geo3k", "sql", "diversity")
     },
     **{
@@ -95,15 +95,15 @@ VARIED: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     },
     "apmpo_pmpo_fac": {
         "grpo": ("GRPO", {"clip_low": 0.2, "clip_high": 0.2}),
-        "fac": ("APMPO", {"schedule": {"power": 1.0}, "eps_min": 0.2, "eps_max": 0.4}),
-        "pmpo": ("APMPO", {"schedule": {"power": None}, "gamma": 0.8, "eps_min": 0.2, "eps_max": 0.2}),
-        "apmpo": ("APMPO", {"schedule": {"power": None}, "gamma": 0.8, "eps_min": 0.2, "eps_max": 0.4}),
+        "fac": ("APMPO", {"schedule.power": 1.0, "eps_min": 0.2, "eps_max": 0.4}),
+        "pmpo": ("APMPO", {"schedule.power": None, "gamma": 0.8, "eps_min": 0.2, "eps_max": 0.2}),
+        "apmpo": ("APMPO", {"schedule.power": None, "gamma": 0.8, "eps_min": 0.2, "eps_max": 0.4}),
     },
     "apmpo_variants": {
-        "apmpo": ("APMPO", {"schedule": {"fss": "ratio", "power_schedule": "exp"}, "adaptive_lower": False}),
-        "fss_inverse_std": ("APMPO", {"schedule": {"fss": "inverse_std"}}),
-        "fss_mean": ("APMPO", {"schedule": {"fss": "mean"}}),
-        "linear_p": ("APMPO", {"schedule": {"power_schedule": "linear"}}),
+        "apmpo": ("APMPO", {"schedule.fss": "ratio", "schedule.power_schedule": "exp", "adaptive_lower": False}),
+        "fss_inverse_std": ("APMPO", {"schedule.fss": "inverse_std"}),
+        "fss_mean": ("APMPO", {"schedule.fss": "mean"}),
+        "linear_p": ("APMPO", {"schedule.power_schedule": "linear"}),
         "adaptive_lower": ("APMPO", {"adaptive_lower": True}),
     },
     "apmpo_gamma": {
@@ -120,7 +120,7 @@ VARIED: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         f"aapo_group_size{model}": {
             f"g{size}": (
                 "AAPO",
-                {"advantage": adv.AAPOAdvantage(**margin), "loss": {"aggregation": "group_token_mean"}},
+                {"advantage": adv.AAPOAdvantage(**margin), "loss_options.aggregation": "group_token_mean"},
             )
             for size in (6, 2, 10)
         }
@@ -142,7 +142,7 @@ VARIED: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "gmpo": ("GMPO", {"clip_high": 0.4}),
         "apmpo": ("APMPO", {"gamma": 0.8}),
         "aapo": ("AAPO", {"advantage": adv.AAPOAdvantage()}),
-        "w_reinforce": ("GRPO", {"advantage": adv.ReinforceAdvantage(), "loss": {"aggregation": "token_mean"}}),
+        "w_reinforce": ("GRPO", {"advantage": adv.ReinforceAdvantage(), "loss_options.aggregation": "token_mean"}),
     },
 }
 """Study -> cell -> algorithm and attributes, from the papers' tables that its comments name."""

@@ -81,7 +81,7 @@ def test_layers_lie_on_each_other_in_order(write: Callable[..., str]) -> None:
         "init_args": {"lr": 3.0, "clip_low": 0.2, "optim": {"weight_decay": 0.6}},
     }
     assert easy_b["data"]["init_args"] == {"low": 3, "high": 9, "seed": 1}, "the task's own lie over the cell's base"
-    assert hard_a["model"]["init_args"]["weight_decay"] == 0.5 and "data" not in hard_a
+    assert hard_a["model"]["init_args"]["optim"]["weight_decay"] == 0.5 and "data" not in hard_a
     assert (
         hard_b["data"]["init_args"] == {"low": 3, "high": 9, "seed": 2}
         and study.cells[7].config["seed_everything"] == 7
