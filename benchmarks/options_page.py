@@ -27,7 +27,7 @@ from lit_rlvr.cli.lightning_cli import ConfigCheck
 from lit_rlvr.datamodules.base import EvaluationData
 from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.datamodules.reading.images import ImageOptions
-from lit_rlvr.datamodules.reading.split import Reading
+from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.engines.synced import Safeguards
 from lit_rlvr.environments import Calculator, Crop, Environment, EnvironmentReward, GuessNumber, Python, SQLShell
 from lit_rlvr.evaluation.diversity import CosineSimilarity, JudgeScore, SelfBLEU4, SentenceEmbedder
@@ -113,7 +113,7 @@ def options_reference() -> str:
         ("model", algorithm, _public(algorithms)),
         ("model.advantage", None, [cls for _, cls in sorted(advantages.REGISTRY.items())]),
         ("data", data, [cls for cls in _public(datamodules) if issubclass(cls, data)]),
-        ("data.reading, images, chat, evaluation", None, [Reading, ImageOptions, Chat, EvaluationData]),
+        ("data.reading, images, chat, evaluation", None, [ReadingOptions, ImageOptions, Chat, EvaluationData]),
         ("model.optim, loss, kl, importance, compute", None, [Optim, Loss, KL, Importance, Compute]),
         ("model.schedule of APMPO", None, [PowerSchedule]),
         ("model.lr, model.lora", None, [AutoLR, Lora]),

@@ -37,7 +37,7 @@ from lit_rlvr.datamodules.reading.rows import (
 from lit_rlvr.datamodules.reading.split import (
     CHARACTERS,
     FAR_TOO_LONG,
-    Reading,
+    ReadingOptions,
     check_held_out,
     drop_long,
     exchange_images,
@@ -169,7 +169,7 @@ class PromptDataModule(ChecksArguments, UsesModel):
         test: str | Iterable[dict[str, Any]] | None = None,
         validation_split: int | float | None = None,
         columns: dict[str, str] | None = None,
-        reading: Reading = Reading(),  # noqa: B008  # frozen
+        reading: ReadingOptions = ReadingOptions(),  # noqa: B008  # frozen
         images: ImageOptions = ImageOptions(),  # noqa: B008
         chat: Chat = Chat(),  # noqa: B008
         prompts_per_rollout: int = 8,

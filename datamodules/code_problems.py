@@ -13,7 +13,7 @@ from lit_rlvr.datamodules.base import PromptDataModule, Split
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.cells import as_text, is_blank, lookup
 from lit_rlvr.datamodules.reading.code_tests import as_tests
-from lit_rlvr.datamodules.reading.split import Reading
+from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.code import check_call_tests, read_tests
 from lit_rlvr.types import Sample
@@ -79,7 +79,7 @@ class CodeProblems(PromptDataModule):
         columns: dict[str, str] | None = None,
         since: str | None = None,
         until: str | None = None,
-        reading: Reading = Reading(max_prompt_tokens=4096),  # noqa: B008
+        reading: ReadingOptions = ReadingOptions(max_prompt_tokens=4096),  # noqa: B008
         **kwargs: Any,
     ) -> None:
         super().__init__(columns=columns, reading=reading, **kwargs)

@@ -14,7 +14,7 @@ from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.cells import as_text, lookup
 from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.datamodules.reading.rows import map_columns
-from lit_rlvr.datamodules.reading.split import Reading
+from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.errors import check_within
 from lit_rlvr.rewards.sql_query import connect
 from lit_rlvr.types import Sample
@@ -92,7 +92,7 @@ class TextToSQL(PromptDataModule):
         columns: dict[str, str] | None = None,
         databases: str | None = None,
         example_rows: int = 0,
-        reading: Reading = Reading(max_prompt_tokens=4096),  # noqa: B008
+        reading: ReadingOptions = ReadingOptions(max_prompt_tokens=4096),  # noqa: B008
         chat: Chat = Chat(template="sql"),  # noqa: B008
         **kwargs: Any,
     ) -> None:

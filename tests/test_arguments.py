@@ -102,7 +102,10 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: Sampling(max_tokens=None), "sampling.max_tokens: None is not allowed; leave it out for its default"),
     (lambda: Sampling(max_token=5), "sampling: Sampling has no option 'max_token'; did you mean 'max_tokens'?"),
     (lambda: Sampling(stop="\n"), "sampling.stop: give a list, not '\\n'"),
-    (lambda: EvalSampling(temp=0.5), "eval_sampling: EvalSampling has no option 'temp'; did you mean 'temperature'?"),
+    (
+        lambda: EvalSampling(temp=0.5),
+        "rollout.evaluation.sampling: EvalSampling has no option 'temp'; did you mean 'temperature'?",
+    ),
     (lambda: Lora(r=8), "lora: Lora has no option 'r'; did you mean 'rank'?"),
     (lambda: MathAnswer(wieght=2), "rewards.MathAnswer: MathAnswer has no option 'wieght'; did you mean 'weight'?"),
     (lambda: Own(least="1"), "rewards.Own.least: give a whole number, not '1'"),

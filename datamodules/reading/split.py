@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 
 @option_group("data.reading")
 @dataclass(frozen=True)
-class Reading:
+class ReadingOptions:
     """Which rows of a data set are used, and how.
 
     Args:

@@ -12,7 +12,7 @@ from PIL import Image
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.datamodules.base import PromptDataModule, Split
 from lit_rlvr.datamodules.reading.images import ImageOptions
-from lit_rlvr.datamodules.reading.split import Reading
+from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.errors import MAX_SIZE, UserError
 from lit_rlvr.types import Sample
 
@@ -22,7 +22,7 @@ class GeneratedDataModule(PromptDataModule):
 
     has_answer_lists = False
 
-    def __init__(self, reading: Reading = Reading(max_bad_rows=0.0), **kwargs: Any) -> None:  # noqa: B008
+    def __init__(self, reading: ReadingOptions = ReadingOptions(max_bad_rows=0.0), **kwargs: Any) -> None:  # noqa: B008
         super().__init__(
             train=None,
             validation=None,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.datamodules.base import Split
-from lit_rlvr.datamodules.reading.split import Reading
+from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.datamodules.text_to_sql import TextToSQL
 from lit_rlvr.datamodules.toys.generated import GeneratedDataModule
 from lit_rlvr.errors import UserError
@@ -78,7 +78,7 @@ class SyntheticSQL(GeneratedDataModule, TextToSQL):
         tables: int = 40,
         held_out: int = 10,
         folder: str | None = None,
-        reading: Reading = Reading(max_bad_rows=0.0),  # noqa: B008
+        reading: ReadingOptions = ReadingOptions(max_bad_rows=0.0),  # noqa: B008
         **kwargs: Any,
     ) -> None:
         super().__init__(databases=None, reading=reading, **kwargs)

@@ -422,7 +422,7 @@ def test_what_is_no_file_is_no_config(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_an_option_of_another_class_is_traced_to_its_base(fit: ConfigCheck, tmp_path: Path) -> None:
     (base := tmp_path / "base.yaml").write_text(
-        "data: {class_path: Arithmetic, init_args: {high: 9, limit: 4}}\n"
+        "data: {class_path: Arithmetic, init_args: {high: 9, seed: 4}}\n"
         "model: {class_path: GRPO, init_args: {advantage: {class_path: GRPOAdvantage, init_args: {std: false}}}}"
     )
     for part, said in {

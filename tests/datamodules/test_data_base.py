@@ -17,7 +17,7 @@ from lit_rlvr.datamodules import Arithmetic, BadRow, CellArea, PromptDataModule,
 from lit_rlvr.datamodules.base import EvaluationData
 from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.datamodules.reading.images import ImageOptions
-from lit_rlvr.datamodules.reading.split import Reading
+from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.environments import Environment
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
@@ -93,7 +93,7 @@ def test_given_rows_are_named_in_errors():
         ([{"prompt": "1+1?"}], "data.train:1"),
     ):
         with pytest.raises(UserError, match=message):
-            PromptDataModule(train=train, reading=Reading(max_bad_rows=0)).load("train")
+            PromptDataModule(train=train, reading=ReadingOptions(max_bad_rows=0)).load("train")
 
 
 def test_a_module_of_ones_own_needs_rows_only(chat_tokenizer):
@@ -147,7 +147,7 @@ def test_bad_rows_of_a_file_are_named_and_refused_before_tokenisation(jsonl, cap
     message = str(error.value)
     assert message.startswith(f"{path}: 3 of 20 rows cannot be used and max_bad_rows is 0.1: {path}:18: row: broken")
     assert f"{path}:19: prompt: empty; {path}:20: answer: no column 'answer'" in message and "\n" not in message
-    assert len(PromptDataModule(train=path, reading=Reading(max_bad_rows=0.15)).load("train")) == 17
+    assert len(PromptDataModule(train=path, reading=ReadingOptions(max_bad_rows=0.15)).load("train")) == 17
     assert caplog.messages[0].startswith(f"{path}: skipped 3 of 20 rows: {path}:18")
 
 
@@ -199,16 +199,16 @@ def test_two_validation_sets_are_a_contradiction(jsonl):
 def test_limits_are_drawn_by_seed_in_file_order(jsonl):
     path = jsonl(rows(60))
     data = PromptDataModule(
-        train=path, validation_split=20, reading=Reading(limit=10), evaluation=EvaluationData(limit=5)
+        train=path, validation_split=20, reading=ReadingOptions(limit=10), evaluation=EvaluationData(limit=5)
     )
     whole = PromptDataModule(train=path, validation_split=20)
     for split, count in (("train", 10), ("validation", 5)):
         few, all_of_it = ids(data.load(split)), ids(whole.load(split))
         assert len(few) == count and few == [i for i in all_of_it if i in few] and few != all_of_it[:count]
-    assert ids(PromptDataModule(train=path, reading=Reading(limit=10)).load("train")) != ids(
-        PromptDataModule(train=path, reading=Reading(limit=10), seed=1).load("train")
+    assert ids(PromptDataModule(train=path, reading=ReadingOptions(limit=10)).load("train")) != ids(
+        PromptDataModule(train=path, reading=ReadingOptions(limit=10), seed=1).load("train")
     )
-    assert len(PromptDataModule(train=path, reading=Reading(limit=1000)).load("train")) == 60
+    assert len(PromptDataModule(train=path, reading=ReadingOptions(limit=1000)).load("train")) == 60
 
 
 def test_each_stage_reads_what_it_needs(jsonl, chat_tokenizer):
@@ -318,11 +318,11 @@ def test_a_shared_alias_makes_the_same_answer(ready, jsonl, caplog):
 def test_several_answers_are_any_or_all(jsonl):
     path = jsonl([{"prompt": "Capital?", "answer": ["Paris", "Paris, France"]}])
     assert PromptDataModule(train=path).load("train")[0].references == ("Paris", "Paris, France")
-    assert PromptDataModule(train=path, reading=Reading(answers="all")).load("train")[0].references == (
+    assert PromptDataModule(train=path, reading=ReadingOptions(answers="all")).load("train")[0].references == (
         "Paris, Paris, France",
     )
     with pytest.raises(UserError, match=r"data\.reading\.answers: give one of 'any', 'all', not 'each'"):
-        PromptDataModule(train=path, reading=Reading(answers="each"))
+        PromptDataModule(train=path, reading=ReadingOptions(answers="each"))
 
 
 def test_rows_of_an_environment_are_the_same_task_if_all_columns_are_equal(ready, jsonl, caplog):
@@ -343,7 +343,7 @@ def test_rows_of_an_environment_are_the_same_task_if_all_columns_are_equal(ready
 
 def test_long_prompts_are_dropped_counted_and_named_never_cut(ready, caplog):
     data = [*rows(20), *({"prompt": "x" * n, "answer": "1", "id": f"long{n}"} for n in (200, 300))]
-    module = ready(data=data, reading=Reading(max_prompt_tokens=120))
+    module = ready(data=data, reading=ReadingOptions(max_prompt_tokens=120))
     assert ids(module.prompts["train"]) == [f"r{i}" for i in range(20)]
     assert module.too_long["train"] == ["long200", "long300"]
     overhead = len(module.encode(Sample("x", "", "a")).token_ids)
@@ -352,19 +352,19 @@ def test_long_prompts_are_dropped_counted_and_named_never_cut(ready, caplog):
         f"long200 ({overhead + 200} tokens); long300 ({overhead + 300} tokens)"
     )
     longest = max(len(prompt.token_ids) for prompt in module.prompts["train"])
-    assert len(ready(reading=Reading(max_prompt_tokens=longest)).prompts["train"]) == 20
-    assert len(ready(reading=Reading(max_prompt_tokens=longest - 1)).prompts["train"]) == 10
+    assert len(ready(reading=ReadingOptions(max_prompt_tokens=longest)).prompts["train"]) == 20
+    assert len(ready(reading=ReadingOptions(max_prompt_tokens=longest - 1)).prompts["train"]) == 10
     with pytest.raises(
         UserError, match=r"20 of 20 prompts are longer than max_prompt_tokens=5: .*raise max_prompt_tok"
     ):
-        ready(reading=Reading(max_prompt_tokens=5))
+        ready(reading=ReadingOptions(max_prompt_tokens=5))
 
 
 def test_a_prompt_that_is_far_too_long_is_not_tokenised_to_its_end(ready, caplog, monkeypatch):
     """The tokens of 20 million characters took a minute."""
     texts = {"shorter": "x" * 900, "longer": "x" * 1000, "endless": "12 " * 2_000_000}
     data = [*rows(20), *({"prompt": text, "answer": "1", "id": name} for name, text in texts.items())]
-    module = ready(data=data, reading=Reading(max_prompt_tokens=120))
+    module = ready(data=data, reading=ReadingOptions(max_prompt_tokens=120))
     overhead = len(module.encode(Sample("x", "", "a")).token_ids)
     assert f"shorter ({overhead + 900} tokens); longer (960 tokens or more); endless (960 " in caplog.messages[0]
     tokenised, tokenise = [], module._token_ids
@@ -507,9 +507,9 @@ def test_options_that_cannot_be_meant(options, message):
     [
         (EvaluationData, {"prompts_per_batch": 0}, "data.evaluation.prompts_per_batch: 0 must lie in"),
         (EvaluationData, {"limit": 0}, "data.evaluation.limit: 0 must lie in"),
-        (Reading, {"max_prompt_tokens": -1}, "data.reading.max_prompt_tokens: -1 must lie in"),
-        (Reading, {"limit": 0}, "data.reading.limit: 0 must lie in"),
-        (Reading, {"max_bad_rows": 5}, r"data.reading.max_bad_rows: 5 must lie in \[0, 1\]"),
+        (ReadingOptions, {"max_prompt_tokens": -1}, "data.reading.max_prompt_tokens: -1 must lie in"),
+        (ReadingOptions, {"limit": 0}, "data.reading.limit: 0 must lie in"),
+        (ReadingOptions, {"max_bad_rows": 5}, r"data.reading.max_bad_rows: 5 must lie in \[0, 1\]"),
     ],
 )
 def test_options_of_groups_that_cannot_be_meant(group, options, message):
@@ -518,15 +518,15 @@ def test_options_of_groups_that_cannot_be_meant(group, options, message):
 
 
 def test_a_partial_group_keeps_the_defaults_of_the_class():
-    data = TextToSQL(chat=Chat(system_prompt="Think."), reading=Reading(limit=3))
+    data = TextToSQL(chat=Chat(system_prompt="Think."), reading=ReadingOptions(limit=3))
     assert (data.chat.template, data.reading.max_prompt_tokens) == ("sql", 4096)
     assert Arithmetic(chat=Chat(prefill="<")).chat.system_prompt == "You are a calculator."
-    assert CellArea(reading=Reading(limit=3)).reading.max_bad_rows == 0.0
+    assert CellArea(reading=ReadingOptions(limit=3)).reading.max_bad_rows == 0.0
 
 
 def test_lists_of_answers_need_a_class_that_has_them():
     with pytest.raises(UserError, match=r"data.reading.answers: Arithmetic has no lists of answers; leave it out"):
-        Arithmetic(reading=Reading(answers="all"))
+        Arithmetic(reading=ReadingOptions(answers="all"))
 
 
 def test_names_in_snake_case():
@@ -542,7 +542,7 @@ def parser() -> ArgumentParser:
     return made
 
 
-GROUPS = {"reading": Reading, "images": ImageOptions, "evaluation": EvaluationData}
+GROUPS = {"reading": ReadingOptions, "images": ImageOptions, "evaluation": EvaluationData}
 BASE_OPTIONS = {
     *("train", "validation", "test", "validation_split", "columns", "prompts_per_rollout", "seed", "name"),
     *(f"chat.{option.name}" for option in fields(Chat) if option.init),

@@ -19,7 +19,7 @@ from lit_rlvr.datamodules.medical_vqa import modality
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.images import ImageOptions
 from lit_rlvr.datamodules.reading.options import as_options
-from lit_rlvr.datamodules.reading.split import Reading
+from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
 
@@ -223,7 +223,7 @@ def test_too_few_rows_are_an_error_that_says_where(pool: Path) -> None:
 
 
 def test_limits_come_after_the_split(pool: Path) -> None:
-    data = MedicalVQA(train=str(pool), reading=Reading(limit=7), evaluation=EvaluationData(limit=9), **WANTED)
+    data = MedicalVQA(train=str(pool), reading=ReadingOptions(limit=7), evaluation=EvaluationData(limit=9), **WANTED)
     assert (len(data.load("train")), len(data.load("validation"))) == (7, 9)
     whole = MedicalVQA(train=str(pool), **WANTED)
     assert {s.id for s in data.load("validation")} <= {s.id for s in whole.load("validation")}

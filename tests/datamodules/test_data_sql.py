@@ -16,7 +16,7 @@ import pytest
 
 from lit_rlvr.datamodules import SyntheticSQL, TextToSQL
 from lit_rlvr.datamodules.reading.chat import Chat
-from lit_rlvr.datamodules.reading.split import Reading
+from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.datamodules.text_to_sql import schema_text
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import SQLExecution
@@ -147,7 +147,7 @@ def test_bad_rows_are_skipped_counted_and_named(jsonl: Any, tmp_path: Path) -> N
         UserError, match=r"8 of 9 rows cannot be used and max_bad_rows is 0.1: .*train.jsonl:2: database"
     ):
         samples(TextToSQL(train=path))
-    data = TextToSQL(train=path, reading=Reading(max_bad_rows=0.9))
+    data = TextToSQL(train=path, reading=ReadingOptions(max_bad_rows=0.9))
     assert len(samples(data)) == 1
     reasons = [str(row).removeprefix(f"{path}:") for row in data.bad_rows["train"]]
     folders = "{train_databases,dev_databases,databases,database,test_database}"

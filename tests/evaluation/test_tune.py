@@ -71,7 +71,8 @@ def test_answers_that_do_not_fit_raise_max_tokens(run_folder: Path, lit_rlvr: CL
     result = lit_rlvr(*TUNE, *data, *limits, "--rollout.rewards", "[tiny_rewards.whole_answer]", "--out", "t.yaml")
     assert result.status == 0, result.err
     settings, reasons = chosen(run_folder, "t.yaml")
-    assert settings["rollout"]["sampling"]["max_tokens"] == settings["rollout"]["eval_sampling"]["max_tokens"] >= 6
+    sampling = settings["rollout"]["evaluation"]["sampling"]
+    assert settings["rollout"]["sampling"]["max_tokens"] == sampling["max_tokens"] >= 6
     assert "not 2 as before" in reasons and "no column of the data holds texts that the rewards pay" not in reasons
     start = settings["warm_start"]
     assert start["solution"] == "answer" and start["steps"] == 600, "the plain answer is paid"

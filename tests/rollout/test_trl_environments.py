@@ -17,7 +17,7 @@ from transformers import AutoConfig
 
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.datamodules.reading.chat import Chat
-from lit_rlvr.datamodules.reading.split import Reading
+from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.environments import as_environment
 from lit_rlvr.environments.tools import WrappedTools
 from lit_rlvr.errors import UserError
@@ -55,7 +55,7 @@ def one_iteration(
     data = PromptDataModule(
         str(root / "rows.jsonl"),
         prompts_per_rollout=len(rows),
-        reading=Reading(max_prompt_tokens=4000),
+        reading=ReadingOptions(max_prompt_tokens=4000),
         chat=Chat(chat_template_kwargs=THINKING),
     )
     sampling = Sampling(max_tokens=200, max_turns=4, max_observation_tokens=200)
