@@ -50,7 +50,7 @@ def test_fit_leaves_everything_in_its_folder(run_folder: Path, lit_rlvr: CLI) ->
     result = fit(lit_rlvr)
     run = run_folder / "run"
     config = yaml.safe_load((run / "config.yaml").read_text())
-    assert config["model"]["init_args"]["lr"] == 1e-3 and config["model"]["init_args"]["aggregation"]
+    assert config["model"]["init_args"]["lr"] == 1e-3 and config["model"]["init_args"]["loss"]["aggregation"]
     assert config["rollout"]["sampling"]["max_tokens"] == 8 and config["trainer"]["max_steps"] == 6
 
     rows = metrics(run)
@@ -97,9 +97,8 @@ def test_automatic_micro_batches_are_chosen_once(
     auto = ("--model.init_args.compute.tokens_per_microbatch", "auto", "--trainer.limit_val_batches", 0)
 
     def chosen(run: str) -> int:
-        return yaml.safe_load((run_folder / run / "config.yaml").read_text())["model"]["init_args"][  # type: ignore[no-any-return]
-            "tokens_per_microbatch"
-        ]
+        settings = yaml.safe_load((run_folder / run / "config.yaml").read_text())
+        return int(settings["model"]["init_args"]["compute"]["tokens_per_microbatch"])
 
     monkeypatch.setattr(memory, lambda trainer: 64 * 2**30)
     step = 4 * (512 + 4 * 7)  # four prompts with four completions each
