@@ -260,7 +260,7 @@ def test_layers_of_two_processes_are_compiled_too(run_folder: Path, tiny_model_f
     """In bfloat16 they are compared with the model's own at the start, as in every run."""
     config = tiny_config(tiny_model_folder)
     config["model"] = {"class_path": "tiny_compiled.CompiledGRPO", "init_args": config["model"]["init_args"]}
-    config["model"]["init_args"]["torch_compile"] = True
+    config["model"]["init_args"]["compute"] = {"torch_compile": True}
     write_config(run_folder / "compiled.yaml", config)
     fit_compiled = ("fit", "--config", "compiled.yaml")
     in_two_processes(

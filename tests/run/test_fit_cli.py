@@ -51,7 +51,7 @@ def test_fit_leaves_everything_in_its_folder(run_folder: Path, lit_rlvr: CLI) ->
     result = fit(lit_rlvr)
     run = run_folder / "run"
     config = yaml.safe_load((run / "config.yaml").read_text())
-    assert config["model"]["init_args"]["lr"] == 1e-3 and config["model"]["init_args"]["aggregation"]
+    assert config["model"]["init_args"]["lr"] == 1e-3 and config["model"]["init_args"]["loss"]["aggregation"]
     assert config["rollout"]["sampling"]["max_tokens"] == 8 and config["trainer"]["max_steps"] == 6
 
     rows = metrics(run)
@@ -98,9 +98,8 @@ def test_automatic_micro_batches_are_chosen_once(
     auto = ("--model.init_args.compute.tokens_per_microbatch", "auto", "--trainer.limit_val_batches", 0)
 
     def chosen(run: str) -> int:
-        return yaml.safe_load((run_folder / run / "config.yaml").read_text())["model"]["init_args"][  # type: ignore[no-any-return]
-            "tokens_per_microbatch"
-        ]
+        settings = yaml.safe_load((run_folder / run / "config.yaml").read_text())
+        return int(settings["model"]["init_args"]["compute"]["tokens_per_microbatch"])
 
     monkeypatch.setattr(memory, lambda trainer: 64 * 2**30)
     step = 4 * (512 + 4 * 7)  # four prompts with four completions each
@@ -585,7 +584,7 @@ def test_options_that_a_class_change_drops_are_named(run_folder: Path, lit_rlvr:
     rows = [{"question": f"{i}+1?", "answer": str(i + 1)} for i in range(8)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = fit(lit_rlvr, "--data", "TextMath", "--data.init_args.train", "rows.jsonl", "--trainer.max_steps", 1)
-    assert "data: TextMath instead of Arithmetic of tiny.yaml: kept evaluation, prompts_per_rollout" in result.err
+    assert "data: TextMath instead of Arithmetic of tiny.yaml: kept evaluation.prompts_per_batch, prompts_per_rollout" in result.err
     assert "dropped held_out, high" in result.err
     (tmp_path / "apmpo.yaml").write_text(
         "base: tiny.yaml\n"

@@ -37,7 +37,10 @@ def test_each_rollout_is_sampled_one_iteration_early_and_corrected(tiny_model_fo
         (["--rollout.engine", "vllm", "--rollout.staleness", "2"], ["at most 1", "VLLMServerEngine"]),
         (["--rollout.engine", "vllm", "--rollout.staleness", "-1"], ["-1 is below 0"]),
         (["--rollout.engine", "vllm", "--model", "AAPO"], ["reference_rollouts: pool"]),
-        (["--rollout.engine", "vllm", "--model.init_args.importance.correction", "none"], ["importance_correction"]),
+        (
+            ["--rollout.engine", "vllm", "--model.init_args.importance.correction", "none"],
+            ["model.importance.correction"],
+        ),
     ],
 )
 def test_what_cannot_run_beside_training_is_refused(
