@@ -22,7 +22,6 @@ from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.commands.plan.gpus import GPUs
 from lit_rlvr.commands.plan.strategies import describe_job
 from lit_rlvr.configs import config_folder, load_config
-from lit_rlvr.datamodules.reading.images import ImageOptions
 from lit_rlvr.objectives import LossInputs, aggregation_weights
 from lit_rlvr.rewards.choice import Choice
 from lit_rlvr.rewards.format import Format
@@ -88,7 +87,7 @@ def apmpo_settings(model: str) -> Settings:
     )  # fmt: skip
 
 
-PIXELS = {"images": ImageOptions(min_pixels=256 * 28 * 28, max_pixels=1280 * 28 * 28)}
+PIXELS = {"images": {"min_pixels": 256 * 28 * 28, "max_pixels": 1280 * 28 * 28}}
 MODALITIES = {"train_modalities": {"MRI": 600}, "eval_modalities": {"MRI": 300, "CT": 300, "X-ray": 300}}
 
 
@@ -404,7 +403,7 @@ def test_a_recipe_names_its_model_data_machine_and_folder(recipe: str) -> None:
     assert config["model"]["init_args"]["model"] == settings.model
     assert settings.data in config["data"]["init_args"]["train"]
     assert config["data"]["init_args"]["validation"] == settings.validation
-    assert settings.options.items() <= config["data"]["init_args"].items()
+    assert settings.options == {name: config["data"]["init_args"][name] for name in settings.options}
     trainer = config["trainer"]
     assert (trainer["devices"], trainer["strategy"]) == ("auto", "auto") and "accelerator" not in trainer
     assert trainer["default_root_dir"] == f"runs/{recipe}"

@@ -297,9 +297,7 @@ def test_a_run_of_an_earlier_version_says_what_to_convert(run_folder: Path, lit_
     settings["model"]["init_args"]["kl_coef"] = settings["model"]["init_args"].pop("kl")["coef"]
     config.write_text(yaml.safe_dump(settings))
     again = (*FIT, "--trainer.max_steps", 1, "--ckpt_path", "last")
-    assert_refused(
-        lit_rlvr(*again), "run/config.yaml: model.init_args.kl_coef is model.init_args.kl.coef now; `lit-rlvr"
-    )
+    assert_refused(lit_rlvr(*again), "run/config.yaml: model.kl_coef is model.kl.coef now; `lit-rlvr convert")
     assert lit_rlvr("convert", "run/config.yaml").status == 0
     assert lit_rlvr(*again).status == 0
 
@@ -584,7 +582,10 @@ def test_options_that_a_class_change_drops_are_named(run_folder: Path, lit_rlvr:
     rows = [{"question": f"{i}+1?", "answer": str(i + 1)} for i in range(8)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = fit(lit_rlvr, "--data", "TextMath", "--data.init_args.train", "rows.jsonl", "--trainer.max_steps", 1)
-    assert "data: TextMath instead of Arithmetic of tiny.yaml: kept evaluation.prompts_per_batch, prompts_per_rollout" in result.err
+    assert (
+        "data: TextMath instead of Arithmetic of tiny.yaml: kept evaluation.prompts_per_batch, prompts_per_rollout"
+        in result.err
+    )
     assert "dropped held_out, high" in result.err
     (tmp_path / "apmpo.yaml").write_text(
         "base: tiny.yaml\n"

@@ -123,18 +123,6 @@ def test_what_fit_needs_is_said(tmp_path: Path, tiny_model_folder: Path) -> None
     assert not (tmp_path / "run").exists()
 
 
-def test_config_of_an_older_run_resumes(tmp_path: Path, tiny_model_folder: Path, lit_rlvr: Callable[..., Any]) -> None:
-    """Its classes may have moved to other packages since."""
-    train(tmp_path / "run", tiny_model_folder)
-    config = tmp_path / "run/config.yaml"
-    older = config.read_text().replace("engine: hf", "engine: {class_path: lit_rlvr.rollout.engines.hf.HFEngine}")
-    assert "lit_rlvr.rollout" in older
-    config.write_text(older)
-    lit_rlvr("fit", "--config", str(config), "--ckpt_path", "last", "--trainer.max_steps", 3)
-    assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == 3
-    assert "class_path: lit_rlvr.engines.hf.HFEngine" in config.read_text()
-
-
 def test_callbacks_are_ordered_by_what_they_are() -> None:
     given = [RunCheckpoint(), ModelCheckpoint(), Timer("00:01:00:00"), RolloutCallback(), Own(), RunFolder()]
     trainer = Trainer(callbacks=given, accelerator="cpu")
