@@ -39,7 +39,7 @@ class LossInputs:
 
     Args:
         logp: (B, T) log-probabilities under the current policy; only this and `entropy` have a gradient.
-        old: (B, T) log-probabilities under the policy at the beginning of the iteration, which the trainer computes.
+        old_logp: (B, T) log-probabilities under the policy at the beginning of the iteration, by the trainer.
         mask: (B, T) bool.
         advantages: (B, 1), or (B, T) if the estimator gives one for each token; constant.
         token_weight: (B, T) share of each token in the loss (`aggregation_weights`, times the
@@ -48,22 +48,22 @@ class LossInputs:
         prompt: (B,) long, each row's prompt as an index into the whole rollout's `GroupBatch` (all ranks).
         plain_weight: (B, T) token_weight without the importance weight: each token's share in the KL and entropy
             terms.
-        rollout: (B, T) log-probabilities that the tokens were sampled with, as the engine reports them.
-        ref: (B, T) log-probabilities under the reference policy; None without a KL term.
+        rollout_logp: (B, T) log-probabilities that the tokens were sampled with, as the engine reports them.
+        ref_logp: (B, T) log-probabilities under the reference policy; None without a KL term.
         entropy: (B, T) exact entropy of the policy at each position; None if it is not computed.
         selected: (B, T) bool, the tokens that the loss's `select` has chosen; None if it has none.
     """
 
     logp: Tensor
-    old: Tensor
+    old_logp: Tensor
     mask: Tensor
     advantages: Tensor
     token_weight: Tensor
     row_weight: Tensor
     prompt: Tensor
     plain_weight: Tensor
-    rollout: Tensor
-    ref: Tensor | None = None
+    rollout_logp: Tensor
+    ref_logp: Tensor | None = None
     entropy: Tensor | None = None
     selected: Tensor | None = None
 
@@ -81,23 +81,23 @@ class StepTokens:
     """All tokens in the loss of one optimizer step, of all ranks, under the policy at the beginning of the iteration.
 
     Args:
-        old: (N,) log-probabilities under that policy.
-        rollout: (N,) log-probabilities that the tokens were sampled with.
+        old_logp: (N,) log-probabilities under that policy.
+        rollout_logp: (N,) log-probabilities that the tokens were sampled with.
         entropy: (N,) exact entropy of that policy.
         advantages: (N,) of each token.
         chance: (N,) in [0, 1), a number of each token for random choices, which depends on its prompt, completion and
-            position alone; by default on the first digits of `old`.
+            position alone; by default on the first digits of `old_logp`.
     """
 
-    old: Tensor
-    rollout: Tensor
+    old_logp: Tensor
+    rollout_logp: Tensor
     entropy: Tensor
     advantages: Tensor
     chance: Tensor = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         if self.chance is None:
-            self.chance = ((self.old * 1000).round() * GOLDEN_RATIO).frac().abs()
+            self.chance = ((self.old_logp * 1000).round() * GOLDEN_RATIO).frac().abs()
 
 
 def covariances(step: StepTokens) -> Tensor:
@@ -106,7 +106,7 @@ def covariances(step: StepTokens) -> Tensor:
     advantages = step.advantages - step.advantages.mean()
     if step.advantages.max() == step.advantages.min():
         advantages = torch.zeros_like(advantages)  # not the rounding error of the mean
-    return advantages * (step.old - step.old.mean())
+    return advantages * (step.old_logp - step.old_logp.mean())
 
 
 TIE = 1e-5
@@ -131,15 +131,15 @@ def largest(values: Tensor, count: int, chance: Tensor | None = None) -> Tensor:
     return chosen.index_fill(0, drawn, True)
 
 
-def log_ratio(logp: Tensor, old: Tensor, mask: Tensor) -> Tensor:
-    """Return `logp - old` (B, T), 0 where masked; bounded so that its exponential is finite in this dtype."""
+def log_ratio(logp: Tensor, old_logp: Tensor, mask: Tensor) -> Tensor:
+    """Return `logp - old_logp` (B, T), 0 where masked; bounded so that its exponential is finite in this dtype."""
     bound = 0.5 * math.log(torch.finfo(logp.dtype).max)
-    return torch.where(mask, logp - old, 0.0).clamp(-bound, bound)
+    return torch.where(mask, logp - old_logp, 0.0).clamp(-bound, bound)
 
 
-def ratio(logp: Tensor, old: Tensor, mask: Tensor) -> Tensor:
-    """Return `w = exp(logp - old)` (B, T), 1 where masked."""
-    return log_ratio(logp, old, mask).exp()
+def ratio(logp: Tensor, old_logp: Tensor, mask: Tensor) -> Tensor:
+    """Return `w = exp(logp - old_logp)` (B, T), 1 where masked."""
+    return log_ratio(logp, old_logp, mask).exp()
 
 
 def clipped_surrogate(
@@ -167,14 +167,14 @@ def clipped_log_ratio(
 ) -> tuple[Tensor, Stats]:
     """Return the log-ratio (B, T) that the surrogate's `min` selects; 0 where masked or A = 0.
 
-    `min(d, high)` where A > 0, `max(d, low)` where A < 0, `d = logp - old`: the clip of `clipped_surrogate` in log
+    `min(d, high)` where A > 0, `max(d, low)` where A < 0, `d = logp - old_logp`: the clip of `clipped_surrogate` in log
     space, without forming the ratio.
 
     Args:
         low, high: the bounds in log space, numbers or (B, 1).
         dual_clip: as in `clipped_surrogate`.
     """
-    d = log_ratio(x.logp, x.old, x.mask)
+    d = log_ratio(x.logp, x.old_logp, x.mask)
     negative = torch.clamp(d, min=low)
     if dual_clip is not None:
         negative = negative.clamp(max=math.log(dual_clip))
@@ -189,21 +189,21 @@ def clip_counts(w: Tensor, x: LossInputs, low: float | Tensor, high: float | Ten
     return {"clip_low": below.sum(), "clip_high": above.sum()}
 
 
-def divergence_from(logp: Tensor, rollout: Tensor, mask: Tensor, kind: Divergence) -> tuple[Tensor, Tensor]:
+def divergence_from(logp: Tensor, rollout_logp: Tensor, mask: Tensor, kind: Divergence) -> tuple[Tensor, Tensor]:
     """Return `pi - mu` and the divergence of two distributions over "this token or another one"; 0 where masked.
 
     Args:
-        logp, rollout: (B, T) log pi and log mu of the sampled tokens.
+        logp, rollout_logp: (B, T) log pi and log mu of the sampled tokens.
     """
-    logp, rollout = (torch.where(mask, values, 0.0) for values in (logp, rollout))
-    pi, mu = logp.exp(), rollout.exp()
+    logp, rollout_logp = (torch.where(mask, values, 0.0) for values in (logp, rollout_logp))
+    pi, mu = logp.exp(), rollout_logp.exp()
     if kind == "tv":
         return pi - mu, (pi - mu).abs()
     tiny = torch.finfo(pi.dtype).tiny
     others = (1 - mu) * (
-        torch.log((-torch.expm1(rollout)).clamp(min=tiny)) - torch.log((-torch.expm1(logp)).clamp(min=tiny))
+        torch.log((-torch.expm1(rollout_logp)).clamp(min=tiny)) - torch.log((-torch.expm1(logp)).clamp(min=tiny))
     )
-    return pi - mu, mu * (rollout - logp) + others
+    return pi - mu, mu * (rollout_logp - logp) + others
 
 
 def check_dual_clip(dual_clip: float | None) -> None:
@@ -247,14 +247,14 @@ def log_power_mean(log_values: Tensor, mask: Tensor, power: Tensor) -> Tensor:
     return torch.where(near | (power == 0), center + excess, far_mean / p)
 
 
-def kl_estimate(logp: Tensor, ref: Tensor, mask: Tensor, estimator: KLEstimator = "k3") -> Tensor:
+def kl_estimate(logp: Tensor, ref_logp: Tensor, mask: Tensor, estimator: KLEstimator = "k3") -> Tensor:
     """Return an estimate of the KL divergence to the reference policy for each token (B, T); 0 where masked.
 
-    With `d = ref - logp`: `k1` is `-d`, `k2` is `d^2 / 2`, `k3` is `exp(d) - d - 1`. k1 and k3 are unbiased as numbers.
-    As a term of the loss, k2 has the gradient of the KL divergence, that of k1 is 0 on average, and that of k3 is
-    the forward divergence's. Source: Schulman 2020 (Approximating KL divergence); k3 in DeepSeekMath (GRPO), eq. 4.
+    With `d = ref_logp - logp`: `k1` is `-d`, `k2` is `d^2 / 2`, `k3` is `exp(d) - d - 1`. k1 and k3 are unbiased as
+    numbers. As a term of the loss, k2 has the gradient of the KL divergence, that of k1 is 0 on average, and that of k3
+    is the forward divergence's. Source: Schulman 2020 (Approximating KL divergence); k3 in DeepSeekMath (GRPO), eq. 4.
     """
-    d = log_ratio(ref, logp, mask)
+    d = log_ratio(ref_logp, logp, mask)
     if estimator == "k1":
         return -d
     return d.square() / 2 if estimator == "k2" else torch.expm1(d) - d
@@ -323,14 +323,15 @@ def resolve_correction(requested: ImportanceCorrection | None, exact: bool) -> I
 class Importance:
     """The correction for completions that were not sampled from the policy in the loss.
 
-    `w = exp(old - rollout)` is a token's ratio, and a sequence's is the product over its tokens (`sequence_...`) or
-    their geometric mean (`geometric_...`). Sources: Yao et al. 2025 (truncated importance sampling), Ling Team 2025
-    (IcePop, masked importance sampling), DeepSeek-V3.2, eq. 9 (`off_policy_threshold`), verl's rollout correction.
+    `w = exp(old_logp - rollout_logp)` is a token's ratio, and a sequence's is the product over its tokens
+    (`sequence_...`) or their geometric mean (`geometric_...`). Sources: Yao et al. 2025 (truncated importance
+    sampling), Ling Team 2025 (IcePop, masked importance sampling), DeepSeek-V3.2, eq. 9 (`off_policy_threshold`),
+    verl's rollout correction.
 
-    `rollout` is the log-probability that a token was sampled with, so the tokens of one completion may come from
-    several versions of the weights. With an objective that clips `exp(logp - old)`, this is decoupled PPO (Fu et al.
-    2025, AReaL): `rollout` is its behaviour policy, `old` its proximal one and `logp` the current one. `token_truncate`
-    and `token_mis` are AReaL's actions `clamp` and `mask` at the level of tokens.
+    `rollout_logp` is the log-probability that a token was sampled with, so the tokens of one completion may come from
+    several versions of the weights. With an objective that clips `exp(logp - old_logp)`, this is decoupled PPO (Fu et
+    al. 2025, AReaL): `rollout_logp` is of its behaviour policy, `old_logp` of its proximal one and `logp` of the
+    current one. `token_truncate` and `token_mis` are AReaL's actions `clamp` and `mask` at the level of tokens.
 
     Args:
         correction: correction for engines whose log-probabilities differ from the trainer's; by default
@@ -403,9 +404,9 @@ class Importance:
         return torch.where(within, log_ratio.exp(), 0.0) if how == "mis" else within.to(log_ratio.dtype)
 
 
-def loglinear_old(logp: Tensor, rollout: Tensor, age: Tensor, updates: int) -> Tensor:
+def loglinear_old(logp: Tensor, rollout_logp: Tensor, age: Tensor, updates: int) -> Tensor:
     """Return an approximation (B, T) of the old log-probabilities that needs no forward pass: `b + alpha (logp - b)`
-    with `b = rollout` and `alpha = (v_old - v_b) / (v_logp - v_b)`.
+    with `b = rollout_logp` and `alpha = (v_old - v_b) / (v_logp - v_b)`.
 
     Source: AReaL's `prox_logp_method: loglinear` (areal/trainer/ppo/actor.py, `compute_prox_logp_approximations`). v
     counts optimizer steps here. AReaL counts syncs with the engine, and takes v_old = v_logp - 1 in all steps of an
@@ -413,25 +414,27 @@ def loglinear_old(logp: Tensor, rollout: Tensor, age: Tensor, updates: int) -> T
 
     Args:
         logp: (B, T) log-probabilities under the current policy, without a gradient.
-        rollout: (B, T) log-probabilities that the tokens were sampled with.
+        rollout_logp: (B, T) log-probabilities that the tokens were sampled with.
         age: (B, T) v_old - v_b, optimizer steps from the weights that sampled each token to the old ones.
         updates: v_logp - v_old, optimizer steps from the old weights to the current ones; at least 1.
     """
-    return torch.lerp(rollout, logp, (age / (age + updates)).to(logp.dtype))
+    return torch.lerp(rollout_logp, logp, (age / (age + updates)).to(logp.dtype))
 
 
-def importance_weights(old: Tensor, rollout: Tensor, mask: Tensor, correction: Importance) -> tuple[Tensor, Tensor]:
+def importance_weights(
+    old_logp: Tensor, rollout_logp: Tensor, mask: Tensor, correction: Importance
+) -> tuple[Tensor, Tensor]:
     """Return weights that correct for an engine whose log-probabilities differ from the trainer's.
 
     Args:
-        old: (B, T) the trainer's log-probabilities of the sampled tokens.
-        rollout: (B, T) the engine's log-probabilities of the sampled tokens, each under the weights that sampled it.
+        old_logp: (B, T) the trainer's log-probabilities of the sampled tokens.
+        rollout_logp: (B, T) the engine's log-probabilities of them, each under the weights that sampled it.
 
     Returns:
         Token weights (B, T), and row weights (B,) for sequence-level losses: with a correction of tokens, that of the
         geometric mean of the row's ratios (truncated for `token_reject`); 1 for `none`.
     """
-    d = log_ratio(old, rollout, mask)
+    d = log_ratio(old_logp, rollout_logp, mask)
     level, _, how = correction.mode.partition("_")
     mean = masked_mean(d, mask)  # (B,)
     if level == "none":
@@ -449,17 +452,18 @@ def importance_weights(old: Tensor, rollout: Tensor, mask: Tensor, correction: I
 
 
 def correction_weights(
-    logp: Tensor, old: Tensor, rollout: Tensor, mask: Tensor, advantages: Tensor, correction: Importance
+    logp: Tensor, old_logp: Tensor, rollout_logp: Tensor, mask: Tensor, advantages: Tensor, correction: Importance
 ) -> tuple[Tensor, Tensor]:
     """Return `importance_weights`, 0 also for the sequences that `off_policy_threshold` drops.
 
     Args:
-        logp, old, rollout: (B, T) log-probabilities of the policy, of the policy at rollout time, and of the engine.
+        logp, old_logp, rollout_logp: (B, T) log-probabilities of the policy, of the policy at rollout time, and of the
+            engine.
         advantages: (B, 1) or (B, T).
     """
-    tokens, rows = importance_weights(old, rollout, mask, correction)
+    tokens, rows = importance_weights(old_logp, rollout_logp, mask, correction)
     if correction.off_policy_threshold is None:
         return tokens, rows
-    drift = masked_mean(log_ratio(rollout, logp.detach(), mask), mask)  # (B,)
+    drift = masked_mean(log_ratio(rollout_logp, logp.detach(), mask), mask)  # (B,)
     kept = (advantages.sum(1) >= 0) | (drift <= correction.off_policy_threshold)
     return tokens * kept[:, None], rows * kept

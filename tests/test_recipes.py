@@ -385,9 +385,9 @@ def check_loss(module: RLVRModule, settings: Settings) -> None:
     tokens = float(mask.sum())
     weight = aggregation_weights(mask, size, module.loss_options.aggregation, rows, tokens, settings.length).float()
     x = LossInputs(
-        logp=logp, old=old, mask=mask, advantages=advantages.reshape(-1, 1), token_weight=weight,
+        logp=logp, old_logp=old, mask=mask, advantages=advantages.reshape(-1, 1), token_weight=weight,
         row_weight=torch.full((rows,), 1 / rows), prompt=torch.arange(rows) // size, plain_weight=weight,
-        rollout=old, ref=ref if module.kl.coef else None,
+        rollout_logp=old, ref_logp=ref if module.kl.coef else None,
     )  # fmt: skip
     objective, _ = module.objective(x)
     loss, _ = module.loss(x)

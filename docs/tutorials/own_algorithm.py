@@ -28,7 +28,7 @@ class SPO(RLVRModule):
         self.clip = clip
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
-        w = ratio(x.logp, x.old, x.mask).clamp(max=1e4)  # (B, T); the square of a larger one could be infinite
+        w = ratio(x.logp, x.old_logp, x.mask).clamp(max=1e4)  # (B, T); the square of a larger one could be infinite
         value = w * x.advantages - x.advantages.abs() * (w - 1).square() / (2 * self.clip)
         return -masked_sum(value, x.token_weight, x.mask), {}
 

@@ -43,7 +43,7 @@ class CISPO(RLVRModule):
         self.ratio_cap, self.ratio_floor, self.dual_clip = ratio_cap, ratio_floor, dual_clip
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
-        w = ratio(x.logp, x.old, x.mask).detach()  # (B, T)
+        w = ratio(x.logp, x.old_logp, x.mask).detach()  # (B, T)
         weight = w.clamp(self.ratio_floor, self.ratio_cap)
         if self.dual_clip is not None:
             weight = torch.where(x.advantages < 0, weight.clamp(max=self.dual_clip), weight)

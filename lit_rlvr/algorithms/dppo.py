@@ -55,8 +55,8 @@ class DPPO(RLVRModule):
         return super().runs_all_rows or self.drift_coef != 0
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
-        d = log_ratio(x.logp, x.rollout, x.mask)  # (B, T)
-        moved, distance = divergence_from(x.logp.detach(), x.rollout, x.mask, self.divergence)
+        d = log_ratio(x.logp, x.rollout_logp, x.mask)  # (B, T)
+        moved, distance = divergence_from(x.logp.detach(), x.rollout_logp, x.mask, self.divergence)
         below = (x.advantages < 0) & (moved < 0) & (distance > self.delta_low)
         above = (x.advantages > 0) & (moved > 0) & (distance > self.delta_high)
         loss = -masked_sum(d.exp() * x.advantages * ~(below | above), x.token_weight, x.mask)

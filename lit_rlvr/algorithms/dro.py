@@ -44,6 +44,6 @@ class DRO(RLVRModule):
         return super().runs_all_rows or self.beta != 0
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
-        log_w = log_ratio(x.logp, x.rollout, x.mask).sum(1)  # (B,)
+        log_w = log_ratio(x.logp, x.rollout_logp, x.mask).sum(1)  # (B,)
         loss = -row_sum(x.advantages[:, 0] * log_w - self.beta / 2 * log_w.square(), x)
         return loss, {"squared_log_ratio": (log_w.detach().square()[:, None] * x.mask).sum()}

@@ -53,7 +53,7 @@ class FIPO(DAPO):
         self.influence_low, self.influence_high = influence_low, influence_high
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
-        d = log_ratio(x.logp, x.old, x.mask)  # (B, T)
+        d = log_ratio(x.logp, x.old_logp, x.mask)  # (B, T)
         w = d.exp()
         surrogate, stats = clipped_surrogate(w, x, self.clip_low, self.clip_high, self.dual_clip)
         far = w > (float("inf") if self.dual_clip is None else self.dual_clip)

@@ -40,6 +40,6 @@ class GRPO(RLVRModule):
         self.clip_low, self.clip_high, self.dual_clip = clip_low, clip_high, dual_clip
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
-        w = ratio(x.logp, x.old, x.mask)  # (B, T)
+        w = ratio(x.logp, x.old_logp, x.mask)  # (B, T)
         surrogate, stats = clipped_surrogate(w, x, self.clip_low, self.clip_high, self.dual_clip)
         return -masked_sum(surrogate, x.token_weight, x.mask), stats

@@ -48,6 +48,6 @@ class GSPO(RLVRModule):
         self.clip_low, self.clip_high, self.dual_clip = clip_low, clip_high, dual_clip
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
-        s = masked_mean(log_ratio(x.logp, x.old, x.mask), x.mask).exp()[:, None]  # (B, 1)
+        s = masked_mean(log_ratio(x.logp, x.old_logp, x.mask), x.mask).exp()[:, None]  # (B, 1)
         surrogate, stats = clipped_surrogate(s, x, self.clip_low, self.clip_high, self.dual_clip)
         return -row_sum(surrogate[:, 0], x), stats

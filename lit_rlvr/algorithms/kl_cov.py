@@ -43,10 +43,10 @@ class KLCov(RLVRModule):
         self.penalty_share, self.penalty_coef = penalty_share, penalty_coef
 
     def select(self, step: StepTokens) -> Tensor:
-        return largest(covariances(step), int(self.penalty_share * len(step.old)), step.chance)
+        return largest(covariances(step), int(self.penalty_share * len(step.old_logp)), step.chance)
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         assert x.selected is not None
-        d = log_ratio(x.logp, x.old, x.mask)  # (B, T)
+        d = log_ratio(x.logp, x.old_logp, x.mask)  # (B, T)
         terms = d.exp() * x.advantages - self.penalty_coef * x.selected * d.abs()
         return -masked_sum(terms, x.token_weight, x.mask), {"kl_cov": x.selected.sum()}

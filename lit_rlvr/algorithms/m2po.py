@@ -41,13 +41,13 @@ class M2PO(RLVRModule):
         self.threshold = threshold
 
     def select(self, step: StepTokens) -> Tensor:
-        distance = (step.old - step.rollout).abs()  # (N,)
+        distance = (step.old_logp - step.rollout_logp).abs()  # (N,)
         ascending = distance.sort().values.square()
         means = ascending.cumsum(0) / torch.arange(1, len(ascending) + 1, device=ascending.device)
         return largest(-distance, int((means < self.threshold).sum()), step.chance)  # means rise
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         assert x.selected is not None
-        r = ratio(x.logp, x.rollout, x.mask)  # (B, T)
+        r = ratio(x.logp, x.rollout_logp, x.mask)  # (B, T)
         loss = -masked_sum(r * x.advantages * x.selected, x.token_weight, x.mask)
         return loss, {"m2po_dropped": (x.mask & ~x.selected).sum()}

@@ -40,5 +40,5 @@ class SAPO(RLVRModule):
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         tau = torch.where(x.advantages > 0, torch.full_like(x.advantages, self.tau_pos), self.tau_neg)
-        gate = torch.sigmoid(tau * (ratio(x.logp, x.old, x.mask) - 1)) * 4 / tau  # (B, T)
+        gate = torch.sigmoid(tau * (ratio(x.logp, x.old_logp, x.mask) - 1)) * 4 / tau  # (B, T)
         return -masked_sum(gate * x.advantages, x.token_weight, x.mask), {}

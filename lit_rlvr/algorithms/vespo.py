@@ -51,7 +51,7 @@ class VESPO(RLVRModule):
         self.k_pos, self.lambda_pos, self.k_neg, self.lambda_neg = k_pos, lambda_pos, k_neg, lambda_neg
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
-        log_w = log_ratio(x.logp.detach(), x.rollout, x.mask).sum(1, keepdim=True)  # (B, 1)
+        log_w = log_ratio(x.logp.detach(), x.rollout_logp, x.mask).sum(1, keepdim=True)  # (B, 1)
         log_w = log_w.clamp(MIN_LOG_WEIGHT, MAX_LOG_WEIGHT)
         k = torch.where(x.advantages < 0, torch.full_like(log_w, self.k_neg), self.k_pos)  # (B, 1)
         rate = torch.where(x.advantages < 0, torch.full_like(log_w, self.lambda_neg), self.lambda_pos)

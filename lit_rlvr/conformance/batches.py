@@ -20,10 +20,8 @@ DATA = Path(__file__).parent / "data"
 BATCHES = ("regular", "ragged", "on_policy")
 """Names of the frozen batches: ratios near and far from 1; rows without tokens, gaps, groups with equal rewards and
 ratios up to e^12; all ratios 1."""
-BATCH_TOKENS = ("logp", "old", "ref", "mask", "entropy", "rollout", "objective_mask", "turns")
-RENAMED_ARRAYS = {
-    "old_logp": "old", "ref_logp": "ref", "rollout_logp": "rollout", "max_completion_length": "max_tokens",
-}  # fmt: skip
+BATCH_TOKENS = ("logp", "old_logp", "ref_logp", "mask", "entropy", "rollout_logp", "objective_mask", "turns")
+RENAMED_ARRAYS = {"max_completion_length": "max_tokens"}
 """Array of a file -> field of a `Batch`, where they differ."""
 
 Cut = Sequence[Sequence[Sequence[int]]]
@@ -35,23 +33,23 @@ class Batch:
     """The arrays of a batch as tensors of one float type: row p * G + g is completion g of prompt p.
 
     Args:
-        logp, old, ref: (B, T) log-probabilities under the current policy, the policy at the beginning of the iteration
-            and the reference policy; ref is None if the batch has none.
+        logp, old_logp, ref_logp: (B, T) log-probabilities under the current policy, the policy at the beginning of the
+            iteration and the reference policy; `ref_logp` is None if the batch has none.
         mask: (B, T) bool, True = in the loss.
         rewards, correct: (P, G).
         reference_rewards: (P, G) rewards of the reference model's completions; None if the batch has none.
         lengths: (P, G) sampled tokens.
         max_tokens: T_max, the configured longest completion.
         entropy: (B, T) of the policy at each position; None if the batch has none.
-        rollout: (B, T) log-probabilities at sampling time; None if the batch has none: those of `old`.
+        rollout_logp: (B, T) log-probabilities at sampling time; None if the batch has none: those of `old_logp`.
         objective_mask: (B, T) bool, the tokens whose objective counts; None = all in the loss.
         turns: (B, T) long, the turn of each token, -1 where masked; None if the batch has none.
         advantages: (P, G) constants for a loss; None = the algorithm computes its own.
     """
 
     logp: Tensor
-    old: Tensor
-    ref: Tensor | None
+    old_logp: Tensor
+    ref_logp: Tensor | None
     mask: Tensor
     rewards: Tensor
     correct: Tensor
@@ -59,7 +57,7 @@ class Batch:
     lengths: Tensor
     max_tokens: int
     entropy: Tensor | None = None
-    rollout: Tensor | None = None
+    rollout_logp: Tensor | None = None
     objective_mask: Tensor | None = None
     turns: Tensor | None = None
     advantages: Tensor | None = None

@@ -107,11 +107,14 @@ def plain_step(function: Callable[..., Tensor], batch: Batch) -> Step:
     averages = "world_size" in inspect.signature(function).parameters
 
     def loss(logp: Tensor, advantages: Tensor, rows: list[int], num_microbatches: int, world_size: int) -> Tensor:
-        tokens = {"ref_logp": batch.ref, "rollout_logp": batch.old if batch.rollout is None else batch.rollout}
+        tokens = {
+            "ref_logp": batch.ref_logp,
+            "rollout_logp": batch.old_logp if batch.rollout_logp is None else batch.rollout_logp,
+        }
         named: dict[str, Any] = {name: value[rows] for name, value in tokens.items() if value is not None}
         named |= counts | {"num_microbatches": num_microbatches, "world_size": world_size}
         given = {
-            "logp": logp[rows], "old_logp": batch.old[rows], "advantages": advantages.reshape(-1, 1)[rows],
+            "logp": logp[rows], "old_logp": batch.old_logp[rows], "advantages": advantages.reshape(-1, 1)[rows],
             "mask": batch.mask[rows],
         }  # fmt: skip
         found = require_shape(function, call_by_name(function, given, named), torch.Size())

@@ -208,7 +208,7 @@ def has_the_right_direction(prepare: PrepareStep, batch: Batch) -> Finding:
 
     All ratios are 1, so that no clip acts. A second gradient, with advantages of 0, removes the terms without them.
     """
-    sampled = replace(batch, old=batch.logp)
+    sampled = replace(batch, old_logp=batch.logp)
     step = prepare(sampled)
     moves = [
         -torch.where(batch.mask, loss_and_gradient(step, sampled, None, given)[1], 0.0).sum(1)  # (B,) of the logp
@@ -331,7 +331,7 @@ def survives_extreme_ratios(prepare: PrepareStep, batch: Batch) -> Finding:
     far[1::3], far[2::3] = -100, 100
     logp = torch.where(batch.mask, -0.5 + far.clamp(max=0), 0.0)
     old = torch.where(batch.mask, -0.5 - far.clamp(min=0), 0.0)
-    extreme = replace(to_float32(batch), logp=logp, old=old, ref=old)
+    extreme = replace(to_float32(batch), logp=logp, old_logp=old, ref_logp=old)
     return Finding(
         "extreme ratios", nonfinite(replay_step(prepare(extreme), extreme)), 0,
         "infinite or NaN, at ratios of e^-100 to e^100", "exp overflows in float32: clamp the log-ratio",

@@ -108,8 +108,8 @@ class LossModule(ABC):
         needs_updates: True = with one update per rollout its gradient is GRPO's.
         stops_gradient: True = the objective detaches values on purpose; `lit-rlvr check` holds them fixed.
         sequence_level: True = it weighs whole sequences, so it takes one advantage for each.
-        uses_rollout: True = its ratio is to the policy that sampled each token (`x.rollout`), and it bounds that ratio
-            itself, so that there is no importance correction.
+        uses_rollout: True = its ratio is to the policy that sampled each token (`x.rollout_logp`), and it bounds
+            that ratio itself, so that there is no importance correction.
         fixes_aggregation: True = its formula says what the losses of tokens are divided by, the class's default.
     """
 
@@ -185,7 +185,7 @@ class LossModule(ABC):
         Raises:
             UserError: `select` returns something else.
         """
-        everything = torch.ones_like(step.old, dtype=torch.bool)
+        everything = torch.ones_like(step.old_logp, dtype=torch.bool)
         if not len(everything):
             return everything, everything
         with inputs_stay(self.select, step, "step"):
@@ -266,10 +266,10 @@ class LossModule(ABC):
         """
         with inputs_stay(self.objective, x, "x"):
             loss, stats = require_loss(self.objective, self.objective(replace(x)), x)
-        if x.ref is not None:
-            kl = kl_estimate(x.logp, x.ref, x.mask, self.kl.estimator)
+        if x.ref_logp is not None:
+            kl = kl_estimate(x.logp, x.ref_logp, x.mask, self.kl.estimator)
             if self.kl.bias_correction:
-                kl = kl * ratio(x.logp, x.old, x.mask)
+                kl = kl * ratio(x.logp, x.old_logp, x.mask)
             loss = loss + self.kl.coef * masked_sum(kl, x.plain_weight, x.mask)
             stats = stats | {"kl": kl.detach().sum()}
         if self.loss_options.entropy_coef:

@@ -457,9 +457,13 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
                 for values, empty in ((rollout.mask, False), (rollout.turns, -1))
             )
             group.mask, group.turns = self._gathered(mask), self._gathered(turns)
-        if scores.ref is not None and scores.old is not None:
+        if scores.ref_logp is not None and scores.old_logp is not None:
             mask = to_device(rollout.mask, self.device)
-            kl = kl_estimate(scores.old, scores.ref, mask, self.kl.estimator).sum(1).view(rollout.rewards.shape)
+            kl = (
+                kl_estimate(scores.old_logp, scores.ref_logp, mask, self.kl.estimator)
+                .sum(1)
+                .view(rollout.rewards.shape)
+            )
             group = self.penalised(group, gather_rows(kl))
             metrics["kl"] = float(all_sum(kl.sum()) / all_sum(mask.sum()).clamp(min=1))
         advantages, estimated = self.estimate(group)  # (P, G) or (B, T) over all ranks

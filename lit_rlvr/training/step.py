@@ -38,12 +38,12 @@ class TokenScores:
     None = not needed.
 
     Args:
-        old: log-probabilities under the policy. entropy: of the policy. ref: log-probabilities under the reference.
+        old_logp: log-probabilities under the policy. entropy: of the policy. ref_logp: under the reference.
     """
 
-    old: Tensor | None = None
+    old_logp: Tensor | None = None
     entropy: Tensor | None = None
-    ref: Tensor | None = None
+    ref_logp: Tensor | None = None
 
 
 @dataclass
@@ -56,10 +56,10 @@ class PreparedRollout:
         age: (B, T) optimizer steps between the weights that sampled each token and those of the first update.
         trace: records what the updates do with its tokens; None = nothing does.
         logs_staleness: whether to log `train/staleness/...`.
-        old: (B, T) log-probabilities at the beginning of the iteration. The first step runs on these weights, so its
-            own forward pass fills in its rows. None = the current ones in the first step, then `loglinear_old`.
+        old_logp: (B, T) log-probabilities at the beginning of the iteration. The first step runs on these weights, so
+            its own forward pass fills in its rows. None = the current ones in the first step, then `loglinear_old`.
         updates: optimizer steps taken on it so far.
-        ref: (B, T) log-probabilities under the reference policy; None without a KL term in the loss.
+        ref_logp: (B, T) log-probabilities under the reference policy; None without a KL term in the loss.
         entropy: (B, T) of the policy at the beginning of the iteration; None if no tokens are chosen by it.
     """
 
@@ -70,9 +70,9 @@ class PreparedRollout:
     age: Tensor
     trace: Trace | None = None
     logs_staleness: bool = False
-    old: Tensor | None = None
+    old_logp: Tensor | None = None
     updates: int = 0
-    ref: Tensor | None = None
+    ref_logp: Tensor | None = None
     entropy: Tensor | None = None
 
     @property
@@ -82,8 +82,8 @@ class PreparedRollout:
 
     def record_old(self, rows: list[int], logp: Tensor) -> None:
         """Keep log-probabilities (rows, T) computed with the weights of the iteration's beginning as the old ones."""
-        if self.old is not None:
-            self.old[index(rows, self.old.device)] = logp.detach().to(self.old.dtype)
+        if self.old_logp is not None:
+            self.old_logp[index(rows, self.old_logp.device)] = logp.detach().to(self.old_logp.dtype)
 
 
 @dataclass
@@ -120,8 +120,8 @@ def loss_inputs(plan: StepPlan, k: int, logp: Tensor, entropy: Tensor) -> tuple[
     prepared = plan.prepared
     at = index(rows, plan.mask.device)
     mask, engine = plan.mask[at], plan.rollout_logprobs[at]
-    if prepared.old is not None:
-        old = prepared.old[at]
+    if prepared.old_logp is not None:
+        old = prepared.old_logp[at]
     elif prepared.on_policy:
         old = logp.detach()
     else:
@@ -133,15 +133,15 @@ def loss_inputs(plan: StepPlan, k: int, logp: Tensor, entropy: Tensor) -> tuple[
         tokens = tokens * plan.counted[at]
     inputs = LossInputs(
         logp=logp,
-        old=old,
+        old_logp=old,
         mask=mask,
         advantages=advantages,
         token_weight=plain * tokens,
         row_weight=sequences * plan.row_share * weight,
         prompt=at // prepared.rollout.group_size + rank() * len(prepared.rollout.prompts),
         plain_weight=plain,
-        rollout=engine,
-        ref=None if prepared.ref is None else prepared.ref[at],
+        rollout_logp=engine,
+        ref_logp=None if prepared.ref_logp is None else prepared.ref_logp[at],
         entropy=entropy,
         selected=None if plan.selected is None else plan.selected[at],
     )
@@ -255,14 +255,14 @@ def chosen_tokens(
     """
     if not algorithm.needs_step_tokens:
         return None, None
-    assert prepared.old is not None and prepared.entropy is not None
+    assert prepared.old_logp is not None and prepared.entropy is not None
     mine = torch.zeros_like(mask)
     at = index(rows, mask.device)
     mine[at] = mask[at]
     advantages = prepared.advantages.to(mask.device).expand(mask.shape)
     chance = chances(prepared.rollout).to(mask.device)
     columns = torch.stack([values[mine].double() for values in (
-        prepared.old, rollout_logprobs, prepared.entropy, advantages, chance)])  # (5, N of this rank)  # fmt: skip
+        prepared.old_logp, rollout_logprobs, prepared.entropy, advantages, chance)])  # (5, N of this rank)  # fmt: skip
     sizes = [int(size) for size in gather_rows(torch.tensor([columns.shape[1]]))]
     padded = torch.nn.functional.pad(columns, (0, max(sizes) - columns.shape[1]))
     parts = gather_rows(padded[None])  # (ranks, 5, the longest)

@@ -58,8 +58,10 @@ class Trace:
         def note(gradient: Tensor) -> None:
             for k, row in chosen.items():
                 numbers = {
-                    "logp": x.logp[k], "ratio": (x.logp[k] - x.old[k]).exp(), "weight": -gradient[k] / world_size(),
-                }  # fmt: skip
+                    "logp": x.logp[k],
+                    "ratio": (x.logp[k] - x.old_logp[k]).exp(),
+                    "weight": -gradient[k] / world_size(),
+                }
                 self.tokens[row] = {name: values.detach()[x.mask[k]].clone() for name, values in numbers.items()}
 
         x.logp.register_hook(note)

@@ -74,10 +74,12 @@ class Updater:
         scores = TokenScores()
         rows = [int(i) for i in rollout.mask.any(1).nonzero().flatten()]
         if self.algorithm.needs_step_tokens or self.algorithm.kl.in_reward:
-            scores.old, scores.entropy = self.logprobs(rollout, self.policy, rows, self.algorithm.needs_step_tokens)
+            scores.old_logp, scores.entropy = self.logprobs(
+                rollout, self.policy, rows, self.algorithm.needs_step_tokens
+            )
         if self.algorithm.kl.in_reward:
             assert self.reference is not None
-            scores.ref, _ = self.logprobs(rollout, self.reference, rows)
+            scores.ref_logp, _ = self.logprobs(rollout, self.reference, rows)
         return scores
 
     def prepare(
@@ -95,16 +97,16 @@ class Updater:
             age: (B, T), as in `PreparedRollout`.
         """
         prepared = PreparedRollout(rollout, advantages, live, correction, age, trace)
-        prepared.old, prepared.entropy = scores.old, scores.entropy
+        prepared.old_logp, prepared.entropy = scores.old_logp, scores.entropy
         if trace is not None and rollout.advantages is not None:
             trace.choose(rollout.advantages, {p for prompts in minibatches for p in prompts})
-        if prepared.old is None and len(minibatches) > 1 and correction.prox_logp_method == "recompute":
+        if prepared.old_logp is None and len(minibatches) > 1 and correction.prox_logp_method == "recompute":
             first = set(minibatches[0])
             later = [i for i in live if i // rollout.group_size not in first]
-            prepared.old, _ = self.logprobs(rollout, self.policy, later)
+            prepared.old_logp, _ = self.logprobs(rollout, self.policy, later)
         if self.algorithm.kl_in_loss:
             assert self.reference is not None
-            prepared.ref, _ = self.logprobs(rollout, self.reference, live)
+            prepared.ref_logp, _ = self.logprobs(rollout, self.reference, live)
         return prepared
 
     @smaller_microbatches_when_out_of_memory

@@ -118,9 +118,9 @@ def test_a_correction_of_theirs_gives_their_weights_and_loss(mode: str, high: fl
     arrays = sampled_elsewhere(3)
     ratio = their_ratio(arrays, mode, high, low)
     batch = read_batch(arrays)
-    assert batch.rollout is not None
+    assert batch.rollout_logp is not None
     correction = Importance(MODES[mode], high, low)  # type: ignore[arg-type]
-    tokens, rows = importance_weights(batch.old, batch.rollout, batch.mask, correction)
+    tokens, rows = importance_weights(batch.old_logp, batch.rollout_logp, batch.mask, correction)
     expected = ratio.expand_as(tokens)
     torch.testing.assert_close(
         torch.where(batch.mask, tokens, 0), torch.where(batch.mask, expected, 0), rtol=1e-12, atol=0
@@ -175,10 +175,10 @@ def slow_weights(d: list[float], c: Importance) -> tuple[list[float], float]:
 )  # fmt: skip
 def test_every_correction_is_that_of_a_slow_loop(mode: Any, high: Any, low: Any, veto: float | None) -> None:
     batch = read_batch(sampled_elsewhere(4))
-    assert batch.rollout is not None
+    assert batch.rollout_logp is not None
     correction = Importance(mode, high, low, veto)
-    tokens, rows = importance_weights(batch.old, batch.rollout, batch.mask, correction)
-    d = log_ratio(batch.old, batch.rollout, batch.mask)
+    tokens, rows = importance_weights(batch.old_logp, batch.rollout_logp, batch.mask, correction)
+    d = log_ratio(batch.old_logp, batch.rollout_logp, batch.mask)
     assert correction.drops == (mode.endswith(("mis", "reject")) or veto is not None)
     for i, used in enumerate(batch.mask):
         expected, row = slow_weights(d[i][used].tolist(), correction)

@@ -29,7 +29,7 @@ def step(seed: int = 0, count: int = N) -> StepTokens:
 
 
 def moments(tokens: StepTokens) -> Tensor:
-    return (tokens.old - tokens.rollout).square()
+    return (tokens.old_logp - tokens.rollout_logp).square()
 
 
 @pytest.mark.parametrize("outlier", [1.0, 100.0, 1e6])
@@ -45,7 +45,7 @@ def test_one_outlier_does_not_widen_a_choice(outlier: float) -> None:
 @pytest.mark.parametrize("outlier", [0.0, 3.0, 100.0])
 def test_m2po_keeps_its_bound_and_as_many_tokens_as_it_takes(outlier: float) -> None:
     tokens = step()
-    tokens.rollout[11] = tokens.old[11] - outlier
+    tokens.rollout_logp[11] = tokens.old_logp[11] - outlier
     kept = M2PO(threshold=0.04).select(tokens)
     means = moments(tokens).sort().values.cumsum(0) / torch.arange(1, N + 1)
     assert moments(tokens)[kept].mean() < 0.04 and int(kept.sum()) == int((means < 0.04).sum()) < N
@@ -77,7 +77,7 @@ def test_the_tokens_of_the_highest_entropy_are_as_many_as_the_rule_says(share: f
 
 def test_clip_cov_silences_as_many_tokens_as_the_rule_says() -> None:
     """Also if their log-probabilities are alike, as those of certain tokens are."""
-    tokens = replace(step(), old=torch.zeros(N, dtype=torch.float64) - 1e-5 * torch.arange(N), chance=None)
+    tokens = replace(step(), old_logp=torch.zeros(N, dtype=torch.float64) - 1e-5 * torch.arange(N), chance=None)
     module = ClipCov(clip_share=0.01, covariance_low=-9.0, covariance_high=9.0)
     assert int(module.select(tokens).sum()) == 40
     few = ClipCov(clip_share=0.5, covariance_low=1.0, covariance_high=5.0).select(step())

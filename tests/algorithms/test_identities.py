@@ -85,9 +85,9 @@ def test_theorem_1_of_agrae_holds_in_a_softmax_bandit(advantage: Advantage) -> N
     advantages, _ = module.estimate(group)
     weight = torch.full_like(logp, 1 / 4).detach()
     inputs = LossInputs(
-        logp=logp, old=logp.detach(), mask=torch.ones(4, 1, dtype=torch.bool), advantages=advantages.T,
+        logp=logp, old_logp=logp.detach(), mask=torch.ones(4, 1, dtype=torch.bool), advantages=advantages.T,
         token_weight=weight, row_weight=weight[:, 0], prompt=torch.zeros(4, dtype=torch.long), plain_weight=weight,
-        rollout=logp.detach(),
+        rollout_logp=logp.detach(),
     )  # fmt: skip
     module.loss(inputs)[0].backward()
     expected = -advantages.sum() * logits.detach().softmax(0)
@@ -178,9 +178,9 @@ def expected_gradient(module: RLVRModule, size: int) -> tuple[np.ndarray, np.nda
         share = 1 / size / (width if isinstance(module, DrGRPO) else mask.double().sum(1, keepdim=True))
         weight = mask.double() * share
         inputs = LossInputs(
-            logp=rows, old=rows.detach(), mask=mask, advantages=advantages.T, token_weight=weight,
+            logp=rows, old_logp=rows.detach(), mask=mask, advantages=advantages.T, token_weight=weight,
             row_weight=weight[:, 0], prompt=torch.zeros(size, dtype=torch.long), plain_weight=weight,
-            rollout=rows.detach(),
+            rollout_logp=rows.detach(),
         )  # fmt: skip
         (gradient,) = torch.autograd.grad(module.loss(inputs)[0], logits, retain_graph=True)
         total -= logp.detach()[list(draw)].sum().exp() * gradient

@@ -307,9 +307,9 @@ def test_the_entropy_bonus_has_the_gradient_of_the_exact_entropy(options: dict[s
     assert entropy is not None
     weight = rollout.mask.double() / 5
     x = LossInputs(
-        logp=logp, old=logp.detach(), mask=rollout.mask, advantages=torch.zeros(2, 1), token_weight=weight,
+        logp=logp, old_logp=logp.detach(), mask=rollout.mask, advantages=torch.zeros(2, 1), token_weight=weight,
         row_weight=torch.ones(2) / 2, prompt=torch.zeros(2, dtype=torch.long), plain_weight=weight,
-        rollout=logp.detach(), entropy=entropy,
+        rollout_logp=logp.detach(), entropy=entropy,
     )  # fmt: skip
     loss, _ = GRPO(loss={"entropy_coef": 0.3}).loss(x)
     loss.backward()

@@ -460,7 +460,7 @@ def test_the_importance_weight_is_on_the_objective_alone(cls: type[RLVRModule]) 
     x.entropy = torch.rand(x.logp.shape, dtype=x.logp.dtype)
     objective = module.objective(x)[0].item()
     rest = module.loss(x)[0].item() - objective
-    d = torch.where(x.mask, x.ref - x.logp.detach(), 0.0)
+    d = torch.where(x.mask, x.ref_logp - x.logp.detach(), 0.0)
     regular = 0.1 * (d.exp() - d - 1) - 0.2 * x.entropy
     assert rest == pytest.approx(float((regular * x.plain_weight).sum()))
     x.token_weight, x.row_weight = 3 * x.token_weight, 3 * x.row_weight

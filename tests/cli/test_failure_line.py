@@ -64,7 +64,7 @@ class FarCount(GRPO):
 
 class FarChoice(GRPO):
     def select(self, step):
-        return torch.ones(step.old.shape, dtype=torch.bool, device="meta")
+        return torch.ones(step.old_logp.shape, dtype=torch.bool, device="meta")
 
 
 class ListChoice(GRPO):

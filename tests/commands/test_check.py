@@ -144,7 +144,7 @@ class Detached(RLVRModule):
     """Holds the ratio without saying so."""
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
-        w = ratio(x.logp, x.old, x.mask).detach()
+        w = ratio(x.logp, x.old_logp, x.mask).detach()
         return -masked_sum(w * x.logp * x.advantages, x.token_weight, x.mask), {}
 
 
@@ -182,7 +182,7 @@ class BareRatio(RLVRModule):
     """Its ratio overflows."""
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
-        w = torch.where(x.mask, x.logp - x.old, 0.0).exp()
+        w = torch.where(x.mask, x.logp - x.old_logp, 0.0).exp()
         return -masked_sum(w.clamp(max=1.2) * x.advantages, x.token_weight, x.mask), {}
 
 
@@ -351,9 +351,9 @@ def test_the_batch_has_what_the_properties_need() -> None:
     assert sum(int(gap) > 0 for gap in gaps) > 3
     rates = batch.group.success
     assert ((rates > 0) & (rates < 1)).all() and len(rates.unique()) > 2
-    far = ((batch.logp - batch.old).abs() * batch.mask).max(1).values
+    far = ((batch.logp - batch.old_logp).abs() * batch.mask).max(1).values
     assert ((far > 0) & (far < 3e-4)).sum() > 3 and (far > 0.3).sum() > 3
-    assert (batch.logp - batch.old)[batch.mask].abs().min() > 1e-5, "further than the step of the differences"
+    assert (batch.logp - batch.old_logp)[batch.mask].abs().min() > 1e-5, "further than the step of the differences"
     assert batch.logp.dtype == torch.float64 and torch.equal(made_batch().logp, batch.logp)
 
 

@@ -46,7 +46,7 @@ class Observes(GRPO):
 
 class ClampsOld(GRPO):
     def objective(self, x):
-        x.old.clamp_(min=-1.0)
+        x.old_logp.clamp_(min=-1.0)
         return super().objective(x)
 
 class ScalesWeights(GRPO):
@@ -57,7 +57,7 @@ class ScalesWeights(GRPO):
 
 class Rebinds(GRPO):
     def objective(self, x):
-        x.ref, x.entropy = None, x.entropy * 0
+        x.ref_logp, x.entropy = None, x.entropy * 0
         return super().objective(x)
 
 class SelectsInPlace(M2PO):
@@ -112,7 +112,7 @@ def test_what_a_base_estimator_changes_is_not_what_the_composed_one_sees(run_fol
 
 @pytest.mark.parametrize(
     ("name", "changed"),
-    [("ClampsOld", "x.old"), ("ScalesWeights", "x.mask, x.plain_weight"), ("SelectsInPlace", "step.entropy")],
+    [("ClampsOld", "x.old_logp"), ("ScalesWeights", "x.mask, x.plain_weight"), ("SelectsInPlace", "step.entropy")],
 )
 def test_a_loss_that_changes_its_input_in_place_is_refused(
     run_folder: Path, lit_rlvr: CLI, name: str, changed: str

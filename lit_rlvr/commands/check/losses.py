@@ -52,7 +52,7 @@ def check_algorithm(algorithm: RLVRModule, expect: str | None = None) -> list[Fi
         properties.survives_empty_rows(prepare, batch),
         Finding("zero advantages", _zero_advantages(algorithm, batch), 0, "gradient where the advantage is 0"),
         _flat(algorithm, batches.equal_rewards(batch)),
-        Finding("ratio", _ratio(algorithm, batch), 0, "1 if has_ratio and the loss disagree on the use of x.old"),
+        Finding("ratio", _ratio(algorithm, batch), 0, "1 if has_ratio and the loss disagree on the use of x.old_logp"),
         properties.survives_extreme_ratios(prepare, batch),
         properties.ignores_precision(prepare, batch),
     ]
@@ -121,7 +121,9 @@ def _ratio(algorithm: RLVRModule, batch: FrozenBatch) -> float:
     logp = batch.logp.clone().requires_grad_(True)
     x = frozen_inputs(batch, own, logp, advantages)
     gradients = [
-        torch.autograd.grad(own.loss(replace(x, old=x.old - shift, rollout=x.rollout - shift))[0], logp)[0]
+        torch.autograd.grad(
+            own.loss(replace(x, old_logp=x.old_logp - shift, rollout_logp=x.rollout_logp - shift))[0], logp
+        )[0]
         for shift in (0, 0.01)
     ]
     return float(own.has_ratio == torch.equal(*gradients))

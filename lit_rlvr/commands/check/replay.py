@@ -53,7 +53,7 @@ def replay(batch: Mapping[str, np.ndarray], algorithms: Mapping[str, RLVRModule]
 
 def replay_one(batch: FrozenBatch, algorithm: RLVRModule) -> dict[str, Tensor]:
     """Compute one algorithm's `loss`, `advantages` and `dlogp`."""
-    if algorithm.kl.coef > 0 and batch.ref is None:
+    if algorithm.kl.coef > 0 and batch.ref_logp is None:
         raise UserError("kl.coef is above 0, and the batch has no ref_logp; add the array or set kl.coef: 0")
     if algorithm.reference_completions is not None and batch.reference_rewards is None:
         raise UserError("its advantage needs reference_rewards (P, G), and the batch has none; add the array")
@@ -69,8 +69,8 @@ def algorithm_step(batch: FrozenBatch, algorithm: RLVRModule, advantages: Tensor
     if advantages is None:
         group = batch.group
         if algorithm.kl.in_reward:
-            assert batch.ref is not None
-            kl = kl_estimate(batch.old, batch.ref, batch.mask, algorithm.kl.estimator)  # (B, T)
+            assert batch.ref_logp is not None
+            kl = kl_estimate(batch.old_logp, batch.ref_logp, batch.mask, algorithm.kl.estimator)  # (B, T)
             group = algorithm.penalised(group, kl.sum(1).view_as(group.rewards))
         advantages, _ = algorithm.estimate(group)
 
@@ -101,23 +101,23 @@ def frozen_inputs(batch: FrozenBatch, algorithm: RLVRModule, logp: Tensor, advan
     ).to(logp.dtype)
     given = advantages.to(logp.dtype)
     given = given.reshape(-1, 1) if advantages.shape == batch.rewards.shape else given  # (B, 1) or (B, T)
-    rollout = batch.old if batch.rollout is None else batch.rollout
-    correction = algorithm.choose_correction(exact=batch.rollout is None)
-    tokens, sequences = correction_weights(logp, batch.old, rollout, batch.mask, given, correction)
+    rollout = batch.old_logp if batch.rollout_logp is None else batch.rollout_logp
+    correction = algorithm.choose_correction(exact=batch.rollout_logp is None)
+    tokens, sequences = correction_weights(logp, batch.old_logp, rollout, batch.mask, given, correction)
     if batch.objective_mask is not None:
         tokens = tokens * batch.objective_mask
     counted, selected = _chosen_tokens(batch, algorithm, given, rollout)
     return LossInputs(
         logp=logp,
-        old=batch.old,
+        old_logp=batch.old_logp,
         mask=batch.mask,
         advantages=given,
         token_weight=weight * tokens if counted is None else weight * tokens * counted,
         row_weight=sequences / rows,
         prompt=torch.arange(len(lengths)) // size,
         plain_weight=weight,
-        rollout=rollout,
-        ref=batch.ref if algorithm.kl_in_loss else None,
+        rollout_logp=rollout,
+        ref_logp=batch.ref_logp if algorithm.kl_in_loss else None,
         entropy=batch.entropy,
         selected=selected,
     )
@@ -131,8 +131,8 @@ def _chosen_tokens(
         return None, None
     if batch.entropy is None and algorithm.loss_options.top_entropy_quantile < 1:
         raise UserError("loss.top_entropy_quantile is below 1, and the batch has no entropy; add the array")
-    entropy = torch.zeros_like(batch.old) if batch.entropy is None else batch.entropy
-    columns = (batch.old, rollout, entropy, advantages.expand(batch.mask.shape))
+    entropy = torch.zeros_like(batch.old_logp) if batch.entropy is None else batch.entropy
+    columns = (batch.old_logp, rollout, entropy, advantages.expand(batch.mask.shape))
     found = algorithm.select_tokens(StepTokens(*(values[batch.mask] for values in columns)))
     counted, selected = (
         None if chosen is None else torch.zeros_like(batch.mask).masked_scatter(batch.mask, chosen) for chosen in found
@@ -204,8 +204,8 @@ def read_batch(arrays: Mapping[str, np.ndarray]) -> FrozenBatch:
     filled = {name: tensor(np.where(mask, array, 0)) for name, array in tokens.items()}
     return FrozenBatch(
         logp=filled["logp"],
-        old=filled["old_logp"],
-        ref=filled.get("ref_logp"),
+        old_logp=filled["old_logp"],
+        ref_logp=filled.get("ref_logp"),
         mask=torch.from_numpy(mask),
         rewards=impute(tensor(rewards), torch.from_numpy(~rewarded)),
         correct=impute(tensor(groups["correct"]), torch.from_numpy(~judged)),
@@ -216,7 +216,7 @@ def read_batch(arrays: Mapping[str, np.ndarray]) -> FrozenBatch:
         max_tokens=_max_tokens(arrays, logp.shape[1]),
         turns=_turns(arrays, mask),
         entropy=filled.get("entropy"),
-        rollout=filled.get("rollout_logp"),
+        rollout_logp=filled.get("rollout_logp"),
         objective_mask=torch.from_numpy(_mask(arrays, "objective_mask", logp.shape))
         if "objective_mask" in arrays
         else None,

@@ -61,10 +61,10 @@ def test_what_was_not_saved_is_named(run_folder: Path, lit_rlvr: CLI) -> None:
 def test_the_trace_holds_ratio_and_gradient_weight() -> None:
     logp = torch.tensor([[-1.0, -2.0, -3.0], [-1.0, -1.0, -1.0]], requires_grad=True)
     x = LossInputs(
-        logp=logp * 1.0, old=torch.tensor([[-1.0, -2.5, -3.0], [0.0, 0.0, 0.0]]),
+        logp=logp * 1.0, old_logp=torch.tensor([[-1.0, -2.5, -3.0], [0.0, 0.0, 0.0]]),
         mask=torch.tensor([[True, True, False], [True, True, True]]), advantages=torch.ones(2, 1),
         token_weight=torch.ones(2, 3), plain_weight=torch.ones(2, 3), row_weight=torch.ones(2),
-        prompt=torch.tensor([0, 1]), rollout=logp.detach(),
+        prompt=torch.tensor([0, 1]), rollout_logp=logp.detach(),
     )  # fmt: skip
     trace = Trace(prompts=1)
     trace.choose(torch.ones(2, 2), [0, 1])

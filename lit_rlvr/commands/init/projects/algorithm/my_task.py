@@ -34,7 +34,7 @@ class UpperClip(RLVRModule):
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         """Return a sum over the rows in `x` weighted by `x.token_weight`, so that no split of the batch changes it."""
-        w = ratio(x.logp, x.old, x.mask)  # (B, T)
+        w = ratio(x.logp, x.old_logp, x.mask)  # (B, T)
         high = (w > 1 + self.clip) & (x.advantages > 0) & x.mask
         surrogate = torch.where(high, 1 + self.clip, w) * x.advantages
         return -masked_sum(surrogate, x.token_weight, x.mask), {"clip_high": high.sum()}

@@ -23,8 +23,8 @@ def test_the_loss_of_one_token() -> None:
         one = torch.ones(1, 1)
         logp = torch.full((1, 1), log(w), requires_grad=True)
         x = LossInputs(
-            logp=logp, old=0 * one, mask=one.bool(), advantages=advantage * one, token_weight=one,
+            logp=logp, old_logp=0 * one, mask=one.bool(), advantages=advantage * one, token_weight=one,
             row_weight=one[0], prompt=torch.zeros(1, dtype=torch.long), plain_weight=one,
-            rollout=0 * one,
+            rollout_logp=0 * one,
         )  # fmt: skip
         assert float(UpperClip(clip=0.2).objective(x)[0].detach()) == pytest.approx(expected)
