@@ -211,6 +211,38 @@ def test_what_runs_goes_on_with_new_weights_and_each_token_names_its_own(
 
 
 @pytest.mark.slow
+def test_what_runs_may_keep_its_cache_and_new_requests_do_not_use_it(
+    make_engine: Callable[..., VLLMServerEngine], policy: Policy
+) -> None:
+    """Requests hold blocks while the weights change. Tokens that follow keys and values of older weights are marked,
+    and differ from fresh scoring; the others equal it, also of prompts that older blocks would fit."""
+    engine = make_engine(recompute_cache=False)
+    engine.start(EngineContext("", policy, byte_tokenizer(), 1024, 512, 0))
+    engine.sync(policy)
+    prompts = [make_prompt(random_ids(70, p), f"p{p}") for p in range(12)]  # two whole blocks each
+    sampling = Sampling(max_tokens=500, banned_token_ids=tuple(policy.eos_token_ids))  # none ends early
+    fresh: list[float] = []
+
+    def sync_and_probe(policy: Policy) -> None:
+        engine.sync(policy)
+        fresh.append(check_engine(engine, policy, prompts[:3], PROBE))
+
+    held, groups = generate_during_updates(engine, policy, prompts, sampling, updates=2, sync=sync_and_probe)
+    assert max(fresh) <= 1e-4
+    found: dict[bool, list[float]] = {False: [], True: []}
+    scored = {label: trainer_logprobs(policy, prompts, groups, sampling) for label, policy in held.items()}
+    for k, completion in enumerate(completion for group in groups for completion in group):
+        assert len(completion.stale_cache) == len(completion.token_ids)
+        began = completion.versions[0]
+        assert any(completion.stale_cache) or {*completion.versions} == {began}
+        for t, (label, stale) in enumerate(zip(completion.versions, completion.stale_cache, strict=True)):
+            found[stale].append(abs(completion.logprobs[t] - float(scored[label][k][t])))
+    print("nats from fresh scoring:", {k: (len(v), sum(v) / len(v), max(v)) for k, v in found.items()})
+    assert max(found[False]) <= 1e-4 and max(found[True]) > 0.01
+    engine.close()
+
+
+@pytest.mark.slow
 def test_the_probe_fails_without_a_sync(engine: VLLMServerEngine, policy: Policy) -> None:
     assert check_engine(engine, policy, PROMPTS, PROBE) <= 1e-4
     change(policy, 0.01)
