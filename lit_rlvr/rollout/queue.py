@@ -388,7 +388,7 @@ class QueueSource(SyncSource):
         rollout.versions = versions_of(groups, rollout)
         if not self.sampler.engine.engine.recompute_cache:
             nowhere = torch.zeros(rollout.token_ids.shape, dtype=torch.bool)
-            rollout.stale_cache = with_sampled(nowhere, rollout, lambda completion: completion.stale_cache)
+            rollout.stale_cache = with_sampled(nowhere, groups, lambda completion: completion.stale_cache)
         rollout.repeats = count_repeats(asked, [])
         for group in groups:
             self._scoring.forget(group)
@@ -497,12 +497,12 @@ def versions_of(groups: list[QueuedGroup], rollout: Rollout) -> Tensor:
     """Return the version of the weights that sampled each token (B, T); elsewhere the one its group began with."""
     started = [group.started for group in groups for _ in group.completions or []]
     versions = torch.tensor(started)[:, None].repeat(1, rollout.token_ids.shape[1])
-    return with_sampled(versions, rollout, lambda completion: [int(version) for version in completion.versions])
+    return with_sampled(versions, groups, lambda completion: [int(version) for version in completion.versions])
 
 
-def with_sampled(values: Tensor, rollout: Rollout, of: Callable[[Completion], Sequence[int]]) -> Tensor:
-    """Return the (B, T) values with those of the sampled tokens in place, where `of` a completion has any."""
-    for row, completion in enumerate(completion for group in rollout.completions for completion in group):
+def with_sampled(values: Tensor, groups: list[QueuedGroup], of: Callable[[Completion], Sequence[int]]) -> Tensor:
+    """Set the (B, T) values of sampled tokens to those that `of` gives for a completion, if any; return them."""
+    for row, completion in enumerate(completion for group in groups for completion in group.completions or []):
         if found := of(completion):
             values[row, torch.tensor(completion.from_model).nonzero().flatten()] = torch.tensor(found)
     return values
