@@ -90,7 +90,9 @@ def run(command: str, arguments: list[str]) -> None:
     address = [f"--{name}={value}" for name in ("host", "port") if (value := getattr(ours, name)) is not None]
     quantized = [f"--quantization={FP8}"] if ours.quantize else []
     sized = sequence_options(ours.max_num_seqs, names)
-    line = server_line(ours.model, ours.dtype, ours.nccl, [*quantized, *address, *sized, *others], ours.config_overrides)
+    line = server_line(
+        ours.model, ours.dtype, ours.nccl, [*quantized, *address, *sized, *others], ours.config_overrides
+    )
     os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # lets us replace its weights
     if "--enable-lora" in names:
         os.environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
