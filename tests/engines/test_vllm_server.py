@@ -249,6 +249,9 @@ def test_what_runs_may_keep_its_cache_and_new_requests_do_not_use_it(
     assert max(fresh) <= 1e-4 and max(stale) > 0.01
     for completion in (completion for group in groups for completion in group):
         assert any(completion.stale_cache) == (len({*completion.versions}) > 1)
+    engine._salt = next(iter(held))  # the blocks of the older weights are still there
+    with pytest.raises(UserError, match="stale or wrong weights"):
+        check_engine(engine, policy, prompts[:3], PROBE)
     engine.close()
 
 
@@ -691,7 +694,8 @@ def test_a_run_that_keeps_its_cache_is_replayed_with_what_was_logged(
 ) -> None:
     monkeypatch.setenv("SERVER_KEY", KEY)
     command = [*FIT, *from_yaml(served), "--rollout.engine.init_args.recompute_cache", "false"]
-    command += ["--rollout.staleness", "2", "--trainer.max_steps", "6", "--rollout.sampling.max_tokens", "200"]
+    command += ["--rollout.staleness", "2", "--trainer.max_steps", "4", "--rollout.sampling.max_tokens", "700"]
+    command += ["--rollout.sampling.banned_token_ids", str([*ENDS])]  # none ends while nothing else runs
     result = lit_rlvr(*command)
     assert result.status == 0, result.err
     replayed = lit_rlvr(*command, "--rollouts-from", "run", *to("again"))
