@@ -193,8 +193,8 @@ class VLLMEngine(RolloutEngine):
             settings["lora_target_modules"] = self._adapter["target_modules"]
         if (family := context.policy.family) is not None:
             settings["limit_mm_per_prompt"] = {"image": context.max_images, "video": 0}
-            # Each turn shows the images of all before it, as pixels that vLLM has kept.
-            settings |= {"skip_tokenizer_init": False, "mm_processor_cache_gb": 1, **family.vllm_options()}
+            # vLLM's cache of processed images has two halves, which differ if a rendered prompt is not added.
+            settings |= {"skip_tokenizer_init": False, "mm_processor_cache_gb": 0, **family.vllm_options()}
         if torch.cuda.is_available():
             settings["gpu_memory_utilization"] = self._share(context.reserved)
             settings["enable_sleep_mode"] = self.sleep_mode
