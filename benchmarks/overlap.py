@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--mean", type=int, default=64, help="tokens of a completion")
     parser.add_argument("--longest", type=int, default=512, help="tokens of a completion")
+    parser.add_argument("--keep-cache", action="store_true", help="the engine's recompute_cache: false")
     parser.add_argument("--out", type=Path, help="the curves of all runs, as JSON")
     options = parser.parse_args()
     runs = []
@@ -120,7 +121,7 @@ def train(asked: dict[str, Any]) -> dict[str, Any]:
         def busy_seconds(self) -> float:
             return self.served + (time.perf_counter() - self.since if self.running else 0.0)
 
-        async def _episode(self, dispatch: Any, place: Any, row: Any, sampling: Any, pending: Any) -> Any:
+        async def _episode(self, dispatch: Any, place: Any, row: Any, *others: Any) -> Any:
             draw = torch.randn((), generator=torch.Generator().manual_seed(row.seed))
             length = math.exp(math.log(asked["mean"]) - SIGMA**2 / 2 + SIGMA * float(draw))
             row.limit = max(2, min(row.limit, round(length)))
@@ -128,7 +129,7 @@ def train(asked: dict[str, Any]) -> dict[str, Any]:
                 self.since = time.perf_counter()
             self.running += 1
             try:
-                return await super()._episode(dispatch, place, row, sampling, pending)
+                return await super()._episode(dispatch, place, row, *others)
             finally:
                 self.running -= 1
                 if not self.running:
@@ -146,6 +147,7 @@ def train(asked: dict[str, Any]) -> dict[str, Any]:
         def __init__(self) -> None:
             self.rewards: list[float] = []
             self.ages: list[float] = []
+            self.stale: list[float] = []
             self.tokens: list[int] = []
             self.seconds: list[tuple[float, float, float]] = []
 
@@ -159,6 +161,7 @@ def train(asked: dict[str, Any]) -> dict[str, Any]:
             rollout = batch.rollout
             self.rewards.append(float(rollout.rewards.mean()))
             self.ages.append(float(trainer.callback_metrics.get("train/staleness/mean", 0.0)))
+            self.stale.append(float(trainer.callback_metrics.get("train/staleness/stale_cache", 0.0)))
             self.tokens.append(int(rollout.lengths.sum()))
             self.note()
 
@@ -166,7 +169,8 @@ def train(asked: dict[str, Any]) -> dict[str, Any]:
         limits._check_staleness = lambda *_: None  # the control, which fit refuses
     seed_everything(asked["seed"], verbose=False)
     torch.set_num_threads(1)
-    clock, engine = Clock(), LogNormalLengths([asked["url"]], FileTransfer(), timeout=120)
+    recompute = not asked["keep_cache"]
+    clock, engine = Clock(), LogNormalLengths([asked["url"]], FileTransfer(), timeout=120, recompute_cache=recompute)
     module = GRPO(model="tiny-llama", lr=asked["lr"], importance={"correction": asked["correction"]})
     rollout = RolloutCallback(
         group_size=asked["group_size"], rewards=[EvenTokens(truncated_is_wrong=False)], staleness=asked["k"],
@@ -192,6 +196,7 @@ def train(asked: dict[str, Any]) -> dict[str, Any]:
         "server_seconds": server_busy,
         "tokens": mean(clock.tokens),
         "age": mean(clock.ages),
+        "stale_cache": mean(clock.stale),
         "steps_to_reward": None if reached is None else reached + 1,
         "seconds_to_reward": None if reached is None else clock.seconds[reached + 1][0] - clock.seconds[0][0],
     }

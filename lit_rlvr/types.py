@@ -219,6 +219,8 @@ class Completion:
         pixels: the images of the observations, in the order of their placeholders in `token_ids`.
         versions: for each sampled token, the label of the weights that sampled it, from engines that can mix them; ()
             = those of the last sync.
+        stale_cache: for each sampled token, True if it follows keys and values that older weights may have made; () =
+            none does.
         prefill: for rewards, the beginning of the answer that stands in the prompt and that `text` continues, such as
             "<think>\\n": what the chat template opens, then the data's `prefill`; "" if `text` includes it.
     """
@@ -233,6 +235,7 @@ class Completion:
     pixels: Pixels | None = None
     judged: Mapping[str, RewardResult] = field(default_factory=dict)
     versions: tuple[str, ...] = ()
+    stale_cache: tuple[bool, ...] = ()
     prefill: str = ""
 
     @property
@@ -430,6 +433,8 @@ class Rollout:
         repeats: how often each prompt occurred earlier in the iteration.
         versions: (B, T) long, the version of the weights (optimizer steps taken) that sampled each token; None without
             training.
+        stale_cache: (B, T) bool, True for tokens that follow keys and values which older weights may have made, so
+            that fresh scoring gives them another log-probability; None = there are none.
         is_unjudged: no reward judges any completion, on any rank: nothing can be trained on.
     """
 
@@ -452,6 +457,7 @@ class Rollout:
     unreadable: dict[str, Tensor] = field(default_factory=dict)
     repeats: list[int] = field(default_factory=list)
     versions: Tensor | None = None
+    stale_cache: Tensor | None = None
     is_unjudged: bool = False
 
     @classmethod

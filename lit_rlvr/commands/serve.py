@@ -19,7 +19,7 @@ import torch
 
 from lit_rlvr.common.packages import missing_compiler, require, vllm_package
 from lit_rlvr.engines.dispatch import raise_descriptor_limit
-from lit_rlvr.engines.vllm import FP8
+from lit_rlvr.engines.vllm import FP8, GPU_SEQUENCES, graph_options
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.families import family_of
 from lit_rlvr.policy.loading import load_image_processor, load_model, load_model_config, load_tokenizer
@@ -33,6 +33,8 @@ PORT = 8000
 """vLLM's default port."""
 ADDRESS_OPTIONS = ("--uds", "--config")
 """Options of vLLM that can set another address."""
+GRAPH_OPTIONS = ("--config", "--compilation-config", "-cc", "--cudagraph-capture-sizes", "--enforce-eager")
+"""Options of vLLM that can say for how many sequences it captures CUDA graphs."""
 
 
 class ServeParser(argparse.ArgumentParser):
@@ -64,6 +66,10 @@ def run(command: str, arguments: list[str]) -> None:
         "--quantize", choices=("fp8",), help="generate with layers in 8 bits (GPU), as VLLMEngine.quantize"
     )
     parser.add_argument("--nccl", action="store_true", help="receive weights over NCCL (NCCLTransfer) instead of files")
+    parser.add_argument(
+        "--max-num-seqs", type=int,
+        help=f"sequences generated at once; {GPU_SEQUENCES} by default on a GPU, with CUDA graphs for as many",
+    )  # fmt: skip
     parser.add_argument("--host", help=f"address to listen on; {HOST} by default, 0.0.0.0 for all of them")
     parser.add_argument("--port", type=int, help=f"port to listen on; {PORT} by default")
     ours, others = parser.parse_known_args([_hyphenated(word) for word in arguments])
@@ -83,7 +89,10 @@ def run(command: str, arguments: list[str]) -> None:
         check_port(ours.host, PORT if ours.port is None else ours.port)
     address = [f"--{name}={value}" for name in ("host", "port") if (value := getattr(ours, name)) is not None]
     quantized = [f"--quantization={FP8}"] if ours.quantize else []
-    line = server_line(ours.model, ours.dtype, ours.nccl, [*quantized, *address, *others], ours.config_overrides)
+    sized = sequence_options(ours.max_num_seqs, names)
+    line = server_line(
+        ours.model, ours.dtype, ours.nccl, [*quantized, *address, *sized, *others], ours.config_overrides
+    )
     os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # lets us replace its weights
     if "--enable-lora" in names:
         os.environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
@@ -122,6 +131,19 @@ def check_port(host: str | None, port: int) -> None:
     except OSError as error:
         where = f"--host {host} --port {port}" if host else f"--port: {port}"
         raise UserError(f"{where} cannot be listened on: {error.strerror}; choose another") from error
+
+
+def sequence_options(sequences: int | None, names: set[str]) -> list[str]:
+    """Return vLLM's options of how many sequences it generates at once, and on a GPU captures CUDA graphs for.
+
+    Args:
+        sequences: what the user asked for. names: of the other options given.
+    """
+    is_free = torch.cuda.is_available() and not {name.partition(".")[0] for name in names} & {*GRAPH_OPTIONS}
+    if sequences is None and is_free:
+        sequences = GPU_SEQUENCES
+    options = {} if sequences is None else {"max_num_seqs": sequences} | (graph_options(sequences) if is_free else {})
+    return [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
 
 
 def server_line(

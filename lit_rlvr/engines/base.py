@@ -208,6 +208,7 @@ class RolloutEngine(ChecksArguments, ABC):
         keeps_weights: each process can restore the last sync's weights by itself, whether or not they are sharded.
         in_process: it generates in the training process, on its device.
         quantized: it computes with weights in 8 bits.
+        recompute_cache: what runs at a sync is continued with keys and values of the new weights.
     """
 
     config_key = "rollout.engine"
@@ -218,6 +219,7 @@ class RolloutEngine(ChecksArguments, ABC):
     keeps_weights: bool = False
     in_process: bool = True
     quantized: bool = False
+    recompute_cache: bool = True
 
     @property
     def version(self) -> str:

@@ -51,10 +51,12 @@ class ServerError(Exception):
     """Error of a server that cannot be reached or reports a failure.
 
     Attributes:
-        closed: whether the connection was closed without an answer, as a busy server may do with one that was idle.
+        transient: whether the same request may succeed: the connection was closed without an answer, as a busy server
+            may do with one that was idle, or vLLM reports an internal error, as it does when its process for requests
+            believes that the other one has an image.
     """
 
-    closed = False
+    transient = False
 
 
 class VLLMServer:
@@ -66,10 +68,11 @@ class VLLMServer:
         url: http://host:port
         api_key_env: NAME of the environment variable that holds the server's `--api-key`, if it has one.
         timeout: seconds to wait for the server to start, for a weight update, and for a sign of life.
+        recompute_cache: empty its cache of keys and values at each weight update.
     """
 
-    def __init__(self, url: str, api_key_env: str | None, timeout: float) -> None:
-        self.url, self.timeout = url.rstrip("/"), timeout
+    def __init__(self, url: str, api_key_env: str | None, timeout: float, recompute_cache: bool = True) -> None:
+        self.url, self.timeout, self.recompute_cache = url.rstrip("/"), timeout, recompute_cache
         self.headers = {}
         if api_key_env is not None:
             if not os.environ.get(api_key_env):
@@ -145,26 +148,30 @@ class VLLMServer:
         self.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
 
     def take(self, update: Callable[[], object], version: str) -> None:
-        """Call `update`, which changes the weights, while generation is paused; then empty every cache."""
+        """Call `update`, which changes the weights, while generation is paused."""
         self.pause()
         update()
         self.resume(version)
 
     def pause(self) -> None:
-        """Stop generating until `resume`. What runs is kept, but not its cache of keys and values, so that its later
-        tokens are those of the new weights."""
-        self.post("/pause?mode=keep&clear_cache=true")
+        """Stop generating until `resume`; what runs is kept."""
+        self.post("/pause?mode=keep&clear_cache=false")
 
     def resume(self, version: str) -> None:
-        """Empty every cache, label the weights and generate again.
+        """Empty the caches that older weights have made, label the weights and generate again.
+
+        vLLM's cache of processed images stays: it holds pixels. With `recompute_cache`, vLLM computes the keys and
+        values of what runs anew, so that later tokens are those of the new weights. Without, they stay, and so do the
+        blocks of the prefix cache, which vLLM cannot empty while requests hold some.
 
         Raises:
-            ServerError: a cache could not be emptied.
+            ServerError: the prefix cache could not be emptied.
         """
-        for cache in ("prefix", "mm", "encoder"):
-            answer = self.post(f"/reset_{cache}_cache")
+        if self.recompute_cache:
+            answer = self.post("/reset_prefix_cache?reset_running_requests=true")
             if answer.get("success") is False:
-                raise ServerError(f"{self.url}: its {cache} cache could not be emptied")
+                raise ServerError(f"{self.url}: its prefix cache could not be emptied")
+        self.post("/reset_encoder_cache")
         self.post("/update_weight_version", {"new_version": version})
         self.post("/resume")
 
@@ -246,14 +253,16 @@ class VLLMServer:
             raise ServerError(f"{where}: no answer within {self.timeout:g} s") from error
         except aiohttp.ClientError as error:
             failure = ServerError(f"{where}: {_reason(error)}")
-            failure.closed = isinstance(error, aiohttp.ServerDisconnectedError | ConnectionResetError)
+            failure.transient = isinstance(error, aiohttp.ServerDisconnectedError | ConnectionResetError)
             raise failure from error
         if answer.status == HTTPStatus.UNAUTHORIZED:
             raise UserError(f"{self.url} requires an API key; name its environment variable in api_key_env")
         if answer.status == HTTPStatus.NOT_FOUND and refusal and b"does not exist" not in content:  # an adapter
             raise UserError(refusal)
         said = " ".join(content.decode(errors="replace").split())[:300]
-        raise ServerError(f"{where}: status {answer.status}: {said}")
+        failure = ServerError(f"{where}: status {answer.status}: {said}")
+        failure.transient = answer.status == HTTPStatus.INTERNAL_SERVER_ERROR
+        raise failure
 
 
 def _reason(error: Exception) -> str:

@@ -24,8 +24,8 @@ RESERVED_DESCRIPTORS = 128
 KEEP_ALIVE = 2.0
 """Seconds that an idle connection is kept: less than vLLM's server keeps it, which could close it under a request."""
 
-CLOSED_CONNECTIONS = 3
-"""How often a living server may close a request's connection; the request is made again."""
+TRANSIENT_FAILURES = 3
+"""How often a living server may fail a request for a while (`ServerError.transient`); the request is made again."""
 
 
 @dataclass(eq=False)
@@ -126,7 +126,7 @@ class Dispatch:
         Args:
             request: see `VLLMServer.complete`.
         """
-        left = CLOSED_CONNECTIONS
+        left = TRANSIENT_FAILURES
         while True:
             replica = place.replica
             if replica.failure is None:
@@ -135,8 +135,8 @@ class Dispatch:
                 try:
                     return await task
                 except ServerError as error:
-                    left -= error.closed
-                    await self._drop_if_dead(replica, error, again=error.closed and left >= 0)
+                    left -= error.transient
+                    await self._drop_if_dead(replica, error, again=error.transient and left >= 0)
                 except asyncio.CancelledError:
                     if replica.failure is None or is_cancelled():
                         raise

@@ -81,6 +81,12 @@ class VLLMServerEngine(RolloutEngine):
         transfer: how weights reach the servers: `FileTransfer` or `NCCLTransfer`.
         api_key_env: NAME of the environment variable that holds the servers' `--api-key`, if they have one.
         timeout: seconds to wait for a server to start, for a weight update, and for a sign of life.
+        recompute_cache: with `rollout.staleness`, compute the keys and values of completions in flight anew at each
+            weight update, so that each token is sampled as its version of the weights would from the start. False =
+            keep them, which saves that time: a token after an update then depends on older weights, too, and its
+            logged log-probability, with which it was sampled, is not that of fresh scoring. Such tokens are recorded
+            (`stale_cache`) and counted (`train/staleness/stale_cache`). New requests never use older keys and values,
+            so the probe is exact as before, and replays train on what was logged.
     """
 
     concurrent = True
@@ -88,8 +94,9 @@ class VLLMServerEngine(RolloutEngine):
     in_process = False
 
     def __init__(
-        self, urls: list[str], transfer: WeightTransfer, api_key_env: str | None = None, timeout: float = 1800.0
-    ) -> None:
+        self, urls: list[str], transfer: WeightTransfer, api_key_env: str | None = None, timeout: float = 1800.0,
+        recompute_cache: bool = True,
+    ) -> None:  # fmt: skip
         self.init_args = init_arguments()
         if not urls:
             raise UserError("VLLMServerEngine.urls: name at least one server, such as http://host:8000")
@@ -99,7 +106,8 @@ class VLLMServerEngine(RolloutEngine):
         if timeout <= 0:
             raise UserError(f"VLLMServerEngine.timeout: {timeout} must be more than 0 seconds")
         transfer.check_urls(urls)
-        self.servers = [VLLMServer(url, api_key_env, timeout) for url in urls]
+        self.recompute_cache = recompute_cache
+        self.servers = [VLLMServer(url, api_key_env, timeout, recompute_cache) for url in urls]
         self.transfer = transfer
         self._context: EngineContext | None = None
         self._policy: Policy | None = None
@@ -107,6 +115,7 @@ class VLLMServerEngine(RolloutEngine):
         self._changing: frozenset[str] | None = None  # names of the weights that later syncs send; None = all
         self._run = ""
         self._syncs = 0
+        self._salt = ""  # the label of the weights that all servers have: those of the last sync that is over
         self._replicas = [Replica(server, 1) for server in self.servers]
         self._dispatch = Dispatch(self._replicas, self._take_back)
         self._loop: RequestLoop | None = None  # where the dispatch runs, from start to close
@@ -248,6 +257,7 @@ class VLLMServerEngine(RolloutEngine):
                 for replica in self._replicas:
                     if replica.server in servers:
                         replica.failure = None
+                self._salt = self.version
                 return
         raise ServerError(failures[0].removeprefix("ServerError: "))  # on all ranks, which then restart
 
@@ -293,6 +303,7 @@ class VLLMServerEngine(RolloutEngine):
                 if replica.failure in (None, NO_WEIGHTS):
                     self._restore_server(replica.server)
                     replica.failure = None
+            self._salt = self.version
 
     def _take_back(self, server: VLLMServer) -> None:
         """Check a server that came back, and give it the last sync's weights.
@@ -357,8 +368,8 @@ class VLLMServerEngine(RolloutEngine):
         dispatch = self._dispatch
         limit = self._started_context.limit(sampling.max_tokens, len(prompt.token_ids))
         rows = [Row(p, g, prompt, seed, limit) for g, seed in enumerate(seeds)]
-        place = await dispatch.place(len(rows), later=started is not None)
-        episodes = asyncio.gather(*(self._episode(dispatch, place, row, sampling, pending) for row in rows))
+        place, pngs = await dispatch.place(len(rows), later=started is not None), _PNGs()
+        episodes = asyncio.gather(*(self._episode(dispatch, place, row, sampling, pending, pngs) for row in rows))
         if started is not None:
             started(p, partial(asyncio.get_running_loop().call_soon_threadsafe, episodes.cancel))
         try:
@@ -374,15 +385,15 @@ class VLLMServerEngine(RolloutEngine):
         return group
 
     async def _episode(
-        self, dispatch: Dispatch, place: Placement, row: Row, sampling: Sampling, pending: _PendingTurns
+        self, dispatch: Dispatch, place: Placement, row: Row, sampling: Sampling, pending: _PendingTurns, pngs: _PNGs
     ) -> Completion:
         """Return one completion, turn after turn."""
         if (opening := pending.turns.opening(row.p, row.g)) is not None:
             row.continue_with(opening)
         while True:
             parameters = sampling_parameters(self._synced_policy, sampling, row.seed, row.limit)
-            request = self._input(row.start) | {"sampling_params": parameters} | self._named_adapter()
-            turn = self._completion(await dispatch.complete(place, request))
+            request = await self._input(row.start, pngs) | {"sampling_params": parameters} | self._weight_fields()
+            turn = self._completion(await dispatch.complete(place, request), request.get("cache_salt"))
             row.tokens = list(turn.token_ids)
             answer = await pending.answer(row.p, row.g, turn)
             if isinstance(answer, Completion):
@@ -390,15 +401,17 @@ class VLLMServerEngine(RolloutEngine):
                 return answer
             row.next_turn(answer)
 
-    def _named_adapter(self) -> dict[str, Any]:
-        """Return the field that names the adapters in a request; {} = the weights without adapters, or merged ones."""
-        return {"model": self.version} if self._names_adapter else {}
+    def _weight_fields(self) -> dict[str, Any]:
+        """Return the fields of a request that name weights: the adapters, unless they are merged, and those whose keys
+        and values it may use, unless there are no others."""
+        adapter = {"model": self.version} if self._names_adapter else {}
+        return adapter if self.recompute_cache else adapter | {"cache_salt": self._salt}
 
-    def _input(self, prompt: Prompt) -> dict[str, Any]:
+    async def _input(self, prompt: Prompt, pngs: _PNGs) -> dict[str, Any]:
         """Return a prompt, with each image as one placeholder and a PNG, which is lossless."""
         if prompt.pixels is None:
             return {"token_ids": list(prompt.token_ids)}
-        parts = [{"type": "image_url", "url": _png(image)} for image in prompt.pixels.images]
+        parts = [{"type": "image_url", "url": await pngs.encode(image)} for image in prompt.pixels.images]
         return {"token_ids": with_single_placeholders(self._synced_policy, prompt), "content_parts": parts}
 
     @property
@@ -406,14 +419,15 @@ class VLLMServerEngine(RolloutEngine):
         assert self._context is not None, "start() comes first"
         return self._context
 
-    def _completion(self, choice: dict[str, Any]) -> Completion:
+    def _completion(self, choice: dict[str, Any], salt: str | None) -> Completion:
         logprobs = [float(content["logprob"]) for content in choice["logprobs"]["content"]]
         stopped = choice["finish_reason"] == "stop"
         turn = read_completion(self._started_context.tokenizer, choice["token_ids"], logprobs, stopped)
         labels = ["none"] * len(turn.token_ids)
         for span in choice["weight_versions"] or []:
             labels[span["start"] : span["end"]] = [span["version"]] * (span["end"] - span["start"])
-        return replace(turn, versions=tuple(labels))
+        stale = () if salt is None else tuple(label != salt for label in labels)  # other weights came meanwhile
+        return replace(turn, versions=tuple(labels), stale_cache=stale)
 
     @property
     def _synced_policy(self) -> Policy:
@@ -520,7 +534,21 @@ class _PendingTurns:
                 found.set_result(answer)
 
 
-def _png(image: Any) -> str:
+class _PNGs:
+    """The images of a group as URLs; each is encoded once, in a thread, for all completions and turns that show it."""
+
+    def __init__(self) -> None:
+        self._encoded: dict[int, tuple[Any, asyncio.Task[str]]] = {}  # an id is the image's own while it lives
+
+    async def encode(self, image: Any) -> str:
+        """Return an image's URL, which holds it."""
+        if id(image) not in self._encoded:
+            self._encoded[id(image)] = image, asyncio.create_task(asyncio.to_thread(png_url, image))
+        return await self._encoded[id(image)][1]
+
+
+def png_url(image: Any) -> str:
+    """Return an image as a URL that holds a PNG."""
     data = io.BytesIO()
-    image.save(data, "PNG")
+    image.save(data, "PNG", compress_level=1)
     return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"

@@ -193,13 +193,14 @@ class VLLMEngine(RolloutEngine):
             settings["lora_target_modules"] = self._adapter["target_modules"]
         if (family := context.policy.family) is not None:
             settings["limit_mm_per_prompt"] = {"image": context.max_images, "video": 0}
-            settings |= {"skip_tokenizer_init": False, **family.vllm_options()}
+            # vLLM's cache of processed images has two halves, which differ if a rendered prompt is not added.
+            settings |= {"skip_tokenizer_init": False, "mm_processor_cache_gb": 0, **family.vllm_options()}
         if torch.cuda.is_available():
             settings["gpu_memory_utilization"] = self._share(context.reserved)
             settings["enable_sleep_mode"] = self.sleep_mode
             settings["max_num_batched_tokens"] = max(8192, context.max_tokens)
-            if settings["max_num_seqs"] > DEFAULT_GRAPHS and "compilation_config" not in self.options:
-                settings["max_cudagraph_capture_size"] = ceil(settings["max_num_seqs"] / 16) * 16
+            if "compilation_config" not in self.options:
+                settings |= graph_options(settings["max_num_seqs"])
         else:
             # Seeded sampling on a CPU fails if a prompt is computed in chunks, so every prompt must fit.
             settings["max_num_batched_tokens"] = settings["max_num_seqs"] * context.max_tokens
@@ -561,6 +562,11 @@ def smallest_block() -> int:
     backend: Any = CPUAttentionBackend
     backend.get_supported_kernel_block_sizes = staticmethod(lambda *_: [MultipleOf(16)])
     return 16
+
+
+def graph_options(sequences: int) -> dict[str, int]:
+    """Return vLLM's options with which it captures CUDA graphs for as many sequences as it generates at once."""
+    return {"max_cudagraph_capture_size": ceil(sequences / 16) * 16} if sequences > DEFAULT_GRAPHS else {}
 
 
 def sampling_parameters(policy: Policy, sampling: Sampling, seed: int, limit: int) -> dict[str, Any]:

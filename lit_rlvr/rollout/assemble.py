@@ -201,6 +201,7 @@ def join(first: Rollout, second: Rollout) -> Rollout:
         statuses=first.statuses + second.statuses,
         repeats=first.repeats + second.repeats,
         versions=None if first.versions is None else stack("versions"),
+        stale_cache=None if first.stale_cache is None else stack("stale_cache"),
         reference_rewards=None
         if first.reference_rewards is None or second.reference_rewards is None
         else torch.cat([first.reference_rewards, second.reference_rewards]),
@@ -285,6 +286,7 @@ def take(rollout: Rollout, p: int) -> Rollout:
         statuses=[rollout.statuses[p]],
         repeats=rollout.repeats[p : p + 1],
         versions=None if rollout.versions is None else rollout.versions[rows].clone(),
+        stale_cache=None if rollout.stale_cache is None else rollout.stale_cache[rows].clone(),
         reference_rewards=None if reference is None else reference[p, None].clone(),
         kept=None,
     )

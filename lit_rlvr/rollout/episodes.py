@@ -42,6 +42,7 @@ class _EpisodeState:
     logprobs: list[float] = field(default_factory=list)
     sampled: list[bool] = field(default_factory=list)
     versions: list[str] = field(default_factory=list)
+    stale_cache: list[bool] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     raw: list[str] = field(default_factory=list)
     pixels: list[Pixels | None] = field(default_factory=list)
@@ -189,6 +190,7 @@ class Episodes(Turns):
         row.logprobs += turn.logprobs or [0.0] * len(turn.token_ids)
         row.sampled += [True] * len(turn.token_ids)
         row.versions += turn.versions
+        row.stale_cache += turn.stale_cache
         row.turns.append(Turn(turn.text))
         row.cut = turn.truncated
         row.raw.append(self.between.raw_text(turn.token_ids))
@@ -263,7 +265,7 @@ class Episodes(Turns):
         return Completion(
             row.turns[-1].text, tuple(row.tokens), "stop" if ended else "length", tuple(row.logprobs),
             tuple(row.sampled), tuple(row.turns), outcome, Pixels.joined(row.pixels),
-            versions=tuple(row.versions),
+            versions=tuple(row.versions), stale_cache=tuple(row.stale_cache),
         )  # fmt: skip
 
 

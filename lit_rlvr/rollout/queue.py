@@ -387,6 +387,9 @@ class QueueSource(SyncSource):
         asked = [group.prompt for group in groups]
         rollout = self.sampler.assembled(asked, completions, scores, self.sampling, self.module.updates)
         rollout.versions = versions_of(groups, rollout)
+        if not self.sampler.engine.engine.recompute_cache:
+            nowhere = torch.zeros(rollout.token_ids.shape, dtype=torch.bool)
+            rollout.stale_cache = with_sampled(nowhere, groups, lambda completion: completion.stale_cache)
         rollout.repeats = count_repeats(asked, [])
         for group in groups:
             self._scoring.forget(group)
@@ -493,13 +496,17 @@ def even_places(ranks: list[int], world: int) -> list[int]:
 
 def versions_of(groups: list[QueuedGroup], rollout: Rollout) -> Tensor:
     """Return the version of the weights that sampled each token (B, T); elsewhere the one its group began with."""
-    rows = [(group, completion) for group in groups for completion in group.completions or []]
-    versions = torch.tensor([group.started for group, _ in rows])[:, None].repeat(1, rollout.token_ids.shape[1])
-    for row, (_, completion) in enumerate(rows):
-        if completion.versions:
-            sampled = torch.tensor(completion.from_model).nonzero().flatten()
-            versions[row, sampled] = torch.tensor([int(version) for version in completion.versions])
-    return versions
+    started = [group.started for group in groups for _ in group.completions or []]
+    versions = torch.tensor(started)[:, None].repeat(1, rollout.token_ids.shape[1])
+    return with_sampled(versions, groups, lambda completion: [int(version) for version in completion.versions])
+
+
+def with_sampled(values: Tensor, groups: list[QueuedGroup], of: Callable[[Completion], Sequence[int]]) -> Tensor:
+    """Set the (B, T) values of sampled tokens to those that `of` gives for a completion, if any; return them."""
+    for row, completion in enumerate(completion for group in groups for completion in group.completions or []):
+        if found := of(completion):
+            values[row, torch.tensor(completion.from_model).nonzero().flatten()] = torch.tensor(found)
+    return values
 
 
 def saved(completions: list[Completion] | None) -> list[dict[str, Any]] | None:

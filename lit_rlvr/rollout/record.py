@@ -36,7 +36,7 @@ _log = logging.getLogger("lit_rlvr")
 
 FORMAT = 1
 """Version of the files."""
-TOKEN_FIELDS = ("token_ids", "mask", "rollout_logprobs", "versions")
+TOKEN_FIELDS = ("token_ids", "mask", "rollout_logprobs", "versions", "stale_cache")
 GROUP_FIELDS = ("rewards", "correct", "judged", "reference_rewards")
 """Tensors of a rollout, (B, T) and (P, G)."""
 

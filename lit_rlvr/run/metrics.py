@@ -350,6 +350,13 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "`training/off_policy/trajectory_staleness_worst/max`",
         ),
         Metric(
+            "train/staleness/stale_cache",
+            "with the engine's `recompute_cache: false`: share of these tokens that follow keys and values of older "
+            "weights",
+            "0 to 1",
+            "Grows while `train/effective_sample_size` falls: `recompute_cache: true`",
+        ),
+        Metric(
             "train/staleness/ess",
             "effective sample size of the importance correction's weights",
             "0 to 1",

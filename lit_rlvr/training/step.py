@@ -336,8 +336,8 @@ def step_metrics(sums: Stats) -> dict[str, float]:
 
 
 def staleness_metrics(prepared: PreparedRollout, prompts: set[int], updates: int) -> dict[str, float]:
-    """Return the mean and the largest age of the tokens that are run, over all ranks; {} without such tokens.
-    Collective: call it on every rank.
+    """Return the mean and the largest age of the tokens that are run, over all ranks, and the share of them that follow
+    older keys and values; {} without such tokens. Collective: call it on every rank.
 
     Args:
         prompts: this rank's groups that are trained on.
@@ -345,10 +345,15 @@ def staleness_metrics(prepared: PreparedRollout, prompts: set[int], updates: int
     """
     rollout = prepared.rollout
     rows = [i for i in prepared.live if i // rollout.group_size in prompts]
-    age = prepared.age[rows][rollout.mask[rows]].double() / updates
+    run = rollout.mask[rows]
+    age = prepared.age[rows][run].double() / updates
     oldest = float(age.max()) if len(age) else 0.0
-    mine = torch.tensor([[float(age.sum()), float(len(age)), oldest]], dtype=torch.float64)
-    sums, tokens, largest = gather_rows(mine).unbind(1)  # (ranks,) each
+    stale = 0.0 if rollout.stale_cache is None else float(rollout.stale_cache[rows][run].sum())
+    mine = torch.tensor([[float(age.sum()), float(len(age)), stale, oldest]], dtype=torch.float64)
+    sums, tokens, stales, largest = gather_rows(mine).unbind(1)  # (ranks,) each
     if not tokens.sum():
         return {}
-    return {"train/staleness/mean": float(sums.sum() / tokens.sum()), "train/staleness/max": float(largest.max())}
+    found = {"mean": sums.sum() / tokens.sum(), "max": largest.max()}
+    if rollout.stale_cache is not None:
+        found["stale_cache"] = stales.sum() / tokens.sum()
+    return {f"train/staleness/{name}": float(value) for name, value in found.items()}

@@ -75,6 +75,27 @@ def test_fp8_needs_a_gpu_and_16_bits(
     assert "--quantization=fp8_per_channel" in line and line[line.index("--dtype") + 1] == "bfloat16"
 
 
+@pytest.mark.parametrize(("gpu", "options", "wanted"), [
+    (True, (), ["--max-num-seqs=1024", "--max-cudagraph-capture-size=1024"]),
+    (True, ("--max_num_seqs", "700"), ["--max-num-seqs=700", "--max-cudagraph-capture-size=704"]),
+    (True, ("--max-num-seqs=512",), ["--max-num-seqs=512"]),
+    (True, ("--max-num-seqs=700", "--enforce-eager"), ["--max-num-seqs=700"]),
+    (True, ("--compilation-config.mode=0",), []),
+    (True, ("--max-cudagraph-capture-size=8",), [
+        "--max-num-seqs=1024", "--max-cudagraph-capture-size=1024", "--max-cudagraph-capture-size=8",  # the last counts
+    ]),
+    (False, (), []),
+    (False, ("--max-num-seqs", "700"), ["--max-num-seqs=700"]),
+])  # fmt: skip
+def test_cuda_graphs_are_captured_for_all_sequences(
+    lit_rlvr: CLI, tiny_model_folder: Path, started: list[list[str]], monkeypatch: pytest.MonkeyPatch,
+    gpu: bool, options: tuple[str, ...], wanted: list[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    assert lit_rlvr("serve", "--model", tiny_model_folder, "--port", 0, *options).status == 0
+    assert [word for word in started[0] if "num-seqs" in word or "cudagraph" in word] == wanted
+
+
 def test_vllm_gets_the_other_options(lit_rlvr: CLI, tiny_model_folder: Path, started: list[list[str]]) -> None:
     result = lit_rlvr("serve", "--model", tiny_model_folder, "--port", 0, "--max-model-len", 64, "--api-key", "k")
     assert result.status == 0, result.err

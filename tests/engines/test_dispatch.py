@@ -37,7 +37,7 @@ class Fake(VLLMServer):
         if self.closes:
             self.closes -= 1
             error = ServerError(f"{self.url}: Server disconnected")
-            error.closed = True
+            error.transient = True
             raise error
         await self.gate.wait()
         if request.get("fails"):
@@ -149,13 +149,13 @@ def test_a_server_may_take_longer_than_its_timeout_but_not_without_a_sign_of_lif
     asyncio.run(run())
 
 
-def test_a_request_is_made_again_if_a_living_server_closes_its_connection() -> None:
+def test_a_request_is_made_again_if_a_living_server_fails_it_for_a_while() -> None:
     async def run() -> None:
         one = Fake("one")
         async with Dispatch([Replica(one, 1)], lambda server: None) as dispatcher:
-            one.closes = dispatch.CLOSED_CONNECTIONS
+            one.closes = dispatch.TRANSIENT_FAILURES
             assert [answer["id"] for answer in await group(dispatcher, 1)] == [1]
-            one.closes = dispatch.CLOSED_CONNECTIONS + 1
+            one.closes = dispatch.TRANSIENT_FAILURES + 1
             with pytest.raises(ServerError, match="http://one: Server disconnected"):
                 await group(dispatcher, 2)
 

@@ -379,6 +379,24 @@ def test_a_request_ends_when_the_engine_has_died(health: int, said: str, monkeyp
         server.shutdown()
 
 
+@pytest.mark.parametrize(("status", "transient"), [(500, True), (400, False)])
+def test_a_request_that_vllm_fails_internally_may_be_made_again(status: int, transient: bool) -> None:
+    class Failing(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Failing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(ServerError, match=f"status {status}") as failed:
+            VLLMServer(f"http://127.0.0.1:{server.server_port}", None, 10.0).pause()
+        assert failed.value.transient == transient
+        server.shutdown()
+
+
 def test_a_transfer_that_cannot_be_aborted_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lit_rlvr.engines.transfer.ABORT_SECONDS", 0.05)
     client = UpdateClient([Server()], [1])

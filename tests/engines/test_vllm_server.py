@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import copy
 import importlib.util
+import io
 import json
 import os
 import re
@@ -23,6 +26,7 @@ import httpx
 import psutil
 import pytest
 import torch
+from PIL import Image
 from tiny import ENDS, byte_tokenizer, make_prompt, random_ids, start_engine
 from tiny_engines import adapted, assert_logprobs_are_the_policys, change, change_adapters, flat
 from tiny_environments import Echo
@@ -183,15 +187,27 @@ def generated(engine: VLLMServerEngine) -> float:
     return sum(float(n) for n in re.findall(r"^vllm:generation_tokens_total\{.*\} (\S+)$", text, re.M))
 
 
+def fresh_differences(
+    held: dict[str, Policy], groups: list[list[Completion]], prompts: list[Prompt], sampling: Sampling
+) -> tuple[list[float], list[float]]:
+    """How much each token's log-probability differs from fresh scoring with the weights that its label names: tokens
+    without, and with a stale cache."""
+    scored = {label: trainer_logprobs(policy, prompts, groups, sampling) for label, policy in held.items()}
+    found: tuple[list[float], list[float]] = [], []
+    for k, completion in enumerate(completion for group in groups for completion in group):
+        assert len(completion.versions) == len(completion.token_ids)
+        stale = completion.stale_cache or (False,) * len(completion.versions)
+        for t, (label, where) in enumerate(zip(completion.versions, stale, strict=True)):
+            found[where].append(abs(completion.logprobs[t] - float(scored[label][k][t])))
+    return found
+
+
 def assert_logprobs_are_their_versions(
     held: dict[str, Policy], groups: list[list[Completion]], prompts: list[Prompt], sampling: Sampling
 ) -> None:
-    """Each token's log-probability is that of fresh scoring with the weights that its label names."""
-    scored = {label: trainer_logprobs(policy, prompts, groups, sampling) for label, policy in held.items()}
-    for k, completion in enumerate(completion for group in groups for completion in group):
-        assert len(completion.versions) == len(completion.token_ids)
-        wanted = torch.stack([scored[label][k][t] for t, label in enumerate(completion.versions)])
-        torch.testing.assert_close(torch.tensor(completion.logprobs), wanted, atol=1e-4, rtol=0)
+    """Each token's log-probability is that of fresh scoring."""
+    fresh, stale = fresh_differences(held, groups, prompts, sampling)
+    assert max(fresh) <= 1e-4 and not stale
 
 
 @pytest.mark.slow
@@ -207,6 +223,35 @@ def test_what_runs_goes_on_with_new_weights_and_each_token_names_its_own(
     held, groups = generate_during_updates(engine, policy, prompts, sampling, updates=2)
     assert any(len({*completion.versions}) == 3 for group in groups for completion in group), "all three"
     assert_logprobs_are_their_versions(held, groups, prompts, sampling)
+    engine.close()
+
+
+@pytest.mark.slow
+def test_what_runs_may_keep_its_cache_and_new_requests_do_not_use_it(
+    make_engine: Callable[..., VLLMServerEngine], policy: Policy
+) -> None:
+    """Requests hold blocks while the weights change. Tokens that follow keys and values of older weights are marked,
+    and differ from fresh scoring; the others equal it, also of prompts that older blocks would fit."""
+    engine = make_engine(recompute_cache=False)
+    engine.start(EngineContext("", policy, byte_tokenizer(), 1024, 512, 0))
+    engine.sync(policy)
+    prompts = [make_prompt(random_ids(70, p), f"p{p}") for p in range(12)]  # two whole blocks each
+    sampling = Sampling(max_tokens=500, banned_token_ids=tuple(policy.eos_token_ids))  # none ends early
+    probed: list[float] = []
+
+    def sync_and_probe(policy: Policy) -> None:
+        engine.sync(policy)
+        probed.append(check_engine(engine, policy, prompts[:3], PROBE))
+
+    held, groups = generate_during_updates(engine, policy, prompts, sampling, updates=1, sync=sync_and_probe)
+    assert max(probed) <= 1e-4
+    fresh, stale = fresh_differences(held, groups, prompts, sampling)
+    assert max(fresh) <= 1e-4 and max(stale) > 0.01
+    for completion in (completion for group in groups for completion in group):
+        assert any(completion.stale_cache) == (len({*completion.versions}) > 1)
+    engine._salt = next(iter(held))  # the blocks of the older weights are still there
+    with pytest.raises(UserError, match="stale or wrong weights"):
+        check_engine(engine, policy, prompts[:3], PROBE)
     engine.close()
 
 
@@ -644,6 +689,23 @@ def test_a_server_generates_while_fit_trains(
 
 
 @pytest.mark.slow
+def test_a_run_that_keeps_its_cache_is_replayed_with_what_was_logged(
+    served: Served, run_folder: Path, lit_rlvr: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SERVER_KEY", KEY)
+    command = [*FIT, *from_yaml(served), "--rollout.engine.init_args.recompute_cache", "false"]
+    command += ["--rollout.staleness", "2", "--trainer.max_steps", "4", "--rollout.sampling.max_tokens", "700"]
+    command += ["--rollout.sampling.banned_token_ids", str([*ENDS])]  # none ends while nothing else runs
+    result = lit_rlvr(*command)
+    assert result.status == 0, result.err
+    replayed = lit_rlvr(*command, "--rollouts-from", "run", *to("again"))
+    assert replayed.status == 0, replayed.err
+    shares = [[row["train/staleness/stale_cache"] for row in metrics(run_folder / run)] for run in ("run", "again")]
+    assert shares[0] == shares[1] and max(float(share) for share in shares[0] if share) > 0
+    assert summary(run_folder / "run")["weights_sha256"] == summary(run_folder / "again")["weights_sha256"]
+
+
+@pytest.mark.slow
 def test_a_trainer_killed_in_an_update_goes_on_where_its_checkpoint_is(
     served: Served, run_folder: Path, lit_rlvr: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -736,6 +798,9 @@ def test_images_on_a_server_are_those_of_the_trainer(
     monkeypatch.setenv("SERVER_KEY", KEY)
     policy, prompts = vlm_context.policy, mixed_prompts(Path(vlm_context.folder))
     sampling = Sampling(max_tokens=6).with_banned(policy.placeholder_ids)
+    encoded: list[Any] = []
+    png_url = vllm_server.png_url
+    monkeypatch.setattr(vllm_server, "png_url", lambda image: encoded.append(image) or png_url(image))
     with Served(Path(vlm_context.folder), tmp_path / "log") as served:
         engine = VLLMServerEngine([served.url], FileTransfer(tmp_path / "weights"), "SERVER_KEY", 300)
         engine.start(vlm_context)
@@ -745,6 +810,7 @@ def test_images_on_a_server_are_those_of_the_trainer(
             found = differences(policy, prompts, groups, sampling)
             assert max(found.values()) <= 5e-5, found
             change(policy, 0.1)
+        assert len(encoded) == 2 * 3, "once for all completions of a prompt"
         engine.sync(policy)
         banned = (*sampling.banned_token_ids, *policy.eos_token_ids)  # none ends early
         prompts, sampling = 6 * prompts, replace(sampling, max_tokens=150, banned_token_ids=banned)
@@ -752,6 +818,43 @@ def test_images_on_a_server_are_those_of_the_trainer(
         assert any(len({*completion.versions}) > 1 for group in groups for completion in group)
         assert_logprobs_are_their_versions(held, groups, prompts, sampling)
         engine.close()
+        keeping = VLLMServerEngine([served.url], FileTransfer(tmp_path / "kept"), "SERVER_KEY", 300, False)
+        keeping.start(vlm_context)
+        keeping.sync(policy)
+
+        def sync_and_probe(policy: Policy) -> None:  # with the same images
+            keeping.sync(policy)
+            check_engine(keeping, policy, prompts[:3], replace(PROBE, banned_token_ids=sampling.banned_token_ids))
+
+        held, groups = generate_during_updates(keeping, policy, prompts, sampling, updates=1, sync=sync_and_probe)
+        fresh, stale = fresh_differences(held, groups, prompts, sampling)
+        assert max(fresh) <= 1e-4 and max(stale) > 0.01
+        keeping.close()
+
+
+def test_an_image_is_encoded_once_in_another_thread() -> None:
+    """For all completions of a prompt; other images get their own."""
+    threads: list[int] = []
+
+    class Seen(Image.Image):
+        def save(self, *args: Any, **kwargs: Any) -> None:
+            threads.append(threading.get_ident())
+            super().save(*args, **kwargs)
+
+    def seen(color: str) -> Seen:
+        image = Image.new("RGB", (20, 30), color)
+        image.__class__ = Seen
+        return image  # type: ignore[return-value]
+
+    async def encode() -> list[str]:
+        pngs, images = vllm_server._PNGs(), [seen("red"), seen("blue")]
+        return await asyncio.gather(*(pngs.encode(image) for image in 4 * images))
+
+    urls = asyncio.run(encode())
+    assert len(threads) == 2 and threading.get_ident() not in threads
+    for url, color in zip(urls, 4 * [(255, 0, 0), (0, 0, 255)], strict=True):
+        image = Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/png;base64,"))))
+        assert image.size == (20, 30) and image.getcolors() == [(600, color)]
 
 
 @pytest.mark.slow

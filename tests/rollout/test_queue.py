@@ -18,7 +18,7 @@ from tiny_engines import Streaming
 from tiny_fit import T_MAX, Recorder, fit
 
 from lit_rlvr.rollout.callback import rollout_of
-from lit_rlvr.rollout.queue import GroupState, QueuedGroup, choose, even_places, in_time, versions_of
+from lit_rlvr.rollout.queue import GroupState, QueuedGroup, choose, even_places, in_time, versions_of, with_sampled
 from lit_rlvr.types import Completion
 
 WAITS = float("inf")
@@ -129,11 +129,14 @@ def test_ranks_get_as_many_groups_and_few_move(ranks: list[int]) -> None:
 def test_each_token_has_the_version_of_the_weights_that_sampled_it() -> None:
     rollout = make_rollout([random_ids(3, 0)], [[random_ids(4, 1), random_ids(2, 2)]])
     episode = Completion(
-        "", (1, 2, 3, 4), "stop", (0.0,) * 4, sampled=(True, False, True, True), versions=("5", "5", "6")
-    )
+        "", (1, 2, 3, 4), "stop", (0.0,) * 4, sampled=(True, False, True, True), versions=("5", "5", "6"),
+        stale_cache=(False, False, True),
+    )  # fmt: skip
     older = Completion("", (1, 2), "stop", (0.0,) * 2)
     group = QueuedGroup(0, {}, rollout.prompts[0], [0, 1], started=4, completions=[episode, older])
     assert versions_of([group], rollout).tolist() == [[5, 4, 5, 6], [4, 4, 4, 4]]
+    stale = with_sampled(torch.zeros(2, 4, dtype=torch.bool), [group], lambda completion: completion.stale_cache)
+    assert stale.tolist() == [[False, False, False, True], [False] * 4]
 
 
 class Late(Recorder):

@@ -50,6 +50,7 @@ def odd_rollout() -> Rollout:
     ]  # fmt: skip
     return replace(
         rollout, completions=completions, token_ids=token_ids, mask=mask, rollout_logprobs=logprobs, versions=versions,
+        stale_cache=versions > 1,
         statuses=[["ok", "error"], ["timeout", "unjudged"]], judged=torch.tensor([[True, False], [True, False]]),
         parts={"a/b": torch.tensor([[1.0, math.nan], [0.5, 0.25]])}, weights={"a/b": 0.1}, exact=True,
         reference_rewards=torch.tensor([[math.nan, 1.0], [0.0, 0.7]]), kept={1: 5}, repeats=[0, 2],

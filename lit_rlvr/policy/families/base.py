@@ -184,9 +184,8 @@ class VisionFamily(ABC):
         Raises:
             UserError: vLLM needs a package that is not installed.
         """
-        # A cache would keep features of older weights. On the device, mean and deviation of the pixels would come from
-        # the noise that the engine starts with.
-        return {"mm_processor_cache_gb": 0, "skip_mm_profiling": True, "mm_device_do_normalize": False}
+        # On the device, mean and deviation of the pixels would come from the noise that the engine starts with.
+        return {"skip_mm_profiling": True, "mm_device_do_normalize": False}
 
     def save_processors(self, source: str, target: Path) -> None:
         """Write the image processor of a folder or hub id to a folder, and what else engines read there."""
