@@ -38,7 +38,7 @@ from lit_rlvr.advantages import GroupBatch, ReferenceCompletions
 from lit_rlvr.advantages.group import GRPOAdvantage
 from lit_rlvr.algorithms import GRPO, RLVRModule
 from lit_rlvr.commands.check.parity import build_object
-from lit_rlvr.objectives import Correction
+from lit_rlvr.objectives import Importance
 from lit_rlvr.run.loggers import read_metrics
 from lit_rlvr.training.step import PreparedRollout, StepPlan, loss_inputs, plan_step
 from lit_rlvr.training.update import Updater
@@ -146,7 +146,7 @@ class ComparingUpdater(Updater):
         group = GroupBatch(rollout.rewards, rollout.correct, rollout.reference_rewards, rollout.lengths)
         for name, loss in self._compared.losses.items():
             advantages = loss.estimate(group)[0].reshape(-1, 1)
-            self._prepared[name] = replace(prepared, advantages=advantages, correction=Correction("none"))
+            self._prepared[name] = replace(prepared, advantages=advantages, correction=Importance("none"))
         return prepared
 
     def step(self, prepared: PreparedRollout, prompts: list[int], number: int) -> dict[str, float]:

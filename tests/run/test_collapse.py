@@ -166,7 +166,7 @@ def ruined(run_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: 
         "data.init_args.chat.system_prompt": "null", "rollout.group_size": 8,
         "rollout.evaluation.sampling.temperature": 1.0,
         "rollout.rewards": json.dumps([{"class_path": "OpenAnswer", "init_args": {"exact": True}}]),
-        "rollout.sampling.max_tokens": 5, "warm_start.steps": 60, "warm_start.checked": 32,
+        "rollout.sampling.max_tokens": 5, "warm_start.steps": 80,
         "trainer.max_steps": 8, "rollout.validate_every_rollouts": 4, "checkpoint.every": 1, "checkpoint.minutes": 0,
     }  # fmt: skip
     return [text for name, value in options.items() for text in (f"--{name}", str(value))]

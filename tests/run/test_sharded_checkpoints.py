@@ -32,7 +32,7 @@ from tiny_runs import (
     to,
 )
 
-from lit_rlvr.distributed import strategy as strategies
+from lit_rlvr.distributed import fsdp2
 from lit_rlvr.distributed.checkpoints import (
     CHECKPOINT_PARTS,
     MOMENTS,
@@ -344,8 +344,8 @@ def test_a_second_save_says_that_it_waits_for_the_one_in_flight(
         said.append(line)
         training.release.set()
 
-    monkeypatch.setattr(strategies, "LONG_WAIT_SECONDS", 0.2)
-    monkeypatch.setattr(strategies._log, "info", say)
+    monkeypatch.setattr(fsdp2, "LONG_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(fsdp2._log, "info", say)
     training.step()
     assert not said
     training.step()
@@ -362,12 +362,12 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_line(
     training.release.set()
     training.step()
     training.saver.finish(training.trainer)
-    opened = strategies.dcp.filesystem.FileSystem.create_stream
+    opened = fsdp2.dcp.filesystem.FileSystem.create_stream
 
     def full(self: Any, path: Path, mode: str) -> Any:
         return open("/dev/full", mode, buffering=0) if Path(path).suffix == ".distcp" else opened(self, path, mode)
 
-    monkeypatch.setattr(strategies.dcp.filesystem.FileSystem, "create_stream", full)
+    monkeypatch.setattr(fsdp2.dcp.filesystem.FileSystem, "create_stream", full)
     training.step()
     assert training.strategy.saving is not None
     with pytest.raises(UserError, match=r"checkpoints/step-000002\.ckpt cannot be written: No space left on device"):
@@ -398,13 +398,13 @@ def test_without_memory_for_a_copy_training_waits(
 ) -> None:
     monkeypatch.setattr(Sharded, "num_processes", 4)
     bytes_of_four = 4 * (3 * 4 + 3 * 4 + 4)
-    monkeypatch.setattr(strategies, "available_memory", lambda: bytes_of_four)
+    monkeypatch.setattr(fsdp2, "available_memory", lambda: bytes_of_four)
     training.release.set()
     for step in (1, 2):
         training.step()
         assert training.strategy.saving is None and training.names() == [f"step-00000{step}.ckpt"]
     assert caplog.text.count("training waits while checkpoints are written") == 1
-    monkeypatch.setattr(strategies, "available_memory", lambda: 2 * bytes_of_four)
+    monkeypatch.setattr(fsdp2, "available_memory", lambda: 2 * bytes_of_four)
     training.step()
     assert training.strategy.saving is not None
 

@@ -31,7 +31,7 @@ def test_the_recipe_runs(tmp_path: Path, tiny_model_folder: Path, lit_rlvr: Call
 
 
 def test_the_reward_judges_the_prefill_too() -> None:
-    options = load_config(config_folder() / "smoke/text_to_sql.yaml")["data"]["init_args"]
+    options = load_config(config_folder() / "smoke/text_to_sql.yaml")["data"]["init_args"]["chat"]
     prompt = Prompt(
         Sample("a", "?", "SELECT 1"), [], prefill=options["prefill"], score_prefill=options["score_prefill"]
     )
