@@ -391,13 +391,13 @@ class GroupSelection:
         least: their number as a share of the prompts; above 0, further prompts are sampled until there are that many
             (dynamic sampling: DAPO, eq. 11).
         max_rounds: most batches of prompts that an iteration samples; then it trains on the groups it has.
-        drops_others: train on no other groups.
+        only_mixed: train on no other groups.
         by: what differs within a mixed group: the `reward` (the weighted sum), `correct`, or the reward of this name.
     """
 
     least: float = 0.0
     max_rounds: int = 10
-    drops_others: bool = False
+    only_mixed: bool = False
     by: str = "reward"
 
     def wanted(self, prompts: int) -> int:

@@ -134,6 +134,19 @@ def test_the_map_of_the_loop_is_that_of_the_code() -> None:
     assert len(files) > 10 and all((ROOT / "lit_rlvr" / file).is_file() for file in files)
 
 
+def test_the_glossary_is_short_and_names_what_the_code_has() -> None:
+    text = (ROOT / "docs/concepts.md").read_text().split("## Glossary", 1)[1].split("\n## ", 1)[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")][1:]
+    assert 0 < len(rows) <= 25
+    for _, _, place in rows:
+        *modules, first, last = f"lit_rlvr.{place.strip('`')}".split(".")
+        if first[0].islower():
+            modules.append(first)
+        module = importlib.import_module(".".join(modules))
+        holder = module if first[0].islower() else getattr(module, first)
+        assert hasattr(holder, last) or last in inspect.get_annotations(holder), place
+
+
 def test_every_command_that_is_named_exists() -> None:
     missing = [
         f"{page.name}: lit-rlvr {command}"

@@ -167,8 +167,8 @@ def expected() -> dict[str, Expected]:
             "negative_dominant": ("GRPO", adv.NegativeDominant(base="grpo", beta=10.0), ppo | sequence, kl),
             "hard_focused": ("GRPO", adv.HardFocused(base="grpo", gamma=0.5), ppo | sequence, kl),
             "easy_focused": ("GRPO", adv.EasyFocused(base="grpo", gamma=0.5), ppo | sequence, kl),
-            "dapo": ("DAPO", grpo, wide | tokens | {"selection.drops_others": False}, 0.0),
-            "dapo_agrae": ("DAPO", adv.AGRAE(base="grpo"), wide | tokens | {"selection.drops_others": False}, 0.0),
+            "dapo": ("DAPO", grpo, wide | tokens | {"selection.only_mixed": False}, 0.0),
+            "dapo_agrae": ("DAPO", adv.AGRAE(base="grpo"), wide | tokens | {"selection.only_mixed": False}, 0.0),
             "dr_grpo": ("DrGRPO", dr, ppo | constant, 0.0),
             "dr_grpo_agrae": ("DrGRPO", adv.AGRAE(base="dr_grpo", alpha=1.0), ppo | constant, 0.0),
         }
@@ -182,11 +182,11 @@ def expected() -> dict[str, Expected]:
         rows = {
             "grpo": ("GRPO", grpo, ppo | sequence, 0.0),
             "grpo_agrae": ("GRPO", adv.AGRAE(base="grpo", alpha=0.5), ppo | sequence, 0.0),
-            "dapo": ("DAPO", grpo, wide | tokens | {"selection.drops_others": False}, 0.0),
+            "dapo": ("DAPO", grpo, wide | tokens | {"selection.only_mixed": False}, 0.0),
             "dapo_agrae": (
                 "DAPO",
                 adv.AGRAE(base="grpo", alpha=0.5),
-                wide | tokens | {"selection.drops_others": False},
+                wide | tokens | {"selection.only_mixed": False},
                 0.0,
             ),
             "dr_grpo": ("DrGRPO", dr, ppo | constant, 0.0),
@@ -207,7 +207,7 @@ def expected() -> dict[str, Expected]:
         rows = {
             "apmpo": ("APMPO", grpo, knobs, 0.001),
             "grpo": ("GRPO", grpo, ppo | sequence, 0.001),
-            "dapo": ("DAPO", grpo, wide | tokens | {"selection.drops_others": False}, 0.001),
+            "dapo": ("DAPO", grpo, wide | tokens | {"selection.only_mixed": False}, 0.001),
             "gmpo": ("GMPO", grpo, {"clip_low": 0.4, "clip_high": 0.4}, 0.001),
         }
         table |= {f"apmpo/{model}_{name}": Expected(*row) for name, row in rows.items()}

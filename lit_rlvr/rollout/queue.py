@@ -44,7 +44,7 @@ class QueuedGroup:
         cursor: the data's position before its prompt.
         started: the version of the weights when its sampling began; None = it waits for the engine.
         begun: when that was, in seconds of the monotonic clock. drop: ends its sampling.
-        completions: None = it is not finished. settled: their labels of weights are versions.
+        completions: None = it is not finished. has_versions: their labels of weights are versions.
         mixed: whether it has a signal (`mixed_groups`); None = unknown.
     """
 
@@ -56,7 +56,7 @@ class QueuedGroup:
     begun: float = 0.0
     drop: Callable[[], object] | None = None
     completions: list[Completion] | None = None
-    settled: bool = False
+    has_versions: bool = False
     mixed: bool | None = None
 
 
@@ -330,7 +330,7 @@ class QueueSource(SyncSource):
             UserError: other weights than the policy's sampled a token.
         """
         assert group.completions is not None and group.started is not None
-        if group.settled:
+        if group.has_versions:
             return
         held = self.sampler.engine.held
         for label in {label for completion in group.completions for label in completion.versions}:
@@ -347,7 +347,7 @@ class QueueSource(SyncSource):
             (int(version) for completion in group.completions for version in completion.versions),
             default=group.started,
         )
-        group.settled = True
+        group.has_versions = True
 
     def _taken(self, chosen: list[GroupState]) -> list[QueuedGroup]:
         """Take the chosen groups out of the queue, as many on each rank; return this rank's. Collective."""
@@ -396,7 +396,7 @@ class QueueSource(SyncSource):
         selection = self.module.selection
         if selection.wanted(prompts):
             mixed = all_mixed_groups(rollout, selection.by)
-            if selection.drops_others:
+            if selection.only_mixed:
                 rollout.kept = number_groups(mixed, len(groups), prompts)
             live, rounds = sum(map(len, mixed)), sum(gather_objects(len(groups))) / prompts
             self.metrics |= {"rollout/live_groups": float(live), "rollout/sampling_rounds": rounds}
@@ -467,7 +467,7 @@ class QueueSource(SyncSource):
             (prompt,), _ = self.data.stream.take(1, values["cursor"])
             group = self._queued(values["number"], values["cursor"], prompt)
             if values["completions"] is not None and self._steps_left(values["started"]) >= 0:  # staleness may be lower
-                group.started, group.settled = values["started"], True
+                group.started, group.has_versions = values["started"], True
                 self._finish(group, [Completion(**one) for one in values["completions"]])
         self._begin([group for group in self._groups if group.completions is None])
         self._lengths = found["lengths"] if rank() == 0 else []

@@ -137,7 +137,7 @@ class SyncSource(RolloutSource):
             batch.cursor = more.cursor
             rollout = join(rollout, self.sample(more.prompts, rollout.prompts))
             rounds, mixed = rounds + 1, all_mixed_groups(rollout, selection.by)
-        if selection.drops_others:
+        if selection.only_mixed:
             rollout.kept = number_groups(mixed, len(batch), prompts)
         self.metrics |= {"rollout/sampling_rounds": float(rounds), "rollout/live_groups": float(sum(map(len, mixed)))}
         return rollout

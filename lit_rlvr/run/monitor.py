@@ -267,7 +267,7 @@ class LostWork(Callback):
                 "(model.importance.correction: token_truncate)"
             )
         self._unselected -= 1
-        if selection.drops_others and not metrics.get("rollout/live_groups", 1.0) and self._unselected <= 0:
+        if selection.only_mixed and not metrics.get("rollout/live_groups", 1.0) and self._unselected <= 0:
             self._unselected = REPEAT
             mixed = 1 - metrics["train/no_signal"]
             said.append(
