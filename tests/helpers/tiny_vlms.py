@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoModelForImageTextToText,
+    AutoTokenizer,
     CLIPImageProcessor,
     Idefics3Config,
     LlavaConfig,
     Qwen2VLConfig,
+    Qwen3_5Config,
     Qwen3VLConfig,
 )
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 PAD = VLM_SPECIALS.index("<|image_pad|>")
 START, STOP = VLM_SPECIALS.index("<|vision_start|>"), VLM_SPECIALS.index("<|vision_end|>")
+AUDIO = "<|audio_pad|>"
 SHARP = {"initializer_range": 0.1}
 """Random weights so large that log-probabilities differ by nats between images and between positions."""
 
@@ -55,6 +58,25 @@ def save_qwen3_vl(folder: Path) -> Path:
         "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1], **SHARP,
     }  # fmt: skip
     return save_vlm(Qwen3VLConfig(text_config=text, vision_config=vision, **markers()), folder)
+
+
+def save_qwen3_5(folder: Path) -> Path:
+    """A gated delta net below full attention, which turns half of each head; a token for sounds, as the real one."""
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
+    text = language_sizes(
+        head_dim=32, rope_parameters=rope | {"partial_rotary_factor": 0.5}, linear_num_key_heads=2,
+        linear_num_value_heads=4, linear_key_head_dim=16, linear_value_head_dim=16,
+        layer_types=["linear_attention", "full_attention"], vocab_size=len(VLM_SPECIALS) + 257, **SHARP,
+    )  # fmt: skip
+    vision = {
+        "depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2, "out_hidden_size": 128,
+        "num_position_embeddings": 64, **SHARP,
+    }  # fmt: skip
+    save_vlm(Qwen3_5Config(text_config=text, vision_config=vision, **markers()), folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"extra_special_tokens": [AUDIO]})
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def save_smolvlm2(folder: Path) -> Path:
@@ -93,8 +115,10 @@ def save_llava(folder: Path) -> Path:
     return folder
 
 
-QWEN = {"qwen2-vl": save_qwen2_vl, "qwen2.5-vl": save_qwen2_5_vl, "qwen3-vl": save_qwen3_vl}
+QWEN = {"qwen2-vl": save_qwen2_vl, "qwen2.5-vl": save_qwen2_5_vl, "qwen3-vl": save_qwen3_vl, "qwen3.5": save_qwen3_5}
 KINDS = QWEN | {"smolvlm2": save_smolvlm2}
+ALONE = ("qwen3.5",)
+"""The kinds whose completions do not share a prompt."""
 FAST = ("qwen2.5-vl", "smolvlm2")
 """The kinds that fast tests use."""
 
