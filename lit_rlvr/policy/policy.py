@@ -153,9 +153,11 @@ class Policy(nn.Module):
             return torch.arange(len(prompt.token_ids))[None]
         return self.family.position_ids(self.model, prompt.token_ids, prompt.pixels)
 
-    def images(self, pixels: Sequence[Pixels]) -> dict[str, Tensor]:
-        """Return the images as keyword arguments of the model; {} without images."""
-        return self.family.model_inputs(pixels, self.device) if self.family is not None and pixels else {}
+    def images(self, pixels: Sequence[Pixels], token_ids: Tensor) -> dict[str, Tensor]:
+        """Return the images among tokens (R, L) as keyword arguments of the model; {} without images."""
+        if self.family is None or not pixels:
+            return {}
+        return self.family.model_inputs(pixels, self.device) | self.family.token_inputs(token_ids)
 
     def forward(
         self,
@@ -181,7 +183,7 @@ class Policy(nn.Module):
                 position_ids=rows.position_ids,
                 use_cache=False,
                 **inputs,
-                **self.images(pixels),
+                **self.images(pixels, rows.input_ids),
             ).last_hidden_state  # (R, L, H)
         # Not `hidden[row, column]`: its backward pass adds floats in a nondeterministic order.
         hidden = hidden.flatten(0, 1).index_select(0, rows.row * hidden.shape[1] + rows.column)  # (N, H)
@@ -195,8 +197,7 @@ class Policy(nn.Module):
         Sharded weights are gathered layer by layer, as in `forward` (see `sharding.shard`).
         """
         model: Any = self.model
-        unpositioned = self.family.unpositioned_inputs(token_ids) if self.family is not None and pixels else {}
-        return model(token_ids, use_cache=False, **self.images(pixels), **unpositioned).logits
+        return model(token_ids, use_cache=False, **self.images(pixels, token_ids)).logits
 
     def logprobs(
         self, rollout: Rollout, rows: list[int], entropy: bool = False, entropy_gradient: bool = False

@@ -21,7 +21,8 @@ from transformers import (
 
 from lit_rlvr.engines.synced import trainer_logprobs
 from lit_rlvr.policy.families.base import ImageProcessor
-from lit_rlvr.policy.families.qwen_vl import VLM_SPECIALS, language_sizes, markers, save_tiny_vlm, save_vlm
+from lit_rlvr.policy.families.gemma3 import save_tiny_gemma3
+from lit_rlvr.policy.families.qwen_vl import VLM_SPECIALS, QwenVL, language_sizes, markers, save_tiny_vlm, save_vlm
 from lit_rlvr.policy.families.smolvlm import SPECIALS, save_smolvlm, save_tiny_smolvlm
 from lit_rlvr.policy.loading import load_image_processor
 from lit_rlvr.policy.policy import Policy
@@ -84,6 +85,11 @@ def save_smolvlm2(folder: Path) -> Path:
     return save_tiny_smolvlm(folder, text=SHARP, vision=SHARP)
 
 
+def save_gemma3(folder: Path) -> Path:
+    """Nine features of an image, in windows of sixteen tokens."""
+    return save_tiny_gemma3(folder, text=SHARP | {"sliding_window": 16}, vision=SHARP)
+
+
 def save_idefics3(folder: Path) -> Path:
     """Tiles of four features each, an output embedding of its own."""
     text = {
@@ -116,9 +122,11 @@ def save_llava(folder: Path) -> Path:
 
 
 QWEN = {"qwen2-vl": save_qwen2_vl, "qwen2.5-vl": save_qwen2_5_vl, "qwen3-vl": save_qwen3_vl, "qwen3.5": save_qwen3_5}
-KINDS = QWEN | {"smolvlm2": save_smolvlm2}
-ALONE = ("qwen3.5",)
+KINDS = QWEN | {"smolvlm2": save_smolvlm2, "gemma3": save_gemma3}
+ALONE = ("qwen3.5", "gemma3")
 """The kinds whose completions do not share a prompt."""
+NOT_IN_VLLM = ALONE
+"""The kinds that vLLM does not compute on a CPU, or whose images it does not compute as the trainer does."""
 FAST = ("qwen2.5-vl", "smolvlm2")
 """The kinds that fast tests use."""
 
@@ -135,10 +143,10 @@ def picture(width: int, height: int, seed: int) -> Image.Image:
 def make_prompt(processor: ImageProcessor, name: str, *images: Image.Image) -> Prompt:
     """Some text around each image."""
     family = processor.family
-    start, stop = ([START], [STOP]) if {START, STOP} <= {*family.placeholder_ids} else ([], [])
+    start, stop = ([START], [STOP]) if isinstance(family, QwenVL) else ([], [])
     ids = [10, 11]
     for _ in images:
-        ids += [*start, family.image_token_id, *stop, 70, 71]
+        ids += [*start, family.prompt_token_id, *stop, 70, 71]
     pixels = processor.pixels(images) if images else None
     ids = [*ids, 12, 13] if pixels is None else processor.expand(ids, pixels.placeholders)
     return Prompt(Sample(name, "?", "1"), ids, pixels)
@@ -165,6 +173,8 @@ def slow(policy: Policy, prompt: Prompt, completion: Sequence[int], banned: Sequ
         images = {name: torch.cat([image[name] for image in inputs]).to(policy.device) for name in inputs[0]}
         if "image_grid_thw" in images:
             images["mm_token_type_ids"] = (ids == PAD).int()
+        elif policy.model.config.model_type == "gemma3":
+            images["token_type_ids"] = (ids == policy.model.config.image_token_id).int()
         else:  # all tiles are images of one sequence
             images["pixel_values"] = images["pixel_values"][None]
     model.model.rope_deltas = None

@@ -1,4 +1,4 @@
-"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: an image is a sequence of patches of any length, with positions in three
+"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5: an image is a sequence of patches of any length, with positions in three
 dimensions."""
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def _sections(head: int) -> list[int]:
 class QwenVL(VisionFamily):
     """Qwen2-VL and its successors, by their config: image tokens between markers, and merged patches."""
 
-    names = "Qwen2-VL, Qwen2.5-VL, Qwen3-VL"
+    names = "Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5"
     image_processor = QwenImageProcessor
     tower_attention = VISION_ATTENTION
     tiny: ClassVar[dict[str, Callable[[Path], Path]]] = {"tiny-qwen2.5-vl": save_tiny_vlm}
@@ -193,20 +193,15 @@ class QwenVL(VisionFamily):
         if pixels is None:
             return super().position_ids(model, token_ids, None).expand(3, -1)
         ids = torch.tensor([list(token_ids)])
-        kinds = self.unpositioned_inputs(ids)["mm_token_type_ids"]
+        kinds = self.token_inputs(ids)["mm_token_type_ids"]
         return model.model.get_rope_index(ids, kinds, image_grid_thw=_grids(pixels.inputs))[0][:, 0]
 
-    def unpositioned_inputs(self, token_ids: Tensor) -> dict[str, Tensor]:
+    def token_inputs(self, token_ids: Tensor) -> dict[str, Tensor]:
+        """Mark the features of images, by which the model finds positions that it is not given."""
         return {"mm_token_type_ids": (token_ids == self.image_token_id).int()}
 
     def vllm_options(self) -> dict[str, Any]:
         return super().vllm_options() | {"mm_processor_kwargs": {"do_resize": False}}  # our images are already resized
-
-    def save_processors(self, source: str, target: Path) -> None:
-        from transformers import AutoVideoProcessor
-
-        super().save_processors(source, target)
-        AutoVideoProcessor.from_pretrained(source, trust_remote_code=False).save_pretrained(target)
 
     @property
     def tower_layers(self) -> Layers:

@@ -4,7 +4,6 @@ whole image follows as one more tile."""
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -139,14 +138,6 @@ class SmolVLM(VisionFamily):
         if self.config.model_type == "smolvlm":  # transformers' processor, which vLLM calls, writes numbers as words
             require("num2words", "engine vllm with SmolVLM")
         return super().vllm_options()
-
-    def save_processors(self, source: str, target: Path) -> None:
-        from transformers.utils import cached_file
-
-        for name in ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"):
-            found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
-            if found is not None:
-                shutil.copyfile(found, target / name)
 
     @property
     def tower_layers(self) -> Layers:
