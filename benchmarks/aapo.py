@@ -39,7 +39,7 @@ def fit(arguments: list[str], options: Any, folder: Path) -> list[dict[str, floa
     """Return the clock columns of a run, iteration by iteration."""
     command = [sys.executable, "-c", "from lit_rlvr.cli.main import main; main()", "fit", "--config", options.config]
     command += [*arguments, "--model.init_args.updates_per_rollout", "1", "--trainer.max_steps", str(options.rollouts),
-                "--data.init_args.limit", str(options.prompts), "--data.init_args.prompts_per_step", str(PER_ROLLOUT),
+                "--data.reading.limit", str(options.prompts), "--data.prompts_per_rollout", str(PER_ROLLOUT),
                 "--trainer.limit_val_batches", "0", "--trainer.default_root_dir", str(folder)]  # fmt: skip
     subprocess.run(command, check=True, stdout=sys.stderr)
     with (folder / "metrics.csv").open(newline="") as file:

@@ -44,7 +44,9 @@ def make_parser(doc: str | None, precision: bool = False, rate: bool = False) ->
 def add_contestants(parser: argparse.ArgumentParser) -> None:
     """Add options for our settings and for TRL's, as dicts."""
     kind = {"type": setting, "nargs": "*", "action": Settings, "default": {}, "metavar": "NAME=VALUE"}
-    parser.add_argument("--ours", help="options of our algorithm, such as torch_compile=true (values as JSON)", **kind)
+    parser.add_argument(
+        "--ours", help="options of our algorithm, such as compute.torch_compile=true (values as JSON)", **kind
+    )
     parser.add_argument("--trl", help="settings of TRL's GRPOConfig (values as JSON)", **kind)
 
 
@@ -55,10 +57,14 @@ def setting(text: str) -> tuple[str, Any]:
 
 
 class Settings(argparse.Action):
-    """Stores pairs as a dict."""
+    """Stores pairs as a dict; `group.name` is a name in the dict of a group."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        setattr(namespace, self.dest, dict(values))
+        found: dict[str, Any] = {}
+        for name, value in values:
+            group, _, field = name.rpartition(".")
+            (found.setdefault(group, {}) if group else found)[field] = value
+        setattr(namespace, self.dest, found)
 
 
 def say(text: str) -> None:

@@ -19,9 +19,9 @@
 
 The weights are random, at the shapes of Qwen2.5-1.5B or, with `--shape vision`, Qwen2.5-VL-3B, so nothing is
 downloaded; weights and AdamW are in fp32, products in bf16, and layers are recomputed (`--ours
-gradient_checkpointing=false` keeps them). MFU = useful FLOP/s (prompts once per group, no recomputation) over the best
-rate of large bf16 matrix products measured here. What `lit-rlvr plan` puts above the GPU's memory is skipped, and
-`budget_used` is what a step that ran out of memory went on with. All parts but `trl` and `overlap` run where only
+compute.gradient_checkpointing=false` keeps them). MFU = useful FLOP/s (prompts once per group, no recomputation) over
+the best rate of large bf16 matrix products measured here. What `lit-rlvr plan` puts above the GPU's memory is skipped,
+and `budget_used` is what a step that ran out of memory went on with. All parts but `trl` and `overlap` run where only
 torch, transformers, lightning and peft are installed, with `--engine hf`; `fit`, `iteration` and `offload` need those
 of benchmarks/README.md, too. Without a GPU the command ends in one line.
 """
@@ -67,6 +67,8 @@ from workload import Workload, gpu_memory_mb, start, take_turns, wait_for_gpu
 
 from lit_rlvr.commands.plan.memory import Strategy, largest_microbatch, shape_of, training_memory
 from lit_rlvr.common.packages import is_installed
+from lit_rlvr.datamodules.reading.chat import Chat
+from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.engines.base import EngineContext, RolloutEngine
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.policy import attention, verify
@@ -92,7 +94,7 @@ TINY_TOWER = {**TOWER, "depth": 2, "hidden_size": 64, "intermediate_size": 128, 
               "fullatt_block_indexes": [1]}  # fmt: skip
 TINY_SIZES = {"prompts": 2, "group_size": 4, "prompt_tokens": 96, "max_tokens": 16, "steps": 1, "budgets": [256, 512],
               "features": 4}  # fmt: skip
-TAKEN = ("model", "lora", "freeze_vision", "shared_prefix", "tokens_per_microbatch")
+TAKEN = ("model", "lora", "freeze_vision", "compute.shared_prefix", "compute.tokens_per_microbatch")
 WHOLE = ("model", "lr")
 NOT_OURS = {
     **dict.fromkeys(("step", "memory", "profile", "compile", "score", "lora", "deterministic"), TAKEN),
@@ -110,7 +112,7 @@ SUMS = (
     "0",
     "--checkpoint.every",
     "2",
-    "--trainer.val_check_interval",
+    "--rollout.validate_every_rollouts",
     "6",
 )
 END = VLM_SPECIALS.index("<|im_end|>")
@@ -139,9 +141,14 @@ def parse() -> Any:
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # the same paths on a CPU, in a minute
     parser.add_argument("--wait", action="store_true", help=argparse.SUPPRESS)  # until stdin is closed
     options = parser.parse_args()
-    if wrong := [name for name in options.ours if name in NOT_OURS.get(options.part, options.ours)]:
+    given = {
+        name
+        for group, fields in options.ours.items()
+        for name in (group, *(f"{group}.{field}" for field in (fields if isinstance(fields, dict) else ())))
+    }
+    if wrong := sorted(given & {*NOT_OURS.get(options.part, options.ours)}):
         parser.error(f"--ours: --part {options.part} cannot set {', '.join(wrong)}")
-    options.ours.setdefault("gradient_checkpointing", True)
+    options.ours["compute"] = {"gradient_checkpointing": True} | options.ours.get("compute", {})
     if options.without_spans:
         attention.available = verify.available = lambda device, dtype: False
     options.device = "cpu" if options.tiny else "cuda"
@@ -186,7 +193,7 @@ def make_policy(options: Any) -> Policy:
 
 
 def checkpointing(options: Any) -> bool:
-    return bool(options.ours.get("gradient_checkpointing"))
+    return bool(options.ours["compute"]["gradient_checkpointing"])
 
 
 def made_up(options: Any, lengths: str | None = None) -> Rollout:
@@ -230,7 +237,8 @@ def run_steps(
     row |= {"budget": budget, "planned_mib": round(planned_mib(options, rollout, budget, lora))}
     seen = Budget()
     callbacks = [seen, *given.pop("callbacks", ())]
-    asked = {"tokens_per_microbatch": budget, "callbacks": callbacks, **options.ours, **given}
+    compute = {"tokens_per_microbatch": budget} | options.ours["compute"] | given.pop("compute", {})
+    asked = {**options.ours, "compute": compute, "callbacks": callbacks, **given}
     if row["planned_mib"] > device_mib(options):
         row["skipped"] = f"plan puts it above the {device_mib(options):.0f} MiB of this device"
     else:
@@ -346,7 +354,7 @@ def compile_(options: Any) -> None:
         ways |= {"liger": {"torch_compile": False, "liger": True}}
     rows = []
     for way, given in ways.items():
-        rows.append(run_steps(options, policy, rollout, middle(options), label=way, **given))
+        rows.append(run_steps(options, policy, rollout, middle(options), label=way, compute=given))
         if given["torch_compile"]:
             uncompile_layers(policy.model)
     finish(options, rows=rows)
@@ -739,9 +747,9 @@ def make_workload(options: Any, folder: str) -> Workload:
         data="Arithmetic",
         data_options={
             "held_out": 0,
-            "system_prompt": None,
             "question": question.rjust(options.prompt_tokens - FRAME, "."),
-            "max_prompt_tokens": options.prompt_tokens + 64,
+            "chat": Chat(system_prompt=None),
+            "reading": ReadingOptions(max_prompt_tokens=options.prompt_tokens + 64),
         },
         prompts=options.prompts,
         group_size=options.group_size,

@@ -35,7 +35,7 @@ SCHEDULE: list[tuple[str, list[str], int]] = [
     ("deterministic", ["--prompts", "8"], 60),
     ("memory", ["--prompts", "16"], 90),
     ("step", [*FEW, "--shape", "vision"], 150),
-    ("step", [*FEW, "--ours", "gradient_checkpointing=false"], 150),
+    ("step", [*FEW, "--ours", "compute.gradient_checkpointing=false"], 150),
     ("engine", ["--prompts", "16"], 90),
 ]
 """Part, its arguments and the most seconds it may take; what teaches most comes first."""

@@ -111,7 +111,7 @@ def measure(asked: dict[str, Any]) -> None:
     lora = Lora() if asked["lora"] else None
     train(
         None, [rollout] * 2, asked["precision"], trainer_options=trainer, model=asked["folder"],
-        gradient_checkpointing=asked["checkpointing"], lora=lora, tokens_per_microbatch=BUDGET,
+        compute={"gradient_checkpointing": asked["checkpointing"], "tokens_per_microbatch": BUDGET}, lora=lora,
     )  # fmt: skip
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(json.dumps({"mib": peak_memory_mb()}))

@@ -66,14 +66,14 @@ def settings(workload: Workload, folder: str) -> dict[str, Any]:
         },
         "data": {
             "class_path": workload.data,
-            "init_args": {**workload.data_options, "prompts_per_step": workload.prompts},
+            "init_args": {**workload.data_options, "prompts_per_rollout": workload.prompts},
         },
         "rollout": {
             "group_size": workload.group_size,
             "engine": workload.engine,
             "staleness": workload.staleness,
             "sampling": {"temperature": 1.0, "max_tokens": workload.max_tokens},
-            "eval_sampling": {"temperature": 0.0, "max_tokens": workload.max_tokens},
+            "evaluation": {"sampling": {"temperature": 0.0, "max_tokens": workload.max_tokens}},
             "rewards": [{"class_path": workload.reward}],
         },
         "checkpoint": {"every": 0},

@@ -110,6 +110,7 @@ def train(asked: dict[str, Any]) -> dict[str, Any]:
     from lit_rlvr.engines.transfer import FileTransfer
     from lit_rlvr.rewards import Reward
     from lit_rlvr.rollout import limits
+    from lit_rlvr.rollout.record import Replay
 
     class LogNormalLengths(VLLMServerEngine):
         """Ends each completion after a length drawn from its seed, and counts the seconds in which any runs."""
@@ -166,10 +167,10 @@ def train(asked: dict[str, Any]) -> dict[str, Any]:
     seed_everything(asked["seed"], verbose=False)
     torch.set_num_threads(1)
     clock, engine = Clock(), LogNormalLengths([asked["url"]], FileTransfer(), timeout=120)
-    module = GRPO(model="tiny-llama", lr=asked["lr"], importance_correction=asked["correction"])
+    module = GRPO(model="tiny-llama", lr=asked["lr"], importance={"correction": asked["correction"]})
     rollout = RolloutCallback(
         group_size=asked["group_size"], rewards=[EvenTokens(truncated_is_wrong=False)], staleness=asked["k"],
-        record=0.0, sampling=Sampling(max_tokens=asked["longest"], banned_token_ids=eos_tokens()),
+        replay=Replay(record=0.0), sampling=Sampling(max_tokens=asked["longest"], banned_token_ids=eos_tokens()),
         engine=engine,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
@@ -177,7 +178,7 @@ def train(asked: dict[str, Any]) -> dict[str, Any]:
             max_steps=asked["steps"], precision="32-true", accelerator="cpu", default_root_dir=folder + "/run",
             limit_val_batches=0, callbacks=[rollout, clock],
         )  # fmt: skip
-        trainer.fit(module, datamodule=Arithmetic(prompts_per_step=asked["prompts"]))
+        trainer.fit(module, datamodule=Arithmetic(prompts_per_rollout=asked["prompts"]))
     first, last = clock.seconds[min(WARM_UP, asked["steps"] - 1)], clock.seconds[-1]
     steps = len(clock.seconds) - 1 - min(WARM_UP, asked["steps"] - 1)
     wall, trainer_busy, server_busy = ((b - a) / steps for a, b in zip(first, last, strict=True))

@@ -40,7 +40,7 @@ from lit_rlvr.policy.loading import outline
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import training_autocast
 from lit_rlvr.policy.speed import enable_checkpointing
-from lit_rlvr.training.optimizer import BETAS, WEIGHT_DECAY, build_optimizer
+from lit_rlvr.training.optimizer import Optim, build_optimizer
 from lit_rlvr.training.step import cut_rows
 from lit_rlvr.types import Rollout
 
@@ -159,7 +159,7 @@ def measured(config: Any, lengths: Lengths, strategy: Strategy, gpus: int) -> tu
         rollout = replace(rollout, sampling=rollout.sampling.with_banned(policy.placeholder_ids))
         rows = max(cut_rows(rollout, list(range(lengths.group)), lengths.budget, True), key=len)
         trained = [p for p in policy.parameters() if p.requires_grad]
-        optimizer = build_optimizer(trained, 1e-6, BETAS, WEIGHT_DECAY)
+        optimizer = build_optimizer(trained, 1e-6, Optim())
         with mode:
             for parameter in trained:
                 parameter.grad = torch.zeros_like(parameter)

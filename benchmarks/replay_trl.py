@@ -29,9 +29,10 @@ from trl_grpo import training_set
 from workload import Workload
 
 from lit_rlvr import algorithms, datamodules
+from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.engines.base import EngineContext
 from lit_rlvr.engines.hf import HFEngine
-from lit_rlvr.engines.synced import probe_seeds
+from lit_rlvr.engines.synced import Safeguards, probe_seeds
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.rewards import FunctionReward
@@ -39,14 +40,14 @@ from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.run.trainer import Trainer
 from lit_rlvr.types import Completion, Prompt, Sampling
 
-DATA = {"high": 99, "held_out": 0, "question": "{a}+{b}=", "system_prompt": None}
+DATA = {"high": 99, "held_out": 0, "question": "{a}+{b}=", "chat": Chat(system_prompt=None)}
 TRL_ADVANTAGE = {"eps": 1e-4, "unbiased_std": True}
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "GRPO": ("GRPO", {"advantage": ("GRPOAdvantage", TRL_ADVANTAGE)}, {"loss_type": "grpo"}),
     "DAPO, two-sided, KL": (
         "DAPO",
-        {"advantage": ("GRPOAdvantage", TRL_ADVANTAGE), "dual_clip": 4.0, "dynamic_sampling": False, "kl_coef": 0.05,
-         "kl_bias_correction": True},
+        {"advantage": ("GRPOAdvantage", TRL_ADVANTAGE), "dual_clip": 4.0, "dynamic_sampling": False, 
+         "kl": {"coef": 0.05, "bias_correction": True}},
         {"loss_type": "dapo", "epsilon_high": 0.28, "delta": 4.0, "beta": 0.05},
     ),
     "Dr. GRPO": ("DrGRPO", {}, {"loss_type": "dr_grpo", "scale_rewards": "none"}),
@@ -183,13 +184,13 @@ def train_ours(options: Any, folder: str, recorder: Recorder, name: str, setting
         estimator, chosen = settings.pop("advantage")
         settings["advantage"] = getattr(advantages, estimator)(**chosen)
     module = getattr(algorithms, name)(
-        model=folder, lr=options.lr, epochs_per_rollout=options.epochs, importance_correction="none", **settings
+        model=folder, lr=options.lr, epochs_per_rollout=options.epochs, importance={"correction": "none"}, **settings
     )
     rollout = RolloutCallback(
-        group_size=options.group_size, engine=Replaying(recorder.rollouts), probe_every=0,
+        group_size=options.group_size, engine=Replaying(recorder.rollouts), safeguards=Safeguards(probe_every=0),
         sampling=Sampling(max_tokens=options.max_tokens), rewards=[FunctionReward("replay_trl.digits_of_text")],
     )  # fmt: skip
-    data = datamodules.Arithmetic(**DATA, prompts_per_step=options.prompts)
+    data = datamodules.Arithmetic(**DATA, prompts_per_rollout=options.prompts)
     with tempfile.TemporaryDirectory() as out:
         compare = Compare(recorder.gradients)
         trainer = Trainer(

@@ -55,7 +55,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         line = [sys.executable, "-c", "from lit_rlvr.cli.main import main; main()", "fit", "--config", "smoke/resume",
-                "--trainer.max_steps", str(options.steps), "--trainer.val_check_interval", "100",
+                "--trainer.max_steps", str(options.steps), "--rollout.validate_every_rollouts", "100",
                 "--checkpoint.every", "10", "--rollout.engine", options.engine,
                 "--trainer.default_root_dir", str(run)]  # fmt: skip
         started = time.monotonic()

@@ -178,7 +178,7 @@ def train(
     for message in (*EXPECTED_WARNINGS, ".*no `val_dataloader`.*"):
         warnings.filterwarnings("ignore", message=message)
     seed_everything(0, verbose=False)
-    module = algorithm(importance_correction="token_truncate", **options)
+    module = algorithm(importance={"correction": "token_truncate"}, **options)
     if trained is not None:
         module.policy = trained
     clock = Clock(between)
@@ -195,7 +195,7 @@ def train(
 def switch_off(technique: str) -> dict[str, Any]:
     """Disable a technique in this process; return the options of `train` that do the rest."""
     if technique == "shared prefix":
-        return {"shared_prefix": False}
+        return {"compute": {"shared_prefix": False}}
     if technique == "skipping dead groups":
         return {"algorithm": EveryGroup}
     if technique == "kept logits":
@@ -212,7 +212,7 @@ def switch_off(technique: str) -> dict[str, Any]:
 def main() -> None:
     asked = json.loads(sys.argv[1])
     options = switch_off(asked.get("without", ""))
-    trained = build_policy(asked["model"], options.pop("shared_prefix", True))
+    trained = build_policy(asked["model"], options.pop("compute", {}).get("shared_prefix", True))
     rollout = make_rollout(**asked["rollout"], vocabulary=trained.model.config.vocab_size)
     before = peak_memory_mb()
     seconds = train(trained, [rollout] * (1 + asked["steps"]), asked["precision"], **options)

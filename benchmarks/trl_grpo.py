@@ -33,7 +33,7 @@ def training_set(workload: Workload, tokenizer: Any) -> datasets.Dataset:
     Raises:
         AssertionError: TRL would see other tokens than we do.
     """
-    data = getattr(datamodules, workload.data)(**workload.data_options, prompts_per_step=workload.prompts)
+    data = getattr(datamodules, workload.data)(**workload.data_options, prompts_per_rollout=workload.prompts)
     data.tokenizer = tokenizer
     data.setup("fit")
     prompts, _ = data.stream.take(workload.steps * workload.prompts, START_CURSOR)

@@ -23,7 +23,7 @@ from common import MatmulRate, add_contestants, make_parser, print_result, print
 from turns import Player
 from workload import Workload, start, take_turns
 
-SUMS = {"low": 1, "high": 9, "held_out": 0, "system_prompt": "You are a calculator."}
+SUMS = {"low": 1, "high": 9, "held_out": 0}
 
 
 def parse() -> Any:

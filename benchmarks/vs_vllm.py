@@ -61,14 +61,14 @@ def main() -> None:
 
     folder = resolve_model(options.model)
     policy, tokenizer = load_policy(folder), AutoTokenizer.from_pretrained(folder)
-    data = Arithmetic(**SUMS, prompts_per_step=options.prompts)
+    data = Arithmetic(**SUMS, prompts_per_rollout=options.prompts)
     data.tokenizer = tokenizer
     data.setup("fit")
     prompts, _ = data.stream.take(options.prompts, START_CURSOR)
     sampling = Sampling(max_tokens=options.max_tokens)
     dtype = torch.float32 if options.precision == "fp32" else torch.bfloat16
     engine, sequences = VLLMEngine(), options.prompts * options.group_size
-    longest = data.max_prompt_tokens + options.max_tokens
+    longest = data.reading.max_prompt_tokens + options.max_tokens
     engine.start(EngineContext(folder, policy, tokenizer, longest, sequences, 0, dtype))
     engine.sync(policy)
     llm = engine._llm

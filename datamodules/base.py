@@ -7,24 +7,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
 
 from lit_rlvr.common.seeds import run_seed
-from lit_rlvr.common.settings import init_arguments, snake_case
+from lit_rlvr.common.settings import init_arguments, snake_case, with_class_defaults
 from lit_rlvr.datamodules.reading.bad_row import BadRow
-from lit_rlvr.datamodules.reading.cells import Answers
-from lit_rlvr.datamodules.reading.chat import SYSTEM_PROMPTS, TEMPLATES, Chat, break_up, registered, special_tokens
+from lit_rlvr.datamodules.reading.chat import Chat, break_up, special_tokens
 from lit_rlvr.datamodules.reading.checks import (
     FIELDS,
     check_columns,
     require_sample,
     require_samples,
 )
-from lit_rlvr.datamodules.reading.images import with_images
+from lit_rlvr.datamodules.reading.images import ImageOptions, with_images
 from lit_rlvr.datamodules.reading.readers import GivenRows, read_rows
 from lit_rlvr.datamodules.reading.rows import (
     abbreviate,
@@ -38,6 +37,7 @@ from lit_rlvr.datamodules.reading.rows import (
 from lit_rlvr.datamodules.reading.split import (
     CHARACTERS,
     FAR_TOO_LONG,
+    ReadingOptions,
     check_held_out,
     drop_long,
     exchange_images,
@@ -56,12 +56,11 @@ from lit_rlvr.datamodules.reading.stream import (
     prompt_hashes,
 )
 from lit_rlvr.environments.base import Environment
-from lit_rlvr.errors import ChecksArguments, UserError, check_takes, check_within, defined_at
+from lit_rlvr.errors import ChecksArguments, UserError, check_takes, check_within, defined_at, option_group
 from lit_rlvr.policy.families.base import ImageProcessor
 from lit_rlvr.types import Prompt, Sample
 
 Split = Literal["train", "validation", "test"]
-SpecialTokens = Literal["break", "refuse", "keep"]
 
 STAGE_SPLITS: dict[str, tuple[Split, ...]] = {
     "fit": ("train", "validation"),
@@ -111,6 +110,29 @@ class UsesModel(LightningDataModule):
         return module
 
 
+@option_group("data.evaluation")
+@dataclass(frozen=True)
+class EvaluationData:
+    """How a data set is validated and tested on.
+
+    Args:
+        limit: validate and test on at most this many rows of each set, drawn by `seed`.
+        prompts_per_batch: prompts generated at once in validation and test, summed over all processes.
+        also_validate: further DataModules to validate on during training, each under its own `name` and with the run's
+            rewards.
+        shuffle_images: validate and test with the images of other prompts, as a control: correct answers are then
+            guesses.
+    """
+
+    limit: int | None = None
+    prompts_per_batch: int = 64
+    also_validate: list[PromptDataModule] | None = None
+    shuffle_images: bool = False
+
+    def __post_init__(self) -> None:
+        check_within("[1, inf)", "data.evaluation", limit=self.limit, prompts_per_batch=self.prompts_per_batch)
+
+
 class PromptDataModule(ChecksArguments, UsesModel):
     """Prompts with reference answers from files, folders or the hub.
 
@@ -125,43 +147,20 @@ class PromptDataModule(ChecksArguments, UsesModel):
         columns: which column holds `prompt`, `answer`, `image`, `id`, `category` and `options` (of a multiple-choice
             question); write nested columns as `metadata.subject`. An omitted field is read from the column of the same
             name. Images are paths, bytes, base64 or what `datasets` stores; `<image>` in the prompt marks their places.
-        image_folder: folder that relative image paths start from; by default the folder of the data file.
-        min_pixels: smaller images are enlarged to this many pixels (width x height).
-        max_pixels: larger images are reduced to this many pixels; one token is 784 pixels in Qwen2.5-VL and 1024 in
-            Qwen3-VL.
-        system_prompt: system message, or the name of a shipped one (aapo-1.5b, aapo-7b, aapo-eval, agrae-math,
-            agrae-vision, livecodebench). It replaces a system message in the data.
-        template: text around the user's text, with `{prompt}` in its place; or a name (boxed, sql).
-        prefill: text that every answer starts with, such as "<think>\\n"; the model continues from it.
-        score_prefill: rewards judge what the model continues, the chat template's beginning of an answer (such as
-            "<think>\\n" in models that always think) and then `prefill`, as the beginning of each completion's text.
-            Default: they judge only what the model wrote.
-        chat_template_kwargs: further arguments of the model's chat template, such as {enable_thinking: false}.
-        plain_template: the prompt format of a base model without a chat template; `{system}` becomes the system prompt
-            and a blank line, or nothing.
-        special_tokens: what happens to special tokens of the model, such as `<|im_end|>`, in a row or in what an
-            environment says first: `break` puts a zero-width space into each, so that it is plain text; `refuse` stops
-            with an error; `keep` leaves the control tokens.
-        max_prompt_tokens: longer prompts are dropped, counted and reported, never truncated.
-        prompts_per_step: prompts in one training step, summed over all processes.
-        eval_prompts_per_step: prompts generated at once in validation and test, summed over all processes.
+        reading: which rows are used, and how.
+        images: where images are, and in which size the model sees them.
+        chat: the text that the model sees.
+        prompts_per_rollout: prompts in one rollout, summed over all processes.
+        evaluation: how the set is validated and tested on.
         seed: seed of the split, of `limit` and, together with seed_everything, of the order of prompts.
-        max_bad_rows: largest share of unusable rows (no answer, empty prompt, broken JSON line) in a file. They are
-            skipped and counted up to this share; a file with more of them is refused.
-        limit: train on at most this many rows, drawn by `seed` after the validation rows are held out.
-        eval_limit: validate and test on at most this many rows of each set, drawn by `seed`.
-        also_validate: further DataModules to validate on during training, each under its own `name` and with the run's
-            rewards.
-        shuffle_images: validate and test with the images of other prompts, as a control: correct answers are then
-            guesses.
-        answers: meaning of a list of answers (or of the text of a list of texts): `any` of them is right, or one answer
-            has to give `all` of them, joined by commas.
         name: the set's name in metrics (`val/<name>/...`); the class name in snake case by default.
     """
 
     config_key = "data"
     fields: Sequence[str] = FIELDS
     """The fields that `columns` can map."""
+    has_answer_lists = True
+    """Whether a row's answer may be a list, so that `reading.answers` has a meaning."""
 
     def __init__(
         self,
@@ -170,42 +169,30 @@ class PromptDataModule(ChecksArguments, UsesModel):
         test: str | Iterable[dict[str, Any]] | None = None,
         validation_split: int | float | None = None,
         columns: dict[str, str] | None = None,
-        image_folder: str | None = None,
-        min_pixels: int | None = None,
-        max_pixels: int | None = None,
-        system_prompt: str | None = None,
-        template: str | None = None,
-        prefill: str = "",
-        score_prefill: bool = False,
-        chat_template_kwargs: dict[str, Any] | None = None,
-        plain_template: str = "{system}{prompt}\n",
-        special_tokens: SpecialTokens = "break",
-        max_prompt_tokens: int = 512,
-        prompts_per_step: int = 8,
-        eval_prompts_per_step: int = 64,
+        reading: ReadingOptions = ReadingOptions(),  # noqa: B008  # frozen
+        images: ImageOptions = ImageOptions(),  # noqa: B008
+        chat: Chat = Chat(),  # noqa: B008
+        prompts_per_rollout: int = 8,
+        evaluation: EvaluationData = EvaluationData(),
         seed: int = 0,
-        max_bad_rows: float = 0.1,
-        limit: int | None = None,
-        eval_limit: int | None = None,
-        also_validate: list[PromptDataModule] | None = None,
-        shuffle_images: bool = False,
-        answers: Answers = "any",
         name: str | None = None,
     ) -> None:
         super().__init__()
-        self.init_args = init_arguments()
+        reading, images, chat, evaluation = (
+            with_class_defaults(type(self), name, group)
+            for name, group in (
+                ("reading", reading), ("images", images), ("chat", chat), ("evaluation", evaluation),
+            )
+        )  # fmt: skip
+        self.init_args = init_arguments() | {
+            "reading": reading, "images": images, "chat": chat, "evaluation": evaluation,
+        }  # fmt: skip
         check_takes(self.rows, "split")
         check_takes(self.sample, "row", "index", "source")
-        check_within(
-            "[1, inf)", "data", max_prompt_tokens=max_prompt_tokens, limit=limit, eval_limit=eval_limit,
-            min_pixels=min_pixels, max_pixels=max_pixels, prompts_per_step=prompts_per_step,
-            eval_prompts_per_step=eval_prompts_per_step,
-        )  # fmt: skip
-        if min_pixels is not None and max_pixels is not None and min_pixels > max_pixels:
-            raise UserError(f"min_pixels={min_pixels} is more than max_pixels={max_pixels}")
-        check_within("[0, 1]", "data", max_bad_rows=max_bad_rows)
+        check_within("[1, inf)", "data", prompts_per_rollout=prompts_per_rollout)
+        if reading.answers != "any" and not self.has_answer_lists:
+            raise UserError(f"data.reading.answers: {type(self).__name__} has no lists of answers; leave it out")
         check_columns(columns or {}, self.fields)
-        self.answers = answers
         self.locations: dict[str, str | None] = {}
         self.given: dict[str, GivenRows] = {}
         for split, rows in (("train", train), ("validation", validation), ("test", test)):
@@ -215,24 +202,15 @@ class PromptDataModule(ChecksArguments, UsesModel):
                 self.init_args[split] = self.given[split] = GivenRows(rows, split)
                 self.locations[split] = self.given[split].name
         self.validation_split, self.columns = validation_split, columns
-        self.image_options = (image_folder, min_pixels, max_pixels)
-        self.chat = Chat(
-            system_prompt=None if system_prompt is None else registered(system_prompt, SYSTEM_PROMPTS, "system_prompt"),
-            template=registered("{prompt}" if template is None else template, TEMPLATES, "template"),
-            prefill=prefill,
-            plain_template=plain_template,
-            template_kwargs=chat_template_kwargs or {},
-        )
-        self.score_prefill = score_prefill
-        self.special_tokens, self._reports_special_tokens = special_tokens, True
-        self.max_prompt_tokens, self.max_bad_rows, self.seed = max_prompt_tokens, max_bad_rows, seed
-        self.prompts_per_step, self.eval_prompts_per_step = prompts_per_step, eval_prompts_per_step
-        self.limit, self.eval_limit, self.shuffle_images = limit, eval_limit, shuffle_images
+        self.reading, self.images, self.evaluation = reading, images, evaluation
+        self.chat, self._reports_special_tokens = chat, True
+        self.prompts_per_rollout, self.seed = prompts_per_rollout, seed
         self.name: str = name or snake_case(type(self).__name__)
-        self.also_validate = also_validate or []
-        names = [self.name, *(other.name for other in self.also_validate)]
+        names = [other.name for other in self.validated]
         if twice := next((other for other in names if names.count(other) > 1), None):
-            raise UserError(f"also_validate: two validation sets are called {twice}; set `name` on one of them")
+            raise UserError(
+                f"data.evaluation.also_validate: two validation sets are called {twice}; set `name` on one of them"
+            )
         self.cursor: Cursor = dict(START_CURSOR)
         self._samples: dict[str, list[Sample]] = {}
         self.prompts: dict[str, list[Prompt]] = {}
@@ -280,7 +258,7 @@ class PromptDataModule(ChecksArguments, UsesModel):
             BadRow: the row cannot be used.
         """
         fallback_id = f"{self.name}:{index + 1}"
-        return map_columns(row, self.columns or {}, fallback_id, source, self.optional, self.answers)
+        return map_columns(row, self.columns or {}, fallback_id, source, self.optional, self.reading.answers)
 
     # what the model sees
 
@@ -293,7 +271,7 @@ class PromptDataModule(ChecksArguments, UsesModel):
         self.optional = frozenset(field for field, is_supplied in supplied.items() if is_supplied)
         if self.environment is not environment:
             self.environment = environment
-            self.chat = replace(self.chat, tools=tuple(environment.tools))
+            self.chat = self.chat.with_tools(environment.tools)
             self._tokenise_again()
 
     def _tokenise_again(self) -> None:
@@ -309,7 +287,7 @@ class PromptDataModule(ChecksArguments, UsesModel):
         """Return the exact text the model sees, special tokens and prefill included."""
         chat = self.chat
         if self.environment is not None:
-            chat = replace(chat, tools=tuple(self.environment.tools_of(sample)))
+            chat = chat.with_tools(self.environment.tools_of(sample))
         return chat.text(chat.messages(self._without_special_tokens(sample)), self.tokenizer, sample.source)
 
     @cached_property
@@ -321,9 +299,11 @@ class PromptDataModule(ChecksArguments, UsesModel):
         """Return the sample with the special tokens in its prompt as text, unless the option is `keep`."""
         if not self._has_special_tokens(sample):
             return sample
-        if self._reports_special_tokens or self.special_tokens == "refuse":  # else rows of the set have been reported
+        if (
+            self._reports_special_tokens or self.chat.special_tokens == "refuse"
+        ):  # else rows of the set have been reported
             self._report_special_tokens(self.name, "a prompt", [sample])
-        if self.special_tokens == "keep":
+        if self.chat.special_tokens == "keep":
             return sample
         return replace(sample, prompt=break_up(sample.prompt, special_tokens(self.tokenizer)))
 
@@ -337,10 +317,10 @@ class PromptDataModule(ChecksArguments, UsesModel):
             UserError: the option is `refuse`.
         """
         found = f"{name}: special tokens of the model in {where} ({abbreviate([s.source or s.id for s in samples])})"
-        if self.special_tokens == "refuse":
-            raise UserError(f"{found}. Remove them, or choose `special_tokens: break`")
-        does = "stay control tokens" if self.special_tokens == "keep" else "are broken up with a zero-width space"
-        rank_zero_warn(f"{found} {does} (special_tokens: {self.special_tokens})")
+        if self.chat.special_tokens == "refuse":
+            raise UserError(f"{found}. Remove them, or choose `data.chat.special_tokens: break`")
+        does = "stay control tokens" if self.chat.special_tokens == "keep" else "are broken up with a zero-width space"
+        rank_zero_warn(f"{found} {does} (data.chat.special_tokens: {self.chat.special_tokens})")
         self._reports_special_tokens = False
 
     def encode(self, sample: Sample) -> Prompt:
@@ -349,7 +329,7 @@ class PromptDataModule(ChecksArguments, UsesModel):
         Of a text with more than `FAR_TOO_LONG` times `max_prompt_tokens` tokens, whose tokenisation could take minutes,
         keep that many tokens.
         """
-        text, most = self.render(sample), FAR_TOO_LONG * self.max_prompt_tokens
+        text, most = self.render(sample), FAR_TOO_LONG * self.reading.max_prompt_tokens
         token_ids = self._token_ids(text[: most * CHARACTERS])
         if len(token_ids) < 2 * most and len(text) > most * CHARACTERS:
             token_ids = self._token_ids(text)
@@ -362,7 +342,7 @@ class PromptDataModule(ChecksArguments, UsesModel):
                 token_ids = self.image_processor.expand(token_ids, placeholders)
             except UserError as error:
                 raise UserError(f"{sample.source}: {error}") from error
-        return Prompt(sample, token_ids, prefill=self.opening, score_prefill=self.score_prefill)
+        return Prompt(sample, token_ids, prefill=self.opening, score_prefill=self.chat.score_prefill)
 
     def _token_ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
@@ -397,7 +377,7 @@ class PromptDataModule(ChecksArguments, UsesModel):
                 if not self.prompts[split] and not self.too_long[split] and split != "train":
                     rank_zero_warn(f"{self.name}: there is no {split} set, its accuracy is not measured")
         if stage in ("fit", "validate"):
-            for other in self.also_validate:
+            for other in self.validated[1:]:
                 other.use_model(self)
                 if self.environment is not None:
                     other.use_environment(self.environment)
@@ -412,7 +392,7 @@ class PromptDataModule(ChecksArguments, UsesModel):
         if found := [sample for sample in samples if self._has_special_tokens(sample)]:
             self._report_special_tokens(f"{self.name} {split}", f"{len(found)} of {len(samples)} rows", found)
         prompts = [self.encode(sample) for sample in samples]
-        fitting, self.too_long[split] = drop_long(prompts, self.max_prompt_tokens, f"{self.name} {split}")
+        fitting, self.too_long[split] = drop_long(prompts, self.reading.max_prompt_tokens, f"{self.name} {split}")
         return fitting
 
     def _compare_sets(self) -> None:
@@ -445,13 +425,19 @@ class PromptDataModule(ChecksArguments, UsesModel):
             train = self._read("train")
             held_out = hold_out(len(train), self.validation_split, self.seed)
             samples = [sample for i, sample in enumerate(train) if (i in held_out) == (split == "validation")]
-        if self.shuffle_images and split != "train":
+        return self._draw_rows(samples, split)
+
+    def _draw_rows(self, samples: list[Sample], split: Split) -> list[Sample]:
+        """Return at most as many samples of a split as the options allow, for evaluation perhaps with other images."""
+        if split == "train":
+            return subsample(samples, self.reading.limit, self.seed)
+        if self.evaluation.shuffle_images:
             samples = exchange_images(samples, self.seed)
-        return subsample(samples, self.limit if split == "train" else self.eval_limit, self.seed)
+        return subsample(samples, self.evaluation.limit, self.seed)
 
     def train_dataloader(self) -> TrainLoader:
         return TrainLoader(
-            self.stream, self.prompts_per_step, lambda: self.cursor, *self._ranks(), self.name, self.prepare
+            self.stream, self.prompts_per_rollout, lambda: self.cursor, *self._ranks(), self.name, self.prepare
         )
 
     def val_dataloader(self) -> list[EvalLoader]:
@@ -459,12 +445,12 @@ class PromptDataModule(ChecksArguments, UsesModel):
 
     @property
     def validated(self) -> list[PromptDataModule]:
-        """This DataModule and those of `also_validate`."""
-        return [self, *self.also_validate]
+        """This DataModule and those of `evaluation.also_validate`."""
+        return [self, *(self.evaluation.also_validate or ())]
 
     @property
     def loaded(self) -> list[Sample]:
-        """The samples of all loaded sets, those of `also_validate` too."""
+        """The samples of all loaded sets, those of `evaluation.also_validate` too."""
         return [prompt.sample for data in self.validated for prompts in data.prompts.values() for prompt in prompts]
 
     def validation_hashes(self) -> dict[str, dict[str, str]]:
@@ -477,7 +463,9 @@ class PromptDataModule(ChecksArguments, UsesModel):
     def eval_loader(self, split: Split, ranks: tuple[int, int]) -> list[EvalLoader]:
         """Return a list of the set's loader for `ranks` = (rank, world size); an empty one if there is no such set."""
         prompts = self.prompts[split]
-        return [EvalLoader(prompts, self.eval_prompts_per_step, self.name, *ranks, self.prepare)] if prompts else []
+        return (
+            [EvalLoader(prompts, self.evaluation.prompts_per_batch, self.name, *ranks, self.prepare)] if prompts else []
+        )
 
     @property
     def stream(self) -> PromptStream:
@@ -508,8 +496,8 @@ class PromptDataModule(ChecksArguments, UsesModel):
         if split not in self._samples:
             name = f"{self.name} {split}"
             rows = with_prompts(require_samples(self.rows(split), self.rows), name, self.optional)
-            rows = with_images(rows, *self.image_options)
-            good, self.bad_rows[split] = filter_rows(rows, name, self.max_bad_rows, self.optional)
+            rows = with_images(rows, self.images)
+            good, self.bad_rows[split] = filter_rows(rows, name, self.reading.max_bad_rows, self.optional)
             if not good and self.locations[split] is not None:
                 raise UserError(f"{self.locations[split]}: no usable row in it")
             if not good and split == "train":

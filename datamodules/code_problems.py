@@ -13,6 +13,7 @@ from lit_rlvr.datamodules.base import PromptDataModule, Split
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.cells import as_text, is_blank, lookup
 from lit_rlvr.datamodules.reading.code_tests import as_tests
+from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.code import check_call_tests, read_tests
 from lit_rlvr.types import Sample
@@ -71,16 +72,17 @@ class CodeProblems(PromptDataModule):
     """
 
     fields: Sequence[str] = tuple(field for field, _ in LIVECODEBENCH_COLUMNS)
+    has_answer_lists = False
 
     def __init__(
         self,
         columns: dict[str, str] | None = None,
         since: str | None = None,
         until: str | None = None,
-        max_prompt_tokens: int = 4096,
+        reading: ReadingOptions = ReadingOptions(max_prompt_tokens=4096),  # noqa: B008
         **kwargs: Any,
     ) -> None:
-        super().__init__(columns=columns, max_prompt_tokens=max_prompt_tokens, answers="any", **kwargs)
+        super().__init__(columns=columns, reading=reading, **kwargs)
         self.since, self.until = _day("since", since), _day("until", until)
         if self.since and self.until and self.since > self.until:
             raise UserError(f"since={since} is after until={until}: no day is left")

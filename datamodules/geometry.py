@@ -38,7 +38,7 @@ class Geometry(PromptDataModule):
         if self.columns:
             return super().sample(row, index, source)
         fields = {"id": f"{self.name}:{index + 1}", **self._layouts.read(row, source)}
-        answer, *aliases = as_answers(fields.pop("answer"), self.answers)
+        answer, *aliases = as_answers(fields.pop("answer"), self.reading.answers)
         return Sample(**fields, answer=answer, aliases=tuple(aliases), row=row, source=source)
 
 

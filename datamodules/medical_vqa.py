@@ -133,7 +133,7 @@ class MedicalVQA(PromptDataModule):
             sample = super().sample(row, index, source)
             return replace(sample, category=modality(sample.category))
         fields = {"id": f"{self.name}:{index + 1}", **self._layouts.read(row, source)}
-        answer, *aliases = as_answers(fields.pop("answer"), self.answers)
+        answer, *aliases = as_answers(fields.pop("answer"), self.reading.answers)
         return Sample(**fields, answer=answer, aliases=tuple(aliases), row=row, source=source)
 
     def rows(self, split: Split) -> Iterator[Sample | BadRow]:
@@ -150,14 +150,14 @@ class MedicalVQA(PromptDataModule):
     def load(self, split: Split) -> list[Sample]:
         """Return the rows of a split; training rows share nothing with validation and test rows (see `disjoint`)."""
         if split != "train":
-            return subsample(self._evaluation(split), self.eval_limit, self.seed)
+            return self._draw_rows(self._evaluation(split), split)
         others = self._evaluation("validation") + self._evaluation("test")
         left = without_overlap(self._read("train"), others, self.disjoint)
         option = f"train_modalities, without what evaluation has (disjoint={self.disjoint})"
-        return subsample(draw_counts(left, self.train_modalities, self.seed, option), self.limit, self.seed)
+        return self._draw_rows(draw_counts(left, self.train_modalities, self.seed, option), split)
 
     def _evaluation(self, split: Split) -> list[Sample]:
-        """Return the rows of a validation or test set, before `eval_limit`."""
+        """Return the rows of a validation or test set, before `evaluation.limit`."""
         rows = self._read(split)
         if not rows and split == "validation" and self.eval_modalities is not None:
             rows = self._read("train")

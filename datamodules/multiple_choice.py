@@ -35,8 +35,10 @@ class MultipleChoice(PromptDataModule):
             of their own, such as `A`, `B`, ... or `option_1`, `option_2`, ...
     """
 
+    has_answer_lists = False
+
     def __init__(self, columns: dict[str, str] | None = None, **kwargs: Any) -> None:
-        super().__init__(columns=columns, answers="any", **kwargs)
+        super().__init__(columns=columns, **kwargs)
 
     def sample(self, row: dict[str, Any], index: int, source: str) -> Sample:
         columns = {field: column for field, column in KNOWN_COLUMNS if column in row} | (self.columns or {})

@@ -55,7 +55,7 @@ class TextMath(PromptDataModule):
             category=str(category),
             source=source,
         )
-        return with_references(sample, as_answers(answer, self.answers))
+        return with_references(sample, as_answers(answer, self.reading.answers))
 
 
 def with_references(sample: Sample, answers: Sequence[str]) -> Sample:

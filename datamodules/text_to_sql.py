@@ -12,7 +12,9 @@ from typing import Any
 from lit_rlvr.datamodules.base import PromptDataModule
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.cells import as_text, lookup
+from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.datamodules.reading.rows import map_columns
+from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.errors import check_within
 from lit_rlvr.rewards.sql_query import connect
 from lit_rlvr.types import Sample
@@ -81,7 +83,6 @@ class TextToSQL(PromptDataModule):
             data file, called `train_databases`, `dev_databases`, `databases`, `database` or `test_database`. Queries
             are also judged on every other .sqlite file next to `NAME/NAME.sqlite`.
         example_rows: show this many rows of each table below its schema.
-        template: text around schema and question, with `{prompt}` in their place; or a name (sql).
     """
 
     fields: Sequence[str] = ("prompt", "answer", "database", "evidence", "id", "category")
@@ -91,11 +92,11 @@ class TextToSQL(PromptDataModule):
         columns: dict[str, str] | None = None,
         databases: str | None = None,
         example_rows: int = 0,
-        template: str | None = "sql",
-        max_prompt_tokens: int = 4096,
+        reading: ReadingOptions = ReadingOptions(max_prompt_tokens=4096),  # noqa: B008
+        chat: Chat = Chat(template="sql"),  # noqa: B008
         **kwargs: Any,
     ) -> None:
-        super().__init__(columns=columns, template=template, max_prompt_tokens=max_prompt_tokens, **kwargs)
+        super().__init__(columns=columns, reading=reading, chat=chat, **kwargs)
         check_within("[0, inf)", "data", example_rows=example_rows)
         self.databases, self.example_rows = databases, example_rows
         self._schemas: dict[Path, str] = {}
@@ -103,7 +104,7 @@ class TextToSQL(PromptDataModule):
     def sample(self, row: dict[str, Any], index: int, source: str) -> Sample:
         columns = {field: column for field, column in SQL_COLUMNS if column in row} | (self.columns or {})
         mapped = {field: column for field, column in columns.items() if field not in ("database", "evidence")}
-        sample = map_columns(row, mapped, f"{self.name}:{index + 1}", source, answers=self.answers)
+        sample = map_columns(row, mapped, f"{self.name}:{index + 1}", source, answers=self.reading.answers)
         name = as_text(lookup(row, columns.get("database", "database")), "database")
         evidence = lookup(row, columns.get("evidence", "evidence"))
         return self.ask(sample, self._find(name, source), str(evidence or ""))

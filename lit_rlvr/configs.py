@@ -6,7 +6,7 @@ import difflib
 import inspect
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from jsonargparse import ArgumentError, ArgumentParser, _typehints
 from jsonargparse._loaders_dumpers import get_yaml_default_loader
 
 import lit_rlvr
-from lit_rlvr.errors import UserError, did_you_mean, shown, user_error_in, why_not_a_file
+from lit_rlvr.errors import MOVED, UserError, did_you_mean, shown, user_error_in, why_not_a_file
 
 
 @cache
@@ -34,17 +34,6 @@ TOP_KEYS = (
 """Top-level keys of a config of `fit` or `validate`."""
 
 
-MOVED = {"lit_rlvr.rollout.engines.": "lit_rlvr.engines."}
-"""Package of classes in configs of older runs -> where it is now."""
-
-
-def with_moved_classes(text: str) -> str:
-    """Replace the class paths in a config of an older run by those of today."""
-    for then, now in MOVED.items():
-        text = text.replace(then, now)
-    return text
-
-
 def config_folder() -> Path:
     """Return the folder of the shipped configs: inside the installed package, or next to it in a source checkout."""
     package = Path(lit_rlvr.__file__).parent
@@ -56,8 +45,7 @@ def find_configs(args: Sequence[str]) -> list[str]:
     """Replace every `--config NAME` by the path of an existing file, or else of a shipped config.
 
     `quickstart`, `quickstart.yaml` and `configs/quickstart.yaml` all find the shipped quickstart.yaml. For a config
-    with a `base:`, or of an older run, the path is that of a new file: the config merged over its base, with the class
-    paths of today.
+    with a `base:` the path is that of a new file: the config merged over its base.
 
     Raises:
         UserError: there is no such config, it is not YAML (its name and line), or it has an unknown key.
@@ -65,7 +53,7 @@ def find_configs(args: Sequence[str]) -> list[str]:
     found = list(args)
     for i, name in _config_arguments(args):
         path = find_config(name)
-        if "base" in read_config(path) or any(moved in path.read_text() for moved in MOVED):
+        if "base" in read_config(path):
             values, path = load_config(path), Path(_scratch().name) / str(i) / path.name
             path.parent.mkdir(exist_ok=True)
             path.write_text(yaml.safe_dump(values, sort_keys=False))
@@ -178,12 +166,29 @@ def read_config(path: Path, known: Sequence[str] = TOP_KEYS, option: str = "--co
         UserError: it is not a YAML mapping, or has a key not in `known`; the message names the `option` and the file.
     """
     try:
-        value = load_yaml(with_moved_classes(path.read_text()))
+        value = load_yaml(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{option}: {path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
     return _with_checked_classes(require_keys(value, known, f"{option}: {path}"), f"{option}: {path}")
+
+
+def check_current(path: Path) -> None:
+    """Refuse the settings of a run of an earlier version.
+
+    Raises:
+        UserError: an option in the file has moved; the message names it, its place now, and `lit-rlvr convert`.
+    """
+
+    def check(values: Any, key: str) -> None:
+        for name, value in values.items() if isinstance(values, dict) else ():
+            option = key if name == "init_args" else f"{key}.{name}".lstrip(".")
+            if new := MOVED.get(option):
+                raise UserError(f"{path}: {option} is {new} now; `lit-rlvr convert {path}` renames all that have moved")
+            check(value, option)
+
+    check(load_yaml(path.read_text()), "")
 
 
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
@@ -338,6 +343,8 @@ class Parser(ArgumentParser):
                 return cls(*args, **options)
             except UserError as error:
                 problems.extend(error.messages)
+                if hasattr(cls, "given"):  # a group of options, whose defaults take its place
+                    return cls()
                 wrong = {
                     name
                     for name in options
@@ -431,8 +438,9 @@ def changed_classes(args: Sequence[str], config: Any) -> Iterator[str]:
         values = load_config(path)
         for part in ("model", "data"):
             section, chosen = values.get(part), config.get(part)
-            given = (section.get("init_args") or {}) if isinstance(section, dict) else {}
-            options = (chosen.get("init_args") if chosen is not None else None) or {}
+            given = [*_dotted((section.get("init_args") or {}) if isinstance(section, dict) else {})]
+            init_args = chosen.get("init_args") if chosen is not None else None
+            options = {*_dotted(init_args.as_dict() if init_args else {})}
             dropped = [key for key in given if key not in options]
             new = chosen.class_path.rpartition(".")[2] if chosen is not None else "none"
             old = str(section.get("class_path")).rpartition(".")[2] if isinstance(section, dict) else new
@@ -440,6 +448,15 @@ def changed_classes(args: Sequence[str], config: Any) -> Iterator[str]:
                 kept = ", ".join(key for key in given if key in options) or "nothing"
                 lost = ", ".join(dropped) or "nothing"
                 yield f"{part}: {new} instead of {old} of {path.name}: kept {kept}; dropped {lost}"
+
+
+def _dotted(options: Mapping[str, Any], key: str = "") -> Iterator[str]:
+    """Yield the dotted names of options; those of a class stay one option."""
+    for name, value in options.items():
+        if isinstance(value, Mapping) and value and "class_path" not in value:
+            yield from _dotted(value, f"{key}{name}.")
+        else:
+            yield f"{key}{name}"
 
 
 def changes(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:

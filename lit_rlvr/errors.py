@@ -31,23 +31,24 @@ MAX_LINE = 2000
 
 _MODEL, _SAMPLING = "model.init_args", "rollout.sampling"
 OURS = {
-    "learning_rate": f"{_MODEL}.lr", "weight_decay": f"{_MODEL}.weight_decay",
-    "max_grad_norm": f"{_MODEL}.max_grad_norm",
-    "beta": f"{_MODEL}.kl_coef", "kl_loss_coef": f"{_MODEL}.kl_coef",
+    "learning_rate": f"{_MODEL}.lr", "weight_decay": f"{_MODEL}.optim.weight_decay",
+    "max_grad_norm": f"{_MODEL}.optim.max_grad_norm",
+    "beta": f"{_MODEL}.kl.coef", "kl_loss_coef": f"{_MODEL}.kl.coef",
     "epsilon": f"{_MODEL}.clip_low", "clip_ratio_low": f"{_MODEL}.clip_low", "epsilon_high": f"{_MODEL}.clip_high",
     "clip_ratio_high": f"{_MODEL}.clip_high", "delta": f"{_MODEL}.dual_clip", "clip_ratio_c": f"{_MODEL}.dual_clip",
     "num_iterations": f"{_MODEL}.epochs_per_rollout", "ppo_epochs": f"{_MODEL}.epochs_per_rollout",
     "steps_per_generation": f"{_MODEL}.updates_per_rollout", "ppo_mini_batch_size": f"{_MODEL}.updates_per_rollout",
-    "per_device_train_batch_size": f"{_MODEL}.tokens_per_microbatch",
-    "gradient_accumulation_steps": f"{_MODEL}.tokens_per_microbatch",
-    "ppo_micro_batch_size_per_gpu": f"{_MODEL}.tokens_per_microbatch", "entropy_coeff": f"{_MODEL}.entropy_coef",
-    "use_bias_correction_kl": f"{_MODEL}.kl_bias_correction", "peft_config": f"{_MODEL}.lora",
-    "lora_rank": f"{_MODEL}.lora", "use_liger_kernel": f"{_MODEL}.liger",
-    "vllm_importance_sampling_mode": f"{_MODEL}.importance_correction",
-    "vllm_importance_sampling_clip_max": f"{_MODEL}.importance_cap",
-    "rollout_token_veto_threshold": f"{_MODEL}.importance_veto",
-    "off_policy_mask_threshold": f"{_MODEL}.off_policy_threshold",
-    "num_generations": "rollout.group_size", "num_generations_eval": "rollout.eval_samples",
+    "per_device_train_batch_size": f"{_MODEL}.compute.tokens_per_microbatch",
+    "gradient_accumulation_steps": f"{_MODEL}.compute.tokens_per_microbatch",
+    "ppo_micro_batch_size_per_gpu": f"{_MODEL}.compute.tokens_per_microbatch",
+    "entropy_coeff": f"{_MODEL}.loss.entropy_coef",
+    "use_bias_correction_kl": f"{_MODEL}.kl.bias_correction", "peft_config": f"{_MODEL}.lora",
+    "lora_rank": f"{_MODEL}.lora", "use_liger_kernel": f"{_MODEL}.compute.liger",
+    "vllm_importance_sampling_mode": f"{_MODEL}.importance.correction",
+    "vllm_importance_sampling_clip_max": f"{_MODEL}.importance.cap",
+    "rollout_token_veto_threshold": f"{_MODEL}.importance.veto",
+    "off_policy_mask_threshold": f"{_MODEL}.importance.off_policy_threshold",
+    "num_generations": "rollout.group_size", "num_generations_eval": "rollout.evaluation.samples",
     "max_staleness": "rollout.staleness",
     "mask_truncated_completions": "rollout.mask_truncated", "use_vllm": "rollout.engine",
     "temperature": f"{_SAMPLING}.temperature", "max_completion_length": f"{_SAMPLING}.max_tokens",
@@ -55,6 +56,79 @@ OURS = {
     "max_assistant_turns": f"{_SAMPLING}.max_turns", "bf16": "trainer.precision",
 }  # fmt: skip
 """Option of TRL or verl -> ours, as docs/coming_from_trl.md explains them."""
+
+
+MOVED = {
+    "model.optimizer": "model.optim.optimizer",
+    "model.weight_decay": "model.optim.weight_decay",
+    "model.betas": "model.optim.betas",
+    "model.lr_schedule": "model.optim.lr_schedule",
+    "model.warmup_steps": "model.optim.warmup_steps",
+    "model.max_grad_norm": "model.optim.max_grad_norm",
+    "model.aggregation": "model.loss.aggregation",
+    "model.count_empty_rows": "model.loss.count_empty_rows",
+    "model.entropy_coef": "model.loss.entropy_coef",
+    "model.top_entropy_quantile": "model.loss.top_entropy_quantile",
+    "model.kl_coef": "model.kl.coef",
+    "model.kl_estimator": "model.kl.estimator",
+    "model.kl_in_reward": "model.kl.in_reward",
+    "model.kl_bias_correction": "model.kl.bias_correction",
+    "model.reference_update_every": "model.kl.reference_update_every",
+    "model.importance_correction": "model.importance.correction",
+    "model.importance_cap": "model.importance.cap",
+    "model.importance_floor": "model.importance.floor",
+    "model.importance_veto": "model.importance.veto",
+    "model.off_policy_threshold": "model.importance.off_policy_threshold",
+    "model.prox_logp_method": "model.importance.prox_logp_method",
+    "model.tokens_per_microbatch": "model.compute.tokens_per_microbatch",
+    "model.shared_prefix": "model.compute.shared_prefix",
+    "model.gradient_checkpointing": "model.compute.gradient_checkpointing",
+    "model.liger": "model.compute.liger",
+    "model.torch_compile": "model.compute.torch_compile",
+    "model.delta": "model.schedule.delta",
+    "model.power": "model.schedule.power",
+    "model.power_schedule": "model.schedule.power_schedule",
+    "model.squash": "model.schedule.squash",
+    "model.fss": "model.schedule.fss",
+    "model.statistics": "model.schedule.statistics",
+    "model.statistics_from": "model.schedule.statistics_from",
+    "data.prompts_per_step": "data.prompts_per_rollout",
+    "data.eval_prompts_per_step": "data.evaluation.prompts_per_batch",
+    "data.eval_limit": "data.evaluation.limit",
+    "data.also_validate": "data.evaluation.also_validate",
+    "data.shuffle_images": "data.evaluation.shuffle_images",
+    "data.image_folder": "data.images.folder",
+    "data.min_pixels": "data.images.min_pixels",
+    "data.max_pixels": "data.images.max_pixels",
+    "data.system_prompt": "data.chat.system_prompt",
+    "data.template": "data.chat.template",
+    "data.prefill": "data.chat.prefill",
+    "data.score_prefill": "data.chat.score_prefill",
+    "data.chat_template_kwargs": "data.chat.chat_template_kwargs",
+    "data.plain_template": "data.chat.plain_template",
+    "data.special_tokens": "data.chat.special_tokens",
+    "data.answers": "data.reading.answers",
+    "data.limit": "data.reading.limit",
+    "data.max_bad_rows": "data.reading.max_bad_rows",
+    "data.max_prompt_tokens": "data.reading.max_prompt_tokens",
+    "rollout.eval_sampling": "rollout.evaluation.sampling",
+    "rollout.eval_samples": "rollout.evaluation.samples",
+    "rollout.eval_greedy": "rollout.evaluation.greedy",
+    "rollout.probe_every": "rollout.safeguards.probe_every",
+    "rollout.max_engine_restarts": "rollout.safeguards.max_engine_restarts",
+    "rollout.max_failure_rate": "rollout.safeguards.max_failure_rate",
+    "rollout.max_group_seconds": "rollout.safeguards.max_group_seconds",
+    "rollout.record": "rollout.replay.record",
+    "rollout.rollouts_from": "rollout.replay.rollouts_from",
+    "trainer.val_check_interval": "rollout.validate_every_rollouts",
+    "trainer.check_val_every_n_epoch": "",
+}
+"""Former option -> its name now, both without `init_args`, or "" if none replaces it; `lit-rlvr convert` rewrites
+files."""
+
+
+COUNTED = {"trainer.val_check_interval": "rollouts", "trainer.check_val_every_n_epoch": "epochs"}
+"""Options of Lightning's Trainer for when to validate -> what they would count."""
 
 
 class UserError(Exception):
@@ -116,6 +190,20 @@ def did_you_mean(name: object, known: Iterable[str], otherwise: str = "") -> str
     """Return a hint with the nearest of the known names, or else another hint."""
     near = nearest(str(name), known)
     return f"did you mean {near!r}?" if near else otherwise
+
+
+def moved_hint(option: str) -> str:
+    """Return a hint about a former option, or about one of its own, by its dotted key without `init_args`, or about an
+    option of Lightning's for when to validate; "" for others."""
+    if option in COUNTED:
+        return (
+            f"; it would count {COUNTED[option]}, but trainer.max_steps counts optimizer steps: set "
+            "rollout.validate_every_rollouts instead"
+        )
+    parts = option.split(".")
+    starts = {".".join(parts[:end]): ".".join(["", *parts[end:]]) for end in range(len(parts), 1, -1)}
+    new = next((MOVED[start] + rest.rstrip(".") for start, rest in starts.items() if MOVED.get(start)), "")
+    return f"; it is {new} now, and `lit-rlvr convert FILE` renames it in a file" if new else ""
 
 
 def option_instead(name: str, known: Iterable[str]) -> str | None:
@@ -181,6 +269,25 @@ def checks_arguments(config_key: str) -> Callable[[_C], _C]:
     return decorate
 
 
+def option_group(config_key: str) -> Callable[[_C], _C]:
+    """Make a frozen dataclass a group of options, which may be a dict in Python: it checks its arguments, and remembers
+    which ones were given, so that a class's own defaults can stand in for the others (`with_class_defaults`)."""
+
+    def decorate(cls: _C) -> _C:
+        init = checks_arguments(config_key)(cls).__init__  # type: ignore[misc]
+
+        @wraps(init)
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+            vars(self)["given"] = (*[*inspect.signature(init).parameters][1 : len(args) + 1], *kwargs)
+            init(self, *args, **kwargs)
+
+        cls.__init__ = __init__  # type: ignore[misc]
+        cls.given = ()  # type: ignore[attr-defined]
+        return cls
+
+    return decorate
+
+
 def check_init(cls: type, args: Sequence[Any], kwargs: Mapping[str, Any], key: str) -> None:
     """Refuse arguments of a class that it has no option for, or that are of another type than annotated.
 
@@ -234,6 +341,8 @@ def fits(value: Any, hint: Any) -> bool:
     if hint is str:
         return isinstance(value, str | os.PathLike)
     cls = kind or hint
+    if hasattr(cls, "given") and isinstance(value, Mapping):  # a group of options, which checks its fields
+        return True
     if cls in (list, tuple, set, frozenset):
         return isinstance(value, Sequence | Set) and not isinstance(value, str) and _all_fit(value, inner)
     if isinstance(cls, type) and issubclass(cls, Mapping):
@@ -256,7 +365,7 @@ def _no_option(name: str, cls: type, known: Iterable[str], key: str) -> str:
     """Return a message with the nearest option of the class, or else of a config."""
     groups = {path.partition(".")[0] for path in OURS.values()}
     near = option_instead(name, known) or option_instead(name, groups) or nearest(name, known)
-    hint = f"; did you mean {near.replace('.init_args', '')!r}?" if near else ""
+    hint = moved_hint(f"{key}.{name}") or (f"; did you mean {near.replace('.init_args', '')!r}?" if near else "")
     return f"{key}: {cls.__name__} has no option {name!r}{hint}"
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lit_rlvr.errors import UserError, check_within, did_you_mean
+from lit_rlvr.errors import UserError, check_within, option_group
 
 Aggregation = Literal["sequence_mean", "token_mean", "group_token_mean", "constant", "token_sum"]
 KLEstimator = Literal["k1", "k2", "k3"]
@@ -30,11 +30,6 @@ ImportanceCorrection = Literal[
     "geometric_reject",
 ]
 ProxLogpMethod = Literal["recompute", "loglinear"]
-RENAMED_CORRECTIONS = {
-    "token_mask": ("token_reject", "token_mis"),
-    "sequence_mask": ("geometric_reject", "sequence_mis"),
-}
-"""A name that meant one thing here and another in TRL -> the names of both."""
 Stats = dict[str, Tensor]
 
 
@@ -318,33 +313,15 @@ def aggregation_weights(
     return m * group_size / (sequences * per_group.clamp(min=1))
 
 
-def check_correction(name: str | None) -> None:
-    """Refuse an unknown importance correction.
-
-    Raises:
-        UserError: names the nearest correction, or what a former name is called now.
-    """
-    if name is None or name in get_args(ImportanceCorrection):
-        return
-    if name in RENAMED_CORRECTIONS:
-        ours, theirs = RENAMED_CORRECTIONS[name]
-        raise UserError(
-            f"model.importance_correction: {name!r} has two meanings: use {ours} for lit-rlvr's (weights 0 or 1), or "
-            f"{theirs} for TRL's (the ratio where it is within the bounds, else 0)"
-        )
-    known = get_args(ImportanceCorrection)
-    hint = did_you_mean(name, known, f"use one of {', '.join(known)}")
-    raise UserError(f"model.importance_correction: there is no {name!r}; {hint}")
-
-
 def resolve_correction(requested: ImportanceCorrection | None, exact: bool) -> ImportanceCorrection:
     """Return the requested correction; by default `none` if the engine's log-probabilities equal the trainer's."""
     return requested or ("none" if exact else "token_truncate")
 
 
+@option_group("model.importance")
 @dataclass(frozen=True)
-class Correction:
-    """A correction for completions that were not sampled from the policy in the loss.
+class Importance:
+    """The correction for completions that were not sampled from the policy in the loss.
 
     `w = exp(old - rollout)` is a token's ratio, and a sequence's is the product over its tokens (`sequence_...`) or
     their geometric mean (`geometric_...`). Sources: Yao et al. 2025 (truncated importance sampling), Ling Team 2025
@@ -356,50 +333,59 @@ class Correction:
     and `token_mis` are AReaL's actions `clamp` and `mask` at the level of tokens.
 
     Args:
-        mode: `..._truncate` weighs by w clipped to [low, high]; `..._mis` by w within the bounds and 0 outside;
-            `..._reject` by 1 within the bounds and 0 outside.
-        high, low: the bounds; None = no bound, but `..._reject` without a lower bound takes 1 / high.
-        veto: drop a sequence with a token whose w is below this; None = off.
-        off_policy_threshold: drop a sequence with a negative advantage whose mean of `rollout - logp` is above this;
-            None = off.
-        prox_logp_method: `recompute` computes `old` with the weights at the beginning of the iteration; `loglinear`
-            approximates it (`loglinear_old`).
+        correction: correction for engines whose log-probabilities differ from the trainer's; by default
+            `token_truncate`, or `none` for the Hugging Face engine at precision 32-true, which is exact. A ratio w of
+            the trainer's to the engine's probability, of a token or of the product of a sequence's tokens, becomes a
+            weight: `..._truncate` clips w to the bounds; `..._mis` keeps w within the bounds and gives 0 outside (TRL's
+            `..._mask`); `..._reject` gives 1 within and 0 outside; `geometric_reject` compares the geometric mean of a
+            sequence's ratios.
+        cap: upper bound of the ratios; null = none. With `..._reject` and no floor it must be above 1.
+        floor: lower bound of the ratios; null = none, and for `..._reject` 1 / cap.
+        veto: drop a sequence with a token whose ratio is below this, which is below 1; null = off.
+        off_policy_threshold: drop a sequence with a negative advantage whose log-probability per token has fallen by
+            more than this since it was sampled (DeepSeek-V3.2); null = off.
+        prox_logp_method: log-probabilities under the policy at the beginning of the iteration, for its updates after
+            the first: `recompute` them with a forward pass before the updates, or take AReaL's approximation
+            `loglinear`, which interpolates between those that each token was sampled with and the current ones.
     """
 
-    mode: ImportanceCorrection = "none"
-    high: float | None = 2.0
-    low: float | None = None
+    correction: ImportanceCorrection | None = None
+    cap: float | None = 2.0
+    floor: float | None = None
     veto: float | None = None
     off_policy_threshold: float | None = None
     prox_logp_method: ProxLogpMethod = "recompute"
 
     def __post_init__(self) -> None:
-        check_within("(0, inf)", "model", importance_cap=self.high, off_policy_threshold=self.off_policy_threshold)
-        check_within("(0, 1)", "model", importance_veto=self.veto)  # 1 is the ratio of equal policies
-        check_within("[0, inf)", "model", importance_floor=self.low)
-        if self.high is not None and self.lower is not None and self.lower >= self.high:
-            if self.low is not None:
-                raise UserError(f"model.importance_floor: {self.low} must lie below importance_cap={self.high}")
+        check_within("(0, inf)", "model.importance", cap=self.cap, off_policy_threshold=self.off_policy_threshold)
+        check_within("(0, 1)", "model.importance", veto=self.veto)  # 1 is the ratio of equal policies
+        check_within("[0, inf)", "model.importance", floor=self.floor)
+        if self.cap is not None and self.lower is not None and self.lower >= self.cap:
+            if self.floor is not None:
+                raise UserError(f"model.importance.floor: {self.floor} must lie below cap={self.cap}")
             raise UserError(
-                f"model.importance_cap: {self.high} leaves nothing, because {self.mode} takes 1 / importance_cap = "
-                f"{self.lower:g} for its lower bound; set it above 1, or set model.importance_floor below it"
+                f"model.importance.cap: {self.cap} leaves nothing, because {self.mode} takes 1 / cap = "
+                f"{self.lower:g} for its lower bound; set it above 1, or set model.importance.floor below it"
             )
         by_token = self.mode in ("token_mis", "token_reject", "geometric_reject")
-        if by_token and self.high is not None and self.veto is not None and self.veto > self.high:
-            raise UserError(f"model.importance_veto: {self.veto} must not lie above importance_cap={self.high}")
-        if self.prox_logp_method not in get_args(ProxLogpMethod):
-            raise UserError(f"model.prox_logp_method: {self.prox_logp_method!r} is not recompute or loglinear")
+        if by_token and self.cap is not None and self.veto is not None and self.veto > self.cap:
+            raise UserError(f"model.importance.veto: {self.veto} must not lie above cap={self.cap}")
+
+    @property
+    def mode(self) -> ImportanceCorrection:
+        """The correction; `none` while it is left to the engine."""
+        return self.correction or "none"
 
     @property
     def lower(self) -> float | None:
         """The lower bound of the ratios: as given, or by default; None = none."""
-        default = 1 / self.high if self.high is not None and self.mode.endswith("_reject") else None
-        return default if self.low is None else self.low
+        default = 1 / self.cap if self.cap is not None and self.mode.endswith("_reject") else None
+        return default if self.floor is None else self.floor
 
     @property
     def is_bounded(self) -> bool:
         """Whether the weights follow the ratios and no ratio can make one arbitrarily large."""
-        return self.mode != "none" and (self.high is not None or (self.mode.endswith("_reject") and bool(self.low)))
+        return self.mode != "none" and (self.cap is not None or (self.mode.endswith("_reject") and bool(self.floor)))
 
     @property
     def drops(self) -> bool:
@@ -408,9 +394,9 @@ class Correction:
 
     def weight(self, log_ratio: Tensor, how: str) -> Tensor:
         """Return the weights (B, T) or (B,) for log-ratios of that shape."""
-        low = self.lower if how == "reject" else self.low
+        low = self.lower if how == "reject" else self.floor
         low = math.log(low) if low else -math.inf
-        high = math.inf if self.high is None else math.log(self.high)
+        high = math.inf if self.cap is None else math.log(self.cap)
         if how == "truncate":
             return log_ratio.clamp(low, high).exp()
         within = (log_ratio >= low) & (log_ratio <= high)
@@ -434,7 +420,7 @@ def loglinear_old(logp: Tensor, rollout: Tensor, age: Tensor, updates: int) -> T
     return torch.lerp(rollout, logp, (age / (age + updates)).to(logp.dtype))
 
 
-def importance_weights(old: Tensor, rollout: Tensor, mask: Tensor, correction: Correction) -> tuple[Tensor, Tensor]:
+def importance_weights(old: Tensor, rollout: Tensor, mask: Tensor, correction: Importance) -> tuple[Tensor, Tensor]:
     """Return weights that correct for an engine whose log-probabilities differ from the trainer's.
 
     Args:
@@ -463,7 +449,7 @@ def importance_weights(old: Tensor, rollout: Tensor, mask: Tensor, correction: C
 
 
 def correction_weights(
-    logp: Tensor, old: Tensor, rollout: Tensor, mask: Tensor, advantages: Tensor, correction: Correction
+    logp: Tensor, old: Tensor, rollout: Tensor, mask: Tensor, advantages: Tensor, correction: Importance
 ) -> tuple[Tensor, Tensor]:
     """Return `importance_weights`, 0 also for the sequences that `off_policy_threshold` drops.
 

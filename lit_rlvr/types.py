@@ -124,7 +124,7 @@ class Sampling:
         return replace(self, banned_token_ids=tuple(sorted({*self.banned_token_ids, *token_ids})))
 
 
-@checks_arguments("eval_sampling")
+@checks_arguments("rollout.evaluation.sampling")
 @dataclass(frozen=True)
 class EvalSampling(metaclass=ABCMeta):  # noqa: B024  # for `register`
     """The settings of sampling in validation; training's settings fill in the others.
@@ -156,7 +156,7 @@ class EvalSampling(metaclass=ABCMeta):  # noqa: B024  # for `register`
         try:
             return replace(training, **{name: value for name, value in vars(self).items() if value is not None})
         except UserError as error:
-            raise UserError(f"rollout.eval_{error}") from error
+            raise UserError(f"rollout.evaluation.{error}") from error
 
 
 EvalSampling.register(Sampling)  # complete settings, with nothing of training to fill in

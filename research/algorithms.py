@@ -50,7 +50,7 @@ def fit(config: str, arguments: list[str], folder: Path, rollouts: int) -> None:
         return
     command = [sys.executable, "-c", "from lit_rlvr.cli.main import main; main()", "fit", "--config", config]
     command += [*arguments, "--trainer.default_root_dir", str(folder), "--overwrite", "true",
-                "--trainer.val_check_interval", str(rollouts)]  # fmt: skip
+                "--rollout.validate_every_rollouts", str(rollouts)]  # fmt: skip
     subprocess.run(command, stdout=sys.stderr, check=True)
 
 

@@ -71,14 +71,14 @@ LOSSES: dict[str, dict[str, dict[str, Any]]] = {
     "APMPO": {
         "dapo": {"class_path": "DAPO"},
         "gmpo": {"class_path": "GMPO"},
-        "fac": {"class_path": "APMPO", "init_args": {"power": 1.0, "kl_coef": 0.0}},
-        "pmpo": {"class_path": "APMPO", "init_args": {"eps_max": 0.2, "kl_coef": 0.0}},
-        "apmpo": {"class_path": "APMPO", "init_args": {"kl_coef": 0.0}},
+        "fac": {"class_path": "APMPO", "init_args": {"schedule": {"power": 1.0}, "kl": {"coef": 0.0}}},
+        "pmpo": {"class_path": "APMPO", "init_args": {"eps_max": 0.2, "kl": {"coef": 0.0}}},
+        "apmpo": {"class_path": "APMPO", "init_args": {"kl": {"coef": 0.0}}},
     },
     "AAPO": {
         "gpg": {"class_path": "GPG", "init_args": {
             "advantage": {"class_path": "GPGAdvantage", "init_args": {"f_norm": "one", "rescale_valid": False}},
-            "aggregation": "group_token_mean"}},
+            "loss": {"aggregation": "group_token_mean"}}},
         "aapo": {"class_path": "AAPO"},
     },
     "others": {
@@ -159,7 +159,7 @@ class ComparingUpdater(Updater):
     def _measure(self, prepared: PreparedRollout, prompts: list[int]) -> None:
         """Compare all gradients on the minibatch of a step; a minibatch where GRPO's is 0 has nothing to compare."""
         plan = self._plan(self._compared, prepared, prompts)
-        assert len(plan.microbatches) == 1, "raise model.tokens_per_microbatch"
+        assert len(plan.microbatches) == 1, "raise model.compute.tokens_per_microbatch"
         logp, entropy = self.forward(plan, 0)
         if prepared.on_policy:
             prepared.record_old(plan.microbatches[0], logp)
@@ -229,7 +229,7 @@ def train(folder: Path, config: str, setting: Setting, warm_start: int, measured
         "fit", "--config", config, "--model", "mechanism.Compared", "--model.init_args.model", "tiny-llama",
         "--model.init_args.every", str(every), "--model.init_args.lr", str(setting.lr),
         "--model.init_args.updates_per_rollout", str(setting.updates),
-        "--data.init_args.prompts_per_step", str(setting.updates * setting.prompts),
+        "--data.init_args.prompts_per_rollout", str(setting.updates * setting.prompts),
         "--data.init_args.seed", str(warm_start), "--trainer.max_steps", str(measured * every * setting.updates),
         "--trainer.limit_val_batches", "0", "--trainer.default_root_dir", str(folder), "--overwrite", "true",
     ])  # fmt: skip

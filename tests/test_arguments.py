@@ -74,9 +74,12 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
         lambda: GRPO(num_generations=8),
         "model: GRPO has no option 'num_generations'; did you mean 'rollout.group_size'?",
     ),
-    (lambda: GRPO(lr_schedule="step"), "model.lr_schedule: give one of 'constant', 'linear', 'cosine', not 'step'"),
-    (lambda: GRPO(betas=0.9), "model.betas: give a list, not 0.9"),
-    (lambda: GRPO(betas=(0.9, "x")), "model.betas.1: give a number, not 'x'"),
+    (
+        lambda: GRPO(optim={"lr_schedule": "step"}),
+        "model.optim.lr_schedule: give one of 'constant', 'linear', 'cosine', not 'step'",
+    ),
+    (lambda: GRPO(optim={"betas": 0.9}), "model.optim.betas: give a list, not 0.9"),
+    (lambda: GRPO(optim={"betas": (0.9, "x")}), "model.optim.betas.1: give a number, not 'x'"),
     (lambda: GRPO(lora={"rank": 8}), "model.lora: give a Lora, not {'rank': 8}"),
     (lambda: GRPO("grpo", "token_mean", 0.2, 0.2, None, "m"), "model: GRPO takes 5 arguments without a name, not 6"),
     (lambda: RolloutCallback(group_size="8"), "rollout.group_size: give a whole number, not '8'"),
@@ -99,7 +102,10 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: Sampling(max_tokens=None), "sampling.max_tokens: None is not allowed; leave it out for its default"),
     (lambda: Sampling(max_token=5), "sampling: Sampling has no option 'max_token'; did you mean 'max_tokens'?"),
     (lambda: Sampling(stop="\n"), "sampling.stop: give a list, not '\\n'"),
-    (lambda: EvalSampling(temp=0.5), "eval_sampling: EvalSampling has no option 'temp'; did you mean 'temperature'?"),
+    (
+        lambda: EvalSampling(temp=0.5),
+        "rollout.evaluation.sampling: EvalSampling has no option 'temp'; did you mean 'temperature'?",
+    ),
     (lambda: Lora(r=8), "lora: Lora has no option 'r'; did you mean 'rank'?"),
     (lambda: MathAnswer(wieght=2), "rewards.MathAnswer: MathAnswer has no option 'wieght'; did you mean 'weight'?"),
     (lambda: Own(least="1"), "rewards.Own.least: give a whole number, not '1'"),
@@ -137,8 +143,8 @@ def test_all_mistakes_of_a_call_are_named() -> None:
 def test_right_arguments_are_taken() -> None:
     assert Own(numpy.int64(2), most=3, weight=numpy.float32(0.5), name="x").most == 3
     assert Loose("a", "b", title=None, anything=3).anything == 3  # type: ignore[attr-defined]
-    assert GRPO(lr=1, betas=[0.9, 0.95], advantage=GRPOAdvantage(scale="none"), lora=Lora(4)).lr == 1
-    assert RolloutCallback(eval_sampling=Sampling(max_tokens=7)).eval_sampling.max_tokens == 7
+    assert GRPO(lr=1, optim={"betas": [0.9, 0.95]}, advantage=GRPOAdvantage(scale="none"), lora=Lora(4)).lr == 1
+    assert RolloutCallback(evaluation={"sampling": Sampling(max_tokens=7)}).eval_sampling.max_tokens == 7
     assert Sampling(max_tokens=numpy.int32(5), stop=["\n"]).max_tokens == 5
     assert Trainer(max_steps=2, accelerator="cpu", limit_val_batches=0.5).max_steps == 2
 

@@ -216,7 +216,7 @@ def test_the_page_for_trl_has_every_field_of_its_config() -> None:
     own |= {name for cls in GRPOConfig.__mro__ if cls.__module__.startswith("trl") for name in cls.__annotations__}
     known = {field.name for field in dataclasses.fields(GRPOConfig)}
     ours = set(re.findall(r"\w+", options_reference())) | {
-        *algorithms.__all__, *advantages.REGISTRY, "eval_samples", "precision", "chat_template_kwargs",
+        *algorithms.__all__, *advantages.REGISTRY, "precision",
     }  # fmt: skip
     found: set[str] = set()
     for table in re.findall(r"(?:^\|.*\n)+", (ROOT / "docs/coming_from_trl.md").read_text(), re.M):
@@ -290,7 +290,9 @@ def test_readme_make_targets_exist() -> None:
 
 
 FEW = "--model.init_args.model tiny-llama --rollout.engine hf --rollout.sampling.max_tokens 8"
-SMALL = r"sed -i -E 's/\b(steps|max_steps|val_check_interval|held_out|prompts_per_step|group_size): [0-9]+/\1: 2/g'"
+SMALL = (
+    r"sed -i -E 's/\b(steps|max_steps|validate_every_rollouts|held_out|prompts_per_rollout|group_size): [0-9]+/\1: 2/g'"
+)
 OTHERWISE = {
     "make quickstart": f"{SMALL} configs/quickstart.yaml && make quickstart",
     "lit-rlvr fit --config my.yaml": f"lit-rlvr fit --config my.yaml --trainer.max_steps 1 {FEW}",
@@ -385,8 +387,8 @@ def test_plug_points_run(run_folder: Path, vlm_folder: Path, lit_rlvr: Any) -> N
     """Each part of `my_task` in docs/extend.md, and `my_env` in docs/environments.md, used from another folder by its
     class_path alone."""
     parts = {
-        "data": ["--data", "my_task.Reverse", "--data.init_args.prompts_per_step", "2"],
-        "images": ["--data", "my_task.Clocks", "--data.init_args.prompts_per_step", "2",
+        "data": ["--data", "my_task.Reverse", "--data.init_args.prompts_per_rollout", "2"],
+        "images": ["--data", "my_task.Clocks", "--data.init_args.prompts_per_rollout", "2",
                    "--model.init_args.model", str(vlm_folder)],
         "reward": ["--rollout.rewards", "[{class_path: my_task.EndsRight}]"],
         "function": ["--rollout.rewards", "[my_task.score]"],
@@ -433,7 +435,7 @@ def test_readme_python_trains(tmp_path: Path, tiny_model_folder: Path) -> None:
         ('"smollm2"', repr(str(tiny_model_folder))),
         ("max_steps=20", "max_steps=STEPS, accelerator='cpu'"),
         ("group_size=8", "group_size=2, engine='hf'"),
-        ("prompts_per_step=8)", "prompts_per_step=8), ckpt_path=PATH"),
+        ("prompts_per_rollout=8)", "prompts_per_rollout=8), ckpt_path=PATH"),
     ):
         assert said in code
         code = code.replace(said, small)

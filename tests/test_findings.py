@@ -263,7 +263,7 @@ def test_losses_are_compared_on_the_same_minibatch(
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, limit_val_batches=0,
         default_root_dir=tmp_path, callbacks=[rollout],
     )  # fmt: skip
-    trainer.fit(module, datamodule=Arithmetic(prompts_per_step=6, held_out=10))
+    trainer.fit(module, datamodule=Arithmetic(prompts_per_rollout=6, held_out=10))
     measured = module.updater._measured
     for name in ("gmpo", "fac", "pmpo", "apmpo"):
         assert measured[f"gradient/{name}/cosine"] == pytest.approx(1), name

@@ -74,7 +74,7 @@ def _required(roots: tuple[str, ...]) -> set[str]:
 def test_a_part_runs_with_five_packages(tmp_path: Path, part: str, shape: str) -> None:
     command = [str(SCRIPT), "--part", part, "--shape", shape, "--engine", "hf", "--tiny"]
     if (part, shape) == ("step", "text"):
-        command += ["--ours", "gradient_checkpointing=true", "torch_compile=true"]
+        command += ["--ours", "compute.gradient_checkpointing=true", "compute.torch_compile=true"]
     done = _run_with(PACKAGES, command, tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])

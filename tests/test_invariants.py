@@ -39,7 +39,7 @@ def tokens_of(rollout: Rollout) -> list[list[tuple[int, ...]]]:
 
 @AGGREGATIONS
 def test_a_step_is_the_loss_over_single_sequences(tiny_model_folder: Path, tmp_path: Path, aggregation: Any) -> None:
-    _, seen = fit(tiny_model_folder, tmp_path, aggregation=aggregation)
+    _, seen = fit(tiny_model_folder, tmp_path, loss={"aggregation": aggregation})
     lengths = {len(c.token_ids) for group in seen.rollouts[0].completions for c in group}
     assert len(lengths) > 2, "normalisers only differ when lengths do"
     loss, expected = naive_gradients(seen.rollouts[0], range(6), aggregation)
@@ -49,10 +49,15 @@ def test_a_step_is_the_loss_over_single_sequences(tiny_model_folder: Path, tmp_p
 
 @AGGREGATIONS
 def test_no_cut_changes_a_step(tiny_model_folder: Path, tmp_path: Path, aggregation: Any) -> None:
-    _, whole = fit(tiny_model_folder, tmp_path, aggregation=aggregation, tokens_per_microbatch=10**6)
+    _, whole = fit(
+        tiny_model_folder, tmp_path, loss={"aggregation": aggregation}, compute={"tokens_per_microbatch": 10**6}
+    )
     for budget, shared in ((1, True), (110, True), (260, True), (1, False), (230, False), (10**6, False)):
         _, cut = fit(
-            tiny_model_folder, tmp_path, aggregation=aggregation, tokens_per_microbatch=budget, shared_prefix=shared
+            tiny_model_folder,
+            tmp_path,
+            loss={"aggregation": aggregation},
+            compute={"tokens_per_microbatch": budget, "shared_prefix": shared},
         )
         assert tokens_of(cut.rollouts[0]) == tokens_of(whole.rollouts[0])
         assert_same(cut.gradients[0], whole.gradients[0])
@@ -96,7 +101,7 @@ CHOOSING: dict[str, tuple[type[Recording], dict[str, Any], str | None]] = {
     ),
     "KL-Cov": (RecordingKLCov, dict(penalty_share=0.3), "train/kl_cov"),
     "M2PO": (RecordingM2PO, dict(threshold=0.2), "train/m2po_dropped"),
-    "uncertain tokens": (RecordingGRPO, dict(top_entropy_quantile=0.3), None),
+    "uncertain tokens": (RecordingGRPO, dict(loss={"top_entropy_quantile": 0.3}), None),
 }  # fmt: skip
 
 
@@ -112,8 +117,11 @@ def test_no_cut_changes_which_tokens_are_chosen(tiny_model_folder: Path, tmp_pat
             **options | more,
         )[1]  # fmt: skip
 
-    whole = run(tokens_per_microbatch=10**6)
-    for more in (dict(tokens_per_microbatch=1), dict(tokens_per_microbatch=230, shared_prefix=False)):
+    whole = run(compute={"tokens_per_microbatch": 10**6})
+    for more in (
+        dict(compute={"tokens_per_microbatch": 1}),
+        dict(compute={"tokens_per_microbatch": 230, "shared_prefix": False}),
+    ):
         cut = run(**more)
         for one, other in zip(cut.gradients, whole.gradients, strict=True):
             assert_same(one, other, 1e-4)
@@ -132,7 +140,7 @@ def test_rows_without_a_token_count_or_not(tiny_model_folder: Path, tmp_path: Pa
             batch.rollout.mask[::3] = False
 
     _, counted = fit(tiny_model_folder, tmp_path, recorder=Emptied())
-    _, left_out = fit(tiny_model_folder, tmp_path, recorder=Emptied(), count_empty_rows=False)
+    _, left_out = fit(tiny_model_folder, tmp_path, recorder=Emptied(), loss={"count_empty_rows": False})
     rows = len(counted.rollouts[0].mask)
     factor = rows / int(counted.rollouts[0].mask.any(1).sum())
     assert factor > 1.4
@@ -174,17 +182,23 @@ def test_a_failed_check_is_out_of_the_loss_and_of_its_groups_mean(tiny_model_fol
 
 
 def test_skipped_groups_equal_groups_that_are_run(tiny_model_folder: Path, tmp_path: Path) -> None:
-    _, skipping = fit(tiny_model_folder, tmp_path, prompts_per_step=12)
+    _, skipping = fit(tiny_model_folder, tmp_path, prompts_per_rollout=12)
     dead = int((skipping.rollouts[0].rewards.std(dim=1) == 0).sum())
     assert 0 < dead < 12
-    _, running = fit(tiny_model_folder, tmp_path, prompts_per_step=12, skip_nothing=True)
+    _, running = fit(tiny_model_folder, tmp_path, prompts_per_rollout=12, skip_nothing=True)
     assert_same(skipping.gradients[0], running.gradients[0])
     assert_same(skipping.gradients[0], naive_gradients(skipping.rollouts[0], range(12))[1])
 
 
 def test_with_a_kl_term_dead_groups_are_run(tiny_model_folder: Path, tmp_path: Path) -> None:
     module, seen = fit(
-        tiny_model_folder, tmp_path, steps=2, rewards=["tiny_rewards.dead"], kl_coef=0.5, lr=1e-2, weight_decay=0.5
+        tiny_model_folder,
+        tmp_path,
+        steps=2,
+        rewards=["tiny_rewards.dead"],
+        kl={"coef": 0.5},
+        lr=1e-2,
+        optim={"weight_decay": 0.5},
     )
     assert all(float(g.abs().max()) < 1e-6 for g in seen.gradients[0].values()), "the KL term starts at 0"
     assert not any(p.requires_grad for p in module.reference.policy.parameters())
@@ -234,7 +248,7 @@ def test_an_iteration_without_signal_steps_with_zero_gradients(
 def test_two_updates_normalise_each_step_over_its_own_groups(
     tiny_model_folder: Path, tmp_path: Path, aggregation: Any
 ) -> None:
-    _, seen = fit(tiny_model_folder, tmp_path, updates_per_rollout=2, aggregation=aggregation, lr=1e-2)
+    _, seen = fit(tiny_model_folder, tmp_path, updates_per_rollout=2, loss={"aggregation": aggregation}, lr=1e-2)
     first, second = seen.minibatches
     assert sorted(first + second) == list(range(6)) and len(first) == len(second) == 3
     rollout = seen.rollouts[0]
@@ -304,8 +318,10 @@ FACTORS = factors(2.0)
 
 
 def test_a_ratio_to_the_sampler_is_ratio_times_correction(tiny_model_folder: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = dict(engine=OffEngine(), aggregation="token_mean", steps=2, updates_per_rollout=2)
-    unbounded = dict(clip_low=1.0, clip_high=1e9, importance_correction="token_truncate", importance_cap=1e6)
+    options: dict[str, Any] = dict(
+        engine=OffEngine(), loss={"aggregation": "token_mean"}, steps=2, updates_per_rollout=2
+    )
+    unbounded = dict(clip_low=1.0, clip_high=1e9, importance={"correction": "token_truncate", "cap": 1e6})
     _, product = fit(tiny_model_folder, tmp_path, **options | unbounded)
     _, direct = fit(tiny_model_folder, tmp_path, algorithm=RecordingDPPO, delta_low=1.0, delta_high=1.0, **options)
     for one, other in zip(direct.gradients, product.gradients, strict=True):
@@ -318,7 +334,11 @@ def test_a_ratio_to_the_sampler_is_ratio_times_correction(tiny_model_folder: Pat
 def test_a_divergence_in_the_reward_is_that_of_the_whole_completion(tiny_model_folder: Path, tmp_path: Path) -> None:
     """After a step, so that policy and reference differ; the loss itself has no KL term then."""
     module, seen = fit(
-        tiny_model_folder, tmp_path, steps=2, kl_coef=0.5, kl_in_reward=True, kl_estimator="k1", advantage="dr_grpo"
+        tiny_model_folder,
+        tmp_path,
+        steps=2,
+        kl={"coef": 0.5, "in_reward": True, "estimator": "k1"},
+        advantage="dr_grpo",
     )
     rollout, policy, reference = seen.rollouts[1], tiny_llama(), tiny_llama()
     policy.load_state_dict(seen.weights[1], strict=False)
@@ -360,7 +380,7 @@ def test_advantages_of_tokens_weigh_each_token(tiny_model_folder: Path, tmp_path
         return 1 / torch.arange(1, len(old) + 1)
 
     for constant, factor in ((True, None), (False, fading)):
-        _, seen = fit(tiny_model_folder, tmp_path, advantage=Fading(constant), tokens_per_microbatch=110)
+        _, seen = fit(tiny_model_folder, tmp_path, advantage=Fading(constant), compute={"tokens_per_microbatch": 110})
         assert_same(seen.gradients[0], naive_gradients(seen.rollouts[0], range(6), token_factor=factor)[1])
 
 
@@ -376,7 +396,7 @@ def test_a_loss_on_sequences_refuses_advantages_of_tokens(tiny_model_folder: Pat
 def test_importance_weights_correct_for_an_engine_that_is_off(
     tiny_model_folder: Path, tmp_path: Path, mode: Any
 ) -> None:
-    _, seen = fit(tiny_model_folder, tmp_path, engine=OffEngine(), importance_correction=mode)
+    _, seen = fit(tiny_model_folder, tmp_path, engine=OffEngine(), importance={"correction": mode})
     rollout = seen.rollouts[0]
     loss, expected = naive_gradients(rollout, range(6), token_factor=FACTORS[mode])
     assert_same(seen.gradients[0], expected)
@@ -391,7 +411,7 @@ def test_importance_weights_correct_for_an_engine_that_is_off(
 
 
 DROPS: dict[str, Any] = {
-    "importance_veto": lambda old, engine, *_: ((old - engine).exp() >= 0.6).all(),
+    "veto": lambda old, engine, *_: ((old - engine).exp() >= 0.6).all(),
     "off_policy_threshold": lambda old, engine, logp, advantage: advantage >= 0 or (engine - logp).mean() <= 0.1,
 }
 
@@ -405,12 +425,12 @@ def test_tokens_of_mixed_versions_have_the_gradient_of_decoupled_ppo(
 ) -> None:
     """Each token's behaviour policy is the version that sampled it; the proximal one is the iteration's first."""
     high = 2.0 if mode == "sequence_reject" else 1.1
-    limit = {"importance_veto": 0.6, "off_policy_threshold": 0.1}
-    options = {mode: limit[mode]} if mode in limit else {"importance_correction": mode}
+    limit = {"veto": 0.6, "off_policy_threshold": 0.1}
+    options = {mode: limit[mode]} if mode in limit else {"correction": mode}
     seen = MixedVersions()
     fit(
-        tiny_model_folder, tmp_path, engine=Copying(), recorder=seen, updates_per_rollout=2, importance_cap=high,
-        prox_logp_method=method, **options,
+        tiny_model_folder, tmp_path, engine=Copying(), recorder=seen, updates_per_rollout=2,
+        importance={"cap": high, "prox_logp_method": method} | options,
     )  # fmt: skip
     rollout, age = seen.rollouts[0], 2.0 * seen.ages[0]  # in optimizer steps
     assert sum(len({*row[used].tolist()}) > 1 for row, used in zip(age, rollout.mask, strict=True)) > 5
@@ -449,7 +469,7 @@ def test_each_reward_is_normalised_by_itself_and_a_function_of_trl_gets_the_whol
 
 def test_the_exact_engine_needs_no_correction(tiny_model_folder: Path, tmp_path: Path) -> None:
     module, seen = fit(tiny_model_folder, tmp_path)
-    assert seen.rollouts[0].exact and module.importance_correction is None
+    assert seen.rollouts[0].exact and module.importance.correction is None
     assert seen.metrics[0]["train/engine_difference"] < 1e-5
     assert seen.metrics[0]["train/effective_sample_size"] == pytest.approx(1.0, abs=1e-5)
 

@@ -113,7 +113,7 @@ def test_the_parts_of_an_installed_package_run(
     assert done.status == 0, done.err
     assert re.fullmatch(r"step 1: reward [01]\.\d\d\n", (run_folder / "slow/trackers/lines.txt").read_text())
     model = ["--model.init_args.model", save_llava(run_folder / "tiny-llava")]
-    data = ["--data", "my_task.Clocks", "--data.init_args.prompts_per_step", 2]
+    data = ["--data", "my_task.Clocks", "--data.init_args.prompts_per_rollout", 2]
     done = lit_rlvr(*FIT, *short, *model, *data, *to("images"))
     assert done.status == 0 and (run_folder / "images/summary.json").is_file(), done.err
     done = lit_rlvr("export", "images", "--to", "exported")

@@ -87,7 +87,7 @@ def apmpo_settings(model: str) -> Settings:
     )  # fmt: skip
 
 
-PIXELS = {"min_pixels": 256 * 28 * 28, "max_pixels": 1280 * 28 * 28}
+PIXELS = {"images": {"min_pixels": 256 * 28 * 28, "max_pixels": 1280 * 28 * 28}}
 MODALITIES = {"train_modalities": {"MRI": 600}, "eval_modalities": {"MRI": 300, "CT": 300, "X-ray": 300}}
 
 
@@ -157,7 +157,7 @@ def expected() -> dict[str, Expected]:
     table: dict[str, Expected] = {}
     ppo, wide = {"clip_low": 0.2, "clip_high": 0.2}, {"clip_low": 0.2, "clip_high": 0.28}
     grpo, dr = adv.GRPOAdvantage(), adv.DrGRPOAdvantage()
-    sequence, tokens, constant = ({"aggregation": a} for a in ("sequence_mean", "token_mean", "constant"))
+    sequence, tokens, constant = ({"loss_options.aggregation": a} for a in ("sequence_mean", "token_mean", "constant"))
     for model in ("qwen2.5-math-7b", "llama-3.2-3b", "deepseek-r1-7b"):
         kl = 0.001 if model == "deepseek-r1-7b" else 0.0
         rows: dict[str, tuple[str, Any, dict[str, Any], float]] = {
@@ -195,8 +195,14 @@ def expected() -> dict[str, Expected]:
         if data == "geo3k":
             rows["grpo_agrae_printed"] = rows["grpo_agrae"]  # other weights of the rewards
         table |= {f"agrae/qwen2.5-vl-3b-{data}_{name}": Expected(*row) for name, row in rows.items()}
-    knobs = {"gamma": 0.8, "eps_low": 0.2, "eps_min": 0.2, "eps_max": 0.4, "delta": 1e-6, "power": None}
-    knobs |= {"power_schedule": "exp", "squash": "tanh", "fss": "ratio", "statistics": "batch", "adaptive_lower": False}
+    knobs = {"gamma": 0.8, "eps_low": 0.2, "eps_min": 0.2, "eps_max": 0.4, "adaptive_lower": False}
+    knobs |= {
+        f"schedule.{name}": value
+        for name, value in {
+            "delta": 1e-6, "power": None, "power_schedule": "exp", "squash": "tanh", "fss": "ratio",
+            "statistics": "batch",
+        }.items()
+    }  # fmt: skip
     for model in ("qwen2.5-math-1.5b", "qwen2.5-3b", "deepseek-r1-1.5b", "qwen2.5-vl-3b-geo3k", "qwen2.5-coder-3b"):
         rows = {
             "apmpo": ("APMPO", grpo, knobs, 0.001),
@@ -207,16 +213,16 @@ def expected() -> dict[str, Expected]:
         table |= {f"apmpo/{model}_{name}": Expected(*row) for name, row in rows.items()}
     for name, change in {
         "pmpo": {"eps_max": 0.2},
-        "fac": {"power": 1.0},
-        "fss_mean": {"fss": "mean"},
-        "fss_inverse_std": {"fss": "inverse_std"},
-        "linear_p": {"power_schedule": "linear"},
+        "fac": {"schedule.power": 1.0},
+        "fss_mean": {"schedule.fss": "mean"},
+        "fss_inverse_std": {"schedule.fss": "inverse_std"},
+        "linear_p": {"schedule.power_schedule": "linear"},
         "adaptive_lower": {"adaptive_lower": True},
         "gamma": {"gamma": 0.4},
         "eps": {"eps_min": 0.1, "eps_max": 0.3},
     }.items():
         table[f"apmpo/qwen2.5-math-1.5b_apmpo_{name}"] = Expected("APMPO", grpo, knobs | change, 0.001)
-    per_group = {"aggregation": "group_token_mean"}
+    per_group = {"loss_options.aggregation": "group_token_mean"}
     fresh = {"reference_completions.rollouts": "fresh", "reference.update_every": None}
     for model in ("deepseek-r1-1.5b", "qwen2.5-math-7b", "llama-3.2-1b", "llama-3.2-3b"):
         margin = adv.AAPOAdvantage(base="grpo", delta_low=-0.2, delta_high=0.28, clip=True, margin="paired")
@@ -287,24 +293,25 @@ def test_a_recipe_runs_with_its_papers_settings(
 
     assert type(module).__name__ == wanted.algorithm and module.advantage == wanted.advantage
     assert {name: attrgetter(name)(module) for name in wanted.knobs} == wanted.knobs
-    assert module.kl_coef == wanted.kl and module.entropy_coef == 0
-    assert (module.lr, module.weight_decay, module.updates_per_rollout, module.epochs_per_rollout) == (
+    assert module.kl.coef == wanted.kl and module.loss_options.entropy_coef == 0
+    assert (module.lr, module.optim.weight_decay, module.updates_per_rollout, module.epochs_per_rollout) == (
         settings.lr, settings.decay, settings.updates, 1,
     )  # fmt: skip
-    assert (module.lr_schedule, module.warmup_steps) == settings.schedule
-    assert (data.prompts_per_step, data.max_prompt_tokens) == (settings.prompts, settings.prompt_length)
+    assert (module.optim.lr_schedule, module.optim.warmup_steps) == settings.schedule
+    assert (data.prompts_per_rollout, data.reading.max_prompt_tokens) == (settings.prompts, settings.prompt_length)
     assert (rollout.group_size, rollout.sampling.temperature, rollout.sampling.top_p, rollout.sampling.max_tokens) == (
         settings.group, settings.temperature, 1.0, settings.length,
     )  # fmt: skip
     assert (rollout.eval_sampling.temperature, rollout.eval_sampling.top_p) == settings.eval
-    assert (rollout.eval_sampling.max_tokens, rollout.eval_samples) == (settings.eval_length, settings.runs)
+    assert (rollout.eval_sampling.max_tokens, rollout.evaluation.samples) == (settings.eval_length, settings.runs)
     assert ("updates", trainer.max_steps) == settings.duration or ("epochs", trainer.max_epochs) == settings.duration
     rollout.check_sizes(module, settings.prompts, settings.gpus)
     check_memory(recipe, cli, settings)
 
     check_rewards(recipe, rollout)
     data.tokenizer = tiny_tokenizer
-    data.prompts_per_step, data.max_prompt_tokens = 2, 4096  # a byte is a token here
+    data.prompts_per_rollout = 2
+    data.reading = replace(data.reading, max_prompt_tokens=4096)  # a byte is a token here
     data.setup("fit")
     assert len(data.prompts["train"]) == len(data.prompts["validation"]) == 4
     text = data.render(data.load("train")[0])
@@ -336,7 +343,7 @@ def check_memory(recipe: str, cli: Built, settings: Settings) -> None:
     plan = job.choice(machine, None, None)
     module.model = here
     assert plan.fits, job.reason(plan)
-    assert job.whole.parameters > 1e9 and job.reference == (module.kl_coef > 0 or recipe.endswith("_aapo"))
+    assert job.whole.parameters > 1e9 and job.reference == (module.kl.coef > 0 or recipe.endswith("_aapo"))
 
 
 def check_rewards(recipe: str, rollout: RolloutCallback) -> None:
@@ -376,17 +383,17 @@ def check_loss(module: RLVRModule, settings: Settings) -> None:
     old, ref = (-torch.rand(rows, length, generator=generator) for _ in range(2))
     logp = (old + 0.1 * torch.randn(rows, length, generator=generator)).requires_grad_()
     tokens = float(mask.sum())
-    weight = aggregation_weights(mask, size, module.aggregation, rows, tokens, settings.length).float()
+    weight = aggregation_weights(mask, size, module.loss_options.aggregation, rows, tokens, settings.length).float()
     x = LossInputs(
         logp=logp, old=old, mask=mask, advantages=advantages.reshape(-1, 1), token_weight=weight,
         row_weight=torch.full((rows,), 1 / rows), prompt=torch.arange(rows) // size, plain_weight=weight,
-        rollout=old, ref=ref if module.kl_coef else None,
+        rollout=old, ref=ref if module.kl.coef else None,
     )  # fmt: skip
     objective, _ = module.objective(x)
     loss, _ = module.loss(x)
     loss.backward()
     assert logp.grad is not None and logp.grad.isfinite().all() and bool((logp.grad != 0).any())
-    assert loss.isfinite() and (loss > objective if module.kl_coef else loss == objective)
+    assert loss.isfinite() and (loss > objective if module.kl.coef else loss == objective)
 
 
 @pytest.mark.parametrize("recipe", EXPECTED)
@@ -396,7 +403,7 @@ def test_a_recipe_names_its_model_data_machine_and_folder(recipe: str) -> None:
     assert config["model"]["init_args"]["model"] == settings.model
     assert settings.data in config["data"]["init_args"]["train"]
     assert config["data"]["init_args"]["validation"] == settings.validation
-    assert settings.options.items() <= config["data"]["init_args"].items()
+    assert settings.options == {name: config["data"]["init_args"][name] for name in settings.options}
     trainer = config["trainer"]
     assert (trainer["devices"], trainer["strategy"]) == ("auto", "auto") and "accelerator" not in trainer
     assert trainer["default_root_dir"] == f"runs/{recipe}"

@@ -66,10 +66,15 @@ def test_commands_show_hostile_data_as_text(run_folder: Path, lit_rlvr: CLI, tin
     ]
     for name, some in (("evil", rows[:8]), ("held_out", rows[8:])):
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*some, {"id": EVIL, EVIL: 1}]))
-    options = {"test": "evil.jsonl", "validation": "held_out.jsonl", "train": "evil.jsonl", "max_bad_rows": 0.5}
+    options = {
+        "test": "evil.jsonl",
+        "validation": "held_out.jsonl",
+        "train": "evil.jsonl",
+        "reading": {"max_bad_rows": 0.5},
+    }
     rewards = ["tiny_rewards.first_token"]
     config = yaml.safe_load(Path("tiny.yaml").read_text())
-    config |= {"data": {"class_path": "PromptDataModule", "init_args": options | {"prompts_per_step": 4}}}
+    config |= {"data": {"class_path": "PromptDataModule", "init_args": options | {"prompts_per_rollout": 4}}}
     config["run"] = {"show_every": 1}
     Path("tiny.yaml").write_text(yaml.safe_dump(config))
     Path("suite.yaml").write_text(yaml.safe_dump(

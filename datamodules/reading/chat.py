@@ -6,16 +6,16 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 from jinja2.exceptions import TemplateSyntaxError
 
 from lit_rlvr.datamodules.reading.conversations import text_of
 from lit_rlvr.datamodules.reading.images import PLACEHOLDER, as_parts
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, option_group
 from lit_rlvr.types import Sample
 
 SYSTEM_PROMPTS: dict[str, str] = {
@@ -139,24 +139,68 @@ RESERVED = ("tokenize", "add_generation_prompt", "continue_final_message", "conv
 """Arguments of `apply_chat_template` that this module sets."""
 
 
+SpecialTokens = Literal["break", "refuse", "keep"]
+
+
+@option_group("data.chat")
 @dataclass(frozen=True)
 class Chat:
-    """The format of prompts. The options are those of `PromptDataModule`."""
+    """The format of prompts.
+
+    Args:
+        system_prompt: system message, or the name of a shipped one (aapo-1.5b, aapo-7b, aapo-eval, agrae-math,
+            agrae-vision, livecodebench). It replaces a system message in the data.
+        template: text around the user's text, with `{prompt}` in its place; or a name (boxed, sql).
+        prefill: text that every answer starts with, such as "<think>\\n"; the model continues from it.
+        score_prefill: rewards judge what the model continues, the chat template's beginning of an answer (such as
+            "<think>\\n" in models that always think) and then `prefill`, as the beginning of each completion's text.
+            Default: they judge only what the model wrote.
+        chat_template_kwargs: further arguments of the model's chat template, such as {enable_thinking: false}.
+        plain_template: the prompt format of a base model without a chat template; `{system}` becomes the system prompt
+            and a blank line, or nothing.
+        special_tokens: what happens to special tokens of the model, such as `<|im_end|>`, in a row or in what an
+            environment says first: `break` puts a zero-width space into each, so that it is plain text; `refuse` stops
+            with an error; `keep` leaves the control tokens.
+    """
 
     system_prompt: str | None = None
     template: str = "{prompt}"
     prefill: str = ""
+    score_prefill: bool = False
+    chat_template_kwargs: dict[str, Any] | None = None
     plain_template: str = "{system}{prompt}\n"
-    template_kwargs: dict[str, Any] = field(default_factory=dict)
-    tools: tuple[dict[str, Any], ...] = ()
+    special_tokens: SpecialTokens = "break"
+    tools: tuple[dict[str, Any], ...] = field(default=(), init=False)
+    """JSON schemas of the tools that every prompt offers; an environment has them."""
 
     def __post_init__(self) -> None:
-        for option, template in (("template", self.template), ("plain_template", self.plain_template)):
+        _ = self.system_text  # refuses a misspelt name
+        for option, template in (("template", self.template_text), ("plain_template", self.plain_template)):
             if "{prompt}" not in template:
-                raise UserError(f"{option}: {template!r} has no {{prompt}}, the model would not see the question")
-        for key in self.template_kwargs:
+                raise UserError(
+                    f"data.chat.{option}: {template!r} has no {{prompt}}, the model would not see the question"
+                )
+        for key in self.chat_template_kwargs or {}:
             if key in RESERVED:
-                raise UserError(f"chat_template_kwargs: {key!r} is set by lit-rlvr and cannot be given")
+                raise UserError(f"data.chat.chat_template_kwargs: {key!r} is set by lit-rlvr and cannot be given")
+
+    @property
+    def system_text(self) -> str | None:
+        """The system prompt, where `system_prompt` may be its name."""
+        if self.system_prompt is None:
+            return None
+        return registered(self.system_prompt, SYSTEM_PROMPTS, "data.chat.system_prompt")
+
+    @property
+    def template_text(self) -> str:
+        """The text around the user's, where `template` may be its name."""
+        return registered(self.template, TEMPLATES, "data.chat.template")
+
+    def with_tools(self, tools: Sequence[dict[str, Any]]) -> Chat:
+        """Return a copy that offers tools in every prompt."""
+        offered = replace(self)
+        object.__setattr__(offered, "tools", tuple(tools))
+        return offered
 
     def messages(self, sample: Sample) -> list[dict[str, Any]]:
         """Return the conversation: the template around the last user text, the system prompt in front.
@@ -174,10 +218,10 @@ class Chat:
             messages = as_parts(messages, len(sample.images))
         else:
             messages = [_as_text(message) for message in messages]
-        if self.system_prompt is None:
+        if self.system_text is None:
             return messages
         rest = [message for message in messages if message["role"] != "system"]
-        return [{"role": "system", "content": self.system_prompt}, *rest]
+        return [{"role": "system", "content": self.system_text}, *rest]
 
     def text(self, messages: list[dict[str, Any]], tokenizer: Any, source: str = "") -> str:
         """Return the whole prompt as text with its special tokens; tokenise it without adding any.
@@ -191,10 +235,10 @@ class Chat:
         if not tokenizer.chat_template:
             if any(not isinstance(message["content"], str) for message in messages):
                 raise UserError(f"{source}: images need a model with a chat template, this one has none")
-            return _bos_token(tokenizer) + self._plain(self._with_tools(messages)) + self.prefill
+            return _bos_token(tokenizer) + self._plain(self._describe_tools_in(messages)) + self.prefill
         text = self.apply(messages, tokenizer, source)
         if self.tools and text == self.apply(messages, tokenizer, source, offer=False):  # the template ignores tools
-            text = self.apply(self._with_tools(messages), tokenizer, source)
+            text = self.apply(self._describe_tools_in(messages), tokenizer, source)
         self._check_shown(messages, text, tokenizer, source)
         return text + self.prefill
 
@@ -255,7 +299,7 @@ class Chat:
         try:
             return str(
                 tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=prompt, **more, **self.template_kwargs
+                    messages, tokenize=False, add_generation_prompt=prompt, **more, **(self.chat_template_kwargs or {})
                 )
             )
         except TemplateSyntaxError as error:
@@ -266,7 +310,7 @@ class Chat:
                 return self.apply(_with_text_arguments(messages), tokenizer, source, prompt, offer)
             raise UserError(f"{source}: the model's chat template refuses this conversation: {error}") from error
 
-    def _with_tools(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _describe_tools_in(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Describe the tools in the system message, for chat templates that ignore tools."""
         if not self.tools:
             return messages
@@ -278,13 +322,13 @@ class Chat:
     def _wrap(self, content: Any) -> Any:
         """Put the template around a message's text, or around the last text part of a list of parts."""
         if isinstance(content, str):
-            return self.template.replace("{prompt}", content)
+            return self.template_text.replace("{prompt}", content)
         parts = [dict(part) for part in content]
         texts = [part for part in parts if part.get("type") == "text"]
         if not texts:  # an image alone
             texts.append({"type": "text", "text": ""})
             parts += texts
-        texts[-1]["text"] = self.template.replace("{prompt}", texts[-1]["text"])
+        texts[-1]["text"] = self.template_text.replace("{prompt}", texts[-1]["text"])
         return parts
 
     def _plain(self, messages: list[dict[str, Any]]) -> str:

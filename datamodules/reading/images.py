@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.conversations import UNSUPPORTED, Messages, is_empty, parse_nested
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, check_within, option_group
 from lit_rlvr.types import Sample
 
 PLACEHOLDER = "<image>"
@@ -186,30 +186,49 @@ class Images(Sequence[Any]):
         return resize(decode(self.sources[index]), *self.bounds)
 
 
-def with_images(
-    rows: Iterable[Sample | BadRow], folder: str | None, min_pixels: int | None, max_pixels: int | None
-) -> Iterator[Sample | BadRow]:
+@option_group("data.images")
+@dataclass(frozen=True)
+class ImageOptions:
+    """Where a data set's images are, and in which size the model sees them.
+
+    Args:
+        folder: folder that relative image paths start from; by default the folder of the data file.
+        min_pixels: smaller images are enlarged to this many pixels (width x height).
+        max_pixels: larger images are reduced to this many pixels; one token is 784 pixels in Qwen2.5-VL and 1024 in
+            Qwen3-VL.
+    """
+
+    folder: str | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+
+    def __post_init__(self) -> None:
+        check_within("[1, inf)", "data.images", min_pixels=self.min_pixels, max_pixels=self.max_pixels)
+        if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
+            raise UserError(f"data.images: min_pixels={self.min_pixels} is more than max_pixels={self.max_pixels}")
+
+
+def with_images(rows: Iterable[Sample | BadRow], options: ImageOptions) -> Iterator[Sample | BadRow]:
     """Open the images of each row; turn a row with a bad image, or with too many or too few, into a `BadRow`.
 
     Args:
         rows: samples whose images are still raw cells of the data.
-        folder: folder that relative paths start from; None: the folder of the row's file.
-        min_pixels: smaller images are enlarged to this many pixels; max_pixels: larger ones are reduced.
 
     Raises:
-        UserError: there is no such `folder`.
+        UserError: there is no such folder.
     """
-    if folder and not Path(folder).expanduser().is_dir():
-        what = "is a file; unpack an archive first" if Path(folder).expanduser().exists() else "there is no such folder"
-        raise UserError(f"data.image_folder: {folder!r}: {what}")
+    folder = None if options.folder is None else Path(options.folder).expanduser()
+    if folder is not None and not folder.is_dir():
+        what = "is a file; unpack an archive first" if folder.exists() else "there is no such folder"
+        raise UserError(f"data.images.folder: {options.folder!r}: {what}")
     for row in rows:
         if isinstance(row, Sample):
-            start = Path(folder).expanduser() if folder else Path(row.source.rpartition(":")[0]).parent
+            start = folder or Path(row.source.rpartition(":")[0]).parent
             try:
                 row = with_own_images(row)
                 check_placeholders(row.prompt, len(row.images))
                 if row.images:
-                    row = replace(row, images=open_images(row.images, start, min_pixels, max_pixels))
+                    row = replace(row, images=open_images(row.images, start, options.min_pixels, options.max_pixels))
             except BadRow as error:
                 error.source = row.source
                 row = error

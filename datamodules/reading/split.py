@@ -11,12 +11,37 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from lit_rlvr.common.seeds import derive_seed
+from lit_rlvr.datamodules.reading.cells import Answers
 from lit_rlvr.datamodules.reading.readers import cell_to_json
 from lit_rlvr.datamodules.reading.rows import abbreviate, rank_zero_warn
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, check_within, option_group
 from lit_rlvr.types import Prompt, Sample
 
 _T = TypeVar("_T")
+
+
+@option_group("data.reading")
+@dataclass(frozen=True)
+class ReadingOptions:
+    """Which rows of a data set are used, and how.
+
+    Args:
+        answers: meaning of a list of answers (or of the text of a list of texts): `any` of them is right, or one answer
+            has to give `all` of them, joined by commas.
+        limit: train on at most this many rows, drawn by `seed` after the validation rows are held out.
+        max_bad_rows: largest share of unusable rows (no answer, empty prompt, broken JSON line) in a file. They are
+            skipped and counted up to this share; a file with more of them is refused.
+        max_prompt_tokens: longer prompts are dropped, counted and reported, never truncated.
+    """
+
+    answers: Answers = "any"
+    limit: int | None = None
+    max_bad_rows: float = 0.1
+    max_prompt_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        check_within("[1, inf)", "data.reading", limit=self.limit, max_prompt_tokens=self.max_prompt_tokens)
+        check_within("[0, 1]", "data.reading", max_bad_rows=self.max_bad_rows)
 
 
 def hold_out(rows: int, size: int | float, seed: int) -> set[int]:
@@ -47,7 +72,13 @@ def subsample(items: list[_T], limit: int | None, seed: int) -> list[_T]:
 
 
 def exchange_images(samples: list[Sample], seed: int) -> list[Sample]:
-    """Give each sample the images of another one with the same number of images, in a random cycle."""
+    """Give each sample the images of another one with the same number of images, in a random cycle.
+
+    Raises:
+        UserError: no sample has images.
+    """
+    if samples and not any(sample.images for sample in samples):
+        raise UserError("data.evaluation.shuffle_images: the rows have no images; leave it out")
     exchanged = list(samples)
     random_order = random.Random(derive_seed("deal images", seed))
     for count in sorted({len(sample.images) for sample in samples} - {0}):
@@ -172,7 +203,8 @@ def check_held_out(train: Questions, validation: Sequence[Prompt], name: str, re
     if refuse and shared and len(shared) == len(validation):
         raise UserError(
             f"{name}: all {len(shared)} validation questions also stand in training: {_pairs_text(shared)}; give other "
-            "rows, hold some out with validation_split, or validate on training rows as a further set (also_validate)"
+            "rows, hold some out with validation_split, or validate on training rows as a further set "
+            "(evaluation.also_validate)"
         )
     if shared:
         rank_zero_warn(

@@ -73,7 +73,7 @@ class TrainLoader:
 
     Args:
         stream: all training prompts.
-        prompts_per_step: size of the global batch.
+        prompts_per_rollout: size of the global batch.
         committed: returns the cursor of the next unseen prompt; if training took more prompts than the batch held
             (dynamic sampling), the next batch starts after them.
         rank: this process's rank.
@@ -85,26 +85,26 @@ class TrainLoader:
     def __init__(
         self,
         stream: PromptStream,
-        prompts_per_step: int,
+        prompts_per_rollout: int,
         committed: Callable[[], Cursor],
         rank: int = 0,
         world: int = 1,
         name: str = "",
         prepare: Prepare = _unchanged,
     ) -> None:
-        if prompts_per_step % world:
-            raise UserError(f"prompts_per_step={prompts_per_step} is not divisible by the {world} processes")
-        if len(stream) < prompts_per_step:
+        if prompts_per_rollout % world:
+            raise UserError(f"prompts_per_rollout={prompts_per_rollout} is not divisible by the {world} processes")
+        if len(stream) < prompts_per_rollout:
             raise UserError(
-                f"there are {len(stream)} training prompts, fewer than prompts_per_step={prompts_per_step}: "
+                f"there are {len(stream)} training prompts, fewer than prompts_per_rollout={prompts_per_rollout}: "
                 "lower it, or give more data"
             )
-        self.stream, self.prompts_per_step, self.committed = stream, prompts_per_step, committed
+        self.stream, self.prompts_per_rollout, self.committed = stream, prompts_per_rollout, committed
         self.rank, self.world, self.name, self.prepare = rank, world, name, prepare
 
     def __len__(self) -> int:
-        """Return the number of steps in one epoch."""
-        return len(self.stream) // self.prompts_per_step
+        """Return the number of batches in one epoch."""
+        return len(self.stream) // self.prompts_per_rollout
 
     def __iter__(self) -> Iterator[PromptBatch]:
         cursor = self.committed()
@@ -116,8 +116,8 @@ class TrainLoader:
 
     def take(self, cursor: Cursor) -> PromptBatch:
         """Return this rank's slice of the global batch that begins at `cursor`."""
-        share = self.prompts_per_step // self.world
-        prompts, after = self.stream.take(self.prompts_per_step, cursor)
+        share = self.prompts_per_rollout // self.world
+        prompts, after = self.stream.take(self.prompts_per_rollout, cursor)
         mine = [self.prepare(prompt) for prompt in prompts[self.rank * share :][:share]]
         return PromptBatch(mine, cursor=after, name=self.name)
 
@@ -130,7 +130,7 @@ class EvalLoader:
 
     Args:
         prompts: the whole set.
-        prompts_per_step: prompts in one batch over all ranks, rounded up to a multiple of `world`.
+        prompts_per_batch: prompts in one batch over all ranks, rounded up to a multiple of `world`.
         name: the set's name in metrics.
         rank: this process's rank.
         world: number of processes.
@@ -140,14 +140,14 @@ class EvalLoader:
     def __init__(
         self,
         prompts: Sequence[Prompt],
-        prompts_per_step: int,
+        prompts_per_batch: int,
         name: str,
         rank: int = 0,
         world: int = 1,
         prepare: Prepare = _unchanged,
     ) -> None:
         self.name, self.prepare = name, prepare
-        self.share = math.ceil(prompts_per_step / world)
+        self.share = math.ceil(prompts_per_batch / world)
         self.prompts = list(prompts[rank::world])
         self.batches = math.ceil(len(prompts) / (self.share * world))
 

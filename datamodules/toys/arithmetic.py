@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.datamodules.base import Split
+from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.datamodules.toys.generated import GeneratedDataModule
 from lit_rlvr.errors import MAX_SIZE, UserError
 from lit_rlvr.types import Sample
@@ -37,10 +38,10 @@ class Arithmetic(GeneratedDataModule):
         operation: Literal["add", "multiply"] = "add",
         question: str = "What is {a} + {b}?",
         solution: str | list[str] = "{answer}",
-        system_prompt: str | None = "You are a calculator.",
+        chat: Chat = Chat(system_prompt="You are a calculator."),  # noqa: B008
         **kwargs: Any,
     ) -> None:
-        super().__init__(system_prompt=system_prompt, shuffle_images=False, **kwargs)
+        super().__init__(chat=chat, **kwargs)
         numbers = range(low, high + 1)
         if len(numbers) ** 2 > MAX_SIZE:
             raise UserError(f"low={low}, high={high} make {len(numbers) ** 2} pairs; use at most {MAX_SIZE}")
@@ -90,10 +91,9 @@ class MultiStepArithmetic(GeneratedDataModule):
         problems: int = 3500,
         held_out: int = 128,
         tested: int = 128,
-        system_prompt: str | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(system_prompt=system_prompt, shuffle_images=False, **kwargs)
+        super().__init__(**kwargs)
         lengths = terms if isinstance(terms, list) else [terms]
         if min(lengths, default=0) < 2 or min(high, problems) < 1 or min(held_out, tested) < 0:
             raise UserError(

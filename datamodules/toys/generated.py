@@ -11,6 +11,8 @@ from PIL import Image
 
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.datamodules.base import PromptDataModule, Split
+from lit_rlvr.datamodules.reading.images import ImageOptions
+from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.errors import MAX_SIZE, UserError
 from lit_rlvr.types import Sample
 
@@ -18,18 +20,17 @@ from lit_rlvr.types import Sample
 class GeneratedDataModule(PromptDataModule):
     """The base of generated data sets: it hides the options that only files need."""
 
-    def __init__(self, **kwargs: Any) -> None:
+    has_answer_lists = False
+
+    def __init__(self, reading: ReadingOptions = ReadingOptions(max_bad_rows=0.0), **kwargs: Any) -> None:  # noqa: B008
         super().__init__(
             train=None,
             validation=None,
             test=None,
             validation_split=None,
             columns=None,
-            image_folder=None,
-            min_pixels=None,
-            max_pixels=None,
-            max_bad_rows=0.0,
-            answers="any",
+            reading=reading,
+            images=ImageOptions(),
             **kwargs,
         )
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.datamodules.base import Split
+from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.datamodules.text_to_sql import TextToSQL
 from lit_rlvr.datamodules.toys.generated import GeneratedDataModule
 from lit_rlvr.errors import UserError
@@ -77,10 +78,10 @@ class SyntheticSQL(GeneratedDataModule, TextToSQL):
         tables: int = 40,
         held_out: int = 10,
         folder: str | None = None,
-        max_prompt_tokens: int = 512,
+        reading: ReadingOptions = ReadingOptions(max_bad_rows=0.0),  # noqa: B008
         **kwargs: Any,
     ) -> None:
-        super().__init__(databases=None, max_prompt_tokens=max_prompt_tokens, shuffle_images=False, **kwargs)
+        super().__init__(databases=None, reading=reading, **kwargs)
         if not 0 <= held_out < tables <= len(TABLES):
             raise UserError(f"tables={tables}, held_out={held_out}: at most {len(TABLES)}, one must be left to train")
         self.tables, self.held_out = tables, held_out

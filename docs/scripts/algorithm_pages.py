@@ -13,7 +13,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from statistics import mean
 from textwrap import fill
@@ -22,6 +22,7 @@ from docstring_parser import parse
 from options_page import options
 
 from lit_rlvr import advantages, algorithms
+from lit_rlvr.common.settings import class_default
 from lit_rlvr.conformance.published import RECORDS, AlgorithmRecord
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "research"))
@@ -111,14 +112,13 @@ def papers(method: Method) -> list[str]:
 def needs(method: Method) -> str:
     """Return what a run has to provide, by what the classes say."""
     loss, advantage = getattr(algorithms, method.loss), method.estimators[0]()
-    defaults = {name: default for name, _, default, _ in options(loss)}
     found = {
         f"G >= {advantage.min_group}": advantage.min_group > 1,
         "several updates per rollout (with one it is GRPO)": loss.needs_updates,
         "one update per rollout": not loss.has_ratio,
         "completions of a reference model": advantage.reference_completions is not None,
         "several rewards": advantage.needs_parts,
-        "a reference model for the KL term": float(defaults["kl_coef"].strip("`")) > 0,
+        "a reference model for the KL term": class_default(loss, "kl").coef > 0,
     }
     return "; ".join(need for need, is_needed in found.items() if is_needed) or "-"
 
@@ -139,7 +139,11 @@ def own_options(cls: type) -> str:
     """Return a class's options that its base class lacks, or has with another default."""
     base = set(options(algorithms.RLVRModule)) if issubclass(cls, algorithms.RLVRModule) else set()
     own = [row for row in options(cls) if row not in base and row[0] != "advantage"]
-    return ", ".join(f"`{name}: {default.strip('`')}`" for name, _, default, _ in own)
+    shown = {name: default.strip("`") for name, _, default, _ in own}
+    for name in shown:
+        if is_dataclass(group := class_default(cls, name)) and group == type(group)():
+            shown[name] = f"{{{', '.join(f'{field}: {value}' for field, value in asdict(group).items())}}}"
+    return ", ".join(f"`{name}: {default}`" for name, default in shown.items())
 
 
 def facts(method: Method) -> Iterator[tuple[str, str]]:

@@ -19,14 +19,24 @@ from jsonargparse._util import get_import_path
 
 import lit_rlvr.rewards
 from lit_rlvr import advantages, algorithms, datamodules
+from lit_rlvr.algorithms.apmpo_schedule import PowerSchedule
 from lit_rlvr.cli.early_check import INDEX
 from lit_rlvr.cli.error_lines import class_arguments, known_classes
 from lit_rlvr.cli.lightning_cli import ConfigCheck
 from lit_rlvr.commands.registry import COMMANDS
+from lit_rlvr.datamodules.base import EvaluationData
+from lit_rlvr.datamodules.reading.chat import Chat
+from lit_rlvr.datamodules.reading.images import ImageOptions
+from lit_rlvr.datamodules.reading.split import ReadingOptions
+from lit_rlvr.engines.synced import Safeguards
 from lit_rlvr.environments import Calculator, Crop, Environment, EnvironmentReward, GuessNumber, Python, SQLShell
 from lit_rlvr.evaluation.diversity import CosineSimilarity, JudgeScore, SelfBLEU4, SentenceEmbedder
+from lit_rlvr.objectives import Importance
 from lit_rlvr.policy.adapters import Lora
+from lit_rlvr.policy.speed import Compute
 from lit_rlvr.rollout import FileTransfer, HFEngine, NCCLTransfer, RolloutCallback, VLLMEngine, VLLMServerEngine
+from lit_rlvr.rollout.callback import Evaluation
+from lit_rlvr.rollout.record import Replay
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.monitor import CollapseMonitor
 from lit_rlvr.run.outputs import RunFolder
@@ -34,7 +44,8 @@ from lit_rlvr.run.progress import Budget
 from lit_rlvr.run.trackers import MLflow, TensorBoard, Tracker, Trackio, Wandb
 from lit_rlvr.run.trackers.callback import TRACKER_NAMES
 from lit_rlvr.run.warm_start import WarmStart
-from lit_rlvr.training.optimizer import AutoLR
+from lit_rlvr.training.loss import KL, Loss
+from lit_rlvr.training.optimizer import AutoLR, Optim
 from lit_rlvr.types import EvalSampling, Sampling
 
 REWARDS = (
@@ -70,8 +81,9 @@ def _type(annotation: Any) -> str:
 def _default(value: Any) -> str:
     if value is inspect.Parameter.empty:
         return "required"
-    if dataclasses.is_dataclass(value):
-        return f"see {type(value).__name__}"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        own = {name: one for name, one in vars(value).items() if name != "given" and one != vars(type(value)())[name]}
+        return f"`{{{', '.join(f'{name}: {one}' for name, one in own.items())}}}`" if own else "see below"
     return f"`{value!r}`".replace("\n", "\\n")
 
 
@@ -101,8 +113,11 @@ def options_reference() -> str:
         ("model", algorithm, _public(algorithms)),
         ("model.advantage", None, [cls for _, cls in sorted(advantages.REGISTRY.items())]),
         ("data", data, [cls for cls in _public(datamodules) if issubclass(cls, data)]),
+        ("data.reading, images, chat, evaluation", None, [ReadingOptions, ImageOptions, Chat, EvaluationData]),
+        ("model.optim, loss, kl, importance, compute", None, [Optim, Loss, KL, Importance, Compute]),
+        ("model.schedule of APMPO", None, [PowerSchedule]),
         ("model.lr, model.lora", None, [AutoLR, Lora]),
-        ("rollout", None, [RolloutCallback, Sampling, EvalSampling]),
+        ("rollout", None, [RolloutCallback, Sampling, Evaluation, EvalSampling, Safeguards, Replay]),
         ("rollout.engine", None, [HFEngine, VLLMEngine, VLLMServerEngine]),
         ("rollout.engine.transfer", None, [FileTransfer, NCCLTransfer]),
         (

@@ -114,7 +114,7 @@ if __name__ == "__main__":
     runs = {"grpo": "GRPO", "spo": "own_algorithm.SPO"}
     for name, algorithm in runs.items():
         model = ["--model", algorithm, "--model.init_args.updates_per_rollout", "4"]
-        trainer = ["--trainer.max_steps", "240", "--trainer.val_check_interval", "15"]
+        trainer = ["--trainer.max_steps", "240", "--rollout.validate_every_rollouts", "15"]
         folder = ["--trainer.default_root_dir", f"runs/{name}", "--overwrite", "true"]
         assert run(["fit", "--config", "smoke/sums", *model, *trainer, *folder]) == 0
     picture(batch, replayed, {name: f"runs/{name}" for name in runs})

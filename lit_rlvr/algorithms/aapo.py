@@ -8,7 +8,8 @@ from torch import Tensor
 
 from lit_rlvr.advantages import Advantage, ReferenceCompletions
 from lit_rlvr.errors import check_within
-from lit_rlvr.objectives import Aggregation, LossInputs, Stats, policy_gradient
+from lit_rlvr.objectives import LossInputs, Stats, policy_gradient
+from lit_rlvr.training.loss import Loss
 from lit_rlvr.training.module import RLVRModule
 
 
@@ -28,12 +29,12 @@ class AAPO(RLVRModule):
     def __init__(
         self,
         advantage: Advantage | str = "aapo",
-        aggregation: Aggregation = "group_token_mean",
+        loss: Loss = Loss(aggregation="group_token_mean"),
         reference_rollouts: Literal["fresh", "pool"] = "fresh",
         reference_pool_size: int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(advantage=advantage, aggregation=aggregation, **kwargs)
+        super().__init__(advantage=advantage, loss=loss, **kwargs)
         check_within("[1, inf)", "model", reference_pool_size=reference_pool_size)
         if self.reference_completions is not None:
             self.reference_completions = ReferenceCompletions(reference_rollouts, reference_pool_size)

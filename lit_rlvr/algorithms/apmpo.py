@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
 from lit_rlvr.advantages import Advantage, GroupBatch
-from lit_rlvr.algorithms import apmpo_schedule as schedule
+from lit_rlvr.algorithms import apmpo_schedule as paper
+from lit_rlvr.algorithms.apmpo_schedule import PowerSchedule
+from lit_rlvr.common.settings import with_class_defaults
 from lit_rlvr.errors import check_within
 from lit_rlvr.objectives import LossInputs, Stats, check_dual_clip, clipped_log_ratio, log_power_mean, row_sum
+from lit_rlvr.training.loss import KL
 from lit_rlvr.training.module import RLVRModule
 
 
@@ -27,43 +30,31 @@ class APMPO(RLVRModule):
         eps_low: the ratio is clipped at 1 - eps_low.
         eps_min: lower bound of eps_ada; the ratio is clipped at 1 + eps_ada.
         eps_max: upper bound of eps_ada; eps_min = eps_max is PMPO without adaptive clipping.
-        delta: added to the standard deviation in the stability score.
-        power: a fixed p instead of the adaptive one; 1 is adaptive clipping without PMPO.
-        power_schedule: `exp` is eq. 4, `linear` eq. 11.
-        squash: `tanh` is eq. 6; `none` is Algorithm 1, kept within the bounds.
-        fss: stability score: `ratio` is mean over deviation, `mean` its numerator, `inverse_std` its denominator.
         adaptive_lower: clip below at 1 - eps_ada instead of 1 - eps_low.
-        statistics: over the `batch` (section 4), or over each `group` (Algorithm 1).
-        statistics_from: statistics of the `reward`, or of `correct` for shaped rewards.
+        schedule: how p and eps_ada follow the rewards; the paper's ablations.
         dual_clip: upper bound of token ratios where the advantage is negative; None = off.
     """
 
-    needs_updates, sequence_level = True, True
+    needs_updates, sequence_level, fixes_aggregation = True, True, True
 
     def __init__(
-        self, advantage: Advantage | str = "grpo", kl_coef: float = 0.001, gamma: float = 0.8, eps_low: float = 0.2,
-        eps_min: float = 0.2, eps_max: float = 0.4, delta: float = 1e-6, power: float | None = None,
-        power_schedule: Literal["exp", "linear"] = "exp", squash: Literal["tanh", "none"] = "tanh",
-        fss: Literal["ratio", "mean", "inverse_std"] = "ratio", adaptive_lower: bool = False,
-        statistics: Literal["batch", "group"] = "batch", statistics_from: Literal["reward", "correct"] = "reward",
-        dual_clip: float | None = None, **kwargs: Any,
+        self, advantage: Advantage | str = "grpo", kl: KL = KL(coef=0.001), gamma: float = 0.8, eps_low: float = 0.2,
+        eps_min: float = 0.2, eps_max: float = 0.4, adaptive_lower: bool = False, dual_clip: float | None = None,
+        schedule: PowerSchedule = PowerSchedule(), **kwargs: Any,
     ) -> None:  # fmt: skip
-        super().__init__(advantage=advantage, aggregation="sequence_mean", kl_coef=kl_coef, **kwargs)
+        super().__init__(advantage=advantage, kl=kl, **kwargs)
         check_within("[0, inf)", "model", gamma=gamma)
-        check_within("(0, inf)", "model", delta=delta)
-        check_within("(-inf, inf)", "model", power=power)
         check_dual_clip(dual_clip)
-        schedule.check_bounds(eps_low, eps_min, eps_max, adaptive_lower)
-        self.gamma, self.eps_low, self.eps_min, self.eps_max, self.delta = gamma, eps_low, eps_min, eps_max, delta
-        self.power, self.power_schedule, self.squash, self.fss = power, power_schedule, squash, fss
-        self.adaptive_lower, self.statistics, self.statistics_from = adaptive_lower, statistics, statistics_from
-        self.dual_clip = dual_clip
+        paper.check_bounds(eps_low, eps_min, eps_max, adaptive_lower)
+        self.gamma, self.eps_low, self.eps_min, self.eps_max = gamma, eps_low, eps_min, eps_max
+        self.adaptive_lower, self.dual_clip = adaptive_lower, dual_clip
+        self.schedule = with_class_defaults(type(self), "schedule", schedule)
 
     def observe(self, group: GroupBatch) -> dict[str, float]:
-        mu, sigma = schedule.reward_statistics(group, self.statistics_from, self.statistics)
-        fss = schedule.feedback_stability(mu, sigma, self.delta, self.fss)
-        self._p = schedule.adaptive_power(mu, self.gamma, self.power_schedule, self.power)  # (P,)
-        self._eps = schedule.adaptive_clip(fss, self.eps_min, self.eps_max, self.squash)  # (P,)
+        mu, sigma = paper.reward_statistics(group, self.schedule.statistics_from, self.schedule.statistics)
+        fss = paper.feedback_stability(mu, sigma, self.schedule.delta, self.schedule.fss)
+        self._p = paper.adaptive_power(mu, self.gamma, self.schedule.power_schedule, self.schedule.power)  # (P,)
+        self._eps = paper.adaptive_clip(fss, self.eps_min, self.eps_max, self.schedule.squash)  # (P,)
         return {"p": float(self._p.mean()), "fss": float(fss.mean()), "eps_ada": float(self._eps.mean())}
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:

@@ -5,6 +5,7 @@ Pure functions of (P,) tensors, one number per prompt; with batch statistics all
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -12,7 +13,35 @@ from torch import Tensor
 
 from lit_rlvr.advantages import GroupBatch
 from lit_rlvr.advantages.base import group_std, impute
-from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.errors import UserError, check_within, option_group
+
+
+@option_group("model.schedule")
+@dataclass(frozen=True)
+class PowerSchedule:
+    """How APMPO's exponent p and its upper clip follow the rewards; other values than the defaults are ablations.
+
+    Args:
+        power: a fixed p instead of the adaptive one; 1 is adaptive clipping without PMPO.
+        power_schedule: `exp` is eq. 4, `linear` eq. 11.
+        fss: stability score: `ratio` is mean over deviation, `mean` its numerator, `inverse_std` its denominator.
+        delta: added to the standard deviation in the stability score.
+        squash: `tanh` is eq. 6; `none` is Algorithm 1, kept within the bounds.
+        statistics: over the `batch` (section 4), or over each `group` (Algorithm 1).
+        statistics_from: statistics of the `reward`, or of `correct` for shaped rewards.
+    """
+
+    power: float | None = None
+    power_schedule: Literal["exp", "linear"] = "exp"
+    fss: Literal["ratio", "mean", "inverse_std"] = "ratio"
+    delta: float = 1e-6
+    squash: Literal["tanh", "none"] = "tanh"
+    statistics: Literal["batch", "group"] = "batch"
+    statistics_from: Literal["reward", "correct"] = "reward"
+
+    def __post_init__(self) -> None:
+        check_within("(0, inf)", "model.schedule", delta=self.delta)
+        check_within("(-inf, inf)", "model.schedule", power=self.power)
 
 
 def reward_statistics(
@@ -40,7 +69,7 @@ def reward_statistics(
     if bool((mean < 0).any()):
         raise UserError(
             f"APMPO: the mean reward is {float(mean.min()):.4g}, but p and eps_ada need rewards in [0, 1]; "
-            "use statistics_from: correct"
+            "use schedule: {statistics_from: correct}"
         )
     return mean, std
 

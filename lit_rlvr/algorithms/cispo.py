@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lit_rlvr.advantages import Advantage
 from lit_rlvr.errors import check_within
-from lit_rlvr.objectives import Aggregation, LossInputs, Stats, check_dual_clip, masked_sum, ratio
+from lit_rlvr.objectives import LossInputs, Stats, check_dual_clip, masked_sum, ratio
+from lit_rlvr.training.loss import Loss
 from lit_rlvr.training.module import RLVRModule
 
 
@@ -29,13 +30,13 @@ class CISPO(RLVRModule):
     def __init__(
         self,
         advantage: Advantage | str = "grpo",
-        aggregation: Aggregation = "token_mean",
+        loss: Loss = Loss(aggregation="token_mean"),
         ratio_cap: float = 5.0,
         ratio_floor: float = 0.0,
         dual_clip: float | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(advantage=advantage, aggregation=aggregation, **kwargs)
+        super().__init__(advantage=advantage, loss=loss, **kwargs)
         check_within("[1, inf)", "model", ratio_cap=ratio_cap)
         check_within("[0, 1]", "model", ratio_floor=ratio_floor)
         check_dual_clip(dual_clip)

@@ -10,7 +10,8 @@ from torch import Tensor
 from lit_rlvr.advantages import Advantage
 from lit_rlvr.algorithms.grpo import GRPO
 from lit_rlvr.errors import UserError, check_within
-from lit_rlvr.objectives import Aggregation, LossInputs, Stats, StepTokens, covariances, largest
+from lit_rlvr.objectives import LossInputs, Stats, StepTokens, covariances, largest
+from lit_rlvr.training.loss import Loss
 
 
 class ClipCov(GRPO):
@@ -33,7 +34,7 @@ class ClipCov(GRPO):
     def __init__(
         self,
         advantage: Advantage | str = "grpo",
-        aggregation: Aggregation = "token_mean",
+        loss: Loss = Loss(aggregation="token_mean"),
         clip_low: float = 0.2,
         clip_high: float = 0.2,
         clip_share: float = 2e-4,
@@ -41,7 +42,7 @@ class ClipCov(GRPO):
         covariance_high: float = 5.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(advantage=advantage, aggregation=aggregation, clip_low=clip_low, clip_high=clip_high, **kwargs)
+        super().__init__(advantage=advantage, loss=loss, clip_low=clip_low, clip_high=clip_high, **kwargs)
         check_within("(0, 1]", "model", clip_share=clip_share)
         check_within("(-inf, inf)", "model", covariance_low=covariance_low, covariance_high=covariance_high)
         if covariance_low >= covariance_high:

@@ -7,7 +7,7 @@ from typing import Any
 from lit_rlvr.advantages import Advantage
 from lit_rlvr.algorithms.grpo import GRPO
 from lit_rlvr.errors import check_within
-from lit_rlvr.objectives import Aggregation
+from lit_rlvr.training.loss import Loss
 from lit_rlvr.types import GroupSelection
 
 
@@ -15,7 +15,7 @@ class DAPO(GRPO):
     """`-(1/N) sum_i sum_t min(w A, clip(w, 1 - clip_low, 1 + clip_high) A)`: a token mean with a wider upper clip.
 
     Source: Yu et al. 2025 (DAPO, arXiv 2503.14476), eqs. 8-12, whose text and code average over the whole batch;
-    APMPO, eq. 13, writes `aggregation: group_token_mean`.
+    APMPO, eq. 13, writes `loss: {aggregation: group_token_mean}`.
 
     Args:
         dynamic_sampling: drop groups whose completions all have the same value of this, and sample more prompts to
@@ -27,14 +27,14 @@ class DAPO(GRPO):
     def __init__(
         self,
         advantage: Advantage | str = "grpo",
-        aggregation: Aggregation = "token_mean",
+        loss: Loss = Loss(aggregation="token_mean"),
         clip_low: float = 0.2,
         clip_high: float = 0.28,
         dynamic_sampling: bool | str = "reward",
         max_sampling_rounds: int = 10,
         **kwargs: Any,
     ) -> None:
-        super().__init__(advantage=advantage, aggregation=aggregation, clip_low=clip_low, clip_high=clip_high, **kwargs)
+        super().__init__(advantage=advantage, loss=loss, clip_low=clip_low, clip_high=clip_high, **kwargs)
         check_within("[1, inf)", "model", max_sampling_rounds=max_sampling_rounds)
         by = dynamic_sampling if isinstance(dynamic_sampling, str) else "reward"
         least = 1.0 if dynamic_sampling else self.selection.least

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from lit_rlvr.advantages import Advantage
 from lit_rlvr.errors import check_within
-from lit_rlvr.objectives import Aggregation, Divergence, LossInputs, Stats, divergence_from, log_ratio, masked_sum
+from lit_rlvr.objectives import Divergence, LossInputs, Stats, divergence_from, log_ratio, masked_sum
+from lit_rlvr.training.loss import Loss
 from lit_rlvr.training.module import RLVRModule
 
 RECOMMENDED: dict[Divergence, float] = {"tv": 0.2, "kl": 0.05}
@@ -35,14 +36,14 @@ class DPPO(RLVRModule):
     def __init__(
         self,
         advantage: Advantage | str = "grpo",
-        aggregation: Aggregation = "token_mean",
+        loss: Loss = Loss(aggregation="token_mean"),
         divergence: Divergence = "tv",
         delta_low: float | None = None,
         delta_high: float | None = None,
         drift_coef: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(advantage=advantage, aggregation=aggregation, **kwargs)
+        super().__init__(advantage=advantage, loss=loss, **kwargs)
         check_within("[0, inf)", "model", delta_low=delta_low, delta_high=delta_high, drift_coef=drift_coef)
         self.divergence = divergence
         self.delta_low = RECOMMENDED[divergence] if delta_low is None else delta_low

@@ -6,7 +6,7 @@ from typing import Any
 
 from lit_rlvr.advantages import Advantage
 from lit_rlvr.algorithms.grpo import GRPO
-from lit_rlvr.objectives import Aggregation
+from lit_rlvr.training.loss import Loss
 
 
 class DrGRPO(GRPO):
@@ -18,6 +18,6 @@ class DrGRPO(GRPO):
     """
 
     def __init__(
-        self, advantage: Advantage | str = "dr_grpo", aggregation: Aggregation = "constant", **kwargs: Any
+        self, advantage: Advantage | str = "dr_grpo", loss: Loss = Loss(aggregation="constant"), **kwargs: Any
     ) -> None:
-        super().__init__(advantage=advantage, aggregation=aggregation, **kwargs)
+        super().__init__(advantage=advantage, loss=loss, **kwargs)

@@ -9,6 +9,7 @@ from torch import Tensor
 from lit_rlvr.advantages import Advantage
 from lit_rlvr.errors import check_within
 from lit_rlvr.objectives import LossInputs, Stats, log_ratio, row_sum
+from lit_rlvr.training.loss import Loss
 from lit_rlvr.training.module import RLVRModule
 
 
@@ -25,10 +26,16 @@ class DRO(RLVRModule):
         beta: weight of the penalty (the papers' tau).
     """
 
-    sequence_level, uses_rollout = True, True
+    sequence_level, uses_rollout, fixes_aggregation = True, True, True
 
-    def __init__(self, advantage: Advantage | str = "dr_grpo", beta: float = 0.05, **kwargs: Any) -> None:
-        super().__init__(advantage=advantage, aggregation="token_sum", **kwargs)
+    def __init__(
+        self,
+        advantage: Advantage | str = "dr_grpo",
+        loss: Loss = Loss(aggregation="token_sum"),
+        beta: float = 0.05,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(advantage=advantage, loss=loss, **kwargs)
         check_within("[0, inf)", "model", beta=beta)
         self.beta = beta
 

@@ -24,7 +24,7 @@ class GMPO(RLVRModule):
         dual_clip: upper bound of token ratios where the advantage is negative; None = off.
     """
 
-    needs_updates, sequence_level = True, True
+    needs_updates, sequence_level, fixes_aggregation = True, True, True
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class GMPO(RLVRModule):
         dual_clip: float | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(advantage=advantage, aggregation="sequence_mean", **kwargs)
+        super().__init__(advantage=advantage, **kwargs)
         check_within("[0, inf)", "model", clip_low=clip_low, clip_high=clip_high)
         check_dual_clip(dual_clip)
         self.clip_low, self.clip_high, self.dual_clip = clip_low, clip_high, dual_clip

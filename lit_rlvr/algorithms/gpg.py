@@ -11,7 +11,7 @@ from lit_rlvr.algorithms.reinforce import Reinforce
 class GPG(Reinforce):
     """`-(1/N) sum_i sum_t A logp`: REINFORCE's loss, without ratio and clip, with GPG's advantage.
 
-    Source: Chu et al. 2025 (GPG, arXiv 2504.02546); AAPO, eq. 3, writes `aggregation: group_token_mean`.
+    Source: Chu et al. 2025 (GPG, arXiv 2504.02546); AAPO, eq. 3, writes `loss: {aggregation: group_token_mean}`.
     """
 
     def __init__(self, advantage: Advantage | str = "gpg", **kwargs: Any) -> None:

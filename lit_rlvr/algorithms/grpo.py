@@ -8,7 +8,8 @@ from torch import Tensor
 
 from lit_rlvr.advantages import Advantage
 from lit_rlvr.errors import check_within
-from lit_rlvr.objectives import Aggregation, LossInputs, Stats, check_dual_clip, clipped_surrogate, masked_sum, ratio
+from lit_rlvr.objectives import LossInputs, Stats, check_dual_clip, clipped_surrogate, masked_sum, ratio
+from lit_rlvr.training.loss import Loss
 from lit_rlvr.training.module import RLVRModule
 
 
@@ -26,13 +27,13 @@ class GRPO(RLVRModule):
     def __init__(
         self,
         advantage: Advantage | str = "grpo",
-        aggregation: Aggregation = "sequence_mean",
+        loss: Loss = Loss(),
         clip_low: float = 0.2,
         clip_high: float = 0.2,
         dual_clip: float | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(advantage=advantage, aggregation=aggregation, **kwargs)
+        super().__init__(advantage=advantage, loss=loss, **kwargs)
         check_within("[0, 1]", "model", clip_low=clip_low)
         check_within("[0, inf)", "model", clip_high=clip_high)
         check_dual_clip(dual_clip)

@@ -31,7 +31,7 @@ class GSPO(RLVRModule):
         dual_clip: bound the loss of negative advantages at this many |A|; None = off.
     """
 
-    sequence_level = True
+    sequence_level, fixes_aggregation = True, True
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class GSPO(RLVRModule):
         dual_clip: float | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(advantage=advantage, aggregation="sequence_mean", **kwargs)
+        super().__init__(advantage=advantage, **kwargs)
         check_within("[0, 1]", "model", clip_low=clip_low)
         check_within("[0, inf)", "model", clip_high=clip_high)
         check_dual_clip(dual_clip)

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from lit_rlvr.advantages import Advantage
 from lit_rlvr.errors import check_within
-from lit_rlvr.objectives import Aggregation, LossInputs, Stats, StepTokens, covariances, largest, log_ratio, masked_sum
+from lit_rlvr.objectives import LossInputs, Stats, StepTokens, covariances, largest, log_ratio, masked_sum
+from lit_rlvr.training.loss import Loss
 from lit_rlvr.training.module import RLVRModule
 
 
@@ -31,12 +32,12 @@ class KLCov(RLVRModule):
     def __init__(
         self,
         advantage: Advantage | str = "grpo",
-        aggregation: Aggregation = "token_mean",
+        loss: Loss = Loss(aggregation="token_mean"),
         penalty_share: float = 2e-4,
         penalty_coef: float = 1.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(advantage=advantage, aggregation=aggregation, **kwargs)
+        super().__init__(advantage=advantage, loss=loss, **kwargs)
         check_within("(0, 1]", "model", penalty_share=penalty_share)
         check_within("[0, inf)", "model", penalty_coef=penalty_coef)
         self.penalty_share, self.penalty_coef = penalty_share, penalty_coef

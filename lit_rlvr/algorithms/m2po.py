@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lit_rlvr.advantages import Advantage
 from lit_rlvr.errors import check_within
-from lit_rlvr.objectives import Aggregation, LossInputs, Stats, StepTokens, largest, masked_sum, ratio
+from lit_rlvr.objectives import LossInputs, Stats, StepTokens, largest, masked_sum, ratio
+from lit_rlvr.training.loss import Loss
 from lit_rlvr.training.module import RLVRModule
 
 
@@ -31,11 +32,11 @@ class M2PO(RLVRModule):
     def __init__(
         self,
         advantage: Advantage | str = "grpo",
-        aggregation: Aggregation = "token_mean",
+        loss: Loss = Loss(aggregation="token_mean"),
         threshold: float = 0.04,
         **kwargs: Any,
     ) -> None:
-        super().__init__(advantage=advantage, aggregation=aggregation, **kwargs)
+        super().__init__(advantage=advantage, loss=loss, **kwargs)
         check_within("(0, inf)", "model", threshold=threshold)
         self.threshold = threshold
 

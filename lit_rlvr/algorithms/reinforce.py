@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from lit_rlvr.advantages import Advantage
-from lit_rlvr.objectives import Aggregation, LossInputs, Stats, policy_gradient
+from lit_rlvr.objectives import LossInputs, Stats, policy_gradient
+from lit_rlvr.training.loss import Loss
 from lit_rlvr.training.module import RLVRModule
 
 
@@ -20,9 +21,9 @@ class Reinforce(RLVRModule):
     has_ratio = False
 
     def __init__(
-        self, advantage: Advantage | str = "reinforce", aggregation: Aggregation = "token_mean", **kwargs: Any
+        self, advantage: Advantage | str = "reinforce", loss: Loss = Loss(aggregation="token_mean"), **kwargs: Any
     ) -> None:
-        super().__init__(advantage=advantage, aggregation=aggregation, **kwargs)
+        super().__init__(advantage=advantage, loss=loss, **kwargs)
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         return policy_gradient(x)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lit_rlvr.advantages import Advantage
 from lit_rlvr.errors import check_within
-from lit_rlvr.objectives import Aggregation, LossInputs, Stats, masked_sum, ratio
+from lit_rlvr.objectives import LossInputs, Stats, masked_sum, ratio
+from lit_rlvr.training.loss import Loss
 from lit_rlvr.training.module import RLVRModule
 
 
@@ -28,12 +29,12 @@ class SAPO(RLVRModule):
     def __init__(
         self,
         advantage: Advantage | str = "grpo",
-        aggregation: Aggregation = "sequence_mean",
+        loss: Loss = Loss(),
         tau_pos: float = 1.0,
         tau_neg: float = 1.05,
         **kwargs: Any,
     ) -> None:
-        super().__init__(advantage=advantage, aggregation=aggregation, **kwargs)
+        super().__init__(advantage=advantage, loss=loss, **kwargs)
         check_within("(0, inf)", "model", tau_pos=tau_pos, tau_neg=tau_neg)
         self.tau_pos, self.tau_neg = tau_pos, tau_neg
 

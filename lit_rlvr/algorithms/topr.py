@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lit_rlvr.advantages import Advantage
-from lit_rlvr.objectives import Aggregation, LossInputs, Stats, log_ratio, masked_sum
+from lit_rlvr.objectives import LossInputs, Stats, log_ratio, masked_sum
+from lit_rlvr.training.loss import Loss
 from lit_rlvr.training.module import RLVRModule
 
 
@@ -27,9 +28,9 @@ class TOPR(RLVRModule):
     stops_gradient, sequence_level, uses_rollout = True, True, True
 
     def __init__(
-        self, advantage: Advantage | str = "dr_grpo", aggregation: Aggregation = "token_sum", **kwargs: Any
+        self, advantage: Advantage | str = "dr_grpo", loss: Loss = Loss(aggregation="token_sum"), **kwargs: Any
     ) -> None:
-        super().__init__(advantage=advantage, aggregation=aggregation, **kwargs)
+        super().__init__(advantage=advantage, loss=loss, **kwargs)
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         log_w = log_ratio(x.logp.detach(), x.rollout, x.mask).sum(1, keepdim=True)  # (B, 1)

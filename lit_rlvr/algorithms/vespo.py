@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lit_rlvr.advantages import Advantage
 from lit_rlvr.errors import check_within
-from lit_rlvr.objectives import Aggregation, LossInputs, Stats, log_ratio, masked_sum
+from lit_rlvr.objectives import LossInputs, Stats, log_ratio, masked_sum
+from lit_rlvr.training.loss import Loss
 from lit_rlvr.training.module import RLVRModule
 
 MIN_LOG_WEIGHT, MAX_LOG_WEIGHT = math.log(1e-8), 20.0
@@ -37,14 +38,14 @@ class VESPO(RLVRModule):
     def __init__(
         self,
         advantage: Advantage | str = "grpo",
-        aggregation: Aggregation = "token_mean",
+        loss: Loss = Loss(aggregation="token_mean"),
         k_pos: float = 2.0,
         lambda_pos: float = 3.0,
         k_neg: float = 3.0,
         lambda_neg: float = 2.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(advantage=advantage, aggregation=aggregation, **kwargs)
+        super().__init__(advantage=advantage, loss=loss, **kwargs)
         check_within("[0, inf)", "model", k_pos=k_pos, k_neg=k_neg)
         check_within("(0, inf)", "model", lambda_pos=lambda_pos, lambda_neg=lambda_neg)
         self.k_pos, self.lambda_pos, self.k_neg, self.lambda_neg = k_pos, lambda_pos, k_neg, lambda_neg

@@ -65,7 +65,7 @@ class PlannedRun:
     def sizes_on_device(self) -> tuple[int, int, str, str]:
         """Prompts per step, processes, precision and device."""
         device = self.trainer.strategy.root_device.type
-        return self.data.prompts_per_step, self.trainer.world_size, str(self.trainer.precision), device
+        return self.data.prompts_per_rollout, self.trainer.world_size, str(self.trainer.precision), device
 
     @property
     def steps(self) -> int | None:
@@ -79,7 +79,7 @@ class PlannedRun:
         samples = self.limits.get("samples")
         if samples is not None:
             policies = 2 if self.module.samples_reference else 1
-            per_rollout = self.data.prompts_per_step * self.rollout.group_size * policies
+            per_rollout = self.data.prompts_per_rollout * self.rollout.group_size * policies
             counts.append(math.ceil(samples / per_rollout))
         return min(counts, default=None)
 
@@ -95,11 +95,11 @@ class PlannedRun:
         def check_data() -> None:
             data.setup("fit")
             check_all(
-                lambda: check_schedule(self.module.lr_schedule, self.steps),
+                lambda: check_schedule(self.module.optim, self.steps),
                 lambda: rollout.check_data(self.module, data),
                 lambda: self._callback(RunCheckpoint).check_metrics(self.trainer, self.module, data),
                 lambda: self.warm_start.check(data, rollout.environment is not None, rollout.sampling),
-                lambda: rollout.rollouts_from and rollout.replay_source(self.trainer, self.module, data),
+                lambda: rollout.replay.rollouts_from and rollout.replay_source(self.trainer, self.module, data),
             )
 
         check_all(lambda: rollout.check_sizes(self.module, *self.sizes_on_device), check_data)
@@ -112,7 +112,7 @@ class PlannedRun:
         tokens, iterations = self.limits.get("tokens"), self.iterations
         limits = [] if tokens is None else [f"until {tokens} tokens are generated"]
         if iterations is not None:
-            passes = iterations * data.prompts_per_step / len(data.prompts["train"])
+            passes = iterations * data.prompts_per_rollout / len(data.prompts["train"])
             limits.append(
                 f"{iterations * updates_of(module)} optimizer steps, {iterations} iterations, {passes:.3g} passes over "
                 "the training prompts"
@@ -132,24 +132,23 @@ class PlannedRun:
             "devices": f"{trainer.world_size} x {trainer.strategy.root_device.type}",
             "precision": str(trainer.precision),
             "importance correction": resolve_correction(
-                module.importance_correction, rollout.generator.is_exact(dtype)
+                module.importance.correction, rollout.generator.is_exact(dtype)
             ),
             "warm start": f"at most {self.warm_start.steps} supervised steps" if self.warm_start.steps else None,
-            "sequences per rollout": data.prompts_per_step * rollout.group_size,
+            "sequences per rollout": data.prompts_per_rollout * rollout.group_size,
             "steps": ", at most ".join(limits) or "no limit: the run ends with Ctrl-C, or after trainer.max_time",
         }
 
     def sizes(self) -> dict[str, Any]:
         """Return the numbers of iterations, sequences and validations of the whole run."""
         trainer, data, rollout = self.trainer, self.data, self.rollout
-        iterations, every = self.iterations, trainer.val_check_interval
-        at_steps = isinstance(every, int) and trainer.check_val_every_n_epoch is None
-        during = (iterations or 0) // every if at_steps else 1  # by epochs counts as once, at the end
+        iterations, every = self.iterations, rollout.validate_every_rollouts
+        during = (iterations or 0) // every if every else 1  # by epochs counts as once, at the end
         samples = [len(d.prompts["validation"]) * rollout.samples_of(d.name) for d in data.validated]
         return {
             "iterations": iterations,
-            "prompts": data.prompts_per_step,
-            "sequences": data.prompts_per_step * rollout.group_size,
+            "prompts": data.prompts_per_rollout,
+            "sequences": data.prompts_per_rollout * rollout.group_size,
             "validations": 1 + during if trainer.limit_val_batches else 0,
             "validation_completions": sum(samples),
         }
@@ -179,8 +178,8 @@ def dry_run(run: PlannedRun) -> None:
     run.rollout.log_sizes(run.module, *run.sizes_on_device, data=run.data)
     run.rollout.warn_of_long_answers(run.data)
     steps = None if run.iterations is None else run.iterations * updates_of(run.module)
-    warn_of_high_rate(run.module.lr, run.module.make_optimizer)
-    warn_of_long_warmup(run.module.lr, run.module.warmup_steps, steps)
+    warn_of_high_rate(run.module.lr, run.module.optim)
+    warn_of_long_warmup(run.module.lr, run.module.optim, steps)
     found = {
         "run": run.settings(),
         "sizes": run.sizes(),

@@ -136,10 +136,16 @@ def _problems(arguments: Sequence[str], names: IndexedNames) -> Iterator[str]:
         elif option in known:
             continue
         elif key in ("model", "data") and inner:
-            inner = inner.removeprefix("init_args.").partition(".")[0]
+            group, dot, field = inner.removeprefix("init_args.").partition(".")
             path = names.path_of(key, classes[key])
-            if inner not in names.arguments(path):
-                yield explain(f"Parser key \"{key}\": class_path '{path}': Option '{inner}' is not accepted", names)
+            arguments_of_class = names.arguments(path)
+            if dot and any(name.startswith(f"{group}.") for name in arguments_of_class):
+                field = field.partition(".")[0]
+                if f"{group}.{field}" not in arguments_of_class:
+                    unrecognized = f"Unrecognized arguments: --{group}.{field}"
+                    yield explain(f"Parser key \"{key}\": class_path '{path}': {unrecognized}", names)
+            elif group not in arguments_of_class:
+                yield explain(f"Parser key \"{key}\": class_path '{path}': Option '{group}' is not accepted", names)
         elif _parent(option, known) in names.groups | {""}:
             unknown.append(option)
         else:

@@ -24,6 +24,7 @@ from lit_rlvr.errors import (
     cause_of,
     find_user_line,
     first_line,
+    moved_hint,
     nearest,
     option_instead,
     shown,
@@ -140,6 +141,10 @@ def _hints(function: Any) -> dict[str, Any]:
 
 
 PARSE_ERRORS = (
+    (r"class_path '(?P<name>[^']+)': .*?Group '(?P<group>[^']+)' does not accept option '(?P<field>[^']+)'",
+     "{where}.{group}: unknown key {field!r}"),
+    (r"class_path '(?P<name>[^']+)': [Uu]nrecognized arguments: --(?P<group>[\w.]+)\.(?P<field>\w+)",
+     "{where}.{group}: unknown key {field!r}"),
     (r"class_path '(?P<name>[^']+)': Option '(?P<own>[^']+)' is not accepted", "{where}: {name} has no option {own!r}"),
     (r"class_path '(?P<name>[^']+)': the following arguments are required: (?P<given>\w+(, \w+)*)",
      "{where}: {name} needs a value for {given}; give it under init_args"),
@@ -223,12 +228,23 @@ def _hint(found: Mapping[str, str], names: KnownNames) -> str:
     if (inherited := f"{found['where']}.{found.get('own')}") in INHERITED:
         cls, file = INHERITED[inherited]
         return f"; it comes from {cls.rpartition('.')[2]} in {shown(file)}, which a `base:` names"
+    if "field" in found:
+        return _nearest(f"{found['group']}.{found['field']}", names.arguments(found["name"]))
+    if "own" in found and (moved := moved_hint(f"{found['where'].rpartition('.')[2]}.{found['own']}")):
+        return moved
     if "own" in found:
         ours = option_instead(found["own"], TOP_KEYS)  # if neither the class has it nor a similar one
-        return _nearest(found["own"], names.arguments(found["name"])) or (f"; did you mean {ours!r}?" if ours else "")
+        known = names.arguments(found["name"])
+        fields = {name.rpartition(".")[2]: name for name in known}  # also of groups
+        near = ours or fields.get(nearest(found["own"], fields) or "")
+        return _nearest(found["own"], known) or (f"; did you mean {near!r}?" if near else "")
     if "key" in found:
-        return _nearest(found["key"], {option.removeprefix("--") for option in names.options()})
-    return _nearest(found["option"], names.options()) if "option" in found else ""
+        return moved_hint(found["key"]) or _nearest(
+            found["key"], {option.removeprefix("--") for option in names.options()}
+        )
+    if "option" in found:
+        return moved_hint(found["option"].lstrip("-")) or _nearest(found["option"], names.options())
+    return ""
 
 
 def _lacking(given: str) -> str:
@@ -319,7 +335,9 @@ def known_classes() -> dict[str, list[type]]:
 
 
 def class_arguments(cls: type) -> set[str]:
-    """Return the arguments of a class and of its bases."""
+    """Return the arguments of a class and of its bases, and the fields of those that are groups, such as `kl.coef`."""
     made = [vars(owner).get("__init__") for owner in inspect.getmro(cls)]
-    names = {name for init in made if inspect.isfunction(init) for name in inspect.signature(init).parameters}
-    return names - {"self", "args", "kwargs"}
+    found = [one for init in made if inspect.isfunction(init) for one in inspect.signature(init).parameters.values()]
+    groups = {one.name: one.default for one in found if dataclasses.is_dataclass(one.default)}
+    fields = {f"{name}.{field.name}" for name, group in groups.items() for field in dataclasses.fields(group)}
+    return {one.name for one in found} - {"self", "args", "kwargs"} | fields

@@ -30,7 +30,7 @@ from lit_rlvr.cli.user_modules import report_namesake
 from lit_rlvr.commands.plan.timing import time_run
 from lit_rlvr.commands.registry import COMMANDS
 from lit_rlvr.common.terminal import show_result, wants_json
-from lit_rlvr.configs import Parser, changed_classes, changes, find_configs, import_classes, with_moved_classes
+from lit_rlvr.configs import Parser, changed_classes, changes, check_current, find_configs, import_classes
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.distributed.checkpoints import checkpoint_step, last_checkpoint
 from lit_rlvr.distributed.collectives import is_first_process
@@ -75,7 +75,7 @@ TIME = "--time"
 
 
 REPLAY = "--rollouts-from"
-"""Option of `fit` that is short for `--rollout.rollouts_from`."""
+"""Option of `fit` that is short for `--rollout.replay.rollouts_from`."""
 
 
 SUBCOMMANDS = {
@@ -121,12 +121,14 @@ def settings_yaml(parser: LightningArgumentParser, config: Any) -> str:
 
 
 def keep_chosen_tokens(config: Any) -> None:
-    """Replace `auto` in model.tokens_per_microbatch by what the run that is resumed has chosen."""
-    options, before = config.model.init_args, _config_of(config.ckpt_path)
-    if options.get("tokens_per_microbatch") != "auto" or not before.is_file():
+    """Replace `auto` in model.compute.tokens_per_microbatch by what the run that is resumed has chosen."""
+    options, before = config.model.init_args.compute, _config_of(config.ckpt_path)
+    if not before.is_file():
         return
-    settings = yaml.safe_load(before.read_text())
-    options.tokens_per_microbatch = settings["model"].get("init_args", {}).get("tokens_per_microbatch", "auto")
+    check_current(before)
+    if options.tokens_per_microbatch == "auto":
+        settings = yaml.safe_load(before.read_text())["model"]["init_args"].get("compute", {})
+        options.tokens_per_microbatch = settings.get("tokens_per_microbatch", "auto")
 
 
 def _config_of(checkpoint: str) -> Path:
@@ -143,7 +145,7 @@ def log_changed_settings(run: Run, max_steps: int) -> None:
     if before.is_file():
         then, now = (
             yaml.safe_load(text.replace(": datamodules.", ": lit_rlvr.datamodules."))
-            for text in (with_moved_classes(before.read_text()), run.settings)
+            for text in (before.read_text(), run.settings)
         )
         for key, old, new in changes(then, now):
             _log.warning("resumed with a different %s: %s -> %s", key, old, new)
@@ -276,7 +278,7 @@ class RLVRCLI(LightningCLI):
             raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
         if self.subcommand == "fit" and self.model.budget.given == "auto":
             tokens = choose_tokens(trainer, self.model, self.datamodule)
-            self._settings.model.init_args.tokens_per_microbatch = tokens
+            self._settings.model.init_args.compute.tokens_per_microbatch = tokens
             self._run.settings = settings_yaml(self._parser("fit"), self._settings)
         elif self.subcommand == "fit":
             suggest_more_tokens(trainer, self.model, self.datamodule)
@@ -379,7 +381,7 @@ def value_of(option: str, arguments: Sequence[str]) -> tuple[int, list[str]] | N
 def run(command: str, arguments: list[str]) -> int | None:
     """Run `lit-rlvr fit` or another command that takes a config."""
     if command == "fit":
-        arguments = [re.sub(f"^{REPLAY}(?==|$)", "--rollout.rollouts_from", argument) for argument in arguments]
+        arguments = [re.sub(f"^{REPLAY}(?==|$)", "--rollout.replay.rollouts_from", argument) for argument in arguments]
     if command == "plan" and TIME in arguments:
         time_run(arguments)
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from lit_rlvr.common.files import check_writable
 from lit_rlvr.distributed.fsdp2 import FSDP2
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.precision import auto_precision
+from lit_rlvr.policy.speed import DEFAULT_TOKENS
 from lit_rlvr.run.run import DEFAULT_FOLDER
-from lit_rlvr.training.failures import DEFAULT_TOKENS
 
 _log = logging.getLogger("lit_rlvr")
 
@@ -35,10 +36,6 @@ def check_config(command: str, config: Namespace) -> None:
         UserError: names the option.
     """
     trainer = config.trainer
-    if trainer.val_check_interval == 0:
-        raise UserError(
-            "trainer.val_check_interval: 0 is not an interval; to skip validation, set trainer.limit_val_batches: 0"
-        )
     measures = {"validate": "limit_val_batches", "test": "limit_test_batches"}.get(command)
     if measures and trainer[measures] == 0:
         raise UserError(f"trainer.{measures}: {trainer[measures]} leaves nothing to measure; leave it out")
@@ -73,25 +70,25 @@ def resolve_config(command: str, config: Namespace) -> None:
 
 
 def choose_strategy(command: str, config: Namespace, module: Any, data: Any) -> None:
-    """Replace `auto` in trainer.strategy and model.gradient_checkpointing by what should fit on the GPUs.
+    """Replace `auto` in trainer.strategy and model.compute.gradient_checkpointing by what should fit on the GPUs.
 
     Args:
         config: with the classes that it names built.
     """
     trainer = config.trainer
-    given, checkpointing = trainer.strategy, module.gradient_checkpointing
+    given, checkpointing = trainer.strategy, module.compute.gradient_checkpointing
     if "auto" not in (given, checkpointing):
         return
     gpus = None
     if command in ("fit", "validate", "test"):
         gpus = GPUs.of_trainer(trainer.accelerator, trainer.devices, trainer.num_nodes)
     if gpus is None:
-        module.gradient_checkpointing = checkpointing is True
+        module.compute = replace(module.compute, gradient_checkpointing=checkpointing is True)
         return
     job = describe_job(module, data, config.rollout, trainer.precision)
     placement = None if given == "auto" else (isinstance(given, FSDP2), bool(getattr(given, "offload", False)))
     plan = job.choice(gpus, placement, None if checkpointing == "auto" else checkpointing)
-    module.gradient_checkpointing = plan.strategy.checkpointing
+    module.compute = replace(module.compute, gradient_checkpointing=plan.strategy.checkpointing)
     if given == "auto":
         several = "ddp" if gpus.count > 1 else "auto"
         copies = trainer.num_nodes if job.fits_each_machine(plan, trainer.num_nodes) else 1
@@ -100,7 +97,8 @@ def choose_strategy(command: str, config: Namespace, module: Any, data: Any) -> 
 
 
 def choose_tokens(trainer: Trainer, module: Any, data: Any) -> int:
-    """Replace `auto` in model.tokens_per_microbatch by the most tokens that should fit on each device, and return them.
+    """Replace `auto` in model.compute.tokens_per_microbatch by the most tokens that should fit on each device; return
+    them.
 
     A CPU gets at most the default, because its memory is not the run's alone.
     """
@@ -134,6 +132,6 @@ def suggest_more_tokens(trainer: Trainer, module: Any, data: Any) -> None:
     if larger.fits and larger.budget >= 2 * plan.budget:
         _log.info(
             "tokens_per_microbatch: %d keeps a GPU waiting; %d fit (about %.3g of %.3g GiB), and `auto` takes the most "
-            "that fit: --model.init_args.tokens_per_microbatch auto",
+            "that fit: --model.init_args.compute.tokens_per_microbatch auto",
             plan.budget, larger.budget, larger.needs / GIB, larger.gpus.gib,
         )  # fmt: skip

@@ -123,7 +123,7 @@ def run(command: str, arguments: list[str]) -> None:
     if (config.model is None) == (config.completions is None):
         raise UserError("--model: give either a model to sample from or --completions to score")
     given = {name: config[name] for name in ("protocol", *SAMPLING, "system_prompt", "template")}
-    options = {"eval_limit": config.limit, "max_prompt_tokens": config.max_prompt_tokens}
+    options = {"evaluation": {"limit": config.limit}, "reading": {"max_prompt_tokens": config.max_prompt_tokens}}
     suites = list(find_suites(config.suite, options, given, as_environment(config.environment)))
     if not suites:
         raise UserError("--suite: it names no suite; give at least one, such as math500")
@@ -182,7 +182,11 @@ def sample_suites(
         records = Records(out, *settings)
     elif missing:
         sampled_sets = {
-            s.name: (prompts[s.name], longest(plans[s.name]), s.data.max_prompt_tokens if begins(s.environment) else 0)
+            s.name: (
+                prompts[s.name],
+                longest(plans[s.name]),
+                s.data.reading.max_prompt_tokens if begins(s.environment) else 0,
+            )
             for s in suites
         }
         sampler = start_sampler(module, config, sampled_sets)
@@ -244,7 +248,7 @@ def score_given(suites: list[Suite], config: Namespace, out: Path) -> tuple[Reco
         parts = [part for part in ("sampled", "greedy") if f"{suite.name}/{part}" in given]
         questions = {sample.id for part in parts for sample in match(given[f"{suite.name}/{part}"], samples, part)}
         prompts = [
-            Prompt(sample, [], prefill=suite.data.chat.prefill, score_prefill=suite.data.score_prefill)
+            Prompt(sample, [], prefill=suite.data.chat.prefill, score_prefill=suite.data.chat.score_prefill)
             for sample in samples
             if sample.id in questions
         ]
@@ -285,7 +289,7 @@ def load_prompts(suite: Suite, module: EvaluatingModule) -> list[Prompt]:
     if not suite.data.prompts["test"]:
         raise UserError(f"--suite: {suite.name} has no questions; give its `test`")
     check_references(suite.rewards, suite.data.loaded)
-    check_prefills(suite.rewards, suite.data.opening, suite.data.score_prefill)
+    check_prefills(suite.rewards, suite.data.opening, suite.data.chat.score_prefill)
     return suite.data.prompts["test"]
 
 

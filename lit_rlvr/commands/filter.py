@@ -99,7 +99,7 @@ def prompts_to_sample(
     if rollout.environment is not None:
         data.use_environment(rollout.environment)
     data.setup("test" if split == "test" else "fit")
-    check_prefills(rollout.rewards, data.opening, data.score_prefill)
+    check_prefills(rollout.rewards, data.opening, data.chat.score_prefill)
     if not data.prompts[split]:
         raise UserError(f"--split: there is no {split} set")
     check_references(rollout.rewards, data.loaded)
@@ -111,7 +111,7 @@ def open_sampler(
     prompts: Sequence[Prompt], max_tokens: int, split: Split = "train",
 ) -> Sampler:  # fmt: skip
     """Start the engine of a config on its model, for completions of at most `max_tokens` of these prompts."""
-    grown = data.max_prompt_tokens if begins(rollout.environment) else 0
+    grown = data.reading.max_prompt_tokens if begins(rollout.environment) else 0
     reach = replace(rollout.sampling, max_tokens=max_tokens).reach
     requirement = LengthRequirement(
         f"{data.name} {split}", prompts, reach, "rollout.sampling.max_tokens", min_prompt_tokens=grown

@@ -43,6 +43,7 @@ COMMANDS = {
         "lit_rlvr.commands.completion",
         "print a script that completes commands and options in bash or zsh",
     ),
+    "convert": ("lit_rlvr.commands.convert", "rename the options in your files that have moved"),
     "doctor": ("lit_rlvr.commands.doctor", "show what is installed, what will be used, and what is missing"),
 }
 """Command -> (module with `run(command, arguments)`, one line of help)."""

@@ -245,10 +245,10 @@ class Tuner:
             rollout__group_size=size,
         )  # fmt: skip
         per_rollout = self._prompts_per_rollout(size)
-        if per_rollout != self.data.prompts_per_step:
+        if per_rollout != self.data.prompts_per_rollout:
             tuned.choose(
-                f"prompts_per_step {per_rollout}: with {size} completions each, about as many as before in a rollout.",
-                data__init_args__prompts_per_step=per_rollout,
+                f"prompts_per_rollout {per_rollout}: with {size} completions each, about as many as before.",
+                data__init_args__prompts_per_rollout=per_rollout,
             )
         if signal < HOPELESS and tuned.accuracy < ENOUGH:
             limit = self._teach(limit)
@@ -266,14 +266,14 @@ class Tuner:
             rollout__sampling__max_tokens=limit,
         )
         if limit != before == self.rollout.eval_sampling.max_tokens:
-            self.tuned.settings["rollout.eval_sampling.max_tokens"] = limit
+            self.tuned.settings["rollout.evaluation.sampling.max_tokens"] = limit
 
     def _prompts_per_rollout(self, size: int) -> int:
         """Return how many prompts with `size` completions make about as many completions as the config's."""
         if size == self.rollout.group_size:
-            return self.data.prompts_per_step
+            return self.data.prompts_per_rollout
         unit = self.ranks * self.module.updates_per_rollout
-        before = self.data.prompts_per_step
+        before = self.data.prompts_per_rollout
         wanted = max(before * self.rollout.group_size / size, min(before, LEAST_PROMPTS))
         return unit * max(1, min(round(wanted / unit), len(self.prompts) // unit))
 

@@ -6,7 +6,7 @@ import inspect
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -28,6 +28,24 @@ def init_arguments() -> dict[str, Any]:
         found |= {name: values[name] for name in names if name != "self"}
         frame = frame.f_back
     return found
+
+
+def class_default(cls: type, name: str) -> Any:
+    """Return the default of an argument of a class: that of the most derived `__init__` that names it."""
+    inits = (vars(owner).get("__init__") for owner in inspect.getmro(cls))
+    named = (inspect.signature(init).parameters.get(name) for init in inits if inspect.isfunction(init))
+    return next(parameter.default for parameter in named if parameter is not None)
+
+
+def with_class_defaults(cls: type, name: str, group: Any) -> Any:
+    """Return a group of options of a class, where the class's own defaults stand in for the fields that were not given:
+    `DAPO(loss=Loss(entropy_coef=0.1))` keeps DAPO's aggregation.
+
+    Args:
+        group: the group, or a mapping of its fields.
+    """
+    given = group if isinstance(group, Mapping) else {field: getattr(group, field) for field in group.given}
+    return replace(class_default(cls, name), **given)
 
 
 def snake_case(class_name: str) -> str:

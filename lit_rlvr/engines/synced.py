@@ -7,7 +7,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from textwrap import shorten
 from typing import Any
 
@@ -17,7 +17,7 @@ from lit_rlvr.common.seeds import derive_seed, run_seed
 from lit_rlvr.distributed.collectives import gather_objects, lost_peer, rank
 from lit_rlvr.distributed.sharding import has_shards
 from lit_rlvr.engines.base import Done, EngineContext, RolloutEngine, Turns
-from lit_rlvr.errors import UserError, check_within, comes_from_library, first_line
+from lit_rlvr.errors import UserError, check_within, comes_from_library, first_line, option_group
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import training_autocast
 from lit_rlvr.types import Completion, Prompt, Rollout, Sampling
@@ -131,6 +131,34 @@ _PERMANENT_ERRORS = {"BackendCompilerFailed", "ImportError"}
 """Exceptions, torch's by name, that a restart of the engine would only raise again."""
 
 
+@option_group("rollout.safeguards")
+@dataclass(frozen=True)
+class Safeguards:
+    """What a run checks, and how many failures it survives.
+
+    Args:
+        probe_every: compare the engine's log-probabilities with the trainer's after the first weight sync that can be
+            probed and after every `probe_every`-th one; 0 = after the first only.
+        max_engine_restarts: how many times in a row, without a complete batch in between, a crashed engine is
+            restarted, with the same weights and batch, before the run ends.
+        max_failure_rate: share of completions whose reward may fail through the checker's own fault (they are masked
+            out of the loss), or be stopped by the limits of its worker; above it the run saves the examples and stops.
+        max_group_seconds: with `staleness` on servers, drop a group whose completions have not ended after so many
+            seconds, and name it; null = wait for it.
+    """
+
+    probe_every: int = 10
+    max_engine_restarts: int = 3
+    max_failure_rate: float = 0.05
+    max_group_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        counts = {"probe_every": self.probe_every, "max_engine_restarts": self.max_engine_restarts}
+        check_within("[0, inf)", "rollout.safeguards", **counts)
+        check_within("[0, 1]", "rollout.safeguards", max_failure_rate=self.max_failure_rate)
+        check_within("(0, inf)", "rollout.safeguards", max_group_seconds=self.max_group_seconds)
+
+
 class SyncedEngine:
     """Owner of an engine: it generates with a given version of the weights, and survives crashes.
 
@@ -139,18 +167,15 @@ class SyncedEngine:
 
     Args:
         engine: the engine that generates; it is started here.
-        max_restarts: how many times in a row, without a complete batch in between.
-        probe_every: compare the engine's log-probabilities with the policy's after the first sync that can be probed
-            and after every `probe_every`-th one; 0 = after the first only.
+        safeguards: how often it is probed, and how many crashes in a row it survives.
         resume: tells the user how to continue once the engine has crashed too often.
     """
 
     def __init__(
-        self, engine: RolloutEngine, max_restarts: int = 3, probe_every: int = 10,
+        self, engine: RolloutEngine, safeguards: Safeguards = Safeguards(),  # frozen
         resume: str = "resume with --ckpt_path last",
     ) -> None:  # fmt: skip
-        check_within("[0, inf)", "rollout", max_engine_restarts=max_restarts, probe_every=probe_every)
-        self.engine, self._max_restarts, self._probe_every, self._resume = engine, max_restarts, probe_every, resume
+        self.engine, self._safeguards, self._resume = engine, safeguards, resume
         self._context: EngineContext | None = None
         self._policy: Policy | None = None  # whose weights it holds
         self._version: Hashable | None = None  # of these weights; None = it may hold others
@@ -205,7 +230,8 @@ class SyncedEngine:
         if first and policy.has_zero_adapters():
             with policy.nonzero_adapters():  # else an engine that leaves adapters out would pass
                 self._send(policy, prompts, sampling)
-        due = first or (self._probe_every > 0 and self._syncs % self._probe_every == 0)
+        every = self._safeguards.probe_every
+        due = first or (every > 0 and self._syncs % every == 0)
         self._send(policy, prompts if due else None, sampling)
         self._version = self.held[self.engine.version] = version
 
@@ -311,14 +337,18 @@ class SyncedEngine:
                     "yet, so it is not restarted again; use another engine (rollout.engine: hf runs every model)"
                 )
             self._first_crash = kind
-            if self._restarts == self._max_restarts:
+            if self._restarts == self._safeguards.max_engine_restarts:
                 raise UserError(
-                    f"engine {self.engine.name} crashed: {crash}; after {self._max_restarts} restart(s) in a row "
-                    f"(rollout.max_engine_restarts) the run ends; {self._resume}"
+                    f"engine {self.engine.name} crashed: {crash}; after {self._restarts} restart(s) in a row "
+                    f"(rollout.safeguards.max_engine_restarts) the run ends; {self._resume}"
                 )
             self._restarts, self._is_probed = self._restarts + 1, False
             _log.warning(
-                "engine %s crashed: %s; restart %d of %d", self.engine.name, crash, self._restarts, self._max_restarts
+                "engine %s crashed: %s; restart %d of %d",
+                self.engine.name,
+                crash,
+                self._restarts,
+                self._safeguards.max_engine_restarts,
             )
             crash = crash_of(self._start_anew)
 

@@ -53,7 +53,7 @@ def find_limits(max_tokens: int, model: str) -> Sampling:
     config = run_config(Path(model).expanduser())
     found: dict[str, Any] = {}
     for name in (*TURNS, "stop"):
-        for place in ("eval_sampling", "sampling"):
+        for place in ("evaluation.sampling", "sampling"):
             value = lookup(config, f"rollout.{place}.{name}")
             if value is not None and name not in found:
                 found[name] = tuple(value) if name == "stop" else value
@@ -71,7 +71,7 @@ def find_max_tokens(requested: int | None, model: str) -> ValueAndOrigin:
         return requested, "--max_tokens"
     if is_run(model):
         config = run_config(Path(model).expanduser())
-        for name in ("rollout.eval_sampling.max_tokens", "rollout.sampling.max_tokens"):
+        for name in ("rollout.evaluation.sampling.max_tokens", "rollout.sampling.max_tokens"):
             if isinstance(found := lookup(config, name), int):
                 return found, f"the run's {name}"
     return MAX_TOKENS, "by default"

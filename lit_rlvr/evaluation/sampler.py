@@ -75,7 +75,9 @@ class Sampler:
             batch = [data.prepare(p) for p in prompts[first : first + batch_size]]
             seeds = [[derive_seed(run_seed(), use, p.sample.id, g) for g in range(samples)] for p in batch]
             if episodes is not None:
-                batch = episodes.open(batch, seeds, lambda s: data.prepare(data.encode(s)), data.max_prompt_tokens)
+                batch = episodes.open(
+                    batch, seeds, lambda s: data.prepare(data.encode(s)), data.reading.max_prompt_tokens
+                )
             self._run(batch, sampling, seeds, rewards, judged, episodes)
 
     def _episodes_for(self, environment: Environment, data: PromptDataModule) -> Episodes:

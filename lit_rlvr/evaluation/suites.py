@@ -26,7 +26,7 @@ from lit_rlvr.rewards import Reward
 _log = logging.getLogger("lit_rlvr")
 import_classes(lit_rlvr.environments, lit_rlvr.rewards)
 
-BOXED_TEMPLATE = {"template": "boxed"}
+BOXED_TEMPLATE = {"chat": {"template": "boxed"}}
 MATH = {"class_path": "MathAnswer"}
 SUITE_LAYOUTS: Sequence[tuple[Sequence[set[str]], dict[str, Any], list[Any]]] = (
     ([{"db_id", "question"}], {"class_path": "TextToSQL"}, ["SQLExecution"]),
@@ -127,11 +127,11 @@ def prompt_options(name: str, values: Mapping[str, Any], protocol: Protocol) -> 
     instruction, unless the protocol has a template too.
     """
     prompts = dict(protocol.prompts)
-    template = (values["data"].get("init_args") or {}).get("template")
+    template = ((values["data"].get("init_args") or {}).get("chat") or {}).get("template")
     if template is not None and "system_prompt" in prompts and "template" not in prompts:
         _log.info("%s: the system prompt given replaces the template %r of the suite", name, template)
         prompts["template"] = "{prompt}"
-    return prompts
+    return {"chat": prompts} if prompts else {}
 
 
 def find_suite(item: str, has_columns: bool = False) -> tuple[str, dict[str, Any]]:
@@ -205,7 +205,7 @@ def suite_from_columns(location: str, name: str, has_columns: bool = False) -> d
 
 def example(location: str, columns: list[str]) -> str:
     """Return a suite file for mathematical questions, in one line."""
-    init_args = {"test": location, "columns": {"prompt": columns[0], "answer": columns[-1]}, "template": "boxed"}
+    init_args = {"test": location, "columns": {"prompt": columns[0], "answer": columns[-1]}} | BOXED_TEMPLATE
     values = {"data": {"class_path": "TextMath", "init_args": init_args}, "rewards": ["MathAnswer"]}
     return yaml.safe_dump(values, default_flow_style=True, sort_keys=False, width=float("inf")).strip()
 

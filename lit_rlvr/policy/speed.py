@@ -9,9 +9,10 @@ import platform
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -19,11 +20,50 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_rlvr.common.files import available_memory
 from lit_rlvr.common.packages import missing_compiler, require
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, check_within, option_group
 from lit_rlvr.policy.families import language_modules
 from lit_rlvr.policy.precision import is_half
 
 _log = logging.getLogger("lit_rlvr")
+
+
+DEFAULT_TOKENS = 4096
+"""The most input tokens in a micro-batch by default."""
+
+
+@option_group("model.compute")
+@dataclass(frozen=True)
+class Compute:
+    """How training computes, with the same results up to rounding.
+
+    Args:
+        tokens_per_microbatch: maximum input tokens per micro-batch, including padding, though it has at least one
+            prompt and completion, however long; bounds memory without changing results. Halved when memory runs out.
+            `auto` lets `lit-rlvr fit` choose it by the memory of the devices; the run's `config.yaml` has the number,
+            which a resume keeps.
+        shared_prefix: compute each prompt once for its whole group; False = one completion per row.
+        gradient_checkpointing: recompute each layer in the backward pass: less memory, a third more time. `auto` lets
+            `lit-rlvr fit` decide by the memory of the GPUs.
+        liger: use liger-kernel's fused kernels (GPU only). torch cannot compile them, so not with `torch_compile`.
+        torch_compile: compile the language model's layers with torch.compile for training, which takes a while at the
+            start; a resumed run then ends the same only up to rounding. Generation is not compiled. `auto` does so on a
+            CPU in bfloat16, in one process, if the run is long enough for it to pay.
+    """
+
+    tokens_per_microbatch: int | Literal["auto"] = DEFAULT_TOKENS
+    shared_prefix: bool = True
+    gradient_checkpointing: bool | Literal["auto"] = False
+    liger: bool = False
+    torch_compile: bool | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.tokens_per_microbatch != "auto":
+            check_within("[1, inf)", "model.compute", tokens_per_microbatch=self.tokens_per_microbatch)
+        for other, wrong in (("shared_prefix: false", not self.shared_prefix), ("liger: true", self.liger)):
+            if self.torch_compile is True and wrong:
+                raise UserError(
+                    f"model.compute.torch_compile: it cannot be combined with {other}; leave one of them off"
+                )
 
 
 MIN_COMPILED_FLOPS = 4e14
@@ -90,7 +130,9 @@ def enable_checkpointing(model: Any) -> None:
         UserError: no layer of the model supports it.
     """
     if not any(isinstance(layer, GradientCheckpointingLayer) for layer in model.modules()):
-        raise UserError(f"model.gradient_checkpointing: {type(model).__name__} does not support it; leave it off")
+        raise UserError(
+            f"model.compute.gradient_checkpointing: {type(model).__name__} does not support it; leave it off"
+        )
     model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
@@ -119,14 +161,14 @@ def use_liger(model: nn.Module) -> None:
         UserError: there is no GPU, liger-kernel is not installed, or does not support the model.
     """
     if not torch.cuda.is_available():
-        raise UserError("model.liger: its kernels run on a GPU only; leave it off")
-    require("liger_kernel", "model.liger", "liger-kernel")
+        raise UserError("model.compute.liger: its kernels run on a GPU only; leave it off")
+    require("liger_kernel", "model.compute.liger", "liger-kernel")
     from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
     try:  # our scoring never calls the losses that it would fuse
         _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
     except (TypeError, ValueError) as error:
-        raise UserError(f"model.liger: {type(model).__name__} is not supported: {error}") from error
+        raise UserError(f"model.compute.liger: {type(model).__name__} is not supported: {error}") from error
 
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h

@@ -72,7 +72,7 @@ def compile_and_verify(policy: Policy, dtype: torch.dtype) -> None:
     """
     name = type(policy.model).__name__
     if not policy.shared_prefix:
-        _log.warning("model.torch_compile: only layers that share prompts are compiled; %s's are not", name)
+        _log.warning("model.compute.torch_compile: only layers that share prompts are compiled; %s's are not", name)
         return
     logp, gradient = _trained_once(policy, dtype)
     compile_layers(policy.model)
@@ -81,11 +81,11 @@ def compile_and_verify(policy: Policy, dtype: torch.dtype) -> None:
     except TorchDynamoException as error:
         reason = shorten(str(error).partition("\n\n")[0], 200, placeholder="...")  # advice follows
         raise UserError(
-            f"model.torch_compile: torch cannot compile {name}'s layers ({reason}); leave it off, or install the "
-            "compiler: a C++ compiler for a CPU, Triton for a GPU"
+            f"model.compute.torch_compile: torch cannot compile {name}'s layers ({reason}); leave it off, or install "
+            "the compiler: a C++ compiler for a CPU, Triton for a GPU"
         ) from error
     if not (_excess((found - logp).abs(), dtype) <= 1 and _apart(other, gradient, dtype) <= 1):
-        raise UserError(f"model.torch_compile: {name}'s compiled layers compute something else; leave it off")
+        raise UserError(f"model.compute.torch_compile: {name}'s compiled layers compute something else; leave it off")
 
 
 def check_spans(policy: Policy, dtype: torch.dtype) -> None:
@@ -108,8 +108,8 @@ def check_spans(policy: Policy, dtype: torch.dtype) -> None:
     if not (excess <= 1 and apart <= 1):
         raise UserError(
             f"model: {type(policy.model).__name__}'s attention by spans (policy/spans.py) computes something else on "
-            f"{policy.device} than padded attention; use model.shared_prefix: false, and report the versions of torch "
-            "and of the driver"
+            f"{policy.device} than padded attention; use model.compute.shared_prefix: false, and report the "
+            "versions of torch and of the driver"
         )
 
 

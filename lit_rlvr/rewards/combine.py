@@ -260,7 +260,7 @@ def stop_on_failures(
     counts = (int(lost.sum()), int((lost | late).sum()), scores.failed.numel())
     ranks = gather_objects(counts) if together else [counts]
     failed, with_late, total = (sum(numbers) for numbers in zip(*ranks, strict=True))
-    bound = f"rollout.max_failure_rate={limit}"
+    bound = f"rollout.safeguards.max_failure_rate={limit}"
     if together and with_late > max(limit, 0.5) * total >= failed:
         lost, failed, bound = lost | late, with_late, "a half"
     elif failed <= limit * total:

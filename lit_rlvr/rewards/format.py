@@ -51,8 +51,9 @@ class Format(Reward):
                 continue
             raise UserError(
                 f"rewards.{type(self).__name__} {self.name!r} asks for {tag} in the text, but the chat template or the "
-                f"data's prefill writes it ({prefill!r}), so no text ever has it; set data.init_args.score_prefill: "
-                "true, with which rewards judge that too, or ask only for what the model writes"
+                f"data's prefill writes it ({prefill!r}), so no text ever has it; set "
+                "data.init_args.chat.score_prefill: true, with which rewards judge that too, or ask only for what "
+                "the model writes"
             )
 
     def __call__(self, completion: Completion, sample: Sample) -> float:

@@ -185,7 +185,7 @@ class FunctionReward(Reward):
         if tag := tag_within(prefill, source):
             _log.warning(
                 "reward %r: its code names %s, which the chat template or the data's prefill writes (%r) and so no "
-                "completion has; set data.init_args.score_prefill: true if it looks for that in the text",
+                "completion has; set data.init_args.chat.score_prefill: true if it looks for that in the text",
                 self.name, tag, prefill,
             )  # fmt: skip
 

@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,15 +20,15 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlvr.common.seeds import run_seed
-from lit_rlvr.common.settings import init_arguments
+from lit_rlvr.common.settings import init_arguments, with_class_defaults
 from lit_rlvr.distributed.checkpoints import user_code, warn_of_changes
 from lit_rlvr.distributed.collectives import is_first_process
 from lit_rlvr.engines import resolve_engine
 from lit_rlvr.engines.base import EngineContext, RolloutEngine
-from lit_rlvr.engines.synced import SyncedEngine
+from lit_rlvr.engines.synced import Safeguards, SyncedEngine
 from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.base import rewards_with
-from lit_rlvr.errors import MAX_SIZE, ChecksArguments, UserError, check_all, check_within, refuse_all
+from lit_rlvr.errors import MAX_SIZE, ChecksArguments, UserError, check_all, check_within, option_group, refuse_all
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rewards import FunctionReward, Reward, shared_pool
 from lit_rlvr.rewards.base import check_prefills, say_where
@@ -39,7 +39,7 @@ from lit_rlvr.rollout.episodes import begins, check_turns, turn_metrics
 from lit_rlvr.rollout.generate import GroupSampler, completion_seeds
 from lit_rlvr.rollout.limits import LengthRequirement, check_lengths, check_sizes, length_requirements, log_sizes
 from lit_rlvr.rollout.queue import QueueSource
-from lit_rlvr.rollout.record import Record, ReplaySource, replay_terms
+from lit_rlvr.rollout.record import Record, Replay, ReplaySource, replay_terms
 from lit_rlvr.rollout.source import RolloutSource, SyncSource
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.training.optimizer import unallocated, updates_of
@@ -52,6 +52,29 @@ if TYPE_CHECKING:
 _log = logging.getLogger("lit_rlvr")
 
 
+@option_group("rollout.evaluation")
+@dataclass(frozen=True)
+class Evaluation:
+    """How many completions of a prompt validation samples, and how.
+
+    Args:
+        sampling: how they are sampled; max_tokens is training's by default. From Python, a `Sampling` is taken as it
+            is.
+        samples: completions per prompt, for all sets or by the name of the set (others get 1); if above 1, pass@k is
+            reported for k up to this number.
+        greedy: also answer each prompt once without sampling, as `val/<set>/greedy`: next to the cost of many samples
+            it is free.
+    """
+
+    sampling: EvalSampling = EvalSampling()  # noqa: RUF009  # frozen
+    samples: int | dict[str, int] = 1
+    greedy: bool = False
+
+    def sampling_from(self, training: Sampling) -> Sampling:
+        """Return the complete settings of sampling, with those of training filled in."""
+        return self.sampling if isinstance(self.sampling, Sampling) else self.sampling.filled_from(training)
+
+
 class RolloutCallback(ChecksArguments, Callback):
     """Fills each prompt batch with a rollout before the algorithm sees it.
 
@@ -59,36 +82,22 @@ class RolloutCallback(ChecksArguments, Callback):
         group_size: completions per prompt, G.
         engine: the engine that generates: `auto` (vLLM if installed, else hf), `hf`, `vllm`, or a class_path.
         sampling: how training completions are sampled.
-        eval_sampling: how validation completions are sampled; max_tokens is training's by default. From Python, a
-            `Sampling` is taken as it is.
-        eval_samples: completions per validation prompt, for all sets or by the name of the set (others get 1); if above
-            1, pass@k is reported for k up to this number.
-        eval_greedy: also answer each validation prompt once without sampling, as `val/<set>/greedy`: next to the cost
-            of many samples it is free.
+        evaluation: how many completions validation samples, and how.
+        validate_every_rollouts: validate after every so many rollouts; `trainer.max_steps` counts optimizer steps, of
+            which a rollout has several with `updates_per_rollout`. null: after each pass over the training prompts.
         rewards: the rewards that score a completion, from Python also functions; the training reward is their weighted
             sum. Default: that of the environment, else MathAnswer.
         environment: what answers the model between its turns (`sampling.max_turns` of them at most): an `Environment`;
             the dotted path of a class whose public methods are tools, or of a function that returns such an object; or
             several such paths by the names in the data's column `environment`.
-        probe_every: compare the engine's log-probabilities with the trainer's after the first weight sync and after
-            every `probe_every`-th one; 0 = after the first only.
         mask_truncated: mask completions that were cut off at max_tokens out of the loss (DAPO's overlong filtering);
             their rewards still count in their group's statistics.
         staleness: above 0, groups are generated all the time, and an iteration trains on the first that finish; none of
             their tokens was sampled by weights more than this number of iterations old, for which the importance
             correction compensates. Needs an engine with its own weights (vLLM), and on a GPU, or above 1, one that
             generates elsewhere (VLLMServerEngine).
-        max_group_seconds: with `staleness` on servers, drop a group whose completions have not ended after so many
-            seconds, and name it; null = wait for it.
-        max_failure_rate: share of completions whose reward may fail through the checker's own fault (they are masked
-            out of the loss), or be stopped by the limits of its worker; above it the run saves the examples and stops.
-        max_engine_restarts: how many times in a row a crashed engine is restarted, with the same weights and batch,
-            before the run ends.
-        record: GiB of disk for `record/` of the run folder: the rollouts that the run trained on, for `rollouts_from`.
-            The record ends when they are used up. null: 1 with `staleness`, whose rollouts cannot be generated again;
-            else 0, no record, because the run itself can be repeated.
-        rollouts_from: folder of a run with a record. This run trains on its rollouts in the same order, perhaps with
-            another loss, and generates none; only validation needs the engine and the rewards.
+        safeguards: what the run checks, and how many failures it survives.
+        replay: the record of the rollouts, or the run whose record this one trains on.
         deterministic: on a GPU, use vLLM's batch-invariant kernels and torch's deterministic ones: slower, and repeated
             runs agree as far as these reach; torch warns of each operation without one. No effect on a CPU.
     """
@@ -100,41 +109,39 @@ class RolloutCallback(ChecksArguments, Callback):
         group_size: int = 8,
         engine: RolloutEngine | str = "auto",
         sampling: Sampling = Sampling(),  # noqa: B008  # frozen
-        eval_sampling: EvalSampling = EvalSampling(),  # noqa: B008
-        eval_samples: int | dict[str, int] = 1,
-        eval_greedy: bool = False,
+        evaluation: Evaluation = Evaluation(),
+        validate_every_rollouts: int | None = None,
         rewards: list[Reward | str | Callable[..., Any]] | None = None,
         environment: Environment | str | dict[str, str] | None = None,
-        probe_every: int = 10,
         mask_truncated: bool = False,
         staleness: int = 0,
-        max_group_seconds: float | None = None,
-        max_failure_rate: float = 0.05,
-        max_engine_restarts: int = 3,
-        record: float | None = None,
-        rollouts_from: str | None = None,
+        safeguards: Safeguards = Safeguards(),  # noqa: B008
+        replay: Replay = Replay(),  # noqa: B008
         deterministic: bool = False,
     ) -> None:
         if rewards is not None:
             rewards = [one if isinstance(one, Reward | str) else FunctionReward(one) for one in rewards]
-        self.init_args = init_arguments()
+        evaluation, safeguards, replay = (
+            with_class_defaults(type(self), name, group)
+            for name, group in (("evaluation", evaluation), ("safeguards", safeguards), ("replay", replay))
+        )
+        self.init_args = init_arguments() | {"evaluation": evaluation, "safeguards": safeguards, "replay": replay}
         self.group_size = group_size
         self.generator = resolve_engine(engine)
-        self.engine = SyncedEngine(self.generator, max_engine_restarts, probe_every)
+        self.engine = SyncedEngine(self.generator, safeguards)
         self.sampling = sampling
-        self.eval_sampling = (
-            eval_sampling if isinstance(eval_sampling, Sampling) else eval_sampling.filled_from(sampling)
-        )
-        self.eval_samples, self.eval_greedy = eval_samples, eval_greedy
+        self.evaluation, self.validate_every_rollouts = evaluation, validate_every_rollouts
+        self.eval_sampling = evaluation.sampling_from(sampling)
         self.environment = as_environment(environment)
         self.rewards = rewards_with(self.environment, rewards)  # type: ignore[arg-type]  # functions are rewards by now
-        self.mask_truncated, self.staleness, self.max_group_seconds = mask_truncated, staleness, max_group_seconds
-        self.max_failure_rate, self.deterministic = max_failure_rate, deterministic
-        self.record_gib = float(staleness > 0 and rollouts_from is None) if record is None else record
-        self.rollouts_from = rollouts_from
+        self.mask_truncated, self.staleness, self.deterministic = mask_truncated, staleness, deterministic
+        self.safeguards, self.replay = safeguards, replay
+        self.record_gib = (
+            float(staleness > 0 and replay.rollouts_from is None) if replay.record is None else replay.record
+        )
         self.source: RolloutSource | None = None  # built in setup, as the sampler
         self.sampler: GroupSampler | None = None
-        self.is_used_up = False  # whether the run has trained on all of `rollouts_from`
+        self.is_used_up = False  # whether the run has trained on all of `replay.rollouts_from`
         self._record: Record | None = None  # of this run
         self._judges: dict[str, dict[str, Any]] = {}
         self._too_long: list[LongAnswers] | None = None
@@ -147,46 +154,49 @@ class RolloutCallback(ChecksArguments, Callback):
             UserError: names the setting.
         """
         check_all(
-            lambda: check_within("[0, 1]", "rollout", max_failure_rate=self.max_failure_rate),
-            lambda: check_within("[0, inf)", "rollout", record=self.record_gib),
+            lambda: check_within("[1, inf)", "rollout", validate_every_rollouts=self.validate_every_rollouts),
             lambda: refuse_all(self._problems()),
             *(
                 partial(check_turns, f"rollout.{option}.max_turns", sampling, self.environment)
-                for option, sampling in (("sampling", self.sampling), ("eval_sampling", self.eval_sampling))
+                for option, sampling in (("sampling", self.sampling), ("evaluation.sampling", self.eval_sampling))
                 if option == "sampling" or sampling.max_turns != self.sampling.max_turns  # by default it is the same
             ),
         )
 
     def _problems(self) -> Iterator[str]:
         """Yield what is wrong with the settings, a line each."""
-        by_set = self.eval_samples if isinstance(self.eval_samples, dict) else {"": self.eval_samples}
-        samples_of = {f"rollout.eval_samples{name and f'.{name}'}": samples for name, samples in by_set.items()}
+        samples = self.evaluation.samples
+        by_set = samples if isinstance(samples, dict) else {"": samples}
+        samples_of = {f"rollout.evaluation.samples{name and f'.{name}'}": count for name, count in by_set.items()}
         for option, count in {"rollout.group_size": self.group_size, **samples_of}.items():
             if count < 1:
                 yield f"{option}: {count} is not positive"
             if count > MAX_SIZE:
                 yield f"{option}: {count} is too large; use at most {MAX_SIZE}"
-        for option, samples in samples_of.items():
-            if samples > 1 and self.eval_sampling.temperature == 0:
+        for option, count in samples_of.items():
+            if count > 1 and self.eval_sampling.temperature == 0:
                 yield (
-                    f"{option}: more than 1 needs rollout.eval_sampling.temperature above 0 "
+                    f"{option}: more than 1 needs rollout.evaluation.sampling.temperature above 0 "
                     "(greedy decoding gives the same completion every time)"
                 )
         if self.sampling.temperature == 0:
             yield "rollout.sampling.temperature: 0 draws the same completion G times; use a positive one"
-        if self.eval_greedy and self.eval_sampling.temperature == 0:
-            yield "rollout.eval_greedy: validation is greedy already, rollout.eval_sampling.temperature is 0"
+        if self.evaluation.greedy and self.eval_sampling.temperature == 0:
+            yield (
+                "rollout.evaluation.greedy: validation is greedy already, rollout.evaluation.sampling.temperature is 0"
+            )
         if self.staleness < 0:
             yield f"rollout.staleness: {self.staleness} is below 0, where weights train on what they sampled"
 
-        if self.max_group_seconds is not None and not (self.staleness and self.generator.concurrent):
-            yield "rollout.max_group_seconds: needs rollout.staleness above 0, and servers (VLLMServerEngine)"
-        if self.max_group_seconds is not None and self.max_group_seconds <= 0:
-            yield f"rollout.max_group_seconds: {self.max_group_seconds} must be above 0"
+        if self.safeguards.max_group_seconds is not None and not (self.staleness and self.generator.concurrent):
+            yield (
+                "rollout.safeguards.max_group_seconds: needs rollout.staleness above 0, and servers (VLLMServerEngine)"
+            )
 
     def samples_of(self, name: str) -> int:
         """Return the number of completions per prompt of a validation set."""
-        return self.eval_samples.get(name, 1) if isinstance(self.eval_samples, dict) else self.eval_samples
+        samples = self.evaluation.samples
+        return samples.get(name, 1) if isinstance(samples, dict) else samples
 
     # ---- one iteration ------------------------------------------------------------------------------------
 
@@ -248,7 +258,7 @@ class RolloutCallback(ChecksArguments, Callback):
         if self.is_used_up and not trainer.should_stop:
             if trainer.is_global_zero:
                 _log.warning(
-                    "rollout.rollouts_from: the record ends after iteration %d, and so does this run", iteration
+                    "rollout.replay.rollouts_from: the record ends after iteration %d, and so does this run", iteration
                 )
             trainer.should_stop = True  # Lightning then validates before it ends the run
 
@@ -263,7 +273,7 @@ class RolloutCallback(ChecksArguments, Callback):
         prompts, sampling = batch.prompts, self.eval_sampling
         sampler.engine.sync_weights(module.policy, ("policy", module.updates), prompts, sampling)
         batch.rollout = self._validate(sampler, trainer, batch, sampling, self.samples_of(batch.name))
-        if self.eval_greedy:
+        if self.evaluation.greedy:
             greedy = replace(sampling, temperature=0.0, top_p=1.0, top_k=0)
             batch.greedy = self._validate(sampler, trainer, batch, greedy, 1)
 
@@ -290,7 +300,7 @@ class RolloutCallback(ChecksArguments, Callback):
         if self.deterministic and device == "cuda":
             use_deterministic_kernels()
         module.most_tokens = self._most_tokens(trainer, module) * module.epochs_per_rollout
-        sizes = data.prompts_per_step, trainer.world_size, str(trainer.precision), device
+        sizes = data.prompts_per_rollout, trainer.world_size, str(trainer.precision), device
         check_all(lambda: self.check_sizes(module, *sizes), lambda: self.check_data(module, data))
         self.log_sizes(module, *sizes, data=data if stage == "fit" else None)
         if stage == "fit" and trainer.is_global_zero:
@@ -303,17 +313,17 @@ class RolloutCallback(ChecksArguments, Callback):
             "threads": {"torch": torch.get_num_threads()} if device == "cpu" else {},
         }
         self.sampler = GroupSampler(
-            self.engine, self.rewards, self.environment, self.max_failure_rate, self.mask_truncated,
+            self.engine, self.rewards, self.environment, self.safeguards.max_failure_rate, self.mask_truncated,
             self.generator.is_exact(compute_dtype(str(trainer.precision))), Path(trainer.default_root_dir),
         )  # fmt: skip
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         saved = max(getattr(callback, "save_prompts", 0) for callback in callbacks)  # the run folder saves the first
-        if stage == "fit" and self.rollouts_from is not None:
+        if stage == "fit" and self.replay.rollouts_from is not None:
             self.source = self.replay_source(trainer, module, data)
             return
         parts = self.sampler, module, data, self.group_size, self.sampling, saved
         self.source = (
-            QueueSource(*parts, staleness=self.staleness, max_group_seconds=self.max_group_seconds)
+            QueueSource(*parts, staleness=self.staleness, max_group_seconds=self.safeguards.max_group_seconds)
             if self.staleness
             else SyncSource(*parts)
         )
@@ -324,9 +334,11 @@ class RolloutCallback(ChecksArguments, Callback):
         Raises:
             UserError: the record does not fit this run.
         """
-        run = Path(str(self.rollouts_from)).expanduser().absolute()  # a reward may change the current directory
+        run = Path(str(self.replay.rollouts_from)).expanduser().absolute()  # a reward may change the current directory
         if run.resolve() == Path(trainer.default_root_dir).resolve():
-            raise UserError("rollout.rollouts_from: it is this run's own folder; set another trainer.default_root_dir")
+            raise UserError(
+                "rollout.replay.rollouts_from: it is this run's own folder; set another trainer.default_root_dir"
+            )
         source = ReplaySource(Record(run), module, data, self.sampling)
         source.check(self._replay_terms(trainer, data), begins(self.environment))
         return source
@@ -341,19 +353,18 @@ class RolloutCallback(ChecksArguments, Callback):
             UserError: names the settings.
         """
         names = [other.name for other in data.validated]
-        unknown = (
-            [name for name in self.eval_samples if name not in names] if isinstance(self.eval_samples, dict) else ()
-        )
+        samples = self.evaluation.samples
+        unknown = [name for name in samples if name not in names] if isinstance(samples, dict) else []
         if self.environment is not None:
             for other in data.validated:
                 other.use_environment(self.environment)
         check_all(
             lambda: refuse_all(
-                f"rollout.eval_samples: there is no validation set {name!r}; the sets are {', '.join(names)}"
+                f"rollout.evaluation.samples: there is no validation set {name!r}; the sets are {', '.join(names)}"
                 for name in unknown
             ),
             lambda: self._check_selection(module),
-            *(partial(check_prefills, self.rewards, d.opening, d.score_prefill) for d in data.validated),
+            *(partial(check_prefills, self.rewards, d.opening, d.chat.score_prefill) for d in data.validated),
             lambda: self._check_judges_groups(module, data),
             lambda: check_references(self.rewards, data.loaded),
             lambda: check_lengths(module.model_folder, self._length_requirements(data)),
@@ -368,7 +379,7 @@ class RolloutCallback(ChecksArguments, Callback):
     def _long_answers(self, data: PromptDataModule) -> list[LongAnswers]:
         """Return what is too long for training, and for validation if its limit is another; try the rewards once."""
         if self._too_long is None:
-            limits = {"train": ("sampling", self.sampling), "validation": ("eval_sampling", self.eval_sampling)}
+            limits = {"train": ("sampling", self.sampling), "validation": ("evaluation.sampling", self.eval_sampling)}
             found = [
                 long_answers(
                     self.rewards,
@@ -393,7 +404,7 @@ class RolloutCallback(ChecksArguments, Callback):
 
     def _check_judges_groups(self, module: RLVRModule, data: PromptDataModule) -> None:
         late = [reward.name for reward in self.rewards if reward.whole_rollout]
-        if self.staleness and late and module.selection.wanted(data.prompts_per_step):
+        if self.staleness and late and module.selection.wanted(data.prompts_per_rollout):
             raise UserError(
                 f"rollout.staleness: reward {late[0]} judges whole rollouts, but dynamic sampling has to know single "
                 "groups before; turn one of them off"
@@ -404,7 +415,7 @@ class RolloutCallback(ChecksArguments, Callback):
     ) -> None:
         """Refuse sizes that contradict each other."""
         check_sizes(
-            module, self.generator, self.sampling, self.group_size, 0 if self.rollouts_from else self.staleness,
+            module, self.generator, self.sampling, self.group_size, 0 if self.replay.rollouts_from else self.staleness,
             prompts, ranks, precision, device,
         )  # fmt: skip
 
@@ -440,9 +451,9 @@ class RolloutCallback(ChecksArguments, Callback):
             tokenizer=module.tokenizer,
             max_tokens=max(requirement.reach for requirement in sets),
             max_sequences=max(
-                data.prompts_per_step * self.group_size // trainer.world_size,
+                data.prompts_per_rollout * self.group_size // trainer.world_size,
                 *(
-                    other.eval_prompts_per_step * self.samples_of(other.name) // trainer.world_size
+                    other.evaluation.prompts_per_batch * self.samples_of(other.name) // trainer.world_size
                     for other in data.validated
                 ),
             ),
@@ -460,7 +471,7 @@ class RolloutCallback(ChecksArguments, Callback):
     def _most_tokens(self, trainer: Trainer, module: RLVRModule) -> int:
         """Return the most tokens that the run samples; 0 = its steps are not bounded."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        sequences = data.prompts_per_step * self.group_size
+        sequences = data.prompts_per_rollout * self.group_size
         return max(0, math.ceil(trainer.max_steps / updates_of(module))) * sequences * self.sampling.max_tokens
 
     def _max_observed_images(self) -> int:

@@ -112,7 +112,7 @@ class Episodes(Turns):
                 if len(one.token_ids) > most:
                     raise UserError(
                         f"{prompt.sample.source or prompt.sample.id}: with what the environment says first, the prompt "
-                        f"has {len(one.token_ids)} tokens; raise data.init_args.max_prompt_tokens={most}"
+                        f"has {len(one.token_ids)} tokens; raise data.init_args.reading.max_prompt_tokens={most}"
                     )
             if len(made) > 1:
                 longer = self._common_start(made)

@@ -47,7 +47,7 @@ class GroupSampler:
         engine: generates; it is started here.
         rewards: score a completion.
         environment: answers the model between its turns; None = a completion is one turn.
-        max_failure_rate, mask_truncated: see `RolloutCallback`.
+        max_failure_rate: see `Safeguards`. mask_truncated: see `RolloutCallback`.
         exact: whether the engine's log-probabilities equal the trainer's.
         run: the run's folder, for the examples of failed checks.
 
@@ -158,7 +158,7 @@ class GroupSampler:
         if episodes is None:
             return prompts
         episodes.between = self._between[data.name]
-        return episodes.open(prompts, seeds, lambda s: data.prepare(data.encode(s)), data.max_prompt_tokens)
+        return episodes.open(prompts, seeds, lambda s: data.prepare(data.encode(s)), data.reading.max_prompt_tokens)
 
     @property
     def _environment_seconds(self) -> float:

@@ -39,7 +39,7 @@ class LengthRequirement:
     prompts: Sequence[Prompt]
     max_tokens: int
     option: str
-    prompt_option: str = "data.init_args.max_prompt_tokens"
+    prompt_option: str = "data.init_args.reading.max_prompt_tokens"
     min_prompt_tokens: int = 0
 
     @property
@@ -62,13 +62,13 @@ def length_requirements(
     """
     limit = "max_tokens" if sampling.max_turns == 1 else "max_episode_tokens"
     trained = sampling.reach, f"rollout.sampling.{limit}"
-    evaluated = eval_sampling.reach, f"rollout.eval_sampling.{limit}"
+    evaluated = eval_sampling.reach, f"rollout.evaluation.sampling.{limit}"
     return [
         LengthRequirement(
             f"{other.name} {split}",
             prompts,
             *(trained if split == "train" else evaluated),
-            min_prompt_tokens=other.max_prompt_tokens if prompts_grow else 0,
+            min_prompt_tokens=other.reading.max_prompt_tokens if prompts_grow else 0,
         )
         for other in data.validated
         for split, prompts in other.prompts.items()
@@ -182,7 +182,7 @@ def _wrong_sizes(
     if sampling.truncated:
         yield (
             "rollout.sampling: with top_p or top_k, completions are not drawn from the distribution in the loss; "
-            "use top_p: 1.0 and top_k: 0 for training (eval_sampling may use them)"
+            "use top_p: 1.0 and top_k: 0 for training (evaluation.sampling may use them)"
         )
     if group_size < module.advantage.min_group:
         yield (
@@ -191,12 +191,12 @@ def _wrong_sizes(
         )
     if prompts * group_size > MAX_SIZE:
         yield (
-            f"rollout.group_size: {group_size} completions for each of data.prompts_per_step={prompts} prompts are "
+            f"rollout.group_size: {group_size} completions for each of data.prompts_per_rollout={prompts} prompts are "
             f"{prompts * group_size} sequences in a rollout; use at most {MAX_SIZE}"
         )
     if prompts % (ranks * module.updates_per_rollout):
         yield (
-            f"data.prompts_per_step: {prompts} prompts cannot be split evenly over {ranks} rank(s) x "
+            f"data.prompts_per_rollout: {prompts} prompts cannot be split evenly over {ranks} rank(s) x "
             f"{module.updates_per_rollout} minibatch(es) (model.updates_per_rollout) of whole groups; "
             f"use a multiple of {ranks * module.updates_per_rollout}"
         )
@@ -233,11 +233,14 @@ def log_sizes(
     if engine.quantized and correction == "none" and not module.uses_rollout:
         _log.warning(
             "engine %s computes in 8 bits, so it does not sample from the trained policy: use "
-            "model.importance_correction: token_truncate", engine.name,
+            "model.importance.correction: token_truncate", engine.name,
         )  # fmt: skip
     budget, more = module.tokens_per_microbatch, ""
     if longest > budget:
-        more = f" (the longest prompt with its completion alone, so more than model.tokens_per_microbatch={budget})"
+        more = (
+            " (the longest prompt with its completion alone, so more than "
+            f"model.compute.tokens_per_microbatch={budget})"
+        )
     _log.info(
         "%d prompts x %d completions = %d sequences per rollout: %d rank(s) x %d minibatch(es) of %d group(s), "
         "%d pass(es), at most %d tokens at once%s; engine %s, importance correction %s",
@@ -267,8 +270,8 @@ def _check_staleness(
         reason = "fresh reference rollouts need the engine at the same time; use model.reference_rollouts: pool"
     elif not correction.is_bounded and not module.uses_rollout:
         reason = (
-            f"the rollouts are up to {staleness} iteration(s) old; set model.importance_correction, with "
-            "model.importance_cap"
+            f"the rollouts are up to {staleness} iteration(s) old; set model.importance.correction, with "
+            "model.importance.cap"
         )
     if reason:
         raise UserError(f"rollout.staleness: {reason}")

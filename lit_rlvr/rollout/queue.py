@@ -174,7 +174,7 @@ class QueueSource(SyncSource):
 
     def admit(self, count: int, cursor: dict[str, int]) -> dict[str, int]:
         """Begin to generate `count` more groups, over all ranks; return the data's position after their prompts."""
-        step, groups = self.data.prompts_per_step, []
+        step, groups = self.data.prompts_per_rollout, []
         for number in range(self._admitted, self._admitted + max(count, 0)):
             before = cursor
             (prompt,), cursor = self.data.stream.take(1, before)
@@ -252,7 +252,8 @@ class QueueSource(SyncSource):
             drop = group.drop  # which another thread may remove
             if group.completions is None and drop is not None and now - group.begun > self.max_group_seconds:
                 _log.warning(
-                    "rollout.max_group_seconds: the completions of %s have not ended after %.0f s; they are dropped",
+                    "rollout.safeguards.max_group_seconds: the completions of %s have not ended after %.0f s; they are "
+                    "dropped",
                     group.prompt.sample.id, now - group.begun,
                 )  # fmt: skip
                 drop()

@@ -10,7 +10,7 @@ import json
 import logging
 import zipfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from io import BytesIO
 from itertools import count
 from pathlib import Path
@@ -24,7 +24,7 @@ from lit_rlvr.common.files import flush_to_disk, write_atomically
 from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
 from lit_rlvr.distributed.sharding import weights_sha256
 from lit_rlvr.engines.base import read_completion
-from lit_rlvr.errors import UserError, first_line, shown
+from lit_rlvr.errors import UserError, check_within, first_line, option_group, shown
 from lit_rlvr.rollout.source import RolloutSource
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.types import Prompt, PromptBatch, Rollout, Sampling
@@ -39,6 +39,26 @@ FORMAT = 1
 TOKEN_FIELDS = ("token_ids", "mask", "rollout_logprobs", "versions")
 GROUP_FIELDS = ("rewards", "correct", "judged", "reference_rewards")
 """Tensors of a rollout, (B, T) and (P, G)."""
+
+
+@option_group("rollout.replay")
+@dataclass(frozen=True)
+class Replay:
+    """The record of a run's rollouts, or the run whose record this one trains on.
+
+    Args:
+        record: GiB of disk for `record/` of the run folder: the rollouts that the run trained on, for `rollouts_from`.
+            The record ends when they are used up. null: 1 with `staleness`, whose rollouts cannot be generated again;
+            else 0, no record, because the run itself can be repeated.
+        rollouts_from: folder of a run with a record. This run trains on its rollouts in the same order, perhaps with
+            another loss, and generates none; only validation needs the engine and the rewards.
+    """
+
+    record: float | None = None
+    rollouts_from: str | None = None
+
+    def __post_init__(self) -> None:
+        check_within("[0, inf)", "rollout.replay", record=self.record)
 
 
 class Record:
@@ -98,7 +118,7 @@ class Record:
         np.savez(content, **arrays)
         self._left -= content.tell()
         if any(gather_objects(self._left < 0)):
-            self._end(iteration, "its disk space is used up (rollout.record)")
+            self._end(iteration, "its disk space is used up (rollout.replay.record)")
         elif any(gather_objects(_has_observed_images(rollout))):
             self._end(iteration, "images that an environment shows are not recorded")
         else:
@@ -108,7 +128,7 @@ class Record:
                 flush_to_disk(self.folder)
             except OSError as error:
                 reason = error.strerror or error
-                raise UserError(f"{shown(path)} cannot be written: {reason}; set rollout.record: 0") from error
+                raise UserError(f"{shown(path)} cannot be written: {reason}; set rollout.replay.record: 0") from error
 
     def _end(self, iteration: int, reason: str) -> None:
         self._is_open = False
@@ -127,7 +147,7 @@ class Record:
             raise self.error(
                 "has a damaged record/run.json; restore it, or record the run again"
                 if is_there
-                else "holds no record of a run; record one with rollout.record"
+                else "holds no record of a run; record one with rollout.replay.record"
             )
         for name, ours in terms.items():
             if recorded.get(name) != ours:
@@ -168,7 +188,7 @@ class Record:
             raise self.error(f"is damaged: {path.name} ({first_line(error)})") from error
 
     def error(self, what: str) -> UserError:
-        return UserError(f"rollout.rollouts_from: {shown(self.run)} {what}")
+        return UserError(f"rollout.replay.rollouts_from: {shown(self.run)} {what}")
 
 
 def first_weights(model: nn.Module) -> dict[str, str]:
@@ -182,7 +202,7 @@ def replay_terms(
     """Return the settings that a record and its replay must agree on, as JSON holds them."""
     terms = {
         "format": FORMAT, "processes": processes, "rollout.group_size": group_size,
-        "data.prompts_per_step": data.prompts_per_step, "rollout.mask_truncated": mask_truncated,
+        "data.prompts_per_rollout": data.prompts_per_rollout, "rollout.mask_truncated": mask_truncated,
     } | {f"rollout.sampling.{name}": value for name, value in vars(sampling).items()}  # fmt: skip
     return dict(json.loads(json.dumps(terms)))
 

@@ -53,7 +53,7 @@ def validation_metrics(trainer: Trainer, module: LightningModule, data: Any) -> 
         f"val/{one.name}/{metric}"
         for one in data.validated
         if trainer.limit_val_batches and (prompts := one.prompts["validation"])
-        for metric in EvaluationMetrics(rollout.samples_of(one.name), rollout.eval_greedy).names(
+        for metric in EvaluationMetrics(rollout.samples_of(one.name), rollout.evaluation.greedy).names(
             prompts, rollout.eval_sampling.temperature > 0
         )
     }

@@ -73,8 +73,8 @@ class FirstRollout(Callback):
         total = self._estimator.steps(trainer)
         if total is None or (of_one := self._estimator.seconds(step, step + 1)) is None:
             return None
-        every, validations = trainer.val_check_interval, 1
-        if isinstance(every, int) and trainer.check_val_every_n_epoch is None:
+        validations = 1
+        if every := rollout_of(trainer).validate_every_rollouts:
             validations += total // updates_of(trainer.lightning_module) // every
         return total * of_one + validations * self._validation_seconds
 

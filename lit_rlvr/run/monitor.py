@@ -263,8 +263,8 @@ class LostWork(Callback):
         if (share := self._grown("train/importance_dropped", metrics, NEARLY_ALL)) is not None:
             said.append(
                 f"the importance correction dropped {share:.0%} of the tokens, so hardly anything is trained; widen "
-                "model.importance_cap and importance_floor around 1, or clip the ratios instead "
-                "(model.importance_correction: token_truncate)"
+                "model.importance.cap and floor around 1, or clip the ratios instead "
+                "(model.importance.correction: token_truncate)"
             )
         self._unselected -= 1
         if selection.drops_others and not metrics.get("rollout/live_groups", 1.0) and self._unselected <= 0:
@@ -285,7 +285,7 @@ class LostWork(Callback):
             said.append(
                 f"the importance correction leaves an effective sample of {share:.0%} of the tokens, which are up to "
                 f"{metrics['train/staleness/max']:g} weight versions old; lower rollout.staleness or model.lr, or "
-                "weigh each token by itself (model.importance_correction: token_truncate)"
+                "weigh each token by itself (model.importance.correction: token_truncate)"
             )
         return said
 
@@ -513,12 +513,14 @@ def _likely_cause(metrics: Metrics, good: int, found: int, held_out: bool) -> tu
         (
             apart[1] > max(2 * apart[0], APART),
             f"the engine's log-probabilities left the trainer's ({change('train/engine_difference')})",
-            "probe more often (rollout.probe_every), and keep the importance correction (model.importance_correction)",
+            "probe more often (rollout.safeguards.probe_every), and keep the importance correction "
+            "(model.importance.correction)",
         ),
         (
             entropy[1] < COLLAPSED * entropy[0],
             f"the entropy is gone ({change('rollout/entropy')} nats per token)",
-            "a smaller learning rate (model.lr), a wider upper clip (DAPO), or an entropy bonus (model.entropy_coef)",
+            "a smaller learning rate (model.lr), a wider upper clip (DAPO), or an entropy bonus "
+            "(model.loss.entropy_coef)",
         ),
         (
             entropy[1] > EXPLODED * entropy[0],
@@ -590,8 +592,8 @@ def _truncation(metrics: Metrics) -> Iterator[RunFinding]:
         yield RunFinding(
             "Completions are cut off",
             "; ".join(seen),
-            "raise rollout.sampling.max_tokens (in validation rollout.eval_sampling.max_tokens), mask cut completions "
-            "(rollout.mask_truncated), reward short answers (Overlong), or pay only for answers that end",
+            "raise rollout.sampling.max_tokens (in validation rollout.evaluation.sampling.max_tokens), mask cut "
+            "completions (rollout.mask_truncated), reward short answers (Overlong), or pay only for answers that end",
         )
 
 
@@ -626,8 +628,8 @@ def _entropy(metrics: Metrics) -> Iterator[RunFinding]:
             "The entropy collapsed",
             f"nats per token: {entropy.change()}"
             + (f"; {accuracy.last:.0%} of the completions are correct" if accuracy.values else ""),
-            "a smaller learning rate (model.lr), a wider upper clip (DAPO), an entropy bonus (model.entropy_coef), or "
-            "an advantage that keeps rare solutions (agrae, rloo)",
+            "a smaller learning rate (model.lr), a wider upper clip (DAPO), an entropy bonus "
+            "(model.loss.entropy_coef), or an advantage that keeps rare solutions (agrae, rloo)",
         )
     if entropy.is_long and entropy.last > EXPLODED * entropy.first:
         yield RunFinding(
@@ -673,8 +675,8 @@ def _engine(metrics: Metrics) -> Iterator[RunFinding]:
         yield RunFinding(
             "The engine's log-probabilities drift from the trainer's",
             f"mean difference in nats: {apart.change()}",
-            "probe more often (rollout.probe_every), generate in the trainer's precision, and keep the importance "
-            "correction (model.importance_correction)",
+            "probe more often (rollout.safeguards.probe_every), generate in the trainer's precision, and keep the "
+            "importance correction (model.importance.correction)",
         )
 
 

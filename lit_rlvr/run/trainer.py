@@ -23,6 +23,7 @@ from lit_rlvr.distributed.checkpoints import CheckpointFiles
 from lit_rlvr.distributed.fsdp2 import prepare_groups
 from lit_rlvr.errors import ChecksArguments, UserError, given_text
 from lit_rlvr.policy.precision import auto_precision
+from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.rank_zero import show_messages, silence_other_packages
 from lit_rlvr.run.run import CONFIGURABLE, DEFAULT_FOLDER, Run, RunStart, in_order, with_defaults
@@ -52,7 +53,7 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
         log_every_n_steps: how often metrics are logged.
         max_epochs: stop after this many epochs; -1 = no limit.
         enable_model_summary: print Lightning's table of the layers.
-        options: options of Lightning's Trainer.
+        options: options of Lightning's Trainer, without those for when to validate, which the `RolloutCallback` has.
     """
 
     config_key = "trainer"
@@ -79,9 +80,13 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
             precision = auto_precision(accelerator)
         check_trainer_options(accelerator, options)
         given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
+        made = with_defaults(given, shows_progress=enable_progress_bar is not False)
+        every = next(one.validate_every_rollouts for one in made if isinstance(one, RolloutCallback))
         super().__init__(
             default_root_dir=default_root_dir or DEFAULT_FOLDER,
-            callbacks=with_defaults(given, shows_progress=enable_progress_bar is not False),
+            callbacks=made,
+            val_check_interval=every,  # a batch of Lightning's is a rollout
+            check_val_every_n_epoch=1 if every is None else None,
             accelerator=accelerator,
             precision=precision,  # type: ignore[arg-type]
             logger=False,  # a run opens its own
@@ -198,10 +203,10 @@ def _with_files(data: PromptDataModule, folder: Path) -> list[GivenRows]:
 
 
 REPLACEMENTS = {
-    "gradient_clip_val": (None, "model.init_args.max_grad_norm"),
-    "gradient_clip_algorithm": (None, "model.init_args.max_grad_norm"),
+    "gradient_clip_val": (None, "model.init_args.optim.max_grad_norm"),
+    "gradient_clip_algorithm": (None, "model.init_args.optim.max_grad_norm"),
     "accumulate_grad_batches": (
-        1, "model.init_args.tokens_per_microbatch (memory) or data.init_args.prompts_per_step"
+        1, "model.init_args.compute.tokens_per_microbatch (memory) or data.init_args.prompts_per_rollout"
     ),
 }  # fmt: skip
 """Trainer options that manual optimization refuses -> their defaults, and our options for the same purpose."""

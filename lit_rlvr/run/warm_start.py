@@ -185,7 +185,7 @@ class WarmStart:
         random.Random(derive_seed("warm start", data.seed)).shuffle(prompts)
         held_out_prompts = self._held_out(len(prompts))
         if episodes is not None:
-            prompts = episodes.open(prompts, [[0]] * len(prompts), data.encode, data.max_prompt_tokens)
+            prompts = episodes.open(prompts, [[0]] * len(prompts), data.encode, data.reading.max_prompt_tokens)
             pairs = self._run_episodes(prompts, data.tokenizer, policy, episodes, sampling)
         else:
             pairs = [(prompt, self._completion(prompt, data.tokenizer, policy)) for prompt in prompts]

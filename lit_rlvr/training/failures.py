@@ -20,6 +20,7 @@ from lit_rlvr.common.files import save_smaller_sizes, smaller_sizes, write_atomi
 from lit_rlvr.distributed.collectives import all_max, rank
 from lit_rlvr.distributed.sharding import whole
 from lit_rlvr.errors import UserError, first_line, shown
+from lit_rlvr.policy.speed import DEFAULT_TOKENS
 from lit_rlvr.training.step import PreparedRollout, StepPlan
 from lit_rlvr.types import Rollout
 
@@ -56,7 +57,7 @@ class SkippedSteps:
         if self.in_a_row > self.limit:
             raise UserError(
                 f"{said}, after {self.limit} skipped in a row (model.max_skipped_steps); its batch is in "
-                f"{shown(saved)}; lower model.lr or model.max_grad_norm, and resume with --ckpt_path last"
+                f"{shown(saved)}; lower model.lr or model.optim.max_grad_norm, and resume with --ckpt_path last"
             )
         _log.warning("%s: the step is skipped, its batch is in %s", said, shown(saved))
 
@@ -189,8 +190,6 @@ def _groups(plan: StepPlan) -> list[dict[str, Any]]:
     ]
 
 
-DEFAULT_TOKENS = 4096
-"""The most input tokens in a micro-batch by default."""
 MESSAGES = ("DefaultCPUAllocator", "not enough memory", "OutOfMemoryError")
 """Substrings of out-of-memory errors that have no exception class."""
 _T = TypeVar("_T")
@@ -207,7 +206,7 @@ class TokenBudget:
     """The most input tokens in a micro-batch: what the settings give, until memory runs out.
 
     Attributes:
-        given: the setting (`model.tokens_per_microbatch`).
+        given: the setting (`model.compute.tokens_per_microbatch`).
         tokens: what is left of it; `DEFAULT_TOKENS` until `auto` is chosen.
     """
 
@@ -224,7 +223,7 @@ class TokenBudget:
         self.tokens = left
         if rank() == 0:
             _log.warning(
-                "%s: at most %d tokens at once from now on; to try more, change model.tokens_per_microbatch",
+                "%s: at most %d tokens at once from now on; to try more, change model.compute.tokens_per_microbatch",
                 reason, left,
             )  # fmt: skip
 
@@ -270,8 +269,9 @@ def smaller_microbatches_when_out_of_memory(
                     self.budget.save(self.run, left)
                     raise UserError(
                         f"{trouble}; with sharded weights the step cannot be retried here, but the next start uses at "
-                        f"most {left} tokens at once instead of {self.budget.tokens} (model.tokens_per_microbatch): "
-                        "resume with --ckpt_path last, or start runs with --supervise N, which does so"
+                        f"most {left} tokens at once instead of {self.budget.tokens} "
+                        "(model.compute.tokens_per_microbatch): resume with --ckpt_path last, or start runs with "
+                        "--supervise N, which does so"
                     )
             if not all_max(trouble is not None, self.policy.device):
                 return cast(_T, result)
@@ -294,6 +294,6 @@ def _check_smaller(rollout: Rollout, budget: int, trouble: str) -> None:
     # A larger budget may still be too large: completions of one token add nothing to their prompt's, so several fit.
     if budget < min(len(prompt.token_ids) for prompt in rollout.prompts):
         raise UserError(
-            f"{trouble}, with one completion at a time; use model.gradient_checkpointing, a smaller model, or a lower "
-            "rollout.sampling.max_tokens"
+            f"{trouble}, with one completion at a time; use model.compute.gradient_checkpointing, a smaller model, or "
+            "a lower rollout.sampling.max_tokens"
         )

@@ -12,7 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -27,7 +27,8 @@ from lit_rlvr.common.returned import (
     require_loss,
     require_metrics,
 )
-from lit_rlvr.errors import UserError, check_takes, check_within, defined_at, refuse_all
+from lit_rlvr.common.settings import class_default
+from lit_rlvr.errors import UserError, check_takes, check_within, defined_at, option_group, refuse_all
 from lit_rlvr.objectives import (
     Aggregation,
     KLEstimator,
@@ -44,6 +45,61 @@ from lit_rlvr.objectives import (
 _log = logging.getLogger("lit_rlvr")
 
 
+@option_group("model.loss")
+@dataclass(frozen=True)
+class Loss:
+    """How the losses of tokens become one, and the entropy bonus.
+
+    Args:
+        aggregation: what token losses are divided by: their sequence's tokens (`sequence_mean`), all tokens of the step
+            (`token_mean`), their group's tokens (`group_token_mean`), the longest possible completion (`constant`), or
+            nothing (`token_sum`); all but `token_mean` also by the number of sequences or groups.
+        count_empty_rows: count completions without a token in the loss as sequences; verl does not.
+        entropy_coef: weight of an entropy bonus, computed from the policy's exact entropy; 0 = off.
+        top_entropy_quantile: share of an optimizer step's tokens whose objective counts, those of the highest entropy
+            under the policy at the beginning of the iteration (Wang et al. 2025, arXiv 2506.01939: 0.2); 1 = all.
+    """
+
+    aggregation: Aggregation = "sequence_mean"
+    count_empty_rows: bool = True
+    entropy_coef: float = 0.0
+    top_entropy_quantile: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_within("(-inf, inf)", "model.loss", entropy_coef=self.entropy_coef)
+        check_within("(0, 1]", "model.loss", top_entropy_quantile=self.top_entropy_quantile)
+        if self.aggregation == "group_token_mean" and not self.count_empty_rows:
+            raise UserError("model.loss.count_empty_rows: group_token_mean averages over groups; leave it at true")
+
+
+@option_group("model.kl")
+@dataclass(frozen=True)
+class KL:
+    """The divergence from a reference policy, in the loss or in the rewards.
+
+    Args:
+        coef: weight of the KL term against the initial policy; 0 = off, without loading a reference model.
+        estimator: estimate of each token's divergence: `k3` (GRPO), `k2`, whose gradient is the divergence's, or
+            `k1`, whose gradient in the loss is 0 on average: for the reward.
+        in_reward: subtract the divergence, summed over each completion, from its reward, instead of adding it to the
+            loss (verl's use_kl_in_reward).
+        bias_correction: multiply each token's KL estimate by its ratio to the policy at rollout time, which makes
+            its gradient the unbiased one of the reverse KL (DeepSeek-V3.2; TRL's default).
+        reference_update_every: iterations after which the current policy becomes the reference, for a KL term or an
+            advantage; null = never.
+    """
+
+    coef: float = 0.0
+    estimator: KLEstimator = "k3"
+    in_reward: bool = False
+    bias_correction: bool = False
+    reference_update_every: int | None = None
+
+    def __post_init__(self) -> None:
+        check_within("[0, inf)", "model.kl", coef=self.coef)
+        check_within("[1, inf)", "model.kl", reference_update_every=self.reference_update_every)
+
+
 class LossModule(ABC):
     """The advantage estimator and the loss; see `RLVRModule` for the options.
 
@@ -54,6 +110,7 @@ class LossModule(ABC):
         sequence_level: True = it weighs whole sequences, so it takes one advantage for each.
         uses_rollout: True = its ratio is to the policy that sampled each token (`x.rollout`), and it bounds that ratio
             itself, so that there is no importance correction.
+        fixes_aggregation: True = its formula says what the losses of tokens are divided by, the class's default.
     """
 
     has_ratio: ClassVar[bool] = True
@@ -61,52 +118,41 @@ class LossModule(ABC):
     stops_gradient: ClassVar[bool] = False
     sequence_level: ClassVar[bool] = False
     uses_rollout: ClassVar[bool] = False
+    fixes_aggregation: ClassVar[bool] = False
 
-    def __init__(
-        self, advantage: Advantage | str, aggregation: Aggregation, count_empty_rows: bool, kl_coef: float,
-        kl_estimator: KLEstimator, kl_in_reward: bool, kl_bias_correction: bool, entropy_coef: float,
-        top_entropy_quantile: float,
-    ) -> None:  # fmt: skip
-        check_within("[0, inf)", "model", kl_coef=kl_coef)
-        check_within("(-inf, inf)", "model", entropy_coef=entropy_coef)
-        check_within("(0, 1]", "model", top_entropy_quantile=top_entropy_quantile)
-        refuse_all(self._contradictions(kl_coef, kl_in_reward, kl_bias_correction, top_entropy_quantile))
-        if aggregation == "group_token_mean" and not count_empty_rows:
-            raise UserError("model.count_empty_rows: group_token_mean averages over groups; leave it at true")
+    def __init__(self, advantage: Advantage | str, loss: Loss, kl: KL) -> None:
+        refuse_all(self._contradictions(loss, kl))
         check_takes(self.objective, "x")
         check_takes(self.observe, "group")
         check_takes(self.select, "step")
-        self.aggregation, self.advantage = aggregation, resolve_advantage(advantage)
-        self.count_empty_rows = count_empty_rows
-        self.kl_coef, self.kl_estimator, self.kl_in_reward = kl_coef, kl_estimator, kl_in_reward
-        self.kl_bias_correction, self.entropy_coef = kl_bias_correction, entropy_coef
-        self.top_entropy_quantile = top_entropy_quantile
+        self.advantage, self.loss_options, self.kl = resolve_advantage(advantage), loss, kl
         self._has_said_change = False  # that something changes its input
 
-    def _contradictions(
-        self, kl_coef: float, kl_in_reward: bool, kl_bias_correction: bool, top_entropy_quantile: float
-    ) -> Iterator[str]:
-        if kl_in_reward and not kl_coef:
-            yield "model.kl_in_reward: there is no KL term; set model.kl_coef above 0"
-        if kl_in_reward and kl_bias_correction:
-            yield "model.kl_bias_correction: it corrects the loss's KL term, which model.kl_in_reward replaces; set one"
-        if self.sequence_level and top_entropy_quantile < 1:
-            yield f"model.top_entropy_quantile: {type(self).__name__} weighs whole sequences; leave it at 1"
+    def _contradictions(self, loss: Loss, kl: KL) -> Iterator[str]:
+        name, own = type(self).__name__, class_default(type(self), "loss").aggregation
+        if self.fixes_aggregation and loss.aggregation != own:
+            yield f"model.loss.aggregation: {name} is defined with {own}, not {loss.aggregation}; leave it out"
+        if self.sequence_level and loss.top_entropy_quantile < 1:
+            yield f"model.loss.top_entropy_quantile: {name} weighs whole sequences; leave it at 1"
+        if kl.in_reward and not kl.coef:
+            yield "model.kl.in_reward: there is no KL term; set model.kl.coef above 0"
+        if kl.in_reward and kl.bias_correction:
+            yield "model.kl.bias_correction: it corrects the loss's KL term, which model.kl.in_reward replaces; set one"
 
     @property
     def kl_in_loss(self) -> bool:
         """Whether the loss has a KL term."""
-        return self.kl_coef > 0 and not self.kl_in_reward
+        return self.kl.coef > 0 and not self.kl.in_reward
 
     @property
     def runs_all_rows(self) -> bool:
         """Whether rows with advantage 0 have a gradient too, by the KL term or the entropy bonus."""
-        return self.kl_in_loss or self.entropy_coef != 0
+        return self.kl_in_loss or self.loss_options.entropy_coef != 0
 
     @property
     def needs_step_tokens(self) -> bool:
         """Whether some tokens are chosen by all tokens of a step: by `select`, or by their entropy."""
-        return type(self).select is not LossModule.select or self.top_entropy_quantile < 1
+        return type(self).select is not LossModule.select or self.loss_options.top_entropy_quantile < 1
 
     @abstractmethod
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
@@ -146,18 +192,20 @@ class LossModule(ABC):
             chosen = self.select(replace(step))
         if chosen is not None:
             require_choice(self.select, chosen, everything)
-        if self.top_entropy_quantile < 1:
-            count = math.ceil(round(self.top_entropy_quantile * len(everything), 6))  # 0.07 x 100 is 7.000000000000001
+        if self.loss_options.top_entropy_quantile < 1:
+            count = math.ceil(
+                round(self.loss_options.top_entropy_quantile * len(everything), 6)
+            )  # 0.07 x 100 is 7.000000000000001
             everything = largest(step.entropy, count, step.chance)
         return everything, chosen
 
     def penalised(self, group: GroupBatch, kl: Tensor) -> GroupBatch:
-        """Return the groups with `kl_coef` times the KL divergence subtracted from the rewards.
+        """Return the groups with `kl.coef` times the KL divergence subtracted from the rewards.
 
         Args:
             kl: (P, G) estimate for each completion, a sum over its tokens.
         """
-        return replace(group, rewards=group.rewards - self.kl_coef * kl.to(group.rewards.dtype))
+        return replace(group, rewards=group.rewards - self.kl.coef * kl.to(group.rewards.dtype))
 
     def estimate(self, group: GroupBatch) -> tuple[Tensor, dict[str, float]]:
         """Return advantages of the whole rollout (all ranks), and metrics to log as `train/...`.
@@ -219,13 +267,13 @@ class LossModule(ABC):
         with inputs_stay(self.objective, x, "x"):
             loss, stats = require_loss(self.objective, self.objective(replace(x)), x)
         if x.ref is not None:
-            kl = kl_estimate(x.logp, x.ref, x.mask, self.kl_estimator)
-            if self.kl_bias_correction:
+            kl = kl_estimate(x.logp, x.ref, x.mask, self.kl.estimator)
+            if self.kl.bias_correction:
                 kl = kl * ratio(x.logp, x.old, x.mask)
-            loss = loss + self.kl_coef * masked_sum(kl, x.plain_weight, x.mask)
+            loss = loss + self.kl.coef * masked_sum(kl, x.plain_weight, x.mask)
             stats = stats | {"kl": kl.detach().sum()}
-        if self.entropy_coef:
+        if self.loss_options.entropy_coef:
             if x.entropy is None:
-                raise UserError("model.entropy_coef: the entropy needs a model; use 0")
-            loss = loss - self.entropy_coef * masked_sum(x.entropy, x.plain_weight, x.mask)
+                raise UserError("model.loss.entropy_coef: the entropy needs a model; use 0")
+            loss = loss - self.loss_options.entropy_coef * masked_sum(x.entropy, x.plain_weight, x.mask)
         return loss, stats

@@ -29,14 +29,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.parallel import DistributedDataParallel
 
 from lit_rlvr.advantages import Advantage, GroupBatch
 from lit_rlvr.advantages.base import degenerate
-from lit_rlvr.common.settings import dotted_path_of, init_arguments
+from lit_rlvr.common.settings import dotted_path_of, init_arguments, with_class_defaults
 from lit_rlvr.common.terminal import progress
 from lit_rlvr.distributed.checkpoints import check_identity, run_identity
 from lit_rlvr.distributed.collectives import (
@@ -52,36 +51,31 @@ from lit_rlvr.distributed.collectives import (
 from lit_rlvr.distributed.fsdp2 import FSDP2
 from lit_rlvr.distributed.sharding import shard
 from lit_rlvr.errors import MAX_SIZE, ChecksArguments, UserError, check_within
-from lit_rlvr.objectives import (
-    Aggregation,
-    Correction,
-    ImportanceCorrection,
-    KLEstimator,
-    ProxLogpMethod,
-    check_correction,
-    kl_estimate,
-    resolve_correction,
-)
+from lit_rlvr.objectives import Importance, kl_estimate, resolve_correction
 from lit_rlvr.policy.adapters import Lora, add_adapters, round_frozen
 from lit_rlvr.policy.families import freeze_vision_tower
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import compute_dtype, round_ties
-from lit_rlvr.policy.speed import compile_layers, compiling_pays, return_freed_memory, uncompile_layers, use_liger
+from lit_rlvr.policy.speed import (
+    Compute,
+    compile_layers,
+    compiling_pays,
+    return_freed_memory,
+    uncompile_layers,
+    use_liger,
+)
 from lit_rlvr.policy.verify import check_spans, compile_and_verify, verify_or_fall_back
-from lit_rlvr.training.failures import DEFAULT_TOKENS, SkippedSteps, TokenBudget, UnjudgedRollouts
-from lit_rlvr.training.loss import LossModule
+from lit_rlvr.training.failures import SkippedSteps, TokenBudget, UnjudgedRollouts
+from lit_rlvr.training.loss import KL, Loss, LossModule
 from lit_rlvr.training.optimizer import (
-    BETAS,
-    WEIGHT_DECAY,
     AdaptiveLR,
     AutoLR,
-    Schedule,
+    Optim,
     apply_options,
     build_optimizer,
     build_schedule,
     check_lr,
-    check_options,
     total_steps,
     updates_of,
     usual_lr,
@@ -104,57 +98,14 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
     Args:
         model: `smollm2` (the embedded SmolLM2-135M-Instruct), a model folder, or a hub id.
         advantage: estimator: a registered name, a class_path, or a dotted path to a function.
-        aggregation: what token losses are divided by: their sequence's tokens (`sequence_mean`), all tokens of the step
-            (`token_mean`), their group's tokens (`group_token_mean`), the longest possible completion (`constant`), or
-            nothing (`token_sum`); all but `token_mean` also by the number of sequences or groups.
-        count_empty_rows: count completions without a token in the loss as sequences; verl does not.
         lr: peak learning rate; or `auto`, or the options of `AutoLR` (`start`, `max_kl`): the run finds the rate.
-        optimizer: class_path of an optimizer to use instead of AdamW, such as torch.optim.SGD or
-            bitsandbytes.optim.AdamW8bit; its options, except the learning rate, go under init_args.
-        weight_decay: AdamW's decoupled weight decay.
-        betas: AdamW's moment decay rates.
-        lr_schedule: the schedule after warm-up; linear and cosine decay to 0 at the last step.
-        warmup_steps: optimizer steps over which the learning rate rises linearly.
-        max_grad_norm: gradients are scaled down to this norm; 0 = off.
         updates_per_rollout: number of minibatches (optimizer steps) that a rollout is split into.
         epochs_per_rollout: passes over each rollout.
-        tokens_per_microbatch: maximum input tokens per micro-batch, including padding, though it has at least one
-            prompt and completion, however long; bounds memory without changing results. Halved when memory runs out.
-            `auto` lets `lit-rlvr fit` choose it by the memory of the devices; the run's `config.yaml` has the number,
-            which a resume keeps.
-        kl_coef: weight of the KL term against the initial policy; 0 = off, without loading a reference model.
-        kl_estimator: estimate of each token's divergence: `k3` (GRPO), `k2`, whose gradient is the divergence's, or
-            `k1`, whose gradient in the loss is 0 on average: for the reward.
-        kl_in_reward: subtract the divergence, summed over each completion, from its reward, instead of adding it to the
-            loss (verl's use_kl_in_reward).
-        reference_update_every: iterations after which the current policy becomes the reference, for a KL term or an
-            advantage that compares with its completions; null = never.
-        kl_bias_correction: multiply each token's KL estimate by its ratio to the policy at rollout time, which makes
-            its gradient the unbiased one of the reverse KL (DeepSeek-V3.2; TRL's default).
-        entropy_coef: weight of an entropy bonus, computed from the policy's exact entropy; 0 = off.
-        top_entropy_quantile: share of an optimizer step's tokens whose objective counts, those of the highest entropy
-            under the policy at the beginning of the iteration (Wang et al. 2025, arXiv 2506.01939: 0.2); 1 = all.
-        importance_correction: correction for engines whose log-probabilities differ from the trainer's; by default
-            `token_truncate`, or `none` for the Hugging Face engine at precision 32-true, which is exact. A ratio w of
-            the trainer's to the engine's probability, of a token or of the product of a sequence's tokens, becomes a
-            weight: `..._truncate` clips w to the bounds; `..._mis` keeps w within the bounds and gives 0 outside (TRL's
-            `..._mask`); `..._reject` gives 1 within and 0 outside; `geometric_reject` compares the geometric mean of a
-            sequence's ratios.
-        importance_cap: upper bound of the ratios; null = none. With `..._reject` and no floor it must be above 1.
-        importance_floor: lower bound of the ratios; null = none, and for `..._reject` 1 / importance_cap.
-        importance_veto: drop a sequence with a token whose ratio is below this, which is below 1; null = off.
-        off_policy_threshold: drop a sequence with a negative advantage whose log-probability per token has fallen by
-            more than this since it was sampled (DeepSeek-V3.2); null = off.
-        prox_logp_method: log-probabilities under the policy at the beginning of the iteration, for its updates after
-            the first: `recompute` them with a forward pass before the updates, or take AReaL's approximation
-            `loglinear`, which interpolates between those that each token was sampled with and the current ones.
-        shared_prefix: compute each prompt once for its whole group; False = one completion per row.
-        gradient_checkpointing: recompute each layer in the backward pass: less memory, a third more time. `auto` lets
-            `lit-rlvr fit` decide by the memory of the GPUs.
-        liger: use liger-kernel's fused kernels (GPU only). torch cannot compile them, so not with `torch_compile`.
-        torch_compile: compile the language model's layers with torch.compile for training, which takes a while at the
-            start; a resumed run then ends the same only up to rounding. Generation is not compiled. `auto` does so on a
-            CPU in bfloat16, in one process, if the run is long enough for it to pay.
+        optim: the optimizer and its schedule.
+        loss: how the losses of tokens become one, and the entropy bonus.
+        kl: the divergence from a reference policy, in the loss or in the rewards.
+        importance: the correction for completions that were not sampled from the policy in the loss.
+        compute: how training computes, with the same results up to rounding.
         freeze_vision: do not train the vision tower of a vision-language model.
         lora: train low-rank adapters in the language model instead of its weights; checkpoints then hold only them.
         max_skipped_steps: optimizer steps in a row that may be skipped for a loss or gradient that is not finite, and
@@ -170,88 +121,54 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         self,
         model: str = "smollm2",
         advantage: Advantage | str = "grpo",
-        aggregation: Aggregation = "sequence_mean",
-        count_empty_rows: bool = True,
         lr: float | Literal["auto"] | AutoLR = 1e-6,
-        optimizer: OptimizerCallable | None = None,
-        weight_decay: float = WEIGHT_DECAY,
-        betas: tuple[float, float] = BETAS,
-        lr_schedule: Schedule = "constant",
-        warmup_steps: int = 0,
-        max_grad_norm: float = 1.0,
         updates_per_rollout: int = 1,
         epochs_per_rollout: int = 1,
-        tokens_per_microbatch: int | Literal["auto"] = DEFAULT_TOKENS,
-        kl_coef: float = 0.0,
-        kl_estimator: KLEstimator = "k3",
-        kl_in_reward: bool = False,
-        kl_bias_correction: bool = False,
-        reference_update_every: int | None = None,
-        entropy_coef: float = 0.0,
-        top_entropy_quantile: float = 1.0,
-        importance_correction: ImportanceCorrection | str | None = None,
-        importance_cap: float | None = 2.0,
-        importance_floor: float | None = None,
-        importance_veto: float | None = None,
-        off_policy_threshold: float | None = None,
-        prox_logp_method: ProxLogpMethod = "recompute",
-        shared_prefix: bool = True,
-        gradient_checkpointing: bool | Literal["auto"] = False,
-        liger: bool = False,
-        torch_compile: bool | Literal["auto"] = "auto",
+        optim: Optim = Optim(),
+        loss: Loss = Loss(),
+        kl: KL = KL(),
+        importance: Importance = Importance(),
+        compute: Compute = Compute(),
         freeze_vision: bool = False,
         lora: Lora | None = None,
         max_skipped_steps: int = 10,
         config_overrides: dict[str, Any] | None = None,
     ) -> None:
-        self.init_args = init_arguments()
-        check_within("[0, inf)", "model", weight_decay=weight_decay, max_grad_norm=max_grad_norm)
-        check_within("[0, 1)", "model.betas", first=betas[0], second=betas[1])
-        check_within("[0, inf)", "model", warmup_steps=warmup_steps, max_skipped_steps=max_skipped_steps)
-        if tokens_per_microbatch != "auto":
-            check_within("[1, inf)", "model", tokens_per_microbatch=tokens_per_microbatch)
+        optim, loss, kl, importance, compute = (
+            with_class_defaults(type(self), name, group)
+            for name, group in (
+                ("optim", optim), ("loss", loss), ("kl", kl), ("importance", importance), ("compute", compute),
+            )
+        )  # fmt: skip
+        self.init_args = init_arguments() | {
+            "optim": optim, "loss": loss, "kl": kl, "importance": importance, "compute": compute,
+        }  # fmt: skip
+        check_within("[0, inf)", "model", max_skipped_steps=max_skipped_steps)
         check_within(
             f"[1, {MAX_SIZE}]", "model", updates_per_rollout=updates_per_rollout, epochs_per_rollout=epochs_per_rollout
         )
-        check_options(optimizer, betas, weight_decay)
         self.lr = AutoLR() if lr == "auto" else lr
-        check_lr(self.lr, optimizer)
-        for other, wrong in (("shared_prefix: false", not shared_prefix), ("liger: true", liger)):
-            if torch_compile is True and wrong:
-                raise UserError(f"model.torch_compile: it cannot be combined with {other}; leave one of them off")
+        check_lr(self.lr, optim)
         EvaluatingModule.__init__(self, model, config_overrides)
-        LossModule.__init__(
-            self, advantage, aggregation, count_empty_rows, kl_coef, kl_estimator, kl_in_reward, kl_bias_correction,
-            entropy_coef, top_entropy_quantile,
-        )  # fmt: skip
-        self.automatic_optimization = False
-        self.make_optimizer = optimizer
-        self.weight_decay, self.betas = weight_decay, betas
-        self.lr_schedule, self.warmup_steps, self.max_grad_norm = lr_schedule, warmup_steps, max_grad_norm
-        self.updates_per_rollout, self.epochs_per_rollout = updates_per_rollout, epochs_per_rollout
-        self.shared_prefix, self.budget = shared_prefix, TokenBudget(tokens_per_microbatch)
-        self.gradient_checkpointing, self.liger, self.torch_compile = gradient_checkpointing, liger, torch_compile
-        self.freeze_vision, self.lora = freeze_vision, lora
-        self.strict_loading = lora is None  # the frozen weights come from the model folder
-        check_correction(importance_correction)
-        if self.uses_rollout and importance_correction not in (None, "none"):
+        LossModule.__init__(self, advantage, loss, kl)
+        if self.uses_rollout and importance.mode != "none":
             raise UserError(
-                f"model.importance_correction: the ratio of {type(self).__name__} is to the policy that sampled each "
+                f"model.importance.correction: the ratio of {type(self).__name__} is to the policy that sampled each "
                 "token already, so a correction would count it twice; leave the option out"
             )
-        self.importance_correction: ImportanceCorrection | None = importance_correction  # type: ignore[assignment]
-        self.bounds = Correction(
-            self.importance_correction or "none", importance_cap, importance_floor, importance_veto,
-            off_policy_threshold, prox_logp_method,
-        )  # fmt: skip
+        self.automatic_optimization = False
+        self.optim, self.importance, self.compute = optim, importance, compute
+        self.budget = TokenBudget(compute.tokens_per_microbatch)
+        self.updates_per_rollout, self.epochs_per_rollout = updates_per_rollout, epochs_per_rollout
+        self.freeze_vision, self.lora = freeze_vision, lora
+        self.strict_loading = lora is None  # the frozen weights come from the model folder
         self.most_tokens = 0  # that the run trains on, which the RolloutCallback tells; 0 = unknown
         self.iteration = 0  # rollouts trained on so far
         self.selection = GroupSelection(self.advantage.min_valid_fraction or 0.0)
         self.reference_completions = self.advantage.reference_completions
-        check_within("[1, inf)", "model", reference_update_every=reference_update_every)
-        if reference_update_every and not self.needs_reference:
-            raise UserError("model.reference_update_every: nothing needs a reference; set model.kl_coef above 0")
-        self.reference = Reference(update_every=reference_update_every)
+        if kl.reference_update_every and not self.needs_reference:
+            raise UserError("model.kl.reference_update_every: nothing needs a reference; set model.kl.coef above 0")
+        self.reference = Reference(update_every=kl.reference_update_every)
         self.skipped, self.unjudged = SkippedSteps(max_skipped_steps), UnjudgedRollouts(max_skipped_steps)
         self.updater: Updater | None = None  # built in on_train_start
         self.adaptive_lr: AdaptiveLR | None = None  # built in configure_optimizers, if lr is not a number
@@ -268,26 +185,26 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
     @property
     def needs_reference(self) -> bool:
         """Whether the KL term or the advantage needs a reference policy."""
-        return self.kl_coef > 0 or self.reference_completions is not None
+        return self.kl.coef > 0 or self.reference_completions is not None
 
     @property
     def samples_reference(self) -> bool:
         """Whether every rollout samples as many completions of the reference as of the policy."""
         return self.reference_completions is not None and self.reference_completions.rollouts == "fresh"
 
-    def choose_correction(self, exact: bool) -> Correction:
+    def choose_correction(self, exact: bool) -> Importance:
         """Return the correction for completions of an engine.
 
         Args:
             exact: its log-probabilities equal the trainer's.
         """
-        mode = "none" if self.uses_rollout else resolve_correction(self.importance_correction, exact)
-        return replace(self.bounds, mode=mode)
+        mode = "none" if self.uses_rollout else resolve_correction(self.importance.correction, exact)
+        return replace(self.importance, correction=mode)
 
     def runs_groups(self, rollout: Rollout) -> list[bool]:
         """Return for each group whether its mask and rewards allow a gradient; there are no advantages yet."""
         can = rollout.mask.any(1).reshape(rollout.rewards.shape).any(1)  # (P,)
-        if self.advantage.zero_for_equal_rewards and not self.runs_all_rows and not self.kl_in_reward:
+        if self.advantage.zero_for_equal_rewards and not self.runs_all_rows and not self.kl.in_reward:
             can &= ~degenerate(rollout.rewards, rollout.rewarded).flatten()
         return [bool(one) for one in can]
 
@@ -297,14 +214,17 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         if self.policy is None:
             if self.lora is not None and self.lora.quantize != "none" and self.sharded:
                 raise UserError("model.lora.quantize: weights in 4 bits cannot be sharded; use --config strategy/ddp")
-            if self.gradient_checkpointing == "auto":
-                raise UserError("model.gradient_checkpointing: the command line decides `auto`; give True or False")
+            checkpointing = self.compute.gradient_checkpointing
+            if checkpointing == "auto":
+                raise UserError(
+                    "model.compute.gradient_checkpointing: the command line decides `auto`; give True or False"
+                )
             if self.budget.given == "auto" and self.trainer.state.fn == "fit":
-                raise UserError("model.tokens_per_microbatch: the command line decides `auto`; give a number")
+                raise UserError("model.compute.tokens_per_microbatch: the command line decides `auto`; give a number")
             self.policy = load_policy(
                 self.model_folder,
-                self.shared_prefix,
-                gradient_checkpointing=self.gradient_checkpointing,
+                self.compute.shared_prefix,
+                gradient_checkpointing=checkpointing,
                 empty=self._starts_empty,
                 device=self._loads_to,
             )
@@ -364,18 +284,20 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
             return
         if self.lora is None:
             initial = load_policy(
-                self.model_folder, self.shared_prefix, empty=self._starts_empty, device=self._loads_to
+                self.model_folder, self.compute.shared_prefix, empty=self._starts_empty, device=self._loads_to
             )
             self._distribute(initial.requires_grad_(False))
             self.reference.policy = initial
         elif self.reference.update_every:
-            raise UserError("model.reference_update_every: with model.lora the reference is the model without adapters")
+            raise UserError(
+                "model.kl.reference_update_every: with model.lora the reference is the model without adapters"
+            )
         else:
             self.reference.policy = self.policy.without_adapters()
 
     def _build_optimizer(self) -> Any:
         parameters = [p for p in self.policy.parameters() if p.requires_grad]
-        return build_optimizer(parameters, self._first_lr, self.betas, self.weight_decay, self.make_optimizer)
+        return build_optimizer(parameters, self._first_lr, self.optim)
 
     @property
     def _first_lr(self) -> float:
@@ -393,16 +315,16 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         optimizer = self._build_optimizer()
         batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
         steps = total_steps(self.trainer, batches, updates_of(self))
-        warn_of_high_rate(self.lr, self.make_optimizer)
-        warn_of_long_warmup(self.lr, self.warmup_steps, steps)
+        warn_of_high_rate(self.lr, self.optim)
+        warn_of_long_warmup(self.lr, self.optim, steps)
         if isinstance(self.lr, AutoLR):
             first = self._first_lr
-            middle = self._usual_lr if self.make_optimizer is None else first * 10
+            middle = self._usual_lr if self.optim.optimizer is None else first * 10
             bounds = min(first, middle / 150), max(first, middle * 6)
             self.adaptive_lr = AdaptiveLR(self.lr.max_kl / updates_of(self), first, bounds)
             if self._saved_lr:
                 self.adaptive_lr.load_state_dict(self._saved_lr)
-        schedule = build_schedule(optimizer, self.lr_schedule, self.warmup_steps, steps)
+        schedule = build_schedule(optimizer, self.optim, steps)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_fit_start(self) -> None:
@@ -412,18 +334,18 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
                 broadcast_first(p for p in self.policy.parameters() if p.requires_grad)
         if self.device.type != "cpu":
             check_spans(self.policy, self._compute_dtype)
-        if self.liger:  # the weights are on the GPU now
+        if self.compute.liger:  # the weights are on the GPU now
             use_liger(self.policy.model)
             verify_or_fall_back(self.policy, self._compute_dtype)
         self._compile()
 
     def _compile(self) -> None:
         """Compile the layers if the option is on, or `auto` and it pays; what `auto` cannot compile stays plain."""
-        if not self.torch_compile:
+        if not self.compute.torch_compile:
             return
-        automatic = self.torch_compile == "auto"
+        automatic = self.compute.torch_compile == "auto"
         if automatic:
-            if not self.most_tokens or not self.shared_prefix or world_size() > 1:
+            if not self.most_tokens or not self.compute.shared_prefix or world_size() > 1:
                 return
             size = sum(parameter.numel() for parameter in self.policy.parameters())
             if not compiling_pays(size, self.most_tokens, self.device, self._compute_dtype):
@@ -448,9 +370,9 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         if left is not None and left < self.budget.tokens:
             self.budget.lower(left, "an earlier start ran out of memory")
         self.updater = Updater(
-            self.policy, self.reference.policy if self.kl_coef else None, self, self.optimizers(), self.lr_schedulers(),
+            self.policy, self.reference.policy if self.kl.coef else None, self, self.optimizers(), self.lr_schedulers(),
             self.manual_backward, model if isinstance(model, DistributedDataParallel) else None, self.sharded,
-            self.max_grad_norm, self.budget, self.skipped, run, self.adaptive_lr,
+            self.optim, self.budget, self.skipped, run, self.adaptive_lr,
         )  # fmt: skip
 
     def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
@@ -537,7 +459,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
             group.mask, group.turns = self._gathered(mask), self._gathered(turns)
         if scores.ref is not None and scores.old is not None:
             mask = to_device(rollout.mask, self.device)
-            kl = kl_estimate(scores.old, scores.ref, mask, self.kl_estimator).sum(1).view(rollout.rewards.shape)
+            kl = kl_estimate(scores.old, scores.ref, mask, self.kl.estimator).sum(1).view(rollout.rewards.shape)
             group = self.penalised(group, gather_rows(kl))
             metrics["kl"] = float(all_sum(kl.sum()) / all_sum(mask.sum()).clamp(min=1))
         advantages, estimated = self.estimate(group)  # (P, G) or (B, T) over all ranks

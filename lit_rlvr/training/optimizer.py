@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, inf, isnan, nan, sqrt
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_rlvr.distributed.collectives import all_sum
 from lit_rlvr.distributed.sharding import has_shards, own_shard
-from lit_rlvr.errors import UserError, check_within, checks_arguments, first_line, type_text
+from lit_rlvr.errors import UserError, check_within, checks_arguments, first_line, option_group, type_text
 
 _log = logging.getLogger("lit_rlvr")
 
@@ -38,29 +39,41 @@ class AutoLR:
     max_kl: float = 0.02
 
 
-MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
+@option_group("model.optim")
+@dataclass(frozen=True)
+class Optim:
+    """The optimizer and its schedule.
 
-BETAS, WEIGHT_DECAY = (0.9, 0.999), 0.0
-"""AdamW's default options."""
-
-
-def check_options(make: MakeOptimizer | None, betas: tuple[float, float], weight_decay: float) -> None:
-    """Refuse AdamW's options if another optimizer replaces it.
-
-    Raises:
-        UserError: one of them is not at its default.
+    Args:
+        optimizer: class_path of an optimizer to use instead of AdamW, such as torch.optim.SGD or
+            bitsandbytes.optim.AdamW8bit; its options, except the learning rate, go under init_args.
+        weight_decay: AdamW's decoupled weight decay.
+        betas: AdamW's moment decay rates.
+        lr_schedule: the schedule after warm-up; linear and cosine decay to 0 at the last step.
+        warmup_steps: optimizer steps over which the learning rate rises linearly.
+        max_grad_norm: gradients are scaled down to this norm; 0 = off.
     """
-    if make is None:
-        return
-    for name, value, default in (("betas", betas, BETAS), ("weight_decay", weight_decay, WEIGHT_DECAY)):
-        if value != default:
-            raise UserError(
-                f"model.{name}: {value} is for AdamW, which model.optimizer replaces; set it under "
-                "model.optimizer.init_args"
-            )
+
+    optimizer: OptimizerCallable | None = None
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    lr_schedule: Schedule = "constant"
+    warmup_steps: int = 0
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_within("[0, inf)", "model.optim", weight_decay=self.weight_decay, max_grad_norm=self.max_grad_norm)
+        check_within("[0, 1)", "model.optim.betas", first=self.betas[0], second=self.betas[1])
+        check_within("[0, inf)", "model.optim", warmup_steps=self.warmup_steps)
+        for name in ("betas", "weight_decay") if self.optimizer is not None else ():
+            if (value := getattr(self, name)) != getattr(Optim, name):
+                raise UserError(
+                    f"model.optim.{name}: {value} is for AdamW, which model.optim.optimizer replaces; set it under "
+                    "model.optim.optimizer.init_args"
+                )
 
 
-def check_lr(lr: float | AutoLR, make: MakeOptimizer | None) -> None:
+def check_lr(lr: float | AutoLR, optim: Optim) -> None:
     """Refuse a learning rate below 0, and one that adapts from a start that only AdamW is known for.
 
     Raises:
@@ -70,31 +83,29 @@ def check_lr(lr: float | AutoLR, make: MakeOptimizer | None) -> None:
         check_within("[0, inf)", "model", lr=lr)
         return
     check_within("(0, inf)", "model.lr", start=lr.start, max_kl=lr.max_kl)  # not in its init: the parser hides it there
-    if make is not None and lr.start is None:
-        raise UserError("model.lr: auto knows where AdamW starts, not model.optimizer; give its start: {start: 0.1}")
+    if optim.optimizer is not None and lr.start is None:
+        raise UserError(
+            "model.lr: auto knows where AdamW starts, not model.optim.optimizer; give its start: {start: 0.1}"
+        )
 
 
-def build_optimizer(
-    parameters: Sequence[Tensor], lr: float, betas: tuple[float, float], weight_decay: float,
-    make: MakeOptimizer | None = None,
-) -> Any:  # fmt: skip
-    """Return AdamW over some parameters, or the optimizer that `make` builds, with this learning rate.
+def build_optimizer(parameters: Sequence[Tensor], lr: float, optim: Optim) -> Any:
+    """Return AdamW over some parameters, or the optimizer of the settings, with this learning rate.
 
     Raises:
-        UserError: `make` cannot take these parameters, or returns something else or an optimizer that cannot update
-            sharded ones.
+        UserError: the settings' optimizer cannot take these parameters or update sharded ones, or is something else.
     """
-    if make is None:
-        return torch.optim.AdamW(parameters, lr, betas, weight_decay=weight_decay, fused=True)
+    if optim.optimizer is None:
+        return torch.optim.AdamW(parameters, lr, optim.betas, weight_decay=optim.weight_decay, fused=True)
     try:
-        optimizer = make(parameters)
+        optimizer = optim.optimizer(parameters)
     except (TypeError, ValueError) as error:
-        raise UserError(f"model.optimizer: {first_line(error)}") from error
+        raise UserError(f"model.optim.optimizer: {first_line(error)}") from error
     if not isinstance(optimizer, Optimizer):
-        raise UserError(f"model.optimizer: it makes {type_text(optimizer)}, not a torch.optim.Optimizer")
+        raise UserError(f"model.optim.optimizer: it makes {type_text(optimizer)}, not a torch.optim.Optimizer")
     if type(optimizer).__module__.startswith("bitsandbytes") and has_shards(all_parameters(optimizer)):
         raise UserError(
-            f"model.optimizer: {type(optimizer).__name__} of bitsandbytes cannot update sharded weights; use "
+            f"model.optim.optimizer: {type(optimizer).__name__} of bitsandbytes cannot update sharded weights; use "
             "torchao.optim.AdamW8bit (pip install torchao), or leave the option out"
         )
     for group in optimizer.param_groups:
@@ -116,11 +127,10 @@ def unallocated(optimizer: Any, device: torch.device) -> int:
     return sum(2 * own_shard(p).nbytes for p in waiting)
 
 
-def build_schedule(optimizer: Any, schedule: Schedule, warmup_steps: int, steps: int | None) -> Any:
+def build_schedule(optimizer: Any, optim: Optim, steps: int | None) -> Any:
     """Return a learning-rate schedule, stepped by the training step.
 
     Args:
-        warmup_steps: optimizer steps over which the rate rises linearly.
         steps: optimizer steps of the whole run; None = unknown in advance, which only a constant rate allows.
 
     Raises:
@@ -128,10 +138,10 @@ def build_schedule(optimizer: Any, schedule: Schedule, warmup_steps: int, steps:
     """
     from transformers import get_scheduler
 
-    check_schedule(schedule, steps)
-    if schedule == "constant":
-        return get_scheduler("constant_with_warmup", optimizer, warmup_steps)
-    return get_scheduler(schedule, optimizer, warmup_steps, steps)
+    check_schedule(optim, steps)
+    if optim.lr_schedule == "constant":
+        return get_scheduler("constant_with_warmup", optimizer, optim.warmup_steps)
+    return get_scheduler(optim.lr_schedule, optimizer, optim.warmup_steps, steps)
 
 
 def scale_schedule(schedule: Any, factor: float) -> None:
@@ -139,11 +149,11 @@ def scale_schedule(schedule: Any, factor: float) -> None:
     schedule.lr_lambdas = [lambda step, scale=scale: factor * scale(step) for scale in schedule.lr_lambdas]
 
 
-def check_schedule(schedule: Schedule, steps: int | None) -> None:
+def check_schedule(optim: Optim, steps: int | None) -> None:
     """Refuse a schedule that needs the number of steps, if that is not known in advance."""
-    if schedule != "constant" and steps is None:
+    if optim.lr_schedule != "constant" and steps is None:
         raise UserError(
-            f"model.lr_schedule: {schedule} needs trainer.max_steps or trainer.max_epochs (a budget of "
+            f"model.optim.lr_schedule: {optim.lr_schedule} needs trainer.max_steps or trainer.max_epochs (a budget of "
             "samples or tokens ends at a step that is not known in advance); give one, or use constant"
         )
 
@@ -152,25 +162,25 @@ HIGH_RATE = 1e-2
 """The learning rate of AdamW above which a run is warned."""
 
 
-def warn_of_high_rate(lr: float | AutoLR, make: MakeOptimizer | None) -> None:
+def warn_of_high_rate(lr: float | AutoLR, optim: Optim) -> None:
     """Warn of a learning rate with which AdamW, which moves each weight by about that much, destroys the policy."""
-    if make is None and not isinstance(lr, AutoLR) and lr > HIGH_RATE:
+    if optim.optimizer is None and not isinstance(lr, AutoLR) and lr > HIGH_RATE:
         _log.warning(
             "model.lr: %g: AdamW moves each weight by about this much in a step, and weights are about 0.02; "
             "take 1e-7 to 1e-3", lr,
         )  # fmt: skip
 
 
-def warn_of_long_warmup(lr: float | AutoLR, warmup_steps: int, steps: int | None) -> None:
+def warn_of_long_warmup(lr: float | AutoLR, optim: Optim, steps: int | None) -> None:
     """Warn if the learning rate rises during the whole run, so that no step has the rate of the settings.
 
     Args:
         steps: optimizer steps of the whole run; None = unknown in advance.
     """
-    if steps and warmup_steps >= steps:
+    if steps and optim.warmup_steps >= steps:
         _log.warning(
-            "model.warmup_steps: %d, but the run has %d optimizer steps: the learning rate reaches %.3g of model.lr=%s "
-            "at most; lower warmup_steps", warmup_steps, steps, (steps - 1) / warmup_steps, lr,
+            "model.optim.warmup_steps: %d, but the run has %d optimizer steps: the learning rate reaches %.3g of "
+            "model.lr=%s at most; lower warmup_steps", optim.warmup_steps, steps, (steps - 1) / optim.warmup_steps, lr,
         )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ class Reference:
     It is not a module, so that Lightning neither saves nor shards it with the trained policy.
 
     Args:
-        update_every: `model.reference_update_every`.
+        update_every: `model.kl.reference_update_every`.
 
     Attributes:
         policy: the reference policy; None if neither a KL term nor the advantage needs one.

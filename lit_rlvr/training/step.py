@@ -15,7 +15,7 @@ from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.distributed.collectives import all_max, all_sum, gather_objects, gather_rows, index, rank, to_device
 from lit_rlvr.objectives import (
     GOLDEN_RATIO,
-    Correction,
+    Importance,
     LossInputs,
     Stats,
     StepTokens,
@@ -52,7 +52,7 @@ class PreparedRollout:
 
     Args:
         advantages: (B, 1) or (B, T). live: rows that can have a gradient.
-        correction: see `importance_correction` of `RLVRModule`.
+        correction: `model.importance` of the run, with a correction chosen.
         age: (B, T) optimizer steps between the weights that sampled each token and those of the first update.
         trace: records what the updates do with its tokens; None = nothing does.
         logs_staleness: whether to log `train/staleness/...`.
@@ -66,7 +66,7 @@ class PreparedRollout:
     rollout: Rollout
     advantages: Tensor
     live: list[int]
-    correction: Correction
+    correction: Importance
     age: Tensor
     trace: Trace | None = None
     logs_staleness: bool = False
@@ -181,13 +181,13 @@ def plan_step(
     size = rollout.group_size
     rows = [p * size + g for p in prompts for g in range(size)]
     lengths = rollout.mask[rows].sum(1)  # (rows,)
-    counted_rows = len(rows) if algorithm.count_empty_rows else int((lengths > 0).sum())
+    counted_rows = len(rows) if algorithm.loss_options.count_empty_rows else int((lengths > 0).sum())
     counts = all_sum(torch.tensor([float(counted_rows), float(lengths.sum())], dtype=torch.float64))
     sequences, tokens = (max(count, 1.0) for count in counts.tolist())
     mask, at = to_device(rollout.mask, device), index(rows, device)
     token_weight = torch.zeros(mask.shape, device=device)
     token_weight[at] = aggregation_weights(
-        mask[at], size, algorithm.aggregation, sequences, tokens, rollout.sampling.longest
+        mask[at], size, algorithm.loss_options.aggregation, sequences, tokens, rollout.sampling.longest
     ).to(token_weight.dtype)
     live = set(prepared.live)
     microbatches = cut_rows(rollout, [i for i in rows if i in live], tokens_per_microbatch, shared_prefix)

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lit_rlvr.common.terminal import progress
 from lit_rlvr.distributed.collectives import average_gradients, index, world_size
 from lit_rlvr.distributed.sharding import reduce_over_copies, whole
-from lit_rlvr.objectives import Correction, Stats
+from lit_rlvr.objectives import Importance, Stats
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import more_bits_than_autocast
 from lit_rlvr.training.failures import (
@@ -26,7 +26,7 @@ from lit_rlvr.training.failures import (
     smaller_microbatches_when_out_of_memory,
 )
 from lit_rlvr.training.loss import LossModule
-from lit_rlvr.training.optimizer import AdaptiveLR, all_parameters, step_cosine
+from lit_rlvr.training.optimizer import AdaptiveLR, Optim, all_parameters, step_cosine
 from lit_rlvr.training.step import (
     PreparedRollout,
     StepPlan,
@@ -52,7 +52,7 @@ class Updater:
         backward: computes the gradients of a loss, as `LightningModule.manual_backward`.
         replicas: the module that averages gradients over processes (DDP); None with one process or sharded weights.
         sharded: whether the weights are sharded over the processes.
-        max_grad_norm: gradients are scaled down to this norm; 0 = off.
+        optim: the settings of the optimizer.
         budget: the most input tokens in a micro-batch. skipped: counts skipped steps.
         run: the run's folder, for what a failed step leaves.
         adaptive_lr: changes the learning rate after each step; None = the schedule alone does.
@@ -61,11 +61,11 @@ class Updater:
     def __init__(
         self, policy: Policy, reference: Policy | None, algorithm: LossModule, optimizer: Any, schedule: Any,
         backward: Callable[[Tensor], None], replicas: DistributedDataParallel | None, sharded: bool,
-        max_grad_norm: float, budget: TokenBudget, skipped: SkippedSteps, run: Path, adaptive_lr: AdaptiveLR | None,
+        optim: Optim, budget: TokenBudget, skipped: SkippedSteps, run: Path, adaptive_lr: AdaptiveLR | None,
     ) -> None:  # fmt: skip
         self.policy, self.reference, self.algorithm = policy, reference, algorithm
         self.optimizer, self.schedule, self.backward = optimizer, schedule, backward
-        self.replicas, self.sharded, self.max_grad_norm = replicas, sharded, max_grad_norm
+        self.replicas, self.sharded, self.optim = replicas, sharded, optim
         self.budget, self.skipped, self.run, self.adaptive_lr = budget, skipped, run, adaptive_lr
 
     def score_tokens(self, rollout: Rollout) -> TokenScores:
@@ -73,16 +73,16 @@ class Updater:
         rank."""
         scores = TokenScores()
         rows = [int(i) for i in rollout.mask.any(1).nonzero().flatten()]
-        if self.algorithm.needs_step_tokens or self.algorithm.kl_in_reward:
+        if self.algorithm.needs_step_tokens or self.algorithm.kl.in_reward:
             scores.old, scores.entropy = self.logprobs(rollout, self.policy, rows, self.algorithm.needs_step_tokens)
-        if self.algorithm.kl_in_reward:
+        if self.algorithm.kl.in_reward:
             assert self.reference is not None
             scores.ref, _ = self.logprobs(rollout, self.reference, rows)
         return scores
 
     def prepare(
         self, rollout: Rollout, scores: TokenScores, advantages: Tensor, live: list[int],
-        minibatches: list[list[int]], correction: Correction, age: Tensor, trace: Trace | None,
+        minibatches: list[list[int]], correction: Importance, age: Tensor, trace: Trace | None,
     ) -> PreparedRollout:  # fmt: skip
         """Return a rollout with the log-probabilities that stay fixed during its updates. Collective: call it on every
         rank.
@@ -190,7 +190,7 @@ class Updater:
 
     def forward(self, plan: StepPlan, k: int) -> tuple[Tensor, Tensor]:
         """Run the policy on micro-batch k; return log-probabilities and entropies (rows, T)."""
-        needs_gradient = self.algorithm.entropy_coef != 0
+        needs_gradient = self.algorithm.loss_options.entropy_coef != 0
         rollout, rows = plan.prepared.rollout, plan.microbatches[k]
         logp, entropy = self.policy.logprobs(rollout, rows, entropy=True, entropy_gradient=needs_gradient)
         assert entropy is not None, "it was asked for"
@@ -215,7 +215,7 @@ class Updater:
                 parameter.grad = torch.zeros_like(parameter)
         if self.replicas is not None:
             average_gradients(parameters)
-        limit = self.max_grad_norm if self.max_grad_norm > 0 else float("inf")
+        limit = self.optim.max_grad_norm if self.optim.max_grad_norm > 0 else float("inf")
         return whole(torch.nn.utils.clip_grad_norm_(parameters, limit))
 
     def run_alone(self, plan: StepPlan, k: int) -> tuple[Tensor, list[Tensor | None]]:

@@ -18,8 +18,7 @@ from lit_rlvr.commands.check.replay import read_batch, replay
 from lit_rlvr.conformance.trl import compute_advantages, compute_loss, source_lines
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import (
-    RENAMED_CORRECTIONS,
-    Correction,
+    Importance,
     ImportanceCorrection,
     importance_weights,
     log_ratio,
@@ -77,15 +76,15 @@ def their_loss(
 CLEAN = {"use_bias_correction_kl": False}
 LOSSES: list[tuple[type[RLVRModule], dict[str, Any], dict[str, Any]]] = [
     (GRPO, {}, {}),
-    (GRPO, {"clip_high": 0.28, "kl_coef": 0.1}, {"epsilon_high": 0.28, "beta": 0.1} | CLEAN),
-    (GRPO, {"kl_coef": 0.1, "kl_bias_correction": True}, {"beta": 0.1}),
+    (GRPO, {"clip_high": 0.28, "kl": {"coef": 0.1}}, {"epsilon_high": 0.28, "beta": 0.1} | CLEAN),
+    (GRPO, {"kl": {"coef": 0.1, "bias_correction": True}}, {"beta": 0.1}),
     (GRPO, {"dual_clip": 1.5}, {"delta": 1.5}),  # two-sided
     (DAPO, {"dual_clip": 4.0}, {"loss_type": "dapo", "epsilon_high": 0.28, "delta": 4.0}),
-    (DrGRPO, {"kl_coef": 0.1}, {"loss_type": "dr_grpo", "beta": 0.1} | CLEAN),
+    (DrGRPO, {"kl": {"coef": 0.1}}, {"loss_type": "dr_grpo", "beta": 0.1} | CLEAN),
     (CISPO, {}, {"loss_type": "cispo", "epsilon_high": 5.0}),
     (GSPO, {"clip_low": 0.2, "clip_high": 0.2}, {"importance_sampling_level": "sequence"}),
-    (GRPO, {"off_policy_threshold": 0.2}, {"off_policy_mask_threshold": 0.2}),
-    (GSPO, {"clip_low": 0.2, "clip_high": 0.2, "off_policy_threshold": 0.2},
+    (GRPO, {"importance": {"off_policy_threshold": 0.2}}, {"off_policy_mask_threshold": 0.2}),
+    (GSPO, {"clip_low": 0.2, "clip_high": 0.2, "importance": {"off_policy_threshold": 0.2}},
      {"importance_sampling_level": "sequence", "off_policy_mask_threshold": 0.2}),
 ]  # fmt: skip
 
@@ -108,8 +107,8 @@ def check(arrays: dict[str, np.ndarray], module: RLVRModule, theirs: dict[str, A
 
 
 MODES = {"token_truncate": "token_truncate", "sequence_truncate": "sequence_truncate"} | {
-    theirs: new for theirs, (_, new) in RENAMED_CORRECTIONS.items()
-}
+    "token_mask": "token_mis", "sequence_mask": "sequence_mis",
+}  # fmt: skip
 BOUNDS = [(3.0, None), (1.2, 0.8), (None, 0.5), (2.0, 0.0)]
 
 
@@ -120,7 +119,7 @@ def test_a_correction_of_theirs_gives_their_weights_and_loss(mode: str, high: fl
     ratio = their_ratio(arrays, mode, high, low)
     batch = read_batch(arrays)
     assert batch.rollout is not None
-    correction = Correction(MODES[mode], high, low)  # type: ignore[arg-type]
+    correction = Importance(MODES[mode], high, low)  # type: ignore[arg-type]
     tokens, rows = importance_weights(batch.old, batch.rollout, batch.mask, correction)
     expected = ratio.expand_as(tokens)
     torch.testing.assert_close(
@@ -128,11 +127,11 @@ def test_a_correction_of_theirs_gives_their_weights_and_loss(mode: str, high: fl
     )
     if mode.startswith("sequence"):
         torch.testing.assert_close(rows, ratio[:, 0], rtol=1e-12, atol=0)
-    options = {"importance_correction": MODES[mode], "importance_cap": high, "importance_floor": low}
+    importance = {"correction": MODES[mode], "cap": high, "floor": low, "off_policy_threshold": 0.3}
     theirs = {"use_vllm": True, "ratio": ratio, "off_policy_mask_threshold": 0.3}
-    check(arrays, GRPO(off_policy_threshold=0.3, **options), theirs)
+    check(arrays, GRPO(importance=importance), theirs)
     theirs |= {"importance_sampling_level": "sequence"}
-    module = GSPO(clip_low=0.2, clip_high=0.2, off_policy_threshold=0.3, **options)
+    module = GSPO(clip_low=0.2, clip_high=0.2, importance=importance)
     if mode.startswith("sequence"):
         return check(arrays, module, theirs)
     # a stated difference: the bounded geometric mean of a row's ratios here, there the mean of the bounded ratios
@@ -143,13 +142,13 @@ def test_a_correction_of_theirs_gives_their_weights_and_loss(mode: str, high: fl
     assert not np.allclose(found["x/dlogp"], gradient, rtol=1e-5)
 
 
-def slow_weights(d: list[float], c: Correction) -> tuple[list[float], float]:
+def slow_weights(d: list[float], c: Importance) -> tuple[list[float], float]:
     """The weights of one sequence with log-ratios `d`: of its tokens, and of the whole."""
     level, _, how = c.mode.partition("_")
-    high = math.inf if c.high is None else c.high
+    high = math.inf if c.cap is None else c.cap
 
     def weight(w: float, how: str) -> float:
-        low = c.low if c.low is not None else 1 / high if how == "reject" else 0.0
+        low = c.floor if c.floor is not None else 1 / high if how == "reject" else 0.0
         if how == "truncate":
             return min(max(w, low), high)
         return (w if how == "mis" else 1.0) if low <= w <= high else 0.0
@@ -177,7 +176,7 @@ def slow_weights(d: list[float], c: Correction) -> tuple[list[float], float]:
 def test_every_correction_is_that_of_a_slow_loop(mode: Any, high: Any, low: Any, veto: float | None) -> None:
     batch = read_batch(sampled_elsewhere(4))
     assert batch.rollout is not None
-    correction = Correction(mode, high, low, veto)
+    correction = Importance(mode, high, low, veto)
     tokens, rows = importance_weights(batch.old, batch.rollout, batch.mask, correction)
     d = log_ratio(batch.old, batch.rollout, batch.mask)
     assert correction.drops == (mode.endswith(("mis", "reject")) or veto is not None)
@@ -191,30 +190,31 @@ def test_every_correction_is_that_of_a_slow_loop(mode: Any, high: Any, low: Any,
 @pytest.mark.parametrize(("high", "low"), [*BOUNDS, (None, None), (None, 0.0)])
 @pytest.mark.parametrize("mode", get_args(ImportanceCorrection))
 def test_a_bounded_correction_follows_the_ratio_and_stays_below_a_bound(mode: Any, high: Any, low: Any) -> None:
-    correction = Correction(mode, high, low)
+    correction = Importance(mode, high, low)
     d = torch.linspace(-40, 40, 81, dtype=torch.float64)[:, None]
     tokens, _ = importance_weights(d, torch.zeros_like(d), torch.ones_like(d, dtype=torch.bool), correction)
     assert correction.is_bounded == bool(tokens.max() < 10 and len(tokens.unique()) > 1)
 
 
-@pytest.mark.parametrize(("old", "names"), RENAMED_CORRECTIONS.items())
-def test_an_ambiguous_name_is_refused_in_one_line_with_both_meanings(old: str, names: tuple[str, str]) -> None:
-    with pytest.raises(UserError, match=f"{old}.*use {names[0]} .* or {names[1]} for TRL's") as error:
-        GRPO(importance_correction=old)
-    assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="there is no 'token_truncated'; did you mean 'token_truncate'"):
-        GRPO(importance_correction="token_truncated")
+def test_bounds_that_contradict_one_another_are_refused_in_one_line() -> None:
     for options, said in (
-        ({"importance_cap": 0.0}, "importance_cap"),
-        ({"importance_floor": 2.0}, "importance_floor: 2.0 must lie below importance_cap=2.0"),
-        ({"importance_veto": -1.0}, r"importance_veto: -1.0 must lie in \(0, 1\)"),
-        ({"importance_veto": 1.5}, r"importance_veto: 1.5 must lie in \(0, 1\)"),
         (
-            {"importance_correction": "token_mis", "importance_cap": 0.5, "importance_veto": 0.6},
+            {"importance": {"correction": "token_mask"}},
+            r"^model\.importance\.correction: give one of 'none', [^\n]*mask'$",
+        ),
+        ({"importance": {"cap": 0.0}}, r"model\.importance\.cap"),
+        ({"importance": {"floor": 2.0}}, r"model\.importance\.floor: 2.0 must lie below cap=2.0"),
+        ({"importance": {"veto": -1.0}}, r"importance\.veto: -1.0 must lie in \(0, 1\)"),
+        ({"importance": {"veto": 1.5}}, r"importance\.veto: 1.5 must lie in \(0, 1\)"),
+        (
+            {"importance": {"correction": "token_mis", "cap": 0.5, "veto": 0.6}},
             "0.6 must not lie above",
         ),
-        ({"off_policy_threshold": 0.0}, "off_policy_threshold"),
-        ({"prox_logp_method": "linear"}, "prox_logp_method: give one of 'recompute', 'loglinear', not 'linear'"),
+        ({"importance": {"off_policy_threshold": 0.0}}, "off_policy_threshold"),
+        (
+            {"importance": {"prox_logp_method": "linear"}},
+            "prox_logp_method: give one of 'recompute', 'loglinear', not 'linear'",
+        ),
     ):
         with pytest.raises(UserError, match=said):
             GRPO(**options)  # type: ignore[arg-type]
@@ -224,15 +224,13 @@ def test_an_ambiguous_name_is_refused_in_one_line_with_both_meanings(old: str, n
 @pytest.mark.parametrize("mode", get_args(ImportanceCorrection))
 def test_a_correction_that_would_keep_no_ratio_is_refused_with_the_remedy(mode: Any, cap: float) -> None:
     if not mode.endswith("_reject"):
-        GRPO(importance_correction=mode, importance_cap=cap)
+        GRPO(importance={"correction": mode, "cap": cap})
         return
-    said = (
-        f"importance_cap: {cap} leaves nothing, because {mode} takes 1 / importance_cap = .*; set it above 1, or set "
-    )
+    said = f"importance.cap: {cap} leaves nothing, because {mode} takes 1 / cap = .*; set it above 1, or set "
     with pytest.raises(UserError, match=said):
-        GRPO(importance_correction=mode, importance_cap=cap)
-    for options in ({"importance_floor": cap / 2}, {"importance_cap": 1.01}, {"importance_cap": None}):
-        GRPO(**{"importance_correction": mode, "importance_cap": cap} | options)
+        GRPO(importance={"correction": mode, "cap": cap})
+    for options in ({"floor": cap / 2}, {"cap": 1.01}, {"cap": None}):
+        GRPO(importance={"correction": mode, "cap": cap} | options)
 
 
 def two_rewards(seed: int, missing: bool) -> tuple[GroupBatch, Tensor, list[float]]:
@@ -274,14 +272,14 @@ def test_entropies_and_masks_of_single_tokens_are_replayed() -> None:
     arrays = random_case(5, shaped=True).arrays
     rng = np.random.default_rng(5)
     entropy, chosen = rng.uniform(0, 3, arrays["logp"].shape), rng.random(arrays["logp"].shape) < 0.5
-    plain, bonus = (replay(arrays | {"entropy": entropy}, {"x": GRPO(entropy_coef=c)}) for c in (0.0, 0.1))
+    plain, bonus = (replay(arrays | {"entropy": entropy}, {"x": GRPO(loss={"entropy_coef": c})}) for c in (0.0, 0.1))
     mask = arrays["mask"]
     share = mask / np.maximum(mask.sum(1, keepdims=True), 1) / len(mask)
     assert float(bonus["x/loss"]) == pytest.approx(float(plain["x/loss"]) - 0.1 * (entropy * share).sum())
-    some = replay(arrays | {"objective_mask": chosen}, {"x": GRPO(kl_coef=0.1)})
+    some = replay(arrays | {"objective_mask": chosen}, {"x": GRPO(kl={"coef": 0.1})})
     every, kl = (
-        replay(arrays, {"x": GRPO(kl_coef=0.1)}),
-        replay(arrays | {"objective_mask": chosen & False}, {"x": GRPO(kl_coef=0.1)}),
+        replay(arrays, {"x": GRPO(kl={"coef": 0.1})}),
+        replay(arrays | {"objective_mask": chosen & False}, {"x": GRPO(kl={"coef": 0.1})}),
     )
     np.testing.assert_allclose(some["x/dlogp"], np.where(chosen, every["x/dlogp"], kl["x/dlogp"]), rtol=1e-12)
     # TRL's top_entropy_quantile is such a mask: its tokens of low entropy count in the normaliser alone

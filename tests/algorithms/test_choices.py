@@ -70,7 +70,7 @@ def test_the_tokens_of_the_highest_entropy_are_as_many_as_the_rule_says(share: f
     for alike in (1, 4, count):
         tokens = step(count=count)
         tokens.entropy = tokens.entropy[torch.arange(count) // alike * alike] * (1 + 1e-7 * tokens.advantages)
-        chosen, _ = GRPO(top_entropy_quantile=share).select_tokens(tokens)
+        chosen, _ = GRPO(loss={"top_entropy_quantile": share}).select_tokens(tokens)
         assert int(chosen.sum()) == wanted == max(1, math.ceil(round(share * count, 6)))
         assert tokens.entropy[chosen].min() >= tokens.entropy[~chosen].max() * (1 - 1e-5)
 
@@ -89,7 +89,7 @@ def test_the_order_of_tokens_decides_no_tie() -> None:
     tokens = replace(step(), advantages=torch.zeros(N, dtype=torch.float64), entropy=torch.ones(N).double())
     moved = torch.randperm(N, generator=torch.Generator().manual_seed(1))
     other = StepTokens(*(values[moved] for values in vars(tokens).values()))
-    kl_cov, grpo = KLCov(penalty_share=0.1), GRPO(top_entropy_quantile=0.3)
+    kl_cov, grpo = KLCov(penalty_share=0.1), GRPO(loss={"top_entropy_quantile": 0.3})
     assert kl_cov.select(other).equal(kl_cov.select(tokens)[moved])
     assert grpo.select_tokens(other)[0].equal(grpo.select_tokens(tokens)[0][moved])
 

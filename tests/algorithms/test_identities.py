@@ -109,9 +109,9 @@ def results(case: Case, module: RLVRModule) -> tuple[float, np.ndarray]:
 def test_apmpo_at_power_1_is_grpo(seed: int) -> None:
     case = random_case(seed, shaped=True)
     for low, high in ((0.2, 0.2), (0.1, 0.4)):
-        fixed = APMPO(power=1.0, eps_low=low, eps_min=high, eps_max=high, kl_coef=0.02)
+        fixed = APMPO(schedule={"power": 1.0}, eps_low=low, eps_min=high, eps_max=high, kl={"coef": 0.02})
         loss, gradient = results(case, fixed)
-        expected, slope = results(case, GRPO(clip_low=low, clip_high=high, kl_coef=0.02))
+        expected, slope = results(case, GRPO(clip_low=low, clip_high=high, kl={"coef": 0.02}))
         assert loss == pytest.approx(expected, rel=1e-12)
         np.testing.assert_allclose(gradient, slope, rtol=1e-11, atol=0)
 
@@ -119,7 +119,7 @@ def test_apmpo_at_power_1_is_grpo(seed: int) -> None:
 @pytest.mark.parametrize("power", [0.0, 1e-10, 1e-7])
 def test_apmpo_at_power_0_is_gmpo(power: float) -> None:
     case = random_case(0, shaped=True)
-    fixed = APMPO(power=power, eps_low=0.2, eps_min=0.4, eps_max=0.4, kl_coef=0.0)
+    fixed = APMPO(schedule={"power": power}, eps_low=0.2, eps_min=0.4, eps_max=0.4, kl={"coef": 0.0})
     loss, gradient = results(case, fixed)
     expected, slope = results(case, GMPO(clip_low=-math.log(0.8), clip_high=math.log(1.4)))
     assert loss == pytest.approx(expected, rel=1e-12 + 1e4 * power)
@@ -135,7 +135,7 @@ def test_apmpo_is_monotone_in_its_power() -> None:
         for rows in range(case.arrays["rewards"].size):  # one completion at a time: mask all others
             mask = case.arrays["mask"].copy()
             mask[[i for i in range(len(mask)) if i != rows]] = False
-            found = replay(case.arrays | {"mask": mask}, {"x": APMPO(power=power, kl_coef=0.0)})
+            found = replay(case.arrays | {"mask": mask}, {"x": APMPO(schedule={"power": power}, kl={"coef": 0.0})})
             terms.append(found["x/loss"].item())
         losses.append(terms)
     signs = np.sign(replay(case.arrays, {"x": GRPO()})["x/advantages"].flatten())
@@ -147,7 +147,7 @@ def test_apmpo_is_monotone_in_its_power() -> None:
 def test_with_one_update_grpo_gmpo_and_apmpo_have_the_same_gradient() -> None:
     case = random_case(2, shaped=True, on_policy=True)
     expected = results(case, GRPO())[1]
-    for module in (GMPO(), APMPO(kl_coef=0.0), APMPO(kl_coef=0.0, statistics="group")):
+    for module in (GMPO(), APMPO(kl={"coef": 0.0}), APMPO(kl={"coef": 0.0}, schedule={"statistics": "group"})):
         np.testing.assert_allclose(results(case, module)[1], expected, rtol=1e-11)
 
 
@@ -155,8 +155,8 @@ def test_with_one_update_grpo_gmpo_and_apmpo_have_the_same_gradient() -> None:
 def test_aapo_without_margin_is_gpg(aggregation: str) -> None:
     case = random_case(3, shaped=True)
     none = AAPOAdvantage(delta_low=0.0, delta_high=0.0)
-    gpg = GPG(advantage=GPGAdvantage(f_norm="std", rescale_valid=False), aggregation=aggregation)
-    one, other = (results(case, m) for m in (AAPO(advantage=none, aggregation=aggregation), gpg))
+    gpg = GPG(advantage=GPGAdvantage(f_norm="std", rescale_valid=False), loss={"aggregation": aggregation})
+    one, other = (results(case, m) for m in (AAPO(advantage=none, loss={"aggregation": aggregation}), gpg))
     assert one[0] == pytest.approx(other[0], rel=1e-12)
     np.testing.assert_array_equal(one[1], other[1])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import io
 import math
@@ -48,6 +49,7 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout import RolloutCallback
+from lit_rlvr.training.loss import KL, Loss
 from lit_rlvr.types import Sampling
 
 with pytest.MonkeyPatch.context() as patch:
@@ -55,40 +57,41 @@ with pytest.MonkeyPatch.context() as patch:
     from options_page import options
 
 DEFAULTS: dict[type[RLVRModule], dict[str, Any]] = {
-    GRPO: dict(advantage="grpo", aggregation="sequence_mean", clip_low=0.2, clip_high=0.2, dual_clip=None),
-    DAPO: dict(advantage="grpo", aggregation="token_mean", clip_low=0.2, clip_high=0.28),
-    DrGRPO: dict(advantage="dr_grpo", aggregation="constant"),
-    GPG: dict(advantage="gpg", aggregation="token_mean"),
+    GRPO: dict(advantage="grpo", loss={"aggregation": "sequence_mean"}, clip_low=0.2, clip_high=0.2, dual_clip=None),
+    DAPO: dict(advantage="grpo", loss={"aggregation": "token_mean"}, clip_low=0.2, clip_high=0.28),
+    DrGRPO: dict(advantage="dr_grpo", loss={"aggregation": "constant"}),
+    GPG: dict(advantage="gpg", loss={"aggregation": "token_mean"}),
     GMPO: dict(advantage="grpo", clip_low=0.4, clip_high=0.4, dual_clip=None),
     APMPO: dict(
-        advantage="grpo", kl_coef=0.001, gamma=0.8, eps_low=0.2, eps_min=0.2, eps_max=0.4, delta=1e-6, power=None,
-        power_schedule="exp", squash="tanh", fss="ratio", adaptive_lower=False, statistics="batch",
-        statistics_from="reward", dual_clip=None,
+        advantage="grpo", kl={"coef": 0.001}, gamma=0.8, eps_low=0.2, eps_min=0.2, eps_max=0.4, adaptive_lower=False,
+        dual_clip=None, schedule={"power": None, "power_schedule": "exp", "squash": "tanh", "fss": "ratio",
+                                  "delta": 1e-6, "statistics": "batch", "statistics_from": "reward"},
     ),
-    AAPO: dict(advantage="aapo", aggregation="group_token_mean"),
-    Reinforce: dict(advantage="reinforce", aggregation="token_mean"),
+    AAPO: dict(advantage="aapo", loss={"aggregation": "group_token_mean"}),
+    Reinforce: dict(advantage="reinforce", loss={"aggregation": "token_mean"}),
     GRPOLead: dict(advantage="grpo_lead"),
     GSPO: dict(advantage="grpo", clip_low=3e-4, clip_high=4e-4, dual_clip=None),
-    CISPO: dict(advantage="grpo", aggregation="token_mean", ratio_cap=5.0, ratio_floor=0.0, dual_clip=None),
-    SAPO: dict(advantage="grpo", aggregation="sequence_mean", tau_pos=1.0, tau_neg=1.05),
+    CISPO: dict(advantage="grpo", loss={"aggregation": "token_mean"}, ratio_cap=5.0, ratio_floor=0.0, dual_clip=None),
+    SAPO: dict(advantage="grpo", loss={"aggregation": "sequence_mean"}, tau_pos=1.0, tau_neg=1.05),
     VESPO: dict(
-        advantage="grpo", aggregation="token_mean", k_pos=2.0, lambda_pos=3.0, k_neg=3.0, lambda_neg=2.0
+        advantage="grpo", loss={"aggregation": "token_mean"}, k_pos=2.0, lambda_pos=3.0, k_neg=3.0, lambda_neg=2.0
     ),
     LUSPO: dict(advantage="grpo", clip_low=2e-3, clip_high=2.5e-3, dual_clip=None),
     DPPO: dict(
-        advantage="grpo", aggregation="token_mean", divergence="tv", delta_low=None, delta_high=None, drift_coef=0.0
+        advantage="grpo", loss={"aggregation": "token_mean"}, divergence="tv", delta_low=None, delta_high=None,
+        drift_coef=0.0,
     ),
     ClipCov: dict(
-        advantage="grpo", aggregation="token_mean", clip_low=0.2, clip_high=0.2, clip_share=2e-4, covariance_low=1.0,
-        covariance_high=5.0,
+        advantage="grpo", loss={"aggregation": "token_mean"}, clip_low=0.2, clip_high=0.2, clip_share=2e-4,
+        covariance_low=1.0, covariance_high=5.0,
     ),
-    KLCov: dict(advantage="grpo", aggregation="token_mean", penalty_share=2e-4, penalty_coef=1.0),
-    M2PO: dict(advantage="grpo", aggregation="token_mean", threshold=0.04),
+    KLCov: dict(advantage="grpo", loss={"aggregation": "token_mean"}, penalty_share=2e-4, penalty_coef=1.0),
+    M2PO: dict(advantage="grpo", loss={"aggregation": "token_mean"}, threshold=0.04),
     FIPO: dict(
-        advantage="grpo", aggregation="token_mean", clip_low=0.2, clip_high=0.28, dual_clip=10.0, half_life=32.0,
-        influence_low=1.0, influence_high=1.2, safe_ratio=4.0,
+        advantage="grpo", loss={"aggregation": "token_mean"}, clip_low=0.2, clip_high=0.28, dual_clip=10.0,
+        half_life=32.0, influence_low=1.0, influence_high=1.2, safe_ratio=4.0,
     ),
-    TOPR: dict(advantage="dr_grpo", aggregation="token_sum"),
+    TOPR: dict(advantage="dr_grpo", loss={"aggregation": "token_sum"}),
     DRO: dict(advantage="dr_grpo", beta=0.05),
 }  # fmt: skip
 
@@ -101,11 +104,37 @@ def test_every_algorithm_is_here() -> None:
 def test_defaults_are_the_papers(cls: type[RLVRModule]) -> None:
     owners = [owner for owner in reversed(cls.__mro__) if issubclass(owner, RLVRModule)]
     given = {name: p.default for owner in owners for name, p in inspect.signature(owner).parameters.items()}
-    assert {name: given[name] for name in DEFAULTS[cls]} == DEFAULTS[cls]
-    assert cls().kl_coef == (0.001 if cls is APMPO else 0.0)
-    assert cls().entropy_coef == 0
+    for name, value in DEFAULTS[cls].items():
+        fields = {field: getattr(given[name], field) for field in value} if isinstance(value, dict) else given[name]
+        assert fields == value, name
+    assert cls().kl.coef == (0.001 if cls is APMPO else 0.0)
+    assert cls().loss_options.entropy_coef == 0
     if cls in (GMPO, APMPO, GSPO):
-        assert cls().aggregation == "sequence_mean"
+        assert cls().loss_options.aggregation == "sequence_mean"
+
+
+def test_a_group_given_in_part_keeps_the_class_s_own_defaults() -> None:
+    for loss in (Loss(entropy_coef=0.1), {"entropy_coef": 0.1}):
+        assert DAPO(loss=loss).loss_options == Loss("token_mean", entropy_coef=0.1)  # type: ignore[arg-type]
+        assert FIPO(loss=loss).init_args["loss"] == Loss("token_mean", entropy_coef=0.1)
+    assert APMPO(kl=KL(in_reward=True)).kl == KL(0.001, in_reward=True)
+    assert DAPO(loss=Loss("sequence_mean")).loss_options.aggregation == "sequence_mean"
+
+
+@pytest.mark.parametrize("cls", [GSPO, LUSPO, GMPO, APMPO, DRO])
+def test_an_aggregation_that_the_formula_fixes_is_refused(cls: type[RLVRModule]) -> None:
+    own = cls().loss_options.aggregation
+    assert cls(loss={"aggregation": own, "entropy_coef": 0.1}).loss_options == Loss(own, entropy_coef=0.1)  # type: ignore[arg-type]
+    said = rf"^model\.loss\.aggregation: {cls.__name__} is defined with {own}, not token_mean; leave it out$"
+    with pytest.raises(UserError, match=said):
+        cls(loss=Loss("token_mean"))
+
+
+def test_constructors_are_short() -> None:
+    assert len(inspect.signature(RLVRModule).parameters) <= 14
+    for cls in DEFAULTS:
+        own = {*inspect.signature(cls).parameters} - {*inspect.signature(RLVRModule).parameters, "kwargs"}
+        assert len(own) <= 12, cls
 
 
 def code_lines(path: Path) -> int:
@@ -170,9 +199,11 @@ def test_a_mean_of_ratios_says_that_one_update_makes_it_grpo(
 @pytest.mark.parametrize("cls", [*DEFAULTS, *REGISTRY.values()])
 def test_every_number_has_a_range(cls: type) -> None:
     """NaN lies in none."""
-    for name in [name for name, kind, *_ in options(cls) if re.match("(int|float)", kind)]:
-        with pytest.raises(UserError, match=rf"{name}: (nan|give .*, not nan)"):
-            cls(**{name: math.nan})
+    defaults = [p.default for p in inspect.signature(cls).parameters.values()]
+    for part in (cls, *(type(group) for group in defaults if dataclasses.is_dataclass(group))):
+        for name in [name for name, kind, *_ in options(part) if re.match("(int|float)", kind)]:
+            with pytest.raises(UserError, match=rf"{name}: (nan|give .*, not nan)"):
+                part(**{name: math.nan})
 
 
 OUTSIDE = {
@@ -181,24 +212,25 @@ OUTSIDE = {
     "ratio_cap": (CISPO, [0.9], [1, 100]),
     "dual_clip": (GSPO, [1, -3, math.inf], [3]),
     "gamma": (APMPO, [-0.1], [0]),
-    "delta": (APMPO, [0], [1e-6]),
+    "schedule.delta": (APMPO, [0], [1e-6]),
     "lr": (GRPO, [-1e-6, math.inf], [0, 1]),
     "updates_per_rollout": (GRPO, [0], [1]),
-    "reference_update_every": (AAPO, [0], [1]),
+    "kl.reference_update_every": (AAPO, [0], [1]),
     "max_skipped_steps": (GRPO, [-1], [0]),
-    "entropy_coef": (GRPO, [math.inf], [-0.01, 0.01]),
-    "betas": (GRPO, [(0.9, 1.0), (-0.1, 0.9)], [(0, 0.9)]),
+    "loss.entropy_coef": (GRPO, [math.inf], [-0.01, 0.01]),
+    "optim.betas": (GRPO, [(0.9, 1.0), (-0.1, 0.9)], [(0, 0.9)]),
 }
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_an_option_outside_its_range_is_refused(name: str) -> None:
     cls, outside, inside = OUTSIDE[name]
+    group, _, field = name.partition(".")
     for value in outside:
         with pytest.raises(UserError, match=rf"model\.{name}.* must lie in [\[(].*, .*[\])]$"):
-            cls(**{name: value})
+            cls(**{group: {field: value} if field else value})
     for value in inside:
-        cls(**{name: value})
+        cls(**{group: {field: value} if field else value})
 
 
 @pytest.mark.parametrize(
@@ -262,7 +294,7 @@ def test_apmpo_logs_what_it_adapts() -> None:
     assert metrics["p"] == pytest.approx(float((-0.8 * mu).exp()))
     assert metrics["fss"] == pytest.approx(float(mu / (sigma + 1e-6)))
     assert metrics["eps_ada"] == pytest.approx(float(0.2 + 0.2 * torch.tanh(mu / (sigma + 1e-6))))
-    _, metrics = APMPO(statistics="group").estimate(GroupBatch(r, r))
+    _, metrics = APMPO(schedule={"statistics": "group"}).estimate(GroupBatch(r, r))
     assert metrics["p"] == pytest.approx(float((-0.8 * r.mean(1)).exp().mean()))
 
 
@@ -279,7 +311,7 @@ def test_the_entropy_bonus_has_the_gradient_of_the_exact_entropy(options: dict[s
         row_weight=torch.ones(2) / 2, prompt=torch.zeros(2, dtype=torch.long), plain_weight=weight,
         rollout=logp.detach(), entropy=entropy,
     )  # fmt: skip
-    loss, _ = GRPO(entropy_coef=0.3).loss(x)
+    loss, _ = GRPO(loss={"entropy_coef": 0.3}).loss(x)
     loss.backward()
     found = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()

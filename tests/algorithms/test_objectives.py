@@ -110,7 +110,7 @@ LOSSES: dict[str, tuple[type[RLVRModule], dict[str, Any], str, Losses]] = {
     "GRPO": (GRPO, {}, "grpo", lambda c, a: [clipped_terms(c, a, "sequence_mean", 0.2, 0.2)]),
     "GRPO with KL": (
         GRPO,
-        dict(kl_coef=0.04, clip_low=0.1, clip_high=0.3),
+        dict(kl={"coef": 0.04}, clip_low=0.1, clip_high=0.3),
         "grpo",
         lambda c, a: [clipped_terms(c, a, "sequence_mean", 0.1, 0.3), kl_terms(c, "sequence_mean", 0.04)],
     ),
@@ -123,14 +123,14 @@ LOSSES: dict[str, tuple[type[RLVRModule], dict[str, Any], str, Losses]] = {
     "DAPO": (DAPO, {}, "grpo", lambda c, a: [clipped_terms(c, a, "token_mean", 0.2, 0.28)]),
     "DAPO with KL": (
         DAPO,
-        dict(kl_coef=0.1, advantage="hard_focused"),
+        dict(kl={"coef": 0.1}, advantage="hard_focused"),
         "hard_focused",
         lambda c, a: [clipped_terms(c, a, "token_mean", 0.2, 0.28), kl_terms(c, "token_mean", 0.1)],
     ),
     "DrGRPO": (DrGRPO, {}, "dr_grpo", lambda c, a: [clipped_terms(c, a, "constant", 0.2, 0.2)]),
     "DrGRPO with KL": (
         DrGRPO,
-        dict(kl_coef=0.1),
+        dict(kl={"coef": 0.1}),
         "dr_grpo",
         lambda c, a: [clipped_terms(c, a, "constant", 0.2, 0.2), kl_terms(c, "constant", 0.1)],
     ),
@@ -138,7 +138,7 @@ LOSSES: dict[str, tuple[type[RLVRModule], dict[str, Any], str, Losses]] = {
     "AAPO": (AAPO, {}, "aapo", lambda c, a: [plain_terms(c, a, "group_token_mean")]),
     "AAPO with KL": (
         AAPO,
-        dict(kl_coef=0.1),
+        dict(kl={"coef": 0.1}),
         "aapo",
         lambda c, a: [plain_terms(c, a, "group_token_mean"), kl_terms(c, "group_token_mean", 0.1)],
     ),
@@ -148,14 +148,14 @@ LOSSES: dict[str, tuple[type[RLVRModule], dict[str, Any], str, Losses]] = {
     "GMPO": (GMPO, {}, "grpo", lambda c, a: [gmpo_terms(c, a, 0.4, 0.4)]),
     "GMPO with KL and dual clip": (
         GMPO,
-        dict(kl_coef=0.1, dual_clip=3.0, clip_low=0.2, clip_high=0.5),
+        dict(kl={"coef": 0.1}, dual_clip=3.0, clip_low=0.2, clip_high=0.5),
         "grpo",
         lambda c, a: [gmpo_terms(c, a, 0.2, 0.5, 3.0), kl_terms(c, "sequence_mean", 0.1)],
     ),
     "GSPO": (GSPO, {}, "grpo", lambda c, a: [gspo_terms(c, a, 3e-4, 4e-4)]),
     "GSPO wide": (
         GSPO,
-        dict(clip_low=0.2, clip_high=0.3, dual_clip=3.0, kl_coef=0.1),
+        dict(clip_low=0.2, clip_high=0.3, dual_clip=3.0, kl={"coef": 0.1}),
         "grpo",
         lambda c, a: [gspo_terms(c, a, 0.2, 0.3, 3.0), kl_terms(c, "sequence_mean", 0.1)],
     ),
@@ -175,14 +175,14 @@ LOSSES: dict[str, tuple[type[RLVRModule], dict[str, Any], str, Losses]] = {
     "SAPO": (SAPO, {}, "grpo", lambda c, a: [sapo_terms(c, a, "sequence_mean", 1.0, 1.05)]),
     "SAPO gentle": (
         SAPO,
-        dict(tau_pos=0.8, tau_neg=0.5, aggregation="token_mean"),
+        dict(tau_pos=0.8, tau_neg=0.5, loss={"aggregation": "token_mean"}),
         "grpo",
         lambda c, a: [sapo_terms(c, a, "token_mean", 0.8, 0.5)],
     ),
     "LUSPO": (LUSPO, {}, "grpo", lambda c, a: [luspo_terms(c, a, 2e-3, 2.5e-3)]),
     "LUSPO wide": (
         LUSPO,
-        dict(clip_low=0.2, clip_high=0.3, kl_coef=0.1),
+        dict(clip_low=0.2, clip_high=0.3, kl={"coef": 0.1}),
         "grpo",
         lambda c, a: [luspo_terms(c, a, 0.2, 0.3), kl_terms(c, "sequence_mean", 0.1)],
     ),
@@ -226,57 +226,62 @@ LOSSES: dict[str, tuple[type[RLVRModule], dict[str, Any], str, Losses]] = {
     ),
     "FIPO without a dual clip": (
         FIPO,
-        dict(dual_clip=None, influence_low=0.0, aggregation="token_mean"),
+        dict(dual_clip=None, influence_low=0.0, loss={"aggregation": "token_mean"}),
         "grpo",
         lambda c, a: [fipo_terms(c, a, low=0.0, dual=None)],
     ),
     "TOPR": (TOPR, {}, "dr_grpo", lambda c, a: [topr_terms(c, a)]),
     "TOPR by rewards": (
         TOPR,
-        dict(advantage="reinforce", aggregation="token_mean"),
+        dict(advantage="reinforce", loss={"aggregation": "token_mean"}),
         "reinforce",
         lambda c, a: [topr_terms(c, a, "token_mean")],
     ),
     "DRO": (DRO, {}, "dr_grpo", lambda c, a: [dro_terms(c, a, 0.05)]),
     "DRO without a penalty": (
         DRO,
-        dict(beta=0.0, kl_coef=0.1),
+        dict(beta=0.0, kl={"coef": 0.1}),
         "dr_grpo",
         lambda c, a: [dro_terms(c, a, 0.0), kl_terms(c, "token_sum", 0.1)],
     ),
     "GRPO on uncertain tokens": (
         GRPO,
-        dict(top_entropy_quantile=0.2, kl_coef=0.1),
+        dict(loss={"top_entropy_quantile": 0.2}, kl={"coef": 0.1}),
         "grpo",
         lambda c, a: [top_entropy_terms(c, a, "sequence_mean", 0.2), kl_terms(c, "sequence_mean", 0.1)],
     ),
     "APMPO": (APMPO, {}, "grpo", apmpo()),
-    "APMPO per group": (APMPO, dict(statistics="group"), "grpo", apmpo("group")),
-    "APMPO from correct": (APMPO, dict(statistics_from="correct"), "grpo", apmpo(source="correct")),
-    "APMPO linear": (APMPO, dict(power_schedule="linear", gamma=0.6), "grpo", apmpo(schedule="linear", gamma=0.6)),
+    "APMPO per group": (APMPO, dict(schedule={"statistics": "group"}), "grpo", apmpo("group")),
+    "APMPO from correct": (APMPO, dict(schedule={"statistics_from": "correct"}), "grpo", apmpo(source="correct")),
+    "APMPO linear": (
+        APMPO,
+        dict(schedule={"power_schedule": "linear"}, gamma=0.6),
+        "grpo",
+        apmpo(schedule="linear", gamma=0.6),
+    ),
     "APMPO without tanh": (
         APMPO,
-        dict(squash="none", statistics="group", eps_min=0.1, eps_max=0.3),
+        dict(schedule={"squash": "none", "statistics": "group"}, eps_min=0.1, eps_max=0.3),
         "grpo",
         apmpo("group", squash="none", eps_min=0.1, eps_max=0.3),
     ),
-    "APMPO by mean": (APMPO, dict(fss="mean"), "grpo", apmpo(fss="mean")),
+    "APMPO by mean": (APMPO, dict(schedule={"fss": "mean"}), "grpo", apmpo(fss="mean")),
     "APMPO by deviation": (
         APMPO,
-        dict(fss="inverse_std", statistics="group"),
+        dict(schedule={"fss": "inverse_std", "statistics": "group"}),
         "grpo",
         apmpo("group", fss="inverse_std"),
     ),
     "APMPO adaptive lower": (APMPO, dict(adaptive_lower=True), "grpo", apmpo(adaptive_lower=True)),
-    "APMPO small power": (APMPO, dict(power=1e-4, kl_coef=0.0), "grpo", apmpo(power=1e-4, kl=0)),
-    "APMPO tiny power": (APMPO, dict(power=1e-9), "grpo", apmpo(power=1e-9)),
-    "APMPO power 2": (APMPO, dict(power=2.0), "grpo", apmpo(power=2.0)),
+    "APMPO small power": (APMPO, dict(schedule={"power": 1e-4}, kl={"coef": 0.0}), "grpo", apmpo(power=1e-4, kl=0)),
+    "APMPO tiny power": (APMPO, dict(schedule={"power": 1e-9}), "grpo", apmpo(power=1e-9)),
+    "APMPO power 2": (APMPO, dict(schedule={"power": 2.0}), "grpo", apmpo(power=2.0)),
     "APMPO dual clip": (APMPO, dict(dual_clip=3.0), "grpo", apmpo(dual=3.0)),
 }
 LOSSES |= {
     f"GRPO by {aggregation}": (
         GRPO,
-        dict(aggregation=aggregation, kl_coef=0.02),
+        dict(loss={"aggregation": aggregation}, kl={"coef": 0.02}),
         "grpo",
         lambda c, a, how=aggregation: [clipped_terms(c, a, how, 0.2, 0.2), kl_terms(c, how, 0.02)],
     )
@@ -285,7 +290,7 @@ LOSSES |= {
 LOSSES |= {
     f"GRPO with {estimator}": (
         GRPO,
-        dict(kl_coef=0.1, kl_estimator=estimator),
+        dict(kl={"coef": 0.1, "estimator": estimator}),
         "grpo",
         lambda c, a, which=estimator: [
             clipped_terms(c, a, "sequence_mean", 0.2, 0.2), kl_terms(c, "sequence_mean", 0.1, which)
@@ -296,7 +301,7 @@ LOSSES |= {
 LOSSES |= {
     f"CISPO by {aggregation}": (
         CISPO,
-        dict(aggregation=aggregation),
+        dict(loss={"aggregation": aggregation}),
         "grpo",
         lambda c, a, how=aggregation: [cispo_terms(c, a, how, 5.0)],
     )
@@ -450,7 +455,7 @@ def test_an_all_masked_batch_has_no_loss_and_no_gradient() -> None:
 
 @pytest.mark.parametrize("cls", [GRPO, DAPO, AAPO, GMPO, APMPO, GSPO, CISPO])
 def test_the_importance_weight_is_on_the_objective_alone(cls: type[RLVRModule]) -> None:
-    module = cls(kl_coef=0.1, entropy_coef=0.2)
+    module = cls(kl={"coef": 0.1}, loss={"entropy_coef": 0.2})
     x = inputs_of(module, random_case(11, shaped=True, on_policy=True))
     x.entropy = torch.rand(x.logp.shape, dtype=x.logp.dtype)
     objective = module.objective(x)[0].item()
@@ -490,9 +495,11 @@ def test_a_ratio_of_exactly_one_at_a_clip_of_zero_keeps_its_gradient(cls: type[R
     """On-policy the ratio is 1; a clip range of [1, 1] must not halve or lose the gradient."""
     case = random_case(10, on_policy=True)
     narrow = (
-        dict(eps_low=0.0, eps_min=0.0, eps_max=0.0, kl_coef=0.0) if cls is APMPO else dict(clip_low=0.0, clip_high=0.0)
+        dict(eps_low=0.0, eps_min=0.0, eps_max=0.0, kl={"coef": 0.0})
+        if cls is APMPO
+        else dict(clip_low=0.0, clip_high=0.0)
     )
-    wide = dict(kl_coef=0.0) if cls is APMPO else {}
+    wide = dict(kl={"coef": 0.0}) if cls is APMPO else {}
     one, other = (replay(case.arrays, {"x": cls(**options)}) for options in (narrow, wide))
     np.testing.assert_allclose(one["x/dlogp"], other["x/dlogp"], rtol=1e-12)
 

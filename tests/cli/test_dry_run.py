@@ -55,10 +55,10 @@ def test_it_says_what_the_run_would_be(lit_rlvr: CLI) -> None:
 
 @pytest.mark.parametrize("tokens", [8, 20])
 def test_a_micro_batch_has_a_whole_row_however_small_its_budget(lit_rlvr: CLI, tokens: int) -> None:
-    done = lit_rlvr(*DRY, "--model.init_args.tokens_per_microbatch", tokens, "--json")
+    done = lit_rlvr(*DRY, "--model.init_args.compute.tokens_per_microbatch", tokens, "--json")
     prompts = int(json.loads(done.out)["run"]["data"].split(" prompts of ")[1].split(" to ")[1].split(" tokens")[0])
     said = f"at most {prompts + 8} tokens at once (the longest prompt with its completion alone, so more than "
-    assert f"{said}model.tokens_per_microbatch={tokens}); engine hf" in done.err, done.err
+    assert f"{said}model.compute.tokens_per_microbatch={tokens}); engine hf" in done.err, done.err
 
 
 @pytest.mark.slow
@@ -92,7 +92,7 @@ def test_the_first_limit_ends_the_run(lit_rlvr: CLI, options: list[str], iterati
     ],
 )
 def test_a_warmup_that_outlasts_the_run_is_said(lit_rlvr: CLI, options: list[Any], said: str | None) -> None:
-    done = lit_rlvr(*DRY, "--model.init_args.warmup_steps", *options)
+    done = lit_rlvr(*DRY, "--model.init_args.optim.warmup_steps", *options)
     assert done.status == 0 and ("warmup_steps" in done.err) == (said is not None) and (said or "") in done.err
 
 
@@ -100,7 +100,7 @@ def test_a_learning_rate_that_destroys_the_policy_is_said(lit_rlvr: CLI) -> None
     said = "model.lr: 10: AdamW moves each weight by about this much in a step, and weights are about 0.02; take 1e-7"
     assert said in lit_rlvr(*DRY, "--model.init_args.lr", 10).err
     assert "model.lr" not in lit_rlvr(*DRY, "--model.init_args.lr", 0.01).err
-    assert "model.lr" not in lit_rlvr(*DRY, "--model.init_args.lr", 10, "--model.init_args.optimizer", "SGD").err
+    assert "model.lr" not in lit_rlvr(*DRY, "--model.init_args.lr", 10, "--model.init_args.optim.optimizer", "SGD").err
 
 
 def test_no_step_is_a_limit(lit_rlvr: CLI) -> None:
@@ -116,7 +116,7 @@ def test_too_much_memory_has_a_remedy(capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_with_a_decay_too(lit_rlvr: CLI, schedule: str) -> None:
-    decay = ("--model.init_args.lr_schedule", schedule, "--model.init_args.warmup_steps", 100)
+    decay = ("--model.init_args.optim.lr_schedule", schedule, "--model.init_args.optim.warmup_steps", 100)
     assert "100, but the run has 6 optimizer steps" in lit_rlvr(*DRY, *decay).err
     endless = lit_rlvr(*DRY, *decay, "--trainer.max_steps", -1, "--budget.samples", 40)
     assert endless.status == 2 and "needs trainer.max_steps or trainer.max_epochs" in endless.err
@@ -138,7 +138,7 @@ def test_its_json_holds_the_same(lit_rlvr: CLI) -> None:
         (["--rollout.group_size", "1"], "rollout.group_size: 1 is too small"),
         (["--rollout.rewards", "[no_such.reward]"], "no_such"),
         (["--model", "GRPPO"], "GRPPO"),
-        (["--data.init_args.prompts_per_step", "32"], "prompts_per_step"),
+        (["--data.init_args.prompts_per_rollout", "32"], "prompts_per_rollout"),
     ],
 )
 def test_it_fails_with_the_line_of_fit(lit_rlvr: CLI, tmp_path: Path, options: list[str], said: str) -> None:

@@ -288,12 +288,18 @@ CASES = {
         "cannot be written: File name too long",
     ),
     "interval": (
-        ["--trainer.val_check_interval", "5", "--trainer.check_val_every_n_epoch", "1"],
-        "trainer: `val_check_interval` (5) must be less than or equal to the number of the training batches (4)",
+        ["--trainer.val_check_interval", "5"],
+        "unknown option '--trainer.val_check_interval'; it would count rollouts, but trainer.max_steps counts "
+        "optimizer steps: set rollout.validate_every_rollouts instead",
+    ),
+    "epochs": (
+        ["--trainer.check_val_every_n_epoch", "2"],
+        "unknown option '--trainer.check_val_every_n_epoch'; it would count epochs, but trainer.max_steps counts "
+        "optimizer steps: set rollout.validate_every_rollouts instead",
     ),
     "no interval": (
-        ["--trainer.val_check_interval", "0"],
-        "trainer.val_check_interval: 0 is not an interval",
+        ["--rollout.validate_every_rollouts", "0"],
+        "rollout.validate_every_rollouts: 0 must lie in [1, inf)",
     ),
     "mode of a callback": (
         callback("EarlyStopping", monitor="val/accuracy", mode="up"),

@@ -121,8 +121,17 @@ SAID: dict[str, tuple[dict[str, Any], str]] = {
         "model.lr: give a number, or 'auto', not x",
     ),
     "choice": (
-        {"model": {"class_path": "GRPO", "init_args": {"lr_schedule": "up"}}},
-        "model.lr_schedule: give one of 'constant', 'linear', 'cosine', not up",
+        {"model": {"class_path": "GRPO", "init_args": {"optim": {"lr_schedule": "up"}}}},
+        "model.optim.lr_schedule: give one of 'constant', 'linear', 'cosine', not up",
+    ),
+    "key of a group of a class": (
+        {"model": {"class_path": "GRPO", "init_args": {"loss": {"agregation": "token_mean"}}}},
+        "model.loss: unknown key 'agregation'; did you mean 'loss.aggregation'?",
+    ),
+    "an option that has moved": (
+        {"model": {"class_path": "GRPO", "init_args": {"weight_decay": 0.1}}},
+        "model: lit_rlvr.algorithms.GRPO has no option 'weight_decay'; it is model.optim.weight_decay now, and "
+        "`lit-rlvr convert FILE` renames it in a file",
     ),
     "type": ({"rollout": {"group_size": "many"}}, "rollout.group_size: give a whole number, not many"),
     "union": ({"budget": {"samples": 1.5}}, "budget.samples: give a whole number, not 1.5"),
@@ -189,10 +198,10 @@ def test_what_is_wrong_is_said_in_one_line(fit: ConfigCheck, case: str) -> None:
         (["fit", "--modle.init_args.lr", "1"], "unknown option '--modle.init_args.lr'; did you mean "
          "'--model.init_args.lr'?"),
         (["fit", "--confg", "x"], "unknown option '--confg'; did you mean '--config'?"),
-        (["fit", "--beta", "0"], "unknown option '--beta'; did you mean '--model.init_args.kl_coef'?"),
+        (["fit", "--beta", "0"], "unknown option '--beta'; did you mean '--model.init_args.kl.coef'?"),
         (["fit", "--num_generations=8"], "unknown option '--num_generations'; did you mean '--rollout.group_size'?"),
         (["fit", *CLASSES, "--model.init_args.beta", "0"], "model: lit_rlvr.algorithms.GRPO has no option 'beta'; "
-         "did you mean 'kl_coef'?"),
+         "did you mean 'kl.coef'?"),
         (["fit", *CLASSES, "--model.init_args.num_generations", "8"], "model: lit_rlvr.algorithms.GRPO has no option "
          "'num_generations'; did you mean 'rollout.group_size'?"),
         (["fit", "--dryrun"], "unknown option '--dryrun'; did you mean '--dry-run'?"),
@@ -200,7 +209,10 @@ def test_what_is_wrong_is_said_in_one_line(fit: ConfigCheck, case: str) -> None:
         (["fit", "--rollout.sampling.temp", "1"], "unknown option '--rollout.sampling.temp'; did you mean "
          "'--rollout.sampling.temperature'?"),
         (["fit", *CLASSES, "--model.init_args.warmup", "1"], "model: lit_rlvr.algorithms.GRPO has no option 'warmup'; "
-         "did you mean 'warmup_steps'?"),
+         "did you mean 'optim.warmup_steps'?"),
+        (["fit", *CLASSES, "--model.kl.coeff", "1"], "model.kl: unknown key 'coeff'; did you mean 'kl.coef'?"),
+        (["fit", *CLASSES, "--model.kl_coef", "1"], "model: lit_rlvr.algorithms.GRPO has no option 'kl_coef'; it is "
+         "model.kl.coef now, and `lit-rlvr convert FILE` renames it in a file"),
         (["fit", *CLASSES, "--rollout.group_size", "1:30"], "rollout.group_size: give a whole number, not 1:30"),
         (["fit", *CLASSES, "--rollout.rewards", "[{class_path: own_parts.Half, init_args: {b: 1}}]"],
          "rollout.rewards: own_parts.Half has no option 'b'"),
@@ -242,8 +254,8 @@ def test_a_required_argument_of_a_user_s_class_is_required(fit: ConfigCheck, key
 
 @pytest.mark.parametrize("text", ["about class_path", "class_path: [", "{class_path: GRPO"])
 def test_a_text_about_classes_stays_a_text(fit: ConfigCheck, text: str) -> None:
-    parsed = fit.parser.parse_line(["fit", *CLASSES, "--data.init_args.system_prompt", text])
-    assert parsed.fit.data.init_args.system_prompt == text
+    parsed = fit.parser.parse_line(["fit", *CLASSES, "--data.init_args.chat.system_prompt", text])
+    assert parsed.fit.data.init_args.chat.system_prompt == text
 
 
 def test_a_required_argument_that_is_given_arrives(fit: ConfigCheck) -> None:
@@ -305,7 +317,7 @@ def test_a_class_may_take_null_where_its_base_does_not(fit: ConfigCheck) -> None
 def test_all_that_the_classes_refuse_is_said_at_once(fit: ConfigCheck) -> None:
     """Of an option at its default instead of a refused one nothing more is said, nor of what has a refused part."""
     wrong = {
-        "model": {"class_path": "GRPO", "init_args": {"lr": -1, "kl_coef": -1, "clip_low": 3}},
+        "model": {"class_path": "GRPO", "init_args": {"lr": -1, "kl": {"coef": -1}, "clip_low": 3}},
         "rollout": {
             "sampling": {"max_tokens": 0},
             "rewards": [{"class_path": "MathAnswer", "init_args": {"weight": math.nan}}],
@@ -316,7 +328,7 @@ def test_all_that_the_classes_refuse_is_said_at_once(fit: ConfigCheck) -> None:
         fit.check(RIGHT | wrong)
     assert sorted(error.value.messages) == [
         "model.clip_low: 3.0 must lie in [0, 1]",
-        "model.kl_coef: -1.0 must lie in [0, inf)",
+        "model.kl.coef: -1.0 must lie in [0, inf)",
         "model.lr: -1.0 must lie in [0, inf)",
         "rewards.MathAnswer.weight must be a finite number, got nan",
         "sampling.max_tokens: 0 must be >= 1",
@@ -410,7 +422,7 @@ def test_what_is_no_file_is_no_config(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_an_option_of_another_class_is_traced_to_its_base(fit: ConfigCheck, tmp_path: Path) -> None:
     (base := tmp_path / "base.yaml").write_text(
-        "data: {class_path: Arithmetic, init_args: {high: 9, limit: 4}}\n"
+        "data: {class_path: Arithmetic, init_args: {high: 9, seed: 4}}\n"
         "model: {class_path: GRPO, init_args: {advantage: {class_path: GRPOAdvantage, init_args: {std: false}}}}"
     )
     for part, said in {

@@ -219,7 +219,7 @@ def test_a_run_of_which_a_process_is_killed_takes_all_its_steps(
     run_folder: Path, kind: str, options: tuple[str, ...], starts: int
 ) -> None:
     command = [*FIT, *options, "--checkpoint.every", "5", "--trainer.max_steps", "60", "--supervise", "3"]
-    command += ["--trainer.val_check_interval", "60"]
+    command += ["--rollout.validate_every_rollouts", "60"]
     with (run_folder / "said").open("w") as said:
         supervisor = psutil.Popen([str(CONSOLE_SCRIPT), *command], env=child_environment(), stderr=said)
     try:

@@ -31,7 +31,9 @@ def failed(findings: list[Finding]) -> list[str]:
 # ---- what is shipped ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"kl_coef": 0.1, "entropy_coef": 0.01}], ids=["plain", "kl and entropy"])
+@pytest.mark.parametrize(
+    "options", [{}, {"kl": {"coef": 0.1}, "loss": {"entropy_coef": 0.01}}], ids=["plain", "kl and entropy"]
+)
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_algorithm_passes(name: str, options: dict[str, Any]) -> None:
     """Those with frozen results are compared with them, if all options are the defaults."""
@@ -53,13 +55,18 @@ def test_every_advantage_passes(name: str) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"advantage": "agrae"}, {"dual_clip": 3.0}, {"aggregation": "constant"}, {"aggregation": "token_sum"},
-        {"kl_coef": 0.1, "kl_in_reward": True, "kl_estimator": "k1"},
-        {"kl_coef": 0.1, "kl_estimator": "k2"},
+        {"advantage": "agrae"}, {"dual_clip": 3.0}, {"loss": {"aggregation": "constant"}},
+        {"loss": {"aggregation": "token_sum"}},
+        {"kl": {"coef": 0.1, "in_reward": True, "estimator": "k1"}},
+        {"kl": {"coef": 0.1, "estimator": "k2"}},
     ],
 )  # fmt: skip
 def test_options_pass(options: dict[str, Any]) -> None:
     assert failed(check_algorithm(GRPO(**options))) == []
+
+
+def test_the_kl_term_does_not_count_as_the_objective_s_ratio() -> None:
+    assert failed(check_algorithm(Plain(kl={"coef": 0.1, "bias_correction": True}))) == []  # type: ignore[arg-type]
 
 
 # ---- what is broken ----------------------------------------------------------------------------------------------

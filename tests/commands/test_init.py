@@ -26,7 +26,7 @@ from lit_rlvr.cli.main import run
 for folder in sys.argv[1:]:
     os.chdir(folder)
     few = ["--trainer.max_steps", "2", "--warm_start.steps", "1", "--warm_start.checked", "8"]
-    few += ["--data.init_args.prompts_per_step", "2", "--data.init_args.eval_limit", "4"]
+    few += ["--data.init_args.prompts_per_rollout", "2", "--data.init_args.evaluation.limit", "4"]
     assert run(["fit", "--config", "config.yaml", *few]) == 0, folder
 """
 BREAKS = {

@@ -22,7 +22,7 @@ from lit_rlvr.objectives import LossInputs, Stats
 
 ALGORITHMS = {
     **{name: {"class_path": name} for name in algorithms.__all__ if name != "RLVRModule"},
-    "GRPO": {"class_path": "lit_rlvr.algorithms.GRPO", "init_args": {"kl_coef": 0.01}},
+    "GRPO": {"class_path": "lit_rlvr.algorithms.GRPO", "init_args": {"kl": {"coef": 0.01}}},
     "GRPO+A-GRAE": {"class_path": "GRPO", "init_args": {"advantage": "agrae"}},
     "DrGRPO+A-GRAE": {
         "class_path": "DrGRPO",
@@ -137,7 +137,7 @@ def poisoned(name: str, value: float = np.nan) -> dict[str, np.ndarray]:
     [
         (broken(old_logp=None), "'old_logp' is missing"),
         (broken(correct=None), "'correct' is missing"),
-        (broken(ref_logp=None), "ref_logp; add the array or set kl_coef: 0"),
+        (broken(ref_logp=None), "ref_logp; add the array or set kl.coef: 0"),
         (broken(reference_rewards=None), "reference_rewards"),
         (broken(old_logp=np.zeros((28, 5))), r"old_logp has shape \(28, 5\)"),
         (broken(ref_logp=np.zeros((28, 5))), "ref_logp has shape"),
@@ -172,11 +172,11 @@ def test_an_error_of_one_algorithm_names_it() -> None:
     with pytest.raises(UserError, match=r"algorithms.bad: .*group size of 2"):
         replay(one, {"fine": Reinforce(), "bad": GRPO()})
     negative = case.arrays | {"rewards": case.arrays["rewards"] - 3}
-    assert np.isfinite(replay(negative, {"fine": APMPO(statistics_from="correct")})["fine/loss"])
-    with pytest.raises(UserError, match=r"algorithms.bad: .*use statistics_from: correct"):
+    assert np.isfinite(replay(negative, {"fine": APMPO(schedule={"statistics_from": "correct"})})["fine/loss"])
+    with pytest.raises(UserError, match=r"algorithms.bad: .*use schedule: \{statistics_from: correct\}"):
         replay(negative, {"bad": APMPO()})
     with pytest.raises(UserError, match=r"algorithms.bad: .*entropy_coef"):
-        replay({k: v for k, v in case.arrays.items() if k != "entropy"}, {"bad": GRPO(entropy_coef=0.1)})
+        replay({k: v for k, v in case.arrays.items() if k != "entropy"}, {"bad": GRPO(loss={"entropy_coef": 0.1})})
 
     class Constant(GRPO):
         def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
@@ -195,7 +195,10 @@ def test_an_error_of_one_algorithm_names_it() -> None:
         ({"a": {"class_path": "no_module.X"}}, "algorithms.a: .*no_module"),
         ({"a": {"class_path": "RLVRModule"}}, "algorithms.a: .*abstract"),
         ({"a": {"class_path": "GRPO", "init_args": {"clip_lwo": 1}}}, "algorithms.a: .*'clip_lwo'.*'clip_low'"),
-        ({"a": {"class_path": "GMPO", "init_args": {"aggregation": "token_mean"}}}, "has no option 'aggregation'"),
+        (
+            {"a": {"class_path": "GMPO", "init_args": {"loss": {"aggregation": "token_mean"}}}},
+            "aggregation: GMPO is defined with sequence_mean, not token_mean; leave it out",
+        ),
         ({"a": {"class_path": "GRPO", "init_args": {"clip_low": "x"}}}, "algorithms.a: clip_low: give a number, not x"),
         ({"a": {"class_path": "GRPO", "init_args": {"advantage": "agra"}}}, "algorithms.a: .*'agra'.*agrae"),
         ({"a": {"class_path": "GRPO", "init_args": {"dual_clip": 0.9}}}, "algorithms.a: .*dual_clip"),

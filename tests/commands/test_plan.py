@@ -276,8 +276,10 @@ def test_auto_in_a_config_is_chosen_for_the_gpus(
     gib: float, chosen: tuple[type, bool], tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(GPUs, "of_trainer", lambda *_: GPUs(2, gib))
-    built = build_here("smoke/sums", tiny_model_folder, tmp_path, **{"model.init_args.gradient_checkpointing": "auto"})
-    assert (type(built.trainer.strategy), built.model.gradient_checkpointing) == chosen
+    built = build_here(
+        "smoke/sums", tiny_model_folder, tmp_path, **{"model.init_args.compute.gradient_checkpointing": "auto"}
+    )
+    assert (type(built.trainer.strategy), built.model.compute.gradient_checkpointing) == chosen
 
 
 def test_automatic_micro_batches_fill_the_memory_up_to_an_optimizer_step() -> None:
@@ -315,7 +317,9 @@ def test_a_gpu_with_memory_to_spare_is_named_at_the_start(
     device: str, gib: float, tokens: int, said: str | None, tiny_model_folder: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    built = build_here("smoke/sums", tiny_model_folder, tmp_path, **{"model.init_args.tokens_per_microbatch": tokens})
+    built = build_here(
+        "smoke/sums", tiny_model_folder, tmp_path, **{"model.init_args.compute.tokens_per_microbatch": tokens}
+    )
     monkeypatch.setattr(type(built.trainer.strategy), "root_device", torch.device(device))
     monkeypatch.setattr("lit_rlvr.commands.plan.strategies.device_memory", lambda trainer: gib * GIB)
     caplog.set_level("INFO", "lit_rlvr")
@@ -325,8 +329,10 @@ def test_a_gpu_with_memory_to_spare_is_named_at_the_start(
 
 
 def test_on_a_cpu_auto_is_a_single_device_and_fsdp_is_ours(tiny_model_folder: Path, tmp_path: Path) -> None:
-    built = build_here("smoke/sums", tiny_model_folder, tmp_path, **{"model.init_args.gradient_checkpointing": "auto"})
-    assert type(built.trainer.strategy) is SingleDeviceStrategy and built.model.gradient_checkpointing is False
+    built = build_here(
+        "smoke/sums", tiny_model_folder, tmp_path, **{"model.init_args.compute.gradient_checkpointing": "auto"}
+    )
+    assert type(built.trainer.strategy) is SingleDeviceStrategy and built.model.compute.gradient_checkpointing is False
     built = build_here("smoke/sums", tiny_model_folder, tmp_path, **{"trainer.strategy": "fsdp"})
     assert isinstance(built.trainer.strategy, FSDP2) and not built.trainer.strategy.offload
     assert describe_run(built.trainer, built.model, built.datamodule)[1].strategy == Strategy(True, False)
@@ -426,7 +432,7 @@ def test_each_machine_has_a_copy_where_it_holds_one(
     monkeypatch.setattr(JobSizes, "fits_each_machine", lambda job, plan, machines: machines == 2)
     built = build_here(
         "smoke/sums", tiny_model_folder, tmp_path,
-        **{"model.init_args.gradient_checkpointing": "auto", "trainer.num_nodes": 2},
+        **{"model.init_args.compute.gradient_checkpointing": "auto", "trainer.num_nodes": 2},
     )  # fmt: skip
     assert isinstance(built.trainer.strategy, FSDP2) and built.trainer.strategy.replicas == 2
     assert describe_run(built.trainer, built.model, built.datamodule)[1].gpus.count == 1, "of one copy"

@@ -89,11 +89,20 @@ def test_the_command_prints_hours(run_folder: Path, lit_rlvr: CLI) -> None:
     assert time["iterations"] == 6 and 0 < time["hours"] == pytest.approx(6 * time["seconds_per_iteration"] / 3600)
     assert time["gpu_hours"] == pytest.approx(2 * time["hours"])
     assert json.loads(lit_rlvr(*arguments, "--gpus", "2x80GB", "--json").out)["time"] is None
-    arguments = (*arguments, "--rollout.eval_sampling.max_tokens", 20, "--data.init_args.max_prompt_tokens", 30)
+    arguments = (
+        *arguments,
+        "--rollout.evaluation.sampling.max_tokens",
+        20,
+        "--data.init_args.reading.max_prompt_tokens",
+        30,
+    )
     longer = json.loads(lit_rlvr(*arguments, "--gpus", "2xH100", "--json").out)["time"]
     assert longer["gpu_hours_per_1000_completions"] > 2 * time["gpu_hours_per_1000_completions"], "20 tokens, not 8"
     said = " ".join(lit_rlvr(*arguments, "--gpus", "2xH100").out.split())
-    assert "all prompts have the 30 tokens that data.init_args.max_prompt_tokens allows, completions 8 tokens" in said
+    assert (
+        "all prompts have the 30 tokens that data.init_args.reading.max_prompt_tokens allows, completions 8 tokens"
+        in said
+    )
     assert "20 in validation and evaluation" in said and "Each GPU generates 8 completions of a rollout" in said
     said = " ".join(lit_rlvr(*arguments, "--gpus", "2xH100", "--lengths", "6").out.split())
     assert "completions 6 tokens in training and 6 in validation and evaluation" in said

@@ -43,7 +43,7 @@ def test_aliases_are_shown(run_folder: Path, lit_rlvr: CLI) -> None:
         "PromptDataModule",
         "--data.init_args.train",
         "capital.jsonl",
-        "--data.init_args.prompts_per_step",
+        "--data.init_args.prompts_per_rollout",
         1,
     )
     result = lit_rlvr("preview", "--config", "tiny.yaml", *data, "--prompts", 1)

@@ -31,7 +31,7 @@ def rows(folder: Path, answers: list[str], **columns: list[str]) -> tuple[Any, .
         for k, answer in enumerate(answers)
     ]
     (folder / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    files = ("--data.init_args.train", "data.jsonl", "--data.init_args.prompts_per_step", 4)
+    files = ("--data.init_args.train", "data.jsonl", "--data.init_args.prompts_per_rollout", 4)
     return ("--data", "PromptDataModule", *files)
 
 
@@ -67,11 +67,12 @@ def test_a_run_takes_the_config_that_it_writes(run_folder: Path, lit_rlvr: CLI) 
 
 def test_answers_that_do_not_fit_raise_max_tokens(run_folder: Path, lit_rlvr: CLI) -> None:
     data = rows(run_folder, ["seven"] * 8)
-    limits = ("--rollout.sampling.max_tokens", 2, "--rollout.eval_sampling.max_tokens", 2)
+    limits = ("--rollout.sampling.max_tokens", 2, "--rollout.evaluation.sampling.max_tokens", 2)
     result = lit_rlvr(*TUNE, *data, *limits, "--rollout.rewards", "[tiny_rewards.whole_answer]", "--out", "t.yaml")
     assert result.status == 0, result.err
     settings, reasons = chosen(run_folder, "t.yaml")
-    assert settings["rollout"]["sampling"]["max_tokens"] == settings["rollout"]["eval_sampling"]["max_tokens"] >= 6
+    sampling = settings["rollout"]["evaluation"]["sampling"]
+    assert settings["rollout"]["sampling"]["max_tokens"] == sampling["max_tokens"] >= 6
     assert "not 2 as before" in reasons and "no column of the data holds texts that the rewards pay" not in reasons
     start = settings["warm_start"]
     assert start["solution"] == "answer" and start["steps"] == 600, "the plain answer is paid"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 
 import pandas
 import pytest
@@ -12,7 +13,11 @@ from jsonargparse import ArgumentParser
 from tiny_environments import Echo
 
 from lit_rlvr.common.settings import snake_case
-from lit_rlvr.datamodules import Arithmetic, BadRow, PromptDataModule, TextMath
+from lit_rlvr.datamodules import Arithmetic, BadRow, CellArea, PromptDataModule, TextMath, TextToSQL
+from lit_rlvr.datamodules.base import EvaluationData
+from lit_rlvr.datamodules.reading.chat import Chat
+from lit_rlvr.datamodules.reading.images import ImageOptions
+from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.environments import Environment
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
@@ -67,7 +72,7 @@ def test_rows_are_given_in_python(jsonl, chat_tokenizer, form):
     }
     fingerprints = []
     for train in (jsonl(given), forms[form]):
-        data = PromptDataModule(train=train, validation_split=2, prompts_per_step=2)
+        data = PromptDataModule(train=train, validation_split=2, prompts_per_rollout=2)
         data.tokenizer = chat_tokenizer
         data.setup("fit")
         fingerprints.append(data.state_dict()["fingerprint"])
@@ -88,7 +93,7 @@ def test_given_rows_are_named_in_errors():
         ([{"prompt": "1+1?"}], "data.train:1"),
     ):
         with pytest.raises(UserError, match=message):
-            PromptDataModule(train=train, max_bad_rows=0).load("train")
+            PromptDataModule(train=train, reading=ReadingOptions(max_bad_rows=0)).load("train")
 
 
 def test_a_module_of_ones_own_needs_rows_only(chat_tokenizer):
@@ -100,7 +105,7 @@ def test_a_module_of_ones_own_needs_rows_only(chat_tokenizer):
             for n in numbers:
                 yield Sample(f"double-{n}", f"What is twice {n}?", str(2 * n))
 
-    data = Doubles(prompts_per_step=4)
+    data = Doubles(prompts_per_rollout=4)
     data.tokenizer = chat_tokenizer
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
@@ -128,7 +133,7 @@ def test_rows_that_return_nothing_mean_no_set(chat_tokenizer):
             if split == "train":
                 return [Sample("1", "q", "a")]
 
-    data = OnlyTrain(prompts_per_step=1)
+    data = OnlyTrain(prompts_per_rollout=1)
     data.tokenizer = chat_tokenizer
     data.setup("fit")
     assert data.val_dataloader() == []
@@ -142,7 +147,7 @@ def test_bad_rows_of_a_file_are_named_and_refused_before_tokenisation(jsonl, cap
     message = str(error.value)
     assert message.startswith(f"{path}: 3 of 20 rows cannot be used and max_bad_rows is 0.1: {path}:18: row: broken")
     assert f"{path}:19: prompt: empty; {path}:20: answer: no column 'answer'" in message and "\n" not in message
-    assert len(PromptDataModule(train=path, max_bad_rows=0.15).load("train")) == 17
+    assert len(PromptDataModule(train=path, reading=ReadingOptions(max_bad_rows=0.15)).load("train")) == 17
     assert caplog.messages[0].startswith(f"{path}: skipped 3 of 20 rows: {path}:18")
 
 
@@ -193,15 +198,17 @@ def test_two_validation_sets_are_a_contradiction(jsonl):
 
 def test_limits_are_drawn_by_seed_in_file_order(jsonl):
     path = jsonl(rows(60))
-    data = PromptDataModule(train=path, validation_split=20, limit=10, eval_limit=5)
+    data = PromptDataModule(
+        train=path, validation_split=20, reading=ReadingOptions(limit=10), evaluation=EvaluationData(limit=5)
+    )
     whole = PromptDataModule(train=path, validation_split=20)
     for split, count in (("train", 10), ("validation", 5)):
         few, all_of_it = ids(data.load(split)), ids(whole.load(split))
         assert len(few) == count and few == [i for i in all_of_it if i in few] and few != all_of_it[:count]
-    assert ids(PromptDataModule(train=path, limit=10).load("train")) != ids(
-        PromptDataModule(train=path, limit=10, seed=1).load("train")
+    assert ids(PromptDataModule(train=path, reading=ReadingOptions(limit=10)).load("train")) != ids(
+        PromptDataModule(train=path, reading=ReadingOptions(limit=10), seed=1).load("train")
     )
-    assert len(PromptDataModule(train=path, limit=1000).load("train")) == 60
+    assert len(PromptDataModule(train=path, reading=ReadingOptions(limit=1000)).load("train")) == 60
 
 
 def test_each_stage_reads_what_it_needs(jsonl, chat_tokenizer):
@@ -254,7 +261,8 @@ def test_equal_rows_cannot_be_split(ready):
 def test_training_questions_are_validated_on_purpose_as_a_further_set(ready, jsonl, caplog):
     train = jsonl(rows(20))
     data = ready(
-        validation=jsonl(rows(24)[20:], "v.jsonl"), also_validate=[PromptDataModule(validation=train, name="known")]
+        validation=jsonl(rows(24)[20:], "v.jsonl"),
+        evaluation=EvaluationData(also_validate=[PromptDataModule(validation=train, name="known")]),
     )
     assert len(data.val_dataloader()) == 2
     assert caplog.messages == [
@@ -278,7 +286,9 @@ def test_rows_that_repeat_are_counted(ready, caplog):
 def test_a_question_with_several_answers_is_named(ready, jsonl, caplog):
     asked = [{"prompt": "guess", "answer": str(i)} for i in range(9)]
     data = ready(
-        data=asked, prompts_per_step=4, validation=jsonl([*asked[:1], {"prompt": "guess", "answer": "12"}], "v.jsonl")
+        data=asked,
+        prompts_per_rollout=4,
+        validation=jsonl([*asked[:1], {"prompt": "guess", "answer": "12"}], "v.jsonl"),
     )
     train, validation = data.locations["train"], data.locations["validation"]
     assert caplog.messages == [
@@ -295,7 +305,7 @@ def test_a_shared_alias_makes_the_same_answer(ready, jsonl, caplog):
     asked = [{"prompt": "capital", "answer": ["Paris", "paris"]}, {"prompt": "capital", "answer": "Rome"}]
     asked += [{"prompt": "capital", "answer": ["PARIS", "paris"]}]
     validation = jsonl([{"prompt": "capital", "answer": ["Roma", "Rome"]}, {"prompt": "new", "answer": "1"}], "v.jsonl")
-    data = ready(data=asked, prompts_per_step=1, validation=validation)
+    data = ready(data=asked, prompts_per_rollout=1, validation=validation)
     train = data.locations["train"]
     assert [text.partition(": ")[2] for text in caplog.messages] == [
         f"1 of 3 rows repeat the question and answer of an earlier row: {train}:3 ({train}:1)",
@@ -308,9 +318,11 @@ def test_a_shared_alias_makes_the_same_answer(ready, jsonl, caplog):
 def test_several_answers_are_any_or_all(jsonl):
     path = jsonl([{"prompt": "Capital?", "answer": ["Paris", "Paris, France"]}])
     assert PromptDataModule(train=path).load("train")[0].references == ("Paris", "Paris, France")
-    assert PromptDataModule(train=path, answers="all").load("train")[0].references == ("Paris, Paris, France",)
-    with pytest.raises(UserError, match=r"data\.answers: give one of 'any', 'all', not 'each'"):
-        PromptDataModule(train=path, answers="each")
+    assert PromptDataModule(train=path, reading=ReadingOptions(answers="all")).load("train")[0].references == (
+        "Paris, Paris, France",
+    )
+    with pytest.raises(UserError, match=r"data\.reading\.answers: give one of 'any', 'all', not 'each'"):
+        PromptDataModule(train=path, reading=ReadingOptions(answers="each"))
 
 
 def test_rows_of_an_environment_are_the_same_task_if_all_columns_are_equal(ready, jsonl, caplog):
@@ -331,7 +343,7 @@ def test_rows_of_an_environment_are_the_same_task_if_all_columns_are_equal(ready
 
 def test_long_prompts_are_dropped_counted_and_named_never_cut(ready, caplog):
     data = [*rows(20), *({"prompt": "x" * n, "answer": "1", "id": f"long{n}"} for n in (200, 300))]
-    module = ready(data=data, max_prompt_tokens=120)
+    module = ready(data=data, reading=ReadingOptions(max_prompt_tokens=120))
     assert ids(module.prompts["train"]) == [f"r{i}" for i in range(20)]
     assert module.too_long["train"] == ["long200", "long300"]
     overhead = len(module.encode(Sample("x", "", "a")).token_ids)
@@ -340,19 +352,19 @@ def test_long_prompts_are_dropped_counted_and_named_never_cut(ready, caplog):
         f"long200 ({overhead + 200} tokens); long300 ({overhead + 300} tokens)"
     )
     longest = max(len(prompt.token_ids) for prompt in module.prompts["train"])
-    assert len(ready(max_prompt_tokens=longest).prompts["train"]) == 20
-    assert len(ready(max_prompt_tokens=longest - 1).prompts["train"]) == 10
+    assert len(ready(reading=ReadingOptions(max_prompt_tokens=longest)).prompts["train"]) == 20
+    assert len(ready(reading=ReadingOptions(max_prompt_tokens=longest - 1)).prompts["train"]) == 10
     with pytest.raises(
         UserError, match=r"20 of 20 prompts are longer than max_prompt_tokens=5: .*raise max_prompt_tok"
     ):
-        ready(max_prompt_tokens=5)
+        ready(reading=ReadingOptions(max_prompt_tokens=5))
 
 
 def test_a_prompt_that_is_far_too_long_is_not_tokenised_to_its_end(ready, caplog, monkeypatch):
     """The tokens of 20 million characters took a minute."""
     texts = {"shorter": "x" * 900, "longer": "x" * 1000, "endless": "12 " * 2_000_000}
     data = [*rows(20), *({"prompt": text, "answer": "1", "id": name} for name, text in texts.items())]
-    module = ready(data=data, max_prompt_tokens=120)
+    module = ready(data=data, reading=ReadingOptions(max_prompt_tokens=120))
     overhead = len(module.encode(Sample("x", "", "a")).token_ids)
     assert f"shorter ({overhead + 900} tokens); longer (960 tokens or more); endless (960 " in caplog.messages[0]
     tokenised, tokenise = [], module._token_ids
@@ -367,13 +379,13 @@ def test_rows_with_special_tokens_are_counted_and_named(ready, jsonl, caplog, do
     where = re.escape(jsonl(mixed))
     found = rf"prompt_data_module train: special tokens of the model in 2 of 20 rows \({where}:19; {where}:20\)"
     if does == "refuse":
-        with pytest.raises(UserError, match=f"^{found}. Remove them, or choose `special_tokens: break`$"):
-            ready(data=mixed, special_tokens=does)
+        with pytest.raises(UserError, match=f"^{found}. Remove them, or choose `data.chat.special_tokens: break`$"):
+            ready(data=mixed, chat=Chat(special_tokens=does))
         return
-    last = ready(data=mixed, special_tokens=does).prompts["train"][-1].token_ids
+    last = ready(data=mixed, chat=Chat(special_tokens=does)).prompts["train"][-1].token_ids
     assert (1 in last) == (does == "keep")
     said = {"break": "are broken up with a zero-width space", "keep": "stay control tokens"}[does]
-    assert re.fullmatch(rf"{found} {said} \(special_tokens: {does}\)", caplog.messages[0])
+    assert re.fullmatch(rf"{found} {said} \(data.chat.special_tokens: {does}\)", caplog.messages[0])
     assert not any("special" in message for message in caplog.messages[1:])
 
 
@@ -382,8 +394,8 @@ def test_prompts_without_special_tokens_keep_their_fingerprint(ready):
 
 
 def test_sizes_are_checked_in_setup_before_weights_load(ready):
-    with pytest.raises(UserError, match="20 training prompts, fewer than prompts_per_step=21"):
-        ready(prompts_per_step=21)
+    with pytest.raises(UserError, match="20 training prompts, fewer than prompts_per_rollout=21"):
+        ready(prompts_per_rollout=21)
 
 
 def test_the_order_follows_seed_everything_and_the_data_seed(ready, monkeypatch):
@@ -395,7 +407,7 @@ def test_the_order_follows_seed_everything_and_the_data_seed(ready, monkeypatch)
 
 
 def test_evaluation_batches_have_their_size(ready):
-    loader = ready(30, validation_split=10, eval_prompts_per_step=4).val_dataloader()[0]
+    loader = ready(30, validation_split=10, evaluation=EvaluationData(prompts_per_batch=4)).val_dataloader()[0]
     assert [len(batch) for batch in loader] == [4, 4, 2] and loader.name == "prompt_data_module"
 
 
@@ -408,7 +420,7 @@ def test_without_tokenizer_or_trainer_it_says_what_to_do():
 
 
 def test_only_commit_moves_the_position(ready):
-    data = ready(prompts_per_step=4)
+    data = ready(prompts_per_rollout=4)
     batches = list(data.train_dataloader())
     assert data.state_dict()["cursor"] == {"epoch": 0, "position": 0}
     data.commit(batches[1].cursor)
@@ -419,7 +431,7 @@ def test_only_commit_moves_the_position(ready):
 @pytest.mark.parametrize("before_setup", [True, False])
 def test_the_state_restores_before_or_after_setup(jsonl, chat_tokenizer, before_setup):
     def make() -> PromptDataModule:
-        data = PromptDataModule(train=jsonl(rows(20)), prompts_per_step=4)
+        data = PromptDataModule(train=jsonl(rows(20)), prompts_per_rollout=4)
         data.tokenizer = chat_tokenizer
         return data
 
@@ -442,7 +454,7 @@ def test_the_state_restores_before_or_after_setup(jsonl, chat_tokenizer, before_
     [
         ({"data": rows(21)}, "the number of training prompts was 20, is 21"),
         ({"data": rows(20)[::-1]}, "the prompts' ids or their order in the file"),
-        ({"system_prompt": "Think."}, "the prompts' text or tokens"),
+        ({"chat": Chat(system_prompt="Think.")}, "the prompts' text or tokens"),
         ({"data": [*rows(19), {**rows(20)[19], "answer": "no"}]}, "the reference answers"),
         ({"data": [*rows(19), {**rows(20)[19], "answer": [rows(20)[19]["answer"], "no"]}]}, "the reference answers"),
         ({"seed": 3}, "the seeds of the order (data seed, seed_everything) was 0, 0, is 3, 0"),
@@ -480,12 +492,7 @@ def test_a_checkpoint_can_be_validated_without_its_training_data(ready, jsonl, c
 @pytest.mark.parametrize(
     "options,message",
     [
-        ({"prompts_per_step": 0}, r"data.prompts_per_step: 0 must lie in \[1, inf\)"),
-        ({"eval_prompts_per_step": 0}, "eval_prompts_per_step: 0 must lie in"),
-        ({"max_prompt_tokens": -1}, "max_prompt_tokens: -1 must lie in"),
-        ({"limit": 0}, "data.limit: 0 must lie in"),
-        ({"eval_limit": 0}, "eval_limit: 0 must lie in"),
-        ({"max_bad_rows": 5}, r"max_bad_rows: 5 must lie in \[0, 1\]"),
+        ({"prompts_per_rollout": 0}, r"data.prompts_per_rollout: 0 must lie in \[1, inf\)"),
         ({"columns": {"promt": "q"}}, "unknown field 'promt', did you mean 'prompt'"),
         ({"columns": {"zzz": "q"}}, "unknown field 'zzz'; known fields: prompt, answer, image, id, category, options"),
     ],
@@ -493,6 +500,33 @@ def test_a_checkpoint_can_be_validated_without_its_training_data(ready, jsonl, c
 def test_options_that_cannot_be_meant(options, message):
     with pytest.raises(UserError, match=message):
         PromptDataModule(**options)
+
+
+@pytest.mark.parametrize(
+    "group,options,message",
+    [
+        (EvaluationData, {"prompts_per_batch": 0}, "data.evaluation.prompts_per_batch: 0 must lie in"),
+        (EvaluationData, {"limit": 0}, "data.evaluation.limit: 0 must lie in"),
+        (ReadingOptions, {"max_prompt_tokens": -1}, "data.reading.max_prompt_tokens: -1 must lie in"),
+        (ReadingOptions, {"limit": 0}, "data.reading.limit: 0 must lie in"),
+        (ReadingOptions, {"max_bad_rows": 5}, r"data.reading.max_bad_rows: 5 must lie in \[0, 1\]"),
+    ],
+)
+def test_options_of_groups_that_cannot_be_meant(group, options, message):
+    with pytest.raises(UserError, match=message):
+        group(**options)
+
+
+def test_a_partial_group_keeps_the_defaults_of_the_class():
+    data = TextToSQL(chat=Chat(system_prompt="Think."), reading=ReadingOptions(limit=3))
+    assert (data.chat.template, data.reading.max_prompt_tokens) == ("sql", 4096)
+    assert Arithmetic(chat=Chat(prefill="<")).chat.system_prompt == "You are a calculator."
+    assert CellArea(reading=ReadingOptions(limit=3)).reading.max_bad_rows == 0.0
+
+
+def test_lists_of_answers_need_a_class_that_has_them():
+    with pytest.raises(UserError, match=r"data.reading.answers: Arithmetic has no lists of answers; leave it out"):
+        Arithmetic(reading=ReadingOptions(answers="all"))
 
 
 def test_names_in_snake_case():
@@ -508,15 +542,14 @@ def parser() -> ArgumentParser:
     return made
 
 
+GROUPS = {"reading": ReadingOptions, "images": ImageOptions, "evaluation": EvaluationData}
 BASE_OPTIONS = {
-    "special_tokens",
-    *("train", "validation", "test", "validation_split", "columns", "system_prompt", "template", "prefill"),
-    *("chat_template_kwargs", "plain_template", "max_prompt_tokens", "prompts_per_step", "eval_prompts_per_step"),
-    *("seed", "max_bad_rows", "limit", "eval_limit", "name", "image_folder", "min_pixels", "max_pixels"),
-    *("shuffle_images", "also_validate", "answers", "score_prefill"),
+    *("train", "validation", "test", "validation_split", "columns", "prompts_per_rollout", "seed", "name"),
+    *(f"chat.{option.name}" for option in fields(Chat) if option.init),
+    *(f"{key}.{option.name}" for key, group in GROUPS.items() for option in fields(group)),
 }
-FROM_FILES = {"train", "validation", "test", "validation_split", "columns", "max_bad_rows"}
-FROM_FILES |= {"image_folder", "min_pixels", "max_pixels", "answers"}
+FROM_FILES = {"train", "validation", "test", "validation_split", "columns"}
+FROM_FILES |= {f"images.{option.name}" for option in fields(ImageOptions)}
 
 
 def test_short_class_names_and_all_options_on_the_command_line():
@@ -529,8 +562,7 @@ def test_short_class_names_and_all_options_on_the_command_line():
         ("LesionCount", BASE_OPTIONS - FROM_FILES | {"pictures", "held_out", "question", "most"}),
         (
             "Arithmetic",
-            BASE_OPTIONS - FROM_FILES - {"shuffle_images"}
-            | {"low", "high", "held_out", "operation", "question", "solution"},
+            BASE_OPTIONS - FROM_FILES | {"low", "high", "held_out", "operation", "question", "solution"},
         ),
     ):
         parsed = parser().parse_args(["--data", name]).data
@@ -539,11 +571,11 @@ def test_short_class_names_and_all_options_on_the_command_line():
 
 def test_values_from_the_command_line_reach_the_module():
     arguments = ["--data=TextMath", "--data.init_args.train=x.jsonl", "--data.columns={prompt: q, answer: a}"]
-    arguments += ["--data.validation_split=0.2", "--data.seed=4", "--data.chat_template_kwargs={thinking: false}"]
+    arguments += ["--data.validation_split=0.2", "--data.seed=4", "--data.chat.chat_template_kwargs={thinking: false}"]
     data = parser().instantiate(parser().parse_args(arguments)).data
     assert isinstance(data, TextMath) and data.locations["train"] == "x.jsonl" and data.seed == 4
     assert data.columns == {"prompt": "q", "answer": "a"} and data.validation_split == 0.2
-    assert data.chat.template_kwargs == {"thinking": False}
+    assert data.chat.chat_template_kwargs == {"thinking": False}
     whole = parser().parse_args(["--data=TextMath", "--data.validation_split=20"]).data.init_args.validation_split
     assert whole == 20 and isinstance(whole, int)
     assert isinstance(
@@ -557,5 +589,6 @@ def test_every_option_has_help(capsys):
         parser().parse_args(["--data.help", "TextMath"])
     text = " ".join(capsys.readouterr().out.split())
     for option in BASE_OPTIONS:
-        described = re.split(rf"--data\.{option} (?:{option.upper()}|\{{[a-z,]+\}})(?:, \S+ \S+)? ", text)[1]
+        name = option.rpartition(".")[2].upper()
+        described = re.split(rf"--data\.{option} (?:{name}|\{{[a-z,]+\}})(?:, \S+ \S+)? ", text)[1]
         assert not described.startswith("(type"), option

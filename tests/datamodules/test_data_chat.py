@@ -28,7 +28,7 @@ def data(tokenizer, **options):
 
 
 def test_the_chat_template_is_applied_once_and_nothing_is_added(chat_tokenizer):
-    module = data(chat_tokenizer, system_prompt="Be brief.")
+    module = data(chat_tokenizer, chat=Chat(system_prompt="Be brief."))
     expected = (
         "<bos><|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat is 1 + 2?<|im_end|>\n"
         "<|im_start|>assistant\n"
@@ -44,8 +44,12 @@ def test_without_a_system_prompt_there_is_no_system_message(chat_tokenizer):
 
 
 def test_prefill_follows_the_generation_prompt(chat_tokenizer, plain_tokenizer):
-    assert data(chat_tokenizer, prefill="<think>\n").render(QUESTION).endswith("<|im_start|>assistant\n<think>\n")
-    assert data(plain_tokenizer, prefill="So").render(QUESTION) == "<bos>What is 1 + 2?\nSo"
+    assert (
+        data(chat_tokenizer, chat=Chat(prefill="<think>\n"))
+        .render(QUESTION)
+        .endswith("<|im_start|>assistant\n<think>\n")
+    )
+    assert data(plain_tokenizer, chat=Chat(prefill="So")).render(QUESTION) == "<bos>What is 1 + 2?\nSo"
 
 
 TURNS = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -75,7 +79,7 @@ ALONE = "{% if messages|length > 1 %}{{ raise_exception('one message') }}{% endi
 def test_what_the_template_opens_and_the_prefill_begin_every_answer(chat_tokenizer, template, opening, prefill):
     tokenizer = copy.deepcopy(chat_tokenizer)
     tokenizer.chat_template = template
-    prompt = data(tokenizer, prefill=prefill).encode(QUESTION)
+    prompt = data(tokenizer, chat=Chat(prefill=prefill)).encode(QUESTION)
     assert prompt.prefill == opening + prefill
     assert tokenizer.decode(prompt.token_ids).endswith(opening + prefill)
 
@@ -83,7 +87,7 @@ def test_what_the_template_opens_and_the_prefill_begin_every_answer(chat_tokeniz
 def test_rewards_get_the_prefill_in_its_field_or_in_the_text(chat_tokenizer):
     made = Completion("4</think>", (1,), "stop", turns=(Turn("4</think>"),))
     apart, within = (
-        data(chat_tokenizer, prefill="<think>", score_prefill=given).encode(QUESTION).as_judged([made])[0]
+        data(chat_tokenizer, chat=Chat(prefill="<think>", score_prefill=given)).encode(QUESTION).as_judged([made])[0]
         for given in (False, True)
     )
     assert apart == replace(made, prefill="<think>")
@@ -91,9 +95,11 @@ def test_rewards_get_the_prefill_in_its_field_or_in_the_text(chat_tokenizer):
 
 
 def test_chat_template_kwargs_reach_the_template(chat_tokenizer):
-    assert "[thinking=False]" in data(chat_tokenizer, chat_template_kwargs={"thinking": False}).render(QUESTION)
+    assert "[thinking=False]" in data(chat_tokenizer, chat=Chat(chat_template_kwargs={"thinking": False})).render(
+        QUESTION
+    )
     with pytest.raises(UserError, match="'tokenize' is set by lit-rlvr"):
-        data(chat_tokenizer, chat_template_kwargs={"tokenize": True})
+        data(chat_tokenizer, chat=Chat(chat_template_kwargs={"tokenize": True}))
 
 
 TOOL = {
@@ -122,17 +128,17 @@ TOLD = (
 def test_a_template_with_a_place_for_tools_gets_them(chat_tokenizer):
     tokenizer = copy.deepcopy(chat_tokenizer)
     tokenizer.chat_template = "{% if tools %}<tools>{{ tools | tojson }}</tools>{% endif %}" + tokenizer.chat_template
-    module = data(tokenizer, system_prompt="Be brief.")
+    module = data(tokenizer, chat=Chat(system_prompt="Be brief."))
     plain = module.render(QUESTION)
     module.use_environment(Looking())
     assert module.render(QUESTION) == f"<tools>{json.dumps([TOOL])}</tools>{plain}"
     with pytest.raises(UserError, match="'tools' is set by lit-rlvr"):
-        data(tokenizer, chat_template_kwargs={"tools": []})
+        data(tokenizer, chat=Chat(chat_template_kwargs={"tools": []}))
 
 
 def test_other_models_are_told_in_the_system_message(chat_tokenizer, plain_tokenizer):
-    for options, system in (({"system_prompt": "Be brief."}, f"Be brief.\n\n{TOLD}"), ({}, TOLD)):
-        module, wanted = data(chat_tokenizer, **options), data(chat_tokenizer, system_prompt=system)
+    for options, system in (({"chat": Chat(system_prompt="Be brief.")}, f"Be brief.\n\n{TOLD}"), ({}, TOLD)):
+        module, wanted = data(chat_tokenizer, **options), data(chat_tokenizer, chat=Chat(system_prompt=system))
         module.use_environment(Looking())
         assert module.render(QUESTION) == wanted.render(QUESTION)
     base = data(plain_tokenizer)
@@ -141,7 +147,7 @@ def test_other_models_are_told_in_the_system_message(chat_tokenizer, plain_token
 
 
 def test_sets_that_are_loaded_get_the_tools_too(chat_tokenizer):
-    module = Arithmetic(held_out=4, prompts_per_step=2)
+    module = Arithmetic(held_out=4, prompts_per_rollout=2)
     module.tokenizer = chat_tokenizer
     module.setup("fit")
     before = [len(prompt.token_ids) for prompt in module.stream.prompts]
@@ -152,19 +158,22 @@ def test_sets_that_are_loaded_get_the_tools_too(chat_tokenizer):
 
 
 def test_a_base_model_gets_plain_text_with_its_own_beginning(plain_tokenizer):
-    module = data(plain_tokenizer, system_prompt="Add.")
+    module = data(plain_tokenizer, chat=Chat(system_prompt="Add."))
     assert module.render(QUESTION) == "<bos>Add.\n\nWhat is 1 + 2?\n"
-    assert data(plain_tokenizer, plain_template="Q: {prompt}\nA:").render(QUESTION) == "<bos>Q: What is 1 + 2?\nA:"
+    assert (
+        data(plain_tokenizer, chat=Chat(plain_template="Q: {prompt}\nA:")).render(QUESTION)
+        == "<bos>Q: What is 1 + 2?\nA:"
+    )
     assert module.encode(QUESTION).token_ids == plain_tokenizer("Add.\n\nWhat is 1 + 2?\n").input_ids
 
 
 def test_the_plain_template_is_filled_in_one_pass(plain_tokenizer):
-    module = data(plain_tokenizer, system_prompt="say {prompt}")
+    module = data(plain_tokenizer, chat=Chat(system_prompt="say {prompt}"))
     assert module.render(Sample("x", "{system} {y}", "a")) == "<bos>say {prompt}\n\n{system} {y}\n"
 
 
 def test_the_template_wraps_the_user_text_and_braces_in_data_are_safe(chat_tokenizer):
-    module = data(chat_tokenizer, template="Solve {x}: {prompt} (\\boxed{})")
+    module = data(chat_tokenizer, chat=Chat(template="Solve {x}: {prompt} (\\boxed{})"))
     assert "user\nSolve {x}: \\frac{1}{2} {prompt} {0} (\\boxed{})<|im_end|>" in module.render(
         Sample("x", "\\frac{1}{2} {prompt} {0}", "a")
     )
@@ -173,7 +182,7 @@ def test_the_template_wraps_the_user_text_and_braces_in_data_are_safe(chat_token
 def test_templates_without_prompt_are_refused():
     for option in ("template", "plain_template"):
         with pytest.raises(UserError, match=f"{option}: 'Solve this' has no {{prompt}}"):
-            PromptDataModule(**{option: "Solve this"})
+            Chat(**{option: "Solve this"})
 
 
 def test_conversations_keep_their_turns_and_the_option_replaces_their_system_message():
@@ -222,7 +231,7 @@ def test_special_tokens_in_rows_are_text(chat_tokenizer, prompt):
         "{{ m['content'] if m['content'] is string else m['content'][0]['text'] }}"
         "{% for call in m.tool_calls or [] %}{{ call.function.arguments | list | first }}{% endfor %}",
     )
-    module, kept = data(tokenizer), data(tokenizer, special_tokens="keep")
+    module, kept = data(tokenizer), data(tokenizer, chat=Chat(special_tokens="keep"))
     sample = Sample("x", prompt, "3", source="toy.jsonl:8")
     control = tokenizer.convert_tokens_to_ids(["<bos>", "<eos>", "<|im_start|>", "<|im_end|>"])
 
@@ -233,7 +242,7 @@ def test_special_tokens_in_rows_are_text(chat_tokenizer, prompt):
     assert counts(module) == [1, 0, messages + 1, messages] and counts(kept)[1] > 0
     assert "<\u200beos>" in module.render(sample) and sample.prompt is prompt
     with pytest.raises(UserError, match=r"special tokens of the model in a prompt \(toy.jsonl:8\). Remove them, or"):
-        data(tokenizer, special_tokens="refuse").encode(sample)
+        data(tokenizer, chat=Chat(special_tokens="refuse")).encode(sample)
 
 
 def test_special_tokens_in_what_an_environment_says_first_are_text(chat_tokenizer, caplog):
@@ -243,7 +252,7 @@ def test_special_tokens_in_what_an_environment_says_first_are_text(chat_tokenize
         assert "<\u200b|im_end|>" in text and "<|im_end|>\n<|im_start|>system" not in text
     assert caplog.messages == [
         "prompt_data_module: special tokens of the model in a prompt (toy.jsonl:7) are broken up with a zero-width "
-        "space (special_tokens: break)"
+        "space (data.chat.special_tokens: break)"
     ]
 
 
@@ -251,18 +260,20 @@ def test_the_configs_own_texts_and_other_added_tokens_stay(chat_tokenizer):
     tokenizer = copy.deepcopy(chat_tokenizer)
     tokenizer.add_tokens(["<think>"])
     tokenizer.add_tokens(["<image>"], special_tokens=True)
-    module = data(tokenizer, system_prompt="a<eos>", template="{prompt}b<eos>", prefill="c<eos>")
+    module = data(tokenizer, chat=Chat(system_prompt="a<eos>", template="{prompt}b<eos>", prefill="c<eos>"))
     text = module.render(Sample("x", "<image><think><eos>", "3"))
     assert text.count("<eos>") == 3 and "<image><think><\u200beos>b<eos>" in text
 
 
 def test_special_tokens_takes_three_values():
-    with pytest.raises(UserError, match=r"data\.special_tokens: give one of 'break', 'refuse', 'keep', not 'brake'"):
-        PromptDataModule(special_tokens="brake")
+    with pytest.raises(
+        UserError, match=r"data\.chat\.special_tokens: give one of 'break', 'refuse', 'keep', not 'brake'"
+    ):
+        PromptDataModule(chat=Chat(special_tokens="brake"))
 
 
 def test_papers_prompts_by_name(chat_tokenizer):
-    text = data(chat_tokenizer, system_prompt="agrae-math", template="boxed").render(QUESTION)
+    text = data(chat_tokenizer, chat=Chat(system_prompt="agrae-math", template="boxed")).render(QUESTION)
     assert "system\nPlease reason step by step, and put your final answer within \\boxed{ }.<|im_end|>" in text
     assert "user\nWhat is 1 + 2?\nPlease reason step by step, and put your final answer within \\boxed{}.<" in text
     assert all(template.count("{prompt}") == 1 for template in TEMPLATES.values())
@@ -283,9 +294,9 @@ def test_papers_prompts_are_the_papers_words():
 
 def test_a_misspelt_name_is_refused_and_free_text_is_not():
     with pytest.raises(UserError, match="system_prompt:"):
-        PromptDataModule(system_prompt="aapo-1.5")
+        PromptDataModule(chat=Chat(system_prompt="aapo-1.5"))
     with pytest.raises(UserError, match="template: no prompt is named 'boxd', did you mean 'boxed'"):
-        PromptDataModule(template="boxd")
+        PromptDataModule(chat=Chat(template="boxd"))
     assert registered("You are an agrae-math fan.", SYSTEM_PROMPTS, "system_prompt") == "You are an agrae-math fan."
 
 

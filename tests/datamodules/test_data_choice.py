@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lit_rlvr.datamodules import MultipleChoice
+from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import Choice
 from lit_rlvr.types import Completion
@@ -70,7 +71,7 @@ def test_bad_rows_are_named(jsonl: Any) -> None:
         {key: value for key, value in MMLU.items() if key != "answer"},
     ]
     path = jsonl([MMLU, *bad])
-    data = MultipleChoice(train=path, max_bad_rows=1.0)
+    data = MultipleChoice(train=path, reading=ReadingOptions(max_bad_rows=1.0))
     assert len(data.load("train")) == 1
     reasons = [str(row).removeprefix(f"{path}:") for row in data.bad_rows["train"]]
     assert reasons == [

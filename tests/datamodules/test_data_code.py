@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from lit_rlvr.datamodules import CodeProblems
+from lit_rlvr.datamodules.reading.chat import Chat
+from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import CodeTests
 from lit_rlvr.rewards import code as code_tests
@@ -119,7 +121,7 @@ def test_days_are_checked(jsonl: Any) -> None:
         CodeProblems(since="2024-02-01", until="2024-01-01")
     dates = (SCRIPT["contest_date"], None, "soon")
     rows = [SCRIPT | {"question_id": f"q{i}", "contest_date": date} for i, date in enumerate(dates)]
-    data = CodeProblems(train=jsonl(rows), since="2020-01-01", max_bad_rows=0.9)
+    data = CodeProblems(train=jsonl(rows), since="2020-01-01", reading=ReadingOptions(max_bad_rows=0.9))
     assert len(data.load("train")) == 1
     assert ["date: empty" in str(row) or "'soon' is not a date" in str(row) for row in data.bad_rows["train"]] == [
         True
@@ -167,7 +169,7 @@ def test_bad_rows_are_skipped_counted_and_named(jsonl: Any, tmp_path: Path, monk
         FUNCTION | {"private_test_cases": cell(("2, 2", "4"))},
     ]
     path = jsonl([SCRIPT, *bad])
-    data = CodeProblems(train=path, max_bad_rows=0.9)
+    data = CodeProblems(train=path, reading=ReadingOptions(max_bad_rows=0.9))
     assert len(data.load("train")) == 1 and not (tmp_path / "evil").exists()
     reasons = [str(row).removeprefix(f"{path}:") for row in data.bad_rows["train"]]
     for reason, start in zip(
@@ -181,7 +183,7 @@ def test_bad_rows_are_skipped_counted_and_named(jsonl: Any, tmp_path: Path, monk
 
 
 def test_the_prompt_is_whole_in_the_chat(jsonl: Any, chat_tokenizer: Any) -> None:
-    data = CodeProblems(train=jsonl([SCRIPT]), system_prompt="livecodebench")
+    data = CodeProblems(train=jsonl([SCRIPT]), chat=Chat(system_prompt="livecodebench"))
     data.tokenizer = chat_tokenizer
     (sample,) = data.load("train")
     text = data.render(sample)

@@ -201,7 +201,7 @@ def test_closing_turns_are_dropped_from_ones_own_samples_too(chat_tokenizer: Any
             turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "the answer"}]
             return [Sample("a", turns, "5")] if split == "train" else []
 
-    data = Own(prompts_per_step=1)
+    data = Own(prompts_per_rollout=1)
     data.tokenizer = chat_tokenizer
     data.setup("fit")
     assert "the answer" not in chat_tokenizer.decode(data.prompts["train"][0].token_ids)
@@ -263,7 +263,7 @@ def test_text_parts_are_one_text_for_a_model_without_images(chat_tokenizer: Any,
         (chat_tokenizer, "<bos><|im_start|>user\nGiven 3.\nDouble?!<|im_end|>\n<|im_start|>assistant\n"),
         (plain_tokenizer, "<bos>Given 3.\nDouble?!\n"),
     ):
-        data = PromptDataModule(train="unused", template="{prompt}!")
+        data = PromptDataModule(train="unused", chat=Chat(template="{prompt}!"))
         data.tokenizer = tokenizer
         assert data.render(sample) == wanted
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lit_rlvr.datamodules import CellArea, LesionCount, LesionPlace, TriangleProblem
+from lit_rlvr.datamodules.base import EvaluationData
 from lit_rlvr.datamodules.toys.geometry import triangle_corners
 from lit_rlvr.errors import UserError
 
@@ -115,7 +116,10 @@ def test_numbers_that_cannot_be_meant() -> None:
 
 
 def test_dealt_images_are_those_of_other_prompts() -> None:
-    plain, dealt = LesionCount(pictures=3, held_out=20), LesionCount(pictures=3, held_out=20, shuffle_images=True)
+    plain, dealt = (
+        LesionCount(pictures=3, held_out=20),
+        LesionCount(pictures=3, held_out=20, evaluation=EvaluationData(shuffle_images=True)),
+    )
     ours, theirs = dealt.load("validation"), plain.load("validation")
     keys = [sample.images.keys for sample in theirs]  # type: ignore[attr-defined]
     assert [sample.answer for sample in ours] == [sample.answer for sample in theirs]

@@ -17,7 +17,16 @@ from transformers import AutoTokenizer
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.chat import Chat
-from lit_rlvr.datamodules.reading.images import as_parts, check_placeholders, decode, fit, locate, open_images, resize
+from lit_rlvr.datamodules.reading.images import (
+    ImageOptions,
+    as_parts,
+    check_placeholders,
+    decode,
+    fit,
+    locate,
+    open_images,
+    resize,
+)
 from lit_rlvr.datamodules.reading.stream import fingerprint
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.families.qwen_vl import VLM_SPECIALS
@@ -199,7 +208,9 @@ COLUMNS = {"prompt": "q", "answer": "a", "image": "picture"}
 
 
 def test_ones_own_images_need_a_column_mapping_only(own_data: Path, vlm_folder: Path) -> None:
-    data = PromptDataModule(train=str(own_data / "train.jsonl"), columns=COLUMNS, prompts_per_step=2, max_pixels=30)
+    data = PromptDataModule(
+        train=str(own_data / "train.jsonl"), columns=COLUMNS, prompts_per_rollout=2, images=ImageOptions(max_pixels=30)
+    )
     data.tokenizer, data.image_processor = (
         AutoTokenizer.from_pretrained(vlm_folder),
         load_image_processor(str(vlm_folder)),
@@ -219,10 +230,13 @@ def test_ones_own_images_need_a_column_mapping_only(own_data: Path, vlm_folder: 
 def test_image_folder_is_where_paths_start(own_data: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     elsewhere = tmp_path_factory.mktemp("rows") / "train.jsonl"
     elsewhere.write_bytes((own_data / "train.jsonl").read_bytes())
-    assert len(PromptDataModule(str(elsewhere), columns=COLUMNS, image_folder=str(own_data)).load("train")) == 20
+    assert (
+        len(PromptDataModule(str(elsewhere), columns=COLUMNS, images=ImageOptions(folder=str(own_data))).load("train"))
+        == 20
+    )
     for folder, what in ((own_data / "none", "there is no such folder"), (elsewhere, "is a file; unpack an archive")):
-        with pytest.raises(UserError, match=f"data.image_folder: '{folder}': {what}"):
-            PromptDataModule(str(elsewhere), columns=COLUMNS, image_folder=str(folder)).load("train")
+        with pytest.raises(UserError, match=f"data.images.folder: '{folder}': {what}"):
+            PromptDataModule(str(elsewhere), columns=COLUMNS, images=ImageOptions(folder=str(folder))).load("train")
     with pytest.raises(UserError, match=r"train.jsonl: 20 of 20 rows cannot be used .*train.jsonl:1: image: no such"):
         PromptDataModule(str(elsewhere), columns=COLUMNS).load("train")
 
@@ -241,7 +255,7 @@ def test_bad_images_are_skipped_and_counted_up_to_the_limit(own_data: Path, capl
 
 
 def test_an_image_that_disappears_during_the_run_is_named(own_data: Path, vlm_folder: Path) -> None:
-    data = PromptDataModule(str(own_data / "train.jsonl"), columns=COLUMNS, prompts_per_step=20)
+    data = PromptDataModule(str(own_data / "train.jsonl"), columns=COLUMNS, prompts_per_rollout=20)
     data.tokenizer, data.image_processor = (
         AutoTokenizer.from_pretrained(vlm_folder),
         load_image_processor(str(vlm_folder)),
@@ -254,7 +268,7 @@ def test_an_image_that_disappears_during_the_run_is_named(own_data: Path, vlm_fo
 
 def test_an_image_that_changes_its_size_during_the_run_is_named(own_data: Path, vlm_folder: Path) -> None:
     """The tokens of its prompt are those of the old size."""
-    data = PromptDataModule(str(own_data / "train.jsonl"), columns=COLUMNS, prompts_per_step=20)
+    data = PromptDataModule(str(own_data / "train.jsonl"), columns=COLUMNS, prompts_per_rollout=20)
     data.tokenizer, data.image_processor = (
         AutoTokenizer.from_pretrained(vlm_folder),
         load_image_processor(str(vlm_folder)),
@@ -317,9 +331,9 @@ def test_other_images_are_another_training_set(own_data: Path, vlm_folder: Path)
 
 def test_bounds_that_cannot_be_meant() -> None:
     with pytest.raises(UserError, match=r"max_pixels: .* must lie in"):
-        PromptDataModule(max_pixels=0)
+        PromptDataModule(images=ImageOptions(max_pixels=0))
     with pytest.raises(UserError, match="min_pixels=9 is more than max_pixels=4"):
-        PromptDataModule(min_pixels=9, max_pixels=4)
+        PromptDataModule(images=ImageOptions(min_pixels=9, max_pixels=4))
 
 
 # placeholders

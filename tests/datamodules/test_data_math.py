@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lit_rlvr.datamodules import TextMath
+from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.datamodules.text_math import reference_answer
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.answers.find import last_boxed
@@ -211,7 +212,9 @@ def test_any_of_several_answers_is_right(jsonl):
     assert found == [("1000", "10^3")] * 4 + [("1000",)]
     mapped = {"q": "?", "meta": '{"gt": "\\\\boxed{4}"}'}
     assert TextMath(train=jsonl([mapped]), columns={"prompt": "q", "answer": "meta.gt"}).load("train")[0].answer == "4"
-    (both,) = TextMath(train=jsonl([{"question": "q", "answer": ["3", "4"]}]), answers="all").load("train")
+    (both,) = TextMath(
+        train=jsonl([{"question": "q", "answer": ["3", "4"]}]), reading=ReadingOptions(answers="all")
+    ).load("train")
     assert both.references == ("3, 4",)
 
 

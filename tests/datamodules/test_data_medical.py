@@ -14,9 +14,12 @@ import pytest
 from PIL import Image
 
 from lit_rlvr.datamodules import MedicalVQA
+from lit_rlvr.datamodules.base import EvaluationData
 from lit_rlvr.datamodules.medical_vqa import modality
 from lit_rlvr.datamodules.reading.bad_row import BadRow
+from lit_rlvr.datamodules.reading.images import ImageOptions
 from lit_rlvr.datamodules.reading.options import as_options
+from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
 
@@ -112,7 +115,7 @@ def test_pmc_vqa_is_read(tmp_path: Path) -> None:
         writer = csv.DictWriter(file, row)
         writer.writeheader()
         writer.writerow(row)
-    data = MedicalVQA(test=str(tmp_path / "test.csv"), image_folder=str(tmp_path / "figures"))
+    data = MedicalVQA(test=str(tmp_path / "test.csv"), images=ImageOptions(folder=str(tmp_path / "figures")))
     (sample,) = data.load("test")
     assert (sample.answer, sample.options) == ("B", ("CT", "MRI", "PET", "X-ray"))
     assert sample.prompt.startswith("Which?\nA) CT\nB) MRI")
@@ -220,7 +223,7 @@ def test_too_few_rows_are_an_error_that_says_where(pool: Path) -> None:
 
 
 def test_limits_come_after_the_split(pool: Path) -> None:
-    data = MedicalVQA(train=str(pool), limit=7, eval_limit=9, **WANTED)
+    data = MedicalVQA(train=str(pool), reading=ReadingOptions(limit=7), evaluation=EvaluationData(limit=9), **WANTED)
     assert (len(data.load("train")), len(data.load("validation"))) == (7, 9)
     whole = MedicalVQA(train=str(pool), **WANTED)
     assert {s.id for s in data.load("validation")} <= {s.id for s in whole.load("validation")}

@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from lit_rlvr.datamodules import SyntheticSQL, TextToSQL
+from lit_rlvr.datamodules.reading.chat import Chat
+from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.datamodules.text_to_sql import schema_text
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import SQLExecution
@@ -145,7 +147,7 @@ def test_bad_rows_are_skipped_counted_and_named(jsonl: Any, tmp_path: Path) -> N
         UserError, match=r"8 of 9 rows cannot be used and max_bad_rows is 0.1: .*train.jsonl:2: database"
     ):
         samples(TextToSQL(train=path))
-    data = TextToSQL(train=path, max_bad_rows=0.9)
+    data = TextToSQL(train=path, reading=ReadingOptions(max_bad_rows=0.9))
     assert len(samples(data)) == 1
     reasons = [str(row).removeprefix(f"{path}:") for row in data.bad_rows["train"]]
     folders = "{train_databases,dev_databases,databases,database,test_database}"
@@ -210,7 +212,7 @@ def test_example_rows_and_the_template_are_options(tmp_path: Path, jsonl: Any, c
     data.tokenizer = chat_tokenizer
     assert "1\tNorth\n*/" in samples(data)[0].prompt and "2\tNULL" not in samples(data)[0].prompt
     assert "are there?\n\nAnswer with one SQLite query in a ```sql block.<|im_end|>" in data.render(samples(data)[0])
-    plain = TextToSQL(train=path, template=None)
+    plain = TextToSQL(train=path, chat=Chat(template="{prompt}"))
     plain.tokenizer = chat_tokenizer
     assert "Question: How many schools are there?<|im_end|>" in plain.render(samples(plain)[0])
     with pytest.raises(UserError, match=r"data.example_rows: .* must lie in"):

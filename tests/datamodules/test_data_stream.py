@@ -111,9 +111,9 @@ def test_the_ranks_slices_are_the_one_rank_batch(world: int):
 
 
 def test_sizes_that_do_not_fit_are_refused():
-    with pytest.raises(UserError, match="prompts_per_step=9 is not divisible by the 2 processes"):
+    with pytest.raises(UserError, match="prompts_per_rollout=9 is not divisible by the 2 processes"):
         TrainLoader(PromptStream(prompts(20), seed=0), 9, lambda: START_CURSOR, 0, 2)
-    with pytest.raises(UserError, match="3 training prompts, fewer than prompts_per_step=4"):
+    with pytest.raises(UserError, match="3 training prompts, fewer than prompts_per_rollout=4"):
         TrainLoader(PromptStream(prompts(3), seed=0), 4, lambda: START_CURSOR)
     with pytest.raises(UserError, match="no training prompt"):
         PromptStream([], seed=0)

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from lit_rlvr.datamodules import Arithmetic
+from lit_rlvr.datamodules.base import EvaluationData
 from lit_rlvr.errors import UserError
 
 
@@ -40,7 +41,7 @@ class Reader(LightningModule):
 
 
 def fit(tokenizer, tmp_path: Path, steps: int, ckpt: Path | None = None, **options) -> tuple[Reader, Trainer]:
-    model, data = Reader(tokenizer), Arithmetic(low=1, high=5, prompts_per_step=4, **{"held_out": 3, **options})
+    model, data = Reader(tokenizer), Arithmetic(low=1, high=5, prompts_per_rollout=4, **{"held_out": 3, **options})
     trainer = Trainer(
         max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=tmp_path, num_sanity_val_steps=0, use_distributed_sampler=False,
@@ -73,7 +74,7 @@ def test_no_validation_set_is_no_validation(chat_tokenizer, tmp_path):
 
 def test_ranks_come_from_the_trainer(chat_tokenizer):
     def batches(rank: int, world: int) -> tuple[list[str], list[str]]:
-        data = Arithmetic(prompts_per_step=8, eval_prompts_per_step=8)
+        data = Arithmetic(prompts_per_rollout=8, evaluation=EvaluationData(prompts_per_batch=8))
         model = SimpleNamespace(tokenizer=chat_tokenizer)
         data.trainer = SimpleNamespace(global_rank=rank, world_size=world, lightning_module=model, callbacks=[])  # type: ignore
         data.setup("fit")
@@ -82,5 +83,5 @@ def test_ranks_come_from_the_trainer(chat_tokenizer):
 
     (train, val), (train0, val0), (train1, val1) = batches(0, 1), batches(0, 2), batches(1, 2)
     assert train0 + train1 == train and sorted(val0 + val1) == sorted(val) and val0 == val[::2]
-    with pytest.raises(UserError, match="prompts_per_step=8 is not divisible by the 3 processes"):
+    with pytest.raises(UserError, match="prompts_per_rollout=8 is not divisible by the 3 processes"):
         batches(0, 3)

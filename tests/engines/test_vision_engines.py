@@ -221,7 +221,7 @@ def pictures(any_vlm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     names = write_pictures(folder / "pictures")
     rows = [{"kind": n, "question": "<image>How long?", "answer": "1", "picture": f"pictures/{n}"} for n in names]
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = Geometry(train=str(folder / "train.jsonl"), columns=COLUMNS, prompts_per_step=len(rows))
+    data = Geometry(train=str(folder / "train.jsonl"), columns=COLUMNS, prompts_per_rollout=len(rows))
     data.tokenizer = AutoTokenizer.from_pretrained(any_vlm_folder)
     data.image_processor = load_image_processor(str(any_vlm_folder))
     data.setup("fit")

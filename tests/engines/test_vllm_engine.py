@@ -657,7 +657,7 @@ def test_fp8_on_a_cpu_is_one_line_before_weights_are_loaded(lit_rlvr: Any, monke
 @pytest.mark.parametrize("quantize", ["none", "fp8"])
 def test_fp8_without_a_correction_gets_a_warning(quantize: Any, caplog: pytest.LogCaptureFixture) -> None:
     rollout = RolloutCallback(engine=VLLMEngine(quantize=quantize))
-    rollout.log_sizes(GRPO(importance_correction="none"), 8, 1, "bf16-mixed", "cuda")
+    rollout.log_sizes(GRPO(importance={"correction": "none"}), 8, 1, "bf16-mixed", "cuda")
     assert ("does not sample from the trained policy" in caplog.text) == (quantize == "fp8")
     rollout.close()
 

@@ -613,7 +613,7 @@ def from_yaml(served: Served, folder: Path | None = None) -> list[str]:
     engine = {"urls": f"[{served.url}]", "api_key_env": "SERVER_KEY", "timeout": 300, "transfer": "FileTransfer"}
     options = [x for name, value in engine.items() for x in (f"--rollout.engine.init_args.{name}", str(value))]
     folder_of = ["--rollout.engine.init_args.transfer.init_args.folder", str(folder)] if folder else []
-    return ["--rollout.engine", "VLLMServerEngine", *options, *folder_of, "--rollout.probe_every", "1"]
+    return ["--rollout.engine", "VLLMServerEngine", *options, *folder_of, "--rollout.safeguards.probe_every", "1"]
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from lit_rlvr.evaluation.suites import Suite, find_suites
 from lit_rlvr.types import Sampling
 
 NAMES = sorted(path.stem for path in (config_folder() / "suites").glob("*.yaml"))
-OPTIONS = {"eval_limit": 5}
+OPTIONS = {"evaluation": {"limit": 5}}
 
 
 def one(asked: str, **options: Any) -> Suite:
@@ -32,7 +32,7 @@ def one(asked: str, **options: Any) -> Suite:
 def test_shipped_suites_are_built(name: str) -> None:
     suite = one(name)
     assert suite.name == suite.data.name == name and suite.rewards
-    assert suite.data.locations["test"] and suite.data.eval_limit == 5
+    assert suite.data.locations["test"] and suite.data.evaluation.limit == 5
     mine = one(f"{name}=mine.jsonl")
     assert mine.data.locations["test"] == "mine.jsonl" and type(mine.data) is type(suite.data)
 
@@ -77,7 +77,7 @@ def test_a_file_is_told_by_its_columns(tmp_path: Path, row: dict[str, Any], data
     Image.new("RGB", (30, 30)).save(tmp_path / "a.png")
     path = tmp_path / "own.jsonl"
     path.write_text("broken\n" + json.dumps(row) + "\n")
-    suite = one(str(path), max_bad_rows=0.6)
+    suite = one(str(path), reading={"max_bad_rows": 0.6})
     assert (suite.name, type(suite.data).__name__, type(suite.rewards[0]).__name__) == ("own", data, reward)
     if data != "TextToSQL":
         assert len(suite.data.load("test")) == 1
@@ -153,8 +153,8 @@ def test_a_system_prompt_replaces_the_suites_instruction() -> None:
     ):
         (suite,) = find_suites("math500", {}, given)
         chat = suite.data.chat
-        assert (chat.system_prompt is None) == (system is None) and (system or "") in (chat.system_prompt or "")
-        assert chat.template.replace("{prompt}", question).endswith(user)
+        assert (chat.system_prompt is None) == (system is None) and (system or "") in (chat.system_text or "")
+        assert chat.template_text.replace("{prompt}", question).endswith(user)
     (sql,) = find_suites("spider", {}, {"system_prompt": "Be brief."})
     (own,) = find_suites("spider", {}, {})
     assert sql.data.chat.template == own.data.chat.template, "a class's own form is no second instruction"
@@ -172,8 +172,8 @@ def test_the_protocols_are_the_papers() -> None:
     assert (apmpo.samples, small.samples, apmpo.temperature, apmpo.prompts) == (1, 16, 0.6, {})
     for name in ("geometry3k", "huatuo"):  # A-GRAE's prompt comes with its protocol alone
         (own,), (theirs,) = (find_suites(name, {}, {"protocol": paper}) for paper in ("apmpo", "agrae"))
-        assert own.data.chat.system_prompt is None and "within \\boxed{}" in own.data.chat.template
-        assert "internal monologue" in theirs.data.chat.system_prompt and "boxed" not in theirs.data.chat.template
+        assert own.data.chat.system_prompt is None and "within \\boxed{}" in own.data.chat.template_text
+        assert "internal monologue" in theirs.data.chat.system_text and "boxed" not in theirs.data.chat.template_text
 
 
 def test_the_nearest_setting_counts() -> None:

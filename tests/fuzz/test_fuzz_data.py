@@ -24,6 +24,7 @@ from lit_rlvr.datamodules import (
     TextMath,
     TextToSQL,
 )
+from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -48,7 +49,7 @@ def load(kind: type[PromptDataModule], path: Path, **options: Any) -> None:
     if kind is TextToSQL:
         options |= {"databases": str(path.parent)}
     try:
-        samples = kind(train=str(path), max_bad_rows=0.9, **options).load("train")
+        samples = kind(train=str(path), reading=ReadingOptions(max_bad_rows=0.9), **options).load("train")
     except UserError as error:
         assert "\n" not in str(error) and path.name in str(error), str(error)
         return

@@ -22,7 +22,7 @@ def config(seed: int = 0, algorithm: str = "GRPO", root: str = "run", **options:
             "class_path": f"lit_rlvr.algorithms.{algorithm}",
             "init_args": {"model": "tiny", "lr": 1e-3} | options,
         },
-        "data": {"class_path": "datamodules.Arithmetic", "init_args": {"prompts_per_step": 2}},
+        "data": {"class_path": "datamodules.Arithmetic", "init_args": {"prompts_per_rollout": 2}},
         "rollout": {
             "group_size": 2,
             "rewards": [{"class_path": "lit_rlvr.rewards.MathAnswer", "init_args": {"weight": 1.0}}],

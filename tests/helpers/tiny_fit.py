@@ -17,6 +17,7 @@ from lit_rlvr.algorithms import GRPO
 from lit_rlvr.datamodules import Arithmetic, PromptDataModule
 from lit_rlvr.engines.base import RolloutEngine
 from lit_rlvr.engines.hf import HFEngine
+from lit_rlvr.engines.synced import Safeguards
 from lit_rlvr.rewards import FunctionReward
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.training.module import RLVRModule
@@ -116,7 +117,8 @@ def fit(
     steps: int = 1,
     rewards: Sequence[str] | None = ("tiny_rewards.first_token",),
     engine: RolloutEngine | None = None,
-    prompts_per_step: int = 6,
+    prompts_per_rollout: int = 6,
+    validate_every_rollouts: int | None = None,
     group_size: int = 4,
     sampling: Sampling | None = None,
     max_failure_rate: float = 0.05,
@@ -133,7 +135,8 @@ def fit(
     **options: Any,
 ) -> tuple[Any, Recorder]:
     recorder = recorder or Recorder()
-    module: Any = algorithm(model=str(folder), **{"lr": 1e-2, "max_grad_norm": 0.0} | options)
+    options["optim"] = {"max_grad_norm": 0.0} | options.get("optim", {})
+    module: Any = algorithm(model=str(folder), **{"lr": 1e-2} | options)
     module.recorder, module.skip_nothing = recorder, skip_nothing
     rollout = RolloutCallback(
         group_size=group_size,
@@ -141,10 +144,11 @@ def fit(
         sampling=sampling or Sampling(max_tokens=T_MAX),
         rewards=None if rewards is None else [FunctionReward(path, truncated_is_wrong=False) for path in rewards],
         environment=environment,
-        max_failure_rate=max_failure_rate,
-        probe_every=probe_every,
+        validate_every_rollouts=validate_every_rollouts,
+        safeguards=Safeguards(
+            max_failure_rate=max_failure_rate, probe_every=probe_every, max_group_seconds=max_group_seconds
+        ),
         staleness=staleness,
-        max_group_seconds=max_group_seconds,
     )
     usual: dict[str, Any] = dict(
         max_steps=steps, max_epochs=-1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
@@ -153,7 +157,9 @@ def fit(
     )  # fmt: skip
     trainer = Trainer(**usual | (trainer_options or {}))
     trainer.fit(
-        module, datamodule=data or Arithmetic(prompts_per_step=prompts_per_step, held_out=10), ckpt_path=checkpoint
+        module,
+        datamodule=data or Arithmetic(prompts_per_rollout=prompts_per_rollout, held_out=10),
+        ckpt_path=checkpoint,
     )
     return module, recorder
 

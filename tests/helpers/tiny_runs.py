@@ -32,13 +32,14 @@ def tiny_config(model_folder: Path) -> dict[str, Any]:
         "model": {"class_path": "GRPO", "init_args": {"model": str(model_folder), "lr": 1e-3}},
         "data": {
             "class_path": "Arithmetic",
-            "init_args": {"prompts_per_step": 4, "high": 6, "held_out": 20, "eval_prompts_per_step": 8},
+            "init_args": {"prompts_per_rollout": 4, "high": 6, "held_out": 20, "evaluation": {"prompts_per_batch": 8}},
         },
         "rollout": {
             "group_size": 4,
             "engine": "hf",
             "sampling": {"max_tokens": 8},
-            "eval_sampling": {"temperature": 0.0, "max_tokens": 8},
+            "evaluation": {"sampling": {"temperature": 0.0, "max_tokens": 8}},
+            "validate_every_rollouts": 3,
             "rewards": [judged_as_is("first_token")],
         },
         "trainer": {
@@ -46,8 +47,6 @@ def tiny_config(model_folder: Path) -> dict[str, Any]:
             "precision": "32-true",
             "accelerator": "cpu",
             "devices": 1,
-            "val_check_interval": 3,
-            "check_val_every_n_epoch": None,
             "default_root_dir": "run",
         },
         "run": {"show_every": 0},
@@ -58,7 +57,7 @@ def pictures_config(vlm_folder: Path, run: Path) -> dict[str, Any]:
     """Two iterations on drawn pictures, without validation."""
     return {
         "model": {"class_path": "GRPO", "init_args": {"model": str(vlm_folder)}},
-        "data": {"class_path": "LesionCount", "init_args": {"pictures": 8, "held_out": 0, "prompts_per_step": 2}},
+        "data": {"class_path": "LesionCount", "init_args": {"pictures": 8, "held_out": 0, "prompts_per_rollout": 2}},
         "rollout": {"group_size": 2, "engine": "hf", "sampling": {"max_tokens": 4}},
         "trainer": {
             "max_steps": 2, "precision": "32-true", "accelerator": "cpu", "devices": 1,

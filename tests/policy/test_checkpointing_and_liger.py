@@ -48,7 +48,7 @@ def test_checkpointing_keeps_less_and_gives_the_same_gradients() -> None:
 
 def test_a_checkpointed_run_generates_with_its_cache_and_ends_the_same(tiny_model_folder: Path, tmp_path: Path) -> None:
     plain, seen = fit(tiny_model_folder, tmp_path, steps=2)
-    again, other = fit(tiny_model_folder, tmp_path, steps=2, gradient_checkpointing=True)
+    again, other = fit(tiny_model_folder, tmp_path, steps=2, compute={"gradient_checkpointing": True})
     assert [r.token_ids.tolist() for r in seen.rollouts] == [r.token_ids.tolist() for r in other.rollouts]
     for ours, theirs in zip(again.policy.parameters(), plain.policy.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs)

@@ -131,7 +131,7 @@ def test_a_compiler_that_fails_or_is_wrong_is_one_line(
     in_place_of_torch: Callable[[Layer], None], made: Layer, message: str
 ) -> None:
     in_place_of_torch(made)
-    with pytest.raises(UserError, match=r"^model.torch_compile: .*" + message) as caught:
+    with pytest.raises(UserError, match=r"^model.compute.torch_compile: .*" + message) as caught:
         compile_and_verify(Policy(tiny_llama(), (END,)), torch.float32)
     assert "\n" not in str(caught.value)
 
@@ -179,11 +179,15 @@ def test_a_model_that_cannot_share_prompts_is_told_so(caplog: pytest.LogCaptureF
 
 
 def test_what_it_cannot_be_combined_with_is_refused() -> None:
-    with pytest.raises(UserError, match=r"model.torch_compile: it cannot be combined with shared_prefix: false"):
-        GRPO(torch_compile=True, shared_prefix=False)
-    with pytest.raises(UserError, match=r"model.torch_compile: it cannot be combined with liger: true; leave one"):
-        GRPO(torch_compile=True, liger=True)
-    GRPO(liger=True)
+    with pytest.raises(
+        UserError, match=r"model.compute.torch_compile: it cannot be combined with shared_prefix: false"
+    ):
+        GRPO(compute={"torch_compile": True, "shared_prefix": False})
+    with pytest.raises(
+        UserError, match=r"model.compute.torch_compile: it cannot be combined with liger: true; leave one"
+    ):
+        GRPO(compute={"torch_compile": True, "liger": True})
+    GRPO(compute={"liger": True})
 
 
 @pytest.fixture
@@ -240,9 +244,9 @@ def test_gradients_with_images_are_the_same(any_vlm_folder: Path) -> None:
 @pytest.mark.usefixtures("never_eager")
 def test_a_compiled_run_sees_the_same_gradients(tiny_model_folder: Path, tmp_path: Path) -> None:
     """With a reference model, and two updates, whose old log-probabilities are computed without gradients."""
-    options: dict[str, Any] = {"steps": 4, "updates_per_rollout": 2, "kl_coef": 0.1, "lr": 1e-3}
+    options: dict[str, Any] = {"steps": 4, "updates_per_rollout": 2, "kl": {"coef": 0.1}, "lr": 1e-3}
     _, seen = fit(tiny_model_folder, tmp_path, **options)
-    module, other = fit(tiny_model_folder, tmp_path, **options, torch_compile=True)
+    module, other = fit(tiny_model_folder, tmp_path, **options, compute={"torch_compile": True})
     assert [r.token_ids.tolist() for r in seen.rollouts] == [r.token_ids.tolist() for r in other.rollouts]
     assert compiled_calls(module.policy.logprobs(other.rollouts[0], [0])[0]) > 0
     assert len(seen.gradients) == len(other.gradients) == 4
@@ -256,7 +260,7 @@ def test_layers_of_two_processes_are_compiled_too(run_folder: Path, tiny_model_f
     """In bfloat16 they are compared with the model's own at the start, as in every run."""
     config = tiny_config(tiny_model_folder)
     config["model"] = {"class_path": "tiny_compiled.CompiledGRPO", "init_args": config["model"]["init_args"]}
-    config["model"]["init_args"]["torch_compile"] = True
+    config["model"]["init_args"]["compute"] = {"torch_compile": True}
     write_config(run_folder / "compiled.yaml", config)
     fit_compiled = ("fit", "--config", "compiled.yaml")
     in_two_processes(

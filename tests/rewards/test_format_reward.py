@@ -63,7 +63,7 @@ THINKS = "<think>\n"
 )
 def test_a_tag_that_the_prompt_opens_is_refused(options: dict[str, str]) -> None:
     with pytest.raises(
-        UserError, match=r"asks for <think> in the text, .*set data.init_args.score_prefill: true"
+        UserError, match=r"asks for <think> in the text, .*set data.init_args.chat.score_prefill: true"
     ) as error:
         Format(**options).check_prefill(THINKS)
     assert "\n" not in str(error.value)

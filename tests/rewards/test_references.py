@@ -70,7 +70,7 @@ def data(tmp_path: Path) -> Callable[..., PromptDataModule]:
             rows = [{"prompt": f"{name} {i}?", "answer": answer} for i, answer in enumerate(answers)]
             (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         files = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "validation")}
-        return PromptDataModule(**files, prompts_per_step=2)
+        return PromptDataModule(**files, prompts_per_rollout=2)
 
     return make
 
@@ -184,7 +184,14 @@ def test_a_run_whose_answers_do_not_fit_is_refused_and_one_with_some_is_warned(
 ) -> None:
     rows = [{"prompt": f"{k}?", "answer": "seven" if k else "six"} for k in range(4)]
     (run_folder / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = ("--data", "PromptDataModule", "--data.init_args.train", "d.jsonl", "--data.init_args.prompts_per_step", 2)
+    data = (
+        "--data",
+        "PromptDataModule",
+        "--data.init_args.train",
+        "d.jsonl",
+        "--data.init_args.prompts_per_rollout",
+        2,
+    )
     limits = ("--rollout.sampling.max_tokens", 5, "--rollout.rewards", "[tiny_rewards.whole_answer]")
     arguments = {"fit": ("fit",), "dry-run": ("fit", "--dry-run"), "preview": ("preview",)}[command]
     result = lit_rlvr(*arguments, "--config", "tiny.yaml", *data, *limits, "--trainer.max_steps", 1)

@@ -80,7 +80,7 @@ def test_groups_that_training_will_run() -> None:
     rollout.mask[4:] = False
     assert [group_tokens(rollout, p) for p in range(2)] == [3 + 6, 4 + 7]
     assert GRPO().runs_groups(rollout) == AAPO(advantage="agrae").runs_groups(rollout) == [False, True, False]
-    for algorithm in (GRPO(kl_coef=0.1), GRPO(entropy_coef=0.1), Reinforce(), AAPO(), GRPOLead()):
+    for algorithm in (GRPO(kl={"coef": 0.1}), GRPO(loss={"entropy_coef": 0.1}), Reinforce(), AAPO(), GRPOLead()):
         assert algorithm.runs_groups(rollout) == [True, True, False], type(algorithm).__name__
 
 

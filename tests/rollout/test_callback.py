@@ -16,14 +16,16 @@ from two_ranks import in_two_ranks
 
 from lit_rlvr.engines.base import Done, EngineContext
 from lit_rlvr.engines.hf import HFEngine
-from lit_rlvr.engines.synced import check_engine, probe_prompts, probe_seeds, trainer_logprobs
+from lit_rlvr.engines.synced import Safeguards, check_engine, probe_prompts, probe_seeds, trainer_logprobs
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy import policy as policy_module
 from lit_rlvr.policy.layout import Group
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout import RolloutCallback, callback, source
 from lit_rlvr.rollout.assemble import count_repeats, rollout_metrics
+from lit_rlvr.rollout.callback import Evaluation
 from lit_rlvr.rollout.generate import completion_seeds
+from lit_rlvr.rollout.record import Replay
 from lit_rlvr.types import Completion, EvalSampling, Prompt, Sampling
 
 
@@ -196,30 +198,45 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
     for options, said in (
         ({"group_size": 0}, "group_size"),
         ({"sampling": Sampling(temperature=0.0)}, "temperature"),
-        ({"eval_samples": 0}, "eval_samples"),
-        ({"eval_samples": 2}, "eval_sampling.temperature"),
-        ({"eval_samples": {"math": 1, "aime": 0}}, r"eval_samples\.aime: 0 is not positive"),
-        ({"eval_samples": {"aime": 4}}, r"eval_samples\.aime: more than 1 needs rollout\.eval_sampling\.temperature"),
-        ({"eval_greedy": True}, "validation is greedy already"),
+        ({"evaluation": Evaluation(samples=0)}, "evaluation.samples"),
+        ({"evaluation": Evaluation(samples=2)}, "evaluation.sampling.temperature"),
+        ({"evaluation": Evaluation(samples={"math": 1, "aime": 0})}, r"evaluation\.samples\.aime: 0 is not positive"),
+        (
+            {"evaluation": Evaluation(samples={"aime": 4})},
+            r"evaluation\.samples\.aime: more than 1 needs rollout\.evaluation\.sampling\.temperature",
+        ),
+        ({"evaluation": Evaluation(greedy=True)}, "validation is greedy already"),
         ({"engine": "vlm"}, "'vlm' is not known"),
-        ({"max_failure_rate": 7.0}, r"rollout\.max_failure_rate: 7\.0 must lie in \[0, 1\]"),
-        ({"probe_every": -1}, r"rollout\.probe_every: -1 must lie in"),
-        ({"max_engine_restarts": -1}, r"rollout\.max_engine_restarts: -1 must lie in"),
+        ({"validate_every_rollouts": 0}, r"rollout\.validate_every_rollouts: 0 must lie in"),
     ):
         with pytest.raises(UserError, match=said):
             RolloutCallback(**{"engine": "hf", **options})  # type: ignore[arg-type]
+
+
+def test_safeguards_and_records_that_cannot_be_meant_are_refused() -> None:
+    for group, options, said in (
+        (Safeguards, {"max_failure_rate": 7.0}, r"rollout\.safeguards\.max_failure_rate: 7\.0 must lie in \[0, 1\]"),
+        (Safeguards, {"probe_every": -1}, r"rollout\.safeguards\.probe_every: -1 must lie in"),
+        (Safeguards, {"max_engine_restarts": -1}, r"rollout\.safeguards\.max_engine_restarts: -1 must lie in"),
+        (Safeguards, {"max_group_seconds": 0.0}, r"rollout\.safeguards\.max_group_seconds: 0\.0 must lie in"),
+        (Replay, {"record": -1.0}, r"rollout\.replay\.record: -1\.0 must lie in"),
+    ):
+        with pytest.raises(UserError, match=said):
+            group(**options)  # type: ignore[operator]
 
 
 def test_validation_is_as_long_as_training_unless_it_is_said() -> None:
     training = Sampling(temperature=0.7, top_k=5, max_tokens=24)
     inherited = RolloutCallback(engine="hf", sampling=training)
     assert inherited.eval_sampling == Sampling(temperature=0.0, max_tokens=24)
-    given = RolloutCallback(engine="hf", sampling=training, eval_sampling=EvalSampling(0.6, top_p=0.95, max_tokens=96))
+    given = RolloutCallback(
+        engine="hf", sampling=training, evaluation=Evaluation(sampling=EvalSampling(0.6, top_p=0.95, max_tokens=96))
+    )
     assert given.eval_sampling == Sampling(temperature=0.6, top_p=0.95, max_tokens=96)
     whole = Sampling(temperature=0.0, max_tokens=24)
-    assert RolloutCallback(engine="hf", eval_sampling=whole).eval_sampling == whole
+    assert RolloutCallback(engine="hf", evaluation=Evaluation(sampling=whole)).eval_sampling == whole
     with pytest.raises(UserError, match="max_tokens: 0 must be >= 1"):
-        RolloutCallback(engine="hf", eval_sampling=EvalSampling(max_tokens=0))
+        RolloutCallback(engine="hf", evaluation=Evaluation(sampling=EvalSampling(max_tokens=0)))
 
 
 def test_metrics_of_a_rollout_are_hand_computed_values() -> None:

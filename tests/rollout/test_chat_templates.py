@@ -67,7 +67,7 @@ def between_of(name: str) -> tuple[BetweenTurns, Any, int]:
     """How the model sees results, its tokenizer, and the token that ends its calls."""
     tokenizer = tokenizer_of(name)
     ends = tuple(tokenizer.convert_tokens_to_ids(ends_of(name)))
-    between = BetweenTurns(Chat(tools=tuple(Calculator().tools)), tokenizer, ends, "tool")
+    between = BetweenTurns(Chat().with_tools(Calculator().tools), tokenizer, ends, "tool")
     between.choose_role()
     check_tool_calls(between)
     return between, tokenizer, ends[-1]

@@ -20,7 +20,7 @@ from lit_rlvr.rollout.limits import LengthRequirement, check_lengths, context_le
 from lit_rlvr.types import Completion, Prompt, Sampling
 
 CLI = Callable[..., Any]
-LONG = ("--data.init_args.system_prompt", "x" * 1100, "--data.init_args.max_prompt_tokens", 4000)
+LONG = ("--data.init_args.chat.system_prompt", "x" * 1100, "--data.init_args.reading.max_prompt_tokens", 4000)
 SCALED = {"rope_theta": 1e4, "factor": 4.0}
 EXTENDED = SCALED | {"original_max_position_embeddings": 128}
 EACH = {"full_attention": {"rope_type": "linear"} | SCALED, "sliding_attention": {"rope_type": "default"} | SCALED}
@@ -50,16 +50,16 @@ def test_the_longest_prompt_counts_and_what_to_lower_is_said(tiny_model_folder: 
         check_lengths(str(tiny_model_folder), [fits, over])
     assert str(error.value) == (
         "math train: prompt row-1000 has 1000 tokens, which with rollout.sampling.max_tokens=25 is more than the "
-        "model's context of 1024 tokens; lower data.init_args.max_prompt_tokens to 999 or rollout.sampling.max_tokens "
-        "to 24, or raise it by model.config_overrides"
+        "model's context of 1024 tokens; lower data.init_args.reading.max_prompt_tokens to 999 or "
+        "rollout.sampling.max_tokens to 24, or raise it by model.config_overrides"
     )
     grown = replace(fits, min_prompt_tokens=1001)
     with pytest.raises(
-        UserError, match=r"adds to prompts, up to data.init_args.max_prompt_tokens=1001 tokens.* to 1000 or"
+        UserError, match=r"adds to prompts, up to data.init_args.reading.max_prompt_tokens=1001 tokens.* to 1000 or"
     ):
         check_lengths(str(tiny_model_folder), [grown])
     with pytest.raises(
-        UserError, match=r"lower data.init_args.max_prompt_tokens and rollout.sampling.max_tokens, or raise it"
+        UserError, match=r"lower data.init_args.reading.max_prompt_tokens and rollout.sampling.max_tokens, or raise it"
     ):
         check_lengths(
             str(tiny_model_folder), [LengthRequirement("math train", [make_prompt(range(1024))], 1024, over.option)]
@@ -68,9 +68,15 @@ def test_the_longest_prompt_counts_and_what_to_lower_is_said(tiny_model_folder: 
 
 @pytest.mark.parametrize(("command", "said"), [
     ((*FIT, "--rollout.sampling.max_tokens", 1000000), ("arithmetic train: prompt", "; lower rollout.sampling.")),
-    ((*FIT, "--rollout.eval_sampling.max_tokens", 1024), ("arithmetic validation: ", "; lower rollout.eval_sampling.")),
-    ((*FIT, *LONG), ("arithmetic train: prompt", "; lower data.init_args.max_prompt_tokens to 1016")),
-    (("validate", *FIT[1:], *LONG), ("arithmetic validation: ", "; lower data.init_args.max_prompt_tokens to 1016")),
+    (
+        (*FIT, "--rollout.evaluation.sampling.max_tokens", 1024),
+        ("arithmetic validation: ", "; lower rollout.evaluation.sampling."),
+    ),
+    ((*FIT, *LONG), ("arithmetic train: prompt", "; lower data.init_args.reading.max_prompt_tokens to 1016")),
+    (
+        ("validate", *FIT[1:], *LONG),
+        ("arithmetic validation: ", "; lower data.init_args.reading.max_prompt_tokens to 1016"),
+    ),
     (("filter", *FIT[1:], *LONG, "--out", "kept.jsonl"), ("arithmetic train: ", "max_prompt_tokens to 1016")),
 ])  # fmt: skip
 def test_what_does_not_fit_is_one_line_before_weights_load(
@@ -110,9 +116,10 @@ def test_an_engine_is_sized_by_the_longest_real_prompt(
         (run_folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = tiny_config(tiny_model_folder)
     files = {name: f"{name}.jsonl" for name in questions}
-    options = {"columns": {"prompt": "prompt"}, "prompts_per_step": 2, "max_prompt_tokens": 4000}
+    options = {"columns": {"prompt": "prompt"}, "prompts_per_rollout": 2, "reading": {"max_prompt_tokens": 4000}}
     config["data"] = {"class_path": "TextMath", "init_args": files | options}
-    config["rollout"] |= {"engine": f"{__name__}.Sized", "probe_every": 1, "eval_sampling": {"max_tokens": 2}}
+    config["rollout"] |= {"engine": f"{__name__}.Sized", "evaluation": {"sampling": {"max_tokens": 2}}}
+    config["rollout"]["safeguards"] = {"probe_every": 1}
     config["trainer"]["max_steps"] = 2
     write_config(run_folder / "tiny.yaml", config)
     result = lit_rlvr(*FIT)

@@ -167,12 +167,12 @@ def test_no_token_is_older_than_allowed_and_each_group_is_trained_on_once(
 ) -> None:
     """One group ends late; steps overtake it until it would be too old, and then wait for it."""
     engine, steps, staleness, prompts = Streaming(), 6, 2, 4
-    probe = fit(tiny_model_folder, tmp_path / "probe", prompts_per_step=prompts, engine=Streaming(), staleness=1)[1]
+    probe = fit(tiny_model_folder, tmp_path / "probe", prompts_per_rollout=prompts, engine=Streaming(), staleness=1)[1]
     late = probe.rollouts[0].prompts[0].sample.id
     seen = Late(late, threading.Event())
     engine.held[late] = seen.held
-    fit(tiny_model_folder, tmp_path / "run", steps=steps, engine=engine, prompts_per_step=prompts, staleness=staleness,
-        recorder=seen)  # fmt: skip
+    fit(tiny_model_folder, tmp_path / "run", steps=steps, engine=engine, prompts_per_rollout=prompts,
+        staleness=staleness, recorder=seen)  # fmt: skip
     ages = []
     for step, rollout in enumerate(seen.rollouts):
         assert rollout.versions is not None and len(rollout.prompts) == prompts
@@ -203,7 +203,7 @@ class Slow(Recorder):
 
 def test_generation_waits_when_the_queue_is_full(tiny_model_folder: Path, tmp_path: Path) -> None:
     engine, steps, staleness, prompts = Streaming(), 4, 2, 4
-    module, seen = fit(tiny_model_folder, tmp_path, steps=steps, engine=engine, prompts_per_step=prompts,
+    module, seen = fit(tiny_model_folder, tmp_path, steps=steps, engine=engine, prompts_per_rollout=prompts,
                        staleness=staleness, recorder=Slow())  # fmt: skip
     source: Any = rollout_of(module.trainer).source
     assert source._admitted == len(engine.begun) == (staleness + steps) * prompts
@@ -227,7 +227,7 @@ class Saving(Recorder):
 
 
 def test_resumed_no_group_is_lost_or_trained_on_twice(tiny_model_folder: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"prompts_per_step": 4, "staleness": 2}
+    options: dict[str, Any] = {"prompts_per_rollout": 4, "staleness": 2}
     saving = Saving(tmp_path / "run.ckpt", 3)
     fit(tiny_model_folder, tmp_path, steps=5, engine=Streaming(), recorder=saving, **options)
     engine = Streaming()
@@ -252,7 +252,7 @@ def test_a_checkpoint_generates_again_what_finishes_while_it_is_made(
     tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its tokens' labels of weights are not versions yet."""
-    module, seen = fit(tiny_model_folder, tmp_path, steps=2, engine=Streaming(), prompts_per_step=4, staleness=1)
+    module, seen = fit(tiny_model_folder, tmp_path, steps=2, engine=Streaming(), prompts_per_rollout=4, staleness=1)
     source: Any = rollout_of(module.trainer).source
     completions, prompt = seen.rollouts[0].completions[0], seen.rollouts[0].prompts[0]
     late, done = QueuedGroup(8, {}, prompt, []), QueuedGroup(9, {}, prompt, [], completions=completions)
@@ -265,11 +265,11 @@ def test_a_checkpoint_generates_again_what_finishes_while_it_is_made(
 def test_a_group_that_never_ends_is_dropped_and_named(
     tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first = fit(tiny_model_folder, tmp_path / "probe", prompts_per_step=4, engine=Streaming(), staleness=1)[1]
+    first = fit(tiny_model_folder, tmp_path / "probe", prompts_per_rollout=4, engine=Streaming(), staleness=1)[1]
     endless, engine = first.rollouts[0].prompts[0].sample.id, Streaming()
     engine.held[endless], engine.endless = threading.Event(), {endless}
     _, seen = fit(
-        tiny_model_folder, tmp_path / "run", steps=4, engine=engine, prompts_per_step=4, staleness=1,
+        tiny_model_folder, tmp_path / "run", steps=4, engine=engine, prompts_per_rollout=4, staleness=1,
         max_group_seconds=0.5,
     )  # fmt: skip
     names = {prompt.sample.id for rollout in seen.rollouts for prompt in rollout.prompts}
@@ -280,7 +280,7 @@ def test_a_group_that_never_ends_is_dropped_and_named(
 
 
 def test_prompts_with_long_answers_go_first_when_they_come_again(tiny_model_folder: Path, tmp_path: Path) -> None:
-    module, _ = fit(tiny_model_folder, tmp_path, steps=1, engine=Streaming(), prompts_per_step=4, staleness=1)
+    module, _ = fit(tiny_model_folder, tmp_path, steps=1, engine=Streaming(), prompts_per_rollout=4, staleness=1)
     source: Any = rollout_of(module.trainer).source
     assert {*source._expected} and all(0 < length <= T_MAX for length in source._expected.values())
     start = {"epoch": 1, "position": 0}

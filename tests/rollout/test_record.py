@@ -107,7 +107,7 @@ def test_a_resumed_run_replaces_later_iterations_and_keeps_the_bound(
         assert len(go_on(2, 9, terms={"rollout.group_size": 3})) == 2, "its rollouts would be others"
     said = [message.getMessage().partition(" ends before iteration ")[2] for message in caplog.records]
     assert said == [
-        "6: its disk space is used up (rollout.record)",
+        "6: its disk space is used up (rollout.replay.record)",
         "8: earlier iterations are not there, or had other settings",
         "3: earlier iterations are not there, or had other settings",
     ]  # fmt: skip
@@ -139,7 +139,10 @@ def test_what_cannot_be_replayed_is_one_line(tmp_path: Path) -> None:
     rollout, terms = make_rollout([[1, 2]], [[[65], [66]]]), {"rollout.group_size": 2}
     run, prompt = tmp_path / "run", rollout.prompts[0]
     record = Record(run, limit=1 << 20)
-    for words in ("run holds no record of a run; record one with rollout.record", "run has recorded no iteration"):
+    for words in (
+        "run holds no record of a run; record one with rollout.replay.record",
+        "run has recorded no iteration",
+    ):
         with pytest.raises(UserError, match=words):
             replay_of(run, [prompt]).check(terms, prompts_grow=False)
         record.begin(0, terms, nn.Linear(2, 2))
@@ -188,6 +191,6 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     record.begin(0, {}, nn.Linear(2, 2))
     monkeypatch.setattr("lit_rlvr.rollout.record.write_atomically", full)
     with pytest.raises(
-        UserError, match=r"rank-0\.npz cannot be written: No space left on device; set rollout.record: 0"
+        UserError, match=r"rank-0\.npz cannot be written: No space left on device; set rollout.replay.record: 0"
     ):
         record.add(1, make_rollout([[1]], [[[65], [66]]]), CURSOR, 0)

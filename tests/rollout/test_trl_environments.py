@@ -16,6 +16,8 @@ from tiny_fit import fit
 from transformers import AutoConfig
 
 from lit_rlvr.datamodules import PromptDataModule
+from lit_rlvr.datamodules.reading.chat import Chat
+from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.environments import as_environment
 from lit_rlvr.environments.tools import WrappedTools
 from lit_rlvr.errors import UserError
@@ -51,7 +53,10 @@ def one_iteration(
 ) -> Rollout:
     (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = PromptDataModule(
-        str(root / "rows.jsonl"), prompts_per_step=len(rows), max_prompt_tokens=4000, chat_template_kwargs=THINKING
+        str(root / "rows.jsonl"),
+        prompts_per_rollout=len(rows),
+        reading=ReadingOptions(max_prompt_tokens=4000),
+        chat=Chat(chat_template_kwargs=THINKING),
     )
     sampling = Sampling(max_tokens=200, max_turns=4, max_observation_tokens=200)
     _, seen = fit(

@@ -39,7 +39,12 @@ def test_resume_and_export(run_folder: Path, lit_rlvr: CLI, tiny_model_folder: P
 
 @pytest.mark.slow
 def test_in_4_bits_resume_is_exact_and_the_export_is_plain(run_folder: Path, lit_rlvr: CLI) -> None:
-    quantized = ("--model.init_args.lora", "{rank: 4, alpha: 8, quantize: nf4}", "--rollout.probe_every", "1")
+    quantized = (
+        "--model.init_args.lora",
+        "{rank: 4, alpha: 8, quantize: nf4}",
+        "--rollout.safeguards.probe_every",
+        "1",
+    )
     fit(lit_rlvr, *quantized, *to("whole"))
     fit(lit_rlvr, *quantized, *to("cut"), "--trainer.max_steps", "3")
     fit(lit_rlvr, *quantized, *to("cut"), "--ckpt_path", "last")
@@ -57,7 +62,7 @@ def test_in_4_bits_resume_is_exact_and_the_export_is_plain(run_folder: Path, lit
 def test_with_adapters_in_vllm_resume_is_exact(run_folder: Path, lit_rlvr: CLI) -> None:
     """Each iteration of AAPO generates with the adapters, and without them for its reference."""
     options = ("--model", "AAPO", *LORA, "--rollout.engine", "VLLMEngine", "--rollout.engine.init_args.adapters",
-               "true", "--rollout.probe_every", "1")  # fmt: skip
+               "true", "--rollout.safeguards.probe_every", "1")  # fmt: skip
     fit(lit_rlvr, *options, *to("whole"))
     fit(lit_rlvr, *options, *to("cut"), "--trainer.max_steps", "3")
     fit(lit_rlvr, *options, *to("cut"), "--ckpt_path", "last")
@@ -65,7 +70,7 @@ def test_with_adapters_in_vllm_resume_is_exact(run_folder: Path, lit_rlvr: CLI) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", [("GRPO", "--model.init_args.kl_coef", "0.1"), ("AAPO",)])
+@pytest.mark.parametrize("model", [("GRPO", "--model.init_args.kl.coef", "0.1"), ("AAPO",)])
 def test_the_reference_is_the_model_without_adapters(run_folder: Path, lit_rlvr: CLI, model: tuple[str, ...]) -> None:
     options = ("--model", *model, *LORA, *to("run"), "--trainer.max_steps", "3")
     fit(lit_rlvr, *options)
@@ -79,5 +84,5 @@ def test_the_reference_is_the_model_without_adapters(run_folder: Path, lit_rlvr:
 
 def test_a_reference_that_is_renewed_is_refused(run_folder: Path, lit_rlvr: CLI) -> None:
     result = lit_rlvr("fit", "--config", "tiny.yaml", "--model", "AAPO", *LORA, *to("run"),
-                      "--model.init_args.reference_update_every", "2")  # fmt: skip
+                      "--model.init_args.kl.reference_update_every", "2")  # fmt: skip
     assert result.status == 2 and "reference_update_every: with model.lora" in result.err

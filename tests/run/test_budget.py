@@ -115,7 +115,7 @@ def test_epochs_and_budgets_limit_a_run_together() -> None:
 
 
 TWICE = ("--model.init_args.updates_per_rollout", 2, "--model.init_args.epochs_per_rollout", 2)
-DECAY = ("--model.init_args.lr_schedule", "linear", "--model.init_args.warmup_steps", 2)
+DECAY = ("--model.init_args.optim.lr_schedule", "linear", "--model.init_args.optim.warmup_steps", 2)
 
 
 def rounded(given: int, updates: int, steps: int) -> str:
@@ -134,7 +134,7 @@ def test_steps_that_end_within_a_rollout_are_rounded_up_before_the_start(
         "def reward(completions, trainer_state, **_):\n    return [trainer_state.max_steps] * len(completions)\n"
     )
     knows = ("--rollout.rewards", json.dumps([{"class_path": "FunctionReward", "init_args": {
-        "path": "reward_that_knows.reward"}}]), "--trainer.val_check_interval", 9)  # fmt: skip
+        "path": "reward_that_knows.reward"}}]), "--rollout.validate_every_rollouts", 9)  # fmt: skip
     dry = fit(lit_rlvr, *TWICE, *DECAY, "--trainer.max_steps", given, "--dry-run")
     said = fit(lit_rlvr, *TWICE, *DECAY, *knows, "--trainer.max_steps", given).err
     for printed in (dry.err, said):
@@ -175,7 +175,7 @@ def test_dynamic_sampling_and_reference_rollouts_count(run_folder: Path, lit_rlv
 
 @pytest.mark.slow
 def test_a_resumed_run_goes_on_counting(run_folder: Path, lit_rlvr: CLI) -> None:
-    budget = ("--budget.samples", 80, "--trainer.val_check_interval", 5)
+    budget = ("--budget.samples", 80, "--rollout.validate_every_rollouts", 5)
     fit(lit_rlvr, *to("whole"), *budget, *ENDLESS)
     fit(lit_rlvr, *to("parts"), *budget, "--trainer.max_steps", 2)
     fit(lit_rlvr, *to("parts"), *budget, *ENDLESS, "--ckpt_path", "last")
@@ -187,7 +187,7 @@ def test_a_resumed_run_goes_on_counting(run_folder: Path, lit_rlvr: CLI) -> None
 def test_what_cannot_be_is_one_line(run_folder: Path, lit_rlvr: CLI) -> None:
     result = lit_rlvr(*FIT, "--budget.tokens", 0)
     assert result.status == 2 and "budget.tokens: 0 must lie in" in result.err
-    result = lit_rlvr(*FIT, *ENDLESS, "--budget.samples", 16, "--model.init_args.lr_schedule", "linear")
+    result = lit_rlvr(*FIT, *ENDLESS, "--budget.samples", 16, "--model.init_args.optim.lr_schedule", "linear")
     assert result.status == 2 and "lr_schedule: linear needs trainer.max_steps" in result.err
 
 

@@ -161,12 +161,13 @@ def ruined(run_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: 
     """Arguments of a run whose learning rate ruins a model that answers sums after a warm start."""
     monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path_factory.getbasetemp() / "collapse"))
     options = {
-        "model.init_args.model": "tiny-llama", "model.init_args.lr": 0.05, "model.init_args.warmup_steps": 6,
-        "data.init_args.prompts_per_step": 16, "data.init_args.high": 9, "data.init_args.question": "{a}+{b}=",
-        "data.init_args.system_prompt": "null", "rollout.group_size": 8, "rollout.eval_sampling.temperature": 1.0,
+        "model.init_args.model": "tiny-llama", "model.init_args.lr": 0.05, "model.init_args.optim.warmup_steps": 6,
+        "data.init_args.prompts_per_rollout": 16, "data.init_args.high": 9, "data.init_args.question": "{a}+{b}=",
+        "data.init_args.chat.system_prompt": "null", "rollout.group_size": 8,
+        "rollout.evaluation.sampling.temperature": 1.0,
         "rollout.rewards": json.dumps([{"class_path": "OpenAnswer", "init_args": {"exact": True}}]),
         "rollout.sampling.max_tokens": 5, "warm_start.steps": 60, "warm_start.checked": 32,
-        "trainer.max_steps": 8, "trainer.val_check_interval": 4, "checkpoint.every": 1, "checkpoint.minutes": 0,
+        "trainer.max_steps": 8, "rollout.validate_every_rollouts": 4, "checkpoint.every": 1, "checkpoint.minutes": 0,
     }  # fmt: skip
     return [text for name, value in options.items() for text in (f"--{name}", str(value))]
 

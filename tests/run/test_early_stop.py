@@ -30,7 +30,7 @@ def callback(name: str, **options: Any) -> tuple[str, str]:
 STOPS = {
     "no improvement": (
         (*callback("EarlyStopping", monitor="val/accuracy", mode="max", patience=1, min_delta=2.0),
-         "--trainer.val_check_interval", "1"),
+         "--rollout.validate_every_rollouts", "1"),
         "Monitored metric val/accuracy did not improve in the last 1 records",
         2,
     ),

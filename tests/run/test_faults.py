@@ -32,7 +32,7 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.run import ranks
 
 CLI = Callable[..., Any]
-FAULTY = ("--model", "tiny_faults.Faulty", "--model.init_args.tokens_per_microbatch", "160")
+FAULTY = ("--model", "tiny_faults.Faulty", "--model.init_args.compute.tokens_per_microbatch", "160")
 DDP = ("--trainer.strategy", "ddp", "--trainer.devices", "2")
 SHARDED = ("--config", "strategy/fsdp2_cpu")
 LOWERED = "an earlier start ran out of memory: at most 80 tokens at once"
@@ -139,7 +139,7 @@ def end_one(folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, where: int
     """Let one of two processes end in the third step; what all of them said, and the seconds until the others (and it,
     unless it was only stopped) were gone."""
     monkeypatch.setenv("FAULT", f"{kind} 3 {where}")
-    arguments = [*FIT, *FAULTY, *DDP, "--trainer.max_steps", "5000", "--trainer.val_check_interval", "2500"]
+    arguments = [*FIT, *FAULTY, *DDP, "--trainer.max_steps", "5000", "--rollout.validate_every_rollouts", "2500"]
     arguments += options
     with (folder / "said").open("w") as said:
         first = psutil.Popen(

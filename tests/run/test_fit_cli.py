@@ -30,6 +30,7 @@ from lit_rlvr.datamodules import Arithmetic
 from lit_rlvr.distributed.checkpoints import last_checkpoint
 from lit_rlvr.errors import UserError
 from lit_rlvr.rollout import RolloutCallback
+from lit_rlvr.rollout.callback import Evaluation
 from lit_rlvr.run import checkpoint
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.outputs import RunFolder
@@ -50,7 +51,7 @@ def test_fit_leaves_everything_in_its_folder(run_folder: Path, lit_rlvr: CLI) ->
     result = fit(lit_rlvr)
     run = run_folder / "run"
     config = yaml.safe_load((run / "config.yaml").read_text())
-    assert config["model"]["init_args"]["lr"] == 1e-3 and config["model"]["init_args"]["aggregation"]
+    assert config["model"]["init_args"]["lr"] == 1e-3 and config["model"]["init_args"]["loss"]["aggregation"]
     assert config["rollout"]["sampling"]["max_tokens"] == 8 and config["trainer"]["max_steps"] == 6
 
     rows = metrics(run)
@@ -94,12 +95,11 @@ def test_automatic_micro_batches_are_chosen_once(
 ) -> None:
     """The run's settings have the number, and a resume keeps it whatever the machine has by then."""
     memory = "lit_rlvr.commands.plan.strategies.device_memory"
-    auto = ("--model.init_args.tokens_per_microbatch", "auto", "--trainer.limit_val_batches", 0)
+    auto = ("--model.init_args.compute.tokens_per_microbatch", "auto", "--trainer.limit_val_batches", 0)
 
     def chosen(run: str) -> int:
-        return yaml.safe_load((run_folder / run / "config.yaml").read_text())["model"]["init_args"][  # type: ignore[no-any-return]
-            "tokens_per_microbatch"
-        ]
+        settings = yaml.safe_load((run_folder / run / "config.yaml").read_text())
+        return int(settings["model"]["init_args"]["compute"]["tokens_per_microbatch"])
 
     monkeypatch.setattr(memory, lambda trainer: 64 * 2**30)
     step = 4 * (512 + 4 * 7)  # four prompts with four completions each
@@ -118,7 +118,7 @@ def test_automatic_micro_batches_are_chosen_once(
 
 @pytest.mark.parametrize("wrong", ["automatic", "0", "-1", "1.5"])
 def test_other_sizes_of_micro_batches_are_one_line(wrong: str, run_folder: Path, lit_rlvr: CLI) -> None:
-    result = lit_rlvr(*FIT, "--model.init_args.tokens_per_microbatch", wrong)
+    result = lit_rlvr(*FIT, "--model.init_args.compute.tokens_per_microbatch", wrong)
     assert result.status == 2 and len(result.err.strip().splitlines()) == 1, result.err
     assert "tokens_per_microbatch" in result.err and wrong in result.err, result.err
 
@@ -186,7 +186,7 @@ def test_the_seed_decides_the_weights(run_folder: Path, lit_rlvr: CLI) -> None:
 )
 def test_a_resumed_run_is_the_uninterrupted_one(run_folder: Path, lit_rlvr: CLI, updates: int, precision: str) -> None:
     options = ("--model.init_args.updates_per_rollout", updates, "--trainer.precision", precision)
-    schedule = ("--model.init_args.lr_schedule", "constant", "--model.init_args.warmup_steps", 5)
+    schedule = ("--model.init_args.optim.lr_schedule", "constant", "--model.init_args.optim.warmup_steps", 5)
     fit(lit_rlvr, *to("whole"), *options, *schedule, "--trainer.max_steps", 6 * updates)
     fit(lit_rlvr, *to("parts"), *options, *schedule, "--trainer.max_steps", 3 * updates)
     assert summary(run_folder / "parts")["weights_sha256"] != summary(run_folder / "whole")["weights_sha256"]
@@ -272,12 +272,14 @@ def test_other_settings_on_resume_are_named_and_used(run_folder: Path, lit_rlvr:
     fit(lit_rlvr, "--trainer.max_steps", 2)
     same = fit(lit_rlvr, "--trainer.max_steps", 2, "--ckpt_path", "last")
     assert "another" not in same.err
-    options = ("--model.init_args.lr", 5e-4, "--model.init_args.weight_decay", 0.1, "--rollout.sampling.max_tokens", 6)
+    options = (
+        "--model.init_args.lr", 5e-4, "--model.init_args.optim.weight_decay", 0.1, "--rollout.sampling.max_tokens", 6,
+    )  # fmt: skip
     result = fit(lit_rlvr, "--trainer.max_steps", 3, "--ckpt_path", "last", *options)
     said = [line for line in result.err.splitlines() if line.startswith("resumed with a different ")]
     assert said == [
         "resumed with a different model.init_args.lr: 0.001 -> 0.0005",
-        "resumed with a different model.init_args.weight_decay: 0.0 -> 0.1",
+        "resumed with a different model.init_args.optim.weight_decay: 0.0 -> 0.1",
         "resumed with a different rollout.sampling.max_tokens: 8 -> 6",
         "resumed with a different trainer.max_steps: 2 -> 3",
     ]
@@ -286,6 +288,18 @@ def test_other_settings_on_resume_are_named_and_used(run_folder: Path, lit_rlvr:
     saved = torch.load(last_checkpoint(run_folder / "run"), weights_only=True)
     (group,) = saved["optimizer_states"][0]["param_groups"]
     assert (group["lr"], group["initial_lr"], group["weight_decay"]) == (5e-4, 5e-4, 0.1)
+
+
+def test_a_run_of_an_earlier_version_says_what_to_convert(run_folder: Path, lit_rlvr: CLI) -> None:
+    fit(lit_rlvr, "--trainer.max_steps", 1)
+    config = run_folder / "run/config.yaml"
+    settings = yaml.safe_load(config.read_text())
+    settings["model"]["init_args"]["kl_coef"] = settings["model"]["init_args"].pop("kl")["coef"]
+    config.write_text(yaml.safe_dump(settings))
+    again = (*FIT, "--trainer.max_steps", 1, "--ckpt_path", "last")
+    assert_refused(lit_rlvr(*again), "run/config.yaml: model.kl_coef is model.kl.coef now; `lit-rlvr convert")
+    assert lit_rlvr("convert", "run/config.yaml").status == 0
+    assert lit_rlvr(*again).status == 0
 
 
 # ---- loggers ----------------------------------------------------------------------------------------------
@@ -341,7 +355,14 @@ def test_validate_without_a_set_is_refused(run_folder: Path, lit_rlvr: CLI, no_w
 
 
 def test_pass_at_k_of_several_samples(run_folder: Path, lit_rlvr: CLI) -> None:
-    options = ("--rollout.eval_samples", 4, "--rollout.eval_sampling.temperature", 1.0, "--trainer.max_steps", 1)
+    options = (
+        "--rollout.evaluation.samples",
+        4,
+        "--rollout.evaluation.sampling.temperature",
+        1.0,
+        "--trainer.max_steps",
+        1,
+    )
     fit(lit_rlvr, *options)
     row = metrics(run_folder / "run")[-1]
     values = [float(row[f"val/arithmetic/pass@{k}"]) for k in (1, 2, 4)]
@@ -376,8 +397,8 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 REFUSED_BY_CLASSES: dict[str, Callable[[], Any]] = {
     "rollout.group_size: 0": lambda: RolloutCallback(group_size=0),
     "rollout.group_size: 1000000000000": lambda: RolloutCallback(group_size=10**12),
-    "rollout.eval_samples: 1000000000000": lambda: RolloutCallback(eval_samples=10**12),
-    "rollout.eval_sampling.temperature": lambda: RolloutCallback(eval_samples=4),
+    "rollout.evaluation.samples: 1000000000000": lambda: RolloutCallback(evaluation=Evaluation(samples=10**12)),
+    "rollout.evaluation.sampling.temperature": lambda: RolloutCallback(evaluation=Evaluation(samples=4)),
     "rollout.sampling.temperature: 0": lambda: RolloutCallback(sampling=Sampling(temperature=0.0)),
     "max_tokens": lambda: Sampling(max_tokens=0),
     "model.lr: -1": lambda: GRPO(lr=-1.0),
@@ -408,7 +429,7 @@ BAD_ARGUMENTS = {
         ["no_such.jsonl"],
     ),
     "minibatches": (["--model.init_args.updates_per_rollout", "3"], ["4 prompts", "multiple of 3"]),
-    "too few prompts": (["--data.init_args.prompts_per_step", "17"], ["prompts_per_step"]),
+    "too few prompts": (["--data.init_args.prompts_per_rollout", "17"], ["prompts_per_rollout"]),
     "endless rollout": (["--rollout.group_size", "900000"], ["are 3600000 sequences in a rollout; use at most"]),
     "no abbreviation": (["--overwrit", "true"], ["'--overwrit'; did you mean '--overwrite'?"]),
     "FSDP1": (
@@ -447,7 +468,7 @@ def test_everything_that_is_wrong_is_said_at_once(run_folder: Path, lit_rlvr: CL
         "--rollout.group_size": (0, "rollout.group_size: 0 is not positive"),
         "--warm_start.until": (2, "warm_start.until: 2.0 must lie in (0, 1]"),
         "--budget.samples": (0, "budget.samples: 0 must lie in [1, inf)"),
-        "--data.init_args.max_prompt_tokens": (0, "data.max_prompt_tokens: 0 must lie in [1, inf)"),
+        "--data.init_args.reading.max_prompt_tokens": (0, "data.reading.max_prompt_tokens: 0 must lie in [1, inf)"),
     }
     result = lit_rlvr(*FIT, *(part for option, (value, _) in wrong.items() for part in (option, value)))
     assert result.status == 2 and sorted(result.err.splitlines()) == sorted(
@@ -459,7 +480,7 @@ def test_everything_that_is_wrong_is_said_at_once(run_folder: Path, lit_rlvr: CL
     errors = [line for line in result.err.splitlines() if line.startswith("lit-rlvr: error: ")]
     assert result.status == 2 and len(errors) == 4, result.err
     for said, line in zip(
-        ("rollout.group_size: 1 is too small", "data.prompts_per_step: 4 prompts cannot be split evenly",
+        ("rollout.group_size: 1 is too small", "data.prompts_per_rollout: 4 prompts cannot be split evenly",
          "more than the model's context", "warm_start.categories: no training prompt has the category 'x'"),
         errors, strict=True,
     ):  # fmt: skip
@@ -551,7 +572,8 @@ def test_help_begins_with_what_to_do_and_our_options(run_folder: Path, capsys: p
     assert "--config quickstart" in " ".join(lines[:8])
     groups = [line.partition(":")[0] for line in lines[8:] if re.match(r"[a-z_.]+: ", line)]
     assert groups == [
-        "model", "data", "rollout", "rollout.sampling", "rollout.eval_sampling", "run", "budget", "checkpoint",
+        "model", "data", "rollout", "rollout.sampling", "rollout.evaluation", "rollout.evaluation.sampling",
+        "rollout.safeguards", "rollout.replay", "run", "budget", "checkpoint",
         "collapse", "warm_start", "trainer",
     ]  # fmt: skip
 
@@ -561,11 +583,18 @@ def test_options_that_a_class_change_drops_are_named(run_folder: Path, lit_rlvr:
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = fit(lit_rlvr, "--data", "TextMath", "--data.init_args.train", "rows.jsonl", "--trainer.max_steps", 1)
     assert (
-        "data: TextMath instead of Arithmetic of tiny.yaml: kept eval_prompts_per_step, prompts_per_step" in result.err
+        "data: TextMath instead of Arithmetic of tiny.yaml: kept evaluation.prompts_per_batch, prompts_per_rollout"
+        in result.err
     )
     assert "dropped held_out, high" in result.err
-    other = fit(lit_rlvr, "--model", "GPG", "--trainer.max_steps", 1, "--trainer.default_root_dir", "gpg")
-    assert "model: GPG instead of GRPO of tiny.yaml: kept lr, model; dropped nothing" in other.err
+    (tmp_path / "apmpo.yaml").write_text(
+        "base: tiny.yaml\n"
+        "model: {class_path: APMPO, init_args: {kl: {estimator: k2}, schedule: {power: 1}, gamma: 1}}\n"
+    )
+    one = ("--trainer.max_steps", 1, "--trainer.default_root_dir", "gpg")
+    other = lit_rlvr("fit", "--config", "apmpo.yaml", "--model", "GPG", *one)
+    said = "model: GPG instead of APMPO of apmpo.yaml: kept lr, model, kl.estimator; dropped schedule.power, gamma"
+    assert other.status == 0 and said in other.err, other.err
 
 
 @pytest.mark.slow

@@ -47,7 +47,7 @@ def end_at_random(arguments: list[str], run: Path, draw: random.Random) -> str:
 
 @pytest.mark.slow
 def test_ended_at_random_moments_a_run_goes_on_exactly(run_folder: Path, lit_rlvr: CLI) -> None:
-    options = (*EVERY_STEP, "--trainer.max_steps", "300", "--trainer.val_check_interval", "100")
+    options = (*EVERY_STEP, "--trainer.max_steps", "300", "--rollout.validate_every_rollouts", "100")
     fit(lit_rlvr, *to("whole"), *options)
     draw, run = random.Random(0), run_folder / "run"
     for _ in range(6):
@@ -145,7 +145,7 @@ def test_ended_in_its_last_validation_a_run_is_completed(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("every", "step"),
-    [((), 3), (("--trainer.val_check_interval", "1.0", "--trainer.check_val_every_n_epoch", "1"), 4)],
+    [((), 3), (("--rollout.validate_every_rollouts", "null"), 4)],
     ids=["steps", "epochs"],
 )
 def test_a_validation_in_which_a_run_ended_is_made_up(

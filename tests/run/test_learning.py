@@ -28,8 +28,15 @@ def test_accuracy_rises_clearly(run_folder: Path, lit_rlvr: CLI, name: str) -> N
     """
     model = AGRAE if name == "A-GRAE" else ("--model", name)
     shape = ("--trainer.max_steps", "30", "--model.init_args.lr", "0.003", "--rollout.group_size", "8")
-    judge = ("--rollout.eval_samples", SAMPLES, "--rollout.eval_sampling.temperature", "1", "--seed_everything", 0)
-    result = lit_rlvr("fit", "--config", "tiny.yaml", *model, *shape, *judge, "--trainer.val_check_interval", "30")
+    judge = (
+        "--rollout.evaluation.samples",
+        SAMPLES,
+        "--rollout.evaluation.sampling.temperature",
+        "1",
+        "--seed_everything",
+        0,
+    )
+    result = lit_rlvr("fit", "--config", "tiny.yaml", *model, *shape, *judge, "--rollout.validate_every_rollouts", "30")
     assert result.status == 0, result.err
     before, after = (summary(run_folder / "run")[f"accuracy_{when}"] for when in ("before", "after"))
     n = SAMPLES * QUESTIONS

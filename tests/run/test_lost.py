@@ -69,7 +69,7 @@ def test_a_correction_that_drops_nearly_everything_is_reported_once() -> None:
 
 
 def test_a_run_that_a_correction_leaves_nothing_of_says_so(run_folder: Path, lit_rlvr: CLI) -> None:
-    outside = ("--model.init_args.importance_correction", "token_mis", "--model.init_args.importance_floor", 1.5)
+    outside = ("--model.init_args.importance.correction", "token_mis", "--model.init_args.importance.floor", 1.5)
     result = lit_rlvr(*FIT, *outside, "--trainer.max_steps", 3)
     assert result.status == 0 and result.err.count("the importance correction dropped 100% of the tokens") == 1
 
@@ -81,7 +81,7 @@ def test_few_effective_samples_are_reported_at_most_every_tenth_iteration() -> N
     assert [k for k, line in enumerate(lines) if line] == [2, 12, 22]
     assert lines[2] == [
         "the importance correction leaves an effective sample of 12% of the tokens, which are up to 4 weight versions "
-        "old; lower rollout.staleness or model.lr, or weigh each token by itself (model.importance_correction: "
+        "old; lower rollout.staleness or model.lr, or weigh each token by itself (model.importance.correction: "
         "token_truncate)"
     ]
     assert not lost.look(calm, Sampling()), "a run without staleness"
@@ -89,7 +89,7 @@ def test_few_effective_samples_are_reported_at_most_every_tenth_iteration() -> N
 
 def test_each_step_prints_a_line_and_one_warning(run_folder: Path, lit_rlvr: CLI) -> None:
     """Validation completions are cut off at training's length if only that is given."""
-    options = ("--rollout.sampling.max_tokens", 2, "--rollout.eval_sampling.max_tokens", "null")
+    options = ("--rollout.sampling.max_tokens", 2, "--rollout.evaluation.sampling.max_tokens", "null")
     result = lit_rlvr(*FIT, *options, "--rollout.rewards", json.dumps([judged_as_is("dead")]), "--trainer.max_steps", 4)
     assert result.status == 0, result.err
     cut = [row["finish_reason"] == "length" for row in completions(run_folder / "run")]

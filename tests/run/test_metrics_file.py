@@ -83,15 +83,15 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str) -> None:
 ONE = ("--trainer.max_steps", 1, "--trainer.limit_val_batches", 0)
 RUNS: dict[str, tuple[Any, ...]] = {
     "plain": (
-        *("--model.init_args.kl_coef", 0.1, "--model.init_args.lr", "auto"),
-        *("--model.init_args.importance_correction", "token_mis", "--model.init_args.importance_floor", 0.5),
-        *("--rollout.eval_samples", 2, "--rollout.eval_sampling.temperature", 1, "--rollout.eval_greedy", "true"),
+        *("--model.init_args.kl.coef", 0.1, "--model.init_args.lr", "auto"),
+        *("--model.init_args.importance.correction", "token_mis", "--model.init_args.importance.floor", 0.5),
+        *("--rollout.evaluation", "{samples: 2, sampling: {temperature: 1}, greedy: true}"),
     ),
     "reference": (
         *("--model", "AAPO", "--model.init_args.advantage", "{class_path: AGRAE, init_args: {base: aapo}}"), *ONE,
     ),
     "rewards": (
-        *("--model", "APMPO", "--rollout.max_failure_rate", 1, "--rollout.staleness", 1, "--rollout.engine"),
+        *("--model", "APMPO", "--rollout.safeguards.max_failure_rate", 1, "--rollout.staleness", 1, "--rollout.engine"),
         *("tiny_engines.Streaming", "--trainer.max_steps", 3, "--trainer.limit_val_batches", 0, "--rollout.rewards"),
         json.dumps([judged_as_is("broken_for_some"), judged_as_is("in_steps"), {"class_path": "MathAnswer"}]),
     ),

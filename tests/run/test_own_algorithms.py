@@ -125,7 +125,7 @@ def test_a_loss_that_changes_its_input_in_place_is_refused(
 
 
 def test_a_loss_that_rebinds_its_input_loses_no_term(run_folder: Path, lit_rlvr: CLI) -> None:
-    terms = ("--model.init_args.kl_coef", 0.1, "--model.init_args.entropy_coef", 0.01)
+    terms = ("--model.init_args.kl.coef", 0.1, "--model.init_args.loss.entropy_coef", 0.01)
     fit(lit_rlvr, *SHORT, *terms, *to("plain"))
     fit(lit_rlvr, *SHORT, *terms, *own("algorithm", "Rebinds"))
     assert summary(run_folder / "run")["weights_sha256"] == summary(run_folder / "plain")["weights_sha256"]

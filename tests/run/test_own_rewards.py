@@ -94,7 +94,7 @@ def test_a_reward_that_fails_is_named_by_file_and_line(lit_rlvr: CLI) -> None:
 @pytest.mark.slow
 def test_a_reward_that_ends_its_process_fails_alone_where_it_is_isolated(run_folder: Path, lit_rlvr: CLI) -> None:
     isolated = "{class_path: FunctionReward, init_args: {path: own_rewards.ends, isolate: true}}"
-    said = fit(lit_rlvr, *SHORT, *rewards(isolated), "--rollout.max_failure_rate", 0.99).err
+    said = fit(lit_rlvr, *SHORT, *rewards(isolated), "--rollout.safeguards.max_failure_rate", 0.99).err
     assert "runs in this process" not in said
     assert {row["status"] for row in completions(run_folder / "run")} == {"ok", "error"}
 
@@ -148,7 +148,7 @@ def test_a_failed_check_is_not_shown_as_correct(run_folder: Path, lit_rlvr: CLI)
         "def half(completion, sample):\n    assert completion.token_ids[0] % 2\n    return True\n"
     )
     half = "{class_path: FunctionReward, init_args: {path: half.half, truncated_is_wrong: false}}"
-    fit(lit_rlvr, *SHORT, *rewards(half), "--rollout.max_failure_rate", 1, "--run.save_prompts", 8)
+    fit(lit_rlvr, *SHORT, *rewards(half), "--rollout.safeguards.max_failure_rate", 1, "--run.save_prompts", 8)
     shown = {(row["status"], row["correct"]) for row in completions(run_folder / "run")}
     assert shown == {("ok", True), ("error", None)}
 
@@ -170,7 +170,7 @@ def test_changed_code_validation_answers_and_threads_are_named_on_resuming(
     train.write_text("".join(f'{{"prompt": "{k} + 1", "answer": "{k + 1}"}}\n' for k in range(2, 10)))
     held_out.write_text('{"prompt": "1 + 1", "answer": "2"}\n')
     config = yaml.safe_load((run_folder / "tiny.yaml").read_text())
-    files = {"train": str(train), "validation": str(held_out), "prompts_per_step": 4}
+    files = {"train": str(train), "validation": str(held_out), "prompts_per_rollout": 4}
     config["data"] = {"class_path": "TextMath", "init_args": files}
     (run_folder / "tiny.yaml").write_text(yaml.safe_dump(config))
     code = run_folder / "rewards_to_change.py"  # a name that no other run of this process imports
@@ -194,11 +194,11 @@ def test_changed_code_validation_answers_and_threads_are_named_on_resuming(
 
 
 OPENED = ("--rollout.rewards", json.dumps([judged_as_is("opened")]), "--trainer.max_steps", "1",
-          "--data.init_args.prefill", "<think>\n")  # fmt: skip
+          "--data.init_args.chat.prefill", "<think>\n")  # fmt: skip
 
 
 def test_rewards_get_the_prefill_in_training_and_validation(run_folder: Path, lit_rlvr: Callable[..., Any]) -> None:
-    result = lit_rlvr("fit", "--config", "tiny.yaml", *OPENED, "--trainer.val_check_interval", "1")
+    result = lit_rlvr("fit", "--config", "tiny.yaml", *OPENED, "--rollout.validate_every_rollouts", "1")
     assert result.status == 0, result.err
     lines = Path("opened").read_text().splitlines()
     assert len(lines) > 16 and all(line.startswith("'<think>\\n' ") for line in lines), lines[:3]
@@ -206,8 +206,8 @@ def test_rewards_get_the_prefill_in_training_and_validation(run_folder: Path, li
     assert float(row["reward/opened/parse_fail"]) == float(row["reward/status/parse_fail"]) == 1.0
     assert "In the way: reward opened finds no answer in 100% of the completions, such as '" in result.err
     Path("opened").unlink()
-    again = lit_rlvr("fit", "--config", "tiny.yaml", *OPENED, "--data.init_args.score_prefill", "true", "--overwrite",
-                     "true")  # fmt: skip
+    again = lit_rlvr("fit", "--config", "tiny.yaml", *OPENED, "--data.init_args.chat.score_prefill", "true",
+                     "--overwrite", "true")  # fmt: skip
     assert again.status == 0, again.err
     lines = Path("opened").read_text().splitlines()
     assert set(lines) == {"'' '<think>'"}
@@ -219,7 +219,7 @@ def test_a_format_that_the_prefill_has_is_refused_before_weights_load(
     form = ("--rollout.rewards", json.dumps([{"class_path": "Format", "init_args": {"pattern": "^<think>.*</think>"}}]))
     result = lit_rlvr("fit", "--config", "tiny.yaml", *OPENED, *form)
     assert result.status == 2 and "'format' asks for <think> in the text" in result.err, result.err
-    assert "set data.init_args.score_prefill: true" in result.err
+    assert "set data.init_args.chat.score_prefill: true" in result.err
     ours = ("--rollout.rewards", json.dumps(["trl.rewards.think_format_reward"]))
     result = lit_rlvr("fit", "--config", "tiny.yaml", *OPENED, *ours)
     assert "reward 'think_format_reward': its code names <think>, which the chat template or" in result.err

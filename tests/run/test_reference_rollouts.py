@@ -104,7 +104,7 @@ def test_draws_from_a_pool_are_without_replacement_and_differ_by_visit() -> None
 @pytest.mark.slow
 def test_a_renewed_reference_and_its_pool_survive_a_resume(run_folder: Path, lit_rlvr: CLI, mode: str) -> None:
     options = (
-        *FIT, "--model.init_args.reference_rollouts", mode, "--model.init_args.reference_update_every", "2",
+        *FIT, "--model.init_args.reference_rollouts", mode, "--model.init_args.kl.reference_update_every", "2",
     )  # fmt: skip
     assert lit_rlvr(*options, "--trainer.default_root_dir", "whole").status == 0
     assert lit_rlvr(*options, "--trainer.default_root_dir", "parts", "--trainer.max_steps", "3").status == 0
@@ -114,7 +114,7 @@ def test_a_renewed_reference_and_its_pool_survive_a_resume(run_folder: Path, lit
 
 def test_renewing_takes_the_current_policy(run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = spy(monkeypatch)
-    assert lit_rlvr(*FIT, "--model.init_args.reference_update_every", "2").status == 0
+    assert lit_rlvr(*FIT, "--model.init_args.kl.reference_update_every", "2").status == 0
     same = [torch.equal(a, b) for (a, _), (b, _) in itertools.pairwise(seen)]
     assert same == [True, False, True, False, True]
 

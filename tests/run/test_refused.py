@@ -40,13 +40,13 @@ REFUSED = {
     "model, with loggers": ((*RESUME, *LOGGER, "--model.init_args.model", "OTHER"), "its run had model"),
     "algorithm": ((*RESUME, "--model", "DAPO"), "its run had algorithm GRPO"),
     "optimizer": (
-        (*RESUME, "--model.init_args.optimizer", "torch.optim.Adagrad"),
+        (*RESUME, "--model.init_args.optim.optimizer", "torch.optim.Adagrad"),
         "its run had optimizer torch.optim.adamw.AdamW",
     ),
     "adapters": ((*RESUME, "--model.init_args.lora", "{rank: 2}"), "its run had model"),
     "seed": ((*RESUME, "--seed_everything", "1"), "the seeds of the order"),
     "data": ((*RESUME, "--data.init_args.high", "7"), "the number of training prompts"),
-    "overwrite, sizes": ((*REPLACE, "--data.init_args.prompts_per_step", "17"), "prompts_per_step"),
+    "overwrite, sizes": ((*REPLACE, "--data.init_args.prompts_per_rollout", "17"), "prompts_per_rollout"),
     "overwrite, best": ((*REPLACE, "--checkpoint.best", "val/acuracy"), "checkpoint.best: no metric is called"),
     "overwrite, tracker": ((*REPLACE, "--trackers", "own_trackers.Broken"), "does not start"),
     "overwrite, callback": ((*REPLACE, "--trainer.callbacks", "own_trackers.BrokenCallback"), "no licence"),
@@ -95,10 +95,10 @@ def test_with_nothing_to_train_nothing_changes(trained: Path, lit_rlvr: CLI, mon
 
 
 def test_a_refused_first_run_leaves_no_folder(run_folder: Path, lit_rlvr: CLI) -> None:
-    fit(lit_rlvr, *to("a/b"), "--data.init_args.prompts_per_step", 17, status=2)
+    fit(lit_rlvr, *to("a/b"), "--data.init_args.prompts_per_rollout", 17, status=2)
     assert not (run_folder / "a").exists()
     (run_folder / "b").mkdir()
-    fit(lit_rlvr, *to("b"), "--data.init_args.prompts_per_step", 17, status=2)
+    fit(lit_rlvr, *to("b"), "--data.init_args.prompts_per_rollout", 17, status=2)
     assert left_in(run_folder / "b") == {}
 
 

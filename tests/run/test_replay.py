@@ -31,7 +31,7 @@ RARE = ("--rollout.rewards", json.dumps([judged_as_is("rare")]))
 BESIDE = ("--rollout.staleness", "1", "--rollout.engine", "tiny_engines.Copying")
 STREAMING = ("--rollout.staleness", "2", "--rollout.engine", "tiny_engines.Streaming")
 DYNAMIC = ("--model", "DAPO", *RARE, "--model.init_args.updates_per_rollout", "2")
-RECORD, UNVALIDATED = ("--rollout.record", "1"), ("--trainer.limit_val_batches", "0")
+RECORD, UNVALIDATED = ("--rollout.replay.record", "1"), ("--trainer.limit_val_batches", "0")
 REPLAY = ("--rollouts-from", "run", *to("again"))
 TURNS = (
     "--rollout.environment", "tiny_environments.Echo", "--rollout.sampling.max_turns", "3",
@@ -152,21 +152,24 @@ def test_a_record_with_a_gap_is_refused_by_the_missing_file(recorded: Path, lit_
 
 REFUSED = {
     "recorded with rollout.group_size 4, this run has 2; use the same": ["--rollout.group_size", "2"],
-    "recorded with data.prompts_per_step 4, this run has 2": ["--data.init_args.prompts_per_step", "2"],
+    "recorded with data.prompts_per_rollout 4, this run has 2": ["--data.init_args.prompts_per_rollout", "2"],
     "recorded with rollout.sampling.temperature 1.0, this": ["--rollout.sampling.temperature", "0.5"],
     "recorded with rollout.mask_truncated False, this": ["--rollout.mask_truncated", "true"],
     ", which is not in the data": ["--data.init_args.high", "9", "--data.init_args.seed", "1"],
-    "with other tokens than in the data": ["--data.init_args.system_prompt", "Add."],
+    "with other tokens than in the data": ["--data.init_args.chat.system_prompt", "Add."],
     "run has no rewards of a reference, which model.advantage needs": ["--model", "AAPO"],
     "run was recorded with first weights ": ["--model.init_args.model", "other"],
-    "nowhere holds no record of a run; record one with rollout.record": ["--rollouts-from", "nowhere"],
+    "nowhere holds no record of a run; record one with rollout.replay.record": ["--rollouts-from", "nowhere"],
     "it is this run's own folder": ["--trainer.default_root_dir", "run", "--overwrite", "true"],
 }
 
 
 def test_a_dry_run_refuses_a_record_that_is_not_there(run_folder: Path, lit_rlvr: CLI) -> None:
     refused = fit(lit_rlvr, "--rollouts-from", "nowhere", "--dry-run", status=2)
-    assert "rollout.rollouts_from: nowhere holds no record of a run; record one with rollout.record" in refused.err
+    assert (
+        "rollout.replay.rollouts_from: nowhere holds no record of a run; record one with rollout.replay.record"
+        in refused.err
+    )
     refused = fit(lit_rlvr, "--rollouts-from", "run", *to("run"), "--dry-run", status=2)
     assert "it is this run's own folder" in refused.err
 
@@ -177,7 +180,7 @@ def test_what_cannot_be_replayed_is_refused(recorded: Path, lit_rlvr: CLI) -> No
     for words, options in REFUSED.items():
         refused = fit(lit_rlvr, *REPLAY, *UNVALIDATED, *options, status=2)
         errors = [line for line in refused.err.splitlines() if line.startswith("lit-rlvr: error:")]
-        assert len(errors) == 1 and "rollout.rollouts_from: " in errors[0] and words in errors[0], refused.err
+        assert len(errors) == 1 and "rollout.replay.rollouts_from: " in errors[0] and words in errors[0], refused.err
         assert "Traceback" not in refused.err and digest(recorded)
         dry = fit(lit_rlvr, *REPLAY, *UNVALIDATED, *options, "--dry-run", status=0 if "weights" in words else 2)
         assert "weights" in words or words in dry.err, "a dry run has no weights to compare, and says the rest"
@@ -218,10 +221,10 @@ def test_a_resumed_run_records_its_own_iterations(run_folder: Path, lit_rlvr: CL
 
 @pytest.mark.slow
 def test_the_record_ends_when_its_disk_space_is_used_up(run_folder: Path, lit_rlvr: CLI) -> None:
-    said = fit(lit_rlvr, "--rollout.record", "1.5e-5", *UNVALIDATED).err
+    said = fit(lit_rlvr, "--rollout.replay.record", "1.5e-5", *UNVALIDATED).err
     files = [*(run_folder / "run" / "record").glob("*.npz")]
     ended = len(files)
-    assert f"run/record ends before iteration {ended + 1}: its disk space is used up (rollout.record)" in said
+    assert f"run/record ends before iteration {ended + 1}: its disk space is used up (rollout.replay.record)" in said
     assert 0 < ended < 6 and sum(file.stat().st_size for file in files) <= 1.5e-5 * 2**30
     assert f"the record ends after iteration {ended}" in fit(lit_rlvr, *REPLAY, *UNVALIDATED).err
 

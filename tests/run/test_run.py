@@ -45,7 +45,7 @@ def train(folder: Path, model: Path, **more: Any) -> None:
     advantage = GRPOAdvantage(scale="none")
     trainer.fit(
         DAPO(model=str(model), lr=1e-2, advantage=advantage),
-        datamodule=Arithmetic(prompts_per_step=2, held_out=4), **more,
+        datamodule=Arithmetic(prompts_per_rollout=2, held_out=4), **more,
     )  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def train_on_rows(folder: Path, model: Path, rows: Any, max_steps: int, **more: 
         default_root_dir=folder, callbacks=[rollout], max_steps=max_steps, accelerator="cpu", devices=1,
         precision="32-true", logger=False, limit_val_batches=0,
     )  # fmt: skip
-    trainer.fit(GRPO(model=str(model), lr=1e-2), datamodule=TextMath(train=rows, prompts_per_step=2), **more)
+    trainer.fit(GRPO(model=str(model), lr=1e-2), datamodule=TextMath(train=rows, prompts_per_rollout=2), **more)
     return str(json.loads((folder / "summary.json").read_text())["weights_sha256"])
 
 
@@ -109,7 +109,7 @@ def test_functions_and_rows_resume_and_repeat(
 
 def test_what_fit_needs_is_said(tmp_path: Path, tiny_model_folder: Path) -> None:
     model = GRPO(model=str(tiny_model_folder))
-    data = Arithmetic(prompts_per_step=2, held_out=4)
+    data = Arithmetic(prompts_per_rollout=2, held_out=4)
     for given, message in (
         ((model,), "data: missing; give a data module, such as TextMath"),
         ((model, DataLoader([1])), "data: give a data module, .*, not a DataLoader"),  # type: ignore[arg-type]
@@ -121,18 +121,6 @@ def test_what_fit_needs_is_said(tmp_path: Path, tiny_model_folder: Path) -> None
         with pytest.raises(UserError, match=message):
             Trainer(default_root_dir=tmp_path / "run", max_steps=1, accelerator="cpu").fit(*given)
     assert not (tmp_path / "run").exists()
-
-
-def test_config_of_an_older_run_resumes(tmp_path: Path, tiny_model_folder: Path, lit_rlvr: Callable[..., Any]) -> None:
-    """Its classes may have moved to other packages since."""
-    train(tmp_path / "run", tiny_model_folder)
-    config = tmp_path / "run/config.yaml"
-    older = config.read_text().replace("engine: hf", "engine: {class_path: lit_rlvr.rollout.engines.hf.HFEngine}")
-    assert "lit_rlvr.rollout" in older
-    config.write_text(older)
-    lit_rlvr("fit", "--config", str(config), "--ckpt_path", "last", "--trainer.max_steps", 3)
-    assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == 3
-    assert "class_path: lit_rlvr.engines.hf.HFEngine" in config.read_text()
 
 
 def test_callbacks_are_ordered_by_what_they_are() -> None:

@@ -59,7 +59,7 @@ ALONE = ("--trainer.devices", "1")
 OFFLOAD = ("--trainer.strategy", "{class_path: tiny_strategies.OffloadedHere}")
 LAST = ("--ckpt_path", "last")
 LORA = ("--model.init_args.lora.rank", "4")
-AAPO = ("--model", "AAPO", "--model.init_args.reference_update_every", "2")
+AAPO = ("--model", "AAPO", "--model.init_args.kl.reference_update_every", "2")
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -212,7 +212,16 @@ def test_names_of_folders(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_killed_at_any_moment_a_run_goes_on_exactly(run_folder: Path) -> None:
     """While a checkpoint is written in the background, before and after it gets its name, and anywhere."""
-    run = [*FIT, *FSDP2, "--checkpoint.every", "1", "--trainer.max_steps", "40", "--trainer.val_check_interval", "40"]
+    run = [
+        *FIT,
+        *FSDP2,
+        "--checkpoint.every",
+        "1",
+        "--trainer.max_steps",
+        "40",
+        "--rollout.validate_every_rollouts",
+        "40",
+    ]
     in_two_processes(run_folder, [*run, *to("whole")])
     checkpoints = run_folder / "run" / "checkpoints"
     resume: tuple[str, ...] = ()

@@ -17,8 +17,8 @@ def test_the_recipe_goes_on_exactly(tmp_path: Path, lit_rlvr: Callable[..., Any]
     monkeypatch.chdir(tmp_path)
 
     def fit(root: str, steps: int, *more: str) -> None:
-        small = ["--data.init_args.eval_limit", "8", "--trainer.val_check_interval", "4"]
-        shorter = ["--model.init_args.lr_schedule", "constant", "--trainer.max_steps", str(steps)]
+        small = ["--data.init_args.evaluation.limit", "8", "--rollout.validate_every_rollouts", "4"]
+        shorter = ["--model.init_args.optim.lr_schedule", "constant", "--trainer.max_steps", str(steps)]
         where = ["--trainer.default_root_dir", root]
         result = lit_rlvr("fit", "--config", "smoke/resume", *small, *shorter, *where, *more)
         assert result.status == 0, result.err

@@ -17,11 +17,12 @@ from lit_rlvr.types import Completion, Prompt, Sample
 def test_the_recipe_runs(tmp_path: Path, tiny_model_folder: Path, lit_rlvr: Callable[..., Any],
                          monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    small = ["--data.init_args.eval_limit", "8", "--data.init_args.prompts_per_step", "2", "--trainer.max_steps", "2"]
+    small = ["--data.evaluation.limit", "8", "--data.prompts_per_rollout", "2", "--trainer.max_steps", "2"]
     result = lit_rlvr("fit", "--config", "smoke/text_to_sql", "--model.init_args.model", tiny_model_folder, *small,
                       "--rollout.engine", "hf", "--trainer.precision", "32-true", "--trainer.accelerator", "cpu",
-                      "--rollout.sampling.max_tokens", "112", "--rollout.eval_sampling.max_tokens", "112",  # of bytes
-                      "--trainer.val_check_interval", "1", "--trainer.default_root_dir", tmp_path / "run")  # fmt: skip
+                      "--rollout.sampling.max_tokens", "112",  # of bytes
+                      "--rollout.evaluation.sampling.max_tokens", "112", "--rollout.validate_every_rollouts", "1",
+                      "--trainer.default_root_dir", tmp_path / "run")  # fmt: skip
     assert result.status == 0, result.err
     assert summary(tmp_path / "run")["steps"] == 2
     names = {name for row in metrics(tmp_path / "run") for name, value in row.items() if value}

@@ -17,11 +17,11 @@ def test_the_sql_recipe_runs(
     tmp_path: Path, tiny_model_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    small = ("--data.init_args.eval_limit", "8", "--data.init_args.prompts_per_step", "2", "--trainer.max_steps", "2")
+    small = ("--data.evaluation.limit", "8", "--data.prompts_per_rollout", "2", "--trainer.max_steps", "2")
     result = lit_rlvr("fit", "--config", "smoke/sql_turns", "--model.init_args.model", tiny_model_folder, *small,
                       "--rollout.engine", "hf", "--trainer.precision", "32-true", "--trainer.accelerator", "cpu",
                       "--warm_start.steps", "0", "--trainer.default_root_dir", tmp_path / "run",
-                      "--trainer.val_check_interval", "1")  # fmt: skip
+                      "--rollout.validate_every_rollouts", "1")  # fmt: skip
     assert result.status == 0, result.err
     names = {name for row in metrics(tmp_path / "run") for name, value in row.items() if value}
     assert {"reward/sql_execution", "rollout/turns", "rollout/tool_calls"} <= names
@@ -30,8 +30,9 @@ def test_the_sql_recipe_runs(
 @pytest.mark.slow
 def test_a_model_learns_to_use_its_tool(tmp_path: Path, lit_rlvr: CLI) -> None:
     """In 40 of the recipe's 100 steps, from 23 % of 1,024 samples on held-out pairs (standard error 1.5 %)."""
-    result = lit_rlvr("fit", "--config", "smoke/tools", "--trainer.max_steps", "40", "--trainer.val_check_interval",
-                      "40", "--trainer.default_root_dir", tmp_path / "run")  # fmt: skip
+    result = lit_rlvr("fit", "--config", "smoke/tools", "--trainer.max_steps", "40",
+                      "--rollout.validate_every_rollouts", "40",
+                      "--trainer.default_root_dir", tmp_path / "run")  # fmt: skip
     assert result.status == 0, result.err
     told = summary(tmp_path / "run")
     assert told["accuracy_after"] - told["accuracy_before"] > 0.1, told

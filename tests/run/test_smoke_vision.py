@@ -39,7 +39,7 @@ def test_the_model_looks(recipe: str, tmp_path: Path, lit_rlvr: CLI, monkeypatch
     found = summary(tmp_path / "run")
     assert found["accuracy_after"] - found["accuracy_before"] >= 0.2, found
     blind = lit_rlvr("validate", "--config", f"smoke/{recipe}", *root, "--ckpt_path", "last",
-                     "--data.init_args.shuffle_images", "true")  # fmt: skip
+                     "--data.init_args.evaluation.shuffle_images", "true")  # fmt: skip
     assert blind.status == 0, blind.err
     (accuracy,) = re.findall(r"/accuracy\D+([\d.]+)", blind.out + blind.err)[:1]
     assert float(accuracy) <= MOST_FREQUENT, blind.out

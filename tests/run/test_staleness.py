@@ -37,7 +37,10 @@ def test_each_rollout_is_sampled_one_iteration_early_and_corrected(tiny_model_fo
         (["--rollout.engine", "vllm", "--rollout.staleness", "2"], ["at most 1", "VLLMServerEngine"]),
         (["--rollout.engine", "vllm", "--rollout.staleness", "-1"], ["-1 is below 0"]),
         (["--rollout.engine", "vllm", "--model", "AAPO"], ["reference_rollouts: pool"]),
-        (["--rollout.engine", "vllm", "--model.init_args.importance_correction", "none"], ["importance_correction"]),
+        (
+            ["--rollout.engine", "vllm", "--model.init_args.importance.correction", "none"],
+            ["model.importance.correction"],
+        ),
     ],
 )
 def test_what_cannot_run_beside_training_is_refused(
@@ -105,7 +108,14 @@ def test_no_token_is_too_old_whatever_the_algorithm_asks_for(
     run_folder: Path, lit_rlvr: CLI, options: list[str]
 ) -> None:
     """With validations between, which use the engine, too."""
-    beside = ("--rollout.staleness", "2", "--rollout.engine", "tiny_engines.Streaming", "--rollout.probe_every", "1")
+    beside = (
+        "--rollout.staleness",
+        "2",
+        "--rollout.engine",
+        "tiny_engines.Streaming",
+        "--rollout.safeguards.probe_every",
+        "1",
+    )
     run(lit_rlvr, *beside, *options)
     rows = metrics(run_folder / "run")
     ages = [float(row["train/staleness/max"]) for row in rows if row.get("train/staleness/max")]

@@ -82,7 +82,7 @@ def test_a_signal_stops_after_the_iteration_and_the_run_goes_on_exactly(
 
 @pytest.mark.slow
 def test_ctrl_c_stops_a_real_process(run_folder: Path, lit_rlvr: CLI) -> None:
-    arguments = [str(CONSOLE_SCRIPT), *FIT, "--trainer.max_steps", "5000", "--trainer.val_check_interval", "2500"]
+    arguments = [str(CONSOLE_SCRIPT), *FIT, "--trainer.max_steps", "5000", "--rollout.validate_every_rollouts", "2500"]
     process = subprocess.Popen(arguments, env=child_environment(), stderr=subprocess.PIPE, text=True)
     samples, deadline = run_folder / "run" / "completions.jsonl", time.monotonic() + 400
     while not (samples.is_file() and samples.read_text().count('"sample": 0,') > 6):
@@ -94,7 +94,7 @@ def test_ctrl_c_stops_a_real_process(run_folder: Path, lit_rlvr: CLI) -> None:
     steps = summary(run_folder / "run")["steps"]
     assert steps >= 3 and summary(run_folder / "run")["stopped"] == "stopped by SIGINT"
     assert (run_folder / "run" / "checkpoints" / f"step-{steps:06d}.ckpt").is_file()
-    longer = ("--trainer.max_steps", steps + 2, "--trainer.val_check_interval", 2500)
+    longer = ("--trainer.max_steps", steps + 2, "--rollout.validate_every_rollouts", 2500)
     fit(lit_rlvr, "--ckpt_path", "last", *longer)
     fit(lit_rlvr, *to("whole"), *longer)
     assert_same_run(run_folder / "run", run_folder / "whole", resumed=steps)
@@ -144,7 +144,7 @@ def test_nohup_keeps_a_run_going_when_the_terminal_is_closed() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("group", [True, False], ids=["the terminal's Ctrl-C", "only the first process"])
 def test_a_signal_stops_all_processes_after_the_same_iteration(run_folder: Path, group: bool) -> None:
-    arguments = [*FIT, *DDP, "--trainer.max_steps", "5000", "--trainer.val_check_interval", "2500"]
+    arguments = [*FIT, *DDP, "--trainer.max_steps", "5000", "--rollout.validate_every_rollouts", "2500"]
     process = subprocess.Popen(
         [str(CONSOLE_SCRIPT), *arguments], env=child_environment(), stderr=subprocess.PIPE, text=True,
         start_new_session=True,
@@ -170,7 +170,7 @@ def test_a_signal_stops_all_processes_after_the_same_iteration(run_folder: Path,
 @pytest.mark.slow
 def test_a_prompt_twice_in_a_batch_is_sampled_alike_on_one_and_two_processes(run_folder: Path, lit_rlvr: CLI) -> None:
     """A batch over the end of an epoch: the second copy of a prompt may stand on the other process."""
-    options = ("--data.init_args.prompts_per_step", "12", "--model.init_args.lr", "1e-4", "--trainer.max_steps", "2")
+    options = ("--data.init_args.prompts_per_rollout", "12", "--model.init_args.lr", "1e-4", "--trainer.max_steps", "2")
     fit(lit_rlvr, *to("one"), *options)
     in_two_processes(run_folder, [*FIT, *options, *STRATEGIES["ddp"], *to("two")])
     for row, wanted in zip(metrics(run_folder / "two"), metrics(run_folder / "one"), strict=True):
@@ -206,10 +206,14 @@ def test_true_precisions_run_or_are_refused_in_one_line(run_folder: Path, lit_rl
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
-        ("accumulate_grad_batches", 2, "use model.init_args.tokens_per_microbatch (memory) or data.init_args.prompts"),
-        ("gradient_clip_val", 2, "use model.init_args.max_grad_norm"),
-        ("gradient_clip_val", 1.0, "use model.init_args.max_grad_norm"),
-        ("gradient_clip_algorithm", "value", "use model.init_args.max_grad_norm"),
+        (
+            "accumulate_grad_batches",
+            2,
+            "use model.init_args.compute.tokens_per_microbatch (memory) or data.init_args.prompts",
+        ),
+        ("gradient_clip_val", 2, "use model.init_args.optim.max_grad_norm"),
+        ("gradient_clip_val", 1.0, "use model.init_args.optim.max_grad_norm"),
+        ("gradient_clip_algorithm", "value", "use model.init_args.optim.max_grad_norm"),
         ("accelerator", "cuda", "cuda: torch "),
         ("accelerator", "gpu", "finds no such device on this machine, only cpu; use auto, and see what `lit-rlvr doct"),
         ("accelerator", "mps", "mps: torch "),

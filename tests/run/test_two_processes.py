@@ -69,9 +69,9 @@ def assert_same_training(ours: Path, theirs: Path, tolerance: float = 1e-6) -> N
 def test_two_processes_end_where_one_does(run_folder: Path, lit_rlvr: CLI, ways: dict[str, tuple[str, ...]]) -> None:
     """With what could differ: a last validation batch of one prompt, small micro-batches, dead groups, a KL term."""
     shared = (
-        "--data.init_args.held_out", "17", "--rollout.eval_samples", "2", "--rollout.eval_sampling.temperature", "1",
-        "--model.init_args.tokens_per_microbatch", "120", "--model.init_args.kl_coef", "0.1",
-        "--model.init_args.lr", "1e-4", "--model.init_args.aggregation", "token_mean",
+        "--data.init_args.held_out", "17", "--rollout.evaluation", "{samples: 2, sampling: {temperature: 1}}",
+        "--model.init_args.compute.tokens_per_microbatch", "120", "--model.init_args.kl.coef", "0.1",
+        "--model.init_args.lr", "1e-4", "--model.init_args.loss.aggregation", "token_mean",
     )  # fmt: skip
     one = lit_rlvr(*FIT, *shared, *to("one"))
     assert one.status == 0, one.err
@@ -88,7 +88,7 @@ def test_two_processes_end_where_one_does(run_folder: Path, lit_rlvr: CLI, ways:
 
 @pytest.mark.slow
 def test_an_adapted_rate_is_the_same_on_any_number_of_processes(run_folder: Path, lit_rlvr: CLI) -> None:
-    auto = ("--model.init_args.lr", "{start: 1.0e-3}", "--model.init_args.tokens_per_microbatch", "120")
+    auto = ("--model.init_args.lr", "{start: 1.0e-3}", "--model.init_args.compute.tokens_per_microbatch", "120")
     one = lit_rlvr(*FIT, *auto, *to("one"))
     assert one.status == 0, one.err
     in_two_processes(run_folder, *([*FIT, *strategy, *auto, *to(name)] for name, strategy in STRATEGIES.items()))
@@ -146,7 +146,7 @@ def test_episodes_are_the_same_in_two_processes(run_folder: Path, lit_rlvr: CLI)
 @pytest.mark.parametrize("options", [(), ("--model", "DAPO")], ids=["all groups", "kept groups"])
 def test_groups_that_change_places_change_nothing(run_folder: Path, lit_rlvr: CLI, options: tuple[str, ...]) -> None:
     shared = (
-        "--data.init_args.prompts_per_step", "16", "--model.init_args.updates_per_rollout", "2",
+        "--data.init_args.prompts_per_rollout", "16", "--model.init_args.updates_per_rollout", "2",
         "--model.init_args.lr", "1e-4", "--run.save_prompts", "1", "--trainer.limit_val_batches", "0", *options,
     )  # fmt: skip
     one = lit_rlvr(*FIT, *shared, *to("one"))
@@ -198,27 +198,28 @@ def test_what_both_processes_find_is_one_line(run_folder: Path) -> None:
     wrong = ("--model.init_args.updates_per_rollout", "3")
     result = launch([*FIT, *STRATEGIES["ddp"], *options, *wrong], run_folder)
     assert result.returncode == 2 and "Traceback" not in result.stderr
-    assert result.stderr.count("lit-rlvr: error: data.prompts_per_step: 4 prompts cannot be split") == 1
+    assert result.stderr.count("lit-rlvr: error: data.prompts_per_rollout: 4 prompts cannot be split") == 1
     assert result.stderr.count("lit-rlvr: error: ") == 1
     assert result.stderr.count("data: TextMath instead of Arithmetic of tiny.yaml") == 1
 
 
 def init(**options: Any) -> list[str]:
-    return [part for name, value in options.items() for part in (f"--model.init_args.{name}", str(value))]
+    """Return options of the model as a command line; `kl__coef` is `kl.coef`."""
+    return [p for name, value in options.items() for p in (f"--model.init_args.{name.replace('__', '.')}", str(value))]
 
 
 EVERY = {
     **{name: ["--model", name] for name in algorithms.__all__ if name != "RLVRModule"},
-    "APMPO per group": ["--model", "APMPO", *init(statistics="group", dual_clip=3.0)],
-    "AAPO pool": ["--model", "AAPO", *init(reference_rollouts="pool", reference_update_every=2)],
+    "APMPO per group": ["--model", "APMPO", *init(schedule__statistics="group", dual_clip=3.0)],
+    "AAPO pool": ["--model", "AAPO", *init(reference_rollouts="pool", kl__reference_update_every=2)],
     "A-GRAE": [*init(advantage="AGRAE"), "--model.init_args.advantage.omega_scope", "ema"],
     "A-GRAE on DAPO": ["--model", "DAPO", *init(advantage="AGRAE", dynamic_sampling="false")],
-    "checkpointing": init(gradient_checkpointing="true"),
-    "uncertain tokens": init(top_entropy_quantile=0.3),
+    "checkpointing": init(compute__gradient_checkpointing="true"),
+    "uncertain tokens": init(loss__top_entropy_quantile=0.3),
     "ClipCov": ["--model", "ClipCov", *init(clip_share=0.2, covariance_low=-9, covariance_high=9)],
     "KLCov": ["--model", "KLCov", *init(penalty_share=0.2)],
-    "KL in the reward": init(kl_coef=0.1, kl_in_reward="true", kl_estimator="k1", count_empty_rows="false"),
-    "LoRA": [*init(kl_coef=0.1), "--model.init_args.lora.rank", "4"],
+    "KL in the reward": init(kl__coef=0.1, kl__in_reward="true", kl__estimator="k1", loss__count_empty_rows="false"),
+    "LoRA": [*init(kl__coef=0.1), "--model.init_args.lora.rank", "4"],
 }
 
 
@@ -235,7 +236,7 @@ def test_every_algorithm_trains_alike_in_two_processes(run_folder: Path, lit_rlv
     """With two minibatches a rollout, so that ratios, clips and the adaptive statistics play their part."""
 
     def command(root: str, name: str) -> list[str]:
-        options = [*EVERY[name], *init(updates_per_rollout=2, lr=1e-3, tokens_per_microbatch=120)]
+        options = [*EVERY[name], *init(updates_per_rollout=2, lr=1e-3, compute__tokens_per_microbatch=120)]
         rest = ("--rollout.rewards", json.dumps([judged_as_is("rare")]), "--trainer.limit_val_batches", "0")
         return [*FIT, *STRATEGIES.get(root, ()), *options, *rest, *to(f"{root}/{name}")]
 
@@ -260,9 +261,9 @@ def test_prompts_with_and_without_images_train_alike_in_two_processes(
     for i in range(1, 16, 2):
         picture(30 + i, 60 - i, seed=i).save(run_folder / f"{i}.png")
     config = tiny_config(vlm_folder)
-    data = {"train": str(run_folder / "train.jsonl"), "columns": {"image": "image"}, "prompts_per_step": 4}
+    data = {"train": str(run_folder / "train.jsonl"), "columns": {"image": "image"}, "prompts_per_rollout": 4}
     config["data"] = {"class_path": "Geometry", "init_args": data}
-    config["model"]["init_args"] |= {"lr": 1e-4, "tokens_per_microbatch": 60}
+    config["model"]["init_args"] |= {"lr": 1e-4, "compute": {"tokens_per_microbatch": 60}}
     config["trainer"] |= {"max_steps": 3, "limit_val_batches": 0}
     write_config(run_folder / "tiny.yaml", config)
     one = lit_rlvr(*FIT, *to("one"))
@@ -288,7 +289,7 @@ def test_a_resumed_run_of_two_processes_is_the_uninterrupted_one(run_folder: Pat
 @pytest.mark.parametrize("options", [(), ("--model.init_args.lora.rank", "4")], ids=["all", "lora"])
 def test_vllm_samples_from_sharded_weights(run_folder: Path, options: tuple[str, ...]) -> None:
     """Each step's probe compares the two."""
-    probed = ("--rollout.engine", "vllm", "--rollout.probe_every", "1")
+    probed = ("--rollout.engine", "vllm", "--rollout.safeguards.probe_every", "1")
     in_two_processes(run_folder, [*FIT, *STRATEGIES["fsdp2"], *probed, *options])
     assert summary(run_folder / "run")["engine"] == "vllm"
 

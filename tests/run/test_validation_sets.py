@@ -15,19 +15,19 @@ from lit_rlvr.distributed.checkpoints import checkpoint_step, list_checkpoints
 CLI = Callable[..., Any]
 OTHER = {
     "class_path": "Arithmetic",
-    "init_args": {"name": "larger", "low": 7, "high": 10, "held_out": 7, "eval_prompts_per_step": 4},
+    "init_args": {"name": "larger", "low": 7, "high": 10, "held_out": 7, "evaluation": {"prompts_per_batch": 4}},
 }
 
 
 def with_others(folder: Path, model: Path, *others: Any) -> None:
     config = tiny_config(model)
-    config["data"]["init_args"]["also_validate"] = list(others)
+    config["data"]["init_args"]["evaluation"]["also_validate"] = list(others)
     (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
 
 
 def test_each_has_its_metrics(run_folder: Path, lit_rlvr: CLI, tiny_model_folder: Path) -> None:
     with_others(run_folder, tiny_model_folder, OTHER)
-    samples = ("--rollout.eval_samples", "4", "--rollout.eval_sampling.temperature", "1")
+    samples = ("--rollout.evaluation.samples", "4", "--rollout.evaluation.sampling.temperature", "1")
     fit(lit_rlvr, *samples, *to("run"))
     rows = [row for row in metrics(run_folder / "run") if row["val/accuracy"]]
     assert len(rows) == 3  # before, after 3 and 6 steps
@@ -52,10 +52,12 @@ def test_each_has_its_number_of_samples_and_greedy_answers(
     run_folder: Path, lit_rlvr: CLI, tiny_model_folder: Path
 ) -> None:
     with_others(run_folder, tiny_model_folder, OTHER)
-    samples = ("--rollout.eval_samples", "{larger: 4}", "--rollout.eval_sampling.temperature", "1")
-    fit(lit_rlvr, *samples, "--rollout.eval_greedy", "true", *to("run"))
+    samples = ("--rollout.evaluation.samples", "{larger: 4}", "--rollout.evaluation.sampling.temperature", "1")
+    fit(lit_rlvr, *samples, "--rollout.evaluation.greedy", "true", *to("run"))
     first = metrics(run_folder / "run")[0]
-    refused = fit(lit_rlvr, *samples, "--rollout.eval_greedy", "true", "--checkpoint.best", "-", *to("best"), status=2)
+    refused = fit(
+        lit_rlvr, *samples, "--rollout.evaluation.greedy", "true", "--checkpoint.best", "-", *to("best"), status=2
+    )
     known = refused.err.partition("; there are ")[2].strip().split(", ")
     chosen = sorted(name for name in first if name.startswith("val/") and not name.endswith("/fall_z"))
     assert known == chosen and not (run_folder / "best").exists()
@@ -65,8 +67,8 @@ def test_each_has_its_number_of_samples_and_greedy_answers(
     for name in ("larger", "arithmetic"):
         assert first[f"val/{name}/greedy"] == alone[f"val/{name}/accuracy"]
     assert first["val/larger/accuracy"] != first["val/larger/greedy"]
-    refused = fit(lit_rlvr, "--rollout.eval_samples", "{large: 4}", *samples[2:], *to("other"), status=2)
-    assert "eval_samples: there is no validation set 'large'; the sets are arithmetic, larger" in refused.err
+    refused = fit(lit_rlvr, "--rollout.evaluation.samples", "{large: 4}", *samples[2:], *to("other"), status=2)
+    assert "evaluation.samples: there is no validation set 'large'; the sets are arithmetic, larger" in refused.err
 
 
 def test_a_test_set_is_measured_by_a_command(run_folder: Path, lit_rlvr: CLI, tiny_model_folder: Path) -> None:
@@ -83,8 +85,8 @@ def test_a_test_set_is_measured_by_a_command(run_folder: Path, lit_rlvr: CLI, ti
 @pytest.mark.slow
 def test_the_best_checkpoint_stays(run_folder: Path, lit_rlvr: CLI, tiny_model_folder: Path) -> None:
     with_others(run_folder, tiny_model_folder, OTHER)
-    samples = ("--rollout.eval_samples", "2", "--rollout.eval_sampling.temperature", "1")
-    best = ("--checkpoint.best", "val/larger/pass@2", "--trainer.val_check_interval", "1")
+    samples = ("--rollout.evaluation.samples", "2", "--rollout.evaluation.sampling.temperature", "1")
+    best = ("--checkpoint.best", "val/larger/pass@2", "--rollout.validate_every_rollouts", "1")
     fit(lit_rlvr, *samples, *best, *to("run"))
     values = {
         int(row["step"]): float(row["val/larger/pass@2"]) for row in metrics(run_folder / "run") if row["val/accuracy"]

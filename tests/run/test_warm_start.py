@@ -137,7 +137,7 @@ def test_solutions_longer_than_a_completion_are_refused_or_reported(
 ) -> None:
     """A warm start on them would be exact within other limits than the run's."""
     monkeypatch.setattr(logging.getLogger("lit_rlvr"), "propagate", True)
-    data = Arithmetic(high=12, held_out=4, prompts_per_step=2)
+    data = Arithmetic(high=12, held_out=4, prompts_per_rollout=2)
     module = GRPO(model=str(tiny_model_folder))
     data.use_model(module)
     data.setup("fit")
@@ -161,7 +161,7 @@ def test_what_cannot_be_is_one_line(vlm_folder: Path, cache: Path) -> None:
     with pytest.raises(UserError, match=r"warm_start.batch_size: 0 must lie in"):
         WarmStart(batch_size=0)
     with pytest.raises(UserError, match=r"warm_start: 3 training prompts are too few"):
-        few = MultiStepArithmetic(terms=[2], problems=3, held_out=0, tested=0, prompts_per_step=1)
+        few = MultiStepArithmetic(terms=[2], problems=3, held_out=0, tested=0, prompts_per_rollout=1)
         WarmStart(steps=1).apply(GRPO(model="tiny-llama"), few)
     with pytest.raises(UserError, match=r"warm_start.solution:"):
         start(vlm_folder, solution="worked")
@@ -191,7 +191,7 @@ def test_the_solutions_of_episodes_are_played(tiny_model_folder: Path, cache: Pa
     sampling, environment = Sampling(**turns), Calculator(offer=False)
 
     def made(solution: list[str] | str) -> Arithmetic:
-        return Arithmetic(high=6, held_out=4, operation="multiply", solution=solution, prompts_per_step=2)
+        return Arithmetic(high=6, held_out=4, operation="multiply", solution=solution, prompts_per_rollout=2)
 
     data = made(["<call>calculate('{a}*{b}')</call>", "{answer}"])
     start = WarmStart(steps=3, checked=4, batch_size=4, check_every=3)

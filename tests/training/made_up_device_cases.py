@@ -107,12 +107,16 @@ class Replaying(HFEngine):
         return sampled if len(seeds[0]) != len(groups[0]) else groups  # a probe has groups of another size
 
 
+FEW_TOKENS = {"tokens_per_microbatch": 50}
+
+
 def train(folder: Path, root: Path, data: Callable[[], PromptDataModule] | None = None, **more: Any) -> Any:
     """An iteration, and what was recorded of it."""
     torch.manual_seed(0)  # LoRA's first weights
     usual = {
-        "algorithm": WatchedGRPO, "prompts_per_step": 4, "group_size": 3, "tokens_per_microbatch": 50, "lr": 1e-3,
-        "updates_per_rollout": 2, "sampling": Sampling(max_tokens=4), "data": None if data is None else data(),
+        "algorithm": WatchedGRPO, "prompts_per_rollout": 4, "group_size": 3,
+        "compute": FEW_TOKENS, "lr": 1e-3, "updates_per_rollout": 2,
+        "validate_every_rollouts": 1, "sampling": Sampling(max_tokens=4), "data": None if data is None else data(),
     }  # fmt: skip
     return fit(folder, root, **usual | more)
 
@@ -141,7 +145,7 @@ PADDED = LAID_OUT | {"policy/attention.py to": 5}
 SPANS = LAID_OUT | {"policy/spans.py to": 4}
 RECORDED = "training/step.py record_old"  # in an iteration's first update, if there are several
 BY_LENGTH = {"policy/vision_attention.py _by_length": 4}
-RENEWED: dict[str, Any] = {"algorithm": WatchedAAPO, "reference_update_every": 1, "updates_per_rollout": 1}
+RENEWED: dict[str, Any] = {"algorithm": WatchedAAPO, "kl": {"reference_update_every": 1}, "updates_per_rollout": 1}
 TO_16_BITS: dict[str, Any] = {
     "precision": "bf16-mixed",
     "lr": 1e-5,
@@ -183,11 +187,16 @@ CASES = [
     pytest.param(PADDED, {}, {}, id="padded"),
     pytest.param(SPANS, {}, TO_16_BITS, id="spans"),
     slow("AAPO", PADDED, {}, **RENEWED),
-    slow("KL and entropy", PADDED, {}, kl_coef=0.1, entropy_coef=0.1, sampling=COOL),
+    slow("KL and entropy", PADDED, {}, kl={"coef": 0.1}, loss={"entropy_coef": 0.1}, sampling=COOL),
     slow("LoRA", PADDED, {}, lora=Lora(rank=2)),
     slow("LoRA, spans", SPANS, {}, lora=Lora(rank=2), **TO_16_BITS),
-    slow("checkpointing", PADDED, {}, gradient_checkpointing=True),
-    slow("single rows", LAID_OUT | {"policy/layout.py build_rows": 4}, LOOKS, shared_prefix=False),
+    slow("checkpointing", PADDED, {}, compute=FEW_TOKENS | {"gradient_checkpointing": True}),
+    slow(
+        "single rows",
+        LAID_OUT | {"policy/layout.py build_rows": 4},
+        LOOKS,
+        compute=FEW_TOKENS | {"shared_prefix": False},
+    ),
     slow("Qwen2-VL", SPANS | pictures(2), LOOKS, vlm="qwen2-vl", **TO_16_BITS),
     slow("Qwen2.5-VL", SPANS | pictures(4), LOOKS, vlm="qwen2.5-vl", **TO_16_BITS),
     slow("Qwen2.5-VL, padded", PADDED | pictures(4) | BY_LENGTH, LOOKS | READS_LENGTHS, vlm="qwen2.5-vl"),
@@ -205,10 +214,10 @@ def test_an_iteration_is_that_of_the_cpu(
     options, folder = dict(options), tiny_model_folder
     if vlm := options.pop("vlm", None):
         folder, options["updates_per_rollout"] = KINDS[vlm](tmp_path / vlm), 1
-        options["data"] = lambda: LesionCount(pictures=8, held_out=0, prompts_per_step=2)
+        options["data"] = lambda: LesionCount(pictures=8, held_out=0, prompts_per_rollout=2)
     precision = options.pop("precision", "32-true")
     half = precision == "bf16-mixed"
-    validated = {"limit_val_batches": int(not half), "val_check_interval": 1, "check_val_every_n_epoch": None}
+    validated = {"limit_val_batches": int(not half)}
     here = validated | {"precision": precision}
     wanted_module, wanted = train(folder, tmp_path / "cpu", trainer_options=here, **options)
 

@@ -78,7 +78,7 @@ def test_a_step_enters_the_files_that_the_docstring_lists(tmp_path: Path, tiny_m
         default_root_dir=tmp_path, callbacks=[rollout, entered], max_steps=1, accelerator="cpu", devices=1,
         precision="32-true", logger=False, limit_val_batches=0,
     )  # fmt: skip
-    trainer.fit(GRPO(model=str(tiny_model_folder)), datamodule=Arithmetic(prompts_per_step=2, held_out=4))
+    trainer.fit(GRPO(model=str(tiny_model_folder)), datamodule=Arithmetic(prompts_per_rollout=2, held_out=4))
     named = {*re.findall(r"^ +[A-Z]?\w.*? +(\w+/[\w/]+\.py)  ", lit_rlvr.training.module.__doc__ or "", re.MULTILINE)}
     assert len(named) <= MOST_FILES and all((ROOT / file).is_file() for file in named)
     outside = ("run/", "cli/", "tests/", ".venv/")  # other callbacks of the run, before and after; this test; packages

@@ -22,6 +22,7 @@ from lit_rlvr.training import optimizer as optimizer_module
 from lit_rlvr.training.optimizer import (
     AdaptiveLR,
     AutoLR,
+    Optim,
     build_optimizer,
     build_schedule,
     step_cosine,
@@ -31,21 +32,22 @@ from lit_rlvr.training.optimizer import (
 
 CLI = Callable[..., Any]
 UNVALIDATED = ("--trainer.limit_val_batches", 0, "--trainer.num_sanity_val_steps", 0)
-SGD = ("--model.init_args.optimizer", "torch.optim.SGD", "--model.init_args.optimizer.init_args.momentum", "0.9")
+OPTIMIZER = "--model.init_args.optim.optimizer"
+SGD = (OPTIMIZER, "torch.optim.SGD", f"{OPTIMIZER}.init_args.momentum", "0.9")
 
 
 @pytest.mark.parametrize(
     "optimizer",
-    [SGD, pytest.param(("--model.init_args.optimizer", "bitsandbytes.optim.AdamW8bit"), marks=pytest.mark.slow)],
+    [SGD, pytest.param(("--model.init_args.optim.optimizer", "bitsandbytes.optim.AdamW8bit"), marks=pytest.mark.slow)],
     ids=["SGD", "AdamW8bit"],
 )
 @pytest.mark.slow
 def test_a_run_with_it_goes_on_exactly(run_folder: Path, lit_rlvr: CLI, optimizer: tuple[str, ...]) -> None:
-    schedule = (*optimizer, "--model.init_args.lr_schedule", "linear", "--trainer.max_steps", 6)
+    schedule = (*optimizer, "--model.init_args.optim.lr_schedule", "linear", "--trainer.max_steps", 6)
     fit(lit_rlvr, *schedule, *to("whole"))
-    fit(lit_rlvr, *schedule[:-1], 3, *to("parts"), "--model.init_args.lr_schedule", "constant")
-    fit(lit_rlvr, *optimizer, "--model.init_args.lr_schedule", "constant", *to("constant"))
-    fit(lit_rlvr, *optimizer, "--model.init_args.lr_schedule", "constant", *to("parts"), "--ckpt_path", "last")
+    fit(lit_rlvr, *schedule[:-1], 3, *to("parts"), "--model.init_args.optim.lr_schedule", "constant")
+    fit(lit_rlvr, *optimizer, "--model.init_args.optim.lr_schedule", "constant", *to("constant"))
+    fit(lit_rlvr, *optimizer, "--model.init_args.optim.lr_schedule", "constant", *to("parts"), "--ckpt_path", "last")
     assert_same_run(run_folder / "parts", run_folder / "constant", resumed=3)
     rates = [float(row["train/lr"]) for row in metrics(run_folder / "whole")[1:]]
     assert rates == pytest.approx([1e-3 * (6 - k) / 6 for k in range(6)]), "its learning rate is model.lr"
@@ -53,7 +55,7 @@ def test_a_run_with_it_goes_on_exactly(run_folder: Path, lit_rlvr: CLI, optimize
 
 def test_its_step_is_its_own() -> None:
     weight = nn.Parameter(torch.tensor([1.0, 2.0]))
-    optimizer = build_optimizer([weight], 0.5, (0.9, 0.999), 0.0, lambda parameters: torch.optim.SGD(parameters))
+    optimizer = build_optimizer([weight], 0.5, Optim(lambda parameters: torch.optim.SGD(parameters)))
     weight.grad = torch.tensor([0.2, -0.4])
     optimizer.step()
     assert weight.tolist() == pytest.approx([0.9, 2.2])
@@ -64,25 +66,25 @@ def test_an_optimizer_that_takes_no_shards_is_refused_before_generation(monkeypa
     from bitsandbytes.optim import AdamW8bit
 
     weights = [nn.Parameter(torch.zeros(2))]
-    assert isinstance(build_optimizer(weights, 0.1, (0.9, 0.999), 0.0, AdamW8bit), AdamW8bit)
+    assert isinstance(build_optimizer(weights, 0.1, Optim(AdamW8bit)), AdamW8bit)
     monkeypatch.setattr(optimizer_module, "has_shards", lambda found: list(found) == weights)
     with pytest.raises(UserError, match=r"AdamW8bit of bitsandbytes cannot update sharded weights; use torchao\.optim"):
-        build_optimizer(weights, 0.1, (0.9, 0.999), 0.0, AdamW8bit)
+        build_optimizer(weights, 0.1, Optim(AdamW8bit))
 
 
 def test_what_cannot_be_is_one_line() -> None:
-    with pytest.raises(UserError, match=r"model\.weight_decay:"):
-        GRPO(optimizer=torch.optim.SGD, weight_decay=0.1)
+    with pytest.raises(UserError, match=r"model\.optim\.weight_decay:"):
+        GRPO(optim={"optimizer": torch.optim.SGD, "weight_decay": 0.1})
     matrices = [nn.Parameter(torch.zeros(2))]
-    with pytest.raises(UserError, match=r"model\.optimizer:"):
-        build_optimizer(matrices, 0.1, (0.9, 0.999), 0.0, torch.optim.Muon)
-    with pytest.raises(UserError, match=r"model\.optimizer:"):
-        build_optimizer(matrices, 0.1, (0.9, 0.999), 0.0, list)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"model\.optim\.optimizer:"):
+        build_optimizer(matrices, 0.1, Optim(torch.optim.Muon))
+    with pytest.raises(UserError, match=r"model\.optim\.optimizer:"):
+        build_optimizer(matrices, 0.1, Optim(list))  # type: ignore[arg-type]
 
 
 def test_a_warmup_that_outlasts_the_run_is_said_before_it_starts(run_folder: Path, lit_rlvr: CLI) -> None:
-    done = fit(lit_rlvr, "--model.init_args.warmup_steps", 3, "--trainer.max_steps", 2, *to("run"))
-    assert done.err.index("model.warmup_steps: 3, but the run has 2 optimizer steps") < done.err.index("step 1/2")
+    done = fit(lit_rlvr, "--model.init_args.optim.warmup_steps", 3, "--trainer.max_steps", 2, *to("run"))
+    assert done.err.index("model.optim.warmup_steps: 3, but the run has 2 optimizer steps") < done.err.index("step 1/2")
     rates = [float(row["train/lr"]) for row in metrics(run_folder / "run")[1:]]
     assert max(rates) == pytest.approx(1e-3 / 3), "as the line says"
 
@@ -91,7 +93,7 @@ def test_a_warmup_that_outlasts_the_run_is_said_before_it_starts(run_folder: Pat
 def test_a_schedule_counts_the_batches_that_an_epoch_is_limited_to(run_folder: Path, lit_rlvr: CLI, limit: str) -> None:
     """Two epochs of 3 of the 4 batches are 6 steps: the rate falls by a sixth a step."""
     options = ("--trainer.limit_train_batches", limit, "--trainer.max_epochs", 2, "--trainer.max_steps", -1)
-    short = (*options, "--model.init_args.lr_schedule", "linear", *UNVALIDATED, *to("run"))
+    short = (*options, "--model.init_args.optim.lr_schedule", "linear", *UNVALIDATED, *to("run"))
     assert "steps: 6 optimizer steps, 6 iterations" in fit(lit_rlvr, *short, "--dry-run").out
     assert "step 6/6" in fit(lit_rlvr, *short).err
     rates = [float(row["train/lr"]) for row in metrics(run_folder / "run")]
@@ -100,7 +102,7 @@ def test_a_schedule_counts_the_batches_that_an_epoch_is_limited_to(run_folder: P
 
 def test_two_moments_are_to_come_for_each_weight_on_the_device_without_a_state() -> None:
     here, there = (nn.Parameter(torch.ones(5, device=device)) for device in ("cpu", "meta"))
-    optimizer = build_optimizer([here, there], 0.1, (0.9, 0.999), 0.0, torch.optim.AdamW)
+    optimizer = build_optimizer([here, there], 0.1, Optim(torch.optim.AdamW))
     assert unallocated(optimizer, torch.device("meta", 0)) == unallocated(optimizer, torch.device("cpu")) == 2 * 5 * 4
     here.grad = torch.ones(5)
     optimizer.step()
@@ -161,7 +163,7 @@ def rates(
         steps: divergence and cosine of each.
     """
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 1.0)
-    schedule = build_schedule(optimizer, schedule, warmup, length)
+    schedule = build_schedule(optimizer, Optim(lr_schedule=schedule, warmup_steps=warmup), length)
     adaptive, found = AdaptiveLR(0.01, 1.0, (0.1, 10.0)), []
     for kl, cosine in steps:
         found.append(optimizer.param_groups[0]["lr"])
@@ -204,7 +206,7 @@ def test_a_schedule_scales_the_rate_and_is_no_reason_to_change_it() -> None:
 def test_the_cosine_is_that_of_the_gradient_and_adamws_step() -> None:
     torch.manual_seed(0)
     weights = [nn.Parameter(torch.randn(6)) for _ in range(9)]
-    optimizer = build_optimizer(weights, 0.1, (0.9, 0.999), 0.0)
+    optimizer = build_optimizer(weights, 0.1, Optim())
     assert math.isnan(step_cosine(optimizer, False)), "before the first step"
     gradients, before = [], [w.detach().clone() for w in weights]
     for _ in range(2):
@@ -250,6 +252,6 @@ def test_what_is_no_rate_is_one_line(run_folder: Path, lit_rlvr: CLI, lr: str, s
 
 
 def test_only_adamw_has_a_known_start() -> None:
-    with pytest.raises(UserError, match=r"model\.lr: auto knows where AdamW starts, not model\.optimizer"):
-        GRPO(optimizer=torch.optim.SGD, lr="auto")
-    assert GRPO(optimizer=torch.optim.SGD, lr=AutoLR(start=0.1)).lr == AutoLR(start=0.1)
+    with pytest.raises(UserError, match=r"model\.lr: auto knows where AdamW starts, not model\.optim\.optimizer"):
+        GRPO(optim={"optimizer": torch.optim.SGD}, lr="auto")
+    assert GRPO(optim={"optimizer": torch.optim.SGD}, lr=AutoLR(start=0.1)).lr == AutoLR(start=0.1)

@@ -60,7 +60,7 @@ def assert_close(seen: Recorder, wanted: Recorder, tolerance: float) -> None:
             torch.testing.assert_close(mine[name], other[name], rtol=0, atol=tolerance)
 
 
-OPTIONS: dict[str, Any] = {"steps": 3, "skip_nothing": True, "lr": 1e-3, "tokens_per_microbatch": 640}
+OPTIONS: dict[str, Any] = {"steps": 3, "skip_nothing": True, "lr": 1e-3, "compute": {"tokens_per_microbatch": 640}}
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +100,8 @@ def test_the_step_is_tried_again_and_comes_out_the_same(
 def test_log_probabilities_without_gradients_are_tried_again_too(
     tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options: dict[str, Any] = {"kl_coef": 0.1, "updates_per_rollout": 2, "lr": 1e-3, "skip_nothing": True}
-    _, wanted = fit(tiny_model_folder, tmp_path, tokens_per_microbatch=320, **options)
+    options: dict[str, Any] = {"kl": {"coef": 0.1}, "updates_per_rollout": 2, "lr": 1e-3, "skip_nothing": True}
+    _, wanted = fit(tiny_model_folder, tmp_path, compute={"tokens_per_microbatch": 320}, **options)
     logprobs = Policy.logprobs
 
     def limited(self: Policy, rollout: Rollout, rows: list[int], **options: bool) -> Any:
@@ -110,7 +110,7 @@ def test_log_probabilities_without_gradients_are_tried_again_too(
         return logprobs(self, rollout, rows, **options)
 
     monkeypatch.setattr(Policy, "logprobs", limited)
-    module, seen = fit(tiny_model_folder, tmp_path, tokens_per_microbatch=640, **options)
+    module, seen = fit(tiny_model_folder, tmp_path, compute={"tokens_per_microbatch": 640}, **options)
     assert module.tokens_per_microbatch == 320
     assert_close(seen, wanted, 0.0)
 
@@ -127,7 +127,9 @@ def test_a_single_completion_that_is_too_much_is_one_line(
     tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_out(monkeypatch, CUDA, step=1, most=0)
-    with pytest.raises(UserError, match=r"Tried to allocate 2\.00 GiB.*one completion at a time; use model\.gradient"):
+    with pytest.raises(
+        UserError, match=r"Tried to allocate 2\.00 GiB.*one completion at a time; use model\.compute\.gradient"
+    ):
         fit(tiny_model_folder, tmp_path)
 
 
@@ -159,7 +161,7 @@ def test_with_shards_the_next_start_has_a_smaller_budget(
     module, _ = fit(tiny_model_folder, tmp_path, **OPTIONS)
     assert module.tokens_per_microbatch == 320 and module.budget.given == 640
     assert caplog.text.count("at most 320 tokens at once from now on") == 1
-    assert fit(tiny_model_folder, tmp_path, tokens_per_microbatch=600)[0].tokens_per_microbatch == 600
+    assert fit(tiny_model_folder, tmp_path, compute={"tokens_per_microbatch": 600})[0].tokens_per_microbatch == 600
     with pytest.raises(UserError, match="one completion at a time"):
         Sharded(1).fail(prepared)
     assert TokenBudget(640).saved(tmp_path) == 320
@@ -175,7 +177,7 @@ def test_a_budget_that_cannot_be_read(tmp_path: Path, text: str) -> None:
 @pytest.mark.slow
 def test_from_python_the_budget_is_a_number(tiny_model_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="tokens_per_microbatch: the command line decides `auto`; give a number"):
-        fit(tiny_model_folder, tmp_path, tokens_per_microbatch="auto")
+        fit(tiny_model_folder, tmp_path, compute={"tokens_per_microbatch": "auto"})
 
 
 def test_the_machine_s_own_error_is_known() -> None:

@@ -20,7 +20,7 @@ from lit_rlvr.objectives import LossInputs, Stats
 from lit_rlvr.rewards import FunctionReward
 
 Poison = Callable[[LossInputs, Tensor], Tensor]
-SMALL = {"tokens_per_microbatch": 200}  # two groups of six in a micro-batch
+SMALL = {"compute": {"tokens_per_microbatch": 200}}  # two groups of six in a micro-batch
 
 
 def nan_loss(x: LossInputs, loss: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def test_the_step_is_left_out_and_everything_else_goes_on(
     tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: Poison
 ) -> None:
     poison(monkeypatch, what, {2})
-    module, seen = fit(tiny_model_folder, tmp_path, steps=3, lr_schedule="linear")
+    module, seen = fit(tiny_model_folder, tmp_path, steps=3, optim={"lr_schedule": "linear"})
     before, during, after = seen.weights
     assert all(torch.equal(during[name], after[name]) for name in before), "the skipped step changes nothing"
     assert any(not torch.equal(before[name], during[name]) for name in before)

@@ -47,7 +47,7 @@ def test_the_effective_sample_size_is_that_of_the_weights_in_the_loss(
 ) -> None:
     recorder = MixedVersions(distance=0.3)
     module, seen = fit(
-        tiny_model_folder, tmp_path, engine=Copying(), recorder=recorder, importance_correction=mode, lr=0.0
+        tiny_model_folder, tmp_path, engine=Copying(), recorder=recorder, importance={"correction": mode}, lr=0.0
     )
     rollout = seen.rollouts[0]
     assert rollout.advantages is not None
@@ -79,7 +79,7 @@ def test_the_log_linear_old_policy_needs_no_forward_pass(
         return logprobs(self, prepared, policy, rows)
 
     monkeypatch.setattr(Updater, "logprobs", counted)
-    fit(tiny_model_folder, tmp_path, steps=6, updates_per_rollout=3, prox_logp_method=method)
+    fit(tiny_model_folder, tmp_path, steps=6, updates_per_rollout=3, importance={"prox_logp_method": method})
     assert len(passes) == (2 if method == "recompute" else 0)
 
 
@@ -109,7 +109,9 @@ def test_an_iteration_without_a_token_in_the_loss_has_no_staleness(tiny_model_fo
 
 
 def test_dropped_tokens_are_those_of_the_correction_alone(tiny_model_folder: Path, tmp_path: Path) -> None:
-    _, seen = fit(tiny_model_folder, tmp_path, importance_correction="token_mis", top_entropy_quantile=0.3)
+    _, seen = fit(
+        tiny_model_folder, tmp_path, importance={"correction": "token_mis"}, loss={"top_entropy_quantile": 0.3}
+    )
     assert seen.metrics[0]["train/importance_dropped"] == 0, "not also those of a low entropy"
 
 
@@ -141,7 +143,7 @@ def test_the_divergence_of_a_step_is_that_of_the_policies_around_it(
     monkeypatch.setattr(Updater, "measured_logprobs", noted)
     module, seen = fit(
         tiny_model_folder, tmp_path, steps=2 * updates, updates_per_rollout=updates, lr=AutoLR(start=1e-2),
-        tokens_per_microbatch=60, trainer_options={"precision": precision},
+        compute={"tokens_per_microbatch": 60}, trainer_options={"precision": precision},
     )  # fmt: skip
     found, (rollout, last) = [], seen.rollouts
     weights = [*seen.weights, {n: p.detach().clone() for n, p in module.policy.model.named_parameters()}]

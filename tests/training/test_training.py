@@ -15,7 +15,7 @@ from lit_rlvr.cli.main import run
 RUNS: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     "GRPO with A-GRAE": (
         "GRPO",
-        {"advantage": {"class_path": "AGRAE", "init_args": {"omega_scope": "ema"}}, "entropy_coef": 0.01},
+        {"advantage": {"class_path": "AGRAE", "init_args": {"omega_scope": "ema"}}, "loss": {"entropy_coef": 0.01}},
         {"omega", "clip_low", "clip_high"},
     ),
     "DAPO": ("DAPO", {"dynamic_sampling": False}, {"clip_low", "clip_high"}),
@@ -23,7 +23,11 @@ RUNS: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     "GPG": ("GPG", {}, set()),
     "GMPO": ("GMPO", {"updates_per_rollout": 2}, {"clip_low"}),
     "APMPO": ("APMPO", {"updates_per_rollout": 2}, {"p", "fss", "eps_ada", "kl"}),
-    "APMPO per group": ("APMPO", {"statistics": "group", "epochs_per_rollout": 2}, {"p", "fss", "eps_ada", "kl"}),
+    "APMPO per group": (
+        "APMPO",
+        {"schedule": {"statistics": "group"}, "epochs_per_rollout": 2},
+        {"p", "fss", "eps_ada", "kl"},
+    ),
     "AAPO": ("AAPO", {}, {"margin", "zero_advantage_base"}),
     "Reinforce": ("Reinforce", {}, set()),
     "GRPOLead": ("GRPOLead", {}, {"clip_low"}),

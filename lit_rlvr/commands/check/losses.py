@@ -88,11 +88,17 @@ def made_batch() -> FrozenBatch:
     return read_batch(batches.frozen_arrays("regular"))
 
 
+def _without_terms(algorithm: RLVRModule) -> RLVRModule:
+    """Return a copy of an algorithm without the KL and entropy terms."""
+    own = deepcopy(algorithm)
+    own.kl, own.loss_options = replace(own.kl, coef=0.0), replace(own.loss_options, entropy_coef=0.0)
+    return own
+
+
 def _zero_advantages(algorithm: RLVRModule, batch: FrozenBatch) -> float:
     """Compare the gradient of rows with advantage 0 with 0, without the KL and entropy terms; 0 for a class that says
     that it runs such rows."""
-    own = deepcopy(algorithm)
-    own.kl_coef = own.entropy_coef = 0.0
+    own = _without_terms(algorithm)
     if own.runs_all_rows:
         return 0.0
     step = algorithm_step(batch, own)
@@ -110,8 +116,7 @@ def _flat(algorithm: RLVRModule, flat: FrozenBatch) -> Finding:
 
 def _ratio(algorithm: RLVRModule, batch: FrozenBatch) -> float:
     """Return 0 if the gradient depends on the log-probabilities at rollout time just if `has_ratio` says so, else 1."""
-    own = deepcopy(algorithm)
-    own.kl_coef = own.entropy_coef = 0.0
+    own = _without_terms(algorithm)
     advantages, _ = own.estimate(batch.group)
     logp = batch.logp.clone().requires_grad_(True)
     x = frozen_inputs(batch, own, logp, advantages)

@@ -28,9 +28,9 @@ def replay(batch: Mapping[str, np.ndarray], algorithms: Mapping[str, RLVRModule]
             NaN in `rewards`, `correct` or `reference_rewards` is a missing judgement; a completion without a reward is
             out of the loss and of all statistics. Further optional arrays (B, T): `rollout_logp`, log-probabilities at
             sampling time, to which the algorithm's importance correction applies; `entropy` of the policy, for an
-            entropy bonus, which is a constant here, and for `top_entropy_quantile`; `turns`, each token's turn from 0,
-            for an estimator of tokens; `objective_mask` bool, tokens whose objective counts, where the others of `mask`
-            count in normalisers and in the KL and entropy terms only.
+            entropy bonus, which is a constant here, and for `loss.top_entropy_quantile`; `turns`, each token's turn
+            from 0, for an estimator of tokens; `objective_mask` bool, tokens whose objective counts, where the others
+            of `mask` count in normalisers and in the KL and entropy terms only.
         algorithms: name -> module; no model is loaded.
 
     Returns:
@@ -53,8 +53,8 @@ def replay(batch: Mapping[str, np.ndarray], algorithms: Mapping[str, RLVRModule]
 
 def replay_one(batch: FrozenBatch, algorithm: RLVRModule) -> dict[str, Tensor]:
     """Compute one algorithm's `loss`, `advantages` and `dlogp`."""
-    if algorithm.kl_coef > 0 and batch.ref is None:
-        raise UserError("kl_coef is above 0, and the batch has no ref_logp; add the array or set kl_coef: 0")
+    if algorithm.kl.coef > 0 and batch.ref is None:
+        raise UserError("kl.coef is above 0, and the batch has no ref_logp; add the array or set kl.coef: 0")
     if algorithm.reference_completions is not None and batch.reference_rewards is None:
         raise UserError("its advantage needs reference_rewards (P, G), and the batch has none; add the array")
     return replay_step(algorithm_step(batch, algorithm), batch)
@@ -68,9 +68,9 @@ def algorithm_step(batch: FrozenBatch, algorithm: RLVRModule, advantages: Tensor
     """
     if advantages is None:
         group = batch.group
-        if algorithm.kl_in_reward:
+        if algorithm.kl.in_reward:
             assert batch.ref is not None
-            kl = kl_estimate(batch.old, batch.ref, batch.mask, algorithm.kl_estimator)  # (B, T)
+            kl = kl_estimate(batch.old, batch.ref, batch.mask, algorithm.kl.estimator)  # (B, T)
             group = algorithm.penalised(group, kl.sum(1).view_as(group.rewards))
         advantages, _ = algorithm.estimate(group)
 
@@ -95,9 +95,9 @@ def frozen_inputs(batch: FrozenBatch, algorithm: RLVRModule, logp: Tensor, advan
     """
     size = batch.rewards.shape[1]
     lengths = batch.mask.sum(1)  # (B,)
-    rows = len(lengths) if algorithm.count_empty_rows else max(int((lengths > 0).sum()), 1)
+    rows = len(lengths) if algorithm.loss_options.count_empty_rows else max(int((lengths > 0).sum()), 1)
     weight = aggregation_weights(
-        batch.mask, size, algorithm.aggregation, rows, int(lengths.sum()), batch.max_tokens
+        batch.mask, size, algorithm.loss_options.aggregation, rows, int(lengths.sum()), batch.max_tokens
     ).to(logp.dtype)
     given = advantages.to(logp.dtype)
     given = given.reshape(-1, 1) if advantages.shape == batch.rewards.shape else given  # (B, 1) or (B, T)
@@ -129,8 +129,8 @@ def _chosen_tokens(
     """Return the results (B, T) of `select_tokens` on the whole batch; None = it is not asked."""
     if not algorithm.needs_step_tokens:
         return None, None
-    if batch.entropy is None and algorithm.top_entropy_quantile < 1:
-        raise UserError("top_entropy_quantile is below 1, and the batch has no entropy; add the array")
+    if batch.entropy is None and algorithm.loss_options.top_entropy_quantile < 1:
+        raise UserError("loss.top_entropy_quantile is below 1, and the batch has no entropy; add the array")
     entropy = torch.zeros_like(batch.old) if batch.entropy is None else batch.entropy
     columns = (batch.old, rollout, entropy, advantages.expand(batch.mask.shape))
     found = algorithm.select_tokens(StepTokens(*(values[batch.mask] for values in columns)))

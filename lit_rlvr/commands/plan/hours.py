@@ -76,7 +76,7 @@ class Duration:
             f"Time, estimated from the data sheet and never compared with a GPU: {self.seconds:.3g} s an iteration on "
             f"{gpus.count} x {gpus.kind} (generate {self.generate:.3g}, train {self.train:.3g}); {whole}; 1,000 "
             f"completions of validation or evaluation {self.completion_hours:.2g} GPU hours. Assumed: all prompts have "
-            f"the {job.prompt} tokens that data.init_args.max_prompt_tokens allows, completions "
+            f"the {job.prompt} tokens that data.init_args.reading.max_prompt_tokens allows, completions "
             f"{job.completion.mean} tokens in training and {job.evaluated.mean} in validation and evaluation; "
             f"{TRAIN_SHARE:.0%} of the matrix products in training and {FORWARD_SHARE:.0%} in forward passes, "
             f"{READ_SHARE:.0%} of the memory's bandwidth. Each GPU generates {on_each:.4g} completions of a rollout; "

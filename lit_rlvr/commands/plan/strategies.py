@@ -341,8 +341,8 @@ class JobSizes:
             f"--trainer.num_nodes {machines}": machines > 1,
             f"--trainer.strategy.init_args.replicas {machines}": copies,
             "--trainer.strategy.init_args.offload true": machines > 1 and plan.strategy.offload,
-            "--model.init_args.gradient_checkpointing true": plan.strategy.checkpointing,
-            f"--model.init_args.tokens_per_microbatch {plan.budget}": plan.budget != self.budget,
+            "--model.init_args.compute.gradient_checkpointing true": plan.strategy.checkpointing,
+            f"--model.init_args.compute.tokens_per_microbatch {plan.budget}": plan.budget != self.budget,
             "--model.init_args.lora.rank 16": plan.strategy.lora and not self.lora,
             f"--rollout.engine.init_args.gpu_memory_utilization {share:.2f}": share
             > (0.0 if self.fitted else self.share or 0.0),
@@ -377,11 +377,11 @@ def describe_job(
         whole=shape_of(config, module.freeze_vision),
         adapted=shape_of(config, module.freeze_vision, module.lora or Lora()),
         budget=module.tokens_per_microbatch,
-        prompt=data.max_prompt_tokens,
+        prompt=data.reading.max_prompt_tokens,
         completion=completion,
         evaluated=Lengths(evaluated, evaluated) if lengths is None else completion.up_to(evaluated),
         group=rollout.group_size,
-        prompts=data.prompts_per_step,
+        prompts=data.prompts_per_rollout,
         size=compute_dtype(precision).itemsize,
         share=None if isinstance(engine, HFEngine) else share,
         fitted=vllm is not None and vllm.gpu_memory_utilization is None and (sleeps or lengths is not None),
@@ -389,12 +389,12 @@ def describe_job(
         vllm_sleeps=sleeps,
         reference=module.needs_reference,
         lora=module.lora is not None,
-        shared_prefix=module.shared_prefix,
+        shared_prefix=module.compute.shared_prefix,
         minibatches=module.updates_per_rollout,
         automatic=module.budget.given == "auto",
         iterations=math.ceil(max_steps / updates_of(module)) if max_steps > 0 else None,
         models=2 if module.samples_reference else 1,
-        forwards=(module.kl_coef > 0) + (updates_of(module) > 1 and module.has_ratio),
+        forwards=(module.kl.coef > 0) + (updates_of(module) > 1 and module.has_ratio),
     )
 
 
@@ -407,7 +407,9 @@ def describe_run(trainer: Trainer, module: RLVRModule, data: PromptDataModule) -
     copies, offload = (1, False) if sharded is None else (sharded.replicas, sharded.offload)
     job = describe_job(module, data, rollout_of(trainer), str(trainer.precision))
     job = replace(job, prompts=max(1, job.prompts // copies))
-    chosen = Strategy(sharded is not None, module.gradient_checkpointing is True, module.lora is not None, offload)
+    chosen = Strategy(
+        sharded is not None, module.compute.gradient_checkpointing is True, module.lora is not None, offload
+    )
     return job, job.plan(chosen, GPUs(trainer.world_size // copies, device_memory(trainer) / GIB), job.budget)
 
 

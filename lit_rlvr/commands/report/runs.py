@@ -24,7 +24,7 @@ PER_RUN = ("seed_everything", "trainer.default_root_dir", "overwrite")
 """Settings that may differ between the runs of a group."""
 
 MAIN = (
-    "model", "model.model", "model.advantage", "model.lr", "data", "data.train", "data.prompts_per_step",
+    "model", "model.model", "model.advantage", "model.lr", "data", "data.train", "data.prompts_per_rollout",
     "rollout.rewards", "rollout.group_size", "rollout.sampling.max_tokens", "rollout.sampling.temperature",
     "rollout.engine", "trainer.max_steps", "trainer.precision",
 )  # fmt: skip

@@ -180,7 +180,7 @@ def test_entropy_and_kl_of_a_run() -> None:
     run = replace(run, rows={0: {"val/accuracy": 0.1}, **trained})
     assert run.kl()[0] == 0 and run.kl()[20] == 20 and run.kl()[48] == 47, "mean of 46, 47, 48"
     assert run.entropy()[48] == 23.5 and 0 not in run.entropy()
-    moving = {"model": {"init_args": {"reference_update_every": 3}}}
+    moving = {"model": {"init_args": {"kl": {"reference_update_every": 3}}}}
     assert replace(run, cell=replace(run.cell, config=moving)).kl() == {}, "not the KL to the starting policy"
     run.rows[48] |= {"val/a/entropy": 1.0, "val/b/entropy": 2.0, "val/b/entropy/x": 9.0}
     assert run.entropy() == {48: 1.5}

@@ -24,7 +24,7 @@ from lit_rlvr.commands.compare.study import load_study
 from lit_rlvr.errors import UserError
 
 CLI = Callable[..., Any]
-MISTAKE = {"data": {"init_args": {"prompts_per_step": 17}}}
+MISTAKE = {"data": {"init_args": {"prompts_per_rollout": 17}}}
 """More prompts than there are, which only shows when the data are read."""
 
 
@@ -33,7 +33,7 @@ def study(folder: Path, **changes: Any) -> Path:
     told = {
         "name": "tiny",
         "base": "tiny.yaml",
-        "tasks": {"sums": {"rollout": {"eval_samples": 2, "eval_sampling": {"temperature": 1.0}}}},
+        "tasks": {"sums": {"rollout": {"evaluation": {"samples": 2, "sampling": {"temperature": 1.0}}}}},
         "cells": {"grpo": {}, "wrong": MISTAKE, "aapo": {"model": {"class_path": "AAPO"}}},
         "seeds": [0, 1],
         "baseline": "grpo",
@@ -70,10 +70,10 @@ def test_a_study_from_beginning_to_end(run_folder: Path, lit_rlvr: CLI, forks: N
         assert cell["status"] == ("failed" if cell["name"] == "wrong" else "done")
         assert (cell["error"] is not None) == (cell["name"] == "wrong")
         assert "Traceback" not in (out / cell["run"] / "log.txt").read_text()
-    assert "prompts_per_step=17" in cells[1]["error"]
+    assert "prompts_per_rollout=17" in cells[1]["error"]
 
     fit(lit_rlvr, *to("alone"), "--budget.samples", 32, "--trainer.max_steps", -1, "--seed_everything", 1,
-        "--rollout.eval_samples", 2, "--rollout.eval_sampling.temperature", 1)  # fmt: skip
+        "--rollout.evaluation.samples", 2, "--rollout.evaluation.sampling.temperature", 1)  # fmt: skip
     assert_same_run(out / "runs/sums/grpo/seed-1", run_folder / "alone", resumed=0)
     assert summary(out / "runs/sums/grpo/seed-0")["steps"] == 2
     assert summary(out / "runs/sums/aapo/seed-0")["steps"] == 1, "its reference rollouts count"
@@ -191,7 +191,7 @@ def test_cells_are_jobs_of_a_cluster(
     done = lit_rlvr("compare", path, "--out", out, "--jobs", 2, "--cluster", "{cluster: local, timeout_min: 10}")
     assert done.status == 2 and "1 of 2 cells failed (sums, wrong, seed 0: " in done.err, done.err
     assert [cell["status"] for cell in told(out)["cells"]] == ["done", "failed"]
-    assert "prompts_per_step=17" in told(out)["cells"][1]["error"] and len([*(out / "jobs").glob("*.pkl")]) >= 2
+    assert "prompts_per_rollout=17" in told(out)["cells"][1]["error"] and len([*(out / "jobs").glob("*.pkl")]) >= 2
     assert summary(out / "runs/sums/grpo/seed-0")["steps"] == 2
     for options, said in (
         ("{gpus: 8}", "--cluster: give timeout_min"),
@@ -224,7 +224,7 @@ def test_killed_in_a_cell_a_study_goes_on_exactly(run_folder: Path, lit_rlvr: CL
     assert told(out)["cells"][0]["status"] == "done"
     fit(lit_rlvr, *to("whole"), "--budget.samples", 480, "--trainer.max_steps", -1, "--checkpoint.every", 0,
         "--rollout.rewards", json.dumps([judged_as_is("held")]),
-        "--rollout.eval_samples", 2, "--rollout.eval_sampling.temperature", 1)  # fmt: skip
+        "--rollout.evaluation.samples", 2, "--rollout.evaluation.sampling.temperature", 1)  # fmt: skip
     resumed = summary(run)["resumed_from_step"]
     assert 0 < resumed < 30, "it had saved when its parent was killed"
     assert_same_run(run, run_folder / "whole", resumed=resumed)

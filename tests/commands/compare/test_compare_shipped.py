@@ -86,7 +86,7 @@ VARIED: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "sample_level": ("GRPO", {"advantage": adv.AGRAE(base="grpo", group_level=False)}),
     },
     **{
-        f"apmpo_{task}": {name.lower(): (name, {"kl_coef": 0.001}) for name in ("GRPO", "DAPO", "GMPO", "APMPO")}
+        f"apmpo_{task}": {name.lower(): (name, {"kl.coef": 0.001}) for name in ("GRPO", "DAPO", "GMPO", "APMPO")}
         for task in ("main", "geo3k", "sql", "diversity")
     },
     **{
@@ -95,15 +95,15 @@ VARIED: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     },
     "apmpo_pmpo_fac": {
         "grpo": ("GRPO", {"clip_low": 0.2, "clip_high": 0.2}),
-        "fac": ("APMPO", {"power": 1.0, "eps_min": 0.2, "eps_max": 0.4}),
-        "pmpo": ("APMPO", {"power": None, "gamma": 0.8, "eps_min": 0.2, "eps_max": 0.2}),
-        "apmpo": ("APMPO", {"power": None, "gamma": 0.8, "eps_min": 0.2, "eps_max": 0.4}),
+        "fac": ("APMPO", {"schedule.power": 1.0, "eps_min": 0.2, "eps_max": 0.4}),
+        "pmpo": ("APMPO", {"schedule.power": None, "gamma": 0.8, "eps_min": 0.2, "eps_max": 0.2}),
+        "apmpo": ("APMPO", {"schedule.power": None, "gamma": 0.8, "eps_min": 0.2, "eps_max": 0.4}),
     },
     "apmpo_variants": {
-        "apmpo": ("APMPO", {"fss": "ratio", "power_schedule": "exp", "adaptive_lower": False}),
-        "fss_inverse_std": ("APMPO", {"fss": "inverse_std"}),
-        "fss_mean": ("APMPO", {"fss": "mean"}),
-        "linear_p": ("APMPO", {"power_schedule": "linear"}),
+        "apmpo": ("APMPO", {"schedule.fss": "ratio", "schedule.power_schedule": "exp", "adaptive_lower": False}),
+        "fss_inverse_std": ("APMPO", {"schedule.fss": "inverse_std"}),
+        "fss_mean": ("APMPO", {"schedule.fss": "mean"}),
+        "linear_p": ("APMPO", {"schedule.power_schedule": "linear"}),
         "adaptive_lower": ("APMPO", {"adaptive_lower": True}),
     },
     "apmpo_gamma": {
@@ -118,7 +118,10 @@ VARIED: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     },
     **{
         f"aapo_group_size{model}": {
-            f"g{size}": ("AAPO", {"advantage": adv.AAPOAdvantage(**margin), "aggregation": "group_token_mean"})
+            f"g{size}": (
+                "AAPO",
+                {"advantage": adv.AAPOAdvantage(**margin), "loss_options.aggregation": "group_token_mean"},
+            )
             for size in (6, 2, 10)
         }
         for model in ("", "_7b")
@@ -139,7 +142,7 @@ VARIED: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "gmpo": ("GMPO", {"clip_high": 0.4}),
         "apmpo": ("APMPO", {"gamma": 0.8}),
         "aapo": ("AAPO", {"advantage": adv.AAPOAdvantage()}),
-        "w_reinforce": ("GRPO", {"advantage": adv.ReinforceAdvantage(), "aggregation": "token_mean"}),
+        "w_reinforce": ("GRPO", {"advantage": adv.ReinforceAdvantage(), "loss_options.aggregation": "token_mean"}),
     },
 }
 """Study -> cell -> algorithm and attributes, from the papers' tables that its comments name."""
@@ -253,22 +256,22 @@ def test_every_cell_builds(study: str, cell: Cell, tmp_path: Path, tiny_model_fo
     assert type(module).__name__ == algorithm
     assert {name: attrgetter(name)(module) for name in attributes} == attributes
     assert isinstance(module.advantage, Advantage)
-    rollout.check_sizes(module, cli.datamodule.prompts_per_step, of(GPUS, study))
+    rollout.check_sizes(module, cli.datamodule.prompts_per_rollout, of(GPUS, study))
     if study == "smoke":
         assert module.updates_per_rollout >= 2
     else:
         assert trainer.max_steps == STUDIES[study].budget[1]
     if study == "agrae_ablation":  # its suites have pass@256; fig. 10 wants each epoch
-        assert rollout.eval_greedy and trainer.check_val_every_n_epoch == 1
+        assert rollout.evaluation.greedy and rollout.validate_every_rollouts is None
     elif study.startswith("agrae") and "vl" not in cell.task:
-        assert rollout.eval_samples == 256 and trainer.check_val_every_n_epoch is None
+        assert rollout.evaluation.samples == 256 and rollout.validate_every_rollouts == 140
 
 
 @pytest.mark.slow
 def test_the_tiny_llama_starts_to_learn_sums(tmp_path: Path, lit_rlvr: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The recipe under the smoke study runs from its supervised start on."""
     monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path / "cache"))
-    small = ["--warm_start.steps", 20, "--trainer.max_steps", 4, "--trainer.val_check_interval", 2]
+    small = ["--warm_start.steps", 20, "--trainer.max_steps", 4, "--rollout.validate_every_rollouts", 2]
     result = lit_rlvr("fit", "--config", "smoke/sums", *small, "--trainer.default_root_dir", tmp_path / "run")
     assert result.status == 0, result.err
     assert summary(tmp_path / "run")["steps"] == 4 and "Warm start: step 20" in result.err

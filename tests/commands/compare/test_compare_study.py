@@ -33,8 +33,11 @@ FILES: dict[str, dict[str, Any]] = {
         "model": {"class_path": "GRPO", "init_args": {"lr": 1.0, "clip_low": 0.1}},
         "trainer": {"max_epochs": 3},
     },
-    "second.yaml": {"model": {"init_args": {"clip_low": 0.2, "weight_decay": 0.5}}},
-    "task.yaml": {"model": {"init_args": {"weight_decay": 0.6}}, "data": {"init_args": {"high": 1, "low": 2}}},
+    "second.yaml": {"model": {"init_args": {"clip_low": 0.2, "optim": {"weight_decay": 0.5}}}},
+    "task.yaml": {
+        "model": {"init_args": {"optim": {"weight_decay": 0.6}}},
+        "data": {"init_args": {"high": 1, "low": 2}},
+    },
     "cell.yaml": {
         "model": {"class_path": "DAPO", "init_args": {"lr": 2.0}},
         "data": {"init_args": {"low": 3, "seed": 2}},
@@ -67,15 +70,18 @@ def test_layers_lie_on_each_other_in_order(write: Callable[..., str]) -> None:
     assert [cell.base_rate for cell in study.cells[:4]] == [1.0, 2.0, 1.0, 2.0], "without the cell's own"
     ends = {"max_epochs": -1, "max_steps": 10}
     assert easy_a == {
-        "model": {"class_path": "GRPO", "init_args": {"lr": 1.0, "clip_low": 0.2, "weight_decay": 0.6}},
+        "model": {"class_path": "GRPO", "init_args": {"lr": 1.0, "clip_low": 0.2, "optim": {"weight_decay": 0.6}}},
         "data": {"init_args": {"low": 2, "high": 5, "seed": 1}},
         "trainer": ends,
         "budget": {"samples": None, "tokens": None},
         "seed_everything": 4,
     }
-    assert easy_b["model"] == {"class_path": "DAPO", "init_args": {"lr": 3.0, "clip_low": 0.2, "weight_decay": 0.6}}
+    assert easy_b["model"] == {
+        "class_path": "DAPO",
+        "init_args": {"lr": 3.0, "clip_low": 0.2, "optim": {"weight_decay": 0.6}},
+    }
     assert easy_b["data"]["init_args"] == {"low": 3, "high": 9, "seed": 1}, "the task's own lie over the cell's base"
-    assert hard_a["model"]["init_args"]["weight_decay"] == 0.5 and "data" not in hard_a
+    assert hard_a["model"]["init_args"]["optim"]["weight_decay"] == 0.5 and "data" not in hard_a
     assert (
         hard_b["data"]["init_args"] == {"low": 3, "high": 9, "seed": 2}
         and study.cells[7].config["seed_everything"] == 7
@@ -123,7 +129,7 @@ WRONG_CELLS = {
     "range": ({"model": {"init_args": {"clip_low": -1}}}, "model.clip_low: -1"),
     "reward": ({"rollout": {"rewards": ["no_such.reward"]}}, "no_such"),
     "group": ({"rollout": {"group_size": 0}}, "group_size"),
-    "null": ({"rollout": {"probe_every": None}}, "rollout.probe_every: null"),
+    "null": ({"rollout": {"safeguards": {"probe_every": None}}}, "rollout.safeguards.probe_every: null"),
 }
 
 

@@ -255,7 +255,7 @@ def test_a_failed_cell_leaves_the_verdicts_of_the_others(
 ) -> None:
     """The page has what there is and names what failed; results of an earlier call make no page."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "helpers"), prepend=os.pathsep)
-    mistake = {"data": {"init_args": {"prompts_per_step": 17}}}  # more prompts than there are
+    mistake = {"data": {"init_args": {"prompts_per_rollout": 17}}}  # more prompts than there are
     study = {"name": "tiny", "base": "tiny.yaml", "tasks": {"sums": {}}, "cells": {"grpo": {}, "wrong": mistake},
              "seeds": [0], "baseline": "grpo", "budget": {"steps": 4}}  # fmt: skip
     (run_folder / "study.yaml").write_text(yaml.safe_dump(study))

@@ -10,7 +10,7 @@ import pytest
 from tiny_runs import completions, fit, pictures_config, to, write_config
 
 CLI = Callable[..., Any]
-PASS = ("--rollout.eval_samples", "4", "--rollout.eval_sampling.temperature", "1.0")
+PASS = ("--rollout.evaluation.samples", "4", "--rollout.evaluation.sampling.temperature", "1.0")
 
 
 def test_two_seeds_are_compared_with_a_rival(run_folder: Path, lit_rlvr: CLI) -> None:

@@ -53,7 +53,7 @@ def test_nothing_is_found_in_a_sound_run() -> None:
         ({"rollout__truncated": [0.967] * 10 + [1.0] * 10}, "Completions are cut off", "1 in the last", "max_tokens"),
         (
             {"val__sums__truncated": [0.967, 1.0]},
-            "Completions are cut off", "share cut off in validation (sums): 1 at step 4", "eval_sampling.max_tokens",
+            "Completions are cut off", "share cut off in validation (sums): 1 at step 4", "evaluation.sampling",
         ),
         ({"rollout__length": [100.0] * 10 + [250.0] * 10}, "Completions grow long", "100 in the first", "DrGRPO"),
         (

@@ -11,7 +11,7 @@ def test_classes_and_lists_become_flat_names() -> None:
     assert dict(flatten(config(seed=3, betas=[0.9, 0.99]))) == {
         "seed_everything": "3", "trainer.max_steps": "4", "trainer.precision": "32-true",
         "trainer.default_root_dir": "run", "trainer.logger": "null", "model": "GRPO", "model.model": "tiny",
-        "model.lr": "0.001", "model.betas": "[0.9, 0.99]", "data": "Arithmetic", "data.prompts_per_step": "2",
+        "model.lr": "0.001", "model.betas": "[0.9, 0.99]", "data": "Arithmetic", "data.prompts_per_rollout": "2",
         "rollout.group_size": "2", "rollout.rewards[0]": "MathAnswer", "rollout.rewards[0].weight": "1.0",
     }  # fmt: skip
 
@@ -32,7 +32,7 @@ def test_differences_come_with_shared_options_first() -> None:
 def test_main_settings_are_the_shared_ones() -> None:
     groups = [dict(flatten(config())), dict(flatten(config(algorithm="DAPO")))]
     assert main_settings(groups) == [
-        ("model.model", "tiny"), ("model.lr", "0.001"), ("data", "Arithmetic"), ("data.prompts_per_step", "2"),
+        ("model.model", "tiny"), ("model.lr", "0.001"), ("data", "Arithmetic"), ("data.prompts_per_rollout", "2"),
         ("rollout.rewards[0]", "MathAnswer"), ("rollout.group_size", "2"), ("trainer.max_steps", "4"),
         ("trainer.precision", "32-true"),
     ]  # fmt: skip

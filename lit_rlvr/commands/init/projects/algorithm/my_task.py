@@ -10,7 +10,8 @@ from torch import Tensor
 from lit_rlvr.advantages import Advantage
 from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.errors import check_within
-from lit_rlvr.objectives import Aggregation, LossInputs, Stats, masked_sum, ratio
+from lit_rlvr.objectives import LossInputs, Stats, masked_sum, ratio
+from lit_rlvr.training.loss import Loss
 
 
 class UpperClip(RLVRModule):
@@ -23,11 +24,11 @@ class UpperClip(RLVRModule):
     def __init__(
         self,
         advantage: Advantage | str = "grpo",
-        aggregation: Aggregation = "token_mean",
+        loss: Loss = Loss(aggregation="token_mean"),
         clip: float = 0.2,
         **kwargs: Any,
     ) -> None:
-        super().__init__(advantage=advantage, aggregation=aggregation, **kwargs)
+        super().__init__(advantage=advantage, loss=loss, **kwargs)
         check_within("[0, inf)", "model", clip=clip)
         self.clip = clip
 
