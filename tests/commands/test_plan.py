@@ -35,7 +35,7 @@ from lit_rlvr.commands.plan.memory import (
     cached_tokens,
     expected_microbatch,
     largest_microbatch,
-    logits,
+    logit_bytes,
     shape_of,
     training_memory,
 )
@@ -175,15 +175,15 @@ def test_a_chunk_of_logits_is_larger_on_a_gpu() -> None:
     """In bf16, of each logit of a chunk: two bytes, and two tensors in fp32 and one in bf16 beside them."""
     shape = job("Qwen2.5-1.5B").whole
     load = largest_microbatch(16384, 1024, 3072, 8, 128)
-    assert logits(shape, load, 2) == 2048 * shape.vocabulary * 12
-    assert logits(shape, load, 2, rows=1) == (1 << 25) * 12
-    assert training_memory(shape, load, Strategy(True, True), 8, 2)["temporary"] == logits(shape, load, 2)
+    assert logit_bytes(shape, load, 2) == 2048 * shape.vocabulary * 12
+    assert logit_bytes(shape, load, 2, rows=1) == (1 << 25) * 12
+    assert training_memory(shape, load, Strategy(True, True), 8, 2)["temporary"] == logit_bytes(shape, load, 2)
     few = largest_microbatch(110, 10, 100, 1, 1)
-    assert logits(shape, few, 2) == 100 * shape.vocabulary * 12
+    assert logit_bytes(shape, few, 2) == 100 * shape.vocabulary * 12
     head = shape.vocabulary * shape.text.width  # its copy in bf16 and its gradient; with adapters it is in bf16 itself
     for lora, size in ((False, 4 + 2), (True, 0)):
         alone = training_memory(shape, load, Strategy(False, True, lora), 1, 2)
-        assert alone["temporary"] == logits(shape, load, 2) + head * size
+        assert alone["temporary"] == logit_bytes(shape, load, 2) + head * size
 
 
 def test_sharding_divides_what_is_kept_and_adapters_spare_the_optimizer() -> None:

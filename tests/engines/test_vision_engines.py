@@ -24,8 +24,9 @@ from lit_rlvr.datamodules.reading.between_turns import BetweenTurns
 from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.engines.base import EngineContext, RolloutEngine
 from lit_rlvr.engines.hf import HFEngine
-from lit_rlvr.engines.server import ServerEngine
+from lit_rlvr.engines.server import VLLMServerEngine
 from lit_rlvr.engines.synced import trainer_logprobs
+from lit_rlvr.engines.transfer import FileTransfer
 from lit_rlvr.engines.vllm import VLLMEngine
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora, add_adapters
@@ -300,7 +301,7 @@ def test_vllm_takes_the_text_of_a_model_whose_images_it_computes_differently(tmp
     policy, processor = load_policy(str(folder)), load_image_processor(str(folder))
     context = EngineContext(str(folder), policy, AutoTokenizer.from_pretrained(folder), 384, 64, 0, max_images=0)
     engine = VLLMEngine(enforce_eager=True)
-    for other in (engine, ServerEngine(["http://127.0.0.1:9"])):
+    for other in (engine, VLLMServerEngine(["http://127.0.0.1:9"], FileTransfer(tmp_path))):
         with pytest.raises(UserError, match=r"rollout.engine: images of Gemma 3 are supported by .* use rollout.engine: hf"):
             other.start(replace(context, max_images=1))
     engine.start(context)
