@@ -302,7 +302,9 @@ def test_vllm_takes_the_text_of_a_model_whose_images_it_computes_differently(tmp
     context = EngineContext(str(folder), policy, AutoTokenizer.from_pretrained(folder), 384, 64, 0, max_images=0)
     engine = VLLMEngine(enforce_eager=True)
     for other in (engine, VLLMServerEngine(["http://127.0.0.1:9"], FileTransfer(tmp_path))):
-        with pytest.raises(UserError, match=r"rollout.engine: images of Gemma 3 are supported by .* use rollout.engine: hf"):
+        with pytest.raises(
+            UserError, match=r"rollout.engine: images of Gemma 3 are supported by .* use rollout.engine: hf"
+        ):
             other.start(replace(context, max_images=1))
     engine.start(context)
     try:

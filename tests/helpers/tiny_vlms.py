@@ -15,14 +15,21 @@ from transformers import (
     Idefics3Config,
     LlavaConfig,
     Qwen2VLConfig,
-    Qwen3_5Config,
     Qwen3VLConfig,
 )
 
 from lit_rlvr.engines.synced import trainer_logprobs
 from lit_rlvr.policy.families.base import ImageProcessor
 from lit_rlvr.policy.families.gemma3 import save_tiny_gemma3
-from lit_rlvr.policy.families.qwen_vl import VLM_SPECIALS, QwenVL, language_sizes, markers, save_tiny_vlm, save_vlm
+from lit_rlvr.policy.families.qwen_vl import (
+    VLM_SPECIALS,
+    QwenVL,
+    language_sizes,
+    markers,
+    save_tiny_qwen3_5,
+    save_tiny_vlm,
+    save_vlm,
+)
 from lit_rlvr.policy.families.smolvlm import SPECIALS, save_smolvlm, save_tiny_smolvlm
 from lit_rlvr.policy.loading import load_image_processor
 from lit_rlvr.policy.policy import Policy
@@ -62,18 +69,8 @@ def save_qwen3_vl(folder: Path) -> Path:
 
 
 def save_qwen3_5(folder: Path) -> Path:
-    """A gated delta net below full attention, which turns half of each head; a token for sounds, as the real one."""
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
-    text = language_sizes(
-        head_dim=32, rope_parameters=rope | {"partial_rotary_factor": 0.5}, linear_num_key_heads=2,
-        linear_num_value_heads=4, linear_key_head_dim=16, linear_value_head_dim=16,
-        layer_types=["linear_attention", "full_attention"], vocab_size=len(VLM_SPECIALS) + 257, **SHARP,
-    )  # fmt: skip
-    vision = {
-        "depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2, "out_hidden_size": 128,
-        "num_position_embeddings": 64, **SHARP,
-    }  # fmt: skip
-    save_vlm(Qwen3_5Config(text_config=text, vision_config=vision, **markers()), folder)
+    """A gated delta net below full attention; a token for sounds, as the real one has."""
+    save_tiny_qwen3_5(folder, text=SHARP | {"vocab_size": len(VLM_SPECIALS) + 257}, vision=SHARP)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_special_tokens({"extra_special_tokens": [AUDIO]})
     tokenizer.save_pretrained(folder)

@@ -58,7 +58,9 @@ def test_logprobs_and_gradients_are_those_of_single_sequences(
     any_vlm_folder: Path, prompts: list[Prompt], shared: bool, checkpointing: bool, device: torch.device
 ) -> None:
     policy = load_policy(str(any_vlm_folder), shared_prefix=shared, gradient_checkpointing=checkpointing).to(device)
-    assert policy.shared_prefix is (shared and any_vlm_folder.name not in ALONE), "the check at loading, which has an image in it, passes"
+    assert policy.shared_prefix is (shared and any_vlm_folder.name not in ALONE), (
+        "the check at loading, which has an image in it, passes"
+    )
     rollout = make_rollout(prompts)
     logp, _ = policy.logprobs(rollout, list(range(9)))
     logp.square().sum().backward()
@@ -133,7 +135,9 @@ def test_the_image_encoder_runs_once_per_group_or_row(
     monkeypatch.setattr(tower, "forward", counted)
     policy.logprobs(make_rollout(prompts), list(range(9)))
     per_group = 3 if any_vlm_folder.name in ALONE else 1
-    assert seen == [per_group * sum(len(i["pixel_values"]) for p in prompts if p.pixels is not None for i in p.pixels.inputs)]
+    assert seen == [
+        per_group * sum(len(i["pixel_values"]) for p in prompts if p.pixels is not None for i in p.pixels.inputs)
+    ]
 
 
 def test_positions_and_images_matter(

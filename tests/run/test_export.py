@@ -102,7 +102,9 @@ def test_a_vision_language_model_keeps_its_processors(any_vlm_folder: Path, tmp_
         (source / "video_preprocessor_config.json").write_text(json.dumps(video))
     policy = load_policy(str(source))
     folder = save_model(policy.model, str(source), tmp_path / "out")
-    for auto in (AutoProcessor, AutoImageProcessor) if one_file else (AutoProcessor, AutoImageProcessor, AutoVideoProcessor):
+    for auto in (
+        (AutoProcessor, AutoImageProcessor) if one_file else (AutoProcessor, AutoImageProcessor, AutoVideoProcessor)
+    ):
         assert auto.from_pretrained(folder).to_dict() == auto.from_pretrained(source).to_dict()
     prompts = mixed_prompts(folder)
     with torch.no_grad():

@@ -18,6 +18,10 @@ from lit_rlvr.policy.tiny import CHAT_TEMPLATE, LLM_SPECIALS, byte_tokenizer, sa
 from lit_rlvr.types import Pixels
 
 
+MOST_NEWLINES = 31
+"""The most newlines for which Gemma's tokenizer has one token."""
+
+
 class SquareProcessor(ImageProcessor):
     """Resizes images to a square, and sets the tokens of each apart by blank lines, as the model's own processor."""
 
@@ -34,11 +38,8 @@ class SquareProcessor(ImageProcessor):
                 f"model: the image processor of {folder} has do_pan_and_scan, which adds parts of an image to it; not "
                 "supported: set it to false"
             )
-        self._newlines = {
-            token: text.count("\n")
-            for token in range(len(tokenizer))
-            if (text := tokenizer.decode([token])) and not text.strip("\n")
-        }
+        runs = {count: self._encode("\n" * count) for count in range(1, MOST_NEWLINES + 1)}
+        self._newlines = {ids[0]: count for count, ids in runs.items() if len(ids) == 1}
 
     def placeholders(self, width: int, height: int) -> tuple[int, ...]:
         return (*self._encode("\n\n"), *self.family.blank().placeholders[0], *self._encode("\n\n"))

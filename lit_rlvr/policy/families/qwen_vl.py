@@ -103,6 +103,30 @@ def save_tiny_vlm(
     return save_vlm(Qwen2_5_VLConfig(text_config=language, vision_config=encoder, **markers()), folder, seed)
 
 
+def save_tiny_qwen3_5(
+    folder: Path, seed: int = 0, text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None
+) -> Path:
+    """Write a Qwen3.5 like `save_tiny_vlm`: a gated delta net, and full attention with rotations of half of each head.
+
+    Args: as for `save_tiny_vlm`.
+    """
+    from transformers import Qwen3_5Config
+
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2], "partial_rotary_factor": 0.5}
+    language = language_sizes(
+        **{
+            "head_dim": 32, "rope_parameters": rope, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+            "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+            "layer_types": ["linear_attention", "full_attention"],
+        } | (text or {})
+    )  # fmt: skip
+    encoder = {
+        "depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2,
+        "out_hidden_size": language["hidden_size"], "patch_size": 14, "num_position_embeddings": 64, **(vision or {}),
+    }  # fmt: skip
+    return save_vlm(Qwen3_5Config(text_config=language, vision_config=encoder, **markers()), folder, seed)
+
+
 def language_sizes(**other: Any) -> dict[str, Any]:
     """Return the config of the tiny language model.
 
@@ -147,7 +171,10 @@ class QwenVL(VisionFamily):
     names = "Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5"
     image_processor = QwenImageProcessor
     tower_attention = VISION_ATTENTION
-    tiny: ClassVar[dict[str, Callable[[Path], Path]]] = {"tiny-qwen2.5-vl": save_tiny_vlm}
+    tiny: ClassVar[dict[str, Callable[[Path], Path]]] = {
+        "tiny-qwen2.5-vl": save_tiny_vlm,
+        "tiny-qwen3.5": save_tiny_qwen3_5,
+    }
 
     @classmethod
     def is_family(cls, config: Any) -> bool:
