@@ -21,6 +21,7 @@ from transformers import (
 from lit_rlvr.engines.synced import trainer_logprobs
 from lit_rlvr.policy.families.base import ImageProcessor
 from lit_rlvr.policy.families.gemma3 import save_tiny_gemma3
+from lit_rlvr.policy.families.internvl import save_tiny_internvl
 from lit_rlvr.policy.families.qwen_vl import (
     VLM_SPECIALS,
     QwenVL,
@@ -87,6 +88,11 @@ def save_gemma3(folder: Path) -> Path:
     return save_tiny_gemma3(folder, text=SHARP | {"sliding_window": 16}, vision=SHARP)
 
 
+def save_internvl3_5(folder: Path) -> Path:
+    """Tiles of four features each, an output embedding that is the input's."""
+    return save_tiny_internvl(folder, text=SHARP, vision=SHARP | {"layer_scale_init_value": 1.0})
+
+
 def save_idefics3(folder: Path) -> Path:
     """Tiles of four features each, an output embedding of its own."""
     text = {
@@ -119,7 +125,7 @@ def save_llava(folder: Path) -> Path:
 
 
 QWEN = {"qwen2-vl": save_qwen2_vl, "qwen2.5-vl": save_qwen2_5_vl, "qwen3-vl": save_qwen3_vl, "qwen3.5": save_qwen3_5}
-KINDS = QWEN | {"smolvlm2": save_smolvlm2, "gemma3": save_gemma3}
+KINDS = QWEN | {"smolvlm2": save_smolvlm2, "gemma3": save_gemma3, "internvl3.5": save_internvl3_5}
 ALONE = ("qwen3.5", "gemma3")
 """The kinds whose completions do not share a prompt."""
 NOT_IN_VLLM = ALONE
@@ -172,7 +178,7 @@ def slow(policy: Policy, prompt: Prompt, completion: Sequence[int], banned: Sequ
             images["mm_token_type_ids"] = (ids == PAD).int()
         elif policy.model.config.model_type == "gemma3":
             images["token_type_ids"] = (ids == policy.model.config.image_token_id).int()
-        else:  # all tiles are images of one sequence
+        elif policy.model.config.model_type != "internvl":  # all tiles are images of one sequence
             images["pixel_values"] = images["pixel_values"][None]
     model.model.rope_deltas = None
     tower = model.config.vision_config
