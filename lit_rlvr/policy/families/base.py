@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lit_rlvr.distributed.collectives import to_device
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Pixels
-
 
 PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 
@@ -160,17 +160,20 @@ class VisionFamily(ABC):
 
     # the model
 
-    @abstractmethod
     def vision_modules(self, model: Any) -> list[nn.Module]:
-        """Return the parts of a model that turn pixels into features for the language model."""
+        """Return the parts of a model that turn pixels into features for the language model; by default those of
+        transformers' usual names."""
+        return [model.base_model.vision_tower, model.base_model.multi_modal_projector]
 
     @abstractmethod
     def features(self, inputs: Mapping[str, Tensor]) -> int:
         """Return how many features the model computes for an image, given its inputs."""
 
-    @abstractmethod
     def model_inputs(self, pixels: Sequence[Pixels], device: torch.device) -> dict[str, Tensor]:
-        """Return all images of a micro-batch as keyword arguments of the model, in the order of their placeholders."""
+        """Return all images of a micro-batch as keyword arguments of the model, in the order of their placeholders; by
+        default `pixel_values` alone, joined along their first dimension."""
+        values = torch.cat([image["pixel_values"] for part in pixels for image in part.inputs])
+        return {"pixel_values": to_device(values, device)}
 
     @abstractmethod
     def blank(self) -> Pixels:
@@ -209,9 +212,11 @@ class VisionFamily(ABC):
                 shutil.copyfile(found, target / name)
 
     @property
-    @abstractmethod
     def tower_layers(self) -> Layers:
-        """The sizes of the vision tower's layers."""
+        """The sizes of the vision tower's layers; by default those of transformers' usual names."""
+        vision = self.config.vision_config
+        width = vision.hidden_size
+        return Layers(vision.num_hidden_layers, width, vision.intermediate_size, width, width)
 
     @property
     @abstractmethod

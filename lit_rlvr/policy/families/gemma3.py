@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lit_rlvr.distributed.collectives import to_device
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy.families.base import ImageProcessor, Layers, VisionFamily
+from lit_rlvr.policy.families.base import ImageProcessor, VisionFamily
 from lit_rlvr.policy.tiny import CHAT_TEMPLATE, LLM_SPECIALS, byte_tokenizer, save_random, tiny_sizes
 from lit_rlvr.types import Pixels
-
 
 MOST_NEWLINES = 31
 """The most newlines for which Gemma's tokenizer has one token."""
@@ -125,15 +123,8 @@ class Gemma3(VisionFamily):
     def placeholder_ids(self) -> tuple[int, ...]:
         return (self.config.boi_token_id, self.image_token_id, self.config.eoi_token_id)
 
-    def vision_modules(self, model: Any) -> list[nn.Module]:
-        return [model.base_model.vision_tower, model.base_model.multi_modal_projector]
-
     def features(self, inputs: Mapping[str, Tensor]) -> int:
         return int(self.config.mm_tokens_per_image)
-
-    def model_inputs(self, pixels: Sequence[Pixels], device: torch.device) -> dict[str, Tensor]:
-        images = torch.cat([image["pixel_values"] for part in pixels for image in part.inputs])
-        return {"pixel_values": to_device(images, device)}  # (n, 3, side, side)
 
     def token_inputs(self, token_ids: Tensor) -> dict[str, Tensor]:
         """Mark the features of images, because those of an image attend to each other in both directions."""
@@ -145,12 +136,6 @@ class Gemma3(VisionFamily):
         values = torch.linspace(-1, 1, 3 * side**2).mul(100).sin().view(1, 3, side, side)
         tokens = (self.config.boi_token_id, *features, self.config.eoi_token_id)
         return Pixels(({"pixel_values": values},), (tokens,), ())
-
-    @property
-    def tower_layers(self) -> Layers:
-        vision = self.config.vision_config
-        width = vision.hidden_size
-        return Layers(vision.num_hidden_layers, width, vision.intermediate_size, width, width)
 
     @property
     def patches_per_feature(self) -> int:

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lit_rlvr.distributed.collectives import to_device
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy.families.base import ImageProcessor, Layers, VisionFamily
+from lit_rlvr.policy.families.base import ImageProcessor, VisionFamily
 from lit_rlvr.policy.tiny import CHAT_TEMPLATE, LLM_SPECIALS, byte_tokenizer, save_random, tiny_sizes
 from lit_rlvr.types import Pixels
 
@@ -103,27 +102,14 @@ class InternVL(VisionFamily):
     def is_family(cls, config: Any) -> bool:
         return config.model_type == "internvl"
 
-    def vision_modules(self, model: Any) -> list[nn.Module]:
-        return [model.base_model.vision_tower, model.base_model.multi_modal_projector]
-
     def features(self, inputs: Mapping[str, Tensor]) -> int:
         return len(inputs["pixel_values"]) * _features(self.config)
-
-    def model_inputs(self, pixels: Sequence[Pixels], device: torch.device) -> dict[str, Tensor]:
-        tiles = torch.cat([image["pixel_values"] for part in pixels for image in part.inputs])
-        return {"pixel_values": to_device(tiles, device)}  # (n, 3, side, side)
 
     def blank(self) -> Pixels:
         """Return a made-up image of one tile."""
         high, wide = self.config.vision_config.image_size
         values = torch.linspace(-1, 1, 3 * high * wide).mul(100).sin().view(1, 3, high, wide)
         return Pixels(({"pixel_values": values},), ((self.image_token_id,) * _features(self.config),), ())
-
-    @property
-    def tower_layers(self) -> Layers:
-        vision = self.config.vision_config
-        width = vision.hidden_size
-        return Layers(vision.num_hidden_layers, width, vision.intermediate_size, width, width)
 
     @property
     def patches_per_feature(self) -> int:
