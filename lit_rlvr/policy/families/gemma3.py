@@ -90,7 +90,7 @@ def save_tiny_gemma3(
         "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
         "image_size": 84, "patch_size": 14, "vision_use_head": False, **(vision or {}),
     }  # fmt: skip
-    ids = {f"{role}_index": SPECIALS.index(token) for role, token in ROLES.items()}
+    ids: dict[str, Any] = {f"{role}_index": SPECIALS.index(token) for role, token in ROLES.items()}
     config = Gemma3Config(
         text_config=language, vision_config=tower, mm_tokens_per_image=9, **ids,
         initializer_range=language.get("initializer_range", 0.02),
