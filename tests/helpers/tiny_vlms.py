@@ -90,7 +90,7 @@ def save_gemma3(folder: Path) -> Path:
 
 def save_internvl3_5(folder: Path) -> Path:
     """Tiles of four features each, an output embedding that is the input's."""
-    return save_tiny_internvl(folder, text=SHARP, vision=SHARP | {"layer_scale_init_value": 1.0})
+    return save_tiny_internvl(folder, text=SHARP, vision=SHARP | {"image_size": 56})
 
 
 def save_idefics3(folder: Path) -> Path:

@@ -61,7 +61,7 @@ def save_tiny_internvl(
 ) -> Path:
     """Write an InternVL3.5 with random weights, a byte-level tokenizer and an image processor, and return its folder.
 
-    Tiles have 56 pixels and 2 x 2 features.
+    Tiles have 84 pixels and 3 x 3 features.
 
     Args:
         folder: created if missing. seed: seeds the weights.
@@ -78,16 +78,19 @@ def save_tiny_internvl(
     language = {"model_type": "qwen3", "head_dim": 32, **tiny_sizes(SPECIALS), **(text or {})}
     tower = {
         "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "image_size": 56, "patch_size": 14, **(vision or {}),
+        "image_size": 84, "patch_size": 14, "layer_scale_init_value": 1.0, **(vision or {}),
     }  # fmt: skip
     image = SPECIALS.index(ROLES["context_image_token"])
-    config = InternVLConfig(text_config=language, vision_config=tower, image_token_id=image, image_seq_length=4)
+    config = InternVLConfig(text_config=language, vision_config=tower, image_token_id=image)
+    config.image_seq_length = _features(config)
     save_random(AutoModelForImageTextToText, config, folder, seed)
     template = CHAT_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", ROLES["context_image_token"])
     tokenizer = byte_tokenizer(SPECIALS, template, "<|endoftext|>", ROLES)
     size = {"height": tower["image_size"], "width": tower["image_size"]}
     processors = GotOcr2ImageProcessor(size=size), tokenizer, InternVLVideoProcessor(size=size)
-    InternVLProcessor(*processors, image_seq_length=4, chat_template=template).save_pretrained(folder)
+    InternVLProcessor(*processors, image_seq_length=config.image_seq_length, chat_template=template).save_pretrained(
+        folder
+    )
     return folder
 
 
