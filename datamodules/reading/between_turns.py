@@ -280,7 +280,7 @@ class BetweenTurns:
         except UserError:  # it refuses such messages
             return False
         ids = self._tokenizer(after, add_special_tokens=False).input_ids
-        return list(ids).count(self._processor().family.image_token_id) == 1
+        return list(ids).count(self._processor().family.prompt_token_id) == 1
 
     @cached_property
     def _as_user(self) -> BetweenTurns:

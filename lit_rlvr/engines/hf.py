@@ -155,7 +155,7 @@ class HFEngine(InPlaceEngine):
         attend = index([[0] * (width - len(i)) + [1] * len(i) for i in ids], device)
         known = [policy.position_ids(prompt) for prompt in prompts]  # (D, L) each
         position_ids = to_device(torch.stack([pad(x, (width - x.shape[1], 0)) for x in known], 1), device)  # (D, P, L)
-        images = policy.images([prompt.pixels for prompt in prompts if prompt.pixels is not None])
+        images = policy.images([prompt.pixels for prompt in prompts if prompt.pixels is not None], input_ids)
         cache: Any = DynamicCache(config=model.config)
         logits = self._forward(model, input_ids, attend, cache, position_ids, **images)  # (P, V)
         owner = [k for k, rows in enumerate(starts) for _ in rows]  # of each completion

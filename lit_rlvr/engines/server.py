@@ -47,7 +47,14 @@ from lit_rlvr.engines.client import (
 from lit_rlvr.engines.dispatch import Dispatch, Placement, Replica, is_cancelled
 from lit_rlvr.engines.synced import crash_of
 from lit_rlvr.engines.transfer import Settings, WeightTransfer, weights_or_exit
-from lit_rlvr.engines.vllm import FP8, lora_rank, sampling_parameters, with_single_placeholders, with_tied_head
+from lit_rlvr.engines.vllm import (
+    FP8,
+    check_images,
+    lora_rank,
+    sampling_parameters,
+    with_single_placeholders,
+    with_tied_head,
+)
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import changing_weights
 from lit_rlvr.policy.loading import load_model_config
@@ -136,6 +143,7 @@ class VLLMServerEngine(RolloutEngine):
 
     def start(self, context: EngineContext) -> None:
         """Check all servers; after a crash, those that answer."""
+        check_images(context)
         self._context = context
         self._changing = changing_weights(context.policy.model)
         answering = wait_for(self.servers, least=1 if self._syncs else len(self.servers))

@@ -169,6 +169,7 @@ class VLLMEngine(RolloutEngine):
         self._context, self._complete = context, False
         if not torch.cuda.is_available():
             self._check_cpu_kernels(context.policy.model)
+        check_images(context)
         self._compiles = self._may_compile(context)
         self._changing = changing_weights(context.policy.model)
         gc.collect()  # remains of an instance that crashed on starting or closing
@@ -582,6 +583,20 @@ def sampling_parameters(policy: Policy, sampling: Sampling, seed: int, limit: in
         "logprobs": 0,
         "detokenize": False,
     }
+
+
+def check_images(context: EngineContext) -> None:
+    """Refuse images that vLLM and the trainer compute differently.
+
+    Raises:
+        UserError: names the family of the model.
+    """
+    family = context.policy.family
+    if family is not None and context.max_images and not family.is_in_vllm:
+        raise UserError(
+            f"rollout.engine: images of {family.names} are supported by the Hugging Face engine alone, not by vLLM; "
+            "use rollout.engine: hf"
+        )
 
 
 def with_single_placeholders(policy: Policy, prompt: Prompt) -> list[int]:

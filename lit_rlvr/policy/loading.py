@@ -268,6 +268,8 @@ def eos_token_ids(model: Any) -> tuple[int, ...]:
 
 MARKER = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 """A control token as chat templates write it, such as `<|im_end|>` or `[EOS]`."""
+MEDIA_TOKEN = re.compile(r"<\|?(?:image|video|audio|vision|tts)_\w+\|?>|</?img>|<video>")
+"""Tokens such as `<|audio_pad|>`, by their text."""
 _TURN = "\ue000"
 
 
@@ -341,6 +343,16 @@ def check_token_ids(folder: str, rows: int, tokenizer: PreTrainedTokenizerBase, 
         )
 
 
+def media_token_ids(tokenizer: PreTrainedTokenizerBase, rows: int) -> tuple[int, ...]:
+    """Return the tokens for images, videos and sounds that a tokenizer has, which configs name only in part.
+
+    Args:
+        rows: of the embedding.
+    """
+    added = tokenizer.get_added_vocab().items()
+    return tuple(sorted(token for text, token in added if MEDIA_TOKEN.fullmatch(text) and token < rows))
+
+
 def load_policy(
     folder: str,
     shared_prefix: bool = True,
@@ -369,8 +381,9 @@ def load_policy(
         enable_checkpointing(model)
     tokenizer = load_tokenizer(folder)
     ends = end_tokens(model, tokenizer)
-    check_token_ids(folder, model.get_input_embeddings().num_embeddings, tokenizer, ends)
-    policy = Policy(model.eval(), ends, shared_prefix)
+    rows = model.get_input_embeddings().num_embeddings
+    check_token_ids(folder, rows, tokenizer, ends)
+    policy = Policy(model.eval(), ends, shared_prefix, media_token_ids(tokenizer, rows))
     if not empty:
         with reading("the layers", folder):
             verify_or_fall_back(policy)

@@ -34,15 +34,21 @@ class Policy(nn.Module):
         model: a `...ForCausalLM` with a decoder and an output embedding.
         eos_token_ids: tokens that end a completion, from the generation config.
         shared_prefix: compute each prompt once for its group; False = one completion per row.
+        media_token_ids: tokens of its tokenizer for images, videos and sounds; a model of text may sample them.
         owner: for a view without adapters, the policy that has them; None = this policy itself.
     """
 
     def __init__(
-        self, model: nn.Module, eos_token_ids: tuple[int, ...], shared_prefix: bool = True, owner: Policy | None = None
+        self,
+        model: nn.Module,
+        eos_token_ids: tuple[int, ...],
+        shared_prefix: bool = True,
+        media_token_ids: tuple[int, ...] = (),
+        owner: Policy | None = None,
     ) -> None:
         super().__init__()
         self.model = model
-        self.eos_token_ids = eos_token_ids
+        self.eos_token_ids, self.media_token_ids = eos_token_ids, media_token_ids
         self.family = family_of(model.config)
         if owner is None:
             forbid_tf32()
@@ -63,7 +69,7 @@ class Policy(nn.Module):
 
     def without_adapters(self) -> Policy:
         """Return the same model as it was before adapters were added; nothing is copied."""
-        return Policy(self.model, self.eos_token_ids, self.shared_prefix, owner=self)
+        return Policy(self.model, self.eos_token_ids, self.shared_prefix, self.media_token_ids, owner=self)
 
     @property
     def owner(self) -> Policy:
@@ -136,8 +142,10 @@ class Policy(nn.Module):
 
     @property
     def placeholder_ids(self) -> tuple[int, ...]:
-        """Image and video placeholders and their delimiters: never sampled, and left out of the softmax."""
-        return () if self.family is None else self.family.placeholder_ids
+        """Placeholders of images, videos and sounds, and their delimiters: never sampled, and left out of the
+        softmax."""
+        known = () if self.family is None else (*self.family.placeholder_ids, *self.media_token_ids)
+        return tuple(dict.fromkeys(known))
 
     def position_ids(self, prompt: Prompt) -> Tensor:
         """Return the positions (D, L) of a prompt's tokens, with D = 1, or 3 for multimodal rotary embeddings."""
@@ -145,9 +153,11 @@ class Policy(nn.Module):
             return torch.arange(len(prompt.token_ids))[None]
         return self.family.position_ids(self.model, prompt.token_ids, prompt.pixels)
 
-    def images(self, pixels: Sequence[Pixels]) -> dict[str, Tensor]:
-        """Return the images as keyword arguments of the model; {} without images."""
-        return self.family.model_inputs(pixels, self.device) if self.family is not None and pixels else {}
+    def images(self, pixels: Sequence[Pixels], token_ids: Tensor) -> dict[str, Tensor]:
+        """Return the images among tokens (R, L) as keyword arguments of the model; {} without images."""
+        if self.family is None or not pixels:
+            return {}
+        return self.family.model_inputs(pixels, self.device) | self.family.token_inputs(token_ids)
 
     def forward(
         self,
@@ -173,7 +183,7 @@ class Policy(nn.Module):
                 position_ids=rows.position_ids,
                 use_cache=False,
                 **inputs,
-                **self.images(pixels),
+                **self.images(pixels, rows.input_ids),
             ).last_hidden_state  # (R, L, H)
         # Not `hidden[row, column]`: its backward pass adds floats in a nondeterministic order.
         hidden = hidden.flatten(0, 1).index_select(0, rows.row * hidden.shape[1] + rows.column)  # (N, H)
@@ -187,8 +197,7 @@ class Policy(nn.Module):
         Sharded weights are gathered layer by layer, as in `forward` (see `sharding.shard`).
         """
         model: Any = self.model
-        unpositioned = self.family.unpositioned_inputs(token_ids) if self.family is not None and pixels else {}
-        return model(token_ids, use_cache=False, **self.images(pixels), **unpositioned).logits
+        return model(token_ids, use_cache=False, **self.images(pixels, token_ids)).logits
 
     def logprobs(
         self, rollout: Rollout, rows: list[int], entropy: bool = False, entropy_gradient: bool = False

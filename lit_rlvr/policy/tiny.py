@@ -48,29 +48,35 @@ CHAT_TEMPLATE = (
 )  # Qwen's own, without its default system prompt
 
 
-def save_random(kind: Any, config: Any, folder: Path, seed: int) -> None:
+def save_random(kind: Any, config: Any, folder: Path, seed: int, drawn: Sequence[str] = ()) -> None:
     """Write the config, random weights and generation settings of a model that ends its turns with `<|im_end|>`.
 
     Args:
         kind: a class of transformers with `from_config`.
         folder: created if missing. seed: seeds the weights.
+        drawn: names of weights that the model starts with zeros, and that are drawn as others are.
     """
     from transformers import GenerationConfig
 
     state = torch.get_rng_state()
     torch.manual_seed(seed)
     model = kind.from_config(config)
+    for name in drawn:
+        torch.nn.init.normal_(model.get_parameter(name), std=config.initializer_range)
     torch.set_rng_state(state)
     model.generation_config = GenerationConfig(eos_token_id=LLM_SPECIALS.index("<|im_end|>"), pad_token_id=0)
     model.save_pretrained(folder)
 
 
-def byte_tokenizer(specials: Sequence[str], chat_template: str, pad: str) -> PreTrainedTokenizerFast:
+def byte_tokenizer(
+    specials: Sequence[str], chat_template: str, pad: str, roles: dict[str, str] | None = None
+) -> PreTrainedTokenizerFast:
     """Return a tokenizer with one token per byte, preceded by the special tokens; `<|im_end|>` ends a turn.
 
     Args:
         specials: special tokens, including `<|im_end|>` and `pad`.
         pad: the padding token.
+        roles: attribute of the tokenizer -> special token.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -80,6 +86,8 @@ def byte_tokenizer(specials: Sequence[str], chat_template: str, pad: str) -> Pre
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(text, special=True) for text in specials])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token=pad)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token=pad, extra_special_tokens=roles or {}
+    )
     fast.chat_template = chat_template
     return fast

@@ -15,6 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from tiny import make_rollout, random_ids
 from tiny_built import build_here
 from tiny_runs import FIT
+from tiny_vlms import FAST, KINDS
 from transformers import (
     AutoConfig,
     LlamaConfig,
@@ -61,15 +62,23 @@ with pytest.MonkeyPatch.context() as patch:
 CLI = Callable[..., Any]
 
 
-@pytest.mark.parametrize("folder", ["tiny_model_folder", "untied_model_folder", "vlm_folder"])
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "tiny_model_folder",
+        "untied_model_folder",
+        *(pytest.param(kind, marks=() if kind in FAST else pytest.mark.slow) for kind in KINDS),
+    ],
+)
 def test_shapes_are_those_of_the_loaded_model(
-    folder: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    folder: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    path = request.getfixturevalue(folder)
+    path = KINDS[folder](tmp_path) if folder in KINDS else request.getfixturevalue(folder)
     policy = load_policy(str(path))
     shape = shape_of(AutoConfig.from_pretrained(path))
     assert shape.parameters == shape.trained == sum(p.numel() for p in policy.parameters())
-    assert shape.text.count == 2 and shape.vocabulary == policy.model.get_output_embeddings().weight.shape[0]
+    assert shape.text.count == policy.model.config.get_text_config().num_hidden_layers
+    assert shape.vocabulary == policy.model.get_output_embeddings().weight.shape[0]
     add_adapters(policy.model, Lora(rank=4))
     monkeypatch.setattr("lit_rlvr.common.packages.is_installed", lambda _: False)
     few = shape_of(AutoConfig.from_pretrained(path), lora=Lora(rank=4))

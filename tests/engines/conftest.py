@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tiny_vlms import NOT_IN_VLLM
 from transformers import AutoTokenizer
 
 from lit_rlvr.engines.base import EngineContext
@@ -22,10 +23,15 @@ def vlm_context(any_vlm_folder: Path) -> EngineContext:
 
 
 @pytest.fixture(scope="session")
-def vlm_engine(vlm_context: EngineContext) -> Iterator[VLLMEngine]:
+def in_vllm(any_vlm_folder: Path) -> None:
+    """Skips kinds for which vLLM has no kernels on a CPU."""
+    if importlib.util.find_spec("vllm") is None or any_vlm_folder.name in NOT_IN_VLLM:
+        pytest.skip("vLLM is not installed, or has no kernels for this model on a CPU")
+
+
+@pytest.fixture(scope="session")
+def vlm_engine(in_vllm: None, vlm_context: EngineContext) -> Iterator[VLLMEngine]:
     """An engine whose weights are noise until the first sync."""
-    if importlib.util.find_spec("vllm") is None:
-        pytest.skip("vLLM is not installed")
     engine = VLLMEngine(enforce_eager=True)
     engine.start(vlm_context)
     yield engine

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from tiny_engines import adapted, change_adapters
 from tiny_environments import Shows
-from tiny_vlms import differences, mixed_prompts, picture, slow
+from tiny_vlms import differences, make_prompt, mixed_prompts, picture, save_gemma3, slow
 from transformers import AutoTokenizer
 
 from lit_rlvr.datamodules import Geometry
@@ -24,7 +24,9 @@ from lit_rlvr.datamodules.reading.between_turns import BetweenTurns
 from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.engines.base import EngineContext, RolloutEngine
 from lit_rlvr.engines.hf import HFEngine
+from lit_rlvr.engines.server import VLLMServerEngine
 from lit_rlvr.engines.synced import trainer_logprobs
+from lit_rlvr.engines.transfer import FileTransfer
 from lit_rlvr.engines.vllm import VLLMEngine
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora, add_adapters
@@ -117,7 +119,7 @@ def test_images_are_observed(
     rollout = Rollout.unscored(prompts, groups, limits, group_size=3)
     shown = {0 if c.pixels is None else len(c.pixels.images) for group in groups for c in group}
     assert len(shown) > 1 and max(shown) == 2
-    for shared in (True, False):
+    for shared in sorted({policy.shared_prefix, False}):
         policy.shared_prefix = shared
         with torch.no_grad():
             ours = policy.logprobs(rollout, list(range(9)))[0]
@@ -241,7 +243,7 @@ def test_hugging_face_sees_the_pictures_of_the_trainer(vlm_context: EngineContex
     engine = HFEngine()
     engine.start(vlm_context)
     found = largest_differences(engine, vlm_context, pictures)
-    assert max(found.values()) <= 2e-5, found
+    assert max(found.values()) <= 5e-5, found
 
 
 @pytest.mark.slow
@@ -268,7 +270,7 @@ def test_a_picture_the_wrong_way_round_would_be_noticed(vlm_context: EngineConte
 # The last tests: when their engines end, so does the process group of every vLLM in this process.
 @pytest.mark.slow
 def test_vllm_adds_adapters_to_the_language_model(
-    any_vlm_folder: Path, vlm_context: EngineContext, prompts: list[Prompt]
+    in_vllm: None, any_vlm_folder: Path, vlm_context: EngineContext, prompts: list[Prompt]
 ) -> None:
     policy, engine = adapted(any_vlm_folder), VLLMEngine(enforce_eager=True, adapters=True)
     engine.start(replace(vlm_context, policy=policy))
@@ -281,7 +283,7 @@ def test_vllm_adds_adapters_to_the_language_model(
 
 @pytest.mark.slow
 def test_vllm_loads_an_exported_folder(
-    vlm_context: EngineContext, policy: Policy, prompts: list[Prompt], tmp_path: Path
+    in_vllm: None, vlm_context: EngineContext, policy: Policy, prompts: list[Prompt], tmp_path: Path
 ) -> None:
     """With vLLM's own loader, without a sync."""
     folder = save_model(policy.model, vlm_context.folder, tmp_path / "out")
@@ -289,5 +291,24 @@ def test_vllm_loads_an_exported_folder(
     try:
         engine.start(replace(vlm_context, folder=str(folder)))
         assert_agrees(policy, prompts, engine.generate(prompts, sampling(policy), SEEDS), 5e-5)
+    finally:
+        engine.close()
+
+
+@pytest.mark.slow
+def test_vllm_takes_the_text_of_a_model_whose_images_it_computes_differently(tmp_path: Path) -> None:
+    folder = save_gemma3(tmp_path)
+    policy, processor = load_policy(str(folder)), load_image_processor(str(folder))
+    context = EngineContext(str(folder), policy, AutoTokenizer.from_pretrained(folder), 384, 64, 0, max_images=0)
+    engine = VLLMEngine(enforce_eager=True)
+    for other in (engine, VLLMServerEngine(["http://127.0.0.1:9"], FileTransfer(tmp_path))):
+        with pytest.raises(
+            UserError, match=r"rollout.engine: images of Gemma 3 are supported by .* use rollout.engine: hf"
+        ):
+            other.start(replace(context, max_images=1))
+    engine.start(context)
+    try:
+        text = [make_prompt(processor, str(p)) for p in range(3)]
+        assert_agrees(policy, text, generate(engine, policy, text), 5e-5)
     finally:
         engine.close()

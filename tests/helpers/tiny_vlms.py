@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoModelForImageTextToText,
+    AutoTokenizer,
     CLIPImageProcessor,
     Idefics3Config,
     LlavaConfig,
@@ -19,7 +20,17 @@ from transformers import (
 
 from lit_rlvr.engines.synced import trainer_logprobs
 from lit_rlvr.policy.families.base import ImageProcessor
-from lit_rlvr.policy.families.qwen_vl import VLM_SPECIALS, language_sizes, markers, save_tiny_vlm, save_vlm
+from lit_rlvr.policy.families.gemma3 import save_tiny_gemma3
+from lit_rlvr.policy.families.internvl import save_tiny_internvl
+from lit_rlvr.policy.families.qwen_vl import (
+    VLM_SPECIALS,
+    QwenVL,
+    language_sizes,
+    markers,
+    save_tiny_qwen3_5,
+    save_tiny_vlm,
+    save_vlm,
+)
 from lit_rlvr.policy.families.smolvlm import SPECIALS, save_smolvlm, save_tiny_smolvlm
 from lit_rlvr.policy.loading import load_image_processor
 from lit_rlvr.policy.policy import Policy
@@ -31,6 +42,7 @@ if TYPE_CHECKING:
 
 PAD = VLM_SPECIALS.index("<|image_pad|>")
 START, STOP = VLM_SPECIALS.index("<|vision_start|>"), VLM_SPECIALS.index("<|vision_end|>")
+AUDIO = "<|audio_pad|>"
 SHARP = {"initializer_range": 0.1}
 """Random weights so large that log-probabilities differ by nats between images and between positions."""
 
@@ -57,9 +69,28 @@ def save_qwen3_vl(folder: Path) -> Path:
     return save_vlm(Qwen3VLConfig(text_config=text, vision_config=vision, **markers()), folder)
 
 
+def save_qwen3_5(folder: Path) -> Path:
+    """A gated delta net below full attention; a token for sounds, as the real one has."""
+    save_tiny_qwen3_5(folder, text=SHARP | {"vocab_size": len(VLM_SPECIALS) + 257}, vision=SHARP)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"extra_special_tokens": [AUDIO]})
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def save_smolvlm2(folder: Path) -> Path:
     """Tiles of one feature each, plain positions."""
     return save_tiny_smolvlm(folder, text=SHARP, vision=SHARP)
+
+
+def save_gemma3(folder: Path) -> Path:
+    """Nine features of an image, in windows of sixteen tokens."""
+    return save_tiny_gemma3(folder, text=SHARP | {"sliding_window": 16}, vision=SHARP)
+
+
+def save_internvl3_5(folder: Path) -> Path:
+    """Tiles of four features each, an output embedding that is the input's."""
+    return save_tiny_internvl(folder, text=SHARP, vision=SHARP | {"image_size": 56})
 
 
 def save_idefics3(folder: Path) -> Path:
@@ -93,8 +124,12 @@ def save_llava(folder: Path) -> Path:
     return folder
 
 
-QWEN = {"qwen2-vl": save_qwen2_vl, "qwen2.5-vl": save_qwen2_5_vl, "qwen3-vl": save_qwen3_vl}
-KINDS = QWEN | {"smolvlm2": save_smolvlm2}
+QWEN = {"qwen2-vl": save_qwen2_vl, "qwen2.5-vl": save_qwen2_5_vl, "qwen3-vl": save_qwen3_vl, "qwen3.5": save_qwen3_5}
+KINDS = QWEN | {"smolvlm2": save_smolvlm2, "gemma3": save_gemma3, "internvl3.5": save_internvl3_5}
+ALONE = ("qwen3.5", "gemma3")
+"""The kinds whose completions do not share a prompt."""
+NOT_IN_VLLM = ALONE
+"""The kinds that vLLM does not compute on a CPU, or whose images it does not compute as the trainer does."""
 FAST = ("qwen2.5-vl", "smolvlm2")
 """The kinds that fast tests use."""
 
@@ -111,10 +146,10 @@ def picture(width: int, height: int, seed: int) -> Image.Image:
 def make_prompt(processor: ImageProcessor, name: str, *images: Image.Image) -> Prompt:
     """Some text around each image."""
     family = processor.family
-    start, stop = ([START], [STOP]) if {START, STOP} <= {*family.placeholder_ids} else ([], [])
+    start, stop = ([START], [STOP]) if isinstance(family, QwenVL) else ([], [])
     ids = [10, 11]
     for _ in images:
-        ids += [*start, family.image_token_id, *stop, 70, 71]
+        ids += [*start, family.prompt_token_id, *stop, 70, 71]
     pixels = processor.pixels(images) if images else None
     ids = [*ids, 12, 13] if pixels is None else processor.expand(ids, pixels.placeholders)
     return Prompt(Sample(name, "?", "1"), ids, pixels)
@@ -141,7 +176,9 @@ def slow(policy: Policy, prompt: Prompt, completion: Sequence[int], banned: Sequ
         images = {name: torch.cat([image[name] for image in inputs]).to(policy.device) for name in inputs[0]}
         if "image_grid_thw" in images:
             images["mm_token_type_ids"] = (ids == PAD).int()
-        else:  # all tiles are images of one sequence
+        elif policy.model.config.model_type == "gemma3":
+            images["token_type_ids"] = (ids == policy.model.config.image_token_id).int()
+        elif policy.model.config.model_type != "internvl":  # all tiles are images of one sequence
             images["pixel_values"] = images["pixel_values"][None]
     model.model.rope_deltas = None
     tower = model.config.vision_config

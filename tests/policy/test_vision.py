@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_vlms import PAD, START, STOP, picture
-from transformers import AutoImageProcessor, LlavaConfig, LlavaForConditionalGeneration
+from tiny_vlms import AUDIO, PAD, START, STOP, picture, save_qwen3_5
+from transformers import AutoImageProcessor, AutoTokenizer, LlavaConfig, LlavaForConditionalGeneration
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.families import family_of
@@ -128,3 +128,10 @@ def test_other_vision_language_models_are_refused(tmp_path: Path) -> None:
     for refuse in (load_policy, load_image_processor, lambda folder: family_of(config)):
         with pytest.raises(UserError, match=line):
             refuse(str(tmp_path))
+
+
+def test_placeholders_of_other_media_are_never_sampled(tmp_path: Path) -> None:
+    """Qwen3.5's tokenizer has tokens for sounds, of which its config says nothing; the model has no use for them."""
+    policy = load_policy(str(save_qwen3_5(tmp_path)))
+    assert AutoTokenizer.from_pretrained(tmp_path).convert_tokens_to_ids(AUDIO) in policy.placeholder_ids
+    assert policy.without_adapters().placeholder_ids == policy.placeholder_ids

@@ -15,7 +15,7 @@ import torch
 from tiny_rewards import judged_as_is
 from tiny_runs import in_two_processes, tiny_config, write_config
 from tiny_vlms import mixed_prompts, slow
-from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer, AutoVideoProcessor
+from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoProcessor, AutoTokenizer, AutoVideoProcessor
 
 from lit_rlvr.cli.main import run
 from lit_rlvr.distributed.sharding import weights_sha256
@@ -90,15 +90,22 @@ def test_an_export_is_in_the_type_asked_for(trained: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_vision_language_model_keeps_its_processors(any_vlm_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("one_file", [False, True])
+def test_a_vision_language_model_keeps_its_processors(any_vlm_folder: Path, tmp_path: Path, one_file: bool) -> None:
+    """In files of their own, or all in `processor_config.json`, without a video processor of Qwen's."""
     source = shutil.copytree(any_vlm_folder, tmp_path / "in")
     video = {"video_processor_type": "Qwen3VLVideoProcessor", "size": {"shortest_edge": 4096, "longest_edge": 99999}}
-    (source / "video_preprocessor_config.json").write_text(json.dumps(video))
+    if one_file:
+        AutoProcessor.from_pretrained(source).save_pretrained(source)
+        (source / "preprocessor_config.json").unlink(missing_ok=True)
+    else:
+        (source / "video_preprocessor_config.json").write_text(json.dumps(video))
     policy = load_policy(str(source))
     folder = save_model(policy.model, str(source), tmp_path / "out")
-    for auto in (AutoImageProcessor, AutoVideoProcessor):
+    for auto in (
+        (AutoProcessor, AutoImageProcessor) if one_file else (AutoProcessor, AutoImageProcessor, AutoVideoProcessor)
+    ):
         assert auto.from_pretrained(folder).to_dict() == auto.from_pretrained(source).to_dict()
-    assert AutoVideoProcessor.from_pretrained(folder).size["longest_edge"] == 99999
     prompts = mixed_prompts(folder)
     with torch.no_grad():
         for prompt in prompts:

@@ -253,14 +253,14 @@ def test_every_algorithm_trains_alike_in_two_processes(run_folder: Path, lit_rlv
 
 @pytest.mark.slow
 def test_prompts_with_and_without_images_train_alike_in_two_processes(
-    run_folder: Path, vlm_folder: Path, lit_rlvr: CLI
+    run_folder: Path, any_vlm_folder: Path, lit_rlvr: CLI
 ) -> None:
     """Also where the last micro-batch of a rank has no image."""
     rows = [{"prompt": f"How long is {i}?", "answer": "1", "image": f"{i}.png" if i % 2 else None} for i in range(16)]
     (run_folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for i in range(1, 16, 2):
         picture(30 + i, 60 - i, seed=i).save(run_folder / f"{i}.png")
-    config = tiny_config(vlm_folder)
+    config = tiny_config(any_vlm_folder)
     data = {"train": str(run_folder / "train.jsonl"), "columns": {"image": "image"}, "prompts_per_rollout": 4}
     config["data"] = {"class_path": "Geometry", "init_args": data}
     config["model"]["init_args"] |= {"lr": 1e-4, "compute": {"tokens_per_microbatch": 60}}
@@ -270,7 +270,7 @@ def test_prompts_with_and_without_images_train_alike_in_two_processes(
     assert one.status == 0, one.err
     in_two_processes(run_folder, *([*FIT, *strategy, *to(name)] for name, strategy in STRATEGIES.items()))
     for name in STRATEGIES:
-        assert_same_training(run_folder / name, run_folder / "one")
+        assert_same_training(run_folder / name, run_folder / "one", 1e-5)
     assert all(float(row["train/grad_norm"]) > 0 for row in metrics(run_folder / "one"))
 
 

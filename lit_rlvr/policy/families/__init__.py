@@ -10,10 +10,17 @@ from torch import nn
 from lit_rlvr.common.packages import load_part, registered_parts
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.families.base import VisionFamily
+from lit_rlvr.policy.families.gemma3 import Gemma3
+from lit_rlvr.policy.families.internvl import InternVL
 from lit_rlvr.policy.families.qwen_vl import QwenVL
 from lit_rlvr.policy.families.smolvlm import SmolVLM
 
-FAMILIES: dict[str, type[VisionFamily]] = {"qwen_vl": QwenVL, "smolvlm": SmolVLM}
+FAMILIES: dict[str, type[VisionFamily]] = {
+    "qwen_vl": QwenVL,
+    "smolvlm": SmolVLM,
+    "gemma3": Gemma3,
+    "internvl": InternVL,
+}
 """Our families; those that installed packages register come after them."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +12,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lit_rlvr.distributed.collectives import to_device
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Pixels
+
+PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class ImageProcessor(ABC):
         Raises:
             UserError: the numbers of placeholders and images differ.
         """
-        one = self.family.image_token_id
+        one = self.family.prompt_token_id
         found = sum(token == one for token in token_ids)
         if found != len(placeholders):
             raise UserError(f"{found} image placeholders for {len(placeholders)} images")
@@ -96,6 +100,7 @@ class VisionFamily(ABC):
         names: what the family's models are called, for messages.
         image_processor: the class that prepares their images.
         tower_attention: the attention implementation of the vision tower.
+        is_in_vllm: whether vLLM computes images as the trainer does.
         tiny: small random models for tests and smoke recipes: name -> function that writes the folder. The names are
             those of `--model` if the family is in `FAMILIES`.
     """
@@ -103,6 +108,7 @@ class VisionFamily(ABC):
     names: ClassVar[str]
     image_processor: ClassVar[type[ImageProcessor]]
     tower_attention: ClassVar[str] = "sdpa"
+    is_in_vllm: ClassVar[bool] = True
     tiny: ClassVar[Mapping[str, Callable[[Path], Path]]] = {}
 
     def __init__(self, config: Any) -> None:
@@ -117,8 +123,13 @@ class VisionFamily(ABC):
 
     @property
     def image_token_id(self) -> int:
-        """The placeholder of an image feature, and of a whole image before `ImageProcessor.expand`."""
+        """The placeholder of an image feature."""
         return int(self.config.image_token_id)
+
+    @property
+    def prompt_token_id(self) -> int:
+        """The placeholder of a whole image, before `ImageProcessor.expand`; by default also that of a feature."""
+        return self.image_token_id
 
     @property
     def placeholder_ids(self) -> tuple[int, ...]:
@@ -132,7 +143,7 @@ class VisionFamily(ABC):
             while ids[at] != placeholders[0] or ids[at : at + len(placeholders)] != placeholders:
                 found.append(ids[at])
                 at += 1
-            found.append(self.image_token_id)
+            found.append(self.prompt_token_id)
             at += len(placeholders)
         return found + ids[at:]
 
@@ -149,17 +160,20 @@ class VisionFamily(ABC):
 
     # the model
 
-    @abstractmethod
     def vision_modules(self, model: Any) -> list[nn.Module]:
-        """Return the parts of a model that turn pixels into features for the language model."""
+        """Return the parts of a model that turn pixels into features for the language model; by default those of
+        transformers' usual names."""
+        return [model.base_model.vision_tower, model.base_model.multi_modal_projector]
 
     @abstractmethod
     def features(self, inputs: Mapping[str, Tensor]) -> int:
         """Return how many features the model computes for an image, given its inputs."""
 
-    @abstractmethod
     def model_inputs(self, pixels: Sequence[Pixels], device: torch.device) -> dict[str, Tensor]:
-        """Return all images of a micro-batch as keyword arguments of the model, in the order of their placeholders."""
+        """Return all images of a micro-batch as keyword arguments of the model, in the order of their placeholders; by
+        default `pixel_values` alone, joined along their first dimension."""
+        values = torch.cat([image["pixel_values"] for part in pixels for image in part.inputs])
+        return {"pixel_values": to_device(values, device)}
 
     @abstractmethod
     def blank(self) -> Pixels:
@@ -172,8 +186,8 @@ class VisionFamily(ABC):
         """Return the positions (D, L) of a prompt's tokens; by default they are counted, with D = 1."""
         return torch.arange(len(token_ids))[None]
 
-    def unpositioned_inputs(self, token_ids: Tensor) -> dict[str, Tensor]:
-        """Return what the model needs in addition to `model_inputs` to find the positions of tokens (1, L) itself."""
+    def token_inputs(self, token_ids: Tensor) -> dict[str, Tensor]:
+        """Return what the model needs in addition to `model_inputs` of tokens (R, L) among which are images."""
         return {}
 
     # engines and plans
@@ -188,15 +202,20 @@ class VisionFamily(ABC):
         return {"skip_mm_profiling": True, "mm_device_do_normalize": False}
 
     def save_processors(self, source: str, target: Path) -> None:
-        """Write the image processor of a folder or hub id to a folder, and what else engines read there."""
-        from transformers import AutoImageProcessor
+        """Copy the processors of a folder or hub id to a folder: newer models have all of them in one file."""
+        from transformers.utils import cached_file
 
-        AutoImageProcessor.from_pretrained(source, trust_remote_code=False).save_pretrained(target)
+        for name in PROCESSOR_FILES:
+            found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+            if found is not None:
+                shutil.copyfile(found, target / name)
 
     @property
-    @abstractmethod
     def tower_layers(self) -> Layers:
-        """The sizes of the vision tower's layers."""
+        """The sizes of the vision tower's layers; by default those of transformers' usual names."""
+        vision = self.config.vision_config
+        width = vision.hidden_size
+        return Layers(vision.num_hidden_layers, width, vision.intermediate_size, width, width)
 
     @property
     @abstractmethod

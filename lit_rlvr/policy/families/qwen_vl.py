@@ -1,4 +1,4 @@
-"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: an image is a sequence of patches of any length, with positions in three
+"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5: an image is a sequence of patches of any length, with positions in three
 dimensions."""
 
 from __future__ import annotations
@@ -103,6 +103,30 @@ def save_tiny_vlm(
     return save_vlm(Qwen2_5_VLConfig(text_config=language, vision_config=encoder, **markers()), folder, seed)
 
 
+def save_tiny_qwen3_5(
+    folder: Path, seed: int = 0, text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None
+) -> Path:
+    """Write a Qwen3.5 like `save_tiny_vlm`: a gated delta net, and full attention with rotations of half of each head.
+
+    Args: as for `save_tiny_vlm`.
+    """
+    from transformers import Qwen3_5Config
+
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2], "partial_rotary_factor": 0.5}
+    language = language_sizes(
+        **{
+            "head_dim": 32, "rope_parameters": rope, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+            "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+            "layer_types": ["linear_attention", "full_attention"],
+        } | (text or {})
+    )  # fmt: skip
+    encoder = {
+        "depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2,
+        "out_hidden_size": language["hidden_size"], "patch_size": 14, "num_position_embeddings": 64, **(vision or {}),
+    }  # fmt: skip
+    return save_vlm(Qwen3_5Config(text_config=language, vision_config=encoder, **markers()), folder, seed)
+
+
 def language_sizes(**other: Any) -> dict[str, Any]:
     """Return the config of the tiny language model.
 
@@ -144,10 +168,13 @@ def _sections(head: int) -> list[int]:
 class QwenVL(VisionFamily):
     """Qwen2-VL and its successors, by their config: image tokens between markers, and merged patches."""
 
-    names = "Qwen2-VL, Qwen2.5-VL, Qwen3-VL"
+    names = "Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5"
     image_processor = QwenImageProcessor
     tower_attention = VISION_ATTENTION
-    tiny: ClassVar[dict[str, Callable[[Path], Path]]] = {"tiny-qwen2.5-vl": save_tiny_vlm}
+    tiny: ClassVar[dict[str, Callable[[Path], Path]]] = {
+        "tiny-qwen2.5-vl": save_tiny_vlm,
+        "tiny-qwen3.5": save_tiny_qwen3_5,
+    }
 
     @classmethod
     def is_family(cls, config: Any) -> bool:
@@ -193,20 +220,15 @@ class QwenVL(VisionFamily):
         if pixels is None:
             return super().position_ids(model, token_ids, None).expand(3, -1)
         ids = torch.tensor([list(token_ids)])
-        kinds = self.unpositioned_inputs(ids)["mm_token_type_ids"]
+        kinds = self.token_inputs(ids)["mm_token_type_ids"]
         return model.model.get_rope_index(ids, kinds, image_grid_thw=_grids(pixels.inputs))[0][:, 0]
 
-    def unpositioned_inputs(self, token_ids: Tensor) -> dict[str, Tensor]:
+    def token_inputs(self, token_ids: Tensor) -> dict[str, Tensor]:
+        """Mark the features of images, by which the model finds positions that it is not given."""
         return {"mm_token_type_ids": (token_ids == self.image_token_id).int()}
 
     def vllm_options(self) -> dict[str, Any]:
         return super().vllm_options() | {"mm_processor_kwargs": {"do_resize": False}}  # our images are already resized
-
-    def save_processors(self, source: str, target: Path) -> None:
-        from transformers import AutoVideoProcessor
-
-        super().save_processors(source, target)
-        AutoVideoProcessor.from_pretrained(source, trust_remote_code=False).save_pretrained(target)
 
     @property
     def tower_layers(self) -> Layers:

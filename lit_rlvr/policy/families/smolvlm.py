@@ -4,7 +4,6 @@ whole image follows as one more tile."""
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -14,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_rlvr.common.packages import require
-from lit_rlvr.distributed.collectives import to_device
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy.families.base import ImageProcessor, Layers, VisionFamily
+from lit_rlvr.policy.families.base import ImageProcessor, VisionFamily
 from lit_rlvr.policy.tiny import CHAT_TEMPLATE, LLM_SPECIALS, byte_tokenizer, save_random, tiny_sizes
 from lit_rlvr.types import Pixels
 
@@ -126,8 +124,9 @@ class SmolVLM(VisionFamily):
         return len(inputs["pixel_values"]) * _features(self.config)
 
     def model_inputs(self, pixels: Sequence[Pixels], device: torch.device) -> dict[str, Tensor]:
-        tiles = torch.cat([image["pixel_values"] for part in pixels for image in part.inputs])
-        return {"pixel_values": to_device(tiles, device)[None]}  # (1, n, 3, side, side)
+        return {
+            name: tiles[None] for name, tiles in super().model_inputs(pixels, device).items()
+        }  # (1, n, 3, side, side)
 
     def blank(self) -> Pixels:
         """Return a made-up image of one tile."""
@@ -139,20 +138,6 @@ class SmolVLM(VisionFamily):
         if self.config.model_type == "smolvlm":  # transformers' processor, which vLLM calls, writes numbers as words
             require("num2words", "engine vllm with SmolVLM")
         return super().vllm_options()
-
-    def save_processors(self, source: str, target: Path) -> None:
-        from transformers.utils import cached_file
-
-        for name in ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"):
-            found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
-            if found is not None:
-                shutil.copyfile(found, target / name)
-
-    @property
-    def tower_layers(self) -> Layers:
-        vision = self.config.vision_config
-        width = vision.hidden_size
-        return Layers(vision.num_hidden_layers, width, vision.intermediate_size, width, width)
 
     @property
     def patches_per_feature(self) -> int:
