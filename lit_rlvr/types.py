@@ -109,15 +109,15 @@ class Sampling:
         return self.top_p < 1 or self.top_k > 0
 
     @property
-    def reach(self) -> int:
+    def max_completion_tokens(self) -> int:
         """The longest possible completion in tokens, observations included."""
         longest = self.max_turns * self.max_tokens + (self.max_turns - 1) * self.max_observation_tokens
         return longest if self.max_episode_tokens is None else min(longest, self.max_episode_tokens)
 
     @property
-    def longest(self) -> int:
+    def max_sampled_tokens(self) -> int:
         """T_max: the most tokens that the engine can sample for one completion."""
-        return min(self.max_turns * self.max_tokens, self.reach)
+        return min(self.max_turns * self.max_tokens, self.max_completion_tokens)
 
     def with_banned(self, token_ids: Sequence[int]) -> Sampling:
         """Return the same sampling with more tokens banned."""

@@ -277,7 +277,7 @@ def judge_completions(records: Records, suite: Suite, name: str, prompts: list[P
 
 def longest(parts: Mapping[str, tuple[Sampling, int]]) -> int:
     """Return the longest completion of a suite, in tokens."""
-    return max(sampling.reach for sampling, _ in parts.values())
+    return max(sampling.max_completion_tokens for sampling, _ in parts.values())
 
 
 def load_prompts(suite: Suite, module: EvaluatingModule) -> list[Prompt]:
@@ -328,7 +328,7 @@ def start_sampler(
         LengthRequirement(name, found, tokens, "--max_tokens", "--max_prompt_tokens", longest_prompt)
         for name, (found, tokens, longest_prompt) in questions.items()
     ]
-    reach = within_context(module.model_folder, sets)
+    longest = within_context(module.model_folder, sets)
     prompts = [prompt for found, *_ in questions.values() for prompt in found]
     dtype = getattr(torch, config.dtype)
     images = max(len(prompt.sample.images) for prompt in prompts)
@@ -337,4 +337,4 @@ def start_sampler(
         engine = VLLMEngine(kv_cache_gb=4, gpu_memory_utilization=0.9, enforce_eager=not torch.cuda.is_available())
     owner = SyncedEngine(engine, resume="run the same command again to continue")
     check = max(prompts, key=lambda prompt: len(prompt.token_ids))
-    return Sampler(module.model_folder, owner, module.tokenizer, dtype, reach, images, check)
+    return Sampler(module.model_folder, owner, module.tokenizer, dtype, longest, images, check)

@@ -112,14 +112,16 @@ def open_sampler(
 ) -> Sampler:  # fmt: skip
     """Start the engine of a config on its model, for completions of at most `max_tokens` of these prompts."""
     grown = data.reading.max_prompt_tokens if begins(rollout.environment) else 0
-    reach = replace(rollout.sampling, max_tokens=max_tokens).reach
+    longest = replace(rollout.sampling, max_tokens=max_tokens).max_completion_tokens
     requirement = LengthRequirement(
-        f"{data.name} {split}", prompts, reach, "rollout.sampling.max_tokens", min_prompt_tokens=grown
+        f"{data.name} {split}", prompts, longest, "rollout.sampling.max_tokens", min_prompt_tokens=grown
     )
     check_lengths(module.model_folder, [requirement])
     images = max(len(prompt.sample.images) for prompt in prompts)
     check = data.prepare(requirement.longest)
-    return Sampler(module.model_folder, rollout.engine, module.tokenizer, dtype, requirement.reach, images, check)
+    return Sampler(
+        module.model_folder, rollout.engine, module.tokenizer, dtype, requirement.max_sequence_tokens, images, check
+    )
 
 
 def check_out(out: Path) -> None:

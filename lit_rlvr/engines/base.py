@@ -166,7 +166,7 @@ class EngineContext:
         reserved: bytes on the policy's device that training has yet to allocate and then keeps.
         tokens: the most tokens that will be sampled while the engine is up; 0 = unknown.
         run: the run's folder; None = there is none.
-        beside: `generate_beside` will be called, while weights are synced.
+        streams: `generate_stream` will be called, while weights are synced.
     """
 
     folder: str
@@ -181,7 +181,7 @@ class EngineContext:
     reserved: int = 0
     tokens: int = 0
     run: Path | None = None
-    beside: bool = False
+    streams: bool = False
 
     def limit(self, asked: int, before: int) -> int:
         """Return the longest completion or turn after `before` tokens: what is asked for, as far as `max_tokens`
@@ -273,7 +273,7 @@ class RolloutEngine(ChecksArguments, ABC):
                 independently of each other.
         """
 
-    def generate_beside(
+    def generate_stream(
         self,
         prompts: Sequence[Prompt],
         sampling: Sampling,

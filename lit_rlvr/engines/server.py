@@ -160,20 +160,20 @@ class VLLMServerEngine(RolloutEngine):
             self._loop = RequestLoop()
             self._in_loop(self._dispatch.open())
         if not self._syncs:
-            self._adapter = self._resolve_adapters(context.policy.adapter_config, context.beside)
+            self._adapter = self._resolve_adapters(context.policy.adapter_config, context.streams)
         if rank() == 0 and not self._syncs:
             for server in self.servers:
                 server.forget_weights()
 
-    def _resolve_adapters(self, adapter: Settings | None, beside: bool) -> Settings | None:
+    def _resolve_adapters(self, adapter: Settings | None, streams: bool) -> Settings | None:
         """Return the adapters' settings if all servers take them, and log what the syncs send; None = merge them."""
         if adapter is None:
             return None
         less = [server.url for server in self.servers if not self._takes[server].include(adapter)]
         reason = f"; start {less[0]} with {lora_options(adapter)} to send them alone" if less else ""
-        if beside:  # what runs keeps the adapters that it began with
+        if streams:  # what runs keeps the adapters that it began with
             reason = ", because completions go on with new weights (rollout.staleness)"
-        if less or beside or not self.transfer.sends_adapters:
+        if less or streams or not self.transfer.sends_adapters:
             _log.info("engine vllmserver: each sync sends weights with the adapters merged in%s", reason)
             return None
         _log.info("engine vllmserver: the first sync sends all weights, and later ones only the adapters")
@@ -345,7 +345,7 @@ class VLLMServerEngine(RolloutEngine):
     ) -> list[list[Completion]]:
         return self._in_loop(self._generate(prompts, sampling, seeds, done, turns))
 
-    def generate_beside(
+    def generate_stream(
         self,
         prompts: Sequence[Prompt],
         sampling: Sampling,

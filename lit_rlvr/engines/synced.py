@@ -179,7 +179,7 @@ class SyncedEngine:
         self._context: EngineContext | None = None
         self._policy: Policy | None = None  # whose weights it holds
         self._version: Hashable | None = None  # of these weights; None = it may hold others
-        self.held: dict[str, Any] = {}  # the label of each sync's weights -> their version
+        self.synced_versions: dict[str, Any] = {}  # the label of each sync's weights -> their version
         self._syncs = 0  # those that can be probed
         self._restarts = 0  # since the last complete batch
         self._is_probed = True  # False = restarted and not probed yet
@@ -233,10 +233,10 @@ class SyncedEngine:
         every = self._safeguards.probe_every
         due = first or (every > 0 and self._syncs % every == 0)
         self._send(policy, prompts if due else None, sampling)
-        self._version = self.held[self.engine.version] = version
+        self._version = self.synced_versions[self.engine.version] = version
 
     def restart_if(self, crash: str | None, prompts: Sequence[Prompt], sampling: Sampling) -> None:
-        """Take note of how `generate_beside` ended: restart and probe the engine if it crashed (None = it did not).
+        """Take note of how `generate_stream` ended: restart and probe the engine if it crashed (None = it did not).
 
         Raises:
             UserError: it has crashed too often, or a probe failed.

@@ -44,7 +44,7 @@ class Sampler:
         self, folder: str, engine: SyncedEngine, tokenizer: Any, dtype: torch.dtype, max_tokens: int, max_images: int,
         check: Prompt,
     ) -> None:  # fmt: skip
-        self.engine, self._reach = engine, max_tokens
+        self.engine, self._max_tokens = engine, max_tokens
         self.policy = load_policy(folder).requires_grad_(False)
         if engine.engine.shares_weights and torch.cuda.is_available():
             self.policy.to("cuda")
@@ -84,7 +84,7 @@ class Sampler:
         """Return the episode workers of an environment, which format their replies for the data's model."""
         between = between_turns(data, self.policy, environment)
         if id(environment) not in self._episodes:
-            self._episodes[id(environment)] = Episodes(environment, between, self._reach)
+            self._episodes[id(environment)] = Episodes(environment, between, self._max_tokens)
         self._episodes[id(environment)].between = between
         return self._episodes[id(environment)]
 

@@ -425,7 +425,7 @@ class RolloutCallback(ChecksArguments, Callback):
     ) -> None:  # fmt: skip
         """Log the derived sizes, and warn of slow ones."""
         trained = [] if data is None else self._length_requirements(data)[:1]  # the training prompts come first
-        longest = max((requirement.reach for requirement in trained), default=0)
+        longest = max((requirement.max_sequence_tokens for requirement in trained), default=0)
         log_sizes(module, self.generator, self.group_size, prompts, ranks, precision, device, longest)
 
     def _started(
@@ -449,7 +449,7 @@ class RolloutCallback(ChecksArguments, Callback):
             folder=module.model_folder,
             policy=module.policy,
             tokenizer=module.tokenizer,
-            max_tokens=max(requirement.reach for requirement in sets),
+            max_tokens=max(requirement.max_sequence_tokens for requirement in sets),
             max_sequences=max(
                 data.prompts_per_rollout * self.group_size // trainer.world_size,
                 *(
@@ -465,7 +465,7 @@ class RolloutCallback(ChecksArguments, Callback):
             reserved=sum(unallocated(optimizer, module.policy.device) for optimizer in trainer.optimizers),
             tokens=self._most_tokens(trainer, module),
             run=Path(trainer.default_root_dir),
-            beside=self.staleness > 0,
+            streams=self.staleness > 0,
         )
 
     def _most_tokens(self, trainer: Trainer, module: RLVRModule) -> int:

@@ -167,8 +167,14 @@ class Episodes(Turns):
             for g, seed in enumerate(seeds[p]):
                 number = self._numbers[p, g] = len(self._rows)
                 _, first = self._openings.get((p, g), (None, ()))
-                room = self._context - len(prompt.token_ids) if self._context else sampling.reach + len(first)
-                row = self._rows[number] = _EpisodeState(p, g, seed, min(sampling.reach + len(first), room))
+                room = (
+                    self._context - len(prompt.token_ids)
+                    if self._context
+                    else sampling.max_completion_tokens + len(first)
+                )
+                row = self._rows[number] = _EpisodeState(
+                    p, g, seed, min(sampling.max_completion_tokens + len(first), room)
+                )
                 row.observe(first)
 
     def opening(self, p: int, g: int) -> Continuation | None:

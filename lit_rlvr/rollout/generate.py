@@ -117,11 +117,11 @@ class GroupSampler:
         self._stop_on_failures(prompts, completions, scores, together=version is not None)
         return assemble(prompts, completions, scores, sampling, self.mask_truncated, self.exact, version)
 
-    def sample_beside(
+    def sample_stream(
         self, prompts: list[Prompt], seeds: list[list[int]], sampling: Sampling, data: PromptDataModule,
         opened: Callable[[list[Prompt]], None], started: GroupStarted, done: Done,
     ) -> None:  # fmt: skip
-        """Generate groups in a thread beside training, and in such others; see `RolloutEngine.generate_beside`.
+        """Generate groups in a thread beside training, and in such others; see `RolloutEngine.generate_stream`.
 
         Args:
             opened: called with the prompts, which have what the environment says first.
@@ -134,7 +134,7 @@ class GroupSampler:
             prompts = self._opened(episodes, prompts, seeds, data)
             opened(prompts)
             more = {} if episodes is None else {"turns": episodes}
-            self.engine.engine.generate_beside(prompts, sampling, seeds, started, done, **more)
+            self.engine.engine.generate_stream(prompts, sampling, seeds, started, done, **more)
         finally:
             if episodes is not None:
                 self._idle.append(episodes)

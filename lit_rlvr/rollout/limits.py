@@ -47,7 +47,7 @@ class LengthRequirement:
         return max(self.prompts, key=lambda prompt: len(prompt.token_ids))
 
     @property
-    def reach(self) -> int:
+    def max_sequence_tokens(self) -> int:
         """Tokens of the longest prompt plus the longest completion."""
         return max(len(self.longest.token_ids), self.min_prompt_tokens) + self.max_tokens
 
@@ -61,8 +61,8 @@ def length_requirements(
         prompts_grow: an environment may add to prompts, up to `max_prompt_tokens`.
     """
     limit = "max_tokens" if sampling.max_turns == 1 else "max_episode_tokens"
-    trained = sampling.reach, f"rollout.sampling.{limit}"
-    evaluated = eval_sampling.reach, f"rollout.evaluation.sampling.{limit}"
+    trained = sampling.max_completion_tokens, f"rollout.sampling.{limit}"
+    evaluated = eval_sampling.max_completion_tokens, f"rollout.evaluation.sampling.{limit}"
     return [
         LengthRequirement(
             f"{other.name} {split}",
@@ -84,9 +84,9 @@ def check_lengths(model_folder: str, sets: Sequence[LengthRequirement]) -> None:
     """
     context = context_length(load_model_config(model_folder))
     for requirement in sets:
-        if context is None or requirement.reach <= context:
+        if context is None or requirement.max_sequence_tokens <= context:
             continue
-        tokens = requirement.reach - requirement.max_tokens
+        tokens = requirement.max_sequence_tokens - requirement.max_tokens
         said = f"prompt {requirement.longest.sample.id} has {tokens} tokens"
         if tokens > len(requirement.longest.token_ids):
             said = f"the environment adds to prompts, up to {requirement.prompt_option}={tokens} tokens"
@@ -112,7 +112,7 @@ def within_context(model_folder: str, sets: Sequence[LengthRequirement]) -> int:
     """
     context = context_length(load_model_config(model_folder))
     if context is None:
-        return max(requirement.reach for requirement in sets)
+        return max(requirement.max_sequence_tokens for requirement in sets)
     for requirement in sets:
         tokens = len(requirement.longest.token_ids)
         if tokens >= context:
@@ -127,7 +127,7 @@ def within_context(model_folder: str, sets: Sequence[LengthRequirement]) -> int:
                 "completions end there, after %d tokens at the least",
                 requirement.name, cut, len(requirement.prompts), requirement.max_tokens, context, context - tokens,
             )  # fmt: skip
-    return min(context, max(requirement.reach for requirement in sets))
+    return min(context, max(requirement.max_sequence_tokens for requirement in sets))
 
 
 def context_length(config: Any) -> int | None:

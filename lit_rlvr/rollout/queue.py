@@ -219,7 +219,7 @@ class QueueSource(SyncSource):
                 self._finish(groups[p], completions)
 
         prompts, seeds = [group.prompt for group in groups], [group.seeds for group in groups]
-        self.sampler.sample_beside(prompts, seeds, self.sampling, self.data, opened, started, done)
+        self.sampler.sample_stream(prompts, seeds, self.sampling, self.data, opened, started, done)
 
     def _finish(self, group: QueuedGroup, completions: list[Completion]) -> None:
         self._scoring.add(group, group.prompt.as_judged(completions), group.prompt.sample)
@@ -332,15 +332,15 @@ class QueueSource(SyncSource):
         assert group.completions is not None and group.started is not None
         if group.has_versions:
             return
-        held = self.sampler.engine.held
+        versions = self.sampler.engine.synced_versions
         for label in {label for completion in group.completions for label in completion.versions}:
-            if label not in held or held[label][0] != "policy":
+            if label not in versions or versions[label][0] != "policy":
                 raise UserError(
                     f"engine {self.sampler.engine.engine.name}: other weights ({label}) than the run's sampled a "
                     "completion; does somebody else use it?"
                 )
         group.completions = [
-            replace(completion, versions=tuple(str(held[label][1]) for label in completion.versions))
+            replace(completion, versions=tuple(str(versions[label][1]) for label in completion.versions))
             for completion in group.completions
         ]
         group.started = min(

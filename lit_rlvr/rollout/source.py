@@ -96,7 +96,7 @@ class SyncSource(RolloutSource):
         self.metrics, self.extra_completions, self.sampler.seconds = {}, [], defaultdict(float)
         self.sync_weights(batch.prompts)
         rollout = self.sample(batch.prompts, [])  # generate, score, assemble
-        rollout = self.sample_on(rollout, batch)
+        rollout = self.sample_more(rollout, batch)
         self.add_reference_rewards(rollout)
         rollout = self.balance(rollout)
         self.sampler.engine.sleep()  # its memory is free for training
@@ -126,7 +126,7 @@ class SyncSource(RolloutSource):
         rollout.repeats = repeats
         return rollout
 
-    def sample_on(self, rollout: Rollout, batch: PromptBatch) -> Rollout:
+    def sample_more(self, rollout: Rollout, batch: PromptBatch) -> Rollout:
         """Dynamic sampling (DAPO, eq. 11): sample further prompts until the algorithm has the groups that it needs."""
         selection, prompts = self.module.selection, len(batch) * world_size()
         if not (wanted := selection.wanted(prompts)):

@@ -187,7 +187,7 @@ def plan_step(
     mask, at = to_device(rollout.mask, device), index(rows, device)
     token_weight = torch.zeros(mask.shape, device=device)
     token_weight[at] = aggregation_weights(
-        mask[at], size, algorithm.loss_options.aggregation, sequences, tokens, rollout.sampling.longest
+        mask[at], size, algorithm.loss_options.aggregation, sequences, tokens, rollout.sampling.max_sampled_tokens
     ).to(token_weight.dtype)
     live = set(prepared.live)
     microbatches = cut_rows(rollout, [i for i in rows if i in live], tokens_per_microbatch, shared_prefix)

@@ -168,7 +168,7 @@ def generate_during_updates(
     held = {engine.version: copy.deepcopy(policy)}
     with ThreadPoolExecutor(1) as thread:
         running = thread.submit(
-            engine.generate_beside, prompts, sampling, seeds, lambda p, drop: begun.set(), found.__setitem__
+            engine.generate_stream, prompts, sampling, seeds, lambda p, drop: begun.set(), found.__setitem__
         )
         assert begun.wait(60)
         for seed in range(updates):
@@ -574,7 +574,7 @@ def test_a_server_that_stands_still_for_a_minute_only_delays(
         begun = threading.Event()
         with ThreadPoolExecutor(1) as thread:
             running = thread.submit(
-                engine.generate_beside, prompts, sampling, seeds, lambda p, drop: begun.set(), found.__setitem__
+                engine.generate_stream, prompts, sampling, seeds, lambda p, drop: begun.set(), found.__setitem__
             )
             assert begun.wait(60) and second.process is not None
             os.killpg(second.process.pid, signal.SIGSTOP)

@@ -102,7 +102,7 @@ class Streaming(Copying):
             groups = HFEngine.generate(self, prompts, sampling, seeds, None, turns)
             return [[replace(c, versions=(self.version,) * c.length) for c in group] for group in groups]
 
-    def generate_beside(
+    def generate_stream(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]],
         started: GroupStarted, done: Done, turns: Turns | None = None,
     ) -> None:  # fmt: skip
@@ -118,7 +118,7 @@ class Streaming(Copying):
 
         if turns is not None:  # which know whole batches only
             with self._turn:
-                super().generate_beside(prompts, sampling, seeds, started, done, turns)
+                super().generate_stream(prompts, sampling, seeds, started, done, turns)
             return
         with ThreadPoolExecutor(len(prompts)) as threads:
             list(threads.map(one, range(len(prompts))))

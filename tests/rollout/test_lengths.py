@@ -44,7 +44,7 @@ def test_the_longest_prompt_counts_and_what_to_lower_is_said(tiny_model_folder: 
     """The model's context is 1024 tokens."""
     prompts = [make_prompt(range(n), f"row-{n}") for n in (3, 1000, 7)]
     fits, over = (LengthRequirement("math train", prompts, n, "rollout.sampling.max_tokens") for n in (24, 25))
-    assert fits.reach == 1024
+    assert fits.max_sequence_tokens == 1024
     check_lengths(str(tiny_model_folder), [fits])
     with pytest.raises(UserError) as error:
         check_lengths(str(tiny_model_folder), [fits, over])

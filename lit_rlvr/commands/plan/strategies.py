@@ -370,7 +370,7 @@ def describe_job(
     engine = rollout.generator
     vllm = engine if isinstance(engine, VLLMEngine) else None
     sleeps = vllm is not None and vllm.sleep_mode and not rollout.staleness
-    longest, evaluated = rollout.sampling.reach, rollout.eval_sampling.reach
+    longest, evaluated = rollout.sampling.max_completion_tokens, rollout.eval_sampling.max_completion_tokens
     completion = Lengths(longest, longest) if lengths is None else Lengths.parse(lengths, longest)
     share = 0.0 if vllm is None else vllm.gpu_memory_utilization or 0.4
     return JobSizes(
