@@ -103,8 +103,8 @@ RUNS: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 """Runs that log all metrics of the table between them, but those of ELSEWHERE and of some losses."""
 LOSSES = ("ClipCov", "KLCov", "M2PO", "FIPO", "DRO", "TOPR", "VESPO")
-ELSEWHERE = ("val/sql/accuracy/a/b", "reward/easyr1/format", "time/checkpoint_write")
-"""Metrics of data with categories, of functions that return a dict, and of FSDP2."""
+ELSEWHERE = ("val/sql/accuracy/a/b", "reward/easyr1/format", "time/checkpoint_write", "train/staleness/stale_cache")
+"""Metrics of data with categories, of functions that return a dict, of FSDP2, and of servers that keep their cache."""
 
 
 def test_every_metric_that_runs_log_is_in_the_table(
