@@ -793,7 +793,7 @@ def test_weights_reach_all_parts_of_a_model_that_is_split_over_two_workers(
 
 @pytest.mark.slow
 def test_images_on_a_server_are_those_of_the_trainer(
-    vlm_context: EngineContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    in_vllm: None, vlm_context: EngineContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SERVER_KEY", KEY)
     policy, prompts = vlm_context.policy, mixed_prompts(Path(vlm_context.folder))
