@@ -22,8 +22,10 @@ CLI = Callable[..., Any]
 def test_it_follows_a_run_from_its_start_to_its_end(
     run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a reward that takes its time; written so often that no stage is missed."""
+    """With a reward that takes its time; stages last longer than the time between two writes, so none is missed."""
     monkeypatch.setattr(live, "WRITE_SECONDS", 0.001)
+    begin = Activity.begin
+    monkeypatch.setattr(Activity, "begin", lambda self, *stage: (begin(self, *stage), time.sleep(0.1)))
     (run_folder / "slow_judge.py").write_text(
         "import time\n\ndef judge(completion, sample):\n    time.sleep(0.02)\n    return 1.0\n"
     )
