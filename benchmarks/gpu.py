@@ -67,8 +67,6 @@ from workload import Workload, gpu_memory_mb, start, take_turns, wait_for_gpu
 
 from lit_rlvr.commands.plan.memory import Strategy, largest_microbatch, shape_of, training_memory
 from lit_rlvr.common.packages import is_installed
-from lit_rlvr.datamodules.reading.chat import Chat
-from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.engines.base import EngineContext, RolloutEngine
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.policy import attention, verify
@@ -748,8 +746,8 @@ def make_workload(options: Any, folder: str) -> Workload:
         data_options={
             "held_out": 0,
             "question": question.rjust(options.prompt_tokens - FRAME, "."),
-            "chat": Chat(system_prompt=None),
-            "reading": ReadingOptions(max_prompt_tokens=options.prompt_tokens + 64),
+            "chat": {"system_prompt": None},
+            "reading": {"max_prompt_tokens": options.prompt_tokens + 64},
         },
         prompts=options.prompts,
         group_size=options.group_size,

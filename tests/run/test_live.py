@@ -22,10 +22,17 @@ CLI = Callable[..., Any]
 def test_it_follows_a_run_from_its_start_to_its_end(
     run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a reward that takes its time; stages last longer than the time between two writes, so none is missed."""
+    """With a reward that takes its time; each stage is long once, so that none is missed."""
     monkeypatch.setattr(live, "WRITE_SECONDS", 0.001)
-    begin = Activity.begin
-    monkeypatch.setattr(Activity, "begin", lambda self, *stage: (begin(self, *stage), time.sleep(0.1)))
+    begin, begun = Activity.begin, set()
+
+    def begin_slowly(self: Activity, stage: str, total: int = 0) -> None:
+        begin(self, stage, total)
+        if stage not in begun:
+            begun.add(stage)
+            time.sleep(0.3)
+
+    monkeypatch.setattr(Activity, "begin", begin_slowly)
     (run_folder / "slow_judge.py").write_text(
         "import time\n\ndef judge(completion, sample):\n    time.sleep(0.02)\n    return 1.0\n"
     )
@@ -38,7 +45,7 @@ def test_it_follows_a_run_from_its_start_to_its_end(
             if path.is_file():
                 seen.append(json.loads(path.read_text()))
 
-    thread = threading.Thread(target=refresh)
+    thread = threading.Thread(target=refresh, daemon=True)
     thread.start()
     result = lit_rlvr("fit", "--config", "tiny.yaml", "--rollout.rewards", '["slow_judge.judge"]')
     over.set()
