@@ -45,7 +45,7 @@ def test_the_model_looks(recipe: str, tmp_path: Path, lit_rlvr: CLI, monkeypatch
     assert float(accuracy) <= MOST_FREQUENT, blind.out
 
 
-GEOMETRY = ("smoke/geometry", "--trainer.max_steps", 200, "--model.init_args.model")
+GEOMETRY = ("smoke/geometry", "--trainer.max_steps", 150, "--model.init_args.model")
 
 
 @pytest.mark.slow
