@@ -16,6 +16,7 @@ import nbformat
 import numpy as np
 import pytest
 from nbclient import NotebookClient
+from tiny_runs import PAIRS
 
 from lit_rlvr.commands.check.parity import load_algorithms
 from lit_rlvr.commands.check.replay import replay
@@ -112,6 +113,8 @@ def test_configs_parse(name: str, script: Callable[[str], ModuleType], lit_rlvr:
     ],
 )
 def test_a_script_runs_and_learns(name: str, run: str, least: float, picture: str, tmp_path: Path) -> None:
+    for pair in PAIRS:
+        pair.close()  # a run of SmolLM2 takes 9 GB
     done = subprocess.run(
         [sys.executable, str(TUTORIALS / f"{name}.py")], cwd=tmp_path, capture_output=True, text=True, timeout=1800,
         check=False,
