@@ -113,7 +113,7 @@ class UsesModel(LightningDataModule):
 @option_group("data.evaluation")
 @dataclass(frozen=True)
 class EvaluationData:
-    """How a data set is validated and tested on.
+    """The settings of validation and test on a data set.
 
     Args:
         limit: validate and test on at most this many rows of each set, drawn by `seed`.
@@ -160,7 +160,7 @@ class PromptDataModule(ChecksArguments, UsesModel):
     fields: Sequence[str] = FIELDS
     """The fields that `columns` can map."""
     has_answer_lists = True
-    """Whether a row's answer may be a list, so that `reading.answers` has a meaning."""
+    """Rows may have lists of answers, which `reading.answers` interprets."""
 
     def __init__(
         self,
@@ -178,15 +178,9 @@ class PromptDataModule(ChecksArguments, UsesModel):
         name: str | None = None,
     ) -> None:
         super().__init__()
-        reading, images, chat, evaluation = (
-            with_class_defaults(type(self), name, group)
-            for name, group in (
-                ("reading", reading), ("images", images), ("chat", chat), ("evaluation", evaluation),
-            )
-        )  # fmt: skip
-        self.init_args = init_arguments() | {
-            "reading": reading, "images": images, "chat": chat, "evaluation": evaluation,
-        }  # fmt: skip
+        groups = with_class_defaults(type(self), reading=reading, images=images, chat=chat, evaluation=evaluation)
+        self.init_args = init_arguments() | groups
+        reading, images, chat, evaluation = groups.values()
         check_takes(self.rows, "split")
         check_takes(self.sample, "row", "index", "source")
         check_within("[1, inf)", "data", prompts_per_rollout=prompts_per_rollout)
@@ -299,9 +293,8 @@ class PromptDataModule(ChecksArguments, UsesModel):
         """Return the sample with the special tokens in its prompt as text, unless the option is `keep`."""
         if not self._has_special_tokens(sample):
             return sample
-        if (
-            self._reports_special_tokens or self.chat.special_tokens == "refuse"
-        ):  # else rows of the set have been reported
+        # If neither holds, rows of this set have been reported.
+        if self._reports_special_tokens or self.chat.special_tokens == "refuse":
             self._report_special_tokens(self.name, "a prompt", [sample])
         if self.chat.special_tokens == "keep":
             return sample

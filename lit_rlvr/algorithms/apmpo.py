@@ -48,7 +48,7 @@ class APMPO(RLVRModule):
         paper.check_bounds(eps_low, eps_min, eps_max, adaptive_lower)
         self.gamma, self.eps_low, self.eps_min, self.eps_max = gamma, eps_low, eps_min, eps_max
         self.adaptive_lower, self.dual_clip = adaptive_lower, dual_clip
-        self.schedule = with_class_defaults(type(self), "schedule", schedule)
+        (self.schedule,) = with_class_defaults(type(self), schedule=schedule).values()
 
     def observe(self, group: GroupBatch) -> dict[str, float]:
         mu, sigma = paper.reward_statistics(group, self.schedule.statistics_from, self.schedule.statistics)

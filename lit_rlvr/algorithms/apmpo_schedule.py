@@ -19,7 +19,7 @@ from lit_rlvr.errors import UserError, check_within, option_group
 @option_group("model.schedule")
 @dataclass(frozen=True)
 class PowerSchedule:
-    """How APMPO's exponent p and its upper clip follow the rewards; other values than the defaults are ablations.
+    """The schedule by which APMPO's exponent p and its upper clip follow the rewards; the defaults are the paper's.
 
     Args:
         power: a fixed p instead of the adaptive one; 1 is adaptive clipping without PMPO.

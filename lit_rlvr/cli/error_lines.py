@@ -339,5 +339,7 @@ def class_arguments(cls: type) -> set[str]:
     made = [vars(owner).get("__init__") for owner in inspect.getmro(cls)]
     found = [one for init in made if inspect.isfunction(init) for one in inspect.signature(init).parameters.values()]
     groups = {one.name: one.default for one in found if dataclasses.is_dataclass(one.default)}
-    fields = {f"{name}.{field.name}" for name, group in groups.items() for field in dataclasses.fields(group)}
+    fields = {
+        f"{name}.{field.name}" for name, group in groups.items() for field in dataclasses.fields(group) if field.init
+    }
     return {one.name for one in found} - {"self", "args", "kwargs"} | fields

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -106,6 +107,22 @@ def writing(what: str, hint: str = "") -> Iterator[None]:
         if reason is None or getattr(error, "filename", None) or isinstance(error, UserError) or user_line(error):
             raise
         raise UserError(f"{what} cannot be written: {reason}{hint}") from error
+
+
+def scratch_folder(target: Path, what: str, hint: str = "") -> Path:
+    """Create an empty folder next to `target`, which it is renamed to when it is complete.
+
+    Args:
+        what, hint: as for `writing`.
+
+    Raises:
+        UserError: it cannot be created.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+    except OSError as error:
+        raise UserError(f"{what} cannot be written: {error.strerror}{hint}") from error
 
 
 def check_writable(folder: Path, option: str) -> None:

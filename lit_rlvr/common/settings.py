@@ -37,15 +37,18 @@ def class_default(cls: type, name: str) -> Any:
     return next(parameter.default for parameter in named if parameter is not None)
 
 
-def with_class_defaults(cls: type, name: str, group: Any) -> Any:
-    """Return a group of options of a class, where the class's own defaults stand in for the fields that were not given:
+def with_class_defaults(cls: type, **groups: Any) -> dict[str, Any]:
+    """Return groups of options of a class, where the class's own defaults stand in for the fields that were not given:
     `DAPO(loss=Loss(entropy_coef=0.1))` keeps DAPO's aggregation.
 
     Args:
-        group: the group, or a mapping of its fields.
+        groups: argument of the class -> the group, or a mapping of its fields.
     """
-    given = group if isinstance(group, Mapping) else {field: getattr(group, field) for field in group.given}
-    return replace(class_default(cls, name), **given)
+    found = {}
+    for name, group in groups.items():
+        given = group if isinstance(group, Mapping) else {field: getattr(group, field) for field in group.given}
+        found[name] = replace(class_default(cls, name), **given)
+    return found
 
 
 def snake_case(class_name: str) -> str:

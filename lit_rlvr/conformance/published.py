@@ -39,7 +39,7 @@ class Published:
 
 @dataclass(frozen=True)
 class AlgorithmRecord:
-    """What tables and pages say of an algorithm: a file `NAME.toml` beside that of its class in `lit_rlvr/algorithms/`.
+    """What tables and pages say of an algorithm: a file `NAME.toml` next to that of its class.
 
     Args:
         page: NAME, which is also that of its page in docs/algorithms.

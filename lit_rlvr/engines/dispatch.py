@@ -25,7 +25,7 @@ KEEP_ALIVE = 2.0
 """Seconds that an idle connection is kept: less than vLLM's server keeps it, which could close it under a request."""
 
 TRANSIENT_FAILURES = 3
-"""How often a living server may fail a request for a while (`ServerError.transient`); the request is made again."""
+"""The most transient failures (`ServerError.transient`) of a living server after which a request is made again."""
 
 
 @dataclass(eq=False)

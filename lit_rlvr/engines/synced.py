@@ -134,7 +134,7 @@ _PERMANENT_ERRORS = {"BackendCompilerFailed", "ImportError"}
 @option_group("rollout.safeguards")
 @dataclass(frozen=True)
 class Safeguards:
-    """What a run checks, and how many failures it survives.
+    """The checks of a run, and the numbers of failures that it survives.
 
     Args:
         probe_every: compare the engine's log-probabilities with the trainer's after the first weight sync that can be

@@ -9,13 +9,12 @@ import os
 import re
 import shlex
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from lit_rlvr.common.files import writing
+from lit_rlvr.common.files import scratch_folder, writing
 from lit_rlvr.common.packages import pip_command, require
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.errors import UserError, shown
@@ -253,11 +252,7 @@ def made_once(target: Path, make: Callable[[Path], Any]) -> Path:
     if target.exists():  # perhaps in a cache that cannot be written
         return target
     cache, hint = f"cache {target.parent}", "; set LIT_RLVR_CACHE to a folder that can be written"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
-    except OSError as error:
-        raise UserError(f"{cache} cannot be written: {error.strerror}{hint}") from error
+    scratch = scratch_folder(target, cache, hint)
     try:
         with writing(cache, hint), FileLock(target.with_name(f".{target.name}.lock")):
             if not target.exists():

@@ -34,7 +34,7 @@ DEFAULT_TOKENS = 4096
 @option_group("model.compute")
 @dataclass(frozen=True)
 class Compute:
-    """How training computes, with the same results up to rounding.
+    """The settings of how training computes; they change results by rounding alone.
 
     Args:
         tokens_per_microbatch: maximum input tokens per micro-batch, including padding, though it has at least one

@@ -55,7 +55,7 @@ _log = logging.getLogger("lit_rlvr")
 @option_group("rollout.evaluation")
 @dataclass(frozen=True)
 class Evaluation:
-    """How many completions of a prompt validation samples, and how.
+    """The number of completions for each prompt in validation, and how they are sampled.
 
     Args:
         sampling: how they are sampled; max_tokens is training's by default. From Python, a `Sampling` is taken as it
@@ -121,11 +121,9 @@ class RolloutCallback(ChecksArguments, Callback):
     ) -> None:
         if rewards is not None:
             rewards = [one if isinstance(one, Reward | str) else FunctionReward(one) for one in rewards]
-        evaluation, safeguards, replay = (
-            with_class_defaults(type(self), name, group)
-            for name, group in (("evaluation", evaluation), ("safeguards", safeguards), ("replay", replay))
-        )
-        self.init_args = init_arguments() | {"evaluation": evaluation, "safeguards": safeguards, "replay": replay}
+        groups = with_class_defaults(type(self), evaluation=evaluation, safeguards=safeguards, replay=replay)
+        self.init_args = init_arguments() | groups
+        evaluation, safeguards, replay = groups.values()
         self.group_size = group_size
         self.generator = resolve_engine(engine)
         self.engine = SyncedEngine(self.generator, safeguards)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_rlvr.common.files import check_writable, writing
+from lit_rlvr.common.files import check_writable, scratch_folder, writing
 from lit_rlvr.common.packages import require
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.configs import check_current, read_config
@@ -116,11 +115,7 @@ def save_model(model: Any, source: str, target: Path, tokenizer: Path | None = N
     Args:
         tokenizer: a folder with another tokenizer.
     """
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
-    except OSError as error:
-        raise UserError(f"{target} cannot be written: {error.strerror}") from error
+    scratch = scratch_folder(target, str(target))
     try:
         with writing(str(target)):
             reads = load_tokenizer(source) if tokenizer is None else read_tokenizer(str(tokenizer))

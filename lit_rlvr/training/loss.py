@@ -48,7 +48,7 @@ _log = logging.getLogger("lit_rlvr")
 @option_group("model.loss")
 @dataclass(frozen=True)
 class Loss:
-    """How the losses of tokens become one, and the entropy bonus.
+    """The aggregation of the losses of tokens, and the entropy bonus.
 
     Args:
         aggregation: what token losses are divided by: their sequence's tokens (`sequence_mean`), all tokens of the step
@@ -193,9 +193,8 @@ class LossModule(ABC):
         if chosen is not None:
             require_choice(self.select, chosen, everything)
         if self.loss_options.top_entropy_quantile < 1:
-            count = math.ceil(
-                round(self.loss_options.top_entropy_quantile * len(everything), 6)
-            )  # 0.07 x 100 is 7.000000000000001
+            share = self.loss_options.top_entropy_quantile
+            count = math.ceil(round(share * len(everything), 6))  # 0.07 x 100 is 7.000000000000001
             everything = largest(step.entropy, count, step.chance)
         return everything, chosen
 

@@ -134,15 +134,9 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         max_skipped_steps: int = 10,
         config_overrides: dict[str, Any] | None = None,
     ) -> None:
-        optim, loss, kl, importance, compute = (
-            with_class_defaults(type(self), name, group)
-            for name, group in (
-                ("optim", optim), ("loss", loss), ("kl", kl), ("importance", importance), ("compute", compute),
-            )
-        )  # fmt: skip
-        self.init_args = init_arguments() | {
-            "optim": optim, "loss": loss, "kl": kl, "importance": importance, "compute": compute,
-        }  # fmt: skip
+        groups = with_class_defaults(type(self), optim=optim, loss=loss, kl=kl, importance=importance, compute=compute)
+        self.init_args = init_arguments() | groups
+        optim, loss, kl, importance, compute = groups.values()
         check_within("[0, inf)", "model", max_skipped_steps=max_skipped_steps)
         check_within(
             f"[1, {MAX_SIZE}]", "model", updates_per_rollout=updates_per_rollout, epochs_per_rollout=epochs_per_rollout

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from lit_rlvr.cli.error_lines import explain_parse_error, refuse_nulls
+from lit_rlvr.cli.error_lines import class_arguments, explain_parse_error, refuse_nulls
 from lit_rlvr.cli.lightning_cli import OPTION_GROUPS, ConfigCheck
+from lit_rlvr.datamodules import TextToSQL
 from lit_rlvr.errors import UserError
 
 FIRST = """
@@ -109,3 +110,9 @@ def test_an_unknown_key_of_a_group_is_refused(
 def test_a_group_is_not_null(parse: Parse) -> None:
     with pytest.raises(UserError, match=r"data\.init_args\.chat: null is not allowed; leave it out for its default"):
         refuse_nulls(parse([FIRST], "--data.chat", "null"), OPTION_GROUPS)
+
+
+def test_what_nobody_can_give_is_no_option() -> None:
+    """An environment has the tools, so `chat.tools` is neither accepted early nor proposed."""
+    known = class_arguments(TextToSQL)
+    assert {"chat.template", "reading.limit"} <= known and "chat.tools" not in known

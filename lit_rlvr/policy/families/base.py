@@ -90,6 +90,11 @@ class ImageProcessor(ABC):
         return [t for token in token_ids for t in (next(images) if token == one else (token,))]
 
 
+def made_up_pixels(height: int, width: int) -> Tensor:
+    """Return the pixel values (1, 3, height, width) of a made-up image."""
+    return torch.linspace(-1, 1, 3 * height * width).mul(100).sin().view(1, 3, height, width)
+
+
 class VisionFamily(ABC):
     """The way in which the models of a family take images. A new family is a subclass, in `FAMILIES` or an entry point.
 

@@ -8,11 +8,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy.families.base import ImageProcessor, VisionFamily
+from lit_rlvr.policy.families.base import ImageProcessor, VisionFamily, made_up_pixels
 from lit_rlvr.policy.tiny import CHAT_TEMPLATE, LLM_SPECIALS, byte_tokenizer, save_random, tiny_sizes
 from lit_rlvr.types import Pixels
 
@@ -133,7 +132,7 @@ class Gemma3(VisionFamily):
     def blank(self) -> Pixels:
         """Return a made-up image."""
         side, features = self.config.vision_config.image_size, [self.image_token_id] * self.features({})
-        values = torch.linspace(-1, 1, 3 * side**2).mul(100).sin().view(1, 3, side, side)
+        values = made_up_pixels(side, side)
         tokens = (self.config.boi_token_id, *features, self.config.eoi_token_id)
         return Pixels(({"pixel_values": values},), (tokens,), ())
 

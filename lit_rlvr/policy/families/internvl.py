@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy.families.base import ImageProcessor, VisionFamily
+from lit_rlvr.policy.families.base import ImageProcessor, VisionFamily, made_up_pixels
 from lit_rlvr.policy.tiny import CHAT_TEMPLATE, LLM_SPECIALS, byte_tokenizer, save_random, tiny_sizes
 from lit_rlvr.types import Pixels
 
@@ -110,8 +109,7 @@ class InternVL(VisionFamily):
 
     def blank(self) -> Pixels:
         """Return a made-up image of one tile."""
-        high, wide = self.config.vision_config.image_size
-        values = torch.linspace(-1, 1, 3 * high * wide).mul(100).sin().view(1, 3, high, wide)
+        values = made_up_pixels(*self.config.vision_config.image_size)
         return Pixels(({"pixel_values": values},), ((self.image_token_id,) * _features(self.config),), ())
 
     @property

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lit_rlvr.common.packages import require
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy.families.base import ImageProcessor, VisionFamily
+from lit_rlvr.policy.families.base import ImageProcessor, VisionFamily, made_up_pixels
 from lit_rlvr.policy.tiny import CHAT_TEMPLATE, LLM_SPECIALS, byte_tokenizer, save_random, tiny_sizes
 from lit_rlvr.types import Pixels
 
@@ -131,7 +131,7 @@ class SmolVLM(VisionFamily):
     def blank(self) -> Pixels:
         """Return a made-up image of one tile."""
         side = self.config.vision_config.image_size
-        values = torch.linspace(-1, 1, 3 * side**2).mul(100).sin().view(1, 3, side, side)
+        values = made_up_pixels(side, side)
         return Pixels(({"pixel_values": values},), ((self.image_token_id,) * _features(self.config),), ())
 
     def vllm_options(self) -> dict[str, Any]:
