@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from lightning.pytorch import LightningDataModule
 
 from lit_rlvr.common.seeds import run_seed
 from lit_rlvr.common.settings import init_arguments, snake_case, with_class_defaults
+from lit_rlvr.datamodules.reading.assistant_turns import Part, split_turns
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.chat import Chat, break_up, special_tokens
 from lit_rlvr.datamodules.reading.checks import (
@@ -23,6 +25,7 @@ from lit_rlvr.datamodules.reading.checks import (
     require_sample,
     require_samples,
 )
+from lit_rlvr.datamodules.reading.conversations import parse_nested, without_nulls
 from lit_rlvr.datamodules.reading.images import ImageOptions, with_images
 from lit_rlvr.datamodules.reading.readers import GivenRows, read_rows
 from lit_rlvr.datamodules.reading.rows import (
@@ -58,6 +61,7 @@ from lit_rlvr.datamodules.reading.stream import (
 from lit_rlvr.environments.base import Environment
 from lit_rlvr.errors import ChecksArguments, UserError, check_takes, check_within, defined_at, option_group
 from lit_rlvr.policy.families.base import ImageProcessor
+from lit_rlvr.rewards.forms import as_messages
 from lit_rlvr.types import Prompt, Sample
 
 Split = Literal["train", "validation", "test"]
@@ -97,6 +101,12 @@ class UsesModel(LightningDataModule):
     @image_processor.setter
     def image_processor(self, processor: ImageProcessor) -> None:
         self._image_processor = processor
+
+    @property
+    def demonstrates(self) -> bool:
+        """True if the trainer's model is trained on the completions that the data hold."""
+        module = self._module if self.trainer is None else self.trainer.lightning_module
+        return bool(getattr(module, "demonstrates", False))
 
     def use_model(self, module: Any) -> None:
         """Take tokenizer and image processor from a module that has no trainer yet, or from another DataModule."""
@@ -279,10 +289,46 @@ class PromptDataModule(ChecksArguments, UsesModel):
 
     def render(self, sample: Sample) -> str:
         """Return the exact text the model sees, special tokens and prefill included."""
-        chat = self.chat
-        if self.environment is not None:
-            chat = chat.with_tools(self.environment.tools_of(sample))
+        chat = self._chat_of(sample)
         return chat.text(chat.messages(self._without_special_tokens(sample)), self.tokenizer, sample.source)
+
+    def _chat_of(self, sample: Sample) -> Chat:
+        """Return the format of a sample's prompt, which offers the tools of the environment; if completions come from
+        the data, those of the row's column `tools`."""
+        if self.environment is not None:
+            return self.chat.with_tools(self.environment.tools_of(sample))
+        tools = parse_nested(sample.row.get("tools")) if self.demonstrates else None
+        if not tools:
+            return self.chat
+        if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+            raise UserError(f"{sample.source}: tools: not a list of JSON schemas, as chat templates take them")
+        return self.chat.with_tools(without_nulls(tools))
+
+    def split_turns(self, sample: Sample, turns: Sequence[dict[str, Any]], end: int) -> list[Part]:
+        """Return the tokens of a sample's conversation, in parts that the model reads and writes alternately.
+
+        Args:
+            turns: the messages after the sample's prompt. end: the token that ends a turn.
+
+        Raises:
+            BadRow: the chat template does not show which tokens are the model's, or not all images.
+        """
+        chat = self._chat_of(sample)
+        whole = self._without_special_tokens(replace(sample, prompt=[*as_messages(sample.prompt), *turns]))
+        parts = split_turns(chat.messages(whole), chat, self.tokenizer, self.opening, end, sample.source)
+        if not sample.images:
+            return parts
+        images: Any = sample.images
+        placeholders = [self.image_processor.placeholders(*size) for size in images.sizes]
+        found = []
+        for part in parts:
+            count = part.token_ids.count(self.image_processor.family.prompt_token_id)
+            token_ids = self.image_processor.expand(part.token_ids, placeholders[:count])
+            found.append(Part(token_ids, part.is_written, count))
+            placeholders = placeholders[count:]
+        if placeholders:
+            raise BadRow(f"{len(placeholders)} of its images are not in the conversation", "image")
+        return found
 
     @cached_property
     def opening(self) -> str:
@@ -467,6 +513,14 @@ class PromptDataModule(ChecksArguments, UsesModel):
             raise RuntimeError("no training prompts yet: call `setup('fit')` first")
         return self._stream
 
+    def on_prompts(self, prompts: Sequence[Prompt], prompts_per_rollout: int) -> PromptDataModule:
+        """Return a copy that trains on some of its prompts, in an order of the data seed alone."""
+        other = copy(self)
+        other.prompts = self.prompts | {"train": list(prompts)}
+        other.prompts_per_rollout = min(prompts_per_rollout, len(prompts))
+        other.cursor, other._stream = dict(START_CURSOR), PromptStream(prompts, self.seed)
+        return other
+
     def commit(self, cursor: Cursor) -> None:
         """Record that training has consumed everything before `cursor`; checkpoints store this position."""
         self.cursor = dict(cursor)
@@ -488,7 +542,7 @@ class PromptDataModule(ChecksArguments, UsesModel):
         """Read all usable rows of a split; later calls return the same list."""
         if split not in self._samples:
             name = f"{self.name} {split}"
-            rows = with_prompts(require_samples(self.rows(split), self.rows), name, self.optional)
+            rows = with_prompts(require_samples(self.rows(split), self.rows), name, self.optional, not self.demonstrates)
             rows = with_images(rows, self.images)
             good, self.bad_rows[split] = filter_rows(rows, name, self.reading.max_bad_rows, self.optional)
             if not good and self.locations[split] is not None:

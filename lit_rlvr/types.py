@@ -37,6 +37,7 @@ class Sample:
         source: "file:row", for error messages.
         options: the options of a multiple-choice question, in the order A, B, ...
         aliases: other reference answers, each as right as `answer`.
+        closing_turns: the assistant's messages at the end of the row's conversation, which `prompt` lacks.
     """
 
     id: str
@@ -48,6 +49,7 @@ class Sample:
     source: str = ""
     options: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
+    closing_turns: tuple[dict[str, Any], ...] = ()
 
     @property
     def references(self) -> tuple[str, ...]:
@@ -319,6 +321,12 @@ class Pixels:
     placeholders: tuple[tuple[int, ...], ...]
     images: tuple[Any, ...]
 
+    def split(self, count: int) -> tuple[Pixels | None, Pixels | None]:
+        """Return the first `count` images and the others; None for none."""
+        fields = self.inputs, self.placeholders, self.images
+        before, after = (Pixels(*(values[part] for values in fields)) for part in (slice(count), slice(count, None)))
+        return before if before.inputs else None, after if after.inputs else None
+
     @classmethod
     def joined(cls, parts: Sequence[Pixels | None]) -> Pixels | None:
         """Concatenate the images of several parts; return None without images."""
@@ -371,6 +379,8 @@ class PromptBatch:
             always name the next unseen prompt.
         name: the data set's name in metrics (`val/<name>/...`).
         greedy: in validation, one greedy completion of each prompt, if the settings ask for it.
+        demonstrations: in validation of a module that trains on the data's own completions, these; a rank without
+            prompts has one of another prompt, because scoring with sharded weights needs all ranks.
     """
 
     prompts: list[Prompt]
@@ -378,6 +388,7 @@ class PromptBatch:
     name: str = ""
     rollout: Rollout | None = None
     greedy: Rollout | None = None
+    demonstrations: Rollout | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -436,6 +447,7 @@ class Rollout:
         stale_cache: (B, T) bool, True for tokens that follow keys and values which older weights may have made, so
             that fresh scoring gives them another log-probability; None = there are none.
         is_unjudged: no reward judges any completion, on any rank: nothing can be trained on.
+        is_given: the completions are the data's own, so that no `rollout_logprobs` are known.
     """
 
     prompts: list[Prompt]
@@ -459,6 +471,7 @@ class Rollout:
     versions: Tensor | None = None
     stale_cache: Tensor | None = None
     is_unjudged: bool = False
+    is_given: bool = False
 
     @classmethod
     def unscored(

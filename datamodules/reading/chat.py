@@ -223,7 +223,7 @@ class Chat:
         rest = [message for message in messages if message["role"] != "system"]
         return [{"role": "system", "content": self.system_text}, *rest]
 
-    def text(self, messages: list[dict[str, Any]], tokenizer: Any, source: str = "") -> str:
+    def text(self, messages: list[dict[str, Any]], tokenizer: Any, source: str = "", prompt: bool = True) -> str:
         """Return the whole prompt as text with its special tokens; tokenise it without adding any.
 
         Args:
@@ -231,16 +231,23 @@ class Chat:
             tokenizer: the model's. If it has no chat template (a base model), its beginning-of-text token and
                 `plain_template` replace it.
             source: "file:row", for errors.
+            prompt: end with the beginning of the model's next turn.
         """
         if not tokenizer.chat_template:
             if any(not isinstance(message["content"], str) for message in messages):
                 raise UserError(f"{source}: images need a model with a chat template, this one has none")
             return _bos_token(tokenizer) + self._plain(self._describe_tools_in(messages)) + self.prefill
-        text = self.apply(messages, tokenizer, source)
-        if self.tools and text == self.apply(messages, tokenizer, source, offer=False):  # the template ignores tools
-            text = self.apply(self._describe_tools_in(messages), tokenizer, source)
+        text = self.apply(self._offering(messages, tokenizer, source), tokenizer, source, prompt)
         self._check_shown(messages, text, tokenizer, source)
-        return text + self.prefill
+        return text + self.prefill if prompt else text
+
+    def _offering(self, messages: list[dict[str, Any]], tokenizer: Any, source: str) -> list[dict[str, Any]]:
+        """Return the messages, with the tools in the system message if the chat template ignores tools."""
+        if self.tools and self.apply(messages, tokenizer, source) == self.apply(
+            messages, tokenizer, source, offer=False
+        ):
+            return self._describe_tools_in(messages)
+        return messages
 
     def _check_shown(self, messages: list[dict[str, Any]], text: str, tokenizer: Any, source: str) -> None:
         """Refuse messages with a role that the chat template does not know, or that it does not show.
@@ -295,19 +302,26 @@ class Chat:
             prompt: end with the beginning of the model's next turn.
             offer: pass the tools to the template.
         """
+        return str(self._apply(messages, tokenizer, source, offer, tokenize=False, add_generation_prompt=prompt))
+
+    def marked(self, messages: list[dict[str, Any]], tokenizer: Any, source: str = "") -> list[tuple[int, int]]:
+        """Return each token of a conversation, and 1 if the chat template marks it with `{% generation %}`, else 0."""
+        options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+        found = self._apply(self._offering(messages, tokenizer, source), tokenizer, source, True, **options)
+        return list(zip(found["input_ids"], found["assistant_masks"], strict=True))
+
+    def _apply(
+        self, messages: list[dict[str, Any]], tokenizer: Any, source: str, offer: bool, **options: bool
+    ) -> Any:
         more = {"tools": list(self.tools)} if self.tools and offer else {}
         try:
-            return str(
-                tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=prompt, **more, **(self.chat_template_kwargs or {})
-                )
-            )
+            return tokenizer.apply_chat_template(messages, **options, **more, **(self.chat_template_kwargs or {}))
         except TemplateSyntaxError as error:
             where = tokenizer.name_or_path
             raise UserError(f"model: the chat template of {where} is broken in line {error.lineno}: {error}") from error
         except Exception as error:  # the template is third-party code
             if any(isinstance(call.get("arguments"), dict) for call in _functions(messages)):
-                return self.apply(_with_text_arguments(messages), tokenizer, source, prompt, offer)
+                return self._apply(_with_text_arguments(messages), tokenizer, source, offer, **options)
             raise UserError(f"{source}: the model's chat template refuses this conversation: {error}") from error
 
     def _describe_tools_in(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

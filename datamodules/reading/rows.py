@@ -169,7 +169,7 @@ def joined_text(value: Any) -> str:
 
 
 def with_prompts(
-    rows: Iterable[Sample | BadRow], what: str, optional: frozenset[str] = frozenset()
+    rows: Iterable[Sample | BadRow], what: str, optional: frozenset[str] = frozenset(), reports: bool = True
 ) -> Iterator[Sample | BadRow]:
     """Read the prompt of each sample as `as_prompt` does; drop the assistant's turns at its end, which hold the answer.
 
@@ -179,6 +179,7 @@ def with_prompts(
         rows: samples and bad rows.
         what: the set's name, which stands in for the file of rows without a source.
         optional: fields that may be empty, of prompt and answer.
+        reports: False = what it drops is no surprise.
     """
     closed: Counter[str] = Counter()
     total: Counter[str] = Counter()
@@ -191,6 +192,7 @@ def with_prompts(
                 if isinstance(prompt, list) and "prompt" not in optional:
                     opening = without_closing_turns(prompt)
                     closed[file] += len(opening) < len(prompt)
+                    row = replace(row, closing_turns=tuple(prompt[len(opening) :]))
                     prompt = opening
                 row = replace(row, prompt=prompt)
             except BadRow as error:
@@ -198,7 +200,7 @@ def with_prompts(
                 row = error
         yield row
     for file, count in closed.items():
-        if count:
+        if count and reports:
             rank_zero_warn(
                 f"{file}: dropped the assistant's turns at the end of {count} of {total[file]} prompts, because they "
                 "hold the answer; a text that every answer starts with belongs into `prefill`"

@@ -79,7 +79,7 @@ class PlannedRun:
         samples = self.limits.get("samples")
         if samples is not None:
             policies = 2 if self.module.samples_reference else 1
-            per_rollout = self.data.prompts_per_rollout * self.rollout.group_size * policies
+            per_rollout = self.data.prompts_per_rollout * self.rollout.completions_of(self.module) * policies
             counts.append(math.ceil(samples / per_rollout))
         return min(counts, default=None)
 
@@ -98,7 +98,7 @@ class PlannedRun:
                 lambda: check_schedule(self.module.optim, self.steps),
                 lambda: rollout.check_data(self.module, data),
                 lambda: self._callback(RunCheckpoint).check_metrics(self.trainer, self.module, data),
-                lambda: self.warm_start.check(data, rollout.environment is not None, rollout.sampling),
+                lambda: self.warm_start.check(self.module, data, rollout.environment, rollout.sampling),
                 lambda: rollout.replay.rollouts_from and rollout.replay_source(self.trainer, self.module, data),
             )
 
@@ -120,7 +120,7 @@ class PlannedRun:
         return {
             "run folder": shown(trainer.default_root_dir),
             "algorithm": type(module).__name__,
-            "advantage": _advantage_name(module.advantage),
+            "advantage": None if module.demonstrates else _advantage_name(module.advantage),
             "model": f"{module.model} ({module.model_folder})",
             "data": describe_set(data, "train"),
             "validation": [describe_set(d, "validation") for d in data.validated if d.prompts["validation"]],
@@ -135,7 +135,7 @@ class PlannedRun:
                 module.importance.correction, rollout.generator.is_exact(dtype)
             ),
             "warm start": f"at most {self.warm_start.steps} supervised steps" if self.warm_start.steps else None,
-            "sequences per rollout": data.prompts_per_rollout * rollout.group_size,
+            "sequences per rollout": data.prompts_per_rollout * rollout.completions_of(module),
             "steps": ", at most ".join(limits) or "no limit: the run ends with Ctrl-C, or after trainer.max_time",
         }
 
@@ -148,7 +148,7 @@ class PlannedRun:
         return {
             "iterations": iterations,
             "prompts": data.prompts_per_rollout,
-            "sequences": data.prompts_per_rollout * rollout.group_size,
+            "sequences": data.prompts_per_rollout * rollout.completions_of(self.module),
             "validations": 1 + during if trainer.limit_val_batches else 0,
             "validation_completions": sum(samples),
         }

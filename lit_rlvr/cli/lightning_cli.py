@@ -300,7 +300,10 @@ class RLVRCLI(LightningCLI):
             self.trainer.warm_start = config.warm_start  # type: ignore[attr-defined]
             if subcommand not in ("preview", "split", "plan", "tune"):
                 rollout = config.rollout
-                config.warm_start.apply(self.model, self.datamodule, rollout.environment, rollout.sampling)
+                config.warm_start.apply(
+                    self.model, self.datamodule, rollout.environment, rollout.sampling, str(self.trainer.precision),
+                    self.trainer.strategy.root_device,
+                )  # fmt: skip
             super()._run_subcommand(subcommand)
             if subcommand in ("fit", "validate", "test") and wants_json() and is_first_process():
                 show_result(self._result(subcommand), lambda: None)  # for people it is printed during the run

@@ -82,7 +82,7 @@ class Sampler:
 
     def _episodes_for(self, environment: Environment, data: PromptDataModule) -> Episodes:
         """Return the episode workers of an environment, which format their replies for the data's model."""
-        between = between_turns(data, self.policy, environment)
+        between = between_turns(data, self.policy.eos_token_ids, environment)
         if id(environment) not in self._episodes:
             self._episodes[id(environment)] = Episodes(environment, between, self._max_tokens)
         self._episodes[id(environment)].between = between

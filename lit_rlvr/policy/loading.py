@@ -320,6 +320,13 @@ def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...
     return ids
 
 
+def turn_ends(folder: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Return the tokens that end a completion; the first is the one by which the chat template ends a turn. Load no
+    weights."""
+    after = tokenizer(after_a_turn(tokenizer), add_special_tokens=False).input_ids
+    return tuple(sorted(end_tokens(empty_model(folder, torch.float32), tokenizer), key=lambda end: end not in after))
+
+
 def check_token_ids(folder: str, rows: int, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> None:
     """Refuse EOS tokens, and tokens of the chat template, that the model has no embedding for.
 

@@ -35,6 +35,7 @@ from lit_rlvr.rewards.base import check_prefills, say_where
 from lit_rlvr.rewards.combine import logged_metrics
 from lit_rlvr.rewards.references import LongAnswers, check_references, long_answers, warn_of_gold_answers
 from lit_rlvr.rollout.assemble import rollout_metrics
+from lit_rlvr.rollout.demonstrations import Demonstrations, DemonstrationSource
 from lit_rlvr.rollout.episodes import begins, check_turns, turn_metrics
 from lit_rlvr.rollout.generate import GroupSampler, completion_seeds
 from lit_rlvr.rollout.limits import LengthRequirement, check_lengths, check_sizes, length_requirements, log_sizes
@@ -43,7 +44,7 @@ from lit_rlvr.rollout.record import Record, Replay, ReplaySource, replay_terms
 from lit_rlvr.rollout.source import RolloutSource, SyncSource
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.training.optimizer import unallocated, updates_of
-from lit_rlvr.types import EvalSampling, PromptBatch, Rollout, Sampling
+from lit_rlvr.types import EvalSampling, PromptBatch, Rollout, Sample, Sampling
 
 if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule
@@ -61,7 +62,7 @@ class Evaluation:
         sampling: how they are sampled; max_tokens is training's by default. From Python, a `Sampling` is taken as it
             is.
         samples: completions per prompt, for all sets or by the name of the set (others get 1); if above 1, pass@k is
-            reported for k up to this number.
+            reported for k up to this number; 0 = none: `SFT` then measures its loss alone.
         greedy: also answer each prompt once without sampling, as `val/<set>/greedy`: next to the cost of many samples
             it is free.
     """
@@ -79,7 +80,7 @@ class RolloutCallback(ChecksArguments, Callback):
     """Fills each prompt batch with a rollout before the algorithm sees it.
 
     Args:
-        group_size: completions per prompt, G.
+        group_size: completions sampled per prompt, G; `SFT` samples none to train on.
         engine: the engine that generates: `auto` (vLLM if installed, else hf), `hf`, `vllm`, or a class_path.
         sampling: how training completions are sampled.
         evaluation: how many completions validation samples, and how.
@@ -143,6 +144,8 @@ class RolloutCallback(ChecksArguments, Callback):
         self._record: Record | None = None  # of this run
         self._judges: dict[str, dict[str, Any]] = {}
         self._too_long: list[LongAnswers] | None = None
+        self._demonstrations: dict[str, Demonstrations] = {}  # by the name of the set, of a module that has them
+        self._demonstrated = ""  # the fingerprint of those to train on
         self.check()
 
     def check(self) -> None:
@@ -167,7 +170,7 @@ class RolloutCallback(ChecksArguments, Callback):
         by_set = samples if isinstance(samples, dict) else {"": samples}
         samples_of = {f"rollout.evaluation.samples{name and f'.{name}'}": count for name, count in by_set.items()}
         for option, count in {"rollout.group_size": self.group_size, **samples_of}.items():
-            if count < 1:
+            if count < (0 if option in samples_of else 1):
                 yield f"{option}: {count} is not positive"
             if count > MAX_SIZE:
                 yield f"{option}: {count} is too large; use at most {MAX_SIZE}"
@@ -191,6 +194,10 @@ class RolloutCallback(ChecksArguments, Callback):
                 "rollout.safeguards.max_group_seconds: needs rollout.staleness above 0, and servers (VLLMServerEngine)"
             )
 
+    def completions_of(self, module: RLVRModule) -> int:
+        """Return the number of completions per prompt that a module trains on."""
+        return 1 if module.demonstrates else self.group_size
+
     def samples_of(self, name: str) -> int:
         """Return the number of completions per prompt of a validation set."""
         samples = self.evaluation.samples
@@ -213,6 +220,8 @@ class RolloutCallback(ChecksArguments, Callback):
         rollout = source.next(batch)  # sync, sample (generate, score, assemble), sample on, reference, balance
         module.log_dict(source.metrics)
         module.log("time/rollout", time.perf_counter() - started)
+        if not source.is_judged:
+            return rollout
         metrics = rollout_metrics(rollout, source.generation_seconds, source.extra_completions)
         module.log_dict(metrics)
         rollout.is_unjudged = metrics["reward/status/unjudged"] == 1
@@ -266,14 +275,26 @@ class RolloutCallback(ChecksArguments, Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         module: RLVRModule = pl_module  # type: ignore[assignment]
+        if module.demonstrates:
+            self._demonstrate(trainer, module, batch)
+        if not (samples := self.samples_of(batch.name)):
+            return
         sampler, source = self._started(trainer, module)
         source.wait()
         prompts, sampling = batch.prompts, self.eval_sampling
         sampler.engine.sync_weights(module.policy, ("policy", module.updates), prompts, sampling)
-        batch.rollout = self._validate(sampler, trainer, batch, sampling, self.samples_of(batch.name))
+        batch.rollout = self._validate(sampler, trainer, batch, sampling, samples)
         if self.evaluation.greedy:
             greedy = replace(sampling, temperature=0.0, top_p=1.0, top_k=0)
             batch.greedy = self._validate(sampler, trainer, batch, greedy, 1)
+
+    def _demonstrate(self, trainer: Trainer, module: RLVRModule, batch: PromptBatch) -> None:
+        """Add the completions that the data hold to a validation batch."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        shown = self._demonstrations[batch.name]
+        first = [prompt for prompts in shown.data.prompts.values() for prompt in prompts[:1]]
+        prompts = batch.prompts or [data.prepare(first[0])]
+        batch.demonstrations = shown.rollout(prompts, module.policy.placeholder_ids)
 
     def _validate(
         self, sampler: GroupSampler, trainer: Trainer, batch: PromptBatch, sampling: Sampling, samples: int
@@ -303,7 +324,8 @@ class RolloutCallback(ChecksArguments, Callback):
         self.log_sizes(module, *sizes, data=data if stage == "fit" else None)
         if stage == "fit" and trainer.is_global_zero:
             say_where(self.rewards)
-            warn_of_gold_answers(self.rewards, [prompt.sample for prompt in data.prompts["train"]])
+            if not module.demonstrates:
+                warn_of_gold_answers(self.rewards, [prompt.sample for prompt in data.prompts["train"]])
             self.warn_of_long_answers(data)
         self._judges = {  # what tells right from wrong, and how sums are rounded
             "code": user_code(),
@@ -318,6 +340,10 @@ class RolloutCallback(ChecksArguments, Callback):
         saved = max(getattr(callback, "save_prompts", 0) for callback in callbacks)  # the run folder saves the first
         if stage == "fit" and self.replay.rollouts_from is not None:
             self.source = self.replay_source(trainer, module, data)
+            return
+        if stage == "fit" and module.demonstrates:
+            shown = self._demonstrations[data.name]
+            self.source = DemonstrationSource(shown, module, self._demonstrated, saved)
             return
         parts = self.sampler, module, data, self.group_size, self.sampling, saved
         self.source = (
@@ -364,10 +390,47 @@ class RolloutCallback(ChecksArguments, Callback):
             lambda: self._check_selection(module),
             *(partial(check_prefills, self.rewards, d.opening, d.chat.score_prefill) for d in data.validated),
             lambda: self._check_judges_groups(module, data),
-            lambda: check_references(self.rewards, data.loaded),
+            lambda: check_references(self.rewards, self._judged(data)),
+            lambda: self._check_demonstrations(module, data),
             lambda: check_lengths(module.model_folder, self._length_requirements(data)),
         )
         refuse_all(str(found) for found in self._long_answers(data) if found.is_hopeless)
+
+    def _judged(self, data: PromptDataModule) -> list[Sample]:
+        """Return the samples whose completions rewards judge."""
+        if not data.demonstrates:
+            return data.loaded
+        return [
+            prompt.sample
+            for other in data.validated
+            for split, prompts in other.prompts.items()
+            if split != "train" and self.samples_of(other.name)
+            for prompt in prompts
+        ]
+
+    def _check_demonstrations(self, module: RLVRModule, data: PromptDataModule) -> None:
+        """Refuse rows without a completion to train on, and settings that only a module with such rows can have."""
+        if not module.demonstrates:
+            unmeasured = [other.name for other in data.validated if not self.samples_of(other.name)]
+            refuse_all(
+                f"rollout.evaluation.samples: 0 for {name} measures the loss alone, which only SFT has; give 1 or more"
+                for name in unmeasured
+            )
+            return
+        if self.staleness or self.replay.rollouts_from or self.replay.record:
+            raise UserError(
+                "rollout: SFT samples nothing to train on, so staleness, replay.rollouts_from and replay.record do "
+                "not apply; leave them out"
+            )
+        if self._demonstrations:
+            return
+        for other in data.validated:
+            shown = Demonstrations(
+                other, module.target, "model.target", module.model_folder, self.environment, self.sampling
+            )
+            found = [shown.check(prompts) for prompts in other.prompts.values()]
+            self._demonstrated = self._demonstrated or found[0]
+            self._demonstrations[other.name] = shown
 
     def warn_of_long_answers(self, data: PromptDataModule) -> None:
         """Warn of gold answers that are longer than a completion can be."""
@@ -376,6 +439,8 @@ class RolloutCallback(ChecksArguments, Callback):
 
     def _long_answers(self, data: PromptDataModule) -> list[LongAnswers]:
         """Return what is too long for training, and for validation if its limit is another; try the rewards once."""
+        if data.demonstrates:  # their lengths are known
+            return []
         if self._too_long is None:
             limits = {"train": ("sampling", self.sampling), "validation": ("evaluation.sampling", self.eval_sampling)}
             found = [
@@ -413,7 +478,7 @@ class RolloutCallback(ChecksArguments, Callback):
     ) -> None:
         """Refuse sizes that contradict each other."""
         check_sizes(
-            module, self.generator, self.sampling, self.group_size, 0 if self.replay.rollouts_from else self.staleness,
+            module, self.generator, self.sampling, self.completions_of(module), 0 if self.replay.rollouts_from else self.staleness,
             prompts, ranks, precision, device,
         )  # fmt: skip
 
@@ -424,7 +489,7 @@ class RolloutCallback(ChecksArguments, Callback):
         """Log the derived sizes, and warn of slow ones."""
         trained = [] if data is None else self._length_requirements(data)[:1]  # the training prompts come first
         longest = max((requirement.max_sequence_tokens for requirement in trained), default=0)
-        log_sizes(module, self.generator, self.group_size, prompts, ranks, precision, device, longest)
+        log_sizes(module, self.generator, self.completions_of(module), prompts, ranks, precision, device, longest)
 
     def _started(
         self, trainer: Trainer, module: RLVRModule, training: bool = False
@@ -449,7 +514,7 @@ class RolloutCallback(ChecksArguments, Callback):
             tokenizer=module.tokenizer,
             max_tokens=max(requirement.max_sequence_tokens for requirement in sets),
             max_sequences=max(
-                data.prompts_per_rollout * self.group_size // trainer.world_size,
+                data.prompts_per_rollout * self.completions_of(module) // trainer.world_size,
                 *(
                     other.evaluation.prompts_per_batch * self.samples_of(other.name) // trainer.world_size
                     for other in data.validated
@@ -469,7 +534,7 @@ class RolloutCallback(ChecksArguments, Callback):
     def _most_tokens(self, trainer: Trainer, module: RLVRModule) -> int:
         """Return the most tokens that the run samples; 0 = its steps are not bounded."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        sequences = data.prompts_per_rollout * self.group_size
+        sequences = data.prompts_per_rollout * self.completions_of(module)
         return max(0, math.ceil(trainer.max_steps / updates_of(module))) * sequences * self.sampling.max_tokens
 
     def _max_observed_images(self) -> int:

@@ -23,7 +23,6 @@ from lit_rlvr.workers.process import Outcome
 if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule
     from lit_rlvr.datamodules.reading.between_turns import BetweenTurns
-    from lit_rlvr.policy.policy import Policy
 
 
 @dataclass
@@ -275,7 +274,7 @@ class Episodes(Turns):
         )  # fmt: skip
 
 
-def between_turns(data: PromptDataModule, policy: Policy, environment: Environment) -> BetweenTurns:
+def between_turns(data: PromptDataModule, eos_token_ids: tuple[int, ...], environment: Environment) -> BetweenTurns:
     """Return how the data's model sees the environment's observations.
 
     Raises:
@@ -283,9 +282,7 @@ def between_turns(data: PromptDataModule, policy: Policy, environment: Environme
     """
     from lit_rlvr.datamodules.reading.between_turns import BetweenTurns  # imports the data sets' packages
 
-    between = BetweenTurns(
-        data.chat, data.tokenizer, policy.eos_token_ids, environment.role, lambda: data.image_processor
-    )
+    between = BetweenTurns(data.chat, data.tokenizer, eos_token_ids, environment.role, lambda: data.image_processor)
     between.choose_role()
     check_tool_calls(between)
     return between

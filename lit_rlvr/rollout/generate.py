@@ -73,7 +73,7 @@ class GroupSampler:
         progress.begin("starting the engine")
         self.engine.start(context)
         if self.environment is not None:
-            self._between = {d.name: between_turns(d, policy, self.environment) for d in data.validated}
+            self._between = {d.name: between_turns(d, policy.eos_token_ids, self.environment) for d in data.validated}
             self._max_tokens = context.max_tokens
             self.episodes = Episodes(self.environment, self._between[data.name], context.max_tokens)
 

@@ -38,10 +38,12 @@ class RolloutSource(ABC):
         metrics: of the last rollout: seconds by stage as `time/...`, and counts as `rollout/...`.
         extra_completions: of the last rollout, those that were sampled for it and are not in it (the reference's).
         generates: whether it samples with the run's engine.
+        is_judged: whether rewards judge its completions.
         generation_seconds: how long the last rollout's completions were sampled.
     """
 
     generates: ClassVar[bool] = True
+    is_judged: ClassVar[bool] = True
     sampling: Sampling
     metrics: dict[str, float]
     extra_completions: list[list[Completion]]

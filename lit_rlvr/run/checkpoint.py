@@ -53,11 +53,14 @@ def validation_metrics(trainer: Trainer, module: LightningModule, data: Any) -> 
         f"val/{one.name}/{metric}"
         for one in data.validated
         if trainer.limit_val_batches and (prompts := one.prompts["validation"])
-        for metric in EvaluationMetrics(rollout.samples_of(one.name), rollout.evaluation.greedy).names(
+        if (samples := rollout.samples_of(one.name))
+        for metric in EvaluationMetrics(samples, rollout.evaluation.greedy).names(
             prompts, rollout.eval_sampling.temperature > 0
         )
     }
-    return names and {"val/accuracy", *names}
+    names |= {"val/accuracy"} if names else set()
+    sets = [one.name for one in data.validated if one.prompts["validation"] and data.demonstrates]
+    return names | {f"val/{name}/loss" for name in sets} | ({"val/loss"} if sets else set())
 
 
 def require_metric(option: str, name: str, names: Collection[str]) -> None:

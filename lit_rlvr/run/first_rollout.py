@@ -47,7 +47,7 @@ class FirstRollout(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         module: Any = pl_module
-        if module.iteration != 1 or not trainer.is_global_zero:
+        if module.iteration != 1 or module.demonstrates or not trainer.is_global_zero:
             return
         self._estimator.add(trainer)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}

@@ -307,7 +307,7 @@ def _foreign(path: Path) -> UserError:
     )
 
 
-RESULTS = {"summary.json": ('"weights_sha256"',), "metrics.csv": ("rollout/reward", "val/accuracy")}
+RESULTS = {"summary.json": ('"weights_sha256"',), "metrics.csv": ("rollout/reward", "rollout/samples", "val/accuracy")}
 """Files whose names others use, too -> texts of which one is in each that a run wrote."""
 
 

@@ -306,7 +306,7 @@ def constant_reward(rollout: Rollout, metrics: Mapping[str, float]) -> float | N
         rollout: this rank's. metrics: those of the iteration.
     """
     values = rollout.rewards[rollout.rewarded].unique().tolist()
-    return values[0] if values == [metrics["rollout/reward"]] else None
+    return values[0] if values == [metrics.get("rollout/reward")] else None
 
 
 def signal_advice(accuracy: float, constant: float | None = None) -> str:

@@ -82,6 +82,8 @@ PANELS = (
     ("Entropy (nats per token)", (("train/entropy", "policy"),)),
     ("Completion length (tokens)", (("rollout/length", "training rollouts"),)),
 )
+LOSS_PANEL = ("Loss (nats per token)", (("train/loss", "training"), ("val/loss", "validation")))
+"""The panel of a run without rewards."""
 STALENESS_PANELS = (
     ("Staleness (weight versions)", (("train/staleness/mean", "mean of tokens"), ("train/staleness/max", "largest"))),
     ("Importance correction (share of tokens)",
@@ -103,7 +105,9 @@ def plot_run(rows: Mapping[int, Mapping[str, float]], path: Path, title: str) ->
     from matplotlib import pyplot
 
     stale = any("train/staleness/mean" in row for row in rows.values())
-    panels = PANELS + (STALENESS_PANELS if stale else ())
+    judged = any("rollout/reward" in row for row in rows.values())
+    panels = PANELS if judged else (LOSS_PANEL, *PANELS[1:])
+    panels += STALENESS_PANELS if stale else ()
     height = len(panels) // 2
     figure, axes = pyplot.subplots(height, 2, figsize=(10, 3.25 * height), constrained_layout=True)
     for axis, (label, lines) in zip(axes.flat, panels, strict=True):
@@ -381,7 +385,8 @@ def show_rows(rows: list[dict[str, Any]], step: int) -> None:
     for row in rows:
         prompt = row["prompt"] if isinstance(row["prompt"], str) else str(row["prompt"][-1]["content"])
         advantage = "" if row["advantage"] is None else f"{row['advantage']:+.2f}"
-        cells.append((_short(prompt), _short(row["completion"]), f"{row['reward']:.2f}", advantage))
+        reward = "" if row["status"] == "unjudged" else f"{row['reward']:.2f}"
+        cells.append((_short(prompt), _short(row["completion"]), reward, advantage))
     table = table_of(("prompt", "completion", "reward", "advantage"), cells, 2, title=f"Samples of step {step}")
     Terminal(stderr=True, width=None if os.isatty(2) else 120).print(table)
 

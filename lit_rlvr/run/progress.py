@@ -74,7 +74,7 @@ class Budget(ChecksArguments, Callback):
 
 
 class RunProgress(ProgressBar):
-    """Shows steps, reward, accuracy, truncated completions, prompts without a signal, tokens/s, the mean staleness of
+    """Shows steps, reward (without rewards, the loss), accuracy, truncated completions, prompts without a signal, tokens/s, the mean staleness of
     tokens if any are stale, and the time left."""
 
     def __init__(self) -> None:
@@ -109,7 +109,7 @@ class RunProgress(ProgressBar):
         if not self._enabled:
             return
         values = {k: float(v) for k, v in trainer.callback_metrics.items()}
-        text = (
+        text = f"loss {values['train/loss']:.4f}" if "rollout/reward" not in values else (
             f"reward {values.get('rollout/reward', 0):.3f}  accuracy {values.get('rollout/accuracy', 0):.3f}  "
             f"truncated {values.get('rollout/truncated', 0):.0%}  no signal {values.get('train/no_signal', 0):.0%}"
         )
@@ -141,7 +141,7 @@ class RunProgress(ProgressBar):
             return
         steps = getattr(pl_module, "updates", 0)  # in `validate` the trainer counts none
         when = "before training" if trainer.sanity_checking else f"step {steps}"
-        text = "  ".join(f"{k.removeprefix('val/')} {v:.3f}" for k, v in results.items() if k != "val/accuracy")
+        text = "  ".join(f"{k.removeprefix('val/')} {v:.3f}" for k, v in results.items() if k.count("/") > 1)
         self._console.print(f"validation, {when}: {text}", soft_wrap=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -6,14 +6,15 @@ import hashlib
 import json
 import logging
 import random
+import shutil
 import time
-from collections import deque
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.engines.base import EngineContext
@@ -24,10 +25,11 @@ from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.sources import cache_folder, made_once
 from lit_rlvr.rewards.references import LongAnswers, completion_lengths
-from lit_rlvr.rollout.episodes import Episodes, between_turns
+from lit_rlvr.rollout.demonstrations import Demonstrations, DemonstrationSource, Pair
+from lit_rlvr.rollout.episodes import Episodes
 from lit_rlvr.run.saved_model import save_model
-from lit_rlvr.training.step import cut_rows
-from lit_rlvr.types import Completion, Prompt, Rollout, Sampling
+from lit_rlvr.training.sft import SFT
+from lit_rlvr.types import Completion, Prompt, Sampling
 
 if TYPE_CHECKING:
     from lit_rlvr.algorithms import RLVRModule
@@ -77,13 +79,14 @@ class WarmStart:
 
     def apply(
         self, module: RLVRModule, data: PromptDataModule, environment: Environment | None = None,
-        sampling: Sampling = Sampling(),  # noqa: B008  # frozen
+        sampling: Sampling = Sampling(), precision: str = "32-true", device: str | torch.device = "cpu",  # noqa: B008  # frozen
     ) -> None:  # fmt: skip
         """Let `module` start from the warm-started folder; create it if it is not cached.
 
         Args:
             environment: the environment that answers the turns of the solutions.
             sampling: training's settings, with the limits of an episode.
+            precision, device: those of the run.
         """
         if not self.steps:
             return
@@ -91,10 +94,7 @@ class WarmStart:
         data.use_model(module)
         data.setup("fit")
         policy = load_policy(source)
-        episodes: Episodes | None = None
-        if environment is not None:
-            episodes = Episodes(environment, between_turns(data, policy, environment))
-        target = cache_folder() / "warm-start" / self._key(policy, data, environment, sampling)
+        target = cache_folder() / "warm-start" / self._key(policy, data, environment, sampling, precision)
         if not target.exists():
             _log.info("Warm start: at most %d supervised steps, cached in %s", self.steps, target)
             size = sum(parameter.numel() for parameter in policy.model.parameters())
@@ -103,19 +103,24 @@ class WarmStart:
                     "warm_start.lr: %g suits the tiny models, and this model has %.0f million parameters; a pretrained "
                     "model needs about 2e-5", self.lr, size / 1e6,
                 )  # fmt: skip
-        budget = module.tokens_per_microbatch
+        del policy
+        shown = Demonstrations(data, self.solution, "warm_start.solution", source, environment, sampling)
+        compute = replace(module.compute, tokens_per_microbatch=module.tokens_per_microbatch)
+        learner = SFT(model=source, target=self.solution, lr=self.lr, compute=compute)
         try:
-            made_once(target, lambda folder: self._make(policy, source, data, folder, budget, episodes, sampling))
+            made_once(target, lambda folder: self._make(learner, shown, folder, precision, torch.device(device)))
         finally:
-            if episodes is not None:
-                episodes.close()
+            shown.close()
         module.model_folder = str(target)
 
-    def check(self, data: PromptDataModule, turns: bool, sampling: Sampling = Sampling()) -> None:  # noqa: B008
+    def check(
+        self, module: RLVRModule, data: PromptDataModule, environment: Environment | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008  # frozen
+    ) -> None:  # fmt: skip
         """Refuse data without solutions, with too few prompts or with solutions that are too long; load no weights.
 
         Args:
-            turns: True if an environment answers, so that a solution is a list of turns.
+            environment: answers the turns of the solutions.
             sampling: training's settings.
 
         Raises:
@@ -124,11 +129,9 @@ class WarmStart:
         if not self.steps:
             return
         prompts = self._prompts(data)
-        check_all(
-            lambda: self._held_out(len(prompts)),
-            lambda: [self._texts(prompt) if turns else self._text(prompt) for prompt in prompts],
-        )
-        if not turns and (found := self._too_long(prompts, data.tokenizer, sampling)) is not None:
+        shown = Demonstrations(data, self.solution, "warm_start.solution", module.model_folder, environment, sampling)
+        check_all(lambda: self._held_out(len(prompts)), lambda: shown.check(prompts, refuses_long=False))
+        if environment is None and (found := self._too_long(prompts, data.tokenizer, sampling)) is not None:
             if found.is_hopeless:
                 raise UserError(str(found))
             _log.warning("%s", found)
@@ -162,7 +165,8 @@ class WarmStart:
             )
         return min(self.checked, prompts // 4)
 
-    def _key(self, policy: Policy, data: PromptDataModule, environment: Environment | None, sampling: Sampling) -> str:
+    def _key(self, policy: Policy, data: PromptDataModule, environment: Environment | None, sampling: Sampling,
+             precision: str) -> str:
         """Hash everything that the result depends on: the weights, the prompts, the environment and the settings."""
         used = vars(self) | {"checked": self._held_out(len(self._prompts(data)))}
         digest = hashlib.sha256(json.dumps(used, sort_keys=True).encode())
@@ -170,6 +174,8 @@ class WarmStart:
             digest.update(f"{environment_fingerprint(environment)} {sampling}".encode())
         elif sampling.stop or self._too_long(self._prompts(data), data.tokenizer, sampling):
             digest.update(f"{sampling.stop} {sampling.max_tokens}".encode())  # they change what is exact
+        if precision != "32-true":
+            digest.update(precision.encode())
         for name, parameter in sorted(policy.model.named_parameters()):
             digest.update(name.encode() + parameter.detach().view(torch.uint8).numpy().tobytes())
         for prompt in self._prompts(data):
@@ -178,138 +184,65 @@ class WarmStart:
         return digest.hexdigest()[:16]
 
     def _make(
-        self, policy: Policy, source: str, data: PromptDataModule, folder: Path, budget: int,
-        episodes: Episodes | None, sampling: Sampling,
-    ) -> None:  # fmt: skip
-        prompts = self._prompts(data)
-        random.Random(derive_seed("warm start", data.seed)).shuffle(prompts)
-        held_out_prompts = self._held_out(len(prompts))
-        if episodes is not None:
-            prompts = episodes.open(prompts, [[0]] * len(prompts), data.encode, data.reading.max_prompt_tokens)
-            pairs = self._run_episodes(prompts, data.tokenizer, policy, episodes, sampling)
-        else:
-            pairs = [(prompt, self._completion(prompt, data.tokenizer, policy)) for prompt in prompts]
-        held_out, train = pairs[:held_out_prompts], pairs[held_out_prompts:]
-        optimizer = torch.optim.AdamW(policy.parameters(), self.lr, weight_decay=0.0, fused=True)
-        started = time.perf_counter()
-        for step, batch in enumerate(self._batches(train), start=1):
-            ready = [(data.prepare(prompt), completion) for prompt, completion in batch]
-            loss = self._train_step(policy, ready, optimizer, budget)
-            if step == 1:
-                seconds = time.perf_counter() - started
-                _log.info("Warm start: step 1 took %.1f s, so %d take about %.0f s, and checks come on top",
-                          seconds, self.steps, seconds * self.steps)  # fmt: skip
-            if step % self.check_every == 0 or step == self.steps:
-                checked = [(data.prepare(p), c) for p, c in held_out]
-                share = exact_match(policy, checked, data.tokenizer, episodes, sampling)
-                seconds = time.perf_counter() - started
-                left = seconds / step * (self.steps - step)
-                _log.info("Warm start: step %d of at most %d, loss %.3f, %.3f exact, %.0f s, at most about %.0f s left",
-                          step, self.steps, loss, share, seconds, left)  # fmt: skip
-                if share >= self.until or step == self.steps:
-                    break
-        folder.rmdir()  # save_model creates it again, atomically
-        save_model(policy.model, source, folder)
+        self, learner: SFT, shown: Demonstrations, folder: Path, precision: str, device: torch.device
+    ) -> None:
+        prompts = self._prompts(shown.data)
+        shown.check(prompts, refuses_long=False)
+        random.Random(derive_seed("warm start", shown.data.seed)).shuffle(prompts)
+        held_out = self._held_out(len(prompts))
+        check = ExactMatch(self, shown, prompts[:held_out])
+        trainer = Trainer(
+            max_steps=self.steps, max_epochs=-1, accelerator=device.type, strategy=SingleDeviceStrategy(device),
+            precision=precision, callbacks=[check], limit_val_batches=0, logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
+        )  # type: ignore[arg-type]  # fmt: skip
+        data = shown.data.on_prompts(prompts[held_out:], self.batch_size)
+        trainer.fit(learner, datamodule=data)
+        shutil.rmtree(folder)  # save_model creates it again, atomically
+        save_model(learner.policy.model, learner.model_folder, folder)
 
-    def _run_episodes(
-        self, prompts: list[Prompt], tokenizer: Any, policy: Policy, episodes: Episodes, sampling: Sampling
-    ) -> list[tuple[Prompt, Completion]]:
-        """Return the prompts with the episodes of their solutions, which the environment answers."""
-        scripts = [self._turns(prompt, tokenizer, policy) for prompt in prompts]
-        for prompt, turns in zip(prompts, scripts, strict=True):
-            if max(len(turn.token_ids) for turn in turns) > sampling.max_tokens:
-                raise UserError(
-                    f"{self._place(prompt)} has a turn of more than {sampling.max_tokens} tokens; raise "
-                    "rollout.sampling.max_tokens"
-                )
-        episodes.begin(prompts, sampling, [[0]] * len(prompts))
-        completed: dict[int, Completion] = {}
-        left = [deque(turns) for turns in scripts]
-        for p, remaining in enumerate(left):
-            episodes.stopped(p, 0, remaining.popleft())
-        while episodes.waiting:
-            for p, g, answer in episodes.answers(1):
-                if isinstance(answer, Completion):
-                    completed[p] = answer
-                    self._check_episode(prompts[p], answer, len(left[p]))
-                elif left[p]:
-                    episodes.stopped(p, g, left[p].popleft())
-                else:
-                    raise UserError(
-                        f"{self._place(prompts[p])} ends before its episode does, because the environment answered the "
-                        "last turn; add a turn, or allow fewer (rollout.sampling.max_turns)"
-                    )
-        return [(prompt, completed[p]) for p, prompt in enumerate(prompts)]
 
-    def _check_episode(self, prompt: Prompt, episode: Completion, left: int) -> None:
-        """Refuse an episode that failed, or that ended before its solution."""
-        if episode.outcome is not None and episode.outcome.status in ("timeout", "error"):
-            raise UserError(f"{self._place(prompt)}: {episode.outcome.detail}")
-        if left:
-            raise UserError(
-                f"{self._place(prompt)} has {left} turn(s) after the end of its episode; leave them out, or allow more "
-                "(rollout.sampling.max_turns, max_episode_tokens)"
-            )
+class ExactMatch(Callback):
+    """Trains on the solutions, and ends the warm start once greedy decoding reproduces enough of those held out.
 
-    def _turns(self, prompt: Prompt, tokenizer: Any, policy: Policy) -> list[Completion]:
-        """Return the turns of a prompt's solution."""
-        return [self._sampled(text, tokenizer, policy) for text in self._texts(prompt)]
+    Args:
+        start: says when to check, and how many have to be exact. shown: the solutions. held_out: the prompts to check.
+    """
 
-    def _texts(self, prompt: Prompt) -> list[str]:
-        texts = prompt.sample.row.get(self.solution)
-        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
-            raise UserError(f"{self._place(prompt)} is not a list of texts, one for each of the model's turns")
-        return texts
+    def __init__(self, start: WarmStart, shown: Demonstrations, held_out: list[Prompt]) -> None:
+        self.start, self.shown, self.held_out = start, shown, held_out
+        self._source: DemonstrationSource | None = None
+        self._started = 0.0
 
-    def _place(self, prompt: Prompt) -> str:
-        return f"warm_start.solution: column {self.solution!r} of {prompt.sample.source or prompt.sample.id}"
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._source = DemonstrationSource(self.shown, pl_module)  # type: ignore[arg-type]
+        self._started = time.perf_counter()
 
-    @staticmethod
-    def _sampled(text: str, tokenizer: Any, policy: Policy) -> Completion:
-        """Return a text as a completion, as if the model had sampled it."""
-        ids = (*tokenizer(text, add_special_tokens=False).input_ids, policy.eos_token_ids[0])
-        return Completion(text, ids, "stop")
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        assert self._source is not None, "on_train_start comes first"
+        batch.rollout = self._source.next(batch)
 
-    def _completion(self, prompt: Prompt, tokenizer: Any, policy: Policy) -> Completion:
-        return self._sampled(self._text(prompt), tokenizer, policy)
-
-    def _text(self, prompt: Prompt) -> str:
-        text = prompt.sample.row.get(self.solution)
-        if not isinstance(text, str) or not text:
-            raise UserError(
-                f"warm_start.solution: {prompt.sample.source or prompt.sample.id} has no text in column "
-                f"{self.solution!r}; name the column that holds the solutions"
-            )
-        return text
-
-    def _batches(self, pairs: list[tuple[Prompt, Completion]]) -> Iterator[list[tuple[Prompt, Completion]]]:
-        """Yield batches without end; every epoch has a new order."""
-        size, epoch = min(self.batch_size, len(pairs)), 0
-        while True:
-            order = random.Random(derive_seed("warm start", epoch)).sample(pairs, len(pairs))
-            for first in range(0, len(order) - size + 1, size):
-                yield order[first : first + size]
-            epoch += 1
-
-    @staticmethod
-    def _train_step(policy: Policy, batch: list[tuple[Prompt, Completion]], optimizer: Any, budget: int) -> float:
-        """Take one step on the mean token's cross-entropy; return its value, in nats."""
-        sampling = Sampling(banned_token_ids=policy.placeholder_ids)
-        rollout = Rollout.unscored([prompt for prompt, _ in batch], [[solution] for _, solution in batch], sampling)
-        total = float(rollout.mask.sum())
-        loss = 0.0
-        for rows in cut_rows(rollout, list(range(len(batch))), budget, policy.shared_prefix):
-            part = -(policy.logprobs(rollout, rows)[0] * rollout.mask[rows].to(policy.device)).sum() / total
-            part.backward()
-            loss += float(part.detach())
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step, steps, seconds = trainer.global_step, self.start.steps, time.perf_counter() - self._started
+        if step == 1:
+            _log.info("Warm start: step 1 took %.1f s, so %d take about %.0f s, and checks come on top",
+                      seconds, steps, seconds * steps)  # fmt: skip
+        if step % self.start.check_every and step != steps:
+            return
+        module: Any = pl_module
+        data = self.shown.data
+        pairs = self.shown.pairs([data.prepare(prompt) for prompt in self.held_out])
+        share = exact_match(module.policy, pairs, data.tokenizer, self.shown.episodes, self.shown.sampling)
+        loss, seconds = float(trainer.callback_metrics["train/loss"]), time.perf_counter() - self._started
+        _log.info("Warm start: step %d of at most %d, loss %.3f, %.3f exact, %.0f s, at most about %.0f s left",
+                  step, steps, loss, share, seconds, seconds / step * (steps - step))  # fmt: skip
+        trainer.should_stop = share >= self.start.until
 
 
 def exact_match(
-    policy: Policy, pairs: list[tuple[Prompt, Completion]], tokenizer: Any, episodes: Episodes | None = None,
+    policy: Policy, pairs: list[Pair], tokenizer: Any, episodes: Episodes | None = None,
     sampling: Sampling = Sampling(),  # noqa: B008  # frozen
 ) -> float:  # fmt: skip
     """Return the share of prompts that greedy decoding answers exactly like their solutions, in every turn, within the

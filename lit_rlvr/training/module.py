@@ -26,7 +26,7 @@ import math
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -113,9 +113,15 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         config_overrides: changes of the model's config, for the trainer and the engine alike, such as a longer context:
             {max_position_embeddings: 16384, rope_parameters: {rope_type: yarn, factor: 4.0,
             original_max_position_embeddings: 4096}}.
+
+    Attributes:
+        demonstrates: True = it trains on the data's own completions, one for each prompt, and samples only to validate.
     """
 
     config_key = "model"
+    demonstrates: ClassVar[bool] = False
+    target: str | None = None
+    """The column of the data with the completions, of a module that demonstrates."""
 
     def __init__(
         self,

@@ -126,6 +126,8 @@ def loss_inputs(plan: StepPlan, k: int, logp: Tensor, entropy: Tensor) -> tuple[
         old = logp.detach()
     else:
         old = loglinear_old(logp.detach(), engine, to_device(prepared.age[rows], engine.device), prepared.updates)
+    if prepared.rollout.is_given:
+        engine = old
     advantages = prepared.advantages[at]
     tokens, sequences = correction_weights(logp, old, engine, mask, advantages, prepared.correction)
     plain, dropped = plan.token_weight[at] * weight, ((tokens == 0) & mask).sum()
@@ -145,15 +147,15 @@ def loss_inputs(plan: StepPlan, k: int, logp: Tensor, entropy: Tensor) -> tuple[
         entropy=entropy,
         selected=None if plan.selected is None else plan.selected[at],
     )
-    difference = log_ratio(old, engine, mask)
-    ratio = difference.exp() * mask
-    stats = {
-        "tokens": mask.sum(),
-        "entropy": torch.where(mask, entropy.detach(), 0.0).sum(),
-        "engine_difference": difference.abs().sum(),
-        "engine_ratio": ratio.sum(),
-        "engine_ratio_squared": ratio.square().sum(),
-    }
+    stats = {"tokens": mask.sum(), "entropy": torch.where(mask, entropy.detach(), 0.0).sum()}
+    if not prepared.rollout.is_given:
+        difference = log_ratio(old, engine, mask)
+        ratio = difference.exp() * mask
+        stats |= {
+            "engine_difference": difference.abs().sum(),
+            "engine_ratio": ratio.sum(),
+            "engine_ratio_squared": ratio.square().sum(),
+        }
     if prepared.correction.drops:
         stats["importance_dropped"] = dropped
     if prepared.logs_staleness:

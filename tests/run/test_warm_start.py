@@ -20,9 +20,10 @@ from lit_rlvr.datamodules import Arithmetic, CellArea, MultiStepArithmetic
 from lit_rlvr.environments import Calculator
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.loading import load_policy
+from lit_rlvr.rollout.demonstrations import DemonstrationSource
 from lit_rlvr.run import warm_start
 from lit_rlvr.run.warm_start import WarmStart, exact_match
-from lit_rlvr.types import Completion, Prompt, Sample, Sampling
+from lit_rlvr.types import Completion, Prompt, PromptBatch, Rollout, Sample, Sampling
 
 CLI = Callable[..., Any]
 
@@ -56,47 +57,39 @@ def test_it_is_made_once_and_learns(vlm_folder: Path, cache: Path) -> None:
     assert len(list(cache.glob("[!.]*"))) == 3
 
 
-def test_it_holds_out_a_quarter_of_few_prompts(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trained: list[int] = []
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[Rollout]:
+    """The rollouts that warm starts have trained on."""
+    seen: list[Rollout] = []
+    made = DemonstrationSource.next
+
+    def noted(source: DemonstrationSource, batch: PromptBatch) -> Rollout:
+        seen.append(made(source, batch))
+        return seen[-1]
+
+    monkeypatch.setattr(DemonstrationSource, "next", noted)
+    return seen
+
+
+def test_it_holds_out_a_quarter_of_few_prompts(
+    cache: Path, trained: list[Rollout], monkeypatch: pytest.MonkeyPatch
+) -> None:
     checked: list[int] = []
-    monkeypatch.setattr(WarmStart, "_train_step", staticmethod(lambda _, batch, *__: trained.append(len(batch)) or 0.0))
     monkeypatch.setattr("lit_rlvr.run.warm_start.exact_match", lambda _, pairs, *__: checked.append(len(pairs)) or 0.0)
     for most in (128, 8):
         data = MultiStepArithmetic(terms=[2], problems=40, held_out=0, tested=0)
         WarmStart(steps=1, checked=most, batch_size=100).apply(GRPO(model="tiny-llama"), data)
-    assert (trained, checked) == ([30, 32], [10, 8])
+    assert ([len(rollout.prompts) for rollout in trained], checked) == ([30, 32], [10, 8])
 
 
-def test_it_trains_on_the_named_categories_alone(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: set[str] = set()
-    step = WarmStart._train_step
-
-    def noted(policy: Any, batch: Any, optimizer: Any, budget: int) -> float:
-        seen.update(prompt.sample.category for prompt, _ in batch)
-        return step(policy, batch, optimizer, budget)
-
-    monkeypatch.setattr(WarmStart, "_train_step", staticmethod(noted))
+def test_it_trains_on_the_named_categories_alone(cache: Path, trained: list[Rollout]) -> None:
     data = MultiStepArithmetic(terms=[2, 3, 4], problems=90, held_out=0, tested=0)
     WarmStart(steps=3, checked=2, categories=["2 terms", "4 terms"]).apply(GRPO(model="tiny-llama"), data)
+    seen = {prompt.sample.category for rollout in trained for prompt in rollout.prompts}
     assert seen == {"2 terms", "4 terms"}
     said = "no training prompt has the category '5 terms'; the data has '2 terms', '3 terms', '4 terms'"
     with pytest.raises(UserError, match=said):
-        WarmStart(steps=3, categories=["2 terms", "5 terms"]).check(data, turns=False)
-
-
-def test_the_loss_is_the_mean_tokens_cross_entropy(vlm_folder: Path) -> None:
-    policy = load_policy(str(vlm_folder))
-    ids = [[50, 51, 52], [60, 61]]
-    said = [(70, 71, 2), (72, 2)]
-    pairs = [(Prompt(Sample("p", "?", "1"), p), Completion("", c, "stop")) for p, c in zip(ids, said, strict=True)]
-    optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
-    loss = WarmStart._train_step(policy, pairs, optimizer, budget=5)
-    total = 0.0
-    for prompt, completion in zip(ids, said, strict=True):
-        logits = policy.model(torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1].clone()
-        logits[:, list(policy.placeholder_ids)] = float("-inf")
-        total -= float(logits.detach().log_softmax(-1)[torch.arange(len(completion)), list(completion)].sum())
-    assert loss == pytest.approx(total / 5, abs=1e-5)
+        WarmStart(steps=3, categories=["2 terms", "5 terms"]).check(GRPO(model="tiny-llama"), data)
 
 
 def test_the_exact_match_counts_greedy_answers(vlm_folder: Path, tmp_path: Path) -> None:
@@ -145,8 +138,8 @@ def test_solutions_longer_than_a_completion_are_refused_or_reported(
     with pytest.raises(
         UserError, match=r"max_tokens: 1 tokens are too few for the solutions \(column 'solution'\) of "
     ):
-        start.check(data, turns=False, sampling=Sampling(max_tokens=1))
-    start.check(data, turns=False, sampling=Sampling(max_tokens=2))
+        start.check(module, data, sampling=Sampling(max_tokens=1))
+    start.check(module, data, sampling=Sampling(max_tokens=2))
     (line,) = caplog.messages
     assert "2 tokens are too few for the solutions (column 'solution') of " in line and "raise it to 3 or more" in line
     for limit in (2, 3, 4):
@@ -185,7 +178,9 @@ def test_it_says_what_it_costs_and_warns_of_a_rate_for_tiny_models(
 
 
 @pytest.mark.slow
-def test_the_solutions_of_episodes_are_played(tiny_model_folder: Path, cache: Path) -> None:
+def test_the_solutions_of_episodes_are_played(
+    tiny_model_folder: Path, cache: Path, trained: list[Rollout]
+) -> None:
     """The environment answers the solution's turns, and only the turns are learnt."""
     turns = {"max_tokens": 32, "max_turns": 2, "max_observation_tokens": 40}
     sampling, environment = Sampling(**turns), Calculator(offer=False)
@@ -195,16 +190,8 @@ def test_the_solutions_of_episodes_are_played(tiny_model_folder: Path, cache: Pa
 
     data = made(["<call>calculate('{a}*{b}')</call>", "{answer}"])
     start = WarmStart(steps=3, checked=4, batch_size=4, check_every=3)
-    seen: list[Completion] = []
-    learn = WarmStart._train_step
-
-    def watched(policy: Any, batch: Any, *more: Any) -> float:
-        seen.extend(completion for _, completion in batch)
-        return learn(policy, batch, *more)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(WarmStart, "_train_step", staticmethod(watched))
-        start.apply(GRPO(model=str(tiny_model_folder)), data, environment, sampling)
+    start.apply(GRPO(model=str(tiny_model_folder)), data, environment, sampling)
+    seen = [completion for rollout in trained for (completion,) in rollout.completions]
     assert len(seen) == 12
     for completion in seen:
         call, answer = completion.turns

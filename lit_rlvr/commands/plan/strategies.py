@@ -380,7 +380,7 @@ def describe_job(
         prompt=data.reading.max_prompt_tokens,
         completion=completion,
         evaluated=Lengths(evaluated, evaluated) if lengths is None else completion.up_to(evaluated),
-        group=rollout.group_size,
+        group=rollout.completions_of(module),
         prompts=data.prompts_per_rollout,
         size=compute_dtype(precision).itemsize,
         share=None if isinstance(engine, HFEngine) else share,

@@ -1,0 +1,241 @@
+"""The completions that the data themselves hold: tokens of answers, conversations and episodes, to train on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lit_rlvr.datamodules.reading.bad_row import BadRow
+from lit_rlvr.datamodules.reading.cells import lookup
+from lit_rlvr.datamodules.reading.conversations import as_conversation
+from lit_rlvr.datamodules.reading.rows import abbreviate
+from lit_rlvr.distributed.collectives import all_sum
+from lit_rlvr.environments import Environment
+from lit_rlvr.errors import UserError
+from lit_rlvr.policy.loading import turn_ends
+from lit_rlvr.rollout.assemble import balance
+from lit_rlvr.rollout.episodes import Episodes, between_turns
+from lit_rlvr.rollout.source import RolloutSource
+from lit_rlvr.training.module import RLVRModule
+from lit_rlvr.types import Completion, Prompt, PromptBatch, Rollout, Sample, Sampling
+
+if TYPE_CHECKING:
+    from lit_rlvr.datamodules import PromptDataModule
+
+Pair = tuple[Prompt, Completion]
+"""A prompt, and what the model is to write after it."""
+
+
+class Demonstrations:
+    """The completions of a data set's prompts.
+
+    Args:
+        data: the set.
+        column: the column with them, a text or messages; with an environment a list of texts, one for each turn, which
+            the environment answers. None = the turns that end the row's conversation, else the answer.
+        option: the option of the column, for messages.
+        model_folder: names the tokens that end a turn.
+        environment: answers the turns.
+        sampling: training's settings, with the limits of an episode.
+    """
+
+    def __init__(
+        self, data: PromptDataModule, column: str | None, option: str, model_folder: str,
+        environment: Environment | None = None, sampling: Sampling = Sampling(),  # noqa: B008  # frozen
+    ) -> None:  # fmt: skip
+        self.data, self.column, self.option, self.sampling = data, column, option, sampling
+        self.ends = turn_ends(model_folder, data.tokenizer)
+        plays = environment is not None and column is not None
+        self.episodes = Episodes(environment, between_turns(data, self.ends, environment)) if plays else None  # type: ignore[arg-type]
+        self._played: dict[str, Pair] = {}
+
+    def target(self, sample: Sample) -> str | list[Any]:
+        """Return what the model is to write after a sample's prompt: a text, messages, or the texts of its turns.
+
+        Raises:
+            BadRow: there is no such thing.
+        """
+        if self.column is None:
+            return [*sample.closing_turns] or sample.answer
+        value = lookup(sample.row, self.column)
+        if self.episodes is not None:
+            if isinstance(value, list) and value and all(isinstance(text, str) and text for text in value):
+                return value
+            raise BadRow("not a list of texts, one for each of the model's turns", self.column)
+        try:
+            messages = as_conversation(value)
+        except BadRow as error:
+            raise BadRow(error.reason, self.column) from error
+        if messages is None and not (isinstance(value, str) and value):
+            raise BadRow("no text; name the column that holds what the model is to write", self.column)
+        if messages is not None and not any(message["role"] == "assistant" for message in messages):
+            raise BadRow("no message of the assistant", self.column)
+        return value if messages is None else messages
+
+    def check(self, prompts: Sequence[Prompt], refuses_long: bool = True) -> str:
+        """Refuse rows without a completion, or with one that is longer than completions may be; return a fingerprint.
+
+        Args:
+            refuses_long: False = long ones may stay.
+
+        Raises:
+            UserError: names such rows.
+        """
+        wrong, digest, most = [], hashlib.sha256(), self.sampling.max_completion_tokens
+        for prompt in prompts:
+            try:
+                if self.episodes is not None:
+                    digest.update(repr(self.target(prompt.sample)).encode())
+                    continue
+                start, completion = self._pair(prompt)
+                digest.update(f"{start.token_ids} {completion.token_ids} {completion.sampled}".encode())
+                if refuses_long and len(completion.token_ids) > most:
+                    raise BadRow(
+                        f"a completion of {len(completion.token_ids)} tokens, and rollout.sampling.max_tokens (with "
+                        f"turns, max_episode_tokens) allows {most}; raise it, or leave such rows out",
+                        self.column or "answer",
+                    )
+            except BadRow as error:
+                wrong.append(str(BadRow(error.reason, error.field, prompt.sample.source or prompt.sample.id)))
+        if wrong:
+            raise UserError(f"{self.option}: {len(wrong)} of {len(prompts)} rows cannot be used: {abbreviate(wrong)}")
+        return digest.hexdigest()[:16]
+
+    def pairs(self, prompts: Sequence[Prompt]) -> list[Pair]:
+        """Return prompts of a batch with their completions."""
+        if self.episodes is None:
+            return [self._pair(prompt) for prompt in prompts]
+        new = [prompt for prompt in prompts if prompt.sample.id not in self._played]
+        self._played |= {prompt.sample.id: pair for prompt, pair in zip(new, self._play(new), strict=True)}
+        return [self._played[prompt.sample.id] for prompt in prompts]
+
+    def rollout(self, prompts: Sequence[Prompt], banned: Sequence[int]) -> Rollout:
+        """Return the completions of a batch as a rollout that no reward judges.
+
+        Args:
+            banned: tokens that the softmax leaves out.
+        """
+        pairs = self.pairs(prompts)
+        sampling = replace(self.sampling, temperature=1.0, top_p=1.0, top_k=0).with_banned(banned)
+        made = Rollout.unscored([prompt for prompt, _ in pairs], [[completion] for _, completion in pairs], sampling)
+        return replace(made, statuses=[["unjudged"] for _ in pairs], is_given=True)
+
+    def close(self) -> None:
+        """End the workers of the environment."""
+        if self.episodes is not None:
+            self.episodes.close()
+
+    def _pair(self, prompt: Prompt) -> Pair:
+        target = self.target(prompt.sample)
+        if isinstance(target, str):
+            return prompt, self._turn(target.removeprefix(prompt.prefill))
+        first, *rest = self.data.split_turns(prompt.sample, target, self.ends[0])
+        if first.is_written:
+            raise BadRow("the conversation begins with a turn of the assistant", "prompt")
+        token_ids = tuple(token for part in rest for token in part.token_ids)
+        sampled = tuple(part.is_written for part in rest for _ in part.token_ids)
+        text = self.data.tokenizer.decode(rest[-1].token_ids, skip_special_tokens=True)
+        before, after = (None, None) if prompt.pixels is None else prompt.pixels.split(first.images)
+        completion = Completion(text, token_ids, "stop", sampled=sampled, pixels=after)
+        return replace(prompt, token_ids=first.token_ids, pixels=before), completion
+
+    def _turn(self, text: str) -> Completion:
+        """Return a text as a turn, as if the model had sampled it."""
+        token_ids = self.data.tokenizer(text, add_special_tokens=False).input_ids
+        return Completion(text, (*token_ids, self.ends[0]), "stop")
+
+    def _play(self, prompts: Sequence[Prompt]) -> list[Pair]:
+        """Return the prompts with the episodes of their turns, which the environment answers."""
+        assert self.episodes is not None, "there is an environment"
+        data, episodes, sampling = self.data, self.episodes, self.sampling
+        seeds, most = [[0]] * len(prompts), data.reading.max_prompt_tokens
+        opened = episodes.open(prompts, seeds, lambda sample: data.prepare(data.encode(sample)), most)
+        left = [deque(map(self._turn, self.target(prompt.sample))) for prompt in opened]
+        for prompt, turns in zip(opened, left, strict=True):
+            if max(len(turn.token_ids) for turn in turns) > sampling.max_tokens:
+                raise self._error(
+                    prompt, f"has a turn of more than {sampling.max_tokens} tokens; raise rollout.sampling.max_tokens"
+                )
+        episodes.begin(opened, sampling, seeds)
+        completed: dict[int, Completion] = {}
+        for p, turns in enumerate(left):
+            episodes.stopped(p, 0, turns.popleft())
+        while episodes.waiting:
+            for p, g, answer in episodes.answers(1):
+                if isinstance(answer, Completion):
+                    completed[p] = answer
+                    self._check_episode(opened[p], answer, len(left[p]))
+                elif left[p]:
+                    episodes.stopped(p, g, left[p].popleft())
+                else:
+                    raise self._error(
+                        opened[p],
+                        "ends before its episode does, because the environment answered the last turn; add a turn, or "
+                        "allow fewer (rollout.sampling.max_turns)",
+                    )
+        return [(prompt, completed[p]) for p, prompt in enumerate(opened)]
+
+    def _check_episode(self, prompt: Prompt, episode: Completion, left: int) -> None:
+        """Refuse an episode that failed, or that ended before its last turn."""
+        if episode.outcome is not None and episode.outcome.status in ("timeout", "error"):
+            raise self._error(prompt, episode.outcome.detail)
+        if left:
+            raise self._error(
+                prompt,
+                f"has {left} turn(s) after the end of its episode; leave them out, or allow more "
+                "(rollout.sampling.max_turns, max_episode_tokens)",
+            )
+
+    def _error(self, prompt: Prompt, problem: str) -> UserError:
+        return UserError(f"{self.option}: {prompt.sample.source or prompt.sample.id}: {self.column}: {problem}")
+
+
+class DemonstrationSource(RolloutSource):
+    """Returns the completions of the data instead of sampling.
+
+    Args:
+        demonstrations: of the training data. module: the algorithm.
+        fingerprint: of all completions; a resumed run compares it.
+        first_groups: as for `SyncSource`.
+    """
+
+    generates = False
+    is_judged = False
+
+    def __init__(
+        self, demonstrations: Demonstrations, module: RLVRModule, fingerprint: str = "", first_groups: int = 0
+    ) -> None:
+        self.demonstrations, self.module, self.fingerprint = demonstrations, module, fingerprint
+        self.first_groups, self.sampling = first_groups, demonstrations.sampling
+        self.metrics, self.extra_completions = {}, []
+
+    def next(self, batch: PromptBatch) -> Rollout:
+        module = self.module
+        rollout = self.demonstrations.rollout(batch.prompts, module.policy.placeholder_ids)
+        cut = module.image_processor.cut if module.policy.family is not None else None
+        rollout = balance(rollout, 1, module.runs_groups(rollout), self.first_groups, cut)
+        rollout.versions = torch.full(rollout.token_ids.shape, module.updates)
+        counts = all_sum(torch.tensor([float(rollout.lengths.sum()), float(len(batch))], dtype=torch.float64)).tolist()
+        self.metrics = {"time/sync": 0.0, "time/generate": 0.0, "time/score": 0.0}  # the run folder needs them
+        self.metrics |= {
+            "rollout/tokens": counts[0], "rollout/samples": counts[1], "rollout/length": counts[0] / counts[1]
+        }  # fmt: skip
+        return rollout
+
+    def close(self) -> None:
+        self.demonstrations.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"demonstrations": self.fingerprint}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state.get("demonstrations", self.fingerprint) != self.fingerprint:
+            raise UserError(
+                f"ckpt_path: the completions in the training data ({self.demonstrations.option}) are not those of the "
+                "checkpoint; restore them, or start a new run"
+            )

@@ -1,0 +1,67 @@
+"""Supervised fine-tuning: the log-likelihood of completions that the data hold."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lit_rlvr.distributed.collectives import all_sum
+from lit_rlvr.objectives import Importance, LossInputs, Stats, masked_sum
+from lit_rlvr.training.loss import KL, Loss
+from lit_rlvr.training.module import RLVRModule
+from lit_rlvr.training.optimizer import AutoLR
+from lit_rlvr.training.step import TokenScores, logprobs_of
+from lit_rlvr.types import PromptBatch, Rollout
+
+
+class SFT(RLVRModule):
+    """Supervised fine-tuning: `-(1/N) sum_t log p`, over the N tokens of an optimizer step that the data show the model
+    to write.
+
+    An iteration is one optimizer step, on `data.prompts_per_rollout` rows.
+
+    Args:
+        target: column of the data with what the model is to write: a text, messages, or with an environment a list of
+            texts, one for each of its turns. null: all assistant's turns of a conversation, else the answer.
+    """
+
+    demonstrates = True
+    has_ratio = False
+
+    def __init__(
+        self, target: str | None = None, lr: float | Literal["auto"] | AutoLR = 2e-5,
+        loss: Loss = Loss(aggregation="token_mean"), **kwargs: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            advantage="reinforce", lr=lr, updates_per_rollout=1, epochs_per_rollout=1, loss=loss, kl=KL(),
+            importance=Importance(correction="none"), **kwargs,
+        )  # fmt: skip
+        self.target = target
+        self._nll: dict[str, Tensor] = {}  # of each validation set: the sum over its tokens of this rank, and their number
+
+    def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
+        return -masked_sum(x.logp, x.token_weight, x.mask), {}
+
+    def estimate_advantages(self, rollout: Rollout, scores: TokenScores) -> Tensor:
+        rollout.advantages = torch.ones_like(rollout.rewards)
+        return rollout.advantages.reshape(-1, 1).to(self.device)
+
+    def validation_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        assert batch.demonstrations is not None, "the RolloutCallback fills the batch before it is measured"
+        rows, given = list(range(len(batch))), batch.demonstrations
+        logp, _ = logprobs_of(self.policy, given, rows, self.budget.tokens, self.sharded)
+        sums = torch.stack([-logp.double().sum(), given.mask[rows].sum().to(logp.device).double()])
+        self._nll[batch.name] = self._nll.get(batch.name, 0) + sums
+        if batch.rollout is not None:
+            super().validation_step(batch, batch_idx, dataloader_idx)
+
+    test_step = validation_step
+
+    def _results(self, prefix: str) -> dict[str, float]:
+        sums = {name: all_sum(values) for name, values in self._nll.items()}
+        self._nll = {}
+        losses = {name: float(nll / tokens) for name, (nll, tokens) in sums.items()}
+        found = {f"{prefix}/{name}/loss": loss for name, loss in losses.items()}
+        return super()._results(prefix) | found | {f"{prefix}/loss": sum(losses.values()) / len(losses)}
