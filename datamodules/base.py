@@ -304,18 +304,18 @@ class PromptDataModule(ChecksArguments, UsesModel):
             raise UserError(f"{sample.source}: tools: not a list of JSON schemas, as chat templates take them")
         return self.chat.with_tools(without_nulls(tools))
 
-    def split_turns(self, sample: Sample, turns: Sequence[dict[str, Any]], end: int) -> list[Part]:
+    def split_turns(self, sample: Sample, turns: Sequence[dict[str, Any]], ends: Sequence[int]) -> list[Part]:
         """Return the tokens of a sample's conversation, in parts that the model reads and writes alternately.
 
         Args:
-            turns: the messages after the sample's prompt. end: the token that ends a turn.
+            turns: the messages after the sample's prompt. ends: the tokens that end a turn.
 
         Raises:
             BadRow: the chat template does not show which tokens are the model's, or not all images.
         """
         chat = self._chat_of(sample)
         whole = self._without_special_tokens(replace(sample, prompt=[*as_messages(sample.prompt), *turns]))
-        parts = split_turns(chat.messages(whole), chat, self.tokenizer, self.opening, end, sample.source)
+        parts = split_turns(chat.messages(whole), chat, self.tokenizer, self.opening, ends, sample.source)
         if not sample.images:
             return parts
         images: Any = sample.images

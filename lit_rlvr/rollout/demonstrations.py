@@ -94,6 +94,12 @@ class Demonstrations:
                     continue
                 start, completion = self._pair(prompt)
                 digest.update(f"{start.token_ids} {completion.token_ids} {completion.sampled}".encode())
+                if self._opens_thought and "</think>" not in self.data.tokenizer.decode(completion.token_ids):
+                    raise BadRow(
+                        "the prompt opens a thought (<think>) that the completion does not close; add its end "
+                        "(</think>), or change data.chat (chat_template_kwargs: {enable_thinking: false})",
+                        self.column or "answer",
+                    )
                 if refuses_long and len(completion.token_ids) > most:
                     raise BadRow(
                         f"a completion of {len(completion.token_ids)} tokens, and rollout.sampling.max_tokens (with "
@@ -105,6 +111,10 @@ class Demonstrations:
         if wrong:
             raise UserError(f"{self.option}: {len(wrong)} of {len(prompts)} rows cannot be used: {abbreviate(wrong)}")
         return digest.hexdigest()[:16]
+
+    @property
+    def _opens_thought(self) -> bool:
+        return "<think>" in self.data.opening.rpartition("</think>")[2]
 
     def pairs(self, prompts: Sequence[Prompt]) -> list[Pair]:
         """Return prompts of a batch with their completions."""
@@ -133,8 +143,10 @@ class Demonstrations:
     def _pair(self, prompt: Prompt) -> Pair:
         target = self.target(prompt.sample)
         if isinstance(target, str):
-            return prompt, self._turn(target.removeprefix(prompt.prefill))
-        first, *rest = self.data.split_turns(prompt.sample, target, self.ends[0])
+            if "</think>" in target or not self._opens_thought:
+                return prompt, self._turn(target.removeprefix(prompt.prefill))
+            target = [{"role": "assistant", "content": target}]  # the template may close the thought
+        first, *rest = self.data.split_turns(prompt.sample, target, self.ends)
         if first.is_written:
             raise BadRow("the conversation begins with a turn of the assistant", "prompt")
         token_ids = tuple(token for part in rest for token in part.token_ids)
