@@ -542,7 +542,9 @@ class PromptDataModule(ChecksArguments, UsesModel):
         """Read all usable rows of a split; later calls return the same list."""
         if split not in self._samples:
             name = f"{self.name} {split}"
-            rows = with_prompts(require_samples(self.rows(split), self.rows), name, self.optional, not self.demonstrates)
+            rows = with_prompts(
+                require_samples(self.rows(split), self.rows), name, self.optional, not self.demonstrates
+            )
             rows = with_images(rows, self.images)
             good, self.bad_rows[split] = filter_rows(rows, name, self.reading.max_bad_rows, self.optional)
             if not good and self.locations[split] is not None:

@@ -323,8 +323,10 @@ class Pixels:
 
     def split(self, count: int) -> tuple[Pixels | None, Pixels | None]:
         """Return the first `count` images and the others; None for none."""
-        fields = self.inputs, self.placeholders, self.images
-        before, after = (Pixels(*(values[part] for values in fields)) for part in (slice(count), slice(count, None)))
+        before, after = (
+            Pixels(self.inputs[part], self.placeholders[part], self.images[part])
+            for part in (slice(count), slice(count, None))
+        )
         return before if before.inputs else None, after if after.inputs else None
 
     @classmethod

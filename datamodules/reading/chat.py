@@ -310,9 +310,7 @@ class Chat:
         found = self._apply(self._offering(messages, tokenizer, source), tokenizer, source, True, **options)
         return list(zip(found["input_ids"], found["assistant_masks"], strict=True))
 
-    def _apply(
-        self, messages: list[dict[str, Any]], tokenizer: Any, source: str, offer: bool, **options: bool
-    ) -> Any:
+    def _apply(self, messages: list[dict[str, Any]], tokenizer: Any, source: str, offer: bool, **options: bool) -> Any:
         more = {"tools": list(self.tools)} if self.tools and offer else {}
         try:
             return tokenizer.apply_chat_template(messages, **options, **more, **(self.chat_template_kwargs or {}))

@@ -46,6 +46,7 @@ from lit_rlvr.run.trackers.callback import TRACKER_NAMES
 from lit_rlvr.run.warm_start import WarmStart
 from lit_rlvr.training.loss import KL, Loss
 from lit_rlvr.training.optimizer import AutoLR, Optim
+from lit_rlvr.training.sft import SFT
 from lit_rlvr.types import EvalSampling, Sampling
 
 REWARDS = (
@@ -110,7 +111,7 @@ def options_reference() -> str:
     ]
     algorithm, data = algorithms.RLVRModule, datamodules.PromptDataModule
     groups: list[tuple[str, type | None, list[type]]] = [
-        ("model", algorithm, _public(algorithms)),
+        ("model", algorithm, [SFT, *_public(algorithms)]),
         ("model.advantage", None, [cls for _, cls in sorted(advantages.REGISTRY.items())]),
         ("data", data, [cls for cls in _public(datamodules) if issubclass(cls, data)]),
         ("data.reading, images, chat, evaluation", None, [ReadingOptions, ImageOptions, Chat, EvaluationData]),

@@ -35,6 +35,7 @@ from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.distributed.checkpoints import checkpoint_step, last_checkpoint
 from lit_rlvr.distributed.collectives import is_first_process
 from lit_rlvr.errors import UserError, check_calls_super
+from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.run.folder import check_run_folder
 from lit_rlvr.run.loggers import save_dir_not_required, set_save_dir
 from lit_rlvr.run.run import CONFIGURABLE, DEFAULT_FOLDER, Run, in_order
@@ -301,8 +302,8 @@ class RLVRCLI(LightningCLI):
             if subcommand not in ("preview", "split", "plan", "tune"):
                 rollout = config.rollout
                 config.warm_start.apply(
-                    self.model, self.datamodule, rollout.environment, rollout.sampling, str(self.trainer.precision),
-                    self.trainer.strategy.root_device,
+                    self.model, self.datamodule, rollout.environment, rollout.sampling,
+                    compute_dtype(str(self.trainer.precision)), self.trainer.strategy.root_device,
                 )  # fmt: skip
             super()._run_subcommand(subcommand)
             if subcommand in ("fit", "validate", "test") and wants_json() and is_first_process():

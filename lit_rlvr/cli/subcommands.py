@@ -89,7 +89,8 @@ class RLVRTrainer(Trainer):
         """
         assert self.warm_start is not None, "the command line sets it"
         dtype = compute_dtype(str(self.precision))
-        tuner = Tuner(model, datamodule, rollout_of(self), self.warm_start, dtype, self.world_size, minutes)
+        device = self.strategy.root_device
+        tuner = Tuner(model, datamodule, rollout_of(self), self.warm_start, dtype, self.world_size, minutes, device)
         tuned = tuner.run()
         write_tuned(tuned, Path(out))
 

@@ -138,14 +138,15 @@ class Tuner:
         dtype: the engine's data type.
         ranks: processes of a run.
         minutes: the time for sampling; a batch under way ends later.
+        device: on which a warm start trains.
     """
 
     def __init__(
         self, module: RLVRModule, data: PromptDataModule, rollout: RolloutCallback, warm_start: WarmStart,
-        dtype: torch.dtype, ranks: int, minutes: float,
+        dtype: torch.dtype, ranks: int, minutes: float, device: torch.device,
     ) -> None:  # fmt: skip
         self.module, self.data, self.rollout, self.warm_start = module, data, rollout, warm_start
-        self.dtype, self.ranks, self.seconds = dtype, ranks, 60 * minutes
+        self.dtype, self.ranks, self.seconds, self.device = dtype, ranks, 60 * minutes, device
         self.samples = max(*GROUP_SIZES, rollout.group_size)
         prompts = prompts_to_sample(module, data, rollout, "train")
         self.prompts = random.Random(derive_seed("tune", data.seed)).sample(prompts, len(prompts))
@@ -161,7 +162,10 @@ class Tuner:
             if self._signal(groups, self.samples) >= ENOUGH:
                 self.tuned.choose("No warm start: the model gives a signal without one.", warm_start__steps=0)
             else:
-                self.warm_start.apply(self.module, self.data, self.rollout.environment, self.rollout.sampling)
+                rollout = self.rollout
+                self.warm_start.apply(
+                    self.module, self.data, rollout.environment, rollout.sampling, self.dtype, self.device
+                )
                 self.tuned.limits.clear()
                 started = time.perf_counter()  # the time is that of sampling
         limit, groups = self._measure(limit, started, self.seconds)

@@ -217,6 +217,8 @@ class RolloutCallback(ChecksArguments, Callback):
         """Return scored groups for a batch of prompts, and log what they are. Collective: call it on every rank."""
         started = time.perf_counter()
         sampler, source = self._started(trainer, module, training=True)
+        if not source.generates and self.engine.started:  # a validation has woken it
+            self.engine.sleep()
         rollout = source.next(batch)  # sync, sample (generate, score, assemble), sample on, reference, balance
         module.log_dict(source.metrics)
         module.log("time/rollout", time.perf_counter() - started)
@@ -478,8 +480,8 @@ class RolloutCallback(ChecksArguments, Callback):
     ) -> None:
         """Refuse sizes that contradict each other."""
         check_sizes(
-            module, self.generator, self.sampling, self.completions_of(module), 0 if self.replay.rollouts_from else self.staleness,
-            prompts, ranks, precision, device,
+            module, self.generator, self.sampling, self.completions_of(module),
+            0 if self.replay.rollouts_from else self.staleness, prompts, ranks, precision, device,
         )  # fmt: skip
 
     def log_sizes(
@@ -575,6 +577,8 @@ class RolloutCallback(ChecksArguments, Callback):
             self.source.close()
         if self.sampler is not None:
             self.sampler.close()
+        for shown in self._demonstrations.values():
+            shown.close()
         for reward in self.rewards:
             reward.close()
         shared_pool().close()

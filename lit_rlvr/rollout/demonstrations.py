@@ -239,9 +239,6 @@ class DemonstrationSource(RolloutSource):
         }  # fmt: skip
         return rollout
 
-    def close(self) -> None:
-        self.demonstrations.close()
-
     def state_dict(self) -> dict[str, Any]:
         return {"demonstrations": self.fingerprint}
 

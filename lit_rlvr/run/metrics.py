@@ -487,6 +487,15 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         ),
         Metric("val/<set>/greedy", "accuracy of greedy completions (`evaluation.greedy`)", "0 to 1", "As the accuracy"),
         Metric(
+            "val/<set>/loss",
+            "`SFT`: mean of -log p over the tokens that the set's rows show the model to write",
+            "0 or more",
+            "Should fall; rises while `train/loss` falls: learnt by heart",
+            "`eval_loss`",
+            "`val/loss`",
+        ),
+        Metric("val/loss", "`SFT`: mean of the sets' losses", "0 or more", "As above"),
+        Metric(
             "val/<set>/length",
             "mean length of a completion, in tokens",
             "0 to `max_tokens`",

@@ -106,8 +106,7 @@ def plot_run(rows: Mapping[int, Mapping[str, float]], path: Path, title: str) ->
 
     stale = any("train/staleness/mean" in row for row in rows.values())
     judged = any("rollout/reward" in row for row in rows.values())
-    panels = PANELS if judged else (LOSS_PANEL, *PANELS[1:])
-    panels += STALENESS_PANELS if stale else ()
+    panels = [PANELS[0] if judged else LOSS_PANEL, *PANELS[1:], *(STALENESS_PANELS if stale else ())]
     height = len(panels) // 2
     figure, axes = pyplot.subplots(height, 2, figsize=(10, 3.25 * height), constrained_layout=True)
     for axis, (label, lines) in zip(axes.flat, panels, strict=True):

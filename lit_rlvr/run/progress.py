@@ -74,8 +74,8 @@ class Budget(ChecksArguments, Callback):
 
 
 class RunProgress(ProgressBar):
-    """Shows steps, reward (without rewards, the loss), accuracy, truncated completions, prompts without a signal, tokens/s, the mean staleness of
-    tokens if any are stale, and the time left."""
+    """Shows steps, reward, accuracy, truncated completions and prompts without a signal (in runs without rewards the
+    loss instead), tokens/s, the mean staleness of tokens if any are stale, and the time left."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,10 +109,12 @@ class RunProgress(ProgressBar):
         if not self._enabled:
             return
         values = {k: float(v) for k, v in trainer.callback_metrics.items()}
-        text = f"loss {values['train/loss']:.4f}" if "rollout/reward" not in values else (
-            f"reward {values.get('rollout/reward', 0):.3f}  accuracy {values.get('rollout/accuracy', 0):.3f}  "
-            f"truncated {values.get('rollout/truncated', 0):.0%}  no signal {values.get('train/no_signal', 0):.0%}"
-        )
+        text = f"loss {values['train/loss']:.4f}"
+        if "rollout/reward" in values:
+            text = (
+                f"reward {values['rollout/reward']:.3f}  accuracy {values.get('rollout/accuracy', 0):.3f}  "
+                f"truncated {values.get('rollout/truncated', 0):.0%}  no signal {values.get('train/no_signal', 0):.0%}"
+            )
         if "rollout/tokens_per_second" in values:
             text += f"  {values['rollout/tokens_per_second']:.0f} tokens/s"
         if "train/staleness/mean" in values:

@@ -79,14 +79,15 @@ class WarmStart:
 
     def apply(
         self, module: RLVRModule, data: PromptDataModule, environment: Environment | None = None,
-        sampling: Sampling = Sampling(), precision: str = "32-true", device: str | torch.device = "cpu",  # noqa: B008  # frozen
+        sampling: Sampling = Sampling(),  # noqa: B008  # frozen
+        dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
     ) -> None:  # fmt: skip
         """Let `module` start from the warm-started folder; create it if it is not cached.
 
         Args:
             environment: the environment that answers the turns of the solutions.
             sampling: training's settings, with the limits of an episode.
-            precision, device: those of the run.
+            dtype: in which the run computes. device: on which it trains.
         """
         if not self.steps:
             return
@@ -94,7 +95,7 @@ class WarmStart:
         data.use_model(module)
         data.setup("fit")
         policy = load_policy(source)
-        target = cache_folder() / "warm-start" / self._key(policy, data, environment, sampling, precision)
+        target = cache_folder() / "warm-start" / self._key(policy, data, environment, sampling, dtype)
         if not target.exists():
             _log.info("Warm start: at most %d supervised steps, cached in %s", self.steps, target)
             size = sum(parameter.numel() for parameter in policy.model.parameters())
@@ -108,7 +109,7 @@ class WarmStart:
         compute = replace(module.compute, tokens_per_microbatch=module.tokens_per_microbatch)
         learner = SFT(model=source, target=self.solution, lr=self.lr, compute=compute)
         try:
-            made_once(target, lambda folder: self._make(learner, shown, folder, precision, torch.device(device)))
+            made_once(target, lambda folder: self._make(learner, shown, folder, dtype, torch.device(device)))
         finally:
             shown.close()
         module.model_folder = str(target)
@@ -165,8 +166,10 @@ class WarmStart:
             )
         return min(self.checked, prompts // 4)
 
-    def _key(self, policy: Policy, data: PromptDataModule, environment: Environment | None, sampling: Sampling,
-             precision: str) -> str:
+    def _key(
+        self, policy: Policy, data: PromptDataModule, environment: Environment | None, sampling: Sampling,
+        dtype: torch.dtype,
+    ) -> str:  # fmt: skip
         """Hash everything that the result depends on: the weights, the prompts, the environment and the settings."""
         used = vars(self) | {"checked": self._held_out(len(self._prompts(data)))}
         digest = hashlib.sha256(json.dumps(used, sort_keys=True).encode())
@@ -174,8 +177,8 @@ class WarmStart:
             digest.update(f"{environment_fingerprint(environment)} {sampling}".encode())
         elif sampling.stop or self._too_long(self._prompts(data), data.tokenizer, sampling):
             digest.update(f"{sampling.stop} {sampling.max_tokens}".encode())  # they change what is exact
-        if precision != "32-true":
-            digest.update(precision.encode())
+        if dtype != torch.float32:
+            digest.update(str(dtype).encode())
         for name, parameter in sorted(policy.model.named_parameters()):
             digest.update(name.encode() + parameter.detach().view(torch.uint8).numpy().tobytes())
         for prompt in self._prompts(data):
@@ -184,7 +187,7 @@ class WarmStart:
         return digest.hexdigest()[:16]
 
     def _make(
-        self, learner: SFT, shown: Demonstrations, folder: Path, precision: str, device: torch.device
+        self, learner: SFT, shown: Demonstrations, folder: Path, dtype: torch.dtype, device: torch.device
     ) -> None:
         prompts = self._prompts(shown.data)
         shown.check(prompts, refuses_long=False)
@@ -193,9 +196,10 @@ class WarmStart:
         check = ExactMatch(self, shown, prompts[:held_out])
         trainer = Trainer(
             max_steps=self.steps, max_epochs=-1, accelerator=device.type, strategy=SingleDeviceStrategy(device),
-            precision=precision, callbacks=[check], limit_val_batches=0, logger=False, enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
-        )  # type: ignore[arg-type]  # fmt: skip
+            precision="bf16-mixed" if dtype == torch.bfloat16 else "32-true", callbacks=[check], limit_val_batches=0,
+            logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            default_root_dir=folder,
+        )  # fmt: skip
         data = shown.data.on_prompts(prompts[held_out:], self.batch_size)
         trainer.fit(learner, datamodule=data)
         shutil.rmtree(folder)  # save_model creates it again, atomically

@@ -17,14 +17,13 @@ from lit_rlvr.types import PromptBatch, Rollout
 
 
 class SFT(RLVRModule):
-    """Supervised fine-tuning: `-(1/N) sum_t log p`, over the N tokens of an optimizer step that the data show the model
-    to write.
+    """`-(1/N) sum_t log p` over the N tokens of a step that the data show the model to write: supervised fine-tuning.
 
     An iteration is one optimizer step, on `data.prompts_per_rollout` rows.
 
     Args:
         target: column of the data with what the model is to write: a text, messages, or with an environment a list of
-            texts, one for each of its turns. null: all assistant's turns of a conversation, else the answer.
+            texts, one for each of its turns. null: the assistant's turns of a conversation, else the answer.
     """
 
     demonstrates = True
@@ -39,7 +38,9 @@ class SFT(RLVRModule):
             importance=Importance(correction="none"), **kwargs,
         )  # fmt: skip
         self.target = target
-        self._nll: dict[str, Tensor] = {}  # of each validation set: the sum over its tokens of this rank, and their number
+        self._nll: dict[
+            str, Tensor
+        ] = {}  # of each validation set: the sum over its tokens of this rank, and their number
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         return -masked_sum(x.logp, x.token_weight, x.mask), {}

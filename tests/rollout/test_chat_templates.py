@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from tiny import CHATML
 
+from lit_rlvr.datamodules.reading.assistant_turns import split_turns
+from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.between_turns import BetweenTurns
 from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.environments.built_in import Calculator
@@ -136,3 +138,71 @@ def test_calls_are_read_from_the_turn_with_its_special_tokens(name: str, begins_
     between, tokenizer, end = between_of(name)
     ids = [*tokenizer("<tool_call>", add_special_tokens=False).input_ids, end]
     assert between.raw_text(ids) == f"{begins_with}<tool_call>"
+
+
+MARKED = sorted(path.stem.removesuffix("_training") for path in (TRL / "chat_templates").glob("*_training.jinja"))
+"""Templates of which TRL has a version that marks the assistant's turns."""
+UNSEEN_CALLS = {
+    "deepseek_r1_distill", "deepseekv3", "glm4moe", "lfm2", "llama3", "nemotron_3_5_lightning", "nemotron_3_nano",
+    "nemotron_3_super", "nemotron_3_ultra", "phi3", "phi3_5", "qwen2_5_vl",
+}  # fmt: skip
+"""Templates that leave tool calls out, show them otherwise than after the prompt of the model, or do not end them."""
+ALTERNATING = {"cohere", "cohere2", "gemma", "gemma3", "idefics3", "llava_next", "smolvlm"}
+"""Templates that refuse tool messages."""
+
+
+def written(name: str, messages: list[dict[str, Any]], chat: Chat) -> list[str]:
+    """The texts of the assistant's turns, without what ends them and white space."""
+    plain = name.removesuffix("_training")
+    tokenizer = tokenizer_of(plain)
+    tokenizer.chat_template = (TRL / "chat_templates" / f"{name}.jinja").read_text()
+    texts = [*ends_of(plain), OTHER_ENDS.get(plain, "")]
+    ends = [tokenizer.convert_tokens_to_ids(text) for text in ends_of(plain)]
+    after = tokenizer(after_a_turn(tokenizer_of(plain)), add_special_tokens=False).input_ids
+    ends.sort(key=lambda end: end not in after)
+    parts = split_turns(messages, chat, tokenizer, chat.opening(tokenizer), ends, "f:1")
+    said = [tokenizer.decode(part.token_ids) for part in parts if part.is_written]
+    return [
+        re.sub(f"(?:{'|'.join(map(re.escape, filter(None, texts)))}|<\\|observation\\|>|<\\|end\\|>|\\s)+$", "", text)
+        for text in said
+    ]
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_the_assistants_turns_are_those_that_trl_marks(name: str) -> None:
+    """Up to what the prompt holds of a turn already, and to what follows its end."""
+    as_parts = name in ("idefics3", "llava_next", "smolvlm")
+    talk = [
+        {"role": role, "content": [{"type": "text", "text": text}] if as_parts else text}
+        for role, text in (("user", "q1"), ("assistant", "a1"), ("user", "q2"), ("assistant", "a2"))
+    ]
+    ours, theirs = written(name, talk, Chat()), written(f"{name}_training", talk, Chat())
+    assert len(ours) == len(theirs) == 2
+    for own, marked, text in zip(ours, theirs, ("a1", "a2"), strict=True):
+        assert text in own and marked.strip().endswith(own.strip()), (own, marked)
+
+
+@pytest.mark.parametrize("name", [name for name in MARKED if name not in ALTERNATING])
+def test_a_turn_that_calls_a_tool_is_what_the_template_shows_or_refused(name: str) -> None:
+    call = {"type": "function", "function": {"name": "calculate", "arguments": {"expression": "17*23"}}}
+    talk = [
+        {"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "name": "calculate", "content": "391"}, {"role": "assistant", "content": "It is 391."},
+    ]  # fmt: skip
+    chat = Chat().with_tools(Calculator().tools)
+    if name in UNSEEN_CALLS:
+        with pytest.raises(BadRow, match="does not show the tool calls of the assistant's message 2"):
+            written(name, talk, chat)
+        return
+    first, last = written(name, talk, chat)
+    marked_first, marked_last = written(f"{name}_training", talk, chat)
+    assert "17*23" in first and marked_first.strip().endswith(first.strip())
+    assert last.endswith("It is 391.") and (marked_last.strip() in last or last.strip() in marked_last)
+
+
+def test_a_template_that_marks_nothing_of_the_assistant_is_refused() -> None:
+    tokenizer = tiny_vlm.byte_tokenizer(["<|im_start|>", "<|im_end|>"], CHATML, pad="<|im_end|>")
+    tokenizer.chat_template = CHATML + "{% if false %}{% generation %}{% endgeneration %}{% endif %}"
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    with pytest.raises(BadRow, match="marks no token of the assistant's turns"):
+        split_turns(talk, Chat(), tokenizer, "", [1], "f:1")

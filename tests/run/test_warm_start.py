@@ -178,9 +178,7 @@ def test_it_says_what_it_costs_and_warns_of_a_rate_for_tiny_models(
 
 
 @pytest.mark.slow
-def test_the_solutions_of_episodes_are_played(
-    tiny_model_folder: Path, cache: Path, trained: list[Rollout]
-) -> None:
+def test_the_solutions_of_episodes_are_played(tiny_model_folder: Path, cache: Path, trained: list[Rollout]) -> None:
     """The environment answers the solution's turns, and only the turns are learnt."""
     turns = {"max_tokens": 32, "max_turns": 2, "max_observation_tokens": 40}
     sampling, environment = Sampling(**turns), Calculator(offer=False)

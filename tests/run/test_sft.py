@@ -1,0 +1,206 @@
+"""SFT: its loss is transformers' own on the assistant's tokens, and it is a run like any other."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import FIT, STRATEGIES, assert_same_run, completions, in_two_processes, metrics, summary, to
+from tiny_vlms import picture
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+
+from lit_rlvr.algorithms import GRPO
+from lit_rlvr.datamodules import PromptDataModule
+from lit_rlvr.policy.loading import load_policy
+from lit_rlvr.rollout.demonstrations import Demonstrations
+
+CLI = Callable[..., Any]
+Talk = list[dict[str, Any]]
+DATA = ("--model", "SFT", "--data", "lit_rlvr.datamodules.PromptDataModule", "--data.columns", "{prompt: messages}")
+LOSS_ONLY = ("--rollout.evaluation", "{samples: 0}")
+
+
+def talk(*texts: str, system: str = "") -> Talk:
+    """A conversation whose turns are the user's and the assistant's alternately."""
+    said = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+    return [{"role": "system", "content": system}, *said] if system else said
+
+
+TRAIN = [
+    talk("How are you?", "Fine.", "And now?", "Still fine, thank you."),
+    talk("1+1?", "2", system="You add."),
+    talk("Say a, then b", "a", "go on", "b", "go on", "c, which is longer than all of the others"),
+    talk("Who?", "Me."),
+]
+HELD_OUT = [talk("2+1?", "It is 3."), talk("Who?", "You.", "No!", "Me, then.")]
+
+
+def write(folder: Path, **sets: list[Talk]) -> tuple[str, ...]:
+    """Write JSONL files; return the options that name them."""
+    options = [*DATA]
+    for name, talks in sets.items():
+        path = folder / f"{name}.jsonl"
+        path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in talks))
+        options += [f"--data.{name}", str(path)]
+    return tuple(options)
+
+
+def transformers_loss(folder: Path, talks: Sequence[Talk], dtype: torch.dtype = torch.float64) -> float:
+    """Transformers' own loss on a padded batch, with -100 as the label of all but the assistant's turns."""
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    ids, labels = [], []
+    for messages in talks:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        spans = [match.span(1) for match in re.finditer(r"<\|im_start\|>assistant\n(.*?<\|im_end\|>)", text, re.DOTALL)]
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids.append(torch.tensor(encoded.input_ids))
+        inside = torch.tensor([any(a <= i < b for a, b in spans) for i, _ in encoded.offset_mapping])
+        labels.append(torch.where(inside, ids[-1], -100))
+    padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(one)) for one in ids], batch_first=True)
+    wanted = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)
+    return float(model(padded, attention_mask=mask, labels=wanted).loss.detach())
+
+
+def losses(run: str, name: str = "train/loss") -> list[float]:
+    return [float(row[name]) for row in metrics(Path(run)) if row.get(name)]
+
+
+def test_the_loss_is_transformers_own(run_folder: Path, lit_rlvr: CLI, tiny_model_folder: Path) -> None:
+    """Over all assistant's tokens of a step, however it is cut, and over all held-out ones."""
+    options = write(run_folder, train=TRAIN, validation=HELD_OUT)
+    small = ("--model.init_args.compute.tokens_per_microbatch", 120, "--rollout.sampling.max_tokens", 200)
+    result = lit_rlvr(
+        *FIT, *options, *LOSS_ONLY, *small, "--trainer.max_steps", 1, "--data.evaluation.prompts_per_batch", 1
+    )
+    assert result.status == 0, result.err
+    assert losses("run") == [pytest.approx(transformers_loss(tiny_model_folder, TRAIN), abs=1e-6)]
+    found = losses("run", "val/prompt_data_module/loss")
+    assert found[0] == pytest.approx(transformers_loss(tiny_model_folder, HELD_OUT), abs=1e-6) and found == losses(
+        "run", "val/loss"
+    )
+    assert len(found) == 2 and found[1] != found[0], "before and after the step"
+    assert "accuracy" not in (run_folder / "run" / "metrics.csv").read_text().splitlines()[0]
+    assert {row["completion"] for row in completions(run_folder / "run")} <= {
+        messages[-1]["content"] for messages in TRAIN
+    }
+    assert "the assistant's turns at the end" not in result.err, "they are what it trains on"
+
+
+def test_images_stand_where_the_conversation_shows_them(vlm_folder: Path, tmp_path: Path) -> None:
+    """One in the first prompt, one between two turns: the log-probabilities are the model's own."""
+    pictures = [picture(30, 40, seed=1), picture(56, 28, seed=2)]
+    for number, image in enumerate(pictures):
+        image.save(tmp_path / f"{number}.png")
+    messages = talk("<image>What?", "Noise.", "And <image>this?", "More.")
+    row = {"messages": messages, "image": [str(tmp_path / f"{number}.png") for number in range(2)]}
+    data = PromptDataModule(train=[row], columns={"prompt": "messages"}, prompts_per_rollout=1)
+    module = GRPO(model=str(vlm_folder))
+    data.use_model(module)
+    data.setup("fit")
+    shown = Demonstrations(data, None, "model.target", module.model_folder)
+    policy = load_policy(str(vlm_folder))
+    rollout = shown.rollout([data.prepare(data.prompts["train"][0])], policy.placeholder_ids)
+    (prompt,), ((completion,),) = rollout.prompts, rollout.completions
+    assert len(prompt.pixels.images) == len(completion.pixels.images) == 1
+    written = [t for t, own in zip(completion.token_ids, completion.sampled, strict=True) if own]
+    assert data.tokenizer.decode(written) == "Noise.<|im_end|>More.<|im_end|>"
+    whole = [*prompt.token_ids, *completion.token_ids]
+    pixels = data.image_processor.pixels(pictures)
+    model = AutoModelForImageTextToText.from_pretrained(vlm_folder)
+    logits = model(torch.tensor([whole]), **policy.images([pixels], torch.tensor([whole]))).logits[0].clone()
+    logits[:, list(policy.placeholder_ids)] = float("-inf")
+    wanted = logits.log_softmax(-1)[len(prompt.token_ids) - 1 : -1].gather(
+        1, torch.tensor(completion.token_ids)[:, None]
+    )
+    logp = policy.logprobs(rollout, [0])[0][0][rollout.mask[0]]
+    assert logp.tolist() == pytest.approx(wanted[:, 0][rollout.mask[0]].tolist(), abs=1e-4)
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(run_folder: Path, lit_rlvr: CLI) -> None:
+    """It validates by generation too, as its base does."""
+    for root, more in (("whole", ()), ("cut", ("--trainer.max_steps", 3)), ("cut", ("--ckpt_path", "last"))):
+        result = lit_rlvr(*FIT, "--model", "SFT", *to(root), *more)
+        assert result.status == 0, result.err
+    assert_same_run(run_folder / "cut", run_folder / "whole", resumed=3)
+    assert summary(run_folder / "whole")["accuracy_after"] is not None
+    assert losses("whole")[-1] < losses("whole")[0] and losses("whole", "val/arithmetic/loss")
+    changed = lit_rlvr(*FIT, "--model", "SFT", *to("cut"), "--ckpt_path", "last", "--trainer.max_steps", 9,
+                       "--model.init_args.target", "solution", "--data.init_args.solution", "= {answer}")  # fmt: skip
+    assert changed.status == 2 and "the completions in the training data (model.target) are not those" in changed.err
+
+
+def test_two_processes_have_the_loss_of_one(run_folder: Path, lit_rlvr: CLI) -> None:
+    shared = (
+        "--model",
+        "SFT",
+        "--data.init_args.held_out",
+        "17",
+        "--model.init_args.compute.tokens_per_microbatch",
+        "60",
+    )
+    one = lit_rlvr(*FIT, *shared, *to("one"))
+    assert one.status == 0, one.err
+    in_two_processes(run_folder, *([*FIT, *way, *shared, *to(name)] for name, way in STRATEGIES.items()))
+    for name in STRATEGIES:
+        for metric in ("train/loss", "val/arithmetic/loss", "val/arithmetic/accuracy", "train/grad_norm"):
+            assert losses(name, metric) == pytest.approx(losses("one", metric), rel=1e-5, abs=1e-6), (name, metric)
+
+
+def test_adapters_alone_are_trained(run_folder: Path, lit_rlvr: CLI, tiny_model_folder: Path) -> None:
+    lora = ("--model.init_args.lora.rank", 4, "--trainer.limit_val_batches", 0, "--model.init_args.lr", 1e-2)
+    result = lit_rlvr(*FIT, "--model", "SFT", *lora, *to("lora"))
+    assert result.status == 0, result.err
+    assert losses("lora")[-1] < losses("lora")[0]
+    assert lit_rlvr("export", "lora", "--to", "merged").status == 0
+    before, after = (AutoModelForCausalLM.from_pretrained(folder) for folder in (tiny_model_folder, "merged"))
+    assert torch.equal(before.model.norm.weight, after.model.norm.weight)
+    assert not torch.equal(before.model.layers[0].mlp.up_proj.weight, after.model.layers[0].mlp.up_proj.weight)
+
+
+def test_precision_checkpointing_and_plans_are_those_of_the_base(run_folder: Path, lit_rlvr: CLI) -> None:
+    wanted = lit_rlvr(*FIT, "--model", "SFT", "--trainer.limit_val_batches", 0, *to("plain"))
+    assert wanted.status == 0, wanted.err
+    for name, options in {
+        "bf16": ("--trainer.precision", "bf16-mixed"),
+        "checkpointing": ("--model.init_args.compute.gradient_checkpointing", "true"),
+    }.items():
+        result = lit_rlvr(*FIT, "--model", "SFT", "--trainer.limit_val_batches", 0, *options, *to(name))
+        assert result.status == 0, result.err
+        assert losses(name) == pytest.approx(losses("plain"), rel=2e-2 if name == "bf16" else 1e-6)
+    dry = lit_rlvr(*FIT, "--model", "SFT", "--dry-run")
+    assert dry.status == 0 and "sequences per rollout: 4" in dry.out, dry.err
+    plan = lit_rlvr("plan", "--config", "tiny.yaml", "--model", "SFT", "--gpus", "1x80GB")
+    assert plan.status == 0, plan.err
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (
+            {"messages": talk("?", "a" * 300)},
+            r"train.jsonl:2: answer: a completion of 301 tokens, and rollout.sampling",
+        ),
+        ({"messages": talk("?", "a"), "said": 3}, r"train.jsonl:2: said: no text; name the column"),
+        ({"messages": talk("?", "a"), "said": talk("b")}, r"train.jsonl:2: said: no message of the assistant"),
+    ],
+)
+def test_bad_rows_are_one_line(run_folder: Path, lit_rlvr: CLI, row: dict[str, Any], said: str) -> None:
+    rows = [{"messages": talk("Who?", "Me."), "said": "You."}, {"said": "x"} | row]
+    (run_folder / "train.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    target = ("--model.init_args.target", "said") if "said" in row else ()
+    result = lit_rlvr(*FIT, *DATA, *target, *LOSS_ONLY, "--data.train", "train.jsonl", "--data.prompts_per_rollout", 1)
+    (line,) = [line for line in result.err.splitlines() if "error: " in line]
+    assert result.status == 2 and "model.target: 1 of 2 rows cannot be used: " in line and re.search(said, line), line
+
+
+def test_settings_that_do_not_apply_are_refused(run_folder: Path, lit_rlvr: CLI) -> None:
+    result = lit_rlvr(*FIT, "--model", "SFT", "--rollout.replay.record", 1)
+    assert result.status == 2 and "SFT samples nothing to train on" in result.err
+    result = lit_rlvr(*FIT, *LOSS_ONLY)
+    assert result.status == 2 and "rollout.evaluation.samples: 0 for arithmetic measures the loss alone" in result.err
