@@ -52,6 +52,7 @@ class LossInputs:
         ref_logp: (B, T) log-probabilities under the reference policy; None without a KL term.
         entropy: (B, T) exact entropy of the policy at each position; None if it is not computed.
         selected: (B, T) bool, the tokens that the loss's `select` has chosen; None if it has none.
+        right: (B,) bool, True for completions that a reward calls right; None without rewards.
     """
 
     logp: Tensor
@@ -66,6 +67,7 @@ class LossInputs:
     ref_logp: Tensor | None = None
     entropy: Tensor | None = None
     selected: Tensor | None = None
+    right: Tensor | None = None
 
     def weighed(self, factor: Tensor) -> LossInputs:
         """Return the inputs with each token's share (B, T) in the loss multiplied by a constant factor."""

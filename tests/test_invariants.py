@@ -190,6 +190,25 @@ def test_skipped_groups_equal_groups_that_are_run(tiny_model_folder: Path, tmp_p
     assert_same(skipping.gradients[0], naive_gradients(skipping.rollouts[0], range(12))[1])
 
 
+@pytest.mark.parametrize("reward", ["first_token", "dead"])
+def test_right_completions_are_imitated_too(tiny_model_folder: Path, tmp_path: Path, reward: str) -> None:
+    """The mean over sequences of what -log p of the right ones is per token, also where all are right."""
+    _, seen = fit(tiny_model_folder, tmp_path, rewards=[f"tiny_rewards.{reward}"], loss={"positive_nll_coef": 0.5})
+    rollout, model = seen.rollouts[0], tiny_llama()
+    loss, expected = naive_gradients(rollout, range(6))
+    nll = torch.zeros(())
+    for p, prompt in enumerate(rollout.prompts):
+        for g, completion in enumerate(rollout.completions[p]):
+            if rollout.correct[p, g]:
+                nll = (
+                    nll - plain_logprobs(model, prompt.token_ids, completion.token_ids, rollout.sampling)[0].mean() / 24
+                )
+    (0.5 * nll).backward()
+    wanted = {name: p.grad + expected.get(name, 0) for name, p in model.named_parameters() if p.grad is not None}
+    assert_same(seen.gradients[0], wanted)
+    assert seen.metrics[0]["train/loss"] == pytest.approx(loss + 0.5 * float(nll.detach()), abs=1e-6)
+
+
 def test_with_a_kl_term_dead_groups_are_run(tiny_model_folder: Path, tmp_path: Path) -> None:
     module, seen = fit(
         tiny_model_folder,

@@ -56,7 +56,7 @@ class RLVRTrainer(Trainer):
 
     def filter(
         self, model: RLVRModule, datamodule: PromptDataModule, out: str, samples: int = 8, lowest: float = 0.1,
-        highest: float = 0.9, split: Split = "train",
+        highest: float = 0.9, split: Split = "train", completions: int = 0,
     ) -> None:  # fmt: skip
         """Keep the prompts that the model sometimes answers correctly.
 
@@ -68,9 +68,13 @@ class RLVRTrainer(Trainer):
             lowest: smallest share of right completions to keep.
             highest: largest share of right completions to keep.
             split: which set.
+            completions: for rejection fine-tuning, write a row for each of at most this many different right
+                completions of a kept prompt, with a column `completion` (`SFT` with `target: completion`); 0 = each
+                kept row once.
         """
         dtype = compute_dtype(str(self.precision))
-        path = filter_prompts(model, datamodule, rollout_of(self), dtype, Path(out), samples, lowest, highest, split)
+        choice = samples, lowest, highest, split, completions
+        path = filter_prompts(model, datamodule, rollout_of(self), dtype, Path(out), *choice)
         kept = len(path.read_text().splitlines())
         found = {"file": str(path), "kept": kept, "option": f"--data.init_args.{split}"}
         show_result(found, lambda: print(f"{path}: use it with {found['option']}"))

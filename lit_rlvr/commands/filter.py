@@ -36,7 +36,7 @@ _log = logging.getLogger("lit_rlvr")
 
 def filter_prompts(
     module: RLVRModule, data: PromptDataModule, rollout: RolloutCallback, dtype: torch.dtype, out: Path,
-    samples: int, lowest: float, highest: float, split: Split,
+    samples: int, lowest: float, highest: float, split: Split, completions: int = 0,
 ) -> Path:  # fmt: skip
     """Sample every prompt with training's sampling and rewards, and write the rows whose share of right completions is
     in [lowest, highest].
@@ -46,6 +46,7 @@ def filter_prompts(
     Args:
         dtype: the engine's data type.
         out: new JSONL file for the rows of the data, each with `pass_rate` and `samples`.
+        completions: write a row for each of at most this many right completions; 0 = each row once.
 
     Raises:
         UserError: the options contradict each other, there are no prompts, or none is left.
@@ -56,6 +57,8 @@ def filter_prompts(
         raise UserError(
             f"--samples: {samples} is {'not positive' if samples < 1 else f'too large; use at most {MAX_SIZE}'}"
         )
+    if completions < 0:
+        raise UserError(f"--completions: {completions} is negative")
     check_out(out)
     prompts = prompts_to_sample(module, data, rollout, split)
     sampling = rollout.sampling
@@ -76,13 +79,26 @@ def filter_prompts(
 
             sampler.run(missing, sampling, samples, rollout.rewards, split, data, judged, rollout.environment)
         sampler.close()
-    rates = [pass_rate(group) for group in records.groups(split, prompts)]
-    kept = [(p, rate) for p, rate in zip(prompts, rates, strict=True) if rate is not None and lowest <= rate <= highest]
+    groups = records.groups(split, prompts)
+    rates = [pass_rate(group) for group in groups]
+    kept = [
+        (p, rate, group)
+        for p, rate, group in zip(prompts, rates, groups, strict=True)
+        if rate is not None and lowest <= rate <= highest
+    ]
     _log.info("%s", rate_histogram(rates, len(kept), lowest, highest))
     if not kept:
         raise UserError(f"--lowest {lowest} --highest {highest}: no prompt of {len(prompts)} is left; widen the range")
     from_file = data.locations["train"] is not None
-    rows = [as_row(p.sample, from_file) | {"pass_rate": rate, "samples": samples} for p, rate in kept]
+    id_column = (data.columns or {}).get("id", "id")
+    rows = []
+    for p, rate, group in kept:
+        row = as_row(p.sample, from_file) | {"pass_rate": rate, "samples": samples}
+        chosen = right_completions(group, completions)
+        rows += [row | {"completion": text, id_column: f"{p.sample.id}#{k}"} for k, text in enumerate(chosen)]
+        rows += [] if completions else [row]
+    if not rows:
+        raise UserError(f"--completions {completions}: no kept prompt has a right completion; raise --lowest above 0")
     write_atomically(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return out
 
@@ -139,6 +155,15 @@ def pass_rate(group: list[RecordRow]) -> float | None:
     """Return the share of right completions among the judged ones; None if the rewards judged none."""
     judged = [row["correct"] for row in group if row["correct"] is not None]
     return sum(judged) / len(judged) if judged else None
+
+
+def right_completions(group: list[RecordRow], most: int) -> list[Any]:
+    """Return at most so many different right completions that ended, those of the highest rewards; of an episode the
+    texts of its turns."""
+    right = [row for row in group if row["correct"] and row["finish_reason"] == "stop"]
+    right.sort(key=lambda row: -row["reward"])
+    texts = [[turn["text"] for turn in row["turns"]] if row.get("turns") else row["completion"] for row in right]
+    return [text for k, text in enumerate(texts) if text not in texts[:k]][:most]
 
 
 def rate_histogram(rates: list[float | None], kept: int, lowest: float, highest: float) -> str:

@@ -48,7 +48,7 @@ _log = logging.getLogger("lit_rlvr")
 @option_group("model.loss")
 @dataclass(frozen=True)
 class Loss:
-    """The aggregation of the losses of tokens, and the entropy bonus.
+    """The aggregation of the losses of tokens, the entropy bonus, and the imitation of right completions.
 
     Args:
         aggregation: what token losses are divided by: their sequence's tokens (`sequence_mean`), all tokens of the step
@@ -58,15 +58,19 @@ class Loss:
         entropy_coef: weight of an entropy bonus, computed from the policy's exact entropy; 0 = off.
         top_entropy_quantile: share of an optimizer step's tokens whose objective counts, those of the highest entropy
             under the policy at the beginning of the iteration (Wang et al. 2025, arXiv 2506.01939: 0.2); 1 = all.
+        positive_nll_coef: weight of the -log p of right completions, averaged over all tokens as the KL term is (Yue et
+            al. 2025, VAPO, arXiv 2504.05118, eq. 10: 0.1, there averaged over the tokens of the right ones); 0 = off.
     """
 
     aggregation: Aggregation = "sequence_mean"
     count_empty_rows: bool = True
     entropy_coef: float = 0.0
     top_entropy_quantile: float = 1.0
+    positive_nll_coef: float = 0.0
 
     def __post_init__(self) -> None:
         check_within("(-inf, inf)", "model.loss", entropy_coef=self.entropy_coef)
+        check_within("[0, inf)", "model.loss", positive_nll_coef=self.positive_nll_coef)
         check_within("(0, 1]", "model.loss", top_entropy_quantile=self.top_entropy_quantile)
         if self.aggregation == "group_token_mean" and not self.count_empty_rows:
             raise UserError("model.loss.count_empty_rows: group_token_mean averages over groups; leave it at true")
@@ -146,8 +150,8 @@ class LossModule(ABC):
 
     @property
     def runs_all_rows(self) -> bool:
-        """Whether rows with advantage 0 have a gradient too, by the KL term or the entropy bonus."""
-        return self.kl_in_loss or self.loss_options.entropy_coef != 0
+        """Whether rows with advantage 0 have a gradient too, by a term that does not depend on advantages."""
+        return self.kl_in_loss or self.loss_options.entropy_coef != 0 or self.loss_options.positive_nll_coef > 0
 
     @property
     def needs_step_tokens(self) -> bool:
@@ -257,7 +261,8 @@ class LossModule(ABC):
         return masked_mean(advantages, group.mask).view(group.rewards.shape)
 
     def loss(self, x: LossInputs) -> tuple[Tensor, Stats]:
-        """Return the objective plus the KL term minus the entropy bonus, for some rows of one optimizer step.
+        """Return the objective plus the KL term minus the entropy bonus plus the NLL of right completions, for some
+        rows of one optimizer step.
 
         Raises:
             UserError: the objective does not return a loss with a gradient and statistics, or an entropy bonus is
@@ -275,4 +280,9 @@ class LossModule(ABC):
             if x.entropy is None:
                 raise UserError("model.loss.entropy_coef: the entropy needs a model; use 0")
             loss = loss - self.loss_options.entropy_coef * masked_sum(x.entropy, x.plain_weight, x.mask)
+        if self.loss_options.positive_nll_coef:
+            if x.right is None:
+                raise UserError("model.loss.positive_nll_coef: rewards tell what is right; use 0 without them")
+            nll = -masked_sum(x.logp, x.plain_weight * x.right[:, None], x.mask)
+            loss = loss + self.loss_options.positive_nll_coef * nll
         return loss, stats

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_rlvr.distributed.collectives import all_sum
+from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import Importance, LossInputs, Stats, masked_sum
 from lit_rlvr.training.loss import KL, Loss
 from lit_rlvr.training.module import RLVRModule
@@ -37,6 +38,8 @@ class SFT(RLVRModule):
             advantage="reinforce", lr=lr, updates_per_rollout=1, epochs_per_rollout=1, loss=loss, kl=KL(),
             importance=Importance(correction="none"), **kwargs,
         )  # fmt: skip
+        if self.loss_options.positive_nll_coef:
+            raise UserError("model.loss.positive_nll_coef: SFT's loss is this term already; leave it out")
         self.target = target
         self._nll: dict[
             str, Tensor

@@ -146,6 +146,7 @@ def loss_inputs(plan: StepPlan, k: int, logp: Tensor, entropy: Tensor) -> tuple[
         ref_logp=None if prepared.ref_logp is None else prepared.ref_logp[at],
         entropy=entropy,
         selected=None if plan.selected is None else plan.selected[at],
+        right=to_device((prepared.rollout.correct * prepared.rollout.judged).flatten()[rows] > 0, mask.device),
     )
     stats = {"tokens": mask.sum(), "entropy": torch.where(mask, entropy.detach(), 0.0).sum()}
     if not prepared.rollout.is_given:

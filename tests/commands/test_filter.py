@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lit_rlvr.commands.filter import pass_rate, rate_histogram
+from lit_rlvr.commands.filter import pass_rate, rate_histogram, right_completions
 from lit_rlvr.datamodules import LesionCount, TextMath
 from lit_rlvr.datamodules.reading.readers import as_row
 from lit_rlvr.types import Sample
@@ -48,6 +48,38 @@ def test_rows_in_the_range_are_kept_as_they_were(run_folder: Path, lit_rlvr: CLI
     assert refused.status == 2 and "samples was 3, is 7" in refused.err
 
 
+def test_right_completions_become_rows_to_imitate(run_folder: Path, lit_rlvr: CLI) -> None:
+    """Each once, those of the highest rewards, and `SFT` trains on them."""
+    data = [{"question": f"Is {i} odd?", "answer": f"#### {i}"} for i in range(12)]
+    (run_folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
+    source = ("--data", "TextMath", "--data.init_args.train", "data.jsonl")
+    result = lit_rlvr(*FILTER, *source, "--highest", 1, "--samples", 40, "--completions", 5, "--out", "right.jsonl")
+    assert result.status == 0, result.err
+    sampled = rows(run_folder / "right.samples/completions.jsonl")
+    wanted = []
+    for i, row in enumerate(data):
+        mine = [one for one in sampled if one["id"] == f"text_math:{i + 1}"]
+        right = [one["completion"] for one in mine if one["correct"] and one["finish_reason"] == "stop"]
+        rate = sum(one["correct"] for one in mine) / 40
+        wanted += [
+            row | {"pass_rate": rate, "samples": 40, "completion": text, "id": f"text_math:{i + 1}#{k}"}
+            for k, text in enumerate([*dict.fromkeys(right)][:5])
+        ]
+    assert rows(run_folder / "right.jsonl") == wanted and len(wanted) > 12, len(wanted)
+    imitated = ("--model", "SFT", "--model.init_args.target", "completion", "--rollout.sampling.max_tokens", 64)
+    source = ("--data", "TextMath", "--data.init_args.train", "right.jsonl", "--data.prompts_per_rollout", 4)
+    assert lit_rlvr("fit", "--config", "tiny.yaml", *imitated, *source, "--trainer.max_steps", 1).status == 0
+
+
+def test_of_equal_completions_one_stays_and_the_best_come_first() -> None:
+    def row(text: str, reward: float, correct: bool | None = True, reason: str = "stop", **more: Any) -> dict[str, Any]:
+        return {"completion": text, "reward": reward, "correct": correct, "finish_reason": reason} | more
+
+    group = [row("a", 1), row("b", 2), row("a", 1), row("c", 9, correct=False), row("d", 9, reason="length"),
+             row("e", 3, correct=None), row("f", 1, turns=[{"text": "call"}, {"text": "f"}])]  # fmt: skip
+    assert right_completions(group, 5) == ["b", "a", ["call", "f"]] and right_completions(group, 1) == ["b"]
+
+
 def test_an_empty_result_says_what_to_do(run_folder: Path, lit_rlvr: CLI) -> None:
     result = lit_rlvr(*FILTER, "--out", "none.jsonl", "--rollout.rewards", "[tiny_rewards.always_wrong]")
     assert result.status == 2 and "no prompt of 16 is left; widen the range" in result.err
@@ -57,7 +89,8 @@ def test_an_empty_result_says_what_to_do(run_folder: Path, lit_rlvr: CLI) -> Non
 @pytest.mark.parametrize(("more", "said"), [(("--lowest", 0.9, "--highest", 0.1), "give 0 <= lowest <= highest <= 1"),
                                             (("--split", "test"), "there is no test set"),
                                             (("--rollout.rewards", "[LCPO]"), "no number of tokens in the column"),
-                                            (("--out", "x.csv"), "ends in .jsonl")])  # fmt: skip
+                                            (("--out", "x.csv"), "ends in .jsonl"),
+                                            (("--completions", -1), "--completions: -1 is negative")])  # fmt: skip
 def test_bad_input_is_refused_in_one_line(run_folder: Path, lit_rlvr: CLI, more: tuple[Any, ...], said: str) -> None:
     result = lit_rlvr(*FILTER, "--out", "x.jsonl", *more)
     assert result.status == 2 and said in result.err, result.err

@@ -91,7 +91,10 @@ def made_batch() -> FrozenBatch:
 def _without_terms(algorithm: RLVRModule) -> RLVRModule:
     """Return a copy of an algorithm without the KL and entropy terms."""
     own = deepcopy(algorithm)
-    own.kl, own.loss_options = replace(own.kl, coef=0.0), replace(own.loss_options, entropy_coef=0.0)
+    own.kl, own.loss_options = (
+        replace(own.kl, coef=0.0),
+        replace(own.loss_options, entropy_coef=0.0, positive_nll_coef=0.0),
+    )
     return own
 
 
