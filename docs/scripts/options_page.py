@@ -20,6 +20,7 @@ from jsonargparse._util import get_import_path
 import lit_rlvr.rewards
 from lit_rlvr import advantages, algorithms, datamodules
 from lit_rlvr.algorithms.apmpo_schedule import PowerSchedule
+from lit_rlvr.algorithms.sft import SFT
 from lit_rlvr.cli.early_check import INDEX
 from lit_rlvr.cli.error_lines import class_arguments, known_classes
 from lit_rlvr.cli.lightning_cli import ConfigCheck
@@ -46,7 +47,6 @@ from lit_rlvr.run.trackers.callback import TRACKER_NAMES
 from lit_rlvr.run.warm_start import WarmStart
 from lit_rlvr.training.loss import KL, Loss
 from lit_rlvr.training.optimizer import AutoLR, Optim
-from lit_rlvr.training.sft import SFT
 from lit_rlvr.types import EvalSampling, Sampling
 
 REWARDS = (

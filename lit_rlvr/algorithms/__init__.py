@@ -1,4 +1,4 @@
-"""One LightningModule per algorithm; each file is one loss."""
+"""One LightningModule per algorithm; each file is one loss. `__all__` has those that learn from rewards."""
 
 from lit_rlvr.algorithms.aapo import AAPO
 from lit_rlvr.algorithms.apmpo import APMPO
@@ -19,6 +19,7 @@ from lit_rlvr.algorithms.luspo import LUSPO
 from lit_rlvr.algorithms.m2po import M2PO
 from lit_rlvr.algorithms.reinforce import Reinforce
 from lit_rlvr.algorithms.sapo import SAPO
+from lit_rlvr.algorithms.sft import SFT as SFT
 from lit_rlvr.algorithms.topr import TOPR
 from lit_rlvr.algorithms.vespo import VESPO
 from lit_rlvr.training.module import RLVRModule

@@ -66,15 +66,15 @@ class Demonstrations:
         if self.episodes is not None:
             if isinstance(value, list) and value and all(isinstance(text, str) and text for text in value):
                 return value
-            raise BadRow("not a list of texts, one for each of the model's turns", self.column)
+            raise BadRow(f"column {self.column!r} is not a list of texts, one for each of the model's turns", "")
         try:
             messages = as_conversation(value)
         except BadRow as error:
             raise BadRow(error.reason, self.column) from error
         if messages is None and not (isinstance(value, str) and value):
-            raise BadRow("no text; name the column that holds what the model is to write", self.column)
+            raise BadRow(f"has no text in column {self.column!r}; name the column that holds the completions", "")
         if messages is not None and not any(message["role"] == "assistant" for message in messages):
-            raise BadRow("no message of the assistant", self.column)
+            raise BadRow(f"column {self.column!r} has no message of the assistant", "")
         return value if messages is None else messages
 
     def check(self, prompts: Sequence[Prompt], refuses_long: bool = True) -> str:

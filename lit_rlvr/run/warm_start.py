@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
+from lit_rlvr.algorithms.sft import SFT
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.engines.base import EngineContext
 from lit_rlvr.engines.hf import HFEngine
@@ -28,7 +29,6 @@ from lit_rlvr.rewards.references import LongAnswers, completion_lengths
 from lit_rlvr.rollout.demonstrations import Demonstrations, DemonstrationSource, Pair
 from lit_rlvr.rollout.episodes import Episodes
 from lit_rlvr.run.saved_model import save_model
-from lit_rlvr.training.sft import SFT
 from lit_rlvr.types import Completion, Prompt, Sampling
 
 if TYPE_CHECKING:
