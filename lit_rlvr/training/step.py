@@ -94,6 +94,7 @@ class StepPlan:
         mask: (B, T) bool, the tokens in the loss. rollout_logprobs: (B, T).
         token_weight: (B, T) weight of each token in the loss, 0 outside this step's groups.
         counted, selected: (B, T) bool, the results of `LossModule.select_tokens`; None = it is not asked.
+        right: (B,) bool, the completions that a reward calls right; None = the loss does not imitate them.
         row_share: a sequence's weight in a sequence-level loss: 1 / the step's sequences on all ranks.
         microbatches: lists of rows. The first `num_microbatches` of them count; the others repeat a micro-batch with
             weight 0, so that with sharded weights a rank with less work stays in lockstep with the others.
@@ -105,6 +106,7 @@ class StepPlan:
     token_weight: Tensor
     counted: Tensor | None
     selected: Tensor | None
+    right: Tensor | None
     row_share: float
     microbatches: list[list[int]]
     num_microbatches: int
@@ -146,7 +148,7 @@ def loss_inputs(plan: StepPlan, k: int, logp: Tensor, entropy: Tensor) -> tuple[
         ref_logp=None if prepared.ref_logp is None else prepared.ref_logp[at],
         entropy=entropy,
         selected=None if plan.selected is None else plan.selected[at],
-        right=to_device((prepared.rollout.correct * prepared.rollout.judged).flatten()[rows] > 0, mask.device),
+        right=None if plan.right is None else plan.right[at],
     )
     stats = {"tokens": mask.sum(), "entropy": torch.where(mask, entropy.detach(), 0.0).sum()}
     if not prepared.rollout.is_given:
@@ -203,8 +205,11 @@ def plan_step(
     microbatches += [microbatches[0] if microbatches else [0]] * (wanted - num_microbatches)
     rollout_logprobs = to_device(rollout.rollout_logprobs, device)
     counted, selected = chosen_tokens(prepared, rows, mask, rollout_logprobs, algorithm)
+    right = None
+    if algorithm.loss_options.positive_nll_coef:
+        right = to_device((rollout.correct * rollout.judged).flatten() > 0, device)
     return StepPlan(
-        prepared, mask, rollout_logprobs, token_weight, counted, selected, 1.0 / sequences, microbatches,
+        prepared, mask, rollout_logprobs, token_weight, counted, selected, right, 1.0 / sequences, microbatches,
         num_microbatches,
     )  # fmt: skip
 

@@ -198,9 +198,9 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
     for options, said in (
         ({"group_size": 0}, "group_size"),
         ({"sampling": Sampling(temperature=0.0)}, "temperature"),
-        ({"evaluation": Evaluation(samples=0)}, "evaluation.samples"),
+        ({"evaluation": Evaluation(samples=-1)}, "evaluation.samples"),
         ({"evaluation": Evaluation(samples=2)}, "evaluation.sampling.temperature"),
-        ({"evaluation": Evaluation(samples={"math": 1, "aime": 0})}, r"evaluation\.samples\.aime: 0 is not positive"),
+        ({"evaluation": Evaluation(samples={"math": 1, "aime": -1})}, r"evaluation\.samples\.aime: -1 is not positive"),
         (
             {"evaluation": Evaluation(samples={"aime": 4})},
             r"evaluation\.samples\.aime: more than 1 needs rollout\.evaluation\.sampling\.temperature",

@@ -187,7 +187,10 @@ def test_precision_checkpointing_and_plans_are_those_of_the_base(run_folder: Pat
             r"train.jsonl:2: answer: a completion of 301 tokens, and rollout.sampling",
         ),
         ({"messages": talk("?", "a"), "said": 3}, r"train.jsonl:2: has no text in column 'said'; name the column"),
-        ({"messages": talk("?", "a"), "said": talk("b")}, r"train.jsonl:2: column 'said' has no message of the assistant"),
+        (
+            {"messages": talk("?", "a"), "said": talk("b")},
+            r"train.jsonl:2: column 'said' has no message of the assistant",
+        ),
     ],
 )
 def test_bad_rows_are_one_line(run_folder: Path, lit_rlvr: CLI, row: dict[str, Any], said: str) -> None:

@@ -20,6 +20,7 @@ from lit_rlvr.datamodules import Arithmetic, CellArea, MultiStepArithmetic
 from lit_rlvr.environments import Calculator
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.loading import load_policy
+from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.demonstrations import DemonstrationSource
 from lit_rlvr.run import warm_start
 from lit_rlvr.run.warm_start import WarmStart, exact_match
@@ -175,6 +176,27 @@ def test_it_says_what_it_costs_and_warns_of_a_rate_for_tiny_models(
     assert "warm_start.lr" not in caplog.text
     start(vlm_folder, steps=1)
     assert "warm_start.lr: 0.001 suits the tiny models" in caplog.text and "needs about 2e-5" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_computes_as_the_run_does(
+    tiny_model_folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    seen: list[bool] = []
+    forward = Policy.forward
+
+    def noted(policy: Policy, *arguments: Any) -> Any:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return forward(policy, *arguments)
+
+    monkeypatch.setattr(Policy, "forward", noted)
+    data = Arithmetic(high=6, held_out=4, prompts_per_rollout=2)
+    for _ in range(2):
+        module = GRPO(model=str(tiny_model_folder))
+        WarmStart(steps=2, checked=4, check_every=2).apply(module, data, dtype=dtype)
+    assert seen == [dtype == torch.bfloat16] * 2, "two steps, and then it is cached"
+    WarmStart(steps=2, checked=4, check_every=2).apply(GRPO(model=str(tiny_model_folder)), data)
+    assert len(list(cache.glob("[!.]*"))) == 1 + (dtype == torch.bfloat16), "another precision, another result"
 
 
 @pytest.mark.slow
