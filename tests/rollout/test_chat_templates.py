@@ -206,3 +206,12 @@ def test_a_template_that_marks_nothing_of_the_assistant_is_refused() -> None:
     talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     with pytest.raises(BadRow, match="marks no token of the assistant's turns"):
         split_turns(talk, Chat(), tokenizer, "", [1], "f:1")
+
+
+def test_without_a_template_each_text_is_a_turn_that_ends() -> None:
+    tokenizer = tiny_vlm.byte_tokenizer(["<|im_start|>", "<|im_end|>"], CHATML, pad="<|im_end|>")
+    tokenizer.chat_template = None
+    talk = [{"role": role, "content": text} for role, text in (("user", "q"), ("assistant", "a"), ("user", "r"))]
+    parts = split_turns([*talk, {"role": "assistant", "content": "b"}], Chat(), tokenizer, "", [1], "f:1")
+    seen = [(tokenizer.decode(part.token_ids), part.is_written) for part in parts]
+    assert seen == [("q\n", False), ("a<|im_end|>", True), ("\n\nr\n", False), ("b<|im_end|>", True)]

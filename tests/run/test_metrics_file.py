@@ -100,6 +100,7 @@ RUNS: dict[str, tuple[Any, ...]] = {
         *("tiny_environments.Echo", "--rollout.sampling.max_turns", 2, "--rollout.sampling.max_observation_tokens", 40),
         *("--rollout.rewards", "null", *ONE),
     ),
+    "sft": ("--model", "SFT", "--trainer.max_steps", 1),
 }  # fmt: skip
 """Runs that log all metrics of the table between them, but those of ELSEWHERE and of some losses."""
 LOSSES = ("ClipCov", "KLCov", "M2PO", "FIPO", "DRO", "TOPR", "VESPO")
