@@ -88,15 +88,20 @@ def _turn(
     is_text = isinstance(content, str) or all(part.get("type") == "text" for part in content)
     if {*message} == {"role", "content"} and is_text:
         text = text_of(content)
-        if text.strip() not in said or not tokenizer.chat_template:
-            said = text.removeprefix(opening)
+        if not text.strip():
+            raise BadRow(f"the assistant's message {i + 1} is empty", "prompt")
         turn = MODEL_TURN if isinstance(content, str) else [{"type": "text", "text": MODEL_TURN}]
         probe = [*messages[:i], {"role": "assistant", "content": turn}, *messages[i + 1 :]]
         after = chat.text(probe, tokenizer, source).rpartition(MODEL_TURN)[2]
-        return [(said, True), (after.removeprefix(_up_to_end(after, ends)), False)]
+        end = next((end for end in ends if after.startswith(end)), "")
+        if tokenizer.chat_template and text.strip() in said:
+            end = said.rpartition(text.strip())[2]
+        else:
+            said = text.removeprefix(opening)
+        return [(said, True), (after.removeprefix(end), False)]
     names = [call.get("function", call)["name"] for call in message.get("tool_calls", ())]
-    end = next((end for end in ends if said.endswith(end)), None)
-    if end is None or not all(name in said for name in names):
+    end = next((end for end in ends if said.endswith(end)), "")
+    if not end or not all(name in said for name in names):
         raise BadRow(
             f"the chat template does not show {'the tool calls' if names else 'this form'} of the assistant's message "
             f"{i + 1} after the prompt before it; use a template that does", "prompt",

@@ -186,6 +186,7 @@ def test_precision_checkpointing_and_plans_are_those_of_the_base(run_folder: Pat
             {"messages": talk("?", "a" * 300)},
             r"train.jsonl:2: answer: a completion of 301 tokens, and rollout.sampling",
         ),
+        ({"messages": talk("?", " ", "?", "a")}, r"train.jsonl:2: prompt: the assistant's message 2 is empty"),
         ({"messages": talk("?", "a"), "said": 3}, r"train.jsonl:2: has no text in column 'said'; name the column"),
         (
             {"messages": talk("?", "a"), "said": talk("b")},
