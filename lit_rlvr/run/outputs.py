@@ -314,6 +314,8 @@ class RunFolder(ChecksArguments, Callback):
             return "No accuracies: there is no validation set; set data.validation or data.validation_split"
         if not trainer.limit_val_batches:
             return "No accuracies: trainer.limit_val_batches is 0"
+        if not any(rollout_of(trainer).samples_of(one.name) for one in data.validated):
+            return f"No accuracies: rollout.evaluation.samples is 0. Results: {shown(run_root(trainer))}"
         first, last = ("not measured" if value is None else f"{value:.3f}" for value in (self.accuracy_before, after))
         return (
             f"Validation accuracy {first} before, {last} after {trainer.global_step} steps "
