@@ -339,7 +339,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
             return
         automatic = self.compute.torch_compile == "auto"
         if automatic:
-            if not self.most_tokens or not self.compute.shared_prefix or world_size() > 1:
+            if not self.most_tokens or not self.compute.shared_prefix or self.compute.liger or world_size() > 1:
                 return
             size = sum(parameter.numel() for parameter in self.policy.parameters())
             if not compiling_pays(size, self.most_tokens, self.device, self._compute_dtype):
