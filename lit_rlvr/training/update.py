@@ -46,7 +46,7 @@ class Updater:
     """Takes the optimizer steps on a rollout.
 
     Args:
-        policy: the trained policy. reference: for the KL term; None without one.
+        policy: the trained policy. reference: for the KL term; None without one. teacher: None without one.
         algorithm: its loss, its coefficients, and how it averages over tokens.
         optimizer: Lightning's wrapper. schedule: of the learning rate, stepped with the optimizer.
         backward: computes the gradients of a loss, as `LightningModule.manual_backward`.
@@ -59,11 +59,11 @@ class Updater:
     """
 
     def __init__(
-        self, policy: Policy, reference: Policy | None, algorithm: LossModule, optimizer: Any, schedule: Any,
-        backward: Callable[[Tensor], None], replicas: DistributedDataParallel | None, sharded: bool,
+        self, policy: Policy, reference: Policy | None, teacher: Policy | None, algorithm: LossModule, optimizer: Any,
+        schedule: Any, backward: Callable[[Tensor], None], replicas: DistributedDataParallel | None, sharded: bool,
         optim: Optim, budget: TokenBudget, skipped: SkippedSteps, run: Path, adaptive_lr: AdaptiveLR | None,
     ) -> None:  # fmt: skip
-        self.policy, self.reference, self.algorithm = policy, reference, algorithm
+        self.policy, self.reference, self.teacher, self.algorithm = policy, reference, teacher, algorithm
         self.optimizer, self.schedule, self.backward = optimizer, schedule, backward
         self.replicas, self.sharded, self.optim = replicas, sharded, optim
         self.budget, self.skipped, self.run, self.adaptive_lr = budget, skipped, run, adaptive_lr
@@ -73,13 +73,15 @@ class Updater:
         rank."""
         scores = TokenScores()
         rows = [int(i) for i in rollout.mask.any(1).nonzero().flatten()]
-        if self.algorithm.needs_step_tokens or self.algorithm.kl.in_reward:
+        if self.algorithm.needs_step_tokens or self.algorithm.kl.in_reward or self.teacher is not None:
             scores.old_logp, scores.entropy = self.logprobs(
                 rollout, self.policy, rows, self.algorithm.needs_step_tokens
             )
         if self.algorithm.kl.in_reward:
             assert self.reference is not None
             scores.ref_logp, _ = self.logprobs(rollout, self.reference, rows)
+        if self.teacher is not None:
+            scores.teacher_logp, _ = self.logprobs(rollout, self.teacher, rows)
         return scores
 
     def prepare(
