@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 import torch
 from tiny import byte_tokenizer, plain_logprobs, save_model, tiny_llama
 from tiny_fit import Recording, RecordingGRPO, fit
+from tiny_runs import FIT
 
 from lit_rlvr.algorithms import GSPO, OPD
+from lit_rlvr.commands.plan.memory import Strategy
 from lit_rlvr.errors import UserError
 from lit_rlvr.training.loss import Teacher
 
@@ -73,13 +76,28 @@ def test_another_tokenizer_is_refused_by_its_first_difference(tiny_model_folder:
 def test_teachers_that_a_run_cannot_use_are_refused(
     teacher: Path, tiny_model_folder: Path, vlm_folder: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="model.teacher: it gives each token an advantage, and GSPO weighs whole"):
+    with pytest.raises(UserError, match=r"model.teacher: it gives each token an advantage, and GSPO weighs whole"):
         GSPO(teacher=Teacher(str(teacher)))
     with pytest.raises(UserError, match=r"model.teacher.*coef: 0"):
         Teacher("folder", 0.0)
-    with pytest.raises(UserError, match="model.teacher.model: OPD learns from a teacher"):
+    with pytest.raises(UserError, match=r"model.teacher.model: OPD learns from a teacher"):
         fit(tiny_model_folder, tmp_path / "none", algorithm=RecordingOPD)
     shutil.copytree(vlm_folder, tmp_path / "vlm")
     byte_tokenizer().save_pretrained(tmp_path / "vlm")
-    with pytest.raises(UserError, match="model.teacher.model: Qwen2_5_VL.* takes other images than LlamaFor"):
+    with pytest.raises(UserError, match=r"model.teacher.model: Qwen2_5_VL.* takes other images than LlamaFor"):
         fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, teacher=Teacher(str(tmp_path / "vlm")))
+
+
+def test_a_plan_counts_the_teacher(
+    teacher: Path, run_folder: Path, lit_rlvr: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, float]] = []
+    monkeypatch.setattr(
+        "lit_rlvr.cli.subcommands.show_plan",
+        lambda job, gpus: seen.append(job.plan(Strategy(False, True), gpus, job.budget).terms),
+    )
+    for more in ((), ("--model.init_args.teacher.model", str(teacher))):
+        result = lit_rlvr("plan", *FIT[1:], "--gpus", "1x80GB", *more)
+        assert result.status == 0, result.err
+    alone, taught = seen
+    assert taught == alone | {"teacher": 4 * sum(parameter.numel() for parameter in tiny_llama().parameters())}
