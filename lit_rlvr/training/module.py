@@ -365,8 +365,8 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
             self.budget.lower(left, "an earlier start ran out of memory")
         self.updater = Updater(
             self.policy, self.reference.policy if self.kl.coef else None, self, self.optimizers(), self.lr_schedulers(),
-            self.manual_backward, model if isinstance(model, DistributedDataParallel) else None, self.sharded,
-            self.optim, self.budget, self.skipped, run, self.adaptive_lr,
+            self.manual_backward, model if isinstance(model, DistributedDataParallel) else None, self.optim,
+            self.budget, self.skipped, run, self.adaptive_lr,
         )  # fmt: skip
 
     def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lit_rlvr.common.terminal import progress
 from lit_rlvr.distributed.collectives import average_gradients, index, world_size
-from lit_rlvr.distributed.sharding import reduce_over_copies, whole
+from lit_rlvr.distributed.sharding import has_shards, reduce_over_copies, whole
 from lit_rlvr.objectives import Importance, Stats
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import more_bits_than_autocast
@@ -51,7 +51,6 @@ class Updater:
         optimizer: Lightning's wrapper. schedule: of the learning rate, stepped with the optimizer.
         backward: computes the gradients of a loss, as `LightningModule.manual_backward`.
         replicas: the module that averages gradients over processes (DDP); None with one process or sharded weights.
-        sharded: whether the weights are sharded over the processes.
         optim: the settings of the optimizer.
         budget: the most input tokens in a micro-batch. skipped: counts skipped steps.
         run: the run's folder, for what a failed step leaves.
@@ -60,12 +59,12 @@ class Updater:
 
     def __init__(
         self, policy: Policy, reference: Policy | None, algorithm: LossModule, optimizer: Any, schedule: Any,
-        backward: Callable[[Tensor], None], replicas: DistributedDataParallel | None, sharded: bool,
-        optim: Optim, budget: TokenBudget, skipped: SkippedSteps, run: Path, adaptive_lr: AdaptiveLR | None,
+        backward: Callable[[Tensor], None], replicas: DistributedDataParallel | None, optim: Optim,
+        budget: TokenBudget, skipped: SkippedSteps, run: Path, adaptive_lr: AdaptiveLR | None,
     ) -> None:  # fmt: skip
         self.policy, self.reference, self.algorithm = policy, reference, algorithm
         self.optimizer, self.schedule, self.backward = optimizer, schedule, backward
-        self.replicas, self.sharded, self.optim = replicas, sharded, optim
+        self.replicas, self.sharded, self.optim = replicas, has_shards(policy.parameters()), optim
         self.budget, self.skipped, self.run, self.adaptive_lr = budget, skipped, run, adaptive_lr
 
     def score_tokens(self, rollout: Rollout) -> TokenScores:
