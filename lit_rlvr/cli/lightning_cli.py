@@ -1,4 +1,8 @@
-"""`lit-rlvr fit` and the other commands that take a config: LightningCLI with our option groups."""
+"""`lit-rlvr fit` and the other commands that take a config: LightningCLI with our option groups.
+
+These commands have no entries of their own in `commands/`: LightningCLI makes their parsers from the methods of one
+Trainer, and an entry there would import this package, which imports `commands/` to ask `plan` what fits.
+"""
 
 from __future__ import annotations
 

@@ -172,7 +172,7 @@ def reproduce(name: str, out: Path, jobs: int = 1, cluster: Mapping[str, Any] | 
         _log.info("%s: %s", result.claim.says, result.verdict)
     for line in lacking_pairs(decided):
         _log.warning("%s", line)
-    _log.info("Beside the printed values: %s", out / "reproduced.md")
+    _log.info("Next to the printed values: %s", out / "reproduced.md")
     if failure:
         raise failure
     found = as_data(paper, results) | ({"claims": [claim.as_data() for claim in decided]} if decided else {})

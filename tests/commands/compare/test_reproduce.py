@@ -1,4 +1,4 @@
-"""The papers' printed values: they belong to their studies, agree with themselves, and stand beside ours."""
+"""The papers' printed values: they belong to their studies, agree with themselves, and stand next to ours."""
 
 from __future__ import annotations
 
