@@ -19,7 +19,7 @@ from lit_rlvr.commands.compare.printed import Paper, PrintedTable, PrintedValue,
 from lit_rlvr.commands.compare.significance import LEVEL, difference_test, holm
 from lit_rlvr.commands.compare.study import Study, load_study
 from lit_rlvr.commands.compare.study_folder import EVALUATION
-from lit_rlvr.commands.compare.tables import percent
+from lit_rlvr.commands.compare.study_tables import percent
 from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.packages import require
 from lit_rlvr.common.terminal import show_result
