@@ -448,7 +448,7 @@ def deterministic(options: Any) -> None:
     options.steps = 1
     use_deterministic_kernels()
     for mode in ("deterministic", "as usual"):
-        torch.use_deterministic_algorithms(mode == "deterministic", warn_only=True)
+        torch.use_deterministic_algorithms(mode == "deterministic")
         ended = []
         for _ in range(2):
             policy = make_policy(options)

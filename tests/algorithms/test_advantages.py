@@ -53,6 +53,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "rloo": [{}],
     "maxrl": [{}],
     "opo": [{}],
+    "none": [{}],
     "reinforce_pp": [{}, {"group_baseline": True}],
     "pass_at_k": [{}, {"k": 1}, {"k": 4}],
     "grpo_passk": [{}, {"scale": "group"}],

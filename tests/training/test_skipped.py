@@ -106,7 +106,7 @@ def test_too_many_in_a_row_end_the_run_with_one_line(
         fit(tiny_model_folder, tmp_path, steps=9, max_skipped_steps=3)
     said = str(error.value)
     assert "\n" not in said and "step 5: loss and gradient not finite" in said
-    assert "after 3 skipped in a row (model.max_skipped_steps)" in said and "step-000005-rank-0.json" in said
+    assert "after 3 skipped in a row (model.optim.max_skipped_steps)" in said and "step-000005-rank-0.json" in said
     assert len(list((tmp_path / "skipped").iterdir())) == 4
 
 
@@ -165,7 +165,7 @@ def test_too_many_rollouts_without_a_reward_end_the_run(
     judge_others(monkeypatch, unjudged)
     with pytest.raises(UserError) as error:
         fit(tiny_model_folder, tmp_path, steps=steps, max_skipped_steps=limit)
-    assert said in str(error.value) and f"(model.max_skipped_steps={limit}); return a number" in str(error.value)
+    assert said in str(error.value) and f"(model.optim.max_skipped_steps={limit}); return a number" in str(error.value)
 
 
 def test_during_training_too(
