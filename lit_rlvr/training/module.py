@@ -24,6 +24,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -392,16 +393,20 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
     def on_train_start(self) -> None:
         lr = self._first_lr if self.adaptive_lr is None else self.adaptive_lr.lr
         apply_options(self.optimizers(), self.lr_schedulers(), lr, self._saved_options)
-        run, model = Path(self.trainer.default_root_dir), self.trainer.strategy.model
+        run = Path(self.trainer.default_root_dir)
         left = self.trainer.strategy.broadcast(self.budget.saved(run))
         if left is not None and left < self.budget.tokens:
             self.budget.lower(left, "an earlier start ran out of memory")
         self.updater = Updater(
-            self.policy, self.reference.policy if self.kl.coef else None, self.teacher.policy, self,
-            self.optimizers(), self.lr_schedulers(),
-            self.manual_backward, model if isinstance(model, DistributedDataParallel) else None, self.sharded,
-            self.optim, self.budget, self.skipped, run, self.adaptive_lr,
+            self.policy, self.reference.policy if self.kl.coef else None, self.teacher.policy, self, self.optimizers(),
+            self.lr_schedulers(), self.backward_on_rank, self.optim, self.budget, self.skipped, run, self.adaptive_lr,
         )  # fmt: skip
+
+    def backward_on_rank(self, loss: Tensor) -> None:
+        """Compute the gradients of a loss, which DDP leaves to `Updater.reduce_and_clip` to average."""
+        model = self.trainer.strategy.model
+        with model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext():
+            self.manual_backward(loss)
 
     def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
         """Return the batch itself: Lightning would train on a copy that the rollout callback never saw."""

@@ -51,6 +51,7 @@ from lit_rlvr.objectives import LossInputs
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.training.loss import KL, Loss
+from lit_rlvr.training.update import Updater
 from lit_rlvr.types import Sampling
 
 with pytest.MonkeyPatch.context() as patch:
@@ -134,6 +135,7 @@ def test_an_aggregation_that_the_formula_fixes_is_refused(cls: type[RLVRModule])
 
 def test_constructors_are_short() -> None:
     assert len(inspect.signature(RLVRModule).parameters) <= 14
+    assert len(inspect.signature(Updater).parameters) <= 12
     for cls in DEFAULTS:
         own = {*inspect.signature(cls).parameters} - {*inspect.signature(RLVRModule).parameters, "kwargs"}
         assert len(own) <= 12, cls

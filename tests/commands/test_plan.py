@@ -172,7 +172,7 @@ def test_a_step_without_weights_takes_what_the_formula_says(
 
 
 def test_a_chunk_of_logits_is_larger_on_a_gpu() -> None:
-    """In bf16, of each logit of a chunk: two bytes, and two tensors in fp32 and one in bf16 beside them."""
+    """In bf16, of each logit of a chunk: two bytes, and two tensors in fp32 and one in bf16."""
     shape = job("Qwen2.5-1.5B").whole
     load = largest_microbatch(16384, 1024, 3072, 8, 128)
     assert logit_bytes(shape, load, 2) == 2048 * shape.vocabulary * 12
@@ -351,7 +351,7 @@ def test_the_smallest_gpu_of_a_trainer_counts(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_an_engine_holds_what_is_left_of_its_sequences() -> None:
-    """Beside many sequences whose lengths are drawn."""
+    """Next to many sequences whose lengths are drawn."""
     assert cached_tokens(7, 10, Lengths(50, 50)) == 7 * 60
     generator = torch.Generator().manual_seed(0)
     for prompt, mean in ((100, 1000), (500, 200)):

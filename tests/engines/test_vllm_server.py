@@ -161,7 +161,7 @@ def generate_during_updates(
     engine: VLLMServerEngine, policy: Policy, prompts: list[Prompt], sampling: Sampling, updates: int,
     sync: Callable[[Policy], None] | None = None,
 ) -> tuple[dict[str, Policy], list[list[Completion]]]:  # fmt: skip
-    """Generate beside weight updates; return the policies by their labels, and the completions of each prompt.
+    """Generate during weight updates; return the policies by their labels, and the completions of each prompt.
 
     The first server waits from tokens of the weights of now to the update, so that what runs cannot end before it.
     """
@@ -683,9 +683,9 @@ def test_a_server_generates_while_fit_trains(
 ) -> None:
     """Each sync is probed while completions run; a killed run goes on with the groups that it had."""
     monkeypatch.setenv("SERVER_KEY", KEY)
-    beside = (*from_yaml(served), "--rollout.staleness", "2")
+    stale = (*from_yaml(served), "--rollout.staleness", "2")
     for more in (("--trainer.max_steps", "3"), ("--trainer.max_steps", "6", "--ckpt_path", "last")):
-        result = lit_rlvr(*FIT, *beside, *more)
+        result = lit_rlvr(*FIT, *stale, *more)
         assert result.status == 0, result.err
     rows = metrics(run_folder / "run")
     ages = [float(row["train/staleness/max"]) for row in rows if row.get("train/staleness/max")]

@@ -265,8 +265,8 @@ def test_metrics_of_a_rollout_are_hand_computed_values() -> None:
     rollout.parts = {"answer": torch.tensor([[1.0, 0.0], [0.0, 0.0]])}
     rollout.statuses = [["ok", "parse_fail"], ["timeout", "ok"]]
     rollout.rollout_logprobs = torch.tensor([[-1.0, -2.0, 0], [-0.5, 0, 0], [-1.0, -1.0, -1.0], [-0.5, -1.0, 0]])
-    beside = [[Completion("", (1, 2, 3, 4), "stop")]]
-    found = rollout_metrics(rollout, 4.0, beside)
+    others = [[Completion("", (1, 2, 3, 4), "stop")]]
+    found = rollout_metrics(rollout, 4.0, others)
     assert {k: v for k, v in found.items() if k.startswith(("rollout", "reward"))} == pytest.approx(
         {
             "rollout/reward": -3 / 4,

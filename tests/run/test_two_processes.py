@@ -63,11 +63,13 @@ def assert_same_training(ours: Path, theirs: Path, tolerance: float = 1e-6) -> N
 
 
 @pytest.mark.parametrize(
-    "ways",
+    "strategies",
     [STRATEGIES, pytest.param({"hsdp": HSDP, "offload": OFFLOAD}, marks=pytest.mark.slow)],
     ids=["plain", "special"],
 )
-def test_two_processes_end_where_one_does(run_folder: Path, lit_rlvr: CLI, ways: dict[str, tuple[str, ...]]) -> None:
+def test_two_processes_end_where_one_does(
+    run_folder: Path, lit_rlvr: CLI, strategies: dict[str, tuple[str, ...]]
+) -> None:
     """With what could differ: a last validation batch of one prompt, small micro-batches, dead groups, a KL term."""
     shared = (
         "--data.init_args.held_out", "17", "--rollout.evaluation", "{samples: 2, sampling: {temperature: 1}}",
@@ -76,10 +78,10 @@ def test_two_processes_end_where_one_does(run_folder: Path, lit_rlvr: CLI, ways:
     )  # fmt: skip
     one = lit_rlvr(*FIT, *shared, *to("one"))
     assert one.status == 0, one.err
-    commands = ([*FIT, *strategy, *shared, *to(name)] for name, strategy in ways.items())
+    commands = ([*FIT, *strategy, *shared, *to(name)] for name, strategy in strategies.items())
     said = in_two_processes(run_folder, *commands)
-    assert said.count("step 6/6") == said.count("2 rank(s)") == len(ways), "only one process talks"
-    for name in ways:
+    assert said.count("step 6/6") == said.count("2 rank(s)") == len(strategies), "only one process talks"
+    for name in strategies:
         assert_same_training(run_folder / name, run_folder / "one")
         for key in ("steps", "iterations", "accuracy_before", "accuracy_after"):
             assert summary(run_folder / name)[key] == pytest.approx(summary(run_folder / "one")[key]), key
@@ -114,7 +116,9 @@ def test_rollouts_without_a_reward_are_skipped_by_both(run_folder: Path, lit_rlv
     rewards = ("--rollout.rewards", "[own_sometimes.sometimes]", "--trainer.limit_val_batches", "0")
     one = lit_rlvr(*FIT, *rewards, *to("one"))
     assert one.status == 0, one.err
-    said = in_two_processes(run_folder, *([*FIT, *way, *rewards, *to(name)] for name, way in STRATEGIES.items()))
+    said = in_two_processes(
+        run_folder, *([*FIT, *strategy, *rewards, *to(name)] for name, strategy in STRATEGIES.items())
+    )
     assert said.count("it is skipped") == 2 * len(STRATEGIES) and one.err.count("it is skipped") == 2
     for name in ("one", *STRATEGIES):
         assert [row["train/skipped_steps"] for row in metrics(run_folder / name)[1:]][-1] == "2.0"
@@ -138,7 +142,7 @@ def test_episodes_are_the_same_in_two_processes(run_folder: Path, lit_rlvr: CLI)
     )  # fmt: skip
     one = lit_rlvr(*FIT, *turns, *to("one"))
     assert one.status == 0, one.err
-    in_two_processes(run_folder, *([*FIT, *way, *turns, *to(name)] for name, way in STRATEGIES.items()))
+    in_two_processes(run_folder, *([*FIT, *strategy, *turns, *to(name)] for name, strategy in STRATEGIES.items()))
     for name in STRATEGIES:
         assert_same_training(run_folder / name, run_folder / "one")
 

@@ -168,7 +168,7 @@ def test_too_many_rollouts_without_a_reward_end_the_run(
     assert said in str(error.value) and f"(model.optim.max_skipped_steps={limit}); return a number" in str(error.value)
 
 
-def test_beside_training_too(
+def test_during_training_too(
     tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Groups are judged in the order of their iterations, 24 completions each."""

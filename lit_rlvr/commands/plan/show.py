@@ -30,7 +30,7 @@ def described(job: JobSizes, gpus: GPUs) -> dict[str, Any]:
         "active_parameters": job.whole.active,
         "gpus": gpus.count,
         "gib": gpus.gib,
-        "ways": [
+        "strategies": [
             {
                 "name": plan.name,
                 "terms": {name: value / GIB for name, value in plan.terms.items()},
