@@ -307,7 +307,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         Raises:
             UserError: it has other tokens than the policy, or its images are others.
         """
-        if self.teacher_options is None:
+        if self.teacher_options is None or (self._trainer is not None and self.trainer.state.fn != "fit"):
             return
         folder = resolve_model(self.teacher_options.model)
         check_same_tokens(self.model_folder, folder, "model.teacher.model")
