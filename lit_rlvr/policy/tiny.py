@@ -39,6 +39,9 @@ def tiny_sizes(specials: Sequence[str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+TINY_TOWER = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+"""The config of a tiny vision tower, by transformers' usual names."""
+
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
     "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for part in m['content'] %}"
@@ -46,6 +49,11 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )  # Qwen's own, without its default system prompt
+
+
+def chat_template(image: str) -> str:
+    """Return `CHAT_TEMPLATE` with another text for an image."""
+    return CHAT_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", image)
 
 
 def save_random(kind: Any, config: Any, folder: Path, seed: int, drawn: Sequence[str] = ()) -> None:
