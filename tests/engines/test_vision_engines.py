@@ -113,7 +113,7 @@ def test_images_are_observed(
     between = BetweenTurns(Chat(), vlm_context.tokenizer, policy.eos_token_ids, "user", lambda: processor)
     turns = Episodes(Shows(), between)
     ends = tuple(string.ascii_letters)  # random models seldom end by themselves
-    limits = replace(sampling(policy), max_tokens=12, max_turns=4, max_observation_tokens=60, stop=ends)
+    limits = replace(sampling(policy), max_tokens=12, max_turns=4, max_observation_tokens=100, stop=ends)
     groups = engine.generate(prompts, limits, SEEDS, turns=turns)
     turns.close()
     rollout = Rollout.unscored(prompts, groups, limits, group_size=3)
