@@ -44,7 +44,8 @@ def save_tiny_glm4v(
     )
 
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3], "partial_rotary_factor": 0.5}
-    language = language_sizes(**{"vocab_size": len(SPECIALS) + 256, "rope_parameters": rope} | (text or {}))
+    sizes = {"vocab_size": len(SPECIALS) + 256, "rope_parameters": rope, "attention_bias": True}  # vLLM asks for it
+    language = language_sizes(**sizes | (text or {}))
     encoder = {
         "depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2, "image_size": 112,
         "out_hidden_size": language["hidden_size"], "patch_size": 14, **(vision or {}),
@@ -54,8 +55,8 @@ def save_tiny_glm4v(
     config = Glm4vConfig(text_config=language, vision_config=encoder, tie_word_embeddings=True, **ids)
     save_random(AutoModelForImageTextToText, config, folder, seed)
     tokenizer = byte_tokenizer(SPECIALS, chat_template(START + IMAGE + STOP), "<|endoftext|>")
-    sizes = {"patch_size": encoder["patch_size"], "size": {"shortest_edge": 3136, "longest_edge": 1003520}}
-    images, videos = Glm4vImageProcessor(**sizes), Glm4vVideoProcessor(**sizes)
+    bounds = {"patch_size": encoder["patch_size"], "size": {"shortest_edge": 3136, "longest_edge": 1003520}}
+    images, videos = Glm4vImageProcessor(**bounds), Glm4vVideoProcessor(**bounds)
     Glm4vProcessor(images, tokenizer, videos, tokenizer.chat_template).save_pretrained(folder)
     return folder
 
