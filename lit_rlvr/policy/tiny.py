@@ -62,15 +62,16 @@ def save_random(kind: Any, config: Any, folder: Path, seed: int, drawn: Sequence
     Args:
         kind: a class of transformers with `from_config`.
         folder: created if missing. seed: seeds the weights.
-        drawn: names of weights that the model starts with zeros, and that are drawn as others are.
+        drawn: ends of names of weights that the model starts with zeros or ones, and that are drawn as others are.
     """
     from transformers import GenerationConfig
 
     state = torch.get_rng_state()
     torch.manual_seed(seed)
     model = kind.from_config(config)
-    for name in drawn:
-        torch.nn.init.normal_(model.get_parameter(name), std=config.initializer_range)
+    for name, weight in model.named_parameters():
+        if name.endswith(tuple(drawn)):
+            torch.nn.init.normal_(weight, std=config.initializer_range)
     torch.set_rng_state(state)
     model.generation_config = GenerationConfig(eos_token_id=LLM_SPECIALS.index("<|im_end|>"), pad_token_id=0)
     model.save_pretrained(folder)

@@ -159,6 +159,14 @@ def test_positions_and_images_matter(
     assert (policy.logprobs(make_rollout(prompts), [0, 6])[0] - before).abs().amin(0).max() > 0.1
 
 
+def test_engines_get_everything_that_a_checkpoint_holds(any_vlm_folder: Path) -> None:
+    """Also what no gradient changes, such as the scales of Gemma 4's layers."""
+    policy = load_policy(str(any_vlm_folder))
+    given, held = dict(policy.named_weights()), policy.model.state_dict()
+    assert {*held} - {*given} <= {"lm_head.weight"} and {*given} <= {*held}
+    assert all(torch.equal(weight, held[name]) for name, weight in given.items())
+
+
 def test_merged_adapters_are_the_adapted_model_on_images(any_vlm_folder: Path, prompts: list[Prompt]) -> None:
     policy, plain = load_policy(str(any_vlm_folder)), load_policy(str(any_vlm_folder))
     before = plain.logprobs(make_rollout(prompts), [0, 3, 6])[0]

@@ -65,7 +65,6 @@ class SquareProcessor(ImageProcessor):
 
 ROLES = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
 SPECIALS = (*LLM_SPECIALS, *ROLES.values())
-PROJECTION = "model.multi_modal_projector.mm_input_projection_weight"
 
 
 def save_tiny_gemma3(
@@ -91,7 +90,7 @@ def save_tiny_gemma3(
         text_config=language, vision_config=tower, mm_tokens_per_image=9, **ids,
         initializer_range=language.get("initializer_range", 0.02),
     )  # fmt: skip
-    save_random(AutoModelForImageTextToText, config, folder, seed, [PROJECTION])
+    save_random(AutoModelForImageTextToText, config, folder, seed, ["mm_input_projection_weight"])
     tokenizer = byte_tokenizer(SPECIALS, chat_template(ROLES["boi_token"]), "<|endoftext|>", ROLES)
     images = Gemma3ImageProcessor(size={"height": tower["image_size"], "width": tower["image_size"]})
     Gemma3Processor(images, tokenizer, tokenizer.chat_template, image_seq_length=9).save_pretrained(folder)

@@ -53,7 +53,8 @@ ROLES = {
     "eoa_token": "<audio|>",
 }
 SPECIALS = (*LLM_SPECIALS, *ROLES.values(), "<|video|>")
-POSITIONS = "model.vision_tower.patch_embedder.position_embedding_table"
+DRAWN = ("position_embedding_table", "q_norm.weight")
+"""Weights that would start with ones: all patches in one place, and attention to one token alone."""
 
 
 def save_tiny_gemma4(
@@ -88,7 +89,7 @@ def save_tiny_gemma4(
     }  # fmt: skip
     tower = {
         **TINY_TOWER, "num_key_value_heads": 2, "head_dim": 32, "patch_size": 6, "pooling_kernel_size": 2,
-        "position_embedding_size": 140, **(vision or {}),
+        "position_embedding_size": 140, "default_output_length": 70, **(vision or {}),
     }  # fmt: skip
     ids: dict[str, Any] = {f"{role}_id": SPECIALS.index(token) for role, token in ROLES.items() if role != "eoa_token"}
     ids |= {"eoa_token_index": SPECIALS.index("<audio|>"), "video_token_id": SPECIALS.index("<|video|>")}
@@ -96,7 +97,7 @@ def save_tiny_gemma4(
         text_config=language, vision_config=tower, audio_config=audio, **ids,
         initializer_range=language.get("initializer_range", 0.02),
     )  # fmt: skip
-    save_random(AutoModelForImageTextToText, config, folder, seed, [POSITIONS])
+    save_random(AutoModelForImageTextToText, config, folder, seed, DRAWN)
     tokenizer = byte_tokenizer(SPECIALS, chat_template(ROLES["image_token"]), "<|endoftext|>", ROLES)
     sizes = {"patch_size": tower["patch_size"], "pooling_kernel_size": tower["pooling_kernel_size"]}
     images, videos = Gemma4ImageProcessor(max_soft_tokens=70, **sizes), Gemma4VideoProcessor(**sizes)
