@@ -90,12 +90,24 @@ def save_gemma3(folder: Path) -> Path:
     return save_tiny_gemma3(folder, text=SHARP | {"sliding_window": 16}, vision=SHARP)
 
 
-def save_gemma4(folder: Path) -> Path:
-    """Windows of sixteen tokens, keys of earlier layers, attention in both directions within images, an audio tower."""
+def save_gemma4_e2b(folder: Path) -> Path:
+    """Windows of sixteen tokens, layers with the keys of others, embeddings of each layer, an audio tower."""
     windows = ["sliding_attention", "full_attention"] * 2
-    text = {"num_hidden_layers": 4, "layer_types": windows, "sliding_window": 16, "num_kv_shared_layers": 2}
+    text = {
+        "num_hidden_layers": 4, "layer_types": windows, "sliding_window": 16, "num_kv_shared_layers": 2,
+        "initializer_range": 0.15,
+    }  # fmt: skip
     audio = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "output_proj_dims": 48}
-    return save_tiny_gemma4(folder, text=SHARP | text, vision=SHARP | {"use_clipped_linears": True}, audio=audio)
+    return save_tiny_gemma4(folder, text=text, vision=SHARP | {"use_clipped_linears": True}, audio=audio)
+
+
+def save_gemma4_31b(folder: Path) -> Path:
+    """Attention in both directions within images in windows of sixteen tokens, keys that are values."""
+    text = {
+        "use_bidirectional_attention": "vision", "sliding_window": 16, "hidden_size_per_layer_input": 0,
+        "attention_k_eq_v": True, "num_global_key_value_heads": 1,
+    }  # fmt: skip
+    return save_tiny_gemma4(folder, text=SHARP | text, vision=SHARP | {"standardize": True})
 
 
 def save_glm4v(folder: Path) -> Path:
@@ -141,12 +153,12 @@ def save_llava(folder: Path) -> Path:
 
 QWEN = {"qwen2-vl": save_qwen2_vl, "qwen2.5-vl": save_qwen2_5_vl, "qwen3-vl": save_qwen3_vl, "qwen3.5": save_qwen3_5}
 KINDS = QWEN | {
-    "smolvlm2": save_smolvlm2, "gemma3": save_gemma3, "gemma4": save_gemma4, "internvl3.5": save_internvl3_5,
-    "glm-4.1v": save_glm4v,
+    "smolvlm2": save_smolvlm2, "gemma3": save_gemma3, "gemma4-e2b": save_gemma4_e2b, "gemma4-31b": save_gemma4_31b,
+    "internvl3.5": save_internvl3_5, "glm-4.1v": save_glm4v,
 }  # fmt: skip
-ALONE = ("qwen3.5", "gemma3", "gemma4")
+ALONE = ("qwen3.5", "gemma3", "gemma4-e2b", "gemma4-31b")
 """The kinds whose completions do not share a prompt."""
-NOT_IN_VLLM = ALONE
+NOT_IN_VLLM = ("qwen3.5", "gemma3", "gemma4-31b")
 """The kinds that vLLM does not compute on a CPU, or whose images it does not compute as the trainer does."""
 FAST = ("qwen2.5-vl", "smolvlm2")
 """The kinds that fast tests use."""

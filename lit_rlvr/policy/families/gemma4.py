@@ -84,7 +84,7 @@ def save_tiny_gemma4(
 
     language = tiny_sizes(SPECIALS) | {
         "head_dim": 32, "global_head_dim": 64, "sliding_window": 512, "hidden_size_per_layer_input": 16,
-        "vocab_size_per_layer_input": len(SPECIALS) + 256, "use_bidirectional_attention": "vision",
+        "vocab_size_per_layer_input": len(SPECIALS) + 256,
         "layer_types": ["sliding_attention", "full_attention"], **(text or {}),
     }  # fmt: skip
     tower = {
