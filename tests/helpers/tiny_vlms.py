@@ -95,7 +95,9 @@ def save_gemma4_e2b(folder: Path) -> Path:
     windows = ["sliding_attention", "full_attention"] * 2
     text = {"num_hidden_layers": 4, "layer_types": windows, "sliding_window": 16, "num_kv_shared_layers": 2}
     audio = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "output_proj_dims": 48}
-    return save_tiny_gemma4(folder, seed=1, text=SHARP | text, vision=SHARP | {"use_clipped_linears": True}, audio=audio)
+    return save_tiny_gemma4(
+        folder, seed=1, text=SHARP | text, vision=SHARP | {"use_clipped_linears": True}, audio=audio
+    )
 
 
 def save_gemma4_31b(folder: Path) -> Path:

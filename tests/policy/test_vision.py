@@ -184,6 +184,8 @@ def test_placeholders_of_other_media_are_never_sampled(kind: str, tokens: tuple[
 
 
 def test_placeholders_are_known_by_their_text() -> None:
-    known = "<|audio_pad|> <|begin_of_audio|> <|end_of_audio|> <|audio|> <|video> <image|> <image_soft_token> <img> </img>"
+    known = (
+        "<|audio_pad|> <|begin_of_audio|> <|end_of_audio|> <|audio|> <|video> <image|> <image_soft_token> <img> </img>"
+    )
     assert all(map(MEDIA_TOKEN.fullmatch, f"{known} <video> <|vision_start|> <|tts_eod|>".split()))
     assert not any(map(MEDIA_TOKEN.fullmatch, "<imagine> <|im_end|> <|videogame|> <think> </images>".split()))

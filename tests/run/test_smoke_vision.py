@@ -51,8 +51,8 @@ GEOMETRY = ("smoke/geometry", "--trainer.max_steps", 150, "--model.init_args.mod
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe",
-    [("smoke/smolvlm2",), (*GEOMETRY, "tiny-qwen3.5"), (*GEOMETRY, "tiny-gemma3")],
-    ids=["smolvlm2", "qwen3.5", "gemma3"],
+    [("smoke/smolvlm2",), *((*GEOMETRY, f"tiny-{name}") for name in ("qwen3.5", "gemma3", "glm-4.1v"))],
+    ids=["smolvlm2", "qwen3.5", "gemma3", "glm-4.1v"],
 )
 def test_models_of_other_families_learn(
     recipe: tuple[Any, ...], tmp_path: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
