@@ -20,12 +20,6 @@ import torch
 from common import make_parser, print_result, print_table, say
 from torch import Tensor
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "tests" / name) for name in ("helpers", "policy")]
-import test_models
-from test_policy_images import make_rollout
-from tiny import make_prompt, plain_logprobs, start_engine
-from tiny_vlms import KINDS, differences, mixed_prompts, slow
-
 from lit_rlvr.commands.plan.memory import shape_of
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.policy.adapters import Lora, add_adapters
@@ -33,6 +27,12 @@ from lit_rlvr.policy.loading import load_model_config, load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.verify import verify_or_fall_back
 from lit_rlvr.types import Prompt, Sampling
+
+sys.path[:0] = [str(Path(__file__).parents[1] / "tests" / name) for name in ("helpers", "policy")]
+import test_models  # noqa: E402
+from test_policy_images import make_rollout  # noqa: E402
+from tiny import make_prompt, plain_logprobs, start_engine  # noqa: E402
+from tiny_vlms import KINDS, differences, mixed_prompts, slow  # noqa: E402
 
 LORA = Lora(rank=2)
 

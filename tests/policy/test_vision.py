@@ -188,4 +188,4 @@ def test_placeholders_are_known_by_their_text() -> None:
         "<|audio_pad|> <|begin_of_audio|> <|end_of_audio|> <|audio|> <|video> <image|> <image_soft_token> <img> </img>"
     )
     assert all(map(MEDIA_TOKEN.fullmatch, f"{known} <video> <|vision_start|> <|tts_eod|>".split()))
-    assert not any(map(MEDIA_TOKEN.fullmatch, "<imagine> <|im_end|> <|videogame|> <think> </images>".split()))
+    assert not any(map(MEDIA_TOKEN.fullmatch, ["<imagine>", "<|im_end|>", "<|videogame|>", "<think>", "</images>"]))

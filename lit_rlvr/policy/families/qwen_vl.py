@@ -176,7 +176,7 @@ class QwenVL(VisionFamily):
     image_processor: ClassVar[type[QwenImageProcessor]] = QwenImageProcessor
     tower_attention = VISION_ATTENTION
     markers: ClassVar[tuple[str, str]] = ("vision_start_token_id", "vision_end_token_id")
-    media_tokens = ("image_token_id", *markers, "video_token_id")
+    media_tokens: ClassVar[tuple[str, ...]] = ("image_token_id", *markers, "video_token_id")
     token_types = "mm_token_type_ids"
     tiny: ClassVar[dict[str, Callable[[Path], Path]]] = {
         "tiny-qwen2.5-vl": save_tiny_vlm,
