@@ -296,7 +296,7 @@ def test_vllm_loads_an_exported_folder(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["gemma3", "gemma4-31b"])
+@pytest.mark.parametrize("kind", ["gemma3", "gemma4-vision"])
 def test_vllm_takes_the_text_of_a_model_whose_images_it_computes_differently(kind: str, tmp_path: Path) -> None:
     folder = KINDS[kind](tmp_path)
     policy, processor = load_policy(str(folder)), load_image_processor(str(folder))

@@ -90,7 +90,7 @@ def save_gemma3(folder: Path) -> Path:
     return save_tiny_gemma3(folder, text=SHARP | {"sliding_window": 16}, vision=SHARP)
 
 
-def save_gemma4_e2b(folder: Path) -> Path:
+def save_gemma4(folder: Path) -> Path:
     """Windows of sixteen tokens, layers with the keys of others, embeddings of each layer, an audio tower."""
     windows = ["sliding_attention", "full_attention"] * 2
     text = {"num_hidden_layers": 4, "layer_types": windows, "sliding_window": 16, "num_kv_shared_layers": 2}
@@ -100,7 +100,7 @@ def save_gemma4_e2b(folder: Path) -> Path:
     )
 
 
-def save_gemma4_31b(folder: Path) -> Path:
+def save_gemma4_vision(folder: Path) -> Path:
     """Attention in both directions within images in windows of sixteen tokens, keys that are values."""
     text = {
         "use_bidirectional_attention": "vision", "sliding_window": 16, "hidden_size_per_layer_input": 0,
@@ -152,12 +152,12 @@ def save_llava(folder: Path) -> Path:
 
 QWEN = {"qwen2-vl": save_qwen2_vl, "qwen2.5-vl": save_qwen2_5_vl, "qwen3-vl": save_qwen3_vl, "qwen3.5": save_qwen3_5}
 KINDS = QWEN | {
-    "smolvlm2": save_smolvlm2, "gemma3": save_gemma3, "gemma4-e2b": save_gemma4_e2b, "gemma4-31b": save_gemma4_31b,
+    "smolvlm2": save_smolvlm2, "gemma3": save_gemma3, "gemma4": save_gemma4, "gemma4-vision": save_gemma4_vision,
     "internvl3.5": save_internvl3_5, "glm-4.1v": save_glm4v,
 }  # fmt: skip
-ALONE = ("qwen3.5", "gemma3", "gemma4-e2b", "gemma4-31b")
+ALONE = ("qwen3.5", "gemma3", "gemma4", "gemma4-vision")
 """The kinds whose completions do not share a prompt."""
-NOT_IN_VLLM = ("qwen3.5", "gemma3", "gemma4-31b")
+NOT_IN_VLLM = ("qwen3.5", "gemma3", "gemma4-vision")
 """The kinds that vLLM does not compute on a CPU, or whose images it does not compute as the trainer does."""
 FAST = ("qwen2.5-vl", "smolvlm2")
 """The kinds that fast tests use."""

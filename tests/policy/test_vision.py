@@ -47,7 +47,7 @@ def test_sizes_become_multiples_within_the_bounds(
     assert pixels.images[0].size == (wide * patch, high * patch)
 
 
-@pytest.mark.parametrize("kind", ["internvl3.5", "gemma4-31b", "glm-4.1v"])
+@pytest.mark.parametrize("kind", ["internvl3.5", "gemma4-vision", "glm-4.1v"])
 def test_tokens_and_inputs_are_those_of_the_models_own_processor(kind: str, tmp_path: Path) -> None:
     folder = KINDS[kind](tmp_path)
     processor, own = load_image_processor(str(folder)), AutoProcessor.from_pretrained(folder)
@@ -69,7 +69,7 @@ def test_tokens_and_inputs_are_those_of_the_models_own_processor(kind: str, tmp_
         assert pixels.placeholders[0] == processor.placeholders(*size)
 
 
-@pytest.mark.parametrize("kind", ["gemma3", "gemma4-31b"])
+@pytest.mark.parametrize("kind", ["gemma3", "gemma4-vision"])
 @torch.no_grad()
 def test_features_of_an_image_attend_in_both_directions(kind: str, tmp_path: Path) -> None:
     """A later feature changes an earlier one, which causal attention would not see."""
@@ -172,7 +172,7 @@ def test_other_vision_language_models_are_refused(tmp_path: Path) -> None:
     ("kind", "tokens"),
     [
         ("qwen3.5", (AUDIO,)),
-        ("gemma4-e2b", ("<|image>", "<|image|>", "<image|>", "<|audio>", "<|audio|>", "<audio|>", "<|video|>")),
+        ("gemma4", ("<|image>", "<|image|>", "<image|>", "<|audio>", "<|audio|>", "<audio|>", "<|video|>")),
         ("glm-4.1v", ("<|begin_of_image|>", "<|begin_of_video|>", "<|end_of_video|>", "<|video|>")),
     ],
 )

@@ -44,7 +44,7 @@ def save_tiny_glm4v(
     )
 
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3], "partial_rotary_factor": 0.5}
-    sizes = {"vocab_size": len(SPECIALS) + 256, "rope_parameters": rope, "attention_bias": True}  # vLLM asks for it
+    sizes = {"vocab_size": len(SPECIALS) + 256, "rope_parameters": rope, "attention_bias": True}  # for vLLM
     language = language_sizes(**sizes | (text or {}))
     encoder = {
         "depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2, "image_size": 112,
