@@ -71,7 +71,7 @@ def save_random(kind: Any, config: Any, folder: Path, seed: int, drawn: Sequence
     model = kind.from_config(config)
     for name, weight in model.named_parameters():
         if name.endswith(tuple(drawn)):
-            torch.nn.init.normal_(weight, std=config.initializer_range)
+            torch.nn.init.normal_(weight, std=config.get_text_config().initializer_range)
     torch.set_rng_state(state)
     model.generation_config = GenerationConfig(eos_token_id=LLM_SPECIALS.index("<|im_end|>"), pad_token_id=0)
     model.save_pretrained(folder)

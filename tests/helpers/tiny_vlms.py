@@ -116,7 +116,7 @@ def save_glm4v(folder: Path) -> Path:
 
 def save_internvl3_5(folder: Path) -> Path:
     """Tiles of four features each, an output embedding that is the input's."""
-    return save_tiny_internvl(folder, text=SHARP, vision=SHARP | {"image_size": 56})
+    return save_tiny_internvl(folder, text=SHARP, vision=SHARP | {"image_size": 56}, drawn=())
 
 
 def save_idefics3(folder: Path) -> Path:

@@ -45,14 +45,15 @@ def test_the_model_looks(recipe: str, tmp_path: Path, lit_rlvr: CLI, monkeypatch
     assert float(accuracy) <= MOST_FREQUENT, blind.out
 
 
+FAMILIES = ("qwen3.5", "gemma3", "gemma4", "internvl3.5", "glm-4.1v")
 GEOMETRY = ("smoke/geometry", "--trainer.max_steps", 150, "--model.init_args.model")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe",
-    [("smoke/smolvlm2",), *((*GEOMETRY, f"tiny-{name}") for name in ("qwen3.5", "gemma3", "gemma4", "glm-4.1v"))],
-    ids=["smolvlm2", "qwen3.5", "gemma3", "gemma4", "glm-4.1v"],
+    [("smoke/smolvlm2",), *((*GEOMETRY, f"tiny-{name}") for name in FAMILIES)],
+    ids=["smolvlm2", *FAMILIES],
 )
 def test_models_of_other_families_learn(
     recipe: tuple[Any, ...], tmp_path: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch

@@ -53,10 +53,16 @@ ROLES = {
     "video_token": "<video>",
 }
 SPECIALS = (*LLM_SPECIALS, *ROLES.values())
+DRAWN = ("position_embeddings", "q_norm.weight")
+"""Weights that would start with zeros, all patches in one place, or with ones: such a model did not learn to count."""
 
 
 def save_tiny_internvl(
-    folder: Path, seed: int = 0, text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None
+    folder: Path,
+    seed: int = 0,
+    text: dict[str, Any] | None = None,
+    vision: dict[str, Any] | None = None,
+    drawn: Sequence[str] = DRAWN,
 ) -> Path:
     """Write an InternVL3.5 with random weights, a byte-level tokenizer and an image processor, and return its folder.
 
@@ -65,6 +71,7 @@ def save_tiny_internvl(
     Args:
         folder: created if missing. seed: seeds the weights.
         text, vision: overrides for the language model's and the vision tower's config, by their names in it.
+        drawn: see `save_random`.
     """
     from transformers import (
         AutoModelForImageTextToText,
@@ -79,7 +86,7 @@ def save_tiny_internvl(
     image = SPECIALS.index(ROLES["context_image_token"])
     config = InternVLConfig(text_config=language, vision_config=tower, image_token_id=image)
     config.image_seq_length = _features(config)
-    save_random(AutoModelForImageTextToText, config, folder, seed)
+    save_random(AutoModelForImageTextToText, config, folder, seed, drawn)
     template = chat_template(ROLES["context_image_token"])
     tokenizer = byte_tokenizer(SPECIALS, template, "<|endoftext|>", ROLES)
     size = {"height": tower["image_size"], "width": tower["image_size"]}
