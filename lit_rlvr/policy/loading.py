@@ -284,8 +284,8 @@ def eos_token_ids(model: Any) -> tuple[int, ...]:
 
 MARKER = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 """A control token as chat templates write it, such as `<|im_end|>` or `[EOS]`."""
-MEDIA_TOKEN = re.compile(r"<\|?(?:image|video|audio|vision|tts)_\w+\|?>|</?img>|<video>")
-"""Tokens such as `<|audio_pad|>`, by their text."""
+MEDIA_TOKEN = re.compile(r"<\|?(?:begin_of_|end_of_)?(?:image|video|audio|vision|tts)(?:_\w+)?\|?>|</?img>")
+"""Tokens such as `<|audio_pad|>` and `<|begin_of_audio|>`, by their text."""
 _TURN = "\ue000"
 
 

@@ -76,7 +76,11 @@ def test_shapes_are_those_of_the_loaded_model(
     path = KINDS[folder](tmp_path) if folder in KINDS else request.getfixturevalue(folder)
     policy = load_policy(str(path))
     shape = shape_of(AutoConfig.from_pretrained(path))
-    assert shape.parameters == shape.trained == sum(p.numel() for p in policy.parameters())
+    assert shape.parameters == sum(p.numel() for p in policy.parameters())
+    assert shape.trained == sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    assert {name for name, p in policy.named_parameters() if "audio" in name} == {
+        name for name, p in policy.named_parameters() if not p.requires_grad
+    }
     assert shape.text.count == policy.model.config.get_text_config().num_hidden_layers
     assert shape.vocabulary == policy.model.get_output_embeddings().weight.shape[0]
     add_adapters(policy.model, Lora(rank=4))

@@ -201,6 +201,7 @@ CASES = [
     slow("Qwen2.5-VL", SPANS | pictures(4), LOOKS, vlm="qwen2.5-vl", **TO_16_BITS),
     slow("Qwen2.5-VL, padded", PADDED | pictures(4) | BY_LENGTH, LOOKS | READS_LENGTHS, vlm="qwen2.5-vl"),
     slow("Qwen3-VL", SPANS | pictures(4), LOOKS | ADDS_FEATURES, vlm="qwen3-vl", **TO_16_BITS),
+    slow("GLM-4.1V", SPANS | pictures(3), LOOKS, vlm="glm-4.1v", **TO_16_BITS),
 ]
 
 
