@@ -28,7 +28,7 @@ def parse() -> Any:
     parser.add_argument("--group-size", type=int, default=8, help="completions per prompt")
     parser.add_argument("--prompt-tokens", type=int, default=31)
     parser.add_argument("--completion-tokens", type=int, default=12)
-    parser.add_argument("--steps", type=int, default=3, help="measured steps per process, besides a first one")
+    parser.add_argument("--steps", type=int, default=3, help="measured steps per process, after a first one")
     parser.add_argument("--rounds", type=int, default=2, help="processes per variant")
     return parser.parse_args()
 

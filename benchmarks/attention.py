@@ -5,7 +5,7 @@ tokens.
 `dense` one completion per row behind its own copy of the prompt, padded (what other trainers do). On a GPU in bf16.
 
 `error` is the largest difference of the spans' output and gradients from plain attention in float64, a few queries at a
-time, relative to the largest value of each. `scores_ratio` is the scores that a way's blocks hold over those that are
+time, relative to the largest value of each. `scores_ratio` is the scores in a layout's blocks over those that are
 needed, a causal block as its triangle. `padded` and `dense` take their completions in pieces, small enough for a kernel
 that keeps the scores. Memory: on a GPU the peak above the inputs, on a CPU what is kept for the backward pass; both of
 the largest piece.
@@ -175,13 +175,13 @@ def main() -> None:
         "padded": [padded(prompts, piece) for piece in pieces],
         "dense": [dense(prompts, piece) for piece in pieces],
     }
-    ways = {name: [(at.to(device), layout.to(device)) for at, layout in parts] for name, parts in laid.items()}
+    layouts = {name: [(at.to(device), layout.to(device)) for at, layout in parts] for name, parts in laid.items()}
     generator = torch.Generator().manual_seed(1)
     sizes = (HEADS, KEY_HEADS, KEY_HEADS)
     made = [torch.randn(1, heads, tokens, options.head_size, generator=generator).to(device, dtype) for heads in sizes]
     inputs = [x.requires_grad_() for x in made]
     grad = torch.randn(1, tokens, HEADS, options.head_size, generator=generator).to(device, dtype)
-    gradients = {name: first(grad, [at for at, _ in parts]) for name, parts in ways.items() if name != "dense"}
+    gradients = {name: first(grad, [at for at, _ in parts]) for name, parts in layouts.items() if name != "dense"}
     memory: dict[str, float] = {}
 
     def run(name: str) -> list[Tensor]:
@@ -191,7 +191,7 @@ def main() -> None:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-        for n, (position_ids, layout) in enumerate(ways[name]):
+        for n, (position_ids, layout) in enumerate(layouts[name]):
             saved: list[int] = []
             with torch.autograd.graph.saved_tensors_hooks(lambda x, s=saved: (s.append(x.nbytes), x)[1], lambda x: x):
                 out = attend(position_ids, layout, *inputs)
@@ -205,22 +205,22 @@ def main() -> None:
             memory[name] = (torch.cuda.max_memory_allocated() - before) / 2**20
         return [out, *found]
 
-    seconds = {n: median(v) for n, v in alternate({n: lambda n=n: run(n) for n in ways}, options.rounds).items()}
+    seconds = {n: median(v) for n, v in alternate({n: lambda n=n: run(n) for n in layouts}, options.rounds).items()}
     wanted = exact(prompts, completions, inputs, grad)
     error = max(
         float((a.detach().double() - b).abs().max() / b.abs().max()) for a, b in zip(run("spans"), wanted, strict=True)
     )
     needed = sum(map(triangle, map(len, prompts)))
     needed += sum(len(prompts[p]) * len(span) + triangle(len(span)) for p, span in completions)
-    ratio = {name: sum(scores(layout) for _, layout in parts) / needed for name, parts in ways.items()}
-    rows = [(n, seconds[n] * 1e3, seconds[n] / seconds["spans"], memory[n], ratio[n], len(ways[n])) for n in ways]
-    print_table(("way", "ms", "x spans", "MiB", "scores / needed", "pieces"), rows)
+    ratio = {name: sum(scores(layout) for _, layout in parts) / needed for name, parts in layouts.items()}
+    rows = [(n, seconds[n] * 1e3, seconds[n] / seconds["spans"], memory[n], ratio[n], len(layouts[n])) for n in layouts]
+    print_table(("layout", "ms", "x spans", "MiB", "scores / needed", "pieces"), rows)
     print_result(
         error=error, scores_ratio=round(ratio["spans"], 4), lengths=options.lengths, device=options.device,
         head_size=options.head_size, spans_available=has_spans, tokens=tokens,
         longest=max(len(span) for _, span in completions),
         ms={n: round(v * 1e3, 2) for n, v in seconds.items()}, mib={n: round(v, 1) for n, v in memory.items()},
-        ratios={n: round(v, 2) for n, v in ratio.items()}, pieces={n: len(parts) for n, parts in ways.items()},
+        ratios={n: round(v, 2) for n, v in ratio.items()}, pieces={n: len(parts) for n, parts in layouts.items()},
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 `--part all`        what needs no vLLM, in `--minutes`, each part in a process of its own (`gpu_all.py`)
 `--part attention`  one layer's attention: ours, padded, and one completion per row (`attention.py`)
 `--part step`       the training step alone, on a made-up rollout: seconds, MFU, memory, by tokens per micro-batch
-`--part memory`     the peak of GPU memory of a training step, beside what `lit-rlvr plan` says
+`--part memory`     the peak of GPU memory of a training step, and what `lit-rlvr plan` says
 `--part profile`    the 20 most expensive kernels of a step of one micro-batch, and how often the CPU waits
 `--part compile`    the same step plain, with `torch_compile`, and with liger's kernels if they are installed
 `--part score`      log-probabilities and exact entropies of a vocabulary: ours, plain torch, compiled; share of a pass
@@ -125,7 +125,7 @@ def parse() -> Any:
     parser.add_argument("--shape", choices=["text", "vision"], default="text", help="Qwen2.5-1.5B or Qwen2.5-VL-3B")
     parser.add_argument("--engine", choices=["hf", "vllm"], default="vllm", help="what generates")
     parser.add_argument("--lengths", choices=["equal", "lognormal"], default="lognormal", help="of the completions")
-    parser.add_argument("--steps", type=int, default=3, help="measured steps of each, besides the first")
+    parser.add_argument("--steps", type=int, default=3, help="measured steps of each, after the first")
     parser.add_argument("--prompts", type=int, default=64, help="prompts per step")
     parser.add_argument("--group-size", type=int, default=8, help="completions per prompt")
     parser.add_argument("--prompt-tokens", type=int, default=256, help="tokens of every prompt, about")
@@ -347,12 +347,12 @@ def profile(options: Any) -> None:
 
 def compile_(options: Any) -> None:
     policy, rollout = make_policy(options), made_up(options)
-    ways: dict[str, dict[str, Any]] = {"plain": {"torch_compile": False}, "compiled": {"torch_compile": True}}
+    modes: dict[str, dict[str, Any]] = {"plain": {"torch_compile": False}, "compiled": {"torch_compile": True}}
     if is_installed("liger_kernel") and not options.tiny:  # last: its kernels stay in the model
-        ways |= {"liger": {"torch_compile": False, "liger": True}}
+        modes |= {"liger": {"torch_compile": False, "liger": True}}
     rows = []
-    for way, given in ways.items():
-        rows.append(run_steps(options, policy, rollout, middle(options), label=way, compute=given))
+    for name, given in modes.items():
+        rows.append(run_steps(options, policy, rollout, middle(options), label=name, compute=given))
         if given["torch_compile"]:
             uncompile_layers(policy.model)
     finish(options, rows=rows)
@@ -382,7 +382,7 @@ def score(options: Any) -> None:
         return logp.gather(-1, t[:, None]).sum() + 0.0 * spread.sum()
 
     compiled = torch.compile(plain)
-    ways: dict[str, Callable[[], torch.Tensor]] = {
+    calls: dict[str, Callable[[], torch.Tensor]] = {
         "model and vocabulary": lambda: policy.logprobs(rollout, [*range(len(rollout.mask))], True)[0].sum(),
         "log-probabilities": ours,
         "with entropies": lambda: ours(True),
@@ -394,17 +394,18 @@ def score(options: Any) -> None:
         from liger_kernel.transformers.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyLoss
 
         liger = LigerFusedLinearCrossEntropyLoss(reduction="sum")
-        ways["liger, log-probabilities"] = lambda: liger(weight.to(hidden.dtype), hidden, target)
-    rows = [time_way(options, policy, name, call) for name, call in ways.items()]
+        calls["liger, log-probabilities"] = lambda: liger(weight.to(hidden.dtype), hidden, target)
+    rows = [time_scoring(options, policy, name, call) for name, call in calls.items()]
     print_table(
-        ("way", "ms", "peak MiB", "error"), [[row.get(n) for n in ("label", "ms", "peak_mib", "error")] for row in rows]
+        ("scoring", "ms", "peak MiB", "error"),
+        [[row.get(n) for n in ("label", "ms", "peak_mib", "error")] for row in rows],
     )
     floor = 6e3 * count * weight.numel() / rate.measure()
     share = rows[2]["ms"] / rows[0]["ms"] if "ms" in rows[0] and "ms" in rows[2] else None
     finish(options, rate=rate, rows=rows, tokens=count, floor_ms=floor, share_of_pass=share)
 
 
-def time_way(options: Any, policy: Policy, label: str, call: Callable[[], torch.Tensor]) -> dict[str, Any]:
+def time_scoring(options: Any, policy: Policy, label: str, call: Callable[[], torch.Tensor]) -> dict[str, Any]:
     """Return the median milliseconds of a forward and backward pass, and its peak of memory."""
     row: dict[str, Any] = {"label": label}
     taken = []
@@ -447,7 +448,7 @@ def deterministic(options: Any) -> None:
     options.steps = 1
     use_deterministic_kernels()
     for mode in ("deterministic", "as usual"):
-        torch.use_deterministic_algorithms(mode == "deterministic", warn_only=True)
+        torch.use_deterministic_algorithms(mode == "deterministic")
         ended = []
         for _ in range(2):
             policy = make_policy(options)
@@ -623,7 +624,7 @@ def overlap(options: Any) -> None:
                 say(json.dumps({name: results[name]}))
     print_table(("", *results["in turn"]), [(name, *result.values()) for name, result in results.items()])
     ratio = results["in turn"]["seconds"] / results["overlapped"]["seconds"]
-    finish(options, rate=rate, ratio_overlap=round(ratio, 3), ways=results)
+    finish(options, rate=rate, ratio_overlap=round(ratio, 3), modes=results)
 
 
 def everything(options: Any) -> None:

@@ -87,7 +87,7 @@ def main() -> None:
             formula -= small_formula
             rows.append((model, precision, name, measured, formula, formula / measured))
             say(f"{model} {precision} {name}: {measured:.0f} MiB, formula {formula:.0f}")
-    print_table(("model", "precision", "way", "measured MiB", "formula MiB", "formula / measured"), rows)
+    print_table(("model", "precision", "strategy", "measured MiB", "formula MiB", "formula / measured"), rows)
     print_result(sizes=SIZES | {"groups": options.groups}, tokens_per_microbatch=BUDGET, rows=rows)
 
 

@@ -3,7 +3,7 @@
 Times forward and backward of one group through Policy.logprobs, cut into the micro-batches that training would run,
 as the prompt grows and as the group grows, on SmolLM2-135M-Instruct up to --longest-smollm2 prompt tokens and on a
 random Llama of 30 M parameters (8 layers, vocabulary 8192) up to --longest; and on a random Qwen2.5-VL, whose image
-encoder runs once per group too, as the image grows. Both ways take turns; ratio = median
+encoder runs once per group too, as the image grows. Both take turns; ratio = median
 seconds without sharing / with it. The curves go to a PNG.
 """
 
@@ -60,10 +60,10 @@ def measure(
     rollout = make_rollout(1, group_size, prompt, options.completion_tokens, vocabulary)
     if image:
         rollout = with_image(rollout, config, image)
-    ways = {name: partial(train_group, policy, rollout, shared, options.precision)
+    calls = {name: partial(train_group, policy, rollout, shared, options.precision)
             for name, shared in (("shared", True), ("single", False))}  # fmt: skip
     rate.measure(1)
-    found = medians(alternate(ways, options.rounds))
+    found = medians(alternate(calls, options.rounds))
     said = ", ".join(f"{name} {value:.2f} s" for name, value in found.items())
     say(f"image {image}, prompt {prompt}, G {group_size}: {said}")
     return found | {"ratio": found["single"] / found["shared"]}

@@ -29,7 +29,7 @@ SWEEPS = {
 
 def parse() -> Any:
     parser = make_parser(__doc__, precision=True)
-    parser.add_argument("--steps", type=int, default=3, help="measured steps of each point, besides a first one")
+    parser.add_argument("--steps", type=int, default=3, help="measured steps of each point, after a first one")
     parser.add_argument("--points", type=int, default=5, help="sizes of each sweep, from the smallest")
     parser.add_argument("--sweeps", nargs="+", choices=SWEEPS, default=list(SWEEPS), help="what grows")
     parser.add_argument("--out", type=Path, default=Path("runs/scaling.png"), help="the picture")

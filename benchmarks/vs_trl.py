@@ -28,7 +28,7 @@ SUMS = {"low": 1, "high": 9, "held_out": 0}
 
 def parse() -> Any:
     parser = make_parser(__doc__, precision=True, rate=True)
-    parser.add_argument("--steps", type=int, default=8, help="steps of each that are measured, besides the first")
+    parser.add_argument("--steps", type=int, default=8, help="steps of each that are measured, after the first")
     parser.add_argument("--block", type=int, default=1, help="steps of one before it is the other's turn")
     parser.add_argument("--to-reward", type=float, help="go on until a step's mean reward is at least this")
     parser.add_argument("--max-steps", type=int, default=40, help="where --to-reward gives up")

@@ -17,8 +17,8 @@ from typing import Any
 from common import make_parser, peak_memory_mb, print_result, print_table
 from starlette.testclient import TestClient
 
+from lit_rlvr.commands.watch.application import application
 from lit_rlvr.commands.watch.follow import FollowedFolders
-from lit_rlvr.commands.watch.server import application
 
 METRICS = 90
 

@@ -65,6 +65,7 @@ MOVED = {
     "model.lr_schedule": "model.optim.lr_schedule",
     "model.warmup_steps": "model.optim.warmup_steps",
     "model.max_grad_norm": "model.optim.max_grad_norm",
+    "model.max_skipped_steps": "model.optim.max_skipped_steps",
     "model.aggregation": "model.loss.aggregation",
     "model.count_empty_rows": "model.loss.count_empty_rows",
     "model.entropy_coef": "model.loss.entropy_coef",

@@ -222,6 +222,15 @@ def policy_gradient(x: LossInputs) -> tuple[Tensor, Stats]:
     return -masked_sum(x.advantages * x.logp, x.token_weight, x.mask), {}
 
 
+def teacher_advantages(teacher_logp: Tensor, old_logp: Tensor, mask: Tensor) -> Tensor:
+    """Return `log teacher - log old` (B, T), 0 where the mask is False: minus a sample of `KL(policy || teacher)`.
+
+    As the advantage of a policy gradient it descends that divergence of each token, given those before it. Source: Lu
+    et al. 2025 (On-Policy Distillation, Thinking Machines); MiniLLM (arXiv 2306.08543), eq. 4, its first term.
+    """
+    return torch.where(mask, teacher_logp - old_logp, 0.0)
+
+
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Return the mean (B,) of each row's unmasked (B, T) values; 0 in an empty row."""
     return torch.where(mask, values, 0.0).sum(1) / mask.sum(1).clamp(min=1)

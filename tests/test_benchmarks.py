@@ -212,6 +212,14 @@ def test_server_requests_runs(benchmark: Benchmark) -> None:
 
 
 @pytest.mark.slow
+def test_models_runs(benchmark: Benchmark) -> None:
+    found = benchmark("models", "--only", "SmolLM3", "gemma3")["models"]
+    assert [row["shared"] for row in found.values()] == [True, False]
+    for row in found.values():
+        assert row["plan exact"] and all(0 < row[part] < 1e-4 for part in ("policy", "engine hf", "LoRA"))
+
+
+@pytest.mark.slow
 def test_overlap_runs(benchmark: Benchmark) -> None:
     tiny = ("--steps", "3", "--prompts", "2", "--group-size", "2", "--mean", "4", "--longest", "8")
     found = benchmark("overlap", "--staleness", "0", "1", *tiny)

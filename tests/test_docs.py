@@ -55,7 +55,7 @@ OTHERS = {
 }  # fmt: skip
 """Options of other programs."""
 WITHIN = {
-    "--init_args.boxed_only", "--init_args.clip", "--model.init_args.advantage.base",
+    "--init_args.boxed_only", "--init_args.clip", "--model.init_args.advantage.base", "--model.init_args.teacher.model",
     "--rollout.engine.init_args.transfer.init_args.folder",
 }  # fmt: skip
 """Options of a class that another option or the argument of `check` names, which no list of options has."""

@@ -143,7 +143,7 @@ def test_overlap_is_measured_with_a_server(tmp_path: Path) -> None:
     done = subprocess.run(command, env=child_environment(), cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
-    in_turn, overlapped = result["ways"]["in turn"], result["ways"]["overlapped"]
+    in_turn, overlapped = result["modes"]["in turn"], result["modes"]["overlapped"]
     assert in_turn["seconds"] > in_turn["generate"], "the step waits for the completions, and then trains"
     assert overlapped["seconds"] > overlapped["train"] > 0
     assert result["ratio_overlap"] == pytest.approx(in_turn["seconds"] / overlapped["seconds"], abs=1e-3)

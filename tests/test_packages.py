@@ -19,7 +19,7 @@ from lit_rlvr.commands.registry import registered_commands
 from lit_rlvr.engines import resolve_engine
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.families import family_of
-from lit_rlvr.run.trackers.callback import choose_trackers
+from lit_rlvr.run.trackers.feed import choose_trackers
 
 
 def test_importing_the_package_is_light() -> None:

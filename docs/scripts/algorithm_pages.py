@@ -152,11 +152,8 @@ def facts(method: Method) -> Iterator[tuple[str, str]]:
     if method.owns_loss:
         yield "loss", f"[`{method.loss}`](../api/algorithms.md): {description(loss)}"
     for name, cls in zip(method.advantages, method.estimators, strict=True):
-        text = (
-            f" (`{cls.__name__}`): {description(cls)}"
-            if method.owns_advantage
-            else f", as for [{title(name)}]({name}.md)"
-        )
+        elsewhere_too = not method.owns_advantage and any(name == other.page for other in METHODS)
+        text = f", as for [{title(name)}]({name}.md)" if elsewhere_too else f" (`{cls.__name__}`): {description(cls)}"
         yield "advantage", f"[`{name}`](../api/advantages.md){text}"
     yield "paper", f"arXiv {', '.join(papers(method))}"
     yield "needs", needs(method)

@@ -179,6 +179,15 @@ class OPOAdvantage(Compared):
         return centered(group.rewards, group.rewarded, require_lengths(group, "opo"))
 
 
+@register("none")
+@dataclass
+class NoAdvantage(Advantage):
+    """0: rewards are measured and do not train. For a teacher alone, whose term is added to the advantages."""
+
+    def __call__(self, group: GroupBatch) -> Tensor:
+        return torch.zeros_like(group.rewards)
+
+
 @register("reinforce")
 @dataclass
 class ReinforceAdvantage(Advantage):

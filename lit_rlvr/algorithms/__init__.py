@@ -17,6 +17,7 @@ from lit_rlvr.algorithms.gspo import GSPO
 from lit_rlvr.algorithms.kl_cov import KLCov
 from lit_rlvr.algorithms.luspo import LUSPO
 from lit_rlvr.algorithms.m2po import M2PO
+from lit_rlvr.algorithms.opd import OPD
 from lit_rlvr.algorithms.reinforce import Reinforce
 from lit_rlvr.algorithms.sapo import SAPO
 from lit_rlvr.algorithms.sft import SFT as SFT
@@ -38,6 +39,7 @@ __all__ = [
     "GSPO",
     "LUSPO",
     "M2PO",
+    "OPD",
     "SAPO",
     "TOPR",
     "VESPO",

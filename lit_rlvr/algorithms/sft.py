@@ -36,14 +36,12 @@ class SFT(RLVRModule):
     ) -> None:  # fmt: skip
         super().__init__(
             advantage="reinforce", lr=lr, updates_per_rollout=1, epochs_per_rollout=1, loss=loss, kl=KL(),
-            importance=Importance(correction="none"), **kwargs,
+            importance=Importance(correction="none"), teacher=None, **kwargs,
         )  # fmt: skip
         if self.loss_options.positive_nll_coef:
             raise UserError("model.loss.positive_nll_coef: SFT's loss is this term already; leave it out")
         self.target = target
-        self._nll: dict[
-            str, Tensor
-        ] = {}  # of each validation set: the sum over its tokens of this rank, and their number
+        self._nll: dict[str, Tensor] = {}  # validation set -> sum over its tokens of this rank, and their number
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         return -masked_sum(x.logp, x.token_weight, x.mask), {}

@@ -159,7 +159,7 @@ class PlannedRun:
         return {
             "parameters": job.whole.parameters,
             "trained": (job.adapted if job.lora else job.whole).trained,
-            "way": plan.name,
+            "strategy": plan.name,
             "terms": {name: value / GIB for name, value in plan.terms.items() if value},
             "needs": plan.needs / GIB,
             "of": plan.gpus.gib,
@@ -213,7 +213,7 @@ def print_run(found: Mapping[str, Any]) -> None:
     too_much = ", WHICH IS TOO MUCH (`lit-rlvr plan` proposes a strategy or adapters that fit)"
     terms = ", ".join(f"{name} {value:.2f}" for name, value in used["terms"].items())
     console.print(
-        f"memory: {used['parameters']:,} parameters, {used['trained']:,} trained ({used['way']}); about "
+        f"memory: {used['parameters']:,} parameters, {used['trained']:,} trained ({used['strategy']}); about "
         f"{used['needs']:.2f} of {used['of']:.1f} GiB on each device{'' if used['fits'] else too_much}: {terms}",
         soft_wrap=True,
     )

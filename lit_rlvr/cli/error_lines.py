@@ -190,7 +190,7 @@ class KnownNames:
 
     def classes(self) -> set[str]:
         """Return the names of classes that an option accepts."""
-        from lit_rlvr.run.trackers.callback import TRACKER_NAMES
+        from lit_rlvr.run.trackers.feed import TRACKER_NAMES
 
         return {*TRACKER_NAMES} | {cls.__name__ for classes in known_classes().values() for cls in classes}
 
@@ -321,7 +321,7 @@ def known_classes() -> dict[str, list[type]]:
     from lit_rlvr.environments import Environment
     from lit_rlvr.rewards import Reward
     from lit_rlvr.rollout import RolloutEngine
-    from lit_rlvr.run.trackers.callback import TRACKER_NAMES
+    from lit_rlvr.run.trackers.feed import TRACKER_NAMES
 
     bases: dict[str, list[type]] = {
         "model": [RLVRModule], "data": [PromptDataModule], "rollout.rewards": [Reward],

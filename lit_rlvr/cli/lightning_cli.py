@@ -1,4 +1,8 @@
-"""`lit-rlvr fit` and the other commands that take a config: LightningCLI with our option groups."""
+"""`lit-rlvr fit` and the other commands that take a config: LightningCLI with our option groups.
+
+These commands have no entries of their own in `commands/`: LightningCLI makes their parsers from the methods of one
+Trainer, and an entry there would import this package, which imports `commands/` to ask `plan` what fits.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +44,7 @@ from lit_rlvr.run.folder import check_run_folder
 from lit_rlvr.run.loggers import save_dir_not_required, set_save_dir
 from lit_rlvr.run.run import CONFIGURABLE, DEFAULT_FOLDER, Run, in_order
 from lit_rlvr.run.trackers import Trackers
-from lit_rlvr.run.trackers.callback import Chosen, choose_trackers
+from lit_rlvr.run.trackers.feed import Chosen, choose_trackers
 from lit_rlvr.run.warm_start import WarmStart
 
 _log = logging.getLogger("lit_rlvr")

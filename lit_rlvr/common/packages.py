@@ -1,4 +1,4 @@
-"""Packages besides ours: checks and install commands of optional ones, and the parts that others register."""
+"""Packages other than ours: checks and install commands of optional ones, and the parts that others register."""
 
 from __future__ import annotations
 

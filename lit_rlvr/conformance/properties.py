@@ -238,7 +238,7 @@ def ignores_cuts(prepare: PrepareStep, batch: Batch) -> Finding:
     """Measure all cuts at once, as training makes them."""
     rows = range(len(batch.logp))
     cuts = [*even_cuts(rows), *uneven_cuts(rows), rank_cut(rows)]
-    return cut_finding("micro-batches", prepare, batch, cuts, "loss and gradient, cut in other ways", PER_MICROBATCH)
+    return cut_finding("micro-batches", prepare, batch, cuts, "loss and gradient, cut differently", PER_MICROBATCH)
 
 
 def ignores_each_cut(prepare: PrepareStep, batch: Batch) -> list[Finding]:

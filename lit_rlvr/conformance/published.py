@@ -100,6 +100,7 @@ ADVANTAGES = {
     ),
     "grpo_passk": Published("the best r minus the second best for the best, 0 for the others", "arXiv 2503.19595"),
     "reinforce_pp": Published("(r - mean) / sd over the batch, each completion counted l times", "arXiv 2501.03262"),
+    "none": Published("0", "no paper: for distillation"),
     "reinforce": Published("0.1 where c = 1, -1 where c = 0", "arXiv 2506.01347"),
     "aapo": Published(f"{BASE} + clip(r - s, -0.2, 0.28)", "arXiv 2505.14264, eq. 5"),
     "agrae": Published(

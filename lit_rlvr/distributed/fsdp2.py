@@ -166,11 +166,12 @@ class FSDP2(ModelParallelStrategy):
         threading.Thread(target=write, name="lit-rlvr-checkpoint", daemon=True).start()
 
     def _live_storages(self) -> set[int]:
-        """Return the memory of the weights, the optimizer's state and the reference on this rank."""
+        """Return the memory of the weights, the optimizer's state, the reference and the teacher on this rank."""
         module: Any = self.lightning_module
-        reference = [] if module.reference.policy is None else [*module.reference.policy.parameters()]
+        others = [held.policy for held in (module.reference, module.teacher) if held.policy is not None]
+        frozen = [parameter for policy in others for parameter in policy.parameters()]
         moments = [value for one in self.optimizers for state in one.state.values() for value in state.values()]
-        return storages([*module.parameters(), *moments, *reference])
+        return storages([*module.parameters(), *moments, *frozen])
 
     def _has_memory_for_copy(self, tensors: dict[str, Any]) -> bool:
         """Return whether every machine has memory for a copy of its ranks' shards; print once if not. Collective."""

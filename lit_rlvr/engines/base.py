@@ -282,7 +282,7 @@ class RolloutEngine(ChecksArguments, ABC):
         done: Done,
         turns: Turns | None = None,
     ) -> None:
-        """Generate as `generate` does, in a thread beside training; what `generate` asks for goes first.
+        """Generate as `generate` does, in a thread during training; what `generate` asks for goes first.
 
         Args:
             started: called with each prompt's index when its group begins, and a function that drops the group: it is

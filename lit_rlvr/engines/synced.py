@@ -18,6 +18,7 @@ from lit_rlvr.distributed.collectives import gather_objects, lost_peer, rank
 from lit_rlvr.distributed.sharding import has_shards
 from lit_rlvr.engines.base import Done, EngineContext, RolloutEngine, Turns
 from lit_rlvr.errors import UserError, check_within, comes_from_library, first_line, option_group
+from lit_rlvr.policy.architecture import EXPERTS, first_of, layer_configs
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import training_autocast
 from lit_rlvr.types import Completion, Prompt, Rollout, Sampling
@@ -81,25 +82,29 @@ def check_engine(
     Returns:
         How much a token's log-probability differs, in nats, in the completion that differs most: the largest difference
         of all tokens where the engine computes in float32, the mean in 16 bits, where rounding moves single tokens much
-        further than the mean.
+        further than the mean, and the median in a mixture of experts, where rounding sends single tokens to other
+        experts.
 
     Raises:
         UserError: the difference is more than rounding: the engine holds stale or wrong weights.
     """
     groups = (owner or engine).generate(prompts, sampling, probe_seeds(len(prompts)))
     ours = trainer_logprobs(policy, prompts, groups, sampling, engine.compute_dtype)
+    experts = any(first_of(layer, EXPERTS) > 1 for layer in layer_configs(policy.model.config))
+    middle = torch.median if experts else torch.mean
     exact, worst = engine.compute_dtype == torch.float32, 0.0
     completions = [completion for group in groups for completion in group]
     for completion, logprobs in zip(completions, ours, strict=True):
         differences = (logprobs - torch.tensor(completion.logprobs)).abs()
-        found = float(differences.max() if exact else differences.mean())
+        found = float(differences.max() if exact else middle(differences))
         # A mean of fewer tokens varies more.
         allowed = engine.probe_tolerance * (1 if exact else math.sqrt(PROBED / len(differences)))
         if not found <= allowed:
             raise UserError(
                 f"engine {engine.name}: its log-probabilities differ from the trainer's by "
-                f"{'up to' if exact else 'a mean of'} {found:.3g} nats (tolerance {allowed:.3g}) after a weight sync, "
-                "so it samples from stale or wrong weights; use `rollout.engine: hf`, or report the model's name"
+                f"{'up to' if exact else f'a {middle.__name__} of'} {found:.3g} nats (tolerance {allowed:.3g}) after a "
+                "weight sync, so it samples from stale or wrong weights; "
+                f"{'' if engine.name == 'hf' else 'use `rollout.engine: hf`, or '}report the model's name"
             )
         worst = max(worst, found)
     return worst

@@ -183,7 +183,7 @@ def matrices_b(model: nn.Module) -> list[nn.Parameter]:
 def changing_weights(model: Any) -> frozenset[str] | None:
     """Return the names, without adapters, of the weights that an engine needs again after training; None = all.
 
-    Besides those that training changes, these are the ones in layers beside a trained layer, such as k of q, k and v:
+    Besides those that training changes, these are the ones in layers next to a trained layer, such as k of q, k and v:
     engines fuse them and load them only together.
     """
     parameters = dict(model.named_parameters())

@@ -216,6 +216,22 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     return read_tokenizer(folder)
 
 
+def check_same_tokens(folder: str, other: str, key: str) -> None:
+    """Refuse a model whose token ids stand for other texts than those of `folder`.
+
+    Args:
+        key: of the config, for the error: the option that names `other`.
+
+    Raises:
+        UserError: names the first difference.
+    """
+    ours, theirs = ({i: token for token, i in load_tokenizer(one).get_vocab().items()} for one in (folder, other))
+    for i in sorted(ours.keys() | theirs.keys()):
+        if ours.get(i) != theirs.get(i):
+            said = f"token {i} is {theirs.get(i)!r} in {other} and {ours.get(i)!r} in {folder}"
+            raise UserError(f"{key}: {said}; use a model with the same tokenizer")
+
+
 def has_tokenizer(folder: Path) -> bool:
     return any(path for name in TOKENIZER_FILES for path in folder.glob(name))
 
@@ -268,8 +284,8 @@ def eos_token_ids(model: Any) -> tuple[int, ...]:
 
 MARKER = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 """A control token as chat templates write it, such as `<|im_end|>` or `[EOS]`."""
-MEDIA_TOKEN = re.compile(r"<\|?(?:image|video|audio|vision|tts)_\w+\|?>|</?img>|<video>")
-"""Tokens such as `<|audio_pad|>`, by their text."""
+MEDIA_TOKEN = re.compile(r"<\|?(?:begin_of_|end_of_)?(?:image|video|audio|vision|tts)(?:_\w+)?\|?>|</?img>")
+"""Tokens such as `<|audio_pad|>` and `<|begin_of_audio|>`, by their text."""
 _TURN = "\ue000"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 import torch
@@ -85,7 +85,8 @@ class Policy(nn.Module):
     def named_weights(
         self, only: Container[str] | None = None, dtype: torch.dtype | None = None
     ) -> Iterator[tuple[str, Tensor]]:
-        """Return the full weights with adapters merged, by the names they have in the plain model.
+        """Return the full weights with adapters merged, by the names they have in the plain model, and the buffers that
+        checkpoints hold, too.
 
         Collective if the weights are sharded: iterate on every rank.
 
@@ -93,7 +94,7 @@ class Policy(nn.Module):
             only: names of the weights to yield; None = all.
             dtype: what to round them to, before they are gathered; None = leave them as they are.
         """
-        found = merged_parameters(self.model, self.owner is self)
+        found = chain(merged_parameters(self.model, self.owner is self), _saved_buffers(self.model))
         return ((name, whole(weight, dtype)) for name, weight in found if only is None or name in only)
 
     @property
@@ -260,3 +261,11 @@ class Policy(nn.Module):
         image = family.blank()
         (ids,) = image.placeholders
         return Group(ids, [[]], family.position_ids(self.model, ids, image)), image
+
+
+def _saved_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Return what checkpoints of a model hold besides its parameters, such as the scales of Gemma 4's layers."""
+    for path, module in model.named_modules():
+        for name, buffer in module.named_buffers(path, recurse=False):
+            if name.rpartition(".")[2] not in module._non_persistent_buffers_set:
+                yield name, buffer

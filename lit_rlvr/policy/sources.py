@@ -44,8 +44,8 @@ def resolve_model(model: str, overrides: Mapping[str, Any] | None = None) -> str
     Args:
         overrides: changes of the model's config; with some, the result is a folder in the cache.
         model: a folder with a `config.json`, a hub id, `smollm2` (SmolLM2-135M-Instruct), or `tiny-llama`,
-            `tiny-qwen2.5-vl`, `tiny-qwen3.5`, `tiny-smolvlm2`, `tiny-gemma3` or `tiny-internvl3.5` (less than a million
-            random weights, for the smoke recipes).
+            `tiny-qwen2.5-vl`, `tiny-qwen3.5`, `tiny-smolvlm2`, `tiny-gemma3`, `tiny-gemma4`, `tiny-internvl3.5` or
+            `tiny-glm-4.1v` (less than a million random weights, for the smoke recipes).
 
     Raises:
         UserError: it is neither a model folder nor reachable on the hub.

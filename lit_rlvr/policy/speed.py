@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+import math
 import platform
 import resource
 from collections.abc import Callable, Iterator
@@ -46,8 +47,8 @@ class Compute:
             `lit-rlvr fit` decide by the memory of the GPUs.
         liger: use liger-kernel's fused kernels (GPU only). torch cannot compile them, so not with `torch_compile`.
         torch_compile: compile the language model's layers with torch.compile for training, which takes a while at the
-            start; a resumed run then ends the same only up to rounding. Generation is not compiled. `auto` does so on a
-            CPU in bfloat16, in one process, if the run is long enough for it to pay.
+            start; a resumed run then ends the same only up to rounding. Generation is not compiled. `auto` does so in
+            bfloat16, in one process, if the run is long enough for it to pay.
     """
 
     tokens_per_microbatch: int | Literal["auto"] = DEFAULT_TOKENS
@@ -66,21 +67,23 @@ class Compute:
                 )
 
 
-MIN_COMPILED_FLOPS = 4e14
-"""Floating-point operations of training from which compiling pays on a CPU in bfloat16: it takes up to 80 s, and then
-saves a seventh of each optimizer step (SmolLM2-135M), so that it has paid twice by then."""
+MIN_COMPILED_FLOPS = {"cpu": 4e14, "cuda": 7.5e16}
+"""Floating-point operations of training from which compiling pays in bfloat16, twice by then. On a CPU it takes up to
+80 s and then saves a seventh of each optimizer step (SmolLM2-135M); on an H200 30 s and a sixth (a shape of 1.5B)."""
 
 
 def compiling_pays(parameters: int, tokens: int, device: torch.device, dtype: torch.dtype) -> bool:
     """Return whether a run is long enough for `compile_layers` to pay, and say so in one line.
 
-    In float32 the gain is half as large, and a compiled run could not be resumed to the same bits. On a GPU it was
-    never measured.
+    In float32 the gain is half as large, and a compiled run could not be resumed to the same bits. Those bits are also
+    what deterministic kernels are for.
 
     Args:
         parameters: of the model. tokens: the most that the run trains on; 0 = unknown.
     """
-    if device.type != "cpu" or not is_half(dtype) or 6.0 * parameters * tokens < MIN_COMPILED_FLOPS:
+    if not is_half(dtype) or torch.are_deterministic_algorithms_enabled():
+        return False
+    if 6.0 * parameters * tokens < MIN_COMPILED_FLOPS.get(device.type, math.inf):
         return False
     missing = missing_compiler()
     if missing is None:

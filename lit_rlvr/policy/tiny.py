@@ -39,6 +39,9 @@ def tiny_sizes(specials: Sequence[str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+TINY_TOWER = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+"""The config of a tiny vision tower, by transformers' usual names."""
+
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
     "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for part in m['content'] %}"
@@ -48,21 +51,27 @@ CHAT_TEMPLATE = (
 )  # Qwen's own, without its default system prompt
 
 
+def chat_template(image: str) -> str:
+    """Return `CHAT_TEMPLATE` with another text for an image."""
+    return CHAT_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", image)
+
+
 def save_random(kind: Any, config: Any, folder: Path, seed: int, drawn: Sequence[str] = ()) -> None:
     """Write the config, random weights and generation settings of a model that ends its turns with `<|im_end|>`.
 
     Args:
         kind: a class of transformers with `from_config`.
         folder: created if missing. seed: seeds the weights.
-        drawn: names of weights that the model starts with zeros, and that are drawn as others are.
+        drawn: ends of names of weights that the model starts with zeros or ones, and that are drawn as others are.
     """
     from transformers import GenerationConfig
 
     state = torch.get_rng_state()
     torch.manual_seed(seed)
     model = kind.from_config(config)
-    for name in drawn:
-        torch.nn.init.normal_(model.get_parameter(name), std=config.initializer_range)
+    for name, weight in model.named_parameters():
+        if name.endswith(tuple(drawn)):
+            torch.nn.init.normal_(weight, std=config.get_text_config().initializer_range)
     torch.set_rng_state(state)
     model.generation_config = GenerationConfig(eos_token_id=LLM_SPECIALS.index("<|im_end|>"), pad_token_id=0)
     model.save_pretrained(folder)

@@ -65,7 +65,7 @@ class GroupSampler:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.episodes: Episodes | None = None
         self._max_tokens = 0
-        self._idle: list[Episodes] = []  # for groups that are generated beside training
+        self._idle: list[Episodes] = []  # for groups that are generated during training
         self._between: dict[str, BetweenTurns] = {}  # by the name of the data set
 
     def start(self, context: EngineContext, policy: Policy, data: PromptDataModule) -> None:
@@ -121,7 +121,7 @@ class GroupSampler:
         self, prompts: list[Prompt], seeds: list[list[int]], sampling: Sampling, data: PromptDataModule,
         opened: Callable[[list[Prompt]], None], started: GroupStarted, done: Done,
     ) -> None:  # fmt: skip
-        """Generate groups in a thread beside training, and in such others; see `RolloutEngine.generate_stream`.
+        """Generate groups in a thread during training, and in other such threads; see `RolloutEngine.generate_stream`.
 
         Args:
             opened: called with the prompts, which have what the environment says first.

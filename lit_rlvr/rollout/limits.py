@@ -253,7 +253,7 @@ def log_sizes(
 def _check_staleness(
     module: RLVRModule, engine: RolloutEngine, staleness: int, prompts: int, precision: str, device: str
 ) -> None:
-    """Refuse settings that are incompatible with generating beside training.
+    """Refuse settings that are incompatible with generating during training.
 
     Raises:
         UserError: names the setting.

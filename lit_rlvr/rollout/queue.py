@@ -124,7 +124,7 @@ def in_time(groups: Collection[GroupState], prompts: int) -> bool:
 
 
 class QueueSource(SyncSource):
-    """Generates groups beside training, and trains on the first that finish; none of their tokens was sampled by
+    """Generates groups during training, and trains on the first that finish; none of their tokens was sampled by
     weights more than `staleness` iterations old.
 
     A group is admitted only if it can still be used (AReaL, arXiv:2505.24298, eq. 3): with version v, at most
@@ -204,7 +204,7 @@ class QueueSource(SyncSource):
         self._running.append((self._threads.submit(self._generate, groups), groups))
 
     def _generate(self, groups: list[QueuedGroup]) -> None:
-        """Generate groups, in a thread beside training."""
+        """Generate groups, in a thread during training."""
 
         def opened(prompts: list[Prompt]) -> None:
             for group, prompt in zip(groups, prompts, strict=True):

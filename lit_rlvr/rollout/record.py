@@ -150,8 +150,13 @@ class Record:
                 else "holds no record of a run; record one with rollout.replay.record"
             )
         for name, ours in terms.items():
-            if recorded.get(name) != ours:
-                raise self.error(f"was recorded with {name} {recorded.get(name)}, this run has {ours}; use the same")
+            if name not in recorded:
+                raise self.error(
+                    f"is from another version of lit-rlvr: record/run.json lacks {name}, which is {ours} in this run; "
+                    "rename its former key there, or record the run again"
+                )
+            if recorded[name] != ours:
+                raise self.error(f"was recorded with {name} {recorded[name]}, this run has {ours}; use the same")
 
     def check_gaps(self) -> None:
         """Refuse a record in which an iteration lacks a file, and a later iteration does not.

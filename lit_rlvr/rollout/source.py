@@ -63,7 +63,7 @@ class RolloutSource(ABC):
         """Wait until the engine is free for validation."""
 
     def close(self) -> None:  # noqa: B027  # optional
-        """End what it does beside training; the engine is closed afterwards."""
+        """End what it does during training; the engine is closed afterwards."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to continue exactly."""

@@ -286,6 +286,14 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "`actor/kl_loss`, `actor/reward_kl_penalty`",
         ),
         Metric(
+            "train/teacher_kl",
+            "with `teacher`: sampled reverse KL divergence from the teacher, in nats per token",
+            "0 or more on average",
+            "Should fall. Rises: lower `lr`. Flat at once: the teacher sees other prompts than it was trained on",
+            "-",
+            "-",
+        ),
+        Metric(
             "train/lr",
             "learning rate of the step",
             "0 or more",

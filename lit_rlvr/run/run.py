@@ -31,7 +31,7 @@ from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.progress import Budget, RunProgress
 from lit_rlvr.run.ranks import EndOfSetUp, RankWatch
 from lit_rlvr.run.stop import StopOnSignal
-from lit_rlvr.run.trackers.callback import Trackers
+from lit_rlvr.run.trackers.feed import Trackers
 from lit_rlvr.training.optimizer import train_whole_rollouts, updates_of
 
 _log = logging.getLogger("lit_rlvr")

@@ -56,7 +56,7 @@ class SkippedSteps:
         said = f"step {number}: {' and '.join(wrong) or 'loss of another rank'} not finite"
         if self.in_a_row > self.limit:
             raise UserError(
-                f"{said}, after {self.limit} skipped in a row (model.max_skipped_steps); its batch is in "
+                f"{said}, after {self.limit} skipped in a row (model.optim.max_skipped_steps); its batch is in "
                 f"{shown(saved)}; lower model.lr or model.optim.max_grad_norm, and resume with --ckpt_path last"
             )
         _log.warning("%s: the step is skipped, its batch is in %s", said, shown(saved))
@@ -113,8 +113,8 @@ class UnjudgedRollouts:
 
     def _end(self) -> NoReturn:
         raise UserError(
-            f"{self._said}, after {self.in_a_row - 1} such iterations in a row (model.max_skipped_steps={self.limit}); "
-            "return a number, a bool or a RewardResult (None leaves a completion out)"
+            f"{self._said}, after {self.in_a_row - 1} such iterations in a row (model.optim.max_skipped_steps="
+            f"{self.limit}); return a number, a bool or a RewardResult (None leaves a completion out)"
         )
 
     def state_dict(self) -> dict[str, int]:

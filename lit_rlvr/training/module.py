@@ -24,6 +24,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -51,12 +52,13 @@ from lit_rlvr.distributed.collectives import (
 from lit_rlvr.distributed.fsdp2 import FSDP2
 from lit_rlvr.distributed.sharding import shard
 from lit_rlvr.errors import MAX_SIZE, ChecksArguments, UserError, check_within
-from lit_rlvr.objectives import Importance, kl_estimate, resolve_correction
+from lit_rlvr.objectives import Importance, kl_estimate, masked_mean, resolve_correction, teacher_advantages
 from lit_rlvr.policy.adapters import Lora, add_adapters, round_frozen
 from lit_rlvr.policy.families import freeze_vision_tower
-from lit_rlvr.policy.loading import load_policy
+from lit_rlvr.policy.loading import check_same_tokens, load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import compute_dtype, round_ties
+from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.policy.speed import (
     Compute,
     compile_layers,
@@ -67,7 +69,7 @@ from lit_rlvr.policy.speed import (
 )
 from lit_rlvr.policy.verify import check_spans, compile_and_verify, verify_or_fall_back
 from lit_rlvr.training.failures import SkippedSteps, TokenBudget, UnjudgedRollouts
-from lit_rlvr.training.loss import KL, Loss, LossModule
+from lit_rlvr.training.loss import KL, Loss, LossModule, Teacher
 from lit_rlvr.training.optimizer import (
     AdaptiveLR,
     AutoLR,
@@ -108,8 +110,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         compute: how training computes, with the same results up to rounding.
         freeze_vision: do not train the vision tower of a vision-language model.
         lora: train low-rank adapters in the language model instead of its weights; checkpoints then hold only them.
-        max_skipped_steps: optimizer steps in a row that may be skipped for a loss or gradient that is not finite, and
-            rollouts in a row for which every reward is None.
+        teacher: a model whose log-probabilities are added to the advantages (on-policy distillation).
         config_overrides: changes of the model's config, for the trainer and the engine alike, such as a longer context:
             {max_position_embeddings: 16384, rope_parameters: {rope_type: yarn, factor: 4.0,
             original_max_position_embeddings: 4096}}.
@@ -137,13 +138,12 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         compute: Compute = Compute(),
         freeze_vision: bool = False,
         lora: Lora | None = None,
-        max_skipped_steps: int = 10,
+        teacher: Teacher | None = None,
         config_overrides: dict[str, Any] | None = None,
     ) -> None:
         groups = with_class_defaults(type(self), optim=optim, loss=loss, kl=kl, importance=importance, compute=compute)
         self.init_args = init_arguments() | groups
         optim, loss, kl, importance, compute = groups.values()
-        check_within("[0, inf)", "model", max_skipped_steps=max_skipped_steps)
         check_within(
             f"[1, {MAX_SIZE}]", "model", updates_per_rollout=updates_per_rollout, epochs_per_rollout=epochs_per_rollout
         )
@@ -169,7 +169,14 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         if kl.reference_update_every and not self.needs_reference:
             raise UserError("model.kl.reference_update_every: nothing needs a reference; set model.kl.coef above 0")
         self.reference = Reference(update_every=kl.reference_update_every)
-        self.skipped, self.unjudged = SkippedSteps(max_skipped_steps), UnjudgedRollouts(max_skipped_steps)
+        if teacher is not None and self.sequence_level:
+            raise UserError(
+                f"model.teacher: it gives each token an advantage, and {type(self).__name__} weighs whole sequences; "
+                "use a loss on tokens, such as GRPO"
+            )
+        self.teacher_options, self.teacher = teacher, Reference()
+        self.skipped = SkippedSteps(optim.max_skipped_steps)
+        self.unjudged = UnjudgedRollouts(optim.max_skipped_steps)
         self.updater: Updater | None = None  # built in on_train_start
         self.adaptive_lr: AdaptiveLR | None = None  # built in configure_optimizers, if lr is not a number
         self._saved_options: dict[str, Any] = {}  # the optimizer's when the checkpoint was written
@@ -186,6 +193,10 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
     def needs_reference(self) -> bool:
         """Whether the KL term or the advantage needs a reference policy."""
         return self.kl.coef > 0 or self.reference_completions is not None
+
+    @property
+    def runs_all_rows(self) -> bool:
+        return self.teacher_options is not None or super().runs_all_rows
 
     @property
     def samples_reference(self) -> bool:
@@ -238,6 +249,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
                 round_ties(p for p in self.policy.parameters() if p.requires_grad)
             self._distribute(self.policy)
             self._load_reference()
+            self._load_teacher()
             if world_size() > 1 and not self.sharded:
                 leave_out_of_buckets(self)
 
@@ -295,6 +307,27 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         else:
             self.reference.policy = self.policy.without_adapters()
 
+    def _load_teacher(self) -> None:
+        """Load the teacher, if there is one, with its weights frozen.
+
+        Raises:
+            UserError: it has other tokens than the policy, or its images are others.
+        """
+        if self.teacher_options is None or (self._trainer is not None and self.trainer.state.fn != "fit"):
+            return
+        folder = resolve_model(self.teacher_options.model)
+        check_same_tokens(self.model_folder, folder, "model.teacher.model")
+        teacher = load_policy(folder, self.compute.shared_prefix, empty=self._starts_empty, device=self._loads_to)
+        if type(teacher.family) is not type(self.policy.family):
+            raise UserError(
+                f"model.teacher.model: {type(teacher.model).__name__} takes other images than "
+                f"{type(self.policy.model).__name__}; use a teacher of the same family"
+            )
+        self._distribute(teacher.requires_grad_(False))
+        if not self.sharded:
+            round_frozen(teacher.model, self._compute_dtype)
+        self.teacher.policy = teacher
+
     def _build_optimizer(self) -> Any:
         parameters = [p for p in self.policy.parameters() if p.requires_grad]
         return build_optimizer(parameters, self._first_lr, self.optim)
@@ -330,6 +363,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
     def on_fit_start(self) -> None:
         if not self.sharded:  # `_distribute` has placed sharded weights
             self.reference.move(self.device)
+            self.teacher.move(self.device)
             if world_size() > 1:
                 broadcast_first(p for p in self.policy.parameters() if p.requires_grad)
         if self.device.type != "cpu":
@@ -345,7 +379,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
             return
         automatic = self.compute.torch_compile == "auto"
         if automatic:
-            if not self.most_tokens or not self.compute.shared_prefix or world_size() > 1:
+            if not self.most_tokens or not self.compute.shared_prefix or self.compute.liger or world_size() > 1:
                 return
             size = sum(parameter.numel() for parameter in self.policy.parameters())
             if not compiling_pays(size, self.most_tokens, self.device, self._compute_dtype):
@@ -365,15 +399,20 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
     def on_train_start(self) -> None:
         lr = self._first_lr if self.adaptive_lr is None else self.adaptive_lr.lr
         apply_options(self.optimizers(), self.lr_schedulers(), lr, self._saved_options)
-        run, model = Path(self.trainer.default_root_dir), self.trainer.strategy.model
+        run = Path(self.trainer.default_root_dir)
         left = self.trainer.strategy.broadcast(self.budget.saved(run))
         if left is not None and left < self.budget.tokens:
             self.budget.lower(left, "an earlier start ran out of memory")
         self.updater = Updater(
-            self.policy, self.reference.policy if self.kl.coef else None, self, self.optimizers(), self.lr_schedulers(),
-            self.manual_backward, model if isinstance(model, DistributedDataParallel) else None, self.sharded,
-            self.optim, self.budget, self.skipped, run, self.adaptive_lr,
+            self.policy, self.reference.policy if self.kl.coef else None, self.teacher.policy, self, self.optimizers(),
+            self.lr_schedulers(), self.backward_on_rank, self.optim, self.budget, self.skipped, run, self.adaptive_lr,
         )  # fmt: skip
+
+    def backward_on_rank(self, loss: Tensor) -> None:
+        """Compute the gradients of a loss, which DDP leaves to `Updater.reduce_and_clip` to average."""
+        model = self.trainer.strategy.model
+        with model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext():
+            self.manual_backward(loss)
 
     def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
         """Return the batch itself: Lightning would train on a copy that the rollout callback never saw."""
@@ -468,13 +507,23 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
             metrics["kl"] = float(all_sum(kl.sum()) / all_sum(mask.sum()).clamp(min=1))
         advantages, estimated = self.estimate(group)  # (P, G) or (B, T) over all ranks
         means = self.completion_means(advantages, group)  # (P, G)
-        metrics |= estimated | {"no_signal": float((means == 0).all(1).double().mean())}  # share of prompts
-        self.log_dict({f"train/{name}": value for name, value in metrics.items()})
         local = len(rollout.prompts)
         rollout.advantages = means[rank() * local : (rank() + 1) * local].cpu()
         rows = advantages if advantages is not means else advantages.reshape(-1, 1)  # (B, 1) or (B, T)
         size = rollout.group_size
-        return rows[rank() * local * size : (rank() + 1) * local * size, : rollout.mask.shape[1]]
+        mine = rows[rank() * local * size : (rank() + 1) * local * size, : rollout.mask.shape[1]]
+        if self.teacher_options is not None:
+            assert scores.teacher_logp is not None and scores.old_logp is not None
+            mask = to_device(rollout.mask, self.device)
+            closer = teacher_advantages(scores.teacher_logp, scores.old_logp, mask)
+            metrics["teacher_kl"] = float(-all_sum(closer.double().sum()) / all_sum(mask.sum()).clamp(min=1))
+            mine = mine + self.teacher_options.coef * closer.to(mine.dtype)
+            rollout.advantages = masked_mean(mine, mask).view(rollout.rewards.shape).cpu()
+        flat = torch.tensor([int((rollout.advantages == 0).all(1).sum()), local], dtype=torch.float64)
+        without, prompts = all_sum(flat).tolist()
+        metrics |= estimated | {"no_signal": without / prompts}
+        self.log_dict({f"train/{name}": value for name, value in metrics.items()})
+        return mine
 
     def _gathered(self, local: Tensor) -> Tensor:
         """Gather (P, G) or (B, T) numbers of all ranks onto the device."""

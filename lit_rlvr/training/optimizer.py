@@ -52,6 +52,8 @@ class Optim:
         lr_schedule: the schedule after warm-up; linear and cosine decay to 0 at the last step.
         warmup_steps: optimizer steps over which the learning rate rises linearly.
         max_grad_norm: gradients are scaled down to this norm; 0 = off.
+        max_skipped_steps: optimizer steps in a row that may be skipped for a loss or gradient that is not finite, and
+            rollouts in a row for which every reward is None.
     """
 
     optimizer: OptimizerCallable | None = None
@@ -60,11 +62,13 @@ class Optim:
     lr_schedule: Schedule = "constant"
     warmup_steps: int = 0
     max_grad_norm: float = 1.0
+    max_skipped_steps: int = 10
 
     def __post_init__(self) -> None:
         check_within("[0, inf)", "model.optim", weight_decay=self.weight_decay, max_grad_norm=self.max_grad_norm)
         check_within("[0, 1)", "model.optim.betas", first=self.betas[0], second=self.betas[1])
-        check_within("[0, inf)", "model.optim", warmup_steps=self.warmup_steps)
+        counts = {"warmup_steps": self.warmup_steps, "max_skipped_steps": self.max_skipped_steps}
+        check_within("[0, inf)", "model.optim", **counts)
         for name in ("betas", "weight_decay") if self.optimizer is not None else ():
             if (value := getattr(self, name)) != getattr(Optim, name):
                 raise UserError(

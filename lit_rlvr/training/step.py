@@ -39,11 +39,13 @@ class TokenScores:
 
     Args:
         old_logp: log-probabilities under the policy. entropy: of the policy. ref_logp: under the reference.
+        teacher_logp: under the teacher.
     """
 
     old_logp: Tensor | None = None
     entropy: Tensor | None = None
     ref_logp: Tensor | None = None
+    teacher_logp: Tensor | None = None
 
 
 @dataclass

@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from lit_rlvr.common.terminal import progress
 from lit_rlvr.distributed.collectives import average_gradients, index, world_size
-from lit_rlvr.distributed.sharding import reduce_over_copies, whole
+from lit_rlvr.distributed.sharding import has_shards, reduce_over_copies, whole
 from lit_rlvr.objectives import Importance, Stats
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import more_bits_than_autocast
@@ -46,12 +45,10 @@ class Updater:
     """Takes the optimizer steps on a rollout.
 
     Args:
-        policy: the trained policy. reference: for the KL term; None without one.
+        policy: the trained policy. reference: for the KL term; None without one. teacher: None without one.
         algorithm: its loss, its coefficients, and how it averages over tokens.
         optimizer: Lightning's wrapper. schedule: of the learning rate, stepped with the optimizer.
-        backward: computes the gradients of a loss, as `LightningModule.manual_backward`.
-        replicas: the module that averages gradients over processes (DDP); None with one process or sharded weights.
-        sharded: whether the weights are sharded over the processes.
+        backward: computes the gradients of a loss on this rank; DDP does not average them.
         optim: the settings of the optimizer.
         budget: the most input tokens in a micro-batch. skipped: counts skipped steps.
         run: the run's folder, for what a failed step leaves.
@@ -59,27 +56,29 @@ class Updater:
     """
 
     def __init__(
-        self, policy: Policy, reference: Policy | None, algorithm: LossModule, optimizer: Any, schedule: Any,
-        backward: Callable[[Tensor], None], replicas: DistributedDataParallel | None, sharded: bool,
-        optim: Optim, budget: TokenBudget, skipped: SkippedSteps, run: Path, adaptive_lr: AdaptiveLR | None,
+        self, policy: Policy, reference: Policy | None, teacher: Policy | None, algorithm: LossModule, optimizer: Any,
+        schedule: Any, backward: Callable[[Tensor], None], optim: Optim, budget: TokenBudget, skipped: SkippedSteps,
+        run: Path, adaptive_lr: AdaptiveLR | None,
     ) -> None:  # fmt: skip
-        self.policy, self.reference, self.algorithm = policy, reference, algorithm
+        self.policy, self.reference, self.teacher, self.algorithm = policy, reference, teacher, algorithm
         self.optimizer, self.schedule, self.backward = optimizer, schedule, backward
-        self.replicas, self.sharded, self.optim = replicas, sharded, optim
-        self.budget, self.skipped, self.run, self.adaptive_lr = budget, skipped, run, adaptive_lr
+        self.sharded, self.optim, self.adaptive_lr = has_shards(policy.parameters()), optim, adaptive_lr
+        self.budget, self.skipped, self.run = budget, skipped, run
 
     def score_tokens(self, rollout: Rollout) -> TokenScores:
         """Return what the advantages and the choice of tokens need, if they need anything. Collective: call it on every
         rank."""
         scores = TokenScores()
         rows = [int(i) for i in rollout.mask.any(1).nonzero().flatten()]
-        if self.algorithm.needs_step_tokens or self.algorithm.kl.in_reward:
+        if self.algorithm.needs_step_tokens or self.algorithm.kl.in_reward or self.teacher is not None:
             scores.old_logp, scores.entropy = self.logprobs(
                 rollout, self.policy, rows, self.algorithm.needs_step_tokens
             )
         if self.algorithm.kl.in_reward:
             assert self.reference is not None
             scores.ref_logp, _ = self.logprobs(rollout, self.reference, rows)
+        if self.teacher is not None:
+            scores.teacher_logp, _ = self.logprobs(rollout, self.teacher, rows)
         return scores
 
     def prepare(
@@ -206,8 +205,7 @@ class Updater:
         """
         if self.sharded:
             reduce_over_copies(self.policy, now=last)
-        with nullcontext() if self.replicas is None else self.replicas.no_sync():
-            self.backward(loss)
+        self.backward(loss)
 
     def reduce_and_clip(self) -> Tensor:
         """Average the gradients over ranks and scale them down to `max_grad_norm`; return their norm before that."""
@@ -215,7 +213,7 @@ class Updater:
         for parameter in parameters:  # groups that are not run have gradient zero, which AdamW still sees
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        if self.replicas is not None:
+        if world_size() > 1 and not self.sharded:
             average_gradients(parameters)
         limit = self.optim.max_grad_norm if self.optim.max_grad_norm > 0 else float("inf")
         return whole(torch.nn.utils.clip_grad_norm_(parameters, limit))

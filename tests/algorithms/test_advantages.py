@@ -53,6 +53,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "rloo": [{}],
     "maxrl": [{}],
     "opo": [{}],
+    "none": [{}],
     "reinforce_pp": [{}, {"group_baseline": True}],
     "pass_at_k": [{}, {"k": 1}, {"k": 4}],
     "grpo_passk": [{}, {"scale": "group"}],
@@ -135,7 +136,7 @@ def test_every_registered_advantage_is_tested_and_is_a_class_of_the_package() ->
     assert set(OPTIONS) == set(REGISTRY) == set(SLOW)
     names = "GRPOAdvantage DrGRPOAdvantage GPGAdvantage RLOOAdvantage ReinforceAdvantage AAPOAdvantage AGRAE"
     names += " GDPOAdvantage PositiveDominant NegativeDominant HardFocused EasyFocused GRPOLeadAdvantage"
-    names += " MaxRLAdvantage OPOAdvantage ReinforcePPAdvantage PassAtKAdvantage GRPOPassKAdvantage"
+    names += " MaxRLAdvantage OPOAdvantage ReinforcePPAdvantage PassAtKAdvantage GRPOPassKAdvantage NoAdvantage"
     assert {getattr(A, name) for name in names.split()} == set(REGISTRY.values())
 
 
@@ -439,7 +440,7 @@ def test_the_state_goes_through_a_checkpoint_that_is_loaded_safely(tmp_path: Any
     assert torch.load(tmp_path / "state", weights_only=True) == {"base": {"base": {}}, "omega": 0.75}
 
 
-@pytest.mark.parametrize("name", sorted(set(OPTIONS) - {"reinforce", "reinforce_pp"}))
+@pytest.mark.parametrize("name", sorted(set(OPTIONS) - {"reinforce", "reinforce_pp", "none"}))
 def test_a_group_of_one_is_refused(name: str) -> None:
     one = torch.tensor([[1.0], [0.0]])
     with pytest.raises(UserError, match="group size of 2"):

@@ -35,6 +35,7 @@ from lit_rlvr.algorithms import (
     GSPO,
     LUSPO,
     M2PO,
+    OPD,
     SAPO,
     TOPR,
     VESPO,
@@ -50,6 +51,7 @@ from lit_rlvr.objectives import LossInputs
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.training.loss import KL, Loss
+from lit_rlvr.training.update import Updater
 from lit_rlvr.types import Sampling
 
 with pytest.MonkeyPatch.context() as patch:
@@ -68,6 +70,7 @@ DEFAULTS: dict[type[RLVRModule], dict[str, Any]] = {
                                   "delta": 1e-6, "statistics": "batch", "statistics_from": "reward"},
     ),
     AAPO: dict(advantage="aapo", loss={"aggregation": "group_token_mean"}),
+    OPD: dict(advantage="none", loss={"aggregation": "token_mean"}, teacher=None),
     Reinforce: dict(advantage="reinforce", loss={"aggregation": "token_mean"}),
     GRPOLead: dict(advantage="grpo_lead"),
     GSPO: dict(advantage="grpo", clip_low=3e-4, clip_high=4e-4, dual_clip=None),
@@ -132,6 +135,7 @@ def test_an_aggregation_that_the_formula_fixes_is_refused(cls: type[RLVRModule])
 
 def test_constructors_are_short() -> None:
     assert len(inspect.signature(RLVRModule).parameters) <= 14
+    assert len(inspect.signature(Updater).parameters) <= 12
     for cls in DEFAULTS:
         own = {*inspect.signature(cls).parameters} - {*inspect.signature(RLVRModule).parameters, "kwargs"}
         assert len(own) <= 12, cls
@@ -216,7 +220,7 @@ OUTSIDE = {
     "lr": (GRPO, [-1e-6, math.inf], [0, 1]),
     "updates_per_rollout": (GRPO, [0], [1]),
     "kl.reference_update_every": (AAPO, [0], [1]),
-    "max_skipped_steps": (GRPO, [-1], [0]),
+    "optim.max_skipped_steps": (GRPO, [-1], [0]),
     "loss.entropy_coef": (GRPO, [math.inf], [-0.01, 0.01]),
     "optim.betas": (GRPO, [(0.9, 1.0), (-0.1, 0.9)], [(0, 0.9)]),
 }

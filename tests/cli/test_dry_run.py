@@ -108,7 +108,7 @@ def test_no_step_is_a_limit(lit_rlvr: CLI) -> None:
 
 
 def test_too_much_memory_has_a_remedy(capsys: pytest.CaptureFixture[str]) -> None:
-    memory = {"parameters": 1, "trained": 1, "way": "alone", "terms": {}, "needs": 9.0, "of": 8.0, "fits": False}
+    memory = {"parameters": 1, "trained": 1, "strategy": "alone", "terms": {}, "needs": 9.0, "of": 8.0, "fits": False}
     prompts: dict[str, Any] = {"set": "own train", "count": 0, "prompts": [], "summary": ""}
     print_run({"run": {}, "memory": memory, "prompts": prompts})
     assert "8.0 GiB on each device, WHICH IS TOO MUCH (`lit-rlvr plan` proposes" in capsys.readouterr().out

@@ -18,7 +18,7 @@ from lit_rlvr.cli.error_lines import KnownNames, class_arguments, known_classes
 from lit_rlvr.cli.lightning_cli import ConfigCheck
 from lit_rlvr.configs import shipped_configs
 from lit_rlvr.errors import UserError
-from lit_rlvr.run.trackers.callback import TRACKER_NAMES
+from lit_rlvr.run.trackers.feed import TRACKER_NAMES
 
 REGENERATE = "run: python docs/scripts/options_page.py > docs/reference.md"
 WRONG = [

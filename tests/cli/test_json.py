@@ -78,9 +78,9 @@ def test_every_command_of_a_run_prints_json(run_folder: Path, lit_rlvr: CLI) -> 
     assert all(prompt["text"] in shown and prompt["id"] in shown for prompt in seen["prompts"])
 
     plan, shown = document("plan", *config, "--gpus", "2x80GB"), printed("plan", *config, "--gpus", "2x80GB")
-    assert len(plan["ways"]) == sum(line.rstrip().endswith(" yes") for line in shown.splitlines())
+    assert len(plan["strategies"]) == sum(line.rstrip().endswith(" yes") for line in shown.splitlines())
     assert all(line in " ".join(shown.split()) for line in plan["advice"])
-    assert f"{plan['ways'][0]['needs']:.1f}" in shown and plan["proposal"]["name"] in shown
+    assert f"{plan['strategies'][0]['needs']:.1f}" in shown and plan["proposal"]["name"] in shown
 
     assert document("split", *config, "--out", "parts")["files"] == ["parts/train.jsonl", "parts/validation.jsonl"]
     assert printed("split", *config, "--out", "others") == "others/train.jsonl\nothers/validation.jsonl\n"

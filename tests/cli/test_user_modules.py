@@ -1,4 +1,4 @@
-"""A project's own folder `datamodules/` beside ours: theirs first, ours where theirs has no such name."""
+"""A project's own folder `datamodules/` next to ours: theirs first, ours where theirs has no such name."""
 
 from __future__ import annotations
 

@@ -76,7 +76,11 @@ def test_shapes_are_those_of_the_loaded_model(
     path = KINDS[folder](tmp_path) if folder in KINDS else request.getfixturevalue(folder)
     policy = load_policy(str(path))
     shape = shape_of(AutoConfig.from_pretrained(path))
-    assert shape.parameters == shape.trained == sum(p.numel() for p in policy.parameters())
+    assert shape.parameters == sum(p.numel() for p in policy.parameters())
+    assert shape.trained == sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    assert {name for name, p in policy.named_parameters() if "audio" in name} == {
+        name for name, p in policy.named_parameters() if not p.requires_grad
+    }
     assert shape.text.count == policy.model.config.get_text_config().num_hidden_layers
     assert shape.vocabulary == policy.model.get_output_embeddings().weight.shape[0]
     add_adapters(policy.model, Lora(rank=4))
@@ -172,7 +176,7 @@ def test_a_step_without_weights_takes_what_the_formula_says(
 
 
 def test_a_chunk_of_logits_is_larger_on_a_gpu() -> None:
-    """In bf16, of each logit of a chunk: two bytes, and two tensors in fp32 and one in bf16 beside them."""
+    """In bf16, of each logit of a chunk: two bytes, and two tensors in fp32 and one in bf16."""
     shape = job("Qwen2.5-1.5B").whole
     load = largest_microbatch(16384, 1024, 3072, 8, 128)
     assert logit_bytes(shape, load, 2) == 2048 * shape.vocabulary * 12
@@ -351,7 +355,7 @@ def test_the_smallest_gpu_of_a_trainer_counts(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_an_engine_holds_what_is_left_of_its_sequences() -> None:
-    """Beside many sequences whose lengths are drawn."""
+    """Next to many sequences whose lengths are drawn."""
     assert cached_tokens(7, 10, Lengths(50, 50)) == 7 * 60
     generator = torch.Generator().manual_seed(0)
     for prompt, mean in ((100, 1000), (500, 200)):

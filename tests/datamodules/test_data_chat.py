@@ -198,7 +198,7 @@ def test_conversations_keep_their_turns_and_the_option_replaces_their_system_mes
     assert turns[3]["content"] == "2+2?"  # the sample is untouched
 
 
-def test_the_template_wraps_the_text_part_beside_an_image():
+def test_the_template_wraps_the_text_part_next_to_an_image():
     parts = [{"type": "image"}, {"type": "text", "text": "how long?"}]
     messages = Chat(template="{prompt}!").messages(Sample("x", [{"role": "user", "content": parts}], "4"))
     assert messages[0]["content"] == [{"type": "image"}, {"type": "text", "text": "how long?!"}]

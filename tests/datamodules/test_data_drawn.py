@@ -9,7 +9,7 @@ import pytest
 
 from lit_rlvr.datamodules import CellArea, LesionCount, LesionPlace, TriangleProblem
 from lit_rlvr.datamodules.base import EvaluationData
-from lit_rlvr.datamodules.toys.geometry import triangle_corners
+from lit_rlvr.datamodules.toys.drawn_geometry import triangle_corners
 from lit_rlvr.errors import UserError
 
 TASKS = [CellArea, LesionCount, LesionPlace, TriangleProblem]
@@ -63,7 +63,7 @@ def test_the_lesion_is_in_its_quadrant() -> None:
 
 @pytest.mark.parametrize("ask", ["angle", "length"])
 def test_triangles_ask_for_what_the_other_two_tell(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import lit_rlvr.datamodules.toys.geometry as triangles
+    import lit_rlvr.datamodules.toys.drawn_geometry as triangles
 
     drawn: list[tuple[Any, Any]] = []
     plain = triangles.draw_triangle

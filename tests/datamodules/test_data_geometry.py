@@ -124,7 +124,7 @@ def test_mathvision_is_read_by_level(tmp_path: Path) -> None:
 
 
 def test_mathvision_by_file_name(tmp_path: Path) -> None:
-    """The JSON Lines of its repository, with `images/` beside them."""
+    """The JSON Lines of its repository, with `images/` next to them."""
     row = {key: value for key, value in MATHVISION.items() if key != "decoded_image"}
     (tmp_path / "images").mkdir()
     Image.new("CMYK", (6, 6)).save(tmp_path / "images" / "9.jpg")

@@ -57,7 +57,7 @@ def samples(data: TextToSQL) -> list[Any]:
 
 
 def test_bird_is_read(tmp_path: Path) -> None:
-    """`dev.json` beside `dev_databases/DB/DB.sqlite`; the training file has no id and no difficulty."""
+    """`dev.json` next to `dev_databases/DB/DB.sqlite`; the training file has no id and no difficulty."""
     database = make_database(tmp_path / "dev_databases/schools/schools.sqlite")
     (tmp_path / "dev_databases/schools/database_description").mkdir()
     train = {key: BIRD[key] for key in ("db_id", "question", "evidence", "SQL")} | {"evidence": ""}

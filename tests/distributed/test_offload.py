@@ -1,4 +1,4 @@
-"""Shards on the CPU beside a GPU that is not there: what is passed to torch, and which device is whose."""
+"""Shards on the CPU of a machine with a made-up GPU: what is passed to torch, and which device is whose."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def trainers() -> Iterator[None]:
         pass
 
 
-def test_an_engine_is_started_and_ended_twice_beside_the_trainers_groups(trainers: None) -> None:
+def test_an_engine_is_started_and_ended_twice_next_to_the_trainers_groups(trainers: None) -> None:
     """Like vLLM, an engine destroys the default group, if there is one, when it ends."""
     world, own, hook, counted = VLLMProcessGroup(), dist.group.WORLD, sys.excepthook, dist.new_group([0])
     for _ in range(2):

@@ -174,9 +174,9 @@ def test_a_mistake_of_the_user_is_not_tried_again(tiny_model_folder: Path, tmp_p
     assert engine.log.count("generate") == 1
 
 
-def test_a_crash_beside_training(tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_crash_during_training(tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The older weights are gone, so a restarted engine generates the batch with the current ones."""
-    engine = Crashing(calls=[4, 5])  # after the probe and two rollouts: beside training, and when it is probed again
+    engine = Crashing(calls=[4, 5])  # after the probe and two rollouts: during training, and when it is probed again
     _, seen = fit(tiny_model_folder, tmp_path, steps=3, engine=engine, staleness=1)
     assert len(seen.rollouts) == 3 and engine.log.count("start") == 3
     assert "restart 2 of 3" in caplog.text

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from tiny_engines import adapted, change_adapters
 from tiny_environments import Shows
-from tiny_vlms import differences, make_prompt, mixed_prompts, picture, save_gemma3, slow
+from tiny_vlms import KINDS, differences, make_prompt, mixed_prompts, picture, slow
 from transformers import AutoTokenizer
 
 from lit_rlvr.datamodules import Geometry
@@ -113,7 +113,7 @@ def test_images_are_observed(
     between = BetweenTurns(Chat(), vlm_context.tokenizer, policy.eos_token_ids, "user", lambda: processor)
     turns = Episodes(Shows(), between)
     ends = tuple(string.ascii_letters)  # random models seldom end by themselves
-    limits = replace(sampling(policy), max_tokens=12, max_turns=4, max_observation_tokens=60, stop=ends)
+    limits = replace(sampling(policy), max_tokens=12, max_turns=4, max_observation_tokens=100, stop=ends)
     groups = engine.generate(prompts, limits, SEEDS, turns=turns)
     turns.close()
     rollout = Rollout.unscored(prompts, groups, limits, group_size=3)
@@ -296,14 +296,15 @@ def test_vllm_loads_an_exported_folder(
 
 
 @pytest.mark.slow
-def test_vllm_takes_the_text_of_a_model_whose_images_it_computes_differently(tmp_path: Path) -> None:
-    folder = save_gemma3(tmp_path)
+@pytest.mark.parametrize("kind", ["gemma3", "gemma4-vision"])
+def test_vllm_takes_the_text_of_a_model_whose_images_it_computes_differently(kind: str, tmp_path: Path) -> None:
+    folder = KINDS[kind](tmp_path)
     policy, processor = load_policy(str(folder)), load_image_processor(str(folder))
     context = EngineContext(str(folder), policy, AutoTokenizer.from_pretrained(folder), 384, 64, 0, max_images=0)
     engine = VLLMEngine(enforce_eager=True)
     for other in (engine, VLLMServerEngine(["http://127.0.0.1:9"], FileTransfer(tmp_path))):
         with pytest.raises(
-            UserError, match=r"rollout.engine: images of Gemma 3 are supported by .* use rollout.engine: hf"
+            UserError, match=r"rollout.engine: images of Gemma . are supported by .* use rollout.engine: hf"
         ):
             other.start(replace(context, max_images=1))
     engine.start(context)

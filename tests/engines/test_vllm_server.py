@@ -161,7 +161,10 @@ def generate_during_updates(
     engine: VLLMServerEngine, policy: Policy, prompts: list[Prompt], sampling: Sampling, updates: int,
     sync: Callable[[Policy], None] | None = None,
 ) -> tuple[dict[str, Policy], list[list[Completion]]]:  # fmt: skip
-    """Generate beside weight updates; return the policies by their labels, and the completions of each prompt."""
+    """Generate during weight updates; return the policies by their labels, and the completions of each prompt.
+
+    The first server waits from tokens of the weights of now to the update, so that what runs cannot end before it.
+    """
     seeds = [[8 * p + g for g in range(8)] for p in range(len(prompts))]
     found: dict[int, list[Completion]] = {}
     begun = threading.Event()
@@ -173,7 +176,8 @@ def generate_during_updates(
         assert begun.wait(60)
         for seed in range(updates):
             before = generated(engine)
-            until(lambda: generated(engine) > before)  # noqa: B023  # with the weights of now
+            until(lambda: generated(engine) > before)  # noqa: B023
+            engine.servers[0].pause()
             change(policy, 0.3, seed)
             (sync or engine.sync)(policy)
             held[engine.version] = copy.deepcopy(policy)
@@ -679,9 +683,9 @@ def test_a_server_generates_while_fit_trains(
 ) -> None:
     """Each sync is probed while completions run; a killed run goes on with the groups that it had."""
     monkeypatch.setenv("SERVER_KEY", KEY)
-    beside = (*from_yaml(served), "--rollout.staleness", "2")
+    stale = (*from_yaml(served), "--rollout.staleness", "2")
     for more in (("--trainer.max_steps", "3"), ("--trainer.max_steps", "6", "--ckpt_path", "last")):
-        result = lit_rlvr(*FIT, *beside, *more)
+        result = lit_rlvr(*FIT, *stale, *more)
         assert result.status == 0, result.err
     rows = metrics(run_folder / "run")
     ages = [float(row["train/staleness/max"]) for row in rows if row.get("train/staleness/max")]
@@ -694,8 +698,9 @@ def test_a_run_that_keeps_its_cache_is_replayed_with_what_was_logged(
 ) -> None:
     monkeypatch.setenv("SERVER_KEY", KEY)
     command = [*FIT, *from_yaml(served), "--rollout.engine.init_args.recompute_cache", "false"]
-    command += ["--rollout.staleness", "2", "--trainer.max_steps", "4", "--rollout.sampling.max_tokens", "700"]
-    command += ["--rollout.sampling.banned_token_ids", str([*ENDS])]  # none ends while nothing else runs
+    command += ["--rollout.staleness", "2", "--trainer.max_steps", "8", "--rollout.sampling.max_tokens", "700"]
+    command += ["--data.init_args.prompts_per_rollout", "2", "--rollout.group_size", "2"]  # training takes no time
+    command += ["--rollout.sampling.banned_token_ids", str([*ENDS])]  # and none ends early
     result = lit_rlvr(*command)
     assert result.status == 0, result.err
     replayed = lit_rlvr(*command, "--rollouts-from", "run", *to("again"))

@@ -1,4 +1,4 @@
-"""Hostile answers to every reward: a verdict within its limits, the reference's own answer judged right beside them."""
+"""Hostile answers to every reward: a verdict within its limits, the reference's own answer judged right in between."""
 
 from __future__ import annotations
 

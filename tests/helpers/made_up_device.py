@@ -354,7 +354,7 @@ STAND_INS: dict[Any, Callable[..., Any]] = {
     aten._flash_attention_backward.default: flash_backward,
 }
 
-IN_16_BITS = ("linear", "mm", "bmm", "matmul", "addmm", "baddbmm", "scaled_dot_product_attention", "conv3d")
+IN_16_BITS = ("linear", "mm", "bmm", "matmul", "addmm", "baddbmm", "scaled_dot_product_attention", "conv2d", "conv3d")
 IN_32_BITS = ("softmax.int", "log_softmax.int", "layer_norm", "pow.Tensor_Scalar", "sum", "sum.dim_IntList", "exp")
 """Operators that CUDA's autocast runs in 16 and in 32 bits, as far as the models here use them."""
 

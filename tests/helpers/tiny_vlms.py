@@ -21,6 +21,8 @@ from transformers import (
 from lit_rlvr.engines.synced import trainer_logprobs
 from lit_rlvr.policy.families.base import ImageProcessor
 from lit_rlvr.policy.families.gemma3 import save_tiny_gemma3
+from lit_rlvr.policy.families.gemma4 import save_tiny_gemma4
+from lit_rlvr.policy.families.glm4v import save_tiny_glm4v
 from lit_rlvr.policy.families.internvl import save_tiny_internvl
 from lit_rlvr.policy.families.qwen_vl import (
     VLM_SPECIALS,
@@ -88,9 +90,33 @@ def save_gemma3(folder: Path) -> Path:
     return save_tiny_gemma3(folder, text=SHARP | {"sliding_window": 16}, vision=SHARP)
 
 
+def save_gemma4(folder: Path) -> Path:
+    """Windows of sixteen tokens, layers with the keys of others, embeddings of each layer, an audio tower."""
+    windows = ["sliding_attention", "full_attention"] * 2
+    text = {"num_hidden_layers": 4, "layer_types": windows, "sliding_window": 16, "num_kv_shared_layers": 2}
+    audio = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "output_proj_dims": 48}
+    return save_tiny_gemma4(
+        folder, seed=1, text=SHARP | text, vision=SHARP | {"use_clipped_linears": True}, audio=audio
+    )
+
+
+def save_gemma4_vision(folder: Path) -> Path:
+    """Attention in both directions within images in windows of sixteen tokens, keys that are values."""
+    text = {
+        "use_bidirectional_attention": "vision", "sliding_window": 16, "hidden_size_per_layer_input": 0,
+        "attention_k_eq_v": True, "num_global_key_value_heads": 1,
+    }  # fmt: skip
+    return save_tiny_gemma4(folder, text=SHARP | text, vision=SHARP | {"standardize": True})
+
+
+def save_glm4v(folder: Path) -> Path:
+    """Rotations of half of each head, an interpolated table of positions."""
+    return save_tiny_glm4v(folder, text=SHARP, vision=SHARP)
+
+
 def save_internvl3_5(folder: Path) -> Path:
     """Tiles of four features each, an output embedding that is the input's."""
-    return save_tiny_internvl(folder, text=SHARP, vision=SHARP | {"image_size": 56})
+    return save_tiny_internvl(folder, text=SHARP, vision=SHARP | {"image_size": 56}, drawn=())
 
 
 def save_idefics3(folder: Path) -> Path:
@@ -125,10 +151,13 @@ def save_llava(folder: Path) -> Path:
 
 
 QWEN = {"qwen2-vl": save_qwen2_vl, "qwen2.5-vl": save_qwen2_5_vl, "qwen3-vl": save_qwen3_vl, "qwen3.5": save_qwen3_5}
-KINDS = QWEN | {"smolvlm2": save_smolvlm2, "gemma3": save_gemma3, "internvl3.5": save_internvl3_5}
-ALONE = ("qwen3.5", "gemma3")
+KINDS = QWEN | {
+    "smolvlm2": save_smolvlm2, "gemma3": save_gemma3, "gemma4": save_gemma4, "gemma4-vision": save_gemma4_vision,
+    "internvl3.5": save_internvl3_5, "glm-4.1v": save_glm4v,
+}  # fmt: skip
+ALONE = ("qwen3.5", "gemma3", "gemma4", "gemma4-vision")
 """The kinds whose completions do not share a prompt."""
-NOT_IN_VLLM = ALONE
+NOT_IN_VLLM = ("qwen3.5", "gemma3", "gemma4-vision")
 """The kinds that vLLM does not compute on a CPU, or whose images it does not compute as the trainer does."""
 FAST = ("qwen2.5-vl", "smolvlm2")
 """The kinds that fast tests use."""
@@ -174,11 +203,12 @@ def slow(policy: Policy, prompt: Prompt, completion: Sequence[int], banned: Sequ
     if prompt.pixels is not None:
         inputs = prompt.pixels.inputs
         images = {name: torch.cat([image[name] for image in inputs]).to(policy.device) for name in inputs[0]}
-        if "image_grid_thw" in images:
-            images["mm_token_type_ids"] = (ids == PAD).int()
-        elif policy.model.config.model_type == "gemma3":
-            images["token_type_ids"] = (ids == policy.model.config.image_token_id).int()
-        elif policy.model.config.model_type != "internvl":  # all tiles are images of one sequence
+        marks = (ids == model.config.image_token_id).int()
+        if "image_grid_thw" in images or "image_position_ids" in images:
+            images["mm_token_type_ids"] = marks
+        elif model.config.model_type == "gemma3":
+            images["token_type_ids"] = marks
+        elif model.config.model_type != "internvl":  # all tiles are images of one sequence
             images["pixel_values"] = images["pixel_values"][None]
     model.model.rope_deltas = None
     tower = model.config.vision_config

@@ -136,17 +136,21 @@ def test_a_compiler_that_fails_or_is_wrong_is_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_auto_compiles_long_runs_on_a_cpu_in_bfloat16(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cpu, long, short = torch.device("cpu"), 10**6, 10**5
+def test_auto_compiles_long_runs_in_bfloat16(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu, long, short = torch.device("cpu"), torch.device("cuda"), 10**6, 10**5
     with caplog.at_level("INFO", "lit_rlvr"):
         assert compiling_pays(135_000_000, long, cpu, torch.bfloat16)
         assert "auto compiles the layers" in caplog.text
         assert not compiling_pays(135_000_000, short, cpu, torch.bfloat16)
         assert not compiling_pays(1_000_000, long, cpu, torch.bfloat16)
         assert not compiling_pays(135_000_000, long, cpu, torch.float32)
-        assert not compiling_pays(135_000_000, long, torch.device("cuda"), torch.bfloat16)
+        assert not compiling_pays(135_000_000, long, gpu, torch.bfloat16)
+        assert compiling_pays(1_500_000_000, 10**7, gpu, torch.bfloat16)
+        torch.use_deterministic_algorithms(True)
+        try:
+            assert not compiling_pays(1_500_000_000, 10**7, gpu, torch.bfloat16), "it could not be resumed exactly"
+        finally:
+            torch.use_deterministic_algorithms(False)
         monkeypatch.setenv("CXX", "no-such-compiler")
         assert not compiling_pays(135_000_000, long, cpu, torch.bfloat16)
         assert "there is no C++ compiler (no-such-compiler)" in caplog.text
@@ -158,7 +162,7 @@ def test_what_auto_cannot_compile_stays_plain(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     """A run of two steps that would pay, with a compiler that is broken or leaves the layers as they are."""
-    monkeypatch.setattr(compiled, "MIN_COMPILED_FLOPS", 1.0)
+    monkeypatch.setitem(compiled.MIN_COMPILED_FLOPS, "cpu", 1.0)
     calls: list[int] = []
 
     def counted(plain: Callable[..., Any]) -> Callable[..., Any]:

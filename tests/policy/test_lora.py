@@ -64,7 +64,7 @@ def test_merged_weights_are_w_plus_alpha_over_r_times_ba(tiny_model_folder: Path
     torch.testing.assert_close(logprobs(plain), logprobs(policy), atol=1e-5, rtol=0)
 
 
-def test_an_engine_needs_only_layers_beside_a_trained_one_again(tiny_model_folder: Path, vlm_folder: Path) -> None:
+def test_an_engine_needs_only_layers_next_to_a_trained_one_again(tiny_model_folder: Path, vlm_folder: Path) -> None:
     every = {name for name, _ in load_policy(str(tiny_model_folder)).named_weights()}
     linear = {name for name in every if ".self_attn." in name or ".mlp." in name}
     assert changing_weights(adapted(tiny_model_folder).model) == linear < every

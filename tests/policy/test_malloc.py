@@ -31,9 +31,9 @@ print(after.ru_minflt - before.ru_minflt, after.ru_maxrss - before.ru_maxrss)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
 def test_large_tensors_are_not_mapped_anew_and_memory_does_not_grow() -> None:
     found = {}
-    for way in ("kept", "plain"):
-        done = subprocess.run([sys.executable, "-c", PROGRAM, way], capture_output=True, text=True, check=True)
-        found[way] = [int(number) for number in done.stdout.split()]
+    for mode in ("kept", "plain"):
+        done = subprocess.run([sys.executable, "-c", PROGRAM, mode], capture_output=True, text=True, check=True)
+        found[mode] = [int(number) for number in done.stdout.split()]
     faults, growth = found["kept"]
     assert faults < 0.2 * found["plain"][0], found
     assert growth < 256 << 10, "KiB over forty tensors of up to 64 MiB each"

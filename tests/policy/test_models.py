@@ -133,9 +133,11 @@ def scored(policy: Policy, rollout: Rollout) -> list[Tensor]:
 
 
 @EACH
-def test_logprobs_and_gradients_are_the_models_own(name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_logprobs_and_gradients_are_the_models_own(
+    name: str, device: torch.device, caplog: pytest.LogCaptureFixture
+) -> None:
     """Three prompts in one micro-batch, whose lengths and completions differ: no row sees another one's."""
-    model, row = build(name), MODELS[name]
+    model, row = build(name).to(device), MODELS[name]
     policy = Policy(model, ENDS)
     verify_or_fall_back(policy)
     assert policy.shared_prefix == (row.why is None) and (row.why or "") in caplog.text
@@ -171,9 +173,9 @@ def test_a_row_that_cannot_be_shared_would_leak(name: str) -> None:
 
 @EACH
 @torch.no_grad()
-def test_the_hugging_face_engine_samples_with_the_models_logprobs(name: str) -> None:
+def test_the_hugging_face_engine_samples_with_the_models_logprobs(name: str, device: torch.device) -> None:
     """Left-padded prompts, several completions each, rows that leave early."""
-    model = build(name)
+    model = build(name).to(device)
     engine = HFEngine()
     start_engine(engine, Policy(model, ENDS, MODELS[name].why is None))
     sampling = Sampling(max_tokens=10)
@@ -181,7 +183,7 @@ def test_the_hugging_face_engine_samples_with_the_models_logprobs(name: str) -> 
     assert len({len(c.token_ids) for group in groups for c in group}) > 2
     for prompt, group in zip(PROMPTS, groups, strict=True):
         for completion in group:
-            wanted = plain_logprobs(model, prompt, completion.token_ids, sampling)[0]
+            wanted = plain_logprobs(model, prompt, completion.token_ids, sampling)[0].cpu()
             torch.testing.assert_close(torch.tensor(completion.logprobs), wanted, atol=1e-4, rtol=1e-5)
 
 

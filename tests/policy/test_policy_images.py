@@ -45,6 +45,11 @@ def gradients(policy: Policy) -> dict[str, Tensor]:
     return found
 
 
+def trainable(policy: Policy) -> dict[str, Tensor]:
+    """Every parameter but those for sounds."""
+    return {name: p for name, p in policy.named_parameters() if "audio" not in name}
+
+
 def assert_same_gradients(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     scale = max(float(gradient.abs().max()) for gradient in wanted.values())
     assert got.keys() == wanted.keys()
@@ -65,7 +70,7 @@ def test_logprobs_and_gradients_are_those_of_single_sequences(
     logp, _ = policy.logprobs(rollout, list(range(9)))
     logp.square().sum().backward()
     got = gradients(policy)
-    assert got.keys() == dict(policy.named_parameters()).keys(), "every part of the vision tower among them"
+    assert got.keys() == {*trainable(policy)}, "every part of the vision tower among them"
     wanted = [slow(policy, prompts[i // 3], rollout.completions[i // 3][i % 3].token_ids) for i in range(9)]
     for row, expected in zip(logp, wanted, strict=True):
         torch.testing.assert_close(row[: len(expected)], expected, atol=1e-5, rtol=0)
@@ -116,7 +121,7 @@ def test_without_images_the_vision_tower_has_a_gradient_of_zero(
     torch.testing.assert_close(together, alone, atol=2e-5, rtol=1e-5)
     together.sum().backward()
     tower = {id(parameter) for part in vision_modules(policy.model) for parameter in part.parameters()}
-    for name, parameter in policy.named_parameters():
+    for name, parameter in trainable(policy).items():
         assert parameter.grad is not None and bool(parameter.grad.any()) is (id(parameter) not in tower), name
 
 
@@ -152,6 +157,14 @@ def test_positions_and_images_matter(
     known = policy.position_ids
     monkeypatch.setattr(policy, "position_ids", lambda prompt: known(prompt).flip(1))
     assert (policy.logprobs(make_rollout(prompts), [0, 6])[0] - before).abs().amin(0).max() > 0.1
+
+
+def test_engines_get_everything_that_a_checkpoint_holds(any_vlm_folder: Path) -> None:
+    """Also what no gradient changes, such as the scales of Gemma 4's layers."""
+    policy = load_policy(str(any_vlm_folder))
+    given, held = dict(policy.named_weights()), policy.model.state_dict()
+    assert {*held} - {*given} <= {"lm_head.weight"} and {*given} <= {*held}
+    assert all(torch.equal(weight, held[name]) for name, weight in given.items())
 
 
 def test_merged_adapters_are_the_adapted_model_on_images(any_vlm_folder: Path, prompts: list[Prompt]) -> None:

@@ -176,7 +176,7 @@ def test_where_torch_has_no_such_operator_there_is_none(missing: str, monkeypatc
     monkeypatch.setattr(spans, "_FLASH", names)
     assert not available(gpu, half)
     with torch.autocast("cuda", half) if torch.cuda.is_available() else nullcontext():
-        assert isinstance(lay_out(*row(GROUPS["mixed"])[:2], gpu), Padded), "the way of before"
+        assert isinstance(lay_out(*row(GROUPS["mixed"])[:2], gpu), Padded), "padded blocks, as before"
 
 
 @pytest.mark.parametrize(("sizes", "taken"), [

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_vlms import AUDIO, PAD, START, STOP, picture, save_qwen3_5
-from transformers import AutoImageProcessor, AutoTokenizer, LlavaConfig, LlavaForConditionalGeneration
+from tiny_vlms import AUDIO, KINDS, PAD, START, STOP, make_prompt, picture
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, LlavaConfig, LlavaForConditionalGeneration
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.families import family_of
 from lit_rlvr.policy.families.qwen_vl import QwenImageProcessor
-from lit_rlvr.policy.loading import load_image_processor, load_policy
+from lit_rlvr.policy.loading import MEDIA_TOKEN, load_image_processor, load_policy
 from lit_rlvr.types import Pixels
 
 
@@ -45,6 +45,44 @@ def test_sizes_become_multiples_within_the_bounds(
     assert inputs["image_grid_thw"].tolist() == [[1, high, wide]] and len(inputs["pixel_values"]) == high * wide
     assert placeholders == processor.placeholders(*size) == (PAD,) * (high * wide // 4)
     assert pixels.images[0].size == (wide * patch, high * patch)
+
+
+@pytest.mark.parametrize("kind", ["internvl3.5", "gemma4-vision", "glm-4.1v"])
+def test_tokens_and_inputs_are_those_of_the_models_own_processor(kind: str, tmp_path: Path) -> None:
+    folder = KINDS[kind](tmp_path)
+    processor, own = load_image_processor(str(folder)), AutoProcessor.from_pretrained(folder)
+    family = processor.family
+    text = "a{0}b{0}".format(own.tokenizer.convert_ids_to_tokens(family.prompt_token_id))
+    plain = own.tokenizer(text, add_special_tokens=False).input_ids
+    for size in ((84, 84), (60, 140), (140, 60), (1, 1), (200, 3), (3, 200), (57, 83), (640, 479)):
+        pictures = [picture(*size, seed=0), picture(70, 70, seed=1)]
+        wanted = own(images=pictures, text=text, add_special_tokens=False, return_tensors="pt")
+        pixels = processor.pixels(pictures)
+        ids = processor.expand(plain, pixels.placeholders)
+        assert ids == wanted["input_ids"][0].tolist() and family.collapse(ids, pixels) == plain
+        inputs = family.model_inputs([pixels], torch.device("cpu")) | family.token_inputs(torch.tensor([ids]))
+        if "image_grid_thw" in inputs:  # pixels are resized by PIL, for vLLM and the trainer alike
+            assert inputs.pop("pixel_values").shape == wanted["pixel_values"].shape
+        for name, value in inputs.items():
+            assert value.equal(wanted[name].to(value.dtype)), name
+        family.check_features(ids, pixels)
+        assert pixels.placeholders[0] == processor.placeholders(*size)
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "gemma4-vision"])
+@torch.no_grad()
+def test_features_of_an_image_attend_in_both_directions(kind: str, tmp_path: Path) -> None:
+    """A later feature changes an earlier one, which causal attention would not see."""
+    folder = str(KINDS[kind](tmp_path))
+    policy, processor = load_policy(folder), load_image_processor(folder)
+    prompt = make_prompt(processor, "one", picture(84, 84, seed=0))
+    assert prompt.pixels is not None and processor.family.token_types is not None
+    ids = torch.tensor([prompt.token_ids])
+    both = policy.plain_logits(ids, [prompt.pixels])
+    images = policy.images([prompt.pixels], ids) | {processor.family.token_types: None}
+    causal = policy.model(ids, use_cache=False, **images).logits
+    first = prompt.token_ids.index(processor.family.image_token_id)
+    assert float((both - causal)[:, first].abs().max()) > 0.1 and bool((both - causal)[:, :first].abs().max() < 1e-4)
 
 
 def edited(folder: Path, to: Path, **settings: Any) -> Path:
@@ -130,8 +168,24 @@ def test_other_vision_language_models_are_refused(tmp_path: Path) -> None:
             refuse(str(tmp_path))
 
 
-def test_placeholders_of_other_media_are_never_sampled(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "tokens"),
+    [
+        ("qwen3.5", (AUDIO,)),
+        ("gemma4", ("<|image>", "<|image|>", "<image|>", "<|audio>", "<|audio|>", "<audio|>", "<|video|>")),
+        ("glm-4.1v", ("<|begin_of_image|>", "<|begin_of_video|>", "<|end_of_video|>", "<|video|>")),
+    ],
+)
+def test_placeholders_of_other_media_are_never_sampled(kind: str, tokens: tuple[str, ...], tmp_path: Path) -> None:
     """Qwen3.5's tokenizer has tokens for sounds, of which its config says nothing; the model has no use for them."""
-    policy = load_policy(str(save_qwen3_5(tmp_path)))
-    assert AutoTokenizer.from_pretrained(tmp_path).convert_tokens_to_ids(AUDIO) in policy.placeholder_ids
+    policy = load_policy(str(KINDS[kind](tmp_path)))
+    assert {*AutoTokenizer.from_pretrained(tmp_path).convert_tokens_to_ids(tokens)} <= {*policy.placeholder_ids}
     assert policy.without_adapters().placeholder_ids == policy.placeholder_ids
+
+
+def test_placeholders_are_known_by_their_text() -> None:
+    known = (
+        "<|audio_pad|> <|begin_of_audio|> <|end_of_audio|> <|audio|> <|video> <image|> <image_soft_token> <img> </img>"
+    )
+    assert all(map(MEDIA_TOKEN.fullmatch, f"{known} <video> <|vision_start|> <|tts_eod|>".split()))
+    assert not any(map(MEDIA_TOKEN.fullmatch, ["<imagine>", "<|im_end|>", "<|videogame|>", "<think>", "</images>"]))

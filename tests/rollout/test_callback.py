@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import byte_tokenizer, make_prompt, make_rollout, tiny_llama
+from tiny import VOCAB, byte_tokenizer, make_prompt, make_rollout, tiny_llama
 from tiny_engines import Copying
 from tiny_fit import Recorder, fit
+from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 from two_ranks import in_two_ranks
 
 from lit_rlvr.engines.base import Done, EngineContext
@@ -48,7 +49,8 @@ def test_deterministic_kernels_are_torchs(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.delenv(name)
     try:
         callback.use_deterministic_kernels()
-        assert torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.is_deterministic_algorithms_warn_only_enabled(), "flash attention would be nondeterministic"
         assert not torch.utils.deterministic.fill_uninitialized_memory
         assert (os.environ["CUBLAS_WORKSPACE_CONFIG"], os.environ["CUBLASLT_WORKSPACE_SIZE"]) == (":16:8", "1")
     finally:
@@ -140,6 +142,24 @@ def test_in_16_bits_a_probe_looks_at_the_mean_of_each_completion(
     groups[1][1] = replace(groups[1][1], logprobs=tuple((ours[3] + shift).tolist()))
     monkeypatch.setattr(engine, "generate", lambda *_: groups)
     with pytest.raises(UserError, match="by a mean of") if refused else nullcontext():
+        check_engine(engine, policy, PROBED, sampling)
+
+
+@pytest.mark.parametrize(("shifts", "refused"), [((1.5, 0, 0, 0, 0), False), ((0.3,) * 5, True)])
+def test_in_16_bits_a_probe_lets_single_tokens_choose_other_experts(
+    shifts: tuple[float, ...], refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = dict(hidden_size=64, intermediate_size=64, moe_intermediate_size=32, num_hidden_layers=2, vocab_size=VOCAB)
+    heads = dict(num_attention_heads=4, num_key_value_heads=2, head_dim=16, num_experts=4, num_experts_per_tok=2)
+    model = AutoModelForCausalLM.from_config(Qwen3MoeConfig(**sizes, **heads))
+    engine, policy = HFEngine(), Policy(model.eval(), ())
+    engine.start(replace(EngineContext.in_place(policy, byte_tokenizer(), 4), dtype=torch.bfloat16))
+    sampling = Sampling(max_tokens=5)
+    groups = engine.generate(PROBED, sampling, probe_seeds(3))
+    ours = trainer_logprobs(policy, PROBED, groups, sampling, torch.bfloat16)
+    groups[1][1] = replace(groups[1][1], logprobs=tuple((ours[3] + torch.tensor(shifts)).tolist()))
+    monkeypatch.setattr(engine, "generate", lambda *_: groups)
+    with pytest.raises(UserError, match="by a median of") if refused else nullcontext():
         check_engine(engine, policy, PROBED, sampling)
 
 
@@ -245,8 +265,8 @@ def test_metrics_of_a_rollout_are_hand_computed_values() -> None:
     rollout.parts = {"answer": torch.tensor([[1.0, 0.0], [0.0, 0.0]])}
     rollout.statuses = [["ok", "parse_fail"], ["timeout", "ok"]]
     rollout.rollout_logprobs = torch.tensor([[-1.0, -2.0, 0], [-0.5, 0, 0], [-1.0, -1.0, -1.0], [-0.5, -1.0, 0]])
-    beside = [[Completion("", (1, 2, 3, 4), "stop")]]
-    found = rollout_metrics(rollout, 4.0, beside)
+    others = [[Completion("", (1, 2, 3, 4), "stop")]]
+    found = rollout_metrics(rollout, 4.0, others)
     assert {k: v for k, v in found.items() if k.startswith(("rollout", "reward"))} == pytest.approx(
         {
             "rollout/reward": -3 / 4,

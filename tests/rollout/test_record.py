@@ -151,6 +151,8 @@ def test_what_cannot_be_replayed_is_one_line(tmp_path: Path) -> None:
     replay_of(run, [prompt]).check(terms, prompts_grow=False)
     with pytest.raises(UserError, match=r"recorded with rollout\.group_size 2, this run has 4; use the same"):
         replay_of(run, [prompt]).check({"rollout.group_size": 4}, prompts_grow=False)
+    with pytest.raises(UserError, match=r"run\.json lacks data\.size, .*; rename its former key there, or record"):
+        replay_of(run, [prompt]).check({"data.size": None}, prompts_grow=False)
     with pytest.raises(UserError, match="was trained on p0, which is not in the data"):
         replay_of(run, []).check(terms, prompts_grow=False)
     with pytest.raises(UserError, match="was trained on p0 with other tokens than in the data"):

@@ -179,7 +179,7 @@ def test_a_ruined_run_says_so_within_two_iterations_and_everywhere_the_same(
     run = run_folder / "run"
     accuracy = [float(row["rollout/accuracy"]) for row in metrics(run) if row.get("rollout/accuracy")]
     low = next(k for k in range(1, 8) if accuracy[k] < 0.2 * max(accuracy[:k])) + 1
-    finding = findings(read_run(run, completions=False).metrics)[0]
+    finding = findings(read_run(run).metrics)[0]
     assert finding.title == "The accuracy of the rollouts fell" and "the step" in finding.evidence
     assert any(f"step {step}: {finding}" in said for step in (low, low + 1)), (accuracy, said)
     assert summary(run)["collapse"].startswith(str(finding)) and summary(run)["stopped"] is None

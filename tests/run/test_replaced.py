@@ -226,7 +226,7 @@ def test_results_of_the_users_own_are_never_replaced(tmp_path: Path, name: str) 
             check_run_folder(root, resumes=False, overwrite=True)
 
 
-def test_files_of_the_users_own_stay_beside_a_replaced_run(tmp_path: Path) -> None:
+def test_files_of_the_users_own_stay_next_to_a_replaced_run(tmp_path: Path) -> None:
     old_run(tmp_path)
     own = [tmp_path / name for name in ("checkpoints/my.ckpt", "trackers/mine.db")]
     for path in own:

@@ -28,7 +28,7 @@ from lit_rlvr.engines.hf import HFEngine
 
 CLI = Callable[..., Any]
 RARE = ("--rollout.rewards", json.dumps([judged_as_is("rare")]))
-BESIDE = ("--rollout.staleness", "1", "--rollout.engine", "tiny_engines.Copying")
+STALE = ("--rollout.staleness", "1", "--rollout.engine", "tiny_engines.Copying")
 STREAMING = ("--rollout.staleness", "2", "--rollout.engine", "tiny_engines.Streaming")
 DYNAMIC = ("--model", "DAPO", *RARE, "--model.init_args.updates_per_rollout", "2")
 RECORD, UNVALIDATED = ("--rollout.replay.record", "1"), ("--trainer.limit_val_batches", "0")
@@ -56,7 +56,7 @@ def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param(BESIDE, id="staleness 1"),
+        pytest.param(STALE, id="staleness 1"),
         pytest.param((*STREAMING, *DYNAMIC), id="staleness 2 and dynamic sampling", marks=pytest.mark.slow),
         pytest.param((*DYNAMIC, *RECORD), id="dynamic sampling", marks=pytest.mark.slow),
         pytest.param(
@@ -204,7 +204,7 @@ def test_a_damaged_record_is_named(recorded: Path, lit_rlvr: CLI) -> None:
 @pytest.mark.slow
 def test_a_resumed_run_records_its_own_iterations(run_folder: Path, lit_rlvr: CLI) -> None:
     """What it recorded after the checkpoint is trained again; a record with a gap is not continued."""
-    options = (*BESIDE, *UNVALIDATED, "--checkpoint.every", "2", "--checkpoint.keep", "9")
+    options = (*STALE, *UNVALIDATED, "--checkpoint.every", "2", "--checkpoint.keep", "9")
     fit(lit_rlvr, *options)
     run = run_folder / "run"
     files = sorted(path.name for path in (run / "record").iterdir())
@@ -212,7 +212,7 @@ def test_a_resumed_run_records_its_own_iterations(run_folder: Path, lit_rlvr: CL
     shutil.copytree(run, run_folder / "other")
     fit(lit_rlvr, *options, "--ckpt_path", "run/checkpoints/step-000002.ckpt", "--trainer.max_steps", "4")
     assert len([*(run / "record").glob("*.npz")]) == 4
-    fit(lit_rlvr, *BESIDE, *UNVALIDATED, *REPLAY, "--trainer.max_steps", "4")
+    fit(lit_rlvr, *STALE, *UNVALIDATED, *REPLAY, "--trainer.max_steps", "4")
     assert digest(run_folder / "again") == digest(run)
     (run_folder / "other" / "record" / "iteration-000002-rank-0.npz").unlink()
     said = fit(lit_rlvr, *options, *to("other"), "--ckpt_path", "other/checkpoints/step-000004.ckpt").err

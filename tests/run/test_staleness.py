@@ -1,4 +1,4 @@
-"""Groups that are generated beside training in this process: their weights, what is refused, and exact resume."""
+"""Groups that are generated during training in this process: their weights, what is refused, and exact resume."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_each_rollout_is_sampled_one_iteration_early_and_corrected(tiny_model_fo
         ),
     ],
 )
-def test_what_cannot_run_beside_training_is_refused(
+def test_what_cannot_run_during_training_is_refused(
     run_folder: Path, lit_rlvr: CLI, options: list[str], words: list[str]
 ) -> None:
     refused = run(lit_rlvr, "--rollout.staleness", "1", *options, status=2)
@@ -52,11 +52,11 @@ def test_what_cannot_run_beside_training_is_refused(
 
 @pytest.mark.slow
 def test_a_resumed_run_trains_on_what_was_generated_before_the_stop(run_folder: Path, lit_rlvr: CLI) -> None:
-    beside = ("--rollout.staleness", "1", "--rollout.engine", "tiny_engines.Copying")
-    steps = [line for line in run(lit_rlvr, *beside, *to("whole")).err.splitlines() if line.startswith("step ")]
+    stale = ("--rollout.staleness", "1", "--rollout.engine", "tiny_engines.Copying")
+    steps = [line for line in run(lit_rlvr, *stale, *to("whole")).err.splitlines() if line.startswith("step ")]
     assert ["staleness 1.0" in line for line in steps if "truncated" in line] == [False, *[True] * 5]
-    run(lit_rlvr, *beside, *to("parts"), "--trainer.max_steps", 3)
-    run(lit_rlvr, *beside, *to("parts"), "--ckpt_path", "last")
+    run(lit_rlvr, *stale, *to("parts"), "--trainer.max_steps", 3)
+    run(lit_rlvr, *stale, *to("parts"), "--ckpt_path", "last")
     assert_same_run(run_folder / "parts", run_folder / "whole", resumed=3)
 
 
@@ -65,28 +65,28 @@ def test_on_a_gpu_the_next_rollout_is_generated_elsewhere() -> None:
     from lit_rlvr.errors import UserError
     from lit_rlvr.rollout import FileTransfer, RolloutCallback, VLLMServerEngine
 
-    beside = RolloutCallback(engine="vllm", staleness=1)
-    beside.check_sizes(GRPO(), 8, 1)
+    stale = RolloutCallback(engine="vllm", staleness=1)
+    stale.check_sizes(GRPO(), 8, 1)
     with pytest.raises(UserError, match="needs the GPU that is training; use VLLMServerEngine"):
-        beside.check_sizes(GRPO(), 8, 1, device="cuda")
+        stale.check_sizes(GRPO(), 8, 1, device="cuda")
     elsewhere = VLLMServerEngine(["http://host:1"], FileTransfer(Path()))
     RolloutCallback(engine=elsewhere, staleness=4).check_sizes(GRPO(), 8, 1, device="cuda")
 
 
 @pytest.mark.slow
 def test_with_dynamic_sampling_a_resumed_run_is_exact(run_folder: Path, lit_rlvr: CLI) -> None:
-    beside = ("--rollout.staleness", "1", "--rollout.engine", "tiny_engines.Copying", "--model", "DAPO")
-    run(lit_rlvr, *beside, *to("whole"))
-    run(lit_rlvr, *beside, *to("parts"), "--trainer.max_steps", 3)
-    run(lit_rlvr, *beside, *to("parts"), "--ckpt_path", "last")
+    stale = ("--rollout.staleness", "1", "--rollout.engine", "tiny_engines.Copying", "--model", "DAPO")
+    run(lit_rlvr, *stale, *to("whole"))
+    run(lit_rlvr, *stale, *to("parts"), "--trainer.max_steps", 3)
+    run(lit_rlvr, *stale, *to("parts"), "--ckpt_path", "last")
     assert_same_run(run_folder / "parts", run_folder / "whole", resumed=3)
 
 
 @pytest.mark.slow
 def test_two_processes_sample_and_train_what_one_does(run_folder: Path, lit_rlvr: CLI) -> None:
-    beside = ("--rollout.staleness", "1", "--rollout.engine", "tiny_engines.Copying")
-    run(lit_rlvr, *beside, *to("one"))
-    in_two_processes(run_folder, [*FIT, *STRATEGIES["ddp"], *beside, *to("two")])
+    stale = ("--rollout.staleness", "1", "--rollout.engine", "tiny_engines.Copying")
+    run(lit_rlvr, *stale, *to("one"))
+    in_two_processes(run_folder, [*FIT, *STRATEGIES["ddp"], *stale, *to("two")])
     sampled, wanted = ([row["completion"] for row in completions(run_folder / name)] for name in ("two", "one"))
     assert sampled == wanted
 
@@ -108,7 +108,7 @@ def test_no_token_is_too_old_whatever_the_algorithm_asks_for(
     run_folder: Path, lit_rlvr: CLI, options: list[str]
 ) -> None:
     """With validations between, which use the engine, too."""
-    beside = (
+    stale = (
         "--rollout.staleness",
         "2",
         "--rollout.engine",
@@ -116,7 +116,7 @@ def test_no_token_is_too_old_whatever_the_algorithm_asks_for(
         "--rollout.safeguards.probe_every",
         "1",
     )
-    run(lit_rlvr, *beside, *options)
+    run(lit_rlvr, *stale, *options)
     rows = metrics(run_folder / "run")
     ages = [float(row["train/staleness/max"]) for row in rows if row.get("train/staleness/max")]
     assert ages and 0 < max(ages) <= 2

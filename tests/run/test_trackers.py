@@ -23,7 +23,7 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.run.loggers import read_metrics
 from lit_rlvr.run.trackers import TrackedRun, Wandb
 from lit_rlvr.run.trackers.base import Samples
-from lit_rlvr.run.trackers.callback import run_name
+from lit_rlvr.run.trackers.feed import run_name
 from lit_rlvr.run.trackers.wandb_tracker import has_key, last_offline_step
 
 CLI = Callable[..., Any]
@@ -138,7 +138,7 @@ def said(folder: Path, what: str) -> list[Any]:
 def test_a_tracker_that_fails_gets_later_what_it_missed(
     run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lit_rlvr.run.trackers.callback.PAUSE", 0.0)
+    monkeypatch.setattr("lit_rlvr.run.trackers.feed.PAUSE", 0.0)
     result = fit(lit_rlvr, *own(fails=[2, 3], samples_every=2))
     assert summary(run_folder / "run")["steps"] == 6
     assert said(run_folder, "step") == [0, 1, 2, 3, 4, 5, 6]

@@ -158,8 +158,8 @@ READS_LENGTHS = {"policy/vision_attention.py vision_attention: aten._to_copy.def
 # Qwen3-VL adds features to two layers at the positions of a mask, which transformers counts each time
 ADDS_FEATURES = {
     "policy/policy.py forward: aten.index.Tensor": 2, "policy/policy.py forward: aten.index_put_.default": 2,
-    "training/update.py local_backward: aten.index.Tensor": 2,
-    "training/update.py local_backward: aten.index_put.default": 4,
+    "training/module.py backward_on_rank: aten.index.Tensor": 2,
+    "training/module.py backward_on_rank: aten.index_put.default": 4,
 }  # fmt: skip
 # whether loss and gradient are finite, the sums for the metrics, and the gradient's norm
 REST = {
@@ -201,6 +201,7 @@ CASES = [
     slow("Qwen2.5-VL", SPANS | pictures(4), LOOKS, vlm="qwen2.5-vl", **TO_16_BITS),
     slow("Qwen2.5-VL, padded", PADDED | pictures(4) | BY_LENGTH, LOOKS | READS_LENGTHS, vlm="qwen2.5-vl"),
     slow("Qwen3-VL", SPANS | pictures(4), LOOKS | ADDS_FEATURES, vlm="qwen3-vl", **TO_16_BITS),
+    slow("GLM-4.1V", SPANS | pictures(3), LOOKS, vlm="glm-4.1v", **TO_16_BITS),
 ]
 
 

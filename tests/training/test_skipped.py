@@ -103,10 +103,10 @@ def test_too_many_in_a_row_end_the_run_with_one_line(
 ) -> None:
     poison(monkeypatch, nan_loss, set(range(2, 99)))
     with pytest.raises(UserError) as error:
-        fit(tiny_model_folder, tmp_path, steps=9, max_skipped_steps=3)
+        fit(tiny_model_folder, tmp_path, steps=9, optim={"max_skipped_steps": 3})
     said = str(error.value)
     assert "\n" not in said and "step 5: loss and gradient not finite" in said
-    assert "after 3 skipped in a row (model.max_skipped_steps)" in said and "step-000005-rank-0.json" in said
+    assert "after 3 skipped in a row (model.optim.max_skipped_steps)" in said and "step-000005-rank-0.json" in said
     assert len(list((tmp_path / "skipped").iterdir())) == 4
 
 
@@ -114,10 +114,10 @@ def test_a_good_step_in_between_sets_the_count_back(
     tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison(monkeypatch, nan_loss, {1, 2, 4, 5})
-    _, seen = fit(tiny_model_folder, tmp_path, steps=6, max_skipped_steps=2)
+    _, seen = fit(tiny_model_folder, tmp_path, steps=6, optim={"max_skipped_steps": 2})
     assert [m["train/skipped_steps"] for m in seen.metrics] == [1, 2, 2, 3, 4, 4]
     with pytest.raises(UserError, match="after 0 skipped"):
-        fit(tiny_model_folder, tmp_path, steps=6, max_skipped_steps=0)
+        fit(tiny_model_folder, tmp_path, steps=6, optim={"max_skipped_steps": 0})
 
 
 def judge_others(monkeypatch: pytest.MonkeyPatch, unjudged: set[int]) -> None:
@@ -135,7 +135,7 @@ def test_a_rollout_without_any_reward_is_skipped(
     tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     judge_others(monkeypatch, {2, 3})
-    module, seen = fit(tiny_model_folder, tmp_path, steps=5, max_skipped_steps=2)
+    module, seen = fit(tiny_model_folder, tmp_path, steps=5, optim={"max_skipped_steps": 2})
     for before, after, skipped in zip(seen.weights[:-1], seen.weights[1:], (False, True, True, False), strict=True):
         assert all(torch.equal(before[name], after[name]) for name in before) is skipped
     assert adam_steps(module) == {3.0} and module.updates == 5
@@ -164,11 +164,11 @@ def test_too_many_rollouts_without_a_reward_end_the_run(
 ) -> None:  # fmt: skip
     judge_others(monkeypatch, unjudged)
     with pytest.raises(UserError) as error:
-        fit(tiny_model_folder, tmp_path, steps=steps, max_skipped_steps=limit)
-    assert said in str(error.value) and f"(model.max_skipped_steps={limit}); return a number" in str(error.value)
+        fit(tiny_model_folder, tmp_path, steps=steps, optim={"max_skipped_steps": limit})
+    assert said in str(error.value) and f"(model.optim.max_skipped_steps={limit}); return a number" in str(error.value)
 
 
-def test_beside_training_too(
+def test_during_training_too(
     tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Groups are judged in the order of their iterations, 24 completions each."""
@@ -176,14 +176,16 @@ def test_beside_training_too(
     monkeypatch.setattr(
         FunctionReward, "__call__", lambda self, *pair: None if next(calls) // 24 in (1, 2) else first_token(*pair)
     )
-    module, seen = fit(tiny_model_folder, tmp_path, steps=5, max_skipped_steps=2, engine=Copying(), staleness=1)
+    module, seen = fit(
+        tiny_model_folder, tmp_path, steps=5, optim={"max_skipped_steps": 2}, engine=Copying(), staleness=1
+    )
     assert [m["train/skipped_steps"] for m in seen.metrics] == [0, 1, 2, 2, 2] and adam_steps(module) == {3.0}
     assert caplog.text.count("it is skipped") == 2
     monkeypatch.setattr(FunctionReward, "__call__", lambda *_: None)
     with pytest.raises(UserError, match=r"of iteration 3, .* after 2 such iterations in a row"):
-        fit(tiny_model_folder, tmp_path, steps=5, max_skipped_steps=2, engine=Copying(), staleness=1)
+        fit(tiny_model_folder, tmp_path, steps=5, optim={"max_skipped_steps": 2}, engine=Copying(), staleness=1)
 
 
 def test_the_limit_is_not_negative(tiny_model_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="max_skipped_steps: -1"):
-        fit(tiny_model_folder, tmp_path, max_skipped_steps=-1)
+        fit(tiny_model_folder, tmp_path, optim={"max_skipped_steps": -1})

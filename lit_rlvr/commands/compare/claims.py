@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from statistics import mean
 from typing import Any
 
-from lit_rlvr.commands.compare.numbers import QUARTER_METRICS
 from lit_rlvr.commands.compare.significance import LEVEL, MOST_PAIRS, POWER, RESAMPLES, least_pairs, p_text
 from lit_rlvr.commands.compare.study import BEFORE, Study
+from lit_rlvr.commands.compare.study_results import QUARTER_METRICS
 from lit_rlvr.commands.compare.verdicts import SMALLER_THAN_PRINTED, PairedDifference, paired_differences
 from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.protocols import Protocol

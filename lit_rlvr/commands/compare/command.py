@@ -17,7 +17,6 @@ from lit_rlvr.cli.error_lines import failure_line
 from lit_rlvr.cli.lightning_cli import ConfigCheck
 from lit_rlvr.commands.compare.cells import Cluster, ProgressPrinter, run_cells
 from lit_rlvr.commands.compare.figures import draw_figures, draw_signal
-from lit_rlvr.commands.compare.numbers import read_cell, study_results
 from lit_rlvr.commands.compare.study import Cell, Study, load_study
 from lit_rlvr.commands.compare.study_folder import (
     State,
@@ -27,7 +26,8 @@ from lit_rlvr.commands.compare.study_folder import (
     read_suites,
     start_folder,
 )
-from lit_rlvr.commands.compare.tables import SIGNAL, report, suite_tables
+from lit_rlvr.commands.compare.study_results import read_cell, study_results
+from lit_rlvr.commands.compare.study_tables import SIGNAL, report, suite_tables
 from lit_rlvr.commands.report.page import write_report
 from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.packages import require

@@ -23,7 +23,9 @@ from lit_rlvr.commands.compare.axes import (
     save_figure,
 )
 from lit_rlvr.commands.compare.learning_rates import families
-from lit_rlvr.commands.compare.numbers import (
+from lit_rlvr.commands.compare.significance import performance_profile, stratified_band
+from lit_rlvr.commands.compare.study import ALL_TASKS, BEFORE, Study
+from lit_rlvr.commands.compare.study_results import (
     FinishedRun,
     at_validations,
     by_difficulty,
@@ -33,8 +35,6 @@ from lit_rlvr.commands.compare.numbers import (
     smoothed,
     spread,
 )
-from lit_rlvr.commands.compare.significance import performance_profile, stratified_band
-from lit_rlvr.commands.compare.study import ALL_TASKS, BEFORE, Study
 
 
 def signal(advantage: Advantage, size: int) -> list[float]:

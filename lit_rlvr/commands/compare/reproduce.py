@@ -19,7 +19,7 @@ from lit_rlvr.commands.compare.printed import Paper, PrintedTable, PrintedValue,
 from lit_rlvr.commands.compare.significance import LEVEL, difference_test, holm
 from lit_rlvr.commands.compare.study import Study, load_study
 from lit_rlvr.commands.compare.study_folder import EVALUATION
-from lit_rlvr.commands.compare.tables import percent
+from lit_rlvr.commands.compare.study_tables import percent
 from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.packages import require
 from lit_rlvr.common.terminal import show_result
@@ -172,7 +172,7 @@ def reproduce(name: str, out: Path, jobs: int = 1, cluster: Mapping[str, Any] | 
         _log.info("%s: %s", result.claim.says, result.verdict)
     for line in lacking_pairs(decided):
         _log.warning("%s", line)
-    _log.info("Beside the printed values: %s", out / "reproduced.md")
+    _log.info("Next to the printed values: %s", out / "reproduced.md")
     if failure:
         raise failure
     found = as_data(paper, results) | ({"claims": [claim.as_data() for claim in decided]} if decided else {})

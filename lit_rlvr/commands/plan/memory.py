@@ -84,7 +84,9 @@ def shape_of(config: Any, freeze_vision: bool = False, lora: Lora | None = None)
         freeze_vision, lora: see the options of the same names.
     """
     text = config.get_text_config()
-    model = outline(config, torch.float32)
+    model, family = outline(config, torch.float32), family_of(config)
+    if family is not None:
+        family.prepare(model)
     if freeze_vision:
         freeze_vision_tower(model)
     quantized = 0
@@ -97,7 +99,6 @@ def shape_of(config: Any, freeze_vision: bool = False, lora: Lora | None = None)
             layer.lora_A = nn.Linear(layer.in_features, lora.rank, bias=False, device="meta")
             layer.lora_B = nn.Linear(lora.rank, layer.out_features, bias=False, device="meta")
     layers = [_size(module) for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    family = family_of(config)
     seen = any(p.requires_grad for part in vision_modules(model) for p in part.parameters())
     return Shape(
         parameters=_size(model),

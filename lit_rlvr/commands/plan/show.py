@@ -30,7 +30,7 @@ def described(job: JobSizes, gpus: GPUs) -> dict[str, Any]:
         "active_parameters": job.whole.active,
         "gpus": gpus.count,
         "gib": gpus.gib,
-        "ways": [
+        "strategies": [
             {
                 "name": plan.name,
                 "terms": {name: value / GIB for name, value in plan.terms.items()},
@@ -81,10 +81,11 @@ def strategy_table(job: JobSizes, gpus: GPUs) -> Table:
 
 def advice(job: JobSizes, gpus: GPUs) -> list[str]:
     """Return the proposal in words and as arguments."""
-    copies = 2 if job.reference and not job.lora else 1
+    loaded = job.whole.parameters * (2 if job.reference and not job.lora else 1)
+    loaded += job.teacher.parameters if job.teacher is not None else 0
     lines = [
         f"{FREE:.0%} of each GPU is left free. The first process needs "
-        f"{copies * job.whole.parameters * 4 / GIB:.1f} GiB of host memory to load (with DDP each process does)."
+        f"{loaded * 4 / GIB:.1f} GiB of host memory to load (with DDP each process does)."
     ]
     if job.share:
         lines.append(

@@ -19,6 +19,7 @@ from lit_rlvr.commands.plan.memory import (
     Terms,
     cached_tokens,
     expected_microbatch,
+    frozen,
     generation_memory,
     kv_bytes_per_token,
     shape_of,
@@ -32,6 +33,7 @@ from lit_rlvr.engines.vllm import GPU_SEQUENCES, VLLMEngine
 from lit_rlvr.policy.adapters import Lora
 from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.policy.precision import compute_dtype
+from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.training.optimizer import updates_of
 
@@ -112,7 +114,7 @@ class JobSizes:
         fitted: vLLM's share is the smallest in which all sequences are generated at once, if the memory allows.
         quantized: whether vLLM keeps its layers in 8 bits.
         vllm_sleeps: whether vLLM frees its memory during training.
-        reference: whether there is a reference model.
+        reference: whether there is a reference model. teacher: None = there is none.
         lora: whether the config trains adapters.
         shared_prefix: whether a prompt is computed once for its whole group.
         minibatches: optimizer steps that a rollout is split into.
@@ -137,6 +139,7 @@ class JobSizes:
     quantized: bool = False
     vllm_sleeps: bool = True
     reference: bool = False
+    teacher: Shape | None = None
     lora: bool = False
     shared_prefix: bool = True
     minibatches: int = 1
@@ -312,6 +315,10 @@ class JobSizes:
         """
         shape = self.adapted if strategy.lora else self.whole
         terms = training_memory(shape, self.load(gpus, budget), strategy, gpus.count, self.size, self.reference)
+        teacher = 0.0
+        if self.teacher is not None:
+            teacher = self.teacher.parameters * frozen(self.teacher, strategy, self.size)
+            terms["teacher"] = 0.0 if strategy.offload else teacher / (gpus.count if strategy.sharded else 1)
         generation = 0.0
         if self.share is None:
             sequences = min(256, self.prompts_on_each(gpus) * self.group)
@@ -320,7 +327,8 @@ class JobSizes:
             )
         other_memory = sum(value for name, value in terms.items() if name not in STEP_TERMS or not self.vllm_sleeps)
         vllm = self.vllm_share(gpus, 1 - FREE - other_memory / (gpus.gib * GIB)) * gpus.gib * GIB
-        host = sum(state_memory(shape, strategy, self.size, self.reference).values()) if strategy.offload else 0.0
+        state = sum(state_memory(shape, strategy, self.size, self.reference).values())
+        host = state + teacher if strategy.offload else 0.0
         terms |= {"vLLM": vllm, "generation": generation}
         at_once = self.sequences(gpus, vllm) if self.share else None
         return Plan(strategy, gpus, budget, terms, host, self.vllm_sleeps, at_once)
@@ -373,6 +381,9 @@ def describe_job(
     longest, evaluated = rollout.sampling.max_completion_tokens, rollout.eval_sampling.max_completion_tokens
     completion = Lengths(longest, longest) if lengths is None else Lengths.parse(lengths, longest)
     share = 0.0 if vllm is None else vllm.gpu_memory_utilization or 0.4
+    teacher = None
+    if (options := module.teacher_options) is not None:
+        teacher = shape_of(PUBLISHED.get(options.model) or load_model_config(resolve_model(options.model)))
     return JobSizes(
         whole=shape_of(config, module.freeze_vision),
         adapted=shape_of(config, module.freeze_vision, module.lora or Lora()),
@@ -388,13 +399,14 @@ def describe_job(
         quantized=vllm is not None and vllm.quantized,
         vllm_sleeps=sleeps,
         reference=module.needs_reference,
+        teacher=teacher,
         lora=module.lora is not None,
         shared_prefix=module.compute.shared_prefix,
         minibatches=module.updates_per_rollout,
         automatic=module.budget.given == "auto",
         iterations=math.ceil(max_steps / updates_of(module)) if max_steps > 0 else None,
         models=2 if module.samples_reference else 1,
-        forwards=(module.kl.coef > 0) + (updates_of(module) > 1 and module.has_ratio),
+        forwards=(module.kl.coef > 0) + 2 * (teacher is not None) + (updates_of(module) > 1 and module.has_ratio),
     )
 
 

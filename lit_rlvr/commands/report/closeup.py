@@ -9,7 +9,16 @@ from typing import Any
 
 from lit_rlvr.commands.report.explain import has_gradient, view
 from lit_rlvr.commands.report.groups import RunGroup
-from lit_rlvr.commands.report.prompts import MOST_PROMPTS, History, Visit, hardest, histories, newly_solved, samples
+from lit_rlvr.commands.report.prompts import (
+    MOST_PROMPTS,
+    History,
+    Visit,
+    hardest,
+    histories,
+    index_completions,
+    newly_solved,
+    samples,
+)
 from lit_rlvr.commands.report.render import image_uris
 from lit_rlvr.commands.report.runs import RunRecord
 from lit_rlvr.common.files import Fields, has_fields
@@ -56,27 +65,29 @@ class CloseUp:
 
 
 def close_up(group: RunGroup) -> CloseUp:
-    """Collect the details of a group, and add notes on unreadable rollouts to it."""
-    prompts = histories(group.runs)
+    """Collect the details of a group, and add notes on unreadable completions and rollouts to it."""
+    pairs = [(run, index_completions(run)) for run in group.runs]
+    prompts = histories(index for _, index in pairs)
     hard, solved = hardest(prompts), newly_solved(prompts)
-    run = next((run for run in group.runs if run.rows), group.runs[0]) if group.runs else None
+    run, index = next((pair for pair in pairs if pair[1].rows), pairs[0]) if pairs else (None, None)
+    groups = [(visit, index.read_group(visit)) for visit in samples(index)] if index else []
     return CloseUp(
         seen=len(prompts),
-        visited_again=sum(prompt.count > len(prompt.visits) for prompt in prompts),
+        visited_again=sum(prompt.count > len(prompt.runs) for prompt in prompts),
         hardest=hard[:MOST_PROMPTS],
         hard=len(hard),
         newly_solved=solved[:MOST_PROMPTS],
         solved=len(solved),
         seed=run.seed if run else "",
-        samples=[_sample(run.path, visit) for visit in samples(run)] if run else [],
+        samples=[_sample(run.path, visit, rows) for visit, rows in groups if run and rows],
         saved=len(list_traces(run.path)) if run else 0,
         tokens=_tokens(run) if run else [],
     )
 
 
-def _sample(run: Path, visit: Visit) -> GroupSample:
-    shown = [visit.rows[g] for g in extremes([row["reward"] for row in visit.rows])]
-    return GroupSample(visit, shown, image_uris(run, visit.rows[0]))
+def _sample(run: Path, visit: Visit, rows: list[dict[str, Any]]) -> GroupSample:
+    shown = [rows[g] for g in extremes([row["reward"] for row in rows])]
+    return GroupSample(visit, shown, image_uris(run, rows[0]))
 
 
 def extremes(rewards: Sequence[float]) -> list[int]:

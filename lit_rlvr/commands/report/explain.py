@@ -11,8 +11,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from lit_rlvr.commands.report.prompts import verdict_text
 from lit_rlvr.commands.report.render import image_uris, render, write_page
-from lit_rlvr.commands.report.runs import verdict_text
 from lit_rlvr.common.terminal import Terminal, show_result
 from lit_rlvr.configs import Parser
 from lit_rlvr.errors import UserError

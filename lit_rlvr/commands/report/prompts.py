@@ -1,101 +1,235 @@
-"""The history of single prompts in a run: the hardest, the newly solved, and sample completions.
+"""The prompts in a run's completions.jsonl: their visits, the hardest, the newly solved, and groups to show.
 
-It covers the prompts that a run saved to completions.jsonl (`run.save_prompts` of each rollout).
+It covers the prompts that a run saved to the file (`run.save_prompts` of each rollout), which may still grow.
 """
 
 from __future__ import annotations
 
+import json
+import math
+import os
+import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import groupby
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, get_args
 
-from lit_rlvr.commands.report.runs import RunRecord, verdict_text
+from lit_rlvr.commands.report.runs import RunRecord
+from lit_rlvr.common.files import Fields, has_fields
 
+ROW: Fields = {
+    "step": int, "id": str, "sample": int, "prompt": (str, list), "answer": str, "completion": str,
+    "finish_reason": str, "tokens": int, "reward": (int, float), "correct": (bool, type(None)), "status": str,
+    "advantage": (int, float, type(None)),
+}  # fmt: skip
+"""A line of completions.jsonl."""
 MOST_PROMPTS = 10
 """The most rows in the tables of prompts."""
+MAX_CHARACTERS = 300
+"""The most characters of a prompt and of its answer that the tables show."""
+PromptOutcome = Literal["solved", "lost", "never right", "right from the start"]
+OUTCOMES: tuple[PromptOutcome, ...] = get_args(PromptOutcome)
 
 
-@dataclass(frozen=True)
+def verdict_text(row: dict[str, Any]) -> str:
+    """Return "correct", "wrong", "check failed" or "not judged" for a recorded completion."""
+    if row["status"] == "error":
+        return "check failed"
+    return "not judged" if row["correct"] is None else "correct" if row["correct"] else "wrong"
+
+
+@dataclass(slots=True)
 class Visit:
-    """One prompt's group of completions in one rollout, as rows of completions.jsonl."""
+    """A prompt's group of completions in one rollout: the place of its lines in the file, and their totals.
 
-    step: int
+    Args:
+        id: the prompt's. step: optimizer step at the end of the iteration. start, end: bytes of the file.
+        right: correct completions of the `judged` ones; count: all. reward: the sum of all rewards.
+        has_gradient: whether any advantage is not 0.
+    """
+
     id: str
-    rows: list[dict[str, Any]]
+    step: int
+    start: int
+    end: int
+    right: int = 0
+    judged: int = 0
+    count: int = 0
+    reward: float = 0.0
+    has_gradient: bool = False
 
     @property
-    def right(self) -> int:
-        return sum(verdict_text(row) == "correct" for row in self.rows)
-
-    @property
-    def judged(self) -> int:
-        """Number of completions known to be right or wrong."""
-        return sum(verdict_text(row) in ("correct", "wrong") for row in self.rows)
+    def share(self) -> float:
+        return self.right / max(self.judged, 1)
 
     @property
     def score(self) -> str:
         return f"{self.right} of {self.judged}"
 
-    @property
-    def has_gradient(self) -> bool:
-        """True if the group had a gradient."""
-        return any(row["advantage"] for row in self.rows)
+
+@dataclass
+class TrackedPrompt:
+    """A prompt and its visits in order; `text` and `answer` are cut for the tables."""
+
+    id: str
+    text: str
+    answer: str
+    visits: list[Visit] = field(default_factory=list)
 
     @property
-    def prompt(self) -> str:
-        return prompt_text(self.rows[0]["prompt"])
+    def outcome(self) -> PromptOutcome:
+        """The change from the prompt's first to its last visit."""
+        judged = [visit for visit in self.visits if visit.judged]
+        if not any(visit.right for visit in judged):
+            return "never right"
+        if not judged[-1].right:
+            return "lost"
+        return "right from the start" if judged[0].right else "solved"
 
     @property
-    def answer(self) -> str:
-        return str(self.rows[0]["answer"])
+    def wrong_visits(self) -> int:
+        """Number of most recent judged visits in a row with only wrong completions."""
+        judged = [visit for visit in self.visits if visit.judged]
+        solved = [k for k, visit in enumerate(judged) if visit.right]
+        return len(judged) - 1 - (solved[-1] if solved else -1)
+
+
+class Completions:
+    """The index of a completions.jsonl that a run may still write; texts stay in the file.
+
+    Args:
+        path: the file; it need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._reset()
+
+    def _reset(self) -> None:
+        self.prompts: dict[str, TrackedPrompt] = {}
+        self.rows = self.unreadable = self.read = self.size = 0
+        self._file: tuple[int, int] | None = None
+        self._last: Visit | None = None
+
+    def follow(self, seconds: float) -> bool:
+        """Index new lines for at most so long; forget everything if the file is gone.
+
+        Returns:
+            Whether everything that is there has been read.
+        """
+        try:
+            return self.index(seconds)
+        except OSError:  # there is none, it was replaced meanwhile, or its disk is gone
+            self._reset()
+            return True
+
+    def index(self, seconds: float = math.inf) -> bool:
+        """Index new lines as `follow` does; index a file from the start if a resumed run has replaced it.
+
+        Raises:
+            OSError: it is not there, or cannot be read.
+        """
+        until = time.perf_counter() + seconds
+        with self.path.open("rb") as file:
+            return self._index_lines(file, until)
+
+    def _index_lines(self, file: BinaryIO, until: float) -> bool:
+        stat = os.fstat(file.fileno())
+        if (stat.st_dev, stat.st_ino) != self._file or stat.st_size < self.read:
+            self._reset()
+            self._file = (stat.st_dev, stat.st_ino)
+        self.size = stat.st_size
+        file.seek(self.read)
+        for line in file if self.size > self.read else ():
+            if not line.endswith(b"\n"):  # it is being written
+                break
+            self._index_line(line)
+            if time.perf_counter() > until:
+                return False
+        return True
+
+    def _index_line(self, line: bytes) -> None:
+        start, self.read = self.read, self.read + len(line)
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not has_fields(row, ROW):
+            self.unreadable += 1
+            return
+        self.rows += 1
+        name, step = row["id"], row["step"]
+        visit = self._last
+        if visit is None or (visit.id, visit.step) != (name, step):
+            visit = self._last = Visit(name, step, start, start)
+            if name not in self.prompts:
+                text, answer = prompt_text(row["prompt"]), row["answer"]
+                self.prompts[name] = TrackedPrompt(name, text[:MAX_CHARACTERS], answer[:MAX_CHARACTERS])
+            self.prompts[name].visits.append(visit)
+        visit.end = self.read
+        visit.count += 1
+        judgement = verdict_text(row)
+        visit.right += judgement == "correct"
+        visit.judged += judgement in ("correct", "wrong")
+        visit.reward += row["reward"]
+        visit.has_gradient = visit.has_gradient or bool(row["advantage"])
+
+    def read_group(self, visit: Visit) -> list[dict[str, Any]]:
+        """Read the rows of a visit from the file; return none if it was replaced meanwhile."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(visit.start)
+                lines = file.read(visit.end - visit.start).splitlines()
+            rows: list[dict[str, Any]] = [row for row in map(json.loads, lines) if has_fields(row, ROW)]
+        except (OSError, ValueError):
+            return []
+        return [row for row in rows if (row["id"], row["step"]) == (visit.id, visit.step)]
+
+
+def index_completions(run: RunRecord) -> Completions:
+    """Index a run's completions.jsonl, and note in the run what cannot be read."""
+    index = Completions(run.path / "completions.jsonl")
+    with run.noting("completions.jsonl"):
+        index.index()
+    if bad := index.unreadable + (index.read < index.size):  # a killed run leaves a torn line
+        run.notes.append(f"completions.jsonl: {bad} unreadable lines were left out")
+    return index
 
 
 @dataclass(frozen=True)
 class History:
-    """A prompt in all runs of a group: each run's visits in order."""
+    """A prompt in all runs of a group that sampled it."""
 
     id: str
-    visits: list[list[Visit]]
+    runs: list[TrackedPrompt]
 
     @property
     def wrong_visits(self) -> int:
         """Number of visits since a run last solved it; 0 unless every run ended without solving it."""
-        tails = [_tail(visits) for visits in self.visits]
+        tails = [prompt.wrong_visits for prompt in self.runs]
         return sum(tails) if all(tails) else 0
 
     @property
-    def solved_by(self) -> list[list[Visit]]:
-        """The visits of the runs that did not solve it at first, and solved it at the end."""
-        judged = [(visits, [visit for visit in visits if visit.judged]) for visits in self.visits]
-        return [visits for visits, known in judged if known and known[0].right == 0 and known[-1].right > 0]
+    def solved_by(self) -> list[TrackedPrompt]:
+        """The prompt in the runs that did not solve it at first, and solved it at the end."""
+        return [prompt for prompt in self.runs if prompt.outcome == "solved"]
 
     @property
     def count(self) -> int:
-        return sum(map(len, self.visits))
+        return sum(len(prompt.visits) for prompt in self.runs)
 
     @property
     def last(self) -> Visit:
-        return max((visits[-1] for visits in self.visits), key=lambda visit: visit.step)
+        return max((prompt.visits[-1] for prompt in self.runs), key=lambda visit: visit.step)
 
 
-def visits(run: RunRecord) -> list[Visit]:
-    """Return a run's sampled groups, in order."""
-    rows = sorted(run.rows, key=lambda row: row["step"])  # stable: within a step as they were written
-    groups = groupby(rows, key=lambda row: (row["step"], row["id"]))
-    return [Visit(step, name, list(group)) for (step, name), group in groups]
-
-
-def histories(runs: Iterable[RunRecord]) -> list[History]:
+def histories(indexes: Iterable[Completions]) -> list[History]:
     """Return every prompt that some run visited."""
-    seen: dict[str, list[list[Visit]]] = {}
-    for run in runs:
-        own: dict[str, list[Visit]] = {}
-        for visit in visits(run):
-            own.setdefault(visit.id, []).append(visit)
-        for name, its_visits in own.items():
-            seen.setdefault(name, []).append(its_visits)
-    return [History(name, its_runs) for name, its_runs in seen.items()]
+    seen: dict[str, list[TrackedPrompt]] = {}
+    for index in indexes:
+        for name, prompt in index.prompts.items():
+            seen.setdefault(name, []).append(prompt)
+    return [History(name, runs) for name, runs in seen.items()]
 
 
 def hardest(prompts: Sequence[History]) -> list[History]:
@@ -113,9 +247,9 @@ def newly_solved(prompts: Sequence[History]) -> list[History]:
     return sorted(solved, key=lambda prompt: (-len(prompt.solved_by), prompt.id))
 
 
-def samples(run: RunRecord) -> list[Visit]:
+def samples(index: Completions) -> list[Visit]:
     """Return groups from the beginning, the middle and the end of a run, preferably with a gradient."""
-    found = visits(run)
+    found = sorted((v for prompt in index.prompts.values() for v in prompt.visits), key=lambda visit: visit.start)
     thirds = [found[len(found) * k // 3 : len(found) * (k + 1) // 3] for k in range(3)]
     return [next((visit for visit in third if visit.has_gradient), third[0]) for third in thirds if third]
 
@@ -134,10 +268,3 @@ def _content(content: Any) -> str:
     if not isinstance(content, list):
         return str(content)
     return "".join(part.get("text", "<image>") if isinstance(part, dict) else str(part) for part in content)
-
-
-def _tail(visits: list[Visit]) -> int:
-    """Return the number of most recent judged visits in a row with only wrong completions."""
-    judged = [visit for visit in visits if visit.judged]
-    solved = [k for k, visit in enumerate(judged) if visit.right]
-    return len(judged) - 1 - (solved[-1] if solved else -1)

@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from lit_rlvr.commands.report.runs import verdict_text
+from lit_rlvr.commands.report.prompts import prompt_text, verdict_text
 from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.terminal import printable
 from lit_rlvr.errors import UserError
@@ -70,7 +70,12 @@ def _environment() -> Environment:
         loader=PackageLoader("lit_rlvr.commands"), autoescape=True, undefined=StrictUndefined, finalize=_visible,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.globals |= {"verdict": verdict_text, "find_metric": find_metric, "guide": GUIDE}
+    environment.globals |= {
+        "verdict": verdict_text,
+        "prompt_text": prompt_text,
+        "find_metric": find_metric,
+        "guide": GUIDE,
+    }
     return environment
 
 

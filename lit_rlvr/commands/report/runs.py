@@ -8,13 +8,13 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lit_rlvr.common.files import Fields, has_fields
 from lit_rlvr.errors import UserError
 
 RunSettings = dict[str, str]
@@ -74,20 +74,6 @@ def main_settings(groups: Sequence[RunSettings]) -> list[tuple[str, str]]:
 
 RunMetrics = dict[int, dict[str, float]]
 
-ROW: Fields = {
-    "step": int, "id": str, "sample": int, "prompt": (str, list), "answer": str, "completion": str,
-    "finish_reason": str, "tokens": int, "reward": (int, float), "correct": (bool, type(None)), "status": str,
-    "advantage": (int, float, type(None)),
-}  # fmt: skip
-"""A line of completions.jsonl."""
-
-
-def verdict_text(row: dict[str, Any]) -> str:
-    """Return "correct", "wrong", "check failed" or "not judged" for a recorded completion."""
-    if row["status"] == "error":
-        return "check failed"
-    return "not judged" if row["correct"] is None else "correct" if row["correct"] else "wrong"
-
 
 @dataclass
 class RunRecord:
@@ -99,7 +85,6 @@ class RunRecord:
         settings: its settings, flattened.
         metrics: {step: {metric: finite value}}.
         summary: summary.json; empty while the run is going, or if it was killed.
-        rows: sampled completions.
         notes: missing or unreadable files.
     """
 
@@ -108,8 +93,18 @@ class RunRecord:
     settings: RunSettings = field(default_factory=dict)
     metrics: RunMetrics = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
-    rows: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def noting(self, name: str) -> Iterator[None]:
+        """Note a file that is missing or cannot be read; an unfinished run has no summary."""
+        try:
+            yield
+        except FileNotFoundError:
+            if name != "summary.json":
+                self.notes.append(f"there is no {name}")
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            self.notes.append(f"{name} cannot be read: {' '.join(str(error).split())}")
 
     @property
     def seed(self) -> str:
@@ -151,31 +146,18 @@ class RunRecord:
         return self.ends("val/accuracy")[0] if before is None else before, self.number("accuracy_after")
 
 
-def read_run(path: Path, completions: bool = True) -> RunRecord:
-    """Read a run folder.
-
-    Args:
-        path: the folder.
-        completions: whether to read completions.jsonl, which can be large.
+def read_run(path: Path) -> RunRecord:
+    """Read a run folder, except completions.jsonl (`commands/report/prompts.py`), which can be large.
 
     Raises:
         UserError: it holds no run.
     """
-    if not any((path / name).is_file() for name in ("config.yaml", "metrics.csv", "summary.json")):
-        raise UserError(
-            f"{path} holds no run (config.yaml, metrics.csv, summary.json); give a folder that `lit-rlvr fit` wrote"
-        )
+    if not any((path / name).is_file() for name in READERS):
+        raise UserError(f"{path} holds no run ({', '.join(READERS)}); give a folder that `lit-rlvr fit` wrote")
     run = RunRecord(path)
     for name, read in READERS.items():
-        if name == "completions.jsonl" and not completions:
-            continue
-        try:
+        with run.noting(name):
             read(run, (path / name).read_text(encoding="utf-8", errors="replace"))
-        except FileNotFoundError:
-            if name != "summary.json":
-                run.notes.append(f"there is no {name}")
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            run.notes.append(f"{name} cannot be read: {' '.join(str(error).split())}")
     return run
 
 
@@ -210,22 +192,6 @@ def _metrics(run: RunRecord, text: str) -> None:
         run.notes.append(f"metrics.csv: {bad} unreadable rows were left out")
 
 
-def _completions(run: RunRecord, text: str) -> None:
-    lines = text.split("\n")
-    bad = 0
-    for line in filter(None, lines):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if has_fields(row, ROW):
-            run.rows.append(row)
-        else:
-            bad += 1
-    if bad:
-        run.notes.append(f"completions.jsonl: {bad} unreadable lines were left out")
-
-
 def _summary(run: RunRecord, text: str) -> None:
     value = json.loads(text)
     if not isinstance(value, dict):
@@ -233,6 +199,4 @@ def _summary(run: RunRecord, text: str) -> None:
     run.summary = value
 
 
-READERS = {
-    "config.yaml": _config, "metrics.csv": _metrics, "completions.jsonl": _completions, "summary.json": _summary
-}  # fmt: skip
+READERS = {"config.yaml": _config, "metrics.csv": _metrics, "summary.json": _summary}

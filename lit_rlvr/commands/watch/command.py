@@ -74,7 +74,7 @@ def watch(folders: list[Path], host: str = "127.0.0.1", port: int = 7860) -> Non
     require("starlette", "watch", "starlette", "uvicorn")
     import uvicorn
 
-    from lit_rlvr.commands.watch.server import application
+    from lit_rlvr.commands.watch.application import application
 
     app = application(FollowedFolders(folders), token)
     listener = open_socket(host, port)

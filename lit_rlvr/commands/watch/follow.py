@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any, BinaryIO, Literal, get_args
+from typing import Any
 
 from lit_rlvr.commands.report.groups import RunGroup, read_groups
-from lit_rlvr.commands.report.prompts import Visit, prompt_text
-from lit_rlvr.commands.report.runs import ROW, RunRecord, read_run, verdict_text
-from lit_rlvr.common.files import has_fields
+from lit_rlvr.commands.report.prompts import Completions
+from lit_rlvr.commands.report.runs import READERS, RunRecord, read_run
 from lit_rlvr.common.terminal import printable
 from lit_rlvr.errors import UserError
 from lit_rlvr.run.live import LIVE, read_live
@@ -24,7 +21,6 @@ SILENT_SECONDS = 15.0
 """Seconds without a new `live.json` after which a run that has not ended counts as dead."""
 READ_SECONDS = 0.05
 """Seconds of reading completions before the server may render pages."""
-SMALL = ("config.yaml", "metrics.csv", "summary.json")
 
 
 @dataclass(frozen=True)
@@ -68,10 +64,10 @@ class FollowedRun:
         Raises:
             UserError: the folder holds no run.
         """
-        stamps = tuple(_stamp(self.path / name) for name in SMALL)
+        stamps = tuple(_stamp(self.path / name) for name in READERS)
         if stamps == self._stamps:
             return False
-        self.run, self._stamps = read_run(self.path, completions=False), stamps
+        self.run, self._stamps = read_run(self.path), stamps
         return True
 
     @property
@@ -221,145 +217,3 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 
 def _parse_int(text: str | None) -> int | None:
     return int(text) if text is not None and text.isdigit() else None
-
-
-PromptOutcome = Literal["solved", "lost", "never right", "right from the start"]
-OUTCOMES: tuple[PromptOutcome, ...] = get_args(PromptOutcome)
-MAX_CHARACTERS = 300
-"""The most characters of a prompt and of its answer that the tables show."""
-
-
-@dataclass(slots=True)
-class VisitRecord:
-    """A visit of a prompt: the place of its group's lines in the file, and their totals.
-
-    Args:
-        step: optimizer step at the end of the iteration. start, end: bytes of the file.
-        right: correct completions of the `judged` ones; count: all. reward: the sum of all rewards.
-        has_gradient: whether any advantage is not 0.
-    """
-
-    step: int
-    start: int
-    end: int
-    right: int = 0
-    judged: int = 0
-    count: int = 0
-    reward: float = 0.0
-    has_gradient: bool = False
-
-    @property
-    def share(self) -> float:
-        return self.right / max(self.judged, 1)
-
-
-@dataclass
-class TrackedPrompt:
-    """A prompt and its visits in order; `text` and `answer` are cut for the tables."""
-
-    id: str
-    text: str
-    answer: str
-    visits: list[VisitRecord] = field(default_factory=list)
-
-    @property
-    def outcome(self) -> PromptOutcome:
-        """The change from the prompt's first to its last visit."""
-        judged = [record for record in self.visits if record.judged]
-        if not any(record.right for record in judged):
-            return "never right"
-        if not judged[-1].right:
-            return "lost"
-        return "right from the start" if judged[0].right else "solved"
-
-
-class Completions:
-    """The index of a completions.jsonl that a run may still write; texts stay in the file.
-
-    Args:
-        path: the file; it need not exist yet.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._reset()
-
-    def _reset(self) -> None:
-        self.prompts: dict[str, TrackedPrompt] = {}
-        self.rows = self.unreadable = self.read = self.size = 0
-        self._file: tuple[int, int] | None = None
-        self._last_record: tuple[str, VisitRecord] | None = None
-
-    def follow(self, seconds: float) -> bool:
-        """Read new lines for at most so long; read a file from the start if a resumed run has replaced it.
-
-        Returns:
-            Whether everything that is there has been read.
-        """
-        try:
-            with self.path.open("rb") as file:
-                return self._read_lines(file, time.perf_counter() + seconds)
-        except OSError:  # there is none, it was replaced meanwhile, or its disk is gone
-            self._reset()
-            return True
-
-    def _read_lines(self, file: BinaryIO, until: float) -> bool:
-        stat = os.fstat(file.fileno())
-        if (stat.st_dev, stat.st_ino) != self._file or stat.st_size < self.read:
-            self._reset()
-            self._file = (stat.st_dev, stat.st_ino)
-        self.size = stat.st_size
-        file.seek(self.read)
-        for line in file if self.size > self.read else ():
-            if not line.endswith(b"\n"):  # it is being written
-                break
-            self._index_line(line)
-            if time.perf_counter() > until:
-                return False
-        return True
-
-    def _index_line(self, line: bytes) -> None:
-        start, self.read = self.read, self.read + len(line)
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not has_fields(row, ROW):
-            self.unreadable += 1
-            return
-        self.rows += 1
-        name, step = row["id"], row["step"]
-        if self._last_record is None or self._last_record[0] != name or self._last_record[1].step != step:
-            prompt = self.prompts.get(name)
-            if prompt is None:
-                prompt = TrackedPrompt(
-                    name, prompt_text(row["prompt"])[:MAX_CHARACTERS], row["answer"][:MAX_CHARACTERS]
-                )
-                self.prompts[name] = prompt
-            record = VisitRecord(step, start, start)
-            prompt.visits.append(record)
-            self._last_record = (name, record)
-        record = self._last_record[1]
-        record.end = self.read
-        record.count += 1
-        judgement = verdict_text(row)
-        record.right += judgement == "correct"
-        record.judged += judgement in ("correct", "wrong")
-        record.reward += row["reward"]
-        record.has_gradient = record.has_gradient or bool(row["advantage"])
-
-    def visit(self, name: str, step: int) -> Visit | None:
-        """Read the group of a prompt at a step from the file; return None if it is not there."""
-        prompt = self.prompts.get(name)
-        record = next((record for record in prompt.visits if record.step == step), None) if prompt else None
-        if record is None:
-            return None
-        try:
-            with self.path.open("rb") as file:
-                file.seek(record.start)
-                lines = file.read(record.end - record.start).splitlines()
-            rows: list[dict[str, Any]] = [row for row in map(json.loads, lines) if has_fields(row, ROW)]
-        except (OSError, ValueError):  # it was replaced meanwhile
-            return None
-        rows = [row for row in rows if row["id"] == name and row["step"] == step]
-        return Visit(step, name, rows) if rows else None

@@ -9,16 +9,9 @@ from lit_rlvr.commands.report.closeup import shorten, turns_of
 from lit_rlvr.commands.report.explain import view
 from lit_rlvr.commands.report.groups import RunGroup
 from lit_rlvr.commands.report.page import contents
-from lit_rlvr.commands.report.prompts import Visit
+from lit_rlvr.commands.report.prompts import OUTCOMES, Completions, TrackedPrompt, Visit
 from lit_rlvr.commands.report.render import image_uris, render
-from lit_rlvr.commands.watch.follow import (
-    OUTCOMES,
-    Completions,
-    FollowedFolders,
-    FollowedRun,
-    TrackedPrompt,
-    VisitRecord,
-)
+from lit_rlvr.commands.watch.follow import FollowedFolders, FollowedRun
 from lit_rlvr.errors import UserError
 from lit_rlvr.training.trace import list_traces, read_trace
 
@@ -96,11 +89,11 @@ def prompts(folders: FollowedFolders, run: str, outcome: str, order: str, words:
 def prompt(folders: FollowedFolders, run: str, name: str, step: int | None) -> str:
     """Render a prompt's group at a step, by default the last, with links to its other visits."""
     followed = _find_run(folders, run)
-    tracked, visit = _find_visit(followed.completions, name, step)
+    tracked, visit, rows = _find_visit(followed.completions, name, step)
     visits = tracked.visits[-MOST_VISITS:]
     return render(
         "watch_prompt.html", **_frame(folders), title=f"Prompt {name}", run=run, tracked=tracked, visit=visit,
-        visits=visits, left_out=len(tracked.visits) - len(visits), uris=image_uris(followed.path, visit.rows[0]),
+        rows=rows, visits=visits, left_out=len(tracked.visits) - len(visits), uris=image_uris(followed.path, rows[0]),
         traced=sorted(set(list_traces(followed.path)) & {past.step for past in tracked.visits}),
         turns_of=turns_of, shorten=shorten,
     )  # fmt: skip
@@ -109,8 +102,8 @@ def prompt(folders: FollowedFolders, run: str, name: str, step: int | None) -> s
 def completion_page(folders: FollowedFolders, run: str, name: str, step: int, sample: int) -> str:
     """Render one completion of a group: its tokens by weight if its step was traced, else its rewards."""
     followed = _find_run(folders, run)
-    tracked, visit = _find_visit(followed.completions, name, step)
-    row = next((row for row in visit.rows if row["sample"] == sample), None)
+    tracked, visit, rows = _find_visit(followed.completions, name, step)
+    row = next((row for row in rows if row["sample"] == sample), None)
     if row is None:
         raise NotFound(f"prompt {name} has no completion {sample} at step {step}")
     traces = list_traces(followed.path)
@@ -123,7 +116,7 @@ def completion_page(folders: FollowedFolders, run: str, name: str, step: int, sa
     shown = view(group, [sample]) if group is not None and sample < len(group["completions"]) else None
     return render(
         "watch_tokens.html", **_frame(folders), title=f"Completion {sample} of {name}, step {step}", run=run,
-        tracked=tracked, visit=visit, row=row, group=shown, problem=problem, turns_of=turns_of,
+        tracked=tracked, visit=visit, rows=rows, row=row, group=shown, problem=problem, turns_of=turns_of,
         traced=sorted(set(traces) & {past.step for past in tracked.visits}),
     )  # fmt: skip
 
@@ -154,24 +147,26 @@ def _find_run(folders: FollowedFolders, name: str) -> FollowedRun:
     return folders.runs[name]
 
 
-def _find_visit(completions: Completions, name: str, step: int | None) -> tuple[TrackedPrompt, Visit]:
+def _find_visit(
+    completions: Completions, name: str, step: int | None
+) -> tuple[TrackedPrompt, Visit, list[dict[str, Any]]]:
     tracked = completions.prompts.get(name)
     if tracked is None:
         raise NotFound(f"prompt {name} was not sampled")
-    visit = completions.visit(name, tracked.visits[-1].step if step is None else step)
-    if visit is None:
+    visit = next((visit for visit in reversed(tracked.visits) if step in (None, visit.step)), None)
+    if visit is None or not (rows := completions.read_group(visit)):
         raise NotFound(f"prompt {name} was not sampled at step {step}")
-    return tracked, visit
+    return tracked, visit, rows
 
 
-def _bars(visits: list[VisitRecord]) -> list[Bar]:
+def _bars(visits: list[Visit]) -> list[Bar]:
     """Return a prompt's visits as bars: each one visit, or several if there are many."""
     width = -(-len(visits) // MOST_BARS)
     parts = [visits[first : first + width] for first in range(0, len(visits), width)]
     return [_bar(part) for part in parts]
 
 
-def _bar(visits: list[VisitRecord]) -> Bar:
+def _bar(visits: list[Visit]) -> Bar:
     right, judged = sum(past.right for past in visits), sum(past.judged for past in visits)
     first, last = visits[0].step, visits[-1].step
     return Bar(

@@ -11,6 +11,8 @@ from lit_rlvr.common.packages import load_part, registered_parts
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.families.base import VisionFamily
 from lit_rlvr.policy.families.gemma3 import Gemma3
+from lit_rlvr.policy.families.gemma4 import Gemma4
+from lit_rlvr.policy.families.glm4v import GLM4V
 from lit_rlvr.policy.families.internvl import InternVL
 from lit_rlvr.policy.families.qwen_vl import QwenVL
 from lit_rlvr.policy.families.smolvlm import SmolVLM
@@ -19,7 +21,9 @@ FAMILIES: dict[str, type[VisionFamily]] = {
     "qwen_vl": QwenVL,
     "smolvlm": SmolVLM,
     "gemma3": Gemma3,
+    "gemma4": Gemma4,
     "internvl": InternVL,
+    "glm4v": GLM4V,
 }
 """Our families; those that installed packages register come after them."""
 

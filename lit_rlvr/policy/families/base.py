@@ -46,12 +46,25 @@ class ImageProcessor(ABC):
         processor: the model's own image processor.
         tokenizer: the model's tokenizer.
 
+    Attributes:
+        same_sizes: the sizes that it must have in common with the vision tower: name in the tower's config -> name in
+            the image processor.
+
     Raises:
         UserError: the image processor does not fit the model.
     """
 
+    same_sizes: ClassVar[Mapping[str, str]] = {}
+
     def __init__(self, family: VisionFamily, folder: str, processor: Any, tokenizer: Any) -> None:
         self.family, self.processor, self.tokenizer = family, processor, tokenizer
+        for name, other in self.same_sizes.items():  # others would fail deep in the model or count as another image's
+            wanted, found = getattr(family.config.vision_config, name), getattr(processor, other, None)
+            if wanted != found:
+                raise UserError(
+                    f"model: the image processor of {folder} has {other} {found}, its vision_config {name} {wanted}; "
+                    "take its processor's files and config.json from the same model"
+                )
 
     @abstractmethod
     def placeholders(self, width: int, height: int) -> tuple[int, ...]:
@@ -105,7 +118,8 @@ class VisionFamily(ABC):
         names: what the family's models are called, for messages.
         image_processor: the class that prepares their images.
         tower_attention: the attention implementation of the vision tower.
-        is_in_vllm: whether vLLM computes images as the trainer does.
+        media_tokens: names in the config of the tokens that stand for or enclose images and other media.
+        token_types: the argument of the model that marks which tokens are features of images; None = it has none.
         tiny: small random models for tests and smoke recipes: name -> function that writes the folder. The names are
             those of `--model` if the family is in `FAMILIES`.
     """
@@ -113,7 +127,8 @@ class VisionFamily(ABC):
     names: ClassVar[str]
     image_processor: ClassVar[type[ImageProcessor]]
     tower_attention: ClassVar[str] = "sdpa"
-    is_in_vllm: ClassVar[bool] = True
+    media_tokens: ClassVar[tuple[str, ...]] = ("image_token_id",)
+    token_types: ClassVar[str | None] = None
     tiny: ClassVar[Mapping[str, Callable[[Path], Path]]] = {}
 
     def __init__(self, config: Any) -> None:
@@ -138,8 +153,9 @@ class VisionFamily(ABC):
 
     @property
     def placeholder_ids(self) -> tuple[int, ...]:
-        """Tokens that stand for or enclose images: never sampled, and left out of the softmax."""
-        return (self.image_token_id,)
+        """Tokens that stand for or enclose media: never sampled, and left out of the softmax."""
+        ids = (getattr(self.config, name, None) for name in self.media_tokens)
+        return tuple(int(token) for token in ids if token is not None)
 
     def collapse(self, token_ids: Sequence[int], pixels: Pixels) -> list[int]:
         """Undo `ImageProcessor.expand`: one placeholder per image, for engines that expand them themselves."""
@@ -176,9 +192,9 @@ class VisionFamily(ABC):
 
     def model_inputs(self, pixels: Sequence[Pixels], device: torch.device) -> dict[str, Tensor]:
         """Return all images of a micro-batch as keyword arguments of the model, in the order of their placeholders; by
-        default `pixel_values` alone, joined along their first dimension."""
-        values = torch.cat([image["pixel_values"] for part in pixels for image in part.inputs])
-        return {"pixel_values": to_device(values, device)}
+        default the inputs of each, joined along their first dimension."""
+        images = [image for part in pixels for image in part.inputs]
+        return {name: to_device(torch.cat([image[name] for image in images]), device) for name in images[0]}
 
     @abstractmethod
     def blank(self) -> Pixels:
@@ -192,10 +208,16 @@ class VisionFamily(ABC):
         return torch.arange(len(token_ids))[None]
 
     def token_inputs(self, token_ids: Tensor) -> dict[str, Tensor]:
-        """Return what the model needs in addition to `model_inputs` of tokens (R, L) among which are images."""
-        return {}
+        """Return what the model needs in addition to `model_inputs` of tokens (R, L) among which are images; by default
+        `token_types`."""
+        return {} if self.token_types is None else {self.token_types: (token_ids == self.image_token_id).int()}
 
     # engines and plans
+
+    @property
+    def is_in_vllm(self) -> bool:
+        """Whether vLLM computes images as the trainer does."""
+        return True
 
     def vllm_options(self) -> dict[str, Any]:
         """Return the arguments of `vllm.LLM` with which vLLM sees the trainer's pixels.

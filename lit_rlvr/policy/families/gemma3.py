@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.families.base import ImageProcessor, VisionFamily, made_up_pixels
-from lit_rlvr.policy.tiny import CHAT_TEMPLATE, LLM_SPECIALS, byte_tokenizer, save_random, tiny_sizes
+from lit_rlvr.policy.tiny import LLM_SPECIALS, TINY_TOWER, byte_tokenizer, chat_template, save_random, tiny_sizes
 from lit_rlvr.types import Pixels
 
 MOST_NEWLINES = 31
@@ -65,7 +65,6 @@ class SquareProcessor(ImageProcessor):
 
 ROLES = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
 SPECIALS = (*LLM_SPECIALS, *ROLES.values())
-PROJECTION = "model.multi_modal_projector.mm_input_projection_weight"
 
 
 def save_tiny_gemma3(
@@ -85,29 +84,26 @@ def save_tiny_gemma3(
         "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 512,
         "layer_types": ["sliding_attention", "full_attention"], **(text or {}),
     }  # fmt: skip
-    tower = {
-        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "image_size": 84, "patch_size": 14, "vision_use_head": False, **(vision or {}),
-    }  # fmt: skip
+    tower = {**TINY_TOWER, "image_size": 84, "patch_size": 14, "vision_use_head": False, **(vision or {})}
     ids: dict[str, Any] = {f"{role}_index": SPECIALS.index(token) for role, token in ROLES.items()}
     config = Gemma3Config(
         text_config=language, vision_config=tower, mm_tokens_per_image=9, **ids,
         initializer_range=language.get("initializer_range", 0.02),
     )  # fmt: skip
-    save_random(AutoModelForImageTextToText, config, folder, seed, [PROJECTION])
-    template = CHAT_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", ROLES["boi_token"])
-    tokenizer = byte_tokenizer(SPECIALS, template, "<|endoftext|>", ROLES)
+    save_random(AutoModelForImageTextToText, config, folder, seed, ["mm_input_projection_weight"])
+    tokenizer = byte_tokenizer(SPECIALS, chat_template(ROLES["boi_token"]), "<|endoftext|>", ROLES)
     images = Gemma3ImageProcessor(size={"height": tower["image_size"], "width": tower["image_size"]})
     Gemma3Processor(images, tokenizer, tokenizer.chat_template, image_seq_length=9).save_pretrained(folder)
     return folder
 
 
 class Gemma3(VisionFamily):
-    """The models of Gemma 3 that take images."""
+    """The models of Gemma 3 that take images. The features of an image attend to each other in both directions."""
 
     names = "Gemma 3"
     image_processor = SquareProcessor
-    is_in_vllm = False
+    media_tokens = ("boi_token_id", "image_token_id", "eoi_token_id")
+    token_types = "token_type_ids"
     tiny: ClassVar[dict[str, Callable[[Path], Path]]] = {"tiny-gemma3": save_tiny_gemma3}
 
     @classmethod
@@ -118,16 +114,8 @@ class Gemma3(VisionFamily):
     def prompt_token_id(self) -> int:
         return int(self.config.boi_token_id)
 
-    @property
-    def placeholder_ids(self) -> tuple[int, ...]:
-        return (self.config.boi_token_id, self.image_token_id, self.config.eoi_token_id)
-
     def features(self, inputs: Mapping[str, Tensor]) -> int:
         return int(self.config.mm_tokens_per_image)
-
-    def token_inputs(self, token_ids: Tensor) -> dict[str, Tensor]:
-        """Mark the features of images, because those of an image attend to each other in both directions."""
-        return {"token_type_ids": (token_ids == self.image_token_id).int()}
 
     def blank(self) -> Pixels:
         """Return a made-up image."""
@@ -135,6 +123,10 @@ class Gemma3(VisionFamily):
         values = made_up_pixels(side, side)
         tokens = (self.config.boi_token_id, *features, self.config.eoi_token_id)
         return Pixels(({"pixel_values": values},), (tokens,), ())
+
+    @property
+    def is_in_vllm(self) -> bool:
+        return False
 
     @property
     def patches_per_feature(self) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.families.base import ImageProcessor, VisionFamily, made_up_pixels
-from lit_rlvr.policy.tiny import CHAT_TEMPLATE, LLM_SPECIALS, byte_tokenizer, save_random, tiny_sizes
+from lit_rlvr.policy.tiny import LLM_SPECIALS, TINY_TOWER, byte_tokenizer, chat_template, save_random, tiny_sizes
 from lit_rlvr.types import Pixels
 
 
@@ -53,10 +53,16 @@ ROLES = {
     "video_token": "<video>",
 }
 SPECIALS = (*LLM_SPECIALS, *ROLES.values())
+DRAWN = ("position_embeddings", "q_norm.weight")
+"""Weights that would start with zeros, all patches in one place, or with ones: such a model did not learn to count."""
 
 
 def save_tiny_internvl(
-    folder: Path, seed: int = 0, text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None
+    folder: Path,
+    seed: int = 0,
+    text: dict[str, Any] | None = None,
+    vision: dict[str, Any] | None = None,
+    drawn: Sequence[str] = DRAWN,
 ) -> Path:
     """Write an InternVL3.5 with random weights, a byte-level tokenizer and an image processor, and return its folder.
 
@@ -65,6 +71,7 @@ def save_tiny_internvl(
     Args:
         folder: created if missing. seed: seeds the weights.
         text, vision: overrides for the language model's and the vision tower's config, by their names in it.
+        drawn: see `save_random`.
     """
     from transformers import (
         AutoModelForImageTextToText,
@@ -75,15 +82,12 @@ def save_tiny_internvl(
     )
 
     language = {"model_type": "qwen3", "head_dim": 32, **tiny_sizes(SPECIALS), **(text or {})}
-    tower = {
-        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "image_size": 84, "patch_size": 14, "layer_scale_init_value": 1.0, **(vision or {}),
-    }  # fmt: skip
+    tower = {**TINY_TOWER, "image_size": 84, "patch_size": 14, "layer_scale_init_value": 1.0, **(vision or {})}
     image = SPECIALS.index(ROLES["context_image_token"])
     config = InternVLConfig(text_config=language, vision_config=tower, image_token_id=image)
     config.image_seq_length = _features(config)
-    save_random(AutoModelForImageTextToText, config, folder, seed)
-    template = CHAT_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", ROLES["context_image_token"])
+    save_random(AutoModelForImageTextToText, config, folder, seed, drawn)
+    template = chat_template(ROLES["context_image_token"])
     tokenizer = byte_tokenizer(SPECIALS, template, "<|endoftext|>", ROLES)
     size = {"height": tower["image_size"], "width": tower["image_size"]}
     processors = GotOcr2ImageProcessor(size=size), tokenizer, InternVLVideoProcessor(size=size)

@@ -20,27 +20,18 @@ from lit_rlvr.policy.tiny import CHAT_TEMPLATE, LLM_SPECIALS, byte_tokenizer, sa
 from lit_rlvr.policy.vision_attention import VISION_ATTENTION
 from lit_rlvr.types import Pixels
 
-_MARKERS = ("image_token_id", "vision_start_token_id", "vision_end_token_id")
-_PATCHES = {
-    "patch_size": "patch_size",
-    "spatial_merge_size": "merge_size",
-    "temporal_patch_size": "temporal_patch_size",
-}
-"""Patch sizes: name in the vision tower's config -> name in the image processor."""
-
 
 class QwenImageProcessor(ImageProcessor):
     """Resizes images to whole numbers of merged patches and cuts them, as in the model's own training."""
 
+    same_sizes: ClassVar[dict[str, str]] = {
+        "patch_size": "patch_size",
+        "spatial_merge_size": "merge_size",
+        "temporal_patch_size": "temporal_patch_size",
+    }
+
     def __init__(self, family: VisionFamily, folder: str, processor: Any, tokenizer: Any) -> None:
         super().__init__(family, folder, processor, tokenizer)
-        for name, other in _PATCHES.items():  # others would fail deep in the model or count as another image's
-            wanted, found = getattr(family.config.vision_config, name), getattr(processor, other, None)
-            if wanted != found:
-                raise UserError(
-                    f"model: the image processor of {folder} has {other} {found}, its vision_config {name} {wanted}; "
-                    "take preprocessor_config.json and config.json from the same model"
-                )
         self._merge = int(processor.merge_size)
         self._unit = int(processor.patch_size) * self._merge
         self._min, self._max = processor.size["shortest_edge"], processor.size["longest_edge"]
@@ -51,15 +42,24 @@ class QwenImageProcessor(ImageProcessor):
         Raises:
             UserError: one side is more than 200 times as long as the other.
         """
-        require("qwen_vl_utils", "images", "qwen-vl-utils", "torchvision")
-        from qwen_vl_utils.vision_process import smart_resize
-
         try:
-            high, wide = smart_resize(height, width, self._unit, self._min, self._max)
+            high, wide = self.resized(height, width)
         except ValueError as error:
             raise UserError(f"an image of {width} x {height} pixels: {error}") from error
         patch = self._unit // self._merge  # a long image's short side can round to less than one unit
         return max(high, self._unit) // patch, max(wide, self._unit) // patch
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """Return the size (height, width), in pixels, that the model's own image processor gives to one of this size.
+
+        Raises:
+            ValueError: one side is more than 200 times as long as the other.
+        """
+        require("qwen_vl_utils", "images", "qwen-vl-utils", "torchvision")
+        from qwen_vl_utils.vision_process import smart_resize
+
+        high, wide = smart_resize(height, width, self._unit, self._min, self._max)
+        return int(high), int(wide)
 
     def placeholders(self, width: int, height: int) -> tuple[int, ...]:
         high, wide = self.grid(width, height)
@@ -166,11 +166,18 @@ def _sections(head: int) -> list[int]:
 
 
 class QwenVL(VisionFamily):
-    """Qwen2-VL and its successors, by their config: image tokens between markers, and merged patches."""
+    """Qwen2-VL and its successors, by their config: image tokens between markers, and merged patches.
+
+    Attributes:
+        markers: names in the config of the tokens before and after an image.
+    """
 
     names = "Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5"
-    image_processor = QwenImageProcessor
+    image_processor: ClassVar[type[QwenImageProcessor]] = QwenImageProcessor
     tower_attention = VISION_ATTENTION
+    markers: ClassVar[tuple[str, str]] = ("vision_start_token_id", "vision_end_token_id")
+    media_tokens: ClassVar[tuple[str, ...]] = ("image_token_id", *markers, "video_token_id")
+    token_types = "mm_token_type_ids"
     tiny: ClassVar[dict[str, Callable[[Path], Path]]] = {
         "tiny-qwen2.5-vl": save_tiny_vlm,
         "tiny-qwen3.5": save_tiny_qwen3_5,
@@ -178,13 +185,8 @@ class QwenVL(VisionFamily):
 
     @classmethod
     def is_family(cls, config: Any) -> bool:
-        has_markers = all(hasattr(config, name) for name in _MARKERS)
-        return has_markers and all(hasattr(config.vision_config, name) for name in _PATCHES)
-
-    @property
-    def placeholder_ids(self) -> tuple[int, ...]:
-        ids = [getattr(self.config, name, None) for name in (*_MARKERS, "video_token_id")]
-        return tuple(int(i) for i in ids if i is not None)
+        has_markers = all(hasattr(config, name) for name in ("image_token_id", *cls.markers))
+        return has_markers and all(hasattr(config.vision_config, name) for name in cls.image_processor.same_sizes)
 
     def vision_modules(self, model: Any) -> list[nn.Module]:
         return [model.base_model.visual]
@@ -205,8 +207,8 @@ class QwenVL(VisionFamily):
         merge, size = vision.spatial_merge_size, vision.temporal_patch_size * vision.in_channels * vision.patch_size**2
         values = torch.linspace(-1, 1, 6 * merge**2 * size).sin().view(-1, size)
         inputs = {"pixel_values": values, "image_grid_thw": torch.tensor([[1, 2 * merge, 3 * merge]])}
-        tokens = (self.config.vision_start_token_id, *[self.image_token_id] * 6, self.config.vision_end_token_id)
-        return Pixels((inputs,), (tokens,), ())
+        before, after = (getattr(self.config, name) for name in self.markers)
+        return Pixels((inputs,), ((before, *[self.image_token_id] * 6, after),), ())
 
     def prepare(self, model: Any) -> None:
         """Let the vision tower receive what it derives from the sizes of images.
@@ -220,12 +222,7 @@ class QwenVL(VisionFamily):
         if pixels is None:
             return super().position_ids(model, token_ids, None).expand(3, -1)
         ids = torch.tensor([list(token_ids)])
-        kinds = self.token_inputs(ids)["mm_token_type_ids"]
-        return model.model.get_rope_index(ids, kinds, image_grid_thw=_grids(pixels.inputs))[0][:, 0]
-
-    def token_inputs(self, token_ids: Tensor) -> dict[str, Tensor]:
-        """Mark the features of images, by which the model finds positions that it is not given."""
-        return {"mm_token_type_ids": (token_ids == self.image_token_id).int()}
+        return model.model.get_rope_index(ids, **self.token_inputs(ids), image_grid_thw=_grids(pixels.inputs))[0][:, 0]
 
     def vllm_options(self) -> dict[str, Any]:
         return super().vllm_options() | {"mm_processor_kwargs": {"do_resize": False}}  # our images are already resized
@@ -260,6 +257,8 @@ def _derive_sizes(tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
             grid, merge, tower.window_size, tower.patch_size
         )
         derived["cu_window_seqlens"], derived["max_window_seqlen"] = ends, get_max_seqlen(ends, tower.config)
+    if hasattr(tower, "embeddings"):  # GLM-4.1V
+        derived["grid_thw"] = grid
     if hasattr(tower, "num_grid_per_side"):  # Qwen3-VL
         derived["interp_indices"], derived["interp_weights"] = (
             vision_utils.get_vision_interpolation_indices_and_weights(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lit_rlvr.common.packages import require
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.families.base import ImageProcessor, VisionFamily, made_up_pixels
-from lit_rlvr.policy.tiny import CHAT_TEMPLATE, LLM_SPECIALS, byte_tokenizer, save_random, tiny_sizes
+from lit_rlvr.policy.tiny import LLM_SPECIALS, TINY_TOWER, byte_tokenizer, chat_template, save_random, tiny_sizes
 from lit_rlvr.types import Pixels
 
 
@@ -79,10 +79,7 @@ def save_tiny_smolvlm(
     from transformers import SmolVLMConfig
 
     language = tiny_sizes(SPECIALS) | {"tie_word_embeddings": True} | (text or {})
-    tower = {
-        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "image_size": 42, "patch_size": 14, **(vision or {}),
-    }  # fmt: skip
+    tower = {**TINY_TOWER, "image_size": 42, "patch_size": 14, **(vision or {})}
     config = SmolVLMConfig(
         text_config=language, vision_config=tower, scale_factor=3, image_token_id=SPECIALS.index("<image>"),
         pad_token_id=0, tie_word_embeddings=True,
@@ -95,8 +92,7 @@ def save_smolvlm(config: Any, folder: Path, seed: int = 0) -> Path:
     from transformers import AutoModelForImageTextToText, SmolVLMImageProcessor, SmolVLMVideoProcessor
 
     save_random(AutoModelForImageTextToText, config, folder, seed)
-    template = CHAT_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", "<image>")
-    byte_tokenizer(SPECIALS, template, pad="<|endoftext|>").save_pretrained(folder)
+    byte_tokenizer(SPECIALS, chat_template("<image>"), pad="<|endoftext|>").save_pretrained(folder)
     tile = config.vision_config.image_size
     sizes = {"size": {"longest_edge": 2 * tile}, "max_image_size": {"longest_edge": tile}}
     SmolVLMImageProcessor(**sizes).save_pretrained(folder)

@@ -113,7 +113,7 @@ class Tracker(ABC):
     key: ClassVar[str]
     """Name of the tracker in `trackers` and in messages, and of the extra that installs it."""
     module: ClassVar[str] = ""
-    """The module that the tracker imports; "" = none besides ours."""
+    """The module that the tracker imports; "" = none but ours."""
     packages: ClassVar[tuple[str, ...]] = ()
     """The packages that provide the module, if their names differ from it."""
 

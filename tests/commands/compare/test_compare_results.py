@@ -15,7 +15,9 @@ from lit_rlvr.advantages import EasyFocused, GRPOAdvantage, HardFocused
 from lit_rlvr.commands.compare.axes import figure_of_cells
 from lit_rlvr.commands.compare.figures import band, draw_figures, draw_signal, signal
 from lit_rlvr.commands.compare.learning_rates import families
-from lit_rlvr.commands.compare.numbers import (
+from lit_rlvr.commands.compare.study import Cell, Study
+from lit_rlvr.commands.compare.study_folder import State
+from lit_rlvr.commands.compare.study_results import (
     FinishedRun,
     against_baseline,
     at_validations,
@@ -25,9 +27,7 @@ from lit_rlvr.commands.compare.numbers import (
     smoothed,
     study_results,
 )
-from lit_rlvr.commands.compare.study import Cell, Study
-from lit_rlvr.commands.compare.study_folder import State
-from lit_rlvr.commands.compare.tables import Table, plus_minus, report, suite_tables
+from lit_rlvr.commands.compare.study_tables import Table, plus_minus, report, suite_tables
 
 VALUES = {"base": [0.2, 0.3, 0.4], "other": [0.3, 0.5, 0.7]}
 SECONDS = {"sync": 0.0, "generate": 1.0, "score": 0.5, "train": 2.0, "step": 4.0}

@@ -47,7 +47,7 @@ FILES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., str]:
-    """Write STUDY with other keys (None drops one) beside its bases."""
+    """Write STUDY with other keys (None drops one) next to its bases."""
     for name, config in FILES.items():
         (tmp_path / name).write_text(yaml.safe_dump(config))
 

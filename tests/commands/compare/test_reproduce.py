@@ -1,4 +1,4 @@
-"""The papers' printed values: they belong to their studies, agree with themselves, and stand beside ours."""
+"""The papers' printed values: they belong to their studies, agree with themselves, and stand next to ours."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lit_rlvr.commands.compare.printed import Paper, PrintedTable, PrintedValue,
 from lit_rlvr.commands.compare.reproduce import comparison_tables, paper_items
 from lit_rlvr.commands.compare.significance import difference_test
 from lit_rlvr.commands.compare.study import load_study
-from lit_rlvr.commands.compare.tables import BEFORE
+from lit_rlvr.commands.compare.study_tables import BEFORE
 from lit_rlvr.configs import config_folder
 from lit_rlvr.errors import UserError
 

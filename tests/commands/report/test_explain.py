@@ -19,7 +19,8 @@ from PIL import Image
 from tiny import make_rollout
 
 from lit_rlvr.commands.report.explain import cells, group_page, load_group
-from lit_rlvr.commands.report.runs import read_run, verdict_text
+from lit_rlvr.commands.report.prompts import index_completions, verdict_text
+from lit_rlvr.commands.report.runs import read_run
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs
 from lit_rlvr.run.outputs import RunFolder, list_thumbnails, sample_rows
@@ -176,7 +177,8 @@ def test_a_completion_that_was_not_judged_is_neither_right_nor_wrong(
     _, _, read = load_group(tmp_path / "run", None, None)
     assert cells(read["completions"][0])[1] == said
     assert f"<td>{said}</td>" in group_page(1, "GRPO", read)
-    (known,) = read_run(tmp_path / "run").rows
+    index = index_completions(read_run(tmp_path / "run"))
+    (known,) = index.read_group(index.prompts["q"].visits[0])
     assert verdict_text(known) == {"yes": "correct", "no": "wrong"}.get(said, said)
 
 

@@ -9,6 +9,7 @@ import pytest
 from made_runs import METRICS, make_run, row
 
 from lit_rlvr.commands.report.groups import group_runs
+from lit_rlvr.commands.report.prompts import index_completions
 from lit_rlvr.commands.report.runs import metric_names, read_run
 from lit_rlvr.errors import UserError
 
@@ -16,7 +17,9 @@ from lit_rlvr.errors import UserError
 def test_a_whole_run(tmp_path: Path) -> None:
     rows = [row(2, "1+1", 0, True), row(2, "1+1", 1, False, completion="\u2028 line \x85 ends")]
     run = read_run(make_run(tmp_path / "run", rows=rows))
-    assert run.metrics == METRICS and run.rows == rows and run.notes == []
+    index = index_completions(run)
+    assert index.read_group(index.prompts["1+1"].visits[0]) == rows
+    assert run.metrics == METRICS and run.notes == []
     assert run.is_finished and run.seed == "0" and run.settings["model"] == "GRPO"
     assert run.accuracies == (0.25, 0.75) and run.number("steps") == 4 and run.seconds_per_iteration == 3.25
     assert run.ends("val/accuracy") == (0.25, 0.75) and run.ends("rollout/reward") == (None, 0.75)
@@ -37,11 +40,13 @@ def test_a_whole_run(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_broken_is_noted(tmp_path: Path, name: str, content: str | None, note: str) -> None:
-    run = make_run(tmp_path / "run")
-    (run / name).unlink()
+    folder = make_run(tmp_path / "run")
+    (folder / name).unlink()
     if content is not None:
-        (run / name).write_text(content)
-    assert any(found.startswith(note) for found in read_run(run).notes), read_run(run).notes
+        (folder / name).write_text(content)
+    run = read_run(folder)
+    index_completions(run)
+    assert any(found.startswith(note) for found in run.notes), run.notes
 
 
 @pytest.mark.parametrize(
@@ -82,7 +87,7 @@ def test_a_torn_character_costs_one_line(tmp_path: Path) -> None:
     with (folder / "completions.jsonl").open("ab") as file:
         file.write('{"step": 4, "completion": "é'.encode()[:-1])
     run = read_run(folder)
-    assert len(run.rows) == 1 and run.notes == ["completions.jsonl: 1 unreadable lines were left out"]
+    assert index_completions(run).rows == 1 and run.notes == ["completions.jsonl: 1 unreadable lines were left out"]
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

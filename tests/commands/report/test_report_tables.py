@@ -14,7 +14,7 @@ from lit_rlvr.commands.report.tables import RUN_COLUMNS, mean_std, results_table
 
 @pytest.fixture
 def groups(tmp_path: Path) -> list[RunGroup]:
-    """Two runs of a baseline, an unfinished one beside a finished one of its rival, and a group without runs."""
+    """Two runs of a baseline, an unfinished one and a finished one of its rival, and a group without runs."""
     afters = {"a0": 0.5, "a1": 0.7, "b0": 0.9}
     made = {name: read_run(make_run(tmp_path / name, accuracy_after=after)) for name, after in afters.items()}
     left = make_run(tmp_path / "b1", train_seconds=999.0)

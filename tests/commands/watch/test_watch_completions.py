@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from itertools import groupby
 from pathlib import Path
 
 import pytest
 from made_runs import make_run, row
 
-from lit_rlvr.commands.report.prompts import visits
-from lit_rlvr.commands.report.runs import read_run
-from lit_rlvr.commands.watch.follow import Completions
+from lit_rlvr.commands.report.prompts import Completions
 
 ROWS = [
     row(step, f"{(7 * step + k) % 5}+1", g, correct=(step * k + g) % 3 == 0, completion=f"é {step} {k} {g}")
@@ -32,18 +31,14 @@ def test_it_knows_what_the_whole_file_says(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", rows=ROWS)
     index = Completions(folder / "completions.jsonl")
     assert index.follow(60)
-    slow = visits(read_run(folder))
+    slow = [list(rows) for _, rows in groupby(ROWS, key=lambda row: (row["step"], row["id"]))]
     assert sum(len(prompt.visits) for prompt in index.prompts.values()) == len(slow) > 30
-    for visit in slow:
-        place = next(place for place in index.prompts[visit.id].visits if place.step == visit.step)
-        rewards = sum(row["reward"] for row in visit.rows)
-        assert (place.right, place.count, place.reward, place.has_gradient) == (
-            visit.right,
-            4,
-            rewards,
-            visit.has_gradient,
-        )
-        assert index.visit(visit.id, visit.step) == visit
+    for rows in slow:
+        visit = next(v for v in index.prompts[rows[0]["id"]].visits if v.step == rows[0]["step"])
+        rewards, right = sum(row["reward"] for row in rows), sum(row["correct"] for row in rows)
+        assert (visit.right, visit.judged, visit.count, visit.reward) == (right, 4, 4, rewards)
+        assert visit.has_gradient == any(row["advantage"] for row in rows)
+        assert index.read_group(visit) == rows
 
 
 def test_it_follows_a_file_while_it_grows_in_any_pieces(tmp_path: Path) -> None:
@@ -79,9 +74,10 @@ def test_a_resumed_run_replaces_the_file(tmp_path: Path) -> None:
     os.replace(shorter, path)
     index.follow(60)
     assert index.rows == 80 and max(p.step for prompt in index.prompts.values() for p in prompt.visits) == 20
+    visit = index.prompts["0+1"].visits[0]
     path.unlink()
     index.follow(60)
-    assert not index.prompts and index.visit("0+1", 2) is None
+    assert not index.prompts and index.read_group(visit) == []
 
 
 def test_unreadable_lines_are_counted(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from made_runs import METRICS, group, make_run, make_study, row
 from PIL import Image
 from starlette.testclient import TestClient
 
+from lit_rlvr.commands.watch.application import COOKIE, application
 from lit_rlvr.commands.watch.follow import FollowedFolders
-from lit_rlvr.commands.watch.server import COOKIE, application
 from lit_rlvr.run.outputs import save_thumbnails
 
 HOSTILE = "<script>alert(1)</script>\"'\x1b[2J&amp;"

@@ -18,7 +18,7 @@ TEXTS = ["3 + 4 = 7", "", "The sum of three and four is seven.", "7", "x" * 40]
 
 
 def write_settings(folder: Path, pooling: dict[str, Any], *more: str, **reads: Any) -> Path:
-    """The files that sentence-transformers writes beside a model."""
+    """The files that sentence-transformers writes next to a model."""
     kinds = ["Transformer", "Pooling", *more]
     paths = {"Transformer": "", "Pooling": "1_Pooling"}
     modules = [{"type": f"sentence_transformers.models.{kind}", "path": paths.get(kind, kind)} for kind in kinds]

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_rlvr.commands.compare.numbers import CATEGORY, DIFFICULTIES
 from lit_rlvr.commands.compare.significance import LEVEL, limits, p_text, power
 from lit_rlvr.commands.compare.study import ALL_TASKS, BEFORE, Study
 from lit_rlvr.commands.compare.study_folder import State
+from lit_rlvr.commands.compare.study_results import CATEGORY, DIFFICULTIES
 from lit_rlvr.evaluation.results import markdown_table, sampled_ks
 
 

@@ -1,0 +1,103 @@
+"""A teacher: its term in the advantages, what it needs of memory, and which teachers are refused."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import byte_tokenizer, plain_logprobs, save_model, tiny_llama
+from tiny_fit import Recording, RecordingGRPO, fit
+from tiny_runs import FIT
+
+from lit_rlvr.algorithms import GSPO, OPD
+from lit_rlvr.commands.plan.memory import Strategy
+from lit_rlvr.errors import UserError
+from lit_rlvr.training.loss import Teacher
+
+
+class RecordingOPD(Recording, OPD):
+    pass
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with the tokens of the tiny Llama and other weights."""
+    return save_model(tiny_llama(1), tmp_path_factory.mktemp("teacher") / "model")
+
+
+@pytest.mark.parametrize(("algorithm", "coef"), [(RecordingOPD, 1.0), (RecordingGRPO, 0.3)], ids=["OPD", "GRPO"])
+def test_the_gradient_is_that_of_the_divergence_and_of_the_rewards(
+    algorithm: Any, coef: float, teacher: Path, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    """Against one unpadded sequence at a time; the rewards are no part of OPD."""
+    given = {"teacher": Teacher(str(teacher), coef), "loss": {"aggregation": "token_mean"}}
+    _, seen = fit(tiny_model_folder, tmp_path, algorithm=algorithm, **given)
+    rollout, student, other = seen.rollouts[0], tiny_llama(), tiny_llama(1)
+    rewards, tokens = rollout.rewards, int(rollout.mask.sum())
+    standard = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, correction=0, keepdim=True) + 1e-6)
+    total, divergence = torch.zeros(()), 0.0
+    for p, group in enumerate(rollout.completions):
+        for g, completion in enumerate(group):
+            ids = rollout.prompts[p].token_ids, completion.token_ids, rollout.sampling
+            mine, its = (plain_logprobs(model, *ids)[0] for model in (student, other))
+            closer = (its - mine).detach()
+            divergence -= float(closer.sum())
+            advantage = coef * closer + (standard[p, g].float() if algorithm is RecordingGRPO else 0.0)
+            assert float(rollout.advantages[p, g]) == pytest.approx(float(advantage.mean()), abs=1e-5)
+            total = total - (advantage * mine).sum() / tokens
+    assert seen.metrics[0]["train/teacher_kl"] == pytest.approx(divergence / tokens, abs=1e-5)
+    assert seen.metrics[0]["train/no_signal"] == 0
+    wanted = torch.autograd.grad(total, [*student.parameters()])
+    for (name, _), gradient in zip(student.named_parameters(), wanted, strict=True):
+        torch.testing.assert_close(seen.gradients[0][name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_the_policy_comes_closer_to_the_teacher(teacher: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
+    _, seen = fit(tiny_model_folder, tmp_path, 30, algorithm=RecordingOPD, teacher=Teacher(str(teacher)))
+    kl = [metrics["train/teacher_kl"] for metrics in seen.metrics]
+    assert sum(kl[-5:]) < 0.7 * sum(kl[:5])
+    frozen = tiny_llama(1).state_dict()
+    assert all(not torch.equal(frozen[name], value) for name, value in seen.weights[-1].items() if "norm" not in name)
+
+
+def test_another_tokenizer_is_refused_by_its_first_difference(tiny_model_folder: Path, tmp_path: Path) -> None:
+    other = save_model(tiny_llama(1), tmp_path / "other")
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|more|>"]})
+    tokenizer.save_pretrained(other)
+    with pytest.raises(UserError, match=r"model.teacher.model: token \d+ is '<\|more\|>' in .*other and None in"):
+        fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, teacher=Teacher(str(other)))
+
+
+def test_teachers_that_a_run_cannot_use_are_refused(
+    teacher: Path, tiny_model_folder: Path, vlm_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"model.teacher: it gives each token an advantage, and GSPO weighs whole"):
+        GSPO(teacher=Teacher(str(teacher)))
+    with pytest.raises(UserError, match=r"model.teacher.*coef: 0"):
+        Teacher("folder", 0.0)
+    with pytest.raises(UserError, match=r"model.teacher.model: OPD learns from a teacher"):
+        fit(tiny_model_folder, tmp_path / "none", algorithm=RecordingOPD)
+    shutil.copytree(vlm_folder, tmp_path / "vlm")
+    byte_tokenizer().save_pretrained(tmp_path / "vlm")
+    with pytest.raises(UserError, match=r"model.teacher.model: Qwen2_5_VL.* takes other images than LlamaFor"):
+        fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, teacher=Teacher(str(tmp_path / "vlm")))
+
+
+def test_a_plan_counts_the_teacher(
+    teacher: Path, run_folder: Path, lit_rlvr: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, float]] = []
+    monkeypatch.setattr(
+        "lit_rlvr.cli.subcommands.show_plan",
+        lambda job, gpus: seen.append(job.plan(Strategy(False, True), gpus, job.budget).terms),
+    )
+    for more in ((), ("--model.init_args.teacher.model", str(teacher))):
+        result = lit_rlvr("plan", *FIT[1:], "--gpus", "1x80GB", *more)
+        assert result.status == 0, result.err
+    alone, taught = seen
+    assert taught == alone | {"teacher": 4 * sum(parameter.numel() for parameter in tiny_llama().parameters())}
