@@ -100,7 +100,7 @@ class RolloutCallback(ChecksArguments, Callback):
         safeguards: what the run checks, and how many failures it survives.
         replay: the record of the rollouts, or the run whose record this one trains on.
         deterministic: on a GPU, use vLLM's batch-invariant kernels and torch's deterministic ones: slower, and repeated
-            runs agree as far as these reach; torch warns of each operation without one. No effect on a CPU.
+            runs agree; an operation without one ends the run. No effect on a CPU.
     """
 
     config_key = "rollout"
