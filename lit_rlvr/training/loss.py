@@ -59,7 +59,7 @@ class Loss:
         top_entropy_quantile: share of an optimizer step's tokens whose objective counts, those of the highest entropy
             under the policy at the beginning of the iteration (Wang et al. 2025, arXiv 2506.01939: 0.2); 1 = all.
         positive_nll_coef: weight of the -log p of right completions, averaged over all tokens as the KL term is (Yue et
-            al. 2025, VAPO, arXiv 2504.05118, eq. 10: 0.1, there averaged over the tokens of the right ones); 0 = off.
+            al. 2025, VAPO, arXiv 2504.05118: 0.1, there averaged over the tokens of the right ones); 0 = off.
     """
 
     aggregation: Aggregation = "sequence_mean"

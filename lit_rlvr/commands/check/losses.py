@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_rlvr.advantages import Advantage, AdvantageFunction, GroupBatch, resolve_advantage
+from lit_rlvr.advantages import Advantage, AdvantageFunction, GroupBatch, NoAdvantage, resolve_advantage
 from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.commands.check.replay import FrozenBatch, algorithm_step, frozen_inputs, read_batch
 from lit_rlvr.common.returned import require_advantages
@@ -20,7 +20,8 @@ from lit_rlvr.conformance.functions import has_published_values
 def check_algorithm(algorithm: RLVRModule, expect: str | None = None) -> list[Finding]:
     """Measure a loss with its advantage; do not train or change `algorithm`.
 
-    A loss must not have a gradient where the advantage is 0, because training skips such completions.
+    A loss must not have a gradient where the advantage is 0, because training skips such completions. One whose
+    advantages come from a teacher alone is measured with those of `grpo`.
 
     Args:
         algorithm: the loss.
@@ -30,6 +31,9 @@ def check_algorithm(algorithm: RLVRModule, expect: str | None = None) -> list[Fi
         UserError: the loss has no gradient, or the class returns no loss.
     """
     batch = made_batch()
+    if isinstance(algorithm.advantage, NoAdvantage):
+        algorithm = deepcopy(algorithm)
+        algorithm.advantage = resolve_advantage("grpo")
 
     def prepare(batch: FrozenBatch) -> Step:
         return algorithm_step(batch, deepcopy(algorithm))
