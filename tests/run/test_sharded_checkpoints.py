@@ -262,8 +262,9 @@ class Training:
         self.strategy, self.saver = Sharded(), RunCheckpoint(**options)
         of_weight = {"exp_avg": self.moment, "step": self.count}
         self.strategy._optimizers = [SimpleNamespace(state={self.weight: of_weight})]
-        reference = SimpleNamespace(policy=None)
-        self.strategy._lightning_module = SimpleNamespace(parameters=lambda: [self.weight], reference=reference)
+        none = SimpleNamespace(policy=None)
+        module = SimpleNamespace(parameters=lambda: [self.weight], reference=none, teacher=none)
+        self.strategy._lightning_module = module
         self.logged: dict[str, float] = {}
         self.module: Any = SimpleNamespace(iteration=0, validation_results={})
         self.trainer: Any = SimpleNamespace(
