@@ -33,7 +33,7 @@ def runs(rollouts: int) -> dict[str, list[str]]:
     update."""
     chosen: dict[str, list[str]] = {}
     for name in algorithms.__all__:
-        if name != "RLVRModule":
+        if name not in ("RLVRModule", "OPD"):  # OPD learns from a teacher, not from rewards
             updates = 2 if getattr(algorithms, name).has_ratio else 1
             chosen[name] = ["--model", name, "--model.init_args.updates_per_rollout", str(updates),
                             "--trainer.max_steps", str(updates * rollouts)]  # fmt: skip
