@@ -35,7 +35,6 @@ from lit_rlvr.rewards.base import check_prefills, say_where
 from lit_rlvr.rewards.combine import logged_metrics
 from lit_rlvr.rewards.references import LongAnswers, check_references, long_answers, warn_of_gold_answers
 from lit_rlvr.rollout.assemble import rollout_metrics
-from lit_rlvr.rollout.demonstrations import Demonstrations, DemonstrationSource
 from lit_rlvr.rollout.episodes import begins, check_turns, turn_metrics
 from lit_rlvr.rollout.generate import GroupSampler, completion_seeds
 from lit_rlvr.rollout.limits import LengthRequirement, check_lengths, check_sizes, length_requirements, log_sizes
@@ -48,6 +47,7 @@ from lit_rlvr.types import EvalSampling, PromptBatch, Rollout, Sample, Sampling
 
 if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule
+    from lit_rlvr.rollout.demonstrations import Demonstrations
 
 
 _log = logging.getLogger("lit_rlvr")
@@ -344,6 +344,8 @@ class RolloutCallback(ChecksArguments, Callback):
             self.source = self.replay_source(trainer, module, data)
             return
         if stage == "fit" and module.demonstrates:
+            from lit_rlvr.rollout.demonstrations import DemonstrationSource  # it imports the data sets
+
             shown = self._demonstrations[data.name]
             self.source = DemonstrationSource(shown, module, self._demonstrated, saved)
             return
@@ -426,6 +428,8 @@ class RolloutCallback(ChecksArguments, Callback):
             )
         if self._demonstrations:
             return
+        from lit_rlvr.rollout.demonstrations import Demonstrations
+
         for other in data.validated:
             shown = Demonstrations(
                 other, module.target, "model.target", module.model_folder, self.environment, self.sampling
