@@ -13,7 +13,6 @@ import tiny
 import torch
 import transformers
 from tiny import ENDS, VOCAB, make_prompt, make_rollout, plain_logprobs, random_ids, save_model, start_engine
-from tiny_fit import fit
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -191,6 +190,8 @@ def test_the_hugging_face_engine_samples_with_the_models_logprobs(name: str, dev
 @pytest.mark.parametrize("lora", [None, Lora(rank=2)], ids=["full", "lora"])
 def test_a_step_of_training(name: str, lora: Lora | None, tmp_path: Path) -> None:
     """The engine's probe passes, and the step changes weights."""
+    from tiny_fit import fit  # it imports data sets, whose packages a GPU machine may lack
+
     folder = save_model(build(name), tmp_path / "model")
     _, seen = fit(folder, tmp_path, lora=lora, sampling=Sampling(max_tokens=5))
     assert seen.metrics[0]["train/engine_difference"] < 1e-4
