@@ -158,8 +158,12 @@ def pass_rate(group: list[RecordRow]) -> float | None:
 
 
 def right_completions(group: list[RecordRow], most: int) -> list[Any]:
-    """Return at most so many different right completions that ended, those of the highest rewards; of an episode the
-    texts of its turns."""
+    """Return the texts of right completions that ended, the highest rewards first, none twice; of an episode a list of
+    its turns.
+
+    Args:
+        most: how many at most.
+    """
     right = [row for row in group if row["correct"] and row["finish_reason"] == "stop"]
     right.sort(key=lambda row: -row["reward"])
     texts = [[turn["text"] for turn in row["turns"]] if row.get("turns") else row["completion"] for row in right]

@@ -18,7 +18,7 @@ from lit_rlvr.distributed.collectives import gather_objects, lost_peer, rank
 from lit_rlvr.distributed.sharding import has_shards
 from lit_rlvr.engines.base import Done, EngineContext, RolloutEngine, Turns
 from lit_rlvr.errors import UserError, check_within, comes_from_library, first_line, option_group
-from lit_rlvr.policy.architecture import EXPERTS, first_of, layer_configs
+from lit_rlvr.policy.architecture import has_experts, layer_configs
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import training_autocast
 from lit_rlvr.types import Completion, Prompt, Rollout, Sampling
@@ -90,8 +90,7 @@ def check_engine(
     """
     groups = (owner or engine).generate(prompts, sampling, probe_seeds(len(prompts)))
     ours = trainer_logprobs(policy, prompts, groups, sampling, engine.compute_dtype)
-    experts = any(first_of(layer, EXPERTS) > 1 for layer in layer_configs(policy.model.config))
-    middle = torch.median if experts else torch.mean
+    middle = torch.median if any(map(has_experts, layer_configs(policy.model.config))) else torch.mean
     exact, worst = engine.compute_dtype == torch.float32, 0.0
     completions = [completion for group in groups for completion in group]
     for completion, logprobs in zip(completions, ours, strict=True):

@@ -65,6 +65,15 @@ def first_of(config: Any, names: tuple[str, ...]) -> int:
     return next((count for name in names if (count := getattr(config, name, None))), 0)
 
 
+def has_experts(layer: Any) -> bool:
+    """Return whether tokens choose among experts in a layer.
+
+    Args:
+        layer: its config.
+    """
+    return first_of(layer, EXPERTS) > 1
+
+
 def mlp_width(layer: Any) -> int:
     """Return the width of a layer's MLP for one token: in a mixture of experts, of all experts that a token uses.
 
@@ -72,7 +81,7 @@ def mlp_width(layer: Any) -> int:
         layer: its config.
     """
     dense = getattr(layer, "intermediate_size", None) or 0
-    if first_of(layer, EXPERTS) < 2:
+    if not has_experts(layer):
         return dense
     each = getattr(layer, "moe_intermediate_size", None) or dense
     shared = getattr(layer, "shared_expert_intermediate_size", None) or each * (
