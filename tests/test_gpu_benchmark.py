@@ -93,12 +93,12 @@ def test_all_parts_run_with_the_packages_that_are_carried(tmp_path: Path) -> Non
     command = [str(SCRIPT), "--part", "all", "--tiny", "--engine", "hf", "--minutes", "3", "--output", str(output)]
     done = _run_with((*PACKAGES, *THERE, *CARRIED), command, tmp_path)
     found = json.loads(output.read_text())
-    ran = {part["part"]: part["result"] for part in found["parts"] if part.get("status") == 0}
+    ran = {(part["part"], "vision" in part["arguments"]): part for part in found["parts"] if part.get("status") == 0}
     rest = [part for part in found["parts"] if part.get("status") != 0]
     assert [part["part"] for part in rest if "skipped" not in part and part["error"] == "failed"] == [], done.stderr
     assert all("were left" in part["skipped"] for part in rest if "skipped" in part)
-    assert {"step", "profile"} <= set(ran), "a slow machine gets no further in 3 minutes"
-    assert len(ran["profile"]["kernels"]) == 20 and ran["step"]["rows"][0]["mfu"] > 0
+    profile, step = ran["profile", False]["result"], ran["step", False]["result"]  # a slow machine gets no further
+    assert len(profile["kernels"]) == 20 and step["rows"][0]["mfu"] > 0
 
 
 @pytest.mark.slow
