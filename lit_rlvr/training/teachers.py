@@ -6,7 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +17,6 @@ from lit_rlvr.errors import UserError, check_within, option_group
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.training.reference import Reference
 from lit_rlvr.types import Prompt, Rollout, Sample, Sampling
-
-if TYPE_CHECKING:
-    from lit_rlvr.datamodules import PromptDataModule
 
 AT_ONCE = 64
 """Sequences that a rank lets a server score at the same time."""
@@ -139,13 +136,13 @@ class Teachers:
         self.options = options
         self.held: dict[str, Reference] = {}
         self.servers: dict[str, VLLMServer] = {}
-        self._data: PromptDataModule | None = None
+        self._data: Any = None  # the DataModule, which makes prompts
 
     @property
     def policies(self) -> list[Policy]:
         return [reference.policy for reference in self.held.values()]
 
-    def check(self, data: PromptDataModule, sampling: Sampling) -> list[Prompt]:
+    def check(self, data: Any, sampling: Sampling) -> list[Prompt]:
         """Refuse training rows without a teacher, or that it cannot score; return the prompts that it gets.
 
         Raises:
