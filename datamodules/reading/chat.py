@@ -215,7 +215,7 @@ class Chat:
         last = max(i for i, message in enumerate(messages) if message["role"] == "user")
         messages[last]["content"] = self._wrap(messages[last]["content"])
         if sample.images:
-            messages = as_parts(messages, len(sample.images))
+            messages = as_parts(messages, sample.images)
         else:
             messages = [_as_text(message) for message in messages]
         if self.system_text is None:

@@ -172,6 +172,20 @@ def picture(width: int, height: int, seed: int) -> Image.Image:
     return Image.fromarray(pixels.numpy(), "RGB")
 
 
+def write_clip(path: Path, frames: int = 12, fps: int = 4, size: tuple[int, int] = (84, 56)) -> Path:
+    """Write a video whose frame i has the brightness 20 * i."""
+    import av
+
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=fps)
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        for i in range(frames):
+            grey = torch.full((size[1], size[0], 3), 20 * i, dtype=torch.uint8).numpy()
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+        file.mux(stream.encode())
+    return path
+
+
 def make_prompt(processor: ImageProcessor, name: str, *images: Image.Image) -> Prompt:
     """Some text around each image."""
     family = processor.family
