@@ -52,6 +52,11 @@ class Video:
         return np.stack([np.asarray(frame) for frame in self.frames])
 
 
+def kinds_of(images: Sequence[Any]) -> list[str]:
+    """Return `image` or `video` for each of a sample's images and videos; decode none."""
+    return ["video" if isinstance(source, Video) else "image" for source in getattr(images, "sources", images)]
+
+
 @dataclass(frozen=True)
 class Sample:
     """One row of a data set, as a DataModule yields it.

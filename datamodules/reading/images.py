@@ -21,7 +21,7 @@ from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.conversations import NO_AUDIO, Messages, is_empty, parse_nested, without_nulls
 from lit_rlvr.datamodules.reading.videos import check_packages, choose_frames, measure, read_frames
 from lit_rlvr.errors import UserError, check_within, option_group
-from lit_rlvr.types import Sample, Video
+from lit_rlvr.types import Sample, Video, kinds_of
 
 PLACEHOLDER = "<image>"
 _PLACEHOLDERS = re.compile("<(image|video)>")
@@ -40,11 +40,6 @@ def as_parts(messages: Messages, images: Sequence[Any]) -> Messages:
         last = next(message for message in reversed(messages) if message["role"] == "user")
         last["content"] = [{"type": kind} for kind in kinds_of(images)] + last["content"]
     return messages
-
-
-def kinds_of(images: Sequence[Any]) -> list[str]:
-    """Return `image` or `video` for each of a sample's images and videos; decode none."""
-    return ["video" if isinstance(source, Video) else "image" for source in getattr(images, "sources", images)]
 
 
 def as_images(value: Any) -> tuple[Any, ...]:
@@ -267,7 +262,7 @@ def with_images(rows: Iterable[Sample | BadRow], options: ImageOptions) -> Itera
         yield row
 
 
-def open_images(images: Sequence[Any], folder: Path, options: ImageOptions = ImageOptions()) -> Images:  # noqa: B008
+def open_images(images: Sequence[Any], folder: Path, options: ImageOptions = ImageOptions()) -> Images:
     """Find the images and videos, and check that each can be decoded, of a video its first frame.
 
     Raises:
@@ -402,6 +397,18 @@ def resize(picture: Image.Image, min_pixels: int | None, max_pixels: int | None)
     if _padded(*size) != size:
         picture = ImageOps.pad(picture, _padded(*size), color="white")
     return picture
+
+
+def film_strip(image: Any, frames: int = 8) -> Image.Image:
+    """Return an image as it is, and of a video at most so many frames, evenly spread, in a row."""
+    if not isinstance(image, Video):
+        return image
+    shown = [image.frames[i] for i in np.linspace(0, len(image.frames) - 1, min(frames, len(image.frames))).astype(int)]
+    width, height = shown[0].size
+    strip = Image.new("RGB", (width * len(shown), height))
+    for number, frame in enumerate(shown):
+        strip.paste(frame, (number * width, 0))
+    return strip
 
 
 def fit(size: Size, min_pixels: int | None, max_pixels: int | None) -> Size:

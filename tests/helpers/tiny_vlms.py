@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -184,6 +185,17 @@ def write_clip(path: Path, frames: int = 12, fps: int = 4, size: tuple[int, int]
             file.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
         file.mux(stream.encode())
     return path
+
+
+def save_with_videos(kind: str, folder: Path) -> Path:
+    """One of `QWEN`, with a video processor of its own as the published models have."""
+    made = QWEN[kind](folder / kind)
+    images = json.loads((made / "preprocessor_config.json").read_text())
+    name = "Qwen3VLVideoProcessor" if kind.startswith("qwen3") else "Qwen2VLVideoProcessor"
+    wanted = {"video_processor_type": name, "size": {"shortest_edge": 4096, "longest_edge": 60000}}
+    sizes = {name: images[name] for name in ("patch_size", "merge_size", "temporal_patch_size")}
+    (made / "video_preprocessor_config.json").write_text(json.dumps(wanted | sizes))
+    return made
 
 
 def make_prompt(processor: ImageProcessor, name: str, *images: Image.Image) -> Prompt:

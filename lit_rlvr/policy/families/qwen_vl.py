@@ -304,17 +304,27 @@ class QwenVL(VisionFamily):
         return marks if video is None else {k: mark + 2 * (token_ids == video).int() for k, mark in marks.items()}
 
     def position_ids(self, model: Any, token_ids: Sequence[int], pixels: Pixels | None) -> Tensor:
-        """Return the positions (3, L): those of an image's features are its grid's, in time, height and width."""
+        """Return the positions (3, L): those of an image's features are its grid's, in time, height and width.
+
+        What follows a video begins after all of its positions, as in the model's training and in vLLM; transformers 5
+        lets a long video overlap with it.
+        """
         if pixels is None:
             return super().position_ids(model, token_ids, None).expand(3, -1)
         ids = torch.tensor([list(token_ids)])
+        marks = self.token_inputs(ids)
         videos = [image for image in pixels.inputs if "second_per_grid_ts" in image]
         images = [image for image in pixels.inputs if "second_per_grid_ts" not in image]
-        return model.model.get_rope_index(
-            ids, **self.token_inputs(ids), image_grid_thw=_grids(images) if images else None,
+        positions = model.model.get_rope_index(
+            ids, **marks, image_grid_thw=_grids(images) if images else None,
             video_grid_thw=_grids(videos) if videos else None,
             second_per_grid_ts=[float(video["second_per_grid_ts"]) for video in videos],
         )[0][:, 0]  # fmt: skip
+        is_video = marks["mm_token_type_ids"][0] == 2
+        for end in (is_video[:-1] & ~is_video[1:]).nonzero().flatten().tolist():
+            later = positions[:, end + 1 :]  # a view
+            later += (positions[:, : end + 1].max() + 1 - later[0, 0]).clamp(min=0)
+        return positions
 
     def vllm_options(self) -> dict[str, Any]:
         return super().vllm_options() | {"mm_processor_kwargs": {"do_resize": False}}  # our images are already resized
