@@ -65,8 +65,8 @@ class Sample:
         id: a name, unique within its set and the same in every run; seeds derive from it.
         prompt: the user's text, or a whole conversation as chat messages ({"role", "content"}).
         answer: the reference answer as text, which rewards interpret.
-        images: files, bytes, PIL images or a `Video` each, in the order of their `<image>` and `<video>` placeholders in
-            the prompt; a DataModule turns them into a sequence that decodes each to RGB on indexing.
+        images: files, bytes, PIL images, or a `Video` for each video, in the order of their `<image>` and `<video>`
+            placeholders in the prompt; a DataModule turns them into a sequence that decodes each to RGB on indexing.
         row: the whole source row, for rewards that need more than the answer.
         category: a label for per-category tables ("" = none).
         source: "file:row", for error messages.

@@ -155,10 +155,8 @@ def _places(messages: Messages) -> list[dict[str, Any]]:
     return [part for message in messages for part in message["content"] if part.get("type") in ("image", "video")]
 
 
-BASE64 = re.compile(
-    r"data:(?:image|video)/[\w.+-]+;base64,|iVBORw0KGgo|/9j/|R0lGOD|UklGR|AAAA[\w+/]{2}Z0eX|GkXfo",
-)
-"""The beginning of base64: a data URL of an image or a video, or the first bytes of PNG, JPEG, GIF, WebP, MP4 or WebM."""
+BASE64 = re.compile(r"data:(?:image|video)/[\w.+-]+;base64,|iVBORw0KGgo|/9j/|R0lGOD|UklGR|AAAA[\w+/]{2}Z0eX|GkXfo")
+"""The beginning of base64: a data URL of an image or video, or the first bytes of PNG, JPEG, GIF, WebP, MP4 or WebM."""
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 

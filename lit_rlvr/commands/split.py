@@ -52,7 +52,7 @@ def write_split(data: PromptDataModule, out: Path) -> list[Path]:
 
 
 def _with_moved_images(row: dict[str, Any], sample: Sample, out: Path) -> dict[str, Any]:
-    """Return a row whose relative paths of images and videos start from the folder `out` instead of that of its file."""
+    """Return a row whose relative paths of media start from the folder `out` instead of that of its file."""
     sources = [x.frames if isinstance(x, Video) else x for x in getattr(sample.images, "sources", ())]
     files = [file for source in sources for file in (source if isinstance(source, tuple) else (source,))]
     paths = [Path(file) for file in files if isinstance(file, str | Path)]

@@ -42,7 +42,7 @@ class Sampler:
 
     def __init__(
         self, folder: str, engine: SyncedEngine, tokenizer: Any, dtype: torch.dtype, max_tokens: int,
-        images: dict[str, int], check: Prompt,
+        images: dict[str, Any], check: Prompt,
     ) -> None:  # fmt: skip
         self.engine, self._max_tokens = engine, max_tokens
         self.policy = load_policy(folder).requires_grad_(False)

@@ -436,9 +436,9 @@ def test_media_that_would_not_reach_the_model_are_bad_rows(cells: dict[str, Any]
 def test_videos_that_would_not_reach_the_model_are_bad_rows(cells: dict[str, Any]) -> None:
     row = {"images": ["a.png"], "problem": "<image>q", "answer": "1", **cells}
     for data in (Geometry(train="unused"), TextMath(train="unused")):
-        with pytest.raises(BadRow, match="videos?: videos that are not read"):
+        with pytest.raises(BadRow, match=r"videos?: videos that are not read"):
             data.sample(row, 0, "f:1")
-    with pytest.raises(BadRow, match="videos?: videos that are not read"):
+    with pytest.raises(BadRow, match=r"videos?: videos that are not read"):
         map_columns({"prompt": "q", "clips": "b.mp4", **row, **cells}, {"video": "clips"}, "1", "f:1")
 
 

@@ -14,6 +14,7 @@ from transformers.video_utils import VideoMetadata
 
 from lit_rlvr.datamodules.reading.images import ImageOptions, open_images
 from lit_rlvr.errors import UserError
+from lit_rlvr.policy.families import vision_modules
 from lit_rlvr.policy.loading import load_image_processor, load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.types import Completion, Prompt, Rollout, Sample, Sampling, Video
@@ -105,6 +106,17 @@ def test_a_policy_computes_a_video_as_the_model_on_its_own(folder: Path, form: s
             logits = model(ids, position_ids=places, use_cache=False, **same).logits
         wanted = logits.log_softmax(-1)[0, len(prompt.token_ids) - 1 : -1].gather(-1, more.T).squeeze(-1)
         torch.testing.assert_close(row[: len(wanted)], wanted, atol=2e-5, rtol=0)
+
+
+def test_the_tower_computes_images_and_videos_in_one_pass(folder: Path, tmp_path: Path) -> None:
+    """Ranks synchronise in each pass: with two, one without a video would wait forever."""
+    prompt, _ = make_prompt(folder, str(write_clip(tmp_path / "clip.mp4")))
+    policy, seen = load_policy(str(folder)), []
+    vision_modules(policy.model)[0].register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    logprobs(policy, prompt, prompt)
+    assert prompt.pixels is not None
+    rows = 1 if policy.shared_prefix else 2
+    assert seen == [2 * rows * sum(len(inputs["pixel_values"]) for inputs in prompt.pixels.inputs)]
 
 
 def test_frames_and_their_order_matter(folder: Path, tmp_path: Path) -> None:

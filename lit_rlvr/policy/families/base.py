@@ -82,8 +82,8 @@ class ImageProcessor(ABC):
             UserError: the model does not take images of this size.
         """
 
-    def video_placeholders(self, width: int, height: int, video: Video) -> tuple[int, ...]:  # optional
-        """Return the tokens that stand for a video with frames of this size, in pixels, in place of its placeholder.
+    def video_placeholders(self, size: tuple[int, int], video: Video) -> tuple[int, ...]:  # optional
+        """Return the tokens that stand for a video with frames of this size (width, height), in pixels.
 
         Raises:
             UserError: the model takes no videos.
@@ -93,7 +93,7 @@ class ImageProcessor(ABC):
     def placeholders_of(self, images: Any) -> list[tuple[int, ...]]:
         """Return the tokens that stand for each of a sample's opened images and videos, none of which it decodes."""
         return [
-            self.video_placeholders(*size, source) if isinstance(source, Video) else self.placeholders(*size)
+            self.video_placeholders(size, source) if isinstance(source, Video) else self.placeholders(*size)
             for source, size in zip(images.sources, images.sizes, strict=True)
         ]
 

@@ -79,17 +79,17 @@ class QwenImageProcessor(ImageProcessor):
         self.check_sizes(own.video_processor, "video")
         return own
 
-    def video_grid(self, width: int, height: int, frames: int) -> tuple[int, int, int]:
+    def video_grid(self, size: tuple[int, int], frames: int) -> tuple[int, int, int]:
         """Return how many patches (time, height, width) a video has: the model's own processor sizes it, with the bound
         of qwen-vl-utils on all frames together.
 
         Args:
-            width, height: of each frame, in pixels.
+            size: (width, height) of each frame, in pixels.
 
         Raises:
             UserError: one side is more than 200 times as long as the other.
         """
-        own = self._own.video_processor
+        own, (width, height) = self._own.video_processor, size
         shape = torch.empty(1, frames, 3, height, width, device="meta")
         factors = {"factor": self._unit, "temporal_factor": own.temporal_patch_size, "cap_pixels_per_frame": True}
         try:
@@ -99,11 +99,11 @@ class QwenImageProcessor(ImageProcessor):
         patch = self._unit // self._merge
         return -(-frames // own.temporal_patch_size), high // patch, wide // patch
 
-    def video_placeholders(self, width: int, height: int, video: Video) -> tuple[int, ...]:
+    def video_placeholders(self, size: tuple[int, int], video: Video) -> tuple[int, ...]:
         """Return the tokens that the model's own processor writes, for some models with the seconds of the frames."""
         from transformers.video_utils import VideoMetadata
 
-        grid = torch.tensor([self.video_grid(width, height, len(video.indices))])
+        grid = torch.tensor([self.video_grid(size, len(video.indices))])
         inputs = {"video_grid_thw": grid, "video_metadata": [VideoMetadata(**video.metadata)]}
         text = self._own.replace_video_token(inputs, 0)
         return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
@@ -113,7 +113,7 @@ class QwenImageProcessor(ImageProcessor):
 
         patch = self._unit // self._merge
         if isinstance(image, Video):
-            _, high, wide = self.video_grid(*image.frames[0].size, len(image.frames))
+            _, high, wide = self.video_grid(image.frames[0].size, len(image.frames))
             size = (wide * patch, high * patch)
             return replace(image, frames=tuple(frame.resize(size, Image.Resampling.BICUBIC) for frame in image.frames))
         high, wide = self.grid(*image.size)
@@ -137,7 +137,7 @@ class QwenImageProcessor(ImageProcessor):
         made = own(videos=[video.array], return_tensors="pt", **options)
         seconds = own.temporal_patch_size * video.total / len(video.indices) / video.fps
         inputs = {"pixel_values": made["pixel_values_videos"], "image_grid_thw": made["video_grid_thw"]}
-        placeholders = self.video_placeholders(*video.frames[0].size, video)
+        placeholders = self.video_placeholders(video.frames[0].size, video)
         return inputs | {"second_per_grid_ts": torch.tensor([seconds])}, placeholders
 
 
