@@ -182,7 +182,7 @@ class ImageOptions:
         folder: folder that relative paths of images and videos start from; by default the folder of the data file.
         min_pixels: smaller images and frames are enlarged to this many pixels (width x height).
         max_pixels: larger images and frames are reduced to this many pixels; one token is 784 pixels in Qwen2.5-VL and
-            1024 in Qwen3-VL, and twice as many of a video.
+            1024 in Qwen3-VL, in a video of two frames.
         video_fps: frames that the model sees of each second of a video; a video in the form of a list of frames has
             this many per second.
         max_frames: most frames that the model sees of a video; those of a longer one are spread evenly over it.
@@ -310,7 +310,8 @@ def _examine(source: Source | Video, options: ImageOptions) -> tuple[Source | Vi
         total, fps, wanted = len(pictures), options.video_fps, None
     else:
         total, fps, *pictures = measure(source.frames)
-        content = source.frames if isinstance(source.frames, bytes) else Path(source.frames).read_bytes()
+        with BytesIO(source.frames) if isinstance(source.frames, bytes) else Path(source.frames).open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").digest()
         wanted = options.video_fps
     indices = source.indices or choose_frames(total, fps, wanted, options.max_frames)
     return replace(source, indices=indices, fps=fps, total=total), pictures[0], _hash(f"{indices}".encode() + content)

@@ -453,8 +453,8 @@ class VLLMEngine(RolloutEngine):
         return 0 if busy else 1
 
     def _input(self, prompt: Prompt) -> dict[str, Any]:
-        """Return a prompt as vLLM takes it: each image as a picture, each video as an array of frames, and a placeholder for
-        each, which vLLM expands itself."""
+        """Return a prompt as vLLM takes it: images as pictures, videos as arrays of frames, and a placeholder for each,
+        which vLLM expands itself."""
         if prompt.pixels is None:
             return {"prompt_token_ids": prompt.token_ids}
         media: dict[str, list[Any]] = {}
