@@ -19,7 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.conversations import NO_AUDIO, Messages, is_empty, parse_nested, without_nulls
-from lit_rlvr.datamodules.reading.videos import check_packages, choose_frames, measure, read_frames
+from lit_rlvr.datamodules.reading.videos import check_packages, choose_frames, inspect_video, read_frames
 from lit_rlvr.errors import UserError, check_within, option_group
 from lit_rlvr.types import Sample, Video, kinds_of
 
@@ -309,7 +309,7 @@ def _examine(source: Source | Video, options: ImageOptions) -> tuple[Source | Vi
         content = b"".join(picture.tobytes() for picture in pictures)
         total, fps, wanted = len(pictures), options.video_fps, None
     else:
-        total, fps, *pictures = measure(source.frames)
+        total, fps, *pictures = inspect_video(source.frames)
         with BytesIO(source.frames) if isinstance(source.frames, bytes) else Path(source.frames).open("rb") as file:
             content = hashlib.file_digest(file, "sha256").digest()
         wanted = options.video_fps

@@ -28,7 +28,7 @@ def check_packages() -> None:
         require(module, "videos", "av", "qwen-vl-utils", "torchvision")
 
 
-def measure(file: bytes | str) -> tuple[int, float, Image.Image]:
+def inspect_video(file: bytes | str) -> tuple[int, float, Image.Image]:
     """Return a video's number of frames, its frames per second, and its first frame; decode no other.
 
     Raises:
