@@ -100,10 +100,12 @@ class QwenImageProcessor(ImageProcessor):
         return -(-frames // own.temporal_patch_size), high // patch, wide // patch
 
     def video_placeholders(self, size: tuple[int, int], video: Video) -> tuple[int, ...]:
-        """Return the tokens that the model's own processor writes, for some models with the seconds of the frames."""
+        return self._video_tokens(torch.tensor([self.video_grid(size, len(video.indices))]), video)
+
+    def _video_tokens(self, grid: Tensor, video: Video) -> tuple[int, ...]:
+        """Return what the model's own processor writes for a video with patches (1, 3), for some models with seconds."""
         from transformers.video_utils import VideoMetadata
 
-        grid = torch.tensor([self.video_grid(size, len(video.indices))])
         inputs = {"video_grid_thw": grid, "video_metadata": [VideoMetadata(**video.metadata)]}
         text = self._own.replace_video_token(inputs, 0)
         return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
@@ -137,8 +139,9 @@ class QwenImageProcessor(ImageProcessor):
         made = own(videos=[video.array], return_tensors="pt", **options)
         seconds = own.temporal_patch_size * video.total / len(video.indices) / video.fps
         inputs = {"pixel_values": made["pixel_values_videos"], "image_grid_thw": made["video_grid_thw"]}
-        placeholders = self.video_placeholders(video.frames[0].size, video)
-        return inputs | {"second_per_grid_ts": torch.tensor([seconds])}, placeholders
+        return inputs | {"second_per_grid_ts": torch.tensor([seconds])}, self._video_tokens(
+            made["video_grid_thw"], video
+        )
 
 
 VLM_SPECIALS = (*LLM_SPECIALS, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
