@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,9 @@ def test_a_policy_computes_a_video_as_the_model_on_its_own(folder: Path, form: s
     assert prompt.pixels is not None
     video = prompt.pixels.images[0]
     assert video.indices == ((0, 2, 5, 7, 10, 12) if form == "file" else (0, 1, 2, 3, 4))
+    seconds = prompt.pixels.inputs[0]["second_per_grid_ts"]
+    assert (folder.name == "qwen2.5-vl") is ("second_per_grid_ts" in inputs)
+    torch.testing.assert_close(seconds, inputs.get("second_per_grid_ts", seconds))
     policy = load_policy(str(folder))
     ours, positions = logprobs(policy, prompt).detach(), slow_positions(prompt, model.config)
     assert policy.position_ids(prompt).tolist() == positions
@@ -106,6 +110,29 @@ def test_a_policy_computes_a_video_as_the_model_on_its_own(folder: Path, form: s
             logits = model(ids, position_ids=places, use_cache=False, **same).logits
         wanted = logits.log_softmax(-1)[0, len(prompt.token_ids) - 1 : -1].gather(-1, more.T).squeeze(-1)
         torch.testing.assert_close(row[: len(wanted)], wanted, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("bounds", [(20000, 21000), (1, 3000), (60000, 500000)])
+def test_frames_of_any_size_have_as_many_tokens_as_features(folder: Path, bounds: tuple[int, int]) -> None:
+    file = folder / "video_preprocessor_config.json"
+    low, high = bounds
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"size": {"shortest_edge": low, "longest_edge": high}}))
+    processor = load_image_processor(str(folder))
+    tokens = {processor.family.image_token_id, processor.family.video_token_id}
+    for size in ((84, 84), (30, 300), (301, 33), (28, 28), (97, 143)):
+        images = open_images([Video([picture(*size, seed=i) for i in range(3)])], Path())
+        (wanted,), pixels = processor.placeholders_of(images), processor.pixels(images)
+        assert pixels.placeholders == (wanted,)
+        assert sum(token in tokens for token in wanted) == processor.family.features(pixels.inputs[0])
+    with pytest.raises(UserError, match="a video of 2010 x 10 pixels"):
+        processor.video_grid((2010, 10), 4)
+
+
+def test_a_video_processor_of_another_model_is_refused(folder: Path) -> None:
+    file = folder / "video_preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"patch_size": 7}))
+    with pytest.raises(UserError, match=r"the video processor of .* has patch_size 7, its vision_config patch_size 1"):
+        load_image_processor(str(folder)).video_grid((84, 84), 4)
 
 
 def test_the_tower_computes_images_and_videos_in_one_pass(folder: Path, tmp_path: Path) -> None:

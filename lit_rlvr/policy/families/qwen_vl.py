@@ -103,7 +103,7 @@ class QwenImageProcessor(ImageProcessor):
         return self._video_tokens(torch.tensor([self.video_grid(size, len(video.indices))]), video)
 
     def _video_tokens(self, grid: Tensor, video: Video) -> tuple[int, ...]:
-        """Return what the model's own processor writes for a video with patches (1, 3), for some models with seconds."""
+        """Return what the model's own processor writes for a video of a grid (1, 3): for some models also seconds."""
         from transformers.video_utils import VideoMetadata
 
         inputs = {"video_grid_thw": grid, "video_metadata": [VideoMetadata(**video.metadata)]}
@@ -138,10 +138,9 @@ class QwenImageProcessor(ImageProcessor):
         options = {"do_resize": False, "do_sample_frames": False, "cap_pixels_per_frame": True}
         made = own(videos=[video.array], return_tensors="pt", **options)
         seconds = own.temporal_patch_size * video.total / len(video.indices) / video.fps
-        inputs = {"pixel_values": made["pixel_values_videos"], "image_grid_thw": made["video_grid_thw"]}
-        return inputs | {"second_per_grid_ts": torch.tensor([seconds])}, self._video_tokens(
-            made["video_grid_thw"], video
-        )
+        patches, grid = made["pixel_values_videos"], made["video_grid_thw"]
+        inputs = {"pixel_values": patches, "image_grid_thw": grid, "second_per_grid_ts": torch.tensor([seconds])}
+        return inputs, self._video_tokens(grid, video)
 
 
 VLM_SPECIALS = (*LLM_SPECIALS, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
