@@ -154,11 +154,12 @@ class PromptDataModule(ChecksArguments, UsesModel):
         test: test rows, in the same form as `train`.
         validation_split: without `validation`, hold out this many training rows (an integer) or this share of them (a
             fraction) for validation, drawn by `seed` alone, so that runs with other seeds hold out the same rows.
-        columns: which column holds `prompt`, `answer`, `image`, `id`, `category` and `options` (of a multiple-choice
-            question); write nested columns as `metadata.subject`. An omitted field is read from the column of the same
-            name. Images are paths, bytes, base64 or what `datasets` stores; `<image>` in the prompt marks their places.
+        columns: which column holds `prompt`, `answer`, `image`, `video`, `id`, `category` and `options` (of a
+            multiple-choice question); write nested columns as `metadata.subject`. An omitted field is read from the
+            column of the same name. Images are paths, bytes, base64 or what `datasets` stores, and videos also lists of
+            frames; `<image>` and `<video>` in the prompt mark their places.
         reading: which rows are used, and how.
-        images: where images are, and in which size the model sees them.
+        images: where images and videos are, and in which size the model sees them.
         chat: the text that the model sees.
         prompts_per_rollout: prompts in one rollout, summed over all processes.
         evaluation: how the set is validated and tested on.
@@ -318,11 +319,10 @@ class PromptDataModule(ChecksArguments, UsesModel):
         parts = split_turns(chat.messages(whole), chat, self.tokenizer, self.opening, ends, sample.source)
         if not sample.images:
             return parts
-        images: Any = sample.images
-        placeholders = [self.image_processor.placeholders(*size) for size in images.sizes]
+        placeholders = self.image_processor.placeholders_of(sample.images)
         found = []
         for part in parts:
-            count = part.token_ids.count(self.image_processor.family.prompt_token_id)
+            count = sum(map(part.token_ids.count, self.image_processor.family.prompt_token_ids))
             token_ids = self.image_processor.expand(part.token_ids, placeholders[:count])
             found.append(Part(token_ids, part.is_written, count))
             placeholders = placeholders[count:]
@@ -375,9 +375,8 @@ class PromptDataModule(ChecksArguments, UsesModel):
         if len(token_ids) > most:
             token_ids = token_ids[:most]
         elif sample.images:
-            images: Any = sample.images
             try:
-                placeholders = [self.image_processor.placeholders(*size) for size in images.sizes]
+                placeholders = self.image_processor.placeholders_of(sample.images)
                 token_ids = self.image_processor.expand(token_ids, placeholders)
             except UserError as error:
                 raise UserError(f"{sample.source}: {error}") from error

@@ -23,6 +23,41 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 
 
 @dataclass(frozen=True)
+class Video:
+    """A video among the images of a sample.
+
+    Args:
+        frames: a file's path or bytes, or a list of frames, each in a form that images have; once the video is
+            decoded, the RGB images that the model sees.
+        indices: the numbers of the frames that the model sees; () = they are not chosen yet.
+        fps: frames per second of the whole video.
+        total: number of frames of the whole video.
+    """
+
+    frames: Any
+    indices: tuple[int, ...] = ()
+    fps: float = 0.0
+    total: int = 0
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What transformers and vLLM need to know of a video whose frames are chosen."""
+        return {"fps": self.fps, "frames_indices": list(self.indices), "total_num_frames": self.total}
+
+    @property
+    def array(self) -> Any:
+        """The frames of a decoded video as one array (T, height, width, 3) of bytes."""
+        import numpy as np
+
+        return np.stack([np.asarray(frame) for frame in self.frames])
+
+
+def kinds_of(images: Sequence[Any]) -> list[str]:
+    """Return `image` or `video` for each of a sample's images and videos; decode none."""
+    return ["video" if isinstance(source, Video) else "image" for source in getattr(images, "sources", images)]
+
+
+@dataclass(frozen=True)
 class Sample:
     """One row of a data set, as a DataModule yields it.
 
@@ -30,8 +65,8 @@ class Sample:
         id: a name, unique within its set and the same in every run; seeds derive from it.
         prompt: the user's text, or a whole conversation as chat messages ({"role", "content"}).
         answer: the reference answer as text, which rewards interpret.
-        images: files, bytes or PIL images in the order of their `<image>` placeholders in the prompt; a DataModule
-            turns them into a sequence that decodes each to RGB on indexing.
+        images: files, bytes, PIL images, or a `Video` for each video, in the order of their `<image>` and `<video>`
+            placeholders in the prompt; a DataModule turns them into a sequence that decodes each to RGB on indexing.
         row: the whole source row, for rewards that need more than the answer.
         category: a label for per-category tables ("" = none).
         source: "file:row", for error messages.
@@ -309,12 +344,12 @@ def _truth(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Pixels:
-    """The n images of a prompt, or of a completion's observations.
+    """The n images and videos of a prompt, or of a completion's observations.
 
     Args:
         inputs: for each image, the model's inputs by name; only the model's `VisionFamily` reads them.
         placeholders: for each image, the tokens that stand for it.
-        images: the n resized RGB images, for engines that make the model's inputs themselves.
+        images: the n resized RGB images, or a `Video` of such, for engines that make the model's inputs themselves.
     """
 
     inputs: tuple[Mapping[str, Tensor], ...]

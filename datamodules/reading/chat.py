@@ -238,10 +238,7 @@ class Chat:
             messages = [dict(message) for message in sample.prompt]
         last = max(i for i, message in enumerate(messages) if message["role"] == "user")
         messages[last]["content"] = wrapped(messages[last]["content"], self.template_text)
-        if sample.images:
-            messages = as_parts(messages, len(sample.images))
-        else:
-            messages = [_as_text(message) for message in messages]
+        messages = as_parts(messages, sample.images) if sample.images else [_as_text(message) for message in messages]
         if self.system_text is None:
             return messages
         rest = [message for message in messages if message["role"] != "system"]

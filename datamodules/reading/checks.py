@@ -10,7 +10,7 @@ from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.errors import UserError, defined_at, type_text
 from lit_rlvr.types import Sample
 
-FIELDS = ("prompt", "answer", "image", "id", "category", "options")
+FIELDS = ("prompt", "answer", "image", "video", "id", "category", "options")
 """The fields that `columns` can map by default."""
 
 

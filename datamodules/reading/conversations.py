@@ -2,7 +2,8 @@
 
 Data sets hold messages as lists, as arrays, as JSON text (in a CSV file) or under the key `messages`, with parts in the
 forms of Hugging Face, OpenAI, Anthropic and Qwen. `as_conversation` turns all of them into one form: a content is a
-text, or a list of `{"type": "text", "text"}`, `{"type": "image"}` and `{"type": "image", "image"}` parts.
+text, or a list of `{"type": "text", "text"}`, `{"type": "image"}` and `{"type": "image", "image"}` parts, and of the
+last two for videos, whose source is a `Video`.
 """
 
 from __future__ import annotations
@@ -15,18 +16,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from lit_rlvr.datamodules.reading.bad_row import BadRow
+from lit_rlvr.types import Video
 
 Messages = list[dict[str, Any]]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 TEXT_TYPES = {"text", "input_text", "output_text"}
-IMAGE_TYPES = {"image", "image_url", "input_image"}
-IMAGE_KEYS = ("image", "image_url", "url", "path", "source", "base64", "data")
-"""Keys of an image part that hold the image, by precedence."""
+MEDIA_TYPES = {"image": "image", "image_url": "image", "input_image": "image", "video": "video", "video_url": "video"}
+SOURCE_KEYS = ("url", "path", "source", "base64", "data")
+"""Keys of an image or video part that hold it, by precedence, after those of `MEDIA_KEYS`."""
 MEDIA_KEYS = ("image", "image_url", "video", "video_url", "audio", "audio_url", "input_audio", "file")
 """Keys that tell what a part without a type is, and that a text part must not have."""
-UNSUPPORTED = {"video": "video is not supported yet", "audio": "audio is not supported yet"}
+NO_AUDIO = "audio is not supported yet"
 
 _MESSAGES_AS_TEXT = re.compile(r"""\s*(?:\[\s*)?\{\s*["'](?:role|content|messages)["']\s*:.*[\]}]\s*""", re.DOTALL)
 _ROLE = re.compile(r"""\s*\[.*["']role["']\s*:""", re.DOTALL)
@@ -140,21 +142,28 @@ def _part(value: Any) -> dict[str, Any]:
         if media:
             raise BadRow(f"a part of type {kind!r} that also holds {media[0]!r}", "prompt")
         return part | {"type": "text"}
-    if kind not in IMAGE_TYPES:
-        reason = next((reason for name, reason in UNSUPPORTED.items() if name in str(kind)), "use text or image")
+    if kind not in MEDIA_TYPES:
+        reason = NO_AUDIO if "audio" in str(kind) else "use text, image or video"
         raise BadRow(f"a part of type {kind!r}: {reason}", "prompt")
     if part.get("text"):
         raise BadRow(f"a part of type {kind!r} that also holds text", "prompt")
-    key = next((key for key in IMAGE_KEYS if not is_empty(part.get(key))), None)
-    return {"type": "image"} if key is None else {"type": "image", "image": _image(part[key], key, part)}
+    medium = MEDIA_TYPES[kind]
+    key = next((key for key in (medium, f"{medium}_url", *SOURCE_KEYS) if not is_empty(part.get(key))), None)
+    if medium == "video" and (more := part.keys() - {"type", "text", key}):
+        names = ", ".join(sorted(map(str, more)))
+        raise BadRow(f"a part of type {kind!r} with {names}; set data.images.video_fps, max_frames, ...", "prompt")
+    if key is None:
+        return {"type": medium}
+    source = _source(part[key], key, part)
+    return {"type": medium, medium: source if medium == "image" or isinstance(source, Video) else Video(source)}
 
 
-def _image(value: Any, key: str, part: dict[str, Any]) -> Any:
-    """Return the image of a part: a path, an URL, bytes or a picture."""
+def _source(value: Any, key: str, part: dict[str, Any]) -> Any:
+    """Return the image or video of a part: a path, an URL, bytes, a picture or a list of frames."""
     if isinstance(value, dict) and "url" in value:  # OpenAI's {"url", "detail"}
         return value["url"]
     if isinstance(value, dict) and "data" in value:  # Anthropic's {"type": "base64", "media_type", "data"}
-        return _image(value["data"], "data", value)
+        return _source(value["data"], "data", value)
     if key in ("base64", "data") and isinstance(value, str) and not value.startswith("data:"):
         return f"data:{part.get('media_type') or part.get('mimeType') or 'image/png'};base64,{value}"
     return value

@@ -1,4 +1,4 @@
-"""The images of a row: functions to find, check, place and decode them."""
+"""The images and videos of a row: functions to find, check, place and decode them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import hashlib
 import math
 import re
+from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -17,25 +18,27 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lit_rlvr.datamodules.reading.bad_row import BadRow
-from lit_rlvr.datamodules.reading.conversations import UNSUPPORTED, Messages, is_empty, parse_nested
+from lit_rlvr.datamodules.reading.conversations import NO_AUDIO, Messages, is_empty, parse_nested, without_nulls
+from lit_rlvr.datamodules.reading.videos import check_packages, choose_frames, inspect_video, read_frames
 from lit_rlvr.errors import UserError, check_within, option_group
-from lit_rlvr.types import Sample
+from lit_rlvr.types import Sample, Video, kinds_of
 
 PLACEHOLDER = "<image>"
+_PLACEHOLDERS = re.compile("<(image|video)>")
 
 
-def as_parts(messages: Messages, images: int) -> Messages:
-    """Convert chat messages to a processor's format: `{"type": "image"}` and `{"type": "text", "text"}` parts.
+def as_parts(messages: Messages, images: Sequence[Any]) -> Messages:
+    """Convert chat messages to a processor's format: `{"type": "text", "text"}` parts and `{"type"}` of other media.
 
     Args:
-        messages: each `<image>` in them becomes an image part; if there is none, all image parts go in front of the
-            last user message.
-        images: number of images of the prompt.
+        messages: each `<image>` or `<video>` in them becomes a part; if there is none, the parts of all images and
+            videos go in front of the last user message.
+        images: the prompt's images and videos.
     """
     messages = [message | {"content": _parts(message["content"])} for message in messages]
-    if not _count(messages):
+    if not _places(messages):
         last = next(message for message in reversed(messages) if message["role"] == "user")
-        last["content"] = [{"type": "image"}] * images + last["content"]
+        last["content"] = [{"type": kind} for kind in kinds_of(images)] + last["content"]
     return messages
 
 
@@ -44,6 +47,21 @@ def as_images(value: Any) -> tuple[Any, ...]:
     value = value.tolist() if getattr(value, "ndim", 0) == 1 else parse_nested(value)
     values = value if isinstance(value, list | tuple) else (value,)
     return tuple(image for image in values if not is_empty(image))
+
+
+def as_videos(value: Any) -> tuple[Video, ...]:
+    """Read a cell as videos: a file, a list of image files (the frames of one video), a list of these, or none."""
+    value = without_nulls(parse_nested(value))
+    if isinstance(value, bool | int | float) or is_empty(value):
+        return ()
+    videos = value if isinstance(value, list) and not all(map(_is_frame, value)) else [value]
+    return tuple(Video(video) for video in videos if not is_empty(video))
+
+
+def _is_frame(value: Any) -> bool:
+    """Return True for a decoded image and for the name of an image file, also in a dict of `datasets`."""
+    value = value.get("path") if isinstance(value, Mapping) else value
+    return isinstance(value, Image.Image) or (isinstance(value, str) and bool(_FILE.fullmatch(value.strip())))
 
 
 def check_media(row: Mapping[str, Any], read: Container[str], images: bool = True) -> None:
@@ -61,8 +79,9 @@ def check_media(row: Mapping[str, Any], read: Container[str], images: bool = Tru
             continue
         kind = str(column).lower().removesuffix("s")
         values = [value for value in as_images(cell) if not isinstance(value, bool | int | float)]
-        if values and kind in UNSUPPORTED:
-            raise BadRow(f"{UNSUPPORTED[kind]}; leave out such rows, or this column if its questions need none", column)
+        if values and kind in ("audio", "video"):
+            reason = NO_AUDIO if kind == "audio" else "videos that are not read (PromptDataModule reads one column)"
+            raise BadRow(f"{reason}; leave out such rows, or this column if its questions need none", column)
         if images and any(_is_image(value, IMAGE_NAME.search(str(column)) is not None) for value in values):
             raise BadRow(
                 "images that are not read; map the column with `columns: {image: ...}`, or leave it out", column
@@ -78,74 +97,66 @@ def _is_image(value: Any, by_name: bool) -> bool:
     return isinstance(value, bytes | Image.Image)
 
 
-def with_own_images(sample: Sample) -> Sample:
-    """Move the images that parts of messages hold to the sample's images, in the order of their places.
+def place_images(sample: Sample) -> Sample:
+    """Put a sample's images and videos in the order of their places in the prompt.
 
-    The places without an image of their own take the sample's images. These may also repeat the parts' images.
+    Parts of messages may hold their own, which move to the sample's images. The other places take the sample's images
+    and videos in turn. These may also repeat the parts' own. A prompt without places takes any number.
 
     Raises:
         BadRow: there are more or fewer of them than such places.
     """
-    if isinstance(sample.prompt, str):
+    messages = [{"content": sample.prompt}] if isinstance(sample.prompt, str) else sample.prompt
+    parts = _places([message | {"content": _parts(message["content"])} for message in messages])
+    if not parts:
         return sample
-    parts = [part for message in sample.prompt for part in _parts(message["content"]) if part["type"] == "image"]
-    own = [part["image"] for part in parts if "image" in part]
+    own = [part[part["type"]] for part in parts if part["type"] in part]
+    given = [] if own and _are_same(own, sample.images) else list(sample.images)
+    count, places = Counter(kinds_of(given)), Counter(part["type"] for part in parts if part["type"] not in part)
+    for kind in ("image", "video"):
+        if count[kind] != places[kind]:
+            more = f", next to {len(own)} in the messages' own parts" if own else ""
+            raise BadRow(f"{places[kind]} <{kind}> placeholders for {count[kind]} {kind}s{more}", kind)
+    rest = {kind: iter([x for x, k in zip(given, kinds_of(given), strict=True) if k == kind]) for kind in count}
+    images = tuple(part[part["type"]] if part["type"] in part else next(rest[part["type"]]) for part in parts)
     if not own:
-        return sample
-    given = [] if _are_same(own, sample.images) else list(sample.images)
-    if len(given) != len(parts) - len(own):
-        raise BadRow(
-            f"{len(given)} images for {len(parts) - len(own)} placeholders, next to {len(own)} images in the prompt",
-            "image",
-        )
-    rest = iter(given)
+        return replace(sample, images=images)
     messages = [
         message if isinstance(message["content"], str)
-        else message | {"content": [{"type": "image"} if "image" in part else part for part in message["content"]]}
-        for message in sample.prompt
+        else message | {"content": [p if p["type"] == "text" else {"type": p["type"]} for p in message["content"]]}
+        for message in messages
     ]  # fmt: skip
-    return replace(sample, prompt=messages, images=tuple(p["image"] if "image" in p else next(rest) for p in parts))
+    return replace(sample, prompt=messages, images=images)
 
 
 def _are_same(own: Sequence[Any], others: Sequence[Any]) -> bool:
-    """Return True if both are the same paths or encoded images."""
-    kinds = (str, bytes, Mapping)
+    """Return True if both are the same paths, encoded images or videos."""
+    kinds = (str, bytes, Mapping, Video)
     return len(own) == len(others) and all(
         isinstance(a, kinds) and isinstance(b, kinds) and a == b for a, b in zip(own, others, strict=True)
     )
 
 
-def check_placeholders(prompt: str | Messages, images: int) -> None:
-    """Check that there are as many placeholders as images; a prompt without placeholders takes any number.
-
-    Raises:
-        BadRow: the numbers differ.
-    """
-    content = prompt if isinstance(prompt, list) else [{"content": prompt}]
-    places = _count([{"content": _parts(message["content"])} for message in content])
-    if places not in (0, images):
-        raise BadRow(f"{places} {PLACEHOLDER} placeholders for {images} images", "image")
-
-
 def _parts(content: Any) -> list[dict[str, Any]]:
-    """Split a content at each `<image>` into image parts and text parts; drop empty texts."""
+    """Split a content at each `<image>` and `<video>` into parts; drop empty texts."""
     parts: list[dict[str, Any]] = []
     for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
         if part.get("type") != "text":
             parts.append(part)
             continue
-        for i, text in enumerate(part["text"].split(PLACEHOLDER)):
-            parts += [{"type": "image"}] if i else []
-            parts += [{"type": "text", "text": text}] if text else []
+        for i, text in enumerate(_PLACEHOLDERS.split(part["text"])):  # texts and kinds alternate
+            if text:
+                parts.append({"type": text} if i % 2 else {"type": "text", "text": text})
     return parts
 
 
-def _count(messages: Messages) -> int:
-    return sum(part.get("type") == "image" for message in messages for part in message["content"])
+def _places(messages: Messages) -> list[dict[str, Any]]:
+    """Return the parts that stand for images and videos."""
+    return [part for message in messages for part in message["content"] if part.get("type") in ("image", "video")]
 
 
-BASE64 = re.compile(r"data:image/[\w.+-]+;base64,|iVBORw0KGgo|/9j/|R0lGOD|UklGR")
-"""The beginning of a base64 image: a data URL, or the first bytes of PNG, JPEG, GIF or WebP."""
+BASE64 = re.compile(r"data:(?:image|video)/[\w.+-]+;base64,|iVBORw0KGgo|/9j/|R0lGOD|UklGR|AAAA[\w+/]{2}Z0eX|GkXfo")
+"""The beginning of base64: a data URL of an image or video, or the first bytes of PNG, JPEG, GIF, WebP, MP4 or WebM."""
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
@@ -155,27 +166,57 @@ MAX_ASPECT = 200
 IMAGE_NAME = re.compile(r"image|img|picture|photo", re.IGNORECASE)
 """The names of columns that may hold images."""
 
-_FILE_OR_URL = re.compile(r"\S+\.(png|jpe?g|webp|gif|bmp|tiff?)|[A-Za-z]+://\S+", re.IGNORECASE)
+_FILE = re.compile(r"\S+\.(png|jpe?g|webp|gif|bmp|tiff?)", re.IGNORECASE)
+_FILE_OR_URL = re.compile(rf"{_FILE.pattern}|[A-Za-z]+://\S+", re.IGNORECASE)
 
 Source = bytes | str | Image.Image
 Size = tuple[int, int]
 
 
+@option_group("data.images")
 @dataclass(frozen=True)
-class Images(Sequence[Any]):
-    """A sample's images, decoded on indexing, so that a data set needs no more memory than its files.
+class ImageOptions:
+    """Where a data set's images and videos are, in which size the model sees them, and how many frames of a video.
 
     Args:
-        sources: encoded bytes, paths, or PIL images.
-        keys: a hash of each image's content; equal images have equal keys.
-        sizes: (width, height) in pixels of each image as the model sees it.
-        bounds: minimum and maximum number of pixels, None = no bound.
+        folder: folder that relative paths of images and videos start from; by default the folder of the data file.
+        min_pixels: smaller images and frames are enlarged to this many pixels (width x height).
+        max_pixels: larger images and frames are reduced to this many pixels; one token is 784 pixels in Qwen2.5-VL and
+            1024 in Qwen3-VL, in a video of two frames.
+        video_fps: frames that the model sees of each second of a video; a video in the form of a list of frames has
+            this many per second.
+        max_frames: most frames that the model sees of a video; those of a longer one are spread evenly over it.
     """
 
-    sources: tuple[Source, ...]
+    folder: str | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    video_fps: float = 2.0
+    max_frames: int = 128
+
+    def __post_init__(self) -> None:
+        check_within("[1, inf)", "data.images", min_pixels=self.min_pixels, max_pixels=self.max_pixels)
+        check_within("(0, inf)", "data.images", video_fps=self.video_fps)
+        check_within("[2, inf)", "data.images", max_frames=self.max_frames)
+        if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
+            raise UserError(f"data.images: min_pixels={self.min_pixels} is more than max_pixels={self.max_pixels}")
+
+
+@dataclass(frozen=True)
+class Images(Sequence[Any]):
+    """A sample's images and videos, decoded on indexing, so that a data set needs no more memory than its files.
+
+    Args:
+        sources: encoded bytes, paths, PIL images, or a `Video` of such.
+        keys: a hash of each one's content; equal images have equal keys.
+        sizes: (width, height) in pixels of each image, or frame of a video, as the model sees it.
+        options: the sizes that they were opened with.
+    """
+
+    sources: tuple[Source | Video, ...]
     keys: tuple[str, ...]
     sizes: tuple[Size, ...]
-    bounds: tuple[int | None, int | None] = (None, None)
+    options: ImageOptions
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -183,29 +224,14 @@ class Images(Sequence[Any]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return tuple(self[i] for i in range(*index.indices(len(self))))
-        return resize(decode(self.sources[index]), *self.bounds)
-
-
-@option_group("data.images")
-@dataclass(frozen=True)
-class ImageOptions:
-    """Where a data set's images are, and in which size the model sees them.
-
-    Args:
-        folder: folder that relative image paths start from; by default the folder of the data file.
-        min_pixels: smaller images are enlarged to this many pixels (width x height).
-        max_pixels: larger images are reduced to this many pixels; one token is 784 pixels in Qwen2.5-VL and 1024 in
-            Qwen3-VL.
-    """
-
-    folder: str | None = None
-    min_pixels: int | None = None
-    max_pixels: int | None = None
-
-    def __post_init__(self) -> None:
-        check_within("[1, inf)", "data.images", min_pixels=self.min_pixels, max_pixels=self.max_pixels)
-        if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
-            raise UserError(f"data.images: min_pixels={self.min_pixels} is more than max_pixels={self.max_pixels}")
+        source, bounds = self.sources[index], (self.options.min_pixels, self.options.max_pixels)
+        if not isinstance(source, Video):
+            return resize(decode(source), *bounds)
+        if isinstance(source.frames, tuple):
+            frames = [decode(source.frames[i]) for i in source.indices]
+        else:
+            frames = read_frames(source.frames, source.indices)
+        return replace(source, frames=tuple(resize(frame, *bounds) for frame in frames))
 
 
 def with_images(rows: Iterable[Sample | BadRow], options: ImageOptions) -> Iterator[Sample | BadRow]:
@@ -225,47 +251,83 @@ def with_images(rows: Iterable[Sample | BadRow], options: ImageOptions) -> Itera
         if isinstance(row, Sample):
             start = folder or Path(row.source.rpartition(":")[0]).parent
             try:
-                row = with_own_images(row)
-                check_placeholders(row.prompt, len(row.images))
+                row = place_images(row)
                 if row.images:
-                    row = replace(row, images=open_images(row.images, start, options.min_pixels, options.max_pixels))
+                    row = replace(row, images=open_images(row.images, start, options))
             except BadRow as error:
                 error.source = row.source
                 row = error
         yield row
 
 
-def open_images(
-    images: Sequence[Any], folder: Path, min_pixels: int | None = None, max_pixels: int | None = None
-) -> Images:
-    """Find the images and check that each can be decoded.
+def open_images(images: Sequence[Any], folder: Path, options: ImageOptions = ImageOptions()) -> Images:
+    """Find the images and videos, and check that each can be decoded, of a video its first frame.
 
     Raises:
-        BadRow: an image is missing or cannot be decoded.
+        BadRow: one is missing or cannot be decoded.
     """
     sources, keys, sizes = [], [], []
-    for number, image in enumerate(images, 1):
-        source = locate(image, folder)
+    for number, (image, kind) in enumerate(zip(images, kinds_of(images), strict=True), 1):
+        source = _locate_frames(image, folder) if isinstance(image, Video) else locate(image, folder)
         try:
-            picture = decode(source)
+            source, picture, key = _examine(source, options)
+        except UserError:  # a missing package
+            raise
         except Exception as error:  # broken files can raise anything: OSError, SyntaxError, ValueError, zlib.error
-            name = source if isinstance(source, str) else f"number {number}"
+            file = source.frames if isinstance(source, Video) else source
+            name = file if isinstance(file, str) else f"number {number}"
             what = error.reason if isinstance(error, BadRow) else f"{type(error).__name__}: {error}"
             what = "not an image" if isinstance(error, UnidentifiedImageError) else what
-            raise BadRow(f"{name} cannot be decoded ({what})", "image") from error
+            raise BadRow(f"{name} cannot be decoded ({what})", kind) from error
         sources.append(source)
-        keys.append(hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()[:16])
-        sizes.append(_padded(*fit(picture.size, min_pixels, max_pixels)))
-    return Images(tuple(sources), tuple(keys), tuple(sizes), (min_pixels, max_pixels))
+        keys.append(key)
+        sizes.append(_padded(*fit(picture.size, options.min_pixels, options.max_pixels)))
+    return Images(tuple(sources), tuple(keys), tuple(sizes), options)
 
 
-def locate(image: Any, folder: Path) -> Source:
-    """Return the image in a cell as encoded bytes, a path, or a PIL image.
+def _locate_frames(video: Video, folder: Path) -> Video:
+    """Return a video with its file, or the files of its frames, as `locate` returns them."""
+    if not isinstance(video.frames, list | tuple):
+        return replace(video, frames=locate(video.frames, folder, "video"))
+    return replace(video, frames=tuple(locate(frame, folder, "video") for frame in video.frames))
+
+
+def _examine(source: Source | Video, options: ImageOptions) -> tuple[Source | Video, Image.Image, str]:
+    """Return an image or video with its frames chosen, its picture or first frame, and a hash of what the model sees.
+
+    Raises:
+        BadRow: the frames of a video have several sizes, or there are fewer than two.
+    """
+    if not isinstance(source, Video):
+        picture = decode(source)
+        return source, picture, _hash(f"{picture.size}".encode() + picture.tobytes())
+    check_packages()
+    if isinstance(source.frames, tuple):
+        pictures = [decode(frame) for frame in source.frames]
+        if len({picture.size for picture in pictures}) > 1:
+            raise BadRow("its frames have several sizes")
+        content = b"".join(picture.tobytes() for picture in pictures)
+        total, fps, wanted = len(pictures), options.video_fps, None
+    else:
+        total, fps, *pictures = inspect_video(source.frames)
+        with BytesIO(source.frames) if isinstance(source.frames, bytes) else Path(source.frames).open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").digest()
+        wanted = options.video_fps
+    indices = source.indices or choose_frames(total, fps, wanted, options.max_frames)
+    return replace(source, indices=indices, fps=fps, total=total), pictures[0], _hash(f"{indices}".encode() + content)
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def locate(image: Any, folder: Path, kind: str = "image") -> Source:
+    """Return the image or video file in a cell as encoded bytes, a path, or a PIL image.
 
     Args:
         image: {"bytes", "path"} as `datasets` stores it, {"url"}, bytes, base64 text, a path, also as file://, or a PIL
             image.
-        folder: folder that a relative path starts from.
+        folder: folder that a relative path starts from. kind: `image` or `video`, for messages.
 
     Raises:
         BadRow: it is none of these, or there is no such file.
@@ -275,22 +337,22 @@ def locate(image: Any, folder: Path) -> Source:
     if isinstance(image, bytes | Image.Image):
         return image
     if not isinstance(image, str | Path):
-        raise BadRow(f"expected a path, bytes or an image, got {type(image).__name__}", "image")
+        raise BadRow(f"expected a path, bytes or an image, got {type(image).__name__}", kind)
     if isinstance(image, str) and (head := BASE64.match(image)):
         try:
             return base64.b64decode("".join(image[head.end() * image.startswith("data:") :].split()), validate=True)
         except ValueError as error:
-            raise BadRow(f"broken base64 ({error})", "image") from error
+            raise BadRow(f"broken base64 ({error})", kind) from error
     if isinstance(image, str):
         if image.startswith("data:"):
-            raise BadRow(f"{image[:40]!r} is not a base64 image", "image")
+            raise BadRow(f"{image[:40]!r} is not a base64 {kind}", kind)
         if image.startswith("file://"):
             image = unquote(image.removeprefix("file://"))
         if _URL.match(image):
-            raise BadRow(f"{image}: URLs are not read; download the image and give its path", "image")
+            raise BadRow(f"{image}: URLs are not read; download the {kind} and give its path", kind)
     path = folder / Path(image).expanduser()
     if not path.is_file():
-        raise BadRow(f"no such file: {path}", "image")
+        raise BadRow(f"no such file: {path}", kind)
     return str(path)
 
 
@@ -334,6 +396,18 @@ def resize(picture: Image.Image, min_pixels: int | None, max_pixels: int | None)
     if _padded(*size) != size:
         picture = ImageOps.pad(picture, _padded(*size), color="white")
     return picture
+
+
+def film_strip(image: Any, frames: int = 8) -> Image.Image:
+    """Return an image as it is, and of a video at most so many frames, evenly spread, in a row."""
+    if not isinstance(image, Video):
+        return image
+    shown = [image.frames[i] for i in np.linspace(0, len(image.frames) - 1, min(frames, len(image.frames))).astype(int)]
+    width, height = shown[0].size
+    strip = Image.new("RGB", (width * len(shown), height))
+    for number, frame in enumerate(shown):
+        strip.paste(frame, (number * width, 0))
+    return strip
 
 
 def fit(size: Size, min_pixels: int | None, max_pixels: int | None) -> Size:

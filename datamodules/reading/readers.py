@@ -24,7 +24,7 @@ from PIL import Image
 from lit_rlvr.common.files import write_atomically
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.errors import UserError, type_text, why_not_a_file
-from lit_rlvr.types import Sample
+from lit_rlvr.types import Sample, Video
 
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<config>[\w.-]+))?(:(?P<split>.+))?")
 """`name` or `org/name`, `@config`, `:split`."""
@@ -372,9 +372,10 @@ def as_row(sample: Sample, from_file: bool) -> dict[str, Any]:
 
     Args:
         from_file: True for a sample from a file: return that file's row again, for the same DataModule and options,
-            with images as base64 text. Any other sample gets the columns prompt, answer, image, id, category and
+            with images as base64 text. Any other sample gets the columns prompt, answer, image, video, id, category and
             options, which every DataModule reads with `columns`.
     """
+    sources = getattr(sample.images, "sources", sample.images)
     row = {str(name): cell_to_json(cell) for name, cell in sample.row.items()}
     if from_file and row:
         return row
@@ -382,7 +383,8 @@ def as_row(sample: Sample, from_file: bool) -> dict[str, Any]:
         "id": sample.id,
         "prompt": sample.prompt,
         "answer": sample.references if sample.aliases else sample.answer,
-        "image": [cell_to_json(image) for image in sample.images],
+        "image": [cell_to_json(sample.images[i]) for i, x in enumerate(sources) if not isinstance(x, Video)],
+        "video": [cell_to_json(source.frames) for source in sources if isinstance(source, Video)],
         "category": sample.category,
         "options": sample.options,
     }

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.cells import Answers, as_answers, as_text, is_blank, lookup, parse_text
 from lit_rlvr.datamodules.reading.conversations import Messages, as_conversation, text_of, without_closing_turns
-from lit_rlvr.datamodules.reading.images import as_images, check_media
+from lit_rlvr.datamodules.reading.images import as_images, as_videos, check_media
 from lit_rlvr.datamodules.reading.options import as_options
 from lit_rlvr.datamodules.reading.sharegpt import sharegpt_to_messages
 from lit_rlvr.errors import UserError
@@ -73,7 +73,7 @@ def map_columns(
     Args:
         row: the source row.
         columns: field -> column. An omitted field is read from the column of the same name ("image" also from "images"
-            and "file_name", others from their `FALLBACKS`); only prompt and answer are required.
+            and "file_name", "video" from "videos", others from their `FALLBACKS`); only prompt and answer are required.
         fallback_id: the id for a row without one.
         source: "file:row".
         optional: fields that the row may lack, of prompt and answer.
@@ -97,7 +97,10 @@ def map_columns(
         return row.get("images", row.get("file_name")) if value is None and field == "image" else value
 
     row_id, category, images = cell("id"), cell("category"), as_images(cell("image"))
-    check_media(row, columns.values(), images="image" not in columns and not images)
+    others = {*columns.values(), *(("video", "videos") if "video" in columns else ())}
+    clips = next((name for name in ("video", "videos") if name not in others and as_videos(row.get(name))), "")
+    videos = as_videos(cell("video") if "video" in columns else row.get(clips))
+    check_media(row, {*columns.values(), clips}, images="image" not in columns and not images)
     prompt = as_prompt(sharegpt_to_messages(cell("prompt"), row.get("system")), "prompt" in optional)
     answer = None
     if not {"answer"} & {*columns, *optional} and ("prompt" in columns or row.get("prompt") is None):
@@ -108,7 +111,7 @@ def map_columns(
         id=fallback_id if row_id is None else as_text(row_id, "id"),
         prompt=prompt,
         answer=first,
-        images=images,
+        images=(*images, *videos),
         row=row,
         category="" if category is None else as_text(category, "category"),
         source=source,

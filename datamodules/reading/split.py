@@ -15,7 +15,7 @@ from lit_rlvr.datamodules.reading.cells import Answers
 from lit_rlvr.datamodules.reading.readers import cell_to_json
 from lit_rlvr.datamodules.reading.rows import abbreviate, rank_zero_warn
 from lit_rlvr.errors import UserError, check_within, option_group
-from lit_rlvr.types import Prompt, Sample
+from lit_rlvr.types import Prompt, Sample, kinds_of
 
 _T = TypeVar("_T")
 
@@ -72,7 +72,7 @@ def subsample(items: list[_T], limit: int | None, seed: int) -> list[_T]:
 
 
 def exchange_images(samples: list[Sample], seed: int) -> list[Sample]:
-    """Give each sample the images of another one with the same number of images, in a random cycle.
+    """Give each sample the images of another one with as many images and videos in the same order, in a random cycle.
 
     Raises:
         UserError: no sample has images.
@@ -81,8 +81,9 @@ def exchange_images(samples: list[Sample], seed: int) -> list[Sample]:
         raise UserError("data.evaluation.shuffle_images: the rows have no images; leave it out")
     exchanged = list(samples)
     random_order = random.Random(derive_seed("deal images", seed))
-    for count in sorted({len(sample.images) for sample in samples} - {0}):
-        places = [i for i, sample in enumerate(samples) if len(sample.images) == count]
+    found = [kinds_of(sample.images) for sample in samples]
+    for kinds in sorted(set(map(tuple, found)) - {()}, key=lambda kinds: (len(kinds), kinds)):
+        places = [i for i, other in enumerate(found) if tuple(other) == kinds]
         random_order.shuffle(places)
         for i, other in zip(places, places[1:] + places[:1], strict=True):
             exchanged[i] = replace(samples[i], images=samples[other].images)

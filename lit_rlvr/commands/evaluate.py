@@ -22,7 +22,7 @@ from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.terminal import Terminal, progress_bar, show_result
 from lit_rlvr.configs import Parser
 from lit_rlvr.engines import resolve_engine
-from lit_rlvr.engines.base import RolloutEngine
+from lit_rlvr.engines.base import RolloutEngine, most_images
 from lit_rlvr.engines.synced import SyncedEngine
 from lit_rlvr.engines.vllm import VLLMEngine
 from lit_rlvr.environments import Environment, as_environment
@@ -331,10 +331,9 @@ def start_sampler(
     longest = within_context(module.model_folder, sets)
     prompts = [prompt for found, *_ in questions.values() for prompt in found]
     dtype = getattr(torch, config.dtype)
-    images = max(len(prompt.sample.images) for prompt in prompts)
     engine = resolve_engine(config.engine)
     if isinstance(engine, VLLMEngine) and isinstance(config.engine, str):  # no trainer shares the device
         engine = VLLMEngine(kv_cache_gb=4, gpu_memory_utilization=0.9, enforce_eager=not torch.cuda.is_available())
     owner = SyncedEngine(engine, resume="run the same command again to continue")
     check = max(prompts, key=lambda prompt: len(prompt.token_ids))
-    return Sampler(module.model_folder, owner, module.tokenizer, dtype, longest, images, check)
+    return Sampler(module.model_folder, owner, module.tokenizer, dtype, longest, most_images(prompts), check)

@@ -15,6 +15,7 @@ import torch
 from lit_rlvr.common.files import check_new, write_atomically
 from lit_rlvr.common.terminal import progress_bar
 from lit_rlvr.datamodules.reading.readers import as_row
+from lit_rlvr.engines.base import most_images
 from lit_rlvr.environments.base import environment_fingerprint
 from lit_rlvr.errors import MAX_SIZE, UserError
 from lit_rlvr.evaluation.records import RecordRow, Records
@@ -133,7 +134,7 @@ def open_sampler(
         f"{data.name} {split}", prompts, longest, "rollout.sampling.max_tokens", min_prompt_tokens=grown
     )
     check_lengths(module.model_folder, [requirement])
-    images = max(len(prompt.sample.images) for prompt in prompts)
+    images = most_images(prompts)
     check = data.prepare(requirement.longest)
     return Sampler(
         module.model_folder, rollout.engine, module.tokenizer, dtype, requirement.max_sequence_tokens, images, check

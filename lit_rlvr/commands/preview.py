@@ -12,8 +12,9 @@ from PIL.PngImagePlugin import PngInfo
 from rich.rule import Rule
 
 from lit_rlvr.common.terminal import Terminal
+from lit_rlvr.datamodules.reading.images import film_strip
 from lit_rlvr.errors import UserError, check_within
-from lit_rlvr.types import Prompt
+from lit_rlvr.types import Prompt, Video
 
 if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule
@@ -74,19 +75,23 @@ def print_prompts(found: dict[str, Any]) -> None:
         facts += [f"category {prompt['category']!r}"] * bool(prompt["category"])
         for k, image in enumerate(prompt["images"], 1):
             place = f", {image['file']}" if image["file"] else ""
-            facts.append(f"image {k}: {image['tokens']} tokens, {image['width']} x {image['height']} pixels{place}")
+            frames = f"{image['frames']} frames of " if "frames" in image else ""
+            size = f"{frames}{image['width']} x {image['height']} pixels"
+            facts.append(f"{'video' if frames else 'image'} {k}: {image['tokens']} tokens, {size}{place}")
         console.print("; ".join(facts), soft_wrap=True)
     console.print(found["summary"], soft_wrap=True)
 
 
 def describe_image(data: PromptDataModule, prompt: Prompt, number: int, folder: Path | None) -> dict[str, Any]:
-    """Return the size of an image of a prompt as the model sees it, and the file in `folder` that it is saved to."""
+    """Return the size of an image of a prompt as the model sees it, and the file in `folder` that it is saved to; of a
+    video, also the number of frames, some of which are saved in a row."""
     pixels = data.prepare(prompt).pixels
     assert pixels is not None, "the prompt has images"
     image = pixels.images[number]
-    path = None if folder is None else _save_image(image, f"{prompt.sample.id}-{number + 1}", folder)
-    tokens = len(pixels.placeholders[number])
-    return {"tokens": tokens, "width": image.width, "height": image.height, "file": path and str(path)}
+    path = None if folder is None else _save_image(film_strip(image), f"{prompt.sample.id}-{number + 1}", folder)
+    frames = image.frames if isinstance(image, Video) else (image,)
+    size = {"tokens": len(pixels.placeholders[number]), "width": frames[0].width, "height": frames[0].height}
+    return size | {"file": path and str(path)} | ({"frames": len(frames)} if isinstance(image, Video) else {})
 
 
 def _save_image(image: Image.Image, name: str, folder: Path) -> Path:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lit_rlvr.common.files import check_new, write_atomically
 from lit_rlvr.datamodules.reading.readers import as_row
 from lit_rlvr.errors import UserError
-from lit_rlvr.types import Sample
+from lit_rlvr.types import Sample, Video
 
 if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule
@@ -52,9 +52,10 @@ def write_split(data: PromptDataModule, out: Path) -> list[Path]:
 
 
 def _with_moved_images(row: dict[str, Any], sample: Sample, out: Path) -> dict[str, Any]:
-    """Return a row whose relative image paths start from the folder `out` instead of that of its file."""
-    sources = getattr(sample.images, "sources", ())
-    paths = [Path(source) for source in sources if isinstance(source, str | Path)]
+    """Return a row whose relative paths of media start from the folder `out` instead of that of its file."""
+    sources = [x.frames if isinstance(x, Video) else x for x in getattr(sample.images, "sources", ())]
+    files = [file for source in sources for file in (source if isinstance(source, tuple) else (source,))]
+    paths = [Path(file) for file in files if isinstance(file, str | Path)]
 
     def moved(cell: Any) -> Any:
         if isinstance(cell, Mapping):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import torch
 
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.errors import ChecksArguments
-from lit_rlvr.types import Completion, Pixels, Prompt, Sampling
+from lit_rlvr.types import Completion, Pixels, Prompt, Sampling, kinds_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -162,7 +162,7 @@ class EngineContext:
         max_sequences: maximum number of completions per call.
         seed: the run's seed.
         dtype: the trainer's compute type.
-        max_images: maximum number of images per prompt.
+        max_images, max_videos: maximum number of images and of videos per prompt.
         reserved: bytes on the policy's device that training has yet to allocate and then keeps.
         tokens: the most tokens that will be sampled while the engine is up; 0 = unknown.
         run: the run's folder; None = there is none.
@@ -177,6 +177,7 @@ class EngineContext:
     seed: int
     dtype: torch.dtype = torch.float32
     max_images: int = 1
+    max_videos: int = 0
     deterministic: bool = False
     reserved: int = 0
     tokens: int = 0
@@ -195,6 +196,12 @@ class EngineContext:
     def in_place(cls, policy: Policy, tokenizer: PreTrainedTokenizerBase, sequences: int) -> EngineContext:
         """Return a context for an engine that decodes with the policy itself (`HFEngine`) and so allocates nothing."""
         return cls("", policy, tokenizer, max_tokens=0, max_sequences=sequences, seed=0)
+
+
+def most_images(prompts: Iterable[Prompt]) -> dict[str, int]:
+    """Return the most images and videos in one prompt, as arguments of `EngineContext`."""
+    found = [kinds_of(prompt.sample.images) for prompt in prompts]
+    return {f"max_{kind}s": max(kinds.count(kind) for kinds in found) for kind in ("image", "video")}
 
 
 class RolloutEngine(ChecksArguments, ABC):

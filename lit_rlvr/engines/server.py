@@ -144,6 +144,8 @@ class VLLMServerEngine(RolloutEngine):
     def start(self, context: EngineContext) -> None:
         """Check all servers; after a crash, those that answer."""
         check_images(context)
+        if context.max_videos:
+            raise UserError("rollout.engine: frames are not sent to vLLM servers; for videos, use vllm or hf")
         self._context = context
         self._changing = changing_weights(context.policy.model)
         answering = wait_for(self.servers, least=1 if self._syncs else len(self.servers))

@@ -34,7 +34,7 @@ from lit_rlvr.errors import UserError, first_line
 from lit_rlvr.policy.adapters import changing_weights
 from lit_rlvr.policy.architecture import head_sizes, layer_configs
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.types import Completion, Prompt, Sampling
+from lit_rlvr.types import Completion, Prompt, Sampling, kinds_of
 
 _log = logging.getLogger("lit_rlvr")
 
@@ -193,7 +193,7 @@ class VLLMEngine(RolloutEngine):
             settings |= {"enable_lora": True, "max_lora_rank": lora_rank(self._adapter["r"])}
             settings["lora_target_modules"] = self._adapter["target_modules"]
         if (family := context.policy.family) is not None:
-            settings["limit_mm_per_prompt"] = {"image": context.max_images, "video": 0}
+            settings["limit_mm_per_prompt"] = {"image": context.max_images, "video": context.max_videos}
             # vLLM's cache of processed images has two halves, which differ if a rendered prompt is not added.
             settings |= {"skip_tokenizer_init": False, "mm_processor_cache_gb": 0, **family.vllm_options()}
         if torch.cuda.is_available():
@@ -453,11 +453,16 @@ class VLLMEngine(RolloutEngine):
         return 0 if busy else 1
 
     def _input(self, prompt: Prompt) -> dict[str, Any]:
-        """Return a prompt as vLLM takes it: each image as a picture and one placeholder, which vLLM expands itself."""
+        """Return a prompt as vLLM takes it: images as pictures, videos as arrays of frames, and a placeholder for each,
+        which vLLM expands itself."""
         if prompt.pixels is None:
             return {"prompt_token_ids": prompt.token_ids}
+        media: dict[str, list[Any]] = {}
+        for image, kind in zip(prompt.pixels.images, kinds_of(prompt.pixels.images), strict=True):
+            chosen = (image.array, image.metadata | {"do_sample_frames": False}) if kind == "video" else image
+            media.setdefault(kind, []).append(chosen)
         ids = with_single_placeholders(self._started_context.policy, prompt)
-        return {"prompt_token_ids": ids, "multi_modal_data": {"image": list(prompt.pixels.images)}}
+        return {"prompt_token_ids": ids, "multi_modal_data": media}
 
     def _parameters(self, sampling: Sampling, seed: int, limit: int) -> Any:
         from vllm import SamplingParams

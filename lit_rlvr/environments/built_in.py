@@ -17,7 +17,7 @@ from lit_rlvr.environments.tools import Tools
 from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.rewards.sql_query import QueryFailed, run_query
 from lit_rlvr.rewards.sql_query import QueryLimits as QueryLimits
-from lit_rlvr.types import Sample, Turn
+from lit_rlvr.types import Sample, Turn, kinds_of
 from lit_rlvr.workers.process import Isolation
 from lit_rlvr.workers.sandbox import ProgramFailed, ProgramLimits, is_supported, run
 
@@ -110,7 +110,7 @@ class Crop(Tools):
         self._size, self._image = size, None
 
     def reset(self, sample: Sample) -> None:
-        if not sample.images:
+        if kinds_of(sample.images)[:1] != ["image"]:
             raise UserError(f"{sample.source or sample.id}: Crop needs an image")
         self._image = sample.images[0]
 

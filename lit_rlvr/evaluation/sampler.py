@@ -36,21 +36,19 @@ class Sampler:
         tokenizer: the model's tokenizer.
         dtype: the engine's data type.
         max_tokens: the longest sequence, prompt and completion together.
-        max_images: the most images in one prompt.
+        images: the most images and videos in one prompt, from `most_images`.
         check: a prompt for comparing the engine's log-probabilities once with the model's.
     """
 
     def __init__(
-        self, folder: str, engine: SyncedEngine, tokenizer: Any, dtype: torch.dtype, max_tokens: int, max_images: int,
-        check: Prompt,
+        self, folder: str, engine: SyncedEngine, tokenizer: Any, dtype: torch.dtype, max_tokens: int,
+        images: dict[str, Any], check: Prompt,
     ) -> None:  # fmt: skip
         self.engine, self._max_tokens = engine, max_tokens
         self.policy = load_policy(folder).requires_grad_(False)
         if engine.engine.shares_weights and torch.cuda.is_available():
             self.policy.to("cuda")
-        engine.start(
-            EngineContext(folder, self.policy, tokenizer, max_tokens, 256, run_seed(), dtype, max_images=max_images)
-        )
+        engine.start(EngineContext(folder, self.policy, tokenizer, max_tokens, 256, run_seed(), dtype, **images))
         self._episodes: dict[int, Episodes] = {}  # by the identity of their environment
         sampling = Sampling(max_tokens=max_tokens - len(check.token_ids)).with_banned(self.policy.placeholder_ids)
         engine.sync_weights(self.policy, "evaluated", [check], sampling)

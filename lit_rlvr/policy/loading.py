@@ -259,7 +259,8 @@ def load_image_processor(folder: str) -> ImageProcessor:
     family = family_of(load_model_config(folder))
     if family is None:
         raise UserError(
-            f"model: {folder} takes no images, and the data or the environment has some; use a vision-language model"
+            f"model: {folder} takes no images or videos, and the data or the environment has some; use a "
+            "vision-language model"
         )
     with reading("the image processor", folder):
         processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)

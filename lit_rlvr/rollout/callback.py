@@ -24,7 +24,7 @@ from lit_rlvr.common.settings import init_arguments, with_class_defaults
 from lit_rlvr.distributed.checkpoints import user_code, warn_of_changes
 from lit_rlvr.distributed.collectives import is_first_process
 from lit_rlvr.engines import resolve_engine
-from lit_rlvr.engines.base import EngineContext, RolloutEngine
+from lit_rlvr.engines.base import EngineContext, RolloutEngine, most_images
 from lit_rlvr.engines.synced import Safeguards, SyncedEngine
 from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.base import rewards_with
@@ -528,6 +528,7 @@ class RolloutCallback(ChecksArguments, Callback):
     def _context(self, trainer: Trainer, module: RLVRModule) -> EngineContext:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         sets = self._length_requirements(data)
+        images = most_images(prompt for requirement in sets for prompt in requirement.prompts)
         return EngineContext(
             folder=module.model_folder,
             policy=module.policy,
@@ -542,8 +543,8 @@ class RolloutCallback(ChecksArguments, Callback):
             ),
             seed=run_seed(),
             dtype=compute_dtype(str(trainer.precision)),
-            max_images=max(len(prompt.sample.images) for requirement in sets for prompt in requirement.prompts)
-            + self._max_observed_images(),
+            max_images=images["max_images"] + self._max_observed_images(),
+            max_videos=images["max_videos"],
             deterministic=self.deterministic,
             reserved=sum(unallocated(optimizer, module.policy.device) for optimizer in trainer.optimizers),
             tokens=self._most_tokens(trainer, module),

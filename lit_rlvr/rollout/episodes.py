@@ -354,7 +354,7 @@ def with_opening(sample: Sample, begun: Opening) -> Sample:
     )
     if not images:
         return changed
-    from lit_rlvr.datamodules.reading.images import open_images  # imports the data sets' packages
+    from lit_rlvr.datamodules.reading.images import ImageOptions, open_images  # imports the data sets' packages
 
-    sources, bounds = getattr(sample.images, "sources", ()), getattr(sample.images, "bounds", (None, None))
-    return replace(changed, images=open_images([*sources, *images], Path(), *bounds))
+    sources, options = getattr(sample.images, "sources", ()), getattr(sample.images, "options", ImageOptions())
+    return replace(changed, images=open_images([*sources, *images], Path(), options))

@@ -18,14 +18,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.terminal import Terminal, one_line, table_of
-from lit_rlvr.datamodules.reading.images import Images, open_images
+from lit_rlvr.datamodules.reading.images import Images, film_strip, open_images
 from lit_rlvr.distributed.sharding import weights_sha256
 from lit_rlvr.errors import ChecksArguments, RunStopped, UserError, check_within, shown
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.loggers import metric_rows, metrics_file, run_root
 from lit_rlvr.run.monitor import COLLAPSE, EARLY_STOP, VALIDATION, fallen, why_stopped
 from lit_rlvr.training.trace import Trace, drop_traces_after, write_trace
-from lit_rlvr.types import Rollout
+from lit_rlvr.types import Rollout, Video
 
 
 def is_complete(run: Path) -> bool:
@@ -51,7 +51,7 @@ THUMBNAIL_PIXELS = 256
 
 
 def save_thumbnails(images: Sequence[Any], run: str | Path) -> list[str]:
-    """Store each of a sample's images once, as `images/<key>.png` in the run folder.
+    """Store each of a sample's images once, as `images/<key>.png` in the run folder; of a video some frames in a row.
 
     Returns:
         The images' keys (hashes of their content), in order.
@@ -60,8 +60,9 @@ def save_thumbnails(images: Sequence[Any], run: str | Path) -> list[str]:
     for number, key in enumerate(opened.keys):
         path = thumbnail_path(run, key)
         if not path.exists():
-            picture, png = opened[number], BytesIO()
-            picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+            picture, png = film_strip(opened[number]), BytesIO()
+            longest = THUMBNAIL_PIXELS * (3 if isinstance(opened.sources[number], Video) else 1)
+            picture.thumbnail((longest, longest))
             picture.save(png, "PNG", optimize=True)
             write_atomically(path, png.getvalue())
     return list(opened.keys)

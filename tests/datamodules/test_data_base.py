@@ -494,7 +494,10 @@ def test_a_checkpoint_can_be_validated_without_its_training_data(ready, jsonl, c
     [
         ({"prompts_per_rollout": 0}, r"data.prompts_per_rollout: 0 must lie in \[1, inf\)"),
         ({"columns": {"promt": "q"}}, "unknown field 'promt', did you mean 'prompt'"),
-        ({"columns": {"zzz": "q"}}, "unknown field 'zzz'; known fields: prompt, answer, image, id, category, options"),
+        (
+            {"columns": {"zzz": "q"}},
+            "unknown field 'zzz'; known fields: prompt, answer, image, video, id, category, options",
+        ),
     ],
 )
 def test_options_that_cannot_be_meant(options, message):

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from tiny_vlms import write_clip
 from transformers import AutoTokenizer
 
 from lit_rlvr.datamodules import Geometry, MultipleChoice, PromptDataModule, TextMath
@@ -236,14 +237,15 @@ def test_text_parts_have_no_empty_keys_of_other_parts(part: dict[str, Any]) -> N
 @pytest.mark.parametrize(
     "part,reason",
     [
-        ({"type": "video", "video": "a.mp4"}, "a part of type 'video': video is not supported yet"),
-        ({"type": "video_url", "video_url": {"url": "a.mp4"}}, "a part of type 'video_url': video is not"),
-        ({"video": "a.mp4"}, "a part of type 'video': video is not"),
+        (
+            {"type": "video", "video": "a.mp4", "fps": 1, "nframes": 4},
+            "a part of type 'video' with fps, nframes; set data",
+        ),
         ({"type": "audio", "audio": "a.wav"}, "a part of type 'audio': audio is not supported yet"),
         ({"type": "audio_url", "audio_url": "a.wav"}, "a part of type 'audio_url': audio is not"),
         ({"type": "input_audio", "input_audio": {"data": "x", "format": "wav"}}, "a part of type 'input_audio': audio"),
-        ({"type": "file", "file": {"file_id": "f"}}, "a part of type 'file': use text or image"),
-        ({"type": "refusal", "refusal": "no"}, "a part of type 'refusal': use text or image"),
+        ({"type": "file", "file": {"file_id": "f"}}, "a part of type 'file': use text, image or video"),
+        ({"type": "refusal", "refusal": "no"}, "a part of type 'refusal': use text, image or video"),
         ({"type": "tool_result", "content": "x"}, "a part of type 'tool_result'"),
         (text("q", image="a.png"), "a part of type 'text' that also holds 'image'"),
         (text("q", video="a.mp4"), "a part of type 'text' that also holds 'video'"),
@@ -355,9 +357,13 @@ def test_images_of_parts_and_of_the_column_fill_their_places_in_order(
         (
             user({"type": "image", "image": "a.png"}, text("q")),
             "b.png",
-            "image: 1 images for 0 placeholders, next to 1",
+            "image: 0 <image> placeholders for 1 images, next to 1",
         ),
-        (user({"type": "image", "image": "a.png"}, {"type": "image"}), None, "image: 0 images for 1 placeholders"),
+        (
+            user({"type": "image", "image": "a.png"}, {"type": "image"}),
+            None,
+            "image: 1 <image> placeholders for 0 images",
+        ),
         (user({"type": "image"}, text("q")), None, "image: 1 <image> placeholders for 0 images"),
         (user({"type": "input_image", "file_id": "f"}, text("q")), None, "1 <image> placeholders for 0 images"),
         (
@@ -380,14 +386,24 @@ def test_images_that_cannot_be_read_are_bad_rows(
         PromptDataModule(train=jsonl([{"prompt": prompt, "images": image, "answer": "A"}])).load("train")
 
 
-def test_a_text_model_refuses_images_of_parts(tiny_model_folder: Path, jsonl: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": user({"type": "image_url", "image_url": {"url": "a.png"}}, text("q"))},
+        {"prompt": user({"type": "video", "video": "a.mp4"}, text("q"))},
+        {"prompt": "<video>What happens?", "videos": ["a.mp4"]},
+    ],
+)
+def test_a_text_model_refuses_images_and_videos(
+    row: dict[str, Any], tiny_model_folder: Path, jsonl: Any, tmp_path: Path
+) -> None:
     from lit_rlvr.algorithms import GRPO
 
     (tmp_path / "a.png").write_bytes(png())
-    part = {"type": "image_url", "image_url": {"url": "a.png"}}
-    data = PromptDataModule(train=jsonl([{"prompt": user(part, text("q")), "answer": "A"}] * 2))
+    write_clip(tmp_path / "a.mp4")
+    data = PromptDataModule(train=jsonl([row | {"answer": "A"}] * 2))
     data.use_model(GRPO(model=str(tiny_model_folder)))
-    with pytest.raises(UserError, match="takes no images"):
+    with pytest.raises(UserError, match="takes no images or videos, and the data or the environment has some"):
         data.setup("fit")
 
 
@@ -397,9 +413,6 @@ def test_a_text_model_refuses_images_of_parts(tiny_model_folder: Path, jsonl: An
 @pytest.mark.parametrize(
     "cells,reason",
     [
-        ({"videos": ["a.mp4"]}, "videos: video is not supported yet"),
-        ({"video": "a.mp4"}, "video: video is not supported yet"),
-        ({"video": {"bytes": b"x", "path": None}}, "video: video is not supported yet"),
         ({"audio": {"array": [0.0, 0.1], "sampling_rate": 16000}}, "audio: audio is not supported yet"),
         ({"audios": ["a.wav"]}, "audios: audio is not supported yet"),
         ({"image_1": {"bytes": png(), "path": None}}, "image_1: images that are not read; map the column"),
@@ -419,10 +432,14 @@ def test_media_that_would_not_reach_the_model_are_bad_rows(cells: dict[str, Any]
         MultipleChoice(train="unused").sample(row | {"question": "q", "choices": ["x", "y"]}, 0, "f:1")
 
 
-def test_video_next_to_images_in_a_known_layout_is_a_bad_row() -> None:
-    row = {"images": ["a.png"], "problem": "<image>q", "answer": "1", "videos": ["a.mp4"]}
-    with pytest.raises(BadRow, match="videos: video is not supported yet"):
-        Geometry(train="unused").sample(row, 0, "f:1")
+@pytest.mark.parametrize("cells", [{"videos": ["a.mp4"]}, {"video": "a.mp4"}, {"video": {"bytes": b"x", "path": None}}])
+def test_videos_that_would_not_reach_the_model_are_bad_rows(cells: dict[str, Any]) -> None:
+    row = {"images": ["a.png"], "problem": "<image>q", "answer": "1", **cells}
+    for data in (Geometry(train="unused"), TextMath(train="unused")):
+        with pytest.raises(BadRow, match=r"videos?: videos that are not read"):
+            data.sample(row, 0, "f:1")
+    with pytest.raises(BadRow, match=r"videos?: videos that are not read"):
+        map_columns({"prompt": "q", "clips": "b.mp4", **row, **cells}, {"video": "clips"}, "1", "f:1")
 
 
 def test_text_mathematics_with_images_is_a_bad_row() -> None:

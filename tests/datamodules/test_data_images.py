@@ -20,11 +20,11 @@ from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.datamodules.reading.images import (
     ImageOptions,
     as_parts,
-    check_placeholders,
     decode,
     fit,
     locate,
     open_images,
+    place_images,
     resize,
 )
 from lit_rlvr.datamodules.reading.stream import fingerprint
@@ -183,7 +183,7 @@ def test_long_images_get_white_margins() -> None:
 
 def test_sizes_are_those_of_the_decoded_images(tmp_path: Path) -> None:
     pictures = [red(100, 50), red(1, 1000), red(3, 3)]
-    images = open_images([encoded(p) for p in pictures], tmp_path, min_pixels=100, max_pixels=2000)
+    images = open_images([encoded(p) for p in pictures], tmp_path, ImageOptions(None, 100, 2000))
     assert [image.size for image in images] == list(images.sizes) and images.sizes[1] == (5, 1000)
     assert images.sizes[0] == (63, 31) and images.sizes[2] == (10, 10)
 
@@ -347,27 +347,27 @@ def text(words: str) -> dict[str, str]:
 
 
 def test_placeholders_become_parts_in_order() -> None:
-    (message,) = as_parts([{"role": "user", "content": "<image>Is <image>\nlike it?"}], 2)
+    (message,) = as_parts([{"role": "user", "content": "<image>Is <image>\nlike it?"}], ["a", "b"])
     assert message == {"role": "user", "content": [IMAGE, text("Is "), IMAGE, text("\nlike it?")]}
 
 
 def test_without_placeholders_images_come_before_the_question() -> None:
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
-    made = as_parts([*turns, {"role": "user", "content": "which?"}], 2)
+    made = as_parts([*turns, {"role": "user", "content": "which?"}], ["a", "b"])
     assert [m["content"] for m in made] == [[text("hi")], [text("ho")], [IMAGE, IMAGE, text("which?")]]
     parts = [{"role": "user", "content": [text("see"), IMAGE]}]
-    assert as_parts(parts, 1)[0]["content"] == [text("see"), IMAGE]
+    assert as_parts(parts, ["a"])[0]["content"] == [text("see"), IMAGE]
 
 
 @pytest.mark.parametrize("places,images,fits", [(0, 0, 1), (0, 3, 1), (1, 1, 1), (2, 2, 1), (1, 0, 0), (2, 1, 0)])
 def test_every_placeholder_has_its_image(places: int, images: int, fits: int) -> None:
-    words = "<image>" * places + "?"
+    words, given = "<image>" * places + "?", ("a.png",) * images
     for prompt in (words, [{"role": "user", "content": [text(words)]}], [{"role": "user", "content": words}]):
         if fits:
-            check_placeholders(prompt, images)
+            assert place_images(Sample("1", prompt, "A", given)).images == given
             continue
         with pytest.raises(BadRow, match=f"image: {places} <image> placeholders for {images} images"):
-            check_placeholders(prompt, images)
+            place_images(Sample("1", prompt, "A", given))
 
 
 def test_a_row_with_a_wrong_number_of_placeholders_is_named_and_skipped(jsonl: Any) -> None:

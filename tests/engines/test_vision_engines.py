@@ -4,6 +4,7 @@ log-probabilities equal the trainer's."""
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import string
 from dataclasses import replace
@@ -16,12 +17,24 @@ import torch
 from PIL import Image
 from tiny_engines import adapted, change_adapters
 from tiny_environments import Shows
-from tiny_vlms import KINDS, differences, make_prompt, mixed_prompts, picture, slow
+from tiny_vlms import (
+    KINDS,
+    NOT_IN_VLLM,
+    QWEN,
+    differences,
+    make_prompt,
+    mixed_prompts,
+    picture,
+    save_with_videos,
+    slow,
+    write_clip,
+)
 from transformers import AutoTokenizer
 
 from lit_rlvr.datamodules import Geometry
 from lit_rlvr.datamodules.reading.between_turns import BetweenTurns
 from lit_rlvr.datamodules.reading.chat import Chat
+from lit_rlvr.datamodules.reading.images import ImageOptions, open_images
 from lit_rlvr.engines.base import EngineContext, RolloutEngine
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.server import VLLMServerEngine
@@ -34,7 +47,7 @@ from lit_rlvr.policy.loading import load_image_processor, load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.episodes import Episodes
 from lit_rlvr.run.saved_model import save_model
-from lit_rlvr.types import Completion, Pixels, Prompt, Rollout, Sampling, ToolResult
+from lit_rlvr.types import Completion, Pixels, Prompt, Rollout, Sample, Sampling, ToolResult, Video, kinds_of
 
 SEEDS = [[100 * p + g for g in range(3)] for p in range(3)]
 
@@ -97,6 +110,45 @@ def test_vllm_agrees_with_the_trainer_after_every_sync(
     add_adapters(policy.model, Lora(rank=2))
     change(policy, 0.3)
     assert_agrees(policy, prompts, generate(vlm_engine, policy, prompts), 5e-5)
+
+
+@pytest.mark.parametrize("name", ["hf", pytest.param("vllm", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", QWEN)
+def test_videos_are_those_of_the_trainer(name: str, kind: str, tmp_path: Path) -> None:
+    """Next to prompts with images and without."""
+    if name == "vllm" and (kind in NOT_IN_VLLM or importlib.util.find_spec("vllm") is None):
+        pytest.skip("vLLM is not installed, or has no kernels for this model on a CPU")
+    folder = str(save_with_videos(kind, tmp_path))
+    policy, tokenizer, processor = (
+        load_policy(folder),
+        AutoTokenizer.from_pretrained(folder),
+        load_image_processor(folder),
+    )
+    clip = Video(str(write_clip(tmp_path / "clip.mp4", frames=13)))
+    prompts = mixed_prompts(Path(folder))
+    for name_of, media in (("clip", [clip]), ("both", [picture(60, 90, seed=1), clip])):
+        images = open_images(media, Path(), ImageOptions(video_fps=1.9))
+        marks = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
+        text = "".join(f"a<|vision_start|>{marks[kind]}<|vision_end|>" for kind in kinds_of(media)) + "b"
+        ids = processor.expand(tokenizer(text).input_ids, processor.placeholders_of(images))
+        prompts.append(Prompt(Sample(name_of, "?", "1"), ids, processor.pixels(images)))
+    engine: RolloutEngine = HFEngine() if name == "hf" else VLLMEngine(enforce_eager=True)
+    engine.start(EngineContext(folder, policy, tokenizer, 384, 64, 0, max_images=2, max_videos=1))
+    try:
+        engine.sync(policy)
+        groups = engine.generate(prompts, sampling(policy), [[100 * p + g for g in range(3)] for p in range(5)])
+        assert_agrees(policy, prompts, groups, 5e-5)
+    finally:
+        engine.close()
+
+
+def test_videos_are_not_sent_to_servers(vlm_folder: Path, tmp_path: Path) -> None:
+    policy = load_policy(str(vlm_folder))
+    context = EngineContext(
+        str(vlm_folder), policy, AutoTokenizer.from_pretrained(vlm_folder), 384, 64, 0, max_videos=1
+    )
+    with pytest.raises(UserError, match="frames are not sent to vLLM servers; for videos, use vllm or hf"):
+        VLLMServerEngine(["http://127.0.0.1:9"], FileTransfer(tmp_path)).start(context)
 
 
 @pytest.mark.parametrize("name", ["hf", pytest.param("vllm", marks=pytest.mark.slow)])

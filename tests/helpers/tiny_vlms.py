@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -170,6 +171,31 @@ def picture(width: int, height: int, seed: int) -> Image.Image:
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
     return Image.fromarray(pixels.numpy(), "RGB")
+
+
+def write_clip(path: Path, frames: int = 12, fps: int = 4, size: tuple[int, int] = (84, 56)) -> Path:
+    """Write a video whose frame i has the brightness 20 * i."""
+    import av
+
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=fps)
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        for i in range(frames):
+            grey = torch.full((size[1], size[0], 3), 20 * i, dtype=torch.uint8).numpy()
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+        file.mux(stream.encode())
+    return path
+
+
+def save_with_videos(kind: str, folder: Path) -> Path:
+    """One of `QWEN`, with a video processor of its own as the published models have."""
+    made = QWEN[kind](folder / kind)
+    images = json.loads((made / "preprocessor_config.json").read_text())
+    name = "Qwen3VLVideoProcessor" if kind.startswith("qwen3") else "Qwen2VLVideoProcessor"
+    wanted = {"video_processor_type": name, "size": {"shortest_edge": 4096, "longest_edge": 60000}}
+    sizes = {name: images[name] for name in ("patch_size", "merge_size", "temporal_patch_size")}
+    (made / "video_preprocessor_config.json").write_text(json.dumps(wanted | sizes))
+    return made
 
 
 def make_prompt(processor: ImageProcessor, name: str, *images: Image.Image) -> Prompt:

@@ -24,7 +24,7 @@ from tiny_runs import (
     to,
     write_config,
 )
-from tiny_vlms import picture
+from tiny_vlms import QWEN, picture, write_clip
 
 from lit_rlvr import algorithms
 from lit_rlvr.distributed.checkpoints import last_checkpoint, read_checkpoint
@@ -264,8 +264,10 @@ def test_every_algorithm_trains_alike_in_two_processes(run_folder: Path, lit_rlv
 def test_prompts_with_and_without_images_train_alike_in_two_processes(
     run_folder: Path, any_vlm_folder: Path, lit_rlvr: CLI
 ) -> None:
-    """Also where the last micro-batch of a rank has no image."""
+    """Also where the last micro-batch of a rank has no image, and with videos among them."""
     rows = [{"prompt": f"How long is {i}?", "answer": "1", "image": f"{i}.png" if i % 2 else None} for i in range(16)]
+    for i in range(2, 16, 4) if any_vlm_folder.name in QWEN else ():
+        rows[i]["video"] = write_clip(run_folder / f"{i}.mp4", frames=4 + i // 4, size=(56, 28)).name
     (run_folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for i in range(1, 16, 2):
         picture(30 + i, 60 - i, seed=i).save(run_folder / f"{i}.png")

@@ -267,4 +267,6 @@ def _content(content: Any) -> str:
     """Return a message's content as text; it is text, or parts, some of which are images."""
     if not isinstance(content, list):
         return str(content)
-    return "".join(part.get("text", "<image>") if isinstance(part, dict) else str(part) for part in content)
+    return "".join(
+        part.get("text", f"<{part.get('type', 'image')}>") if isinstance(part, dict) else str(part) for part in content
+    )

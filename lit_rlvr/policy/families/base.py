@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lit_rlvr.distributed.collectives import to_device
 from lit_rlvr.errors import UserError
-from lit_rlvr.types import Pixels
+from lit_rlvr.types import Pixels, Video
 
 PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 
@@ -57,13 +57,21 @@ class ImageProcessor(ABC):
     same_sizes: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, family: VisionFamily, folder: str, processor: Any, tokenizer: Any) -> None:
-        self.family, self.processor, self.tokenizer = family, processor, tokenizer
-        for name, other in self.same_sizes.items():  # others would fail deep in the model or count as another image's
-            wanted, found = getattr(family.config.vision_config, name), getattr(processor, other, None)
+        self.family, self.folder, self.processor, self.tokenizer = family, folder, processor, tokenizer
+        self.check_sizes(processor, "image")
+
+    def check_sizes(self, processor: Any, kind: str) -> None:
+        """Refuse a processor of images or videos with other sizes than the vision tower's.
+
+        Raises:
+            UserError: names the size, which would fail deep in the model or count as another image's.
+        """
+        for name, other in self.same_sizes.items():
+            wanted, found = getattr(self.family.config.vision_config, name), getattr(processor, other, None)
             if wanted != found:
                 raise UserError(
-                    f"model: the image processor of {folder} has {other} {found}, its vision_config {name} {wanted}; "
-                    "take its processor's files and config.json from the same model"
+                    f"model: the {kind} processor of {self.folder} has {other} {found}, its vision_config {name} "
+                    f"{wanted}; take its processor's files and config.json from the same model"
                 )
 
     @abstractmethod
@@ -74,33 +82,48 @@ class ImageProcessor(ABC):
             UserError: the model does not take images of this size.
         """
 
+    def video_placeholders(self, size: tuple[int, int], video: Video) -> tuple[int, ...]:  # optional
+        """Return the tokens that stand for a video with frames of this size (width, height), in pixels.
+
+        Raises:
+            UserError: the model takes no videos.
+        """
+        raise UserError(f"{self.family.names}: videos are not supported; use Qwen's models, or leave out such rows")
+
+    def placeholders_of(self, images: Any) -> list[tuple[int, ...]]:
+        """Return the tokens that stand for each of a sample's opened images and videos, none of which it decodes."""
+        return [
+            self.video_placeholders(size, source) if isinstance(source, Video) else self.placeholders(*size)
+            for source, size in zip(images.sources, images.sizes, strict=True)
+        ]
+
     @abstractmethod
     def cut(self, resized: Sequence[Any]) -> Pixels:
-        """Return the model's inputs for RGB images that `resize` returned."""
+        """Return the model's inputs for RGB images that `resize` returned, and videos with such frames."""
 
     def resize(self, image: Any) -> Any:
         """Return an RGB image in the size in which trainer and engine get it; by default unchanged."""
         return image
 
     def pixels(self, images: Sequence[Any]) -> Pixels:
-        """Resize PIL images and return the model's inputs for them."""
-        return self.cut([self.resize(image.convert("RGB")) for image in images])
+        """Resize PIL images, and videos with such frames, and return the model's inputs for them."""
+        return self.cut([self.resize(x if isinstance(x, Video) else x.convert("RGB")) for x in images])
 
     def expand(self, token_ids: Sequence[int], placeholders: Sequence[Sequence[int]]) -> list[int]:
-        """Replace each image's one placeholder with all of its placeholders.
+        """Replace the one placeholder of each image or video with all of its placeholders.
 
         Args:
-            placeholders: those of each image, in order.
+            placeholders: those of each image and video, in order.
 
         Raises:
             UserError: the numbers of placeholders and images differ.
         """
-        one = self.family.prompt_token_id
-        found = sum(token == one for token in token_ids)
+        ones = self.family.prompt_token_ids
+        found = sum(token in ones for token in token_ids)
         if found != len(placeholders):
             raise UserError(f"{found} image placeholders for {len(placeholders)} images")
         images = iter(placeholders)
-        return [t for token in token_ids for t in (next(images) if token == one else (token,))]
+        return [t for token in token_ids for t in (next(images) if token in ones else (token,))]
 
 
 def made_up_pixels(height: int, width: int) -> Tensor:
@@ -152,19 +175,30 @@ class VisionFamily(ABC):
         return self.image_token_id
 
     @property
+    def video_token_id(self) -> int | None:
+        """The placeholder of a feature of a video, and of a whole video; None = the model takes no videos."""
+        return None
+
+    @property
+    def prompt_token_ids(self) -> tuple[int, ...]:
+        """The placeholders of a whole image and, if the model takes videos, of a whole video."""
+        return (self.prompt_token_id, *(() if self.video_token_id is None else (self.video_token_id,)))
+
+    @property
     def placeholder_ids(self) -> tuple[int, ...]:
         """Tokens that stand for or enclose media: never sampled, and left out of the softmax."""
         ids = (getattr(self.config, name, None) for name in self.media_tokens)
         return tuple(int(token) for token in ids if token is not None)
 
     def collapse(self, token_ids: Sequence[int], pixels: Pixels) -> list[int]:
-        """Undo `ImageProcessor.expand`: one placeholder per image, for engines that expand them themselves."""
+        """Undo `ImageProcessor.expand`: one placeholder per image or video, for engines that expand them themselves."""
         ids, found, at = list(token_ids), [], 0
         for placeholders in map(list, pixels.placeholders):
             while ids[at] != placeholders[0] or ids[at : at + len(placeholders)] != placeholders:
                 found.append(ids[at])
                 at += 1
-            found.append(self.prompt_token_id)
+            video = self.video_token_id
+            found.append(self.prompt_token_id if video is None or video not in placeholders else video)
             at += len(placeholders)
         return found + ids[at:]
 
@@ -174,7 +208,7 @@ class VisionFamily(ABC):
         Raises:
             UserError: names both numbers.
         """
-        found = sum(token == self.image_token_id for token in token_ids)
+        found = sum(token in (self.image_token_id, self.video_token_id) for token in token_ids)
         wanted = sum(map(self.features, pixels.inputs))
         if found != wanted:
             raise UserError(f"{found} image placeholders for {wanted} image features; the image has changed")

@@ -7,13 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lit_rlvr.policy.families.base import Layers
+from lit_rlvr.policy.families.base import ImageProcessor, Layers
 from lit_rlvr.policy.families.qwen_vl import QwenImageProcessor, QwenVL, language_sizes
 from lit_rlvr.policy.tiny import LLM_SPECIALS, byte_tokenizer, chat_template, save_random
 
 
 class FramesProcessor(QwenImageProcessor):
     """Resizes images within bounds of pixels for all frames of a temporal patch, as in the model's own training."""
+
+    video_placeholders = ImageProcessor.video_placeholders
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         from transformers.models.glm4v.image_processing_pil_glm4v import smart_resize
@@ -69,6 +71,10 @@ class GLM4V(QwenVL):
     markers = ("image_start_token_id", "image_end_token_id")
     media_tokens = ("image_token_id", *markers, "video_token_id", "video_start_token_id", "video_end_token_id")
     tiny: ClassVar[dict[str, Callable[[Path], Path]]] = {"tiny-glm-4.1v": save_tiny_glm4v}
+
+    @property
+    def video_token_id(self) -> None:
+        return None
 
     @property
     def tower_layers(self) -> Layers:

@@ -1,9 +1,11 @@
-"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5: an image is a sequence of patches of any length, with positions in three
-dimensions."""
+"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5: an image or a video is a sequence of patches of any length, with
+positions in three dimensions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,11 +20,11 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.policy.families.base import ImageProcessor, Layers, VisionFamily
 from lit_rlvr.policy.tiny import CHAT_TEMPLATE, LLM_SPECIALS, byte_tokenizer, save_random, tiny_sizes
 from lit_rlvr.policy.vision_attention import VISION_ATTENTION
-from lit_rlvr.types import Pixels
+from lit_rlvr.types import Pixels, Video
 
 
 class QwenImageProcessor(ImageProcessor):
-    """Resizes images to whole numbers of merged patches and cuts them, as in the model's own training."""
+    """Resizes images and frames to whole numbers of merged patches and cuts them, as in the model's own training."""
 
     same_sizes: ClassVar[dict[str, str]] = {
         "patch_size": "patch_size",
@@ -65,22 +67,87 @@ class QwenImageProcessor(ImageProcessor):
         high, wide = self.grid(width, height)
         return (self.family.image_token_id,) * (high * wide // self._merge**2)
 
+    @cached_property
+    def _own(self) -> Any:
+        """The model's own processor of images, videos and text."""
+        from transformers import AutoProcessor
+
+        from lit_rlvr.policy.loading import reading
+
+        with reading("the processor of videos", self.folder):
+            own = AutoProcessor.from_pretrained(self.folder, trust_remote_code=False)
+        self.check_sizes(own.video_processor, "video")
+        return own
+
+    def video_grid(self, size: tuple[int, int], frames: int) -> tuple[int, int, int]:
+        """Return how many patches (time, height, width) a video has: the model's own processor sizes it, with the bound
+        of qwen-vl-utils on all frames together.
+
+        Args:
+            size: (width, height) of each frame, in pixels.
+
+        Raises:
+            UserError: one side is more than 200 times as long as the other.
+        """
+        own, (width, height) = self._own.video_processor, size
+        shape = torch.empty(1, frames, 3, height, width, device="meta")
+        factors = {"factor": self._unit, "temporal_factor": own.temporal_patch_size, "cap_pixels_per_frame": True}
+        try:
+            *_, high, wide = own.resize(shape, own.size, own.resample, **factors).shape
+        except ValueError as error:
+            raise UserError(f"a video of {width} x {height} pixels: {error}") from error
+        patch = self._unit // self._merge
+        return -(-frames // own.temporal_patch_size), high // patch, wide // patch
+
+    def video_placeholders(self, size: tuple[int, int], video: Video) -> tuple[int, ...]:
+        return self._video_tokens(torch.tensor([self.video_grid(size, len(video.indices))]), video)
+
+    def _video_tokens(self, grid: Tensor, video: Video) -> tuple[int, ...]:
+        """Return what the model's own processor writes for a video of a grid (1, 3): for some models also seconds."""
+        from transformers.video_utils import VideoMetadata
+
+        inputs = {"video_grid_thw": grid, "video_metadata": [VideoMetadata(**video.metadata)]}
+        text = self._own.replace_video_token(inputs, 0)
+        return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
+
     def resize(self, image: Any) -> Any:
         from PIL import Image
 
-        patch, (high, wide) = self._unit // self._merge, self.grid(*image.size)
+        patch = self._unit // self._merge
+        if isinstance(image, Video):
+            _, high, wide = self.video_grid(image.frames[0].size, len(image.frames))
+            size = (wide * patch, high * patch)
+            return replace(image, frames=tuple(frame.resize(size, Image.Resampling.BICUBIC) for frame in image.frames))
+        high, wide = self.grid(*image.size)
         return image.resize((wide * patch, high * patch), Image.Resampling.BICUBIC)
 
     def cut(self, resized: Sequence[Any]) -> Pixels:
-        made = self.processor(images=list(resized), do_resize=False, return_tensors="pt")
-        grids = made["image_grid_thw"]  # (n, 3)
-        patches = made["pixel_values"].split(grids.prod(-1).tolist())
-        inputs = tuple({"pixel_values": x, "image_grid_thw": g[None]} for x, g in zip(patches, grids, strict=True))
-        placeholders = tuple((self.family.image_token_id,) * self.family.features(image) for image in inputs)
+        made = [self._cut_video(x) if isinstance(x, Video) else self._cut_image(x) for x in resized]
+        inputs, placeholders = zip(*made, strict=True)
         return Pixels(inputs, placeholders, tuple(resized))
+
+    def _cut_image(self, image: Any) -> tuple[dict[str, Tensor], tuple[int, ...]]:
+        """Return the model's inputs of an image, and its placeholders."""
+        made = self.processor(images=[image], do_resize=False, return_tensors="pt")
+        inputs = {name: made[name] for name in ("pixel_values", "image_grid_thw")}
+        return inputs, (self.family.image_token_id,) * self.family.features(inputs)
+
+    def _cut_video(self, video: Video) -> tuple[dict[str, Tensor], tuple[int, ...]]:
+        """Return the inputs of a video, by the names of an image's, with the seconds between its temporal patches."""
+        own = self._own.video_processor
+        options = {"do_resize": False, "do_sample_frames": False, "cap_pixels_per_frame": True}
+        made = own(videos=[video.array], return_tensors="pt", **options)
+        seconds = own.temporal_patch_size * video.total / len(video.indices) / video.fps
+        patches, grid = made["pixel_values_videos"], made["video_grid_thw"]
+        inputs = {"pixel_values": patches, "image_grid_thw": grid, "second_per_grid_ts": torch.tensor([seconds])}
+        return inputs, self._video_tokens(grid, video)
 
 
 VLM_SPECIALS = (*LLM_SPECIALS, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+VLM_TEMPLATE = CHAT_TEMPLATE.replace(
+    "{% else %}{{ part",
+    "{% elif part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>{% else %}{{ part",
+)
 
 
 def save_tiny_vlm(
@@ -152,7 +219,7 @@ def save_vlm(config: Any, folder: Path, seed: int = 0) -> Path:
     from transformers import AutoModelForImageTextToText, Qwen2VLImageProcessor
 
     save_random(AutoModelForImageTextToText, config, folder, seed)
-    byte_tokenizer(VLM_SPECIALS, CHAT_TEMPLATE, pad="<|endoftext|>").save_pretrained(folder)
+    byte_tokenizer(VLM_SPECIALS, VLM_TEMPLATE, pad="<|endoftext|>").save_pretrained(folder)
     vision = config.vision_config
     Qwen2VLImageProcessor(patch_size=vision.patch_size, merge_size=vision.spatial_merge_size).save_pretrained(folder)
     return folder
@@ -167,6 +234,9 @@ def _sections(head: int) -> list[int]:
 
 class QwenVL(VisionFamily):
     """Qwen2-VL and its successors, by their config: image tokens between markers, and merged patches.
+
+    The vision tower computes a video as an image that has a duration. In a micro-batch all images and videos go through
+    it together, because ranks synchronise in each of its passes, and others may have no video.
 
     Attributes:
         markers: names in the config of the tokens before and after an image.
@@ -187,6 +257,10 @@ class QwenVL(VisionFamily):
     def is_family(cls, config: Any) -> bool:
         has_markers = all(hasattr(config, name) for name in ("image_token_id", *cls.markers))
         return has_markers and all(hasattr(config.vision_config, name) for name in cls.image_processor.same_sizes)
+
+    @property
+    def video_token_id(self) -> int | None:
+        return int(self.config.video_token_id)
 
     def vision_modules(self, model: Any) -> list[nn.Module]:
         return [model.base_model.visual]
@@ -211,18 +285,48 @@ class QwenVL(VisionFamily):
         return Pixels((inputs,), ((before, *[self.image_token_id] * 6, after),), ())
 
     def prepare(self, model: Any) -> None:
-        """Let the vision tower receive what it derives from the sizes of images.
+        """Let the vision tower receive what it derives from the sizes of images, and take features of videos, too.
 
         The sizes stay on the CPU. On a GPU the tower would copy them back, and wait for the GPU, about ten times.
         """
         model.base_model.visual.register_forward_pre_hook(_derive_sizes, with_kwargs=True)
+        if self.video_token_id is not None:
+            model.base_model.register_forward_pre_hook(self._as_images, with_kwargs=True)
+
+    def _as_images(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Give features of videos the placeholders of images, if `model_inputs` made the model's inputs."""
+        if kwargs.get("pixel_values") is None or kwargs.get("pixel_values_videos") is not None:
+            return None
+        ids = kwargs["input_ids"]
+        return args, kwargs | {"input_ids": ids.masked_fill(ids == self.video_token_id, self.image_token_id)}
+
+    def token_inputs(self, token_ids: Tensor) -> dict[str, Tensor]:
+        marks = super().token_inputs(token_ids)
+        video = self.video_token_id
+        return marks if video is None else {k: mark + 2 * (token_ids == video).int() for k, mark in marks.items()}
 
     def position_ids(self, model: Any, token_ids: Sequence[int], pixels: Pixels | None) -> Tensor:
-        """Return the positions (3, L): those of an image's features are its grid's, in time, height and width."""
+        """Return the positions (3, L): those of an image's features are its grid's, in time, height and width.
+
+        What follows a video begins after all of its positions, as in the model's training and in vLLM; transformers 5
+        lets a long video overlap with it.
+        """
         if pixels is None:
             return super().position_ids(model, token_ids, None).expand(3, -1)
         ids = torch.tensor([list(token_ids)])
-        return model.model.get_rope_index(ids, **self.token_inputs(ids), image_grid_thw=_grids(pixels.inputs))[0][:, 0]
+        marks = self.token_inputs(ids)
+        videos = [image for image in pixels.inputs if "second_per_grid_ts" in image]
+        images = [image for image in pixels.inputs if "second_per_grid_ts" not in image]
+        positions = model.model.get_rope_index(
+            ids, **marks, image_grid_thw=_grids(images) if images else None,
+            video_grid_thw=_grids(videos) if videos else None,
+            second_per_grid_ts=[float(video["second_per_grid_ts"]) for video in videos],
+        )[0][:, 0]  # fmt: skip
+        is_video = marks["mm_token_type_ids"][0] == 2
+        for end in (is_video[:-1] & ~is_video[1:]).nonzero().flatten().tolist():
+            later = positions[:, end + 1 :]  # a view
+            later += (positions[:, : end + 1].max() + 1 - later[0, 0]).clamp(min=0)
+        return positions
 
     def vllm_options(self) -> dict[str, Any]:
         return super().vllm_options() | {"mm_processor_kwargs": {"do_resize": False}}  # our images are already resized

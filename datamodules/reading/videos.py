@@ -1,0 +1,96 @@
+"""The frames of video files, which PyAV decodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from lit_rlvr.common.packages import require
+from lit_rlvr.datamodules.reading.bad_row import BadRow
+from lit_rlvr.errors import UserError
+
+MIN_FRAMES = 4
+"""Frames that the model sees of a video that is too short for `video_fps`, as in qwen-vl-utils."""
+
+
+def check_packages() -> None:
+    """Refuse to go on without the packages that read videos.
+
+    Raises:
+        UserError: names the one that is missing.
+    """
+    for module in ("av", "qwen_vl_utils"):
+        require(module, "videos", "av", "qwen-vl-utils", "torchvision")
+
+
+def inspect_video(file: bytes | str) -> tuple[int, float, Image.Image]:
+    """Return a video's number of frames, its frames per second, and its first frame; decode no other.
+
+    Raises:
+        BadRow: there is no video in the file.
+    """
+    with _stream_of(file) as (container, stream):
+        first = next(container.decode(stream)).to_image()
+        fps = float(stream.average_rate or stream.guessed_rate)
+    with _stream_of(file) as (container, stream):
+        return sum(packet.size > 0 for packet in container.demux(stream)), fps, first
+
+
+def choose_frames(total: int, fps: float, wanted_fps: float | None, most: int) -> tuple[int, ...]:
+    """Return the numbers of the frames that the model sees of a video: as many as qwen-vl-utils takes, evenly spread.
+
+    Args:
+        total, fps: frames of the video, and how many a second has.
+        wanted_fps: how many of a second the model sees; None = all that there are.
+        most: the largest number of frames.
+
+    Raises:
+        BadRow: there are not even two frames.
+    """
+    from qwen_vl_utils.vision_process import smart_nframes
+
+    if total < 2:
+        raise BadRow("a video has at least 2 frames; give a single one as an image")
+    limits = {"fps": wanted_fps, "min_frames": min(MIN_FRAMES, most), "max_frames": most}
+    count = min(total, most) if wanted_fps is None else smart_nframes(limits, total, fps)
+    return tuple(np.linspace(0, total - 1, count).round().astype(int).tolist())
+
+
+def read_frames(file: bytes | str, indices: Sequence[int]) -> list[Image.Image]:
+    """Decode some frames of a video, given by their numbers in ascending order.
+
+    Raises:
+        UserError: the file ends before the last of them, or is broken.
+    """
+    import av
+
+    wanted, found = set(indices), []
+    try:
+        with _stream_of(file) as (container, stream):
+            for number, frame in enumerate(container.decode(stream)):
+                if number in wanted:
+                    found.append(frame.to_image())
+                if len(found) == len(wanted):
+                    return found
+        reason = "the file ends before it"
+    except av.InvalidDataError as error:
+        reason = str(error)
+    raise UserError(f"video: frame {indices[len(found)]} cannot be decoded ({reason}); encode the file again")
+
+
+@contextmanager
+def _stream_of(file: bytes | str) -> Iterator[tuple[Any, Any]]:
+    """Open a video file; yield its container and its first video stream."""
+    import av
+
+    with av.open(BytesIO(file) if isinstance(file, bytes) else file) as container:
+        if not container.streams.video:
+            raise BadRow("it has no video")
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        yield container, stream
