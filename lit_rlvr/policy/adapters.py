@@ -219,9 +219,11 @@ def load_adapter(model: Any, folder: str | Path, empty: bool = False) -> None:
     if empty:
         return
     try:
-        saved = load_peft_weights(str(folder), device="cpu")
+        found = load_peft_weights(str(folder), device="cpu")
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"model: the adapter in {folder} cannot be read: {first_line(error)}") from error
+    # peft leaves `.weight` out of the names of magnitudes, and transformers needs it; each reads them with it.
+    saved = {name if name.endswith(".weight") else f"{name}.weight": weight for name, weight in found.items()}
     ours = {_saved_name(name): parameter for name, parameter in model.named_parameters() if is_matrix(name)}
     if wrong := mismatched_weights(saved, ours):
         more = f" and {len(wrong) - 1} more do not fit" if wrong[1:] else " does not fit"
@@ -246,7 +248,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def _saved_name(name: str) -> str:
     """Return the name under which peft saves a parameter of the trained adapter."""
-    return f"base_model.model.{name.replace(f'.{ADAPTER}', '')}".replace("magnitude_vector.weight", "magnitude_vector")
+    return f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}"
 
 
 def is_matrix(name: str) -> bool:
@@ -402,7 +404,7 @@ def adapter_config(model: Any, view: str | None = ADAPTER) -> dict[str, Any] | N
 def adapter_weights(
     model: nn.Module, view: str | None = ADAPTER, whole: Callable[[Tensor], Tensor] = Tensor.detach
 ) -> Iterator[tuple[str, Tensor]]:
-    """Return the matrices of a model's adapters by the names under which peft saves them.
+    """Return the matrices of a model's adapters by names under which peft and transformers read them.
 
     Args:
         view: see `used_adapters`.
@@ -416,7 +418,7 @@ def adapter_weights(
             scaled = [whole(layer.lora_B[n].weight) * (layer.scaling[n] / scale) for n in names]
             yield f"{saved}B.weight", torch.cat(scaled, dim=1)
             for name in {*names} & {*layer.lora_magnitude_vector}:
-                yield f"{saved}magnitude_vector", whole(layer.lora_magnitude_vector[name].weight)
+                yield f"{saved}magnitude_vector.weight", whole(layer.lora_magnitude_vector[name].weight)
 
 
 def save_adapter(model: nn.Module, config: Any, base: str, folder: Path) -> None:
