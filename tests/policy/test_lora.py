@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_prompt, make_rollout, random_ids, start_engine
+from test_models import build
+from tiny import make_prompt, make_rollout, random_ids, save_model, start_engine
 from transformers import AutoModelForCausalLM
 
 from lit_rlvr.commands.plan.memory import Strategy, shape_of, state_memory
@@ -46,15 +47,21 @@ def train(policy: Policy, seed: int = 0) -> None:
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {}, "rslora": {"rslora": True}, "dora": {"dora": True}, "gaussian": {"init": "gaussian"},
     "pissa": {"init": "pissa"}, "rslora pissa": {"init": "pissa", "rslora": True},
-    "dora rslora": {"dora": True, "rslora": True, "layers": ["q_proj"]},
+    "dora rslora": {"dora": True, "rslora": True, "layers": ["q_proj"]}, "experts": {"experts": True},
 }  # fmt: skip
+
+
+@pytest.fixture
+def model_folder(options: dict[str, Any], tiny_model_folder: Path, tmp_path: Path) -> Path:
+    """A model that has what the options of `KINDS` need."""
+    return save_model(build("Qwen3-MoE"), tmp_path / "experts") if "experts" in options else tiny_model_folder
 
 
 @pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
 def test_every_kind_starts_as_the_model_and_merges_to_what_it_computes(
-    tiny_model_folder: Path, options: dict[str, Any]
+    model_folder: Path, options: dict[str, Any]
 ) -> None:
-    policy, plain = load_policy(str(tiny_model_folder)), load_policy(str(tiny_model_folder))
+    policy, plain = load_policy(str(model_folder)), load_policy(str(model_folder))
     add_adapters(policy.model, Lora(rank=3, alpha=6, **options))
     before = logprobs(plain)
     torch.testing.assert_close(logprobs(policy), before, atol=1e-5, rtol=0)
@@ -76,23 +83,23 @@ def test_every_kind_starts_as_the_model_and_merges_to_what_it_computes(
 
 @pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
 def test_a_saved_adapter_is_read_by_peft_and_transformers_and_goes_on(
-    tiny_model_folder: Path, tmp_path: Path, options: dict[str, Any]
+    model_folder: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:
     from peft import PeftModel
 
-    policy, folder = load_policy(str(tiny_model_folder)), str(tmp_path / "adapter")
+    policy, folder = load_policy(str(model_folder)), str(tmp_path / "adapter")
     config = add_adapters(policy.model, Lora(rank=3, alpha=6, **options))
     train(policy)
-    save_adapter(policy.model, config, str(tiny_model_folder), tmp_path / "adapter")
+    save_adapter(policy.model, config, str(model_folder), tmp_path / "adapter")
     ids = torch.arange(50, 90)[None]
     wanted = policy.plain_logits(ids, []).detach()
-    base = AutoModelForCausalLM.from_pretrained(tiny_model_folder)
+    base = AutoModelForCausalLM.from_pretrained(model_folder)
     with torch.no_grad():
         torch.testing.assert_close(PeftModel.from_pretrained(base, folder)(ids).logits, wanted, atol=2e-5, rtol=0)
         loaded = AutoModelForCausalLM.from_pretrained(folder)  # which loads the base, then the adapter
         torch.testing.assert_close(loaded(ids).logits, wanted, atol=2e-5, rtol=0)
 
-    more = load_policy(str(tiny_model_folder))
+    more = load_policy(str(model_folder))
     add_adapters(more.model, Lora(adapter="continue"), folder=folder)
     trained = [name for name, p in more.named_parameters() if p.requires_grad]
     assert trained and all(".default." in name for name in trained)
@@ -100,9 +107,9 @@ def test_a_saved_adapter_is_read_by_peft_and_transformers_and_goes_on(
     first = logprobs(more)
     train(more, seed=1)
     assert torch.equal(logprobs(more.before_training()), first) and (logprobs(more) - first).abs().max() > 1e-2
-    assert torch.equal(logprobs(more.without_adapters()), logprobs(load_policy(str(tiny_model_folder))))
+    assert torch.equal(logprobs(more.without_adapters()), logprobs(load_policy(str(model_folder))))
     for view in (more, more.before_training()):
-        plain = load_policy(str(tiny_model_folder))
+        plain = load_policy(str(model_folder))
         plain.model.load_state_dict(dict(view.named_weights()), strict=False)
         torch.testing.assert_close(logprobs(plain), logprobs(view), atol=2e-5, rtol=0)
 
