@@ -19,6 +19,7 @@ from lit_rlvr.environments.base import environment_fingerprint
 from lit_rlvr.errors import MAX_SIZE, UserError
 from lit_rlvr.evaluation.records import RecordRow, Records
 from lit_rlvr.evaluation.sampler import Sampler
+from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.rewards.base import check_prefills
 from lit_rlvr.rewards.references import check_references
 from lit_rlvr.rollout.episodes import begins
@@ -132,12 +133,13 @@ def open_sampler(
     requirement = LengthRequirement(
         f"{data.name} {split}", prompts, longest, "rollout.sampling.max_tokens", min_prompt_tokens=grown
     )
-    check_lengths(module.model_folder, [requirement])
+    folder = module.model_folder
+    if module.adapter == "continue":  # `model_folder` is the adapter's base model
+        folder = resolve_model(module.model, module.config_overrides, "merge")
+    check_lengths(folder, [requirement])
     images = max(len(prompt.sample.images) for prompt in prompts)
     check = data.prepare(requirement.longest)
-    return Sampler(
-        module.model_folder, rollout.engine, module.tokenizer, dtype, requirement.max_sequence_tokens, images, check
-    )
+    return Sampler(folder, rollout.engine, module.tokenizer, dtype, requirement.max_sequence_tokens, images, check)
 
 
 def check_out(out: Path) -> None:

@@ -199,6 +199,7 @@ def saved_config(folder: str | Path, lora: Lora) -> Any:
 
 
 MERGE = "merge it: model.lora: {adapter: merge}"
+MISFIT = "set base_model_name_or_path in its adapter_config.json to the model that it was trained on"
 
 
 def load_adapter(model: Any, folder: str | Path, empty: bool = False) -> None:
@@ -227,10 +228,7 @@ def load_adapter(model: Any, folder: str | Path, empty: bool = False) -> None:
     ours = {_saved_name(name): parameter for name, parameter in model.named_parameters() if is_matrix(name)}
     if wrong := mismatched_weights(saved, ours):
         more = f" and {len(wrong) - 1} more do not fit" if wrong[1:] else " does not fit"
-        raise UserError(
-            f"model: the adapter in {folder} is not one of {_name(model)}: {wrong[0]}{more}; give its base_model_name_"
-            "or_path the model that it was trained on"
-        )
+        raise UserError(f"model: the adapter in {folder} is not one of {_name(model)}: {wrong[0]}{more}; {MISFIT}")
     for name, weight in saved.items():
         ours[name].data.copy_(weight)
 
@@ -336,6 +334,11 @@ def language_layers(model: Any) -> list[str]:
     return [name for name, module in language_modules(model) if isinstance(module, nn.Linear) and module is not head]
 
 
+def is_saved(name: str) -> bool:
+    """Return whether a checkpoint of a model with adapters holds a parameter."""
+    return is_matrix(name) or f".{SUBTRACTED}." in name
+
+
 def adapted_modules(model: nn.Module) -> dict[str, Any]:
     """Return peft's layers around others, by the names of the weights in the plain model that they adapt."""
     return {
@@ -365,8 +368,8 @@ def merged_parameters(model: nn.Module, view: str | None = ADAPTER) -> Iterator[
         if ".lora_" in name:
             continue
         plain, weight = _plain_name(name), dense(parameter)
-        layer = layers.get(plain)
-        for adapter in [] if layer is None else used_adapters(layer, view):
+        layer: Any = layers.get(plain)
+        for adapter in used_adapters(layer, view) if layer is not None else []:
             weight = weight.detach() + layer.get_delta_weight(adapter).detach()
             if adapter in layer.lora_magnitude_vector:
                 lengths = layer.lora_magnitude_vector[adapter].weight.detach() / torch.linalg.norm(weight, dim=1)
@@ -498,7 +501,7 @@ def merge_adapters(model: nn.Module) -> None:
     for name, module in [*model.named_modules()]:
         if name.endswith(".base_layer") or not (hasattr(module, "base_layer") or is_quantized(module)):
             continue
-        base: Any = module.get_base_layer() if hasattr(module, "base_layer") else module  # type: ignore[operator]
+        base: Any = module.get_base_layer() if hasattr(module, "base_layer") else module
         plain = base
         if isinstance(base, nn.Linear):
             plain = nn.Linear(base.in_features, base.out_features, base.bias is not None, device="meta")

@@ -77,9 +77,7 @@ class Shape:
         return self.parameters - self.unused
 
 
-def shape_of(
-    config: Any, freeze_vision: bool = False, lora: Lora | None = None, adapter: Path | None = None
-) -> Shape:
+def shape_of(config: Any, freeze_vision: bool = False, lora: Lora | None = None, adapter: Path | None = None) -> Shape:
     """Count a model by its config.
 
     Args:

@@ -383,10 +383,12 @@ def describe_job(
     share = 0.0 if vllm is None else vllm.gpu_memory_utilization or 0.4
     teacher = None
     if (options := module.teacher_options) is not None:
-        teacher = shape_of(PUBLISHED.get(options.model) or load_model_config(resolve_model(options.model)))
+        teacher = shape_of(
+            PUBLISHED.get(options.model) or load_model_config(resolve_model(options.model, adapter="any"))
+        )
     return JobSizes(
         whole=shape_of(config, module.freeze_vision),
-        adapted=shape_of(config, module.freeze_vision, module.lora or Lora()),
+        adapted=shape_of(config, module.freeze_vision, module.lora or Lora(), module.adapter_folder),
         budget=module.tokens_per_microbatch,
         prompt=data.reading.max_prompt_tokens,
         completion=completion,
