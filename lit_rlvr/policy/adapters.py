@@ -144,7 +144,7 @@ def add_adapters(
     # Within another module, whose lack of a config keeps peft from giving the adapters of an MLP to a layer's experts.
     try:
         inject_adapter_in_model(config, nn.Sequential(model), adapter_name=ADAPTER)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(f"model: the adapter in {folder} does not fit {_name(model)}: {first_line(error)}") from error
     if folder is not None:
         load_adapter(model, folder, empty)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_runs import assert_same_run, fit, metrics, to
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_rlvr.distributed.checkpoints import last_checkpoint, read_checkpoint
 from lit_rlvr.run.saved_model import export_run
@@ -80,6 +82,82 @@ def test_the_reference_is_the_model_without_adapters(run_folder: Path, lit_rlvr:
         assert abs(kl[0]) < 1e-6 < 1e-5 < kl[-1]
     else:
         assert any(value for row in rows for name, value in row.items() if "margin" in name)
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Path:
+    """An adapter that changes the tiny Llama, as peft writes it."""
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny_model_folder),
+        LoraConfig(r=3, lora_alpha=5, use_rslora=True, target_modules=["q_proj", "up_proj"]),
+    )
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(len(name)))
+    folder = tmp_path_factory.mktemp("adapter") / "sft"
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("options", "kept"), [
+    (("GRPO", "--model.init_args.kl.coef", "0.1"), "continue"), (("AAPO",), "continue"),
+    (("GRPO", "--model.init_args.kl.coef", "0.1"), "merge"),
+])  # fmt: skip
+def test_training_goes_on_from_an_adapter(
+    run_folder: Path, lit_rlvr: CLI, adapter: Path, options: tuple[str, ...], kept: str
+) -> None:
+    """The reference is the base with the first adapter, a resumed run is exact, and both exports are the trained model."""
+    given = ("--model", *options, "--model.init_args.model", str(adapter), "--model.init_args.lora",
+             f"{{adapter: {kept}}}", "--rollout.safeguards.probe_every", "1")  # fmt: skip
+    fit(lit_rlvr, *given, *to("whole"))
+    fit(lit_rlvr, *given, *to("cut"), "--trainer.max_steps", "3")
+    fit(lit_rlvr, *given, *to("cut"), "--ckpt_path", "last")
+    assert_same_run(run_folder / "cut", run_folder / "whole", resumed=3)
+    if options[0] == "GRPO":
+        kl = [float(row["train/kl"]) for row in metrics(run_folder / "whole") if row.get("train/kl")]
+        assert abs(kl[0]) < 1e-6 < 1e-5 < kl[-1]
+    saved = read_checkpoint(last_checkpoint(run_folder / "whole"))["state_dict"]
+    assert saved and all(".default." in name for name in saved)
+    exported = AutoModelForCausalLM.from_pretrained(export_run(run_folder / "whole", run_folder / "exported"))
+    base = AutoModelForCausalLM.from_pretrained(
+        json.loads(
+            (export_run(run_folder / "whole", run_folder / "alone", adapter=True) / "adapter_config.json").read_text()
+        )["base_model_name_or_path"]
+    )
+    alone, ids = PeftModel.from_pretrained(base, run_folder / "alone"), torch.arange(50, 90)[None]
+    first = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(
+            json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+        ),
+        adapter,
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(alone(ids).logits, exported(ids).logits, atol=2e-5, rtol=0)
+        assert 1e-4 < (exported(ids).logits - first(ids).logits).abs().max() < 1
+    assert (alone.peft_config["default"].r == 3) == (kept == "continue")
+    assert AutoTokenizer.from_pretrained(run_folder / "alone").chat_template
+
+
+def test_what_cannot_go_with_an_adapter_is_one_line(run_folder: Path, lit_rlvr: CLI, adapter: Path) -> None:
+    def refused(said: str, *given: str, model: Path | str = adapter) -> None:
+        result = lit_rlvr("fit", "--config", "tiny.yaml", "--model.init_args.model", str(model), *to("run"), *given)
+        assert result.status == 2 and said in result.err, result.err
+
+    refused("set model.lora: {adapter: continue} to train it on, or {adapter: merge}")
+    refused("set model.lora: {adapter: continue}", *LORA)
+    lora = "--model.init_args.lora"
+    refused(
+        "with `adapter: continue`, alpha, rank is the adapter's own", lora, "{adapter: continue, rank: 4, alpha: 8}"
+    )
+    refused("holds a whole model", lora, "{adapter: merge}", model="tiny-llama")
+    refused("model.lora.quantize: it does not work with `init: pissa`", lora, "{init: pissa, quantize: nf4}",
+            model="tiny-llama")  # fmt: skip
+    refused("singular values", lora, "{init: pissa, rank: 5000}", model="tiny-llama")
+    refused("model.lora.dropout: GRPO trains on completions that are sampled without", lora, "{dropout: 0.1}",
+            model="tiny-llama")  # fmt: skip
+    refused("model.lora.experts: LlamaForCausalLM has none", lora, "{experts: true}", model="tiny-llama")
+    refused("model.lora.vision_tower: LlamaForCausalLM has none", lora, "{vision_tower: true}", model="tiny-llama")
+    refused("warm_start: it would train the base model", lora, "{adapter: continue}", "--warm_start.steps", "2")
 
 
 def test_a_reference_that_is_renewed_is_refused(run_folder: Path, lit_rlvr: CLI) -> None:
