@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lit_rlvr.common.packages import require
+from lit_rlvr.common.seeds import derive_seed, run_seed
 from lit_rlvr.errors import UserError, check_within, checks_arguments, first_line
 from lit_rlvr.policy.families import language_modules, vision_modules
 
@@ -141,9 +142,11 @@ def add_adapters(
     empty = next(model.parameters()).is_meta
     if lora.quantize == "nf4" and not empty:
         quantize_layers(model, language_layers(model), compute_dtype)
-    # Within another module, whose lack of a config keeps peft from giving the adapters of an MLP to a layer's experts.
     try:
-        inject_adapter_in_model(config, nn.Sequential(model), adapter_name=ADAPTER)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed("adapters", run_seed()))
+            # Within another module, whose lack of a config keeps peft from giving an MLP's adapters to experts.
+            inject_adapter_in_model(config, nn.Sequential(model), adapter_name=ADAPTER)
     except (TypeError, ValueError) as error:
         raise UserError(f"model: the adapter in {folder} does not fit {_name(model)}: {first_line(error)}") from error
     if folder is not None:

@@ -161,7 +161,7 @@ def test_an_adapter_that_fits_no_base_is_one_line(
     (folder / "adapter_model.safetensors").write_bytes(b"x" * 100)
     settings["target_modules"] = ["q_proj"]
     (folder / "adapter_config.json").write_text(json.dumps(settings))
-    with pytest.raises(UserError, match="the adapter in .* cannot be read: SafetensorError"):
+    with pytest.raises(UserError, match=r"the adapter in .* cannot be read: SafetensorError"):
         add_adapters(load_policy(str(tiny_model_folder)).model, Lora(adapter="continue"), folder=folder)
 
 

@@ -106,7 +106,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -
 def test_training_goes_on_from_an_adapter(
     run_folder: Path, lit_rlvr: CLI, adapter: Path, options: tuple[str, ...], kept: str
 ) -> None:
-    """The reference is the base with the first adapter, a resumed run is exact, and both exports are the trained model."""
+    """The reference is the base with the first adapter, a resumed run is exact, and both exports are its model."""
     given = ("--model", *options, "--model.init_args.model", str(adapter), "--model.init_args.lora",
              f"{{adapter: {kept}}}", "--rollout.safeguards.probe_every", "1")  # fmt: skip
     fit(lit_rlvr, *given, *to("whole"))
