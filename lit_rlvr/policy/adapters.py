@@ -156,6 +156,7 @@ def add_adapters(
             _copy_adapter(layer, FIRST)
         elif lora.init == "pissa":
             _start_pissa(layer, empty)
+    model.eval()  # without dropout, as it was
     return config
 
 

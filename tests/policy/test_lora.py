@@ -18,11 +18,20 @@ from lit_rlvr.commands.plan.memory import Strategy, shape_of, state_memory
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.synced import SyncedEngine
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy.adapters import Lora, add_adapters, changing_weights, merge_adapters, round_frozen, save_adapter
+from lit_rlvr.policy.adapters import (
+    Lora,
+    adapter_dropout,
+    add_adapters,
+    changing_weights,
+    merge_adapters,
+    round_frozen,
+    save_adapter,
+)
 from lit_rlvr.policy.families import freeze_vision_tower
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import training_autocast
+from lit_rlvr.policy.speed import enable_checkpointing
 from lit_rlvr.types import Sampling
 
 ROLLOUT = make_rollout([random_ids(9, 1), random_ids(4, 2)], [[random_ids(5, 3), random_ids(2, 4)]] * 2)
@@ -112,6 +121,29 @@ def test_a_saved_adapter_is_read_by_peft_and_transformers_and_goes_on(
         plain = load_policy(str(model_folder))
         plain.model.load_state_dict(dict(view.named_weights()), strict=False)
         torch.testing.assert_close(logprobs(plain), logprobs(view), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_dropout_is_on_within_its_context_alone_and_has_its_own_seed(tiny_model_folder: Path, dora: bool) -> None:
+    policy, found = adapted(tiny_model_folder, dropout=0.5, dora=dora), []
+    plain, state = logprobs(policy), torch.get_rng_state()
+    for seed, checkpointing in ((1, False), (1, True), (2, False)):
+        if checkpointing:
+            enable_checkpointing(policy.model)
+        with adapter_dropout(policy.model, seed):
+            logp = policy.logprobs(ROLLOUT, [0, 1, 2, 3])[0]
+            logp.sum().backward()
+        gradients = [p.grad for p in policy.parameters() if p.requires_grad]
+        policy.model.gradient_checkpointing_disable()
+        policy.zero_grad()
+        found.append([logp.detach(), *gradients])
+    for one, again, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, again, atol=1e-6, rtol=0)
+        assert (one - other).abs().max() > 1e-3
+    assert (found[0][0] - plain).abs().max() > 1e-2
+    assert torch.equal(logprobs(policy), plain) and torch.equal(torch.get_rng_state(), state)
+    with adapter_dropout(load_policy(str(tiny_model_folder)).model, 1):
+        assert torch.equal(torch.get_rng_state(), state), "without dropout, nothing is seeded"
 
 
 def logprobs(policy: Policy) -> torch.Tensor:
