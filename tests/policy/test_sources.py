@@ -13,9 +13,8 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny import byte_tokenizer
+from tiny import byte_tokenizer, save_adapter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lit_rlvr.policy.sources as models
@@ -51,11 +50,7 @@ def test_what_is_no_model_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.
 
 def save_adapters(base: Path, folder: Path) -> Any:
     """Write adapters of peft and a tokenizer, as trainers do; return the model that they are of."""
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, target_modules=["q_proj"]))
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    model.save_pretrained(folder)
+    model = save_adapter(base, folder)
     tokenizer = byte_tokenizer()
     tokenizer.chat_template += "{# own #}"
     tokenizer.save_pretrained(folder)

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
+from tiny import save_adapter
 from tiny_runs import assert_same_run, fit, metrics, to
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -87,15 +88,8 @@ def test_the_reference_is_the_model_without_adapters(run_folder: Path, lit_rlvr:
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Path:
     """An adapter that changes the tiny Llama, as peft writes it."""
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(tiny_model_folder),
-        LoraConfig(r=3, lora_alpha=5, use_rslora=True, target_modules=["q_proj", "up_proj"]),
-    )
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(len(name)))
     folder = tmp_path_factory.mktemp("adapter") / "sft"
-    model.save_pretrained(folder)
+    save_adapter(tiny_model_folder, folder, r=3, lora_alpha=5, use_rslora=True, target_modules=["q_proj", "up_proj"])
     return folder
 
 

@@ -158,6 +158,8 @@ def test_adapters_alone_are_trained(run_folder: Path, lit_rlvr: CLI, tiny_model_
     result = lit_rlvr(*FIT, "--model", "SFT", *lora, *to("lora"))
     assert result.status == 0, result.err
     assert losses("lora")[-1] < losses("lora")[0]
+    assert lit_rlvr(*FIT, "--model", "SFT", *lora, "--model.init_args.lora.dropout", 0.5, *to("less")).status == 0
+    assert losses("less")[0] == losses("lora")[0] and losses("less")[1] != losses("lora")[1], "B is 0 at first"
     assert lit_rlvr("export", "lora", "--to", "merged").status == 0
     before, after = (AutoModelForCausalLM.from_pretrained(folder) for folder in (tiny_model_folder, "merged"))
     assert torch.equal(before.model.norm.weight, after.model.norm.weight)
