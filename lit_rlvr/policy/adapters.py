@@ -268,6 +268,19 @@ def _copy_adapter(layer: Any, name: str) -> None:
                 held[name].requires_grad_(False)
 
 
+class PissaVariant:
+    """PiSSA for peft's layers: one product adds the trained adapter and subtracts the first one.
+
+    They cancel in it, also in 16 bits; two sums would each round the output.
+    """
+
+    @staticmethod
+    def forward(layer: Any, active_adapter: str, x: Tensor, result: Tensor, **_: Any) -> Tensor:
+        first = torch.cat([layer.lora_A[name].weight for name in (ADAPTER, SUBTRACTED)])  # (2 r, in)
+        second = torch.cat([layer.lora_B[ADAPTER].weight, -layer.lora_B[SUBTRACTED].weight], 1)  # (out, 2 r)
+        return result + nn.functional.linear(nn.functional.linear(x, first), second) * layer.scaling[ADAPTER]
+
+
 def _start_pissa(layer: Any, empty: bool) -> None:
     """Start an adapter with the largest singular values and vectors of the weight, and subtract what it adds then."""
     base = layer.base_layer
@@ -282,7 +295,7 @@ def _start_pissa(layer: Any, empty: bool) -> None:
         base.weight.data = weight
     _copy_adapter(layer, SUBTRACTED)
     layer.scaling[SUBTRACTED] = -layer.scaling[ADAPTER]
-    layer._active_adapter = [ADAPTER, SUBTRACTED]
+    layer.lora_variant[ADAPTER] = PissaVariant
 
 
 def _name(model: Any) -> str:
@@ -358,7 +371,7 @@ def used_adapters(layer: Any, view: str | None) -> list[str]:
     Args:
         view: `ADAPTER` = those that are trained; `FIRST` = those that training started with; None = none.
     """
-    return list(layer.active_adapters) if view == ADAPTER else [name for name in layer.r if name == view]
+    return [name for name in layer.r if name == view or (view == ADAPTER and name == SUBTRACTED)]
 
 
 def merged_parameters(model: nn.Module, view: str | None = ADAPTER) -> Iterator[tuple[str, Tensor]]:
