@@ -112,6 +112,8 @@ def prompts_to_sample(
     Raises:
         UserError: there are none, or a reward refuses the data.
     """
+    if module.adapter == "continue":  # nothing is trained here
+        module.model_folder = resolve_model(module.model, module.config_overrides, "merge")
     data.use_model(module)
     if rollout.environment is not None:
         data.use_environment(rollout.environment)
@@ -133,13 +135,12 @@ def open_sampler(
     requirement = LengthRequirement(
         f"{data.name} {split}", prompts, longest, "rollout.sampling.max_tokens", min_prompt_tokens=grown
     )
-    folder = module.model_folder
-    if module.adapter == "continue":  # `model_folder` is the adapter's base model
-        folder = resolve_model(module.model, module.config_overrides, "merge")
-    check_lengths(folder, [requirement])
+    check_lengths(module.model_folder, [requirement])
     images = max(len(prompt.sample.images) for prompt in prompts)
     check = data.prepare(requirement.longest)
-    return Sampler(folder, rollout.engine, module.tokenizer, dtype, requirement.max_sequence_tokens, images, check)
+    return Sampler(
+        module.model_folder, rollout.engine, module.tokenizer, dtype, requirement.max_sequence_tokens, images, check
+    )
 
 
 def check_out(out: Path) -> None:

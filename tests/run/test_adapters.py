@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,19 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from tiny import save_adapter
 from tiny_runs import assert_same_run, fit, metrics, to
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lit_rlvr.commands.plan.memory import shape_of
+from lit_rlvr.commands.serve import server_line
 from lit_rlvr.distributed.checkpoints import last_checkpoint, read_checkpoint
+from lit_rlvr.policy.adapters import Lora, add_adapters
+from lit_rlvr.policy.loading import load_model_config, load_policy
+from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.run.saved_model import export_run
+from lit_rlvr.training.validation import EvaluatingModule
 
 CLI = Callable[..., Any]
 LORA = ("--model.init_args.lora", "{rank: 4, alpha: 8}")
@@ -130,6 +139,66 @@ def test_training_goes_on_from_an_adapter(
         assert 1e-4 < (exported(ids).logits - first(ids).logits).abs().max() < 1
     assert (alone.peft_config["default"].r == 3) == (kept == "continue")
     assert AutoTokenizer.from_pretrained(run_folder / "alone").chat_template
+
+
+def test_commands_that_sample_use_the_merged_model(run_folder: Path, lit_rlvr: CLI, adapter: Path) -> None:
+    """As for the folder that `export` writes: the same completions, and vLLM's server gets such a folder."""
+    assert lit_rlvr("export", adapter, "--to", "merged").status == 0
+    for name, model in (("one", ["merged"]), ("two", [adapter, "--model.init_args.lora", "{adapter: continue}"])):
+        result = lit_rlvr("filter", "--config", "tiny.yaml", "--samples", 2, "--lowest", 0, "--highest", 1,
+                          "--model.init_args.model", *model, "--out", f"{name}.jsonl")  # fmt: skip
+        assert result.status == 0, result.err
+    one, two = (sorted(Path(f"{name}.samples/completions.jsonl").read_text().splitlines()) for name in ("one", "two"))
+    assert one == two
+    module = EvaluatingModule(str(adapter))
+    assert (
+        module.model_folder
+        == resolve_model(str(adapter), adapter="merge")
+        in server_line(str(adapter), "float32", False, [])
+    )
+    weights = [load_file(Path(folder) / "model.safetensors") for folder in ("merged", module.model_folder)]
+    assert weights[0].keys() == weights[1].keys() and all(torch.equal(w, weights[1][n]) for n, w in weights[0].items())
+
+    lora, config = Lora(adapter="continue"), load_model_config("merged")
+    policy = load_policy("merged")
+    add_adapters(policy.model, lora, folder=adapter)
+    shape = shape_of(config, lora=lora, adapter=adapter)
+    assert shape.trained == sum(p.numel() for p in policy.parameters() if p.requires_grad) > 0
+    assert shape.parameters == sum(p.numel() for p in policy.parameters())
+    planned = lit_rlvr("plan", "--config", "tiny.yaml", "--model.init_args.model", adapter, "--model.init_args.lora",
+                       "{adapter: continue}", "--gpus", "1x80GB")  # fmt: skip
+    assert planned.status == 0 and "LoRA" in planned.out, planned.err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is an extra")
+@pytest.mark.parametrize("lora", ["{adapter: continue}", "{rank: 4, rslora: true, init: pissa}"])
+def test_vllm_reads_an_adapter_alone(
+    run_folder: Path, lit_rlvr: CLI, adapter: Path, tiny_model_folder: Path, lora: str
+) -> None:
+    model = adapter if "adapter" in lora else tiny_model_folder
+    fit(lit_rlvr, "--model.init_args.model", str(model), "--model.init_args.lora", lora, *to("run"))
+    for target, more in (("merged", ()), ("alone", ("--adapter",))):
+        result = lit_rlvr("export", "run", "--to", target, *more)
+        assert result.status == 0, result.err
+    merged, ids = AutoModelForCausalLM.from_pretrained("merged"), torch.tensor([[10, 11, 12]])
+    for _ in range(8):
+        ids = torch.cat([ids, merged(ids).logits[:, -1:].argmax(-1)], 1)
+    command = [sys.executable, "-c", VLLM_SCRIPT, str(tiny_model_folder), "alone"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert f"TOKENS {ids[0, 3:].tolist()}" in done.stdout, done.stderr[-2000:]
+
+
+VLLM_SCRIPT = """
+import sys
+from vllm import LLM, SamplingParams
+from vllm.lora.request import LoRARequest
+llm = LLM(sys.argv[1], dtype="float32", enforce_eager=True, max_model_len=64, kv_cache_memory_bytes=1 << 26,
+          enable_lora=True, max_lora_rank=8)
+greedy = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+output = llm.generate([{"prompt_token_ids": [10, 11, 12]}], greedy, lora_request=LoRARequest("a", 1, sys.argv[2]))
+print("TOKENS", list(output[0].outputs[0].token_ids))
+"""
 
 
 def test_what_cannot_go_with_an_adapter_is_one_line(run_folder: Path, lit_rlvr: CLI, adapter: Path) -> None:
