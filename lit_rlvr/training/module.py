@@ -54,7 +54,7 @@ from lit_rlvr.distributed.sharding import shard
 from lit_rlvr.errors import MAX_SIZE, ChecksArguments, UserError, check_within
 from lit_rlvr.objectives import Importance, kl_estimate, masked_mean, resolve_correction, teacher_advantages
 from lit_rlvr.policy.adapters import Lora, add_adapters, is_saved, round_frozen
-from lit_rlvr.policy.families import freeze_vision_tower
+from lit_rlvr.policy.families import freeze_vision_tower, vision_modules
 from lit_rlvr.policy.loading import check_same_tokens, load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import compute_dtype, round_ties
@@ -160,8 +160,6 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         self.optim, self.importance, self.compute = optim, importance, compute
         self.budget = TokenBudget(compute.tokens_per_microbatch)
         self.updates_per_rollout, self.epochs_per_rollout = updates_per_rollout, epochs_per_rollout
-        if lora is not None and lora.vision_tower and freeze_vision:
-            raise UserError("model.freeze_vision: model.lora.vision_tower trains adapters there; leave one of them out")
         if lora is not None and lora.dropout and not self.demonstrates:
             raise UserError(
                 f"model.lora.dropout: {type(self).__name__} trains on completions that are sampled without dropout, "
@@ -252,6 +250,10 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
                 freeze_vision_tower(self.policy.model)
             if self.lora is not None:
                 add_adapters(self.policy.model, self.lora, self._compute_dtype, self.adapter_folder)
+                if self.freeze_vision and any(
+                    p.requires_grad for part in vision_modules(self.policy.model) for p in part.parameters()
+                ):
+                    raise UserError("model.freeze_vision: model.lora trains adapters there; leave one of them out")
                 if not self.sharded:  # shards are gathered in this type
                     round_frozen(self.policy.model, self._compute_dtype)
             elif self._compute_dtype == torch.bfloat16 and not self._starts_empty:

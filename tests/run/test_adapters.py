@@ -220,6 +220,8 @@ def test_what_cannot_go_with_an_adapter_is_one_line(run_folder: Path, lit_rlvr: 
             model="tiny-llama")  # fmt: skip
     refused("model.lora.experts: LlamaForCausalLM has none", lora, "{experts: true}", model="tiny-llama")
     refused("model.lora.vision_tower: LlamaForCausalLM has none", lora, "{vision_tower: true}", model="tiny-llama")
+    refused("model.freeze_vision: model.lora trains", lora, "{vision_tower: true}", "--model.init_args.freeze_vision",
+            "true", model="tiny-qwen2.5-vl")  # fmt: skip
     refused("warm_start: it would train the base model", lora, "{adapter: continue}", "--warm_start.steps", "2")
 
 
