@@ -18,9 +18,11 @@ def run(command: str, arguments: list[str]) -> None:
     )
     parser.add_argument("--to", type=str, required=True, help="folder to write; it must not exist yet")
     parser.add_argument("--dtype", type=str, default="float32", help="type of the written weights: float32 or bfloat16")
+    parser.add_argument("--adapter", action="store_true", help="write only the adapter, as peft does")
     config = parser.parse_args(arguments)
-    target = export_run(Path(config.run), Path(config.to), config.dtype)
+    target = export_run(Path(config.run), Path(config.to), config.dtype, config.adapter)
+    readers = "peft, with transformers" if config.adapter else "transformers"
     show_result(
         {"folder": str(target), "dtype": config.dtype},
-        lambda: print(f"{target}: loads with transformers' from_pretrained and with vLLM"),
+        lambda: print(f"{target}: loads with {readers}' from_pretrained and with vLLM"),
     )

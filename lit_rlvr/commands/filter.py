@@ -20,6 +20,7 @@ from lit_rlvr.environments.base import environment_fingerprint
 from lit_rlvr.errors import MAX_SIZE, UserError
 from lit_rlvr.evaluation.records import RecordRow, Records
 from lit_rlvr.evaluation.sampler import Sampler
+from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.rewards.base import check_prefills
 from lit_rlvr.rewards.references import check_references
 from lit_rlvr.rollout.episodes import begins
@@ -112,6 +113,8 @@ def prompts_to_sample(
     Raises:
         UserError: there are none, or a reward refuses the data.
     """
+    if module.adapter == "continue":  # nothing is trained here
+        module.model_folder = resolve_model(module.model, module.config_overrides, "merge")
     data.use_model(module)
     if rollout.environment is not None:
         data.use_environment(rollout.environment)

@@ -154,7 +154,7 @@ def server_line(
     Raises:
         UserError: vLLM could not load them.
     """
-    folder = resolve_model(model, overrides)
+    folder = resolve_model(model, overrides, "any")
     family = family_of(load_model_config(folder))
     load_tokenizer(folder)
     if family is not None:

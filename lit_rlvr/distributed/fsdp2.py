@@ -228,8 +228,8 @@ class FSDP2(ModelParallelStrategy):
     def _load_shares(self, path: Path, checkpoint: dict[str, Any], module: Any) -> None:
         """Load this rank's shards from a sharded checkpoint, written by any number of ranks."""
         weights = get_model_state_dict(module)
-        if not module.strict_loading:  # only the trained weights were saved
-            weights = {name: weights[name] for name in module.trained}
+        if not module.strict_loading:  # only adapters were saved
+            weights = {name: weights[name] for name in module.saved}
         load_shares({WEIGHTS: weights}, path)
         set_model_state_dict(module, weights, options=StateDictOptions(strict=module.strict_loading))
         for optimizer in self.optimizers:

@@ -387,7 +387,7 @@ class InPlaceEngine(RolloutEngine):
         turns = turns or Turns()
         turns.begin(prompts, sampling, seeds)
         half = self.compute_dtype != torch.float32
-        # A reference is the model with its adapters off, and FSDP2 gathers weights for a whole policy only.
+        # A reference is the model with other adapters, and FSDP2 gathers weights for a whole policy only.
         with self.policy.weights(), torch.autocast(self.policy.device.type, self.compute_dtype, enabled=half):
             return self.sample(prompts, sampling, seeds, done, turns)
 

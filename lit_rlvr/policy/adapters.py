@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lit_rlvr.common.packages import require
-from lit_rlvr.errors import UserError, check_within, checks_arguments
-from lit_rlvr.policy.families import language_modules
+from lit_rlvr.common.seeds import derive_seed, run_seed
+from lit_rlvr.errors import UserError, check_within, checks_arguments, first_line
+from lit_rlvr.policy.families import language_modules, vision_modules
 
 
 def quantize_layers(model: nn.Module, names: Sequence[str], compute_dtype: torch.dtype) -> None:
@@ -56,6 +61,11 @@ def dense(weight: Tensor) -> Tensor:
 
 
 ADAPTER = "default"
+"""The trained adapter."""
+FIRST = "first"
+"""A frozen copy of the adapter that training continues: the reference has it in place of the trained one."""
+SUBTRACTED = "subtracted"
+"""A frozen copy of PiSSA's first adapter with the opposite sign, which keeps the frozen weights what they were."""
 
 
 @checks_arguments("lora")
@@ -67,38 +77,229 @@ class Lora:
         rank: r.
         alpha: the adapters' scale before it is divided by r.
         layers: names of the linear layers that get an adapter, such as [q_proj, v_proj]; None = all of the language
-            model except the output embedding. The vision tower never gets one.
+            model except the output embedding.
         quantize: `nf4` stores the language model's linear layers in 4 bits (QLoRA), a seventh of their memory. Engines,
             exports and the reference use the dequantised values, as the trainer does.
+        adapter: what to do with the adapter if `model` is a folder with only an adapter: `continue` trains it, with its
+            own rank, scale and layers; `merge` merges it into its base model, and trains a new one on the result.
+        rslora: divide alpha by the square root of r, so that high ranks learn as fast as low ones.
+        dora: also train the length of each row of W + (alpha / r) B A (DoRA).
+        dropout: the share of an adapter's inputs that SFT sets to 0 in training.
+        init: the start of A and B: `kaiming` and `gaussian` draw A, and `pissa` takes the largest singular values and
+            vectors of W for both; what they add to W at the start is subtracted.
+        vision_tower: also adapt the vision tower's linear layers.
+        experts: also adapt the experts of a mixture of experts.
     """
 
     rank: int = 16
     alpha: int = 32
     layers: list[str] | None = None
     quantize: Literal["none", "nf4"] = "none"
+    adapter: Literal["continue", "merge"] | None = None
+    rslora: bool = False
+    dora: bool = False
+    dropout: float = 0.0
+    init: Literal["kaiming", "gaussian", "pissa"] = "kaiming"
+    vision_tower: bool = False
+    experts: bool = False
 
     def __post_init__(self) -> None:
         check_within("[1, inf)", "model.lora", rank=self.rank, alpha=self.alpha)
+        check_within("[0, 1)", "model.lora", dropout=self.dropout)
+        given = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+        if self.adapter == "continue" and (wrong := {*given} - {"adapter", "quantize", "dropout"}):
+            raise UserError(
+                f"model.lora: with `adapter: continue`, {', '.join(sorted(wrong))} is the adapter's own; leave it out"
+            )
+        for one, other in EXCLUSIVE:
+            if {one, other} <= {*given}:
+                value = f"{one}: {getattr(self, one)}"
+                raise UserError(f"model.lora.{other}: it does not work with `{value}`; leave one of them out")
 
 
-def add_adapters(model: Any, lora: Lora, compute_dtype: torch.dtype = torch.float32) -> None:
-    """Add adapters to a model, in place, and freeze everything else.
+EXCLUSIVE = (("init", "quantize"), ("init", "dora"), ("init", "experts"), ("experts", "dora"), ("experts", "dropout"))
+"""Pairs of options of `Lora` of which one alone may differ from its default: peft has no such layers."""
+
+
+def add_adapters(
+    model: Any, lora: Lora, compute_dtype: torch.dtype = torch.float32, folder: str | Path | None = None
+) -> Any:
+    """Add adapters to a model, in place, freeze everything else, and return the adapters' peft config.
 
     Args:
         compute_dtype: compute type of 4-bit layers.
+        folder: with `adapter: continue`, the folder of the adapter. Its weights are left out of a model on the meta
+            device.
 
     Raises:
-        UserError: no linear layer has one of the names, or peft or bitsandbytes is needed but not installed.
+        UserError: no layer has one of the names, the adapter does not fit the model, or peft or bitsandbytes is needed
+            but not installed.
     """
     require("peft", "model.lora")
-    from peft import LoraConfig, inject_adapter_in_model
+    from peft import inject_adapter_in_model
+
+    config = new_config(model, lora) if folder is None else saved_config(folder, lora)
+    empty = next(model.parameters()).is_meta
+    if lora.quantize == "nf4" and not empty:
+        quantize_layers(model, language_layers(model), compute_dtype)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed("adapters", run_seed()))
+            # Within another module, whose lack of a config keeps peft from giving an MLP's adapters to experts.
+            inject_adapter_in_model(config, nn.Sequential(model), adapter_name=ADAPTER)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model: the adapter in {folder} does not fit {_name(model)}: {first_line(error)}") from error
+    if folder is not None:
+        load_adapter(model, folder, empty)
+    for layer in adapted_modules(model).values():
+        if folder is not None:
+            _copy_adapter(layer, FIRST)
+        elif lora.init == "pissa":
+            _start_pissa(layer, empty)
+    model.eval()  # without dropout, as it was
+    return config
+
+
+def new_config(model: Any, lora: Lora) -> Any:
+    """Return the peft config of new adapters.
+
+    Raises:
+        UserError: no layer has one of the names, or the model has no vision tower or no experts.
+    """
+    from peft import LoraConfig
 
     chosen = adapted_layers(model, lora)
-    if lora.quantize == "nf4":
-        quantize_layers(model, language_layers(model), compute_dtype)
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=chosen, bias="none")
-    # Within another module, whose lack of a config keeps peft from giving the adapters of an MLP to a layer's experts.
-    inject_adapter_in_model(config, nn.Sequential(model), adapter_name=ADAPTER)
+    return LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, target_modules=[n for n, weight in chosen.items() if weight.ndim == 2],
+        target_parameters=[n for n, weight in chosen.items() if weight.ndim == 3] or None, use_rslora=lora.rslora,
+        use_dora=lora.dora, lora_dropout=lora.dropout, init_lora_weights=INITS[lora.init], bias="none",
+    )  # fmt: skip
+
+
+INITS: dict[str, Any] = {"kaiming": True, "gaussian": "gaussian", "pissa": True}
+"""Option `init` -> peft's `init_lora_weights`. PiSSA's start follows in `_start_pissa`."""
+
+
+def saved_config(folder: str | Path, lora: Lora) -> Any:
+    """Return the peft config of an adapter that training continues, with the run's dropout.
+
+    Raises:
+        UserError: it cannot be read, or is not LoRA on unchanged frozen weights.
+    """
+    from peft import PeftConfig
+
+    try:
+        config: Any = PeftConfig.from_pretrained(str(folder))
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"model: the settings of the adapter in {folder} cannot be read: {first_line(error)}"
+        ) from error
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    if kind != "LORA" or config.init_lora_weights not in (True, False, "gaussian", "eva", "orthogonal"):
+        kind = kind if kind != "LORA" else f"LoRA with init_lora_weights {config.init_lora_weights}"
+        raise UserError(f"model: the adapter in {folder} is {kind}, which cannot be continued; {MERGE}")
+    config.inference_mode, config.init_lora_weights, config.lora_dropout = False, True, lora.dropout
+    return config
+
+
+MERGE = "merge it: model.lora: {adapter: merge}"
+MISFIT = "set base_model_name_or_path in its adapter_config.json to the model that it was trained on"
+
+
+def load_adapter(model: Any, folder: str | Path, empty: bool = False) -> None:
+    """Load the matrices of an adapter of peft into a model that has such adapters, in place.
+
+    Raises:
+        UserError: they are not those of this model.
+    """
+    from peft.utils.save_and_load import load_peft_weights
+
+    extra = [n for n, p in model.named_parameters() if p.requires_grad and not is_matrix(n)]
+    kinds = {type(kind).__name__ for layer in adapted_modules(model).values() for kind in layer.lora_variant.values()}
+    if extra or not kinds <= {"DoraLinearVariant"}:
+        raise UserError(
+            f"model: the adapter in {folder} trains {(extra or sorted(kinds))[0]}, and only matrices A and B and "
+            f"DoRA's magnitudes can be continued; {MERGE}"
+        )
+    if empty:
+        return
+    try:
+        found = load_peft_weights(str(folder), device="cpu")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"model: the adapter in {folder} cannot be read: {first_line(error)}") from error
+    # peft leaves `.weight` out of the names of magnitudes, and transformers needs it; each reads them with it.
+    saved = {name if name.endswith(".weight") else f"{name}.weight": weight for name, weight in found.items()}
+    ours = {_saved_name(name): parameter for name, parameter in model.named_parameters() if is_matrix(name)}
+    if wrong := mismatched_weights(saved, ours):
+        more = f" and {len(wrong) - 1} more do not fit" if wrong[1:] else " does not fit"
+        raise UserError(f"model: the adapter in {folder} is not one of {_name(model)}: {wrong[0]}{more}; {MISFIT}")
+    for name, weight in saved.items():
+        ours[name].data.copy_(weight)
+
+
+def mismatched_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """Return the names that only one of two sets of weights has, or whose shapes differ."""
+    shapes = [{name: tensor.shape for name, tensor in tensors.items()} for tensors in (weights, expected)]
+    return sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()}, key=_natural)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Return a key that sorts `layers.2` before `layers.10`."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
+
+
+def _saved_name(name: str) -> str:
+    """Return the name under which peft saves a parameter of the trained adapter."""
+    return f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}"
+
+
+def is_matrix(name: str) -> bool:
+    """Return whether a parameter is a matrix A or B, or DoRA's magnitudes, of the trained adapter."""
+    return name.endswith(tuple(f".lora_{part}.{ADAPTER}.weight" for part in ("A", "B", "magnitude_vector")))
+
+
+def _copy_adapter(layer: Any, name: str) -> None:
+    """Keep a frozen copy of a layer's adapter."""
+    for attribute in (*layer.adapter_layer_names, *layer.other_param_names, "lora_variant"):
+        held = getattr(layer, attribute)
+        if ADAPTER in held:
+            held[name] = deepcopy(held[ADAPTER])
+            if isinstance(held[name], nn.Module):
+                held[name].requires_grad_(False)
+
+
+class PissaVariant:
+    """PiSSA for peft's layers: one product adds the trained adapter and subtracts the first one.
+
+    They cancel in it, also in 16 bits; two sums would each round the output.
+    """
+
+    @staticmethod
+    def forward(layer: Any, active_adapter: str, x: Tensor, result: Tensor, **_: Any) -> Tensor:
+        first = torch.cat([layer.lora_A[name].weight for name in (ADAPTER, SUBTRACTED)])  # (2 r, in)
+        second = torch.cat([layer.lora_B[ADAPTER].weight, -layer.lora_B[SUBTRACTED].weight], 1)  # (out, 2 r)
+        return result + nn.functional.linear(nn.functional.linear(x, first), second) * layer.scaling[ADAPTER]
+
+
+def _start_pissa(layer: Any, empty: bool) -> None:
+    """Start an adapter with the largest singular values and vectors of the weight, and subtract what it adds then."""
+    base = layer.base_layer
+    if layer.r[ADAPTER] > (most := min(base.weight.shape)):
+        raise UserError(
+            f"model.lora.rank: a layer has {most} singular values, and `init: pissa` takes {layer.r[ADAPTER]}; use a "
+            "smaller rank"
+        )
+    if not empty:
+        weight = base.weight.data
+        layer.pissa_init(ADAPTER, "pissa")
+        base.weight.data = weight
+    _copy_adapter(layer, SUBTRACTED)
+    layer.scaling[SUBTRACTED] = -layer.scaling[ADAPTER]
+    layer.lora_variant[ADAPTER] = PissaVariant
+
+
+def _name(model: Any) -> str:
+    return str(model.config.name_or_path or model.config.model_type)
 
 
 def round_frozen(model: nn.Module, dtype: torch.dtype) -> None:
@@ -107,25 +308,41 @@ def round_frozen(model: nn.Module, dtype: torch.dtype) -> None:
     With the type of matrix products, these are all weights of a model that was published in it: half the memory, and no
     copy for each product.
     """
-    for parameter in model.parameters():
-        if not parameter.requires_grad and parameter.dtype == torch.float32:
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad and parameter.dtype == torch.float32 and ".lora_" not in name:
             rounded = parameter.data.to(dtype)
             if torch.equal(rounded.float(), parameter.data):
                 parameter.data = rounded
 
 
-def adapted_layers(model: Any, lora: Lora) -> list[str]:
-    """Return the names of the layers that get an adapter.
+def adapted_layers(model: Any, lora: Lora) -> dict[str, Tensor]:
+    """Return what gets a new adapter: the names of linear layers and of experts' parameters, each with its weight.
 
     Raises:
-        UserError: no linear layer has one of the names.
+        UserError: no linear layer has one of the names, or the model has no vision tower or no experts.
     """
-    linear = language_layers(model)
+    linear, experts = language_layers(model), {}
+    if lora.vision_tower:
+        seen = {id(module) for part in vision_modules(model) for module in part.modules()}
+        tower = [n for n, module in model.named_modules() if id(module) in seen and isinstance(module, nn.Linear)]
+        linear += _found(tower, "vision_tower", model)
+    if lora.experts:
+        experts = {
+            name: weight for name, weight in model.named_parameters() if ".experts." in name and weight.ndim == 3
+        }
+        _found([*experts], "experts", model)
     chosen = [name for name in linear if lora.layers is None or name.rpartition(".")[2] in lora.layers]
     if not chosen:
         known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
         raise UserError(f"model.lora.layers: {lora.layers} names no layer of the language model; it has {known}")
-    return chosen
+    return {name: model.get_submodule(name).weight for name in chosen} | experts
+
+
+def _found(names: list[str], option: str, model: Any) -> list[str]:
+    """Return the names; refuse an option for parts that a model does not have."""
+    if not names:
+        raise UserError(f"model.lora.{option}: {type(model).__name__} has none; leave the option out")
+    return names
 
 
 def language_layers(model: Any) -> list[str]:
@@ -134,50 +351,139 @@ def language_layers(model: Any) -> list[str]:
     return [name for name, module in language_modules(model) if isinstance(module, nn.Linear) and module is not head]
 
 
-def merged_parameters(model: nn.Module, adapters: bool = True) -> Iterator[tuple[str, Tensor]]:
+def is_saved(name: str) -> bool:
+    """Return whether a checkpoint of a model with adapters holds a parameter."""
+    return is_matrix(name) or f".{SUBTRACTED}." in name
+
+
+def adapted_modules(model: nn.Module) -> dict[str, Any]:
+    """Return peft's layers around others, by the names of the weights in the plain model that they adapt."""
+    return {
+        f"{_plain_name(name)}.{getattr(layer, 'parameter_name', 'weight')}": layer
+        for name, layer in model.named_modules()
+        if hasattr(layer, "base_layer")
+    }
+
+
+def used_adapters(layer: Any, view: str | None) -> list[str]:
+    """Return the names of the adapters that a layer adds.
+
+    Args:
+        view: `ADAPTER` = those that are trained; `FIRST` = those that training started with; None = none.
+    """
+    return [name for name in layer.r if name == view or (view == ADAPTER and name == SUBTRACTED)]
+
+
+def merged_parameters(model: nn.Module, view: str | None = ADAPTER) -> Iterator[tuple[str, Tensor]]:
     """Return a model's parameters by the names that they have without adapters, each with its adapter merged in.
 
     Args:
-        adapters: False = leave the adapters out.
+        view: see `used_adapters`.
     """
-    modules: dict[str, Any] = dict(model.named_modules())
+    layers = adapted_modules(model)
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
             continue
-        weight = dense(parameter)
-        if name.endswith(".base_layer.weight") and adapters:
-            weight = weight.detach() + modules[_layer(name)].get_delta_weight(ADAPTER).detach()
-        yield _plain_name(name), weight
+        plain, weight = _plain_name(name), dense(parameter)
+        layer: Any = layers.get(plain)
+        for adapter in used_adapters(layer, view) if layer is not None else []:
+            weight = weight.detach() + layer.get_delta_weight(adapter).detach()
+            if adapter in layer.lora_magnitude_vector:
+                lengths = layer.lora_magnitude_vector[adapter].weight.detach() / torch.linalg.norm(weight, dim=1)
+                weight = lengths[:, None] * weight
+        yield plain, weight
 
 
-def adapter_config(model: nn.Module) -> dict[str, Any] | None:
+def adapter_config(model: Any, view: str | None = ADAPTER) -> dict[str, Any] | None:
     """Return the settings of a model's adapters as peft saves them.
+
+    Args:
+        view: see `used_adapters`.
 
     Returns:
         None without adapters, and for those that have to be merged because engines cannot add them to their layers:
-        they must be matrices A and B of linear layers, all of one rank and scale, and nothing else may be trained.
+        they must be matrices A and B of the language model's linear layers, all of one rank and scale, and nothing else
+        may be trained.
     """
-    layers: dict[str, Any] = {name: module for name, module in model.named_modules() if hasattr(module, "base_layer")}
-    kinds = {(layer.r.get(ADAPTER), layer.scaling.get(ADAPTER)) for layer in layers.values() if hasattr(layer, "r")}
-    plain = tuple(f".lora_{matrix}.{ADAPTER}.weight" for matrix in "AB")
+    layers, kinds = adapted_modules(model), set()
+    language = {id(layer) for _, layer in language_modules(model)}
+    for layer in layers.values():
+        if names := used_adapters(layer, view) if hasattr(layer, "r") and id(layer) in language else []:
+            kinds.add((sum(layer.r[name] for name in names), layer.scaling[names[0]]))
+        elif view is not None:
+            return None
+    plain = tuple(f".lora_{matrix}.{name}.weight" for matrix in "AB" for name in (ADAPTER, FIRST, SUBTRACTED))
     others = [n for n, p in model.named_parameters() if (p.requires_grad or ".lora_" in n) and not n.endswith(plain)]
-    if len(kinds) != 1 or others:
+    if len(kinds) != 1 or others or any(not name.endswith(".weight") for name in layers):
         return None
     ((rank, scale),) = kinds
-    names = sorted({name.rpartition(".")[2] for name in layers})
+    names = sorted({name.split(".")[-2] for name in layers})
     return {"peft_type": "LORA", "r": rank, "lora_alpha": scale * rank, "target_modules": names, "bias": "none"}
 
 
-def adapter_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Return the matrices of a model's adapters by the names under which peft saves them."""
-    for name, parameter in model.named_parameters():
-        if ".lora_" in name:
-            yield f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}", parameter
+def adapter_weights(
+    model: nn.Module, view: str | None = ADAPTER, whole: Callable[[Tensor], Tensor] = Tensor.detach
+) -> Iterator[tuple[str, Tensor]]:
+    """Return the matrices of a model's adapters by names under which peft and transformers read them.
+
+    Args:
+        view: see `used_adapters`.
+        whole: returns all of a weight, which may be sharded.
+    """
+    layers: Any = [(name, layer) for name, layer in model.named_modules() if hasattr(layer, "base_layer")]
+    for path, layer in layers:
+        if names := used_adapters(layer, view):
+            saved, scale = f"base_model.model.{path}.lora_", layer.scaling[names[0]]
+            yield f"{saved}A.weight", torch.cat([whole(layer.lora_A[n].weight) for n in names])
+            scaled = [whole(layer.lora_B[n].weight) * (layer.scaling[n] / scale) for n in names]
+            yield f"{saved}B.weight", torch.cat(scaled, dim=1)
+            for name in {*names} & {*layer.lora_magnitude_vector}:
+                yield f"{saved}magnitude_vector.weight", whole(layer.lora_magnitude_vector[name].weight)
 
 
-def matrices_b(model: nn.Module) -> list[nn.Parameter]:
-    """Return the matrices B of the model's adapters, which are 0 before training."""
-    return [parameter for name, parameter in model.named_parameters() if ".lora_B." in name]
+def save_adapter(model: nn.Module, config: Any, base: str, folder: Path) -> None:
+    """Write a model's adapters as peft does.
+
+    Args:
+        config: what `add_adapters` returned. base: the folder or hub id of the model without them.
+    """
+    layer = next(iter(adapted_modules(model).values()))
+    if len(names := used_adapters(layer, ADAPTER)) > 1:  # PiSSA's first adapter is subtracted
+        rank = sum(layer.r[name] for name in names)
+        config.use_rslora, config.r, config.lora_alpha = False, rank, layer.scaling[ADAPTER] * rank
+    config.base_model_name_or_path, config.inference_mode = base, True
+    config.save_pretrained(folder)
+    weights = {name: weight.contiguous() for name, weight in adapter_weights(model)}
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def untrained_matrices(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
+    """Return the matrices B of the trained adapter, each with the values with which it changes nothing."""
+    layers = adapted_modules(model).values()
+    found = [
+        (layer.lora_B[ADAPTER].weight, layer.lora_B[SUBTRACTED] if SUBTRACTED in layer.r else None) for layer in layers
+    ]
+    return [
+        (trained, torch.zeros_like(trained.data) if start is None else start.weight.data) for trained, start in found
+    ]
+
+
+@contextmanager
+def adapter_dropout(model: nn.Module, seed: int) -> Iterator[None]:
+    """Enable the adapters' dropout within this context, if they have any, with random numbers from a seed."""
+    layers = [layer for layer in adapted_modules(model).values() if isinstance(layer.lora_dropout[ADAPTER], nn.Dropout)]
+    if not layers:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            for layer in layers:  # its own flag too, which peft asks for DoRA
+                layer.training = layer.lora_dropout[ADAPTER].training = True
+            yield
+        finally:
+            for layer in layers:
+                layer.training = layer.lora_dropout[ADAPTER].training = False
 
 
 def changing_weights(model: Any) -> frozenset[str] | None:
@@ -198,39 +504,44 @@ def changing_weights(model: Any) -> frozenset[str] | None:
 
 def _layer(name: str) -> str:
     """Return the layer of a parameter or of its adapter."""
-    return name.partition(".lora_")[0] if ".lora_" in name else name.rpartition(".")[0].removesuffix(".base_layer")
+    return _plain_name(name.partition(".lora_")[0] if ".lora_" in name else name.rpartition(".")[0])
 
 
 def _plain_name(name: str) -> str:
-    """Return a parameter's name in a model without adapters."""
-    return f"{_layer(name)}.{name.rpartition('.')[2]}".removeprefix(".")
+    """Return the name of a parameter or layer in a model without adapters."""
+    return name.replace(".base_layer", "")
 
 
 def merge_adapters(model: nn.Module) -> None:
-    """Merge a model's adapters into plain linear layers, in place; the outputs stay the same."""
+    """Merge a model's adapters into plain layers, in place; the outputs stay the same."""
     merged = dict(merged_parameters(model))
     for name, module in [*model.named_modules()]:
         if name.endswith(".base_layer") or not (hasattr(module, "base_layer") or is_quantized(module)):
             continue
-        weight, bias = merged[f"{name}.weight"], merged.get(f"{name}.bias")
-        plain = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-        plain.weight = nn.Parameter(weight)
-        if bias is not None:
-            plain.bias = nn.Parameter(bias)
+        base: Any = module.get_base_layer() if hasattr(module, "base_layer") else module
+        plain = base
+        if isinstance(base, nn.Linear):
+            plain = nn.Linear(base.in_features, base.out_features, base.bias is not None, device="meta")
+        for part, _ in base.named_parameters(recurse=False):
+            setattr(plain, part, nn.Parameter(merged[f"{name}.{part}"]))
         model.set_submodule(name, plain)
 
 
 @contextmanager
-def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Disable the model's adapters within this context.
+def using_adapters(model: nn.Module, view: str | None) -> Iterator[None]:
+    """Use other adapters of a model within this context.
 
-    peft's `enable_adapters` would also change which parameters are trained.
+    peft's `set_adapter` and `enable_adapters` would also change which parameters are trained.
+
+    Args:
+        view: see `used_adapters`.
     """
-    layers: list[Any] = [module for module in model.modules() if hasattr(module, "base_layer")]
-    for layer in layers:
-        layer._disable_adapters = True
+    layers = [(layer, layer.active_adapters) for layer in adapted_modules(model).values()]
+    for layer, trained in layers:
+        names = used_adapters(layer, view)
+        layer._disable_adapters, layer._active_adapter = not names, names or trained
     try:
         yield
     finally:
-        for layer in layers:
-            layer._disable_adapters = False
+        for layer, trained in layers:
+            layer._disable_adapters, layer._active_adapter = False, trained

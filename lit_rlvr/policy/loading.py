@@ -1,10 +1,13 @@
-"""Reads a model's config, weights and tokenizer. Third-party files can be wrong; every problem is a one-line error."""
+"""Reads and writes a model's config, weights and tokenizer. Third-party files can be wrong; every problem is a one-line
+error."""
 
 from __future__ import annotations
 
 import logging
+import os
 import re
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from functools import lru_cache
@@ -17,7 +20,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from lit_rlvr.common.files import scratch_folder, writing
+from lit_rlvr.common.packages import require
 from lit_rlvr.errors import UserError
+from lit_rlvr.policy.adapters import MISFIT
 from lit_rlvr.policy.families import family_of
 from lit_rlvr.policy.families.base import ImageProcessor
 from lit_rlvr.policy.policy import Policy
@@ -412,3 +418,47 @@ def load_policy(
         with reading("the layers", folder):
             verify_or_fall_back(policy)
     return policy
+
+
+def save_model(
+    model: Any, source: str, target: Path, tokenizer: Path | None = None, write: Callable[[Path], Any] | None = None
+) -> Path:
+    """Write a model with the tokenizer and the image and video processors of the folder or hub id that it came from.
+
+    The folder appears only when it is complete.
+
+    Args:
+        tokenizer: a folder with another tokenizer.
+        write: writes the weights into a folder; None = all of them, as transformers does.
+    """
+    scratch = scratch_folder(target, str(target))
+    try:
+        with writing(str(target)):
+            reads = load_tokenizer(source) if tokenizer is None else read_tokenizer(str(tokenizer))
+            reads.save_pretrained(scratch)
+            end_tokens(model, reads)
+            (write or model.save_pretrained)(scratch)
+            if (family := family_of(model.config)) is not None:
+                family.save_processors(source, scratch)
+            scratch.chmod(0o755)
+            os.replace(scratch, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def merge_into_base(folder: Path, base: str, target: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """Merge an adapter of peft into its base model, and write it with the tokenizer of the adapter, if it has one.
+
+    Raises:
+        UserError: peft is not installed, or the adapter does not fit the model.
+    """
+    require("peft", "model: an adapter")
+    from peft import PeftModel
+
+    with reading("the adapter", str(folder)):
+        model = PeftModel.from_pretrained(load_model(base, dtype), folder)
+        found = model.load_adapter(folder, "default")  # which returns what is missing; the line above only warns
+    if wrong := sorted(found.missing_keys + found.unexpected_keys):
+        raise UserError(f"model: the adapter in {folder} is not one of {base}: {_few(wrong)}; {MISFIT}")
+    return save_model(model.merge_and_unload(), base, target, folder if has_tokenizer(folder) else None)

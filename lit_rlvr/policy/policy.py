@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from lit_rlvr.distributed.collectives import world_size
 from lit_rlvr.distributed.sharding import device_of, gathered, whole
 from lit_rlvr.policy import attention
-from lit_rlvr.policy.adapters import adapter_config, adapter_weights, adapters_off, matrices_b, merged_parameters
+from lit_rlvr.policy.adapters import (
+    ADAPTER,
+    FIRST,
+    adapter_config,
+    adapter_weights,
+    merged_parameters,
+    untrained_matrices,
+    using_adapters,
+)
 from lit_rlvr.policy.architecture import head_sizes, layer_configs, logit_transform
 from lit_rlvr.policy.families import VisionFamily, family_of
 from lit_rlvr.policy.layout import Group, Rows, build_rows
@@ -35,7 +43,8 @@ class Policy(nn.Module):
         eos_token_ids: tokens that end a completion, from the generation config.
         shared_prefix: compute each prompt once for its group; False = one completion per row.
         media_token_ids: tokens of its tokenizer for images, videos and sounds; a model of text may sample them.
-        owner: for a view without adapters, the policy that has them; None = this policy itself.
+        owner: for a view with other adapters, the policy that has them; None = this policy itself.
+        view: the adapters that it uses, as in `used_adapters`.
     """
 
     def __init__(
@@ -45,6 +54,7 @@ class Policy(nn.Module):
         shared_prefix: bool = True,
         media_token_ids: tuple[int, ...] = (),
         owner: Policy | None = None,
+        view: str | None = ADAPTER,
     ) -> None:
         super().__init__()
         self.model = model
@@ -55,6 +65,7 @@ class Policy(nn.Module):
             round_residual_stream(model)
             if self.family is not None:
                 self.family.prepare(model)
+        self._view = view
         self._owner = (owner or self,)  # in a tuple, so that it is not registered as a submodule
         self._attention: Any = model.config.get_text_config()._attn_implementation  # type: ignore[operator, union-attr]
         self.share_prefix(shared_prefix)
@@ -69,7 +80,14 @@ class Policy(nn.Module):
 
     def without_adapters(self) -> Policy:
         """Return the same model as it was before adapters were added; nothing is copied."""
-        return Policy(self.model, self.eos_token_ids, self.shared_prefix, self.media_token_ids, owner=self)
+        return self._viewed(None)
+
+    def before_training(self) -> Policy:
+        """Return the same model with the adapters that training started with, if any; nothing is copied."""
+        return self._viewed(FIRST)
+
+    def _viewed(self, view: str | None) -> Policy:
+        return Policy(self.model, self.eos_token_ids, self.shared_prefix, self.media_token_ids, self, view)
 
     @property
     def owner(self) -> Policy:
@@ -94,41 +112,41 @@ class Policy(nn.Module):
             only: names of the weights to yield; None = all.
             dtype: what to round them to, before they are gathered; None = leave them as they are.
         """
-        found = chain(merged_parameters(self.model, self.owner is self), _saved_buffers(self.model))
+        found = chain(merged_parameters(self.model, self._view), _saved_buffers(self.model))
         return ((name, whole(weight, dtype)) for name, weight in found if only is None or name in only)
 
     @property
     def adapter_config(self) -> dict[str, Any] | None:
         """The settings of the adapters, as peft saves them, for an engine that adds them to its layers itself; None =
         there are none, or they have to be merged."""
-        return adapter_config(self.model) if self.owner is self else None
+        return adapter_config(self.model, self._view)
 
     def adapter_weights(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         """Return the full matrices of the adapters in `dtype`, by the names under which peft saves them.
 
         Collective if the weights are sharded: iterate on every rank.
         """
-        return ((name, whole(weight, dtype).detach()) for name, weight in adapter_weights(self.model))
+        return adapter_weights(self.model, self._view, lambda weight: whole(weight, dtype).detach())
 
     def has_zero_adapters(self) -> bool:
         """Return whether there are adapters that change nothing yet. Collective if they are sharded."""
-        found = matrices_b(self.model) if self.owner is self else []
-        return bool(found) and not any(whole(matrix.detach()).any() for matrix in found)
+        found = untrained_matrices(self.model) if self.owner is self else []
+        return bool(found) and not any(whole(matrix.detach() - start).any() for matrix, start in found)
 
     @contextmanager
     def nonzero_adapters(self) -> Iterator[None]:
         """Within this context, adapters that change nothing yet change outputs."""
-        found = matrices_b(self.model)
+        found = untrained_matrices(self.model)
         try:
-            for matrix in found:
+            for matrix, _ in found:
                 matrix.data.fill_(PROBE_VALUE)
             yield
         finally:
-            for matrix in found:
-                matrix.data.zero_()
+            for matrix, start in found:
+                matrix.data.copy_(start)
 
     def _adapters(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.owner is self else adapters_off(self.model)
+        return nullcontext() if self.owner is self else using_adapters(self.model, self._view)
 
     @property
     def device(self) -> torch.device:

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lit_rlvr.common.files import scratch_folder, writing
 from lit_rlvr.common.packages import pip_command, require
@@ -38,20 +38,38 @@ def cache_folder() -> Path:
     return Path(os.environ.get("LIT_RLVR_CACHE", default)).expanduser()
 
 
-def resolve_model(model: str, overrides: Mapping[str, Any] | None = None) -> str:
+def resolve_model(
+    model: str,
+    overrides: Mapping[str, Any] | None = None,
+    adapter: Literal["continue", "merge", "any"] | None = None,
+) -> str:
     """Return the folder (or hub id) that transformers and vLLM load.
 
     Args:
         overrides: changes of the model's config; with some, the result is a folder in the cache.
+        adapter: what to return for a folder with only an adapter: `continue` = its base model, with the adapter's own
+            tokenizer; `merge` = its base model with the adapter merged in; `any` = the same, but a whole model is fine
+            too; None = refuse it.
         model: a folder with a `config.json`, a hub id, `smollm2` (SmolLM2-135M-Instruct), or `tiny-llama`,
             `tiny-qwen2.5-vl`, `tiny-qwen3.5`, `tiny-smolvlm2`, `tiny-gemma3`, `tiny-gemma4`, `tiny-internvl3.5` or
             `tiny-glm-4.1v` (less than a million random weights, for the smoke recipes).
 
     Raises:
-        UserError: it is neither a model folder nor reachable on the hub.
+        UserError: it is neither a model folder nor reachable on the hub; or it holds an adapter, and `adapter` does not
+            say what to do with it.
     """
     if overrides:
-        return str(_overridden(resolve_model(model), overrides))
+        return str(_overridden(resolve_model(model, adapter=adapter), overrides))
+    found = _find_model(model)
+    if isinstance(found, Path):
+        return _resolve_adapter(model, found, adapter)
+    if adapter in ("continue", "merge"):
+        raise UserError(f"model.lora.adapter: {model} holds a whole model, not only an adapter; leave the option out")
+    return found
+
+
+def _find_model(model: str) -> str | Path:
+    """Return the folder or hub id of a whole model, or the settings of an adapter."""
     if model == "smollm2":
         return str(_smollm2())
     if model in TINY:
@@ -59,14 +77,14 @@ def resolve_model(model: str, overrides: Mapping[str, Any] | None = None) -> str
     folder = Path(model).expanduser()
     if folder.exists():
         check_model_folder(folder)
-        return str(folder)
+        settings = folder / ADAPTER_CONFIG
+        return settings if settings.is_file() else str(folder)
     if model.startswith((".", "/", "~")) or model.endswith("/"):
         raise UserError(f"model: there is no folder {model!r}; give a Hugging Face model folder, a hub id or smollm2")
     if "://" in model:
         name = re.search(r"(?:huggingface\.co|hf-mirror\.com)/([\w.-]+/[\w.-]+)", model)
         raise UserError(f"model: {model}: URLs are not read; give {f'the hub id, {name[1]}' if name else 'a folder'}")
-    _check_hub(model)
-    return model
+    return _check_hub(model) or model
 
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -74,16 +92,13 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 
 def check_model_folder(folder: Path) -> None:
-    """Refuse what is not a whole Hugging Face model, and say how to get one from what it is.
+    """Refuse what is neither a Hugging Face model nor an adapter, and say how to get one from what it is.
 
     Raises:
-        UserError: it is a file, a run or one of its checkpoints, adapters, GGUF files, or the folder of a model folder.
+        UserError: it is a file, a run or one of its checkpoints, GGUF files, or the folder of a model folder.
     """
     run = next((p for p in (folder, *folder.absolute().parents[:2]) if _holds_run(p)), None)
-    if (folder / ADAPTER_CONFIG).is_file():
-        merged = shlex.quote(f"{folder}-merged")
-        _refuse_adapters(folder, folder / ADAPTER_CONFIG, f"lit-rlvr export {shlex.quote(str(folder))} --to {merged}")
-    if (folder / "config.json").is_file():
+    if (folder / "config.json").is_file() or (folder / ADAPTER_CONFIG).is_file():
         return
     what = f"{folder} is a file" if folder.is_file() else f"folder {folder} has no config.json"
     inner = [path for name in ("config.json", ADAPTER_CONFIG) for path in _inner_folders(folder, name)]
@@ -111,17 +126,71 @@ def _inner_folders(folder: Path, name: str) -> list[Path]:
     return sorted(found, key=lambda path: (len(path.name), path))
 
 
-def _refuse_adapters(model: str | Path, config: Path, merge: str) -> None:
-    """Refuse adapters.
+def _resolve_adapter(model: str, settings: Path, adapter: str | None) -> str:
+    """Return the folder or hub id for a folder with only an adapter, as `resolve_model` does."""
+    from lit_rlvr.policy.loading import has_tokenizer, merge_into_base
 
-    Args:
-        config: their settings. merge: the command that merges them into their base model.
-    """
-    base = adapter_base(config)
-    raise UserError(
-        f"model: {model} holds adapters (LoRA) of {base}, not a whole model; merge them first (`{merge}`) and give the "
-        "new folder. Adapters cannot be trained further yet; model.lora then trains new ones on the merged model"
-    )
+    base = adapter_base(settings)
+    if adapter is None:
+        export = f"hf download {model} --local-dir ADAPTER && lit-rlvr export ADAPTER --to FOLDER"
+        if Path(model).expanduser().is_dir():
+            export = f"lit-rlvr export {shlex.quote(model)} --to {shlex.quote(f'{Path(model)}-merged')}"
+        raise UserError(
+            f"model: {model} holds only an adapter (LoRA) of {base}: set model.lora: {{adapter: continue}} to train it "
+            "on, or {adapter: merge} to merge it and train a new one; to train all weights or to serve them, write the "
+            f"merged model with `{export}`"
+        )
+    try:
+        source = resolve_model(base)
+    except UserError as error:
+        raise UserError(
+            f"model: the base model of the adapter in {model} cannot be used, as base_model_name_or_path in {settings} "
+            f"names it: {str(error).removeprefix('model: ')}"
+        ) from error
+    folder = adapter_folder(model)
+    if adapter == "continue":
+        return str(_with_tokenizer(source, folder)) if has_tokenizer(folder) else source
+    target = cache_folder() / "merged" / f"{folder.resolve().name}-{_key(folder, source):x}"
+    _log.info("model: %s is merged into %s, in %s", model, base, target)
+
+    def merge(scratch: Path) -> None:
+        scratch.rmdir()  # it is created atomically
+        merge_into_base(folder, source, scratch)
+
+    return str(made_once(target, merge))
+
+
+def adapter_folder(model: str) -> Path:
+    """Return the folder of an adapter, which is downloaded from the hub unless it is a folder."""
+    from lit_rlvr.policy.loading import reading
+
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        with reading("the adapter", model):
+            folder = Path(snapshot_download(model, allow_patterns=FILES))
+    return folder
+
+
+FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+"""The files of a hub's repository that we read."""
+
+
+def _key(folder: Path, *parts: str) -> int:
+    """Return a hash of a folder's files, by their names and times, and of more."""
+    files = sorted(path for path in folder.resolve().iterdir() if path.is_file())
+    return derive_seed(*parts, *(f"{path} {path.stat().st_mtime_ns}" for path in files))
+
+
+def _with_tokenizer(source: str, folder: Path) -> Path:
+    """Return a folder in the cache with a model's files and the tokenizer of another folder."""
+    from lit_rlvr.policy.loading import read_tokenizer
+
+    def write(target: Path) -> None:
+        read_tokenizer(str(folder)).save_pretrained(target)
+
+    return _linked(source, write, _key(folder, source))
 
 
 def adapter_base(config: Path) -> str:
@@ -145,7 +214,6 @@ def _overridden(source: str, overrides: Mapping[str, Any]) -> Path:
     Raises:
         UserError: the config has no such entry, or refuses its value.
     """
-    from huggingface_hub import snapshot_download
     from transformers import AutoConfig
 
     from lit_rlvr.policy.loading import reading
@@ -153,20 +221,27 @@ def _overridden(source: str, overrides: Mapping[str, Any]) -> Path:
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     with reading("config_overrides", source):
         changed = type(config).from_dict(_merged(config.to_dict(), overrides))
+    return _linked(source, changed.save_pretrained, derive_seed(changed.to_json_string()))
+
+
+def _linked(source: str, write: Callable[[Path], Any], key: int) -> Path:
+    """Return a folder in the cache with links to a model's files, except those that `write` writes there."""
+    from huggingface_hub import snapshot_download
+
+    from lit_rlvr.policy.loading import reading
+
     if not Path(source).is_dir():
         with reading("the files", source):
-            source = snapshot_download(
-                source, allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
-            )
-    files = [path.resolve() for path in Path(source).iterdir() if path.name != "config.json"]
-    key = derive_seed(str(Path(source).resolve()), *sorted(map(str, files)), changed.to_json_string())
+            source = snapshot_download(source, allow_patterns=FILES)
+    files = [path.resolve() for path in Path(source).iterdir()]
 
     def fill(target: Path) -> None:
+        write(target)
         for path in Path(source).iterdir():
-            if path.name != "config.json":
+            if not (target / path.name).exists():
                 (target / path.name).symlink_to(path.resolve())
-        changed.save_pretrained(target)
 
+    key = derive_seed(str(Path(source).resolve()), *sorted(map(str, files)), key)
     return made_once(cache_folder() / "overridden" / f"{Path(source).resolve().name}-{key:x}", fill)
 
 
@@ -186,7 +261,8 @@ def _merged(config: dict[str, Any], overrides: Mapping[str, Any], where: str = "
     return found
 
 
-def _check_hub(model: str) -> None:
+def _check_hub(model: str) -> Path | None:
+    """Return the settings of an adapter on the hub; None for a whole model, and raise a `UserError` for others."""
     from huggingface_hub.errors import GatedRepoError
     from transformers import AutoConfig
     from transformers.utils import find_adapter_config_file
@@ -194,8 +270,7 @@ def _check_hub(model: str) -> None:
     _log.info("model: looking up %s on the hub", model)
     try:
         if found := find_adapter_config_file(model):
-            merge = f"hf download {model} --local-dir ADAPTERS && lit-rlvr export ADAPTERS --to FOLDER"
-            _refuse_adapters(model, Path(found), merge)
+            return Path(found)
         AutoConfig.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError) as error:
         if isinstance(error.__cause__, GatedRepoError):
@@ -208,6 +283,7 @@ def _check_hub(model: str) -> None:
             f"model: {model!r} is neither a folder nor a model on the hub ({reason}); "
             "give an existing folder, a reachable hub id, or smollm2 (docs/models.md: private models, no network)"
         ) from error
+    return None
 
 
 def _smollm2() -> Path | str:

@@ -450,7 +450,7 @@ class RolloutCallback(ChecksArguments, Callback):
             needed = LengthRequirement("model.teacher", asked, room, option, "what its prompts show")
             folders = module.teachers.options.folders if module.teachers.options.model else [module.model_folder]
             for folder in folders:
-                check_lengths(resolve_model(folder), [needed])
+                check_lengths(resolve_model(folder, adapter="any"), [needed])
 
     def warn_of_long_answers(self, data: PromptDataModule) -> None:
         """Warn of gold answers that are longer than a completion can be."""

@@ -2,43 +2,40 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from lit_rlvr.common.files import check_writable, scratch_folder, writing
-from lit_rlvr.common.packages import require
+from lit_rlvr.common.files import check_writable
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.configs import check_current, read_config
 from lit_rlvr.datamodules.reading.cells import lookup
 from lit_rlvr.distributed.checkpoints import is_sharded, last_checkpoint, read_checkpoint
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy.adapters import Lora, add_adapters, merge_adapters
-from lit_rlvr.policy.families import family_of
+from lit_rlvr.policy.adapters import Lora, add_adapters, is_saved, merge_adapters, mismatched_weights, save_adapter
 from lit_rlvr.policy.loading import (
     auto_class,
-    end_tokens,
     generation_config,
-    has_tokenizer,
-    load_model,
     load_model_config,
     load_policy,
-    load_tokenizer,
-    read_tokenizer,
-    reading,
+    merge_into_base,
+    save_model,
 )
-from lit_rlvr.policy.sources import ADAPTER_CONFIG, adapter_base, cache_folder, made_once, resolve_model
+from lit_rlvr.policy.sources import (
+    ADAPTER_CONFIG,
+    adapter_base,
+    adapter_folder,
+    cache_folder,
+    made_once,
+    resolve_model,
+)
 
 PREFIX = "policy.model."
 
 
-def export_run(run: Path, target: Path, dtype: str = "float32") -> Path:
+def export_run(run: Path, target: Path, dtype: str = "float32", adapter: bool = False) -> Path:
     """Write the model of a run's newest checkpoint, with tokenizer and generation settings.
 
     The folder appears only when it is complete.
@@ -48,9 +45,11 @@ def export_run(run: Path, target: Path, dtype: str = "float32") -> Path:
             their base model.
         target: the folder to write.
         dtype: `float32` or `bfloat16`.
+        adapter: write only the adapter, as peft does.
 
     Raises:
-        UserError: there is no such run, the checkpoint is not ours, or the target exists or cannot be written.
+        UserError: there is no such run, it trained no adapter, the checkpoint is not ours, or the target exists or
+            cannot be written.
     """
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"--dtype: {dtype!r} is not float32 or bfloat16")
@@ -58,27 +57,23 @@ def export_run(run: Path, target: Path, dtype: str = "float32") -> Path:
         raise UserError(f"--to: {target} exists; choose another folder")
     check_writable(target.parent, "--to")
     if (run / ADAPTER_CONFIG).is_file():
-        return export_adapters(run, target, getattr(torch, dtype))
+        if adapter:
+            raise UserError(f"--adapter: {run} is one already; leave the option out to merge it")
+        return merge_into_base(run, resolve_model(adapter_base(run / ADAPTER_CONFIG)), target, getattr(torch, dtype))
     checkpoint = run if run.is_file() or is_sharded(run) else last_checkpoint(run)
     root = checkpoint.parent.parent
     settings = run_config(root)["model"]["init_args"]
-    model = load_trained_model(checkpoint, settings, getattr(torch, dtype))
-    return save_model(model, resolve_model(settings["model"], settings.get("config_overrides")), target)
-
-
-def export_adapters(folder: Path, target: Path, dtype: torch.dtype) -> Path:
-    """Merge adapters of peft into their base model, and write it with the tokenizer of the adapters, if they have one.
-
-    Raises:
-        UserError: peft is not installed, or the base model cannot be found or does not fit.
-    """
-    require("peft", "export of adapters")
-    from peft import PeftModel
-
-    base = resolve_model(adapter_base(folder / ADAPTER_CONFIG))
-    with reading("the adapters", str(folder)):
-        model = PeftModel.from_pretrained(load_model(base, dtype), folder).merge_and_unload()
-    return save_model(model, base, target, folder if has_tokenizer(folder) else None)
+    model, config = load_trained_model(checkpoint, settings)
+    source = model.name_or_path
+    if adapter and config is None:
+        raise UserError(f"--adapter: the run in {root} trained all weights; leave the option out")
+    if config is None or not adapter:
+        merge_adapters(model)
+        return save_model(model.to(getattr(torch, dtype)), source, target)
+    base = Path(config.base_model_name_or_path or source)  # of the adapter that training continued
+    where = str(base.resolve() if base.is_dir() else base)
+    model.to(getattr(torch, dtype))
+    return save_model(model, source, target, write=lambda folder: save_adapter(model, config, where, folder))
 
 
 def is_run(name: str) -> bool:
@@ -107,30 +102,6 @@ def _export_into(run: Path, folder: Path) -> None:
     export_run(run, folder)
 
 
-def save_model(model: Any, source: str, target: Path, tokenizer: Path | None = None) -> Path:
-    """Write a model with the tokenizer and the image and video processors of the folder or hub id that it came from.
-
-    The folder appears only when it is complete.
-
-    Args:
-        tokenizer: a folder with another tokenizer.
-    """
-    scratch = scratch_folder(target, str(target))
-    try:
-        with writing(str(target)):
-            reads = load_tokenizer(source) if tokenizer is None else read_tokenizer(str(tokenizer))
-            reads.save_pretrained(scratch)
-            end_tokens(model, reads)
-            model.save_pretrained(scratch)
-            if (family := family_of(model.config)) is not None:
-                family.save_processors(source, scratch)
-            scratch.chmod(0o755)
-            os.replace(scratch, target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return target
-
-
 def run_config(root: Path) -> dict[str, Any]:
     """Read the config of a run.
 
@@ -147,8 +118,8 @@ def run_config(root: Path) -> dict[str, Any]:
     return config
 
 
-def load_trained_model(checkpoint: Path, settings: dict[str, Any], dtype: torch.dtype) -> Any:
-    """Load the Hugging Face model of a run with a checkpoint's weights, and merge its adapters.
+def load_trained_model(checkpoint: Path, settings: dict[str, Any]) -> tuple[Any, Any]:
+    """Return the Hugging Face model of a run with a checkpoint's weights, and the peft config of its adapters, if any.
 
     Args:
         settings: the options of the model in the run's config.
@@ -156,12 +127,16 @@ def load_trained_model(checkpoint: Path, settings: dict[str, Any], dtype: torch.
     Raises:
         UserError: the checkpoint belongs to another model.
     """
-    saved = read_checkpoint(checkpoint)
+    saved, config = read_checkpoint(checkpoint), None
     weights = {k.removeprefix(PREFIX): v for k, v in saved["state_dict"].items() if k.startswith(PREFIX)}
     trained_on, lora = saved["rlvr"]["model_folder"], settings.get("lora")
-    folder = trained_on if lora else resolve_model(settings["model"], settings.get("config_overrides"))
-    model = model_with_adapters(folder, Lora(**lora)) if lora else random_model(folder, dtype)
-    expected = {n: p for n, p in model.named_parameters() if p.requires_grad} if lora else model.state_dict()
+    if lora:
+        continued = adapter_folder(settings["model"]) if lora.get("adapter") == "continue" else None
+        model: Any = load_policy(trained_on, shared_prefix=False).model
+        config = add_adapters(model, Lora(**lora), folder=continued)
+    else:
+        model = random_model(resolve_model(settings["model"], settings.get("config_overrides")))
+    expected = {n: p for n, p in model.named_parameters() if is_saved(n)} if lora else model.state_dict()
     if wrong := mismatched_weights(weights, expected):
         layers = len({found[0] for key in weights if (found := re.search(r"\blayers\.\d+\.", key))})
         name = Path(trained_on).name
@@ -172,32 +147,12 @@ def load_trained_model(checkpoint: Path, settings: dict[str, Any], dtype: torch.
             f"{checkpoint}: its weights are {has} ({layers} layers), config.yaml says {says}; {wrong[0]}{more}"
         )
     model.load_state_dict(weights, strict=not lora)
-    if lora:
-        merge_adapters(model)
-    return model.to(dtype)
+    return model, config
 
 
-def mismatched_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    """Return the names that only one of two sets of weights has, or whose shapes differ."""
-    shapes = [{name: tensor.shape for name, tensor in tensors.items()} for tensors in (weights, expected)]
-    return sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()}, key=_natural)
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Return a key that sorts `layers.2` before `layers.10`."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
-
-
-def random_model(folder: str, dtype: torch.dtype) -> Any:
+def random_model(folder: str) -> Any:
     """Build the model of a folder with random weights."""
     config = load_model_config(folder)
-    model = auto_class(config).from_config(config, dtype=dtype)
+    model = auto_class(config).from_config(config, dtype=torch.float32)
     model.generation_config = generation_config(folder) or model.generation_config
-    return model
-
-
-def model_with_adapters(folder: str, lora: Lora) -> Any:
-    """Load the model of a folder with new adapters."""
-    model: Any = load_policy(folder, shared_prefix=False).model
-    add_adapters(model, lora)
     return model

@@ -22,13 +22,12 @@ from lit_rlvr.engines.base import EngineContext
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.environments.base import Environment, environment_fingerprint
 from lit_rlvr.errors import UserError, check_all, check_within
-from lit_rlvr.policy.loading import load_policy
+from lit_rlvr.policy.loading import load_policy, save_model
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.sources import cache_folder, made_once
 from lit_rlvr.rewards.references import LongAnswers, completion_lengths
 from lit_rlvr.rollout.demonstrations import Demonstrations, DemonstrationSource, Pair
 from lit_rlvr.rollout.episodes import Episodes
-from lit_rlvr.run.saved_model import save_model
 from lit_rlvr.types import Completion, Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -91,6 +90,7 @@ class WarmStart:
         """
         if not self.steps:
             return
+        self._check_adapter(module)
         source = module.model_folder
         data.use_model(module)
         data.setup("fit")
@@ -125,10 +125,12 @@ class WarmStart:
             sampling: training's settings.
 
         Raises:
-            UserError: solutions or prompts are missing, or solutions are too long; the message names them.
+            UserError: the run continues an adapter, solutions or prompts are missing, or solutions are too long; the
+                message names them.
         """
         if not self.steps:
             return
+        self._check_adapter(module)
         prompts = self._prompts(data)
         shown = Demonstrations(data, self.solution, "warm_start.solution", module.model_folder, environment, sampling)
         check_all(lambda: self._held_out(len(prompts)), lambda: shown.check(prompts, refuses_long=False))
@@ -136,6 +138,13 @@ class WarmStart:
             if found.is_hopeless:
                 raise UserError(str(found))
             _log.warning("%s", found)
+
+    def _check_adapter(self, module: RLVRModule) -> None:
+        if module.adapter == "continue":
+            raise UserError(
+                "warm_start: it would train the base model without its adapter; set model.lora.adapter to merge, or "
+                "warm_start.steps to 0"
+            )
 
     def _too_long(self, prompts: list[Prompt], tokenizer: Any, sampling: Sampling) -> LongAnswers | None:
         """Return the solutions that do not fit into a completion of training."""

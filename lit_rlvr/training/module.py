@@ -53,12 +53,12 @@ from lit_rlvr.distributed.fsdp2 import FSDP2
 from lit_rlvr.distributed.sharding import shard
 from lit_rlvr.errors import MAX_SIZE, ChecksArguments, UserError, check_within
 from lit_rlvr.objectives import Importance, kl_estimate, masked_mean, resolve_correction, teacher_advantages
-from lit_rlvr.policy.adapters import Lora, add_adapters, round_frozen
-from lit_rlvr.policy.families import family_of, freeze_vision_tower
+from lit_rlvr.policy.adapters import Lora, add_adapters, is_saved, round_frozen
+from lit_rlvr.policy.families import family_of, freeze_vision_tower, vision_modules
 from lit_rlvr.policy.loading import check_same_tokens, load_model_config, load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import compute_dtype, round_ties
-from lit_rlvr.policy.sources import resolve_model
+from lit_rlvr.policy.sources import adapter_folder, resolve_model
 from lit_rlvr.policy.speed import (
     Compute,
     compile_layers,
@@ -110,7 +110,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         importance: the correction for completions that were not sampled from the policy in the loss.
         compute: how training computes, with the same results up to rounding.
         freeze_vision: do not train the vision tower of a vision-language model.
-        lora: train low-rank adapters in the language model instead of its weights; checkpoints then hold only them.
+        lora: train low-rank adapters instead of the weights; checkpoints then hold only them.
         teacher: a model whose log-probabilities are added to the advantages (on-policy distillation).
         config_overrides: changes of the model's config, for the trainer and the engine alike, such as a longer context:
             {max_position_embeddings: 16384, rope_parameters: {rope_type: yarn, factor: 4.0,
@@ -150,7 +150,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         )
         self.lr = AutoLR() if lr == "auto" else lr
         check_lr(self.lr, optim)
-        EvaluatingModule.__init__(self, model, config_overrides)
+        EvaluatingModule.__init__(self, model, config_overrides, None if lora is None else lora.adapter)
         LossModule.__init__(self, advantage, loss, kl)
         if self.uses_rollout and importance.mode != "none":
             raise UserError(
@@ -161,6 +161,11 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         self.optim, self.importance, self.compute = optim, importance, compute
         self.budget = TokenBudget(compute.tokens_per_microbatch)
         self.updates_per_rollout, self.epochs_per_rollout = updates_per_rollout, epochs_per_rollout
+        if lora is not None and lora.dropout and not self.demonstrates:
+            raise UserError(
+                f"model.lora.dropout: {type(self).__name__} trains on completions that are sampled without dropout, "
+                "and with it they would have other probabilities; leave it out, only SFT takes it"
+            )
         self.freeze_vision, self.lora = freeze_vision, lora
         self.strict_loading = lora is None  # the frozen weights come from the model folder
         self.most_tokens = 0  # that the run trains on, which the RolloutCallback tells; 0 = unknown
@@ -224,8 +229,10 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
 
     def configure_model(self) -> None:
         if self.policy is None:
-            if self.lora is not None and self.lora.quantize != "none" and self.sharded:
-                raise UserError("model.lora.quantize: weights in 4 bits cannot be sharded; use --config strategy/ddp")
+            if self.sharded and self.lora is not None:
+                for option, what in (("quantize", "weights in 4 bits"), ("experts", "experts with adapters")):
+                    if getattr(self.lora, option) not in ("none", False):
+                        raise UserError(f"model.lora.{option}: {what} cannot be sharded; use --config strategy/ddp")
             checkpointing = self.compute.gradient_checkpointing
             if checkpointing == "auto":
                 raise UserError(
@@ -243,7 +250,11 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
             if self.freeze_vision:
                 freeze_vision_tower(self.policy.model)
             if self.lora is not None:
-                add_adapters(self.policy.model, self.lora, self._compute_dtype)
+                add_adapters(self.policy.model, self.lora, self._compute_dtype, self.adapter_folder)
+                if self.freeze_vision and any(
+                    p.requires_grad for part in vision_modules(self.policy.model) for p in part.parameters()
+                ):
+                    raise UserError("model.freeze_vision: model.lora trains adapters there; leave one of them out")
                 if not self.sharded:  # shards are gathered in this type
                     round_frozen(self.policy.model, self._compute_dtype)
             elif self._compute_dtype == torch.bfloat16 and not self._starts_empty:
@@ -253,6 +264,11 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
             self._load_teachers()
             if world_size() > 1 and not self.sharded:
                 leave_out_of_buckets(self)
+
+    @property
+    def adapter_folder(self) -> Path | None:
+        """The folder of the adapter that is trained on; None = there is none, or it is merged."""
+        return adapter_folder(self.model) if self.adapter == "continue" else None
 
     @property
     def sharded(self) -> bool:
@@ -288,7 +304,8 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         verify_or_fall_back(policy, self._compute_dtype)
 
     def _load_reference(self) -> None:
-        """Make the initial policy the reference, if one is needed: a second copy, or the policy without its adapters.
+        """Make the initial policy the reference, if one is needed: a second copy, or the policy with the adapters that
+        training started with, if any.
 
         Raises:
             UserError: the reference should be updated, which is not possible with adapters.
@@ -299,10 +316,11 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
             self.reference.policy = self._load_frozen(self.model_folder)
         elif self.reference.update_every:
             raise UserError(
-                "model.kl.reference_update_every: with model.lora the reference is the model without adapters"
+                "model.kl.reference_update_every: with model.lora the reference is the model before training, which is "
+                "no copy; leave it out"
             )
         else:
-            self.reference.policy = self.policy.without_adapters()
+            self.reference.policy = self.policy.before_training()
 
     def _load_teachers(self) -> None:
         """Load the teachers, if there are any, with their weights frozen.
@@ -319,7 +337,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         for label, model in options.models.items():
             if is_url(model):
                 continue
-            folder = resolve_model(model)
+            folder = resolve_model(model, adapter="any")
             check_same_tokens(self.model_folder, folder, "model.teacher.model")
             if type(family_of(load_model_config(folder))) is not type(self.policy.family):
                 raise UserError(
@@ -377,7 +395,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
             self.reference.move(self.device)
             self.teachers.move(self.device)
             if world_size() > 1:
-                broadcast_first(p for p in self.policy.parameters() if p.requires_grad)
+                broadcast_first(p for n, p in self.policy.named_parameters() if p.requires_grad or ".lora_" in n)
         if self.device.type != "cpu":
             check_spans(self.policy, self._compute_dtype)
         if self.compute.liger:  # the weights are on the GPU now
@@ -569,6 +587,11 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         """The names of the parameters in the optimizer, in its order."""
         return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
 
+    @property
+    def saved(self) -> list[str]:
+        """The names of the parameters of adapters that a checkpoint holds."""
+        return [name for name, _ in self.named_parameters() if is_saved(name)]
+
     def _identity(self) -> dict[str, str]:
         found = run_identity(self.trainer.datamodule, self, self.advantage, self.policy)  # type: ignore[attr-defined]
         if self.trainer.state.fn == "fit":
@@ -599,8 +622,8 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
             "lr": {} if self.adaptive_lr is None else self.adaptive_lr.state_dict(),
         }
         if self.lora is not None:
-            weights, trained = checkpoint["state_dict"], set(self.trained)
-            checkpoint["state_dict"] = {name: value for name, value in weights.items() if name in trained}
+            weights, saved = checkpoint["state_dict"], set(self.saved)
+            checkpoint["state_dict"] = {name: value for name, value in weights.items() if name in saved}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_checkpoint(checkpoint)

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_rlvr.common.seeds import derive_seed, run_seed
 from lit_rlvr.common.terminal import progress
-from lit_rlvr.distributed.collectives import average_gradients, index, world_size
+from lit_rlvr.distributed.collectives import average_gradients, index, rank, world_size
 from lit_rlvr.distributed.sharding import has_shards, reduce_over_copies, whole
 from lit_rlvr.objectives import Importance, Stats
+from lit_rlvr.policy.adapters import adapter_dropout
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import more_bits_than_autocast
 from lit_rlvr.training.failures import (
@@ -119,7 +121,8 @@ class Updater:
     def step(self, prepared: PreparedRollout, prompts: list[int], number: int) -> dict[str, float]:
         """Take optimizer step `number` on the groups of some prompts; return its metrics. Collective: call it on every
         rank."""
-        plan, sums = self.accumulate(prepared, prompts)
+        with adapter_dropout(self.policy.model, derive_seed("dropout", run_seed(), number, rank())):
+            plan, sums = self.accumulate(prepared, prompts)
         norm = self.reduce_and_clip()
         wrong = find_not_finite(sums.get("loss"), norm)
         if wrong is not None:

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -29,9 +29,14 @@ if TYPE_CHECKING:
 class EvaluatingModule(LightningModule):
     """Holds the model, and turns scored batches into `val/<set>/...` metrics, or `test/<set>/...` ones."""
 
-    def __init__(self, model: str, config_overrides: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        model: str,
+        config_overrides: dict[str, Any] | None = None,
+        adapter: Literal["continue", "merge", "any"] | None = "any",
+    ) -> None:
         super().__init__()
-        self.model, self.config_overrides = model, config_overrides
+        self.model, self.config_overrides, self.adapter = model, config_overrides, adapter
         self.updates = 0  # optimizer steps taken so far: the version of the weights
         self.policy: Policy = None  # type: ignore[assignment]  # built in configure_model
         self.validation_results: dict[str, float] = {}
@@ -41,7 +46,7 @@ class EvaluatingModule(LightningModule):
     @cached_property
     def model_folder(self) -> str:
         """The folder or hub id that the policy and the engine load."""
-        return resolve_model(self.model, self.config_overrides)
+        return resolve_model(self.model, self.config_overrides, self.adapter)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

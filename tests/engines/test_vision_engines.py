@@ -43,10 +43,9 @@ from lit_rlvr.engines.transfer import FileTransfer
 from lit_rlvr.engines.vllm import VLLMEngine
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora, add_adapters
-from lit_rlvr.policy.loading import load_image_processor, load_policy
+from lit_rlvr.policy.loading import load_image_processor, load_policy, save_model
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.episodes import Episodes
-from lit_rlvr.run.saved_model import save_model
 from lit_rlvr.types import Completion, Pixels, Prompt, Rollout, Sample, Sampling, ToolResult, Video, kinds_of
 
 SEEDS = [[100 * p + g for g in range(3)] for p in range(3)]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import ENDS, VOCAB, byte_tokenizer, make_prompt, plain_logprobs, random_ids, start_engine
+from tiny import ENDS, VOCAB, byte_tokenizer, make_prompt, plain_logprobs, random_ids, save_adapter, start_engine
 from tiny_engines import adapted, assert_logprobs_are_the_policys, change, change_adapters, flat
 from tiny_environments import Echo
 from tiny_episodes import Recording, assert_exact, between, check_own_beginnings
@@ -450,14 +450,18 @@ ALL_CALLS: list[str] = []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("folder", ["tiny_model_folder", "untied_model_folder"])
+@pytest.mark.parametrize(("folder", "lora"), [
+    ("tiny_model_folder", None), ("untied_model_folder", None),
+    ("tiny_model_folder", Lora(rank=3, rslora=True, init="pissa")), ("tiny_model_folder", Lora(adapter="continue")),
+], ids=["tied", "untied", "pissa", "continue"])  # fmt: skip
 def test_adapters_are_added_by_vllm_itself(
-    folder: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    folder: str, lora: Lora | None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The weights are loaded once, then adapters alone; each of them is used at once, also for cached prefixes."""
-    path = request.getfixturevalue(folder)
-    policy, engine, loaded = adapted(path), VLLMEngine(enforce_eager=True, adapters=True), []
-    reference = policy.without_adapters()
+    path, first = request.getfixturevalue(folder), tmp_path if lora and lora.adapter else None
+    save_adapter(path, tmp_path, r=4, use_rslora=True, target_modules=["q_proj", "up_proj"])
+    policy, engine, loaded = adapted(path, lora, first), VLLMEngine(enforce_eager=True, adapters=True), []
+    reference = policy.before_training()
     start_engine(engine, policy, path)
     rpc = engine._llm.collective_rpc
     monkeypatch.setattr(

@@ -27,7 +27,7 @@ import psutil
 import pytest
 import torch
 from PIL import Image
-from tiny import ENDS, byte_tokenizer, make_prompt, random_ids, save_model, start_engine, tiny_llama
+from tiny import ENDS, byte_tokenizer, make_prompt, random_ids, save_adapter, save_model, start_engine, tiny_llama
 from tiny_engines import adapted, assert_logprobs_are_the_policys, change, change_adapters, flat
 from tiny_environments import Echo
 from tiny_episodes import Recording, assert_exact, between, check_own_beginnings
@@ -887,13 +887,15 @@ def test_an_image_is_encoded_once_in_another_thread() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("lora", [None, Lora(adapter="continue")], ids=["new", "continue"])
 def test_a_server_adds_adapters_itself(
     make_engine: Callable[..., VLLMServerEngine], tiny_model_folder: Path, tmp_path: Path,
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, lora: Lora | None,
 ) -> None:  # fmt: skip
     """It gets the weights once and then adapters, also after a restart; without --enable-lora they are merged."""
-    policy = adapted(tiny_model_folder)
-    reference = policy.without_adapters()
+    save_adapter(tiny_model_folder, tmp_path / "first", r=3)
+    policy = adapted(tiny_model_folder, lora, tmp_path / "first" if lora else None)
+    reference = policy.before_training()
     with Served(tiny_model_folder, tmp_path / "log", "--enable-lora", "--max-lora-rank", "8") as served:
         engine = make_engine(urls=[served.url])
         (server,), folder = engine.servers, tmp_path / "weights"

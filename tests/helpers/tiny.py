@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, set_num_threads  # vLLM on a CPU replaces torch.set_num_threads by a function without effect
 from transformers import (
+    AutoModelForCausalLM,
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
@@ -91,6 +92,19 @@ def save_model(model: PreTrainedModel, folder: Path) -> Path:
 
 def make_prompt(token_ids: Sequence[int], name: str = "p") -> Prompt:
     return Prompt(Sample(name, f"question {name}", "1"), list(token_ids))
+
+
+def save_adapter(base: Path, folder: Path, **options: Any) -> Any:
+    """Write an adapter that changes a model, as trainers do; return the model with it."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(**{"r": 2, "target_modules": ["q_proj"]} | options)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(len(name)))
+    model.save_pretrained(folder)
+    return model
 
 
 def make_rollout(

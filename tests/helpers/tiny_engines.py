@@ -231,21 +231,21 @@ def change(policy: nn.Module, relative: float, seed: int = 1) -> None:
         parameter += relative * parameter.std(correction=0) * torch.randn(parameter.shape, generator=generator)
 
 
-def adapted(folder: Path) -> Policy:
+def adapted(folder: Path, lora: Lora | None = None, adapter: Path | None = None) -> Policy:
     """A policy with other weights than the folder's, and adapters that change its output."""
     policy = load_policy(str(folder))
     change(policy, 0.2)
-    add_adapters(policy.model, Lora(rank=3, alpha=6))
+    add_adapters(policy.model, lora or Lora(rank=3, alpha=6), folder=adapter)
     change_adapters(policy, 0)
     return policy
 
 
 @torch.no_grad()
 def change_adapters(policy: Policy, seed: int) -> None:
-    """Change every adapter, as training does."""
+    """Change every trained adapter, as training does."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in policy.named_parameters():
-        if ".lora_" in name:
+        if ".lora_" in name and parameter.requires_grad:
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
 
 

@@ -27,7 +27,7 @@ from lit_rlvr.policy.loading import (
     load_tokenizer,
     outline,
 )
-from lit_rlvr.run.saved_model import save_model as save_trained
+from lit_rlvr.policy.loading import save_model as save_trained
 
 CLI = Callable[..., Any]
 Spoil = Callable[[Path], Any]

@@ -10,18 +10,28 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_prompt, make_rollout, random_ids, start_engine
+from test_models import build
+from tiny import make_prompt, make_rollout, random_ids, save_model, start_engine
 from transformers import AutoModelForCausalLM
 
 from lit_rlvr.commands.plan.memory import Strategy, shape_of, state_memory
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.synced import SyncedEngine
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy.adapters import Lora, add_adapters, changing_weights, merge_adapters, round_frozen
+from lit_rlvr.policy.adapters import (
+    Lora,
+    adapter_dropout,
+    add_adapters,
+    changing_weights,
+    merge_adapters,
+    round_frozen,
+    save_adapter,
+)
 from lit_rlvr.policy.families import freeze_vision_tower
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import training_autocast
+from lit_rlvr.policy.speed import enable_checkpointing
 from lit_rlvr.types import Sampling
 
 ROLLOUT = make_rollout([random_ids(9, 1), random_ids(4, 2)], [[random_ids(5, 3), random_ids(2, 4)]] * 2)
@@ -31,11 +41,109 @@ def adapted(folder: Path, **options: Any) -> Policy:
     """A policy whose adapters change its output."""
     policy = load_policy(str(folder))
     add_adapters(policy.model, Lora(rank=3, alpha=6, **options))
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in policy.named_parameters():
-        if ".lora_B" in name:
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+    train(policy)
     return policy
+
+
+def train(policy: Policy, seed: int = 0) -> None:
+    """Change every trained weight but the matrices A, which are random already."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in policy.named_parameters():
+        if parameter.requires_grad and ".lora_A" not in name:
+            parameter.data = parameter.data + torch.randn(parameter.shape, generator=generator) * 0.1
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {}, "rslora": {"rslora": True}, "dora": {"dora": True}, "gaussian": {"init": "gaussian"},
+    "pissa": {"init": "pissa"}, "rslora pissa": {"init": "pissa", "rslora": True},
+    "dora rslora": {"dora": True, "rslora": True, "layers": ["q_proj"]}, "experts": {"experts": True},
+}  # fmt: skip
+
+
+@pytest.fixture
+def model_folder(options: dict[str, Any], tiny_model_folder: Path, tmp_path: Path) -> Path:
+    """A model that has what the options of `KINDS` need."""
+    return save_model(build("Qwen3-MoE"), tmp_path / "experts") if "experts" in options else tiny_model_folder
+
+
+@pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
+def test_every_kind_starts_as_the_model_and_merges_to_what_it_computes(
+    model_folder: Path, options: dict[str, Any]
+) -> None:
+    policy, plain = load_policy(str(model_folder)), load_policy(str(model_folder))
+    add_adapters(policy.model, Lora(rank=3, alpha=6, **options))
+    before = logprobs(plain)
+    torch.testing.assert_close(logprobs(policy), before, atol=1e-5, rtol=0)
+    assert policy.has_zero_adapters()
+    with policy.nonzero_adapters():
+        assert (logprobs(policy) - before).abs().max() > 1e-3
+    torch.testing.assert_close(logprobs(policy), before, atol=1e-5, rtol=0)
+    train(policy)
+    assert not policy.has_zero_adapters() and (logprobs(policy) - before).abs().max() > 1e-2
+    for view in (policy.without_adapters(), policy.before_training()):
+        assert torch.equal(logprobs(view), before), "the frozen weights are the model's own"
+    plain.model.load_state_dict(dict(policy.named_weights()), strict=False)
+    torch.testing.assert_close(logprobs(plain), logprobs(policy), atol=2e-5, rtol=0)
+    merged = deepcopy(policy)
+    merge_adapters(merged.model)
+    assert not [name for name, _ in merged.named_parameters() if "lora" in name or "base_layer" in name]
+    torch.testing.assert_close(logprobs(merged), logprobs(policy), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
+def test_a_saved_adapter_is_read_by_peft_and_transformers_and_goes_on(
+    model_folder: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    from peft import PeftModel
+
+    policy, folder = load_policy(str(model_folder)), str(tmp_path / "adapter")
+    config = add_adapters(policy.model, Lora(rank=3, alpha=6, **options))
+    train(policy)
+    save_adapter(policy.model, config, str(model_folder), tmp_path / "adapter")
+    ids = torch.arange(50, 90)[None]
+    wanted = policy.plain_logits(ids, []).detach()
+    base = AutoModelForCausalLM.from_pretrained(model_folder)
+    with torch.no_grad():
+        torch.testing.assert_close(PeftModel.from_pretrained(base, folder)(ids).logits, wanted, atol=2e-5, rtol=0)
+        loaded = AutoModelForCausalLM.from_pretrained(folder)  # which loads the base, then the adapter
+        torch.testing.assert_close(loaded(ids).logits, wanted, atol=2e-5, rtol=0)
+
+    more = load_policy(str(model_folder))
+    add_adapters(more.model, Lora(adapter="continue"), folder=folder)
+    trained = [name for name, p in more.named_parameters() if p.requires_grad]
+    assert trained and all(".default." in name for name in trained)
+    torch.testing.assert_close(logprobs(more), logprobs(policy), atol=2e-5, rtol=0)
+    first = logprobs(more)
+    train(more, seed=1)
+    assert torch.equal(logprobs(more.before_training()), first) and (logprobs(more) - first).abs().max() > 1e-2
+    assert torch.equal(logprobs(more.without_adapters()), logprobs(load_policy(str(model_folder))))
+    for view in (more, more.before_training()):
+        plain = load_policy(str(model_folder))
+        plain.model.load_state_dict(dict(view.named_weights()), strict=False)
+        torch.testing.assert_close(logprobs(plain), logprobs(view), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_dropout_is_on_within_its_context_alone_and_has_its_own_seed(tiny_model_folder: Path, dora: bool) -> None:
+    policy, found = adapted(tiny_model_folder, dropout=0.5, dora=dora), []
+    plain, state = logprobs(policy), torch.get_rng_state()
+    for seed, checkpointing in ((1, False), (1, True), (2, False)):
+        if checkpointing:
+            enable_checkpointing(policy.model)
+        with adapter_dropout(policy.model, seed):
+            logp = policy.logprobs(ROLLOUT, [0, 1, 2, 3])[0]
+            logp.sum().backward()
+        gradients = [p.grad for p in policy.parameters() if p.requires_grad]
+        policy.model.gradient_checkpointing_disable()
+        policy.zero_grad()
+        found.append([logp.detach(), *gradients])
+    for one, again, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, again, atol=1e-6, rtol=0)
+        assert (one - other).abs().max() > 1e-3
+    assert (found[0][0] - plain).abs().max() > 1e-2
+    assert torch.equal(logprobs(policy), plain) and torch.equal(torch.get_rng_state(), state)
+    with adapter_dropout(load_policy(str(tiny_model_folder)).model, 1):
+        assert torch.equal(torch.get_rng_state(), state), "without dropout, nothing is seeded"
 
 
 def logprobs(policy: Policy) -> torch.Tensor:

@@ -39,7 +39,7 @@ from transformers import (
 
 from lit_rlvr.commands.plan.memory import Strategy, kv_bytes_per_token, shape_of, state_memory
 from lit_rlvr.engines.hf import HFEngine
-from lit_rlvr.policy.adapters import Lora, adapted_layers, add_adapters
+from lit_rlvr.policy.adapters import Lora, adapted_layers, adapted_modules, add_adapters
 from lit_rlvr.policy.attention import CannotShare
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.verify import verify_or_fall_back
@@ -187,15 +187,18 @@ def test_the_hugging_face_engine_samples_with_the_models_logprobs(name: str, dev
 
 
 @EACH
-@pytest.mark.parametrize("lora", [None, Lora(rank=2)], ids=["full", "lora"])
-def test_a_step_of_training(name: str, lora: Lora | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("adapters", [False, True], ids=["full", "lora"])
+def test_a_step_of_training(name: str, adapters: bool, tmp_path: Path) -> None:
     """The engine's probe passes, and the step changes weights."""
     from tiny_fit import fit  # it imports data sets, whose packages a GPU machine may lack
 
     folder = save_model(build(name), tmp_path / "model")
+    lora = Lora(rank=2, experts=MODELS[name].unused > 0) if adapters else None
     _, seen = fit(folder, tmp_path, lora=lora, sampling=Sampling(max_tokens=5))
     assert seen.metrics[0]["train/engine_difference"] < 1e-4
     assert any(bool(grad.any()) for grad in seen.gradients[0].values())
+    changed = {n.partition(".lora_")[0].rpartition(".")[2] for n, grad in seen.gradients[0].items() if grad.any()}
+    assert not (adapters and MODELS[name].unused) or changed & {"experts", "base_layer"}
 
 
 @EACH
@@ -208,12 +211,13 @@ def test_a_plan_counts_exactly(name: str) -> None:
     }  # fmt: skip
     assert shape.parameters - shape.active == row.unused
     assert kv_bytes_per_token(shape, 4) == 2 * 4 * row.keys
-    few = shape_of(model.config, lora=Lora(rank=2))
-    model = AutoModelForCausalLM.from_config(model.config)
-    chosen = {*adapted_layers(model, Lora(rank=2))}
-    add_adapters(model, Lora(rank=2))
-    assert {n.partition(".lora_")[0] for n, p in model.named_parameters() if p.requires_grad} == chosen
-    assert few.trained == sum(p.numel() for p in model.parameters() if p.requires_grad) > 0
+    for more in ({"experts": True} if row.unused else {"dora": True}, {"init": "pissa"}):
+        lora, model = Lora(rank=2, **more), AutoModelForCausalLM.from_config(model.config)
+        few, chosen = shape_of(model.config, lora=lora), {*adapted_layers(model, lora)}
+        add_adapters(model, lora)
+        assert {n.removesuffix(".weight") for n in adapted_modules(model)} == chosen
+        assert few.trained == sum(p.numel() for p in model.parameters() if p.requires_grad) > 0
+        assert few.parameters == sum(p.numel() for p in model.parameters())
 
 
 def test_the_page_shows_this_table() -> None:

@@ -167,13 +167,17 @@ def test_engines_get_everything_that_a_checkpoint_holds(any_vlm_folder: Path) ->
     assert all(torch.equal(weight, held[name]) for name, weight in given.items())
 
 
-def test_merged_adapters_are_the_adapted_model_on_images(any_vlm_folder: Path, prompts: list[Prompt]) -> None:
+@pytest.mark.parametrize("tower", [False, True])
+def test_merged_adapters_are_the_adapted_model_on_images(
+    any_vlm_folder: Path, prompts: list[Prompt], tower: bool
+) -> None:
     policy, plain = load_policy(str(any_vlm_folder)), load_policy(str(any_vlm_folder))
     before = plain.logprobs(make_rollout(prompts), [0, 3, 6])[0]
-    add_adapters(policy.model, Lora(rank=2))
+    add_adapters(policy.model, Lora(rank=2, vision_tower=tower))
     trained = {n for n, p in policy.named_parameters() if p.requires_grad}
     assert trained and all(".lora_" in n for n in trained)
-    assert not any(p.requires_grad for part in vision_modules(policy.model) for p in part.parameters())
+    assert tower == any(p.requires_grad for part in vision_modules(policy.model) for p in part.parameters())
+    assert (policy.adapter_config is None) == tower, "engines add adapters to the language model alone"
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
             if ".lora_B" in name:

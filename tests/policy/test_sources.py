@@ -13,14 +13,15 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from tiny import byte_tokenizer
+from safetensors.torch import load_file, save_file
+from tiny import byte_tokenizer, save_adapter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lit_rlvr.policy.sources as models
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.engines.server import check_model
 from lit_rlvr.errors import UserError
+from lit_rlvr.policy.adapters import Lora, add_adapters
 from lit_rlvr.policy.loading import load_model_config, load_policy
 from lit_rlvr.policy.sources import cache_folder, resolve_model
 from lit_rlvr.rollout.limits import context_length
@@ -49,11 +50,7 @@ def test_what_is_no_model_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.
 
 def save_adapters(base: Path, folder: Path) -> Any:
     """Write adapters of peft and a tokenizer, as trainers do; return the model that they are of."""
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, target_modules=["q_proj"]))
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    model.save_pretrained(folder)
+    model = save_adapter(base, folder)
     tokenizer = byte_tokenizer()
     tokenizer.chat_template += "{# own #}"
     tokenizer.save_pretrained(folder)
@@ -66,10 +63,11 @@ def test_adapters_are_merged_by_the_command_that_the_refusal_gives(
     monkeypatch.chdir(tmp_path)
     folder = Path("my adapters") / "checkpoint-9"
     model = save_adapters(tiny_model_folder, folder)
-    with pytest.raises(UserError, match="adapters") as refused:
+    with pytest.raises(UserError, match="only an adapter") as refused:
         resolve_model(str(folder))
     line = str(refused.value)
-    assert str(tiny_model_folder) in line and "cannot be trained further yet" in line and "\n" not in line
+    assert str(tiny_model_folder) in line and "{adapter: continue}" in line and "{adapter: merge}" in line
+    assert "\n" not in line
     with pytest.raises(UserError, match=r"my adapters has no config.json; did you mean my adapters/checkpoint-9\?"):
         resolve_model("my adapters")
     command = shlex.split(line.split("`")[1])
@@ -80,11 +78,86 @@ def test_adapters_are_merged_by_the_command_that_the_refusal_gives(
         torch.testing.assert_close(load_policy(resolve_model(merged)).plain_logits(ids, []), model(ids).logits)
     assert AutoTokenizer.from_pretrained(merged).chat_template.endswith("{# own #}")
     (folder / "config.json").write_text((tiny_model_folder / "config.json").read_text())
-    with pytest.raises(UserError, match="adapters"):  # transformers would load both
+    with pytest.raises(UserError, match="only an adapter"):  # transformers would load both
         resolve_model(str(folder))
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match=r"adapter_config.json names no base model"):
         resolve_model(str(folder))
+
+
+def test_an_adapter_is_merged_or_stands_for_its_base_model(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the adapter's own tokenizer; both are made once."""
+    monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path / "cache"))
+    folder = str(tmp_path / "adapter")
+    model, ids = save_adapters(tiny_model_folder, Path(folder)), torch.arange(50, 90)[None]
+    for adapter, wanted in (("continue", AutoModelForCausalLM.from_pretrained(tiny_model_folder)), ("merge", model)):
+        found = resolve_model(folder, adapter=adapter)
+        assert found == resolve_model(folder, adapter=adapter) and AutoTokenizer.from_pretrained(
+            found
+        ).chat_template.endswith("{# own #}")
+        with torch.no_grad():
+            torch.testing.assert_close(load_policy(found).plain_logits(ids, []), wanted(ids).logits)
+        with pytest.raises(UserError, match=r"lora.adapter: .* holds a whole model, not only an adapter; leave the"):
+            resolve_model(found, adapter=adapter)
+    assert resolve_model(folder, adapter="any") == found == resolve_model(found, adapter="any")
+    longer = resolve_model(folder, {"max_position_embeddings": 777}, "merge")
+    assert load_model_config(longer).max_position_embeddings == 777
+    for name in AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "written"):
+        (Path(folder) / Path(name).name).unlink(missing_ok=True)
+    assert resolve_model(folder, adapter="continue") == str(tiny_model_folder), "nothing differs from the base"
+
+
+def test_an_adapter_that_fits_no_base_is_one_line(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "adapter"
+    save_adapters(tiny_model_folder, folder)
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    weights = load_file(folder / "adapter_model.safetensors")
+    first, *others = sorted(weights)
+
+    def refused(said: str, base: str | Path, kept: dict[str, torch.Tensor], ways: tuple[str, ...]) -> None:
+        (folder / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": str(base)}))
+        save_file(kept, folder / "adapter_model.safetensors")
+        for way in ways:
+            with pytest.raises(UserError, match=said) as error:
+                if (found := resolve_model(str(folder), adapter=way)) and way == "continue":
+                    add_adapters(load_policy(found).model, Lora(adapter="continue"), folder=folder)
+            assert "\n" not in str(error.value) and str(folder) in str(error.value), way
+
+    both = ("continue", "merge")
+    refused("names it: there is no folder '/no/such/base'", "/no/such/base", weights, both)
+    less = {name: weights[name] for name in others}
+    refused(r"is not one of .*layers.0.self_attn.q_proj.lora_A.*; set base_model_name", tiny_model_folder, less, both)
+    more = weights | {first.replace("layers.0", "layers.7"): weights[first].clone()}
+    refused(r"is not one of .*layers.7.self_attn.q_proj.lora_A", tiny_model_folder, more, both)
+    wide = weights | {first: torch.zeros(2, 1000)}
+    refused("is not one of .*layers.0.self_attn.q_proj.lora_A", tiny_model_folder, wide, ("continue",))
+    refused("the adapter of .* cannot be read: RuntimeError.*size mismatch", tiny_model_folder, wide, ("merge",))
+    settings["target_modules"] = ["c_attn"]
+    refused("does not fit .*c_attn", tiny_model_folder, weights, ("continue",))
+    refused("cannot be read: .*c_attn", tiny_model_folder, weights, ("merge",))
+    for options, said in (
+        ({"peft_type": "LOHA", "alpha": 2}, "is LOHA, which cannot be continued; merge it"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights pissa, which cannot be continued"),
+        ({"modules_to_save": ["lm_head"], "target_modules": ["q_proj"]}, "trains lm_head.*; merge it"),
+        ({"lora_bias": True, "target_modules": ["q_proj"]}, "trains .*lora_B.default.bias"),
+        ({"target_modules": ["embed_tokens"]}, "trains model.embed_tokens.lora_embedding"),
+        ({"r": "many", "target_modules": ["q_proj"]}, "does not fit .*TypeError"),
+    ):
+        kept = dict(settings)
+        settings |= options
+        refused(said, tiny_model_folder, weights, ("continue",))
+        settings.clear()
+        settings |= kept
+    (folder / "adapter_model.safetensors").write_bytes(b"x" * 100)
+    settings["target_modules"] = ["q_proj"]
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r"the adapter in .* cannot be read: SafetensorError"):
+        add_adapters(load_policy(str(tiny_model_folder)).model, Lora(adapter="continue"), folder=folder)
 
 
 def test_adapters_on_the_hub_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +170,7 @@ def test_adapters_on_the_hub_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
         (cache / name).parent.mkdir(parents=True)
         (cache / name).write_text(text)
     monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match=r"adapters \(LoRA\) of org/base.*hf download org/adapters --local-dir"):
+    with pytest.raises(UserError, match=r"an adapter \(LoRA\) of org/base.*hf download org/adapters --local-dir"):
         resolve_model("org/adapters")
 
 

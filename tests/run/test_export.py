@@ -20,8 +20,8 @@ from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoProcessor
 from lit_rlvr.cli.main import run
 from lit_rlvr.distributed.sharding import weights_sha256
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy.loading import load_policy
-from lit_rlvr.run.saved_model import export_run, resolve_run_model, save_model
+from lit_rlvr.policy.loading import load_policy, save_model
+from lit_rlvr.run.saved_model import export_run, resolve_run_model
 
 VLLM_SCRIPT = """
 import sys

@@ -122,15 +122,16 @@ def test_images_stand_where_the_conversation_shows_them(vlm_folder: Path, tmp_pa
     assert logp.tolist() == pytest.approx(wanted[:, 0][rollout.mask[0]].tolist(), abs=1e-4)
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(run_folder: Path, lit_rlvr: CLI) -> None:
+@pytest.mark.parametrize("lora", [(), ("--model.init_args.lora", "{rank: 4, dropout: 0.5, dora: true}")])
+def test_a_resumed_run_is_the_uninterrupted_one(run_folder: Path, lit_rlvr: CLI, lora: tuple[str, ...]) -> None:
     """It validates by generation too, as its base does."""
     for root, more in (("whole", ()), ("cut", ("--trainer.max_steps", 3)), ("cut", ("--ckpt_path", "last"))):
-        result = lit_rlvr(*FIT, "--model", "SFT", *to(root), *more)
+        result = lit_rlvr(*FIT, "--model", "SFT", *lora, *to(root), *more)
         assert result.status == 0, result.err
     assert_same_run(run_folder / "cut", run_folder / "whole", resumed=3)
     assert summary(run_folder / "whole")["accuracy_after"] is not None
     assert losses("whole")[-1] < losses("whole")[0] and losses("whole", "val/arithmetic/loss")
-    changed = lit_rlvr(*FIT, "--model", "SFT", *to("cut"), "--ckpt_path", "last", "--trainer.max_steps", 9,
+    changed = lit_rlvr(*FIT, "--model", "SFT", *lora, *to("cut"), "--ckpt_path", "last", "--trainer.max_steps", 9,
                        "--model.init_args.target", "solution", "--data.init_args.solution", "= {answer}")  # fmt: skip
     assert changed.status == 2 and "the completions in the training data (model.target) are not those" in changed.err
 
@@ -157,6 +158,8 @@ def test_adapters_alone_are_trained(run_folder: Path, lit_rlvr: CLI, tiny_model_
     result = lit_rlvr(*FIT, "--model", "SFT", *lora, *to("lora"))
     assert result.status == 0, result.err
     assert losses("lora")[-1] < losses("lora")[0]
+    assert lit_rlvr(*FIT, "--model", "SFT", *lora, "--model.init_args.lora.dropout", 0.5, *to("less")).status == 0
+    assert losses("less")[0] == losses("lora")[0] and losses("less")[1] != losses("lora")[1], "B is 0 at first"
     assert lit_rlvr("export", "lora", "--to", "merged").status == 0
     before, after = (AutoModelForCausalLM.from_pretrained(folder) for folder in (tiny_model_folder, "merged"))
     assert torch.equal(before.model.norm.weight, after.model.norm.weight)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch import Trainer
-from tiny import save_model, tiny_llama
+from tiny import save_adapter, save_model, tiny_llama
 from tiny_rewards import judged_as_is
 from tiny_runs import (
     FIT,
@@ -228,6 +228,9 @@ EVERY = {
     "KL in the reward": init(kl__coef=0.1, kl__in_reward="true", kl__estimator="k1", loss__count_empty_rows="false"),
     "LoRA": [*init(kl__coef=0.1), "--model.init_args.lora.rank", "4"],
     "OPD": ["--model", "OPD", *init(teacher__model="teacher")],
+    "DoRA": init(kl__coef=0.1, lora="{rank: 4, dora: true, rslora: true}"),
+    "PiSSA": init(kl__coef=0.1, lora="{rank: 4, init: pissa}"),
+    "an adapter": init(kl__coef=0.1, model="adapter", lora="{adapter: continue}"),
 }
 
 
@@ -240,9 +243,12 @@ ADAPTIVE = ("APMPO", "APMPO per group", "AAPO pool", "A-GRAE", "LoRA")
     "names", [ADAPTIVE, pytest.param([name for name in EVERY if name not in ADAPTIVE], marks=pytest.mark.slow)],
     ids=["adaptive", "others"],
 )  # fmt: skip
-def test_every_algorithm_trains_alike_in_two_processes(run_folder: Path, lit_rlvr: CLI, names: Sequence[str]) -> None:
+def test_every_algorithm_trains_alike_in_two_processes(
+    run_folder: Path, tiny_model_folder: Path, lit_rlvr: CLI, names: Sequence[str]
+) -> None:
     """With two minibatches a rollout, so that ratios, clips and the adaptive statistics play their part."""
     save_model(tiny_llama(1), run_folder / "teacher")
+    save_adapter(tiny_model_folder, run_folder / "adapter", r=4)
 
     def command(root: str, name: str) -> list[str]:
         options = [*EVERY[name], *init(updates_per_rollout=2, lr=1e-3, compute__tokens_per_microbatch=120)]

@@ -176,7 +176,8 @@ def check_machine(built: Sequence[Any], suites: Sequence[Suite]) -> None:
     for cell in built:
         devices = cell.trainer.accelerator, cell.trainer.devices
         needs[f"devices {devices}"] = partial(_check_devices, *devices)
-        needs[f"model {cell.model.model}"] = partial(resolve_model, cell.model.model, cell.model.config_overrides)
+        model = cell.model
+        needs[f"model {model.model}"] = partial(resolve_model, model.model, model.config_overrides, model.adapter)
         for data in cell.data.validated:
             needs |= _sources(data, ("train", "validation") if data is cell.data else ("validation",))
     for suite in suites if built else ():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import astuple, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy.adapters import Lora, adapted_layers, language_layers
+from lit_rlvr.policy.adapters import Lora, adapted_layers, add_adapters, language_layers
 from lit_rlvr.policy.architecture import (
     CHOSEN,
     EXPERTS,
@@ -76,12 +77,13 @@ class Shape:
         return self.parameters - self.unused
 
 
-def shape_of(config: Any, freeze_vision: bool = False, lora: Lora | None = None) -> Shape:
+def shape_of(config: Any, freeze_vision: bool = False, lora: Lora | None = None, adapter: Path | None = None) -> Shape:
     """Count a model by its config.
 
     Args:
         config: a transformers config.
         freeze_vision, lora: see the options of the same names.
+        adapter: the folder of the adapter that `lora` continues.
     """
     text = config.get_text_config()
     model, family = outline(config, torch.float32), family_of(config)
@@ -93,11 +95,10 @@ def shape_of(config: Any, freeze_vision: bool = False, lora: Lora | None = None)
     if lora is not None:
         if lora.quantize != "none":
             quantized = sum(model.get_submodule(name).weight.numel() for name in language_layers(model))
-        model.requires_grad_(False)
-        for name in adapted_layers(model, lora):  # as peft would add them, which need not be installed to count
-            layer = model.get_submodule(name)
-            layer.lora_A = nn.Linear(layer.in_features, lora.rank, bias=False, device="meta")
-            layer.lora_B = nn.Linear(lora.rank, layer.out_features, bias=False, device="meta")
+        if adapter is not None:
+            add_adapters(model, lora, folder=adapter)
+        else:
+            _count_adapters(model.requires_grad_(False), lora)
     layers = [_size(module) for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     seen = any(p.requires_grad for part in vision_modules(model) for p in part.parameters())
     return Shape(
@@ -114,6 +115,18 @@ def shape_of(config: Any, freeze_vision: bool = False, lora: Lora | None = None)
         unused=_unused(model, text),
         published=2 if torch.bfloat16 in (config.dtype, text.dtype) else FLOAT,
     )
+
+
+def _count_adapters(model: Any, lora: Lora) -> None:
+    """Add the parameters of adapters to a model on the meta device as peft would, which need not be installed."""
+    for name, weight in adapted_layers(model, lora).items():
+        *experts, rows, columns = weight.shape
+        matrices = lora.rank * math.prod(experts) * (rows + columns)
+        trained = nn.Parameter(torch.empty(matrices + rows * lora.dora, device="meta"))
+        layer = model.get_submodule(name.rpartition(".")[0] if experts else name)
+        layer.register_parameter(f"lora_{name.rpartition('.')[2]}", trained)
+        if lora.init == "pissa":
+            layer.register_parameter("lora_start", nn.Parameter(torch.empty(matrices, device="meta"), False))
 
 
 def _size(module: nn.Module) -> int:

@@ -383,12 +383,14 @@ def describe_job(
     share = 0.0 if vllm is None else vllm.gpu_memory_utilization or 0.4
     taught = module.teachers.options
     folders = [] if taught is None else taught.folders
-    teachers = [shape_of(PUBLISHED.get(model) or load_model_config(resolve_model(model))) for model in folders]
+    teachers = [
+        shape_of(PUBLISHED.get(model) or load_model_config(resolve_model(model, adapter="any"))) for model in folders
+    ]
     if taught is not None and taught.ema is not None:
         teachers.append(replace(shape_of(config), published=FLOAT))
     return JobSizes(
         whole=shape_of(config, module.freeze_vision),
-        adapted=shape_of(config, module.freeze_vision, module.lora or Lora()),
+        adapted=shape_of(config, module.freeze_vision, module.lora or Lora(), module.adapter_folder),
         budget=module.tokens_per_microbatch,
         prompt=data.reading.max_prompt_tokens,
         completion=completion,
