@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_rlvr.engines.base import RolloutEngine
 from lit_rlvr.errors import MAX_SIZE, UserError, check_all, refuse_all
+from lit_rlvr.policy.architecture import has_experts, layer_configs
 from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.policy.precision import PRECISIONS, bf16_slowdown, compute_dtype
 from lit_rlvr.training.module import RLVRModule
@@ -145,6 +146,27 @@ def context_length(config: Any) -> int | None:
     kinds = [ropes, *(value for value in ropes.values() if isinstance(value, dict))]  # one, or one per layer type
     factors = [kind.get("factor") or 1 for kind in kinds if kind.get("rope_type") in ("linear", "dynamic")]
     return int(length * (1 if "gemma3" in text.model_type else max(factors, default=1)))
+
+
+def check_routes(module: RLVRModule, engine: RolloutEngine, sampling: Sampling, device: str) -> None:
+    """Refuse `rollout.replay_routes` for a model, an engine or settings that it is not for. Reads only the model's
+    config.
+
+    Args:
+        sampling: of training completions. device: the trainer's.
+
+    Raises:
+        UserError: names the reason.
+    """
+    if not any(map(has_experts, layer_configs(load_model_config(module.model_folder)))):
+        raise UserError(
+            "rollout.replay_routes: the model has no experts among which tokens choose; leave the option off"
+        )
+    if module.compute.torch_compile is True:
+        raise UserError(
+            "rollout.replay_routes: compiled layers cannot replay routes; leave model.compute.torch_compile off"
+        )
+    engine.check_routes(device, sampling)
 
 
 SLOW = 4.0

@@ -163,6 +163,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         self.freeze_vision, self.lora = freeze_vision, lora
         self.strict_loading = lora is None  # the frozen weights come from the model folder
         self.most_tokens = 0  # that the run trains on, which the RolloutCallback tells; 0 = unknown
+        self.replays_routes = False  # `rollout.replay_routes`, which the RolloutCallback tells
         self.iteration = 0  # rollouts trained on so far
         self.selection = GroupSelection(self.advantage.min_valid_fraction or 0.0)
         self.reference_completions = self.advantage.reference_completions
@@ -247,6 +248,8 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
                     round_frozen(self.policy.model, self._compute_dtype)
             elif self._compute_dtype == torch.bfloat16 and not self._starts_empty:
                 round_ties(p for p in self.policy.parameters() if p.requires_grad)
+            if self.replays_routes:
+                self.policy.replay_routes()
             self._distribute(self.policy)
             self._load_reference()
             self._load_teacher()
@@ -379,7 +382,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
             return
         automatic = self.compute.torch_compile == "auto"
         if automatic:
-            if not self.most_tokens or not self.compute.shared_prefix or self.compute.liger or world_size() > 1:
+            if self.replays_routes or not self.most_tokens or not self.compute.shared_prefix or self.compute.liger or world_size() > 1:
                 return
             size = sum(parameter.numel() for parameter in self.policy.parameters())
             if not compiling_pays(size, self.most_tokens, self.device, self._compute_dtype):
