@@ -181,8 +181,8 @@ class HFEngine(InPlaceEngine):
     def _forward(
         model: Any, input_ids: Tensor, attend: Tensor, cache: Any, position_ids: Tensor, **images: Tensor
     ) -> tuple[Tensor, Routes]:
-        """Return logits (b, V) after each row's last token, given positions (D, b, L), and the experts (L, K, k) of each
-        row, if routers are watched; the cache grows in place."""
+        """Return logits (b, V) after each row's last token, given positions (D, b, L), and each row's experts (L, K, k)
+        if routers are watched; the cache grows in place."""
         positions = position_ids[0] if len(position_ids) == 1 else position_ids
         with routing() as seen:
             output = model(

@@ -161,7 +161,7 @@ class VLLMEngine(RolloutEngine):
         for wrong, reason in ((device != "cuda", "on a CPU"), (bool(sampling.stop), "with rollout.sampling.stop")):
             if wrong:
                 raise UserError(
-                    f"rollout.replay_routes: vLLM does not return the experts of tokens {reason}; use rollout.engine: hf"
+                    f"rollout.replay_routes: vLLM returns no experts of tokens {reason}; use rollout.engine: hf"
                 )
 
     def start(self, context: EngineContext) -> None:

@@ -99,7 +99,7 @@ def build_rows(
 
 
 def _routes(groups: Sequence[Group], shared_prefix: bool) -> Tensor | None:
-    """Return the experts (K, R * L, k) of the inputs in their order; a shared prompt has those of its first completion."""
+    """Return the experts (K, R * L, k) of all inputs; a shared prompt has those of its first completion."""
     known = [route for group in groups for route in group.routes or ()]
     if not known:
         return None

@@ -19,8 +19,8 @@ from lit_rlvr.policy.architecture import head_sizes, layer_configs, logit_transf
 from lit_rlvr.policy.families import VisionFamily, family_of
 from lit_rlvr.policy.layout import Group, Rows, build_rows
 from lit_rlvr.policy.logprobs import score_tokens
-from lit_rlvr.policy.routes import routing, watch_routers
 from lit_rlvr.policy.precision import forbid_tf32, round_residual_stream
+from lit_rlvr.policy.routes import routing, watch_routers
 from lit_rlvr.policy.spans import takes_heads
 from lit_rlvr.policy.speed import checkpointing
 from lit_rlvr.types import Completion, Pixels, Prompt, Rollout, Sampling

@@ -56,7 +56,7 @@ _TOP_K = (torch.topk, Tensor.topk)
 
 
 @contextmanager
-def routing(given: Tensor | None | Routing = None) -> Iterator[Routing]:
+def routing(given: Tensor | Routing | None = None) -> Iterator[Routing]:
     """Record, within this context, what the watched routers choose, and replace it by given experts (K, N, k)."""
     token = _ROUTING.set(found := given if isinstance(given, Routing) else Routing(given))
     try:

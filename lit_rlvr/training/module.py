@@ -378,11 +378,11 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
 
     def _compile(self) -> None:
         """Compile the layers if the option is on, or `auto` and it pays; what `auto` cannot compile stays plain."""
-        if not self.compute.torch_compile:
+        if not self.compute.torch_compile or self.replays_routes:
             return
         automatic = self.compute.torch_compile == "auto"
         if automatic:
-            if self.replays_routes or not self.most_tokens or not self.compute.shared_prefix or self.compute.liger or world_size() > 1:
+            if not self.most_tokens or not self.compute.shared_prefix or self.compute.liger or world_size() > 1:
                 return
             size = sum(parameter.numel() for parameter in self.policy.parameters())
             if not compiling_pays(size, self.most_tokens, self.device, self._compute_dtype):

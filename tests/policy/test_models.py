@@ -198,6 +198,18 @@ def test_a_step_of_training(name: str, lora: Lora | None, tmp_path: Path) -> Non
     assert any(bool(grad.any()) for grad in seen.gradients[0].values())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_two_processes_train_a_model_alike_and_go_on_exactly(name: str, run_folder: Path) -> None:
+    """Sharded by FSDP2; a mixture of experts also replays the engine's experts."""
+    from tiny_runs import assert_same_run, assert_same_training, fit_in_shards  # as above
+
+    more = ("--rollout.replay_routes", "true") if MODELS[name].unused else ()
+    fit_in_shards(run_folder, save_model(build(name), run_folder / "model"), *more)
+    assert_same_training(run_folder / "whole", run_folder / "one", 5e-6)
+    assert_same_run(run_folder / "parts", run_folder / "whole", resumed=3)
+
+
 @EACH
 def test_a_plan_counts_exactly(name: str) -> None:
     model, row = build(name), MODELS[name]

@@ -30,6 +30,7 @@ from tiny_runs import (
     metrics,
     summary,
     to,
+    weights,
 )
 
 from lit_rlvr.distributed import fsdp2
@@ -43,7 +44,6 @@ from lit_rlvr.distributed.checkpoints import (
     is_sharded,
     last_checkpoint,
     list_checkpoints,
-    read_checkpoint,
     read_whole,
 )
 from lit_rlvr.distributed.fsdp2 import FSDP2 as Sharded
@@ -60,10 +60,6 @@ OFFLOAD = ("--trainer.strategy", "{class_path: tiny_strategies.OffloadedHere}")
 LAST = ("--ckpt_path", "last")
 LORA = ("--model.init_args.lora.rank", "4")
 AAPO = ("--model", "AAPO", "--model.init_args.kl.reference_update_every", "2")
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return read_checkpoint(last_checkpoint(run))["state_dict"]
 
 
 def assert_same_end(run: Path, whole: Path) -> None:
