@@ -94,7 +94,7 @@ def build_rows(
         None if attend is None else to_device(attend, device),
         None if segments is None else segments.to(device),
         *where,
-        None if routes is None else to_device(routes, device),
+        routes=None if routes is None else to_device(routes, device),
     )
 
 

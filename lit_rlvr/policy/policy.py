@@ -290,13 +290,14 @@ def _routes(prompt: Prompt, completion: Completion) -> Tensor:
     """Return the experts (L, K, k) long of a completion's inputs.
 
     Raises:
-        UserError: the engine, or the record, has not returned them for each input.
+        UserError: they are not known for each input.
     """
     inputs, routes = len(prompt.token_ids) + len(completion.token_ids) - 1, completion.routes
     if routes is None or len(routes) != inputs:
         raise UserError(
-            f"rollout.replay_routes: a completion of {prompt.sample.id} has {0 if routes is None else len(routes)} "
-            f"routes for {inputs} inputs; use rollout.engine: hf, or leave the option off"
+            f"rollout.replay_routes: experts are known for {0 if routes is None else len(routes)} of {inputs} inputs of a "
+            f"completion of {prompt.sample.id}: the engine did not return them, or the model's routers have an unknown "
+            "form; leave the option off"
         )
     return routes.long()
 

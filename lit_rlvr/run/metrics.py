@@ -332,7 +332,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "with `rollout.replay_routes`: share of tokens and layers whose router would choose other experts than the "
             "engine's, before the first update of a rollout",
             "0 to 1",
-            "0.002 to 0.02 in tiny models in bfloat16, which the replay undoes. Grows: as `train/engine_difference`",
+            "0.003 to 0.02 in tiny models in bfloat16, which the replay undoes. Grows: as `train/engine_difference`",
         ),
         Metric(
             "train/effective_sample_size",

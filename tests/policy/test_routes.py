@@ -245,5 +245,5 @@ def test_what_cannot_replay_is_refused_in_one_line(tmp_path: Path) -> None:
     assert "engine vllmserver does not return the experts" in refused(server, experts, "cuda")
     with pytest.raises(UserError, match="LlamaForCausalLM has no routers of a known form"):
         Policy(tiny_llama(), ENDS).replay_routes()
-    with pytest.raises(UserError, match="a completion of p0 has 0 routes for 3 inputs"):
+    with pytest.raises(UserError, match="experts are known for 0 of 3 inputs of a completion of p0"):
         scored(replaying("Qwen3-MoE"), make_rollout(PROMPTS, COMPLETIONS))
