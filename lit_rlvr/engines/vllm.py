@@ -209,7 +209,7 @@ class VLLMEngine(RolloutEngine):
             settings |= {"skip_tokenizer_init": False, "mm_processor_cache_gb": 0, **family.vllm_options()}
         if torch.cuda.is_available():
             settings["gpu_memory_utilization"] = self._share(context.reserved)
-            settings["enable_sleep_mode"] = self.sleep_mode
+            settings |= dict.fromkeys(("enable_sleep_mode", "sleep_mode_offload_cudagraph"), self.sleep_mode)
             settings["max_num_batched_tokens"] = max(8192, context.max_tokens)
             if "compilation_config" not in self.options:
                 settings |= graph_options(settings["max_num_seqs"])

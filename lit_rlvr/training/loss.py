@@ -104,24 +104,6 @@ class KL:
         check_within("[1, inf)", "model.kl", reference_update_every=self.reference_update_every)
 
 
-@option_group("model.teacher")
-@dataclass(frozen=True)
-class Teacher:
-    """A frozen model that the policy imitates on its own completions: on-policy distillation.
-
-    Args:
-        model: a model folder or hub id; its tokens must be those of the trained model.
-        coef: what the advantage of each token gets `log teacher - log policy` times, which the policy's weights at the
-            beginning of the iteration and the teacher's give: a sample of the reverse KL divergence.
-    """
-
-    model: str
-    coef: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_within("(0, inf)", "model.teacher", coef=self.coef)
-
-
 class LossModule(ABC):
     """The advantage estimator and the loss; see `RLVRModule` for the options.
 

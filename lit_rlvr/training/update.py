@@ -37,6 +37,7 @@ from lit_rlvr.training.step import (
     plan_step,
     step_metrics,
 )
+from lit_rlvr.training.teachers import Teachers
 from lit_rlvr.training.trace import Trace
 from lit_rlvr.types import Rollout
 
@@ -45,7 +46,7 @@ class Updater:
     """Takes the optimizer steps on a rollout.
 
     Args:
-        policy: the trained policy. reference: for the KL term; None without one. teacher: None without one.
+        policy: the trained policy. reference: for the KL term; None without one. teachers: may be none.
         algorithm: its loss, its coefficients, and how it averages over tokens.
         optimizer: Lightning's wrapper. schedule: of the learning rate, stepped with the optimizer.
         backward: computes the gradients of a loss on this rank; DDP does not average them.
@@ -56,11 +57,11 @@ class Updater:
     """
 
     def __init__(
-        self, policy: Policy, reference: Policy | None, teacher: Policy | None, algorithm: LossModule, optimizer: Any,
+        self, policy: Policy, reference: Policy | None, teachers: Teachers, algorithm: LossModule, optimizer: Any,
         schedule: Any, backward: Callable[[Tensor], None], optim: Optim, budget: TokenBudget, skipped: SkippedSteps,
         run: Path, adaptive_lr: AdaptiveLR | None,
     ) -> None:  # fmt: skip
-        self.policy, self.reference, self.teacher, self.algorithm = policy, reference, teacher, algorithm
+        self.policy, self.reference, self.teachers, self.algorithm = policy, reference, teachers, algorithm
         self.optimizer, self.schedule, self.backward = optimizer, schedule, backward
         self.sharded, self.optim, self.adaptive_lr = has_shards(policy.parameters()), optim, adaptive_lr
         self.budget, self.skipped, self.run = budget, skipped, run
@@ -70,15 +71,15 @@ class Updater:
         rank."""
         scores = TokenScores()
         rows = [int(i) for i in rollout.mask.any(1).nonzero().flatten()]
-        if self.algorithm.needs_step_tokens or self.algorithm.kl.in_reward or self.teacher is not None:
+        if self.algorithm.needs_step_tokens or self.algorithm.kl.in_reward or self.teachers.options:
             scores.old_logp, scores.entropy = self.logprobs(
                 rollout, self.policy, rows, self.algorithm.needs_step_tokens
             )
         if self.algorithm.kl.in_reward:
             assert self.reference is not None
             scores.ref_logp, _ = self.logprobs(rollout, self.reference, rows)
-        if self.teacher is not None:
-            scores.teacher_logp, _ = self.logprobs(rollout, self.teacher, rows)
+        if self.teachers.options is not None:
+            scores.teacher_logp = self.teachers.logprobs(rollout, rows, lambda *given: self.logprobs(*given)[0])
         return scores
 
     def prepare(

@@ -396,7 +396,9 @@ def test_its_share_of_a_gpu_is_what_training_leaves_and_stays_that_after_a_crash
     assert shares[-1] == 0.1, "at least"
 
 
-def test_cuda_graphs_cover_all_sequences(monkeypatch: pytest.MonkeyPatch, policy: Policy, environment: None) -> None:
+def test_cuda_graphs_cover_all_sequences_and_leave_the_gpu_while_vllm_sleeps(
+    monkeypatch: pytest.MonkeyPatch, policy: Policy, environment: None
+) -> None:
     given: list[dict[str, Any]] = []
     monkeypatch.setattr("vllm.LLM", lambda **settings: given.append(settings))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -406,6 +408,9 @@ def test_cuda_graphs_cover_all_sequences(monkeypatch: pytest.MonkeyPatch, policy
         engine.start(EngineContext("", policy, byte_tokenizer(), 512, sequences, 0))
     sizes = [(settings["max_num_seqs"], settings.get("max_cudagraph_capture_size")) for settings in given]
     assert sizes == [(512, None), (1000, 1008), (1024, 1024), (1000, None)]
+    VLLMEngine(gpu_memory_utilization=0.5, sleep=False).start(EngineContext("", policy, byte_tokenizer(), 512, 8, 0))
+    for name in ("enable_sleep_mode", "sleep_mode_offload_cudagraph"):
+        assert [settings[name] for settings in given] == [True] * 4 + [False]
 
 
 class OnGPU:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,17 +11,16 @@ from typing import Any
 import pytest
 import torch
 from tiny import byte_tokenizer, plain_logprobs, save_model, tiny_llama
-from tiny_fit import Recording, RecordingGRPO, fit
+from tiny_fit import Recorder, RecordingGRPO, RecordingOPD, fit
 from tiny_runs import FIT
 
-from lit_rlvr.algorithms import GSPO, OPD
+from lit_rlvr.algorithms import GSPO
 from lit_rlvr.commands.plan.memory import Strategy
+from lit_rlvr.datamodules import TextMath
 from lit_rlvr.errors import UserError
-from lit_rlvr.training.loss import Teacher
-
-
-class RecordingOPD(Recording, OPD):
-    pass
+from lit_rlvr.policy.adapters import Lora
+from lit_rlvr.training.teachers import Demonstration, Teacher
+from lit_rlvr.types import Prompt, Sampling
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,67 @@ def test_the_policy_comes_closer_to_the_teacher(teacher: Path, tiny_model_folder
     assert all(not torch.equal(frozen[name], value) for name, value in seen.weights[-1].items() if "norm" not in name)
 
 
+def questions(folder: Path, **changed: Any) -> TextMath:
+    """Rows with a subject and a demonstration."""
+    rows = [
+        {"prompt": f"{n}+1=", "answer": str(n + 1), "subject": ("one", "two")[n % 2], "solution": f"It is {{{n + 1}}}."}
+        for n in range(4)
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row | changed) + "\n" for row in rows))
+    return TextMath(train=str(folder / "rows.jsonl"), prompts_per_rollout=4)
+
+
+def assert_taught(seen: Recorder, teacher_of: Callable[[int, Prompt], tuple[Any, list[int]]], iteration: int) -> None:
+    """Compare the advantages of an iteration with those of a teacher's model behind its prompt."""
+    rollout, student = seen.rollouts[iteration], tiny_llama()
+    student.load_state_dict(seen.weights[iteration], strict=False)
+    for p, group in enumerate(rollout.completions):
+        model, asked = teacher_of(p, rollout.prompts[p])
+        for g, completion in enumerate(group):
+            mine, _ = plain_logprobs(student, rollout.prompts[p].token_ids, completion.token_ids, rollout.sampling)
+            its, _ = plain_logprobs(model, asked, completion.token_ids, rollout.sampling)
+            assert float(rollout.advantages[p, g]) == pytest.approx(float((its - mine).mean()), abs=1e-5)
+
+
+def test_each_row_has_the_teacher_that_a_column_names(teacher: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
+    third = save_model(tiny_llama(2), tmp_path / "third")
+    taught = Teacher({"one": str(teacher), "two": str(third)}, column="subject")
+    _, seen = fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, teacher=taught, data=questions(tmp_path))
+    models = {"one": tiny_llama(1), "two": tiny_llama(2)}
+    subjects = [prompt.sample.row["subject"] for prompt in seen.rollouts[0].prompts]
+    assert {*subjects} == {*models}
+    assert_taught(seen, lambda p, prompt: (models[subjects[p]], prompt.token_ids), 0)
+    with pytest.raises(UserError, match=r"model.teacher: 4 of 4 rows.*rows.jsonl:1: subject: 'art' names no teacher"):
+        fit(
+            tiny_model_folder, tmp_path, algorithm=RecordingOPD, teacher=taught, data=questions(tmp_path, subject="art")
+        )
+
+
+@pytest.mark.parametrize("ema", [None, 0.25], ids=["live", "average"])
+def test_a_policy_learns_from_itself_behind_a_demonstration(
+    ema: float | None, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    """The teacher's prompt holds the column's text as it is, and the student's tokens follow it unchanged."""
+    taught = Teacher(prompt=Demonstration("solution", "{prompt} Hint: {demonstration}"), ema=ema)
+    data = questions(tmp_path)
+    _, seen = fit(tiny_model_folder, tmp_path, 3, algorithm=RecordingOPD, teacher=taught, data=data)
+    own = tiny_llama()
+
+    def teacher_of(p: int, prompt: Prompt) -> tuple[Any, list[int]]:
+        row = prompt.sample.row
+        text = data.tokenizer.apply_chat_template(
+            [{"role": "user", "content": f"{row['prompt']} Hint: {row['solution']}"}],
+            tokenize=False, add_generation_prompt=True,
+        )  # fmt: skip
+        return own, data.tokenizer(text, add_special_tokens=False).input_ids
+
+    for iteration in range(3):
+        with torch.no_grad():
+            for name, parameter in own.named_parameters():
+                parameter.lerp_(seen.weights[iteration][name], 1.0 if ema is None else ema)
+        assert_taught(seen, teacher_of, iteration)
+
+
 def test_another_tokenizer_is_refused_by_its_first_difference(tiny_model_folder: Path, tmp_path: Path) -> None:
     other = save_model(tiny_llama(1), tmp_path / "other")
     tokenizer = byte_tokenizer()
@@ -78,13 +139,39 @@ def test_teachers_that_a_run_cannot_use_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=r"model.teacher: it gives each token an advantage, and GSPO weighs whole"):
         GSPO(teacher=Teacher(str(teacher)))
-    with pytest.raises(UserError, match=r"model.teacher.*coef: 0"):
-        Teacher("folder", 0.0)
+    for wrong, said in (
+        (dict(model="folder", coef=0.0), "coef: 0"),
+        (dict(), "model: null is the policy itself, which needs another prompt"),
+        (dict(model={"a": "folder"}), "column: it names the row's model in a dict"),
+        (dict(model="folder", ema=0.1), "ema: it averages the policy's weights"),
+        (dict(prompt=Demonstration("solution"), ema=2.0), "ema: 2"),
+    ):
+        with pytest.raises(UserError, match=f"model.teacher.*{said}"):
+            Teacher(**wrong)
+    with pytest.raises(UserError, match=r"template: there is no {demonstration} in '{prompt} please'"):
+        Demonstration("solution", "{prompt} please")
+    own, data = Teacher(prompt=Demonstration("solution")), questions(tmp_path, solution="")
+    with pytest.raises(UserError, match=r"model.teacher: 4 of 4 rows cannot be used: .*rows.jsonl:1: solution: empty"):
+        fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, teacher=own, data=data)
+    with pytest.raises(UserError, match=r"model.teacher: prompt .* has \d+ tokens, which with rollout.sampling.max_t"):
+        fit(
+            tiny_model_folder,
+            tmp_path,
+            algorithm=RecordingOPD,
+            teacher=own,
+            data=questions(tmp_path, solution="1" * 2040),
+        )
+    with pytest.raises(UserError, match=r"model.teacher.ema: there is no average of adapters"):
+        fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, lora=Lora(), data=questions(tmp_path),
+            teacher=Teacher(prompt=Demonstration("solution"), ema=0.1))  # fmt: skip
+    with pytest.raises(UserError, match=r"model.teacher.model: a server scores without images and at temperature 1"):
+        fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, teacher=Teacher("http://localhost:1"),
+            sampling=Sampling(temperature=0.7, max_tokens=9))  # fmt: skip
     with pytest.raises(UserError, match=r"model.teacher.model: OPD learns from a teacher"):
         fit(tiny_model_folder, tmp_path / "none", algorithm=RecordingOPD)
     shutil.copytree(vlm_folder, tmp_path / "vlm")
     byte_tokenizer().save_pretrained(tmp_path / "vlm")
-    with pytest.raises(UserError, match=r"model.teacher.model: Qwen2_5_VL.* takes other images than LlamaFor"):
+    with pytest.raises(UserError, match=r"model.teacher.model: .*vlm takes other images than .*; use a teacher of the"):
         fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, teacher=Teacher(str(tmp_path / "vlm")))
 
 

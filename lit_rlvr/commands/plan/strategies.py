@@ -114,7 +114,7 @@ class JobSizes:
         fitted: vLLM's share is the smallest in which all sequences are generated at once, if the memory allows.
         quantized: whether vLLM keeps its layers in 8 bits.
         vllm_sleeps: whether vLLM frees its memory during training.
-        reference: whether there is a reference model. teacher: None = there is none.
+        reference: whether there is a reference model. teachers: those that are loaded.
         lora: whether the config trains adapters.
         shared_prefix: whether a prompt is computed once for its whole group.
         minibatches: optimizer steps that a rollout is split into.
@@ -139,7 +139,7 @@ class JobSizes:
     quantized: bool = False
     vllm_sleeps: bool = True
     reference: bool = False
-    teacher: Shape | None = None
+    teachers: tuple[Shape, ...] = ()
     lora: bool = False
     shared_prefix: bool = True
     minibatches: int = 1
@@ -316,8 +316,8 @@ class JobSizes:
         shape = self.adapted if strategy.lora else self.whole
         terms = training_memory(shape, self.load(gpus, budget), strategy, gpus.count, self.size, self.reference)
         teacher = 0.0
-        if self.teacher is not None:
-            teacher = self.teacher.parameters * frozen(self.teacher, strategy, self.size)
+        if self.teachers:
+            teacher = sum(one.parameters * frozen(one, strategy, self.size) for one in self.teachers)
             terms["teacher"] = 0.0 if strategy.offload else teacher / (gpus.count if strategy.sharded else 1)
         generation = 0.0
         if self.share is None:
@@ -381,9 +381,11 @@ def describe_job(
     longest, evaluated = rollout.sampling.max_completion_tokens, rollout.eval_sampling.max_completion_tokens
     completion = Lengths(longest, longest) if lengths is None else Lengths.parse(lengths, longest)
     share = 0.0 if vllm is None else vllm.gpu_memory_utilization or 0.4
-    teacher = None
-    if (options := module.teacher_options) is not None:
-        teacher = shape_of(PUBLISHED.get(options.model) or load_model_config(resolve_model(options.model)))
+    taught = module.teachers.options
+    folders = [] if taught is None else taught.folders
+    teachers = [shape_of(PUBLISHED.get(model) or load_model_config(resolve_model(model))) for model in folders]
+    if taught is not None and taught.ema is not None:
+        teachers.append(replace(shape_of(config), published=FLOAT))
     return JobSizes(
         whole=shape_of(config, module.freeze_vision),
         adapted=shape_of(config, module.freeze_vision, module.lora or Lora()),
@@ -399,14 +401,14 @@ def describe_job(
         quantized=vllm is not None and vllm.quantized,
         vllm_sleeps=sleeps,
         reference=module.needs_reference,
-        teacher=teacher,
+        teachers=tuple(teachers),
         lora=module.lora is not None,
         shared_prefix=module.compute.shared_prefix,
         minibatches=module.updates_per_rollout,
         automatic=module.budget.given == "auto",
         iterations=math.ceil(max_steps / updates_of(module)) if max_steps > 0 else None,
         models=2 if module.samples_reference else 1,
-        forwards=(module.kl.coef > 0) + 2 * (teacher is not None) + (updates_of(module) > 1 and module.has_ratio),
+        forwards=(module.kl.coef > 0) + 2 * (taught is not None) + (updates_of(module) > 1 and module.has_ratio),
     )
 
 
