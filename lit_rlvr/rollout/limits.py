@@ -166,6 +166,12 @@ def check_routes(module: RLVRModule, engine: RolloutEngine, sampling: Sampling, 
         raise UserError(
             "rollout.replay_routes: compiled layers cannot replay routes; leave model.compute.torch_compile off"
         )
+    teacher = module.teachers.options
+    if teacher is not None and teacher.model is None and teacher.ema is None:
+        raise UserError(
+            "rollout.replay_routes: a policy that is its own teacher reads another prompt, whose experts are unknown; "
+            "leave the option off, or set model.teacher.ema: 1"
+        )
     engine.check_routes(device, sampling)
 
 

@@ -35,6 +35,7 @@ from lit_rlvr.policy.routes import routers, routing
 from lit_rlvr.policy.speed import enable_checkpointing
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.rollout.episodes import Episodes
+from lit_rlvr.training.teachers import Demonstration, Teacher
 from lit_rlvr.types import Completion, Rollout, Sampling
 
 Weigh = Callable[[Any, Tensor], Tensor]
@@ -243,6 +244,8 @@ def test_what_cannot_replay_is_refused_in_one_line(tmp_path: Path) -> None:
         engine=VLLMServerEngine(["http://localhost:1"], FileTransfer(tmp_path)), replay_routes=True
     )
     assert "engine vllmserver does not return the experts" in refused(server, experts, "cuda")
+    own = Teacher(prompt=Demonstration("answer"))
+    assert "a policy that is its own teacher" in refused(ours, experts, teacher=own)
     with pytest.raises(UserError, match="LlamaForCausalLM has no routers of a known form"):
         Policy(tiny_llama(), ENDS).replay_routes()
     with pytest.raises(UserError, match="experts are known for 0 of 3 inputs of a completion of p0"):
