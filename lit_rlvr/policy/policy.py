@@ -294,10 +294,11 @@ def _routes(prompt: Prompt, completion: Completion) -> Tensor:
     """
     inputs, routes = len(prompt.token_ids) + len(completion.token_ids) - 1, completion.routes
     if routes is None or len(routes) != inputs:
+        known = 0 if routes is None else len(routes)
         raise UserError(
-            f"rollout.replay_routes: experts are known for {0 if routes is None else len(routes)} of {inputs} inputs of a "
-            f"completion of {prompt.sample.id}: the engine did not return them, or the model's routers have an unknown "
-            "form; leave the option off"
+            f"rollout.replay_routes: experts are known for {known} of {inputs} inputs of a completion of "
+            f"{prompt.sample.id}: the engine did not return them, or the model's routers have an unknown form; leave the "
+            "option off"
         )
     return routes.long()
 

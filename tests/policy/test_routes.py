@@ -12,7 +12,7 @@ import pytest
 import test_models
 import torch
 from test_models import COMPLETIONS, ENDS, MODELS, PROMPTS, build, scored
-from tiny import make_prompt, make_rollout, plain_logprobs, save_model, start_engine, tiny_llama
+from tiny import make_prompt, make_rollout, plain_logprobs, save_model, start_engine, tiny_llama, tiny_moe
 from tiny_environments import Echo
 from tiny_episodes import between
 from tiny_fit import fit
@@ -20,7 +20,6 @@ from tiny_runs import fit as run
 from tiny_runs import metrics, summary, to
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.engines.base import EngineContext
@@ -155,19 +154,9 @@ def test_the_hugging_face_engine_returns_the_experts_of_each_input(name: str, mo
             assert not wanted.sort(-1).values.roll(1, 0).equal(wanted.sort(-1).values) or len(wanted) == 1
 
 
-def many_experts() -> Any:
-    """Four of 32 experts in each of four layers, close enough to each other that rounding flips some."""
-    torch.manual_seed(0)
-    config = Qwen3MoeConfig(**{
-        **test_models.SIZES, "num_hidden_layers": 4, "head_dim": 16, "num_experts": 32, "num_experts_per_tok": 4,
-        "moe_intermediate_size": 32, "norm_topk_prob": True, "initializer_range": 0.1,
-    })  # fmt: skip
-    return test_models.tiny._with_generation(AutoModelForCausalLM.from_config(config))
-
-
 @torch.no_grad()
 def test_in_bfloat16_replayed_routes_are_nearer_to_the_engine() -> None:
-    policy = Policy(many_experts(), (2,))
+    policy = Policy(tiny_moe(), (2,))
     policy.replay_routes()
     engine = HFEngine()
     engine.start(EngineContext("", policy, test_models.tiny.byte_tokenizer(), 512, 64, 0, torch.bfloat16))
