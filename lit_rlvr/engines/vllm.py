@@ -31,7 +31,7 @@ from lit_rlvr.engines.base import (
 )
 from lit_rlvr.engines.process_group import executor_on, separate_cache, vllm_world
 from lit_rlvr.engines.transfer import OwnFolder, Settings, write_weights
-from lit_rlvr.errors import UserError, first_line
+from lit_rlvr.errors import UserError, first_line, refuse_all
 from lit_rlvr.policy.adapters import changing_weights
 from lit_rlvr.policy.architecture import head_sizes, layer_configs
 from lit_rlvr.policy.policy import Policy
@@ -158,11 +158,11 @@ class VLLMEngine(RolloutEngine):
             )
 
     def check_routes(self, device: str, sampling: Sampling) -> None:
-        for wrong, reason in ((device != "cuda", "on a CPU"), (bool(sampling.stop), "with rollout.sampling.stop")):
-            if wrong:
-                raise UserError(
-                    f"rollout.replay_routes: vLLM returns no experts of tokens {reason}; use rollout.engine: hf"
-                )
+        refuse_all(
+            f"rollout.replay_routes: vLLM returns no experts of tokens {where}; use rollout.engine: hf"
+            for wrong, where in ((device != "cuda", "on a CPU"), (sampling.stop, "with rollout.sampling.stop"))
+            if wrong
+        )
 
     def start(self, context: EngineContext) -> None:
         self.check_hardware("cuda" if torch.cuda.is_available() else "cpu", context.dtype)

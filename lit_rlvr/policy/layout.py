@@ -56,22 +56,22 @@ class Rows:
         input_ids: (R, L) long. position_ids: (R, L) long, or (3, R, L).
         attend: (R, L) bool, False = padding; None if `segments` defines the attention instead.
         segments: the layout of a row with shared prefixes; None with one completion per row.
+        routes: (K, R * L, k) long, the experts to replay, -1 where routers choose; None = they choose everywhere.
         row, column: (N,) long: position of the hidden state that predicts completion token n.
         target: (N,) long: that token.
         sequence, position: (N,) long: which completion (in the order given) it belongs to, and where in it.
-        routes: (K, R * L, k) long, the experts to replay, -1 where routers choose; None = they choose everywhere.
     """
 
     input_ids: Tensor
     position_ids: Tensor
     attend: Tensor | None
     segments: Segments | None
+    routes: Tensor | None
     row: Tensor
     column: Tensor
     target: Tensor
     sequence: Tensor
     position: Tensor
-    routes: Tensor | None = None
 
 
 def build_rows(
@@ -93,20 +93,17 @@ def build_rows(
         to_device(position_ids, device),
         None if attend is None else to_device(attend, device),
         None if segments is None else segments.to(device),
+        None if routes is None else to_device(routes, device),
         *where,
-        routes=None if routes is None else to_device(routes, device),
     )
 
 
 def _routes(groups: Sequence[Group], shared_prefix: bool) -> Tensor | None:
     """Return the experts (K, R * L, k) of all inputs; a shared prompt has those of its first completion."""
-    known = [route for group in groups for route in group.routes or ()]
-    if not known:
+    if groups[0].routes is None:
         return None
-    rows = []
-    for group in groups:
-        free = known[0].new_full((len(group.prompt), *known[0].shape[1:]), -1)
-        rows.append((len(group.prompt), [free] * len(group.completions) if group.routes is None else group.routes))
+    like = groups[0].routes[0]
+    rows = [(len(g.prompt), g.routes or [like.new_full((len(g.prompt), *like.shape[1:]), -1)]) for g in groups]
     if shared_prefix:
         prompts = [routes[0][:length] for length, routes in rows]
         laid = torch.cat(prompts + [route[length:] for length, routes in rows for route in routes])

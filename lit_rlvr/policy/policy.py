@@ -297,8 +297,8 @@ def _routes(prompt: Prompt, completion: Completion) -> Tensor:
         known = 0 if routes is None else len(routes)
         raise UserError(
             f"rollout.replay_routes: experts are known for {known} of {inputs} inputs of a completion of "
-            f"{prompt.sample.id}: the engine did not return them, or the model's routers have an unknown form; leave the "
-            "option off"
+            f"{prompt.sample.id}: the engine did not return them, or the model's routers have an unknown form; leave "
+            "the option off"
         )
     return routes.long()
 

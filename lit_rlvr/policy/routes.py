@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
@@ -52,7 +52,6 @@ def small(experts: Tensor) -> Tensor:
 
 
 _ROUTING: ContextVar[Routing | None] = ContextVar("routing", default=None)
-_TOP_K = (torch.topk, Tensor.topk)
 
 
 @contextmanager
@@ -96,10 +95,9 @@ def watch_routers(model: Any) -> None:
 
 
 def _forward(router: nn.Module, layer: int, sizes: tuple[int, int], *args: Any, **kwargs: Any) -> Any:
-    plain: Callable[..., Any] = type(router).forward
     now = _ROUTING.get()
     with nullcontext() if now is None else _Choice(now, layer, sizes):
-        return plain(router, *args, **kwargs)
+        return type(router).forward(router, *args, **kwargs)
 
 
 class _Choice(TorchFunctionMode):
@@ -116,7 +114,9 @@ class _Choice(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func not in _TOP_K or (args[0].shape[1:], result.indices.shape[1:]) != tuple((n,) for n in self.sizes):
+        if func not in (torch.topk, Tensor.topk):
+            return result
+        if (args[0].shape[1:], result.indices.shape[1:]) != tuple((n,) for n in self.sizes):  # of a group of experts
             return result
         self.now.chosen[self.layer] = result.indices
         if self.now.given is None:

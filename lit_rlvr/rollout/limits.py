@@ -158,20 +158,18 @@ def check_routes(module: RLVRModule, engine: RolloutEngine, sampling: Sampling, 
     Raises:
         UserError: names the reason.
     """
-    if not any(map(has_experts, layer_configs(load_model_config(module.model_folder)))):
-        raise UserError(
-            "rollout.replay_routes: the model has no experts among which tokens choose; leave the option off"
+    layers, teacher = layer_configs(load_model_config(module.model_folder)), module.teachers.options
+    is_own_teacher = teacher is not None and teacher.model is None and teacher.ema is None
+    refuse_all(
+        f"rollout.replay_routes: {reason}; leave the option off"
+        for wrong, reason in (
+            (not any(map(has_experts, layers)), "the model has no experts among which tokens choose"),
+            (module.compute.torch_compile is True, "layers that model.compute.torch_compile compiles cannot replay"),
+            (is_own_teacher, "a policy that is its own teacher without an average (model.teacher.ema) reads another "
+                             "prompt, whose experts are unknown"),
         )
-    if module.compute.torch_compile is True:
-        raise UserError(
-            "rollout.replay_routes: compiled layers cannot replay routes; leave model.compute.torch_compile off"
-        )
-    teacher = module.teachers.options
-    if teacher is not None and teacher.model is None and teacher.ema is None:
-        raise UserError(
-            "rollout.replay_routes: a policy that is its own teacher reads another prompt, whose experts are unknown; "
-            "leave the option off, or set model.teacher.ema: 1"
-        )
+        if wrong
+    )  # fmt: skip
     engine.check_routes(device, sampling)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,24 @@ def test_in_bfloat16_replayed_routes_are_nearer_to_the_engine() -> None:
     assert float(replayed.max()) < 0.6 * float(free.max())
 
 
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+def test_what_vllm_reports_is_of_all_layers_and_of_their_numbers() -> None:
+    """Its own classes, without its kernels: it returns no experts on a CPU."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.outputs import CompletionOutput
+
+    assert "enable_return_routed_experts" in {field.name for field in fields(EngineArgs)}
+    policy = replaying("DeepSeek-V3")  # its first layer has no router
+    engine = VLLMEngine()
+    engine._context = EngineContext("", policy, test_models.tiny.byte_tokenizer(), 512, 64, 0)
+    reported = torch.randint(4, (7, 2, 2)).to(torch.uint8)
+    output = CompletionOutput(0, "", [5, 6], None, None, routed_experts=reported.numpy())
+    found = engine._routes(output)
+    assert found is not None and found.dtype == torch.uint8 and found.equal(reported[:, 1:])
+    large = CompletionOutput(0, "", [5], None, None, routed_experts=reported.numpy().astype("uint16") + 300)
+    assert engine._routes(large).equal(reported[:, 1:].short() + 300)  # type: ignore[union-attr]
+
+
 def test_a_run_trains_on_the_engines_experts(tmp_path: Path) -> None:
     folder = save_model(build("Qwen3-MoE"), tmp_path / "model")
     options: dict[str, Any] = {"sampling": Sampling(max_tokens=5), "updates_per_rollout": 2}
@@ -222,7 +241,9 @@ def test_what_cannot_replay_is_refused_in_one_line(tmp_path: Path) -> None:
     experts = save_model(build("Qwen3-MoE"), tmp_path / "experts")
     ours = RolloutCallback(engine="hf", replay_routes=True)
     assert "the model has no experts" in refused(ours, dense)
-    assert "compiled layers cannot replay routes" in refused(ours, experts, compute={"torch_compile": True})
+    assert "layers that model.compute.torch_compile compiles cannot replay" in refused(
+        ours, experts, compute={"torch_compile": True}
+    )
     ours.check_sizes(GRPO(model=str(experts)), 8, 1)
     vllm = RolloutCallback(engine=VLLMEngine(), replay_routes=True)
     assert "vLLM returns no experts of tokens on a CPU" in refused(vllm, experts)
