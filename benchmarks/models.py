@@ -2,8 +2,10 @@
 
 Columns: whether completions share a prompt; the largest differences, in nats, of the policy from the model's own
 forward pass, of the Hugging Face engine from the policy, and of merged adapters from adapters; whether `lit-rlvr plan`
-counts the parameters, and the trained ones with all weights and with adapters, exactly. The models are those of
-tests/policy/test_models.py and tests/helpers/tiny_vlms.py.
+counts the parameters, and the trained ones with all weights and with adapters, exactly; for models of text, the largest
+difference of a weight after six steps by FSDP2 on two processes from one process, and whether such a run that stops
+after three steps and goes on ends in the same bits. The models are those of tests/policy/test_models.py and
+tests/helpers/tiny_vlms.py.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from lit_rlvr.types import Prompt, Sampling
 sys.path[:0] = [str(Path(__file__).parents[1] / "tests" / name) for name in ("helpers", "policy")]
 import test_models  # noqa: E402
 from test_policy_images import make_rollout  # noqa: E402
-from tiny import make_prompt, plain_logprobs, start_engine  # noqa: E402
+from tiny import make_prompt, plain_logprobs, save_model, start_engine  # noqa: E402
+from tiny_runs import apart, fit_in_shards, summary  # noqa: E402
 from tiny_vlms import KINDS, differences, mixed_prompts, slow  # noqa: E402
 
 LORA = Lora(rank=2)
@@ -45,8 +48,10 @@ def main() -> None:
     for name in only:
         say(name)
         with TemporaryDirectory() as folder:
-            rows[name] = measure(*(vision(name, Path(folder)) if name in KINDS else text(name)))
-    print_table(["model", *rows[only[0]]], [[name, *row.values()] for name, row in rows.items()])
+            runs = {} if name in KINDS else in_runs(name, Path(folder))
+            rows[name] = measure(*(vision(name, Path(folder)) if name in KINDS else text(name))) | runs
+    columns = [*dict.fromkeys(column for row in rows.values() for column in row)]
+    print_table(["model", *columns], [[name, *(row.get(c, "-") for c in columns)] for name, row in rows.items()])
     print_result(models=rows)
 
 
@@ -102,6 +107,13 @@ def measure(config: Any, policy: Policy, prompts: list[Prompt], plain: Plain) ->
     other = Policy(merged, policy.eos_token_ids, policy.shared_prefix, policy.media_token_ids)
     row["LoRA"] = float((other.logprobs(rollout, everything)[0] - adapted).abs().max())
     return row | {"plan exact": exact}
+
+
+def in_runs(name: str, folder: Path) -> dict[str, Any]:
+    """Return the columns of a text model's runs on two processes."""
+    fit_in_shards(folder, save_model(test_models.build(name), folder / "model"))
+    digests = {summary(folder / run)["weights_sha256"] for run in ("whole", "parts")}
+    return {"FSDP2": apart(folder / "whole", folder / "one"), "resume exact": len(digests) == 1}
 
 
 def _trained(policy: Policy) -> int:

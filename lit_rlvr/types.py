@@ -260,6 +260,8 @@ class Completion:
             none does.
         prefill: for rewards, the beginning of the answer that stands in the prompt and that `text` continues, such as
             "<think>\\n": what the chat template opens, then the data's `prefill`; "" if `text` includes it.
+        routes: (L, K, k) uint8 or int16, the k experts that each input token used in each of the K layers with routers:
+            the tokens of the prompt, and those of the completion but the last; None = unknown.
     """
 
     text: str
@@ -274,6 +276,7 @@ class Completion:
     versions: tuple[str, ...] = ()
     stale_cache: tuple[bool, ...] = ()
     prefill: str = ""
+    routes: Tensor | None = field(default=None, repr=False, compare=False)
 
     @property
     def length(self) -> int:
@@ -395,10 +398,11 @@ class Prompt:
     def as_judged(self, group: Sequence[Completion]) -> list[Completion]:
         """Return completions of this prompt as rewards get them: with its prefill, in its own field or in the text."""
         if not self.score_prefill:
-            return [replace(completion, prefill=self.prefill) for completion in group]
+            return [replace(completion, prefill=self.prefill, routes=None) for completion in group]
         return [
             replace(
                 completion,
+                routes=None,
                 text=self.prefill + completion.text,
                 turns=tuple(replace(turn, text=self.prefill + turn.text) for turn in completion.turns),
             )

@@ -217,6 +217,7 @@ def test_models_runs(benchmark: Benchmark) -> None:
     assert [row["shared"] for row in found.values()] == [True, False]
     for row in found.values():
         assert row["plan exact"] and all(0 < row[part] < 1e-4 for part in ("policy", "engine hf", "LoRA"))
+    assert found["SmolLM3"]["FSDP2"] < 5e-6 and found["SmolLM3"]["resume exact"] and "FSDP2" not in found["gemma3"]
 
 
 @pytest.mark.slow

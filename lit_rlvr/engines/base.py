@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lit_rlvr.common.seeds import derive_seed
-from lit_rlvr.errors import ChecksArguments
+from lit_rlvr.errors import ChecksArguments, UserError
 from lit_rlvr.types import Completion, Pixels, Prompt, Sampling, kinds_of
 
 if TYPE_CHECKING:
@@ -247,6 +247,19 @@ class RolloutEngine(ChecksArguments, ABC):
         Raises:
             UserError: names the option.
         """
+
+    def check_routes(self, device: str, sampling: Sampling) -> None:
+        """Refuse to return the experts that tokens use (`Completion.routes`), before weights are loaded.
+
+        Args:
+            device: `cpu` or `cuda`. sampling: of training completions.
+
+        Raises:
+            UserError: the engine does not return them.
+        """
+        raise UserError(
+            f"rollout.replay_routes: engine {self.name} does not return the experts of tokens; use rollout.engine: hf"
+        )
 
     @abstractmethod
     def start(self, context: EngineContext) -> None:

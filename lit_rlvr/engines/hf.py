@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -26,7 +27,10 @@ from lit_rlvr.engines.base import (
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.logprobs import shape_logits
 from lit_rlvr.policy.policy import Policy
+from lit_rlvr.policy.routes import routing
 from lit_rlvr.types import Completion, Prompt, Sampling
+
+Routes = Sequence[Tensor | None]
 
 
 class HFEngine(InPlaceEngine):
@@ -52,6 +56,9 @@ class HFEngine(InPlaceEngine):
                 f"rollout.engine: hf cannot decode {type(model).__name__}, which takes no cache of keys; use vllm"
             )
         super().start(context)
+
+    def check_routes(self, device: str, sampling: Sampling) -> None:
+        """Allow `rollout.replay_routes`."""
 
     def sample(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: Done | None,
@@ -91,7 +98,10 @@ class HFEngine(InPlaceEngine):
         """
         policy, context = self.policy, self.context
         together = [rows[0].prompt if rows[0].observed else rows[0].start for rows in starts]
-        logits, attend, position, cache = self._prefill(policy, together, starts)
+        logits, attend, position, cache, routes = self._prefill(policy, together, starts)
+        for rows, prompt, route in zip(starts, together, routes, strict=True):
+            for row in rows:
+                row.routes = [] if route is None else [route[-len(prompt.token_ids) :]]
         device, eos = policy.device, set(policy.eos_token_ids)
         alive = [row for rows in starts for row in rows]  # of each row of the cache
         going = {(row.p, row.g): row for row in alive}
@@ -111,7 +121,7 @@ class HFEngine(InPlaceEngine):
                 stop = fed[-1] in eos or ends_with_stop(context.tokenizer, row.tokens, sampling.stop)
                 if stop or len(row.tokens) == row.limit:
                     turn = read_completion(context.tokenizer, row.tokens, row.logprobs, stop)
-                    turns.stopped(row.p, row.g, turn)
+                    turns.stopped(row.p, row.g, replace(turn, routes=torch.cat(row.routes) if row.routes else None))
             for p, g, answer in turns.answers(turns.waiting):
                 row = going[p, g]
                 if isinstance(answer, Completion):
@@ -130,20 +140,22 @@ class HFEngine(InPlaceEngine):
                     cache.reorder_cache(kept)
                     token, attend, position = token[kept], attend[kept], position[:, kept]
                 attend = torch.cat([attend, attend.new_ones(len(alive), 1)], 1)
-                logits = self._forward(policy.model, token[:, None], attend, cache, position)
+                logits, routes = self._forward(policy.model, token[:, None], attend, cache, position)
                 position = position + 1
+                for row, route in zip(alive, routes, strict=True):
+                    row.routes += [] if route is None else [route]
         for (row,) in again:
             row.observed.clear()  # it is in the start
         return again
 
     def _prefill(
         self, policy: Policy, prompts: Sequence[Prompt], starts: Sequence[Sequence[_Row]]
-    ) -> tuple[Tensor, Tensor, Tensor, Any]:
+    ) -> tuple[Tensor, Tensor, Tensor, Any, Routes]:
         """Compute each prompt once, and repeat it for its completions.
 
         Returns:
             For all B completions: logits (B, V), which tokens to attend to (B, L), the next position (D, B, 1), and the
-            cache.
+            cache; and for each prompt the experts (L, K, k) of its padded tokens.
         """
         from transformers import DynamicCache
 
@@ -157,25 +169,29 @@ class HFEngine(InPlaceEngine):
         position_ids = to_device(torch.stack([pad(x, (width - x.shape[1], 0)) for x in known], 1), device)  # (D, P, L)
         images = policy.images([prompt.pixels for prompt in prompts if prompt.pixels is not None], input_ids)
         cache: Any = DynamicCache(config=model.config)
-        logits = self._forward(model, input_ids, attend, cache, position_ids, **images)  # (P, V)
+        logits, routes = self._forward(model, input_ids, attend, cache, position_ids, **images)  # (P, V)
         owner = [k for k, rows in enumerate(starts) for _ in rows]  # of each completion
         if any(len(rows) != 1 for rows in starts):
             cache.reorder_cache(index(owner, device))
         position = index([int(known[k].max()) + 1 for k in owner], device)
         logits, attend = (x[index(owner, device)] for x in (logits, attend))
-        return logits, attend, position[None, :, None].expand(len(position_ids), -1, -1), cache
+        return logits, attend, position[None, :, None].expand(len(position_ids), -1, -1), cache, routes
 
     @staticmethod
     def _forward(
         model: Any, input_ids: Tensor, attend: Tensor, cache: Any, position_ids: Tensor, **images: Tensor
-    ) -> Tensor:
-        """Return logits (b, V) after each row's last token, given positions (D, b, L); the cache grows in place."""
+    ) -> tuple[Tensor, Routes]:
+        """Return logits (b, V) after each row's last token, given positions (D, b, L), and each row's experts (L, K, k)
+        if routers are watched; the cache grows in place."""
         positions = position_ids[0] if len(position_ids) == 1 else position_ids
-        output = model(
-            input_ids=input_ids, attention_mask=attend, position_ids=positions,
-            past_key_values=cache, use_cache=True, logits_to_keep=1, **images,
-        )  # fmt: skip
-        return output.logits[:, -1].float()
+        with routing() as seen:
+            output = model(
+                input_ids=input_ids, attention_mask=attend, position_ids=positions,
+                past_key_values=cache, use_cache=True, logits_to_keep=1, **images,
+            )  # fmt: skip
+        routes = seen.packed()  # (b * L, K, k)
+        rows: Routes = [None] * len(input_ids) if routes is None else routes.unflatten(0, input_ids.shape).unbind()
+        return output.logits[:, -1].float(), rows
 
 
 class _Row(Row):
@@ -187,12 +203,14 @@ class _Row(Row):
     Attributes:
         observed: tokens still to be fed before the current turn is sampled.
         uniform: (T,) numbers in [0, 1), one for each token of the turn; they depend only on the seed.
+        routes: the experts (l, K, k) of its inputs so far, in pieces; none if routers are not watched.
     """
 
     def __init__(self, p: int, g: int, prompt: Prompt, seed: int, limit: int, sampling: Sampling) -> None:
         super().__init__(p, g, prompt, seed, limit)
         self._most = sampling.max_tokens
         self.observed: deque[int] = deque()
+        self.routes: list[Tensor] = []
         self.uniform = self._numbers()
 
     def continue_with(self, how: Continuation) -> None:

@@ -9,6 +9,7 @@ import platform
 import shutil
 from collections.abc import Container, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from math import ceil
 from typing import Any, Literal
 
@@ -30,10 +31,11 @@ from lit_rlvr.engines.base import (
 )
 from lit_rlvr.engines.process_group import executor_on, separate_cache, vllm_world
 from lit_rlvr.engines.transfer import OwnFolder, Settings, write_weights
-from lit_rlvr.errors import UserError, first_line
+from lit_rlvr.errors import UserError, first_line, refuse_all
 from lit_rlvr.policy.adapters import changing_weights
 from lit_rlvr.policy.architecture import head_sizes, layer_configs
 from lit_rlvr.policy.policy import Policy
+from lit_rlvr.policy.routes import routers, small
 from lit_rlvr.types import Completion, Prompt, Sampling, kinds_of
 
 _log = logging.getLogger("lit_rlvr")
@@ -155,6 +157,13 @@ class VLLMEngine(RolloutEngine):
                 "or VLLMEngine.dtype: bfloat16"
             )
 
+    def check_routes(self, device: str, sampling: Sampling) -> None:
+        refuse_all(
+            f"rollout.replay_routes: vLLM returns no experts of tokens {where}; use rollout.engine: hf"
+            for wrong, where in ((device != "cuda", "on a CPU"), (sampling.stop, "with rollout.sampling.stop"))
+            if wrong
+        )
+
     def start(self, context: EngineContext) -> None:
         self.check_hardware("cuda" if torch.cuda.is_available() else "cpu", context.dtype)
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -188,6 +197,8 @@ class VLLMEngine(RolloutEngine):
         }
         if self.quantized:
             settings["quantization"] = FP8
+        if context.policy.replays_routes:
+            settings["enable_return_routed_experts"] = True
         self._adapter = self._resolve_adapters(context.policy.adapter_config)
         if self._adapter is not None:
             settings |= {"enable_lora": True, "max_lora_rank": lora_rank(self._adapter["r"])}
@@ -421,7 +432,7 @@ class VLLMEngine(RolloutEngine):
                         engine.abort_request([output.request_id])
                     if row.finish_reason is not None:
                         turn = read_completion(tokenizer, row.tokens, row.logprobs, row.finish_reason == "stop")
-                        turns.stopped(row.p, row.g, turn)
+                        turns.stopped(row.p, row.g, replace(turn, routes=self._routes(output.outputs[0])))
                 for p, g, answer in turns.answers(self._least(turns, engine.has_unfinished_requests())):
                     row = groups[p][g]
                     if isinstance(answer, Completion):
@@ -435,6 +446,13 @@ class VLLMEngine(RolloutEngine):
             engine.abort_request(request_ids, internal=True)
             raise
         return [[row.get() for row in group] for group in groups]
+
+    def _routes(self, output: Any) -> Tensor | None:
+        """Return the experts that vLLM reports for a turn and what is before it, in layers with routers."""
+        if not self._started_context.policy.replays_routes or output.routed_experts is None:
+            return None
+        layers = [*routers(self._started_context.policy.model)]
+        return small(torch.from_numpy(output.routed_experts[:, layers].astype("int64")))
 
     def _step(self) -> Sequence[Any]:
         """Generate a token of every running completion; return what vLLM reports."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lit_rlvr.distributed.collectives import to_device
 from lit_rlvr.policy.attention import Method, Segments, lay_out
@@ -28,6 +29,7 @@ class Group:
         position_ids: (D, L) positions of the prompt's tokens, with D = 1, or 3 for multimodal rotary embeddings.
         scored: G lists, whether to predict each token of a completion; None = all.
         tails: positions (D, n) of completions that hold images; None for the others, which are text.
+        routes: experts (L, K, k) of the inputs of each completion, prompt included, to replay; None = routers choose.
     """
 
     prompt: Sequence[int]
@@ -35,6 +37,7 @@ class Group:
     position_ids: Tensor
     scored: Sequence[Sequence[bool]] | None = None
     tails: Sequence[Tensor | None] | None = None
+    routes: Sequence[Tensor] | None = None
 
     def after(self, g: int, count: int) -> Tensor:
         """Return (D, count) positions of the first tokens of completion g, and of padding after it."""
@@ -53,6 +56,7 @@ class Rows:
         input_ids: (R, L) long. position_ids: (R, L) long, or (3, R, L).
         attend: (R, L) bool, False = padding; None if `segments` defines the attention instead.
         segments: the layout of a row with shared prefixes; None with one completion per row.
+        routes: (K, R * L, k) long, the experts to replay, -1 where routers choose; None = they choose everywhere.
         row, column: (N,) long: position of the hidden state that predicts completion token n.
         target: (N,) long: that token.
         sequence, position: (N,) long: which completion (in the order given) it belongs to, and where in it.
@@ -62,6 +66,7 @@ class Rows:
     position_ids: Tensor
     attend: Tensor | None
     segments: Segments | None
+    routes: Tensor | None
     row: Tensor
     column: Tensor
     target: Tensor
@@ -82,13 +87,29 @@ def build_rows(
     position = [t for c in completions for t in range(len(c))]
     found = torch.tensor([row, column, target, sequence, position], dtype=torch.long)  # (5, N)
     where = to_device(found[:, torch.tensor(_scored(groups), dtype=torch.bool)], device)
+    routes = _routes(groups, shared_prefix)
     return Rows(
         to_device(input_ids, device),
         to_device(position_ids, device),
         None if attend is None else to_device(attend, device),
         None if segments is None else segments.to(device),
+        None if routes is None else to_device(routes, device),
         *where,
     )
+
+
+def _routes(groups: Sequence[Group], shared_prefix: bool) -> Tensor | None:
+    """Return the experts (K, R * L, k) of all inputs; a shared prompt has those of its first completion."""
+    if groups[0].routes is None:
+        return None
+    like = groups[0].routes[0]
+    rows = [(len(g.prompt), g.routes or [like.new_full((len(g.prompt), *like.shape[1:]), -1)]) for g in groups]
+    if shared_prefix:
+        prompts = [routes[0][:length] for length, routes in rows]
+        laid = torch.cat(prompts + [route[length:] for length, routes in rows for route in routes])
+    else:
+        laid = pad_sequence([route for _, routes in rows for route in routes], True, -1.0).flatten(0, 1)
+    return laid.movedim(1, 0)
 
 
 def _scored(groups: Sequence[Group]) -> list[bool]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lit_rlvr.distributed.collectives import world_size
 from lit_rlvr.distributed.sharding import device_of, gathered, whole
+from lit_rlvr.errors import UserError
 from lit_rlvr.policy import attention
 from lit_rlvr.policy.adapters import (
     ADAPTER,
@@ -27,6 +28,7 @@ from lit_rlvr.policy.families import VisionFamily, family_of
 from lit_rlvr.policy.layout import Group, Rows, build_rows
 from lit_rlvr.policy.logprobs import score_tokens
 from lit_rlvr.policy.precision import forbid_tf32, round_residual_stream
+from lit_rlvr.policy.routes import routing, watch_routers
 from lit_rlvr.policy.spans import takes_heads
 from lit_rlvr.policy.speed import checkpointing
 from lit_rlvr.types import Completion, Pixels, Prompt, Rollout, Sampling
@@ -45,6 +47,11 @@ class Policy(nn.Module):
         media_token_ids: tokens of its tokenizer for images, videos and sounds; a model of text may sample them.
         owner: for a view with other adapters, the policy that has them; None = this policy itself.
         view: the adapters that it uses, as in `used_adapters`.
+
+    Attributes:
+        replays_routes: tokens use the experts that they used in the engine, `Completion.routes`.
+        flips: (rows, T), of the last call of `logprobs` with such tokens: the share of layers in which the router would
+            choose other experts for the input that predicts the token.
     """
 
     def __init__(
@@ -66,6 +73,8 @@ class Policy(nn.Module):
             if self.family is not None:
                 self.family.prepare(model)
         self._view = view
+        self.replays_routes = False
+        self.flips: Tensor | None = None
         self._owner = (owner or self,)  # in a tuple, so that it is not registered as a submodule
         self._attention: Any = model.config.get_text_config()._attn_implementation  # type: ignore[operator, union-attr]
         self.share_prefix(shared_prefix)
@@ -77,6 +86,15 @@ class Policy(nn.Module):
         name = attention.SHARED_PREFIX if shared else self._attention
         tower = None if self.family is None else self.family.tower_attention
         model.set_attn_implementation(name if tower is None else {"text_config": name, "vision_config": tower})
+
+    def replay_routes(self) -> None:
+        """Use the engine's experts from now on; an engine that decodes with this model records them.
+
+        Raises:
+            UserError: the model has no routers of a known form.
+        """
+        watch_routers(self.model)
+        self.replays_routes = True
 
     def without_adapters(self) -> Policy:
         """Return the same model as it was before adapters were added; nothing is copied."""
@@ -196,7 +214,7 @@ class Policy(nn.Module):
         if rows.segments is not None:  # a four-dimensional mask keeps the model from building its own
             none = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
             inputs = {"attention_mask": none, "segments": rows.segments}
-        with checkpointing(model):
+        with checkpointing(model), routing(rows.routes) as seen:
             hidden = model.base_model(
                 input_ids=rows.input_ids,
                 position_ids=rows.position_ids,
@@ -204,8 +222,10 @@ class Policy(nn.Module):
                 **inputs,
                 **self.images(pixels, rows.input_ids),
             ).last_hidden_state  # (R, L, H)
+        at = rows.row * hidden.shape[1] + rows.column  # (N,)
+        self.flips = None if rows.routes is None else seen.flips()[at]
         # Not `hidden[row, column]`: its backward pass adds floats in a nondeterministic order.
-        hidden = hidden.flatten(0, 1).index_select(0, rows.row * hidden.shape[1] + rows.column)  # (N, H)
+        hidden = hidden.flatten(0, 1).index_select(0, at)  # (N, H)
         head = model.get_output_embeddings()
         transform = logit_transform(model.config)
         return score_tokens(hidden, head.weight, head.bias, rows.target, sampling, entropy, entropy_gradient, transform)
@@ -242,7 +262,8 @@ class Policy(nn.Module):
             ids, sampled = [c.token_ids for c in completions], [c.from_model for c in completions]
             position_ids = self.position_ids(prompt)
             tails = [self._tail(prompt, c) for c in completions]
-            groups.append(Group(prompt.token_ids, ids, position_ids, sampled, tails))
+            routes = [_routes(prompt, c) for c in completions] if self.replays_routes else None
+            groups.append(Group(prompt.token_ids, ids, position_ids, sampled, tails, routes))
             for g, completion in enumerate(completions):
                 if prompt.pixels is not None and not (g and self.shared_prefix):
                     first.append(prompt.pixels)
@@ -258,6 +279,8 @@ class Policy(nn.Module):
             logp, spread = self.owner(built, rollout.sampling, entropy, entropy_gradient, pixels)
         at = (built.sequence, built.position)
         empty = torch.zeros(len(rows), width, dtype=logp.dtype, device=logp.device)
+        if self.flips is not None:
+            self.flips = empty.float().index_put(at, self.flips)
         return empty.index_put(at, logp), None if spread is None else empty.index_put(at, spread)
 
     def _tail(self, prompt: Prompt, completion: Completion) -> Tensor | None:
@@ -279,6 +302,23 @@ class Policy(nn.Module):
         image = family.blank()
         (ids,) = image.placeholders
         return Group(ids, [[]], family.position_ids(self.model, ids, image)), image
+
+
+def _routes(prompt: Prompt, completion: Completion) -> Tensor:
+    """Return the experts (L, K, k) long of a completion's inputs.
+
+    Raises:
+        UserError: they are not known for each input.
+    """
+    inputs, routes = len(prompt.token_ids) + len(completion.token_ids) - 1, completion.routes
+    if routes is None or len(routes) != inputs:
+        known = 0 if routes is None else len(routes)
+        raise UserError(
+            f"rollout.replay_routes: experts are known for {known} of {inputs} inputs of a completion of "
+            f"{prompt.sample.id}: the engine did not return them, or the model's routers have an unknown form; leave "
+            "the option off"
+        )
+    return routes.long()
 
 
 def _saved_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

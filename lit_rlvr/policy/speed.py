@@ -24,6 +24,7 @@ from lit_rlvr.common.packages import missing_compiler, require
 from lit_rlvr.errors import UserError, check_within, option_group
 from lit_rlvr.policy.families import language_modules
 from lit_rlvr.policy.precision import is_half
+from lit_rlvr.policy.routes import same_routing
 
 _log = logging.getLogger("lit_rlvr")
 
@@ -136,7 +137,7 @@ def enable_checkpointing(model: Any) -> None:
         raise UserError(
             f"model.compute.gradient_checkpointing: {type(model).__name__} does not support it; leave it off"
         )
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": same_routing})
 
 
 @contextmanager

@@ -38,7 +38,14 @@ from lit_rlvr.rewards.references import LongAnswers, check_references, long_answ
 from lit_rlvr.rollout.assemble import rollout_metrics
 from lit_rlvr.rollout.episodes import begins, check_turns, turn_metrics
 from lit_rlvr.rollout.generate import GroupSampler, completion_seeds
-from lit_rlvr.rollout.limits import LengthRequirement, check_lengths, check_sizes, length_requirements, log_sizes
+from lit_rlvr.rollout.limits import (
+    LengthRequirement,
+    check_lengths,
+    check_routes,
+    check_sizes,
+    length_requirements,
+    log_sizes,
+)
 from lit_rlvr.rollout.queue import QueueSource
 from lit_rlvr.rollout.record import Record, Replay, ReplaySource, replay_terms
 from lit_rlvr.rollout.source import RolloutSource, SyncSource
@@ -100,6 +107,8 @@ class RolloutCallback(ChecksArguments, Callback):
             generates elsewhere (VLLMServerEngine).
         safeguards: what the run checks, and how many failures it survives.
         replay: the record of the rollouts, or the run whose record this one trains on.
+        replay_routes: in a mixture of experts, train each token with the experts that it used in the engine (R3, arXiv
+            2510.11370); else rounding sends some tokens to others. For the Hugging Face engine, and vLLM on a GPU.
         deterministic: on a GPU, use vLLM's batch-invariant kernels and torch's deterministic ones: slower, and repeated
             runs agree; an operation without one ends the run. No effect on a CPU.
     """
@@ -119,6 +128,7 @@ class RolloutCallback(ChecksArguments, Callback):
         staleness: int = 0,
         safeguards: Safeguards = Safeguards(),  # noqa: B008
         replay: Replay = Replay(),  # noqa: B008
+        replay_routes: bool = False,
         deterministic: bool = False,
     ) -> None:
         if rewards is not None:
@@ -135,7 +145,7 @@ class RolloutCallback(ChecksArguments, Callback):
         self.environment = as_environment(environment)
         self.rewards = rewards_with(self.environment, rewards)  # type: ignore[arg-type]  # functions are rewards by now
         self.mask_truncated, self.staleness, self.deterministic = mask_truncated, staleness, deterministic
-        self.safeguards, self.replay = safeguards, replay
+        self.safeguards, self.replay, self.replay_routes = safeguards, replay, replay_routes
         self.record_gib = (
             float(staleness > 0 and replay.rollouts_from is None) if replay.record is None else replay.record
         )
@@ -321,6 +331,7 @@ class RolloutCallback(ChecksArguments, Callback):
         device = trainer.strategy.root_device.type
         if self.deterministic and device == "cuda":
             use_deterministic_kernels()
+        module.replays_routes = self.replay_routes and stage == "fit"
         module.most_tokens = self._most_tokens(trainer, module) * module.epochs_per_rollout
         sizes = data.prompts_per_rollout, trainer.world_size, str(trainer.precision), device
         check_all(lambda: self.check_sizes(module, *sizes), lambda: self.check_data(module, data))
@@ -425,10 +436,10 @@ class RolloutCallback(ChecksArguments, Callback):
                 for name in unmeasured
             )
             return
-        if self.staleness or self.replay.rollouts_from or self.replay.record:
+        if self.staleness or self.replay.rollouts_from or self.replay.record or self.replay_routes:
             raise UserError(
-                "rollout: SFT samples nothing to train on, so staleness, replay.rollouts_from and replay.record do "
-                "not apply; leave them out"
+                "rollout: SFT samples nothing to train on, so staleness, replay.rollouts_from, replay.record and "
+                "replay_routes do not apply; leave them out"
             )
         if self._demonstrations:
             return
@@ -501,6 +512,8 @@ class RolloutCallback(ChecksArguments, Callback):
             module, self.generator, self.sampling, self.completions_of(module),
             0 if self.replay.rollouts_from else self.staleness, prompts, ranks, precision, device,
         )  # fmt: skip
+        if self.replay_routes:
+            check_routes(module, self.generator, self.sampling, device)
 
     def log_sizes(
         self, module: RLVRModule, prompts: int, ranks: int, precision: str = "32-true", device: str = "cpu",

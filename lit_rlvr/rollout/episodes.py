@@ -42,6 +42,7 @@ class _EpisodeState:
     sampled: list[bool] = field(default_factory=list)
     versions: list[str] = field(default_factory=list)
     stale_cache: list[bool] = field(default_factory=list)
+    routes: torch.Tensor | None = None  # of all inputs so far
     turns: list[Turn] = field(default_factory=list)
     raw: list[str] = field(default_factory=list)
     pixels: list[Pixels | None] = field(default_factory=list)
@@ -196,6 +197,7 @@ class Episodes(Turns):
         row.sampled += [True] * len(turn.token_ids)
         row.versions += turn.versions
         row.stale_cache += turn.stale_cache
+        row.routes = turn.routes
         row.turns.append(Turn(turn.text))
         row.cut = turn.truncated
         row.raw.append(self.between.raw_text(turn.token_ids))
@@ -271,6 +273,7 @@ class Episodes(Turns):
             row.turns[-1].text, tuple(row.tokens), "stop" if ended else "length", tuple(row.logprobs),
             tuple(row.sampled), tuple(row.turns), outcome, Pixels.joined(row.pixels),
             versions=tuple(row.versions), stale_cache=tuple(row.stale_cache),
+            routes=row.routes,
         )  # fmt: skip
 
 

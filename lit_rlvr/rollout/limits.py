@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_rlvr.engines.base import RolloutEngine
 from lit_rlvr.errors import MAX_SIZE, UserError, check_all, refuse_all
+from lit_rlvr.policy.architecture import has_experts, layer_configs
 from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.policy.precision import PRECISIONS, bf16_slowdown, compute_dtype
 from lit_rlvr.training.module import RLVRModule
@@ -145,6 +146,31 @@ def context_length(config: Any) -> int | None:
     kinds = [ropes, *(value for value in ropes.values() if isinstance(value, dict))]  # one, or one per layer type
     factors = [kind.get("factor") or 1 for kind in kinds if kind.get("rope_type") in ("linear", "dynamic")]
     return int(length * (1 if "gemma3" in text.model_type else max(factors, default=1)))
+
+
+def check_routes(module: RLVRModule, engine: RolloutEngine, sampling: Sampling, device: str) -> None:
+    """Refuse `rollout.replay_routes` for a model, an engine or settings that it is not for. Reads only the model's
+    config.
+
+    Args:
+        sampling: of training completions. device: the trainer's.
+
+    Raises:
+        UserError: names the reason.
+    """
+    layers, teacher = layer_configs(load_model_config(module.model_folder)), module.teachers.options
+    is_own_teacher = teacher is not None and teacher.model is None and teacher.ema is None
+    refuse_all(
+        f"rollout.replay_routes: {reason}; leave the option off"
+        for wrong, reason in (
+            (not any(map(has_experts, layers)), "the model has no experts among which tokens choose"),
+            (module.compute.torch_compile is True, "layers that model.compute.torch_compile compiles cannot replay"),
+            (is_own_teacher, "a policy that is its own teacher without an average (model.teacher.ema) reads another "
+                             "prompt, whose experts are unknown"),
+        )
+        if wrong
+    )  # fmt: skip
+    engine.check_routes(device, sampling)
 
 
 SLOW = 4.0

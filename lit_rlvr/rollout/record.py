@@ -227,10 +227,12 @@ def pack_rollout(rollout: Rollout, about: dict[str, Any]) -> dict[str, np.ndarra
         "kept": None if rollout.kept is None else list(rollout.kept.items()),
         "repeats": rollout.repeats,
     }
+    routes = [completion.routes for completion in completions if completion.routes is not None]
     sampled = [torch.tensor(c.sampled) if c.sampled else torch.ones(c.length, dtype=torch.bool) for c in completions]
     inside = _inside(about["lengths"], about["width"])
     tensors = {name: getattr(rollout, name) for name in (*TOKEN_FIELDS, *GROUP_FIELDS)}
     tensors |= {f"part/{name}": part for name, part in rollout.parts.items()} | {"sampled": torch.cat(sampled)}
+    tensors["routes"] = torch.cat(routes) if routes else None
     arrays = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
     for name, values in tensors.items():
         if values is not None:
@@ -249,16 +251,19 @@ def unpack_rollout(
         if name in arrays:
             flat = arrays[name].long() if arrays[name].dtype == torch.int else arrays[name]
             fields[name] = torch.zeros(inside.shape, dtype=flat.dtype).masked_scatter(inside, flat)
+    inputs = [len(prompts[row // size].token_ids) + length - 1 for row, length in enumerate(about["lengths"])]
     rows = zip(
         *(arrays[name].split(about["lengths"]) for name in ("token_ids", "rollout_logprobs", "sampled")),
+        arrays["routes"].split(inputs) if "routes" in arrays else [None] * len(inputs),
         about["finish_reasons"], strict=True,
     )  # fmt: skip
     completions = [
         replace(
             read_completion(tokenizer, token_ids.tolist(), logprobs.tolist(), reason == "stop"),
             sampled=() if sampled.all() else tuple(sampled.tolist()),
+            routes=routes,
         )
-        for token_ids, logprobs, sampled, reason in rows
+        for token_ids, logprobs, sampled, routes, reason in rows
     ]
     return Rollout(
         prompts=prompts,
@@ -321,6 +326,8 @@ class ReplaySource(RolloutSource):
             raise self.record.error("has recorded no iteration")
         if self.module.reference_completions is not None and "reference_rewards" not in self.record.read(1)[1]:
             raise self.record.error("has no rewards of a reference, which model.advantage needs")
+        if self.module.replays_routes and "routes" not in self.record.read(1)[1]:
+            raise self.record.error("was recorded without rollout.replay_routes; leave the option off")
 
     def begin(self) -> None:
         """Refuse a run that begins with other weights than the recorded one. Collective: call it on every rank."""

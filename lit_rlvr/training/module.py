@@ -169,6 +169,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         self.freeze_vision, self.lora = freeze_vision, lora
         self.strict_loading = lora is None  # the frozen weights come from the model folder
         self.most_tokens = 0  # that the run trains on, which the RolloutCallback tells; 0 = unknown
+        self.replays_routes = False  # `rollout.replay_routes`, which the RolloutCallback tells
         self.iteration = 0  # rollouts trained on so far
         self.selection = GroupSelection(self.advantage.min_valid_fraction or 0.0)
         self.reference_completions = self.advantage.reference_completions
@@ -259,6 +260,8 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
                     round_frozen(self.policy.model, self._compute_dtype)
             elif self._compute_dtype == torch.bfloat16 and not self._starts_empty:
                 round_ties(p for p in self.policy.parameters() if p.requires_grad)
+            if self.replays_routes:
+                self.policy.replay_routes()
             self._distribute(self.policy)
             self._load_reference()
             self._load_teachers()
@@ -405,7 +408,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
 
     def _compile(self) -> None:
         """Compile the layers if the option is on, or `auto` and it pays; what `auto` cannot compile stays plain."""
-        if not self.compute.torch_compile:
+        if not self.compute.torch_compile or self.replays_routes:
             return
         automatic = self.compute.torch_compile == "auto"
         if automatic:

@@ -184,6 +184,8 @@ class Updater:
             if prepared.on_policy:
                 prepared.record_old(rows, logp)
             inputs, stats = loss_inputs(plan, k, logp, entropy)
+            if prepared.on_policy and self.policy.flips is not None:
+                stats["expert_flips"] = (self.policy.flips * inputs.mask).sum()
             if prepared.trace is not None and k < plan.num_microbatches:
                 prepared.trace.watch(rows, prepared.rollout.group_size, inputs)
             loss, more = self.algorithm.loss(inputs)

@@ -18,6 +18,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from lit_rlvr.engines.base import EngineContext, RolloutEngine
@@ -76,6 +78,18 @@ def tiny_qwen2(seed: int = 0, **options: Any) -> PreTrainedModel:
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.3)
     return _with_generation(model)
+
+
+def tiny_moe() -> PreTrainedModel:
+    """Four of 32 experts in each of four layers, close enough to each other that rounding in 16 bits flips some."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
+    config = Qwen3MoeConfig(
+        vocab_size=VOCAB, num_key_value_heads=2, head_dim=16, max_position_embeddings=512, num_experts=32,
+        num_experts_per_tok=4, moe_intermediate_size=32, norm_topk_prob=True, initializer_range=0.1,
+        bos_token_id=None, eos_token_id=END, pad_token_id=0, **shape,
+    )  # fmt: skip
+    return _with_generation(Qwen3MoeForCausalLM(config))
 
 
 def _with_generation(model: PreTrainedModel) -> PreTrainedModel:

@@ -129,6 +129,7 @@ def fit(
     probe_every: int = 10,
     skip_nothing: bool = False,
     staleness: int = 0,
+    replay_routes: bool = False,
     max_group_seconds: float | None = None,
     environment: Any = None,
     recorder: Recorder | None = None,
@@ -153,6 +154,7 @@ def fit(
             max_failure_rate=max_failure_rate, probe_every=probe_every, max_group_seconds=max_group_seconds
         ),
         staleness=staleness,
+        replay_routes=replay_routes,
     )
     usual: dict[str, Any] = dict(
         max_steps=steps, max_epochs=-1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,

@@ -14,8 +14,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
 import yaml
 from tiny_rewards import judged_as_is
+
+from lit_rlvr.distributed.checkpoints import last_checkpoint, read_checkpoint
 
 TESTS = Path(__file__).parent
 CONSOLE_SCRIPT = Path(sys.executable).with_name("lit-rlvr")
@@ -183,6 +187,52 @@ def assert_same_run(run: Path, whole: Path, resumed: int) -> None:
         assert row == wanted, row["step"]
     assert completions(run) == completions(whole)
     assert questions(run) == questions(whole)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(last_checkpoint(run))["state_dict"]
+
+
+def apart(ours: Path, theirs: Path) -> float:
+    """The largest difference of the last weights of two runs."""
+    got, wanted = weights(ours), weights(theirs)
+    assert got.keys() == wanted.keys()
+    # Where it is not rotated, a bias of keys cancels in the softmax, and AdamW scales up the rounding of its gradient.
+    compared = [name for name in wanted if not name.endswith("k_proj.bias")]
+    return max(float((got[name] - wanted[name]).abs().max()) for name in compared)
+
+
+def assert_same_training(ours: Path, theirs: Path, tolerance: float = 1e-6) -> None:
+    """The same weights to 1e-6 and the same metrics, adaptive statistics among them, to 1e-4; `-s` shows how close."""
+    worst = apart(ours, theirs)
+    assert worst <= tolerance, worst
+    rows, expected = metrics(ours), metrics(theirs)
+    assert [row.keys() for row in rows] == [row.keys() for row in expected]
+    differ = [
+        abs(float(row[name]) - float(value)) / max(abs(float(value)), 1e-2)
+        for row, other in zip(rows, expected, strict=True)
+        for name, value in other.items()
+        if value and row[name]
+    ]
+    print(
+        f"{ours.name} as {theirs.parent.name}/{theirs.name}: weights {worst:.1e}, metrics {max(differ):.1e} (relative)"
+    )
+    for row, other in zip(rows, expected, strict=True):
+        for name, value in other.items():
+            near = "" if value == "" else pytest.approx(float(value), rel=1e-4, abs=1e-6)
+            assert (row[name] if row[name] == "" else float(row[name])) == near, (row["step"], name)
+
+
+def fit_in_shards(folder: Path, model: Path, *more: str) -> None:
+    """Six steps of a model on one process (`one`), with shards on two (`whole`), and these in two parts (`parts`)."""
+    write_config(folder / "tiny.yaml", tiny_config(model))
+    options = ("--model.init_args.lr", "1e-4", *more)
+    alone = launch([*FIT, *options, *to("one")], folder)
+    assert alone.returncode == 0, alone.stderr
+    sharded = [*FIT, *STRATEGIES["fsdp2"], *options]
+    begun, went_on = ("--trainer.max_steps", "3"), ("--ckpt_path", "last")
+    commands = [[*sharded, *to("whole")], [*sharded, *begun, *to("parts")], [*sharded, *to("parts"), *went_on]]
+    in_two_processes(folder, *commands)
 
 
 def fit(lit_rlvr: Callable[..., Any], *more: Any, status: int = 0) -> Any:

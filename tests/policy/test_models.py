@@ -201,6 +201,18 @@ def test_a_step_of_training(name: str, adapters: bool, tmp_path: Path) -> None:
     assert not (adapters and MODELS[name].unused) or changed & {"experts", "base_layer"}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_two_processes_train_a_model_alike_and_go_on_exactly(name: str, run_folder: Path) -> None:
+    """Sharded by FSDP2; a mixture of experts also replays the engine's experts."""
+    from tiny_runs import assert_same_run, assert_same_training, fit_in_shards  # as above
+
+    more = ("--rollout.replay_routes", "true") if MODELS[name].unused else ()
+    fit_in_shards(run_folder, save_model(build(name), run_folder / "model"), *more)
+    assert_same_training(run_folder / "whole", run_folder / "one", 5e-6)
+    assert_same_run(run_folder / "parts", run_folder / "whole", resumed=3)
+
+
 @EACH
 def test_a_plan_counts_exactly(name: str) -> None:
     model, row = build(name), MODELS[name]
@@ -223,9 +235,9 @@ def test_a_plan_counts_exactly(name: str) -> None:
 def test_the_page_shows_this_table() -> None:
     lines = [line for line in DOCS.read_text().splitlines() if line[:1] == "|"]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-    shown = {row[0]: row[1:3] for row in rows if row[0] in MODELS}
+    shown = {row[0]: [*row[1:3], row[4]] for row in rows if row[0] in MODELS}
     wanted = {
-        name: [build_name(row.config), "shared" if row.why is None else "one completion per row"]
+        name: [build_name(row.config), "shared" if row.why is None else "one completion per row", "yes"]
         for name, row in MODELS.items()
     }
     assert shown == wanted

@@ -43,6 +43,7 @@ def odd_rollout() -> Rollout:
             replace(
                 completion, text=texts[p][g], logprobs=tuple(logprobs[2 * p + g, : completion.length].tolist()),
                 finish_reason="length" if g else "stop", sampled=(True, False, True, True) if (p, g) == (0, 0) else (),
+                routes=torch.randint(200, (len(rollout.prompts[p].token_ids) + completion.length - 1, 2, 3)).byte(),
             )
             for g, completion in enumerate(group)
         ]
@@ -68,6 +69,9 @@ def assert_equal(ours: Rollout, theirs: Rollout) -> None:
                 torch.testing.assert_close(got[name], wanted[name], rtol=0, atol=0, equal_nan=True)
         else:
             assert got == wanted, field.name
+    routes = [[c.routes for group in rollout.completions for c in group] for rollout in (ours, theirs)]
+    for one, other in zip(*routes, strict=True):
+        assert one is other is None or (one.equal(other) and one.dtype == torch.uint8)
 
 
 @pytest.mark.parametrize("rollout", [odd_rollout(), make_rollout([[1]], [[[65], [66]]], [[0.0, 1.0]])])
@@ -131,7 +135,7 @@ def test_the_record_ends_on_all_ranks_at_once(tmp_path: Path) -> None:
 
 
 def replay_of(run: Path, prompts: Sequence[Prompt], wanted: ReferenceCompletions | None = None) -> ReplaySource:
-    module: Any = SimpleNamespace(reference_completions=wanted)
+    module: Any = SimpleNamespace(reference_completions=wanted, replays_routes=False)
     data: Any = SimpleNamespace(prompts={"train": prompts})
     return ReplaySource(Record(run), module, data, Sampling())
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import save_model, tiny_moe
 from tiny_fit import Recording
 from tiny_fit import fit as fit_here
 from tiny_rewards import judged_as_is
@@ -121,6 +122,8 @@ def test_every_metric_that_runs_log_is_in_the_table(
         algorithm: Any = type(name, (Recording, getattr(algorithms, name)), {})
         _, seen = fit_here(tiny_model_folder, run_folder / name, algorithm=algorithm)
         logged |= seen.metrics[0].keys()
+    _, seen = fit_here(save_model(tiny_moe(), run_folder / "experts"), run_folder / "routes", replay_routes=True)
+    logged |= seen.metrics[0].keys()
     found = {name: find_metric(name) for name in [*logged, *ELSEWHERE]}
     assert [name for name, metric in found.items() if metric is None] == []
     table = {metric.name for metrics in METRICS.values() for metric in metrics}

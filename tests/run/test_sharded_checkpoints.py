@@ -30,6 +30,7 @@ from tiny_runs import (
     metrics,
     summary,
     to,
+    weights,
 )
 
 from lit_rlvr.distributed import fsdp2
@@ -43,7 +44,6 @@ from lit_rlvr.distributed.checkpoints import (
     is_sharded,
     last_checkpoint,
     list_checkpoints,
-    read_checkpoint,
     read_whole,
 )
 from lit_rlvr.distributed.fsdp2 import FSDP2 as Sharded
@@ -52,6 +52,7 @@ from lit_rlvr.engines.process_group import VLLMProcessGroup
 from lit_rlvr.errors import UserError
 from lit_rlvr.run.checkpoint import RunCheckpoint, link, publish, remove
 from lit_rlvr.run.ranks import RankWatch
+from lit_rlvr.training.teachers import Teachers
 
 CLI = Callable[..., Any]
 DDP, FSDP2 = STRATEGIES["ddp"], STRATEGIES["fsdp2"]
@@ -61,10 +62,6 @@ LAST = ("--ckpt_path", "last")
 LORA = ("--model.init_args.lora.rank", "4")
 PISSA = ("--model.init_args.lora", "{rank: 4, init: pissa}")
 AAPO = ("--model", "AAPO", "--model.init_args.kl.reference_update_every", "2")
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return read_checkpoint(last_checkpoint(run))["state_dict"]
 
 
 def assert_same_end(run: Path, whole: Path) -> None:
@@ -264,7 +261,7 @@ class Training:
         of_weight = {"exp_avg": self.moment, "step": self.count}
         self.strategy._optimizers = [SimpleNamespace(state={self.weight: of_weight})]
         none = SimpleNamespace(policy=None)
-        module = SimpleNamespace(parameters=lambda: [self.weight], reference=none, teacher=none)
+        module = SimpleNamespace(parameters=lambda: [self.weight], reference=none, teachers=Teachers(None))
         self.strategy._lightning_module = module
         self.logged: dict[str, float] = {}
         self.module: Any = SimpleNamespace(iteration=0, validation_results={})

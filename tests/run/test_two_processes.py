@@ -15,6 +15,7 @@ from tiny_rewards import judged_as_is
 from tiny_runs import (
     FIT,
     STRATEGIES,
+    assert_same_training,
     completions,
     in_two_processes,
     launch,
@@ -22,46 +23,18 @@ from tiny_runs import (
     summary,
     tiny_config,
     to,
+    weights,
     write_config,
 )
 from tiny_vlms import QWEN, picture, write_clip
 
 from lit_rlvr import algorithms
-from lit_rlvr.distributed.checkpoints import last_checkpoint, read_checkpoint
 from lit_rlvr.distributed.fsdp2 import FSDP2
 from lit_rlvr.errors import UserError
 
 CLI = Callable[..., Any]
 HSDP = (*STRATEGIES["fsdp2"], "--trainer.strategy.init_args.replicas", "2")
 OFFLOAD = (*STRATEGIES["fsdp2"], "--trainer.strategy", "{class_path: tiny_strategies.OffloadedHere}")
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return read_checkpoint(last_checkpoint(run))["state_dict"]
-
-
-def assert_same_training(ours: Path, theirs: Path, tolerance: float = 1e-6) -> None:
-    """The same weights to 1e-6 and the same metrics, adaptive statistics among them, to 1e-4; `-s` shows how close."""
-    got, wanted = weights(ours), weights(theirs)
-    # Where it is not rotated, a bias of keys cancels in the softmax, and AdamW scales up the rounding of its gradient.
-    compared = [name for name in wanted if not name.endswith("k_proj.bias")]
-    worst = max(float((got[name] - wanted[name]).abs().max()) for name in compared)
-    assert got.keys() == wanted.keys() and worst <= tolerance, worst
-    rows, expected = metrics(ours), metrics(theirs)
-    assert [row.keys() for row in rows] == [row.keys() for row in expected]
-    apart = [
-        abs(float(row[name]) - float(value)) / max(abs(float(value)), 1e-2)
-        for row, other in zip(rows, expected, strict=True)
-        for name, value in other.items()
-        if value and row[name]
-    ]
-    print(
-        f"{ours.name} as {theirs.parent.name}/{theirs.name}: weights {worst:.1e}, metrics {max(apart):.1e} (relative)"
-    )
-    for row, other in zip(rows, expected, strict=True):
-        for name, value in other.items():
-            near = "" if value == "" else pytest.approx(float(value), rel=1e-4, abs=1e-6)
-            assert (row[name] if row[name] == "" else float(row[name])) == near, (row["step"], name)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,126 @@
+"""Records the experts that the routers of a mixture of experts choose, and replays them (R3, arXiv 2510.11370)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.policy.architecture import CHOSEN, EXPERTS, first_of
+from lit_rlvr.policy.families import language_modules
+
+
+class Routing:
+    """The experts of the N tokens of a forward pass, in K layers with routers.
+
+    Args:
+        given: (K, N, k) the experts to use; -1 = the router chooses; None = routers choose for all tokens.
+
+    Attributes:
+        chosen: layer -> (N, k) the experts that its router chooses by itself.
+    """
+
+    def __init__(self, given: Tensor | None) -> None:
+        self.given = given
+        self.chosen: dict[int, Tensor] = {}
+
+    def packed(self) -> Tensor | None:
+        """Return the experts that routers chose as small integers (N, K, k); None if no router is watched."""
+        if not self.chosen:
+            return None
+        return small(torch.stack([self.chosen[layer] for layer in sorted(self.chosen)], 1))
+
+    def flips(self) -> Tensor:
+        """Return for each token (N,) the share of layers whose router would choose other experts than given."""
+        assert self.given is not None
+        chosen = torch.stack([self.chosen[layer] for layer in sorted(self.chosen)])  # (K, N, k)
+        other = (chosen.sort(-1).values != self.given.sort(-1).values).any(-1)
+        return (other & (self.given >= 0).all(-1)).float().mean(0)
+
+
+def small(experts: Tensor) -> Tensor:
+    """Return indices of experts on the CPU in 8 bits if they fit, else in 16."""
+    return experts.to("cpu", torch.uint8 if int(experts.max()) < 256 else torch.int16)
+
+
+_ROUTING: ContextVar[Routing | None] = ContextVar("routing", default=None)
+
+
+@contextmanager
+def routing(given: Tensor | Routing | None = None) -> Iterator[Routing]:
+    """Record, within this context, what the watched routers choose, and replace it by given experts (K, N, k)."""
+    token = _ROUTING.set(found := given if isinstance(given, Routing) else Routing(given))
+    try:
+        yield found
+    finally:
+        _ROUTING.reset(token)
+
+
+def same_routing() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """Return the contexts of a checkpointed layer: it recomputes with the experts of its forward pass."""
+    now = _ROUTING.get()
+    return nullcontext(), nullcontext() if now is None else routing(now)
+
+
+def routers(model: nn.Module) -> dict[int, nn.Module]:
+    """Return the routers of a mixture of experts by the number of their layer; transformers' class names end alike."""
+    return {
+        int(re.findall(r"layers\.(\d+)\.", name)[-1]): module
+        for name, module in language_modules(model)
+        if type(module).__name__.endswith("Router")
+    }
+
+
+def watch_routers(model: Any) -> None:
+    """Let `routing` see and replace what a model's routers choose, in place.
+
+    Raises:
+        UserError: it has no routers, or none of a known form.
+    """
+    text = model.config.get_text_config()
+    sizes = first_of(text, EXPERTS), first_of(text, CHOSEN)
+    found = routers(model)
+    if not found or not all(sizes):
+        raise UserError(f"rollout.replay_routes: {type(model).__name__} has no routers of a known form; leave it off")
+    for layer, router in enumerate(found.values()):
+        router.forward = partial(_forward, router, layer, sizes)
+
+
+def _forward(router: nn.Module, layer: int, sizes: tuple[int, int], *args: Any, **kwargs: Any) -> Any:
+    now = _ROUTING.get()
+    with nullcontext() if now is None else _Choice(now, layer, sizes):
+        return type(router).forward(router, *args, **kwargs)
+
+
+class _Choice(TorchFunctionMode):
+    """Replaces the result of a router's top-k over all experts, so that the model's own code makes their weights of its
+    own logits: normalised or not, scaled, of softmax or sigmoid.
+
+    Args:
+        sizes: number of experts, and of those that a token uses.
+    """
+
+    def __init__(self, now: Routing, layer: int, sizes: tuple[int, int]) -> None:
+        super().__init__()
+        self.now, self.layer, self.sizes = now, layer, sizes
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func not in (torch.topk, Tensor.topk):
+            return result
+        if (args[0].shape[1:], result.indices.shape[1:]) != tuple((n,) for n in self.sizes):  # of a group of experts
+            return result
+        self.now.chosen[self.layer] = result.indices
+        if self.now.given is None:
+            return result
+        given = self.now.given[self.layer]  # (N, k)
+        indices = torch.where(given < 0, result.indices, given)
+        return torch.return_types.topk((args[0].gather(-1, indices), indices))

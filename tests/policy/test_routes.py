@@ -1,0 +1,262 @@
+"""Router replay: the trainer uses the experts that tokens used in the engine, with weights of its own logits."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import test_models
+import torch
+from test_models import COMPLETIONS, ENDS, MODELS, PROMPTS, build, scored
+from tiny import make_prompt, make_rollout, plain_logprobs, save_model, start_engine, tiny_llama, tiny_moe
+from tiny_environments import Echo
+from tiny_episodes import between
+from tiny_fit import fit
+from tiny_runs import fit as run
+from tiny_runs import metrics, summary, to
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from lit_rlvr.algorithms import GRPO
+from lit_rlvr.engines.base import EngineContext
+from lit_rlvr.engines.hf import HFEngine
+from lit_rlvr.engines.server import VLLMServerEngine
+from lit_rlvr.engines.transfer import FileTransfer
+from lit_rlvr.engines.vllm import VLLMEngine
+from lit_rlvr.errors import UserError
+from lit_rlvr.policy.policy import Policy
+from lit_rlvr.policy.precision import training_autocast
+from lit_rlvr.policy.routes import routers, routing
+from lit_rlvr.policy.speed import enable_checkpointing
+from lit_rlvr.rollout import RolloutCallback
+from lit_rlvr.rollout.episodes import Episodes
+from lit_rlvr.training.teachers import Demonstration, Teacher
+from lit_rlvr.types import Completion, Rollout, Sampling
+
+Weigh = Callable[[Any, Tensor], Tensor]
+
+
+def softmax(config: Any, logits: Tensor) -> Tensor:
+    return logits.softmax(-1)
+
+
+def normalised(config: Any, logits: Tensor) -> Tensor:
+    return normalize(logits.exp(), 1, -1)
+
+
+def sigmoid(config: Any, logits: Tensor) -> Tensor:
+    return normalize(logits.sigmoid(), 1, -1) * config.routed_scaling_factor
+
+
+EXPERTS: dict[str, Weigh] = {
+    "Qwen3-MoE": softmax, "Qwen3.5-MoE": normalised, "Qwen3-Next": normalised, "DeepSeek-V3": sigmoid
+}  # fmt: skip
+EACH = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in test_models.FAST else pytest.mark.slow) for name in EXPERTS]
+)
+
+
+def replaying(name: str) -> Policy:
+    policy = Policy(build(name), ENDS, MODELS[name].why is None)
+    policy.replay_routes()
+    return policy
+
+
+def with_random_routes(rollout: Rollout, layers: int) -> Rollout:
+    """Two of four experts for each input, which have nothing to do with the model; a prompt's are its group's."""
+    generator = torch.Generator().manual_seed(5)
+
+    def draw(count: int) -> Tensor:
+        return torch.rand(count, layers, 4, generator=generator).argsort(-1)[..., :2].to(torch.uint8)
+
+    groups = []
+    for prompt, group in zip(rollout.prompts, rollout.completions, strict=True):
+        first = draw(len(prompt.token_ids))
+        groups.append([replace(c, routes=torch.cat([first, draw(len(c.token_ids) - 1)])) for c in group])
+    return replace(rollout, completions=groups)
+
+
+def slow_logprobs(model: Any, weigh: Weigh, prompt: Sequence[int], completion: Completion) -> Tensor:
+    """One sequence alone: each router's result is made anew of its logits and the experts given."""
+    assert completion.routes is not None
+    routes = torch.cat([completion.routes.long(), completion.routes[-1:].long()])  # the last token predicts nothing
+    with ExitStack() as stack:
+        for layer, router in enumerate(routers(model).values()):
+
+            def forced(_: Any, inputs: Any, result: tuple[Tensor, ...], layer: int = layer) -> tuple[Tensor, ...]:
+                logits, experts = result[0], routes[:, layer]
+                chosen = logits.float().gather(-1, experts)
+                weights = (
+                    logits.float().softmax(-1).gather(-1, experts) if weigh is softmax else weigh(model.config, chosen)
+                )
+                return logits, weights.to(result[1].dtype), experts
+
+            stack.callback(router.register_forward_hook(forced).remove)
+        return plain_logprobs(model, prompt, completion.token_ids)[0]
+
+
+@EACH
+@pytest.mark.parametrize("checkpointed", [False, True], ids=["kept", "checkpointed"])
+def test_logprobs_and_gradients_are_those_of_the_given_experts(name: str, checkpointed: bool) -> None:
+    policy = replaying(name)
+    model: Any = policy.model
+    if checkpointed:
+        enable_checkpointing(model)
+    rollout = with_random_routes(make_rollout(PROMPTS, COMPLETIONS), len(routers(model)))
+    ours = scored(policy, rollout)
+    found = torch.autograd.grad(torch.cat(ours).sum(), [*model.parameters()], allow_unused=True)
+    model.gradient_checkpointing_disable()
+    theirs = [
+        slow_logprobs(model, EXPERTS[name], prompt.token_ids, completion)
+        for prompt, group in zip(rollout.prompts, rollout.completions, strict=True)
+        for completion in group
+    ]
+    wanted = torch.autograd.grad(torch.cat(theirs).sum(), [*model.parameters()], allow_unused=True)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, atol=2e-5, rtol=1e-5)
+    largest = max(float(grad.abs().max()) for grad in wanted if grad is not None)
+    for (weight, _), mine, other in zip(model.named_parameters(), found, wanted, strict=True):
+        assert (mine is None) == (other is None)
+        assert mine is None or float((mine - other).abs().max()) < 1e-4 * largest, weight
+        assert ".gate." not in weight or float(other.abs().max()) > 1e-3 * largest, "routers learn"
+    assert policy.flips is not None and 0.5 < float(policy.flips[rollout.mask].mean()) < 1
+    shifted = [[replace(c, routes=c.routes.roll(1, 0)) for c in group] for group in rollout.completions]  # type: ignore[union-attr]
+    apart = torch.cat(scored(policy, replace(rollout, completions=shifted))) - torch.cat(theirs)
+    assert float(apart.detach().abs().max()) > 0.05, "routes belong to positions"
+
+
+@EACH
+@pytest.mark.parametrize("most", [1, 3], ids=["one turn", "three turns"])
+@torch.no_grad()
+def test_the_hugging_face_engine_returns_the_experts_of_each_input(name: str, most: int) -> None:
+    """Left-padded prompts of different lengths, rows that leave early, observations."""
+    policy = replaying(name)
+    start_engine(engine := HFEngine(), policy)
+    seeds = [[p, p + 9, p + 20] for p in range(3)]
+    turns = Episodes(Echo(), between(ends=ENDS)) if most > 1 else None
+    sampling = Sampling(max_tokens=12, max_turns=most, max_observation_tokens=60)
+    groups = engine.generate([make_prompt(ids, str(len(ids))) for ids in PROMPTS], sampling, seeds, turns=turns)
+    if turns is not None:
+        turns.close()
+        assert any(len(completion.turns) == most for group in groups for completion in group)
+    assert len({len(c.token_ids) for group in groups for c in group}) > 2
+    for prompt, group in zip(PROMPTS, groups, strict=True):
+        for completion in group:
+            with routing() as seen:
+                policy.model(torch.tensor([[*prompt, *completion.token_ids[:-1]]]))
+            wanted = seen.packed()
+            assert wanted is not None and completion.routes is not None and wanted.dtype == torch.uint8
+            assert completion.routes.sort(-1).values.equal(wanted.sort(-1).values)
+            assert not wanted.sort(-1).values.roll(1, 0).equal(wanted.sort(-1).values) or len(wanted) == 1
+
+
+@torch.no_grad()
+def test_in_bfloat16_replayed_routes_are_nearer_to_the_engine() -> None:
+    policy = Policy(tiny_moe(), (2,))
+    policy.replay_routes()
+    engine = HFEngine()
+    engine.start(EngineContext("", policy, test_models.tiny.byte_tokenizer(), 512, 64, 0, torch.bfloat16))
+    prompts, sampling = [make_prompt(ids, str(p)) for p, ids in enumerate(PROMPTS)], Sampling(max_tokens=40)
+    groups = engine.generate(prompts, sampling, [[100 * p + g for g in range(8)] for p in range(3)])
+    shifted = [[replace(c, routes=c.routes.roll(1, 0)) for c in group] for group in groups]  # type: ignore[union-attr]
+
+    def differences(completions: list[list[Completion]]) -> Tensor:
+        rollout = Rollout.unscored(prompts, completions, sampling, 8)
+        with training_autocast(policy.device, torch.bfloat16):
+            logp, _ = policy.logprobs(rollout, list(range(24)))
+        return (logp - rollout.rollout_logprobs).abs()[rollout.mask]
+
+    replayed = differences(groups)
+    assert policy.flips is not None
+    flips = float(policy.flips.sum() / len(replayed))
+    misplaced = differences(shifted)
+    policy.replays_routes = False
+    free = differences(groups)
+    print(f"replayed {replayed.mean():.4f}, most {replayed.max():.3f}; free {free.mean():.4f}, most {free.max():.3f}; "
+          f"misplaced {misplaced.mean():.3f}; flips {flips:.4f}; {len(replayed)} tokens")  # fmt: skip
+    assert 0.001 < flips < 0.1
+    assert float(replayed.mean()) < 0.8 * float(free.mean()) < 0.5 * float(misplaced.mean())
+    assert float(replayed.max()) < 0.6 * float(free.max())
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+def test_what_vllm_reports_is_of_all_layers_and_of_their_numbers() -> None:
+    """Its own classes, without its kernels: it returns no experts on a CPU."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.outputs import CompletionOutput
+
+    assert "enable_return_routed_experts" in {field.name for field in fields(EngineArgs)}
+    policy = replaying("DeepSeek-V3")  # its first layer has no router
+    engine = VLLMEngine()
+    engine._context = EngineContext("", policy, test_models.tiny.byte_tokenizer(), 512, 64, 0)
+    reported = torch.randint(4, (7, 2, 2)).to(torch.uint8)
+    output = CompletionOutput(0, "", [5, 6], None, None, routed_experts=reported.numpy())
+    found = engine._routes(output)
+    assert found is not None and found.dtype == torch.uint8 and found.equal(reported[:, 1:])
+    large = CompletionOutput(0, "", [5], None, None, routed_experts=reported.numpy().astype("uint16") + 300)
+    assert engine._routes(large).equal(reported[:, 1:].short() + 300)  # type: ignore[union-attr]
+
+
+def test_a_run_trains_on_the_engines_experts(tmp_path: Path) -> None:
+    folder = save_model(build("Qwen3-MoE"), tmp_path / "model")
+    options: dict[str, Any] = {"sampling": Sampling(max_tokens=5), "updates_per_rollout": 2}
+    _, seen = fit(folder, tmp_path / "replayed", replay_routes=True, **options)
+    _, plain = fit(folder, tmp_path / "plain", **options)
+    assert seen.metrics[0]["train/expert_flips"] == 0 and "train/expert_flips" not in plain.metrics[0]
+    assert seen.metrics[0]["train/engine_difference"] < 1e-4
+    assert all(c.routes is not None for group in seen.rollouts[0].completions for c in group)
+    for name, grad in plain.gradients[0].items():
+        torch.testing.assert_close(seen.gradients[0][name], grad)
+
+
+@pytest.mark.slow
+def test_a_record_holds_the_experts(run_folder: Path, lit_rlvr: Callable[..., Any]) -> None:
+    options = (
+        "--model.init_args.model", str(save_model(build("Qwen3-MoE"), run_folder / "experts")), "--model", "DAPO",
+        "--rollout.replay.record", "1", "--trainer.limit_val_batches", "0", "--trainer.max_steps", "3",
+    )  # fmt: skip
+    replayed = ("--rollout.replay_routes", "true")
+    run(lit_rlvr, *options, *replayed)
+    run(lit_rlvr, *options, *replayed, "--rollouts-from", "run", *to("again"))
+    assert summary(run_folder / "again")["weights_sha256"] == summary(run_folder / "run")["weights_sha256"]
+    assert all(float(row["train/expert_flips"]) == 0 for row in metrics(run_folder / "again")[1:])
+    run(lit_rlvr, *options, *to("unknown"))
+    said = run(lit_rlvr, *options, *replayed, "--rollouts-from", "unknown", *to("refused"), status=2)
+    assert "unknown was recorded without rollout.replay_routes; leave the option off" in said.err
+
+
+def refused(callback: RolloutCallback, model: Path, device: str = "cpu", **options: Any) -> str:
+    with pytest.raises(UserError) as error:
+        callback.check_sizes(GRPO(model=str(model), **options), 8, 1, device=device)
+    return str(error.value)
+
+
+def test_what_cannot_replay_is_refused_in_one_line(tmp_path: Path) -> None:
+    dense = save_model(tiny_llama(), tmp_path / "dense")
+    experts = save_model(build("Qwen3-MoE"), tmp_path / "experts")
+    ours = RolloutCallback(engine="hf", replay_routes=True)
+    assert "the model has no experts" in refused(ours, dense)
+    assert "layers that model.compute.torch_compile compiles cannot replay" in refused(
+        ours, experts, compute={"torch_compile": True}
+    )
+    ours.check_sizes(GRPO(model=str(experts)), 8, 1)
+    vllm = RolloutCallback(engine=VLLMEngine(), replay_routes=True)
+    assert "vLLM returns no experts of tokens on a CPU" in refused(vllm, experts)
+    vllm.check_sizes(GRPO(model=str(experts)), 8, 1, device="cuda")
+    stops = RolloutCallback(engine=VLLMEngine(), replay_routes=True, sampling=Sampling(stop=("x",)))
+    assert "with rollout.sampling.stop; use" in refused(stops, experts, "cuda")
+    server = RolloutCallback(
+        engine=VLLMServerEngine(["http://localhost:1"], FileTransfer(tmp_path)), replay_routes=True
+    )
+    assert "engine vllmserver does not return the experts" in refused(server, experts, "cuda")
+    own = Teacher(prompt=Demonstration("answer"))
+    assert "a policy that is its own teacher" in refused(ours, experts, teacher=own)
+    with pytest.raises(UserError, match="LlamaForCausalLM has no routers of a known form"):
+        Policy(tiny_llama(), ENDS).replay_routes()
+    with pytest.raises(UserError, match="experts are known for 0 of 3 inputs of a completion of p0"):
+        scored(replaying("Qwen3-MoE"), make_rollout(PROMPTS, COMPLETIONS))
