@@ -112,14 +112,28 @@ class Teacher:
     Args:
         model: a model folder or hub id; its tokens must be those of the trained model.
         coef: what the advantage of each token gets `log teacher - log policy` times, which the policy's weights at the
-            beginning of the iteration and the teacher's give: a sample of the reverse KL divergence.
+            beginning of the iteration and the teacher's give: a sample of the reverse KL divergence. With `beta`, the
+            weight of the divergence in the loss.
+        beta: instead, the loss gets the divergence at each token, summed over the vocabulary: 0 = forward KL,
+            KL(teacher || policy), 1 = reverse KL, KL(policy || teacher), in between GKD's generalised Jensen-Shannon
+            divergence; null = the sampled one in the advantages.
+        top_k: with `beta`, compare the policy's k likeliest tokens and all others as one; null = every token.
     """
 
     model: str
     coef: float = 1.0
+    beta: float | None = None
+    top_k: int | None = None
 
     def __post_init__(self) -> None:
         check_within("(0, inf)", "model.teacher", coef=self.coef)
+        check_within("[0, 1]", "model.teacher", beta=self.beta)
+        check_within("[1, inf)", "model.teacher", top_k=self.top_k)
+        if self.top_k is not None and self.beta is None:
+            raise UserError(
+                "model.teacher.top_k: the divergence of the sampled token needs no other tokens; set model.teacher.beta "
+                "for one over the vocabulary, or leave top_k out"
+            )
 
 
 class LossModule(ABC):
@@ -141,6 +155,8 @@ class LossModule(ABC):
     sequence_level: ClassVar[bool] = False
     uses_rollout: ClassVar[bool] = False
     fixes_aggregation: ClassVar[bool] = False
+
+    teacher_options: Teacher | None = None
 
     def __init__(self, advantage: Advantage | str, loss: Loss, kl: KL) -> None:
         refuse_all(self._contradictions(loss, kl))
@@ -165,6 +181,11 @@ class LossModule(ABC):
     def kl_in_loss(self) -> bool:
         """Whether the loss has a KL term."""
         return self.kl.coef > 0 and not self.kl.in_reward
+
+    @property
+    def teacher_in_loss(self) -> bool:
+        """Whether the loss has the divergence from a teacher over the vocabulary."""
+        return self.teacher_options is not None and self.teacher_options.beta is not None
 
     @property
     def runs_all_rows(self) -> bool:
@@ -279,8 +300,8 @@ class LossModule(ABC):
         return masked_mean(advantages, group.mask).view(group.rewards.shape)
 
     def loss(self, x: LossInputs) -> tuple[Tensor, Stats]:
-        """Return the objective plus the KL term minus the entropy bonus plus the NLL of right completions, for some
-        rows of one optimizer step.
+        """Return the objective plus the KL term plus the divergence from a teacher minus the entropy bonus plus the NLL
+        of right completions, for some rows of one optimizer step.
 
         Raises:
             UserError: the objective does not return a loss with a gradient and statistics, or an entropy bonus is
@@ -294,6 +315,10 @@ class LossModule(ABC):
                 kl = kl * ratio(x.logp, x.old_logp, x.mask)
             loss = loss + self.kl.coef * masked_sum(kl, x.plain_weight, x.mask)
             stats = stats | {"kl": kl.detach().sum()}
+        if x.divergence is not None:
+            assert self.teacher_options is not None
+            loss = loss + self.teacher_options.coef * masked_sum(x.divergence, x.plain_weight, x.mask)
+            stats = stats | {"teacher_divergence": torch.where(x.mask, x.divergence.detach(), 0.0).sum()}
         if self.loss_options.entropy_coef:
             if x.entropy is None:
                 raise UserError("model.loss.entropy_coef: the entropy needs a model; use 0")
