@@ -131,7 +131,7 @@ class Teacher:
         check_within("[1, inf)", "model.teacher", top_k=self.top_k)
         if self.top_k is not None and self.beta is None:
             raise UserError(
-                "model.teacher.top_k: the divergence of the sampled token needs no other tokens; set model.teacher.beta "
+                "model.teacher.top_k: the divergence of the sampled token needs no others; set model.teacher.beta, "
                 "for one over the vocabulary, or leave top_k out"
             )
 

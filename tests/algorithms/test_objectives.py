@@ -62,8 +62,8 @@ from lit_rlvr.algorithms import (
     Reinforce,
     RLVRModule,
 )
-from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.commands.check.replay import frozen_inputs, read_batch, replay
+from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.objectives import LossInputs, discounted_sum, log_power_mean, loglinear_old, vocabulary_divergence
 
 AGGREGATIONS = ("sequence_mean", "token_mean", "group_token_mean", "constant", "token_sum")
@@ -344,7 +344,9 @@ def test_the_divergence_over_a_vocabulary_is_the_slow_loops(beta: float, top_k: 
     ):
         logits = given.requires_grad_()
         found = vocabulary_divergence(logits, other, beta, top_k)
-        torch.testing.assert_close(found.double(), torch.tensor(wanted, dtype=torch.float64), rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(
+            found.double(), torch.tensor(wanted, dtype=torch.float64), rtol=tolerance, atol=tolerance
+        )
         (gradient,) = torch.autograd.grad(found.sum(), logits)
         assert gradient.isfinite().all() and not gradient[:, [3, 20]].any() and gradient[0].abs().max() > 1e-4 * beta
     whole = vocabulary_divergence(torch.from_numpy(student), torch.from_numpy(teacher), beta)

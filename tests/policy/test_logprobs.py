@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tiny import plain_divergence
 from torch import Tensor
 
 from lit_rlvr.policy import logprobs as scoring
@@ -166,15 +167,10 @@ def test_the_divergence_from_a_teacher_and_its_gradient_are_those_of_whole_logit
     logits = transform(torch.nn.functional.linear(hidden, weight, offset)) / sampling.temperature
     others = teacher.transform(torch.nn.functional.linear(teacher.hidden, teacher.weight, teacher.bias))
     others = others / sampling.temperature
-    apart = []
-    for z, other in zip(logits[:, kept_tokens], others[:, kept_tokens], strict=True):
-        s, t = z.softmax(0), other.softmax(0)
-        if top_k is not None:
-            first, rest = (group.tolist() for group in s.argsort(descending=True).split([top_k, len(s) - top_k]))
-            s, t = (torch.stack([*p[first], p[rest].sum()]) for p in (s, t))
-        m = beta * t + (1 - beta) * s
-        forward, reverse = (t * (t / m).log()).sum(), (s * (s / m).log()).sum()
-        apart.append(beta * forward + (1 - beta) * reverse if 0 < beta < 1 else reverse if beta else forward)
+    apart = [
+        plain_divergence(z, other, beta, top_k)
+        for z, other in zip(logits[:, kept_tokens], others[:, kept_tokens], strict=True)
+    ]
     logp = logits[:, kept_tokens].log_softmax(-1)
     at = torch.tensor([kept_tokens.index(int(t)) for t in target], device=device)
     wanted = [logp.gather(1, at[:, None])[:, 0], -(logp.exp() * logp).sum(-1), torch.stack(apart)]
@@ -184,9 +180,7 @@ def test_the_divergence_from_a_teacher_and_its_gradient_are_those_of_whole_logit
 
 @pytest.mark.parametrize("gradient", [True, False])
 @pytest.mark.parametrize("taught", [False, True])
-def test_the_vocabulary_is_held_for_a_chunk_only(
-    gradient: bool, taught: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_vocabulary_is_held_for_a_chunk_only(gradient: bool, taught: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "CHUNK_LOGITS", 2 * V)
     monkeypatch.setattr(scoring, "KEPT_BYTES", 0)
     hidden, weight, _, target = numbers(False)

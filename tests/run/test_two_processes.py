@@ -228,6 +228,7 @@ EVERY = {
     "KL in the reward": init(kl__coef=0.1, kl__in_reward="true", kl__estimator="k1", loss__count_empty_rows="false"),
     "LoRA": [*init(kl__coef=0.1), "--model.init_args.lora.rank", "4"],
     "OPD": ["--model", "OPD", *init(teacher__model="teacher")],
+    "divergence": init(teacher__model="teacher", teacher__beta=0.4, teacher__top_k=30),
 }
 
 

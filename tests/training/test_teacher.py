@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import byte_tokenizer, plain_logprobs, save_model, tiny_llama
-from tiny_fit import Recording, RecordingGRPO, fit
+from tiny import VOCAB, byte_tokenizer, plain_divergence, plain_logprobs, save_model, tiny_llama
+from tiny_fit import T_MAX, Recording, RecordingGRPO, assert_same, fit
 from tiny_runs import FIT
 
 from lit_rlvr.algorithms import GSPO, OPD
 from lit_rlvr.commands.plan.memory import Strategy
 from lit_rlvr.errors import UserError
 from lit_rlvr.training.loss import Teacher
+from lit_rlvr.types import Sampling
 
 
 class RecordingOPD(Recording, OPD):
@@ -56,9 +57,55 @@ def test_the_gradient_is_that_of_the_divergence_and_of_the_rewards(
         torch.testing.assert_close(seen.gradients[0][name], gradient, atol=1e-6, rtol=1e-4)
 
 
-def test_the_policy_comes_closer_to_the_teacher(teacher: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
-    _, seen = fit(tiny_model_folder, tmp_path, 30, algorithm=RecordingOPD, teacher=Teacher(str(teacher)))
-    kl = [metrics["train/teacher_kl"] for metrics in seen.metrics]
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean"])
+@pytest.mark.parametrize(("algorithm", "advantage"), [(RecordingOPD, "none"), (RecordingGRPO, "grpo")])
+@pytest.mark.parametrize(("beta", "top_k"), [(0.0, None), (0.4, 12), (1.0, None)])
+def test_the_divergence_over_the_vocabulary_is_a_term_of_the_loss(
+    beta: float, top_k: int | None, algorithm: Any, advantage: str, aggregation: str, teacher: Path,
+    tiny_model_folder: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    """Against one unpadded sequence and one token at a time, with the temperature and the banned tokens of sampling."""
+    sampling = Sampling(temperature=0.8, max_tokens=T_MAX)
+    given = {"teacher": Teacher(str(teacher), 0.5, beta, top_k), "loss": {"aggregation": aggregation}}
+    _, seen = fit(tiny_model_folder, tmp_path, algorithm=algorithm, sampling=sampling, **given)
+    rollout, student, other = seen.rollouts[0], tiny_llama(), tiny_llama(1)
+    assert rollout.sampling.banned_token_ids
+    tokens, total, divergence = int(rollout.mask.sum()), torch.zeros(()), 0.0
+    rewards = rollout.rewards
+    standard = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, correction=0, keepdim=True) + 1e-6)
+    for p, group in enumerate(rollout.completions):
+        for g, completion in enumerate(group):
+            ids = rollout.prompts[p].token_ids, completion.token_ids, rollout.sampling
+            logp, mine = plain_logprobs(student, *ids)
+            with torch.no_grad():
+                its = plain_logprobs(other, *ids)[1]
+            each = torch.stack([plain_divergence(s, t, beta, top_k) for s, t in zip(mine, its, strict=True)])
+            divergence += float(each.detach().sum())
+            share = 1 / tokens if aggregation == "token_mean" else 1 / (len(rollout.mask) * len(each))
+            reward = 0.0 if advantage == "none" else standard[p, g].float()
+            total = total + ((0.5 * each).sum() - (reward * logp).sum()) * share
+    metrics = seen.metrics[0]
+    assert metrics["train/teacher_divergence"] == pytest.approx(divergence / tokens, rel=1e-5)
+    assert "train/teacher_kl" not in metrics
+    assert_same(
+        seen.gradients[0],
+        dict(
+            zip(
+                [n for n, _ in student.named_parameters()],
+                torch.autograd.grad(total, [*student.parameters()]),
+                strict=True,
+            )
+        ),
+    )
+
+
+@pytest.mark.parametrize("beta", [None, 0.5])
+def test_the_policy_comes_closer_to_the_teacher(
+    beta: float | None, teacher: Path, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    _, seen = fit(tiny_model_folder, tmp_path, 30, algorithm=RecordingOPD, teacher=Teacher(str(teacher), beta=beta))
+    name = "train/teacher_kl" if beta is None else "train/teacher_divergence"
+    kl = [metrics[name] for metrics in seen.metrics]
     assert sum(kl[-5:]) < 0.7 * sum(kl[:5])
     frozen = tiny_llama(1).state_dict()
     assert all(not torch.equal(frozen[name], value) for name, value in seen.weights[-1].items() if "norm" not in name)
@@ -78,8 +125,15 @@ def test_teachers_that_a_run_cannot_use_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=r"model.teacher: it gives each token an advantage, and GSPO weighs whole"):
         GSPO(teacher=Teacher(str(teacher)))
+    assert GSPO(teacher=Teacher(str(teacher), beta=1.0)).teacher_in_loss
     with pytest.raises(UserError, match=r"model.teacher.*coef: 0"):
         Teacher("folder", 0.0)
+    with pytest.raises(UserError, match=r"model.teacher.beta: 1.5 must lie in \[0, 1\]"):
+        Teacher("folder", beta=1.5)
+    with pytest.raises(UserError, match=r"model.teacher.top_k: 0 must lie in"):
+        Teacher("folder", beta=1.0, top_k=0)
+    with pytest.raises(UserError, match=r"model.teacher.top_k: the divergence of the sampled token needs no other"):
+        Teacher("folder", top_k=20)
     with pytest.raises(UserError, match=r"model.teacher.model: OPD learns from a teacher"):
         fit(tiny_model_folder, tmp_path / "none", algorithm=RecordingOPD)
     shutil.copytree(vlm_folder, tmp_path / "vlm")
@@ -92,12 +146,19 @@ def test_a_plan_counts_the_teacher(
     teacher: Path, run_folder: Path, lit_rlvr: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[dict[str, float]] = []
+    forwards: list[int] = []
     monkeypatch.setattr(
         "lit_rlvr.cli.subcommands.show_plan",
-        lambda job, gpus: seen.append(job.plan(Strategy(False, True), gpus, job.budget).terms),
-    )
-    for more in ((), ("--model.init_args.teacher.model", str(teacher))):
+        lambda job, gpus: (
+            seen.append(job.plan(Strategy(False, True), gpus, job.budget).terms), forwards.append(job.forwards)
+        ),
+    )  # fmt: skip
+    named = ("--model.init_args.teacher.model", str(teacher))
+    for more in ((), named, (*named, "--model.init_args.teacher.beta", "0.5")):
         result = lit_rlvr("plan", *FIT[1:], "--gpus", "1x80GB", *more)
         assert result.status == 0, result.err
-    alone, taught = seen
+    alone, taught, compared = seen
+    logits = 12 * 4 * VOCAB  # completion tokens
+    assert compared["temporary"] - taught["temporary"] > logits
+    assert compared | {"temporary": taught["temporary"]} == taught and forwards == [0, 2, 1]
     assert taught == alone | {"teacher": 4 * sum(parameter.numel() for parameter in tiny_llama().parameters())}

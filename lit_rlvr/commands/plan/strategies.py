@@ -24,6 +24,7 @@ from lit_rlvr.commands.plan.memory import (
     kv_bytes_per_token,
     shape_of,
     state_memory,
+    teaching_memory,
     training_memory,
 )
 from lit_rlvr.commands.plan.models import PUBLISHED
@@ -115,6 +116,7 @@ class JobSizes:
         quantized: whether vLLM keeps its layers in 8 bits.
         vllm_sleeps: whether vLLM frees its memory during training.
         reference: whether there is a reference model. teacher: None = there is none.
+        teacher_in_loss: whether the loss has the divergence from it over the vocabulary.
         lora: whether the config trains adapters.
         shared_prefix: whether a prompt is computed once for its whole group.
         minibatches: optimizer steps that a rollout is split into.
@@ -140,6 +142,7 @@ class JobSizes:
     vllm_sleeps: bool = True
     reference: bool = False
     teacher: Shape | None = None
+    teacher_in_loss: bool = False
     lora: bool = False
     shared_prefix: bool = True
     minibatches: int = 1
@@ -319,6 +322,8 @@ class JobSizes:
         if self.teacher is not None:
             teacher = self.teacher.parameters * frozen(self.teacher, strategy, self.size)
             terms["teacher"] = 0.0 if strategy.offload else teacher / (gpus.count if strategy.sharded else 1)
+            if self.teacher_in_loss:
+                terms["temporary"] += teaching_memory(self.teacher, self.load(gpus, budget), strategy, self.size)
         generation = 0.0
         if self.share is None:
             sequences = min(256, self.prompts_on_each(gpus) * self.group)
@@ -400,13 +405,16 @@ def describe_job(
         vllm_sleeps=sleeps,
         reference=module.needs_reference,
         teacher=teacher,
+        teacher_in_loss=module.teacher_in_loss,
         lora=module.lora is not None,
         shared_prefix=module.compute.shared_prefix,
         minibatches=module.updates_per_rollout,
         automatic=module.budget.given == "auto",
         iterations=math.ceil(max_steps / updates_of(module)) if max_steps > 0 else None,
         models=2 if module.samples_reference else 1,
-        forwards=(module.kl.coef > 0) + 2 * (teacher is not None) + (updates_of(module) > 1 and module.has_ratio),
+        forwards=(module.kl.coef > 0)
+        + (teacher is not None) * (module.epochs_per_rollout if module.teacher_in_loss else 2)
+        + (updates_of(module) > 1 and module.has_ratio),
     )
 
 
