@@ -410,6 +410,7 @@ def test_plug_points_run(run_folder: Path, vlm_folder: Path, lit_rlvr: Any) -> N
         "engine": ["--rollout.engine", "my_task.Slow"],
         "algorithm": ["--model", "my_task.Plain", "--model.init_args.lr", "1e-3"],
         "tracker": ["--trackers", "my_task.Lines"],
+        "teacher": ["--model", "OPD", "--model.init_args.teacher.prompt", "my_task.Hint"],
     }  # fmt: skip
     for environment in ("Countdown", "Shop"):
         turns = ["--rollout.sampling.max_turns", "2", "--rollout.sampling.max_tokens", "4"]

@@ -78,6 +78,30 @@ def registered(value: str, registry: Mapping[str, str], option: str) -> str:
     return value
 
 
+def wrapped(content: Any, template: str, **more: str) -> Any:
+    """Return a message's text, or the last text part of a list of parts, with a template around it.
+
+    It is filled in in one pass, so that braces in the data stay unchanged.
+
+    Args:
+        template: `{prompt}` stands for the text. more: what other names in braces stand for.
+    """
+
+    def fill(text: str) -> str:
+        values = {"prompt": text} | more
+        return re.sub(r"\{(\w+)\}", lambda found: values.get(found[1], found[0]), template)
+
+    if isinstance(content, str):
+        return fill(content)
+    parts = [dict(part) for part in content]
+    texts = [part for part in parts if part.get("type") == "text"]
+    if not texts:  # an image alone
+        texts.append({"type": "text", "text": ""})
+        parts += texts
+    texts[-1]["text"] = fill(texts[-1]["text"])
+    return parts
+
+
 @lru_cache(maxsize=8)
 def special_tokens(tokenizer: Any) -> re.Pattern[str]:
     """Return a pattern of the control tokens, such as `<|im_end|>`; `<think>` and an image's `<image>` are none."""
@@ -213,7 +237,7 @@ class Chat:
         else:
             messages = [dict(message) for message in sample.prompt]
         last = max(i for i, message in enumerate(messages) if message["role"] == "user")
-        messages[last]["content"] = self._wrap(messages[last]["content"])
+        messages[last]["content"] = wrapped(messages[last]["content"], self.template_text)
         if sample.images:
             messages = as_parts(messages, len(sample.images))
         else:
@@ -330,18 +354,6 @@ class Chat:
         parts = [] if first is None else [text_of(first["content"])]
         text = "\n\n".join([*parts, describe_tools(self.tools)])
         return [{"role": "system", "content": text}, *(messages if first is None else messages[1:])]
-
-    def _wrap(self, content: Any) -> Any:
-        """Put the template around a message's text, or around the last text part of a list of parts."""
-        if isinstance(content, str):
-            return self.template_text.replace("{prompt}", content)
-        parts = [dict(part) for part in content]
-        texts = [part for part in parts if part.get("type") == "text"]
-        if not texts:  # an image alone
-            texts.append({"type": "text", "text": ""})
-            parts += texts
-        texts[-1]["text"] = self.template_text.replace("{prompt}", texts[-1]["text"])
-        return parts
 
     def _plain(self, messages: list[dict[str, Any]]) -> str:
         """Fill in `plain_template` in one pass, so that braces in the data stay unchanged."""

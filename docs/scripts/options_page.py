@@ -47,6 +47,7 @@ from lit_rlvr.run.trackers.feed import TRACKER_NAMES
 from lit_rlvr.run.warm_start import WarmStart
 from lit_rlvr.training.loss import KL, Loss
 from lit_rlvr.training.optimizer import AutoLR, Optim
+from lit_rlvr.training.teachers import Demonstration, Teacher
 from lit_rlvr.types import EvalSampling, Sampling
 
 REWARDS = (
@@ -117,7 +118,7 @@ def options_reference() -> str:
         ("data.reading, images, chat, evaluation", None, [ReadingOptions, ImageOptions, Chat, EvaluationData]),
         ("model.optim, loss, kl, importance, compute", None, [Optim, Loss, KL, Importance, Compute]),
         ("model.schedule of APMPO", None, [PowerSchedule]),
-        ("model.lr, model.lora", None, [AutoLR, Lora]),
+        ("model.lr, lora, teacher", None, [AutoLR, Lora, Teacher, Demonstration]),
         ("rollout", None, [RolloutCallback, Sampling, Evaluation, EvalSampling, Safeguards, Replay]),
         ("rollout.engine", None, [HFEngine, VLLMEngine, VLLMServerEngine]),
         ("rollout.engine.transfer", None, [FileTransfer, NCCLTransfer]),

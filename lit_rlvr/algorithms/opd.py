@@ -24,6 +24,6 @@ class OPD(Reinforce):
         super().__init__(advantage=advantage, **kwargs)
 
     def configure_model(self) -> None:
-        if self.teacher_options is None:
+        if self.teachers.options is None:
             raise UserError("model.teacher.model: OPD learns from a teacher; give its folder or hub id")
         super().configure_model()

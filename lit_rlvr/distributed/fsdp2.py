@@ -166,10 +166,10 @@ class FSDP2(ModelParallelStrategy):
         threading.Thread(target=write, name="lit-rlvr-checkpoint", daemon=True).start()
 
     def _live_storages(self) -> set[int]:
-        """Return the memory of the weights, the optimizer's state, the reference and the teacher on this rank."""
+        """Return the memory of the weights, the optimizer's state, the reference and the teachers on this rank."""
         module: Any = self.lightning_module
-        others = [held.policy for held in (module.reference, module.teacher) if held.policy is not None]
-        frozen = [parameter for policy in others for parameter in policy.parameters()]
+        held = [module.reference.policy, *module.teachers.policies]
+        frozen = [parameter for policy in held if policy is not None for parameter in policy.parameters()]
         moments = [value for one in self.optimizers for state in one.state.values() for value in state.values()]
         return storages([*module.parameters(), *moments, *frozen])
 

@@ -213,6 +213,26 @@ class VLLMServer:
             raise ServerError(f"{self.url} aborted a completion: {choice['finish_reason']}")
         return choice
 
+    async def score(self, sequences: Sequence[list[int]], at_once: int) -> list[list[float]]:
+        """Return for each sequence the log-probabilities of its tokens at temperature 1; 0 for the first token.
+
+        Args:
+            at_once: most sequences that are scored at the same time.
+        """
+        import aiohttp
+
+        allowed = asyncio.Semaphore(at_once)
+
+        async def one(token_ids: list[int]) -> list[float]:
+            request = {"prompt": token_ids, "max_tokens": 1, "prompt_logprobs": 0}
+            async with allowed:
+                answer = await self._ask(session, "POST", "/v1/completions", request, "")
+            found = answer["choices"][0]["prompt_logprobs"][1:]
+            return [0.0, *(one[str(token)]["logprob"] for one, token in zip(found, token_ids[1:], strict=True))]
+
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(self.timeout)) as session:
+            return await all_or_none(map(one, sequences))
+
     async def is_healthy(self, session: aiohttp.ClientSession) -> bool:
         """Return True if the server's engine lives, False if it is too busy to say so.
 

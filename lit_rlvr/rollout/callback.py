@@ -30,6 +30,7 @@ from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.base import rewards_with
 from lit_rlvr.errors import MAX_SIZE, ChecksArguments, UserError, check_all, check_within, option_group, refuse_all
 from lit_rlvr.policy.precision import compute_dtype
+from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.rewards import FunctionReward, Reward, shared_pool
 from lit_rlvr.rewards.base import check_prefills, say_where
 from lit_rlvr.rewards.combine import logged_metrics
@@ -324,6 +325,8 @@ class RolloutCallback(ChecksArguments, Callback):
         sizes = data.prompts_per_rollout, trainer.world_size, str(trainer.precision), device
         check_all(lambda: self.check_sizes(module, *sizes), lambda: self.check_data(module, data))
         self.log_sizes(module, *sizes, data=data if stage == "fit" else None)
+        if stage == "fit":
+            module.teachers.connect()
         if stage == "fit" and trainer.is_global_zero:
             say_where(self.rewards)
             if not module.demonstrates:
@@ -397,6 +400,7 @@ class RolloutCallback(ChecksArguments, Callback):
             lambda: check_references(self.rewards, self._judged(data)),
             lambda: self._check_demonstrations(module, data),
             lambda: check_lengths(module.model_folder, self._length_requirements(data)),
+            lambda: self._check_teachers(module, data),
         )
         refuse_all(str(found) for found in self._long_answers(data) if found.is_hopeless)
 
@@ -437,6 +441,16 @@ class RolloutCallback(ChecksArguments, Callback):
             found = [shown.check(prompts) for prompts in other.prompts.values()]
             self._demonstrated = self._demonstrated or found[0]
             self._demonstrations[other.name] = shown
+
+    def _check_teachers(self, module: RLVRModule, data: PromptDataModule) -> None:
+        """Refuse rows that a teacher cannot score, and completions for which its context has no room."""
+        asked = module.teachers.check(data, self.sampling)
+        if asked and module.teachers.options is not None:
+            option, room = "rollout.sampling.max_tokens", self.sampling.max_completion_tokens
+            needed = LengthRequirement("model.teacher", asked, room, option, "what its prompts show")
+            folders = module.teachers.options.folders if module.teachers.options.model else [module.model_folder]
+            for folder in folders:
+                check_lengths(resolve_model(folder), [needed])
 
     def warn_of_long_answers(self, data: PromptDataModule) -> None:
         """Warn of gold answers that are longer than a completion can be."""

@@ -104,38 +104,6 @@ class KL:
         check_within("[1, inf)", "model.kl", reference_update_every=self.reference_update_every)
 
 
-@option_group("model.teacher")
-@dataclass(frozen=True)
-class Teacher:
-    """A frozen model that the policy imitates on its own completions: on-policy distillation.
-
-    Args:
-        model: a model folder or hub id; its tokens must be those of the trained model.
-        coef: what the advantage of each token gets `log teacher - log policy` times, which the policy's weights at the
-            beginning of the iteration and the teacher's give: a sample of the reverse KL divergence. With `beta`, the
-            weight of the divergence in the loss.
-        beta: instead, the loss gets the divergence at each token, summed over the vocabulary: 0 = forward KL,
-            KL(teacher || policy), 1 = reverse KL, KL(policy || teacher), in between GKD's generalised Jensen-Shannon
-            divergence; null = the sampled one in the advantages.
-        top_k: with `beta`, compare the policy's k likeliest tokens and all others as one; null = every token.
-    """
-
-    model: str
-    coef: float = 1.0
-    beta: float | None = None
-    top_k: int | None = None
-
-    def __post_init__(self) -> None:
-        check_within("(0, inf)", "model.teacher", coef=self.coef)
-        check_within("[0, 1]", "model.teacher", beta=self.beta)
-        check_within("[1, inf)", "model.teacher", top_k=self.top_k)
-        if self.top_k is not None and self.beta is None:
-            raise UserError(
-                "model.teacher.top_k: the divergence of the sampled token needs no others; set model.teacher.beta, "
-                "for one over the vocabulary, or leave top_k out"
-            )
-
-
 class LossModule(ABC):
     """The advantage estimator and the loss; see `RLVRModule` for the options.
 
@@ -156,7 +124,8 @@ class LossModule(ABC):
     uses_rollout: ClassVar[bool] = False
     fixes_aggregation: ClassVar[bool] = False
 
-    teacher_options: Teacher | None = None
+    teacher_coef: float = 1.0
+    """The weight of the divergence from a teacher over the vocabulary."""
 
     def __init__(self, advantage: Advantage | str, loss: Loss, kl: KL) -> None:
         refuse_all(self._contradictions(loss, kl))
@@ -181,11 +150,6 @@ class LossModule(ABC):
     def kl_in_loss(self) -> bool:
         """Whether the loss has a KL term."""
         return self.kl.coef > 0 and not self.kl.in_reward
-
-    @property
-    def teacher_in_loss(self) -> bool:
-        """Whether the loss has the divergence from a teacher over the vocabulary."""
-        return self.teacher_options is not None and self.teacher_options.beta is not None
 
     @property
     def runs_all_rows(self) -> bool:
@@ -316,8 +280,7 @@ class LossModule(ABC):
             loss = loss + self.kl.coef * masked_sum(kl, x.plain_weight, x.mask)
             stats = stats | {"kl": kl.detach().sum()}
         if x.divergence is not None:
-            assert self.teacher_options is not None
-            loss = loss + self.teacher_options.coef * masked_sum(x.divergence, x.plain_weight, x.mask)
+            loss = loss + self.teacher_coef * masked_sum(x.divergence, x.plain_weight, x.mask)
             stats = stats | {"teacher_divergence": torch.where(x.mask, x.divergence.detach(), 0.0).sum()}
         if self.loss_options.entropy_coef:
             if x.entropy is None:

@@ -54,8 +54,8 @@ from lit_rlvr.distributed.sharding import shard
 from lit_rlvr.errors import MAX_SIZE, ChecksArguments, UserError, check_within
 from lit_rlvr.objectives import Importance, kl_estimate, masked_mean, resolve_correction, teacher_advantages
 from lit_rlvr.policy.adapters import Lora, add_adapters, round_frozen
-from lit_rlvr.policy.families import freeze_vision_tower
-from lit_rlvr.policy.loading import check_same_tokens, load_policy
+from lit_rlvr.policy.families import family_of, freeze_vision_tower
+from lit_rlvr.policy.loading import check_same_tokens, load_model_config, load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import compute_dtype, round_ties
 from lit_rlvr.policy.sources import resolve_model
@@ -69,7 +69,7 @@ from lit_rlvr.policy.speed import (
 )
 from lit_rlvr.policy.verify import check_spans, compile_and_verify, verify_or_fall_back
 from lit_rlvr.training.failures import SkippedSteps, TokenBudget, UnjudgedRollouts
-from lit_rlvr.training.loss import KL, Loss, LossModule, Teacher
+from lit_rlvr.training.loss import KL, Loss, LossModule
 from lit_rlvr.training.optimizer import (
     AdaptiveLR,
     AutoLR,
@@ -86,6 +86,7 @@ from lit_rlvr.training.optimizer import (
 )
 from lit_rlvr.training.reference import Reference
 from lit_rlvr.training.step import PreparedRollout, TokenScores, staleness_metrics
+from lit_rlvr.training.teachers import Teacher, Teachers, is_url
 from lit_rlvr.training.trace import Trace
 from lit_rlvr.training.update import Updater
 from lit_rlvr.training.validation import EvaluatingModule
@@ -170,8 +171,10 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         if kl.reference_update_every and not self.needs_reference:
             raise UserError("model.kl.reference_update_every: nothing needs a reference; set model.kl.coef above 0")
         self.reference = Reference(update_every=kl.reference_update_every)
-        self.teacher_options, self.teacher = teacher, Reference()
-        if teacher is not None and self.sequence_level and not self.teacher_in_loss:
+        self.teachers = Teachers(teacher)
+        if teacher is not None:
+            self.teacher_coef = teacher.coef
+        if teacher is not None and self.sequence_level and not self.teachers.in_loss:
             raise UserError(
                 f"model.teacher: it gives each token an advantage, and {type(self).__name__} weighs whole sequences; "
                 "use a loss on tokens, such as GRPO, or set model.teacher.beta, for a term of the loss"
@@ -197,7 +200,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
 
     @property
     def runs_all_rows(self) -> bool:
-        return self.teacher_options is not None or super().runs_all_rows
+        return self.teachers.options is not None or super().runs_all_rows
 
     @property
     def samples_reference(self) -> bool:
@@ -250,7 +253,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
                 round_ties(p for p in self.policy.parameters() if p.requires_grad)
             self._distribute(self.policy)
             self._load_reference()
-            self._load_teacher()
+            self._load_teachers()
             if world_size() > 1 and not self.sharded:
                 leave_out_of_buckets(self)
 
@@ -296,11 +299,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         if not self.needs_reference:
             return
         if self.lora is None:
-            initial = load_policy(
-                self.model_folder, self.compute.shared_prefix, empty=self._starts_empty, device=self._loads_to
-            )
-            self._distribute(initial.requires_grad_(False))
-            self.reference.policy = initial
+            self.reference.policy = self._load_frozen(self.model_folder)
         elif self.reference.update_every:
             raise UserError(
                 "model.kl.reference_update_every: with model.lora the reference is the model without adapters"
@@ -308,26 +307,41 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         else:
             self.reference.policy = self.policy.without_adapters()
 
-    def _load_teacher(self) -> None:
-        """Load the teacher, if there is one, with its weights frozen.
+    def _load_teachers(self) -> None:
+        """Load the teachers, if there are any, with their weights frozen.
 
         Raises:
-            UserError: it has other tokens than the policy, or its images are others.
+            UserError: one has other tokens than the policy, or its images are others; or an average of adapters is
+                asked for.
         """
-        if self.teacher_options is None or (self._trainer is not None and self.trainer.state.fn != "fit"):
+        options = self.teachers.options
+        if options is None or (self._trainer is not None and self.trainer.state.fn != "fit"):
             return
-        folder = resolve_model(self.teacher_options.model)
-        check_same_tokens(self.model_folder, folder, "model.teacher.model")
-        teacher = load_policy(folder, self.compute.shared_prefix, empty=self._starts_empty, device=self._loads_to)
-        if type(teacher.family) is not type(self.policy.family):
-            raise UserError(
-                f"model.teacher.model: {type(teacher.model).__name__} takes other images than "
-                f"{type(self.policy.model).__name__}; use a teacher of the same family"
-            )
-        self._distribute(teacher.requires_grad_(False))
-        if not self.sharded:
-            round_frozen(teacher.model, self._compute_dtype)
-        self.teacher.policy = teacher
+        if options.ema is not None and self.lora is not None:
+            raise UserError("model.teacher.ema: there is no average of adapters; leave it or model.lora out")
+        for label, model in options.models.items():
+            if is_url(model):
+                continue
+            folder = resolve_model(model)
+            check_same_tokens(self.model_folder, folder, "model.teacher.model")
+            if type(family_of(load_model_config(folder))) is not type(self.policy.family):
+                raise UserError(
+                    f"model.teacher.model: {model} takes other images than {self.model}; use a teacher of the same "
+                    "family"
+                )
+            self.teachers.held[label] = held = Reference()
+            held.policy = self._load_frozen(folder)
+            if not self.sharded:
+                round_frozen(held.policy.model, self._compute_dtype)
+        if options.model is None:
+            self.teachers.held[""] = held = Reference(None if options.ema is None else 1, options.ema or 1.0)
+            held.policy = self.policy if options.ema is None else self._load_frozen(self.model_folder)
+
+    def _load_frozen(self, folder: str) -> Policy:
+        """Load a model that is not trained, placed and sharded as the policy is. Collective: call it on every rank."""
+        policy = load_policy(folder, self.compute.shared_prefix, empty=self._starts_empty, device=self._loads_to)
+        self._distribute(policy.requires_grad_(False))
+        return policy
 
     def _build_optimizer(self) -> Any:
         parameters = [p for p in self.policy.parameters() if p.requires_grad]
@@ -364,7 +378,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
     def on_fit_start(self) -> None:
         if not self.sharded:  # `_distribute` has placed sharded weights
             self.reference.move(self.device)
-            self.teacher.move(self.device)
+            self.teachers.move(self.device)
             if world_size() > 1:
                 broadcast_first(p for p in self.policy.parameters() if p.requires_grad)
         if self.device.type != "cpu":
@@ -405,7 +419,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         if left is not None and left < self.budget.tokens:
             self.budget.lower(left, "an earlier start ran out of memory")
         self.updater = Updater(
-            self.policy, self.reference.policy if self.kl.coef else None, self.teacher.policy, self, self.optimizers(),
+            self.policy, self.reference.policy if self.kl.coef else None, self.teachers, self, self.optimizers(),
             self.lr_schedulers(), self.backward_on_rank, self.optim, self.budget, self.skipped, run, self.adaptive_lr,
         )  # fmt: skip
 
@@ -455,7 +469,8 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
     def finish_iteration(self, cursor: dict[str, int], metrics: list[dict[str, float]]) -> None:
         """Count the iteration, renew the reference if it is due, commit the data's position, and log."""
         self.iteration += 1
-        self.reference.renew(self.policy, self.iteration)
+        for held in (self.reference, *self.teachers.held.values()):
+            held.renew(self.policy, self.iteration)
         self.trainer.datamodule.commit(cursor)  # type: ignore[attr-defined]
         self._log_updates(metrics)
 
@@ -513,12 +528,12 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         rows = advantages if advantages is not means else advantages.reshape(-1, 1)  # (B, 1) or (B, T)
         size = rollout.group_size
         mine = rows[rank() * local * size : (rank() + 1) * local * size, : rollout.mask.shape[1]]
-        if self.teacher_options is not None and scores.teacher_logp is not None:
+        if self.teachers.options is not None and scores.teacher_logp is not None:
             assert scores.old_logp is not None
             mask = to_device(rollout.mask, self.device)
             closer = teacher_advantages(scores.teacher_logp, scores.old_logp, mask)
             metrics["teacher_kl"] = float(-all_sum(closer.double().sum()) / all_sum(mask.sum()).clamp(min=1))
-            mine = mine + self.teacher_options.coef * closer.to(mine.dtype)
+            mine = mine + self.teachers.options.coef * closer.to(mine.dtype)
             rollout.advantages = masked_mean(mine, mask).view(rollout.rewards.shape).cpu()
         flat = torch.tensor([int((rollout.advantages == 0).all(1).sum()), local], dtype=torch.float64)
         without, prompts = all_sum(flat).tolist()
@@ -582,6 +597,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
             "tokens": self.budget.state_dict(),
             "advantage_state": self.advantage.state_dict(),
             "reference": self.reference.state_dict(),
+            "teachers": {label: held.state_dict() for label, held in self.teachers.held.items()},
             "model_folder": self.model_folder,
             "lr": {} if self.adaptive_lr is None else self.adaptive_lr.state_dict(),
         }
@@ -600,3 +616,5 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         self.budget.load_state_dict(saved["tokens"])
         self.advantage.load_state_dict(saved["advantage_state"])
         self.reference.load_state_dict(saved["reference"])
+        for label, held in self.teachers.held.items():
+            held.load_state_dict(saved["teachers"][label])

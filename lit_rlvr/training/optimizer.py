@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, inf, isnan, nan, sqrt
+from math import cos, exp, inf, isnan, nan, pi, sqrt
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from lit_rlvr.distributed.collectives import all_sum
 from lit_rlvr.distributed.sharding import has_shards, own_shard
@@ -132,7 +133,8 @@ def unallocated(optimizer: Any, device: torch.device) -> int:
 
 
 def build_schedule(optimizer: Any, optim: Optim, steps: int | None) -> Any:
-    """Return a learning-rate schedule, stepped by the training step.
+    """Return a learning-rate schedule, stepped by the training step: transformers' of the same name, without importing
+    its trainer.
 
     Args:
         steps: optimizer steps of the whole run; None = unknown in advance, which only a constant rate allows.
@@ -140,12 +142,18 @@ def build_schedule(optimizer: Any, optim: Optim, steps: int | None) -> Any:
     Raises:
         UserError: the schedule needs `steps`, and it is None.
     """
-    from transformers import get_scheduler
-
     check_schedule(optim, steps)
-    if optim.lr_schedule == "constant":
-        return get_scheduler("constant_with_warmup", optimizer, optim.warmup_steps)
-    return get_scheduler(optim.lr_schedule, optimizer, optim.warmup_steps, steps)
+    warmup = optim.warmup_steps
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return step / warmup
+        if optim.lr_schedule == "constant" or steps is None:
+            return 1.0
+        left = max(0, steps - step) / max(1, steps - warmup)
+        return left if optim.lr_schedule == "linear" else (1.0 - cos(pi * left)) / 2
+
+    return LambdaLR(optimizer, factor)
 
 
 def scale_schedule(schedule: Any, factor: float) -> None:

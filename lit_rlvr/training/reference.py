@@ -1,4 +1,4 @@
-"""The frozen reference policy, for a KL term and for completions that an advantage compares with."""
+"""A policy that is not trained: the reference of a KL term or an advantage, or a teacher."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from lit_rlvr.policy.policy import Policy
 
 
 class Reference:
-    """Holds the initial policy if something needs it; it may be replaced by the current one.
+    """Holds the initial policy if something needs it; it may be replaced by the current one, or go towards it.
 
     It is not a module, so that Lightning neither saves nor shards it with the trained policy.
 
     Args:
-        update_every: `model.kl.reference_update_every`.
+        update_every: iterations after which it is renewed; None = never.
+        share: of the way to the current weights that it goes then.
 
     Attributes:
-        policy: the reference policy; None if neither a KL term nor the advantage needs one.
-        version: how many times it was replaced.
+        policy: the policy; None if nothing needs it.
+        version: how many times it was renewed.
     """
 
-    def __init__(self, update_every: int | None = None) -> None:
-        self.update_every = update_every
+    def __init__(self, update_every: int | None = None, share: float = 1.0) -> None:
+        self.update_every, self.share = update_every, share
         self.policy: Policy = None  # type: ignore[assignment]  # built in configure_model
         self.version = 0
 
@@ -34,10 +35,17 @@ class Reference:
             self.policy.to(device)
 
     def renew(self, policy: Policy, iteration: int) -> None:
-        """Copy the weights of the current policy after every `update_every`-th iteration."""
-        if self.policy is not None and self.update_every and iteration % self.update_every == 0:
+        """Copy the weights of the current policy after every `update_every`-th iteration, or average them with its
+        own."""
+        if self.policy is None or not self.update_every or iteration % self.update_every:
+            return
+        if self.share == 1:
             self.policy.load_state_dict(policy.state_dict())
-            self.version += 1
+        else:
+            with torch.no_grad():
+                for own, current in zip(self.policy.parameters(), policy.parameters(), strict=True):
+                    own.mul_(1 - self.share).add_(current, alpha=self.share)
+        self.version += 1
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint stores: the weights (of sharded ones this rank's shards) only if they were replaced.

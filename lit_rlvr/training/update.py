@@ -38,6 +38,7 @@ from lit_rlvr.training.step import (
     plan_step,
     step_metrics,
 )
+from lit_rlvr.training.teachers import Teachers
 from lit_rlvr.training.trace import Trace
 from lit_rlvr.types import Rollout
 
@@ -46,7 +47,7 @@ class Updater:
     """Takes the optimizer steps on a rollout.
 
     Args:
-        policy: the trained policy. reference: for the KL term; None without one. teacher: None without one.
+        policy: the trained policy. reference: for the KL term; None without one. teachers: may be none.
         algorithm: its loss, its coefficients, and how it averages over tokens.
         optimizer: Lightning's wrapper. schedule: of the learning rate, stepped with the optimizer.
         backward: computes the gradients of a loss on this rank; DDP does not average them.
@@ -57,11 +58,11 @@ class Updater:
     """
 
     def __init__(
-        self, policy: Policy, reference: Policy | None, teacher: Policy | None, algorithm: LossModule, optimizer: Any,
+        self, policy: Policy, reference: Policy | None, teachers: Teachers, algorithm: LossModule, optimizer: Any,
         schedule: Any, backward: Callable[[Tensor], None], optim: Optim, budget: TokenBudget, skipped: SkippedSteps,
         run: Path, adaptive_lr: AdaptiveLR | None,
     ) -> None:  # fmt: skip
-        self.policy, self.reference, self.teacher, self.algorithm = policy, reference, teacher, algorithm
+        self.policy, self.reference, self.teachers, self.algorithm = policy, reference, teachers, algorithm
         self.optimizer, self.schedule, self.backward = optimizer, schedule, backward
         self.sharded, self.optim, self.adaptive_lr = has_shards(policy.parameters()), optim, adaptive_lr
         self.budget, self.skipped, self.run = budget, skipped, run
@@ -71,16 +72,16 @@ class Updater:
         rank."""
         scores = TokenScores()
         rows = [int(i) for i in rollout.mask.any(1).nonzero().flatten()]
-        sampled = None if self.algorithm.teacher_in_loss else self.teacher
-        if self.algorithm.needs_step_tokens or self.algorithm.kl.in_reward or sampled is not None:
+        taught = self.teachers.options is not None and not self.teachers.in_loss
+        if self.algorithm.needs_step_tokens or self.algorithm.kl.in_reward or taught:
             scores.old_logp, scores.entropy = self.logprobs(
                 rollout, self.policy, rows, self.algorithm.needs_step_tokens
             )
         if self.algorithm.kl.in_reward:
             assert self.reference is not None
             scores.ref_logp, _ = self.logprobs(rollout, self.reference, rows)
-        if sampled is not None:
-            scores.teacher_logp, _ = self.logprobs(rollout, sampled, rows)
+        if taught:
+            scores.teacher_logp = self.teachers.logprobs(rollout, rows, lambda *given: self.logprobs(*given)[0])
         return scores
 
     def prepare(
@@ -192,14 +193,11 @@ class Updater:
         return plan, sums
 
     def forward(self, plan: StepPlan, k: int) -> Scores:
-        """Run the policy on micro-batch k, and before it the teacher if the loss has its divergence; return what the
+        """Run the policy on micro-batch k, and before it a teacher whose divergence is in the loss; return what the
         loss needs, (rows, T) each."""
         needs_gradient = self.algorithm.loss_options.entropy_coef != 0
         rollout, rows = plan.prepared.rollout, plan.microbatches[k]
-        head, given = None, self.algorithm.teacher_options
-        if self.teacher is not None and given is not None and given.beta is not None:
-            head = self.teacher.teach(rollout, rows, given.beta, given.top_k)
-        return self.policy.score(rollout, rows, True, needs_gradient, head)
+        return self.policy.score(rollout, rows, True, needs_gradient, self.teachers.teach(rollout, rows))
 
     def local_backward(self, loss: Tensor, last: bool = True) -> None:
         """Compute gradients, which stay local under DDP: `reduce_and_clip` averages them once per step.

@@ -27,11 +27,11 @@ import psutil
 import pytest
 import torch
 from PIL import Image
-from tiny import ENDS, byte_tokenizer, make_prompt, random_ids, start_engine
+from tiny import ENDS, byte_tokenizer, make_prompt, random_ids, save_model, start_engine, tiny_llama
 from tiny_engines import adapted, assert_logprobs_are_the_policys, change, change_adapters, flat
 from tiny_environments import Echo
 from tiny_episodes import Recording, assert_exact, between, check_own_beginnings
-from tiny_fit import fit
+from tiny_fit import RecordingOPD, assert_same, fit
 from tiny_runs import (
     CONSOLE_SCRIPT,
     FIT,
@@ -58,6 +58,7 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora, add_adapters, changing_weights
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
+from lit_rlvr.training.teachers import Teacher
 from lit_rlvr.types import Completion, Prompt, Sampling
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
@@ -506,6 +507,27 @@ def test_what_is_wrong_is_one_line(
         lost.sync(policy)
     with pytest.raises(UserError, match="there is no GPU here; use FileTransfer"):
         NCCLTransfer()._connect([])
+
+
+@pytest.mark.slow
+def test_a_teacher_on_a_server_gives_the_gradients_of_one_in_this_process(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a server with other tokens is refused."""
+    student = save_model(tiny_llama(1), tmp_path / "student")
+    other = shutil.copytree(tiny_model_folder, tmp_path / "other")
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"extra_special_tokens": ["user"]})
+    tokenizer.save_pretrained(other)
+    monkeypatch.setenv("VLLM_API_KEY", KEY)
+    with Served(tiny_model_folder, tmp_path / "log") as one, Served(other, tmp_path / "other_log") as two:
+        here, there = (
+            fit(student, tmp_path / "run", algorithm=RecordingOPD, teacher=Teacher(model))[1].gradients[0]
+            for model in (str(tiny_model_folder), one.url)
+        )
+        with pytest.raises(UserError, match=f"model.teacher.model: {two.url} has other tokens than the policy: token"):
+            fit(student, tmp_path / "run", algorithm=RecordingOPD, teacher=Teacher(two.url))
+    assert_same(there, here)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from tiny import plain_logprobs, tiny_llama
 from tiny_engines import change
 from torch import Tensor
 
-from lit_rlvr.algorithms import GRPO
+from lit_rlvr.algorithms import GRPO, OPD
 from lit_rlvr.datamodules import Arithmetic, PromptDataModule
 from lit_rlvr.engines.base import RolloutEngine
 from lit_rlvr.engines.hf import HFEngine
@@ -108,6 +108,10 @@ class Recording(RLVRModule):
 
 
 class RecordingGRPO(Recording, GRPO):
+    pass
+
+
+class RecordingOPD(Recording, OPD):
     pass
 
 

@@ -13,6 +13,7 @@ from tiny_runs import assert_same_run, fit, metrics, to
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
+from transformers import get_scheduler
 
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.engines.base import EngineContext
@@ -174,6 +175,22 @@ def rates(
 
 
 NONE = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "theirs"), [("constant", "constant_with_warmup"), *[(s, s) for s in ("linear", "cosine")]]
+)
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_schedules_are_those_of_transformers(schedule: str, theirs: str, warmup: int) -> None:
+    ours, optimizer = (
+        rates([(NONE, 0.0)] * 9, schedule, 9, warmup),
+        torch.optim.SGD([nn.Parameter(torch.zeros(1))], 1.0),
+    )
+    wanted = get_scheduler(theirs, optimizer, warmup, 9)
+    for rate in ours:
+        assert rate == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-15)
+        optimizer.step()
+        wanted.step()
 
 
 def test_the_rate_follows_the_cosine_of_steps() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,18 +11,16 @@ from typing import Any
 import pytest
 import torch
 from tiny import VOCAB, byte_tokenizer, plain_divergence, plain_logprobs, save_model, tiny_llama
-from tiny_fit import T_MAX, Recording, RecordingGRPO, assert_same, fit
+from tiny_fit import T_MAX, Recorder, RecordingGRPO, RecordingOPD, assert_same, fit
 from tiny_runs import FIT
 
-from lit_rlvr.algorithms import GSPO, OPD
+from lit_rlvr.algorithms import GSPO
 from lit_rlvr.commands.plan.memory import Strategy
+from lit_rlvr.datamodules import TextMath
 from lit_rlvr.errors import UserError
-from lit_rlvr.training.loss import Teacher
-from lit_rlvr.types import Sampling
-
-
-class RecordingOPD(Recording, OPD):
-    pass
+from lit_rlvr.policy.adapters import Lora
+from lit_rlvr.training.teachers import Demonstration, Teacher
+from lit_rlvr.types import Prompt, Sampling
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +70,7 @@ def test_the_divergence_over_the_vocabulary_is_a_term_of_the_loss(
 ) -> None:  # fmt: skip
     """Against one unpadded sequence and one token at a time, with the temperature and the banned tokens of sampling."""
     sampling = Sampling(temperature=0.8, max_tokens=T_MAX, banned_token_ids=(60, 200))
-    given = {"teacher": Teacher(str(teacher), 0.5, beta, top_k), "loss": {"aggregation": aggregation}}
+    given = {"teacher": Teacher(str(teacher), 0.5, beta=beta, top_k=top_k), "loss": {"aggregation": aggregation}}
     _, seen = fit(tiny_model_folder, tmp_path, algorithm=algorithm, sampling=sampling, **given)
     rollout, student, other = seen.rollouts[0], tiny_llama(), tiny_llama(1)
     tokens, total, divergence = int(rollout.mask.sum()), torch.zeros(()), 0.0
@@ -108,6 +107,90 @@ def test_the_policy_comes_closer_to_the_teacher(
     assert all(not torch.equal(frozen[name], value) for name, value in seen.weights[-1].items() if "norm" not in name)
 
 
+def questions(folder: Path, **changed: Any) -> TextMath:
+    """Rows with a subject and a demonstration."""
+    rows = [
+        {"prompt": f"{n}+1=", "answer": str(n + 1), "subject": ("one", "two")[n % 2], "solution": f"It is {{{n + 1}}}."}
+        for n in range(4)
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row | changed) + "\n" for row in rows))
+    return TextMath(train=str(folder / "rows.jsonl"), prompts_per_rollout=4)
+
+
+def assert_taught(seen: Recorder, teacher_of: Callable[[int, Prompt], tuple[Any, list[int]]], iteration: int) -> None:
+    """Compare the advantages of an iteration with those of a teacher's model behind its prompt."""
+    rollout, student = seen.rollouts[iteration], tiny_llama()
+    student.load_state_dict(seen.weights[iteration], strict=False)
+    for p, group in enumerate(rollout.completions):
+        model, asked = teacher_of(p, rollout.prompts[p])
+        for g, completion in enumerate(group):
+            mine, _ = plain_logprobs(student, rollout.prompts[p].token_ids, completion.token_ids, rollout.sampling)
+            its, _ = plain_logprobs(model, asked, completion.token_ids, rollout.sampling)
+            assert float(rollout.advantages[p, g]) == pytest.approx(float((its - mine).mean()), abs=1e-5)
+
+
+def test_each_row_has_the_teacher_that_a_column_names(teacher: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
+    third = save_model(tiny_llama(2), tmp_path / "third")
+    taught = Teacher({"one": str(teacher), "two": str(third)}, column="subject")
+    _, seen = fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, teacher=taught, data=questions(tmp_path))
+    models = {"one": tiny_llama(1), "two": tiny_llama(2)}
+    subjects = [prompt.sample.row["subject"] for prompt in seen.rollouts[0].prompts]
+    assert {*subjects} == {*models}
+    assert_taught(seen, lambda p, prompt: (models[subjects[p]], prompt.token_ids), 0)
+    with pytest.raises(UserError, match=r"model.teacher: 4 of 4 rows.*rows.jsonl:1: subject: 'art' names no teacher"):
+        fit(
+            tiny_model_folder, tmp_path, algorithm=RecordingOPD, teacher=taught, data=questions(tmp_path, subject="art")
+        )
+
+
+@pytest.mark.parametrize("ema", [None, 0.25], ids=["live", "average"])
+def test_a_policy_learns_from_itself_behind_a_demonstration(
+    ema: float | None, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    """The teacher's prompt holds the column's text as it is, and the student's tokens follow it unchanged."""
+    taught = Teacher(prompt=Demonstration("solution", "{prompt} Hint: {demonstration}"), ema=ema)
+    data = questions(tmp_path)
+    _, seen = fit(tiny_model_folder, tmp_path, 3, algorithm=RecordingOPD, teacher=taught, data=data)
+    own = tiny_llama()
+
+    def teacher_of(p: int, prompt: Prompt) -> tuple[Any, list[int]]:
+        row = prompt.sample.row
+        text = data.tokenizer.apply_chat_template(
+            [{"role": "user", "content": f"{row['prompt']} Hint: {row['solution']}"}],
+            tokenize=False, add_generation_prompt=True,
+        )  # fmt: skip
+        return own, data.tokenizer(text, add_special_tokens=False).input_ids
+
+    for iteration in range(3):
+        with torch.no_grad():
+            for name, parameter in own.named_parameters():
+                parameter.lerp_(seen.weights[iteration][name], 1.0 if ema is None else ema)
+        assert_taught(seen, teacher_of, iteration)
+
+
+def test_the_divergence_from_oneself_is_behind_the_demonstration_too(tiny_model_folder: Path, tmp_path: Path) -> None:
+    """With the live policy as the teacher, in a step of several micro-batches."""
+    taught = Teacher(prompt=Demonstration("solution", "{prompt} Hint: {demonstration}"), beta=0.0)
+    data = questions(tmp_path)
+    given = {"teacher": taught, "data": data, "compute": {"tokens_per_microbatch": 100}}
+    _, seen = fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, **given)
+    rollout, own, total = seen.rollouts[0], tiny_llama(), torch.zeros(())
+    for prompt, group in zip(rollout.prompts, rollout.completions, strict=True):
+        text = f"{prompt.sample.row['prompt']} Hint: {prompt.sample.row['solution']}"
+        asked = data.tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
+        )
+        for completion in group:
+            mine = plain_logprobs(own, prompt.token_ids, completion.token_ids, rollout.sampling)[1]
+            its = plain_logprobs(own, asked, completion.token_ids, rollout.sampling)[1].detach()
+            total = total + sum(plain_divergence(s, t, 0.0) for s, t in zip(mine, its, strict=True))
+    total = total / int(rollout.mask.sum())
+    assert seen.metrics[0]["train/teacher_divergence"] == pytest.approx(float(total.detach()), rel=1e-5)
+    wanted = torch.autograd.grad(total, [*own.parameters()])
+    names = (name for name, _ in own.named_parameters())
+    assert_same(seen.gradients[0], dict(zip(names, wanted, strict=True)))
+
+
 def test_another_tokenizer_is_refused_by_its_first_difference(tiny_model_folder: Path, tmp_path: Path) -> None:
     other = save_model(tiny_llama(1), tmp_path / "other")
     tokenizer = byte_tokenizer()
@@ -122,20 +205,45 @@ def test_teachers_that_a_run_cannot_use_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=r"model.teacher: it gives each token an advantage, and GSPO weighs whole"):
         GSPO(teacher=Teacher(str(teacher)))
-    assert GSPO(teacher=Teacher(str(teacher), beta=1.0)).teacher_in_loss
-    with pytest.raises(UserError, match=r"model.teacher.*coef: 0"):
-        Teacher("folder", 0.0)
-    with pytest.raises(UserError, match=r"model.teacher.beta: 1.5 must lie in \[0, 1\]"):
-        Teacher("folder", beta=1.5)
-    with pytest.raises(UserError, match=r"model.teacher.top_k: 0 must lie in"):
-        Teacher("folder", beta=1.0, top_k=0)
-    with pytest.raises(UserError, match=r"model.teacher.top_k: the divergence of the sampled token needs no other"):
-        Teacher("folder", top_k=20)
+    assert GSPO(teacher=Teacher(str(teacher), beta=1.0)).teachers.in_loss
+    for wrong, said in (
+        (dict(model="folder", coef=0.0), "coef: 0"),
+        (dict(), "model: null is the policy itself, which needs another prompt"),
+        (dict(model={"a": "folder"}), "column: it names the row's model in a dict"),
+        (dict(model="folder", ema=0.1), "ema: it averages the policy's weights"),
+        (dict(prompt=Demonstration("solution"), ema=2.0), "ema: 2"),
+        (dict(model="folder", beta=1.5), r"beta: 1.5 must lie in \[0, 1\]"),
+        (dict(model="folder", beta=1.0, top_k=0), "top_k: 0 must lie in"),
+        (dict(model="folder", top_k=20), "top_k: the divergence of the sampled token needs no others"),
+        (dict(model="http://host:1", beta=1.0), "beta: the divergence over the vocabulary needs all of one teacher's"),
+        (dict(model={"a": "folder"}, column="c", beta=1.0), "beta: the divergence over the vocabulary needs all of"),
+    ):
+        with pytest.raises(UserError, match=f"model.teacher.*{said}"):
+            Teacher(**wrong)
+    with pytest.raises(UserError, match=r"template: there is no {demonstration} in '{prompt} please'"):
+        Demonstration("solution", "{prompt} please")
+    own, data = Teacher(prompt=Demonstration("solution")), questions(tmp_path, solution="")
+    with pytest.raises(UserError, match=r"model.teacher: 4 of 4 rows cannot be used: .*rows.jsonl:1: solution: empty"):
+        fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, teacher=own, data=data)
+    with pytest.raises(UserError, match=r"model.teacher: prompt .* has \d+ tokens, which with rollout.sampling.max_t"):
+        fit(
+            tiny_model_folder,
+            tmp_path,
+            algorithm=RecordingOPD,
+            teacher=own,
+            data=questions(tmp_path, solution="1" * 2040),
+        )
+    with pytest.raises(UserError, match=r"model.teacher.ema: there is no average of adapters"):
+        fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, lora=Lora(), data=questions(tmp_path),
+            teacher=Teacher(prompt=Demonstration("solution"), ema=0.1))  # fmt: skip
+    with pytest.raises(UserError, match=r"model.teacher.model: a server scores without images and at temperature 1"):
+        fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, teacher=Teacher("http://localhost:1"),
+            sampling=Sampling(temperature=0.7, max_tokens=9))  # fmt: skip
     with pytest.raises(UserError, match=r"model.teacher.model: OPD learns from a teacher"):
         fit(tiny_model_folder, tmp_path / "none", algorithm=RecordingOPD)
     shutil.copytree(vlm_folder, tmp_path / "vlm")
     byte_tokenizer().save_pretrained(tmp_path / "vlm")
-    with pytest.raises(UserError, match=r"model.teacher.model: Qwen2_5_VL.* takes other images than LlamaFor"):
+    with pytest.raises(UserError, match=r"model.teacher.model: .*vlm takes other images than .*; use a teacher of the"):
         fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, teacher=Teacher(str(tmp_path / "vlm")))
 
 
@@ -155,7 +263,6 @@ def test_a_plan_counts_the_teacher(
         result = lit_rlvr("plan", *FIT[1:], "--gpus", "1x80GB", *more)
         assert result.status == 0, result.err
     alone, taught, compared = seen
-    logits = 12 * 4 * VOCAB  # completion tokens
-    assert compared["temporary"] - taught["temporary"] > logits
+    assert compared["temporary"] - taught["temporary"] > 12 * 4 * VOCAB  # bytes of the logits of one micro-batch
     assert compared | {"temporary": taught["temporary"]} == taught and forwards == [0, 2, 1]
     assert taught == alone | {"teacher": 4 * sum(parameter.numel() for parameter in tiny_llama().parameters())}

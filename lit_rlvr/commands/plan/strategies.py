@@ -115,8 +115,8 @@ class JobSizes:
         fitted: vLLM's share is the smallest in which all sequences are generated at once, if the memory allows.
         quantized: whether vLLM keeps its layers in 8 bits.
         vllm_sleeps: whether vLLM frees its memory during training.
-        reference: whether there is a reference model. teacher: None = there is none.
-        teacher_in_loss: whether the loss has the divergence from it over the vocabulary.
+        reference: whether there is a reference model. teachers: those that are loaded.
+        compared: the teacher whose divergence over the vocabulary the loss has; None = there is none.
         lora: whether the config trains adapters.
         shared_prefix: whether a prompt is computed once for its whole group.
         minibatches: optimizer steps that a rollout is split into.
@@ -141,8 +141,8 @@ class JobSizes:
     quantized: bool = False
     vllm_sleeps: bool = True
     reference: bool = False
-    teacher: Shape | None = None
-    teacher_in_loss: bool = False
+    teachers: tuple[Shape, ...] = ()
+    compared: Shape | None = None
     lora: bool = False
     shared_prefix: bool = True
     minibatches: int = 1
@@ -319,11 +319,11 @@ class JobSizes:
         shape = self.adapted if strategy.lora else self.whole
         terms = training_memory(shape, self.load(gpus, budget), strategy, gpus.count, self.size, self.reference)
         teacher = 0.0
-        if self.teacher is not None:
-            teacher = self.teacher.parameters * frozen(self.teacher, strategy, self.size)
+        if self.teachers:
+            teacher = sum(one.parameters * frozen(one, strategy, self.size) for one in self.teachers)
             terms["teacher"] = 0.0 if strategy.offload else teacher / (gpus.count if strategy.sharded else 1)
-            if self.teacher_in_loss:
-                terms["temporary"] += teaching_memory(self.teacher, self.load(gpus, budget), strategy, self.size)
+        if self.compared is not None:
+            terms["temporary"] += teaching_memory(self.compared, self.load(gpus, budget), strategy, self.size)
         generation = 0.0
         if self.share is None:
             sequences = min(256, self.prompts_on_each(gpus) * self.group)
@@ -386,9 +386,11 @@ def describe_job(
     longest, evaluated = rollout.sampling.max_completion_tokens, rollout.eval_sampling.max_completion_tokens
     completion = Lengths(longest, longest) if lengths is None else Lengths.parse(lengths, longest)
     share = 0.0 if vllm is None else vllm.gpu_memory_utilization or 0.4
-    teacher = None
-    if (options := module.teacher_options) is not None:
-        teacher = shape_of(PUBLISHED.get(options.model) or load_model_config(resolve_model(options.model)))
+    taught = module.teachers.options
+    folders = [] if taught is None else taught.folders
+    teachers = [shape_of(PUBLISHED.get(model) or load_model_config(resolve_model(model))) for model in folders]
+    if taught is not None and taught.ema is not None:
+        teachers.append(replace(shape_of(config), published=FLOAT))
     return JobSizes(
         whole=shape_of(config, module.freeze_vision),
         adapted=shape_of(config, module.freeze_vision, module.lora or Lora()),
@@ -404,8 +406,8 @@ def describe_job(
         quantized=vllm is not None and vllm.quantized,
         vllm_sleeps=sleeps,
         reference=module.needs_reference,
-        teacher=teacher,
-        teacher_in_loss=module.teacher_in_loss,
+        teachers=tuple(teachers),
+        compared=None if not module.teachers.in_loss else teachers[0] if teachers else shape_of(config),
         lora=module.lora is not None,
         shared_prefix=module.compute.shared_prefix,
         minibatches=module.updates_per_rollout,
@@ -413,7 +415,7 @@ def describe_job(
         iterations=math.ceil(max_steps / updates_of(module)) if max_steps > 0 else None,
         models=2 if module.samples_reference else 1,
         forwards=(module.kl.coef > 0)
-        + (teacher is not None) * (module.epochs_per_rollout if module.teacher_in_loss else 2)
+        + (taught is not None) * (module.epochs_per_rollout if module.teachers.in_loss else 2)
         + (updates_of(module) > 1 and module.has_ratio),
     )
 

@@ -1,0 +1,288 @@
+"""The teachers that a policy imitates on its own completions: which one scores a row, and behind which prompt."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lit_rlvr.distributed.collectives import to_device
+from lit_rlvr.engines.client import VLLMServer, run_coroutine, wait_for
+from lit_rlvr.errors import UserError, check_within, option_group
+from lit_rlvr.policy.logprobs import TeacherHead
+from lit_rlvr.policy.policy import Policy
+from lit_rlvr.training.reference import Reference
+from lit_rlvr.types import Prompt, Rollout, Sample, Sampling
+
+if TYPE_CHECKING:
+    from lit_rlvr.datamodules import PromptDataModule
+
+AT_ONCE = 64
+"""Sequences that a rank lets a server score at the same time."""
+SERVER_SECONDS = 600.0
+"""Seconds to wait for a server to start, and for its answers."""
+KEY = "VLLM_API_KEY"
+"""The environment variable with the key of teachers' servers, as vLLM names it."""
+
+
+class TeacherPrompt(ABC):
+    """Makes the prompt behind which a teacher scores the policy's tokens."""
+
+    @abstractmethod
+    def ask(self, sample: Sample) -> Sample:
+        """Return a sample with the prompt that the teacher gets in place of the policy's.
+
+        Raises:
+            BadRow: its row lacks what the prompt shows.
+        """
+
+
+class Demonstration(TeacherPrompt):
+    """The policy's prompt and a demonstration from a column of the data, which the policy does not see (Shenfeld et al.
+    2026, SDFT, arXiv 2601.19897).
+
+    Args:
+        column: the column with the demonstration.
+        template: the text of the user's turn; `{prompt}` and `{demonstration}` stand for the two.
+    """
+
+    def __init__(
+        self,
+        column: str,
+        template: str = "{prompt}\n\nThis is an example of a response to the question:\n\n{demonstration}\n\n"
+        "Now answer with a response of your own.",
+    ) -> None:
+        self.column, self.template = column, template
+        for name in ("{prompt}", "{demonstration}"):
+            if name not in template:
+                raise UserError(f"model.teacher.prompt.template: there is no {name} in {template!r}")
+
+    def ask(self, sample: Sample) -> Sample:
+        from lit_rlvr.datamodules.reading.cells import as_text, lookup  # they import every data set
+        from lit_rlvr.datamodules.reading.chat import wrapped
+        from lit_rlvr.rewards.forms import as_messages
+
+        shown = as_text(lookup(sample.row, self.column), self.column)
+        messages = [dict(message) for message in as_messages(sample.prompt)]
+        last = next(message for message in reversed(messages) if message["role"] == "user")
+        last["content"] = wrapped(last["content"], self.template, demonstration=shown)
+        return replace(sample, prompt=messages)
+
+
+@option_group("model.teacher")
+@dataclass(frozen=True)
+class Teacher:
+    """A model that the policy imitates on its own completions: on-policy distillation.
+
+    Args:
+        model: a model folder or hub id, or the URL of a vLLM server, whose tokens are those of the trained model; or a
+            dict of these for the values of `column`; null = the policy itself, behind another prompt.
+        coef: what the advantage of each token gets `log teacher - log policy` times, which the policy's weights at the
+            beginning of the iteration and the teacher's give: a sample of the reverse KL divergence. With `beta`, the
+            weight of the divergence in the loss.
+        beta: instead, the loss gets the divergence at each token, summed over the vocabulary: 0 = forward KL,
+            KL(teacher || policy), 1 = reverse KL, KL(policy || teacher), in between GKD's generalised Jensen-Shannon
+            divergence; null = the sampled one in the advantages.
+        top_k: with `beta`, compare the policy's k likeliest tokens, and all others as one; null = every token.
+        column: the column of the data that names the teacher of each row, with a dict of models.
+        prompt: makes the prompt behind which the teacher scores the policy's tokens; null = it is the policy's.
+        ema: with the policy as its teacher, the share of the way to the policy's weights that the teacher's go after
+            each rollout, from the initial ones; null = the teacher always has the policy's weights.
+    """
+
+    model: str | dict[str, str] | None = None
+    coef: float = 1.0
+    beta: float | None = None
+    top_k: int | None = None
+    column: str | None = None
+    prompt: TeacherPrompt | None = None
+    ema: float | None = None
+
+    def __post_init__(self) -> None:
+        check_within("(0, inf)", "model.teacher", coef=self.coef)
+        check_within("(0, 1]", "model.teacher", ema=self.ema)
+        check_within("[0, 1]", "model.teacher", beta=self.beta)
+        check_within("[1, inf)", "model.teacher", top_k=self.top_k)
+        if self.top_k is not None and self.beta is None:
+            raise UserError(
+                "model.teacher.top_k: the divergence of the sampled token needs no others; set model.teacher.beta, "
+                "for one over the vocabulary, or leave top_k out"
+            )
+        if self.beta is not None and (self.column is not None or len(self.folders) < len(self.models)):
+            raise UserError(
+                "model.teacher.beta: the divergence over the vocabulary needs all of one teacher's logits, which "
+                "servers and several teachers do not give; name one folder as model.teacher.model, or leave beta out"
+            )
+        if isinstance(self.model, dict) != (self.column is not None):
+            raise UserError("model.teacher.column: it names the row's model in a dict of models; give both or neither")
+        if self.model is None and self.prompt is None:
+            raise UserError("model.teacher.model: null is the policy itself, which needs another prompt; give `prompt`")
+        if self.model is not None and self.ema is not None:
+            raise UserError("model.teacher.ema: it averages the policy's weights; leave `model` out")
+
+    @property
+    def models(self) -> dict[str, str]:
+        """Folders, hub ids and URLs by the value of `column`, "" without one; {} = the policy itself."""
+        return self.model if isinstance(self.model, dict) else {} if self.model is None else {"": self.model}
+
+    @property
+    def folders(self) -> list[str]:
+        """The models that are loaded, without those on servers."""
+        return [model for model in self.models.values() if not is_url(model)]
+
+
+def is_url(model: str) -> bool:
+    """Return whether a teacher is on a server."""
+    return model.startswith(("http://", "https://"))
+
+
+Score = Callable[[Rollout, Policy, list[int]], Tensor]
+"""Returns the log-probabilities (B, T) of some rows under a policy, 0 in the others."""
+
+
+class Teachers:
+    """The teachers of a run, by the value of `column`.
+
+    Args:
+        options: None = there is no teacher.
+
+    Attributes:
+        held: those in this process. servers: the others.
+    """
+
+    def __init__(self, options: Teacher | None) -> None:
+        self.options = options
+        self.held: dict[str, Reference] = {}
+        self.servers: dict[str, VLLMServer] = {}
+        self._data: PromptDataModule | None = None
+
+    @property
+    def in_loss(self) -> bool:
+        """Whether the divergence over the vocabulary is a term of the loss, not one in the advantages."""
+        return self.options is not None and self.options.beta is not None
+
+    @property
+    def policies(self) -> list[Policy]:
+        return [reference.policy for reference in self.held.values()]
+
+    def check(self, data: PromptDataModule, sampling: Sampling) -> list[Prompt]:
+        """Refuse training rows without a teacher, or that it cannot score; return the prompts that it gets.
+
+        Raises:
+            UserError: names such rows, or what a server cannot score.
+        """
+        from lit_rlvr.datamodules.reading.bad_row import BadRow  # imports every data set
+        from lit_rlvr.datamodules.reading.rows import abbreviate
+
+        if self.options is None:
+            return []
+        self._data, asked, wrong = data, [], []
+        prompts = data.prompts.get("train", [])
+        for prompt in prompts:
+            try:
+                if (label := self._label(prompt.sample)) not in (self.options.models or {"": ""}):
+                    raise BadRow(f"{label!r} names no teacher of model.teacher.model", str(self.options.column))
+                asked.append(self._asked(prompt))
+            except BadRow as error:
+                wrong.append(str(BadRow(error.reason, error.field, prompt.sample.source or prompt.sample.id)))
+        if wrong:
+            raise UserError(f"model.teacher: {len(wrong)} of {len(prompts)} rows cannot be used: {abbreviate(wrong)}")
+        images = any(prompt.sample.images for prompt in asked)
+        if any(map(is_url, self.options.models.values())) and (sampling.temperature != 1 or images):
+            raise UserError(
+                "model.teacher.model: a server scores without images and at temperature 1; give the teacher's folder"
+                + ("" if images else ", or set rollout.sampling.temperature to 1")
+            )
+        return asked
+
+    def connect(self) -> None:
+        """Wait for the servers, and compare their tokens with the policy's in some prompts and all special tokens.
+
+        Raises:
+            UserError: a server does not answer, or its tokens are others.
+        """
+        models = {} if self.options is None else self.options.models
+        self.servers = {
+            label: VLLMServer(url, KEY if os.environ.get(KEY) else None, SERVER_SECONDS)
+            for label, url in models.items()
+            if is_url(url)
+        }
+        if not self.servers:
+            return
+        assert self._data is not None, "`check` knows the data"
+        wait_for([*self.servers.values()], len(self.servers))
+        tokenizer = self._data.tokenizer
+        some = [tokenizer.decode(prompt.token_ids) for prompt in self._data.prompts["train"][:8]]
+        for server in self.servers.values():
+            for text in ("".join(tokenizer.all_special_tokens), *some):
+                theirs = server.post("/tokenize", {"prompt": text, "add_special_tokens": False})["tokens"]
+                ours = tokenizer(text, add_special_tokens=False).input_ids
+                if theirs != ours:
+                    n = next((n for n, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), 0)
+                    raise UserError(
+                        f"model.teacher.model: {server.url} has other tokens than the policy: token {n} of "
+                        f"{text[:60]!r}; serve a model with the same tokenizer"
+                    )
+
+    def move(self, device: torch.device) -> None:
+        """Move the weights to the training device."""
+        for reference in self.held.values():
+            reference.move(device)
+
+    def logprobs(self, rollout: Rollout, rows: list[int], score: Score) -> Tensor:
+        """Return the log-probabilities (B, T) of some rows, each under its own teacher; 0 in the others. Collective:
+        call it on every rank."""
+        shown = replace(rollout, prompts=[self._asked(prompt) for prompt in rollout.prompts])
+        labels = [self._label(prompt.sample) for prompt in rollout.prompts]
+        found = torch.zeros(rollout.mask.shape)
+        for label in [*self.held, *self.servers]:
+            mine = [i for i in rows if labels[i // rollout.group_size] == label]
+            if label in self.held:
+                scored = score(shown, self.held[label].policy, mine)
+                found = to_device(found, scored.device) + scored
+            else:
+                found = found + to_device(self._ask_server(label, shown, mine), found.device)
+        return found
+
+    def teach(self, rollout: Rollout, rows: list[int]) -> TeacherHead | None:
+        """Return what the policy's `score` of some rows needs for the divergence from their teacher; None = it is no
+        term of the loss. Collective if the weights are sharded: call it on every rank."""
+        if self.options is None or self.options.beta is None:
+            return None
+        asked = list(rollout.prompts)
+        for p in {i // rollout.group_size for i in rows}:
+            asked[p] = self._asked(asked[p])
+        shown = replace(rollout, prompts=asked)
+        return self.held[""].policy.teach(shown, rows, self.options.beta, self.options.top_k)
+
+    def _ask_server(self, label: str, rollout: Rollout, rows: list[int]) -> Tensor:
+        """Return the log-probabilities (B, T) of some rows that a server gives."""
+        size, found = rollout.group_size, torch.zeros(rollout.mask.shape)
+        pairs = [(rollout.prompts[i // size], rollout.completions[i // size][i % size]) for i in rows]
+        asked = [[*prompt.token_ids, *completion.token_ids] for prompt, completion in pairs]
+        scores = run_coroutine(self.servers[label].score(asked, AT_ONCE))
+        for i, (prompt, _), values in zip(rows, pairs, scores, strict=True):
+            after = values[len(prompt.token_ids) :]
+            found[i, : len(after)] = torch.tensor(after)
+        return found * rollout.mask
+
+    def _label(self, sample: Sample) -> str:
+        """Return the value of `column`, "" without one."""
+        from lit_rlvr.datamodules.reading.cells import as_text, lookup
+
+        assert self.options is not None
+        return (
+            "" if self.options.column is None else as_text(lookup(sample.row, self.options.column), self.options.column)
+        )
+
+    def _asked(self, prompt: Prompt) -> Prompt:
+        """Return the prompt that the teacher gets in place of the policy's."""
+        assert self.options is not None and self._data is not None, "`check` knows the data"
+        if self.options.prompt is None:
+            return prompt
+        return replace(self._data.encode(self.options.prompt.ask(prompt.sample)), pixels=prompt.pixels)
