@@ -105,18 +105,21 @@ class _Score(torch.autograd.Function):
             ctx.rows = max(GPU_ROWS if hidden.is_cuda else 1, CHUNK_LOGITS // len(weight))
             size = len(target) * len(weight) * features.element_size()
             kept: list[Tensor] | None = [] if keep and size <= KEPT_BYTES else None
-            parts = []
+            wide = torch.promote_types(dtype, torch.float32)
+            found = [torch.zeros(len(target), dtype=wide, device=hidden.device) for _ in range(4)]
             for k, (h, t) in enumerate(zip(features.split(ctx.rows), target.split(ctx.rows), strict=True)):
                 raw = _logits(h, head, bias)
-                other = _teacher_logits(teacher, slice(k * ctx.rows, (k + 1) * ctx.rows))
+                chunk = slice(k * ctx.rows, (k + 1) * ctx.rows)
+                other = _teacher_logits(teacher, chunk)
                 if kept is not None:
                     kept.append(raw)
                 for at in _blocks(raw, teacher is not None):
                     z = shape_logits(transform(_wide(raw[at])), sampling)
-                    apart = None if other is None else teacher.divergence(z, other[at], sampling)  # type: ignore[union-attr]
-                    found = _normalise(z, t[at], sampling, entropy)  # last: it changes z
-                    parts.append((*found, torch.zeros_like(found[0]) if apart is None else apart))
-            logp, normaliser, spread, divergence = (torch.cat(columns) for columns in zip(*parts, strict=True))
+                    if other is not None:
+                        found[3][chunk][at] = teacher.divergence(z, other[at], sampling)  # type: ignore[union-attr]
+                    for values, part in zip(found, _normalise(z, t[at], sampling, entropy), strict=False):
+                        values[chunk][at] = part  # not kept: small blocks between large ones would fragment the heap
+            logp, normaliser, spread, divergence = found
         ctx.save_for_backward(features, head, bias, target, normaliser, spread)
         ctx.kept, ctx.sampling, ctx.dtypes = kept, sampling, (hidden.dtype, weight.dtype)
         ctx.transform, ctx.teacher = transform, teacher

@@ -244,7 +244,7 @@ class Policy(nn.Module):
             found = self.owner(built, rollout.sampling, entropy, entropy_gradient, pixels, teacher)
         at = (built.sequence, built.position)
         empty = torch.zeros(len(rows), rollout.token_ids.shape[1], dtype=found.logp.dtype, device=found.logp.device)
-        return Scores(*(None if values is None else empty.index_put(at, values) for values in found))
+        return Scores._make(None if values is None else empty.index_put(at, values) for values in found)
 
     @torch.no_grad()
     def teach(self, rollout: Rollout, rows: list[int], beta: float, top_k: int | None) -> TeacherHead:
