@@ -22,7 +22,7 @@ GPU_COLUMNS = 16384  # rows of the output embedding whose gradient a GPU accumul
 KEPT_BYTES = 1 << 29  # of logits that a call keeps for its backward pass; above this they are recomputed
 
 
-class Scores(NamedTuple):
+class ScoredTokens(NamedTuple):
     """What a policy says of tokens, in one shape.
 
     Args:
@@ -67,7 +67,7 @@ def score_tokens(
     entropy_gradient: bool = False,
     transform: LogitTransform = LogitTransform(),  # noqa: B008  # frozen
     teacher: TeacherHead | None = None,
-) -> Scores:
+) -> ScoredTokens:
     """Return log-probabilities of tokens under the sampling distribution, its exact entropies, and its divergence from
     a teacher's, in float32 or wider, (N,) each.
 
@@ -83,7 +83,7 @@ def score_tokens(
     logp, spread, apart = _Score.apply(
         hidden, weight, bias, target, sampling, entropy, entropy_gradient, keep, transform, teacher
     )
-    return Scores(logp, spread if entropy else None, None if teacher is None else apart)
+    return ScoredTokens(logp, spread if entropy else None, None if teacher is None else apart)
 
 
 class _Score(torch.autograd.Function):

@@ -18,7 +18,7 @@ from lit_rlvr.policy.adapters import adapter_config, adapter_weights, adapters_o
 from lit_rlvr.policy.architecture import LogitTransform, head_sizes, layer_configs, logit_transform
 from lit_rlvr.policy.families import VisionFamily, family_of
 from lit_rlvr.policy.layout import Group, Rows, build_rows
-from lit_rlvr.policy.logprobs import Scores, TeacherHead, score_tokens
+from lit_rlvr.policy.logprobs import ScoredTokens, TeacherHead, score_tokens
 from lit_rlvr.policy.precision import forbid_tf32, round_residual_stream
 from lit_rlvr.policy.spans import takes_heads
 from lit_rlvr.policy.speed import checkpointing
@@ -169,7 +169,7 @@ class Policy(nn.Module):
         entropy_gradient: bool = False,
         pixels: Sequence[Pixels] = (),
         teacher: TeacherHead | None = None,
-    ) -> Scores:
+    ) -> ScoredTokens:
         """Return log-probabilities (N,) of the targets under the sampling distribution, the entropies (N,) or None, and
         the divergences (N,) from a teacher or None.
 
@@ -226,7 +226,7 @@ class Policy(nn.Module):
     def score(
         self, rollout: Rollout, rows: list[int], entropy: bool = False, entropy_gradient: bool = False,
         teacher: TeacherHead | None = None,
-    ) -> Scores:  # fmt: skip
+    ) -> ScoredTokens:  # fmt: skip
         """Return log-probabilities of some completions of a rollout, and more.
 
         Args:
@@ -244,7 +244,7 @@ class Policy(nn.Module):
             found = self.owner(built, rollout.sampling, entropy, entropy_gradient, pixels, teacher)
         at = (built.sequence, built.position)
         empty = torch.zeros(len(rows), rollout.token_ids.shape[1], dtype=found.logp.dtype, device=found.logp.device)
-        return Scores._make(None if values is None else empty.index_put(at, values) for values in found)
+        return ScoredTokens._make(None if values is None else empty.index_put(at, values) for values in found)
 
     @torch.no_grad()
     def teach(self, rollout: Rollout, rows: list[int], beta: float, top_k: int | None) -> TeacherHead:

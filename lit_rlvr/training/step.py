@@ -26,7 +26,7 @@ from lit_rlvr.objectives import (
     loglinear_old,
 )
 from lit_rlvr.policy.layout import cut_microbatches
-from lit_rlvr.policy.logprobs import Scores
+from lit_rlvr.policy.logprobs import ScoredTokens
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.training.loss import LossModule
 from lit_rlvr.training.trace import Trace
@@ -115,7 +115,7 @@ class StepPlan:
     num_microbatches: int
 
 
-def loss_inputs(plan: StepPlan, k: int, scores: Scores) -> tuple[LossInputs, Stats]:
+def loss_inputs(plan: StepPlan, k: int, scores: ScoredTokens) -> tuple[LossInputs, Stats]:
     """Return the objective's inputs for micro-batch k, and sums over its tokens.
 
     Args:

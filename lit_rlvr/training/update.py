@@ -15,7 +15,7 @@ from lit_rlvr.common.terminal import progress
 from lit_rlvr.distributed.collectives import average_gradients, index, world_size
 from lit_rlvr.distributed.sharding import has_shards, reduce_over_copies, whole
 from lit_rlvr.objectives import Importance, Stats
-from lit_rlvr.policy.logprobs import Scores
+from lit_rlvr.policy.logprobs import ScoredTokens
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import more_bits_than_autocast
 from lit_rlvr.training.failures import (
@@ -192,7 +192,7 @@ class Updater:
                 sums[name] = sums.get(name, 0) + value.double() * float(k < plan.num_microbatches)
         return plan, sums
 
-    def forward(self, plan: StepPlan, k: int) -> Scores:
+    def forward(self, plan: StepPlan, k: int) -> ScoredTokens:
         """Run the policy on micro-batch k, and before it a teacher whose divergence is in the loss; return what the
         loss needs, (rows, T) each."""
         needs_gradient = self.algorithm.loss_options.entropy_coef != 0
