@@ -4,6 +4,10 @@ Each row is a fresh run on a CPU: GRPO loads a model and takes two optimizer ste
 or in two (DDP, FSDP2 over gloo), with and without gradient checkpointing and LoRA. Measured is the peak of resident
 memory of the first process above that of the same run with tiny-llama, a third of a million weights: what is left is
 the model's, not Python's or the threads'. The table also has the formula's difference.
+
+`--vocabulary TOKENS` measures instead what a teacher adds: the output layers of student and teacher at Qwen2.5-0.5B's
+sizes (V = 151,936, H = 896) on so many tokens, forward and backward in fp32, with the sampled divergence, those over
+the vocabulary, and one on whole logits. Measured is the peak above weights and hidden states, and the time.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -39,6 +44,17 @@ STRATEGIES = {
     "FSDP2, LoRA": (2, Strategy(True, False, lora=True)),
 }
 """Name -> number of processes, and what the formula knows."""
+VOCABULARY, HIDDEN = 151_936, 896
+DIVERGENCES: dict[str, tuple[float | None, int | None]] = {
+    "none": (None, None),
+    "sampled": (None, None),
+    "beta 0": (0.0, None),
+    "beta 0.5": (0.5, None),
+    "beta 1": (1.0, None),
+    "beta 1, top_k 100": (1.0, 100),
+    "whole logits, beta 0.5": (0.5, None),
+}
+"""Name -> beta and top_k."""
 IN_BF16 = ("one process", "one process, checkpointing")
 
 
@@ -53,6 +69,7 @@ def parse() -> Any:
     )  # fmt: skip
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--groups", type=int, default=4, help="prompts of a step")
+    parser.add_argument("--vocabulary", type=int, nargs="+", metavar="TOKENS", help="measure divergences instead")
     return parser.parse_args()
 
 
@@ -69,6 +86,14 @@ def predicted(folder: str, groups: int, precision: str, processes: int, strategy
 
 def main() -> None:
     options, rows = parse(), []
+    if options.vocabulary:
+        for tokens, name in product(options.vocabulary, DIVERGENCES):
+            found = run_isolated("memory.py", divergence=name, tokens=tokens)
+            rows.append((tokens, name, found["mib"], found["seconds"]))
+            say(f"{tokens} tokens, {name}: {found['mib']:.0f} MiB, {found['seconds']:.1f} s")
+        print_table(("tokens", "divergence", "MiB", "seconds"), rows)
+        print_result(vocabulary=VOCABULARY, hidden=HIDDEN, rows=rows)
+        return
     with tempfile.TemporaryDirectory() as scratch:
         small = Path(scratch) / "30M"
         build_small(small)
@@ -99,6 +124,38 @@ def build_small(folder: Path) -> None:
     byte_tokenizer(LLM_SPECIALS, CHAT_TEMPLATE, pad="<|endoftext|>").save_pretrained(folder)
 
 
+def measure_divergence(name: str, tokens: int) -> None:
+    """Print the memory and the time of one pass through the output layers."""
+    import torch
+
+    from lit_rlvr.objectives import vocabulary_divergence
+    from lit_rlvr.policy.architecture import LogitTransform
+    from lit_rlvr.policy.logprobs import TeacherHead, score_tokens
+    from lit_rlvr.types import Sampling
+
+    torch.manual_seed(0)
+    (hidden, weight), (other, head) = (
+        (torch.randn(tokens, HIDDEN), torch.randn(VOCABULARY, HIDDEN).mul_(0.1)) for _ in range(2)
+    )
+    hidden.requires_grad_(), weight.requires_grad_()
+    target = torch.randint(VOCABULARY, (tokens,))
+    before, began = peak_memory_mb(), time.perf_counter()
+    if name == "whole logits, beta 0.5":
+        theirs = other @ head.T
+        vocabulary_divergence(hidden @ weight.T, theirs, 0.5).sum().backward()
+    elif name == "sampled":
+        with torch.no_grad():
+            given = [score_tokens(h, w, None, target, Sampling()).logp for h, w in ((other, head), (hidden, weight))]
+        logp = score_tokens(hidden, weight, None, target, Sampling(), True).logp
+        ((given[1] - given[0]) * logp).sum().backward()
+    else:
+        beta, top_k = DIVERGENCES[name]
+        teacher = None if beta is None else TeacherHead(other, head, None, LogitTransform(), beta, top_k)
+        found = score_tokens(hidden, weight, None, target, Sampling(), True, teacher=teacher)
+        (found.logp if found.divergence is None else found.logp + found.divergence).sum().backward()
+    print(json.dumps({"mib": peak_memory_mb() - before, "seconds": time.perf_counter() - began}))
+
+
 def measure(asked: dict[str, Any]) -> None:
     """Measure one run; its first process prints its memory."""
     from transformers import AutoConfig
@@ -119,6 +176,7 @@ def measure(asked: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:] and sys.argv[1].startswith("{"):
-        measure(json.loads(sys.argv[1]))
+        asked = json.loads(sys.argv[1])
+        measure_divergence(asked["divergence"], asked["tokens"]) if "divergence" in asked else measure(asked)
     else:
         main()

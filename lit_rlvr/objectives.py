@@ -38,7 +38,8 @@ class LossInputs:
     """The input of an objective: some rows of one optimizer step.
 
     Args:
-        logp: (B, T) log-probabilities under the current policy; only this and `entropy` have a gradient.
+        logp: (B, T) log-probabilities under the current policy; only this, `entropy` and `divergence` have a
+            gradient.
         old_logp: (B, T) log-probabilities under the policy at the beginning of the iteration, by the trainer.
         mask: (B, T) bool.
         advantages: (B, 1), or (B, T) if the estimator gives one for each token; constant.
@@ -53,6 +54,7 @@ class LossInputs:
         entropy: (B, T) exact entropy of the policy at each position; None if it is not computed.
         selected: (B, T) bool, the tokens that the loss's `select` has chosen; None if it has none.
         right: (B,) bool, True for completions that a reward calls right; None without rewards.
+        divergence: (B, T) divergence from the teacher at each position, which has a gradient; None without that term.
     """
 
     logp: Tensor
@@ -68,12 +70,15 @@ class LossInputs:
     entropy: Tensor | None = None
     selected: Tensor | None = None
     right: Tensor | None = None
+    divergence: Tensor | None = None
 
     def weighed(self, factor: Tensor) -> LossInputs:
         """Return the inputs with each token's share (B, T) in the loss multiplied by a constant factor."""
         return replace(self, token_weight=self.token_weight * factor)
 
 
+LOG_ZERO = -1e30
+"""A finite logarithm whose exponential is 0."""
 GOLDEN_RATIO = 0.6180339887498949
 """The fractional parts of its multiples are spread evenly."""
 
@@ -229,6 +234,40 @@ def teacher_advantages(teacher_logp: Tensor, old_logp: Tensor, mask: Tensor) -> 
     et al. 2025 (On-Policy Distillation, Thinking Machines); MiniLLM (arXiv 2306.08543), eq. 4, its first term.
     """
     return torch.where(mask, teacher_logp - old_logp, 0.0)
+
+
+def vocabulary_divergence(student: Tensor, teacher: Tensor, beta: float, top_k: int | None = None) -> Tensor:
+    """Return the divergence (N,) of two distributions S and T over the vocabulary, in nats: GKD's generalised
+    Jensen-Shannon, `beta KL(T || M) + (1 - beta) KL(S || M)` with `M = beta T + (1 - beta) S`.
+
+    At its ends, where that is 0, it is the limit of its quotient by beta or 1 - beta: `KL(T || S)` (forward) at 0,
+    `KL(S || T)` (reverse) at 1. Source: Agarwal et al. 2023 (GKD, arXiv 2306.13649), eq. 1; TRL's
+    `generalized_jsd_loss`.
+
+    Args:
+        student, teacher: (N, V) logits, -inf for tokens that both leave out. Output embeddings may be padded
+            differently: V is then the smaller one, without which no token is.
+        top_k: compare the probabilities of the student's k likeliest tokens and of all others together, which is at
+            most the divergence over all; None = of every token.
+    """
+    size = min(student.shape[-1], teacher.shape[-1])
+    s, t = (
+        z[:, :size].nan_to_num(math.nan, math.inf, LOG_ZERO).log_softmax(-1) for z in (student, teacher)
+    )  # 0 times a finite number is 0
+    if top_k is not None and top_k < size:
+        likeliest = s.topk(top_k).indices
+        s, t = (
+            torch.cat([x.gather(1, likeliest), x.scatter(1, likeliest, LOG_ZERO).logsumexp(1, keepdim=True)], 1)
+            for x in (s, t)
+        )
+    if beta in (0, 1):
+        return _kl(s, t) if beta else _kl(t, s)
+    middle = torch.logaddexp(s + math.log1p(-beta), t + math.log(beta))
+    return beta * _kl(t, middle) + (1 - beta) * _kl(s, middle)
+
+
+def _kl(logp: Tensor, logq: Tensor) -> Tensor:
+    return (logp.exp() * (logp - logq)).sum(-1)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -160,12 +160,12 @@ class ComparingUpdater(Updater):
         """Compare all gradients on the minibatch of a step; a minibatch where GRPO's is 0 has nothing to compare."""
         plan = self._plan(self._compared, prepared, prompts)
         assert len(plan.microbatches) == 1, "raise model.compute.tokens_per_microbatch"
-        logp, entropy = self.forward(plan, 0)
+        scores = self.forward(plan, 0)
         if prepared.on_policy:
-            prepared.record_old(plan.microbatches[0], logp)
+            prepared.record_old(plan.microbatches[0], scores.logp)
 
         def gradient(loss: RLVRModule, of: StepPlan) -> torch.Tensor:
-            value = loss.loss(loss_inputs(of, 0, logp, entropy)[0])[0]
+            value = loss.loss(loss_inputs(of, 0, scores)[0])[0]
             found = torch.autograd.grad(value, list(self.policy.parameters()), retain_graph=True)
             return torch.cat([part.flatten() for part in found]).double()
 

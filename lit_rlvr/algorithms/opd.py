@@ -14,10 +14,10 @@ class OPD(Reinforce):
     sampled on the policy's own completions.
 
     `advantage` adds that of rewards, which alone are measured by default. Every other loss on tokens takes a teacher
-    too.
+    too. With `teacher.beta` the teacher's term is the divergence over the vocabulary instead: on-policy GKD.
 
-    Source: Agarwal et al. 2023 (GKD, arXiv 2306.13649), whose reverse divergence is summed over the vocabulary; Lu et
-    al. 2025 (On-Policy Distillation, Thinking Machines), whose student log-probability is the engine's.
+    Source: Agarwal et al. 2023 (GKD, arXiv 2306.13649), whose divergences are summed over the vocabulary; Lu et al.
+    2025 (On-Policy Distillation, Thinking Machines), whose student log-probability is the engine's.
     """
 
     def __init__(self, advantage: Advantage | str = "none", **kwargs: Any) -> None:

@@ -8,21 +8,24 @@ import torch
 from torch import Tensor
 
 from lit_rlvr.distributed.collectives import all_sum
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.objectives import Importance, LossInputs, Stats, masked_sum
 from lit_rlvr.training.loss import KL, Loss
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.training.optimizer import AutoLR
 from lit_rlvr.training.step import TokenScores, logprobs_of
+from lit_rlvr.training.teachers import Teacher
 from lit_rlvr.types import PromptBatch, Rollout
 
 
 class SFT(RLVRModule):
     """`-(1/N) sum_t log p` over the N tokens of a step that the data show the model to write: supervised fine-tuning.
 
-    An iteration is one optimizer step, on `data.prompts_per_rollout` rows.
+    An iteration is one optimizer step, on `data.prompts_per_rollout` rows. With a `teacher` the divergence from it on
+    these tokens is added (offline distillation).
 
     Args:
+        nll_coef: weight of -log p; 0 = the divergence from the teacher alone.
         target: column of the data with what the model is to write: a text, messages, or with an environment a list of
             texts, one for each of its turns. null: the assistant's turns of a conversation, else the answer.
     """
@@ -32,19 +35,26 @@ class SFT(RLVRModule):
 
     def __init__(
         self, target: str | None = None, lr: float | Literal["auto"] | AutoLR = 2e-5,
-        loss: Loss = Loss(aggregation="token_mean"), **kwargs: Any,
+        loss: Loss = Loss(aggregation="token_mean"), teacher: Teacher | None = None, nll_coef: float = 1.0,
+        **kwargs: Any,
     ) -> None:  # fmt: skip
+        check_within("[0, inf)" if teacher is not None else "(0, inf)", "model", nll_coef=nll_coef)
+        if teacher is not None and teacher.beta is None:
+            raise UserError(
+                "model.teacher.beta: SFT does not train on the policy's own samples, which the sampled divergence "
+                "needs; set it, such as 0 for the forward KL divergence"
+            )
         super().__init__(
             advantage="reinforce", lr=lr, updates_per_rollout=1, epochs_per_rollout=1, loss=loss, kl=KL(),
-            importance=Importance(correction="none"), teacher=None, **kwargs,
+            importance=Importance(correction="none"), teacher=teacher, **kwargs,
         )  # fmt: skip
         if self.loss_options.positive_nll_coef:
             raise UserError("model.loss.positive_nll_coef: SFT's loss is this term already; leave it out")
-        self.target = target
+        self.target, self.nll_coef = target, nll_coef
         self._nll: dict[str, Tensor] = {}  # validation set -> sum over its tokens of this rank, and their number
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
-        return -masked_sum(x.logp, x.token_weight, x.mask), {}
+        return -self.nll_coef * masked_sum(x.logp, x.token_weight, x.mask), {}
 
     def estimate_advantages(self, rollout: Rollout, scores: TokenScores) -> Tensor:
         rollout.advantages = torch.ones_like(rollout.rewards)

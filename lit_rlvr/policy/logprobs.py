@@ -1,14 +1,17 @@
-"""Log-probabilities and entropies from hidden states, in chunks of positions to bound the memory of the logits."""
+"""Log-probabilities, entropies and divergences from hidden states, in chunks of positions to bound the memory of the
+logits."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
 from lit_rlvr.distributed.collectives import index
+from lit_rlvr.objectives import vocabulary_divergence
 from lit_rlvr.policy.architecture import LogitTransform
 from lit_rlvr.types import Sampling
 
@@ -17,6 +20,41 @@ BLOCK_LOGITS = 1 << 21  # logits that a CPU normalises at once, so that they sta
 GPU_ROWS = 2048  # minimum positions per chunk on a GPU: matrix products are slow with fewer
 GPU_COLUMNS = 16384  # rows of the output embedding whose gradient a GPU accumulates at once, in reduced precision
 KEPT_BYTES = 1 << 29  # of logits that a call keeps for its backward pass; above this they are recomputed
+
+
+class ScoredTokens(NamedTuple):
+    """What a policy says of tokens, in one shape.
+
+    Args:
+        logp: log-probabilities. entropy: exact entropies, in nats; None = not asked for.
+        divergence: from a teacher, over the vocabulary; None = there is none.
+    """
+
+    logp: Tensor
+    entropy: Tensor | None
+    divergence: Tensor | None
+
+
+@dataclass(frozen=True)
+class TeacherHead:
+    """The inputs of a teacher's output layer for N tokens, that layer, and the divergence from the teacher.
+
+    Args:
+        hidden: (N, H). weight: (V, H). bias: (V,) or None. transform: as for `score_tokens`, but the teacher's own.
+        beta, top_k: as for `vocabulary_divergence`.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    transform: LogitTransform
+    beta: float
+    top_k: int | None = None
+
+    def divergence(self, z: Tensor, raw: Tensor, sampling: Sampling) -> Tensor:
+        """Return the divergence (n,) at tokens with the student's shaped logits z and the teacher's raw ones, (n, V)
+        each."""
+        return vocabulary_divergence(z, shape_logits(self.transform(_wide(raw)), sampling), self.beta, self.top_k)
 
 
 def score_tokens(
@@ -28,8 +66,10 @@ def score_tokens(
     entropy: bool = False,
     entropy_gradient: bool = False,
     transform: LogitTransform = LogitTransform(),  # noqa: B008  # frozen
-) -> tuple[Tensor, Tensor | None]:
-    """Return log-probabilities of tokens under the sampling distribution, and its exact entropies, in float32 or wider.
+    teacher: TeacherHead | None = None,
+) -> ScoredTokens:
+    """Return log-probabilities of tokens under the sampling distribution, its exact entropies, and its divergence from
+    a teacher's, in float32 or wider, (N,) each.
 
     Args:
         hidden: (N, H). weight: (V, H), the output embedding's. bias: (V,) or None. target: (N,) long.
@@ -37,51 +77,61 @@ def score_tokens(
         entropy: also return the entropies.
         entropy_gradient: let gradients flow through them.
         transform: the model's own function of its logits, before the temperature.
-
-    Returns:
-        (N,) log-probabilities, and (N,) entropies in nats or None.
+        teacher: also return the divergence from its distribution, with a gradient.
     """
     keep = torch.is_grad_enabled()
-    logp, spread = _Score.apply(hidden, weight, bias, target, sampling, entropy, entropy_gradient, keep, transform)
-    return logp, spread if entropy else None
+    logp, spread, apart = _Score.apply(
+        hidden, weight, bias, target, sampling, entropy, entropy_gradient, keep, transform, teacher
+    )
+    return ScoredTokens(logp, spread if entropy else None, None if teacher is None else apart)
 
 
 class _Score(torch.autograd.Function):
     """With z the shaped logits, p = softmax(z) and H its entropy: `d logp_t / dz = [v = t] - p` and
-    `dH / dz = -p (log p + H)`."""
+    `dH / dz = -p (log p + H)`. The gradient of a divergence is autograd's, block by block."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, sampling: Sampling,
-        entropy: bool, entropy_gradient: bool, keep: bool, transform: LogitTransform,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        entropy: bool, entropy_gradient: bool, keep: bool, transform: LogitTransform, teacher: TeacherHead | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         dtype = hidden.dtype
         if torch.is_autocast_enabled(hidden.device.type):
             dtype = torch.get_autocast_dtype(hidden.device.type)
         with torch.autocast(hidden.device.type, enabled=False):
             features, head = hidden.to(dtype), weight.to(dtype)
+            if teacher is not None:
+                teacher = replace(teacher, hidden=teacher.hidden.to(dtype), weight=teacher.weight.to(dtype))
             ctx.rows = max(GPU_ROWS if hidden.is_cuda else 1, CHUNK_LOGITS // len(weight))
             size = len(target) * len(weight) * features.element_size()
             kept: list[Tensor] | None = [] if keep and size <= KEPT_BYTES else None
-            parts = []
-            for h, t in zip(features.split(ctx.rows), target.split(ctx.rows), strict=True):
+            wide = torch.promote_types(dtype, torch.float32)
+            found = [torch.zeros(len(target), dtype=wide, device=hidden.device) for _ in range(4)]
+            for k, (h, t) in enumerate(zip(features.split(ctx.rows), target.split(ctx.rows), strict=True)):
                 raw = _logits(h, head, bias)
+                chunk = slice(k * ctx.rows, (k + 1) * ctx.rows)
+                other = _teacher_logits(teacher, chunk)
                 if kept is not None:
                     kept.append(raw)
-                for at in _blocks(raw):
+                for at in _blocks(raw, teacher is not None):
                     z = shape_logits(transform(_wide(raw[at])), sampling)
-                    parts.append(_normalise(z, t[at], sampling, entropy))
-            logp, normaliser, spread = (torch.cat(columns) for columns in zip(*parts, strict=True))
+                    if other is not None:
+                        found[3][chunk][at] = teacher.divergence(z, other[at], sampling)  # type: ignore[union-attr]
+                    for values, part in zip(found, _normalise(z, t[at], sampling, entropy), strict=False):
+                        values[chunk][at] = part  # not kept: small blocks between large ones would fragment the heap
+            logp, normaliser, spread, divergence = found
         ctx.save_for_backward(features, head, bias, target, normaliser, spread)
         ctx.kept, ctx.sampling, ctx.dtypes = kept, sampling, (hidden.dtype, weight.dtype)
-        ctx.transform = transform
-        if not entropy_gradient:
-            ctx.mark_non_differentiable(spread)
+        ctx.transform, ctx.teacher = transform, teacher
+        constant = {spread: not entropy_gradient, divergence: teacher is None}
+        ctx.mark_non_differentiable(*(values for values, fixed in constant.items() if fixed))
         ctx.set_materialize_grads(False)
-        return logp, spread
+        return logp, spread, divergence
 
     @staticmethod
-    def backward(ctx: Any, grad_logp: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad_logp: Tensor | None, grad_entropy: Tensor | None, grad_divergence: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         features, head, bias, target, normaliser, spread = ctx.saved_tensors
         inputs, outputs = ctx.dtypes
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
@@ -91,13 +141,19 @@ class _Score(torch.autograd.Function):
         for k, start in enumerate(range(0, len(target), ctx.rows)):
             at = slice(start, start + ctx.rows)
             raw = _logits(features[at], head, bias) if ctx.kept is None else ctx.kept[k]
-            blocks = _blocks(raw)
+            other = None if grad_divergence is None else _teacher_logits(ctx.teacher, at)
+            blocks = _blocks(raw, other is not None)
             dz = torch.empty_like(raw) if len(blocks) > 1 else raw  # replaced by the gradient of its only block
             for block in blocks:
                 z = shape_logits(ctx.transform(_wide(raw[block])), ctx.sampling)
                 known = (x[at][block] for x in (target, normaliser, spread))
                 given = (None if x is None else x[at][block] for x in (grad_logp, grad_entropy))
                 of_z = _logit_gradient(z, *known, *given)
+                if other is not None:
+                    with torch.enable_grad():
+                        leaf = z.detach().requires_grad_()
+                        apart = ctx.teacher.divergence(leaf, other[block], ctx.sampling)
+                    of_z += torch.autograd.grad(apart, leaf, grad_divergence[at][block])[0]  # type: ignore[index]
                 if ctx.sampling.temperature not in (0.0, 1.0):
                     of_z /= ctx.sampling.temperature
                 ctx.transform.chain_(of_z, raw[block])
@@ -114,12 +170,21 @@ class _Score(torch.autograd.Function):
                 _accumulate(grad_weight, dz, features[at])
             del raw, dz  # before the next chunk is computed
         grad_hidden = None if grad_hidden is None else grad_hidden.to(inputs)
-        return grad_hidden, grad_weight, grad_bias, *[None] * 6
+        return grad_hidden, grad_weight, grad_bias, *[None] * 7
 
 
-def _blocks(logits: Tensor) -> list[slice]:
-    """Return the rows of logits (n, V) that are normalised at once."""
-    size = len(logits) if logits.is_cuda else max(1, BLOCK_LOGITS // logits.shape[1])
+def _teacher_logits(teacher: TeacherHead | None, rows: slice) -> Tensor | None:
+    return None if teacher is None else _logits(teacher.hidden[rows], teacher.weight, teacher.bias)
+
+
+def _blocks(logits: Tensor, compared: bool) -> list[slice]:
+    """Return the rows of logits (n, V) that are normalised at once.
+
+    Args:
+        compared: also with a teacher's, which takes several times the memory.
+    """
+    most = CHUNK_LOGITS if logits.is_cuda else BLOCK_LOGITS
+    size = len(logits) if logits.is_cuda and not compared else max(1, most // logits.shape[1])
     return [slice(start, start + size) for start in range(0, max(1, len(logits)), max(1, size))]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from lit_rlvr.distributed.collectives import world_size
 from lit_rlvr.distributed.sharding import device_of, gathered, whole
@@ -23,10 +24,10 @@ from lit_rlvr.policy.adapters import (
     untrained_matrices,
     using_adapters,
 )
-from lit_rlvr.policy.architecture import head_sizes, layer_configs, logit_transform
+from lit_rlvr.policy.architecture import LogitTransform, head_sizes, layer_configs, logit_transform
 from lit_rlvr.policy.families import VisionFamily, family_of
 from lit_rlvr.policy.layout import Group, Rows, build_rows
-from lit_rlvr.policy.logprobs import score_tokens
+from lit_rlvr.policy.logprobs import ScoredTokens, TeacherHead, score_tokens
 from lit_rlvr.policy.precision import forbid_tf32, round_residual_stream
 from lit_rlvr.policy.routes import routing, watch_routers
 from lit_rlvr.policy.spans import takes_heads
@@ -203,12 +204,31 @@ class Policy(nn.Module):
         entropy: bool,
         entropy_gradient: bool = False,
         pixels: Sequence[Pixels] = (),
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return log-probabilities (N,) of the targets under the sampling distribution, and the entropies (N,) or None.
+        teacher: TeacherHead | None = None,
+    ) -> ScoredTokens:
+        """Return log-probabilities (N,) of the targets under the sampling distribution, the entropies (N,) or None, and
+        the divergences (N,) from a teacher or None.
 
         Args:
             pixels: the images of the placeholders in the rows, in the same order.
         """
+        head: Any = self.model.get_output_embeddings()  # type: ignore[operator]
+        return score_tokens(
+            self._hidden(rows, pixels), head.weight, head.bias, rows.target, sampling, entropy, entropy_gradient,
+            logit_transform(self.model.config), teacher,
+        )  # fmt: skip
+
+    def last_layer(self, rows: Rows, pixels: Sequence[Pixels]) -> tuple[Tensor, Tensor, Tensor | None, LogitTransform]:
+        """Return the hidden states (N, H) of the targets, and the weight, the bias and the transform of the output
+        layer, which stay whole after sharded weights are released."""
+        head: Any = self.model.get_output_embeddings()  # type: ignore[operator]
+        own = (None if x is None else x.detach() for x in (head.weight, head.bias))
+        if isinstance(self, FSDPModule):
+            own = (None if x is None else x.clone() for x in own)
+        return self._hidden(rows, pixels), *own, logit_transform(self.model.config)  # type: ignore[return-value]
+
+    def _hidden(self, rows: Rows, pixels: Sequence[Pixels]) -> Tensor:
+        """Return the hidden states (N, H) of the targets before the output layer."""
         model: Any = self.model
         inputs: dict[str, Any] = {"attention_mask": rows.attend}
         if rows.segments is not None:  # a four-dimensional mask keeps the model from building its own
@@ -225,10 +245,7 @@ class Policy(nn.Module):
         at = rows.row * hidden.shape[1] + rows.column  # (N,)
         self.flips = None if rows.routes is None else seen.flips()[at]
         # Not `hidden[row, column]`: its backward pass adds floats in a nondeterministic order.
-        hidden = hidden.flatten(0, 1).index_select(0, at)  # (N, H)
-        head = model.get_output_embeddings()
-        transform = logit_transform(model.config)
-        return score_tokens(hidden, head.weight, head.bias, rows.target, sampling, entropy, entropy_gradient, transform)
+        return hidden.flatten(0, 1).index_select(0, at)  # (N, H)
 
     def plain_logits(self, token_ids: Tensor, pixels: Sequence[Pixels]) -> Tensor:
         """Return the logits (1, L, V) of the model's own forward pass on one sequence (1, L) with its images.
@@ -241,18 +258,47 @@ class Policy(nn.Module):
     def logprobs(
         self, rollout: Rollout, rows: list[int], entropy: bool = False, entropy_gradient: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Return log-probabilities of some completions of a rollout.
+        """Return log-probabilities and entropies of some completions of a rollout; arguments as for `score`."""
+        return self.score(rollout, rows, entropy, entropy_gradient)[:2]
+
+    def score(
+        self, rollout: Rollout, rows: list[int], entropy: bool = False, entropy_gradient: bool = False,
+        teacher: TeacherHead | None = None,
+    ) -> ScoredTokens:  # fmt: skip
+        """Return log-probabilities of some completions of a rollout, and more.
 
         Args:
             rollout: the whole rollout of this rank.
             rows: which completions, as indices p * G + g; those of one prompt are adjacent.
             entropy: also return the exact entropy of the policy at each position.
             entropy_gradient: let gradients flow through the entropy.
+            teacher: also return the divergence from this teacher, the result of its `teach` for these rows.
 
         Returns:
-            (len(rows), T) log-probabilities, 0 at padding and observations, and entropies of the same shape, or None.
+            (len(rows), T) each, 0 at padding and observations.
         """
-        group_size, width = rollout.group_size, rollout.token_ids.shape[1]
+        built, pixels = self._lay_out(rollout, rows)
+        with self._adapters():
+            found = self.owner(built, rollout.sampling, entropy, entropy_gradient, pixels, teacher)
+        at = (built.sequence, built.position)
+        empty = torch.zeros(len(rows), rollout.token_ids.shape[1], dtype=found.logp.dtype, device=found.logp.device)
+        if self.flips is not None:
+            self.flips = empty.float().index_put(at, self.flips)
+        return ScoredTokens._make(None if values is None else empty.index_put(at, values) for values in found)
+
+    @torch.no_grad()
+    def teach(self, rollout: Rollout, rows: list[int], beta: float, top_k: int | None) -> TeacherHead:
+        """Return what another policy's `score` needs for its divergence from this one on some completions.
+
+        Args:
+            beta, top_k: as for `vocabulary_divergence`.
+        """
+        with self._adapters():
+            return TeacherHead(*self.owner.last_layer(*self._lay_out(rollout, rows)), beta, top_k)
+
+    def _lay_out(self, rollout: Rollout, rows: list[int]) -> tuple[Rows, list[Pixels]]:
+        """Return the model's inputs for some completions, and their images. The order of tokens is always the same."""
+        group_size = rollout.group_size
         pairs = [(i // group_size, rollout.completions[i // group_size][i % group_size]) for i in rows]
         groups: list[Group] = []
         first: list[Pixels] = []  # in the order of their placeholders: with shared prompts, all prompts come first
@@ -274,14 +320,7 @@ class Policy(nn.Module):
             blank, image = self._blank(self.family)
             groups.append(blank)
             pixels.append(image)
-        built = build_rows(groups, self.shared_prefix, self.device, self.attention_method)
-        with self._adapters():
-            logp, spread = self.owner(built, rollout.sampling, entropy, entropy_gradient, pixels)
-        at = (built.sequence, built.position)
-        empty = torch.zeros(len(rows), width, dtype=logp.dtype, device=logp.device)
-        if self.flips is not None:
-            self.flips = empty.float().index_put(at, self.flips)
-        return empty.index_put(at, logp), None if spread is None else empty.index_put(at, spread)
+        return build_rows(groups, self.shared_prefix, self.device, self.attention_method), pixels
 
     def _tail(self, prompt: Prompt, completion: Completion) -> Tensor | None:
         """Return the positions (D, n) of a completion that holds images; None for one of text."""

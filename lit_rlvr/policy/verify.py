@@ -165,7 +165,7 @@ def _wrong(policy: Policy, dtype: torch.dtype) -> float:
     """Return the excess of a policy's differences from its model's own forward pass."""
     with training_autocast(policy.device, dtype), torch.no_grad():
         sample = _Sample.of(policy)
-        ours, _ = policy(sample.rows, Sampling(), False, pixels=sample.pixels)  # first, for sharded weights
+        ours = policy(sample.rows, Sampling(), False, pixels=sample.pixels).logp  # first, for sharded weights
         theirs = []
         for group, image in zip(sample.groups, sample.images, strict=True):
             for completion in group.completions:
@@ -184,7 +184,7 @@ def _trained_once(policy: Policy, dtype: torch.dtype, method: attention.Method |
     """
     with training_autocast(policy.device, dtype):
         sample = _Sample.of(policy, method)
-        logp, _ = policy(sample.rows, Sampling(), False, pixels=sample.pixels)
+        logp = policy(sample.rows, Sampling(), False, pixels=sample.pixels).logp
     logp.sum().backward()
     layers = ([p.grad for p in layer.parameters() if p.grad is not None] for layer in decoder_layers(policy.model))
     gradients = next(filter(None, layers))

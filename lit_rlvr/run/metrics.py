@@ -294,6 +294,14 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "-",
         ),
         Metric(
+            "train/teacher_divergence",
+            "with `teacher.beta`: divergence from the teacher over the vocabulary, in nats per token",
+            "0 or more",
+            "As `train/teacher_kl`, without the noise of sampled tokens",
+            "-",
+            "-",
+        ),
+        Metric(
             "train/lr",
             "learning rate of the step",
             "0 or more",

@@ -124,6 +124,9 @@ class LossModule(ABC):
     uses_rollout: ClassVar[bool] = False
     fixes_aggregation: ClassVar[bool] = False
 
+    teacher_coef: float = 1.0
+    """The weight of the divergence from a teacher over the vocabulary."""
+
     def __init__(self, advantage: Advantage | str, loss: Loss, kl: KL) -> None:
         refuse_all(self._contradictions(loss, kl))
         check_takes(self.objective, "x")
@@ -261,8 +264,8 @@ class LossModule(ABC):
         return masked_mean(advantages, group.mask).view(group.rewards.shape)
 
     def loss(self, x: LossInputs) -> tuple[Tensor, Stats]:
-        """Return the objective plus the KL term minus the entropy bonus plus the NLL of right completions, for some
-        rows of one optimizer step.
+        """Return the objective plus the KL term plus the divergence from a teacher minus the entropy bonus plus the NLL
+        of right completions, for some rows of one optimizer step.
 
         Raises:
             UserError: the objective does not return a loss with a gradient and statistics, or an entropy bonus is
@@ -276,6 +279,9 @@ class LossModule(ABC):
                 kl = kl * ratio(x.logp, x.old_logp, x.mask)
             loss = loss + self.kl.coef * masked_sum(kl, x.plain_weight, x.mask)
             stats = stats | {"kl": kl.detach().sum()}
+        if x.divergence is not None:
+            loss = loss + self.teacher_coef * masked_sum(x.divergence, x.plain_weight, x.mask)
+            stats = stats | {"teacher_divergence": torch.where(x.mask, x.divergence.detach(), 0.0).sum()}
         if self.loss_options.entropy_coef:
             if x.entropy is None:
                 raise UserError("model.loss.entropy_coef: the entropy needs a model; use 0")

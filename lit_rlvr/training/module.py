@@ -111,7 +111,8 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         compute: how training computes, with the same results up to rounding.
         freeze_vision: do not train the vision tower of a vision-language model.
         lora: train low-rank adapters instead of the weights; checkpoints then hold only them.
-        teacher: a model whose log-probabilities are added to the advantages (on-policy distillation).
+        teacher: a model that the policy imitates on its own completions, by the advantages or by a term of the loss
+            (on-policy distillation).
         config_overrides: changes of the model's config, for the trainer and the engine alike, such as a longer context:
             {max_position_embeddings: 16384, rope_parameters: {rope_type: yarn, factor: 4.0,
             original_max_position_embeddings: 4096}}.
@@ -176,12 +177,14 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         if kl.reference_update_every and not self.needs_reference:
             raise UserError("model.kl.reference_update_every: nothing needs a reference; set model.kl.coef above 0")
         self.reference = Reference(update_every=kl.reference_update_every)
-        if teacher is not None and self.sequence_level:
+        self.teachers = Teachers(teacher)
+        if teacher is not None:
+            self.teacher_coef = teacher.coef
+        if teacher is not None and self.sequence_level and not self.teachers.in_loss:
             raise UserError(
                 f"model.teacher: it gives each token an advantage, and {type(self).__name__} weighs whole sequences; "
-                "use a loss on tokens, such as GRPO"
+                "use a loss on tokens, such as GRPO, or set model.teacher.beta, for a term of the loss"
             )
-        self.teachers = Teachers(teacher)
         self.skipped = SkippedSteps(optim.max_skipped_steps)
         self.unjudged = UnjudgedRollouts(optim.max_skipped_steps)
         self.updater: Updater | None = None  # built in on_train_start
@@ -303,7 +306,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
             raise UserError("trainer.strategy: to shard weights use lit_rlvr.strategy.FSDP2: --config strategy/fsdp2")
         assert strategy.sharding_mesh is not None
         policy.share_prefix(strategy.broadcast(policy.shared_prefix))
-        shard(policy, strategy.sharding_mesh, ["plain_logits"], self._compute_dtype, strategy.offload)
+        shard(policy, strategy.sharding_mesh, ["plain_logits", "last_layer"], self._compute_dtype, strategy.offload)
         verify_or_fall_back(policy, self._compute_dtype)
 
     def _load_reference(self) -> None:
@@ -546,8 +549,8 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         rows = advantages if advantages is not means else advantages.reshape(-1, 1)  # (B, 1) or (B, T)
         size = rollout.group_size
         mine = rows[rank() * local * size : (rank() + 1) * local * size, : rollout.mask.shape[1]]
-        if self.teachers.options is not None:
-            assert scores.teacher_logp is not None and scores.old_logp is not None
+        if self.teachers.options is not None and scores.teacher_logp is not None:
+            assert scores.old_logp is not None
             mask = to_device(rollout.mask, self.device)
             closer = teacher_advantages(scores.teacher_logp, scores.old_logp, mask)
             metrics["teacher_kl"] = float(-all_sum(closer.double().sum()) / all_sum(mask.sum()).clamp(min=1))

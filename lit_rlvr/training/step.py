@@ -26,6 +26,7 @@ from lit_rlvr.objectives import (
     loglinear_old,
 )
 from lit_rlvr.policy.layout import cut_microbatches
+from lit_rlvr.policy.logprobs import ScoredTokens
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.training.loss import LossModule
 from lit_rlvr.training.trace import Trace
@@ -114,12 +115,14 @@ class StepPlan:
     num_microbatches: int
 
 
-def loss_inputs(plan: StepPlan, k: int, logp: Tensor, entropy: Tensor) -> tuple[LossInputs, Stats]:
+def loss_inputs(plan: StepPlan, k: int, scores: ScoredTokens) -> tuple[LossInputs, Stats]:
     """Return the objective's inputs for micro-batch k, and sums over its tokens.
 
     Args:
-        logp, entropy: (rows, T), the forward pass of the micro-batch.
+        scores: (rows, T) each, the forward pass of the micro-batch, with entropies.
     """
+    logp, entropy, divergence = scores
+    assert entropy is not None
     rows, weight = plan.microbatches[k], float(k < plan.num_microbatches)
     prepared = plan.prepared
     at = index(rows, plan.mask.device)
@@ -151,6 +154,7 @@ def loss_inputs(plan: StepPlan, k: int, logp: Tensor, entropy: Tensor) -> tuple[
         entropy=entropy,
         selected=None if plan.selected is None else plan.selected[at],
         right=None if plan.right is None else plan.right[at],
+        divergence=divergence,
     )
     stats = {"tokens": mask.sum(), "entropy": torch.where(mask, entropy.detach(), 0.0).sum()}
     if not prepared.rollout.is_given:

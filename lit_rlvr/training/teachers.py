@@ -14,6 +14,7 @@ from torch import Tensor
 from lit_rlvr.distributed.collectives import to_device
 from lit_rlvr.engines.client import VLLMServer, run_coroutine, wait_for
 from lit_rlvr.errors import UserError, check_within, option_group
+from lit_rlvr.policy.logprobs import TeacherHead
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.training.reference import Reference
 from lit_rlvr.types import Prompt, Rollout, Sample, Sampling
@@ -79,7 +80,12 @@ class Teacher:
         model: a model folder or hub id, or the URL of a vLLM server, whose tokens are those of the trained model; or a
             dict of these for the values of `column`; null = the policy itself, behind another prompt.
         coef: what the advantage of each token gets `log teacher - log policy` times, which the policy's weights at the
-            beginning of the iteration and the teacher's give: a sample of the reverse KL divergence.
+            beginning of the iteration and the teacher's give: a sample of the reverse KL divergence. With `beta`, the
+            weight of the divergence in the loss.
+        beta: instead, the loss gets the divergence at each token, summed over the vocabulary: 0 = forward KL,
+            KL(teacher || policy), 1 = reverse KL, KL(policy || teacher), in between GKD's generalised Jensen-Shannon
+            divergence; null = the sampled one in the advantages.
+        top_k: with `beta`, compare the policy's k likeliest tokens, and all others as one; null = every token.
         column: the column of the data that names the teacher of each row, with a dict of models.
         prompt: makes the prompt behind which the teacher scores the policy's tokens; null = it is the policy's.
         ema: with the policy as its teacher, the share of the way to the policy's weights that the teacher's go after
@@ -88,6 +94,8 @@ class Teacher:
 
     model: str | dict[str, str] | None = None
     coef: float = 1.0
+    beta: float | None = None
+    top_k: int | None = None
     column: str | None = None
     prompt: TeacherPrompt | None = None
     ema: float | None = None
@@ -95,6 +103,18 @@ class Teacher:
     def __post_init__(self) -> None:
         check_within("(0, inf)", "model.teacher", coef=self.coef)
         check_within("(0, 1]", "model.teacher", ema=self.ema)
+        check_within("[0, 1]", "model.teacher", beta=self.beta)
+        check_within("[1, inf)", "model.teacher", top_k=self.top_k)
+        if self.top_k is not None and self.beta is None:
+            raise UserError(
+                "model.teacher.top_k: the divergence of the sampled token needs no others; set model.teacher.beta, "
+                "for one over the vocabulary, or leave top_k out"
+            )
+        if self.beta is not None and (self.column is not None or len(self.folders) < len(self.models)):
+            raise UserError(
+                "model.teacher.beta: the divergence over the vocabulary needs all of one teacher's logits, which "
+                "servers and several teachers do not give; name one folder as model.teacher.model, or leave beta out"
+            )
         if isinstance(self.model, dict) != (self.column is not None):
             raise UserError("model.teacher.column: it names the row's model in a dict of models; give both or neither")
         if self.model is None and self.prompt is None:
@@ -137,6 +157,11 @@ class Teachers:
         self.held: dict[str, Reference] = {}
         self.servers: dict[str, VLLMServer] = {}
         self._data: Any = None  # the DataModule, which makes prompts
+
+    @property
+    def in_loss(self) -> bool:
+        """Whether the divergence over the vocabulary is a term of the loss, not one in the advantages."""
+        return self.options is not None and self.options.beta is not None
 
     @property
     def policies(self) -> list[Policy]:
@@ -220,6 +245,17 @@ class Teachers:
             else:
                 found = found + to_device(self._ask_server(label, shown, mine), found.device)
         return found
+
+    def teach(self, rollout: Rollout, rows: list[int]) -> TeacherHead | None:
+        """Return what the policy's `score` of some rows needs for the divergence from their teacher; None = it is no
+        term of the loss. Collective if the weights are sharded: call it on every rank."""
+        if self.options is None or self.options.beta is None:
+            return None
+        asked = list(rollout.prompts)
+        for p in {i // rollout.group_size for i in rows}:
+            asked[p] = self._asked(asked[p])
+        shown = replace(rollout, prompts=asked)
+        return self.held[""].policy.teach(shown, rows, self.options.beta, self.options.top_k)
 
     def _ask_server(self, label: str, rollout: Rollout, rows: list[int]) -> Tensor:
         """Return the log-probabilities (B, T) of some rows that a server gives."""

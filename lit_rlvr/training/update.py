@@ -17,6 +17,7 @@ from lit_rlvr.distributed.collectives import average_gradients, index, rank, wor
 from lit_rlvr.distributed.sharding import has_shards, reduce_over_copies, whole
 from lit_rlvr.objectives import Importance, Stats
 from lit_rlvr.policy.adapters import adapter_dropout
+from lit_rlvr.policy.logprobs import ScoredTokens
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import more_bits_than_autocast
 from lit_rlvr.training.failures import (
@@ -73,14 +74,15 @@ class Updater:
         rank."""
         scores = TokenScores()
         rows = [int(i) for i in rollout.mask.any(1).nonzero().flatten()]
-        if self.algorithm.needs_step_tokens or self.algorithm.kl.in_reward or self.teachers.options:
+        taught = self.teachers.options is not None and not self.teachers.in_loss
+        if self.algorithm.needs_step_tokens or self.algorithm.kl.in_reward or taught:
             scores.old_logp, scores.entropy = self.logprobs(
                 rollout, self.policy, rows, self.algorithm.needs_step_tokens
             )
         if self.algorithm.kl.in_reward:
             assert self.reference is not None
             scores.ref_logp, _ = self.logprobs(rollout, self.reference, rows)
-        if self.teachers.options is not None:
+        if taught:
             scores.teacher_logp = self.teachers.logprobs(rollout, rows, lambda *given: self.logprobs(*given)[0])
         return scores
 
@@ -180,10 +182,10 @@ class Updater:
         self.optimizer.zero_grad()
         sums: Stats = {}
         for k, rows in enumerate(plan.microbatches):
-            logp, entropy = self.forward(plan, k)
+            scores = self.forward(plan, k)
             if prepared.on_policy:
-                prepared.record_old(rows, logp)
-            inputs, stats = loss_inputs(plan, k, logp, entropy)
+                prepared.record_old(rows, scores.logp)
+            inputs, stats = loss_inputs(plan, k, scores)
             if prepared.on_policy and self.policy.flips is not None:
                 stats["expert_flips"] = (self.policy.flips * inputs.mask).sum()
             if prepared.trace is not None and k < plan.num_microbatches:
@@ -195,13 +197,12 @@ class Updater:
                 sums[name] = sums.get(name, 0) + value.double() * float(k < plan.num_microbatches)
         return plan, sums
 
-    def forward(self, plan: StepPlan, k: int) -> tuple[Tensor, Tensor]:
-        """Run the policy on micro-batch k; return log-probabilities and entropies (rows, T)."""
+    def forward(self, plan: StepPlan, k: int) -> ScoredTokens:
+        """Run the policy on micro-batch k, and before it a teacher whose divergence is in the loss; return what the
+        loss needs, (rows, T) each."""
         needs_gradient = self.algorithm.loss_options.entropy_coef != 0
         rollout, rows = plan.prepared.rollout, plan.microbatches[k]
-        logp, entropy = self.policy.logprobs(rollout, rows, entropy=True, entropy_gradient=needs_gradient)
-        assert entropy is not None, "it was asked for"
-        return logp, entropy
+        return self.policy.score(rollout, rows, True, needs_gradient, self.teachers.teach(rollout, rows))
 
     def local_backward(self, loss: Tensor, last: bool = True) -> None:
         """Compute gradients, which stay local under DDP: `reduce_and_clip` averages them once per step.
@@ -227,6 +228,6 @@ class Updater:
     def run_alone(self, plan: StepPlan, k: int) -> tuple[Tensor, list[Tensor | None]]:
         """Return the loss and gradients of micro-batch k by itself."""
         self.optimizer.zero_grad()
-        loss, _ = self.algorithm.loss(loss_inputs(plan, k, *self.forward(plan, k))[0])
+        loss, _ = self.algorithm.loss(loss_inputs(plan, k, self.forward(plan, k))[0])
         self.local_backward(loss)
         return loss.detach(), [parameter.grad for parameter in all_parameters(self.optimizer)]

@@ -23,6 +23,7 @@ from lit_rlvr.objectives import (
     importance_weights,
     log_ratio,
     masked_mean,
+    vocabulary_divergence,
 )
 
 RATIO = source_lines("per_token_logps_diff = (old", "# Compute the per-token log probabilities for the reference model")
@@ -289,3 +290,18 @@ def test_entropies_and_masks_of_single_tokens_are_replayed() -> None:
     loss, gradient = their_loss(arrays | {"entropy": entropy}, found["x/advantages"], **trainer)
     assert float(found["x/loss"]) == pytest.approx(loss, rel=1e-12)
     np.testing.assert_allclose(found["x/dlogp"], gradient, rtol=1e-9, atol=1e-16)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.25, 0.5, 1.0])
+def test_the_divergence_from_a_teacher_is_gkds_and_over_the_likeliest_tokens_sdpos_with_a_tail(beta: float) -> None:
+    from trl.experimental.gkd import GKDTrainer
+    from trl.experimental.sdpo.loss_utils import compute_topk_self_distillation_loss
+
+    torch.manual_seed(0)
+    student, teacher = 3 * torch.randn(2, 5, 31, dtype=torch.float64)
+    theirs = GKDTrainer.generalized_jsd_loss(student, teacher, beta=beta, reduction="none").sum(-1)
+    torch.testing.assert_close(vocabulary_divergence(student, teacher, beta), theirs)
+    theirs = compute_topk_self_distillation_loss(
+        student, teacher, distillation_topk=7, distillation_alpha=beta, distillation_add_tail=True
+    )
+    torch.testing.assert_close(vocabulary_divergence(student, teacher, beta, 7), theirs)

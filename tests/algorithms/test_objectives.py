@@ -31,6 +31,7 @@ from slow_loops import (
     power_terms,
     random_case,
     sapo_terms,
+    slow_divergence,
     top_entropy_terms,
     topr_terms,
     vespo_terms,
@@ -62,7 +63,8 @@ from lit_rlvr.algorithms import (
     RLVRModule,
 )
 from lit_rlvr.commands.check.replay import frozen_inputs, read_batch, replay
-from lit_rlvr.objectives import LossInputs, discounted_sum, log_power_mean, loglinear_old
+from lit_rlvr.common.seeds import derive_seed
+from lit_rlvr.objectives import LossInputs, discounted_sum, log_power_mean, loglinear_old, vocabulary_divergence
 
 AGGREGATIONS = ("sequence_mean", "token_mean", "group_token_mean", "constant", "token_sum")
 CASES = {
@@ -324,6 +326,31 @@ def errors(name: str, case: Case) -> dict[str, float]:
         "advantages": worst_error(ours["x/advantages"], a),
         "dlogp": worst_error(ours["x/dlogp"], gradient, max(scale, 1e-30)),
     }
+
+
+@pytest.mark.parametrize("beta", [0.0, 1e-3, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("top_k", [None, 1, 5, 40])
+def test_the_divergence_over_a_vocabulary_is_the_slow_loops(beta: float, top_k: int | None) -> None:
+    """With tokens left out, rows of padding, tokens of hardly any probability, and equal distributions."""
+    rng = np.random.default_rng(derive_seed("divergence"))
+    student, teacher = rng.normal(0, [[1], [8], [30], [3]], (2, 4, 37))
+    student[:, [3, 20]] = teacher[:, [3, 20]] = -math.inf
+    student[3] = teacher[3] + 2
+    wanted = [float(slow_divergence([*s], [*t], beta, top_k)) for s, t in zip(student, teacher, strict=True)]
+    padded = torch.from_numpy(np.pad(teacher, ((0, 0), (0, 5)), constant_values=50.0))
+    for given, other, tolerance in (
+        (torch.from_numpy(student), padded, 1e-12),
+        (torch.from_numpy(student).float(), padded.float(), 1e-5),
+    ):
+        logits = given.requires_grad_()
+        found = vocabulary_divergence(logits, other, beta, top_k)
+        torch.testing.assert_close(
+            found.double(), torch.tensor(wanted, dtype=torch.float64), rtol=tolerance, atol=tolerance
+        )
+        (gradient,) = torch.autograd.grad(found.sum(), logits)
+        assert gradient.isfinite().all() and not gradient[:, [3, 20]].any() and gradient[0].abs().max() > 1e-4 * beta
+    whole = vocabulary_divergence(torch.from_numpy(student), torch.from_numpy(teacher), beta)
+    assert (found <= whole + 1e-5).all(), "tokens taken together are at most as far apart"
 
 
 @pytest.mark.parametrize("length", [1, 64, 150])

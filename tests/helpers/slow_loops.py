@@ -20,6 +20,22 @@ STEP = mpf(10) ** -20
 Matrix = Sequence[Sequence[float]]
 
 
+def slow_divergence(student: Sequence[float], teacher: Sequence[float], beta: float, top_k: int | None = None) -> mpf:
+    """GKD's divergence at one token, from logits; -inf in both = a token that is left out."""
+    kept = [v for v, logit in enumerate(student) if logit > -math.inf]
+    s, t = ([mp.exp(mpf(logits[v])) for v in kept] for logits in (student, teacher))
+    s, t = ([mass / mp.fsum(masses) for mass in masses] for masses in (s, t))
+    order = sorted(range(len(s)), key=lambda v: -s[v])
+    first, rest = order[:top_k], order[len(s) if top_k is None else top_k :]
+    s, t = ([p[v] for v in first] + ([mp.fsum(p[v] for v in rest)] if rest else []) for p in (s, t))
+    b = mpf(beta)
+    middle = [b * q + (1 - b) * p for p, q in zip(s, t, strict=True)]
+    forward, reverse = (
+        mp.fsum(p * mp.log(p / m) for p, m in zip(own, middle, strict=True) if p) for own in (t, s)
+    )  # at beta 0 the mixture is the student, at 1 the teacher
+    return forward if beta == 0 else reverse if beta == 1 else b * forward + (1 - b) * reverse
+
+
 # ---- advantages: lists of groups of rewards in, lists of groups of advantages out ------------------------------
 
 

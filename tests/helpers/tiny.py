@@ -178,6 +178,18 @@ def plain_logprobs(
     return everything[torch.arange(len(completion)), torch.tensor(completion, dtype=torch.long)], everything
 
 
+def plain_divergence(student: Tensor, teacher: Tensor, beta: float, top_k: int | None = None) -> Tensor:
+    """GKD's divergence () at one token, from logits or log-probabilities (V,) of the tokens that both have."""
+    kept = student > float("-inf")
+    s, t = student[kept].softmax(0), teacher[: len(student)][kept].softmax(0)
+    if top_k is not None:
+        first, rest = (part.tolist() for part in s.argsort(descending=True).split([top_k, len(s) - top_k]))
+        s, t = (torch.stack([*p[first], p[rest].sum()]) for p in (s, t))
+    m = beta * t + (1 - beta) * s
+    forward, reverse = (t * (t / m).log()).sum(), (s * (s / m).log()).sum()
+    return beta * forward + (1 - beta) * reverse if 0 < beta < 1 else reverse if beta else forward
+
+
 def start_engine(engine: RolloutEngine, policy: Policy, folder: str | Path = "", max_sequences: int = 64) -> None:
     """Start an engine as the rollout callback does."""
     engine.start(EngineContext(str(folder), policy, byte_tokenizer(), 512, max_sequences, 0))

@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tiny import plain_divergence
 from torch import Tensor
 
 from lit_rlvr.policy import logprobs as scoring
 from lit_rlvr.policy.architecture import LogitTransform
-from lit_rlvr.policy.logprobs import score_tokens
+from lit_rlvr.policy.logprobs import TeacherHead, score_tokens
 from lit_rlvr.types import Sampling
 
 N, H, V = 7, 5, 23
@@ -65,7 +66,7 @@ def test_values_and_gradients_are_those_of_the_softmax(
     def gradients(found: list[Tensor]) -> tuple[Tensor, ...]:
         return torch.autograd.grad((torch.stack(found) * factors).exp().sum(), inputs)
 
-    ours = score_tokens(hidden, weight, offset, target, sampling, entropy=True, entropy_gradient=True)
+    ours = score_tokens(hidden, weight, offset, target, sampling, entropy=True, entropy_gradient=True)[:2]
     wanted = plain(hidden, weight, offset, target, sampling)
     torch.testing.assert_close(list(ours), wanted)
     for got, expected in zip(gradients(list(ours)), gradients(wanted), strict=True):
@@ -79,7 +80,7 @@ def test_logits_that_a_model_scales_or_caps(
 ) -> None:
     hidden, weight, _, target = numbers(False, device)
     transform = LogitTransform(scale, cap)
-    ours = score_tokens(hidden, weight, None, target, sampling, True, entropy_gradient=True, transform=transform)
+    ours = score_tokens(hidden, weight, None, target, sampling, True, entropy_gradient=True, transform=transform)[:2]
     wanted = plain(hidden, weight, None, target, sampling, scale, cap)
     torch.testing.assert_close(list(ours), wanted)
     found, expected = (torch.autograd.grad(torch.stack([*x]).exp().sum(), [hidden, weight]) for x in (ours, wanted))
@@ -88,9 +89,9 @@ def test_logits_that_a_model_scales_or_caps(
 
 def test_without_an_entropy_gradient_none_flows() -> None:
     hidden, weight, _, target = numbers(False)
-    logp, entropy = score_tokens(hidden, weight, None, target, Sampling(), entropy=True)
+    logp, entropy, _ = score_tokens(hidden, weight, None, target, Sampling(), entropy=True)
     assert entropy is not None and not entropy.requires_grad and logp.requires_grad
-    assert score_tokens(hidden, weight, None, target, Sampling())[1] is None
+    assert score_tokens(hidden, weight, None, target, Sampling())[1:] == (None, None)
 
 
 def test_a_frozen_head_still_passes_the_gradient_on() -> None:
@@ -105,7 +106,7 @@ def test_under_autocast_the_matrices_are_half_and_the_softmax_is_not() -> None:
     hidden, weight, _, target = (x if x is None or x.dtype == torch.long else x.float() for x in numbers(False))
     assert hidden is not None and weight is not None and target is not None
     with torch.autocast("cpu", torch.bfloat16):
-        logp, _ = score_tokens(hidden, weight, None, target, Sampling())
+        logp = score_tokens(hidden, weight, None, target, Sampling()).logp
         half = torch.nn.functional.linear(hidden, weight)
     assert half.dtype == torch.bfloat16 and logp.dtype == torch.float32
     wanted = half.float().log_softmax(-1)[torch.arange(N), target]
@@ -136,16 +137,60 @@ def peak_elements(work: Callable[[], object]) -> int:
     return watch.largest
 
 
+def teacher_head(beta: float, top_k: int | None, device: torch.device | None = None) -> TeacherHead:
+    """Of another width than the student's, with three more rows in its output embedding."""
+    torch.manual_seed(4)
+    made = [torch.randn(*shape, dtype=torch.float64).to(device) for shape in ((N, H + 2), (V + 3, H + 2), (V + 3,))]
+    return TeacherHead(*made, LogitTransform(0.5, 4.0), beta, top_k)
+
+
+@SAMPLINGS
+@pytest.mark.parametrize(("chunk", "block", "kept"), [(1 << 25, 1 << 21, 1 << 29), (3 * V, 2 * V, 0)])
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("top_k", [None, 4])
+def test_the_divergence_from_a_teacher_and_its_gradient_are_those_of_whole_logits(
+    sampling: Sampling, chunk: int, block: int, kept: int, beta: float, top_k: int | None,
+    monkeypatch: pytest.MonkeyPatch, device: torch.device,
+) -> None:  # fmt: skip
+    """Together with the log-probabilities and entropies of the same pass; the definitions on one token at a time."""
+    for name, value in {"GPU_ROWS": 1, "CHUNK_LOGITS": chunk, "BLOCK_LOGITS": block, "KEPT_BYTES": kept}.items():
+        monkeypatch.setattr(scoring, name, value)
+    hidden, weight, offset, target = numbers(True, device)
+    teacher, transform = teacher_head(beta, top_k, device), LogitTransform(1.5, 3.0)
+    factors = torch.randn(3, N, dtype=torch.float64, device=device)
+
+    def gradients(found: list[Tensor]) -> tuple[Tensor, ...]:
+        return torch.autograd.grad((torch.stack(found) * factors).exp().sum(), [hidden, weight, offset])
+
+    ours = score_tokens(hidden, weight, offset, target, sampling, True, True, transform, teacher)
+    kept_tokens = [v for v in range(V) if v not in sampling.banned_token_ids]
+    logits = transform(torch.nn.functional.linear(hidden, weight, offset)) / sampling.temperature
+    others = teacher.transform(torch.nn.functional.linear(teacher.hidden, teacher.weight, teacher.bias))
+    others = others / sampling.temperature
+    apart = [
+        plain_divergence(z, other, beta, top_k)
+        for z, other in zip(logits[:, kept_tokens], others[:, kept_tokens], strict=True)
+    ]
+    logp = logits[:, kept_tokens].log_softmax(-1)
+    at = torch.tensor([kept_tokens.index(int(t)) for t in target], device=device)
+    wanted = [logp.gather(1, at[:, None])[:, 0], -(logp.exp() * logp).sum(-1), torch.stack(apart)]
+    torch.testing.assert_close([*ours], wanted)
+    torch.testing.assert_close(gradients([*ours]), gradients(wanted))
+
+
 @pytest.mark.parametrize("gradient", [True, False])
-def test_the_vocabulary_is_held_for_a_chunk_only(gradient: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("taught", [False, True])
+def test_the_vocabulary_is_held_for_a_chunk_only(gradient: bool, taught: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "CHUNK_LOGITS", 2 * V)
     monkeypatch.setattr(scoring, "KEPT_BYTES", 0)
     hidden, weight, _, target = numbers(False)
 
     def work() -> None:
         with torch.set_grad_enabled(gradient):
-            logp, _ = score_tokens(hidden, weight, None, target, Sampling(), entropy=True)
+            found = score_tokens(
+                hidden, weight, None, target, Sampling(), True, teacher=teacher_head(0.5, None) if taught else None
+            )
         if gradient:
-            logp.sum().backward()
+            (found.logp if found.divergence is None else found.logp + found.divergence).sum().backward()
 
-    assert peak_elements(work) == max(V * H, 2 * V)
+    assert peak_elements(work) == ((V + 3) * (H + 2) if taught else max(V * H, 2 * V))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import save_model, tiny_llama
 from tiny_runs import FIT, STRATEGIES, assert_same_run, completions, in_two_processes, metrics, summary, to
 from tiny_vlms import picture
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
@@ -50,9 +51,9 @@ def write(folder: Path, **sets: list[Talk]) -> tuple[str, ...]:
     return tuple(options)
 
 
-def transformers_loss(folder: Path, talks: Sequence[Talk], dtype: torch.dtype = torch.float64) -> float:
-    """Transformers' own loss on a padded batch, with -100 as the label of all but the assistant's turns."""
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+def labelled(folder: Path, talks: Sequence[Talk]) -> dict[str, torch.Tensor]:
+    """A padded batch, with -100 as the label of all but the assistant's turns."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     ids, labels = [], []
     for messages in talks:
         text = tokenizer.apply_chat_template(messages, tokenize=False)
@@ -64,7 +65,14 @@ def transformers_loss(folder: Path, talks: Sequence[Talk], dtype: torch.dtype = 
     padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(one)) for one in ids], batch_first=True)
     wanted = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)
-    return float(model(padded, attention_mask=mask, labels=wanted).loss.detach())
+    return {"input_ids": padded, "attention_mask": mask, "labels": wanted}
+
+
+@torch.no_grad()
+def transformers_loss(folder: Path, talks: Sequence[Talk]) -> float:
+    """Transformers' own loss."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    return float(model(**labelled(folder, talks)).loss)
 
 
 def losses(run: str, name: str = "train/loss") -> list[float]:
@@ -90,6 +98,34 @@ def test_the_loss_is_transformers_own(run_folder: Path, lit_rlvr: CLI, tiny_mode
         messages[-1]["content"] for messages in TRAIN
     }
     assert "the assistant's turns at the end" not in result.err, "they are what it trains on"
+
+
+def test_the_divergence_from_a_teacher_is_added_or_stands_alone(
+    run_folder: Path, lit_rlvr: CLI, tiny_model_folder: Path
+) -> None:
+    teacher, options = save_model(tiny_llama(1), run_folder / "teacher"), write(run_folder, train=TRAIN)
+    small = ("--model.init_args.compute.tokens_per_microbatch", 120, "--rollout.sampling.max_tokens", 200)
+    once = ("--trainer.max_steps", 1, "--trainer.limit_val_batches", 0)
+    taught = ("--model.init_args.teacher.model", teacher, "--model.init_args.teacher.coef", 2)
+    for root, more in (("both", ()), ("alone", ("--model.init_args.nll_coef", 0))):
+        beta = ("--model.init_args.teacher.beta", 0)
+        result = lit_rlvr(*FIT, *options, *LOSS_ONLY, *small, *once, *taught, *beta, *more, *to(root))
+        assert result.status == 0, result.err
+    batch = labelled(tiny_model_folder, TRAIN)
+    labels = batch.pop("labels")[:, 1:]
+    with torch.no_grad():
+        s, t = (
+            model.double()(**batch).logits[:, :-1][labels >= 0].log_softmax(-1)
+            for model in (tiny_llama(), tiny_llama(1))
+        )
+    forward = float((t.exp() * (t - s)).sum(-1).mean())
+    assert losses("alone", "train/teacher_divergence") == [pytest.approx(forward, abs=1e-6)]
+    assert losses("alone") == [pytest.approx(2 * forward, abs=1e-6)]
+    assert losses("both") == [pytest.approx(transformers_loss(tiny_model_folder, TRAIN) + 2 * forward, abs=1e-6)]
+    refused = lit_rlvr(*FIT, *options, *taught, *to("sampled"))
+    assert refused.status == 2 and "model.teacher.beta: SFT does not train on the policy's own samples" in refused.err
+    refused = lit_rlvr(*FIT, *options, "--model.init_args.nll_coef", 0, *to("nothing"))
+    assert refused.status == 2 and "model.nll_coef: 0" in refused.err
 
 
 def test_images_stand_where_the_conversation_shows_them(vlm_folder: Path, tmp_path: Path) -> None:

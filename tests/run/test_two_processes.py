@@ -204,6 +204,7 @@ EVERY = {
     "DoRA": init(kl__coef=0.1, lora="{rank: 4, dora: true, rslora: true}"),
     "PiSSA": init(kl__coef=0.1, lora="{rank: 4, init: pissa}"),
     "an adapter": init(kl__coef=0.1, model="adapter", lora="{adapter: continue}"),
+    "divergence": init(teacher__model="teacher", teacher__beta=0.4, teacher__top_k=30),
 }
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import byte_tokenizer, plain_logprobs, save_model, tiny_llama
-from tiny_fit import Recorder, RecordingGRPO, RecordingOPD, fit
+from tiny import VOCAB, byte_tokenizer, plain_divergence, plain_logprobs, save_model, tiny_llama
+from tiny_fit import T_MAX, Recorder, RecordingGRPO, RecordingOPD, assert_same, fit
 from tiny_runs import FIT
 
 from lit_rlvr.algorithms import GSPO
@@ -56,9 +56,52 @@ def test_the_gradient_is_that_of_the_divergence_and_of_the_rewards(
         torch.testing.assert_close(seen.gradients[0][name], gradient, atol=1e-6, rtol=1e-4)
 
 
-def test_the_policy_comes_closer_to_the_teacher(teacher: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
-    _, seen = fit(tiny_model_folder, tmp_path, 30, algorithm=RecordingOPD, teacher=Teacher(str(teacher)))
-    kl = [metrics["train/teacher_kl"] for metrics in seen.metrics]
+@pytest.mark.parametrize(
+    ("algorithm", "beta", "top_k", "aggregation"),
+    [
+        (RecordingOPD, 0.0, None, "token_mean"),
+        (RecordingGRPO, 0.4, 12, "sequence_mean"),
+        (RecordingOPD, 1.0, None, "sequence_mean"),
+    ],
+)
+def test_the_divergence_over_the_vocabulary_is_a_term_of_the_loss(
+    algorithm: Any, beta: float, top_k: int | None, aggregation: str, teacher: Path, tiny_model_folder: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """Against one unpadded sequence and one token at a time, with the temperature and the banned tokens of sampling."""
+    sampling = Sampling(temperature=0.8, max_tokens=T_MAX, banned_token_ids=(60, 200))
+    given = {"teacher": Teacher(str(teacher), 0.5, beta=beta, top_k=top_k), "loss": {"aggregation": aggregation}}
+    _, seen = fit(tiny_model_folder, tmp_path, algorithm=algorithm, sampling=sampling, **given)
+    rollout, student, other = seen.rollouts[0], tiny_llama(), tiny_llama(1)
+    tokens, total, divergence = int(rollout.mask.sum()), torch.zeros(()), 0.0
+    rewards = rollout.rewards
+    standard = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, correction=0, keepdim=True) + 1e-6)
+    for p, group in enumerate(rollout.completions):
+        for g, completion in enumerate(group):
+            ids = rollout.prompts[p].token_ids, completion.token_ids, rollout.sampling
+            logp, mine = plain_logprobs(student, *ids)
+            with torch.no_grad():
+                its = plain_logprobs(other, *ids)[1]
+            each = torch.stack([plain_divergence(s, t, beta, top_k) for s, t in zip(mine, its, strict=True)])
+            divergence += float(each.detach().sum())
+            share = 1 / tokens if aggregation == "token_mean" else 1 / (len(rollout.mask) * len(each))
+            reward = standard[p, g].float() if algorithm is RecordingGRPO else 0.0
+            total = total + (0.5 * each - reward * logp).sum() * share
+    metrics = seen.metrics[0]
+    assert metrics["train/teacher_divergence"] == pytest.approx(divergence / tokens, rel=1e-5)
+    assert "train/teacher_kl" not in metrics
+    wanted = torch.autograd.grad(total, [*student.parameters()])
+    names = (name for name, _ in student.named_parameters())
+    assert_same(seen.gradients[0], dict(zip(names, wanted, strict=True)))
+
+
+@pytest.mark.parametrize("beta", [None, 0.5])
+def test_the_policy_comes_closer_to_the_teacher(
+    beta: float | None, teacher: Path, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    _, seen = fit(tiny_model_folder, tmp_path, 30, algorithm=RecordingOPD, teacher=Teacher(str(teacher), beta=beta))
+    name = "train/teacher_kl" if beta is None else "train/teacher_divergence"
+    kl = [metrics[name] for metrics in seen.metrics]
     assert sum(kl[-5:]) < 0.7 * sum(kl[:5])
     frozen = tiny_llama(1).state_dict()
     assert all(not torch.equal(frozen[name], value) for name, value in seen.weights[-1].items() if "norm" not in name)
@@ -125,6 +168,29 @@ def test_a_policy_learns_from_itself_behind_a_demonstration(
         assert_taught(seen, teacher_of, iteration)
 
 
+def test_the_divergence_from_oneself_is_behind_the_demonstration_too(tiny_model_folder: Path, tmp_path: Path) -> None:
+    """With the live policy as the teacher, in a step of several micro-batches."""
+    taught = Teacher(prompt=Demonstration("solution", "{prompt} Hint: {demonstration}"), beta=0.0)
+    data = questions(tmp_path)
+    given = {"teacher": taught, "data": data, "compute": {"tokens_per_microbatch": 100}}
+    _, seen = fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, **given)
+    rollout, own, total = seen.rollouts[0], tiny_llama(), torch.zeros(())
+    for prompt, group in zip(rollout.prompts, rollout.completions, strict=True):
+        text = f"{prompt.sample.row['prompt']} Hint: {prompt.sample.row['solution']}"
+        asked = data.tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
+        )
+        for completion in group:
+            mine = plain_logprobs(own, prompt.token_ids, completion.token_ids, rollout.sampling)[1]
+            its = plain_logprobs(own, asked, completion.token_ids, rollout.sampling)[1].detach()
+            total = total + sum(plain_divergence(s, t, 0.0) for s, t in zip(mine, its, strict=True))
+    total = total / int(rollout.mask.sum())
+    assert seen.metrics[0]["train/teacher_divergence"] == pytest.approx(float(total.detach()), rel=1e-5)
+    wanted = torch.autograd.grad(total, [*own.parameters()])
+    names = (name for name, _ in own.named_parameters())
+    assert_same(seen.gradients[0], dict(zip(names, wanted, strict=True)))
+
+
 def test_another_tokenizer_is_refused_by_its_first_difference(tiny_model_folder: Path, tmp_path: Path) -> None:
     other = save_model(tiny_llama(1), tmp_path / "other")
     tokenizer = byte_tokenizer()
@@ -139,12 +205,18 @@ def test_teachers_that_a_run_cannot_use_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=r"model.teacher: it gives each token an advantage, and GSPO weighs whole"):
         GSPO(teacher=Teacher(str(teacher)))
+    assert GSPO(teacher=Teacher(str(teacher), beta=1.0)).teachers.in_loss
     for wrong, said in (
         (dict(model="folder", coef=0.0), "coef: 0"),
         (dict(), "model: null is the policy itself, which needs another prompt"),
         (dict(model={"a": "folder"}), "column: it names the row's model in a dict"),
         (dict(model="folder", ema=0.1), "ema: it averages the policy's weights"),
         (dict(prompt=Demonstration("solution"), ema=2.0), "ema: 2"),
+        (dict(model="folder", beta=1.5), r"beta: 1.5 must lie in \[0, 1\]"),
+        (dict(model="folder", beta=1.0, top_k=0), "top_k: 0 must lie in"),
+        (dict(model="folder", top_k=20), "top_k: the divergence of the sampled token needs no others"),
+        (dict(model="http://host:1", beta=1.0), "beta: the divergence over the vocabulary needs all of one teacher's"),
+        (dict(model={"a": "folder"}, column="c", beta=1.0), "beta: the divergence over the vocabulary needs all of"),
     ):
         with pytest.raises(UserError, match=f"model.teacher.*{said}"):
             Teacher(**wrong)
@@ -179,12 +251,18 @@ def test_a_plan_counts_the_teacher(
     teacher: Path, run_folder: Path, lit_rlvr: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[dict[str, float]] = []
+    forwards: list[int] = []
     monkeypatch.setattr(
         "lit_rlvr.cli.subcommands.show_plan",
-        lambda job, gpus: seen.append(job.plan(Strategy(False, True), gpus, job.budget).terms),
-    )
-    for more in ((), ("--model.init_args.teacher.model", str(teacher))):
+        lambda job, gpus: (
+            seen.append(job.plan(Strategy(False, True), gpus, job.budget).terms), forwards.append(job.forwards)
+        ),
+    )  # fmt: skip
+    named = ("--model.init_args.teacher.model", str(teacher))
+    for more in ((), named, (*named, "--model.init_args.teacher.beta", "0.5")):
         result = lit_rlvr("plan", *FIT[1:], "--gpus", "1x80GB", *more)
         assert result.status == 0, result.err
-    alone, taught = seen
+    alone, taught, compared = seen
+    assert compared["temporary"] - taught["temporary"] > 12 * 4 * VOCAB  # bytes of the logits of one micro-batch
+    assert compared | {"temporary": taught["temporary"]} == taught and forwards == [0, 2, 1]
     assert taught == alone | {"teacher": 4 * sum(parameter.numel() for parameter in tiny_llama().parameters())}

@@ -37,6 +37,7 @@ from lit_rlvr.policy.logprobs import CHUNK_LOGITS, GPU_ROWS, KEPT_BYTES
 FLOAT = 4
 NF4 = 0.516  # bytes of a number in 4 bits, with its share of the quantised scales
 GATHERED_LAYERS = 5  # the current layer and the next: gathered, in transfer, and their gradients
+DIVERGENCE_TENSORS = 12  # of a block's logits, in float32
 Terms = dict[str, float]
 
 
@@ -291,6 +292,21 @@ def logit_bytes(shape: Shape, load: Microbatch, size: int, rows: int = GPU_ROWS)
     kept = count * size if count * size <= KEPT_BYTES else chunk * size
     bytes_per_logit = FLOAT if size == FLOAT else 2 * FLOAT + size  # tensors per logit of the current chunk
     return kept + chunk * bytes_per_logit
+
+
+def teaching_memory(shape: Shape, load: Microbatch, strategy: Strategy, size: int) -> float:
+    """Return the bytes that the divergence from a teacher over the vocabulary adds to a step: the inputs of the
+    teacher's output layer, a copy of that layer if it is sharded or of another type, a chunk of its logits, and the
+    numbers that autograd keeps of a block of both models' logits.
+
+    Args:
+        shape: the teacher's.
+    """
+    logits = min(load.scored * shape.vocabulary, max(CHUNK_LOGITS, GPU_ROWS * shape.vocabulary))
+    block = min(load.scored * shape.vocabulary, CHUNK_LOGITS)
+    copied = strategy.sharded or frozen(shape, strategy, size) != size
+    head = shape.vocabulary * shape.text.width * size * copied
+    return load.scored * shape.text.width * size + head + logits * size + DIVERGENCE_TENSORS * block * FLOAT
 
 
 def training_memory(

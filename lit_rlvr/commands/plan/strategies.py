@@ -24,6 +24,7 @@ from lit_rlvr.commands.plan.memory import (
     kv_bytes_per_token,
     shape_of,
     state_memory,
+    teaching_memory,
     training_memory,
 )
 from lit_rlvr.commands.plan.models import PUBLISHED
@@ -115,6 +116,7 @@ class JobSizes:
         quantized: whether vLLM keeps its layers in 8 bits.
         vllm_sleeps: whether vLLM frees its memory during training.
         reference: whether there is a reference model. teachers: those that are loaded.
+        compared: the teacher whose divergence over the vocabulary the loss has; None = there is none.
         lora: whether the config trains adapters.
         shared_prefix: whether a prompt is computed once for its whole group.
         minibatches: optimizer steps that a rollout is split into.
@@ -140,6 +142,7 @@ class JobSizes:
     vllm_sleeps: bool = True
     reference: bool = False
     teachers: tuple[Shape, ...] = ()
+    compared: Shape | None = None
     lora: bool = False
     shared_prefix: bool = True
     minibatches: int = 1
@@ -319,6 +322,8 @@ class JobSizes:
         if self.teachers:
             teacher = sum(one.parameters * frozen(one, strategy, self.size) for one in self.teachers)
             terms["teacher"] = 0.0 if strategy.offload else teacher / (gpus.count if strategy.sharded else 1)
+        if self.compared is not None:
+            terms["temporary"] += teaching_memory(self.compared, self.load(gpus, budget), strategy, self.size)
         generation = 0.0
         if self.share is None:
             sequences = min(256, self.prompts_on_each(gpus) * self.group)
@@ -404,13 +409,16 @@ def describe_job(
         vllm_sleeps=sleeps,
         reference=module.needs_reference,
         teachers=tuple(teachers),
+        compared=None if not module.teachers.in_loss else teachers[0] if teachers else shape_of(config),
         lora=module.lora is not None,
         shared_prefix=module.compute.shared_prefix,
         minibatches=module.updates_per_rollout,
         automatic=module.budget.given == "auto",
         iterations=math.ceil(max_steps / updates_of(module)) if max_steps > 0 else None,
         models=2 if module.samples_reference else 1,
-        forwards=(module.kl.coef > 0) + 2 * (taught is not None) + (updates_of(module) > 1 and module.has_ratio),
+        forwards=(module.kl.coef > 0)
+        + (taught is not None) * (module.epochs_per_rollout if module.teachers.in_loss else 2)
+        + (updates_of(module) > 1 and module.has_ratio),
     )
 
 
