@@ -38,8 +38,8 @@ class LossInputs:
     """The input of an objective: some rows of one optimizer step.
 
     Args:
-        logp: (B, T) log-probabilities under the current policy; only this, `entropy` and `divergence` have a
-            gradient.
+        logp: (B, T) log-probabilities under the current policy; only this, `entropy`, `divergence` and
+            `balance` have a gradient.
         old_logp: (B, T) log-probabilities under the policy at the beginning of the iteration, by the trainer.
         mask: (B, T) bool.
         advantages: (B, 1), or (B, T) if the estimator gives one for each token; constant.
@@ -55,6 +55,7 @@ class LossInputs:
         selected: (B, T) bool, the tokens that the loss's `select` has chosen; None if it has none.
         right: (B,) bool, True for completions that a reward calls right; None without rewards.
         divergence: (B, T) divergence from the teacher at each position, which has a gradient; None without that term.
+        balance: (B, T) loss of the use of experts at each position; None without that term.
     """
 
     logp: Tensor
@@ -71,6 +72,7 @@ class LossInputs:
     selected: Tensor | None = None
     right: Tensor | None = None
     divergence: Tensor | None = None
+    balance: Tensor | None = None
 
     def weighed(self, factor: Tensor) -> LossInputs:
         """Return the inputs with each token's share (B, T) in the loss multiplied by a constant factor."""

@@ -28,11 +28,13 @@ class ScoredTokens(NamedTuple):
     Args:
         logp: log-probabilities. entropy: exact entropies, in nats; None = not asked for.
         divergence: from a teacher, over the vocabulary; None = there is none.
+        balance: the loss of the use of experts; None = it is not asked for.
     """
 
     logp: Tensor
     entropy: Tensor | None
     divergence: Tensor | None
+    balance: Tensor | None = None
 
 
 @dataclass(frozen=True)

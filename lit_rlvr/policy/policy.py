@@ -51,6 +51,7 @@ class Policy(nn.Module):
 
     Attributes:
         replays_routes: tokens use the experts that they used in the engine, `Completion.routes`.
+        balances_experts: `score` returns the loss of the use of experts.
         flips: (rows, T), of the last call of `logprobs` with such tokens: the share of layers in which the router would
             choose other experts for the input that predicts the token.
     """
@@ -74,7 +75,8 @@ class Policy(nn.Module):
             if self.family is not None:
                 self.family.prepare(model)
         self._view = view
-        self.replays_routes = False
+        self.replays_routes = self.balances_experts = False
+        self._balance: Tensor | None = None
         self.flips: Tensor | None = None
         self._owner = (owner or self,)  # in a tuple, so that it is not registered as a submodule
         self._attention: Any = model.config.get_text_config()._attn_implementation  # type: ignore[operator, union-attr]
@@ -94,8 +96,17 @@ class Policy(nn.Module):
         Raises:
             UserError: the model has no routers of a known form.
         """
-        watch_routers(self.model)
+        watch_routers(self.model, "rollout.replay_routes")
         self.replays_routes = True
+
+    def balance_experts(self) -> None:
+        """Let `score` return the loss of the use of experts from now on, where there are gradients.
+
+        Raises:
+            UserError: the model has no routers of a known form.
+        """
+        watch_routers(self.model, "model.loss.balance_coef")
+        self.balances_experts = True
 
     def without_adapters(self) -> Policy:
         """Return the same model as it was before adapters were added; nothing is copied."""
@@ -213,10 +224,11 @@ class Policy(nn.Module):
             pixels: the images of the placeholders in the rows, in the same order.
         """
         head: Any = self.model.get_output_embeddings()  # type: ignore[operator]
-        return score_tokens(
+        found = score_tokens(
             self._hidden(rows, pixels), head.weight, head.bias, rows.target, sampling, entropy, entropy_gradient,
             logit_transform(self.model.config), teacher,
         )  # fmt: skip
+        return found._replace(balance=self._balance)
 
     def last_layer(self, rows: Rows, pixels: Sequence[Pixels]) -> tuple[Tensor, Tensor, Tensor | None, LogitTransform]:
         """Return the hidden states (N, H) of the targets, and the weight, the bias and the transform of the output
@@ -244,6 +256,8 @@ class Policy(nn.Module):
             ).last_hidden_state  # (R, L, H)
         at = rows.row * hidden.shape[1] + rows.column  # (N,)
         self.flips = None if rows.routes is None else seen.flips()[at]
+        balances = self.balances_experts and torch.is_grad_enabled()
+        self._balance = seen.balance(at, rows.sequence) if balances else None
         # Not `hidden[row, column]`: its backward pass adds floats in a nondeterministic order.
         return hidden.flatten(0, 1).index_select(0, at)  # (N, H)
 

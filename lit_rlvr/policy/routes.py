@@ -1,4 +1,5 @@
-"""Records the experts that the routers of a mixture of experts choose, and replays them (R3, arXiv 2510.11370)."""
+"""Records the experts that the routers of a mixture of experts choose, replays them (R3, arXiv 2510.11370), and
+measures how evenly they are used."""
 
 from __future__ import annotations
 
@@ -26,11 +27,13 @@ class Routing:
 
     Attributes:
         chosen: layer -> (N, k) the experts that its router chooses by itself.
+        scores: layer -> (N, E) what it chooses by.
     """
 
     def __init__(self, given: Tensor | None) -> None:
         self.given = given
         self.chosen: dict[int, Tensor] = {}
+        self.scores: dict[int, Tensor] = {}
 
     def packed(self) -> Tensor | None:
         """Return the experts that routers chose as small integers (N, K, k); None if no router is watched."""
@@ -44,6 +47,28 @@ class Routing:
         chosen = torch.stack([self.chosen[layer] for layer in sorted(self.chosen)])  # (K, N, k)
         other = (chosen.sort(-1).values != self.given.sort(-1).values).any(-1)
         return (other & (self.given >= 0).all(-1)).float().mean(0)
+
+    def balance(self, at: Tensor, sequence: Tensor) -> Tensor:
+        """Return for some tokens (n,) the loss `E sum_e f_e p_e` that keeps the use of E experts even, averaged over
+        layers: 1 = even, E / k = always the same.
+
+        p_e is the router's probability of expert e, which has a gradient, and f_e the share of the choices in the
+        token's sequence that fall on e. Source: DeepSeek-V3 (arXiv 2412.19437), eq. 17-20.
+
+        Args:
+            at: (n,) which of the N tokens. sequence: (n,) the sequence of each.
+
+        Raises:
+            UserError: the routers do not choose by probabilities.
+        """
+        chosen = torch.stack([self.chosen[layer] for layer in sorted(self.chosen)])[:, at]  # (K, n, k)
+        p = torch.stack([self.scores[layer] for layer in sorted(self.scores)])[:, at].float()  # (K, n, E)
+        if p.numel() and not torch.allclose(p.detach().sum(-1), p.new_ones(()), atol=1e-2):
+            raise UserError("model.loss.balance_coef: the model's routers do not choose by a softmax; leave it at 0")
+        count = p.new_zeros(len(p), int(sequence.max()) + 1 if len(sequence) else 0, p.shape[-1])
+        count.index_add_(1, sequence, torch.zeros_like(p).scatter_(-1, chosen, 1.0))
+        share = count / count.sum(-1, keepdim=True).clamp(min=1)
+        return p.shape[-1] * (share[:, sequence] * p).sum(-1).mean(0)
 
 
 def small(experts: Tensor) -> Tensor:
@@ -79,8 +104,11 @@ def routers(model: nn.Module) -> dict[int, nn.Module]:
     }
 
 
-def watch_routers(model: Any) -> None:
+def watch_routers(model: Any, option: str) -> None:
     """Let `routing` see and replace what a model's routers choose, in place.
+
+    Args:
+        option: which needs that, for the error.
 
     Raises:
         UserError: it has no routers, or none of a known form.
@@ -89,7 +117,7 @@ def watch_routers(model: Any) -> None:
     sizes = first_of(text, EXPERTS), first_of(text, CHOSEN)
     found = routers(model)
     if not found or not all(sizes):
-        raise UserError(f"rollout.replay_routes: {type(model).__name__} has no routers of a known form; leave it off")
+        raise UserError(f"{option}: {type(model).__name__} has no routers of a known form; leave it out")
     for layer, router in enumerate(found.values()):
         router.forward = partial(_forward, router, layer, sizes)
 
@@ -118,7 +146,7 @@ class _Choice(TorchFunctionMode):
             return result
         if (args[0].shape[1:], result.indices.shape[1:]) != tuple((n,) for n in self.sizes):  # of a group of experts
             return result
-        self.now.chosen[self.layer] = result.indices
+        self.now.chosen[self.layer], self.now.scores[self.layer] = result.indices, args[0]
         if self.now.given is None:
             return result
         given = self.now.given[self.layer]  # (N, k)

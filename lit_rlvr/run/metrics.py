@@ -343,6 +343,12 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "0.003 to 0.02 in tiny models in bfloat16, which the replay undoes. Grows: as `train/engine_difference`",
         ),
         Metric(
+            "train/expert_balance",
+            "with `model.loss.balance_coef`: loss of the use of experts within completions, averaged over layers",
+            "1 to experts / experts of a token",
+            "1 = even. Grows: routers prefer few experts; raise the coefficient",
+        ),
+        Metric(
             "train/effective_sample_size",
             "(sum of w)^2 / (tokens x sum of w^2), with w the ratio of the trainer to the engine",
             "0 to 1",

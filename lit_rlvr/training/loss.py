@@ -60,6 +60,8 @@ class Loss:
             under the policy at the beginning of the iteration (Wang et al. 2025, arXiv 2506.01939: 0.2); 1 = all.
         positive_nll_coef: weight of the -log p of right completions, averaged over all tokens as the KL term is (Yue et
             al. 2025, VAPO, arXiv 2504.05118: 0.1, there averaged over the tokens of the right ones); 0 = off.
+        balance_coef: weight of the loss that keeps the use of a mixture's experts even within each completion, averaged
+            over all tokens (DeepSeek-V3, arXiv 2412.19437: 1e-4); 0 = off.
     """
 
     aggregation: Aggregation = "sequence_mean"
@@ -67,10 +69,11 @@ class Loss:
     entropy_coef: float = 0.0
     top_entropy_quantile: float = 1.0
     positive_nll_coef: float = 0.0
+    balance_coef: float = 0.0
 
     def __post_init__(self) -> None:
         check_within("(-inf, inf)", "model.loss", entropy_coef=self.entropy_coef)
-        check_within("[0, inf)", "model.loss", positive_nll_coef=self.positive_nll_coef)
+        check_within("[0, inf)", "model.loss", positive_nll_coef=self.positive_nll_coef, balance_coef=self.balance_coef)
         check_within("(0, 1]", "model.loss", top_entropy_quantile=self.top_entropy_quantile)
         if self.aggregation == "group_token_mean" and not self.count_empty_rows:
             raise UserError("model.loss.count_empty_rows: group_token_mean averages over groups; leave it at true")
@@ -154,7 +157,8 @@ class LossModule(ABC):
     @property
     def runs_all_rows(self) -> bool:
         """Whether rows with advantage 0 have a gradient too, by a term that does not depend on advantages."""
-        return self.kl_in_loss or self.loss_options.entropy_coef != 0 or self.loss_options.positive_nll_coef > 0
+        coefs = self.loss_options.entropy_coef, self.loss_options.positive_nll_coef, self.loss_options.balance_coef
+        return self.kl_in_loss or any(coefs)
 
     @property
     def needs_step_tokens(self) -> bool:
@@ -264,8 +268,8 @@ class LossModule(ABC):
         return masked_mean(advantages, group.mask).view(group.rewards.shape)
 
     def loss(self, x: LossInputs) -> tuple[Tensor, Stats]:
-        """Return the objective plus the KL term plus the divergence from a teacher minus the entropy bonus plus the NLL
-        of right completions, for some rows of one optimizer step.
+        """Return the objective plus the KL term plus the divergence from a teacher plus the balance of experts minus
+        the entropy bonus plus the NLL of right completions, for some rows of one optimizer step.
 
         Raises:
             UserError: the objective does not return a loss with a gradient and statistics, or an entropy bonus is
@@ -282,6 +286,9 @@ class LossModule(ABC):
         if x.divergence is not None:
             loss = loss + self.teacher_coef * masked_sum(x.divergence, x.plain_weight, x.mask)
             stats = stats | {"teacher_divergence": torch.where(x.mask, x.divergence.detach(), 0.0).sum()}
+        if x.balance is not None:
+            loss = loss + self.loss_options.balance_coef * masked_sum(x.balance, x.plain_weight, x.mask)
+            stats = stats | {"expert_balance": torch.where(x.mask, x.balance.detach(), 0.0).sum()}
         if self.loss_options.entropy_coef:
             if x.entropy is None:
                 raise UserError("model.loss.entropy_coef: the entropy needs a model; use 0")

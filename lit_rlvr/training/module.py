@@ -158,6 +158,11 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
                 f"model.importance.correction: the ratio of {type(self).__name__} is to the policy that sampled each "
                 "token already, so a correction would count it twice; leave the option out"
             )
+        if self.loss_options.balance_coef and compute.torch_compile is True:
+            raise UserError(
+                "model.loss.balance_coef: what routers choose is not seen in layers that model.compute.torch_compile "
+                "compiles; leave one of them out"
+            )
         self.automatic_optimization = False
         self.optim, self.importance, self.compute = optim, importance, compute
         self.budget = TokenBudget(compute.tokens_per_microbatch)
@@ -265,6 +270,8 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
                 round_ties(p for p in self.policy.parameters() if p.requires_grad)
             if self.replays_routes:
                 self.policy.replay_routes()
+            if self.loss_options.balance_coef:
+                self.policy.balance_experts()
             self._distribute(self.policy)
             self._load_reference()
             self._load_teachers()
@@ -411,7 +418,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
 
     def _compile(self) -> None:
         """Compile the layers if the option is on, or `auto` and it pays; what `auto` cannot compile stays plain."""
-        if not self.compute.torch_compile or self.replays_routes:
+        if not self.compute.torch_compile or self.replays_routes or self.loss_options.balance_coef:
             return
         automatic = self.compute.torch_compile == "auto"
         if automatic:

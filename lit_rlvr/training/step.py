@@ -121,7 +121,7 @@ def loss_inputs(plan: StepPlan, k: int, scores: ScoredTokens) -> tuple[LossInput
     Args:
         scores: (rows, T) each, the forward pass of the micro-batch, with entropies.
     """
-    logp, entropy, divergence = scores
+    logp, entropy, divergence, balance = scores
     assert entropy is not None
     rows, weight = plan.microbatches[k], float(k < plan.num_microbatches)
     prepared = plan.prepared
@@ -155,6 +155,7 @@ def loss_inputs(plan: StepPlan, k: int, scores: ScoredTokens) -> tuple[LossInput
         selected=None if plan.selected is None else plan.selected[at],
         right=None if plan.right is None else plan.right[at],
         divergence=divergence,
+        balance=balance,
     )
     stats = {"tokens": mask.sum(), "entropy": torch.where(mask, entropy.detach(), 0.0).sum()}
     if not prepared.rollout.is_given:

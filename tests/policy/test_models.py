@@ -208,6 +208,8 @@ def test_two_processes_train_a_model_alike_and_go_on_exactly(name: str, run_fold
     from tiny_runs import assert_same_run, assert_same_training, fit_in_shards  # as above
 
     more = ("--rollout.replay_routes", "true") if MODELS[name].unused else ()
+    if more and name != "DeepSeek-V3":  # whose routers choose by a sigmoid
+        more += ("--model.init_args.loss.balance_coef", "0.01")
     fit_in_shards(run_folder, save_model(build(name), run_folder / "model"), *more)
     assert_same_training(run_folder / "whole", run_folder / "one", 5e-6)
     assert_same_run(run_folder / "parts", run_folder / "whole", resumed=3)

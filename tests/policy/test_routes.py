@@ -100,6 +100,53 @@ def slow_logprobs(model: Any, weigh: Weigh, prompt: Sequence[int], completion: C
         return plain_logprobs(model, prompt, completion.token_ids)[0]
 
 
+@pytest.mark.parametrize("checkpointed", [False, True], ids=["kept", "checkpointed"])
+def test_the_balance_of_experts_is_that_of_each_completion(checkpointed: bool) -> None:
+    """DeepSeek-V3's sequence-wise loss, with its gradient, against one sequence at a time and a loop over experts."""
+    policy = Policy(build("Qwen3-MoE"), ENDS)
+    policy.balance_experts()
+    model: Any = policy.model
+    if checkpointed:
+        enable_checkpointing(model)
+    rollout = make_rollout(PROMPTS, COMPLETIONS)
+    found = policy.score(rollout, [*range(len(PROMPTS) * len(COMPLETIONS[0]))]).balance
+    model.gradient_checkpointing_disable()
+    wanted, mask = [], rollout.mask
+    for prompt, group in zip(rollout.prompts, rollout.completions, strict=True):
+        for completion in group:
+            ids = torch.tensor([[*prompt.token_ids, *completion.token_ids]])
+            layers = model(ids, use_cache=False, output_router_logits=True).router_logits
+            scored_at = slice(len(prompt.token_ids) - 1, ids.shape[1] - 1)
+            loss = torch.zeros(len(completion.token_ids))
+            for logits in layers:
+                p = logits.view(ids.shape[1], -1)[scored_at].float().softmax(-1)
+                best, (tokens, experts) = p.topk(2).indices, p.shape
+                for e in range(experts):
+                    loss = loss + experts * float((best == e).sum()) / (2 * tokens) * p[:, e] / len(layers)
+            wanted.append(loss)
+    assert found is not None
+    for row, values in enumerate(wanted):
+        torch.testing.assert_close(found[row][mask[row]], values, atol=1e-5, rtol=0)
+    parameters = [p for n, p in model.named_parameters() if "gate.weight" in n]
+    ours, theirs = (torch.autograd.grad(total, parameters) for total in (found.sum(), torch.cat(wanted).sum()))
+    assert parameters and float(theirs[0].abs().max()) > 1e-3
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_balancing_experts_evens_their_use(tmp_path: Path) -> None:
+    folder = save_model(build("Qwen3-MoE"), tmp_path / "model")
+    _, seen = fit(folder, tmp_path, 20, loss={"balance_coef": 1.0}, lr=1e-3)
+    balance = [one["train/expert_balance"] for one in seen.metrics]
+    assert 1 <= sum(balance[-5:]) / 5 < balance[0] - 0.15, balance
+    with pytest.raises(UserError, match=r"model.loss.balance_coef: LlamaForCausalLM has no routers of a known form"):
+        fit(save_model(tiny_llama(), tmp_path / "llama"), tmp_path, loss={"balance_coef": 0.1})
+    with pytest.raises(UserError, match=r"model.loss.balance_coef: the model's routers do not choose by a softmax"):
+        fit(save_model(build("DeepSeek-V3"), tmp_path / "deepseek"), tmp_path, loss={"balance_coef": 0.1})
+    with pytest.raises(UserError, match=r"model.loss.balance_coef: what routers choose is not seen in layers"):
+        GRPO(loss={"balance_coef": 0.1}, compute={"torch_compile": True})
+
+
 @EACH
 @pytest.mark.parametrize("checkpointed", [False, True], ids=["kept", "checkpointed"])
 def test_logprobs_and_gradients_are_those_of_the_given_experts(name: str, checkpointed: bool) -> None:
