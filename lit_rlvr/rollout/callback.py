@@ -457,6 +457,11 @@ class RolloutCallback(ChecksArguments, Callback):
         """Refuse rows that a teacher cannot score, and completions for which its context has no room."""
         asked = module.teachers.check(data, self.sampling)
         if asked and module.teachers.options is not None:
+            if module.teachers.options.prompt is not None and begins(self.environment):
+                raise UserError(
+                    "model.teacher.prompt: a teacher with a prompt of its own would not see what rollout.environment "
+                    "says first; leave one of them out"
+                )
             option, room = "rollout.sampling.max_tokens", self.sampling.max_completion_tokens
             needed = LengthRequirement("model.teacher", asked, room, option, "what its prompts show")
             folders = module.teachers.options.folders if module.teachers.options.model else [module.model_folder]

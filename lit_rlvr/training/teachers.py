@@ -125,7 +125,9 @@ class Teacher:
     @property
     def models(self) -> dict[str, str]:
         """Folders, hub ids and URLs by the value of `column`, "" without one; {} = the policy itself."""
-        return self.model if isinstance(self.model, dict) else {} if self.model is None else {"": self.model}
+        if isinstance(self.model, dict):
+            return {str(label): model for label, model in self.model.items()}
+        return {} if self.model is None else {"": self.model}
 
     @property
     def folders(self) -> list[str]:

@@ -107,6 +107,28 @@ def test_the_policy_comes_closer_to_the_teacher(
     assert all(not torch.equal(frozen[name], value) for name, value in seen.weights[-1].items() if "norm" not in name)
 
 
+@pytest.mark.parametrize("beta", [None, 0.5])
+def test_what_a_teacher_has_no_embedding_for_is_not_sampled(beta: float | None, teacher: Path, tmp_path: Path) -> None:
+    """As Qwen2.5 of 7B with 3B as its teacher, whose output embeddings are padded differently."""
+    student = tiny_llama()
+    student.resize_token_embeddings(4 * VOCAB, mean_resizing=False)
+    student.generation_config = tiny_llama().generation_config
+    _, seen = fit(save_model(student, tmp_path / "wide"), tmp_path, algorithm=RecordingOPD,
+                  teacher=Teacher(str(teacher), beta=beta))  # fmt: skip
+    rollout, total = seen.rollouts[0], 0.0
+    assert int(rollout.token_ids.max()) < VOCAB
+    for prompt, group in zip(rollout.prompts, rollout.completions, strict=True):
+        for completion in group:
+            mine, all_mine = plain_logprobs(student, prompt.token_ids, completion.token_ids, rollout.sampling)
+            its, all_its = plain_logprobs(tiny_llama(1), prompt.token_ids, completion.token_ids)
+            each = mine - its if beta is None else torch.stack(
+                [plain_divergence(s[:VOCAB], t, beta) for s, t in zip(all_mine, all_its, strict=True)]
+            )  # fmt: skip
+            total += float(each.detach().sum())
+    name = "train/teacher_kl" if beta is None else "train/teacher_divergence"
+    assert seen.metrics[0][name] == pytest.approx(total / int(rollout.mask.sum()), rel=1e-4)
+
+
 def questions(folder: Path, **changed: Any) -> TextMath:
     """Rows with a subject and a demonstration."""
     rows = [
@@ -132,6 +154,8 @@ def assert_taught(seen: Recorder, teacher_of: Callable[[int, Prompt], tuple[Any,
 def test_each_row_has_the_teacher_that_a_column_names(teacher: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
     third = save_model(tiny_llama(2), tmp_path / "third")
     taught = Teacher({"one": str(teacher), "two": str(third)}, column="subject")
+    numbered: Any = {1: "folder", 2: "other"}  # as YAML reads such labels
+    assert Teacher(numbered, column="grade").models == {"1": "folder", "2": "other"}
     _, seen = fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, teacher=taught, data=questions(tmp_path))
     models = {"one": tiny_llama(1), "two": tiny_llama(2)}
     subjects = [prompt.sample.row["subject"] for prompt in seen.rollouts[0].prompts]
