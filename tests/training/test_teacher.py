@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 from tiny import VOCAB, byte_tokenizer, plain_divergence, plain_logprobs, save_model, tiny_llama
+from tiny_environments import Dice
 from tiny_fit import T_MAX, Recorder, RecordingGRPO, RecordingOPD, assert_same, fit
 from tiny_runs import FIT
 
 from lit_rlvr.algorithms import GSPO
 from lit_rlvr.commands.plan.memory import Strategy
 from lit_rlvr.datamodules import TextMath
+from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora
 from lit_rlvr.training.teachers import Demonstration, Teacher
@@ -215,6 +217,24 @@ def test_the_divergence_from_oneself_is_behind_the_demonstration_too(tiny_model_
     assert_same(seen.gradients[0], dict(zip(names, wanted, strict=True)))
 
 
+@pytest.mark.parametrize("first", ["none", "average"])
+def test_a_run_resumes_with_another_teacher(first: str, teacher: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
+    """A folder's weights stay its own, and an average that is new begins at the initial weights."""
+    average = Teacher(prompt=Demonstration("subject"), ema=0.5)
+    folder = Teacher(str(teacher), prompt=Demonstration("subject"))
+    before, after = {"none": (None, average), "average": (average, folder)}[first]
+    given: dict[str, Any] = {"algorithm": RecordingGRPO, "rewards": ["tiny_rewards.graded"]}
+    module, _ = fit(tiny_model_folder, tmp_path, data=questions(tmp_path), teacher=before, **given)
+    module.trainer.save_checkpoint(tmp_path / "1.ckpt")
+    more = {"data": questions(tmp_path), "teacher": after, "checkpoint": tmp_path / "1.ckpt"} | given
+    resumed, seen = fit(tiny_model_folder, tmp_path, 2, **more)
+    held = resumed.teachers.held[""].policy.model.state_dict()
+    begun = tiny_llama(1 if after is folder else 0).state_dict()
+    for name, weight in resumed.policy.model.state_dict().items():
+        wanted = begun[name] if after is folder else (begun[name] + weight) / 2
+        torch.testing.assert_close(held[name], wanted)
+
+
 def test_another_tokenizer_is_refused_by_its_first_difference(tiny_model_folder: Path, tmp_path: Path) -> None:
     other = save_model(tiny_llama(1), tmp_path / "other")
     tokenizer = byte_tokenizer()
@@ -257,6 +277,15 @@ def test_teachers_that_a_run_cannot_use_are_refused(
             teacher=own,
             data=questions(tmp_path, solution="1" * 2040),
         )
+    with pytest.raises(UserError, match=r"model.teacher.prompt: a teacher with a prompt of its own would not see what"):
+        fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, environment=Dice(), data=questions(tmp_path),
+            teacher=own)  # fmt: skip
+    questions(tmp_path, solution="1" * 400)
+    short = TextMath(
+        train=str(tmp_path / "rows.jsonl"), prompts_per_rollout=4, reading=ReadingOptions(max_prompt_tokens=40)
+    )
+    with pytest.raises(UserError, match=r"rows.jsonl:1: the teacher's prompt: 320 tokens or more; raise data.init_ar"):
+        fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, teacher=own, data=short)
     with pytest.raises(UserError, match=r"model.teacher.ema: there is no average of adapters"):
         fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, lora=Lora(), data=questions(tmp_path),
             teacher=Teacher(prompt=Demonstration("solution"), ema=0.1))  # fmt: skip
