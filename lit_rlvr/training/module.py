@@ -58,7 +58,7 @@ from lit_rlvr.policy.families import family_of, freeze_vision_tower, vision_modu
 from lit_rlvr.policy.loading import check_same_tokens, load_model_config, load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import compute_dtype, round_ties
-from lit_rlvr.policy.sources import adapter_folder, resolve_model
+from lit_rlvr.policy.sources import adapter_folder
 from lit_rlvr.policy.speed import (
     Compute,
     compile_layers,
@@ -86,7 +86,7 @@ from lit_rlvr.training.optimizer import (
 )
 from lit_rlvr.training.reference import Reference
 from lit_rlvr.training.step import PreparedRollout, TokenScores, staleness_metrics
-from lit_rlvr.training.teachers import Teacher, Teachers, is_url
+from lit_rlvr.training.teachers import Teacher, Teachers, is_url, teacher_folder
 from lit_rlvr.training.trace import Trace
 from lit_rlvr.training.update import Updater
 from lit_rlvr.training.validation import EvaluatingModule
@@ -350,7 +350,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         for label, model in options.models.items():
             if is_url(model):
                 continue
-            folder = resolve_model(model, adapter="any")
+            folder = teacher_folder(model)
             check_same_tokens(self.model_folder, folder, "model.teacher.model")
             if type(family_of(load_model_config(folder))) is not type(self.policy.family):
                 raise UserError(

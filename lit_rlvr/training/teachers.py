@@ -16,6 +16,7 @@ from lit_rlvr.engines.client import VLLMServer, run_coroutine, wait_for
 from lit_rlvr.errors import UserError, check_within, option_group
 from lit_rlvr.policy.logprobs import TeacherHead
 from lit_rlvr.policy.policy import Policy
+from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.training.reference import Reference
 from lit_rlvr.types import Prompt, Rollout, Sample, Sampling
 
@@ -138,6 +139,18 @@ class Teacher:
 def is_url(model: str) -> bool:
     """Return whether a teacher is on a server."""
     return model.startswith(("http://", "https://"))
+
+
+def teacher_folder(model: str) -> str:
+    """Return the folder or hub id of a teacher; an adapter is merged into its base model.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    try:
+        return resolve_model(model, adapter="any")
+    except UserError as error:
+        raise UserError(f"model.teacher.model: {str(error).removeprefix('model: ')}") from error
 
 
 Score = Callable[[Rollout, Policy, list[int]], Tensor]

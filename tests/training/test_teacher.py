@@ -227,12 +227,19 @@ def test_a_run_resumes_with_another_teacher(first: str, teacher: Path, tiny_mode
     module, _ = fit(tiny_model_folder, tmp_path, data=questions(tmp_path), teacher=before, **given)
     module.trainer.save_checkpoint(tmp_path / "1.ckpt")
     more = {"data": questions(tmp_path), "teacher": after, "checkpoint": tmp_path / "1.ckpt"} | given
-    resumed, seen = fit(tiny_model_folder, tmp_path, 2, **more)
+    resumed, _ = fit(tiny_model_folder, tmp_path, 2, **more)
     held = resumed.teachers.held[""].policy.model.state_dict()
     begun = tiny_llama(1 if after is folder else 0).state_dict()
     for name, weight in resumed.policy.model.state_dict().items():
         wanted = begun[name] if after is folder else (begun[name] + weight) / 2
         torch.testing.assert_close(held[name], wanted)
+
+
+def test_a_run_resumes_without_the_reference_that_it_renewed(tiny_model_folder: Path, tmp_path: Path) -> None:
+    module, _ = fit(tiny_model_folder, tmp_path, kl={"coef": 0.1, "reference_update_every": 1})
+    module.trainer.save_checkpoint(tmp_path / "1.ckpt")
+    resumed, _ = fit(tiny_model_folder, tmp_path, 2, checkpoint=tmp_path / "1.ckpt")
+    assert resumed.iteration == 2 and resumed.reference.policy is None
 
 
 def test_another_tokenizer_is_refused_by_its_first_difference(tiny_model_folder: Path, tmp_path: Path) -> None:
@@ -292,6 +299,8 @@ def test_teachers_that_a_run_cannot_use_are_refused(
     with pytest.raises(UserError, match=r"model.teacher.model: a server scores without images and at temperature 1"):
         fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, teacher=Teacher("http://localhost:1"),
             sampling=Sampling(temperature=0.7, max_tokens=9))  # fmt: skip
+    with pytest.raises(UserError, match=r"model.teacher.model: there is no folder './none'"):
+        fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, teacher=Teacher("./none"))
     with pytest.raises(UserError, match=r"model.teacher.model: OPD learns from a teacher"):
         fit(tiny_model_folder, tmp_path / "none", algorithm=RecordingOPD)
     shutil.copytree(vlm_folder, tmp_path / "vlm")
