@@ -459,13 +459,12 @@ def merge_into_base(folder: Path, base: str, target: Path, dtype: torch.dtype = 
 
     with reading("the adapter", str(folder)):
         plain = load_model(base, dtype)
-        embeddings, head = plain.get_input_embeddings(), plain.get_output_embeddings()
-        name = next(name for name, module in plain.named_modules() if module is embeddings)
+        name = next(name for name, module in plain.named_modules() if module is plain.get_input_embeddings())
         trained = load_peft_weights(str(folder), device="cpu").get(f"base_model.model.{name}.weight")
-        if trained is not None and len(trained) != embeddings.num_embeddings:  # tokens were added
+        if trained is not None:  # perhaps with added tokens
             plain.resize_token_embeddings(len(trained), mean_resizing=False)
-            embeddings, head = plain.get_input_embeddings(), plain.get_output_embeddings()
-        tied = head.weight is embeddings.weight
+        head = plain.get_output_embeddings()
+        tied = head.weight is plain.get_input_embeddings().weight
         head.weight = nn.Parameter(head.weight.detach().clone())  # an adapter of one of them leaves the other
         model = PeftModel.from_pretrained(plain, folder)
         found = model.load_adapter(folder, "default")  # which returns what is missing; the line above only warns
@@ -474,8 +473,7 @@ def merge_into_base(folder: Path, base: str, target: Path, dtype: torch.dtype = 
             raise UserError(f"model: the adapter in {folder} is not one of {base}: {_few(wrong)}; {MISFIT}")
         merged: Any = model.merge_and_unload()
     if tied:
-        embeddings, head = merged.get_input_embeddings(), merged.get_output_embeddings()
-        still = torch.equal(head.weight, embeddings.weight)
+        still = torch.equal(merged.get_output_embeddings().weight, merged.get_input_embeddings().weight)
         for config in (merged.config, merged.config.get_text_config()):
             config.tie_word_embeddings = still
         merged.tie_weights()

@@ -196,7 +196,7 @@ class Policy(nn.Module):
         """Placeholders of images, videos and sounds, and their delimiters, and what a teacher has no embedding for:
         never sampled, and left out of the softmax."""
         known = () if self.family is None else (*self.family.placeholder_ids, *self.media_token_ids)
-        rows = self.model.get_input_embeddings().num_embeddings  # type: ignore[operator, union-attr]
+        rows = self.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
         return tuple(dict.fromkeys((*known, *range(rows if self.teachable is None else self.teachable, rows))))
 
     def position_ids(self, prompt: Prompt) -> Tensor:

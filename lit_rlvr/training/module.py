@@ -359,7 +359,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
                 )
             self.teachers.held[label] = held = Reference()
             held.policy = self._load_frozen(folder)
-            rows = [p.model.get_input_embeddings().num_embeddings for p in (self.policy, *self.teachers.policies)]  # type: ignore[operator, union-attr]
+            rows = [p.model.get_input_embeddings().num_embeddings for p in (self.policy, *self.teachers.policies)]  # type: ignore[operator]
             self.policy.teachable = min(rows)
             if not self.sharded:
                 round_frozen(held.policy.model, self._compute_dtype)
