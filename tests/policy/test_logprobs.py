@@ -91,7 +91,7 @@ def test_without_an_entropy_gradient_none_flows() -> None:
     hidden, weight, _, target = numbers(False)
     logp, entropy, *_ = score_tokens(hidden, weight, None, target, Sampling(), entropy=True)
     assert entropy is not None and not entropy.requires_grad and logp.requires_grad
-    assert score_tokens(hidden, weight, None, target, Sampling())[1:] == (None, None)
+    assert score_tokens(hidden, weight, None, target, Sampling())[1:] == (None, None, None)
 
 
 def test_a_frozen_head_still_passes_the_gradient_on() -> None:
