@@ -139,14 +139,15 @@ def add_adapters(
     from peft import inject_adapter_in_model
 
     config = new_config(model, lora) if folder is None else saved_config(folder, lora)
+    bare = nn.Module()  # the same modules without a config, for which peft gives an MLP's adapters to experts
+    bare._modules = model._modules
     empty = next(model.parameters()).is_meta
     if lora.quantize == "nf4" and not empty:
         quantize_layers(model, language_layers(model), compute_dtype)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed("adapters", run_seed()))
-            # Within another module, whose lack of a config keeps peft from giving an MLP's adapters to experts.
-            inject_adapter_in_model(config, nn.Sequential(model), adapter_name=ADAPTER)
+            inject_adapter_in_model(config, bare, adapter_name=ADAPTER)
     except (TypeError, ValueError) as error:
         raise UserError(f"model: the adapter in {folder} does not fit {_name(model)}: {first_line(error)}") from error
     if folder is not None:
@@ -214,8 +215,14 @@ def load_adapter(model: Any, folder: str | Path, empty: bool = False) -> None:
     """
     from peft.utils.save_and_load import load_peft_weights
 
+    layers = [layer for layer in adapted_modules(model).values() if hasattr(layer, "lora_variant")]
     extra = [n for n, p in model.named_parameters() if p.requires_grad and not is_matrix(n)]
-    kinds = {type(kind).__name__ for layer in adapted_modules(model).values() for kind in layer.lora_variant.values()}
+    kinds = {type(kind).__name__ for layer in layers for kind in layer.lora_variant.values()}
+    try:
+        found = load_peft_weights(str(folder), device="cpu")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"model: the adapter in {folder} cannot be read: {first_line(error)}") from error
+    extra += [name for name in found if ".lora_" not in name]  # embeddings, with tokens that were added
     if extra or not kinds <= {"DoraLinearVariant"}:
         raise UserError(
             f"model: the adapter in {folder} trains {(extra or sorted(kinds))[0]}, and only matrices A and B and "
@@ -223,10 +230,6 @@ def load_adapter(model: Any, folder: str | Path, empty: bool = False) -> None:
         )
     if empty:
         return
-    try:
-        found = load_peft_weights(str(folder), device="cpu")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"model: the adapter in {folder} cannot be read: {first_line(error)}") from error
     # peft leaves `.weight` out of the names of magnitudes, and transformers needs it; each reads them with it.
     saved = {name if name.endswith(".weight") else f"{name}.weight": weight for name, weight in found.items()}
     ours = {_saved_name(name): parameter for name, parameter in model.named_parameters() if is_matrix(name)}

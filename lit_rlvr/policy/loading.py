@@ -455,10 +455,26 @@ def merge_into_base(folder: Path, base: str, target: Path, dtype: torch.dtype = 
     """
     require("peft", "model: an adapter")
     from peft import PeftModel
+    from peft.utils.save_and_load import load_peft_weights
 
     with reading("the adapter", str(folder)):
-        model = PeftModel.from_pretrained(load_model(base, dtype), folder)
+        plain = load_model(base, dtype)
+        name = next(name for name, module in plain.named_modules() if module is plain.get_input_embeddings())
+        trained = load_peft_weights(str(folder), device="cpu").get(f"base_model.model.{name}.weight")
+        if trained is not None:  # perhaps with added tokens
+            plain.resize_token_embeddings(len(trained), mean_resizing=False)
+        head = plain.get_output_embeddings()
+        tied = head.weight is plain.get_input_embeddings().weight
+        head.weight = nn.Parameter(head.weight.detach().clone())  # an adapter of one of them leaves the other
+        model = PeftModel.from_pretrained(plain, folder)
         found = model.load_adapter(folder, "default")  # which returns what is missing; the line above only warns
-    if wrong := sorted(found.missing_keys + found.unexpected_keys):
-        raise UserError(f"model: the adapter in {folder} is not one of {base}: {_few(wrong)}; {MISFIT}")
-    return save_model(model.merge_and_unload(), base, target, folder if has_tokenizer(folder) else None)
+        unknown = [name for name in found.unexpected_keys if ".modules_to_save." not in name]  # peft wrote them twice
+        if wrong := sorted(found.missing_keys + unknown):
+            raise UserError(f"model: the adapter in {folder} is not one of {base}: {_few(wrong)}; {MISFIT}")
+        merged: Any = model.merge_and_unload()
+    if tied:
+        still = torch.equal(merged.get_output_embeddings().weight, merged.get_input_embeddings().weight)
+        for config in (merged.config, merged.config.get_text_config()):
+            config.tie_word_embeddings = still
+        merged.tie_weights()
+    return save_model(merged, base, target, folder if has_tokenizer(folder) else None)

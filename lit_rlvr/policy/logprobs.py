@@ -216,7 +216,7 @@ def _finite(z: Tensor, sampling: Sampling) -> Tensor:
     """Set banned tokens to 0 instead of -inf, in place: their probability is 0, and 0 times anything finite is 0."""
     if not sampling.banned_token_ids:
         return z
-    return z.index_fill_(-1, index(sampling.banned_token_ids, z.device), 0.0)
+    return z.index_fill_(-1, _banned(sampling, z), 0.0)
 
 
 def _logit_gradient(
@@ -250,6 +250,10 @@ def shape_logits(logits: Tensor, sampling: Sampling) -> Tensor:
     if sampling.temperature not in (0.0, 1.0):
         logits = logits / sampling.temperature
     if sampling.banned_token_ids:
-        banned = index(sampling.banned_token_ids, logits.device)
-        logits = logits.index_fill(-1, banned, float("-inf"))
+        logits = logits.index_fill(-1, _banned(sampling, logits), float("-inf"))
     return logits
+
+
+def _banned(sampling: Sampling, logits: Tensor) -> Tensor:
+    """Return the banned tokens among those of logits (..., V); a teacher may have fewer than the policy."""
+    return index([token for token in sampling.banned_token_ids if token < logits.shape[-1]], logits.device)

@@ -52,6 +52,7 @@ class Policy(nn.Module):
     Attributes:
         replays_routes: tokens use the experts that they used in the engine, `Completion.routes`.
         balances_experts: `score` returns the loss of the use of experts.
+        teachable: how many tokens, from the first on, every teacher has an embedding for; None = all.
         flips: (rows, T), of the last call of `logprobs` with such tokens: the share of layers in which the router would
             choose other experts for the input that predicts the token.
     """
@@ -76,6 +77,7 @@ class Policy(nn.Module):
                 self.family.prepare(model)
         self._view = view
         self.replays_routes = self.balances_experts = False
+        self.teachable: int | None = None
         self._balance: Tensor | None = None
         self.flips: Tensor | None = None
         self._owner = (owner or self,)  # in a tuple, so that it is not registered as a submodule
@@ -191,10 +193,11 @@ class Policy(nn.Module):
 
     @property
     def placeholder_ids(self) -> tuple[int, ...]:
-        """Placeholders of images, videos and sounds, and their delimiters: never sampled, and left out of the
-        softmax."""
+        """Placeholders of images, videos and sounds, and their delimiters, and what a teacher has no embedding for:
+        never sampled, and left out of the softmax."""
         known = () if self.family is None else (*self.family.placeholder_ids, *self.media_token_ids)
-        return tuple(dict.fromkeys(known))
+        rows = self.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+        return tuple(dict.fromkeys((*known, *range(rows if self.teachable is None else self.teachable, rows))))
 
     def position_ids(self, prompt: Prompt) -> Tensor:
         """Return the positions (D, L) of a prompt's tokens, with D = 1, or 3 for multimodal rotary embeddings."""

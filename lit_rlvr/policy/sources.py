@@ -161,7 +161,11 @@ def _resolve_adapter(model: str, settings: Path, adapter: str | None) -> str:
 
 
 def adapter_folder(model: str) -> Path:
-    """Return the folder of an adapter, which is downloaded from the hub unless it is a folder."""
+    """Return the folder of an adapter, which is downloaded from the hub unless it is a folder.
+
+    Raises:
+        UserError: it cannot be downloaded, or holds no weights.
+    """
     from lit_rlvr.policy.loading import reading
 
     folder = Path(model).expanduser()
@@ -169,7 +173,9 @@ def adapter_folder(model: str) -> Path:
         from huggingface_hub import snapshot_download
 
         with reading("the adapter", model):
-            folder = Path(snapshot_download(model, allow_patterns=FILES))
+            folder = Path(snapshot_download(model, allow_patterns=[*FILES, "adapter_model.bin"]))
+    if not any(folder.glob("adapter_model.*")):  # peft would look for them on the hub
+        raise UserError(f"model: {folder} has an {ADAPTER_CONFIG} and no adapter_model.safetensors; copy it there")
     return folder
 
 
@@ -177,10 +183,10 @@ FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 """The files of a hub's repository that we read."""
 
 
-def _key(folder: Path, *parts: str) -> int:
-    """Return a hash of a folder's files, by their names and times, and of more."""
-    files = sorted(path for path in folder.resolve().iterdir() if path.is_file())
-    return derive_seed(*parts, *(f"{path} {path.stat().st_mtime_ns}" for path in files))
+def _key(*sources: Path | str) -> int:
+    """Return a hash of folders' files, by their names and times, and of hub ids."""
+    files = sorted(path for source in sources for path in Path(source).resolve().glob("*") if path.is_file())
+    return derive_seed(*map(str, sources), *(f"{path} {path.stat().st_mtime_ns}" for path in files))
 
 
 def _with_tokenizer(source: str, folder: Path) -> Path:

@@ -30,7 +30,6 @@ from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.base import rewards_with
 from lit_rlvr.errors import MAX_SIZE, ChecksArguments, UserError, check_all, check_within, option_group, refuse_all
 from lit_rlvr.policy.precision import compute_dtype
-from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.rewards import FunctionReward, Reward, shared_pool
 from lit_rlvr.rewards.base import check_prefills, say_where
 from lit_rlvr.rewards.combine import logged_metrics
@@ -51,6 +50,7 @@ from lit_rlvr.rollout.record import Record, Replay, ReplaySource, replay_terms
 from lit_rlvr.rollout.source import RolloutSource, SyncSource
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.training.optimizer import unallocated, updates_of
+from lit_rlvr.training.teachers import teacher_folder
 from lit_rlvr.types import EvalSampling, PromptBatch, Rollout, Sample, Sampling
 
 if TYPE_CHECKING:
@@ -457,11 +457,16 @@ class RolloutCallback(ChecksArguments, Callback):
         """Refuse rows that a teacher cannot score, and completions for which its context has no room."""
         asked = module.teachers.check(data, self.sampling)
         if asked and module.teachers.options is not None:
+            if module.teachers.options.prompt is not None and begins(self.environment):
+                raise UserError(
+                    "model.teacher.prompt: a teacher with a prompt of its own would not see what rollout.environment "
+                    "says first; leave one of them out"
+                )
             option, room = "rollout.sampling.max_tokens", self.sampling.max_completion_tokens
             needed = LengthRequirement("model.teacher", asked, room, option, "what its prompts show")
-            folders = module.teachers.options.folders if module.teachers.options.model else [module.model_folder]
-            for folder in folders:
-                check_lengths(resolve_model(folder, adapter="any"), [needed])
+            own = [] if module.teachers.options.model else [module.model_folder]
+            for folder in own or map(teacher_folder, module.teachers.options.folders):
+                check_lengths(folder, [needed])
 
     def warn_of_long_answers(self, data: PromptDataModule) -> None:
         """Warn of gold answers that are longer than a completion can be."""

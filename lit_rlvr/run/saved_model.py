@@ -59,7 +59,8 @@ def export_run(run: Path, target: Path, dtype: str = "float32", adapter: bool = 
     if (run / ADAPTER_CONFIG).is_file():
         if adapter:
             raise UserError(f"--adapter: {run} is one already; leave the option out to merge it")
-        return merge_into_base(run, resolve_model(adapter_base(run / ADAPTER_CONFIG)), target, getattr(torch, dtype))
+        base = resolve_model(adapter_base(run / ADAPTER_CONFIG))
+        return merge_into_base(adapter_folder(str(run)), base, target, getattr(torch, dtype))
     checkpoint = run if run.is_file() or is_sharded(run) else last_checkpoint(run)
     root = checkpoint.parent.parent
     settings = run_config(root)["model"]["init_args"]
@@ -70,8 +71,8 @@ def export_run(run: Path, target: Path, dtype: str = "float32", adapter: bool = 
     if config is None or not adapter:
         merge_adapters(model)
         return save_model(model.to(getattr(torch, dtype)), source, target)
-    base = Path(config.base_model_name_or_path or source)  # of the adapter that training continued
-    where = str(base.resolve() if base.is_dir() else base)
+    named = Path(config.base_model_name_or_path or source)  # of the adapter that training continued
+    where = str(named.resolve() if named.is_dir() else named)
     model.to(getattr(torch, dtype))
     return save_model(model, source, target, write=lambda folder: save_adapter(model, config, where, folder))
 

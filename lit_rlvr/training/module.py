@@ -58,7 +58,7 @@ from lit_rlvr.policy.families import family_of, freeze_vision_tower, vision_modu
 from lit_rlvr.policy.loading import check_same_tokens, load_model_config, load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import compute_dtype, round_ties
-from lit_rlvr.policy.sources import adapter_folder, resolve_model
+from lit_rlvr.policy.sources import adapter_folder
 from lit_rlvr.policy.speed import (
     Compute,
     compile_layers,
@@ -86,7 +86,7 @@ from lit_rlvr.training.optimizer import (
 )
 from lit_rlvr.training.reference import Reference
 from lit_rlvr.training.step import PreparedRollout, TokenScores, staleness_metrics
-from lit_rlvr.training.teachers import Teacher, Teachers, is_url
+from lit_rlvr.training.teachers import Teacher, Teachers, is_url, teacher_folder
 from lit_rlvr.training.trace import Trace
 from lit_rlvr.training.update import Updater
 from lit_rlvr.training.validation import EvaluatingModule
@@ -350,7 +350,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         for label, model in options.models.items():
             if is_url(model):
                 continue
-            folder = resolve_model(model, adapter="any")
+            folder = teacher_folder(model)
             check_same_tokens(self.model_folder, folder, "model.teacher.model")
             if type(family_of(load_model_config(folder))) is not type(self.policy.family):
                 raise UserError(
@@ -359,6 +359,8 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
                 )
             self.teachers.held[label] = held = Reference()
             held.policy = self._load_frozen(folder)
+            rows = [p.model.get_input_embeddings().num_embeddings for p in (self.policy, *self.teachers.policies)]  # type: ignore[operator]
+            self.policy.teachable = min(rows)
             if not self.sharded:
                 round_frozen(held.policy.model, self._compute_dtype)
         if options.model is None:
@@ -605,6 +607,11 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         """The names of the parameters of adapters that a checkpoint holds."""
         return [name for name, _ in self.named_parameters() if is_saved(name)]
 
+    @property
+    def _averaged(self) -> dict[str, Reference]:
+        """The teachers whose weights change and are their own."""
+        return {label: held for label, held in self.teachers.held.items() if held.update_every}
+
     def _identity(self) -> dict[str, str]:
         found = run_identity(self.trainer.datamodule, self, self.advantage, self.policy)  # type: ignore[attr-defined]
         if self.trainer.state.fn == "fit":
@@ -630,7 +637,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
             "tokens": self.budget.state_dict(),
             "advantage_state": self.advantage.state_dict(),
             "reference": self.reference.state_dict(),
-            "teachers": {label: held.state_dict() for label, held in self.teachers.held.items()},
+            "teachers": {label: held.state_dict() for label, held in self._averaged.items()},
             "model_folder": self.model_folder,
             "lr": {} if self.adaptive_lr is None else self.adaptive_lr.state_dict(),
         }
@@ -649,5 +656,6 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         self.budget.load_state_dict(saved["tokens"])
         self.advantage.load_state_dict(saved["advantage_state"])
         self.reference.load_state_dict(saved["reference"])
-        for label, held in self.teachers.held.items():
-            held.load_state_dict(saved["teachers"][label])
+        for label, held in self._averaged.items():
+            if label in saved.get("teachers", {}):  # else it averages from the initial weights on
+                held.load_state_dict(saved["teachers"][label])

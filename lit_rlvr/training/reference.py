@@ -53,7 +53,7 @@ class Reference:
         return {"version": self.version, "weights": weights_to_save(self.policy) if self.version else None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned, unless nothing needs it any more."""
         self.version = state["version"]
-        if state["weights"] is not None:
+        if state["weights"] is not None and self.policy is not None:
             load_weights(self.policy, state["weights"])

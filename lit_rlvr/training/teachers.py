@@ -16,6 +16,7 @@ from lit_rlvr.engines.client import VLLMServer, run_coroutine, wait_for
 from lit_rlvr.errors import UserError, check_within, option_group
 from lit_rlvr.policy.logprobs import TeacherHead
 from lit_rlvr.policy.policy import Policy
+from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.training.reference import Reference
 from lit_rlvr.types import Prompt, Rollout, Sample, Sampling
 
@@ -61,10 +62,10 @@ class Demonstration(TeacherPrompt):
 
     def ask(self, sample: Sample) -> Sample:
         from lit_rlvr.datamodules.reading.cells import as_text, lookup  # they import every data set
-        from lit_rlvr.datamodules.reading.chat import wrapped
+        from lit_rlvr.datamodules.reading.chat import break_up, find_tokens, wrapped
         from lit_rlvr.rewards.forms import as_messages
 
-        shown = as_text(lookup(sample.row, self.column), self.column)
+        shown = break_up(as_text(lookup(sample.row, self.column), self.column), find_tokens(["<image>", "<video>"]))
         messages = [dict(message) for message in as_messages(sample.prompt)]
         last = next(message for message in reversed(messages) if message["role"] == "user")
         last["content"] = wrapped(last["content"], self.template, demonstration=shown)
@@ -125,7 +126,9 @@ class Teacher:
     @property
     def models(self) -> dict[str, str]:
         """Folders, hub ids and URLs by the value of `column`, "" without one; {} = the policy itself."""
-        return self.model if isinstance(self.model, dict) else {} if self.model is None else {"": self.model}
+        if isinstance(self.model, dict):
+            return {str(label): model for label, model in self.model.items()}
+        return {} if self.model is None else {"": self.model}
 
     @property
     def folders(self) -> list[str]:
@@ -136,6 +139,18 @@ class Teacher:
 def is_url(model: str) -> bool:
     """Return whether a teacher is on a server."""
     return model.startswith(("http://", "https://"))
+
+
+def teacher_folder(model: str) -> str:
+    """Return the folder or hub id of a teacher; an adapter is merged into its base model.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    try:
+        return resolve_model(model, adapter="any")
+    except UserError as error:
+        raise UserError(f"model.teacher.model: {str(error).removeprefix('model: ')}") from error
 
 
 Score = Callable[[Rollout, Policy, list[int]], Tensor]
@@ -175,16 +190,20 @@ class Teachers:
         """
         from lit_rlvr.datamodules.reading.bad_row import BadRow  # imports every data set
         from lit_rlvr.datamodules.reading.rows import abbreviate
+        from lit_rlvr.datamodules.reading.split import FAR_TOO_LONG
 
         if self.options is None:
             return []
         self._data, asked, wrong = data, [], []
-        prompts = data.prompts.get("train", [])
+        prompts, most = data.prompts.get("train", []), FAR_TOO_LONG * data.reading.max_prompt_tokens
         for prompt in prompts:
             try:
                 if (label := self._label(prompt.sample)) not in (self.options.models or {"": ""}):
                     raise BadRow(f"{label!r} names no teacher of model.teacher.model", str(self.options.column))
                 asked.append(self._asked(prompt))
+                if len(asked[-1].token_ids) >= most:  # `encode` reads no further
+                    raise BadRow(f"{most} tokens or more; raise data.init_args.reading.max_prompt_tokens, an eighth of "
+                                 "it", "the teacher's prompt")  # fmt: skip
             except BadRow as error:
                 wrong.append(str(BadRow(error.reason, error.field, prompt.sample.source or prompt.sample.id)))
         if wrong:

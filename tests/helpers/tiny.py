@@ -108,17 +108,21 @@ def make_prompt(token_ids: Sequence[int], name: str = "p") -> Prompt:
     return Prompt(Sample(name, f"question {name}", "1"), list(token_ids))
 
 
-def save_adapter(base: Path, folder: Path, **options: Any) -> Any:
-    """Write an adapter that changes a model, as trainers do; return the model with it."""
+def save_adapter(base: Path, folder: Path, added: int = 0, **options: Any) -> Any:
+    """Write an adapter that changes a model, as trainers do, perhaps with tokens that they added; return the model with
+    it."""
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(**{"r": 2, "target_modules": ["q_proj"]} | options)
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(len(name)))
+    config, generator = LoraConfig(**{"r": 2, "target_modules": ["q_proj"]} | options), torch.Generator().manual_seed(0)
+    plain = AutoModelForCausalLM.from_pretrained(base)
+    if added:
+        plain.resize_token_embeddings(VOCAB + added)
+    model = get_peft_model(plain, config)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
     model.save_pretrained(folder)
-    return model
+    return model.eval()
 
 
 def make_rollout(

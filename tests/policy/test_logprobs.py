@@ -89,9 +89,9 @@ def test_logits_that_a_model_scales_or_caps(
 
 def test_without_an_entropy_gradient_none_flows() -> None:
     hidden, weight, _, target = numbers(False)
-    logp, entropy, _ = score_tokens(hidden, weight, None, target, Sampling(), entropy=True)
+    logp, entropy, *_ = score_tokens(hidden, weight, None, target, Sampling(), entropy=True)
     assert entropy is not None and not entropy.requires_grad and logp.requires_grad
-    assert score_tokens(hidden, weight, None, target, Sampling())[1:] == (None, None)
+    assert score_tokens(hidden, weight, None, target, Sampling())[1:] == (None, None, None)
 
 
 def test_a_frozen_head_still_passes_the_gradient_on() -> None:
@@ -162,7 +162,7 @@ def test_the_divergence_from_a_teacher_and_its_gradient_are_those_of_whole_logit
     def gradients(found: list[Tensor]) -> tuple[Tensor, ...]:
         return torch.autograd.grad((torch.stack(found) * factors).exp().sum(), [hidden, weight, offset])
 
-    ours = score_tokens(hidden, weight, offset, target, sampling, True, True, transform, teacher)
+    ours = score_tokens(hidden, weight, offset, target, sampling, True, True, transform, teacher)[:3]
     kept_tokens = [v for v in range(V) if v not in sampling.banned_token_ids]
     logits = transform(torch.nn.functional.linear(hidden, weight, offset)) / sampling.temperature
     others = teacher.transform(torch.nn.functional.linear(teacher.hidden, teacher.weight, teacher.bias))

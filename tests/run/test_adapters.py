@@ -14,13 +14,14 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from tiny import save_adapter
+from tiny import save_adapter, save_model, tiny_llama
 from tiny_runs import assert_same_run, fit, metrics, to
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_rlvr.commands.plan.memory import shape_of
 from lit_rlvr.commands.serve import server_line
 from lit_rlvr.distributed.checkpoints import last_checkpoint, read_checkpoint
+from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora, add_adapters
 from lit_rlvr.policy.loading import load_model_config, load_policy
 from lit_rlvr.policy.sources import resolve_model
@@ -168,6 +169,58 @@ def test_commands_that_sample_use_the_merged_model(run_folder: Path, lit_rlvr: C
     planned = lit_rlvr("plan", "--config", "tiny.yaml", "--model.init_args.model", adapter, "--model.init_args.lora",
                        "{adapter: continue}", "--gpus", "1x80GB")  # fmt: skip
     assert planned.status == 0 and "LoRA" in planned.out, planned.err
+
+
+@pytest.mark.parametrize(("options", "continued"), [
+    (dict(target_modules=r"model\.layers\.\d+\.self_attn\.(q|v)_proj"), None),
+    (dict(target_modules=["q_proj", "v_proj"], exclude_modules=r"model\.layers\.0\..*"), None),
+    (dict(rank_pattern={"^model.layers.1.self_attn.q_proj": 3}, alpha_pattern={"q_proj": 7}), None),
+    (dict(target_modules=["q_proj", "embed_tokens"]), "embed_tokens"),
+    (dict(target_modules=["q_proj", "lm_head"]), "lm_head"),
+    (dict(trainable_token_indices=[3, 50]), "trainable_tokens_delta"),
+    (dict(added=4), "lm_head.weight"),
+    (dict(added=4, modules_to_save=["embed_tokens", "lm_head"]), "modules_to_save"),
+])  # fmt: skip
+def test_an_adapter_of_peft_keeps_its_logits(
+    options: dict[str, Any], continued: str | None, tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    """Merged into a model with tied embeddings, and continued, which is refused for what is no plain adapter."""
+    ids, folder = torch.tensor([[10, 50, 120, 11]]), tmp_path / "adapter"
+    wanted = save_adapter(tiny_model_folder, folder, **options)(ids).logits
+    merged = load_policy(resolve_model(str(folder), adapter="merge")).model
+    torch.testing.assert_close(merged(ids).logits, wanted, atol=2e-5, rtol=0)
+    model = load_policy(str(tiny_model_folder)).model
+    if continued is None:
+        add_adapters(model, Lora(adapter="continue"), folder=folder)
+        torch.testing.assert_close(model(ids).logits, wanted)
+    else:
+        with pytest.raises(UserError, match=f"trains .*{continued}.*, and only matrices .* merge it"):
+            add_adapters(model, Lora(adapter="continue"), folder=folder)
+
+
+def test_adapters_that_cannot_be_read_are_one_line(tmp_path: Path, tiny_model_folder: Path) -> None:
+    save_adapter(tiny_model_folder, tmp_path / "biased", lora_bias=True)
+    with pytest.raises(UserError, match=r"the adapter of .*biased cannot be read: RuntimeError: Impossible to merge"):
+        resolve_model(str(tmp_path / "biased"), adapter="merge")
+    save_adapter(tiny_model_folder, tmp_path / "empty")
+    (tmp_path / "empty" / "adapter_model.safetensors").unlink()
+    for read in (
+        lambda: resolve_model(str(tmp_path / "empty"), adapter="merge"),
+        lambda: resolve_model(str(tmp_path / "empty"), adapter="continue"),
+        lambda: export_run(tmp_path / "empty", tmp_path / "exported"),
+    ):
+        with pytest.raises(UserError, match=r"model: .*empty has an adapter_config.json and no adapter_model"):
+            read()
+
+
+def test_an_adapter_is_merged_again_if_its_base_changes(tmp_path: Path) -> None:
+    base = save_model(tiny_llama(), tmp_path / "base")
+    save_adapter(base, tmp_path / "adapter")
+    first = resolve_model(str(tmp_path / "adapter"), adapter="merge")
+    save_model(tiny_llama(1), base)
+    second = resolve_model(str(tmp_path / "adapter"), adapter="merge")
+    norms = [load_file(Path(folder) / "model.safetensors")["model.embed_tokens.weight"] for folder in (first, second)]
+    assert resolve_model(str(tmp_path / "adapter"), adapter="merge") == second and not torch.equal(*norms)
 
 
 @pytest.mark.slow

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 from tiny import VOCAB, byte_tokenizer, plain_divergence, plain_logprobs, save_model, tiny_llama
+from tiny_environments import Dice
 from tiny_fit import T_MAX, Recorder, RecordingGRPO, RecordingOPD, assert_same, fit
 from tiny_runs import FIT
 
 from lit_rlvr.algorithms import GSPO
 from lit_rlvr.commands.plan.memory import Strategy
 from lit_rlvr.datamodules import TextMath
+from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora
 from lit_rlvr.training.teachers import Demonstration, Teacher
@@ -107,6 +109,28 @@ def test_the_policy_comes_closer_to_the_teacher(
     assert all(not torch.equal(frozen[name], value) for name, value in seen.weights[-1].items() if "norm" not in name)
 
 
+@pytest.mark.parametrize("beta", [None, 0.5])
+def test_what_a_teacher_has_no_embedding_for_is_not_sampled(beta: float | None, teacher: Path, tmp_path: Path) -> None:
+    """As Qwen2.5 of 7B with 3B as its teacher, whose output embeddings are padded differently."""
+    student = tiny_llama()
+    student.resize_token_embeddings(4 * VOCAB, mean_resizing=False)
+    student.generation_config = tiny_llama().generation_config
+    _, seen = fit(save_model(student, tmp_path / "wide"), tmp_path, algorithm=RecordingOPD,
+                  teacher=Teacher(str(teacher), beta=beta))  # fmt: skip
+    rollout, total = seen.rollouts[0], 0.0
+    assert int(rollout.token_ids.max()) < VOCAB
+    for prompt, group in zip(rollout.prompts, rollout.completions, strict=True):
+        for completion in group:
+            mine, all_mine = plain_logprobs(student, prompt.token_ids, completion.token_ids, rollout.sampling)
+            its, all_its = plain_logprobs(tiny_llama(1), prompt.token_ids, completion.token_ids)
+            each = mine - its if beta is None else torch.stack(
+                [plain_divergence(s[:VOCAB], t, beta) for s, t in zip(all_mine, all_its, strict=True)]
+            )  # fmt: skip
+            total += float(each.detach().sum())
+    name = "train/teacher_kl" if beta is None else "train/teacher_divergence"
+    assert seen.metrics[0][name] == pytest.approx(total / int(rollout.mask.sum()), rel=1e-4)
+
+
 def questions(folder: Path, **changed: Any) -> TextMath:
     """Rows with a subject and a demonstration."""
     rows = [
@@ -132,6 +156,8 @@ def assert_taught(seen: Recorder, teacher_of: Callable[[int, Prompt], tuple[Any,
 def test_each_row_has_the_teacher_that_a_column_names(teacher: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
     third = save_model(tiny_llama(2), tmp_path / "third")
     taught = Teacher({"one": str(teacher), "two": str(third)}, column="subject")
+    numbered: Any = {1: "folder", 2: "other"}  # as YAML reads such labels
+    assert Teacher(numbered, column="grade").models == {"1": "folder", "2": "other"}
     _, seen = fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, teacher=taught, data=questions(tmp_path))
     models = {"one": tiny_llama(1), "two": tiny_llama(2)}
     subjects = [prompt.sample.row["subject"] for prompt in seen.rollouts[0].prompts]
@@ -191,6 +217,31 @@ def test_the_divergence_from_oneself_is_behind_the_demonstration_too(tiny_model_
     assert_same(seen.gradients[0], dict(zip(names, wanted, strict=True)))
 
 
+@pytest.mark.parametrize("first", ["none", "average"])
+def test_a_run_resumes_with_another_teacher(first: str, teacher: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
+    """A folder's weights stay its own, and an average that is new begins at the initial weights."""
+    average = Teacher(prompt=Demonstration("subject"), ema=0.5)
+    folder = Teacher(str(teacher), prompt=Demonstration("subject"))
+    before, after = {"none": (None, average), "average": (average, folder)}[first]
+    given: dict[str, Any] = {"algorithm": RecordingGRPO, "rewards": ["tiny_rewards.graded"]}
+    module, _ = fit(tiny_model_folder, tmp_path, data=questions(tmp_path), teacher=before, **given)
+    module.trainer.save_checkpoint(tmp_path / "1.ckpt")
+    more = {"data": questions(tmp_path), "teacher": after, "checkpoint": tmp_path / "1.ckpt"} | given
+    resumed, _ = fit(tiny_model_folder, tmp_path, 2, **more)
+    held = resumed.teachers.held[""].policy.model.state_dict()
+    begun = tiny_llama(1 if after is folder else 0).state_dict()
+    for name, weight in resumed.policy.model.state_dict().items():
+        wanted = begun[name] if after is folder else (begun[name] + weight) / 2
+        torch.testing.assert_close(held[name], wanted)
+
+
+def test_a_run_resumes_without_the_reference_that_it_renewed(tiny_model_folder: Path, tmp_path: Path) -> None:
+    module, _ = fit(tiny_model_folder, tmp_path, kl={"coef": 0.1, "reference_update_every": 1})
+    module.trainer.save_checkpoint(tmp_path / "1.ckpt")
+    resumed, _ = fit(tiny_model_folder, tmp_path, 2, checkpoint=tmp_path / "1.ckpt")
+    assert resumed.iteration == 2 and resumed.reference.policy is None
+
+
 def test_another_tokenizer_is_refused_by_its_first_difference(tiny_model_folder: Path, tmp_path: Path) -> None:
     other = save_model(tiny_llama(1), tmp_path / "other")
     tokenizer = byte_tokenizer()
@@ -233,12 +284,23 @@ def test_teachers_that_a_run_cannot_use_are_refused(
             teacher=own,
             data=questions(tmp_path, solution="1" * 2040),
         )
+    with pytest.raises(UserError, match=r"model.teacher.prompt: a teacher with a prompt of its own would not see what"):
+        fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, environment=Dice(), data=questions(tmp_path),
+            teacher=own)  # fmt: skip
+    questions(tmp_path, solution="1" * 400)
+    short = TextMath(
+        train=str(tmp_path / "rows.jsonl"), prompts_per_rollout=4, reading=ReadingOptions(max_prompt_tokens=40)
+    )
+    with pytest.raises(UserError, match=r"rows.jsonl:1: the teacher's prompt: 320 tokens or more; raise data.init_ar"):
+        fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, teacher=own, data=short)
     with pytest.raises(UserError, match=r"model.teacher.ema: there is no average of adapters"):
         fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, lora=Lora(), data=questions(tmp_path),
             teacher=Teacher(prompt=Demonstration("solution"), ema=0.1))  # fmt: skip
     with pytest.raises(UserError, match=r"model.teacher.model: a server scores without images and at temperature 1"):
         fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, teacher=Teacher("http://localhost:1"),
             sampling=Sampling(temperature=0.7, max_tokens=9))  # fmt: skip
+    with pytest.raises(UserError, match=r"model.teacher.model: there is no folder './none'"):
+        fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, teacher=Teacher("./none"))
     with pytest.raises(UserError, match=r"model.teacher.model: OPD learns from a teacher"):
         fit(tiny_model_folder, tmp_path / "none", algorithm=RecordingOPD)
     shutil.copytree(vlm_folder, tmp_path / "vlm")

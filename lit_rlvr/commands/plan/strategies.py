@@ -34,9 +34,9 @@ from lit_rlvr.engines.vllm import GPU_SEQUENCES, VLLMEngine
 from lit_rlvr.policy.adapters import Lora
 from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.policy.precision import compute_dtype
-from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.training.optimizer import updates_of
+from lit_rlvr.training.teachers import teacher_folder
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -388,9 +388,7 @@ def describe_job(
     share = 0.0 if vllm is None else vllm.gpu_memory_utilization or 0.4
     taught = module.teachers.options
     folders = [] if taught is None else taught.folders
-    teachers = [
-        shape_of(PUBLISHED.get(model) or load_model_config(resolve_model(model, adapter="any"))) for model in folders
-    ]
+    teachers = [shape_of(PUBLISHED.get(model) or load_model_config(teacher_folder(model))) for model in folders]
     if taught is not None and taught.ema is not None:
         teachers.append(replace(shape_of(config), published=FLOAT))
     return JobSizes(
