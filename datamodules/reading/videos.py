@@ -87,7 +87,7 @@ def read_frames(file: bytes | str, indices: Sequence[int]) -> list[Image.Image]:
 
 def _upright(frame: Any) -> Image.Image:
     """Convert a frame to RGB, rotated as its file says."""
-    return frame.to_image().rotate(frame.rotation, expand=True)  # type: ignore[no-any-return]
+    return frame.to_image().rotate(frame.rotation, expand=True)
 
 
 @contextmanager
