@@ -61,7 +61,7 @@ def as_videos(value: Any) -> tuple[Video, ...]:
 def _is_frame(value: Any) -> bool:
     """Return True for a decoded image and for the name of an image file, also in a dict of `datasets`."""
     value = value.get("path") if isinstance(value, Mapping) else value
-    return isinstance(value, Image.Image) or (isinstance(value, str) and bool(_FILE.fullmatch(value.strip())))
+    return isinstance(value, Image.Image) or (isinstance(value, str) and bool(_FRAME.fullmatch(value.strip())))
 
 
 def check_media(row: Mapping[str, Any], read: Container[str], images: bool = True) -> None:
@@ -69,7 +69,7 @@ def check_media(row: Mapping[str, Any], read: Container[str], images: bool = Tru
 
     Args:
         read: columns that are read.
-        images: also look for images.
+        images: also look for images, and for videos in columns of other names.
 
     Raises:
         BadRow: a column other than `read` holds video, audio or an image.
@@ -85,6 +85,10 @@ def check_media(row: Mapping[str, Any], read: Container[str], images: bool = Tru
         if images and any(_is_image(value, IMAGE_NAME.search(str(column)) is not None) for value in values):
             raise BadRow(
                 "images that are not read; map the column with `columns: {image: ...}`, or leave it out", column
+            )
+        if images and _VIDEO_NAME.search(str(column)) and any(_VIDEO.fullmatch(str(value)) for value in values):
+            raise BadRow(
+                "videos that are not read; map the column with `columns: {video: ...}`, or leave it out", column
             )
 
 
@@ -130,8 +134,8 @@ def place_images(sample: Sample) -> Sample:
 
 
 def _are_same(own: Sequence[Any], others: Sequence[Any]) -> bool:
-    """Return True if both are the same paths, encoded images or videos."""
-    kinds = (str, bytes, Mapping, Video)
+    """Return True if both are the same paths, encoded images or videos; `others` are images before videos."""
+    own, kinds = sorted(own, key=lambda x: isinstance(x, Video)), (str, bytes, Mapping, Video)
     return len(own) == len(others) and all(
         isinstance(a, kinds) and isinstance(b, kinds) and a == b for a, b in zip(own, others, strict=True)
     )
@@ -157,6 +161,8 @@ def _places(messages: Messages) -> list[dict[str, Any]]:
 
 BASE64 = re.compile(r"data:(?:image|video)/[\w.+-]+;base64,|iVBORw0KGgo|/9j/|R0lGOD|UklGR|AAAA[\w+/]{2}Z0eX|GkXfo")
 """The beginning of base64: a data URL of an image or video, or the first bytes of PNG, JPEG, GIF, WebP, MP4 or WebM."""
+_LONG = re.compile(r"[A-Za-z0-9+/\s]{4096}")
+"""The beginning of base64 of any other format, which is longer than a path can be."""
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
@@ -165,9 +171,11 @@ MAX_ASPECT = 200
 
 IMAGE_NAME = re.compile(r"image|img|picture|photo", re.IGNORECASE)
 """The names of columns that may hold images."""
+_VIDEO_NAME = re.compile(r"video|clip", re.IGNORECASE)
 
-_FILE = re.compile(r"\S+\.(png|jpe?g|webp|gif|bmp|tiff?)", re.IGNORECASE)
-_FILE_OR_URL = re.compile(rf"{_FILE.pattern}|[A-Za-z]+://\S+", re.IGNORECASE)
+_FRAME = re.compile(r"\S+\.(png|jpe?g|webp|bmp|tiff?)", re.IGNORECASE)
+_VIDEO = re.compile(r"\S+\.(mp4|webm|mkv|mov|avi|gif)", re.IGNORECASE)
+_FILE_OR_URL = re.compile(rf"{_FRAME.pattern}|\S+\.gif|[A-Za-z]+://\S+", re.IGNORECASE)
 
 Source = bytes | str | Image.Image
 Size = tuple[int, int]
@@ -305,7 +313,7 @@ def _examine(source: Source | Video, options: ImageOptions) -> tuple[Source | Vi
     if isinstance(source.frames, tuple):
         pictures = [decode(frame) for frame in source.frames]
         if len({picture.size for picture in pictures}) > 1:
-            raise BadRow("its frames have several sizes")
+            raise BadRow("its frames have several sizes; give all of them one")
         content = b"".join(picture.tobytes() for picture in pictures)
         total, fps, wanted = len(pictures), options.video_fps, None
     else:
@@ -338,7 +346,7 @@ def locate(image: Any, folder: Path, kind: str = "image") -> Source:
         return image
     if not isinstance(image, str | Path):
         raise BadRow(f"expected a path, bytes or an image, got {type(image).__name__}", kind)
-    if isinstance(image, str) and (head := BASE64.match(image)):
+    if isinstance(image, str) and (head := BASE64.match(image) or _LONG.match(image)):
         try:
             return base64.b64decode("".join(image[head.end() * image.startswith("data:") :].split()), validate=True)
         except ValueError as error:

@@ -6,6 +6,7 @@ import base64
 import csv
 import gzip
 import json
+import os
 import re
 import sys
 import zlib
@@ -367,18 +368,19 @@ TEXT_TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 """Files whose cells are all text, so that 2 and "2" look the same."""
 
 
-def as_row(sample: Sample, from_file: bool) -> dict[str, Any]:
+def as_row(sample: Sample, from_file: bool, folder: Path) -> dict[str, Any]:
     """Return a sample as a row of JSON.
 
     Args:
         from_file: True for a sample from a file: return that file's row again, for the same DataModule and options,
             with images as base64 text. Any other sample gets the columns prompt, answer, image, video, id, category and
             options, which every DataModule reads with `columns`.
+        folder: the folder of the file that gets the row; relative paths of media start from it.
     """
     sources = getattr(sample.images, "sources", sample.images)
     row = {str(name): cell_to_json(cell) for name, cell in sample.row.items()}
     if from_file and row:
-        return row
+        return _with_moved_media(row, sample, folder)
     fields = {
         "id": sample.id,
         "prompt": sample.prompt,
@@ -388,7 +390,28 @@ def as_row(sample: Sample, from_file: bool) -> dict[str, Any]:
         "category": sample.category,
         "options": sample.options,
     }
-    return row | {name: cell for name, cell in fields.items() if cell}
+    return _with_moved_media(row | {name: cell for name, cell in fields.items() if cell}, sample, folder)
+
+
+def _with_moved_media(row: dict[str, Any], sample: Sample, folder: Path) -> dict[str, Any]:
+    """Return a row whose relative paths of media start from `folder` instead of its file's, without `images.folder`."""
+    sources = [x.frames if isinstance(x, Video) else x for x in getattr(sample.images, "sources", ())]
+    files = [file for source in sources for file in (source if isinstance(source, tuple) else (source,))]
+    paths = [Path(file) for file in files if isinstance(file, str | Path)]
+
+    def moved(cell: Any) -> Any:
+        if isinstance(cell, Mapping):
+            return {name: moved(value) for name, value in cell.items()}
+        if isinstance(cell, list):
+            return [moved(value) for value in cell]
+        if isinstance(cell, str) and cell and not Path(cell).is_absolute():
+            for path in paths:
+                if path.parts[-len(Path(cell).parts) :] == Path(cell).parts:
+                    return os.path.relpath(path, folder)
+        return cell
+
+    stays = not paths or sample.images.options.folder is not None  # type: ignore[attr-defined]
+    return row if stays else {name: moved(cell) for name, cell in row.items()}
 
 
 def cell_to_json(cell: Any) -> Any:

@@ -100,7 +100,7 @@ def map_columns(
     others = {*columns.values(), *(("video", "videos") if "video" in columns else ())}
     clips = next((name for name in ("video", "videos") if name not in others and as_videos(row.get(name))), "")
     videos = as_videos(cell("video") if "video" in columns else row.get(clips))
-    check_media(row, {*columns.values(), clips}, images="image" not in columns and not images)
+    check_media(row, {*columns.values(), clips}, images="image" not in columns and not (images or videos))
     prompt = as_prompt(sharegpt_to_messages(cell("prompt"), row.get("system")), "prompt" in optional)
     answer = None
     if not {"answer"} & {*columns, *optional} and ("prompt" in columns or row.get("prompt") is None):

@@ -35,10 +35,12 @@ def inspect_video(file: bytes | str) -> tuple[int, float, Image.Image]:
         BadRow: there is no video in the file.
     """
     with _stream_of(file) as (container, stream):
-        first = next(container.decode(stream)).to_image()
+        first = next(container.decode(stream), None)
         fps = float(stream.average_rate or stream.guessed_rate)
+    if first is None:
+        raise BadRow("it has no frames")
     with _stream_of(file) as (container, stream):
-        return sum(packet.size > 0 for packet in container.demux(stream)), fps, first
+        return sum(packet.size > 0 for packet in container.demux(stream)), fps, _upright(first)
 
 
 def choose_frames(total: int, fps: float, wanted_fps: float | None, most: int) -> tuple[int, ...]:
@@ -74,13 +76,18 @@ def read_frames(file: bytes | str, indices: Sequence[int]) -> list[Image.Image]:
         with _stream_of(file) as (container, stream):
             for number, frame in enumerate(container.decode(stream)):
                 if number in wanted:
-                    found.append(frame.to_image())
+                    found.append(_upright(frame))
                 if len(found) == len(wanted):
                     return found
         reason = "the file ends before it"
     except av.InvalidDataError as error:
         reason = str(error)
     raise UserError(f"video: frame {indices[len(found)]} cannot be decoded ({reason}); encode the file again")
+
+
+def _upright(frame: Any) -> Image.Image:
+    """Convert a frame to RGB, rotated as its file says."""
+    return frame.to_image().rotate(frame.rotation, expand=True)
 
 
 @contextmanager

@@ -95,7 +95,7 @@ def filter_prompts(
     id_column = (data.columns or {}).get("id", "id")
     rows = []
     for p, rate, group in kept:
-        row = as_row(p.sample, from_file) | {"pass_rate": rate, "samples": samples}
+        row = as_row(p.sample, from_file, out.parent) | {"pass_rate": rate, "samples": samples}
         chosen = right_completions(group, completions)
         rows += [row | {"completion": text, id_column: f"{p.sample.id}#{k}"} for k, text in enumerate(chosen)]
         rows += [] if completions else [row]

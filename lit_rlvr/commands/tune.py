@@ -81,7 +81,7 @@ class Tuned:
         sizes: group size -> the share of prompts with a signal.
         prompts: measured prompts. samples: completions of each.
         accuracy: the share of right answers.
-        rows: the rows to train on in place of all; [] = train on all.
+        rows: the samples to train on in place of all, with further columns; [] = train on all.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -91,7 +91,7 @@ class Tuned:
     prompts: int = 0
     samples: int = 0
     accuracy: float = 0.0
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[tuple[Sample, dict[str, Any]]] = field(default_factory=list)
 
     def choose(self, reason: str, **settings: Any) -> None:
         """Add settings (dots of their keys written as two underscores) and the reason for them."""
@@ -322,8 +322,7 @@ class Tuner:
             )  # fmt: skip
             return
         self.tuned.rows = [
-            as_row(prompt.sample, from_file) | {"pass_rate": pass_rate(rows), "samples": len(rows)}
-            for prompt, rows in mixed
+            (prompt.sample, {"pass_rate": pass_rate(rows), "samples": len(rows)}) for prompt, rows in mixed
         ]
         self.tuned.choose(
             f"Training on the {len(mixed)} of {len(groups)} measured prompts that give a signal, "
@@ -356,6 +355,7 @@ def write_tuned(tuned: Tuned, out: Path) -> None:
     """Write the config and, next to it, the rows to train on."""
     if tuned.rows:
         rows = out.with_suffix(".jsonl")
-        write_atomically(rows, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in tuned.rows))
+        lines = (as_row(sample, True, out.parent) | more for sample, more in tuned.rows)
+        write_atomically(rows, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
         tuned.settings["data.init_args.train"] = str(rows)
     write_atomically(out, tuned.text())

@@ -61,10 +61,11 @@ class Routing:
         Raises:
             UserError: the routers do not choose by probabilities.
         """
+        sums = [p.detach()[at].float().sum(-1) for p in self.scores.values()]
+        if not sums or not all(torch.allclose(total, total.new_ones(()), atol=1e-2) for total in sums):
+            raise UserError("model.loss.balance_coef: the model's routers do not choose by a softmax; leave it at 0")
         chosen = torch.stack([self.chosen[layer] for layer in sorted(self.chosen)])[:, at]  # (K, n, k)
         p = torch.stack([self.scores[layer] for layer in sorted(self.scores)])[:, at].float()  # (K, n, E)
-        if p.numel() and not torch.allclose(p.detach().sum(-1), p.new_ones(()), atol=1e-2):
-            raise UserError("model.loss.balance_coef: the model's routers do not choose by a softmax; leave it at 0")
         count = p.new_zeros(len(p), int(sequence.max()) + 1 if len(sequence) else 0, p.shape[-1])
         count.index_add_(1, sequence, torch.zeros_like(p).scatter_(-1, chosen, 1.0))
         share = count / count.sum(-1, keepdim=True).clamp(min=1)

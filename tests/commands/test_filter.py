@@ -109,7 +109,7 @@ def test_a_file_that_exists_is_refused_before_a_model_loads(run_folder: Path, li
 
 def test_generated_samples_become_rows_that_columns_can_name(tmp_path: Path) -> None:
     (sample,) = LesionCount(pictures=1, held_out=0).load("train")
-    row = as_row(sample, from_file=False)
+    row = as_row(sample, False, tmp_path)
     assert row["prompt"] == sample.prompt and row["answer"] == sample.answer
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     from lit_rlvr.datamodules import Geometry
@@ -120,7 +120,7 @@ def test_generated_samples_become_rows_that_columns_can_name(tmp_path: Path) -> 
 
 
 def test_aliases_of_generated_samples_stay_answers() -> None:
-    assert as_row(Sample("1", "q", "a", aliases=("b",)), from_file=False)["answer"] == ("a", "b")
+    assert as_row(Sample("1", "q", "a", aliases=("b",)), False, Path())["answer"] == ("a", "b")
 
 
 def test_pass_rates() -> None:

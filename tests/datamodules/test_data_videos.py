@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,10 @@ def load(vlm_folder: Path, jsonl: Any, tmp_path: Path) -> Callable[..., list[Pro
     """Reads rows next to a.mp4, b.mp4, f0.png, f1.png, f2.png and x.png with the options of `images`."""
     for name in ("a", "b"):
         write_clip(tmp_path / f"{name}.mp4", frames=12 if name == "a" else 8)
+    whole = write_clip(tmp_path / "c.mkv").read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) * 2 // 3])
+    first, *others = (picture(84, 56, i) for i in range(4))
+    first.save(tmp_path / "a.gif", save_all=True, append_images=others, duration=250)
     for i in range(3):
         picture(84, 56, seed=i).save(tmp_path / f"f{i}.png")
     picture(56, 56, seed=9).save(tmp_path / "x.png")
@@ -41,7 +46,7 @@ def load(vlm_folder: Path, jsonl: Any, tmp_path: Path) -> Callable[..., list[Pro
         )
         prompts = [data.prepare(data.encode(sample)) for sample in data.load("train")]
         for prompt in prompts:  # data sets in Python, and files that `split` writes
-            again = as_row(prompt.sample, from_file=False)
+            again = as_row(prompt.sample, False, tmp_path)
             assert len(again.get("video", [])) == sum(isinstance(x, Video) for x in prompt.sample.images)
         shown.extend(data.render(sample).split("user\n", 1)[1].split("<|im_end|>")[0] for sample in data.load("train"))
         return prompts
@@ -68,9 +73,12 @@ def user(*parts: Any) -> list[dict[str, Any]]:
         ({"prompt": "<video>, <image>?", "images": ["x.png"], "videos": [["f0.png", "f1.png"]]}, f"{V}, {I}?", "vi"),
         ({"prompt": "What?", "video": "a.mp4"}, f"{V}What?", "v"),
         ({"prompt": "What?", "videos": ["f0.png", "f1.png", "f2.png"]}, f"{V}What?", "v"),
+        ({"prompt": "<video>, <video>?", "videos": ["a.gif", {"path": "a.gif"}]}, f"{V}, {V}?", "vv"),
         ({"prompt": user({"type": "video"}, "What?"), "videos": ["a.mp4"]}, f"{V}What?", "v"),  # TRL
         ({"prompt": user("See", part(video="a.mp4"), {"type": "image", "image": "x.png"})}, f"See{V}{I}", "vi"),
         ({"prompt": user(part(video=["f0.png", "f1.png"]), "?"), "videos": [["f0.png", "f1.png"]]}, f"{V}?", "v"),
+        ({"prompt": user(part(video="a.mp4"), {"type": "image", "image": "x.png"}), "image": "x.png", "video": "a.mp4"},
+         f"{V}{I}", "vi"),
         ({"prompt": user({"type": "video_url", "video_url": {"url": "a.mp4"}}, "?")}, f"{V}?", "v"),
         ({"prompt": "What?", "videos": None, "video": []}, "What?", ""),
     ],
@@ -111,6 +119,14 @@ def test_pixel_bounds_hold_for_frames_and_a_long_list_is_bounded(load: Any) -> N
     assert listed.pixels.images[0].indices == (0, 3, 5, 8)
 
 
+def test_a_video_is_shown_upright(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "a.mp4")
+    plain, upright = clip.read_bytes(), struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
+    at = plain.index(struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30), plain.index(b"tkhd"))
+    turned = open_images([Video(plain[:at] + upright + plain[at + 36 :])], Path())
+    assert turned.sizes == ((56, 84),) and turned[0].frames[0].size == (56, 84)
+
+
 @pytest.mark.parametrize("form", ["bytes", "base64", "url", "dict"])
 def test_a_video_may_be_encoded(form: str, tmp_path: Path) -> None:
     data = write_clip(tmp_path / "a.mp4").read_bytes()
@@ -132,9 +148,13 @@ def test_a_video_may_be_encoded(form: str, tmp_path: Path) -> None:
         ({"prompt": "?", "video": "no.mp4"}, "video: no such file"),
         ({"prompt": "?", "video": "https://x.org/a.mp4"}, "video: https://.*URLs are not read; download the video"),
         ({"prompt": "?", "video": "train.jsonl"}, "video: .*train.jsonl cannot be decoded"),
+        ({"prompt": "?", "video": "cut.mkv"}, "video: .*cut.mkv cannot be decoded .it has no frames"),
+        ({"prompt": "?", "video": "A" * 5000}, "video: number 1 cannot be decoded"),
         ({"prompt": "?", "videos": [["f0.png"]]}, "a video has at least 2 frames; give a single one as an image"),
         ({"prompt": "?", "videos": [["f0.png", "x.png"]]}, "number 1 cannot be decoded .its frames have several"),
         ({"prompt": "?", "video": "a.mp4", "videos": ["b.mp4"]}, "videos: videos that are not read"),
+        ({"prompt": "?", "video_path": "a.mp4"}, "video_path: videos that are not read; map the column"),
+        ({"prompt": "?", "clips": ["a.gif"]}, "clips: videos that are not read; map the column"),
     ],
 )  # fmt: skip
 def test_videos_that_cannot_be_shown_are_bad_rows(load: Any, row: dict[str, Any], reason: str) -> None:
@@ -184,6 +204,8 @@ def test_split_moves_their_paths_and_a_control_exchanges_them(load: Any, tmp_pat
     path, options = str(tmp_path / "train.jsonl"), {"reading": ReadingOptions(max_bad_rows=0)}
     before = PromptDataModule(train=path, **options).load("train")
     (moved,) = write_split(PromptDataModule(train=path, **options), tmp_path / "parts")
+    named = PromptDataModule(train=path, images=ImageOptions(folder=str(tmp_path)), **options).load("train")
+    assert [as_row(sample, True, tmp_path / "parts") for sample in named] == [dict(sample.row) for sample in named]
     after = PromptDataModule(train=str(moved), **options).load("train")
     assert [sample.images.keys for sample in after] == [sample.images.keys for sample in before]  # type: ignore[attr-defined]
     dealt = PromptDataModule(validation=path, evaluation=EvaluationData(shuffle_images=True)).load("validation")

@@ -21,6 +21,7 @@ from tiny_runs import fit as run
 from tiny_runs import metrics, summary, to
 from torch import Tensor
 from torch.nn.functional import normalize
+from transformers import PhimoeConfig, PhimoeForCausalLM
 
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.engines.base import EngineContext
@@ -143,6 +144,12 @@ def test_balancing_experts_evens_their_use(tmp_path: Path) -> None:
         fit(save_model(tiny_llama(), tmp_path / "llama"), tmp_path, loss={"balance_coef": 0.1})
     with pytest.raises(UserError, match=r"model.loss.balance_coef: the model's routers do not choose by a softmax"):
         fit(save_model(build("DeepSeek-V3"), tmp_path / "deepseek"), tmp_path, loss={"balance_coef": 0.1})
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    phimoe = PhimoeForCausalLM(PhimoeConfig(vocab_size=300, num_local_experts=4, intermediate_size=32, **sizes))
+    without_topk = Policy(phimoe, ENDS, shared_prefix=False)
+    without_topk.balance_experts()
+    with pytest.raises(UserError, match=r"model.loss.balance_coef: the model's routers do not choose by a softmax"):
+        without_topk.score(make_rollout(PROMPTS, COMPLETIONS), [0])
     with pytest.raises(UserError, match=r"model.loss.balance_coef: what routers choose is not seen in layers"):
         GRPO(loss={"balance_coef": 0.1}, compute={"torch_compile": True})
 
