@@ -152,11 +152,11 @@ def add_adapters(
         raise UserError(f"model: the adapter in {folder} does not fit {_name(model)}: {first_line(error)}") from error
     if folder is not None:
         load_adapter(model, folder, empty)
-    for layer in adapted_modules(model).values():
+    for name, layer in adapted_modules(model).items():
         if folder is not None:
             _copy_adapter(layer, FIRST)
         elif lora.init == "pissa":
-            _start_pissa(layer, empty)
+            _start_pissa(name, layer, empty)
     model.eval()  # without dropout, as it was
     return config
 
@@ -284,13 +284,13 @@ class PissaVariant:
         return result + nn.functional.linear(nn.functional.linear(x, first), second) * layer.scaling[ADAPTER]
 
 
-def _start_pissa(layer: Any, empty: bool) -> None:
+def _start_pissa(name: str, layer: Any, empty: bool) -> None:
     """Start an adapter with the largest singular values and vectors of the weight, and subtract what it adds then."""
     base = layer.base_layer
     if layer.r[ADAPTER] > (most := min(base.weight.shape)):
         raise UserError(
-            f"model.lora.rank: a layer has {most} singular values, and `init: pissa` takes {layer.r[ADAPTER]}; use a "
-            "smaller rank"
+            f"model.lora.rank: {name} has {most} singular values, and `init: pissa` takes {layer.r[ADAPTER]}; use a "
+            "smaller rank, or name the layers without it (model.lora.layers)"
         )
     if not empty:
         weight = base.weight.data
