@@ -249,7 +249,9 @@ class Policy(nn.Module):
         if rows.segments is not None:  # a four-dimensional mask keeps the model from building its own
             none = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
             inputs = {"attention_mask": none, "segments": rows.segments}
-        with checkpointing(model), routing(rows.routes) as seen:
+        balances = self.balances_experts and torch.is_grad_enabled()
+        watched = routing(rows.routes) if balances or rows.routes is not None else nullcontext()
+        with checkpointing(model), watched as seen:
             hidden = model.base_model(
                 input_ids=rows.input_ids,
                 position_ids=rows.position_ids,
@@ -258,9 +260,8 @@ class Policy(nn.Module):
                 **self.images(pixels, rows.input_ids),
             ).last_hidden_state  # (R, L, H)
         at = rows.row * hidden.shape[1] + rows.column  # (N,)
-        self.flips = None if rows.routes is None else seen.flips()[at]
-        balances = self.balances_experts and torch.is_grad_enabled()
-        self._balance = seen.balance(at, rows.sequence) if balances else None
+        self.flips = seen.flips()[at] if seen is not None and rows.routes is not None else None
+        self._balance = seen.balance(at, rows.sequence) if seen is not None and balances else None
         # Not `hidden[row, column]`: its backward pass adds floats in a nondeterministic order.
         return hidden.flatten(0, 1).index_select(0, at)  # (N, H)
 

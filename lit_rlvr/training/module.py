@@ -14,7 +14,7 @@ From the command to an optimizer step, in order, and where to find each part; no
       estimate                        training/loss.py            rewards -> advantages
       Updater.step                    training/update.py          forward, loss, backward; reduce and clip; step or skip
         plan_step, loss_inputs        training/step.py            normalisers, micro-batches, what the objective gets
-        Policy.logprobs               policy/policy.py            forward: log-probabilities of a micro-batch
+        Policy.score                  policy/policy.py            forward: log-probabilities of a micro-batch
         loss                          training/loss.py            calls the algorithm's `objective` (algorithms/)
         optimizer                     training/optimizer.py       AdamW and its schedule
 """
