@@ -373,7 +373,7 @@ def score(options: Any) -> None:
     target = torch.randint(len(weight), (count,), device=options.device)
 
     def ours(entropy: bool = False, gradient: bool = False) -> torch.Tensor:
-        logp, spread, _ = score_tokens(hidden, weight, None, target, Sampling(), entropy, gradient)
+        logp, spread, *_ = score_tokens(hidden, weight, None, target, Sampling(), entropy, gradient)
         return logp.sum() + (spread.sum() if spread is not None and gradient else 0.0)
 
     def plain(x: torch.Tensor, w: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
