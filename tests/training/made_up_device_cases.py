@@ -152,12 +152,12 @@ TO_16_BITS: dict[str, Any] = {
 }  # so small that rounding hardly moves the second update
 
 # transformers looks at a mask of padding, whether it hides anything, and counts the placeholders of images
-LOOKS = {"policy/policy.py forward: aten._local_scalar_dense.default": 1}
+LOOKS = {"policy/policy.py _hidden: aten._local_scalar_dense.default": 1}
 # without a kernel for pieces of any length, which takes 16 bits, each of two layers reads their lengths
 READS_LENGTHS = {"policy/vision_attention.py vision_attention: aten._to_copy.default": 2}
 # Qwen3-VL adds features to two layers at the positions of a mask, which transformers counts each time
 ADDS_FEATURES = {
-    "policy/policy.py forward: aten.index.Tensor": 2, "policy/policy.py forward: aten.index_put_.default": 2,
+    "policy/policy.py _hidden: aten.index.Tensor": 2, "policy/policy.py _hidden: aten.index_put_.default": 2,
     "training/module.py backward_on_rank: aten.index.Tensor": 2,
     "training/module.py backward_on_rank: aten.index_put.default": 4,
 }  # fmt: skip
@@ -175,7 +175,7 @@ def pictures(sizes: int) -> dict[str, int]:
     """Return the copies for images; the vision tower derives `sizes` tensors from how large they are."""
     return {
         "policy/families/qwen_vl.py model_inputs": 1, "policy/families/qwen_vl.py _derive_sizes": sizes,
-        "policy/logprobs.py shape_logits": 2, "policy/logprobs.py _finite": 1,  # placeholders are never sampled
+        "policy/logprobs.py _banned": 3,  # placeholders are never sampled
     }  # fmt: skip
 
 
