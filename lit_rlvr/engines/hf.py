@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
@@ -140,7 +141,7 @@ class HFEngine(InPlaceEngine):
                     cache.reorder_cache(kept)
                     token, attend, position = token[kept], attend[kept], position[:, kept]
                 attend = torch.cat([attend, attend.new_ones(len(alive), 1)], 1)
-                logits, routes = self._forward(policy.model, token[:, None], attend, cache, position)
+                logits, routes = self._forward(policy, token[:, None], attend, cache, position)
                 position = position + 1
                 for row, route in zip(alive, routes, strict=True):
                     row.routes += [] if route is None else [route]
@@ -169,7 +170,7 @@ class HFEngine(InPlaceEngine):
         position_ids = to_device(torch.stack([pad(x, (width - x.shape[1], 0)) for x in known], 1), device)  # (D, P, L)
         images = policy.images([prompt.pixels for prompt in prompts if prompt.pixels is not None], input_ids)
         cache: Any = DynamicCache(config=model.config)
-        logits, routes = self._forward(model, input_ids, attend, cache, position_ids, **images)  # (P, V)
+        logits, routes = self._forward(policy, input_ids, attend, cache, position_ids, **images)  # (P, V)
         owner = [k for k, rows in enumerate(starts) for _ in rows]  # of each completion
         if any(len(rows) != 1 for rows in starts):
             cache.reorder_cache(index(owner, device))
@@ -179,17 +180,18 @@ class HFEngine(InPlaceEngine):
 
     @staticmethod
     def _forward(
-        model: Any, input_ids: Tensor, attend: Tensor, cache: Any, position_ids: Tensor, **images: Tensor
+        policy: Policy, input_ids: Tensor, attend: Tensor, cache: Any, position_ids: Tensor, **images: Tensor
     ) -> tuple[Tensor, Routes]:
         """Return logits (b, V) after each row's last token, given positions (D, b, L), and each row's experts (L, K, k)
-        if routers are watched; the cache grows in place."""
+        if they are replayed; the cache grows in place."""
+        model: Any = policy.model
         positions = position_ids[0] if len(position_ids) == 1 else position_ids
-        with routing() as seen:
+        with routing() if policy.replays_routes else nullcontext() as seen:
             output = model(
                 input_ids=input_ids, attention_mask=attend, position_ids=positions,
                 past_key_values=cache, use_cache=True, logits_to_keep=1, **images,
             )  # fmt: skip
-        routes = seen.packed()  # (b * L, K, k)
+        routes = None if seen is None else seen.packed()  # (b * L, K, k)
         rows: Routes = [None] * len(input_ids) if routes is None else routes.unflatten(0, input_ids.shape).unbind()
         return output.logits[:, -1].float(), rows
 
@@ -203,7 +205,7 @@ class _Row(Row):
     Attributes:
         observed: tokens still to be fed before the current turn is sampled.
         uniform: (T,) numbers in [0, 1), one for each token of the turn; they depend only on the seed.
-        routes: the experts (l, K, k) of its inputs so far, in pieces; none if routers are not watched.
+        routes: the experts (l, K, k) of its inputs so far, in pieces; none if they are not replayed.
     """
 
     def __init__(self, p: int, g: int, prompt: Prompt, seed: int, limit: int, sampling: Sampling) -> None:

@@ -250,7 +250,7 @@ class Policy(nn.Module):
             none = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
             inputs = {"attention_mask": none, "segments": rows.segments}
         balances = self.balances_experts and torch.is_grad_enabled()
-        watched = routing(rows.routes) if balances or rows.routes is not None else nullcontext()
+        watched = routing(rows.routes, balances) if balances or rows.routes is not None else nullcontext()
         with checkpointing(model), watched as seen:
             hidden = model.base_model(
                 input_ids=rows.input_ids,

@@ -24,14 +24,15 @@ class Routing:
 
     Args:
         given: (K, N, k) the experts to use; -1 = the router chooses; None = routers choose for all tokens.
+        keeps_scores: record `scores`, which `balance` needs and which a checkpointed pass holds until its end.
 
     Attributes:
         chosen: layer -> (N, k) the experts that its router chooses by itself.
         scores: layer -> (N, E) what it chooses by.
     """
 
-    def __init__(self, given: Tensor | None) -> None:
-        self.given = given
+    def __init__(self, given: Tensor | None, keeps_scores: bool) -> None:
+        self.given, self.keeps_scores = given, keeps_scores
         self.chosen: dict[int, Tensor] = {}
         self.scores: dict[int, Tensor] = {}
 
@@ -81,9 +82,9 @@ _ROUTING: ContextVar[Routing | None] = ContextVar("routing", default=None)
 
 
 @contextmanager
-def routing(given: Tensor | Routing | None = None) -> Iterator[Routing]:
+def routing(given: Tensor | Routing | None = None, keeps_scores: bool = False) -> Iterator[Routing]:
     """Record, within this context, what the watched routers choose, and replace it by given experts (K, N, k)."""
-    token = _ROUTING.set(found := given if isinstance(given, Routing) else Routing(given))
+    token = _ROUTING.set(found := given if isinstance(given, Routing) else Routing(given, keeps_scores))
     try:
         yield found
     finally:
@@ -147,7 +148,9 @@ class _Choice(TorchFunctionMode):
             return result
         if (args[0].shape[1:], result.indices.shape[1:]) != tuple((n,) for n in self.sizes):  # of a group of experts
             return result
-        self.now.chosen[self.layer], self.now.scores[self.layer] = result.indices, args[0]
+        self.now.chosen[self.layer] = result.indices
+        if self.now.keeps_scores:
+            self.now.scores[self.layer] = args[0]
         if self.now.given is None:
             return result
         given = self.now.given[self.layer]  # (N, k)
