@@ -78,27 +78,25 @@ def registered(value: str, registry: Mapping[str, str], option: str) -> str:
     return value
 
 
+def fill_in(template: str, **values: str) -> str:
+    """Replace names in braces by their values, in one pass, so that braces in the values stay unchanged."""
+    return re.sub(r"\{(\w+)\}", lambda found: values.get(found[1], found[0]), template)
+
+
 def wrapped(content: Any, template: str, **more: str) -> Any:
     """Return a message's text, or the last text part of a list of parts, with a template around it.
-
-    It is filled in in one pass, so that braces in the data stay unchanged.
 
     Args:
         template: `{prompt}` stands for the text. more: what other names in braces stand for.
     """
-
-    def fill(text: str) -> str:
-        values = {"prompt": text} | more
-        return re.sub(r"\{(\w+)\}", lambda found: values.get(found[1], found[0]), template)
-
     if isinstance(content, str):
-        return fill(content)
+        return fill_in(template, prompt=content, **more)
     parts = [dict(part) for part in content]
     texts = [part for part in parts if part.get("type") == "text"]
     if not texts:  # an image alone
         texts.append({"type": "text", "text": ""})
         parts += texts
-    texts[-1]["text"] = fill(texts[-1]["text"])
+    texts[-1]["text"] = fill_in(template, prompt=texts[-1]["text"], **more)
     return parts
 
 
@@ -353,11 +351,10 @@ class Chat:
         return [{"role": "system", "content": text}, *(messages if first is None else messages[1:])]
 
     def _plain(self, messages: list[dict[str, Any]]) -> str:
-        """Fill in `plain_template` in one pass, so that braces in the data stay unchanged."""
+        """Return a conversation in the format of `plain_template`."""
         system = "".join(f"{m['content']}\n\n" for m in messages if m["role"] == "system")
         prompt = "\n\n".join(str(m["content"]) for m in messages if m["role"] != "system")
-        values = {"{system}": system, "{prompt}": prompt}
-        return re.sub(r"\{system\}|\{prompt\}", lambda match: values[match[0]], self.plain_template)
+        return fill_in(self.plain_template, system=system, prompt=prompt)
 
 
 def _functions(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
