@@ -6,8 +6,8 @@ memory of the first process above that of the same run with tiny-llama, a third 
 the model's, not Python's or the threads'. The table also has the formula's difference.
 
 `--vocabulary TOKENS` measures instead what a teacher adds: the output layers of student and teacher at Qwen2.5-0.5B's
-sizes (V = 151,936, H = 896) on so many tokens, forward and backward in fp32, with the sampled divergence, those over
-the vocabulary, and one on whole logits. Measured is the peak above weights and hidden states, and the time.
+sizes (V = 151,936, H = 896), forward and backward in fp32: with the sampled divergence, with those over the vocabulary,
+and with one on whole logits. Measured is the peak above weights and hidden states, and the time.
 """
 
 from __future__ import annotations

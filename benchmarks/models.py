@@ -3,8 +3,8 @@
 Columns: whether completions share a prompt; the largest differences, in nats, of the policy from the model's own
 forward pass, of the Hugging Face engine from the policy, and of merged adapters from adapters; whether `lit-rlvr plan`
 counts the parameters, and the trained ones with all weights and with adapters, exactly; for models of text, the largest
-difference of a weight after six steps by FSDP2 on two processes from one process, and whether such a run that stops
-after three steps and goes on ends in the same bits. The models are those of tests/policy/test_models.py and
+difference of a weight between six steps by FSDP2 on two processes and on one process, and whether a run that is stopped
+after three steps and resumed ends in the same bits. The models are those of tests/policy/test_models.py and
 tests/helpers/tiny_vlms.py.
 """
 

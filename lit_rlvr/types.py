@@ -41,7 +41,7 @@ class Video:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What transformers and vLLM need to know of a video whose frames are chosen."""
+        """The facts about a video that transformers and vLLM need once its frames are chosen."""
         return {"fps": self.fps, "frames_indices": list(self.indices), "total_num_frames": self.total}
 
     @property

@@ -407,7 +407,7 @@ def resize(picture: Image.Image, min_pixels: int | None, max_pixels: int | None)
 
 
 def film_strip(image: Any, frames: int = 8) -> Image.Image:
-    """Return an image as it is, and of a video at most so many frames, evenly spread, in a row."""
+    """Return an image unchanged, or for a video a row of at most `frames` of its frames, evenly spread."""
     if not isinstance(image, Video):
         return image
     shown = [image.frames[i] for i in np.linspace(0, len(image.frames) - 1, min(frames, len(image.frames))).astype(int)]

@@ -23,7 +23,7 @@ KEPT_BYTES = 1 << 29  # of logits that a call keeps for its backward pass; above
 
 
 class ScoredTokens(NamedTuple):
-    """What a policy says of tokens, in one shape.
+    """The scores of some tokens under a policy, in tensors of one shape.
 
     Args:
         logp: log-probabilities. entropy: exact entropies, in nats; None = not asked for.

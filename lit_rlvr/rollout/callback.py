@@ -454,7 +454,7 @@ class RolloutCallback(ChecksArguments, Callback):
             self._demonstrations[other.name] = shown
 
     def _check_teachers(self, module: RLVRModule, data: PromptDataModule) -> None:
-        """Refuse rows that a teacher cannot score, and completions for which its context has no room."""
+        """Refuse rows that a teacher cannot score, and prompts that leave no room for completions in its context."""
         asked = module.teachers.check(data, self.sampling)
         if asked and module.teachers.options is not None:
             if module.teachers.options.prompt is not None and begins(self.environment):

@@ -359,10 +359,11 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
                 )
             self.teachers.held[label] = held = Reference()
             held.policy = self._load_frozen(folder)
-            rows = [p.model.get_input_embeddings().num_embeddings for p in (self.policy, *self.teachers.policies)]  # type: ignore[operator]
-            self.policy.teachable = min(rows)
             if not self.sharded:
                 round_frozen(held.policy.model, self._compute_dtype)
+        if self.teachers.held:
+            models: list[Any] = [policy.model for policy in (self.policy, *self.teachers.policies)]
+            self.policy.teachable = min(model.get_input_embeddings().num_embeddings for model in models)
         if options.model is None:
             self.teachers.held[""] = held = Reference(None if options.ema is None else 1, options.ema or 1.0)
             held.policy = self.policy if options.ema is None else self._load_frozen(self.model_folder)

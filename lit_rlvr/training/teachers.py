@@ -175,7 +175,7 @@ class Teachers:
 
     @property
     def in_loss(self) -> bool:
-        """Whether the divergence over the vocabulary is a term of the loss, not one in the advantages."""
+        """Whether the loss has the divergence over the vocabulary as a term."""
         return self.options is not None and self.options.beta is not None
 
     @property

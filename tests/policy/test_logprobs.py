@@ -138,7 +138,7 @@ def peak_elements(work: Callable[[], object]) -> int:
 
 
 def teacher_head(beta: float, top_k: int | None, device: torch.device | None = None) -> TeacherHead:
-    """Of another width than the student's, with three more rows in its output embedding."""
+    """Return the head of a teacher wider than the student, with three more rows in its output embedding."""
     torch.manual_seed(4)
     made = [torch.randn(*shape, dtype=torch.float64).to(device) for shape in ((N, H + 2), (V + 3, H + 2), (V + 3,))]
     return TeacherHead(*made, LogitTransform(0.5, 4.0), beta, top_k)

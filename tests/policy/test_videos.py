@@ -88,7 +88,7 @@ def logprobs(policy: Policy, *prompts: Prompt) -> torch.Tensor:
 
 @pytest.mark.parametrize("form", ["file", "list"])
 def test_a_policy_computes_a_video_as_the_model_on_its_own(folder: Path, form: str, tmp_path: Path) -> None:
-    """Of 13 frames of a file the model sees 6, and 5 in a list."""
+    """The model sees 6 of the 13 frames of a file, and all 5 of a list."""
     clip = write_clip(tmp_path / "clip.mp4", frames=13)
     prompt, inputs = make_prompt(folder, str(clip) if form == "file" else [picture(84, 56, seed=i) for i in range(5)])
     model: Any = AutoModelForImageTextToText.from_pretrained(folder)
