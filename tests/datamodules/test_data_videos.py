@@ -224,5 +224,5 @@ def test_options_outside_their_range_are_refused() -> None:
 def test_without_pyav_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clip = write_clip(tmp_path / "a.mp4")
     monkeypatch.setattr("lit_rlvr.common.packages.is_installed", lambda module: module != "av")
-    with pytest.raises(UserError, match=r"^videos: av is not installed; pip install av .*qwen-vl-utils"):
+    with pytest.raises(UserError, match=r"^videos: av is not installed; pip install 'av>=15' .*qwen-vl-utils"):
         open_images([Video(str(clip))], Path())
