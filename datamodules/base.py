@@ -225,7 +225,7 @@ class PromptDataModule(ChecksArguments, UsesModel):
         self._fingerprint: dict[str, str] | None = None
         self._restored: dict[str, str] | None = None
         self.environment: Environment | None = None
-        self.optional: frozenset[str] = frozenset()  # fields that rows may lack
+        self.optional: frozenset[str] = frozenset()  # fields of prompt and answer that rows may lack
 
     # a subclass overrides these
 
@@ -267,17 +267,22 @@ class PromptDataModule(ChecksArguments, UsesModel):
 
     # what the model sees
 
-    def use_environment(self, environment: Environment) -> None:
-        """Offer the environment's tools in every prompt, and let rows lack what it supplies; call it before `setup`."""
-        supplied = {
-            "prompt": environment.begins,
-            "answer": environment.judges or bool(environment.reward_functions),
-        }
-        self.optional = frozenset(field for field, is_supplied in supplied.items() if is_supplied)
-        if self.environment is not environment:
-            self.environment = environment
-            self.chat = self.chat.with_tools(environment.tools)
-            self._tokenise_again()
+    def use_environment(self, environment: Environment | None, judges: bool = True) -> None:
+        """Offer the environment's tools in every prompt, here and in the sets of `also_validate`, and let rows lack
+        what it supplies; call it before `setup`.
+
+        Args:
+            judges: whether the run has rewards; without them, no answer is needed.
+        """
+        asks = environment is not None and environment.begins
+        scores = environment is not None and (environment.judges or bool(environment.reward_functions))
+        lacking = {"prompt": asks, "answer": scores or not judges}
+        for data in self.validated:
+            data.optional = frozenset(field for field, may_lack in lacking.items() if may_lack)
+            if environment is not None and data.environment is not environment:
+                data.environment = environment
+                data.chat = data.chat.with_tools(environment.tools)
+                data._tokenise_again()
 
     def _tokenise_again(self) -> None:
         """Tokenise the loaded sets after a change of the tools."""
@@ -406,8 +411,8 @@ class PromptDataModule(ChecksArguments, UsesModel):
     def setup(self, stage: str) -> None:
         """Read, check and tokenise the sets of a stage, so that bad data fails before the weights load."""
         for callback in () if self.trainer is None else self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(environment := getattr(callback, "environment", None), Environment):
-                self.use_environment(environment)
+            if getattr(callback, "config_key", "") == "rollout":
+                self.use_environment(callback.environment, callback.judges)
         new = "train" not in self.prompts
         for split in STAGE_SPLITS.get(stage, ("train", "validation", "test")):
             if split not in self.prompts:
@@ -417,8 +422,6 @@ class PromptDataModule(ChecksArguments, UsesModel):
         if stage in ("fit", "validate"):
             for other in self.validated[1:]:
                 other.use_model(self)
-                if self.environment is not None:
-                    other.use_environment(self.environment)
                 other.setup("validate")
         if new and "train" in self.prompts:
             self._compare_sets()

@@ -124,8 +124,8 @@ class PlannedRun:
             "model": f"{module.model} ({module.model_folder})",
             "data": describe_set(data, "train"),
             "validation": [describe_set(d, "validation") for d in data.validated if d.prompts["validation"]],
-            "rewards": [f"{reward.weight:g} x {reward.name}" for reward in rollout.rewards],
-            "correct": correct.name if correct else RULE_OF_CORRECT,
+            "rewards": [f"{reward.weight:g} x {reward.name}" for reward in rollout.rewards * rollout.judges],
+            "correct": (correct.name if correct else RULE_OF_CORRECT) if rollout.judges else None,
             "environment": environment_fingerprint(rollout.environment),
             "engine": rollout.generator.name,
             "strategy": type(trainer.strategy).__name__,
@@ -184,7 +184,7 @@ def dry_run(run: PlannedRun) -> None:
         "run": run.settings(),
         "sizes": run.sizes(),
         "memory": run.memory(),
-        "prompts": describe_prompts(run.data, "train", PROMPTS, None),
+        "prompts": describe_prompts(run.data, "train", PROMPTS, None, run.module, run.rollout),
     }
     show_result(found, lambda: print_run(found))
 

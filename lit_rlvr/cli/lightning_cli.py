@@ -268,9 +268,7 @@ class RLVRCLI(LightningCLI):
         super().instantiate_classes()
         report_namesake(type(self.datamodule))
         rollout = self.config_init[self.subcommand].rollout
-        if rollout.environment is not None:
-            for data in self.datamodule.validated:
-                data.use_environment(rollout.environment)
+        self.datamodule.use_environment(rollout.environment, rollout.judges)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         check_calls_super(self.model, "model")

@@ -47,9 +47,10 @@ class RLVRTrainer(Trainer):
             out: folder for the prompts' images, as PNG files in the size that the model sees; default: save none.
         """
         datamodule.use_model(model)
-        found = describe_prompts(datamodule, split, prompts, None if out is None else Path(out))
-        check_references(rollout_of(self).rewards, datamodule.loaded)
-        rollout_of(self).warn_of_long_answers(datamodule)
+        rollout = rollout_of(self)
+        found = describe_prompts(datamodule, split, prompts, None if out is None else Path(out), model, rollout)
+        check_references(rollout.rewards, rollout.judged(datamodule))
+        rollout.warn_of_long_answers(datamodule)
         show_result(found, lambda: print_prompts(found))
         if out is None and any(prompt["images"] for prompt in found["prompts"]):
             _log.info("To look at the images as the model sees them, add --out FOLDER")

@@ -283,8 +283,7 @@ def longest(parts: Mapping[str, tuple[Sampling, int]]) -> int:
 def load_prompts(suite: Suite, module: EvaluatingModule) -> list[Prompt]:
     """Load a suite's questions as the model sees them."""
     suite.data.use_model(module)
-    if suite.environment is not None:
-        suite.data.use_environment(suite.environment)
+    suite.data.use_environment(suite.environment)
     suite.data.setup("test")
     if not suite.data.prompts["test"]:
         raise UserError(f"--suite: {suite.name} has no questions; give its `test`")

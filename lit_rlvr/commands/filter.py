@@ -116,8 +116,7 @@ def prompts_to_sample(
     if module.adapter == "continue":  # nothing is trained here
         module.model_folder = resolve_model(module.model, module.config_overrides, "merge")
     data.use_model(module)
-    if rollout.environment is not None:
-        data.use_environment(rollout.environment)
+    data.use_environment(rollout.environment)
     data.setup("test" if split == "test" else "fit")
     check_prefills(rollout.rewards, data.opening, data.chat.score_prefill)
     if not data.prompts[split]:

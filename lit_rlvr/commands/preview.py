@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -14,35 +16,51 @@ from rich.rule import Rule
 from lit_rlvr.common.terminal import Terminal
 from lit_rlvr.datamodules.reading.images import film_strip
 from lit_rlvr.errors import UserError, check_within
-from lit_rlvr.types import Prompt, Video
+from lit_rlvr.types import Completion, Prompt, Video
 
 if TYPE_CHECKING:
+    from lit_rlvr.algorithms import RLVRModule
     from lit_rlvr.datamodules import PromptDataModule
     from lit_rlvr.datamodules.base import Split
+    from lit_rlvr.rollout.callback import RolloutCallback
 
 IMAGE_SOFTWARE = "lit-rlvr preview"
 """Mark in the pictures of `preview`, which a later preview may replace."""
 
 
-def describe_prompts(data: PromptDataModule, split: Split, count: int, folder: Path | None) -> dict[str, Any]:
-    """Return the first prompts of a set with their token counts and answers, and a summary of the set.
+def describe_prompts(
+    data: PromptDataModule, split: Split, count: int, folder: Path | None, module: RLVRModule, rollout: RolloutCallback
+) -> dict[str, Any]:
+    """Return the first prompts of a set with their token counts and answers, and a summary of the set; and of the
+    training set what a teacher sees, and the completions that `SFT` trains on.
 
     Args:
         count: number of prompts.
         folder: folder for their images, created if there are any; None = save none.
 
     Raises:
-        UserError: there is no such set, or `count` is not positive.
+        UserError: there is no such set, `count` is not positive, or rows lack what is trained on.
     """
     check_within("[1, inf)", "preview", prompts=count)
     data.setup("test" if split == "test" else "fit")
     prompts = data.prompts[split]
     if not prompts:
         raise UserError(f"--split: there is no {split} set")
+    shown = [_describe_prompt(data, prompt, folder) for prompt in prompts[:count]]
+    if split == "train" and module.demonstrates:
+        rollout.check_demonstrations(module, data)
+        pairs = rollout.demonstrations[data.name].pairs(prompts[:count])
+        for found, (start, completion) in zip(shown, pairs, strict=True):
+            found["completion"] = describe_completion(completion, data.tokenizer)
+            if len(start.token_ids) < found["tokens"]:  # earlier turns of the conversation are in the loss, too
+                found |= {"text": data.tokenizer.decode(start.token_ids), "tokens": len(start.token_ids)}
+    if split == "train" and module.teachers.options is not None and module.teachers.options.prompt is not None:
+        for found, prompt in zip(shown, module.teachers.check(data, rollout.sampling), strict=False):
+            found["teacher"] = {"text": data.render(prompt.sample), "tokens": len(prompt.token_ids)}
     return {
         "set": f"{data.name} {split}",
         "count": len(prompts),
-        "prompts": [_describe_prompt(data, prompt, folder) for prompt in prompts[:count]],
+        "prompts": shown,
         "summary": describe_set(data, split),
     }
 
@@ -61,6 +79,14 @@ def _describe_prompt(data: PromptDataModule, prompt: Prompt, folder: Path | None
     }
 
 
+def describe_completion(completion: Completion, tokenizer: Any) -> list[dict[str, Any]]:
+    """Return a completion's texts in their order, each with whether it is in the loss and its number of tokens."""
+    in_loss = completion.sampled or (True,) * len(completion.token_ids)
+    parts = groupby(zip(completion.token_ids, in_loss, strict=True), key=itemgetter(1))
+    tokens = [(is_trained, [token for token, _ in part]) for is_trained, part in parts]
+    return [{"in_loss": kept, "tokens": len(ids), "text": tokenizer.decode(ids)} for kept, ids in tokens]
+
+
 def print_prompts(found: dict[str, Any]) -> None:
     """Print the result of `describe_prompts`."""
     console = Terminal()
@@ -69,7 +95,7 @@ def print_prompts(found: dict[str, Any]) -> None:
         console.print(Rule(f"{split} {number} of {found['count']}: {prompt['id']}", align="left", characters="-"))
         console.print(prompt["text"], soft_wrap=True)
         console.print(Rule(characters="-"))
-        facts = [f"{prompt['tokens']} tokens", f"answer {prompt['answer']!r}"]
+        facts = [f"{prompt['tokens']} tokens", f"answer {prompt['answer']!r}" if prompt["answer"] else "no answer"]
         facts += [f"or {' or '.join(map(repr, prompt['aliases']))}"] * bool(prompt["aliases"])
         facts += [f"options {prompt['options']}"] * bool(prompt["options"])
         facts += [f"category {prompt['category']!r}"] * bool(prompt["category"])
@@ -79,6 +105,13 @@ def print_prompts(found: dict[str, Any]) -> None:
             size = f"{frames}{image['width']} x {image['height']} pixels"
             facts.append(f"{'video' if frames else 'image'} {k}: {image['tokens']} tokens, {size}{place}")
         console.print("; ".join(facts), soft_wrap=True)
+        for part in prompt.get("completion", ()):
+            place = "in the loss" if part["in_loss"] else "not in the loss"
+            console.print(Rule(f"{part['tokens']} tokens {place}", align="left", characters="-"))
+            console.print(part["text"], soft_wrap=True)
+        if teacher := prompt.get("teacher"):
+            console.print(Rule(f"the teacher sees {teacher['tokens']} tokens", align="left", characters="-"))
+            console.print(teacher["text"], soft_wrap=True)
     console.print(found["summary"], soft_wrap=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import logging
@@ -181,6 +182,28 @@ def adapter_folder(model: str) -> Path:
 
 FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 """The files of a hub's repository that we read."""
+
+
+PARTS, PART_BYTES = 64, 2**16
+"""How many parts of a file of weights tell its version, evenly spread, and the bytes of each."""
+
+
+def weights_version(source: str | Path) -> str:
+    """Return a short hash of the weights in a model's or an adapter's folder, or of a hub id's that were loaded: of
+    every file's size and parts, so that it takes milliseconds whatever the size."""
+    if not Path(source).is_dir():
+        from huggingface_hub import snapshot_download
+
+        source = snapshot_download(str(source), allow_patterns=FILES, local_files_only=True)
+    digest = hashlib.sha256()
+    for path in sorted(p for p in Path(source).iterdir() if p.suffix in (".safetensors", ".bin")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            for k in range(PARTS):
+                file.seek(max(0, size - PART_BYTES) * k // (PARTS - 1))
+                digest.update(file.read(PART_BYTES))
+    return digest.hexdigest()[:16]
 
 
 def _key(*sources: Path | str) -> int:

@@ -264,6 +264,13 @@ def _unpacked(outcome: Outcome) -> RewardResult:
     return outcome.value
 
 
+class NoReward(Reward):
+    """Judges nothing: the reward of a run with `rollout.rewards: []`, which learns from a teacher alone."""
+
+    def __call__(self, completion: Completion, sample: Sample) -> None:
+        return None
+
+
 def check_rewards(rewards: Sequence[Reward]) -> None:
     """Refuse rewards that cannot be used together.
 

@@ -27,23 +27,26 @@ def assemble(
     mask_truncated: bool = False,
     exact: bool = False,
     version: int | None = None,
+    taught: bool = False,
 ) -> Rollout:
     """Combine completions and scores into a `Rollout`.
 
-    A completion without a reward, because its check failed or no reward judges it, is masked out of the loss, and gets
-    the mean reward and correctness of the rest of its group, so that it changes neither mean. With `mask_truncated`,
-    truncated completions are masked out too, but keep their rewards.
+    A completion without a reward, because its check failed or no reward judges it, gets the mean reward and correctness
+    of the rest of its group, so that it changes neither mean, and is masked out of the loss; unless it only lacks a
+    judge and a teacher scores its tokens. With `mask_truncated`, truncated completions are masked out too, but keep
+    their rewards.
 
     Args:
         completions: P lists of G. scores: (P, G).
         exact: whether the engine's log-probabilities equal the trainer's.
         version: of the weights that sampled the completions; None = there is no training.
+        taught: whether a teacher scores them.
     """
     token_ids, mask, logprobs = pad_completions(completions)
     masked = scores.masked  # (P, G)
-    masked_out = masked
+    masked_out = scores.failed if taught else masked
     if mask_truncated:
-        masked_out = masked | torch.tensor([[c.truncated for c in group] for group in completions])
+        masked_out = masked_out | torch.tensor([[c.truncated for c in group] for group in completions])
     return Rollout(
         prompts=prompts,
         completions=completions,

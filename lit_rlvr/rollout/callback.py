@@ -31,7 +31,7 @@ from lit_rlvr.environments.base import rewards_with
 from lit_rlvr.errors import MAX_SIZE, ChecksArguments, UserError, check_all, check_within, option_group, refuse_all
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rewards import FunctionReward, Reward, shared_pool
-from lit_rlvr.rewards.base import check_prefills, say_where
+from lit_rlvr.rewards.base import NoReward, check_prefills, say_where
 from lit_rlvr.rewards.combine import logged_metrics
 from lit_rlvr.rewards.references import LongAnswers, check_references, long_answers, warn_of_gold_answers
 from lit_rlvr.rollout.assemble import rollout_metrics
@@ -95,7 +95,8 @@ class RolloutCallback(ChecksArguments, Callback):
         validate_every_rollouts: validate after every so many rollouts; `trainer.max_steps` counts optimizer steps, of
             which a rollout has several with `updates_per_rollout`. null: after each pass over the training prompts.
         rewards: the rewards that score a completion, from Python also functions; the training reward is their weighted
-            sum. Default: that of the environment, else MathAnswer.
+            sum. Default: that of the environment, else MathAnswer. [] = none, for `model.teacher` alone: then rows need
+            no answers.
         environment: what answers the model between its turns (`sampling.max_turns` of them at most): an `Environment`;
             the dotted path of a class whose public methods are tools, or of a function that returns such an object; or
             several such paths by the names in the data's column `environment`.
@@ -132,7 +133,8 @@ class RolloutCallback(ChecksArguments, Callback):
         deterministic: bool = False,
     ) -> None:
         if rewards is not None:
-            rewards = [one if isinstance(one, Reward | str) else FunctionReward(one) for one in rewards]
+            judges = rewards or [NoReward()]
+            rewards = [one if isinstance(one, Reward | str) else FunctionReward(one) for one in judges]
         groups = with_class_defaults(type(self), evaluation=evaluation, safeguards=safeguards, replay=replay)
         self.init_args = init_arguments() | groups
         evaluation, safeguards, replay = groups.values()
@@ -155,7 +157,7 @@ class RolloutCallback(ChecksArguments, Callback):
         self._record: Record | None = None  # of this run
         self._judges: dict[str, dict[str, Any]] = {}
         self._too_long: list[LongAnswers] | None = None
-        self._demonstrations: dict[str, Demonstrations] = {}  # by the name of the set, of a module that has them
+        self.demonstrations: dict[str, Demonstrations] = {}  # by the name of the set, of a module that has them
         self._demonstrated = ""  # the fingerprint of those to train on
         self.check()
 
@@ -237,7 +239,7 @@ class RolloutCallback(ChecksArguments, Callback):
             return rollout
         metrics = rollout_metrics(rollout, source.generation_seconds, source.extra_completions)
         module.log_dict(metrics)
-        rollout.is_unjudged = metrics["reward/status/unjudged"] == 1
+        rollout.is_unjudged = metrics["reward/status/unjudged"] == 1 and not sampler.taught
         if rollout.is_unjudged:
             module.unjudged.add(module.iteration + 1, ", ".join(rollout.parts), int(metrics["rollout/samples"]))
         else:
@@ -254,11 +256,8 @@ class RolloutCallback(ChecksArguments, Callback):
         if self.record_gib:
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
             self._record = Record(Path(trainer.default_root_dir), int(self.record_gib * 2**30))
-            self._record.begin(
-                module.iteration,
-                self._replay_terms(trainer, data),
-                module.policy.model,
-            )
+            terms = self._replay_terms(trainer, data) | module.teachers.versions()
+            self._record.begin(module.iteration, terms, module.policy.model)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PromptBatch, batch_idx: int
@@ -304,7 +303,7 @@ class RolloutCallback(ChecksArguments, Callback):
     def _demonstrate(self, trainer: Trainer, module: RLVRModule, batch: PromptBatch) -> None:
         """Add the completions that the data hold to a validation batch."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        shown = self._demonstrations[batch.name]
+        shown = self.demonstrations[batch.name]
         first = [prompt for prompts in shown.data.prompts.values() for prompt in prompts[:1]]
         prompts = batch.prompts or [data.prepare(first[0])]
         batch.demonstrations = shown.rollout(prompts, module.policy.placeholder_ids)
@@ -343,14 +342,16 @@ class RolloutCallback(ChecksArguments, Callback):
             if not module.demonstrates:
                 warn_of_gold_answers(self.rewards, [prompt.sample for prompt in data.prompts["train"]])
             self.warn_of_long_answers(data)
-        self._judges = {  # what tells right from wrong, and how sums are rounded
+        self._judges = {  # what numbers depend on beside the settings; a resumed run compares it
             "code": user_code(),
             "validation": data.validation_hashes() if stage == "fit" else {},
             "threads": {"torch": torch.get_num_threads()} if device == "cpu" else {},
+            "weights": module.frozen_versions() if stage == "fit" else {},
         }
         self.sampler = GroupSampler(
             self.engine, self.rewards, self.environment, self.safeguards.max_failure_rate, self.mask_truncated,
-            self.generator.is_exact(compute_dtype(str(trainer.precision))), Path(trainer.default_root_dir),
+            self.generator.is_exact(compute_dtype(str(trainer.precision))),
+            stage == "fit" and module.teachers.options is not None, Path(trainer.default_root_dir),
         )  # fmt: skip
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         saved = max(getattr(callback, "save_prompts", 0) for callback in callbacks)  # the run folder saves the first
@@ -360,7 +361,7 @@ class RolloutCallback(ChecksArguments, Callback):
         if stage == "fit" and module.demonstrates:
             from lit_rlvr.rollout.demonstrations import DemonstrationSource  # it imports the data sets
 
-            shown = self._demonstrations[data.name]
+            shown = self.demonstrations[data.name]
             self.source = DemonstrationSource(shown, module, self._demonstrated, saved)
             return
         parts = self.sampler, module, data, self.group_size, self.sampling, saved
@@ -397,25 +398,24 @@ class RolloutCallback(ChecksArguments, Callback):
         names = [other.name for other in data.validated]
         samples = self.evaluation.samples
         unknown = [name for name in samples if name not in names] if isinstance(samples, dict) else []
-        if self.environment is not None:
-            for other in data.validated:
-                other.use_environment(self.environment)
+        data.use_environment(self.environment, self.judges)
         check_all(
             lambda: refuse_all(
                 f"rollout.evaluation.samples: there is no validation set {name!r}; the sets are {', '.join(names)}"
                 for name in unknown
             ),
             lambda: self._check_selection(module),
+            lambda: self._check_judged(module, data),
             *(partial(check_prefills, self.rewards, d.opening, d.chat.score_prefill) for d in data.validated),
             lambda: self._check_judges_groups(module, data),
-            lambda: check_references(self.rewards, self._judged(data)),
-            lambda: self._check_demonstrations(module, data),
+            lambda: check_references(self.rewards, self.judged(data)),
+            lambda: self.check_demonstrations(module, data),
             lambda: check_lengths(module.model_folder, self._length_requirements(data)),
             lambda: self._check_teachers(module, data),
         )
         refuse_all(str(found) for found in self._long_answers(data) if found.is_hopeless)
 
-    def _judged(self, data: PromptDataModule) -> list[Sample]:
+    def judged(self, data: PromptDataModule) -> list[Sample]:
         """Return the samples whose completions rewards judge."""
         if not data.demonstrates:
             return data.loaded
@@ -427,7 +427,7 @@ class RolloutCallback(ChecksArguments, Callback):
             for prompt in prompts
         ]
 
-    def _check_demonstrations(self, module: RLVRModule, data: PromptDataModule) -> None:
+    def check_demonstrations(self, module: RLVRModule, data: PromptDataModule) -> None:
         """Refuse rows without a completion to train on, and settings that only a module with such rows can have."""
         if not module.demonstrates:
             unmeasured = [other.name for other in data.validated if not self.samples_of(other.name)]
@@ -441,7 +441,7 @@ class RolloutCallback(ChecksArguments, Callback):
                 "rollout: SFT samples nothing to train on, so staleness, replay.rollouts_from, replay.record and "
                 "replay_routes do not apply; leave them out"
             )
-        if self._demonstrations:
+        if self.demonstrations:
             return
         from lit_rlvr.rollout.demonstrations import Demonstrations
 
@@ -451,7 +451,7 @@ class RolloutCallback(ChecksArguments, Callback):
             )
             found = [shown.check(prompts) for prompts in other.prompts.values()]
             self._demonstrated = self._demonstrated or found[0]
-            self._demonstrations[other.name] = shown
+            self.demonstrations[other.name] = shown
 
     def _check_teachers(self, module: RLVRModule, data: PromptDataModule) -> None:
         """Refuse rows that a teacher cannot score, and prompts that leave no room for completions in its context."""
@@ -492,6 +492,24 @@ class RolloutCallback(ChecksArguments, Callback):
             ]
             self._too_long = [one for one in found if one is not None]
         return self._too_long
+
+    @property
+    def judges(self) -> bool:
+        """Whether there is a reward; `rewards: []` is a `NoReward`."""
+        return not all(isinstance(reward, NoReward) for reward in self.rewards)
+
+    def _check_judged(self, module: RLVRModule, data: PromptDataModule) -> None:
+        if self.judges:
+            return
+        if module.teachers.options is None and not module.demonstrates:
+            raise UserError(
+                "rollout.rewards is empty: give at least one reward; only with model.teacher is none needed"
+            )
+        if any(other.prompts.get("validation") and self.samples_of(other.name) for other in data.validated):
+            raise UserError(
+                "rollout.rewards is empty, so nothing tells whether an answer to a validation prompt is right; give a "
+                "reward, or leave out data.init_args.validation and validation_split"
+            )
 
     def _check_selection(self, module: RLVRModule) -> None:
         names = [reward.name for reward in self.rewards]
@@ -592,7 +610,12 @@ class RolloutCallback(ChecksArguments, Callback):
         assert self.source is not None, "setup() comes first"
         if state_dict.keys() != {"judges"}:  # a replay leaves no state to a source that samples
             self.source.load_state_dict(state_dict)
-        for kind, what in (("code", "code of your own"), ("validation", "validation data")):
+        kinds = {
+            "code": "code of your own",
+            "validation": "validation data",
+            "weights": "weights that it does not train",
+        }
+        for kind, what in kinds.items():
             warn_of_changes(state_dict.get("judges", {}).get(kind, {}), self._judges[kind], what)
         then, now = (judges.get("threads", {}) for judges in (state_dict.get("judges", {}), self._judges))
         if then and now and then != now and is_first_process():
@@ -614,7 +637,7 @@ class RolloutCallback(ChecksArguments, Callback):
             self.source.close()
         if self.sampler is not None:
             self.sampler.close()
-        for shown in self._demonstrations.values():
+        for shown in self.demonstrations.values():
             shown.close()
         for reward in self.rewards:
             reward.close()

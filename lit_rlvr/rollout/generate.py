@@ -49,6 +49,7 @@ class GroupSampler:
         environment: answers the model between its turns; None = a completion is one turn.
         max_failure_rate: see `Safeguards`. mask_truncated: see `RolloutCallback`.
         exact: whether the engine's log-probabilities equal the trainer's.
+        taught: whether a teacher scores the completions that are trained on.
         run: the run's folder, for the examples of failed checks.
 
     Attributes:
@@ -58,10 +59,11 @@ class GroupSampler:
 
     def __init__(
         self, engine: SyncedEngine, rewards: Sequence[Reward], environment: Environment | None,
-        max_failure_rate: float, mask_truncated: bool, exact: bool, run: Path,
+        max_failure_rate: float, mask_truncated: bool, exact: bool, taught: bool, run: Path,
     ) -> None:  # fmt: skip
         self.engine, self.rewards, self.environment = engine, rewards, environment
         self.max_failure_rate, self.mask_truncated, self.exact, self.run = max_failure_rate, mask_truncated, exact, run
+        self.taught = taught
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.episodes: Episodes | None = None
         self._max_tokens = 0
@@ -115,7 +117,9 @@ class GroupSampler:
     ) -> Rollout:  # fmt: skip
         """Return the rollout of these groups, unless too many checks failed. In training, collective."""
         self._stop_on_failures(prompts, completions, scores, together=version is not None)
-        return assemble(prompts, completions, scores, sampling, self.mask_truncated, self.exact, version)
+        return assemble(
+            prompts, completions, scores, sampling, self.mask_truncated, self.exact, version, self.taught
+        )  # fmt: skip
 
     def sample_stream(
         self, prompts: list[Prompt], seeds: list[list[int]], sampling: Sampling, data: PromptDataModule,

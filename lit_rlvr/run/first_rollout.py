@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -55,8 +56,10 @@ class FirstRollout(Callback):
         prompts = len(rollout.prompts) * trainer.world_size
         line = (
             f"first rollout: {round((1 - metrics['train/no_signal']) * prompts)} of {prompts} prompts give a signal "
-            f"with {rollout.group_size} completions each, accuracy {metrics['rollout/accuracy']:.3f}"
+            f"with {rollout.group_size} completions each"
         )
+        accuracy = metrics["rollout/accuracy"]
+        line += "" if math.isnan(accuracy) else f", accuracy {accuracy:.3f}"
         seconds = self._seconds(trainer)
         line += "" if seconds is None else f"; the run takes about {seconds:.0f} s"
         found = obstacle(metrics, rollout, sampling)

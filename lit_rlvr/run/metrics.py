@@ -195,7 +195,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         ),
         Metric(
             "reward/status/unjudged",
-            "share that no reward judges (None); they are out of the loss",
+            "share that no reward judges (None); they are out of the loss, unless there is a teacher",
             "0 to 1",
             "1: the iteration is not trained on",
         ),
@@ -222,7 +222,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
     "Training": (
         Metric(
             "train/no_signal",
-            "share of prompts whose advantages are all 0, mostly because all rewards of the group are equal",
+            "share of prompts whose advantages are all 0, mostly because all rewards of the group are equal; 0 with "
+            "`teacher.beta`, which trains on every prompt",
             "0 to 1",
             "Above one half: other prompts (`lit-rlvr filter`), more completions, or mend the reward",
             "`frac_reward_zero_std`, of completions",

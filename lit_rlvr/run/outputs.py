@@ -83,8 +83,12 @@ PANELS = (
     ("Entropy (nats per token)", (("train/entropy", "policy"),)),
     ("Completion length (tokens)", (("rollout/length", "training rollouts"),)),
 )
+TEACHER_PANEL = (
+    "Divergence from the teacher (nats per token)",
+    (("train/teacher_kl", "of sampled tokens"), ("train/teacher_divergence", "over the vocabulary")),
+)
 LOSS_PANEL = ("Loss (nats per token)", (("train/loss", "training"), ("val/loss", "validation")))
-"""The panel of a run without rewards."""
+"""The panel of a run without rewards and teacher."""
 STALENESS_PANELS = (
     ("Staleness (weight versions)", (("train/staleness/mean", "mean of tokens"), ("train/staleness/max", "largest"))),
     ("Importance correction (share of tokens)",
@@ -107,7 +111,9 @@ def plot_run(rows: Mapping[int, Mapping[str, float]], path: Path, title: str) ->
 
     stale = any("train/staleness/mean" in row for row in rows.values())
     judged = any("rollout/reward" in row for row in rows.values())
-    panels = [PANELS[0] if judged else LOSS_PANEL, *PANELS[1:], *(STALENESS_PANELS if stale else ())]
+    taught = any(name in row for row in rows.values() for name, _ in TEACHER_PANEL[1])
+    first = PANELS[0] if judged else TEACHER_PANEL if taught else LOSS_PANEL
+    panels = [first, *PANELS[1:], *(STALENESS_PANELS if stale else ())]
     height = len(panels) // 2
     figure, axes = pyplot.subplots(height, 2, figsize=(10, 3.25 * height), constrained_layout=True)
     for axis, (label, lines) in zip(axes.flat, panels, strict=True):
@@ -294,6 +300,7 @@ class RunFolder(ChecksArguments, Callback):
             "engine": rollout_of(trainer).generator.name,
             "algorithm": type(module).__name__,
             "model": module.model,
+            **module.teachers.versions(),
             "data": type(data).__name__,
             "stopped": stopped,
             "collapse": " ".join(map(str, fallen(rows))) or None,

@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from math import isfinite
+from math import isfinite, isnan, nan
 from statistics import median
 from typing import Any
 
@@ -111,8 +111,9 @@ class RunProgress(ProgressBar):
         values = {k: float(v) for k, v in trainer.callback_metrics.items()}
         text = f"loss {values['train/loss']:.4f}"
         if "rollout/reward" in values:
-            text = (
-                f"reward {values['rollout/reward']:.3f}  accuracy {values.get('rollout/accuracy', 0):.3f}  "
+            shown = {name: values.get(f"rollout/{name}", 0.0) for name in ("reward", "accuracy")}
+            shown |= {"from teacher": values.get("train/teacher_divergence", values.get("train/teacher_kl", nan))}
+            text = "".join(f"{name} {value:.3f}  " for name, value in shown.items() if not isnan(value)) + (
                 f"truncated {values.get('rollout/truncated', 0):.0%}  no signal {values.get('train/no_signal', 0):.0%}"
             )
         if "rollout/tokens_per_second" in values:

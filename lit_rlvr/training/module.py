@@ -58,7 +58,7 @@ from lit_rlvr.policy.families import family_of, freeze_vision_tower, vision_modu
 from lit_rlvr.policy.loading import check_same_tokens, load_model_config, load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import compute_dtype, round_ties
-from lit_rlvr.policy.sources import adapter_folder
+from lit_rlvr.policy.sources import adapter_folder, weights_version
 from lit_rlvr.policy.speed import (
     Compute,
     compile_layers,
@@ -282,6 +282,16 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
     def adapter_folder(self) -> Path | None:
         """The folder of the adapter that is trained on; None = there is none, or it is merged."""
         return adapter_folder(self.model) if self.adapter == "continue" else None
+
+    def frozen_versions(self) -> dict[str, str]:
+        """Return the version of all weights that the run needs and does not train: name -> `weights_version`, of a
+        server its URL."""
+        found = {}
+        if self.lora is not None or self.needs_reference:
+            found["model"] = weights_version(self.model_folder)
+        if self.adapter_folder is not None:
+            found["adapter"] = weights_version(self.adapter_folder)
+        return found | self.teachers.versions()
 
     @property
     def sharded(self) -> bool:
@@ -559,6 +569,8 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         rows = advantages if advantages is not means else advantages.reshape(-1, 1)  # (B, 1) or (B, T)
         size = rollout.group_size
         mine = rows[rank() * local * size : (rank() + 1) * local * size, : rollout.mask.shape[1]]
+        if self.teachers.options is not None:  # completions without a reward learn from the teacher alone
+            mine = mine.masked_fill(~to_device(rollout.rewarded.reshape(-1, 1), mine.device), 0)
         if self.teachers.options is not None and scores.teacher_logp is not None:
             assert scores.old_logp is not None
             mask = to_device(rollout.mask, self.device)
@@ -568,7 +580,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
             rollout.advantages = masked_mean(mine, mask).view(rollout.rewards.shape).cpu()
         flat = torch.tensor([int((rollout.advantages == 0).all(1).sum()), local], dtype=torch.float64)
         without, prompts = all_sum(flat).tolist()
-        metrics |= estimated | {"no_signal": without / prompts}
+        metrics |= estimated | {"no_signal": 0.0 if self.teachers.in_loss else without / prompts}
         self.log_dict({f"train/{name}": value for name, value in metrics.items()})
         return mine
 

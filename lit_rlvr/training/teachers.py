@@ -16,7 +16,7 @@ from lit_rlvr.engines.client import VLLMServer, run_coroutine, wait_for
 from lit_rlvr.errors import UserError, check_within, option_group
 from lit_rlvr.policy.logprobs import TeacherHead
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.policy.sources import resolve_model
+from lit_rlvr.policy.sources import resolve_model, weights_version
 from lit_rlvr.training.reference import Reference
 from lit_rlvr.types import Prompt, Rollout, Sample, Sampling
 
@@ -45,8 +45,9 @@ class Demonstration(TeacherPrompt):
     2026, SDFT, arXiv 2601.19897).
 
     Args:
-        column: the column with the demonstration.
-        template: the text of the user's turn; `{prompt}` and `{demonstration}` stand for the two.
+        column: the column with the demonstration: a text, or messages, which then precede the prompt as turns.
+        template: the text of the user's turn around a demonstration in text; `{prompt}` and `{demonstration}` stand for
+            the two.
     """
 
     def __init__(
@@ -61,12 +62,21 @@ class Demonstration(TeacherPrompt):
                 raise UserError(f"model.teacher.prompt.template: there is no {name} in {template!r}")
 
     def ask(self, sample: Sample) -> Sample:
-        from lit_rlvr.datamodules.reading.cells import as_text, lookup  # they import every data set
+        from lit_rlvr.datamodules.reading.bad_row import BadRow  # they import every data set
+        from lit_rlvr.datamodules.reading.cells import as_text, lookup
         from lit_rlvr.datamodules.reading.chat import break_up, find_tokens, wrapped
+        from lit_rlvr.datamodules.reading.conversations import as_conversation
         from lit_rlvr.rewards.forms import as_messages
 
-        shown = break_up(as_text(lookup(sample.row, self.column), self.column), find_tokens(["<image>", "<video>"]))
+        value, media = lookup(sample.row, self.column), find_tokens(["<image>", "<video>"])
         messages = [dict(message) for message in as_messages(sample.prompt)]
+        if (turns := as_conversation(value)) is not None:
+            if not turns or not all(isinstance(turn["content"], str) for turn in turns):
+                raise BadRow("a demonstration is a text, or messages with texts alone", self.column)
+            turns = [turn | {"content": break_up(turn["content"], media)} for turn in turns]
+            rules = sum(message["role"] in ("system", "developer") for message in messages[:1])
+            return replace(sample, prompt=[*messages[:rules], *turns, *messages[rules:]])
+        shown = break_up(as_text(value, self.column), media)
         last = next(message for message in reversed(messages) if message["role"] == "user")
         last["content"] = wrapped(last["content"], self.template, demonstration=shown)
         return replace(sample, prompt=messages)
@@ -200,7 +210,7 @@ class Teachers:
             try:
                 if (label := self._label(prompt.sample)) not in (self.options.models or {"": ""}):
                     raise BadRow(f"{label!r} names no teacher of model.teacher.model", str(self.options.column))
-                asked.append(self._asked(prompt))
+                asked.append(self.asked(prompt))
                 if len(asked[-1].token_ids) >= most:  # `encode` reads no further
                     raise BadRow(f"{most} tokens or more; raise data.init_args.reading.max_prompt_tokens, an eighth of "
                                  "it", "the teacher's prompt")  # fmt: skip
@@ -245,6 +255,14 @@ class Teachers:
                         f"{text[:60]!r}; serve a model with the same tokenizer"
                     )
 
+    def versions(self) -> dict[str, str]:
+        """Return "teacher", with the value of `column` if there is one, -> the version of its weights, or its URL."""
+        models = {} if self.options is None else self.options.models
+        return {
+            f"teacher {label}".rstrip(): model if is_url(model) else weights_version(teacher_folder(model))
+            for label, model in models.items()
+        }
+
     def move(self, device: torch.device) -> None:
         """Move the weights to the training device."""
         for reference in self.held.values():
@@ -253,7 +271,7 @@ class Teachers:
     def logprobs(self, rollout: Rollout, rows: list[int], score: Score) -> Tensor:
         """Return the log-probabilities (B, T) of some rows, each under its own teacher; 0 in the others. Collective:
         call it on every rank."""
-        shown = replace(rollout, prompts=[self._asked(prompt) for prompt in rollout.prompts])
+        shown = replace(rollout, prompts=[self.asked(prompt) for prompt in rollout.prompts])
         labels = [self._label(prompt.sample) for prompt in rollout.prompts]
         found = torch.zeros(rollout.mask.shape)
         for label in [*self.held, *self.servers]:
@@ -272,7 +290,7 @@ class Teachers:
             return None
         asked = list(rollout.prompts)
         for p in {i // rollout.group_size for i in rows}:
-            asked[p] = self._asked(asked[p])
+            asked[p] = self.asked(asked[p])
         shown = replace(rollout, prompts=asked)
         return self.held[""].policy.teach(shown, rows, self.options.beta, self.options.top_k)
 
@@ -296,7 +314,7 @@ class Teachers:
             "" if self.options.column is None else as_text(lookup(sample.row, self.options.column), self.options.column)
         )
 
-    def _asked(self, prompt: Prompt) -> Prompt:
+    def asked(self, prompt: Prompt) -> Prompt:
         """Return the prompt that the teacher gets in place of the policy's."""
         assert self.options is not None and self._data is not None, "`check` knows the data"
         if self.options.prompt is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +50,34 @@ def test_aliases_are_shown(run_folder: Path, lit_rlvr: CLI) -> None:
     result = lit_rlvr("preview", "--config", "tiny.yaml", *data, "--prompts", 1)
     assert result.status == 0, result.err
     assert "tokens; answer 'Paris'; or 'Paris, France'\n" in result.out
+
+
+def test_what_is_trained_on_is_shown(run_folder: Path, lit_rlvr: CLI) -> None:
+    """The completions of SFT, turn by turn, and the prompt that a teacher gets."""
+    talk = [("user", "Hi"), ("assistant", "Hello."), ("user", "2+2?"), ("assistant", "4")]
+    row = {"messages": [{"role": role, "content": text} for role, text in talk], "solution": "Two and two."}
+    (run_folder / "talks.jsonl").write_text(json.dumps(row) + "\n")
+    data = (
+        "--data", "PromptDataModule", "--data.init_args.train", "talks.jsonl",
+        "--data.init_args.prompts_per_rollout", 1, "--data.init_args.columns", "{prompt: messages}",
+        "--rollout.sampling.max_tokens", 64, "--json",
+    )  # fmt: skip
+    trained = lit_rlvr("preview", "--config", "tiny.yaml", *data, "--model", "SFT")
+    assert trained.status == 0, trained.err
+    (prompt,) = json.loads(trained.out)["prompts"]
+    assert prompt["text"].endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+    assert [(part["in_loss"], part["tokens"]) for part in prompt["completion"]] == [(True, 7), (False, 24), (True, 2)]
+    assert [part["text"] for part in prompt["completion"]] == [
+        "Hello.<|im_end|>", "\n<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n", "4<|im_end|>"
+    ]  # fmt: skip
+    teacher = (
+        "{prompt: {class_path: Demonstration, init_args: {column: solution, template: '{prompt} {demonstration}'}}}"
+    )
+    taught = lit_rlvr("preview", "--config", "tiny.yaml", *data, "--model.init_args.teacher", teacher)
+    assert taught.status == 0, taught.err
+    (prompt,) = json.loads(taught.out)["prompts"]
+    assert "user\n2+2? Two and two.<|im_end|>" in prompt["teacher"]["text"] and "completion" not in prompt
+    assert prompt["teacher"]["tokens"] == prompt["tokens"] + len(" Two and two.")
 
 
 def test_images_are_saved_and_named(run_folder: Path, lit_rlvr: CLI, vlm_folder: Path) -> None:

@@ -17,12 +17,13 @@ from tiny_runs import FIT
 
 from lit_rlvr.algorithms import GSPO
 from lit_rlvr.commands.plan.memory import Strategy
-from lit_rlvr.datamodules import TextMath
+from lit_rlvr.datamodules import PromptDataModule, TextMath
 from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora
+from lit_rlvr.policy.sources import weights_version
 from lit_rlvr.training.teachers import Demonstration, Teacher
-from lit_rlvr.types import Prompt, Sampling
+from lit_rlvr.types import Completion, Prompt, Sample, Sampling
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +170,40 @@ def test_each_row_has_the_teacher_that_a_column_names(teacher: Path, tiny_model_
         )
 
 
+def judges_half(completion: Completion, sample: Sample) -> float | None:
+    return None if len(completion.text) % 2 else float(len(completion.text))
+
+
+@pytest.mark.parametrize("rewards", [[], [judges_half]], ids=["none", "half"])
+def test_completions_without_a_reward_learn_from_the_teacher_alone(
+    rewards: list[Any], teacher: Path, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    """And, without any reward, from rows without an answer."""
+    rows = [{"prompt": f"{n}+1="} | ({"answer": "1"} if rewards else {}) for n in range(4)]
+    given: dict[str, Any] = {"algorithm": RecordingGRPO, "rewards": rewards}
+    data = PromptDataModule(train=rows, prompts_per_rollout=4)
+    module, seen = fit(tiny_model_folder, tmp_path, 3, data=data, teacher=Teacher(str(teacher)), **given)
+    rollout, student, other = seen.rollouts[0], tiny_llama(), tiny_llama(1)
+    lengths = torch.tensor([[float(len(one.text)) for one in group] for group in rollout.completions])
+    judged = lengths % 2 == 0 if rewards else torch.zeros_like(lengths, dtype=torch.bool)
+    assert rollout.mask.any(1).all() and module.skipped.total == 0 and len(seen.gradients) == 3
+    for p, group in enumerate(rollout.completions):
+        paid = lengths[p][judged[p]].double()
+        for g, completion in enumerate(group):
+            ids = rollout.prompts[p].token_ids, completion.token_ids, rollout.sampling
+            mine, its = (plain_logprobs(model, *ids)[0].detach() for model in (student, other))
+            reward = (lengths[p, g] - paid.mean()) / (paid.std(correction=0) + 1e-6) if judged[p, g] else 0.0
+            wanted = float((its - mine).mean()) + float(reward)
+            assert float(rollout.advantages[p, g]) == pytest.approx(wanted, abs=1e-5)
+    assert bool(judged.any()) == bool(rewards) and not judged.all()
+    with pytest.raises(UserError, match="no column 'answer'" if rewards else "rewards is empty: give"):
+        fit(tiny_model_folder, tmp_path, data=PromptDataModule(train=[{"prompt": "1"}], prompts_per_rollout=1), **given)
+    validated = PromptDataModule(train=rows, validation=[{"prompt": "9+1="}], prompts_per_rollout=4)
+    if not rewards:
+        with pytest.raises(UserError, match=r"rollout.rewards is empty, so nothing tells whether an answer"):
+            fit(tiny_model_folder, tmp_path, data=validated, teacher=Teacher(str(teacher)), **given)
+
+
 @pytest.mark.parametrize("ema", [None, 0.25], ids=["live", "average"])
 def test_a_policy_learns_from_itself_behind_a_demonstration(
     ema: float | None, tiny_model_folder: Path, tmp_path: Path
@@ -233,6 +268,28 @@ def test_a_run_resumes_with_another_teacher(first: str, teacher: Path, tiny_mode
     for name, weight in resumed.policy.model.state_dict().items():
         wanted = begun[name] if after is folder else (begun[name] + weight) / 2
         torch.testing.assert_close(held[name], wanted)
+
+
+def test_a_resumed_run_says_which_frozen_weights_have_changed(
+    teacher: Path, tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A teacher's version is in the checkpoint; it is that of all its files, wherever in them a weight lies."""
+    copy = shutil.copytree(teacher, tmp_path / "copy")
+    given = {"algorithm": RecordingGRPO, "teacher": Teacher(str(copy)), "kl": {"coef": 0.1}}
+    module, _ = fit(tiny_model_folder, tmp_path, **given)
+    module.trainer.save_checkpoint(tmp_path / "1.ckpt")
+    fit(tiny_model_folder, tmp_path, 2, checkpoint=tmp_path / "1.ckpt", **given)
+    assert "resumed with changed" not in caplog.text
+    before = weights_version(copy)
+    assert before == weights_version(teacher) == module.frozen_versions()["teacher"]
+    for part in ("embed_tokens", "down_proj"):
+        other = tiny_llama(1)
+        with torch.no_grad():
+            next(p for name, p in other.named_parameters() if part in name)[0, 0] += 1
+        assert weights_version(save_model(other, tmp_path / part)) != before
+    save_model(tiny_llama(2), copy)
+    fit(tiny_model_folder, tmp_path, 2, checkpoint=tmp_path / "1.ckpt", **given)
+    assert "resumed with changed weights that it does not train: teacher;" in caplog.text
 
 
 def test_a_run_resumes_without_the_reference_that_it_renewed(tiny_model_folder: Path, tmp_path: Path) -> None:

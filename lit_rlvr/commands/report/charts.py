@@ -116,6 +116,8 @@ MAIN_CHARTS = (
     ("Training reward", ("rollout/reward",)),
     ("Training accuracy", ("rollout/accuracy",)),
     ("Validation accuracy", ("val/accuracy",)),
+    ("Sampled divergence from the teacher (nats per token)", ("train/teacher_kl",)),
+    ("Divergence from the teacher (nats per token)", ("train/teacher_divergence",)),
     ("Entropy (nats per token)", ("train/entropy",)),
     ("Correct completions", ("rollout/correct_count",)),
     ("Completion length (tokens)", ("rollout/length",)),

@@ -36,7 +36,7 @@ def run(command: str, arguments: list[str]) -> None:
     def print_text() -> None:
         show_group(step, algorithm, group)
         if not has_gradient(group):
-            Terminal().print("This group has no gradient: all its advantages or weights are 0.")
+            Terminal().print("Advantages give this group no gradient: all of them, or all weights, are 0.")
         Terminal().print(f"\nPage: {target}", soft_wrap=True)
 
     write_page(target, group_page(step, algorithm, group, image_uris(folder, group)), "--html")

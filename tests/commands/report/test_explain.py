@@ -103,7 +103,7 @@ def test_the_newest_group_with_a_gradient_is_shown(tmp_path: Path, lit_rlvr: CLI
     assert "step 5, prompt newest" in lit_rlvr("explain", tmp_path / "run").out
     assert "step 1, prompt first" in lit_rlvr("explain", tmp_path / "run", "--step", 1).out
     alone = lit_rlvr("explain", tmp_path / "run", "--step", 9).out
-    assert "step 9, prompt dead" in alone and "This group has no gradient" in alone
+    assert "step 9, prompt dead" in alone and "Advantages give this group no gradient" in alone
 
 
 def test_what_was_traced_last_with_a_gradient_is_saved_at_the_end(
