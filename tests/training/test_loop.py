@@ -30,7 +30,6 @@ ASIDE = {
     "policy/layout.py": "prompts and completions as rows",
     "policy/logprobs.py": "log-softmax in chunks",
     "policy/precision.py": "names of precisions",
-    "policy/routes.py": "experts, of which there are none here",
     "policy/speed.py": "memory of large tensors",
     "common/returned.py": "checks of what the user's code returns",
     "rewards/base.py": "one reward",
