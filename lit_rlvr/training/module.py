@@ -569,18 +569,18 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         rows = advantages if advantages is not means else advantages.reshape(-1, 1)  # (B, 1) or (B, T)
         size = rollout.group_size
         mine = rows[rank() * local * size : (rank() + 1) * local * size, : rollout.mask.shape[1]]
-        if self.teachers.options is not None:  # completions without a reward learn from the teacher alone
+        if (taught := self.teachers.options) is not None:  # completions without a reward learn from the teacher alone
             mine = mine.masked_fill(~to_device(rollout.rewarded.reshape(-1, 1), mine.device), 0)
-        if self.teachers.options is not None and scores.teacher_logp is not None:
+        if taught is not None and scores.teacher_logp is not None:
             assert scores.old_logp is not None
             mask = to_device(rollout.mask, self.device)
             closer = teacher_advantages(scores.teacher_logp, scores.old_logp, mask)
             metrics["teacher_kl"] = float(-all_sum(closer.double().sum()) / all_sum(mask.sum()).clamp(min=1))
-            mine = mine + self.teachers.options.coef * closer.to(mine.dtype)
+            mine = mine + taught.coef * closer.to(mine.dtype)
             rollout.advantages = masked_mean(mine, mask).view(rollout.rewards.shape).cpu()
         flat = torch.tensor([int((rollout.advantages == 0).all(1).sum()), local], dtype=torch.float64)
         without, prompts = all_sum(flat).tolist()
-        metrics |= estimated | {"no_signal": 0.0 if self.teachers.in_loss else without / prompts}
+        metrics |= estimated | {"no_signal": without / prompts if taught is None or taught.beta is None else 0.0}
         self.log_dict({f"train/{name}": value for name, value in metrics.items()})
         return mine
 
