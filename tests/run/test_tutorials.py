@@ -22,7 +22,7 @@ from lit_rlvr.commands.check.parity import load_algorithms
 from lit_rlvr.commands.check.replay import replay
 from lit_rlvr.types import Completion, Sample
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TUTORIALS = ROOT / "docs/tutorials"
 NOTEBOOK, FROM_TRL = ROOT / "notebooks/quickstart.ipynb", ROOT / "notebooks/from_trl.ipynb"
 
