@@ -278,7 +278,7 @@ class PromptDataModule(ChecksArguments, UsesModel):
         scores = environment is not None and (environment.judges or bool(environment.reward_functions))
         lacking = {"prompt": asks, "answer": scores or not judges}
         for data in self.validated:
-            data.optional = frozenset(field for field, may_lack in lacking.items() if may_lack)
+            data.optional |= {field for field, may_lack in lacking.items() if may_lack}
             if environment is not None and data.environment is not environment:
                 data.environment = environment
                 data.chat = data.chat.with_tools(environment.tools)

@@ -111,8 +111,10 @@ def prompts_to_sample(
     """Read the data of a config, check them against its rewards, and return the prompts of a set.
 
     Raises:
-        UserError: there are none, or a reward refuses the data.
+        UserError: there are none, or a reward refuses the data, or there is no reward.
     """
+    if not rollout.judges:
+        raise UserError("rollout.rewards is empty, so nothing tells which completions are right; give a reward")
     if module.adapter == "continue":  # nothing is trained here
         module.model_folder = resolve_model(module.model, module.config_overrides, "merge")
     data.use_model(module)

@@ -50,6 +50,7 @@ def describe_prompts(
     if split == "train" and module.demonstrates:
         rollout.check_demonstrations(module, data)
         pairs = rollout.demonstrations[data.name].pairs(prompts[:count])
+        rollout.demonstrations[data.name].close()
         for found, (start, completion) in zip(shown, pairs, strict=True):
             found["completion"] = describe_completion(completion, data.tokenizer)
             if len(start.token_ids) < found["tokens"]:  # earlier turns of the conversation are in the loss, too

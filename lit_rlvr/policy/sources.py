@@ -189,12 +189,19 @@ PARTS, PART_BYTES = 64, 2**16
 
 
 def weights_version(source: str | Path) -> str:
-    """Return a short hash of the weights in a model's or an adapter's folder, or of a hub id's that were loaded: of
-    every file's size and parts, so that it takes milliseconds whatever the size."""
+    """Return a short hash of the weights of a model or an adapter: of each file's size and of parts of it, at most 4
+    MiB.
+
+    Args:
+        source: a folder; or a hub id, whose files are downloaded if they are not there.
+    """
     if not Path(source).is_dir():
         from huggingface_hub import snapshot_download
 
-        source = snapshot_download(str(source), allow_patterns=FILES, local_files_only=True)
+        from lit_rlvr.policy.loading import reading
+
+        with reading("the weights", str(source)):
+            source = snapshot_download(str(source), allow_patterns=FILES)
     digest = hashlib.sha256()
     for path in sorted(p for p in Path(source).iterdir() if p.suffix in (".safetensors", ".bin")):
         size = path.stat().st_size

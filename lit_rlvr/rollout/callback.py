@@ -95,8 +95,8 @@ class RolloutCallback(ChecksArguments, Callback):
         validate_every_rollouts: validate after every so many rollouts; `trainer.max_steps` counts optimizer steps, of
             which a rollout has several with `updates_per_rollout`. null: after each pass over the training prompts.
         rewards: the rewards that score a completion, from Python also functions; the training reward is their weighted
-            sum. Default: that of the environment, else MathAnswer. [] = none, for `model.teacher` alone: then rows need
-            no answers.
+            sum. Default: that of the environment, else MathAnswer. [] = none but the environment's, for `model.teacher`
+            or `SFT`: without any, rows need no answers.
         environment: what answers the model between its turns (`sampling.max_turns` of them at most): an `Environment`;
             the dotted path of a class whose public methods are tools, or of a function that returns such an object; or
             several such paths by the names in the data's column `environment`.
@@ -133,8 +133,7 @@ class RolloutCallback(ChecksArguments, Callback):
         deterministic: bool = False,
     ) -> None:
         if rewards is not None:
-            judges = rewards or [NoReward()]
-            rewards = [one if isinstance(one, Reward | str) else FunctionReward(one) for one in judges]
+            rewards = [one if isinstance(one, Reward | str) else FunctionReward(one) for one in rewards]
         groups = with_class_defaults(type(self), evaluation=evaluation, safeguards=safeguards, replay=replay)
         self.init_args = init_arguments() | groups
         evaluation, safeguards, replay = groups.values()
@@ -145,6 +144,8 @@ class RolloutCallback(ChecksArguments, Callback):
         self.evaluation, self.validate_every_rollouts = evaluation, validate_every_rollouts
         self.eval_sampling = evaluation.sampling_from(sampling)
         self.environment = as_environment(environment)
+        if rewards == [] and not (self.environment is not None and self.environment.judges):
+            rewards = [NoReward()]
         self.rewards = rewards_with(self.environment, rewards)  # type: ignore[arg-type]  # functions are rewards by now
         self.mask_truncated, self.staleness, self.deterministic = mask_truncated, staleness, deterministic
         self.safeguards, self.replay, self.replay_routes = safeguards, replay, replay_routes
@@ -256,8 +257,8 @@ class RolloutCallback(ChecksArguments, Callback):
         if self.record_gib:
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
             self._record = Record(Path(trainer.default_root_dir), int(self.record_gib * 2**30))
-            terms = self._replay_terms(trainer, data) | module.teachers.versions()
-            self._record.begin(module.iteration, terms, module.policy.model)
+            terms, versions = self._replay_terms(trainer, data), self.teacher_versions
+            self._record.begin(module.iteration, terms, module.policy.model, versions)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PromptBatch, batch_idx: int
@@ -346,7 +347,7 @@ class RolloutCallback(ChecksArguments, Callback):
             "code": user_code(),
             "validation": data.validation_hashes() if stage == "fit" else {},
             "threads": {"torch": torch.get_num_threads()} if device == "cpu" else {},
-            "weights": module.frozen_versions() if stage == "fit" else {},
+            "weights": module.frozen_versions() if stage == "fit" and trainer.is_global_zero else {},
         }
         self.sampler = GroupSampler(
             self.engine, self.rewards, self.environment, self.safeguards.max_failure_rate, self.mask_truncated,
@@ -382,7 +383,7 @@ class RolloutCallback(ChecksArguments, Callback):
             raise UserError(
                 "rollout.replay.rollouts_from: it is this run's own folder; set another trainer.default_root_dir"
             )
-        source = ReplaySource(Record(run), module, data, self.sampling)
+        source = ReplaySource(Record(run), module, data, self.sampling, self.mask_truncated)
         source.check(self._replay_terms(trainer, data), begins(self.environment))
         return source
 
@@ -494,22 +495,36 @@ class RolloutCallback(ChecksArguments, Callback):
         return self._too_long
 
     @property
+    def teacher_versions(self) -> dict[str, str]:
+        """The versions of the teachers' weights when the run was started; {} on other processes than the first."""
+        weights: dict[str, str] = self._judges.get("weights", {})
+        return {name: version for name, version in weights.items() if name.startswith("teacher")}
+
+    @property
     def judges(self) -> bool:
         """Whether there is a reward; `rewards: []` is a `NoReward`."""
         return not all(isinstance(reward, NoReward) for reward in self.rewards)
 
     def _check_judged(self, module: RLVRModule, data: PromptDataModule) -> None:
+        """Refuse what needs rewards if there are none."""
         if self.judges:
             return
         if module.teachers.options is None and not module.demonstrates:
-            raise UserError(
-                "rollout.rewards is empty: give at least one reward; only with model.teacher is none needed"
-            )
-        if any(other.prompts.get("validation") and self.samples_of(other.name) for other in data.validated):
-            raise UserError(
-                "rollout.rewards is empty, so nothing tells whether an answer to a validation prompt is right; give a "
-                "reward, or leave out data.init_args.validation and validation_split"
-            )
+            raise UserError("rollout.rewards is empty: give at least one reward, or a model.teacher to learn from")
+        needing = {
+            "model.dynamic_sampling, or the advantage's min_valid_fraction": module.selection.least,
+            "model.kl.in_reward": module.kl.in_reward,
+            "model.loss.positive_nll_coef": module.loss_options.positive_nll_coef,
+        }
+        refuse_all(f"{option}: it needs rewards, and rollout.rewards is empty; leave it out, or set it to false or 0"
+                   for option, needs in needing.items() if needs)  # fmt: skip
+        refuse_all(
+            f"rollout.rewards is empty, so nothing tells whether an answer to a prompt of {other.name} {split} is "
+            "right; give a reward, or leave this set out"
+            for other in data.validated
+            for split, prompts in other.prompts.items()
+            if split != "train" and prompts and self.samples_of(other.name)
+        )
 
     def _check_selection(self, module: RLVRModule) -> None:
         names = [reward.name for reward in self.rewards]

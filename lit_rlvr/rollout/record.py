@@ -81,18 +81,21 @@ class Record:
     def _path(self, iteration: int, of: int | None = None) -> Path:
         return self.folder / f"iteration-{iteration:06d}-rank-{rank() if of is None else of}.npz"
 
-    def begin(self, iteration: int, terms: dict[str, Any], model: nn.Module) -> None:
+    def begin(
+        self, iteration: int, terms: dict[str, Any], model: nn.Module, versions: dict[str, str] | None = None
+    ) -> None:
         """Begin the record, or continue it after an iteration; a resumed run trains later iterations again. Collective:
         call it on every rank.
 
         Args:
             terms: what a replay must agree with, in addition to the first weights of the `model`.
+            versions: of the teachers' weights, which a replay may change.
         """
         if iteration == 0:
             terms = terms | first_weights(model)
         if rank() == 0:
             if iteration == 0:
-                write_atomically(self.folder / "run.json", json.dumps(terms, indent=2) + "\n")
+                write_atomically(self.folder / "run.json", json.dumps(terms | (versions or {}), indent=2) + "\n")
             for path in self.folder.glob("iteration-[0-9]*.npz"):
                 if path >= self._path(iteration + 1):  # the first rank's comes first
                     path.unlink()
@@ -293,13 +296,16 @@ class ReplaySource(RolloutSource):
     Args:
         record: the other run's. module: the algorithm.
         data: where prompts are found again by the ids of their samples.
-        sampling: how the recorded completions were sampled.
+        sampling: how the recorded completions were sampled. mask_truncated: see `RolloutCallback`.
     """
 
     generates = False
 
-    def __init__(self, record: Record, module: RLVRModule, data: PromptDataModule, sampling: Sampling) -> None:
+    def __init__(
+        self, record: Record, module: RLVRModule, data: PromptDataModule, sampling: Sampling, mask_truncated: bool
+    ) -> None:
         self.record, self.module, self.data, self.sampling = record, module, data, sampling
+        self.mask_truncated = mask_truncated
         self.iterations, self.extra_completions = len(record), []
         self.metrics = {"time/sync": 0.0, "time/generate": 0.0, "time/score": 0.0}  # the run folder needs them
         self._prompts = {prompt.sample.id: prompt for prompt in data.prompts["train"]}
@@ -343,6 +349,14 @@ class ReplaySource(RolloutSource):
         ]
         sampling = self.sampling.with_banned(self.module.policy.placeholder_ids)
         rollout = unpack_rollout(about, arrays, prompts, sampling, self.module.tokenizer)
+        statuses = [status for group in rollout.statuses for status in group]
+        unjudged = torch.tensor([status == "unjudged" for status in statuses])[:, None]  # (B, 1)
+        if self.module.teachers.options is None:  # the recorded run may have had one
+            rollout.mask &= ~unjudged
+        elif unjudged.any():  # it may have had none
+            inside = _inside(about["lengths"], about["width"])
+            sampled = torch.zeros_like(inside).masked_scatter(inside, arrays["sampled"])
+            rollout.mask |= sampled & unjudged & ~(rollout.truncated.bool().reshape(-1, 1) & self.mask_truncated)
         if rollout.versions is not None:  # as old as they were
             rollout.versions += self.module.updates - about["updates"]
         batch.cursor = about["cursor"]

@@ -197,7 +197,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "reward/status/unjudged",
             "share that no reward judges (None); they are out of the loss, unless there is a teacher",
             "0 to 1",
-            "1: the iteration is not trained on",
+            "1: the iteration is not trained on, unless there is a teacher",
         ),
         Metric(
             "reward/<name>/parse_fail",

@@ -88,7 +88,7 @@ TEACHER_PANEL = (
     (("train/teacher_kl", "of sampled tokens"), ("train/teacher_divergence", "over the vocabulary")),
 )
 LOSS_PANEL = ("Loss (nats per token)", (("train/loss", "training"), ("val/loss", "validation")))
-"""The panel of a run without rewards and teacher."""
+"""The panel of a run that samples nothing."""
 STALENESS_PANELS = (
     ("Staleness (weight versions)", (("train/staleness/mean", "mean of tokens"), ("train/staleness/max", "largest"))),
     ("Importance correction (share of tokens)",
@@ -111,8 +111,8 @@ def plot_run(rows: Mapping[int, Mapping[str, float]], path: Path, title: str) ->
 
     stale = any("train/staleness/mean" in row for row in rows.values())
     judged = any("rollout/reward" in row for row in rows.values())
-    taught = any(name in row for row in rows.values() for name, _ in TEACHER_PANEL[1])
-    first = PANELS[0] if judged else TEACHER_PANEL if taught else LOSS_PANEL
+    sampled = any("rollout/entropy" in row for row in rows.values())
+    first = PANELS[0] if judged else TEACHER_PANEL if sampled else LOSS_PANEL
     panels = [first, *PANELS[1:], *(STALENESS_PANELS if stale else ())]
     height = len(panels) // 2
     figure, axes = pyplot.subplots(height, 2, figsize=(10, 3.25 * height), constrained_layout=True)
@@ -300,7 +300,7 @@ class RunFolder(ChecksArguments, Callback):
             "engine": rollout_of(trainer).generator.name,
             "algorithm": type(module).__name__,
             "model": module.model,
-            **module.teachers.versions(),
+            **rollout_of(trainer).teacher_versions,
             "data": type(data).__name__,
             "stopped": stopped,
             "collapse": " ".join(map(str, fallen(rows))) or None,

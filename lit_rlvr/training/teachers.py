@@ -45,7 +45,8 @@ class Demonstration(TeacherPrompt):
     2026, SDFT, arXiv 2601.19897).
 
     Args:
-        column: the column with the demonstration: a text, or messages, which then precede the prompt as turns.
+        column: the column with the demonstration: a text or one message of the assistant; or several messages, such as
+            examples of other prompts, which then precede the prompt as turns.
         template: the text of the user's turn around a demonstration in text; `{prompt}` and `{demonstration}` stand for
             the two.
     """
@@ -65,17 +66,26 @@ class Demonstration(TeacherPrompt):
         from lit_rlvr.datamodules.reading.bad_row import BadRow  # they import every data set
         from lit_rlvr.datamodules.reading.cells import as_text, lookup
         from lit_rlvr.datamodules.reading.chat import break_up, find_tokens, wrapped
-        from lit_rlvr.datamodules.reading.conversations import as_conversation
+        from lit_rlvr.datamodules.reading.conversations import as_conversation, without_nulls
         from lit_rlvr.rewards.forms import as_messages
 
-        value, media = lookup(sample.row, self.column), find_tokens(["<image>", "<video>"])
+        value, media = without_nulls(lookup(sample.row, self.column)), find_tokens(["<image>", "<video>"])
         messages = [dict(message) for message in as_messages(sample.prompt)]
-        if (turns := as_conversation(value)) is not None:
-            if not turns or not all(isinstance(turn["content"], str) for turn in turns):
-                raise BadRow("a demonstration is a text, or messages with texts alone", self.column)
-            turns = [turn | {"content": break_up(turn["content"], media)} for turn in turns]
-            rules = sum(message["role"] in ("system", "developer") for message in messages[:1])
-            return replace(sample, prompt=[*messages[:rules], *turns, *messages[rules:]])
+        is_list_of_texts = isinstance(value, list) and all(isinstance(one, str) for one in value)
+        try:
+            turns = None if is_list_of_texts else as_conversation(value)
+        except BadRow as error:
+            raise BadRow(error.reason, self.column) from error
+        if turns is not None:
+            roles = [turn["role"] for turn in turns]
+            if not turns or not all(isinstance(turn["content"], str) for turn in turns) or roles[-1] != "assistant":
+                raise BadRow("a demonstration is a text, or messages with texts that end with the assistant's",
+                             self.column)  # fmt: skip
+            if len(turns) > 1:
+                turns = [turn | {"content": break_up(turn["content"], media)} for turn in turns]
+                rules = sum(message["role"] in ("system", "developer") for message in messages[:1])
+                return replace(sample, prompt=[*messages[:rules], *turns, *messages[rules:]])
+            value = turns[0]["content"]  # the answer to this very prompt
         shown = break_up(as_text(value, self.column), media)
         last = next(message for message in reversed(messages) if message["role"] == "user")
         last["content"] = wrapped(last["content"], self.template, demonstration=shown)

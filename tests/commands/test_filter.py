@@ -89,6 +89,7 @@ def test_an_empty_result_says_what_to_do(run_folder: Path, lit_rlvr: CLI) -> Non
 @pytest.mark.parametrize(("more", "said"), [(("--lowest", 0.9, "--highest", 0.1), "give 0 <= lowest <= highest <= 1"),
                                             (("--split", "test"), "there is no test set"),
                                             (("--rollout.rewards", "[LCPO]"), "no number of tokens in the column"),
+                                            (("--rollout.rewards", "[]"), "rollout.rewards is empty"),
                                             (("--out", "x.csv"), "ends in .jsonl"),
                                             (("--completions", -1), "--completions: -1 is negative")])  # fmt: skip
 def test_bad_input_is_refused_in_one_line(run_folder: Path, lit_rlvr: CLI, more: tuple[Any, ...], said: str) -> None:

@@ -20,6 +20,7 @@ from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.synced import Safeguards
 from lit_rlvr.rewards import FunctionReward
 from lit_rlvr.rollout import RolloutCallback
+from lit_rlvr.rollout.record import Replay
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.training.step import PreparedRollout
 from lit_rlvr.types import Rollout, Sampling
@@ -130,6 +131,7 @@ def fit(
     skip_nothing: bool = False,
     staleness: int = 0,
     replay_routes: bool = False,
+    replay: Replay = Replay(),  # noqa: B008  # frozen
     max_group_seconds: float | None = None,
     environment: Any = None,
     recorder: Recorder | None = None,
@@ -155,6 +157,7 @@ def fit(
         ),
         staleness=staleness,
         replay_routes=replay_routes,
+        replay=replay,
     )
     usual: dict[str, Any] = dict(
         max_steps=steps, max_epochs=-1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,

@@ -137,7 +137,7 @@ def test_the_record_ends_on_all_ranks_at_once(tmp_path: Path) -> None:
 def replay_of(run: Path, prompts: Sequence[Prompt], wanted: ReferenceCompletions | None = None) -> ReplaySource:
     module: Any = SimpleNamespace(reference_completions=wanted, replays_routes=False)
     data: Any = SimpleNamespace(prompts={"train": prompts})
-    return ReplaySource(Record(run), module, data, Sampling())
+    return ReplaySource(Record(run), module, data, Sampling(), mask_truncated=False)
 
 
 def test_what_cannot_be_replayed_is_one_line(tmp_path: Path) -> None:

@@ -15,13 +15,16 @@ from tiny_environments import Dice
 from tiny_fit import T_MAX, Recorder, RecordingGRPO, RecordingOPD, assert_same, fit
 from tiny_runs import FIT
 
+from lit_rlvr.advantages import GPGAdvantage
 from lit_rlvr.algorithms import GSPO
 from lit_rlvr.commands.plan.memory import Strategy
 from lit_rlvr.datamodules import PromptDataModule, TextMath
+from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora
 from lit_rlvr.policy.sources import weights_version
+from lit_rlvr.rollout.record import Replay
 from lit_rlvr.training.teachers import Demonstration, Teacher
 from lit_rlvr.types import Completion, Prompt, Sample, Sampling
 
@@ -200,8 +203,43 @@ def test_completions_without_a_reward_learn_from_the_teacher_alone(
         fit(tiny_model_folder, tmp_path, data=PromptDataModule(train=[{"prompt": "1"}], prompts_per_rollout=1), **given)
     validated = PromptDataModule(train=rows, validation=[{"prompt": "9+1="}], prompts_per_rollout=4)
     if not rewards:
-        with pytest.raises(UserError, match=r"rollout.rewards is empty, so nothing tells whether an answer"):
+        with pytest.raises(UserError, match=r"to a prompt of prompt_data_module validation is right; give a reward"):
             fit(tiny_model_folder, tmp_path, data=validated, teacher=Teacher(str(teacher)), **given)
+        for more, said in (
+            (
+                {"advantage": GPGAdvantage(min_valid_fraction=0.5)},
+                "dynamic_sampling, or the advantage's min_valid_fraction",
+            ),
+            ({"kl": {"coef": 0.1, "in_reward": True}}, "model.kl.in_reward: it needs rewards"),
+            ({"loss": {"positive_nll_coef": 0.1}}, "model.loss.positive_nll_coef: it needs rewards"),
+        ):
+            data = PromptDataModule(train=rows, prompts_per_rollout=4)
+            with pytest.raises(UserError, match=said):
+                fit(tiny_model_folder, tmp_path, data=data, teacher=Teacher(str(teacher)), **given, **more)
+
+
+def test_a_replay_masks_by_its_own_teacher(teacher: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
+    """What no reward judges is in the loss if this run has a teacher, whether the recorded run had one or not."""
+    rows = [{"prompt": f"{n}+1=", "answer": "1"} for n in range(4)]
+    found: dict[str, Any] = {}
+
+    def train(name: str, taught: bool, recorded: str | None = None) -> None:
+        replay = Replay(record=1.0) if recorded is None else Replay(record=0.0, rollouts_from=str(tmp_path / recorded))
+        _, seen = fit(
+            tiny_model_folder, tmp_path / name, algorithm=RecordingGRPO, rewards=[judges_half], replay=replay,
+            teacher=Teacher(str(teacher)) if taught else None, data=PromptDataModule(train=rows, prompts_per_rollout=4),
+        )  # fmt: skip
+        found[name] = seen
+
+    train("alone", False)
+    train("taught", True)
+    train("alone again", False, "taught")
+    train("taught again", True, "alone")
+    assert not torch.equal(found["alone"].rollouts[0].mask, found["taught"].rollouts[0].mask)
+    for name in ("alone", "taught"):
+        assert torch.equal(found[name].rollouts[0].mask, found[f"{name} again"].rollouts[0].mask)
+        assert_same(found[name].gradients[0], found[f"{name} again"].gradients[0], relative=0.0)
+    assert "teacher" in json.loads((tmp_path / "taught/record/run.json").read_text())
 
 
 @pytest.mark.parametrize("ema", [None, 0.25], ids=["live", "average"])
@@ -227,6 +265,29 @@ def test_a_policy_learns_from_itself_behind_a_demonstration(
             for name, parameter in own.named_parameters():
                 parameter.lerp_(seen.weights[iteration][name], 1.0 if ema is None else ema)
         assert_taught(seen, teacher_of, iteration)
+
+
+def test_what_a_demonstration_may_be() -> None:
+    asks = Demonstration("shown", "{prompt} Hint: {demonstration}").ask
+    talk = [{"role": "user", "content": "1+1="}, {"role": "assistant", "content": "2"}]
+    rules, question = {"role": "system", "content": "Add."}, {"role": "user", "content": "2+2="}
+
+    def asked(shown: Any, prompt: Any = "2+2=") -> Any:
+        return asks(Sample("a", prompt, "4", row={"shown": shown})).prompt
+
+    for hint, text in (
+        ("It is 4.", "It is 4."),
+        (talk[1:], "2"),
+        (["one", "two"], "one, two"),
+        ("<image>", "<\u200bimage>"),
+    ):
+        assert asked(hint) == [{"role": "user", "content": f"2+2= Hint: {text}"}]
+    assert asked(talk, [rules, question]) == [rules, *talk, question]
+    assert asked(json.dumps(talk)) == [*talk, question]
+    for wrong in (talk[:1], [{"role": "nobody", "content": "2"}], [*talk, question], ""):
+        with pytest.raises(BadRow) as refused:
+            asked(wrong)
+        assert refused.value.field == "shown"
 
 
 def test_the_divergence_from_oneself_is_behind_the_demonstration_too(tiny_model_folder: Path, tmp_path: Path) -> None:
@@ -271,8 +332,9 @@ def test_a_run_resumes_with_another_teacher(first: str, teacher: Path, tiny_mode
 
 
 def test_a_resumed_run_says_which_frozen_weights_have_changed(
-    teacher: Path, tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+    teacher: Path, tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """A teacher's version is in the checkpoint; it is that of all its files, wherever in them a weight lies."""
     copy = shutil.copytree(teacher, tmp_path / "copy")
     given = {"algorithm": RecordingGRPO, "teacher": Teacher(str(copy)), "kl": {"coef": 0.1}}
@@ -280,6 +342,8 @@ def test_a_resumed_run_says_which_frozen_weights_have_changed(
     module.trainer.save_checkpoint(tmp_path / "1.ckpt")
     fit(tiny_model_folder, tmp_path, 2, checkpoint=tmp_path / "1.ckpt", **given)
     assert "resumed with changed" not in caplog.text
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(copy))
+    assert weights_version("someone/model") == weights_version(copy)
     before = weights_version(copy)
     assert before == weights_version(teacher) == module.frozen_versions()["teacher"]
     for part in ("embed_tokens", "down_proj"):
