@@ -119,7 +119,8 @@ def test_help_is_a_success_although_a_library_stands_around_sys_exit(monkeypatch
 
 
 def test_no_reward_is_refused(lit_rlvr: CLI) -> None:
-    assert refusal(lit_rlvr(*FIT, *SHORT, *rewards())).endswith("rollout.rewards is empty: give at least one reward, or a model.teacher to learn from")
+    said = "rollout.rewards is empty: give at least one reward, or a model.teacher to learn from"
+    assert refusal(lit_rlvr(*FIT, *SHORT, *rewards())).endswith(said)
 
 
 @pytest.mark.slow
