@@ -1,10 +1,11 @@
 """What `mkdocs.yml` needs beyond plugins: pages for linked files that are not in docs/, so that the links of the
-documents work on the site as they do in the repository."""
+documents work on the site as they do in the repository; and bars in the code of tables."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from nbconvert import MarkdownExporter
 DOCS = Path(__file__).parent.resolve()
 ROOT = DOCS.parent
 LINK = re.compile(r"(?<=\]\()([^)#\s]+)")
+TABLE_ROW, CODE_WITH_BAR = re.compile(r"^\|.*$", re.M), re.compile(r"`([^`]*\\\|[^`]*)`")
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml"}
 INTRODUCTION = "<!-- README.md up to its first section -->"
 """Where index.md shows the beginning of the README."""
@@ -52,7 +54,14 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     if name == "index.md":
         markdown = markdown.replace(INTRODUCTION, relinked(introduction(), ROOT / "README.md", name))
     source = ROOT / name.removeprefix("repository/") if name.startswith("repository/") else DOCS / name
+    markdown = TABLE_ROW.sub(lambda row: CODE_WITH_BAR.sub(with_bars, row[0]), markdown)
     return relinked(markdown, source, name)
+
+
+def with_bars(code: re.Match[str]) -> str:
+    """Code in a table with the bars that GitHub shows there, for which Python-Markdown would show `\\|`."""
+    text = escape(code[1].replace("\\|", "|"))
+    return f"<code>{re.sub('[|*_]', lambda sign: f'&#{ord(sign[0])};', text)}</code>"
 
 
 def introduction() -> str:

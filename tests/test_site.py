@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,11 @@ def test_the_reference_has_the_classes_with_their_options(site: Path) -> None:
     for name in ("GRPO", "APMPO", "CISPO"):
         assert f'id="lit_rlvr.algorithms.{name}"' in page
     assert "dual_clip" in page
+
+
+def test_code_in_tables_has_bars_without_backslashes(site: Path) -> None:
+    assert "<code>KL(T || S)</code>" in unescape((site / "algorithms/opd.html").read_text())
+    assert not [page.name for page in (site / "algorithms").glob("*.html") if "\\|" in page.read_text()]
 
 
 def test_the_notebook_is_a_page_with_its_picture(site: Path) -> None:
