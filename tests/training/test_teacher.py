@@ -342,8 +342,8 @@ def test_a_resumed_run_says_which_frozen_weights_have_changed(
     module.trainer.save_checkpoint(tmp_path / "1.ckpt")
     fit(tiny_model_folder, tmp_path, 2, checkpoint=tmp_path / "1.ckpt", **given)
     assert "resumed with changed" not in caplog.text
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(copy))
-    assert weights_version("someone/model") == weights_version(copy)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: "models--a--b/snapshots/0c1d/config.json")
+    assert weights_version("a/b") == "0c1d"
     before = weights_version(copy)
     assert before == weights_version(teacher) == module.frozen_versions()["teacher"]
     for part in ("embed_tokens", "down_proj"):
