@@ -124,7 +124,7 @@ class PlannedRun:
             "model": f"{module.model} ({module.model_folder})",
             "data": describe_set(data, "train"),
             "validation": [describe_set(d, "validation") for d in data.validated if d.prompts["validation"]],
-            "rewards": [f"{reward.weight:g} x {reward.name}" for reward in rollout.rewards * rollout.judges],
+            "rewards": [f"{reward.weight:g} x {reward.name}" for reward in rollout.rewards if rollout.judges],
             "correct": (correct.name if correct else RULE_OF_CORRECT) if rollout.judges else None,
             "environment": environment_fingerprint(rollout.environment),
             "engine": rollout.generator.name,

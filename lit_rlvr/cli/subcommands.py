@@ -16,6 +16,7 @@ from lit_rlvr.commands.tune import Tuner, write_tuned
 from lit_rlvr.common.terminal import show_result
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.datamodules.base import Split
+from lit_rlvr.errors import check_within
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rewards.references import check_references
 from lit_rlvr.rollout.callback import rollout_of
@@ -46,8 +47,11 @@ class RLVRTrainer(Trainer):
             split: which set.
             out: folder for the prompts' images, as PNG files in the size that the model sees; default: save none.
         """
-        datamodule.use_model(model)
+        check_within("[1, inf)", "preview", prompts=prompts)
         rollout = rollout_of(self)
+        datamodule.use_model(model)
+        datamodule.setup("test" if split == "test" else "fit")
+        model.teachers.check(datamodule, rollout.sampling)
         found = describe_prompts(datamodule, split, prompts, None if out is None else Path(out), model, rollout)
         check_references(rollout.rewards, rollout.judged(datamodule))
         rollout.warn_of_long_answers(datamodule)

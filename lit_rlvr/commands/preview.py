@@ -15,7 +15,7 @@ from rich.rule import Rule
 
 from lit_rlvr.common.terminal import Terminal
 from lit_rlvr.datamodules.reading.images import film_strip
-from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.errors import UserError
 from lit_rlvr.types import Completion, Prompt, Video
 
 if TYPE_CHECKING:
@@ -35,14 +35,13 @@ def describe_prompts(
     training set what a teacher sees, and the completions that `SFT` trains on.
 
     Args:
+        data: set up, and checked by the module's teachers.
         count: number of prompts.
         folder: folder for their images, created if there are any; None = save none.
 
     Raises:
-        UserError: there is no such set, `count` is not positive, or rows lack what is trained on.
+        UserError: there is no such set, or rows lack what `SFT` trains on.
     """
-    check_within("[1, inf)", "preview", prompts=count)
-    data.setup("test" if split == "test" else "fit")
     prompts = data.prompts[split]
     if not prompts:
         raise UserError(f"--split: there is no {split} set")
@@ -56,8 +55,8 @@ def describe_prompts(
             if len(start.token_ids) < found["tokens"]:  # earlier turns of the conversation are in the loss, too
                 found |= {"text": data.tokenizer.decode(start.token_ids), "tokens": len(start.token_ids)}
     if split == "train" and module.teachers.options is not None and module.teachers.options.prompt is not None:
-        for found, prompt in zip(shown, module.teachers.check(data, rollout.sampling), strict=False):
-            found["teacher"] = {"text": data.render(prompt.sample), "tokens": len(prompt.token_ids)}
+        for found, asked in zip(shown, map(module.teachers.asked, prompts), strict=False):
+            found["teacher"] = {"text": data.render(asked.sample), "tokens": len(asked.token_ids)}
     return {
         "set": f"{data.name} {split}",
         "count": len(prompts),

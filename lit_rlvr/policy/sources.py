@@ -185,7 +185,7 @@ FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 
 
 PARTS, PART_BYTES = 64, 2**16
-"""How many parts of a file of weights tell its version, evenly spread, and the bytes of each."""
+"""The number of parts of a file, evenly spread, that `weights_version` reads, and the bytes of each."""
 
 
 def weights_version(source: str | Path) -> str:

@@ -343,7 +343,7 @@ class RolloutCallback(ChecksArguments, Callback):
             if not module.demonstrates:
                 warn_of_gold_answers(self.rewards, [prompt.sample for prompt in data.prompts["train"]])
             self.warn_of_long_answers(data)
-        self._judges = {  # what numbers depend on beside the settings; a resumed run compares it
+        self._judges = {  # numbers depend on these, and the settings do not tell them; a resumed run compares
             "code": user_code(),
             "validation": data.validation_hashes() if stage == "fit" else {},
             "threads": {"torch": torch.get_num_threads()} if device == "cpu" else {},
@@ -502,7 +502,7 @@ class RolloutCallback(ChecksArguments, Callback):
 
     @property
     def judges(self) -> bool:
-        """Whether there is a reward; `rewards: []` is a `NoReward`."""
+        """Whether the run has a reward; `rewards: []` becomes one `NoReward`."""
         return not all(isinstance(reward, NoReward) for reward in self.rewards)
 
     def _check_judged(self, module: RLVRModule, data: PromptDataModule) -> None:

@@ -77,8 +77,8 @@ class Demonstration(TeacherPrompt):
         except BadRow as error:
             raise BadRow(error.reason, self.column) from error
         if turns is not None:
-            roles = [turn["role"] for turn in turns]
-            if not turns or not all(isinstance(turn["content"], str) for turn in turns) or roles[-1] != "assistant":
+            are_texts = all(isinstance(turn["content"], str) for turn in turns)
+            if not turns or not are_texts or turns[-1]["role"] != "assistant":
                 raise BadRow("a demonstration is a text, or messages with texts that end with the assistant's",
                              self.column)  # fmt: skip
             if len(turns) > 1:

@@ -219,7 +219,7 @@ def test_completions_without_a_reward_learn_from_the_teacher_alone(
 
 
 def test_a_replay_masks_by_its_own_teacher(teacher: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
-    """What no reward judges is in the loss if this run has a teacher, whether the recorded run had one or not."""
+    """Completions without a judge are in the loss if the new run has a teacher, whether or not the recorded one had."""
     rows = [{"prompt": f"{n}+1=", "answer": "1"} for n in range(4)]
     found: dict[str, Any] = {}
 
