@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 from jinja2.exceptions import TemplateSyntaxError
@@ -206,14 +206,14 @@ class Chat:
             if key in RESERVED:
                 raise UserError(f"data.chat.chat_template_kwargs: {key!r} is set by lit-rlvr and cannot be given")
 
-    @property
+    @cached_property
     def system_text(self) -> str | None:
         """The system prompt, where `system_prompt` may be its name."""
         if self.system_prompt is None:
             return None
         return registered(self.system_prompt, SYSTEM_PROMPTS, "data.chat.system_prompt")
 
-    @property
+    @cached_property
     def template_text(self) -> str:
         """The text around the user's, where `template` may be its name."""
         return registered(self.template, TEMPLATES, "data.chat.template")

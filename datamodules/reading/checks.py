@@ -49,13 +49,13 @@ def require_sample(value: Any, function: Callable[..., Any], item: str) -> Sampl
     """
     if isinstance(value, BadRow):
         return value
-    where = f"{defined_at(function)}: {item}"
     if not isinstance(value, Sample):
-        raise UserError(f"{where} must be a Sample(id=..., prompt=..., answer=...), not {type_text(value)}")
+        wrong = f"must be a Sample(id=..., prompt=..., answer=...), not {type_text(value)}"
+        raise UserError(f"{defined_at(function)}: {item} {wrong}")
     for field, (wanted, name) in FIELD_TYPES.items():
         cell = getattr(value, field)
         if not isinstance(cell, wanted) or (field == "images" and isinstance(cell, str | bytes)):
-            raise UserError(f"{where}: {field} must be {name}, not {type_text(cell)}")
+            raise UserError(f"{defined_at(function)}: {item}: {field} must be {name}, not {type_text(cell)}")
     return value
 
 

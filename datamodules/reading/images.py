@@ -257,10 +257,10 @@ def with_images(rows: Iterable[Sample | BadRow], options: ImageOptions) -> Itera
         raise UserError(f"data.images.folder: {options.folder!r}: {what}")
     for row in rows:
         if isinstance(row, Sample):
-            start = folder or Path(row.source.rpartition(":")[0]).parent
             try:
                 row = place_images(row)
                 if row.images:
+                    start = folder or Path(row.source.rpartition(":")[0]).parent
                     row = replace(row, images=open_images(row.images, start, options))
             except BadRow as error:
                 error.source = row.source
