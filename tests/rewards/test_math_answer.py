@@ -185,6 +185,20 @@ def test_long_prose_is_no_bomb() -> None:
     assert (result.value, result.correct, result.status) == (0.0, False, "ok") and result.detail.startswith("17")
 
 
+def test_words_in_a_row_are_no_bomb() -> None:
+    """Patterns that can take the same words in many ways try all of them before they fail: 23 s for the first."""
+    texts = {
+        "division is undefined in mathematics.": False,
+        "It appears that your problem is not yet ready to be solved.": False,
+        "1 + 11 equals 22, using standard arithmetic with subtraction.": True,
+        "\\boxed{it appears that the problem is not yet ready = 22}": True,
+        "22 (" + "a" * 3000: False,
+    }
+    results = judge([*texts], ["22"] * len(texts))
+    assert not {"timeout", "error"} & {result.status for result in results}
+    assert [result.correct for result in results] == [*texts.values()]
+
+
 def test_the_checker_itself_failing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lit_rlvr.rewards.math.MATH_CHECK", "operator:truediv")
     (result,) = judge(["7"], ["7"])

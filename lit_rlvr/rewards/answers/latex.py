@@ -50,7 +50,7 @@ _LEAD = re.compile(
     r"solutions?|values?)\s*(?:is|are|=|:)\s*|(?:is|are|equals?|approximately|approx\.?|about|roughly|exactly|only)\s+"
     r"|(?:\\approx|\\equiv(?=\s*\d+$)|=)\s*|\u7ea6|\u5171"
 )
-_REMARK = re.compile(r"(?<=[\s\d}])\((?![^()]*\bmod\b)[^(),\\]*[A-Za-z]{2,}[^(),\\]*\)\s*$")
+_REMARK = re.compile(r"(?<=[\s\d}])\((?![^()]*\bmod\b)(?=[^(),\\]*[A-Za-z]{2})[^(),\\]*\)\s*$")
 _OUTWARD = re.compile(r"(?:(?<=^)|(?<=\\cup )|(?<=\\in ))(?:(\])([^][]+,[^][]+)([][])|(\[)([^][]+,[^][]+)(\[))")
 """Intervals with brackets that look outwards where they are open: ]0,1[."""
 _REALS = re.compile(

@@ -210,8 +210,8 @@ _NAME = re.compile(
     r"|\\(?:overline|vec|hat|widehat|bar|triangle|mathrm|mathbb)\s*\{?\s*\w+\s*\}?|[A-Za-z][A-Za-z ]*"
     r"|m\s*\\angle\s*[A-Z]+"
 )
-_COLON = re.compile(r"((?:[A-Za-z][\w']*\s*)+):\s*(\S.*)")
-_POINT = re.compile(r"([A-Z](?:'|_\{?\w+\}?)*)\s*(\(.*,.*\))")
+_COLON = re.compile(r"([A-Za-z][\w']*(?:\s+[A-Za-z][\w']*)*\s*):\s*(\S.*)")
+_POINT = re.compile(r"([A-Z](?:'|_\{\w+\}|_[^\W_]+)*)\s*(\(.*,.*\))")
 
 
 def _has_relation(text: str) -> bool:
