@@ -40,6 +40,8 @@ NEARLY_ALL = 0.9
 """The share of tokens that the importance correction drops, above which a run is reported."""
 WORSE = 0.2
 """The rise of such a share above which it is reported, or reported again."""
+STOPPED = 0.01
+"""The share of checks that a limit stops, above which a run is reported."""
 FEW_SAMPLES, REPEAT = 0.3, 10
 """The effective sample size of the correction's weights, as a share of the tokens, below which an iteration is reported
 (verl's bound, docs/algo/rollout_corr.md), and the iterations after which it may be reported again."""
@@ -196,9 +198,11 @@ def why_stopped(trainer: Trainer, has_ended: bool) -> str | None:
 
 
 class LostWork(Callback):
-    """Warnings when most completions are truncated or most prompts give no signal: once, and again when the share has
-    grown by another 0.2; when the importance correction drops nearly all tokens: once; and, at most every 10th
-    iteration, when it leaves few effective samples, or dynamic sampling finds no group. `FirstRollout` speaks of the
+    """Warnings about work that a run does in vain.
+
+    Once, and again when the share has grown by another 0.2: most completions are truncated, most prompts give no signal,
+    the importance correction drops nearly all tokens, limits stop more than 1 % of the checks. At most every 10th
+    iteration: the correction leaves few effective samples, dynamic sampling finds no group. `FirstRollout` speaks of the
     first iteration.
     """
 
@@ -266,6 +270,11 @@ class LostWork(Callback):
                 "model.importance.cap and floor around 1, or clip the ratios instead "
                 "(model.importance.correction: token_truncate)"
             )
+        if (share := self._grown("reward/status/timeout", metrics, STOPPED)) is not None:
+            said.append(
+                f"limits (cpu_seconds, wall_seconds, memory_mb of a reward) stopped the checks of {share:.1%} of the "
+                "completions, which count as wrong and are waited for; a check that is slow by itself needs mending"
+            )
         self._unselected -= 1
         if selection.only_mixed and not metrics.get("rollout/live_groups", 1.0) and self._unselected <= 0:
             self._unselected = REPEAT
@@ -293,7 +302,7 @@ class LostWork(Callback):
         """Return a share's recent mean if it is to be reported, else None."""
         self._recent[name] = [*self._recent.get(name, []), metrics.get(name, 0.0)][-RECENT:]
         share = fmean(self._recent[name])
-        if not share > max(limit, self._said.get(name, 0.0) + WORSE):
+        if not share > (self._said[name] + WORSE if name in self._said else limit):
             return None
         self._said[name] = share
         return share

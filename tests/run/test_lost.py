@@ -61,6 +61,11 @@ def test_the_share_without_a_signal_is_that_of_groups_with_one_reward(tiny_model
     assert 0 < max(shares) < 1
 
 
+def test_checks_that_limits_stop_are_reported_once() -> None:
+    lines = said([0.008, 0.008, 0.016, 0.04, 0.04, 0.04, 0.04], "reward/status/timeout")
+    assert [k for k, line in enumerate(lines) if line] == [2] and "stopped the checks of 1.1% of the" in lines[2][0]
+
+
 def test_a_correction_that_drops_nearly_everything_is_reported_once() -> None:
     shares = [0.95, math.nan, 0.5, 0.5, 0.5, 0.9, 0.99, 1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0]
     assert [k for k, line in enumerate(said(shares, "train/importance_dropped")) if line] == [0]
