@@ -110,9 +110,8 @@ def available(device: torch.device, dtype: torch.dtype) -> bool:
     operators take the arguments used here."""
     if device.type == "cpu":
         return True
-    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
-        return False
-    if torch.cuda.get_device_capability(device) < FLASH_CAPABILITY:
+    is_half = dtype in (torch.bfloat16, torch.float16)
+    if device.type != "cuda" or not is_half or torch.cuda.get_device_capability(device) < FLASH_CAPABILITY:
         return False
     for name, wanted in _FLASH.items():
         operator = getattr(torch.ops.aten, name, None)
