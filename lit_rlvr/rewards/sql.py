@@ -68,16 +68,26 @@ class SQLExecution(CheckedReward):
         return [verdict(outcome) for outcome in outcomes]
 
     def _run(self, checks: list[tuple[str | None, Sample]]) -> list[Outcome]:
-        arguments = [(text, s.answer, _databases(s), self.comparison, self.limits) for text, s in checks]
+        arguments = [
+            (text, s.answer, databases_of(s, "SQLExecution"), self.comparison, self.limits) for text, s in checks
+        ]
         wall = 20 * self.cpu_seconds  # SQLite never waits: this is for an overloaded machine
         return shared_pool().run(SQL_CHECK, arguments, cpu_seconds=self.cpu_seconds, wall_seconds=wall)
 
 
-def _databases(sample: Sample) -> tuple[str, ...]:
+def databases_of(sample: Sample, reader: str) -> tuple[str, ...]:
+    """Return the SQLite files of a sample.
+
+    Args:
+        reader: the class that needs them, for the error.
+
+    Raises:
+        UserError: there are none.
+    """
     paths = sample.row.get("databases")
     if not paths:
         raise UserError(
-            f"{sample.source or sample.id}: no `databases` in its row; SQLExecution needs the data of TextToSQL, or "
+            f"{sample.source or sample.id}: no `databases` in its row; {reader} needs the data of TextToSQL, or "
             "rows whose `databases` list their SQLite files"
         )
     return tuple(map(str, paths))
