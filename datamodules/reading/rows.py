@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -127,12 +127,11 @@ def find_cell(row: Mapping[str, Any], columns: Iterable[str]) -> Any:
 
 def closing_answer(row: Mapping[str, Any], prompt: str | Messages, source: str) -> str | None:
     """Return the assistant's turn that ends a conversation if no column gives the answer; report it."""
-    if isinstance(prompt, str) or prompt[-1]["role"] != "assistant":
-        return None
-    if find_cell(row, ("answer", *FALLBACKS["answer"])) is not None:
+    last: dict[str, Any] = {} if isinstance(prompt, str) else prompt[-1]
+    if last.get("role") != "assistant" or find_cell(row, ("answer", *FALLBACKS["answer"])) is not None:
         return None
     _report_closing_answers(_file_of(source))
-    return text_of(prompt[-1]["content"])
+    return text_of(last["content"])
 
 
 @cache
@@ -226,7 +225,8 @@ def filter_rows(
     total: Counter[str] = Counter()
     for number, row in enumerate(rows, 1):
         if not row.source:
-            row = _with_source(row, f"{what}:{number}")
+            source = f"{what}:{number}"
+            row = replace(row, source=source) if isinstance(row, Sample) else BadRow(row.reason, row.field, source)
         total[_file_of(row.source)] += 1
         if isinstance(row, BadRow):
             bad.append(row)
@@ -265,33 +265,28 @@ def check_ids(samples: Iterable[Sample]) -> None:
             )
 
 
-def _with_source(row: Sample | BadRow, source: str) -> Sample | BadRow:
-    """Return the row with its source filled in."""
-    return replace(row, source=source) if isinstance(row, Sample) else BadRow(row.reason, row.field, source)
-
-
 def _file_of(source: str) -> str:
     """Return the file of "file:row"."""
     return source.rpartition(":")[0]
 
 
-_T = TypeVar("_T")
 DataRow = Mapping[str, Any]
-Read = Callable[[DataRow], _T]
+FileLayout = tuple[set[str], Callable[[DataRow], Any]]
+"""The columns that a layout needs, and its row reader."""
 
 
-class Layouts(Generic[_T]):
+class Layouts:
     """The layout of each file: that of its first row that fits a known one.
 
     Args:
-        known: the columns that each layout needs, and its row reader; the first layout that fits is used.
+        known: the layouts; the first one that fits is used.
     """
 
-    def __init__(self, known: Sequence[tuple[set[str], Read[_T]]]) -> None:
+    def __init__(self, known: Sequence[FileLayout]) -> None:
         self.known = known
-        self._readers: dict[str, Read[_T]] = {}
+        self._readers: dict[str, Callable[[DataRow], Any]] = {}
 
-    def read(self, row: DataRow, source: str) -> _T:
+    def read(self, row: DataRow, source: str) -> Any:
         """Read a row with its file's layout.
 
         Args:
