@@ -11,14 +11,12 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lit_rlvr.datamodules.reading.chat import MODEL_TURN, Chat, break_up, find_tokens
 from lit_rlvr.errors import UserError
+from lit_rlvr.policy.families.base import ImageProcessor
 from lit_rlvr.types import Pixels, ToolResult
-
-if TYPE_CHECKING:
-    from lit_rlvr.policy.families.base import ImageProcessor
 
 _log = logging.getLogger("lit_rlvr")
 

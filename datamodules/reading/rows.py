@@ -228,10 +228,9 @@ def filter_rows(
             source = f"{what}:{number}"
             row = replace(row, source=source) if isinstance(row, Sample) else BadRow(row.reason, row.field, source)
         total[_file_of(row.source)] += 1
-        if isinstance(row, BadRow):
-            bad.append(row)
-            continue
         try:
+            if isinstance(row, BadRow):
+                raise row
             check_sample(row, optional)
         except BadRow as error:
             error.source = row.source

@@ -15,10 +15,11 @@ from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from lit_rlvr.common.files import scratch_folder, writing
 from lit_rlvr.common.packages import require
@@ -29,10 +30,6 @@ from lit_rlvr.policy.families.base import ImageProcessor
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.speed import enable_checkpointing, keep_freed_memory
 from lit_rlvr.policy.verify import verify_or_fall_back
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 
 _log = logging.getLogger("lit_rlvr")
 

@@ -123,7 +123,7 @@ class Reward(ChecksArguments, ABC):
         results = []
         with Waiting(self.dotted_path, [sample.id for _, sample in pairs]) as waiting:
             for number, pair in enumerate(pairs):
-                with waiting.judging(number):
+                with waiting.judging(number), forks_ended(self.dotted_path):
                     results.append(self._judge(*pair))
         return results
 
@@ -143,14 +143,15 @@ class Reward(ChecksArguments, ABC):
             for outcome in outcomes
         ]
 
-    def _judge(self, completion: Completion, sample: Sample) -> RewardResult:
-        with forks_ended(self.dotted_path):
-            try:
-                return self._checked(self(completion, sample), completion)
-            except (UserError, KeyboardInterrupt):
-                raise
-            except BaseException as error:  # SystemExit too: a reward must not end the run
-                return self._failed(error)
+    def _judge(
+        self, completion: Completion, sample: Sample, passed_on: type[BaseException] = KeyboardInterrupt
+    ) -> RewardResult:
+        try:
+            return self._checked(self(completion, sample), completion)
+        except (UserError, passed_on):
+            raise
+        except BaseException as error:  # SystemExit too: a reward must not end the run
+            return self._failed(error)
 
     def judged(self, value: Any, completion: Completion) -> RewardResult:
         """Return the result for a value that judges a completion, or for the exception in its place."""
@@ -180,12 +181,7 @@ class Reward(ChecksArguments, ABC):
 
     def judge_alone(self, completion: Completion, sample: Sample) -> RewardResult:
         """Judge one completion like `score`, but in a worker process, which itself handles running out of memory."""
-        try:
-            return self._checked(self(completion, sample), completion)
-        except (UserError, MemoryError):
-            raise
-        except BaseException as error:
-            return self._failed(error)
+        return self._judge(completion, sample, MemoryError)
 
     def _failed(self, error: BaseException) -> RewardResult:
         place = user_line(error) or first_line_of(self.judging_function())

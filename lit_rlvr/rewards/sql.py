@@ -5,20 +5,16 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.rewards.answers.find import without_thoughts
 from lit_rlvr.rewards.base import CheckedReward, verdict
 from lit_rlvr.rewards.fences import Block, fenced_blocks
 from lit_rlvr.rewards.sql_query import QueryFailed, QueryLimits, QueryResult, SQLRow, run_query
-from lit_rlvr.types import Pair, RewardResult, Sample
+from lit_rlvr.types import Pair, RewardResult, Sample, Status
 from lit_rlvr.workers.pool import shared_pool
 from lit_rlvr.workers.process import Outcome
-
-if TYPE_CHECKING:
-    from lit_rlvr.types import Status
-
 
 SQL_CHECK = "lit_rlvr.rewards.sql:check_sql"
 
