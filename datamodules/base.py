@@ -6,7 +6,7 @@ A new data set needs only `columns` in YAML, or a subclass with `sample` (conver
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,11 +27,11 @@ from lit_rlvr.datamodules.reading.checks import (
     require_samples,
 )
 from lit_rlvr.datamodules.reading.conversations import without_nulls
-from lit_rlvr.datamodules.reading.images import ImageOptions, with_images
+from lit_rlvr.datamodules.reading.images import ImageOptions, check_media, with_images
 from lit_rlvr.datamodules.reading.readers import GivenRows, read_rows
 from lit_rlvr.datamodules.reading.rows import (
+    DataRow,
     FileLayout,
-    Layouts,
     abbreviate,
     check_ids,
     filter_rows,
@@ -224,7 +224,7 @@ class PromptDataModule(ChecksArguments, UsesModel):
         self.cursor: Cursor = dict(START_CURSOR)
         self._samples: dict[str, list[Sample]] = {}
         self.prompts: dict[str, list[Prompt]] = {}
-        self._layouts = Layouts(self.layouts)
+        self._readers: dict[str, Callable[[DataRow], Any]] = {}  # of the layout of each file
         self.bad_rows: dict[str, list[BadRow]] = {}
         self.too_long: dict[str, list[str]] = {}
         self._stream: PromptStream | None = None
@@ -271,9 +271,23 @@ class PromptDataModule(ChecksArguments, UsesModel):
         fallback_id = f"{self.name}:{index + 1}"
         if self.columns or not self.layouts:
             return map_columns(row, self.columns or {}, fallback_id, source, self.optional, self.reading.answers)
-        fields = {"id": fallback_id, **self._layouts.read(row, source)}
+        fields = {"id": fallback_id, **self.read_layout(row, source)}
         answer, *aliases = as_answers(fields.pop("answer"), self.reading.answers)
         return Sample(**fields, answer=answer, aliases=tuple(aliases), row=row, source=source)
+
+    def read_layout(self, row: DataRow, source: str) -> Any:
+        """Read a row with its file's layout: the first of `layouts` that fits one of the file's rows.
+
+        Raises:
+            BadRow: no known layout has these columns, the row holds video or audio, or it cannot be used.
+        """
+        file = source.rpartition(":")[0]
+        read = self._readers.get(file) or next((read for needs, read in self.layouts if needs <= row.keys()), None)
+        if read is None:
+            raise BadRow(f"no known layout, the columns are {', '.join(row)}; map them with `columns`", "columns")
+        self._readers[file] = read
+        check_media(row, (), images=False)
+        return read(row)
 
     # what the model sees
 

@@ -178,7 +178,7 @@ class TextMath(PromptDataModule):
         if self.columns:
             sample = super().sample(row, index, source)
             return with_references(sample, sample.references) if sample.answer else sample
-        prompt, answer = self._layouts.read(row, source)
+        prompt, answer = self.read_layout(row, source)
         check_media(row, ())
         prompt = as_prompt(prompt)
         if answer is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -190,13 +190,11 @@ def with_prompts(
         total[file] += 1
         if isinstance(row, Sample):
             try:
-                prompt = as_prompt(row.prompt, "prompt" in optional)
-                if isinstance(prompt, list) and "prompt" not in optional:
-                    opening = without_closing_turns(prompt)
-                    closed[file] += len(opening) < len(prompt)
-                    row = replace(row, closing_turns=tuple(prompt[len(opening) :]))
-                    prompt = opening
-                row = replace(row, prompt=prompt)
+                row = replace(row, prompt=as_prompt(row.prompt, "prompt" in optional))
+                if isinstance(row.prompt, list) and "prompt" not in optional:
+                    opening = without_closing_turns(row.prompt)
+                    closed[file] += len(opening) < len(row.prompt)
+                    row = replace(row, prompt=opening, closing_turns=tuple(row.prompt[len(opening) :]))
             except BadRow as error:
                 error.source = row.source
                 row = error
@@ -272,33 +270,3 @@ def _file_of(source: str) -> str:
 DataRow = Mapping[str, Any]
 FileLayout = tuple[set[str], Callable[[DataRow], Any]]
 """The columns that a layout needs, and its row reader."""
-
-
-class Layouts:
-    """The layout of each file: that of its first row that fits a known one.
-
-    Args:
-        known: the layouts; the first one that fits is used.
-    """
-
-    def __init__(self, known: Sequence[FileLayout]) -> None:
-        self.known = known
-        self._readers: dict[str, Callable[[DataRow], Any]] = {}
-
-    def read(self, row: DataRow, source: str) -> Any:
-        """Read a row with its file's layout.
-
-        Args:
-            row: column -> cell.
-            source: "file:row".
-
-        Raises:
-            BadRow: no known layout has these columns, the row holds video or audio, or it cannot be used.
-        """
-        file = source.rpartition(":")[0]
-        read = self._readers.get(file) or next((read for needs, read in self.known if needs <= row.keys()), None)
-        if read is None:
-            raise BadRow(f"no known layout, the columns are {', '.join(row)}; map them with `columns`", "columns")
-        self._readers[file] = read
-        check_media(row, (), images=False)
-        return read(row)
