@@ -99,7 +99,7 @@ class UsesModel(LightningDataModule):
     def image_processor(self) -> ImageProcessor:
         """The image processor of the trainer's model; set it to use the data without a trainer."""
         processor = self._image_processor
-        return processor if processor is not None else self._model("image processor").image_processor
+        return processor if processor is not None else self._model("image_processor").image_processor
 
     @image_processor.setter
     def image_processor(self, processor: ImageProcessor) -> None:
@@ -115,11 +115,10 @@ class UsesModel(LightningDataModule):
         """Take tokenizer and image processor from a module that has no trainer yet, or from another DataModule."""
         self._module = module
 
-    def _model(self, wanted: str) -> Any:
+    def _model(self, name: str) -> Any:
         module = self._module if self.trainer is None else self.trainer.lightning_module
         if module is None:
-            name = wanted.replace(" ", "_")
-            raise RuntimeError(f"no {wanted}: attach a trainer, or set `data.{name}`")
+            raise RuntimeError(f"no {name}: attach a trainer, or set `data.{name}`")
         return module
 
 

@@ -140,7 +140,7 @@ class FunctionReward(Reward):
                 more = {
                     "trainer_state": self.state,
                     "log_extra": lambda column, values: extra.setdefault(column, []).extend(values),
-                    "log_metric": self._log_metric,
+                    "log_metric": lambda name, value: self.metrics.setdefault(name, []).append(float(value)),
                 }
             (values,) = self._run([self._call(pairs, more)])
             if isinstance(values, BaseException):
@@ -177,9 +177,6 @@ class FunctionReward(Reward):
     def _log_numbers(self, value: Any) -> None:
         for name, numbers in numbers_of(value).items():
             self.metrics.setdefault(f"{self.name}/{name}", []).extend(numbers)
-
-    def _log_metric(self, name: str, value: float) -> None:
-        self.metrics.setdefault(name, []).append(float(value))
 
     def check_prefill(self, prefill: str) -> None:
         try:
