@@ -6,7 +6,7 @@ A new data set needs only `columns` in YAML, or a subclass with `sample` (conver
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,6 +18,7 @@ from lit_rlvr.common.seeds import run_seed
 from lit_rlvr.common.settings import init_arguments, snake_case, with_class_defaults
 from lit_rlvr.datamodules.reading.assistant_turns import Part, split_turns
 from lit_rlvr.datamodules.reading.bad_row import BadRow
+from lit_rlvr.datamodules.reading.cells import as_answers, parse_text
 from lit_rlvr.datamodules.reading.chat import Chat, break_up, special_tokens
 from lit_rlvr.datamodules.reading.checks import (
     FIELDS,
@@ -25,10 +26,12 @@ from lit_rlvr.datamodules.reading.checks import (
     require_sample,
     require_samples,
 )
-from lit_rlvr.datamodules.reading.conversations import parse_nested, without_nulls
-from lit_rlvr.datamodules.reading.images import ImageOptions, with_images
+from lit_rlvr.datamodules.reading.conversations import without_nulls
+from lit_rlvr.datamodules.reading.images import ImageOptions, check_media, with_images
 from lit_rlvr.datamodules.reading.readers import GivenRows, read_rows
 from lit_rlvr.datamodules.reading.rows import (
+    DataRow,
+    FileLayout,
     abbreviate,
     check_ids,
     filter_rows,
@@ -96,7 +99,7 @@ class UsesModel(LightningDataModule):
     def image_processor(self) -> ImageProcessor:
         """The image processor of the trainer's model; set it to use the data without a trainer."""
         processor = self._image_processor
-        return processor if processor is not None else self._model("image processor").image_processor
+        return processor if processor is not None else self._model("image_processor").image_processor
 
     @image_processor.setter
     def image_processor(self, processor: ImageProcessor) -> None:
@@ -112,11 +115,10 @@ class UsesModel(LightningDataModule):
         """Take tokenizer and image processor from a module that has no trainer yet, or from another DataModule."""
         self._module = module
 
-    def _model(self, wanted: str) -> Any:
+    def _model(self, name: str) -> Any:
         module = self._module if self.trainer is None else self.trainer.lightning_module
         if module is None:
-            name = wanted.replace(" ", "_")
-            raise RuntimeError(f"no {wanted}: attach a trainer, or set `data.{name}`")
+            raise RuntimeError(f"no {name}: attach a trainer, or set `data.{name}`")
         return module
 
 
@@ -170,6 +172,8 @@ class PromptDataModule(ChecksArguments, UsesModel):
     config_key = "data"
     fields: Sequence[str] = FIELDS
     """The fields that `columns` can map."""
+    layouts: Sequence[FileLayout] = ()
+    """The layouts that are read without `columns`; a reader returns the fields of a `Sample` in a dict."""
     has_answer_lists = True
     """Rows may have lists of answers, which `reading.answers` interprets."""
 
@@ -219,6 +223,7 @@ class PromptDataModule(ChecksArguments, UsesModel):
         self.cursor: Cursor = dict(START_CURSOR)
         self._samples: dict[str, list[Sample]] = {}
         self.prompts: dict[str, list[Prompt]] = {}
+        self._readers: dict[str, Callable[[DataRow], Any]] = {}  # of the layout of each file
         self.bad_rows: dict[str, list[BadRow]] = {}
         self.too_long: dict[str, list[str]] = {}
         self._stream: PromptStream | None = None
@@ -252,7 +257,7 @@ class PromptDataModule(ChecksArguments, UsesModel):
                 yield error
 
     def sample(self, row: dict[str, Any], index: int, source: str) -> Sample:
-        """Convert one row to a sample; by default with `columns`.
+        """Convert one row to a sample; by default with `columns` or, without them, with the layout of its file.
 
         Args:
             row: column -> cell.
@@ -263,7 +268,25 @@ class PromptDataModule(ChecksArguments, UsesModel):
             BadRow: the row cannot be used.
         """
         fallback_id = f"{self.name}:{index + 1}"
-        return map_columns(row, self.columns or {}, fallback_id, source, self.optional, self.reading.answers)
+        if self.columns or not self.layouts:
+            return map_columns(row, self.columns or {}, fallback_id, source, self.optional, self.reading.answers)
+        fields = {"id": fallback_id, **self.read_layout(row, source)}
+        answer, *aliases = as_answers(fields.pop("answer"), self.reading.answers)
+        return Sample(**fields, answer=answer, aliases=tuple(aliases), row=row, source=source)
+
+    def read_layout(self, row: DataRow, source: str) -> Any:
+        """Read a row with its file's layout: the first of `layouts` that fits one of the file's rows.
+
+        Raises:
+            BadRow: no known layout has these columns, the row holds video or audio, or it cannot be used.
+        """
+        file = source.rpartition(":")[0]
+        read = self._readers.get(file) or next((read for needs, read in self.layouts if needs <= row.keys()), None)
+        if read is None:
+            raise BadRow(f"no known layout, the columns are {', '.join(row)}; map them with `columns`", "columns")
+        self._readers[file] = read
+        check_media(row, (), images=False)
+        return read(row)
 
     # what the model sees
 
@@ -286,12 +309,11 @@ class PromptDataModule(ChecksArguments, UsesModel):
 
     def _tokenise_again(self) -> None:
         """Tokenise the loaded sets after a change of the tools."""
-        if self.prompts:
-            for split in STAGE_SPLITS["fit"] + STAGE_SPLITS["test"]:
-                if split in self.prompts:
-                    self.prompts[split] = self._tokenised(split)
-            self._stream = None
-            self._make_stream()
+        for split in STAGE_SPLITS["fit"] + STAGE_SPLITS["test"]:
+            if split in self.prompts:
+                self.prompts[split] = self._tokenised(split)
+        self._stream = None
+        self._make_stream()
 
     def render(self, sample: Sample) -> str:
         """Return the exact text the model sees, special tokens and prefill included."""
@@ -303,7 +325,7 @@ class PromptDataModule(ChecksArguments, UsesModel):
         the data, those of the row's column `tools`."""
         if self.environment is not None:
             return self.chat.with_tools(self.environment.tools_of(sample))
-        tools = parse_nested(sample.row.get("tools")) if self.demonstrates else None
+        tools = parse_text(sample.row.get("tools")) if self.demonstrates else None
         if not tools:
             return self.chat
         if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):

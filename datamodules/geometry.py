@@ -10,8 +10,7 @@ from lit_rlvr.datamodules.base import PromptDataModule
 from lit_rlvr.datamodules.reading.cells import as_answers, as_text
 from lit_rlvr.datamodules.reading.images import PLACEHOLDER, as_images
 from lit_rlvr.datamodules.reading.options import as_options, find_letter, format_options
-from lit_rlvr.datamodules.reading.rows import DataRow, Layouts
-from lit_rlvr.types import Sample
+from lit_rlvr.datamodules.reading.rows import DataRow
 
 MATHVERSE_CHOICE = re.compile(r"^\s*\(?([A-H])\)?\s*[:.)]\s*(.*?)\s*$", re.MULTILINE)
 """One of MathVerse's choices, on a line of its own: "A:145°", "(B) 35°"."""
@@ -20,26 +19,6 @@ MATHVISION_MARK = re.compile(r"<image\d+>")
 """MathVision's marker of its one picture, "<image1>"; higher numbers mark parts of that picture."""
 
 DEGREES = re.compile(r"\s*(?:°|\^\s*\{?\s*\\circ\s*\}?|\\degree|\bdegrees?\b)\s*\.?$")
-
-
-class Geometry(PromptDataModule):
-    """Problems with pictures and a final answer: Geometry3K, MathVerse, MathVision.
-
-    Each file's layout is recognised by the columns of the first row that fits a known one; for any other file give
-    `columns`. Categories are MathVerse's versions of a problem and MathVision's levels. The answer of a
-    multiple-choice problem is its letter, which the reward `Choice` judges; `MathAnswer` judges all others.
-    """
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self._layouts = Layouts(GEOMETRY_LAYOUTS)
-
-    def sample(self, row: dict[str, Any], index: int, source: str) -> Sample:
-        if self.columns:
-            return super().sample(row, index, source)
-        fields = {"id": f"{self.name}:{index + 1}", **self._layouts.read(row, source)}
-        answer, *aliases = as_answers(fields.pop("answer"), self.reading.answers)
-        return Sample(**fields, answer=answer, aliases=tuple(aliases), row=row, source=source)
 
 
 def read_geometry3k(row: DataRow) -> dict[str, Any]:
@@ -94,3 +73,14 @@ GEOMETRY_LAYOUTS = (
     ({"id", "question", "options", "answer", "level"}, read_mathvision),
 )
 """(columns that a layout needs, its reader); the first layout that fits applies."""
+
+
+class Geometry(PromptDataModule):
+    """Problems with pictures and a final answer: Geometry3K, MathVerse, MathVision.
+
+    Each file's layout is recognised by the columns of the first row that fits a known one; for any other file give
+    `columns`. Categories are MathVerse's versions of a problem and MathVision's levels. The answer of a
+    multiple-choice problem is its letter, which the reward `Choice` judges; `MathAnswer` judges all others.
+    """
+
+    layouts = GEOMETRY_LAYOUTS

@@ -12,10 +12,10 @@ from typing import Any, Literal
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.datamodules.base import PromptDataModule, Split
 from lit_rlvr.datamodules.reading.bad_row import BadRow
-from lit_rlvr.datamodules.reading.cells import as_answers, as_text, without_tags
+from lit_rlvr.datamodules.reading.cells import as_text, without_tags
 from lit_rlvr.datamodules.reading.images import as_images
 from lit_rlvr.datamodules.reading.options import Options, as_options, find_label, find_letter, format_options
-from lit_rlvr.datamodules.reading.rows import DataRow, Layouts
+from lit_rlvr.datamodules.reading.rows import DataRow
 from lit_rlvr.datamodules.reading.split import subsample
 from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.types import Sample
@@ -98,74 +98,6 @@ def question_words(sample: Sample) -> str:
     return " ".join(re.findall(r"\w+", str(text).lower()))
 
 
-class MedicalVQA(PromptDataModule):
-    """Medical images with closed and open questions: HuatuoGPT-Vision's evaluation data, MedVLM-R1, OmniMedVQA,
-    VQA-RAD, PathVQA, SLAKE (its English questions), PMC-VQA.
-
-    Each file's layout is recognised by the columns of the first row that fits a known one; for any other file give
-    `columns`. The category is the modality, if the data name one. The answer of a multiple-choice question is its
-    letter: the reward `Choice` judges letters, "yes" and "no", and `OpenAnswer` judges the rest.
-
-    Args:
-        train_modalities: number of training rows per modality, such as {MRI: 600}, drawn by `seed`; None = all.
-        eval_modalities: number of validation (and test) rows per modality, drawn by `seed`; None = all. Without
-            `validation` they are taken from `train`.
-        disjoint: leave out training rows that share an image (`image`), or an image or the words of a question
-            (`question`), with a validation or test row.
-    """
-
-    def __init__(
-        self,
-        train_modalities: dict[str, int] | None = None,
-        eval_modalities: dict[str, int] | None = None,
-        disjoint: Disjoint = "question",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(validation_split=None, **kwargs)
-        check_within("[1, inf)", "data.train_modalities", **train_modalities or {})
-        check_within("[1, inf)", "data.eval_modalities", **eval_modalities or {})
-        self.train_modalities, self.eval_modalities = _by_modality(train_modalities), _by_modality(eval_modalities)
-        self.disjoint: Disjoint = disjoint
-        self._layouts = Layouts(MEDICAL_LAYOUTS)
-
-    def sample(self, row: dict[str, Any], index: int, source: str) -> Sample:
-        if self.columns:
-            sample = super().sample(row, index, source)
-            return replace(sample, category=modality(sample.category))
-        fields = {"id": f"{self.name}:{index + 1}", **self._layouts.read(row, source)}
-        answer, *aliases = as_answers(fields.pop("answer"), self.reading.answers)
-        return Sample(**fields, answer=answer, aliases=tuple(aliases), row=row, source=source)
-
-    def rows(self, split: Split) -> Iterator[Sample | BadRow]:
-        """Yield the English rows of the requested modalities."""
-        wanted = self.train_modalities if split == "train" else self.eval_modalities
-        if split == "train" and wanted is not None and self.locations["validation"] is None:
-            wanted = wanted | (self.eval_modalities or {})
-        for row in super().rows(split):
-            if isinstance(row, BadRow) or (
-                (wanted is None or row.category in wanted) and row.row.get("q_lang", "en") == "en"
-            ):
-                yield row
-
-    def load(self, split: Split) -> list[Sample]:
-        """Return the rows of a split; training rows share nothing with validation and test rows (see `disjoint`)."""
-        if split != "train":
-            return self._draw_rows(self._evaluation(split), split)
-        others = self._evaluation("validation") + self._evaluation("test")
-        left = without_overlap(self._read("train"), others, self.disjoint)
-        option = f"train_modalities, without what evaluation has (disjoint={self.disjoint})"
-        return self._draw_rows(draw_counts(left, self.train_modalities, self.seed, option), split)
-
-    def _evaluation(self, split: Split) -> list[Sample]:
-        """Return the rows of a validation or test set, before `evaluation.limit`."""
-        rows = self._read(split)
-        if not rows and split == "validation" and self.eval_modalities is not None:
-            rows = self._read("train")
-            if self.disjoint == "question":
-                rows = evaluation_pool(rows, self.eval_modalities, self.train_modalities or {}, self.seed)
-        return draw_counts(rows, self.eval_modalities if rows else None, self.seed, "eval_modalities")
-
-
 def _by_modality(counts: dict[str, int] | None) -> dict[str, int] | None:
     return None if counts is None else {modality(name): count for name, count in counts.items()}
 
@@ -241,3 +173,68 @@ MEDICAL_LAYOUTS = (
     ({"image", "question", "answer"}, read_plain),
 )
 """(columns that a layout needs, its reader); the first layout that fits applies."""
+
+
+class MedicalVQA(PromptDataModule):
+    """Medical images with closed and open questions: HuatuoGPT-Vision's evaluation data, MedVLM-R1, OmniMedVQA,
+    VQA-RAD, PathVQA, SLAKE (its English questions), PMC-VQA.
+
+    Each file's layout is recognised by the columns of the first row that fits a known one; for any other file give
+    `columns`. The category is the modality, if the data name one. The answer of a multiple-choice question is its
+    letter: the reward `Choice` judges letters, "yes" and "no", and `OpenAnswer` judges the rest.
+
+    Args:
+        train_modalities: number of training rows per modality, such as {MRI: 600}, drawn by `seed`; None = all.
+        eval_modalities: number of validation (and test) rows per modality, drawn by `seed`; None = all. Without
+            `validation` they are taken from `train`.
+        disjoint: leave out training rows that share an image (`image`), or an image or the words of a question
+            (`question`), with a validation or test row.
+    """
+
+    layouts = MEDICAL_LAYOUTS
+
+    def __init__(
+        self,
+        train_modalities: dict[str, int] | None = None,
+        eval_modalities: dict[str, int] | None = None,
+        disjoint: Disjoint = "question",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(validation_split=None, **kwargs)
+        check_within("[1, inf)", "data.train_modalities", **train_modalities or {})
+        check_within("[1, inf)", "data.eval_modalities", **eval_modalities or {})
+        self.train_modalities, self.eval_modalities = _by_modality(train_modalities), _by_modality(eval_modalities)
+        self.disjoint: Disjoint = disjoint
+
+    def sample(self, row: dict[str, Any], index: int, source: str) -> Sample:
+        sample = super().sample(row, index, source)
+        return replace(sample, category=modality(sample.category))
+
+    def rows(self, split: Split) -> Iterator[Sample | BadRow]:
+        """Yield the English rows of the requested modalities."""
+        wanted = self.train_modalities if split == "train" else self.eval_modalities
+        if split == "train" and wanted is not None and self.locations["validation"] is None:
+            wanted = wanted | (self.eval_modalities or {})
+        for row in super().rows(split):
+            if isinstance(row, BadRow) or (
+                (wanted is None or row.category in wanted) and row.row.get("q_lang", "en") == "en"
+            ):
+                yield row
+
+    def load(self, split: Split) -> list[Sample]:
+        """Return the rows of a split; training rows share nothing with validation and test rows (see `disjoint`)."""
+        if split != "train":
+            return self._draw_rows(self._evaluation(split), split)
+        others = self._evaluation("validation") + self._evaluation("test")
+        left = without_overlap(self._read("train"), others, self.disjoint)
+        option = f"train_modalities, without what evaluation has (disjoint={self.disjoint})"
+        return self._draw_rows(draw_counts(left, self.train_modalities, self.seed, option), split)
+
+    def _evaluation(self, split: Split) -> list[Sample]:
+        """Return the rows of a validation or test set, before `evaluation.limit`."""
+        rows = self._read(split)
+        if not rows and split == "validation" and self.eval_modalities is not None:
+            rows = self._read("train")
+            if self.disjoint == "question":
+                rows = evaluation_pool(rows, self.eval_modalities, self.train_modalities or {}, self.seed)
+        return draw_counts(rows, self.eval_modalities if rows else None, self.seed, "eval_modalities")

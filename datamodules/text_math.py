@@ -11,51 +11,13 @@ from lit_rlvr.datamodules.base import PromptDataModule
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.cells import as_answers, as_text, lookup, parse_text
 from lit_rlvr.datamodules.reading.images import check_media
-from lit_rlvr.datamodules.reading.rows import FALLBACKS, DataRow, Layouts, as_prompt, closing_answer, find_cell
+from lit_rlvr.datamodules.reading.rows import FALLBACKS, DataRow, as_prompt, closing_answer, find_cell
 from lit_rlvr.datamodules.reading.sharegpt import sharegpt_to_messages
 from lit_rlvr.rewards.answers.find import last_boxed
 from lit_rlvr.types import Sample
 
 TEMPLATED = re.compile(r"<\|im_start\|>|<\|start_header_id\|>|<\|user\|>|\[INST\]")
 """Chat template markup, which some data sets' prompts already contain."""
-
-
-class TextMath(PromptDataModule):
-    """Problems with a final answer: GSM8K, MATH, MATH-500, SVAMP, math12k, SimpleRL, open-rs, TRL's and
-    verl's columns, OlympiadBench.
-
-    Each file's layout is recognised by the columns of the first row that fits a known one; for any other file give
-    `columns`. An answer column may then hold a whole solution: the reference is what follows `####`, else the last
-    `\\boxed{...}`, else the whole text. Any answer of a list is right, unless `answers` is `all`; OlympiadBench's final
-    answers are all required.
-    """
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self._layouts = Layouts(MATH_LAYOUTS)
-
-    def sample(self, row: dict[str, Any], index: int, source: str) -> Sample:
-        if self.columns:
-            sample = super().sample(row, index, source)
-            return with_references(sample, sample.references) if sample.answer else sample
-        prompt, answer = self._layouts.read(row, source)
-        check_media(row, ())
-        prompt = as_prompt(prompt)
-        if answer is None:
-            answer = closing_answer(row, prompt, source)
-        row_id = next((row[key] for key in ("id", "ID", "unique_id") if row.get(key) is not None), None)
-        category = next(
-            (row[key] for key in ("subject", "type", "Type", "data_source") if row.get(key) is not None), ""
-        )
-        sample = Sample(
-            id=f"{self.name}:{index + 1}" if row_id is None else as_text(row_id, "id"),
-            prompt=prompt,
-            answer="",
-            row=row,
-            category=str(category),
-            source=source,
-        )
-        return with_references(sample, as_answers(answer, self.reading.answers))
 
 
 def with_references(sample: Sample, answers: Sequence[str]) -> Sample:
@@ -198,3 +160,39 @@ def without_thousands(text: str) -> str:
     """Return the text without the commas of "1,234" and "1,234,567", unless other commas or brackets make it a list."""
     without = THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
     return text if re.search(r"[,()\[\]{}]", without) else without
+
+
+class TextMath(PromptDataModule):
+    """Problems with a final answer: GSM8K, MATH, MATH-500, SVAMP, math12k, SimpleRL, open-rs, TRL's and
+    verl's columns, OlympiadBench.
+
+    Each file's layout is recognised by the columns of the first row that fits a known one; for any other file give
+    `columns`. An answer column may then hold a whole solution: the reference is what follows `####`, else the last
+    `\\boxed{...}`, else the whole text. Any answer of a list is right, unless `answers` is `all`; OlympiadBench's final
+    answers are all required.
+    """
+
+    layouts = MATH_LAYOUTS
+
+    def sample(self, row: dict[str, Any], index: int, source: str) -> Sample:
+        if self.columns:
+            sample = super().sample(row, index, source)
+            return with_references(sample, sample.references) if sample.answer else sample
+        prompt, answer = self.read_layout(row, source)
+        check_media(row, ())
+        prompt = as_prompt(prompt)
+        if answer is None:
+            answer = closing_answer(row, prompt, source)
+        row_id = next((row[key] for key in ("id", "ID", "unique_id") if row.get(key) is not None), None)
+        category = next(
+            (row[key] for key in ("subject", "type", "Type", "data_source") if row.get(key) is not None), ""
+        )
+        sample = Sample(
+            id=f"{self.name}:{index + 1}" if row_id is None else as_text(row_id, "id"),
+            prompt=prompt,
+            answer="",
+            row=row,
+            category=str(category),
+            source=source,
+        )
+        return with_references(sample, as_answers(answer, self.reading.answers))

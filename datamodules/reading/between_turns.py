@@ -11,14 +11,12 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lit_rlvr.datamodules.reading.chat import MODEL_TURN, Chat, break_up, find_tokens
 from lit_rlvr.errors import UserError
+from lit_rlvr.policy.families.base import ImageProcessor
 from lit_rlvr.types import Pixels, ToolResult
-
-if TYPE_CHECKING:
-    from lit_rlvr.policy.families.base import ImageProcessor
 
 _log = logging.getLogger("lit_rlvr")
 
@@ -83,10 +81,9 @@ class BetweenTurns:
             UserError: there are images, and the model takes none.
         """
         seen = list(results) or [ToolResult("", text, tuple(images))]
-        if self._role != "tool" and len(seen) > 1:  # the template shows no tool messages
-            pictures = tuple(image for result in seen for image in result.images)
-            seen = [ToolResult("", "\n".join(result.text for result in seen), pictures)]
         pictures = tuple(image for result in seen for image in result.images)
+        if self._role != "tool" and len(seen) > 1:  # the template shows no tool messages
+            seen = [ToolResult("", "\n".join(result.text for result in seen), pictures)]
         if pictures and not self._shows_images:
             if self._role == "tool":
                 return self._as_user.tokens(text, last, max_tokens, images, results)
@@ -149,9 +146,10 @@ class BetweenTurns:
         if self._role == "tool":
             end, after = self._after_call(messages)
         else:
-            end, after = self._split(
-                self._render([_QUESTION, _assistant(MODEL_TURN), *messages]).rpartition(MODEL_TURN)[2]
-            )
+            turn = {"role": "assistant", "content": MODEL_TURN}
+            shown = self._render([_QUESTION, turn, *messages]).rpartition(MODEL_TURN)[2]
+            end = next((text for text in self._ends.values() if shown.startswith(text)), "")
+            after = shown.removeprefix(end)
         return end, after + self._chat.prefill
 
     def _message(self, result: ToolResult) -> dict[str, Any]:
@@ -185,11 +183,6 @@ class BetweenTurns:
             )
         end = min(places, key=lambda text: places[text])
         return end, after[places[end] + len(end) :]
-
-    def _split(self, after: str) -> tuple[str, str]:
-        """Split the text after a turn into the text that ends the turn, and the rest."""
-        end = next((text for text in self._ends.values() if after.startswith(text)), "")
-        return end, after[len(end) :]
 
     def _render(self, messages: list[dict[str, Any]], prompt: bool = True) -> str:
         return self._chat.apply(messages, self._tokenizer, prompt=prompt, offer=False)
@@ -297,10 +290,6 @@ class BetweenTurns:
             return _PROBE in self._render_after_turn([ToolResult("tool", _PROBE)])[1]
         except UserError:  # it refuses such messages
             return False
-
-
-def _assistant(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}
 
 
 def _call(name: str, arguments: dict[str, Any]) -> dict[str, Any]:

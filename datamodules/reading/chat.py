@@ -16,6 +16,7 @@ from jinja2.exceptions import TemplateSyntaxError
 from lit_rlvr.datamodules.reading.conversations import text_of
 from lit_rlvr.datamodules.reading.images import PLACEHOLDER, as_parts
 from lit_rlvr.errors import UserError, option_group
+from lit_rlvr.rewards.forms import as_messages
 from lit_rlvr.types import Sample
 
 SYSTEM_PROMPTS: dict[str, str] = {
@@ -129,15 +130,6 @@ def break_up(value: Any, tokens: re.Pattern[str]) -> Any:
 TOOL_INSTRUCTIONS = "To call a tool, write <call>name(arguments)</call> and wait for its result. The tools are:"
 
 
-def describe_tools(tools: Sequence[dict[str, Any]]) -> str:
-    """Explain how to call tools, with a line for each tool.
-
-    Args:
-        tools: JSON schemas, as chat templates take them.
-    """
-    return "\n".join([TOOL_INSTRUCTIONS, *map(_describe_tool, tools)])
-
-
 def _type_of(spec: dict[str, Any]) -> str:
     """Return an argument's type, or its values if the schema lists them."""
     if "enum" in spec:
@@ -156,10 +148,6 @@ def _describe_tool(tool: dict[str, Any]) -> str:
 
 MODEL_TURN = "\ue000"
 """A placeholder of a turn of the model: a private code point, which observations lose."""
-
-RESERVED = ("tokenize", "add_generation_prompt", "continue_final_message", "conversation", "return_dict", "tools")
-"""Arguments of `apply_chat_template` that this module sets."""
-
 
 SpecialTokens = Literal["break", "refuse", "keep"]
 
@@ -202,9 +190,6 @@ class Chat:
                 raise UserError(
                     f"data.chat.{option}: {template!r} has no {{prompt}}, the model would not see the question"
                 )
-        for key in self.chat_template_kwargs or {}:
-            if key in RESERVED:
-                raise UserError(f"data.chat.chat_template_kwargs: {key!r} is set by lit-rlvr and cannot be given")
 
     @cached_property
     def system_text(self) -> str | None:
@@ -230,10 +215,7 @@ class Chat:
         A `system_prompt` replaces the data's own system message. With images, contents are lists of parts; without any,
         they are texts, because the templates of text models print a list as Python does.
         """
-        if isinstance(sample.prompt, str):
-            messages: list[dict[str, Any]] = [{"role": "user", "content": sample.prompt}]
-        else:
-            messages = [dict(message) for message in sample.prompt]
+        messages = [dict(message) for message in as_messages(sample.prompt)]
         last = max(i for i, message in enumerate(messages) if message["role"] == "user")
         messages[last]["content"] = wrapped(messages[last]["content"], self.template_text)
         messages = as_parts(messages, sample.images) if sample.images else [_as_text(message) for message in messages]
@@ -347,7 +329,8 @@ class Chat:
             return messages
         first = messages[0] if messages[0]["role"] == "system" else None
         parts = [] if first is None else [text_of(first["content"])]
-        text = "\n\n".join([*parts, describe_tools(self.tools)])
+        described = "\n".join([TOOL_INSTRUCTIONS, *map(_describe_tool, self.tools)])
+        text = "\n\n".join([*parts, described])
         return [{"role": "system", "content": text}, *(messages if first is None else messages[1:])]
 
     def _plain(self, messages: list[dict[str, Any]]) -> str:

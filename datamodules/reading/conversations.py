@@ -8,14 +8,13 @@ last two for videos, whose source is a `Video`.
 
 from __future__ import annotations
 
-import ast
-import json
 import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from lit_rlvr.datamodules.reading.bad_row import BadRow
+from lit_rlvr.datamodules.reading.cells import parse_text
 from lit_rlvr.types import Video
 
 Messages = list[dict[str, Any]]
@@ -77,7 +76,7 @@ def _parsed(text: str) -> Any:
     """Return the messages that a text holds as JSON, or as a Python literal; return any other text as it is."""
     if not _MESSAGES_AS_TEXT.fullmatch(text):
         return text
-    value = without_nulls(parse_nested(text))
+    value = without_nulls(parse_text(text))
     if isinstance(value, str) and _ROLE.match(text):
         raise BadRow("messages as text that is neither JSON nor a Python list; write them with json.dumps", "prompt")
     if isinstance(value, dict):
@@ -105,7 +104,7 @@ def _message(value: Any) -> dict[str, Any]:
 
 def _tool_calls(calls: Any) -> list[dict[str, Any]]:
     """Return tool calls with their arguments as dicts, as chat templates take them; OpenAI's are JSON text."""
-    calls = parse_nested(calls)
+    calls = parse_text(calls)
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
         raise BadRow("tool_calls: expected a list of {'function': {'name', 'arguments'}}", "prompt")
     made = []
@@ -113,21 +112,9 @@ def _tool_calls(calls: Any) -> list[dict[str, Any]]:
         function = call.get("function", call)
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise BadRow("tool_calls: a call without the name of its function", "prompt")
-        function = function | {"arguments": parse_nested(function.get("arguments", {}))}
+        function = function | {"arguments": parse_text(function.get("arguments", {}))}
         made.append(call | {"function": function} if "function" in call else function)
     return made
-
-
-def parse_nested(value: Any) -> Any:
-    """Return the list or dict that a text holds as JSON or as a Python literal; return any other value as it is."""
-    if not isinstance(value, str) or not value.strip().startswith(("[", "{")):
-        return value
-    for parse in (json.loads, ast.literal_eval):
-        try:
-            return parse(value.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            continue
-    return value
 
 
 def _part(value: Any) -> dict[str, Any]:

@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lit_rlvr.datamodules.reading.bad_row import BadRow
-from lit_rlvr.datamodules.reading.conversations import NO_AUDIO, Messages, is_empty, parse_nested, without_nulls
+from lit_rlvr.datamodules.reading.cells import parse_text
+from lit_rlvr.datamodules.reading.conversations import NO_AUDIO, Messages, is_empty, without_nulls
 from lit_rlvr.datamodules.reading.videos import check_packages, choose_frames, inspect_video, read_frames
 from lit_rlvr.errors import UserError, check_within, option_group
 from lit_rlvr.types import Sample, Video, kinds_of
@@ -44,14 +45,14 @@ def as_parts(messages: Messages, images: Sequence[Any]) -> Messages:
 
 def as_images(value: Any) -> tuple[Any, ...]:
     """Read a cell as a tuple of unopened images: one, a list or its text, or none (None, NaN, "", a dict of these)."""
-    value = value.tolist() if getattr(value, "ndim", 0) == 1 else parse_nested(value)
+    value = value.tolist() if getattr(value, "ndim", 0) == 1 else parse_text(value)
     values = value if isinstance(value, list | tuple) else (value,)
     return tuple(image for image in values if not is_empty(image))
 
 
 def as_videos(value: Any) -> tuple[Video, ...]:
     """Read a cell as videos: a file, a list of image files (the frames of one video), a list of these, or none."""
-    value = without_nulls(parse_nested(value))
+    value = without_nulls(parse_text(value))
     if isinstance(value, bool | int | float) or is_empty(value):
         return ()
     videos = value if isinstance(value, list) and not all(map(_is_frame, value)) else [value]

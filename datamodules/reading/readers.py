@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import partial
 from io import BytesIO
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO, cast
 
@@ -308,12 +309,10 @@ def _arrow(path: Path) -> Iterator[tuple[int, Value]]:
 
 
 def _batches(batches: Any) -> Iterator[tuple[int, Value]]:
-    number = 0
+    numbers = count(1)
     for batch in batches:
         _check_names(batch.schema.names)
-        for value in batch.to_pylist():
-            number += 1
-            yield number, value
+        yield from ((next(numbers), value) for value in batch.to_pylist())
 
 
 def _check_names(names: Iterable[str]) -> None:

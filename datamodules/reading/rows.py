@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -127,12 +127,11 @@ def find_cell(row: Mapping[str, Any], columns: Iterable[str]) -> Any:
 
 def closing_answer(row: Mapping[str, Any], prompt: str | Messages, source: str) -> str | None:
     """Return the assistant's turn that ends a conversation if no column gives the answer; report it."""
-    if isinstance(prompt, str) or prompt[-1]["role"] != "assistant":
-        return None
-    if find_cell(row, ("answer", *FALLBACKS["answer"])) is not None:
+    last: dict[str, Any] = {} if isinstance(prompt, str) else prompt[-1]
+    if last.get("role") != "assistant" or find_cell(row, ("answer", *FALLBACKS["answer"])) is not None:
         return None
     _report_closing_answers(_file_of(source))
-    return text_of(prompt[-1]["content"])
+    return text_of(last["content"])
 
 
 @cache
@@ -191,13 +190,11 @@ def with_prompts(
         total[file] += 1
         if isinstance(row, Sample):
             try:
-                prompt = as_prompt(row.prompt, "prompt" in optional)
-                if isinstance(prompt, list) and "prompt" not in optional:
-                    opening = without_closing_turns(prompt)
-                    closed[file] += len(opening) < len(prompt)
-                    row = replace(row, closing_turns=tuple(prompt[len(opening) :]))
-                    prompt = opening
-                row = replace(row, prompt=prompt)
+                row = replace(row, prompt=as_prompt(row.prompt, "prompt" in optional))
+                if isinstance(row.prompt, list) and "prompt" not in optional:
+                    opening = without_closing_turns(row.prompt)
+                    closed[file] += len(opening) < len(row.prompt)
+                    row = replace(row, prompt=opening, closing_turns=tuple(row.prompt[len(opening) :]))
             except BadRow as error:
                 error.source = row.source
                 row = error
@@ -226,12 +223,12 @@ def filter_rows(
     total: Counter[str] = Counter()
     for number, row in enumerate(rows, 1):
         if not row.source:
-            row = _with_source(row, f"{what}:{number}")
+            source = f"{what}:{number}"
+            row = replace(row, source=source) if isinstance(row, Sample) else BadRow(row.reason, row.field, source)
         total[_file_of(row.source)] += 1
-        if isinstance(row, BadRow):
-            bad.append(row)
-            continue
         try:
+            if isinstance(row, BadRow):
+                raise row
             check_sample(row, optional)
         except BadRow as error:
             error.source = row.source
@@ -265,46 +262,11 @@ def check_ids(samples: Iterable[Sample]) -> None:
             )
 
 
-def _with_source(row: Sample | BadRow, source: str) -> Sample | BadRow:
-    """Return the row with its source filled in."""
-    return replace(row, source=source) if isinstance(row, Sample) else BadRow(row.reason, row.field, source)
-
-
 def _file_of(source: str) -> str:
     """Return the file of "file:row"."""
     return source.rpartition(":")[0]
 
 
-_T = TypeVar("_T")
 DataRow = Mapping[str, Any]
-Read = Callable[[DataRow], _T]
-
-
-class Layouts(Generic[_T]):
-    """The layout of each file: that of its first row that fits a known one.
-
-    Args:
-        known: the columns that each layout needs, and its row reader; the first layout that fits is used.
-    """
-
-    def __init__(self, known: Sequence[tuple[set[str], Read[_T]]]) -> None:
-        self.known = known
-        self._readers: dict[str, Read[_T]] = {}
-
-    def read(self, row: DataRow, source: str) -> _T:
-        """Read a row with its file's layout.
-
-        Args:
-            row: column -> cell.
-            source: "file:row".
-
-        Raises:
-            BadRow: no known layout has these columns, the row holds video or audio, or it cannot be used.
-        """
-        file = source.rpartition(":")[0]
-        read = self._readers.get(file) or next((read for needs, read in self.known if needs <= row.keys()), None)
-        if read is None:
-            raise BadRow(f"no known layout, the columns are {', '.join(row)}; map them with `columns`", "columns")
-        self._readers[file] = read
-        check_media(row, (), images=False)
-        return read(row)
+FileLayout = tuple[set[str], Callable[[DataRow], Any]]
+"""The columns that a layout needs, and its row reader."""

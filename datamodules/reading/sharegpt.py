@@ -28,9 +28,8 @@ def sharegpt_to_messages(value: Any, system: Any = None) -> Any:
         BadRow: a speaker is unknown.
     """
     turns = parse_text(as_python(value))
-    if not isinstance(turns, list) or not turns or not all(isinstance(turn, Mapping) for turn in turns):
-        return value
-    if any(turn.get("from") is None for turn in turns):
+    has_speakers = isinstance(turns, list) and all(isinstance(t, Mapping) and t.get("from") is not None for t in turns)
+    if not has_speakers or not turns:
         return value
     messages = [_message(turn) for turn in turns]
     if isinstance(system, str) and not is_blank(system) and messages[0]["role"] != "system":

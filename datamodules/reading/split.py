@@ -117,9 +117,6 @@ DuplicatePair = tuple[Prompt, Prompt]
 """A prompt and the earlier one that it repeats."""
 
 
-HIDDEN_DIFFERENCE = "which only an environment can tell apart"
-
-
 @dataclass
 class Questions:
     """The questions of a set, and the rows that repeat one.
@@ -182,7 +179,10 @@ def index_questions(prompts: Iterable[Prompt], what: str, has_environment: bool)
         questions.add(prompt)
     for pairs, does in (
         (questions.repeated, "repeat the question and answer of an earlier row"),
-        (questions.contradicted, f"give another answer to the question of an earlier row, {HIDDEN_DIFFERENCE}"),
+        (
+            questions.contradicted,
+            "give another answer to the question of an earlier row, which only an environment can tell apart",
+        ),
     ):
         if pairs:
             rows = len(questions.first) + len(questions.repeated) + len(questions.contradicted)

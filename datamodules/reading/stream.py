@@ -61,10 +61,6 @@ class PromptStream:
 Prepare = Callable[[Prompt], Prompt]
 
 
-def _unchanged(prompt: Prompt) -> Prompt:
-    return prompt
-
-
 class TrainLoader:
     """Batches of one epoch, starting at the DataModule's committed cursor.
 
@@ -90,7 +86,7 @@ class TrainLoader:
         rank: int = 0,
         world: int = 1,
         name: str = "",
-        prepare: Prepare = _unchanged,
+        prepare: Prepare = lambda prompt: prompt,
     ) -> None:
         if prompts_per_rollout % world:
             raise UserError(f"prompts_per_rollout={prompts_per_rollout} is not divisible by the {world} processes")
@@ -144,7 +140,7 @@ class EvalLoader:
         name: str,
         rank: int = 0,
         world: int = 1,
-        prepare: Prepare = _unchanged,
+        prepare: Prepare = lambda prompt: prompt,
     ) -> None:
         self.name, self.prepare = name, prepare
         self.share = math.ceil(prompts_per_batch / world)

@@ -89,14 +89,12 @@ def frozen_batch(name: str) -> Batch:
     return Batch(**tensors, lengths=tensors["mask"].sum(1).view_as(tensors["rewards"]).double())
 
 
-def unchanged(x: Tensor) -> Tensor:
-    return x
-
-
 def map_batch(
-    batch: _Batch, tokens: Callable[[Tensor], Tensor] = unchanged, groups: Callable[[Tensor], Tensor] = unchanged
+    batch: _Batch,
+    tokens: Callable[[Tensor], Tensor] = lambda x: x,
+    groups: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> _Batch:
-    """Apply functions to the tensors of a batch.
+    """Apply functions to the tensors of a batch; by default they leave them unchanged.
 
     Args:
         tokens: (B, T) -> (B, T'), for log-probabilities, entropies and masks.

@@ -79,23 +79,18 @@ def check_estimator(function: Callable[..., Tensor], expect: str | None = None) 
     Raises:
         UserError: it asks for something else, or returns another shape.
     """
-    if expect is not None:
-        find_published(expect, ADVANTAGES)
 
     def estimate(batch: Batch) -> Tensor:
         named = {name: getattr(batch, name) for name in ("correct", "lengths", "reference_rewards")}
         found = call_by_name(function, {"rewards": batch.rewards.clone()}, named)
         return require_shape(function, found, batch.rewards.shape)
 
-    def has_values(name: str) -> Finding:
-        measured = error({"advantages": estimate(frozen_batch(name))}, expected(expect or "", name))
-        return values_finding(expect or "", name, measured)
-
-    batch = frozen_batch("regular")
-    return [
-        *([] if expect is None else [has_values(name) for name in BATCHES]),
-        *properties.estimator_findings(estimate, batch),
-    ]
+    findings = properties.estimator_findings(estimate, frozen_batch("regular"))
+    if expect is None:
+        return findings
+    find_published(expect, ADVANTAGES)
+    errors = {name: error({"advantages": estimate(frozen_batch(name))}, expected(expect, name)) for name in BATCHES}
+    return [*(values_finding(expect, name, measured) for name, measured in errors.items()), *findings]
 
 
 def plain_step(function: Callable[..., Tensor], batch: Batch) -> Step:

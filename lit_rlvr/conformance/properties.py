@@ -353,7 +353,7 @@ def estimator_findings(estimate: Estimate, batch: Batch) -> list[Finding]:
     return [
         rewards_what_is_right(estimate, batch),
         *estimates_in_any_order(estimate, batch),
-        survives_equal_rewards(estimate, batch),
+        flat_finding({"advantages": estimate(equal_rewards(batch))}),
         estimates_in_float32(estimate, batch),
     ]
 
@@ -390,10 +390,6 @@ def flat_finding(found: ComparedTensors) -> Finding:
         "equal rewards", nonfinite(found), 0, "infinite or NaN, where a group's rewards are equal",
         "a standard deviation of 0: add an epsilon",
     )  # fmt: skip
-
-
-def survives_equal_rewards(estimate: Estimate, batch: Batch) -> Finding:
-    return flat_finding({"advantages": estimate(equal_rewards(batch))})
 
 
 def estimates_in_float32(estimate: Estimate, batch: Batch) -> Finding:

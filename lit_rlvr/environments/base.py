@@ -187,11 +187,6 @@ class EnvironmentFunction(Reward):
         return completion.judged.get(self.name)
 
 
-def gets_environments(reward: Reward) -> bool:
-    """Return True for a function with an argument `environments`."""
-    return isinstance(reward, FunctionReward) and "environments" in parameters_of(reward.function)
-
-
 def rewards_with(environment: Environment | None, rewards: Sequence[Reward | str] | None) -> list[Reward]:
     """Return the rewards of a config, with the environment's own if it judges its episodes.
 
@@ -212,11 +207,12 @@ def rewards_with(environment: Environment | None, rewards: Sequence[Reward | str
     if is_listed and not judges:
         raise UserError("rollout.rewards: EnvironmentReward needs a rollout.environment that has a reward")
     made = as_rewards([*rewards, EnvironmentReward()] if judges and not is_listed else rewards)
-    asking = [reward for reward in made if gets_environments(reward)]
+    functions = [reward for reward in made if isinstance(reward, FunctionReward)]
+    asking = [reward for reward in functions if "environments" in parameters_of(reward.function)]
     if asking and environment is None:
         raise UserError(
             f"rollout.rewards: {asking[0].dotted_path} gets `environments`, but there is no rollout.environment"
         )
     if environment is not None:
-        environment.reward_functions = {reward.name: reward.function for reward in asking}  # type: ignore[attr-defined]
-    return [EnvironmentFunction(reward) if reward in asking else reward for reward in made]  # type: ignore[arg-type]
+        environment.reward_functions = {reward.name: reward.function for reward in asking}
+    return [EnvironmentFunction(reward) if reward in asking else reward for reward in made]

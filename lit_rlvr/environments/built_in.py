@@ -15,6 +15,7 @@ from typing import Any
 from lit_rlvr.environments.base import Environment, Observation
 from lit_rlvr.environments.tools import Tools
 from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.rewards.sql import databases_of
 from lit_rlvr.rewards.sql_query import QueryFailed, run_query
 from lit_rlvr.rewards.sql_query import QueryLimits as QueryLimits
 from lit_rlvr.types import Sample, Turn, kinds_of
@@ -152,10 +153,7 @@ class SQLShell(Tools):
         self.shown_rows, self._limits, self._path = shown_rows, QueryLimits(max_instructions, 100_000), ""
 
     def reset(self, sample: Sample) -> None:
-        databases = sample.row.get("databases")
-        if not databases:
-            raise UserError(f"{sample.source or sample.id}: no `databases` in its row; use the data of TextToSQL")
-        self._path = str(databases[0])
+        self._path = databases_of(sample, "SQLShell")[0]
 
     def query(self, sql: str) -> str:
         """Run a SQL query on the database and see its rows.

@@ -148,11 +148,6 @@ def _bare_text_call(name: str, argument: re.Pattern[str], text: str) -> Call:
     return Call(name, named=values, is_typed=False)
 
 
-def _function_calls(text: str) -> list[Call]:
-    """Read `name>...`, which follows `<function=`."""
-    return _tagged_calls(f"<function={text}")
-
-
 def _as_calls(value: Any) -> list[Call]:
     """Read a call as a JSON object, in OpenAI's form too, or a list of them."""
     if isinstance(value, dict) and isinstance(value.get("tool_calls"), list):
@@ -217,7 +212,7 @@ def _harmony_calls(text: str) -> list[Call]:
 
 _READERS: dict[str, Callable[[str], list[Call]]] = {
     "tagged": _tagged_calls,  # Qwen, Hermes, Nemotron, GLM
-    "function": _function_calls,  # the same without <tool_call>, and Llama 3.1
+    "function": lambda text: _tagged_calls(f"<function={text}"),  # the same without <tool_call>, and Llama 3.1
     "plain": _python_calls,
     "listed": _python_calls,  # LFM2
     "gemma": _gemma_calls,  # Gemma 4

@@ -146,9 +146,6 @@ class EnvironmentChoice(Environment):
     """
 
     def __init__(self, environments: Mapping[str, Environment]) -> None:
-        limits = [asdict(environment.limits) for environment in environments.values()]
-        super().__init__(Isolation(**{name: max(one[name] for one in limits) for name in (limits or [{}])[0]}))
-        self._environments, self._chosen = dict(environments), next(iter(environments.values()), None)
         roles = {environment.role for environment in environments.values()}
         if len(roles) != 1:
             raise UserError(
@@ -156,7 +153,10 @@ class EnvironmentChoice(Environment):
                 if not roles
                 else "rollout.environment: environments with and without tools cannot be mixed; give tools to all"
             )
+        limits = [asdict(environment.limits) for environment in environments.values()]
+        super().__init__(Isolation(**{name: max(one[name] for one in limits) for name in limits[0]}))
         (self.role,) = roles
+        self._environments, self._chosen = dict(environments), next(iter(environments.values()))
         self.needs_turns = any(environment.needs_turns for environment in environments.values())
         self.source_classes = [cls for other in environments.values() for cls in (type(other), *other.source_classes)]
         offered = {tool["function"]["name"]: tool for other in environments.values() for tool in other.tools}
@@ -189,15 +189,12 @@ class EnvironmentChoice(Environment):
 
     @property
     def holder(self) -> object:
-        assert self._chosen is not None, "an environment was given"
         return self._chosen.holder
 
     def step(self, turn: Turn) -> Observation:
-        assert self._chosen is not None, "an environment was given"
         return self._chosen.step(turn)
 
     def reward(self) -> float | bool | RewardResult | None:
-        assert self._chosen is not None, "an environment was given"
         return self._chosen.reward()
 
     @property

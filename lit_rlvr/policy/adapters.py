@@ -232,7 +232,11 @@ def load_adapter(model: Any, folder: str | Path, empty: bool = False) -> None:
         return
     # peft leaves `.weight` out of the names of magnitudes, and transformers needs it; each reads them with it.
     saved = {name if name.endswith(".weight") else f"{name}.weight": weight for name, weight in found.items()}
-    ours = {_saved_name(name): parameter for name, parameter in model.named_parameters() if is_matrix(name)}
+    ours = {
+        f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": parameter
+        for name, parameter in model.named_parameters()
+        if is_matrix(name)
+    }
     if wrong := mismatched_weights(saved, ours):
         more = f" and {len(wrong) - 1} more do not fit" if wrong[1:] else " does not fit"
         raise UserError(f"model: the adapter in {folder} is not one of {_name(model)}: {wrong[0]}{more}; {MISFIT}")
@@ -249,11 +253,6 @@ def mismatched_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Ten
 def _natural(name: str) -> list[tuple[int, str]]:
     """Return a key that sorts `layers.2` before `layers.10`."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
-
-
-def _saved_name(name: str) -> str:
-    """Return the name under which peft saves a parameter of the trained adapter."""
-    return f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}"
 
 
 def is_matrix(name: str) -> bool:
@@ -462,12 +461,10 @@ def save_adapter(model: nn.Module, config: Any, base: str, folder: Path) -> None
 
 def untrained_matrices(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
     """Return the matrices B of the trained adapter, each with the values with which it changes nothing."""
-    layers = adapted_modules(model).values()
-    found = [
-        (layer.lora_B[ADAPTER].weight, layer.lora_B[SUBTRACTED] if SUBTRACTED in layer.r else None) for layer in layers
-    ]
+    matrices = [layer.lora_B for layer in adapted_modules(model).values()]
     return [
-        (trained, torch.zeros_like(trained.data) if start is None else start.weight.data) for trained, start in found
+        (b[ADAPTER].weight, b[SUBTRACTED].weight.data if SUBTRACTED in b else torch.zeros_like(b[ADAPTER].weight.data))
+        for b in matrices
     ]
 
 

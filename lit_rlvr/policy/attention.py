@@ -19,6 +19,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from lit_rlvr.distributed.collectives import to_device
+from lit_rlvr.policy.precision import autocast_dtype
 from lit_rlvr.policy.spans import Spans, attend, available, kernel_dtype, lay_out_spans
 
 SHARED_PREFIX = "shared_prefix"
@@ -68,8 +69,7 @@ def lay_out(
     """Lay out by a method, or else by the one that is chosen for a device and these lengths."""
     if method is not None:
         return method(prompts, completions)
-    autocast = torch.is_autocast_enabled(device.type)
-    dtype = torch.get_autocast_dtype(device.type) if autocast else torch.float32
+    dtype = autocast_dtype(device, torch.float32)
     wasteful = device.type != "cpu" or padded_scores(prompts, completions) > _WASTED
     chosen = lay_out_spans if wasteful and available(device, dtype) else lay_out_padded
     return chosen(prompts, completions)

@@ -114,11 +114,12 @@ def _routes(groups: Sequence[Group], shared_prefix: bool) -> Tensor | None:
 
 def _scored(groups: Sequence[Group]) -> list[bool]:
     """Return whether each token of all completions is scored."""
-    marks: list[bool] = []
-    for group in groups:
-        for g, completion in enumerate(group.completions):
-            marks += [True] * len(completion) if group.scored is None else group.scored[g]
-    return marks
+    return [
+        is_scored
+        for group in groups
+        for g, completion in enumerate(group.completions)
+        for is_scored in ([True] * len(completion) if group.scored is None else group.scored[g])
+    ]
 
 
 Layout = tuple[Tensor, Tensor, Tensor | None, Segments | None, list[int], list[int]]

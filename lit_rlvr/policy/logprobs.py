@@ -13,6 +13,7 @@ from torch.nn.functional import linear
 from lit_rlvr.distributed.collectives import index
 from lit_rlvr.objectives import vocabulary_divergence
 from lit_rlvr.policy.architecture import LogitTransform
+from lit_rlvr.policy.precision import autocast_dtype
 from lit_rlvr.types import Sampling
 
 CHUNK_LOGITS = 1 << 25  # logits computed at once
@@ -97,9 +98,7 @@ class _Score(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, sampling: Sampling,
         entropy: bool, entropy_gradient: bool, keep: bool, transform: LogitTransform, teacher: TeacherHead | None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        dtype = hidden.dtype
-        if torch.is_autocast_enabled(hidden.device.type):
-            dtype = torch.get_autocast_dtype(hidden.device.type)
+        dtype = autocast_dtype(hidden.device, hidden.dtype)
         with torch.autocast(hidden.device.type, enabled=False):
             features, head = hidden.to(dtype), weight.to(dtype)
             if teacher is not None:

@@ -30,6 +30,11 @@ def training_autocast(device: torch.device, dtype: torch.dtype) -> AbstractConte
     return torch.autocast(device.type, dtype, cache_enabled=False) if is_half(dtype) else nullcontext()
 
 
+def autocast_dtype(device: torch.device, otherwise: torch.dtype) -> torch.dtype:
+    """Return the type of matrix products within autocast, and outside of it another one."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else otherwise
+
+
 @contextmanager
 def more_bits_than_autocast(device: torch.device) -> Iterator[None]:
     """Compute in float32, on a GPU in TF32, which keeps eight times as many digits as bfloat16."""
@@ -65,8 +70,7 @@ def round_residual_stream(model: nn.Module) -> None:
 
 
 def _to_compute_type(module: nn.Module, inputs: Any, output: Any) -> Any:
-    device = output.device.type
-    return output.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else output
+    return output.to(autocast_dtype(output.device, output.dtype))
 
 
 @torch.no_grad()

@@ -144,10 +144,9 @@ class _Choice(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func not in (torch.topk, Tensor.topk):
-            return result
-        if (args[0].shape[1:], result.indices.shape[1:]) != tuple((n,) for n in self.sizes):  # of a group of experts
-            return result
+        is_top_k = func in (torch.topk, Tensor.topk)
+        if not is_top_k or (args[0].shape[1:], result.indices.shape[1:]) != tuple((n,) for n in self.sizes):
+            return result  # something else, or the top-k of a group of experts
         self.now.chosen[self.layer] = result.indices
         if self.now.keeps_scores:
             self.now.scores[self.layer] = args[0]

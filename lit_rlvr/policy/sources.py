@@ -98,11 +98,12 @@ def check_model_folder(folder: Path) -> None:
     Raises:
         UserError: it is a file, a run or one of its checkpoints, GGUF files, or the folder of a model folder.
     """
-    run = next((p for p in (folder, *folder.absolute().parents[:2]) if _holds_run(p)), None)
     if (folder / "config.json").is_file() or (folder / ADAPTER_CONFIG).is_file():
         return
     what = f"{folder} is a file" if folder.is_file() else f"folder {folder} has no config.json"
     inner = [path for name in ("config.json", ADAPTER_CONFIG) for path in _inner_folders(folder, name)]
+    above = (folder, *folder.absolute().parents[:2])
+    run = next((p for p in above if (p / "config.yaml").is_file() and (p / "checkpoints").is_dir()), None)
     if run is not None:
         what, remedy = (
             f"{folder} belongs to the run in {shown(run)}",
@@ -117,10 +118,6 @@ def check_model_folder(folder: Path) -> None:
     raise UserError(f"model: {what}; {remedy}")
 
 
-def _holds_run(folder: Path) -> bool:
-    return (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()
-
-
 def _inner_folders(folder: Path, name: str) -> list[Path]:
     """Return the folders one and two levels down that have such a file, `checkpoint-9` before `checkpoint-10`."""
     found = [path.parent for level in ("*", "*/*") for path in folder.glob(f"{level}/{name}")]
@@ -129,7 +126,7 @@ def _inner_folders(folder: Path, name: str) -> list[Path]:
 
 def _resolve_adapter(model: str, settings: Path, adapter: str | None) -> str:
     """Return the folder or hub id for a folder with only an adapter, as `resolve_model` does."""
-    from lit_rlvr.policy.loading import has_tokenizer, merge_into_base
+    from lit_rlvr.policy.loading import has_tokenizer, merge_into_base, read_tokenizer
 
     base = adapter_base(settings)
     if adapter is None:
@@ -150,15 +147,12 @@ def _resolve_adapter(model: str, settings: Path, adapter: str | None) -> str:
         ) from error
     folder = adapter_folder(model)
     if adapter == "continue":
-        return str(_with_tokenizer(source, folder)) if has_tokenizer(folder) else source
+        if not has_tokenizer(folder):
+            return source
+        return str(_linked(source, lambda to: read_tokenizer(str(folder)).save_pretrained(to), _key(folder, source)))
     target = cache_folder() / "merged" / f"{folder.resolve().name}-{_key(folder, source):x}"
     _log.info("model: %s is merged into %s, in %s", model, base, target)
-
-    def merge(scratch: Path) -> None:
-        scratch.rmdir()  # it is created atomically
-        merge_into_base(folder, source, scratch)
-
-    return str(made_once(target, merge))
+    return str(made_once(target, lambda scratch: merge_into_base(folder, source, scratch)))
 
 
 def adapter_folder(model: str) -> Path:
@@ -211,16 +205,6 @@ def _key(*sources: Path | str) -> int:
     """Return a hash of folders' files, by their names and times, and of hub ids."""
     files = sorted(path for source in sources for path in Path(source).resolve().glob("*") if path.is_file())
     return derive_seed(*map(str, sources), *(f"{path} {path.stat().st_mtime_ns}" for path in files))
-
-
-def _with_tokenizer(source: str, folder: Path) -> Path:
-    """Return a folder in the cache with a model's files and the tokenizer of another folder."""
-    from lit_rlvr.policy.loading import read_tokenizer
-
-    def write(target: Path) -> None:
-        read_tokenizer(str(folder)).save_pretrained(target)
-
-    return _linked(source, write, _key(folder, source))
 
 
 def adapter_base(config: Path) -> str:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lit_rlvr.distributed.collectives import to_device
+from lit_rlvr.policy.precision import autocast_dtype
 
 _FLASH = {
     "_flash_attention_forward": (
@@ -110,9 +111,8 @@ def available(device: torch.device, dtype: torch.dtype) -> bool:
     operators take the arguments used here."""
     if device.type == "cpu":
         return True
-    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
-        return False
-    if torch.cuda.get_device_capability(device) < FLASH_CAPABILITY:
+    is_half = dtype in (torch.bfloat16, torch.float16)
+    if device.type != "cuda" or not is_half or torch.cuda.get_device_capability(device) < FLASH_CAPABILITY:
         return False
     for name, wanted in _FLASH.items():
         operator = getattr(torch.ops.aten, name, None)
@@ -130,8 +130,7 @@ def kernel_dtype(value: Tensor) -> torch.dtype:
     """Compute type of the kernels: autocast's on a GPU; never bfloat16 on a CPU, where it is slower."""
     if not value.is_cuda:
         return torch.float32 if value.dtype == torch.bfloat16 else value.dtype
-    kind = value.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
+    return autocast_dtype(value.device, value.dtype)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float) -> Tensor:

@@ -82,9 +82,8 @@ def compiling_pays(parameters: int, tokens: int, device: torch.device, dtype: to
     Args:
         parameters: of the model. tokens: the most that the run trains on; 0 = unknown.
     """
-    if not is_half(dtype) or torch.are_deterministic_algorithms_enabled():
-        return False
-    if 6.0 * parameters * tokens < MIN_COMPILED_FLOPS.get(device.type, math.inf):
+    is_short = 6.0 * parameters * tokens < MIN_COMPILED_FLOPS.get(device.type, math.inf)
+    if is_short or not is_half(dtype) or torch.are_deterministic_algorithms_enabled():
         return False
     missing = missing_compiler()
     if missing is None:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
+from transformers import PreTrainedTokenizerFast
 
 LLM_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
@@ -87,8 +84,6 @@ def byte_tokenizer(
         pad: the padding token.
         roles: attribute of the tokenizer -> special token.
     """
-    from transformers import PreTrainedTokenizerFast
-
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate([*specials, *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))

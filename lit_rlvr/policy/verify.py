@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from itertools import pairwise
 from math import isnan
 from textwrap import shorten
@@ -127,47 +126,38 @@ def _excess(differences: Tensor, dtype: torch.dtype) -> float:
     return float(differences.mean() / 0.2 if is_half(dtype) else differences.max() / 1e-3)
 
 
-@dataclass
-class _Sample:
-    """Two groups of a few tokens each, all lengths different, so that a leak between them shows.
+def _sample(
+    policy: Policy, method: attention.Method | None = None
+) -> tuple[list[tuple[Group, list[Pixels]]], Rows, list[Pixels]]:
+    """Lay out two groups of a few tokens each, all lengths different, so that a leak between them shows.
 
-    Args:
-        images: of each group; the second has one if the model takes images. pixels: those of all rows.
+    Returns:
+        The groups, each with its images (the second has one if the model takes images), and the rows with theirs.
     """
-
-    groups: list[Group]
-    images: list[list[Pixels]]
-    rows: Rows
-    pixels: list[Pixels]
-
-    @classmethod
-    def of(cls, policy: Policy, method: attention.Method | None = None) -> _Sample:
-        model: Any = policy.model
-        vocabulary = model.config.get_text_config().vocab_size
-        groups: list[Group] = []
-        images: list[list[Pixels]] = []
-        pixels: list[Pixels] = []
-        for first, cuts in ((11, (12, 16, 21)), (47, (15, 16, 22, 25))):
-            ids = [i % vocabulary for i in range(first, first + cuts[-1])]
-            image = [policy.family.blank()] if first == 47 and policy.family is not None else []
-            shown = [token for pixels in image for tokens in pixels.placeholders for token in tokens]
-            prompt = [*ids[:6], *shown, *ids[6 : cuts[0]]]
-            position_ids = policy.position_ids(Prompt(Sample("check", "", ""), prompt, image[0] if image else None))
-            completions = [ids[start:end] for start, end in pairwise(cuts)]
-            groups.append(Group(prompt, completions, position_ids))
-            images.append(image)
-            pixels += image * (1 if policy.shared_prefix else len(completions))
-        rows = build_rows(groups, policy.shared_prefix, policy.device, method or policy.attention_method)
-        return cls(groups, images, rows, pixels)
+    model: Any = policy.model
+    vocabulary = model.config.get_text_config().vocab_size
+    groups: list[tuple[Group, list[Pixels]]] = []
+    pixels: list[Pixels] = []
+    for first, cuts in ((11, (12, 16, 21)), (47, (15, 16, 22, 25))):
+        ids = [i % vocabulary for i in range(first, first + cuts[-1])]
+        image = [policy.family.blank()] if first == 47 and policy.family is not None else []
+        shown = [token for pixels in image for tokens in pixels.placeholders for token in tokens]
+        prompt = [*ids[:6], *shown, *ids[6 : cuts[0]]]
+        position_ids = policy.position_ids(Prompt(Sample("check", "", ""), prompt, image[0] if image else None))
+        completions = [ids[start:end] for start, end in pairwise(cuts)]
+        groups.append((Group(prompt, completions, position_ids), image))
+        pixels += image * (1 if policy.shared_prefix else len(completions))
+    laid_out = [group for group, _ in groups]
+    return groups, build_rows(laid_out, policy.shared_prefix, policy.device, method or policy.attention_method), pixels
 
 
 def _wrong(policy: Policy, dtype: torch.dtype) -> float:
     """Return the excess of a policy's differences from its model's own forward pass."""
     with training_autocast(policy.device, dtype), torch.no_grad():
-        sample = _Sample.of(policy)
-        ours = policy(sample.rows, Sampling(), False, pixels=sample.pixels).logp  # first, for sharded weights
+        groups, rows, pixels = _sample(policy)
+        ours = policy(rows, Sampling(), False, pixels=pixels).logp  # first, for sharded weights
         theirs = []
-        for group, image in zip(sample.groups, sample.images, strict=True):
+        for group, image in groups:
             for completion in group.completions:
                 full = torch.tensor([[*group.prompt, *completion]], device=policy.device)
                 logp = policy.plain_logits(full, image).float().log_softmax(-1)
@@ -183,8 +173,8 @@ def _trained_once(policy: Policy, dtype: torch.dtype, method: attention.Method |
         method: of attention; None = the best.
     """
     with training_autocast(policy.device, dtype):
-        sample = _Sample.of(policy, method)
-        logp = policy(sample.rows, Sampling(), False, pixels=sample.pixels).logp
+        _, rows, pixels = _sample(policy, method)
+        logp = policy(rows, Sampling(), False, pixels=pixels).logp
     logp.sum().backward()
     layers = ([p.grad for p in layer.parameters() if p.grad is not None] for layer in decoder_layers(policy.model))
     gradients = next(filter(None, layers))

@@ -123,7 +123,7 @@ class Reward(ChecksArguments, ABC):
         results = []
         with Waiting(self.dotted_path, [sample.id for _, sample in pairs]) as waiting:
             for number, pair in enumerate(pairs):
-                with waiting.judging(number):
+                with waiting.judging(number), forks_ended(self.dotted_path):
                     results.append(self._judge(*pair))
         return results
 
@@ -138,19 +138,20 @@ class Reward(ChecksArguments, ABC):
             pickle_for_worker(sample, f"{sample.source or sample.id}: the row", remedy)
         with Waiting(self.dotted_path, [sample.id for _, sample in pairs]) as waiting:
             outcomes = shared_pool().run(self.for_workers, pairs, waiting=waiting, **asdict(limits))
-        return [_unpacked(outcome) for outcome in outcomes]
+        return [
+            outcome.value if outcome.status == "ok" else RewardResult(0.0, None, outcome.status, outcome.detail)
+            for outcome in outcomes
+        ]
 
-    def _judge(self, completion: Completion, sample: Sample) -> RewardResult:
-        with forks_ended(self.dotted_path):
-            try:
-                return self._result(completion, sample)
-            except (UserError, KeyboardInterrupt):
-                raise
-            except BaseException as error:  # SystemExit too: a reward must not end the run
-                return self._failed(error)
-
-    def _result(self, completion: Completion, sample: Sample) -> RewardResult:
-        return self._checked(self(completion, sample), completion)
+    def _judge(
+        self, completion: Completion, sample: Sample, passed_on: type[BaseException] = KeyboardInterrupt
+    ) -> RewardResult:
+        try:
+            return self._checked(self(completion, sample), completion)
+        except (UserError, passed_on):
+            raise
+        except BaseException as error:  # SystemExit too: a reward must not end the run
+            return self._failed(error)
 
     def judged(self, value: Any, completion: Completion) -> RewardResult:
         """Return the result for a value that judges a completion, or for the exception in its place."""
@@ -180,12 +181,7 @@ class Reward(ChecksArguments, ABC):
 
     def judge_alone(self, completion: Completion, sample: Sample) -> RewardResult:
         """Judge one completion like `score`, but in a worker process, which itself handles running out of memory."""
-        try:
-            return self._result(completion, sample)
-        except (UserError, MemoryError):
-            raise
-        except BaseException as error:
-            return self._failed(error)
+        return self._judge(completion, sample, MemoryError)
 
     def _failed(self, error: BaseException) -> RewardResult:
         place = user_line(error) or first_line_of(self.judging_function())
@@ -255,13 +251,6 @@ def forks_ended(reward: str) -> Iterator[None]:
                     "and only what the reward returns in the process of the run counts; end the child with os._exit\n"
                 ).encode())  # fmt: skip  # other threads of the parent may have held the locks of logging
             os._exit(1)
-
-
-def _unpacked(outcome: Outcome) -> RewardResult:
-    """Return the result of `judge_alone` in a worker, or its failure as a result."""
-    if outcome.status != "ok":
-        return RewardResult(0.0, None, outcome.status, outcome.detail)
-    return outcome.value
 
 
 class NoReward(Reward):

@@ -13,19 +13,15 @@ from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.rewards.answers.find import without_thoughts
 from lit_rlvr.rewards.base import CheckedReward, verdict
 from lit_rlvr.rewards.fences import fenced_blocks
-from lit_rlvr.types import Pair, RewardResult, Sample
+from lit_rlvr.types import Pair, RewardResult, Sample, Status
 from lit_rlvr.workers.pool import shared_pool
 from lit_rlvr.workers.sandbox import ProgramFailed, ProgramLimits, is_supported, run
-
-if TYPE_CHECKING:
-    from lit_rlvr.types import Status
-
 
 CODE_CHECK = "lit_rlvr.rewards.code:check_code"
 CHECK_SECONDS = 3600.0

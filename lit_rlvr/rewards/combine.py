@@ -186,14 +186,10 @@ def _correct(row: dict[str, RewardResult], judging: str, status: Status) -> bool
 
 def _correct_source(rewards: Sequence[Reward], results: Judgements) -> str:
     """Return the name of the reward that `correct` comes from."""
-    for reward in rewards:
-        if reward.correct_from:
-            return reward.name
-    for name, column in results.items():
-        if any(result.correct is not None for result in column):
-            return name
+    marked = [reward.name for reward in rewards if reward.correct_from]
+    reporting = [name for name, column in results.items() if any(r.correct is not None for r in column)]
     failed = [name for name, column in results.items() if column and all(r.status == "error" for r in column)]
-    return failed[0] if failed else rewards[0].name  # it may report `correct` elsewhere
+    return [*marked, *reporting, *failed, rewards[0].name][0]  # one that failed may report `correct` elsewhere
 
 
 def _with_correct(name: str, column: list[RewardResult]) -> list[RewardResult]:

@@ -47,14 +47,13 @@ class Format(Reward):
         pattern = "" if self.pattern is None else self.pattern.pattern
         parsed = _parser.parse(pattern, re.DOTALL)
         for tag in TAG.findall(prefill):
-            if tag not in (self.contains or "") and tag not in required_text(parsed, tag):
-                continue
-            raise UserError(
-                f"rewards.{type(self).__name__} {self.name!r} asks for {tag} in the text, but the chat template or the "
-                f"data's prefill writes it ({prefill!r}), so no text ever has it; set "
-                "data.init_args.chat.score_prefill: true, with which rewards judge that too, or ask only for what "
-                "the model writes"
-            )
+            if tag in (self.contains or "") or tag in required_text(parsed, tag):
+                raise UserError(
+                    f"rewards.{type(self).__name__} {self.name!r} asks for {tag} in the text, but the chat template or "
+                    f"the data's prefill writes it ({prefill!r}), so no text ever has it; set "
+                    "data.init_args.chat.score_prefill: true, with which rewards judge that too, or ask only for what "
+                    "the model writes"
+                )
 
     def __call__(self, completion: Completion, sample: Sample) -> float:
         text = completion.text

@@ -137,7 +137,11 @@ class FunctionReward(Reward):
             extra: dict[str, list[Any]] = {}
             more: dict[str, Any] = {}
             if self.form is TRL:
-                more = {"trainer_state": self.state, "log_extra": _adder(extra), "log_metric": self._log_metric}
+                more = {
+                    "trainer_state": self.state,
+                    "log_extra": lambda column, values: extra.setdefault(column, []).extend(values),
+                    "log_metric": lambda name, value: self.metrics.setdefault(name, []).append(float(value)),
+                }
             (values,) = self._run([self._call(pairs, more)])
             if isinstance(values, BaseException):
                 raise values
@@ -174,9 +178,6 @@ class FunctionReward(Reward):
         for name, numbers in numbers_of(value).items():
             self.metrics.setdefault(f"{self.name}/{name}", []).extend(numbers)
 
-    def _log_metric(self, name: str, value: float) -> None:
-        self.metrics.setdefault(name, []).append(float(value))
-
     def check_prefill(self, prefill: str) -> None:
         try:
             source = inspect.getsource(inspect.unwrap(getattr(self.function, "func", self.function)))
@@ -211,12 +212,7 @@ def load_function(path: str) -> Any:
     try:
         found = getattr(import_module(module), function)
     except (ImportError, SyntaxError) as error:
-        install = ""
-        if getattr(error, "name", None) == "trl":
-            from lit_rlvr.common.packages import pip_command
-
-            install = f"; {pip_command('trl')}"
-        raise UserError(f"{where}: importing {module!r} failed: {error}{install}") from error
+        raise UserError(f"{where}: importing {module!r} failed: {error}") from error
     except AttributeError as error:
         hint = did_you_mean(function, vars(import_module(module)))
         raise UserError("; ".join(filter(None, (f"{where}: {error}", hint)))) from error
@@ -321,11 +317,6 @@ def with_details(values: list[Any], extra: Mapping[str, Sequence[Any]], reward: 
         result if isinstance(result, BaseException) else replace(result, detail=detail)
         for result, detail in zip(results, details, strict=True)
     ]
-
-
-def _adder(extra: dict[str, list[Any]]) -> Callable[[str, list[Any]], None]:
-    """Return TRL's `log_extra`, which collects the values of a column."""
-    return lambda column, values: extra.setdefault(column, []).extend(values)
 
 
 @lru_cache(maxsize=1)

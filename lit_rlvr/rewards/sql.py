@@ -5,20 +5,16 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.rewards.answers.find import without_thoughts
 from lit_rlvr.rewards.base import CheckedReward, verdict
 from lit_rlvr.rewards.fences import Block, fenced_blocks
 from lit_rlvr.rewards.sql_query import QueryFailed, QueryLimits, QueryResult, SQLRow, run_query
-from lit_rlvr.types import Pair, RewardResult, Sample
+from lit_rlvr.types import Pair, RewardResult, Sample, Status
 from lit_rlvr.workers.pool import shared_pool
 from lit_rlvr.workers.process import Outcome
-
-if TYPE_CHECKING:
-    from lit_rlvr.types import Status
-
 
 SQL_CHECK = "lit_rlvr.rewards.sql:check_sql"
 
@@ -68,16 +64,26 @@ class SQLExecution(CheckedReward):
         return [verdict(outcome) for outcome in outcomes]
 
     def _run(self, checks: list[tuple[str | None, Sample]]) -> list[Outcome]:
-        arguments = [(text, s.answer, _databases(s), self.comparison, self.limits) for text, s in checks]
+        arguments = [
+            (text, s.answer, databases_of(s, "SQLExecution"), self.comparison, self.limits) for text, s in checks
+        ]
         wall = 20 * self.cpu_seconds  # SQLite never waits: this is for an overloaded machine
         return shared_pool().run(SQL_CHECK, arguments, cpu_seconds=self.cpu_seconds, wall_seconds=wall)
 
 
-def _databases(sample: Sample) -> tuple[str, ...]:
+def databases_of(sample: Sample, reader: str) -> tuple[str, ...]:
+    """Return the SQLite files of a sample.
+
+    Args:
+        reader: the class that needs them, for the error.
+
+    Raises:
+        UserError: there are none.
+    """
     paths = sample.row.get("databases")
     if not paths:
         raise UserError(
-            f"{sample.source or sample.id}: no `databases` in its row; SQLExecution needs the data of TextToSQL, or "
+            f"{sample.source or sample.id}: no `databases` in its row; {reader} needs the data of TextToSQL, or "
             "rows whose `databases` list their SQLite files"
         )
     return tuple(map(str, paths))

@@ -6,10 +6,9 @@ import sqlite3
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:  # imports torch, too slow for a worker
-    from lit_rlvr.types import Status
+from lit_rlvr.types import Status
 
 SQLRow = tuple[Any, ...]
 

@@ -421,19 +421,15 @@ def _in_base(digits: str, base: int) -> Any:
     return sympy.Rational(int(whole + rest, base), base ** len(rest))
 
 
-def _text(reference: Text, answer: Text, rules: Rules) -> bool:
-    return reference.key == answer.key
-
-
-def _chains(reference: Chain, answer: Chain, rules: Rules) -> bool:
-    return reference.pairs == answer.pairs
+def _identical(reference: Text | Chain, answer: Text | Chain, rules: Rules) -> bool:
+    return reference == answer
 
 
 _COMPARISONS: dict[tuple[type, type], Any] = {
-    (Text, Text): _text, (Number, Number): _numbers, (Quantity, Quantity): _quantities,
+    (Text, Text): _identical, (Number, Number): _numbers, (Quantity, Quantity): _quantities,
     (Percentage, Percentage): _percentages,
     (Expression, Expression): _expressions, (Equation, Equation): _equations, (Matrix, Matrix): _matrices,
-    (Series, Series): _series, (Labelled, Labelled): _labelled, (Region, Region): _regions, (Chain, Chain): _chains,
+    (Series, Series): _series, (Labelled, Labelled): _labelled, (Region, Region): _regions, (Chain, Chain): _identical,
     (Parts, Parts): _same_parts, (Number, Equation): _sum_of_unknowns,
 }  # fmt: skip
 _SYMMETRIC: dict[tuple[type, type], Any] = {

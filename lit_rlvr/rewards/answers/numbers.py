@@ -219,9 +219,12 @@ def _sum_of_units(text: str) -> Quantity | None:
         pieces.append((number.value, *unit))
         position = match.end()
     factors = [factor for _, factor, _ in pieces]
-    if position < len(text) or len(pieces) < 2 or len({dimension for _, _, dimension in pieces}) > 1:
-        return None
-    if any(large <= small for large, small in pairwise(factors)):
+    if (
+        position < len(text)
+        or len(pieces) < 2
+        or len({dimension for _, _, dimension in pieces}) > 1
+        or any(large <= small for large, small in pairwise(factors))
+    ):
         return None
     total = sum(value * sympy.Rational(factor.numerator, factor.denominator) for value, factor, _ in pieces)
     return Quantity(Number(total), Fraction(1), pieces[0][2], is_sum=True)

@@ -217,7 +217,7 @@ class _Reader:
 
     def _with_text(self, answer: str) -> frozenset[int]:
         """Return the options with a text: as it stands, else in any case, else without an article."""
-        for form in (_bare, normalise, lambda text: normalise(_without_article(text))):
+        for form in (lambda text: text.strip(". "), normalise, lambda text: normalise(_without_article(text))):
             wanted = form(answer)
             numbers = frozenset(n for n, text in enumerate(self._texts) if wanted and form(text) == wanted)
             if numbers:
@@ -233,10 +233,6 @@ class _Reader:
 
 
 _reader = lru_cache(maxsize=64)(_Reader)
-
-
-def _bare(text: str) -> str:
-    return text.strip(". ")
 
 
 def _without_article(text: str) -> str:
