@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any, Literal
 
 from jinja2.exceptions import TemplateSyntaxError
@@ -73,8 +73,7 @@ def registered(value: str, registry: Mapping[str, str], option: str) -> str:
     """
     if value in registry:
         return registry[value]
-    nearest = get_close_matches(value, registry, 1)
-    if nearest and " " not in value:
+    if not {" ", "{"} & {*value} and (nearest := get_close_matches(value, registry, 1)):
         raise UserError(f"{option}: no prompt is named {value!r}, did you mean {nearest[0]!r}?")
     return value
 
@@ -191,14 +190,14 @@ class Chat:
                     f"data.chat.{option}: {template!r} has no {{prompt}}, the model would not see the question"
                 )
 
-    @cached_property
+    @property
     def system_text(self) -> str | None:
         """The system prompt, where `system_prompt` may be its name."""
         if self.system_prompt is None:
             return None
         return registered(self.system_prompt, SYSTEM_PROMPTS, "data.chat.system_prompt")
 
-    @cached_property
+    @property
     def template_text(self) -> str:
         """The text around the user's, where `template` may be its name."""
         return registered(self.template, TEMPLATES, "data.chat.template")
