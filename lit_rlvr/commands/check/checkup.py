@@ -56,18 +56,13 @@ class KindOfText:
 
     Args:
         keeps: True if they are right answers, so that an error is one that is not paid.
-        errors, texts: number of errors, and of texts.
+        rate: the errors on them.
         examples: the first errors.
     """
 
     keeps: bool
-    errors: int = 0
-    texts: int = 0
+    rate: Rate = NO_TEXTS
     examples: list[Example] = field(default_factory=list)
-
-    @property
-    def rate(self) -> Rate:
-        return Rate(self.errors, self.texts)
 
 
 @dataclass
@@ -111,17 +106,15 @@ class Checkup:
         """Count a judged text."""
         is_error = paid != text.keeps
         if text.keeps:
-            self.right_texts = Rate(self.right_texts.errors + is_error, self.right_texts.texts + 1)
+            self.right_texts = self.right_texts.plus(is_error)
         else:
-            self.wrong_texts = Rate(self.wrong_texts.errors + is_error, self.wrong_texts.texts + 1)
+            self.wrong_texts = self.wrong_texts.plus(is_error)
         if text.short:
-            short = self.short.get(text.short, NO_TEXTS)
-            self.short[text.short] = Rate(short.errors + is_error, short.texts + 1)
+            self.short[text.short] = self.short.get(text.short, NO_TEXTS).plus(is_error)
         if text.keeps and not gold_paid and text.kind != GOLD:
             return
         kind = self.kinds.setdefault(text.kind, KindOfText(text.keeps))
-        kind.texts += 1
-        kind.errors += is_error
+        kind.rate = kind.rate.plus(is_error)
         if is_error and len(kind.examples) < MOST_EXAMPLES:
             kind.examples.append(Example(gold.sample.answer, text.text, detail))
 

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from lit_rlvr.commands.check.gold import Gold, chosen_option, words_of
-from lit_rlvr.commands.check.rewrites.registry import add_forms, breaks, keeps, other_letters
+from lit_rlvr.commands.check.rewrites.registry import add_forms, breaks, keeps, other_letters, substitute
 
-
-@keeps("text", "yes_no")
-def capital_letters(gold: Gold) -> str | None:
-    """Write lung as LUNG."""
-    return gold.answer.upper() if gold.answer.islower() else None
-
-
-@keeps("text", "yes_no")
-def first_letter_as_a_capital(gold: Gold) -> str | None:
-    """Write lung as Lung."""
-    return gold.answer.capitalize() if gold.answer.islower() else None
-
+add_forms(
+    keeps("text", "yes_no"),
+    {"capital letters": str.upper, "first letter as a capital": str.capitalize},
+    lambda gold, change: change(gold.answer) if gold.answer.islower() else None,
+)
 
 add_forms(
     keeps("text", "yes_no", "choice"),
@@ -29,11 +22,7 @@ add_forms(
 add_forms(keeps("text", "yes_no"), {"quotation marks": '"{answer}"'})
 
 
-@keeps("text")
-def no_break_space(gold: Gold) -> str:
-    """Write the spaces as U+00A0."""
-    return gold.answer.replace(" ", "\N{NO-BREAK SPACE}")
-
+add_forms(keeps("text"), {"no break space": (" ", "\N{NO-BREAK SPACE}")}, substitute)
 
 add_forms(
     keeps("choice"),
@@ -121,11 +110,7 @@ def letters_in_another_order(gold: Gold) -> str | None:
     return None if gold.answer == gold.answer[::-1] else gold.answer[::-1]
 
 
-@breaks("text")
-def beginning_of_the_word(gold: Gold) -> str:
-    """Write only the first two letters."""
-    return gold.answer[:2]
-
+add_forms(breaks("text"), {"beginning of the word": ("^(..).*", r"\1")}, substitute)
 
 add_forms(
     breaks("yes_no"),
