@@ -296,34 +296,40 @@ def _draw_pass_at_k(groups: RunsByName, colours: Mapping[str, Any]) -> Any:
 
 def _draw_final(study: Study, groups: RunsByName) -> Any:
     """Draw the compared metric, and pass@1 on the suites, at the end: bars with the deviation over seeds."""
-    bars: dict[str, dict[str, list[float]]] = {}
-    for name, runs in groups.items():
-        for run in runs:
-            values = {study.metric: run.last[study.metric]} if study.metric in run.last else {}
-            values |= {suite: r.get("pass@1", r.get("greedy")) for suite, r in run.suites.items()}
-            for column, value in values.items():
-                if value is not None:
-                    bars.setdefault(column, {}).setdefault(name, []).append(value)
-    return _draw_bars("At the end", bars) if bars else None
+
+    def values(run: FinishedRun) -> dict[str, float | None]:
+        suites = {suite: results.get("pass@1", results.get("greedy")) for suite, results in run.suites.items()}
+        return {study.metric: run.last.get(study.metric)} | suites
+
+    return _draw_bars("At the end", groups, values)
 
 
 def _draw_ends(groups: RunsByName) -> Any:
     """Draw the share of zero advantages in the first and last quarter of the runs; return None if no run has it."""
-    bars: dict[str, dict[str, list[float]]] = {}
-    for name, runs in groups.items():
-        for history in filter(None, (quarters(run.history("train/zero_advantage")) for run in runs)):
-            for column, value in (("first quarter", history[0]), ("last quarter", history[-1])):
-                if value is not None:
-                    bars.setdefault(column, {}).setdefault(name, []).append(value)
-    return _draw_bars("Share of zero advantages", bars) if bars else None
+
+    def values(run: FinishedRun) -> dict[str, float | None]:
+        found = quarters(run.history("train/zero_advantage"))
+        return {"first quarter": found[0], "last quarter": found[-1]} if found else {}
+
+    return _draw_bars("Share of zero advantages", groups, values)
 
 
-def _draw_bars(title: str, bars: Mapping[str, Mapping[str, Sequence[float]]]) -> Any:
-    """Draw means with deviations: a group of bars per cell, and in it a bar per column.
+def _draw_bars(title: str, groups: RunsByName, values_of: Callable[[FinishedRun], Mapping[str, float | None]]) -> Any:
+    """Draw means with deviations over seeds: a group of bars per cell, and in it a bar per column.
 
     Args:
-        bars: column -> cell -> values over seeds.
+        values_of: returns a run's value for each column, or None.
+
+    Returns:
+        None if no run has a value.
     """
+    bars: dict[str, dict[str, list[float]]] = {}
+    for name, runs in groups.items():
+        for column, value in (pair for run in runs for pair in values_of(run).items()):
+            if value is not None:
+                bars.setdefault(column, {}).setdefault(name, []).append(value)
+    if not bars:
+        return None
     figure, axis = new_figure(title, "")
     names = list(dict.fromkeys(name for cells in bars.values() for name in cells))
     width = 0.8 / len(bars)

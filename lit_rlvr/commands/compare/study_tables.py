@@ -136,18 +136,14 @@ def _by_category(suite: str, key: str, rows: Mapping[str, Any]) -> Iterator[Tabl
         yield _columns(f"{suite}: {key} by category", categories, cells)
 
 
-def percent(spread: Mapping[str, Any] | None, deviation: str = " ± %s") -> str:
+def percent(spread: Spread, deviation: str = " ± %s") -> str:
     """Return a spread as `68.4 ± 0.2`, in percent; "-" without a value."""
-    if spread is None or spread["mean"] is None:
-        return "-"
-    text = f"{100 * spread['mean']:.1f}"
-    return text if spread["std"] is None else text + deviation % f"{100 * spread['std']:.1f}"
+    return plus_minus(spread, 1, 100, deviation)
 
 
 def _tex(text: str) -> str:
-    for plain, escaped in (("\\", r"\textbackslash{}"), *((c, rf"\{c}") for c in "&%$#_{}"), ("±", r"$\pm$")):
-        text = text.replace(plain, escaped) if plain != "\\" else text.replace(plain, "\0")
-    return text.replace("\0", r"\textbackslash{}")
+    escaped = {"\\": r"\textbackslash{}", "±": r"$\pm$"} | {character: rf"\{character}" for character in "&%$#_{}"}
+    return "".join(escaped.get(character, character) for character in text)
 
 
 Spread = Mapping[str, Any] | None
@@ -195,12 +191,12 @@ def report(study: Study, results: Mapping[str, Any], figures: Mapping[str, list[
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def plus_minus(spread: Spread, digits: int = 3) -> str:
-    """Return a spread as `0.512 ± 0.013`."""
+def plus_minus(spread: Spread, digits: int = 3, factor: float = 1, deviation: str = " ± %s") -> str:
+    """Return a spread, times a factor, as `0.512 ± 0.013`; "-" without a value."""
     if spread is None or spread.get("mean") is None:
         return "-"
-    text = f"{spread['mean']:.{digits}f}"
-    return text if spread["std"] is None else f"{text} ± {spread['std']:.{digits}f}"
+    text = f"{factor * spread['mean']:.{digits}f}"
+    return text if spread["std"] is None else text + deviation % f"{factor * spread['std']:.{digits}f}"
 
 
 def _main_table(study: Study, found: Mapping[str, Any]) -> str:
