@@ -55,7 +55,8 @@ def run(command: str, arguments: list[str]) -> None:
     def print_text() -> None:
         console = Terminal()
         console.print_table(packages_table())
-        for line in [*install_lines(), *lines]:
+        missing = [name for name in OPTIONAL if _is_offered(name) and not _installed(name)]
+        for line in [*(f"{name}: {pip_command(name)}" for name in missing), *lines]:
             console.print(line, soft_wrap=True)
 
     installed = {"lit-rlvr": __version__} | {name: _installed(name) for name in (*REQUIRED_PACKAGES, *OPTIONAL)}
@@ -70,11 +71,6 @@ def packages_table() -> Table:
     uses = dict.fromkeys(REQUIRED_PACKAGES, "every run") | {n: use for n, use in OPTIONAL.items() if _is_offered(n)}
     rows = [("lit-rlvr", __version__, ""), *((name, _installed(name) or "-", use) for name, use in uses.items())]
     return table_of(("package", "version", "for"), rows, 3)
-
-
-def install_lines() -> list[str]:
-    """Return for each missing optional package the command that installs it."""
-    return [f"{name}: {pip_command(name)}" for name in OPTIONAL if _is_offered(name) and not _installed(name)]
 
 
 def _is_offered(name: str) -> bool:

@@ -163,8 +163,9 @@ def sample_suites(
     for suite in suites:
         for sampling, _ in plans[suite.name].values():
             check_turns(f"--suite: {suite.name}: --max_turns", sampling, suite.environment)
+    engine = resolve_engine(config.engine).name
     settings = (
-        run_settings(config, module),
+        {"model": module.model, "engine": engine, "dtype": config.dtype, "seed": config.seed},
         {s.name: suite_fingerprint(plans[s.name], prompts[s.name], s.environment) for s in suites},
     )
     records = Records(out, *settings, share.file if share else None)
@@ -184,7 +185,7 @@ def sample_suites(
         sampled_sets = {
             s.name: (
                 prompts[s.name],
-                longest(plans[s.name]),
+                max(sampling.max_completion_tokens for sampling, _ in plans[s.name].values()),
                 s.data.reading.max_prompt_tokens if begins(s.environment) else 0,
             )
             for s in suites
@@ -275,11 +276,6 @@ def judge_completions(records: Records, suite: Suite, name: str, prompts: list[P
                 advance()
 
 
-def longest(parts: Mapping[str, tuple[Sampling, int]]) -> int:
-    """Return the longest completion of a suite, in tokens."""
-    return max(sampling.max_completion_tokens for sampling, _ in parts.values())
-
-
 def load_prompts(suite: Suite, module: EvaluatingModule) -> list[Prompt]:
     """Load a suite's questions as the model sees them."""
     suite.data.use_model(module)
@@ -290,12 +286,6 @@ def load_prompts(suite: Suite, module: EvaluatingModule) -> list[Prompt]:
     check_references(suite.rewards, suite.data.loaded)
     check_prefills(suite.rewards, suite.data.opening, suite.data.chat.score_prefill)
     return suite.data.prompts["test"]
-
-
-def run_settings(config: Namespace, module: EvaluatingModule) -> dict[str, Any]:
-    """Return the settings that all completions depend on."""
-    engine = resolve_engine(config.engine).name
-    return {"model": module.model, "engine": engine, "dtype": config.dtype, "seed": config.seed}
 
 
 def suite_fingerprint(

@@ -137,11 +137,9 @@ def build_object(spec: Any, where: str, kind: type = RLVRModule) -> Any:
     parser.add_subclass_arguments(kind, "algorithm", fail_untyped=False, required=True)
     try:
         return parser.instantiate(parser.parse_object({"algorithm": spec})).algorithm
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
     except ArgumentError as error:
         raise UserError(f"{where}: {explain_parse_error(error).removeprefix('algorithm').lstrip('.: ')}") from error
-    except ValueError as error:
+    except (UserError, ValueError) as error:
         cause = user_error_in(error)
         if cause is None:
             raise

@@ -114,6 +114,7 @@ def draw_figures(study: Study, runs: Sequence[FinishedRun], folder: Path) -> dic
     for task in study.tasks:
         groups = {name: [r for r in runs if (r.cell.task, r.cell.name) == (task, name)] for name in study.names}
         groups = {name: found for name, found in groups.items() if found}
+        before = by_difficulty([run for found in groups.values() for run in found], at_end=False)
         curves = CURVES | {
             f"{metric}_{name}": (f"val/{name}/{metric}", title.format(name))
             for metric, title in SET_CURVES.items()
@@ -123,7 +124,7 @@ def draw_figures(study: Study, runs: Sequence[FinishedRun], folder: Path) -> dic
             **{name: _draw_against(study, groups, colours, *AGAINST[name]) for name in AGAINST},
             "profile": _draw_profile(study, runs, [task], colours),
             "rates": _draw_rates(study, task, groups),
-            **{f"difficulty_{name}": _draw_difficulty(groups, colours, name) for name in _judged_sets(groups)},
+            **{f"difficulty_{name}": _draw_difficulty(groups, colours, name, before[name]) for name in before},
             "pass_at_k": _draw_pass_at_k(groups, colours),
             "final": _draw_final(study, groups),
             "zero_advantage_ends": _draw_ends(groups),
@@ -133,11 +134,6 @@ def draw_figures(study: Study, runs: Sequence[FinishedRun], folder: Path) -> dic
     if len(study.tasks) > 1 and (figure := _draw_profile(study, runs, study.tasks, colours)):
         drawn[ALL_TASKS] = [save_figure(figure, folder / "profile.png")]
     return {task: [path.relative_to(folder.parent) for path in paths] for task, paths in drawn.items()}
-
-
-def _judged_sets(groups: RunsByName) -> list[str]:
-    """Return the validation sets whose questions' difficulty is known."""
-    return list(by_difficulty([run for runs in groups.values() for run in runs], at_end=False))
 
 
 def _sets(groups: RunsByName, metric: str) -> list[str]:
@@ -257,9 +253,12 @@ def _draw_rates(study: Study, task: str, groups: RunsByName) -> Any:
     return figure_of_cells(list(lines), draw, f"{study.metric} at the end", "learning rate")
 
 
-def _draw_difficulty(groups: RunsByName, colours: Mapping[str, Any], name: str) -> Any:
-    """Draw the accuracy on a validation set at the end by how hard a question was before training."""
-    before = by_difficulty([run for runs in groups.values() for run in runs], at_end=False)[name]
+def _draw_difficulty(groups: RunsByName, colours: Mapping[str, Any], name: str, before: Mapping[str, Any]) -> Any:
+    """Draw the accuracy on a validation set at the end by how hard a question was before training.
+
+    Args:
+        before: difficulty -> the accuracy before training.
+    """
     after = {cell: by_difficulty(runs, at_end=True).get(name, {}) for cell, runs in groups.items()}
     places = list(before)
 

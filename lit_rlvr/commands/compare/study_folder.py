@@ -16,7 +16,7 @@ from typing import Any, Literal
 import yaml
 
 from lit_rlvr.commands.compare.study import BEFORE, Cell, Study, algorithm_options
-from lit_rlvr.common.files import has_fields, not_writable, write_atomically
+from lit_rlvr.common.files import check_writable, has_fields, write_atomically
 from lit_rlvr.configs import changes
 from lit_rlvr.distributed.checkpoints import list_checkpoints
 from lit_rlvr.errors import UserError
@@ -104,12 +104,9 @@ def lock_study(root: Path) -> Iterator[int]:
     Raises:
         UserError: the folder cannot be written.
     """
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        lock = (root / ".lock").open("w")
-    except OSError as error:
-        raise UserError(not_writable(root, "--out", error)) from error
-    with lock:
+    check_writable(root, "--out")
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

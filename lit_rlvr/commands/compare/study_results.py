@@ -34,7 +34,6 @@ QuestionCounts = Mapping[str, Sequence[int]]
 """Question -> its correct completions, and those that count."""
 USED = {"samples": ("rollout/samples",), "tokens": ("rollout/tokens",), "seconds": ("time/rollout", "time/train")}
 """What training uses -> the metrics that add up to it over the iterations."""
-KL_METRIC = "train/kl"
 DIFFICULTIES = ("0", "(0, 1/4]", "(1/4, 1/2]", "(1/2, 3/4]", "(3/4, 1]")
 """Shares of a question's completions that are correct before training, from hard to easy."""
 QUARTER_METRICS = (
@@ -99,7 +98,7 @@ class FinishedRun:
     def kl(self) -> dict[int, float]:
         """Return the KL to the starting policy by step, as a running mean; empty if the run did not measure it."""
         is_moving = (algorithm_options(self.cell.config).get("kl") or {}).get("reference_update_every")
-        found = {} if is_moving else self._running_means(KL_METRIC)
+        found = {} if is_moving else self._running_means("train/kl")
         return {0: 0.0} | found if found else {}
 
     def _running_means(self, metric: str) -> dict[int, float]:

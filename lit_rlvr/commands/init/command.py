@@ -82,8 +82,6 @@ def init(folder: Path, kind: str = "task") -> list[Path]:
     """
     if kind not in KINDS:
         raise UserError(f"--kind: there is no kind {kind!r}; kinds: {', '.join(KINDS)}")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; choose another name")
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; choose another folder, or remove its files first")
     name = module_name(folder.absolute().name)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, get_args
+from typing import Any, Literal, get_args
 
 from lit_rlvr.commands.report.runs import RunRecord
 from lit_rlvr.common.files import Fields, has_fields
@@ -131,21 +131,18 @@ class Completions:
         """
         until = time.perf_counter() + seconds
         with self.path.open("rb") as file:
-            return self._index_lines(file, until)
-
-    def _index_lines(self, file: BinaryIO, until: float) -> bool:
-        stat = os.fstat(file.fileno())
-        if (stat.st_dev, stat.st_ino) != self._file or stat.st_size < self.read:
-            self._reset()
-            self._file = (stat.st_dev, stat.st_ino)
-        self.size = stat.st_size
-        file.seek(self.read)
-        for line in file if self.size > self.read else ():
-            if not line.endswith(b"\n"):  # it is being written
-                break
-            self._index_line(line)
-            if time.perf_counter() > until:
-                return False
+            stat = os.fstat(file.fileno())
+            if (stat.st_dev, stat.st_ino) != self._file or stat.st_size < self.read:
+                self._reset()
+                self._file = (stat.st_dev, stat.st_ino)
+            self.size = stat.st_size
+            file.seek(self.read)
+            for line in file if self.size > self.read else ():
+                if not line.endswith(b"\n"):  # it is being written
+                    break
+                self._index_line(line)
+                if time.perf_counter() > until:
+                    return False
         return True
 
     def _index_line(self, line: bytes) -> None:
