@@ -111,14 +111,10 @@ def load_algorithms(path: Path) -> dict[str, RLVRModule]:
         value: Any = load_yaml(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"--config: {path} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(value, dict) or set(value) != {"algorithms"} or not isinstance(value["algorithms"], dict):
+    algorithms = value["algorithms"] if isinstance(value, dict) and set(value) == {"algorithms"} else None
+    if not isinstance(algorithms, dict) or not algorithms:
         raise UserError(f"--config: {path} must hold `algorithms: {{NAME: {{class_path: ..., init_args: ...}}}}`")
-    if not value["algorithms"]:
-        raise UserError(f"--config: {path} names no algorithm")
-    return {
-        str(name): build_object(spec, f"--config: {path}: algorithms.{name}")
-        for name, spec in value["algorithms"].items()
-    }
+    return {str(name): build_object(spec, f"--config: {path}: algorithms.{name}") for name, spec in algorithms.items()}
 
 
 def build_object(spec: Any, where: str, kind: type = RLVRModule) -> Any:

@@ -256,9 +256,7 @@ def _check(name: str, array: np.ndarray, shape: tuple[int, ...], like: str, used
 
 
 def _max_tokens(arrays: Mapping[str, np.ndarray], width: int) -> int:
-    if "max_completion_length" not in arrays:
-        return width
-    value = np.asarray(arrays["max_completion_length"])
+    value = np.asarray(arrays.get("max_completion_length", width))
     if value.size != 1 or not np.isfinite(value).all() or int(value.item()) != value.item() or value.item() < 1:
         raise UserError(f"batch: max_completion_length must be one positive whole number, got {value}")
     return int(value.item())

@@ -164,15 +164,15 @@ def band(runs: Sequence[FinishedRun], x: str | None, metric: str) -> tuple[np.nd
 def _draw_curve(study: Study, groups: RunsByName, colours: Mapping[str, Any], metric: str, title: str) -> Any:
     """Draw one metric along the study's budget; return None if no run has it."""
     unit = study.budget[0]
-    bands = {name: band(runs, None if unit == "steps" else f"used/{unit}", metric) for name, runs in groups.items()}
-    if not any(bands.values()):
+    along = None if unit == "steps" else f"used/{unit}"
+    bands = {name: found for name, runs in groups.items() if (found := band(runs, along, metric)) is not None}
+    if not bands:
         return None
     figure, axis = new_figure(
         title, {"steps": "step", "samples": "sampled completions", "tokens": "generated tokens"}[unit]
     )
     for name, found in bands.items():
-        if found is not None:
-            draw_line(axis, name, colours[name], *found)
+        draw_line(axis, name, colours[name], *found)
     draw_legend(figure, axis)
     return figure
 

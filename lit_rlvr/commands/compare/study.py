@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
+from itertools import product
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -114,13 +115,11 @@ def load_study(name: str) -> Study:
         raise UserError(f"STUDY: {path}: baseline: {study['baseline']!r} is not one of the cells {', '.join(cells)}")
     shared = list(_bases(study, path))
     grid = []
-    for seed in seeds:
-        for task, of_task in tasks.items():
-            for cell, of_cell in cells.items():
-                bases = [*shared, *_bases(of_task, path), *_bases(of_cell, path)]
-                below = reduce(merge, [*bases, _without_base(of_task)])
-                own = [_without_base(of_cell), _budget_layer(*budget), {"seed_everything": seed}]
-                grid.append(Cell(task, cell, seed, reduce(merge, own, below), learning_rate(below)))
+    for seed, (task, of_task), (cell, of_cell) in product(seeds, tasks.items(), cells.items()):
+        bases = [*shared, *_bases(of_task, path), *_bases(of_cell, path)]
+        below = reduce(merge, [*bases, _without_base(of_task)])
+        own = [_without_base(of_cell), _budget_layer(*budget), {"seed_everything": seed}]
+        grid.append(Cell(task, cell, seed, reduce(merge, own, below), learning_rate(below)))
     metric = str(study.get("metric", "val/accuracy"))
     suites = _suites(study.get("suites") or {}, path)
     evaluation = suites, study.get("protocol"), list(study.get("diversity") or [])

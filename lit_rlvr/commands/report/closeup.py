@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_rlvr.commands.report.explain import has_gradient, view
+from lit_rlvr.commands.report.explain import SavedGroups, first_with_gradient, view
 from lit_rlvr.commands.report.groups import RunGroup
 from lit_rlvr.commands.report.prompts import (
     MOST_PROMPTS,
@@ -109,26 +109,18 @@ def shorten(text: str) -> str:
 def _tokens(run: RunRecord) -> list[tuple[int, str, dict[str, Any]]]:
     """Return a group with a gradient from the first saved rollout that has one, and from the last."""
     files = sorted(list_traces(run.path).items())
-    ends = [
-        found
-        for found in (_first_with_gradient(run, files), _first_with_gradient(run, files[::-1]))
-        if found is not None
-    ]
+    ends = [first_with_gradient(_readable(run, order)) for order in (files, files[::-1])]
     return [
         (step, algorithm, view(group, extremes([c["reward"] for c in group["completions"]]), MOST_TOKENS))
-        for step, algorithm, group in {found[0]: found for found in ends}.values()
+        for step, algorithm, group in {found[0]: found for found in ends if found is not None}.values()
     ]
 
 
-def _first_with_gradient(run: RunRecord, files: list[tuple[int, Path]]) -> tuple[int, str, dict[str, Any]] | None:
-    """Return (step, algorithm, group) of the first file with a group that had a gradient."""
+def _readable(run: RunRecord, files: list[tuple[int, Path]]) -> Iterator[SavedGroups]:
+    """Yield the saved rollouts, and note in the run which files cannot be read."""
     for step, path in files:
         try:
-            algorithm, groups = read_trace(path)
+            yield step, *read_trace(path)
         except UserError as error:
             if str(error) not in run.notes:
                 run.notes.append(str(error))
-            continue
-        for group in filter(has_gradient, groups):
-            return step, algorithm, group
-    return None

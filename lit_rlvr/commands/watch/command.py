@@ -131,8 +131,7 @@ def runs_table(folders: FollowedFolders) -> RenderableType:
     for name, followed in folders.runs.items():
         cells = [_curve_text(curve([followed.run], [metric])) for _, metric in CURVE_COLUMNS]
         shown.add_row(Text(f"{followed.path.parent.name}/{followed.path.name}\n{followed.status.line}"), *cells)
-        for found in findings(followed.run.metrics):
-            notes.append(Text(f"{name}: {found}"))
+        notes += [Text(f"{name}: {found}") for found in findings(followed.run.metrics)]
     return Group(shown, *notes)
 
 

@@ -57,16 +57,11 @@ def prompts(folders: FollowedFolders, run: str, outcome: str, order: str, words:
         number: the page, from 1.
     """
     followed = _find_run(folders, run)
-    key = ORDERS.get(order, ORDERS["last visit"])
-    counts = dict.fromkeys(OUTCOMES, 0)
-    found: list[TrackedPrompt] = []
-    for prompt in followed.completions.prompts.values():
-        counts[prompt.outcome] += 1
-        if outcome not in ("", prompt.outcome):
-            continue
-        if words.casefold() in f"{prompt.id}\n{prompt.text}\n{prompt.answer}".casefold():
-            found.append(prompt)
-    found.sort(key=key)
+    outcomes = [(prompt, prompt.outcome) for prompt in followed.completions.prompts.values()]
+    counts = {name: sum(own == name for _, own in outcomes) for name in OUTCOMES}
+    chosen = [prompt for prompt, own in outcomes if outcome in ("", own)]
+    found = [p for p in chosen if words.casefold() in f"{p.id}\n{p.text}\n{p.answer}".casefold()]
+    found.sort(key=ORDERS.get(order, ORDERS["last visit"]))
     pages = max(1, -(-len(found) // PER_PAGE))
     number = min(max(number, 1), pages)
     shown = found[(number - 1) * PER_PAGE : number * PER_PAGE]

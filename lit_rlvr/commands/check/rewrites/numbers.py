@@ -96,10 +96,7 @@ add_forms(
 )
 
 
-@keeps("percent")
-def percent_in_words(gold: Gold) -> str:
-    """Write 50% as 50 percent."""
-    return f"{bare_number(gold.answer)} percent"
+add_forms(keeps("percent"), {"percent in words": (r"\s*\\?%$", " percent")}, substitute)
 
 
 @keeps("percent")
@@ -222,10 +219,7 @@ def percent_added(gold: Gold) -> str | None:
     return None if asked or value_of_answer(gold.answer) == 0 else f"{gold.answer}\\%"
 
 
-@breaks("number")
-def pi_added(gold: Gold) -> str | None:
-    """Write 7 as 7\\pi."""
-    return None if value_of_answer(gold.answer) == 0 else f"{gold.answer}\\pi"
+add_forms(breaks("number"), {"pi added": (r"^(.*[1-9].*)$", r"\1\\pi")}, substitute)
 
 
 @breaks("number")

@@ -71,8 +71,8 @@ def fill_marked(gold: Gold, form: str) -> str | None:
     return fill(gold, form) if gold.is_marked else None
 
 
-def substitute(gold: Gold, change: tuple[str, str]) -> str:
-    """Replace a pattern in an answer: (regular expression, replacement)."""
+def substitute(gold: Gold, change: tuple[str, Any]) -> str:
+    """Replace a pattern in an answer: (regular expression, replacement or function of the match)."""
     return re.sub(*change, gold.answer)
 
 
