@@ -27,16 +27,13 @@ def plot_weights(weights: Mapping[str, np.ndarray], mask: np.ndarray, path: Path
         path: the PNG to write.
     """
     import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     columns = min(3, len(weights))
     lines = math.ceil(len(weights) / columns)
-    figure, axes = pyplot.subplots(
-        lines, columns, figsize=(4.2 * columns, 3.2 * lines), squeeze=False, constrained_layout=True
-    )
+    figure = Figure(figsize=(4.2 * columns, 3.2 * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False)
     colours = matplotlib.colormaps["RdBu_r"].with_extremes(bad="0.85")
     for axis in axes.flat[len(weights) :]:
         axis.set_visible(False)
@@ -55,7 +52,6 @@ def plot_weights(weights: Mapping[str, np.ndarray], mask: np.ndarray, path: Path
         axis.set_ylabel("completion")
     figure.suptitle("Gradient weight of each token: red is made likelier, blue less likely, grey is not in the loss")
     figure.savefig(path, dpi=110, format="png")
-    pyplot.close(figure)
 
 
 def run(command: str, arguments: list[str]) -> None:

@@ -120,10 +120,16 @@ def load_study(name: str) -> Study:
         below = reduce(merge, [*bases, _without_base(of_task)])
         own = [_without_base(of_cell), _budget_layer(*budget), {"seed_everything": seed}]
         grid.append(Cell(task, cell, seed, reduce(merge, own, below), learning_rate(below)))
-    metric = str(study.get("metric", "val/accuracy"))
-    suites = _suites(study.get("suites") or {}, path)
-    evaluation = suites, study.get("protocol"), list(study.get("diversity") or [])
-    return Study(str(study["name"]), tuple(grid), study["baseline"], budget, metric, *evaluation)
+    return Study(
+        str(study["name"]),
+        tuple(grid),
+        study["baseline"],
+        budget,
+        metric=str(study.get("metric", "val/accuracy")),
+        suites=_suites(study.get("suites") or {}, path),
+        protocol=study.get("protocol"),
+        diversity=list(study.get("diversity") or []),
+    )
 
 
 def algorithm_options(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,11 +18,6 @@ from lit_rlvr.commands.check.rewrites.registry import (
 from lit_rlvr.commands.report.prompts import prompt_text
 
 
-def in_digits(answer: str, zero: str) -> str:
-    """Return an answer with the digits of the script whose digit zero is given."""
-    return answer.translate({ord("0") + k: ord(zero) + k for k in range(10)})
-
-
 @keeps("number")
 def trailing_zero(gold: Gold) -> str:
     """Write 7 as 7.0, and 0.5 as 0.50."""
@@ -92,7 +87,7 @@ add_forms(
         "full width": "\N{FULLWIDTH DIGIT ZERO}",
         "digits of another script": "\N{DEVANAGARI DIGIT ZERO}",
     },
-    lambda gold, zero: in_digits(gold.answer, zero),
+    lambda gold, zero: gold.answer.translate({ord("0") + k: ord(zero) + k for k in range(10)}),
 )
 
 
