@@ -81,10 +81,11 @@ def _is_offered(name: str) -> bool:
 def machine_findings() -> list[str]:
     """Return lines about the device, precision, engine and model that a run on this machine would use."""
     kind = "cuda" if torch.cuda.is_available() else "cpu"
-    if kind == "cuda":
-        device = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    else:
-        device = f"CPU, {torch.get_num_threads()} threads"
+    device = (
+        f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+        if kind == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
     converted = (cache_folder() / "smollm2-135m-instruct").is_dir()
     lines = [
         f"Python {sys.version.split()[0]} on {platform.system()} {platform.machine()}",

@@ -135,10 +135,14 @@ def open_sampler(
         f"{data.name} {split}", prompts, longest, "rollout.sampling.max_tokens", min_prompt_tokens=grown
     )
     check_lengths(module.model_folder, [requirement])
-    images = most_images(prompts)
-    check = data.prepare(requirement.longest)
     return Sampler(
-        module.model_folder, rollout.engine, module.tokenizer, dtype, requirement.max_sequence_tokens, images, check
+        module.model_folder,
+        rollout.engine,
+        module.tokenizer,
+        dtype,
+        requirement.max_sequence_tokens,
+        most_images(prompts),
+        data.prepare(requirement.longest),
     )
 
 

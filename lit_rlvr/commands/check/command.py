@@ -154,8 +154,8 @@ def check(name: str, options: Mapping[str, Any]) -> list[Finding]:
             f"check: {name} is neither an algorithm (RLVRModule) nor an advantage (Advantage, or a function) nor a "
             "reward"
         )
-    path = dotted_path_of(target)
-    instance = build_object({"class_path": path, "init_args": dict(options)}, f"check: {name}", kind)
+    spec = {"class_path": dotted_path_of(target), "init_args": dict(options)}
+    instance = build_object(spec, f"check: {name}", kind)
     if kind is Advantage:
         return check_advantage(instance)
     is_published = target in vars(algorithms).values() and target.__name__ in LOSSES and not options

@@ -189,8 +189,9 @@ def _draw_against(
     Returns:
         None if no cell has two points.
     """
-    found = {name: at_validations(runs, along, study.metric) for name, runs in groups.items()}
-    points = {name: three for name, three in found.items() if three is not None}
+    points = {
+        name: found for name, runs in groups.items() if (found := at_validations(runs, along, study.metric)) is not None
+    }
     if not any(len(x) > 1 for x, _, _ in points.values()):
         return None
 

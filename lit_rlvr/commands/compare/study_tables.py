@@ -31,10 +31,10 @@ class Table:
     def markdown(self) -> str:
         """Return a Markdown table under its title, with each column's best cell in bold."""
         best = self._ranks()
-        lines = []
-        for name, found in self.rows.items():
-            cells = [percent(spread) for spread in found]
-            lines.append([name, *(f"**{c}**" if best.get((name, k)) == 0 else c for k, c in enumerate(cells))])
+        lines = [
+            [name, *(("**%s**" if best.get((name, k)) == 0 else "%s") % percent(s) for k, s in enumerate(found))]
+            for name, found in self.rows.items()
+        ]
         return f"### {self.title}\n\n" + markdown_table(["", *self.columns], lines)
 
     def latex(self) -> str:
@@ -253,15 +253,14 @@ def _tested(study: Study, found: Mapping[str, Any]) -> str:
     )
 
 
-def _pass_at_k(found: Mapping[str, Any]) -> list[str]:
-    parts = []
+def _pass_at_k(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a table of pass@k for each validation set that has it."""
     for name in sorted({name for cell in found["cells"].values() for name in cell["pass_at_k"]}):
         rows = {BEFORE: found["before_pass_at_k"].get(name, {})}
         rows |= {cell: values["pass_at_k"].get(name, {}) for cell, values in found["cells"].items()}
         ks = sorted({int(k) for row in rows.values() for k in row})
         lines = [[cell, *(plus_minus(row.get(str(k))) for k in ks)] for cell, row in rows.items() if row]
-        parts.append(markdown_table([f"pass@k, {name}", *(str(k) for k in ks)], lines))
-    return parts
+        yield markdown_table([f"pass@k, {name}", *(str(k) for k in ks)], lines)
 
 
 def _used(found: Mapping[str, Any]) -> str:
@@ -332,12 +331,9 @@ def _by_difficulty(found: Mapping[str, Any]) -> Iterator[str]:
     """Yield a table of accuracies by difficulty for each validation set whose questions were saved."""
     for name, before in found["before_by_difficulty"].items():
         groups = [group for group in DIFFICULTIES if group in before]
-        rows = [
-            ["questions", *(f"{before[group]['questions']:.0f}" for group in groups)],
-            [BEFORE, *(plus_minus(before[group]) for group in groups)],
-        ]
-        for cell, values in found["cells"].items():
-            rows.append([cell, *(plus_minus(values["by_difficulty"].get(name, {}).get(group)) for group in groups)])
+        rows = [["questions", *(f"{before[group]['questions']:.0f}" for group in groups)]]
+        by_cell = {BEFORE: before} | {c: values["by_difficulty"].get(name, {}) for c, values in found["cells"].items()}
+        rows += [[cell, *(plus_minus(values.get(group)) for group in groups)] for cell, values in by_cell.items()]
         yield markdown_table([f"accuracy on {name}, by the share correct before training", *groups], rows)
         yield (
             "The groups come from few completions a question, so the lowest group gains and the highest loses even "

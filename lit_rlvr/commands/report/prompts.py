@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -89,9 +90,8 @@ class TrackedPrompt:
     @property
     def wrong_visits(self) -> int:
         """Number of most recent judged visits in a row with only wrong completions."""
-        judged = [visit for visit in self.visits if visit.judged]
-        solved = [k for k, visit in enumerate(judged) if visit.right]
-        return len(judged) - 1 - (solved[-1] if solved else -1)
+        judged = [visit for visit in reversed(self.visits) if visit.judged]
+        return len([*takewhile(lambda visit: not visit.right, judged)])
 
 
 class Completions:
