@@ -46,8 +46,8 @@ def share(rate: Rate) -> str:
 
 def kinds(found: Checkup, keeps: bool) -> str:
     """Return the kinds with errors and how many of their texts are judged wrongly."""
-    wrong = [(name, kind) for name, kind in found.kinds.items() if kind.keeps is keeps and kind.errors]
-    return ", ".join(f"{name} {kind.errors}/{kind.texts}" for name, kind in wrong) or "-"
+    wrong = [(name, kind) for name, kind in found.kinds.items() if kind.keeps is keeps and kind.rate.errors]
+    return ", ".join(f"{name} {kind.rate.errors}/{kind.rate.texts}" for name, kind in wrong) or "-"
 
 
 def table() -> str:

@@ -53,14 +53,14 @@ def script() -> str:
     """Return the script for bash."""
     classes = IndexedNames("fit").index["classes"]
     exported = {key: [path.rpartition(".")[2] for path in classes[key] if path.count(".") == 2] for key in classes}
-    cases = []
-    for command, (module, _) in COMMANDS.items():
-        found = IndexedNames(command).options() if module == COMMANDS["fit"][0] else _in_help(command)
-        cases.append(f'            {command}) words="{_words(found)}" ;;')
+    options = {
+        command: IndexedNames(command).options() if module == COMMANDS["fit"][0] else _in_help(command)
+        for command, (module, _) in COMMANDS.items()
+    }
     return COMPLETION_SCRIPT.format(
         commands=_words(["help", *COMMANDS, *registered_commands()]), configs=_words(shipped_configs()),
         models=_words(exported["model"]), data=_words({*exported["data"]} - {"PromptDataModule"}),
-        options="\n".join(cases),
+        options="\n".join(f'            {command}) words="{_words(found)}" ;;' for command, found in options.items()),
     )  # fmt: skip
 
 

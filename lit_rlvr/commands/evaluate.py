@@ -164,7 +164,12 @@ def sample_suites(
         for sampling, _ in plans[suite.name].values():
             check_turns(f"--suite: {suite.name}: --max_turns", sampling, suite.environment)
     settings = (
-        run_settings(config, module),
+        {
+            "model": module.model,
+            "engine": resolve_engine(config.engine).name,
+            "dtype": config.dtype,
+            "seed": config.seed,
+        },
         {s.name: suite_fingerprint(plans[s.name], prompts[s.name], s.environment) for s in suites},
     )
     records = Records(out, *settings, share.file if share else None)
@@ -181,15 +186,18 @@ def sample_suites(
             run_shares(arguments, config.devices, out, advance)
         records = Records(out, *settings)
     elif missing:
-        sampled_sets = {
-            s.name: (
+        sets = [
+            LengthRequirement(
+                s.name,
                 prompts[s.name],
-                longest(plans[s.name]),
+                max(sampling.max_completion_tokens for sampling, _ in plans[s.name].values()),
+                "--max_tokens",
+                "--max_prompt_tokens",
                 s.data.reading.max_prompt_tokens if begins(s.environment) else 0,
             )
             for s in suites
-        }
-        sampler = start_sampler(module, config, sampled_sets)
+        ]
+        sampler = start_sampler(module, config, sets)
         started, tokens = time.perf_counter(), 0
         with progress_bar("questions", missing, done=total - missing) as advance:
             for suite, part, missing_prompts in parts:
@@ -275,11 +283,6 @@ def judge_completions(records: Records, suite: Suite, name: str, prompts: list[P
                 advance()
 
 
-def longest(parts: Mapping[str, tuple[Sampling, int]]) -> int:
-    """Return the longest completion of a suite, in tokens."""
-    return max(sampling.max_completion_tokens for sampling, _ in parts.values())
-
-
 def load_prompts(suite: Suite, module: EvaluatingModule) -> list[Prompt]:
     """Load a suite's questions as the model sees them."""
     suite.data.use_model(module)
@@ -290,12 +293,6 @@ def load_prompts(suite: Suite, module: EvaluatingModule) -> list[Prompt]:
     check_references(suite.rewards, suite.data.loaded)
     check_prefills(suite.rewards, suite.data.opening, suite.data.chat.score_prefill)
     return suite.data.prompts["test"]
-
-
-def run_settings(config: Namespace, module: EvaluatingModule) -> dict[str, Any]:
-    """Return the settings that all completions depend on."""
-    engine = resolve_engine(config.engine).name
-    return {"model": module.model, "engine": engine, "dtype": config.dtype, "seed": config.seed}
 
 
 def suite_fingerprint(
@@ -312,23 +309,14 @@ def suite_fingerprint(
     return {"questions": hashlib.sha256(questions).hexdigest()[:16]} | sampling | of_environment
 
 
-def start_sampler(
-    module: EvaluatingModule, config: Namespace, questions: Mapping[str, tuple[Sequence[Prompt], int, int]]
-) -> Sampler:
+def start_sampler(module: EvaluatingModule, config: Namespace, sets: Sequence[LengthRequirement]) -> Sampler:
     """Start the model in an engine that can hold the longest sequence, up to the model's context.
-
-    Args:
-        questions: suite -> its questions, the longest completion, and the longest prompt (0 = as they are).
 
     Raises:
         UserError: a question fills the model's context.
     """
-    sets = [
-        LengthRequirement(name, found, tokens, "--max_tokens", "--max_prompt_tokens", longest_prompt)
-        for name, (found, tokens, longest_prompt) in questions.items()
-    ]
     longest = within_context(module.model_folder, sets)
-    prompts = [prompt for found, *_ in questions.values() for prompt in found]
+    prompts = [prompt for one in sets for prompt in one.prompts]
     dtype = getattr(torch, config.dtype)
     engine = resolve_engine(config.engine)
     if isinstance(engine, VLLMEngine) and isinstance(config.engine, str):  # no trainer shares the device

@@ -17,7 +17,7 @@ from lit_rlvr.common.terminal import progress_bar
 from lit_rlvr.datamodules.reading.readers import as_row
 from lit_rlvr.engines.base import most_images
 from lit_rlvr.environments.base import environment_fingerprint
-from lit_rlvr.errors import MAX_SIZE, UserError
+from lit_rlvr.errors import MAX_SIZE, UserError, check_within
 from lit_rlvr.evaluation.records import RecordRow, Records
 from lit_rlvr.evaluation.sampler import Sampler
 from lit_rlvr.policy.sources import resolve_model
@@ -55,10 +55,7 @@ def filter_prompts(
     """
     if not 0 <= lowest <= highest <= 1:
         raise UserError(f"--lowest {lowest} --highest {highest}: give 0 <= lowest <= highest <= 1")
-    if not 1 <= samples <= MAX_SIZE:
-        raise UserError(
-            f"--samples: {samples} is {'not positive' if samples < 1 else f'too large; use at most {MAX_SIZE}'}"
-        )
+    check_within(f"[1, {MAX_SIZE}]", "filter", samples=samples)
     if completions < 0:
         raise UserError(f"--completions: {completions} is negative")
     check_out(out)
@@ -138,10 +135,14 @@ def open_sampler(
         f"{data.name} {split}", prompts, longest, "rollout.sampling.max_tokens", min_prompt_tokens=grown
     )
     check_lengths(module.model_folder, [requirement])
-    images = most_images(prompts)
-    check = data.prepare(requirement.longest)
     return Sampler(
-        module.model_folder, rollout.engine, module.tokenizer, dtype, requirement.max_sequence_tokens, images, check
+        module.model_folder,
+        rollout.engine,
+        module.tokenizer,
+        dtype,
+        requirement.max_sequence_tokens,
+        most_images(prompts),
+        data.prepare(requirement.longest),
     )
 
 

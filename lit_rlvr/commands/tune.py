@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
+from jsonargparse import Namespace
 
 from lit_rlvr.commands.filter import open_sampler, pass_rate, prompts_to_sample
 from lit_rlvr.common.files import check_new, write_atomically
@@ -100,16 +101,12 @@ class Tuned:
 
     def text(self) -> str:
         """Return the config, with the reasons as comments."""
-        nested: dict[str, Any] = {}
+        nested = Namespace()
         for key, value in self.settings.items():
-            *path, last = key.split(".")
-            place = nested
-            for name in path:
-                place = place.setdefault(name, {})
-            place[last] = value
+            nested[key] = value
         lines = ["Written by lit-rlvr tune; put it after the config that it was made for: --config C --config THIS."]
         lines += [f"Measured: {self.prompts} prompts with {self.samples} completions each.", *self.reasons]
-        return "".join(f"# {line}\n" for line in lines) + yaml.safe_dump(nested, sort_keys=False)
+        return "".join(f"# {line}\n" for line in lines) + yaml.safe_dump(nested.as_dict(), sort_keys=False)
 
     def show(self) -> None:
         """Print what was measured, and the reasons."""
@@ -118,11 +115,8 @@ class Tuned:
             (str(limit), f"{accuracy:.3f}", f"{cut:.0%}", f"{signal:.0%}")
             for limit, accuracy, cut, signal in self.limits
         ]
-        columns, title = (
-            ("max_tokens", "accuracy", "truncated", "prompts with a signal"),
-            f"The first {FIRST_PROMPTS} prompts",
-        )
-        console.print(table_of(columns, lengths, 0, title=title))
+        columns = ("max_tokens", "accuracy", "truncated", "prompts with a signal")
+        console.print(table_of(columns, lengths, 0, title=f"The first {FIRST_PROMPTS} prompts"))
         sizes = [(str(size), f"{share:.0%}") for size, share in self.sizes.items()]
         title = f"All {self.prompts} measured prompts, accuracy {self.accuracy:.3f}"
         console.print(table_of(("group_size", "prompts with a signal"), sizes, 0, title=title))

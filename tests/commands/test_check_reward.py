@@ -35,7 +35,7 @@ def rows(*answers: str, **fields: Any) -> list[Sample]:
 
 
 def errors(found: Checkup, keeps: bool) -> set[str]:
-    return {name for name, kind in found.kinds.items() if kind.keeps is keeps and kind.errors}
+    return {name for name, kind in found.kinds.items() if kind.keeps is keeps and kind.rate.errors}
 
 
 # ---- rewards, bad and good ---------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ def test_a_reward_that_misses_fractions_is_found_out() -> None:
     found = check_reward(NoFractions(), rows("0.5", "2.75", "-0.125", "8"), LONG)
     assert errors(found, True) == {"as a fraction"} and errors(found, False) == set()
     kind = found.kinds["as a fraction"]
-    assert (kind.errors, kind.texts) == (3, 3)
+    assert (kind.rate.errors, kind.rate.texts) == (3, 3)
     assert {"0.5": "\\boxed{\\frac{1}{2}}"}.items() <= {e.reference: e.text for e in kind.examples}.items()
 
 

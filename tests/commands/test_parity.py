@@ -219,7 +219,7 @@ def test_an_error_of_one_algorithm_names_it() -> None:
             "has no option 'x'",
         ),
         ({"a": 3}, "algorithms.a: must be"),
-        ({}, "names no algorithm"),
+        ({}, "must hold `algorithms"),
         ([1], "must hold `algorithms"),
     ],
 )

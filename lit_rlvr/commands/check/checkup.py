@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -56,18 +56,13 @@ class KindOfText:
 
     Args:
         keeps: True if they are right answers, so that an error is one that is not paid.
-        errors, texts: number of errors, and of texts.
+        rate: the errors on them.
         examples: the first errors.
     """
 
     keeps: bool
-    errors: int = 0
-    texts: int = 0
+    rate: Rate = NO_TEXTS
     examples: list[Example] = field(default_factory=list)
-
-    @property
-    def rate(self) -> Rate:
-        return Rate(self.errors, self.texts)
 
 
 @dataclass
@@ -111,17 +106,15 @@ class Checkup:
         """Count a judged text."""
         is_error = paid != text.keeps
         if text.keeps:
-            self.right_texts = Rate(self.right_texts.errors + is_error, self.right_texts.texts + 1)
+            self.right_texts = self.right_texts.plus(is_error)
         else:
-            self.wrong_texts = Rate(self.wrong_texts.errors + is_error, self.wrong_texts.texts + 1)
+            self.wrong_texts = self.wrong_texts.plus(is_error)
         if text.short:
-            short = self.short.get(text.short, NO_TEXTS)
-            self.short[text.short] = Rate(short.errors + is_error, short.texts + 1)
+            self.short[text.short] = self.short.get(text.short, NO_TEXTS).plus(is_error)
         if text.keeps and not gold_paid and text.kind != GOLD:
             return
         kind = self.kinds.setdefault(text.kind, KindOfText(text.keeps))
-        kind.texts += 1
-        kind.errors += is_error
+        kind.rate = kind.rate.plus(is_error)
         if is_error and len(kind.examples) < MOST_EXAMPLES:
             kind.examples.append(Example(gold.sample.answer, text.text, detail))
 
@@ -175,7 +168,7 @@ def check_reward(reward: Reward, samples: Sequence[Sample], seconds: float) -> C
 
 def judge_rows(reward: Reward, golds: Sequence[Gold], frequent: Sequence[str], found: Checkup) -> None:
     """Judge all texts of some rows in one batch, and count them."""
-    texts = [list(texts_of(gold, frequent)) for gold in golds]
+    texts = [texts_of(gold, frequent) for gold in golds]
     pairs = [(written(text.text), gold.sample) for gold, row in zip(golds, texts, strict=True) for text in row]
     results = iter(reward.score(pairs))
     for gold, row in zip(golds, texts, strict=True):
@@ -204,21 +197,17 @@ def is_paid(result: RewardResult, gold: RewardResult, floor: RewardResult) -> bo
     return result.value >= gold.value and (gold.value > 0 or gold.value > floor.value)
 
 
-def texts_of(gold: Gold, frequent: Sequence[str]) -> Iterator[TriedText]:
-    """Yield the texts of a row, each once: those of the rewrites, then the short texts."""
-    seen: set[str] = set()
+def texts_of(gold: Gold, frequent: Sequence[str]) -> list[TriedText]:
+    """Return the texts of a row, each once: those of the rewrites, then the short texts."""
     rewrites = [rewrite for rewrite in REWRITES if gold.kind in rewrite.kinds] if gold.answer else []
-    for rewrite in rewrites:
-        text = rewrite.apply(gold)
-        if text is not None and text not in seen:
-            seen.add(text)
-            yield TriedText(rewrite.name, rewrite.keeps, text)
-    if "" not in seen:
-        yield TriedText("empty", False, "")
-    for kind, short, text in shortcuts(gold, frequent):
-        if text not in seen:
-            seen.add(text)
-            yield TriedText(f"short text: {kind}", False, text, short)
+    written = [(rewrite, rewrite.apply(gold)) for rewrite in rewrites]
+    tried = [TriedText(rewrite.name, rewrite.keeps, text) for rewrite, text in written if text is not None]
+    tried.append(TriedText("empty", False, ""))
+    tried += [TriedText(f"short text: {kind}", False, text, short) for kind, short, text in shortcuts(gold, frequent)]
+    first: dict[str, TriedText] = {}
+    for one in tried:
+        first.setdefault(one.text, one)
+    return list(first.values())
 
 
 def read_golds(reward: Reward, samples: Sequence[Sample], form: str) -> list[Gold]:
@@ -251,8 +240,7 @@ def choose_form(reward: Reward, samples: Sequence[Sample]) -> str:
         return "gold_completion of the reward"
     paid = {}
     for form in GOLD_FORMS:
-        golds = read_golds(reward, samples[:FORM_ROWS], form)
-        golds = [gold for gold in golds if gold.answer]
+        golds = [gold for gold in read_golds(reward, samples[:FORM_ROWS], form) if gold.answer]
         results = reward.score([(written(text), gold.sample) for gold in golds for text in (gold.text, "")])
         paid[form] = sum(is_paid(best, best, floor) for best, floor in zip(results[::2], results[1::2], strict=True))
     return max(GOLD_FORMS, key=lambda form: paid[form])

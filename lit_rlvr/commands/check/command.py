@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from importlib import import_module
 from typing import Any
 
@@ -55,7 +56,8 @@ def run(command: str, arguments: list[str]) -> int:
                         help="further columns for --text: --row.databases '[shop.sqlite]'")  # fmt: skip
     config = parser.parse_args(arguments)
     if config.data is not None or config.text is not None:
-        return run_reward(config)
+        run_reward(config)
+        return 0
     if config.reference is not None:
         raise UserError("--reference: it belongs to a --text to judge; give --text, too")
     name, options = config.name, dict(config.init_args)
@@ -72,7 +74,7 @@ def run(command: str, arguments: list[str]) -> int:
     return EXIT_FAILED if failed else 0
 
 
-def run_reward(config: Any) -> int:
+def run_reward(config: Any) -> None:
     """Check a reward on a set, or show how it judges a text."""
     name = config.name
     if config.data is not None and config.text is not None:
@@ -84,19 +86,15 @@ def run_reward(config: Any) -> int:
     check_within("(0, inf)", "check", seconds=config.seconds)
     if config.text is not None and config.reference is None:
         raise UserError("--text: give the --reference answer, too")
-    reward = build_reward(name, dict(config.init_args))
-    try:
+    with closing(build_reward(name, dict(config.init_args))) as reward:
         if config.text is not None:
             show_judgement(name, reward, config)
-            return 0
+            return
         found = check_reward(reward, read_set(config.data, config.rows, config.seed), config.seconds)
         show_result(
             {"class": name, "data": config.data, **found.document()},
             lambda: print_checkup(f"{name} on {config.data}", found),
         )
-        return 0
-    finally:
-        reward.close()
 
 
 def build_reward(name: str, options: dict[str, Any]) -> Reward:
@@ -156,8 +154,8 @@ def check(name: str, options: Mapping[str, Any]) -> list[Finding]:
             f"check: {name} is neither an algorithm (RLVRModule) nor an advantage (Advantage, or a function) nor a "
             "reward"
         )
-    path = dotted_path_of(target)
-    instance = build_object({"class_path": path, "init_args": dict(options)}, f"check: {name}", kind)
+    spec = {"class_path": dotted_path_of(target), "init_args": dict(options)}
+    instance = build_object(spec, f"check: {name}", kind)
     if kind is Advantage:
         return check_advantage(instance)
     is_published = target in vars(algorithms).values() and target.__name__ in LOSSES and not options

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from statistics import NormalDist
 from typing import Any
 
@@ -45,6 +45,10 @@ class Rate:
         low, high = ((middle + sign * spread) / (1 + z * z / n) for sign in (-1, 1))
         return (0.0 if self.errors == 0 else low), (1.0 if self.errors == n else high)
 
+    def plus(self, is_error: bool) -> Rate:
+        """Return the rate with one more text."""
+        return Rate(self.errors + is_error, self.texts + 1)
+
     def document(self) -> dict[str, Any]:
         """Return the rate for `--json`."""
         low, high = self.interval
@@ -84,7 +88,8 @@ def advantage_error(accuracy: float, false_negative: float, false_positive: floa
     """
     paid, unpaid = accuracy * (1 - false_negative), accuracy * false_negative
     gamed, refused = (1 - accuracy) * false_positive, (1 - accuracy) * (1 - false_positive)
-    groups = list(_splits(COMPUTED_GROUP_SIZE, 4))
+    counts = product(range(COMPUTED_GROUP_SIZE + 1), repeat=4)
+    groups = [split for split in counts if sum(split) == COMPUTED_GROUP_SIZE]
     weights = torch.tensor(
         [_multinomial(split, (paid, unpaid, gamed, refused)) for split in groups], dtype=torch.float64
     )  # (P,)
@@ -110,16 +115,6 @@ def advantage_error(accuracy: float, false_negative: float, false_positive: floa
         no_signal=flat[0],
         no_signal_flipped=flat[1],
     )
-
-
-def _splits(total: int, parts: int) -> Iterator[tuple[int, ...]]:
-    """Yield all ways to write a total as ordered sums of `parts` counts."""
-    if parts == 1:
-        yield (total,)
-        return
-    for first in range(total + 1):
-        for rest in _splits(total - first, parts - 1):
-            yield (first, *rest)
 
 
 def _multinomial(counts: tuple[int, ...], probabilities: tuple[float, ...]) -> float:

@@ -27,16 +27,13 @@ def plot_weights(weights: Mapping[str, np.ndarray], mask: np.ndarray, path: Path
         path: the PNG to write.
     """
     import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     columns = min(3, len(weights))
     lines = math.ceil(len(weights) / columns)
-    figure, axes = pyplot.subplots(
-        lines, columns, figsize=(4.2 * columns, 3.2 * lines), squeeze=False, constrained_layout=True
-    )
+    figure = Figure(figsize=(4.2 * columns, 3.2 * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False)
     colours = matplotlib.colormaps["RdBu_r"].with_extremes(bad="0.85")
     for axis in axes.flat[len(weights) :]:
         axis.set_visible(False)
@@ -55,7 +52,6 @@ def plot_weights(weights: Mapping[str, np.ndarray], mask: np.ndarray, path: Path
         axis.set_ylabel("completion")
     figure.suptitle("Gradient weight of each token: red is made likelier, blue less likely, grey is not in the loss")
     figure.savefig(path, dpi=110, format="png")
-    pyplot.close(figure)
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -111,14 +107,10 @@ def load_algorithms(path: Path) -> dict[str, RLVRModule]:
         value: Any = load_yaml(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"--config: {path} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(value, dict) or set(value) != {"algorithms"} or not isinstance(value["algorithms"], dict):
+    algorithms = value["algorithms"] if isinstance(value, dict) and set(value) == {"algorithms"} else None
+    if not isinstance(algorithms, dict) or not algorithms:
         raise UserError(f"--config: {path} must hold `algorithms: {{NAME: {{class_path: ..., init_args: ...}}}}`")
-    if not value["algorithms"]:
-        raise UserError(f"--config: {path} names no algorithm")
-    return {
-        str(name): build_object(spec, f"--config: {path}: algorithms.{name}")
-        for name, spec in value["algorithms"].items()
-    }
+    return {str(name): build_object(spec, f"--config: {path}: algorithms.{name}") for name, spec in algorithms.items()}
 
 
 def build_object(spec: Any, where: str, kind: type = RLVRModule) -> Any:
@@ -137,11 +129,9 @@ def build_object(spec: Any, where: str, kind: type = RLVRModule) -> Any:
     parser.add_subclass_arguments(kind, "algorithm", fail_untyped=False, required=True)
     try:
         return parser.instantiate(parser.parse_object({"algorithm": spec})).algorithm
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
     except ArgumentError as error:
         raise UserError(f"{where}: {explain_parse_error(error).removeprefix('algorithm').lstrip('.: ')}") from error
-    except ValueError as error:
+    except (UserError, ValueError) as error:
         cause = user_error_in(error)
         if cause is None:
             raise

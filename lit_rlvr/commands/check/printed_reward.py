@@ -37,7 +37,7 @@ def print_checkup(name: str, found: Checkup) -> None:
 
 def print_kinds(console: Terminal, title: str, kinds: dict[str, KindOfText]) -> None:
     """Print a table of the kinds with errors, the most frequent first, with an example below each; name the others."""
-    wrong = sorted((name for name, kind in kinds.items() if kind.errors), key=lambda name: -kinds[name].rate.value)
+    wrong = sorted((name for name, kind in kinds.items() if kind.rate.errors), key=lambda name: -kinds[name].rate.value)
     if wrong:
         rows = []
         for name in wrong:

@@ -140,9 +140,6 @@ def _chosen_tokens(
     return counted, selected
 
 
-REQUIRED_ARRAYS = ("logp", "old_logp", "mask", "rewards", "correct")
-
-
 @dataclass
 class FrozenBatch(Batch):
     """A batch whose completions may lack a reward.
@@ -169,7 +166,7 @@ def read_batch(arrays: Mapping[str, np.ndarray]) -> FrozenBatch:
     Raises:
         UserError: an array is missing, has the wrong shape or type, or holds a number that is not finite.
     """
-    for name in REQUIRED_ARRAYS:
+    for name in ("logp", "old_logp", "mask", "rewards", "correct"):
         if name not in arrays:
             raise UserError(f"batch: array {name!r} is missing (found: {', '.join(sorted(arrays)) or 'none'}); add it")
     logp, rewards = _float_array(arrays, "logp"), _float_array(arrays, "rewards")
@@ -256,9 +253,7 @@ def _check(name: str, array: np.ndarray, shape: tuple[int, ...], like: str, used
 
 
 def _max_tokens(arrays: Mapping[str, np.ndarray], width: int) -> int:
-    if "max_completion_length" not in arrays:
-        return width
-    value = np.asarray(arrays["max_completion_length"])
+    value = np.asarray(arrays.get("max_completion_length", width))
     if value.size != 1 or not np.isfinite(value).all() or int(value.item()) != value.item() or value.item() < 1:
         raise UserError(f"batch: max_completion_length must be one positive whole number, got {value}")
     return int(value.item())

@@ -9,12 +9,13 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lit_rlvr.commands.compare.study import Cell, Study
-from lit_rlvr.commands.compare.study_folder import CellCommand, next_command
+from lit_rlvr.commands.compare.study_folder import CellCommand, StudyFolder, next_command
+from lit_rlvr.commands.watch.follow import format_duration
 from lit_rlvr.common.packages import require
 from lit_rlvr.common.terminal import printable
 from lit_rlvr.errors import UserError
@@ -111,41 +112,40 @@ class Cluster:
         return ClusterJob(self._executor.submit(ClusterCommand(study, cell, root, log.absolute())), log)
 
 
-class ProgressPrinter:
-    """Prints one line on stderr when a cell starts, and one when it ends.
+class Progress:
+    """Records in the study's folder when a cell starts and ends, and prints a line on stderr each time.
 
     Args:
-        total: number of cells in the study.
-        done: number of cells already done.
+        folder: the study's folder.
     """
 
-    def __init__(self, total: int, done: int) -> None:
-        self.total, self.done, self._ended = total, done, 0
+    def __init__(self, folder: StudyFolder) -> None:
+        self.folder, self.total = folder, len(folder.states)
+        self.done, self._ended = len(folder.with_status("done")), 0
         self._began = time.monotonic()
         self._started: dict[Cell, tuple[int, float]] = {}  # its number and start time
-        if done:
-            self._say(f"{done} of {total} cells are done already")
+        if self.done:
+            self._say(f"{self.done} of {self.total} cells are done already")
 
     def started(self, cell: Cell) -> None:
+        self.folder.set_status(cell, "running")
         number = self.done + len(self._started) + 1
         self._started[cell] = (number, time.monotonic())
         self._say(f"cell {number} of {self.total}: {cell}")
 
     def ended(self, cell: Cell, error: str | None) -> None:
+        """Record the end of a cell, with its error in one line if it failed."""
+        self.folder.set_status(cell, "failed" if error else "done", error)
         self._ended += 1
         number, started = self._started[cell]
         now = time.monotonic()
         left = (now - self._began) / self._ended * (self.total - self.done - self._ended)
         outcome = f"failed: {error}" if error else "done"
-        self._say(f"cell {number} of {self.total}: {outcome} ({now - started:.0f} s); {_minutes(left)} left")
+        self._say(f"cell {number} of {self.total}: {outcome} ({now - started:.0f} s); {format_duration(left)} left")
 
     @staticmethod
     def _say(text: str) -> None:
         print(printable(text), file=sys.stderr, flush=True)
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 LOG = "log.txt"
@@ -156,26 +156,20 @@ ERROR_LINE = re.compile(r"lit-rlvr: error: |\w[\w.]*(Error|Exception|Interrupt)\
 """Pattern of a line that reports an error: ours, or the last line of a traceback."""
 
 Process = subprocess.Popen[bytes] | ClusterJob
-Started = Callable[[Cell], None]
-Ended = Callable[[Cell, str | None], None]
 
 
-def run_cells(
-    study: Study, cells: Sequence[Cell], root: Path, jobs: int, lock: int, started: Started, ended: Ended,
-    cluster: Cluster | None = None,
-) -> None:  # fmt: skip
-    """Run cells, `jobs` at a time, each to its last step.
+def run_cells(folder: StudyFolder, jobs: int, lock: int, cluster: Cluster | None = None) -> None:
+    """Run a study's pending cells, `jobs` at a time, each to its last step.
 
     When this process is interrupted or killed, the running cells save and exit with it.
 
     Args:
-        root: the study's folder.
         lock: descriptor that the processes keep open.
-        started: called with each cell.
-        ended: called with each cell, and with its error in one line if it failed.
         cluster: where to run them; None = as processes of this machine.
     """
-    pending, running = deque(cells), dict[Cell, tuple[CellCommand, Process]]()
+    study, root, progress = folder.study, folder.root, Progress(folder)
+    pending = deque(state.cell for state in folder.with_status("pending"))
+    running: dict[Cell, tuple[CellCommand, Process]] = {}
 
     def start(cell: Cell, command: CellCommand) -> Process:
         log = root / cell.folder / LOG
@@ -187,7 +181,7 @@ def run_cells(
         while pending or running:
             while pending and len(running) < jobs:
                 cell = pending.popleft()
-                started(cell)
+                progress.started(cell)
                 command = next_command(study, cell, root)
                 assert command is not None, "a cell that is done does not wait"
                 running[cell] = command, start(cell, command)
@@ -195,14 +189,14 @@ def run_cells(
             for cell in [cell for cell, (_, process) in running.items() if process.poll() is not None]:
                 command, process = running.pop(cell)
                 if status := process.wait():
-                    ended(cell, reason(root / cell.folder / LOG, status))
+                    progress.ended(cell, reason(root / cell.folder / LOG, status))
                     continue
                 command.finish()
                 following = next_command(study, cell, root)
                 if following is None:
-                    ended(cell, None)
+                    progress.ended(cell, None)
                 elif following == command:
-                    ended(cell, f"`lit-rlvr {command}` ended without its result")
+                    progress.ended(cell, f"`lit-rlvr {command}` ended without its result")
                 else:
                     running[cell] = following, start(cell, following)
     finally:

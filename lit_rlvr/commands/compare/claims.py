@@ -17,7 +17,6 @@ from lit_rlvr.evaluation.results import markdown_table, suite_metrics
 
 AVERAGE = "Avg."
 """Name of the average over a table's suites."""
-EXPLORATORY = "exploratory"
 RUN_METRICS = (*QUARTER_METRICS, "loss_variance")
 """Metrics of training that a claim can be about."""
 
@@ -149,7 +148,7 @@ class DecidedClaim:
     @property
     def verdict(self) -> str:
         if not self.claim.primary:
-            return EXPLORATORY
+            return "exploratory"
         return "cannot tell" if self.found is None else self.found.reading
 
     def as_data(self) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_rlvr.cli.error_lines import failure_line
 from lit_rlvr.cli.lightning_cli import ConfigCheck
-from lit_rlvr.commands.compare.cells import Cluster, ProgressPrinter, run_cells
+from lit_rlvr.commands.compare.cells import Cluster, run_cells
 from lit_rlvr.commands.compare.figures import draw_figures, draw_signal
-from lit_rlvr.commands.compare.study import Cell, Study, load_study
+from lit_rlvr.commands.compare.study import Study, load_study
 from lit_rlvr.commands.compare.study_folder import (
     State,
     StudyFolder,
@@ -106,20 +106,8 @@ def compare(study: Study, root: Path, jobs: int = 1, cluster: Mapping[str, Any] 
         check_machine([built[cell.task, cell.name] for cell in remaining], suites)
     with lock_study(root) as lock:
         folder = StudyFolder(root, study)
-        progress = ProgressPrinter(len(study.cells), done=len(folder.with_status("done")))
-
-        def started(cell: Cell) -> None:
-            folder.set_status(cell, "running")
-            progress.started(cell)
-
-        def ended(cell: Cell, error: str | None) -> None:
-            folder.set_status(cell, "failed" if error else "done", error)
-            progress.ended(cell, error)
-
         try:
-            pending = [state.cell for state in folder.with_status("pending")]
-            scheduler = None if cluster is None else Cluster(root, cluster)
-            run_cells(study, pending, root, jobs, lock, started, ended, scheduler)
+            run_cells(folder, jobs, lock, None if cluster is None else Cluster(root, cluster))
         except KeyboardInterrupt:
             for state in folder.with_status("running"):
                 folder.set_status(state.cell, "interrupted")

@@ -114,6 +114,7 @@ def draw_figures(study: Study, runs: Sequence[FinishedRun], folder: Path) -> dic
     for task in study.tasks:
         groups = {name: [r for r in runs if (r.cell.task, r.cell.name) == (task, name)] for name in study.names}
         groups = {name: found for name, found in groups.items() if found}
+        before = by_difficulty([run for found in groups.values() for run in found], at_end=False)
         curves = CURVES | {
             f"{metric}_{name}": (f"val/{name}/{metric}", title.format(name))
             for metric, title in SET_CURVES.items()
@@ -123,7 +124,7 @@ def draw_figures(study: Study, runs: Sequence[FinishedRun], folder: Path) -> dic
             **{name: _draw_against(study, groups, colours, *AGAINST[name]) for name in AGAINST},
             "profile": _draw_profile(study, runs, [task], colours),
             "rates": _draw_rates(study, task, groups),
-            **{f"difficulty_{name}": _draw_difficulty(groups, colours, name) for name in _judged_sets(groups)},
+            **{f"difficulty_{name}": _draw_difficulty(groups, colours, name, before[name]) for name in before},
             "pass_at_k": _draw_pass_at_k(groups, colours),
             "final": _draw_final(study, groups),
             "zero_advantage_ends": _draw_ends(groups),
@@ -133,11 +134,6 @@ def draw_figures(study: Study, runs: Sequence[FinishedRun], folder: Path) -> dic
     if len(study.tasks) > 1 and (figure := _draw_profile(study, runs, study.tasks, colours)):
         drawn[ALL_TASKS] = [save_figure(figure, folder / "profile.png")]
     return {task: [path.relative_to(folder.parent) for path in paths] for task, paths in drawn.items()}
-
-
-def _judged_sets(groups: RunsByName) -> list[str]:
-    """Return the validation sets whose questions' difficulty is known."""
-    return list(by_difficulty([run for runs in groups.values() for run in runs], at_end=False))
 
 
 def _sets(groups: RunsByName, metric: str) -> list[str]:
@@ -168,15 +164,15 @@ def band(runs: Sequence[FinishedRun], x: str | None, metric: str) -> tuple[np.nd
 def _draw_curve(study: Study, groups: RunsByName, colours: Mapping[str, Any], metric: str, title: str) -> Any:
     """Draw one metric along the study's budget; return None if no run has it."""
     unit = study.budget[0]
-    bands = {name: band(runs, None if unit == "steps" else f"used/{unit}", metric) for name, runs in groups.items()}
-    if not any(bands.values()):
+    along = None if unit == "steps" else f"used/{unit}"
+    bands = {name: found for name, runs in groups.items() if (found := band(runs, along, metric)) is not None}
+    if not bands:
         return None
     figure, axis = new_figure(
         title, {"steps": "step", "samples": "sampled completions", "tokens": "generated tokens"}[unit]
     )
     for name, found in bands.items():
-        if found is not None:
-            draw_line(axis, name, colours[name], *found)
+        draw_line(axis, name, colours[name], *found)
     draw_legend(figure, axis)
     return figure
 
@@ -193,8 +189,9 @@ def _draw_against(
     Returns:
         None if no cell has two points.
     """
-    found = {name: at_validations(runs, along, study.metric) for name, runs in groups.items()}
-    points = {name: three for name, three in found.items() if three is not None}
+    points = {
+        name: found for name, runs in groups.items() if (found := at_validations(runs, along, study.metric)) is not None
+    }
     if not any(len(x) > 1 for x, _, _ in points.values()):
         return None
 
@@ -257,9 +254,12 @@ def _draw_rates(study: Study, task: str, groups: RunsByName) -> Any:
     return figure_of_cells(list(lines), draw, f"{study.metric} at the end", "learning rate")
 
 
-def _draw_difficulty(groups: RunsByName, colours: Mapping[str, Any], name: str) -> Any:
-    """Draw the accuracy on a validation set at the end by how hard a question was before training."""
-    before = by_difficulty([run for runs in groups.values() for run in runs], at_end=False)[name]
+def _draw_difficulty(groups: RunsByName, colours: Mapping[str, Any], name: str, before: Mapping[str, Any]) -> Any:
+    """Draw the accuracy on a validation set at the end by how hard a question was before training.
+
+    Args:
+        before: difficulty -> the accuracy before training.
+    """
     after = {cell: by_difficulty(runs, at_end=True).get(name, {}) for cell, runs in groups.items()}
     places = list(before)
 
@@ -296,34 +296,40 @@ def _draw_pass_at_k(groups: RunsByName, colours: Mapping[str, Any]) -> Any:
 
 def _draw_final(study: Study, groups: RunsByName) -> Any:
     """Draw the compared metric, and pass@1 on the suites, at the end: bars with the deviation over seeds."""
-    bars: dict[str, dict[str, list[float]]] = {}
-    for name, runs in groups.items():
-        for run in runs:
-            values = {study.metric: run.last[study.metric]} if study.metric in run.last else {}
-            values |= {suite: r.get("pass@1", r.get("greedy")) for suite, r in run.suites.items()}
-            for column, value in values.items():
-                if value is not None:
-                    bars.setdefault(column, {}).setdefault(name, []).append(value)
-    return _draw_bars("At the end", bars) if bars else None
+
+    def values(run: FinishedRun) -> dict[str, float | None]:
+        suites = {suite: results.get("pass@1", results.get("greedy")) for suite, results in run.suites.items()}
+        return {study.metric: run.last.get(study.metric)} | suites
+
+    return _draw_bars("At the end", groups, values)
 
 
 def _draw_ends(groups: RunsByName) -> Any:
     """Draw the share of zero advantages in the first and last quarter of the runs; return None if no run has it."""
-    bars: dict[str, dict[str, list[float]]] = {}
-    for name, runs in groups.items():
-        for history in filter(None, (quarters(run.history("train/zero_advantage")) for run in runs)):
-            for column, value in (("first quarter", history[0]), ("last quarter", history[-1])):
-                if value is not None:
-                    bars.setdefault(column, {}).setdefault(name, []).append(value)
-    return _draw_bars("Share of zero advantages", bars) if bars else None
+
+    def values(run: FinishedRun) -> dict[str, float | None]:
+        found = quarters(run.history("train/zero_advantage"))
+        return {"first quarter": found[0], "last quarter": found[-1]} if found else {}
+
+    return _draw_bars("Share of zero advantages", groups, values)
 
 
-def _draw_bars(title: str, bars: Mapping[str, Mapping[str, Sequence[float]]]) -> Any:
-    """Draw means with deviations: a group of bars per cell, and in it a bar per column.
+def _draw_bars(title: str, groups: RunsByName, values_of: Callable[[FinishedRun], Mapping[str, float | None]]) -> Any:
+    """Draw means with deviations over seeds: a group of bars per cell, and in it a bar per column.
 
     Args:
-        bars: column -> cell -> values over seeds.
+        values_of: returns a run's value for each column, or None.
+
+    Returns:
+        None if no run has a value.
     """
+    bars: dict[str, dict[str, list[float]]] = {}
+    for name, runs in groups.items():
+        for column, value in (pair for run in runs for pair in values_of(run).items()):
+            if value is not None:
+                bars.setdefault(column, {}).setdefault(name, []).append(value)
+    if not bars:
+        return None
     figure, axis = new_figure(title, "")
     names = list(dict.fromkeys(name for cells in bars.values() for name in cells))
     width = 0.8 / len(bars)

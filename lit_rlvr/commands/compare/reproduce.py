@@ -44,7 +44,11 @@ class ComparedValue:
     p: float | None
 
     def __str__(self) -> str:
-        return _cell_text(self.ours, self.printed, self.p)
+        if self.ours is None:
+            return f"- ({self.printed})"
+        difference = f"{100 * self.ours['mean'] - self.printed.value:+.1f}"
+        tested = "" if self.p is None else f", p {self.p:.3f}" if self.p >= LEVEL else f", **p {self.p:.3f}**"
+        return f"{percent(self.ours)} ({self.printed}; {difference}{tested})"
 
     def as_data(self) -> dict[str, Any]:
         """Return the printed value and its deviation in percent, and our spread in shares, for JSON."""
@@ -126,14 +130,6 @@ def _test(ours: Mapping[str, Any] | None, printed: PrintedValue, seeds: int | No
         return None
     theirs = (printed.deviation / 100, seeds) if printed.deviation is not None and seeds is not None else None
     return difference_test(ours["mean"], ours["std"], ours["n"], printed.value / 100, theirs)
-
-
-def _cell_text(ours: Mapping[str, Any] | None, printed: PrintedValue, p: float | None) -> str:
-    if ours is None:
-        return f"- ({printed})"
-    difference = f"{100 * ours['mean'] - printed.value:+.1f}"
-    tested = "" if p is None else f", p {p:.3f}" if p >= LEVEL else f", **p {p:.3f}**"
-    return f"{percent(ours)} ({printed}; {difference}{tested})"
 
 
 EXPLANATION = """In percent (or GiB and seconds), mean ± sample standard deviation over our n runs; in brackets the

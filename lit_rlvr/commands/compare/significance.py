@@ -171,12 +171,6 @@ def performance_profile(scores: ScoresByTask, thresholds: np.ndarray) -> np.ndar
     )
 
 
-def stratified_interval(statistic: Callable[..., np.ndarray], *scores: ScoresByTask) -> list[float] | None:
-    """Return the 95 % interval of a statistic with one value, as `stratified_band`."""
-    band = stratified_band(statistic, *scores)
-    return None if band is None else [float(value) for value in band]
-
-
 def stratified_band(statistic: Callable[..., np.ndarray], *scores: ScoresByTask) -> np.ndarray | None:
     """Return the 95 % percentile interval of a statistic, (2, ...); None if some task has a single run.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
+from itertools import product
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -113,17 +115,21 @@ def load_study(name: str) -> Study:
         raise UserError(f"STUDY: {path}: baseline: {study['baseline']!r} is not one of the cells {', '.join(cells)}")
     shared = list(_bases(study, path))
     grid = []
-    for seed in seeds:
-        for task, of_task in tasks.items():
-            for cell, of_cell in cells.items():
-                bases = [*shared, *_bases(of_task, path), *_bases(of_cell, path)]
-                below = _merged([*bases, _without_base(of_task)])
-                layers = [below, _without_base(of_cell), _budget_layer(*budget), {"seed_everything": seed}]
-                grid.append(Cell(task, cell, seed, _merged(layers), learning_rate(below)))
-    metric = str(study.get("metric", "val/accuracy"))
-    suites = _suites(study.get("suites") or {}, path)
-    evaluation = suites, study.get("protocol"), list(study.get("diversity") or [])
-    return Study(str(study["name"]), tuple(grid), study["baseline"], budget, metric, *evaluation)
+    for seed, (task, of_task), (cell, of_cell) in product(seeds, tasks.items(), cells.items()):
+        bases = [*shared, *_bases(of_task, path), *_bases(of_cell, path)]
+        below = reduce(merge, [*bases, _without_base(of_task)])
+        own = [_without_base(of_cell), _budget_layer(*budget), {"seed_everything": seed}]
+        grid.append(Cell(task, cell, seed, reduce(merge, own, below), learning_rate(below)))
+    return Study(
+        str(study["name"]),
+        tuple(grid),
+        study["baseline"],
+        budget,
+        metric=str(study.get("metric", "val/accuracy")),
+        suites=_suites(study.get("suites") or {}, path),
+        protocol=study.get("protocol"),
+        diversity=list(study.get("diversity") or []),
+    )
 
 
 def algorithm_options(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -202,10 +208,3 @@ def _budget_layer(unit: str, count: int) -> dict[str, Any]:
         "trainer": {"max_steps": count if unit == "steps" else -1, "max_epochs": -1},
         "budget": {name: count if unit == name else None for name in ("samples", "tokens")},
     }
-
-
-def _merged(layers: list[dict[str, Any]]) -> dict[str, Any]:
-    config: dict[str, Any] = {}
-    for layer in layers:
-        config = merge(config, layer)
-    return config

@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 import yaml
 
-from lit_rlvr.commands.compare.study import BEFORE, Cell, Study
-from lit_rlvr.common.files import has_fields, not_writable, write_atomically
+from lit_rlvr.commands.compare.study import BEFORE, Cell, Study, algorithm_options
+from lit_rlvr.common.files import check_writable, has_fields, write_atomically
 from lit_rlvr.configs import changes
 from lit_rlvr.distributed.checkpoints import list_checkpoints
 from lit_rlvr.errors import UserError
@@ -104,12 +104,9 @@ def lock_study(root: Path) -> Iterator[int]:
     Raises:
         UserError: the folder cannot be written.
     """
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        lock = (root / ".lock").open("w")
-    except OSError as error:
-        raise UserError(not_writable(root, "--out", error)) from error
-    with lock:
+    check_writable(root, "--out")
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -120,11 +117,6 @@ def lock_study(root: Path) -> Iterator[int]:
 
 CELL_FILES = ("metrics.csv", "checkpoints", "summary.json")
 """Names of what `fit` writes to its run folder."""
-
-
-def has_begun(run: Path) -> bool:
-    """Return whether a run folder holds any files of a run."""
-    return any((run / name).exists() for name in CELL_FILES)
 
 
 def _check(root: Path, study: Study) -> None:
@@ -143,12 +135,12 @@ def _check(root: Path, study: Study) -> None:
         raise UserError(f"--out: {root} holds a {existing[0]} that does not belong to a study; choose another")
     for cell in study.cells:
         run = root / cell.folder
-        if has_begun(run) and not (run / CONFIG).is_file():
+        if not any((run / name).exists() for name in CELL_FILES):
+            continue
+        if not (run / CONFIG).is_file():
             raise UserError(f"--out: {run} holds a run that does not belong to a study; choose another")
-        if (run / CONFIG).is_file() and has_begun(run):
-            change = first_change(yaml.safe_load((run / CONFIG).read_text()), cell.config)
-            if change:
-                raise UserError(f"--out: {run} was begun with other settings ({change}); choose another, or remove it")
+        if change := first_change(yaml.safe_load((run / CONFIG).read_text()), cell.config):
+            raise UserError(f"--out: {run} was begun with other settings ({change}); choose another, or remove it")
 
 
 def _read_study(path: Path) -> dict[str, Any]:
@@ -205,7 +197,8 @@ def next_command(study: Study, cell: Cell, root: Path) -> CellCommand | None:
         return None
     command = _evaluate(study, cell, run, str(run), run / EVALUATION)
     if command is None and evaluates_start(study, cell):
-        command = _evaluate(study, cell, run, start_model(cell), root / start_folder(cell.task))
+        start = str(algorithm_options(cell.config).get("model", "smollm2"))
+        command = _evaluate(study, cell, run, start, root / start_folder(cell.task))
     return command
 
 
@@ -213,11 +206,6 @@ def evaluates_start(study: Study, cell: Cell) -> bool:
     """Return whether this cell also evaluates the model that its task starts from; a warm-started model has no name."""
     first = next(c for c in study.cells if c.task == cell.task and c.name == study.baseline)
     return cell is first and not (cell.config.get("warm_start") or {}).get("steps")
-
-
-def start_model(cell: Cell) -> str:
-    """Return the model that training starts from."""
-    return str(((cell.config.get("model") or {}).get("init_args") or {}).get("model", "smollm2"))
 
 
 def start_folder(task: str) -> Path:

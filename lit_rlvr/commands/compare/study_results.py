@@ -21,7 +21,7 @@ from lit_rlvr.commands.compare.significance import (
     paired_t_test,
     probability_of_improvement,
     sign_flip_test,
-    stratified_interval,
+    stratified_band,
 )
 from lit_rlvr.commands.compare.study import Cell, Study, algorithm_options
 from lit_rlvr.commands.compare.study_folder import EVALUATION, read_suites
@@ -34,7 +34,6 @@ QuestionCounts = Mapping[str, Sequence[int]]
 """Question -> its correct completions, and those that count."""
 USED = {"samples": ("rollout/samples",), "tokens": ("rollout/tokens",), "seconds": ("time/rollout", "time/train")}
 """What training uses -> the metrics that add up to it over the iterations."""
-KL_METRIC = "train/kl"
 DIFFICULTIES = ("0", "(0, 1/4]", "(1/4, 1/2]", "(1/2, 3/4]", "(3/4, 1]")
 """Shares of a question's completions that are correct before training, from hard to easy."""
 QUARTER_METRICS = (
@@ -99,7 +98,7 @@ class FinishedRun:
     def kl(self) -> dict[int, float]:
         """Return the KL to the starting policy by step, as a running mean; empty if the run did not measure it."""
         is_moving = (algorithm_options(self.cell.config).get("kl") or {}).get("reference_update_every")
-        found = {} if is_moving else self._running_means(KL_METRIC)
+        found = {} if is_moving else self._running_means("train/kl")
         return {0: 0.0} | found if found else {}
 
     def _running_means(self, metric: str) -> dict[int, float]:
@@ -398,13 +397,9 @@ def against_baseline(values: Mapping[str, Mapping[int, float]], baseline: str) -
                 "p_sign_flip": sign_flip_test(differences),
                 "improvement": with_interval(probability_of_improvement, [ours], [values[baseline]]),
             }
-    tested = [name for name, versus in found.items() if versus["p_sign_flip"] is not None]
-    adjusted = holm([found[name]["p_sign_flip"] for name in tested])
-    for name in found:
-        found[name]["p_holm"] = None
-    for name, p in zip(tested, adjusted, strict=True):
-        found[name]["p_holm"] = p
-    return found
+    tested = {name: versus["p_sign_flip"] for name, versus in found.items() if versus["p_sign_flip"] is not None}
+    adjusted = dict(zip(tested, holm([*tested.values()]), strict=True))
+    return {name: versus | {"p_holm": adjusted.get(name)} for name, versus in found.items()}
 
 
 def with_interval(statistic: Callable[..., Any], *scores: Sequence[Mapping[int, float]]) -> dict[str, Any] | None:
@@ -417,7 +412,8 @@ def with_interval(statistic: Callable[..., Any], *scores: Sequence[Mapping[int, 
     runs = [[list(task.values()) for task in found] for found in scores]
     if not all(task for found in runs for task in found):
         return None
-    return {"value": float(statistic(*runs)), "ci95": stratified_interval(statistic, *runs)}
+    interval = stratified_band(statistic, *runs)
+    return {"value": float(statistic(*runs)), "ci95": None if interval is None else interval.tolist()}
 
 
 def spread(values: Sequence[float]) -> dict[str, Any] | None:

@@ -31,10 +31,10 @@ class Table:
     def markdown(self) -> str:
         """Return a Markdown table under its title, with each column's best cell in bold."""
         best = self._ranks()
-        lines = []
-        for name, found in self.rows.items():
-            cells = [percent(spread) for spread in found]
-            lines.append([name, *(f"**{c}**" if best.get((name, k)) == 0 else c for k, c in enumerate(cells))])
+        lines = [
+            [name, *(("**%s**" if best.get((name, k)) == 0 else "%s") % percent(s) for k, s in enumerate(found))]
+            for name, found in self.rows.items()
+        ]
         return f"### {self.title}\n\n" + markdown_table(["", *self.columns], lines)
 
     def latex(self) -> str:
@@ -136,18 +136,14 @@ def _by_category(suite: str, key: str, rows: Mapping[str, Any]) -> Iterator[Tabl
         yield _columns(f"{suite}: {key} by category", categories, cells)
 
 
-def percent(spread: Mapping[str, Any] | None, deviation: str = " ± %s") -> str:
+def percent(spread: Spread, deviation: str = " ± %s") -> str:
     """Return a spread as `68.4 ± 0.2`, in percent; "-" without a value."""
-    if spread is None or spread["mean"] is None:
-        return "-"
-    text = f"{100 * spread['mean']:.1f}"
-    return text if spread["std"] is None else text + deviation % f"{100 * spread['std']:.1f}"
+    return plus_minus(spread, 1, 100, deviation)
 
 
 def _tex(text: str) -> str:
-    for plain, escaped in (("\\", r"\textbackslash{}"), *((c, rf"\{c}") for c in "&%$#_{}"), ("±", r"$\pm$")):
-        text = text.replace(plain, escaped) if plain != "\\" else text.replace(plain, "\0")
-    return text.replace("\0", r"\textbackslash{}")
+    escaped = {"\\": r"\textbackslash{}", "±": r"$\pm$"} | {character: rf"\{character}" for character in "&%$#_{}"}
+    return "".join(escaped.get(character, character) for character in text)
 
 
 Spread = Mapping[str, Any] | None
@@ -195,12 +191,12 @@ def report(study: Study, results: Mapping[str, Any], figures: Mapping[str, list[
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def plus_minus(spread: Spread, digits: int = 3) -> str:
-    """Return a spread as `0.512 ± 0.013`."""
+def plus_minus(spread: Spread, digits: int = 3, factor: float = 1, deviation: str = " ± %s") -> str:
+    """Return a spread, times a factor, as `0.512 ± 0.013`; "-" without a value."""
     if spread is None or spread.get("mean") is None:
         return "-"
-    text = f"{spread['mean']:.{digits}f}"
-    return text if spread["std"] is None else f"{text} ± {spread['std']:.{digits}f}"
+    text = f"{factor * spread['mean']:.{digits}f}"
+    return text if spread["std"] is None else text + deviation % f"{factor * spread['std']:.{digits}f}"
 
 
 def _main_table(study: Study, found: Mapping[str, Any]) -> str:
@@ -257,15 +253,14 @@ def _tested(study: Study, found: Mapping[str, Any]) -> str:
     )
 
 
-def _pass_at_k(found: Mapping[str, Any]) -> list[str]:
-    parts = []
+def _pass_at_k(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a table of pass@k for each validation set that has it."""
     for name in sorted({name for cell in found["cells"].values() for name in cell["pass_at_k"]}):
         rows = {BEFORE: found["before_pass_at_k"].get(name, {})}
         rows |= {cell: values["pass_at_k"].get(name, {}) for cell, values in found["cells"].items()}
         ks = sorted({int(k) for row in rows.values() for k in row})
         lines = [[cell, *(plus_minus(row.get(str(k))) for k in ks)] for cell, row in rows.items() if row]
-        parts.append(markdown_table([f"pass@k, {name}", *(str(k) for k in ks)], lines))
-    return parts
+        yield markdown_table([f"pass@k, {name}", *(str(k) for k in ks)], lines)
 
 
 def _used(found: Mapping[str, Any]) -> str:
@@ -336,12 +331,9 @@ def _by_difficulty(found: Mapping[str, Any]) -> Iterator[str]:
     """Yield a table of accuracies by difficulty for each validation set whose questions were saved."""
     for name, before in found["before_by_difficulty"].items():
         groups = [group for group in DIFFICULTIES if group in before]
-        rows = [
-            ["questions", *(f"{before[group]['questions']:.0f}" for group in groups)],
-            [BEFORE, *(plus_minus(before[group]) for group in groups)],
-        ]
-        for cell, values in found["cells"].items():
-            rows.append([cell, *(plus_minus(values["by_difficulty"].get(name, {}).get(group)) for group in groups)])
+        rows = [["questions", *(f"{before[group]['questions']:.0f}" for group in groups)]]
+        by_cell = {BEFORE: before} | {c: values["by_difficulty"].get(name, {}) for c, values in found["cells"].items()}
+        rows += [[cell, *(plus_minus(values.get(group)) for group in groups)] for cell, values in by_cell.items()]
         yield markdown_table([f"accuracy on {name}, by the share correct before training", *groups], rows)
         yield (
             "The groups come from few completions a question, so the lowest group gains and the highest loses even "

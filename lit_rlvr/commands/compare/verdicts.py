@@ -102,8 +102,7 @@ def paired_differences(
     raw = [sign_flip_test(values) for values in differences]
     adjusted = holm([1.0 if p is None else p for p in raw])
     sized = {k: size for k, size in enumerate(printed) if size is not None and len(differences[k]) > 1}
-    tests = holm([smaller_test(differences[k], size) for k, size in sized.items()])
-    below = dict(zip(sized, tests, strict=True))
+    below = dict(zip(sized, holm([smaller_test(differences[k], size) for k, size in sized.items()]), strict=True))
     return [
         None
         if p is None

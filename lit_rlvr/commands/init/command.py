@@ -8,7 +8,6 @@ import shlex
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
 from lit_rlvr.common.files import check_writable, write_atomically
 from lit_rlvr.common.terminal import show_result
@@ -19,39 +18,28 @@ PROJECTS = Path(__file__).parent / "projects"
 _PREVIEW = "preview --config config.yaml  # prompts as the model sees them"
 
 
-class Project(NamedTuple):
-    """The details of a project's README.
-
-    Args:
-        contents: the parts in the module.
-        tests: the subject of the tests.
-        look: a command that shows the parts before training, with its comment.
-        outcome: duration and accuracy of the run.
-    """
-
-    contents: str
-    tests: str
-    look: str
-    outcome: str
-
-
 KINDS = {
-    "task": Project(
-        "a data set, `Backwards`, and a reward, `InPlace`", "the reward on right and wrong answers, and the rows",
-        _PREVIEW, "a minute or two on two cores; accuracy from 0.03 to about 0.75",
-    ),
-    "algorithm": Project(
-        "an algorithm, `UpperClip`", "the properties of the loss, and its value by hand",
-        "check my_task.UpperClip  # the same properties, in numbers",
-        "a minute or two on two cores; accuracy from 0.2 to about 0.3",
-    ),
-    "environment": Project(
-        "an environment, `Drawer`, and questions for it, `Drawers`",
-        "the environment's answers and rewards, and the rows",
-        _PREVIEW, "about two minutes on two cores; accuracy from 0.05 to about 0.6",
-    ),
-}  # fmt: skip
-"""Kind of project -> its README's details; the other files are in the folder of that name."""
+    "task": {
+        "contents": "a data set, `Backwards`, and a reward, `InPlace`",
+        "tests": "the reward on right and wrong answers, and the rows",
+        "look": _PREVIEW,
+        "outcome": "a minute or two on two cores; accuracy from 0.03 to about 0.75",
+    },
+    "algorithm": {
+        "contents": "an algorithm, `UpperClip`",
+        "tests": "the properties of the loss, and its value by hand",
+        "look": "check my_task.UpperClip  # the same properties, in numbers",
+        "outcome": "a minute or two on two cores; accuracy from 0.2 to about 0.3",
+    },
+    "environment": {
+        "contents": "an environment, `Drawer`, and questions for it, `Drawers`",
+        "tests": "the environment's answers and rewards, and the rows",
+        "look": _PREVIEW,
+        "outcome": "about two minutes on two cores; accuracy from 0.05 to about 0.6",
+    },
+}
+"""Kind of project -> what its README says: the parts in the module, the subject of the tests, a command that shows the
+parts before training, and the run's duration and accuracy. The other files are in the folder of that name."""
 TASK_MODULE = "my_task"
 """The module's name in `projects/`."""
 
@@ -82,14 +70,12 @@ def init(folder: Path, kind: str = "task") -> list[Path]:
     """
     if kind not in KINDS:
         raise UserError(f"--kind: there is no kind {kind!r}; kinds: {', '.join(KINDS)}")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; choose another name")
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; choose another folder, or remove its files first")
     name = module_name(folder.absolute().name)
     check_writable(folder, "init")
     texts = {path.name: path.read_text() for path in (PROJECTS / kind).iterdir() if path.is_file()}
-    texts["README.md"] = (PROJECTS / "README.md").read_text().format(**KINDS[kind]._asdict())
+    texts["README.md"] = (PROJECTS / "README.md").read_text().format(**KINDS[kind])
     written = []
     for file, text in sorted(texts.items()):
         path = folder / file.replace(TASK_MODULE, name)

@@ -81,8 +81,8 @@ def strategy_table(job: JobSizes, gpus: GPUs) -> Table:
 
 def advice(job: JobSizes, gpus: GPUs) -> list[str]:
     """Return the proposal in words and as arguments."""
-    loaded = job.whole.parameters * (2 if job.reference and not job.lora else 1)
-    loaded += sum(teacher.parameters for teacher in job.teachers)
+    copies = 2 if job.reference and not job.lora else 1
+    loaded = job.whole.parameters * copies + sum(teacher.parameters for teacher in job.teachers)
     lines = [
         f"{FREE:.0%} of each GPU is left free. The first process needs "
         f"{loaded * 4 / GIB:.1f} GiB of host memory to load (with DDP each process does)."

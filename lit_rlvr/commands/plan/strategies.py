@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -297,12 +298,9 @@ class JobSizes:
 
     def reason(self, plan: Plan) -> str:
         """Return one line that says what a plan needs, and what its faster alternatives would."""
-        gpus, found = plan.gpus, []
-        for other in self.plans(gpus):
-            if other == plan:
-                break
-            if other.strategy.lora == self.lora:
-                found.append(f"{other.name} {other.needs / GIB:.0f}")
+        gpus = plan.gpus
+        before = takewhile(lambda other: other != plan, self.plans(gpus))
+        found = [f"{other.name} {other.needs / GIB:.0f}" for other in before if other.strategy.lora == self.lora]
         faster = f"; faster, but too large or without memory for vLLM: {'; '.join(found)}" if found else ""
         advice = "" if plan.fits else "; IT WILL NOT FIT: `lit-rlvr plan` proposes smaller micro-batches or adapters"
         return (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,9 +29,7 @@ def time_run(arguments: Sequence[str]) -> None:
     Raises:
         UserError: `fit` refuses the config, or an option of the plan for other GPUs is given.
     """
-    parser = ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--time", action="store_true")
-    _, config = parser.parse_known_args([*arguments])
+    config = [argument for argument in arguments if argument != "--time"]
     for option in ("--gpus", "--lengths"):
         if any(argument.partition("=")[0] == option for argument in config):
             raise UserError(f"--time: it measures on this machine; leave out {option}, or leave out --time")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 
 from lit_rlvr.commands.report.groups import RunGroup
@@ -49,42 +50,34 @@ def chart(panel: Panel, numbers: Sequence[int]) -> Chart:
     low, high = min(min(c.low) for _, c in curves), max(max(c.high) for _, c in curves)
     ticks = nice_ticks(0.0 if 0 <= low < 0.6 * high or 0 <= low == high else low, high)
     last = max(1, *(c.steps[-1] for _, c in curves))
-    x = LinearScale(0, last, LEFT, CHART_WIDTH - RIGHT)
-    y = LinearScale(ticks[0], ticks[-1], CHART_HEIGHT - BOTTOM, TOP)
+    x = partial(scale, low=0, high=last, start=LEFT, end=CHART_WIDTH - RIGHT)
+    y = partial(scale, low=ticks[0], high=ticks[-1], start=CHART_HEIGHT - BOTTOM, end=TOP)
     steps = [step for step in nice_ticks(0, last, most=7) if step <= last and step == int(step)]
     ends = {(number_text(c.mean[0]), number_text(c.mean[-1])) for _, c in curves}
     return Chart(
         title=panel.title,
         summary=" \N{RIGHTWARDS ARROW} ".join(next(iter(ends))) if len(curves) == 1 else "",
-        x_ticks=[(x.at(step), tick_text(step)) for step in steps],
-        y_ticks=[(y.at(tick), tick_text(tick)) for tick in ticks],
+        x_ticks=[(x(step), tick_text(step)) for step in steps],
+        y_ticks=[(y(tick), tick_text(tick)) for tick in ticks],
         lines=[_chart_line(number, curve, x, y) for number, curve in curves],
     )
 
 
-@dataclass(frozen=True)
-class LinearScale:
-    """A linear map from [low, high] to [start, end]."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-
-    def at(self, value: float) -> float:
-        return round(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 1)
+def scale(value: float, low: float, high: float, start: float, end: float) -> float:
+    """Map a value linearly from [low, high] to [start, end]."""
+    return round(start + (value - low) / (high - low) * (end - start), 1)
 
 
-def _chart_line(number: int, curve: Curve, x: LinearScale, y: LinearScale) -> Line:
+def _chart_line(number: int, curve: Curve, x: Callable[[float], float], y: Callable[[float], float]) -> Line:
     def points(values: list[float]) -> list[str]:
-        return [f"{x.at(step)},{y.at(value)}" for step, value in zip(curve.steps, values, strict=True)]
+        return [f"{x(step)},{y(value)}" for step, value in zip(curve.steps, values, strict=True)]
 
     outline = [*points(curve.high), *reversed(points(curve.low))]
     marks = []
     if len(curve.steps) <= MAX_MARKED_POINTS:
         for step, mean, low, high in zip(curve.steps, curve.mean, curve.low, curve.high, strict=True):
             span = "" if low == high else f" ({number_text(low)} to {number_text(high)})"
-            marks.append((x.at(step), y.at(mean), f"step {step}: {number_text(mean)}{span}"))
+            marks.append((x(step), y(mean), f"step {step}: {number_text(mean)}{span}"))
     return Line(
         group=number,
         path="M" + "L".join(points(curve.mean)),
@@ -210,6 +203,5 @@ def _validation_metrics(groups: Sequence[RunGroup]) -> list[str]:
 
 
 def _validation_title(name: str) -> str:
-    _, _, rest = name.partition("/")
-    part, _, metric = rest.rpartition("/")
+    part, _, metric = name.removeprefix("val/").rpartition("/")
     return f"{metric} on {part}"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_rlvr.commands.report.explain import has_gradient, view
+from lit_rlvr.commands.report.explain import SavedGroups, first_with_gradient, view
 from lit_rlvr.commands.report.groups import RunGroup
 from lit_rlvr.commands.report.prompts import (
     MOST_PROMPTS,
@@ -32,15 +32,6 @@ TURN: Fields = {"text": str, "observation": (str, type(None))}
 
 
 @dataclass(frozen=True)
-class GroupSample:
-    """A sampled group on the page: all completions, or those with the highest and lowest rewards; images as URIs."""
-
-    visit: Visit
-    rows: list[dict[str, Any]]
-    images: list[str]
-
-
-@dataclass(frozen=True)
 class CloseUp:
     """Details of a group on the page, in addition to its numbers.
 
@@ -48,6 +39,8 @@ class CloseUp:
         seen: number of sampled prompts; visited_again: number of those that a run sampled more than once.
         hardest, newly_solved: the first prompts of each kind; hard, solved: their numbers.
         seed: seed of the run that samples and tokens come from.
+        samples: (visit, completions, images as URIs) of sampled groups: all completions, or those with the highest and
+            lowest rewards.
         saved: number of its saved rollouts; tokens: (step, algorithm, `view` of `commands/report/explain.py`) of an
             early and a late one.
     """
@@ -59,7 +52,7 @@ class CloseUp:
     newly_solved: list[History]
     solved: int
     seed: str
-    samples: list[GroupSample]
+    samples: list[tuple[Visit, list[dict[str, Any]], list[str]]]
     saved: int
     tokens: list[tuple[int, str, dict[str, Any]]]
 
@@ -71,6 +64,8 @@ def close_up(group: RunGroup) -> CloseUp:
     hard, solved = hardest(prompts), newly_solved(prompts)
     run, index = next((pair for pair in pairs if pair[1].rows), pairs[0]) if pairs else (None, None)
     groups = [(visit, index.read_group(visit)) for visit in samples(index)] if index else []
+    shown = [(visit, [rows[g] for g in extremes([row["reward"] for row in rows])], image_uris(run.path, rows[0]))
+             for visit, rows in groups if run and rows]  # fmt: skip
     return CloseUp(
         seen=len(prompts),
         visited_again=sum(prompt.count > len(prompt.runs) for prompt in prompts),
@@ -79,15 +74,10 @@ def close_up(group: RunGroup) -> CloseUp:
         newly_solved=solved[:MOST_PROMPTS],
         solved=len(solved),
         seed=run.seed if run else "",
-        samples=[_sample(run.path, visit, rows) for visit, rows in groups if run and rows],
+        samples=shown,
         saved=len(list_traces(run.path)) if run else 0,
         tokens=_tokens(run) if run else [],
     )
-
-
-def _sample(run: Path, visit: Visit, rows: list[dict[str, Any]]) -> GroupSample:
-    shown = [rows[g] for g in extremes([row["reward"] for row in rows])]
-    return GroupSample(visit, shown, image_uris(run, rows[0]))
 
 
 def extremes(rewards: Sequence[float]) -> list[int]:
@@ -119,26 +109,18 @@ def shorten(text: str) -> str:
 def _tokens(run: RunRecord) -> list[tuple[int, str, dict[str, Any]]]:
     """Return a group with a gradient from the first saved rollout that has one, and from the last."""
     files = sorted(list_traces(run.path).items())
-    ends = [
-        found
-        for found in (_first_with_gradient(run, files), _first_with_gradient(run, files[::-1]))
-        if found is not None
-    ]
+    ends = [first_with_gradient(_readable(run, order)) for order in (files, files[::-1])]
     return [
         (step, algorithm, view(group, extremes([c["reward"] for c in group["completions"]]), MOST_TOKENS))
-        for step, algorithm, group in {found[0]: found for found in ends}.values()
+        for step, algorithm, group in {found[0]: found for found in ends if found is not None}.values()
     ]
 
 
-def _first_with_gradient(run: RunRecord, files: list[tuple[int, Path]]) -> tuple[int, str, dict[str, Any]] | None:
-    """Return (step, algorithm, group) of the first file with a group that had a gradient."""
+def _readable(run: RunRecord, files: list[tuple[int, Path]]) -> Iterator[SavedGroups]:
+    """Yield the saved rollouts, and note in the run which files cannot be read."""
     for step, path in files:
         try:
-            algorithm, groups = read_trace(path)
+            yield step, *read_trace(path)
         except UserError as error:
             if str(error) not in run.notes:
                 run.notes.append(str(error))
-            continue
-        for group in filter(has_gradient, groups):
-            return step, algorithm, group
-    return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from markdown_it import MarkdownIt
@@ -20,18 +19,8 @@ EMPTY = re.compile(r"^## .*\s*(?=^## |\Z)", re.MULTILINE)
 """A section that had nothing but figures."""
 
 
-@dataclass(frozen=True)
-class StudyResults:
-    """The results of a study.
-
-    Args:
-        name: of the study. tables: its tables and their explanations as HTML.
-        figures: (title, data URI) of its figures.
-    """
-
-    name: str
-    tables: Markup
-    figures: list[tuple[str, str]]
+StudyResults = tuple[str, Markup, list[tuple[str, str]]]
+"""A study's name, its tables and their explanations as HTML, and (title, data URI) of its figures."""
 
 
 def comparison(folder: Path) -> StudyResults:
@@ -49,7 +38,7 @@ def comparison(folder: Path) -> StudyResults:
             token.tag = f"h{int(token.tag[1:]) + 1}"
     paths = [folder / source for source in FIGURE.findall(text) if ".." not in source]
     figures = [(_title(path), _uri(path)) for path in paths if path.is_file()]
-    return StudyResults(title.removeprefix("# "), Markup(reader.renderer.render(tokens, reader.options, {})), figures)
+    return title.removeprefix("# "), Markup(reader.renderer.render(tokens, reader.options, {})), figures
 
 
 def _title(path: Path) -> str:

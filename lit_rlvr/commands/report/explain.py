@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from lit_rlvr.common.terminal import Terminal, show_result
 from lit_rlvr.configs import Parser
 from lit_rlvr.errors import UserError
 from lit_rlvr.training.trace import list_traces, read_trace, trace_folder
+
+SavedGroups = tuple[int, str, list[dict[str, Any]]]
+"""Step, algorithm and groups of a saved rollout."""
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -69,10 +72,15 @@ def load_group(run: Path, step: int | None, prompt: str | None) -> tuple[int, st
             raise UserError(f"--prompt: {prompt!r} was not saved at step {chosen}; there are {', '.join(by_name)}")
         return chosen, algorithm, by_name[prompt]
     newest = next(saved)
-    for chosen, algorithm, groups in chain([newest], saved):
+    return first_with_gradient(chain([newest], saved)) or (newest[0], newest[1], newest[2][0])
+
+
+def first_with_gradient(saved: Iterable[SavedGroups]) -> tuple[int, str, dict[str, Any]] | None:
+    """Return (step, algorithm, group) of the first saved group that had a gradient."""
+    for step, algorithm, groups in saved:
         for group in filter(has_gradient, groups):
-            return chosen, algorithm, group
-    return newest[0], newest[1], newest[2][0]
+            return step, algorithm, group
+    return None
 
 
 def has_gradient(group: dict[str, Any]) -> bool:

@@ -11,8 +11,9 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, get_args
+from typing import Any, Literal, get_args
 
 from lit_rlvr.commands.report.runs import RunRecord
 from lit_rlvr.common.files import Fields, has_fields
@@ -89,9 +90,8 @@ class TrackedPrompt:
     @property
     def wrong_visits(self) -> int:
         """Number of most recent judged visits in a row with only wrong completions."""
-        judged = [visit for visit in self.visits if visit.judged]
-        solved = [k for k, visit in enumerate(judged) if visit.right]
-        return len(judged) - 1 - (solved[-1] if solved else -1)
+        judged = [visit for visit in reversed(self.visits) if visit.judged]
+        return len([*takewhile(lambda visit: not visit.right, judged)])
 
 
 class Completions:
@@ -131,21 +131,18 @@ class Completions:
         """
         until = time.perf_counter() + seconds
         with self.path.open("rb") as file:
-            return self._index_lines(file, until)
-
-    def _index_lines(self, file: BinaryIO, until: float) -> bool:
-        stat = os.fstat(file.fileno())
-        if (stat.st_dev, stat.st_ino) != self._file or stat.st_size < self.read:
-            self._reset()
-            self._file = (stat.st_dev, stat.st_ino)
-        self.size = stat.st_size
-        file.seek(self.read)
-        for line in file if self.size > self.read else ():
-            if not line.endswith(b"\n"):  # it is being written
-                break
-            self._index_line(line)
-            if time.perf_counter() > until:
-                return False
+            stat = os.fstat(file.fileno())
+            if (stat.st_dev, stat.st_ino) != self._file or stat.st_size < self.read:
+                self._reset()
+                self._file = (stat.st_dev, stat.st_ino)
+            self.size = stat.st_size
+            file.seek(self.read)
+            for line in file if self.size > self.read else ():
+                if not line.endswith(b"\n"):  # it is being written
+                    break
+                self._index_line(line)
+                if time.perf_counter() > until:
+                    return False
         return True
 
     def _index_line(self, line: bytes) -> None:

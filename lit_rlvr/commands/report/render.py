@@ -41,8 +41,6 @@ def write_page(path: Path, text: str, option: str) -> None:
     Raises:
         UserError: another file has that name, or it cannot be written.
     """
-    if path.is_dir():
-        raise UserError(f"{option}: {path} is a folder; give the name of a file")
     try:
         if path.exists() and MARK not in path.read_text(errors="replace"):
             raise UserError(f"{option}: {path} exists and is not a page of lit-rlvr; choose another name")

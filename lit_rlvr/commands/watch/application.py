@@ -6,17 +6,17 @@ import secrets
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
+from functools import lru_cache
 from importlib.resources import files
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from lit_rlvr.commands.watch import pages
 from lit_rlvr.commands.watch.follow import FollowedFolders
@@ -75,10 +75,22 @@ def application(folders: FollowedFolders, token: str | None = None) -> Starlette
             raise pages.NotFound("step and sample are whole numbers")
         return pages.completion_page(folders, given.get("run", ""), given.get("id", ""), step, sample)
 
-    overviews = {more: CachedPage(partial(pages.overview, folders, more), folders) for more in (False, True)}
+    @lru_cache(maxsize=2)
+    def overview(more: bool, version: int) -> str:
+        return pages.overview(folders, more)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        stop = threading.Event()
+        threading.Thread(target=follow, args=(folders, stop), name="lit-rlvr-watch", daemon=True).start()
+        try:
+            yield
+        finally:
+            stop.set()
+
     return Starlette(
         routes=[
-            Route("/", page(lambda request: overviews["more" in request.query_params].get())),
+            Route("/", page(lambda request: overview("more" in request.query_params, folders.versions["metrics"]))),
             Route("/now", now),
             Route("/prompts", page(prompts)),
             Route("/prompt", page(prompt)),
@@ -87,30 +99,11 @@ def application(folders: FollowedFolders, token: str | None = None) -> Starlette
         ],
         middleware=[Middleware(Guard, token=token)]
         + ([Middleware(TrustedHostMiddleware, allowed_hosts=LOCAL)] if token is None else []),
-        lifespan=_following(folders),
+        lifespan=lifespan,
     )
 
 
-class CachedPage:
-    """A page about the metrics, rendered again only when they have changed.
-
-    Args:
-        make: renders the page.
-        folders: the folders with the metrics.
-    """
-
-    def __init__(self, make: Callable[[], str], folders: FollowedFolders) -> None:
-        self._make, self._folders = make, folders
-        self._made: tuple[int, str] | None = None
-
-    def get(self) -> str:
-        version = self._folders.versions["metrics"]
-        if self._made is None or self._made[0] != version:
-            self._made = (version, self._make())
-        return self._made[1]
-
-
-class Guard:
+class Guard(BaseHTTPMiddleware):
     """Adds `HEADERS` to every answer, and requires the token: in the address once, then in a cookie.
 
     Args:
@@ -119,24 +112,19 @@ class Guard:
     """
 
     def __init__(self, app: ASGIApp, token: str | None) -> None:
-        self.app, self.token = app, token
+        super().__init__(app)
+        self.token = token
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+    async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
+        """Answer a request."""
+        response = self._refusal(request) or await call_next(request)
+        response.headers.update(HEADERS)
+        return response
 
-        async def with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in HEADERS.items())]
-            await send(message)
-
-        await self._refusal(Request(scope))(scope, receive, with_headers)
-
-    def _refusal(self, request: Request) -> ASGIApp:
-        """Return the application, or the answer for a browser without the token."""
+    def _refusal(self, request: Request) -> Response | None:
+        """Return the answer for a browser without the token; None for any other."""
         if self.token is None or _same(request.cookies.get(COOKIE, ""), self.token):
-            return self.app
+            return None
         if not _same(request.query_params.get("token", ""), self.token):
             return PlainTextResponse(
                 "This page needs the address with ?token=, which lit-rlvr watch printed.\n", status_code=403
@@ -148,22 +136,6 @@ class Guard:
 
 def _same(given: str, token: str) -> bool:
     return secrets.compare_digest(given.encode(), token.encode())
-
-
-def _following(folders: FollowedFolders) -> Callable[[Starlette], Any]:
-    """Return a lifespan that refreshes the folders every second in a thread, while the application runs."""
-
-    @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        stop = threading.Event()
-        thread = threading.Thread(target=follow, args=(folders, stop), name="lit-rlvr-watch", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-
-    return lifespan
 
 
 def follow(folders: FollowedFolders, stop: threading.Event) -> None:

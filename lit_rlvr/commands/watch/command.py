@@ -90,19 +90,13 @@ def open_socket(host: str, port: int) -> socket.socket:
     Raises:
         UserError: it is taken, or not this machine's.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((host, port))
-        listener.listen()
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        listener.close()
+        reason = str(error.strerror or error).partition(" (while attempting")[0]
         raise UserError(
-            f"--host {host} --port {port}: cannot listen there: {error.strerror or error}; choose another port, or 0 "
-            "for any free one"
+            f"--host {host} --port {port}: cannot listen there: {reason}; choose another port, or 0 for any free one"
         ) from error
-    return listener
 
 
 def show_runs(
@@ -137,8 +131,7 @@ def runs_table(folders: FollowedFolders) -> RenderableType:
     for name, followed in folders.runs.items():
         cells = [_curve_text(curve([followed.run], [metric])) for _, metric in CURVE_COLUMNS]
         shown.add_row(Text(f"{followed.path.parent.name}/{followed.path.name}\n{followed.status.line}"), *cells)
-        for found in findings(followed.run.metrics):
-            notes.append(Text(f"{name}: {found}"))
+        notes += [Text(f"{name}: {found}") for found in findings(followed.run.metrics)]
     return Group(shown, *notes)
 
 

@@ -80,7 +80,8 @@ class FollowedRun:
         silent = time.time() - live["at"] if live else 0.0
         if live and live["stage"] != "ended" and silent < SILENT_SECONDS:
             return RunStatus("running", describe_state(live), live["step"], live["steps"])
-        steps = live["steps"] if live else _parse_int(self.run.settings.get("trainer.max_steps"))
+        most = self.run.settings.get("trainer.max_steps", "")
+        steps = live["steps"] if live else int(most) if most.isdigit() else None
         if self.run.is_finished:
             return RunStatus("finished", f"finished after {last} steps", last, last)
         if self.run.summary:
@@ -191,8 +192,7 @@ def describe_state(live: dict[str, Any]) -> str:
     words = [f"step {live['step']}{steps}", f"{live['part']}: {stage}" if live["part"] else stage]
     if live["tokens_per_second"]:
         words.append(f"{live['tokens_per_second']:,.0f} tokens/s")
-    for name, seconds in live["waiting"].items():
-        words.append(f"waiting for {name} {format_duration(seconds)}")
+    words += [f"waiting for {name} {format_duration(seconds)}" for name, seconds in live["waiting"].items()]
     if live["seconds_left"] is not None:
         words.append(f"{format_duration(live['seconds_left'])} left")
     words += [f"{live['memory_mb'] / 1024:.1f} GiB at most", f"engine {live['engine']}"]
@@ -213,7 +213,3 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
-
-
-def _parse_int(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isdigit() else None

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from lit_rlvr.commands.report.closeup import shorten, turns_of
 from lit_rlvr.commands.report.explain import view
-from lit_rlvr.commands.report.groups import RunGroup
 from lit_rlvr.commands.report.page import contents
 from lit_rlvr.commands.report.prompts import OUTCOMES, Completions, TrackedPrompt, Visit
 from lit_rlvr.commands.report.render import image_uris, render
@@ -36,17 +34,10 @@ class NotFound(Exception):
     """Raised if there is no such run, prompt or step."""
 
 
-@dataclass(frozen=True)
-class Bar:
-    """One or several visits in the table: a height from 0 to 1, and a description."""
-
-    height: float
-    words: str
-
-
 def overview(folders: FollowedFolders, more: bool) -> str:
     """Render findings, results, curves and settings of all runs; `more` adds curves of all other metrics."""
-    shown = contents(folders.groups, more) | {"problems": _problems(folders.groups)}
+    unreadable = [note for group in folders.groups for note in group.unreadable]
+    shown = contents(folders.groups, more) | {"problems": unreadable}  # `watch_now.html` shows how each run ended
     frame = _frame(folders) | {"follows": "metrics", "at_version": folders.versions["metrics"]}
     return render("watch_overview.html", **frame, title=folders.title, more=more, **shown)
 
@@ -66,16 +57,11 @@ def prompts(folders: FollowedFolders, run: str, outcome: str, order: str, words:
         number: the page, from 1.
     """
     followed = _find_run(folders, run)
-    key = ORDERS.get(order, ORDERS["last visit"])
-    counts = dict.fromkeys(OUTCOMES, 0)
-    found: list[TrackedPrompt] = []
-    for prompt in followed.completions.prompts.values():
-        counts[prompt.outcome] += 1
-        if outcome not in ("", prompt.outcome):
-            continue
-        if words.casefold() in f"{prompt.id}\n{prompt.text}\n{prompt.answer}".casefold():
-            found.append(prompt)
-    found.sort(key=key)
+    outcomes = [(prompt, prompt.outcome) for prompt in followed.completions.prompts.values()]
+    counts = {name: sum(own == name for _, own in outcomes) for name in OUTCOMES}
+    chosen = [prompt for prompt, own in outcomes if outcome in ("", own)]
+    found = [p for p in chosen if words.casefold() in f"{p.id}\n{p.text}\n{p.answer}".casefold()]
+    found.sort(key=ORDERS.get(order, ORDERS["last visit"]))
     pages = max(1, -(-len(found) // PER_PAGE))
     number = min(max(number, 1), pages)
     shown = found[(number - 1) * PER_PAGE : number * PER_PAGE]
@@ -121,11 +107,6 @@ def completion_page(folders: FollowedFolders, run: str, name: str, step: int, sa
     )  # fmt: skip
 
 
-def _problems(groups: list[RunGroup]) -> list[str]:
-    """Return the notes on unreadable files; `watch_now.html` shows how each run ended."""
-    return [problem for group in groups for problem in group.unreadable]
-
-
 def _frame(folders: FollowedFolders) -> dict[str, Any]:
     """Return the values for every page."""
     return {
@@ -159,17 +140,15 @@ def _find_visit(
     return tracked, visit, rows
 
 
-def _bars(visits: list[Visit]) -> list[Bar]:
-    """Return a prompt's visits as bars: each one visit, or several if there are many."""
+def _bars(visits: list[Visit]) -> list[tuple[float, str]]:
+    """Return a prompt's visits as bars, each with its height from 0 to 1 and a description; of many visits, several
+    share a bar."""
     width = -(-len(visits) // MOST_BARS)
-    parts = [visits[first : first + width] for first in range(0, len(visits), width)]
-    return [_bar(part) for part in parts]
+    return [_bar(visits[first : first + width]) for first in range(0, len(visits), width)]
 
 
-def _bar(visits: list[Visit]) -> Bar:
+def _bar(visits: list[Visit]) -> tuple[float, str]:
     right, judged = sum(past.right for past in visits), sum(past.judged for past in visits)
     first, last = visits[0].step, visits[-1].step
-    return Bar(
-        right / max(judged, 1),
-        f"{f'step {first}' if first == last else f'steps {first} to {last}'}: {right} of {judged}",
-    )
+    steps = f"step {first}" if first == last else f"steps {first} to {last}"
+    return right / max(judged, 1), f"{steps}: {right} of {judged}"

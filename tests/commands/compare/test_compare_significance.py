@@ -25,7 +25,6 @@ from lit_rlvr.commands.compare.significance import (
     probability_of_improvement,
     sign_flip_test,
     stratified_band,
-    stratified_interval,
 )
 
 
@@ -194,11 +193,11 @@ def test_intervals_cover_as_often_as_they_say() -> None:
     rng = np.random.default_rng(0)
     inside = 0
     for _ in range(25):
-        low, high = stratified_interval(interquartile_mean, [rng.normal(1.0, 1.0, 20), rng.normal(1.0, 2.0, 20)])
+        low, high = stratified_band(interquartile_mean, [rng.normal(1.0, 1.0, 20), rng.normal(1.0, 2.0, 20)])
         inside += low <= 1.0 <= high
     assert 21 <= inside <= 25
-    assert stratified_interval(interquartile_mean, [[1.0], [1.0, 2.0]]) is None
-    low, high = stratified_interval(probability_of_improvement, [[2.0, 3.0]], [[0.0, 1.0]])
+    assert stratified_band(interquartile_mean, [[1.0], [1.0, 2.0]]) is None
+    low, high = stratified_band(probability_of_improvement, [[2.0, 3.0]], [[0.0, 1.0]])
     assert low == high == 1.0
 
 

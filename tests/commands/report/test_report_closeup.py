@@ -27,9 +27,9 @@ def test_the_extremes_of_a_group_are_shown() -> None:
 def test_images_are_inlined(tmp_path: Path) -> None:
     (key,) = save_thumbnails((Image.new("RGB", (8, 8), "red"),), tmp_path)
     rows = [row(2, "a", 0, True, images=[key, "0" * 16, 5, "../config"])]
-    (sample,) = close_up(look(make_run(tmp_path, rows=rows))).samples
-    head, _, data = sample.images[0].partition(",")
-    assert head == "data:image/png;base64" and len(sample.images) == 1
+    ((_, _, images),) = close_up(look(make_run(tmp_path, rows=rows))).samples
+    head, _, data = images[0].partition(",")
+    assert head == "data:image/png;base64" and len(images) == 1
     assert base64.b64decode(data) == (tmp_path / f"images/{key}.png").read_bytes()
 
 

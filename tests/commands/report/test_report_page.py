@@ -197,7 +197,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     with pytest.raises(UserError, match="holds no run"):
         write_report([run, tmp_path / "nowhere"])
-    with pytest.raises(UserError, match="is a folder"):
+    with pytest.raises(UserError, match="cannot be written: Is a directory"):
         write_report([run], tmp_path)
 
 

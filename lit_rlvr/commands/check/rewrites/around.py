@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from lit_rlvr.commands.check.gold import Gold, may_answer
 from lit_rlvr.commands.check.rewrites.registry import (
     ALL_KINDS,
@@ -109,8 +111,7 @@ def answer_taken_back(gold: Gold) -> str | None:
 @breaks(*ANSWER_KINDS, whole=True)
 def every_box_at_once(gold: Gold) -> str | None:
     """Box several answers, the right one among them."""
-    others = other_answers(gold) if gold.is_boxed else ()
-    return " or ".join([gold.write(others[0]), gold.text, *map(gold.write, others[1:])]) if len(others) > 1 else None
+    return _all_at_once(gold, " or ", gold.write) if gold.is_boxed else None
 
 
 add_forms(
@@ -120,10 +121,10 @@ add_forms(
 )
 
 
-def _all_at_once(gold: Gold, between: str) -> str | None:
+def _all_at_once(gold: Gold, between: str, write: Callable[[str], str] = str) -> str | None:
     """Name several answers, the right one among them."""
     others = other_answers(gold)
-    return between.join([others[0], gold.answer, *others[1:]]) if len(others) > 1 else None
+    return between.join(map(write, [others[0], gold.answer, *others[1:]])) if len(others) > 1 else None
 
 
 add_forms(breaks(*ANSWER_KINDS), {"all at once": " or ", "all at once in a list": ", "}, _all_at_once)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from fractions import Fraction
 
 from lit_rlvr.commands.check.gold import Gold, value_of_answer
-from lit_rlvr.commands.check.rewrites.registry import ITEM_KINDS, add_forms, breaks, decimal, keeps
+from lit_rlvr.commands.check.rewrites.registry import ITEM_KINDS, add_forms, breaks, decimal, keeps, substitute
 
-
-@keeps("expression")
-def dfrac_in_an_expression(gold: Gold) -> str:
-    """Write \\frac as \\dfrac."""
-    return gold.answer.replace("\\frac", "\\dfrac")
+add_forms(keeps("expression"), {"dfrac in an expression": (r"\\frac", r"\\dfrac")}, substitute)
 
 
 @keeps("expression")
@@ -103,10 +101,7 @@ def as_inequalities(gold: Gold) -> str:
     return f"{left}x{right}" if right else f"x {mirrored} {low}"
 
 
-@keeps("interval")
-def infinity_as_a_character(gold: Gold) -> str:
-    """Write \\infty as its character."""
-    return gold.answer.replace("\\infty", "\N{INFINITY}")
+add_forms(keeps("interval"), {"infinity as a character": (r"\\infty", "\N{INFINITY}")}, substitute)
 
 
 @breaks("interval")
@@ -147,17 +142,15 @@ def only_the_first_part(gold: Gold) -> str:
     return gold.items[0]
 
 
-@breaks(*ITEM_KINDS)
-def another_part(gold: Gold) -> str | None:
-    """Write (1, 2) as (1, 3)."""
+def _change_last(gold: Gold, change: Callable[[Fraction], Fraction]) -> str | None:
+    """Change the value of the last part, if that makes it another one."""
     value = value_of_answer(gold.items[-1])
-    other = None if value is None else decimal(value + 1)
+    other = None if value is None or change(value) == value else decimal(change(value))
     return None if other is None or other in gold.items else gold.with_items((*gold.items[:-1], other))
 
 
-@breaks(*ITEM_KINDS)
-def another_sign_of_a_part(gold: Gold) -> str | None:
-    """Write (1, 2) as (1, -2)."""
-    value = value_of_answer(gold.items[-1])
-    other = decimal(-value) if value else None
-    return None if other is None or other in gold.items else gold.with_items((*gold.items[:-1], other))
+add_forms(
+    breaks(*ITEM_KINDS),
+    {"another part": lambda value: value + 1, "another sign of a part": lambda value: -value},
+    _change_last,
+)

@@ -6,13 +6,16 @@ import re
 from fractions import Fraction
 
 from lit_rlvr.commands.check.gold import UNITS, Gold, bare_number, fraction_parts, quantity_parts, value_of_answer
-from lit_rlvr.commands.check.rewrites.registry import NUMBER_KINDS, add_forms, breaks, decimal, keeps
+from lit_rlvr.commands.check.rewrites.registry import (
+    NUMBER_KINDS,
+    add_forms,
+    breaks,
+    decimal,
+    keeps,
+    other_answer,
+    substitute,
+)
 from lit_rlvr.commands.report.prompts import prompt_text
-
-
-def in_digits(answer: str, zero: str) -> str:
-    """Return an answer with the digits of the script whose digit zero is given."""
-    return answer.translate({ord("0") + k: ord(zero) + k for k in range(10)})
 
 
 @keeps("number")
@@ -21,10 +24,7 @@ def trailing_zero(gold: Gold) -> str:
     return gold.answer + ("0" if "." in gold.answer else ".0")
 
 
-@keeps("number")
-def plus_sign(gold: Gold) -> str | None:
-    """Write 7 as +7."""
-    return None if gold.answer[0] in "+-0" else f"+{gold.answer}"
+add_forms(keeps("number"), {"plus sign": ("^(?=[1-9.])", "+")}, substitute)
 
 
 def _grouped(gold: Gold, separator: str) -> str | None:
@@ -39,10 +39,7 @@ add_forms(
 )
 
 
-@keeps("number")
-def no_thousands_comma(gold: Gold) -> str | None:
-    """Write 12,345 as 12345."""
-    return gold.answer.replace(",", "")
+add_forms(keeps("number"), {"no thousands comma": (",", "")}, substitute)
 
 
 @keeps("number")
@@ -78,11 +75,11 @@ add_forms(
 )
 
 
-@keeps("number", "fraction", "percent", "tuple", "list")
-def minus_of_unicode(gold: Gold) -> str:
-    """Write the minus as U+2212."""
-    return gold.answer.replace("-", "\N{MINUS SIGN}")
-
+add_forms(
+    keeps("number", "fraction", "percent", "tuple", "list"),
+    {"minus of unicode": ("-", "\N{MINUS SIGN}")},
+    substitute,
+)
 
 add_forms(
     keeps("number", "percent", "tuple", "list"),
@@ -90,14 +87,11 @@ add_forms(
         "full width": "\N{FULLWIDTH DIGIT ZERO}",
         "digits of another script": "\N{DEVANAGARI DIGIT ZERO}",
     },
-    lambda gold, zero: in_digits(gold.answer, zero),
+    lambda gold, zero: gold.answer.translate({ord("0") + k: ord(zero) + k for k in range(10)}),
 )
 
 
-@keeps("percent")
-def percent_in_words(gold: Gold) -> str:
-    """Write 50% as 50 percent."""
-    return f"{bare_number(gold.answer)} percent"
+add_forms(keeps("percent"), {"percent in words": (r"\s*\\?%$", " percent")}, substitute)
 
 
 @keeps("percent")
@@ -107,8 +101,9 @@ def percent_sign(gold: Gold) -> str:
 
 
 def _fraction(gold: Gold, form: str) -> str | None:
+    """Put numerator, denominator, and the denominator plus 1 into a form, after the sign."""
     parts = fraction_parts(gold.answer)
-    return parts and ("-" if parts[0] < 0 else "") + form.format(abs(parts[0]), parts[1])
+    return parts and ("-" if parts[0] < 0 else "") + form.format(abs(parts[0]), parts[1], parts[1] + 1)
 
 
 add_forms(
@@ -176,8 +171,7 @@ def converted_unit(gold: Gold) -> str | None:
 @breaks("number")
 def next_number(gold: Gold) -> str | None:
     """Write 7 as 8."""
-    value = value_of_answer(gold.answer)
-    return decimal(value + 1) if value is not None and abs(value) < 10_000 else None
+    return other_answer(gold)
 
 
 @breaks(*NUMBER_KINDS)
@@ -201,10 +195,7 @@ def ten_times(gold: Gold) -> str | None:
     return decimal(10 * value) if value else None
 
 
-@breaks("number")
-def one_digit_before(gold: Gold) -> str | None:
-    """Write 7 as 17."""
-    return f"1{gold.answer}" if gold.answer.isdigit() else None
+add_forms(breaks("number"), {"one digit before": (r"^(\d+)$", r"1\1")}, substitute)
 
 
 @breaks("number")
@@ -213,10 +204,7 @@ def digits_reversed(gold: Gold) -> str | None:
     return gold.answer[::-1] if gold.answer.isdigit() else None
 
 
-@breaks("number")
-def decimals_added(gold: Gold) -> str | None:
-    """Write 7 as 7.5."""
-    return f"{gold.answer}.5" if gold.answer.lstrip("-").isdigit() else None
+add_forms(breaks("number"), {"decimals added": (r"^(-*\d+)$", r"\1.5")}, substitute)
 
 
 @breaks("number")
@@ -226,10 +214,7 @@ def percent_added(gold: Gold) -> str | None:
     return None if asked or value_of_answer(gold.answer) == 0 else f"{gold.answer}\\%"
 
 
-@breaks("number")
-def pi_added(gold: Gold) -> str | None:
-    """Write 7 as 7\\pi."""
-    return None if value_of_answer(gold.answer) == 0 else f"{gold.answer}\\pi"
+add_forms(breaks("number"), {"pi added": (r"^(.*[1-9].*)$", r"\1\\pi")}, substitute)
 
 
 @breaks("number")
@@ -262,18 +247,7 @@ def upside_down(gold: Gold) -> str | None:
     return f"\\frac{{{below}}}{{{above}}}" if above > 0 else None
 
 
-@breaks("fraction")
-def only_the_numerator(gold: Gold) -> str | None:
-    """Write 2/3 as 2."""
-    above, _ = fraction_parts(gold.answer) or (0, 1)
-    return str(above) if above else None
-
-
-@breaks("fraction")
-def another_denominator(gold: Gold) -> str | None:
-    """Write 1/2 as 1/3."""
-    above, below = fraction_parts(gold.answer) or (0, 1)
-    return f"{above}/{below + 1}" if above else None
+add_forms(breaks("fraction"), {"only the numerator": "{0}", "another denominator": "{0}/{2}"}, _fraction)
 
 
 @breaks("quantity")
@@ -283,7 +257,4 @@ def another_unit(gold: Gold) -> str | None:
     return None if value_of_answer(number) == 0 else f"{number} {UNITS[unit][0]}"
 
 
-@breaks("quantity")
-def unit_squared(gold: Gold) -> str | None:
-    """Write 5 cm as 5 cm^2."""
-    return _quantity(gold, "{}\\text{{ {}}}^2")
+add_forms(breaks("quantity"), {"unit squared": "{}\\text{{ {}}}^2"}, _quantity)

@@ -5,10 +5,7 @@ from __future__ import annotations
 import re
 
 from lit_rlvr.commands.check.gold import Gold
-from lit_rlvr.commands.check.rewrites.registry import add_forms, breaks, fill, keeps
-
-_KEYWORDS = re.compile(r"\b(select|from|where|group by|order by|having|limit|join|on|and|or|as)\b", re.IGNORECASE)
-
+from lit_rlvr.commands.check.rewrites.registry import add_forms, breaks, fill, keeps, substitute
 
 add_forms(
     keeps("sql"),
@@ -19,22 +16,17 @@ add_forms(
 )
 
 
-@keeps("sql")
-def keywords_in_small_letters(gold: Gold) -> str | None:
-    """Write keywords in small letters, in a query without quotes."""
-    return None if _is_quoted(gold) else _KEYWORDS.sub(lambda found: found[0].lower(), gold.answer)
-
-
-@keeps("sql")
-def query_on_several_lines(gold: Gold) -> str | None:
-    """Begin a line with each clause, in a query without quotes."""
-    clauses = r" +(?=(?:from|where|group by|order by|having|limit)\b)"
-    return None if _is_quoted(gold) else re.sub(clauses, "\n", gold.answer, flags=re.IGNORECASE)
-
-
-def _is_ordered(gold: Gold) -> bool:
-    return re.search(r"\border\s+by\b", gold.answer, re.IGNORECASE) is not None
-
+add_forms(
+    keeps("sql"),
+    {
+        "keywords in small letters": (
+            r"(?i)\b(select|from|where|group by|order by|having|limit|join|on|and|or|as)\b",
+            lambda found: found[0].lower(),
+        ),
+        "query on several lines": (r"(?i) +(?=(?:from|where|group by|order by|having|limit)\b)", "\n"),
+    },
+    lambda gold, change: None if re.search(r"['\"`\[]|--|/\*", gold.answer) else substitute(gold, change),
+)
 
 add_forms(
     keeps("sql"),
@@ -42,7 +34,7 @@ add_forms(
         "query in a query": "SELECT * FROM ({answer})",
         "common table": "WITH found AS ({answer}) SELECT * FROM found",
     },
-    lambda gold, form: None if _is_ordered(gold) else fill(gold, form),
+    lambda gold, form: None if re.search(r"(?i)\border\s+by\b", gold.answer) else fill(gold, form),
 )
 
 add_forms(
@@ -77,10 +69,6 @@ def text_of_the_query(gold: Gold) -> str:
 def query_in_a_comment(gold: Gold) -> str:
     """Put the query into a comment, and select something else."""
     return f"/* {gold.answer.replace('*/', '')} */ SELECT 'nothing of the kind'"
-
-
-def _is_quoted(gold: Gold) -> bool:
-    return re.search(r"['\"`\[]|--|/\*", gold.answer) is not None
 
 
 add_forms(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from string import ascii_uppercase
-from typing import get_args
+from typing import Any, get_args
 
 from lit_rlvr.commands.check.gold import Gold, Kind, comparable, may_answer, value_of_answer
 
@@ -70,20 +71,25 @@ def fill_marked(gold: Gold, form: str) -> str | None:
     return fill(gold, form) if gold.is_marked else None
 
 
+def substitute(gold: Gold, change: tuple[str, Any]) -> str:
+    """Replace a pattern in an answer: (regular expression, replacement or function of the match)."""
+    return re.sub(*change, gold.answer)
+
+
 def add_forms(
     register: Callable[[Rewriter], Rewriter],
-    forms: Mapping[str, str],
-    write: Callable[[Gold, str], str | None] = fill,
+    forms: Mapping[str, Any],
+    write: Callable[[Gold, Any], str | None] = fill,
 ) -> None:
-    """Register rewrites that differ in a text only.
+    """Register rewrites that differ in one value only, such as a text.
 
     Args:
         register: `keeps(...)` or `breaks(...)`.
-        forms: name -> text.
-        write: writes an answer with the text.
+        forms: name -> value.
+        write: writes an answer with the value.
     """
 
-    def rewriter(form: str) -> Rewriter:
+    def rewriter(form: Any) -> Rewriter:
         return lambda gold: write(gold, form)
 
     for name, form in forms.items():

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from lit_rlvr.commands.check.gold import Gold, chosen_option, words_of
-from lit_rlvr.commands.check.rewrites.registry import add_forms, breaks, keeps, other_letters
+from lit_rlvr.commands.check.rewrites.registry import add_forms, breaks, keeps, other_letters, substitute
 
-
-@keeps("text", "yes_no")
-def capital_letters(gold: Gold) -> str | None:
-    """Write lung as LUNG."""
-    return gold.answer.upper() if gold.answer.islower() else None
-
-
-@keeps("text", "yes_no")
-def first_letter_as_a_capital(gold: Gold) -> str | None:
-    """Write lung as Lung."""
-    return gold.answer.capitalize() if gold.answer.islower() else None
-
+add_forms(
+    keeps("text", "yes_no"),
+    {"capital letters": str.upper, "first letter as a capital": str.capitalize},
+    lambda gold, change: change(gold.answer) if gold.answer.islower() else None,
+)
 
 add_forms(
     keeps("text", "yes_no", "choice"),
@@ -29,11 +22,7 @@ add_forms(
 add_forms(keeps("text", "yes_no"), {"quotation marks": '"{answer}"'})
 
 
-@keeps("text")
-def no_break_space(gold: Gold) -> str:
-    """Write the spaces as U+00A0."""
-    return gold.answer.replace(" ", "\N{NO-BREAK SPACE}")
-
+add_forms(keeps("text"), {"no break space": (" ", "\N{NO-BREAK SPACE}")}, substitute)
 
 add_forms(
     keeps("choice"),
@@ -46,16 +35,11 @@ add_forms(
 )
 
 
-@keeps("choice")
-def small_letter(gold: Gold) -> str:
-    """Write B as b."""
-    return gold.answer.lower()
-
-
-@keeps("choice")
-def full_width_letter(gold: Gold) -> str:
-    """Write B as a full-width letter."""
-    return chr(ord(gold.answer) + 0xFEE0)
+add_forms(
+    keeps("choice"),
+    {"small letter": str.lower, "full width letter": lambda letter: chr(ord(letter) + 0xFEE0)},
+    lambda gold, change: change(gold.answer),
+)
 
 
 def _with_option(gold: Gold, form: str) -> str | None:
@@ -78,18 +62,18 @@ def sentence_about_the_option(gold: Gold) -> str:
     return f"The correct option is {gold.text}." if gold.is_marked else f"The answer is option {gold.answer}"
 
 
-@breaks("choice")
-def text_of_another_option(gold: Gold) -> str | None:
-    """Write B as the text of a wrong option."""
-    return _wrong_option(gold)
+def _with_wrong_option(gold: Gold, form: str) -> str | None:
+    """Put the letter and the text of a wrong option, which shares no word with the right one, into a form."""
+    known, options = {*words_of(chosen_option(gold))}, gold.sample.options
+    option = next((option for option in options if words_of(option) and not known & {*words_of(option)}), None)
+    return option and form.format(gold.answer, option)
 
 
-@breaks("choice")
-def letter_with_the_text_of_another(gold: Gold) -> str | None:
-    """Write B as B) with the text of a wrong option."""
-    option = _wrong_option(gold)
-    return option and f"{gold.answer}) {option}"
-
+add_forms(
+    breaks("choice"),
+    {"text of another option": "{1}", "letter with the text of another": "{0}) {1}"},
+    _with_wrong_option,
+)
 
 add_forms(breaks("choice"), {"letter that no option has": "Z"})
 
@@ -108,24 +92,13 @@ def two_letters(gold: Gold) -> str | None:
     return f"{gold.answer} and {others[0]}" if others else None
 
 
-def _wrong_option(gold: Gold) -> str | None:
-    """Return the text of a wrong option that shares no word with the right one."""
-    known = set(words_of(chosen_option(gold)))
-    options = gold.sample.options
-    return next((option for option in options if words_of(option) and not known & {*words_of(option)}), None)
-
-
 @breaks("text")
 def letters_in_another_order(gold: Gold) -> str | None:
     """Write CBA as ABC, and lung as gnul."""
     return None if gold.answer == gold.answer[::-1] else gold.answer[::-1]
 
 
-@breaks("text")
-def beginning_of_the_word(gold: Gold) -> str:
-    """Write only the first two letters."""
-    return gold.answer[:2]
-
+add_forms(breaks("text"), {"beginning of the word": ("^(..).*", r"\1")}, substitute)
 
 add_forms(
     breaks("yes_no"),
