@@ -139,12 +139,6 @@ def run(arguments: Sequence[str]) -> int:
             check_early(command, arguments[1:])
         except UserError as error:
             return _print_error(str(error))
-        except OSError as error:
-            from lit_rlvr.cli.error_lines import failure_line  # slow
-
-            if (line := failure_line(error)) is None:
-                raise
-            return _print_error(line)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     _set_up_output()
     from lit_rlvr.cli.error_lines import TRACEBACK, failure_line
