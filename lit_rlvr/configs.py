@@ -367,10 +367,6 @@ class Parser(ArgumentParser):
         except ArgumentError as error:
             error.parser = self  # type: ignore[attr-defined]
             raise
-        except ValueError as error:
-            if "null byte" not in str(error):
-                raise
-            raise UserError("--config: a value holds a null character (\\0), which no option takes") from error
 
 
 def _parse_classes(value: Any) -> Any:

@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.packages import find_part, require
 from lit_rlvr.common.terminal import one_line
-from lit_rlvr.errors import RunStopped, UserError, check_within, first_line, shown
+from lit_rlvr.errors import RunStopped, UserError, check_within, first_line
 from lit_rlvr.run.loggers import metric_rows, run_root
 from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.trackers.base import Samples, TrackedRun, Tracker
@@ -107,7 +107,9 @@ class Trackers(Callback):
                 _log.warning("trackers: %s has steps %s from before and keeps them", feed.tracker.key, again)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._send(trainer)
+        rows = metric_rows(trainer)
+        for feed in self.feeds:
+            feed.send(rows)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -129,11 +131,6 @@ class Trackers(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # If the run stopped during validation, the resumed run sends this iteration's row.
         self._end(trainer, not isinstance(exception, RunStopped | KeyboardInterrupt), complete=not trainer.validating)
-
-    def _send(self, trainer: Trainer) -> None:
-        rows = metric_rows(trainer)
-        for feed in self.feeds:
-            feed.send(rows)
 
     def _end(self, trainer: Trainer, failed: bool, complete: bool = True) -> None:
         if not trainer.is_global_zero:
@@ -249,11 +246,7 @@ def run_name(root: Path) -> str:
 
 def _read_run_ids(path: Path) -> dict[str, Any]:
     """Return the trackers' runs by key; empty without a `runs.json`."""
-    try:
-        found = json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError as error:
-        raise UserError(f"{shown(path)}: not JSON; mend it, or remove it to start new runs in the trackers") from error
-    return dict(found)
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
 def _text(path: Path) -> str:
