@@ -171,12 +171,16 @@ def _move(paths: Iterable[Path], source: Path, target: Path) -> None:
 
 def _make_folder(new: Path, old: Path) -> None:
     """Create a folder to move files to; link it to the old folder's disk if that is another one."""
-    if old.stat().st_dev == new.parent.stat().st_dev:
+    if _device(old) == _device(new.parent):
         new.mkdir()
     else:
         on_other_disk = old.resolve() / new.parent.name.removesuffix(".tmp")
         on_other_disk.mkdir(exist_ok=True)
         new.symlink_to(on_other_disk)
+
+
+def _device(folder: Path) -> int:
+    return folder.stat().st_dev
 
 
 def _remove(folder: Path) -> None:

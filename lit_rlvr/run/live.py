@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_rlvr.common.files import Fields, has_fields, write_atomically
 from lit_rlvr.common.terminal import progress
 from lit_rlvr.rollout.callback import rollout_of
+from lit_rlvr.run.loggers import callback_of
 from lit_rlvr.run.outputs import peak_memory_mb
 from lit_rlvr.run.progress import ProgressEstimator
 
@@ -35,8 +36,7 @@ def read_live(run: Path) -> dict[str, Any] | None:
         state = json.loads((run / LIVE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    is_valid = has_fields(state, STATE) and all(isinstance(v, int | float) for v in state["waiting"].values())
-    return state if is_valid else None
+    return state if has_fields(state, STATE) else None
 
 
 class LiveFile(Callback):
@@ -48,7 +48,6 @@ class LiveFile(Callback):
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
-        self._estimator = ProgressEstimator()
         self._trainer: Trainer | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -65,12 +64,6 @@ class LiveFile(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.on_sanity_check_start(trainer, pl_module)
-        self._estimator.begin(trainer)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self._estimator.add(trainer)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -110,7 +103,8 @@ class LiveFile(Callback):
             return
 
     def _state(self, trainer: Trainer) -> dict[str, Any]:
-        now, total_steps = time.time(), self._estimator.steps(trainer)
+        now, estimator = time.time(), callback_of(trainer, ProgressEstimator)
+        total_steps = estimator.steps(trainer)
         return {
             "stage": progress.stage,
             "part": progress.part,
@@ -121,7 +115,7 @@ class LiveFile(Callback):
             "waiting": {name: now - since for name, since in list(progress.waiting.items())},
             "step": trainer.global_step,
             "steps": total_steps,
-            "seconds_left": self._estimator.seconds(trainer.global_step, total_steps),
+            "seconds_left": estimator.seconds(trainer.global_step, total_steps),
             "memory_mb": round(peak_memory_mb()),
             "engine": rollout_of(trainer).generator.name,
             "host": socket.gethostname(),

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jsonargparse
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -96,14 +96,26 @@ class MetricsFile(Logger):
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, ["step", *names], restval="")
         writer.writeheader()
-        for step in sorted(self.rows):
-            writer.writerow({"step": step, **self.rows[step]})
+        writer.writerows({"step": step, **self.rows[step]} for step in sorted(self.rows))
         write_atomically(self.path, text.getvalue())
         self._pending = False
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         self.save()
+
+
+_C = TypeVar("_C", bound=Callback)
+
+
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """Return the callbacks, which Lightning's Trainer does not declare."""
+    return trainer.callbacks  # type: ignore[attr-defined]
+
+
+def callback_of(trainer: Trainer, kind: type[_C]) -> _C:
+    """Return the callback of a kind of which every run has one."""
+    return next(one for one in callbacks_of(trainer) if isinstance(one, kind))
 
 
 def run_root(trainer: Trainer) -> Path:

@@ -26,7 +26,7 @@ from lit_rlvr.common.terminal import number_text, one_line
 from lit_rlvr.errors import ChecksArguments
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.falls import LENGTHS, MARGIN, STRETCH, FallTest, paired_certainty, threshold
-from lit_rlvr.run.loggers import metric_rows, run_root
+from lit_rlvr.run.loggers import callbacks_of, metric_rows, run_root
 from lit_rlvr.training.optimizer import scale_schedule
 from lit_rlvr.types import GroupSelection, Rollout, Sampling
 
@@ -179,7 +179,7 @@ def why_stopped(trainer: Trainer, has_ended: bool) -> str | None:
     Args:
         has_ended: whether the run has done all of its steps or epochs.
     """
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks = callbacks_of(trainer)
     collapse = next((c.reason for c in callbacks if isinstance(c, CollapseMonitor) and c.reason), None)
     if collapse is not None:
         return f"{COLLAPSE}{collapse}"
@@ -208,14 +208,11 @@ class LostWork(Callback):
         self._silent = 0  # iterations until few effective samples may be reported again
         self._unselected = 0  # iterations until an empty selection may be reported again
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        module: Any = pl_module
-        if trainer.is_global_zero and module.iteration > 1:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.is_global_zero and pl_module.iteration > 1:
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
             constant = constant_reward(batch.rollout, metrics)
-            sampling, selection = rollout_of(trainer).sampling, module.selection
+            sampling, selection = rollout_of(trainer).sampling, pl_module.selection
             found = self.look(metrics, sampling, selection, constant)
             for line in found + self.look_at_answers(metrics, batch.rollout):
                 _log.warning("step %d: %s (%s)", trainer.global_step, line, GUIDE)

@@ -179,13 +179,11 @@ class RankWatch(Callback):
                 break
             time.sleep(0.1)
 
-    def _message(self) -> str:
-        return f"{self._reason or NO_MESSAGE}; so process {self._rank} exits, resume with --ckpt_path last"
-
     def _exit(self, trainer: Trainer) -> None:
         """Exit at once and kill this process's children: the main thread may be waiting forever."""
         show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # the progress bar hides it
-        print(f"{show_cursor}lit-rlvr: error: {printable(self._message())}", file=sys.stderr, flush=True)
+        message = f"{self._reason or NO_MESSAGE}; so process {self._rank} exits, resume with --ckpt_path last"
+        print(f"{show_cursor}lit-rlvr: error: {printable(message)}", file=sys.stderr, flush=True)
         self._has_reported.set()
         self._failed_has_ended.wait(REPORT_SECONDS)
         for child in getattr(trainer.strategy.launcher, "procs", []):
