@@ -16,6 +16,7 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, _typehints
 from jsonargparse._loaders_dumpers import get_yaml_default_loader
+from jsonargparse._parameter_resolvers import get_signature_parameters
 
 import lit_rlvr
 from lit_rlvr.errors import MOVED, UserError, did_you_mean, shown, user_error_in, why_not_a_file
@@ -395,15 +396,8 @@ def import_classes(*packages: ModuleType) -> None:
 
 def untyped_required(cls: type) -> set[str]:
     """Return the arguments of a class without default and type, which jsonargparse would make optional."""
-    parameters: dict[str, inspect.Parameter] = {}
-    for owner in inspect.getmro(cls):
-        init = vars(owner).get("__init__")
-        parameters = (dict(inspect.signature(init).parameters) if inspect.isfunction(init) else {}) | parameters
-    return {
-        name
-        for name, p in parameters.items()
-        if p.default is p.annotation is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    }
+    found = get_signature_parameters(cls)
+    return {one.name for one in found if one.default is one.annotation is inspect.Parameter.empty}
 
 
 def require_keys(value: Any, known: Sequence[str], where: str) -> dict[str, Any]:

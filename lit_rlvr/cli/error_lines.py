@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import re
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
@@ -305,10 +304,8 @@ def known_classes() -> dict[str, list[type]]:
 
 def class_arguments(cls: type) -> set[str]:
     """Return the arguments of a class and of its bases, and the fields of those that are groups, such as `kl.coef`."""
-    made = [vars(owner).get("__init__") for owner in inspect.getmro(cls)]
-    found = [one for init in made if inspect.isfunction(init) for one in inspect.signature(init).parameters.values()]
-    groups = {one.name: one.default for one in found if dataclasses.is_dataclass(one.default)}
-    fields = {
-        f"{name}.{field.name}" for name, group in groups.items() for field in dataclasses.fields(group) if field.init
+    kinds, _ = init_parameters(cls)
+    groups = {name: kind for name, kind in kinds.items() if dataclasses.is_dataclass(kind)}
+    return {*kinds} | {
+        f"{name}.{one.name}" for name, kind in groups.items() for one in dataclasses.fields(kind) if one.init
     }
-    return {one.name for one in found} - {"self", "args", "kwargs"} | fields
