@@ -112,7 +112,7 @@ class Protocol:
 
     def __post_init__(self) -> None:
         if not (self.samples or self.greedy):
-            raise UserError("protocol.samples: give a positive number, or 0 with greedy: true")
+            raise UserError("samples: give a positive number, or 0 with greedy: true")
         check_within(f"[0, {MAX_SIZE}]", "protocol", samples=self.samples)
         limits = {name: getattr(self, name) for name in ("max_tokens", *TURNS)}
         check_within("[1, inf)", "protocol", **limits)

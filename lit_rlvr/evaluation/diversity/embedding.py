@@ -116,7 +116,10 @@ class SentenceEmbedder(Embedder):
                 self.source, padding_side="right", trust_remote_code=False
             )
         except (OSError, ValueError) as error:
-            raise self._unusable(error) from error
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"embedding model {model}: {reason}; give a sentence-embedding model's folder or hub id"
+            ) from error
         limits = (limit, self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None), _NO_LIMIT)
         self.max_tokens = min(int(limit) for limit in limits if limit)
 
@@ -125,7 +128,10 @@ class SentenceEmbedder(Embedder):
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # similar lengths need little padding
         parts, cut = [], 0
         for start in range(0, len(order), self.batch_size):
-            inputs = self._tokenize([texts[i] for i in order[start : start + self.batch_size]])
+            batch = [texts[i] or " " for i in order[start : start + self.batch_size]]  # some make no token at all of ""
+            inputs = self.tokenizer(
+                batch, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+            ).to(self.device)
             cut += sum(bool(encoding.overflowing) for encoding in inputs.encodings or ())
             hidden = self._weights(**inputs).last_hidden_state.float()  # (b, L, H)
             parts.append(pool(hidden, inputs["attention_mask"], self.pooling).cpu())
@@ -133,11 +139,6 @@ class SentenceEmbedder(Embedder):
             said = "%s reads %d tokens: %d of %d texts are longer, and only their beginnings are compared"
             _log.warning(said, self.model, self.max_tokens, cut, len(texts))
         return torch.cat(parts)[torch.tensor(order).argsort()]
-
-    def _tokenize(self, texts: list[str]) -> Any:
-        texts = [text or " " for text in texts]  # some tokenizers turn "" into no tokens at all
-        found = self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
-        return found.to(self.device)
 
     @cached_property
     def _weights(self) -> Any:
@@ -151,10 +152,6 @@ class SentenceEmbedder(Embedder):
         missing = {name for name in found["missing_keys"] if not name.startswith("pooler.")}  # the pooler is not used
         check_complete(self.source, found | {"missing_keys": missing, "unexpected_keys": set()})
         return model.to(self.device).eval()
-
-    def _unusable(self, error: Exception) -> UserError:
-        reason = str(error).splitlines()[0]
-        return UserError(f"embedding model {self.model}: {reason}; give a sentence-embedding model's folder or hub id")
 
 
 def _packaged() -> str:
