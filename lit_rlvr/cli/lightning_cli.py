@@ -329,16 +329,16 @@ class ConfigCheck(RLVRCLI):
         self.config = Namespace({"subcommand": self._arguments[0], self._arguments[0]: Namespace()})
 
     def _set_seed(self) -> None:
-        pass
+        """Do nothing: no run begins."""
 
     def before_instantiate_classes(self) -> None:
-        pass
+        """Do nothing: the configs come later."""
 
     def instantiate_classes(self) -> None:
-        pass
+        """Do nothing: `check` builds the objects."""
 
     def _run_subcommand(self, subcommand: str) -> None:
-        pass
+        """Do nothing: no run begins."""
 
     def check(self, config: dict[str, Any]) -> Any:
         """Raise the errors that `fit` would raise for a config before it builds its trainer; return the built

@@ -31,9 +31,9 @@ def main() -> None:
     # Threads that spin while waiting would take cores from vLLM and the reward workers.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for descriptor in range(3):
-        if not _is_open(descriptor):  # the shell closed it, and the next file would get its number
-            os.open(os.devnull, os.O_RDWR)
+    while (spare := os.open(os.devnull, os.O_RDWR)) < 3:  # the shell closed it, and the next file would get its number
+        continue
+    os.close(spare)
     sys.stdout, sys.stderr = (_Output(i).as_text(name) for i, name in ((1, "stdout"), (2, "stderr")))
     stdout = sys.stdout  # a reward may set another
     _watch_exits()
@@ -95,14 +95,6 @@ class _TextOutput(io.TextIOWrapper):
 
     def close(self) -> None:
         self.flush()
-
-
-def _is_open(descriptor: int) -> bool:
-    try:
-        os.fstat(descriptor)
-    except OSError:
-        return False
-    return True
 
 
 def run(arguments: Sequence[str]) -> int:
