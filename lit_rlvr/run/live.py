@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,6 @@ class LiveFile(Callback):
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
-        self._trainer: Trainer | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
@@ -57,13 +57,11 @@ class LiveFile(Callback):
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero or self._thread is not None:
             return
-        self._trainer = trainer
         self._stop.clear()
-        self._thread = threading.Thread(target=self._run, name="lit-rlvr-live", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(trainer,), name="lit-rlvr-live", daemon=True)
         self._thread.start()
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.on_sanity_check_start(trainer, pl_module)
+    on_train_start = on_sanity_check_start
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -74,12 +72,12 @@ class LiveFile(Callback):
         progress.part = ""
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._finish()
+        self._finish(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._finish()
+        self._finish(trainer)
 
-    def _finish(self) -> None:
+    def _finish(self, trainer: Trainer) -> None:
         """Write the last state, and end the thread."""
         if self._thread is None:
             return
@@ -88,19 +86,16 @@ class LiveFile(Callback):
         self._thread = None
         progress.part = ""
         progress.begin("ended")
-        self._write()
+        self._write(trainer)
 
-    def _run(self) -> None:
+    def _run(self, trainer: Trainer) -> None:
         while not self._stop.wait(WRITE_SECONDS):
-            self._write()
+            self._write(trainer)
 
-    def _write(self) -> None:
-        assert self._trainer is not None, "`setup` has set it"
-        path = Path(self._trainer.default_root_dir, LIVE)
-        try:
-            write_atomically(path, json.dumps(self._state(self._trainer)) + "\n")
-        except OSError:  # a full disk ends the run where its results are written, with a message
-            return
+    def _write(self, trainer: Trainer) -> None:
+        path = Path(trainer.default_root_dir, LIVE)
+        with suppress(OSError):  # a full disk ends the run where its results are written, with a message
+            write_atomically(path, json.dumps(self._state(trainer)) + "\n")
 
     def _state(self, trainer: Trainer) -> dict[str, Any]:
         now, estimator = time.time(), callback_of(trainer, ProgressEstimator)

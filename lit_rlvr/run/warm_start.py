@@ -224,7 +224,7 @@ class ExactMatch(Callback):
 
     def __init__(self, start: WarmStart, shown: Demonstrations, held_out: list[Prompt]) -> None:
         self.start, self.shown, self.held_out = start, shown, held_out
-        self._source: DemonstrationSource | None = None
+        self._source: DemonstrationSource  # from on_train_start on
         self._started = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -232,7 +232,6 @@ class ExactMatch(Callback):
         self._started = time.perf_counter()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        assert self._source is not None, "on_train_start comes first"
         batch.rollout = self._source.next(batch)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
