@@ -429,8 +429,9 @@ class Falls:
                 self._steps.append(step)
                 noise = row.get("rollout/accuracy_error", 0.0), row["rollout/judged_prompts"]
                 if (fall := self._test.add(row["rollout/accuracy"], *noise)) is not None:
-                    first, good = self._steps[-fall.length], [0, *self._steps][-fall.length - 2]
-                    yield _explained("rollout/accuracy", metrics, good, first, step, fall.before, fall.after)
+                    length, before, after = fall
+                    first, good = self._steps[-length], [0, *self._steps][-length - 2]
+                    yield _explained("rollout/accuracy", metrics, good, first, step, before, after)
             self._newest = step
             for name in filter(HELD_OUT.fullmatch, row):
                 looks, metric = self._looks.setdefault(name, []), name.replace("fall_z", "accuracy")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,15 +23,9 @@ _SUPPORTED = {"Transformer", "Pooling", "Normalize"}  # normalising does not cha
 _OLD_NAMES = {"mean_tokens": "mean", "cls_token": "cls"}
 
 
-class PoolingSettings(NamedTuple):
-    """Pooling and maximum length of a sentence-embedding model."""
-
-    pooling: str = "mean"
-    max_tokens: int | None = None
-
-
-def read_settings(folder: Path) -> PoolingSettings:
-    """Read the settings that sentence-transformers wrote; by default, take the mean of all tokens.
+def read_settings(folder: Path) -> tuple[str, int | None]:
+    """Read the settings that sentence-transformers wrote: the pooling, by default the mean of all tokens, and the
+    maximum length in tokens.
 
     Raises:
         ValueError: the model needs an unsupported pooling, more layers, or a chat template.
@@ -50,7 +44,7 @@ def read_settings(folder: Path) -> PoolingSettings:
     reads = _read_json(folder / "sentence_bert_config.json") or {}
     if "message" in reads.get("modality_config", {}):
         raise ValueError("it reads a text as a message of a chat, which is not supported")
-    return PoolingSettings(how, reads.get("max_seq_length"))
+    return how, reads.get("max_seq_length")
 
 
 def _read_json(path: Path) -> Any:

@@ -121,8 +121,7 @@ class JudgeScore(DiversityMeasure):
         return scores
 
     def compute(self) -> dict[str, Tensor]:
-        counts = {f"{self.name}/unparsed": self.unparsed, f"{self.name}/failed": self.failed}
-        return super().compute() | counts
+        return super().compute() | {f"{self.name}/unparsed": self.unparsed, f"{self.name}/failed": self.failed}
 
     def _ask_all(self, messages: Sequence[str]) -> list[JudgeReply]:
         """Return a reply to each message, in order, without the key, which is neither stored nor logged.
