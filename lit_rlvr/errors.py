@@ -288,9 +288,7 @@ def check_init(cls: type, args: Sequence[Any], kwargs: Mapping[str, Any], key: s
         return
     known, own = init_parameters(cls)
     positional = [one.name for one in own if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
-    if len(args) > len(positional) and not any(one.kind is one.VAR_POSITIONAL for one in own):
-        raise UserError(f"{key}: {cls.__name__} takes {len(positional)} arguments without a name, not {len(args)}")
-    given = {**dict(zip(positional, args, strict=False)), **kwargs}
+    given = {**dict(zip(positional, args, strict=False)), **kwargs}  # Python refuses too many without a name
     takes_any = any(one.kind is one.VAR_KEYWORD for one in own) and known.keys() <= {one.name for one in own}
     problems = [] if takes_any else [_no_option(name, cls, known, key) for name in given if name not in known]
     problems += [

@@ -74,9 +74,9 @@ class _Output(io.FileIO):
         """Return the text stream that replaces `sys.stdout` or `sys.stderr`, with the same encoding and buffering."""
         given = getattr(sys, name)
         if given is None:
-            return _TextOutput(io.BufferedWriter(self))
+            return io.TextIOWrapper(io.BufferedWriter(self))
         at_once = given.line_buffering or given.write_through
-        return _TextOutput(io.BufferedWriter(self), given.encoding, given.errors, line_buffering=at_once)
+        return io.TextIOWrapper(io.BufferedWriter(self), given.encoding, given.errors, line_buffering=at_once)
 
     def write(self, data: Any) -> int:
         try:
@@ -88,13 +88,6 @@ class _Output(io.FileIO):
             if self.fileno() == 1:
                 raise UserError(f"the output cannot be written: {error.strerror}") from error
             return super().write(data)
-
-
-class _TextOutput(io.TextIOWrapper):
-    """A text stream that code of the user's, such as a reward, cannot close."""
-
-    def close(self) -> None:
-        self.flush()
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -141,8 +134,7 @@ def run(arguments: Sequence[str]) -> int:
 
     try:
         with results_as_json(as_json):
-            own = command in COMMANDS
-            action = import_module(COMMANDS[command][0]).run if own else load_part(others[command])
+            action = import_module(COMMANDS[command][0]).run if command in COMMANDS else load_part(others[command])
             if signal.getsignal(signal.SIGINT) is _leave:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
             silence_other_packages()
