@@ -289,9 +289,10 @@ class Parser(ArgumentParser):
         self._negative_number_matcher = NEGATIVE  # argparse's does not know exponents
 
     def add_class_arguments(self, *args: Any, **options: Any) -> list[str]:
-        """Add the arguments of a class; require those without a type and a default, too."""
+        """Add the arguments of a class; require those without a type and a default, too, which would be optional."""
         added = list(super().add_class_arguments(*args, **options))
-        required = untyped_required(args[0] if args else options["theclass"])
+        found = get_signature_parameters(args[0] if args else options["theclass"])
+        required = {one.name for one in found if one.default is one.annotation is inspect.Parameter.empty}
         for action in self._actions:
             if action.dest in added and action.dest.rpartition(".")[2] in required:
                 action.required = True
@@ -392,12 +393,6 @@ def import_classes(*packages: ModuleType) -> None:
     for package in packages:
         for name in package.__all__:
             getattr(package, name)
-
-
-def untyped_required(cls: type) -> set[str]:
-    """Return the arguments of a class without default and type, which jsonargparse would make optional."""
-    found = get_signature_parameters(cls)
-    return {one.name for one in found if one.default is one.annotation is inspect.Parameter.empty}
 
 
 def require_keys(value: Any, known: Sequence[str], where: str) -> dict[str, Any]:

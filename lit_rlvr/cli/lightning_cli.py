@@ -393,8 +393,7 @@ def run(command: str, arguments: list[str]) -> int | None:
         return None
     if command == "fit" and (found := value_of(SUPERVISE, arguments)) is not None:
         limit, rest = found
-        parser: Any = ConfigCheck().parser
-        settings = parser.parse_line([command, *find_configs(rest)])
+        settings = ConfigCheck().parser.parse_line([command, *find_configs(rest)])  # type: ignore[attr-defined]
         folder = Path(settings.fit.trainer.default_root_dir or DEFAULT_FOLDER).expanduser()
         return supervise(fit_command(), rest, folder, limit, resumes=bool(settings.fit.ckpt_path))
     dry = command == "fit" and DRY_RUN in arguments

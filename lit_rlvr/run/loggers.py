@@ -62,9 +62,7 @@ class MetricsFile(Logger):
     def name(self) -> str:
         return ""
 
-    @property
-    def version(self) -> str:
-        return ""
+    version = name
 
     @property
     def save_dir(self) -> str:

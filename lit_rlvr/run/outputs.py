@@ -208,8 +208,7 @@ class RunFolder(ChecksArguments, Callback):
         last_step = 0 < trainer.max_steps <= trainer.global_step
         last_epoch = trainer.max_epochs == trainer.current_epoch + 1 and batch_idx + 1 == trainer.num_training_batches
         self._has_ended = last_step or last_epoch
-        if self._has_ended:
-            trainer.should_stop = True  # Lightning then validates before it ends the run
+        trainer.should_stop |= self._has_ended  # Lightning then validates before it ends the run
 
     def _keep_trace(self, trainer: Trainer, module: Any, rollout: Rollout, trace: Trace) -> None:
         older = {} if trace.live else self._unsaved_traces
@@ -274,7 +273,6 @@ class RunFolder(ChecksArguments, Callback):
         digest = None if unknown else weights_sha256(module.policy.model)
         if not trainer.is_global_zero:
             return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
         rows = metric_rows(trainer)
         accuracy_after = self._last[1] if self._last[0] == trainer.global_step else None
         summary = {
@@ -293,7 +291,7 @@ class RunFolder(ChecksArguments, Callback):
             "algorithm": type(module).__name__,
             "model": module.model,
             **rollout_of(trainer).teacher_versions,
-            "data": type(data).__name__,
+            "data": type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
             "stopped": stopped,
             "collapse": " ".join(map(str, fallen(rows))) or None,
             "weights_sha256": digest,

@@ -56,22 +56,18 @@ class Budget(ChecksArguments, Callback):
         for name in self.used:
             self.used[name] += int(trainer.callback_metrics[f"rollout/{name}"])
         self._iterations += 1
-        self._stop_if_used_up(trainer)
+        trainer.should_stop |= self.is_used_up  # Lightning then validates before it ends the run
 
     @property
     def is_used_up(self) -> bool:
         return any(self.used[name] >= limit for name, limit in self.limits.items())
-
-    def _stop_if_used_up(self, trainer: Trainer) -> None:
-        if self.is_used_up:
-            trainer.should_stop = True  # Lightning then validates before it ends the run
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["budget"] = self.used
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.used, self._iterations = checkpoint["budget"], checkpoint["rlvr"]["iteration"]
-        self._stop_if_used_up(trainer)
+        trainer.should_stop |= self.is_used_up
 
 
 class RunProgress(ProgressBar):
@@ -228,5 +224,4 @@ def has_end(trainer: Trainer) -> bool:
 
 
 def _position(trainer: Trainer) -> tuple[int, int]:
-    module: Any = trainer.lightning_module
-    return trainer.global_step, module.iteration
+    return trainer.global_step, trainer.lightning_module.iteration  # type: ignore[return-value]

@@ -62,8 +62,9 @@ class StopOnSignal(Callback):
             raise StoppedAtOnce(number)
         self._received = number
         if is_first_process():  # a terminal signals all processes
-            name = signal.Signals(number).name
-            _log.warning("%s: finishing this iteration, then saving; repeat to stop at once", name)
+            _log.warning(
+                "%s: finishing this iteration, then saving; repeat to stop at once", signal.Signals(number).name
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
