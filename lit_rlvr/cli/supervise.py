@@ -56,8 +56,10 @@ def supervise(
         The exit status of the last start.
 
     Raises:
-        UserError: a launcher that restarts processes has started this one.
+        UserError: `limit` is not positive, or a launcher that restarts processes has started this one.
     """
+    if limit < 1:
+        raise UserError(f"--supervise: {limit} starts without progress are too few; give at least 1")
     for variable, instead in LAUNCHERS.items():
         if variable in os.environ:
             raise UserError(f"--supervise: {instead}")
