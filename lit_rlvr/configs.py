@@ -16,6 +16,7 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, _typehints
 from jsonargparse._loaders_dumpers import get_yaml_default_loader
+from jsonargparse._parameter_resolvers import get_signature_parameters
 
 import lit_rlvr
 from lit_rlvr.errors import MOVED, UserError, did_you_mean, shown, user_error_in, why_not_a_file
@@ -288,9 +289,10 @@ class Parser(ArgumentParser):
         self._negative_number_matcher = NEGATIVE  # argparse's does not know exponents
 
     def add_class_arguments(self, *args: Any, **options: Any) -> list[str]:
-        """Add the arguments of a class; require those without a type and a default, too."""
+        """Add the arguments of a class; require those without a type and a default, too, which would be optional."""
         added = list(super().add_class_arguments(*args, **options))
-        required = untyped_required(args[0] if args else options["theclass"])
+        found = get_signature_parameters(args[0] if args else options["theclass"])
+        required = {one.name for one in found if one.default is one.annotation is inspect.Parameter.empty}
         for action in self._actions:
             if action.dest in added and action.dest.rpartition(".")[2] in required:
                 action.required = True
@@ -367,10 +369,6 @@ class Parser(ArgumentParser):
         except ArgumentError as error:
             error.parser = self  # type: ignore[attr-defined]
             raise
-        except ValueError as error:
-            if "null byte" not in str(error):
-                raise
-            raise UserError("--config: a value holds a null character (\\0), which no option takes") from error
 
 
 def _parse_classes(value: Any) -> Any:
@@ -395,19 +393,6 @@ def import_classes(*packages: ModuleType) -> None:
     for package in packages:
         for name in package.__all__:
             getattr(package, name)
-
-
-def untyped_required(cls: type) -> set[str]:
-    """Return the arguments of a class without default and type, which jsonargparse would make optional."""
-    parameters: dict[str, inspect.Parameter] = {}
-    for owner in inspect.getmro(cls):
-        init = vars(owner).get("__init__")
-        parameters = (dict(inspect.signature(init).parameters) if inspect.isfunction(init) else {}) | parameters
-    return {
-        name
-        for name, p in parameters.items()
-        if p.default is p.annotation is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    }
 
 
 def require_keys(value: Any, known: Sequence[str], where: str) -> dict[str, Any]:

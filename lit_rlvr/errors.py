@@ -225,16 +225,6 @@ NUMBER_TYPES: dict[Any, type] = {int: Integral, float: Real}
 """Type of an option -> the numbers that it takes, those of numpy too."""
 
 
-class InitSignature:
-    """The signature of a class's `__init__`, which `help` would otherwise look for in `__new__`."""
-
-    def __get__(self, built: object, cls: type) -> inspect.Signature | None:
-        if built is not None:  # a callable object has its own
-            return None
-        signature = inspect.signature(cls.__init__)  # type: ignore[misc]
-        return signature.replace(parameters=[*signature.parameters.values()][1:])
-
-
 class ChecksArguments:
     """The base of classes that a config names: from Python, they refuse wrong arguments as the command line does.
 
@@ -243,7 +233,6 @@ class ChecksArguments:
     """
 
     config_key = ""
-    __signature__ = InitSignature()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         check_init(cls, args, kwargs, cls.config_key.format(cls.__name__))
@@ -299,9 +288,7 @@ def check_init(cls: type, args: Sequence[Any], kwargs: Mapping[str, Any], key: s
         return
     known, own = init_parameters(cls)
     positional = [one.name for one in own if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
-    if len(args) > len(positional) and not any(one.kind is one.VAR_POSITIONAL for one in own):
-        raise UserError(f"{key}: {cls.__name__} takes {len(positional)} arguments without a name, not {len(args)}")
-    given = {**dict(zip(positional, args, strict=False)), **kwargs}
+    given = {**dict(zip(positional, args, strict=False)), **kwargs}  # Python refuses too many without a name
     takes_any = any(one.kind is one.VAR_KEYWORD for one in own) and known.keys() <= {one.name for one in own}
     problems = [] if takes_any else [_no_option(name, cls, known, key) for name in given if name not in known]
     problems += [

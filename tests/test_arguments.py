@@ -81,7 +81,6 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: GRPO(optim={"betas": 0.9}), "model.optim.betas: give a list, not 0.9"),
     (lambda: GRPO(optim={"betas": (0.9, "x")}), "model.optim.betas.1: give a number, not 'x'"),
     (lambda: GRPO(lora={"rank": 8}), "model.lora: give a Lora, not {'rank': 8}"),
-    (lambda: GRPO("grpo", "token_mean", 0.2, 0.2, None, "m"), "model: GRPO takes 5 arguments without a name, not 6"),
     (lambda: RolloutCallback(group_size="8"), "rollout.group_size: give a whole number, not '8'"),
     (lambda: RolloutCallback(group_size=2.5), "rollout.group_size: give a whole number, not 2.5"),
     (

@@ -18,6 +18,7 @@ from lit_rlvr.objectives import resolve_correction
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rollout.callback import RolloutCallback, rollout_of
 from lit_rlvr.run.checkpoint import RunCheckpoint
+from lit_rlvr.run.loggers import callback_of
 from lit_rlvr.run.progress import Budget
 from lit_rlvr.training.optimizer import (
     check_schedule,
@@ -56,10 +57,7 @@ class PlannedRun:
     @property
     def limits(self) -> dict[str, int]:
         """The limits of the run's budget, perhaps none."""
-        return dict(self._callback(Budget).limits)
-
-    def _callback(self, kind: type) -> Any:
-        return next(c for c in self.trainer.callbacks if isinstance(c, kind))  # type: ignore[attr-defined]
+        return dict(callback_of(self.trainer, Budget).limits)
 
     @property
     def sizes_on_device(self) -> tuple[int, int, str, str]:
@@ -97,7 +95,7 @@ class PlannedRun:
             check_all(
                 lambda: check_schedule(self.module.optim, self.steps),
                 lambda: rollout.check_data(self.module, data),
-                lambda: self._callback(RunCheckpoint).check_metrics(self.trainer, self.module, data),
+                lambda: callback_of(self.trainer, RunCheckpoint).check_metrics(self.trainer, self.module, data),
                 lambda: self.warm_start.check(self.module, data, rollout.environment, rollout.sampling),
                 lambda: rollout.replay.rollouts_from and rollout.replay_source(self.trainer, self.module, data),
             )

@@ -89,8 +89,8 @@ def check_early(command: str, arguments: Sequence[str]) -> None:
     rest = [argument for argument in arguments if not (command == "fit" and argument == "--dry-run")]
     if LAUNCHED & {*os.environ} or NOT_PARSED.get(command, set()) & {argument.partition("=")[0] for argument in rest}:
         return
-    rest = find_configs(rest)
     try:
+        rest = find_configs(rest)
         names = IndexedNames(command)
         if names.index["lightning"] != version("lightning"):  # its Trainer may have other options
             return

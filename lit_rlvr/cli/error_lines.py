@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import re
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 from jsonargparse import ArgumentError, Namespace
 
@@ -24,6 +22,8 @@ from lit_rlvr.errors import (
     cause_of,
     find_user_line,
     first_line,
+    fits,
+    init_parameters,
     moved_hint,
     nearest,
     option_instead,
@@ -81,63 +81,31 @@ def _files(error: BaseException) -> list[Path]:
     return [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
 
 
-def refuse_nulls(config: Namespace, classes: Mapping[str, type]) -> None:
-    """Refuse null for options of our classes and of a user's classes that need a value.
+def refuse_nulls(value: Any, kinds: Mapping[str, Any], key: str = "") -> None:
+    """Refuse null for options of our classes and of a user's classes that need a value, and other values for groups.
 
     Args:
-        config: the parsed config.
-        classes: key -> the class whose arguments are under it.
+        value: a parsed config, or a part of it.
+        kinds: option of the part -> its type.
+        key: what precedes these options.
 
     Raises:
         UserError: a value is not allowed; the message names the option.
     """
-    for key, cls in classes.items():
-        _check_arguments(config[key], cls, key)
-    _check_arguments(config.trainer, object, "trainer")
-    for key in ("model", "data"):
-        _check(config[key], Any, key)
-
-
-def _check(value: Any, hint: Any, key: str) -> None:
-    if value is None:
-        if hint is not Any and hint is not NoneType and NoneType not in get_args(hint):
-            raise UserError(f"{key}: null is not allowed; leave it out for its default")
-    elif isinstance(value, Namespace) and "class_path" in value:
-        module, _, name = str(value.class_path).rpartition(".")
-        _check_arguments(
-            value.get("init_args") or Namespace(), getattr(import_module(module), name), f"{key}.init_args"
-        )
-    elif type(value) in get_args(hint) or any(
-        value in get_args(one) for one in get_args(hint) if get_origin(one) is Literal
-    ):
-        return  # a type without options among several
-    elif known := [cls for cls in (hint, *get_args(hint)) if dataclasses.is_dataclass(cls)]:
-        _check_arguments(value, known[0], key)
-    elif isinstance(value, list):
-        for place, item in enumerate(value):
-            _check(item, Any, f"{key}.{place}")
-
-
-def _check_arguments(values: Any, cls: Any, key: str) -> None:
-    hints: dict[str, Any] = {}
-    for owner in reversed(inspect.getmro(cls) if inspect.isclass(cls) else ()):
-        hints |= {} if owner is object else _hints(vars(owner).get("__init__"))
-    if not isinstance(values, Namespace):
-        raise UserError(f"{key}: {values!r} is not a group of options; give them by their names")
-    for name, value in vars(values).items():
-        _check(value, hints.get(name, Any), f"{key}.{name}")
-
-
-def _hints(function: Any) -> dict[str, Any]:
-    """Return the types of a function's parameters; Any for those that default to None or cannot be resolved."""
-    if not inspect.isfunction(function):
-        return {}
-    try:
-        found = get_type_hints(function)
-    except (NameError, TypeError):  # names that only type checkers see
-        found = {}
-    parameters = inspect.signature(function).parameters
-    return {name: Any if p.default is None else found.get(name, Any) for name, p in parameters.items()}
+    if isinstance(value, Namespace) and "class_path" in value:
+        module, _, name = value.class_path.rpartition(".")
+        kinds, _ = init_parameters(getattr(import_module(module), name))
+        value, key = value.get("init_args"), f"{key}init_args."
+    options: Iterable[tuple[Any, Any]] = enumerate(value) if isinstance(value, list) else ()
+    options = vars(value).items() if isinstance(value, Namespace) else options
+    for option, inner in options:
+        kind = kinds.get(option)
+        if inner is None and not fits(None, kind):
+            raise UserError(f"{key}{option}: null is not allowed; leave it out for its default")
+        is_group = dataclasses.is_dataclass(kind) or (not key and option in kinds)
+        if is_group and not isinstance(inner, Namespace):
+            raise UserError(f"{key}{option}: {inner!r} is not a group of options; give them by their names")
+        refuse_nulls(inner, init_parameters(kind)[0] if is_group else {}, f"{key}{option}.")
 
 
 PARSE_ERRORS = (
@@ -336,10 +304,8 @@ def known_classes() -> dict[str, list[type]]:
 
 def class_arguments(cls: type) -> set[str]:
     """Return the arguments of a class and of its bases, and the fields of those that are groups, such as `kl.coef`."""
-    made = [vars(owner).get("__init__") for owner in inspect.getmro(cls)]
-    found = [one for init in made if inspect.isfunction(init) for one in inspect.signature(init).parameters.values()]
-    groups = {one.name: one.default for one in found if dataclasses.is_dataclass(one.default)}
-    fields = {
-        f"{name}.{field.name}" for name, group in groups.items() for field in dataclasses.fields(group) if field.init
+    kinds, _ = init_parameters(cls)
+    groups = {name: kind for name, kind in kinds.items() if dataclasses.is_dataclass(kind)}
+    return {*kinds} | {
+        f"{name}.{one.name}" for name, kind in groups.items() for one in dataclasses.fields(kind) if one.init
     }
-    return {one.name for one in found} - {"self", "args", "kwargs"} | fields

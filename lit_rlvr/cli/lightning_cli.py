@@ -329,16 +329,16 @@ class ConfigCheck(RLVRCLI):
         self.config = Namespace({"subcommand": self._arguments[0], self._arguments[0]: Namespace()})
 
     def _set_seed(self) -> None:
-        pass
+        """Do nothing: no run begins."""
 
     def before_instantiate_classes(self) -> None:
-        pass
+        """Do nothing: the configs come later."""
 
     def instantiate_classes(self) -> None:
-        pass
+        """Do nothing: `check` builds the objects."""
 
     def _run_subcommand(self, subcommand: str) -> None:
-        pass
+        """Do nothing: no run begins."""
 
     def check(self, config: dict[str, Any]) -> Any:
         """Raise the errors that `fit` would raise for a config before it builds its trainer; return the built
@@ -393,8 +393,7 @@ def run(command: str, arguments: list[str]) -> int | None:
         return None
     if command == "fit" and (found := value_of(SUPERVISE, arguments)) is not None:
         limit, rest = found
-        parser: Any = ConfigCheck().parser
-        settings = parser.parse_line([command, *find_configs(rest)])
+        settings = ConfigCheck().parser.parse_line([command, *find_configs(rest)])  # type: ignore[attr-defined]
         folder = Path(settings.fit.trainer.default_root_dir or DEFAULT_FOLDER).expanduser()
         return supervise(fit_command(), rest, folder, limit, resumes=bool(settings.fit.ckpt_path))
     dry = command == "fit" and DRY_RUN in arguments

@@ -31,9 +31,9 @@ def main() -> None:
     # Threads that spin while waiting would take cores from vLLM and the reward workers.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for descriptor in range(3):
-        if not _is_open(descriptor):  # the shell closed it, and the next file would get its number
-            os.open(os.devnull, os.O_RDWR)
+    while (spare := os.open(os.devnull, os.O_RDWR)) < 3:  # the shell closed it, and the next file would get its number
+        continue
+    os.close(spare)
     sys.stdout, sys.stderr = (_Output(i).as_text(name) for i, name in ((1, "stdout"), (2, "stderr")))
     stdout = sys.stdout  # a reward may set another
     _watch_exits()
@@ -74,9 +74,9 @@ class _Output(io.FileIO):
         """Return the text stream that replaces `sys.stdout` or `sys.stderr`, with the same encoding and buffering."""
         given = getattr(sys, name)
         if given is None:
-            return _TextOutput(io.BufferedWriter(self))
+            return io.TextIOWrapper(io.BufferedWriter(self))
         at_once = given.line_buffering or given.write_through
-        return _TextOutput(io.BufferedWriter(self), given.encoding, given.errors, line_buffering=at_once)
+        return io.TextIOWrapper(io.BufferedWriter(self), given.encoding, given.errors, line_buffering=at_once)
 
     def write(self, data: Any) -> int:
         try:
@@ -88,21 +88,6 @@ class _Output(io.FileIO):
             if self.fileno() == 1:
                 raise UserError(f"the output cannot be written: {error.strerror}") from error
             return super().write(data)
-
-
-class _TextOutput(io.TextIOWrapper):
-    """A text stream that code of the user's, such as a reward, cannot close."""
-
-    def close(self) -> None:
-        self.flush()
-
-
-def _is_open(descriptor: int) -> bool:
-    try:
-        os.fstat(descriptor)
-    except OSError:
-        return False
-    return True
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -139,12 +124,6 @@ def run(arguments: Sequence[str]) -> int:
             check_early(command, arguments[1:])
         except UserError as error:
             return _print_error(str(error))
-        except OSError as error:
-            from lit_rlvr.cli.error_lines import failure_line  # slow
-
-            if (line := failure_line(error)) is None:
-                raise
-            return _print_error(line)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     _set_up_output()
     from lit_rlvr.cli.error_lines import TRACEBACK, failure_line
@@ -155,8 +134,7 @@ def run(arguments: Sequence[str]) -> int:
 
     try:
         with results_as_json(as_json):
-            own = command in COMMANDS
-            action = import_module(COMMANDS[command][0]).run if own else load_part(others[command])
+            action = import_module(COMMANDS[command][0]).run if command in COMMANDS else load_part(others[command])
             if signal.getsignal(signal.SIGINT) is _leave:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
             silence_other_packages()

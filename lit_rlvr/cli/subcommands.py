@@ -32,7 +32,7 @@ _log = logging.getLogger("lit_rlvr")
 class RLVRTrainer(Trainer):
     """`fit` and `validate` of the Trainer, and our commands that inspect a config before training."""
 
-    warm_start: WarmStart | None = None  # the config's
+    warm_start: WarmStart  # the config's, which the command line sets
 
     def preview(
         self, model: RLVRModule, datamodule: PromptDataModule, prompts: int = 3, split: Split = "train",
@@ -96,7 +96,6 @@ class RLVRTrainer(Trainer):
             out: new config with the choices and their reasons, for `--config C --config OUT`; with rows to train on,
                 they go to a JSONL file next to it.
         """
-        assert self.warm_start is not None, "the command line sets it"
         dtype = compute_dtype(str(self.precision))
         device = self.strategy.root_device
         tuner = Tuner(model, datamodule, rollout_of(self), self.warm_start, dtype, self.world_size, minutes, device)

@@ -74,8 +74,7 @@ def _find_users_module(fullname: str, path: Sequence[str] | None) -> ModuleSpec 
 
 
 def _is_ours(folder: Path) -> bool:
-    ours = Path(lit_rlvr.__file__).with_name(PACKAGE)
-    return folder.is_dir() and folder.samefile(ours)
+    return folder.is_dir() and folder.samefile(Path(lit_rlvr.__file__).with_name(PACKAGE))
 
 
 def _our_data_set(name: str) -> Any:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from lit_rlvr.errors import UserError, first_line, shown, user_line
+from lit_rlvr.errors import UserError, shown, user_line
 
 Fields = Mapping[str, type | tuple[type, ...]]
 """The type, or types, of each field of a record, by name."""
@@ -60,23 +60,9 @@ def save_smaller_sizes(run: Path, **sizes: float) -> None:
 
 
 def smaller_sizes(run: Path) -> dict[str, float]:
-    """Return the sizes that an earlier start of the run saved, by name.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
+    """Return the sizes that an earlier start of the run saved, by name."""
     path = run / MEMORY_FILE
-    if not path.exists():
-        return {}
-    try:
-        found = json.loads(path.read_text())
-        if not isinstance(found, dict) or not all(isinstance(size, int | float) for size in found.values()):
-            raise ValueError("it holds something else than numbers by name")
-    except ValueError as error:
-        raise UserError(
-            f"{shown(path)} is not what a run of lit-rlvr wrote ({first_line(error)}); delete it"
-        ) from error
-    return found
+    return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
 def write_failure(error: BaseException) -> str | None:

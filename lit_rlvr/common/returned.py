@@ -49,11 +49,9 @@ def require_loss(objective: Callable[..., Any], value: Any, x: LossInputs) -> tu
         UserError: one of them is missing, the loss is not a scalar that depends on `x.logp`, a statistic is not a
             scalar, or one of them is on another device.
     """
-    wrong = _fault_of(value, x)
-    if wrong:
+    if wrong := _fault_of(value, x):
         raise UserError(f"model: {defined_at(objective)} must give (loss, stats); {wrong}")
-    loss, stats = value
-    return loss, stats
+    return value
 
 
 def require_choice(select: Callable[..., Any], chosen: Any, everything: Tensor) -> None:
@@ -132,8 +130,6 @@ def _fault_of(value: Any, x: LossInputs) -> str:
     if not isinstance(stats, dict):
         return f"stats must be a dict of names and tensors, not {_described(stats)}"
     for name, stat in stats.items():
-        if not isinstance(name, str):
-            return f"the names in stats must be text, not {name!r}"
         if not _is_scalar(stat) or stat.device != device:
             return f"stats[{name!r}] must be a tensor on {device} with one real number, not {_described(stat)}"
     return ""

@@ -36,7 +36,8 @@ def printable(text: str) -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(c if c in "\n\t" or _is_printable(c) else "\N{REPLACEMENT CHARACTER}" for c in text)
+    unsafe = {c for c in {*text} if c in REORDERING or unicodedata.category(c) in UNPRINTABLE} - {"\n", "\t"}
+    return "".join("\N{REPLACEMENT CHARACTER}" if c in unsafe else c for c in text)
 
 
 def one_line(text: str) -> str:
@@ -49,10 +50,6 @@ def number_text(value: float) -> str:
     if value and abs(value) < 1e-3:
         return f"{value:.2g}".replace("e-0", "e-")
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def _is_printable(character: str) -> bool:
-    return character not in REORDERING and unicodedata.category(character) not in UNPRINTABLE
 
 
 class Terminal(Console):

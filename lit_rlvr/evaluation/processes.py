@@ -56,11 +56,14 @@ def _end_with_parent() -> None:
 class Stoppable(Protocol):
     """Protocol of a process, or of a job of a cluster."""
 
-    def terminate(self) -> None: ...
+    def terminate(self) -> None:
+        """Let it save and exit."""
 
-    def kill(self) -> None: ...
+    def kill(self) -> None:
+        """End it at once."""
 
-    def wait(self) -> int: ...
+    def wait(self) -> int:
+        """Wait until it has ended; return its exit status."""
 
 
 def stop_commands(processes: Collection[Stoppable]) -> None:

@@ -12,7 +12,7 @@ import yaml
 
 from lit_rlvr.configs import config_folder, load_yaml
 from lit_rlvr.datamodules.reading.cells import lookup
-from lit_rlvr.errors import MAX_SIZE, UserError, did_you_mean, nearest
+from lit_rlvr.errors import MAX_SIZE, UserError, check_within, checks_arguments, did_you_mean, nearest
 from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.run.saved_model import is_run, run_config
@@ -36,9 +36,7 @@ def find_dtype(requested: str, model: str, folder: str) -> ValueAndOrigin:
     if requested != "auto":
         return getattr(torch, requested), "--dtype"
     if is_run(model):
-        return compute_dtype(
-            str(lookup(run_config(Path(model).expanduser()), "trainer.precision"))
-        ), "the run's precision"
+        return compute_dtype(str(lookup(_config_of(model), "trainer.precision"))), "the run's precision"
     config = load_model_config(folder)
     found = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
     if not isinstance(found, torch.dtype):
@@ -46,35 +44,35 @@ def find_dtype(requested: str, model: str, folder: str) -> ValueAndOrigin:
     return torch.float32 if found.itemsize >= 4 else torch.bfloat16, f"its config.json: {found}"
 
 
+def _config_of(model: str) -> dict[str, Any]:
+    """Return the config of a run; {} for other models."""
+    return run_config(Path(model).expanduser()) if is_run(model) else {}
+
+
+def _sampling_of(config: Mapping[str, Any], name: str) -> ValueAndOrigin:
+    """Return a setting of a run's validation, or else of its training; None if the run sets it nowhere."""
+    keys = (f"rollout.evaluation.sampling.{name}", f"rollout.sampling.{name}")
+    return next(((value, key) for key in keys if (value := lookup(config, key)) is not None), (None, ""))
+
+
 def find_limits(max_tokens: int, model: str) -> Sampling:
     """Return the limits of a completion; with a run, also those of its episodes, and its stop texts."""
-    if not is_run(model):
-        return Sampling(max_tokens=max_tokens)
-    config = run_config(Path(model).expanduser())
-    found: dict[str, Any] = {}
-    for name in (*TURNS, "stop"):
-        for place in ("evaluation.sampling", "sampling"):
-            value = lookup(config, f"rollout.{place}.{name}")
-            if value is not None and name not in found:
-                found[name] = tuple(value) if name == "stop" else value
-    return Sampling(max_tokens=max_tokens, **found)
+    config = _config_of(model)
+    limits = {name: value for name in TURNS if (value := _sampling_of(config, name)[0]) is not None}
+    return Sampling(max_tokens=max_tokens, stop=tuple(_sampling_of(config, "stop")[0] or ()), **limits)
 
 
 def find_environment(model: str) -> Any:
     """Return the environment in a run's config; None if it has none."""
-    return lookup(run_config(Path(model).expanduser()), "rollout.environment") if is_run(model) else None
+    return lookup(_config_of(model), "rollout.environment")
 
 
 def find_max_tokens(requested: int | None, model: str) -> ValueAndOrigin:
     """Return the longest completion: the requested length, else the run's validation length, else `MAX_TOKENS`."""
     if requested is not None:
         return requested, "--max_tokens"
-    if is_run(model):
-        config = run_config(Path(model).expanduser())
-        for name in ("rollout.evaluation.sampling.max_tokens", "rollout.sampling.max_tokens"):
-            if isinstance(found := lookup(config, name), int):
-                return found, f"the run's {name}"
-    return MAX_TOKENS, "by default"
+    found, key = _sampling_of(_config_of(model), "max_tokens")
+    return (MAX_TOKENS, "by default") if found is None else (found, f"the run's {key}")
 
 
 TURNS = ("max_turns", "max_observation_tokens", "max_episode_tokens")
@@ -87,6 +85,7 @@ PROMPT_SETTINGS = ("system_prompt", "template", "prefill")
 """Settings of the prompt, which replace a suite's own."""
 
 
+@checks_arguments("protocol")
 @dataclass(frozen=True)
 class Protocol:
     """The sampling and prompts for a suite's questions.
@@ -112,17 +111,11 @@ class Protocol:
     prompts: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        if type(self.samples) is not int or self.samples < 0 or not (self.samples or self.greedy):
+        if not (self.samples or self.greedy):
             raise UserError("samples: give a positive number, or 0 with greedy: true")
-        if self.samples > MAX_SIZE:
-            raise UserError(f"samples: {self.samples} is too large; use at most {MAX_SIZE}")
-        for name in ("temperature", "top_p"):
-            if type(getattr(self, name)) not in (int, float):
-                raise UserError(f"{name}: {getattr(self, name)!r} is not a number")
-        for name in ("max_tokens", *TURNS):
-            value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < 1):
-                raise UserError(f"{name}: {value!r} is not a positive number")
+        check_within(f"[0, {MAX_SIZE}]", "protocol", samples=self.samples)
+        limits = {name: getattr(self, name) for name in ("max_tokens", *TURNS)}
+        check_within("[1, inf)", "protocol", **limits)
         Sampling(self.temperature, self.top_p)  # refuses impossible ones
 
     def parts(self, limits: Sampling) -> dict[str, tuple[Sampling, int]]:

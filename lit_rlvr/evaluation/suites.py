@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,23 +29,27 @@ import_classes(lit_rlvr.environments, lit_rlvr.rewards)
 
 BOXED_TEMPLATE = {"chat": {"template": "boxed"}}
 MATH = {"class_path": "MathAnswer"}
-SUITE_LAYOUTS: Sequence[tuple[Sequence[set[str]], dict[str, Any], list[Any]]] = (
-    ([{"db_id", "question"}], {"class_path": "TextToSQL"}, ["SQLExecution"]),
-    ([{"question_content", "public_test_cases"}], {"class_path": "CodeProblems"}, ["CodeTests"]),
-    ([{"question", "choices", "answer"}], {"class_path": "MultipleChoice"}, ["Choice"]),
-    ([required for required, _ in geometry.GEOMETRY_LAYOUTS], {"class_path": "Geometry"}, [("Choice", "MathAnswer")]),
+SUITE_LAYOUTS: Sequence[tuple[Sequence[set[str]], dict[str, Any], dict[str, Any]]] = (
+    ([{"db_id", "question"}], {"class_path": "TextToSQL"}, {"class_path": "SQLExecution"}),
+    ([{"question_content", "public_test_cases"}], {"class_path": "CodeProblems"}, {"class_path": "CodeTests"}),
+    ([{"question", "choices", "answer"}], {"class_path": "MultipleChoice"}, {"class_path": "Choice"}),
+    (
+        [required for required, _ in geometry.GEOMETRY_LAYOUTS],
+        {"class_path": "Geometry"},
+        {"class_path": "Choice", "init_args": {"otherwise": MATH}},
+    ),
     (
         [required for required, _ in medical_vqa.MEDICAL_LAYOUTS],
         {"class_path": "MedicalVQA"},
-        [("Choice", "OpenAnswer")],
+        {"class_path": "Choice", "init_args": {"otherwise": {"class_path": "OpenAnswer"}}},
     ),
     (
         [required for required, _ in text_math.MATH_LAYOUTS],
         {"class_path": "TextMath", "init_args": BOXED_TEMPLATE},
-        ["MathAnswer"],
+        MATH,
     ),
 )
-"""Columns of a file that is not a named suite -> its DataModule and rewards; the first match counts."""
+"""Columns of a file that is not a named suite -> its DataModule and reward; the first match counts."""
 
 
 @dataclass(frozen=True)
@@ -189,11 +194,10 @@ def suite_from_columns(location: str, name: str, has_columns: bool = False) -> d
     row = next((row.value for row in read_rows(location, "test") if not isinstance(row.value, BadRow)), None)
     if row is None:
         raise UserError(f"--suite: {location} has no usable row")
-    for layouts, data, rewards in SUITE_LAYOUTS:
+    for layouts, data, reward in SUITE_LAYOUTS:
         if any(required <= row.keys() for required in layouts):
-            built = [_reward(reward) for reward in rewards]
-            _log.info("%s: %s with %s, by its columns", name, data["class_path"], built[0]["class_path"])
-            return {"data": merge(data, {"init_args": {"test": location}}), "rewards": built}
+            _log.info("%s: %s with %s, by its columns", name, data["class_path"], reward["class_path"])
+            return {"data": merge(data, {"init_args": {"test": location}}), "rewards": [deepcopy(reward)]}
     if has_columns:
         return {"data": {"class_path": "TextMath", "init_args": BOXED_TEMPLATE | {"test": location}}, "rewards": [MATH]}
     raise UserError(
@@ -208,14 +212,6 @@ def example(location: str, columns: list[str]) -> str:
     init_args = {"test": location, "columns": {"prompt": columns[0], "answer": columns[-1]}} | BOXED_TEMPLATE
     values = {"data": {"class_path": "TextMath", "init_args": init_args}, "rewards": ["MathAnswer"]}
     return yaml.safe_dump(values, default_flow_style=True, sort_keys=False, width=float("inf")).strip()
-
-
-def _reward(reward: Any) -> dict[str, Any]:
-    """Return the config of a reward: one class, or a class with a fallback."""
-    if isinstance(reward, str):
-        return {"class_path": reward}
-    first, fallback = reward
-    return {"class_path": first, "init_args": {"otherwise": {"class_path": fallback}}}
 
 
 def build_suite(name: str, values: dict[str, Any], protocol: Protocol, environment: Environment | None = None) -> Suite:

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from lit_rlvr.common.files import flush_to_disk, write_atomically
@@ -24,7 +24,7 @@ from lit_rlvr.distributed.fsdp2 import FSDP2
 from lit_rlvr.errors import ChecksArguments, UserError, check_within, shown
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.folder import delete_backup, delete_failed
-from lit_rlvr.run.loggers import metrics_file
+from lit_rlvr.run.loggers import callbacks_of, metrics_file
 from lit_rlvr.run.monitor import MOST_ROLLBACKS, ROLLBACKS, CollapseMonitor, is_own, read_rollbacks
 from lit_rlvr.run.outputs import validate_now
 from lit_rlvr.training.validation import EvaluatingModule, EvaluationMetrics
@@ -111,8 +111,7 @@ class RunCheckpoint(ChecksArguments, Checkpoint):
         self._write_seconds: float | None = None  # from the beginning of a save until the checkpoint has its name
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        self._monitor = next((one for one in callbacks if isinstance(one, CollapseMonitor)), None)
+        self._monitor = next((one for one in callbacks_of(trainer) if isinstance(one, CollapseMonitor)), None)
         if self._monitor is not None and self._monitor.action == "rollback" and not self.enabled:
             raise UserError(
                 "collapse.action: rollback needs checkpoints; leave out trainer.enable_checkpointing: false"
@@ -129,18 +128,14 @@ class RunCheckpoint(ChecksArguments, Checkpoint):
         names = validation_metrics(trainer, module, data)
         if names is None:
             return
-        self._require_best(names)
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        if any(is_own(type(callback)) for callback in callbacks):  # which may log anything
+        if self.best is not None:
+            require_metric("checkpoint.best", self.best, names)
+        if any(is_own(type(callback)) for callback in callbacks_of(trainer)):  # which may log anything
             return
-        for callback in callbacks:
+        for callback in callbacks_of(trainer):
             name = getattr(callback, "monitor", None)
             if name not in (None, "step", "epoch") and ("/" not in name or name.startswith("val/")):
                 require_metric(f"trainer.callbacks: {type(callback).__name__}.monitor", name, names)
-
-    def _require_best(self, names: Collection[str]) -> None:
-        if self.best is not None:
-            require_metric("checkpoint.best", self.best, names)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make up the validation in which the run was ended, since a checkpoint is saved before it."""
@@ -203,7 +198,7 @@ class RunCheckpoint(ChecksArguments, Checkpoint):
         if self.best is None or not self.enabled:
             return
         results: dict[str, float] = pl_module.validation_results  # type: ignore[assignment]
-        self._require_best(results)
+        require_metric("checkpoint.best", self.best, results)
         if trainer.sanity_checking:
             return
         if self.best_value is None or results[self.best] > self.best_value:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import log1p, sqrt
 from statistics import NormalDist, fmean, variance
 
@@ -50,20 +49,6 @@ def paired_certainty(before: Mapping[str, float], now: Mapping[str, float]) -> f
     return certainty(fmean(falls), sqrt(variance(falls) / len(falls)), len(falls) - 1) if fmean(falls) > 0 else 0.0
 
 
-@dataclass(frozen=True)
-class Fall:
-    """An accuracy that fell.
-
-    Args:
-        length: how many last iterations are low.
-        before: the accuracy of the best stretch. after: that of the last iterations.
-    """
-
-    length: int
-    before: float
-    after: float
-
-
 class FallTest:
     """A sequential test of the accuracy of rollouts, which begins anew after a fall.
 
@@ -76,12 +61,15 @@ class FallTest:
         self._best: list[tuple[int, int]] = []  # the best stretch up to each iteration
         self._last = 0.0
 
-    def add(self, accuracy: float, error: float, prompts: float) -> Fall | None:
+    def add(self, accuracy: float, error: float, prompts: float) -> tuple[int, float, float] | None:
         """Record an iteration; return the most certain fall, or None.
 
         Args:
             accuracy: its mean. error: its standard error by the spread of the prompts' accuracies; 0 = unknown.
             prompts: the number of prompts.
+
+        Returns:
+            How many last iterations are low, the accuracy of the best stretch, and that of the last iterations.
         """
         step = (accuracy - self._last) ** 2 if self._best else 0.0
         squares = prompts * ((prompts - 1) * error**2 + accuracy**2)
@@ -96,7 +84,7 @@ class FallTest:
         length = max(found, key=found.__getitem__, default=0)
         if not length or found[length] <= threshold(count, len(LENGTHS)):
             return None
-        fall = Fall(length, self._mean(self._best[count - length - 1]), self._mean((count - length, count)))
+        fall = length, self._mean(self._best[count - length - 1]), self._mean((count - length, count))
         self.__init__()  # type: ignore[misc]
         return fall
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Mapping
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
 from lit_rlvr.common.terminal import one_line
 from lit_rlvr.rollout.callback import rollout_of
+from lit_rlvr.run.loggers import callback_of
 from lit_rlvr.run.monitor import EXAMPLE_LENGTH, GUIDE, HIGH_SHARE, constant_reward, signal_advice
+from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.progress import ProgressEstimator
 from lit_rlvr.training.optimizer import updates_of
 from lit_rlvr.types import Rollout, Sampling
@@ -26,31 +27,9 @@ class FirstRollout(Callback):
     It costs nothing and changes nothing: the run trains on this rollout in any case, and a resumed run has had it.
     """
 
-    def __init__(self) -> None:
-        self._estimator = ProgressEstimator()
-        self._validation_seconds = 0.0
-
-    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._validation_seconds = -self._clock(trainer)
-
-    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._validation_seconds += self._clock(trainer)
-
-    @staticmethod
-    def _clock(trainer: Trainer) -> float:
-        """Return the time without the start of the engine."""
-        return time.perf_counter() - rollout_of(trainer).engine.start_seconds
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._estimator.begin(trainer)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        module: Any = pl_module
-        if module.iteration != 1 or module.demonstrates or not trainer.is_global_zero:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if pl_module.iteration != 1 or pl_module.demonstrates or not trainer.is_global_zero:
             return
-        self._estimator.add(trainer)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         rollout, sampling = batch.rollout, rollout_of(trainer).sampling
         prompts = len(rollout.prompts) * trainer.world_size
@@ -70,16 +49,17 @@ class FirstRollout(Callback):
             f". In the way: {found} ({GUIDE})" if found else "",
         )
 
-    def _seconds(self, trainer: Trainer) -> float | None:
+    @staticmethod
+    def _seconds(trainer: Trainer) -> float | None:
         """Return the estimated seconds of the whole run with its validations; None without a limit on its length."""
-        step = trainer.global_step
-        total = self._estimator.steps(trainer)
-        if total is None or (of_one := self._estimator.seconds(step, step + 1)) is None:
+        step, estimator = trainer.global_step, callback_of(trainer, ProgressEstimator)
+        total = estimator.steps(trainer)
+        if total is None or (of_one := estimator.seconds(step, step + 1)) is None:
             return None
         validations = 1
         if every := rollout_of(trainer).validate_every_rollouts:
             validations += total // updates_of(trainer.lightning_module) // every
-        return total * of_one + validations * self._validation_seconds
+        return total * of_one + validations * sum(callback_of(trainer, RunFolder).validation_seconds)
 
 
 def obstacle(metrics: Mapping[str, float], rollout: Rollout, sampling: Sampling) -> str:

@@ -285,26 +285,18 @@ def check_run_folder(root: Path, resumes: bool, overwrite: bool) -> None:
 
 def _check_no_foreign_files(root: Path) -> None:
     """Refuse a folder in which a new run would replace files of the user's own."""
-    results = [root / name for name in RESULTS if (root / name).exists() and not _wrote(root / name)]
-    if results:
-        raise _foreign(results[0])
-    if _evidence_of_run(root) or (root / BACKUP).exists() or _has_config(root):
-        return
-    # Subfolders may hold a logger's or tracker's files.
-    files = [path for path in list_run_files(root) if path.parent == root]
-    foreign = [path for path in files if path.name != LIVE or read_live(root) is None]
-    config = root / "config.yaml"
-    if config.is_file() and config.stat().st_size:
-        foreign.append(config)
+    foreign = [root / name for name in RESULTS if (root / name).exists() and not _wrote(root / name)]
+    if not (foreign or _evidence_of_run(root) or (root / BACKUP).exists() or _has_config(root)):
+        # Subfolders may hold a logger's or tracker's files.
+        files = [path for path in list_run_files(root) if path.parent == root]
+        foreign = [path for path in files if path.name != LIVE or read_live(root) is None]
+        config = root / "config.yaml"
+        foreign += [config] if config.is_file() and config.stat().st_size else []
     if foreign:
-        raise _foreign(foreign[0])
-
-
-def _foreign(path: Path) -> UserError:
-    return UserError(
-        f"trainer.default_root_dir: {shown(path)} is not from a run of lit-rlvr and would be replaced; choose another "
-        "folder, or move it away"
-    )
+        raise UserError(
+            f"trainer.default_root_dir: {shown(foreign[0])} is not from a run of lit-rlvr and would be replaced; "
+            "choose another folder, or move it away"
+        )
 
 
 RESULTS = {"summary.json": ('"weights_sha256"',), "metrics.csv": ("rollout/reward", "rollout/samples", "val/accuracy")}
@@ -327,16 +319,15 @@ def _evidence_of_run(root: Path) -> list[Path]:
     """Return the files that identify a run folder; none for a run that failed before its first step."""
     found = [root / name for name in RESULTS if (root / name).exists()]
     found += [root / "checkpoints"] if list_checkpoints(root) else []
-    return [] if _has_config(root) and not _has_steps(root, found) else found
+    only_metrics = found == [root / "metrics.csv"] and _has_config(root)
+    return [] if only_metrics and not _has_steps(root / "metrics.csv") else found
 
 
-def _has_steps(root: Path, found: list[Path]) -> bool:
-    names = {path.name for path in found}
+def _has_steps(metrics: Path) -> bool:
     try:
-        trained = "metrics.csv" in names and any(read_metrics(root / "metrics.csv"))
+        return any(read_metrics(metrics))
     except UserError:
-        trained = True  # an unreadable file may be worth something
-    return "summary.json" in names or trained or bool(list_checkpoints(root))
+        return True  # an unreadable file may be worth something
 
 
 def _check_no_earlier_run(root: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_rlvr.common.files import Fields, has_fields, write_atomically
 from lit_rlvr.common.terminal import progress
 from lit_rlvr.rollout.callback import rollout_of
+from lit_rlvr.run.loggers import callback_of
 from lit_rlvr.run.outputs import peak_memory_mb
 from lit_rlvr.run.progress import ProgressEstimator
 
@@ -35,8 +37,7 @@ def read_live(run: Path) -> dict[str, Any] | None:
         state = json.loads((run / LIVE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    is_valid = has_fields(state, STATE) and all(isinstance(v, int | float) for v in state["waiting"].values())
-    return state if is_valid else None
+    return state if has_fields(state, STATE) else None
 
 
 class LiveFile(Callback):
@@ -48,8 +49,6 @@ class LiveFile(Callback):
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
-        self._estimator = ProgressEstimator()
-        self._trainer: Trainer | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
@@ -58,19 +57,11 @@ class LiveFile(Callback):
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero or self._thread is not None:
             return
-        self._trainer = trainer
         self._stop.clear()
-        self._thread = threading.Thread(target=self._run, name="lit-rlvr-live", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(trainer,), name="lit-rlvr-live", daemon=True)
         self._thread.start()
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.on_sanity_check_start(trainer, pl_module)
-        self._estimator.begin(trainer)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self._estimator.add(trainer)
+    on_train_start = on_sanity_check_start
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -81,12 +72,12 @@ class LiveFile(Callback):
         progress.part = ""
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._finish()
+        self._finish(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._finish()
+        self._finish(trainer)
 
-    def _finish(self) -> None:
+    def _finish(self, trainer: Trainer) -> None:
         """Write the last state, and end the thread."""
         if self._thread is None:
             return
@@ -95,22 +86,20 @@ class LiveFile(Callback):
         self._thread = None
         progress.part = ""
         progress.begin("ended")
-        self._write()
+        self._write(trainer)
 
-    def _run(self) -> None:
+    def _run(self, trainer: Trainer) -> None:
         while not self._stop.wait(WRITE_SECONDS):
-            self._write()
+            self._write(trainer)
 
-    def _write(self) -> None:
-        assert self._trainer is not None, "`setup` has set it"
-        path = Path(self._trainer.default_root_dir, LIVE)
-        try:
-            write_atomically(path, json.dumps(self._state(self._trainer)) + "\n")
-        except OSError:  # a full disk ends the run where its results are written, with a message
-            return
+    def _write(self, trainer: Trainer) -> None:
+        path = Path(trainer.default_root_dir, LIVE)
+        with suppress(OSError):  # a full disk ends the run where its results are written, with a message
+            write_atomically(path, json.dumps(self._state(trainer)) + "\n")
 
     def _state(self, trainer: Trainer) -> dict[str, Any]:
-        now, total_steps = time.time(), self._estimator.steps(trainer)
+        now, estimator = time.time(), callback_of(trainer, ProgressEstimator)
+        total_steps = estimator.steps(trainer)
         return {
             "stage": progress.stage,
             "part": progress.part,
@@ -121,7 +110,7 @@ class LiveFile(Callback):
             "waiting": {name: now - since for name, since in list(progress.waiting.items())},
             "step": trainer.global_step,
             "steps": total_steps,
-            "seconds_left": self._estimator.seconds(trainer.global_step, total_steps),
+            "seconds_left": estimator.seconds(trainer.global_step, total_steps),
             "memory_mb": round(peak_memory_mb()),
             "engine": rollout_of(trainer).generator.name,
             "host": socket.gethostname(),

@@ -11,12 +11,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jsonargparse
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_rlvr.common.files import write_atomically
@@ -56,30 +55,23 @@ class MetricsFile(Logger):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
-        self._rows: dict[int, dict[str, float]] = {}
+        self.rows: dict[int, dict[str, float]] = {}  # the metrics logged so far, by step
         self._pending = False
 
     @property
     def name(self) -> str:
         return ""
 
-    @property
-    def version(self) -> str:
-        return ""
+    version = name
 
     @property
     def save_dir(self) -> str:
         return str(self.path.parent)
 
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> MetricsFile:
-        return self
-
     def resume(self, last_step: int) -> None:
         """Read the rows that an earlier run wrote, up to and including `last_step`."""
         if self.path.is_file():
-            self._rows = {step: row for step, row in read_metrics(self.path).items() if step <= last_step}
+            self.rows = {step: row for step, row in read_metrics(self.path).items() if step <= last_step}
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
@@ -89,21 +81,20 @@ class MetricsFile(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         new = {name: float(value) for name, value in metrics.items() if not math.isnan(value)}
         key = int(step or 0)
-        row = self._rows.get(key, {}) | new
-        self._pending |= self._rows.get(key) != row
-        self._rows[key] = row
+        row = self.rows.get(key, {}) | new
+        self._pending |= self.rows.get(key) != row
+        self.rows[key] = row
 
     @rank_zero_only
     def save(self) -> None:
         """Rewrite the file atomically."""
         if not self._pending:
             return
-        names = sorted({name for row in self._rows.values() for name in row})
+        names = sorted({name for row in self.rows.values() for name in row})
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, ["step", *names], restval="")
         writer.writeheader()
-        for step in sorted(self._rows):
-            writer.writerow({"step": step, **self._rows[step]})
+        writer.writerows({"step": step, **self.rows[step]} for step in sorted(self.rows))
         write_atomically(self.path, text.getvalue())
         self._pending = False
 
@@ -111,10 +102,18 @@ class MetricsFile(Logger):
     def finalize(self, status: str) -> None:
         self.save()
 
-    @property
-    def rows(self) -> dict[int, dict[str, float]]:
-        """The metrics logged so far, by step."""
-        return self._rows
+
+_C = TypeVar("_C", bound=Callback)
+
+
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """Return the callbacks, which Lightning's Trainer does not declare."""
+    return trainer.callbacks  # type: ignore[attr-defined]
+
+
+def callback_of(trainer: Trainer, kind: type[_C]) -> _C:
+    """Return the callback of a kind of which every run has one."""
+    return next(one for one in callbacks_of(trainer) if isinstance(one, kind))
 
 
 def run_root(trainer: Trainer) -> Path:

@@ -26,7 +26,7 @@ from lit_rlvr.common.terminal import number_text, one_line
 from lit_rlvr.errors import ChecksArguments
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.falls import LENGTHS, MARGIN, STRETCH, FallTest, paired_certainty, threshold
-from lit_rlvr.run.loggers import metric_rows, run_root
+from lit_rlvr.run.loggers import callbacks_of, metric_rows, run_root
 from lit_rlvr.training.optimizer import scale_schedule
 from lit_rlvr.types import GroupSelection, Rollout, Sampling
 
@@ -181,7 +181,7 @@ def why_stopped(trainer: Trainer, has_ended: bool) -> str | None:
     Args:
         has_ended: whether the run has done all of its steps or epochs.
     """
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks = callbacks_of(trainer)
     collapse = next((c.reason for c in callbacks if isinstance(c, CollapseMonitor) and c.reason), None)
     if collapse is not None:
         return f"{COLLAPSE}{collapse}"
@@ -212,14 +212,11 @@ class LostWork(Callback):
         self._silent = 0  # iterations until few effective samples may be reported again
         self._unselected = 0  # iterations until an empty selection may be reported again
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        module: Any = pl_module
-        if trainer.is_global_zero and module.iteration > 1:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.is_global_zero and pl_module.iteration > 1:
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
             constant = constant_reward(batch.rollout, metrics)
-            sampling, selection = rollout_of(trainer).sampling, module.selection
+            sampling, selection = rollout_of(trainer).sampling, pl_module.selection
             found = self.look(metrics, sampling, selection, constant)
             for line in found + self.look_at_answers(metrics, batch.rollout):
                 _log.warning("step %d: %s (%s)", trainer.global_step, line, GUIDE)
@@ -441,8 +438,9 @@ class Falls:
                 self._steps.append(step)
                 noise = row.get("rollout/accuracy_error", 0.0), row["rollout/judged_prompts"]
                 if (fall := self._test.add(row["rollout/accuracy"], *noise)) is not None:
-                    first, good = self._steps[-fall.length], [0, *self._steps][-fall.length - 2]
-                    yield _explained("rollout/accuracy", metrics, good, first, step, fall.before, fall.after)
+                    length, before, after = fall
+                    first, good = self._steps[-length], [0, *self._steps][-length - 2]
+                    yield _explained("rollout/accuracy", metrics, good, first, step, before, after)
             self._newest = step
             for name in filter(HELD_OUT.fullmatch, row):
                 looks, metric = self._looks.setdefault(name, []), name.replace("fall_z", "accuracy")

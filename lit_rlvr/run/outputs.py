@@ -170,7 +170,7 @@ class RunFolder(ChecksArguments, Callback):
         self._startup_seconds = 0.0
         self._seconds: dict[str, list[float]] = {}
         self._validation_start = 0.0
-        self._validation_seconds: list[float] = []  # without the start of the engine
+        self.validation_seconds: list[float] = []  # without the start of the engine
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._fit_start = time.perf_counter()
@@ -184,16 +184,13 @@ class RunFolder(ChecksArguments, Callback):
                 _drop_after(run_root(trainer) / name, trainer.global_step)
             drop_traces_after(run_root(trainer), trainer.global_step)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self._iteration_start = time.perf_counter()
-        module: Any = pl_module
         is_traced = self.trace_every and self.save_prompts and trainer.is_global_zero
         self._trace = Trace(self.save_prompts) if is_traced else None
-        module.watch(self._trace)
+        pl_module.watch(self._trace)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.train_seconds += time.perf_counter() - self._iteration_start
         for name in ("sync", "generate", "score", "train"):
             self._seconds.setdefault(name, []).append(float(trainer.callback_metrics[f"time/{name}"]))
@@ -203,17 +200,15 @@ class RunFolder(ChecksArguments, Callback):
             rows = self.rows = sample_rows(batch.rollout, trainer.global_step, self.save_prompts, root)
             with (root / "completions.jsonl").open("a") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            module: Any = pl_module
             if self._trace is not None:
-                self._keep_trace(trainer, module, batch.rollout, self._trace)
-            if self.show_every and (module.iteration == 1 or module.iteration % self.show_every == 0):
+                self._keep_trace(trainer, pl_module, batch.rollout, self._trace)
+            if self.show_every and (pl_module.iteration == 1 or pl_module.iteration % self.show_every == 0):
                 show_rows(rows[:8], trainer.global_step)
             write_metrics(trainer)
         last_step = 0 < trainer.max_steps <= trainer.global_step
         last_epoch = trainer.max_epochs == trainer.current_epoch + 1 and batch_idx + 1 == trainer.num_training_batches
         self._has_ended = last_step or last_epoch
-        if self._has_ended:
-            trainer.should_stop = True  # Lightning then validates before it ends the run
+        trainer.should_stop |= self._has_ended  # Lightning then validates before it ends the run
 
     def _keep_trace(self, trainer: Trainer, module: Any, rollout: Rollout, trace: Trace) -> None:
         older = {} if trace.live else self._unsaved_traces
@@ -233,11 +228,10 @@ class RunFolder(ChecksArguments, Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validation_start = time.perf_counter() - rollout_of(trainer).engine.start_seconds
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         end = time.perf_counter() - rollout_of(trainer).engine.start_seconds
-        self._validation_seconds.append(end - self._validation_start)
-        module: Any = pl_module
-        results = module.validation_results
+        self.validation_seconds.append(end - self._validation_start)
+        results = pl_module.validation_results
         if not trainer.sanity_checking:
             self._last = (trainer.global_step, results.get("val/accuracy"))
         elif trainer.global_step == 0:
@@ -245,7 +239,7 @@ class RunFolder(ChecksArguments, Callback):
             for logger in trainer.loggers:  # Lightning does not log the check before training
                 logger.log_metrics(results, step=0)
         if trainer.global_step == 0 or not trainer.sanity_checking:
-            self._save_questions(trainer, module)
+            self._save_questions(trainer, pl_module)
 
     def _save_questions(self, trainer: Trainer, module: Any) -> None:
         """Append a line for each validation set to validation.jsonl, in place of those of this step or later."""
@@ -272,17 +266,13 @@ class RunFolder(ChecksArguments, Callback):
             is_local = isinstance(exception, KeyboardInterrupt)
             self._finish(trainer, pl_module, str(exception) or type(exception).__name__, is_local)
 
-    def _finish(
-        self, trainer: Trainer, pl_module: LightningModule, stopped: str | None, is_local: bool = False
-    ) -> None:
+    def _finish(self, trainer: Trainer, module: Any, stopped: str | None, is_local: bool = False) -> None:
         """Write the summary. With `is_local`, run no collectives, because the state of the other processes is
         unknown."""
-        module: Any = pl_module
         unknown = is_local and module.device_mesh is not None
         digest = None if unknown else weights_sha256(module.policy.model)
         if not trainer.is_global_zero:
             return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
         rows = metric_rows(trainer)
         accuracy_after = self._last[1] if self._last[0] == trainer.global_step else None
         summary = {
@@ -294,14 +284,14 @@ class RunFolder(ChecksArguments, Callback):
             "train_seconds": round(self.train_seconds, 3),
             "startup_seconds": round(self._startup_seconds, 3),
             "engine_start_seconds": round(rollout_of(trainer).engine.start_seconds, 3),
-            "validation_seconds": round(sum(self._validation_seconds), 3),
+            "validation_seconds": round(sum(self.validation_seconds), 3),
             "seconds_per_step": {name: round(median(values), 4) for name, values in self._seconds.items()},
             "peak_memory_mb": round(peak_memory_mb()),
             "engine": rollout_of(trainer).generator.name,
             "algorithm": type(module).__name__,
             "model": module.model,
             **rollout_of(trainer).teacher_versions,
-            "data": type(data).__name__,
+            "data": type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
             "stopped": stopped,
             "collapse": " ".join(map(str, fallen(rows))) or None,
             "weights_sha256": digest,
@@ -336,7 +326,7 @@ class RunFolder(ChecksArguments, Callback):
         return (
             f"Seconds: {self._startup_seconds:.1f} of start-up and first validation, {self.train_seconds:.1f} of "
             f"training (medians of an iteration: {parts or 'none'}). The engine's start took "
-            f"{summary['engine_start_seconds']:.1f} of them, all {len(self._validation_seconds)} validations "
+            f"{summary['engine_start_seconds']:.1f} of them, all {len(self.validation_seconds)} validations "
             f"{summary['validation_seconds']:.1f}"
         )
 

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lit_rlvr.common.settings import init_arguments
 from lit_rlvr.common.terminal import Terminal
 from lit_rlvr.errors import ChecksArguments, check_within
+from lit_rlvr.run.loggers import callback_of, callbacks_of
 from lit_rlvr.training.optimizer import updates_of
 
 _log = logging.getLogger("lit_rlvr")
@@ -55,22 +56,18 @@ class Budget(ChecksArguments, Callback):
         for name in self.used:
             self.used[name] += int(trainer.callback_metrics[f"rollout/{name}"])
         self._iterations += 1
-        self._stop_if_used_up(trainer)
+        trainer.should_stop |= self.is_used_up  # Lightning then validates before it ends the run
 
     @property
     def is_used_up(self) -> bool:
         return any(self.used[name] >= limit for name, limit in self.limits.items())
-
-    def _stop_if_used_up(self, trainer: Trainer) -> None:
-        if self.is_used_up:
-            trainer.should_stop = True  # Lightning then validates before it ends the run
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["budget"] = self.used
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.used, self._iterations = checkpoint["budget"], checkpoint["rlvr"]["iteration"]
-        self._stop_if_used_up(trainer)
+        trainer.should_stop |= self.is_used_up
 
 
 class RunProgress(ProgressBar):
@@ -82,7 +79,6 @@ class RunProgress(ProgressBar):
         self._console = Terminal(file=sys.stderr)
         self._bar: Progress | None = None
         self._task: Any = None
-        self._estimator = ProgressEstimator()
         self._enabled = True
 
     def disable(self) -> None:
@@ -90,7 +86,6 @@ class RunProgress(ProgressBar):
         self._enabled = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._estimator.begin(trainer)
         if self._enabled and not has_end(trainer):
             _log.warning("neither trainer.max_steps nor trainer.max_epochs nor a budget ends this run: Ctrl-C does")
         if not (self._enabled and self._console.is_terminal):
@@ -99,13 +94,14 @@ class RunProgress(ProgressBar):
             TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"),
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self._console,
         )  # fmt: skip
-        self._task = self._bar.add_task("", total=self._estimator.steps(trainer), completed=trainer.global_step)
+        self._task = self._bar.add_task(
+            "", total=callback_of(trainer, ProgressEstimator).steps(trainer), completed=trainer.global_step
+        )
         self._bar.start()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._estimator.add(trainer)
         if not self._enabled:
             return
         values = {k: float(v) for k, v in trainer.callback_metrics.items()}
@@ -122,11 +118,12 @@ class RunProgress(ProgressBar):
             text += f"  staleness {values['train/staleness/mean']:.1f}"
         if "rollout/turns" in values:
             text += f"  turns {values['rollout/turns']:.1f}  tool calls {values['rollout/tool_calls']:.1f}"
-        total = self._estimator.steps(trainer)
+        estimator = callback_of(trainer, ProgressEstimator)
+        total = estimator.steps(trainer)
         if self._bar is not None:
             self._bar.update(self._task, total=total, completed=trainer.global_step, description=text)
             return
-        left = self._estimator.seconds(trainer.global_step, total)
+        left = estimator.seconds(trainer.global_step, total)
         seconds = ", ".join(
             f"{part} {values[f'time/{part}']:.1f}"
             for part in ("sync", "generate", "score", "train")
@@ -159,9 +156,9 @@ class RunProgress(ProgressBar):
             self._bar = None
 
 
-class ProgressEstimator:
+class ProgressEstimator(Callback):
     """Estimates the optimizer steps of the whole run, and the seconds left from this process's mean step without
-    outages."""
+    outages, for the callbacks that show them."""
 
     def __init__(self) -> None:
         self._first_position: tuple[int, int] | None = None  # the step and iteration that this process began with
@@ -169,11 +166,12 @@ class ProgressEstimator:
         self._seconds: list[float] = []  # of each iteration, with the validation before it
         self._rollout_seconds: list[float] = []
 
-    def begin(self, trainer: Trainer) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._first_position, self._last = _position(trainer), (time.perf_counter(), trainer.global_step)
 
-    def add(self, trainer: Trainer) -> None:
-        """Record the iteration that has just ended."""
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         now = time.perf_counter()
         self._seconds.append(now - self._last[0])
         self._rollout_seconds.append(float(trainer.callback_metrics.get("time/rollout", 0.0)))
@@ -186,8 +184,7 @@ class ProgressEstimator:
         """
         step, iteration = self._first_position or _position(trainer)
         updates = updates_of(trainer.lightning_module)
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        limits = [callback.iterations for callback in callbacks if isinstance(callback, Budget)]
+        limits = [callback.iterations for callback in callbacks_of(trainer) if isinstance(callback, Budget)]
         if trainer.max_steps > 0:
             limits.append(iteration + -(-(trainer.max_steps - step) // updates))
         batches = trainer.num_training_batches
@@ -221,12 +218,10 @@ def outage_seconds(iterations: Sequence[float], rollouts: Sequence[float]) -> fl
 
 def has_end(trainer: Trainer) -> bool:
     """Return whether a number of steps, epochs, completions or tokens, or a time, ends a run."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    is_timed = any(isinstance(callback, Timer) and callback.time_remaining() is not None for callback in callbacks)
-    is_bounded = any(isinstance(callback, Budget) and callback.limits for callback in callbacks)
+    is_timed = any(isinstance(one, Timer) and one.time_remaining() is not None for one in callbacks_of(trainer))
+    is_bounded = bool(callback_of(trainer, Budget).limits)
     return is_timed or is_bounded or trainer.max_steps >= 0 or (trainer.max_epochs or 0) >= 0
 
 
 def _position(trainer: Trainer) -> tuple[int, int]:
-    module: Any = trainer.lightning_module
-    return trainer.global_step, module.iteration
+    return trainer.global_step, trainer.lightning_module.iteration  # type: ignore[return-value]

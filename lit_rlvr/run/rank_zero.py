@@ -18,6 +18,14 @@ WAIT_SECONDS = 3.0
 LINGER_SECONDS = 1.0
 """Seconds that rank 0 stays alive afterwards, because it holds the store in which the others find the message."""
 ERROR_KEY = "lit-rlvr/error"
+LEVELS = {
+    "lightning.pytorch": logging.WARNING,
+    "lightning.fabric": logging.WARNING,
+    "lightning.fabric.strategies.launchers.subprocess_script": logging.INFO,  # it reports which process died
+    "huggingface_hub": logging.ERROR,  # it logs every attempt without a network
+    "bitsandbytes": logging.ERROR,  # it complains about an optional package
+}
+"""Logger of another package -> the least level of its messages that are shown."""
 EXPECTED_WARNINGS = (
     ".*does not have many workers.*",  # the loaders yield lists of tokens; there is nothing to parallelise
     ".*overridden `transfer_batch_to_device`.*",
@@ -63,12 +71,8 @@ def silence_other_packages() -> None:
 
     Call it once Lightning and transformers are imported, if they are needed: importing them takes seconds.
     """
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every attempt without a network
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it complains about an optional package
-    # The launcher reports which process died before it kills the others.
-    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
+    for name, level in LEVELS.items():
+        logging.getLogger(name).setLevel(level)
     if "transformers" in sys.modules:
         from transformers.utils import logging as hf_logging
 
@@ -82,20 +86,21 @@ def printed_by_rank_zero(message: str) -> bool:
     """Return whether rank 0 exits with the same message; rank 0 itself publishes it for the others."""
     if is_first_process():
         if world_size() > 1:
-            _store().set(ERROR_KEY, message)
+            run_store().set(ERROR_KEY, message)
             time.sleep(LINGER_SECONDS)
         return False
     deadline = time.monotonic() + WAIT_SECONDS
     while time.monotonic() < deadline:
         if world_size() > 1:
             try:
-                if _store().check([ERROR_KEY]):
-                    return bool(_store().get(ERROR_KEY).decode() == message)
+                if run_store().check([ERROR_KEY]):
+                    return bool(run_store().get(ERROR_KEY).decode() == message)
             except RuntimeError:  # the store died with rank 0
                 return False
         time.sleep(0.1)
     return False
 
 
-def _store() -> Any:
+def run_store() -> Any:
+    """Return the store that all processes of the run share."""
     return dist.distributed_c10d._get_default_store()

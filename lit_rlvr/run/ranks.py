@@ -13,7 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -21,7 +20,7 @@ from lit_rlvr.common.terminal import printable
 from lit_rlvr.distributed.collectives import gather_objects, lost_peer, rank, world_size
 from lit_rlvr.distributed.fsdp2 import FSDP2, extend_timeouts
 from lit_rlvr.errors import RunStopped, UserError, first_line
-from lit_rlvr.run.rank_zero import RANK_ZERO_FILTER
+from lit_rlvr.run.rank_zero import RANK_ZERO_FILTER, run_store
 
 _log = logging.getLogger("lit_rlvr")
 
@@ -64,8 +63,7 @@ class RankWatch(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if world_size() == 1:
             return
-        shared: Any = dist.distributed_c10d._get_default_store()
-        self._store = shared.clone()  # the main thread may block the original
+        self._store = run_store().clone()  # the main thread may block the original
         self._rank = rank()
         extend_timeouts(trainer.strategy)  # this class notices those that have died
         _retire_observer()
@@ -179,13 +177,11 @@ class RankWatch(Callback):
                 break
             time.sleep(0.1)
 
-    def _message(self) -> str:
-        return f"{self._reason or NO_MESSAGE}; so process {self._rank} exits, resume with --ckpt_path last"
-
     def _exit(self, trainer: Trainer) -> None:
         """Exit at once and kill this process's children: the main thread may be waiting forever."""
         show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # the progress bar hides it
-        print(f"{show_cursor}lit-rlvr: error: {printable(self._message())}", file=sys.stderr, flush=True)
+        message = f"{self._reason or NO_MESSAGE}; so process {self._rank} exits, resume with --ckpt_path last"
+        print(f"{show_cursor}lit-rlvr: error: {printable(message)}", file=sys.stderr, flush=True)
         self._has_reported.set()
         self._failed_has_ended.wait(REPORT_SECONDS)
         for child in getattr(trainer.strategy.launcher, "procs", []):

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar, Timer
@@ -25,10 +24,10 @@ from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.first_rollout import FirstRollout
 from lit_rlvr.run.folder import CONFIG_HEADER, LOCK, claim_run_folder, clear_run_folder, ended_early, lock_run_folder
 from lit_rlvr.run.live import LiveFile
-from lit_rlvr.run.loggers import open_loggers
+from lit_rlvr.run.loggers import callbacks_of
 from lit_rlvr.run.monitor import CollapseMonitor, LostWork
 from lit_rlvr.run.outputs import RunFolder
-from lit_rlvr.run.progress import Budget, RunProgress
+from lit_rlvr.run.progress import Budget, ProgressEstimator, RunProgress
 from lit_rlvr.run.ranks import EndOfSetUp, RankWatch
 from lit_rlvr.run.stop import StopOnSignal
 from lit_rlvr.run.trackers.feed import Trackers
@@ -106,10 +105,6 @@ class Run:
                 stack.enter_context(claim_run_folder(run.folder, run.checkpoint is not None, run.overwrite))
             yield run
 
-    def open_loggers(self, chosen: Any) -> None:
-        """Build the run's loggers; `chosen` are the user's, False = metrics.csv alone."""
-        self.loggers = open_loggers(chosen, self.folder, self.checkpoint)
-
 
 class RunStart(Callback):
     """Rounds `max_steps` up to whole rollouts; empties the run folder, opens loggers and trackers, and writes
@@ -143,8 +138,7 @@ class RunStart(Callback):
         for logger in run.loggers:
             if isinstance(logger, WandbLogger):  # it sees only those TensorBoard files that are opened after it
                 _ = logger.experiment
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        for trackers in (callback for callback in callbacks if isinstance(callback, Trackers)):
+        for trackers in (callback for callback in callbacks_of(trainer) if isinstance(callback, Trackers)):
             trackers.begin(trainer)
         if self._logs_hyperparameters:
             _log_hyperparams(trainer)
@@ -174,7 +168,9 @@ CONFIGURABLE: dict[str, type[Callback]] = {
     "collapse": CollapseMonitor,
 }
 """Key of a config -> the callback of every run that it configures."""
-FIXED: tuple[type[Callback], ...] = (RankWatch, StopOnSignal, EndOfSetUp, LostWork, LiveFile, FirstRollout)
+FIXED: tuple[type[Callback], ...] = (
+    RankWatch, StopOnSignal, EndOfSetUp, LostWork, ProgressEstimator, LiveFile, FirstRollout,
+)  # fmt: skip
 """The callbacks of every run that have no options."""
 CALLBACK_ORDER: tuple[type[Callback], ...] = (
     RankWatch,
@@ -182,6 +178,7 @@ CALLBACK_ORDER: tuple[type[Callback], ...] = (
     RunStart,  # before all that write files
     EndOfSetUp,
     LostWork,
+    ProgressEstimator,
     LiveFile,
     Callback,  # the user's own
     RunFolder,  # its clock covers the rollout
@@ -201,10 +198,8 @@ def in_order(callbacks: Sequence[Callback]) -> list[Callback]:
     """Return the callbacks in the order of a run's."""
 
     def place(callback: Callback) -> int:
-        kinds = [
-            place for place, kind in enumerate(CALLBACK_ORDER) if kind is not Callback and isinstance(callback, kind)
-        ]
-        return kinds[0] if kinds else CALLBACK_ORDER.index(Callback)
+        named = (k for k, kind in enumerate(CALLBACK_ORDER) if kind is not Callback and isinstance(callback, kind))
+        return next(named, CALLBACK_ORDER.index(Callback))
 
     return sorted(callbacks, key=place)
 

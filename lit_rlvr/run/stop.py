@@ -16,6 +16,7 @@ from lit_rlvr.common.terminal import discard_output
 from lit_rlvr.distributed.collectives import all_max, is_first_process
 from lit_rlvr.errors import RunStopped
 from lit_rlvr.run.checkpoint import RunCheckpoint
+from lit_rlvr.run.loggers import callback_of
 
 _log = logging.getLogger("lit_rlvr")
 
@@ -61,19 +62,19 @@ class StopOnSignal(Callback):
             raise StoppedAtOnce(number)
         self._received = number
         if is_first_process():  # a terminal signals all processes
-            name = signal.Signals(number).name
-            _log.warning("%s: finishing this iteration, then saving; repeat to stop at once", name)
+            _log.warning(
+                "%s: finishing this iteration, then saving; repeat to stop at once", signal.Signals(number).name
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._stopping = all_max(self._received or 0, pl_module.device)  # all processes stop after the same iteration
-        for checkpoint in _checkpoints(trainer):
-            checkpoint.save_after_iteration(self._stopping > 0)
+        callback_of(trainer, RunCheckpoint).save_after_iteration(self._stopping > 0)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._stopping:
-            raise RunStopped(self._stopping, saved=any(checkpoint.enabled for checkpoint in _checkpoints(trainer)))
+            raise RunStopped(self._stopping, saved=callback_of(trainer, RunCheckpoint).enabled)
 
 
 def leave_closed_terminal() -> None:
@@ -86,8 +87,3 @@ def leave_closed_terminal() -> None:
                 discard_output(stream.fileno())
         except OSError:  # not a file
             continue
-
-
-def _checkpoints(trainer: Trainer) -> list[RunCheckpoint]:
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return [callback for callback in callbacks if isinstance(callback, RunCheckpoint)]

@@ -25,6 +25,7 @@ from lit_rlvr.errors import ChecksArguments, UserError, given_text
 from lit_rlvr.policy.precision import auto_precision
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.run.checkpoint import RunCheckpoint
+from lit_rlvr.run.loggers import callback_of, open_loggers
 from lit_rlvr.run.rank_zero import show_messages, silence_other_packages
 from lit_rlvr.run.run import CONFIGURABLE, DEFAULT_FOLDER, Run, RunStart, in_order, with_defaults
 from lit_rlvr.training.module import RLVRModule
@@ -105,14 +106,13 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
         self.run: Run | None = None
         self._chosen_logger, self._options = logger, {"accelerator": accelerator, "precision": precision} | options
         self.callbacks: list[Callback] = in_order(self.callbacks)
-        for checkpoint in (one for one in self.callbacks if isinstance(one, RunCheckpoint)):
-            checkpoint.enabled &= enable_checkpointing is not False
+        callback_of(self, RunCheckpoint).enabled &= enable_checkpointing is not False
         self.strategy.checkpoint_io = CheckpointFiles()
         prepare_groups(self.strategy)
 
     def begin(self, run: Run) -> None:
         """Make `fit` train this run, whose folder is locked."""
-        run.open_loggers(self._chosen_logger)
+        run.loggers = open_loggers(self._chosen_logger, run.folder, run.checkpoint)
         self.run = run
         others = [callback for callback in self.callbacks if not isinstance(callback, RunStart)]
         self.callbacks = in_order([*others, RunStart(run)])
@@ -139,7 +139,7 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
         Raises:
             UserError: the folder holds a run that is neither resumed nor overwritten, or another run is using it.
         """
-        if not all(one.enabled for one in self.callbacks if isinstance(one, RunCheckpoint)):
+        if not callback_of(self, RunCheckpoint).enabled:
             _log.warning("trainer.enable_checkpointing: false saves no checkpoints: the run cannot be resumed")
         if self.run is not None:  # the command line has begun it, before it built the model
             super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)

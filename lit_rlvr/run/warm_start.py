@@ -224,7 +224,7 @@ class ExactMatch(Callback):
 
     def __init__(self, start: WarmStart, shown: Demonstrations, held_out: list[Prompt]) -> None:
         self.start, self.shown, self.held_out = start, shown, held_out
-        self._source: DemonstrationSource | None = None
+        self._source: DemonstrationSource  # from on_train_start on
         self._started = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -232,22 +232,18 @@ class ExactMatch(Callback):
         self._started = time.perf_counter()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        assert self._source is not None, "on_train_start comes first"
         batch.rollout = self._source.next(batch)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step, steps, seconds = trainer.global_step, self.start.steps, time.perf_counter() - self._started
         if step == 1:
             _log.info("Warm start: step 1 took %.1f s, so %d take about %.0f s, and checks come on top",
                       seconds, steps, seconds * steps)  # fmt: skip
         if step % self.start.check_every and step != steps:
             return
-        module: Any = pl_module
         data = self.shown.data
         pairs = self.shown.pairs([data.prepare(prompt) for prompt in self.held_out])
-        share = exact_match(module.policy, pairs, data.tokenizer, self.shown.episodes, self.shown.sampling)
+        share = exact_match(pl_module.policy, pairs, data.tokenizer, self.shown.episodes, self.shown.sampling)
         loss, seconds = float(trainer.callback_metrics["train/loss"]), time.perf_counter() - self._started
         _log.info("Warm start: step %d of at most %d, loss %.3f, %.3f exact, %.0f s, at most about %.0f s left",
                   step, steps, loss, share, seconds, seconds / step * (steps - step))  # fmt: skip

@@ -95,11 +95,6 @@ class Silent(GRPO):
         return None
 
 
-class Numbered(GRPO):
-    def objective(self, x):
-        return x.logp.sum(), {5: x.logp.sum()}
-
-
 class Complex(GRPO):
     def objective(self, x):
         return x.logp.sum() * 1j, {}
@@ -258,10 +253,6 @@ CASES = {
         ["--model", "my_own.Silent"],
         f"model: Silent.objective ({at('def objective(self, x):', after='class Silent(GRPO):')}) must give (loss, "
         "stats); it gave None",
-    ),
-    "statistics without a name": (
-        ["--model", "my_own.Numbered"],
-        "the names in stats must be text, not 5",
     ),
     "complex loss": (
         ["--model", "my_own.Complex"],

@@ -163,26 +163,15 @@ def test_messages_that_cannot_be_written_change_no_status(arguments: str, status
     assert done.returncode == status and ("lit-rlvr" in done.stdout) == (status == 0)
 
 
-CLOSES = """
-import sys
-
-def closes(completion, sample):
-    {}
-    return float(len(completion.token_ids) % 2)
-"""
-
-
-@pytest.mark.parametrize(
-    ("line", "options"),
-    [("sys.stdout.close(); sys.stderr.close()", ["--json"]), ("sys.stdout = sys.stderr = None", [])],
-    ids=["closed", "none"],
-)
-def test_a_reward_that_closes_the_outputs_changes_nothing(run_folder: Path, line: str, options: list[str]) -> None:
-    (run_folder / "closing.py").write_text(CLOSES.format(line))
-    command = [str(CONSOLE_SCRIPT), *FIT, *options, "--rollout.rewards", "[closing.closes]", "--trainer.max_steps", "1"]
+def test_a_reward_that_takes_the_outputs_away_changes_nothing(run_folder: Path) -> None:
+    (run_folder / "closing.py").write_text(
+        "import sys\n\ndef closes(completion, sample):\n"
+        "    sys.stdout = sys.stderr = None\n    return float(len(completion.token_ids) % 2)\n"
+    )
+    command = [str(CONSOLE_SCRIPT), *FIT, "--rollout.rewards", "[closing.closes]", "--trainer.max_steps", "1"]
     done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert (not options or json.loads(done.stdout)) and "Results: run" in done.stderr
+    assert "Results: run" in done.stderr
 
 
 @pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])

@@ -197,8 +197,11 @@ def test_settings_of_a_suite_that_are_wrong_are_one_line(tmp_path: Path) -> None
     for item, said in (
         ({"suite": "math500", "sample": 4}, "--suite has no setting 'sample'; did you mean 'samples'?"),
         ({"samples": 4}, "names no `suite`"),
-        ({"suite": "math500", "samples": "many"}, "--suite: math500: samples: give a positive number"),
-        ({"suite": "math500", "max_tokens": 0}, "max_tokens: 0 is not a positive number"),
+        (
+            {"suite": "math500", "samples": "many"},
+            "--suite: math500: protocol.samples: give a whole number",
+        ),
+        ({"suite": "math500", "max_tokens": 0}, "protocol.max_tokens: 0 must lie in [1, inf)"),
         ({"suite": "math500", "temperature": -1}, "sampling.temperature"),
         ({"suite": "math500", "protocol": str(tmp_path / "bad.yaml")}, "no setting 'temprature'; did you mean"),
         ({"suite": "math500", "protocol": str(tmp_path / "list.yaml")}, "must hold settings by name"),

@@ -68,7 +68,7 @@ def test_a_fall_of_a_tenth_is_none_and_a_later_fall_is_found_again() -> None:
     test, found = FallTest(), []
     for k, accuracy in enumerate([0.8] * 10 + [0.5] * 10 + [0.1] * 5):
         if fall := test.add(accuracy, 0.02, 100):
-            found.append((k, fall.length, round(fall.before, 3), round(fall.after, 3)))
+            found.append((k, *(round(value, 3) for value in fall)))
     assert found == [(10, 1, 0.8, 0.5), (20, 1, 0.5, 0.1)]
 
 

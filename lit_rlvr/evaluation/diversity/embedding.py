@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,15 +23,9 @@ _SUPPORTED = {"Transformer", "Pooling", "Normalize"}  # normalising does not cha
 _OLD_NAMES = {"mean_tokens": "mean", "cls_token": "cls"}
 
 
-class PoolingSettings(NamedTuple):
-    """Pooling and maximum length of a sentence-embedding model."""
-
-    pooling: str = "mean"
-    max_tokens: int | None = None
-
-
-def read_settings(folder: Path) -> PoolingSettings:
-    """Read the settings that sentence-transformers wrote; by default, take the mean of all tokens.
+def read_settings(folder: Path) -> tuple[str, int | None]:
+    """Read the settings that sentence-transformers wrote: the pooling, by default the mean of all tokens, and the
+    maximum length in tokens.
 
     Raises:
         ValueError: the model needs an unsupported pooling, more layers, or a chat template.
@@ -50,7 +44,7 @@ def read_settings(folder: Path) -> PoolingSettings:
     reads = _read_json(folder / "sentence_bert_config.json") or {}
     if "message" in reads.get("modality_config", {}):
         raise ValueError("it reads a text as a message of a chat, which is not supported")
-    return PoolingSettings(how, reads.get("max_seq_length"))
+    return how, reads.get("max_seq_length")
 
 
 def _read_json(path: Path) -> Any:
@@ -116,7 +110,10 @@ class SentenceEmbedder(Embedder):
                 self.source, padding_side="right", trust_remote_code=False
             )
         except (OSError, ValueError) as error:
-            raise self._unusable(error) from error
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"embedding model {model}: {reason}; give a sentence-embedding model's folder or hub id"
+            ) from error
         limits = (limit, self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None), _NO_LIMIT)
         self.max_tokens = min(int(limit) for limit in limits if limit)
 
@@ -125,7 +122,10 @@ class SentenceEmbedder(Embedder):
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # similar lengths need little padding
         parts, cut = [], 0
         for start in range(0, len(order), self.batch_size):
-            inputs = self._tokenize([texts[i] for i in order[start : start + self.batch_size]])
+            batch = [texts[i] or " " for i in order[start : start + self.batch_size]]  # some make no token at all of ""
+            inputs = self.tokenizer(
+                batch, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+            ).to(self.device)
             cut += sum(bool(encoding.overflowing) for encoding in inputs.encodings or ())
             hidden = self._weights(**inputs).last_hidden_state.float()  # (b, L, H)
             parts.append(pool(hidden, inputs["attention_mask"], self.pooling).cpu())
@@ -133,11 +133,6 @@ class SentenceEmbedder(Embedder):
             said = "%s reads %d tokens: %d of %d texts are longer, and only their beginnings are compared"
             _log.warning(said, self.model, self.max_tokens, cut, len(texts))
         return torch.cat(parts)[torch.tensor(order).argsort()]
-
-    def _tokenize(self, texts: list[str]) -> Any:
-        texts = [text or " " for text in texts]  # some tokenizers turn "" into no tokens at all
-        found = self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
-        return found.to(self.device)
 
     @cached_property
     def _weights(self) -> Any:
@@ -151,10 +146,6 @@ class SentenceEmbedder(Embedder):
         missing = {name for name in found["missing_keys"] if not name.startswith("pooler.")}  # the pooler is not used
         check_complete(self.source, found | {"missing_keys": missing, "unexpected_keys": set()})
         return model.to(self.device).eval()
-
-    def _unusable(self, error: Exception) -> UserError:
-        reason = str(error).splitlines()[0]
-        return UserError(f"embedding model {self.model}: {reason}; give a sentence-embedding model's folder or hub id")
 
 
 def _packaged() -> str:

@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lit_rlvr.common.packages import require
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.evaluation.diversity.base import CompletionGroup, DiversityMeasure
 
 if TYPE_CHECKING:
@@ -28,80 +27,6 @@ class JudgeReply(NamedTuple):
 
     text: str
     failure: str = ""
-
-
-@dataclass(frozen=True)
-class ChatEndpoint:
-    """A client that asks a model many independent questions; the options are those of `JudgeScore`.
-
-    It reads the key when it asks, and neither stores nor logs it.
-
-    Raises:
-        UserError: an option is out of range, the package openai is not installed, or the key is not set.
-    """
-
-    base_url: str
-    model: str
-    api_key_env: str | None
-    request: dict[str, Any]
-    retries: int
-    timeout: float
-    concurrency: int
-
-    def __post_init__(self) -> None:
-        require("openai", "JudgeScore")
-        for name, least in (("retries", 0), ("concurrency", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"JudgeScore.{name}: {getattr(self, name)} must be at least {least}")
-        if self.timeout <= 0:
-            raise UserError(f"JudgeScore.timeout: {self.timeout} must be more than 0 seconds")
-        if not self.base_url.startswith(("http://", "https://")):
-            raise UserError(f"JudgeScore.base_url: {self.base_url!r} must begin with http:// or https://")
-        self._key()
-
-    def ask(self, messages: Sequence[str]) -> list[JudgeReply]:
-        """Return a reply to each message, in order.
-
-        Raises:
-            UserError: the endpoint cannot be reached, or refuses the key or the model.
-        """
-        from openai import OpenAI
-
-        key, retries, timeout = self._key(), self.retries, self.timeout
-        with (
-            OpenAI(base_url=self.base_url, api_key=key, max_retries=retries, timeout=timeout) as client,
-            ThreadPoolExecutor(self.concurrency) as pool,
-        ):
-            replies = list(pool.map(partial(self._ask, client), messages))
-        return [JudgeReply(*(part.replace(key, "[key]") for part in reply)) for reply in replies]
-
-    def _ask(self, client: OpenAI, message: str) -> JudgeReply:
-        import openai
-
-        try:
-            response = client.chat.completions.with_raw_response.create(
-                model=self.model, messages=[{"role": "user", "content": message}], extra_body=self.request
-            )
-        except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
-            raise UserError(
-                f"JudgeScore: {self.base_url} answers HTTP {error.status_code} to model {self.model!r}; "
-                "check base_url, model and the key in api_key_env"
-            ) from None  # the server's message may repeat the key
-        except openai.APITimeoutError:
-            return JudgeReply("", f"no reply within {self.timeout:g} s")
-        except openai.APIConnectionError as error:
-            raise UserError(f"JudgeScore.base_url: {self.base_url} cannot be reached: {error.__cause__}") from error
-        except openai.APIStatusError as error:
-            return JudgeReply("", str(error).splitlines()[0])
-        return JudgeReply(_content(response.text))
-
-    def _key(self) -> str:
-        if self.api_key_env is None:
-            return "no-key"  # the client requires a key, and would use OPENAI_API_KEY
-        key = os.environ.get(self.api_key_env)
-        if not key:
-            raise UserError(f"JudgeScore.api_key_env: the environment variable {self.api_key_env} is not set")
-        return key
 
 
 def _content(body: str) -> str:
@@ -148,7 +73,8 @@ class JudgeScore(DiversityMeasure):
         concurrency: simultaneous requests of each process.
 
     Raises:
-        UserError: the package openai or the key is missing, the endpoint cannot be reached, or it refuses key or model.
+        UserError: the package openai or the key is missing, an option is out of range, the endpoint cannot be reached,
+            or it refuses key or model.
     """
 
     name = "judge_score"
@@ -169,13 +95,21 @@ class JudgeScore(DiversityMeasure):
         concurrency: int = 8,
     ) -> None:
         super().__init__()
-        self.prompt = JUDGE_PROMPT if prompt is None else prompt
-        self.endpoint = ChatEndpoint(base_url, model, api_key_env, request or {}, retries, timeout, concurrency)
+        require("openai", "JudgeScore")
+        check_within("[0, inf)", "JudgeScore", retries=retries)
+        check_within("[1, inf)", "JudgeScore", concurrency=concurrency)
+        check_within("(0, inf)", "JudgeScore", timeout=timeout)
+        if not base_url.startswith(("http://", "https://")):
+            raise UserError(f"JudgeScore.base_url: {base_url!r} must begin with http:// or https://")
+        self.base_url, self.model, self.api_key_env = base_url, model, api_key_env
+        self.prompt, self.request = JUDGE_PROMPT if prompt is None else prompt, request or {}
+        self.retries, self.timeout, self.concurrency = retries, timeout, concurrency
+        self._key()
         self.add_state("unparsed", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("failed", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
 
     def score(self, groups: Sequence[CompletionGroup]) -> list[float | None]:
-        replies = self.endpoint.ask([judge_message(self.prompt, group) for group in groups])
+        replies = self._ask_all([judge_message(self.prompt, group) for group in groups])
         scores = [parse_score(reply.text) for reply in replies]
         failures = [reply.failure for reply in replies if reply.failure]
         others = [r.text for r, score in zip(replies, scores, strict=True) if score is None and not r.failure]
@@ -187,8 +121,51 @@ class JudgeScore(DiversityMeasure):
         return scores
 
     def compute(self) -> dict[str, Tensor]:
-        counts = {f"{self.name}/unparsed": self.unparsed, f"{self.name}/failed": self.failed}
-        return super().compute() | counts
+        return super().compute() | {f"{self.name}/unparsed": self.unparsed, f"{self.name}/failed": self.failed}
+
+    def _ask_all(self, messages: Sequence[str]) -> list[JudgeReply]:
+        """Return a reply to each message, in order, without the key, which is neither stored nor logged.
+
+        Raises:
+            UserError: the endpoint cannot be reached, or refuses the key or the model.
+        """
+        from openai import OpenAI
+
+        key, retries, timeout = self._key(), self.retries, self.timeout
+        with (
+            OpenAI(base_url=self.base_url, api_key=key, max_retries=retries, timeout=timeout) as client,
+            ThreadPoolExecutor(self.concurrency) as pool,
+        ):
+            replies = list(pool.map(partial(self._ask, client), messages))
+        return [JudgeReply(*(part.replace(key, "[key]") for part in reply)) for reply in replies]
+
+    def _ask(self, client: OpenAI, message: str) -> JudgeReply:
+        import openai
+
+        try:
+            response = client.chat.completions.with_raw_response.create(
+                model=self.model, messages=[{"role": "user", "content": message}], extra_body=self.request
+            )
+        except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
+            raise UserError(
+                f"JudgeScore: {self.base_url} answers HTTP {error.status_code} to model {self.model!r}; "
+                "check base_url, model and the key in api_key_env"
+            ) from None  # the server's message may repeat the key
+        except openai.APITimeoutError:
+            return JudgeReply("", f"no reply within {self.timeout:g} s")
+        except openai.APIConnectionError as error:
+            raise UserError(f"JudgeScore.base_url: {self.base_url} cannot be reached: {error.__cause__}") from error
+        except openai.APIStatusError as error:
+            return JudgeReply("", str(error).splitlines()[0])
+        return JudgeReply(_content(response.text))
+
+    def _key(self) -> str:
+        if self.api_key_env is None:
+            return "no-key"  # the client requires a key, and would use OPENAI_API_KEY
+        key = os.environ.get(self.api_key_env)
+        if not key:
+            raise UserError(f"JudgeScore.api_key_env: the environment variable {self.api_key_env} is not set")
+        return key
 
 
 def judge_message(prompt: str, solutions: CompletionGroup) -> str:

@@ -65,10 +65,9 @@ class Samples:
 
 def _plain(value: Any) -> Any:
     """Return a value for a table: a chat's messages as `role: content`, other lists as JSON."""
-    if isinstance(value, list):
-        if value and all(isinstance(item, dict) and {"role", "content"} <= set(item) for item in value):
-            return "\n".join(f"{item['role']}: {_text(item['content'])}" for item in value)
-        return _text(value)
+    items = value if isinstance(value, list) else []
+    if items and all(isinstance(item, dict) and {"role", "content"} <= set(item) for item in items):
+        return "\n".join(f"{item['role']}: {_text(item['content'])}" for item in items)
     return value if value is None or isinstance(value, str | int | float) else _text(value)
 
 

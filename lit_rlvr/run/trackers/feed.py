@@ -15,8 +15,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.packages import find_part, require
 from lit_rlvr.common.terminal import one_line
-from lit_rlvr.errors import RunStopped, UserError, check_within, first_line, shown
-from lit_rlvr.run.loggers import metric_rows, run_root
+from lit_rlvr.errors import RunStopped, UserError, check_within, first_line
+from lit_rlvr.run.loggers import callback_of, metric_rows, run_root
 from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.trackers.base import Samples, TrackedRun, Tracker
 from lit_rlvr.run.trackers.mlflow_tracker import MLflow
@@ -107,33 +107,27 @@ class Trackers(Callback):
                 _log.warning("trackers: %s has steps %s from before and keeps them", feed.tracker.key, again)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._send(trainer)
+        rows = metric_rows(trainer)
+        for feed in self.feeds:
+            feed.send(rows)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        rows = _run_folder(trainer).rows
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        rows = callback_of(trainer, RunFolder).rows
         if not trainer.is_global_zero or not rows:
             return
-        module: Any = pl_module
         for feed in self.feeds:
             every = feed.tracker.samples_every
-            if every and (module.iteration == 1 or module.iteration % every == 0):
+            if every and (pl_module.iteration == 1 or pl_module.iteration % every == 0):
                 feed.samples[trainer.global_step] = Samples.of(rows, run_root(trainer))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if _run_folder(trainer).has_started:  # it may have completed a run that was stopped in its last validation
+        if callback_of(trainer, RunFolder).has_started:  # it may have completed a stopped run
             self.begin(trainer)
         self._end(trainer, failed=False)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # If the run stopped during validation, the resumed run sends this iteration's row.
         self._end(trainer, not isinstance(exception, RunStopped | KeyboardInterrupt), complete=not trainer.validating)
-
-    def _send(self, trainer: Trainer) -> None:
-        rows = metric_rows(trainer)
-        for feed in self.feeds:
-            feed.send(rows)
 
     def _end(self, trainer: Trainer, failed: bool, complete: bool = True) -> None:
         if not trainer.is_global_zero:
@@ -249,16 +243,8 @@ def run_name(root: Path) -> str:
 
 def _read_run_ids(path: Path) -> dict[str, Any]:
     """Return the trackers' runs by key; empty without a `runs.json`."""
-    try:
-        found = json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError as error:
-        raise UserError(f"{shown(path)}: not JSON; mend it, or remove it to start new runs in the trackers") from error
-    return dict(found)
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
 def _text(path: Path) -> str:
     return path.read_text() if path.is_file() else ""
-
-
-def _run_folder(trainer: Trainer) -> RunFolder:
-    return next(c for c in trainer.callbacks if isinstance(c, RunFolder))  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.diversity import CosineSimilarity, SentenceEmbedder
-from lit_rlvr.evaluation.diversity.embedding import PACKAGED, PoolingSettings, read_settings
+from lit_rlvr.evaluation.diversity.embedding import PACKAGED, read_settings
 
 TEXTS = ["3 + 4 = 7", "", "The sum of three and four is seven.", "7", "x" * 40]
 
@@ -75,11 +75,11 @@ def test_what_is_cut_is_said(model_folder: Path, caplog: pytest.LogCaptureFixtur
 
 def test_settings_of_all_versions_are_read(tmp_path: Path) -> None:
     old = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": False}
-    assert read_settings(tmp_path) == PoolingSettings("mean", None)
-    assert read_settings(write_settings(tmp_path, old, max_seq_length=256)) == PoolingSettings("mean", 256)
+    assert read_settings(tmp_path) == ("mean", None)
+    assert read_settings(write_settings(tmp_path, old, max_seq_length=256)) == ("mean", 256)
     for key, how in (("cls_token", "cls"), ("lasttoken", "lasttoken")):
-        assert read_settings(write_settings(tmp_path, {f"pooling_mode_{key}": True})) == PoolingSettings(how, None)
-    assert read_settings(write_settings(tmp_path, {"pooling_mode": "lasttoken"}, "Normalize")).pooling == "lasttoken"
+        assert read_settings(write_settings(tmp_path, {f"pooling_mode_{key}": True})) == (how, None)
+    assert read_settings(write_settings(tmp_path, {"pooling_mode": "lasttoken"}, "Normalize"))[0] == "lasttoken"
 
 
 def test_what_is_not_supported_is_refused(tmp_path: Path) -> None:
