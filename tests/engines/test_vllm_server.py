@@ -918,7 +918,7 @@ def test_a_server_adds_adapters_itself(
         served.start()
         with pytest.raises(ServerError):
             engine.generate(PROMPTS, SAMPLING, SEEDS)
-        engine.start(engine._started_context)
+        engine.start(engine._context)
         engine.restore(policy)
         assert check_engine(engine, policy, PROMPTS, PROBE) <= 1e-4
         settings = VLLMServer.settings
@@ -926,7 +926,7 @@ def test_a_server_adds_adapters_itself(
         with pytest.raises(
             UserError, match=r"takes no adapters any more; start it with --enable-lora --max-lora-rank 8"
         ):
-            engine.start(engine._started_context)
+            engine.start(engine._context)
         engine.close()
         with caplog.at_level("INFO", "lit_rlvr"):
             start_engine(other := make_engine(urls=[served.url]), policy)
