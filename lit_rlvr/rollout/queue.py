@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch
@@ -92,9 +93,7 @@ def choose(
         ranks: they get as many groups each.
     """
     if in_order:
-        ready = sorted(groups, key=lambda group: group.number)
-        ends = [k for k, group in enumerate(ready) if not group.finished]
-        ready = ready[: ends[0]] if ends else ready
+        ready = [*takewhile(lambda group: group.finished, sorted(groups, key=lambda group: group.number))]
     else:
         ready = sorted(group for group in groups if group.finished)
     oldest = min((group for group in groups if not group.finished), default=None)

@@ -135,7 +135,6 @@ class EvaluationMetrics(nn.Module):
         super().__init__()
         self.greedy = MeanMetric() if greedy else None
         self.entropy = MeanMetric()
-        self.sampled = False
         self.accuracy, self.length, self.truncated = MeanMetric(), MeanMetric(), MeanMetric()
         self.right: Counter[str] = Counter()  # category -> correct completions of this rank
         self.judged: Counter[str] = Counter()  # category -> completions of this rank
@@ -155,9 +154,9 @@ class EvaluationMetrics(nn.Module):
         correct, counted = right.to(device), rollout.counted.to(device)
         self.accuracy.update(correct, counted)
         self.length.update(rollout.lengths.to(device))
-        if rollout.sampling.temperature > 0:
-            self.sampled, tokens = True, rollout.lengths.sum()
-            self.entropy.update((-rollout.rollout_logprobs.sum() / tokens.clamp(min=1)).to(device), tokens.to(device))
+        tokens, is_greedy = rollout.lengths.sum(), rollout.sampling.temperature == 0
+        entropy = -rollout.rollout_logprobs.sum() / tokens.clamp(min=1)
+        self.entropy.update(entropy.to(device), (tokens * (not is_greedy)).to(device))  # NaN if all are greedy
         self.truncated.update(rollout.truncated.to(device))
         for k, metric in self.pass_at.items():
             metric.update(pass_at_k(correct, int(k), counted))
@@ -184,16 +183,13 @@ class EvaluationMetrics(nn.Module):
         Raises:
             UserError: no completion is known to be right or wrong.
         """
-        values = {"accuracy": self.accuracy, "length": self.length, "truncated": self.truncated}
+        values = {"accuracy": self.accuracy, "length": self.length, "truncated": self.truncated, "entropy": self.entropy}
         values |= {} if self.greedy is None else {"greedy": self.greedy}
-        right, judged, sampled = Counter[str](), Counter[str](), False
-        ours = self.right, self.judged, self.sampled, self.questions
-        for right_there, judged_there, sampled_there, questions_there in gather_objects(ours):
+        right, judged = Counter[str](), Counter[str]()
+        for right_there, judged_there, questions_there in gather_objects((self.right, self.judged, self.questions)):
             right.update(right_there)
             judged.update(judged_there)
-            sampled |= sampled_there
             self.questions = self.questions | questions_there
-        values |= {"entropy": self.entropy} if sampled else {}
         found = {name: float(m.compute()) for name, m in values.items()}
         if math.isnan(found["accuracy"]):
             raise UserError(
