@@ -524,11 +524,19 @@ class Rollout:
         import torch
 
         token_ids, mask, logprobs = pad_completions(completions)
-        nothing = torch.zeros(len(prompts), group_size)
-        statuses: list[list[Status]] = [["ok"] * group_size for _ in prompts]
-        judged = torch.zeros(nothing.shape, dtype=torch.bool)
+        shape = len(prompts), group_size
         return cls(
-            prompts, completions, token_ids, mask, logprobs, nothing, nothing.clone(), judged, {}, statuses, sampling
+            prompts=prompts,
+            completions=completions,
+            token_ids=token_ids,
+            mask=mask,
+            rollout_logprobs=logprobs,
+            rewards=torch.zeros(shape),
+            correct=torch.zeros(shape),
+            judged=torch.zeros(shape, dtype=torch.bool),
+            parts={},
+            statuses=[["ok"] * group_size for _ in prompts],
+            sampling=sampling,
         )
 
     @property

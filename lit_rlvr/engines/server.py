@@ -44,7 +44,7 @@ from lit_rlvr.engines.client import (
 )
 from lit_rlvr.engines.dispatch import Dispatch, Placement, Replica, is_cancelled
 from lit_rlvr.engines.synced import crash_of
-from lit_rlvr.engines.transfer import Settings, WeightTransfer, on_each, weights_or_exit
+from lit_rlvr.engines.transfer import Settings, WeightTransfer, on_each, raise_on_all_ranks, weights_or_exit
 from lit_rlvr.engines.vllm import (
     FP8,
     check_images,
@@ -268,18 +268,15 @@ class VLLMServerEngine(RolloutEngine):
 
         Servers that split the model otherwise, or quantise it, are compared with those alone that do the same.
         """
-        servers, problems = [server for server in self.servers if server not in self._lost], [""]
+        servers = [server for server in self.servers if server not in self._lost]
 
-        def compare() -> None:
-            if len(servers) == 1 and self._copies[servers[0]] == 1:
-                return
+        def compare() -> str:
+            if rank() > 0 or (len(servers) == 1 and self._copies[servers[0]] == 1):
+                return ""
             found = zip(servers, on_each(servers, VLLMServer.digests), strict=True)
-            problems.append(differing_copies({server.url: digests for server, digests in found}))
+            return differing_copies({server.url: digests for server, digests in found})
 
-        failure = crash_of(compare) if rank() == 0 else None
-        failure, problem = gather_objects((failure, problems[-1]))[0]
-        if failure is not None:
-            raise ServerError(failure.removeprefix("ServerError: "))
+        problem = gather_objects(raise_on_all_ranks(compare))[0]
         if problem:
             raise UserError(problem)
 

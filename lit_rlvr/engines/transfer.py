@@ -13,7 +13,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from functools import partial
 from ipaddress import ip_address
@@ -516,16 +516,15 @@ def call_within(client: UpdateClient, action: Callable[[], Any], abort: Callable
         ServerError: a server failed, or did not take part in time.
         UserError: the action did not end, even when it was aborted.
     """
-    results: list[Any] = []
-    errors: list[Exception] = []
+    result: Future[Any] = Future()
     device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
 
     def work() -> None:
         try:
             with torch.no_grad(), nullcontext() if device is None else torch.cuda.device(device):
-                results.append(action())
+                result.set_result(action())
         except Exception as error:
-            errors.append(error)
+            result.set_exception(error)
 
     thread = threading.Thread(target=work, name="lit-rlvr-weights", daemon=True)
     thread.start()
@@ -548,9 +547,7 @@ def call_within(client: UpdateClient, action: Callable[[], Any], abort: Callable
         raise client.failure
     if late:
         raise ServerError(f"{urls} did not take the weights within {seconds:g} s")
-    if errors:
-        raise errors[0]
-    return results[0]
+    return result.result()
 
 
 def raise_on_all_ranks(action: Callable[[], Any]) -> Any:

@@ -449,9 +449,7 @@ class QueueSource(SyncSource):
             return
         found, self._saved = self._saved, None
         self._admitted = found["admitted"]
-        for k, values in enumerate(found["groups"]):
-            if k % world_size() != rank():
-                continue
+        for values in found["groups"][rank() :: world_size()]:
             (prompt,), _ = self.data.stream.take(1, values["cursor"])
             group = self._queued(values["number"], values["cursor"], prompt)
             if values["completions"] is not None and self._steps_left(values["started"]) >= 0:  # staleness may be lower

@@ -540,8 +540,9 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         metrics: dict[str, float] = {}
         if self.advantage.needs_parts:
             failed = torch.tensor([[status == "error" for status in one] for one in rollout.statuses])  # (P, G)
-            parts = {name: part.masked_fill(failed, math.nan) for name, part in rollout.parts.items()}
-            group.parts = {name: self._gathered(part) for name, part in parts.items()}
+            group.parts = {
+                name: self._gathered(part.masked_fill(failed, math.nan)) for name, part in rollout.parts.items()
+            }
             group.weights = rollout.weights
         if self.advantage.needs_tokens:
             widest = all_max(rollout.mask.shape[1], self.device)

@@ -183,7 +183,12 @@ class EvaluationMetrics(nn.Module):
         Raises:
             UserError: no completion is known to be right or wrong.
         """
-        values = {"accuracy": self.accuracy, "length": self.length, "truncated": self.truncated, "entropy": self.entropy}
+        values = {
+            "accuracy": self.accuracy,
+            "length": self.length,
+            "truncated": self.truncated,
+            "entropy": self.entropy,
+        }
         values |= {} if self.greedy is None else {"greedy": self.greedy}
         right, judged = Counter[str](), Counter[str]()
         for right_there, judged_there, questions_there in gather_objects((self.right, self.judged, self.questions)):

@@ -88,7 +88,7 @@ def test_accuracy_of_each_category_over_all_ranks(monkeypatch: pytest.MonkeyPatc
     ranks[1].update(of_category("MRI", [[0.0]]))
     ranks[1].update(of_category("X-ray", [[1.0], [1.0]]))
     monkeypatch.setattr(
-        "lit_rlvr.training.validation.gather_objects", lambda _: [(r.right, r.judged, True, r.questions) for r in ranks]
+        "lit_rlvr.training.validation.gather_objects", lambda _: [(r.right, r.judged, r.questions) for r in ranks]
     )
     for rank in ranks:
         shares = {name: value for name, value in rank.compute().items() if "/" in name}
