@@ -294,7 +294,7 @@ def _reason(error: Exception) -> str:
 
 
 def wait_for(servers: Sequence[VLLMServer], least: int) -> list[VLLMServer]:
-    """Wait until at least `least` servers are healthy, which 0 are at once, and return those that are.
+    """Wait until at least `least` servers are healthy, and return those that are; with 0, do not wait.
 
     Raises:
         UserError: they are not within their `timeout`.

@@ -81,7 +81,7 @@ class HFEngine(InPlaceEngine):
         starts = sorted((group for group in groups if group), key=lambda group: len(prompts[group[0].p].token_ids))
         while starts:
             sizes = accumulate(len(rows) for rows in starts)
-            count = max(1, sum(size <= self.max_sequences for size in sizes))  # that fit
+            count = max(1, sum(size <= self.max_sequences for size in sizes))  # groups to decode together
             starts = starts[count:] + self._decode(starts[:count], sampling, turns, over)
         return [[row.get() for row in group] for group in groups]
 

@@ -547,7 +547,7 @@ def call_within(client: UpdateClient, action: Callable[[], Any], abort: Callable
         raise client.failure
     if late:
         raise ServerError(f"{urls} did not take the weights within {seconds:g} s")
-    return result.result()
+    return result.result(0)
 
 
 def raise_on_all_ranks(action: Callable[[], Any]) -> Any:

@@ -573,9 +573,7 @@ class RolloutCallback(ChecksArguments, Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         sets = self._length_requirements(data)
         images = most_images(prompt for requirement in sets for prompt in requirement.prompts)
-        turns = max(
-            self.sampling.max_turns, self.eval_sampling.max_turns
-        )  # an environment may show an image after each
+        turns = max(self.sampling.max_turns, self.eval_sampling.max_turns)  # an image may follow each but the last
         return EngineContext(
             folder=module.model_folder,
             policy=module.policy,
