@@ -361,7 +361,7 @@ class VLLMEngine(RolloutEngine):
             self._asleep = False
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM keeps its prefix cache, made with older weights: a request is still running")
-        if self._context.policy.family is not None:
+        if self._context is not None and self._context.policy.family is not None:
             self._llm.llm_engine.reset_encoder_cache()
 
     def _load_adapters(self, policy: Policy) -> None:
