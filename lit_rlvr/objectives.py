@@ -215,15 +215,6 @@ def divergence_from(logp: Tensor, rollout_logp: Tensor, mask: Tensor, kind: Dive
     return pi - mu, mu * (rollout_logp - logp) + others
 
 
-def check_dual_clip(dual_clip: float | None) -> None:
-    """Refuse a bound that would clip the sampling policy itself, whose ratio is 1.
-
-    Raises:
-        UserError: the bound is not above 1.
-    """
-    check_within("(1, inf)", "model", dual_clip=dual_clip)
-
-
 def policy_gradient(x: LossInputs) -> tuple[Tensor, Stats]:
     """Return `-sum weight A logp`, the loss without a ratio. Source: Williams 1992 (REINFORCE)."""
     return -masked_sum(x.advantages * x.logp, x.token_weight, x.mask), {}

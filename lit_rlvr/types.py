@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABCMeta
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -336,13 +337,10 @@ def _truth(value: Any) -> bool:
     Raises:
         ValueError: the value is anything else.
     """
-    try:
-        known = bool(value in (0, 1))
-    except (TypeError, ValueError, RuntimeError):  # arrays of several values
-        known = False
-    if not known:
-        raise ValueError(f"RewardResult.correct must be True, False or None, got {value!r}")
-    return bool(value)
+    with suppress(TypeError, ValueError, RuntimeError):  # arrays of several values
+        if value in (0, 1):
+            return bool(value)
+    raise ValueError(f"RewardResult.correct must be True, False or None, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -526,11 +524,19 @@ class Rollout:
         import torch
 
         token_ids, mask, logprobs = pad_completions(completions)
-        nothing = torch.zeros(len(prompts), group_size)
-        statuses: list[list[Status]] = [["ok"] * group_size for _ in prompts]
-        judged = torch.zeros(nothing.shape, dtype=torch.bool)
+        shape = len(prompts), group_size
         return cls(
-            prompts, completions, token_ids, mask, logprobs, nothing, nothing.clone(), judged, {}, statuses, sampling
+            prompts=prompts,
+            completions=completions,
+            token_ids=token_ids,
+            mask=mask,
+            rollout_logprobs=logprobs,
+            rewards=torch.zeros(shape),
+            correct=torch.zeros(shape),
+            judged=torch.zeros(shape, dtype=torch.bool),
+            parts={},
+            statuses=[["ok"] * group_size for _ in prompts],
+            sampling=sampling,
         )
 
     @property

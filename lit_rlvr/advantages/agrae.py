@@ -58,7 +58,7 @@ class AGRAE(Composed):
 
     def __call__(self, group: GroupBatch) -> Tensor:
         advantages = self.base_advantages(group)
-        values, known = self._values(group, self.p_from)
+        values, known = group.values(self.p_from)
         p = self._rates(impute(values, ~known), "p_from")
         omega = self._update(group)
         if self.sample_level:
@@ -77,7 +77,7 @@ class AGRAE(Composed):
 
     def _update(self, group: GroupBatch) -> float:
         """Record a rollout and return the omega to use."""
-        values, known = self._values(group, self.omega_from)
+        values, known = group.values(self.omega_from)
         whole = impute(values.reshape(1, -1), ~known.reshape(1, -1)).view_as(values)
         omega = float(self._rates(whole, "omega_from").double().mean())
         if self._omega is not None and not known.any():
@@ -86,13 +86,6 @@ class AGRAE(Composed):
             omega = self.ema_decay * self._omega + (1 - self.ema_decay) * omega
         self._omega = omega
         return max(omega, self.omega_floor)
-
-    @staticmethod
-    def _values(group: GroupBatch, source: Literal["correct", "reward"]) -> tuple[Tensor, Tensor]:
-        """Return `correct` or the rewards (P, G), and where they are known (P, G)."""
-        if source == "correct":
-            return group.correct.to(group.rewards.dtype), group.judged
-        return group.rewards, group.rewarded
 
     @staticmethod
     def _rates(values: Tensor, option: str) -> Tensor:

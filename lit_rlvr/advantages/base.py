@@ -55,6 +55,12 @@ class GroupBatch:
         self.rewarded = everything if self.rewarded is None else self.rewarded
         self.judged = everything if self.judged is None else self.judged
 
+    def values(self, source: Literal["correct", "reward"]) -> tuple[Tensor, Tensor]:
+        """Return `correct`, in the dtype of the rewards, or the rewards (P, G), and where they are known (P, G)."""
+        if source == "correct":
+            return self.correct.to(self.rewards.dtype), self.judged
+        return self.rewards, self.rewarded
+
     @property
     def success(self) -> Tensor:
         """Success rate p (P, 1): each group's share of correct completions among the judged ones."""

@@ -11,7 +11,7 @@ from lit_rlvr.algorithms import apmpo_schedule as paper
 from lit_rlvr.algorithms.apmpo_schedule import PowerSchedule
 from lit_rlvr.common.settings import with_class_defaults
 from lit_rlvr.errors import check_within
-from lit_rlvr.objectives import LossInputs, Stats, check_dual_clip, clipped_log_ratio, log_power_mean, row_sum
+from lit_rlvr.objectives import LossInputs, Stats, clipped_log_ratio, log_power_mean, row_sum
 from lit_rlvr.training.loss import KL
 from lit_rlvr.training.module import RLVRModule
 
@@ -44,7 +44,7 @@ class APMPO(RLVRModule):
     ) -> None:  # fmt: skip
         super().__init__(advantage=advantage, kl=kl, **kwargs)
         check_within("[0, inf)", "model", gamma=gamma)
-        check_dual_clip(dual_clip)
+        check_within("(1, inf)", "model", dual_clip=dual_clip)
         paper.check_bounds(eps_low, eps_min, eps_max, adaptive_lower)
         self.gamma, self.eps_low, self.eps_min, self.eps_max = gamma, eps_low, eps_min, eps_max
         self.adaptive_lower, self.dual_clip = adaptive_lower, dual_clip

@@ -56,8 +56,7 @@ def reward_statistics(
     Raises:
         UserError: a mean is negative, so the rewards are not in [0, 1].
     """
-    values = group.rewards if source == "reward" else group.correct.to(group.rewards.dtype)  # (P, G)
-    known = group.rewarded if source == "reward" else group.judged
+    values, known = group.values(source)  # (P, G) each
     shape = (1, -1) if scope == "batch" else values.shape
     mean, std = (
         part.flatten().expand(len(values))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lit_rlvr.advantages import Advantage
 from lit_rlvr.errors import check_within
-from lit_rlvr.objectives import LossInputs, Stats, check_dual_clip, masked_sum, ratio
+from lit_rlvr.objectives import LossInputs, Stats, masked_sum, ratio
 from lit_rlvr.training.loss import Loss
 from lit_rlvr.training.module import RLVRModule
 
@@ -39,7 +39,7 @@ class CISPO(RLVRModule):
         super().__init__(advantage=advantage, loss=loss, **kwargs)
         check_within("[1, inf)", "model", ratio_cap=ratio_cap)
         check_within("[0, 1]", "model", ratio_floor=ratio_floor)
-        check_dual_clip(dual_clip)
+        check_within("(1, inf)", "model", dual_clip=dual_clip)
         self.ratio_cap, self.ratio_floor, self.dual_clip = ratio_cap, ratio_floor, dual_clip
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:

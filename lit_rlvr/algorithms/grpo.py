@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lit_rlvr.advantages import Advantage
 from lit_rlvr.errors import check_within
-from lit_rlvr.objectives import LossInputs, Stats, check_dual_clip, clipped_surrogate, masked_sum, ratio
+from lit_rlvr.objectives import LossInputs, Stats, clipped_surrogate, masked_sum, ratio
 from lit_rlvr.training.loss import Loss
 from lit_rlvr.training.module import RLVRModule
 
@@ -36,7 +36,7 @@ class GRPO(RLVRModule):
         super().__init__(advantage=advantage, loss=loss, **kwargs)
         check_within("[0, 1]", "model", clip_low=clip_low)
         check_within("[0, inf)", "model", clip_high=clip_high)
-        check_dual_clip(dual_clip)
+        check_within("(1, inf)", "model", dual_clip=dual_clip)
         self.clip_low, self.clip_high, self.dual_clip = clip_low, clip_high, dual_clip
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:

@@ -11,7 +11,6 @@ from lit_rlvr.errors import check_within
 from lit_rlvr.objectives import (
     LossInputs,
     Stats,
-    check_dual_clip,
     clipped_surrogate,
     log_ratio,
     masked_mean,
@@ -44,7 +43,7 @@ class GSPO(RLVRModule):
         super().__init__(advantage=advantage, **kwargs)
         check_within("[0, 1]", "model", clip_low=clip_low)
         check_within("[0, inf)", "model", clip_high=clip_high)
-        check_dual_clip(dual_clip)
+        check_within("(1, inf)", "model", dual_clip=dual_clip)
         self.clip_low, self.clip_high, self.dual_clip = clip_low, clip_high, dual_clip
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:

@@ -294,7 +294,7 @@ def _reason(error: Exception) -> str:
 
 
 def wait_for(servers: Sequence[VLLMServer], least: int) -> list[VLLMServer]:
-    """Wait until at least `least` servers are healthy, and return those that are.
+    """Wait until at least `least` servers are healthy, and return those that are; with 0, do not wait.
 
     Raises:
         UserError: they are not within their `timeout`.
@@ -314,12 +314,6 @@ def wait_for(servers: Sequence[VLLMServer], least: int) -> list[VLLMServer]:
             _log.info("waiting for the vLLM server %s", silent.url)
             waiting = True
         time.sleep(WAIT_POLL)
-
-
-def healthy(servers: Sequence[VLLMServer]) -> list[VLLMServer]:
-    """Return the servers that answer, and whose engine lives."""
-    reasons = run_coroutine(_reasons(servers))
-    return [server for server in servers if server not in reasons]
 
 
 async def _reasons(servers: Sequence[VLLMServer]) -> dict[VLLMServer, str]:

@@ -65,7 +65,7 @@ _Waiting = tuple[int, "asyncio.Future[Replica]"]
 
 
 class Dispatch:
-    """Sends each group to the server with the most free capacity; use it as an asynchronous context.
+    """Sends each group to the server with the most free capacity, from `open` to `close`.
 
     All completions of a group go to one server, which computes their prompt once. Requests have no deadline: what ends
     them is a server without life. It is dropped, its requests are made again to the others, and when it is back, it
@@ -84,7 +84,7 @@ class Dispatch:
         # Groups: their completions, and their replica. Those of the second queue wait for all of the first.
         self._waiting: tuple[deque[_Waiting], deque[_Waiting]] = (deque(), deque())
 
-    async def open(self) -> Dispatch:
+    async def open(self) -> None:
         """Begin to watch the servers."""
         import aiohttp
 
@@ -93,7 +93,6 @@ class Dispatch:
         self._session = aiohttp.ClientSession(connector=connector, timeout=never)  # requests beyond the limit wait
         self._health = aiohttp.ClientSession()
         self._watch = asyncio.create_task(self._watch_health())
-        return self
 
     async def close(self) -> None:
         """End the connections."""
@@ -101,12 +100,6 @@ class Dispatch:
         await asyncio.gather(self._watch, return_exceptions=True)  # a restore that runs is finished first
         await self._session.close()
         await self._health.close()
-
-    async def __aenter__(self) -> Dispatch:
-        return await self.open()
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
 
     async def place(self, completions: int, later: bool = False) -> Placement:
         """Wait for a server with free capacity, and reserve it for a group.

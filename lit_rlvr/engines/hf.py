@@ -80,14 +80,10 @@ class HFEngine(InPlaceEngine):
 
         starts = sorted((group for group in groups if group), key=lambda group: len(prompts[group[0].p].token_ids))
         while starts:
-            count = self._fitting(starts)
+            sizes = accumulate(len(rows) for rows in starts)
+            count = max(1, sum(size <= self.max_sequences for size in sizes))  # groups to decode together
             starts = starts[count:] + self._decode(starts[:count], sampling, turns, over)
         return [[row.get() for row in group] for group in groups]
-
-    def _fitting(self, starts: Sequence[Sequence[_Row]]) -> int:
-        """Return how many of the first groups may be decoded together, at least one."""
-        sizes = accumulate(len(rows) for rows in starts)
-        return max(1, sum(size <= self.max_sequences for size in sizes))
 
     def _decode(
         self, starts: Sequence[Sequence[_Row]], sampling: Sampling, turns: Turns, over: Callable[[_Row], None]

@@ -9,13 +9,12 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Coroutine, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from math import ceil
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,12 +40,11 @@ from lit_rlvr.engines.client import (
     VLLMServer,
     all_or_none,
     dtype_of,
-    healthy,
     wait_for,
 )
 from lit_rlvr.engines.dispatch import Dispatch, Placement, Replica, is_cancelled
 from lit_rlvr.engines.synced import crash_of
-from lit_rlvr.engines.transfer import Settings, WeightTransfer, weights_or_exit
+from lit_rlvr.engines.transfer import Settings, WeightTransfer, on_each, raise_on_all_ranks, weights_or_exit
 from lit_rlvr.engines.vllm import (
     FP8,
     check_images,
@@ -61,7 +59,6 @@ from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.types import Completion, Prompt, Sampling
 
-_T = TypeVar("_T")
 _log = logging.getLogger("lit_rlvr")
 
 SIZE_ENDINGS = ("_size", "_layers", "_heads", "_dim", "experts")
@@ -116,8 +113,8 @@ class VLLMServerEngine(RolloutEngine):
         self.recompute_cache = recompute_cache
         self.servers = [VLLMServer(url, api_key_env, timeout, recompute_cache) for url in urls]
         self.transfer = transfer
-        self._context: EngineContext | None = None
-        self._policy: Policy | None = None
+        self._context: EngineContext = None  # type: ignore[assignment]  # from `start` on
+        self._policy: Policy = None  # type: ignore[assignment]  # whose weights the servers have, from `sync` on
         self._dtype = torch.float32
         self._changing: frozenset[str] | None = None  # names of the weights that later syncs send; None = all
         self._run = ""
@@ -125,7 +122,7 @@ class VLLMServerEngine(RolloutEngine):
         self._salt = ""  # the label of the weights that all servers have: those of the last sync that is over
         self._replicas = [Replica(server, 1) for server in self.servers]
         self._dispatch = Dispatch(self._replicas, self._take_back)
-        self._loop: RequestLoop | None = None  # where the dispatch runs, from start to close
+        self._loop: RequestLoop = None  # type: ignore[assignment]  # where the dispatch runs, from `start` to `close`
         self._weights_change = threading.Lock()  # held while a sync or a restore changes servers' weights
         self._takes: dict[VLLMServer, AdapterLimits] = {}  # which adapters each takes
         self._copies = dict.fromkeys(self.servers, 1)  # of the weights in each
@@ -160,7 +157,7 @@ class VLLMServerEngine(RolloutEngine):
             first = rank() % len(self.servers)  # ranks begin with different servers
             self._dispatch = Dispatch([*self._replicas[first:], *self._replicas[:first]], self._take_back)
             self._loop = RequestLoop()
-            self._in_loop(self._dispatch.open())
+            self._loop.run(self._dispatch.open())
         if not self._syncs:
             self._adapter = self._resolve_adapters(context.policy.adapter_config, context.streams)
         if rank() == 0 and not self._syncs:
@@ -219,11 +216,6 @@ class VLLMServerEngine(RolloutEngine):
                 *(str(d).removeprefix("torch.") for d in (self._dtype, context.dtype, context.dtype)),
             )
 
-    def _in_loop(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
-        """Return what a coroutine returns, which uses the dispatch."""
-        assert self._loop is not None, "start() comes first"
-        return self._loop.run(coroutine)
-
     def _replica(self, server: VLLMServer) -> Replica:
         return next(replica for replica in self._replicas if replica.server is server)
 
@@ -276,19 +268,15 @@ class VLLMServerEngine(RolloutEngine):
 
         Servers that split the model otherwise, or quantise it, are compared with those alone that do the same.
         """
-        servers, problems = [server for server in self.servers if server not in self._lost], [""]
+        servers = [server for server in self.servers if server not in self._lost]
 
-        def compare() -> None:
-            if len(servers) == 1 and self._copies[servers[0]] == 1:
-                return
-            with ThreadPoolExecutor(len(servers)) as threads:
-                found = zip(servers, threads.map(VLLMServer.digests, servers), strict=True)
-                problems.append(differing_copies({server.url: digests for server, digests in found}))
+        def compare() -> str:
+            if rank() > 0 or (len(servers) == 1 and self._copies[servers[0]] == 1):
+                return ""
+            found = zip(servers, on_each(servers, VLLMServer.digests), strict=True)
+            return differing_copies({server.url: digests for server, digests in found})
 
-        failure = crash_of(compare) if rank() == 0 else None
-        failure, problem = gather_objects((failure, problems[-1]))[0]
-        if failure is not None:
-            raise ServerError(failure.removeprefix("ServerError: "))
+        problem = gather_objects(raise_on_all_ranks(compare))[0]
         if problem:
             raise UserError(problem)
 
@@ -298,12 +286,12 @@ class VLLMServerEngine(RolloutEngine):
         Raises:
             ServerError: none does.
         """
-        answering = gather_objects([s.url for s in healthy(self.servers)] if rank() == 0 else [])[0]
+        answering = gather_objects([s.url for s in wait_for(self.servers, least=0)] if rank() == 0 else [])[0]
         if not answering:
             raise ServerError(f"{', '.join(server.url for server in self.servers)}: no server answers")
         for replica in self._replicas:
             if replica.server.url not in answering:
-                self._in_loop(self._dispatch.drop(replica, f"{replica.server.url} does not answer"))
+                self._loop.run(self._dispatch.drop(replica, f"{replica.server.url} does not answer"))
         return [server for server in self.servers if server.url in answering]
 
     def restore(self, policy: Policy) -> None:
@@ -322,7 +310,7 @@ class VLLMServerEngine(RolloutEngine):
             UserError: it was started with other options than the run needs.
         """
         with self._weights_change:
-            self._check(server, self._started_context)
+            self._check(server, self._context)
             if self._syncs:
                 self._restore_server(server)
 
@@ -345,7 +333,7 @@ class VLLMServerEngine(RolloutEngine):
         done: Done | None = None,
         turns: Turns | None = None,
     ) -> list[list[Completion]]:
-        return self._in_loop(self._generate(prompts, sampling, seeds, done, turns))
+        return self._loop.run(self._generate(prompts, sampling, seeds, done, turns))
 
     def generate_stream(
         self,
@@ -356,7 +344,7 @@ class VLLMServerEngine(RolloutEngine):
         done: Done,
         turns: Turns | None = None,
     ) -> None:
-        self._in_loop(self._generate(prompts, sampling, seeds, done, turns, started))
+        self._loop.run(self._generate(prompts, sampling, seeds, done, turns, started))
 
     async def _generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: Done | None,
@@ -376,7 +364,7 @@ class VLLMServerEngine(RolloutEngine):
         pending: _PendingTurns, started: GroupStarted | None,
     ) -> list[Completion]:  # fmt: skip
         dispatch = self._dispatch
-        limit = self._started_context.limit(sampling.max_tokens, len(prompt.token_ids))
+        limit = self._context.limit(sampling.max_tokens, len(prompt.token_ids))
         rows = [Row(p, g, prompt, seed, limit) for g, seed in enumerate(seeds)]
         place, pngs = await dispatch.place(len(rows), later=started is not None), _PNGs()
         episodes = asyncio.gather(*(self._episode(dispatch, place, row, sampling, pending, pngs) for row in rows))
@@ -401,7 +389,7 @@ class VLLMServerEngine(RolloutEngine):
         if (opening := pending.turns.opening(row.p, row.g)) is not None:
             row.continue_with(opening)
         while True:
-            parameters = sampling_parameters(self._synced_policy, sampling, row.seed, row.limit)
+            parameters = sampling_parameters(self._policy, sampling, row.seed, row.limit)
             request = await self._input(row.start, pngs) | {"sampling_params": parameters} | self._weight_fields()
             turn = self._completion(await dispatch.complete(place, request), request.get("cache_salt"))
             row.tokens = list(turn.token_ids)
@@ -422,34 +410,23 @@ class VLLMServerEngine(RolloutEngine):
         if prompt.pixels is None:
             return {"token_ids": list(prompt.token_ids)}
         parts = [{"type": "image_url", "url": await pngs.encode(image)} for image in prompt.pixels.images]
-        return {"token_ids": with_single_placeholders(self._synced_policy, prompt), "content_parts": parts}
-
-    @property
-    def _started_context(self) -> EngineContext:
-        assert self._context is not None, "start() comes first"
-        return self._context
+        return {"token_ids": with_single_placeholders(self._policy, prompt), "content_parts": parts}
 
     def _completion(self, choice: dict[str, Any], salt: str | None) -> Completion:
         logprobs = [float(content["logprob"]) for content in choice["logprobs"]["content"]]
         stopped = choice["finish_reason"] == "stop"
-        turn = read_completion(self._started_context.tokenizer, choice["token_ids"], logprobs, stopped)
+        turn = read_completion(self._context.tokenizer, choice["token_ids"], logprobs, stopped)
         labels = ["none"] * len(turn.token_ids)
         for span in choice["weight_versions"] or []:
             labels[span["start"] : span["end"]] = [span["version"]] * (span["end"] - span["start"])
         stale = () if salt is None else tuple(label != salt for label in labels)  # other weights came meanwhile
         return replace(turn, versions=tuple(labels), stale_cache=stale)
 
-    @property
-    def _synced_policy(self) -> Policy:
-        """The policy whose weights the servers have."""
-        assert self._policy is not None, "sync() comes first"
-        return self._policy
-
     def close(self) -> None:
         if self._loop is not None:
-            self._in_loop(self._dispatch.close())
+            self._loop.run(self._dispatch.close())
             self._loop.close()
-        self._loop = None
+        self._loop = None  # type: ignore[assignment]
         self.transfer.close()
 
 

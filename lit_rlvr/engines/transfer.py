@@ -13,14 +13,14 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from functools import partial
 from ipaddress import ip_address
 from itertools import accumulate
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import torch
@@ -40,6 +40,7 @@ be adapters. Collective if the weights are sharded."""
 Settings = dict[str, Any]
 """The settings of adapters, as peft saves them."""
 
+_T = TypeVar("_T")
 _log = logging.getLogger("lit_rlvr")
 
 FILE_BYTES = 4 << 30
@@ -163,17 +164,13 @@ class FileTransfer(WeightTransfer):
             else:  # it was restarted, or has no weights yet
                 self.restore(server, version)
 
-        def load_all() -> None:
-            with ThreadPoolExecutor(len(servers)) as pool:
-                list(pool.map(load, servers))
-
         try:
-            load_all()
+            on_each(servers, load)
         except ServerError as error:
             if old or self._own is None or self._own.path.parent != MEMORY:
                 raise
             self._leave_memory(self._own, error)
-            load_all()
+            on_each(servers, load)
 
     def _leave_memory(self, own: OwnFolder, error: ServerError) -> None:
         """Move the first version to the temporary folder: a server in another container has its own /dev/shm.
@@ -403,9 +400,7 @@ class NCCLTransfer(WeightTransfer):
 
     def _connect(self, servers: Sequence[VLLMServer]) -> None:
         """Connect the first rank to all servers, or no rank to any. Collective."""
-        made: list[Any] = []
-        raise_on_all_ranks(lambda: made.append(self._make_sender(servers)))
-        self._sender = made[0]
+        self._sender = raise_on_all_ranks(lambda: self._make_sender(servers))
 
     def _make_sender(self, servers: Sequence[VLLMServer]) -> Any:
         """Return the first rank's connection to all servers; on the others, a part in gathering."""
@@ -521,16 +516,15 @@ def call_within(client: UpdateClient, action: Callable[[], Any], abort: Callable
         ServerError: a server failed, or did not take part in time.
         UserError: the action did not end, even when it was aborted.
     """
-    results: list[Any] = []
-    errors: list[Exception] = []
+    result: Future[Any] = Future()
     device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
 
     def work() -> None:
         try:
             with torch.no_grad(), nullcontext() if device is None else torch.cuda.device(device):
-                results.append(action())
+                result.set_result(action())
         except Exception as error:
-            errors.append(error)
+            result.set_exception(error)
 
     thread = threading.Thread(target=work, name="lit-rlvr-weights", daemon=True)
     thread.start()
@@ -553,20 +547,18 @@ def call_within(client: UpdateClient, action: Callable[[], Any], abort: Callable
         raise client.failure
     if late:
         raise ServerError(f"{urls} did not take the weights within {seconds:g} s")
-    if errors:
-        raise errors[0]
-    return results[0]
+    return result.result(0)
 
 
-def raise_on_all_ranks(action: Callable[[], object]) -> None:
-    """Call `action`, and tell all ranks whether it worked on each. Collective: call it on every rank.
+def raise_on_all_ranks(action: Callable[[], Any]) -> Any:
+    """Return what `action` returns, and tell all ranks whether it worked on each. Collective: call it on every rank.
 
     Raises:
         ServerError: it failed on another rank; where it failed, the error is raised as it was.
     """
     failed: Exception | None = None
     try:
-        action()
+        result = action()
     except UserError:  # it ends the run
         raise
     except Exception as error:  # of any kind: the other ranks would wait for this one
@@ -576,17 +568,19 @@ def raise_on_all_ranks(action: Callable[[], object]) -> None:
         raise failed
     if said:
         raise ServerError(said[0])
+    return result
+
+
+def on_each(servers: Sequence[VLLMServer], action: Callable[[VLLMServer], _T]) -> list[_T]:
+    """Return what `action` returns for each server; it is called for all at once."""
+    with ThreadPoolExecutor(max(1, len(servers))) as threads:
+        return list(threads.map(action, servers))
 
 
 def on_first(servers: Sequence[VLLMServer], action: Callable[[VLLMServer], None]) -> None:
     """Let the first rank call `action` on all servers at once, as `raise_on_all_ranks` does."""
 
-    def call() -> None:
-        if rank() == 0 and servers:
-            with ThreadPoolExecutor(len(servers)) as pool:
-                list(pool.map(action, servers))
-
-    raise_on_all_ranks(call)
+    raise_on_all_ranks(lambda: on_each(servers, action) if rank() == 0 else None)
 
 
 def route_to(host: str, port: int) -> tuple[str, str]:

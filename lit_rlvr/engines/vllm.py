@@ -118,7 +118,7 @@ class VLLMEngine(RolloutEngine):
                 "rank's device; start a server with `lit-rlvr serve` and use VLLMServerEngine"
             )
         self._llm: Any = None
-        self._context: EngineContext | None = None
+        self._context: EngineContext = None  # type: ignore[assignment]  # from `start` on
         self._memory_share: float | None = None  # chosen at the first start
         self._asleep = False
         self._changing: frozenset[str] | None = None  # names of the weights that later syncs send; None = all
@@ -194,11 +194,9 @@ class VLLMEngine(RolloutEngine):
             "logprobs_mode": "processed_logprobs",
             "disable_log_stats": True,
             "distributed_executor_backend": executor_on(device),
+            "quantization": FP8 if self.quantized else None,
+            "enable_return_routed_experts": context.policy.replays_routes,
         }
-        if self.quantized:
-            settings["quantization"] = FP8
-        if context.policy.replays_routes:
-            settings["enable_return_routed_experts"] = True
         self._adapter = self._resolve_adapters(context.policy.adapter_config)
         if self._adapter is not None:
             settings |= {"enable_lora": True, "max_lora_rank": lora_rank(self._adapter["r"])}
@@ -264,20 +262,17 @@ class VLLMEngine(RolloutEngine):
 
     def _resolve_adapters(self, adapter: Settings | None) -> Settings | None:
         """Return the adapters' settings if vLLM is to load them, and log what the syncs send; None = merge them."""
-        most, reason = LORA_RANKS[-1], ""
+        most = LORA_RANKS[-1]
         if adapter is None:
             if self.adapters:
                 _log.warning("VLLMEngine.adapters: true has no effect: the model has no adapters that vLLM could add")
             return None
-        if self.adapters is None:
-            wanted = torch.cuda.is_available() and not self.sleep_mode and not self.quantized
-        else:
-            wanted = self.adapters
+        by_default = torch.cuda.is_available() and not self.sleep_mode and not self.quantized
+        wanted = by_default if self.adapters is None else self.adapters
         if wanted and adapter["r"] <= most:
             _log.info("engine vllm: the first sync loads all weights, and later ones only the adapters")
             return adapter
-        if wanted:
-            reason = f": vLLM takes adapters of rank {most} at most, and these have {adapter['r']}"
+        reason = f": vLLM takes adapters of rank {most} at most, and these have {adapter['r']}" if wanted else ""
         _log.info("engine vllm: each sync loads weights with the adapters merged in%s", reason)
         return None
 
@@ -315,7 +310,7 @@ class VLLMEngine(RolloutEngine):
         if self._memory_share is None:
             free, total = torch.cuda.mem_get_info()
             left = max(0.1, (free - reserved) / total - max(_RESERVE_BYTES / total, _RESERVE_SHARE))
-            run = self._started_context.run
+            run = self._context.run
             self._memory_share = min(left, smaller_sizes(run).get("engine", left) if run else left)
         return self._memory_share
 
@@ -332,8 +327,8 @@ class VLLMEngine(RolloutEngine):
             if self._memory_share is None or "out of memory" not in str(error).lower():
                 raise
             self._memory_share *= SMALLER
-            if self._asleep and self._started_context.run is not None:
-                save_smaller_sizes(self._started_context.run, engine=self._memory_share)
+            if self._asleep and self._context.run is not None:
+                save_smaller_sizes(self._context.run, engine=self._memory_share)
             less = f"it starts again with {self._memory_share:.2f} of it; to start so, set gpu_memory_utilization"
             if not self._asleep:
                 _log.warning("engine vllm: out of GPU memory; %s", less)
@@ -399,7 +394,7 @@ class VLLMEngine(RolloutEngine):
         done: Done | None = None,
         turns: Turns | None = None,
     ) -> list[list[Completion]]:
-        engine, tokenizer = self._llm.llm_engine, self._started_context.tokenizer
+        engine, tokenizer = self._llm.llm_engine, self._context.tokenizer
         turns = turns or Turns()
         turns.begin(prompts, sampling, seeds)
         rows: dict[str, _Row] = {}  # by the request of its current turn
@@ -418,7 +413,7 @@ class VLLMEngine(RolloutEngine):
         try:
             for p, (prompt, numbers) in enumerate(zip(prompts, seeds, strict=True)):
                 rendered = render(prompt)
-                limit = self._started_context.limit(sampling.max_tokens, len(prompt.token_ids))
+                limit = self._context.limit(sampling.max_tokens, len(prompt.token_ids))
                 groups.append([_Row(p, g, prompt, seed, limit) for g, seed in enumerate(numbers)])
                 for row in groups[p]:
                     opening = turns.opening(p, row.g)
@@ -433,7 +428,10 @@ class VLLMEngine(RolloutEngine):
                     if row.finish_reason is not None:
                         turn = read_completion(tokenizer, row.tokens, row.logprobs, row.finish_reason == "stop")
                         turns.stopped(row.p, row.g, replace(turn, routes=self._routes(output.outputs[0])))
-                for p, g, answer in turns.answers(self._least(turns, engine.has_unfinished_requests())):
+                # On a CPU wait for all answers: which requests run together changes the last bits of their results, and
+                # must not depend on how long an environment takes.
+                least = int(not engine.has_unfinished_requests()) if torch.cuda.is_available() else turns.waiting
+                for p, g, answer in turns.answers(least):
                     row = groups[p][g]
                     if isinstance(answer, Completion):
                         row.whole = answer
@@ -449,9 +447,9 @@ class VLLMEngine(RolloutEngine):
 
     def _routes(self, output: Any) -> Tensor | None:
         """Return the experts that vLLM reports for a turn and what is before it, in layers with routers."""
-        if not self._started_context.policy.replays_routes or output.routed_experts is None:
+        if not self._context.policy.replays_routes or output.routed_experts is None:
             return None
-        layers = [*routers(self._started_context.policy.model)]
+        layers = [*routers(self._context.policy.model)]
         return small(torch.from_numpy(output.routed_experts[:, layers].astype("int64")))
 
     def _step(self) -> Sequence[Any]:
@@ -462,14 +460,6 @@ class VLLMEngine(RolloutEngine):
         with self._compilation():
             return list(engine.step())
 
-    @staticmethod
-    def _least(turns: Turns, busy: bool) -> int:
-        """Return how many answers to wait for. On a CPU all: which requests run together changes the last bits of their
-        results, and must not depend on how long an environment takes."""
-        if not torch.cuda.is_available():
-            return turns.waiting
-        return 0 if busy else 1
-
     def _input(self, prompt: Prompt) -> dict[str, Any]:
         """Return a prompt as vLLM takes it: images as pictures, videos as arrays of frames, and a placeholder for each,
         which vLLM expands itself."""
@@ -479,7 +469,7 @@ class VLLMEngine(RolloutEngine):
         for image, kind in zip(prompt.pixels.images, kinds_of(prompt.pixels.images), strict=True):
             chosen = (image.array, image.metadata | {"do_sample_frames": False}) if kind == "video" else image
             media.setdefault(kind, []).append(chosen)
-        ids = with_single_placeholders(self._started_context.policy, prompt)
+        ids = with_single_placeholders(self._context.policy, prompt)
         return {"prompt_token_ids": ids, "multi_modal_data": media}
 
     def _parameters(self, sampling: Sampling, seed: int, limit: int) -> Any:
@@ -487,13 +477,8 @@ class VLLMEngine(RolloutEngine):
         from vllm.sampling_params import RequestOutputKind
 
         kind = RequestOutputKind.DELTA if sampling.stop else RequestOutputKind.FINAL_ONLY
-        values = sampling_parameters(self._started_context.policy, sampling, seed, limit)
+        values = sampling_parameters(self._context.policy, sampling, seed, limit)
         return SamplingParams(**values, output_kind=kind, flat_logprobs=True)
-
-    @property
-    def _started_context(self) -> EngineContext:
-        assert self._context is not None, "start() comes first"
-        return self._context
 
     def sleep(self) -> bool:
         if not (self.sleep_mode and torch.cuda.is_available()):

@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from lit_rlvr.advantages.base import degenerate, impute
 from lit_rlvr.distributed.collectives import all_sum, gather_objects, rank, world_size
 from lit_rlvr.rewards.combine import Scores
-from lit_rlvr.types import STATUSES, Completion, Pixels, Prompt, Rollout, Sampling, pad_completions
+from lit_rlvr.types import STATUSES, Completion, Pixels, Prompt, Rollout, Sampling, Status, pad_completions
 
 
 def assemble(
@@ -42,18 +42,14 @@ def assemble(
         version: of the weights that sampled the completions; None = there is no training.
         taught: whether a teacher scores them.
     """
-    token_ids, mask, logprobs = pad_completions(completions)
-    masked = scores.masked  # (P, G)
-    masked_out = scores.failed if taught else masked
-    if mask_truncated:
-        masked_out = masked_out | torch.tensor([[c.truncated for c in group] for group in completions])
+    token_ids, sampled, logprobs = pad_completions(completions)
     return Rollout(
         prompts=prompts,
         completions=completions,
         token_ids=token_ids,
-        mask=mask & ~masked_out.flatten()[:, None],
+        mask=tokens_in_loss(sampled, completions, scores.statuses, mask_truncated, taught),
         rollout_logprobs=logprobs,
-        rewards=impute(scores.rewards, masked),
+        rewards=impute(scores.rewards, scores.masked),
         correct=impute(scores.correct, ~scores.judged),
         judged=scores.judged,
         parts=scores.parts,
@@ -64,6 +60,24 @@ def assemble(
         unreadable=scores.unreadable,
         versions=None if version is None else torch.full(token_ids.shape, version),
     )
+
+
+def tokens_in_loss(
+    sampled: Tensor, completions: list[list[Completion]], statuses: list[list[Status]], mask_truncated: bool,
+    taught: bool,
+) -> Tensor:  # fmt: skip
+    """Return the tokens in the loss (B, T): the sampled ones, without completions that `assemble` masks out.
+
+    Args:
+        sampled: (B, T) bool. completions, statuses: P lists of G. mask_truncated, taught: as `assemble` takes them.
+    """
+    without_reward = ("error",) if taught else ("error", "unjudged")
+    masked_out = [
+        status in without_reward or (mask_truncated and completion.truncated)
+        for group, said in zip(completions, statuses, strict=True)
+        for completion, status in zip(group, said, strict=True)
+    ]
+    return sampled & ~torch.tensor(masked_out, dtype=torch.bool)[:, None]
 
 
 def count_repeats(prompts: list[Prompt], before: list[Prompt]) -> list[int]:
@@ -241,7 +255,7 @@ def balance(
     mine = [(take(rollout, p), numbers[p]) if origin == rank() else sent[origin][p] for origin, p in places[rank()]]
     if cut is not None:
         mine = [
-            (group if origin == rank() else with_patches(group, cut), number)
+            (group if origin == rank() else _with_pixels(group, lambda pixels: cut(pixels.images)), number)
             for (group, number), (origin, _) in zip(mine, places[rank()], strict=True)
         ]
     moved = {p: number for p, (_, number) in enumerate(mine) if number is not None}
@@ -251,11 +265,6 @@ def balance(
 def without_patches(group: Rollout) -> Rollout:
     """Return a group whose images are only pictures."""
     return _with_pixels(group, lambda pixels: replace(pixels, inputs=()))
-
-
-def with_patches(group: Rollout, cut: Callable[[Sequence[Any]], Pixels]) -> Rollout:
-    """Return a group with the patches of its images."""
-    return _with_pixels(group, lambda pixels: cut(pixels.images))
 
 
 def _with_pixels(group: Rollout, change: Callable[[Pixels], Pixels]) -> Rollout:

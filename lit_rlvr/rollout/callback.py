@@ -79,10 +79,6 @@ class Evaluation:
     samples: int | dict[str, int] = 1
     greedy: bool = False
 
-    def sampling_from(self, training: Sampling) -> Sampling:
-        """Return the complete settings of sampling, with those of training filled in."""
-        return self.sampling if isinstance(self.sampling, Sampling) else self.sampling.filled_from(training)
-
 
 class RolloutCallback(ChecksArguments, Callback):
     """Fills each prompt batch with a rollout before the algorithm sees it.
@@ -142,7 +138,8 @@ class RolloutCallback(ChecksArguments, Callback):
         self.engine = SyncedEngine(self.generator, safeguards)
         self.sampling = sampling
         self.evaluation, self.validate_every_rollouts = evaluation, validate_every_rollouts
-        self.eval_sampling = evaluation.sampling_from(sampling)
+        measured = evaluation.sampling
+        self.eval_sampling = measured if isinstance(measured, Sampling) else measured.filled_from(sampling)
         self.environment = as_environment(environment)
         if rewards == [] and not (self.environment is not None and self.environment.judges):
             rewards = [NoReward()]
@@ -152,8 +149,8 @@ class RolloutCallback(ChecksArguments, Callback):
         self.record_gib = (
             float(staleness > 0 and replay.rollouts_from is None) if replay.record is None else replay.record
         )
-        self.source: RolloutSource | None = None  # built in setup, as the sampler
-        self.sampler: GroupSampler | None = None
+        self.source: RolloutSource = None  # type: ignore[assignment]  # built in setup, as the sampler
+        self.sampler: GroupSampler = None  # type: ignore[assignment]
         self.is_used_up = False  # whether the run has trained on all of `replay.rollouts_from`
         self._record: Record | None = None  # of this run
         self._judges: dict[str, dict[str, Any]] = {}
@@ -230,8 +227,10 @@ class RolloutCallback(ChecksArguments, Callback):
     def collect(self, trainer: Trainer, module: RLVRModule, batch: PromptBatch) -> Rollout:
         """Return scored groups for a batch of prompts, and log what they are. Collective: call it on every rank."""
         started = time.perf_counter()
-        sampler, source = self._started(trainer, module, training=True)
-        if not source.generates and self.engine.started:  # a validation has woken it
+        source = self.source
+        if source.generates:
+            self._start_engine(trainer, module)
+        elif self.engine.started:  # a validation has woken it
             self.engine.sleep()
         rollout = source.next(batch)  # sync, sample (generate, score, assemble), sample on, reference, balance
         module.log_dict(source.metrics)
@@ -240,13 +239,13 @@ class RolloutCallback(ChecksArguments, Callback):
             return rollout
         metrics = rollout_metrics(rollout, source.generation_seconds, source.extra_completions)
         module.log_dict(metrics)
-        rollout.is_unjudged = metrics["reward/status/unjudged"] == 1 and not sampler.taught
+        rollout.is_unjudged = metrics["reward/status/unjudged"] == 1 and not self.sampler.taught
         if rollout.is_unjudged:
             module.unjudged.add(module.iteration + 1, ", ".join(rollout.parts), int(metrics["rollout/samples"]))
         else:
             module.unjudged.add_judged()
         module.log_dict(logged_metrics(self.rewards))
-        if sampler.episodes is not None:
+        if self.sampler.episodes is not None:
             module.log_dict(turn_metrics(rollout))
         return rollout
 
@@ -292,14 +291,14 @@ class RolloutCallback(ChecksArguments, Callback):
             self._demonstrate(trainer, module, batch)
         if not (samples := self.samples_of(batch.name)):
             return
-        sampler, source = self._started(trainer, module)
-        source.wait()
-        prompts, sampling = batch.prompts, self.eval_sampling
-        sampler.engine.sync_weights(module.policy, ("policy", module.updates), prompts, sampling)
-        batch.rollout = self._validate(sampler, trainer, batch, sampling, samples)
+        self._start_engine(trainer, module)
+        self.source.wait()
+        sampling = self.eval_sampling
+        self.engine.sync_weights(module.policy, ("policy", module.updates), batch.prompts, sampling)
+        batch.rollout = self._validate(trainer, batch, sampling, samples)
         if self.evaluation.greedy:
             greedy = replace(sampling, temperature=0.0, top_p=1.0, top_k=0)
-            batch.greedy = self._validate(sampler, trainer, batch, greedy, 1)
+            batch.greedy = self._validate(trainer, batch, greedy, 1)
 
     def _demonstrate(self, trainer: Trainer, module: RLVRModule, batch: PromptBatch) -> None:
         """Add the completions that the data hold to a validation batch."""
@@ -309,17 +308,15 @@ class RolloutCallback(ChecksArguments, Callback):
         prompts = batch.prompts or [data.prepare(first[0])]
         batch.demonstrations = shown.rollout(prompts, module.policy.placeholder_ids)
 
-    def _validate(
-        self, sampler: GroupSampler, trainer: Trainer, batch: PromptBatch, sampling: Sampling, samples: int
-    ) -> Rollout:
+    def _validate(self, trainer: Trainer, batch: PromptBatch, sampling: Sampling, samples: int) -> Rollout:
         """Sample and score the completions of a validation batch."""
         if not batch.prompts:  # another rank has the last prompts, and gathering sharded weights needs all ranks
-            sampler.engine.generate([], sampling, [])
+            self.engine.generate([], sampling, [])
             return Rollout.unscored([], [], sampling, samples)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         data = next((other for other in data.validated if other.name == batch.name), data)
         seeds = completion_seeds(batch.prompts, [0] * len(batch), samples, "validation", batch.name)
-        return sampler.sample(batch.prompts, seeds, sampling, data)
+        return self.sampler.sample(batch.prompts, seeds, sampling, data)
 
     on_test_batch_start = on_validation_batch_start
 
@@ -562,24 +559,21 @@ class RolloutCallback(ChecksArguments, Callback):
         longest = max((requirement.max_sequence_tokens for requirement in trained), default=0)
         log_sizes(module, self.generator, self.completions_of(module), prompts, ranks, precision, device, longest)
 
-    def _started(
-        self, trainer: Trainer, module: RLVRModule, training: bool = False
-    ) -> tuple[GroupSampler, RolloutSource]:
-        """Return the sampler, whose engine the first call that needs it starts, and the source."""
-        sampler, source = self.sampler, self.source
-        assert sampler is not None and source is not None, "setup() comes first"
-        if not self.engine.started and (source.generates or not training):
-            data: Any = trainer.datamodule  # type: ignore[attr-defined]
-            sampler.start(self._context(trainer, module), module.policy, data)
-            source.sampling, self.eval_sampling = (
-                sampling.with_banned(module.policy.placeholder_ids) for sampling in (self.sampling, self.eval_sampling)
-            )
-        return sampler, source
+    def _start_engine(self, trainer: Trainer, module: RLVRModule) -> None:
+        """Start the engine, unless it runs."""
+        if self.engine.started:
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        self.sampler.start(self._context(trainer, module), module.policy, data)
+        self.source.sampling, self.eval_sampling = (
+            sampling.with_banned(module.policy.placeholder_ids) for sampling in (self.sampling, self.eval_sampling)
+        )
 
     def _context(self, trainer: Trainer, module: RLVRModule) -> EngineContext:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         sets = self._length_requirements(data)
         images = most_images(prompt for requirement in sets for prompt in requirement.prompts)
+        turns = max(self.sampling.max_turns, self.eval_sampling.max_turns)  # an image may follow each but the last
         return EngineContext(
             folder=module.model_folder,
             policy=module.policy,
@@ -594,7 +588,7 @@ class RolloutCallback(ChecksArguments, Callback):
             ),
             seed=run_seed(),
             dtype=compute_dtype(str(trainer.precision)),
-            max_images=images["max_images"] + self._max_observed_images(),
+            max_images=images["max_images"] + (0 if self.environment is None else turns - 1),
             max_videos=images["max_videos"],
             deterministic=self.deterministic,
             reserved=sum(unallocated(optimizer, module.policy.device) for optimizer in trainer.optimizers),
@@ -609,12 +603,6 @@ class RolloutCallback(ChecksArguments, Callback):
         sequences = data.prompts_per_rollout * self.completions_of(module)
         return max(0, math.ceil(trainer.max_steps / updates_of(module))) * sequences * self.sampling.max_tokens
 
-    def _max_observed_images(self) -> int:
-        """Return the number of images that an environment may show in an episode, one at a time."""
-        if self.environment is None:
-            return 0
-        return max(self.sampling.max_turns, self.eval_sampling.max_turns) - 1
-
     def _length_requirements(self, data: Any) -> list[LengthRequirement]:
         return length_requirements(data, self.sampling, self.eval_sampling, begins(self.environment))
 
@@ -622,7 +610,6 @@ class RolloutCallback(ChecksArguments, Callback):
         return {} if self.source is None else self.source.state_dict() | {"judges": self._judges}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        assert self.source is not None, "setup() comes first"
         if state_dict.keys() != {"judges"}:  # a replay leaves no state to a source that samples
             self.source.load_state_dict(state_dict)
         kinds = {

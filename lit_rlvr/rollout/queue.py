@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +22,7 @@ from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
 from lit_rlvr.engines.synced import crash_of
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.combine import BackgroundScoring, Scores
-from lit_rlvr.rollout.assemble import all_mixed_groups, count_repeats, mixed_groups, number_groups
+from lit_rlvr.rollout.assemble import all_mixed_groups, count_repeats, mixed_groups
 from lit_rlvr.rollout.generate import completion_seeds
 from lit_rlvr.rollout.source import STAGE_TEXTS, SyncSource
 from lit_rlvr.training.optimizer import updates_of
@@ -92,9 +93,7 @@ def choose(
         ranks: they get as many groups each.
     """
     if in_order:
-        ready = sorted(groups, key=lambda group: group.number)
-        ends = [k for k, group in enumerate(ready) if not group.finished]
-        ready = ready[: ends[0]] if ends else ready
+        ready = [*takewhile(lambda group: group.finished, sorted(groups, key=lambda group: group.number))]
     else:
         ready = sorted(group for group in groups if group.finished)
     oldest = min((group for group in groups if not group.finished), default=None)
@@ -355,24 +354,16 @@ class QueueSource(SyncSource):
         mine = {group.number: group for group in self._groups}
         numbers = {state.number for state in chosen}
         self._groups = [group for group in self._groups if group.number not in numbers]
-        sent = {}
-        for state, place in zip(chosen, places, strict=True):
-            if state.rank == rank() and place != rank():
-                group = mine[state.number]
-                sent[state.number] = group, self._scoring.result(group)
+        moved = [state for state, place in zip(chosen, places, strict=True) if state.rank == rank() != place]
+        sent = {state.number: (mine[state.number], self._scoring.result(mine[state.number])) for state in moved}
         received = {number: found for part in gather_objects(sent) for number, found in part.items()}
-        taken = []
-        for state, place in zip(chosen, places, strict=True):
-            if place != rank():
-                continue
-            if state.rank == rank():
-                taken.append(mine[state.number])
-            else:
-                group, result = received[state.number]
-                judged = group.prompt.as_judged(group.completions or [])
-                self._scoring.add(group, judged, group.prompt.sample, result)
-                taken.append(group)
-        return taken
+        here = [state.number for state, place in zip(chosen, places, strict=True) if place == rank()]
+        for number in here:
+            if number not in mine:
+                mine[number], result = received[number]
+                judged = mine[number].prompt.as_judged(mine[number].completions or [])
+                self._scoring.add(mine[number], judged, mine[number].prompt.sample, result)
+        return [mine[number] for number in here]
 
     def assembled(self, groups: list[QueuedGroup], prompts: int) -> Rollout:
         """Return the rollout of these groups. Collective: call it on every rank.
@@ -396,10 +387,7 @@ class QueueSource(SyncSource):
         selection = self.module.selection
         if selection.wanted(prompts):
             mixed = all_mixed_groups(rollout, selection.by)
-            if selection.only_mixed:
-                rollout.kept = number_groups(mixed, len(groups), prompts)
-            live, rounds = sum(map(len, mixed)), sum(gather_objects(len(groups))) / prompts
-            self.metrics |= {"rollout/live_groups": float(live), "rollout/sampling_rounds": rounds}
+            self.keep_mixed(rollout, mixed, len(groups), prompts, sum(gather_objects(len(groups))) / prompts)
         return rollout
 
     def sample_reference(self, prompts: list[Prompt], seeds: list[list[int]]) -> Scores | None:
@@ -461,9 +449,7 @@ class QueueSource(SyncSource):
             return
         found, self._saved = self._saved, None
         self._admitted = found["admitted"]
-        for k, values in enumerate(found["groups"]):
-            if k % world_size() != rank():
-                continue
+        for values in found["groups"][rank() :: world_size()]:
             (prompt,), _ = self.data.stream.take(1, values["cursor"])
             group = self._queued(values["number"], values["cursor"], prompt)
             if values["completions"] is not None and self._steps_left(values["started"]) >= 0:  # staleness may be lower

@@ -25,9 +25,10 @@ from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
 from lit_rlvr.distributed.sharding import weights_sha256
 from lit_rlvr.engines.base import read_completion
 from lit_rlvr.errors import UserError, check_within, first_line, option_group, shown
+from lit_rlvr.rollout.assemble import tokens_in_loss
 from lit_rlvr.rollout.source import RolloutSource
 from lit_rlvr.training.module import RLVRModule
-from lit_rlvr.types import Prompt, PromptBatch, Rollout, Sampling
+from lit_rlvr.types import Prompt, PromptBatch, Rollout, Sampling, pad_completions
 
 if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule
@@ -349,14 +350,9 @@ class ReplaySource(RolloutSource):
         ]
         sampling = self.sampling.with_banned(self.module.policy.placeholder_ids)
         rollout = unpack_rollout(about, arrays, prompts, sampling, self.module.tokenizer)
-        statuses = [status for group in rollout.statuses for status in group]
-        unjudged = torch.tensor([status == "unjudged" for status in statuses])[:, None]  # (B, 1)
-        if self.module.teachers.options is None:  # the recorded run may have had one
-            rollout.mask &= ~unjudged
-        elif unjudged.any():  # it may have had none
-            inside = _inside(about["lengths"], about["width"])
-            sampled = torch.zeros_like(inside).masked_scatter(inside, arrays["sampled"])
-            rollout.mask |= sampled & unjudged & ~(rollout.truncated.bool().reshape(-1, 1) & self.mask_truncated)
+        _, sampled, _ = pad_completions(rollout.completions)
+        taught = self.module.teachers.options is not None  # only one of the runs may have a teacher
+        rollout.mask = tokens_in_loss(sampled, rollout.completions, rollout.statuses, self.mask_truncated, taught)
         if rollout.versions is not None:  # as old as they were
             rollout.versions += self.module.updates - about["updates"]
         batch.cursor = about["cursor"]

@@ -139,10 +139,19 @@ class SyncSource(RolloutSource):
             batch.cursor = more.cursor
             rollout = join(rollout, self.sample(more.prompts, rollout.prompts))
             rounds, mixed = rounds + 1, all_mixed_groups(rollout, selection.by)
-        if selection.only_mixed:
-            rollout.kept = number_groups(mixed, len(batch), prompts)
-        self.metrics |= {"rollout/sampling_rounds": float(rounds), "rollout/live_groups": float(sum(map(len, mixed)))}
+        self.keep_mixed(rollout, mixed, len(batch), prompts, rounds)
         return rollout
+
+    def keep_mixed(self, rollout: Rollout, mixed: list[list[int]], share: int, prompts: int, rounds: float) -> None:
+        """Keep the mixed groups alone if the algorithm trains on no others, and count them.
+
+        Args:
+            mixed: of each rank. share: prompts per rank in one sampling round. prompts: of a step, over all ranks.
+            rounds: batches of prompts that were sampled.
+        """
+        if self.module.selection.only_mixed:
+            rollout.kept = number_groups(mixed, share, prompts)
+        self.metrics |= {"rollout/sampling_rounds": float(rounds), "rollout/live_groups": float(sum(map(len, mixed)))}
 
     def add_reference_rewards(self, rollout: Rollout) -> None:
         """Score completions of the reference policy for the same prompts, if the advantage needs them."""

@@ -460,7 +460,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         if left is not None and left < self.budget.tokens:
             self.budget.lower(left, "an earlier start ran out of memory")
         self.updater = Updater(
-            self.policy, self.reference.policy if self.kl.coef else None, self.teachers, self, self.optimizers(),
+            self.policy, self.reference.policy, self.teachers, self, self.optimizers(),
             self.lr_schedulers(), self.backward_on_rank, self.optim, self.budget, self.skipped, run, self.adaptive_lr,
         )  # fmt: skip
 
@@ -508,25 +508,22 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         return found if prepared.logs_staleness else {}
 
     def finish_iteration(self, cursor: dict[str, int], metrics: list[dict[str, float]]) -> None:
-        """Count the iteration, renew the reference if it is due, commit the data's position, and log."""
+        """Count the iteration, renew the reference if it is due, commit the data's position, and log means over the
+        updates."""
         self.iteration += 1
         for held in (self.reference, *self.teachers.held.values()):
             held.renew(self.policy, self.iteration)
         self.trainer.datamodule.commit(cursor)  # type: ignore[attr-defined]
-        self._log_updates(metrics)
+        self._logged |= {name for update in metrics for name in update}
+        for name in sorted(self._logged):
+            # NaN if no update has it, because no row was run: Lightning would repeat the previous iteration's value.
+            values = [update[name] for update in metrics if name in update]
+            self.log(name, sum(values) / len(values) if values else math.nan)
 
     def on_train_batch_end(self, outputs: Any, batch: PromptBatch, batch_idx: int) -> None:
         return_freed_memory()
         if self.trainer.should_stop or 0 < self.trainer.max_steps <= self.trainer.global_step:
             self.unjudged.check_any_judged()
-
-    def _log_updates(self, metrics: list[dict[str, float]]) -> None:
-        """Log means over a rollout's updates; NaN if no update has a metric (no row was run), because Lightning would
-        repeat the previous iteration's value."""
-        self._logged |= {name for update in metrics for name in update}
-        for name in sorted(self._logged):
-            values = [update[name] for update in metrics if name in update]
-            self.log(name, sum(values) / len(values) if values else math.nan)
 
     def estimate_advantages(self, rollout: Rollout, scores: TokenScores) -> Tensor:
         """Return the advantages (B, 1), or (B, T) from an estimator of tokens, of this rank's rows, from all ranks'
@@ -543,8 +540,9 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         metrics: dict[str, float] = {}
         if self.advantage.needs_parts:
             failed = torch.tensor([[status == "error" for status in one] for one in rollout.statuses])  # (P, G)
-            parts = {name: part.masked_fill(failed, math.nan) for name, part in rollout.parts.items()}
-            group.parts = {name: self._gathered(part) for name, part in parts.items()}
+            group.parts = {
+                name: self._gathered(part.masked_fill(failed, math.nan)) for name, part in rollout.parts.items()
+            }
             group.weights = rollout.weights
         if self.advantage.needs_tokens:
             widest = all_max(rollout.mask.shape[1], self.device)

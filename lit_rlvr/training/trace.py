@@ -150,11 +150,5 @@ def _is_group(group: Any) -> bool:
 def _is_completion(completion: Any) -> bool:
     if not has_fields(completion, COMPLETION):
         return False
-    length = len(completion["tokens"])
-    if not (isinstance(sampled := completion.get("sampled", [True] * length), list) and len(sampled) == length):
-        return False
-    lists = [completion[name] for name in PER_TOKEN if name in completion]
-    return len(lists) in (0, len(PER_TOKEN)) and all(
-        isinstance(values, list) and len(values) == length and all(isinstance(v, int | float) for v in values)
-        for values in lists
-    )
+    lists = [completion[name] for name in ("sampled", *PER_TOKEN) if name in completion]
+    return all(isinstance(values, list) and len(values) == len(completion["tokens"]) for values in lists)

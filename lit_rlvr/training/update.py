@@ -49,7 +49,7 @@ class Updater:
     """Takes the optimizer steps on a rollout.
 
     Args:
-        policy: the trained policy. reference: for the KL term; None without one. teachers: may be none.
+        policy: the trained policy. reference: for the KL term, if there is one. teachers: may be none.
         algorithm: its loss, its coefficients, and how it averages over tokens.
         optimizer: Lightning's wrapper. schedule: of the learning rate, stepped with the optimizer.
         backward: computes the gradients of a loss on this rank; DDP does not average them.
@@ -60,7 +60,7 @@ class Updater:
     """
 
     def __init__(
-        self, policy: Policy, reference: Policy | None, teachers: Teachers, algorithm: LossModule, optimizer: Any,
+        self, policy: Policy, reference: Policy, teachers: Teachers, algorithm: LossModule, optimizer: Any,
         schedule: Any, backward: Callable[[Tensor], None], optim: Optim, budget: TokenBudget, skipped: SkippedSteps,
         run: Path, adaptive_lr: AdaptiveLR | None,
     ) -> None:  # fmt: skip
@@ -80,7 +80,6 @@ class Updater:
                 rollout, self.policy, rows, self.algorithm.needs_step_tokens
             )
         if self.algorithm.kl.in_reward:
-            assert self.reference is not None
             scores.ref_logp, _ = self.logprobs(rollout, self.reference, rows)
         if taught:
             scores.teacher_logp = self.teachers.logprobs(rollout, rows, lambda *given: self.logprobs(*given)[0])
@@ -100,8 +99,9 @@ class Updater:
             minibatches: the groups of each optimizer step.
             age: (B, T), as in `PreparedRollout`.
         """
-        prepared = PreparedRollout(rollout, advantages, live, correction, age, trace)
-        prepared.old_logp, prepared.entropy = scores.old_logp, scores.entropy
+        prepared = PreparedRollout(
+            rollout, advantages, live, correction, age, trace, old_logp=scores.old_logp, entropy=scores.entropy
+        )
         if trace is not None and rollout.advantages is not None:
             trace.choose(rollout.advantages, {p for prompts in minibatches for p in prompts})
         if prepared.old_logp is None and len(minibatches) > 1 and correction.prox_logp_method == "recompute":
@@ -109,7 +109,6 @@ class Updater:
             later = [i for i in live if i // rollout.group_size not in first]
             prepared.old_logp, _ = self.logprobs(rollout, self.policy, later)
         if self.algorithm.kl_in_loss:
-            assert self.reference is not None
             prepared.ref_logp, _ = self.logprobs(rollout, self.reference, live)
         return prepared
 

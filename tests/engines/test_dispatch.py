@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -61,6 +62,16 @@ async def group(dispatcher: Dispatch, *ids: int, fails: bool = False) -> list[di
     return await asyncio.gather(*map(one, ids))
 
 
+@asynccontextmanager
+async def opened(replicas: list[Replica], restore: Callable[[VLLMServer], None]) -> AsyncIterator[Dispatch]:
+    dispatcher = Dispatch(replicas, restore)
+    await dispatcher.open()
+    try:
+        yield dispatcher
+    finally:
+        await dispatcher.close()
+
+
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not condition():
@@ -75,7 +86,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_groups_go_where_most_capacity_is_free_and_wait_when_none_is() -> None:
     async def run() -> None:
         one, two = Fake("one", answers=False), Fake("two", answers=False)
-        async with Dispatch([Replica(one, 4), Replica(two, 6)], lambda server: None) as dispatcher:
+        async with opened([Replica(one, 4), Replica(two, 6)], lambda server: None) as dispatcher:
             groups = [asyncio.create_task(group(dispatcher, 10 * k, 10 * k + 1)) for k in range(7)]
             await until(lambda: len(one.asked) + len(two.asked) == 10)
             assert one.asked == [10, 11, 30, 31] and two.asked == [0, 1, 20, 21, 40, 41]
@@ -102,7 +113,7 @@ def test_the_others_take_over_from_a_server_that_dies_and_it_is_taken_back(
     async def run() -> None:
         one, two = Fake("one", answers=False), Fake("two")
         replicas = [Replica(one, 4), Replica(two, 3)]
-        async with Dispatch(replicas, restore) as dispatcher:
+        async with opened(replicas, restore) as dispatcher:
             first = asyncio.create_task(group(dispatcher, 1, 2))
             await until(lambda: len(one.asked) == 2)
             one.dead = True  # noticed by its health: its requests never end
@@ -126,7 +137,7 @@ def test_a_server_that_is_back_before_a_short_rollout_ends_counts_as_back() -> N
 
     async def run() -> None:
         replicas = [Replica(Fake("one"), 1, "it did not answer"), Replica(Fake("two"), 1)]
-        async with Dispatch(replicas, lambda server: time.sleep(0.3)) as dispatcher:
+        async with opened(replicas, lambda server: time.sleep(0.3)) as dispatcher:
             await asyncio.sleep(0.05)
             assert [answer["by"] for answer in await group(dispatcher, 1)] == ["http://two"]
             assert replicas[0].failure is not None
@@ -138,7 +149,7 @@ def test_a_server_that_is_back_before_a_short_rollout_ends_counts_as_back() -> N
 def test_a_server_may_take_longer_than_its_timeout_but_not_without_a_sign_of_life(quick: None) -> None:
     async def run() -> None:
         one = Fake("one", answers=False)
-        async with Dispatch([Replica(one, 4)], lambda server: None) as dispatcher:
+        async with opened([Replica(one, 4)], lambda server: None) as dispatcher:
             waiting = asyncio.create_task(group(dispatcher, 1))
             await asyncio.sleep(3 * one.timeout)
             assert not waiting.done()
@@ -152,7 +163,7 @@ def test_a_server_may_take_longer_than_its_timeout_but_not_without_a_sign_of_lif
 def test_a_request_is_made_again_if_a_living_server_fails_it_for_a_while() -> None:
     async def run() -> None:
         one = Fake("one")
-        async with Dispatch([Replica(one, 1)], lambda server: None) as dispatcher:
+        async with opened([Replica(one, 1)], lambda server: None) as dispatcher:
             one.closes = dispatch.TRANSIENT_FAILURES
             assert [answer["id"] for answer in await group(dispatcher, 1)] == [1]
             one.closes = dispatch.TRANSIENT_FAILURES + 1
@@ -165,7 +176,7 @@ def test_a_request_is_made_again_if_a_living_server_fails_it_for_a_while() -> No
 def test_without_servers_and_with_a_living_one_that_fails_the_rollout_ends(quick: None) -> None:
     async def run() -> None:
         one, two = Fake("one"), Fake("two")
-        async with Dispatch([Replica(one, 1), Replica(two, 1)], lambda server: None) as dispatcher:
+        async with opened([Replica(one, 1), Replica(two, 1)], lambda server: None) as dispatcher:
             with pytest.raises(ServerError, match="http://one: status 500"):
                 await group(dispatcher, 1, fails=True)
             one.dead = two.dead = True

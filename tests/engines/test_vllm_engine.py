@@ -630,7 +630,7 @@ def test_fp8_is_asked_of_vllm_and_widens_the_probe(monkeypatch: pytest.MonkeyPat
     context = EngineContext("", policy, byte_tokenizer(), 512, 4, 0, dtype=torch.bfloat16)
     plain, engine = VLLMEngine(gpu_memory_utilization=0.5), VLLMEngine(gpu_memory_utilization=0.5, quantize="fp8")
     plain.start(context)
-    assert "quantization" not in settings and not plain.quantized
+    assert settings["quantization"] is None and not plain.quantized
     engine.start(context)
     assert settings["quantization"] in QUANTIZATION_METHODS and settings["dtype"] == "bfloat16"
     assert engine.probe_tolerance > 2 * plain.probe_tolerance

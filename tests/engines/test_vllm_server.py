@@ -331,7 +331,7 @@ def test_every_process_is_told_of_a_crash_of_one(policy: Policy, monkeypatch: py
 
     told: list[object] = []
     monkeypatch.setattr(vllm_server, "gather_objects", lambda value: told.append(value) or [value])
-    monkeypatch.setattr(vllm_server, "healthy", list)
+    monkeypatch.setattr(vllm_server, "wait_for", lambda servers, least: servers)
     engine = VLLMServerEngine(["http://localhost:1"], Broken(Path()))
     with pytest.raises(ServerError, match=r"^RuntimeError: CUDA error: an illegal memory access$"):
         engine.sync(policy)
@@ -351,12 +351,12 @@ def test_a_failed_update_is_sent_again_where_one_rank_cannot_restore_a_server(
             if len(servers) > 1:
                 raise ServerError("http://b: connection refused")
 
-    monkeypatch.setattr(vllm_server, "healthy", lambda servers: servers[: 2 if len(sent) == 0 else 1])
+    monkeypatch.setattr(vllm_server, "wait_for", lambda servers, least: servers[: 1 if sent else 2])
     engine = VLLMServerEngine(["http://a", "http://b"], Together(Path("/elsewhere")))
     engine._loop = RequestLoop()
     engine.sync(policy)
     assert sent == [["http://a", "http://b"], ["http://a"]]
-    monkeypatch.setattr(vllm_server, "healthy", list)
+    monkeypatch.setattr(vllm_server, "wait_for", lambda servers, least: servers)
     with pytest.raises(ServerError, match="http://b: connection refused"):
         engine.sync(policy)
     assert len(sent) == 5
@@ -918,7 +918,7 @@ def test_a_server_adds_adapters_itself(
         served.start()
         with pytest.raises(ServerError):
             engine.generate(PROMPTS, SAMPLING, SEEDS)
-        engine.start(engine._started_context)
+        engine.start(engine._context)
         engine.restore(policy)
         assert check_engine(engine, policy, PROMPTS, PROBE) <= 1e-4
         settings = VLLMServer.settings
@@ -926,7 +926,7 @@ def test_a_server_adds_adapters_itself(
         with pytest.raises(
             UserError, match=r"takes no adapters any more; start it with --enable-lora --max-lora-rank 8"
         ):
-            engine.start(engine._started_context)
+            engine.start(engine._context)
         engine.close()
         with caplog.at_level("INFO", "lit_rlvr"):
             start_engine(other := make_engine(urls=[served.url]), policy)
