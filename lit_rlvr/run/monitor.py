@@ -200,10 +200,10 @@ def why_stopped(trainer: Trainer, has_ended: bool) -> str | None:
 class LostWork(Callback):
     """Warnings about work that a run does in vain.
 
-    Once, and again when the share has grown by another 0.2: most completions are truncated, most prompts give no signal,
-    the importance correction drops nearly all tokens, limits stop more than 1 % of the checks. At most every 10th
-    iteration: the correction leaves few effective samples, dynamic sampling finds no group. `FirstRollout` speaks of the
-    first iteration.
+    Once, and again when the share has grown by another 0.2: most completions are truncated, most prompts give no
+    signal, the importance correction drops nearly all tokens, limits stop more than 1 % of the checks. At most every
+    10th iteration: the correction leaves few effective samples, dynamic sampling finds no group. `FirstRollout` speaks
+    of the first iteration.
     """
 
     def __init__(self) -> None:
