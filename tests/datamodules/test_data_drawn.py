@@ -109,6 +109,8 @@ def test_pictures_have_84_pixels_and_a_question(task: Any) -> None:
 def test_numbers_that_cannot_be_meant() -> None:
     with pytest.raises(UserError, match="pictures=0, held_out=128"):
         CellArea(pictures=0)
+    with pytest.raises(UserError, match="pictures=1000000000000, held_out=128: draw at most 1000000"):
+        CellArea(pictures=10**12)
     with pytest.raises(UserError, match="most=50"):
         LesionCount(most=50)
 
