@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from torch import Tensor
+
 from lit_rlvr.advantages import Advantage, ReferenceCompletions
-from lit_rlvr.algorithms.reinforce import Reinforce
 from lit_rlvr.errors import check_within
+from lit_rlvr.objectives import LossInputs, Stats, policy_gradient
 from lit_rlvr.training.loss import Loss
+from lit_rlvr.training.module import RLVRModule
 
 
-class AAPO(Reinforce):
+class AAPO(RLVRModule):
     """`-(1/P) sum_p (1/sum_g n) sum_g sum_t A logp`, A with a margin over the reference model's rewards.
 
     Source: AAPO (arXiv 2505.14264), eqs. 4-5.
@@ -20,6 +23,8 @@ class AAPO(Reinforce):
             `reference_pool_size` completions at the first visit and draws from their rewards later.
         reference_pool_size: completions in a prompt's pool; None = twice the group size.
     """
+
+    has_ratio = False
 
     def __init__(
         self,
@@ -33,3 +38,6 @@ class AAPO(Reinforce):
         check_within("[1, inf)", "model", reference_pool_size=reference_pool_size)
         if self.reference_completions is not None:
             self.reference_completions = ReferenceCompletions(reference_rollouts, reference_pool_size)
+
+    def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
+        return policy_gradient(x)
