@@ -225,6 +225,16 @@ NUMBER_TYPES: dict[Any, type] = {int: Integral, float: Real}
 """Type of an option -> the numbers that it takes, those of numpy too."""
 
 
+class InitSignature:
+    """The signature of a class's `__init__`, which Python before 3.11.4 would otherwise look for in `__new__`."""
+
+    def __get__(self, built: object, cls: type) -> inspect.Signature | None:
+        if built is not None:  # a callable object has its own
+            return None
+        signature = inspect.signature(cls.__init__)  # type: ignore[misc]
+        return signature.replace(parameters=[*signature.parameters.values()][1:])
+
+
 class ChecksArguments:
     """The base of classes that a config names: from Python, they refuse wrong arguments as the command line does.
 
@@ -233,6 +243,7 @@ class ChecksArguments:
     """
 
     config_key = ""
+    __signature__ = InitSignature()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         check_init(cls, args, kwargs, cls.config_key.format(cls.__name__))

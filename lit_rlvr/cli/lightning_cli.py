@@ -232,7 +232,7 @@ class RLVRCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Check and complete the settings, and open the run, before anything is built."""
         command, config = str(self.subcommand), self.config[self.subcommand]
-        refuse_nulls(config, OPTION_GROUPS)
+        refuse_nulls(config, OPTION_GROUPS | {"trainer": object})
         check_config(command, config)
         resolve_config(command, config)
         for line in changed_classes(self._arguments, config):
@@ -345,7 +345,7 @@ class ConfigCheck(RLVRCLI):
         objects."""
         self.config = self.parser.parse_object({"subcommand": "fit", "fit": config})
         self.reset_null_groups()
-        refuse_nulls(self.config.fit, OPTION_GROUPS)
+        refuse_nulls(self.config.fit, OPTION_GROUPS | {"trainer": object})
         return self.parser.instantiate_classes(self.config).fit
 
 

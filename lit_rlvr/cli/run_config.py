@@ -36,6 +36,9 @@ def check_config(command: str, config: Namespace) -> None:
         UserError: names the option.
     """
     trainer = config.trainer
+    measures = {"validate": "limit_val_batches", "test": "limit_test_batches"}.get(command)
+    if measures and trainer[measures] == 0:
+        raise UserError(f"trainer.{measures}: {trainer[measures]} leaves nothing to measure; leave it out")
     if str(getattr(trainer.strategy, "class_path", trainer.strategy)).endswith("FSDPStrategy"):
         raise UserError(
             "trainer.strategy: FSDP1 fails on backward passes inside a training step, cannot clip the norm and "

@@ -236,7 +236,7 @@ _CLOSINGS = {
 }
 _OPENING = re.compile("|".join(["</?think>", *(f"(?P<{form}>{opening})" for form, opening in _OPENINGS.items())]))
 _ENDINGS = {form: re.compile(f"{closing}|(?={_OPENINGS[form]}|</?think>)") for form, closing in _CLOSINGS.items()}
-_OUTER_TOKENS = re.compile(r"\A(?:\s|<think>|<\|\w+\|>)+|(?:\s|</s>|</tool_call>|<\|\w+\|>)+\Z")
+_OUTER_TOKENS = re.compile(r"\A(?:\s|<think>|<\|\w+\|>)+|(?:(?<!\s)|(?=<))(?:\s|</s>|</tool_call>|<\|\w+\|>)+\Z")
 _JSON_LINE = re.compile(r'^[ \t]*(?=[{\[]\s*(?:\{\s*)?")', re.MULTILINE)
 _BETWEEN = re.compile(r"[;,\s]*")
 _LIKE_A_CALL = re.compile(r'[{\[](?=.*"(?:arguments|parameters)"\s*:).*"(?:name|function)"\s*:', re.DOTALL)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from lit_rlvr.common.files import flush_to_disk, write_atomically
 from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
@@ -351,6 +352,7 @@ class ReplaySource(RolloutSource):
         sampling = self.sampling.with_banned(self.module.policy.placeholder_ids)
         rollout = unpack_rollout(about, arrays, prompts, sampling, self.module.tokenizer)
         _, sampled, _ = pad_completions(rollout.completions)
+        sampled = pad(sampled, (0, rollout.mask.shape[1] - sampled.shape[1]))  # another rank may have had the longest
         taught = self.module.teachers.options is not None  # only one of the runs may have a teacher
         rollout.mask = tokens_in_loss(sampled, rollout.completions, rollout.statuses, self.mask_truncated, taught)
         if rollout.versions is not None:  # as old as they were

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
 
 from lit_rlvr.common.terminal import one_line
 from lit_rlvr.distributed.collectives import gather_objects
@@ -98,17 +98,54 @@ class EvaluatingModule(LightningModule):
         self.log_dict(self._results("test"))
 
 
+class PassAtK(Metric):
+    """Unbiased pass@k: the probability that at least one of k completions drawn without replacement is correct.
+
+    `1 - C(n - c, k) / C(n, k)`, for c correct completions of n, computed as a product so that it never overflows.
+    Source: Chen et al. 2021 (Codex), eq. 1.
+
+    Args:
+        k: completions drawn, at least 1.
+    """
+
+    total: Tensor
+    questions: Tensor
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        self.k = k
+        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("questions", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, correct: Tensor, counted: Tensor | None = None) -> None:
+        """Add questions; those with fewer than k completions that count are left out.
+
+        Args:
+            correct: (P, n) in {0, 1}: n >= k completions of each of P questions.
+            counted: (P, n) bool: the completions that count, None = all.
+
+        Raises:
+            ValueError: n < k.
+        """
+        if correct.shape[1] < self.k:
+            raise ValueError(f"pass@{self.k} needs at least {self.k} completions per question, got {correct.shape[1]}")
+        values = pass_at_k(correct, self.k, counted)
+        self.total += values.nansum()
+        self.questions += (~values.isnan()).sum()
+
+    def compute(self) -> Tensor:
+        return self.total / self.questions
+
+
 def powers_up_to(n: int) -> list[int]:
     """Return the powers of two up to n: the k of pass@k for n completions of a question."""
     return [1 << i for i in range(n.bit_length())]
 
 
 def pass_at_k(correct: Tensor, k: int, counted: Tensor | None = None) -> Tensor:
-    """Return unbiased pass@k of each question (P,), float64, from completions (P, n) in {0, 1}: the probability that at
-    least one of k completions drawn without replacement is correct.
-
-    `1 - C(n - c, k) / C(n, k)`, for c correct completions of n, computed as a product so that it never overflows.
-    Source: Chen et al. 2021 (Codex), eq. 1.
+    """Return unbiased pass@k of each question (P,), float64, from completions (P, n) in {0, 1}.
 
     Args:
         counted: (P, n) bool: the completions that count, None = all. Fewer than k make a question's value NaN.
@@ -135,16 +172,14 @@ class EvaluationMetrics(nn.Module):
         super().__init__()
         self.greedy = MeanMetric() if greedy else None
         self.entropy = MeanMetric()
+        self.sampled = False
         self.accuracy, self.length, self.truncated = MeanMetric(), MeanMetric(), MeanMetric()
         self.right: Counter[str] = Counter()  # category -> correct completions of this rank
         self.judged: Counter[str] = Counter()  # category -> completions of this rank
         # Question -> correct completions and those that count; of this rank, after `compute` of all ranks.
         self.questions: dict[str, tuple[int, int]] = {}
         ks = powers_up_to(samples) if samples > 1 else []
-        # k -> the mean over the questions of which k completions count: the value of the others is NaN.
-        self.pass_at: Any = nn.ModuleDict(
-            {str(k): MeanMetric(nan_strategy="ignore").set_dtype(torch.float64) for k in ks}
-        )
+        self.pass_at = nn.ModuleDict({str(k): PassAtK(k) for k in ks})
 
     def update(self, rollout: Rollout, greedy: Rollout | None = None) -> None:
         """Add a scored batch, with its greedy completions if there are any; a failed check counts as incorrect, but not
@@ -154,12 +189,12 @@ class EvaluationMetrics(nn.Module):
         correct, counted = right.to(device), rollout.counted.to(device)
         self.accuracy.update(correct, counted)
         self.length.update(rollout.lengths.to(device))
-        tokens, is_greedy = rollout.lengths.sum(), rollout.sampling.temperature == 0
-        entropy = -rollout.rollout_logprobs.sum() / tokens.clamp(min=1)
-        self.entropy.update(entropy.to(device), (tokens * (not is_greedy)).to(device))  # NaN if all are greedy
+        if rollout.sampling.temperature > 0:
+            self.sampled, tokens = True, rollout.lengths.sum()
+            self.entropy.update((-rollout.rollout_logprobs.sum() / tokens.clamp(min=1)).to(device), tokens.to(device))
         self.truncated.update(rollout.truncated.to(device))
-        for k, metric in self.pass_at.items():
-            metric.update(pass_at_k(correct, int(k), counted))
+        for metric in self._pass_at():
+            metric.update(correct, counted)
         if self.greedy is not None and greedy is not None:
             self.greedy.update((greedy.correct * greedy.judged).to(device), greedy.counted.to(device))
         for p, prompt in enumerate(rollout.prompts):
@@ -173,7 +208,7 @@ class EvaluationMetrics(nn.Module):
 
     def names(self, prompts: Iterable[Prompt], sampled: bool) -> set[str]:
         """Return the name of every metric that `compute` can return for a set, whose completions may be sampled."""
-        found = {"accuracy", "length", "truncated", *(f"pass@{k}" for k in self.pass_at)}
+        found = {"accuracy", "length", "truncated", *(f"pass@{metric.k}" for metric in self._pass_at())}
         found |= ({"greedy"} if self.greedy is not None else set()) | ({"entropy"} if sampled else set())
         return found | {f"accuracy/{one_line(p.sample.category)}" for p in prompts if p.sample.category}
 
@@ -183,24 +218,25 @@ class EvaluationMetrics(nn.Module):
         Raises:
             UserError: no completion is known to be right or wrong.
         """
-        values = {
-            "accuracy": self.accuracy,
-            "length": self.length,
-            "truncated": self.truncated,
-            "entropy": self.entropy,
-        }
+        values = {"accuracy": self.accuracy, "length": self.length, "truncated": self.truncated}
         values |= {} if self.greedy is None else {"greedy": self.greedy}
-        right, judged = Counter[str](), Counter[str]()
-        for right_there, judged_there, questions_there in gather_objects((self.right, self.judged, self.questions)):
+        right, judged, sampled = Counter[str](), Counter[str](), False
+        ours = self.right, self.judged, self.sampled, self.questions
+        for right_there, judged_there, sampled_there, questions_there in gather_objects(ours):
             right.update(right_there)
             judged.update(judged_there)
+            sampled |= sampled_there
             self.questions = self.questions | questions_there
+        values |= {"entropy": self.entropy} if sampled else {}
         found = {name: float(m.compute()) for name, m in values.items()}
         if math.isnan(found["accuracy"]):
             raise UserError(
                 "rollout.rewards: no reward says of any completion of a validation or test set whether it is right; "
                 "return a bool or a RewardResult with `correct` (None leaves a completion out)"
             )
-        found |= {f"pass@{k}": float(m.compute()) for k, m in self.pass_at.items()}
+        found |= {f"pass@{m.k}": float(m.compute()) for m in self._pass_at()}
         found |= {f"accuracy/{name}": right[name] / judged[name] for name in sorted(judged)}
         return {name: value for name, value in found.items() if not math.isnan(value)}
+
+    def _pass_at(self) -> list[PassAtK]:
+        return [metric for metric in self.pass_at.values() if isinstance(metric, PassAtK)]

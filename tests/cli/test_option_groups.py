@@ -61,3 +61,5 @@ def test_null_is_no_group(check: ConfigCheck) -> None:
     config = {"data": {"class_path": "Arithmetic"}, "model": {"class_path": "GRPO", "init_args": {"kl": None}}}
     with pytest.raises(UserError, match=r"^model\.init_args\.kl: null is not allowed; leave it out for its default$"):
         refuse_nulls(check.parser.parse_object({"subcommand": "fit", "fit": config}).fit, OPTION_GROUPS)
+    with pytest.raises(UserError, match=r"^trainer: None is not a group of options; give them by their names$"):
+        check.check({"data": {"class_path": "Arithmetic"}, "model": {"class_path": "GRPO"}, "trainer": None})

@@ -193,6 +193,7 @@ def test_words_in_a_row_are_no_bomb() -> None:
         "1 + 11 equals 22, using standard arithmetic with subtraction.": True,
         "\\boxed{it appears that the problem is not yet ready = 22}": True,
         "22 (" + "a" * 3000: False,
+        "The field is $\\nabla = 3\\mathbf{B": False,
     }
     results = judge([*texts], ["22"] * len(texts))
     assert not {"timeout", "error"} & {result.status for result in results}

@@ -21,7 +21,7 @@ from two_ranks import in_two_ranks
 from lit_rlvr.advantages import ReferenceCompletions
 from lit_rlvr.errors import UserError
 from lit_rlvr.rollout.record import Record, ReplaySource, first_weights, unpack_rollout
-from lit_rlvr.types import Pixels, Prompt, Rollout, Sampling
+from lit_rlvr.types import Pixels, Prompt, PromptBatch, Rollout, Sampling
 
 CURSOR = {"epoch": 1, "position": 3}
 
@@ -138,6 +138,23 @@ def replay_of(run: Path, prompts: Sequence[Prompt], wanted: ReferenceCompletions
     module: Any = SimpleNamespace(reference_completions=wanted, replays_routes=False)
     data: Any = SimpleNamespace(prompts={"train": prompts})
     return ReplaySource(Record(run), module, data, Sampling(), mask_truncated=False)
+
+
+def test_a_replay_masks_the_padding_of_another_rank_too(tmp_path: Path) -> None:
+    """After an exchange of groups, a rank's tensors may be wider than its own longest completion."""
+    rollout = odd_rollout()
+    record = Record(tmp_path, limit=1 << 20)
+    record.begin(0, {}, nn.Linear(2, 2))
+    record.add(1, rollout, CURSOR, updates=7)
+    source = replay_of(tmp_path, rollout.prompts)
+    source.module.__dict__.update(
+        iteration=0, updates=9, tokenizer=byte_tokenizer(), policy=SimpleNamespace(placeholder_ids=()),
+        teachers=SimpleNamespace(options=None),
+    )  # fmt: skip
+    replayed = source.next(PromptBatch(prompts=rollout.prompts))
+    expected = rollout.mask.clone()
+    expected[3] = False  # no reward judged it
+    assert torch.equal(replayed.mask, expected) and torch.equal(replayed.versions, rollout.versions + 2)
 
 
 def test_what_cannot_be_replayed_is_one_line(tmp_path: Path) -> None:

@@ -348,6 +348,10 @@ def test_validate_measures_a_model_and_a_checkpoint(run_folder: Path, lit_rlvr: 
 def test_validate_without_a_set_is_refused(run_folder: Path, lit_rlvr: CLI, no_weights: None) -> None:
     result = lit_rlvr("validate", "--config", "tiny.yaml", "--data.init_args.held_out", "0")
     assert_refused(result, "data: arithmetic has no validation set to measure")
+    result = lit_rlvr("validate", "--config", "tiny.yaml", "--trainer.limit_val_batches", "0")
+    assert_refused(result, "trainer.limit_val_batches: 0 leaves nothing to measure")
+    result = lit_rlvr("test", "--config", "tiny.yaml", "--trainer.limit_test_batches", "0.0")
+    assert_refused(result, "trainer.limit_test_batches: 0.0 leaves nothing to measure")
 
 
 def test_pass_at_k_of_several_samples(run_folder: Path, lit_rlvr: CLI) -> None:

@@ -8,7 +8,7 @@ import torch
 from tiny import make_rollout
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.training.validation import EvaluationMetrics, pass_at_k
+from lit_rlvr.training.validation import EvaluationMetrics, PassAtK, pass_at_k
 from lit_rlvr.types import Rollout
 
 
@@ -35,10 +35,14 @@ def test_pass_at_k_does_not_overflow() -> None:
 
 
 def test_pass_at_k_is_the_mean_over_questions_of_all_batches() -> None:
-    metrics = EvaluationMetrics(3)
-    metrics.update(make_rollout([[5]], [[[6]] * 3], [[1.0, 0.0, 0.0]]))  # 2/3
-    metrics.update(make_rollout([[5]] * 2, [[[6]] * 3] * 2, [[0.0, 0.0, 0.0], [1.0, 1.0, 0.0]]))  # 0, 1
-    assert metrics.compute()["pass@2"] == pytest.approx((2 / 3 + 0 + 1) / 3, abs=1e-12)
+    metric = PassAtK(2)
+    metric.update(torch.tensor([[1.0, 0.0, 0.0]]))  # 2/3
+    metric.update(torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 0.0]]))  # 0, 1
+    assert float(metric.compute()) == pytest.approx((2 / 3 + 0 + 1) / 3)
+    with pytest.raises(ValueError, match="at least 2"):
+        metric.update(torch.ones(1, 1))
+    with pytest.raises(ValueError, match="at least 1"):
+        PassAtK(0)
 
 
 def test_an_evaluated_set() -> None:
@@ -88,7 +92,7 @@ def test_accuracy_of_each_category_over_all_ranks(monkeypatch: pytest.MonkeyPatc
     ranks[1].update(of_category("MRI", [[0.0]]))
     ranks[1].update(of_category("X-ray", [[1.0], [1.0]]))
     monkeypatch.setattr(
-        "lit_rlvr.training.validation.gather_objects", lambda _: [(r.right, r.judged, r.questions) for r in ranks]
+        "lit_rlvr.training.validation.gather_objects", lambda _: [(r.right, r.judged, True, r.questions) for r in ranks]
     )
     for rank in ranks:
         shares = {name: value for name, value in rank.compute().items() if "/" in name}

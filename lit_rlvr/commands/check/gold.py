@@ -9,7 +9,6 @@ from fractions import Fraction
 from string import ascii_uppercase
 from typing import Literal
 
-from lit_rlvr.rewards.answers.latex import split_outside
 from lit_rlvr.types import Sample
 
 Kind = Literal[
@@ -33,7 +32,6 @@ _FRACTION = re.compile(
 _QUANTITY = re.compile(rf"({PLAIN_NUMBER})\s*(?:\\[,; ])?\s*(?:\\(?:text|mathrm)\{{\s*([a-z]+)\s*\}}|([a-z]+))")
 _BRACKETS = re.compile(r"(?:\\left)?\s*(\\\{|[\[({])(.*?)(?:\\right)?\s*(\\\}|[\])}])", re.DOTALL)
 _INFINITE = re.compile(r"[-+]?\s*(?:\\infty|\u221e)")
-_COMMA = re.compile(",")
 _MATHEMATICS = re.compile(r"[\d\\^_=+*/<>]")
 
 
@@ -175,7 +173,14 @@ def split_brackets(answer: str) -> tuple[str, str, str]:
 
 def split_items(text: str) -> tuple[str, ...]:
     """Split a text at its commas outside brackets."""
-    return tuple(item.strip() for item in split_outside(text, _COMMA))
+    depth, items = 0, [""]
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            items.append("")
+        else:
+            items[-1] += character
+    return tuple(item.strip() for item in items)
 
 
 def fraction_parts(answer: str) -> tuple[int, int] | None:

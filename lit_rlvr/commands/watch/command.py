@@ -90,8 +90,9 @@ def open_socket(host: str, port: int) -> socket.socket:
     Raises:
         UserError: it is taken, or not this machine's.
     """
+    both, family = (True, socket.AF_INET6) if ":" in host else (False, socket.AF_INET)
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        return socket.create_server((host, port), family=family, dualstack_ipv6=both and socket.has_dualstack_ipv6())
     except OSError as error:
         reason = str(error.strerror or error).partition(" (while attempting")[0]
         raise UserError(

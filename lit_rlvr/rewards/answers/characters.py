@@ -33,8 +33,8 @@ _TABLE = str.maketrans(
     dict.fromkeys(_DASHES, "-") | {c: f"\\{name} " for c, name in (_COMMANDS | _GREEK).items()} | _PLAIN
 )
 _CONNECTIVES = (
-    (re.compile(r"\s*\u6216\u8005?\s*"), " or "),
-    (re.compile(r"\s*(?:[\u548c\u4e0e\u53ca\u4e14]|\u5e76\u4e14)\s*"), " and "),
+    (re.compile(r"(?:(?<!\s)\s+)?\u6216\u8005?\s*"), " or "),
+    (re.compile(r"(?:(?<!\s)\s+)?(?:[\u548c\u4e0e\u53ca\u4e14]|\u5e76\u4e14)\s*"), " and "),
     (re.compile(r"(?<=\d)\s*\u6bd4\s*(?=\d)"), ":"),
 )  # fmt: skip
 """Chinese words between values, and what they mean."""
@@ -44,7 +44,7 @@ _RAISED, _LOWERED = (
     re.compile("[\u2080-\u208e]+"),
 )
 _POWER = re.compile(f"[{_RAISED}]+")
-_VULGAR = re.compile(r"(\d?)\s*([\u00bc-\u00be\u2150-\u215e\u2189])")
+_VULGAR = re.compile(r"(?:(\d)\s*|(?<!\s)\s+)?([\u00bc-\u00be\u2150-\u215e\u2189])")
 _ROOT = re.compile(r"([\u221a\u221b\u221c])\s*(\{[^{}]*\}|\([^()]*\)|\d+(?:\.\d+)?|\\?[A-Za-z]+|)")
 _ORDER = {"\u221a": "", "\u221b": "[3]", "\u221c": "[4]"}
 

@@ -38,7 +38,7 @@ _WORDS = re.compile(
     r"(?i:is|it|of|to|in|at|on|by|or|an|as|be|so|we|he|no|if|the|and|are|was|for|has|not|but|you|she|his|her)"
     r"|[A-Za-z]{4,}|[A-Z](?=[a-z]*[aeiou])[a-z]{2}"
 )
-_CODE = re.compile(r"[A-Z](?:[A-Za-z0-9]|_\w|_\{\w+\})*")
+_CODE = re.compile(r"[A-Z](?:[A-Za-z0-9]|_\{\w+\}|_[^\W_][^\W_A-Za-z0-9]*)*")
 _TIDIED = [
     (re.compile(pattern), new)
     for pattern, new in (

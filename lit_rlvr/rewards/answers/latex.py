@@ -119,7 +119,7 @@ def _unwrapped(text: str) -> str:
     while (match := _WRAPPED.search(text)) is not None:
         end = closing_bracket(text, match.end() - 1)
         inside = text[match.end() : end if end > 0 else len(text)]
-        if inside in ("k", "K", "M", "B"):  # thousand, million
+        if end > 0 and inside in ("k", "K", "M", "B"):  # thousand, million
             text = f"{text[: match.start()].rstrip()}{inside} {text[end + 1 :]}"
             continue
         text = f"{text[: match.start()]} {inside} {text[end + 1 :] if end > 0 else ''}"
