@@ -52,6 +52,8 @@ import_classes(lit_rlvr.environments, lit_rlvr.rewards)
 
 OPTION_GROUPS: dict[str, type] = CONFIGURABLE | {"warm_start": WarmStart}
 """Option group -> the class that it configures; null stands for the defaults of the whole group."""
+NEVER_NULL: dict[str, type] = OPTION_GROUPS | {"trainer": object}
+"""Part of a config that has to be a group of options -> the class with their types."""
 
 NULL = ("null", "~")
 """Texts of null in YAML."""
@@ -232,7 +234,7 @@ class RLVRCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Check and complete the settings, and open the run, before anything is built."""
         command, config = str(self.subcommand), self.config[self.subcommand]
-        refuse_nulls(config, OPTION_GROUPS | {"trainer": object})
+        refuse_nulls(config, NEVER_NULL)
         check_config(command, config)
         resolve_config(command, config)
         for line in changed_classes(self._arguments, config):
@@ -345,7 +347,7 @@ class ConfigCheck(RLVRCLI):
         objects."""
         self.config = self.parser.parse_object({"subcommand": "fit", "fit": config})
         self.reset_null_groups()
-        refuse_nulls(self.config.fit, OPTION_GROUPS | {"trainer": object})
+        refuse_nulls(self.config.fit, NEVER_NULL)
         return self.parser.instantiate_classes(self.config).fit
 
 

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from lit_rlvr.common.files import flush_to_disk, write_atomically
 from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
@@ -29,7 +28,7 @@ from lit_rlvr.errors import UserError, check_within, first_line, option_group, s
 from lit_rlvr.rollout.assemble import tokens_in_loss
 from lit_rlvr.rollout.source import RolloutSource
 from lit_rlvr.training.module import RLVRModule
-from lit_rlvr.types import Prompt, PromptBatch, Rollout, Sampling, pad_completions
+from lit_rlvr.types import Prompt, PromptBatch, Rollout, Sampling
 
 if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule
@@ -255,7 +254,7 @@ def unpack_rollout(
     for name in TOKEN_FIELDS:
         if name in arrays:
             flat = arrays[name].long() if arrays[name].dtype == torch.int else arrays[name]
-            fields[name] = torch.zeros(inside.shape, dtype=flat.dtype).masked_scatter(inside, flat)
+            fields[name] = _padded(flat, inside)
     inputs = [len(prompts[row // size].token_ids) + length - 1 for row, length in enumerate(about["lengths"])]
     rows = zip(
         *(arrays[name].split(about["lengths"]) for name in ("token_ids", "rollout_logprobs", "sampled")),
@@ -284,6 +283,11 @@ def unpack_rollout(
 def _inside(lengths: Sequence[int], width: int) -> Tensor:
     """Return (B, T) bool, True for the tokens of completions, False for padding."""
     return torch.arange(width) < torch.tensor(lengths)[:, None]
+
+
+def _padded(flat: Tensor, inside: Tensor) -> Tensor:
+    """Return the values (N,) of the tokens `inside` (B, T) in their places, 0 in the others."""
+    return torch.zeros(inside.shape, dtype=flat.dtype).masked_scatter(inside, flat)
 
 
 def _has_observed_images(rollout: Rollout) -> bool:
@@ -351,8 +355,7 @@ class ReplaySource(RolloutSource):
         ]
         sampling = self.sampling.with_banned(self.module.policy.placeholder_ids)
         rollout = unpack_rollout(about, arrays, prompts, sampling, self.module.tokenizer)
-        _, sampled, _ = pad_completions(rollout.completions)
-        sampled = pad(sampled, (0, rollout.mask.shape[1] - sampled.shape[1]))  # another rank may have had the longest
+        sampled = _padded(arrays["sampled"], _inside(about["lengths"], about["width"]))
         taught = self.module.teachers.options is not None  # only one of the runs may have a teacher
         rollout.mask = tokens_in_loss(sampled, rollout.completions, rollout.statuses, self.mask_truncated, taught)
         if rollout.versions is not None:  # as old as they were
