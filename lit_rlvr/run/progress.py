@@ -163,8 +163,8 @@ class ProgressEstimator(Callback):
     def __init__(self) -> None:
         self._first_position: tuple[int, int] | None = None  # the step and iteration that this process began with
         self._last = (0.0, 0)  # the time and step at the end of the last iteration
-        self._seconds: list[float] = []  # of each iteration, with the validation before it
-        self._rollout_seconds: list[float] = []
+        # of each iteration: with the validation before it, and of its rollout; together, as another thread reads them
+        self._seconds: list[tuple[float, float]] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._first_position, self._last = _position(trainer), (time.perf_counter(), trainer.global_step)
@@ -173,8 +173,7 @@ class ProgressEstimator(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         now = time.perf_counter()
-        self._seconds.append(now - self._last[0])
-        self._rollout_seconds.append(float(trainer.callback_metrics.get("time/rollout", 0.0)))
+        self._seconds.append((now - self._last[0], float(trainer.callback_metrics.get("time/rollout", 0.0))))
         self._last = now, trainer.global_step
 
     def steps(self, trainer: Trainer) -> int | None:
@@ -198,7 +197,8 @@ class ProgressEstimator(Callback):
         if self._first_position is None or total_steps is None or not self._seconds:
             return None
         done = self._last[1] - self._first_position[0]
-        spent = sum(self._seconds) - outage_seconds(self._seconds, self._rollout_seconds)
+        iterations, rollouts = zip(*self._seconds, strict=True)
+        spent = sum(iterations) - outage_seconds(iterations, rollouts)
         return spent / done * max(total_steps - step, 0) if done > 0 else None
 
 

@@ -9,7 +9,7 @@ from itertools import accumulate
 from math import inf
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from lightning.pytorch import LightningModule, Trainer
@@ -209,3 +209,21 @@ def test_a_run_without_an_end_says_so(run_folder: Path, lit_rlvr: CLI) -> None:
     assert said in fit(lit_rlvr, *endless).err
     assert said not in fit(lit_rlvr, *endless, "--budget.samples", 1).err
     assert said not in fit(lit_rlvr, *endless, "--trainer.max_time", "00:01:00:00").err
+
+
+def test_the_end_may_be_estimated_at_any_moment() -> None:
+    """The thread of `live.json` asks while the training thread counts; here in the middle of `on_train_batch_end`."""
+    estimator, seen = ProgressEstimator(), list[float | None]()
+
+    class Metrics(dict[str, float]):
+        def get(self, name: str, default: float = 0.0) -> float:  # type: ignore[override]
+            seen.append(estimator.seconds(trainer.global_step, 8))
+            return default
+
+    module = SimpleNamespace(iteration=0)
+    trainer = cast(Trainer, SimpleNamespace(global_step=0, lightning_module=module, callback_metrics=Metrics()))
+    estimator.on_train_start(trainer, cast(LightningModule, module))
+    for step in (1, 2):
+        vars(trainer)["global_step"] = step
+        estimator.on_train_batch_end(trainer, cast(LightningModule, module), None, None, step)
+    assert seen[0] is None and seen[1] is not None and seen[1] >= 0
