@@ -180,7 +180,7 @@ class WarmStart:
         dtype: torch.dtype,
     ) -> str:  # fmt: skip
         """Hash everything that the result depends on: the weights, the prompts, the environment and the settings."""
-        used = vars(self) | {"checked": self._held_out(len(self._prompts(data)))}
+        used = vars(self) | {"checked": self._held_out(len(self._prompts(data))), "seed": data.seed}
         digest = hashlib.sha256(json.dumps(used, sort_keys=True).encode())
         if environment is not None:
             digest.update(f"{environment_fingerprint(environment)} {sampling}".encode())

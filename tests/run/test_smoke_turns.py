@@ -29,9 +29,13 @@ def test_the_sql_recipe_runs(
 
 @pytest.mark.slow
 def test_a_model_learns_to_use_its_tool(tmp_path: Path, lit_rlvr: CLI) -> None:
-    """In 40 of the recipe's 100 steps, from 23 % of 1,024 samples on held-out pairs (standard error 1.5 %)."""
-    result = lit_rlvr("fit", "--config", "smoke/tools", "--trainer.max_steps", "40",
-                      "--rollout.validate_every_rollouts", "40",
+    """In 60 of the recipe's 100 steps, from 14 to 35 % of 1,024 samples on held-out pairs (standard error 1.5 %).
+
+    The warm start ends where greedy answers have just become right, and how far samples are then depends on the last
+    digits of sums, so on the processor.
+    """
+    result = lit_rlvr("fit", "--config", "smoke/tools", "--trainer.max_steps", "60",
+                      "--rollout.validate_every_rollouts", "60",
                       "--trainer.default_root_dir", tmp_path / "run")  # fmt: skip
     assert result.status == 0, result.err
     told = summary(tmp_path / "run")
