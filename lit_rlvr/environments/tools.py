@@ -7,13 +7,13 @@ import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from importlib import import_module
 from typing import Any
 
+from lit_rlvr.common.packages import import_path
 from lit_rlvr.common.settings import dotted_path_of
 from lit_rlvr.environments.base import Environment, Observation, Opening
 from lit_rlvr.environments.calls import Call, find_calls, typed_value
-from lit_rlvr.errors import UserError, first_line, nearest, with_user_line
+from lit_rlvr.errors import UserError, first_line, with_user_line
 from lit_rlvr.rewards.forms import accepted_arguments
 from lit_rlvr.rewards.function import event_loop
 from lit_rlvr.types import RewardResult, Sample, ToolResult, Turn
@@ -99,7 +99,8 @@ class WrappedTools(Tools):
     needs_tools = False
 
     def __init__(self, factory: Callable[[], Any] | str, **kwargs: Any) -> None:
-        self._factory, self._instance = _import(factory) if isinstance(factory, str) else factory, None
+        self._factory = import_path("rollout.environment", factory) if isinstance(factory, str) else factory
+        self._instance: Any = None
         super().__init__(**kwargs)
         self.source_classes = (type(self.holder),)
         self.needs_turns = bool(tool_methods(self.holder))
@@ -253,7 +254,8 @@ def as_environment(environment: Any) -> Environment | None:
             f"rollout.environment: {environment} names no Environment; give a class of another kind by its dotted path "
             "alone, such as my_env.Shop"
         )
-    factory = _import(environment) if isinstance(environment, str) else environment
+    path = environment if "." in str(environment) else f"lit_rlvr.environments.{environment}"
+    factory = import_path("rollout.environment", path) if isinstance(environment, str) else environment
     name = environment if isinstance(environment, str) else getattr(environment, "__qualname__", repr(environment))
     if not callable(factory):
         raise UserError(f"rollout.environment: {name} is neither a class nor a function that returns an environment")
@@ -265,18 +267,6 @@ def as_environment(environment: Any) -> Environment | None:
         raise
     except Exception as error:
         raise UserError(f"rollout.environment: {name}() fails: {with_user_line(error)}") from error
-
-
-def _import(path: str) -> Any:
-    module, _, name = path.rpartition(".")
-    try:
-        return getattr(import_module(module or "lit_rlvr.environments"), name)
-    except (ImportError, AttributeError) as error:
-        from lit_rlvr.environments import __all__ as shipped
-
-        near = nearest(name, shipped) if not module else None
-        hint = f"; did you mean {near}?" if near else ""
-        raise UserError(f"rollout.environment: {path} cannot be imported: {first_line(error)}{hint}") from error
 
 
 def resolved(value: Any) -> Any:

@@ -11,9 +11,9 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from importlib import import_module
 from typing import Any
 
+from lit_rlvr.common.packages import import_path
 from lit_rlvr.common.settings import dotted_path_of
 from lit_rlvr.errors import UserError, defined_at, did_you_mean
 from lit_rlvr.rewards.base import Reward, as_result, check_rewards
@@ -200,22 +200,17 @@ def load_function(path: str) -> Any:
     Raises:
         UserError: it cannot be imported, or called; the message says which import failed.
     """
-    module, _, function = path.rpartition(".")
-    if not module or path.startswith("."):
-        hint = did_you_mean(path, import_module("lit_rlvr.rewards").__all__)
+    if "." not in path or path.startswith("."):
+        from lit_rlvr import rewards
+
+        hint = did_you_mean(path, rewards.__all__)
         remedy = " ".join(filter(None, (hint, "give a class of lit-rlvr, or module.function")))
         raise UserError(f"rollout.rewards: there is no reward {path!r}; {remedy}")
     if not re.fullmatch(r"\w+(\.\w+)+", path):
         hint = "; in YAML, a space follows each colon: {class_path: my_task.MyReward}" if ":" in path else ""
         raise UserError(f"rollout.rewards: {path!r} is not a dotted path such as my_task.my_reward{hint}")
     where = f"rewards.FunctionReward.path {path!r}"
-    try:
-        found = getattr(import_module(module), function)
-    except (ImportError, SyntaxError) as error:
-        raise UserError(f"{where}: importing {module!r} failed: {error}") from error
-    except AttributeError as error:
-        hint = did_you_mean(function, vars(import_module(module)))
-        raise UserError("; ".join(filter(None, (f"{where}: {error}", hint)))) from error
+    found = import_path("rewards.FunctionReward.path", path)
     if inspect.isabstract(found):
         raise UserError(f"{where}: it lacks {', '.join(sorted(found.__abstractmethods__))}; define it in the class")
     if not callable(found):

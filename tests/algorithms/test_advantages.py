@@ -403,9 +403,14 @@ def test_a_base_is_a_name_a_dotted_path_a_class_or_a_function() -> None:
     assert AGRAE(base="aapo").reference_completions == ReferenceCompletions()
 
 
-@pytest.mark.parametrize("name", ["nothing", "lit_rlvr.nothing", "no_module.x", "lit_rlvr.advantages.DEGENERATE"])
-def test_an_unknown_name_is_one_line_that_names_the_known_ones(name: str) -> None:
-    with pytest.raises(UserError, match="grpo_lead") as error:
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("nothing", "use one of .*grpo_lead"), ("lit_rlvr.advantages.DEGENERATE", "names: .*grpo_lead"),
+     ("lit_rlvr.nothing", "cannot be imported: AttributeError"), ("no_module.x", "No module named 'no_module'"),
+     ("lit_rlvr.advantages.Advantages", "did you mean 'Advantage'")],
+)  # fmt: skip
+def test_an_unknown_name_is_one_line(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
         resolve_advantage(name)
     assert "\n" not in str(error.value)
 

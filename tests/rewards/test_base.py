@@ -268,8 +268,8 @@ def test_a_plain_function_is_a_reward(tmp_path: Path, monkeypatch: pytest.Monkey
     for path, message in {
         "my_reward_file.nothing": "nothing",
         "my_reward_file.number": "not callable",
-        "my_missing_file.f": "importing 'my_missing_file' failed.*my_missing_file",
-        "my_broken_file.f": "importing 'my_broken_file' failed.*no_such_dependency",
+        "my_missing_file.f": "cannot be imported: .*'my_missing_file'",
+        "my_broken_file.f": "cannot be imported: .*my_broken_file.py:1: .*no_such_dependency",
         "length": "module.function",
     }.items():
         with pytest.raises(UserError, match=message) as caught:

@@ -109,9 +109,9 @@ def test_prompts_are_filtered_in_their_environment(run_folder: Path, lit_rlvr: C
     [
         (["--rollout.sampling.max_turns", 2], "rollout.sampling.max_turns: 2 turns need an environment"),
         (["--rollout.environment", "Calculator"], "rollout.sampling.max_turns: Calculator answers between turns"),
-        (["--rollout.environment", "no.Such"], "rollout.environment: no.Such cannot be imported"),
+        (["--rollout.environment", "no.Such"], "rollout.environment: 'no.Such' cannot be imported"),
         (["--rollout.environment", "{class_path: Calculater}"], "rollout.environment"),
-        (["--rollout.environment", "{shop: no.Such}"], "rollout.environment: no.Such cannot be imported"),
+        (["--rollout.environment", "{shop: no.Such}"], "rollout.environment: 'no.Such' cannot be imported"),
         (
             ["--rollout.rewards", "[trl_environments.reward_func]"],
             "rollout.rewards: trl_environments.reward_func gets `environments`, but there is no rollout.environment",

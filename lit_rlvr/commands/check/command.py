@@ -6,7 +6,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from contextlib import closing
-from importlib import import_module
 from typing import Any
 
 from lit_rlvr import algorithms, rewards
@@ -17,11 +16,12 @@ from lit_rlvr.commands.check.losses import Finding, check_advantage, check_algor
 from lit_rlvr.commands.check.parity import build_object
 from lit_rlvr.commands.check.printed_reward import print_checkup, print_stages
 from lit_rlvr.commands.check.sets import read_set
+from lit_rlvr.common.packages import import_path
 from lit_rlvr.common.settings import dotted_path_of
 from lit_rlvr.common.terminal import Terminal, show_result
 from lit_rlvr.configs import Parser, find_config, load_config
 from lit_rlvr.conformance.published import LOSSES
-from lit_rlvr.errors import UserError, check_within, user_line
+from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.rewards import FunctionReward, Reward
 from lit_rlvr.types import Sample
 
@@ -105,7 +105,7 @@ def build_reward(name: str, options: dict[str, Any]) -> Reward:
     """
     shipped = {known: getattr(rewards, known) for known in rewards.__all__ if known != Reward.__name__}
     shipped = {known: cls for known, cls in shipped.items() if isinstance(cls, type) and issubclass(cls, Reward)}
-    target = import_target(name) if "." in name else shipped.get(name)
+    target = import_path("check", name) if "." in name else shipped.get(name)
     if isinstance(target, type) and issubclass(target, Reward):
         spec = {"class_path": dotted_path_of(target), "init_args": options}
         made: Reward = build_object(spec, f"check: {name}", Reward)
@@ -141,7 +141,7 @@ def check(name: str, options: Mapping[str, Any]) -> list[Finding]:
     Raises:
         UserError: there is nothing of that name, it is neither an algorithm nor an advantage, or an option is wrong.
     """
-    target = REGISTRY.get(name) or (import_target(name) if "." in name else shipped_class(name))
+    target = REGISTRY.get(name) or (import_path("check", name) if "." in name else shipped_class(name))
     if not isinstance(target, type):
         if options:
             raise UserError(f"check: {name} is a function, which takes no options; leave out {', '.join(options)}")
@@ -160,16 +160,6 @@ def check(name: str, options: Mapping[str, Any]) -> list[Finding]:
         return check_advantage(instance)
     is_published = target in vars(algorithms).values() and target.__name__ in LOSSES and not options
     return check_algorithm(instance, target.__name__ if is_published else None)
-
-
-def import_target(path: str) -> Any:
-    """Import the class or function of a dotted path."""
-    module, _, attribute = path.rpartition(".")
-    try:
-        return getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        where = f" at {line}" if (line := user_line(error)) else ""
-        raise UserError(f"check: {path!r} cannot be imported ({error}{where})") from error
 
 
 def shipped_class(name: str) -> type:
