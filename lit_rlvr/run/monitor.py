@@ -40,8 +40,6 @@ NEARLY_ALL = 0.9
 """The share of tokens that the importance correction drops, above which a run is reported."""
 WORSE = 0.2
 """The rise of such a share above which it is reported, or reported again."""
-STOPPED = 0.01
-"""The share of checks that a limit stops, above which a run is reported."""
 FEW_SAMPLES, REPEAT = 0.3, 10
 """The effective sample size of the correction's weights, as a share of the tokens, below which an iteration is reported
 (verl's bound, docs/algo/rollout_corr.md), and the iterations after which it may be reported again."""
@@ -55,8 +53,8 @@ FORGOTTEN = 0.03
 """The fall of an accuracy, and the rise of training's next to it, above which a run is reported."""
 APART = 0.02
 """The difference of the engine's log-probabilities, in nats, above which its doubling is reported."""
-FAILED_SHARE = 0.01
-"""The share of failed rewards above which a run is reported."""
+NOT_JUDGED = 0.01
+"""The share of checks that fail, and of those that a limit stops, above which a run is reported."""
 VALIDATED = re.compile(r"val/(.+)/truncated")
 """The metric of a validation set."""
 
@@ -267,7 +265,7 @@ class LostWork(Callback):
                 "model.importance.cap and floor around 1, or clip the ratios instead "
                 "(model.importance.correction: token_truncate)"
             )
-        if (share := self._grown("reward/status/timeout", metrics, STOPPED)) is not None:
+        if (share := self._grown("reward/status/timeout", metrics, NOT_JUDGED)) is not None:
             said.append(
                 f"limits (cpu_seconds, wall_seconds, memory_mb of a reward) stopped the checks of {share:.1%} of the "
                 "completions, which count as wrong and are waited for; a check that is slow by itself needs mending"
@@ -688,12 +686,18 @@ def _engine(metrics: Metrics) -> Iterator[RunFinding]:
 
 
 def _failed_checks(metrics: Metrics) -> Iterator[RunFinding]:
-    failed = course(metrics, "reward/status/error")
-    if failed.values and failed.last > FAILED_SHARE:
+    failed, stopped = (course(metrics, f"reward/status/{status}") for status in ("error", "timeout"))
+    if failed.values and failed.last > NOT_JUDGED:
         yield RunFinding(
             "Rewards fail",
             f"{failed.last:.1%} of the completions could not be judged in the last {RECENT} iterations",
             "read failed_rewards.jsonl in the run folder, and fix the reward",
+        )
+    if stopped.values and stopped.last > NOT_JUDGED:
+        yield RunFinding(
+            "Limits stop checks",
+            f"those of {stopped.last:.1%} of the completions in the last {RECENT} iterations, which count as wrong",
+            "mend a check that is slow by itself, or raise the reward's limits (cpu_seconds, wall_seconds, memory_mb)",
         )
 
 

@@ -80,6 +80,7 @@ def test_nothing_is_found_in_a_sound_run() -> None:
             "The engine's log-probabilities drift from the trainer's", "0.05 in the last", "probe_every",
         ),
         ({"reward__status__error": [0.0] * 15 + [0.02] * 5}, "Rewards fail", "2.0%", "failed_rewards.jsonl"),
+        ({"reward__status__timeout": [0.0] * 15 + [0.03] * 5}, "Limits stop checks", "3.0%", "cpu_seconds"),
         ({"train__skipped_steps": [0.0] * 10 + [2.0] * 10}, "Optimizer steps were skipped", "2 until step 40", "lr"),
     ],
 )  # fmt: skip
