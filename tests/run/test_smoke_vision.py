@@ -15,10 +15,11 @@ MOST_FREQUENT = 0.30
 """Share of the most frequent answer among 128 held-out pictures, at most."""
 
 
-def test_a_recipe_runs(tmp_path: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("recipe", ["geometry", pytest.param("smolvlm2", marks=pytest.mark.slow)])
+def test_a_recipe_runs(recipe: str, tmp_path: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path / "cache"))
     small = ["--warm_start.steps", 2, "--data.init_args.pictures", 160, "--data.init_args.held_out", 8]
-    result = lit_rlvr("fit", "--config", "smoke/geometry", *small, "--trainer.max_steps", 2,
+    result = lit_rlvr("fit", "--config", f"smoke/{recipe}", *small, "--trainer.max_steps", 2,
                       "--trainer.default_root_dir", tmp_path / "run")  # fmt: skip
     assert result.status == 0, result.err
     assert summary(tmp_path / "run")["steps"] == 2
@@ -30,14 +31,14 @@ def test_a_recipe_runs(tmp_path: Path, lit_rlvr: CLI, monkeypatch: pytest.Monkey
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["geometry", "medical_vqa"])
 def test_the_model_looks(recipe: str, tmp_path: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Accuracy rises by a fifth or more (by 0.25 to 0.43 over three seeds where it was measured; its standard error is
+    """Accuracy rises in 300 of the recipe's 500 steps (by 0.22 and 0.23 where it was measured; its standard error is
     0.06), and with other prompts' images it is what blind guessing gets."""
     monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path / "cache"))
     root = ("--trainer.default_root_dir", tmp_path / "run")
-    result = lit_rlvr("fit", "--config", f"smoke/{recipe}", *root)
+    result = lit_rlvr("fit", "--config", f"smoke/{recipe}", *root, "--trainer.max_steps", 300)
     assert result.status == 0, result.err
     found = summary(tmp_path / "run")
-    assert found["accuracy_after"] - found["accuracy_before"] >= 0.2, found
+    assert found["accuracy_after"] - found["accuracy_before"] >= 0.12, found
     blind = lit_rlvr("validate", "--config", f"smoke/{recipe}", *root, "--ckpt_path", "last",
                      "--data.init_args.evaluation.shuffle_images", "true")  # fmt: skip
     assert blind.status == 0, blind.err
@@ -45,24 +46,12 @@ def test_the_model_looks(recipe: str, tmp_path: Path, lit_rlvr: CLI, monkeypatch
     assert float(accuracy) <= MOST_FREQUENT, blind.out
 
 
-FAMILIES = ("gemma3",)
-"""One of those whose curves docs/models.md has; the others take minutes each."""
-GEOMETRY = ("smoke/geometry", "--trainer.max_steps", 150, "--model.init_args.model")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "recipe",
-    [("smoke/smolvlm2",), *((*GEOMETRY, f"tiny-{name}") for name in FAMILIES)],
-    ids=["smolvlm2", *FAMILIES],
-)
-def test_models_of_other_families_learn(
-    recipe: tuple[Any, ...], tmp_path: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """SmolVLM2 went from 0.36 after the warm start to 0.59 and 0.63 on two machines; docs/models.md has the others. The
-    standard error is 0.06."""
+def test_a_model_of_another_family_learns(tmp_path: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gemma 3, which goes from 0.28 to 0.64; docs/models.md has the curves of all families, which take minutes each."""
     monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path / "cache"))
-    result = lit_rlvr("fit", "--config", *recipe, "--trainer.default_root_dir", tmp_path / "run")
+    result = lit_rlvr("fit", "--config", "smoke/geometry", "--model.init_args.model", "tiny-gemma3",
+                      "--trainer.max_steps", 100, "--trainer.default_root_dir", tmp_path / "run")  # fmt: skip
     assert result.status == 0, result.err
     found = summary(tmp_path / "run")
-    assert found["accuracy_after"] - found["accuracy_before"] >= 0.12, found
+    assert found["accuracy_after"] - found["accuracy_before"] >= 0.2, found

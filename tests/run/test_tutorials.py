@@ -107,7 +107,6 @@ def test_configs_parse(name: str, script: Callable[[str], ModuleType], lit_rlvr:
     ("name", "run", "least", "picture"),
     [
         ("own_task", "own_task", 0.5, "runs/own_task/curves.png"),
-        ("sort_numbers", "sort_numbers", 0.5, "runs/sort_numbers/curves.png"),
         ("own_algorithm", "spo", 0.35, "own_algorithm.png"),
         ("vision", "vision", 0.6, "vision.png"),
     ],
