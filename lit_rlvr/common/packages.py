@@ -105,14 +105,10 @@ def import_path(option: str, path: str) -> Any:
         raise UserError(f"{option}: {path!r} is not a dotted path such as my_task.my_function")
     try:
         return getattr(import_module(module), name)
-    except (ImportError, SyntaxError, AttributeError, ValueError) as error:
-        there = sys.modules.get(module)
-        hint = (
-            did_you_mean(name, getattr(there, "__all__", [one for one in vars(there) if one[0] != "_"]))
-            if there
-            else ""
-        )
-        why = "; ".join(filter(None, (with_user_line(error), hint)))
+    except (ImportError, SyntaxError, AttributeError) as error:
+        there = sys.modules.get(module)  # None, without public names, if the module itself fails
+        known = [one for one in getattr(there, "__all__", dir(there)) if one[0] != "_" and one != name]
+        why = "; ".join(filter(None, (with_user_line(error), did_you_mean(name, known))))
         raise UserError(f"{option}: {path!r} cannot be imported: {why}") from error
 
 

@@ -31,14 +31,14 @@ def test_a_recipe_runs(recipe: str, tmp_path: Path, lit_rlvr: CLI, monkeypatch: 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["geometry", "medical_vqa"])
 def test_the_model_looks(recipe: str, tmp_path: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Accuracy rises in 300 of the recipe's 500 steps (by 0.22 and 0.23 where it was measured; its standard error is
+    """Accuracy rises by a fifth or more (by 0.25 to 0.43 over three seeds where it was measured; its standard error is
     0.06), and with other prompts' images it is what blind guessing gets."""
     monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path / "cache"))
     root = ("--trainer.default_root_dir", tmp_path / "run")
-    result = lit_rlvr("fit", "--config", f"smoke/{recipe}", *root, "--trainer.max_steps", 300)
+    result = lit_rlvr("fit", "--config", f"smoke/{recipe}", *root)
     assert result.status == 0, result.err
     found = summary(tmp_path / "run")
-    assert found["accuracy_after"] - found["accuracy_before"] >= 0.12, found
+    assert found["accuracy_after"] - found["accuracy_before"] >= 0.2, found
     blind = lit_rlvr("validate", "--config", f"smoke/{recipe}", *root, "--ckpt_path", "last",
                      "--data.init_args.evaluation.shuffle_images", "true")  # fmt: skip
     assert blind.status == 0, blind.err
