@@ -83,6 +83,7 @@ def test_no_operation_adds_by_several_threads(shared: bool) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("any_vlm_folder", ["qwen2.5-vl", "smolvlm2", "gemma4"], indirect=True)
 def test_no_operation_on_images_adds_by_several_threads(any_vlm_folder: Path) -> None:
     prompts = mixed_prompts(any_vlm_folder)
     rollout = wide_rollout(len(prompts), 3, 5, lowest=len(SPECIALS))  # engines sample no placeholder of an image

@@ -193,6 +193,7 @@ DROPPED = "{% if part['type'] == 'image' and m['role'] != 'tool' %}"
 REFUSED = "{% if m['role'] == 'tool' and m['content'] is not string %}{{ raise_exception('text only') }}{% endif %}"
 
 
+@pytest.mark.parametrize("any_vlm_folder", ["qwen2.5-vl"], indirect=True)
 @pytest.mark.parametrize("change", [DROPPED, REFUSED + IMAGE])
 @pytest.mark.parametrize("results", [True, False])
 def test_a_template_without_images_in_role_tool_gets_them_in_role_user(
@@ -216,6 +217,7 @@ def test_a_template_without_images_in_role_tool_gets_them_in_role_user(
     assert "<|im_start|>tool" in seen("tool", one)
 
 
+@pytest.mark.parametrize("any_vlm_folder", ["qwen2.5-vl"], indirect=True)
 def test_a_template_that_shows_no_image_is_named_with_the_tool(vlm_context: EngineContext) -> None:
     tokenizer, processor = copy.copy(vlm_context.tokenizer), load_image_processor(vlm_context.folder)
     tokenizer.chat_template = tokenizer.chat_template.replace(IMAGE, "{% if part['type'] == 'video' %}")
@@ -305,6 +307,7 @@ def test_vllm_sees_the_pictures_of_the_trainer(
     assert max(found.values()) <= 5e-5, found
 
 
+@pytest.mark.parametrize("any_vlm_folder", ["qwen2.5-vl"], indirect=True)
 @pytest.mark.slow
 def test_a_picture_the_wrong_way_round_would_be_noticed(vlm_context: EngineContext, pictures: list[Prompt]) -> None:
     policy, processor = load_policy(vlm_context.folder), load_image_processor(vlm_context.folder)

@@ -60,7 +60,7 @@ def judged(request: pytest.FixtureRequest, database: Path) -> Iterator[tuple[Rew
     reward.close()
 
 
-@examples(12)
+@examples(6)
 @given(data=st.data())
 def test_every_answer_gets_a_verdict(judged: tuple[Reward, Sample, str], database: Path, data: st.DataObject) -> None:
     reward, sample, right = judged

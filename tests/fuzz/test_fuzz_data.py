@@ -60,7 +60,7 @@ def load(kind: type[PromptDataModule], path: Path, **options: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", MODULES)
-@examples(60)
+@examples(20)
 @given(lines=st.lists(LINES, min_size=1, max_size=6), ending=st.sampled_from(["\n", "\r\n"]))
 def test_any_rows_of_text_files_load_or_are_refused(
     tmp_path: Path, kind: type[PromptDataModule], lines: list[str], ending: str
@@ -71,7 +71,7 @@ def test_any_rows_of_text_files_load_or_are_refused(
 
 
 @pytest.mark.parametrize("kind", MODULES)
-@examples(25)
+@examples(8)
 @given(rows=st.lists(ROWS, min_size=1, max_size=3))
 def test_any_rows_of_parquet_files_load_or_are_refused(
     tmp_path: Path, kind: type[PromptDataModule], rows: list[dict[str, Any]]
@@ -85,7 +85,7 @@ def test_any_rows_of_parquet_files_load_or_are_refused(
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet", "arrow"])
-@examples(30)
+@examples(10)
 @given(content=st.binary(max_size=400))
 def test_files_of_any_bytes_load_or_are_refused(tmp_path: Path, suffix: str, content: bytes) -> None:
     path = tmp_path / f"rows.{suffix}"
@@ -103,7 +103,7 @@ PICTURES = {kind: picture(kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "TIFF
 
 
 @pytest.mark.parametrize("kind", PICTURES)
-@examples(40)
+@examples(10)
 @given(data=st.data())
 def test_images_that_were_damaged(tmp_path: Path, kind: str, data: st.DataObject) -> None:
     content = bytearray(PICTURES[kind])

@@ -40,7 +40,7 @@ def assert_said_in_one_line(result: Any) -> None:
         assert result.err.count("lit-rlvr: error: ") == 1 and len(result.err.splitlines()[-1]) < 2000, result.err
 
 
-@examples(12)
+@examples(6)
 @given(data=st.data())
 def test_odd_configs_end_in_one_line(
     run_folder: Path, tiny_model_folder: Path, lit_rlvr: CLI, data: st.DataObject
@@ -64,7 +64,7 @@ def test_odd_configs_end_in_one_line(
     assert_said_in_one_line(lit_rlvr("fit", "--config", "odd.yaml", "--overwrite", "true"))
 
 
-@examples(10)
+@examples(5)
 @given(content=st.binary(max_size=300) | st.text(max_size=300).map(lambda text: text.encode(errors="replace")))
 def test_config_files_of_any_bytes_end_in_one_line(run_folder: Path, lit_rlvr: CLI, content: bytes) -> None:
     (run_folder / "odd.yaml").write_bytes(content)
@@ -78,7 +78,7 @@ def checkpoint(run_folder: Path, lit_rlvr: CLI) -> bytes:
     return (run_folder / "run/checkpoints/step-000001.ckpt").read_bytes()
 
 
-@examples(25)
+@examples(8)
 @given(data=st.data())
 def test_broken_checkpoints_resume_exactly_or_not_at_all(
     run_folder: Path, lit_rlvr: CLI, checkpoint: bytes, data: st.DataObject

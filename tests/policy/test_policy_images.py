@@ -57,8 +57,7 @@ def assert_same_gradients(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> 
         torch.testing.assert_close(got[name], gradient, atol=1e-5 * scale, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize(("shared", "checkpointing"), [(True, True), (False, False)])
 def test_logprobs_and_gradients_are_those_of_single_sequences(
     any_vlm_folder: Path, prompts: list[Prompt], shared: bool, checkpointing: bool, device: torch.device
 ) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny_rewards import judged_as_is
 from tiny_runs import in_two_processes, tiny_config, write_config
-from tiny_vlms import mixed_prompts, slow
+from tiny_vlms import KINDS, QWEN, mixed_prompts, slow
 from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoProcessor, AutoTokenizer, AutoVideoProcessor
 
 from lit_rlvr.cli.main import run
@@ -90,7 +90,9 @@ def test_an_export_is_in_the_type_asked_for(trained: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("one_file", [False, True])
+@pytest.mark.parametrize(
+    ("any_vlm_folder", "one_file"), [(kind, kind not in QWEN) for kind in KINDS], indirect=["any_vlm_folder"]
+)
 def test_a_vision_language_model_keeps_its_processors(any_vlm_folder: Path, tmp_path: Path, one_file: bool) -> None:
     """In files of their own, or all in `processor_config.json`, without a video processor of Qwen's."""
     source = shutil.copytree(any_vlm_folder, tmp_path / "in")

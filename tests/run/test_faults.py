@@ -72,7 +72,7 @@ def test_what_was_skipped_is_said_saved_and_cleared(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "where", "strategy"),
-    [("nan", 0, DDP), ("nan", 1, DDP), ("nan", 1, SHARDED), ("memory", 0, DDP), ("memory", 1, DDP)],
+    [("nan", 1, DDP), ("nan", 1, SHARDED), ("memory", 1, DDP)],
 )
 def test_two_processes_agree_on_a_fault_of_one(
     run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch, kind: str, where: int, strategy: tuple[str, ...]

@@ -1,49 +1,62 @@
-"""From the same start, every algorithm learns the same tiny task, from a fixed seed."""
+"""Three runs that learn: text, pictures, tools. benchmarks/learning.py runs every recipe and algorithm."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from math import sqrt
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import summary, to
-
-from lit_rlvr import algorithms
+from tiny_runs import metrics, summary
 
 CLI = Callable[..., Any]
-SAMPLES, QUESTIONS = 32, 20
-NAMES = [name for name in algorithms.__all__ if name != "RLVRModule"]
-AGRAE = ("--model", "GRPO", "--model.init_args.advantage", "agrae")
-OPD = ("--model", "OPD", "--model.init_args.teacher.model", "teacher")
+pytestmark = pytest.mark.slow
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [*NAMES, "A-GRAE"])
-def test_accuracy_rises_clearly(run_folder: Path, lit_rlvr: CLI, name: str) -> None:
+def test_accuracy_rises_clearly(run_folder: Path, lit_rlvr: CLI) -> None:
     """The share of right samples on held-out prompts rises by more than 5 standard errors of the difference.
 
-    A sample is right when its first token's number is divisible by 3. Both shares come from 640 samples, so that
-    without learning one of the 12 runs would pass with a chance below 1 in 270,000. OPD learns from GRPO's model alone.
+    A sample is right when its first token's number is divisible by 3. Both shares come from 640 samples.
     """
-    model = {"A-GRAE": AGRAE, "OPD": OPD}.get(name, ("--model", name))
-    shape = ("--trainer.max_steps", "30", "--model.init_args.lr", "0.003", "--rollout.group_size", "8")
-    judge = (
-        "--rollout.evaluation.samples",
-        SAMPLES,
-        "--rollout.evaluation.sampling.temperature",
-        "1",
-        "--seed_everything",
-        0,
-    )
-    command = ("fit", "--config", "tiny.yaml", *shape, *judge, "--rollout.validate_every_rollouts", "30")
-    if name == "OPD":
-        assert lit_rlvr(*command, *to("taught")).status == 0
-        assert lit_rlvr("export", "taught", "--to", "teacher").status == 0
-    result = lit_rlvr(*command, *model)
+    result = lit_rlvr(
+        "fit", "--config", "tiny.yaml", "--trainer.max_steps", "30", "--model.init_args.lr", "0.003",
+        "--rollout.group_size", "8", "--rollout.evaluation.samples", "32", "--rollout.evaluation.sampling.temperature",
+        "1", "--rollout.validate_every_rollouts", "30",
+    )  # fmt: skip
     assert result.status == 0, result.err
     before, after = (summary(run_folder / "run")[f"accuracy_{when}"] for when in ("before", "after"))
-    n = SAMPLES * QUESTIONS
-    error = sqrt(before * (1 - before) / n + after * (1 - after) / n)
+    error = sqrt((before * (1 - before) + after * (1 - after)) / 640)
     assert after - before > 5 * error, (before, after, error)
+
+
+def test_a_model_of_pictures_looks(tmp_path: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accuracy rises by a fifth or more (by 0.25 to 0.43 over three seeds where it was measured; its standard error is
+    0.06), and with other prompts' images it is at most that of the most frequent answer, 0.3."""
+    monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path / "cache"))
+    arguments = ("--config", "smoke/geometry", "--trainer.default_root_dir", tmp_path / "run")
+    result = lit_rlvr("fit", *arguments)
+    assert result.status == 0, result.err
+    found = summary(tmp_path / "run")
+    assert found["accuracy_after"] - found["accuracy_before"] >= 0.2, found
+    shuffled = ("--ckpt_path", "last", "--data.init_args.evaluation.shuffle_images", "true", "--json")
+    blind = lit_rlvr("validate", *arguments, *shuffled)
+    assert blind.status == 0, blind.err
+    assert json.loads(blind.out)["val/accuracy"] <= 0.3, blind.out
+
+
+def test_a_model_learns_to_use_its_tool(tmp_path: Path, lit_rlvr: CLI) -> None:
+    """In 60 of the recipe's 100 steps, from 14 to 35 % of 1,024 samples on held-out pairs (standard error 1.5 %).
+
+    The warm start ends where greedy answers have just become right, and how far samples are then depends on the last
+    digits of sums, so on the processor.
+    """
+    result = lit_rlvr("fit", "--config", "smoke/tools", "--trainer.max_steps", "60",
+                      "--rollout.validate_every_rollouts", "60",
+                      "--trainer.default_root_dir", tmp_path / "run")  # fmt: skip
+    assert result.status == 0, result.err
+    found = summary(tmp_path / "run")
+    assert found["accuracy_after"] - found["accuracy_before"] > 0.1, found
+    calls = [float(row["rollout/tool_calls"]) for row in metrics(tmp_path / "run") if row["rollout/tool_calls"]]
+    assert calls[-1] > 0.9, "it calls the calculator"

@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -192,33 +192,35 @@ EVERY = {
     **{name: ["--model", name] for name in algorithms.__all__ if name != "RLVRModule"},
     "APMPO per group": ["--model", "APMPO", *init(schedule__statistics="group", dual_clip=3.0)],
     "AAPO pool": ["--model", "AAPO", *init(reference_rollouts="pool", kl__reference_update_every=2)],
-    "A-GRAE": [*init(advantage="AGRAE"), "--model.init_args.advantage.omega_scope", "ema"],
-    "A-GRAE on DAPO": ["--model", "DAPO", *init(advantage="AGRAE", dynamic_sampling="false")],
-    "checkpointing": init(compute__gradient_checkpointing="true"),
+    "A-GRAE on DAPO": [
+        "--model",
+        "DAPO",
+        *init(advantage="AGRAE", dynamic_sampling="false"),
+        "--model.init_args.advantage.omega_scope",
+        "ema",
+    ],
     "uncertain tokens": init(loss__top_entropy_quantile=0.3),
     "ClipCov": ["--model", "ClipCov", *init(clip_share=0.2, covariance_low=-9, covariance_high=9)],
     "KLCov": ["--model", "KLCov", *init(penalty_share=0.2)],
     "KL in the reward": init(kl__coef=0.1, kl__in_reward="true", kl__estimator="k1", loss__count_empty_rows="false"),
-    "LoRA": [*init(kl__coef=0.1), "--model.init_args.lora.rank", "4"],
     "OPD": ["--model", "OPD", *init(teacher__model="teacher")],
-    "DoRA": init(kl__coef=0.1, lora="{rank: 4, dora: true, rslora: true}"),
+    "DoRA": init(kl__coef=0.1, lora="{rank: 4, dora: true, rslora: true}", compute__gradient_checkpointing="true"),
     "PiSSA": init(kl__coef=0.1, lora="{rank: 4, init: pissa}"),
     "an adapter": init(kl__coef=0.1, model="adapter", lora="{adapter: continue}"),
     "divergence": init(teacher__model="teacher", teacher__beta=0.4, teacher__top_k=30),
 }
 
 
-ADAPTIVE = ("APMPO", "APMPO per group", "AAPO pool", "A-GRAE", "LoRA")
-"""Those with a state of their own between rollouts, and the one of which only a part is trained."""
+ACROSS = (
+    "APMPO", "APMPO per group", "AAPO pool", "A-GRAE on DAPO", "GSPO", "M2PO", "ClipCov", "KLCov", "uncertain tokens",
+    "KL in the reward", "divergence", "DoRA", "PiSSA", "an adapter",
+)  # fmt: skip
+"""Those with a state between rollouts, with numbers of all ranks' tokens, or of which only a part is trained."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "names", [ADAPTIVE, pytest.param([name for name in EVERY if name not in ADAPTIVE], marks=pytest.mark.slow)],
-    ids=["adaptive", "others"],
-)  # fmt: skip
-def test_every_algorithm_trains_alike_in_two_processes(
-    run_folder: Path, tiny_model_folder: Path, lit_rlvr: CLI, names: Sequence[str]
+def test_every_algorithm_trains_and_some_alike_in_two_processes(
+    run_folder: Path, tiny_model_folder: Path, lit_rlvr: CLI
 ) -> None:
     """With two minibatches a rollout, so that ratios, clips and the adaptive statistics play their part."""
     save_model(tiny_llama(1), run_folder / "teacher")
@@ -229,11 +231,11 @@ def test_every_algorithm_trains_alike_in_two_processes(
         rest = ("--rollout.rewards", json.dumps([judged_as_is("rare")]), "--trainer.limit_val_batches", "0")
         return [*FIT, *STRATEGIES.get(root, ()), *options, *rest, *to(f"{root}/{name}")]
 
-    in_two_processes(run_folder, *(command(strategy, name) for strategy in STRATEGIES for name in names))
-    for name in names:
+    in_two_processes(run_folder, *(command(strategy, name) for strategy in STRATEGIES for name in ACROSS))
+    for name in EVERY:
         alone = lit_rlvr(*command("one", name))
         assert alone.status == 0, alone.err
-    for name in names:
+    for name in ACROSS:
         # The ratio to the sampler has the rounding of the engine's batches, which AdamW scales up.
         tolerance = 1e-4 if getattr(getattr(algorithms, name, None), "uses_rollout", False) else 1e-6
         for strategy in STRATEGIES:
@@ -241,6 +243,7 @@ def test_every_algorithm_trains_alike_in_two_processes(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("any_vlm_folder", ["qwen2.5-vl", "smolvlm2", "gemma4"], indirect=True)
 def test_prompts_with_and_without_images_train_alike_in_two_processes(
     run_folder: Path, any_vlm_folder: Path, lit_rlvr: CLI
 ) -> None:
