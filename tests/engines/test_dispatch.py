@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -130,20 +129,6 @@ def test_the_others_take_over_from_a_server_that_dies_and_it_is_taken_back(
     assert restored == ["http://one"] * 2
     assert caplog.text.count("http://one cannot be used again: RuntimeError: NCCL error") == 1
     assert caplog.text.count("http://one: connection refused; the other servers take over") == 2
-
-
-def test_a_server_that_is_back_before_a_short_rollout_ends_counts_as_back() -> None:
-    """Its weights are loaded longer than the rollout takes."""
-
-    async def run() -> None:
-        replicas = [Replica(Fake("one"), 1, "it did not answer"), Replica(Fake("two"), 1)]
-        async with opened(replicas, lambda server: time.sleep(0.3)) as dispatcher:
-            await asyncio.sleep(0.05)
-            assert [answer["by"] for answer in await group(dispatcher, 1)] == ["http://two"]
-            assert replicas[0].failure is not None
-        assert replicas[0].failure is None
-
-    asyncio.run(run())
 
 
 def test_a_server_may_take_longer_than_its_timeout_but_not_without_a_sign_of_life(quick: None) -> None:

@@ -100,30 +100,12 @@ def test_the_same_crash_twice_before_any_completion_ends_the_run(
     assert engine.log.count("start") == 2 and engine.log.count("close") == 2
 
 
-def test_other_crashes_before_any_completion_are_restarted(tiny_model_folder: Path, tmp_path: Path) -> None:
-    class Changing(Crashing):
-        def generate(self, *args: object, **kwargs: object) -> object:  # type: ignore[override]
-            self.log.append("generate")
-            raise RuntimeError(f"{'abc'[self.log.count('generate') % 3]} failed after {self.log.count('generate')} s")
-
-    engine = Changing()
-    with pytest.raises(UserError, match=r"after 3 restart\(s\) in a row"):
-        fit(tiny_model_folder, tmp_path, engine=engine)
-    assert engine.log.count("start") == 4
-
-
 def test_what_a_library_raises_at_the_start_names_the_model(tiny_model_folder: Path) -> None:
     """As vLLM does by pydantic; the class of an engine of the user's would be named by its line instead."""
     policy: Any = load_policy(str(tiny_model_folder))
     policy.model._supports_default_dynamic_cache = partial(LlamaConfig, num_attention_heads="four")
     with pytest.raises(UserError, match=rf"engine hf cannot start with {tiny_model_folder}: \w+: .*expected int"):
         start_engine(SyncedEngine(HFEngine()), policy, tiny_model_folder)
-
-
-def test_whole_batches_in_between_set_the_count_back(tiny_model_folder: Path, tmp_path: Path) -> None:
-    engine = Crashing(calls=[3, 6, 9, 12, 15])
-    _, seen = fit(tiny_model_folder, tmp_path, steps=8, engine=engine)
-    assert engine.log.count("start") == 1 + 5 and len(seen.rollouts) == 8
 
 
 def test_a_process_without_a_prompt_of_the_batch_restarts(tiny_model_folder: Path) -> None:
@@ -137,18 +119,6 @@ def test_a_process_without_a_prompt_of_the_batch_restarts(tiny_model_folder: Pat
     assert inner.log == ["start", "sync", "close", "start", "sync", "0"]
     engine.generate([make_prompt([5, 6])], Sampling(max_tokens=2), [[1]])
     assert inner.log[6:] == ["1", "1"]
-
-
-def test_an_engine_that_does_not_close_does_not_hide_why_the_run_ends(
-    tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    class Unclosable(Crashing):
-        def close(self) -> None:
-            raise RuntimeError("it does not answer")
-
-    with pytest.raises(UserError, match="it crashed alike before"):
-        fit(tiny_model_folder, tmp_path, engine=Unclosable(calls=range(9)))
-    assert "could not be closed: RuntimeError: it does not answer" in caplog.text
 
 
 def test_stale_weights_after_a_restart_are_noticed(tiny_model_folder: Path, tmp_path: Path) -> None:

@@ -35,7 +35,6 @@ from lit_rlvr.engines.transfer import (
     UpdateClient,
     call_within,
     own_address,
-    weights_or_exit,
 )
 from lit_rlvr.errors import UserError
 
@@ -166,18 +165,6 @@ def test_a_server_that_fails_at_any_call_leaves_no_rank_behind(tmp_path: Path, c
     in_two_ranks(tmp_path, send_with_failures, count, seconds=180)
 
 
-def test_servers_follow_each_other_in_one_group() -> None:
-    class Asked(Server):
-        def post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-            assert path == "/init_weight_transfer_engine" and body is not None
-            self.info = body["init_info"]
-            return {}
-
-    servers = [Asked(), Asked(), Asked()]
-    UpdateClient(servers, [2, 1, 4]).init_weight_transfer_engine({"rank_offset": 1, "world_size": 8})
-    assert [server.info for server in servers] == [{"rank_offset": k, "world_size": 8} for k in (1, 3, 4)]
-
-
 def write_without_memory(rank: int, folder: Path) -> None:
     def too_many(everything: bool) -> Iterator[tuple[str, torch.Tensor]]:
         for k, (name, tensor) in enumerate(weights(everything)):
@@ -211,18 +198,6 @@ def load_nowhere(rank: int, memory: Path, disk: Path) -> None:
 @pytest.mark.slow
 def test_all_ranks_know_where_weights_are_that_no_server_loaded(tmp_path: Path, places: tuple[Path, Path]) -> None:
     in_two_ranks(tmp_path, load_nowhere, *places)
-
-
-def test_weights_that_cannot_be_gathered_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails() -> Iterator[tuple[str, torch.Tensor]]:
-        yield "w", torch.zeros(1)
-        raise RuntimeError("out of memory")
-
-    with pytest.raises(RuntimeError, match="out of memory"):
-        list(weights_or_exit(fails()))
-    monkeypatch.setattr(transfer, "world_size", lambda: 2)
-    with pytest.raises(UserError, match=r"a weight cannot be gathered: .*out of memory; resume"):
-        list(weights_or_exit(fails()))
 
 
 class Reader(VLLMServer):
@@ -337,12 +312,6 @@ def test_a_server_elsewhere_needs_a_folder(
         VLLMServerEngine(["http://localhost", url], FileTransfer())
 
 
-def test_memory_is_limited_by_its_file_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert 0 < transfer.free_memory() <= shutil.disk_usage("/dev/shm").total  # others use it at the same time
-    monkeypatch.setattr(transfer, "MEMORY", tmp_path / "none")
-    assert transfer.free_memory() == 0
-
-
 def test_memory_is_limited_by_the_container(tmp_path: Path) -> None:
     """Its use counts a cache of files, which the kernel drops when it must."""
     for name, text in (("max", "5000\n"), ("current", "4000\n"), ("stat", "anon 100\ninactive_file 3000\n")):
@@ -406,13 +375,6 @@ def test_a_transfer_that_cannot_be_aborted_ends_the_run(monkeypatch: pytest.Monk
     client.failure = ServerError("status 500: weight transfer is not configured")
     with pytest.raises(UserError, match="status 500: weight transfer is not configured; NCCL cannot be aborted"):
         call_within(client, partial(time.sleep, 2))
-
-
-def test_servers_are_paused_and_resumed_at_once() -> None:
-    together = threading.Barrier(3)
-    transfer.on_first(
-        [VLLMServer(f"http://s{n}", None, 1.0) for n in range(3)], lambda server: together.wait(10) and None
-    )
 
 
 def test_hosts_may_have_addresses_of_either_kind() -> None:

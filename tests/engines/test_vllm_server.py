@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import base64
 import copy
 import importlib.util
-import io
 import json
-import os
 import re
 import shutil
 import signal
@@ -26,7 +22,6 @@ import httpx
 import psutil
 import pytest
 import torch
-from PIL import Image
 from tiny import ENDS, byte_tokenizer, make_prompt, random_ids, save_adapter, save_model, start_engine, tiny_llama
 from tiny_engines import adapted, assert_logprobs_are_the_policys, change, change_adapters, flat
 from tiny_environments import Echo
@@ -50,7 +45,7 @@ from tiny_vlms import differences, mixed_prompts
 from lit_rlvr.engines import server as vllm_server
 from lit_rlvr.engines import transfer
 from lit_rlvr.engines.base import EngineContext
-from lit_rlvr.engines.client import AdapterLimits, RequestLoop, ServerError, VLLMServer, wait_for
+from lit_rlvr.engines.client import AdapterLimits, ServerError, VLLMServer, wait_for
 from lit_rlvr.engines.server import VLLMServerEngine, check_model, differing_copies
 from lit_rlvr.engines.synced import SyncedEngine, check_engine, trainer_logprobs
 from lit_rlvr.engines.transfer import FileTransfer, NCCLTransfer, RepeatedWeights, Weights
@@ -263,14 +258,6 @@ def test_what_runs_may_keep_its_cache_and_new_requests_do_not_use_it(
 
 
 @pytest.mark.slow
-def test_the_probe_fails_without_a_sync(engine: VLLMServerEngine, policy: Policy) -> None:
-    assert check_engine(engine, policy, PROMPTS, PROBE) <= 1e-4
-    change(policy, 0.01)
-    with pytest.raises(UserError, match="stale or wrong weights"):
-        check_engine(engine, policy, PROMPTS, PROBE)
-
-
-@pytest.mark.slow
 def test_the_probe_fails_at_once_when_a_weight_is_not_sent(
     engine: VLLMServerEngine, policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,46 +307,6 @@ def test_the_servers_model_is_compared_by_its_sizes(
     sizes = rf"\((num_hidden_layers 3|vocab_size 300), .*\), but the run trains {tiny_model_folder} \("
     with pytest.raises(UserError, match=rf"^http://here: it serves {copy} {sizes}"):
         check_model("http://here", str(copy), ours)
-
-
-def test_every_process_is_told_of_a_crash_of_one(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All ranks then restart, since the others wait for the one that sends."""
-
-    class Broken(FileTransfer):
-        def send(self, *args: object) -> None:  # type: ignore[override]
-            raise RuntimeError("CUDA error: an illegal memory access")
-
-    told: list[object] = []
-    monkeypatch.setattr(vllm_server, "gather_objects", lambda value: told.append(value) or [value])
-    monkeypatch.setattr(vllm_server, "wait_for", lambda servers, least: servers)
-    engine = VLLMServerEngine(["http://localhost:1"], Broken(Path()))
-    with pytest.raises(ServerError, match=r"^RuntimeError: CUDA error: an illegal memory access$"):
-        engine.sync(policy)
-    assert told[-1] == "RuntimeError: CUDA error: an illegal memory access"
-
-
-def test_a_failed_update_is_sent_again_where_one_rank_cannot_restore_a_server(
-    policy: Policy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sent: list[list[str]] = []
-
-    class Together(FileTransfer):
-        restores_alone = False
-
-        def send(self, servers: Any, *args: object) -> None:  # type: ignore[override]
-            sent.append([server.url for server in servers])
-            if len(servers) > 1:
-                raise ServerError("http://b: connection refused")
-
-    monkeypatch.setattr(vllm_server, "wait_for", lambda servers, least: servers[: 1 if sent else 2])
-    engine = VLLMServerEngine(["http://a", "http://b"], Together(Path("/elsewhere")))
-    engine._loop = RequestLoop()
-    engine.sync(policy)
-    assert sent == [["http://a", "http://b"], ["http://a"]]
-    monkeypatch.setattr(vllm_server, "wait_for", lambda servers, least: servers)
-    with pytest.raises(ServerError, match="http://b: connection refused"):
-        engine.sync(policy)
-    assert len(sent) == 5
 
 
 def test_a_server_that_is_back_takes_no_requests_before_it_has_its_weights(
@@ -420,38 +367,6 @@ def test_after_a_sync_a_server_holds_what_a_server_of_the_exported_model_holds(
 ])  # fmt: skip
 def test_adapters_are_for_servers_that_take_their_rank_and_all_their_layers(limits: AdapterLimits, taken: bool) -> None:
     assert limits.include({"r": 3, "target_modules": ["q_proj", "up_proj"]}) == taken
-
-
-def test_one_rank_restores_a_server(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first does so at once; another one waits while the weights are being changed, and restores if nobody does."""
-    restored: list[int] = []
-
-    class Restoring(FileTransfer):
-        def restore(self, server: VLLMServer, version: str) -> None:
-            restored.append(vllm_server.rank())
-
-    class Restarted(VLLMServer):
-        labels = iter(())
-        paused = iter(())
-
-        def version(self) -> str:
-            return next(self.labels)  # type: ignore[call-overload]
-
-        def is_paused(self) -> bool:
-            return next(self.paused)  # type: ignore[call-overload]
-
-    monkeypatch.setattr(vllm_server, "WAIT_POLL", 0)
-    monkeypatch.setattr(vllm_server, "RANK_SECONDS", 0)
-    engine, server = VLLMServerEngine(["http://localhost:1"], Restoring(Path())), Restarted("http://here", None, 60)
-    for rank, labels, paused in (
-        (0, ["zeros"], [True]), (1, ["zeros", "zeros", engine.version], [True, True]),
-        (2, ["zeros", "zeros"], [True, False]), (3, [engine.version], []),
-    ):  # fmt: skip
-        monkeypatch.setattr(vllm_server, "rank", lambda rank=rank: rank)
-        server.labels, server.paused = iter(labels), iter(paused)  # type: ignore[assignment]
-        engine._restore_server(server)
-        assert not [*server.labels, *server.paused]
-    assert restored == [0, 2]
 
 
 @pytest.mark.slow
@@ -587,41 +502,6 @@ def test_another_server_takes_over_and_the_killed_one_is_used_again(
 
 
 @pytest.mark.slow
-def test_a_server_that_stands_still_for_a_minute_only_delays(
-    served: Served, make_engine: Callable[..., VLLMServerEngine], tiny_model_folder: Path, policy: Policy,
-    tmp_path: Path,
-) -> None:  # fmt: skip
-    """The next sync leaves it out, and the other server takes over its completions; then it is used again."""
-    prompts = [make_prompt(random_ids(20, p), f"p{p}") for p in range(16)]
-    seeds, sampling = [[8 * p + g for g in range(8)] for p in range(16)], Sampling(max_tokens=200)
-    with Served(tiny_model_folder, tmp_path / "log") as second:
-        engine = make_engine(urls=[served.url, second.url])
-        start_engine(engine, policy)
-        engine.sync(policy)
-        found: dict[int, list[Completion]] = {}
-        begun = threading.Event()
-        with ThreadPoolExecutor(1) as thread:
-            running = thread.submit(
-                engine.generate_stream, prompts, sampling, seeds, lambda p, drop: begun.set(), found.__setitem__
-            )
-            assert begun.wait(60) and second.process is not None
-            os.killpg(second.process.pid, signal.SIGSTOP)
-            going_on = threading.Timer(60, os.killpg, (second.process.pid, signal.SIGCONT))
-            going_on.start()
-            until(lambda: len(found) >= 8)
-            assert going_on.is_alive(), "the groups of the other server are there before"
-            engine.sync(policy)
-            running.result()
-        assert sorted(found) == list(range(16))
-        assert {label for group in found.values() for c in group for label in c.versions} <= {
-            engine.version, f"{engine._run}-1",
-        }  # fmt: skip
-        until(lambda: not engine._lost, 180)
-        assert engine.servers[1].version() == engine.version
-        engine.close()
-
-
-@pytest.mark.slow
 def test_a_server_killed_in_an_update_leaves_its_completions_to_the_others(
     served: Served, make_engine: Callable[..., VLLMServerEngine], tiny_model_folder: Path, policy: Policy,
     tmp_path: Path,
@@ -687,18 +567,6 @@ def from_yaml(served: Served, folder: Path | None = None) -> list[str]:
     options = [x for name, value in engine.items() for x in (f"--rollout.engine.init_args.{name}", str(value))]
     folder_of = ["--rollout.engine.init_args.transfer.init_args.folder", str(folder)] if folder else []
     return ["--rollout.engine", "VLLMServerEngine", *options, *folder_of, "--rollout.safeguards.probe_every", "1"]
-
-
-@pytest.mark.slow
-def test_fit_trains_on_a_server_from_the_command_line(
-    served: Served, run_folder: Path, lit_rlvr: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SERVER_KEY", KEY)
-    result = lit_rlvr(*FIT, *from_yaml(served), "--trainer.max_steps", 2)
-    assert result.status == 0, result.err
-    assert summary(run_folder / "run")["engine"] == "vllmserver" and KEY not in result.err
-    assert KEY not in (run_folder / "run/config.yaml").read_text()
-    assert "weights go through" not in result.err and not list(transfer.MEMORY.glob("lit-rlvr-weights-*"))
 
 
 @pytest.mark.slow
@@ -792,14 +660,16 @@ def test_a_supervised_run_outlives_the_servers_engine(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_two_processes_share_a_server(
-    served: Served, run_folder: Path, lit_rlvr: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, strategy: str
+def test_one_and_two_processes_train_on_a_server(
+    served: Served, run_folder: Path, lit_rlvr: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SERVER_KEY", KEY)
-    options = from_yaml(served, run_folder / "weights" if strategy == "ddp" else None)
-    assert lit_rlvr(*FIT, *options, *to("one")).status == 0
-    in_two_processes(run_folder, [*FIT, *STRATEGIES[strategy], *options, *to("two")])
+    result = lit_rlvr(*FIT, *from_yaml(served), *to("one"))
+    assert result.status == 0, result.err
+    assert summary(run_folder / "one")["engine"] == "vllmserver" and KEY not in result.err
+    assert KEY not in (run_folder / "one/config.yaml").read_text()
+    assert "weights go through" not in result.err and not list(transfer.MEMORY.glob("lit-rlvr-weights-*"))
+    in_two_processes(run_folder, [*FIT, *STRATEGIES["fsdp2"], *from_yaml(served, run_folder / "weights"), *to("two")])
     sampled, wanted = ([row["completion"] for row in completions(run_folder / name)] for name in ("two", "one"))
     assert sampled == wanted
 
@@ -859,31 +729,6 @@ def test_images_on_a_server_are_those_of_the_trainer(
         fresh, stale = fresh_differences(held, groups, prompts, sampling)
         assert max(fresh) <= 1e-4 and max(stale) > 0.01
         keeping.close()
-
-
-def test_an_image_is_encoded_once_in_another_thread() -> None:
-    """For all completions of a prompt; other images get their own."""
-    threads: list[int] = []
-
-    class Seen(Image.Image):
-        def save(self, *args: Any, **kwargs: Any) -> None:
-            threads.append(threading.get_ident())
-            super().save(*args, **kwargs)
-
-    def seen(color: str) -> Seen:
-        image = Image.new("RGB", (20, 30), color)
-        image.__class__ = Seen
-        return image  # type: ignore[return-value]
-
-    async def encode() -> list[str]:
-        pngs, images = vllm_server._PNGs(), [seen("red"), seen("blue")]
-        return await asyncio.gather(*(pngs.encode(image) for image in 4 * images))
-
-    urls = asyncio.run(encode())
-    assert len(threads) == 2 and threading.get_ident() not in threads
-    for url, color in zip(urls, 4 * [(255, 0, 0), (0, 0, 255)], strict=True):
-        image = Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/png;base64,"))))
-        assert image.size == (20, 30) and image.getcolors() == [(600, color)]
 
 
 @pytest.mark.slow

@@ -159,19 +159,6 @@ def test_only_the_adapters_are_trained(tiny_model_folder: Path) -> None:
     assert len([1 for p in few.parameters() if p.requires_grad]) == 2 * 2 * 2
 
 
-def test_merged_weights_are_w_plus_alpha_over_r_times_ba(tiny_model_folder: Path) -> None:
-    policy = adapted(tiny_model_folder)
-    plain = load_policy(str(tiny_model_folder))
-    given = dict(policy.named_weights())
-    assert [*given] == [name for name, _ in plain.model.named_parameters()]
-    parts = dict(policy.model.named_parameters())
-    name = "model.layers.1.mlp.up_proj"
-    a, b = parts[f"{name}.lora_A.default.weight"], parts[f"{name}.lora_B.default.weight"]
-    torch.testing.assert_close(given[f"{name}.weight"], parts[f"{name}.base_layer.weight"] + 6.0 / 3 * b @ a)
-    plain.model.load_state_dict(given, strict=False)
-    torch.testing.assert_close(logprobs(plain), logprobs(policy), atol=1e-5, rtol=0)
-
-
 def test_an_engine_needs_only_layers_next_to_a_trained_one_again(tiny_model_folder: Path, vlm_folder: Path) -> None:
     every = {name for name, _ in load_policy(str(tiny_model_folder)).named_weights()}
     linear = {name for name in every if ".self_attn." in name or ".mlp." in name}
@@ -259,27 +246,6 @@ def test_frozen_weights_are_in_the_type_of_products_if_that_changes_nothing(tiny
     planned = state_memory(replace(shape, published=2), Strategy(False, False, lora=True), 2, False)["weights"]
     size = wide.model.get_parameter(odd).numel()
     assert planned == sum(p.nbytes for p in narrow.parameters()) - 2 * size
-
-
-def test_merging_leaves_a_plain_model(tiny_model_folder: Path, tmp_path: Path) -> None:
-    policy = adapted(tiny_model_folder)
-    before = logprobs(policy)
-    merge_adapters(policy.model)
-    torch.testing.assert_close(logprobs(policy), before, atol=1e-5, rtol=0)
-    policy.model.save_pretrained(tmp_path)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert [n for n, _ in loaded.named_parameters()] == [n for n, _ in policy.model.named_parameters()]
-
-
-def test_the_vision_tower_gets_none_and_can_be_frozen(vlm_folder: Path) -> None:
-    policy = adapted(vlm_folder)
-    names = [name for name, _ in policy.named_parameters() if ".lora_" in name]
-    assert names and not any("visual" in name for name in names)
-    frozen = load_policy(str(vlm_folder))
-    freeze_vision_tower(frozen.model)
-    left = [name for name, p in frozen.named_parameters() if not p.requires_grad]
-    assert left and all(".visual." in name for name in left)
-    assert not [n for n, p in frozen.named_parameters() if p.requires_grad and ".visual." in n]
 
 
 def test_what_makes_no_sense_is_one_line(tiny_model_folder: Path) -> None:

@@ -103,13 +103,6 @@ def test_banned_tokens_and_temperature_change_the_numbers() -> None:
         assert float((policy.logprobs(ragged(sampling), list(range(12)))[0] - plain).abs().max()) > 1e-3
 
 
-def test_a_banned_token_has_probability_zero() -> None:
-    rollout = make_rollout([[5, 6]], [[[40, 7]]], sampling=SAMPLING)
-    logp, entropy = Policy(tiny_llama(), (END,)).logprobs(rollout, [0], entropy=True)
-    assert logp[0, 0] == -torch.inf and logp[0, 1].isfinite()
-    assert entropy is not None and bool(entropy.isfinite().all())
-
-
 @MODELS
 @pytest.mark.parametrize(("positions", "kept"), [(1, 0), (5, 1 << 29), (31, 0)])
 def test_chunks_of_the_vocabulary_change_nothing(

@@ -2,10 +2,8 @@
 
 import json
 import os
-import shlex
 import subprocess
 import sys
-from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -55,34 +53,6 @@ def save_adapters(base: Path, folder: Path) -> Any:
     tokenizer.chat_template += "{# own #}"
     tokenizer.save_pretrained(folder)
     return model
-
-
-def test_adapters_are_merged_by_the_command_that_the_refusal_gives(
-    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lit_rlvr: Callable[..., Any]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    folder = Path("my adapters") / "checkpoint-9"
-    model = save_adapters(tiny_model_folder, folder)
-    with pytest.raises(UserError, match="only an adapter") as refused:
-        resolve_model(str(folder))
-    line = str(refused.value)
-    assert str(tiny_model_folder) in line and "{adapter: continue}" in line and "{adapter: merge}" in line
-    assert "\n" not in line
-    with pytest.raises(UserError, match=r"my adapters has no config.json; did you mean my adapters/checkpoint-9\?"):
-        resolve_model("my adapters")
-    command = shlex.split(line.split("`")[1])
-    assert command[0] == "lit-rlvr" and lit_rlvr(*command[1:]).status == 0
-    merged = command[-1]
-    ids = torch.arange(50, 90)[None]
-    with torch.no_grad():
-        torch.testing.assert_close(load_policy(resolve_model(merged)).plain_logits(ids, []), model(ids).logits)
-    assert AutoTokenizer.from_pretrained(merged).chat_template.endswith("{# own #}")
-    (folder / "config.json").write_text((tiny_model_folder / "config.json").read_text())
-    with pytest.raises(UserError, match="only an adapter"):  # transformers would load both
-        resolve_model(str(folder))
-    (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(UserError, match=r"adapter_config.json names no base model"):
-        resolve_model(str(folder))
 
 
 def test_an_adapter_is_merged_or_stands_for_its_base_model(

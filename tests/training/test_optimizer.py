@@ -16,8 +16,6 @@ from torch.distributed.tensor import DTensor, Shard
 from transformers import get_scheduler
 
 from lit_rlvr.algorithms import GRPO
-from lit_rlvr.engines.base import EngineContext
-from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.errors import UserError
 from lit_rlvr.training import optimizer as optimizer_module
 from lit_rlvr.training.optimizer import (
@@ -116,24 +114,6 @@ def test_of_a_sharded_weight_the_moments_of_a_shard_are_to_come(fake_world: None
     optimizer = torch.optim.AdamW([nn.Parameter(weight)])
     assert weight.nbytes == 6 * 2 * 4
     assert unallocated(optimizer, torch.device("cpu")) == 2 * 3 * 2 * 4
-
-
-@pytest.mark.slow
-def test_a_resumed_run_has_its_moments_when_the_engine_starts(
-    run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[tuple[int, int]] = []
-    start = HFEngine.start
-
-    def note(self: HFEngine, context: EngineContext) -> None:
-        seen.append((context.reserved, sum(p.nbytes for p in context.policy.parameters())))
-        start(self, context)
-
-    monkeypatch.setattr(HFEngine, "start", note)
-    fit(lit_rlvr, "--trainer.max_steps", 1, *to("run"))
-    fit(lit_rlvr, "--trainer.max_steps", 2, *to("run"), "--ckpt_path", "last")
-    (first, weights), (resumed, _) = seen
-    assert first == 2 * weights and resumed == 0
 
 
 def test_a_resumed_run_takes_the_options_that_changed(

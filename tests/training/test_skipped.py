@@ -184,8 +184,3 @@ def test_during_training_too(
     monkeypatch.setattr(FunctionReward, "__call__", lambda *_: None)
     with pytest.raises(UserError, match=r"of iteration 3, .* after 2 such iterations in a row"):
         fit(tiny_model_folder, tmp_path, steps=5, optim={"max_skipped_steps": 2}, engine=Copying(), staleness=1)
-
-
-def test_the_limit_is_not_negative(tiny_model_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="max_skipped_steps: -1"):
-        fit(tiny_model_folder, tmp_path, optim={"max_skipped_steps": -1})
