@@ -154,11 +154,6 @@ def error_of(done: Any) -> str:
     return line
 
 
-def test_it_checks_the_warm_start(lit_rlvr: CLI) -> None:
-    done = lit_rlvr(*DRY, "--warm_start.steps", 10, "--warm_start.solution", "proof")
-    assert done.status == 2 and "has no text in column 'proof'" in error_of(done)
-
-
 def test_a_folder_that_holds_a_run_is_refused(lit_rlvr: CLI, tmp_path_factory: pytest.TempPathFactory) -> None:
     root = tmp_path_factory.mktemp("runs")
     (root / "summary.json").write_text('{"weights_sha256": null}')

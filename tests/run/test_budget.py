@@ -57,14 +57,6 @@ def test_tokens_end_a_run_with_its_iteration(run_folder: Path, lit_rlvr: CLI) ->
 
 
 @pytest.mark.slow
-def test_optimizer_steps_end_a_run_with_its_iteration(run_folder: Path, lit_rlvr: CLI) -> None:
-    two = ("--model.init_args.updates_per_rollout", 2)
-    result = fit(lit_rlvr, *two, "--trainer.max_steps", 5, "--budget.samples", 1000)
-    assert [f"step {step}/6 " in result.err for step in (2, 4, 6)] == [True] * 3
-    assert summary(run_folder / "run")["steps"] == 6 and summary(run_folder / "run")["iterations"] == 3
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limits", "last"),
     [
@@ -173,17 +165,6 @@ def test_dynamic_sampling_and_reference_rollouts_count(run_folder: Path, lit_rlv
     assert column(run_folder / "pool", "rollout/samples") == [16 + 4 * 6] * 4 + [16] * 2, "an epoch has four iterations"
 
 
-@pytest.mark.slow
-def test_a_resumed_run_goes_on_counting(run_folder: Path, lit_rlvr: CLI) -> None:
-    budget = ("--budget.samples", 80, "--rollout.validate_every_rollouts", 5)
-    fit(lit_rlvr, *to("whole"), *budget, *ENDLESS)
-    fit(lit_rlvr, *to("parts"), *budget, "--trainer.max_steps", 2)
-    fit(lit_rlvr, *to("parts"), *budget, *ENDLESS, "--ckpt_path", "last")
-    assert summary(run_folder / "whole")["steps"] == 5
-    assert summary(run_folder / "parts")["weights_sha256"] == summary(run_folder / "whole")["weights_sha256"]
-    assert column(run_folder / "parts", "rollout/samples") == [16] * 5
-
-
 def test_what_cannot_be_is_one_line(run_folder: Path, lit_rlvr: CLI) -> None:
     result = lit_rlvr(*FIT, "--budget.tokens", 0)
     assert result.status == 2 and "budget.tokens: 0 must lie in" in result.err
@@ -197,18 +178,6 @@ def test_an_outage_is_not_part_of_the_estimated_end() -> None:
     assert outage_seconds(iterations, rollouts) == 598.0
     assert outage_seconds([3.0, 12.0, 3.0, 4.0], [2.0, 11.0, 2.0, 3.0]) == 0.0
     assert outage_seconds([3.0, 90.0, 3.0], [2.0, 2.0, 2.0]) == 0.0, "a long validation"
-
-
-def test_a_run_without_an_end_says_so(run_folder: Path, lit_rlvr: CLI) -> None:
-    said = "neither trainer.max_steps nor trainer.max_epochs nor a budget ends this run: Ctrl-C does"
-    (run_folder / "one_iteration.py").write_text(
-        "from lightning.pytorch import Callback\n\n\nclass Ends(Callback):\n"
-        "    def on_train_batch_end(self, trainer, *args):\n        trainer.should_stop = True\n"
-    )
-    endless = (*ENDLESS, "--trainer.callbacks", "[{class_path: one_iteration.Ends}]", "--overwrite", "true")
-    assert said in fit(lit_rlvr, *endless).err
-    assert said not in fit(lit_rlvr, *endless, "--budget.samples", 1).err
-    assert said not in fit(lit_rlvr, *endless, "--trainer.max_time", "00:01:00:00").err
 
 
 def test_the_end_may_be_estimated_at_any_moment() -> None:

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 from tiny import tiny_llama
-from tiny_runs import FIT, assert_same_run, fit, to
+from tiny_runs import fit
 
-from lit_rlvr.algorithms import GRPO
 from lit_rlvr.run import checkpoint
 from lit_rlvr.run.checkpoint import RunCheckpoint
 
@@ -90,23 +89,3 @@ def test_a_finished_run_keeps_one_state_and_says_how_large_it_is(
     assert left.name == "step-000002.ckpt" and 12 * parameters < left.stat().st_size < 12 * parameters + 100_000
     assert "run/checkpoints: 0.0 GB, which only resuming needs; `lit-rlvr export run --to DIR` writes the model" in said
     assert "then the folder may be deleted" in said
-
-
-@pytest.mark.slow
-def test_killed_before_any_checkpoint_by_steps_a_run_goes_on(
-    run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fit(lit_rlvr, *to("whole"))
-    step = GRPO.training_step
-
-    def end_in_the_fourth(self: GRPO, *args: Any) -> None:
-        if self.iteration == 3:
-            raise RuntimeError("killed here")
-        step(self, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(GRPO, "training_step", end_in_the_fourth)
-        assert "killed here" in lit_rlvr(*FIT, *to("parts")).err
-    assert [path.name for path in (run_folder / "parts/checkpoints").iterdir()] == ["step-000001.ckpt"]
-    fit(lit_rlvr, *to("parts"), "--ckpt_path", "last")
-    assert_same_run(run_folder / "parts", run_folder / "whole", resumed=1)

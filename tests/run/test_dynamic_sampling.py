@@ -60,11 +60,6 @@ def test_gpg_samples_until_its_share_of_groups_is_valid(run_folder: Path, lit_rl
     assert refused.status == 2 and "min_valid_fraction: 1.5 must lie in (0, 1]" in refused.err
 
 
-def test_without_it_one_round_is_all(run_folder: Path, lit_rlvr: CLI) -> None:
-    assert lit_rlvr(*FIT, "--model.init_args.dynamic_sampling", "false").status == 0
-    assert "rollout/sampling_rounds" not in metrics(run_folder / "run")[0]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("updates", [1, 2])
 def test_resume_goes_on_after_the_extra_prompts(run_folder: Path, lit_rlvr: CLI, updates: int) -> None:

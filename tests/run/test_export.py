@@ -84,12 +84,6 @@ def test_vllm_loads_the_exported_folder(trained: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_export_is_in_the_type_asked_for(trained: Path, tmp_path: Path) -> None:
-    folder = export_run(trained, tmp_path / "out", "bfloat16")
-    assert AutoModelForCausalLM.from_pretrained(folder, dtype="auto").dtype == torch.bfloat16
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("any_vlm_folder", "one_file"), [(kind, kind not in QWEN) for kind in KINDS], indirect=["any_vlm_folder"]
 )

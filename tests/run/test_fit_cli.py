@@ -10,18 +10,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tiny_rewards import judged_as_is
 from tiny_runs import (
     FIT,
     assert_same_run,
     completions,
     fit,
-    launch,
     metrics,
     summary,
-    tiny_config,
     to,
-    write_config,
 )
 
 from lit_rlvr.algorithms import GRPO
@@ -151,31 +147,7 @@ def test_without_a_validation_set_accuracies_are_null_and_it_is_said(run_folder:
     assert "no validation set" in result.err
 
 
-def test_samples_are_shown_as_a_table(run_folder: Path, lit_rlvr: CLI) -> None:
-    result = fit(lit_rlvr, "--run.show_every", 2, "--trainer.max_steps", 2)
-    assert "Samples of step 1" in result.err and "Samples of step 2" in result.err
-    assert "advantage" in result.err and "What is" in result.err
-
-
-def test_a_full_summary_also_when_the_model_learns_nothing(run_folder: Path, lit_rlvr: CLI) -> None:
-    """All groups dead: the run still ends after max_steps steps."""
-    fit(lit_rlvr, "--rollout.rewards", json.dumps([judged_as_is("dead")]), "--trainer.max_steps", 3)
-    assert summary(run_folder / "run")["steps"] == 3
-    assert {row["train/grad_norm"] for row in metrics(run_folder / "run")[1:]} == {"0.0"}
-    assert summary(run_folder / "run")["accuracy_after"] == 1.0
-
-
 # ---- seeds ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_the_seed_decides_the_weights(run_folder: Path, lit_rlvr: CLI) -> None:
-    for root, seed in (("a", 0), ("b", 0), ("c", 1)):
-        fit(lit_rlvr, *to(root), "--seed_everything", seed, "--trainer.max_steps", 3)
-    shas = [summary(run_folder / root)["weights_sha256"] for root in "abc"]
-    assert shas[0] == shas[1] != shas[2]
-    assert metrics(run_folder / "a") == metrics(run_folder / "b") != metrics(run_folder / "c")
-    assert completions(run_folder / "a") == completions(run_folder / "b") != completions(run_folder / "c")
 
 
 # ---- going on ---------------------------------------------------------------------------------------------
@@ -252,15 +224,6 @@ def test_the_old_run_is_there_until_the_first_checkpoint(
     assert_refused(lit_rlvr(*FIT, "--overwrite", "true", "--checkpoint.every", 1), "step-000002.ckpt cannot be written")
     assert seen == [True, False]
     assert [p.name for p in (run_folder / "run/checkpoints").iterdir()] == ["step-000001.ckpt"]
-
-
-@pytest.mark.slow
-def test_without_checkpoints_a_run_replaces_another_and_cannot_go_on(run_folder: Path, lit_rlvr: CLI) -> None:
-    fit(lit_rlvr, "--trainer.max_steps", 1)
-    result = fit(lit_rlvr, "--overwrite", "true", "--trainer.enable_checkpointing", "false", "--trainer.max_steps", 2)
-    assert result.err.count("trainer.enable_checkpointing: false saves no checkpoints: the run cannot be resumed") == 1
-    assert summary(run_folder / "run")["steps"] == 2
-    assert not list((run_folder / "run/checkpoints").iterdir()) and not (run_folder / "run/.replaced").exists()
 
 
 # ---- going on with other settings -------------------------------------------------------------------------
@@ -352,22 +315,6 @@ def test_validate_without_a_set_is_refused(run_folder: Path, lit_rlvr: CLI, no_w
     assert_refused(result, "trainer.limit_val_batches: 0 leaves nothing to measure")
     result = lit_rlvr("test", "--config", "tiny.yaml", "--trainer.limit_test_batches", "0.0")
     assert_refused(result, "trainer.limit_test_batches: 0.0 leaves nothing to measure")
-
-
-def test_pass_at_k_of_several_samples(run_folder: Path, lit_rlvr: CLI) -> None:
-    options = (
-        "--rollout.evaluation.samples",
-        4,
-        "--rollout.evaluation.sampling.temperature",
-        1.0,
-        "--trainer.max_steps",
-        1,
-    )
-    fit(lit_rlvr, *options)
-    row = metrics(run_folder / "run")[-1]
-    values = [float(row[f"val/arithmetic/pass@{k}"]) for k in (1, 2, 4)]
-    assert values[0] == pytest.approx(float(row["val/arithmetic/accuracy"])) and values == sorted(values)
-    assert 0 < values[0] < values[2]
 
 
 # ---- refusals ---------------------------------------------------------------------------------------------
@@ -595,18 +542,3 @@ def test_options_that_a_class_change_drops_are_named(run_folder: Path, lit_rlvr:
     other = lit_rlvr("fit", "--config", "apmpo.yaml", "--model", "GPG", *one)
     said = "model: GPG instead of APMPO of apmpo.yaml: kept lr, model, kl.estimator; dropped schedule.power, gamma"
     assert other.status == 0 and said in other.err, other.err
-
-
-@pytest.mark.slow
-def test_an_empty_directory_is_enough(tiny_model_folder: Path, tmp_path: Path) -> None:
-    """The console script with a user's own reward in the current directory."""
-    config = tiny_config(tiny_model_folder)
-    config["rollout"]["rewards"] = ["my_reward.ends"]
-    write_config(tmp_path / "tiny.yaml", config)
-    (tmp_path / "my_reward.py").write_text(
-        "from lit_rlvr.types import RewardResult\n\n\n"
-        "def ends(completion, sample):\n    return RewardResult(1.0, not completion.truncated)\n"
-    )
-    result = launch([*FIT, "--trainer.max_steps", "2"], tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert summary(tmp_path / "run")["steps"] == 2

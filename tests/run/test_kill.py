@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from tiny_runs import CONSOLE_SCRIPT, FIT, TESTS, assert_same_run, child_environment, fit, summary, to
 
-from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.outputs import _drop_after
 from lit_rlvr.training.validation import EvaluatingModule
 
@@ -92,26 +91,6 @@ def test_killed_while_a_checkpoint_is_written_the_one_before_is_there(
     fit(lit_rlvr, *EVERY_STEP, *RESUME)
     assert_same_run(run_folder / "run", run_folder / "whole", resumed=4 if moment == "named" else 3)
     assert [path.name for path in (run_folder / "run" / "checkpoints").iterdir()] == ["step-000006.ckpt"]
-
-
-@pytest.mark.slow
-def test_ended_right_after_a_checkpoint_nothing_is_missing(
-    run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Before Lightning has logged the iteration."""
-    fit(lit_rlvr, *to("whole"))
-    save = RunCheckpoint.save
-
-    def end_after(self: RunCheckpoint, trainer: Any) -> Path:
-        save(self, trainer)
-        raise RuntimeError("killed here")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RunCheckpoint, "save", end_after)
-        options = ("--checkpoint.every", 2, "--checkpoint.minutes", 0)
-        assert "killed here" in lit_rlvr(*FIT, *to("parts"), *options).err
-    fit(lit_rlvr, *to("parts"), "--ckpt_path", "last")
-    assert_same_run(run_folder / "parts", run_folder / "whole", resumed=2)
 
 
 @pytest.mark.slow
@@ -213,9 +192,7 @@ def spoil(path: Path, how: str) -> None:
     path.write_bytes(made[how])
 
 
-@pytest.mark.parametrize(
-    "how", ["flipped", *(pytest.param(how, marks=pytest.mark.slow) for how in ("torn", "empty", "foreign"))]
-)
+@pytest.mark.parametrize("how", ["flipped", *(pytest.param(how, marks=pytest.mark.slow) for how in ("torn",))])
 def test_a_spoilt_checkpoint_is_named_and_passed_over_or_refused(run_folder: Path, lit_rlvr: CLI, how: str) -> None:
     fit(lit_rlvr, *EVERY_STEP, "--checkpoint.keep", 3)
     before, newest = summary(run_folder / "run"), run_folder / "run/checkpoints/step-000006.ckpt"

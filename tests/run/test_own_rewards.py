@@ -14,9 +14,8 @@ import torch
 import yaml
 from tiny import threads
 from tiny_rewards import judged_as_is
-from tiny_runs import FIT, completions, fit, launch, metrics
+from tiny_runs import FIT, completions, fit, metrics
 
-from lit_rlvr.cli.main import run
 from lit_rlvr.rewards import shared_pool
 
 CLI = Callable[..., Any]
@@ -110,24 +109,9 @@ def test_sys_exit_in_own_code_is_no_success(option: str, value: str, line: str, 
     assert refusal(lit_rlvr(*FIT, *SHORT, option, value)) == f"lit-rlvr: error: {line}"
 
 
-def test_help_is_a_success_although_a_library_stands_around_sys_exit(monkeypatch: pytest.MonkeyPatch) -> None:
-    leave = sys.exit
-    monkeypatch.setattr("sys.exit", lambda status=0: leave(status))  # as W&B does
-    with pytest.raises(SystemExit) as stop:
-        run(["fit", "--help"])
-    assert stop.value.code == 0
-
-
 def test_no_reward_is_refused(lit_rlvr: CLI) -> None:
     said = "rollout.rewards is empty: give at least one reward, or a model.teacher to learn from"
     assert refusal(lit_rlvr(*FIT, *SHORT, *rewards())).endswith(said)
-
-
-@pytest.mark.slow
-def test_a_reward_that_ends_the_process_is_no_success(run_folder: Path) -> None:
-    done = launch([*FIT, *map(str, SHORT), *rewards("own_rewards.ends")], run_folder)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].endswith("own_rewards.py:17: os._exit(0) ended the run")
 
 
 @pytest.mark.parametrize("status", [0, 3])

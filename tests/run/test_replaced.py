@@ -10,10 +10,7 @@ from typing import Any
 import pytest
 from made_runs import group, make_run
 
-from lit_rlvr.algorithms import GRPO
-from lit_rlvr.datamodules import Arithmetic
 from lit_rlvr.errors import UserError
-from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.run import folder as replaced
 from lit_rlvr.run.folder import (
     back_up_earlier_run,
@@ -26,7 +23,6 @@ from lit_rlvr.run.folder import (
     restore_earlier_run,
     undo_interrupted_move,
 )
-from lit_rlvr.run.trainer import Trainer
 
 
 def old_run(root: Path) -> dict[str, bytes]:
@@ -201,17 +197,6 @@ def test_a_new_run_with_a_checkpoint_is_not_replaced_by_the_old(tmp_path: Path) 
     ):
         raise AssertionError("it is refused")
     assert not (tmp_path / ".replaced").exists() and (tmp_path / "metrics.csv").read_text() == NEW_METRICS
-
-
-def test_errors_of_runs_from_python_name_its_arguments(tmp_path: Path) -> None:
-    make_run(tmp_path, traces={2: [group()]})
-    trainer = Trainer(default_root_dir=tmp_path, callbacks=[RolloutCallback()], accelerator="cpu")
-    with pytest.raises(
-        UserError, match=r'^default_root_dir: .* resume it with ckpt_path="last", replace it with overwrite=True'
-    ):
-        trainer.fit(GRPO(model="tiny-llama"), datamodule=Arithmetic())
-    with pytest.raises(UserError, match="overfit_batches: it has no effect"):
-        Trainer(default_root_dir=tmp_path, callbacks=[RolloutCallback()], accelerator="cpu", overfit_batches=1)
 
 
 @pytest.mark.parametrize("name", ["metrics.csv", "summary.json"])

@@ -47,10 +47,9 @@ from lit_rlvr.distributed.checkpoints import (
     read_whole,
 )
 from lit_rlvr.distributed.fsdp2 import FSDP2 as Sharded
-from lit_rlvr.distributed.sharding import live_parts, local_bytes, storages, with_copies
 from lit_rlvr.engines.process_group import VLLMProcessGroup
 from lit_rlvr.errors import UserError
-from lit_rlvr.run.checkpoint import RunCheckpoint, link, publish, remove
+from lit_rlvr.run.checkpoint import RunCheckpoint, remove
 from lit_rlvr.run.ranks import RankWatch
 from lit_rlvr.training.teachers import Teachers
 
@@ -178,33 +177,12 @@ def test_what_a_killed_write_leaves_is_in_nobodys_way(run_folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_foreign_checkpoint_is_one_line(run_folder: Path, untied_model_folder: Path) -> None:
-    in_two_processes(run_folder, [*FIT, *FSDP2, *to("run"), "--trainer.max_steps", "1"])
-    options = (*ALONE, *to("run"), *LAST, "--model.init_args.model", str(untied_model_folder))
-    other = launch([*FIT, *FSDP2, *options], run_folder)
-    assert other.returncode == 2 and "Traceback" not in other.stderr, other.stderr
-    assert "its run had model of LlamaForCausalLM" in other.stderr
-
-
-@pytest.mark.slow
 def test_a_torn_checkpoint_is_one_line(run_folder: Path, lit_rlvr: CLI) -> None:
     in_two_processes(run_folder, [*FIT, *FSDP2, *to("run"), "--trainer.max_steps", "1"])
     share = last_checkpoint(run_folder / "run") / "__1_0.distcp"
     share.write_bytes(share.read_bytes()[:1000])
     torn = fit(lit_rlvr, *to("run"), *LAST, status=2)
     assert "is not a readable checkpoint" in torn.err and "Traceback" not in torn.err
-
-
-def test_names_of_folders(tmp_path: Path) -> None:
-    """Published over an older one of the same name, linked, removed."""
-    for name, content in (("a.tmp", "new"), ("a.ckpt", "old")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "meta.pt").write_text(content)
-    publish(tmp_path / "a.tmp", tmp_path / "a.ckpt")
-    link(tmp_path / "a.ckpt", tmp_path / "best.ckpt")
-    remove(tmp_path / "a.ckpt")
-    assert [path.name for path in tmp_path.iterdir()] == ["best.ckpt"]
-    assert (tmp_path / "best.ckpt" / "meta.pt").read_text() == "new"
 
 
 @pytest.mark.slow
@@ -381,17 +359,6 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_line(
     assert training.names() == ["step-000001.ckpt"]
 
 
-def test_what_is_a_copy_already_is_not_copied_again() -> None:
-    """Lightning has copied the shards that were on a GPU; those on a CPU are the live ones."""
-    weight, gone = torch.ones(3), torch.ones(2)
-    tensors = {"w": {"whole": weight, "view": weight[:1], "copy": weight.clone()}, "m": {"w": {"gone": gone, "n": 3}}}
-    live = live_parts(tensors, storages([weight, 3]))
-    assert live == {"w": {"whole": weight, "view": tensors["w"]["view"]}} and local_bytes(live) == 16
-    kept = with_copies(tensors, {"w": {"whole": torch.zeros(3)}})
-    assert not kept["w"]["whole"].any() and kept["w"]["copy"] is tensors["w"]["copy"]
-    assert kept["m"]["w"]["gone"] is gone and kept["m"]["w"]["n"] == 3
-
-
 def test_without_memory_for_a_copy_training_waits(
     training: Training, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -415,26 +382,6 @@ def test_an_exception_waits_for_the_save_in_flight_and_a_second_ctrl_c_does_not(
     threading.Timer(0.1, training.release.set).start()
     RankWatch().on_exception(training.trainer, training.module, KeyError())
     assert training.names() == ["step-000001.ckpt"]
-
-
-ABANDONED = """
-import sys
-from pathlib import Path
-from threading import Event
-from test_sharded_checkpoints import ShardWriter, Training
-
-ShardWriter.write_data = lambda *_: Event().wait(600)
-training = Training(Path(sys.argv[1]), every=1, minutes=0)
-training.step()
-assert training.strategy.is_saving
-sys.exit(3)
-"""
-
-
-def test_who_leaves_at_once_does_not_wait_for_the_save_in_flight(tmp_path: Path) -> None:
-    paths = os.pathsep.join([str(Path(__file__).parent), str(TESTS)])
-    command = [sys.executable, "-c", ABANDONED, str(tmp_path)]
-    assert subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}, timeout=300).returncode == 3
 
 
 def test_an_engine_starts_after_the_save_in_flight(training: Training) -> None:

@@ -74,15 +74,6 @@ def test_on_a_gpu_the_next_rollout_is_generated_elsewhere() -> None:
 
 
 @pytest.mark.slow
-def test_with_dynamic_sampling_a_resumed_run_is_exact(run_folder: Path, lit_rlvr: CLI) -> None:
-    stale = ("--rollout.staleness", "1", "--rollout.engine", "tiny_engines.Copying", "--model", "DAPO")
-    run(lit_rlvr, *stale, *to("whole"))
-    run(lit_rlvr, *stale, *to("parts"), "--trainer.max_steps", 3)
-    run(lit_rlvr, *stale, *to("parts"), "--ckpt_path", "last")
-    assert_same_run(run_folder / "parts", run_folder / "whole", resumed=3)
-
-
-@pytest.mark.slow
 def test_two_processes_sample_and_train_what_one_does(run_folder: Path, lit_rlvr: CLI) -> None:
     stale = ("--rollout.staleness", "1", "--rollout.engine", "tiny_engines.Copying")
     run(lit_rlvr, *stale, *to("one"))
@@ -96,7 +87,6 @@ def test_two_processes_sample_and_train_what_one_does(run_folder: Path, lit_rlvr
     "options",
     [
         ["--model", "DAPO", "--model.init_args.dynamic_sampling", "true"],
-        ["--model", "AAPO", "--model.init_args.reference_rollouts", "pool"],
         ["--model.init_args.updates_per_rollout", "2", "--model.init_args.epochs_per_rollout", "2"],
         [
             *("--rollout.environment", "tiny_environments.Echo", "--rollout.sampling.max_turns", "3"),

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 from PIL import Image
 from tiny_runs import completions, pictures_config, write_config
 from tiny_vlms import picture, write_clip
@@ -58,20 +57,3 @@ def test_a_run_on_videos_shows_their_frames_in_a_row(run_folder: Path, vlm_folde
     assert stored.size == (6 * 84, 56)
     assert lit_rlvr("explain", "run", "--prompt", "prompt_data_module:1").status == 0
     assert (run_folder / "run/explain.html").read_text().count('<img src="data:image/png') == 1
-
-
-@pytest.mark.slow
-def test_sampled_rows_name_their_images(tmp_path: Path, vlm_folder: Path, lit_rlvr: CLI) -> None:
-    run, foreign = tmp_path / "run", tmp_path / "run/images/mine.png"
-    write_config(tmp_path / "see.yaml", pictures_config(vlm_folder, run))
-    assert lit_rlvr("fit", "--config", tmp_path / "see.yaml").status == 0
-    rows = completions(run)
-    assert rows and all(len(row["images"]) == 1 for row in rows)
-    first = {key for row in rows for key in row["images"]}
-    assert {path.stem for path in list_thumbnails(run)} == first
-
-    foreign.write_bytes(b"")
-    again = ("--overwrite", "true", "--data.init_args.seed", "1")
-    assert lit_rlvr("fit", "--config", tmp_path / "see.yaml", *again).status == 0
-    second = {key for row in completions(run) for key in row["images"]}
-    assert {path.stem for path in list_thumbnails(run)} == second != first and foreign.exists()

@@ -33,15 +33,6 @@ def test_a_resumed_run_is_the_uninterrupted_one(run_folder: Path, lit_rlvr: CLI)
     assert float(last["rollout/accuracy"]) > 0, "the environment says what is correct"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "algorithm", ["AAPO", "APMPO", "CISPO", "DAPO", "DrGRPO", "GMPO", "GPG", "GRPOLead", "GSPO", "Reinforce"]
-)
-def test_every_algorithm_takes_episodes(run_folder: Path, lit_rlvr: CLI, algorithm: str) -> None:
-    run(lit_rlvr, *TURNS, *ONE, "--model", algorithm, "--rollout.mask_truncated", "true")
-    assert float(metrics(run_folder / "run")[-1]["rollout/turns"]) > 1
-
-
 def test_episodes_are_shown_turn_by_turn(run_folder: Path, lit_rlvr: CLI) -> None:
     run(lit_rlvr, *TURNS, *ONE)
     shown = lit_rlvr("explain", "run")
@@ -78,21 +69,6 @@ def test_a_run_is_evaluated_in_its_environment_and_another_model_like_it(
     }
     refused = lit_rlvr(*command, "--out", "found", "--max_turns", 2)
     assert refused.status == 2 and "max_turns was 3, is 2" in refused.err
-
-
-@pytest.mark.slow
-def test_a_run_with_a_class_of_tools_is_evaluated(run_folder: Path, lit_rlvr: CLI) -> None:
-    """By its dotted path, twice into the same folder, and without its environment."""
-    tools = ("--rollout.environment", "tiny_environments.Increment", *TURNS[2:])
-    run(lit_rlvr, *tools, *ONE)
-    (run_folder / "sums.jsonl").write_text(json.dumps({"question": "1+1?", "answer": "2"}) + "\n")
-    command = ("evaluate", "--model", "run", "--suite", "sums.jsonl", "-n", 2, "--engine", "hf")
-    for _ in range(2):
-        done = lit_rlvr(*command, "--out", "found")
-        assert done.status == 0, done.err
-    assert '"environment": "WrappedTools of Increment ' in (run_folder / "found" / "settings.json").read_text()
-    done = lit_rlvr(*command, "--out", "alone", "--environment", "null", "--max_turns", 1)
-    assert done.status == 0 and '"turns"' not in (run_folder / "alone" / "completions.jsonl").read_text()
 
 
 def test_prompts_are_filtered_in_their_environment(run_folder: Path, lit_rlvr: CLI) -> None:
