@@ -209,7 +209,7 @@ def test_a_resumed_run_records_its_own_iterations(run_folder: Path, lit_rlvr: CL
 @pytest.mark.parametrize(
     ("strategy", "more"),
     [("fsdp2", (*DYNAMIC, *RECORD)), ("ddp", (*STREAMING, *DYNAMIC))],
-    ids=["fsdp2", "staleness 2"],
+    ids=["fsdp2", "stale"],
 )
 def test_two_processes_replay_what_two_recorded(
     run_folder: Path, lit_rlvr: CLI, strategy: str, more: tuple[str, ...]

@@ -116,7 +116,8 @@ def test_episodes_are_the_same_in_two_processes(run_folder: Path, lit_rlvr: CLI)
 def test_groups_that_change_places_change_nothing(run_folder: Path, lit_rlvr: CLI) -> None:
     shared = (
         "--data.init_args.prompts_per_rollout", "16", "--model.init_args.updates_per_rollout", "2",
-        "--model.init_args.lr", "1e-4", "--run.save_prompts", "1", "--trainer.limit_val_batches", "0", "--model", "DAPO",
+        "--model.init_args.lr", "1e-4", "--run.save_prompts", "1", "--trainer.limit_val_batches", "0",
+        "--model", "DAPO",
     )  # fmt: skip
     one = lit_rlvr(*FIT, *shared, *to("one"))
     assert one.status == 0, one.err
