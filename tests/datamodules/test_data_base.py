@@ -10,10 +10,8 @@ import pandas
 import pytest
 from datasets import Dataset, DatasetDict
 from jsonargparse import ArgumentParser
-from tiny_environments import Echo
 
-from lit_rlvr.common.settings import snake_case
-from lit_rlvr.datamodules import Arithmetic, BadRow, CellArea, PromptDataModule, TextMath, TextToSQL
+from lit_rlvr.datamodules import Arithmetic, CellArea, PromptDataModule, TextToSQL
 from lit_rlvr.datamodules.base import EvaluationData
 from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.datamodules.reading.images import ImageOptions
@@ -113,20 +111,6 @@ def test_a_module_of_ones_own_needs_rows_only(chat_tokenizer):
     assert ids(next(iter(data.val_dataloader()[0])).prompts) == [f"double-{n}" for n in range(20, 24)]
 
 
-def test_a_module_of_ones_own_by_sample(jsonl):
-    class Loud(PromptDataModule):
-        def sample(self, row, index, source):
-            if row["q"] == "skip":
-                raise BadRow("not wanted", "q")
-            return Sample(str(index), row["q"].upper(), "a")
-
-    path = jsonl([*({"q": "x"} for _ in range(9)), {"q": "skip"}])
-    data = Loud(train=path)
-    assert len(data.load("train")) == 9 and data.load("train")[0].prompt == "X"
-    assert data.load("train")[3].source == f"{path}:4"
-    assert [str(row) for row in data.bad_rows["train"]] == [f"{path}:10: q: not wanted"]
-
-
 def test_rows_that_return_nothing_mean_no_set(chat_tokenizer):
     class OnlyTrain(PromptDataModule):
         def rows(self, split):
@@ -149,14 +133,6 @@ def test_bad_rows_of_a_file_are_named_and_refused_before_tokenisation(jsonl, cap
     assert f"{path}:19: prompt: empty; {path}:20: answer: no column 'answer'" in message and "\n" not in message
     assert len(PromptDataModule(train=path, reading=ReadingOptions(max_bad_rows=0.15)).load("train")) == 17
     assert caplog.messages[0].startswith(f"{path}: skipped 3 of 20 rows: {path}:18")
-
-
-def test_nothing_to_train_on_is_an_error(jsonl):
-    with pytest.raises(UserError, match=r"PromptDataModule: no training data, set data\.init_args\.train"):
-        PromptDataModule().load("train")
-    path = jsonl([])
-    with pytest.raises(UserError, match=f"{path}: no usable row"):
-        PromptDataModule(train=path).load("train")
 
 
 def test_two_rows_with_one_id_are_refused(jsonl):
@@ -190,12 +166,6 @@ def test_splits_that_leave_nothing_are_refused(jsonl, size):
         PromptDataModule(train=jsonl(rows(40)), validation_split=size).load("train")
 
 
-def test_two_validation_sets_are_a_contradiction(jsonl):
-    validation = jsonl(rows(3), "validation.jsonl")
-    with pytest.raises(UserError, match="there is already a validation set"):
-        PromptDataModule(train=jsonl(rows(9)), validation=validation, validation_split=2).load("train")
-
-
 def test_limits_are_drawn_by_seed_in_file_order(jsonl):
     path = jsonl(rows(60))
     data = PromptDataModule(
@@ -209,22 +179,6 @@ def test_limits_are_drawn_by_seed_in_file_order(jsonl):
         PromptDataModule(train=path, reading=ReadingOptions(limit=10), seed=1).load("train")
     )
     assert len(PromptDataModule(train=path, reading=ReadingOptions(limit=1000)).load("train")) == 60
-
-
-def test_each_stage_reads_what_it_needs(jsonl, chat_tokenizer):
-    data = PromptDataModule(train="missing.jsonl", test=jsonl(rows(3), "test.jsonl"))
-    data.tokenizer = chat_tokenizer
-    data.setup("test")
-    assert ids(next(iter(data.test_dataloader()[0])).prompts) == ["r0", "r1", "r2"]
-    with pytest.raises(UserError, match=r"missing\.jsonl: no such file"):
-        data.setup("fit")
-
-
-def test_no_validation_set_is_said_once(ready, caplog):
-    data = ready()
-    data.setup("fit")
-    assert data.val_dataloader() == []
-    assert caplog.messages == ["prompt_data_module: there is no validation set, its accuracy is not measured"]
 
 
 # what stands in both sets, and what repeats
@@ -251,24 +205,6 @@ def test_validation_on_nothing_but_training_questions_is_refused(ready, jsonl, c
     ) as error:
         ready(validation=path)
     assert "also_validate" in str(error.value) and f"{path}:1 (" in str(error.value) and "\n" not in str(error.value)
-
-
-def test_equal_rows_cannot_be_split(ready):
-    with pytest.raises(UserError, match="all 8 validation questions also stand in training"):
-        ready(data=[{"prompt": "one", "answer": "1"}] * 40, validation_split=8)
-
-
-def test_training_questions_are_validated_on_purpose_as_a_further_set(ready, jsonl, caplog):
-    train = jsonl(rows(20))
-    data = ready(
-        validation=jsonl(rows(24)[20:], "v.jsonl"),
-        evaluation=EvaluationData(also_validate=[PromptDataModule(validation=train, name="known")]),
-    )
-    assert len(data.val_dataloader()) == 2
-    assert caplog.messages == [
-        "known: 20 of 20 validation questions also stand in training, and count in its accuracy: "
-        f"{train}:1 ({train}:1); {train}:2 ({train}:2); {train}:3 ({train}:3); and 17 more"
-    ]
 
 
 def test_rows_that_repeat_are_counted(ready, caplog):
@@ -301,20 +237,6 @@ def test_a_question_with_several_answers_is_named(ready, jsonl, caplog):
     ]
 
 
-def test_a_shared_alias_makes_the_same_answer(ready, jsonl, caplog):
-    asked = [{"prompt": "capital", "answer": ["Paris", "paris"]}, {"prompt": "capital", "answer": "Rome"}]
-    asked += [{"prompt": "capital", "answer": ["PARIS", "paris"]}]
-    validation = jsonl([{"prompt": "capital", "answer": ["Roma", "Rome"]}, {"prompt": "new", "answer": "1"}], "v.jsonl")
-    data = ready(data=asked, prompts_per_rollout=1, validation=validation)
-    train = data.locations["train"]
-    assert [text.partition(": ")[2] for text in caplog.messages] == [
-        f"1 of 3 rows repeat the question and answer of an earlier row: {train}:3 ({train}:1)",
-        "1 of 3 rows give another answer to the question of an earlier row, which only an environment can tell apart: "
-        f"{train}:2 ({train}:1)",
-        f"1 of 2 validation questions also stand in training, and count in its accuracy: {validation}:1 ({train}:2)",
-    ]
-
-
 def test_several_answers_are_any_or_all(jsonl):
     path = jsonl([{"prompt": "Capital?", "answer": ["Paris", "Paris, France"]}])
     assert PromptDataModule(train=path).load("train")[0].references == ("Paris", "Paris, France")
@@ -323,19 +245,6 @@ def test_several_answers_are_any_or_all(jsonl):
     )
     with pytest.raises(UserError, match=r"data\.reading\.answers: give one of 'any', 'all', not 'each'"):
         PromptDataModule(train=path, reading=ReadingOptions(answers="each"))
-
-
-def test_rows_of_an_environment_are_the_same_task_if_all_columns_are_equal(ready, jsonl, caplog):
-    games = [{"prompt": "Guess the word.", "answer": "won", "word": f"word {i}", "hints": [i]} for i in range(22)]
-    validation = jsonl([dict(reversed(game.items())) for game in games[18:]], "validation.jsonl")
-    data = ready(data=[*games[:20], games[7]], validation=validation, environment=Echo())
-    train = data.locations["train"]
-    assert caplog.messages == [
-        "prompt_data_module train: 1 of 21 rows repeat the question and answer of an earlier row: "
-        f"{train}:21 ({train}:8)",
-        "prompt_data_module: 2 of 4 validation questions also stand in training, and count in its accuracy: "
-        f"{validation}:1 ({train}:19); {validation}:2 ({train}:20)",
-    ]
 
 
 # prompts and batches
@@ -389,10 +298,6 @@ def test_rows_with_special_tokens_are_counted_and_named(ready, jsonl, caplog, do
     assert not any("special" in message for message in caplog.messages[1:])
 
 
-def test_prompts_without_special_tokens_keep_their_fingerprint(ready):
-    assert ready().state_dict()["fingerprint"]["tokens"] == "d91be8e4f1f77af7"
-
-
 def test_sizes_are_checked_in_setup_before_weights_load(ready):
     with pytest.raises(UserError, match="20 training prompts, fewer than prompts_per_rollout=21"):
         ready(prompts_per_rollout=21)
@@ -404,16 +309,6 @@ def test_the_order_follows_seed_everything_and_the_data_seed(ready, monkeypatch)
     assert ids(next(iter(ready(seed=1).train_dataloader())).prompts) != first
     monkeypatch.setenv("PL_GLOBAL_SEED", "5")
     assert ids(next(iter(ready().train_dataloader())).prompts) != first
-
-
-def test_evaluation_batches_have_their_size(ready):
-    loader = ready(30, validation_split=10, evaluation=EvaluationData(prompts_per_batch=4)).val_dataloader()[0]
-    assert [len(batch) for batch in loader] == [4, 4, 2] and loader.name == "prompt_data_module"
-
-
-def test_without_tokenizer_or_trainer_it_says_what_to_do():
-    with pytest.raises(RuntimeError, match=r"data\.tokenizer"):
-        _ = PromptDataModule().tokenizer
 
 
 # position
@@ -527,18 +422,6 @@ def test_a_partial_group_keeps_the_defaults_of_the_class():
     assert CellArea(reading=ReadingOptions(limit=3)).reading.max_bad_rows == 0.0
 
 
-def test_lists_of_answers_need_a_class_that_has_them():
-    with pytest.raises(UserError, match=r"data.reading.answers: Arithmetic has no lists of answers; leave it out"):
-        Arithmetic(reading=ReadingOptions(answers="all"))
-
-
-def test_names_in_snake_case():
-    names = {"TextMath": "text_math", "MedicalVQA": "medical_vqa", "TextToSQL": "text_to_sql", "GSM8K": "gsm8k"}
-    names |= {"MathAnswer": "math_answer", "SQLExecution": "sql_execution", "F1Score": "f1_score"}
-    assert {name: snake_case(name) for name in names} == names
-    assert TextMath(name="gsm8k").name == "gsm8k"
-
-
 def parser() -> ArgumentParser:
     made = ArgumentParser(exit_on_error=False)
     made.add_subclass_arguments(PromptDataModule, "data")
@@ -570,21 +453,6 @@ def test_short_class_names_and_all_options_on_the_command_line():
     ):
         parsed = parser().parse_args(["--data", name]).data
         assert parsed.class_path == f"lit_rlvr.datamodules.{name}" and set(parsed.init_args.keys()) == options
-
-
-def test_values_from_the_command_line_reach_the_module():
-    arguments = ["--data=TextMath", "--data.init_args.train=x.jsonl", "--data.columns={prompt: q, answer: a}"]
-    arguments += ["--data.validation_split=0.2", "--data.seed=4", "--data.chat.chat_template_kwargs={thinking: false}"]
-    data = parser().instantiate(parser().parse_args(arguments)).data
-    assert isinstance(data, TextMath) and data.locations["train"] == "x.jsonl" and data.seed == 4
-    assert data.columns == {"prompt": "q", "answer": "a"} and data.validation_split == 0.2
-    assert data.chat.chat_template_kwargs == {"thinking": False}
-    whole = parser().parse_args(["--data=TextMath", "--data.validation_split=20"]).data.init_args.validation_split
-    assert whole == 20 and isinstance(whole, int)
-    assert isinstance(
-        parser().instantiate(parser().parse_args(["--data=Arithmetic", "--data.high=9", "--data.held_out=8"])).data,
-        Arithmetic,
-    )
 
 
 def test_every_option_has_help(capsys):

@@ -6,10 +6,9 @@ import copy
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
-from lit_rlvr.datamodules import Arithmetic, PromptDataModule
+from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.chat import SYSTEM_PROMPTS, TEMPLATES, Chat, registered
 from lit_rlvr.datamodules.reading.rows import as_prompt
@@ -146,17 +145,6 @@ def test_other_models_are_told_in_the_system_message(chat_tokenizer, plain_token
     assert base.render(QUESTION) == f"<bos>{TOLD}\n\nWhat is 1 + 2?\n"
 
 
-def test_sets_that_are_loaded_get_the_tools_too(chat_tokenizer):
-    module = Arithmetic(held_out=4, prompts_per_rollout=2)
-    module.tokenizer = chat_tokenizer
-    module.setup("fit")
-    before = [len(prompt.token_ids) for prompt in module.stream.prompts]
-    module.use_environment(Looking())
-    after = [len(prompt.token_ids) for prompt in module.stream.prompts]
-    assert len(before) == len(after) and all(a > b for a, b in zip(after, before, strict=True))
-    assert all("look(page" in chat_tokenizer.decode(p.token_ids) for p in module.prompts["validation"])
-
-
 def test_a_base_model_gets_plain_text_with_its_own_beginning(plain_tokenizer):
     module = data(plain_tokenizer, chat=Chat(system_prompt="Add."))
     assert module.render(QUESTION) == "<bos>Add.\n\nWhat is 1 + 2?\n"
@@ -196,12 +184,6 @@ def test_conversations_keep_their_turns_and_the_option_replaces_their_system_mes
     assert [m["content"] for m in messages] == ["new", "1+1?", "2", "> 2+2?"]
     assert [m["content"] for m in Chat().messages(Sample("x", turns, "4"))] == ["old", "1+1?", "2", "2+2?"]
     assert turns[3]["content"] == "2+2?"  # the sample is untouched
-
-
-def test_the_template_wraps_the_text_part_next_to_an_image():
-    parts = [{"type": "image"}, {"type": "text", "text": "how long?"}]
-    messages = Chat(template="{prompt}!").messages(Sample("x", [{"role": "user", "content": parts}], "4"))
-    assert messages[0]["content"] == [{"type": "image"}, {"type": "text", "text": "how long?!"}]
 
 
 def test_a_chat_template_that_refuses_names_the_row(chat_tokenizer):
@@ -265,13 +247,6 @@ def test_the_configs_own_texts_and_other_added_tokens_stay(chat_tokenizer):
     assert text.count("<eos>") == 3 and "<image><think><\u200beos>b<eos>" in text
 
 
-def test_special_tokens_takes_three_values():
-    with pytest.raises(
-        UserError, match=r"data\.chat\.special_tokens: give one of 'break', 'refuse', 'keep', not 'brake'"
-    ):
-        PromptDataModule(chat=Chat(special_tokens="brake"))
-
-
 def test_papers_prompts_by_name(chat_tokenizer):
     text = data(chat_tokenizer, chat=Chat(system_prompt="agrae-math", template="boxed")).render(QUESTION)
     assert "system\nPlease reason step by step, and put your final answer within \\boxed{ }.<|im_end|>" in text
@@ -304,9 +279,3 @@ def test_a_misspelt_name_is_refused_and_free_text_is_not():
 def test_content_that_is_neither_text_nor_parts_is_a_bad_row(content):
     with pytest.raises(BadRow, match=r"neither text nor a list of parts"):
         as_prompt([{"role": "user", "content": "hi"}, {"role": "assistant", "content": content}])
-
-
-def test_parts_of_a_parquet_file_are_parts():
-    parts = np.array([{"type": "image"}, {"type": "text", "text": "how long?"}], dtype=object)
-    prompt = as_prompt(np.array([{"role": "user", "content": parts}], dtype=object))
-    assert Chat().messages(Sample("x", prompt, "4"))[0]["content"][1]["text"] == "how long?"

@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from lit_rlvr.datamodules import CodeProblems
-from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import CodeTests
@@ -180,14 +179,6 @@ def test_bad_rows_are_skipped_counted_and_named(jsonl: Any, tmp_path: Path, monk
         strict=True,
     ):  # fmt: skip
         assert reason.startswith(start), reason
-
-
-def test_the_prompt_is_whole_in_the_chat(jsonl: Any, chat_tokenizer: Any) -> None:
-    data = CodeProblems(train=jsonl([SCRIPT]), chat=Chat(system_prompt="livecodebench"))
-    data.tokenizer = chat_tokenizer
-    (sample,) = data.load("train")
-    text = data.render(sample)
-    assert "You are an expert Python programmer." in text and str(sample.prompt) in text
 
 
 SQUARE = "def f(n):\n    return n * n"

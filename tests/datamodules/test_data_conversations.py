@@ -91,10 +91,6 @@ def test_every_form_of_messages_is_read(cell: Any) -> None:
     assert as_prompt(cell) == MESSAGES
 
 
-def test_a_single_message_is_a_conversation() -> None:
-    assert as_prompt({"role": "user", "content": "q"}) == [{"role": "user", "content": "q"}]
-
-
 @pytest.mark.parametrize(
     "cell",
     [
@@ -122,16 +118,6 @@ def test_messages_as_broken_text_are_a_bad_row() -> None:
     printed = str(np.array(MESSAGES, dtype=object))  # pandas writes an array's items without commas
     with pytest.raises(BadRow, match="prompt: messages as text that is neither JSON nor a Python list"):
         as_prompt(printed)
-
-
-def test_messages_in_a_csv_file_are_messages(tmp_path: Path, chat_tokenizer: Any) -> None:
-    file = tmp_path / "train.csv"
-    file.write_text('prompt,answer\n"[{""role"": ""user"", ""content"": ""q""}]",5\n')
-    data = PromptDataModule(train=str(file))
-    data.tokenizer = chat_tokenizer
-    (sample,) = data.load("train")
-    assert sample.prompt == [{"role": "user", "content": "q"}]
-    assert data.render(sample) == "<bos><|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
 
 
 @pytest.mark.parametrize("extra", [{}, {"content": None}, {"content": ""}])
@@ -194,19 +180,6 @@ def test_closing_turns_of_the_assistant_are_dropped_and_reported_once(jsonl: Any
         f"{file}: dropped the assistant's turns at the end of 2 of 3 prompts, because they hold the answer; a text "
         "that every answer starts with belongs into `prefill`"
     ]
-
-
-def test_closing_turns_are_dropped_from_ones_own_samples_too(chat_tokenizer: Any, caplog: Any) -> None:
-    class Own(PromptDataModule):
-        def rows(self, split: str) -> Any:
-            turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "the answer"}]
-            return [Sample("a", turns, "5")] if split == "train" else []
-
-    data = Own(prompts_per_rollout=1)
-    data.tokenizer = chat_tokenizer
-    data.setup("fit")
-    assert "the answer" not in chat_tokenizer.decode(data.prompts["train"][0].token_ids)
-    assert caplog.messages[0].startswith("own train: dropped the assistant's turns")
 
 
 def test_where_an_environment_speaks_first_closing_turns_stay(jsonl: Any) -> None:
@@ -352,41 +325,6 @@ def test_images_of_parts_and_of_the_column_fill_their_places_in_order(
 
 
 @pytest.mark.parametrize(
-    "prompt,image,reason",
-    [
-        (
-            user({"type": "image", "image": "a.png"}, text("q")),
-            "b.png",
-            "image: 0 <image> placeholders for 1 images, next to 1",
-        ),
-        (
-            user({"type": "image", "image": "a.png"}, {"type": "image"}),
-            None,
-            "image: 1 <image> placeholders for 0 images",
-        ),
-        (user({"type": "image"}, text("q")), None, "image: 1 <image> placeholders for 0 images"),
-        (user({"type": "input_image", "file_id": "f"}, text("q")), None, "1 <image> placeholders for 0 images"),
-        (
-            user({"type": "image_url", "image_url": {"url": "https://x.org/a.png"}}, text("q")),
-            None,
-            "URLs are not read",
-        ),
-        (user({"type": "image", "image": "s3://bucket/a.png"}, text("q")), None, "URLs are not read; download"),
-        (user({"type": "image", "image": "data:application/pdf;base64,AA"}, text("q")), None, "is not a base64 image"),
-        (user({"type": "image", "image": "no.png"}, text("q")), None, "no such file"),
-        ("q", "http://x.org/a.png", "image: http://x.org/a.png: URLs are not read"),
-    ],
-)
-def test_images_that_cannot_be_read_are_bad_rows(
-    prompt: Any, image: Any, reason: str, jsonl: Any, tmp_path: Path
-) -> None:
-    for name in ("a.png", "b.png"):
-        (tmp_path / name).write_bytes(png())
-    with pytest.raises(UserError, match=reason):
-        PromptDataModule(train=jsonl([{"prompt": prompt, "images": image, "answer": "A"}])).load("train")
-
-
-@pytest.mark.parametrize(
     "row",
     [
         {"prompt": user({"type": "image_url", "image_url": {"url": "a.png"}}, text("q"))},
@@ -442,11 +380,6 @@ def test_videos_that_would_not_reach_the_model_are_bad_rows(cells: dict[str, Any
         map_columns({"prompt": "q", "clips": "b.mp4", **row, **cells}, {"video": "clips"}, "1", "f:1")
 
 
-def test_text_mathematics_with_images_is_a_bad_row() -> None:
-    with pytest.raises(BadRow, match="images: images that are not read"):
-        TextMath(train="unused").sample({"problem": "q", "answer": "1", "images": ["a.png"]}, 0, "f:1")
-
-
 @pytest.mark.parametrize(
     "cells",
     [
@@ -459,12 +392,6 @@ def test_columns_without_media_are_no_media(cells: dict[str, Any]) -> None:
     row = {"prompt": "What does the <video> tag do?", "answer": "A", **cells}
     assert map_columns(row, {}, "1", "f:1").prompt == row["prompt"]
     assert map_columns({**row, "video": "spoken words"}, {"prompt": "video"}, "1", "f:1").prompt == "spoken words"
-
-
-def test_other_image_columns_of_a_row_with_images_are_not_read() -> None:
-    row = {"prompt": "q", "answer": "A", "image": "a.png", "decoded_image": {"bytes": png(), "path": None}}
-    assert map_columns(row, {}, "1", "f:1").images == ("a.png",)
-    assert map_columns(row, {"image": "decoded_image"}, "1", "f:1").images == (row["decoded_image"],)
 
 
 # what a chat template shows
@@ -520,9 +447,3 @@ def test_a_template_that_takes_arguments_as_text_gets_text(chat_tokenizer: Any) 
     assert prompt[1]["tool_calls"] == [CALL]  # type: ignore[index]
     dicts = deepseek.replace("call['function']['arguments']", "(call['function']['arguments'] | tojson)")
     assert Chat().text(prompt, templated(chat_tokenizer, dicts)) == 'qadd({"a": 1})7'  # type: ignore[arg-type]
-
-
-def test_the_template_option_follows_an_image_without_text() -> None:
-    sample = Sample("a", user({"type": "image"}), "4", images=("a.png",))
-    (message,) = Chat(template="{prompt}Count.").messages(sample)
-    assert message["content"] == [{"type": "image"}, text("Count.")]

@@ -7,14 +7,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 from PIL import Image
 
 from lit_rlvr.datamodules import Geometry
-from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import Choice, MathAnswer
 from lit_rlvr.types import Completion, Sample
 
@@ -123,16 +120,6 @@ def test_mathvision_is_read_by_level(tmp_path: Path) -> None:
     assert (free.answer, free.options, named.answer) == ("12.5", (), "B")
 
 
-def test_mathvision_by_file_name(tmp_path: Path) -> None:
-    """The JSON Lines of its repository, with `images/` next to them."""
-    row = {key: value for key, value in MATHVISION.items() if key != "decoded_image"}
-    (tmp_path / "images").mkdir()
-    Image.new("CMYK", (6, 6)).save(tmp_path / "images" / "9.jpg")
-    (tmp_path / "test.jsonl").write_text(json.dumps(row) + "\n")
-    (sample,) = Geometry(test=str(tmp_path / "test.jsonl")).load("test")
-    assert sample.images.sizes == ((6, 6),) and sample.images[0].mode == "RGB"
-
-
 def test_one_reward_judges_letters_and_values(tmp_path: Path) -> None:
     reward = Choice(otherwise=MathAnswer())
     samples = load(tmp_path, [MATHVERSE, FREE])
@@ -157,20 +144,6 @@ def test_values_of_mathvision_agree_at_two_decimals() -> None:
         reward.close()
 
 
-def test_image_features_of_the_hub_are_read(tmp_path: Path) -> None:
-    features = datasets.Features(
-        {"images": datasets.List(datasets.Image()), "problem": datasets.Value("string"),
-         "answer": datasets.Value("string")}
-    )  # fmt: skip
-    picture = Image.new("RGBA", (3, 2))
-    table = {"images": [[picture, picture]], "problem": ["<image> and <image>?"], "answer": ["1"]}
-    datasets.DatasetDict({"train": datasets.Dataset.from_dict(table, features=features)}).save_to_disk(
-        str(tmp_path / "g")
-    )
-    (sample,) = Geometry(train=str(tmp_path / "g")).load("train")
-    assert sample.images.sizes == ((3, 2), (3, 2))
-
-
 def test_broken_rows_are_named(tmp_path: Path, caplog: Any) -> None:
     broken = [
         GEO3K | {"images": [{"bytes": b"broken", "path": "a.png"}]},
@@ -186,11 +159,3 @@ def test_broken_rows_are_named(tmp_path: Path, caplog: Any) -> None:
         ":30: ans",
     ):
         assert f"train.parquet{part}" in message
-
-
-def test_other_layouts_need_columns(jsonl: Any) -> None:
-    path = jsonl([{"q": "1+1?", "a": "2", "kind": "sum"}])
-    with pytest.raises(UserError, match=r"no known layout, the columns are q, a, kind; map them with `columns`"):
-        Geometry(train=path).load("train")
-    (sample,) = Geometry(train=path, columns={"prompt": "q", "answer": "a", "category": "kind"}).load("train")
-    assert (sample.prompt, sample.answer, sample.category) == ("1+1?", "2", "sum")

@@ -22,14 +22,12 @@ from lit_rlvr.datamodules.reading.images import (
     as_parts,
     decode,
     fit,
-    locate,
     open_images,
     place_images,
     resize,
 )
 from lit_rlvr.datamodules.reading.stream import fingerprint
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy.families.qwen_vl import VLM_SPECIALS
 from lit_rlvr.policy.loading import load_image_processor
 from lit_rlvr.types import Sample
 
@@ -153,13 +151,6 @@ def test_pixels_that_are_no_numbers_are_refused(value: float) -> None:
         open_images([encoded(Image.fromarray(pixels), "TIFF")], Path())
 
 
-def test_a_broken_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "b.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
-    with pytest.raises(BadRow, match=r"b\.png cannot be decoded"):
-        open_images(["b.png"], tmp_path)
-    assert locate("b.png", tmp_path) == str(tmp_path / "b.png")
-
-
 # sizes
 
 
@@ -205,26 +196,6 @@ def own_data(tmp_path: Path) -> Path:
 
 
 COLUMNS = {"prompt": "q", "answer": "a", "image": "picture"}
-
-
-def test_ones_own_images_need_a_column_mapping_only(own_data: Path, vlm_folder: Path) -> None:
-    data = PromptDataModule(
-        train=str(own_data / "train.jsonl"), columns=COLUMNS, prompts_per_rollout=2, images=ImageOptions(max_pixels=30)
-    )
-    data.tokenizer, data.image_processor = (
-        AutoTokenizer.from_pretrained(vlm_folder),
-        load_image_processor(str(vlm_folder)),
-    )
-    data.setup("fit")
-    prompt, images = data.prompts["train"][3], data.prompts["train"][3].sample.images
-    text = data.tokenizer.decode(prompt.token_ids).replace("<|image_pad|>", "I")
-    assert "user\n<|vision_start|>IIIIIIII<|vision_end|>How long is 3?<|im_end|>" in text
-    assert images[0].size == (9, 3) == images.sizes[0]
-    assert images[0].mode == "RGB" and isinstance(images.sources[0], str)  # lazy: still a path
-    assert prompt.pixels is None
-    (batch, *_) = data.train_dataloader()
-    features = [int(p.pixels.inputs[0]["image_grid_thw"].prod()) // 4 for p in batch.prompts]
-    assert [p.token_ids.count(VLM_SPECIALS.index("<|image_pad|>")) for p in batch.prompts] == features
 
 
 def test_image_folder_is_where_paths_start(own_data: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -327,13 +298,6 @@ def test_other_images_are_another_training_set(own_data: Path, vlm_folder: Path)
     Image.new("RGB", (8, 4), "blue").save(own_data / "pics" / "0.png")
     after = digest()
     assert [part for part in before if before[part] != after[part]] == ["images"]
-
-
-def test_bounds_that_cannot_be_meant() -> None:
-    with pytest.raises(UserError, match=r"max_pixels: .* must lie in"):
-        PromptDataModule(images=ImageOptions(max_pixels=0))
-    with pytest.raises(UserError, match="min_pixels=9 is more than max_pixels=4"):
-        PromptDataModule(images=ImageOptions(min_pixels=9, max_pixels=4))
 
 
 # placeholders

@@ -144,12 +144,6 @@ def test_unknown_columns_are_listed_and_can_be_mapped(jsonl):
     assert (sample.prompt, sample.answer) == ("1+1?", "2")
 
 
-def test_multiple_choice_is_refused(jsonl):
-    row = {"question": "Which?", "subject": "anatomy", "choices": ["a", "b"], "answer": 1}
-    with pytest.raises(UserError, match="choices: a multiple-choice question, which MultipleChoice reads"):
-        TextMath(train=jsonl([row])).load("train")
-
-
 def test_a_templated_prompt_without_its_question_is_a_bad_row(jsonl):
     row = {key: value for key, value in SIMPLERL.items() if key != "question"}
     with pytest.raises(UserError, match="prompt: a chat template is already applied"):

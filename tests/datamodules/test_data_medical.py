@@ -170,14 +170,6 @@ def test_the_split_by_modality_has_nothing_in_common(pool: Path) -> None:
     assert shared(train, validation) == (0, 0) and data.load("test") == [] and data.bad_rows["train"] == []
 
 
-def test_columns_of_ones_own_are_mapped(pool: Path) -> None:
-    columns = {"prompt": "question", "category": "subset"}
-    data = MedicalVQA(train=str(pool), columns=columns, **WANTED)
-    train, validation = data.load("train"), data.load("validation")
-    assert (len(train), len(validation)) == (30, 45) and shared(train, validation) == (0, 0)
-    assert train[0].options == ("Liver", "Heart", "Spleen", "Lung") and train[0].answer == "Spleen"
-
-
 def test_a_split_by_images_may_share_questions(pool: Path) -> None:
     data = MedicalVQA(train=str(pool), disjoint="image", train_modalities={"MRI": 60}, eval_modalities={"MRI": 40})
     images, questions = shared(data.load("train"), data.load("validation"))

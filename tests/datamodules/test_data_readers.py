@@ -60,13 +60,6 @@ def test_arrow_files_and_json_with_a_data_key_are_read(tmp_path: Path):
         assert [row.value for row in read_rows(str(tmp_path / name))] == ROWS
 
 
-def test_long_files_keep_counting_over_batches(tmp_path: Path):
-    rows = [{"question": str(i)} for i in range(600)]
-    for suffix in (".parquet", ".arrow"):
-        read = list(read_rows(str(write(tmp_path / f"long{suffix}", rows))))
-        assert [row.number for row in read] == list(range(1, 601)) and read[-1].value == rows[-1]
-
-
 def test_broken_json_lines_are_bad_rows_with_their_line_number(tmp_path: Path):
     path = tmp_path / "x.jsonl"
     deep = "[" * 100_000
@@ -97,11 +90,6 @@ def test_objects_with_a_key_twice_are_bad_rows_at_any_depth(tmp_path: Path, name
     assert found[0].value == {"a": 1, "b": {"a": 2}} and found[3].value == {"a": {}}
     assert [str(row.value) for row in found[1:3]] == ["row: the key 'a' stands twice in a JSON object"] * 2
     assert [row.source for row in found[1:3]] == [f"{tmp_path / name}:2", f"{tmp_path / name}:3"]
-
-
-def test_empty_column_names_may_repeat(tmp_path: Path):
-    (tmp_path / "x.csv").write_text("q,,\n1,,\n")
-    assert [row.value for row in read_rows(str(tmp_path / "x.csv"))] == [{"q": "1", "": ""}]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".arrow"])

@@ -15,10 +15,8 @@ from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.cells import as_answers, as_text, lookup
 from lit_rlvr.datamodules.reading.checks import require_samples
-from lit_rlvr.datamodules.reading.images import as_images
 from lit_rlvr.datamodules.reading.rows import (
     as_prompt,
-    check_ids,
     filter_rows,
     map_columns,
 )
@@ -75,12 +73,6 @@ def test_prompts_are_text_or_messages():
     ):
         with pytest.raises(BadRow):
             as_prompt(bad)
-
-
-def test_images_pass_through():
-    picture = {"bytes": b"x", "path": None}
-    assert as_images(picture) == (picture,) and as_images(["a.png", "", None, b"y"]) == ("a.png", b"y")
-    assert as_images(None) == as_images("") == as_images([]) == ()
 
 
 def test_columns_are_mapped_nested_ones_too():
@@ -149,12 +141,6 @@ def test_a_surrogate_inside_a_message_is_found():
         filter_rows([sample(1, prompt=[{"role": "user", "content": "\udfff"}])], "toy", 0.0)
 
 
-def test_the_first_two_rows_with_one_id_are_named():
-    with pytest.raises(UserError, match=r"^f.jsonl:2 and f.jsonl:5: both rows have the id 'b'"):
-        check_ids(sample(i, id=name) for i, name in enumerate(["a", "b", "c", "d", "b", "a"], 1))
-    check_ids(sample(i) for i in range(3))
-
-
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
@@ -173,15 +159,6 @@ def test_a_field_of_the_wrong_type_is_named_with_the_function(fields, said):
 
     with pytest.raises(UserError, match=rf"rows \(.*test_data_rows.py:\d+\): item 2: {said}"):
         list(require_samples(rows("train"), rows))
-
-
-def test_rows_give_samples_bad_rows_or_nothing():
-    good = [sample(1), BadRow("broken"), sample(2, prompt=[{"role": "user", "content": "q"}], images=("a.png",))]
-    assert list(require_samples(iter(good), sample)) == good and list(require_samples(None, sample)) == []
-    with pytest.raises(UserError, match="must give Samples, not an int"):
-        list(require_samples(7, sample))
-    with pytest.raises(UserError, match="item 2 must be a Sample"):
-        list(require_samples([sample(1), {"prompt": "q"}], sample))
 
 
 # reference answers

@@ -111,22 +111,6 @@ def test_every_kind_of_file_is_read_with_databases_elsewhere(tmp_path: Path, suf
     assert sample.row["databases"] == [str(tmp_path / "elsewhere/schools.sqlite")]
 
 
-def test_other_columns_are_mapped(jsonl: Any, tmp_path: Path) -> None:
-    make_database(tmp_path / "databases/schools.sqlite")
-    row = {"task": "All?", "gold": {"sql": "SELECT 1"}, "where": "schools", "note": "all: 1", "level": "easy"}
-    columns = {"prompt": "task", "answer": "gold.sql", "database": "where", "evidence": "note", "category": "level"}
-    path = jsonl([row])
-    (sample,) = samples(TextToSQL(train=path, columns=columns))
-    assert sample.prompt.endswith("Question: All?\nHint: all: 1")
-    assert (sample.answer, sample.category) == ("SELECT 1", "easy")
-    with pytest.raises(UserError, match="answer: no column 'answer'; the columns are task, gold, where, note, level"):
-        samples(TextToSQL(train=path, columns={"prompt": "task", "database": "where"}))
-    with pytest.raises(UserError, match="columns: unknown field 'datbase', did you mean 'database'"):
-        TextToSQL(train=path, columns={"datbase": "where"})
-    with pytest.raises(UserError, match="columns: unknown field 'image'"):
-        TextToSQL(train=path, columns={"image": "where"})
-
-
 def test_bad_rows_are_skipped_counted_and_named(jsonl: Any, tmp_path: Path) -> None:
     make_database(tmp_path / "databases/schools/schools.sqlite")
     (tmp_path / "databases/text.sqlite").write_text("no database " * 100)

@@ -48,17 +48,6 @@ def test_every_epoch_is_a_complete_fresh_permutation_across_boundaries():
     assert cursor == {"epoch": 3, "position": 0}
 
 
-def test_one_take_may_span_several_epochs():
-    taken, cursor = PromptStream(prompts(4), seed=0).take(11, {"epoch": 0, "position": 3})
-    assert len(taken) == 11 and sorted(ids(taken[1:5])) == sorted(ids(taken[5:9])) == [0, 1, 2, 3]
-    assert cursor == {"epoch": 3, "position": 2}
-
-
-def test_the_order_depends_on_both_seeds():
-    orders = {tuple(PromptStream(prompts(20), seed, run).order(0)) for seed in (0, 1) for run in (0, 1)}
-    assert len(orders) == 4
-
-
 @pytest.mark.parametrize("stop", range(7))
 def test_resuming_at_any_batch_equals_the_uninterrupted_order(stop: int):
     stream = PromptStream(prompts(10), seed=3)

@@ -12,14 +12,12 @@ import pytest
 from tiny_vlms import picture, write_clip
 from transformers import AutoTokenizer
 
-from lit_rlvr.commands.split import write_split
 from lit_rlvr.datamodules import PromptDataModule
-from lit_rlvr.datamodules.base import EvaluationData, ReadingOptions
 from lit_rlvr.datamodules.reading.images import ImageOptions, as_videos, open_images
 from lit_rlvr.datamodules.reading.readers import as_row
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.loading import load_image_processor
-from lit_rlvr.types import Prompt, Sample, Video, kinds_of
+from lit_rlvr.types import Prompt, Sample, Video
 
 V, I = "<|vision_start|><|video_pad|><|vision_end|>", "<|vision_start|><|image_pad|><|vision_end|>"  # noqa: E741
 
@@ -191,27 +189,6 @@ def test_samples_of_a_users_own_rows_hold_videos(vlm_folder: Path, tmp_path: Pat
     )
     (sample,) = data.load("train")
     assert data.prepare(data.encode(sample)).pixels is not None
-
-
-def test_split_moves_their_paths_and_a_control_exchanges_them(load: Any, tmp_path: Path) -> None:
-    rows = [
-        {"prompt": "<video>?", "videos": ["a.mp4"]},
-        {"prompt": "<video>?", "videos": ["b.mp4"]},
-        {"prompt": "<image>?", "images": ["x.png"]},
-        {"prompt": "<video>?", "videos": [["f0.png", "f1.png"]]},
-    ]
-    load(*rows)
-    path, options = str(tmp_path / "train.jsonl"), {"reading": ReadingOptions(max_bad_rows=0)}
-    before = PromptDataModule(train=path, **options).load("train")
-    (moved,) = write_split(PromptDataModule(train=path, **options), tmp_path / "parts")
-    named = PromptDataModule(train=path, images=ImageOptions(folder=str(tmp_path)), **options).load("train")
-    assert [as_row(sample, True, tmp_path / "parts") for sample in named] == [dict(sample.row) for sample in named]
-    after = PromptDataModule(train=str(moved), **options).load("train")
-    assert [sample.images.keys for sample in after] == [sample.images.keys for sample in before]  # type: ignore[attr-defined]
-    dealt = PromptDataModule(validation=path, evaluation=EvaluationData(shuffle_images=True)).load("validation")
-    kinds = [kinds_of(sample.images) for sample in before]
-    assert [kinds_of(sample.images) for sample in dealt] == kinds == [["video"], ["video"], ["image"], ["video"]]
-    assert all(dealt[i].images.keys != before[i].images.keys for i in (0, 1, 3))  # type: ignore[attr-defined]
 
 
 def test_options_outside_their_range_are_refused() -> None:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import pytest
 from tiny_rewards import first_token
 
-from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import MathAnswer, Reward, shared_pool
 from lit_rlvr.rewards.combine import BackgroundScoring, score_rollout
 from lit_rlvr.types import Completion, Pair, RewardResult, Sample
@@ -75,16 +74,6 @@ def test_all_rollouts_have_the_same_workers() -> None:
             scoring.scores([0], 2)
         found.append([worker.process.pid for worker in shared_pool()._live])
     assert found[0] == found[1] and all(worker.alive for worker in shared_pool()._live)
-
-
-def test_a_mistake_in_the_configuration_reaches_the_main_thread() -> None:
-    class Wrong(Reward):
-        def __call__(self, completion: Completion, sample: Sample) -> float:
-            raise UserError("no such column")
-
-    with pytest.raises(UserError, match="no such column"), BackgroundScoring([Wrong()]) as scoring:
-        scoring.add(0, GROUPS[0], SAMPLES[0])
-        scoring.scores([0], 2)
 
 
 def test_an_engine_that_fails_drops_what_waits() -> None:

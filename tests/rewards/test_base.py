@@ -58,11 +58,6 @@ def test_numbers_become_results(value: object) -> None:
     assert Returns(value).score([PAIR, PAIR]) == [RewardResult(1.0, None, "ok", "")] * 2
 
 
-def test_results_pass_unchanged() -> None:
-    result = RewardResult(0.5, True, "ok", "seen")
-    assert Returns(result).score([PAIR]) == [result]
-
-
 @pytest.mark.parametrize(
     ("value", "detail"),
     [
@@ -213,19 +208,6 @@ def test_a_reward_that_hangs_is_said_while_it_does(monkeypatch: pytest.MonkeyPat
     finally:
         log.removeHandler(handler)
     assert re.fullmatch(rf"waiting for {__name__}.Stuck, 0\.\d+ s: 0 of 1 judged, now row a", lines[0])
-
-
-def test_rewards_that_are_slow_one_by_one_are_said_with_a_count(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    class Slow(Returns):
-        def __call__(self, completion: Completion, sample: Sample) -> Any:
-            time.sleep(0.03)
-            return super().__call__(completion, sample)
-
-    monkeypatch.setattr(waiting, "SLOW_REWARD_SECONDS", 0.1)
-    Slow(True).score([PAIR] * 10)
-    assert re.search(r"Slow, 0\.1 s: [1-9] of 10 judged, now row a", caplog.text)
 
 
 def test_many_short_batches_of_one_scoring_are_said(

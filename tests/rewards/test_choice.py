@@ -136,12 +136,6 @@ def test_several_negated_or_no_letters_earn_nothing(text: str) -> None:
     assert judge(f"\\boxed{{{text}}}", PETS)[:2] == (0.0, False)
 
 
-def test_several_boxes_name_several_options() -> None:
-    for text in ("\\boxed{A} or \\boxed{B}", "\\boxed{A}\n\n\\boxed{B}", "\\boxed{A}, \\boxed{B}"):
-        assert judge(text, PETS) == NONE, text
-    assert judge("\\boxed{B}\n\\boxed{dog}", PETS) == RIGHT
-
-
 def test_texts_with_letters_signs_and_units_are_read_as_texts() -> None:
     vitamins = Sample("a", "?", "B", options=("Vitamin D", "Vitamin A", "A positive", "C++"))
     assert judge("The answer is vitamin A.", vitamins) == RIGHT == judge("Vitamin A, because of the eyes", vitamins)

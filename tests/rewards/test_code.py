@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from lit_rlvr.errors import UserError
@@ -275,23 +274,11 @@ def test_a_sandbox_that_does_not_start_is_the_checkers_failure() -> None:
     assert "the sandbox did not start" in result.detail
 
 
-def test_a_long_output_is_shown_in_part() -> None:
-    result = judge("print('x' * 10**6)")
-    assert len(result.detail) < 200 and result.detail.endswith("x...' is not '3'")
-
-
 def test_truncated_is_wrong_unless_told_otherwise() -> None:
     sample = Sample("a", "?", "3 tests", row={"tests": (SUMS,)})
     cut = Completion(f"```python\n{ADD}", (1,), "length")
     assert CodeTests()(cut, sample) == RewardResult(0.0, False, "ok", "cut off")
     assert CodeTests(truncated_is_wrong=False)(cut, sample).correct is True
-
-
-def test_results_keep_their_order_and_nothing_is_left() -> None:
-    samples = [Sample(str(n), "?", "1 tests", row={"tests": (cell(("", str(n % 3))),)}) for n in range(12)]
-    pairs = [(Completion("```python\nprint(1)\n```", (1,), "stop"), sample) for sample in samples]
-    assert [result.correct for result in CodeTests().score(pairs)] == [n % 3 == 1 for n in range(12)]
-    assert not [child for worker in psutil.Process().children() for child in worker.children()]
 
 
 def test_options_and_rows_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:

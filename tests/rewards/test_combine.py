@@ -101,12 +101,6 @@ def test_the_rule_for_correct_is_said_once(caplog: pytest.LogCaptureFixture, mon
     assert "set `correct_from: true` on the reward that decides" in message
 
 
-def test_a_plain_number_that_fails_for_some_is_an_error_there_alone() -> None:
-    scores = score_rollout([Table({"a": 1.0, "b": 0.5}, name="plain")], [group("abc")], SAMPLES[:1])
-    assert scores.failed.tolist() == [[False, False, True]]
-    assert scores.correct.tolist() == [[1.0, 0.0, 0.0]] and scores.rewards.tolist() == [[1.0, 0.5, 0.0]]
-
-
 def test_a_judge_that_was_stopped_says_wrong() -> None:
     table: dict[str, float | RewardResult] = {"a": RewardResult(1.0, True), "b": RewardResult(0.0, None, "timeout")}
     scores = score_rollout([Table(table, name="t")], [group("ab")], SAMPLES[:1])
@@ -164,11 +158,6 @@ def test_bad_configurations_are_refused() -> None:
         score_rollout([], GROUPS, SAMPLES)
 
 
-def test_samples_and_groups_must_match() -> None:
-    with pytest.raises(ValueError, match="zip"):
-        score_rollout([Table(ANSWER)], GROUPS, SAMPLES[:1])
-
-
 def test_none_leaves_a_reward_out_and_only_none_leaves_the_completion_out() -> None:
     """As in TRL: the weighted sum is over the rewards that judge a completion."""
     answer = Table(ANSWER | {"n": None}, name="answer", weight=2.0)
@@ -184,11 +173,6 @@ def test_none_leaves_a_reward_out_and_only_none_leaves_the_completion_out() -> N
     scores = score_rollout([Table({"a": True, "c": None, "n": None}), extra], [group("acn")], SAMPLES[:1])
     assert scores.rewards.tolist() == [[1.0, 1.0, 1.0]] and not scores.masked.any()
     assert scores.judged.tolist() == [[True, True, False]] and scores.correct.tolist() == [[1.0, 1.0, 0.0]]
-
-
-def test_none_hides_no_failure() -> None:
-    scores = score_rollout([Table({"a": None}, name="t"), Table({}, name="u")], [group("a")], SAMPLES[:1])
-    assert scores.failed.all() and scores.masked.all() and scores.statuses == [["error"]]
 
 
 def test_without_a_reward_a_completion_changes_nothing() -> None:

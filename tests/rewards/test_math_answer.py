@@ -179,12 +179,6 @@ def test_bombs_end_by_the_limits_and_score_zero() -> None:
     assert results[-1].correct is True
 
 
-def test_long_prose_is_no_bomb() -> None:
-    prose = "Consider x = 3 and the result could be 12 or $4$. " * 2_000 + "It is 17."
-    (result,) = judge([prose], ["18"])
-    assert (result.value, result.correct, result.status) == (0.0, False, "ok") and result.detail.startswith("17")
-
-
 def test_words_in_a_row_are_no_bomb() -> None:
     """Patterns that can take the same words in many ways try all of them before they fail: 23 s for the first."""
     texts = {
@@ -205,13 +199,6 @@ def test_the_checker_itself_failing_is_an_error(monkeypatch: pytest.MonkeyPatch)
     (result,) = judge(["7"], ["7"])
     assert (result.value, result.correct, result.status) == (0.0, None, "error")
     assert "TypeError" in result.detail
-
-
-def test_last_boxed_counts_braces() -> None:
-    assert last_boxed(r"\boxed{\frac{1}{2}} so \boxed{ a_{1} } }") == "a_{1}"
-    assert last_boxed(r"\boxed{1} \boxed{2") == "1"
-    assert last_boxed(r"\boxed{\{1\}}") == r"\{1\}"
-    assert last_boxed("none") is None
 
 
 def test_boxes_with_separators_between_them_are_one_answer() -> None:

@@ -416,14 +416,3 @@ def test_the_reference_is_run_once_and_its_results_fit_the_memory(pets: str, mon
     for number in range(100):
         check_sql("```SELECT 4```", f"SELECT {number}", (pets,), "bird", LIMITS)
     assert len(sql._references) < 20
-
-
-def test_a_thousand_queries_are_all_judged(pets: str) -> None:
-    """Eight completions for each of 125 questions."""
-    samples = [
-        Sample(str(i), "?", f"SELECT name, age + {i} FROM pets ORDER BY age", row={"databases": [pets]})
-        for i in range(125)
-    ]
-    pairs = [(Completion(f"```{s.answer.lower()}```", (1,), "stop"), s) for s in samples for _ in range(8)]
-    reward = SQLExecution(comparison="spider")
-    assert all(result.correct for result in reward.score(pairs))
