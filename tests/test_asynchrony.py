@@ -57,46 +57,6 @@ def test_a_step_lasts_as_long_as_both_sides_or_as_the_busier_one(
     assert found["max_staleness"] <= staleness and found["length_trained"] == found["length_sampled"] == 10
 
 
-def test_decoding_slows_down_with_each_completion(simulation: ModuleType, tiny: Any) -> None:
-    """Lengths 10 and 20: 10 steps with both, then 10 with one; the prompt stops the server, and is trained once."""
-    setting = replace(
-        tiny,
-        quotas=(1,),
-        capacity=((2,),),
-        places=2,
-        lengths=np.array([[10, 20]]),
-        decode=(1.0, 0.5),
-        prompt=4,
-        prefill=0.25,
-    )
-    generation, training = 4 * 0.25 + 10 * (1 + 2 * 0.5) + 10 * (1 + 0.5), 34 * 5 / 40
-    assert simulation.measure(setting, 3, 1)["seconds"] == pytest.approx(generation + training)
-
-
-def test_an_update_computes_the_cache_anew_or_waits(simulation: ModuleType, tiny: Any) -> None:
-    """Training takes 5 of the 10 s of generation, so that an update comes after half of the second rollout.
-
-    With partial rollouts, tokens 1 to 5 have another version than 6 to 10, and 4 x 5 tokens are computed anew.
-    """
-    partial = simulation.Simulation(replace(tiny, staleness=1, prefill=0.05)).run(2)
-    assert partial.now == pytest.approx(10 + 10 + 1 + 5) and partial.seconds["recompute"] == pytest.approx(1 + 1)
-    _, group = partial.trained[-1]
-    assert group.version == 0 and group.versions == pytest.approx(2 * 5)
-    drained = simulation.Simulation(replace(tiny, staleness=1, prefill=0.05, partial=False)).run(2)
-    assert drained.seconds["recompute"] == 0 and drained.seconds["drain"] == pytest.approx(5 + 5)
-    assert drained.now == pytest.approx(10 + 10 + 10) and drained.trained[-1][1].versions == 0
-
-
-def test_the_slowest_process_sets_the_step_without_the_shared_queue(simulation: ModuleType, tiny: Any) -> None:
-    """Four groups on one server, two at once: with two queues, both long groups are one process's."""
-    lengths = np.array([[30, 30], [10, 10], [10, 10], [30, 30]])
-    shared = replace(tiny, quotas=(4,), lengths=lengths, train=0.0)
-    own = simulation.without_shared_queue(shared, 2)
-    assert own.quotas == (2, 2) and own.capacity == ((2,), (2,))
-    assert simulation.measure(shared, 3, 0)["seconds"] == pytest.approx(10 + 10 + 30)
-    assert simulation.measure(own, 3, 0)["seconds"] == pytest.approx(30 + 30)
-
-
 @pytest.mark.parametrize("staleness", [0, 1, 2, 5])
 @pytest.mark.parametrize("partial", [True, False])
 @pytest.mark.parametrize("processes", [1, 3])
@@ -120,15 +80,6 @@ def test_no_group_is_lost_too_old_or_too_early(
     assert trained | left | running == {id(group) for group in run.started}
     for version, group in run.trained:  # a token is as old as its group at most, and as new as the step
         assert group.version * group.lengths.sum() - 1e-6 <= group.versions <= version * group.lengths.sum() + 1e-6
-
-
-def test_the_wait_for_an_old_group_is_counted(simulation: ModuleType, tiny: Any) -> None:
-    """One group of 100 tokens among groups of 10: at k = 2 the third step waits for it."""
-    lengths = np.full((40, 2), 10)
-    lengths[0] = 100
-    run = simulation.Simulation(replace(tiny, staleness=2, quotas=(1,), lengths=lengths, train=0.0)).run(4)
-    assert [group.lengths[0] for _, group in run.trained] == [10, 10, 100, 10]
-    assert run.seconds["rule"] == pytest.approx(70) and run.now == pytest.approx(100)
 
 
 def test_a_step_leaves_no_more_old_groups_than_the_next_ones_take(simulation: ModuleType, tiny: Any) -> None:

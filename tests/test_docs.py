@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import importlib
 import inspect
@@ -551,21 +550,3 @@ def test_every_config_parses(path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_readme_has_no_gaps() -> None:
     assert "@@" not in README and "TODO" not in README
-
-
-def code_lines(path: Path) -> int:
-    """Lines that are neither blank, comment nor docstring."""
-    tree, text = ast.parse(path.read_text()), path.read_text().splitlines()
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
-    docs: set[int] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, documented) and ast.get_docstring(node) is not None:
-            docs |= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
-    return sum(
-        1 for i, line in enumerate(text, 1) if line.strip() and not line.strip().startswith("#") and i not in docs
-    )
-
-
-@pytest.mark.parametrize("name", [name for name in algorithms.__all__ if name != "RLVRModule"])
-def test_an_algorithm_is_a_small_file(name: str) -> None:
-    assert code_lines(Path(inspect.getfile(getattr(algorithms, name)))) <= 40

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from lit_rlvr.common.files import write_atomically
-from lit_rlvr.errors import UserError, check_takes, defined_at, user_error_in, user_line
+from lit_rlvr.errors import UserError, check_takes, defined_at, user_line
 
 SOURCE = """import json
 
@@ -96,15 +96,6 @@ def test_a_function_that_takes_other_arguments_is_refused(folder: Path) -> None:
         check_takes(mine.score, "group")
     with pytest.raises(UserError, match=r"__call__ .* must take \(a, b\): too many"):
         check_takes(Called(), "a", "b")
-
-
-def test_a_circle_of_exceptions_has_an_end() -> None:
-    """As when a thread raises the exception of another again and again."""
-    first, second = ValueError("a"), OSError("b")
-    first.__context__, second.__context__ = second, first
-    assert user_line(first) == "" and user_error_in(first) is None
-    first.__cause__, second.__cause__ = second, first
-    assert user_line(first) == "" and user_error_in(first) is None
 
 
 def test_an_atomic_write_touches_no_other_file(tmp_path: Path) -> None:

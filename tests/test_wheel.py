@@ -103,12 +103,3 @@ def test_an_installed_wheel_works_from_an_empty_folder(shell: Callable[..., str]
         "results",
     )
     shell("python", "-c", "import lit_rlvr.datamodules as d; print(d.TextMath)")
-
-
-@pytest.mark.slow
-def test_it_runs_from_a_checkout_without_being_installed() -> None:
-    uv = str(Path(sys.executable).with_name("uv"))
-    options = [*load_install().indexes_of_pip(), "--constraints", str(ROOT / "constraints.txt")]
-    command = [uv, "tool", "run", *options, "--from", str(ROOT), "lit-rlvr", "doctor"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=True)
-    assert "engine (auto): hf" in done.stdout

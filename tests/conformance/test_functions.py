@@ -71,10 +71,6 @@ def test_the_frozen_values_are_those_of_the_loops_and_the_script() -> None:
                 np.testing.assert_allclose(stored[key], again[key], rtol=1e-14, atol=0, err_msg=f"{name}: {key}")
 
 
-def test_the_files_are_small() -> None:
-    assert sum(file.stat().st_size for file in DATA.glob("*.npz")) < 5_000 * len(LOSSES)
-
-
 # ---- what is broken ----------------------------------------------------------------------------------------------
 
 

@@ -78,10 +78,6 @@ def test_a_shard_is_copied_to_the_gpu_before_all_are_gathered(
     assert calls == ["cuda", "gather"]
 
 
-def test_a_module_that_is_not_sharded_computes_where_its_weights_are() -> None:
-    assert device_of(nn.Linear(2, 2, device="meta")) == torch.device("meta")
-
-
 def test_all_but_the_policy_moves_to_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     class Module(LightningModule):
         def __init__(self) -> None:

@@ -104,13 +104,6 @@ def test_limits_hold_for_each_call_also_in_a_replay(play: Any) -> None:
     assert text(playing.say(e0="work")[0]) == "turn 5"
 
 
-def test_a_forked_child_answers_for_nobody(play: Any) -> None:
-    playing = play(workers=1)
-    assert text(playing.say(e0="fork")[0]) == "turn 1"
-    said = [playing.say(e1="go")[1], playing.say(e0="go")[0], playing.say(e1="go")[1]]
-    assert [text(outcome) for outcome in said] == ["turn 1", "turn 2", "turn 2"]
-
-
 def test_leaving_is_an_error_of_the_episode(play: Any) -> None:
     playing = play()
     playing.say(e2="go")
@@ -142,11 +135,3 @@ def test_a_replay_draws_the_same_numbers(play: Any) -> None:
     other.workers.close()  # loses the episode
     again.append(text(other.say(e0="b")[0]))
     assert first == again and first[0] != first[1]
-
-
-def test_what_is_forgotten_does_not_come_later(play: Any) -> None:
-    playing = play()
-    playing.workers.call(0, 5, SAMPLE, (Turn("hang"),))
-    playing.workers.call(1, 5, SAMPLE, (Turn("go"),))
-    playing.workers.forget()
-    assert {*playing.say(e3="go")} == {3}

@@ -72,25 +72,6 @@ def test_results_do_not_depend_on_the_number_of_processes(command: tuple[Any, ..
     assert told("cut") == told("one")
 
 
-def test_what_one_process_says_at_its_end_is_the_error(command: tuple[Any, ...], lit_rlvr: CLI, forks: None) -> None:
-    Path("tiny_broken.py").write_text(
-        "import os\nfrom lit_rlvr.errors import UserError\n"
-        "def first(completion, sample):\n"
-        "    if os.environ.get('LIT_RLVR_SHARE') == '1/2': raise UserError('the second fails')\n    return 1.0\n"
-    )
-    broken = {**SUITE, "rewards": [{"class_path": "FunctionReward", "init_args": {"path": "tiny_broken.first"}}]}
-    Path("suite.yaml").write_text(yaml.safe_dump(broken))
-    done = lit_rlvr(*command, "--out", "out", "--devices", 2)
-    assert done.status == 2 and "Traceback" not in done.err
-    assert "--devices: process 1 failed: " in done.err and "the second fails" in done.err
-    assert "process-1.log" in done.err and not Path("out/results.json").exists()
-
-
-def test_a_share_is_every_nth_question_and_all_have_one() -> None:
-    shares = [Share(k, 3).questions(range(8)) for k in range(3)]
-    assert [*shares[0]] == [0, 3, 6] and sorted(q for share in shares for q in share) == [*range(8)]
-
-
 def test_files_of_several_processes_are_merged_once_they_have_ended(tmp_path: Path) -> None:
     answer(Records(tmp_path, {}), 0)
     first, second = (Records(tmp_path, {}, share=Share(k, 2).file) for k in range(2))

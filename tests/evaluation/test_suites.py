@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from PIL import Image
 
 from lit_rlvr.configs import config_folder
@@ -83,14 +82,6 @@ def test_a_file_is_told_by_its_columns(tmp_path: Path, row: dict[str, Any], data
         assert len(suite.data.load("test")) == 1
 
 
-def test_a_file_under_a_name_of_ones_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "test.jsonl").write_text('{"problem": "1+1?", "answer": "2"}\n')
-    with caplog.at_level("INFO", "lit_rlvr"):
-        suite = one(f"mine={tmp_path / 'test.jsonl'}")
-    assert (suite.name, suite.data.name, type(suite.data).__name__) == ("mine", "mine", "TextMath")
-    assert caplog.messages == ["mine: TextMath with MathAnswer, by its columns"]
-
-
 def test_the_example_in_the_message_is_a_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("odd rows.jsonl").write_text('{"q": "1+1?", "level": 3, "gold: a": "2"}\n')
@@ -101,15 +92,6 @@ def test_the_example_in_the_message_is_a_suite(tmp_path: Path, monkeypatch: pyte
     suite = one("mine.yaml")
     (sample,) = suite.data.load("test")
     assert (sample.prompt, sample.answer, type(suite.rewards[0]).__name__) == ("1+1?", "2", "MathAnswer")
-
-
-def test_a_suite_file_is_read(tmp_path: Path) -> None:
-    values = {"data": {"class_path": "PromptDataModule", "init_args": {"test": "x", "columns": {"prompt": "q"}}},
-              "rewards": ["tiny_rewards.first_token", {"class_path": "Format", "init_args": {"boxed": True}}],
-    }  # fmt: skip
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
-    suite = one(str(tmp_path / "mine.yaml"))
-    assert suite.name == "mine" and [reward.name for reward in suite.rewards] == ["first_token", "format"]
 
 
 def test_what_is_no_suite_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

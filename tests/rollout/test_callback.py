@@ -22,7 +22,7 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.policy import policy as policy_module
 from lit_rlvr.policy.layout import Group
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.rollout import RolloutCallback, callback, source
+from lit_rlvr.rollout import RolloutCallback, callback
 from lit_rlvr.rollout.assemble import count_repeats, rollout_metrics
 from lit_rlvr.rollout.callback import Evaluation
 from lit_rlvr.rollout.generate import completion_seeds
@@ -214,25 +214,6 @@ def test_ranks_probe_with_the_same_prompts(tmp_path: Path) -> None:
     in_two_ranks(tmp_path, work)
 
 
-def test_settings_that_contradict_each_other_are_refused() -> None:
-    for options, said in (
-        ({"group_size": 0}, "group_size"),
-        ({"sampling": Sampling(temperature=0.0)}, "temperature"),
-        ({"evaluation": Evaluation(samples=-1)}, "evaluation.samples"),
-        ({"evaluation": Evaluation(samples=2)}, "evaluation.sampling.temperature"),
-        ({"evaluation": Evaluation(samples={"math": 1, "aime": -1})}, r"evaluation\.samples\.aime: -1 is not positive"),
-        (
-            {"evaluation": Evaluation(samples={"aime": 4})},
-            r"evaluation\.samples\.aime: more than 1 needs rollout\.evaluation\.sampling\.temperature",
-        ),
-        ({"evaluation": Evaluation(greedy=True)}, "validation is greedy already"),
-        ({"engine": "vlm"}, "'vlm' is not known"),
-        ({"validate_every_rollouts": 0}, r"rollout\.validate_every_rollouts: 0 must lie in"),
-    ):
-        with pytest.raises(UserError, match=said):
-            RolloutCallback(**{"engine": "hf", **options})  # type: ignore[arg-type]
-
-
 def test_safeguards_and_records_that_cannot_be_meant_are_refused() -> None:
     for group, options, said in (
         (Safeguards, {"max_failure_rate": 7.0}, r"rollout\.safeguards\.max_failure_rate: 7\.0 must lie in \[0, 1\]"),
@@ -288,20 +269,6 @@ def test_metrics_of_a_rollout_are_hand_computed_values() -> None:
             "rollout/tokens_per_second": 8 / 4.0,
         }
     )
-
-
-def test_every_iteration_draws_with_seeds_of_its_own(
-    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    uses: list[tuple[int | str, ...]] = []
-
-    def noted(prompts: list[Prompt], repeats: list[int], count: int, *use: int | str) -> list[list[int]]:
-        uses.append(use)
-        return completion_seeds(prompts, repeats, count, *use)
-
-    monkeypatch.setattr(source, "completion_seeds", noted)
-    fit(tiny_model_folder, tmp_path, steps=10, updates_per_rollout=2)
-    assert uses == [("rollout", iteration) for iteration in range(5)]
 
 
 def test_an_engine_that_rests_during_training_gets_its_weights_before_the_next_rollout(

@@ -131,16 +131,6 @@ def test_a_long_observation_is_cut_in_the_middle_and_says_so() -> None:
     assert between("tool").tokens("short", END, 100).text == "short"
 
 
-def test_control_characters_stay_as_they_are() -> None:
-    seen = between("tool").tokens("\x1b[2J\x00\r", END, 100)
-    assert seen.text == "\x1b[2J\x00\r" and seen.text in byte_tokenizer().decode(seen.token_ids)
-
-
-def test_an_unfinished_message_is_ended_by_the_template() -> None:
-    ended, cut = (between().tokens("x", last, 100).token_ids for last in (END, 70))
-    assert cut == (END, *ended)
-
-
 def test_a_template_that_drops_earlier_thoughts_changes_no_token_between_turns() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = CHATML.replace(
@@ -168,11 +158,6 @@ def test_a_template_without_tool_messages_shows_them_as_the_users() -> None:
     tokenizer.chat_template = ROLES.replace("ROLES", "['assistant']")
     with pytest.raises(UserError, match="does not show messages that follow a turn of the model"):
         BetweenTurns(Chat(), tokenizer, ENDS, "tool").choose_role()
-
-
-def test_room_for_the_template_alone_is_refused(episodes: Any) -> None:
-    with pytest.raises(UserError, match="max_observation_tokens:"):
-        generate(hf_engine(), episodes(), replace(SAMPLING, max_observation_tokens=9))
 
 
 def test_without_a_template_turns_are_lines_of_text() -> None:

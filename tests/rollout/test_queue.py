@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from tiny_engines import Streaming
 from tiny_fit import T_MAX, Recorder, fit
 
 from lit_rlvr.rollout.callback import rollout_of
-from lit_rlvr.rollout.queue import GroupState, QueuedGroup, choose, even_places, in_time, versions_of, with_sampled
+from lit_rlvr.rollout.queue import GroupState, QueuedGroup, choose, in_time, versions_of, with_sampled
 from lit_rlvr.types import Completion
 
 WAITS = float("inf")
@@ -115,15 +114,6 @@ def test_in_order_a_later_group_never_overtakes() -> None:
     first, second, third = GroupState(0, 0, 0, True), GroupState(0, 1, 0, False), GroupState(0, 2, 0, True)
     assert choose([third, second, first], 1, in_order=True) == [first]
     assert choose([third, second, first], 2, in_order=True) is None
-
-
-@given(st.lists(st.integers(0, 3), max_size=20))
-def test_ranks_get_as_many_groups_and_few_move(ranks: list[int]) -> None:
-    places = even_places(ranks, 4)
-    counts = Counter(places)
-    assert max(counts[r] for r in range(4)) - min(counts[r] for r in range(4)) <= 1
-    here = Counter(ranks)
-    assert sum(a != b for a, b in zip(ranks, places, strict=True)) == sum(max(0, here[r] - counts[r]) for r in range(4))
 
 
 def test_each_token_has_the_version_of_the_weights_that_sampled_it() -> None:
@@ -249,20 +239,6 @@ def test_resumed_no_group_is_lost_or_trained_on_twice(tiny_model_folder: Path, t
     finished = {group["number"] for group in found["groups"] if group["completions"] is not None}
     begun = {name for _, name in engine.begun}
     assert not begun & {stream[number] for number in finished}, "what was finished is not generated again"
-
-
-def test_a_checkpoint_generates_again_what_finishes_while_it_is_made(
-    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its tokens' labels of weights are not versions yet."""
-    module, seen = fit(tiny_model_folder, tmp_path, steps=2, engine=Streaming(), prompts_per_rollout=4, staleness=1)
-    source: Any = rollout_of(module.trainer).source
-    completions, prompt = seen.rollouts[0].completions[0], seen.rollouts[0].prompts[0]
-    late, done = QueuedGroup(8, {}, prompt, []), QueuedGroup(9, {}, prompt, [], completions=completions)
-    source._groups = [late, done]
-    monkeypatch.setattr(source, "_settle", lambda group: setattr(late, "completions", completions))
-    found = {group["number"]: group["completions"] for group in source.state_dict()["queue"]["groups"]}
-    assert found[9] is not None and found[8] is None and late.completions
 
 
 def test_a_group_that_never_ends_is_dropped_and_named(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -205,16 +203,3 @@ def test_images_that_an_environment_shows_end_the_record(tmp_path: Path, caplog:
         assert "ends before iteration 2: images that an environment shows are not recorded" in caplog.text
         assert len(record) == 1
         caplog.clear()
-
-
-def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path, content: bytes) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    record = Record(tmp_path, limit=1 << 20)
-    record.begin(0, {}, nn.Linear(2, 2))
-    monkeypatch.setattr("lit_rlvr.rollout.record.write_atomically", full)
-    with pytest.raises(
-        UserError, match=r"rank-0\.npz cannot be written: No space left on device; set rollout.replay.record: 0"
-    ):
-        record.add(1, make_rollout([[1]], [[[65], [66]]]), CURSOR, 0)

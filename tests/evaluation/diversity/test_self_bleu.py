@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import pytest
 from sacrebleu.metrics import BLEU
 
-from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.diversity import SelfBLEU4
 
 
@@ -72,13 +71,3 @@ def test_it_is_sacrebleus_sentence_bleu_and_the_slow_loops(seed: int) -> None:
     found = measured(group, tokenize="none")
     assert found == pytest.approx(sum(each) / len(each) / 100, abs=1e-12)
     assert found == pytest.approx(slow_self_bleu(group), abs=1e-9)
-
-
-def test_real_completions_are_tokenised_as_asked() -> None:
-    group = ["We get $3+4=7$.\nSo \\boxed{7}!  ", "So we get 3 + 4 = 7.\n\\boxed{7}", "答案是7。", "7"]
-    for tokenize in ("13a", "intl", "zh", "char", "none"):
-        bleu = BLEU(effective_order=True, tokenize=tokenize)
-        each = [bleu.sentence_score(t, [o for j, o in enumerate(group) if j != i]).score for i, t in enumerate(group)]
-        assert measured(group, tokenize=tokenize) == pytest.approx(sum(each) / 400, abs=1e-12), tokenize
-    with pytest.raises(UserError, match=r"SelfBLEU4\.tokenize:"):
-        SelfBLEU4("words")
