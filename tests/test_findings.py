@@ -80,8 +80,6 @@ def test_what_was_found_afterwards_changes_no_registered_verdict(findings: Modul
     assert "second (0.363 against 0.304, seen)" in line and "| third |" in more and "10 of 10 | 0.002 |  |" in more
 
 
-
-
 def results_of(results: dict[str, Any], cell: str) -> list[float]:
     by_seed = results["tasks"]["steps"]["cells"][cell]["by_seed"]
     return [run["last"]["val/multi_step_arithmetic/pass@1"] for run in by_seed.values()]

@@ -54,6 +54,7 @@ def test_an_error_prints_no_document(run_folder: Path, lit_rlvr: CLI) -> None:
     assert done.status == 2 and not done.out and done.err.count("lit-rlvr: error") == 1
 
 
+@pytest.mark.slow
 def test_every_command_of_a_run_prints_json(run_folder: Path, lit_rlvr: CLI) -> None:
     """Each command with and without `--json` on the same run."""
 
@@ -138,7 +139,9 @@ def test_a_reader_that_has_gone_ends_a_command_without_a_word(run_folder: Path, 
     assert (run_folder / "run/checkpoints/step-000006.ckpt").is_file()
 
 
-@pytest.mark.parametrize("arguments", ["--version", "preview --config tiny.yaml --json"])
+@pytest.mark.parametrize(
+    "arguments", ["--version", pytest.param("preview --config tiny.yaml --json", marks=pytest.mark.slow)]
+)
 def test_an_output_that_cannot_be_written_is_one_line(run_folder: Path, arguments: str) -> None:
     for buffered in ("", "1") if arguments == "--version" else ("",):
         with open("/dev/full", "w") as full:
@@ -163,6 +166,7 @@ def test_messages_that_cannot_be_written_change_no_status(arguments: str, status
     assert done.returncode == status and ("lit-rlvr" in done.stdout) == (status == 0)
 
 
+@pytest.mark.slow
 def test_a_reward_that_takes_the_outputs_away_changes_nothing(run_folder: Path) -> None:
     (run_folder / "closing.py").write_text(
         "import sys\n\ndef closes(completion, sample):\n"

@@ -280,6 +280,7 @@ class Loss:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
@@ -303,6 +304,7 @@ def test_the_command(tmp_path: Path, arguments: list[str], status: int, said: st
         assert (done.stdout + done.stderr).strip().count("\n") == 0
 
 
+@pytest.mark.slow
 def test_other_runs_of_pytest_are_not_affected(tmp_path: Path) -> None:
     (tmp_path / "test_own.py").write_text("import sys\ndef test_x(): assert 'lit_rlvr' not in sys.modules\n")
     for arguments, status in (([], 0), (["--loss", "own:good"], 4)):

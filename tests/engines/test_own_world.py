@@ -63,6 +63,7 @@ def test_an_engine_that_fails_to_start_leaves_the_trainers_world(trainers: None)
         pass
 
 
+@pytest.mark.slow
 def test_vllm_on_each_device_of_a_machine_has_its_own_cache(tmp_path: Path, environment: None) -> None:
     """Where vLLM keeps compiled kernels: all ranks are its rank 0, so nothing else tells their folders apart."""
     found = set()

@@ -86,6 +86,7 @@ def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., sub
     return start
 
 
+@pytest.mark.slow
 def test_a_job_of_servers_and_a_trainer_ends_with_the_run(
     sbatch: Callable[..., subprocess.Popen[str]], tmp_path: Path, lit_rlvr: Callable[..., Any],
     capsys: pytest.CaptureFixture[str],
@@ -114,6 +115,7 @@ def test_a_job_of_servers_and_a_trainer_ends_with_the_run(
     assert "num_nodes: 2" in parsed and "- http://s2:8000" in parsed and "NCCLTransfer" in parsed
 
 
+@pytest.mark.slow
 def test_the_end_of_a_jobs_time_reaches_the_trainer_alone(
     sbatch: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:

@@ -24,6 +24,7 @@ with locked(pathlib.Path("run"), "--out"):
 """
 
 
+@pytest.mark.slow
 def test_a_second_evaluation_in_a_folder_is_refused(
     tmp_path: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
 ) -> None:

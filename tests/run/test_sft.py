@@ -172,6 +172,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(run_folder: Path, lit_rlvr: CLI,
     assert changed.status == 2 and "the completions in the training data (model.target) are not those" in changed.err
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_loss_of_one(run_folder: Path, lit_rlvr: CLI) -> None:
     shared = (
         "--model",

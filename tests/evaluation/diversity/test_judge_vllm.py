@@ -61,6 +61,7 @@ def url(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         server.wait(60)
 
 
+@pytest.mark.slow
 def test_a_random_model_judges(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", "right")
     (two,) = byte_tokenizer().encode("2")  # one of the tokens that end the tiny models' completions
@@ -74,6 +75,7 @@ def test_a_random_model_judges(url: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (free["judge_score/unparsed"], free["judge_score/failed"]) == (3, 0), "its own words are noise"
 
 
+@pytest.mark.slow
 def test_a_wrong_key_and_a_wrong_name_are_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", "wrong")
     with pytest.raises(UserError, match="HTTP 401"):
