@@ -27,7 +27,7 @@ from lit_rlvr.commands.compare.study_folder import (
     start_folder,
 )
 from lit_rlvr.commands.compare.study_results import read_cell, study_results
-from lit_rlvr.commands.compare.study_tables import SIGNAL, report, suite_tables
+from lit_rlvr.commands.compare.study_tables import SIGNAL, report
 from lit_rlvr.commands.report.page import write_report
 from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.packages import require
@@ -218,9 +218,6 @@ def _write_results(folder: StudyFolder) -> None:
     draw_signal(root / SIGNAL)
     failed = folder.with_status("failed")
     write_atomically(root / "results.md", report(study, found, figures, failed))
-    if study.suites:
-        printed = [t.latex() for task in study.tasks for t in suite_tables(study.suites, found["tasks"][task])]
-        write_atomically(root / "results.tex", "\n".join(printed))
     _log.info("Results: %s, and with the runs: %s", root / "results.md", write_report([root]))
     if failed:
         raise FailedCells(failed, study, root)

@@ -150,7 +150,7 @@ def reproduce(name: str, out: Path, jobs: int = 1, cluster: Mapping[str, Any] | 
     """
     paper = load_printed(name)
     study = load_study(paper.study)
-    paper.check(study, {suite.name: suite.protocol for suite in check_suites(study)})
+    paper.check(study, [suite.name for suite in check_suites(study)])
     failure: FailedCells | None = None
     try:
         compare(study, out, jobs, cluster)

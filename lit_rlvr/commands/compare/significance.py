@@ -156,21 +156,6 @@ def probability_of_improvement(ours: ScoresByTask, theirs: ScoresByTask) -> np.n
     return np.mean(shares, 0)
 
 
-def performance_profile(scores: ScoresByTask, thresholds: np.ndarray) -> np.ndarray:
-    """Return the share of runs with a score above each threshold, a mean over tasks (Agarwal et al. 2021, section 4.3).
-
-    Args:
-        scores: for each task, the runs along the last axis.
-        thresholds: (n,).
-
-    Returns:
-        The shares along the last axis, (..., n).
-    """
-    return np.mean(
-        [(np.asarray(task, dtype=float)[..., None, :] > thresholds[:, None]).mean(-1) for task in scores], axis=0
-    )
-
-
 def stratified_band(statistic: Callable[..., np.ndarray], *scores: ScoresByTask) -> np.ndarray | None:
     """Return the 95 % percentile interval of a statistic, (2, ...); None if some task has a single run.
 
@@ -229,41 +214,9 @@ def p_text(p: float) -> str:
     return f"{p:.4f}" if short == f"{LEVEL:.3f}" else short
 
 
-def limits(pairs: int) -> str:
-    """Return a sentence about what the sign-flip test of this number of pairs cannot show; "" if there is nothing."""
-    if pairs < 2:
-        return f"{pairs} seed{'s' * (pairs != 1)} cannot be tested."
-    if pairs > MOST_PAIRS:
-        return (
-            f"With {pairs} seeds the sign-flip p-value comes from {RESAMPLES} random choices of signs: it cannot go "
-            f"below {1 / RESAMPLES:g}, and its standard error at {LEVEL:g} is "
-            f"{math.sqrt(LEVEL * (1 - LEVEL) / RESAMPLES):.3f}."
-        )
-    smallest = 2 / 2**pairs
-    if smallest <= LEVEL:
-        return ""
-    return (
-        f"With {pairs} seeds the sign-flip test cannot go below {smallest:g}, so it cannot reach {LEVEL:g}; "
-        f"{least_pairs(1)} seeds can."
-    )
-
-
 def least_pairs(comparisons: int) -> int:
     """Return the fewest pairs with which the sign-flip test can reach the level after Holm's correction.
 
     Its smallest p-value is `2 / 2**n`, so it needs `comparisons * 2 / 2**n <= LEVEL`.
     """
     return math.ceil(1 + math.log2(comparisons / LEVEL))
-
-
-def power(pairs: int, comparisons: int) -> str:
-    """Return a sentence about the smallest difference that this number of pairs can show; "" for fewer than two."""
-    if pairs < 2:
-        return ""
-    single = (
-        f"{pairs} pairs show, with a probability of {POWER}, a difference of {detectable(pairs):.2f} standard "
-        f"deviations of the differences"
-    )
-    if comparisons < 2:
-        return f"{single}."
-    return f"{single} in a single test, and of {detectable(pairs, comparisons):.2f} among {comparisons}."

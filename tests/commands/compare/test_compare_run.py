@@ -84,28 +84,12 @@ def test_a_study_from_beginning_to_end(run_folder: Path, lit_rlvr: CLI, forks: N
     page = (out / "results.md").read_text()
     shown = (out / "report.html").read_text()
     assert "tests of the differences from" in shown and "figures</summary>" in shown and "report.html" in first.err
-    assert "| sums, wrong, seed 1 |" in page and "cannot go below 0.5" in page
+    assert "| sums, wrong, seed 1 |" in page and "cannot reach 0.05" in page
     pictures = sorted(path.stem for path in (out / "figures/sums").glob("*.png"))
-    wanted = [
-        "reward",
-        "accuracy",
-        "entropy",
-        "entropy_arithmetic",
-        "correct_count",
-        "length",
-        "zero_advantage",
-        "zero_advantage_base",
-        "loss",
-        "unsolved",
-        "against_entropy",
-        "against_tokens",
-        "against_seconds",
-        "profile",
-        "difficulty_arithmetic",
-        "pass_at_k",
-        "final",
-    ]
-    assert pictures == sorted([*wanted, "time_per_step"])
+    assert {*pictures} == {
+        "reward", "accuracy", "entropy", "entropy_arithmetic", "correct_count", "length", "zero_advantage",
+        "zero_advantage_base", "loss", "unsolved", "against_tokens", "pass_at_k", "time_per_step",
+    }  # fmt: skip
     assert all(f"(figures/sums/{name}.png)" in page for name in pictures)
 
     written = {c["run"]: (out / c["run"] / "summary.json").stat().st_mtime_ns for c in cells if c["status"] == "done"}
@@ -175,7 +159,6 @@ def test_when_a_cell_is_done_its_model_is_evaluated(
     assert [suite["sampled"]["max_tokens"] for suite in before["suites"].values()] == [8, 4], "the run's, and its own"
     page = (out / "results.md").read_text()
     assert "### mine: pass@1" in page and "| before training |" in page and "### mine: self_bleu_4" in page
-    assert r"\toprule" in (out / "results.tex").read_text()
     again = lit_rlvr("compare", study(run_folder, **cells, suites=suites, diversity=["SelfBLEU4"]), "--out", out)
     assert again.status == 0 and "2 of 2 cells are done already" in again.err and "cell 1" not in again.err
     assert not [*(run_folder / "cache/exported").glob("[!.]*")], "weights are not kept twice"
