@@ -1,4 +1,4 @@
-"""The figures of a study: curves with bands over seeds, pass@k, time, and each advantage's signal."""
+"""The figures of a study: curves with bands over seeds, pass@k, rates and time."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from lit_rlvr.advantages import GroupBatch
-from lit_rlvr.advantages.base import REGISTRY, Advantage
 from lit_rlvr.commands.compare.axes import (
     cell_colours,
     draw_legend,
@@ -30,37 +27,6 @@ from lit_rlvr.commands.compare.study_results import (
     smoothed,
     spread,
 )
-
-
-def signal(advantage: Advantage, size: int) -> list[float]:
-    """Return sum |A| of groups with 0, 1, ..., `size` correct completions, with rewards 0 and 1.
-
-    Each group is a batch of its own, so that the batch's proficiency is the group's. All completions are equally long;
-    reference completions alternate between right and wrong.
-    """
-    sums = []
-    for correct in range(size + 1):
-        rewards = (torch.arange(size) < correct).double()[None]  # (1, G)
-        reference = (torch.arange(size) % 2 == 0).double()[None]
-        group = GroupBatch(rewards, rewards, reference, torch.full_like(rewards, 100.0))
-        sums.append(float(advantage(group).abs().sum()))
-    return sums
-
-
-def draw_signal(path: Path) -> None:
-    """Draw every registered advantage with its default options as a PNG file."""
-    import matplotlib
-
-    size = 16
-    figure, axis = new_figure(f"Sum |A| of a group of {size}", "share of correct completions, p")
-    colours = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
-    shares = [correct / size for correct in range(size + 1)]
-    for k, (name, cls) in enumerate(sorted(REGISTRY.items())):
-        axis.plot(shares, signal(cls(), size), label=name, color=colours[k % 20], marker="o", markersize=2)
-    axis.set_yscale("symlog", linthresh=1.0)
-    draw_legend(figure, axis)
-    save_figure(figure, path)
-
 
 CURVES = {
     "reward": ("rollout/reward", "Reward of the training rollouts"),

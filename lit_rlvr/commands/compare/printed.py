@@ -101,7 +101,7 @@ class Paper:
 
     Args:
         study: the study that makes the tables and decides the claims.
-        seeds: the paper's seeds behind a printed deviation; None = not stated, or no test should use the deviations.
+        seeds: the paper's seeds behind a printed deviation; None = not stated.
     """
 
     study: str

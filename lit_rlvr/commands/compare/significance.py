@@ -90,25 +90,6 @@ def smaller_test(differences: Sequence[float], size: float) -> float:
     return float(ttest_1samp(differences, size, alternative="less").pvalue)
 
 
-def difference_test(mean: float, std: float, n: int, value: float, theirs: tuple[float, int] | None) -> float | None:
-    """Return the two-sided p-value of the difference of a mean from a published value; None if it is undefined.
-
-    Args:
-        mean: the mean of our n values.
-        std: their sample standard deviation.
-        value: the published value.
-        theirs: its standard deviation and number of values, for Welch's t-test; None = a single run that scatters as
-            ours do, so Student's t-test asks whether it could be one more of them.
-    """
-    from scipy.stats import t, ttest_ind_from_stats
-
-    if n < 2 or max(std, theirs[0] if theirs else 0.0) < 1e-12:
-        return None
-    if theirs is not None and theirs[1] > 1:
-        return float(ttest_ind_from_stats(mean, std, n, value, *theirs, equal_var=False).pvalue)
-    return float(2 * t.sf(abs(mean - value) / (std * math.sqrt(1 / n + 1)), n - 1)) if std > 0 else None
-
-
 def t_interval(values: Sequence[float]) -> list[float] | None:
     """Return the 95 % interval of a mean by Student's t; None for fewer than two values.
 

@@ -128,10 +128,6 @@ LAST_METRICS = (
 """Metrics of the last rollout to show next to the budget used."""
 
 
-SIGNAL = "figures/advantages.png"
-"""Path of the figure of `draw_signal` in the study's folder."""
-
-
 def report(study: Study, results: Mapping[str, Any], figures: Mapping[str, list[Path]], failed: Sequence[State]) -> str:
     """Return the page of results.
 
@@ -153,7 +149,6 @@ def report(study: Study, results: Mapping[str, Any], figures: Mapping[str, list[
         parts += [table.markdown() for table in suite_tables(study.suites, found)]
         parts += [f"![{path.stem}]({path.as_posix()})" for path in figures[task]]
     parts += _overall(study, results)
-    parts += ["## What each advantage weights", f"![sum of the absolute advantages of a group]({SIGNAL})"]
     if failed:
         rows = [[str(state.cell), str(state.error)] for state in failed]
         parts += ["## Failed", markdown_table(["cell", "error"], rows)]

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lit_rlvr.advantages import EasyFocused, GRPOAdvantage, HardFocused
 from lit_rlvr.commands.compare.axes import figure_of_cells
-from lit_rlvr.commands.compare.figures import band, draw_figures, draw_signal, signal
+from lit_rlvr.commands.compare.figures import band, draw_figures
 from lit_rlvr.commands.compare.learning_rates import families
 from lit_rlvr.commands.compare.study import Cell, Study
 from lit_rlvr.commands.compare.study_folder import State
@@ -26,7 +25,7 @@ from lit_rlvr.commands.compare.study_results import (
     smoothed,
     study_results,
 )
-from lit_rlvr.commands.compare.study_tables import Table, plus_minus, report, suite_tables
+from lit_rlvr.commands.compare.study_tables import plus_minus, report, suite_tables
 
 VALUES = {"base": [0.2, 0.3, 0.4], "other": [0.3, 0.5, 0.7]}
 SECONDS = {"sync": 0.0, "generate": 1.0, "score": 0.5, "train": 2.0, "step": 4.0}
@@ -264,11 +263,6 @@ def test_the_papers_tables_have_hand_computed_values() -> None:
     json.dumps(found, allow_nan=False)
 
 
-def test_a_category_may_have_a_bar_in_its_name() -> None:
-    table = Table("t", ["x|y"], {"a": [{"mean": 0.5, "std": None, "n": 1}]})
-    assert table.markdown().splitlines()[2:] == ["|  | x\\|y |", "| --- | ---: |", "| a | 50.0 |"]
-
-
 def test_only_seeds_of_both_are_paired() -> None:
     found = against_baseline({"base": {0: 0.1, 1: 0.2, 3: 0.9}, "a": {1: 0.5, 3: 1.0}, "b": {}}, "base")
     assert found["a"]["pairs"] == 2 and found["a"]["difference"]["mean"] == pytest.approx(0.2)
@@ -360,13 +354,3 @@ def test_figures_that_there_are_numbers_for(tmp_path: Path) -> None:
     for budget in ("samples", "tokens"):
         assert len(draw_figures(replace(study, budget=(budget, 32)), two, tmp_path / budget)["two"]) == len(more)
     assert draw_figures(made_up()[0], [], tmp_path / "none") == {"task": []} and not (tmp_path / "none").exists()
-
-
-def test_the_signal_of_each_advantage_is_that_of_table_1(tmp_path: Path) -> None:
-    """A-GRAE, table 1 (b): 2 G sqrt(p (1 - p)), G sqrt(1 - p) and G sqrt(p) with gamma = 0.5."""
-    p = [k / 8 for k in range(9)]
-    assert signal(GRPOAdvantage(), 8) == pytest.approx([16 * (x * (1 - x)) ** 0.5 for x in p], rel=1e-4)
-    assert signal(HardFocused(), 8)[1:8] == pytest.approx([8 * (1 - x) ** 0.5 for x in p[1:8]], rel=1e-4)
-    assert signal(EasyFocused(), 8)[1:8] == pytest.approx([8 * x**0.5 for x in p[1:8]], rel=1e-4)
-    draw_signal(tmp_path / "figures/all.png")
-    assert len(set(Image.open(tmp_path / "figures/all.png").convert("RGB").get_flattened_data())) > 50

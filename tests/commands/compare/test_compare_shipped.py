@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import yaml
 from tiny_built import build_here, every_fourth
-from tiny_runs import metrics, summary
 
 from lit_rlvr import advantages as adv
 from lit_rlvr.advantages import Advantage
@@ -265,17 +264,6 @@ def test_every_cell_builds(study: str, cell: Cell, tmp_path: Path, tiny_model_fo
         assert rollout.evaluation.greedy and rollout.validate_every_rollouts is None
     elif study.startswith("agrae") and "vl" not in cell.task:
         assert rollout.evaluation.samples == 256 and rollout.validate_every_rollouts == 140
-
-
-@pytest.mark.slow
-def test_the_tiny_llama_starts_to_learn_sums(tmp_path: Path, lit_rlvr: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The recipe under the smoke study runs from its supervised start on."""
-    monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path / "cache"))
-    small = ["--warm_start.steps", 20, "--trainer.max_steps", 4, "--rollout.validate_every_rollouts", 2]
-    result = lit_rlvr("fit", "--config", "smoke/sums", *small, "--trainer.default_root_dir", tmp_path / "run")
-    assert result.status == 0, result.err
-    assert summary(tmp_path / "run")["steps"] == 4 and "Warm start: step 20" in result.err
-    assert metrics(tmp_path / "run")[-1]["val/arithmetic/pass@8"] != ""
 
 
 @pytest.mark.slow

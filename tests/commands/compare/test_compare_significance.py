@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -92,26 +90,6 @@ def test_accuracies_in_float32_have_the_ties_of_their_counts(questions: int) -> 
         accuracy = [(np.float32((n + more) / questions), np.float32(n / questions)) for n, more in pairs]
         differences = [float(x) - float(y) for x, y in accuracy]
         assert sign_flip_test(differences) == slow_sign_flips([more for _, more in pairs])
-
-
-def test_a_known_p_value_over_two_million_choices_of_signs() -> None:
-    """APMPO against GMPO in the study of the clip: 21 differences of right answers of 128 x 16, all 2^21 choices of
-    signs counted one by one. 10,000 random ones gave 0.0142."""
-    path = Path(__file__).parents[3] / "docs/findings/apmpo_gate.json"
-    tasks = json.loads(path.read_text())["tasks"].values()
-    ends = {
-        cell: [round(2048 * run["last"]["val/arithmetic/pass@1"])
-               for task in tasks for run in task["cells"][cell]["by_seed"].values()]
-        for cell in ("apmpo", "gmpo")
-    }  # fmt: skip
-    differences = np.subtract(ends["apmpo"], ends["gmpo"])
-    sums = np.zeros(1, dtype=int)
-    for difference in differences:
-        sums = np.concatenate([sums - difference, sums + difference])
-    far = int((np.abs(sums) >= abs(differences.sum())).sum())
-    assert len(differences) == 21 and far == 35192
-    assert sign_flip_test([difference / 2048 for difference in differences]) == far / 2**21
-    assert round(far / 2**21, 5) == 0.01678
 
 
 def test_more_pairs_are_drawn_with_a_stated_resolution() -> None:

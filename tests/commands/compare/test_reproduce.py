@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import yaml
-from scipy.stats import ttest_ind
 from tiny_rewards import judged_as_is
 
 from lit_rlvr.commands.compare.claims import AVERAGE, PrintedClaim
@@ -21,7 +20,6 @@ from lit_rlvr.commands.compare.command import check_suites
 from lit_rlvr.commands.compare.figures import CURVES, SET_CURVES
 from lit_rlvr.commands.compare.printed import Paper, PrintedTable, PrintedValue, load_printed
 from lit_rlvr.commands.compare.reproduce import comparison_tables, paper_items
-from lit_rlvr.commands.compare.significance import difference_test
 from lit_rlvr.commands.compare.study import load_study
 from lit_rlvr.commands.compare.study_tables import BEFORE
 from lit_rlvr.configs import config_folder
@@ -123,14 +121,10 @@ def test_our_values_stand_next_to_the_papers() -> None:
     third = PrintedTable("t", "a", "pass@1", ["CT"], {"grpo": [PrintedValue(30.0, None)]})
     pages = list(comparison_tables(Paper("s", 3, [first, second, third]), results()))
     assert "| before training | 1 | 20.0 (20.0; +0.0) | 10.0 (20.0; -10.0) | 15.0 (20.0; -5.0) |" in pages[0]
-    assert (
-        "50.0 ± 1.0 (50.0 ± 1.0; +0.0, p 1.000)" in pages[0]
-        and "30.0 ± 1.0 (20.0 ± 1.0; +10.0, **p 0.001**)" in pages[0]
-    )
-    # 5 points are 5 / (1 sqrt(1/3 + 1)) = 4.33 deviations of a single run from the mean of three
-    assert "| grpo | 3 | 50.0 ± 1.0 (45.0; +5.0, **p 0.049**) | - (99.0) |" in pages[1]
+    assert "50.0 ± 1.0 (50.0 ± 1.0; +0.0)" in pages[0] and "30.0 ± 1.0 (20.0 ± 1.0; +10.0)" in pages[0]
+    assert "| grpo | 3 | 50.0 ± 1.0 (45.0; +5.0) | - (99.0) |" in pages[1]
     assert pages[1].startswith("## t, a\n")
-    assert "30.0 ± 1.0 (30.0; +0.0, p 1.000)" in pages[2]
+    assert "30.0 ± 1.0 (30.0; +0.0)" in pages[2]
 
 
 def test_what_a_run_took_stands_next_to_what_is_printed() -> None:
@@ -140,7 +134,7 @@ def test_what_a_run_took_stands_next_to_what_is_printed() -> None:
         "t", None, "run", ["GiB", "seconds"], {"aapo": [PrintedValue(52.2, None), PrintedValue(826.0, None)]}
     )
     (page,) = comparison_tables(Paper("s", None, [table]), {"tasks": {"t": {"cells": {"aapo": cell}}}})
-    assert "| aapo | 1 to 3 | 52.2 ± 1.0 (52.2; +0.0, p 1.000) | 600.0 (826.0; -226.0) |" in page
+    assert "| aapo | 1 to 3 | 52.2 ± 1.0 (52.2; +0.0) | 600.0 (826.0; -226.0) |" in page
 
 
 def test_the_list_names_every_table_and_figure() -> None:
@@ -182,14 +176,6 @@ def test_the_figures_of_the_list_are_drawn() -> None:
                 assert (
                     figure in CURVES or figure in ("pass_at_k", "time_per_step") or figure.split("_")[0] in SET_CURVES
                 )
-
-
-def test_the_test_of_a_difference_is_scipys() -> None:
-    ours, theirs = [0.50, 0.53, 0.49], [0.41, 0.47, 0.45]
-    moments = [(mean(x), (sum((v - mean(x)) ** 2 for v in x) / 2) ** 0.5) for x in (ours, theirs)]
-    (m, s), (v, d) = moments
-    assert difference_test(m, s, 3, v, (d, 3)) == pytest.approx(ttest_ind(ours, theirs, equal_var=False).pvalue)
-    assert difference_test(m, 0.0, 3, v, None) is None and difference_test(m, s, 1, v, None) is None
 
 
 def test_what_is_no_table_is_one_line(tmp_path: Path) -> None:
@@ -236,7 +222,6 @@ def test_a_table_of_ones_own_is_reproduced(run_folder: Path, lit_rlvr: CLI, monk
     ours = 100 * found["suites"]["suites"]["suites"]["own"]["greedy"]["mean"]
     page = Path("out/reproduced.md").read_text()
     assert f"| grpo | 1 | {ours:.1f} (30.0; {ours - 30:+.1f}) | {ours:.1f} (30.0 ± 1.0; {ours - 30:+.1f}) |" in page
-    assert re.search(r"^- sums: own: a greedy answer \(at most \d+ tokens\)$", page, re.M)
     cell = json.loads(done.out)["sums, greedy"]["grpo"]["Avg."]
     assert (cell["printed"], cell["deviation"]) == (30.0, 1.0) and 100 * cell["ours"]["mean"] == pytest.approx(ours)
     (verdict,) = json.loads(done.out)["claims"]
@@ -275,7 +260,7 @@ def test_a_failed_cell_leaves_the_verdicts_of_the_others(
     assert lacking in page and lacking in done.err
 
     Path("out/reproduced.md").unlink()
-    elsewhere = {"cells": {"grpo": {}, "wrong": {"model": {"init_args": {"model": "nowhere"}}}}}
+    elsewhere = {"cells": {"grpo": {}, "wrong": {"model": {"class_path": "nowhere"}}}}
     (run_folder / "study.yaml").write_text(yaml.safe_dump(study | elsewhere))
     refused = lit_rlvr("reproduce", "mine.yaml", "--out", "out")
     assert refused.status == 2 and "nowhere" in refused.err and "cells failed" not in refused.err, refused.err
