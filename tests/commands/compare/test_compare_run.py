@@ -78,7 +78,7 @@ def test_a_study_from_beginning_to_end(run_folder: Path, lit_rlvr: CLI, forks: N
     assert found["aapo"]["values"] == pytest.approx(accuracies) and found["wrong"]["values"] == {}
     page = (out / "results.md").read_text()
     shown = (out / "report.html").read_text()
-    assert "grpo on sums" in shown and "report.html" in first.err
+    assert "wrong on sums, seed 0: failed" in shown and "report.html" in first.err
     assert "| sums, wrong, seed 1 |" in page and "cannot reach 0.05" in page
     pictures = sorted(path.stem for path in (out / "figures/sums").glob("*.png"))
     assert {*pictures} == {
