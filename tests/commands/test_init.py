@@ -96,8 +96,8 @@ def test_the_module_is_named_after_the_folder(folder: str, module: str | None) -
         ("3d-task", "cannot be the name of a Python module; choose another, such as my_task"),
         ("class", "cannot be the name of a Python module; choose another, such as my_task"),
         ("задача n", "cannot be the name of a Python module; choose another, such as my_task"),
-        ("torch", "installed module torch; choose another, such as my_task"),
-        ("json", "installed module json; choose another, such as my_task"),
+        ("torch", "installed module torch instead; choose another, such as my_task"),
+        ("json", "installed module json instead; choose another, such as my_task"),
         ("test_sums", "pytest takes test_... for tests; choose another"),
     ],
 )
