@@ -77,12 +77,9 @@ def main() -> None:
                 "runs": ("/", {}),
                 "now": ("/now", {}),
                 "prompts": ("/prompts", of_the_run),
-                "prompts, filtered": (
-                    "/prompts", of_the_run | {"order": "gain", "outcome": "solved", "words": "what"},
-                ),
+                "prompts, filtered": ("/prompts", of_the_run | {"outcome": "solved", "words": "what"}),
                 "prompt": ("/prompt", of_a_prompt),
                 "prompt, one step": ("/prompt", of_a_prompt | {"step": "64"}),
-                "tokens": ("/tokens", of_a_prompt | {"step": "64", "sample": "0"}),
             }  # fmt: skip
             during: dict[str, float] = {}
             while folders.unread or not folders.runs[str(run)].completions.size:

@@ -9,9 +9,8 @@ import re
 from datetime import date
 from pathlib import Path
 
-from lit_rlvr.commands.check.checkup import Checkup, check_reward
+from lit_rlvr.commands.check.checkup import Checkup, Rate, check_reward
 from lit_rlvr.commands.check.command import build_reward
-from lit_rlvr.commands.check.error_rates import Rate
 from lit_rlvr.commands.check.sets import read_set
 
 HERE = Path(__file__).parent

@@ -31,7 +31,7 @@ from lit_rlvr.datamodules.reading.images import ImageOptions
 from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.engines.synced import Safeguards
 from lit_rlvr.environments import Calculator, Crop, Environment, EnvironmentReward, GuessNumber, Python, SQLShell
-from lit_rlvr.evaluation.diversity import CosineSimilarity, JudgeScore, SelfBLEU4, SentenceEmbedder
+from lit_rlvr.evaluation.diversity import CosineSimilarity, SelfBLEU4, SentenceEmbedder
 from lit_rlvr.objectives import Importance
 from lit_rlvr.policy.adapters import Lora
 from lit_rlvr.policy.speed import Compute
@@ -128,7 +128,7 @@ def options_reference() -> str:
             [*_named(REWARDS), EnvironmentReward],
         ),
         ("rollout.environment", Environment, [Calculator, Python, SQLShell, Crop, GuessNumber]),
-        ("diversity", None, [SelfBLEU4, CosineSimilarity, SentenceEmbedder, JudgeScore]),
+        ("diversity", None, [SelfBLEU4, CosineSimilarity, SentenceEmbedder]),
         ("run", None, [RunFolder]),
         ("budget", None, [Budget]),
         ("checkpoint", None, [RunCheckpoint]),

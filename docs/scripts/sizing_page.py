@@ -76,7 +76,6 @@ def job(model: str, share: float = 0.4) -> JobSizes:
         MICROBATCH_TOKENS,
         PROMPT_TOKENS,
         Lengths(COMPLETION_TOKENS, COMPLETION_TOKENS),
-        Lengths(COMPLETION_TOKENS, COMPLETION_TOKENS),
         COMPLETIONS_PER_PROMPT,
         PROMPTS_PER_STEP,
         share=share,

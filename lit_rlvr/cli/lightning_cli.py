@@ -31,7 +31,6 @@ from lit_rlvr.cli.run_config import check_config, choose_strategy, choose_tokens
 from lit_rlvr.cli.subcommands import RLVRTrainer
 from lit_rlvr.cli.supervise import fit_command, supervise
 from lit_rlvr.cli.user_modules import report_namesake
-from lit_rlvr.commands.plan.timing import time_run
 from lit_rlvr.commands.registry import COMMANDS
 from lit_rlvr.common.terminal import show_result, wants_json
 from lit_rlvr.configs import Parser, changed_classes, changes, check_current, find_configs, import_classes
@@ -76,10 +75,6 @@ DRY_RUN = "--dry-run"
 
 SUPERVISE = "--supervise"
 """Option of `fit` that starts the run again when it dies."""
-
-TIME = "--time"
-"""Option of `plan` that measures the run instead of estimating its memory."""
-
 
 REPLAY = "--rollouts-from"
 """Option of `fit` that is short for `--rollout.replay.rollouts_from`."""
@@ -356,8 +351,6 @@ def _top_of_help(command: str) -> dict[str, str]:
         "fit": f" {DRY_RUN} shows all of it, the memory and the first prompts, and does not train. {SUPERVISE} N "
         "starts a run that dies or hangs again, from its last checkpoint, until N starts in a row save no new one. "
         f"{REPLAY} RUN trains on the rollouts that RUN recorded.",
-        "plan": f" {TIME} in place of --gpus trains for a minute on this machine and says how long the whole run "
-        "takes.",
     }.get(command, "")
     return {
         "usage": f"lit-rlvr {command} --config NAME_OR_FILE [--GROUP.OPTION VALUE ...]",
@@ -390,9 +383,6 @@ def run(command: str, arguments: list[str]) -> int | None:
     """Run `lit-rlvr fit` or another command that takes a config."""
     if command == "fit":
         arguments = [re.sub(f"^{REPLAY}(?==|$)", "--rollout.replay.rollouts_from", argument) for argument in arguments]
-    if command == "plan" and TIME in arguments:
-        time_run(arguments)
-        return None
     if command == "fit" and (found := value_of(SUPERVISE, arguments)) is not None:
         limit, rest = found
         settings = ConfigCheck().parser.parse_line([command, *find_configs(rest)])  # type: ignore[attr-defined]

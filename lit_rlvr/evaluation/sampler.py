@@ -1,4 +1,4 @@
-"""Samples and judges completions without a trainer, to evaluate a model or to filter data."""
+"""Samples and judges completions without a trainer, for `evaluate`, `filter` and `tune`."""
 
 from __future__ import annotations
 
@@ -9,19 +9,66 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lit_rlvr.common.seeds import derive_seed, run_seed
-from lit_rlvr.engines.base import EngineContext
+from lit_rlvr.engines.base import EngineContext, most_images
 from lit_rlvr.engines.synced import SyncedEngine
 from lit_rlvr.environments.base import Environment
+from lit_rlvr.errors import UserError
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.rewards import Reward, shared_pool
+from lit_rlvr.rewards.base import check_prefills
 from lit_rlvr.rewards.combine import Scores, score_rollout
+from lit_rlvr.rewards.references import check_references
 from lit_rlvr.rollout.episodes import Episodes, between_turns
+from lit_rlvr.rollout.limits import LengthRequirement, within_context
 from lit_rlvr.types import Completion, Prompt, Sampling
 
 if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule
+    from lit_rlvr.datamodules.base import Split
 
 Judged = Callable[[Prompt, list[Completion], Scores], None]
+
+
+def load_prompts(
+    module: Any, data: PromptDataModule, rewards: Sequence[Reward], environment: Environment | None, split: Split,
+    option: str,
+) -> list[Prompt]:  # fmt: skip
+    """Read a set as the model sees it, and check it against the rewards.
+
+    Args:
+        module: the model, as in `PromptDataModule.use_model`.
+        option: the option that names the set, for the message.
+
+    Raises:
+        UserError: the set is empty, or a reward refuses it.
+    """
+    data.use_model(module)
+    data.use_environment(environment)
+    data.setup("test" if split == "test" else "fit")
+    if not data.prompts[split]:
+        raise UserError(f"{option}: there is no {split} set")
+    check_references(rewards, data.loaded)
+    check_prefills(rewards, data.opening, data.chat.score_prefill)
+    return data.prompts[split]
+
+
+def start_sampler(
+    folder: str, engine: SyncedEngine, tokenizer: Any, dtype: torch.dtype, sets: Sequence[LengthRequirement],
+    prepare: Callable[[Prompt], Prompt] = lambda prompt: prompt,
+) -> Sampler:  # fmt: skip
+    """Start a model in an engine that can hold the longest sequence of some sets, up to the model's context.
+
+    Args:
+        prepare: adds the pixels to the prompt with which the engine is checked.
+
+    Raises:
+        UserError: a prompt fills the model's context.
+    """
+    longest = within_context(folder, sets)
+    prompts = [prompt for one in sets for prompt in one.prompts]
+    check = prepare(max(prompts, key=lambda prompt: len(prompt.token_ids)))
+    return Sampler(folder, engine, tokenizer, dtype, longest, most_images(prompts), check)
+
 
 SEQUENCES = 2048
 """Number of completions that one call of the engine generates; only their images are in memory."""

@@ -30,6 +30,11 @@ import_classes(lit_rlvr.environments, lit_rlvr.rewards)
 BOXED_TEMPLATE = {"chat": {"template": "boxed"}}
 MATH = {"class_path": "MathAnswer"}
 SUITE_LAYOUTS: Sequence[tuple[Sequence[set[str]], dict[str, Any], dict[str, Any]]] = (
+    (
+        [{"prompt", "answer", "options"}],
+        {"class_path": "lit_rlvr.datamodules.PromptDataModule"},
+        {"class_path": "Choice", "init_args": {"otherwise": MATH}},
+    ),
     ([{"db_id", "question"}], {"class_path": "TextToSQL"}, {"class_path": "SQLExecution"}),
     ([{"question_content", "public_test_cases"}], {"class_path": "CodeProblems"}, {"class_path": "CodeTests"}),
     ([{"question", "choices", "answer"}], {"class_path": "MultipleChoice"}, {"class_path": "Choice"}),
@@ -181,19 +186,22 @@ def read_suite(path: Path) -> dict[str, Any]:
     return values
 
 
-def suite_from_columns(location: str, name: str, has_columns: bool = False) -> dict[str, Any]:
+def suite_from_columns(
+    location: str, name: str, has_columns: bool = False, option: str = "--suite"
+) -> dict[str, Any]:  # fmt: skip
     """Return the suite for a file with the columns of its first usable row.
 
     Args:
         name: the suite's name.
         has_columns: whether the user names the columns; then a file of unknown layout holds mathematical questions.
+        option: the option that messages name.
 
     Raises:
         UserError: no known layout has these columns; the message shows the suite file to write instead.
     """
     row = next((row.value for row in read_rows(location, "test") if not isinstance(row.value, BadRow)), None)
     if row is None:
-        raise UserError(f"--suite: {location} has no usable row")
+        raise UserError(f"{option}: {location} has no usable row")
     for layouts, data, reward in SUITE_LAYOUTS:
         if any(required <= row.keys() for required in layouts):
             _log.info("%s: %s with %s, by its columns", name, data["class_path"], reward["class_path"])
@@ -201,9 +209,9 @@ def suite_from_columns(location: str, name: str, has_columns: bool = False) -> d
     if has_columns:
         return {"data": {"class_path": "TextMath", "init_args": BOXED_TEMPLATE | {"test": location}}, "rewards": [MATH]}
     raise UserError(
-        f"--suite: {location} has no known layout, its columns are {', '.join(map(str, row))}; write {name}.yaml with "
+        f"{option}: {location} has no known layout, its columns are {', '.join(map(str, row))}; write {name}.yaml with "
         f"the columns of question and answer, such as {example(location, list(map(str, row)))} and give "
-        f"--suite {name}.yaml"
+        f"{option} {name}.yaml"
     )
 
 

@@ -8,15 +8,12 @@ import re
 import unicodedata
 from collections.abc import Callable
 from fractions import Fraction
-from itertools import product
 from pathlib import Path
-from statistics import fmean, pstdev
 from typing import Any
 
 import pytest
 
-from lit_rlvr.commands.check.checkup import GOLD, Checkup, check_reward, read_golds, texts_of
-from lit_rlvr.commands.check.error_rates import Rate, advantage_error
+from lit_rlvr.commands.check.checkup import GOLD, Checkup, Rate, check_reward, read_golds, texts_of
 from lit_rlvr.commands.check.gold import may_answer, read_gold
 from lit_rlvr.commands.check.rewrites import REWRITES
 from lit_rlvr.commands.check.sets import read_set
@@ -97,7 +94,6 @@ def test_a_good_reward_is_clean() -> None:
     found = check_reward(Exact(), rows(*NUMBERS), LONG)
     assert errors(found, True) | errors(found, False) == set() and not found.failures
     assert found.rows == 7 and found.right_texts.texts > 150 and found.wrong_texts.texts > 250
-    assert all(row.correlation == pytest.approx(1) for row in found.advantages)
 
 
 def test_a_reward_that_pays_any_number_is_found_out() -> None:
@@ -110,7 +106,6 @@ def test_a_reward_that_pays_any_number_is_found_out() -> None:
     assert not {"empty", "only space", "no answer", "empty box", "short text: filler"} & wrong
     assert found.kinds["next number"].rate.value == 1 and found.wrong_texts.value > 0.5
     assert found.paid_short_texts()[0][1].value == 1
-    assert found.advantages[2].correlation < 0.6
 
 
 def test_a_reward_that_looks_for_the_reference_is_found_out() -> None:
@@ -218,12 +213,12 @@ def test_rows_with_a_database_or_tests_are_programs() -> None:
     ("answer", "name", "text"),
     [
         ("7", "trailing zero", "7.0"), ("0.5", "trailing zero", "0.50"), ("12500", "thousands comma", "12,500"),
-        ("12500", "scientific", r"1.25 \times 10^{4}"), ("-0.5", "as a fraction", r"-\frac{1}{2}"),
+        ("-0.5", "as a fraction", r"-\frac{1}{2}"),
         ("7", "full width", "\uff17"), ("3/2", "mixed number", r"1\frac{1}{2}"), ("3/8", "as a decimal", "0.375"),
         ("1/3", "as a decimal", None), ("5 m", "converted unit", "0.005 km"), ("50%", "percent sign", r"50\%"),
         ("{1,2}", "elements in another order", "{2, 1}"), ("[1,2)", "as inequalities", r"1 \le x < 2"),
         (r"(-\infty, 3]", "as inequalities", r"x \le 3"), (r"(4, \infty)", "as inequalities", "x > 4"),
-        ("{1,2}", "sized brackets", r"\left\{1, 2\right\}"), ("x^2 + 1", "terms in another order", "1 + x^2"),
+        ("{1,2}", "sized brackets", r"\left\{1, 2\right\}"), 
         ("7", "next number", "8"), ("12", "digits reversed", "21"), ("11", "digits reversed", None),
         ("2/1", "only the numerator", None), ("1/2", "upside down", r"\frac{2}{1}"), ("5 cm", "another unit", "5 m"),
         ("0", "another sign", None), ("[1,2)", "another left end", "(1, 2)"), ("(1,1)", "parts in another order", None),
@@ -277,33 +272,6 @@ def test_wilson_intervals() -> None:
                                    (1, 29, 0.0061, 0.1718)):  # fmt: skip
         assert Rate(hits, texts).interval == pytest.approx((low, high), abs=5e-5)
     assert math.isnan(Rate(0, 0).value) and Rate(3, 3).interval[1] == 1
-
-
-@pytest.mark.parametrize(("accuracy", "missed", "paid"), [(0.25, 0.1, 0.05), (0.9, 0.3, 0.2), (0.5, 0.0, 0.0)])
-def test_the_error_of_advantages_is_the_sum_over_all_groups(accuracy: float, missed: float, paid: float) -> None:
-    """A slow loop over the 4^8 groups of eight completions."""
-    cases = {(1, 1): accuracy * (1 - missed), (1, 0): accuracy * missed,
-             (0, 1): (1 - accuracy) * paid, (0, 0): (1 - accuracy) * (1 - paid)}  # fmt: skip
-
-    def advantages(rewards: tuple[int, ...]) -> list[float]:
-        return [(reward - fmean(rewards)) / (pstdev(rewards) + 1e-6) for reward in rewards]
-
-    of = {rewards: advantages(rewards) for rewards in product((0, 1), repeat=8)}
-    both = squares = others = right = flat = 0.0
-    for group in product(cases, repeat=8):
-        weight = math.prod(cases[case] for case in group)
-        true, seen = zip(*group, strict=True)
-        wanted, found = of[true], of[seen]
-        both += weight * sum(a * b for a, b in zip(wanted, found, strict=True))
-        squares += weight * sum(a * a for a in wanted)
-        others += weight * sum(b * b for b in found)
-        right += weight * sum(b for b, c in zip(found, true, strict=True) if c) / (8 * accuracy)
-        flat += weight * (len(set(seen)) == 1)
-    error = advantage_error(accuracy, missed, paid)
-    assert error.correlation == pytest.approx(both / math.sqrt(squares * others), rel=1e-9)
-    assert error.right_flipped == pytest.approx(right, rel=1e-9)
-    assert error.no_signal_flipped == pytest.approx(flat, rel=1e-9)
-    assert (error.right == pytest.approx(error.right_flipped)) == (missed == paid == 0)
 
 
 # ---- shipped rewards ---------------------------------------------------------------------------------------------
@@ -366,7 +334,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_command_prints_kinds_and_rates(folder: Path, lit_rlvr: CLI, data: str) -> None:
     done = lit_rlvr("check", "graded_task.pays_any_digit", "--data", data, "--rows", "3")
     assert done.status == 0 and "3 rows" in done.out and "next number" in done.out and "100.0%" in done.out
-    assert "correlation" in done.out and "pays where it is no answer" in done.out
+    assert "pays where it is no answer" in done.out
 
 
 def test_the_command_prints_one_document(folder: Path, lit_rlvr: CLI) -> None:
@@ -375,7 +343,7 @@ def test_the_command_prints_one_document(folder: Path, lit_rlvr: CLI) -> None:
         for _ in range(2)
     )
     kinds = {kind["kind"]: kind for kind in first["kinds"]}
-    assert first["rows"] == 12 and kinds["next number"]["rate"] == 1 and len(first["advantages"]) == 5
+    assert first["rows"] == 12 and kinds["next number"]["rate"] == 1
     assert kinds["next number"]["examples"][0].keys() == {"reference", "text", "detail"}
     assert {**first, "seconds": 0} == {**second, "seconds": 0}
 

@@ -93,12 +93,12 @@ def test_the_module_is_named_after_the_folder(folder: str, module: str | None) -
 @pytest.mark.parametrize(
     ("folder", "said"),
     [
-        ("3d-task", "cannot be the name of a Python module; choose another, such as d_task"),
-        ("class", "cannot be the name of a Python module; choose another, such as my_class"),
+        ("3d-task", "cannot be the name of a Python module; choose another, such as my_task"),
+        ("class", "cannot be the name of a Python module; choose another, such as my_task"),
         ("задача n", "cannot be the name of a Python module; choose another, such as my_task"),
-        ("torch", "installed module torch instead; choose another, such as my_torch"),
-        ("json", "installed module json instead; choose another, such as my_json"),
-        ("test_sums", "pytest takes test_... for tests; choose another, such as sums"),
+        ("torch", "installed module torch instead; choose another, such as my_task"),
+        ("json", "installed module json instead; choose another, such as my_task"),
+        ("test_sums", "pytest takes test_... for tests; choose another"),
     ],
 )
 def test_a_name_that_cannot_be_imported_is_refused(

@@ -40,7 +40,6 @@ from lit_rlvr.commands.plan.memory import (
     training_memory,
 )
 from lit_rlvr.commands.plan.models import PUBLISHED
-from lit_rlvr.commands.plan.show import strategy_table
 from lit_rlvr.commands.plan.strategies import (
     ENOUGH_SEQUENCES,
     FEWEST_TOKENS,
@@ -440,22 +439,6 @@ def test_each_machine_has_a_copy_where_it_holds_one(
     )  # fmt: skip
     assert isinstance(built.trainer.strategy, FSDP2) and built.trainer.strategy.replicas == 2
     assert describe_run(built.trainer, built.model, built.datamodule)[1].gpus.count == 1, "of one copy"
-
-
-def test_a_checkpoint_is_copied_to_the_memory_of_the_machines() -> None:
-    """12 bytes a parameter in all: 91 GB of a 7B, 393 of a 32B. Machines with a whole model each copy all of it."""
-    seven, large = job("Qwen2.5-7B"), job("Qwen2.5-32B", share=0.0)
-    plans = {plan.name: seven.checkpoint_copy(plan) for plan in seven.plans(GPUs(8, 80))}
-    assert plans["DDP"] == 0 and plans["FSDP2, checkpointing"] == 12 * seven.whole.parameters == pytest.approx(
-        91e9, 0.01
-    )
-    assert plans["FSDP2, LoRA"] == 12 * seven.adapted.trained
-    two = GPUs(16, 80)
-    plan = large.choice(two, (True, False), True)
-    assert large.checkpoint_copy(plan) == 6 * large.whole.parameters == pytest.approx(393e9 / 2, 0.01)
-    assert seven.checkpoint_copy(seven.choice(two, None, None)) == plans["FSDP2, checkpointing"]
-    rows = strategy_table(seven, GPUs(8, 80))
-    assert "85.1" in list(rows.columns[-2].cells) and rows.columns[-2].header == "CPU copy"
 
 
 def test_a_mixture_of_experts_computes_with_some_of_its_parameters() -> None:

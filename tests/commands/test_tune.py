@@ -73,59 +73,27 @@ def test_answers_that_do_not_fit_raise_max_tokens(run_folder: Path, lit_rlvr: CL
     settings, reasons = chosen(run_folder, "t.yaml")
     sampling = settings["rollout"]["evaluation"]["sampling"]
     assert settings["rollout"]["sampling"]["max_tokens"] == sampling["max_tokens"] >= 6
-    assert "not 2 as before" in reasons and "no column of the data holds texts that the rewards pay" not in reasons
-    start = settings["warm_start"]
-    assert start["solution"] == "answer" and start["steps"] == 600, "the plain answer is paid"
-    assert "A warm start on column 'answer': 0% of the answers are right" in reasons
+    assert "not 2 as before" in reasons
+    assert "0% of the answers are right: add a warm start" in reasons
     (run_folder / "t.yaml").write_text(yaml.safe_dump(settings))
     assert lit_rlvr("fit", "--config", "tiny.yaml", *data, "--config", "t.yaml", "--dry-run").status == 0
 
 
-def test_the_column_whose_texts_are_paid_teaches_and_none_is_said(run_folder: Path, lit_rlvr: CLI) -> None:
-    """Tags that the answers lack are in a column of another name, and longer than max_tokens."""
-    data = rows(run_folder, ["1"] * 12, notes=["by hand"] * 12, worked=["<answer>1</answer>"] * 12)
-    tagged = ("--rollout.rewards", "[tiny_rewards.tagged]")
-    result = lit_rlvr(*TUNE, *data, *tagged, "--out", "a.yaml")
-    assert result.status == 0, result.err
-    settings, _ = chosen(run_folder, "a.yaml")
-    assert settings["warm_start"]["solution"] == "worked" and settings["rollout"]["sampling"]["max_tokens"] >= 19
-    assert settings["warm_start"]["checked"] == 3
-    data = rows(run_folder, ["1"] * 12)
-    assert lit_rlvr(*TUNE, *data, *tagged, "--out", "b.yaml").status == 0
-    settings, reasons = chosen(run_folder, "b.yaml")
-    assert "warm_start" not in settings and "no column of the data holds texts that the rewards pay" in reasons
-
-
-def test_prompts_without_a_signal_are_left_out_if_enough_are_left(run_folder: Path, lit_rlvr: CLI) -> None:
-    data = rows(run_folder, ["yes" if k % 3 == 0 else "no" for k in range(150)])
-    result = lit_rlvr(*TUNE, *data, *rewards("even_if_yes"), "--minutes", 1, "--out", "c.yaml")
-    assert result.status == 0, result.err
-    settings, reasons = chosen(run_folder, "c.yaml")
-    assert settings["data"]["init_args"]["train"] == "c.jsonl"
-    kept = [json.loads(line) for line in (run_folder / "c.jsonl").read_text().splitlines()]
-    assert len(kept) >= 40 and {row["answer"] for row in kept} == {"yes"} and all(0 < r["pass_rate"] < 1 for r in kept)
-    assert f"Training on the {len(kept)} of 150 measured prompts that give a signal" in reasons
+def test_a_warm_start_comes_first(
+    run_folder: Path, lit_rlvr: CLI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts without a signal are named: there are easier ones."""
+    monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path / "cache"))
+    warm = ("--warm_start.steps", 2, "--warm_start.checked", 4)
+    assert lit_rlvr(*TUNE, *warm, "--rollout.rewards", "[tiny_rewards.always_wrong]", "--out", "f.yaml").status == 0
+    settings, reasons = chosen(run_folder, "f.yaml")
+    assert "warm_start" not in settings and "0% of the answers are right: give the warm start more steps" in reasons
+    assert len(list((tmp_path / "cache" / "warm-start").glob("[!.]*"))) == 1
     few = lit_rlvr(*TUNE, *rows(run_folder, ["no"] * 30 + ["yes"] * 10), *rewards("even_if_yes"), "--out", "d.yaml")
     assert few.status == 0, few.err
     settings, reasons = chosen(run_folder, "d.yaml")
-    assert "data" not in settings and "too few to train on alone: take easier prompts" in reasons
+    assert "Take easier prompts; lit-rlvr filter keeps those" in reasons
     assert settings["rollout"]["group_size"] == 8, "more completions would add nothing"
-
-
-def test_a_warm_start_that_is_not_needed_is_switched_off(
-    run_folder: Path, lit_rlvr: CLI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path / "cache"))
-    warm = ("--warm_start.steps", 2, "--warm_start.checked", 4)
-    assert lit_rlvr(*TUNE, *warm, "--out", "e.yaml").status == 0
-    settings, reasons = chosen(run_folder, "e.yaml")
-    assert settings["warm_start"] == {"steps": 0} and "No warm start: the model gives a signal without one" in reasons
-    assert not (tmp_path / "cache" / "warm-start").exists()
-    never = ("--rollout.rewards", "[tiny_rewards.always_wrong]")
-    assert lit_rlvr(*TUNE, *warm, *never, "--out", "f.yaml").status == 0
-    settings, reasons = chosen(run_folder, "f.yaml")
-    assert "warm_start" not in settings and "0% of the answers are right after the warm start: give it more" in reasons
-    assert len(list((tmp_path / "cache" / "warm-start").glob("[!.]*"))) == 1
 
 
 @pytest.mark.parametrize(("more", "said"), [

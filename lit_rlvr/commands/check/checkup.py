@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from statistics import NormalDist
 from typing import Any
 
-from lit_rlvr.commands.check.error_rates import ACCURACIES, NO_TEXTS, AdvantageError, Rate, advantage_error
 from lit_rlvr.commands.check.gold import Gold, Kind, read_gold
 from lit_rlvr.commands.check.rewrites import REWRITES
 from lit_rlvr.commands.check.shortcuts import frequent_answers, shortcuts
@@ -22,6 +23,47 @@ FORM_ROWS = 20
 BATCH_ROWS = 8
 MOST_OTHERS = 20
 MOST_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of texts that a reward judges wrongly.
+
+    Args:
+        errors, texts: number of errors, and of texts.
+    """
+
+    errors: int
+    texts: int
+
+    @property
+    def value(self) -> float:
+        """The share; NaN without texts."""
+        return self.errors / self.texts if self.texts else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of Wilson (1927), which treats the texts as independent; (0, 1) without texts."""
+        if not self.texts:
+            return 0.0, 1.0
+        z = NormalDist().inv_cdf(0.975)
+        n, p = self.texts, self.value
+        middle = p + z * z / (2 * n)
+        spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        low, high = ((middle + sign * spread) / (1 + z * z / n) for sign in (-1, 1))
+        return (0.0 if self.errors == 0 else low), (1.0 if self.errors == n else high)
+
+    def plus(self, is_error: bool) -> Rate:
+        """Return the rate with one more text."""
+        return Rate(self.errors + is_error, self.texts + 1)
+
+    def document(self) -> dict[str, Any]:
+        """Return the rate for `--json`."""
+        low, high = self.interval
+        return {"errors": self.errors, "texts": self.texts, "rate": self.value, "low": low, "high": high}
+
+
+NO_TEXTS = Rate(0, 0)
 
 
 @dataclass(frozen=True)
@@ -95,13 +137,6 @@ class Checkup:
         """The share of gold completions that are not paid."""
         return self.kinds[GOLD].rate if GOLD in self.kinds else NO_TEXTS
 
-    @property
-    def advantages(self) -> list[AdvantageError]:
-        """The error of GRPO's advantages at several accuracies; none without right and wrong texts."""
-        rates = (self.right_texts.value, self.wrong_texts.value)
-        both = self.right_texts.texts and self.wrong_texts.texts
-        return [advantage_error(accuracy, *rates) for accuracy in ACCURACIES] if both else []
-
     def add(self, text: TriedText, gold: Gold, paid: bool, gold_paid: bool, detail: str) -> None:
         """Count a judged text."""
         is_error = paid != text.keeps
@@ -133,7 +168,6 @@ class Checkup:
                 for name, kind in self.kinds.items()
             ],
             "short_texts": [{"text": text, **rate.document()} for text, rate in self.paid_short_texts()],
-            "advantages": list(map(asdict, self.advantages)),
             "failures": self.failures,
         }
 

@@ -1,8 +1,7 @@
-"""The command line of `parity`: reads a batch and algorithms, writes the results, prints and plots a summary."""
+"""The command line of `parity`: reads a batch and algorithms, writes the results, and prints a summary."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,69 +17,29 @@ from lit_rlvr.configs import Parser, load_yaml
 from lit_rlvr.errors import UserError, user_error_in
 
 
-def plot_weights(weights: Mapping[str, np.ndarray], mask: np.ndarray, path: Path) -> None:
-    """Draw one map per algorithm, with one row per completion; red tokens are pushed up, blue ones down.
-
-    Args:
-        weights: name -> (B, T) gradient weight of each token, `-dloss/dlogp`.
-        mask: (B, T) bool; tokens outside the loss stay grey.
-        path: the PNG to write.
-    """
-    import matplotlib
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    columns = min(3, len(weights))
-    lines = math.ceil(len(weights) / columns)
-    figure = Figure(figsize=(4.2 * columns, 3.2 * lines), layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False)
-    colours = matplotlib.colormaps["RdBu_r"].with_extremes(bad="0.85")
-    for axis in axes.flat[len(weights) :]:
-        axis.set_visible(False)
-    for axis, (name, values) in zip(axes.flat, weights.items(), strict=False):
-        size = np.abs(values)
-        most = float(size.max())
-        top = min(most, 10 * float(np.median(size[size > 0]))) if most > 0 else 1.0  # outliers must not hide others
-        shown = np.ma.masked_array(values, ~mask)
-        image = axis.imshow(shown, cmap=colours, vmin=-top, vmax=top, aspect="auto", interpolation="nearest")
-        cut = "both" if most > top else "neither"
-        figure.colorbar(image, ax=axis, ticks=[-top, 0, top], format="%.1e", extend=cut)
-        for ticks in (axis.xaxis, axis.yaxis):
-            ticks.set_major_locator(MaxNLocator(integer=True))
-        axis.set_title(name if cut == "neither" else f"{name} (largest {most:.1e})")
-        axis.set_xlabel("token")
-        axis.set_ylabel("completion")
-    figure.suptitle("Gradient weight of each token: red is made likelier, blue less likely, grey is not in the loss")
-    figure.savefig(path, dpi=110, format="png")
-
-
 def run(command: str, arguments: list[str]) -> None:
     """Run the command line of `parity`."""
     parser = Parser(prog=f"lit-rlvr {command}", description=run_parity.__doc__)
     parser.add_argument("batch", type=str, help="the frozen batch: an .npz file")
     parser.add_argument("--config", type=str, required=True, help="YAML: {algorithms: {NAME: {class_path, init_args}}}")
     parser.add_argument("--out", type=str, required=True, help="the .npz file to write")
-    parser.add_argument("--plot", type=str, default=None, help="PNG of each token's weight in the gradient")
     config = parser.parse_args(arguments)
-    run_parity(config.batch, config.config, config.out, config.plot)
+    run_parity(config.batch, config.config, config.out)
 
 
-def run_parity(batch_path: Path | str, config: Path | str, out: Path | str, plot: Path | str | None = None) -> None:
+def run_parity(batch_path: Path | str, config: Path | str, out: Path | str) -> None:
     """Replay a batch file through the algorithms of a config, write the results, and print a summary.
 
     Args:
         batch_path: .npz with the arrays that `replay` takes.
         config: YAML with `algorithms: {NAME: {class_path, init_args}}`.
         out: .npz to write.
-        plot: PNG to draw, the gradient weight of every token.
 
     Raises:
-        UserError: `out` or `plot` exists already, or cannot be written.
+        UserError: `out` exists already, or cannot be written.
     """
     arrays = load_arrays(Path(batch_path))
     check_new(Path(out), "--out")
-    if plot is not None:
-        check_new(Path(plot), "--plot")
     algorithms = load_algorithms(Path(config))
     results = replay(arrays, algorithms)
     mask = np.asarray(arrays["mask"]).astype(bool)
@@ -90,9 +49,6 @@ def run_parity(batch_path: Path | str, config: Path | str, out: Path | str, plot
         Path(out).parent.mkdir(parents=True, exist_ok=True)
         with Path(out).open("xb") as file:  # np.savez would add .npz to a name without it
             np.savez(file, **results)  # type: ignore[arg-type]
-        if plot is not None:
-            Path(plot).parent.mkdir(parents=True, exist_ok=True)
-            plot_weights({name: -results[f"{name}/dlogp"] for name in algorithms}, mask, Path(plot))
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be written: {error.strerror}") from error
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lit_rlvr.commands.check.checkup import Checkup, KindOfText
-from lit_rlvr.commands.check.error_rates import COMPUTED_GROUP_SIZE, Rate
+from lit_rlvr.commands.check.checkup import Checkup, KindOfText, Rate
 from lit_rlvr.common.terminal import Terminal, one_line, table_of
 
 EXAMPLE_CHARACTERS = 160
@@ -13,7 +12,7 @@ MOST_SHORT_TEXTS = 5
 
 
 def print_checkup(name: str, found: Checkup) -> None:
-    """Print the rates, each kind with errors and an example, short texts that pay, and the error of advantages."""
+    """Print the rates, each kind with errors and an example, and short texts that pay."""
     console = Terminal()
     left = "" if found.rows == found.rows_wanted else f" of {found.rows_wanted}, then the time was up (--seconds)"
     console.print(f"{name}: {found.rows} rows{left}, {found.seconds:.0f} s; answers as {found.form}", soft_wrap=True)
@@ -32,7 +31,6 @@ def print_checkup(name: str, found: Checkup) -> None:
         console.print(
             f"the short text {one_line(text)!r} pays where it is no answer: {rate_text(rate)}", soft_wrap=True
         )
-    print_advantages(console, found)
 
 
 def print_kinds(console: Terminal, title: str, kinds: dict[str, KindOfText]) -> None:
@@ -54,27 +52,6 @@ def print_kinds(console: Terminal, title: str, kinds: dict[str, KindOfText]) -> 
     if right := [name for name in kinds if name not in wrong]:
         console.print(f"{title}: {'no other' if wrong else 'none'}. Tried without an error: {', '.join(right)}",
                       soft_wrap=True)  # fmt: skip
-
-
-def print_advantages(console: Terminal, found: Checkup) -> None:
-    """Print what errors at the measured rates do to GRPO's advantages."""
-    if not found.advantages:
-        return
-    rows = [
-        (
-            f"{row.accuracy:.0%}",
-            f"{row.correlation:.3f}",
-            f"{row.right:+.2f} -> {row.right_flipped:+.2f}",
-            f"{row.wrong:+.2f} -> {row.wrong_flipped:+.2f}",
-            f"{row.no_signal:.1%} -> {row.no_signal_flipped:.1%}",
-        )
-        for row in found.advantages
-    ]
-    columns = ("true accuracy", "correlation", "right completions", "wrong completions", "no signal")
-    title = f"GRPO's advantages in groups of {COMPUTED_GROUP_SIZE} if rewards are wrong at these two rates"
-    caption = "of the true advantage -> with these errors; no signal: groups with equal rewards"
-    console.print()
-    console.print_table(table_of(columns, rows, 0, title=title, caption=caption))
 
 
 def print_stages(name: str, stages: Sequence[tuple[str, str]], verdict: str) -> None:

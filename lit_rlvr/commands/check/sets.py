@@ -10,11 +10,11 @@ from lit_rlvr import datamodules
 from lit_rlvr.commands.check.parity import build_object
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.configs import find_config, import_classes, load_config, load_yaml
-from lit_rlvr.datamodules import BadRow, PromptDataModule
+from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.datamodules.base import Split
-from lit_rlvr.datamodules.reading.readers import FORMATS, read_rows
+from lit_rlvr.datamodules.reading.readers import FORMATS
 from lit_rlvr.errors import UserError, check_within
-from lit_rlvr.evaluation.suites import SUITE_LAYOUTS, read_suite
+from lit_rlvr.evaluation.suites import read_suite, suite_from_columns
 from lit_rlvr.types import Sample
 
 import_classes(datamodules)
@@ -46,7 +46,7 @@ def data_config(argument: str) -> dict[str, Any]:
         return {"class_path": name, "init_args": {"train": location}}
     is_file = Path(name).suffix in FORMATS or (Path(name).exists() and Path(name).suffix != ".yaml")
     if is_file or name.startswith("package:"):
-        return data_of_file(name)
+        return dict(suite_from_columns(name, Path(name).stem, option="--data")["data"])
     if name in datamodules.__all__ or ("." in name and "/" not in name and not name.endswith(".yaml")):
         return {"class_path": name}
     path = find_config(name, "--data")
@@ -55,23 +55,3 @@ def data_config(argument: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise UserError(f"--data: {path} has no `data` with a class_path; give a config of `fit`, a suite or a file")
     return data
-
-
-def data_of_file(location: str) -> dict[str, Any]:
-    """Return the DataModule that reads a file, by the columns of its first usable row.
-
-    Raises:
-        UserError: the file has no usable row, or no known layout has its columns.
-    """
-    row = next((row.value for row in read_rows(location, "train") if not isinstance(row.value, BadRow)), None)
-    if row is None:
-        raise UserError(f"--data: {location} has no usable row")
-    if {"prompt", "answer", "options"} <= row.keys():
-        return {"class_path": "lit_rlvr.datamodules.PromptDataModule", "init_args": {"train": location}}
-    for layouts, data, _ in SUITE_LAYOUTS:
-        if any(required <= row.keys() for required in layouts):
-            return {"class_path": data["class_path"], "init_args": {"train": location}}
-    raise UserError(
-        f"--data: {location} has no known layout, its columns are {', '.join(map(str, row))}; name its DataModule, as "
-        "in TextMath=FILE, or give a config whose `data` maps the columns"
-    )

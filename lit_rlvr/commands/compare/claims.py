@@ -8,38 +8,12 @@ from statistics import mean
 from typing import Any
 
 from lit_rlvr.commands.compare.significance import LEVEL, MOST_PAIRS, POWER, RESAMPLES, least_pairs, p_text
-from lit_rlvr.commands.compare.study import BEFORE, Study
-from lit_rlvr.commands.compare.study_results import QUARTER_METRICS
+from lit_rlvr.commands.compare.study import BEFORE
 from lit_rlvr.commands.compare.verdicts import SMALLER_THAN_PRINTED, PairedDifference, paired_differences
-from lit_rlvr.errors import UserError
-from lit_rlvr.evaluation.protocols import Protocol
-from lit_rlvr.evaluation.results import markdown_table, suite_metrics
+from lit_rlvr.evaluation.results import markdown_table
 
 AVERAGE = "Avg."
 """Name of the average over a table's suites."""
-RUN_METRICS = (*QUARTER_METRICS, "loss_variance")
-"""Metrics of training that a claim can be about."""
-
-
-def check_known(where: str, owner: str, kind: str, name: str, known: Sequence[str]) -> None:
-    """Refuse a name that is not known.
-
-    Raises:
-        UserError: names what is known.
-    """
-    if name not in known:
-        raise UserError(f"{where}: {owner} has no {kind} {name!r}; it has {', '.join(known) or 'none'}")
-
-
-def check_suite_metric(where: str, study: Study, suites: Mapping[str, Protocol], suite: str, metric: str) -> None:
-    """Refuse a suite that a study does not have, or a metric that the suite's evaluation does not measure.
-
-    The names of measures of diversity are not checked.
-    """
-    check_known(where, study.name, "suite", suite, [*suites])
-    if not (study.diversity and metric.startswith("diversity/")):
-        protocol = suites[suite]
-        check_known(where, f"suite {suite}", "metric", metric, suite_metrics(protocol.samples, protocol.greedy))
 
 
 @dataclass(frozen=True)
@@ -78,24 +52,6 @@ class PrintedClaim:
             return f"{self.metric}, {self.suite}"
         return f"{self.metric}, last quarter of training" if "/" in self.metric else self.metric
 
-    def check(self, study: Study, suites: Mapping[str, Protocol]) -> None:
-        """Refuse a claim about a task, a cell, a suite or a metric that the study does not have.
-
-        Args:
-            suites: the study's suites, each with its protocol.
-        """
-        where = f"claim {self.says!r}"
-        check_known(where, study.name, "task", self.task, study.tasks)
-        for cell in (self.more, self.less):
-            if isinstance(cell, str):
-                check_known(where, study.name, "cell", cell, [*study.names, BEFORE])
-        for suite in self._averaged:
-            check_suite_metric(where, study, suites, suite, self.metric)
-        if self.suite is None:
-            check_known(where, "a run", "metric", self.metric, RUN_METRICS)
-            if BEFORE in (self.more, self.less):
-                raise UserError(f"{where}: `{BEFORE}` has no metrics of training; give a suite")
-
     def pairs(self, results: Mapping[str, Any]) -> list[tuple[float, float]]:
         """Return the claim's two values for each seed that has both, from results.json."""
         task = results["tasks"][self.task]
@@ -113,18 +69,19 @@ class PrintedClaim:
         return [(x, y) for x, y in both if x is not None and y is not None]
 
     @property
-    def _averaged(self) -> list[str]:
+    def averaged(self) -> list[str]:
+        """The suites whose metric the claim is about; none for a metric of training."""
         return self.suites or ([] if self.suite is None else [self.suite])
 
     def _value(self, run: Mapping[str, Any]) -> float | None:
-        if self._averaged:
-            return complete_mean([run["suites"].get(suite, {}).get(self.metric) for suite in self._averaged])
+        if self.averaged:
+            return complete_mean([run["suites"].get(suite, {}).get(self.metric) for suite in self.averaged])
         value = run["quarters"][self.metric][-1] if self.metric in run["quarters"] else run.get(self.metric)
         return None if value is None else float(value)
 
     def _before(self, task: Mapping[str, Any]) -> float | None:
         found = [table["suites"] for table in task.get("before_suites", {}).values()]
-        spreads = [next((s[suite].get(self.metric) for s in found if suite in s), None) for suite in self._averaged]
+        spreads = [next((s[suite].get(self.metric) for s in found if suite in s), None) for suite in self.averaged]
         return complete_mean([spread and spread["mean"] for spread in spreads])
 
 

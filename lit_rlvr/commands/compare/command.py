@@ -4,43 +4,32 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_rlvr.cli.error_lines import failure_line
 from lit_rlvr.cli.lightning_cli import ConfigCheck
 from lit_rlvr.commands.compare.cells import Cluster, run_cells
-from lit_rlvr.commands.compare.figures import draw_figures, draw_signal
+from lit_rlvr.commands.compare.figures import draw_figures
 from lit_rlvr.commands.compare.study import Study, load_study
 from lit_rlvr.commands.compare.study_folder import (
     State,
     StudyFolder,
     lock_study,
-    next_command,
     read_suites,
     start_folder,
 )
 from lit_rlvr.commands.compare.study_results import read_cell, study_results
-from lit_rlvr.commands.compare.study_tables import SIGNAL, report, suite_tables
+from lit_rlvr.commands.compare.study_tables import report
 from lit_rlvr.commands.report.page import write_report
 from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.packages import require
 from lit_rlvr.common.terminal import show_result
 from lit_rlvr.configs import Parser
-from lit_rlvr.datamodules import PromptDataModule
-from lit_rlvr.datamodules.base import Split
 from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.suites import Suite, find_suites
-from lit_rlvr.policy.sources import resolve_model
-
-MOST_NAMED = 3
-"""The most missing things that an error names."""
 
 _log = logging.getLogger("lit_rlvr")
 
@@ -94,16 +83,13 @@ def compare(study: Study, root: Path, jobs: int = 1, cluster: Mapping[str, Any] 
         cluster: options of `Cluster`, to run them as jobs of a cluster.
 
     Raises:
-        UserError: a cell is invalid, this machine lacks what it needs, or the folder belongs to another study.
+        UserError: a cell is invalid, or the folder belongs to another study.
         FailedCells: some cells failed; the results of the others are written.
     """
     if jobs < 1:
         raise UserError(f"--jobs: {jobs} is not positive")
-    built = check_cells(study)
-    suites = check_suites(study)
-    if cluster is None:
-        remaining = [cell for cell in study.cells if next_command(study, cell, root) is not None]
-        check_machine([built[cell.task, cell.name] for cell in remaining], suites)
+    check_cells(study)
+    check_suites(study)
     with lock_study(root) as lock:
         folder = StudyFolder(root, study)
         try:
@@ -116,28 +102,24 @@ def compare(study: Study, root: Path, jobs: int = 1, cluster: Mapping[str, Any] 
         _write_results(folder)
 
 
-def check_cells(study: Study) -> dict[tuple[str, str], Any]:
+def check_cells(study: Study) -> None:
     """Refuse a study with a cell that `fit` would refuse, before the first cell trains.
-
-    Returns:
-        (task, cell) -> what its config builds: model, data, ..., and the options of the trainer.
 
     Raises:
         UserError: a cell is invalid; the message names it.
     """
-    fit, built = ConfigCheck(), {}
+    fit = ConfigCheck()
     for cell in study.cells:
         if cell.seed != study.seeds[0]:
             continue
         try:
-            built[cell.task, cell.name] = fit.check(deepcopy(cell.config))  # parsing changes it in place
+            fit.check(deepcopy(cell.config))  # parsing changes it in place
         except Exception as error:
             line = failure_line(error)
             if line is None:
                 raise
             where = f"STUDY: {cell.task}, {cell.name}"
             raise UserError(*(f"{where}: {message}" for message in line.splitlines())) from error
-    return built
 
 
 def check_suites(study: Study) -> list[Suite]:
@@ -148,57 +130,6 @@ def check_suites(study: Study) -> list[Suite]:
     """
     everything = [suite for group in study.suites.values() for suite in group]
     return list(find_suites(everything, {}, {"protocol": study.protocol}))
-
-
-def check_machine(built: Sequence[Any], suites: Sequence[Suite]) -> None:
-    """Refuse cells whose devices, models or data this machine lacks, before they fail one after the other.
-
-    Args:
-        built: the objects that each cell's config builds.
-        suites: the suites of the evaluations after training.
-
-    Raises:
-        UserError: names everything that is missing.
-    """
-    needs: dict[str, Callable[[], object]] = {}
-    for cell in built:
-        devices = cell.trainer.accelerator, cell.trainer.devices
-        needs[f"devices {devices}"] = partial(_check_devices, *devices)
-        model = cell.model
-        needs[f"model {model.model}"] = partial(resolve_model, model.model, model.config_overrides, model.adapter)
-        for data in cell.data.validated:
-            needs |= _sources(data, ("train", "validation") if data is cell.data else ("validation",))
-    for suite in suites if built else ():
-        needs |= _sources(suite.data, ("test",))
-    missing: list[str] = []
-    for need in needs.values():
-        try:
-            need()
-        except Exception as error:
-            line = failure_line(error)
-            if line is None:
-                raise
-            missing.append(line)
-    if missing:
-        more = f"; and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
-        raise UserError(f"STUDY: its cells cannot run on this machine: {'; '.join(missing[:MOST_NAMED])}{more}")
-
-
-def _check_devices(accelerator: Any, devices: Any) -> None:
-    try:
-        Trainer(accelerator=accelerator, devices=devices, logger=False, enable_checkpointing=False)
-    except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"trainer.accelerator: {accelerator}, devices: {devices}: {reason}") from error
-
-
-def _sources(data: PromptDataModule, splits: Sequence[Split]) -> dict[str, Callable[[], object]]:
-    """Return, by location, functions that read the first row of each set from a file or the hub."""
-    return {
-        f"{location}, {split}": partial(lambda split: next(iter(data.rows(split)), None), split)
-        for split in splits
-        if (location := data.locations[split]) is not None
-    }
 
 
 def _write_results(folder: StudyFolder) -> None:
@@ -215,12 +146,8 @@ def _write_results(folder: StudyFolder) -> None:
     found = study_results(study, runs, {task: suites for task, suites in starts.items() if suites})
     write_atomically(root / "results.json", json.dumps(found, indent=2) + "\n")
     figures = draw_figures(study, runs, root / "figures")
-    draw_signal(root / SIGNAL)
     failed = folder.with_status("failed")
     write_atomically(root / "results.md", report(study, found, figures, failed))
-    if study.suites:
-        printed = [t.latex() for task in study.tasks for t in suite_tables(study.suites, found["tasks"][task])]
-        write_atomically(root / "results.tex", "\n".join(printed))
     _log.info("Results: %s, and with the runs: %s", root / "results.md", write_report([root]))
     if failed:
         raise FailedCells(failed, study, root)

@@ -1,4 +1,4 @@
-"""The figures of a study: curves with bands over seeds, pass@k, time, profiles, and each advantage's signal."""
+"""The figures of a study: curves with bands over seeds, pass@k, rates and time."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
-import torch
 
-from lit_rlvr.advantages import GroupBatch
-from lit_rlvr.advantages.base import REGISTRY, Advantage
 from lit_rlvr.commands.compare.axes import (
     cell_colours,
     draw_legend,
@@ -23,49 +19,14 @@ from lit_rlvr.commands.compare.axes import (
     save_figure,
 )
 from lit_rlvr.commands.compare.learning_rates import families
-from lit_rlvr.commands.compare.significance import performance_profile, stratified_band
-from lit_rlvr.commands.compare.study import ALL_TASKS, BEFORE, Study
+from lit_rlvr.commands.compare.study import BEFORE, Study
 from lit_rlvr.commands.compare.study_results import (
     FinishedRun,
     at_validations,
-    by_difficulty,
     pass_at_k_spreads,
-    quarters,
-    scores_by_task,
     smoothed,
     spread,
 )
-
-
-def signal(advantage: Advantage, size: int) -> list[float]:
-    """Return sum |A| of groups with 0, 1, ..., `size` correct completions, with rewards 0 and 1.
-
-    Each group is a batch of its own, so that the batch's proficiency is the group's. All completions are equally long;
-    reference completions alternate between right and wrong.
-    """
-    sums = []
-    for correct in range(size + 1):
-        rewards = (torch.arange(size) < correct).double()[None]  # (1, G)
-        reference = (torch.arange(size) % 2 == 0).double()[None]
-        group = GroupBatch(rewards, rewards, reference, torch.full_like(rewards, 100.0))
-        sums.append(float(advantage(group).abs().sum()))
-    return sums
-
-
-def draw_signal(path: Path) -> None:
-    """Draw every registered advantage with its default options as a PNG file."""
-    import matplotlib
-
-    size = 16
-    figure, axis = new_figure(f"Sum |A| of a group of {size}", "share of correct completions, p")
-    colours = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
-    shares = [correct / size for correct in range(size + 1)]
-    for k, (name, cls) in enumerate(sorted(REGISTRY.items())):
-        axis.plot(shares, signal(cls(), size), label=name, color=colours[k % 20], marker="o", markersize=2)
-    axis.set_yscale("symlog", linthresh=1.0)
-    draw_legend(figure, axis)
-    save_figure(figure, path)
-
 
 CURVES = {
     "reward": ("rollout/reward", "Reward of the training rollouts"),
@@ -87,10 +48,8 @@ SET_CURVES = {"entropy": "Entropy on {} (nats)", "greedy": "Accuracy of greedy d
 """Metric of each validation set -> title."""
 
 AGAINST: dict[str, tuple[Callable[[FinishedRun], Mapping[int, float]], str]] = {
-    "against_entropy": (FinishedRun.entropy, "entropy of the completions (nats per token)"),
     "against_kl": (FinishedRun.kl, "KL to the starting policy (nats per token)"),
     "against_tokens": (partial(FinishedRun.used, unit="tokens"), "generated tokens"),
-    "against_seconds": (partial(FinishedRun.used, unit="seconds"), "seconds of rollouts and updates"),
 }
 """File -> what the compared metric is drawn against at each validation, and its label."""
 
@@ -107,14 +66,13 @@ def draw_figures(study: Study, runs: Sequence[FinishedRun], folder: Path) -> dic
         folder: receives a subfolder for each task.
 
     Returns:
-        Task -> PNG files, relative to the parent of `folder`; of several tasks, `ALL_TASKS` too.
+        Task -> PNG files, relative to the parent of `folder`.
     """
     drawn: dict[str, list[Path]] = {}
     colours = cell_colours(study.names)
     for task in study.tasks:
         groups = {name: [r for r in runs if (r.cell.task, r.cell.name) == (task, name)] for name in study.names}
         groups = {name: found for name, found in groups.items() if found}
-        before = by_difficulty([run for found in groups.values() for run in found], at_end=False)
         curves = CURVES | {
             f"{metric}_{name}": (f"val/{name}/{metric}", title.format(name))
             for metric, title in SET_CURVES.items()
@@ -122,17 +80,11 @@ def draw_figures(study: Study, runs: Sequence[FinishedRun], folder: Path) -> dic
         }
         figures = {name: _draw_curve(study, groups, colours, *curves[name]) for name in curves} | {
             **{name: _draw_against(study, groups, colours, *AGAINST[name]) for name in AGAINST},
-            "profile": _draw_profile(study, runs, [task], colours),
             "rates": _draw_rates(study, task, groups),
-            **{f"difficulty_{name}": _draw_difficulty(groups, colours, name, before[name]) for name in before},
             "pass_at_k": _draw_pass_at_k(groups, colours),
-            "final": _draw_final(study, groups),
-            "zero_advantage_ends": _draw_ends(groups),
             "time_per_step": _draw_seconds(groups),
         }
         drawn[task] = [save_figure(figure, folder / task / f"{name}.png") for name, figure in figures.items() if figure]
-    if len(study.tasks) > 1 and (figure := _draw_profile(study, runs, study.tasks, colours)):
-        drawn[ALL_TASKS] = [save_figure(figure, folder / "profile.png")]
     return {task: [path.relative_to(folder.parent) for path in paths] for task, paths in drawn.items()}
 
 
@@ -204,33 +156,6 @@ def _draw_against(
     return figure_of_cells(list(points), draw, f"{study.metric} after each validation", label)
 
 
-def _draw_profile(study: Study, runs: Sequence[FinishedRun], tasks: Sequence[str], colours: Mapping[str, Any]) -> Any:
-    """Draw the share of runs above each value of the compared metric, over some tasks, with its bootstrap interval.
-
-    It has the cells with runs of all tasks; return None if each has a single run.
-    """
-    scores = {
-        name: [list(values.values()) for values in by_task]
-        for name, by_task in scores_by_task(study, runs, tasks).items()
-        if all(by_task)
-    }
-    if max((sum(map(len, by_task)) for by_task in scores.values()), default=0) < 2:
-        return None
-    values = [value for by_task in scores.values() for task in by_task for value in task]
-    margin = max(0.05 * (max(values) - min(values)), 0.01)
-    thresholds = np.linspace(min(values) - margin, max(values) + margin, 101)
-    profile = partial(performance_profile, thresholds=thresholds)
-    intervals = {name: stratified_band(profile, by_task) for name, by_task in scores.items()}
-
-    def draw(axis: Any, name: str) -> None:
-        axis.plot(thresholds, profile(scores[name]), label=name, color=colours[name], linewidth=1.6)
-        interval = intervals[name]
-        if interval is not None:
-            axis.fill_between(thresholds, *interval, color=colours[name], alpha=0.13, linewidth=0)
-
-    return figure_of_cells(list(scores), draw, "Share of runs above τ", f"τ ({study.metric})")
-
-
 def _draw_rates(study: Study, task: str, groups: RunsByName) -> Any:
     """Draw each family's compared metric along the learning rate; return None without families."""
     lines: dict[str, list[tuple[float, float, float]]] = {}
@@ -254,26 +179,6 @@ def _draw_rates(study: Study, task: str, groups: RunsByName) -> Any:
     return figure_of_cells(list(lines), draw, f"{study.metric} at the end", "learning rate")
 
 
-def _draw_difficulty(groups: RunsByName, colours: Mapping[str, Any], name: str, before: Mapping[str, Any]) -> Any:
-    """Draw the accuracy on a validation set at the end by how hard a question was before training.
-
-    Args:
-        before: difficulty -> the accuracy before training.
-    """
-    after = {cell: by_difficulty(runs, at_end=True).get(name, {}) for cell, runs in groups.items()}
-    places = list(before)
-
-    def draw(axis: Any, cell: str) -> None:
-        for label, found in ((BEFORE, before), (cell, after[cell])):
-            points = [(places.index(group), one["mean"], one["std"] or 0.0) for group, one in found.items()]
-            shown = label if label == cell or not axis.lines else "_"  # the first line names the model before
-            draw_line(axis, shown, colours.get(label, "0.6"), *map(np.array, zip(*points, strict=True)))
-        axis.set_xticks(range(len(places)), places)
-
-    title = f"Accuracy on {name} at the end"
-    return figure_of_cells([cell for cell in after if after[cell]], draw, title, "share correct before training")
-
-
 def _draw_pass_at_k(groups: RunsByName, colours: Mapping[str, Any]) -> Any:
     """Draw pass@k after training and before it, with one pair of axes per validation set."""
     after = {name: pass_at_k_spreads([run.last for run in runs]) for name, runs in groups.items()}
@@ -291,54 +196,6 @@ def _draw_pass_at_k(groups: RunsByName, colours: Mapping[str, Any]) -> Any:
         axis.xaxis.set_major_formatter("{x:g}")
         axis.set_title(f"pass@k, {name}")
     draw_legend(figure, np.atleast_1d(axes)[0])
-    return figure
-
-
-def _draw_final(study: Study, groups: RunsByName) -> Any:
-    """Draw the compared metric, and pass@1 on the suites, at the end: bars with the deviation over seeds."""
-
-    def values(run: FinishedRun) -> dict[str, float | None]:
-        suites = {suite: results.get("pass@1", results.get("greedy")) for suite, results in run.suites.items()}
-        return {study.metric: run.last.get(study.metric)} | suites
-
-    return _draw_bars("At the end", groups, values)
-
-
-def _draw_ends(groups: RunsByName) -> Any:
-    """Draw the share of zero advantages in the first and last quarter of the runs; return None if no run has it."""
-
-    def values(run: FinishedRun) -> dict[str, float | None]:
-        found = quarters(run.history("train/zero_advantage"))
-        return {"first quarter": found[0], "last quarter": found[-1]} if found else {}
-
-    return _draw_bars("Share of zero advantages", groups, values)
-
-
-def _draw_bars(title: str, groups: RunsByName, values_of: Callable[[FinishedRun], Mapping[str, float | None]]) -> Any:
-    """Draw means with deviations over seeds: a group of bars per cell, and in it a bar per column.
-
-    Args:
-        values_of: returns a run's value for each column, or None.
-
-    Returns:
-        None if no run has a value.
-    """
-    bars: dict[str, dict[str, list[float]]] = {}
-    for name, runs in groups.items():
-        for column, value in (pair for run in runs for pair in values_of(run).items()):
-            if value is not None:
-                bars.setdefault(column, {}).setdefault(name, []).append(value)
-    if not bars:
-        return None
-    figure, axis = new_figure(title, "")
-    names = list(dict.fromkeys(name for cells in bars.values() for name in cells))
-    width = 0.8 / len(bars)
-    for k, (column, cells) in enumerate(bars.items()):
-        places = [names.index(name) - 0.4 + (k + 0.5) * width for name in cells]
-        deviations = [np.std(values, ddof=1) if len(values) > 1 else 0.0 for values in cells.values()]
-        axis.bar(places, [fmean(values) for values in cells.values()], width, yerr=deviations, label=column, capsize=2)
-    axis.set_xticks(range(len(names)), names, rotation=30, ha="right")
-    draw_legend(figure, axis)
     return figure
 
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lit_rlvr.commands.compare.claims import AVERAGE, PrintedClaim, check_known, check_suite_metric
+from lit_rlvr.commands.compare.claims import AVERAGE, PrintedClaim
 from lit_rlvr.commands.compare.study import BEFORE, Study
 from lit_rlvr.configs import config_folder, load_yaml
-from lit_rlvr.errors import UserError, check_all, nearest
-from lit_rlvr.evaluation.protocols import Protocol
+from lit_rlvr.errors import UserError, nearest
 
 VALUE = re.compile(r"(\d+(?:\.\d+)?)(?: ± (\d+(?:\.\d+)?))?")
 
@@ -79,28 +77,10 @@ class PrintedTable:
     def title(self) -> str:
         return ", ".join(filter(None, [self.task, self.suite, self.metric]))
 
-    def check(self, study: Study, suites: Mapping[str, Protocol]) -> None:
-        """Refuse a table about a task, a cell, a suite or a metric that the study does not have.
-
-        Args:
-            suites: the study's suites, each with its protocol.
-        """
-        where = f"table {self.title!r}"
-        check_known(where, study.name, "task", self.task, study.tasks)
-        for row in self.rows:
-            check_known(where, study.name, "cell", row, [*study.names, BEFORE])
-        if self.metric == "run":
-            return
-        for column in self.columns:
-            if self.suite is not None:  # columns of a table with a metric are categories, which only the data have
-                check_suite_metric(where, study, suites, self.suite, self.metric or column)
-            elif column != AVERAGE:
-                check_suite_metric(where, study, suites, column, str(self.metric))
-
     def ours(self, row: str, column: str, found: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """Return our spread for a cell of the table from the task in results.json; None if there is none."""
         if self.metric == "run":
-            return SPREAD_COLUMNS[column](found["cells"][row])
+            return None if row == BEFORE else SPREAD_COLUMNS[column](found["cells"][row])
         tables = found.get("before_suites", {}) if row == BEFORE else found["cells"][row]["suites"]
         for values in tables.values():
             if self.suite is None:
@@ -121,7 +101,7 @@ class Paper:
 
     Args:
         study: the study that makes the tables and decides the claims.
-        seeds: the paper's seeds behind a printed deviation; None = not stated, or no test should use the deviations.
+        seeds: the paper's seeds behind a printed deviation; None = not stated.
     """
 
     study: str
@@ -129,17 +109,33 @@ class Paper:
     tables: list[PrintedTable]
     claims: Sequence[PrintedClaim] = ()
 
-    def check(self, study: Study, suites: Mapping[str, Protocol]) -> None:
-        """Refuse tables and claims about what the study does not have.
+    def check(self, study: Study, suites: Collection[str]) -> None:
+        """Refuse tables and claims about tasks, cells or suites that the study does not have.
 
         Args:
-            suites: the study's suites, each with its protocol.
+            suites: the names of the study's suites.
 
         Raises:
-            UserError: names every mistake.
+            UserError: names the first one and what there is.
         """
-        checks = [*(table.check for table in self.tables), *(claim.check for claim in self.claims)]
-        check_all(*(partial(check, study, suites) for check in checks))
+        for claim in self.claims:
+            cells = [cell for cell in (claim.more, claim.less) if isinstance(cell, str)]
+            _check_known(study, claim.task, cells, claim.averaged, suites)
+        for table in self.tables:
+            known = SPREAD_COLUMNS if table.metric == "run" else [*suites, AVERAGE]
+            columns = table.columns if table.suite is None else [table.suite]
+            _check_known(study, table.task, table.rows, columns, known)
+
+
+def _check_known(
+    study: Study, task: str, cells: Iterable[str], columns: Iterable[str], known: Collection[str]
+) -> None:  # fmt: skip
+    for kind, names, there in (
+        ("task", [task], study.tasks), ("cell", cells, [*study.names, BEFORE]), ("suite or column", columns, known),
+    ):  # fmt: skip
+        for name in names:
+            if name not in there:
+                raise UserError(f"{study.name} has no {kind} {name!r}; it has {', '.join(there) or 'none'}")
 
 
 def load_printed(name: str) -> Paper:
@@ -172,10 +168,6 @@ def load_printed(name: str) -> Paper:
     except (OSError, yaml.YAMLError, TypeError, AttributeError) as error:
         raise UserError(f"{path} does not have the form of the shipped tables: {error!r}") from error
     for t in tables:
-        if t.metric == "run" and (unknown := [column for column in t.columns if column not in SPREAD_COLUMNS]):
-            raise UserError(f"{path}: {t.title}: there is no column {unknown[0]!r}; use {', '.join(SPREAD_COLUMNS)}")
-        if t.metric == "run" and BEFORE in t.rows:
-            raise UserError(f"{path}: {t.title}: remove the row {BEFORE!r}, which is no run")
         for row, cells in t.rows.items():
             if len(cells) != len(t.columns):
                 raise UserError(f"{path}: {t.title}: {row} has {len(cells)} values for {len(t.columns)} columns")

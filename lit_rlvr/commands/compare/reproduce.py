@@ -16,9 +16,7 @@ from typing import Any
 from lit_rlvr.commands.compare.claims import claims_section, decide, lacking_pairs
 from lit_rlvr.commands.compare.command import FailedCells, add_execution_options, check_suites, compare
 from lit_rlvr.commands.compare.printed import Paper, PrintedTable, PrintedValue, load_printed
-from lit_rlvr.commands.compare.significance import LEVEL, difference_test, holm
-from lit_rlvr.commands.compare.study import Study, load_study
-from lit_rlvr.commands.compare.study_folder import EVALUATION
+from lit_rlvr.commands.compare.study import load_study
 from lit_rlvr.commands.compare.study_tables import percent
 from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.packages import require
@@ -36,23 +34,20 @@ class ComparedValue:
 
     Args:
         ours: our spread over seeds; None if there is none.
-        p: p-value of the difference, after Holm's correction over the table; None if it cannot be tested.
     """
 
     printed: PrintedValue
     ours: Mapping[str, Any] | None
-    p: float | None
 
     def __str__(self) -> str:
         if self.ours is None:
             return f"- ({self.printed})"
         difference = f"{100 * self.ours['mean'] - self.printed.value:+.1f}"
-        tested = "" if self.p is None else f", p {self.p:.3f}" if self.p >= LEVEL else f", **p {self.p:.3f}**"
-        return f"{percent(self.ours)} ({self.printed}; {difference}{tested})"
+        return f"{percent(self.ours)} ({self.printed}; {difference})"
 
     def as_data(self) -> dict[str, Any]:
         """Return the printed value and its deviation in percent, and our spread in shares, for JSON."""
-        return {"printed": self.printed.value, "deviation": self.printed.deviation, "ours": self.ours, "p": self.p}
+        return {"printed": self.printed.value, "deviation": self.printed.deviation, "ours": self.ours}
 
 
 ComparedTable = dict[tuple[str, str], ComparedValue]
@@ -60,17 +55,17 @@ ComparedTable = dict[tuple[str, str], ComparedValue]
 
 
 def compared(paper: Paper, results: Mapping[str, Any]) -> Iterator[tuple[PrintedTable, ComparedTable]]:
-    """Yield each printed table with our values and tests of the differences."""
+    """Yield each printed table with our values."""
     for printed in paper.tables:
         found = results["tasks"][printed.task]
-        pairs = {
-            (row, column): (printed.ours(row, column, found), value)
-            for row, values in printed.rows.items()
-            for column, value in zip(printed.columns, values, strict=True)
-        }
-        tested = {at: p for at, (ours, value) in pairs.items() if (p := _test(ours, value, paper.seeds)) is not None}
-        adjusted = dict(zip(tested, holm([*tested.values()]), strict=True))
-        yield printed, {at: ComparedValue(value, ours, adjusted.get(at)) for at, (ours, value) in pairs.items()}
+        yield (
+            printed,
+            {
+                (row, column): ComparedValue(value, printed.ours(row, column, found))
+                for row, values in printed.rows.items()
+                for column, value in zip(printed.columns, values, strict=True)
+            },
+        )
 
 
 def comparison_tables(paper: Paper, results: Mapping[str, Any]) -> Iterator[str]:
@@ -93,26 +88,6 @@ def runs_of(row: Sequence[ComparedValue]) -> str:
     return " to ".join(map(str, counts)) or "-"
 
 
-def sampling_lines(study: Study, root: Path) -> Iterator[str]:
-    """Yield for each task how its suites were asked, from the settings of the first evaluation of one of its runs."""
-    for task in study.tasks:
-        paths = [root / cell.folder / EVALUATION / "settings.json" for cell in study.cells if cell.task == task]
-        path = next((path for path in paths if path.is_file()), None)
-        by_setting: dict[str, list[str]] = {}
-        for suite, settings in (json.loads(path.read_text())["suites"] if path else {}).items():
-            text = " and ".join(_asked(part, settings[part]) for part in ("sampled", "greedy") if part in settings)
-            by_setting.setdefault(text, []).append(suite)
-        yield f"{task}: " + "; ".join(f"{', '.join(suites)}: {text}" for text, suites in by_setting.items())
-
-
-def _asked(part: str, settings: Mapping[str, Any]) -> str:
-    length = f"at most {settings['max_tokens']} tokens"
-    if part == "greedy":
-        return f"a greedy answer ({length})"
-    sampling = f"temperature {settings['temperature']:g}, top-p {settings['top_p']:g}"
-    return f"{settings['samples']} sampled per question ({sampling}, {length})"
-
-
 def as_data(paper: Paper, results: Mapping[str, Any]) -> dict[str, Any]:
     """Return the tables of `compared` for JSON: title -> row -> column -> values."""
     return {
@@ -123,20 +98,9 @@ def as_data(paper: Paper, results: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _test(ours: Mapping[str, Any] | None, printed: PrintedValue, seeds: int | None) -> float | None:
-    """Return the p-value of the difference of our mean from the printed one; None without a deviation over our
-    seeds."""
-    if ours is None or ours["std"] is None:
-        return None
-    theirs = (printed.deviation / 100, seeds) if printed.deviation is not None and seeds is not None else None
-    return difference_test(ours["mean"], ours["std"], ours["n"], printed.value / 100, theirs)
-
-
 EXPLANATION = """In percent (or GiB and seconds), mean ± sample standard deviation over our n runs; in brackets the
-paper's value, our difference from it, and, where it can be tested, the two-sided p-value after Holm's correction over
-the table (bold: below 0.05). Where the paper prints a deviation over a known number of seeds, that is Welch's t-test;
-else the printed value is taken as a single run that scatters as ours do, and Student's t-test asks whether it could be
-one more of ours. How ours were asked:"""
+paper's value and our difference from it. The paper's deviations are over {seeds} seeds. How ours were
+asked: `settings.json` in each run's folder `evaluation`."""
 
 
 def reproduce(name: str, out: Path, jobs: int = 1, cluster: Mapping[str, Any] | None = None) -> None:
@@ -150,19 +114,19 @@ def reproduce(name: str, out: Path, jobs: int = 1, cluster: Mapping[str, Any] | 
     """
     paper = load_printed(name)
     study = load_study(paper.study)
-    paper.check(study, {suite.name: suite.protocol for suite in check_suites(study)})
+    paper.check(study, [suite.name for suite in check_suites(study)])
     failure: FailedCells | None = None
     try:
         compare(study, out, jobs, cluster)
     except FailedCells as error:
         failure = error
     results = json.loads((out / "results.json").read_text())
-    asked = "\n".join(f"- {line}" for line in sampling_lines(study, out))
     decided = decide(paper.claims, results)
     claims = [claims_section(decided)] if decided else []
-    how = " ".join(EXPLANATION.split()) if paper.tables else "How ours were asked:"
+    explained = EXPLANATION.format(seeds=paper.seeds or "an unstated number of")
+    how = [" ".join(explained.split())] if paper.tables else []
     failed = [f"**Failed, so left out: {'; '.join(map(str, failure.cells))}.**"] if failure else []
-    parts = [f"# {name}", *failed, *claims, how, asked, *comparison_tables(paper, results)]
+    parts = [f"# {name}", *failed, *claims, *how, *comparison_tables(paper, results)]
     write_atomically(out / "reproduced.md", "\n\n".join(parts) + "\n")
     for result in decided:
         _log.info("%s: %s", result.claim.says, result.verdict)

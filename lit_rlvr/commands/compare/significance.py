@@ -90,25 +90,6 @@ def smaller_test(differences: Sequence[float], size: float) -> float:
     return float(ttest_1samp(differences, size, alternative="less").pvalue)
 
 
-def difference_test(mean: float, std: float, n: int, value: float, theirs: tuple[float, int] | None) -> float | None:
-    """Return the two-sided p-value of the difference of a mean from a published value; None if it is undefined.
-
-    Args:
-        mean: the mean of our n values.
-        std: their sample standard deviation.
-        value: the published value.
-        theirs: its standard deviation and number of values, for Welch's t-test; None = a single run that scatters as
-            ours do, so Student's t-test asks whether it could be one more of them.
-    """
-    from scipy.stats import t, ttest_ind_from_stats
-
-    if n < 2 or max(std, theirs[0] if theirs else 0.0) < 1e-12:
-        return None
-    if theirs is not None and theirs[1] > 1:
-        return float(ttest_ind_from_stats(mean, std, n, value, *theirs, equal_var=False).pvalue)
-    return float(2 * t.sf(abs(mean - value) / (std * math.sqrt(1 / n + 1)), n - 1)) if std > 0 else None
-
-
 def t_interval(values: Sequence[float]) -> list[float] | None:
     """Return the 95 % interval of a mean by Student's t; None for fewer than two values.
 
@@ -154,21 +135,6 @@ def probability_of_improvement(ours: ScoresByTask, theirs: ScoresByTask) -> np.n
         difference = np.asarray(x, dtype=float)[..., :, None] - np.asarray(y, dtype=float)[..., None, :]
         shares.append((np.sign(difference) / 2 + 0.5).mean((-1, -2)))
     return np.mean(shares, 0)
-
-
-def performance_profile(scores: ScoresByTask, thresholds: np.ndarray) -> np.ndarray:
-    """Return the share of runs with a score above each threshold, a mean over tasks (Agarwal et al. 2021, section 4.3).
-
-    Args:
-        scores: for each task, the runs along the last axis.
-        thresholds: (n,).
-
-    Returns:
-        The shares along the last axis, (..., n).
-    """
-    return np.mean(
-        [(np.asarray(task, dtype=float)[..., None, :] > thresholds[:, None]).mean(-1) for task in scores], axis=0
-    )
 
 
 def stratified_band(statistic: Callable[..., np.ndarray], *scores: ScoresByTask) -> np.ndarray | None:
@@ -229,41 +195,9 @@ def p_text(p: float) -> str:
     return f"{p:.4f}" if short == f"{LEVEL:.3f}" else short
 
 
-def limits(pairs: int) -> str:
-    """Return a sentence about what the sign-flip test of this number of pairs cannot show; "" if there is nothing."""
-    if pairs < 2:
-        return f"{pairs} seed{'s' * (pairs != 1)} cannot be tested."
-    if pairs > MOST_PAIRS:
-        return (
-            f"With {pairs} seeds the sign-flip p-value comes from {RESAMPLES} random choices of signs: it cannot go "
-            f"below {1 / RESAMPLES:g}, and its standard error at {LEVEL:g} is "
-            f"{math.sqrt(LEVEL * (1 - LEVEL) / RESAMPLES):.3f}."
-        )
-    smallest = 2 / 2**pairs
-    if smallest <= LEVEL:
-        return ""
-    return (
-        f"With {pairs} seeds the sign-flip test cannot go below {smallest:g}, so it cannot reach {LEVEL:g}; "
-        f"{least_pairs(1)} seeds can."
-    )
-
-
 def least_pairs(comparisons: int) -> int:
     """Return the fewest pairs with which the sign-flip test can reach the level after Holm's correction.
 
     Its smallest p-value is `2 / 2**n`, so it needs `comparisons * 2 / 2**n <= LEVEL`.
     """
     return math.ceil(1 + math.log2(comparisons / LEVEL))
-
-
-def power(pairs: int, comparisons: int) -> str:
-    """Return a sentence about the smallest difference that this number of pairs can show; "" for fewer than two."""
-    if pairs < 2:
-        return ""
-    single = (
-        f"{pairs} pairs show, with a probability of {POWER}, a difference of {detectable(pairs):.2f} standard "
-        f"deviations of the differences"
-    )
-    if comparisons < 2:
-        return f"{single}."
-    return f"{single} in a single test, and of {detectable(pairs, comparisons):.2f} among {comparisons}."

@@ -16,8 +16,6 @@ from lit_rlvr.errors import UserError
 
 BEFORE = "before training"
 """Name of the row of the model that training starts from."""
-ALL_TASKS = "all tasks"
-"""Name of the figures over all tasks; no task can have it."""
 KEYS = (
     "name", "base", "tasks", "cells", "seeds", "baseline", "budget", "metric", "suites", "protocol", "diversity",
 )  # fmt: skip

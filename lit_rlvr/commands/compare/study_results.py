@@ -27,15 +27,10 @@ from lit_rlvr.commands.compare.study import Cell, Study, algorithm_options
 from lit_rlvr.commands.compare.study_folder import EVALUATION, read_suites
 from lit_rlvr.evaluation.results import averages
 from lit_rlvr.run.loggers import read_metrics
-from lit_rlvr.run.monitor import VALIDATION
 
 MetricRow = dict[str, float]
-QuestionCounts = Mapping[str, Sequence[int]]
-"""Question -> its correct completions, and those that count."""
 USED = {"samples": ("rollout/samples",), "tokens": ("rollout/tokens",), "seconds": ("time/rollout", "time/train")}
 """What training uses -> the metrics that add up to it over the iterations."""
-DIFFICULTIES = ("0", "(0, 1/4]", "(1/4, 1/2]", "(1/2, 3/4]", "(3/4, 1]")
-"""Shares of a question's completions that are correct before training, from hard to easy."""
 QUARTER_METRICS = (
     "rollout/reward", "rollout/accuracy", "rollout/entropy", "rollout/correct_count", "rollout/unsolved_prompts",
     "rollout/length", "reward/format", "train/zero_advantage", "train/zero_advantage_base", "train/no_signal",
@@ -46,7 +41,6 @@ QUARTER_METRICS = (
 ACCURACY = "val/accuracy"
 CATEGORY = re.compile("val/(.+)/accuracy/(.+)")
 """Names of the accuracies of a validation set's categories."""
-_SET_ENTROPY = re.compile("val/.+/entropy")
 
 
 @dataclass(frozen=True)
@@ -57,14 +51,12 @@ class FinishedRun:
         rows: its metrics by step, each with `used/samples`, `used/tokens` and `used/seconds` up to that step.
         summary: its summary.json.
         suites: suite -> results, of the model's evaluation; empty if the study has no suites.
-        questions: step -> validation set -> the counts of its questions; runs of earlier versions have none.
     """
 
     cell: Cell
     rows: dict[int, MetricRow]
     summary: Mapping[str, Any]
     suites: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    questions: Mapping[int, Mapping[str, QuestionCounts]] = field(default_factory=dict)
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -88,22 +80,11 @@ class FinishedRun:
         """Return the samples, tokens or seconds of training up to each step."""
         return {step: row[f"used/{unit}"] for step, row in self.rows.items()}
 
-    def entropy(self) -> dict[int, float]:
-        """Return the entropy by step: of the validation's completions, as a mean over sets; if those are greedy, of the
-        rollouts, as a running mean."""
-        by_step = {step: [v for k, v in row.items() if _SET_ENTROPY.fullmatch(k)] for step, row in self.rows.items()}
-        validated = {step: fmean(values) for step, values in by_step.items() if values}
-        return validated or self._running_means("rollout/entropy")
-
     def kl(self) -> dict[int, float]:
         """Return the KL to the starting policy by step, as a running mean; empty if the run did not measure it."""
         is_moving = (algorithm_options(self.cell.config).get("kl") or {}).get("reference_update_every")
-        found = {} if is_moving else self._running_means("train/kl")
-        return {0: 0.0} | found if found else {}
-
-    def _running_means(self, metric: str) -> dict[int, float]:
-        points = [(step, row[metric]) for step, row in self.rows.items() if metric in row]
-        return {int(step): value for step, value in smoothed(points)}
+        points = [] if is_moving else [(step, row["train/kl"]) for step, row in self.rows.items() if "train/kl" in row]
+        return {0: 0.0} | {int(step): value for step, value in smoothed(points)} if points else {}
 
 
 def read_cell(cell: Cell, root: Path) -> FinishedRun:
@@ -116,15 +97,7 @@ def read_cell(cell: Cell, root: Path) -> FinishedRun:
             used[unit] += sum(row.get(metric, 0.0) for metric in metrics)
             row[f"used/{unit}"] = used[unit]
     summary = json.loads((run / "summary.json").read_text())
-    return FinishedRun(cell, rows, summary, read_suites(run / EVALUATION), _read_questions(run / VALIDATION))
-
-
-def _read_questions(path: Path) -> dict[int, dict[str, QuestionCounts]]:
-    found: dict[int, dict[str, QuestionCounts]] = {}
-    for line in path.read_text().split("\n")[:-1] if path.is_file() else []:
-        record = json.loads(line)
-        found.setdefault(record["step"], {})[record["set"]] = record["questions"]
-    return found
+    return FinishedRun(cell, rows, summary, read_suites(run / EVALUATION))
 
 
 def smoothed(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -159,16 +132,6 @@ def at_validations(
     return x.mean(1), y.mean(1), y.std(1, ddof=1) if len(curves) > 1 else np.zeros(len(steps))
 
 
-def first_reached(x: Sequence[float], y: Sequence[float], level: float) -> float | None:
-    """Return where a curve first reaches a level, interpolated linearly; None if it never does."""
-    tolerance = 1e-9  # the baseline's last point is the level
-    i = next((i for i, value in enumerate(y) if value >= level - tolerance), None)
-    if not i:
-        return None if i is None else float(x[0])
-    share = min(1.0, (level - y[i - 1]) / (y[i] - y[i - 1]))
-    return float(x[i - 1] + share * (x[i] - x[i - 1]))
-
-
 def study_results(
     study: Study,
     runs: Sequence[FinishedRun],
@@ -199,23 +162,16 @@ def study_results(
     }
 
 
-def scores_by_task(
-    study: Study, runs: Sequence[FinishedRun], tasks: Sequence[str]
-) -> dict[str, list[dict[int, float]]]:
-    """Return cell -> the compared metric at the last step for each task, by seed."""
-    return {
-        name: [
-            _values([run for run in runs if (run.cell.task, run.cell.name) == (task, name)], study.metric)
-            for task in tasks
-        ]
-        for name in study.names
-    }
-
-
 def _overall(study: Study, runs: Sequence[FinishedRun]) -> dict[str, Any]:
     """Return the interquartile mean and the probability of improvement over the baseline of each cell, over all
     tasks."""
-    by_cell = scores_by_task(study, runs, study.tasks)
+    by_cell = {
+        name: [
+            _values([run for run in runs if (run.cell.task, run.cell.name) == (task, name)], study.metric)
+            for task in study.tasks
+        ]
+        for name in study.names
+    }
     base = by_cell[study.baseline]
     return {
         name: {"iqm": with_interval(interquartile_mean, tasks)}
@@ -231,56 +187,12 @@ def _task(study: Study, runs: list[FinishedRun]) -> dict[str, Any]:
         {name: _values(by_name[name], study.metric) for name in cells}, study.baseline
     ).items():
         cells[name]["versus_baseline"] = versus
-    level = cells[study.baseline]["mean"]
-    for name, found in by_name.items():
-        cells[name]["until_level"] = {unit: _until(level, found, unit, study.metric) for unit in ("tokens", "seconds")}
     before = [run.rows[0] for run in runs if 0 in run.rows]
     return {
         "before": spread([row[study.metric] for row in before if study.metric in row]),
         "before_pass_at_k": pass_at_k_spreads(before),
         "before_categories": _over_seeds([{k: v for k, v in row.items() if CATEGORY.fullmatch(k)} for row in before]),
-        "before_by_difficulty": by_difficulty(runs, at_end=False),
-        "level": level,
         "cells": cells,
-    }
-
-
-def _until(level: float | None, runs: Sequence[FinishedRun], unit: str, metric: str) -> float | None:
-    """Return the tokens or seconds after which the mean of the metric over runs first reaches a level."""
-    points = at_validations(runs, lambda run: run.used(unit), metric)
-    return None if points is None or level is None else first_reached(points[0].tolist(), points[1].tolist(), level)
-
-
-def by_difficulty(runs: Sequence[FinishedRun], at_end: bool) -> dict[str, dict[str, Any]]:
-    """Return validation set -> {difficulty: accuracy over runs, with the mean number of its questions}.
-
-    The difficulty of a question is the share of its completions that are correct before training.
-
-    Args:
-        at_end: the accuracy after training, not before it.
-    """
-    found: dict[str, dict[str, list[tuple[float, int]]]] = {}
-    for run in runs:
-        before, after = run.questions.get(0, {}), run.questions.get(max(run.rows), {})
-        for name in before.keys() & after.keys():
-            counts: dict[str, list[Sequence[int]]] = {}
-            for question in before[name].keys() & after[name].keys():
-                right, counted = before[name][question]
-                group = DIFFICULTIES[-(-4 * right // counted)]
-                counts.setdefault(group, []).append((after if at_end else before)[name][question])
-            for group, pairs in counts.items():
-                share = sum(right for right, _ in pairs) / sum(counted for _, counted in pairs)
-                found.setdefault(name, {}).setdefault(group, []).append((share, len(pairs)))
-    return {
-        name: {
-            group: {
-                **(spread([share for share, _ in groups[group]]) or {}),
-                "questions": mean(n for _, n in groups[group]),
-            }
-            for group in DIFFICULTIES
-            if group in groups
-        }
-        for name, groups in sorted(found.items())
     }
 
 
@@ -298,7 +210,6 @@ def _cell_results(study: Study, runs: Sequence[FinishedRun]) -> dict[str, Any]:
         "seconds_per_step": _over_seeds([run.seconds for run in runs]),
         "peak_memory_mb": spread([float(run.summary["peak_memory_mb"]) for run in runs]),
         "collapsed": sum(run.is_collapsed for run in runs),
-        "by_difficulty": by_difficulty(runs, at_end=True),
         "loss_variance": spread([variance(losses) for run in runs if len(losses := run.history("train/loss")) > 1]),
         "last": _over_seeds([run.last for run in runs]),
         "suites": _tables(study, [run.suites for run in runs if run.suites]),

@@ -1,4 +1,4 @@
-"""The tables of a study: results.md, and the papers' tables by benchmark, as Markdown and LaTeX."""
+"""The tables of a study: results.md, and the papers' tables by benchmark."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_rlvr.commands.compare.significance import LEVEL, limits, p_text, power
-from lit_rlvr.commands.compare.study import ALL_TASKS, BEFORE, Study
+from lit_rlvr.commands.compare.significance import LEVEL, least_pairs, p_text
+from lit_rlvr.commands.compare.study import BEFORE, Study
 from lit_rlvr.commands.compare.study_folder import State
-from lit_rlvr.commands.compare.study_results import CATEGORY, DIFFICULTIES
+from lit_rlvr.commands.compare.study_results import CATEGORY
 from lit_rlvr.evaluation.results import markdown_table, sampled_ks
 
 
@@ -29,41 +29,17 @@ class Table:
     rows: dict[str, list[Mapping[str, Any] | None]]
 
     def markdown(self) -> str:
-        """Return a Markdown table under its title, with each column's best cell in bold."""
-        best = self._ranks()
-        lines = [
-            [name, *(("**%s**" if best.get((name, k)) == 0 else "%s") % percent(s) for k, s in enumerate(found))]
-            for name, found in self.rows.items()
-        ]
-        return f"### {self.title}\n\n" + markdown_table(["", *self.columns], lines)
+        """Return a Markdown table under its title, with the best printed values of each column in bold."""
+        columns = zip(*([percent(spread) for spread in row] for row in self.rows.values()), strict=True)
+        lines = zip(self.rows, *map(_best_in_bold, columns), strict=True)
+        return f"### {self.title}\n\n" + markdown_table(["", *self.columns], list(lines))
 
-    def latex(self) -> str:
-        """Return a LaTeX table (booktabs) with its caption; best cells are bold, second-best ones underlined."""
-        marks = {0: r"\textbf{%s}", 1: r"\underline{%s}"}
-        best = self._ranks()
-        lines = [
-            r"\begin{table}",
-            rf"\caption{{{_tex(self.title)}}}",
-            rf"\begin{{tabular}}{{l{'r' * len(self.columns)}}}",
-            r"\toprule",
-            " & ".join(["", *map(_tex, self.columns)]) + r" \\",
-            r"\midrule",
-        ]
-        for name, found in self.rows.items():
-            cells = [percent(spread, r"$_{\pm%s}$") for spread in found]
-            marked = [marks.get(best.get((name, k), 9), "%s") % cell for k, cell in enumerate(cells)]
-            lines.append(" & ".join([_tex(name), *marked]) + r" \\")
-        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
 
-    def _ranks(self) -> dict[tuple[str, int], int]:
-        """Return (row, column) -> 0 for the best printed value of a column, 1 for the second best; ties share a
-        rank."""
-        ranks: dict[tuple[str, int], int] = {}
-        for k in range(len(self.columns)):
-            printed = {name: round(100 * found["mean"], 1) for name, row in self.rows.items() if (found := row[k])}
-            order = sorted(set(printed.values()), reverse=True)
-            ranks |= {(name, k): order.index(value) for name, value in printed.items()} if len(order) > 1 else {}
-        return ranks
+def _best_in_bold(cells: Sequence[str]) -> list[str]:
+    """Mark the largest of a column's printed means, if they differ."""
+    means = {float(cell.partition(" ")[0]) for cell in cells if cell != "-"}
+    best = f"{max(means):.1f}" if len(means) > 1 else None
+    return [f"**{cell}**" if cell.partition(" ")[0] == best else cell for cell in cells]
 
 
 def suite_tables(study_suites: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[Table]:
@@ -136,14 +112,9 @@ def _by_category(suite: str, key: str, rows: Mapping[str, Any]) -> Iterator[Tabl
         yield _columns(f"{suite}: {key} by category", categories, cells)
 
 
-def percent(spread: Spread, deviation: str = " ± %s") -> str:
+def percent(spread: Spread) -> str:
     """Return a spread as `68.4 ± 0.2`, in percent; "-" without a value."""
-    return plus_minus(spread, 1, 100, deviation)
-
-
-def _tex(text: str) -> str:
-    escaped = {"\\": r"\textbackslash{}", "±": r"$\pm$"} | {character: rf"\{character}" for character in "&%$#_{}"}
-    return "".join(escaped.get(character, character) for character in text)
+    return plus_minus(spread, 1, 100)
 
 
 Spread = Mapping[str, Any] | None
@@ -155,10 +126,6 @@ LAST_METRICS = (
     ("train/zero_advantage", "zero advantages"),
 )
 """Metrics of the last rollout to show next to the budget used."""
-
-
-SIGNAL = "figures/advantages.png"
-"""Path of the figure of `draw_signal` in the study's folder."""
 
 
 def report(study: Study, results: Mapping[str, Any], figures: Mapping[str, list[Path]], failed: Sequence[State]) -> str:
@@ -178,25 +145,22 @@ def report(study: Study, results: Mapping[str, Any], figures: Mapping[str, list[
     for task in study.tasks:
         found = results["tasks"][task]
         parts += [f"## {task}", _main_table(study, found), _tested(study, found), *_pass_at_k(found), _used(found)]
-        parts += [_until_level(study, found), *_best_rates(study, results["best_rates"].get(task, {}))]
-        parts += [*_by_difficulty(found), *_categories(found)]
+        parts += [*_best_rates(study, results["best_rates"].get(task, {})), *_categories(found)]
         parts += [table.markdown() for table in suite_tables(study.suites, found)]
         parts += [f"![{path.stem}]({path.as_posix()})" for path in figures[task]]
     parts += _overall(study, results)
-    parts += [f"![{path.stem}]({path.as_posix()})" for path in figures.get(ALL_TASKS, [])]
-    parts += ["## What each advantage weights", f"![sum of the absolute advantages of a group]({SIGNAL})"]
     if failed:
         rows = [[str(state.cell), str(state.error)] for state in failed]
         parts += ["## Failed", markdown_table(["cell", "error"], rows)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def plus_minus(spread: Spread, digits: int = 3, factor: float = 1, deviation: str = " ± %s") -> str:
+def plus_minus(spread: Spread, digits: int = 3, factor: float = 1) -> str:
     """Return a spread, times a factor, as `0.512 ± 0.013`; "-" without a value."""
     if spread is None or spread.get("mean") is None:
         return "-"
     text = f"{factor * spread['mean']:.{digits}f}"
-    return text if spread["std"] is None else text + deviation % f"{factor * spread['std']:.{digits}f}"
+    return text if spread["std"] is None else f"{text} ± {factor * spread['std']:.{digits}f}"
 
 
 def _main_table(study: Study, found: Mapping[str, Any]) -> str:
@@ -242,15 +206,13 @@ def _tested(study: Study, found: Mapping[str, Any]) -> str:
     """Return a note on the p-values, and on what so few seeds cannot show."""
     pairs = {cell["versus_baseline"]["pairs"] for cell in found["cells"].values() if "versus_baseline" in cell}
     comparisons = sum(cell.get("versus_baseline", {}).get("p_t") is not None for cell in found["cells"].values())
-    return " ".join(
-        [
-            f"Two-sided tests of the differences from `{study.baseline}`, paired by seed: Student's t (assumes that "
-            f"they are normal), the sign-flip permutation test, and the same after Holm's correction (comparisons: "
-            f"{comparisons}). Bold: below {LEVEL:g}. Intervals: 95 %, stratified bootstrap.",
-            *filter(None, [power(n, comparisons) for n in sorted(pairs - {0})]),
-            *filter(None, [limits(n) for n in sorted(pairs - {0})]),
-        ]
+    few = [f"{n} seeds cannot reach {LEVEL:g} by sign flips." for n in sorted(pairs - {0}) if n < least_pairs(1)]
+    tests = (
+        f"Two-sided tests of the differences from `{study.baseline}`, paired by seed: Student's t (assumes that they "
+        f"are normal), the sign-flip permutation test, and the same after Holm's correction (comparisons: "
+        f"{comparisons}). Bold: below {LEVEL:g}. Intervals: 95 %, stratified bootstrap."
     )
+    return " ".join([tests, *few])
 
 
 def _pass_at_k(found: Mapping[str, Any]) -> Iterator[str]:
@@ -276,32 +238,6 @@ def _used(found: Mapping[str, Any]) -> str:
     return markdown_table([*header, *more, *(label for _, label in LAST_METRICS)], rows)
 
 
-def _until_level(study: Study, found: Mapping[str, Any]) -> str:
-    """Return the table of what a cell uses until it is as good as the baseline at the end."""
-    if found["level"] is None:
-        return ""
-    level = f"{found['level']:.3f}"
-    rows = []
-    for name, cell in found["cells"].items():
-        until = [cell["until_level"][unit] for unit in ("tokens", "seconds")]
-        used = [plus_minus(cell["used"]["tokens"], 0), plus_minus(cell["used"]["seconds"], 1)]
-        rows.append([name, plus_minus(cell), *used, *("-" if x is None else f"{x:.{k}f}" for k, x in enumerate(until))])
-    header = [
-        "what training uses",
-        study.metric,
-        "tokens",
-        "seconds",
-        f"tokens until {level}",
-        f"seconds until {level}",
-    ]
-    return (
-        markdown_table(header, rows)
-        + f"\n\n{level} is the mean of `{study.baseline}` at the end. A cell reaches it where the mean over its seeds "
-        "first does, interpolated between validations; - if it never does. Seconds are those of rollouts and updates, "
-        "on a machine that may have run other cells at the same time."
-    )
-
-
 def _best_rates(study: Study, families: Mapping[str, Any]) -> list[str]:
     """Return the table of the learning rates, if any cells differ in them alone."""
     if not families:
@@ -325,20 +261,6 @@ def _best_rates(study: Study, families: Mapping[str, Any]) -> list[str]:
         "The best of several rates was chosen on these seeds, so its value is too high on average; a fair comparison "
         "of best rates needs fresh seeds.",
     ]
-
-
-def _by_difficulty(found: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a table of accuracies by difficulty for each validation set whose questions were saved."""
-    for name, before in found["before_by_difficulty"].items():
-        groups = [group for group in DIFFICULTIES if group in before]
-        rows = [["questions", *(f"{before[group]['questions']:.0f}" for group in groups)]]
-        by_cell = {BEFORE: before} | {c: values["by_difficulty"].get(name, {}) for c, values in found["cells"].items()}
-        rows += [[cell, *(plus_minus(values.get(group)) for group in groups)] for cell, values in by_cell.items()]
-        yield markdown_table([f"accuracy on {name}, by the share correct before training", *groups], rows)
-        yield (
-            "The groups come from few completions a question, so the lowest group gains and the highest loses even "
-            "without training; compare the cells within a column."
-        )
 
 
 def _categories(found: Mapping[str, Any]) -> Iterator[str]:

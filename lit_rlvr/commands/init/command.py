@@ -92,11 +92,13 @@ def module_name(folder: str) -> str:
     """
     name = re.sub(r"[-. ]", "_", folder).lower()
     if not name.isidentifier() or not name.isascii() or keyword.iskeyword(name):
-        raise UserError(f"{folder!r} cannot be the name of a Python module; {_suggest(name)}")
+        raise UserError(f"{folder!r} cannot be the name of a Python module; choose another, such as my_task")
     if name.startswith("test_"):
-        raise UserError(f"{folder!r}: pytest takes test_... for tests; {_suggest(name.removeprefix('test_'))}")
+        raise UserError(f"{folder!r}: pytest takes test_... for tests; choose another, such as my_task")
     if taken := installed_module(name):
-        raise UserError(f"{folder!r}: Python would import the installed module {taken} instead; {_suggest(name)}")
+        raise UserError(
+            f"{folder!r}: Python would import the installed module {taken} instead; choose another, such as my_task"
+        )
     return name
 
 
@@ -107,10 +109,3 @@ def installed_module(name: str) -> str:
     spec = find_spec(name)
     places = [] if spec is None else [spec.origin, *(spec.submodule_search_locations or [])]
     return name if any(place and not Path(place).is_relative_to(Path.cwd()) for place in places) else ""
-
-
-def _suggest(name: str) -> str:
-    """Suggest a usable name, for a message; the ASCII letters of a name in another script would say nothing."""
-    word = re.sub(r"^[\d_]+", "", re.sub(r"\W+", "_", name)).strip("_") if name.isascii() else ""
-    word = word if word and not keyword.iskeyword(word) and not installed_module(word) else f"my_{word or 'task'}"
-    return f"choose another, such as {word}"

@@ -190,10 +190,6 @@ class Lengths:
             )
         return cls(mean, longest)
 
-    def up_to(self, allowed: int) -> Lengths:
-        """Return the lengths where completions of at most `allowed` tokens are allowed."""
-        return Lengths(min(self.mean, allowed), min(self.longest, allowed))
-
 
 @dataclass(frozen=True)
 class Strategy:

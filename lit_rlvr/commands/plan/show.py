@@ -8,7 +8,6 @@ from typing import Any
 from rich.table import Table
 
 from lit_rlvr.commands.plan.gpus import GIB, GPUs
-from lit_rlvr.commands.plan.hours import duration
 from lit_rlvr.commands.plan.strategies import FREE, LEAST_SEQUENCES, JobSizes
 from lit_rlvr.common.terminal import Terminal, show_result, table_of
 
@@ -17,14 +16,13 @@ MOST_GPUS = 1024
 
 
 def show_plan(job: JobSizes, gpus: GPUs) -> None:
-    """Print the memory that each strategy needs on each GPU, the proposed one, and its time on GPUs of a named kind."""
+    """Print the memory that each strategy needs on each GPU, and the proposed one."""
     show_result(described(job, gpus), lambda: print_plan(job, gpus))
 
 
 def described(job: JobSizes, gpus: GPUs) -> dict[str, Any]:
     """Return the plan for JSON; memory is in GiB."""
     found = job.proposal(gpus)
-    time = None if found is None else duration(job, found, gpus)
     return {
         "parameters": job.whole.parameters,
         "active_parameters": job.whole.active,
@@ -36,13 +34,11 @@ def described(job: JobSizes, gpus: GPUs) -> dict[str, Any]:
                 "terms": {name: value / GIB for name, value in plan.terms.items()},
                 "needs": plan.needs / GIB,
                 "sequences": plan.sequences,
-                "checkpoint_copy": job.checkpoint_copy(plan) / GIB,
                 "fits": plan.fits,
             }
             for plan in job.plans(gpus)
         ],
         "proposal": None if found is None else {"name": found.name, "arguments": job.arguments(found)},
-        "time": None if time is None else time.as_data(),
         "advice": advice(job, gpus),
     }
 
@@ -67,16 +63,14 @@ def strategy_table(job: JobSizes, gpus: GPUs) -> Table:
     plans = job.plans(gpus)
     terms = [name for name in plans[0].terms if any(plan.terms[name] for plan in plans)]
     generates = ("sequences",) if plans[0].sequences is not None else ()
-    copies = ("CPU copy",) if any(plan.strategy.sharded for plan in plans) else ()
     rows = []
     for plan in plans:
         values = [*(plan.terms[name] for name in terms), plan.needs]
         at_once = (str(plan.sequences),) if generates else ()
-        copy = (f"{job.checkpoint_copy(plan) / GIB:.1f}",) if copies else ()
         fits = "yes" if plan.fits else "no"
-        rows.append((plan.name, *(f"{value / GIB:.1f}" for value in values), *at_once, *copy, fits))
+        rows.append((plan.name, *(f"{value / GIB:.1f}" for value in values), *at_once, fits))
     title = f"GiB on each of {gpus.count} GPU(s) of {gpus.gib:g} GiB"
-    return table_of(("", *terms, "needs", *generates, *copies, "fits"), rows, title=title, box=None)
+    return table_of(("", *terms, "needs", *generates, "fits"), rows, title=title, box=None)
 
 
 def advice(job: JobSizes, gpus: GPUs) -> list[str]:
@@ -93,18 +87,11 @@ def advice(job: JobSizes, gpus: GPUs) -> list[str]:
             f"are at least {LEAST_SEQUENCES} or a whole rollout. Otherwise generate on servers of several GPUs "
             "(VLLMServerEngine)."
         )
-    if any(plan.strategy.sharded for plan in job.plans(gpus)):
-        lines.append(
-            "CPU copy = each machine's memory for a copy of its shards while a checkpoint is written; without it, "
-            "training waits for the disk."
-        )
     found = job.proposal(gpus)
     if found is not None:
         if found.host:
             lines.append(f"Offloading keeps {found.host / GIB:.0f} GiB in the CPUs' memory, over all processes.")
         lines.append(f"Proposal: {found.name} ({found.needs / GIB:.1f} GiB) {job.arguments(found)}".rstrip())
-        if (time := duration(job, found, gpus)) is not None:
-            lines.append(time.text(job, gpus))
         return lines
     count = gpus.count
     while found is None and count < MOST_GPUS:

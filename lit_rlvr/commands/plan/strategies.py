@@ -36,7 +36,6 @@ from lit_rlvr.policy.adapters import Lora
 from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rollout.callback import rollout_of
-from lit_rlvr.training.optimizer import updates_of
 from lit_rlvr.training.teachers import teacher_folder
 
 if TYPE_CHECKING:
@@ -108,7 +107,6 @@ class JobSizes:
         budget: `tokens_per_microbatch`.
         prompt: maximum tokens of a prompt.
         completion: lengths of completions in training.
-        evaluated: lengths of completions in validation and evaluation.
         group: completions per prompt.
         prompts: prompts per step.
         size: bytes of a number in matrix products: 2 with bf16-mixed, 4 with 32-true.
@@ -122,10 +120,6 @@ class JobSizes:
         shared_prefix: whether a prompt is computed once for its whole group.
         minibatches: optimizer steps that a rollout is split into.
         automatic: whether `tokens_per_microbatch` is `auto`, and `budget` only its default.
-        iterations: rollouts of the run; None = not known without its data.
-        models: models that generate a rollout's completions: 2 with fresh completions of a reference model.
-        forwards: forward passes over a rollout besides those of training: of a KL term's reference, and of the policy
-            before its first of several updates.
     """
 
     whole: Shape
@@ -133,7 +127,6 @@ class JobSizes:
     budget: int
     prompt: int
     completion: Lengths
-    evaluated: Lengths
     group: int
     prompts: int
     size: int = 2
@@ -148,9 +141,6 @@ class JobSizes:
     shared_prefix: bool = True
     minibatches: int = 1
     automatic: bool = False
-    iterations: int | None = None
-    models: int = 1
-    forwards: int = 0
 
     def prompts_on_each(self, gpus: GPUs) -> int:
         """Return the prompts of a step on one GPU."""
@@ -287,15 +277,6 @@ class JobSizes:
         gpus = GPUs(plan.gpus.count // machines, plan.gpus.gib)
         return plan.strategy.sharded and machines > 1 and one.plan(plan.strategy, gpus, plan.budget).fits
 
-    def checkpoint_copy(self, plan: Plan) -> float:
-        """Return the bytes of each machine's CPU memory for a copy of its shards while a checkpoint is written."""
-        if not plan.strategy.sharded:
-            return 0.0
-        shape = self.adapted if plan.strategy.lora else self.whole
-        saved = FLOAT * ((shape.trained if plan.strategy.lora else shape.parameters) + 2 * shape.trained)
-        machines = math.ceil(plan.gpus.count / MACHINE_GPUS)
-        return saved if self.fits_each_machine(plan, machines) else saved / machines
-
     def reason(self, plan: Plan) -> str:
         """Return one line that says what a plan needs, and what its faster alternatives would."""
         gpus = plan.gpus
@@ -367,21 +348,18 @@ def describe_job(
     rollout: RolloutCallback,
     precision: str,
     lengths: str | None = None,
-    max_steps: int = -1,
 ) -> JobSizes:
     """Collect the sizes of a config; read at most the config of the model, no weights.
 
     Args:
-        lengths: expected lengths of completions, for `Lengths.parse`; None = all as long as allowed. In validation and
-            evaluation they are the same, up to the limit there.
-        max_steps: optimizer steps of the run; -1 = not known without its data.
+        lengths: expected lengths of completions, for `Lengths.parse`; None = all as long as allowed.
     """
     known = None if module.config_overrides else PUBLISHED.get(module.model)
     config = known or load_model_config(module.model_folder)
     engine = rollout.generator
     vllm = engine if isinstance(engine, VLLMEngine) else None
     sleeps = vllm is not None and vllm.sleep_mode and not rollout.staleness
-    longest, evaluated = rollout.sampling.max_completion_tokens, rollout.eval_sampling.max_completion_tokens
+    longest = rollout.sampling.max_completion_tokens
     completion = Lengths(longest, longest) if lengths is None else Lengths.parse(lengths, longest)
     share = 0.0 if vllm is None else vllm.gpu_memory_utilization or 0.4
     taught = module.teachers.options
@@ -395,7 +373,6 @@ def describe_job(
         budget=module.tokens_per_microbatch,
         prompt=data.reading.max_prompt_tokens,
         completion=completion,
-        evaluated=Lengths(evaluated, evaluated) if lengths is None else completion.up_to(evaluated),
         group=rollout.completions_of(module),
         prompts=data.prompts_per_rollout,
         size=compute_dtype(precision).itemsize,
@@ -410,11 +387,6 @@ def describe_job(
         shared_prefix=module.compute.shared_prefix,
         minibatches=module.updates_per_rollout,
         automatic=module.budget.given == "auto",
-        iterations=math.ceil(max_steps / updates_of(module)) if max_steps > 0 else None,
-        models=2 if module.samples_reference else 1,
-        forwards=(module.kl.coef > 0)
-        + (taught is not None) * (module.epochs_per_rollout if module.teachers.in_loss else 2)
-        + (updates_of(module) > 1 and module.has_ratio),
     )
 
 

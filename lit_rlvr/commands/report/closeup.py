@@ -10,13 +10,11 @@ from typing import Any
 from lit_rlvr.commands.report.explain import SavedGroups, first_with_gradient, view
 from lit_rlvr.commands.report.groups import RunGroup
 from lit_rlvr.commands.report.prompts import (
-    MOST_PROMPTS,
-    History,
+    TrackedPrompt,
     Visit,
-    hardest,
-    histories,
+    count_outcomes,
     index_completions,
-    newly_solved,
+    list_prompts,
     samples,
 )
 from lit_rlvr.commands.report.render import image_uris
@@ -25,8 +23,8 @@ from lit_rlvr.common.files import Fields, has_fields
 from lit_rlvr.errors import UserError
 from lit_rlvr.training.trace import list_traces, read_trace
 
-MOST_CHARACTERS, MOST_TOKENS, MOST_COMPLETIONS = 1600, 400, 4
-"""The most characters and tokens of a completion, and completions of a group, that the page shows."""
+MOST_CHARACTERS, MOST_TOKENS, MOST_COMPLETIONS, MOST_PROMPTS = 1600, 400, 4, 20
+"""The most characters and tokens of a completion, completions of a group, and prompts that the page shows."""
 TURN: Fields = {"text": str, "observation": (str, type(None))}
 """A turn of an episode in completions.jsonl."""
 
@@ -36,22 +34,17 @@ class CloseUp:
     """Details of a group on the page, in addition to its numbers.
 
     Args:
-        seen: number of sampled prompts; visited_again: number of those that a run sampled more than once.
-        hardest, newly_solved: the first prompts of each kind; hard, solved: their numbers.
-        seed: seed of the run that samples and tokens come from.
+        seed: seed of the run that it shows, the first with completions.
+        outcomes: outcome -> number of the run's sampled prompts; prompts: the first of them, in that order.
         samples: (visit, completions, images as URIs) of sampled groups: all completions, or those with the highest and
             lowest rewards.
         saved: number of its saved rollouts; tokens: (step, algorithm, `view` of `commands/report/explain.py`) of an
             early and a late one.
     """
 
-    seen: int
-    visited_again: int
-    hardest: list[History]
-    hard: int
-    newly_solved: list[History]
-    solved: int
     seed: str
+    outcomes: dict[str, int]
+    prompts: list[TrackedPrompt]
     samples: list[tuple[Visit, list[dict[str, Any]], list[str]]]
     saved: int
     tokens: list[tuple[int, str, dict[str, Any]]]
@@ -60,23 +53,21 @@ class CloseUp:
 def close_up(group: RunGroup) -> CloseUp:
     """Collect the details of a group, and add notes on unreadable completions and rollouts to it."""
     pairs = [(run, index_completions(run)) for run in group.runs]
-    prompts = histories(index for _, index in pairs)
-    hard, solved = hardest(prompts), newly_solved(prompts)
-    run, index = next((pair for pair in pairs if pair[1].rows), pairs[0]) if pairs else (None, None)
-    groups = [(visit, index.read_group(visit)) for visit in samples(index)] if index else []
-    shown = [(visit, [rows[g] for g in extremes([row["reward"] for row in rows])], image_uris(run.path, rows[0]))
-             for visit, rows in groups if run and rows]  # fmt: skip
+    if not pairs:
+        return CloseUp("", {}, [], [], 0, [])
+    run, index = next((pair for pair in pairs if pair[1].rows), pairs[0])
+    groups = [(visit, index.read_group(visit)) for visit in samples(index)]
     return CloseUp(
-        seen=len(prompts),
-        visited_again=sum(prompt.count > len(prompt.runs) for prompt in prompts),
-        hardest=hard[:MOST_PROMPTS],
-        hard=len(hard),
-        newly_solved=solved[:MOST_PROMPTS],
-        solved=len(solved),
-        seed=run.seed if run else "",
-        samples=shown,
-        saved=len(list_traces(run.path)) if run else 0,
-        tokens=_tokens(run) if run else [],
+        seed=run.seed,
+        outcomes=count_outcomes(index),
+        prompts=list_prompts(index)[:MOST_PROMPTS],
+        samples=[
+            (visit, [rows[g] for g in extremes([row["reward"] for row in rows])], image_uris(run.path, rows[0]))
+            for visit, rows in groups
+            if rows
+        ],
+        saved=len(list_traces(run.path)),
+        tokens=_tokens(run),
     )
 
 

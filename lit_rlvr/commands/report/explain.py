@@ -9,7 +9,6 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
-from rich.text import Text
 
 from lit_rlvr.commands.report.prompts import verdict_text
 from lit_rlvr.commands.report.render import image_uris, render, write_page
@@ -89,7 +88,7 @@ def has_gradient(group: dict[str, Any]) -> bool:
 
 
 def show_group(step: int, algorithm: str, group: dict[str, Any]) -> None:
-    """Print the group in the terminal: a table, then each completion with its tokens coloured by weight."""
+    """Print the group in the terminal as a table; the page has its tokens."""
     console = Terminal()
     console.print(f"{algorithm}, step {step}, prompt {group['id']}; answer {group['answer']}\n", style="bold")
     console.print(group["prompt"])
@@ -98,19 +97,6 @@ def show_group(step: int, algorithm: str, group: dict[str, Any]) -> None:
     for g, completion in enumerate(group["completions"]):
         table.add_row(str(g), *cells(completion))
     console.print_table(table)
-    scale = largest_weight(group)
-    for g, completion in enumerate(group["completions"]):
-        text = Text(f"[{g}] ", style="dim")
-        for token, weight, clipped, numbers in token_details(completion):
-            strength = int(160 * abs(weight) / scale)
-            colour = (0, 40 + strength, 0) if weight > 0 else (40 + strength, 0, 0)
-            style = f"on rgb({colour[0]},{colour[1]},{colour[2]})" if weight else ""
-            text.append(token, style="dim" if numbers == OBSERVED else f"{style} strike" if clipped else style)
-        console.print(text)
-    legend = "green: made likelier, red: made less likely, struck out: clipped"
-    if any("sampled" in completion for completion in group["completions"]):
-        legend += ", dim: observed, not trained on"
-    console.print(Text(legend, style="dim"))
 
 
 OBSERVED = "observed, not trained on"

@@ -21,7 +21,6 @@ from lit_rlvr.commands.report.charts import (
     panels,
 )
 from lit_rlvr.commands.report.closeup import close_up, shorten, turns_of
-from lit_rlvr.commands.report.comparison import COMPARISON, StudyResults, comparison
 from lit_rlvr.commands.report.groups import RunGroup, read_groups
 from lit_rlvr.commands.report.render import render, write_page
 from lit_rlvr.commands.report.runs import differences, main_settings
@@ -63,8 +62,7 @@ def write_report(runs: Sequence[str | Path], out: str | Path | None = None) -> P
     """
     folders = [Path(run) for run in runs]
     target = Path(out) if out is not None else (folders[0] if len(folders) == 1 else Path()) / "report.html"
-    comparisons = [comparison(folder) for folder in folders if (folder / COMPARISON).is_file()]
-    write_page(target, report_page(*read_groups(folders), comparisons), "--out")
+    write_page(target, report_page(*read_groups(folders)), "--out")
     return target
 
 
@@ -96,19 +94,17 @@ class Task:
     validation: list[tuple[str, list[str]]]
 
 
-def report_page(title: str, groups: Sequence[RunGroup], comparisons: Sequence[StudyResults] = ()) -> str:
+def report_page(title: str, groups: Sequence[RunGroup]) -> str:
     """Return the HTML of a report.
 
     Args:
         title: title of the page.
         groups: groups of runs, with groups to compare next to each other.
-        comparisons: the results of studies.
     """
     close_ups = [close_up(group) for group in groups]  # first, because it adds notes on unreadable files
     return render(
-        "report.html", title=title, **contents(groups), close_ups=close_ups, shorten=shorten, turns_of=turns_of,
-        comparisons=comparisons,
-    )  # fmt: skip
+        "report.html", title=title, **contents(groups), close_ups=close_ups, shorten=shorten, turns_of=turns_of
+    )
 
 
 def contents(groups: Sequence[RunGroup], more: bool = True) -> dict[str, Any]:

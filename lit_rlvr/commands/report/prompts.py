@@ -1,4 +1,4 @@
-"""The prompts in a run's completions.jsonl: their visits, the hardest, the newly solved, and groups to show.
+"""The prompts in a run's completions.jsonl: their visits, what became of them, and groups to show.
 
 It covers the prompts that a run saved to the file (`run.save_prompts` of each rollout), which may still grow.
 """
@@ -9,9 +9,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections import Counter
 from dataclasses import dataclass, field
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,11 +23,11 @@ ROW: Fields = {
     "advantage": (int, float, type(None)),
 }  # fmt: skip
 """A line of completions.jsonl."""
-MOST_PROMPTS = 10
-"""The most rows in the tables of prompts."""
+MOST_BARS = 40
+"""The most bars of a prompt in a table."""
 MAX_CHARACTERS = 300
 """The most characters of a prompt and of its answer that the tables show."""
-PromptOutcome = Literal["solved", "lost", "never right", "right from the start"]
+PromptOutcome = Literal["never right", "lost", "solved", "right from the start"]
 OUTCOMES: tuple[PromptOutcome, ...] = get_args(PromptOutcome)
 
 
@@ -88,10 +87,17 @@ class TrackedPrompt:
         return "right from the start" if judged[0].right else "solved"
 
     @property
-    def wrong_visits(self) -> int:
-        """Number of most recent judged visits in a row with only wrong completions."""
-        judged = [visit for visit in reversed(self.visits) if visit.judged]
-        return len([*takewhile(lambda visit: not visit.right, judged)])
+    def bars(self) -> list[tuple[float, str]]:
+        """The visits as bars, each with its height from 0 to 1 and a description; of many visits, several share one."""
+        width = -(-len(self.visits) // MOST_BARS)
+        return [_bar(self.visits[first : first + width]) for first in range(0, len(self.visits), width)]
+
+
+def _bar(visits: list[Visit]) -> tuple[float, str]:
+    right, judged = sum(past.right for past in visits), sum(past.judged for past in visits)
+    first, last = visits[0].step, visits[-1].step
+    steps = f"step {first}" if first == last else f"steps {first} to {last}"
+    return right / max(judged, 1), f"{steps}: {right} of {judged}"
 
 
 class Completions:
@@ -193,55 +199,26 @@ def index_completions(run: RunRecord) -> Completions:
     return index
 
 
-@dataclass(frozen=True)
-class History:
-    """A prompt in all runs of a group that sampled it."""
-
-    id: str
-    runs: list[TrackedPrompt]
-
-    @property
-    def wrong_visits(self) -> int:
-        """Number of visits since a run last solved it; 0 unless every run ended without solving it."""
-        tails = [prompt.wrong_visits for prompt in self.runs]
-        return sum(tails) if all(tails) else 0
-
-    @property
-    def solved_by(self) -> list[TrackedPrompt]:
-        """The prompt in the runs that did not solve it at first, and solved it at the end."""
-        return [prompt for prompt in self.runs if prompt.outcome == "solved"]
-
-    @property
-    def count(self) -> int:
-        return sum(len(prompt.visits) for prompt in self.runs)
-
-    @property
-    def last(self) -> Visit:
-        return max((prompt.visits[-1] for prompt in self.runs), key=lambda visit: visit.step)
+def count_outcomes(index: Completions) -> dict[str, int]:
+    """Return the number of prompts with each outcome."""
+    found = Counter(prompt.outcome for prompt in index.prompts.values())
+    return {outcome: found[outcome] for outcome in OUTCOMES}
 
 
-def histories(indexes: Iterable[Completions]) -> list[History]:
-    """Return every prompt that some run visited."""
-    seen: dict[str, list[TrackedPrompt]] = {}
-    for index in indexes:
-        for name, prompt in index.prompts.items():
-            seen.setdefault(name, []).append(prompt)
-    return [History(name, runs) for name, runs in seen.items()]
+def list_prompts(index: Completions, outcome: str = "", words: str = "") -> list[TrackedPrompt]:
+    """Return the prompts in the order of `OUTCOMES`, and of equal outcomes the most visited first.
 
-
-def hardest(prompts: Sequence[History]) -> list[History]:
-    """Return the prompts with only wrong completions at each run's last visit.
-
-    The order is by the number of visits since a run last solved them, then by the latest visit.
+    Args:
+        outcome: one of `OUTCOMES`; "" = all.
+        words: text that the prompt, answer or id contains.
     """
-    hard = [prompt for prompt in prompts if prompt.wrong_visits]
-    return sorted(hard, key=lambda prompt: (-prompt.wrong_visits, -prompt.last.step, prompt.id))
-
-
-def newly_solved(prompts: Sequence[History]) -> list[History]:
-    """Return the prompts that runs solved at the end but not at first; those that most runs solved come first."""
-    solved = [prompt for prompt in prompts if prompt.solved_by]
-    return sorted(solved, key=lambda prompt: (-len(prompt.solved_by), prompt.id))
+    found = [
+        prompt
+        for prompt in index.prompts.values()
+        if outcome in ("", prompt.outcome)
+        and words.casefold() in f"{prompt.id}\n{prompt.text}\n{prompt.answer}".casefold()
+    ]
+    return sorted(found, key=lambda prompt: (OUTCOMES.index(prompt.outcome), -len(prompt.visits), prompt.id))
 
 
 def samples(index: Completions) -> list[Visit]:

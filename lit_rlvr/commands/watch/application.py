@@ -59,21 +59,11 @@ def application(folders: FollowedFolders, token: str | None = None) -> Starlette
 
     def prompts(request: Request) -> str:
         given = request.query_params
-        return pages.prompts(
-            folders, given.get("run", ""), given.get("outcome", ""), given.get("order", ""), given.get("words", ""),
-            _query_int(given.get("page")) or 1,
-        )  # fmt: skip
+        return pages.prompts(folders, given.get("run", ""), given.get("outcome", ""), given.get("words", ""))
 
     def prompt(request: Request) -> str:
         given = request.query_params
         return pages.prompt(folders, given.get("run", ""), given.get("id", ""), _query_int(given.get("step")))
-
-    def tokens(request: Request) -> str:
-        given = request.query_params
-        step, sample = _query_int(given.get("step")), _query_int(given.get("sample"))
-        if step is None or sample is None:
-            raise pages.NotFound("step and sample are whole numbers")
-        return pages.completion_page(folders, given.get("run", ""), given.get("id", ""), step, sample)
 
     @lru_cache(maxsize=2)
     def overview(more: bool, version: int) -> str:
@@ -94,7 +84,6 @@ def application(folders: FollowedFolders, token: str | None = None) -> Starlette
             Route("/now", now),
             Route("/prompts", page(prompts)),
             Route("/prompt", page(prompt)),
-            Route("/tokens", page(tokens)),
             Route("/watch.js", lambda request: Response(script, media_type="text/javascript")),
         ],
         middleware=[Middleware(Guard, token=token)]

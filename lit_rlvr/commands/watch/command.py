@@ -1,38 +1,18 @@
-"""The command line of `watch`: it starts the server, or shows the runs as a table in the terminal."""
+"""The command line of `watch`: it starts the server."""
 
 from __future__ import annotations
 
-import logging
 import secrets
 import socket
-import threading
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group, RenderableType
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
-
-from lit_rlvr.commands.report.charts import Curve, curve, number_text
 from lit_rlvr.commands.watch.follow import FollowedFolders
 from lit_rlvr.common.packages import require
-from lit_rlvr.common.terminal import Terminal, show_result, wants_json
+from lit_rlvr.common.terminal import show_result, wants_json
 from lit_rlvr.configs import Parser
 from lit_rlvr.errors import UserError
 from lit_rlvr.run.monitor import findings
-
-_log = logging.getLogger("lit_rlvr")
-
-
-BARS = "▁▂▃▄▅▆▇█"
-CURVE_WIDTH = 12
-"""Width of a curve in characters."""
-CURVE_COLUMNS = (
-    ("reward", "rollout/reward"), ("accuracy", "rollout/accuracy"), ("held out", "val/accuracy"),
-    ("entropy", "train/entropy"), ("length", "rollout/length"),
-)  # fmt: skip
-"""Heading -> metric."""
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -46,13 +26,10 @@ def run(command: str, arguments: list[str]) -> None:
         "--host", type=str, default="127.0.0.1",
         help="address to listen at; any but this machine's own asks browsers for a token, which is printed",
     )  # fmt: skip
-    parser.add_argument("--terminal", action="store_true", help="show a table in the terminal instead")
     config = parser.parse_args(arguments)
     folders = [Path(folder) for folder in config.runs]
     if wants_json():
         show_result(states(FollowedFolders(folders)), lambda: None)
-    elif config.terminal:
-        show_runs(FollowedFolders(folders), threading.Event())
     else:
         watch(folders, config.host, config.port)
 
@@ -100,51 +77,9 @@ def open_socket(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def show_runs(
-    folders: FollowedFolders, stop: threading.Event, seconds: float = 1.0, console: Terminal | None = None
-) -> None:
-    """Show the runs until `stop` is set, and refresh after so many seconds; show them once if the console is no
-    terminal."""
-    console = console or Terminal()
-    if not console.is_terminal:
-        console.print(runs_table(folders))
-        return
-    with Live(runs_table(folders), console=console, screen=True, auto_refresh=False) as live:
-        while not stop.wait(seconds):
-            folders.try_refresh()
-            live.update(runs_table(folders), refresh=True)
-
-
 def states(folders: FollowedFolders) -> dict[str, dict[str, Any]]:
     """Return the status and the findings of each run, for JSON."""
     return {
         name: vars(followed.status) | {"findings": [vars(finding) for finding in findings(followed.run.metrics)]}
         for name, followed in folders.runs.items()
     }
-
-
-def runs_table(folders: FollowedFolders) -> RenderableType:
-    """Return a table with each run's status and curves, and the findings below it."""
-    shown = Table(
-        "run", *(heading for heading, _ in CURVE_COLUMNS), title=folders.title, title_justify="left", expand=True
-    )
-    notes: list[Text] = []
-    for name, followed in folders.runs.items():
-        cells = [_curve_text(curve([followed.run], [metric])) for _, metric in CURVE_COLUMNS]
-        shown.add_row(Text(f"{followed.path.parent.name}/{followed.path.name}\n{followed.status.line}"), *cells)
-        notes += [Text(f"{name}: {found}") for found in findings(followed.run.metrics)]
-    return Group(shown, *notes)
-
-
-def _curve_text(values: Curve | None) -> Text:
-    if values is None:
-        return Text("")
-    return Text(f"{number_text(values.mean[-1])}\n{sparkline(values.mean)}")
-
-
-def sparkline(values: list[float], width: int = CURVE_WIDTH) -> str:
-    """Draw numbers as bars of eight heights, from the lowest to the highest; of many, show the last of every few."""
-    step = -(-len(values) // width)
-    kept = values[::-1][::step][::-1]
-    low, high = min(kept), max(kept)
-    return "".join(BARS[int((value - low) / (high - low) * 7.999) if high > low else 3] for value in kept)

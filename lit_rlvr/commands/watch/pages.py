@@ -4,30 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from lit_rlvr.commands.report.closeup import shorten, turns_of
+from lit_rlvr.commands.report.closeup import turns_of
 from lit_rlvr.commands.report.explain import view
 from lit_rlvr.commands.report.page import contents
-from lit_rlvr.commands.report.prompts import OUTCOMES, Completions, TrackedPrompt, Visit
+from lit_rlvr.commands.report.prompts import count_outcomes, list_prompts
 from lit_rlvr.commands.report.render import image_uris, render
 from lit_rlvr.commands.watch.follow import FollowedFolders, FollowedRun
 from lit_rlvr.errors import UserError
 from lit_rlvr.training.trace import list_traces, read_trace
 
-PER_PAGE = 50
-"""The most prompts on a page of the table."""
-MOST_BARS = 40
-"""The most bars of a prompt in the table; with more visits, several share a bar."""
+MOST_LISTED = 200
+"""The most prompts in the table."""
 MOST_VISITS = 400
 """The most links to earlier visits on a prompt's page."""
-
-ORDERS = {
-    "last visit": lambda prompt: -prompt.visits[-1].step,
-    "accuracy now": lambda prompt: prompt.visits[-1].share,
-    "gain": lambda prompt: prompt.visits[0].share - prompt.visits[-1].share,
-    "visits": lambda prompt: -len(prompt.visits),
-    "id": lambda prompt: prompt.id,
-}
-"""Order of the table of prompts -> sort key."""
 
 
 class NotFound(Exception):
@@ -47,63 +36,36 @@ def now(folders: FollowedFolders) -> str:
     return render("watch_now.html", runs=_states(folders), unread=folders.unread)
 
 
-def prompts(folders: FollowedFolders, run: str, outcome: str, order: str, words: str, number: int) -> str:
-    """Render a table of prompts.
-
-    Args:
-        outcome: one of `OUTCOMES`; "" = all.
-        order: one of `ORDERS`.
-        words: text that the prompt, answer or id contains.
-        number: the page, from 1.
-    """
-    followed = _find_run(folders, run)
-    outcomes = [(prompt, prompt.outcome) for prompt in followed.completions.prompts.values()]
-    counts = {name: sum(own == name for _, own in outcomes) for name in OUTCOMES}
-    chosen = [prompt for prompt, own in outcomes if outcome in ("", own)]
-    found = [p for p in chosen if words.casefold() in f"{p.id}\n{p.text}\n{p.answer}".casefold()]
-    found.sort(key=ORDERS.get(order, ORDERS["last visit"]))
-    pages = max(1, -(-len(found) // PER_PAGE))
-    number = min(max(number, 1), pages)
-    shown = found[(number - 1) * PER_PAGE : number * PER_PAGE]
+def prompts(folders: FollowedFolders, run: str, outcome: str, words: str) -> str:
+    """Render a table of prompts; `outcome` and `words` as in `list_prompts`."""
+    index = _find_run(folders, run).completions
+    found = list_prompts(index, outcome, words)
     return render(
-        "watch_prompts.html", **_frame(folders), title=f"Prompts of {run}", run=run, counts=counts, outcome=outcome,
-        order=order if order in ORDERS else "last visit", orders=list(ORDERS), words=words, number=number, pages=pages,
-        found=len(found), rows=[(prompt, _bars(prompt.visits)) for prompt in shown], index=followed.completions,
+        "watch_prompts.html", **_frame(folders), title=f"Prompts of {run}", run=run, counts=count_outcomes(index),
+        outcome=outcome, words=words, found=len(found), rows=found[:MOST_LISTED], index=index,
     )  # fmt: skip
 
 
 def prompt(folders: FollowedFolders, run: str, name: str, step: int | None) -> str:
-    """Render a prompt's group at a step, by default the last, with links to its other visits."""
+    """Render a prompt's group at a step, by default the last, with its tokens if they were traced, and with links to
+    its other visits."""
     followed = _find_run(folders, run)
-    tracked, visit, rows = _find_visit(followed.completions, name, step)
-    visits = tracked.visits[-MOST_VISITS:]
+    tracked = followed.completions.prompts.get(name)
+    visit = next((past for past in reversed(tracked.visits) if step in (None, past.step)), None) if tracked else None
+    if tracked is None or visit is None or not (rows := followed.completions.read_group(visit)):
+        at = "" if step is None else f" at step {step}"
+        raise NotFound(f"prompt {name} was not sampled{at}")
+    visits, traces = tracked.visits[-MOST_VISITS:], list_traces(followed.path)
+    group, problem = None, "Not saved: only the tokens of every run.trace_every-th rollout are."
+    if visit.step in traces:
+        try:
+            group = next((group for group in read_trace(traces[visit.step])[1] if group["id"] == name), None)
+        except UserError as error:
+            problem = str(error)
     return render(
         "watch_prompt.html", **_frame(folders), title=f"Prompt {name}", run=run, tracked=tracked, visit=visit,
         rows=rows, visits=visits, left_out=len(tracked.visits) - len(visits), uris=image_uris(followed.path, rows[0]),
-        traced=sorted(set(list_traces(followed.path)) & {past.step for past in tracked.visits}),
-        turns_of=turns_of, shorten=shorten,
-    )  # fmt: skip
-
-
-def completion_page(folders: FollowedFolders, run: str, name: str, step: int, sample: int) -> str:
-    """Render one completion of a group: its tokens by weight if its step was traced, else its rewards."""
-    followed = _find_run(folders, run)
-    tracked, visit, rows = _find_visit(followed.completions, name, step)
-    row = next((row for row in rows if row["sample"] == sample), None)
-    if row is None:
-        raise NotFound(f"prompt {name} has no completion {sample} at step {step}")
-    traces = list_traces(followed.path)
-    group, problem = None, ""
-    if step in traces:
-        try:
-            group = next((group for group in read_trace(traces[step])[1] if group["id"] == name), None)
-        except UserError as error:
-            problem = str(error)
-    shown = view(group, [sample]) if group is not None and sample < len(group["completions"]) else None
-    return render(
-        "watch_tokens.html", **_frame(folders), title=f"Completion {sample} of {name}, step {step}", run=run,
-        tracked=tracked, visit=visit, rows=rows, row=row, group=shown, problem=problem, turns_of=turns_of,
-        traced=sorted(set(traces) & {past.step for past in tracked.visits}),
+        traced={*traces}, group=group and view(group), problem=problem, turns_of=turns_of, shorten=str,
     )  # fmt: skip
 
 
@@ -126,29 +88,3 @@ def _find_run(folders: FollowedFolders, name: str) -> FollowedRun:
     if name not in folders.runs:
         raise NotFound(f"no run {name} is followed")
     return folders.runs[name]
-
-
-def _find_visit(
-    completions: Completions, name: str, step: int | None
-) -> tuple[TrackedPrompt, Visit, list[dict[str, Any]]]:
-    tracked = completions.prompts.get(name)
-    if tracked is None:
-        raise NotFound(f"prompt {name} was not sampled")
-    visit = next((visit for visit in reversed(tracked.visits) if step in (None, visit.step)), None)
-    if visit is None or not (rows := completions.read_group(visit)):
-        raise NotFound(f"prompt {name} was not sampled at step {step}")
-    return tracked, visit, rows
-
-
-def _bars(visits: list[Visit]) -> list[tuple[float, str]]:
-    """Return a prompt's visits as bars, each with its height from 0 to 1 and a description; of many visits, several
-    share a bar."""
-    width = -(-len(visits) // MOST_BARS)
-    return [_bar(visits[first : first + width]) for first in range(0, len(visits), width)]
-
-
-def _bar(visits: list[Visit]) -> tuple[float, str]:
-    right, judged = sum(past.right for past in visits), sum(past.judged for past in visits)
-    first, last = visits[0].step, visits[-1].step
-    steps = f"step {first}" if first == last else f"steps {first} to {last}"
-    return right / max(judged, 1), f"{steps}: {right} of {judged}"

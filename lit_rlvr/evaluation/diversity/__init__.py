@@ -2,14 +2,12 @@
 
 from lit_rlvr.evaluation.diversity.base import DiversityMeasure, measure_diversity
 from lit_rlvr.evaluation.diversity.embedding import CosineSimilarity, Embedder, SentenceEmbedder
-from lit_rlvr.evaluation.diversity.judge import JudgeScore
 from lit_rlvr.evaluation.diversity.self_bleu import SelfBLEU4
 
 __all__ = [
     "CosineSimilarity",
     "DiversityMeasure",
     "Embedder",
-    "JudgeScore",
     "SelfBLEU4",
     "SentenceEmbedder",
     "measure_diversity",

@@ -20,7 +20,6 @@ class DiversityMeasure(Metric):
     """
 
     name: ClassVar[str]
-    correct_only: ClassVar[bool] = False  # defined only on the correct completions of a prompt
     full_state_update = False
     total: Tensor
     prompts: Tensor
@@ -51,11 +50,7 @@ class DiversityMeasure(Metric):
         return {self.name: self.total / self.prompts, f"{self.name}/prompts": self.prompts}
 
 
-def measure_diversity(
-    groups: Sequence[CompletionGroup],
-    measures: Sequence[DiversityMeasure],
-    correct: Sequence[Sequence[bool]] | None = None,
-) -> dict[str, float]:
+def measure_diversity(groups: Sequence[CompletionGroup], measures: Sequence[DiversityMeasure]) -> dict[str, float]:
     """Measure this rank's groups; return the values over all ranks.
 
     It is collective: call it on every rank, even without groups. It leaves out prompts with fewer than two completions.
@@ -63,21 +58,13 @@ def measure_diversity(
     Args:
         groups: the completions of each prompt.
         measures: the measures to compute, whose state it resets first.
-        correct: True for correct completions. Measures of correct completions (`correct_only`: JudgeScore) then see
-            only those; without it they see all.
 
     Returns:
         `self_bleu_4`, `self_bleu_4/prompts`, `cosine_similarity`, ...: the results of the measures' `compute`.
     """
     results: dict[str, float] = {}
     for measure in measures:
-        selected = groups
-        if measure.correct_only and correct is not None:
-            selected = [
-                [text for text, right in zip(group, rights, strict=True) if right]
-                for group, rights in zip(groups, correct, strict=True)
-            ]
         measure.reset()
-        measure.update([group for group in selected if len(group) >= 2])
+        measure.update([group for group in groups if len(group) >= 2])
         results |= {name: float(value) for name, value in measure.compute().items()}
     return results

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -17,11 +16,7 @@ import psutil
 import pytest
 import yaml
 from tiny_rewards import judged_as_is
-from tiny_runs import TESTS, assert_same_run, child_environment, fit, summary, to, write_config
-
-from lit_rlvr.commands.compare.command import compare
-from lit_rlvr.commands.compare.study import load_study
-from lit_rlvr.errors import UserError
+from tiny_runs import TESTS, assert_same_run, child_environment, fit, summary, to
 
 CLI = Callable[..., Any]
 MISTAKE = {"data": {"init_args": {"prompts_per_rollout": 17}}}
@@ -83,29 +78,13 @@ def test_a_study_from_beginning_to_end(run_folder: Path, lit_rlvr: CLI, forks: N
     assert found["aapo"]["values"] == pytest.approx(accuracies) and found["wrong"]["values"] == {}
     page = (out / "results.md").read_text()
     shown = (out / "report.html").read_text()
-    assert "tests of the differences from" in shown and "figures</summary>" in shown and "report.html" in first.err
-    assert "| sums, wrong, seed 1 |" in page and "cannot go below 0.5" in page
+    assert "wrong on sums, seed 0: failed" in shown and "report.html" in first.err
+    assert "| sums, wrong, seed 1 |" in page and "cannot reach 0.05" in page
     pictures = sorted(path.stem for path in (out / "figures/sums").glob("*.png"))
-    wanted = [
-        "reward",
-        "accuracy",
-        "entropy",
-        "entropy_arithmetic",
-        "correct_count",
-        "length",
-        "zero_advantage",
-        "zero_advantage_base",
-        "loss",
-        "unsolved",
-        "against_entropy",
-        "against_tokens",
-        "against_seconds",
-        "profile",
-        "difficulty_arithmetic",
-        "pass_at_k",
-        "final",
-    ]
-    assert pictures == sorted([*wanted, "time_per_step"])
+    assert {*pictures} == {
+        "reward", "accuracy", "entropy", "entropy_arithmetic", "correct_count", "length", "zero_advantage",
+        "zero_advantage_base", "loss", "unsolved", "against_tokens", "pass_at_k", "time_per_step",
+    }  # fmt: skip
     assert all(f"(figures/sums/{name}.png)" in page for name in pictures)
 
     written = {c["run"]: (out / c["run"] / "summary.json").stat().st_mtime_ns for c in cells if c["status"] == "done"}
@@ -115,29 +94,6 @@ def test_a_study_from_beginning_to_end(run_folder: Path, lit_rlvr: CLI, forks: N
     assert "4 of 6 cells are done already" in second.err and {c["status"] for c in told(out)["cells"]} == {"done"}
     assert {run: (out / run / "summary.json").stat().st_mtime_ns for run in written} == written
     assert_same_run(out / "runs/sums/wrong/seed-1", run_folder / "alone", resumed=0)
-
-
-def test_what_this_machine_lacks_is_said_once_before_the_first_cell(run_folder: Path) -> None:
-    missing = {
-        "model": {"init_args": {"model": "nobody/nothing"}},
-        "trainer": {"accelerator": "gpu", "devices": [99]},
-    }
-    config = yaml.safe_load((run_folder / "tiny.yaml").read_text())
-    config["data"] = {"class_path": "TextMath", "init_args": {"train": "gone.jsonl"}}
-    write_config(run_folder / "tiny.yaml", config)
-    suite = {"data": {"class_path": "TextMath", "init_args": {"test": "questions.jsonl"}}}
-    (run_folder / "mine.yaml").write_text(yaml.safe_dump(suite | {"rewards": ["tiny_rewards.first_token"]}))
-    loaded = load_study(str(study(run_folder, cells={"grpo": missing, "dapo": missing}, suites=["mine.yaml"])))
-    with pytest.raises(UserError) as refused:
-        compare(loaded, run_folder / "out")
-    said = str(refused.value)
-    assert said.startswith("STUDY: its cells cannot run on this machine: ") and "\n" not in said
-    assert re.search(
-        "accelerator: gpu, devices: .99.: .*'nobody/nothing' is neither a folder nor .*gone.jsonl.*; and 1 more$",
-        said,
-        re.IGNORECASE,
-    )
-    assert not (run_folder / "out").exists()
 
 
 @pytest.mark.slow
@@ -175,7 +131,6 @@ def test_when_a_cell_is_done_its_model_is_evaluated(
     assert [suite["sampled"]["max_tokens"] for suite in before["suites"].values()] == [8, 4], "the run's, and its own"
     page = (out / "results.md").read_text()
     assert "### mine: pass@1" in page and "| before training |" in page and "### mine: self_bleu_4" in page
-    assert r"\toprule" in (out / "results.tex").read_text()
     again = lit_rlvr("compare", study(run_folder, **cells, suites=suites, diversity=["SelfBLEU4"]), "--out", out)
     assert again.status == 0 and "2 of 2 cells are done already" in again.err and "cell 1" not in again.err
     assert not [*(run_folder / "cache/exported").glob("[!.]*")], "weights are not kept twice"

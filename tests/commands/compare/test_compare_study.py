@@ -12,7 +12,7 @@ import yaml
 
 from lit_rlvr.commands.compare.command import compare
 from lit_rlvr.commands.compare.study import Cell, Study, load_study
-from lit_rlvr.commands.compare.study_folder import CONFIG, StudyFolder, evaluates_start, first_change, next_command
+from lit_rlvr.commands.compare.study_folder import CONFIG, StudyFolder, evaluates_start, next_command
 from lit_rlvr.configs import merge
 from lit_rlvr.errors import UserError
 
@@ -251,9 +251,3 @@ def test_a_cell_that_never_began_may_change(write: Callable[..., str], tmp_path:
     StudyFolder(out, study)
     written = yaml.safe_load((out / study.cells[0].folder / CONFIG).read_text())
     assert written["trainer"]["max_steps"] == 11
-
-
-def test_the_first_change_is_named() -> None:
-    assert first_change({"a": {"b": 1, "c": [1]}}, {"a": {"b": 1, "c": [1]}}) == ""
-    assert first_change({"a": {"b": 1, "c": [1]}}, {"a": {"b": 1, "c": [2]}}) == "a.c was [1], is [2]"
-    assert first_change({"a": 1}, {"a": 1, "d": 2}) == "d was None, is 2"

@@ -80,4 +80,4 @@ def test_long_completions_are_cut_by_tokens(tmp_path: Path) -> None:
 
 def test_a_group_without_runs_is_empty() -> None:
     found = close_up(RunGroup("g", wanted=1))
-    assert found.seen == 0 and found.samples == [] and found.tokens == [] and found.saved == 0
+    assert found.prompts == [] and found.samples == [] and found.tokens == [] and found.saved == 0

@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
 from made_runs import make_run, row
 
 from lit_rlvr.commands.report.prompts import (
     Completions,
-    hardest,
-    histories,
+    count_outcomes,
     index_completions,
-    newly_solved,
+    list_prompts,
     prompt_text,
     samples,
 )
@@ -37,38 +35,23 @@ def run(folder: Path, **outcomes: str) -> Completions:
     return index(folder, sorted(rows, key=lambda row: row["step"]))
 
 
-@pytest.fixture
-def runs(tmp_path: Path) -> list[Completions]:
-    return [
-        run(
-            tmp_path / "0", hard="00 00 00", later="01 00 00", once="- 00", mixed="00 - 00", solved="00 01 11",
-            lost="11 00 01", right="11",
-        ),
-        run(tmp_path / "1", hard="00", mixed="01", solved="00 - - 10", right="00 11"),
+def test_prompts_are_listed_by_what_became_of_them(tmp_path: Path) -> None:
+    """Of equal outcomes the most visited first. A failed check is neither right nor wrong."""
+    found = run(
+        tmp_path, hard="00 00 00", once="- 00", later="01 00 00", solved="00 01 11", lost="11 00 01", right="11",
+        failed="ee 11", wrong="0e ee",
+    )  # fmt: skip
+    assert [(prompt.id, prompt.outcome) for prompt in list_prompts(found)] == [
+        ("hard", "never right"), ("wrong", "never right"), ("once", "never right"), ("later", "lost"),
+        ("solved", "solved"), ("lost", "right from the start"), ("failed", "right from the start"),
+        ("right", "right from the start"),
     ]  # fmt: skip
-
-
-def test_hardest_prompts_were_wrong_in_every_run_at_the_end(runs: list[Completions]) -> None:
-    found = hardest(histories(runs))
-    assert [(prompt.id, prompt.wrong_visits, prompt.count, prompt.last.step) for prompt in found] == [
-        ("hard", 4, 4, 6), ("later", 2, 3, 6), ("once", 1, 1, 4)
-    ]  # fmt: skip
-    assert "mixed" in [prompt.id for prompt in hardest(histories(runs[:1]))]
-
-
-def test_newly_solved_prompts_went_from_none_to_some(runs: list[Completions]) -> None:
-    found = newly_solved(histories(runs))
-    assert [(prompt.id, len(prompt.solved_by), len(prompt.runs)) for prompt in found] == [
-        ("solved", 2, 2), ("right", 1, 2)
-    ]  # fmt: skip
-    assert [(visit.step, visit.score) for visit in found[0].solved_by[1].visits] == [(2, "0 of 2"), (8, "1 of 2")]
-
-
-def test_a_failed_check_is_neither_right_nor_wrong(tmp_path: Path) -> None:
-    prompts = histories([run(tmp_path, failed="ee ee", wrong="0e ee", solved="ee 11", right="1e ee")])
-    assert [prompt.runs[0].visits[0].score for prompt in prompts] == ["0 of 0", "0 of 1", "0 of 0", "1 of 1"]
-    assert [(prompt.id, prompt.wrong_visits) for prompt in hardest(prompts)] == [("wrong", 1)]
-    assert newly_solved(prompts) == []
+    assert count_outcomes(found) == {"never right": 3, "lost": 1, "solved": 1, "right from the start": 3}
+    assert [prompt.id for prompt in list_prompts(found, "never right", "IS O")] == ["once"]
+    assert [visit.score for visit in found.prompts["wrong"].visits] == ["0 of 1", "0 of 0"]
+    assert found.prompts["solved"].bars == [(0, "step 2: 0 of 2"), (0.5, "step 4: 1 of 2"), (1, "step 6: 2 of 2")]
+    many = run(tmp_path / "many", often="01 " * 81)
+    assert len(many.prompts["often"].bars) == 27 and many.prompts["often"].bars[0] == (0.5, "steps 2 to 6: 3 of 6")
 
 
 def test_samples_are_from_all_over_the_run(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`lit-rlvr watch` as a user starts it, and its table in the terminal."""
+"""`lit-rlvr watch` as a user starts it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +16,7 @@ import httpx
 import pytest
 from made_runs import METRICS, make_run
 
-from lit_rlvr.commands.watch.command import open_socket, runs_table, show_runs, sparkline
-from lit_rlvr.commands.watch.follow import FollowedFolders
-from lit_rlvr.common.terminal import Terminal
+from lit_rlvr.commands.watch.command import open_socket
 
 CLI = Callable[..., Any]
 
@@ -70,15 +66,6 @@ def test_bad_input_is_one_line(
     assert result.status == 2 and message in result.err and result.err.count("\n") == 1
 
 
-def test_the_terminal_shows_runs_and_findings(tmp_path: Path, lit_rlvr: CLI) -> None:
-    make_run(tmp_path / "run", metrics=METRICS | {6: {"train/no_signal": 0.99, "rollout/reward": 0.8}})
-    result = lit_rlvr("watch", tmp_path, "--terminal")
-    assert result.status == 0, result.err
-    words = " ".join(result.out.split())
-    for shown in ("finished after 6", "reward", "▁", "Most prompts give no signal", "harder prompts"):
-        assert shown in words, result.out
-
-
 def test_programs_get_the_same(tmp_path: Path, lit_rlvr: CLI) -> None:
     run = make_run(tmp_path / "run", metrics=METRICS | {6: {"train/no_signal": 0.99}})
     result = lit_rlvr("watch", run, "--json")
@@ -86,31 +73,3 @@ def test_programs_get_the_same(tmp_path: Path, lit_rlvr: CLI) -> None:
     (finding,) = state.pop("findings")
     assert name == str(run) and finding["title"] == "Most prompts give no signal"
     assert state == {"state": "finished", "line": "finished after 6 steps", "step": 6, "steps": 6}
-
-
-def test_the_terminal_renews_itself(tmp_path: Path) -> None:
-    make_run(tmp_path / "run")
-    folders, over, out = FollowedFolders([tmp_path]), threading.Event(), StringIO()
-    console = Terminal(file=out, force_terminal=True, width=160)
-    thread = threading.Thread(target=show_runs, args=(folders, over, 0.01, console))
-    thread.start()
-    make_run(tmp_path / "later")
-    while "later" not in out.getvalue():
-        assert thread.is_alive()
-    over.set()
-    thread.join()
-
-
-def test_a_hostile_name_does_not_control_the_terminal(tmp_path: Path) -> None:
-    make_run(tmp_path / "run\x1b[2J")
-    out = StringIO()
-    Terminal(file=out, force_terminal=False).print(runs_table(FollowedFolders([tmp_path])))
-    assert "\x1b" not in out.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("values", "width", "bars"),
-    [([0, 1], 12, "▁█"), ([1, 1], 12, "▄▄"), ([0, 1, 2, 3, 4, 5, 6, 7], 12, "▁▂▃▄▅▆▇█"), ([9, 0, 9, 1], 2, "▁█")],
-)
-def test_bars_follow_the_values(values: list[float], width: int, bars: str) -> None:
-    assert sparkline(values, width) == bars

@@ -79,7 +79,7 @@ def test_every_view_fits_and_shows_something(server: str, page: Page, runs: Path
     views = {
         "/": "figure .line", "/prompts?" + urlencode({"run": run}): ".bars .share",
         "/prompt?" + urlencode({"run": run, "id": LONG}): ".completion .text",
-        "/tokens?" + urlencode({"run": run, "id": "1+1", "step": 118, "sample": 0}): "span.up",
+        "/prompt?" + urlencode({"run": run, "id": "1+1", "step": 118}): "span.up",
     }  # fmt: skip
     for path, part in views.items():
         page.open(server + path, width)
@@ -90,12 +90,11 @@ def test_every_view_fits_and_shows_something(server: str, page: Page, runs: Path
     assert not page.errors
 
 
-def test_one_clicks_from_the_run_to_its_tokens(server: str, page: Page) -> None:
+def test_one_clicks_from_the_run_to_a_prompt(server: str, page: Page) -> None:
     page.open(server + "/", 1280)
     for link, there in (
         (".state a", "location.pathname === '/prompts'"),
         (".prompts a", "location.pathname === '/prompt'"),
-        (".facts a", "location.pathname === '/tokens'"),
     ):
         page.ask(f"document.querySelector({json.dumps(link)}).click()")
         page.wait(there + " && document.readyState === 'complete'")
@@ -121,14 +120,14 @@ def test_it_renews_itself_while_the_run_is_written(server: str, page: Page, runs
     assert not page.ask("document.querySelector('#show-1').checked")
 
     page.open(server + "/prompt?" + urlencode({"run": str(folder), "id": "1+1"}), 1280)
-    page.wait("document.querySelector('h2:last-of-type').innerText.includes('Step 118')")
+    page.wait("document.querySelector('#group h2').innerText.includes('Step 118')")
     keys = [path.stem for path in (folder / "images").iterdir()]
     with (folder / "completions.jsonl").open("a") as file:
         for line in rows(300, keys):
             file.write(json.dumps(line) + "\n")
             file.flush()
             time.sleep(0.05)
-    page.wait("document.querySelector('h2:last-of-type').innerText.includes('Step 300')")
+    page.wait("document.querySelector('#group h2').innerText.includes('Step 300')")
     page.wait("document.querySelectorAll('.completion').length === 4")
     assert not page.errors
 

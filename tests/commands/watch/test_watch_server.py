@@ -57,7 +57,7 @@ def test_the_overview_shows_results_curves_and_what_the_run_does(pages: tuple[Te
         assert shown in text, shown
 
 
-def test_the_table_of_prompts_is_filtered_sorted_and_searched(pages: tuple[TestClient, str]) -> None:
+def test_the_table_of_prompts_is_filtered_and_searched(pages: tuple[TestClient, str]) -> None:
     asked, run = pages
 
     def found(**query: Any) -> list[str]:
@@ -65,12 +65,11 @@ def test_the_table_of_prompts_is_filtered_sorted_and_searched(pages: tuple[TestC
             r'class="clamp value" href="[^"]*">([^<]*)<', asked.get("/prompts", params={"run": run} | query).text
         )
 
-    both = found(order="id")
-    assert len(both) == 2 and both[0] == "What is 1+1?"
-    assert found(outcome="never right") == both[1:] and found(outcome="right from the start") == both[:1]
+    both = found()
+    assert len(both) == 2 and both[1] == "What is 1+1?", "what was never right comes first"
+    assert found(outcome="never right") == both[:1] and found(outcome="right from the start") == both[1:]
     assert found(outcome="lost") == []
-    assert found(words="IS 1+") == both[:1] and found(words="nothing like it") == []
-    assert found(order="gain")[0] == "What is 1+1?"
+    assert found(words="IS 1+") == both[1:] and found(words="nothing like it") == []
     assert "step 2: 1 of 2" in asked.get("/prompts", params={"run": run}).text
 
 
@@ -81,29 +80,18 @@ def test_a_prompt_shows_its_group_now_and_before(pages: tuple[TestClient, str]) 
     first = asked.get("/prompt", params={"run": run, "id": "1+1", "step": 2}).text
     assert "Step 2: 1 of 2 correct" in first and "said 1 at 2" in first and "advantage -1" in first
     assert "4<br>2/2 *" in first, "step 4 is marked as traced"
-
-
-def test_a_prompt_shows_images_and_turns(pages: tuple[TestClient, str]) -> None:
-    asked, run = pages
-    text = asked.get("/prompt", params={"run": run, "id": HOSTILE}).text
-    assert "data:image/png;base64," in text and "look it up" in text and "it is 2" in text and "observed" in text
-
-
-def test_a_completion_shows_its_tokens_where_they_were_traced(pages: tuple[TestClient, str]) -> None:
-    asked, run = pages
-    traced = asked.get("/tokens", params={"run": run, "id": "1+1", "step": 4, "sample": 1}).text
-    assert 'class="down"' in traced and "weight -0.25, ratio 1.0000" in traced and "seen" in traced
-    plain = asked.get("/tokens", params={"run": run, "id": "1+1", "step": 2, "sample": 1}).text
-    assert "said 1 at 2" in plain and "were not saved" in plain and "Saved for this prompt" in plain
-    assert plain.count("<td>yes</td>") == 1, "the group's rewards"
+    assert 'class="down"' in last and "weight -0.25, ratio 1.0000" in last and "seen" in last
+    assert 'class="down"' not in first and "Not saved: only the tokens of every run.trace_every-th" in first
+    hostile = asked.get("/prompt", params={"run": run, "id": HOSTILE}).text
+    assert "data:image/png;base64," in hostile and "look it up" in hostile and "it is 2" in hostile
+    assert 'class="text observed"' in hostile
 
 
 @pytest.mark.parametrize(
     ("path", "query"),
     [
         ("/prompts", {"run": "/etc"}), ("/prompt", {"run": "{run}", "id": "2+2"}),
-        ("/prompt", {"run": "{run}", "id": "1+1", "step": 3}), ("/tokens", {"run": "{run}", "id": "1+1", "step": 4}),
-        ("/tokens", {"run": "{run}", "id": "1+1", "step": 4, "sample": 9}), ("/etc/passwd", {}),
+        ("/prompt", {"run": "{run}", "id": "1+1", "step": 3}), ("/etc/passwd", {}),
     ],
 )  # fmt: skip
 def test_what_is_not_there_is_status_404(pages: tuple[TestClient, str], path: str, query: dict[str, Any]) -> None:
@@ -117,7 +105,7 @@ def test_every_value_is_escaped(pages: tuple[TestClient, str]) -> None:
     asked, run = pages
     queries: list[tuple[str, dict[str, Any]]] = [
         ("/", {}), ("/prompts", {"run": run, "words": HOSTILE}), ("/prompt", {"run": run, "id": HOSTILE}),
-        ("/tokens", {"run": run, "id": HOSTILE, "step": 4, "sample": 0}), ("/prompts", {"run": run}),
+        ("/prompts", {"run": run}),
     ]  # fmt: skip
     for path, query in queries:
         answer = asked.get(path, params=query)
@@ -129,10 +117,10 @@ def test_every_value_is_escaped(pages: tuple[TestClient, str]) -> None:
 def test_nothing_is_writable_and_nothing_is_written(run: Path) -> None:
     before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in run.rglob("*")}
     with client(run) as asked:
-        for path in ("/", "/now", "/prompts", "/prompt", "/tokens", "/watch.js"):
+        for path in ("/", "/now", "/prompts", "/prompt", "/watch.js"):
             for method in ("POST", "PUT", "DELETE", "PATCH"):
                 assert asked.request(method, path).status_code == 405
-            asked.get(path, params={"run": str(run), "id": "1+1", "step": 4, "sample": 0})
+            asked.get(path, params={"run": str(run), "id": "1+1", "step": 4})
     assert {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in run.rglob("*")} == before
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from jsonargparse import ArgumentParser
-from judge_server import serve
 from torch import Tensor
 
 from lit_rlvr.common.packages import require
@@ -19,7 +18,6 @@ from lit_rlvr.evaluation.diversity import (
     CosineSimilarity,
     DiversityMeasure,
     Embedder,
-    JudgeScore,
     SelfBLEU4,
     measure_diversity,
 )
@@ -41,35 +39,30 @@ class Letters(Embedder):
         return torch.tensor([[1.0 + text.count(letter) for letter in "abcdeno347"] for text in texts])
 
 
-def measures(url: str) -> list[DiversityMeasure]:
-    return [SelfBLEU4(), CosineSimilarity(Letters()), JudgeScore(url, "judge")]
+def measures() -> list[DiversityMeasure]:
+    return [SelfBLEU4(), CosineSimilarity(Letters())]
 
 
-def rank_main(rank: int, parts: list[list[list[list[str]]]], url: str, folder: Path) -> None:
+def rank_main(rank: int, parts: list[list[list[list[str]]]], folder: Path) -> None:
     """One of two gloo processes: measures its part of each set of groups."""
     torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
-    metrics = measures(url)
+    metrics = measures()
     torch.save([measure_diversity(part, metrics) for part in parts[rank]], folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
-
-
-def judged(message: str, _: int) -> str:
-    return "nonsense" if "no" in message.split("Solution 1:")[1] else str(message.count("Solution 3"))
 
 
 @pytest.mark.slow
 def test_two_ranks_measure_what_one_does(tmp_path: Path) -> None:
     """Unequal parts, a rank without any prompt to measure, and no prompt at all."""
     sets = [(GROUPS[:1], GROUPS[1:]), (GROUPS, [["alone"]]), ([], [])]
-    with serve(judged) as server:
-        parts = [[pair[rank] for pair in sets] for rank in range(2)]
-        torch.multiprocessing.spawn(rank_main, (parts, server.url, tmp_path), nprocs=2)
-        one = measure_diversity(GROUPS, measures(server.url))
-    assert one["self_bleu_4/prompts"] == 5 and one["judge_score/prompts"] == 4 and one["judge_score/unparsed"] == 1
+    parts = [[pair[rank] for pair in sets] for rank in range(2)]
+    torch.multiprocessing.spawn(rank_main, (parts, tmp_path), nprocs=2)
+    one = measure_diversity(GROUPS, measures())
+    assert one["self_bleu_4/prompts"] == one["cosine_similarity/prompts"] == 5
     for rank in range(2):
         first, second, nothing = torch.load(tmp_path / f"{rank}.pt")
         assert first == pytest.approx(one, rel=1e-12) and second == pytest.approx(one, rel=1e-12)
-        assert math.isnan(nothing["self_bleu_4"]) and nothing["judge_score/prompts"] == 0
+        assert math.isnan(nothing["self_bleu_4"]) and nothing["self_bleu_4/prompts"] == 0
 
 
 def test_the_mean_is_over_prompts_of_all_updates() -> None:
@@ -89,10 +82,6 @@ def test_measuring_starts_anew_and_leaves_single_completions_out() -> None:
         "self_bleu_4": 1, "self_bleu_4/prompts": 1, "cosine_similarity": 1, "cosine_similarity/prompts": 1,
     })  # fmt: skip
     assert measure_diversity([["a", "b"]], metrics)["self_bleu_4"] == 0, "the same measures again"
-    found = measure_diversity([["a", "a"]], metrics, [[True, False]])
-    assert found["self_bleu_4/prompts"] == 1, "correct or not"
-    with pytest.raises(ValueError, match="shorter"):
-        measure_diversity([["a", "a"]], [JudgeScore("http://localhost/v1", "judge")], [[True]])
 
 
 def test_measures_are_options(tiny_model_folder: Path) -> None:
@@ -102,10 +91,9 @@ def test_measures_are_options(tiny_model_folder: Path) -> None:
         "SelfBLEU4",
         {"class_path": "CosineSimilarity", "init_args": {"embedder": str(tiny_model_folder)}},
         {"class_path": "CosineSimilarity", "init_args": {"embedder": {"class_path": f"{__name__}.Letters"}}},
-        {"class_path": "JudgeScore", "init_args": {"base_url": "http://localhost/v1", "model": "judge"}},
     ]
     made = parser.instantiate_classes(parser.parse_object({"diversity": options})).diversity
-    assert [type(measure) for measure in made] == [SelfBLEU4, CosineSimilarity, CosineSimilarity, JudgeScore]
+    assert [type(measure) for measure in made] == [SelfBLEU4, CosineSimilarity, CosineSimilarity]
     assert made[1].embedder.model == str(tiny_model_folder) and type(made[2].embedder).__name__ == "Letters"
 
 

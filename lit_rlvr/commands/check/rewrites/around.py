@@ -38,12 +38,6 @@ def prose_before(gold: Gold) -> str:
     return f"First I look at what is given, then I work it out step by step.\n\n{lead}{gold.text}"
 
 
-@keeps(*ALL_KINDS, whole=True)
-def long_prose_before(gold: Gold) -> str:
-    """Put 20,000 characters of prose before the answer."""
-    return f"{'I go through it once more, slowly and with care. ' * 400}\n\n{prose_before(gold)}"
-
-
 add_forms(keeps(*ALL_KINDS, whole=True), {"prose after": "{text}\n\nThis is what the question asks for."}, fill_marked)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -12,29 +11,7 @@ from lit_rlvr.commands.check.rewrites.registry import ITEM_KINDS, add_forms, bre
 add_forms(keeps("expression"), {"dfrac in an expression": (r"\\frac", r"\\dfrac")}, substitute)
 
 
-@keeps("expression")
-def terms_in_another_order(gold: Gold) -> str | None:
-    """Write a + b as b + a."""
-    terms = _terms(gold.answer)
-    return " + ".join(reversed(terms)) if terms else None
-
-
 add_forms(keeps("expression"), {"parentheses around": "({answer})"})
-
-
-@keeps("expression")
-def left_and_right(gold: Gold) -> str | None:
-    """Write ( ) as \\left( \\right)."""
-    if "\\left" in gold.answer or "\\big" in gold.answer.lower():
-        return None
-    return gold.answer.replace("(", "\\left(").replace(")", "\\right)")
-
-
-@breaks("expression")
-def a_missing_term(gold: Gold) -> str | None:
-    """Leave out the last term of a sum."""
-    terms = _terms(gold.answer)
-    return " + ".join(terms[:-1]) if terms else None
 
 
 add_forms(
@@ -44,13 +21,6 @@ add_forms(
         "expression with another sign": "-({answer})",
     },
 )
-
-
-def _terms(answer: str) -> list[str]:
-    """Return the terms of a plain sum; none if it has brackets, or minus signs."""
-    terms = [term.strip() for term in answer.split("+")]
-    is_plain = len(terms) > 1 and all(terms) and not re.search(r"[-()\[\]{}]|\\frac|\\sqrt", answer)
-    return terms if is_plain and "0" not in terms else []
 
 
 @keeps(*ITEM_KINDS)
@@ -82,12 +52,6 @@ def elements_in_another_order(gold: Gold) -> str:
 def a_word_between(gold: Gold) -> str:
     """Write 1, 2 as 1 and 2."""
     return f"{', '.join(gold.items[:-1])} \\text{{ and }} {gold.items[-1]}"
-
-
-@keeps("list", whole=True)
-def a_box_for_each(gold: Gold) -> str | None:
-    """Box each part of a list."""
-    return " and ".join(map(gold.write, gold.items)) if gold.is_boxed else None
 
 
 @keeps("interval")

@@ -43,20 +43,6 @@ add_forms(keeps("number"), {"no thousands comma": (",", "")}, substitute)
 
 
 @keeps("number")
-def scientific(gold: Gold) -> str | None:
-    """Write 1200 as 1.2 \\times 10^{3}."""
-    digits = gold.answer.replace(",", "")
-    if not re.fullmatch(r"-?[1-9]\d{3,11}", digits):
-        return None
-    power = len(digits.lstrip("-")) - 1
-    return (
-        f"{decimal(Fraction(int(digits), 10**power))} \\times 10^{{{power}}}"
-        if digits.endswith("0" * (power - 5))
-        else None
-    )
-
-
-@keeps("number")
 def as_a_fraction(gold: Gold) -> str | None:
     """Write 0.5 as \\frac{1}{2}."""
     value = value_of_answer(gold.answer)
@@ -119,13 +105,6 @@ def frac_without_braces(gold: Gold) -> str | None:
     return (
         _fraction(gold, "\\frac{}{}") if all(abs(part) < 10 for part in fraction_parts(gold.answer) or (10,)) else None
     )
-
-
-@keeps("fraction")
-def vulgar_fraction(gold: Gold) -> str | None:
-    """Write 1/2 as one character."""
-    signs = {(1, 2): "\u00bd", (1, 3): "\u2153", (2, 3): "\u2154", (1, 4): "\u00bc", (3, 4): "\u00be", (1, 5): "\u2155"}
-    return signs.get(fraction_parts(gold.answer) or (0, 0))
 
 
 @keeps("fraction")
@@ -232,12 +211,6 @@ add_forms(
         "not equal": "x \\neq {answer}",
     },
 )
-
-
-@breaks("number")
-def something_before_the_number(gold: Gold) -> str | None:
-    """Write 7 as 1/7."""
-    return None if value_of_answer(gold.answer) in (0, 1, -1) or "," in gold.answer else f"1/{gold.answer}"
 
 
 @breaks("fraction")

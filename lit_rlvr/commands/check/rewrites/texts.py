@@ -56,12 +56,6 @@ def text_of_the_option(gold: Gold) -> str | None:
     return chosen_option(gold) if options and options.count(chosen_option(gold)) == 1 else None
 
 
-@keeps("choice", whole=True)
-def sentence_about_the_option(gold: Gold) -> str:
-    """Name the letter in a sentence."""
-    return f"The correct option is {gold.text}." if gold.is_marked else f"The answer is option {gold.answer}"
-
-
 def _with_wrong_option(gold: Gold, form: str) -> str | None:
     """Put the letter and the text of a wrong option, which shares no word with the right one, into a form."""
     known, options = {*words_of(chosen_option(gold))}, gold.sample.options
@@ -76,13 +70,6 @@ add_forms(
 )
 
 add_forms(breaks("choice"), {"letter that no option has": "Z"})
-
-
-@breaks("choice")
-def word_that_begins_with_the_letter(gold: Gold) -> str | None:
-    """Write B as a word that begins with B, which no option contains."""
-    word = {"A": "Although", "B": "Because", "C": "Certainly", "D": "Definitely", "E": "Either"}.get(gold.answer)
-    return None if word is None or word.lower() in " ".join(gold.sample.options).lower() else word
 
 
 @breaks("choice")
