@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 import yaml
 from tiny import threads
 from tiny_rewards import judged_as_is
-from tiny_runs import FIT, completions, fit, launch, metrics
+from tiny_runs import FIT, completions, fit, metrics
 
 from lit_rlvr.cli.main import run
 from lit_rlvr.rewards import shared_pool
@@ -121,26 +120,6 @@ def test_help_is_a_success_although_a_library_stands_around_sys_exit(monkeypatch
 def test_no_reward_is_refused(lit_rlvr: CLI) -> None:
     said = "rollout.rewards is empty: give at least one reward, or a model.teacher to learn from"
     assert refusal(lit_rlvr(*FIT, *SHORT, *rewards())).endswith(said)
-
-
-@pytest.mark.slow
-def test_a_reward_that_ends_the_process_is_no_success(run_folder: Path) -> None:
-    done = launch([*FIT, *map(str, SHORT), *rewards("own_rewards.ends")], run_folder)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].endswith("own_rewards.py:17: os._exit(0) ended the run")
-
-
-@pytest.mark.parametrize("status", [0, 3])
-def test_an_exit_in_a_reward_names_it(status: int) -> None:
-    source = f"""import os
-from lit_rlvr.cli.main import _watch_exits
-from lit_rlvr.common.terminal import progress
-progress.waiting["own_rewards.ends"] = 0.0
-_watch_exits()
-os._exit({status})"""
-    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
-    line = f"lit-rlvr: error: reward own_rewards.ends: <string>:6: os._exit({status}) ended the run"
-    assert (done.returncode, done.stderr.splitlines()) == (2, [line])
 
 
 def test_a_failed_check_is_not_shown_as_correct(run_folder: Path, lit_rlvr: CLI) -> None:
