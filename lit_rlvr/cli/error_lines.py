@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
@@ -61,9 +62,11 @@ def failure_line(error: Exception) -> str | None:
 
 def is_lost(error: BaseException) -> bool:
     """Return whether another process of the run has died or does not answer, or this one can no longer use its GPU."""
+    if "torch" not in sys.modules:  # not every command imports it
+        return False
     from torch import AcceleratorError
 
-    from lit_rlvr.distributed.collectives import lost_peer  # with torch, which not every command imports
+    from lit_rlvr.distributed.collectives import lost_peer
 
     return lost_peer(error) or isinstance(error, AcceleratorError)
 
