@@ -53,7 +53,8 @@ OTHERS = {
     "--api-key", "--api-server-count", "--apply_chat_template", "--backend-store-uri", "--batch_size",
     "--enforce-eager", "--extra-index-url", "--from", "--gpu-memory-utilization", "--include", "--include_path",
     "--index-strategy", "--local-dir", "--log_samples", "--max-num-seqs", "--model_args", "--no-deps", "--output_path",
-    "--project", "--pyargs", "--repo-type", "--tasks", "--weighted_sample",
+    "--kill-on-bad-exit", "--max-restarts", "--no-python", "--nproc-per-node", "--project", "--pyargs", "--repo-type",
+    "--requeue", "--tasks", "--weighted_sample",
 }  # fmt: skip
 """Options of other programs."""
 WITHIN = {
