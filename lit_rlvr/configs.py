@@ -19,7 +19,7 @@ from jsonargparse._loaders_dumpers import get_yaml_default_loader
 from jsonargparse._parameter_resolvers import get_signature_parameters
 
 import lit_rlvr
-from lit_rlvr.errors import MOVED, UserError, did_you_mean, shown, user_error_in, why_not_a_file
+from lit_rlvr.errors import UserError, did_you_mean, shown, user_error_in, why_not_a_file
 
 
 @cache
@@ -173,23 +173,6 @@ def read_config(path: Path, known: Sequence[str] = TOP_KEYS, option: str = "--co
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{option}: {path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
     return _with_checked_classes(require_keys(value, known, f"{option}: {path}"), f"{option}: {path}")
-
-
-def check_current(path: Path) -> None:
-    """Refuse the settings of a run of an earlier version.
-
-    Raises:
-        UserError: an option in the file has moved; the message names it, its place now, and `lit-rlvr convert`.
-    """
-
-    def check(values: Any, key: str) -> None:
-        for name, value in values.items() if isinstance(values, dict) else ():
-            option = key if name == "init_args" else f"{key}.{name}".lstrip(".")
-            if new := MOVED.get(option):
-                raise UserError(f"{path}: {option} is {new} now; `lit-rlvr convert {path}` renames all that have moved")
-            check(value, option)
-
-    check(load_yaml(path.read_text()), "")
 
 
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")

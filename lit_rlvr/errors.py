@@ -58,76 +58,6 @@ OURS = {
 """Option of TRL or verl -> ours, as docs/coming_from_trl.md explains them."""
 
 
-MOVED = {
-    "model.optimizer": "model.optim.optimizer",
-    "model.weight_decay": "model.optim.weight_decay",
-    "model.betas": "model.optim.betas",
-    "model.lr_schedule": "model.optim.lr_schedule",
-    "model.warmup_steps": "model.optim.warmup_steps",
-    "model.max_grad_norm": "model.optim.max_grad_norm",
-    "model.max_skipped_steps": "model.optim.max_skipped_steps",
-    "model.aggregation": "model.loss.aggregation",
-    "model.count_empty_rows": "model.loss.count_empty_rows",
-    "model.entropy_coef": "model.loss.entropy_coef",
-    "model.top_entropy_quantile": "model.loss.top_entropy_quantile",
-    "model.kl_coef": "model.kl.coef",
-    "model.kl_estimator": "model.kl.estimator",
-    "model.kl_in_reward": "model.kl.in_reward",
-    "model.kl_bias_correction": "model.kl.bias_correction",
-    "model.reference_update_every": "model.kl.reference_update_every",
-    "model.importance_correction": "model.importance.correction",
-    "model.importance_cap": "model.importance.cap",
-    "model.importance_floor": "model.importance.floor",
-    "model.importance_veto": "model.importance.veto",
-    "model.off_policy_threshold": "model.importance.off_policy_threshold",
-    "model.prox_logp_method": "model.importance.prox_logp_method",
-    "model.tokens_per_microbatch": "model.compute.tokens_per_microbatch",
-    "model.shared_prefix": "model.compute.shared_prefix",
-    "model.gradient_checkpointing": "model.compute.gradient_checkpointing",
-    "model.liger": "model.compute.liger",
-    "model.torch_compile": "model.compute.torch_compile",
-    "model.delta": "model.schedule.delta",
-    "model.power": "model.schedule.power",
-    "model.power_schedule": "model.schedule.power_schedule",
-    "model.squash": "model.schedule.squash",
-    "model.fss": "model.schedule.fss",
-    "model.statistics": "model.schedule.statistics",
-    "model.statistics_from": "model.schedule.statistics_from",
-    "data.prompts_per_step": "data.prompts_per_rollout",
-    "data.eval_prompts_per_step": "data.evaluation.prompts_per_batch",
-    "data.eval_limit": "data.evaluation.limit",
-    "data.also_validate": "data.evaluation.also_validate",
-    "data.shuffle_images": "data.evaluation.shuffle_images",
-    "data.image_folder": "data.images.folder",
-    "data.min_pixels": "data.images.min_pixels",
-    "data.max_pixels": "data.images.max_pixels",
-    "data.system_prompt": "data.chat.system_prompt",
-    "data.template": "data.chat.template",
-    "data.prefill": "data.chat.prefill",
-    "data.score_prefill": "data.chat.score_prefill",
-    "data.chat_template_kwargs": "data.chat.chat_template_kwargs",
-    "data.plain_template": "data.chat.plain_template",
-    "data.special_tokens": "data.chat.special_tokens",
-    "data.answers": "data.reading.answers",
-    "data.limit": "data.reading.limit",
-    "data.max_bad_rows": "data.reading.max_bad_rows",
-    "data.max_prompt_tokens": "data.reading.max_prompt_tokens",
-    "rollout.eval_sampling": "rollout.evaluation.sampling",
-    "rollout.eval_samples": "rollout.evaluation.samples",
-    "rollout.eval_greedy": "rollout.evaluation.greedy",
-    "rollout.probe_every": "rollout.safeguards.probe_every",
-    "rollout.max_engine_restarts": "rollout.safeguards.max_engine_restarts",
-    "rollout.max_failure_rate": "rollout.safeguards.max_failure_rate",
-    "rollout.max_group_seconds": "rollout.safeguards.max_group_seconds",
-    "rollout.record": "rollout.replay.record",
-    "rollout.rollouts_from": "rollout.replay.rollouts_from",
-    "trainer.val_check_interval": "rollout.validate_every_rollouts",
-    "trainer.check_val_every_n_epoch": "",
-}
-"""Former option -> its name now, both without `init_args`, or "" if none replaces it; `lit-rlvr convert` rewrites
-files."""
-
-
 COUNTED = {"trainer.val_check_interval": "rollouts", "trainer.check_val_every_n_epoch": "epochs"}
 """Options of Lightning's Trainer for when to validate -> what they would count."""
 
@@ -193,18 +123,14 @@ def did_you_mean(name: object, known: Iterable[str], otherwise: str = "") -> str
     return f"did you mean {near!r}?" if near else otherwise
 
 
-def moved_hint(option: str) -> str:
-    """Return a hint about a former option, or about one of its own, by its dotted key without `init_args`, or about an
-    option of Lightning's for when to validate; "" for others."""
-    if option in COUNTED:
-        return (
-            f"; it would count {COUNTED[option]}, but trainer.max_steps counts optimizer steps: set "
-            "rollout.validate_every_rollouts instead"
-        )
-    parts = option.split(".")
-    starts = {".".join(parts[:end]): ".".join(["", *parts[end:]]) for end in range(len(parts), 1, -1)}
-    new = next((MOVED[start] + rest.rstrip(".") for start, rest in starts.items() if MOVED.get(start)), "")
-    return f"; it is {new} now, and `lit-rlvr convert FILE` renames it in a file" if new else ""
+def counted_hint(option: str) -> str:
+    """Return a hint about an option of Lightning's for when to validate, by its dotted key; "" for others."""
+    if option not in COUNTED:
+        return ""
+    return (
+        f"; it would count {COUNTED[option]}, but trainer.max_steps counts optimizer steps: set "
+        "rollout.validate_every_rollouts instead"
+    )
 
 
 def option_instead(name: str, known: Iterable[str]) -> str | None:
@@ -225,16 +151,6 @@ NUMBER_TYPES: dict[Any, type] = {int: Integral, float: Real}
 """Type of an option -> the numbers that it takes, those of numpy too."""
 
 
-class InitSignature:
-    """The signature of a class's `__init__`, which Python before 3.11.4 would otherwise look for in `__new__`."""
-
-    def __get__(self, built: object, cls: type) -> inspect.Signature | None:
-        if built is not None:  # a callable object has its own
-            return None
-        signature = inspect.signature(cls.__init__)  # type: ignore[misc]
-        return signature.replace(parameters=[*signature.parameters.values()][1:])
-
-
 class ChecksArguments:
     """The base of classes that a config names: from Python, they refuse wrong arguments as the command line does.
 
@@ -243,7 +159,6 @@ class ChecksArguments:
     """
 
     config_key = ""
-    __signature__ = InitSignature()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         check_init(cls, args, kwargs, cls.config_key.format(cls.__name__))
@@ -364,7 +279,7 @@ def _no_option(name: str, cls: type, known: Iterable[str], key: str) -> str:
     """Return a message with the nearest option of the class, or else of a config."""
     groups = {path.partition(".")[0] for path in OURS.values()}
     near = option_instead(name, known) or option_instead(name, groups) or nearest(name, known)
-    hint = moved_hint(f"{key}.{name}") or (f"; did you mean {near.replace('.init_args', '')!r}?" if near else "")
+    hint = counted_hint(f"{key}.{name}") or (f"; did you mean {near.replace('.init_args', '')!r}?" if near else "")
     return f"{key}: {cls.__name__} has no option {name!r}{hint}"
 
 
@@ -397,6 +312,14 @@ def given_text(value: Any) -> str:
         return type_text(value)
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+START_AGAIN = os.EX_TEMPFAIL
+"""Exit status (75) of a run that a new process can resume, with nothing to mend before."""
+
+
+class ResumableError(UserError):
+    """A failure that only a new process can get over: the run resumes with `--ckpt_path last`."""
 
 
 class RunStopped(Exception):

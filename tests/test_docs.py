@@ -13,6 +13,8 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,8 +29,8 @@ from transformers import TrainingArguments
 from trl import GRPOConfig
 
 from lit_rlvr import advantages, algorithms
+from lit_rlvr.cli.early_check import IndexedNames
 from lit_rlvr.cli.main import COMMANDS, run
-from lit_rlvr.commands.completion import script as completion_script
 from lit_rlvr.common.packages import is_installed
 from lit_rlvr.configs import config_folder
 from lit_rlvr.engines.synced import trainer_logprobs
@@ -50,7 +52,8 @@ OTHERS = {
     "--api-key", "--api-server-count", "--apply_chat_template", "--backend-store-uri", "--batch_size",
     "--enforce-eager", "--extra-index-url", "--from", "--gpu-memory-utilization", "--include", "--include_path",
     "--index-strategy", "--local-dir", "--log_samples", "--max-num-seqs", "--model_args", "--no-deps", "--output_path",
-    "--project", "--pyargs", "--repo-type", "--tasks", "--weighted_sample",
+    "--kill-on-bad-exit", "--max-restarts", "--no-python", "--nproc-per-node", "--project", "--pyargs", "--repo-type",
+    "--requeue", "--tasks", "--weighted_sample",
 }  # fmt: skip
 """Options of other programs."""
 WITHIN = {
@@ -156,9 +159,16 @@ def test_every_command_that_is_named_exists() -> None:
     assert not missing
 
 
-def test_every_option_that_is_named_exists() -> None:
-    """An option of a command, as shell completion knows them, of one of our scripts, or of another program."""
-    known = set(re.findall(r'(?<=[ "])--[\w.-]+', completion_script()))
+def test_every_option_that_is_named_exists(capsys: pytest.CaptureFixture[str]) -> None:
+    """An option of a command, by its index or its help, of one of our scripts, or of another program."""
+    known = set()
+    for command, (entry, _) in COMMANDS.items():
+        if entry == COMMANDS["fit"][0]:
+            known |= IndexedNames(command).options()
+        else:
+            with suppress(SystemExit):
+                import_module(entry).run(command, ["--help"])
+            known |= set(re.findall(r"(?<!\S)--\w[\w.-]*\w", capsys.readouterr().out))
     for file in [*SCRIPTS, ROOT / "lit_rlvr/conformance/plugin.py", TESTS / "conftest.py"]:
         known |= set(re.findall(r'add_?(?:argument|option)\(\s*"(--[\w-]+)"', file.read_text()))
     found = {

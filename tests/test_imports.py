@@ -24,10 +24,10 @@ LAYERS = [
     {"rollout"},
     {"run"},
     {"evaluation"},
-    {"commands.convert", "commands.doctor", "commands.evaluate", "commands.export", "commands.filter", "commands.plan"},
+    {"commands.doctor", "commands.evaluate", "commands.export", "commands.filter", "commands.plan"},
     {"commands.preview", "commands.registry", "commands.report", "commands.serve", "commands.split", "commands.tune"},
     {"cli", "commands.watch"},
-    {"__main__", "commands.check", "commands.compare", "commands.completion"},
+    {"__main__", "commands.check", "commands.compare"},
     {"commands.init"},
 ]
 """Packages in layers: each imports only those in earlier layers, and itself."""

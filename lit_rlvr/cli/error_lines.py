@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
@@ -17,14 +18,16 @@ from lit_rlvr.common.files import write_failure
 from lit_rlvr.configs import INHERITED, TOP_KEYS
 from lit_rlvr.errors import (
     OWN_FOLDERS,
+    START_AGAIN,
     TYPE_NAMES,
+    ResumableError,
     UserError,
     cause_of,
+    counted_hint,
     find_user_line,
     first_line,
     fits,
     init_parameters,
-    moved_hint,
     nearest,
     option_instead,
     shown,
@@ -44,6 +47,8 @@ def failure_line(error: Exception) -> str | None:
     cause = user_error_in(error)  # the parser wraps what an option's class raises
     if cause is not None and not isinstance(error, ArgumentError):
         return str(cause)
+    if is_lost(error):
+        return f"a process of the run is lost: {first_line(error).partition('. ')[0]}; resume with --ckpt_path last"
     if found := find_user_line(error):
         return f"{found[0]}: {first_line(found[1])} ({TRACEBACK}=1 shows the whole traceback)"
     if isinstance(error, ArgumentError):
@@ -53,6 +58,22 @@ def failure_line(error: Exception) -> str | None:
     if reason := write_failure(error):
         return f"{getattr(error, 'filename', None) or 'a file'} cannot be written: {reason}"
     return _refused_by_library(error)
+
+
+def is_lost(error: BaseException) -> bool:
+    """Return whether another process of the run has died or does not answer, or this one can no longer use its GPU."""
+    if "torch" not in sys.modules:  # not every command imports it
+        return False
+    from torch import AcceleratorError
+
+    from lit_rlvr.distributed.collectives import lost_peer
+
+    return lost_peer(error) or isinstance(error, AcceleratorError)
+
+
+def failure_status(error: BaseException) -> int:
+    """Return the exit status of a command that ends with an error."""
+    return START_AGAIN if isinstance(user_error_in(error), ResumableError) or is_lost(error) else 2
 
 
 def _refused_by_library(error: BaseException) -> str | None:
@@ -198,8 +219,6 @@ def _hint(found: Mapping[str, str], names: KnownNames) -> str:
         return f"; it comes from {cls.rpartition('.')[2]} in {shown(file)}, which a `base:` names"
     if "field" in found:
         return _nearest(f"{found['group']}.{found['field']}", names.arguments(found["name"]))
-    if "own" in found and (moved := moved_hint(f"{found['where'].rpartition('.')[2]}.{found['own']}")):
-        return moved
     if "own" in found:
         ours = option_instead(found["own"], TOP_KEYS)  # if neither the class has it nor a similar one
         known = names.arguments(found["name"])
@@ -207,11 +226,11 @@ def _hint(found: Mapping[str, str], names: KnownNames) -> str:
         near = ours or fields.get(nearest(found["own"], fields) or "")
         return _nearest(found["own"], known) or (f"; did you mean {near!r}?" if near else "")
     if "key" in found:
-        return moved_hint(found["key"]) or _nearest(
+        return counted_hint(found["key"]) or _nearest(
             found["key"], {option.removeprefix("--") for option in names.options()}
         )
     if "option" in found:
-        return moved_hint(found["option"].lstrip("-")) or _nearest(found["option"], names.options())
+        return counted_hint(found["option"].lstrip("-")) or _nearest(found["option"], names.options())
     return ""
 
 

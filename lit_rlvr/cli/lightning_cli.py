@@ -29,11 +29,10 @@ from lit_rlvr.cli.dry_run import PlannedRun, dry_run
 from lit_rlvr.cli.error_lines import refuse_nulls
 from lit_rlvr.cli.run_config import check_config, choose_strategy, choose_tokens, resolve_config, suggest_more_tokens
 from lit_rlvr.cli.subcommands import RLVRTrainer
-from lit_rlvr.cli.supervise import fit_command, supervise
 from lit_rlvr.cli.user_modules import report_namesake
 from lit_rlvr.commands.registry import COMMANDS
 from lit_rlvr.common.terminal import show_result, wants_json
-from lit_rlvr.configs import Parser, changed_classes, changes, check_current, find_configs, import_classes
+from lit_rlvr.configs import Parser, changed_classes, changes, find_configs, import_classes
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.distributed.checkpoints import checkpoint_step, last_checkpoint
 from lit_rlvr.distributed.collectives import is_first_process
@@ -41,7 +40,7 @@ from lit_rlvr.errors import UserError, check_calls_super
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.run.folder import check_run_folder
 from lit_rlvr.run.loggers import save_dir_not_required, set_save_dir
-from lit_rlvr.run.run import CONFIGURABLE, DEFAULT_FOLDER, Run, in_order
+from lit_rlvr.run.run import CONFIGURABLE, Run, in_order
 from lit_rlvr.run.trackers import Trackers
 from lit_rlvr.run.trackers.feed import Chosen, choose_trackers
 from lit_rlvr.run.warm_start import WarmStart
@@ -72,9 +71,6 @@ HELP = (
 DRY_RUN = "--dry-run"
 """Option of `fit`; the saved config does not have it."""
 
-
-SUPERVISE = "--supervise"
-"""Option of `fit` that starts the run again when it dies."""
 
 REPLAY = "--rollouts-from"
 """Option of `fit` that is short for `--rollout.replay.rollouts_from`."""
@@ -127,7 +123,6 @@ def keep_chosen_tokens(config: Any) -> None:
     options, before = config.model.init_args.compute, _config_of(config.ckpt_path)
     if not before.is_file():
         return
-    check_current(before)
     if options.tokens_per_microbatch == "auto":
         settings = yaml.safe_load(before.read_text())["model"]["init_args"].get("compute", {})
         options.tokens_per_microbatch = settings.get("tokens_per_microbatch", "auto")
@@ -348,8 +343,7 @@ class ConfigCheck(RLVRCLI):
 
 def _top_of_help(command: str) -> dict[str, str]:
     more = {
-        "fit": f" {DRY_RUN} shows all of it, the memory and the first prompts, and does not train. {SUPERVISE} N "
-        "starts a run that dies or hangs again, from its last checkpoint, until N starts in a row save no new one. "
+        "fit": f" {DRY_RUN} shows all of it, the memory and the first prompts, and does not train. "
         f"{REPLAY} RUN trains on the rollouts that RUN recorded.",
     }.get(command, "")
     return {
@@ -358,36 +352,10 @@ def _top_of_help(command: str) -> dict[str, str]:
     }
 
 
-def value_of(option: str, arguments: Sequence[str]) -> tuple[int, list[str]] | None:
-    """Return the whole number of an option that is not part of the config, and the other arguments.
-
-    Returns:
-        None: the option is not given.
-
-    Raises:
-        UserError: its value is no whole number.
-    """
-    rest = list(arguments)
-    place = next((k for k, argument in enumerate(rest) if argument.partition("=")[0] == option), None)
-    if place is None:
-        return None
-    _, equals, value = rest.pop(place).partition("=")
-    if not equals:
-        value = rest.pop(place) if place < len(rest) else ""
-    if not value.isdigit():
-        raise UserError(f"{option}: {value!r} is not a whole number")
-    return int(value), rest
-
-
 def run(command: str, arguments: list[str]) -> int | None:
     """Run `lit-rlvr fit` or another command that takes a config."""
     if command == "fit":
         arguments = [re.sub(f"^{REPLAY}(?==|$)", "--rollout.replay.rollouts_from", argument) for argument in arguments]
-    if command == "fit" and (found := value_of(SUPERVISE, arguments)) is not None:
-        limit, rest = found
-        settings = ConfigCheck().parser.parse_line([command, *find_configs(rest)])  # type: ignore[attr-defined]
-        folder = Path(settings.fit.trainer.default_root_dir or DEFAULT_FOLDER).expanduser()
-        return supervise(fit_command(), rest, folder, limit, resumes=bool(settings.fit.ckpt_path))
     dry = command == "fit" and DRY_RUN in arguments
     given = [argument for argument in arguments if not (dry and argument == DRY_RUN)]
     with ExitStack() as stack, save_dir_not_required():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import logging
 import os
 import select
@@ -13,14 +12,13 @@ import traceback
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 from lit_rlvr import __version__
 from lit_rlvr.cli.user_modules import add_user_modules
 from lit_rlvr.commands.registry import COMMANDS, WITHOUT_RESULT, registered_commands
-from lit_rlvr.common.terminal import discard_output, one_line, progress
-from lit_rlvr.errors import OWN_FOLDERS, RunStopped, UserError, bounded, did_you_mean, user_line, was_caused_by
+from lit_rlvr.common.terminal import discard_output, one_line
+from lit_rlvr.errors import RunStopped, UserError, bounded, did_you_mean, user_line, was_caused_by
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -31,69 +29,35 @@ def main() -> None:
     # Threads that spin while waiting would take cores from vLLM and the reward workers.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    while (spare := os.open(os.devnull, os.O_RDWR)) < 3:  # the shell closed it, and the next file would get its number
-        continue
-    os.close(spare)
-    sys.stdout, sys.stderr = (_Output(i).as_text(name) for i, name in ((1, "stdout"), (2, "stderr")))
-    stdout = sys.stdout  # a reward may set another
-    _watch_exits()
+    stdout = sys.stdout  # a reward may set another; None if the shell has closed it
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _leave)  # until `run` has imported the command
+        # Until `run` has imported the command: some packages swallow the exception and stay half imported.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         try:
             status = run(sys.argv[1:])
         except SystemExit as error:  # --help and the like
             status = error.code  # type: ignore[assignment]
-        stdout.flush()
-    except KeyboardInterrupt as error:  # while packages are imported
-        status = _interrupted(error)
-    except UserError as error:  # the output cannot be written
-        status = _print_error(str(error))
+        if stdout is not None:
+            stdout.flush()
     except Exception as error:
-        if not _reader_has_gone(error):
+        if _reader_has_gone(error):
+            for output in _closed_outputs():  # Python flushes them when it exits
+                discard_output(output)
+            status = 128 + signal.SIGPIPE
+        elif isinstance(error, OSError):
+            discard_output(1)
+            status = _print_error(f"the output cannot be written: {error.strerror}")
+        else:
             raise
-        for output in _closed_outputs():  # Python flushes them when it exits
-            discard_output(output)
-        status = 128 + signal.SIGPIPE
     sys.exit(status)
-
-
-class _Output(io.FileIO):
-    """Standard output or error of this process; after a write that fails, further output goes nowhere.
-
-    On standard output the failure is a `UserError`: argparse would swallow an `OSError`.
-
-    Args:
-        descriptor: 1 or 2.
-    """
-
-    def __init__(self, descriptor: int) -> None:
-        super().__init__(descriptor, "w", closefd=False)
-
-    def as_text(self, name: str) -> io.TextIOWrapper:
-        """Return the text stream that replaces `sys.stdout` or `sys.stderr`, with the same encoding and buffering."""
-        given = getattr(sys, name)
-        if given is None:
-            return io.TextIOWrapper(io.BufferedWriter(self))
-        at_once = given.line_buffering or given.write_through
-        return io.TextIOWrapper(io.BufferedWriter(self), given.encoding, given.errors, line_buffering=at_once)
-
-    def write(self, data: Any) -> int:
-        try:
-            return super().write(data)
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            discard_output(self.fileno())
-            if self.fileno() == 1:
-                raise UserError(f"the output cannot be written: {error.strerror}") from error
-            return super().write(data)
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit status.
 
-    0 done, 1 a check failed, 2 bad input, 128 + n stopped by signal n (SIGPIPE: the reader of its output has gone).
+    0 done, 1 a check failed, 2 bad input, 75 (`START_AGAIN`) a failure that a new process gets over, 128 + n stopped by
+    signal n (SIGPIPE: the reader of its output has gone).
     """
     as_json = "--json" in arguments
     arguments = [argument for argument in arguments if argument != "--json"]
@@ -126,16 +90,16 @@ def run(arguments: Sequence[str]) -> int:
             return _print_error(str(error))
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     _set_up_output()
-    from lit_rlvr.cli.error_lines import TRACEBACK, failure_line
+    from lit_rlvr.cli.error_lines import TRACEBACK, failure_line, failure_status, is_lost
     from lit_rlvr.common.packages import load_part
     from lit_rlvr.common.terminal import results_as_json
     from lit_rlvr.distributed.collectives import is_first_process
-    from lit_rlvr.run.rank_zero import silence_other_packages
+    from lit_rlvr.run.rank_zero import leave, silence_other_packages
 
     try:
         with results_as_json(as_json):
             action = import_module(COMMANDS[command][0]).run if command in COMMANDS else load_part(others[command])
-            if signal.getsignal(signal.SIGINT) is _leave:
+            if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
             silence_other_packages()
             return action(command, list(arguments[1:])) or 0
@@ -159,37 +123,11 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         line = None if _reader_has_gone(error) else failure_line(error)
         if line is None:
+            leave(1)
             raise
         if os.environ.get(TRACEBACK):
             traceback.print_exception(error)
-        return _fail(line)
-
-
-def _watch_exits() -> None:
-    """Make `os._exit` in code other than ours, which nobody can catch, end the process with status 2 and a message.
-
-    Without this, status 0 would look like success: `os._exit` runs no exit handler and no `finally`, so that only a
-    replaced function sees it. Forks of this process are not affected.
-    """
-    leave, ours = os._exit, os.getpid()
-
-    def leave_watched(status: int) -> NoReturn:
-        caller = sys._getframe(1)
-        file = caller.f_code.co_filename
-        if os.getpid() == ours and not any(Path(file).is_relative_to(folder) for folder in OWN_FOLDERS):
-            where = f"{file}:{caller.f_lineno}"
-            rewards = "".join(f"reward {name}: " for name in list(progress.waiting))
-            print(f"lit-rlvr: error: {rewards}{where}: os._exit({status}) ended the run", file=sys.stderr, flush=True)
-            leave(2)
-        leave(status)
-
-    os._exit = leave_watched
-
-
-def _leave(*_: Any) -> NoReturn:
-    """End the process on Ctrl-C during imports: some packages swallow the exception and stay half imported."""
-    print("lit-rlvr: interrupted", file=sys.stderr, flush=True)
-    os._exit(128 + signal.SIGINT)
+        return _fail(line, failure_status(error), is_lost(error))
 
 
 def _interrupted(error: KeyboardInterrupt) -> int:
@@ -232,16 +170,21 @@ def usage(others: Mapping[str, EntryPoint]) -> str:
     )
 
 
-def _fail(message: str) -> int:
-    from lit_rlvr.run.rank_zero import printed_by_rank_zero
+def _fail(message: str, status: int = 2, has_lost: bool = False) -> int:
+    from lit_rlvr.run.rank_zero import leave, printed_by_another, status_of_failed
 
-    return 2 if printed_by_rank_zero(message) else _print_error(message)
+    if has_lost:
+        return status_of_failed() or _print_error(message, status)
+    if not printed_by_another(message):
+        _print_error(message)
+    leave(status)
+    return status
 
 
-def _print_error(message: str) -> int:
+def _print_error(message: str, status: int = 2) -> int:
     for line in message.splitlines():
         print(f"lit-rlvr: error: {bounded(one_line(line))}", file=sys.stderr)
-    return 2
+    return status
 
 
 def _set_up_output() -> None:

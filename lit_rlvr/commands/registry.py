@@ -39,19 +39,14 @@ COMMANDS = {
     "watch": ("lit_rlvr.commands.watch", "follow runs in a browser, or in the terminal, while they train"),
     "report": ("lit_rlvr.commands.report", "write one HTML page about runs: results, curves, completions, settings"),
     "explain": ("lit_rlvr.commands.report.explain", "show what the loss did with each token of one group"),
-    "completion": (
-        "lit_rlvr.commands.completion",
-        "print a script that completes commands and options in bash or zsh",
-    ),
-    "convert": ("lit_rlvr.commands.convert", "rename the options in your files that have moved"),
     "doctor": ("lit_rlvr.commands.doctor", "show what is installed, what will be used, and what is missing"),
 }
 """Command -> (module with `run(command, arguments)`, one line of help)."""
 
-WITHOUT_RESULT = ("serve", "completion")
+WITHOUT_RESULT = ("serve",)
 """Commands that take no `--json`."""
 
-NOT_PARSED = {"fit": {"--dry-run", "--supervise", "--rollouts-from"}, "plan": {"--time"}}
+NOT_PARSED = {"fit": {"--dry-run", "--rollouts-from"}, "plan": {"--time"}}
 """Command -> its options that are not part of the config."""
 
 

@@ -90,7 +90,7 @@ def arguments_of(built: Any) -> dict[str, Any]:
         return {name: value for name, value in built.init_args.items() if name in accepted}
     if is_dataclass(built):
         return {field.name: getattr(built, field.name) for field in fields(built) if field.init}
-    names = inspect.signature(type(built)).parameters
+    names = [*inspect.signature(type(built).__init__).parameters][1:]
     return {name: getattr(built, name) for name in names if hasattr(built, name)}
 
 

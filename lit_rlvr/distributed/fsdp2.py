@@ -46,7 +46,7 @@ from lit_rlvr.errors import UserError
 BACKEND = "cpu:gloo,cuda:nccl"
 """Backends of a run on GPUs: what is in the CPU's memory, such as completions, does not pass through theirs."""
 PROCESS_GROUP_TIMEOUT = timedelta(hours=6)
-"""How long a process waits for the others, which may still be generating; `RankWatch` notices those that have died."""
+"""How long a process waits for the others, which may still be generating or validating."""
 
 LONG_WAIT_SECONDS = 5.0
 """Seconds after which a process prints that it waits for the save in flight."""
@@ -204,8 +204,8 @@ class FSDP2(ModelParallelStrategy):
     def finish_saving(self) -> None:
         """Wait for this rank's part of the save in flight, if there is one, and raise the exception that ended it.
 
-        What fails on any rank while shards are written is raised on rank 0. The other ranks then wait for rank 0, until
-        `RankWatch` tells them why it ends.
+        What fails on any rank while shards are written is raised on rank 0. The other ranks then wait for rank 0 and
+        fail when it has ended.
         """
         if self.saving is None:
             return

@@ -17,7 +17,7 @@ from lit_rlvr.common.seeds import derive_seed, run_seed
 from lit_rlvr.distributed.collectives import gather_objects, lost_peer, rank
 from lit_rlvr.distributed.sharding import has_shards
 from lit_rlvr.engines.base import Done, EngineContext, RolloutEngine, Turns
-from lit_rlvr.errors import UserError, check_within, comes_from_library, first_line, option_group
+from lit_rlvr.errors import ResumableError, UserError, check_within, comes_from_library, first_line, option_group
 from lit_rlvr.policy.architecture import has_experts, layer_configs
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import training_autocast
@@ -331,7 +331,7 @@ class SyncedEngine:
         """
         while crash is not None:
             if self._sharded and not self.engine.keeps_weights:
-                raise UserError(
+                raise ResumableError(
                     f"engine {self.engine.name} crashed: {crash}; with sharded weights no process can restart it "
                     f"alone; {self._resume}"
                 )
@@ -343,7 +343,7 @@ class SyncedEngine:
                 )
             self._first_crash = kind
             if self._restarts == self._safeguards.max_engine_restarts:
-                raise UserError(
+                raise ResumableError(
                     f"engine {self.engine.name} crashed: {crash}; after {self._restarts} restart(s) in a row "
                     f"(rollout.safeguards.max_engine_restarts) the run ends; {self._resume}"
                 )

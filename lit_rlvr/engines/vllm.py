@@ -31,7 +31,7 @@ from lit_rlvr.engines.base import (
 )
 from lit_rlvr.engines.process_group import executor_on, separate_cache, vllm_world
 from lit_rlvr.engines.transfer import OwnFolder, Settings, write_weights
-from lit_rlvr.errors import UserError, first_line, refuse_all
+from lit_rlvr.errors import ResumableError, UserError, first_line, refuse_all
 from lit_rlvr.policy.adapters import changing_weights
 from lit_rlvr.policy.architecture import head_sizes, layer_configs
 from lit_rlvr.policy.policy import Policy
@@ -333,9 +333,8 @@ class VLLMEngine(RolloutEngine):
             if not self._asleep:
                 _log.warning("engine vllm: out of GPU memory; %s", less)
                 raise
-            raise UserError(
-                f"engine vllm: out of GPU memory when it woke up; {less}: resume with --ckpt_path last, or start runs "
-                "with --supervise N, which does so"
+            raise ResumableError(
+                f"engine vllm: out of GPU memory when it woke up; {less}: resume with --ckpt_path last"
             ) from error
 
     def _sync(self, policy: Policy) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -17,15 +16,16 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from lit_rlvr.common.files import flush_to_disk, write_atomically
+from lit_rlvr.common.files import flush_to_disk
 from lit_rlvr.common.terminal import progress
-from lit_rlvr.distributed.checkpoints import checkpoint_folder, list_checkpoints, named_step
+from lit_rlvr.distributed.checkpoints import checkpoint_folder, list_checkpoints
+from lit_rlvr.distributed.collectives import lost_peer
 from lit_rlvr.distributed.fsdp2 import FSDP2
-from lit_rlvr.errors import ChecksArguments, UserError, check_within, shown
+from lit_rlvr.errors import ChecksArguments, UserError, check_within, first_line, shown
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.folder import delete_backup, delete_failed
 from lit_rlvr.run.loggers import callbacks_of, metrics_file
-from lit_rlvr.run.monitor import MOST_ROLLBACKS, ROLLBACKS, CollapseMonitor, is_own, read_rollbacks
+from lit_rlvr.run.monitor import is_own
 from lit_rlvr.run.outputs import validate_now
 from lit_rlvr.training.validation import EvaluatingModule, EvaluationMetrics
 
@@ -107,15 +107,9 @@ class RunCheckpoint(ChecksArguments, Checkpoint):
         self._path = Path()  # the last save's
         self._best_path = Path()  # the checkpoint to keep as `best.ckpt` once it is written
         self._names = threading.Lock()
-        self._monitor: CollapseMonitor | None = None
         self._write_seconds: float | None = None  # from the beginning of a save until the checkpoint has its name
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._monitor = next((one for one in callbacks_of(trainer) if isinstance(one, CollapseMonitor)), None)
-        if self._monitor is not None and self._monitor.action == "rollback" and not self.enabled:
-            raise UserError(
-                "collapse.action: rollback needs checkpoints; leave out trainer.enable_checkpointing: false"
-            )
         if stage == "fit":
             self.check_metrics(trainer, pl_module, trainer.datamodule)  # type: ignore[attr-defined]
 
@@ -142,8 +136,6 @@ class RunCheckpoint(ChecksArguments, Checkpoint):
         if trainer.global_step and trainer.strategy.broadcast(lacks_validation(trainer)):
             validate_now(trainer)
         self._saved_at = self.clock()
-        if trainer.global_step == 0 and self._monitor is not None and self._monitor.action == "rollback":
-            self.save(trainer)  # the first update may already be too large
 
     def save_after_iteration(self, is_requested: bool) -> None:
         """Save at the end of this iteration if `is_requested` or if the options call for it."""
@@ -152,7 +144,6 @@ class RunCheckpoint(ChecksArguments, Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._roll_back(trainer)
         if not self._is_saving(trainer):
             self.finish(trainer)
         iteration = getattr(pl_module, "iteration", 0)
@@ -194,7 +185,6 @@ class RunCheckpoint(ChecksArguments, Checkpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the best checkpoint; the state before training does not count."""
-        self._roll_back(trainer)
         if self.best is None or not self.enabled:
             return
         results: dict[str, float] = pl_module.validation_results  # type: ignore[assignment]
@@ -210,34 +200,16 @@ class RunCheckpoint(ChecksArguments, Checkpoint):
                     if path.exists():
                         link(path, path.with_name("best.ckpt"))
 
-    def _roll_back(self, trainer: Trainer) -> None:
-        """Delete the checkpoints since a fall that the monitor rolls back, and end the run; stop it if it cannot go
-        back. Collective: call it on every rank.
-
-        Raises:
-            UserError: the run was rolled back; the message names the checkpoint to resume from.
-        """
-        if self._monitor is None or (fall := self._monitor.fall) is None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Write the sharded checkpoint in flight first, because that needs all processes."""
+        if not isinstance(trainer.strategy, FSDP2) or isinstance(exception, KeyboardInterrupt) or lost_peer(exception):
             return
-        self._finish_everywhere(trainer)
-        path, run = Path(trainer.default_root_dir, ROLLBACKS), Path(trainer.default_root_dir)
-        done, there = trainer.strategy.broadcast((read_rollbacks(path), list_checkpoints(run)))
-        good = [one for one in there if named_step(one) <= fall.good]
-        if not good or len(done) >= MOST_ROLLBACKS:
-            why = "no checkpoint is older than the fall" if not good else f"{MOST_ROLLBACKS} rollbacks did not help"
-            self._monitor.stop(trainer, f"{fall.finding} It cannot be rolled back: {why}.")
-            return
-        done.append({"step": named_step(good[-1]), "at": trainer.global_step, "reason": str(fall.finding)})
-        trainer.strategy.barrier()
-        if trainer.is_global_zero:
-            for bad in reversed(there[len(good) :]):  # if killed, it falls again, and rolls back again
-                remove(bad)
-            write_atomically(path, json.dumps(done, indent=2) + "\n")
-        trainer.strategy.barrier()
-        raise UserError(
-            f"collapse.action: step {trainer.global_step}: rolled back to {good[-1].name}, with {0.5 ** len(done):g} "
-            "times the learning rate; resume with --ckpt_path last (fit --supervise N does so by itself)"
-        )
+        if trainer.strategy.is_saving:
+            _log.warning("%s; the checkpoint in flight is written first", first_line(exception))
+        try:
+            trainer.strategy.finish_saving()
+        except Exception as error:
+            _log.warning("the checkpoint in flight was not written: %s", first_line(error))
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_value": self.best_value}
@@ -316,10 +288,8 @@ class RunCheckpoint(ChecksArguments, Checkpoint):
         self._write_seconds = self.clock() - start
         delete_backup(run)
         delete_failed(run)
-        there, good = list_checkpoints(run), None if self._monitor is None else self._monitor.good_step
-        older = there if good is None else [one for one in there if named_step(one) <= good][:-1]
         for old in [
-            *there[: max(min(len(there) - self.keep, len(older)), 0)],
+            *list_checkpoints(run)[: -self.keep],
             *path.parent.glob("step-[0-9]*.tmp"),
             *path.parent.glob("step-[0-9]*.old"),
         ]:

@@ -57,6 +57,9 @@ class FallTest:
     """
 
     def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
         self._totals: list[tuple[float, ...]] = [(0.0,) * 5]  # sums over the iterations before each
         self._best: list[tuple[int, int]] = []  # the best stretch up to each iteration
         self._last = 0.0
@@ -85,7 +88,7 @@ class FallTest:
         if not length or found[length] <= threshold(count, len(LENGTHS)):
             return None
         fall = length, self._mean(self._best[count - length - 1]), self._mean((count - length, count))
-        self.__init__()  # type: ignore[misc]
+        self._begin()
         return fall
 
     def _sums(self, window: tuple[int, int]) -> tuple[float, ...]:

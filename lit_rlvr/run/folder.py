@@ -86,7 +86,6 @@ RUN_FILES = (
     "checkpoints/step-[0-9]*.ckpt", "checkpoints/best.ckpt", "tensorboard/events.out.tfevents.*",
     "rollouts/step-*.json", "record/run.json", "record/iteration-*.npz", "skipped/step-*.json", "summary.json",
     "metrics.csv", "completions.jsonl", "validation.jsonl", "curves.png", "failed_rewards.jsonl", "live.json",
-    "rollbacks.json",
     *(f"trackers/{name}" for name in ("runs.json", "mlflow.db", "mlflow-files", "wandb")),
 )  # fmt: skip
 

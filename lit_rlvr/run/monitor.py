@@ -20,14 +20,12 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
-from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.settings import dotted_path_of
 from lit_rlvr.common.terminal import number_text, one_line
 from lit_rlvr.errors import ChecksArguments
 from lit_rlvr.rollout.callback import rollout_of
-from lit_rlvr.run.falls import LENGTHS, MARGIN, STRETCH, FallTest, paired_certainty, threshold
+from lit_rlvr.run.falls import MARGIN, STRETCH, FallTest, paired_certainty, threshold
 from lit_rlvr.run.loggers import callbacks_of, metric_rows, run_root
-from lit_rlvr.training.optimizer import scale_schedule
 from lit_rlvr.types import GroupSelection, Rollout, Sampling
 
 _log = logging.getLogger("lit_rlvr")
@@ -61,10 +59,6 @@ VALIDATED = re.compile(r"val/(.+)/truncated")
 
 GUIDE = "docs/it_does_not_learn.md"
 """The page with sign, cause and cure of each finding, under its title."""
-ROLLBACKS = "rollbacks.json"
-"""File of a run with its rollbacks: the step of the checkpoint that it went back to, and why."""
-MOST_ROLLBACKS = 5
-"""Rollbacks after which a run that falls again is stopped."""
 
 
 class CollapseMonitor(ChecksArguments, Callback):
@@ -74,32 +68,18 @@ class CollapseMonitor(ChecksArguments, Callback):
     the same questions against the best validation. A loss of a tenth is no fall.
 
     Args:
-        action: `warn`; `stop` the run; or `rollback`: delete the checkpoints since the fall and end, so that
-            `--supervise`, or `--ckpt_path last`, goes on from before it with half the learning rate. With `rollback`
-            the checkpoints of the last 10 iterations, and the newest before them, are kept.
+        action: `warn`; or `stop` the run after the iteration.
     """
 
     config_key = "collapse"
 
-    def __init__(self, action: Literal["warn", "stop", "rollback"] = "warn") -> None:
+    def __init__(self, action: Literal["warn", "stop"] = "warn") -> None:
         self.action = action
         self.reason: str | None = None  # why the run stops
-        self.fall: RunFall | None = None  # the one to roll back
         self._falls = Falls()
 
-    @property
-    def good_step(self) -> int | None:
-        """The newest step that no later fall can make a bad one; None = no checkpoint is needed."""
-        return self._falls.good_step if self.action == "rollback" else None
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Halve the learning rate for each rollback, and look at the iterations before a resume."""
-        path = run_root(trainer) / ROLLBACKS
-        known = trainer.strategy.broadcast(read_rollbacks(path))
-        done = [one for one in known if one["step"] <= trainer.global_step]  # later ones will happen again
-        if trainer.is_global_zero and done != known:
-            write_atomically(path, json.dumps(done, indent=2) + "\n")
-        scale_schedule(pl_module.lr_schedulers(), 0.5 ** len(done))
+        """Look at the iterations before a resume."""
         self._falls = Falls()
         self._find(trainer)
 
@@ -128,18 +108,8 @@ class CollapseMonitor(ChecksArguments, Callback):
         for fall in self._find(trainer):
             if trainer.is_global_zero:
                 _log.warning("step %d: %s", trainer.global_step, fall.finding)
-            if self.action == "rollback":
-                self.fall = fall  # `RunCheckpoint` comes next
-            elif self.action == "stop":
-                self.stop(trainer, str(fall.finding))
-
-    def stop(self, trainer: Trainer, reason: str) -> None:
-        self.reason, self.fall, trainer.should_stop = self.reason or reason, None, True
-
-
-def read_rollbacks(path: Path) -> list[dict[str, Any]]:
-    """Return the rollbacks of a run."""
-    return list(json.loads(path.read_text())) if path.exists() else []
+            if self.action == "stop":
+                self.reason, trainer.should_stop = self.reason or str(fall.finding), True
 
 
 def validation_falls(path: Path, step: int) -> dict[str, float]:
@@ -405,12 +375,11 @@ class RunFall:
 
     Args:
         finding: what happened. metric: the accuracy.
-        good: the last step whose weights gave the accuracy `before`.
+        before: the accuracy at its best.
     """
 
     finding: RunFinding
     metric: str
-    good: int
     before: float
 
 
@@ -422,12 +391,6 @@ class Falls:
         self._steps: list[int] = []  # of the iterations
         self._looks: dict[str, list[int]] = {}  # metric of a validation -> the steps at which it was looked at
         self._fallen: dict[str, bool] = {}
-
-    @property
-    def good_step(self) -> int:
-        """The newest step that no later fall can make a bad one; 0 = none yet."""
-        validated = [looks[-1] for looks in self._looks.values()]
-        return min([*self._steps[-LENGTHS[-1] - 2 :][:1], *validated]) if len(self._steps) > LENGTHS[-1] + 1 else 0
 
     def find(self, metrics: Metrics) -> Iterator[RunFall]:
         for step in sorted(step for step in metrics if step >= max(self._newest, 1)):
@@ -460,7 +423,7 @@ def _explained(
     where = "of the rollouts" if held_out is None else f"on the validation set {held_out}"
     cause, remedy = _likely_cause(metrics, good, found, held_out is not None)
     evidence = f"{before:.3f} at best, {after:.3f} since step {first}, which its noise does not explain; {cause}"
-    return RunFall(RunFinding(f"The accuracy {where} fell", evidence, remedy), metric, good, before)
+    return RunFall(RunFinding(f"The accuracy {where} fell", evidence, remedy), metric, before)
 
 
 def _likely_cause(metrics: Metrics, good: int, found: int, held_out: bool) -> tuple[str, str]:
@@ -491,7 +454,7 @@ def _likely_cause(metrics: Metrics, good: int, found: int, held_out: bool) -> tu
     is_sudden = not any(moved.values()) and bool(new) and metrics[new[0]]["rollout/accuracy"] < accuracy[0] / 2
     by_length = not 1 / LONGER < length[1] / max(length[0], 1.0) < LONGER
     how = f" by length ({change('rollout/length')} tokens)" if by_length else ""
-    slower = "model.lr: auto or a smaller rate, or collapse.action: rollback"
+    slower = "model.lr: auto or a smaller rate"
     causes = (
         (
             held_out and accuracy[1] >= accuracy[0],

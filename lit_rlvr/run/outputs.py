@@ -164,6 +164,7 @@ class RunFolder(ChecksArguments, Callback):
         self.train_seconds = 0.0
         self.resumed_from_step = 0
         self.has_started = False
+        self.summary: dict[str, Any] = {}  # what this process has written to summary.json
         self._has_ended = False  # whether the last iteration was that of trainer.max_steps or trainer.max_epochs
         self._iteration_start = 0.0
         self._fit_start = time.perf_counter()
@@ -275,7 +276,7 @@ class RunFolder(ChecksArguments, Callback):
             return
         rows = metric_rows(trainer)
         accuracy_after = self._last[1] if self._last[0] == trainer.global_step else None
-        summary = {
+        summary = self.summary = {
             "accuracy_before": self.accuracy_before,
             "accuracy_after": accuracy_after,
             "steps": trainer.global_step,

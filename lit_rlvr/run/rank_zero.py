@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 import warnings
+from contextlib import suppress
 from typing import Any
 
 import torch.distributed as dist
@@ -16,8 +17,9 @@ from lit_rlvr.distributed.collectives import is_first_process, world_size
 WAIT_SECONDS = 3.0
 """Seconds that other ranks wait for rank 0 to print the same message."""
 LINGER_SECONDS = 1.0
-"""Seconds that rank 0 stays alive afterwards, because it holds the store in which the others find the message."""
-ERROR_KEY = "lit-rlvr/error"
+"""Seconds that rank 0 stays alive after an error, because it holds the store that the others ask."""
+FAILED_KEY = "lit-rlvr/failed"
+"""Key of the exit status of a process that failed by itself."""
 LEVELS = {
     "lightning.pytorch": logging.WARNING,
     "lightning.fabric": logging.WARNING,
@@ -82,23 +84,38 @@ def silence_other_packages() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def printed_by_rank_zero(message: str) -> bool:
-    """Return whether rank 0 exits with the same message; rank 0 itself publishes it for the others."""
-    if is_first_process():
-        if world_size() > 1:
-            run_store().set(ERROR_KEY, message)
-            time.sleep(LINGER_SECONDS)
+def printed_by_another(message: str) -> bool:
+    """Return whether another process of the run prints the same message; the first one to ask prints it.
+
+    Before the processes know each other, the first process prints; its launcher ends the others meanwhile.
+    """
+    if world_size() == 1:
+        time.sleep(0.0 if is_first_process() else WAIT_SECONDS)
         return False
-    deadline = time.monotonic() + WAIT_SECONDS
-    while time.monotonic() < deadline:
-        if world_size() > 1:
-            try:
-                if run_store().check([ERROR_KEY]):
-                    return bool(run_store().get(ERROR_KEY).decode() == message)
-            except RuntimeError:  # the store died with rank 0
-                return False
-        time.sleep(0.1)
-    return False
+    try:
+        return int(run_store().add(f"lit-rlvr/error/{message}", 1)) > 1
+    except RuntimeError:  # the store died with rank 0
+        return False
+
+
+def leave(status: int) -> None:
+    """Publish the exit status of a process that fails by itself, and let rank 0 exit first, once all have printed.
+
+    Rank 0 holds the store, and Lightning's launcher kills it a few seconds after another process has ended.
+    """
+    if world_size() > 1:
+        with suppress(RuntimeError):  # the store died with rank 0
+            run_store().set(FAILED_KEY, str(status))
+            time.sleep(LINGER_SECONDS * (1 if is_first_process() else 2))
+
+
+def status_of_failed() -> int | None:
+    """Return the exit status of a process that has failed by itself, and has said why; None if there is none.
+
+    Only rank 0 knows: torch prints its own stack if the store has died with rank 0.
+    """
+    found = world_size() > 1 and is_first_process() and run_store().check([FAILED_KEY])
+    return int(run_store().get(FAILED_KEY)) if found else None
 
 
 def run_store() -> Any:

@@ -28,7 +28,7 @@ from lit_rlvr.run.loggers import callbacks_of
 from lit_rlvr.run.monitor import CollapseMonitor, LostWork
 from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.progress import Budget, ProgressEstimator, RunProgress
-from lit_rlvr.run.ranks import EndOfSetUp, RankWatch
+from lit_rlvr.run.ranks import RankSetUp
 from lit_rlvr.run.stop import StopOnSignal
 from lit_rlvr.run.trackers.feed import Trackers
 from lit_rlvr.training.optimizer import train_whole_rollouts, updates_of
@@ -38,11 +38,8 @@ _log = logging.getLogger("lit_rlvr")
 DEFAULT_FOLDER = "runs/default"
 """The run folder if `trainer.default_root_dir` is not set."""
 
-LAUNCHERS = {
-    "TORCHELASTIC_RUN_ID": "torchrun restarts its processes itself: torchrun --max-restarts N, with --ckpt_path last",
-    "SLURM_STEP_ID": "let Slurm start the job again: sbatch --requeue, with --ckpt_path last",
-}
-"""Environment variable of a launcher -> what restarts a run there."""
+LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_STEP_ID")
+"""Environment variables of launchers that may start a run again by the same command."""
 
 
 @dataclass
@@ -169,14 +166,13 @@ CONFIGURABLE: dict[str, type[Callback]] = {
 }
 """Key of a config -> the callback of every run that it configures."""
 FIXED: tuple[type[Callback], ...] = (
-    RankWatch, StopOnSignal, EndOfSetUp, LostWork, ProgressEstimator, LiveFile, FirstRollout,
+    StopOnSignal, RankSetUp, LostWork, ProgressEstimator, LiveFile, FirstRollout,
 )  # fmt: skip
 """The callbacks of every run that have no options."""
 CALLBACK_ORDER: tuple[type[Callback], ...] = (
-    RankWatch,
     StopOnSignal,
     RunStart,  # before all that write files
-    EndOfSetUp,
+    RankSetUp,
     LostWork,
     ProgressEstimator,
     LiveFile,

@@ -10,7 +10,7 @@ import torch
 
 from lit_rlvr.common.files import check_writable
 from lit_rlvr.common.seeds import derive_seed
-from lit_rlvr.configs import check_current, read_config
+from lit_rlvr.configs import read_config
 from lit_rlvr.datamodules.reading.cells import lookup
 from lit_rlvr.distributed.checkpoints import is_sharded, last_checkpoint, read_checkpoint
 from lit_rlvr.errors import UserError
@@ -113,7 +113,6 @@ def run_config(root: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{root} has no config.yaml; give a folder that `lit-rlvr fit` wrote")
     config = read_config(path, option="run")
-    check_current(path)
     if not isinstance(lookup(config, "model.init_args.model"), str):
         raise UserError(f"run: {path} has no model.init_args.model; give a folder that `lit-rlvr fit` wrote")
     return config

@@ -19,7 +19,7 @@ from torch import Tensor
 from lit_rlvr.common.files import save_smaller_sizes, smaller_sizes, write_atomically
 from lit_rlvr.distributed.collectives import all_max, rank
 from lit_rlvr.distributed.sharding import whole
-from lit_rlvr.errors import UserError, first_line, shown
+from lit_rlvr.errors import ResumableError, UserError, first_line, shown
 from lit_rlvr.policy.speed import DEFAULT_TOKENS
 from lit_rlvr.training.step import PreparedRollout, StepPlan
 from lit_rlvr.types import Rollout
@@ -267,11 +267,10 @@ def smaller_microbatches_when_out_of_memory(
                 _check_smaller(of if isinstance(of, Rollout) else of.rollout, self.budget.tokens, trouble)
                 if self.sharded:
                     self.budget.save(self.run, left)
-                    raise UserError(
+                    raise ResumableError(
                         f"{trouble}; with sharded weights the step cannot be retried here, but the next start uses at "
                         f"most {left} tokens at once instead of {self.budget.tokens} "
-                        "(model.compute.tokens_per_microbatch): resume with --ckpt_path last, or start runs with "
-                        "--supervise N, which does so"
+                        "(model.compute.tokens_per_microbatch): resume with --ckpt_path last"
                     )
             if not all_max(trouble is not None, self.policy.device):
                 return cast(_T, result)

@@ -156,11 +156,6 @@ def build_schedule(optimizer: Any, optim: Optim, steps: int | None) -> Any:
     return LambdaLR(optimizer, factor)
 
 
-def scale_schedule(schedule: Any, factor: float) -> None:
-    """Multiply all factors of a schedule, and with them a fixed or an adaptive learning rate."""
-    schedule.lr_lambdas = [lambda step, scale=scale: factor * scale(step) for scale in schedule.lr_lambdas]
-
-
 def check_schedule(optim: Optim, steps: int | None) -> None:
     """Refuse a schedule that needs the number of steps, if that is not known in advance."""
     if optim.lr_schedule != "constant" and steps is None:

@@ -89,13 +89,6 @@ def test_further_validation_sets_have_groups_of_their_own(parse: Parse) -> None:
             (),
             "unknown key 'rollout.safeguards.probe'; did you mean 'rollout.saf",
         ),
-        ([], ("--data.limit", "3"), "TextToSQL has no option 'limit'; it is data.reading.limit now, and `lit-rlvr con"),
-        (
-            ["rollout: {eval_samples: 3}"],
-            (),
-            "unknown key 'rollout.eval_samples'; it is rollout.evaluation.samples now",
-        ),
-        ([], ("--rollout.eval_sampling.top_p", "1"), "it is rollout.evaluation.sampling.top_p now, and `lit-rlvr conv"),
         (["trainer: {val_check_interval: 3}"], (), "unknown key 'trainer.val_check_interval'; it would count rollouts"),
     ],
 )

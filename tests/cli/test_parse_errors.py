@@ -128,11 +128,6 @@ SAID: dict[str, tuple[dict[str, Any], str]] = {
         {"model": {"class_path": "GRPO", "init_args": {"loss": {"agregation": "token_mean"}}}},
         "model.loss: unknown key 'agregation'; did you mean 'loss.aggregation'?",
     ),
-    "an option that has moved": (
-        {"model": {"class_path": "GRPO", "init_args": {"weight_decay": 0.1}}},
-        "model: lit_rlvr.algorithms.GRPO has no option 'weight_decay'; it is model.optim.weight_decay now, and "
-        "`lit-rlvr convert FILE` renames it in a file",
-    ),
     "type": ({"rollout": {"group_size": "many"}}, "rollout.group_size: give a whole number, not many"),
     "union": ({"budget": {"samples": 1.5}}, "budget.samples: give a whole number, not 1.5"),
     "text for a group": (
@@ -211,8 +206,6 @@ def test_what_is_wrong_is_said_in_one_line(fit: ConfigCheck, case: str) -> None:
         (["fit", *CLASSES, "--model.init_args.warmup", "1"], "model: lit_rlvr.algorithms.GRPO has no option 'warmup'; "
          "did you mean 'optim.warmup_steps'?"),
         (["fit", *CLASSES, "--model.kl.coeff", "1"], "model.kl: unknown key 'coeff'; did you mean 'kl.coef'?"),
-        (["fit", *CLASSES, "--model.kl_coef", "1"], "model: lit_rlvr.algorithms.GRPO has no option 'kl_coef'; it is "
-         "model.kl.coef now, and `lit-rlvr convert FILE` renames it in a file"),
         (["fit", *CLASSES, "--rollout.group_size", "1:30"], "rollout.group_size: give a whole number, not 1:30"),
         (["fit", *CLASSES, "--rollout.rewards", "[{class_path: own_parts.Half, init_args: {b: 1}}]"],
          "rollout.rewards: own_parts.Half has no option 'b'"),

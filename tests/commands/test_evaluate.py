@@ -13,7 +13,6 @@ import yaml
 from tiny_rewards import judged_as_is
 from tiny_runs import fit, to
 
-from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.protocols import find_dtype, find_max_tokens
 
 CLI = Callable[..., Any]
@@ -175,10 +174,6 @@ def test_precision_and_lengths_are_the_runs(here: Path, lit_rlvr: CLI, tiny_mode
         limit, why = find_max_tokens(None, "run")
         assert (limit, why.removesuffix(".max_tokens")) == wanted
         assert find_max_tokens(5, "run") == (5, "--max_tokens")
-    earlier = config | {"rollout": {"eval_sampling": {"max_tokens": 9}}}
-    Path("run/config.yaml").write_text(yaml.safe_dump(earlier))
-    with pytest.raises(UserError, match=r"rollout.eval_sampling is rollout.evaluation.sampling now; `lit-rlvr convert"):
-        find_max_tokens(None, "run")
     Path("run/config.yaml").write_text(yaml.safe_dump(config))
     assert find_dtype("auto", "run", str(tiny_model_folder)) == (torch.bfloat16, "the run's precision")
     assert find_dtype("float32", "run", str(tiny_model_folder)) == (torch.float32, "--dtype")

@@ -25,7 +25,7 @@ from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.process_group import executor_on
 from lit_rlvr.engines.synced import check_engine
 from lit_rlvr.engines.vllm import WORTH_COMPILING, VLLMEngine, smallest_block, with_tied_head
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import ResumableError, UserError
 from lit_rlvr.objectives import resolve_correction
 from lit_rlvr.policy.adapters import Lora, add_adapters, changing_weights
 from lit_rlvr.policy.loading import load_policy
@@ -529,9 +529,7 @@ def test_an_engine_makes_room_for_its_kv_cache_and_ends_the_run_where_there_is_n
         engine.sleep()
     assert ["start 0.67", load, load, "sleep", "wake weights", load, "wake kv_cache", load, "sleep"] == ALL_CALLS
     engine._llm.wakes = False
-    with pytest.raises(
-        UserError, match=r"out of GPU memory when it woke up; .* 0\.54 .*--ckpt_path last, or .*--supervise"
-    ):
+    with pytest.raises(ResumableError, match=r"out of GPU memory when it woke up; .* 0\.54 .*--ckpt_path last"):
         engine.sync(policy)
     save_smaller_sizes(tmp_path, given=8, left=4)  # training ran out of memory, too
     VLLMEngine().start(context)

@@ -629,12 +629,10 @@ def is_healthy(url: str) -> bool:
 
 
 @pytest.mark.slow
-def test_a_supervised_run_outlives_the_servers_engine(
-    served: Served, run_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_outlives_the_servers_engine(served: Served, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM's own process dies, the server reports it, and whoever runs the server starts it again."""
     monkeypatch.setenv("SERVER_KEY", KEY)
-    command = [*FIT, *from_yaml(served), "--trainer.max_steps", "6", "--checkpoint.every", "1", "--supervise", "2"]
+    command = [*FIT, *from_yaml(served), "--trainer.max_steps", "6", "--checkpoint.every", "1"]
     steps = run_folder / "run" / "completions.jsonl"
     with (run_folder / "said").open("w") as said:
         run = subprocess.Popen([CONSOLE_SCRIPT, *command], env=child_environment(), stderr=said)

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lit_rlvr.algorithms import GRPO
@@ -39,14 +37,6 @@ class Faulty(GRPO):
             raise UserError("the licence of this process has expired")
         if kind == "bug":
             raise KeyError("no_such_column")
-        if kind in ("kill", "stop"):
-            os.kill(os.getpid(), signal.SIGKILL if kind == "kill" else signal.SIGSTOP)
+        if kind == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
         return loss, stats
-
-
-class SlowToLeave(Callback):
-    """Keeps the first process for some seconds after an exception, as an engine that closes slowly does."""
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if rank() == 0:
-            time.sleep(9)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from lit_rlvr.run.trackers import TrackedRun, Tracker
@@ -15,20 +14,15 @@ class Notes(Tracker):
     """Writes `notes.jsonl`.
 
     Args:
-        book: where the run is kept.
         fails: steps at which it fails once.
         starts: whether it starts at all.
     """
 
     key = "notes"
 
-    def __init__(self, book: str = "", fails: list[int] | None = None, starts: bool = True, **kwargs: Any) -> None:
+    def __init__(self, fails: list[int] | None = None, starts: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.book, self.fails, self.starts = book, fails or [], starts
-
-    @property
-    def place(self) -> str:
-        return self.book
+        self.fails, self.starts = fails or [], starts
 
     def start(self, run: TrackedRun) -> tuple[str, int]:
         if not self.starts:
@@ -44,7 +38,7 @@ class Notes(Tracker):
             raise OSError("no space left")
         self._note(step=step, metrics=dict(metrics), samples=samples and len(samples.rows))
 
-    def end(self, summary: Mapping[str, Any], curves: Path | None, failed: bool) -> None:
+    def end(self, summary: Mapping[str, Any], failed: bool) -> None:
         self._note(summary=dict(summary), failed=failed)
 
     def _note(self, **what: Any) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from lit_rlvr.run.trackers.wandb_tracker import read_records
 
 Row = dict[str, float]
 
@@ -33,7 +32,38 @@ class Kept:
     pictures: dict[int, int] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
-    curves: bool = False
+
+
+MAGIC, BLOCK, HEADER = b":W&B", 32768, 7
+WHOLE, FIRST, LAST = 1, 2, 4
+"""Kinds of pieces: a whole record, and the first and last piece of one; all others lie in between."""
+
+
+def read_records(path: Path) -> Iterator[Any]:
+    """Return the complete records of a .wandb file as W&B's protobuf `Record`; ignore the torn end of a file.
+
+    The file is a log of LevelDB: blocks of 32 KiB with pieces of records, each after its checksum (4 bytes), length (2)
+    and kind (1). A piece never crosses the end of a block.
+    """
+    from wandb.proto import wandb_internal_pb2
+
+    data = path.read_bytes()
+    position, content = HEADER, b""
+    while data.startswith(MAGIC) and position + HEADER <= len(data):
+        left = BLOCK - position % BLOCK
+        if left < HEADER:
+            position += left
+            continue
+        length, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
+        piece = data[position + HEADER : position + HEADER + length]
+        position += HEADER + length
+        if kind == 0 or len(piece) < length:
+            return
+        content = piece if kind in (WHOLE, FIRST) else content + piece
+        if kind in (WHOLE, LAST):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(content)
+            yield record
 
 
 def wandb_offline(folder: Path) -> Kept:
@@ -46,21 +76,20 @@ def wandb_offline(folder: Path) -> Kept:
                 kept.ids.add(record.run.run_id)
                 kept.name = record.run.display_name
                 kept.config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
+            elif record.WhichOneof("record_type") == "config":
+                kept.config |= {item.key: json.loads(item.value_json) for item in record.config.update}
             elif record.WhichOneof("record_type") == "history":
                 found = _nested(record.history.item)
-                step = int(found["_step"])
+                step = int(found["trainer/global_step"])
                 if table := found.pop("samples", None):
                     content = json.loads((files / table["path"]).read_text())
                     kept.tables[step] = [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
                 if pictures := found.pop("pictures", None):
                     assert all((files / name).is_file() for name in pictures["filenames"])
                     kept.pictures[step] = pictures["count"]
-                kept.rows.append((step, {k: v for k, v in found.items() if not k.startswith("_")}))
-            elif record.WhichOneof("record_type") == "summary":
-                found = _nested(record.summary.update)
                 kept.summary |= {k.removeprefix("summary/"): v for k, v in found.items() if k.startswith("summary/")}
-                if "curves" in found:
-                    kept.curves = (files / found["curves"]["path"]).is_file()
+                row = {k: v for k, v in found.items() if not k.startswith(("_", "summary/", "trainer/"))}
+                kept.rows += [(step, row)] if row else []
     return kept
 
 
@@ -102,7 +131,6 @@ def mlflow_store(uri: str, experiment: str = "lit-rlvr") -> Kept:
     for path in root.glob("images/*.png"):
         step = int(path.name.split("+step+")[1].split("+")[0])
         kept.pictures[step] = kept.pictures.get(step, 0) + 1
-    kept.curves = (root / "curves.png").is_file()
     assert (root / "config.yaml").is_file() and run.info.status == "FINISHED", run.info.status
     return kept
 
@@ -121,8 +149,6 @@ def trackio_store(project: str = "lit-rlvr") -> Kept:
         if pictures:
             assert all((MEDIA_DIR / picture["file_path"]).is_file() for picture in pictures)
             kept.pictures[step] = len(pictures)
-        curves = row.pop("curves", None)
-        kept.curves |= bool(curves) and (MEDIA_DIR / curves["file_path"]).is_file()
         numbers = {k: v for k, v in row.items() if k not in ("timestamp", "step")}
         if any(key.startswith("summary/") for key in numbers):
             kept.summary |= {k.removeprefix("summary/"): v for k, v in numbers.items()}
@@ -145,12 +171,10 @@ def tensorboard_events(folder: Path) -> Kept:
         if key.startswith("samples/"):
             for picture in events.Images(key):
                 kept.pictures[picture.step] = kept.pictures.get(picture.step, 0) + 1
-    kept.curves = "curves" in events.Tags()["images"]
     texts = {tag.removesuffix("/text_summary"): events.Tensors(tag) for tag in events.Tags()["tensors"]}
     for text in texts["samples"]:
         lines = text.tensor_proto.string_val[0].decode().split("\n")
         names, _, *rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines]
         kept.tables[text.step] = [dict(zip(names, row, strict=True)) for row in rows]
     kept.config = {"text": texts["config"][-1].tensor_proto.string_val[0].decode()}
-    kept.summary = {"text": texts["summary"][-1].tensor_proto.string_val[0].decode()}
     return kept

@@ -28,7 +28,7 @@ from tiny_runs import (
 )
 
 from lit_rlvr.distributed.checkpoints import last_checkpoint, read_rest
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import START_AGAIN, UserError
 from lit_rlvr.run import ranks
 
 CLI = Callable[..., Any]
@@ -102,10 +102,9 @@ def test_out_of_memory_with_shards_makes_the_next_start_smaller(
     """A process cannot try again alone, because the others wait for it in the middle of a layer."""
     monkeypatch.setenv("FAULT", "memory 2 1")
     two = launch([*FIT, *FAULTY, *SHARDED], run_folder)
-    assert two.returncode == 2 and "Traceback" not in two.stderr
+    assert two.returncode in (START_AGAIN, -signal.SIGKILL) and "Traceback" not in two.stderr
     assert "Tried to allocate 2.00 GiB; with sharded weights the step cannot be retried here" in two.stderr
     assert "at most 80 tokens at once instead of 160" in two.stderr
-    assert "process 1 ended: OutOfMemoryError" in two.stderr and "so process 0 exits" in two.stderr
     monkeypatch.setenv("FAULT", "memory 2 0")
     resumed = fit(lit_rlvr, *FAULTY, "--ckpt_path", "last", "--trainer.max_steps", 3)
     assert resumed.err.count(LOWERED) == 1 and "trying again" not in resumed.err
@@ -115,32 +114,20 @@ def test_out_of_memory_with_shards_makes_the_next_start_smaller(
     assert read_rest(last_checkpoint(run_folder / "run"))["rlvr"]["tokens"] == [160, 80]
 
 
-@pytest.mark.slow
-def test_a_supervised_run_goes_on_with_smaller_micro_batches(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It runs out of memory in the first step, before there is a checkpoint, with both processes and shards."""
-    monkeypatch.setenv("FAULT", "memory 1 0")
-    run = launch([*FIT, *FAULTY, *SHARDED, "--trainer.max_steps", "2", "--supervise", "1"], run_folder)
-    assert run.returncode == 0, run.stderr
-    assert run.stderr.count("starting again from the beginning") == run.stderr.count(LOWERED) == 1
-    assert read_rest(last_checkpoint(run_folder / "run"))["rlvr"]["tokens"] == [160, 80]
-
-
 # ---- a process that ends ----------------------------------------------------------------------------------
 
 SAID = {
-    "user": "process {} ended: the licence of this process has expired",
-    "bug": "process {} ended: KeyError: 'no_such_column'",
-    "kill": "ended without a message|was ended by SIGKILL|terminated with code -9",
-    "stop": "process {},? has not (responded|answered) for 40 s",
+    "user": "lit-rlvr: error: the licence of this process has expired",
+    "bug": "KeyError: 'no_such_column'",
+    "kill": "a process of the run is lost|terminated with code -9",
 }
 
 
-def end_one(folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, where: int, *options: str) -> tuple[str, float]:
-    """Let one of two processes end in the third step; what all of them said, and the seconds until the others (and it,
-    unless it was only stopped) were gone."""
+def end_one(folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, where: int) -> tuple[str, float, int]:
+    """Let one of two processes end in the third step; what they said, the seconds until they were gone, and the first
+    one's status."""
     monkeypatch.setenv("FAULT", f"{kind} 3 {where}")
     arguments = [*FIT, *FAULTY, *DDP, "--trainer.max_steps", "5000", "--rollout.validate_every_rollouts", "2500"]
-    arguments += options
     with (folder / "said").open("w") as said:
         first = psutil.Popen(
             [str(CONSOLE_SCRIPT), *arguments], cwd=folder, env=child_environment(), stderr=said, start_new_session=True
@@ -158,34 +145,29 @@ def end_one(folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, where: int
     finally:
         seconds = time.monotonic() - started
         os.killpg(first.pid, signal.SIGKILL)
-        first.wait()
-    return (folder / "said").read_text(), seconds
+        status = first.wait()
+    return (folder / "said").read_text(), seconds, status
 
 
 def is_running(process: psutil.Process) -> bool:
     with suppress(psutil.NoSuchProcess):
-        return process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_STOPPED)
+        return process.status() != psutil.STATUS_ZOMBIE
     return False
 
 
 @pytest.mark.slow
-def test_the_others_end_with_the_reason_of_one(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And it has the time to say it: the launcher ends it when it sees that another process has exited."""
-    slow = ("--trainer.callbacks+", "tiny_faults.SlowToLeave")
-    err, _ = end_one(run_folder, monkeypatch, "user", 0, *slow)
-    assert "process 0 ended: the licence of this process has expired; so process 1 exits, resume with" in err
-    assert err.count("lit-rlvr: error: the licence") == 1 and "Traceback" not in err
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("kind", "where"), [("bug", 0), ("kill", 0), ("kill", 1), ("stop", 1)])
-def test_however_a_process_ends_the_others_say_so_within_a_minute(
-    run_folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, where: int
+@pytest.mark.parametrize(
+    ("kind", "where", "statuses"),
+    [("user", 1, {2}), ("bug", 0, {2}), ("kill", 0, {-signal.SIGKILL}), ("kill", 1, {START_AGAIN})],
+)
+def test_however_a_process_ends_the_others_end_within_a_minute(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, where: int, statuses: set[int]
 ) -> None:
-    err, seconds = end_one(run_folder, monkeypatch, kind, where)
-    assert re.search(SAID[kind].format(where), err), err
-    print(f"{kind} in process {where}: {seconds:.0f} s")
-    assert "Traceback" not in err
+    """The cause is said once. Lightning kills the first process some seconds after another, if it is still there."""
+    err, seconds, status = end_one(run_folder, monkeypatch, kind, where)
+    print(f"{kind} in process {where}: {seconds:.0f} s, status {status}\n{err}")
+    assert len(re.findall(SAID[kind], err)) == 1 and "Traceback" not in err, err
+    assert status in statuses | {-signal.SIGKILL}
 
 
 def test_processes_that_begin_from_different_checkpoints_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -253,18 +253,6 @@ def test_other_settings_on_resume_are_named_and_used(run_folder: Path, lit_rlvr:
     assert (group["lr"], group["initial_lr"], group["weight_decay"]) == (5e-4, 5e-4, 0.1)
 
 
-def test_a_run_of_an_earlier_version_says_what_to_convert(run_folder: Path, lit_rlvr: CLI) -> None:
-    fit(lit_rlvr, "--trainer.max_steps", 1)
-    config = run_folder / "run/config.yaml"
-    settings = yaml.safe_load(config.read_text())
-    settings["model"]["init_args"]["kl_coef"] = settings["model"]["init_args"].pop("kl")["coef"]
-    config.write_text(yaml.safe_dump(settings))
-    again = (*FIT, "--trainer.max_steps", 1, "--ckpt_path", "last")
-    assert_refused(lit_rlvr(*again), "run/config.yaml: model.kl_coef is model.kl.coef now; `lit-rlvr convert")
-    assert lit_rlvr("convert", "run/config.yaml").status == 0
-    assert lit_rlvr(*again).status == 0
-
-
 # ---- loggers ----------------------------------------------------------------------------------------------
 
 

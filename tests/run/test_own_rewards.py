@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -112,19 +111,6 @@ def test_sys_exit_in_own_code_is_no_success(option: str, value: str, line: str, 
 def test_no_reward_is_refused(lit_rlvr: CLI) -> None:
     said = "rollout.rewards is empty: give at least one reward, or a model.teacher to learn from"
     assert refusal(lit_rlvr(*FIT, *SHORT, *rewards())).endswith(said)
-
-
-@pytest.mark.parametrize("status", [0, 3])
-def test_an_exit_in_a_reward_names_it(status: int) -> None:
-    source = f"""import os
-from lit_rlvr.cli.main import _watch_exits
-from lit_rlvr.common.terminal import progress
-progress.waiting["own_rewards.ends"] = 0.0
-_watch_exits()
-os._exit({status})"""
-    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
-    line = f"lit-rlvr: error: reward own_rewards.ends: <string>:6: os._exit({status}) ended the run"
-    assert (done.returncode, done.stderr.splitlines()) == (2, [line])
 
 
 def test_a_failed_check_is_not_shown_as_correct(run_folder: Path, lit_rlvr: CLI) -> None:

@@ -50,7 +50,6 @@ from lit_rlvr.distributed.fsdp2 import FSDP2 as Sharded
 from lit_rlvr.engines.process_group import VLLMProcessGroup
 from lit_rlvr.errors import UserError
 from lit_rlvr.run.checkpoint import RunCheckpoint, remove
-from lit_rlvr.run.ranks import RankWatch
 from lit_rlvr.training.teachers import Teachers
 
 CLI = Callable[..., Any]
@@ -377,10 +376,10 @@ def test_without_memory_for_a_copy_training_waits(
 
 def test_an_exception_waits_for_the_save_in_flight_and_a_second_ctrl_c_does_not(training: Training) -> None:
     training.step()
-    RankWatch().on_exception(training.trainer, training.module, KeyboardInterrupt())
+    RunCheckpoint().on_exception(training.trainer, training.module, KeyboardInterrupt())
     assert training.strategy.is_saving
     threading.Timer(0.1, training.release.set).start()
-    RankWatch().on_exception(training.trainer, training.module, KeyError())
+    RunCheckpoint().on_exception(training.trainer, training.module, KeyError())
     assert training.names() == ["step-000001.ckpt"]
 
 

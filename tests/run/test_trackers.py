@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
-import wandb
 import yaml
 from made_runs import row
 from tiny_runs import FIT, STRATEGIES, completions, fit, in_two_processes, pictures_config, summary, write_config
 from tracked import Kept, mlflow_store, tensorboard_events, trackio_store, wandb_offline
 
 from lit_rlvr.cli.main import run as command_line
-from lit_rlvr.errors import UserError
 from lit_rlvr.run.loggers import read_metrics
-from lit_rlvr.run.trackers import TrackedRun, Wandb
 from lit_rlvr.run.trackers.base import Samples
 from lit_rlvr.run.trackers.feed import run_name
-from lit_rlvr.run.trackers.wandb_tracker import has_key, last_offline_step
 
 CLI = Callable[..., Any]
 STOPPED, RESUMED, LAST = 4, 2, 6
@@ -100,9 +94,8 @@ def test_the_samples_are_those_of_the_run_folder(run: Path, kept: Kept) -> None:
 
 @pytest.mark.slow
 def test_the_settings_and_the_results_are_there(run: Path, kept: Kept) -> None:
-    assert kept.curves
     if "text" in kept.config:
-        assert "group_size: 2" in kept.config["text"] and "steps: 6" in kept.summary["text"]
+        assert "group_size: 2" in kept.config["text"]
         return
     settings = yaml.safe_load((run / "config.yaml").read_text())
     flat = "rollout/group_size" in kept.config
@@ -135,23 +128,20 @@ def said(folder: Path, what: str) -> list[Any]:
     return [line[what] for line in notes(folder) if what in line]
 
 
-def test_a_tracker_that_fails_gets_later_what_it_missed(
-    run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("lit_rlvr.run.trackers.feed.PAUSE", 0.0)
-    result = fit(lit_rlvr, *own(fails=[2, 3], samples_every=2))
+def test_a_tracker_that_fails_gets_what_it_missed_at_the_end(run_folder: Path, lit_rlvr: CLI) -> None:
+    result = fit(lit_rlvr, *own(fails=[2], samples_every=2))
     assert summary(run_folder / "run")["steps"] == 6
     assert said(run_folder, "step") == [0, 1, 2, 3, 4, 5, 6]
+    assert said(run_folder, "asked") == [0, 1, 2, 2, 3, 4, 5, 6], "it is left alone until then"
     assert [line["step"] for line in notes(run_folder) if line.get("samples")] == [1, 2, 4, 6]
     assert result.err.count("notes fails after step 1: OSError: no space left") == 1
-    assert result.err.count("notes works again and has everything") == 1
 
 
-def test_a_tracker_that_fails_is_left_alone_for_a_while(run_folder: Path, lit_rlvr: CLI) -> None:
-    fit(lit_rlvr, *own(fails=[2]))
-    assert said(run_folder, "step") == [0, 1, 2, 3, 4, 5, 6]
-    asked = [line["asked"] for line in notes(run_folder) if "asked" in line]
-    assert asked == [0, 1, 2, 2, 3, 4, 5, 6], "after the failure only at the end"
+def test_a_tracker_that_fails_to_the_end_gets_it_when_the_run_is_resumed(run_folder: Path, lit_rlvr: CLI) -> None:
+    fit(lit_rlvr, *own(fails=[2, 2]))
+    assert said(run_folder, "step") == [0, 1]
+    fit(lit_rlvr, *own(), "--ckpt_path", "last", "--trainer.max_steps", 7)
+    assert said(run_folder, "step") == [0, 1, 2, 3, 4, 5, 6, 7]
 
 
 def test_a_tracker_that_does_not_start_is_an_error(run_folder: Path, lit_rlvr: CLI) -> None:
@@ -170,9 +160,6 @@ def test_a_tracker_added_on_resume_gets_the_whole_run(run_folder: Path, lit_rlvr
     fit(lit_rlvr, *own(), "--ckpt_path", "last", "--trainer.max_steps", 7)  # nothing left to train
     assert said(run_folder, "started") == [None, "note-1"] and said(run_folder, "step")[7:] == [7]
     assert [len(summary) > 0 for summary in said(run_folder, "summary")] == [True, True]
-    again = fit(lit_rlvr, *own(book="other"), "--ckpt_path", "last", "--trainer.max_steps", 8)
-    assert "notes now goes to other, as a new run" in again.err
-    assert said(run_folder, "started")[2:] == [None] and said(run_folder, "step")[8:] == list(range(9))
 
 
 def test_a_run_that_is_replaced_is_a_new_run(run_folder: Path, lit_rlvr: CLI) -> None:
@@ -188,21 +175,6 @@ def test_of_two_processes_only_the_first_sends(run_folder: Path) -> None:
     assert said(run_folder, "started") == [None] and said(run_folder, "step") == [0, 1, 2, 3, 4, 5, 6]
     assert [line["step"] for line in notes(run_folder) if line.get("samples")] == [1, 3, 6]
     assert len(said(run_folder, "summary")) == 1
-
-
-@pytest.mark.slow
-def test_an_offline_run_of_wandb_goes_on_where_its_file_ends(tmp_path: Path, run: Path) -> None:
-    """A killed process loses what W&B had not yet written, whatever had been handed to it."""
-    (first, second) = sorted((run / "trackers").glob("wandb/offline-run-*/*.wandb"))
-    assert last_offline_step([first]) == STOPPED and last_offline_step([first, second]) == LAST
-    content = first.read_bytes()
-    lasts = set()
-    for length in (*range(0, len(content), 997), len(content)):
-        torn = tmp_path / "torn.wandb"
-        torn.write_bytes(content[:length])
-        lasts.add(last_offline_step([torn]))
-    assert lasts == {None, *range(1, STOPPED + 1)}
-    assert last_offline_step([]) is None
 
 
 # ---- choosing ---------------------------------------------------------------------------------------------
@@ -229,54 +201,6 @@ def test_tensorboard_must_be_on_to_be_named(run_folder: Path, lit_rlvr: CLI) -> 
     assert "tensorboard is switched off by trainer.logger: false" in result.err
 
 
-def test_wandb_asks_nobody_for_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
-        monkeypatch.delenv(name, raising=False)
-    keys = tmp_path / "netrc"
-    monkeypatch.setenv("NETRC", str(keys))
-    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
-    assert not has_key(), "without a file"
-    keys.write_text("machine elsewhere.org login user password secret\n")
-    assert not has_key()
-    keys.write_text("machine wandb.example.org login user password secret\n")
-    assert has_key()
-    keys.unlink()
-    monkeypatch.setenv("WANDB_API_KEY", "secret")
-    assert has_key()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", [None, "online"])
-def test_a_wandb_that_does_not_answer_is_not_waited_for_long(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, environment: None,
-    mode: Literal["online"] | None,
-) -> None:  # fmt: skip
-    """The run goes on offline, unless the user insists on `online`."""
-    monkeypatch.setattr("lit_rlvr.run.trackers.wandb_tracker.SERVER_PATIENCE", 0.0)
-    monkeypatch.setattr("lit_rlvr.run.trackers.wandb_tracker.LONGEST_WAIT", 1.0)
-    caplog.set_level(logging.INFO, "lit_rlvr")
-    wandb.teardown()  # it reads its environment once a process
-    monkeypatch.delenv(wandb.env.SERVICE, raising=False)  # that of an earlier test, which has ended
-    with socket.create_server(("127.0.0.1", 0)) as server:  # it accepts no connection
-        url = f"http://127.0.0.1:{server.getsockname()[1]}"
-        os.environ |= {"WANDB_BASE_URL": url, "WANDB_API_KEY": "k" * 40, "WANDB_SILENT": "true"}
-        os.environ.pop("WANDB_MODE", None)
-        tracker = Wandb(mode=mode)
-        run = TrackedRun("tiny", tmp_path, {}, "", [])
-        if mode == "online":
-            with pytest.raises(UserError, match=rf"^trackers: wandb: {url} does not answer.*mode: offline"):
-                tracker.start(run)
-        else:
-            assert tracker.start(run)[1] == -1
-            tracker.log(1, {"rollout/reward": 0.5}, None)
-            tracker.end({}, None, False)
-            wandb.teardown()  # it has then written everything
-            assert last_offline_step([*tmp_path.glob("wandb/offline-run-*/*.wandb")]) == 1
-            assert f"wandb is offline, because {url} does not answer" in caplog.text and "wandb sync" in caplog.text
-    assert f"waiting for wandb at {url}, for about 1 s" in caplog.text and "mode: offline" in caplog.text
-    wandb.teardown()
-
-
 # ---- what is sent -----------------------------------------------------------------------------------------
 
 
@@ -300,5 +224,4 @@ def test_samples_are_plain_values(tmp_path: Path) -> None:
     assert first["prompt"] == 'system: Be brief.\nuser: [{"type": "image"}, "How many?"]'
     assert (first["turns"], first["correct"], first["advantage"]) == (None, True, 1.0)
     assert second["turns"] == '[{"text": "call", "observation": "7"}]'
-    assert list(samples.shown.values()) == ["first", "first"], "each picture once"
-    assert [path.name for path in samples.pictures[1]] == ["a" * 16 + ".png"]
+    assert [(path.name[0], name) for path, name in samples.pictures.items()] == [("a", "first"), ("b", "first")]

@@ -65,7 +65,7 @@ def _without_rate(config: Mapping[str, Any]) -> str:
 
 def _or_default(rate: float | None) -> float:
     """Return a learning rate, or the default of all algorithms."""
-    return inspect.signature(RLVRModule).parameters["lr"].default if rate is None else rate
+    return inspect.signature(RLVRModule.__init__).parameters["lr"].default if rate is None else rate
 
 
 def _shared_name(names: list[str]) -> str:

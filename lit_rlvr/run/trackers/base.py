@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,42 +25,22 @@ class Samples:
     Args:
         columns: names of the table's columns.
         rows: a value for each column: a number, a truth value, a text or None.
-        pictures: for each row, the thumbnails of its prompt's images.
+        pictures: the thumbnail of each different image of the prompts -> the id of the first prompt that has it.
     """
 
     columns: tuple[str, ...]
     rows: list[list[Any]]
-    pictures: list[list[Path]]
+    pictures: Mapping[Path, str]
 
     @staticmethod
     def of(records: Sequence[dict[str, Any]], run: Path) -> Samples:
         """Build the table from records of completions.jsonl in a run folder."""
-        more = tuple(name for name in ("turns", "images") if any(name in record for record in records))
-        columns = SAMPLE_COLUMNS + more
-        rows = [[_plain(record.get(name)) for name in columns] for record in records]
-        pictures = [[thumbnail_path(run, key) for key in record.get("images", ())] for record in records]
-        return Samples(columns, rows, pictures)
-
-    def with_pictures(self, cell: Callable[[list[Path]], Any]) -> tuple[list[str], list[list[Any]]]:
-        """Return (columns, rows), with a column `picture` if any row has one.
-
-        Args:
-            cell: makes a cell of the pictures of a row.
-        """
-        if not self.shown:
-            return list(self.columns), self.rows
-        rows = [[*row, cell(paths)] for row, paths in zip(self.rows, self.pictures, strict=True)]
-        return [*self.columns, "picture"], rows
-
-    @property
-    def shown(self) -> dict[Path, str]:
-        """Each different picture and the id of the first prompt that has it."""
-        ids = [str(row[self.columns.index("id")]) for row in self.rows]
-        found: dict[Path, str] = {}
-        for name, paths in zip(ids, self.pictures, strict=True):
-            for path in paths:
-                found.setdefault(path, name)
-        return found
+        columns = SAMPLE_COLUMNS + tuple(n for n in ("turns", "images") if any(n in record for record in records))
+        pictures: dict[Path, str] = {}
+        for record in records:
+            for key in record.get("images", ()):
+                pictures.setdefault(thumbnail_path(run, key), str(record["id"]))
+        return Samples(columns, [[_plain(record.get(name)) for name in columns] for record in records], pictures)
 
 
 def _plain(value: Any) -> Any:
@@ -119,11 +99,6 @@ class Tracker(ABC):
     def __init__(self, name: str | None = None, samples_every: int = 10) -> None:
         self.name, self.samples_every = name, samples_every
 
-    @property
-    def place(self) -> str:
-        """The server or project that stores the run. A run that resumes with another one starts there as a new run."""
-        return ""
-
     @abstractmethod
     def start(self, run: TrackedRun) -> tuple[str, int]:
         """Create or continue the run.
@@ -137,12 +112,11 @@ class Tracker(ABC):
         """Send all metrics of one optimizer step, and the samples of its iteration; steps only increase."""
 
     @abstractmethod
-    def end(self, summary: Mapping[str, Any], curves: Path | None, failed: bool) -> None:
+    def end(self, summary: Mapping[str, Any], failed: bool) -> None:
         """Send the results, and wait until the tracker has written everything.
 
         Args:
             summary: what summary.json says; empty if the run ended without one.
-            curves: the picture of the run's curves, if there is one.
             failed: whether the run ended with an error.
         """
 
