@@ -14,10 +14,9 @@ from pathlib import Path
 from types import FrameType
 
 from lit_rlvr.common.files import MEMORY_FILE
+from lit_rlvr.common.run_files import list_checkpoints, read_live
 from lit_rlvr.common.terminal import wants_json
-from lit_rlvr.distributed.checkpoints import list_checkpoints
 from lit_rlvr.errors import UserError
-from lit_rlvr.run.live import read_live
 from lit_rlvr.run.monitor import ROLLBACKS
 from lit_rlvr.run.run import LAUNCHERS
 

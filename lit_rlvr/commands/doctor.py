@@ -8,16 +8,14 @@ import sys
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
-import torch
 from rich.table import Table
 
 from lit_rlvr import __version__
+from lit_rlvr.common.files import cache_folder
 from lit_rlvr.common.packages import is_installed, missing_compiler, pip_command, vllm_package
 from lit_rlvr.common.terminal import Terminal, show_result, table_of
 from lit_rlvr.configs import Parser
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy.precision import fast_bf16
-from lit_rlvr.policy.sources import cache_folder
 
 REQUIRED_PACKAGES = (
     "torch", "lightning", "transformers", "jsonargparse", "latex2sympy2_extended", "torchmetrics", "datasets",
@@ -80,6 +78,10 @@ def _is_offered(name: str) -> bool:
 
 def machine_findings() -> list[str]:
     """Return lines about the device, precision, engine and model that a run on this machine would use."""
+    import torch
+
+    from lit_rlvr.policy.precision import fast_bf16
+
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     device = (
         f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"

@@ -18,8 +18,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from lit_rlvr.common.files import flush_to_disk, write_atomically
+from lit_rlvr.common.run_files import checkpoint_folder, list_checkpoints, named_step
 from lit_rlvr.common.terminal import progress
-from lit_rlvr.distributed.checkpoints import checkpoint_folder, list_checkpoints, named_step
 from lit_rlvr.distributed.fsdp2 import FSDP2
 from lit_rlvr.errors import ChecksArguments, UserError, check_within, shown
 from lit_rlvr.rollout.callback import rollout_of

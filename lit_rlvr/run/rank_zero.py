@@ -8,10 +8,8 @@ import time
 import warnings
 from typing import Any
 
-import torch.distributed as dist
-
+from lit_rlvr.common.launch import is_first_process
 from lit_rlvr.common.terminal import PlainFormatter
-from lit_rlvr.distributed.collectives import is_first_process, world_size
 
 WAIT_SECONDS = 3.0
 """Seconds that other ranks wait for rank 0 to print the same message."""
@@ -85,16 +83,16 @@ def silence_other_packages() -> None:
 def printed_by_rank_zero(message: str) -> bool:
     """Return whether rank 0 exits with the same message; rank 0 itself publishes it for the others."""
     if is_first_process():
-        if world_size() > 1:
-            run_store().set(ERROR_KEY, message)
+        if (store := run_store()) is not None:
+            store.set(ERROR_KEY, message)
             time.sleep(LINGER_SECONDS)
         return False
     deadline = time.monotonic() + WAIT_SECONDS
     while time.monotonic() < deadline:
-        if world_size() > 1:
+        if (store := run_store()) is not None:
             try:
-                if run_store().check([ERROR_KEY]):
-                    return bool(run_store().get(ERROR_KEY).decode() == message)
+                if store.check([ERROR_KEY]):
+                    return bool(store.get(ERROR_KEY).decode() == message)
             except RuntimeError:  # the store died with rank 0
                 return False
         time.sleep(0.1)
@@ -102,5 +100,9 @@ def printed_by_rank_zero(message: str) -> bool:
 
 
 def run_store() -> Any:
-    """Return the store that all processes of the run share."""
+    """Return the store that all processes of the run share; None for a run of one process, or if torch is not
+    imported."""
+    dist = sys.modules.get("torch.distributed")
+    if dist is None or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return None
     return dist.distributed_c10d._get_default_store()

@@ -18,8 +18,8 @@ from tiny_runs import CONSOLE_SCRIPT, FIT, STRATEGIES, assert_same_run, child_en
 from lit_rlvr.cli.lightning_cli import value_of
 from lit_rlvr.cli.supervise import supervise
 from lit_rlvr.common.files import MEMORY_FILE
+from lit_rlvr.common.run_files import read_live
 from lit_rlvr.errors import UserError
-from lit_rlvr.run.live import read_live
 from lit_rlvr.run.monitor import ROLLBACKS
 
 SCRIPT = """

@@ -8,13 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from typing import TYPE_CHECKING, Any
 
 from lit_rlvr.cli.error_lines import failure_line
-from lit_rlvr.cli.lightning_cli import ConfigCheck
 from lit_rlvr.commands.compare.cells import Cluster, run_cells
 from lit_rlvr.commands.compare.figures import draw_figures, draw_signal
 from lit_rlvr.commands.compare.study import Study, load_study
@@ -33,11 +29,12 @@ from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.packages import require
 from lit_rlvr.common.terminal import show_result
 from lit_rlvr.configs import Parser
-from lit_rlvr.datamodules import PromptDataModule
-from lit_rlvr.datamodules.base import Split
 from lit_rlvr.errors import UserError
-from lit_rlvr.evaluation.suites import Suite, find_suites
-from lit_rlvr.policy.sources import resolve_model
+
+if TYPE_CHECKING:  # a finished study is read without Lightning and torch
+    from lit_rlvr.datamodules import PromptDataModule
+    from lit_rlvr.datamodules.base import Split
+    from lit_rlvr.evaluation.suites import Suite
 
 MOST_NAMED = 3
 """The most missing things that an error names."""
@@ -99,10 +96,11 @@ def compare(study: Study, root: Path, jobs: int = 1, cluster: Mapping[str, Any] 
     """
     if jobs < 1:
         raise UserError(f"--jobs: {jobs} is not positive")
-    built = check_cells(study)
-    suites = check_suites(study)
-    if cluster is None:
-        remaining = [cell for cell in study.cells if next_command(study, cell, root) is not None]
+    remaining = [cell for cell in study.cells if next_command(study, cell, root) is not None]
+    if remaining:
+        built = check_cells(study)
+        suites = check_suites(study)
+    if remaining and cluster is None:
         check_machine([built[cell.task, cell.name] for cell in remaining], suites)
     with lock_study(root) as lock:
         folder = StudyFolder(root, study)
@@ -125,6 +123,8 @@ def check_cells(study: Study) -> dict[tuple[str, str], Any]:
     Raises:
         UserError: a cell is invalid; the message names it.
     """
+    from lit_rlvr.cli.lightning_cli import ConfigCheck
+
     fit, built = ConfigCheck(), {}
     for cell in study.cells:
         if cell.seed != study.seeds[0]:
@@ -146,6 +146,8 @@ def check_suites(study: Study) -> list[Suite]:
     Raises:
         UserError: there is no such suite or protocol, or two suites have the same name.
     """
+    from lit_rlvr.evaluation.suites import find_suites
+
     everything = [suite for group in study.suites.values() for suite in group]
     return list(find_suites(everything, {}, {"protocol": study.protocol}))
 
@@ -160,6 +162,8 @@ def check_machine(built: Sequence[Any], suites: Sequence[Suite]) -> None:
     Raises:
         UserError: names everything that is missing.
     """
+    from lit_rlvr.policy.sources import resolve_model
+
     needs: dict[str, Callable[[], object]] = {}
     for cell in built:
         devices = cell.trainer.accelerator, cell.trainer.devices
@@ -185,6 +189,9 @@ def check_machine(built: Sequence[Any], suites: Sequence[Suite]) -> None:
 
 
 def _check_devices(accelerator: Any, devices: Any) -> None:
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
     try:
         Trainer(accelerator=accelerator, devices=devices, logger=False, enable_checkpointing=False)
     except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
@@ -215,7 +222,8 @@ def _write_results(folder: StudyFolder) -> None:
     found = study_results(study, runs, {task: suites for task, suites in starts.items() if suites})
     write_atomically(root / "results.json", json.dumps(found, indent=2) + "\n")
     figures = draw_figures(study, runs, root / "figures")
-    draw_signal(root / SIGNAL)
+    if not (root / SIGNAL).is_file():  # it shows the advantages alone
+        draw_signal(root / SIGNAL)
     failed = folder.with_status("failed")
     write_atomically(root / "results.md", report(study, found, figures, failed))
     if study.suites:

@@ -7,13 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from lit_rlvr.advantages import GroupBatch
-from lit_rlvr.advantages.base import REGISTRY, Advantage
 from lit_rlvr.commands.compare.axes import (
     cell_colours,
     draw_legend,
@@ -36,6 +33,9 @@ from lit_rlvr.commands.compare.study_results import (
     spread,
 )
 
+if TYPE_CHECKING:
+    from lit_rlvr.advantages import Advantage
+
 
 def signal(advantage: Advantage, size: int) -> list[float]:
     """Return sum |A| of groups with 0, 1, ..., `size` correct completions, with rewards 0 and 1.
@@ -43,6 +43,10 @@ def signal(advantage: Advantage, size: int) -> list[float]:
     Each group is a batch of its own, so that the batch's proficiency is the group's. All completions are equally long;
     reference completions alternate between right and wrong.
     """
+    import torch
+
+    from lit_rlvr.advantages import GroupBatch
+
     sums = []
     for correct in range(size + 1):
         rewards = (torch.arange(size) < correct).double()[None]  # (1, G)
@@ -55,6 +59,8 @@ def signal(advantage: Advantage, size: int) -> list[float]:
 def draw_signal(path: Path) -> None:
     """Draw every registered advantage with its default options as a PNG file."""
     import matplotlib
+
+    from lit_rlvr.advantages import REGISTRY
 
     size = 16
     figure, axis = new_figure(f"Sum |A| of a group of {size}", "share of correct completions, p")

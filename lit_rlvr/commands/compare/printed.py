@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -15,7 +15,9 @@ from lit_rlvr.commands.compare.claims import AVERAGE, PrintedClaim, check_known,
 from lit_rlvr.commands.compare.study import BEFORE, Study
 from lit_rlvr.configs import config_folder, load_yaml
 from lit_rlvr.errors import UserError, check_all, nearest
-from lit_rlvr.evaluation.protocols import Protocol
+
+if TYPE_CHECKING:
+    from lit_rlvr.evaluation.protocols import Protocol
 
 VALUE = re.compile(r"(\d+(?:\.\d+)?)(?: ± (\d+(?:\.\d+)?))?")
 

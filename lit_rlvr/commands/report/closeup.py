@@ -22,8 +22,8 @@ from lit_rlvr.commands.report.prompts import (
 from lit_rlvr.commands.report.render import image_uris
 from lit_rlvr.commands.report.runs import RunRecord
 from lit_rlvr.common.files import Fields, has_fields
+from lit_rlvr.common.run_files import list_traces, read_trace
 from lit_rlvr.errors import UserError
-from lit_rlvr.training.trace import list_traces, read_trace
 
 MOST_CHARACTERS, MOST_TOKENS, MOST_COMPLETIONS = 1600, 400, 4
 """The most characters and tokens of a completion, and completions of a group, that the page shows."""
