@@ -48,7 +48,7 @@ from findings_text import CHOICE_OF_RATES, INTRODUCTION, OPENING, READINGS
 from lit_rlvr.commands.compare.significance import p_text, t_interval
 from lit_rlvr.commands.compare.study import Study, load_study
 from lit_rlvr.commands.compare.verdicts import SMALLER_THAN_PRINTED, PairedDifference, paired_differences
-from lit_rlvr.run.loggers import read_metrics
+from lit_rlvr.common.run_files import read_metrics
 
 DOCS = Path(__file__).parent.parent / "docs"
 RESULTS = DOCS / "findings"

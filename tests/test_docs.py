@@ -32,9 +32,9 @@ from lit_rlvr import advantages, algorithms
 from lit_rlvr.cli.early_check import IndexedNames
 from lit_rlvr.cli.main import COMMANDS, run
 from lit_rlvr.common.packages import is_installed
+from lit_rlvr.common.run_files import read_metrics
 from lit_rlvr.configs import config_folder
 from lit_rlvr.engines.synced import trainer_logprobs
-from lit_rlvr.run.loggers import read_metrics
 from lit_rlvr.training import module
 from lit_rlvr.types import Sampling
 

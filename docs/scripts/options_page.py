@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import io
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import redirect_stdout, suppress
+from importlib import import_module
 from importlib.metadata import version
 from types import ModuleType
 from typing import Any
@@ -156,14 +160,19 @@ def _public(package: ModuleType) -> list[type]:
 
 
 def options_index() -> str:
-    """Return the names that the parsers of the commands know, as `lit_rlvr.cli.early_check` reads them."""
+    """Return the names that the parsers of the commands know, and their help, as `lit_rlvr.cli.early_check` reads
+    them."""
     commands = [command for command, (module, _) in COMMANDS.items() if module == ConfigCheck.__module__]
     parsers = {command: ConfigCheck(command).parser._subcommands_action.choices[command] for command in commands}
     shipped = {
         key: {get_import_path(cls): cls for cls in classes if _is_shipped(cls.__module__)}
         for key, classes in known_classes().items()
     }
+    helps = {command: _help(command).split("\n\n") for command in COMMANDS}
+    paragraphs = [*dict.fromkeys(paragraph for parts in helps.values() for paragraph in parts)]
     index = {
+        "help": {command: " ".join(str(paragraphs.index(part)) for part in parts) for command, parts in helps.items()},
+        "paragraphs": paragraphs,
         "lightning": version("lightning"),
         "options": {
             command: _text(option.removesuffix("+") for option in parser._option_string_actions)
@@ -180,6 +189,14 @@ def options_index() -> str:
         "names": _text([*TRACKER_NAMES, *(cls.__name__ for classes in shipped.values() for cls in classes.values())]),
     }
     return json.dumps(index, indent=1, sort_keys=True) + "\n"
+
+
+def _help(command: str) -> str:
+    """Return the help that a command's own parser prints, in lines of 80 characters."""
+    os.environ["COLUMNS"] = "80"
+    with redirect_stdout(io.StringIO()) as output, suppress(SystemExit):
+        import_module(COMMANDS[command][0]).run(command, ["--help"])
+    return output.getvalue().strip()
 
 
 def _is_shipped(module: str) -> bool:

@@ -1,4 +1,5 @@
-"""Finds misspelt options, configs and classes in a command line before torch and Lightning are imported.
+"""Prints help, and finds misspelt options, configs and classes in a command line, before torch and Lightning are
+imported.
 
 The names come from `options.json`, which `python docs/scripts/options_page.py` writes from the parsers of the commands.
 Where it does not say enough (a class of the user's, another version of Lightning), nothing is refused here, and the
@@ -24,7 +25,8 @@ from lit_rlvr.errors import UserError
 
 INDEX = Path(__file__).with_name("options.json")
 """The names that the parsers know, in texts of names: `options` and `required` of each command, `classes` by the option
-that takes them, each with its arguments, and the `names` of all classes, also of abstract ones."""
+that takes them, each with its arguments, the `names` of all classes, also of abstract ones, and the `help` of every
+command, as numbers of `paragraphs`."""
 OWN_PATH = re.compile(r"(?!(?:lit_rlvr|lightning|torch)\.)[A-Za-z_]\w*(?:[.:][A-Za-z_]\w*)+")
 """A dotted path that may be a class of the user's."""
 LAUNCHED = {"LOCAL_RANK", "RANK", "SLURM_PROCID", "NODE_RANK"}
@@ -78,6 +80,14 @@ class IndexedNames(KnownNames):
             if cls in (path, path.rpartition(".")[2]):
                 return str(path)
         raise _UnsureError
+
+
+def stored_help(command: str) -> str | None:
+    """Return the help of a command from the index; None if the installed Lightning may have other options."""
+    index = json.loads(INDEX.read_text())
+    if index["lightning"] != version("lightning"):
+        return None
+    return "\n\n".join(index["paragraphs"][int(number)] for number in index["help"][command].split())
 
 
 def check_early(command: str, arguments: Sequence[str]) -> None:

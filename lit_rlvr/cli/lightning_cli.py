@@ -31,11 +31,11 @@ from lit_rlvr.cli.run_config import check_config, choose_strategy, choose_tokens
 from lit_rlvr.cli.subcommands import RLVRTrainer
 from lit_rlvr.cli.user_modules import report_namesake
 from lit_rlvr.commands.registry import COMMANDS
+from lit_rlvr.common.launch import is_first_process
 from lit_rlvr.common.terminal import show_result, wants_json
 from lit_rlvr.configs import Parser, changed_classes, changes, find_configs, import_classes
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.distributed.checkpoints import checkpoint_step, last_checkpoint
-from lit_rlvr.distributed.collectives import is_first_process
 from lit_rlvr.errors import UserError, check_calls_super
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.run.folder import check_run_folder

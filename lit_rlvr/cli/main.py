@@ -80,6 +80,12 @@ def run(arguments: Sequence[str]) -> int:
         return _print_error(f"there is no command {command!r}; {hint}")
     if as_json and command in WITHOUT_RESULT:
         return _print_error(f"--json: {command} has no result to print; leave it out")
+    if command in COMMANDS and arguments[1:] in (["-h"], ["--help"]):
+        from lit_rlvr.cli.early_check import stored_help
+
+        if (text := stored_help(command)) is not None:
+            print(text)
+            return 0
     add_user_modules()
     if command in COMMANDS and COMMANDS[command][0] == COMMANDS["fit"][0]:
         from lit_rlvr.cli.early_check import check_early
@@ -91,9 +97,9 @@ def run(arguments: Sequence[str]) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     _set_up_output()
     from lit_rlvr.cli.error_lines import TRACEBACK, failure_line, failure_status, is_lost
+    from lit_rlvr.common.launch import is_first_process
     from lit_rlvr.common.packages import load_part
     from lit_rlvr.common.terminal import results_as_json
-    from lit_rlvr.distributed.collectives import is_first_process
     from lit_rlvr.run.rank_zero import leave, silence_other_packages
 
     try:

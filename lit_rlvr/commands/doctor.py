@@ -6,18 +6,17 @@ import os
 import platform
 import sys
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 
-import torch
+from packaging.requirements import Requirement
 from rich.table import Table
 
 from lit_rlvr import __version__
+from lit_rlvr.common.files import cache_folder
 from lit_rlvr.common.packages import is_installed, missing_compiler, pip_command, vllm_package
 from lit_rlvr.common.terminal import Terminal, show_result, table_of
 from lit_rlvr.configs import Parser
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy.precision import fast_bf16
-from lit_rlvr.policy.sources import cache_folder
 
 REQUIRED_PACKAGES = (
     "torch", "lightning", "transformers", "jsonargparse", "latex2sympy2_extended", "torchmetrics", "datasets",
@@ -79,6 +78,10 @@ def _is_offered(name: str) -> bool:
 
 def machine_findings() -> list[str]:
     """Return lines about the device, precision, engine and model that a run on this machine would use."""
+    import torch
+
+    from lit_rlvr.policy.precision import fast_bf16
+
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     device = (
         f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
@@ -107,8 +110,12 @@ def machine_findings() -> list[str]:
 
 
 def _loads(name: str) -> bool:
-    """Return whether a package can be imported, or is not installed."""
+    """Return whether a package can be imported, or is not installed. torchvision, whose import takes seconds, need only
+    ask for the torch that is installed."""
     try:
+        if name == "torchvision" and is_installed(name):
+            asked = [one for one in map(Requirement, requires(name) or ()) if one.name == "torch"]
+            return all(one.specifier.contains(version("torch"), prereleases=True) for one in asked)
         return not is_installed(name) or import_module(name) is not None
     except Exception:  # OSError, RuntimeError or ImportError, by what the package's C++ part lacks
         return False

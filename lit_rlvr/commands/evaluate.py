@@ -19,6 +19,7 @@ from jsonargparse import DefaultHelpFormatter, Namespace
 from rich.markdown import Markdown
 
 from lit_rlvr.common.files import write_atomically
+from lit_rlvr.common.run_files import is_run
 from lit_rlvr.common.terminal import Terminal, progress_bar, show_result
 from lit_rlvr.configs import Parser
 from lit_rlvr.engines import resolve_engine
@@ -40,7 +41,7 @@ from lit_rlvr.rewards.combine import score_rollout
 from lit_rlvr.rollout.episodes import begins, check_turns
 from lit_rlvr.rollout.limits import LengthRequirement
 from lit_rlvr.run.folder import lock_folder
-from lit_rlvr.run.saved_model import is_run, resolve_run_model
+from lit_rlvr.run.saved_model import resolve_run_model
 from lit_rlvr.training.validation import EvaluatingModule
 from lit_rlvr.types import Prompt, Sampling
 

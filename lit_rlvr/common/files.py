@@ -1,4 +1,4 @@
-"""Atomic file writes, and checks of records read from files."""
+"""Atomic file writes, checks of records read from files, and the folder of the cache."""
 
 from __future__ import annotations
 
@@ -32,6 +32,13 @@ def available_memory(group: Path = Path("/sys/fs/cgroup")) -> int:
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         found.append(limit - used + int(stat["inactive_file"]))  # the kernel drops this cache of files when it must
     return min(found, default=0)
+
+
+def cache_folder() -> Path:
+    """Return where converted models and generated databases are kept: $LIT_RLVR_CACHE, else $XDG_CACHE_HOME/lit-rlvr
+    or ~/.cache/lit-rlvr."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "lit-rlvr"
+    return Path(os.environ.get("LIT_RLVR_CACHE", default)).expanduser()
 
 
 def flush_to_disk(path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import re
 import sys
 import zipfile
 from functools import lru_cache
@@ -17,8 +16,9 @@ import torch.distributed.checkpoint as dcp
 from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import Tensor, nn
 
+from lit_rlvr.common.launch import is_first_process
+from lit_rlvr.common.run_files import checkpoint_folder, list_checkpoints
 from lit_rlvr.common.seeds import derive_seed
-from lit_rlvr.distributed.collectives import is_first_process
 from lit_rlvr.errors import UserError, first_line, is_user_code
 
 REST = "meta.pt"
@@ -125,22 +125,6 @@ def lacks_reference(checkpoint: dict[str, Any]) -> bool:
     """Return whether the weights of a checkpoint's reference are in its shards. Older checkpoints have them whole."""
     reference = checkpoint["rlvr"]["reference"]
     return reference["version"] > 0 and reference["weights"] is None
-
-
-def checkpoint_folder(run: str | Path) -> Path:
-    return Path(run) / "checkpoints"
-
-
-def list_checkpoints(run: str | Path) -> list[Path]:
-    """Return a run's checkpoints, oldest first; a folder that this user may not read is an error, not an empty one."""
-    folder = checkpoint_folder(run)  # `Path.glob` finds nothing in a folder that may not be read
-    found = [p for p in (folder.iterdir() if folder.is_dir() else ()) if re.fullmatch(r"step-\d+\.ckpt", p.name)]
-    return sorted(found, key=named_step)
-
-
-def named_step(checkpoint: Path) -> int:
-    """Return the optimizer step in the name of a checkpoint of `list_checkpoints`."""
-    return int(checkpoint.stem.removeprefix("step-"))
 
 
 def last_checkpoint(run: str | Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
@@ -33,8 +32,6 @@ _T = TypeVar("_T")
 DEFAULT_GROUP_LOCK = threading.RLock()
 """Lock of torch's default process group: vLLM holds it while it replaces the group, the writer of a checkpoint while it
 needs it."""
-_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
-"""Variables in which launchers set a process's rank; the first that is set counts, as in Lightning."""
 
 
 def world_size() -> int:
@@ -43,14 +40,6 @@ def world_size() -> int:
 
 def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
-
-
-def is_first_process() -> bool:
-    """Return whether this is the run's first process. Reads the environment, so it works before the process group
-    exists."""
-    node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
-    ranks = [os.environ[key] for key in _RANKS if key in os.environ]
-    return ranks[:1] in ([], ["0"]) and node == "0"
 
 
 def lost_peer(error: BaseException) -> bool:

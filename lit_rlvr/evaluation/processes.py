@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol, TypeVar
+from typing import IO, TYPE_CHECKING, Protocol, TypeVar
 
-import torch
-
-from lit_rlvr.engines.base import RolloutEngine
 from lit_rlvr.errors import UserError
 from lit_rlvr.workers.worker import PR_SET_PDEATHSIG
+
+if TYPE_CHECKING:
+    from lit_rlvr.engines.base import RolloutEngine
 
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -117,6 +117,8 @@ def check_devices(devices: int, engine: RolloutEngine, samples: bool) -> None:
     Raises:
         UserError: says why.
     """
+    import torch
+
     found = torch.cuda.device_count()
     if devices < 1:
         raise UserError(f"--devices: {devices} is not positive")
@@ -163,6 +165,8 @@ def run_shares(arguments: Sequence[str], devices: int, out: Path, answered: Call
 
 def _start(arguments: Sequence[str], share: Share, log: Path) -> subprocess.Popen[bytes]:
     """Start one process on its GPU, or with its part of the CPU's cores."""
+    import torch
+
     environment = os.environ | {SHARE_VARIABLE: f"{share.number}/{share.count}"}
     if found := torch.cuda.device_count():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(found)))

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 import yaml
 
+from lit_rlvr.common.run_files import is_run
 from lit_rlvr.configs import config_folder, load_yaml
 from lit_rlvr.datamodules.reading.cells import lookup
 from lit_rlvr.errors import MAX_SIZE, UserError, check_within, checks_arguments, did_you_mean, nearest
 from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.policy.precision import compute_dtype
-from lit_rlvr.run.saved_model import is_run, run_config
+from lit_rlvr.run.saved_model import run_config
 from lit_rlvr.types import Sampling
 
 MAX_TOKENS = 2048

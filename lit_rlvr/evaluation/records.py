@@ -6,13 +6,15 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lit_rlvr.common.files import not_writable, write_atomically
 from lit_rlvr.configs import changes
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards.combine import Scores
 from lit_rlvr.types import Completion, Prompt, Sample
+
+if TYPE_CHECKING:
+    from lit_rlvr.rewards.combine import Scores
 
 CompletionsById = dict[str, list[Completion]]
 """A question's id -> its completions, in file order."""

@@ -7,11 +7,9 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-import torch
 
 from lit_rlvr.common.terminal import one_line
 from lit_rlvr.evaluation.records import RecordRow
-from lit_rlvr.training.validation import pass_at_k, powers_up_to
 from lit_rlvr.types import STATUSES, Sample
 
 INTERVAL_RESAMPLES = 2000
@@ -34,6 +32,10 @@ def suite_results(samples: Sequence[Sample], sampled: RowsByQuestion, greedy: Ro
         questions of each. A failed check counts as wrong. A completion that no reward judges does not count, and
         a question with fewer than k judged completions does not count in pass@k. Rates without completions are null.
     """
+    import torch
+
+    from lit_rlvr.training.validation import pass_at_k, powers_up_to
+
     groups = sampled or greedy
     results: dict[str, Any] = {"n": len(sampled[0]) if sampled else 0, "questions": len(samples)}
     scores: dict[str, np.ndarray] = {}  # name -> (Q,)

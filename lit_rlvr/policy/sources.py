@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from lit_rlvr.common.files import scratch_folder, writing
+from lit_rlvr.common.files import cache_folder, scratch_folder, writing
 from lit_rlvr.common.packages import pip_command, require
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.errors import UserError, shown
@@ -30,13 +30,6 @@ TINY: dict[str, Callable[[Path], Path]] = {
 """Models with random weights: name -> function that writes their folder."""
 
 _log = logging.getLogger("lit_rlvr")
-
-
-def cache_folder() -> Path:
-    """Return where converted models and generated databases are kept: $LIT_RLVR_CACHE, else $XDG_CACHE_HOME/lit-rlvr
-    or ~/.cache/lit-rlvr."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "lit-rlvr"
-    return Path(os.environ.get("LIT_RLVR_CACHE", default)).expanduser()
 
 
 def resolve_model(

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_rlvr.common.launch import is_first_process
 from lit_rlvr.common.seeds import run_seed
 from lit_rlvr.common.settings import init_arguments, with_class_defaults
 from lit_rlvr.distributed.checkpoints import user_code, warn_of_changes
-from lit_rlvr.distributed.collectives import is_first_process
 from lit_rlvr.engines import resolve_engine
 from lit_rlvr.engines.base import EngineContext, RolloutEngine, most_images
 from lit_rlvr.engines.synced import Safeguards, SyncedEngine

@@ -17,8 +17,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from lit_rlvr.common.files import flush_to_disk
+from lit_rlvr.common.run_files import checkpoint_folder, list_checkpoints
 from lit_rlvr.common.terminal import progress
-from lit_rlvr.distributed.checkpoints import checkpoint_folder, list_checkpoints
 from lit_rlvr.distributed.collectives import lost_peer
 from lit_rlvr.distributed.fsdp2 import FSDP2
 from lit_rlvr.errors import ChecksArguments, UserError, check_within, first_line, shown

@@ -11,8 +11,9 @@ from lightning.pytorch import Callback, Trainer
 
 from lit_rlvr.common.terminal import one_line
 from lit_rlvr.rollout.callback import rollout_of
+from lit_rlvr.run.findings import GUIDE, HIGH_SHARE, signal_advice
 from lit_rlvr.run.loggers import callback_of
-from lit_rlvr.run.monitor import EXAMPLE_LENGTH, GUIDE, HIGH_SHARE, constant_reward, signal_advice
+from lit_rlvr.run.monitor import EXAMPLE_LENGTH, constant_reward
 from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.progress import ProgressEstimator
 from lit_rlvr.training.optimizer import updates_of

@@ -14,11 +14,8 @@ from pathlib import Path
 from typing import TextIO
 
 from lit_rlvr.common.files import check_writable, writing
-from lit_rlvr.distributed.checkpoints import list_checkpoints
+from lit_rlvr.common.run_files import LIVE, is_complete, list_checkpoints, list_thumbnails, read_live, read_metrics
 from lit_rlvr.errors import UserError, shown
-from lit_rlvr.run.live import LIVE, read_live
-from lit_rlvr.run.loggers import read_metrics
-from lit_rlvr.run.outputs import is_complete, list_thumbnails
 
 _log = logging.getLogger("lit_rlvr")
 

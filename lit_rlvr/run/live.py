@@ -13,31 +13,16 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_rlvr.common.files import Fields, has_fields, write_atomically
+from lit_rlvr.common.files import write_atomically
+from lit_rlvr.common.run_files import LIVE
 from lit_rlvr.common.terminal import progress
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.loggers import callback_of
 from lit_rlvr.run.outputs import peak_memory_mb
 from lit_rlvr.run.progress import ProgressEstimator
 
-LIVE = "live.json"
-STATE: Fields = {
-    "stage": str, "part": str, "since": (int, float), "done": int, "total": int, "tokens_per_second": (int, float),
-    "waiting": dict, "step": int, "steps": (int, type(None)), "seconds_left": (int, float, type(None)),
-    "memory_mb": (int, float), "engine": str, "at": (int, float),
-}  # fmt: skip
-"""Fields that every `live.json` has."""
 WRITE_SECONDS = 1.0
 """Seconds between two writes."""
-
-
-def read_live(run: Path) -> dict[str, Any] | None:
-    """Read a run folder's `live.json`; return None if it is missing or broken."""
-    try:
-        state = json.loads((run / LIVE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return state if has_fields(state, STATE) else None
 
 
 class LiveFile(Callback):

@@ -19,27 +19,8 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_rlvr.common.files import write_atomically
+from lit_rlvr.common.run_files import read_metrics
 from lit_rlvr.distributed.checkpoints import checkpoint_step
-from lit_rlvr.errors import UserError, shown
-
-
-def read_metrics(path: Path) -> dict[int, dict[str, float]]:
-    """Read a metrics.csv; return step -> metric -> value, without empty cells.
-
-    Raises:
-        UserError: a line is no row of a run.
-    """
-    rows = {}
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        reader = csv.DictReader(file)
-        try:
-            for row in reader:
-                step = int(row.pop("step"))
-                rows[step] = {name: float(value) for name, value in row.items() if value != ""}
-        except (ValueError, KeyError, TypeError, csv.Error) as error:
-            where = f"{shown(path)}, line {reader.line_num}"
-            raise UserError(f"{where}: not a row of a run; mend the file, or move it away") from error
-    return rows
 
 
 class MetricsFile(Logger):

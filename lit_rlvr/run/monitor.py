@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-import math
-import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -20,45 +17,32 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
+from lit_rlvr.common.run_files import COLLAPSE, EARLY_STOP, VALIDATION
 from lit_rlvr.common.settings import dotted_path_of
-from lit_rlvr.common.terminal import number_text, one_line
+from lit_rlvr.common.terminal import one_line
 from lit_rlvr.errors import ChecksArguments
 from lit_rlvr.rollout.callback import rollout_of
-from lit_rlvr.run.falls import MARGIN, STRETCH, FallTest, paired_certainty, threshold
+from lit_rlvr.run.falls import paired_certainty
+from lit_rlvr.run.findings import (
+    FEW_SAMPLES,
+    GUIDE,
+    HIGH_SHARE,
+    NEARLY_ALL,
+    NOT_JUDGED,
+    RECENT,
+    REPEAT,
+    WORSE,
+    Falls,
+    RunFall,
+    signal_advice,
+)
 from lit_rlvr.run.loggers import callbacks_of, metric_rows, run_root
 from lit_rlvr.types import GroupSelection, Rollout, Sampling
 
 _log = logging.getLogger("lit_rlvr")
 
-RECENT = 4
-"""Iterations that a mean is taken over."""
-HIGH_SHARE = 0.5
-"""The share of truncated completions, and of prompts without a signal, above which a run is reported."""
-NEARLY_ALL = 0.9
-"""The share of tokens that the importance correction drops, above which a run is reported."""
-WORSE = 0.2
-"""The rise of such a share above which it is reported, or reported again."""
-FEW_SAMPLES, REPEAT = 0.3, 10
-"""The effective sample size of the correction's weights, as a share of the tokens, below which an iteration is reported
-(verl's bound, docs/algo/rollout_corr.md), and the iterations after which it may be reported again."""
 EXAMPLES, EXAMPLE_LENGTH = 3, 80
 """The most completions that a warning shows, and how many characters of the end of each."""
-EXPLODED, COLLAPSED = 4.0, 0.1
-"""The multiples of the first entropy above and below which a run is reported."""
-LONGER = 2.0
-"""The multiple of the first mean length above which a run is reported."""
-FORGOTTEN = 0.03
-"""The fall of an accuracy, and the rise of training's next to it, above which a run is reported."""
-APART = 0.02
-"""The difference of the engine's log-probabilities, in nats, above which its doubling is reported."""
-NOT_JUDGED = 0.01
-"""The share of checks that fail, and of those that a limit stops, above which a run is reported."""
-VALIDATED = re.compile(r"val/(.+)/truncated")
-"""The metric of a validation set."""
-
-
-GUIDE = "docs/it_does_not_learn.md"
-"""The page with sign, cause and cure of each finding, under its title."""
 
 
 class CollapseMonitor(ChecksArguments, Callback):
@@ -135,12 +119,6 @@ def validation_falls(path: Path, step: int) -> dict[str, float]:
 def is_own(cls: type) -> bool:
     """Return whether a class is the user's or another package's: neither ours nor Lightning's."""
     return cls.__module__.partition(".")[0] not in ("lightning", "lit_rlvr")
-
-
-VALIDATION = "validation.jsonl"
-"""File of a run with a line for each validation and set: the step, the set, and question -> [correct, counted]."""
-COLLAPSE, EARLY_STOP = "collapse: ", "early stop: "
-"""Beginnings of `stopped` in the summary of a run that a callback ended."""
 
 
 def why_stopped(trainer: Trainer, has_ended: bool) -> str | None:
@@ -281,400 +259,3 @@ def constant_reward(rollout: Rollout, metrics: Mapping[str, float]) -> float | N
     """
     values = rollout.rewards[rollout.rewarded].unique().tolist()
     return values[0] if values == [metrics.get("rollout/reward")] else None
-
-
-def signal_advice(accuracy: float, constant: float | None = None) -> str:
-    """Return what helps when the completions of a prompt all have the same reward.
-
-    Args:
-        constant: the reward of the completions of all prompts; None if they differ.
-    """
-    more = "more completions (rollout.group_size)"
-    if accuracy > 0.5:
-        advice = f"try harder prompts (lit-rlvr filter), or {more}"
-    else:
-        advice = f"try easier prompts (lit-rlvr filter), {more}, or a warm start (warm_start.steps)"
-    if constant is None:
-        return advice
-    return (
-        f"every completion had the reward {constant:g}: if some deserve another, mend the reward (`lit-rlvr check "
-        f"REWARD --text TEXT --reference ANSWER` shows how it judges); if not, {advice}"
-    )
-
-
-Metrics = Mapping[int, Mapping[str, float]]
-"""Step -> metric -> value."""
-
-
-@dataclass(frozen=True)
-class RunFinding:
-    """A reason to look at a run.
-
-    Args:
-        title: what is wrong. evidence: the numbers. remedy: what to try.
-    """
-
-    title: str
-    evidence: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.title}: {self.evidence}. What helps: {self.remedy} ({GUIDE})."
-
-
-@dataclass(frozen=True)
-class Course:
-    """A metric's values in the order of their steps, with the means that are compared."""
-
-    steps: list[int]
-    values: list[float]
-
-    @property
-    def first(self) -> float:
-        return fmean(self.values[:RECENT])
-
-    @property
-    def last(self) -> float:
-        return fmean(self.values[-RECENT:])
-
-    @property
-    def is_long(self) -> bool:
-        """True if the first and the last mean share no value."""
-        return len(self.values) >= 2 * RECENT
-
-    @property
-    def rises(self) -> bool:
-        """True if the last mean exceeds the first by more than half of the range."""
-        return self.is_long and self.last - self.first > 0.5 * (max(self.values) - min(self.values))
-
-    def change(self) -> str:
-        """Say the two means in words."""
-        return f"{number_text(self.first)} in the first {RECENT} iterations, {number_text(self.last)} in the last"
-
-
-def course(metrics: Metrics, name: str) -> Course:
-    """Return a metric's course after the start of training; empty if it was not logged."""
-    found = [(step, row[name]) for step, row in sorted(metrics.items()) if step > 0 and name in row]
-    return Course([step for step, _ in found], [value for _, value in found])
-
-
-def findings(metrics: Metrics) -> list[RunFinding]:
-    """Return what looks wrong in a run, as far as its metrics show it."""
-    return [finding for look in LOOKS for finding in look(metrics)]
-
-
-LARGE_STEP = 0.05
-"""The divergence between two policies, in nats per token, above which a rollout's updates are called too large."""
-HELD_OUT = re.compile(r"val/(.+)/fall_z")
-"""The certainty that a validation set was answered worse than at its best."""
-
-
-@dataclass(frozen=True)
-class RunFall:
-    """An accuracy that fell during a run.
-
-    Args:
-        finding: what happened. metric: the accuracy.
-        before: the accuracy at its best.
-    """
-
-    finding: RunFinding
-    metric: str
-    before: float
-
-
-class Falls:
-    """Finds falls of the accuracies in a run's metrics; a later call looks at later metrics only."""
-
-    def __init__(self) -> None:
-        self._test, self._newest = FallTest(), 0
-        self._steps: list[int] = []  # of the iterations
-        self._looks: dict[str, list[int]] = {}  # metric of a validation -> the steps at which it was looked at
-        self._fallen: dict[str, bool] = {}
-
-    def find(self, metrics: Metrics) -> Iterator[RunFall]:
-        for step in sorted(step for step in metrics if step >= max(self._newest, 1)):
-            row = metrics[step]
-            if step > self._newest and {"rollout/accuracy", "rollout/judged_prompts"} <= {*row}:
-                self._steps.append(step)
-                noise = row.get("rollout/accuracy_error", 0.0), row["rollout/judged_prompts"]
-                if (fall := self._test.add(row["rollout/accuracy"], *noise)) is not None:
-                    length, before, after = fall
-                    first, good = self._steps[-length], [0, *self._steps][-length - 2]
-                    yield _explained("rollout/accuracy", metrics, good, first, step, before, after)
-            self._newest = step
-            for name in filter(HELD_OUT.fullmatch, row):
-                looks, metric = self._looks.setdefault(name, []), name.replace("fall_z", "accuracy")
-                if step in looks[-1:] or metric not in row:
-                    continue
-                looks.append(step)
-                was_fallen, self._fallen[name] = self._fallen.get(name), row[name] > threshold(len(looks))
-                if self._fallen[name] and not was_fallen:
-                    values = {earlier: metrics[earlier][metric] for earlier in metrics if metric in metrics[earlier]}
-                    good = max((earlier for earlier in values if earlier < step), default=0)
-                    best = max(value for earlier, value in values.items() if earlier < step)
-                    yield _explained(metric, metrics, good, step, step, best, values[step])
-
-
-def _explained(
-    metric: str, metrics: Metrics, good: int, first: int, found: int, before: float, after: float
-) -> RunFall:
-    held_out = metric.split("/")[1] if metric.startswith("val/") else None
-    where = "of the rollouts" if held_out is None else f"on the validation set {held_out}"
-    cause, remedy = _likely_cause(metrics, good, found, held_out is not None)
-    evidence = f"{before:.3f} at best, {after:.3f} since step {first}, which its noise does not explain; {cause}"
-    return RunFall(RunFinding(f"The accuracy {where} fell", evidence, remedy), metric, before)
-
-
-def _likely_cause(metrics: Metrics, good: int, found: int, held_out: bool) -> tuple[str, str]:
-    """Return the likely cause of a fall, and what helps.
-
-    Args:
-        good: the last good step. found: the last one to look at.
-    """
-    steps = [step for step in course(metrics, "rollout/accuracy").steps if step <= found]
-    known = sum(step <= good for step in steps) + 1  # the rollout after the last good step was sampled by its weights
-    old, new = steps[:known][-STRETCH:], steps[known:][-RECENT:]
-
-    def means(name: str) -> tuple[float, ...]:
-        """Return a metric's means before and since the fall; NaN without a value."""
-        return tuple(fmean([metrics[k][name] for k in some if name in metrics[k]] or [math.nan]) for some in (old, new))
-
-    def change(name: str) -> str:
-        return " -> ".join(map(number_text, means(name)))
-
-    reward, accuracy, cut, entropy, length, apart = map(
-        means,
-        ("rollout/reward", "rollout/accuracy", "rollout/truncated", "rollout/entropy", "rollout/length",
-         "train/engine_difference"),
-    )  # fmt: skip
-    age, ess = means("train/staleness/mean")[1], means("train/staleness/ess")[1]
-    moved = {step: metrics[step].get("train/kl_step", 0.0) for step in steps if step > good}
-    large = next((step for step, nats in moved.items() if nats > LARGE_STEP), 0)
-    is_sudden = not any(moved.values()) and bool(new) and metrics[new[0]]["rollout/accuracy"] < accuracy[0] / 2
-    by_length = not 1 / LONGER < length[1] / max(length[0], 1.0) < LONGER
-    how = f" by length ({change('rollout/length')} tokens)" if by_length else ""
-    slower = "model.lr: auto or a smaller rate"
-    causes = (
-        (
-            held_out and accuracy[1] >= accuracy[0],
-            f"the prompts are learnt by heart, the rollouts' accuracy did not fall ({change('rollout/accuracy')})",
-            "more prompts, or the best checkpoint (checkpoint.best: val/accuracy)",
-        ),
-        (
-            reward[1] > reward[0] and accuracy[1] < accuracy[0],
-            f"the reward is gamed{how}, it rose meanwhile ({change('rollout/reward')})",
-            "read the best-rewarded samples, and pay for right answers only",
-        ),
-        (
-            large,
-            f"the step was too large, {number_text(moved.get(large, 0.0))} nats per token at step {large} "
-            "(train/kl_step; 0.01 is usual)",
-            slower,
-        ),
-        (is_sudden, f"the step was too large, the accuracy fell by half at once, at step {(new or [0])[0]}", slower),
-        (
-            ess < FEW_SAMPLES,
-            f"the tokens are too old, {age:.3g} versions with an effective sample size of {ess:.0%}",
-            "lower rollout.staleness, or a smaller learning rate (model.lr)",
-        ),
-        (
-            apart[1] > max(2 * apart[0], APART),
-            f"the engine's log-probabilities left the trainer's ({change('train/engine_difference')})",
-            "probe more often (rollout.safeguards.probe_every), and keep the importance correction "
-            "(model.importance.correction)",
-        ),
-        (
-            entropy[1] < COLLAPSED * entropy[0],
-            f"the entropy is gone ({change('rollout/entropy')} nats per token)",
-            "a smaller learning rate (model.lr), a wider upper clip (DAPO), or an entropy bonus "
-            "(model.loss.entropy_coef)",
-        ),
-        (
-            entropy[1] > EXPLODED * entropy[0],
-            f"the steps are too large, the entropy exploded ({change('rollout/entropy')} nats per token)",
-            slower,
-        ),
-        (
-            cut[1] > cut[0] + WORSE,
-            f"completions are cut off ({change('rollout/truncated')} of them)",
-            "raise rollout.sampling.max_tokens, or reward short answers (Overlong)",
-        ),
-    )
-    samples = "look at the samples, at whether later prompts are harder, and at a smaller learning rate (model.lr)"
-    shown = ((f"likely cause: {cause}", remedy) for shows, cause, remedy in causes if shows)
-    return next(shown, ("no other metric shows a cause", samples))
-
-
-def fallen(metrics: Metrics) -> Iterator[RunFinding]:
-    """Find the last fall of each accuracy that the run has not made good since."""
-    for fall in {fall.metric: fall for fall in Falls().find(metrics)}.values():
-        values = course(metrics, fall.metric).values
-        if fmean(values[-RECENT if fall.metric == "rollout/accuracy" else -1 :]) < (1 - MARGIN) * fall.before:
-            yield fall.finding
-
-
-def _dead_groups(metrics: Metrics) -> Iterator[RunFinding]:
-    signal = course(metrics, "train/no_signal")
-    if signal.values and signal.last > HIGH_SHARE:
-        solved, rewards = course(metrics, "rollout/accuracy"), {*course(metrics, "rollout/reward").values[-RECENT:]}
-        constant = rewards.pop() if signal.last == 1 and len(rewards) == 1 else None
-        is_solved = constant is None and bool(solved.values) and solved.last > NEARLY_ALL
-        yield RunFinding(
-            "Nearly all prompts are solved" if is_solved else "Most prompts give no signal",
-            f"{signal.last:.0%} of the prompts had the same reward for all of their completions"
-            + (f"; {solved.last:.0%} of the completions are correct" if solved.values else ""),
-            "the run has learnt what these prompts teach: end it, or go on with harder prompts (lit-rlvr filter)"
-            if is_solved
-            else signal_advice(solved.last if solved.values else 0.0, constant),
-        )
-
-
-def _unreadable(metrics: Metrics) -> Iterator[RunFinding]:
-    names = dict.fromkeys(name for row in metrics.values() for name in row if name.endswith("/parse_fail"))
-    shares = {name.split("/")[1]: course(metrics, name) for name in names if not name.startswith("reward/status/")}
-    if found := {name: share for name, share in shares.items() if share.values and share.last > HIGH_SHARE}:
-        yield RunFinding(
-            "Answers cannot be read",
-            "; ".join(
-                f"{name} found no answer in {share.last:.0%} of the completions" for name, share in found.items()
-            ),
-            'look at completions.jsonl, "status": "parse_fail": ask for the form of answer that the reward reads (a '
-            "system_prompt or template, a warm start), or raise rollout.sampling.max_tokens if answers are cut off",
-        )
-
-
-def _truncation(metrics: Metrics) -> Iterator[RunFinding]:
-    """Look at training and at each set's last validation."""
-    seen = []
-    cut = course(metrics, "rollout/truncated")
-    if cut.values and (cut.last > HIGH_SHARE or (cut.is_long and cut.last > cut.first + WORSE)):
-        seen.append(f"share cut off: {cut.change() if cut.is_long else number_text(cut.last)}")
-    for name in dict.fromkeys(found[1] for row in metrics.values() for m in row if (found := VALIDATED.fullmatch(m))):
-        last = course(metrics, f"val/{name}/truncated")
-        if last.values and last.values[-1] > HIGH_SHARE:
-            seen.append(
-                f"share cut off in validation ({name}): {number_text(last.values[-1])} at step {last.steps[-1]}"
-            )
-    if seen:
-        yield RunFinding(
-            "Completions are cut off",
-            "; ".join(seen),
-            "raise rollout.sampling.max_tokens (in validation rollout.evaluation.sampling.max_tokens), mask cut "
-            "completions (rollout.mask_truncated), reward short answers (Overlong), or pay only for answers that end",
-        )
-
-
-def _length(metrics: Metrics) -> Iterator[RunFinding]:
-    length = course(metrics, "rollout/length")
-    if length.is_long and length.last > LONGER * length.first:
-        yield RunFinding(
-            "Completions grow long",
-            f"mean length in tokens: {length.change()}",
-            "look at the samples: if length brings reward without answers, reward short ones (Overlong, CosineScaled) "
-            "or take a loss without a length bias (DrGRPO, DAPO)",
-        )
-
-
-def _learns(metrics: Metrics) -> bool:
-    """Return whether a run got better, and either solves most prompts by now or still has a signal from most.
-
-    Its entropy then falls because it becomes sure of right answers.
-    """
-    accuracy, reward, signal = (course(metrics, m) for m in ("rollout/accuracy", "rollout/reward", "train/no_signal"))
-    if accuracy.is_long and 1 - accuracy.last < 0.8 * (1 - accuracy.first):
-        return accuracy.last > HIGH_SHARE or (bool(signal.values) and signal.last < HIGH_SHARE)
-    steady = not accuracy.is_long or accuracy.last >= accuracy.first
-    return steady and reward.rises and bool(signal.values) and signal.last < HIGH_SHARE
-
-
-def _entropy(metrics: Metrics) -> Iterator[RunFinding]:
-    entropy = course(metrics, "train/entropy")
-    if entropy.is_long and entropy.last < COLLAPSED * entropy.first and not _learns(metrics):
-        accuracy = course(metrics, "rollout/accuracy")
-        yield RunFinding(
-            "The entropy collapsed",
-            f"nats per token: {entropy.change()}"
-            + (f"; {accuracy.last:.0%} of the completions are correct" if accuracy.values else ""),
-            "a smaller learning rate (model.lr), a wider upper clip (DAPO), an entropy bonus "
-            "(model.loss.entropy_coef), or an advantage that keeps rare solutions (agrae, rloo)",
-        )
-    if entropy.is_long and entropy.last > EXPLODED * entropy.first:
-        yield RunFinding(
-            "The entropy explodes",
-            f"nats per token: {entropy.change()}",
-            "a smaller learning rate (model.lr), or an end of such runs by themselves (collapse.action)",
-        )
-
-
-def _gamed(metrics: Metrics) -> Iterator[RunFinding]:
-    """Compare two measures of the same completions."""
-    reward, accuracy = course(metrics, "rollout/reward"), course(metrics, "rollout/accuracy")
-    if reward.rises and accuracy.is_long and accuracy.first - accuracy.last > FORGOTTEN:
-        yield RunFinding(
-            "The reward rises while the accuracy falls",
-            f"reward: {reward.change()}; accuracy of the same completions: {accuracy.change()}",
-            "read the best-rewarded samples: the reward may be gamed",
-        )
-
-
-def _held_out(metrics: Metrics) -> Iterator[RunFinding]:
-    """Compare the accuracy in training and in validation; the reward is another quantity."""
-    training, held_out = course(metrics, "rollout/accuracy"), course(metrics, "val/accuracy")
-    if not training.is_long or len(held_out.values) < 2:
-        return
-    best = max(range(len(held_out.values)), key=lambda k: held_out.values[k])
-    lost = held_out.values[best] - held_out.values[-1]
-    before = [v for step, v in zip(training.steps, training.values, strict=True) if step <= held_out.steps[best]]
-    if lost > FORGOTTEN and before and training.last - fmean(before[-RECENT:]) > FORGOTTEN:
-        yield RunFinding(
-            "The training accuracy rises while the held-out accuracy falls",
-            f"held-out accuracy {held_out.values[best]:.3f} at step {held_out.steps[best]}, {held_out.values[-1]:.3f} "
-            f"at step {held_out.steps[-1]}; training accuracy {fmean(before[-RECENT:]):.3f} then, "
-            f"{training.last:.3f} now",
-            "the prompts may be learnt by heart: take more of them, or keep the best checkpoint (checkpoint.best: "
-            "val/accuracy)",
-        )
-
-
-def _engine(metrics: Metrics) -> Iterator[RunFinding]:
-    apart = course(metrics, "train/engine_difference")
-    if apart.is_long and apart.last > max(2 * apart.first, APART):
-        yield RunFinding(
-            "The engine's log-probabilities drift from the trainer's",
-            f"mean difference in nats: {apart.change()}",
-            "probe more often (rollout.safeguards.probe_every), generate in the trainer's precision, and keep the "
-            "importance correction (model.importance.correction)",
-        )
-
-
-def _failed_checks(metrics: Metrics) -> Iterator[RunFinding]:
-    failed, stopped = (course(metrics, f"reward/status/{status}") for status in ("error", "timeout"))
-    if failed.values and failed.last > NOT_JUDGED:
-        yield RunFinding(
-            "Rewards fail",
-            f"{failed.last:.1%} of the completions could not be judged in the last {RECENT} iterations",
-            "read failed_rewards.jsonl in the run folder, and fix the reward",
-        )
-    if stopped.values and stopped.last > NOT_JUDGED:
-        yield RunFinding(
-            "Limits stop checks",
-            f"those of {stopped.last:.1%} of the completions in the last {RECENT} iterations, which count as wrong",
-            "mend a check that is slow by itself, or raise the reward's limits (cpu_seconds, wall_seconds, memory_mb)",
-        )
-
-
-def _skipped(metrics: Metrics) -> Iterator[RunFinding]:
-    skipped = course(metrics, "train/skipped_steps")
-    if skipped.values and skipped.values[-1] > 0:
-        yield RunFinding(
-            "Optimizer steps were skipped",
-            f"{skipped.values[-1]:.0f} until step {skipped.steps[-1]}, because a loss or gradient was not finite",
-            "read skipped/ in the run folder; a smaller learning rate (model.lr) or fp32 (trainer.precision) may help",
-        )
-
-
-LOOKS: tuple[Callable[[Metrics], Iterator[RunFinding]], ...] = (
-    fallen, _dead_groups, _unreadable, _truncation, _length, _entropy, _gamed, _held_out, _engine, _failed_checks,
-    _skipped,
-)  # fmt: skip

@@ -17,24 +17,17 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlvr.common.files import write_atomically
+from lit_rlvr.common.run_files import VALIDATION, is_complete, thumbnail_path
 from lit_rlvr.common.terminal import Terminal, one_line, table_of
 from lit_rlvr.datamodules.reading.images import Images, film_strip, open_images
 from lit_rlvr.distributed.sharding import weights_sha256
 from lit_rlvr.errors import ChecksArguments, RunStopped, UserError, check_within, shown
 from lit_rlvr.rollout.callback import rollout_of
+from lit_rlvr.run.findings import fallen
 from lit_rlvr.run.loggers import metric_rows, metrics_file, run_root
-from lit_rlvr.run.monitor import COLLAPSE, EARLY_STOP, VALIDATION, fallen, why_stopped
+from lit_rlvr.run.monitor import why_stopped
 from lit_rlvr.training.trace import Trace, drop_traces_after, write_trace
 from lit_rlvr.types import Rollout, Video
-
-
-def is_complete(run: Path) -> bool:
-    """Return whether the run in a folder reached its end, or a callback ended it, and no signal stopped it before."""
-    summary = run / "summary.json"
-    if not summary.is_file():
-        return False
-    stopped = json.loads(summary.read_text())["stopped"]
-    return stopped is None or stopped.startswith((COLLAPSE, EARLY_STOP))
 
 
 def validate_now(trainer: Trainer) -> None:
@@ -66,15 +59,6 @@ def save_thumbnails(images: Sequence[Any], run: str | Path) -> list[str]:
             picture.save(png, "PNG", optimize=True)
             write_atomically(path, png.getvalue())
     return list(opened.keys)
-
-
-def thumbnail_path(run: str | Path, key: str) -> Path:
-    return Path(run) / "images" / f"{key}.png"
-
-
-def list_thumbnails(run: str | Path) -> list[Path]:
-    """List a run's thumbnails, without other pictures in the folder."""
-    return sorted((Path(run) / "images").glob(f"{'[0-9a-f]' * 16}.png"))
 
 
 PANELS = (

@@ -9,10 +9,8 @@ import warnings
 from contextlib import suppress
 from typing import Any
 
-import torch.distributed as dist
-
+from lit_rlvr.common.launch import is_first_process
 from lit_rlvr.common.terminal import PlainFormatter
-from lit_rlvr.distributed.collectives import is_first_process, world_size
 
 WAIT_SECONDS = 3.0
 """Seconds that other ranks wait for rank 0 to print the same message."""
@@ -89,11 +87,11 @@ def printed_by_another(message: str) -> bool:
 
     Before the processes know each other, the first process prints; its launcher ends the others meanwhile.
     """
-    if world_size() == 1:
+    if (store := run_store()) is None:
         time.sleep(0.0 if is_first_process() else WAIT_SECONDS)
         return False
     try:
-        return int(run_store().add(f"lit-rlvr/error/{message}", 1)) > 1
+        return int(store.add(f"lit-rlvr/error/{message}", 1)) > 1
     except RuntimeError:  # the store died with rank 0
         return False
 
@@ -103,9 +101,9 @@ def leave(status: int) -> None:
 
     Rank 0 holds the store, and Lightning's launcher kills it a few seconds after another process has ended.
     """
-    if world_size() > 1:
+    if (store := run_store()) is not None:
         with suppress(RuntimeError):  # the store died with rank 0
-            run_store().set(FAILED_KEY, str(status))
+            store.set(FAILED_KEY, str(status))
             time.sleep(LINGER_SECONDS * (1 if is_first_process() else 2))
 
 
@@ -114,10 +112,14 @@ def status_of_failed() -> int | None:
 
     Only rank 0 knows: torch prints its own stack if the store has died with rank 0.
     """
-    found = world_size() > 1 and is_first_process() and run_store().check([FAILED_KEY])
-    return int(run_store().get(FAILED_KEY)) if found else None
+    store = run_store() if is_first_process() else None
+    return int(store.get(FAILED_KEY)) if store is not None and store.check([FAILED_KEY]) else None
 
 
 def run_store() -> Any:
-    """Return the store that all processes of the run share."""
+    """Return the store that all processes of the run share; None for a run of one process, or if torch is not
+    imported."""
+    dist = sys.modules.get("torch.distributed")
+    if dist is None or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return None
     return dist.distributed_c10d._get_default_store()

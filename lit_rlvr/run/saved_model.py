@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from lit_rlvr.common.files import check_writable
+from lit_rlvr.common.files import cache_folder, check_writable
+from lit_rlvr.common.run_files import is_run
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.configs import read_config
 from lit_rlvr.datamodules.reading.cells import lookup
@@ -27,7 +28,6 @@ from lit_rlvr.policy.sources import (
     ADAPTER_CONFIG,
     adapter_base,
     adapter_folder,
-    cache_folder,
     made_once,
     resolve_model,
 )
@@ -75,11 +75,6 @@ def export_run(run: Path, target: Path, dtype: str = "float32", adapter: bool = 
     where = str(named.resolve() if named.is_dir() else named)
     model.to(getattr(torch, dtype))
     return save_model(model, source, target, write=lambda folder: save_adapter(model, config, where, folder))
-
-
-def is_run(name: str) -> bool:
-    """Return whether a model is given as a run folder."""
-    return (Path(name).expanduser() / "config.yaml").is_file()
 
 
 def resolve_run_model(name: str) -> str:

@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from lit_rlvr.algorithms.sft import SFT
+from lit_rlvr.common.files import cache_folder
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.engines.base import EngineContext
 from lit_rlvr.engines.hf import HFEngine
@@ -24,7 +25,7 @@ from lit_rlvr.environments.base import Environment, environment_fingerprint
 from lit_rlvr.errors import UserError, check_all, check_within
 from lit_rlvr.policy.loading import load_policy, save_model
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.policy.sources import cache_folder, made_once
+from lit_rlvr.policy.sources import made_once
 from lit_rlvr.rewards.references import LongAnswers, completion_lengths
 from lit_rlvr.rollout.demonstrations import Demonstrations, DemonstrationSource, Pair
 from lit_rlvr.rollout.episodes import Episodes

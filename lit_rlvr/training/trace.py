@@ -9,19 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from lit_rlvr.common.files import Fields, has_fields, write_atomically
+from lit_rlvr.common.files import write_atomically
+from lit_rlvr.common.run_files import list_traces, trace_folder
 from lit_rlvr.distributed.collectives import world_size
-from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs
 from lit_rlvr.types import Rollout
-
-GROUP: Fields = {"id": str, "prompt": str, "answer": str, "completions": list}
-COMPLETION: Fields = {
-    "tokens": list, "finish_reason": str, "reward": (int, float), "correct": (bool, type(None)),
-    "status": str, "advantage": (int, float),
-}  # fmt: skip
-PER_TOKEN = ("logp", "ratio", "weight")
-"""Per-token numbers of a completion, present if it was run."""
 
 
 class Trace:
@@ -104,20 +96,10 @@ def _traced_numbers(values: Tensor, sampled: Iterable[bool]) -> list[float]:
     return [float(f"{next(each):.6g}") if own else 0.0 for own in sampled]
 
 
-def trace_folder(run: str | Path) -> Path:
-    return Path(run) / "rollouts"
-
-
 def write_trace(run: str | Path, step: int, algorithm: str, groups: list[dict[str, Any]]) -> None:
     """Save one step's groups as `rollouts/step-NNNNNN.json`, atomically."""
     path = trace_folder(run) / f"step-{step:06d}.json"
     write_atomically(path, json.dumps({"step": step, "algorithm": algorithm, "groups": groups}, ensure_ascii=False))
-
-
-def list_traces(run: str | Path) -> dict[int, Path]:
-    """Return the files that `write_trace` wrote, by step."""
-    files = {path.stem.removeprefix("step-"): path for path in sorted(trace_folder(run).glob("step-*.json"))}
-    return {int(step): path for step, path in files.items() if step.isdigit()}
 
 
 def drop_traces_after(run: str | Path, step: int) -> None:
@@ -125,30 +107,3 @@ def drop_traces_after(run: str | Path, step: int) -> None:
     for later, path in list_traces(run).items():
         if later > step:
             path.unlink()
-
-
-def read_trace(path: Path) -> tuple[str, list[dict[str, Any]]]:
-    """Return (algorithm, groups) from a file that `write_trace` wrote.
-
-    Raises:
-        UserError: it cannot be read, or is not such a file.
-    """
-    try:
-        saved = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    good = has_fields(saved, {"algorithm": str, "groups": list})
-    if not good or not saved["groups"] or not all(_is_group(group) for group in saved["groups"]):
-        raise UserError(f"{path} is not a rollout that `lit-rlvr fit` saved")
-    return saved["algorithm"], saved["groups"]
-
-
-def _is_group(group: Any) -> bool:
-    return has_fields(group, GROUP) and all(_is_completion(completion) for completion in group["completions"])
-
-
-def _is_completion(completion: Any) -> bool:
-    if not has_fields(completion, COMPLETION):
-        return False
-    lists = [completion[name] for name in ("sampled", *PER_TOKEN) if name in completion]
-    return all(isinstance(values, list) and len(values) == len(completion["tokens"]) for values in lists)

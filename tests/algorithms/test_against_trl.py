@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any, get_args
 
@@ -15,7 +16,6 @@ from torch import Tensor
 from lit_rlvr.advantages import GDPOAdvantage, GroupBatch, GRPOAdvantage, RLOOAdvantage
 from lit_rlvr.algorithms import CISPO, DAPO, GRPO, GSPO, DrGRPO, RLVRModule
 from lit_rlvr.commands.check.replay import read_batch, replay
-from lit_rlvr.conformance.trl import compute_advantages, compute_loss, source_lines
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import (
     Importance,
@@ -26,7 +26,10 @@ from lit_rlvr.objectives import (
     vocabulary_divergence,
 )
 
-RATIO = source_lines("per_token_logps_diff = (old", "# Compute the per-token log probabilities for the reference model")
+
+def trl() -> Any:
+    """Import TRL's functions when a test runs: they take half of the imports of all tests' collection."""
+    return import_module("lit_rlvr.conformance.trl")
 
 
 def sampled_elsewhere(seed: int) -> dict[str, np.ndarray]:
@@ -55,7 +58,12 @@ def their_ratio(arrays: dict[str, np.ndarray], mode: str, high: float | None, lo
         "self": settings, "torch": torch, "math": math, "completion_mask": t["mask"].long(), "tool_mask": None,
         "mask": t["mask"].long(), "old_per_token_logps": t["old_logp"], "sampling_per_token_logps": t["rollout_logp"],
     }  # fmt: skip
-    exec(RATIO, names)
+    exec(
+        trl().source_lines(
+            "per_token_logps_diff = (old", "# Compute the per-token log probabilities for the reference model"
+        ),
+        names,
+    )
     return names["vllm_importance_sampling_ratio"]
 
 
@@ -69,7 +77,7 @@ def their_loss(
     if "rollout_logp" in t:
         others["sampling_per_token_logps"] = t["rollout_logp"]
     a, count = torch.from_numpy(advantages), int(t["mask"].sum())
-    loss = compute_loss(logp, t["old_logp"], a, t["mask"], count, 1, t.get("entropy"), others, **options)
+    loss = trl().compute_loss(logp, t["old_logp"], a, t["mask"], count, 1, t.get("entropy"), others, **options)
     loss.backward()
     return loss.item(), logp.grad.numpy()
 
@@ -251,7 +259,7 @@ def two_rewards(seed: int, missing: bool) -> tuple[GroupBatch, Tensor, list[floa
 def test_rewards_normalised_before_their_sum_are_theirs(missing: bool) -> None:
     group, theirs, weights = two_rewards(0, missing)
     ours = GDPOAdvantage()(group)
-    expected = compute_advantages(theirs, weights, 5, multi_objective_aggregation="normalize_then_sum")
+    expected = trl().compute_advantages(theirs, weights, 5, multi_objective_aggregation="normalize_then_sum")
     torch.testing.assert_close(ours.flatten(), expected, rtol=1e-7, atol=1e-12)  # their nanstd is in float32
     lists = {name: part.tolist() for name, part in (group.parts or {}).items()}
     slow = SLOW["gdpo"](group.rewards.tolist(), [], parts=lists, weights=group.weights)
@@ -264,7 +272,7 @@ def test_rewards_normalised_before_their_sum_are_theirs(missing: bool) -> None:
 def test_every_scaling_of_rewards_is_theirs(scale: Any) -> None:
     group, theirs, weights = two_rewards(1, missing=False)
     ours = GRPOAdvantage(eps=1e-4, unbiased_std=True, scale=scale)(group)
-    expected = compute_advantages(theirs, weights, 5, scale_rewards=scale)
+    expected = trl().compute_advantages(theirs, weights, 5, scale_rewards=scale)
     torch.testing.assert_close(ours.flatten(), expected, rtol=1e-7, atol=1e-12)  # their nanstd is in float32
     assert scale != "none" or torch.allclose(ours * 5 / 4, RLOOAdvantage()(group))
 

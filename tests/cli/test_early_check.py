@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import inspect
+import json
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from jsonargparse._util import get_import_path
+from made_runs import group, make_run
 
 from lit_rlvr.cli import early_check, main
-from lit_rlvr.cli.early_check import IndexedNames, check_early
+from lit_rlvr.cli.early_check import IndexedNames, check_early, stored_help
 from lit_rlvr.cli.error_lines import KnownNames, class_arguments, known_classes
 from lit_rlvr.cli.lightning_cli import ConfigCheck
+from lit_rlvr.commands.registry import COMMANDS
 from lit_rlvr.configs import shipped_configs
 from lit_rlvr.errors import UserError
 from lit_rlvr.run.trackers.feed import TRACKER_NAMES
@@ -56,7 +60,7 @@ LEFT_TO_THE_PARSER = [
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "preview", "filter", "tune", "split", "plan"])
-def test_the_index_has_the_options_of_the_parser(command: str) -> None:
+def test_the_index_has_the_options_and_the_help_of_the_parser(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     parser = ConfigCheck(command).parser
     known, names = KnownNames(parser).options(), IndexedNames(command)
     assert names.options() - known == set(), REGENERATE
@@ -64,6 +68,20 @@ def test_the_index_has_the_options_of_the_parser(command: str) -> None:
     sub = parser._subcommands_action._name_parser_map[command]
     assert {o.removesuffix("+") for o in sub._option_string_actions} == names.own, REGENERATE
     assert {a.dest for a in sub._actions if a.required} == names.required, REGENERATE
+    monkeypatch.setenv("COLUMNS", "80")
+    assert stored_help(command) == sub.format_help().strip(), REGENERATE
+
+
+@pytest.mark.parametrize(
+    "command", [name for name, (module, _) in COMMANDS.items() if module != ConfigCheck.__module__]
+)
+def test_the_index_has_the_help_of_the_other_commands(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        import_module(COMMANDS[command][0]).run(command, ["--help"])
+    assert stored_help(command) == capsys.readouterr().out.strip(), REGENERATE
 
 
 def test_the_index_has_the_classes_of_the_parser_and_their_options() -> None:
@@ -80,6 +98,7 @@ def test_the_index_has_the_classes_of_the_parser_and_their_options() -> None:
 def test_another_version_of_lightning_is_left_to_the_parser(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(early_check, "version", lambda package: "2.99")
     check_early("fit", WRONG[0].split()[1:])
+    assert stored_help("fit") is None
 
 
 @pytest.mark.parametrize("line", WRONG)
@@ -106,13 +125,26 @@ def test_shipped_configs_are_not_refused() -> None:
             check_early("fit", ["--config", name, "--config", "strategy/fsdp2"])
 
 
-def test_no_heavy_package_is_imported(tmp_path: Path) -> None:
-    code = (
-        "import sys; from lit_rlvr.cli.main import run; status = run(sys.argv[1:]); "
-        "sys.exit(100 if {'torch', 'lightning', 'transformers'} & {*sys.modules} else status)"
-    )
+LIGHT = """
+import io, json, sys
+from contextlib import redirect_stdout
+from lit_rlvr.cli.main import run
+for line, wanted in json.loads(sys.argv[1]):
+    with redirect_stdout(io.StringIO()):
+        status = run(line)
+    heavy = {"torch", "lightning", "transformers"} & {*sys.modules}
+    assert status == wanted and not heavy, (line, status, heavy)
+"""
+"""Runs several commands in one process; the first that imports a heavy package stands in the error."""
+
+
+def test_help_errors_and_what_reads_files_import_no_heavy_package(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", traces={4: [group()]})
+    lines = [f"{command} --help" for command in COMMANDS]
+    lines += ["report run", "explain run", "watch run --json", "reproduce --list"]
+    cases = [(line.split(), 0) for line in lines] + [(["fit", "--confg", "x"], 2)]
     done = subprocess.run(
-        [sys.executable, "-c", code, "fit", "--confg", "x"], capture_output=True, text=True, cwd=tmp_path
+        [sys.executable, "-c", LIGHT, json.dumps(cases)], capture_output=True, text=True, cwd=tmp_path
     )
-    assert done.returncode == 2
-    assert done.stderr == "lit-rlvr: error: unknown option '--confg'; did you mean '--config'?\n"
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.endswith("lit-rlvr: error: unknown option '--confg'; did you mean '--config'?\n")

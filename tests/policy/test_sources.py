@@ -17,11 +17,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lit_rlvr.policy.sources as models
 from lit_rlvr.algorithms import GRPO
+from lit_rlvr.common.files import cache_folder
 from lit_rlvr.engines.server import check_model
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora, add_adapters
 from lit_rlvr.policy.loading import load_model_config, load_policy
-from lit_rlvr.policy.sources import cache_folder, resolve_model
+from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.rollout.limits import context_length
 
 

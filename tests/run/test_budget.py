@@ -16,7 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from tiny_rewards import judged_as_is
 from tiny_runs import FIT, completions, fit, metrics, summary, to
 
-from lit_rlvr.run.live import LIVE
+from lit_rlvr.common.run_files import LIVE
 from lit_rlvr.run.progress import Budget, ProgressEstimator, outage_seconds
 
 CLI = Callable[..., Any]

@@ -14,9 +14,9 @@ import pytest
 from tiny_runs import fit, metrics, summary, to
 
 from lit_rlvr.commands.report.runs import read_run
+from lit_rlvr.common.run_files import is_complete
 from lit_rlvr.run.falls import FALSE_ALARMS, FallTest, certainty, paired_certainty, threshold
-from lit_rlvr.run.monitor import Falls, findings
-from lit_rlvr.run.outputs import is_complete
+from lit_rlvr.run.findings import Falls, findings
 
 CLI = Callable[..., Any]
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tiny_runs import fit, metrics, summary, to
 
-from lit_rlvr.run.outputs import is_complete
+from lit_rlvr.common.run_files import is_complete
 
 CLI = Callable[..., Any]
 OWN = """

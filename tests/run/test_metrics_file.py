@@ -14,8 +14,9 @@ from tiny_rewards import judged_as_is
 from tiny_runs import fit, to
 
 from lit_rlvr import algorithms
+from lit_rlvr.common.run_files import read_metrics
 from lit_rlvr.errors import UserError
-from lit_rlvr.run.loggers import MetricsFile, read_metrics
+from lit_rlvr.run.loggers import MetricsFile
 from lit_rlvr.run.metrics import METRICS, find_metric
 
 

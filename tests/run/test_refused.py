@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tiny_runs import FIT, fit, summary, tiny_config, to, write_config
 
-from lit_rlvr.run.live import LIVE
+from lit_rlvr.common.run_files import LIVE
 
 CLI = Callable[..., Any]
 RESUME = ("--ckpt_path", "last")

@@ -33,6 +33,7 @@ from tiny_runs import (
     weights,
 )
 
+from lit_rlvr.common.run_files import list_checkpoints
 from lit_rlvr.distributed import fsdp2
 from lit_rlvr.distributed.checkpoints import (
     CHECKPOINT_PARTS,
@@ -43,7 +44,6 @@ from lit_rlvr.distributed.checkpoints import (
     ShardWriter,
     is_sharded,
     last_checkpoint,
-    list_checkpoints,
     read_whole,
 )
 from lit_rlvr.distributed.fsdp2 import FSDP2 as Sharded

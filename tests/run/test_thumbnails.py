@@ -11,8 +11,9 @@ from PIL import Image
 from tiny_runs import completions, pictures_config, write_config
 from tiny_vlms import picture, write_clip
 
+from lit_rlvr.common.run_files import list_thumbnails, thumbnail_path
 from lit_rlvr.datamodules.reading.images import open_images
-from lit_rlvr.run.outputs import THUMBNAIL_PIXELS, list_thumbnails, save_thumbnails, thumbnail_path
+from lit_rlvr.run.outputs import THUMBNAIL_PIXELS, save_thumbnails
 
 CLI = Callable[..., Any]
 

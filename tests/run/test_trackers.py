@@ -16,7 +16,7 @@ from tiny_runs import FIT, STRATEGIES, completions, fit, in_two_processes, pictu
 from tracked import Kept, mlflow_store, tensorboard_events, trackio_store, wandb_offline
 
 from lit_rlvr.cli.main import run as command_line
-from lit_rlvr.run.loggers import read_metrics
+from lit_rlvr.common.run_files import read_metrics
 from lit_rlvr.run.trackers.base import Samples
 from lit_rlvr.run.trackers.feed import run_name
 

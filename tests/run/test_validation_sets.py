@@ -10,7 +10,8 @@ import pytest
 import yaml
 from tiny_runs import fit, metrics, questions, tiny_config, to
 
-from lit_rlvr.distributed.checkpoints import checkpoint_step, list_checkpoints
+from lit_rlvr.common.run_files import list_checkpoints
+from lit_rlvr.distributed.checkpoints import checkpoint_step
 
 CLI = Callable[..., Any]
 OTHER = {

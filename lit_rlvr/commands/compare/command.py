@@ -7,10 +7,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lit_rlvr.cli.error_lines import failure_line
-from lit_rlvr.cli.lightning_cli import ConfigCheck
 from lit_rlvr.commands.compare.cells import Cluster, run_cells
 from lit_rlvr.commands.compare.figures import draw_figures
 from lit_rlvr.commands.compare.study import Study, load_study
@@ -18,6 +17,7 @@ from lit_rlvr.commands.compare.study_folder import (
     State,
     StudyFolder,
     lock_study,
+    next_command,
     read_suites,
     start_folder,
 )
@@ -29,7 +29,9 @@ from lit_rlvr.common.packages import require
 from lit_rlvr.common.terminal import show_result
 from lit_rlvr.configs import Parser
 from lit_rlvr.errors import UserError
-from lit_rlvr.evaluation.suites import Suite, find_suites
+
+if TYPE_CHECKING:  # a finished study is read without Lightning and torch
+    from lit_rlvr.evaluation.suites import Suite
 
 _log = logging.getLogger("lit_rlvr")
 
@@ -88,8 +90,9 @@ def compare(study: Study, root: Path, jobs: int = 1, cluster: Mapping[str, Any] 
     """
     if jobs < 1:
         raise UserError(f"--jobs: {jobs} is not positive")
-    check_cells(study)
-    check_suites(study)
+    if any(next_command(study, cell, root) is not None for cell in study.cells):
+        check_cells(study)
+        check_suites(study)
     with lock_study(root) as lock:
         folder = StudyFolder(root, study)
         try:
@@ -108,6 +111,8 @@ def check_cells(study: Study) -> None:
     Raises:
         UserError: a cell is invalid; the message names it.
     """
+    from lit_rlvr.cli.lightning_cli import ConfigCheck
+
     fit = ConfigCheck()
     for cell in study.cells:
         if cell.seed != study.seeds[0]:
@@ -128,6 +133,8 @@ def check_suites(study: Study) -> list[Suite]:
     Raises:
         UserError: there is no such suite or protocol, or two suites have the same name.
     """
+    from lit_rlvr.evaluation.suites import find_suites
+
     everything = [suite for group in study.suites.values() for suite in group]
     return list(find_suites(everything, {}, {"protocol": study.protocol}))
 

@@ -11,7 +11,6 @@ from math import isnan
 from typing import Any
 
 from lit_rlvr.commands.compare.study import Study, algorithm_options, learning_rate
-from lit_rlvr.training.module import RLVRModule
 
 
 def families(study: Study, task: str) -> dict[str, dict[str, float]]:
@@ -65,7 +64,11 @@ def _without_rate(config: Mapping[str, Any]) -> str:
 
 def _or_default(rate: float | None) -> float:
     """Return a learning rate, or the default of all algorithms."""
-    return inspect.signature(RLVRModule.__init__).parameters["lr"].default if rate is None else rate
+    if rate is not None:
+        return rate
+    from lit_rlvr.training.module import RLVRModule
+
+    return inspect.signature(RLVRModule.__init__).parameters["lr"].default
 
 
 def _shared_name(names: list[str]) -> str:

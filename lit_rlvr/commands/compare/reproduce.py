@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,7 @@ def paper_items() -> Iterator[PaperItem]:
             yield PaperItem(f"{paper}, {name}", "; ".join(shown), f"not run; {costs}")
 
 
+@cache
 def describe_cost(name: str) -> str:
     """Return what a study takes: its runs, and the steps of each."""
     study = load_study(name)

@@ -112,10 +112,10 @@ def load_study(name: str) -> Study:
     if study["baseline"] not in list(cells):
         raise UserError(f"STUDY: {path}: baseline: {study['baseline']!r} is not one of the cells {', '.join(cells)}")
     shared = list(_bases(study, path))
+    bases = {id(layer): list(_bases(layer, path)) for layer in (*tasks.values(), *cells.values())}
     grid = []
     for seed, (task, of_task), (cell, of_cell) in product(seeds, tasks.items(), cells.items()):
-        bases = [*shared, *_bases(of_task, path), *_bases(of_cell, path)]
-        below = reduce(merge, [*bases, _without_base(of_task)])
+        below = reduce(merge, [*shared, *bases[id(of_task)], *bases[id(of_cell)], _without_base(of_task)])
         own = [_without_base(of_cell), _budget_layer(*budget), {"seed_everything": seed}]
         grid.append(Cell(task, cell, seed, reduce(merge, own, below), learning_rate(below)))
     return Study(

@@ -17,11 +17,9 @@ import yaml
 
 from lit_rlvr.commands.compare.study import BEFORE, Cell, Study, algorithm_options
 from lit_rlvr.common.files import check_writable, has_fields, write_atomically
+from lit_rlvr.common.run_files import is_complete, is_run, list_checkpoints
 from lit_rlvr.configs import changes
-from lit_rlvr.distributed.checkpoints import list_checkpoints
 from lit_rlvr.errors import UserError
-from lit_rlvr.run.outputs import is_complete
-from lit_rlvr.run.saved_model import cached_export, is_run
 
 _log = logging.getLogger("lit_rlvr")
 CONFIG = "cell.yaml"
@@ -180,6 +178,8 @@ class CellCommand:
         if self.marker is not None:
             write_atomically(*self.marker)
         if self.run is not None:
+            from lit_rlvr.run.saved_model import cached_export
+
             shutil.rmtree(cached_export(self.run), ignore_errors=True)
 
 

@@ -25,8 +25,8 @@ from lit_rlvr.commands.compare.significance import (
 )
 from lit_rlvr.commands.compare.study import Cell, Study, algorithm_options
 from lit_rlvr.commands.compare.study_folder import EVALUATION, read_suites
+from lit_rlvr.common.run_files import read_metrics
 from lit_rlvr.evaluation.results import averages
-from lit_rlvr.run.loggers import read_metrics
 
 MetricRow = dict[str, float]
 USED = {"samples": ("rollout/samples",), "tokens": ("rollout/tokens",), "seconds": ("time/rollout", "time/train")}

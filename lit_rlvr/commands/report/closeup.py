@@ -20,8 +20,8 @@ from lit_rlvr.commands.report.prompts import (
 from lit_rlvr.commands.report.render import image_uris
 from lit_rlvr.commands.report.runs import RunRecord
 from lit_rlvr.common.files import Fields, has_fields
+from lit_rlvr.common.run_files import list_traces, read_trace
 from lit_rlvr.errors import UserError
-from lit_rlvr.training.trace import list_traces, read_trace
 
 MOST_CHARACTERS, MOST_TOKENS, MOST_COMPLETIONS, MOST_PROMPTS = 1600, 400, 4, 20
 """The most characters and tokens of a completion, completions of a group, and prompts that the page shows."""

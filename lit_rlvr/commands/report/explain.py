@@ -12,10 +12,10 @@ from rich.table import Table
 
 from lit_rlvr.commands.report.prompts import verdict_text
 from lit_rlvr.commands.report.render import image_uris, render, write_page
+from lit_rlvr.common.run_files import list_traces, read_trace, trace_folder
 from lit_rlvr.common.terminal import Terminal, show_result
 from lit_rlvr.configs import Parser
 from lit_rlvr.errors import UserError
-from lit_rlvr.training.trace import list_traces, read_trace, trace_folder
 
 SavedGroups = tuple[int, str, list[dict[str, Any]]]
 """Step, algorithm and groups of a saved rollout."""

@@ -13,9 +13,9 @@ from typing import Any
 from lit_rlvr.commands.report.groups import RunGroup, read_groups
 from lit_rlvr.commands.report.prompts import Completions
 from lit_rlvr.commands.report.runs import READERS, RunRecord, read_run
+from lit_rlvr.common.run_files import LIVE, read_live
 from lit_rlvr.common.terminal import printable
 from lit_rlvr.errors import UserError
-from lit_rlvr.run.live import LIVE, read_live
 
 SILENT_SECONDS = 15.0
 """Seconds without a new `live.json` after which a run that has not ended counts as dead."""

@@ -10,8 +10,8 @@ from lit_rlvr.commands.report.page import contents
 from lit_rlvr.commands.report.prompts import count_outcomes, list_prompts
 from lit_rlvr.commands.report.render import image_uris, render
 from lit_rlvr.commands.watch.follow import FollowedFolders, FollowedRun
+from lit_rlvr.common.run_files import list_traces, read_trace
 from lit_rlvr.errors import UserError
-from lit_rlvr.training.trace import list_traces, read_trace
 
 MOST_LISTED = 200
 """The most prompts in the table."""

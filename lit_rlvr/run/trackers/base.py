@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from lightning.pytorch.loggers import Logger
 
-from lit_rlvr.run.outputs import thumbnail_path
+from lit_rlvr.common.run_files import thumbnail_path
 
 SAMPLE_COLUMNS = ("step", "id", "sample", "prompt", "answer", "completion", "reward", "correct", "advantage",
            "finish_reason", "tokens", "status")  # fmt: skip

@@ -21,10 +21,11 @@ from tiny import make_rollout
 from lit_rlvr.commands.report.explain import cells, group_page, load_group
 from lit_rlvr.commands.report.prompts import index_completions, verdict_text
 from lit_rlvr.commands.report.runs import read_run
+from lit_rlvr.common.run_files import list_thumbnails, list_traces, read_trace
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs
-from lit_rlvr.run.outputs import RunFolder, list_thumbnails, sample_rows
-from lit_rlvr.training.trace import Trace, list_traces, read_trace
+from lit_rlvr.run.outputs import RunFolder, sample_rows
+from lit_rlvr.training.trace import Trace
 from lit_rlvr.types import RewardResult
 
 CLI = Callable[..., Any]

@@ -1,0 +1,16 @@
+"""What launchers set in the environment of a run's processes."""
+
+from __future__ import annotations
+
+import os
+
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+"""Variables in which launchers set a process's rank; the first that is set counts, as in Lightning."""
+
+
+def is_first_process() -> bool:
+    """Return whether this is the run's first process. Reads the environment, so it works before the process group
+    exists."""
+    node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
+    ranks = [os.environ[key] for key in _RANKS if key in os.environ]
+    return ranks[:1] in ([], ["0"]) and node == "0"

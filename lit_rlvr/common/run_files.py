@@ -1,0 +1,135 @@
+"""Reads the files of a run folder without torch and Lightning, for the commands that show runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from lit_rlvr.common.files import Fields, has_fields
+from lit_rlvr.errors import UserError, shown
+
+LIVE = "live.json"
+STATE: Fields = {
+    "stage": str, "part": str, "since": (int, float), "done": int, "total": int, "tokens_per_second": (int, float),
+    "waiting": dict, "step": int, "steps": (int, type(None)), "seconds_left": (int, float, type(None)),
+    "memory_mb": (int, float), "engine": str, "at": (int, float),
+}  # fmt: skip
+"""Fields that every `live.json` has."""
+VALIDATION = "validation.jsonl"
+"""File of a run with a line for each validation and set: the step, the set, and question -> [correct, counted]."""
+COLLAPSE, EARLY_STOP = "collapse: ", "early stop: "
+"""Beginnings of `stopped` in the summary of a run that a callback ended."""
+GROUP: Fields = {"id": str, "prompt": str, "answer": str, "completions": list}
+COMPLETION: Fields = {
+    "tokens": list, "finish_reason": str, "reward": (int, float), "correct": (bool, type(None)),
+    "status": str, "advantage": (int, float),
+}  # fmt: skip
+PER_TOKEN = ("logp", "ratio", "weight")
+"""Per-token numbers of a completion, present if it was run."""
+
+
+def is_run(name: str) -> bool:
+    """Return whether a model is given as a run folder."""
+    return (Path(name).expanduser() / "config.yaml").is_file()
+
+
+def is_complete(run: Path) -> bool:
+    """Return whether the run in a folder reached its end, or a callback ended it, and no signal stopped it before."""
+    summary = run / "summary.json"
+    if not summary.is_file():
+        return False
+    stopped = json.loads(summary.read_text())["stopped"]
+    return stopped is None or stopped.startswith((COLLAPSE, EARLY_STOP))
+
+
+def checkpoint_folder(run: str | Path) -> Path:
+    return Path(run) / "checkpoints"
+
+
+def list_checkpoints(run: str | Path) -> list[Path]:
+    """Return a run's checkpoints, oldest first; a folder that this user may not read is an error, not an empty one."""
+    folder = checkpoint_folder(run)  # `Path.glob` finds nothing in a folder that may not be read
+    found = [p for p in (folder.iterdir() if folder.is_dir() else ()) if re.fullmatch(r"step-\d+\.ckpt", p.name)]
+    return sorted(found, key=named_step)
+
+
+def named_step(checkpoint: Path) -> int:
+    """Return the optimizer step in the name of a checkpoint of `list_checkpoints`."""
+    return int(checkpoint.stem.removeprefix("step-"))
+
+
+def read_metrics(path: Path) -> dict[int, dict[str, float]]:
+    """Read a metrics.csv; return step -> metric -> value, without empty cells.
+
+    Raises:
+        UserError: a line is no row of a run.
+    """
+    rows = {}
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        reader = csv.DictReader(file)
+        try:
+            for row in reader:
+                step = int(row.pop("step"))
+                rows[step] = {name: float(value) for name, value in row.items() if value != ""}
+        except (ValueError, KeyError, TypeError, csv.Error) as error:
+            where = f"{shown(path)}, line {reader.line_num}"
+            raise UserError(f"{where}: not a row of a run; mend the file, or move it away") from error
+    return rows
+
+
+def thumbnail_path(run: str | Path, key: str) -> Path:
+    return Path(run) / "images" / f"{key}.png"
+
+
+def list_thumbnails(run: str | Path) -> list[Path]:
+    """List a run's thumbnails, without other pictures in the folder."""
+    return sorted((Path(run) / "images").glob(f"{'[0-9a-f]' * 16}.png"))
+
+
+def read_live(run: Path) -> dict[str, Any] | None:
+    """Read a run folder's `live.json`; return None if it is missing or broken."""
+    try:
+        state = json.loads((run / LIVE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return state if has_fields(state, STATE) else None
+
+
+def trace_folder(run: str | Path) -> Path:
+    return Path(run) / "rollouts"
+
+
+def list_traces(run: str | Path) -> dict[int, Path]:
+    """Return the files that `write_trace` wrote, by step."""
+    files = {path.stem.removeprefix("step-"): path for path in sorted(trace_folder(run).glob("step-*.json"))}
+    return {int(step): path for step, path in files.items() if step.isdigit()}
+
+
+def read_trace(path: Path) -> tuple[str, list[dict[str, Any]]]:
+    """Return (algorithm, groups) from a file that `write_trace` wrote.
+
+    Raises:
+        UserError: it cannot be read, or is not such a file.
+    """
+    try:
+        saved = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    good = has_fields(saved, {"algorithm": str, "groups": list})
+    if not good or not saved["groups"] or not all(_is_group(group) for group in saved["groups"]):
+        raise UserError(f"{path} is not a rollout that `lit-rlvr fit` saved")
+    return saved["algorithm"], saved["groups"]
+
+
+def _is_group(group: Any) -> bool:
+    return has_fields(group, GROUP) and all(_is_completion(completion) for completion in group["completions"])
+
+
+def _is_completion(completion: Any) -> bool:
+    if not has_fields(completion, COMPLETION):
+        return False
+    lists = [completion[name] for name in ("sampled", *PER_TOKEN) if name in completion]
+    return all(isinstance(values, list) and len(values) == len(completion["tokens"]) for values in lists)
