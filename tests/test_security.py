@@ -32,7 +32,6 @@ RUNS_TEXT = {
 }  # fmt: skip
 """Calls that make a program of text or bytes."""
 ALLOWED = {
-    "lit_rlvr/conformance/trl.py": {"exec", "compile"},  # lines of the installed TRL
     "lit_rlvr/workers/jail/__main__.py": {"exec", "compile"},  # what the sandbox is for
     "lit_rlvr/workers/process.py": {"pickle.loads"},  # what our own worker sends
     "lit_rlvr/workers/worker.py": {"pickle.loads"},  # what the parent sends: a reward of the user's own

@@ -91,10 +91,6 @@ def trl_rows() -> Iterator[Row]:
         ("grpo, importance_sampling_level: sequence", trl.gspo, "GSPO", f"{EQUAL_SIZES}; {OVERFLOW}"),
     ):
         yield Row(TRL, f"loss_type: {name}", published, failed(check_loss(loss, published)), note)
-    found = check_estimator(trl.advantages, "grpo")
-    yield Row(TRL, "scale_rewards: group", "grpo", failed(found), SAMPLE_STD)
-    found = check_estimator(trl.unscaled_advantages, "dr_grpo")
-    yield Row(TRL, "scale_rewards: none", "dr_grpo", failed(found))
 
 
 VERL_NOTES = {

@@ -1,23 +1,20 @@
-"""The losses and advantages of the installed TRL, as plain functions.
+"""The losses of the installed TRL, as plain functions.
 
 `python -m lit_rlvr.conformance --loss lit_rlvr.conformance.trl:dapo --expect DAPO` measures one. They call
-`GRPOTrainer._compute_loss`, with a made-up trainer that has its settings and no model, and TRL's own lines that compute
-advantages. Settings that `GRPOConfig` shares with the published formula have its values.
+`GRPOTrainer._compute_loss`, with a made-up trainer that has its settings and no model. Settings that `GRPOConfig`
+shares with the published formula have its values.
 """
 
 from __future__ import annotations
 
-import inspect
-import textwrap
 from collections import defaultdict
 from functools import partial
-from types import CodeType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 from trl import GRPOTrainer
-from trl.trainer import grpo_trainer
 
 SETTINGS = {
     "loss_type": "grpo", "importance_sampling_level": "token", "beta": 0.0, "epsilon_low": 0.2, "epsilon_high": 0.2,
@@ -92,34 +89,3 @@ sapo = partial(grpo, loss_type="sapo")
 vespo = partial(grpo, loss_type="vespo")
 luspo = partial(grpo, loss_type="luspo", importance_sampling_level="sequence", epsilon_low=2e-3, epsilon_high=2.5e-3)
 gspo = partial(grpo, importance_sampling_level="sequence", epsilon_low=3e-4, epsilon_high=4e-4)
-
-
-def source_lines(first: str, after: str) -> CodeType:
-    """Compile the lines of `_generate_and_score_completions` from the one that begins with `first` up to the one that
-    holds `after`."""
-    lines = inspect.getsource(GRPOTrainer._generate_and_score_completions).splitlines()
-    begin = next(i for i, line in enumerate(lines) if line.strip().startswith(first))
-    end = next(i for i, line in enumerate(lines) if i > begin and after in line)
-    return compile(textwrap.dedent("\n".join(lines[begin:end])), "TRL", "exec")
-
-
-def compute_advantages(parts: Tensor, weights: list[float], group_size: int, **settings: str) -> Tensor:
-    """Return TRL's advantages (B,) of rewards (B, K), NaN where a function gives None."""
-    options = {"scale_rewards": "group", "multi_objective_aggregation": "sum_then_normalize"} | settings
-    names: dict[str, Any] = {
-        "self": SimpleNamespace(reward_weights=torch.tensor(weights).double(), reward_funcs=weights, **options),
-        "torch": torch, "nanstd": grpo_trainer.nanstd, "rewards_per_func": parts, "device": "cpu",
-        "num_generations": group_size,
-    }  # fmt: skip
-    exec(source_lines("unscorable_mask = ", "# Slice to keep only the local part"), names)
-    return names["advantages"]
-
-
-def advantages(rewards: Tensor) -> Tensor:
-    """Return the advantages (P, G) of `scale_rewards="group"`."""
-    return compute_advantages(rewards.reshape(-1, 1), [1.0], rewards.shape[1]).view_as(rewards)
-
-
-def unscaled_advantages(rewards: Tensor) -> Tensor:
-    """Return the advantages (P, G) of `scale_rewards="none"`."""
-    return compute_advantages(rewards.reshape(-1, 1), [1.0], rewards.shape[1], scale_rewards="none").view_as(rewards)
