@@ -78,23 +78,6 @@ def test_geometry3k_is_read(tmp_path: Path) -> None:
     assert len({s.id for s in others}) == 4
 
 
-def test_the_answers_of_geometry3k_are_judged_as_values() -> None:
-    reward = MathAnswer()
-    sample = Sample("x", "?", "48")
-    said = {
-        "\\boxed{48^\\circ}": 1,
-        "\\boxed{48°}": 1,
-        "\\boxed{48\\degree}": 1,
-        "\\boxed{48.0}": 1,
-        "\\boxed{B}": 0,
-        "\\boxed{49}": 0,
-    }
-    said |= {"\\boxed{48} no, \\boxed{84}": 0, "<think>\\boxed{48}</think> \\boxed{4}": 0}
-    values = [r.value for r in reward.score([(Completion(text, (1,), "stop"), sample) for text in said])]
-    reward.close()
-    assert values == list(said.values())
-
-
 def test_mathverse_is_read_by_version(tmp_path: Path) -> None:
     choice, free = load(tmp_path, [MATHVERSE, FREE])
     assert (choice.id, choice.answer, choice.category) == ("1", "B", "Vision Dominant")
