@@ -15,7 +15,6 @@ from PIL import Image
 
 from lit_rlvr.datamodules import MedicalVQA
 from lit_rlvr.datamodules.base import EvaluationData
-from lit_rlvr.datamodules.medical_vqa import modality
 from lit_rlvr.datamodules.reading.images import ImageOptions
 from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.errors import UserError
@@ -117,12 +116,6 @@ def test_pmc_vqa_is_read(tmp_path: Path) -> None:
     (sample,) = data.load("test")
     assert (sample.answer, sample.options) == ("B", ("CT", "MRI", "PET", "X-ray"))
     assert sample.prompt.startswith("Which?\nA) CT\nB) MRI")
-
-
-def test_spellings_of_a_modality_become_one() -> None:
-    said = {MR: "MRI", CT: "CT", XRAY: "X-ray", "x-ray": "X-ray", "MRI": "MRI", "ct": "CT"}
-    said |= {"OCT (Optical Coherence Tomography": "OCT (Optical Coherence Tomography", " ultrasound": "ultrasound"}
-    assert {text: modality(text) for text in said} == said
 
 
 # splits

@@ -1,6 +1,6 @@
 """The Hugging Face engine: log-probabilities, seeds, draws and finish reasons."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -106,6 +106,20 @@ def test_groups_are_reported_when_they_are_complete() -> None:
     found = engine.generate(PROMPTS, SAMPLING, SEEDS, done)
     assert [reported[p] for p in range(len(PROMPTS))] == found
     assert texts == sorted(texts), "a group is reported at the step that ends its last completion"
+
+
+def test_max_sequences_bounds_what_is_decoded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = hf_engine(max_sequences=6)
+    sizes: list[int] = []
+    decode = engine._decode
+
+    def counted(starts: Sequence[Sequence[Any]], *more: Any) -> Any:
+        sizes.append(sum(len(rows) for rows in starts))
+        return decode(starts, *more)
+
+    monkeypatch.setattr(engine, "_decode", counted)
+    engine.generate(PROMPTS, SAMPLING, SEEDS)
+    assert sizes == [6, 6]
 
 
 def test_greedy_decoding_takes_the_likeliest_token() -> None:
