@@ -58,44 +58,6 @@ def test_every_benchmark_starts_and_has_a_row(capfd: pytest.CaptureFixture[str])
 
 
 @pytest.mark.slow
-def test_mechanism_runs(benchmark: Benchmark, run_folder: Path) -> None:
-    """GMPO differs from GRPO in how it clips, PositiveDominant in the weights of the groups."""
-    found = benchmark(
-        "mechanism", "--config", "tiny.yaml", "--learning-rates", "1e-4", "--updates", "2", "--rollouts", "2",
-        "--prompts", "4", "--every", "2", "--warm-starts", "0", "--out", "out",
-    )  # fmt: skip
-    setting = found["settings"]["0.0001, 2 x 4"]
-    losses = setting["losses"]
-    assert setting["measured"] == 2 and 0 < setting["live_groups"] <= 4
-    assert losses["gmpo"]["cosine"] > 0.99 > losses["positive_dominant"]["cosine"]
-    assert all(abs(loss["cosine"]) <= 1 and loss["norm"] > 0 for loss in losses.values())
-    assert (run_folder / "out/mechanism.png").is_file()
-
-
-@pytest.mark.slow
-def test_memory_runs(benchmark: Benchmark) -> None:
-    found = benchmark(
-        "memory", "--models", "30M", "--strategies", "FSDP2", "--precisions", "fp32", "--groups", "1"
-    )  # fmt: skip
-    ((*_, measured, formula, ratio),) = found["rows"]
-    assert measured > 100 and formula > 100 and 0.5 < ratio < 1.5
-
-
-@pytest.mark.slow
-def test_answers(benchmark: Benchmark, tmp_path: Path) -> None:
-    """The checkers of answers, on three of them."""
-    (tmp_path / "answers.jsonl").write_text(
-        '{"reference": "5", "completion": "\\\\boxed{5 kg}", "right": true}\n'
-        '{"reference": "5 cm", "completion": "\\\\boxed{5 m}", "right": false}\n'
-        '{"reference": "ABC", "completion": "\\\\boxed{CBA}", "right": false}\n'
-    )
-    found = benchmark("answers", "answers.jsonl")
-    assert (found["right"], found["wrong"]) == (1, 2)
-    assert (found["MathAnswer"]["missed"], found["MathAnswer"]["paid"]) == (0, 0)
-    assert found["Math-Verify"]["paid"] > 0, "it reads words as products of letters"
-
-
-@pytest.mark.slow
 def test_replay_trl(benchmark: Benchmark) -> None:
     found = benchmark("replay_trl", "--rollouts", "1", "--prompts", "2", "--group-size", "4")
     assert len(found["results"]) == 4
@@ -112,12 +74,3 @@ def test_vs_trl_runs(benchmark: Benchmark) -> None:
     for contestant in (ours, theirs):
         assert contestant["step"] > contestant["generate"] > 0 and contestant["train"] > 0
         assert len(contestant["seconds"]) == 2 and contestant["tokens_per_second"] > 0
-
-
-@pytest.mark.slow
-def test_vs_vllm_runs(benchmark: Benchmark) -> None:
-    """It stops where both do not sample the same tokens."""
-    found = benchmark("vs_vllm", *TINY, *FEW, "--rounds", "2")
-    rates = found["tokens_per_second"]
-    assert found["ratio"] == pytest.approx(rates["rollout"] / rates["bare vLLM"], rel=1e-2)
-    assert 0.1 < found["ratio"] < 10

@@ -1,13 +1,11 @@
 """`benchmarks/gpu.py` and `pytest --device cuda` where only torch, transformers, lightning, peft and jsonargparse (and
 pytest) are installed, with what these require.
-Parts that run `lit-rlvr fit` need those of CARRIED, too.
 
 A GPU machine may have no more; here every other package cannot be imported.
 """
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 import subprocess
@@ -20,10 +18,6 @@ from tiny_runs import child_environment
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "gpu.py"
 PACKAGES = ("torch", "transformers", "lightning", "peft", "jsonargparse")
-CARRIED = ("docstring-parser", "typeshed-client", "latex2sympy2-extended", "antlr4-python3-runtime")
-"""Packages that benchmarks/README.md says to carry to a GPU machine, for `lit-rlvr fit`."""
-THERE = ("aiohttp", "matplotlib", "pyarrow", "pillow", "rich", "tensorboard", "torchmetrics")
-"""Packages of `lit-rlvr fit` that such a machine has."""
 HIDE = """
 import sys
 from importlib.machinery import PathFinder
@@ -77,35 +71,6 @@ def test_a_part_runs_with_five_packages(tmp_path: Path, part: str, shape: str) -
     else:
         assert len(result["rows"]) == 2
         assert all(row["budget_used"] == row["budget"] and row["seconds"] > 0 for row in result["rows"])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("part", ["fit", "offload"])
-def test_a_part_of_all_runs_with_the_packages_that_are_carried(tmp_path: Path, part: str) -> None:
-    done = _run_with((*PACKAGES, *THERE, *CARRIED), [str(SCRIPT), "--part", part, "--tiny", "--engine", "hf"], tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
-    if part == "fit":
-        assert result["equal_again"] and result["equal_resumed"]
-        assert [row["resumed_from_step"] > 0 for row in result["rows"]].count(True) == 1
-    else:
-        (row,) = result["rows"]
-        assert all(one["time/generate"] > 0 and one["time/train"] > 0 for one in row["iterations"])
-        assert any("time/checkpoint_write" in one for one in row["iterations"])
-
-
-@pytest.mark.slow
-def test_what_a_failing_part_printed_is_kept(tmp_path: Path) -> None:
-    broken = tmp_path / "broken.py"
-    broken.write_text("import sys, json\nprint(json.dumps({'benchmark': 'a', 'rows': [1]}))\nsys.exit('out of luck')")
-    code = (
-        f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import gpu_all\n"
-        f"print(gpu_all.Part([{str(broken)!r}]).run(20.0)); print(gpu_all.Part(['-c', 'while True: pass']).run(0.5))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], env=child_environment(), capture_output=True, text=True)
-    failed, killed = map(ast.literal_eval, done.stdout.splitlines())
-    assert failed["error"] == "failed" and failed["result"]["rows"] == [1] and failed["output"][-1] == "out of luck"
-    assert killed["error"] == "killed at its limit" and killed["result"] is None
 
 
 @pytest.mark.slow

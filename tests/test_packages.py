@@ -1,7 +1,6 @@
 """Other packages: messages about missing ones name the command that installs them, and installed ones bring parts."""
 
 import re
-import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
@@ -20,19 +19,6 @@ from lit_rlvr.engines import resolve_engine
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.families import family_of
 from lit_rlvr.run.trackers.feed import choose_trackers
-
-
-def test_importing_the_package_is_light() -> None:
-    """Reward workers import it: no torch, no transformers."""
-    code = "import sys, lit_rlvr.workers.worker; print([m for m in ('torch', 'transformers') if m in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
-
-
-def test_nothing_of_ours_runs_in_other_programs_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    code = "import sys; sys.exit('lit_rlvr' in sys.modules)"
-    monkeypatch.delenv("PYTHONPATH", raising=False)
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_missing_package_is_one_line_with_the_command_that_installs_it() -> None:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import fields
 
 import pandas
 import pytest
 from datasets import Dataset, DatasetDict
-from jsonargparse import ArgumentParser
 
 from lit_rlvr.datamodules import Arithmetic, CellArea, PromptDataModule, TextToSQL
 from lit_rlvr.datamodules.base import EvaluationData
 from lit_rlvr.datamodules.reading.chat import Chat
-from lit_rlvr.datamodules.reading.images import ImageOptions
 from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.environments import Environment
 from lit_rlvr.errors import UserError
@@ -47,14 +44,6 @@ def ready(jsonl, chat_tokenizer):
 
 
 # rows
-
-
-def test_a_new_data_set_by_column_mapping_alone(jsonl):
-    path = jsonl([{"text": "one", "gold": {"value": 1.0}, "kind": "easy", "may_be": ["1", "2"]}])
-    columns = {"prompt": "text", "answer": "gold.value", "category": "kind", "options": "may_be"}
-    (sample,) = PromptDataModule(train=path, columns=columns, name="mine").load("train")
-    assert (sample.id, sample.prompt, sample.answer) == ("mine:1", "one", "1")
-    assert (sample.options, sample.category, sample.source) == (("1", "2"), "easy", f"{path}:1")
 
 
 @pytest.mark.parametrize("form", ["list", "dataset", "transformed", "streamed"])
@@ -109,30 +98,6 @@ def test_a_module_of_ones_own_needs_rows_only(chat_tokenizer):
     batch = next(iter(data.train_dataloader()))
     assert len(batch) == 4 and batch.name == data.name == "doubles"
     assert ids(next(iter(data.val_dataloader()[0])).prompts) == [f"double-{n}" for n in range(20, 24)]
-
-
-def test_rows_that_return_nothing_mean_no_set(chat_tokenizer):
-    class OnlyTrain(PromptDataModule):
-        def rows(self, split):
-            if split == "train":
-                return [Sample("1", "q", "a")]
-
-    data = OnlyTrain(prompts_per_rollout=1)
-    data.tokenizer = chat_tokenizer
-    data.setup("fit")
-    assert data.val_dataloader() == []
-
-
-def test_bad_rows_of_a_file_are_named_and_refused_before_tokenisation(jsonl, caplog):
-    broken = ['{"prompt": "x", "answer": ', {"prompt": "", "answer": "1"}, {"prompt": "no answer"}]
-    path = jsonl([*rows(17), *broken])
-    with pytest.raises(UserError) as error:
-        PromptDataModule(train=path).load("train")
-    message = str(error.value)
-    assert message.startswith(f"{path}: 3 of 20 rows cannot be used and max_bad_rows is 0.1: {path}:18: row: broken")
-    assert f"{path}:19: prompt: empty; {path}:20: answer: no column 'answer'" in message and "\n" not in message
-    assert len(PromptDataModule(train=path, reading=ReadingOptions(max_bad_rows=0.15)).load("train")) == 17
-    assert caplog.messages[0].startswith(f"{path}: skipped 3 of 20 rows: {path}:18")
 
 
 def test_two_rows_with_one_id_are_refused(jsonl):
@@ -237,16 +202,6 @@ def test_a_question_with_several_answers_is_named(ready, jsonl, caplog):
     ]
 
 
-def test_several_answers_are_any_or_all(jsonl):
-    path = jsonl([{"prompt": "Capital?", "answer": ["Paris", "Paris, France"]}])
-    assert PromptDataModule(train=path).load("train")[0].references == ("Paris", "Paris, France")
-    assert PromptDataModule(train=path, reading=ReadingOptions(answers="all")).load("train")[0].references == (
-        "Paris, Paris, France",
-    )
-    with pytest.raises(UserError, match=r"data\.reading\.answers: give one of 'any', 'all', not 'each'"):
-        PromptDataModule(train=path, reading=ReadingOptions(answers="each"))
-
-
 # prompts and batches
 
 
@@ -314,35 +269,6 @@ def test_the_order_follows_seed_everything_and_the_data_seed(ready, monkeypatch)
 # position
 
 
-def test_only_commit_moves_the_position(ready):
-    data = ready(prompts_per_rollout=4)
-    batches = list(data.train_dataloader())
-    assert data.state_dict()["cursor"] == {"epoch": 0, "position": 0}
-    data.commit(batches[1].cursor)
-    assert data.state_dict()["cursor"] == {"epoch": 0, "position": 8}
-    assert ids(next(iter(data.train_dataloader())).prompts) == ids(batches[2].prompts)
-
-
-@pytest.mark.parametrize("before_setup", [True, False])
-def test_the_state_restores_before_or_after_setup(jsonl, chat_tokenizer, before_setup):
-    def make() -> PromptDataModule:
-        data = PromptDataModule(train=jsonl(rows(20)), prompts_per_rollout=4)
-        data.tokenizer = chat_tokenizer
-        return data
-
-    old, new = make(), make()
-    old.setup("fit")
-    batches = list(old.train_dataloader())
-    old.commit(batches[2].cursor)
-    if before_setup:
-        new.load_state_dict(old.state_dict())
-        new.setup("fit")
-    else:
-        new.setup("fit")
-        new.load_state_dict(old.state_dict())
-    assert ids(next(iter(new.train_dataloader())).prompts) == ids(batches[3].prompts)
-
-
 @pytest.mark.parametrize("before_setup", [True, False])
 @pytest.mark.parametrize(
     "change,what",
@@ -400,66 +326,8 @@ def test_options_that_cannot_be_meant(options, message):
         PromptDataModule(**options)
 
 
-@pytest.mark.parametrize(
-    "group,options,message",
-    [
-        (EvaluationData, {"prompts_per_batch": 0}, "data.evaluation.prompts_per_batch: 0 must lie in"),
-        (EvaluationData, {"limit": 0}, "data.evaluation.limit: 0 must lie in"),
-        (ReadingOptions, {"max_prompt_tokens": -1}, "data.reading.max_prompt_tokens: -1 must lie in"),
-        (ReadingOptions, {"limit": 0}, "data.reading.limit: 0 must lie in"),
-        (ReadingOptions, {"max_bad_rows": 5}, r"data.reading.max_bad_rows: 5 must lie in \[0, 1\]"),
-    ],
-)
-def test_options_of_groups_that_cannot_be_meant(group, options, message):
-    with pytest.raises(UserError, match=message):
-        group(**options)
-
-
 def test_a_partial_group_keeps_the_defaults_of_the_class():
     data = TextToSQL(chat=Chat(system_prompt="Think."), reading=ReadingOptions(limit=3))
     assert (data.chat.template, data.reading.max_prompt_tokens) == ("sql", 4096)
     assert Arithmetic(chat=Chat(prefill="<")).chat.system_prompt == "You are a calculator."
     assert CellArea(reading=ReadingOptions(limit=3)).reading.max_bad_rows == 0.0
-
-
-def parser() -> ArgumentParser:
-    made = ArgumentParser(exit_on_error=False)
-    made.add_subclass_arguments(PromptDataModule, "data")
-    return made
-
-
-GROUPS = {"reading": ReadingOptions, "images": ImageOptions, "evaluation": EvaluationData}
-BASE_OPTIONS = {
-    *("train", "validation", "test", "validation_split", "columns", "prompts_per_rollout", "seed", "name"),
-    *(f"chat.{option.name}" for option in fields(Chat) if option.init),
-    *(f"{key}.{option.name}" for key, group in GROUPS.items() for option in fields(group)),
-}
-FROM_FILES = {"train", "validation", "test", "validation_split", "columns"}
-FROM_FILES |= {f"images.{option.name}" for option in fields(ImageOptions)}
-
-
-def test_short_class_names_and_all_options_on_the_command_line():
-    for name, options in (
-        ("PromptDataModule", BASE_OPTIONS),
-        ("TextMath", BASE_OPTIONS),
-        ("Geometry", BASE_OPTIONS),
-        ("MedicalVQA", BASE_OPTIONS - {"validation_split"} | {"train_modalities", "eval_modalities", "disjoint"}),
-        ("CellArea", BASE_OPTIONS - FROM_FILES | {"pictures", "held_out", "question"}),
-        ("LesionCount", BASE_OPTIONS - FROM_FILES | {"pictures", "held_out", "question", "most"}),
-        (
-            "Arithmetic",
-            BASE_OPTIONS - FROM_FILES | {"low", "high", "held_out", "operation", "question", "solution"},
-        ),
-    ):
-        parsed = parser().parse_args(["--data", name]).data
-        assert parsed.class_path == f"lit_rlvr.datamodules.{name}" and set(parsed.init_args.keys()) == options
-
-
-def test_every_option_has_help(capsys):
-    with pytest.raises(SystemExit):
-        parser().parse_args(["--data.help", "TextMath"])
-    text = " ".join(capsys.readouterr().out.split())
-    for option in BASE_OPTIONS:
-        name = option.rpartition(".")[2].upper()
-        described = re.split(rf"--data\.{option} (?:{name}|\{{[a-z,]+\}})(?:, \S+ \S+)? ", text)[1]
-        assert not described.startswith("(type"), option

@@ -9,9 +9,7 @@ from dataclasses import replace
 import pytest
 
 from lit_rlvr.datamodules import PromptDataModule
-from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.chat import SYSTEM_PROMPTS, TEMPLATES, Chat, registered
-from lit_rlvr.datamodules.reading.rows import as_prompt
 from lit_rlvr.environments import Environment
 from lit_rlvr.errors import UserError
 from lit_rlvr.rollout.episodes import with_opening
@@ -36,19 +34,6 @@ def test_the_chat_template_is_applied_once_and_nothing_is_added(chat_tokenizer):
     prompt = module.encode(QUESTION)
     assert chat_tokenizer.decode(prompt.token_ids) == expected
     assert prompt.token_ids.count(chat_tokenizer.bos_token_id) == 1 and prompt.sample is QUESTION
-
-
-def test_without_a_system_prompt_there_is_no_system_message(chat_tokenizer):
-    assert "system" not in data(chat_tokenizer).render(QUESTION)
-
-
-def test_prefill_follows_the_generation_prompt(chat_tokenizer, plain_tokenizer):
-    assert (
-        data(chat_tokenizer, chat=Chat(prefill="<think>\n"))
-        .render(QUESTION)
-        .endswith("<|im_start|>assistant\n<think>\n")
-    )
-    assert data(plain_tokenizer, chat=Chat(prefill="So")).render(QUESTION) == "<bos>What is 1 + 2?\nSo"
 
 
 TURNS = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -254,28 +239,9 @@ def test_papers_prompts_by_name(chat_tokenizer):
     assert all(template.count("{prompt}") == 1 for template in TEMPLATES.values())
 
 
-def test_papers_prompts_are_the_papers_words():
-    phrases = {
-        "aapo-1.5b": "Note that respond by English, NOT use other languages.",
-        "aapo-7b": "You FIRST think about the reasoning process as an internal monologue and then provide the user",
-        "aapo-eval": "Therefore, the final answer is: $\\boxed{ANSWER}$. I hope it is correct",
-        "agrae-math": "Please reason step by step, and put your final answer within \\boxed{ }.",
-        "agrae-vision": "provide the final choice from the given options.",
-        "livecodebench": "will generate a correct Python program that matches the specification and passes all tests.",
-    }
-    assert phrases.keys() == SYSTEM_PROMPTS.keys()
-    assert all(phrase in SYSTEM_PROMPTS[name] for name, phrase in phrases.items())
-
-
 def test_a_misspelt_name_is_refused_and_free_text_is_not():
     with pytest.raises(UserError, match="system_prompt:"):
         PromptDataModule(chat=Chat(system_prompt="aapo-1.5"))
     with pytest.raises(UserError, match="template: no prompt is named 'boxd', did you mean 'boxed'"):
         PromptDataModule(chat=Chat(template="boxd"))
     assert registered("You are an agrae-math fan.", SYSTEM_PROMPTS, "system_prompt") == "You are an agrae-math fan."
-
-
-@pytest.mark.parametrize("content", [5, None, [5], [{"type": "text", "text": 7}], {"type": "text"}])
-def test_content_that_is_neither_text_nor_parts_is_a_bad_row(content):
-    with pytest.raises(BadRow, match=r"neither text nor a list of parts"):
-        as_prompt([{"role": "user", "content": "hi"}, {"role": "assistant", "content": content}])

@@ -14,8 +14,6 @@ import pytest
 from lit_rlvr.datamodules import MultipleChoice
 from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards import Choice
-from lit_rlvr.types import Completion
 
 MMLU = {"question": "Which is first?", "subject": "anatomy", "choices": ["one", "two", "three", "four"], "answer": 2}
 PROMPT = "Which is first?\nA) one\nB) two\nC) three\nD) four"
@@ -90,13 +88,6 @@ def test_bad_rows_are_named(jsonl: Any) -> None:
     ]
     with pytest.raises(UserError, match="12 of 13 rows cannot be used"):
         MultipleChoice(train=path).load("train")
-
-
-def test_the_reward_judges_letters_and_texts(jsonl: Any) -> None:
-    (sample,) = MultipleChoice(train=jsonl([MMLU])).load("train")
-    texts = ["The answer is C.", "\\boxed{three}", "(C)", "B", "two", "\\boxed{C) three}", "\\boxed{C) two}"]
-    results = [Choice()(Completion(text, (1,), "stop"), sample).correct for text in texts]
-    assert results == [True, True, True, False, False, True, False]
 
 
 @pytest.mark.parametrize(

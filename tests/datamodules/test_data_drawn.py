@@ -94,12 +94,6 @@ def test_everything_follows_from_the_seed(task: Any, monkeypatch: pytest.MonkeyP
     assert task(pictures=8).load("test") == []
 
 
-@pytest.mark.parametrize("task", [CellArea, LesionCount])
-def test_pictures_have_84_pixels_and_a_question(task: Any) -> None:
-    (sample,) = task(pictures=1, held_out=0, question="<image>How many?").load("train")
-    assert sample.images.sizes == ((84, 84),) and sample.prompt == "<image>How many?"
-
-
 def test_dealt_images_are_those_of_other_prompts() -> None:
     plain, dealt = (
         LesionCount(pictures=3, held_out=20),

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from lit_rlvr.datamodules import Geometry
-from lit_rlvr.rewards import Choice, MathAnswer
+from lit_rlvr.rewards import MathAnswer
 from lit_rlvr.types import Completion, Sample
 
 
@@ -78,23 +78,6 @@ def test_geometry3k_is_read(tmp_path: Path) -> None:
     assert len({s.id for s in others}) == 4
 
 
-def test_the_answers_of_geometry3k_are_judged_as_values() -> None:
-    reward = MathAnswer()
-    sample = Sample("x", "?", "48")
-    said = {
-        "\\boxed{48^\\circ}": 1,
-        "\\boxed{48°}": 1,
-        "\\boxed{48\\degree}": 1,
-        "\\boxed{48.0}": 1,
-        "\\boxed{B}": 0,
-        "\\boxed{49}": 0,
-    }
-    said |= {"\\boxed{48} no, \\boxed{84}": 0, "<think>\\boxed{48}</think> \\boxed{4}": 0}
-    values = [r.value for r in reward.score([(Completion(text, (1,), "stop"), sample) for text in said])]
-    reward.close()
-    assert values == list(said.values())
-
-
 def test_mathverse_is_read_by_version(tmp_path: Path) -> None:
     choice, free = load(tmp_path, [MATHVERSE, FREE])
     assert (choice.id, choice.answer, choice.category) == ("1", "B", "Vision Dominant")
@@ -118,16 +101,6 @@ def test_mathvision_is_read_by_level(tmp_path: Path) -> None:
     assert (listed.answer, listed.category, listed.options) == ("C", "level 2", ("long", "short", "none"))
     assert letters.prompt == "Which?\n<image>" and (letters.category, letters.answer) == ("level 5", "C")
     assert (free.answer, free.options, named.answer) == ("12.5", (), "B")
-
-
-def test_one_reward_judges_letters_and_values(tmp_path: Path) -> None:
-    reward = Choice(otherwise=MathAnswer())
-    samples = load(tmp_path, [MATHVERSE, FREE])
-    texts = ["\\boxed{B}", "\\boxed{\\sqrt{12}}"]
-    pairs = [(Completion(text, (1,), "stop"), s) for text in texts for s in samples]
-    results = [r.correct for r in reward.score(pairs)]
-    reward.close()
-    assert results == [True, False, False, True]
 
 
 def test_values_of_mathvision_agree_at_two_decimals() -> None:

@@ -15,10 +15,7 @@ from PIL import Image
 
 from lit_rlvr.datamodules import MedicalVQA
 from lit_rlvr.datamodules.base import EvaluationData
-from lit_rlvr.datamodules.medical_vqa import modality
-from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.images import ImageOptions
-from lit_rlvr.datamodules.reading.options import as_options
 from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
@@ -119,20 +116,6 @@ def test_pmc_vqa_is_read(tmp_path: Path) -> None:
     (sample,) = data.load("test")
     assert (sample.answer, sample.options) == ("B", ("CT", "MRI", "PET", "X-ray"))
     assert sample.prompt.startswith("Which?\nA) CT\nB) MRI")
-
-
-def test_spellings_of_a_modality_become_one() -> None:
-    said = {MR: "MRI", CT: "CT", XRAY: "X-ray", "x-ray": "X-ray", "MRI": "MRI", "ct": "CT"}
-    said |= {"OCT (Optical Coherence Tomography": "OCT (Optical Coherence Tomography", " ultrasound": "ultrasound"}
-    assert {text: modality(text) for text in said} == said
-
-
-def test_options_are_read_in_every_form() -> None:
-    assert as_options(["a ", 2]) == ("a", "2") == as_options("['a', 2]")
-    assert as_options(None) == as_options("") == ()
-    for text in ("[broken", "free text", "[__import__('os')]"):
-        with pytest.raises(BadRow, match="options: text in no known form; the known forms are a list of texts"):
-            as_options(text)
 
 
 # splits

@@ -7,8 +7,6 @@ from datetime import date, datetime, time
 from decimal import Decimal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from lit_rlvr.datamodules import PromptDataModule
@@ -231,13 +229,6 @@ def test_nested_columns_are_read_in_json_text():
     assert map_columns(row, {"answer": "old.gt"}, "", "").answer == "5"
     with pytest.raises(BadRow, match=r"answer: 'note\.gt' cannot be read, because 'note' is no dict and no JSON text"):
         map_columns(row, {"answer": "note.gt"}, "", "")
-
-
-def test_typed_cells_of_parquet_are_text(tmp_path):
-    row = {"prompt": "q", "answer": Decimal("3.50"), "category": date(2024, 5, 1)}
-    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "x.parquet")
-    (sample,) = PromptDataModule(train=str(tmp_path / "x.parquet")).load("train")
-    assert (sample.answer, sample.category) == ("3.5", "2024-05-01")
 
 
 # ShareGPT

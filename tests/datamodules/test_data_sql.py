@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import sqlite3
 from collections import Counter
@@ -10,8 +9,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from lit_rlvr.datamodules import SyntheticSQL, TextToSQL
@@ -83,34 +80,6 @@ def test_spider_is_read(tmp_path: Path) -> None:
     assert sample.row["databases"] == [str(main), str(other)]
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet", ".arrow", "folder"])
-def test_every_kind_of_file_is_read_with_databases_elsewhere(tmp_path: Path, suffix: str) -> None:
-    make_database(tmp_path / "elsewhere/schools.sqlite")
-    path = tmp_path / f"train{suffix}"
-    row = {**BIRD, "evidence": None}
-    table = pa.Table.from_pylist([row])
-    if suffix == ".jsonl":
-        path.write_text(json.dumps(row) + "\n")
-    elif suffix == ".csv":
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, row)
-            writer.writeheader()
-            writer.writerow(row)
-    elif suffix == ".parquet":
-        pq.write_table(table, path)
-    elif suffix == ".arrow":
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as stream:
-            stream.write_table(table)
-    else:
-        import datasets
-
-        path = tmp_path / "saved"
-        datasets.Dataset.from_list([row]).save_to_disk(str(path))
-    (sample,) = samples(TextToSQL(train=str(path), databases=str(tmp_path / "elsewhere")))
-    assert sample.prompt.endswith("Question: How many charter schools?") and sample.answer == BIRD["SQL"]
-    assert sample.row["databases"] == [str(tmp_path / "elsewhere/schools.sqlite")]
-
-
 def test_bad_rows_are_skipped_counted_and_named(jsonl: Any, tmp_path: Path) -> None:
     make_database(tmp_path / "databases/schools/schools.sqlite")
     (tmp_path / "databases/text.sqlite").write_text("no database " * 100)
@@ -145,19 +114,6 @@ def test_bad_rows_are_skipped_counted_and_named(jsonl: Any, tmp_path: Path) -> N
         "8: prompt: expected text, got messages",
     ]
     assert reasons[7].startswith("9: row: broken JSON") and len(reasons) == 8
-
-
-def test_validation_rows_are_drawn_by_seed(jsonl: Any, tmp_path: Path) -> None:
-    make_database(tmp_path / "databases/schools.sqlite")
-    path = jsonl([{**BIRD, "question_id": i} for i in range(20)])
-
-    def held_out(seed: int) -> list[str]:
-        data = TextToSQL(train=path, validation_split=5, seed=seed)
-        train, validation = data.load("train"), data.load("validation")
-        assert len(train) == 15 and not {s.id for s in train} & {s.id for s in validation}
-        return [s.id for s in validation]
-
-    assert held_out(0) == held_out(0) != held_out(1)
 
 
 def test_schema_text_is_what_the_file_says(tmp_path: Path) -> None:
@@ -205,8 +161,8 @@ def test_example_rows_and_the_template_are_options(tmp_path: Path, jsonl: Any, c
 
 def test_a_reference_is_right_by_its_own_reward(tmp_path: Path, jsonl: Any) -> None:
     """What the data writes into a row is what the reward reads there."""
-    make_database(tmp_path / "databases/schools/schools.sqlite")
-    (sample,) = samples(TextToSQL(train=jsonl([BIRD])))
+    make_database(tmp_path / "elsewhere/schools.sqlite")
+    (sample,) = samples(TextToSQL(train=jsonl([BIRD]), databases=str(tmp_path / "elsewhere")))
     texts = [f"```sql\n{BIRD['SQL']};\n```", "SELECT 2", "SELECT 3"]
     results = SQLExecution().score([(Completion(text, (1,), "stop"), sample) for text in texts])
     assert [result.correct for result in results] == [True, True, False]
@@ -248,19 +204,3 @@ def test_every_generated_question_has_an_answer_that_is_not_trivial(tmp_path: Pa
             assert rows and None not in rows[0] and sample.prompt.startswith("CREATE TABLE")
             if sample.category == "filter":
                 assert 0 < len(rows) < database.execute(f"SELECT COUNT(*) FROM {sample.id.split(':')[0]}").fetchone()[0]
-
-
-@pytest.mark.parametrize(("variable", "folder"), [("XDG_CACHE_HOME", "lit-rlvr/"), ("LIT_RLVR_CACHE", "")])
-def test_the_cache_folder_is_the_users(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, folder: str
-) -> None:
-    monkeypatch.delenv("LIT_RLVR_CACHE", raising=False)
-    monkeypatch.setenv(variable, str(tmp_path))
-    (sample, *_) = SyntheticSQL(tables=2, held_out=1, seed=3).load("train")
-    assert Path(sample.row["databases"][0]).parent == tmp_path / f"{folder}synthetic_sql/seed-3"
-
-
-@pytest.mark.parametrize("options", [{"tables": 5, "held_out": 5}, {"held_out": -1}, {"tables": 1000}])
-def test_something_must_be_left_to_train(options: dict[str, int]) -> None:
-    with pytest.raises(UserError, match="one must be left to train"):
-        SyntheticSQL(**options)

@@ -60,13 +60,6 @@ def test_a_resumed_fit_sees_the_prompts_of_the_uninterrupted_one(chat_tokenizer,
     assert len(whole.validated) % 3 == 0 and set(whole.validated) == set(whole.validated[:3])
 
 
-def test_other_data_are_refused_on_resume(chat_tokenizer, tmp_path):
-    _, trainer = fit(chat_tokenizer, tmp_path, 2)
-    trainer.save_checkpoint(tmp_path / "stop.ckpt")
-    with pytest.raises(UserError, match=r"not those of the checkpoint.*: the prompts' text or tokens"):
-        fit(chat_tokenizer, tmp_path, 4, tmp_path / "stop.ckpt", question="{a}+{b}=")
-
-
 def test_no_validation_set_is_no_validation(chat_tokenizer, tmp_path):
     model, _ = fit(chat_tokenizer, tmp_path, 8, held_out=0)
     assert len(model.seen) == 8 and model.validated == []

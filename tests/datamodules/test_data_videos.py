@@ -17,7 +17,7 @@ from lit_rlvr.datamodules.reading.images import ImageOptions, as_videos, open_im
 from lit_rlvr.datamodules.reading.readers import as_row
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.loading import load_image_processor
-from lit_rlvr.types import Prompt, Sample, Video
+from lit_rlvr.types import Prompt, Video
 
 V, I = "<|vision_start|><|video_pad|><|vision_end|>", "<|vision_start|><|image_pad|><|vision_end|>"  # noqa: E741
 
@@ -175,27 +175,6 @@ def test_a_file_that_breaks_off_is_named_with_its_frame(vlm_folder: Path, jsonl:
     clip.unlink()
     with pytest.raises(UserError, match=r"train.jsonl:1: image: .*it was there when the data were loaded"):
         data.prepare(prompt)
-
-
-def test_samples_of_a_users_own_rows_hold_videos(vlm_folder: Path, tmp_path: Path) -> None:
-    class Clips(PromptDataModule):
-        def rows(self, split: Any) -> Any:
-            yield Sample("1", "How bright?", "A", images=(Video(str(write_clip(tmp_path / "a.mp4"))),))
-
-    data = Clips()
-    data.tokenizer, data.image_processor = (
-        AutoTokenizer.from_pretrained(vlm_folder),
-        load_image_processor(str(vlm_folder)),
-    )
-    (sample,) = data.load("train")
-    assert data.prepare(data.encode(sample)).pixels is not None
-
-
-def test_options_outside_their_range_are_refused() -> None:
-    with pytest.raises(UserError, match=r"data.images.max_frames: 1 must lie in"):
-        ImageOptions(max_frames=1)
-    with pytest.raises(UserError, match=r"data.images.video_fps: 0 must lie in"):
-        ImageOptions(video_fps=0)
 
 
 def test_without_pyav_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.distributed import sharding
 from lit_rlvr.distributed.fsdp2 import FSDP2, extend_timeouts, prepare_groups
-from lit_rlvr.distributed.sharding import device_of, shard, whole
+from lit_rlvr.distributed.sharding import device_of, shard
 from lit_rlvr.engines.process_group import VLLMProcessGroup
 from lit_rlvr.training.module import RLVRModule
 
@@ -65,17 +65,6 @@ def test_a_layer_computes_on_the_gpu_while_its_shard_is_on_the_cpu(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     assert device_of(offloaded("cuda")) == torch.device("cuda", 3)
-
-
-def test_a_shard_is_copied_to_the_gpu_before_all_are_gathered(
-    offloaded: Callable[[str], nn.Linear], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """NCCL takes GPU tensors only, and the engine wants the whole weight on the GPU."""
-    calls: list[str] = []
-    monkeypatch.setattr(DTensor, "to", lambda self, device: calls.append(device) or self)
-    monkeypatch.setattr(DTensor, "full_tensor", lambda self: calls.append("gather") or self)
-    whole(offloaded("cuda").weight)
-    assert calls == ["cuda", "gather"]
 
 
 def test_all_but_the_policy_moves_to_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

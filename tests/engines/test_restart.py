@@ -132,18 +132,6 @@ def test_stale_weights_after_a_restart_are_noticed(tiny_model_folder: Path, tmp_
         fit(tiny_model_folder, tmp_path, steps=3, engine=Forgetful(calls=[3]))
 
 
-def test_a_mistake_of_the_user_is_not_tried_again(tiny_model_folder: Path, tmp_path: Path) -> None:
-    class Refusing(Crashing):
-        def generate(self, *args: object, **kwargs: object) -> object:  # type: ignore[override]
-            self.log.append("generate")
-            raise UserError("no such sampling")
-
-    engine = Refusing()
-    with pytest.raises(UserError, match="no such sampling"):
-        fit(tiny_model_folder, tmp_path, engine=engine)
-    assert engine.log.count("generate") == 1
-
-
 def test_a_crash_during_training(tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The older weights are gone, so a restarted engine generates the batch with the current ones."""
     engine = Crashing(calls=[4, 5])  # after the probe and two rollouts: during training, and when it is probed again

@@ -1,7 +1,6 @@
 """Real vLLM in this process, on tiny models: one engine for the whole session."""
 
 import importlib.util
-import json
 import os
 from collections.abc import Container, Iterator
 from dataclasses import replace
@@ -11,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from tiny import ENDS, VOCAB, byte_tokenizer, make_prompt, plain_logprobs, random_ids, save_adapter, start_engine
 from tiny_engines import adapted, assert_logprobs_are_the_policys, change, change_adapters, flat
 from tiny_environments import Echo
@@ -24,7 +22,7 @@ from lit_rlvr.engines.base import EngineContext
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.process_group import executor_on
 from lit_rlvr.engines.synced import check_engine
-from lit_rlvr.engines.vllm import WORTH_COMPILING, VLLMEngine, smallest_block, with_tied_head
+from lit_rlvr.engines.vllm import WORTH_COMPILING, VLLMEngine, with_tied_head
 from lit_rlvr.errors import ResumableError, UserError
 from lit_rlvr.objectives import resolve_correction
 from lit_rlvr.policy.adapters import Lora, add_adapters, changing_weights
@@ -78,15 +76,6 @@ def test_logprobs_are_the_trainers_also_after_a_weight_change(engine: VLLMEngine
     assert flat(first) != flat(second), "generation follows the new weights"
 
 
-def test_the_probe_passes_after_a_sync_and_fails_without_one(engine: VLLMEngine, policy: Policy) -> None:
-    assert check_engine(engine, policy, PROMPTS, PROBE) <= 1e-4
-    change(policy, 0.01)
-    with pytest.raises(UserError, match=r"engine vllm: its log-probabilities differ.*stale or wrong weights"):
-        check_engine(engine, policy, PROMPTS, PROBE)
-    engine.sync(policy)
-    assert check_engine(engine, policy, PROMPTS, PROBE) <= 1e-4
-
-
 def test_the_probe_fails_when_the_tied_head_is_not_repaired(
     engine: VLLMEngine, policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,13 +105,6 @@ def test_long_prompts_follow_new_weights_only_because_the_prefix_cache_is_reset(
     engine.sync(policy)
     with pytest.raises(AssertionError):
         assert_logprobs_are_the_policys(policy, engine.generate([LONG], SAMPLING, [[1, 2]]), [LONG], SAMPLING)
-
-
-def test_blocks_are_small_enough_for_short_prompts_to_be_shared(engine: VLLMEngine) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("vLLM's default on a GPU is 16")
-    cache = engine._llm.llm_engine.vllm_config.cache_config
-    assert cache.block_size == smallest_block() <= 32 and cache.enable_prefix_caching
 
 
 def test_a_completion_depends_on_its_own_seed_alone(engine: VLLMEngine) -> None:
@@ -190,29 +172,6 @@ def test_on_a_cpu_only_long_runs_with_a_compiler_compile(
             VLLMEngine(enforce_eager=False)._may_compile(context)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("folder", ["tiny_model_folder", "untied_model_folder"])
-def test_the_first_sync_sends_the_tied_head(
-    folder: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first sync of a fresh engine, with tied and untied embeddings; only tied ones need the repair."""
-    path = request.getfixturevalue(folder)
-    policy, engine = load_policy(str(path)), VLLMEngine()
-    start_engine(engine, policy, path)
-    with monkeypatch.context() as patch:
-        patch.setattr(vllm, "with_tied_head", without_the_repair)
-        engine.sync(policy)
-        if folder == "tiny_model_folder" and not torch.cuda.is_available():
-            with pytest.raises(UserError, match="stale or wrong weights"):
-                check_engine(engine, policy, PROMPTS, PROBE)
-        elif folder == "untied_model_folder":
-            assert check_engine(engine, policy, PROMPTS, PROBE) <= 1e-4
-    engine.sync(policy)
-    assert check_engine(engine, policy, PROMPTS, PROBE) <= 1e-4
-    engine.close()
-    engine.close()
-
-
 def test_adapters_are_merged_into_what_the_engine_holds(
     engine: VLLMEngine, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,9 +206,8 @@ def test_adapters_are_merged_into_what_the_engine_holds(
 
 
 def test_an_engine_that_lost_its_weights_gets_all(monkeypatch: pytest.MonkeyPatch, tiny_model_folder: Path) -> None:
-    """After it slept, was started again, or crashed while it loaded."""
+    """After it slept, or was started again."""
     sent: list[int] = []
-    fails: list[bool] = []
 
     class LLM:
         def __init__(self, **settings: Any) -> None:
@@ -258,8 +216,6 @@ def test_an_engine_that_lost_its_weights_gets_all(monkeypatch: pytest.MonkeyPatc
         def collective_rpc(self, method: Any, kwargs: Any = None) -> None:
             if method == "reload_weights":
                 sent.append(len([*kwargs["weights_iterator"]]))
-                if fails:
-                    raise RuntimeError("out of memory")
 
         def __getattr__(self, name: str) -> Any:
             return lambda *args, **options: True
@@ -278,12 +234,7 @@ def test_an_engine_that_lost_its_weights_gets_all(monkeypatch: pytest.MonkeyPatc
     assert engine.sleep()
     engine.sync(policy)
     engine.sync(policy)
-    fails.append(True)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        engine.sync(policy)
-    fails.clear()
-    engine.sync(policy)
-    assert sent == [every, some, every, every, some, some, every] and some < every
+    assert sent == [every, some, every, every, some] and some < every
 
 
 def test_on_a_gpu_deterministic_means_batch_invariant(
@@ -330,27 +281,6 @@ def test_its_share_of_a_gpu_is_what_training_leaves_and_stays_that_after_a_crash
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free[0], 40 << 30))
     VLLMEngine().start(replace(context, reserved=0))
     assert shares[-1] == pytest.approx((26 + 4 - 6) / 40)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free[0], 80 << 30))
-    free[0] = 20 << 30
-    VLLMEngine().start(context)
-    assert shares[-1] == 0.1, "at least"
-
-
-def test_cuda_graphs_cover_all_sequences_and_leave_the_gpu_while_vllm_sleeps(
-    monkeypatch: pytest.MonkeyPatch, policy: Policy, environment: None
-) -> None:
-    given: list[dict[str, Any]] = []
-    monkeypatch.setattr("vllm.LLM", lambda **settings: given.append(settings))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    for sequences, options in ((512, {}), (1000, {}), (5000, {}), (1000, {"compilation_config": {}})):
-        engine = VLLMEngine(gpu_memory_utilization=0.5, options=options)
-        engine.start(EngineContext("", policy, byte_tokenizer(), 512, sequences, 0))
-    sizes = [(settings["max_num_seqs"], settings.get("max_cudagraph_capture_size")) for settings in given]
-    assert sizes == [(512, None), (1000, 1008), (1024, 1024), (1000, None)]
-    VLLMEngine(gpu_memory_utilization=0.5, sleep=False).start(EngineContext("", policy, byte_tokenizer(), 512, 8, 0))
-    for name in ("enable_sleep_mode", "sleep_mode_offload_cudagraph"):
-        assert [settings[name] for settings in given] == [True] * 4 + [False]
 
 
 class OnGPU:
@@ -445,41 +375,19 @@ def test_adapters_are_added_by_vllm_itself(
 def test_on_a_gpu_weights_that_stay_get_adapters(
     made_up_vllm: None, policy: Policy, options: Any, rank: int, separate: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each sync's adapters are in a folder of their own, as peft saves them; the weights are loaded once."""
+    """`test_adapters_are_added_by_vllm_itself` has the adapters themselves."""
     add_adapters(policy.model, Lora(rank=rank, alpha=6, layers=["q_proj", "up_proj"]))
     engine = VLLMEngine(**options)
     with caplog.at_level("INFO", "lit_rlvr"):
         engine.start(EngineContext("", policy, byte_tokenizer(), 512, 4, 0, dtype=torch.bfloat16))
     assert ("only the adapters" in caplog.text) == separate
     assert ("merged in" in caplog.text) != separate
-    loaded: list[tuple[int, dict[str, Any], dict[str, torch.Tensor]]] = []
-
-    def add_lora(request: Any) -> bool:
-        folder = Path(request.lora_path)
-        settings = json.loads((folder / "adapter_config.json").read_text())
-        loaded.append((request.lora_int_id, settings, load_file(folder / "adapter_model.safetensors")))
-        return True
-
-    engine._llm.llm_engine.add_lora = add_lora
-    for _ in range(2):
-        engine.sync(policy)
-    engine.sync(policy.without_adapters())
-    engine.sync(policy)
-    loads = [call for call in ALL_CALLS if call.startswith("load")]
     given = engine._llm.settings
     engine._llm = None
     engine.close()
-    if not separate:
-        assert len(loads) == 4 and not loaded and "enable_lora" not in given
-        return
-    assert loads == ["load {'torch.bfloat16'}"] and [number for number, _, _ in loaded] == [1, 2, 3]
-    assert given["enable_lora"] and given["max_lora_rank"] == 8
-    assert given["lora_target_modules"] == ["q_proj", "up_proj"]
-    _, settings, weights = loaded[0]
-    assert (settings["r"], settings["lora_alpha"]) == (3, 6) and len(weights) == 2 * 2 * 2
-    name = "layers.1.mlp.up_proj.lora_A"
-    wanted = policy.model.get_parameter(f"model.{name}.default.weight").bfloat16()
-    assert torch.equal(weights[f"base_model.model.model.{name}.weight"], wanted)
+    assert ("enable_lora" in given) == separate
+    if separate:
+        assert (given["max_lora_rank"], given["lora_target_modules"]) == (8, ["q_proj", "up_proj"])
 
 
 def test_a_model_that_vllm_has_no_adapters_for_is_one_line(
@@ -538,19 +446,6 @@ def test_an_engine_makes_room_for_its_kv_cache_and_ends_the_run_where_there_is_n
     assert ALL_CALLS[-1] == "start 0.67"
 
 
-def test_an_engine_that_never_slept_starts_again_with_less(
-    monkeypatch: pytest.MonkeyPatch, policy: Policy, made_up_vllm: None, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
-    engine, context = VLLMEngine(), EngineContext("", policy, byte_tokenizer(), 512, 4, 0, run=tmp_path)
-    engine.start(context)
-    monkeypatch.setattr(engine._llm, "collective_rpc", OnGPU.fail)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        engine.sync(policy)
-    engine.start(context)
-    assert ALL_CALLS == ["start 0.67", "start 0.54"] and not smaller_sizes(tmp_path)
-
-
 @pytest.fixture
 def hopper(monkeypatch: pytest.MonkeyPatch, environment: None) -> None:
     """A GPU that multiplies in FP8, as far as settings go."""
@@ -589,11 +484,6 @@ def test_fp8_is_refused_where_it_does_not_work(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     with pytest.raises(UserError, match=rf"VLLMEngine\.quantize: .*{said}"):
         VLLMEngine(quantize="fp8").check_hardware(device, dtype)
-
-
-def test_vllms_own_quantisation_is_refused() -> None:
-    with pytest.raises(UserError, match=r"VLLMEngine\.options:"):
-        VLLMEngine(options={"quantization": "awq"})
 
 
 def test_it_runs_on_this_ranks_device(engine: VLLMEngine, monkeypatch: pytest.MonkeyPatch) -> None:

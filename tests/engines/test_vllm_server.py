@@ -8,7 +8,6 @@ import json
 import re
 import shutil
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 import torch
 from tiny import ENDS, byte_tokenizer, make_prompt, random_ids, save_adapter, save_model, start_engine, tiny_llama
@@ -28,10 +26,8 @@ from tiny_environments import Echo
 from tiny_episodes import Recording, assert_exact, between, check_own_beginnings
 from tiny_fit import RecordingOPD, assert_same, fit
 from tiny_runs import (
-    CONSOLE_SCRIPT,
     FIT,
     STRATEGIES,
-    child_environment,
     completions,
     in_two_processes,
     launch,
@@ -258,23 +254,6 @@ def test_what_runs_may_keep_its_cache_and_new_requests_do_not_use_it(
 
 
 @pytest.mark.slow
-def test_the_probe_fails_at_once_when_a_weight_is_not_sent(
-    engine: VLLMServerEngine, policy: Policy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The server was started with this very model, so the probe fails only because the weights were zeroed. (vLLM on a
-    CPU keeps packed copies of its matrices.)"""
-    engine.servers[0].forget_weights()
-    monkeypatch.setattr(
-        vllm_server,
-        "with_tied_head",
-        lambda policy, only, dtype: ((n, w) for n, w in policy.named_weights() if "layers.1.input_layernorm" not in n),
-    )
-    engine.sync(policy)
-    with pytest.raises(UserError, match="stale or wrong weights"):
-        check_engine(engine, policy, PROMPTS, PROBE)
-
-
-@pytest.mark.slow
 def test_other_weights_are_no_samples(
     engine: VLLMServerEngine, make_engine: Callable[..., VLLMServerEngine], policy: Policy
 ) -> None:
@@ -359,14 +338,6 @@ def test_after_a_sync_a_server_holds_what_a_server_of_the_exported_model_holds(
         with pytest.raises(UserError, match=f"{served.url} and {exported.url} hold different weights"):
             both.check_copies()
         engine.close()
-
-
-@pytest.mark.parametrize(("limits", "taken"), [
-    (AdapterLimits(8, None), True), (AdapterLimits(8, ("q_proj", "up_proj", "v_proj")), True),
-    (AdapterLimits(0, None), False), (AdapterLimits(1, None), False), (AdapterLimits(8, ("q_proj",)), False),
-])  # fmt: skip
-def test_adapters_are_for_servers_that_take_their_rank_and_all_their_layers(limits: AdapterLimits, taken: bool) -> None:
-    assert limits.include({"r": 3, "target_modules": ["q_proj", "up_proj"]}) == taken
 
 
 @pytest.mark.slow
@@ -537,23 +508,6 @@ def test_a_server_killed_in_an_update_leaves_its_completions_to_the_others(
         engine.close()
 
 
-@pytest.mark.slow
-def test_a_server_that_a_killed_trainer_left_paused_goes_on_with_the_next(
-    make_engine: Callable[..., VLLMServerEngine], policy: Policy
-) -> None:
-    killed = make_engine()
-    start_engine(killed, policy)
-    killed.sync(policy)
-    killed.servers[0].pause()
-    change(policy, 0.1)
-    engine = make_engine()
-    start_engine(engine, policy)
-    engine.sync(policy)
-    assert_logprobs_are_the_policys(policy, engine.generate(PROMPTS, SAMPLING, SEEDS), PROMPTS, SAMPLING)
-    for one in (killed, engine):
-        one.close()
-
-
 def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -621,42 +575,6 @@ def test_a_trainer_killed_in_an_update_goes_on_where_its_checkpoint_is(
     assert len(trained) == len({*trained}) == 6 * 4 * 4
 
 
-def is_healthy(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health", timeout=30).is_success
-    except httpx.TransportError:
-        return False
-
-
-@pytest.mark.slow
-def test_a_run_outlives_the_servers_engine(served: Served, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """vLLM's own process dies, the server reports it, and whoever runs the server starts it again."""
-    monkeypatch.setenv("SERVER_KEY", KEY)
-    command = [*FIT, *from_yaml(served), "--trainer.max_steps", "6", "--checkpoint.every", "1"]
-    steps = run_folder / "run" / "completions.jsonl"
-    with (run_folder / "said").open("w") as said:
-        run = subprocess.Popen([CONSOLE_SCRIPT, *command], env=child_environment(), stderr=said)
-    try:
-        deadline = time.monotonic() + 200
-        while not (steps.is_file() and steps.read_text().count("\n")) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert served.process is not None
-        children = psutil.Process(served.process.pid).children(recursive=True)
-        next(child for child in children if "EngineCore" in " ".join(child.cmdline())).kill()
-        while is_healthy(served.url):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        served.kill()
-        served.start()
-        status = run.wait(timeout=400)
-    finally:
-        run.terminate()
-        run.wait(60)
-    err = (run_folder / "said").read_text()
-    assert status == 0 and "engine vllmserver crashed" in err and "Traceback" not in err, err
-    assert summary(run_folder / "run")["steps"] == 6
-
-
 @pytest.mark.slow
 def test_one_and_two_processes_train_on_a_server(
     served: Served, run_folder: Path, lit_rlvr: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
@@ -715,18 +633,6 @@ def test_images_on_a_server_are_those_of_the_trainer(
         assert any(len({*completion.versions}) > 1 for group in groups for completion in group)
         assert_logprobs_are_their_versions(held, groups, prompts, sampling)
         engine.close()
-        keeping = VLLMServerEngine([served.url], FileTransfer(tmp_path / "kept"), "SERVER_KEY", 300, False)
-        keeping.start(vlm_context)
-        keeping.sync(policy)
-
-        def sync_and_probe(policy: Policy) -> None:  # with the same images
-            keeping.sync(policy)
-            check_engine(keeping, policy, prompts[:3], replace(PROBE, banned_token_ids=sampling.banned_token_ids))
-
-        held, groups = generate_during_updates(keeping, policy, prompts, sampling, updates=1, sync=sync_and_probe)
-        fresh, stale = fresh_differences(held, groups, prompts, sampling)
-        assert max(fresh) <= 1e-4 and max(stale) > 0.01
-        keeping.close()
 
 
 @pytest.mark.slow
@@ -926,11 +832,6 @@ def test_all_ranks_learn_that_the_first_could_not_connect_over_nccl(monkeypatch:
             sending.send(servers, lambda everything: (), torch.float32, "1")  # type: ignore[arg-type]
     assert told == [False, "status 500", False, "NCCL error: unhandled system error"]
     assert made == [(0, 5, "192.0.2.1")], "one group, at the address that both servers reach"
-    with monkeypatch.context() as hanging:
-        hanging.setattr(nccl_engine.NCCLTrainerWeightTransferEngine, "trainer_init", lambda *_, **__: time.sleep(5))
-        hanging.setattr(two[0], "timeout", 0.1)
-        with pytest.raises(UserError, match="hangs; NCCL cannot be aborted"):
-            sending.send(two, lambda everything: (), torch.float32, "1")  # type: ignore[arg-type]
     monkeypatch.setattr(transfer, "rank", lambda: 1)
     monkeypatch.setattr(transfer, "gather_objects", lambda said: [said if said is False else told[3], said])
     with pytest.raises(ServerError, match="unhandled system error"):

@@ -81,6 +81,7 @@ def test_the_reward_comes_with_the_end(play: Any) -> None:
         pytest.param("hang", "timeout", "out of wall-clock time", marks=pytest.mark.slow),
         ("spin", "timeout", "out of CPU time"),
         ("die", "error", "died twice: exit code 7"),
+        ("exit", "error", "RuntimeError: SystemExit: 3"),
         ("leak", "timeout", "MemoryError"),
     ],
 )
@@ -102,14 +103,6 @@ def test_limits_hold_for_each_call_also_in_a_replay(play: Any) -> None:
         playing.say(e0="work")
     playing.say(e2="die")
     assert text(playing.say(e0="work")[0]) == "turn 5"
-
-
-def test_leaving_is_an_error_of_the_episode(play: Any) -> None:
-    playing = play()
-    playing.say(e2="go")
-    found = playing.say(e0="exit", e2="go")
-    assert found[0].status == "error" and found[0].detail.endswith("RuntimeError: SystemExit: 3")
-    assert text(found[2]) == "turn 2"
 
 
 def test_a_strange_character_is_replaced(play: Any) -> None:

@@ -1,14 +1,12 @@
 """The layout of rows against a hand-made one, and the cutting of micro-batches."""
 
 import random
-from itertools import accumulate
 
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lit_rlvr.policy.attention import lay_out_padded
 from lit_rlvr.policy.layout import Group, Rows, build_rows, cut_microbatches
 
 CPU = torch.device("cpu")
@@ -134,21 +132,3 @@ def test_a_group_stays_whole_while_it_fits_and_is_split_by_completions_when_not(
     assert split == [[3], [0, 1, 2]] and len(split) == 2
     single = cut_microbatches([10], [11] * 4, [0, 1, 2, 3], 4, 5, True)
     assert sorted(single) == [[0], [1], [2], [3]]
-
-
-def test_a_group_is_split_by_length_which_leaves_less_padding() -> None:
-    """In rollout order the pieces would be 40, 5, 35, 10 and 30, 15, 25, 20: 280 tokens and 12,800 scores."""
-    inputs = [40, 5, 35, 10, 30, 15, 25, 20]
-    batches = cut_microbatches([10], [n + 1 for n in inputs], range(8), 8, 115, True)
-    assert [sorted(inputs[i] for i in batch) for batch in batches] == [[35, 40], [5, 10, 15, 20, 25, 30]]
-    blocks = []
-    for batch in batches:
-        ends = [*accumulate((inputs[i] for i in batch), initial=10)]
-        padded = lay_out_padded([range(10)], [(0, range(*ends[k : k + 2])) for k in range(len(batch))])
-        blocks.append((padded.completions.numel(), padded.mask.numel()))
-    assert blocks == [(2 * 40, 2 * 40 * 50), (6 * 30, 6 * 30 * 40)]  # in all 260 tokens and 11,200 scores
-
-
-@pytest.mark.parametrize("shared", [True, False])
-def test_without_rows_there_is_no_microbatch(shared: bool) -> None:
-    assert cut_microbatches([3, 4], [2] * 4, [], 2, 100, shared) == []

@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny import END, save_model, tiny_llama, tiny_qwen2
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
-from lit_rlvr.algorithms import GRPO
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy.adapters import Lora
 from lit_rlvr.policy.loading import (
     empty_model,
     generation_config,
@@ -300,32 +297,3 @@ def test_every_command_says_it_in_one_line(
         last = result.err.splitlines()[-1]
         assert result.status == 2 and last.startswith("lit-rlvr: error: model: "), (command, result.err)
         assert said in last and str(folder) in last and "Traceback" not in result.err, (command, last)
-
-
-@pytest.mark.parametrize("direct", [True, False], ids=["accelerate", "without it"])
-def test_weights_go_to_the_device(direct: bool, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The meta device in place of a GPU; a model that was on the CPU first has its weights there."""
-    monkeypatch.setattr("lit_rlvr.policy.loading.find_spec", lambda name: direct or None)
-    moved: list[torch.device] = []
-    plain = torch.nn.Module.to
-    note = lambda self, *to: moved.append(next(self.parameters()).device) or plain(self, *to)  # noqa: E731
-    monkeypatch.setattr(torch.nn.Module, "to", note)
-    model = load_model(str(tiny_model_folder), torch.float32, torch.device("meta"))
-    assert all(weight.is_meta for weight in model.parameters())
-    assert [device.type for device in moved] == ([] if direct else ["cpu"])
-
-
-def test_only_weights_that_fit_are_loaded_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu = torch.device("cuda", 3)
-    monkeypatch.setattr(GRPO, "trainer", SimpleNamespace(strategy=SimpleNamespace(root_device=gpu)))
-
-    def loads_to(**options: Any) -> torch.device:
-        module = GRPO(**options)
-        module._trainer = module.trainer
-        return module._loads_to
-
-    assert loads_to() == gpu
-    assert loads_to(lora=Lora()).type == "cpu", "frozen weights shrink to bfloat16 first"
-    assert loads_to(lora=Lora(quantize="nf4")).type == GRPO()._loads_to.type == "cpu"
-    monkeypatch.setattr(GRPO, "sharded", True)
-    assert loads_to().type == "cpu"

@@ -98,13 +98,6 @@ def test_sums_over_a_large_vocabulary_keep_float32() -> None:
     torch.testing.assert_close(ours.entropy.double(), -(logp.exp() * logp).sum(-1), rtol=0, atol=1e-5)  # type: ignore[union-attr]
 
 
-def test_without_an_entropy_gradient_none_flows() -> None:
-    hidden, weight, _, target = numbers(False)
-    logp, entropy, *_ = score_tokens(hidden, weight, None, target, Sampling(), entropy=True)
-    assert entropy is not None and not entropy.requires_grad and logp.requires_grad
-    assert score_tokens(hidden, weight, None, target, Sampling())[1:] == (None, None, None)
-
-
 def test_a_frozen_head_still_passes_the_gradient_on() -> None:
     hidden, weight, _, target = numbers(False)
     score_tokens(hidden, weight.detach(), None, target, Sampling())[0].sum().backward()

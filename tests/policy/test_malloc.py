@@ -4,9 +4,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
-
-from lit_rlvr.policy.speed import keep_freed_memory
 
 PROGRAM = """
 import sys, resource
@@ -66,14 +63,3 @@ def test_freed_memory_is_returned_when_the_system_has_less() -> None:
     done = subprocess.run([sys.executable, "-c", SHORT], capture_output=True, text=True, check=True)
     full, enough, short = (int(number) for number in done.stdout.split())  # MiB
     assert enough == full and short < full - 200, (full, enough, short)
-
-
-def test_with_a_gpu_freed_memory_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It held the copy of the weights on its way to the GPU, which each of a machine's ranks would keep."""
-    monkeypatch.setattr("lit_rlvr.policy.speed.ctypes.CDLL", None)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    keep_freed_memory()
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    if sys.platform.startswith("linux"):
-        with pytest.raises(TypeError):
-            keep_freed_memory()

@@ -40,7 +40,6 @@ from transformers import (
 from lit_rlvr.commands.plan.memory import Strategy, kv_bytes_per_token, shape_of, state_memory
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.policy.adapters import Lora, adapted_layers, adapted_modules, add_adapters
-from lit_rlvr.policy.attention import CannotShare
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.verify import verify_or_fall_back
 from lit_rlvr.types import Rollout, Sampling
@@ -151,23 +150,6 @@ def test_logprobs_and_gradients_are_the_models_own(
     for mine, other in zip(found, wanted, strict=True):
         assert (mine is None) == (other is None)
         assert mine is None or float((mine - other).abs().max()) < 1e-4 * largest
-
-
-@EACH
-@torch.no_grad()
-def test_a_row_that_cannot_be_shared_would_leak(name: str) -> None:
-    if MODELS[name].why is None:
-        return
-    policy = Policy(build(name), ENDS, shared_prefix=True)
-    rollout = make_rollout(PROMPTS, COMPLETIONS)
-    if MODELS[name].why != RECURRENT:
-        with pytest.raises(CannotShare):
-            scored(policy, rollout)
-    else:
-        shared = torch.cat(scored(policy, rollout))
-        policy.share_prefix(False)
-        assert float((shared - torch.cat(scored(policy, rollout))).abs().max()) > 0.1
-    policy.share_prefix(False)
 
 
 @EACH

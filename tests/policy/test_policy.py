@@ -11,7 +11,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy import logprobs as scoring
 from lit_rlvr.policy.loading import eos_token_ids, load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.sources import resolve_model
@@ -80,46 +79,6 @@ def test_logprobs_entropy_and_gradients_equal_a_plain_forward(
     mask = rollout.mask.to(device)
     assert bool((logp[~mask] == 0).all()) and bool((logp[mask] < 0).all())
     assert_same_gradients(gradients(model, (logp * weights).sum()), wanted)
-
-
-@MODELS
-@SHARED
-def test_any_choice_of_rows_gives_the_same_numbers(
-    build: Callable[[], PreTrainedModel], shared: bool, device: torch.device
-) -> None:
-    rollout = ragged()
-    policy = Policy(build().to(device), (END,), shared)
-    everything = policy.logprobs(rollout, list(range(12)))[0]
-    for rows in ([0], [1], [3, 0], [4, 6, 11, 8], [9, 10, 2]):
-        torch.testing.assert_close(policy.logprobs(rollout, rows)[0], everything[rows], atol=1e-5, rtol=1e-5)
-
-
-@torch.no_grad()
-def test_banned_tokens_and_temperature_change_the_numbers() -> None:
-    """Otherwise the comparison above could pass with both sides ignoring them."""
-    policy = Policy(tiny_llama(), (END,))
-    plain = policy.logprobs(ragged(), list(range(12)))[0]
-    for sampling in (Sampling(temperature=0.7), Sampling(banned_token_ids=(3, 40))):
-        assert float((policy.logprobs(ragged(sampling), list(range(12)))[0] - plain).abs().max()) > 1e-3
-
-
-@MODELS
-@pytest.mark.parametrize(("positions", "kept"), [(1, 0), (5, 1 << 29), (31, 0)])
-def test_chunks_of_the_vocabulary_change_nothing(
-    build: Callable[[], PreTrainedModel], positions: int, kept: int, monkeypatch: pytest.MonkeyPatch,
-    device: torch.device,
-) -> None:  # fmt: skip
-    model, rollout = build().to(device), ragged(SAMPLING)
-    policy = Policy(model, (END,))
-    logp, entropy = policy.logprobs(rollout, list(range(12)), entropy=True)
-    wanted = gradients(model, logp.exp().sum())
-    monkeypatch.setattr(scoring, "CHUNK_LOGITS", positions * model.config.vocab_size + 7)
-    monkeypatch.setattr(scoring, "KEPT_BYTES", kept)
-    monkeypatch.setattr(scoring, "GPU_ROWS", 1)
-    chunked, spread = policy.logprobs(rollout, list(range(12)), entropy=True)
-    torch.testing.assert_close(chunked, logp, atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(spread, entropy, atol=1e-6, rtol=1e-6)
-    assert_same_gradients(gradients(model, chunked.exp().sum()), wanted)
 
 
 def test_rows_without_any_token_still_have_a_gradient_graph() -> None:
@@ -234,12 +193,6 @@ def test_a_loaded_policy_is_fp32_without_dropout_and_checked(folder: str, reques
     policy = load_policy(str(request.getfixturevalue(folder)))
     assert policy.shared_prefix and policy.eos_token_ids == ENDS and not policy.model.training
     assert {p.dtype for p in policy.parameters()} == {torch.float32}
-
-
-def test_a_folder_without_weights_is_one_clear_error(tiny_model_folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text((tiny_model_folder / "config.json").read_text())
-    with pytest.raises(UserError, match="cannot be read"):
-        load_policy(str(tmp_path))
 
 
 def test_a_policy_is_verified_through_calls_that_gather_shards_layer_by_layer(

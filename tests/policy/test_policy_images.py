@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -122,40 +121,6 @@ def test_without_images_the_vision_tower_has_a_gradient_of_zero(
     tower = {id(parameter) for part in vision_modules(policy.model) for parameter in part.parameters()}
     for name, parameter in trainable(policy).items():
         assert parameter.grad is not None and bool(parameter.grad.any()) is (id(parameter) not in tower), name
-
-
-def test_the_image_encoder_runs_once_per_group_or_row(
-    any_vlm_folder: Path, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    policy = load_policy(str(any_vlm_folder))
-    seen: list[int] = []
-    tower: Any = vision_modules(policy.model)[0]
-    forward = tower.forward
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        seen.append(len(args[0] if args else kwargs["pixel_values"]))
-        return forward(*args, **kwargs)
-
-    monkeypatch.setattr(tower, "forward", counted)
-    policy.logprobs(make_rollout(prompts), list(range(9)))
-    per_group = 3 if any_vlm_folder.name in ALONE else 1
-    assert seen == [
-        per_group * sum(len(i["pixel_values"]) for p in prompts if p.pixels is not None for i in p.pixels.inputs)
-    ]
-
-
-def test_positions_and_images_matter(
-    any_vlm_folder: Path, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Otherwise comparing log-probabilities would prove nothing."""
-    policy = load_policy(str(any_vlm_folder))
-    before = policy.logprobs(make_rollout(prompts), [0, 6])[0]
-    processor = load_image_processor(str(any_vlm_folder))
-    other = [make_prompt(processor, "other", picture(84, 84, 9)), *prompts[1:]]
-    assert (policy.logprobs(make_rollout(other), [0])[0] - before[:1]).abs().max() > 0.1
-    known = policy.position_ids
-    monkeypatch.setattr(policy, "position_ids", lambda prompt: known(prompt).flip(1))
-    assert (policy.logprobs(make_rollout(prompts), [0, 6])[0] - before).abs().amin(0).max() > 0.1
 
 
 def test_engines_get_everything_that_a_checkpoint_holds(any_vlm_folder: Path) -> None:

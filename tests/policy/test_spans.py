@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from tiny import make_prompt, tiny_llama
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy import spans
-from lit_rlvr.policy.attention import Padded, lay_out, lay_out_padded, padded_scores, shared_prefix_attention
+from lit_rlvr.policy.attention import lay_out_padded
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.policy.spans import Spans, attend, available, lay_out_spans
+from lit_rlvr.policy.spans import attend, lay_out_spans
 from lit_rlvr.policy.verify import check_spans
 from lit_rlvr.types import Completion, Rollout, Sampling
 
@@ -86,21 +85,6 @@ def test_the_two_parts_of_a_completion_are_rounded_once(device: torch.device) ->
     assert wrong < 0.003
 
 
-@pytest.mark.parametrize("name", GROUPS)
-def test_padded_blocks_give_the_same_through_the_registered_attention(name: str) -> None:
-    prompts, completions, tokens = row(GROUPS[name])
-    generator = torch.Generator().manual_seed(1)
-    q, k, v = (torch.randn(1, heads, tokens, 16, generator=generator) for heads in (6, 2, 2))
-    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
-        inputs = [x.to(dtype) for x in (q, k, v)]
-        found = [
-            shared_prefix_attention(nn.Module(), *inputs, None, segments=made(prompts, completions))[0]
-            for made in (lay_out_spans, lay_out_padded)
-        ]
-        assert found[0].dtype == dtype
-        torch.testing.assert_close(*found, atol=tolerance, rtol=0)
-
-
 def test_both_methods_are_compared_where_a_policy_trains(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a GPU's kernel might do wrong: leak from one group to the next, or lose a part of the gradient."""
     policy = Policy(tiny_llama().to(device), (2,))
@@ -124,12 +108,6 @@ def test_no_block_of_queries_is_said_to_have_one_at_most() -> None:
     """A GPU's kernel would then take all blocks to have one."""
     spans = lay_out_spans(*row(GROUPS["one token and none"])[:2])
     assert spans.shared is not None and spans.shared.queries == [0, 1] and spans.shared.longest == (2, 4)
-
-
-def test_spans_are_taken_where_padding_wastes_much() -> None:
-    equal, unequal = row([(20, [10] * 4)] * 2), row([(20, [100, 5, 5, 5])] * 2)
-    assert padded_scores(*equal[:2]) == 1.0 and padded_scores(*unequal[:2]) > 3
-    assert isinstance(lay_out(*equal[:2], CPU), Padded) and isinstance(lay_out(*unequal[:2], CPU), Spans)
 
 
 def test_a_model_scores_alike_by_both(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,23 +138,6 @@ def test_a_model_scores_alike_by_both(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not seen
     torch.testing.assert_close(found[0], wanted[0], atol=1e-10, rtol=0)
     torch.testing.assert_close(found[1], wanted[1], atol=1e-8, rtol=1e-10)
-
-
-@pytest.mark.parametrize("missing", ["operator", "argument"])
-def test_where_torch_has_no_such_operator_there_is_none(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu, half = torch.device("cuda"), torch.bfloat16
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
-    assert not available(gpu, half), "Turing"
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
-    assert available(gpu, half) and available(CPU, torch.float64)
-    assert not available(gpu, torch.float32), "its kernels are for 16 bits"
-    names: dict[str, tuple[str, ...]] = {"_no_such_operator": ()} if missing == "operator" else {
-        "_flash_attention_forward": ("query", "keys")
-    }  # fmt: skip
-    monkeypatch.setattr(spans, "_FLASH", names)
-    assert not available(gpu, half)
-    with torch.autocast("cuda", half) if torch.cuda.is_available() else nullcontext():
-        assert isinstance(lay_out(*row(GROUPS["mixed"])[:2], gpu), Padded), "padded blocks, as before"
 
 
 @pytest.mark.parametrize(("sizes", "taken"), [

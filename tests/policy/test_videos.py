@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,13 +129,6 @@ def test_frames_of_any_size_have_as_many_tokens_as_features(folder: Path, bounds
         processor.video_grid((2010, 10), 4)
 
 
-def test_a_video_processor_of_another_model_is_refused(folder: Path) -> None:
-    file = folder / "video_preprocessor_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"patch_size": 7}))
-    with pytest.raises(UserError, match=r"the video processor of .* has patch_size 7, its vision_config patch_size 1"):
-        load_image_processor(str(folder)).video_grid((84, 84), 4)
-
-
 def test_the_tower_computes_images_and_videos_in_one_pass(folder: Path, tmp_path: Path) -> None:
     """Ranks synchronise in each pass: with two, one without a video would wait forever."""
     prompt, _ = make_prompt(folder, str(write_clip(tmp_path / "clip.mp4", frames=13)))
@@ -146,16 +138,6 @@ def test_the_tower_computes_images_and_videos_in_one_pass(folder: Path, tmp_path
     assert prompt.pixels is not None
     rows = 1 if policy.shared_prefix else 2
     assert seen == [2 * rows * sum(len(inputs["pixel_values"]) for inputs in prompt.pixels.inputs)]
-
-
-def test_frames_and_their_order_matter(folder: Path, tmp_path: Path) -> None:
-    prompt, _ = make_prompt(folder, str(write_clip(tmp_path / "clip.mp4", frames=13)))
-    assert prompt.pixels is not None
-    video, image = prompt.pixels.images
-    turned = load_image_processor(str(folder)).cut([replace(video, frames=video.frames[::-1]), image])
-    policy = load_policy(str(folder))
-    before, after = (logprobs(policy, replace(prompt, pixels=pixels)).detach() for pixels in (prompt.pixels, turned))
-    assert float((after - before)[0].abs().max()) > 1e-3
 
 
 def test_tokens_of_videos_are_never_sampled(folder: Path) -> None:

@@ -1,14 +1,10 @@
-"""The base class: coercion, failures, names, functions as rewards, resolution from YAML."""
+"""The base class: coercion, failures, functions as rewards."""
 
-import importlib
 import logging
 import math
 import os
 import re
-import subprocess
-import sys
 import threading
-import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from jsonargparse import ArgumentParser
 
-from lit_rlvr import rewards
-from lit_rlvr.common.terminal import Activity
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import Format, FunctionReward, Reward, as_rewards, score_rollout
 from lit_rlvr.rewards.base import say_where
@@ -210,34 +203,6 @@ def test_a_reward_that_hangs_is_said_while_it_does(monkeypatch: pytest.MonkeyPat
     assert re.fullmatch(rf"waiting for {__name__}.Stuck, 0\.\d+ s: 0 of 1 judged, now row a", lines[0])
 
 
-def test_many_short_batches_of_one_scoring_are_said(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    class Slow(Returns):
-        def __call__(self, completion: Completion, sample: Sample) -> Any:
-            time.sleep(0.1)
-            return super().__call__(completion, sample)
-
-    monkeypatch.setattr(waiting, "SLOW_REWARD_SECONDS", 0.5)
-    progress = Activity()
-    monkeypatch.setattr(waiting, "progress", progress)
-    progress.begin("generating")
-    for _ in range(6):
-        Slow(True).score([PAIR])
-    assert not caplog.messages  # what takes long is the generation
-    progress.begin("scoring")
-    for _ in range(6):
-        Slow(True).score([PAIR])
-    assert re.search(r"Slow, 0\.5 s of scoring: 0 of 1 judged, now row a", caplog.text)
-
-
-def test_names_and_weights() -> None:
-    assert Returns().name == "returns" and Returns(name="mine").name == "mine"
-    assert Returns().weight == 1.0 and not Returns().correct_from
-    with pytest.raises(UserError, match=r"Returns\.weight"):
-        Returns(weight=math.nan)
-
-
 def test_a_plain_function_is_a_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = "def length(completion, sample):\n    return len(completion.token_ids)\n\nnumber = 3\n"
     (tmp_path / "my_reward_file.py").write_text(source)
@@ -257,24 +222,3 @@ def test_a_plain_function_is_a_reward(tmp_path: Path, monkeypatch: pytest.Monkey
         with pytest.raises(UserError, match=message) as caught:
             FunctionReward(path)
         assert "\n" not in str(caught.value)
-
-
-def test_yaml_finds_rewards_by_short_name_with_all_options() -> None:
-    for module in ("math", "format"):
-        importlib.import_module(f"lit_rlvr.rewards.{module}")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--rewards", type=list[Reward | str])
-    text = "[{class_path: MathAnswer, init_args: {weight: 2.0, boxed_only: true, correct_from: true, name: m}}, Format]"
-    first, second = parser.parse_args(["--rewards", text.replace("Format", "{class_path: Format}")]).rewards
-    assert first.class_path == "lit_rlvr.rewards.MathAnswer" and second.class_path == "lit_rlvr.rewards.Format"
-    assert (first.init_args.weight, first.init_args.boxed_only, first.init_args.correct_from) == (2.0, True, True)
-
-
-def test_the_package_is_light_and_its_names_resolve() -> None:
-    source = "import sys, lit_rlvr.rewards, lit_rlvr.workers.pool; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", source]).returncode == 0
-    for name in rewards.__all__:
-        assert getattr(rewards, name).__name__ == name
-    assert sorted(rewards._MODULES) == sorted(rewards.__all__)
-    with pytest.raises(AttributeError, match="Nonsense"):
-        rewards.Nonsense  # noqa: B018

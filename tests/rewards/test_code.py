@@ -274,13 +274,6 @@ def test_a_sandbox_that_does_not_start_is_the_checkers_failure() -> None:
     assert "the sandbox did not start" in result.detail
 
 
-def test_truncated_is_wrong_unless_told_otherwise() -> None:
-    sample = Sample("a", "?", "3 tests", row={"tests": (SUMS,)})
-    cut = Completion(f"```python\n{ADD}", (1,), "length")
-    assert CodeTests()(cut, sample) == RewardResult(0.0, False, "ok", "cut off")
-    assert CodeTests(truncated_is_wrong=False)(cut, sample).correct is True
-
-
 def test_options_and_rows_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     for option in ("cpu_seconds", "memory_mb"):
         with pytest.raises(UserError, match=f"rewards.CodeTests.{option}: 0 must lie in"):

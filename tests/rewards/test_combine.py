@@ -143,21 +143,6 @@ def test_a_reward_cannot_change_what_it_judges(part: int, field: str) -> None:
     assert completions == group("a") and sample.answer == "a"
 
 
-def test_all_checks_failing_is_reported_as_failures() -> None:
-    scores = score_rollout([Table(FORMAT, name="form"), Table({}, name="answer")], GROUPS, SAMPLES)
-    assert scores.failed.all() and not scores.correct.any()
-
-
-def test_bad_configurations_are_refused() -> None:
-    with pytest.raises(UserError, match="two rewards are named table"):
-        score_rollout([Table(ANSWER), Table(FORMAT)], GROUPS, SAMPLES)
-    with pytest.raises(UserError, match="correct_from is set on a, b"):
-        marked = [Table(ANSWER, name="a", correct_from=True), Table(FORMAT, name="b", correct_from=True)]
-        score_rollout(marked, GROUPS, SAMPLES)
-    with pytest.raises(UserError, match="empty"):
-        score_rollout([], GROUPS, SAMPLES)
-
-
 def test_none_leaves_a_reward_out_and_only_none_leaves_the_completion_out() -> None:
     """As in TRL: the weighted sum is over the rewards that judge a completion."""
     answer = Table(ANSWER | {"n": None}, name="answer", weight=2.0)

@@ -78,12 +78,6 @@ def test_results_are_those_of_the_same_process() -> None:
     assert alone.score([]) == []
 
 
-def test_it_runs_in_workers_without_torch() -> None:
-    (result,) = isolated("process").score(pairs(""))
-    assert result.value in [worker.process.pid for worker in shared_pool()._live]
-    assert isolated("torch_is_there").score(pairs("")) == [RewardResult(0.0, False)]
-
-
 @pytest.mark.parametrize(
     ("does", "status", "detail"),
     [
@@ -151,9 +145,3 @@ def test_rewards_with_a_way_of_their_own_refuse() -> None:
         with pytest.raises(UserError, match=rf"rewards.{cls.__name__}.isolate: leave it out"):
             cls(isolate=True)
     assert Choice(otherwise=isolated("process")).score(pairs(""))[0].value > 1
-
-
-@pytest.mark.parametrize("name", ["cpu_seconds", "wall_seconds", "memory_mb"])
-def test_limits_must_be_positive(name: str) -> None:
-    with pytest.raises(UserError, match=rf"limits of a worker process.{name}: 0 must lie in \(0, inf\)"):
-        isolated(**{name: 0})

@@ -136,20 +136,6 @@ def test_a_dead_worker_is_replaced_and_its_check_repeated_once(pool: WorkerPool,
     assert [o.value for o in outcomes[2:]] == list(range(10))
 
 
-def test_workers_outlive_the_thread_that_first_needs_them(pool: WorkerPool) -> None:
-    found: list[list[int]] = []
-
-    def check() -> None:
-        pool.run(EVAL, python("1", "2"))
-        found.append([worker.process.pid for worker in pool._live])
-
-    for _ in range(2):
-        thread = threading.Thread(target=check)
-        thread.start()
-        thread.join()
-    assert found[0] == found[1] and all(worker.alive for worker in pool._live)
-
-
 def module_that_dies(folder: Path, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """`dies_while_loading`, which kills the first processes that import it."""
     source = f"""if True:
@@ -257,18 +243,6 @@ def test_a_function_that_cannot_be_imported_is_a_user_error(pool: WorkerPool, fu
     with pytest.raises(UserError, match=r"could not load.*no_such"):
         pool.run(function, [()])
     assert pool.run(EVAL, python("1"))[0].value == 1
-
-
-def test_a_worker_that_does_not_start_in_time_is_a_user_error() -> None:
-    pool = WorkerPool(workers=1, start_seconds=1e-6)
-    with pytest.raises(UserError, match="could not load"):
-        pool.run(EVAL, python("1"))
-
-
-@pytest.mark.parametrize("name", ["workers", "cpu_seconds", "wall_seconds", "memory_mb", "start_seconds"])
-def test_numbers_must_be_positive(name: str) -> None:
-    with pytest.raises(UserError, match=name):
-        WorkerPool(**{name: 0})
 
 
 def test_a_fork_neither_uses_nor_kills_the_workers(pool: WorkerPool) -> None:

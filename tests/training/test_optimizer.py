@@ -26,7 +26,6 @@ from lit_rlvr.training.optimizer import (
     build_schedule,
     step_cosine,
     unallocated,
-    usual_lr,
 )
 
 CLI = Callable[..., Any]
@@ -218,11 +217,6 @@ def test_the_cosine_is_that_of_the_gradient_and_adamws_step() -> None:
         float(gradient @ step / gradient.norm() / step.norm()), abs=1e-4
     )
     assert math.isnan(step_cosine(torch.optim.SGD(weights, 0.1), False)), "an optimizer without moments"
-
-
-def test_the_first_rate_falls_with_the_width() -> None:
-    assert usual_lr(576, False) == pytest.approx(1.74e-5, rel=0.01)
-    assert usual_lr(3584, True) == pytest.approx(2.8e-5, rel=0.01)
 
 
 def test_a_run_with_an_adapted_rate_goes_on_exactly(run_folder: Path, lit_rlvr: CLI) -> None:

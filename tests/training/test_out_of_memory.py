@@ -132,14 +132,6 @@ def test_a_single_completion_that_is_too_much_is_one_line(
         fit(tiny_model_folder, tmp_path)
 
 
-def test_other_errors_are_not_taken_for_it(
-    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run_out(monkeypatch, RuntimeError("shapes do not match"), step=1, most=0)
-    with pytest.raises(RuntimeError, match="shapes do not match"):
-        fit(tiny_model_folder, tmp_path)
-
-
 def test_with_shards_the_next_start_has_a_smaller_budget(
     tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -62,27 +62,6 @@ def test_the_effective_sample_size_is_that_of_the_weights_in_the_loss(
         assert seen.metrics[0]["train/importance_dropped"] == pytest.approx(1 - size, rel=1e-4)
 
 
-def test_a_run_without_staleness_logs_what_it_did_before(tiny_model_folder: Path, tmp_path: Path) -> None:
-    _, seen = fit(tiny_model_folder, tmp_path, steps=4, updates_per_rollout=2)
-    assert not any("staleness" in name for metrics in seen.metrics for name in metrics)
-
-
-@pytest.mark.parametrize("method", ["recompute", "loglinear"])
-def test_the_log_linear_old_policy_needs_no_forward_pass(
-    tiny_model_folder: Path, tmp_path: Path, method: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    passes: list[int] = []
-    logprobs = Updater.logprobs
-
-    def counted(self: Updater, prepared: Any, policy: Any, rows: list[int]) -> Any:
-        passes.append(len(rows))
-        return logprobs(self, prepared, policy, rows)
-
-    monkeypatch.setattr(Updater, "logprobs", counted)
-    fit(tiny_model_folder, tmp_path, steps=6, updates_per_rollout=3, importance={"prox_logp_method": method})
-    assert len(passes) == (2 if method == "recompute" else 0)
-
-
 def _ages_of_one_rank(rank: int) -> None:
     mask = torch.tensor([[True, True, False], [True, False, False], [True, True, True], [True, True, True]])
     age = torch.tensor([[4, 2, 9], [0, 9, 9], [9, 9, 9], [8, 0, 0]]) * (1 - rank)

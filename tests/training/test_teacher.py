@@ -123,14 +123,14 @@ def test_what_a_teacher_has_no_embedding_for_is_not_sampled(beta: float | None, 
     assert seen.metrics[0][name] == pytest.approx(total / int(rollout.mask.sum()), rel=1e-4)
 
 
-def questions(folder: Path, **changed: Any) -> TextMath:
+def questions(folder: Path, reading: ReadingOptions | None = None, **changed: Any) -> TextMath:
     """Rows with a subject and a demonstration."""
     rows = [
         {"prompt": f"{n}+1=", "answer": str(n + 1), "subject": ("one", "two")[n % 2], "solution": f"It is {{{n + 1}}}."}
         for n in range(4)
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row | changed) + "\n" for row in rows))
-    return TextMath(train=str(folder / "rows.jsonl"), prompts_per_rollout=4)
+    return TextMath(train=str(folder / "rows.jsonl"), prompts_per_rollout=4, reading=reading or ReadingOptions())
 
 
 def assert_taught(seen: Recorder, teacher_of: Callable[[int, Prompt], tuple[Any, list[int]]], iteration: int) -> None:
@@ -382,40 +382,28 @@ def test_teachers_that_a_run_cannot_use_are_refused(
             Teacher(**wrong)
     with pytest.raises(UserError, match=r"template: there is no {demonstration} in '{prompt} please'"):
         Demonstration("solution", "{prompt} please")
-    own, data = Teacher(prompt=Demonstration("solution")), questions(tmp_path, solution="")
-    with pytest.raises(UserError, match=r"model.teacher: 4 of 4 rows cannot be used: .*rows.jsonl:1: solution: empty"):
-        fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, teacher=own, data=data)
-    with pytest.raises(UserError, match=r"model.teacher: prompt .* has \d+ tokens, which with rollout.sampling.max_t"):
-        fit(
-            tiny_model_folder,
-            tmp_path,
-            algorithm=RecordingOPD,
-            teacher=own,
-            data=questions(tmp_path, solution="1" * 2040),
-        )
-    with pytest.raises(UserError, match=r"model.teacher.prompt: a teacher with a prompt of its own would not see what"):
-        fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, environment=Dice(), data=questions(tmp_path),
-            teacher=own)  # fmt: skip
-    questions(tmp_path, solution="1" * 400)
-    short = TextMath(
-        train=str(tmp_path / "rows.jsonl"), prompts_per_rollout=4, reading=ReadingOptions(max_prompt_tokens=40)
-    )
-    with pytest.raises(UserError, match=r"rows.jsonl:1: the teacher's prompt: 320 tokens or more; raise data.init_ar"):
-        fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, teacher=own, data=short)
-    with pytest.raises(UserError, match=r"model.teacher.ema: there is no average of adapters"):
-        fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, lora=Lora(), data=questions(tmp_path),
-            teacher=Teacher(prompt=Demonstration("solution"), ema=0.1))  # fmt: skip
-    with pytest.raises(UserError, match=r"model.teacher.model: a server scores without images and at temperature 1"):
-        fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, teacher=Teacher("http://localhost:1"),
-            sampling=Sampling(temperature=0.7, max_tokens=9))  # fmt: skip
-    with pytest.raises(UserError, match=r"model.teacher.model: there is no folder './none'"):
-        fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, teacher=Teacher("./none"))
-    with pytest.raises(UserError, match=r"model.teacher.model: OPD learns from a teacher"):
-        fit(tiny_model_folder, tmp_path / "none", algorithm=RecordingOPD)
     shutil.copytree(vlm_folder, tmp_path / "vlm")
     byte_tokenizer().save_pretrained(tmp_path / "vlm")
-    with pytest.raises(UserError, match=r"model.teacher.model: .*vlm takes other images than .*; use a teacher of the"):
-        fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, teacher=Teacher(str(tmp_path / "vlm")))
+    own, short = Teacher(prompt=Demonstration("solution")), ReadingOptions(max_prompt_tokens=40)
+    cases: list[tuple[str, Teacher | None, dict[str, Any], dict[str, Any]]] = [
+        (r"teacher: 4 of 4 rows cannot be used: .*rows.jsonl:1: solution: empty", own, {"solution": ""}, {}),
+        (r"teacher: prompt .* has \d+ tokens, which with rollout.sampling.max_t", own, {"solution": "1" * 2040}, {}),
+        (r"teacher.prompt: a teacher with a prompt of its own would not see what", own, {}, {"environment": Dice()}),
+        (r"rows.jsonl:1: the teacher's prompt: 320 tokens or more; raise data.init_ar", own,
+         {"solution": "1" * 400, "reading": short}, {}),
+        (r"teacher.ema: there is no average of adapters", Teacher(prompt=Demonstration("solution"), ema=0.1), {},
+         {"lora": Lora()}),
+        (r"teacher.model: a server scores without images and at temperature 1", Teacher("http://localhost:1"), {},
+         {"sampling": Sampling(temperature=0.7, max_tokens=9)}),
+        (r"teacher.model: there is no folder './none'", Teacher("./none"), {}, {}),
+        (r"teacher.model: OPD learns from a teacher", None, {}, {}),
+        (r"teacher.model: .*vlm takes other images than .*; use a teacher of the", Teacher(str(tmp_path / "vlm")), {},
+         {}),
+    ]  # fmt: skip
+    for said, chosen, row, options in cases:
+        given = options | {"data": questions(tmp_path, **row), "teacher": chosen}
+        with pytest.raises(UserError, match=said):
+            fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, **given)
 
 
 def test_a_plan_counts_the_teacher(
