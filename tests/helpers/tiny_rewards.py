@@ -43,11 +43,6 @@ def dead(completion: Completion, sample: Sample) -> RewardResult:
     return RewardResult(1.0, True)
 
 
-def early_ends(completion: Completion, sample: Sample) -> RewardResult:
-    """1 when the completion ended by itself."""
-    return RewardResult(float(not completion.truncated), not completion.truncated)
-
-
 def broken(completion: Completion, sample: Sample) -> RewardResult:
     """What a user's mistake looks like."""
     raise KeyError("no_such_column")
@@ -84,20 +79,9 @@ def always_wrong(completion: Completion, sample: Sample) -> RewardResult:
     return RewardResult(0.0, False)
 
 
-def unlearn(completion: Completion, sample: Sample) -> RewardResult:
-    """Right is what `first_token` says, and right answers are punished."""
-    right = first_token(completion, sample).correct
-    return RewardResult(0.0 if right else 1.0, right)
-
-
 def whole_answer(completion: Completion, sample: Sample) -> bool:
     """Right if the text is the answer and nothing else."""
     return completion.text == sample.answer
-
-
-def tagged(completion: Completion, sample: Sample) -> bool:
-    """Right if the text is the answer in tags."""
-    return completion.text == f"<answer>{sample.answer}</answer>"
 
 
 def even_if_yes(completion: Completion, sample: Sample) -> bool:

@@ -107,11 +107,6 @@ def launch(arguments: list[str], cwd: Path, timeout: float = 600) -> subprocess.
     return _shell([CONSOLE_SCRIPT, *arguments], cwd, timeout)
 
 
-def launch_module(arguments: list[Any], cwd: Path, timeout: float = 600) -> subprocess.CompletedProcess[str]:
-    """`python -m ...` in a process of its own."""
-    return _shell([sys.executable, "-m", *arguments], cwd, timeout)
-
-
 class TwoProcesses:
     """Two processes of torchrun that wait for commands: to start them takes longer than most of what tests ask of them.
 
