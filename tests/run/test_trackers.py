@@ -191,6 +191,3 @@ def test_a_wrong_tracker_is_one_line(run_folder: Path, lit_rlvr: CLI, chosen: st
     result = fit(lit_rlvr, "--trackers", chosen, status=2)
     assert message in result.err, result.err
     assert len(result.err.strip().splitlines()) == 1, result.err
-
-
-# ---- what is sent -----------------------------------------------------------------------------------------
