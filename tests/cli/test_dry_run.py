@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-from lit_rlvr.cli.dry_run import print_run
-
 CLI = Callable[..., Any]
 DRY = ("fit", "--config", "tiny.yaml", "--dry-run")
 
@@ -101,25 +99,6 @@ def test_a_learning_rate_that_destroys_the_policy_is_said(lit_rlvr: CLI) -> None
     assert said in lit_rlvr(*DRY, "--model.init_args.lr", 10).err
     assert "model.lr" not in lit_rlvr(*DRY, "--model.init_args.lr", 0.01).err
     assert "model.lr" not in lit_rlvr(*DRY, "--model.init_args.lr", 10, "--model.init_args.optim.optimizer", "SGD").err
-
-
-def test_no_step_is_a_limit(lit_rlvr: CLI) -> None:
-    assert json.loads(lit_rlvr(*DRY, "--json", "--trainer.max_steps", 0).out)["run"]["steps"].startswith("0 optimizer")
-
-
-def test_too_much_memory_has_a_remedy(capsys: pytest.CaptureFixture[str]) -> None:
-    memory = {"parameters": 1, "trained": 1, "strategy": "alone", "terms": {}, "needs": 9.0, "of": 8.0, "fits": False}
-    prompts: dict[str, Any] = {"set": "own train", "count": 0, "prompts": [], "summary": ""}
-    print_run({"run": {}, "memory": memory, "prompts": prompts})
-    assert "8.0 GiB on each device, WHICH IS TOO MUCH (`lit-rlvr plan` proposes" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_with_a_decay_too(lit_rlvr: CLI, schedule: str) -> None:
-    decay = ("--model.init_args.optim.lr_schedule", schedule, "--model.init_args.optim.warmup_steps", 100)
-    assert "100, but the run has 6 optimizer steps" in lit_rlvr(*DRY, *decay).err
-    endless = lit_rlvr(*DRY, *decay, "--trainer.max_steps", -1, "--budget.samples", 40)
-    assert endless.status == 2 and "needs trainer.max_steps or trainer.max_epochs" in endless.err
 
 
 def test_its_json_holds_the_same(lit_rlvr: CLI) -> None:

@@ -81,7 +81,6 @@ def great(completion, sample):
 def typo(group):
     return group.rewads
 """
-MONITORS = ("val/accuracy", "rollout/reward", "step")
 HINT = f"({TRACEBACK}=1 shows the whole traceback)"
 GIVES = "must give finite values of shape (P, G) = (4, 4), a floating-point tensor on cpu; it gave None"
 
@@ -195,16 +194,6 @@ def test_bad_options_and_the_users_own_errors_are_one_line(
     assert "Traceback" not in result.err + result.out
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "completions.jsonl"])
-def test_files_that_no_run_wrote_are_not_replaced(run_folder: Path, lit_rlvr: CLI, name: str) -> None:
-    (run_folder / "run").mkdir()
-    own = run_folder / "run" / name
-    own.write_text('{"mine": 1}\n')
-    result = lit_rlvr(*FIT, "--overwrite", "true")
-    assert result.status == 2 and f"run/{name} is not from a run of lit-rlvr" in result.err, result.err
-    assert own.read_text() == '{"mine": 1}\n'
-
-
 def test_a_run_that_ended_before_its_first_step_leaves_room(run_folder: Path, lit_rlvr: CLI) -> None:
     """Its `config.yaml` is ours."""
     ends = ["--model.init_args.advantage", "my_own.typo"]
@@ -294,9 +283,3 @@ def test_a_bug_of_ours_keeps_its_traceback(run_folder: Path, lit_rlvr: CLI, monk
     monkeypatch.setattr(rollout_source, "count_repeats", lambda *_: None)
     with pytest.raises(TypeError):
         lit_rlvr(*FIT)
-
-
-def test_metrics_that_a_run_logs_may_be_monitored(run_folder: Path, lit_rlvr: CLI) -> None:
-    more = ("--trainer.max_steps", 1, "--trainer.callbacks")
-    kept = [f"{{class_path: ModelCheckpoint, init_args: {{monitor: {name}, dirpath: kept}}}}" for name in MONITORS]
-    assert lit_rlvr(*FIT, *more, f"[{', '.join(kept)}]").status == 0

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from lit_rlvr.cli.error_lines import class_arguments, explain_parse_error, refuse_nulls
-from lit_rlvr.cli.lightning_cli import OPTION_GROUPS, ConfigCheck
+from lit_rlvr.cli.error_lines import class_arguments, explain_parse_error
+from lit_rlvr.cli.lightning_cli import ConfigCheck
 from lit_rlvr.datamodules import TextToSQL
-from lit_rlvr.errors import UserError
 
 FIRST = """
 model: {class_path: GRPO}
@@ -98,11 +97,6 @@ def test_an_unknown_key_of_a_group_is_refused(
     with pytest.raises(Exception) as error:  # the parser's
         parse([FIRST, *configs], *options)
     assert said in explain_parse_error(error.value)
-
-
-def test_a_group_is_not_null(parse: Parse) -> None:
-    with pytest.raises(UserError, match=r"data\.init_args\.chat: null is not allowed; leave it out for its default"):
-        refuse_nulls(parse([FIRST], "--data.chat", "null"), OPTION_GROUPS)
 
 
 def test_what_nobody_can_give_is_no_option() -> None:

@@ -153,18 +153,6 @@ def test_an_output_that_cannot_be_written_is_one_line(run_folder: Path, argument
     assert "Traceback" not in done.stderr and done.stderr.count("error") == 1
 
 
-@pytest.mark.slow
-def test_a_reward_that_takes_the_outputs_away_changes_nothing(run_folder: Path) -> None:
-    (run_folder / "closing.py").write_text(
-        "import sys\n\ndef closes(completion, sample):\n"
-        "    sys.stdout = sys.stderr = None\n    return float(len(completion.token_ids) % 2)\n"
-    )
-    command = [str(CONSOLE_SCRIPT), *FIT, "--rollout.rewards", "[closing.closes]", "--trainer.max_steps", "1"]
-    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "Results: run" in done.stderr
-
-
 def test_an_output_that_is_closed() -> None:
     command = ["bash", "-c", '"$@" <&- >&- 2>&-', "-", str(CONSOLE_SCRIPT), "--version"]
     done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Iterator
@@ -12,7 +11,6 @@ from typing import Any, Optional, Union
 import pytest
 from jsonargparse import ArgumentError
 
-from lit_rlvr.cli import main
 from lit_rlvr.cli.error_lines import explain_parse_error, options_of
 from lit_rlvr.cli.lightning_cli import RLVRCLI, ConfigCheck
 from lit_rlvr.configs import TOP_KEYS, Parser, find_configs
@@ -305,37 +303,6 @@ def test_a_class_may_take_null_where_its_base_does_not(fit: ConfigCheck) -> None
     wrong = {"class_path": "FunctionReward", "init_args": {"path": "own_parts.half", "weight": None}}
     with pytest.raises(UserError, match=r"rollout\.rewards\.0\.init_args\.weight: null is not allowed"):
         fit.check(RIGHT | {"rollout": {"rewards": [wrong]}})
-
-
-def test_all_that_the_classes_refuse_is_said_at_once(fit: ConfigCheck) -> None:
-    """Of an option at its default instead of a refused one nothing more is said, nor of what has a refused part."""
-    wrong = {
-        "model": {"class_path": "GRPO", "init_args": {"lr": -1, "kl": {"coef": -1}, "clip_low": 3}},
-        "rollout": {
-            "sampling": {"max_tokens": 0},
-            "rewards": [{"class_path": "MathAnswer", "init_args": {"weight": math.nan}}],
-        },
-        "warm_start": {"until": 4},
-    }
-    with pytest.raises(UserError) as error:
-        fit.check(RIGHT | wrong)
-    assert sorted(error.value.messages) == [
-        "model.clip_low: 3.0 must lie in [0, 1]",
-        "model.kl.coef: -1.0 must lie in [0, inf)",
-        "model.lr: -1.0 must lie in [0, inf)",
-        "rewards.MathAnswer.weight must be a finite number, got nan",
-        "sampling.max_tokens: 0 must be >= 1",
-        "warm_start.until: 4.0 must lie in (0, 1]",
-    ]
-    assert str(error.value).splitlines() == list(error.value.messages)
-
-
-@pytest.mark.parametrize(
-    ("command", "said"), [("ftt", "did you mean 'fit'?"), ("Fit", "'fit'?"), ("xyzzy", "commands")]
-)
-def test_the_nearest_command_is_named(capsys: pytest.CaptureFixture[str], command: str, said: str) -> None:
-    assert main.run([command]) == 2
-    assert said in capsys.readouterr().err
 
 
 def test_options_of_trl_and_verl_have_names_here(fit: ConfigCheck) -> None:

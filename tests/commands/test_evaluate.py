@@ -198,11 +198,13 @@ def test_precision_and_lengths_are_the_runs(here: Path, lit_rlvr: CLI, tiny_mode
     (("--suite", "[{suite: data.jsonl, temprature: 1}]", "--model", "MODEL"), "did you mean 'temperature'?"),
     (("--suite", "tiny_suite.yaml", "--model", "MODEL", "--dtype", "int8"),
      "dtype: give one of 'auto', 'float32', 'bfloat16', not int8"),
+    (("--suite", "wrong.yaml", "--model", "MODEL"), "--suite: wrong: data: lit_rlvr.datamodules.TextMath has no opt"),
     (("--suite", "tiny_suite.yaml", "--model", "no/such-model"), "neither a folder nor a model on the hub"),
 ])  # fmt: skip
 def test_bad_input_is_refused_in_one_line(
     here: Path, lit_rlvr: CLI, tiny_model_folder: Path, options: tuple[Any, ...], said: str
 ) -> None:
+    Path("wrong.yaml").write_text("data: {class_path: TextMath, init_args: {tset: x}}\nrewards: []\n")
     told = [str(tiny_model_folder) if option == "MODEL" else option for option in options]
     result = lit_rlvr("evaluate", *told, "--engine", "hf", "--out", "out")
     assert result.status == 2 and said in result.err, result.err

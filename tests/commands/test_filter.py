@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lit_rlvr.commands.filter import pass_rate, rate_histogram, right_completions
+from lit_rlvr.commands.filter import right_completions
 from lit_rlvr.datamodules import LesionCount, TextMath
 from lit_rlvr.datamodules.reading.readers import as_row
 from lit_rlvr.types import Sample
@@ -122,10 +122,3 @@ def test_generated_samples_become_rows_that_columns_can_name(tmp_path: Path) -> 
 
 def test_aliases_of_generated_samples_stay_answers() -> None:
     assert as_row(Sample("1", "q", "a", aliases=("b",)), False, Path())["answer"] == ("a", "b")
-
-
-def test_pass_rates() -> None:
-    assert pass_rate([{"correct": True}, {"correct": None}, {"correct": False}]) == 0.5
-    assert pass_rate([{"correct": None}]) is None
-    said = rate_histogram([0.0, 1.0, 0.05, None, 0.55], 1, 0.1, 0.9)
-    assert "0.0-0.1: 2, 0.5-0.6: 1, 0.9-1.0: 1 (never right: 1, always right: 1); kept 1 between 0.1 and 0.9" in said

@@ -13,8 +13,6 @@ from typing import Any
 import pytest
 
 from lit_rlvr.commands.init import KINDS, init
-from lit_rlvr.commands.init.command import PROJECTS, module_name
-from lit_rlvr.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 CLI = Callable[..., Any]
@@ -80,17 +78,6 @@ def test_every_project_s_tests_pass_and_notice_a_mistake(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("folder", "module"), [("my-task", "my_task"), ("My Task", "my_task"), ("sql.v2", "sql_v2"), ("größe2", None)]
-)
-def test_the_module_is_named_after_the_folder(folder: str, module: str | None) -> None:
-    if module is None:
-        with pytest.raises(UserError):
-            module_name(folder)
-    else:
-        assert module_name(folder) == module
-
-
-@pytest.mark.parametrize(
     ("folder", "said"),
     [
         ("3d-task", "cannot be the name of a Python module; choose another, such as my_task"),
@@ -122,15 +109,3 @@ def test_nothing_of_a_user_s_is_overwritten(tmp_path: Path, monkeypatch: pytest.
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["notes"]
     done = lit_rlvr("init", "empty_one", "--kind", "algorithm")
     assert done.status == 0 and "empty_one/empty_one.py" in done.out
-
-
-def test_every_project_is_a_kind() -> None:
-    assert {path.name for path in PROJECTS.iterdir() if path.is_dir()} == set(KINDS)
-
-
-def test_the_next_command_quotes_the_folder(tmp_path: Path, lit_rlvr: CLI) -> None:
-    (folder := tmp_path / "my tasks" / "one").parent.mkdir()
-    *_, then = lit_rlvr("init", folder).out.splitlines()
-    move = then.partition(";")[0]
-    where = subprocess.run(["bash", "-c", f"{move} && pwd"], capture_output=True, text=True, check=True).stdout
-    assert where.strip() == str(folder)

@@ -12,14 +12,11 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from tiny import make_rollout, random_ids
 from tiny_built import build_here
 from tiny_runs import FIT
 from tiny_vlms import FAST, KINDS
 from transformers import (
     AutoConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
     Qwen2_5_VLConfig,
     Qwen2Config,
     Qwen3MoeConfig,
@@ -28,14 +25,11 @@ from transformers import (
 from lit_rlvr.cli.run_config import suggest_more_tokens
 from lit_rlvr.commands.plan.gpus import GIB, GPUs
 from lit_rlvr.commands.plan.memory import (
-    FLOAT,
     Lengths,
     Strategy,
-    activations,
     cached_tokens,
     expected_microbatch,
     largest_microbatch,
-    logit_bytes,
     shape_of,
     training_memory,
 )
@@ -51,7 +45,6 @@ from lit_rlvr.distributed.fsdp2 import FSDP2
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora, add_adapters
 from lit_rlvr.policy.loading import load_policy
-from lit_rlvr.policy.policy import Policy
 
 ROOT = Path(__file__).parents[2]
 with pytest.MonkeyPatch.context() as patch:
@@ -89,41 +82,6 @@ def test_shapes_are_those_of_the_loaded_model(
     assert few.trained == sum(p.numel() for p in policy.parameters() if p.requires_grad)
     packed = shape_of(AutoConfig.from_pretrained(path), lora=Lora(rank=4, quantize="nf4"))
     assert packed.trained == few.trained and 0 < packed.quantized < shape.parameters
-
-
-@pytest.mark.parametrize(("padded", "attention"), [(True, FLOAT), (False, None)])
-def test_activations_are_what_the_backward_pass_keeps(
-    padded: bool, attention: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every tensor that autograd saves, counted once; weights are not among them."""
-    monkeypatch.setattr("lit_rlvr.policy.attention._WASTED", 1e9 if padded else 0.0)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=64, intermediate_size=192, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=300, tie_word_embeddings=True,
-    )  # fmt: skip
-    policy = Policy(LlamaForCausalLM(config).eval(), (0,))
-    prompt, completion, group, groups = 24, 40, 4, 3
-    rollout = make_rollout(
-        [random_ids(prompt, p) for p in range(groups)],
-        [[random_ids(completion, 10 * p + g) for g in range(group)] for p in range(groups)],
-    )
-    owned = {p.untyped_storage().data_ptr() for p in policy.parameters()}
-    kept: dict[int, int] = {}
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in owned:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    held = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t) or note(t), lambda t: t):  # type: ignore[func-returns-value]
-        policy.logprobs(rollout, list(range(group * groups)))
-    load = largest_microbatch(4096, prompt, completion, group, groups)
-    shape = shape_of(config)
-    formula = 4 * activations(shape.text, load, FLOAT, attention) + load.scored * shape.vocabulary * FLOAT
-    assert 0.75 < formula / sum(kept.values()) < 1.33, formula / sum(kept.values())
 
 
 @pytest.fixture(scope="module")
@@ -174,45 +132,11 @@ def test_a_step_without_weights_takes_what_the_formula_says(
     assert 0.95 < ratio < 1.08, ratio
 
 
-def test_a_chunk_of_logits_is_larger_on_a_gpu() -> None:
-    """In bf16, of each logit of a chunk: two bytes, and two tensors in fp32 and one in bf16."""
-    shape = job("Qwen2.5-1.5B").whole
-    load = largest_microbatch(16384, 1024, 3072, 8, 128)
-    assert logit_bytes(shape, load, 2) == 2048 * shape.vocabulary * 12
-    assert logit_bytes(shape, load, 2, rows=1) == (1 << 25) * 12
-    assert training_memory(shape, load, Strategy(True, True), 8, 2)["temporary"] == logit_bytes(shape, load, 2)
-    few = largest_microbatch(110, 10, 100, 1, 1)
-    assert logit_bytes(shape, few, 2) == 100 * shape.vocabulary * 12
-    head = shape.vocabulary * shape.text.width  # its copy in bf16 and its gradient; with adapters it is in bf16 itself
-    for lora, size in ((False, 4 + 2), (True, 0)):
-        alone = training_memory(shape, load, Strategy(False, True, lora), 1, 2)
-        assert alone["temporary"] == logit_bytes(shape, load, 2) + head * size
-
-
-def test_sharding_divides_what_is_kept_and_adapters_spare_the_optimizer() -> None:
-    shape = job("Qwen2.5-7B").whole
-    load = largest_microbatch(16384, 1024, 3072, 8, 16)
-    one, many = (training_memory(shape, load, Strategy(sharded, True), 8, 2) for sharded in (False, True))
-    for name in ("weights", "AdamW"):
-        assert many[name] == one[name] / 8
-    assert one["weights"] == 4 * shape.parameters and one["AdamW"] == 8 * shape.parameters
-    assert one["gradients"] == 4 * shape.parameters, "DDP has no buckets"
-    assert one["activations"] == many["activations"], "both compute in the same types"
-    assert one["gathered"] == 0 < many["gathered"]
-    assert training_memory(shape, load, Strategy(True, False), 8, 2)["activations"] > 5 * many["activations"]
-    adapted = training_memory(job("Qwen2.5-7B").adapted, load, Strategy(False, True, lora=True), 8, 2)
-    assert adapted["AdamW"] < 0.01 * one["AdamW"] and adapted["weights"] < 1.01 * one["weights"]
-
-
-def test_offloading_keeps_only_what_runs_on_the_gpu() -> None:
+def test_offloading_is_for_a_gpu_that_does_not_hold_the_weights() -> None:
     shape = job("Qwen2.5-7B").whole
     load = largest_microbatch(16384, 1024, 3072, 8, 128)
     sharded, offloaded = (training_memory(shape, load, Strategy(True, True, offload=on), 2, 2) for on in (False, True))
-    for name in ("weights", "gradients", "AdamW"):
-        assert offloaded[name] == 0 < sharded[name]
-    copied_in = (shape.outside + 2 * shape.largest) * 4 / 2
-    assert offloaded["gathered"] == sharded["gathered"] + copied_in
-    assert offloaded["activations"] == sharded["activations"]
+    assert [name for name, size in offloaded.items() if size == 0 < sharded[name]] == ["weights", "gradients", "AdamW"]
     gpu = GPUs.parse("1x141GB")
     plans = {plan.name: plan for plan in job("Qwen2.5-7B").plans(gpu)}
     assert not plans["alone, checkpointing"].fits and plans["FSDP2, offload, checkpointing"].fits
@@ -226,23 +150,6 @@ def test_offloading_keeps_only_what_runs_on_the_gpu() -> None:
         job("Qwen2.5-7B"), adapted=shape_of(PUBLISHED["Qwen/Qwen2.5-7B"], lora=Lora(quantize="nf4")), lora=True
     )
     assert not any(plan.strategy.sharded for plan in packed.plans(gpu)), "4-bit weights cannot be sharded"
-
-
-def test_what_fits_first_is_proposed() -> None:
-    def proposed(model: str, gpus: str, **changes: Any) -> str | None:
-        found = replace(job(model), **changes).proposal(GPUs.parse(gpus))
-        assert found is None or found.needs <= 0.9 * found.gpus.gib * GIB
-        return None if found is None else found.name
-
-    assert proposed("Qwen2.5-1.5B", "1x80GB") == "alone, checkpointing"
-    assert proposed("Qwen2.5-1.5B", "1x192GB") == "alone"
-    assert proposed("Qwen2.5-7B", "8x80GB") == "FSDP2, checkpointing"
-    assert proposed("Qwen2.5-7B", "1x80GB", share=0.0) == "FSDP2, offload, checkpointing"
-    assert proposed("Qwen2.5-7B", "1x80GB", share=0.0, lora=True) == "alone, LoRA, checkpointing"
-    assert proposed("Qwen2.5-32B", "1x24GB") is None
-    awake = replace(job("Qwen2.5-7B"), vllm_sleeps=False).plans(GPUs.parse("8x80GB"))
-    asleep = job("Qwen2.5-7B").plans(GPUs.parse("8x80GB"))
-    assert all(a.needs < b.needs for a, b in zip(asleep, awake, strict=True))
 
 
 def test_auto_is_the_fastest_that_fits_and_leaves_results_alone() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,21 +34,6 @@ def test_a_prompt_is_shown_with_its_tokens_and_answer(run_folder: Path, lit_rlvr
     assert f"\n{tokens} tokens; answer '" in shown, "one token a byte, one a special token"
     assert "arithmetic validation: 20 prompts of " in shown and "0 rows could not be used" in shown
     assert not (run_folder / "run").exists()
-
-
-def test_aliases_are_shown(run_folder: Path, lit_rlvr: CLI) -> None:
-    (run_folder / "capital.jsonl").write_text('{"prompt": "Capital?", "answer": ["Paris", "Paris, France"]}\n')
-    data = (
-        "--data",
-        "PromptDataModule",
-        "--data.init_args.train",
-        "capital.jsonl",
-        "--data.init_args.prompts_per_rollout",
-        1,
-    )
-    result = lit_rlvr("preview", "--config", "tiny.yaml", *data, "--prompts", 1)
-    assert result.status == 0, result.err
-    assert "tokens; answer 'Paris'; or 'Paris, France'\n" in result.out
 
 
 def test_what_is_trained_on_is_shown(run_folder: Path, lit_rlvr: CLI) -> None:
@@ -90,23 +74,6 @@ def test_images_are_saved_and_named(run_folder: Path, lit_rlvr: CLI, vlm_folder:
     assert Image.open(run_folder / "seen/train-0-1.png").tobytes() == sample.images[0].tobytes()
 
 
-def test_without_a_folder_no_picture_is_saved(
-    run_folder: Path, lit_rlvr: CLI, vlm_folder: Path, tmp_path_factory: pytest.TempPathFactory,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    elsewhere = tmp_path_factory.mktemp("elsewhere")
-    monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
-    before = sorted(run_folder.rglob("*"))
-    model = ("--model.init_args.model", vlm_folder, "--data", "LesionCount", "--data.init_args.pictures", 4)
-    shown = lit_rlvr("preview", "--config", "tiny.yaml", *model, "--prompts", 1)
-    assert shown.status == 0, shown.err
-    assert "image 1: 9 tokens, 84 x 84 pixels\n" in shown.out
-    assert "To look at the images as the model sees them, add --out FOLDER" in shown.err
-    texts = lit_rlvr("preview", "--config", "tiny.yaml")
-    assert texts.status == 0 and "--out" not in texts.err
-    assert not list(elsewhere.iterdir()) and sorted(run_folder.rglob("*")) == before
-
-
 def test_pictures_of_the_users_are_left_alone(run_folder: Path, lit_rlvr: CLI, vlm_folder: Path) -> None:
     """Those of an earlier preview are not the user's."""
     options = ("--model.init_args.model", vlm_folder, "--data", "LesionCount", "--data.init_args.pictures", 4)
@@ -132,10 +99,3 @@ def test_a_folder_that_cannot_be_is_one_line_without_pictures_too(run_folder: Pa
 def test_a_set_that_is_not_there(run_folder: Path, lit_rlvr: CLI) -> None:
     result = lit_rlvr("preview", "--config", "tiny.yaml", "--split", "test")
     assert result.status == 2 and "--split: there is no test set" in result.err
-
-
-def test_references_that_a_reward_cannot_read_are_refused(run_folder: Path, lit_rlvr: CLI) -> None:
-    options = ("--rollout.rewards", '[{"class_path": "LCPO", "init_args": {"target": "length"}}]')
-    result = lit_rlvr("preview", "--config", "tiny.yaml", *options)
-    assert result.status == 2
-    assert "rewards.LCPO.target: " in result.err and "the column 'length'" in result.err and "rows)" in result.err

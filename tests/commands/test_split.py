@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from lit_rlvr.commands.split import write_split
-from lit_rlvr.datamodules import MedicalVQA, MultiStepArithmetic
+from lit_rlvr.datamodules import MedicalVQA
 
 CLI = Callable[..., Any]
 
@@ -47,12 +47,3 @@ def test_images_are_found_from_the_new_folder(tmp_path: Path) -> None:
         assert [(s.prompt, s.answer, s.images.keys) for s in after] == [
             (s.prompt, s.answer, s.images.keys) for s in before
         ]
-
-
-def test_generated_rows_are_read_by_their_columns(tmp_path: Path) -> None:
-    data = MultiStepArithmetic(problems=4, held_out=2, tested=1)
-    paths = write_split(data, tmp_path)
-    assert [path.name for path in paths] == ["train.jsonl", "validation.jsonl", "test.jsonl"]
-    row = json.loads(paths[2].read_text())
-    (sample,) = data.load("test")
-    assert (row["prompt"], row["answer"], row["id"]) == (sample.prompt, sample.answer, sample.id)

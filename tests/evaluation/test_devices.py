@@ -87,19 +87,6 @@ def test_files_of_several_processes_are_merged_once_they_have_ended(tmp_path: Pa
     assert Records(tmp_path, {}).missing("x", PROMPTS) == PROMPTS[4:]
 
 
-def test_every_answered_question_is_counted_once(tmp_path: Path) -> None:
-    records, seen = Records(tmp_path, {}), list[int]()
-    at = 0
-    for p in range(3):
-        answer(records, p)
-        with records.path.open("a") as file:
-            file.write('{"part": "x", "id": "torn", "sample": 0')  # seen before it is whole
-        at = devices._count_new(records.path, at, lambda: seen.append(1))
-        assert len(seen) == p + 1
-        records.path.write_text(records.path.read_text()[: -len('{"part": "x", "id": "torn", "sample": 0')])
-    assert devices._count_new(tmp_path / "none", 5, lambda: seen.append(1)) == 5
-
-
 def test_each_process_has_its_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     seen: list[tuple[str, str]] = []

@@ -63,16 +63,6 @@ def test_an_average_is_over_the_suites_that_have_the_result() -> None:
     assert found == {"pass@1": pytest.approx(0.5), "pass@16": pytest.approx(0.65)}
 
 
-def test_the_table_shows_the_results() -> None:
-    results = {"x|y": suite_results(SAMPLES, rows(RIGHT), rows([[1], [0], [1], [1]])),
-               "z": suite_results(SAMPLES, rows(RIGHT), [])}  # fmt: skip
-    text = markdown(results, "m")
-    head = "| suite | questions | n | pass@1 | pass@2 | pass@4 | greedy | length | truncated |"
-    assert head in text.splitlines() and "| x\\|y | 4 | 5 | 0.450 [" in text
-    assert "| **Avg.** |  |  | 0.450 | " in text and "| 0.750 | 3.000 | 0.000 |" in text, "z has no greedy answers"
-    assert "| a | 2 | 0.100 | 1.000 |" in text and "| b | 2 | 0.800 |" in text
-
-
 def test_what_no_reward_calls_right_or_wrong_does_not_count() -> None:
     sampled, greedy = rows([[1, 1, 0, 0], [1, 0, 0, 0]] * 2), rows([[1], [0], [1], [1]])
     for row in (sampled[1][1], *sampled[2], *sampled[3], greedy[3][0]):

@@ -18,7 +18,7 @@ from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.engines.base import Continuation, RolloutEngine, Row
 from lit_rlvr.environments.base import Environment
 from lit_rlvr.errors import UserError
-from lit_rlvr.rollout.episodes import Episodes, check_turns, with_opening
+from lit_rlvr.rollout.episodes import Episodes, with_opening
 from lit_rlvr.types import Completion, Sample, Sampling
 from lit_rlvr.workers.process import Isolation
 
@@ -233,13 +233,6 @@ def test_reset_may_show_an_image() -> None:
     opened = with_opening(Sample("a", "", ""), begun)
     assert opened.prompt == user([{"type": "image"}, {"type": "text", "text": "Look."}])
     assert opened.images.sizes == ((4, 2),) and opened.images[0].size == (4, 2)  # type: ignore[attr-defined]
-
-
-def test_turns_and_environments_belong_together() -> None:
-    with pytest.raises(UserError, match="max_turns: 4 turns need an environment"):
-        check_turns("max_turns", SAMPLING, None)
-    with pytest.raises(UserError, match="BadTools answers between turns, so allow at least 2"):
-        check_turns("max_turns", Sampling(), BadTools())
 
 
 # ---- training -------------------------------------------------------------------------------------------------

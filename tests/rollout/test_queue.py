@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lightning.pytorch import LightningModule, Trainer
 from tiny import make_rollout, random_ids
 from tiny_engines import Streaming
-from tiny_fit import T_MAX, Recorder, fit
+from tiny_fit import Recorder, fit
 
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.rollout.queue import GroupState, QueuedGroup, choose, in_time, versions_of, with_sampled
@@ -256,16 +256,3 @@ def test_a_group_that_never_ends_is_dropped_and_named(
     assert f"the completions of {endless} have not ended after" in caplog.text
     assert sum(metrics["rollout/queue/dropped"] for metrics in seen.metrics) == 1
     assert [name for _, name in engine.begun].count(endless) == 1
-
-
-def test_prompts_with_long_answers_go_first_when_they_come_again(tiny_model_folder: Path, tmp_path: Path) -> None:
-    module, _ = fit(tiny_model_folder, tmp_path, steps=1, engine=Streaming(), prompts_per_rollout=4, staleness=1)
-    source: Any = rollout_of(module.trainer).source
-    assert {*source._expected} and all(0 < length <= T_MAX for length in source._expected.values())
-    start = {"epoch": 1, "position": 0}
-    names = [prompt.sample.id for prompt in source.data.stream.take(4, start)[0]]
-    source._expected = {names[0]: 2.0, names[1]: 9.0, names[3]: 5.0}  # the other one counts as usual: 16 / 3
-    begun: list[str] = []
-    source._begin = lambda groups: begun.extend(group.prompt.sample.id for group in groups)
-    source.admit(4, start)
-    assert begun == [names[1], names[2], names[3], names[0]]

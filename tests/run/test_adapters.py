@@ -82,19 +82,6 @@ def test_with_adapters_in_vllm_resume_is_exact(run_folder: Path, lit_rlvr: CLI) 
     assert_same_run(run_folder / "cut", run_folder / "whole", resumed=3)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("model", [("GRPO", "--model.init_args.kl.coef", "0.1"), ("AAPO",)])
-def test_the_reference_is_the_model_without_adapters(run_folder: Path, lit_rlvr: CLI, model: tuple[str, ...]) -> None:
-    options = ("--model", *model, *LORA, *to("run"), "--trainer.max_steps", "3")
-    fit(lit_rlvr, *options)
-    rows = metrics(run_folder / "run")
-    if model[0] == "GRPO":
-        kl = [float(row["train/kl"]) for row in rows if row.get("train/kl")]
-        assert abs(kl[0]) < 1e-6 < 1e-5 < kl[-1]
-    else:
-        assert any(value for row in rows for name, value in row.items() if "margin" in name)
-
-
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Path:
     """An adapter that changes the tiny Llama, as peft writes it."""
@@ -275,10 +262,6 @@ def test_what_cannot_go_with_an_adapter_is_one_line(run_folder: Path, lit_rlvr: 
     refused("model.lora.vision_tower: LlamaForCausalLM has none", lora, "{vision_tower: true}", model="tiny-llama")
     refused("model.freeze_vision: model.lora trains", lora, "{vision_tower: true}", "--model.init_args.freeze_vision",
             "true", model="tiny-qwen2.5-vl")  # fmt: skip
+    refused("reference_update_every: with model.lora", *LORA, "--model", "AAPO",
+            "--model.init_args.kl.reference_update_every", "2", model="tiny-llama")  # fmt: skip
     refused("warm_start: it would train the base model", lora, "{adapter: continue}", "--warm_start.steps", "2")
-
-
-def test_a_reference_that_is_renewed_is_refused(run_folder: Path, lit_rlvr: CLI) -> None:
-    result = lit_rlvr("fit", "--config", "tiny.yaml", "--model", "AAPO", *LORA, *to("run"),
-                      "--model.init_args.kl.reference_update_every", "2")  # fmt: skip
-    assert result.status == 2 and "reference_update_every: with model.lora" in result.err

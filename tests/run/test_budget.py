@@ -6,18 +6,15 @@ import json
 import re
 from collections.abc import Callable
 from itertools import accumulate
-from math import inf
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
-from lightning.pytorch import LightningModule, Trainer
 from tiny_rewards import judged_as_is
 from tiny_runs import FIT, completions, fit, metrics, summary, to
 
 from lit_rlvr.common.run_files import LIVE
-from lit_rlvr.run.progress import Budget, ProgressEstimator, outage_seconds
+from lit_rlvr.run.progress import outage_seconds
 
 CLI = Callable[..., Any]
 ENDLESS = ("--trainer.max_steps", -1)
@@ -75,35 +72,6 @@ def test_the_total_is_right_after_a_change_of_updates(
     assert [(int(step), int(total)) for step, total in said] == [(step, last) for step in range(5, last + 1, 2)]
     state = json.loads((run_folder / "run" / LIVE).read_text())
     assert state["step"] == state["steps"] == summary(run_folder / "run")["steps"] == last
-
-
-def test_a_budget_lasts_the_iterations_it_pays_for() -> None:
-    """By hand: the limit that is reached first, in whole iterations, from what those so far have used."""
-    budget = Budget(samples=100, tokens=1000)
-    assert budget.iterations is None
-    for iterations, used, wanted in (
-        (2, {"samples": 20, "tokens": 100}, 10), (2, {"samples": 30, "tokens": 100}, 7),
-        (2, {"samples": 20, "tokens": 300}, 7), (8, {"samples": 120, "tokens": 100}, 8),
-    ):  # fmt: skip
-        saved = {"budget": used, "rlvr": {"iteration": iterations}}
-        budget.on_load_checkpoint(Trainer(logger=False), LightningModule(), saved)
-        assert budget.iterations == wanted
-    assert Budget().iterations is None
-
-
-def test_epochs_and_budgets_limit_a_run_together() -> None:
-    def wanted(max_steps: int, max_epochs: int | None, budget: int | None, batches: float = 7) -> int | None:
-        module = SimpleNamespace(updates_per_rollout=2, epochs_per_rollout=3, iteration=0)
-        callbacks = [SimpleNamespace(), used := Budget(samples=budget)]
-        used.used["samples"], used._iterations = 10, 1
-        limits = SimpleNamespace(max_steps=max_steps, max_epochs=max_epochs, num_training_batches=batches)
-        trainer = SimpleNamespace(**vars(limits), global_step=0, lightning_module=module, callbacks=callbacks)
-        return ProgressEstimator().steps(trainer)
-
-    assert wanted(-1, None, None) is None and wanted(-1, -1, None) is None
-    assert wanted(50, None, None) == 54 and wanted(50, 1, None) == 42 and wanted(-1, 2, None) == 84
-    assert wanted(-1, 2, 100) == 60 and wanted(50, 2, 100) == 54
-    assert wanted(-1, 2, None, batches=inf) is None, "not known before training"
 
 
 TWICE = ("--model.init_args.updates_per_rollout", 2, "--model.init_args.epochs_per_rollout", 2)
@@ -178,21 +146,3 @@ def test_an_outage_is_not_part_of_the_estimated_end() -> None:
     assert outage_seconds(iterations, rollouts) == 598.0
     assert outage_seconds([3.0, 12.0, 3.0, 4.0], [2.0, 11.0, 2.0, 3.0]) == 0.0
     assert outage_seconds([3.0, 90.0, 3.0], [2.0, 2.0, 2.0]) == 0.0, "a long validation"
-
-
-def test_the_end_may_be_estimated_at_any_moment() -> None:
-    """The thread of `live.json` asks while the training thread counts; here in the middle of `on_train_batch_end`."""
-    estimator, seen = ProgressEstimator(), list[float | None]()
-
-    class Metrics(dict[str, float]):
-        def get(self, name: str, default: float = 0.0) -> float:  # type: ignore[override]
-            seen.append(estimator.seconds(trainer.global_step, 8))
-            return default
-
-    module = SimpleNamespace(iteration=0)
-    trainer = cast(Trainer, SimpleNamespace(global_step=0, lightning_module=module, callback_metrics=Metrics()))
-    estimator.on_train_start(trainer, cast(LightningModule, module))
-    for step in (1, 2):
-        vars(trainer)["global_step"] = step
-        estimator.on_train_batch_end(trainer, cast(LightningModule, module), None, None, step)
-    assert seen[0] is None and seen[1] is not None and seen[1] >= 0

@@ -14,7 +14,7 @@ from tiny import make_rollout
 from tiny_rewards import judged_as_is
 from tiny_runs import assert_same_run, metrics
 
-from lit_rlvr.rollout.assemble import join, mixed_groups
+from lit_rlvr.rollout.assemble import mixed_groups
 
 CLI = Callable[..., Any]
 FIT = ("fit", "--config", "tiny.yaml", "--model", "DAPO")
@@ -108,14 +108,3 @@ def test_a_selection_that_finds_nothing_says_why(run_folder: Path, lit_rlvr: CLI
     assert refused.status != 0
     assert "model.dynamic_sampling: there is no reward 'grade'; give reward, correct, false, or" in refused.err
     assert "a reward: graded" in refused.err
-
-
-def test_join_keeps_every_row_and_pads_to_the_longer() -> None:
-    first = make_rollout([[1, 2]], [[[3, 4, 5], [6]]], rewards=[[1.0, 0.0]])
-    second = make_rollout([[7]], [[[8], [9, 10]]], rewards=[[0.0, 0.5]])
-    both = join(first, second)
-    assert both.token_ids.tolist() == [[3, 4, 5], [6, 0, 0], [8, 0, 0], [9, 10, 0]]
-    assert both.mask.tolist() == [[True] * 3, [True, False, False], [True, False, False], [True, True, False]]
-    assert both.rewards.tolist() == [[1.0, 0.0], [0.0, 0.5]]
-    assert [p.token_ids for p in both.prompts] == [[1, 2], [7]]
-    assert both.lengths.tolist() == [[3, 1], [1, 2]]

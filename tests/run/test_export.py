@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_rewards import judged_as_is
-from tiny_runs import in_two_processes, tiny_config, write_config
+from tiny_runs import in_two_processes
 from tiny_vlms import KINDS, QWEN, mixed_prompts, slow
 from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoProcessor, AutoTokenizer, AutoVideoProcessor
 
@@ -150,17 +150,3 @@ def test_weights_of_another_model_are_one_short_line(
         with pytest.raises(UserError, match=re.escape(said.format(other))) as caught:
             command()
         assert str(caught.value).startswith(f"{run_copy / 'checkpoints' / 'step-000002.ckpt'}: its weights are ")
-
-
-def test_adapters_of_another_rank_are_one_short_line(
-    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    config = tiny_config(tiny_model_folder)
-    config["model"]["init_args"]["lora"] = {"rank": 2}
-    config["trainer"] |= {"max_steps": 1, "limit_val_batches": 0}
-    assert run(["fit", "--config", str(write_config(tmp_path / "lora.yaml", config))]) == 0
-    saved = tmp_path / "run" / "config.yaml"
-    saved.write_text(saved.read_text().replace("rank: 2", "rank: 4"))
-    with pytest.raises(UserError, match=r"step-000001.ckpt: its weights are adapters of tiny-llama .* more do not fit"):
-        export_run(Path("run"), tmp_path / "out")

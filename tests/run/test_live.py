@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lit_rlvr.commands.watch.follow import FollowedFolders
-from lit_rlvr.common.terminal import Activity, progress
+from lit_rlvr.common.terminal import Activity
 from lit_rlvr.run import live
 
 CLI = Callable[..., Any]
@@ -69,14 +69,3 @@ def test_a_failed_run_says_that_it_ended(run_folder: Path, lit_rlvr: CLI) -> Non
     assert result.status != 0
     state = json.loads((run_folder / "run" / live.LIVE).read_text())
     assert state["stage"] == "ended"
-
-
-def test_a_stage_begins_with_nothing_done() -> None:
-    doing = Activity()
-    doing.begin("generating", total=8)
-    doing.advance(4, tokens=100)
-    doing.advance(4, tokens=60)
-    assert (doing.done, doing.total, doing.tokens) == (8, 8, 160) and time.time() - doing.since < 60
-    doing.begin("scoring")
-    assert (doing.stage, doing.done, doing.total, doing.tokens) == ("scoring", 0, 0, 0)
-    assert progress is not doing

@@ -45,15 +45,6 @@ def test_prompts_without_a_signal_are_too_hard_or_too_easy() -> None:
     assert easy.startswith(filtered.format("harder")) and easy.endswith(", or more completions (rollout.group_size)")
 
 
-def test_a_constant_reward_is_not_called_a_matter_of_the_prompts(run_folder: Path, lit_rlvr: CLI) -> None:
-    reward = json.dumps([judged_as_is("dead")])
-    result = lit_rlvr(*FIT, "--rollout.rewards", reward, "--trainer.max_steps", 1)
-    assert re.search(r"In the way: .*; every completion had the reward \S+: if some deserve another,", result.err)
-    mixed = {"rollout/truncated": 0.0, "train/no_signal": 0.75, "rollout/accuracy": 0.9}
-    (line,) = LostWork().look(mixed, Sampling())
-    assert "every completion" not in line
-
-
 def test_the_share_without_a_signal_is_that_of_groups_with_one_reward(tiny_model_folder: Path, tmp_path: Path) -> None:
     _, seen = fit_in_process(tiny_model_folder, tmp_path, steps=3)
     shares = [sum(len(set(group)) == 1 for group in rollout.rewards.tolist()) / 6 for rollout in seen.rollouts]
@@ -71,12 +62,6 @@ def test_a_correction_that_drops_nearly_everything_is_reported_once() -> None:
     assert [k for k, line in enumerate(said(shares, "train/importance_dropped")) if line] == [0]
     (line,) = said([0.5, 0.9, 1.0, 1.0, 1.0], "train/importance_dropped")[4]
     assert line.startswith("the importance correction dropped 98% of the tokens, so hardly anything is trained; widen ")
-
-
-def test_a_run_that_a_correction_leaves_nothing_of_says_so(run_folder: Path, lit_rlvr: CLI) -> None:
-    outside = ("--model.init_args.importance.correction", "token_mis", "--model.init_args.importance.floor", 1.5)
-    result = lit_rlvr(*FIT, *outside, "--trainer.max_steps", 3)
-    assert result.status == 0 and result.err.count("the importance correction dropped 100% of the tokens") == 1
 
 
 def test_few_effective_samples_are_reported_at_most_every_tenth_iteration() -> None:

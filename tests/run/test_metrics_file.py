@@ -53,13 +53,6 @@ def test_a_resumed_file_drops_later_rows_and_keeps_every_digit(tmp_path: Path) -
     assert [row["new"] for row in rows] == ["", "", "5.0"]
 
 
-def test_nothing_logged_writes_no_file_and_a_missing_one_is_no_error(tmp_path: Path) -> None:
-    log = MetricsFile(tmp_path / "metrics.csv")
-    log.resume(10)
-    log.finalize("success")
-    assert not (tmp_path / "metrics.csv").exists() and log.rows == {}
-
-
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = MetricsFile(tmp_path / "metrics.csv")
     log.log_metrics({"x": 1.0}, step=1)

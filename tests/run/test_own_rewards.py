@@ -108,22 +108,6 @@ def test_sys_exit_in_own_code_is_no_success(option: str, value: str, line: str, 
     assert refusal(lit_rlvr(*FIT, *SHORT, option, value)) == f"lit-rlvr: error: {line}"
 
 
-def test_no_reward_is_refused(lit_rlvr: CLI) -> None:
-    said = "rollout.rewards is empty: give at least one reward, or a model.teacher to learn from"
-    assert refusal(lit_rlvr(*FIT, *SHORT, *rewards())).endswith(said)
-
-
-def test_a_failed_check_is_not_shown_as_correct(run_folder: Path, lit_rlvr: CLI) -> None:
-    """In its group's statistics it counts as the mean of the others; a reader must not take that for a judgement."""
-    (run_folder / "half.py").write_text(
-        "def half(completion, sample):\n    assert completion.token_ids[0] % 2\n    return True\n"
-    )
-    half = "{class_path: FunctionReward, init_args: {path: half.half, truncated_is_wrong: false}}"
-    fit(lit_rlvr, *SHORT, *rewards(half), "--rollout.safeguards.max_failure_rate", 1, "--run.save_prompts", 8)
-    shown = {(row["status"], row["correct"]) for row in completions(run_folder / "run")}
-    assert shown == {("ok", True), ("error", None)}
-
-
 def test_a_reward_that_changes_the_directory_does_not_split_the_run(run_folder: Path, lit_rlvr: CLI) -> None:
     logger = ("--trainer.logger", "CSVLogger")
     fit(lit_rlvr, *rewards("own_rewards.moves"), *logger, "--trainer.max_steps", 2)

@@ -123,9 +123,3 @@ def test_a_pool_smaller_than_the_group_is_refused(run_folder: Path, lit_rlvr: CL
     result = lit_rlvr(*FIT, "--model.init_args.reference_pool_size", "3")
     assert result.status == 2
     assert "reference_pool_size: 3 is below rollout.group_size=4" in result.err
-
-
-def test_another_algorithm_trains_with_aapos_advantage(run_folder: Path, lit_rlvr: CLI) -> None:
-    result = lit_rlvr("fit", "--config", "tiny.yaml", "--model.init_args.advantage", "aapo")
-    assert result.status == 0, result.err
-    assert any(float(row["train/margin"] or 0) != 0 for row in metrics(run_folder / "run"))

@@ -24,6 +24,9 @@ from lit_rlvr.run.folder import (
     undo_interrupted_move,
 )
 
+OWN = ("notes.txt", "images/my.png", "checkpoints/my.ckpt", "trackers/mine.db")
+"""Files of the user's in the folder of a run."""
+
 
 def old_run(root: Path) -> dict[str, bytes]:
     """A run with a file and a sharded checkpoint, and files of the user's; what is in it."""
@@ -32,7 +35,7 @@ def old_run(root: Path) -> dict[str, bytes]:
         "checkpoints/step-000004.ckpt", "checkpoints/step-000005.ckpt/meta.pt", f"images/{'0' * 16}.png",
         "tensorboard/events.out.tfevents.1", "skipped/step-000001-rank-0.json",
     )  # fmt: skip
-    for name in (*ours, "notes.txt", "images/my.png"):
+    for name in (*ours, *OWN):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(f"old {name}")
     return content(root)
@@ -60,11 +63,9 @@ def begin(root: Path) -> None:
 def test_a_run_is_set_aside_whole_and_put_back_whole(tmp_path: Path) -> None:
     before = old_run(tmp_path)
     back_up_earlier_run(tmp_path)
-    assert (
-        not list_run_files(tmp_path) and (tmp_path / "notes.txt").is_file() and (tmp_path / "images/my.png").is_file()
-    )
+    assert not list_run_files(tmp_path) and all((tmp_path / name).is_file() for name in OWN)
     kept = content(tmp_path / ".replaced")
-    assert kept == {name: text for name, text in before.items() if name not in ("notes.txt", "images/my.png")}
+    assert kept == {name: text for name, text in before.items() if name not in OWN}
     begin(tmp_path)
     restore_earlier_run(tmp_path)
     assert content(tmp_path) == before
@@ -142,6 +143,7 @@ def test_on_another_disk_files_stay_there(tmp_path: Path, monkeypatch: pytest.Mo
     back_up_earlier_run(root)
     delete_backup(root)
     assert not kept.parent.exists() and not (root / ".replaced").exists()
+    assert all((root / name).read_text() == f"old {name}" for name in OWN)
 
 
 def test_what_cannot_be_moved_stays_and_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,24 +201,16 @@ def test_a_new_run_with_a_checkpoint_is_not_replaced_by_the_old(tmp_path: Path) 
     assert not (tmp_path / ".replaced").exists() and (tmp_path / "metrics.csv").read_text() == NEW_METRICS
 
 
-@pytest.mark.parametrize("name", ["metrics.csv", "summary.json"])
-def test_results_of_the_users_own_are_never_replaced(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(("folder", "name"), [
+    *[("alone", name) for name in ("metrics.csv", "summary.json", "config.yaml", "completions.jsonl")],
+    *[("run", name) for name in ("metrics.csv", "summary.json")],
+])  # fmt: skip
+def test_results_of_the_users_own_are_never_replaced(tmp_path: Path, folder: str, name: str) -> None:
     """Neither in a folder of their own, which holds no run, nor among the files of a run."""
-    for root in (tmp_path / "alone", tmp_path / "run"):
-        if root.name == "run":
-            old_run(root)
-        root.mkdir(exist_ok=True)
-        (root / name).write_text('{"loss": 1}' if name == "summary.json" else "epoch,loss\n1,2\n")
-        with pytest.raises(UserError, match=f"{name} is not from a run of lit-rlvr and would be replaced"):
-            check_run_folder(root, resumes=False, overwrite=True)
-
-
-def test_files_of_the_users_own_stay_next_to_a_replaced_run(tmp_path: Path) -> None:
-    old_run(tmp_path)
-    own = [tmp_path / name for name in ("checkpoints/my.ckpt", "trackers/mine.db")]
-    for path in own:
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("mine")
-    back_up_earlier_run(tmp_path)
-    delete_backup(tmp_path)
-    assert all(path.read_text() == "mine" for path in own)
+    root = tmp_path / folder
+    root.mkdir()
+    if folder == "run":
+        old_run(root)
+    (root / name).write_text('{"loss": 1}' if name == "summary.json" else "epoch,loss\n1,2\n")
+    with pytest.raises(UserError, match=f"{name} is not from a run of lit-rlvr and would be replaced"):
+        check_run_folder(root, resumes=False, overwrite=True)

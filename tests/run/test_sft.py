@@ -203,22 +203,6 @@ def test_adapters_alone_are_trained(run_folder: Path, lit_rlvr: CLI, tiny_model_
     assert not torch.equal(before.model.layers[0].mlp.up_proj.weight, after.model.layers[0].mlp.up_proj.weight)
 
 
-def test_precision_checkpointing_and_plans_are_those_of_the_base(run_folder: Path, lit_rlvr: CLI) -> None:
-    wanted = lit_rlvr(*FIT, "--model", "SFT", "--trainer.limit_val_batches", 0, *to("plain"))
-    assert wanted.status == 0, wanted.err
-    for name, options in {
-        "bf16": ("--trainer.precision", "bf16-mixed"),
-        "checkpointing": ("--model.init_args.compute.gradient_checkpointing", "true"),
-    }.items():
-        result = lit_rlvr(*FIT, "--model", "SFT", "--trainer.limit_val_batches", 0, *options, *to(name))
-        assert result.status == 0, result.err
-        assert losses(name) == pytest.approx(losses("plain"), rel=2e-2 if name == "bf16" else 1e-6)
-    dry = lit_rlvr(*FIT, "--model", "SFT", "--dry-run")
-    assert dry.status == 0 and "sequences per rollout: 4" in dry.out, dry.err
-    plan = lit_rlvr("plan", "--config", "tiny.yaml", "--model", "SFT", "--gpus", "1x80GB")
-    assert plan.status == 0, plan.err
-
-
 @pytest.mark.parametrize(
     ("row", "said"),
     [

@@ -164,18 +164,6 @@ def test_a_renewed_reference_is_saved_in_shards(
 
 
 @pytest.mark.slow
-def test_what_a_killed_write_leaves_is_in_nobodys_way(run_folder: Path) -> None:
-    run = [*FIT, *FSDP2, *to("run")]
-    in_two_processes(run_folder, [*run, "--trainer.max_steps", "3"])
-    half = run_folder / "run" / "checkpoints" / "step-000006.tmp"
-    half.mkdir()
-    (half / "__0_0.distcp").write_bytes(b"half of it")
-    in_two_processes(run_folder, [*run, *LAST], [*run, "--overwrite", "true", "--trainer.max_steps", "1"])
-    assert [path.name for path in list_checkpoints(run_folder / "run")] == ["step-000001.ckpt"]
-    assert not half.exists()
-
-
-@pytest.mark.slow
 def test_a_torn_checkpoint_is_one_line(run_folder: Path, lit_rlvr: CLI) -> None:
     in_two_processes(run_folder, [*FIT, *FSDP2, *to("run"), "--trainer.max_steps", "1"])
     share = last_checkpoint(run_folder / "run") / "__1_0.distcp"
@@ -309,26 +297,6 @@ def test_training_goes_on_while_a_copy_of_that_moment_is_written(training: Train
     assert moments["weight.exp_avg"].tolist() == [4, 4, 4] and moments["weight.step"] == 2
     training.step(accuracy=0.9)
     assert {"time/checkpoint", "time/checkpoint_write"} <= training.logged.keys()
-
-
-def test_a_second_save_says_that_it_waits_for_the_one_in_flight(
-    training: Training, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said: list[str] = []
-
-    def say(line: str, *_: Any) -> None:
-        said.append(line)
-        training.release.set()
-
-    monkeypatch.setattr(fsdp2, "LONG_WAIT_SECONDS", 0.2)
-    monkeypatch.setattr(fsdp2._log, "info", say)
-    training.step()
-    assert not said
-    training.step()
-    assert said == ["waiting until the checkpoint in flight is written"]
-    assert list_checkpoints(training.trainer.default_root_dir), "the first one is written"
-    training.saver.on_train_end(training.trainer, training.module)
-    assert training.names() == ["step-000002.ckpt"]
 
 
 @pytest.mark.parametrize("when", ["step", "save", "end"])

@@ -81,26 +81,6 @@ def test_a_signal_stops_after_the_iteration_and_the_run_goes_on_exactly(
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_a_real_process(run_folder: Path, lit_rlvr: CLI) -> None:
-    arguments = [str(CONSOLE_SCRIPT), *FIT, "--trainer.max_steps", "5000", "--rollout.validate_every_rollouts", "2500"]
-    process = subprocess.Popen(arguments, env=child_environment(), stderr=subprocess.PIPE, text=True)
-    samples, deadline = run_folder / "run" / "completions.jsonl", time.monotonic() + 400
-    while not (samples.is_file() and samples.read_text().count('"sample": 0,') > 6):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=600)
-    assert process.returncode == 130 and "Traceback" not in err, err
-    steps = summary(run_folder / "run")["steps"]
-    assert steps >= 3 and summary(run_folder / "run")["stopped"] == "stopped by SIGINT"
-    assert (run_folder / "run" / "checkpoints" / f"step-{steps:06d}.ckpt").is_file()
-    longer = ("--trainer.max_steps", steps + 2, "--rollout.validate_every_rollouts", 2500)
-    fit(lit_rlvr, "--ckpt_path", "last", *longer)
-    fit(lit_rlvr, *to("whole"), *longer)
-    assert_same_run(run_folder / "run", run_folder / "whole", resumed=steps)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143)])
 def test_a_second_signal_stops_at_once(
     run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch, number: int, status: int
@@ -185,12 +165,6 @@ def test_accuracies_of_a_run_that_ends_with_its_epochs(run_folder: Path, lit_rlv
     assert summary(run_folder / "run")["accuracy_before"] == first["accuracy_before"]
     assert float(metrics(run_folder / "run")[0]["val/accuracy"]) == first["accuracy_before"]
     assert row["step"] == "4" and row["val/accuracy"] != ""
-
-
-@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
-def test_true_precisions_run_or_are_refused_in_one_line(run_folder: Path, lit_rlvr: CLI, precision: str) -> None:
-    result = lit_rlvr(*FIT, "--trainer.precision", precision, "--trainer.max_steps", 1)
-    assert result.status in (0, 2) and "Traceback" not in result.err
 
 
 @pytest.mark.parametrize(

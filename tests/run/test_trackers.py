@@ -11,14 +11,11 @@ from typing import Any
 
 import pytest
 import yaml
-from made_runs import row
 from tiny_runs import FIT, STRATEGIES, completions, fit, in_two_processes, pictures_config, summary, write_config
 from tracked import Kept, mlflow_store, tensorboard_events, trackio_store, wandb_offline
 
 from lit_rlvr.cli.main import run as command_line
 from lit_rlvr.common.run_files import read_metrics
-from lit_rlvr.run.trackers.base import Samples
-from lit_rlvr.run.trackers.feed import run_name
 
 CLI = Callable[..., Any]
 STOPPED, RESUMED, LAST = 4, 2, 6
@@ -194,34 +191,3 @@ def test_a_wrong_tracker_is_one_line(run_folder: Path, lit_rlvr: CLI, chosen: st
     result = fit(lit_rlvr, "--trackers", chosen, status=2)
     assert message in result.err, result.err
     assert len(result.err.strip().splitlines()) == 1, result.err
-
-
-def test_tensorboard_must_be_on_to_be_named(run_folder: Path, lit_rlvr: CLI) -> None:
-    result = fit(lit_rlvr, "--trackers", "tensorboard", "--trainer.logger", "false", status=2)
-    assert "tensorboard is switched off by trainer.logger: false" in result.err
-
-
-# ---- what is sent -----------------------------------------------------------------------------------------
-
-
-def test_a_runs_name_is_the_path_of_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    names = {"runs/quickstart": "quickstart", "runs/smoke/grpo/0": "smoke/grpo/0", "out/a": "out/a", "runs": "runs"}
-    assert {root: run_name(Path(root)) for root in names} == names
-    assert run_name(tmp_path.parent / "elsewhere" / "b") == "b"
-
-
-def test_samples_are_plain_values(tmp_path: Path) -> None:
-    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [{"type": "image"}, "How many?"]}]
-    records = [
-        row(4, "first", 0, True) | {"prompt": chat, "images": ["a" * 16, "b" * 16]},
-        row(4, "second", 0, False) | {"turns": [{"text": "call", "observation": "7"}], "images": ["a" * 16]},
-    ]
-    samples = Samples.of(records, tmp_path)
-    assert samples.columns[:6] == ("step", "id", "sample", "prompt", "answer", "completion")
-    assert samples.columns[-2:] == ("turns", "images")
-    first, second = (dict(zip(samples.columns, values, strict=True)) for values in samples.rows)
-    assert first["prompt"] == 'system: Be brief.\nuser: [{"type": "image"}, "How many?"]'
-    assert (first["turns"], first["correct"], first["advantage"]) == (None, True, 1.0)
-    assert second["turns"] == '[{"text": "call", "observation": "7"}]'
-    assert [(path.name[0], name) for path, name in samples.pictures.items()] == [("a", "first"), ("b", "first")]

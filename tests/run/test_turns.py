@@ -33,18 +33,6 @@ def test_a_resumed_run_is_the_uninterrupted_one(run_folder: Path, lit_rlvr: CLI)
     assert float(last["rollout/accuracy"]) > 0, "the environment says what is correct"
 
 
-def test_episodes_are_shown_turn_by_turn(run_folder: Path, lit_rlvr: CLI) -> None:
-    run(lit_rlvr, *TURNS, *ONE)
-    shown = lit_rlvr("explain", "run")
-    assert shown.status == 0 and "dim: observed, not trained on" in " ".join(shown.out.split())
-    page = (run_folder / "run" / "explain.html").read_text()
-    assert 'class="observed"' in page and 'title="observed, not trained on"' in page
-    assert lit_rlvr("report", "run").status == 0
-    seen = next(t["observation"] for row in completions(run_folder / "run") for t in row["turns"] if t["observation"])
-    report = (run_folder / "run" / "report.html").read_text()
-    assert '<div class="text observed"' in report and seen.split(" of ")[0] + " of" in report
-
-
 @pytest.mark.slow
 def test_a_run_is_evaluated_in_its_environment_and_another_model_like_it(
     run_folder: Path, lit_rlvr: CLI, tiny_model_folder: Path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -12,7 +11,6 @@ from types import ModuleType
 from typing import Any
 
 import nbformat
-import numpy as np
 import pytest
 from nbclient import NotebookClient
 
@@ -58,38 +56,6 @@ def test_the_algorithm_is_proved_and_a_broken_one_is_not(
     algorithms["spo"].clip = 0.21
     with pytest.raises(AssertionError):
         module.prove(batch, replay(batch, algorithms))
-
-
-def test_the_slow_loops_gradient_is_that_of_its_loss(script: Callable[[str], ModuleType]) -> None:
-    module = script("own_algorithm")
-    batch = module.frozen_batch(prompts=1, group=3, tokens=4)
-    batch["rewards"] = np.array([[1.0, 0.0, 0.5]])
-    _, gradient = module.slow_loss(batch)
-    for i, t in np.argwhere(batch["mask"]):
-        values = []
-        for step in (-1e-6, 1e-6):
-            moved = batch["logp"].copy()
-            moved[i, t] += step
-            values.append(module.slow_loss(batch | {"logp": moved})[0])
-        assert (values[1] - values[0]) / 2e-6 == pytest.approx(gradient[i, t], abs=1e-8)
-
-
-def test_pictures_show_as_many_cells_as_their_rows_say(script: Callable[[str], ModuleType]) -> None:
-    from PIL import Image
-
-    module = script("vision")
-    module.write_rows("few", 20)
-    for row in map(json.loads, Path("few.jsonl").read_text().splitlines()):
-        pixels = np.asarray(Image.open(row["image"]).convert("L"))
-        inner = pixels[module.CELL // 2 :: module.CELL, module.CELL // 2 :: module.CELL]  # the middle of each cell
-        assert (inner < 200).sum() == row["area"]
-        assert row["solution"].endswith(f"\\boxed{{{row['area']}}}")
-
-
-def test_a_thought_is_consistent_when_its_product_is_the_answer(script: Callable[[str], ModuleType]) -> None:
-    reward, sample = script("vision").Consistent(), Sample("a", "How many?", "6")
-    for said, value in (("2x3=\\boxed{6}", 1), ("1x3=\\boxed{3}", 1), ("3x3=\\boxed{6}", 0), ("\\boxed{6}", 0)):
-        assert reward(Completion(said, (1,), "stop"), sample) == value
 
 
 @pytest.mark.parametrize("name", ["own_task", "sort_numbers", "vision"])

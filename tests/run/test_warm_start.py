@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,6 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.demonstrations import DemonstrationSource
-from lit_rlvr.run import warm_start
 from lit_rlvr.run.warm_start import WarmStart, exact_match
 from lit_rlvr.types import Completion, Prompt, PromptBatch, Rollout, Sample, Sampling
 
@@ -160,22 +158,6 @@ def test_what_cannot_be_is_one_line(vlm_folder: Path, cache: Path) -> None:
     with pytest.raises(UserError, match=r"warm_start.solution:"):
         start(vlm_folder, solution="worked")
     assert not list(cache.glob("*/")), "nothing half-made"
-
-
-def test_it_says_what_it_costs_and_warns_of_a_rate_for_tiny_models(
-    vlm_folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO", "lit_rlvr")
-    monkeypatch.setattr(logging.getLogger("lit_rlvr"), "propagate", True)
-    start(vlm_folder, steps=2, check_every=9)
-    assert re.search(r"step 1 took \d+\.\d s, so 2 take about \d+ s", caplog.text)
-    assert re.search(r"step 2 of at most 2, .* at most about 0 s left", caplog.text)
-    assert "warm_start.lr" not in caplog.text
-    monkeypatch.setattr(warm_start, "LARGE", 1000)
-    start(vlm_folder, steps=1, lr=1e-4)
-    assert "warm_start.lr" not in caplog.text
-    start(vlm_folder, steps=1)
-    assert "warm_start.lr: 0.001 suits the tiny models" in caplog.text and "needs about 2e-5" in caplog.text
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -6,26 +6,21 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
-from lit_rlvr.commands.compare.axes import figure_of_cells
-from lit_rlvr.commands.compare.figures import band, draw_figures
-from lit_rlvr.commands.compare.learning_rates import families
+from lit_rlvr.commands.compare.figures import draw_figures
 from lit_rlvr.commands.compare.study import Cell, Study
-from lit_rlvr.commands.compare.study_folder import State
 from lit_rlvr.commands.compare.study_results import (
     FinishedRun,
     against_baseline,
     at_validations,
     quarters,
     read_cell,
-    smoothed,
     study_results,
 )
-from lit_rlvr.commands.compare.study_tables import plus_minus, report, suite_tables
+from lit_rlvr.commands.compare.study_tables import report, suite_tables
 
 VALUES = {"base": [0.2, 0.3, 0.4], "other": [0.3, 0.5, 0.7]}
 SECONDS = {"sync": 0.0, "generate": 1.0, "score": 0.5, "train": 2.0, "step": 4.0}
@@ -192,54 +187,6 @@ def test_the_best_rate_of_each_family_next_to_the_bases() -> None:
     assert alone["best_rates"] == {} and "fresh seeds" not in report(made_up()[0], alone, {"task": []}, [])
 
 
-def test_families_are_named_by_their_cells_shared_words() -> None:
-    """Families that share their first word, and one without any, have all names. An algorithm may be a name alone."""
-    rates = {
-        "a_x": 1.0,
-        "a_y": 2.0,
-        "a_z": (3.0, "other"),
-        "a_w": (4.0, "other"),
-        "low": (5.0, "b"),
-        "high": (6.0, "b"),
-    }
-    cells = [Cell("t", "default", 0, {"model": "b"})]
-    for name, value in rates.items():
-        rate, algorithm = value if isinstance(value, tuple) else (value, "GRPO")
-        cells.append(Cell("t", name, 0, {"model": {"class_path": algorithm, "init_args": {"lr": rate}}}))
-    study = Study("s", tuple(cells), "a_x", ("steps", 2), "val/accuracy")
-    assert families(study, "t") == {
-        "a_x, a_y": {"a_x": 1.0, "a_y": 2.0},
-        "a_z, a_w": {"a_z": 3.0, "a_w": 4.0},
-        "default, low, high": {"default": 1e-6, "low": 5.0, "high": 6.0},
-    }
-
-
-def test_accuracy_by_the_datas_own_categories() -> None:
-    study, runs = made_up()
-    for run in runs:
-        for step, value in ((0, 0.25), (4, run.last["val/accuracy"])):
-            run.rows[step] |= {"val/s/accuracy/Level 1": value, "val/s/accuracy/Level 2": value / 2}
-    page = report(study, study_results(study, runs), {"task": []}, [])
-    assert "| accuracy on s, by category | Level 1 | Level 2 |" in page
-    assert "| before training | 0.250 ± 0.000 | 0.125 ± 0.000 |" in page
-    assert "| other | 0.500 ± 0.200 | 0.250 ± 0.100 |" in page
-
-
-def test_many_cells_have_a_panel_each_to_one_scale() -> None:
-    """Nine panels next to the baseline; one cell's range is larger, and it keeps its own scale."""
-    names = [f"c{k}" for k in range(10)]
-
-    def draw(axis: Any, name: str) -> None:
-        axis.plot([0, 1], [0, {"c3": 5.0, "c4": 1.1}.get(name, 1.0)], label=name)
-
-    panels = [axis for axis in figure_of_cells(names, draw, "t", "x").axes if axis.get_visible()]
-    assert [[line.get_label() for line in axis.lines] for axis in panels] == [["c0", name] for name in names[1:]]
-    highest = {axis.get_title(): axis.get_ylim()[1] for axis in panels}
-    assert highest.pop("c3") == pytest.approx(5.25) and [*highest.values()] == pytest.approx([1.155] * 8)
-    together = figure_of_cells(names[:8], draw, "t", "x").axes
-    assert len(together) == 1 and len(together[0].lines) == 8
-
-
 def test_the_papers_tables_have_hand_computed_values() -> None:
     study, runs = with_suites()
     start = {"a": {"pass@1": 0.1, "categories": {}}, "b": {"pass@1": 0.3, "categories": {}},
@@ -289,47 +236,6 @@ def test_a_metric_of_an_earlier_step_is_not_taken_for_the_last() -> None:
     study, runs = made_up()
     del runs[0].rows[4]["val/accuracy"]
     assert study_results(study, runs)["tasks"]["task"]["cells"]["base"]["values"] == {"1": 0.3, "2": 0.4}
-
-
-def test_the_page_shows_the_results() -> None:
-    study, runs = made_up()
-    failed = State(Cell("task", "third", 0, {}), "failed", "it | broke")
-    page = report(study, study_results(study, runs), {"task": [Path("figures/task/reward.png")]}, [failed])
-    assert "| before training |  | 0.100 ± 0.000 |  |  |  |  |  |  |" in page
-    assert "| base | 3 | 0.300 ± 0.100 | 0.300 [0.20, 0.40] |  |  |  |  |  |" in page
-    assert "| other | 3 | 0.500 ± 0.200 | 0.500 [0.30, 0.70] | 0.200 ± 0.100 | 0.074 | 0.250 | 0.250 | 0.833 [" in page
-    assert "3 seeds cannot reach 0.05 by sign flips" in page
-    six = study_results(study, runs)
-    six["tasks"]["task"]["cells"]["other"]["versus_baseline"]["pairs"] = 6
-    assert "cannot reach" not in report(study, six, {"task": []}, [])
-    assert "| pass@k, s | 1 | 2 |" in page and "| other | 0.500 ± 0.200 | 1.000 ± 0.400 |" in page
-    assert "![reward](figures/task/reward.png)" in page and "| task, third, seed 0 | it \\| broke |" in page
-    assert plus_minus({"mean": 0.5, "std": None, "n": 1}) == "0.500" and plus_minus(None) == "-"
-
-
-def test_bands_are_interpolated_where_all_runs_are() -> None:
-    """Points (100, 0.2) and (250, 0.2), (101, 0.3) ...: from 102 to 250, where the middle one is the mean."""
-    _, runs = made_up()
-    grid, mean, deviation = band(runs[::2], None, "rollout/reward") or pytest.fail("there is one")
-    assert grid.tolist() == [2, 4] and mean.tolist() == pytest.approx([0.3, 0.3])
-    assert deviation.tolist() == pytest.approx([0.1, 0.1])
-    grid, mean, _ = band(runs[::2], "used/tokens", "val/accuracy") or pytest.fail("there is one")
-    assert grid.tolist() == [0, 250] and mean.tolist() == pytest.approx([0.1, 0.3])
-    grid, _, _ = band(runs[::2], "used/tokens", "rollout/reward") or pytest.fail("there is one")
-    assert grid.tolist() == [102, 250]
-    assert band(runs, None, "no such metric") is None
-    assert (band(runs[:1], None, "rollout/reward") or pytest.fail("there is one"))[2].tolist() == [0, 0]
-
-
-def test_long_curves_are_smoothed() -> None:
-    """48 points: over five of them, at the ends over those that are there."""
-    few = [(float(i), float(i % 2)) for i in range(23)]
-    assert smoothed(few) == few
-    curve = [(2.0 * i, float(i**2)) for i in range(48)]
-    found = smoothed(curve)
-    assert [x for x, _ in found] == [x for x, _ in curve]
-    assert found[10][1] == pytest.approx((64 + 81 + 100 + 121 + 144) / 5)
-    assert found[0][1] == pytest.approx((0 + 1 + 4) / 3) and found[47][1] == pytest.approx((45**2 + 46**2 + 47**2) / 3)
 
 
 def test_figures_that_there_are_numbers_for(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from lit_rlvr.advantages import Advantage
 from lit_rlvr.commands.compare.command import check_cells
 from lit_rlvr.commands.compare.study import Cell, Study, load_study
 from lit_rlvr.configs import config_folder
-from lit_rlvr.evaluation.suites import find_suites
 from lit_rlvr.rollout import RolloutCallback
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*args parameter is intended to run from within Python.*")
@@ -156,7 +155,6 @@ ENDS = {"agrae_geo3k": ("steps", 20 * 4 * 2), "agrae_medical": ("steps", 10 * 18
         "aapo_main_7b": ("steps", 8523 // 32), "aapo_main": ("steps", 8523 // 8)}  # fmt: skip
 
 
-SMALL = {"aime24", "aime25", "amc23"}
 """Benchmarks for which APMPO reports pass@16."""
 
 
@@ -172,40 +170,7 @@ def of(table: dict[str, Any], study: str) -> Any:
     return next(value for prefix, value in table.items() if study.startswith(prefix))
 
 
-SUITES = {
-    "agrae_geo3k": ("geometry3k", "mathverse", "mathvision"),
-    "agrae_medical": ("huatuo",),
-    "agrae": ("math", "aime25", "amc23"),
-    "apmpo_geo3k": ("geometry3k",),
-    "apmpo_sql": ("spider", "bird"),
-    "apmpo_diversity": ("math500",),
-    "apmpo": ("math500", "aime24", "aime25", "amc23", "minerva", "olympiadbench"),
-    "aapo_further_1.5b": ("aime24", "math500", "amc23", "minerva", "olympiadbench", "mmlu", "livecodebench"),
-    "aapo_further_7b": ("aime24", "math500", "amc23", "minerva", "olympiadbench", "mmlu"),
-    "aapo": ("aime24", "math500", "amc23", "minerva", "olympiadbench"),
-}
 """Study -> the benchmarks of its tables, in the paper's order."""
-
-
-@pytest.mark.parametrize("name", [name for name in STUDIES if name != "smoke"])
-def test_a_study_names_the_papers_benchmarks(name: str) -> None:
-    study = STUDIES[name]
-    asked = [suite for group in study.suites.values() for suite in group]
-    suites = list(find_suites(asked, {}, {"protocol": study.protocol}))
-    assert tuple(suite.name for suite in suites) == of(SUITES, name)
-    samples = {suite.name: suite.protocol.samples for suite in suites}
-    if name.startswith("agrae") and "math" in samples:
-        assert set(samples.values()) == {256}
-    elif name == "apmpo_diversity":
-        assert samples == {"math500": 8}
-    elif name.startswith("aapo_further"):
-        assert {suite for suite, k in samples.items() if k == 64} == {*SUITES["aapo"]}
-        assert {k for suite, k in samples.items() if suite not in SUITES["aapo"]} == {1}
-    elif name.startswith("apmpo"):
-        assert {n: k for n, k in samples.items() if k != 1} == dict.fromkeys(samples.keys() & SMALL, 16)
-    elif name.startswith("aapo"):
-        greedy = name == "aapo_main"  # Llama
-        assert {(suite.protocol.samples, suite.protocol.greedy) for suite in suites} == {(int(not greedy), greedy)}
 
 
 DECIDING = {

@@ -12,7 +12,7 @@ import yaml
 
 from lit_rlvr.commands.compare.command import compare
 from lit_rlvr.commands.compare.study import Cell, Study, load_study
-from lit_rlvr.commands.compare.study_folder import CONFIG, StudyFolder, evaluates_start, next_command
+from lit_rlvr.commands.compare.study_folder import StudyFolder, evaluates_start, next_command
 from lit_rlvr.configs import merge
 from lit_rlvr.errors import UserError
 
@@ -144,40 +144,28 @@ def test_a_wrong_cell_is_refused_before_any_trains(write: Callable[..., str], tm
     assert not (tmp_path / "out").exists()
 
 
-def test_a_cell_trains_and_then_evaluates(tmp_path: Path) -> None:
-    """Train, then evaluate on as many GPUs, and once per task the model before training."""
+def test_models_are_evaluated_on_the_gpus_of_their_cells(tmp_path: Path) -> None:
+    """The trained one, and the one before training, unless a warm start made it, which has no name."""
     config = {
         "model": {"init_args": {"model": "org/name"}}, "rollout": {"engine": "vllm"},
         "trainer": {"devices": 8, "accelerator": "gpu"},
     }  # fmt: skip
-    cells = tuple(Cell("t", name, seed, config) for seed in (0, 1) for name in ("base", "other"))
-    study = Study("s", cells, "base", ("steps", 1), "val/accuracy", {"math": ["math500"]}, "agrae")
-    first, other = cells[0], cells[1]
-    command = next_command(study, first, tmp_path)
-    assert command is not None and command.arguments[0] == "fit" and command.arguments[-2:] == ["--overwrite", "true"]
-    for cell in cells:
-        (tmp_path / cell.folder).mkdir(parents=True)
-        (tmp_path / cell.folder / "summary.json").write_text('{"stopped": null}')
+    cell = Cell("t", "base", 0, config)
+    study = Study("s", (cell,), "base", ("steps", 1), "val/accuracy", {"math": ["math500"]}, "agrae")
+    run, before = tmp_path / cell.folder, tmp_path / "runs/t/before training"
+    run.mkdir(parents=True)
+    (run / "summary.json").write_text('{"stopped": null}')
     asked = ["--suite", '["math500"]', "--engine", "vllm", "--devices", "8", "--protocol", "agrae"]
-    run = tmp_path / first.folder
-    command = next_command(study, first, tmp_path)
-    assert command is not None
-    assert command.arguments == ["evaluate", "--model", str(run), *asked, "--out", str(run / "evaluation")]
-    command.finish()
-    before = next_command(study, first, tmp_path)
-    folder = str(tmp_path / "runs/t/before training")
-    assert before is not None
-    assert before.arguments == ["evaluate", "--model", "org/name", *asked, "--like", str(run), "--out", folder]
-    before.finish()
-    assert next_command(study, first, tmp_path) is None
-    (tmp_path / other.folder / "evaluation").mkdir()
-    command = next_command(study, other, tmp_path)
-    assert command is not None and command.arguments[2] == str(tmp_path / other.folder)
-    command.finish()
-    assert next_command(study, other, tmp_path) is None, "only one cell evaluates the model before training"
-    assert next_command(replace(study, suites={}), cells[2], tmp_path) is None
-    warm = Cell("t", "base", 0, config | {"warm_start": {"steps": 9}})
-    assert not evaluates_start(replace(study, cells=(warm,)), warm), "a warm-started model has no name"
+    for model, more in (
+        (str(run), ["--out", str(run / "evaluation")]),
+        ("org/name", ["--like", str(run), "--out", str(before)]),
+    ):
+        command = next_command(study, cell, tmp_path)
+        assert command is not None and command.arguments == ["evaluate", "--model", model, *asked, *more]
+        command.finish()
+    assert next_command(study, cell, tmp_path) is None
+    warm = replace(cell, config=config | {"warm_start": {"steps": 9}})
+    assert not evaluates_start(replace(study, cells=(warm,)), warm)
 
 
 def test_a_name_that_is_none(tmp_path: Path, lit_rlvr: Callable[..., Any]) -> None:
@@ -242,12 +230,3 @@ def test_files_of_something_else_are_left_alone(write: Callable[..., str], tmp_p
     with pytest.raises(UserError, match="--out:"):
         StudyFolder(tmp_path / "out", load_study(write()))
     assert path.read_text() == '{"mine": 1}'
-
-
-def test_a_cell_that_never_began_may_change(write: Callable[..., str], tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    StudyFolder(out, load_study(write()))
-    study = load_study(write(budget={"steps": 11}))
-    StudyFolder(out, study)
-    written = yaml.safe_load((out / study.cells[0].folder / CONFIG).read_text())
-    assert written["trainer"]["max_steps"] == 11

@@ -17,9 +17,8 @@ from tiny_rewards import judged_as_is
 
 from lit_rlvr.commands.compare.claims import AVERAGE, PrintedClaim
 from lit_rlvr.commands.compare.command import check_suites
-from lit_rlvr.commands.compare.figures import CURVES, SET_CURVES
 from lit_rlvr.commands.compare.printed import Paper, PrintedTable, PrintedValue, load_printed
-from lit_rlvr.commands.compare.reproduce import comparison_tables, paper_items
+from lit_rlvr.commands.compare.reproduce import comparison_tables
 from lit_rlvr.commands.compare.study import load_study
 from lit_rlvr.commands.compare.study_tables import BEFORE
 from lit_rlvr.configs import config_folder
@@ -27,7 +26,6 @@ from lit_rlvr.errors import UserError
 
 CLI = Callable[..., Any]
 FOLDER = config_folder() / "printed"
-ROOT = Path(__file__).parents[3]
 NAMES = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.glob("*/*.yaml"))
 CONTRADICTIONS = {
     ("aapo/table1_1.5b", "open-rs", "grpo"),
@@ -125,57 +123,6 @@ def test_our_values_stand_next_to_the_papers() -> None:
     assert "| grpo | 3 | 50.0 ± 1.0 (45.0; +5.0) | - (99.0) |" in pages[1]
     assert pages[1].startswith("## t, a\n")
     assert "30.0 ± 1.0 (30.0; +0.0)" in pages[2]
-
-
-def test_what_a_run_took_stands_next_to_what_is_printed() -> None:
-    """GiB and seconds, as AAPO's table 4; not percentages."""
-    cell = {"suites": {}, "peak_memory_mb": spread(52.2 * 1024, 1024.0, 3), "seconds_per_step": {"step": spread(600.0)}}
-    table = PrintedTable(
-        "t", None, "run", ["GiB", "seconds"], {"aapo": [PrintedValue(52.2, None), PrintedValue(826.0, None)]}
-    )
-    (page,) = comparison_tables(Paper("s", None, [table]), {"tasks": {"t": {"cells": {"aapo": cell}}}})
-    assert "| aapo | 1 to 3 | 52.2 ± 1.0 (52.2; +0.0) | 600.0 (826.0; -226.0) |" in page
-
-
-def test_the_list_names_every_table_and_figure() -> None:
-    """Every printed table, every number without a gap, a study for each that has no reason against it, and every
-    primary claim."""
-    items = {item.name: item for item in paper_items()}
-    commands = [word for item in items.values() for word in item.how.replace(";", " ").split()]
-    assert {*commands} >= {*NAMES}
-    claims = {f"{name.split('/')[0]}, claim: {c.says}": name for name in NAMES for c in load_printed(name).claims
-              if c.primary}  # fmt: skip
-    assert {name: items[name].how for name in items if "claim: " in name} == {
-        name: f"lit-rlvr reproduce {table}" for name, table in claims.items()
-    }
-    assert items["agrae, claim: GRPO falls below the base model at k = 256"].cost == (
-        "not run; studies/agrae_controls: 70 runs of 560 steps; the paper's machine: 8 H200"
-    )
-    counts = {"aapo": (9, 5), "agrae": (6, 10), "apmpo": (10, 5)}
-    for paper, numbers in counts.items():
-        for kind, last in zip(("table", "figure"), numbers, strict=True):
-            assert all(f"{paper}, {kind} {k}" in items for k in range(1, last + 1))
-            assert f"{paper}, {kind} {last + 1}" not in items
-    assert str(items["agrae, figure 1"]) == "agrae, figure 1: none: a diagram"
-    assert str(items["apmpo, table 4"]) == (
-        "apmpo, table 4: lit-rlvr reproduce apmpo/table4 (not run; studies/apmpo_diversity: 40 runs of 800 steps; "
-        "the paper's machine: 4 A100 40 GB)"
-    )
-    for item in items.values():
-        assert item.how.startswith("none: ") or item.cost.startswith(("not run; studies/", "run: docs/findings.md"))
-
-
-def test_the_figures_of_the_list_are_drawn() -> None:
-    values = yaml.safe_load((FOLDER / "papers.yaml").read_text())
-    for name, paper in values.items():
-        results = json.loads((ROOT / f"docs/findings/{name}.json").read_text())["tasks"].values()
-        runs = [r for t in results for cell in t["cells"].values() for r in cell["by_seed"].values()]
-        assert paper["claims"]["minutes"] == round(mean(run["train_seconds"] for run in runs) / 60, 1)
-        for item in paper["items"].values():
-            for figure in item.get("figures", []):
-                assert (
-                    figure in CURVES or figure in ("pass_at_k", "time_per_step") or figure.split("_")[0] in SET_CURVES
-                )
 
 
 def test_what_is_no_table_is_one_line(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import tiny_rewards
 import torch
 from made_runs import group, make_run, row
 from PIL import Image
@@ -26,7 +25,6 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs
 from lit_rlvr.run.outputs import RunFolder, sample_rows
 from lit_rlvr.training.trace import Trace
-from lit_rlvr.types import RewardResult
 
 CLI = Callable[..., Any]
 
@@ -107,26 +105,6 @@ def test_the_newest_group_with_a_gradient_is_shown(tmp_path: Path, lit_rlvr: CLI
     assert "step 9, prompt dead" in alone and "Advantages give this group no gradient" in alone
 
 
-def test_what_was_traced_last_with_a_gradient_is_saved_at_the_end(
-    run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Rewards differ in the first four iterations of 16 completions alone; the trace is due in the first."""
-    calls = 0
-
-    def fading(completion: Any, sample: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        right = calls <= 64 and calls % 2 == 0
-        return RewardResult(float(right), right)
-
-    monkeypatch.setattr(tiny_rewards, "first_token", fading)
-    fading.__name__ = "first_token"
-    options = ("--trainer.limit_val_batches", 0)
-    assert lit_rlvr("fit", "--config", "tiny.yaml", *options).status == 0
-    assert sorted(list_traces(run_folder / "run")) == [1, 4, 6]
-    assert "step 4, " in lit_rlvr("explain", "run").out
-
-
 @pytest.mark.slow
 def test_traces_of_later_steps_go_when_a_run_goes_on_from_an_earlier_one(run_folder: Path, lit_rlvr: CLI) -> None:
     every = ("--run.trace_every", 1, "--checkpoint.every", 1, "--checkpoint.keep", 3, "--trainer.max_steps")
@@ -148,17 +126,6 @@ def test_a_page_goes_into_a_new_folder_and_over_no_file_of_the_users(tmp_path: P
         assert mine.read_text() == "<p>mine</p>"
         unwritable = lit_rlvr(command, run, option, "/proc/no_such/page.html")
         assert unwritable.status == 2 and f"{option}: /proc/no_such/page.html cannot be written" in unwritable.err
-
-
-def test_the_page_escapes_what_the_model_wrote() -> None:
-    evil = "<img src=x onerror=alert(1)>"
-    completion = {
-        "text": evil, "tokens": [evil], "finish_reason": "stop", "reward": 1.0, "correct": True, "status": "ok",
-        "advantage": 1.0, "engine_logp": [-1.0], "logp": [-1.0], "ratio": [1.0], "weight": [0.5],
-    }  # fmt: skip
-    text = group_page(1, "GRPO", {"id": evil, "prompt": evil, "answer": evil, "completions": [completion]})
-    assert "<img" not in text and text.count("&lt;img") == 5
-    assert 'title="weight +0.5, ratio 1.0000, log-probability -1.000"' in text and "--w:0.75" in text
 
 
 @pytest.mark.parametrize(

@@ -37,11 +37,6 @@ def test_the_pages_policy_forbids_scripts_and_requests() -> None:
     assert "http://" not in page and "https://" not in page and "<script" not in page and "<link" not in page
 
 
-def test_printable_keeps_what_can_be_shown() -> None:
-    assert printable("a\n\tb é \U0001f642") == "a\n\tb é \U0001f642"
-    assert printable("\x1b[2J\x7f\udfff\r") == "\ufffd[2J\ufffd\ufffd\ufffd"
-
-
 def test_no_mark_of_direction_is_left_and_the_letters_of_every_script_are() -> None:
     kinds = ("LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI")
     marks = [chr(code) for code in range(sys.maxunicode + 1) if unicodedata.bidirectional(chr(code)) in kinds]

@@ -8,7 +8,7 @@ from pathlib import Path
 from made_runs import group, make_run, row
 from PIL import Image
 
-from lit_rlvr.commands.report.closeup import MOST_CHARACTERS, MOST_TOKENS, close_up, extremes, shorten
+from lit_rlvr.commands.report.closeup import close_up
 from lit_rlvr.commands.report.groups import RunGroup
 from lit_rlvr.commands.report.render import image_uris
 from lit_rlvr.commands.report.runs import read_run
@@ -17,11 +17,6 @@ from lit_rlvr.run.outputs import save_thumbnails
 
 def look(folder: Path) -> RunGroup:
     return RunGroup("g", runs=[read_run(folder)], wanted=1)
-
-
-def test_the_extremes_of_a_group_are_shown() -> None:
-    assert extremes([0.0, 1.0, 0.5, 2.0, -1.0, 0.0]) == [3, 1, 5, 4]
-    assert extremes([0.0, 1.0, 0.5]) == [1, 2, 0]
 
 
 def test_images_are_inlined(tmp_path: Path) -> None:
@@ -37,14 +32,6 @@ def test_no_file_but_a_thumbnail_is_read(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "secret.png").write_bytes(b"secret")
     assert image_uris(tmp_path, {"images": ["../secret", "x/../../secret"]}) == []
-
-
-def test_long_texts_keep_their_beginning_and_end() -> None:
-    text = "a" * MOST_CHARACTERS + "b" * MOST_CHARACTERS
-    short = shorten(text)
-    half = MOST_CHARACTERS // 2
-    assert short == f"{'a' * half}\n... {MOST_CHARACTERS:,} more characters ...\n{'b' * half}"
-    assert shorten("a" * MOST_CHARACTERS) == "a" * MOST_CHARACTERS
 
 
 def test_tokens_are_of_the_first_and_the_last_live_rollout(tmp_path: Path) -> None:
@@ -68,16 +55,3 @@ def test_a_broken_rollout_is_noted_and_passed_over(tmp_path: Path) -> None:
     look_at = look(folder)
     assert [step for step, _, _ in close_up(look_at).tokens] == [2]
     assert len(look_at.problems) == 1 and "step-000004.json cannot be read" in look_at.problems[0]
-
-
-def test_long_completions_are_cut_by_tokens(tmp_path: Path) -> None:
-    long = group(weights=(0.5,))
-    for name in ("tokens", "logp", "ratio", "weight"):
-        long["completions"][0][name] *= MOST_TOKENS
-    ((_, _, view),) = close_up(look(make_run(tmp_path / "run", traces={2: [long]}))).tokens
-    assert len(view["completions"][0]["tokens"]) == MOST_TOKENS and view["completions"][0]["more"] == MOST_TOKENS
-
-
-def test_a_group_without_runs_is_empty() -> None:
-    found = close_up(RunGroup("g", wanted=1))
-    assert found.prompts == [] and found.samples == [] and found.tokens == [] and found.saved == 0

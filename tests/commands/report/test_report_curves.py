@@ -57,9 +57,3 @@ def test_panels_show_what_was_logged() -> None:
     assert [panel.title for panel in found] == ["Training reward", "Validation accuracy", "pass@2 on a", "pass@16 on a"]
     assert [panel.curves[1] is None for panel in found] == [False, True, True, True]
     assert [panel.title for panel in more_panels(groups)] == ["train/grad_norm"]
-
-
-def test_several_validation_sets_have_a_panel_each() -> None:
-    values = {"val/accuracy": 0.5, "val/b/accuracy": 0.5, "val/a/accuracy": 0.5}
-    titles = [panel.title for panel in panels([RunGroup("g", runs=[run({1: values})])])]
-    assert titles == ["Validation accuracy", "accuracy on a", "accuracy on b"]

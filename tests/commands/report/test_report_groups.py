@@ -24,11 +24,6 @@ def test_runs_that_differ_by_seed_alone_are_one_group(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_equal_names_are_told_apart_by_their_paths(tmp_path: Path) -> None:
-    folders = [make_run(tmp_path / name / "run", config(lr=lr)) for name, lr in (("a", 1.0), ("b", 2.0))]
-    assert [group.name for group in read_groups(folders)[1]] == [str(folder) for folder in folders]
-
-
 def test_runs_without_settings_stay_apart(tmp_path: Path) -> None:
     folders = [make_run(tmp_path / name) for name in ("a", "b")]
     for folder in folders:

@@ -8,11 +8,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import pytest
 from made_runs import METRICS, config, group, make_run, make_study, row
 
 from lit_rlvr.commands.report import write_report
-from lit_rlvr.errors import UserError
 
 EVIL = "</div></table></style></title><script>alert('x')</script>\"'><img src=x onerror=alert(1)>\x1b[2J\x00 \u202eπ🙂"
 
@@ -85,23 +83,6 @@ def test_a_run_has_a_page(tmp_path: Path) -> None:
     assert text == write_report([run], tmp_path / "again.html").read_text(), "the same runs give the same page"
 
 
-def test_seeds_are_one_line_with_a_band(tmp_path: Path) -> None:
-    double = {step: {name: value / 2 for name, value in values.items()} for step, values in METRICS.items()}
-    runs = [make_run(tmp_path / "a_0"), make_run(tmp_path / "a_1", config(1), double, accuracy_after=0.5)]
-    text, page = read(write_report(runs, tmp_path / "page.html"))
-    assert text.count('<g class="g0 s0">') == page.seen.count("figure") == 5 and 'class="band"' in text
-    for words in ("0.625 ± 0.177", "bands reach from the lowest run to the highest", "differ only by seed", "a_1"):
-        assert words in page.text, words
-
-
-def test_groups_are_compared(tmp_path: Path) -> None:
-    runs = [make_run(tmp_path / f"run{k}", config(lr=float(k))) for k in range(10)]
-    text, page = read(write_report(runs, tmp_path / "page.html"))
-    assert "What differs" in page.text and "10 runs in 10 groups" in page.text
-    assert 'class="g9 s1 dashed"' in text and 'class="g1 s1"' in text
-    assert "body:has(#show-9:not(:checked)) .g9 { display: none; }" in text and 'id="show-9"' in text
-
-
 def test_a_study_has_its_tasks_apart_and_names_its_failures(tmp_path: Path) -> None:
     cells: list[dict[str, Any]] = [
         {"name": name, "task": task, "run": f"runs/{name}-{task}/seed-0"}
@@ -147,31 +128,6 @@ def test_broken_runs_are_told_of(tmp_path: Path) -> None:
         "1 of 2 finished",
     ):
         assert note in page.text, note
-
-
-def test_a_run_without_settings_differs_in_none(tmp_path: Path) -> None:
-    runs = [make_run(tmp_path / name, config(lr=lr)) for name, lr in (("a", 1.0), ("b", 2.0), ("bare", 3.0))]
-    (runs[2] / "config.yaml").unlink()
-    text, page = read(write_report(runs, tmp_path / "page.html"))
-    differs = text[text.index("What differs") : text.index("What all have in common")]
-    assert differs.count("<tr>") == 2 and "bare" not in differs and "lr" in differs, "a heading and a learning rate"
-    _, page = read(write_report([runs[0], runs[2]], tmp_path / "page.html"))
-    assert "What differs" not in page.text and "In short" in page.text
-
-
-def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run")
-    with pytest.raises(UserError, match="holds no run"):
-        write_report([run, tmp_path / "nowhere"])
-    with pytest.raises(UserError, match="cannot be written: Is a directory"):
-        write_report([run], tmp_path)
-
-
-def test_several_runs_leave_the_page_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    runs = [make_run(Path(name)) for name in ("a", "b")]
-    assert write_report(runs) == Path("report.html") and Path("report.html").is_file()
-    assert write_report(runs, "new/folder/page.html").is_file()
 
 
 def test_a_study_without_any_run_has_a_page(tmp_path: Path) -> None:

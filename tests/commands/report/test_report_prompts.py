@@ -12,8 +12,6 @@ from lit_rlvr.commands.report.prompts import (
     count_outcomes,
     index_completions,
     list_prompts,
-    prompt_text,
-    samples,
 )
 from lit_rlvr.commands.report.runs import read_run
 
@@ -52,19 +50,3 @@ def test_prompts_are_listed_by_what_became_of_them(tmp_path: Path) -> None:
     assert found.prompts["solved"].bars == [(0, "step 2: 0 of 2"), (0.5, "step 4: 1 of 2"), (1, "step 6: 2 of 2")]
     many = run(tmp_path / "many", often="01 " * 81)
     assert len(many.prompts["often"].bars) == 27 and many.prompts["often"].bars[0] == (0.5, "steps 2 to 6: 3 of 6")
-
-
-def test_samples_are_from_all_over_the_run(tmp_path: Path) -> None:
-    rows = [row(step, "q", g, True, advantage=0.0) for step in range(1, 10) for g in (0, 1)]
-    assert [visit.step for visit in samples(index(tmp_path / "alike", rows))] == [1, 4, 7]
-    rows[11]["advantage"] = 0.5  # of step 6
-    assert [visit.step for visit in samples(index(tmp_path / "alike", rows))] == [1, 6, 7]
-    assert samples(index(tmp_path / "none", [])) == []
-    assert [visit.step for visit in samples(run(tmp_path / "one", a="01"))] == [2]
-
-
-def test_chat_prompts_are_shown_as_text() -> None:
-    parts = [{"type": "image"}, {"type": "text", "text": "How many?"}]
-    chat = [{"role": "system", "content": "Count."}, {"role": "user", "content": parts}]
-    assert prompt_text(chat) == "system: Count.\nuser: <image>How many?"
-    assert prompt_text("plain") == "plain" and prompt_text([1, {}]) == "1\nNone: None"

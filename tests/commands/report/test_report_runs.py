@@ -10,8 +10,7 @@ from made_runs import METRICS, make_run, row
 
 from lit_rlvr.commands.report.groups import group_runs
 from lit_rlvr.commands.report.prompts import index_completions
-from lit_rlvr.commands.report.runs import metric_names, read_run
-from lit_rlvr.errors import UserError
+from lit_rlvr.commands.report.runs import read_run
 
 
 def test_a_whole_run(tmp_path: Path) -> None:
@@ -66,13 +65,6 @@ def test_a_run_knows_how_it_ended(tmp_path: Path, summary: str | None, ending: s
     assert [ending in problem for problem in group_runs([read_run(run)])[0].problems] == [True] * bool(ending)
 
 
-def test_an_unfinished_run_knows_its_first_accuracy(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "run")
-    (folder / "summary.json").unlink()
-    run = read_run(folder)
-    assert run.accuracies == (0.25, None) and not run.is_finished
-
-
 def test_numbers_that_are_none_are_left_out(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", metrics={2: {"a": float("inf"), "b": 1.0}, 4: {"a": float("nan")}})
     summary = json.loads((folder / "summary.json").read_text()) | {"steps": "many", "accuracy_after": float("nan")}
@@ -80,23 +72,3 @@ def test_numbers_that_are_none_are_left_out(tmp_path: Path) -> None:
     run = read_run(folder)
     assert run.metrics == {2: {"b": 1.0}, 4: {}}
     assert run.number("steps") is None and run.accuracies[1] is None
-
-
-def test_a_torn_character_costs_one_line(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "run", rows=[row(2, "a", 0, True)])
-    with (folder / "completions.jsonl").open("ab") as file:
-        file.write('{"step": 4, "completion": "é'.encode()[:-1])
-    run = read_run(folder)
-    assert index_completions(run).rows == 1 and run.notes == ["completions.jsonl: 1 unreadable lines were left out"]
-
-
-def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
-    for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(UserError, match="holds no run"):
-            read_run(folder)
-
-
-def test_metrics_are_ordered_by_their_numbers(tmp_path: Path) -> None:
-    names = ["val/a/pass@16", "val/a/pass@2", "train/lr", "val/a/accuracy/10", "val/a/accuracy/9", "time/generate"]
-    run = read_run(make_run(tmp_path / "run", metrics={0: dict.fromkeys(names, 0.0)}))
-    assert metric_names([run]) == [names[k] for k in (5, 2, 4, 3, 1, 0)]

@@ -15,8 +15,6 @@ from made_runs import METRICS, config, group, make_run, make_study, row
 from PIL import Image
 
 from lit_rlvr.commands.report import write_report
-from lit_rlvr.commands.report.explain import group_page as explain_page
-from lit_rlvr.commands.report.render import image_uris
 from lit_rlvr.run.outputs import save_thumbnails
 
 SIZES = [(360, 800), (1280, 900)]
@@ -105,13 +103,3 @@ def test_the_report_fits_and_shows_something(study: Path, tmp_path: Path, width:
     assert found["before"] and not found["after"] and found["others"], "a group's switch hides its curves alone"
     colours = picture.getcolors(width * height)
     assert colours is not None and len(colours) > 100 and max(count for count, _ in colours) < 0.95 * width * height
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("width", "height"), SIZES)
-def test_the_page_of_explain_fits(tmp_path: Path, width: int, height: int) -> None:
-    keys = save_thumbnails((Image.new("RGB", (500, 300), "teal"),), tmp_path)
-    page = explain_page(4, LONG, group(LONG, LONG), image_uris(tmp_path, {"images": keys * 2}))
-    found, picture = browse(page, width, height, tmp_path)
-    assert found["opened"] <= found["viewport"] == width
-    assert len(picture.getcolors(width * height) or ()) > 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from made_runs import config
 
-from lit_rlvr.commands.report.runs import MISSING, differences, flatten, main_settings, without_seed
+from lit_rlvr.commands.report.runs import MISSING, differences, flatten
 
 
 def test_classes_and_lists_become_flat_names() -> None:
@@ -16,24 +16,9 @@ def test_classes_and_lists_become_flat_names() -> None:
     }  # fmt: skip
 
 
-def test_seed_and_folder_do_not_count() -> None:
-    one, two = (dict(flatten(config(seed=seed, root=f"run{seed}"))) for seed in (0, 1))
-    assert one != two and without_seed(one) == without_seed(two) and differences([one, two]) == []
-
-
 def test_differences_come_with_shared_options_first() -> None:
     grpo = dict(flatten(config(dual_clip=3.0)))
     dapo = dict(flatten(config(algorithm="DAPO", lr=0.1)))
     assert differences([grpo, dapo]) == [
         ("model", ["GRPO", "DAPO"]), ("model.lr", ["0.001", "0.1"]), ("model.dual_clip", ["3.0", MISSING])
     ]  # fmt: skip
-
-
-def test_main_settings_are_the_shared_ones() -> None:
-    groups = [dict(flatten(config())), dict(flatten(config(algorithm="DAPO")))]
-    assert main_settings(groups) == [
-        ("model.model", "tiny"), ("model.lr", "0.001"), ("data", "Arithmetic"), ("data.prompts_per_rollout", "2"),
-        ("rollout.rewards[0]", "MathAnswer"), ("rollout.group_size", "2"), ("trainer.max_steps", "4"),
-        ("trainer.precision", "32-true"),
-    ]  # fmt: skip
-    assert main_settings([]) == []

@@ -9,7 +9,7 @@ from made_runs import make_run
 
 from lit_rlvr.commands.report.groups import RunGroup
 from lit_rlvr.commands.report.runs import MISSING, read_run
-from lit_rlvr.commands.report.tables import RUN_COLUMNS, mean_std, results_table, run_rows, validation_rows
+from lit_rlvr.commands.report.tables import results_table, validation_rows
 
 
 @pytest.fixture
@@ -26,12 +26,6 @@ def groups(tmp_path: Path) -> list[RunGroup]:
     ]
 
 
-def test_mean_and_sample_deviation() -> None:
-    assert mean_std([1.0, 2.0, 6.0]) == "3.000 ± 2.646"  # deviations -2, -1, 3: the root of 14 / 2
-    assert mean_std([0.5, 0.7], "+.2f") == "+0.60 ± 0.14"
-    assert mean_std([1234.5], ",.0f") == "1,234" and mean_std([]) == MISSING
-
-
 def test_results_are_means_over_seeds(groups: list[RunGroup]) -> None:
     columns, (a, b, c) = results_table(groups)
     row = dict(zip(columns, a.cells, strict=True))
@@ -46,16 +40,6 @@ def test_results_are_means_over_seeds(groups: list[RunGroup]) -> None:
     assert row["before"] == "0.250 ± 0.000" and row["gain"] == "+0.650" and row["training (s)"] == "60"
     assert c.cells.count(MISSING) == len(columns) - 1 and c.before is None and c.after is None
     assert "against a" not in results_table(groups[1:])[0]
-
-
-def test_every_run_has_a_row(groups: list[RunGroup]) -> None:
-    rows = dict(run_rows(groups))
-    assert [Path(name).name for name in rows] == ["a0", "a1", "b0", "b1"]
-    finished, left = (dict(zip(RUN_COLUMNS, cells, strict=True)) for cells in list(rows.values())[2:])
-    assert finished["state"] == "finished" and finished["accuracy after"] == "0.900" and finished["steps"] == "4"
-    assert finished["weights (SHA-256)"] == "0123456789ab"
-    assert left["state"] == "unfinished" and left["accuracy before"] == "0.250" and left["accuracy after"] == MISSING
-    assert left["steps"] == "4" and left["training (s)"] == MISSING
 
 
 def test_validation_is_shown_before_and_after(tmp_path: Path) -> None:

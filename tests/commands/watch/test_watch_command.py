@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -36,12 +35,6 @@ def test_it_prints_where_to_look(tmp_path: Path) -> None:
     finally:
         process.send_signal(signal.SIGINT)
         assert process.wait(60) in (0, 130)
-
-
-def test_a_browser_that_comes_before_the_server_waits() -> None:
-    """The address is printed before the server runs."""
-    with open_socket("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname(), timeout=60):
-        pass
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import os
 from itertools import groupby
 from pathlib import Path
 
-import pytest
 from made_runs import make_run, row
 
 from lit_rlvr.commands.report.prompts import Completions
@@ -19,7 +18,6 @@ ROWS = [
     for g in range(4)
 ]
 
-FAILED = -1
 """Instead of a number of right completions: the checks failed."""
 
 
@@ -55,15 +53,6 @@ def test_it_follows_a_file_while_it_grows_in_any_pieces(tmp_path: Path) -> None:
     assert index.prompts == once.prompts and index.unreadable == 0 and index.rows == len(ROWS)
 
 
-def test_a_little_time_reads_a_little(tmp_path: Path) -> None:
-    path = tmp_path / "completions.jsonl"
-    path.write_text(lines(ROWS))
-    index, pieces = Completions(path), 1
-    while not index.follow(0.0):
-        pieces += 1
-    assert pieces >= len(ROWS) and index.rows == len(ROWS)
-
-
 def test_a_resumed_run_replaces_the_file(tmp_path: Path) -> None:
     path = tmp_path / "completions.jsonl"
     path.write_text(lines(ROWS))
@@ -78,30 +67,3 @@ def test_a_resumed_run_replaces_the_file(tmp_path: Path) -> None:
     path.unlink()
     index.follow(60)
     assert not index.prompts and index.read_group(visit) == []
-
-
-def test_unreadable_lines_are_counted(tmp_path: Path) -> None:
-    path = tmp_path / "completions.jsonl"
-    path.write_text(lines(ROWS[:4]) + '{"step": 3}\nnonsense\n' + lines(ROWS[4:8]))
-    index = Completions(path)
-    index.follow(60)
-    assert (index.rows, index.unreadable) == (8, 2)
-
-
-@pytest.mark.parametrize(
-    ("rights", "outcome"),
-    [
-        ([0, 0], "never right"), ([0, 1], "solved"), ([1, 0], "lost"), ([1, 0, 1], "right from the start"),
-        ([0, 1, 0], "lost"), ([2], "right from the start"), ([0], "never right"),
-        ([FAILED, 2, FAILED], "right from the start"),
-    ],
-)  # fmt: skip
-def test_a_prompts_outcome_follows_from_its_completions(tmp_path: Path, rights: list[int], outcome: str) -> None:
-    path = tmp_path / "completions.jsonl"
-    groups = enumerate(rights)
-    rows = [row(2 * k + 2, "1+1", g, g < n, status="error" if n == FAILED else "ok") for k, n in groups for g in (0, 1)]
-    path.write_text(lines(rows))
-    index = Completions(path)
-    index.follow(60)
-    assert index.prompts["1+1"].outcome == outcome
-    assert [place.judged for place in index.prompts["1+1"].visits] == [0 if n == FAILED else 2 for n in rights]

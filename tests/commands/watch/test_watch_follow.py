@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,7 @@ from typing import Any
 import pytest
 from made_runs import make_run, make_study
 
-from lit_rlvr.commands.watch.follow import SILENT_SECONDS, FollowedFolders, find_runs, format_duration
-from lit_rlvr.commands.watch.pages import overview
+from lit_rlvr.commands.watch.follow import SILENT_SECONDS, FollowedFolders, find_runs
 from lit_rlvr.errors import UserError
 
 
@@ -78,18 +76,6 @@ def test_a_resumed_run_is_running_whatever_its_old_summary_says(tmp_path: Path) 
     assert SILENT_SECONDS > 5, "a write may be late on a busy machine"
 
 
-def test_only_what_changed_is_read_again(tmp_path: Path) -> None:
-    folder = unfinished(tmp_path / "run", live())
-    followed = FollowedFolders([folder])
-    version = followed.versions["metrics"]
-    followed.refresh()
-    assert followed.versions["metrics"] == version
-    with (folder / "metrics.csv").open("a") as file:
-        file.write("6,,,,,,,\n")
-    followed.refresh()
-    assert followed.versions["metrics"] == version + 1 and max(followed.groups[0].runs[0].metrics) == 6
-
-
 def test_later_runs_are_found(tmp_path: Path) -> None:
     make_run(tmp_path / "first")
     followed = FollowedFolders([tmp_path])
@@ -113,27 +99,6 @@ def test_a_folder_that_goes_leaves_the_others_followed(tmp_path: Path) -> None:
     assert (status.state, status.step) == ("silent", 6) and status.line.startswith("its folder is gone"), status
 
 
-def test_a_name_that_is_not_utf8_stands_in_pages_and_addresses(tmp_path: Path) -> None:
-    """With two runs each finding names its folder."""
-    rows = {step: {"train/no_signal": 1.0, "rollout/accuracy": 0.0} for step in range(1, 21)}
-    names = [Path(os.fsdecode(os.fsencode(tmp_path) + name)) for name in (b"/caf\xe9", b"/other")]
-    folders = FollowedFolders([make_run(name, metrics=rows) for name in names])
-    name = f"{tmp_path}/caf\N{REPLACEMENT CHARACTER}"
-    assert next(iter(folders.runs)) == name
-    page = overview(folders, more=False).encode().decode()
-    assert f'Most prompts give no signal</b> <span class="value">{name}' in page
-
-
-def test_completions_that_cannot_be_opened_are_none(tmp_path: Path) -> None:
-    """A run that is replaced may lose its file at any moment; the thread that follows all runs has to live."""
-    folder = unfinished(tmp_path / "run", live())
-    (folder / "completions.jsonl").unlink(missing_ok=True)
-    (folder / "completions.jsonl").mkdir()
-    followed = FollowedFolders([folder])
-    followed.read_completions()
-    assert followed.unread == 0.0
-
-
 def test_a_study_is_one_thing_and_other_folders_are_searched(tmp_path: Path) -> None:
     make_run(tmp_path / "all" / "study" / "runs")
     make_study(tmp_path / "all" / "study", [{"name": "grpo", "run": "runs"}])
@@ -143,8 +108,3 @@ def test_a_study_is_one_thing_and_other_folders_are_searched(tmp_path: Path) -> 
         find_runs(tmp_path / "empty")
     with pytest.raises(UserError, match="there is no such folder"):
         find_runs(tmp_path / "gone")
-
-
-@pytest.mark.parametrize(("seconds", "words"), [(4.4, "4 s"), (99, "99 s"), (120, "2 min"), (9000, "2 h 30 min")])
-def test_durations_become_words(seconds: float, words: str) -> None:
-    assert format_duration(seconds) == words

@@ -90,17 +90,6 @@ def test_every_view_fits_and_shows_something(server: str, page: Page, runs: Path
     assert not page.errors
 
 
-def test_one_clicks_from_the_run_to_a_prompt(server: str, page: Page) -> None:
-    page.open(server + "/", 1280)
-    for link, there in (
-        (".state a", "location.pathname === '/prompts'"),
-        (".prompts a", "location.pathname === '/prompt'"),
-    ):
-        page.ask(f"document.querySelector({json.dumps(link)}).click()")
-        page.wait(there + " && document.readyState === 'complete'")
-    assert not page.errors
-
-
 @pytest.mark.slow
 def test_it_renews_itself_while_the_run_is_written(server: str, page: Page, runs: Path) -> None:
     """The stage, a new point in the curves, and a new visit of the prompt; what was opened stays open."""

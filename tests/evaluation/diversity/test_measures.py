@@ -12,8 +12,6 @@ import torch
 from jsonargparse import ArgumentParser
 from torch import Tensor
 
-from lit_rlvr.common.packages import require
-from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.diversity import (
     CosineSimilarity,
     DiversityMeasure,
@@ -95,9 +93,3 @@ def test_measures_are_options(tiny_model_folder: Path) -> None:
     made = parser.instantiate_classes(parser.parse_object({"diversity": options})).diversity
     assert [type(measure) for measure in made] == [SelfBLEU4, CosineSimilarity, CosineSimilarity]
     assert made[1].embedder.model == str(tiny_model_folder) and type(made[2].embedder).__name__ == "Letters"
-
-
-def test_a_missing_package_is_one_clear_line() -> None:
-    require("sacrebleu", "SelfBLEU4")
-    with pytest.raises(UserError, match="SelfBLEU4: no_such is not installed; pip install no_such"):
-        require("no_such", "SelfBLEU4")
