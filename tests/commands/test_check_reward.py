@@ -111,7 +111,7 @@ def test_a_reward_that_misses_fractions_is_found_out() -> None:
 def test_a_gold_answer_that_is_not_paid_counts_once_by_kind() -> None:
     found = check_reward(NoFractions(), rows("1/2", "8"), LONG)
     assert (found.gold.errors, found.gold.texts) == (1, 2)
-    assert errors(found, True) == {GOLD} and found.right_texts.errors > 20
+    assert errors(found, True) == {GOLD} and found.right_texts.errors >= 20
 
 
 class Half(Boxed):

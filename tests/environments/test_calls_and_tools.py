@@ -3,12 +3,12 @@
 import asyncio
 import sqlite3
 import sys
-import time
 from enum import Enum
 from pathlib import Path
 from typing import Literal
 
 import pytest
+from hostile import assert_linear
 from PIL import Image
 from tiny_environments import Increment
 
@@ -219,9 +219,7 @@ def test_bare_values_get_a_type_that_their_schema_allows(text: str, schema: dict
     "piece", ["<tool_call>", "<think>", "</think>", "{", '{"name": "f", ', "<call>f(", "<function=f>"]
 )
 def test_hostile_turns_are_quick(piece: str) -> None:
-    started = time.process_time()
-    find_calls(piece * 5000)
-    assert time.process_time() - started < 2
+    assert_linear(lambda size: find_calls(piece * size), 5000)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,21 @@
 """Answers that mean no good: code, bombs, brackets without end, letters of all kinds."""
 
+import time
+from collections.abc import Callable
+
+
+def assert_linear(call: Callable[[int], object], size: int) -> None:
+    """Assert that four times as much takes less than ten times as long: squares of the length would take sixteen."""
+
+    def seconds(size: int) -> float:
+        began = time.process_time()
+        call(size)
+        return time.process_time() - began
+
+    call(1)  # fills caches
+    assert seconds(size) < 10 * max(min(seconds(size // 4) for _ in range(2)), 0.01)
+
+
 CODE = (
     "__import__('os').system('touch PWNED')",
     "(lambda: open('PWNED', 'w'))()",

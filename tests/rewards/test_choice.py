@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 import re
-import time
 from typing import Any
 
 import pytest
+from hostile import assert_linear
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import Choice, OpenAnswer
@@ -265,8 +265,6 @@ def test_last_boxed_is_the_slow_loop() -> None:
     "piece", ["\\boxed{", "\\boxed ", "\\boxed{B} ", "<answer>", "B) ", "\\text{", " ", "yes ", "answer is "]
 )
 def test_long_hostile_answers_are_quick(piece: str) -> None:
-    started = time.process_time()
-    judge(piece * 20000)
-    judge(piece * 20000, Sample("a", "?", "yes"))
-    judge(f"é The answer is not{piece * 20000}x")
-    assert time.process_time() - started < 2
+    assert_linear(lambda size: judge(piece * size), 20000)
+    assert_linear(lambda size: judge(piece * size, Sample("a", "?", "yes")), 20000)
+    assert_linear(lambda size: judge(f"é The answer is not{piece * size}x"), 20000)

@@ -6,13 +6,13 @@ import base64
 import json
 import os
 import pickle
-import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hostile import assert_linear
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import CodeTests, code
@@ -120,9 +120,7 @@ def test_blocks_around_the_program_do_not_spoil_its_verdict() -> None:
 
 @pytest.mark.parametrize("piece", ["```", "```\n", "```python\n", "> ", "~~~\n", "```a\nx\n```\n", "`", "a "])
 def test_hostile_texts_are_searched_quickly(piece: str) -> None:
-    started = time.process_time()
-    extract_program(piece * 5000)
-    assert time.process_time() - started < 2
+    assert_linear(lambda size: extract_program(piece * size), 5000)
 
 
 # when a test is passed

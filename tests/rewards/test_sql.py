@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import random
 import sqlite3
-import time
 from contextlib import closing
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hostile import assert_linear
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import SQLExecution, sql
@@ -113,9 +113,7 @@ def test_result_tables_and_tags_do_not_spoil_a_right_query(pets: str) -> None:
 
 @pytest.mark.parametrize("piece", ["```", "```sql\n", "SELECT (", "WITH a AS (\n\n", "(", "SELECT 1\n\n", "`", "~~~\n"])
 def test_hostile_texts_are_searched_quickly(piece: str) -> None:
-    started = time.process_time()
-    extract_sql(piece * 5000)
-    assert time.process_time() - started < 2
+    assert_linear(lambda size: extract_sql(piece * size), 5000)
 
 
 @pytest.mark.parametrize(

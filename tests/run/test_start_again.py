@@ -11,7 +11,7 @@ import psutil
 import pytest
 from tiny_runs import CONSOLE_SCRIPT, FIT, STRATEGIES, child_environment, summary
 
-from lit_rlvr.run.live import read_live
+from lit_rlvr.common.run_files import read_live
 
 LOOP = re.compile(r"```bash\n(#!/bin/bash.*?)```", re.DOTALL)
 

@@ -410,18 +410,15 @@ def test_a_plan_counts_the_teacher(
     teacher: Path, run_folder: Path, lit_rlvr: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[dict[str, float]] = []
-    forwards: list[int] = []
     monkeypatch.setattr(
         "lit_rlvr.cli.subcommands.show_plan",
-        lambda job, gpus: (
-            seen.append(job.plan(Strategy(False, True), gpus, job.budget).terms), forwards.append(job.forwards)
-        ),
-    )  # fmt: skip
+        lambda job, gpus: seen.append(job.plan(Strategy(False, True), gpus, job.budget).terms),
+    )
     named = ("--model.init_args.teacher.model", str(teacher))
     for more in ((), named, (*named, "--model.init_args.teacher.beta", "0.5")):
         result = lit_rlvr("plan", *FIT[1:], "--gpus", "1x80GB", *more)
         assert result.status == 0, result.err
     alone, taught, compared = seen
     assert compared["temporary"] - taught["temporary"] > 12 * 4 * VOCAB  # bytes of the logits of one micro-batch
-    assert compared | {"temporary": taught["temporary"]} == taught and forwards == [0, 2, 1]
+    assert compared | {"temporary": taught["temporary"]} == taught
     assert taught == alone | {"teacher": 4 * sum(parameter.numel() for parameter in tiny_llama().parameters())}
