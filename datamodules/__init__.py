@@ -9,7 +9,7 @@ from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.text_math import TextMath
 from lit_rlvr.datamodules.text_to_sql import TextToSQL
 from lit_rlvr.datamodules.toys.arithmetic import Arithmetic, MultiStepArithmetic
-from lit_rlvr.datamodules.toys.drawn_geometry import CellArea, TriangleProblem
+from lit_rlvr.datamodules.toys.drawn_geometry import CellArea
 from lit_rlvr.datamodules.toys.lesions import LesionCount, LesionPlace
 from lit_rlvr.datamodules.toys.synthetic_sql import SyntheticSQL
 
@@ -28,5 +28,4 @@ __all__ = [
     "SyntheticSQL",
     "TextMath",
     "TextToSQL",
-    "TriangleProblem",
 ]

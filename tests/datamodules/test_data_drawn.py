@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lit_rlvr.datamodules import CellArea, LesionCount, LesionPlace, TriangleProblem
+from lit_rlvr.datamodules import CellArea, LesionCount, LesionPlace
 from lit_rlvr.datamodules.base import EvaluationData
 
-TASKS = [CellArea, LesionCount, LesionPlace, TriangleProblem]
+TASKS = [CellArea, LesionCount, LesionPlace]
 
 
 def blobs(mask: np.ndarray) -> int:
@@ -57,29 +57,6 @@ def test_the_lesion_is_in_its_quadrant() -> None:
         assert sample.prompt.endswith("A) top left\nB) top right\nC) bottom left\nD) bottom right")
         seen.add(sample.answer)
     assert seen == set("ABCD")
-
-
-@pytest.mark.parametrize("ask", ["angle", "length"])
-def test_triangles_ask_for_what_the_other_two_tell(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import lit_rlvr.datamodules.toys.drawn_geometry as triangles
-
-    drawn: list[tuple[Any, Any]] = []
-    plain = triangles.draw_triangle
-    monkeypatch.setattr(triangles, "draw_triangle", lambda *args: drawn.append(args) or plain(*args))
-    samples = TriangleProblem(ask=ask, pictures=30, held_out=0).load("train")
-    for sample, (corners, labels) in zip(samples, drawn[-30:], strict=True):
-        texts = [text.strip("\N{DEGREE SIGN}") for _, text in labels]
-        assert texts.count("?") == 1
-        values = [float(sample.answer if text == "?" else text) for text in texts]
-        sides = [np.hypot(*np.subtract(corners[a], corners[b])) for a, b in ((0, 1), (0, 2), (1, 2))]
-        if ask == "length":
-            assert np.allclose(np.array(sides) / sides[0] * values[0], values)
-        else:  # by the law of cosines, at each corner
-            ab, ac, bc = sides
-            cosines = [(ab**2 + ac**2 - bc**2) / (2 * ab * ac), (ab**2 + bc**2 - ac**2) / (2 * ab * bc),
-                       (ac**2 + bc**2 - ab**2) / (2 * ac * bc)]  # fmt: skip
-            assert np.allclose(np.degrees(np.arccos(cosines)), values, atol=1e-3)
-        assert sample.images.sizes == ((224, 224),)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("task", TASKS)
