@@ -203,6 +203,7 @@ def test_what_is_no_loss_is_refused_in_one_line() -> None:
 # ---- other frameworks --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_page_says_who_passes() -> None:
     """Ours and TRL's measured again, verl's from what was stored."""
     page = page_script("conformance_page")

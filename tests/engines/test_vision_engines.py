@@ -19,7 +19,6 @@ from tiny_engines import adapted, change_adapters
 from tiny_environments import Shows
 from tiny_vlms import (
     KINDS,
-    NOT_IN_VLLM,
     QWEN,
     differences,
     make_prompt,
@@ -110,12 +109,17 @@ def test_vllm_agrees_with_the_trainer_after_every_sync(
     assert_agrees(policy, prompts, generate(vlm_engine, policy, prompts), 5e-5)
 
 
-@pytest.mark.parametrize("name", ["hf", pytest.param("vllm", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", QWEN)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *(("hf", kind) for kind in QWEN),
+        *(pytest.param("vllm", k, marks=pytest.mark.slow) for k in ("qwen2.5-vl", "qwen3-vl")),
+    ],
+)
 def test_videos_are_those_of_the_trainer(name: str, kind: str, tmp_path: Path) -> None:
     """Next to prompts with images and without."""
-    if name == "vllm" and (kind in NOT_IN_VLLM or importlib.util.find_spec("vllm") is None):
-        pytest.skip("vLLM is not installed, or has no kernels for this model on a CPU")
+    if name == "vllm" and importlib.util.find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed")
     folder = str(save_with_videos(kind, tmp_path))
     policy, tokenizer, processor = (
         load_policy(folder),
@@ -307,6 +311,7 @@ def test_vllm_sees_the_pictures_of_the_trainer(
 
 
 # The last tests: when their engines end, so does the process group of every vLLM in this process.
+@pytest.mark.parametrize("any_vlm_folder", ["qwen2.5-vl", "smolvlm2"], indirect=True)
 @pytest.mark.slow
 def test_vllm_adds_adapters_to_the_language_model(
     in_vllm: None, any_vlm_folder: Path, vlm_context: EngineContext, prompts: list[Prompt]
@@ -320,6 +325,7 @@ def test_vllm_adds_adapters_to_the_language_model(
     engine.close()
 
 
+@pytest.mark.parametrize("any_vlm_folder", ["qwen2.5-vl", "smolvlm2"], indirect=True)
 @pytest.mark.slow
 def test_vllm_loads_an_exported_folder(
     in_vllm: None, vlm_context: EngineContext, policy: Policy, prompts: list[Prompt], tmp_path: Path

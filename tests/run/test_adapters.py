@@ -90,6 +90,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "kept"), [
     (("GRPO", "--model.init_args.kl.coef", "0.1"), "continue"), (("AAPO",), "continue"),
     (("GRPO", "--model.init_args.kl.coef", "0.1"), "merge"),

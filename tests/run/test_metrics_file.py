@@ -105,6 +105,7 @@ ELSEWHERE = ("val/sql/accuracy/a/b", "reward/easyr1/format", "time/checkpoint_wr
 teachers."""
 
 
+@pytest.mark.slow
 def test_every_metric_that_runs_log_is_in_the_table(
     run_folder: Path, lit_rlvr: Callable[..., Any], tiny_model_folder: Path
 ) -> None:

@@ -49,6 +49,7 @@ def train(folder: Path, model: Path, **more: Any) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_config_of_a_run_from_python_repeats_it(
     tmp_path: Path, tiny_model_folder: Path, lit_rlvr: Callable[..., Any]
 ) -> None:

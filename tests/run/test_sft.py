@@ -158,6 +158,7 @@ def test_images_stand_where_the_conversation_shows_them(vlm_folder: Path, tmp_pa
     assert logp.tolist() == pytest.approx(wanted[:, 0][rollout.mask[0]].tolist(), abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [(), ("--model.init_args.lora", "{rank: 4, dropout: 0.5, dora: true}")])
 def test_a_resumed_run_is_the_uninterrupted_one(run_folder: Path, lit_rlvr: CLI, lora: tuple[str, ...]) -> None:
     """It validates by generation too, as its base does."""

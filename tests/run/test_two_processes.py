@@ -36,6 +36,7 @@ HSDP = (*STRATEGIES["fsdp2"], "--trainer.strategy.init_args.replicas", "2")
 OFFLOAD = (*STRATEGIES["fsdp2"], "--trainer.strategy", "{class_path: tiny_strategies.OffloadedHere}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "strategies",
     [STRATEGIES, pytest.param({"hsdp": HSDP, "offload": OFFLOAD}, marks=pytest.mark.slow)],

@@ -219,6 +219,7 @@ def test_the_cosine_is_that_of_the_gradient_and_adamws_step() -> None:
     assert math.isnan(step_cosine(torch.optim.SGD(weights, 0.1), False)), "an optimizer without moments"
 
 
+@pytest.mark.slow
 def test_a_run_with_an_adapted_rate_goes_on_exactly(run_folder: Path, lit_rlvr: CLI) -> None:
     auto = ("--model.init_args.lr", "auto", "--trainer.max_steps")
     fit(lit_rlvr, *auto, 6, *to("whole"))

@@ -164,6 +164,7 @@ def test_from_python_the_budget_is_a_number(tiny_model_folder: Path, tmp_path: P
         fit(tiny_model_folder, tmp_path, compute={"tokens_per_microbatch": "auto"})
 
 
+@pytest.mark.slow
 def test_the_machine_s_own_error_is_known() -> None:
     source = """if True:
         import resource, torch

@@ -183,6 +183,7 @@ def test_a_table_of_ones_own_is_reproduced(run_folder: Path, lit_rlvr: CLI, monk
     assert json.loads(again.out) == json.loads(Path("out/results.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_failed_cell_leaves_the_verdicts_of_the_others(
     run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch, forks: None
 ) -> None:
