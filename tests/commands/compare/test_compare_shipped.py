@@ -170,9 +170,6 @@ def of(table: dict[str, Any], study: str) -> Any:
     return next(value for prefix, value in table.items() if study.startswith(prefix))
 
 
-"""Study -> the benchmarks of its tables, in the paper's order."""
-
-
 DECIDING = {
     "aapo_further_1.5b", "aapo_main_1.5b", "agrae_ablation", "agrae_controls", "agrae_geo3k", "apmpo_diversity",
     "apmpo_sql",
