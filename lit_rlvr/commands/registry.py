@@ -19,7 +19,7 @@ COMMANDS = {
     "filter": ("lit_rlvr.cli.lightning_cli", "keep the prompts that a model sometimes answers correctly"),
     "tune": (
         "lit_rlvr.cli.lightning_cli",
-        "sample for some minutes, and choose prompts, group size, max_tokens and a warm start",
+        "sample for some minutes, and choose group size and max_tokens",
     ),
     "split": ("lit_rlvr.cli.lightning_cli", "write the training and held-out rows of a config's data to files"),
     "plan": ("lit_rlvr.cli.lightning_cli", "estimate the memory per GPU that a run needs, and which strategy fits"),
@@ -46,7 +46,7 @@ COMMANDS = {
 WITHOUT_RESULT = ("serve",)
 """Commands that take no `--json`."""
 
-NOT_PARSED = {"fit": {"--dry-run", "--rollouts-from"}, "plan": {"--time"}}
+NOT_PARSED = {"fit": {"--dry-run", "--rollouts-from"}}
 """Command -> its options that are not part of the config."""
 
 

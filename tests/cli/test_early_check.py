@@ -54,7 +54,6 @@ LEFT_TO_THE_PARSER = [
     "fit --config quickstart --trainer.logger.save_dir x --rollout.evaluation.samples.toys 4 --rollout.rewards+ Format",
     "fit --config quickstart --rollout.group_size",
     "fit --config quickstart --model '{class_path: GRPO, init_args: {lr: 1}}' --model.lr 3 --rollout null",
-    "plan --config quickstart --time",
     "plan --config quickstart --gpus 8x80GB",
 ]
 

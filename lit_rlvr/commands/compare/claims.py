@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lit_rlvr.commands.compare.significance import LEVEL, MOST_PAIRS, POWER, RESAMPLES, least_pairs, p_text
 from lit_rlvr.commands.compare.study import BEFORE
 from lit_rlvr.commands.compare.verdicts import SMALLER_THAN_PRINTED, PairedDifference, paired_differences
 from lit_rlvr.evaluation.results import markdown_table
-
-if TYPE_CHECKING:
-    pass
 
 AVERAGE = "Avg."
 """Name of the average over a table's suites."""
