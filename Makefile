@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart install develop test test-slow check docs format clean
+.PHONY: quickstart install develop test test-slow check types resolve docs format clean
 
 quickstart: install  ## train SmolLM2-135M-Instruct by GRPO in a few minutes
 	$(BIN)/lit-rlvr fit --config configs/quickstart.yaml --overwrite true
@@ -34,10 +34,15 @@ test: develop  ## the tests that people wait for: one case of each kind
 test-slow: develop  ## what takes longer: kills, learning runs, servers, more cases of each kind
 	$(PYTEST) -m slow
 
-check: docs  ## formatting, lint, types, documentation
+check: docs types  ## formatting, lint, types, documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+types: develop
 	$(BIN)/mypy
+
+resolve: develop  ## every extra and both Dockerfiles, for other machines and versions of Python too
+	.ci/resolve
 
 docs: develop  ## the documentation as a site that opens without a server: site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict

@@ -501,6 +501,7 @@ def why_not_a_file(path: Path) -> str | None:
     return None if stat.S_ISREG(mode) else "is a pipe or a device, not a file; write its content to a file"
 
 
+@cache
 def is_user_code(file: str) -> bool:
     """Return True for a code file that is neither ours nor installed; code without a file has a name in <>."""
     path = Path(file)

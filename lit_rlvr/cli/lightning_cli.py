@@ -115,7 +115,7 @@ def settings_yaml(parser: LightningArgumentParser, config: Any) -> str:
     """Return the resolved settings of `fit` as YAML for another run, without resume and overwrite."""
     settings = config.clone()
     settings.overwrite, settings.ckpt_path = False, None
-    return str(parser.dump(settings, skip_none=False, format="yaml"))
+    return str(parser.dump(settings, skip_none=False, skip_validation=True, format="yaml"))
 
 
 def keep_chosen_tokens(config: Any) -> None:
@@ -220,6 +220,13 @@ class RLVRCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing, so that settings come only from the command line and its configs, never from a checkpoint."""
+
+    def _dump_config(self) -> None:
+        """Take the settings that `fit` has written; the parser would write them again, in a tenth of a small run."""
+        if self.subcommand == "fit":
+            self.config_dump = yaml.safe_load(self._run.settings)
+        else:
+            super()._dump_config()
 
     def before_instantiate_classes(self) -> None:
         """Check and complete the settings, and open the run, before anything is built."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_runs import launch
 
 from lit_rlvr.commands.init import KINDS, init
 
@@ -18,15 +19,8 @@ ROOT = Path(__file__).parents[2]
 CLI = Callable[..., Any]
 
 
-FIT = """
-import os, sys
-from lit_rlvr.cli.main import run
-for folder in sys.argv[1:]:
-    os.chdir(folder)
-    few = ["--trainer.max_steps", "2", "--warm_start.steps", "1", "--warm_start.checked", "8"]
-    few += ["--data.init_args.prompts_per_rollout", "2", "--data.init_args.evaluation.limit", "4"]
-    assert run(["fit", "--config", "config.yaml", *few]) == 0, folder
-"""
+FEW = ("--trainer.max_steps", 2, "--warm_start.steps", 1, "--warm_start.checked", 8,
+       "--data.init_args.prompts_per_rollout", 2, "--data.init_args.evaluation.limit", 4)  # fmt: skip
 BREAKS = {
     "task": ("correct=text == expected", "correct=right > 0"),
     "algorithm": ("x.token_weight, x.mask)", "x.mask / x.mask.sum().clamp(min=1), x.mask)"),
@@ -55,11 +49,11 @@ def made(root: Path, name: str) -> dict[str, Path]:
 
 
 @pytest.mark.slow
-def test_every_project_trains(tmp_path: Path) -> None:
-    projects = made(tmp_path, "tea")
-    trained = python(tmp_path, "-c", FIT, *map(str, projects.values()))
-    assert trained.returncode == 0, trained.stderr[-3000:]
-    for kind, folder in projects.items():
+def test_every_project_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path / "cache"))
+    for kind, folder in made(tmp_path, "tea").items():
+        trained = launch(["fit", "--config", "config.yaml", *FEW], folder)
+        assert trained.returncode == 0, trained.stderr
         assert json.loads((folder / f"runs/tea_{kind}/summary.json").read_text())["steps"] == 2
 
 

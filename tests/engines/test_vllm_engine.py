@@ -321,9 +321,8 @@ ALL_CALLS: list[str] = []
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("folder", "lora"), [
-    ("tiny_model_folder", None), ("untied_model_folder", None),
-    ("tiny_model_folder", Lora(rank=3, rslora=True, init="pissa")), ("tiny_model_folder", Lora(adapter="continue")),
-], ids=["tied", "untied", "pissa", "continue"])  # fmt: skip
+    ("untied_model_folder", Lora(adapter="continue")), ("tiny_model_folder", Lora(rank=3, rslora=True, init="pissa")),
+], ids=["continue", "pissa"])  # fmt: skip
 def test_adapters_are_added_by_vllm_itself(
     folder: str, lora: Lora | None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

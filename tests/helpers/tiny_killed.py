@@ -1,23 +1,19 @@
-"""`lit-rlvr` that kills all its processes in the middle of a checkpoint: `tiny_killed.py MOMENT STEP fit ...`.
+"""Imported first, it kills all processes of a command in the middle of a checkpoint: `KILLED_AT="MOMENT STEP"`.
 
 MOMENT: torn = half of the new file, or of one process's shards, is written; whole = all of it, not yet under its name;
-named = the old one is still there too. Shards are torn a second after training has gone on.
+named = the old one is still there too; any = this does nothing. Shards are torn a second after training has gone on.
 """
 
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
 
-from lit_rlvr.cli.main import main
 from lit_rlvr.distributed.checkpoints import ShardWriter
 
-if "KILLED_AT" not in os.environ:  # the processes that this one starts have no such arguments
-    os.environ["KILLED_AT"] = f"{sys.argv.pop(1)} {sys.argv.pop(1)}"
 moment, step = os.environ["KILLED_AT"].split()[0], int(os.environ["KILLED_AT"].split()[1])
 save, replace, write = Trainer.save_checkpoint, os.replace, ShardWriter.write_data
 
@@ -57,4 +53,3 @@ def replace_file(source: Path, target: Path) -> None:
 Trainer.save_checkpoint = save_checkpoint  # type: ignore[method-assign]
 ShardWriter.write_data = write_data  # type: ignore[method-assign]
 os.replace = replace_file  # type: ignore[assignment]
-main()

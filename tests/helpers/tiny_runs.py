@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
 import csv
 import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,9 +15,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from forked import Forked
 from tiny_rewards import judged_as_is
 
 from lit_rlvr.distributed.checkpoints import last_checkpoint, read_checkpoint
+from lit_rlvr.engines.transfer import free_port
 
 TESTS = Path(__file__).parent
 CONSOLE_SCRIPT = Path(sys.executable).with_name("lit-rlvr")
@@ -102,74 +102,45 @@ def child_environment() -> dict[str, str]:
     return kept | {"PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
-def launch(arguments: list[str], cwd: Path, timeout: float = 600) -> subprocess.CompletedProcess[str]:
-    """The console script in a process of its own."""
-    return _shell([CONSOLE_SCRIPT, *arguments], cwd, timeout)
+def start(arguments: Sequence[Any], cwd: Path | None = None, **options: Any) -> Forked:
+    """A command in a process of its own, without the seconds that imports take."""
+    return Forked(arguments, None, child_environment(), cwd=cwd, **options)
 
 
-class TwoProcesses:
-    """Two processes of torchrun that wait for commands: to start them takes longer than most of what tests ask of them.
-
-    Args:
-        folder: where they are told what to do.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.count = folder, 0
-        command = ["-m", "torch.distributed.run", "--nproc_per_node=2", str(TESTS / "tiny_many.py"), str(folder)]
-        with (folder / "start.log").open("w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, *command], env=child_environment(), stdout=log, stderr=log, start_new_session=True
-            )
-
-    def run(self, cwd: Path, commands: Sequence[Sequence[Any]]) -> str:
-        """What they said; they are ended when a command fails or takes too long."""
-        number, self.count = self.count, self.count + 1
-        order = {"cwd": str(cwd), "environment": child_environment(),
-                 "commands": [[str(part) for part in command] for command in commands]}  # fmt: skip
-        scratch = self.folder / "order.tmp"
-        scratch.write_text(json.dumps(order))
-        scratch.replace(self.folder / f"{number}.json")
-        done = [self.folder / f"{number}.done-{rank}" for rank in range(2)]
-        deadline = time.monotonic() + 1200
-        while not all(path.exists() for path in done) and time.monotonic() < deadline and self.process.poll() is None:
-            time.sleep(0.05)
-        log = self.folder / f"{number}.log"
-        said = log.read_text(errors="replace") if log.exists() else (self.folder / "start.log").read_text()
-        failed = [path.read_text() if path.exists() else "did not end" for path in done]
-        if any(failed):
-            self.close()
-        assert failed == ["", ""], f"{failed}\n{said}"
-        return said
-
-    def close(self) -> None:
-        """Torchrun ends its processes; one that hangs is killed, and they then end by themselves."""
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(30)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+def launch(arguments: Sequence[Any], cwd: Path, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    """Start a command and wait for its end."""
+    process = start(arguments, cwd)
+    out, err = process.communicate(timeout)
+    return subprocess.CompletedProcess([*arguments], process.wait(), out, err)
 
 
-PAIRS: list[TwoProcesses] = []
-"""The one that runs, if one does."""
+def start_two(arguments: Sequence[Any], cwd: Path | None = None, **options: Any) -> list[Forked]:
+    """A command in two processes as of torchrun, in one process group."""
+    shared = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0, "GROUP_WORLD_SIZE": 1, "ROLE_WORLD_SIZE": 2,
+              "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "TORCHELASTIC_RUN_ID": "none",
+              "TORCHELASTIC_RESTART_COUNT": 0, "TORCHELASTIC_MAX_RESTARTS": 0}  # fmt: skip
+    ranks: list[Forked] = []
+    for rank in range(2):
+        own = {f"{name}RANK": rank for name in ("", "LOCAL_", "ROLE_")}
+        variables = child_environment() | {name: str(value) for name, value in (shared | own).items()}
+        group = ranks[0].pid if ranks else 0
+        ranks.append(Forked(arguments, None, variables, cwd=cwd, group=group, **options))
+    return ranks
 
 
 def in_two_processes(folder: Path, *commands: Sequence[Any]) -> str:
-    """Several `lit-rlvr` commands, one after the other, in two processes of torchrun; what they said."""
-    if not PAIRS or PAIRS[-1].process.poll() is not None:
-        PAIRS.append(TwoProcesses(Path(tempfile.mkdtemp(prefix="two-processes-"))))
-        atexit.register(PAIRS[-1].close)
-    return PAIRS[-1].run(folder, commands)
-
-
-def _shell(command: list[Any], cwd: Path, timeout: float) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(part) for part in command], cwd=cwd, env=child_environment(), capture_output=True, text=True,
-        timeout=timeout, check=False,
-    )  # fmt: skip
+    """Several `lit-rlvr` commands, one after the other, each in two processes as of torchrun; what they said."""
+    said = ""
+    for command in commands:
+        ranks = start_two(command, folder)
+        while any(rank.poll() is None for rank in ranks) and not any(rank.poll() for rank in ranks):
+            time.sleep(0.05)
+        status = [rank.poll() for rank in ranks]
+        for rank in ranks:
+            rank.terminate()
+        said += "".join(part for rank in ranks for part in rank.communicate())
+        assert status == [0, 0], f"{' '.join(map(str, command))}: {status}\n{said}"
+    return said
 
 
 def assert_same_run(run: Path, whole: Path, resumed: int) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tiny_runs import CONSOLE_SCRIPT, child_environment
+from forked import VLLM, Forked
+from tiny_runs import child_environment
 
 from lit_rlvr.engines.transfer import free_port
 
@@ -22,7 +22,7 @@ class Served:
     def __init__(self, folder: Path, log: Path, *options: str) -> None:
         self.folder, self.log, self.options, self.port = folder, log, options, free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Forked | None = None
 
     def __enter__(self) -> Served:
         self.start()
@@ -32,12 +32,10 @@ class Served:
         self.kill()
 
     def start(self) -> None:
-        line = [str(CONSOLE_SCRIPT), "serve", "--model", str(self.folder), "--port", str(self.port), "--api-key", KEY]
+        line = ["serve", "--model", str(self.folder), "--port", str(self.port), "--api-key", KEY]
         line += ["--max-model-len", "1024", "--kv-cache-memory-bytes", str(1 << 28), *self.options]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                line, env=child_environment(), stdout=log, stderr=log, start_new_session=True
-            )
+            self.process = Forked(line, log, child_environment(), server=VLLM)
 
     def kill(self) -> None:
         assert self.process is not None

@@ -14,8 +14,8 @@ from typing import Any
 
 import psutil
 import pytest
+from forked import Forked
 from tiny_runs import (
-    CONSOLE_SCRIPT,
     FIT,
     assert_same_run,
     child_environment,
@@ -118,7 +118,6 @@ def test_out_of_memory_with_shards_makes_the_next_start_smaller(
 
 SAID = {
     "user": "lit-rlvr: error: the licence of this process has expired",
-    "bug": "KeyError: 'no_such_column'",
     "kill": "a process of the run is lost|terminated with code -9",
 }
 
@@ -129,14 +128,12 @@ def end_one(folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, where: int
     monkeypatch.setenv("FAULT", f"{kind} 3 {where}")
     arguments = [*FIT, *FAULTY, *DDP, "--trainer.max_steps", "5000", "--rollout.validate_every_rollouts", "2500"]
     with (folder / "said").open("w") as said:
-        first = psutil.Popen(
-            [str(CONSOLE_SCRIPT), *arguments], cwd=folder, env=child_environment(), stderr=said, start_new_session=True
-        )
+        first = Forked(arguments, said, child_environment(), cwd=folder)
     samples, deadline = folder / "run" / "completions.jsonl", time.monotonic() + 180
     while not (samples.is_file() and samples.read_text().count('"sample": 0,') >= 4):  # two steps of two groups
         assert first.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
-    processes = [first, *first.children(recursive=True)]
+    processes = [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]
     started = time.monotonic()
     try:
         while any(is_running(process) for process in processes):
@@ -158,7 +155,7 @@ def is_running(process: psutil.Process) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "where", "statuses"),
-    [("user", 1, {2}), ("bug", 0, {2}), ("kill", 0, {-signal.SIGKILL}), ("kill", 1, {START_AGAIN})],
+    [("user", 1, {2}), ("kill", 0, {-signal.SIGKILL}), ("kill", 1, {START_AGAIN})],
 )
 def test_however_a_process_ends_the_others_end_within_a_minute(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, where: int, statuses: set[int]

@@ -3,15 +3,13 @@
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import CONSOLE_SCRIPT, FIT, TESTS, assert_same_run, child_environment, fit, summary, to
+from tiny_runs import FIT, assert_same_run, fit, start, summary, to
 
 from lit_rlvr.run.outputs import _drop_after
 from lit_rlvr.training.validation import EvaluatingModule
@@ -31,7 +29,7 @@ def end_at_random(arguments: list[str], run: Path, draw: random.Random) -> str:
     """Start a run and end it by some signal, while it starts or a moment after it has gone on; its last words."""
     number = draw.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
     before, starting, delay = samples(run), draw.random() < 0.3, draw.uniform(0, 0.5)
-    process = subprocess.Popen(arguments, env=child_environment(), stderr=subprocess.PIPE, text=True)
+    process = start(arguments)
     deadline = time.monotonic() + (draw.uniform(0.1, 6) if starting else 180)
     while time.monotonic() < deadline and (starting or abs(samples(run) - before) < 2):
         assert process.poll() is None, process.communicate()[1]
@@ -46,15 +44,15 @@ def end_at_random(arguments: list[str], run: Path, draw: random.Random) -> str:
 
 @pytest.mark.slow
 def test_ended_at_random_moments_a_run_goes_on_exactly(run_folder: Path, lit_rlvr: CLI) -> None:
-    options = (*EVERY_STEP, "--trainer.max_steps", "150", "--rollout.validate_every_rollouts", "50")
+    options = (*EVERY_STEP, "--trainer.max_steps", "90", "--rollout.validate_every_rollouts", "45")
     fit(lit_rlvr, *to("whole"), *options)
     draw, run = random.Random(0), run_folder / "run"
-    for _ in range(4):
+    for _ in range(3):
         resume = RESUME if (run / "config.yaml").is_file() else ("--overwrite", "true")
-        end_at_random([str(CONSOLE_SCRIPT), *FIT, *options, *resume], run, draw)
+        end_at_random([*FIT, *options, *resume], run, draw)
     fit(lit_rlvr, *options, *RESUME)
     resumed = summary(run)["resumed_from_step"]
-    assert 0 < resumed < 150
+    assert 0 < resumed < 90
     assert_same_run(run, run_folder / "whole", resumed)
 
 
@@ -66,7 +64,7 @@ def test_ended_at_random_moments_a_recorded_run_and_its_replay_end_alike(run_fol
     for name, more in (("run", ahead), ("again", (*ahead, "--rollouts-from", "run"))):
         for _ in range(2):
             resume = RESUME if (run_folder / name / "config.yaml").is_file() else ("--overwrite", "true")
-            end_at_random([str(CONSOLE_SCRIPT), *FIT, *options, *more, *to(name), *resume], run_folder / name, draw)
+            end_at_random([*FIT, *options, *more, *to(name), *resume], run_folder / name, draw)
         fit(lit_rlvr, *options, *more, *to(name), *RESUME)
         assert 0 < summary(run_folder / name)["resumed_from_step"] < 80
     assert summary(run_folder / "again")["weights_sha256"] == summary(run_folder / "run")["weights_sha256"]
@@ -75,15 +73,12 @@ def test_ended_at_random_moments_a_recorded_run_and_its_replay_end_alike(run_fol
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["torn", "whole", "named"])
 def test_killed_while_a_checkpoint_is_written_the_one_before_is_there(
-    run_folder: Path, lit_rlvr: CLI, moment: str
+    run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     fit(lit_rlvr, *to("whole"))
-    command = [sys.executable, str(TESTS / "tiny_killed.py"), moment, "4", *FIT, *EVERY_STEP]
-    done = subprocess.run(
-        command, env=child_environment(), capture_output=True, text=True, timeout=600, check=False,
-        start_new_session=True,
-    )  # fmt: skip
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    monkeypatch.setenv("KILLED_AT", f"{moment} 4")
+    killed = start([*FIT, *EVERY_STEP], first="tiny_killed")
+    assert killed.wait() == -signal.SIGKILL, killed.communicate()
     left = sorted(path.name for path in (run_folder / "run" / "checkpoints").iterdir())
     assert left == (
         ["step-000003.ckpt", "step-000004.ckpt"] if moment == "named" else ["step-000003.ckpt", "step-000004.tmp"]

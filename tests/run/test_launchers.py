@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import Forked
 from tiny_runs import CONSOLE_SCRIPT, FIT, STRATEGIES, child_environment, in_two_processes, summary, to
 
 from lit_rlvr.engines.transfer import free_port
@@ -37,9 +38,12 @@ def test_two_machines_do_what_one_does(run_folder: Path, launcher: Launcher, str
     port, processes = free_port(), []
     for machine in range(2):
         prefix, variables = launcher(port, machine)
-        command = [*prefix, CONSOLE_SCRIPT, *FIT, *STRATEGIES[strategy], *MACHINES, *to("two")]
+        command = [*FIT, *STRATEGIES[strategy], *MACHINES, *to("two")]
+        environment = child_environment() | variables
         processes.append(
-            subprocess.Popen(command, env=child_environment() | variables, stderr=subprocess.PIPE, text=True)
+            subprocess.Popen([*prefix, CONSOLE_SCRIPT, *command], env=environment, stderr=subprocess.PIPE, text=True)
+            if prefix
+            else Forked(command, None, environment)
         )
     for process in processes:
         _, err = process.communicate(timeout=300)

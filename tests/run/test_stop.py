@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import termios
 import time
@@ -13,14 +12,13 @@ from typing import IO, Any
 import pytest
 import tiny_rewards
 from tiny_runs import (
-    CONSOLE_SCRIPT,
     FIT,
     STRATEGIES,
     assert_same_run,
-    child_environment,
     fit,
     in_two_processes,
     metrics,
+    start_two,
     summary,
     to,
 )  # fmt: skip
@@ -124,20 +122,13 @@ def test_nohup_keeps_a_run_going_when_the_terminal_is_closed() -> None:
 @pytest.mark.slow
 def test_a_signal_stops_all_processes_after_the_same_iteration(run_folder: Path) -> None:
     arguments = [*FIT, *DDP, "--trainer.max_steps", "5000", "--rollout.validate_every_rollouts", "2500"]
-    process = subprocess.Popen(
-        [str(CONSOLE_SCRIPT), *arguments], env=child_environment(), stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
+    process, _ = start_two(arguments)
     samples, deadline = run_folder / "run" / "completions.jsonl", time.monotonic() + 400
     while not (samples.is_file() and samples.read_text().count('"sample": 0,') > 6):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
-    try:
-        process.send_signal(signal.SIGINT)  # to the first process alone
-        _, err = process.communicate(timeout=600)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
+    process.send_signal(signal.SIGINT)  # to the first process alone
+    err = "".join(process.communicate())
     assert process.returncode == 130 and "Traceback" not in err, err
     steps = summary(run_folder / "run")["steps"]
     assert (run_folder / "run" / "checkpoints" / f"step-{steps:06d}.ckpt").is_file()

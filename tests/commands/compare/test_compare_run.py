@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +14,7 @@ import psutil
 import pytest
 import yaml
 from tiny_rewards import judged_as_is
-from tiny_runs import TESTS, assert_same_run, child_environment, fit, summary, to
+from tiny_runs import TESTS, assert_same_run, fit, start, summary, to
 
 CLI = Callable[..., Any]
 MISTAKE = {"data": {"init_args": {"prompts_per_rollout": 17}}}
@@ -165,8 +163,7 @@ def test_killed_in_a_cell_a_study_goes_on_exactly(run_folder: Path, lit_rlvr: CL
     path = study(run_folder, cells={"grpo": changes}, seeds=[0], budget={"samples": 480})
     (run_folder / "hold").touch()  # so that the cell is in the middle when its parent is killed
     out, run = run_folder / "out", run_folder / "out/runs/sums/grpo/seed-0"
-    command = [sys.executable, "-m", "lit_rlvr", "compare", str(path), "--out", str(out)]
-    parent = subprocess.Popen(command, env=child_environment(), stderr=subprocess.DEVNULL, cwd=run_folder)
+    parent = start(["compare", path, "--out", out])
     wait_for(lambda: (run_folder / "holding").is_file() and parent.poll() is None)
     (child,) = [p for p in psutil.Process(parent.pid).children() if "fit" in p.cmdline()]
     parent.send_signal(signal.SIGKILL)
@@ -189,8 +186,7 @@ def test_killed_in_a_cell_a_study_goes_on_exactly(run_folder: Path, lit_rlvr: CL
 def test_ctrl_c_stops_the_cells_too(run_folder: Path, lit_rlvr: CLI, importable: None) -> None:
     path = study(run_folder, cells={"grpo": {}, "other": {}}, seeds=[0], budget={"steps": 5000})
     out, runs = run_folder / "out", [run_folder / f"out/runs/sums/{name}/seed-0" for name in ("grpo", "other")]
-    command = [sys.executable, "-m", "lit_rlvr", "compare", str(path), "--out", str(out), "--jobs", "2"]
-    parent = subprocess.Popen(command, env=child_environment(), stderr=subprocess.PIPE, text=True)
+    parent = start(["compare", path, "--out", out, "--jobs", 2])
     wait_for(lambda: all((run / "completions.jsonl").is_file() for run in runs))
     parent.send_signal(signal.SIGINT)
     _, err = parent.communicate(timeout=600)
