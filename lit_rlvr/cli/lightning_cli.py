@@ -221,13 +221,6 @@ class RLVRCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Do nothing, so that settings come only from the command line and its configs, never from a checkpoint."""
 
-    def _dump_config(self) -> None:
-        """Take the settings that `fit` has written; the parser would write them again, in a tenth of a small run."""
-        if self.subcommand == "fit":
-            self.config_dump = yaml.safe_load(self._run.settings)
-        else:
-            super()._dump_config()
-
     def before_instantiate_classes(self) -> None:
         """Check and complete the settings, and open the run, before anything is built."""
         command, config = str(self.subcommand), self.config[self.subcommand]
@@ -260,6 +253,7 @@ class RLVRCLI(LightningCLI):
             keep_chosen_tokens(config)
         self._settings = config.clone()
         self._run.settings = settings_yaml(self._parser("fit"), config)
+        self.config_dump = yaml.safe_load(self._run.settings)  # Lightning would make it again
         if config.ckpt_path:
             log_changed_settings(self._run, config.trainer.max_steps)
 

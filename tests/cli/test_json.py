@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_runs import CONSOLE_SCRIPT, FIT, child_environment, start
+from tiny_runs import CONSOLE_SCRIPT, FIT, child_environment
 
 from lit_rlvr.commands.registry import COMMANDS, WITHOUT_RESULT
 from lit_rlvr.common.terminal import results_as_json, show_result
@@ -124,15 +124,18 @@ def test_a_reader_that_has_gone_ends_a_command_without_a_word(run_folder: Path, 
     """As `lit-rlvr ... | head`, whose `head` has exited; the run is complete."""
     reader, writer = os.pipe()
     os.close(reader)
-    with open(writer, "w") as output:
-        process = start(arguments, output=output)
-    status = process.wait()
-    err = process.said()
-    assert status == 128 + signal.SIGPIPE, err
+    command = [str(CONSOLE_SCRIPT), *arguments]
+    try:
+        done = subprocess.run(
+            command, env=child_environment(), stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+        )
+    finally:
+        os.close(writer)
+    assert done.returncode == 128 + signal.SIGPIPE, done.stderr
     if "fit" not in arguments:
-        assert not err
+        assert not done.stderr
         return
-    assert "Traceback" not in err and err.count("Results: run") == 1
+    assert "Traceback" not in done.stderr and done.stderr.count("Results: run") == 1
     assert (run_folder / "run/checkpoints/step-000006.ckpt").is_file()
 
 
@@ -141,12 +144,13 @@ def test_a_reader_that_has_gone_ends_a_command_without_a_word(run_folder: Path, 
 )
 def test_an_output_that_cannot_be_written_is_one_line(run_folder: Path, arguments: str) -> None:
     with open("/dev/full", "w") as full:
-        process = start(arguments.split(), output=full)
-    status = process.wait()
-    err = process.said()
-    assert status == 2, err
-    assert err.splitlines()[-1].endswith(" cannot be written: No space left on device")
-    assert "Traceback" not in err and err.count("error") == 1
+        done = subprocess.run(
+            [str(CONSOLE_SCRIPT), *arguments.split()], stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+            env=child_environment(),
+        )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].endswith(" cannot be written: No space left on device")
+    assert "Traceback" not in done.stderr and done.stderr.count("error") == 1
 
 
 def test_an_output_that_is_closed() -> None:

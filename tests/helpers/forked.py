@@ -71,7 +71,6 @@ class Forked:
     Args:
         log: gets what it says; None = `communicate` returns it.
         pass_fds: descriptors that it keeps open.
-        output: gets its output; None = where its errors go.
         first: a module that is imported before the command starts.
         group: the process group that it belongs to; 0 = one of its own.
         pictures: whether its run draws `curves.png`, a third of its time.
@@ -80,11 +79,11 @@ class Forked:
 
     def __init__(
         self, arguments: Sequence[Any], log: IO[Any] | None, environment: Mapping[str, str],
-        pass_fds: Sequence[int] = (), output: IO[Any] | None = None, cwd: Path | None = None, first: str = "",
-        group: int = 0, pictures: bool = False, server: Server = COMMANDS,
+        pass_fds: Sequence[int] = (), cwd: Path | None = None, first: str = "", group: int = 0, pictures: bool = False,
+        server: Server = COMMANDS,
     ) -> None:  # fmt: skip
         self._began = time.monotonic()
-        self._files = [file or log or tempfile.TemporaryFile("a+") for file in (output, None)]  # noqa: SIM115
+        self._files = [log or tempfile.TemporaryFile("a+") for _ in range(2)]  # noqa: SIM115
         files = [Descriptor(file.fileno()) for file in self._files]
         kept = [Descriptor(number) for number in pass_fds]
         told = [str(argument) for argument in arguments], dict(environment), str(cwd or Path.cwd())

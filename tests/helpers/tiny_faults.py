@@ -35,8 +35,6 @@ class Faulty(GRPO):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         if kind == "user":
             raise UserError("the licence of this process has expired")
-        if kind == "bug":
-            raise KeyError("no_such_column")
         if kind == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         return loss, stats

@@ -54,7 +54,6 @@ DDP, FSDP2 = STRATEGIES["ddp"], STRATEGIES["fsdp2"]
 ALONE = ("--trainer.devices", "1")
 OFFLOAD = ("--trainer.strategy", "{class_path: tiny_strategies.OffloadedHere}")
 LAST = ("--ckpt_path", "last")
-LORA = ("--model.init_args.lora.rank", "4")
 PISSA = ("--model.init_args.lora", "{rank: 4, init: pissa}")
 AAPO = ("--model", "AAPO", "--model.init_args.kl.reference_update_every", "2")
 
