@@ -17,7 +17,7 @@ from lit_rlvr.rewards.answers.compare import Rules, same
 from lit_rlvr.rewards.answers.find import Found, find_answer, last_boxed
 from lit_rlvr.rewards.answers.latex import clean
 from lit_rlvr.rewards.answers.parse import parse
-from lit_rlvr.rewards.answers.prose import candidates
+from lit_rlvr.rewards.answers.prose import candidates, last_step
 from lit_rlvr.rewards.answers.values import Parts, Reading, Series, Text, describe, text_keys
 
 _UNEVALUATED = re.compile(
@@ -26,6 +26,9 @@ _UNEVALUATED = re.compile(
 _SCIENTIFIC = re.compile(
     r".*(?:\*|\u00d7|\\times|\\cdot)\s*10\s*(?:\^.*|\*\*.*|[\u2070\u00b9\u00b2\u00b3\u2074-\u207b]+)"
 )
+
+_VERDICT = re.compile(r"(?i)(?:\\text\s*\{)?\s*(?:yes|no|true|false)\s*[,.;:]")
+"""Before a reason: "Yes, because 3 > 2"."""
 
 
 def check_math(
@@ -49,7 +52,8 @@ def check_math(
     Returns:
         (correct, "ok" or, if there is no answer, "parse_fail", the extracted answer).
     """
-    references = (answer,) if isinstance(answer, str) else tuple(answer)
+    given = (answer,) if isinstance(answer, str) else answer
+    references = [form for reference in given for form in re.split(r"\s+OR\s+", reference)]
     found = find_answer(text, boxed_only, open_thoughts)
     rules = Rules(decimals, reference_precision)
     results = [_judge(found, reference, rules) for reference in references]
@@ -75,7 +79,11 @@ def _judge(found: Found, answer: str, rules: Rules) -> tuple[bool, str, str]:
         ):
             return False, "parse_fail", candidate
         if any(not isinstance(value, Text) for value in values):
-            return same(golds, values, rules), "ok", candidate
+            if same(golds, values, rules):
+                return True, "ok", candidate
+            goes_on = candidate == found.text and (last_step(candidate) if found.where == "box" else False)
+            if not goes_on and not _VERDICT.match(candidate):
+                return False, "ok", candidate
     is_read = found.where in ("box", "tag") and bool(found.text) and all(isinstance(value, Text) for value in golds)
     return False, "ok" if is_read else "parse_fail", found.text
 

@@ -130,6 +130,17 @@ class Forked:
             os.kill(self.pid, number)
 
 
+def _join(group: int) -> None:
+    """Join a process group, whose first process may not have begun it yet; or begin one."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        try:
+            return os.setpgid(0, group)
+        except PermissionError:
+            time.sleep(0.01)
+    os.setpgid(0, 0)
+
+
 def _become(
     files: list[int], kept: list[int], arguments: list[str], environment: dict[str, str], cwd: str, first: str,
     group: int, pictures: bool,
@@ -140,7 +151,7 @@ def _become(
 
     status = 1
     try:
-        os.setpgid(0, group)
+        _join(group)
         for number, file in zip((1, 2), files, strict=True):
             os.dup2(file, number)
             os.close(file)

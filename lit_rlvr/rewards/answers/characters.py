@@ -39,6 +39,8 @@ _CONNECTIVES = (
 )  # fmt: skip
 """Chinese words between values, and what they mean."""
 _CIRCLED = re.compile(r"[\u2460-\u2473]\s*[,\u3001]?\s*")
+_ROOT_OF, _PART_OF = re.compile("\u500d?\u6839\u53f7"), re.compile(r"(\d+)\s*\u5206\u4e4b\s*(\d+)")
+"""The Chinese words of a square root, and of a fraction with its denominator first."""
 _RAISED, _LOWERED = (
     "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b\u207f\u2071",
     re.compile("[\u2080-\u208e]+"),
@@ -58,6 +60,7 @@ def plain_characters(text: str) -> str:
     """
     if text.isascii():
         return text
+    text = _ROOT_OF.sub("\u221a", _PART_OF.sub(r"\2/\1", text))
     text = _VULGAR.sub(_fraction, text)
     text = _CIRCLED.sub(lambda match: f"({ord(match[0][0]) - 0x245F}), ", text)
     text = _POWER.sub(lambda match: f"^{{{_ascii(match[0])}}}", text)

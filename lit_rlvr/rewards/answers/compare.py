@@ -31,6 +31,9 @@ from lit_rlvr.rewards.answers.values import (
 POINTS = (sympy.Rational(7, 5), sympy.Rational(-13, 11), sympy.Rational(29, 17), sympy.Rational(-3, 7))
 """Where two expressions are compared: two polynomials of degree d agree at a random point with a chance of d / range;
 these points have no common structure, so that expressions that agree at all of them are taken as equal."""
+INTEGERS = tuple(map(sympy.Integer, (7, 12, -4, 2, 1, 50, 3, 99, 5, 144, 101, -9, 6, 1000, 25)))
+"""Where functions with steps and corners are compared, which agree over stretches."""
+_STEPS = (sympy.floor, sympy.ceiling, sympy.Max, sympy.Min, sympy.Abs, sympy.Mod)
 EXACT_DIGITS = 30
 """Digits to which exact constants are compared."""
 
@@ -124,7 +127,10 @@ def _agree(r: Any, a: Any) -> bool:
     if not (x.is_number and y.is_number) or x.has(sympy.nan, sympy.zoo) or y.has(sympy.nan, sympy.zoo):
         return False
     size = max(abs(sympy.N(x)), abs(sympy.N(y)))
-    return bool(abs(x - y) <= size * sympy.Float(10) ** -EXACT_DIGITS)
+    if not abs(x - y) <= size * sympy.Float(10) ** -EXACT_DIGITS:
+        return False
+    left = (r - a).evalf(2, maxn=20 * EXACT_DIGITS)  # as many digits as a difference needs
+    return bool(abs(left) <= size * sympy.Float(10) ** (-10 * EXACT_DIGITS))
 
 
 _TEMPERATURES = {
@@ -215,11 +221,11 @@ def _with_same_case(r: Any, a: Any) -> tuple[Any, Any]:
     return tuple(v.xreplace({s: sympy.Symbol(str(s).lower()) for s in v.free_symbols}) for v in (r, a))
 
 
-def _values(value: Any, symbols: Sequence[Any]) -> list[Any]:
+def _values(value: Any, symbols: Sequence[Any], chosen: Sequence[Any] = POINTS) -> list[Any]:
     """Return the expression's values at fixed points; None where it has none."""
     found = []
-    for shift, _ in enumerate(POINTS):
-        points = {s: POINTS[(shift + i) % len(POINTS)] + i // len(POINTS) for i, s in enumerate(symbols)}
+    for shift, _ in enumerate(chosen):
+        points = {s: chosen[(shift + i) % len(chosen)] + i // len(chosen) for i, s in enumerate(symbols)}
         number = value.xreplace(points).evalf(EXACT_DIGITS)
         is_known = number.is_number and not number.has(sympy.nan, sympy.zoo, sympy.oo) and not number.free_symbols
         found.append(number if is_known and (number.is_Float or number.is_Integer or number.as_real_imag()) else None)
@@ -228,7 +234,9 @@ def _values(value: Any, symbols: Sequence[Any]) -> list[Any]:
 
 def _zero_everywhere(r: Any, a: Any) -> bool:
     symbols = sorted(r.free_symbols | a.free_symbols, key=str)
-    pairs = [(x, y) for x, y in zip(_values(r, symbols), _values(a, symbols), strict=True) if None not in (x, y)]
+    chosen = INTEGERS if any(value.has(*_STEPS) for value in (r, a)) else POINTS
+    values = (_values(value, symbols, chosen) for value in (r, a))
+    pairs = [(x, y) for x, y in zip(*values, strict=True) if None not in (x, y)]
     return len(pairs) > 1 and all(_close(x, y) for x, y in pairs)
 
 
@@ -263,9 +271,8 @@ def _equations(reference: Equation, answer: Equation, rules: Rules) -> bool:
 
 def _sum_of_unknowns(reference: Number, answer: Equation, rules: Rules) -> bool:
     """Compare a number with an answer such as m + n = 33, which names what was asked for."""
-    constant, unknown = answer.difference.as_independent(*answer.difference.free_symbols, as_Add=True)
-    is_named = answer.sign == "=" and len(unknown.free_symbols) > 1
-    return is_named and _numbers(reference, Number(-constant), rules)
+    is_named = answer.total is not None and len(answer.difference.free_symbols) > 1
+    return is_named and _numbers(reference, Number(answer.total), rules)
 
 
 def _matrices(reference: Matrix, answer: Matrix, rules: Rules) -> bool:
@@ -383,7 +390,7 @@ def _same_parts(reference: Parts, answer: Parts, rules: Rules) -> bool:
         return len(r) == len(a) and all(_agree(x[0] * y[1], x[1] * y[0]) for x, y in _pairs(r, a))
     if reference.kind == "residue":
         return bool(r[1] == a[1] and (r[0] - a[0]) % r[1] == 0)
-    if reference.kind == "numeral":
+    if r != a and reference.kind == "numeral" and _is_numeral(*r) and _is_numeral(*a):
         return _in_base(*r) == _in_base(*a)
     return r == a
 
@@ -411,9 +418,13 @@ def _part_value(part: Parts, number: Number, rules: Rules) -> bool:
         return _numbers(Number(sympy.Integer(part.parts[0])), number, rules)
     if part.kind == "numeral":
         digits, base = part.parts
-        bases = (base, 10) if re.fullmatch(r"[\d.]+", digits) else (base,)
+        bases = [b for b in (base, 10) if _is_numeral(digits, b)]
         return any(_numbers(Number(_in_base(digits, b)), number, rules) for b in bases)
     return False
+
+
+def _is_numeral(digits: str, base: int) -> bool:
+    return 2 <= base <= 36 and all(int(digit, 36) < base for digit in digits if digit != ".")
 
 
 def _in_base(digits: str, base: int) -> Any:

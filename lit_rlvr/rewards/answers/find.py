@@ -42,12 +42,14 @@ class Found:
         where: how it was found; only a box or a tag holds the answer and nothing else.
         boxes: the contents of several boxes, of which `text` is the last; else ().
         joiner: what stands between them: "or", or nothing but a new line.
+        above: lines above a last one that may be a courtesy.
     """
 
     text: str
     where: Literal["box", "tag", "hash", "phrase", "line"]
     boxes: tuple[str, ...] = ()
     joiner: Literal["", "and", "or", "line"] = ""
+    above: tuple[str, ...] = ()
 
 
 def find_answer(text: str, boxed_only: bool = False, open_thoughts: bool = False) -> Found:
@@ -74,11 +76,14 @@ def find_answer(text: str, boxed_only: bool = False, open_thoughts: bool = False
     if boxes.contents:
         several = boxes.joiner in ("or", "line") and len(boxes.contents) > 1
         return Found(boxes.text, "box", tuple(boxes.contents), boxes.joiner) if several else Found(boxes.text, "box")
-    tail = text[-TAIL_CHARACTERS:]
+    tail = _DISPLAY.sub(_in_line, text[-TAIL_CHARACTERS:])
     if (line := _behind_hashes(text)) is not None:
         return Found(line, "hash")
     phrase = _phrase(tail)
-    return Found(phrase, "phrase") if phrase is not None else Found(_last_line(tail), "line")
+    if phrase is not None:
+        return Found(phrase, "phrase")
+    lines = [bare for line in tail.splitlines() if (bare := _bare(line))] or [""]
+    return Found(lines[-1], "line", above=tuple(lines[-4:-1]))
 
 
 def without_thoughts(text: str, open_thoughts: bool = False) -> str:
@@ -180,7 +185,7 @@ def _behind_hashes(text: str) -> str | None:
 _MARKER = re.compile(
     r"(?i)(?:\banswers?\b|\b(?:correct|right|best)\s+(?:option|choice)\b|\bsolutions?\b(?=\s+(?:is|are)\b)"
     r"|\u7b54\u6848|\u6545\u9009)[*_\s]*(?:\([^()\n]*\)\s*)?"
-    r"(?:is|are|would be|=|:|\uff1a|\u4e3a|\u662f)(?![A-Za-z])|\bfinal answer\b[*_#\s]*\n"
+    r"(?:(?:is|are|would be)(?![A-Za-z])|[=:\uff1a\u4e3a\u662f\u3011]+)|\bfinal answer\b[*_#\s]*\n"
 )
 _MARKDOWN = re.compile(r"</?(?:b|strong|i|em|u|code)>|\*\*|__(?!\w)|(?<!\w)__|^[>#\s]+|`+")
 
@@ -190,14 +195,15 @@ def _phrase(text: str) -> str | None:
     markers = list(_MARKER.finditer(text))
     if not markers:
         return None
-    lines = [bare for line in text[markers[-1].end() :].splitlines() if (bare := _bare(line))]
-    displayed = lines and lines[0] in ("$$", "\\[") and len(lines) > 1
-    return lines[1] if displayed else lines[0] if lines else ""
+    return next((bare for line in text[markers[-1].end() :].splitlines() if (bare := _bare(line))), "")
 
 
-def _last_line(text: str) -> str:
-    lines = [bare for line in text.splitlines() if (bare := _bare(line))]
-    return lines[-1] if lines else ""
+_DISPLAY = re.compile(r"\\\[(.*?)\\\]|\$\$(.*?)\$\$", re.DOTALL)
+
+
+def _in_line(display: re.Match[str]) -> str:
+    """Return displayed mathematics as mathematics in a line."""
+    return f"\\({' '.join((display[1] or display[2] or '').split())}\\)"
 
 
 def _bare(line: str) -> str:

@@ -56,6 +56,8 @@ _TIDIED = [
         (r"(?<![\d}])(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}", r"(\1+\\frac{\2}{\3})"),
         (r"(\d+)\s*\^\s*\\circ", r"(\1\\cdot\\frac{\\pi}{180})"),
         (r"(\d+)\s*\^\{\\circ\s*\}", r"(\1\\cdot\\frac{\\pi}{180})"),
+        (r"\\gamma(?![A-Za-z])", r"g_{amma}"), (r"(?<=\d)\s*\\binom", r" \\cdot \\binom"),
+        (r"(?<=[A-Za-z])(?:\^\{?\\prime\}?|')", r"_{prime}"),
         (r"\\exp\s*\(([^()]*)\)", r"e^{\1}"), (r"\\mathbb\{[A-Z]\}", r"\\unknown"),
     )
 ]  # fmt: skip
@@ -94,6 +96,7 @@ def to_sympy(text: str) -> Any:
     if (
         not text
         or _is_wordy(text)
+        or re.search(r"(?:gcd|lcm)\W.*[A-Za-z]", text)  # of polynomials, to sympy
         or re.search(r"[^\x00-\x7f]|\\dots|[=<>&;:?\"@#$%]", re.sub(r"\\begin.*\\end", "", text))
     ):
         return None
@@ -128,5 +131,5 @@ def _is_wordy(text: str) -> bool:
     """Return True for a text with words, which would become products of their letters."""
     if "\\begin" in text:
         return False
-    words = _WORD.findall(re.sub(r"\\[A-Za-z]+", " ", text))
+    words = _WORD.findall(re.sub(r"\\[A-Za-z]+|(?<=\^\{)[^{}]*(?=\})", " ", text))
     return any(_WORDS.fullmatch(word) and not re.fullmatch(f"{FUNCTIONS}|{LETTER_NAMES}", word) for word in words)

@@ -50,7 +50,7 @@ _LEAD = re.compile(
     r"solutions?|values?)\s*(?:is|are|=|:)\s*|(?:is|are|equals?|approximately|approx\.?|about|roughly|exactly|only)\s+"
     r"|(?:\\approx|\\equiv(?=\s*\d+$)|=)\s*|\u7ea6|\u5171"
 )
-_REMARK = re.compile(r"(?<=[\s\d}])\((?![^()]*\bmod\b)(?=[^(),\\]*[A-Za-z]{2})[^(),\\]*\)\s*$")
+_REMARK = re.compile(r"(?<=[\s\d}])\((?![^()]*\bmod\b)(?=[^(),\\]*[A-Za-z]{2})[^(),\\+*/^=]*\)\s*$")
 _OUTWARD = re.compile(r"(?:(?<=^)|(?<=\\cup )|(?<=\\in ))(?:(\])([^][]+,[^][]+)([][])|(\[)([^][]+,[^][]+)(\[))")
 """Intervals with brackets that look outwards where they are open: ]0,1[."""
 _REALS = re.compile(
@@ -68,6 +68,8 @@ _PARAMETER = re.compile(
     r"|is\s+an?y?\s+(?:arbitrary\s+)?(?:integer|constant|natural number)[a-z ]*)\s*\)?\s*$"
 )
 """The end of an answer that declares a letter to be any integer or constant."""
+_ANY = re.compile(r"[,;]?\s*\b(?:for|where|with)\s+(?:any|some|all)\s+(?:[a-z]+\s+)?[a-z](?:\s*[<>]\s*0)?$")
+"""The end of an answer that says of a letter only that it is free."""
 _ENDS = " \t\r\n.,;:"
 
 
@@ -87,6 +89,7 @@ def clean(text: str) -> str:
     text = _OUTWARD.sub(_inward, trim(text))
     if (parameter := _PARAMETER.search(text)) and parameter.start():
         text = re.sub(rf"(?<![A-Za-z\\]){parameter[1]}(?![A-Za-z])", "n", trim(text[: parameter.start()]))
+    text = _ANY.sub("", text)
     text = _EXCEPT.sub(r" \\setminus \\{\1\\}", text)
     if len(_PARTS.findall(text)) > 1:
         text = f"({trim(_PARTS.sub(', ', text)).lstrip(', ')})"

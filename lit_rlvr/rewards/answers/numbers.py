@@ -32,7 +32,7 @@ _RESIDUE = re.compile(
     r"(?:[a-z]\s*(?:\\equiv|=)\s*)?(-?\d+)\s*\(?\s*(?:\\(?:p|b)?mod(?![A-Za-z])|\bmod\b)\s*\{?\s*(\d+)\s*\}?\s*\)?"
 )
 _NUMERAL = re.compile(
-    r"\(?([0-9A-Fa-f]+(?:\.[0-9A-Fa-f]+)?)\)?\s*(?:_\s*\{?\s*\(?([0-9]+|[a-z]+)\)?\s*\}?|\s(?:in\s+)?base\s*-?\s*(\d+|[a-z]+))"
+    r"\(?([0-9A-Fa-f]+(?:\.[0-9A-Fa-f]+)?)\)?\s*(?:_\s*\{?\s*\(?(-?[0-9]+|[a-z]+)\)?\s*\}?|\s(?:in\s+)?base\s*-?\s*(\d+|[a-z]+))"
 )
 
 
@@ -52,8 +52,8 @@ def read_parts(text: str) -> list[Reading]:
         return [Parts("remainder", (int(match[1]), int(match[2])))]
     if match := _NUMERAL.fullmatch(text):
         name = match[2] or match[3]
-        base = int(name) if name.isdigit() and len(name) < 3 else BASES.get(name, 0)
-        if 2 <= base <= 36 and all(int(digit, 36) < base for digit in match[1] if digit != "."):
+        base = BASES.get(name, 0) if name.isalpha() else int(name) if len(name) < 3 else 0
+        if base:
             return [Parts("numeral", (match[1].lower(), base))]
     if (match := _RESIDUE.fullmatch(text)) and int(match[2]):
         return [Parts("residue", (int(match[1]), int(match[2])))]
@@ -90,6 +90,8 @@ def read_number(text: str) -> list[Reading]:
         if number is None:
             return []
         return [Percentage(number, 2 if rate[2] == "%" else 3)]
+    if re.fullmatch(r"-?0,\d+|-?\d+,\d\d", text):  # in Europe, "0,111" and "1,22"
+        return [Number(sympy.Rational(text.replace(",", ".")), len(text.partition(",")[2]))]
     number = _literal(text)
     if number is None:
         return []

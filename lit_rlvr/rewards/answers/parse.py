@@ -57,7 +57,16 @@ def readings(text: str, depth: int) -> tuple[Reading, ...]:
     return (Text(normalise(text)), *_read(text, depth)) if text else ()
 
 
-_OPTION = re.compile(r"\(([A-J])\)[.:]?\s*(\S.*)|([A-J])[).:]\s+(\S.*)")
+_OPTION = re.compile(r"\(([A-Ja-j])\)[.:]?\s*((?!and\b|or\b|[,;&(])\S.*)|([A-J])[).:]\s+(\S.*)")
+
+
+_SAID = {
+    "infinitely many": r"(?:there (?:is|are) )?(?:infinitely many|(?:an )?infinite(?: number of)?)(?: solutions?)?",
+    "dne": r"(?:the limit )?(?:does not exist|dne)",
+    "diverges": r"(?:(?:that )?the \w+ )?(?:diverges|is divergent|divergent)",
+    "undefined": r"(?:is )?(?:undefined|not defined)",
+}
+"""Words for what is no value -> how else they are said."""
 
 
 def _read(text: str, depth: int) -> list[Reading]:
@@ -67,6 +76,8 @@ def _read(text: str, depth: int) -> list[Reading]:
     option = _OPTION.fullmatch(text)
     if option:
         return [Text((option[1] or option[3]).lower()), *_read(trim(option[2] or option[4]), depth + 1)]
+    if re.fullmatch(r"-?\d+(?:\.\d+)?(?:\s+-?\d+(?:\.\d+)?)+", text):
+        return []  # a row of numbers
     for reader in (read_parts, read_number, read_quantity):
         if found := reader(text):
             return [*found, *_as_list(text, depth)]
@@ -79,7 +90,10 @@ def _read(text: str, depth: int) -> list[Reading]:
         if named is None:
             return read_formula(text)
         return [Labelled({_label(named[1]): (readings(text[named.end() :], depth + 1),)})]
-    for read in (_list, _set_operations, _relation, _bracketed, _plus_minus):
+    if said := next((key for key, pattern in _SAID.items() if re.fullmatch(pattern, text, re.I)), None):
+        return [Text(said)]
+    first, second = (_plus_minus, _bracketed) if text[0] == "(" else (_bracketed, _plus_minus)
+    for read in (_list, _set_operations, _relation, first, second):
         if values := read(text, depth):
             return values
     return read_formula(text)
@@ -120,12 +134,18 @@ def _list(text: str, depth: int) -> list[Reading]:
     if isinstance(first, Labelled) and len(first.values) == 1 and not any(relations[1:]):
         ((label, values),) = first.values.items()
         return [Labelled({label: (*values, *items[1:])})]
+    flat = _flat(items)
+    letters = [Text("".join(parts).lower())] if all(re.fullmatch("[A-Z]", part) for part in parts) else []
+    return [Series(tuple(flat)), *letters]
+
+
+def _flat(items: Sequence[tuple[Reading, ...]]) -> list[tuple[Reading, ...]]:
+    """Return items with those of a list among them, such as both values of \u00b1 2, in its place."""
     flat: list[tuple[Reading, ...]] = []
     for item in items:
         both = next((v for v in item if isinstance(v, Series) and v.brackets == ""), None)
         flat += both.items if both is not None else [item]
-    letters = [Text("".join(parts).lower())] if all(re.fullmatch("[A-Z]", part) for part in parts) else []
-    return [Series(tuple(flat)), *letters]
+    return flat
 
 
 def _bracketed(text: str, depth: int) -> list[Reading]:
@@ -144,7 +164,10 @@ def _bracketed(text: str, depth: int) -> list[Reading]:
     if len(parts) < 2 and opening != "{":
         return _read(trim(inside), depth + 1) if opening + closing in ("()", "[]") else []
     brackets = opening + closing
-    found: list[Reading] = [Series(tuple(readings(part, depth + 1) for part in parts if part), brackets)]
+    items = [readings(part, depth + 1) for part in parts if part]
+    if opening == "{":
+        items = _flat(items)
+    found: list[Reading] = [Series(tuple(items), brackets)]
     if len(parts) == 2 and opening != "{":
         ends = [read_constant(re.sub(r"^\+\s*", "", part)) for part in parts]
         if all(end is not None and end.value.is_extended_real for end in ends):
@@ -205,7 +228,7 @@ def _region(found: Any) -> list[Reading]:
 
 _RELATION = re.compile(r"\s*(\\(?:le|ge|ne|approx|in|to|equiv)(?![A-Za-z])|[<>=])\s*")
 _NAME = re.compile(
-    r"\\?[A-Za-z]+(?:_(?:\{[^{}]*\}|\w))?'*|[A-Za-z]\w*'*(?:\^\{?-1\}?)?\s*(?:_(?:\{[^{}]*\}|\w))?\s*\(.*\)|\|[A-Z]+\|"
+    r"\\?[A-Za-z]+(?:_(?:\{[^{}]*\}|\w))?'*|\\?[A-Za-z]\w*'*(?:\^\{?-1\}?)?\s*(?:_(?:\{[^{}]*\}|\w))?\s*\(.*\)|\|[A-Z]+\|"
     r"|\\angle\s*[A-Z]+"
     r"|\\(?:overline|vec|hat|widehat|bar|triangle|mathrm|mathbb)\s*\{?\s*\w+\s*\}?|[A-Za-z][A-Za-z ]*"
     r"|m\s*\\angle\s*[A-Z]+"
@@ -293,11 +316,12 @@ def _equal_sides(sides: Sequence[str], depth: int) -> list[Reading]:
         found.append(Labelled({_label(last): (readings(first, depth + 1),)}))
     elif to_sympy(first) is None and read_constant(last) is not None:  # the name of a sum, a determinant, ...
         found.append(Labelled({_label(first): (readings(last, depth + 1),)}))
-    elif any(isinstance(v, Number) for v in read_formula(first)) or len(sides) > 2:
+    elif len(sides) > 2 or (read_constant(first) is not None and read_constant(last) is not None):
         return _read(last, depth + 1)
     formulas = [to_sympy(side) for side in (first, last)]
     if len(sides) == 2 and all(isinstance(f, sympy.Expr) for f in formulas):
-        found.append(Equation(formulas[0] - formulas[1]))
+        total = next((f for f in formulas if not f.free_symbols), None)
+        found.append(Equation(formulas[0] - formulas[1], total=total))
     return found
 
 

@@ -9,7 +9,8 @@ from collections.abc import Set as Collection
 from lit_rlvr.rewards.answers.characters import plain_characters
 from lit_rlvr.rewards.answers.find import Found
 from lit_rlvr.rewards.answers.latex import clean
-from lit_rlvr.rewards.answers.parse import parse
+from lit_rlvr.rewards.answers.parse import LONGEST, parse
+from lit_rlvr.rewards.answers.units import read_numeral
 from lit_rlvr.rewards.answers.values import Labelled, Reading, Series, Text, text_keys
 
 _NUMBER = r"(?:[$\u20ac\u00a3\u00a5\u20b9]\s?)?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?%?|\.\d+"
@@ -18,17 +19,33 @@ _LETTER = r"(?<![A-Za-z'\\])[A-Za-z](?![A-Za-z'])"
 _SIGN = r"[-+*/^=<>!|_:\u00b1\u00d7\u00f7]"
 _TOKEN = rf"(?:{_NUMBER}|{_LATEX}|{_LETTER}|{_SIGN}|[()\[\]{{}},])"
 _SPAN = re.compile(rf"{_TOKEN}(?:\s*{_TOKEN})*")
-_DELIMITED = re.compile(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]")
+_DELIMITED = re.compile(r"\$\$?([^$]+)\$\$?(?!\d)|\\\((.+?)\\\)|\\\[(.+?)\\\]")
 _CLAUSE = re.compile(
-    r"[.;!?](?:\s|$)|,?\s+\(?(?:because|since|which|as|so|when|where|for|that|with|after|altogether"
-    r"|in total|i\.e\.|if|but|by)\b"
-    r"|,\s+(?=(?!and\b|or\b)[a-z]{2,})|\s+-\s+(?=[a-z]{2,})|\s\(|:\s"
+    r"[.;?](?:\s|$)|!(?=\s+[A-Z][a-z]|\s*$)|,?\s+\(?(?:because|since|which|as|so|when|where|for|that|with|after"
+    r"|altogether|in total|i\.e\.|if|but|by)\b"
+    r"|,\s+(?=(?!and\b|or\b)[a-z]{2,})|\s+-\s+(?=[a-z]{2,})|\s\((?![A-J]\))|:\s"
 )
+_THERE = re.compile(r"(?i)\bthere\s+(?:is|are|was|were|remains?)\s+")
+_VERB = re.compile(
+    r"(?<!that )(?<!which )(?<!who )(?<!where )\b(?:is|are|was|were|equals?|becomes?|gives?|get|obtain|have|has)\s+"
+    r"(?:that\s+)?(?:the\s+)?"
+)
+_GOES_ON = re.compile(
+    r"(?i)\$?\s*(?:(?:or|to|plus|minus|times|divided)\b|(?:percent|%)\s+of\b|\?|\(\s*wrong\b|(?:if|when|for)\b.*"
+    r"\b(?:if|otherwise|else)\b)"
+)
+"""Behind a value: it is not the answer, or not all of it."""
 _NEGATED = re.compile(
     r"(?i)\b(?:not|cannot|never)\b|n't\b|\u4e0d\u662f|\u4e0d\u7b49\u4e8e|\u5e76\u975e"
+    r"|\u81f3[\u5c11\u591a]|\u4e0d(?:\u8d85\u8fc7|\u5c11\u4e8e)|[\u8d85\u5927\u5c0f][\u8fc7\u4e8e]"
     r"|\b(?:at (?:least|most)|(?:more|less|greater|fewer|larger|smaller) than|between|up to)\s*\$?$"
 )
 _JOINED = re.compile(r"\s*(?:,|;|\band\b|\bor\b|,\s*and\b|,\s*or\b)\s*")
+_DERIVED = re.compile(
+    r"\\(?:Rightarrow|implies|Longrightarrow|therefore)(?![A-Za-z])|\u21d2|(?i:\b(?:so|hence|thus|therefore)\b),?"
+    r"|\\\\(?=(?s:.*)\\end\s*\{(?:aligned|align\*?|gathered|split)\})"
+)
+"""Before the last step of a derivation."""
 _PROSE_DASH = re.compile(r"\s+[\u2013\u2014]\s+|(?<=[a-z])[\u2013\u2014](?=[a-z])")
 
 
@@ -38,14 +55,36 @@ def candidates(found: Found, keys: Collection[str]) -> Iterator[str]:
         return
     if found.where in ("box", "tag"):
         yield found.text
-        if re.search(r"[A-Za-z]{2}.*\s.*[A-Za-z]{2}", found.text):
-            yield from candidates(Found(clean(found.text), "phrase"), keys)
+        if last := last_step(found.text):
+            yield last
+            yield from candidates(Found(clean(last), "line"), keys)
+        elif len(found.text) <= LONGEST and re.search(r"[A-Za-z]{2}.*\s.*[A-Za-z]{2}", found.text):
+            is_sentence = re.match(
+                r"(?:\\text\s*\{\s*)?(?!\\|(?i:yes|no|true|false)\b)[A-Za-z]+,?\s+[A-Za-z]", found.text
+            )
+            yield from candidates(Found(clean(found.text), "line" if is_sentence else "phrase"), keys)
+        return
+    if "\\begin{a" in found.text and (last := last_step(found.text)):
+        yield last
         return
     text = plain_characters(_PROSE_DASH.sub(", ", found.text)).strip()
     is_phrase = found.where != "line"
     if is_phrase and _NEGATED.match(text):
         return
-    clause = text[: cut.start()] if is_phrase and (cut := _CLAUSE.search(text)) else text
+    if listed := re.fullmatch(r"\[(\s*['\"].*['\"]\s*)\]\.?", text):  # a list literal
+        yield re.sub(r"(?:^|(?<=,))\s*['\"]|['\"]\s*(?=,|$)", " ", listed[1]).strip()
+        return
+    verbs = [] if is_phrase else [_THERE.search(text), *_VERB.finditer(text)]
+    verb = next((match for match in (verbs[0], *verbs[:0:-1]) if match), None) if verbs else None
+    said = text[verb.end() :] if verb else text
+    if count := _count(said if verb else text if not re.search(r"\d", text) else ""):
+        yield count
+    if said != text and _NEGATED.search(text[: len(text) - len(said)] + said[:4]):
+        said = text
+    cut = _CLAUSE.search(said) if is_phrase or said != text else None
+    clause = said[: cut.start()] if cut else said
+    if _GOES_ON.match(said, len(clause)):
+        return
     for phrase in dict.fromkeys((text, clause)):
         if not keys.isdisjoint(text_keys(parse(phrase))):
             yield phrase
@@ -54,10 +93,39 @@ def candidates(found: Found, keys: Collection[str]) -> Iterator[str]:
             yield phrase
     searched = clause if next(_spans(clause), None) else text
     spans = list(_spans(searched))
-    for start, end in spans[:1] if is_phrase else spans[-1:]:
+    for start, end in spans[:1] if is_phrase or searched is not text else spans[-1:]:
         before, after = re.split(r"[.;:,]\s", searched[:start])[-1], searched[end:]
-        if not _NEGATED.search(before) and not re.match(r"\$?\s*(?:or|to)\b", after):
+        if not _NEGATED.search(before) and not _GOES_ON.match(after):
             yield _with_unit(searched, start, end)
+    if not spans:
+        yield text
+        if found.above:
+            yield from candidates(Found(found.above[-1], "line", above=found.above[:-1]), keys)
+
+
+def _count(text: str) -> str:
+    """Return the number in words that a text begins with; "" if it begins with something else, or with "one of"."""
+    words = re.match(r"(?:exactly |only |a total of )?([A-Za-z]+(?:[- ][A-Za-z]+){0,3})(?![-\w])(?! of\b)", text)
+    pieces = re.split(r"(-| (?!of\b))", words[1]) if words else []
+    for length in range(len(pieces), 0, -2):
+        run = "".join(pieces[:length])
+        if pieces[length : length + 1] != ["-"] and run.lower() not in ("a", "an") and read_numeral(run) is not None:
+            return run
+    return ""
+
+
+def last_step(text: str) -> str:
+    """Return the last step of a derivation, behind its last relation; "" if the text is none."""
+    *before, last = _DERIVED.split(text) if len(text) <= LONGEST else [text]
+    worded = re.search(r"(?<![\\A-Za-z])[A-Za-z]{4,}", text) is not None and text.count("=") > 1
+    rows = re.sub(r"\\(?:begin|end)\s*\{\w+\*?\}|&", "", text).split("\\\\")
+    named = [re.match(r"\s*([A-Za-z]\w*)\s*=[^=]*$", row) for row in rows]
+    if not (before or worded) or (len(named) > 1 and all(named) and len({row[1] for row in named if row}) > 1):
+        return ""
+    last = re.sub(r"\\end\s*\{\w+\*?\}|\\\)|&", " ", last).strip(" .\n")
+    last = last.removesuffix("}") if last.count("}") > last.count("{") else last
+    _, sign, value = re.split(r"\.\s|\\\\|\\q?quad", last)[-1].rpartition("=")
+    return value if sign or before else ""
 
 
 def _items(value: Reading) -> Iterable[Sequence[Reading]]:
@@ -96,7 +164,8 @@ def _spans(text: str) -> Iterator[tuple[int, int]]:
 def _is_mathematics(match: re.Match[str]) -> bool:
     """Return False for the prose between two prices."""
     inside = next(group for group in match.groups() if group is not None)
-    return not re.search(r"(?<![\\A-Za-z{])[A-Za-z]{3,}\s+[A-Za-z]{2,}", inside) and not inside[-1:].isspace()
+    is_price = bool(match[1]) and inside[-1:].isspace() and not inside[:1].isspace()
+    return not re.search(r"(?<![\\A-Za-z{])[A-Za-z]{3,}\s+[A-Za-z]{2,}", inside) and not is_price
 
 
 def _without_words(text: str, start: int, end: int) -> list[tuple[int, int]]:

@@ -53,10 +53,15 @@ class Expression:
 
 @dataclass(frozen=True)
 class Equation:
-    """lhs = rhs as lhs - rhs, or an inequality in several variables with its sign turned to "<" or "\\\\le"."""
+    """lhs = rhs as lhs - rhs, or an inequality in several variables with its sign turned to "<" or "\\\\le".
+
+    Args:
+        total: the side of an equation that is a constant, if one is.
+    """
 
     difference: Any
     sign: str = "="
+    total: Any = None
 
 
 @dataclass(frozen=True)
