@@ -33,6 +33,28 @@ def test_judged_answers() -> None:
     assert sum(not row["right"] for row in JUDGED) > len(JUDGED) / 5
 
 
+SENTENCES = (
+    "We add the parts.\n\nThe total is {}.",
+    "So we get\n{}",
+    "Therefore, the value of the expression is {}.",
+    "Adding 4 and 7 gives the rest.\nHence the result equals {}.",
+    "There were 12 at first, and 3 left.\nThe answer to the problem is therefore {}",
+)
+VALUES = (
+    "9", "-3", "12.5", "1,250", "\\frac{3}{4}", "2\\sqrt{3}", "x^2+1", "75\\%", "\\pi", "(2,3)",
+)  # fmt: skip
+DELIMITERS = ("{}", "${}$", "\\({}\\)", "\\( {} \\)", "$$\n{}\n$$", "\\[\n{}\n\\]")
+
+
+def test_ordinary_endings() -> None:
+    """Those of texts as models write them; another value is wrong in each."""
+    for sentence in SENTENCES:
+        for value, other in zip(VALUES, VALUES[1:] + VALUES[:1], strict=True):
+            for delimiter in DELIMITERS:
+                text = sentence.format(delimiter.format(value))
+                assert check_math(text, value)[0] and not check_math(text, other)[0], (text, value)
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [
