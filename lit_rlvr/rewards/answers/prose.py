@@ -98,7 +98,8 @@ def candidates(found: Found, keys: Collection[str]) -> Iterator[str]:
         if not _NEGATED.search(before) and not _GOES_ON.match(after):
             yield _with_unit(searched, start, end)
     if not spans:
-        yield text
+        if len(text) < 200:
+            yield text
         if found.above:
             yield from candidates(Found(found.above[-1], "line", above=found.above[:-1]), keys)
 
