@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from forked import Forked
 from tiny import make_rollout, random_ids, threads, tiny_llama
-from tiny_runs import child_environment, summary
+from tiny_runs import CONSOLE_SCRIPT, child_environment, summary
 from tiny_vlms import mixed_prompts
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -104,9 +104,12 @@ def test_runs_on_a_busy_machine_end_in_the_same_weights(tmp_path: Path, monkeypa
     arguments = ["fit", "--config", "smoke/resume", "--trainer.max_steps", "6", "--trainer.limit_val_batches", "0"]
     environment = child_environment() | {"OMP_NUM_THREADS": "2"}
     runs = [
-        Forked([*arguments, "--trainer.default_root_dir", tmp_path / str(k)], None, environment, cwd=tmp_path)
+        subprocess.Popen(
+            [CONSOLE_SCRIPT, *arguments, "--trainer.default_root_dir", str(tmp_path / str(k))],
+            cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )
         for k in range(AT_ONCE)
-    ]
+    ]  # fmt: skip
     said = [run.communicate(timeout=300)[1] for run in runs]
     assert [run.returncode for run in runs] == [0] * AT_ONCE, said
     assert len({summary(tmp_path / str(k))["weights_sha256"] for k in range(AT_ONCE)}) == 1

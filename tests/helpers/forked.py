@@ -49,6 +49,8 @@ class Server:
 
 
 COMMANDS, VLLM = Server("warm"), Server("warm_vllm")
+SECOND_RANKS = Server("warm")
+"""Its processes hash texts in another way: ranks that go through a set in different orders differ, as they would."""
 
 
 class Descriptor:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from forked import Forked
+from forked import COMMANDS, SECOND_RANKS, Forked
 from tiny_rewards import judged_as_is
 
 from lit_rlvr.distributed.checkpoints import last_checkpoint, read_checkpoint
@@ -124,7 +124,8 @@ def start_two(arguments: Sequence[Any], cwd: Path | None = None, **options: Any)
         own = {f"{name}RANK": rank for name in ("", "LOCAL_", "ROLE_")}
         variables = child_environment() | {name: str(value) for name, value in (shared | own).items()}
         group = ranks[0].pid if ranks else 0
-        ranks.append(Forked(arguments, None, variables, cwd=cwd, group=group, **options))
+        server = SECOND_RANKS if ranks else COMMANDS
+        ranks.append(Forked(arguments, None, variables, cwd=cwd, group=group, server=server, **options))
     return ranks
 
 

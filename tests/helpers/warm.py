@@ -1,4 +1,4 @@
-"""What the server of forked.py has done before a command starts: imports, and a parser, whose parts are kept."""
+"""Loaded by the server of forked.py: all that a command imports, and a parser, whose parts jsonargparse keeps."""
 # ruff: noqa: F401
 
 import matplotlib.pyplot

@@ -1,4 +1,4 @@
-"""What the server of vLLM's servers has done before one starts: imports. All of vLLM's own processes are then forks."""
+"""Loaded by the server from which vLLM's servers are forked. The processes that they start are forks, too."""
 # ruff: noqa: F401
 
 import multiprocessing
@@ -16,7 +16,7 @@ from lit_rlvr.engines import server_process
 
 
 def become(program: str, line: list[str], environment: dict[str, str] | None = None) -> NoReturn:
-    """What `lit-rlvr serve` does last, without the seconds that a new Python takes."""
+    """Serve in this process, where `lit-rlvr serve` would start a new Python."""
     assert line[1:3] == ["-m", server_process.__name__], line
     os.environ.update(environment or {})
     sys.argv[1:] = line[3:]
