@@ -115,7 +115,7 @@ def settings_yaml(parser: LightningArgumentParser, config: Any) -> str:
     """Return the resolved settings of `fit` as YAML for another run, without resume and overwrite."""
     settings = config.clone()
     settings.overwrite, settings.ckpt_path = False, None
-    return str(parser.dump(settings, skip_none=False, skip_validation=True, format="yaml"))
+    return str(parser.dump(settings, skip_none=False, format="yaml"))
 
 
 def keep_chosen_tokens(config: Any) -> None:

@@ -52,8 +52,7 @@ def check_math(
     Returns:
         (correct, "ok" or, if there is no answer, "parse_fail", the extracted answer).
     """
-    given = (answer,) if isinstance(answer, str) else answer
-    references = [form for reference in given for form in re.split(r"\s+OR\s+", reference)]
+    references = (answer,) if isinstance(answer, str) else tuple(answer)
     found = find_answer(text, boxed_only, open_thoughts)
     rules = Rules(decimals, reference_precision)
     results = [_judge(found, reference, rules) for reference in references]
@@ -81,8 +80,8 @@ def _judge(found: Found, answer: str, rules: Rules) -> tuple[bool, str, str]:
         if any(not isinstance(value, Text) for value in values):
             if same(golds, values, rules):
                 return True, "ok", candidate
-            goes_on = candidate == found.text and (last_step(candidate) if found.where == "box" else False)
-            if not goes_on and not _VERDICT.match(candidate):
+            is_derivation = found.where == "box" and candidate == found.text and last_step(candidate)
+            if not (is_derivation or _VERDICT.match(candidate)):
                 return False, "ok", candidate
     is_read = found.where in ("box", "tag") and bool(found.text) and all(isinstance(value, Text) for value in golds)
     return False, "ok" if is_read else "parse_fail", found.text
@@ -139,7 +138,7 @@ def _bare_reference(answer: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _reference(answer: str) -> tuple[Reading, ...]:
-    values = parse(_bare_reference(answer))
+    values = tuple(value for form in re.split(r"\s+OR\s+", _bare_reference(answer)) for value in parse(form))
     listed = next((value for value in values if isinstance(value, Series) and not value.brackets), None)
     if listed is not None and all(same(listed.items[0], item, Rules()) for item in listed.items):
         return (*values, *listed.items[0])  # one value in several forms

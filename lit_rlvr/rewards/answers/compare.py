@@ -221,22 +221,27 @@ def _with_same_case(r: Any, a: Any) -> tuple[Any, Any]:
     return tuple(v.xreplace({s: sympy.Symbol(str(s).lower()) for s in v.free_symbols}) for v in (r, a))
 
 
-def _values(value: Any, symbols: Sequence[Any], chosen: Sequence[Any] = POINTS) -> list[Any]:
+def _values(value: Any, symbols: Sequence[Any], points: Sequence[Any]) -> list[Any]:
     """Return the expression's values at fixed points; None where it has none."""
     found = []
-    for shift, _ in enumerate(chosen):
-        points = {s: chosen[(shift + i) % len(chosen)] + i // len(chosen) for i, s in enumerate(symbols)}
-        number = value.xreplace(points).evalf(EXACT_DIGITS)
+    for shift, _ in enumerate(points):
+        chosen = {s: points[(shift + i) % len(points)] + i // len(points) for i, s in enumerate(symbols)}
+        number = value.xreplace(chosen).evalf(EXACT_DIGITS)
         is_known = number.is_number and not number.has(sympy.nan, sympy.zoo, sympy.oo) and not number.free_symbols
         found.append(number if is_known and (number.is_Float or number.is_Integer or number.as_real_imag()) else None)
     return found
 
 
-def _zero_everywhere(r: Any, a: Any) -> bool:
+def _values_of_both(r: Any, a: Any) -> list[tuple[Any, Any]]:
+    """Return the values of two expressions at the points where both have one."""
     symbols = sorted(r.free_symbols | a.free_symbols, key=str)
-    chosen = INTEGERS if any(value.has(*_STEPS) for value in (r, a)) else POINTS
-    values = (_values(value, symbols, chosen) for value in (r, a))
-    pairs = [(x, y) for x, y in zip(*values, strict=True) if None not in (x, y)]
+    points = INTEGERS if any(value.has(*_STEPS) for value in (r, a)) else POINTS
+    values = (_values(value, symbols, points) for value in (r, a))
+    return [(x, y) for x, y in zip(*values, strict=True) if None not in (x, y)]
+
+
+def _zero_everywhere(r: Any, a: Any) -> bool:
+    pairs = _values_of_both(r, a)
     return len(pairs) > 1 and all(_close(x, y) for x, y in pairs)
 
 
@@ -258,8 +263,7 @@ def _equations(reference: Equation, answer: Equation, rules: Rules) -> bool:
         r, a = (sympy.together(value).as_numer_denom()[0] for value in (r, a))  # xy = 6 is y = 6/x
     if r.free_symbols != a.free_symbols or not r.free_symbols:
         return False
-    symbols = sorted(r.free_symbols, key=str)
-    pairs = [(x, y) for x, y in zip(_values(r, symbols), _values(a, symbols), strict=True) if None not in (x, y)]
+    pairs = _values_of_both(r, a)
     ratios = [x / y for x, y in pairs if abs(x) > 1e-15 and abs(y) > 1e-15]
     return (
         len(ratios) > 1

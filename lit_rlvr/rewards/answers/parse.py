@@ -66,7 +66,7 @@ _SAID = {
     "diverges": r"(?:(?:that )?the \w+ )?(?:diverges|is divergent|divergent)",
     "undefined": r"(?:is )?(?:undefined|not defined)",
 }
-"""Words for what is no value -> how else they are said."""
+"""An answer without a value -> the ways to say it."""
 
 
 def _read(text: str, depth: int) -> list[Reading]:

@@ -74,12 +74,11 @@ def candidates(found: Found, keys: Collection[str]) -> Iterator[str]:
     if listed := re.fullmatch(r"\[(\s*['\"].*['\"]\s*)\]\.?", text):  # a list literal
         yield re.sub(r"(?:^|(?<=,))\s*['\"]|['\"]\s*(?=,|$)", " ", listed[1]).strip()
         return
-    verbs = [] if is_phrase else [_THERE.search(text), *_VERB.finditer(text)]
-    verb = next((match for match in (verbs[0], *verbs[:0:-1]) if match), None) if verbs else None
+    verb = None if is_phrase else _THERE.search(text) or max(_VERB.finditer(text), key=re.Match.start, default=None)
     said = text[verb.end() :] if verb else text
     if count := _count(said if verb else text if not re.search(r"\d", text) else ""):
         yield count
-    if said != text and _NEGATED.search(text[: len(text) - len(said)] + said[:4]):
+    if verb and _NEGATED.search(text[: verb.end() + 4]):
         said = text
     cut = _CLAUSE.search(said) if is_phrase or said != text else None
     clause = said[: cut.start()] if cut else said
