@@ -396,7 +396,7 @@ class RolloutCallback(ChecksArguments, Callback):
         names = [other.name for other in data.validated]
         samples = self.evaluation.samples
         unknown = [name for name in samples if name not in names] if isinstance(samples, dict) else []
-        data.use_environment(self.environment, self.judges)
+        data.use_environment(self.environment, self.judges and not module.demonstrates)
         check_all(
             lambda: refuse_all(
                 f"rollout.evaluation.samples: there is no validation set {name!r}; the sets are {', '.join(names)}"
@@ -441,8 +441,16 @@ class RolloutCallback(ChecksArguments, Callback):
             )
         if self.demonstrations:
             return
+        from lit_rlvr.datamodules.reading.rows import abbreviate
         from lit_rlvr.rollout.demonstrations import Demonstrations
 
+        env = self.environment
+        unanswered = [sample.source or sample.id for sample in self.judged(data) if not sample.answer]
+        if unanswered and self.judges and not (env is not None and (env.judges or env.reward_functions)):
+            raise UserError(
+                f"rollout.evaluation.samples: rewards judge validation, and {len(unanswered)} of its rows have no "
+                f"answer ({abbreviate(unanswered)}); name its column (data.columns), or set 0 to validate by the loss"
+            )
         for other in data.validated:
             shown = Demonstrations(
                 other, module.target, "model.target", module.model_folder, self.environment, self.sampling
