@@ -505,8 +505,9 @@ class PromptDataModule(ChecksArguments, UsesModel):
 
     def train_dataloader(self) -> TrainLoader:
         return TrainLoader(
-            self.stream, self.prompts_per_rollout, lambda: self.cursor, *self._ranks(), self.name, self.prepare
-        )
+            self.stream, self.prompts_per_rollout, lambda: self.cursor, *self._ranks(), self.name, self.prepare,
+            self.demonstrates,
+        )  # fmt: skip
 
     def val_dataloader(self) -> list[EvalLoader]:
         return [loader for data in self.validated for loader in data.eval_loader("validation", self._ranks())]

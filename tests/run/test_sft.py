@@ -273,8 +273,10 @@ def test_rows_need_no_answer_where_none_is_judged(
     rows.append({"prompt": "2+2?", "completion": "4"})
     (run_folder / "train.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     few = ("--data.train", "train.jsonl", "--data.prompts_per_rollout", 2, "--dry-run")
-    result = lit_rlvr(*FIT, *DATA[:4], *few, *options)
+    once = ("--trainer.max_steps", -1, "--trainer.max_epochs", 1)
+    result = lit_rlvr(*FIT, *DATA[:4], *few, *once, *options)
     assert result.status == (2 if said else 0) and said in result.err, result.err
+    assert said or "2 optimizer steps" in result.out, "an epoch has each of the three rows"
 
 
 def test_settings_that_do_not_apply_are_refused(run_folder: Path, lit_rlvr: CLI) -> None:
