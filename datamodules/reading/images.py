@@ -112,7 +112,11 @@ def place_images(sample: Sample) -> Sample:
         BadRow: there are more or fewer of them than such places.
     """
     messages = [{"content": sample.prompt}] if isinstance(sample.prompt, str) else sample.prompt
-    parts = _places([message | {"content": _parts(message["content"])} for message in messages])
+    messages_of_parts = [message | {"content": _parts(message["content"])} for message in messages]
+    for part in (part for message in messages_of_parts for part in message["content"]):
+        if (named := _NAMED.search(part.get("text", ""))) and _FILE_OR_URL.fullmatch(named[1]):
+            raise BadRow(f"{named[0]} is not read; write <image> in its place, and the file into the image column", "prompt")
+    parts = _places(messages_of_parts)
     if not parts:
         return sample
     own = [part[part["type"]] for part in parts if part["type"] in part]
@@ -175,6 +179,8 @@ IMAGE_NAME = re.compile(r"image|img|picture|photo", re.IGNORECASE)
 _VIDEO_NAME = re.compile(r"video|clip", re.IGNORECASE)
 
 _FRAME = re.compile(r"\S+\.(png|jpe?g|webp|bmp|tiff?)", re.IGNORECASE)
+_NAMED = re.compile(r"<img>\s*(\S+?)\s*</img>")
+"""The notation of Qwen-VL's first data."""
 _VIDEO = re.compile(r"\S+\.(mp4|webm|mkv|mov|avi|gif)", re.IGNORECASE)
 _FILE_OR_URL = re.compile(rf"{_FRAME.pattern}|\S+\.gif|[A-Za-z]+://\S+", re.IGNORECASE)
 

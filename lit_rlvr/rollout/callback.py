@@ -33,7 +33,13 @@ from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rewards import FunctionReward, Reward, shared_pool
 from lit_rlvr.rewards.base import NoReward, check_prefills, say_where
 from lit_rlvr.rewards.combine import logged_metrics
-from lit_rlvr.rewards.references import LongAnswers, check_references, long_answers, warn_of_gold_answers
+from lit_rlvr.rewards.references import (
+    LongAnswers,
+    check_references,
+    long_answers,
+    warn_of_gold_answers,
+    warn_of_other_lengths,
+)
 from lit_rlvr.rollout.assemble import rollout_metrics
 from lit_rlvr.rollout.episodes import begins, check_turns, turn_metrics
 from lit_rlvr.rollout.generate import GroupSampler, completion_seeds
@@ -475,7 +481,9 @@ class RolloutCallback(ChecksArguments, Callback):
                 check_lengths(folder, [needed])
 
     def warn_of_long_answers(self, data: PromptDataModule) -> None:
-        """Warn of gold answers that are longer than a completion can be."""
+        """Warn of gold answers that are longer than a completion can be, and of rewards for other lengths."""
+        if not data.demonstrates:
+            warn_of_other_lengths(self.rewards, self.sampling.max_completion_tokens)
         for found in self._long_answers(data):
             _log.warning("%s", found)
 
