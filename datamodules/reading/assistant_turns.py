@@ -68,7 +68,9 @@ def _is_trained(message: dict[str, Any], number: int) -> bool:
     found = {key: message[key] for key in LOSS_KEYS if key in message}
     for key, value in found.items():
         if value not in (0, 1):
-            raise BadRow(f"{key} of message {number} is {value!r}; give 1 (true), or 0 (false) to leave it out", "prompt")
+            raise BadRow(
+                f"{key} of message {number} is {value!r}; give 1 (true), or 0 (false) to leave it out", "prompt"
+            )
     return all(found.values())
 
 
@@ -82,7 +84,9 @@ def _trained_parts(parts: list[Part], trained: Sequence[bool]) -> list[Part]:
         return parts
     if sum(part.is_written for part in parts) != len(trained) or not any(trained):
         why = "the chat template does not mark each turn" if any(trained) else "no turn is left to train on"
-        raise BadRow(f"it leaves turns of the assistant out of the loss ({' or '.join(LOSS_KEYS)}), and {why}", "prompt")
+        raise BadRow(
+            f"it leaves turns of the assistant out of the loss ({' or '.join(LOSS_KEYS)}), and {why}", "prompt"
+        )
     left, made = iter(trained), [Part([], False)]
     for part in parts:
         if (part.is_written and next(left)) != made[-1].is_written:

@@ -115,7 +115,9 @@ def place_images(sample: Sample) -> Sample:
     messages_of_parts = [message | {"content": _parts(message["content"])} for message in messages]
     for part in (part for message in messages_of_parts for part in message["content"]):
         if (named := _NAMED.search(part.get("text", ""))) and _FILE_OR_URL.fullmatch(named[1]):
-            raise BadRow(f"{named[0]} is not read; write <image> in its place, and the file into the image column", "prompt")
+            raise BadRow(
+                f"{named[0]} is not read; write <image> in its place, and the file into the image column", "prompt"
+            )
     parts = _places(messages_of_parts)
     if not parts:
         return sample

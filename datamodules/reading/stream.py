@@ -65,8 +65,8 @@ class TrainLoader:
     """Batches of one epoch, starting at the DataModule's committed cursor.
 
     Each rank gets a contiguous slice of every global batch; `cursor` counts global prompts, so it is the same on all
-    ranks. Prompts left over at the end of an epoch go into the first batch of the next one, or, with `covers_all`, into a
-    batch more, which the first prompts of the next epoch fill.
+    ranks. Prompts left over at the end of an epoch go into the first batch of the next one. With `covers_all` they make
+    one more batch, which the first prompts of the next epoch fill.
 
     Args:
         stream: all training prompts.

@@ -337,9 +337,7 @@ def adapted_layers(model: Any, lora: Lora) -> dict[str, Tensor]:
     known = sorted({name.rpartition(".")[2] for name in linear})
     unknown = [] if lora.layers is None else [name for name in lora.layers if name not in known]
     if unknown or not chosen:
-        raise UserError(
-            f"model.lora.layers: {unknown} names no layer of the language model; it has {', '.join(known)}"
-        )
+        raise UserError(f"model.lora.layers: {unknown} names no layer of the language model; it has {', '.join(known)}")
     return {name: model.get_submodule(name).weight for name in chosen} | experts
 
 

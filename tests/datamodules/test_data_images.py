@@ -297,7 +297,7 @@ def test_without_placeholders_images_come_before_the_question() -> None:
 @pytest.mark.parametrize("words", ["<img>a.png</img>", "See <img> https://a.b/c </img>, then <image>"])
 def test_images_that_the_text_names_are_refused(words: str) -> None:
     for prompt in (words, [{"role": "user", "content": words}], [{"role": "user", "content": [text(words)]}]):
-        with pytest.raises(BadRow, match="<img>.*</img> is not read; write <image> in its place"):
+        with pytest.raises(BadRow, match=r"<img>.*</img> is not read; write <image> in its place"):
             place_images(Sample("s", prompt, "a", images=("b.png",)))
     kept = Sample("s", 'Which tag is right, <img src="a.png"> or <img>picture</img>?', "a")
     assert place_images(kept) is kept

@@ -158,4 +158,6 @@ def test_rewards_for_another_length_than_the_runs_are_named(caplog: pytest.LogCa
     warn_of_other_lengths(rewards, 100)
     warn_of_other_lengths(rewards[1:], 100)
     (said,) = caplog.messages
-    assert "reward overlong: it is set to completions of up to 4096 tokens, and those of training have up to 100" in said
+    assert (
+        "reward overlong: it is set to completions of up to 4096 tokens, and those of training have up to 100" in said
+    )

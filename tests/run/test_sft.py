@@ -252,7 +252,9 @@ def test_bad_rows_are_one_line(run_folder: Path, lit_rlvr: CLI, row: dict[str, A
     (run_folder / "train.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     target = ("--model.init_args.target", "said") if "said" in row else ()
     less = ("--rollout.rewards", "[]")
-    result = lit_rlvr(*FIT, *DATA, *target, *LOSS_ONLY, *less, "--data.train", "train.jsonl", "--data.prompts_per_rollout", 1)
+    result = lit_rlvr(
+        *FIT, *DATA, *target, *LOSS_ONLY, *less, "--data.train", "train.jsonl", "--data.prompts_per_rollout", 1
+    )
     (line,) = [line for line in result.err.splitlines() if "error: " in line]
     assert result.status == 2 and "model.target: 1 of 2 rows cannot be used: " in line and re.search(said, line), line
 
@@ -261,7 +263,10 @@ def test_bad_rows_are_one_line(run_folder: Path, lit_rlvr: CLI, row: dict[str, A
     ("options", "said"),
     [
         (LOSS_ONLY, ""),
-        ((*LOSS_ONLY, "--model.init_args.target", "nope"), "3 of 3 rows cannot be used: train.jsonl:1: has no text in "),
+        (
+            (*LOSS_ONLY, "--model.init_args.target", "nope"),
+            "3 of 3 rows cannot be used: train.jsonl:1: has no text in ",
+        ),
         (("--data.validation_split", 1), "rewards judge validation, and 1 of its rows have no answer (train.jsonl:"),
     ],
 )
