@@ -32,8 +32,8 @@ def split_turns(
     writes alternately.
 
     The turns are what the chat template marks with `{% generation %}`. Without marks, a turn is what the template adds
-    to the prompt that ends before it, or, where the template changes the text, the text itself. A turn whose message has
-    one of `LOSS_KEYS` with 0 or false is read.
+    to the prompt that ends before it, or, where the template changes the text, the text itself. The model reads a turn
+    whose message has one of `LOSS_KEYS` with 0 or false.
 
     Args:
         messages: the conversation, in the form of `Chat.messages`.
