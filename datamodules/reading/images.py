@@ -112,13 +112,13 @@ def place_images(sample: Sample) -> Sample:
         BadRow: there are more or fewer of them than such places.
     """
     messages = [{"content": sample.prompt}] if isinstance(sample.prompt, str) else sample.prompt
-    messages_of_parts = [message | {"content": _parts(message["content"])} for message in messages]
-    for part in (part for message in messages_of_parts for part in message["content"]):
+    contents = [_parts(message["content"]) for message in messages]
+    for part in (part for content in contents for part in content):
         if (named := _NAMED.search(part.get("text", ""))) and _FILE_OR_URL.fullmatch(named[1]):
             raise BadRow(
                 f"{named[0]} is not read; write <image> in its place, and the file into the image column", "prompt"
             )
-    parts = _places(messages_of_parts)
+    parts = _places([{"content": content} for content in contents])
     if not parts:
         return sample
     own = [part[part["type"]] for part in parts if part["type"] in part]

@@ -174,10 +174,13 @@ def check_sql(
     sql = reference if text is None else extract_sql(text)
     if not sql:
         return False, "parse_fail", "no SQL"
-    references = [_reference_result(path, reference, limits) for path in databases]
-    if failed := [result for result in references if isinstance(result, QueryFailed)]:
-        return False, "error", f"the reference query failed ({failed[0].reason}): {reference}"
-    detail = sql if any(wanted.rows for wanted in references) else NO_ROWS + sql
+    references = []
+    for path in databases:
+        wanted = _reference_result(path, reference, limits)
+        if isinstance(wanted, QueryFailed):
+            return False, "error", f"the reference query failed ({wanted.reason}): {reference}"
+        references.append(wanted)
+    detail = sql if any(result.rows for result in references) else NO_ROWS + sql
     for path, wanted in zip(databases, references, strict=True):
         try:
             found = wanted if text is None else run_query(path, sql, limits)
