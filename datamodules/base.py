@@ -295,7 +295,7 @@ class PromptDataModule(ChecksArguments, UsesModel):
         what it supplies; call it before `setup`.
 
         Args:
-            judges: whether the run has rewards; without them, no answer is needed.
+            judges: whether rewards judge every row; otherwise no answer is needed.
         """
         asks = environment is not None and environment.begins
         scores = environment is not None and (environment.judges or bool(environment.reward_functions))
@@ -318,7 +318,7 @@ class PromptDataModule(ChecksArguments, UsesModel):
     def render(self, sample: Sample) -> str:
         """Return the exact text the model sees, special tokens and prefill included."""
         chat = self._chat_of(sample)
-        return chat.text(chat.messages(self._without_special_tokens(sample)), self.tokenizer, sample.source)
+        return chat.text(chat.messages(self._with_plain_prompt(sample)), self.tokenizer, sample.source)
 
     def _chat_of(self, sample: Sample) -> Chat:
         """Return the format of a sample's prompt, which offers the tools of the environment; if completions come from
@@ -330,7 +330,7 @@ class PromptDataModule(ChecksArguments, UsesModel):
             return self.chat
         if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
             raise UserError(f"{sample.source}: tools: not a list of JSON schemas, as chat templates take them")
-        return self.chat.with_tools(without_nulls(tools))
+        return self.chat.with_tools(self.as_plain(without_nulls(tools), sample, "a tool"))
 
     def split_turns(self, sample: Sample, turns: Sequence[dict[str, Any]], ends: Sequence[int]) -> list[Part]:
         """Return the tokens of a sample's conversation, in parts that the model reads and writes alternately.
@@ -342,7 +342,7 @@ class PromptDataModule(ChecksArguments, UsesModel):
             BadRow: the chat template does not show which tokens are the model's, or not all images.
         """
         chat = self._chat_of(sample)
-        whole = self._without_special_tokens(replace(sample, prompt=[*as_messages(sample.prompt), *turns]))
+        whole = self._with_plain_prompt(replace(sample, prompt=[*as_messages(sample.prompt), *turns]))
         parts = split_turns(chat.messages(whole), chat, self.tokenizer, self.opening, ends, sample.source)
         if not sample.images:
             return parts
@@ -362,22 +362,27 @@ class PromptDataModule(ChecksArguments, UsesModel):
         """The beginning of every answer that stands in the prompt, after the header of the model's turn."""
         return self.chat.opening(self.tokenizer)
 
-    def _without_special_tokens(self, sample: Sample) -> Sample:
-        """Return the sample with the special tokens in its prompt as text, unless the option is `keep`."""
-        if not self._has_special_tokens(sample):
-            return sample
+    def _with_plain_prompt(self, sample: Sample) -> Sample:
+        return replace(sample, prompt=self.as_plain(sample.prompt, sample, "a prompt"))
+
+    def as_plain(self, value: Any, sample: Sample, where: str) -> Any:
+        """Return a text or messages of a sample with the special tokens in them as text, unless the option is `keep`.
+
+        Args:
+            where: what it is of the sample, for the message.
+        """
+        if not self._has_special_tokens(value):
+            return value
         # If neither holds, rows of this set have been reported.
         if self._reports_special_tokens or self.chat.special_tokens == "refuse":
-            self._report_special_tokens(self.name, "a prompt", [sample])
-        if self.chat.special_tokens == "keep":
-            return sample
-        return replace(sample, prompt=break_up(sample.prompt, special_tokens(self.tokenizer)))
+            self._report_special_tokens(self.name, where, [sample])
+        return value if self.chat.special_tokens == "keep" else break_up(value, special_tokens(self.tokenizer))
 
-    def _has_special_tokens(self, sample: Sample) -> bool:
-        return special_tokens(self.tokenizer).search(joined_text(sample.prompt)) is not None
+    def _has_special_tokens(self, value: Any) -> bool:
+        return special_tokens(self.tokenizer).search(joined_text(value)) is not None
 
     def _report_special_tokens(self, name: str, where: str, samples: Sequence[Sample]) -> None:
-        """Name the samples that have special tokens in their prompts.
+        """Name the samples that have special tokens.
 
         Raises:
             UserError: the option is `refuse`.
@@ -434,7 +439,7 @@ class PromptDataModule(ChecksArguments, UsesModel):
         """Read, check and tokenise the sets of a stage, so that bad data fails before the weights load."""
         for callback in () if self.trainer is None else self.trainer.callbacks:  # type: ignore[attr-defined]
             if getattr(callback, "config_key", "") == "rollout":
-                self.use_environment(callback.environment, callback.judges)
+                self.use_environment(callback.environment, callback.judges and not self.demonstrates)
         new = "train" not in self.prompts
         for split in STAGE_SPLITS.get(stage, ("train", "validation", "test")):
             if split not in self.prompts:
@@ -452,7 +457,7 @@ class PromptDataModule(ChecksArguments, UsesModel):
     def _tokenised(self, split: Split) -> list[Prompt]:
         """Tokenise a split; drop the prompts that are too long."""
         samples = self.load(split)
-        if found := [sample for sample in samples if self._has_special_tokens(sample)]:
+        if found := [sample for sample in samples if self._has_special_tokens(sample.prompt)]:
             self._report_special_tokens(f"{self.name} {split}", f"{len(found)} of {len(samples)} rows", found)
         prompts = [self.encode(sample) for sample in samples]
         fitting, self.too_long[split] = drop_long(prompts, self.reading.max_prompt_tokens, f"{self.name} {split}")
@@ -500,8 +505,9 @@ class PromptDataModule(ChecksArguments, UsesModel):
 
     def train_dataloader(self) -> TrainLoader:
         return TrainLoader(
-            self.stream, self.prompts_per_rollout, lambda: self.cursor, *self._ranks(), self.name, self.prepare
-        )
+            self.stream, self.prompts_per_rollout, lambda: self.cursor, *self._ranks(), self.name, self.prepare,
+            self.demonstrates,
+        )  # fmt: skip
 
     def val_dataloader(self) -> list[EvalLoader]:
         return [loader for data in self.validated for loader in data.eval_loader("validation", self._ranks())]

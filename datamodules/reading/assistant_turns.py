@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.chat import MODEL_TURN, Chat
-from lit_rlvr.datamodules.reading.conversations import Messages, text_of
+from lit_rlvr.datamodules.reading.conversations import LOSS_KEYS, Messages, text_of
 
 
 class Part(NamedTuple):
@@ -32,7 +32,8 @@ def split_turns(
     writes alternately.
 
     The turns are what the chat template marks with `{% generation %}`. Without marks, a turn is what the template adds
-    to the prompt that ends before it, or, where the template changes the text, the text itself.
+    to the prompt that ends before it, or, where the template changes the text, the text itself. The model reads a turn
+    whose message has one of `LOSS_KEYS` with 0 or false.
 
     Args:
         messages: the conversation, in the form of `Chat.messages`.
@@ -41,11 +42,13 @@ def split_turns(
         source: "file:row".
 
     Raises:
-        BadRow: the template does not show which tokens are the assistant's.
+        BadRow: the template does not show which tokens are the assistant's, or none of its turns is trained.
     """
+    trained = [_is_trained(m, number) for number, m in enumerate(messages, 1) if m["role"] == "assistant"]
+    messages = [{key: item for key, item in message.items() if key not in LOSS_KEYS} for message in messages]
     chat.text(messages, tokenizer, source)  # refuses messages that the template does not show
     if _MARKS.search(str(tokenizer.chat_template or "")):
-        return _marked_parts(chat.marked(messages, tokenizer, source), ends[0])
+        return _trained_parts(_marked_parts(chat.marked(messages, tokenizer, source), ends[0]), trained)
     added = tokenizer.get_added_vocab()
     end_texts = [text for text in (str(tokenizer.decode([end])) for end in ends) if text in added]
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
@@ -53,10 +56,43 @@ def split_turns(
     for i, following in zip(turns, [*turns[1:], None], strict=True):
         texts += _turn(messages[:following], i, chat, tokenizer, opening, end_texts, source)
     parts = [Part(list(tokenizer(text, add_special_tokens=False).input_ids), written) for text, written in texts[:-1]]
-    return [
+    parts = [
         Part([*ids, ends[0]], True) if written and ids[-1:] not in [[end] for end in ends] else Part(ids, written)
         for ids, written, _ in parts
     ]
+    return _trained_parts(parts, trained)
+
+
+def _is_trained(message: dict[str, Any], number: int) -> bool:
+    """Return False if the message leaves itself out of the loss."""
+    found = {key: message[key] for key in LOSS_KEYS if key in message}
+    for key, value in found.items():
+        if value not in (0, 1):
+            raise BadRow(
+                f"{key} of message {number} is {value!r}; give 1 (true), or 0 (false) to leave it out", "prompt"
+            )
+    return all(found.values())
+
+
+def _trained_parts(parts: list[Part], trained: Sequence[bool]) -> list[Part]:
+    """Return the parts with the turns that are not trained as ones that the model reads, up to the last trained turn.
+
+    Args:
+        trained: for each turn of the assistant, whether it is in the loss.
+    """
+    if all(trained):
+        return parts
+    if sum(part.is_written for part in parts) != len(trained) or not any(trained):
+        why = "the chat template does not mark each turn" if any(trained) else "no turn is left to train on"
+        raise BadRow(
+            f"it leaves turns of the assistant out of the loss ({' or '.join(LOSS_KEYS)}), and {why}", "prompt"
+        )
+    left, made = iter(trained), [Part([], False)]
+    for part in parts:
+        if (part.is_written and next(left)) != made[-1].is_written:
+            made.append(Part([], not made[-1].is_written))
+        made[-1].token_ids.extend(part.token_ids)
+    return made if made[-1].is_written else made[:-1]
 
 
 def _marked_parts(marked: Sequence[tuple[int, int]], end: int) -> list[Part]:
@@ -96,6 +132,8 @@ def _turn(
         end = next((end for end in ends if after.startswith(end)), "")
         if tokenizer.chat_template and text.strip() in said:
             end = said.rpartition(text.strip())[2]
+            if not after.startswith(end):  # the text's own white space precedes the end
+                end = end.removeprefix(text[len(text.rstrip()) :])
         else:
             said = text.removeprefix(opening)
         return [(said, True), (after.removeprefix(end), False)]

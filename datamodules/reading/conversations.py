@@ -21,6 +21,9 @@ Messages = list[dict[str, Any]]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
+LOSS_KEYS = ("weight", "loss", "train", "trainable")
+"""Keys by which data sets leave a message of the assistant out of the loss, with 0 or false."""
+
 TEXT_TYPES = {"text", "input_text", "output_text"}
 MEDIA_TYPES = {"image": "image", "image_url": "image", "input_image": "image", "video": "video", "video_url": "video"}
 SOURCE_KEYS = ("url", "path", "source", "base64", "data")

@@ -112,7 +112,13 @@ def place_images(sample: Sample) -> Sample:
         BadRow: there are more or fewer of them than such places.
     """
     messages = [{"content": sample.prompt}] if isinstance(sample.prompt, str) else sample.prompt
-    parts = _places([message | {"content": _parts(message["content"])} for message in messages])
+    contents = [_parts(message["content"]) for message in messages]
+    for part in (part for content in contents for part in content):
+        if (named := _NAMED.search(part.get("text", ""))) and _FILE_OR_URL.fullmatch(named[1]):
+            raise BadRow(
+                f"{named[0]} is not read; write <image> in its place, and the file into the image column", "prompt"
+            )
+    parts = _places([{"content": content} for content in contents])
     if not parts:
         return sample
     own = [part[part["type"]] for part in parts if part["type"] in part]
@@ -174,7 +180,12 @@ IMAGE_NAME = re.compile(r"image|img|picture|photo", re.IGNORECASE)
 """The names of columns that may hold images."""
 _VIDEO_NAME = re.compile(r"video|clip", re.IGNORECASE)
 
+_RATE = re.compile(r"((video|sample)_?)?(fps|frame_?rates?)", re.IGNORECASE)
+"""The names of columns with frame rates."""
+
 _FRAME = re.compile(r"\S+\.(png|jpe?g|webp|bmp|tiff?)", re.IGNORECASE)
+_NAMED = re.compile(r"<img>\s*(\S+?)\s*</img>")
+"""The notation of Qwen-VL's first data."""
 _VIDEO = re.compile(r"\S+\.(mp4|webm|mkv|mov|avi|gif)", re.IGNORECASE)
 _FILE_OR_URL = re.compile(rf"{_FRAME.pattern}|\S+\.gif|[A-Za-z]+://\S+", re.IGNORECASE)
 
@@ -193,7 +204,7 @@ class ImageOptions:
         max_pixels: larger images and frames are reduced to this many pixels; one token is 784 pixels in Qwen2.5-VL and
             1024 in Qwen3-VL, in a video of two frames.
         video_fps: frames that the model sees of each second of a video; a video in the form of a list of frames has
-            this many per second.
+            this many per second, unless a column such as `fps` or `frame_rate` gives its rate.
         max_frames: most frames that the model sees of a video; those of a longer one are spread evenly over it.
     """
 
@@ -262,11 +273,29 @@ def with_images(rows: Iterable[Sample | BadRow], options: ImageOptions) -> Itera
                 row = place_images(row)
                 if row.images:
                     start = folder or Path(row.source.rpartition(":")[0]).parent
-                    row = replace(row, images=open_images(row.images, start, options))
+                    row = replace(row, images=open_images(_with_rates(row), start, options))
             except BadRow as error:
                 error.source = row.source
                 row = error
         yield row
+
+
+def _with_rates(sample: Sample) -> list[Any]:
+    """Return a sample's images, and its lists of frames with the rates that a column of its row gives.
+
+    Raises:
+        BadRow: the column has no number for each video.
+    """
+    column = next((name for name in sample.row if _RATE.fullmatch(str(name)) and not is_empty(sample.row[name])), None)
+    videos = [source for source in sample.images if isinstance(source, Video)]
+    if column is None or not any(isinstance(video.frames, list | tuple) for video in videos):
+        return list(sample.images)
+    given = parse_text(sample.row[column])
+    rates = list(given) if isinstance(given, list | tuple) else [given] * len(videos)
+    if len(rates) != len(videos) or not all(isinstance(r, int | float) and 0 < r < math.inf for r in rates):
+        raise BadRow("expected a number of frames per second, or one for each video", column)
+    of_video = iter(rates)
+    return [replace(x, fps=float(next(of_video))) if isinstance(x, Video) else x for x in sample.images]
 
 
 def open_images(images: Sequence[Any], folder: Path, options: ImageOptions = ImageOptions()) -> Images:
@@ -316,7 +345,7 @@ def _examine(source: Source | Video, options: ImageOptions) -> tuple[Source | Vi
         if len({picture.size for picture in pictures}) > 1:
             raise BadRow("its frames have several sizes; give all of them one")
         content = b"".join(picture.tobytes() for picture in pictures)
-        total, fps, wanted = len(pictures), options.video_fps, None
+        total, fps, wanted = len(pictures), source.fps or options.video_fps, None
     else:
         total, fps, *pictures = inspect_video(source.frames)
         with BytesIO(source.frames) if isinstance(source.frames, bytes) else Path(source.frames).open("rb") as file:

@@ -103,8 +103,8 @@ def map_columns(
     check_media(row, {*columns.values(), clips}, images="image" not in columns and not (images or videos))
     prompt = as_prompt(sharegpt_to_messages(cell("prompt"), row.get("system")), "prompt" in optional)
     answer = None
-    if not {"answer"} & {*columns, *optional} and ("prompt" in columns or row.get("prompt") is None):
-        answer = closing_answer(row, prompt, source)
+    if "answer" not in columns and "prompt" not in optional and ("prompt" in columns or row.get("prompt") is None):
+        answer = closing_answer(row, prompt, source if "answer" not in optional else None)
     answer = cell("answer") if answer is None else answer
     first, *aliases = ("",) if "answer" in optional and is_blank(answer) else as_answers(answer, answers)
     return Sample(
@@ -125,12 +125,14 @@ def find_cell(row: Mapping[str, Any], columns: Iterable[str]) -> Any:
     return next((value for column in columns if (value := lookup(row, column)) is not None), None)
 
 
-def closing_answer(row: Mapping[str, Any], prompt: str | Messages, source: str) -> str | None:
-    """Return the assistant's turn that ends a conversation if no column gives the answer; report it."""
+def closing_answer(row: Mapping[str, Any], prompt: str | Messages, source: str | None) -> str | None:
+    """Return the assistant's turn that ends a conversation if no column gives the answer; report it for the file of the
+    source, if there is one."""
     last: dict[str, Any] = {} if isinstance(prompt, str) else prompt[-1]
     if last.get("role") != "assistant" or find_cell(row, ("answer", *FALLBACKS["answer"])) is not None:
         return None
-    _report_closing_answers(_file_of(source))
+    if source is not None:
+        _report_closing_answers(_file_of(source))
     return text_of(last["content"])
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.cells import as_python, is_blank, parse_text
+from lit_rlvr.datamodules.reading.conversations import LOSS_KEYS
 
 SPEAKERS = {
     "human": "user", "user": "user",
@@ -41,10 +42,10 @@ def _message(turn: Mapping[str, Any]) -> dict[str, Any]:
     speaker = str(turn["from"]).strip().lower()
     if speaker not in SPEAKERS:
         raise BadRow(f"unknown speaker {turn['from']!r} in `from`; the known ones are {', '.join(SPEAKERS)}", "prompt")
-    content = turn.get("value", turn.get("content"))
+    content, weights = turn.get("value", turn.get("content")), {key: turn[key] for key in LOSS_KEYS if key in turn}
     if speaker in ("function_call", "tool_call"):
         calls = parse_text(content)
         calls = [calls] if isinstance(calls, dict) else calls
         if isinstance(calls, list) and all(isinstance(call, dict) and "name" in call for call in calls):
-            return {"role": "assistant", "content": "", "tool_calls": [{"function": call} for call in calls]}
-    return {"role": SPEAKERS[speaker], "content": content}
+            return {"role": "assistant", "content": "", "tool_calls": [{"function": call} for call in calls]} | weights
+    return {"role": SPEAKERS[speaker], "content": content} | weights

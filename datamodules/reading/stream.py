@@ -65,7 +65,8 @@ class TrainLoader:
     """Batches of one epoch, starting at the DataModule's committed cursor.
 
     Each rank gets a contiguous slice of every global batch; `cursor` counts global prompts, so it is the same on all
-    ranks. Prompts left over at the end of an epoch go into the first batch of the next one.
+    ranks. Prompts left over at the end of an epoch go into the first batch of the next one. With `covers_all` they make
+    one more batch, which the first prompts of the next epoch fill.
 
     Args:
         stream: all training prompts.
@@ -76,6 +77,7 @@ class TrainLoader:
         world: number of processes.
         name: the set's name.
         prepare: makes a prompt ready for a batch.
+        covers_all: whether one epoch has every prompt.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class TrainLoader:
         world: int = 1,
         name: str = "",
         prepare: Prepare = lambda prompt: prompt,
+        covers_all: bool = False,
     ) -> None:
         if prompts_per_rollout % world:
             raise UserError(f"prompts_per_rollout={prompts_per_rollout} is not divisible by the {world} processes")
@@ -96,11 +99,12 @@ class TrainLoader:
                 "lower it, or give more data"
             )
         self.stream, self.prompts_per_rollout, self.committed = stream, prompts_per_rollout, committed
-        self.rank, self.world, self.name, self.prepare = rank, world, name, prepare
+        self.rank, self.world, self.name, self.prepare, self.covers_all = rank, world, name, prepare, covers_all
 
     def __len__(self) -> int:
         """Return the number of batches in one epoch."""
-        return len(self.stream) // self.prompts_per_rollout
+        batches, left = divmod(len(self.stream), self.prompts_per_rollout)
+        return batches + (self.covers_all and left > 0)
 
     def __iter__(self) -> Iterator[PromptBatch]:
         cursor = self.committed()

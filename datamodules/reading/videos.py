@@ -64,25 +64,42 @@ def choose_frames(total: int, fps: float, wanted_fps: float | None, most: int) -
 
 
 def read_frames(file: bytes | str, indices: Sequence[int]) -> list[Image.Image]:
-    """Decode some frames of a video, given by their numbers in ascending order.
+    """Decode some frames of a video, given by their numbers in ascending order, as if all were equally far apart.
+
+    In a video of a variable frame rate, it decodes the frames that are nearest to these times.
 
     Raises:
         UserError: the file ends before the last of them, or is broken.
     """
     import av
 
-    wanted, found = set(indices), []
+    found: dict[int, Image.Image] = {}
+    numbers: Sequence[int] = indices
     try:
+        numbers = _nearest_in_time(file, indices)
         with _stream_of(file) as (container, stream):
             for number, frame in enumerate(container.decode(stream)):
-                if number in wanted:
-                    found.append(_upright(frame))
-                if len(found) == len(wanted):
-                    return found
+                if number in numbers:
+                    found[number] = _upright(frame)
+                if number == numbers[-1]:
+                    return [found[number] for number in numbers]
         reason = "the file ends before it"
     except av.InvalidDataError as error:
         reason = str(error)
-    raise UserError(f"video: frame {indices[len(found)]} cannot be decoded ({reason}); encode the file again")
+    missing = next(number for number in numbers if number not in found)
+    raise UserError(f"video: frame {missing} cannot be decoded ({reason}); encode the file again")
+
+
+def _nearest_in_time(file: bytes | str, indices: Sequence[int]) -> Sequence[int]:
+    """Return the numbers of the frames that are nearest to the times of frames that are equally far apart."""
+    with _stream_of(file) as (container, stream):
+        packets = [packet for packet in container.demux(stream) if packet.size > 0]
+    times = np.array(sorted(packet.pts for packet in packets if packet.pts is not None), dtype=np.float64)
+    if len(times) < len(packets) or len(times) <= indices[-1]:  # it has no times, or has lost frames
+        return indices
+    wanted = np.linspace(times[0], times[-1], len(times))[list(indices)]
+    nearest: list[int] = np.abs(times[:, None] - wanted).argmin(0).tolist()
+    return nearest
 
 
 def _upright(frame: Any) -> Image.Image:

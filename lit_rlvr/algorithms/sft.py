@@ -27,7 +27,8 @@ class SFT(RLVRModule):
     Args:
         nll_coef: weight of -log p; 0 = the divergence from the teacher alone.
         target: column of the data with what the model is to write: a text, messages, or with an environment a list of
-            texts, one for each of its turns. null: the assistant's turns of a conversation, else the answer.
+            texts, one for each of its turns. null: the assistant's turns of a conversation, else the answer, else the
+            column `completion`.
     """
 
     demonstrates = True

@@ -261,7 +261,8 @@ class RLVRCLI(LightningCLI):
         super().instantiate_classes()
         report_namesake(type(self.datamodule))
         rollout = self.config_init[self.subcommand].rollout
-        self.datamodule.use_environment(rollout.environment, rollout.judges)
+        judges_all = rollout.judges and (self.subcommand == "filter" or not self.model.demonstrates)
+        self.datamodule.use_environment(rollout.environment, judges_all)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         check_calls_super(self.model, "model")

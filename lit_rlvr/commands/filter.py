@@ -80,9 +80,14 @@ def filter_prompts(
     kept = [
         (p, rate, group)
         for p, rate, group in zip(prompts, rates, groups, strict=True)
-        if rate is not None and lowest <= rate <= highest
+        if rate is not None and lowest <= rate <= highest and (not completions or right_completions(group, 1))
     ]
     _log.info("%s", rate_histogram(rates, len(kept), lowest, highest))
+    if not kept and completions:
+        raise UserError(
+            f"--completions {completions}: no prompt between --lowest and --highest has a right completion that ended; "
+            "raise --samples, or widen the range"
+        )
     if not kept:
         raise UserError(f"--lowest {lowest} --highest {highest}: no prompt of {len(prompts)} is left; widen the range")
     from_file = data.locations["train"] is not None
@@ -93,8 +98,6 @@ def filter_prompts(
         chosen = right_completions(group, completions)
         rows += [row | {"completion": text, id_column: f"{p.sample.id}#{k}"} for k, text in enumerate(chosen)]
         rows += [] if completions else [row]
-    if not rows:
-        raise UserError(f"--completions {completions}: no kept prompt has a right completion; raise --lowest above 0")
     write_atomically(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return out
 

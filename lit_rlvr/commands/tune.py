@@ -117,6 +117,8 @@ class Tuner:
     ) -> None:  # fmt: skip
         self.module, self.data, self.rollout, self.warm_start = module, data, rollout, warm_start
         self.dtype, self.ranks, self.seconds, self.device = dtype, ranks, 60 * minutes, device
+        if module.demonstrates:
+            raise UserError("tune: SFT samples nothing to train on, so it has no group_size or max_tokens to choose")
         self.samples = max(*GROUP_SIZES, rollout.group_size)
         prompts = prompts_to_sample(module, data, rollout, "train")
         self.prompts = random.Random(derive_seed("tune", data.seed)).sample(prompts, len(prompts))

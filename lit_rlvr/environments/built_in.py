@@ -171,6 +171,8 @@ class SQLShell(Tools):
 
 
 def _sql_value(value: Any) -> str:
+    """Return a value as SQLite shows it: numbers with a fraction have 15 digits."""
+    value = float(f"{value:.15g}") if isinstance(value, float) else value
     return "NULL" if value is None else repr(value) if isinstance(value, bytes) else str(value)
 
 

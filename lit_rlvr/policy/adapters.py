@@ -334,9 +334,10 @@ def adapted_layers(model: Any, lora: Lora) -> dict[str, Tensor]:
         }
         _found([*experts], "experts", model)
     chosen = [name for name in linear if lora.layers is None or name.rpartition(".")[2] in lora.layers]
-    if not chosen:
-        known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
-        raise UserError(f"model.lora.layers: {lora.layers} names no layer of the language model; it has {known}")
+    known = sorted({name.rpartition(".")[2] for name in linear})
+    unknown = [] if lora.layers is None else [name for name in lora.layers if name not in known]
+    if unknown or not chosen:
+        raise UserError(f"model.lora.layers: {unknown} names no layer of the language model; it has {', '.join(known)}")
     return {name: model.get_submodule(name).weight for name in chosen} | experts
 
 

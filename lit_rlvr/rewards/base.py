@@ -41,11 +41,13 @@ class Reward(ChecksArguments, ABC):
     Attributes:
         whole_rollout: True = `score` gets all completions of a rollout at once, after the last of them is generated;
             False = groups of them as they come.
+        longest: the length in tokens of the longest completion that its settings assume; None = any.
         metrics: numbers of the current rollout to log as `reward/<name>`: their means; [] = none this time.
     """
 
     config_key = "rewards.{}"
     whole_rollout = False
+    longest: int | None = None
 
     def __init__(
         self,

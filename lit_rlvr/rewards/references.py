@@ -70,6 +70,20 @@ def warn_of_gold_answers(rewards: Sequence[Reward], samples: Sequence[Sample]) -
             )  # fmt: skip
 
 
+def warn_of_other_lengths(rewards: Sequence[Reward], most: int) -> None:
+    """Warn of rewards whose settings are for completions of another length than those of training.
+
+    Args:
+        most: tokens of the longest completion.
+    """
+    for reward in rewards:
+        if reward.longest is not None and reward.longest != most:
+            _log.warning(
+                "reward %s: it is set to completions of up to %d tokens, and those of training have up to %d "
+                "(rollout.sampling.max_tokens); give both the same length", reward.name, reward.longest, most,
+            )  # fmt: skip
+
+
 _T = TypeVar("_T")
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any, Literal
 
 from lit_rlvr.errors import UserError, check_within
@@ -15,6 +19,8 @@ from lit_rlvr.rewards.sql_query import QueryFailed, QueryLimits, QueryResult, SQ
 from lit_rlvr.types import Pair, RewardResult, Sample, Status
 from lit_rlvr.workers.pool import shared_pool
 from lit_rlvr.workers.process import Outcome
+
+_log = logging.getLogger("lit_rlvr")
 
 SQL_CHECK = "lit_rlvr.rewards.sql:check_sql"
 
@@ -30,6 +36,10 @@ class SQLExecution(CheckedReward):
     Args:
         comparison: the rule for equal results: `bird` (sets of rows) or `spider` (multisets up to the order of columns;
             lists if the reference has an ORDER BY).
+        float_tolerance: the largest error of a number with a fraction, absolute or relative: a sum depends on the order
+            of its terms.
+        allow_empty: whether a reference without rows judges, by which any query without rows is right; a warning counts
+            them. False: completions of such prompts are not judged.
         max_instructions: limit on one query in instructions of SQLite's virtual machine, which runs 20 to 300 million a
             second; unlike seconds, they are the same in every run.
         max_rows: most rows in a query's result.
@@ -40,6 +50,8 @@ class SQLExecution(CheckedReward):
     def __init__(
         self,
         comparison: Literal["bird", "spider"] = "bird",
+        float_tolerance: float = 1e-12,
+        allow_empty: bool = True,
         max_instructions: int = 200_000_000,
         max_rows: int = 100_000,
         cpu_seconds: float = 30.0,
@@ -47,7 +59,9 @@ class SQLExecution(CheckedReward):
     ) -> None:
         super().__init__(**kwargs)
         check_within("[1, inf)", "rewards.SQLExecution", max_instructions=max_instructions, max_rows=max_rows)
-        self.comparison = comparison
+        check_within("[0, 1)", "rewards.SQLExecution", float_tolerance=float_tolerance)
+        self.comparison, self.float_tolerance = comparison, float_tolerance
+        self.allow_empty, self._has_warned = allow_empty, False
         self.limits = QueryLimits(max_instructions, max_rows)
         self.cpu_seconds = cpu_seconds
 
@@ -61,11 +75,25 @@ class SQLExecution(CheckedReward):
         for k, outcome in zip(killed, references, strict=True):
             if outcome.status == "timeout":
                 outcomes[k] = Outcome(None, "error", f"the reference query: {outcome.detail}")
-        return [verdict(outcome) for outcome in outcomes]
+        results = [verdict(outcome) for outcome in outcomes]
+        empty = [k for k, result in enumerate(results) if result.detail.startswith(NO_ROWS)]
+        if empty and not self._has_warned:
+            self._has_warned = True
+            found, first = {pairs[k][1].id for k in empty}, pairs[empty[0]][1]
+            _log.warning(
+                "reward %s: the references of %d of %d prompts have no rows (first, %s), so %s", self.name, len(found),
+                len({sample.id for _, sample in pairs}), first.source or first.id,
+                "any query without rows is right there; correct them, or set allow_empty: false" if self.allow_empty
+                else "their completions are not judged",
+            )  # fmt: skip
+        for k in () if self.allow_empty else empty:
+            results[k] = replace(results[k], value=0.0, correct=None, status="unjudged")
+        return results
 
     def _run(self, checks: list[tuple[str | None, Sample]]) -> list[Outcome]:
         arguments = [
-            (text, s.answer, databases_of(s, "SQLExecution"), self.comparison, self.limits) for text, s in checks
+            (text, s.answer, databases_of(s, "SQLExecution"), self.comparison, self.limits, self.float_tolerance)
+            for text, s in checks
         ]
         wall = 20 * self.cpu_seconds  # SQLite never waits: this is for an overloaded machine
         return shared_pool().run(SQL_CHECK, arguments, cpu_seconds=self.cpu_seconds, wall_seconds=wall)
@@ -90,6 +118,9 @@ def databases_of(sample: Sample, reader: str) -> tuple[str, ...]:
 
 
 Comparison = Literal["bird", "spider"]
+
+NO_ROWS = "the reference has no rows: "
+"""Beginning of the detail where the reference has no rows in any database."""
 
 CACHE_BYTES = 128 << 20
 """Size of the reference results that a worker caches."""
@@ -123,17 +154,19 @@ _references: dict[tuple[str, str, QueryLimits], QueryResult | QueryFailed] = {}
 
 
 def check_sql(
-    text: str | None, reference: str, databases: tuple[str, ...], comparison: Comparison, limits: QueryLimits
-) -> tuple[bool, Status, str]:
+    text: str | None, reference: str, databases: tuple[str, ...], comparison: Comparison, limits: QueryLimits,
+    float_tolerance: float = 1e-12,
+) -> tuple[bool, Status, str]:  # fmt: skip
     """Compare the result of the SQL in `text` with the reference's on every database.
 
     "bird": the sets of rows are equal; neither order nor duplicates count (Li et al. 2023). "spider": after some
     permutation of the columns, the rows are equal as multisets, or as lists if the reference has an ORDER BY outside
-    parentheses (Zhong et al. 2020).
+    parentheses (Zhong et al. 2020). 1 and 1.0 are equal, 1 and '1' are not.
 
     Args:
         text: a completion; None = only check whether the reference runs.
         databases: SQLite files, at least one.
+        float_tolerance: the largest error of a number with a fraction, absolute or relative.
 
     Returns:
         (correct, status, the SQL or what went wrong). A failure of the reference has status "error".
@@ -141,17 +174,22 @@ def check_sql(
     sql = reference if text is None else extract_sql(text)
     if not sql:
         return False, "parse_fail", "no SQL"
+    references = []
     for path in databases:
         wanted = _reference_result(path, reference, limits)
         if isinstance(wanted, QueryFailed):
             return False, "error", f"the reference query failed ({wanted.reason}): {reference}"
+        references.append(wanted)
+    detail = sql if any(result.rows for result in references) else NO_ROWS + sql
+    for path, wanted in zip(databases, references, strict=True):
         try:
             found = wanted if text is None else run_query(path, sql, limits)
         except QueryFailed as failure:
             return False, failure.status, f"{failure.reason}: {sql}"
-        if not same_result(wanted.rows, found.rows, comparison, is_ordered(reference)):
-            return False, "ok", sql
-    return True, "ok", sql
+        rows = with_equal_numbers(wanted.rows, found.rows, float_tolerance)
+        if not same_result(*rows, comparison, is_ordered(reference)):
+            return False, "ok", detail
+    return True, "ok", detail
 
 
 def extract_sql(text: str) -> str:
@@ -227,6 +265,26 @@ def _without_parentheses(sql: str) -> str:
 def is_ordered(sql: str) -> bool:
     """Return True if a query has an ORDER BY outside parentheses (subqueries, windows), strings and comments."""
     return re.search(r"\border\s+by\b", _without_parentheses(sql), re.IGNORECASE) is not None
+
+
+def with_equal_numbers(
+    wanted: list[SQLRow], found: list[SQLRow], tolerance: float
+) -> tuple[list[SQLRow], list[SQLRow]]:
+    """Return two results with one number in place of all that are equal up to a tolerance.
+
+    Args:
+        tolerance: the largest error of a number with a fraction, absolute or relative; whole numbers are exact.
+    """
+    values = {value for rows in (wanted, found) for row in rows for value in row if isinstance(value, int | float)}
+    same: dict[Any, Any] = {}
+    for lower, value in pairwise(sorted(values)):
+        is_whole = float(lower).is_integer() and float(value).is_integer()
+        if not is_whole and math.isclose(lower, value, rel_tol=tolerance, abs_tol=tolerance):
+            same[value] = same.get(lower, lower)
+    if not same:
+        return wanted, found
+    first, second = ([tuple(same.get(value, value) for value in row) for row in rows] for rows in (wanted, found))
+    return first, second
 
 
 def same_result(wanted: list[SQLRow], found: list[SQLRow], comparison: Comparison, ordered: bool) -> bool:

@@ -25,9 +25,6 @@ VALUE_BYTES = 16 << 20
 """Size limit of a text or blob."""
 RESULT_BYTES = 32 << 20
 """Size limit of a whole result as Python objects."""
-DIGITS = 10
-"""Significant digits to which equal floats agree; a sum depends on the order of its terms."""
-
 FILE_CODES = {
     sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_PERM,
 }  # fmt: skip
@@ -56,7 +53,7 @@ class QueryFailed(Exception):
 
 
 class QueryResult(NamedTuple):
-    """Rows of comparable values, and their size in bytes as Python objects."""
+    """Rows, and their size in bytes as Python objects."""
 
     rows: list[SQLRow]
     size: int
@@ -119,10 +116,5 @@ def _fetch(cursor: sqlite3.Cursor, limit: int) -> QueryResult:
         size += sys.getsizeof(row) + sum(map(sys.getsizeof, row))
         if len(rows) == limit or size > RESULT_BYTES:
             raise QueryFailed("timeout", f"more than {limit} rows or {RESULT_BYTES >> 20} MiB")
-        rows.append(tuple(map(_comparable, row)))
+        rows.append(row)
     return QueryResult(rows, size)
-
-
-def _comparable(value: Any) -> Any:
-    """Round floats to `DIGITS` significant digits; 1 and 1.0 are equal, 1 and '1' are not."""
-    return value if not isinstance(value, float) or value.is_integer() else float(f"{value:.{DIGITS}g}")

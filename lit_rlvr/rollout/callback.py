@@ -33,7 +33,13 @@ from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rewards import FunctionReward, Reward, shared_pool
 from lit_rlvr.rewards.base import NoReward, check_prefills, say_where
 from lit_rlvr.rewards.combine import logged_metrics
-from lit_rlvr.rewards.references import LongAnswers, check_references, long_answers, warn_of_gold_answers
+from lit_rlvr.rewards.references import (
+    LongAnswers,
+    check_references,
+    long_answers,
+    warn_of_gold_answers,
+    warn_of_other_lengths,
+)
 from lit_rlvr.rollout.assemble import rollout_metrics
 from lit_rlvr.rollout.episodes import begins, check_turns, turn_metrics
 from lit_rlvr.rollout.generate import GroupSampler, completion_seeds
@@ -396,7 +402,7 @@ class RolloutCallback(ChecksArguments, Callback):
         names = [other.name for other in data.validated]
         samples = self.evaluation.samples
         unknown = [name for name in samples if name not in names] if isinstance(samples, dict) else []
-        data.use_environment(self.environment, self.judges)
+        data.use_environment(self.environment, self.judges and not module.demonstrates)
         check_all(
             lambda: refuse_all(
                 f"rollout.evaluation.samples: there is no validation set {name!r}; the sets are {', '.join(names)}"
@@ -441,8 +447,16 @@ class RolloutCallback(ChecksArguments, Callback):
             )
         if self.demonstrations:
             return
+        from lit_rlvr.datamodules.reading.rows import abbreviate
         from lit_rlvr.rollout.demonstrations import Demonstrations
 
+        env = self.environment
+        unanswered = [sample.source or sample.id for sample in self.judged(data) if not sample.answer]
+        if unanswered and self.judges and not (env is not None and (env.judges or env.reward_functions)):
+            raise UserError(
+                f"rollout.evaluation.samples: rewards judge validation, and {len(unanswered)} of its rows have no "
+                f"answer ({abbreviate(unanswered)}); name its column (data.columns), or set 0 to validate by the loss"
+            )
         for other in data.validated:
             shown = Demonstrations(
                 other, module.target, "model.target", module.model_folder, self.environment, self.sampling
@@ -467,7 +481,9 @@ class RolloutCallback(ChecksArguments, Callback):
                 check_lengths(folder, [needed])
 
     def warn_of_long_answers(self, data: PromptDataModule) -> None:
-        """Warn of gold answers that are longer than a completion can be."""
+        """Warn of gold answers that are longer than a completion can be, and of rewards for other lengths."""
+        if not data.demonstrates:
+            warn_of_other_lengths(self.rewards, self.sampling.max_completion_tokens)
         for found in self._long_answers(data):
             _log.warning("%s", found)
 

@@ -37,7 +37,8 @@ class Demonstrations:
     Args:
         data: the set.
         column: the column with them, a text or messages; with an environment a list of texts, one for each turn, which
-            the environment answers. None = the turns that end the row's conversation, else the answer.
+            the environment answers. None = the turns that end the row's conversation, else the answer, else the column
+            `completion`.
         option: the option of the column, for messages.
         model_folder: names the tokens that end a turn.
         environment: answers the turns.
@@ -60,21 +61,24 @@ class Demonstrations:
         Raises:
             BadRow: there is no such thing.
         """
-        if self.column is None:
+        if self.column is None and (sample.closing_turns or sample.answer.strip()):
             return [*sample.closing_turns] or sample.answer
-        value = lookup(sample.row, self.column)
+        column = self.column or "completion"
+        value = lookup(sample.row, column)
+        if self.column is None and value is None:
+            raise BadRow("no turn of the assistant ends it, and it has no answer; name a column in model.target", "")
         if self.episodes is not None:
-            if isinstance(value, list) and value and all(isinstance(text, str) and text for text in value):
+            if isinstance(value, list) and value and all(isinstance(text, str) and text.strip() for text in value):
                 return value
             raise BadRow(f"column {self.column!r} is not a list of texts, one for each of the model's turns", "")
         try:
             messages = as_conversation(value)
         except BadRow as error:
-            raise BadRow(error.reason, self.column) from error
-        if messages is None and not (isinstance(value, str) and value):
-            raise BadRow(f"has no text in column {self.column!r}; name the column that holds the completions", "")
+            raise BadRow(error.reason, column) from error
+        if messages is None and not (isinstance(value, str) and value.strip()):
+            raise BadRow(f"has no text in column {column!r}; name the column that holds the completions", "")
         if messages is not None and not any(message["role"] == "assistant" for message in messages):
-            raise BadRow(f"column {self.column!r} has no message of the assistant", "")
+            raise BadRow(f"column {column!r} has no message of the assistant", "")
         return value if messages is None else messages
 
     def check(self, prompts: Sequence[Prompt], refuses_long: bool = True) -> str:
@@ -144,7 +148,7 @@ class Demonstrations:
         target = self.target(prompt.sample)
         if isinstance(target, str):
             if "</think>" in target or not self._opens_thought:
-                return prompt, self._turn(target.removeprefix(prompt.prefill))
+                return prompt, self._turn(target.removeprefix(prompt.prefill), prompt.sample)
             target = [{"role": "assistant", "content": target}]  # the template may close the thought
         first, *rest = self.data.split_turns(prompt.sample, target, self.ends)
         if first.is_written:
@@ -156,8 +160,9 @@ class Demonstrations:
         completion = Completion(text, token_ids, "stop", sampled=sampled, pixels=after)
         return replace(prompt, token_ids=first.token_ids, pixels=before), completion
 
-    def _turn(self, text: str) -> Completion:
-        """Return a text as a turn, as if the model had sampled it."""
+    def _turn(self, text: str, sample: Sample) -> Completion:
+        """Return a text of a sample as a turn, as if the model had sampled it."""
+        text = self.data.as_plain(text, sample, "a completion")
         token_ids = self.data.tokenizer(text, add_special_tokens=False).input_ids
         return Completion(text, (*token_ids, self.ends[0]), "stop")
 
@@ -167,7 +172,7 @@ class Demonstrations:
         data, episodes, sampling = self.data, self.episodes, self.sampling
         seeds, most = [[0]] * len(prompts), data.reading.max_prompt_tokens
         opened = episodes.open(prompts, seeds, lambda sample: data.prepare(data.encode(sample)), most)
-        left = [deque(map(self._turn, self.target(prompt.sample))) for prompt in opened]
+        left = [deque(self._turn(text, prompt.sample) for text in self.target(prompt.sample)) for prompt in opened]
         for prompt, turns in zip(opened, left, strict=True):
             if max(len(turn.token_ids) for turn in turns) > sampling.max_tokens:
                 raise self._error(

@@ -193,7 +193,8 @@ class WarmStart:
             digest.update(name.encode() + parameter.detach().view(torch.uint8).numpy().tobytes())
         for prompt in self._prompts(data):
             images = " ".join(getattr(prompt.sample.images, "keys", ()))
-            digest.update(f"{prompt.token_ids} {images} {prompt.sample.row.get(self.solution)}\n".encode())
+            solution = data.as_plain(prompt.sample.row.get(self.solution), prompt.sample, "a completion")
+            digest.update(f"{prompt.token_ids} {images} {solution}\n".encode())
         return digest.hexdigest()[:16]
 
     def _make(

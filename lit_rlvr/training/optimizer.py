@@ -313,14 +313,23 @@ def total_steps(trainer: Any, batches: int, updates_per_batch: int) -> int | Non
 
 def apply_options(optimizer: Any, scheduler: Any, lr: float, saved: dict[str, Any]) -> None:
     """Override the options restored from a checkpoint with those that have changed since; equal ones change nothing.
+    Warn if a schedule of more steps raises the rate.
 
     Args:
         saved: the optimizer's `defaults` when the checkpoint was written; an adaptive one changes its groups' own.
     """
+    before = optimizer.param_groups[0]
+    started, rate = before.get("initial_lr"), before["lr"]
     changed = {name: value for name, value in optimizer.defaults.items() if saved.get(name, value) != value}
     for group in optimizer.param_groups:
         group |= changed
     set_lr(optimizer, scheduler, lr)
+    if saved and started == lr and (now := optimizer.param_groups[0]["lr"]) > 1.01 * rate:
+        _log.warning(
+            "model.optim.lr_schedule: the learning rate rises from the checkpoint's %.3g to %.3g, because it now "
+            "decays over more steps; for a decay that goes on, keep trainer.max_steps and max_epochs",
+            rate, now,
+        )  # fmt: skip
 
 
 def set_lr(optimizer: Any, schedule: Any, lr: float) -> None:

@@ -66,6 +66,7 @@ def test_right_completions_become_rows_to_imitate(run_folder: Path, lit_rlvr: CL
             for k, text in enumerate([*dict.fromkeys(right)][:5])
         ]
     assert rows(run_folder / "right.jsonl") == wanted and len(wanted) > 12, len(wanted)
+    assert f"kept {len({row['question'] for row in wanted})} between" in result.err, "those without a right one are not"
     imitated = ("--model", "SFT", "--model.init_args.target", "completion", "--rollout.sampling.max_tokens", 64)
     source = ("--data", "TextMath", "--data.init_args.train", "right.jsonl", "--data.prompts_per_rollout", 4)
     assert lit_rlvr("fit", "--config", "tiny.yaml", *imitated, *source, "--trainer.max_steps", 1).status == 0
@@ -84,6 +85,9 @@ def test_an_empty_result_says_what_to_do(run_folder: Path, lit_rlvr: CLI) -> Non
     result = lit_rlvr(*FILTER, "--out", "none.jsonl", "--rollout.rewards", "[tiny_rewards.always_wrong]")
     assert result.status == 2 and "no prompt of 16 is left; widen the range" in result.err
     assert "never right: 16" in result.err and not (run_folder / "none.jsonl").exists()
+    again = ("--lowest", 0, "--completions", 2)
+    result = lit_rlvr(*FILTER, "--out", "none.jsonl", "--rollout.rewards", "[tiny_rewards.always_wrong]", *again)
+    assert result.status == 2 and "kept 0 between" in result.err and "no prompt between --lowest and" in result.err
 
 
 @pytest.mark.parametrize(("more", "said"), [(("--lowest", 0.9, "--highest", 0.1), "give 0 <= lowest <= highest <= 1"),

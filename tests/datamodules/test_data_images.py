@@ -294,6 +294,15 @@ def test_without_placeholders_images_come_before_the_question() -> None:
     assert as_parts(parts, ["a"])[0]["content"] == [text("see"), IMAGE]
 
 
+@pytest.mark.parametrize("words", ["<img>a.png</img>", "See <img> https://a.b/c </img>, then <image>"])
+def test_images_that_the_text_names_are_refused(words: str) -> None:
+    for prompt in (words, [{"role": "user", "content": words}], [{"role": "user", "content": [text(words)]}]):
+        with pytest.raises(BadRow, match=r"<img>.*</img> is not read; write <image> in its place"):
+            place_images(Sample("s", prompt, "a", images=("b.png",)))
+    kept = Sample("s", 'Which tag is right, <img src="a.png"> or <img>picture</img>?', "a")
+    assert place_images(kept) is kept
+
+
 @pytest.mark.parametrize("places,images,fits", [(0, 0, 1), (0, 3, 1), (1, 1, 1), (2, 2, 1), (1, 0, 0), (2, 1, 0)])
 def test_every_placeholder_has_its_image(places: int, images: int, fits: int) -> None:
     words, given = "<image>" * places + "?", ("a.png",) * images

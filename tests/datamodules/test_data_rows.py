@@ -250,6 +250,10 @@ def test_sharegpt_becomes_messages(jsonl, caplog):
     ).load("train")
     assert (first.prompt, first.answer) == ([{"role": "system", "content": "S"}, USER], "two")
     assert [message["role"] for message in second.prompt] == ["user", "assistant", "tool", "user"]
+    weighed = [[*TURNS[:1], {**TURNS[1], "weight": 0}, *TURNS], [*TURNS[:1], call | {"loss": False}, *TURNS[:1]]]
+    path = jsonl([{"conversations": turns, "answer": 2} for turns in weighed])
+    kept = [sample.prompt[1] for sample in PromptDataModule(train=path).load("train")]
+    assert kept[0]["weight"] == 0 and kept[1]["loss"] is False
     assert second.prompt[1]["tool_calls"] == [{"function": {"name": "add", "arguments": {"a": 1}}}]
     assert not any("no column gives the answer" in text for text in caplog.messages)
 

@@ -78,6 +78,12 @@ def test_a_loader_runs_on_without_commits_and_never_moves_the_committed_cursor()
     assert ids(next(iter(loader)).prompts) == ids(next(iter(loader)).prompts)
 
 
+def test_an_epoch_of_sft_has_every_prompt():
+    batches = list(TrainLoader(PromptStream(prompts(10), seed=0), 8, lambda: START_CURSOR, covers_all=True))
+    assert {*chain(*(ids(batch.prompts) for batch in batches))} == {*range(10)} and len(batches) == 2
+    assert len(TrainLoader(PromptStream(prompts(16), seed=0), 8, lambda: START_CURSOR, covers_all=True)) == 2
+
+
 def test_the_next_batch_follows_prompts_that_training_took_by_itself():
     stream = PromptStream(prompts(12), seed=0)
     committed = [START_CURSOR]

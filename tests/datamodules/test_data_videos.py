@@ -109,6 +109,32 @@ def test_frames_are_spread_over_the_video(load: Any, options: dict[str, Any], in
     assert (video.fps, video.total) == (4.0, 12)
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_frames_of_a_variable_rate_are_chosen_by_time(tmp_path: Path, suffix: str) -> None:
+    """Eight frames in the first second, and four in the next ten."""
+    times = [*range(8), 18, 38, 58, 88]
+    clip = write_clip(tmp_path / f"a.{suffix}", fps=8, times=times)
+    (video,) = open_images([Video(str(clip), indices=(0, 3, 6, 8, 11))], Path())
+    at = [88 * index / 11 for index in video.indices]
+    assert brightness(video) == [min(range(12), key=lambda i: abs(times[i] - wanted)) for wanted in at]
+    assert brightness(video) == [0, 8, 9, 10, 11]
+
+
+@pytest.mark.parametrize(
+    ("more", "rates"),
+    [({}, [2.0, 2.0, 4.0]), ({"fps": 8}, [8.0, 8.0, 4.0]), ({"frame_rate": [8, 5, 1]}, [8.0, 5.0, 4.0]),
+     ({"video_fps": [8]}, "video_fps: expected a number"), ({"fps": 0}, "fps: expected a number of frames")],
+)  # fmt: skip
+def test_a_column_gives_the_rate_of_lists_of_frames(load: Any, more: dict[str, Any], rates: list[float] | str) -> None:
+    frames = ["f0.png", "f1.png"]
+    row = {"prompt": user(part(video=frames), {"type": "video"}, {"type": "video"}), "videos": [frames, "a.mp4"]} | more
+    if isinstance(rates, str):
+        with pytest.raises(UserError, match=rates):
+            load(row)
+    else:
+        assert [video.fps for video in load(row)[0].pixels.images] == rates
+
+
 def test_pixel_bounds_hold_for_frames_and_a_long_list_is_bounded(load: Any) -> None:
     (prompt, listed) = load(
         {"prompt": "?", "video": "a.mp4"}, {"prompt": "?", "videos": [["f0.png"] * 9]}, max_pixels=3200, max_frames=4

@@ -173,8 +173,10 @@ def picture(width: int, height: int, seed: int) -> Image.Image:
     return Image.fromarray(pixels.numpy(), "RGB")
 
 
-def write_clip(path: Path, frames: int = 12, fps: int = 4, size: tuple[int, int] = (84, 56)) -> Path:
-    """Write a video whose frame i has the brightness 20 * i."""
+def write_clip(
+    path: Path, frames: int = 12, fps: int = 4, size: tuple[int, int] = (84, 56), times: Sequence[int] = ()
+) -> Path:
+    """Write a video whose frame i has the brightness 20 * i, and stands at times[i] / fps seconds."""
     import av
 
     with av.open(str(path), "w") as file:
@@ -182,7 +184,9 @@ def write_clip(path: Path, frames: int = 12, fps: int = 4, size: tuple[int, int]
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         for i in range(frames):
             grey = torch.full((size[1], size[0], 3), 20 * i, dtype=torch.uint8).numpy()
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+            frame = av.VideoFrame.from_ndarray(grey, format="rgb24")
+            frame.pts = times[i] if times else None
+            file.mux(stream.encode(frame))
         file.mux(stream.encode())
     return path
 

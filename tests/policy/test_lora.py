@@ -232,7 +232,7 @@ def test_what_makes_no_sense_is_one_line(tiny_model_folder: Path) -> None:
     with pytest.raises(UserError, match=r"model.lora.rank: 0 must lie in"):
         Lora(rank=0)
     with pytest.raises(UserError, match=r"\['qkv'\] names no layer .* it has down_proj, gate_proj"):
-        add_adapters(load_policy(str(tiny_model_folder)).model, Lora(layers=["qkv"]))
+        add_adapters(load_policy(str(tiny_model_folder)).model, Lora(layers=["q_proj", "qkv"]))
     with pytest.raises(UserError, match="freeze_vision:"):
         freeze_vision_tower(load_policy(str(tiny_model_folder)).model)
 

@@ -230,6 +230,15 @@ def test_all_tests_must_pass() -> None:
     assert lucky == RewardResult(0.0, False, "ok", "test 2 of 3: '3' is not '5'")
 
 
+@pytest.mark.parametrize(
+    ("program", "correct"),
+    [("pass", True), ("sys.exit()", True), ("sys.exit(0)", True), ("sys.exit(1)", False), ("sys.exit(256)", False),
+     ("sys.exit('no')", False), ("sys.stdout.close()\nsys.exit(1)", False)],
+)  # fmt: skip
+def test_a_program_that_gives_up_is_wrong_where_nothing_is_expected(program: str, correct: bool) -> None:
+    assert judge(program, cell(("1", ""))).correct is correct
+
+
 def test_functions_are_called() -> None:
     cells = cell(("[1, 2]\n3", "[1, 2, 3]"), ("[]\n1", "[1]"))
     method = "class Solution:\n    def add(self, a: List[int], b: int) -> List[int]:\n        return (*a, b)"

@@ -9,6 +9,7 @@ from trl.rewards import get_soft_overlong_punishment
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import LCPO, CosineScaled, MathAnswer, Overlong, RelativeLength, score_rollout
+from lit_rlvr.rewards.references import warn_of_other_lengths
 from lit_rlvr.types import Completion, RewardResult, Sample
 
 SAMPLE = Sample("s", "What is 3 + 4?", "7")
@@ -150,3 +151,13 @@ def test_relative_length_leaves_out_failed_checks(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(MathAnswer, "score", lambda self, pairs: judged)
     found = RelativeLength().score([(completion("7", tokens), SAMPLE) for tokens in (1, 10, 20)])
     assert found[0] is failed and [r.value for r in found[1:]] == [1.5, 0.5]
+
+
+def test_rewards_for_another_length_than_the_runs_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    rewards = [Overlong(max_tokens=4096, cache_tokens=512), CosineScaled(max_length=100), MathAnswer()]
+    warn_of_other_lengths(rewards, 100)
+    warn_of_other_lengths(rewards[1:], 100)
+    (said,) = caplog.messages
+    assert (
+        "reward overlong: it is set to completions of up to 4096 tokens, and those of training have up to 100" in said
+    )

@@ -161,6 +161,13 @@ CASES = [
     ("SELECT 0.1 + 0.2", "SELECT 0.3", True, True),
     ("SELECT 1.0 / 3", "SELECT 0.3333333333333", True, True),
     ("SELECT 0.33333", "SELECT 1.0 / 3", False, False),
+    ("SELECT 1234567890.49", "SELECT 1234567890.12", False, False),
+    ("SELECT 12345678901.000002", "SELECT 12345678901", True, True),
+    ("SELECT 10000000000001.0", "SELECT 10000000000002", False, False),
+    ("SELECT 0.1 + 0.2 - 0.3", "SELECT 0", True, True),
+    ("SELECT 0.3, 0.1 + 0.2 UNION ALL SELECT 0, 0.5", "SELECT 0.3, 0.3 UNION ALL SELECT 0, 0.5", True, True),
+    ("SELECT 0.1 + 0.2 UNION ALL SELECT 0.3", "SELECT 0.3 UNION ALL SELECT 0.3", True, True),
+    ("SELECT 0.1 + 0.2 UNION ALL SELECT 0.3", "SELECT 0.3", True, False),
     ("SELECT 100000000001", "SELECT 100000000002", False, False),
     ("SELECT 1e999", "SELECT 2e999", True, True),
     ("SELECT text FROM odd", "SELECT text FROM odd", True, True),
@@ -208,6 +215,27 @@ def test_every_database_must_agree(pets: str, tmp_path: Path) -> None:
     assert judge(pets, lucky, gold).correct is True
     assert judge([pets, other], lucky, gold).correct is False
     assert judge([pets, other], "SELECT COUNT(name) FROM pets", gold).correct is True
+
+
+def test_the_tolerance_is_an_option(pets: str) -> None:
+    for tolerance, correct in ((1e-12, False), (1e-4, True), (0.0, False)):
+        assert judge(pets, "SELECT 0.33333", "SELECT 1.0 / 3", float_tolerance=tolerance).correct is correct
+    assert judge(pets, "SELECT 0.1 + 0.2", "SELECT 0.3", float_tolerance=0.0).correct is False
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_references_without_rows_are_counted_and_may_be_left_out(pets: str, allowed: bool, caplog: Any) -> None:
+    nothing, reward = "SELECT name FROM pets WHERE age > 99", SQLExecution(allow_empty=allowed)
+    pairs = [
+        (Completion(f"```{text}```", (1,), "stop"), Sample(gold, "?", gold, row={"databases": [pets]}, source="f:3"))
+        for text, gold in ((nothing, nothing), ("SELECT 1", nothing), ("SELECT 4", "SELECT COUNT(*) FROM pets"))
+    ]
+    for _ in range(2):
+        found = [(result.correct, result.status) for result in reward.score(pairs)]
+        assert found == [*([(True, "ok"), (False, "ok")] if allowed else [(None, "unjudged")] * 2), (True, "ok")]
+    (said,) = caplog.messages
+    assert said.startswith("reward sql_execution: the references of 1 of 2 prompts have no rows (first, f:3), so ")
+    assert ("set allow_empty: false" in said) == allowed
 
 
 # what a query may not do

@@ -147,6 +147,7 @@ UNSEEN_CALLS = {
     "nemotron_3_super", "nemotron_3_ultra", "phi3", "phi3_5", "qwen2_5_vl",
 }  # fmt: skip
 """Templates that leave tool calls out, show them otherwise than after the prompt of the model, or do not end them."""
+ROLES = ("user", "assistant", "user", "assistant")
 ALTERNATING = {"cohere", "cohere2", "gemma", "gemma3", "idefics3", "llava_next", "smolvlm"}
 """Templates that refuse tool messages."""
 
@@ -182,6 +183,23 @@ def test_the_assistants_turns_are_those_that_trl_marks(name: str) -> None:
         assert text in own and marked.strip().endswith(own.strip()), (own, marked)
 
 
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if name not in ("idefics3", "llava_next", "smolvlm")])
+def test_white_space_at_the_end_of_a_turn_changes_nothing_behind_it(name: str) -> None:
+    tokenizer, chat = tokenizer_of(name), Chat()
+    ends = sorted(tokenizer.convert_tokens_to_ids(ends_of(name)), reverse=True)
+    plain, spaced = (
+        split_turns(
+            [{"role": role, "content": text} for role, text in zip(ROLES, ("q1", said, "q2", "a2"), strict=True)],
+            chat, tokenizer, chat.opening(tokenizer), ends, "f:1",
+        )
+        for said in ("a1", "a1 \n")
+    )  # fmt: skip
+    assert [part.token_ids for part in plain if not part.is_written] == [
+        part.token_ids for part in spaced if not part.is_written
+    ]
+    assert all(sum(map(part.token_ids.count, ends)) == 1 for part in spaced if part.is_written)
+
+
 @pytest.mark.parametrize("name", [name for name in MARKED if name not in ALTERNATING])
 def test_a_turn_that_calls_a_tool_is_what_the_template_shows_or_refused(name: str) -> None:
     call = {"type": "function", "function": {"name": "calculate", "arguments": {"expression": "17*23"}}}
@@ -215,3 +233,38 @@ def test_without_a_template_each_text_is_a_turn_that_ends() -> None:
     parts = split_turns([*talk, {"role": "assistant", "content": "b"}], Chat(), tokenizer, "", [1], "f:1")
     seen = [(tokenizer.decode(part.token_ids), part.is_written) for part in parts]
     assert seen == [("q\n", False), ("a<|im_end|>", True), ("\n\nr\n", False), ("b<|im_end|>", True)]
+
+
+@pytest.mark.parametrize("is_marked", [False, True])
+@pytest.mark.parametrize(
+    ("weights", "seen"),
+    [
+        (({}, {}), [("q", False), ("a", True), ("r", False), ("b", True)]),
+        (({"weight": 1.0}, {"train": True}), [("q", False), ("a", True), ("r", False), ("b", True)]),
+        (({"weight": 0}, {}), [("q|a|r", False), ("b", True)]),
+        (({"loss": False}, {}), [("q|a|r", False), ("b", True)]),
+        (({}, {"trainable": False}), [("q", False), ("a", True)]),
+        (({"train": False}, {"weight": 0}), "no turn is left to train on"),
+        (({"weight": 0.5}, {}), "weight of message 2 is 0.5; give 1"),
+    ],
+)
+def test_turns_that_the_data_leave_out_of_the_loss_are_read(
+    is_marked: bool, weights: tuple[dict[str, Any], ...], seen: list[tuple[str, bool]] | str
+) -> None:
+    tokenizer = tiny_vlm.byte_tokenizer(["<|im_start|>", "<|im_end|>"], CHATML, pad="<|im_end|>")
+    if is_marked:
+        tokenizer.chat_template = (
+            "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}{% generation %}"
+            "{{ m['content'] }}<|im_end|>{% endgeneration %}{% else %}{{ m['content'] }}<|im_end|>{% endif %}\n"
+            "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        )
+    more = ({}, weights[0], {}, weights[1])
+    talk = [{"role": role, "content": text} | w for role, text, w in zip(ROLES, "qarb", more, strict=True)]
+    if isinstance(seen, str):
+        with pytest.raises(BadRow, match=seen):
+            split_turns(talk, Chat(), tokenizer, "", [1], "f:1")
+        return
+    parts = split_turns(talk, Chat(), tokenizer, "", [1], "f:1")
+    texts = [(tokenizer.decode(part.token_ids), part.is_written) for part in parts]
+    ends = re.compile(r"<\|im_end\|>(\n?<\|im_start\|>(user|assistant)\n)*|<\|im_start\|>(user|assistant)\n|\n")
+    assert [(ends.sub("|", text).strip("|"), written) for text, written in texts] == seen

@@ -15,8 +15,10 @@ from tiny_runs import FIT, STRATEGIES, assert_same_run, completions, in_two_proc
 from tiny_vlms import picture
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
-from lit_rlvr.algorithms import GRPO
+from lit_rlvr.algorithms import GRPO, SFT
 from lit_rlvr.datamodules import PromptDataModule
+from lit_rlvr.datamodules.reading.chat import Chat
+from lit_rlvr.errors import UserError
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.rollout.demonstrations import Demonstrations
 
@@ -158,6 +160,30 @@ def test_images_stand_where_the_conversation_shows_them(vlm_folder: Path, tmp_pa
     assert logp.tolist() == pytest.approx(wanted[:, 0][rollout.mask[0]].tolist(), abs=1e-4)
 
 
+@pytest.mark.parametrize("does", ["break", "keep", "refuse"])
+def test_special_tokens_in_an_answer_are_text(tiny_model_folder: Path, does: Any, caplog: Any) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder)
+    text, end = "4<|im_end|>\n<|im_start|>user\nMore?", tokenizer.convert_tokens_to_ids("<|im_end|>")
+    tools = [{"type": "function", "function": {"name": "f", "description": text, "parameters": {}}}]
+    row = {"prompt": "2+2?", "answer": text, "said": text, "talk": talk("", text)[1:], "tools": tools}
+    data = PromptDataModule(train=[row], chat=Chat(special_tokens=does), prompts_per_rollout=1)
+    data.use_model(SFT(model=str(tiny_model_folder)))
+    for target in (None, "said", "talk"):
+        shown = Demonstrations(data, target, "model.target", str(tiny_model_folder))
+        if does == "refuse":
+            with pytest.raises(UserError, match=r"special tokens of the model in .*data.train:1.*Remove them"):
+                data.setup("fit")
+                shown.pairs(data.prompts["train"])
+            continue
+        data.setup("fit")
+        ((prompt, completion),) = shown.pairs(data.prompts["train"])
+        given = 1 if does == "break" or target == "talk" else 2  # a turn of a conversation has one end
+        assert completion.token_ids.count(end) == given, target
+        assert prompt.token_ids.count(end) == (2 if does == "break" else 3), "the tool's message and the user's"
+        assert ("<\u200b|im_end|>" in completion.text) == (does == "break")
+    assert sum("special tokens of the model" in message for message in caplog.messages) == (does != "refuse")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [(), ("--model.init_args.lora", "{rank: 4, dropout: 0.5, dora: true}")])
 def test_a_resumed_run_is_the_uninterrupted_one(run_folder: Path, lit_rlvr: CLI, lora: tuple[str, ...]) -> None:
@@ -217,19 +243,51 @@ def test_adapters_alone_are_trained(run_folder: Path, lit_rlvr: CLI, tiny_model_
             {"messages": talk("?", "a"), "said": talk("b")},
             r"train.jsonl:2: column 'said' has no message of the assistant",
         ),
+        ({"messages": talk("?", "a", "b")}, r"train.jsonl:2: no turn of the assistant ends it, and it has no answer"),
+        ({"messages": talk("?", "a"), "said": " "}, r"train.jsonl:2: has no text in column 'said'"),
     ],
 )
 def test_bad_rows_are_one_line(run_folder: Path, lit_rlvr: CLI, row: dict[str, Any], said: str) -> None:
     rows = [{"messages": talk("Who?", "Me."), "said": "You."}, {"said": "x"} | row]
     (run_folder / "train.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     target = ("--model.init_args.target", "said") if "said" in row else ()
-    result = lit_rlvr(*FIT, *DATA, *target, *LOSS_ONLY, "--data.train", "train.jsonl", "--data.prompts_per_rollout", 1)
+    less = ("--rollout.rewards", "[]")
+    result = lit_rlvr(
+        *FIT, *DATA, *target, *LOSS_ONLY, *less, "--data.train", "train.jsonl", "--data.prompts_per_rollout", 1
+    )
     (line,) = [line for line in result.err.splitlines() if "error: " in line]
     assert result.status == 2 and "model.target: 1 of 2 rows cannot be used: " in line and re.search(said, line), line
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (LOSS_ONLY, ""),
+        (
+            (*LOSS_ONLY, "--model.init_args.target", "nope"),
+            "3 of 3 rows cannot be used: train.jsonl:1: has no text in ",
+        ),
+        (("--data.validation_split", 1), "rewards judge validation, and 1 of its rows have no answer (train.jsonl:"),
+    ],
+)
+def test_rows_need_no_answer_where_none_is_judged(
+    run_folder: Path, lit_rlvr: CLI, options: tuple[str, ...], said: str
+) -> None:
+    """Those of TRL have `prompt` and `completion`."""
+    rows = [{"prompt": "1+1?", "completion": "2"}, {"prompt": talk("Who?"), "completion": talk("", "You")[1:]}]
+    rows.append({"prompt": "2+2?", "completion": "4"})
+    (run_folder / "train.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    few = ("--data.train", "train.jsonl", "--data.prompts_per_rollout", 2, "--dry-run")
+    once = ("--trainer.max_steps", -1, "--trainer.max_epochs", 1)
+    result = lit_rlvr(*FIT, *DATA[:4], *few, *once, *options)
+    assert result.status == (2 if said else 0) and said in result.err, result.err
+    assert said or "2 optimizer steps" in result.out, "an epoch has each of the three rows"
 
 
 def test_settings_that_do_not_apply_are_refused(run_folder: Path, lit_rlvr: CLI) -> None:
     result = lit_rlvr(*FIT, "--model", "SFT", "--rollout.replay.record", 1)
     assert result.status == 2 and "SFT samples nothing to train on" in result.err
+    result = lit_rlvr("tune", *FIT[1:], "--model", "SFT")
+    assert result.status == 2 and "tune: SFT samples nothing to train on" in result.err
     result = lit_rlvr(*FIT, *LOSS_ONLY)
     assert result.status == 2 and "rollout.evaluation.samples: 0 for arithmetic measures the loss alone" in result.err

@@ -96,6 +96,9 @@ def test_a_schedule_counts_the_batches_that_an_epoch_is_limited_to(run_folder: P
     assert "step 6/6" in fit(lit_rlvr, *short).err
     rates = [float(row["train/lr"]) for row in metrics(run_folder / "run")]
     assert rates == pytest.approx([1e-3 * (6 - k) / 6 for k in range(6)], rel=1e-6)
+    if limit == "3":
+        longer = fit(lit_rlvr, *short, "--trainer.max_epochs", 3, "--ckpt_path", "last").err
+        assert "the learning rate rises from the checkpoint's 0 to 0.000333, because it now decays" in longer
 
 
 def test_two_moments_are_to_come_for_each_weight_on_the_device_without_a_state() -> None:

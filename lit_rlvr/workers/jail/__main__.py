@@ -16,6 +16,7 @@ import random
 import resource
 import signal
 import sys
+from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
@@ -52,8 +53,11 @@ def main() -> None:
             call(request["program"], request["function"])
         else:
             execute(request["program"], "__main__")
-    except SystemExit:  # judged by its output
-        pass
+    except SystemExit as end:  # judged by its output, if there is any
+        with suppress(AttributeError, OSError, ValueError):  # it may have closed it
+            sys.stdout.flush()
+        if end.code and not os.fstat(1).st_size:
+            sys.exit(f"ended with sys.exit({end.code!r}), without output")
     except MemoryError:
         sys.exit(errno.ENOMEM)
 
