@@ -619,7 +619,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         return [name for name, _ in self.named_parameters() if is_saved(name)]
 
     @property
-    def _averaged(self) -> dict[str, Reference]:
+    def averaged_teachers(self) -> dict[str, Reference]:
         """The teachers whose weights change and are their own."""
         return {label: held for label, held in self.teachers.held.items() if held.update_every}
 
@@ -648,7 +648,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
             "tokens": self.budget.state_dict(),
             "advantage_state": self.advantage.state_dict(),
             "reference": self.reference.state_dict(),
-            "teachers": {label: held.state_dict() for label, held in self._averaged.items()},
+            "teachers": {label: held.state_dict() for label, held in self.averaged_teachers.items()},
             "model_folder": self.model_folder,
             "lr": {} if self.adaptive_lr is None else self.adaptive_lr.state_dict(),
         }
@@ -667,6 +667,6 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         self.budget.load_state_dict(saved["tokens"])
         self.advantage.load_state_dict(saved["advantage_state"])
         self.reference.load_state_dict(saved["reference"])
-        for label, held in self._averaged.items():
+        for label, held in self.averaged_teachers.items():
             if label in saved.get("teachers", {}):  # else it averages from the initial weights on
                 held.load_state_dict(saved["teachers"][label])
