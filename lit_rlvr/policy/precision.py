@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_rlvr.distributed.sharding import own_shard
+
 PRECISIONS = ("32-true", "bf16-mixed")
 
 
@@ -84,6 +86,21 @@ def round_ties(parameters: Iterable[Tensor]) -> None:
     for weight in parameters:
         bits = weight.view(torch.int32)
         weight.copy_(torch.where((bits & 0xFFFF) == 0x8000, weight.bfloat16().float(), weight))
+
+
+LOW_BIT = 1 << 12
+"""The bit of float32 numbers that `flip_low_bits` flips: an eighth of the last digit of bfloat16. In SmolLM2 bits 4 to
+14, and steps of 1e-8 to 1e-5, all changed log-probabilities alike, by 0.7e-3 to 1.6e-3 nats per token."""
+
+
+@torch.no_grad()
+def flip_low_bits(parameters: Iterable[Tensor]) -> None:
+    """Flip a low bit of each float32 weight, in place; twice restores them exactly.
+
+    In bfloat16 it changes the rounding of activations as a step does, and the policy by next to nothing.
+    """
+    for weight in map(own_shard, parameters):
+        weight.view(torch.int32).bitwise_xor_(LOW_BIT)
 
 
 def fast_bf16(device: str) -> bool:
