@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
 
 from lit_rlvr.distributed.sharding import own_shard
 
@@ -73,6 +75,25 @@ def round_residual_stream(model: nn.Module) -> None:
 
 def _to_compute_type(module: nn.Module, inputs: Any, output: Any) -> Any:
     return output.to(autocast_dtype(output.device, output.dtype))
+
+
+class _AutocastExperts(TorchFunctionMode):
+    """Casts the inputs of grouped products, which autocast leaves as they are."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch._grouped_mm:
+            args = [x.to(autocast_dtype(x.device, x.dtype)) for x in args]
+        return func(*args, **(kwargs or {}))
+
+
+@torch.compiler.disable
+def _experts(module: nn.Module, *args: Tensor) -> Tensor:
+    """Compute a mixture's experts in the type of autocast, in which transformers leaves float32 weights as they are."""
+    with _AutocastExperts():
+        return grouped_mm_experts_forward(module, *args)
+
+
+ALL_EXPERTS_FUNCTIONS.register("grouped_mm", _experts)
 
 
 @torch.no_grad()
