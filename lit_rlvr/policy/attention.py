@@ -158,11 +158,7 @@ def _take(x: Tensor, position_ids: Tensor) -> Tensor:
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
     """Compute softmax(q k^T scaling + mask) v; no mask = causal."""
     if q.device.type != "cpu":
-        if mask is None or torch.is_grad_enabled():
-            return scaled_dot_product_attention(q, k, v, mask, scale=scaling, is_causal=mask is None)
-        rows = max(1, _BIAS // mask[..., :1, :].numel())
-        pairs = zip(q.split(rows, -2), mask.split(rows, -2), strict=True)
-        return torch.cat([scaled_dot_product_attention(part, k, v, seen, scale=scaling) for part, seen in pairs], -2)
+        return _fused(q, k, v, mask, scaling)
     if q.shape[:-1].numel() * k.shape[-2] > _SMALL:
         with torch.autocast("cpu", enabled=False):  # the CPU's fused kernel is slower in bfloat16
             wide = (q.float(), k.float(), v.float()) if v.dtype == torch.bfloat16 else (q, k, v)
@@ -172,6 +168,15 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float
     scores = (q * scaling) @ k.transpose(-1, -2)
     weights = scores.float() if scores.dtype == torch.bfloat16 else scores
     return weights.masked_fill(~mask, float("-inf")).softmax(-1).to(v.dtype) @ v
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+    """Compute `_attend` by a GPU's kernel, which turns a mask into a bias of floats for each head."""
+    if mask is None or torch.is_grad_enabled():
+        return scaled_dot_product_attention(q, k, v, mask, scale=scaling, is_causal=mask is None)
+    rows = max(1, _BIAS // mask[..., :1, :].numel())
+    pairs = zip(q.split(rows, -2), mask.split(rows, -2), strict=True)
+    return torch.cat([scaled_dot_product_attention(part, k, v, seen, scale=scaling) for part, seen in pairs], -2)
 
 
 AttentionInterface.register(SHARED_PREFIX, shared_prefix_attention)
