@@ -17,9 +17,20 @@ import pytest
 import torch
 
 import lit_rlvr
-from lit_rlvr import advantages, algorithms, datamodules, rewards
 from lit_rlvr import (
-    GRPO, Arithmetic, MathAnswer, PromptDataModule, RLVRModule, RolloutCallback, Sampling, TextMath, Trainer
+    GRPO,
+    Arithmetic,
+    MathAnswer,
+    PromptDataModule,
+    RLVRModule,
+    RolloutCallback,
+    Sampling,
+    TextMath,
+    Trainer,
+    advantages,
+    algorithms,
+    datamodules,
+    rewards,
 )
 from lit_rlvr.advantages import GroupBatch, GRPOAdvantage
 from lit_rlvr.advantages.base import Advantage

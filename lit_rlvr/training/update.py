@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import copy
 from contextlib import nullcontext
+from copy import copy
 from math import isnan
 from pathlib import Path
 from typing import Any

@@ -56,7 +56,8 @@ OFFLOAD = ("--trainer.strategy", "{class_path: tiny_strategies.OffloadedHere}")
 LAST = ("--ckpt_path", "last")
 PISSA = ("--model.init_args.lora", "{rank: 4, init: pissa}")
 AVERAGE = (
-    "--model.init_args.teacher", "{ema: 0.3, prompt: {class_path: Demonstration, init_args: {column: solution}}}", "--model.init_args.lr", "1e-3",
+    "--model.init_args.teacher", "{ema: 0.3, prompt: {class_path: Demonstration, init_args: {column: solution}}}",
+    "--model.init_args.lr", "1e-3",
 )  # fmt: skip
 AAPO = ("--model", "AAPO", "--model.init_args.kl.reference_update_every", "2")
 
