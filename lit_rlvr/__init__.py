@@ -14,18 +14,29 @@ _os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # see policy/speed.py; read
 if "PYTORCH_ALLOC_CONF" not in _os.environ:  # else freed GPU memory is in pieces that a sleeping engine cannot use
     _os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
-_NAMES = {
-    "Arithmetic": "lit_rlvr.datamodules",
-    "FunctionReward": "lit_rlvr.rewards",
-    "GRPO": "lit_rlvr.algorithms",
-    "MathAnswer": "lit_rlvr.rewards",
-    "PromptDataModule": "lit_rlvr.datamodules",
-    "RewardResult": "lit_rlvr.types",
-    "RolloutCallback": "lit_rlvr.rollout",
-    "Sampling": "lit_rlvr.types",
-    "TextMath": "lit_rlvr.datamodules",
-    "Trainer": "lit_rlvr.run.trainer",
+_PACKAGES = {
+    "advantages": (
+        "AGRAE AAPOAdvantage Advantage Composed DrGRPOAdvantage EasyFocused GDPOAdvantage GPGAdvantage GRPOAdvantage "
+        "GRPOLeadAdvantage GRPOPassKAdvantage HardFocused MaxRLAdvantage NegativeDominant NoAdvantage OPOAdvantage "
+        "PassAtKAdvantage PositiveDominant RLOOAdvantage ReinforceAdvantage ReinforcePPAdvantage"
+    ),
+    "algorithms": (
+        "AAPO APMPO CISPO ClipCov DAPO DPPO DRO DrGRPO FIPO GMPO GPG GRPO GRPOLead GSPO KLCov LUSPO M2PO OPD "
+        "RLVRModule Reinforce SAPO SFT TOPR VESPO"
+    ),
+    "datamodules": (
+        "Arithmetic CellArea CodeProblems Geometry LesionCount LesionPlace MedicalVQA MultiStepArithmetic "
+        "MultipleChoice PromptDataModule SyntheticSQL TextMath TextToSQL"
+    ),
+    "rewards": (
+        "Choice CodeTests CosineScaled Format FunctionReward LCPO MathAnswer OpenAnswer Overlong RelativeLength "
+        "RepetitionPenalty Reward SQLExecution"
+    ),
+    "rollout": "RolloutCallback",
+    "run.trainer": "Trainer",
+    "types": "RewardResult Sampling",
 }
+_NAMES = {name: f"lit_rlvr.{package}" for package, names in _PACKAGES.items() for name in names.split()}
 """Names of a run from Python -> their modules, which are imported when the name is used."""
 
 

@@ -17,7 +17,21 @@ import pytest
 import torch
 
 import lit_rlvr
-from lit_rlvr import GRPO, Arithmetic, MathAnswer, RolloutCallback, Sampling, TextMath, Trainer
+from lit_rlvr import (
+    GRPO,
+    Arithmetic,
+    MathAnswer,
+    PromptDataModule,
+    RLVRModule,
+    RolloutCallback,
+    Sampling,
+    TextMath,
+    Trainer,
+    advantages,
+    algorithms,
+    datamodules,
+    rewards,
+)
 from lit_rlvr.advantages import GroupBatch, GRPOAdvantage
 from lit_rlvr.advantages.base import Advantage
 from lit_rlvr.engines.hf import HFEngine
@@ -179,9 +193,19 @@ def test_a_class_without_a_file_keeps_the_options_of_its_base() -> None:
 
 
 def test_public_names_are_listed() -> None:
-    names = {"Arithmetic", "GRPO", "RolloutCallback", "Sampling", "TextMath", "Trainer", "__version__"}
+    names = {"RolloutCallback", "Sampling", "Trainer", "__version__"}
+    for package, base in ((algorithms, RLVRModule), (advantages, Advantage), (datamodules, PromptDataModule),
+                          (rewards, Reward)):  # fmt: skip
+        public = {name: getattr(package, name) for name in package.__all__}
+        names |= {name for name, one in public.items() if isinstance(one, type) and issubclass(one, base)}
     assert names <= set(dir(lit_rlvr))
     assert all(getattr(lit_rlvr, name) for name in dir(lit_rlvr))
+
+
+def test_a_trainer_without_a_rollout_callback_says_so(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    for callbacks, said in (([RolloutCallback()], 0), ([], 1)):
+        Trainer(default_root_dir=tmp_path, accelerator="cpu", callbacks=callbacks)
+        assert caplog.text.count("there is no RolloutCallback") == said
 
 
 def test_listing_names_imports_nothing(tmp_path: Path) -> None:

@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from lit_rlvr.common.launch import is_first_process
 from lit_rlvr.common.run_files import checkpoint_folder, list_checkpoints
 from lit_rlvr.common.seeds import derive_seed
+from lit_rlvr.distributed.sharding import has_shards
 from lit_rlvr.errors import UserError, first_line, is_user_code
 
 REST = "meta.pt"
 WEIGHTS, MOMENTS, REFERENCE = "state_dict", "optimizer", "reference"
-"""Parts of a checkpoint's shards; `REFERENCE` only if the reference was replaced by a later policy."""
+"""Parts of a checkpoint's shards; `REFERENCE` only if the reference was replaced by a later policy. An averaged teacher
+has one too, see `frozen_parts`."""
 
 
 def is_sharded(path: Path) -> bool:
@@ -116,15 +118,30 @@ class CheckpointFiles(TorchCheckpointIO):
         if is_sharded(Path(path)):
             moments = read_whole(Path(path), MOMENTS)
             checkpoint["optimizer_states"] = [numbered(checkpoint["optimizer_states"][0], moments)]
-            if lacks_reference(checkpoint):
-                checkpoint["rlvr"]["reference"]["weights"] = read_whole(Path(path), REFERENCE)
+            for part, state in parts_in_shards(checkpoint).items():
+                state["weights"] = read_whole(Path(path), part)
         return checkpoint
 
 
-def lacks_reference(checkpoint: dict[str, Any]) -> bool:
-    """Return whether the weights of a checkpoint's reference are in its shards. Older checkpoints have them whole."""
-    reference = checkpoint["rlvr"]["reference"]
-    return reference["version"] > 0 and reference["weights"] is None
+def frozen_parts(reference: Any, teachers: dict[str, Any]) -> dict[str, Any]:
+    """Return the reference and the averaged teachers by the names of their parts of a checkpoint's shards."""
+    return {REFERENCE: reference} | {f"teacher {label}".rstrip(): teacher for label, teacher in teachers.items()}
+
+
+def parts_in_shards(checkpoint: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the states of the reference and the teachers whose weights are in a checkpoint's shards, by part. Older
+    checkpoints have the reference's whole.
+
+    Raises:
+        UserError: an older checkpoint has one shard of a teacher alone.
+    """
+    parts = frozen_parts(checkpoint["rlvr"]["reference"], checkpoint["rlvr"].get("teachers", {}))
+    if any(has_shards((state["weights"] or {}).values()) for state in parts.values()):
+        raise UserError(
+            "ckpt_path: it has only the first process's shard of the averaged teacher (model.teacher.ema), as former "
+            f"versions wrote it; start again, {NEW_RUN}"
+        )
+    return {part: state for part, state in parts.items() if state["version"] > 0 and state["weights"] is None}
 
 
 def last_checkpoint(run: str | Path) -> Path:

@@ -29,14 +29,14 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 from lit_rlvr.common.files import available_memory
 from lit_rlvr.distributed.checkpoints import (
     MOMENTS,
-    REFERENCE,
     REST,
     WEIGHTS,
     ShardWriter,
+    frozen_parts,
     is_sharded,
-    lacks_reference,
     load_shares,
     named,
+    parts_in_shards,
     read_rest,
 )
 from lit_rlvr.distributed.collectives import DEFAULT_GROUP_LOCK, all_max
@@ -136,9 +136,9 @@ class FSDP2(ModelParallelStrategy):
         path = Path(self.broadcast(filepath))
         moments = [state.pop("state") for state in checkpoint["optimizer_states"]]
         tensors = {WEIGHTS: checkpoint.pop("state_dict"), MOMENTS: moments[0]}
-        reference = checkpoint["rlvr"]["reference"]
-        if reference["weights"] is not None:
-            tensors[REFERENCE], reference["weights"] = reference["weights"], None
+        for part, state in frozen_parts(checkpoint["rlvr"]["reference"], checkpoint["rlvr"]["teachers"]).items():
+            if state["weights"] is not None:
+                tensors[part], state["weights"] = state["weights"], None
         path.mkdir(parents=True, exist_ok=True)
         if self.is_global_zero:
             torch.save(checkpoint, path / REST)
@@ -237,10 +237,11 @@ class FSDP2(ModelParallelStrategy):
             load_shares({MOMENTS: moments}, path)
             state = checkpoint["optimizer_states"][0] | {"state": moments}
             set_optimizer_state_dict(module, optimizer, state)
-        if lacks_reference(checkpoint):
-            reference = get_model_state_dict(module.reference.policy)
-            load_shares({REFERENCE: reference}, path)
-            checkpoint["rlvr"]["reference"]["weights"] = reference
+        ours = frozen_parts(module.reference, module.averaged_teachers)
+        for part, state in parts_in_shards(checkpoint).items():
+            if part in ours and ours[part].policy is not None:
+                state["weights"] = get_model_state_dict(ours[part].policy)
+                load_shares({part: state["weights"]}, path)
 
     def _load_whole(self, path: Path, checkpoint: dict[str, Any], module: Any) -> None:
         """Load this rank's shards from the full tensors in a file."""

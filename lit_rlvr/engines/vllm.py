@@ -58,6 +58,8 @@ FP8_CAPABILITY = (8, 9)
 """Compute capability of the first GPUs that multiply in FP8 (Ada and Hopper)."""
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values of vLLM's option `max_lora_rank`."""
+MAX_BANNED = 1024
+"""The most banned tokens that vLLM's second model runner takes; its first one takes any number."""
 WORTH_COMPILING = 1 << 18
 """Sampled tokens from which compiling pays on a CPU: it takes about a minute of two cores, and then saves about a
 fifth of the time of generation (SmolLM2-135M, 128 sequences)."""
@@ -170,6 +172,8 @@ class VLLMEngine(RolloutEngine):
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         if context.deterministic and torch.cuda.is_available():
             os.environ["VLLM_BATCH_INVARIANT"] = "1"
+        if len(context.policy.placeholder_ids) > MAX_BANNED:
+            os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
         device = torch.cuda.current_device() if torch.cuda.is_available() else 0
         if torch.cuda.is_available():
             separate_cache(device)
@@ -442,6 +446,9 @@ class VLLMEngine(RolloutEngine):
         except BaseException:
             engine.abort_request(request_ids, internal=True)
             raise
+        core = getattr(engine.engine_core, "engine_core", None)  # None in a process of its own
+        while getattr(core, "batch_queue", None):  # a batch that was scheduled ahead would meet the next weights
+            engine.step()
         return [[row.get() for row in group] for group in groups]
 
     def _routes(self, output: Any) -> Tensor | None:

@@ -157,6 +157,8 @@ def add_adapters(
             _copy_adapter(layer, FIRST)
         elif lora.init == "pissa":
             _start_pissa(name, layer, empty)
+        # Autocast casts both factors; peft would cast inputs to float32 before. DoRA computes its norms in their type.
+        layer.cast_input_dtype_enabled = lora.quantize != "none" or any(layer.use_dora.values())
     model.eval()  # without dropout, as it was
     return config
 

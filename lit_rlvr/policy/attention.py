@@ -26,6 +26,8 @@ SHARED_PREFIX = "shared_prefix"
 _SMALL = 1 << 21  # up to this many scores a CPU computes unfused: its fused kernel is slow on short segments
 _WASTED = 1.6
 """Ratio of padded to needed scores above which a CPU uses spans (`benchmarks/attention.py`)."""
+_BIAS = 1 << 24
+"""The most numbers of a mask that a GPU turns into a bias at once, where the backward pass does not need it."""
 _REFUSED = ("sliding_window", "softcap", "s_aux", "position_bias")
 
 
@@ -156,7 +158,7 @@ def _take(x: Tensor, position_ids: Tensor) -> Tensor:
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
     """Compute softmax(q k^T scaling + mask) v; no mask = causal."""
     if q.device.type != "cpu":
-        return scaled_dot_product_attention(q, k, v, mask, scale=scaling, is_causal=mask is None)
+        return _fused(q, k, v, mask, scaling)
     if q.shape[:-1].numel() * k.shape[-2] > _SMALL:
         with torch.autocast("cpu", enabled=False):  # the CPU's fused kernel is slower in bfloat16
             wide = (q.float(), k.float(), v.float()) if v.dtype == torch.bfloat16 else (q, k, v)
@@ -166,6 +168,15 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float
     scores = (q * scaling) @ k.transpose(-1, -2)
     weights = scores.float() if scores.dtype == torch.bfloat16 else scores
     return weights.masked_fill(~mask, float("-inf")).softmax(-1).to(v.dtype) @ v
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+    """Compute `_attend` by a GPU's kernel, which turns a mask into a bias of floats for each head."""
+    if mask is None or torch.is_grad_enabled():
+        return scaled_dot_product_attention(q, k, v, mask, scale=scaling, is_causal=mask is None)
+    rows = max(1, _BIAS // mask[..., :1, :].numel())
+    pairs = zip(q.split(rows, -2), mask.split(rows, -2), strict=True)
+    return torch.cat([scaled_dot_product_attention(part, k, v, seen, scale=scaling) for part, seen in pairs], -2)
 
 
 AttentionInterface.register(SHARED_PREFIX, shared_prefix_attention)

@@ -11,6 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
+
+from lit_rlvr.distributed.sharding import own_shard
 
 PRECISIONS = ("32-true", "bf16-mixed")
 
@@ -73,6 +77,25 @@ def _to_compute_type(module: nn.Module, inputs: Any, output: Any) -> Any:
     return output.to(autocast_dtype(output.device, output.dtype))
 
 
+class _AutocastExperts(TorchFunctionMode):
+    """Casts the inputs of grouped products, which autocast leaves as they are."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch._grouped_mm:
+            args = [x.to(autocast_dtype(x.device, x.dtype)) for x in args]
+        return func(*args, **(kwargs or {}))
+
+
+@torch.compiler.disable
+def _experts(module: nn.Module, *args: Tensor) -> Tensor:
+    """Compute a mixture's experts in the type of autocast, in which transformers leaves float32 weights as they are."""
+    with _AutocastExperts():
+        return grouped_mm_experts_forward(module, *args)
+
+
+ALL_EXPERTS_FUNCTIONS.register("grouped_mm", _experts)
+
+
 @torch.no_grad()
 def round_ties(parameters: Iterable[Tensor]) -> None:
     """Round float32 weights halfway between two numbers of bfloat16 to the one that matrix products take, in place.
@@ -84,6 +107,21 @@ def round_ties(parameters: Iterable[Tensor]) -> None:
     for weight in parameters:
         bits = weight.view(torch.int32)
         weight.copy_(torch.where((bits & 0xFFFF) == 0x8000, weight.bfloat16().float(), weight))
+
+
+LOW_BIT = 1 << 12
+"""The bit of float32 numbers that `flip_low_bits` flips: an eighth of the last digit of bfloat16. In SmolLM2 bits 4 to
+14, and steps of 1e-8 to 1e-5, all changed log-probabilities alike, by 0.7e-3 to 1.6e-3 nats per token."""
+
+
+@torch.no_grad()
+def flip_low_bits(parameters: Iterable[Tensor]) -> None:
+    """Flip a low bit of each float32 weight, in place; twice restores them exactly.
+
+    In bfloat16 it changes the rounding of activations as a step does, and the policy by next to nothing.
+    """
+    for weight in map(own_shard, parameters):
+        weight.view(torch.int32).bitwise_xor_(LOW_BIT)
 
 
 def fast_bf16(device: str) -> bool:

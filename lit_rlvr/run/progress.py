@@ -105,7 +105,7 @@ class RunProgress(ProgressBar):
         if not self._enabled:
             return
         values = {k: float(v) for k, v in trainer.callback_metrics.items()}
-        text = f"loss {values['train/loss']:.4f}"
+        text = f"loss {values.get('train/loss', nan):.4f}"  # none until a step was finite
         if "rollout/reward" in values:
             shown = {name: values.get(f"rollout/{name}", 0.0) for name in ("reward", "accuracy")}
             shown |= {"from teacher": values.get("train/teacher_divergence", values.get("train/teacher_kl", nan))}

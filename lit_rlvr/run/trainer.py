@@ -81,6 +81,11 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
             precision = auto_precision(accelerator)
         check_trainer_options(accelerator, options)
         given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
+        if not any(isinstance(one, RolloutCallback) for one in given):
+            _log.warning(
+                "callbacks: there is no RolloutCallback, so completions are sampled and rewarded by its defaults; give "
+                "RolloutCallback(rewards=[...], ...)"
+            )
         made = with_defaults(given, shows_progress=enable_progress_bar is not False)
         every = next(one.validate_every_rollouts for one in made if isinstance(one, RolloutCallback))
         super().__init__(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import random
 import shutil
 import time
@@ -246,7 +247,7 @@ class ExactMatch(Callback):
         data = self.shown.data
         pairs = self.shown.pairs([data.prepare(prompt) for prompt in self.held_out])
         share = exact_match(pl_module.policy, pairs, data.tokenizer, self.shown.episodes, self.shown.sampling)
-        loss, seconds = float(trainer.callback_metrics["train/loss"]), time.perf_counter() - self._started
+        loss, seconds = float(trainer.callback_metrics.get("train/loss", math.nan)), time.perf_counter() - self._started
         _log.info("Warm start: step %d of at most %d, loss %.3f, %.3f exact, %.0f s, at most about %.0f s left",
                   step, steps, loss, share, seconds, seconds / step * (steps - step))  # fmt: skip
         trainer.should_stop = share >= self.start.until

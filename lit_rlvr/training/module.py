@@ -336,7 +336,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         if not self.needs_reference:
             return
         if self.lora is None:
-            self.reference.policy = self._load_frozen(self.model_folder)
+            self.reference.policy = self._load_frozen(self.model_folder, bool(self.reference.update_every))
         elif self.reference.update_every:
             raise UserError(
                 "model.kl.reference_update_every: with model.lora the reference is the model before training, which is "
@@ -369,19 +369,23 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
                 )
             self.teachers.held[label] = held = Reference()
             held.policy = self._load_frozen(folder)
-            if not self.sharded:
-                round_frozen(held.policy.model, self._compute_dtype)
         if self.teachers.held:
             models: list[Any] = [policy.model for policy in (self.policy, *self.teachers.policies)]
             self.policy.teachable = min(model.get_input_embeddings().num_embeddings for model in models)
         if options.model is None:
             self.teachers.held[""] = held = Reference(None if options.ema is None else 1, options.ema or 1.0)
-            held.policy = self.policy if options.ema is None else self._load_frozen(self.model_folder)
+            held.policy = self.policy if options.ema is None else self._load_frozen(self.model_folder, True)
 
-    def _load_frozen(self, folder: str) -> Policy:
-        """Load a model that is not trained, placed and sharded as the policy is. Collective: call it on every rank."""
+    def _load_frozen(self, folder: str, renewed: bool = False) -> Policy:
+        """Load a model that is not trained, placed and sharded as the policy is. Collective: call it on every rank.
+
+        Args:
+            renewed: its weights will be those of the policy, which 16 bits cannot hold.
+        """
         policy = load_policy(folder, self.compute.shared_prefix, empty=self._starts_empty, device=self._loads_to)
         self._distribute(policy.requires_grad_(False))
+        if not (self.sharded or renewed):  # shards are gathered in this type
+            round_frozen(policy.model, self._compute_dtype)
         return policy
 
     def _build_optimizer(self) -> Any:
@@ -619,7 +623,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         return [name for name, _ in self.named_parameters() if is_saved(name)]
 
     @property
-    def _averaged(self) -> dict[str, Reference]:
+    def averaged_teachers(self) -> dict[str, Reference]:
         """The teachers whose weights change and are their own."""
         return {label: held for label, held in self.teachers.held.items() if held.update_every}
 
@@ -648,7 +652,7 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
             "tokens": self.budget.state_dict(),
             "advantage_state": self.advantage.state_dict(),
             "reference": self.reference.state_dict(),
-            "teachers": {label: held.state_dict() for label, held in self._averaged.items()},
+            "teachers": {label: held.state_dict() for label, held in self.averaged_teachers.items()},
             "model_folder": self.model_folder,
             "lr": {} if self.adaptive_lr is None else self.adaptive_lr.state_dict(),
         }
@@ -667,6 +671,6 @@ class RLVRModule(ChecksArguments, LossModule, EvaluatingModule):
         self.budget.load_state_dict(saved["tokens"])
         self.advantage.load_state_dict(saved["advantage_state"])
         self.reference.load_state_dict(saved["reference"])
-        for label, held in self._averaged.items():
+        for label, held in self.averaged_teachers.items():
             if label in saved.get("teachers", {}):  # else it averages from the initial weights on
                 held.load_state_dict(saved["teachers"][label])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from copy import copy
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from lit_rlvr.objectives import Importance, Stats
 from lit_rlvr.policy.adapters import adapter_dropout
 from lit_rlvr.policy.logprobs import ScoredTokens
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.policy.precision import more_bits_than_autocast
+from lit_rlvr.policy.precision import flip_low_bits, more_bits_than_autocast
 from lit_rlvr.training.failures import (
     SkippedSteps,
     TokenBudget,
@@ -68,6 +69,7 @@ class Updater:
         self.optimizer, self.schedule, self.backward = optimizer, schedule, backward
         self.sharded, self.optim, self.adaptive_lr = has_shards(policy.parameters()), optim, adaptive_lr
         self.budget, self.skipped, self.run = budget, skipped, run
+        self.measured_budget = copy(budget)
 
     def score_tokens(self, rollout: Rollout) -> TokenScores:
         """Return what the advantages and the choice of tokens need, if they need anything. Collective: call it on every
@@ -144,7 +146,13 @@ class Updater:
         self.optimizer.zero_grad()  # frees their memory for the next rollout
         metrics = {} if wrong is not None else step_metrics(sums) | {"train/grad_norm": float(norm)}
         if adaptive is not None:
-            kl = mean_kl(before, self.measured_logprobs(plan, measured))
+            after = self.measured_logprobs(plan, measured)
+            kl = mean_kl(before, after)
+            if self.rounds_measurement:
+                flip_low_bits(all_parameters(self.optimizer))
+                rounding = mean_kl(after, self.measured_logprobs(plan, measured))
+                flip_low_bits(all_parameters(self.optimizer))
+                kl = kl if isnan(kl) else max(kl - rounding, 0.0)
             metrics |= {k: v for k, v in {"train/kl_step": kl, "train/step_cosine": cosine}.items() if not isnan(v)}
             adaptive.adapt(kl, cosine, self.optimizer, self.schedule)
         self.schedule.step()
@@ -159,15 +167,25 @@ class Updater:
         whole = not self.sharded and all(p.dtype == torch.float32 for p in self.policy.parameters())
         return whole and torch.is_autocast_enabled(device)
 
+    @property
+    def rounds_measurement(self) -> bool:
+        """Whether the rounding of activations adds to the divergence of a step, of which it is then subtracted."""
+        return torch.is_autocast_enabled(self.policy.device.type) and not self.measures_in_float32
+
     def measured_logprobs(self, plan: StepPlan, rows: list[int]) -> Tensor:
         """Return the log-probabilities (N,) of some rows' tokens in the loss, always by the same operations.
 
         In bfloat16 the smallest step changes the rounding of all activations, which alone is a divergence of 1e-3 to
-        5e-3 nats per token. Collective: call it on every rank.
+        5e-3 nats per token. Running out of memory here leaves the micro-batches of training as they are. Collective:
+        call it on every rank.
         """
-        device = self.policy.device
-        with more_bits_than_autocast(device) if self.measures_in_float32 else nullcontext():
-            logp, _ = self.logprobs(plan.prepared.rollout, self.policy, rows)
+        device, training = self.policy.device, self.budget
+        self.budget = self.measured_budget
+        try:
+            with more_bits_than_autocast(device) if self.measures_in_float32 else nullcontext():
+                logp, _ = self.logprobs(plan.prepared.rollout, self.policy, rows)
+        finally:
+            self.budget = training
         at = index(rows, logp.device)
         return logp[at][plan.mask[at]]
 

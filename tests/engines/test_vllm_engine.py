@@ -257,6 +257,31 @@ def test_on_a_gpu_deterministic_means_batch_invariant(
     assert seen == ["", "", "1"]
 
 
+def test_more_banned_tokens_than_the_second_runner_takes_go_to_the_first(
+    monkeypatch: pytest.MonkeyPatch, policy: Policy, environment: None
+) -> None:
+    monkeypatch.setattr("vllm.LLM", lambda **settings: None)
+    for banned, runner in ((1024, None), (1025, "0")):
+        monkeypatch.setattr(Policy, "placeholder_ids", tuple(range(banned)))
+        VLLMEngine().start(EngineContext("", policy, byte_tokenizer(), 512, 4, 0))
+        assert os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == runner
+
+
+def test_no_batch_stays_in_flight_after_the_last_completion() -> None:
+    """Under asynchronous scheduling, which a CPU's vLLM has not."""
+    queue = [1, 2]
+    engine = VLLMEngine()
+    engine._context = EngineContext.in_place(None, byte_tokenizer(), 1)  # type: ignore[arg-type]
+    engine._llm = SimpleNamespace(
+        llm_engine=SimpleNamespace(
+            engine_core=SimpleNamespace(engine_core=SimpleNamespace(batch_queue=queue)),
+            step=queue.pop,
+            has_unfinished_requests=lambda: False,
+        )
+    )
+    assert engine.generate([], SAMPLING, []) == [] and not queue
+
+
 def test_its_share_of_a_gpu_is_what_training_leaves_and_stays_that_after_a_crash(
     monkeypatch: pytest.MonkeyPatch, policy: Policy, environment: None
 ) -> None:

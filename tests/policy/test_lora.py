@@ -20,6 +20,7 @@ from lit_rlvr.engines.synced import SyncedEngine
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import (
     Lora,
+    adapted_modules,
     adapter_dropout,
     add_adapters,
     changing_weights,
@@ -226,6 +227,27 @@ def test_frozen_weights_are_in_the_type_of_products_if_that_changes_nothing(tiny
     planned = state_memory(replace(shape, published=2), Strategy(False, False, lora=True), 2, False)["weights"]
     size = wide.model.get_parameter(odd).numel()
     assert planned == sum(p.nbytes for p in narrow.parameters()) - 2 * size
+
+
+@pytest.mark.parametrize("options", [{}, {"init": "pissa"}, {"dora": True}], ids=["plain", "pissa", "dora"])
+def test_adapters_take_their_inputs_as_they_are_with_the_same_bits(
+    options: dict[str, Any], tiny_model_folder: Path
+) -> None:
+    """DoRA gets them in float32, in which it computes its norms."""
+    policy = load_policy(str(tiny_model_folder))
+    add_adapters(policy.model, Lora(rank=3, **options))
+    layers, types, found = [*adapted_modules(policy.model).values()], set(), []
+    for layer in layers:
+        layer.lora_A["default"].register_forward_pre_hook(lambda _, inputs: types.add(inputs[0].dtype))
+        torch.nn.init.normal_(layer.lora_B["default"].weight)
+    for cast in (False, True):
+        for layer in layers:
+            layer.cast_input_dtype_enabled |= cast
+        with training_autocast(torch.device("cpu"), torch.bfloat16):
+            found.append(policy.logprobs(ROLLOUT, [0, 1, 2, 3])[0])
+        if not cast and not options:
+            assert types == {torch.bfloat16}
+    assert torch.equal(*found)
 
 
 def test_what_makes_no_sense_is_one_line(tiny_model_folder: Path) -> None:

@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tiny import make_rollout, tiny_moe
 from tiny_runs import fit
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_rlvr.policy.loading import load_policy
+from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import training_autocast
 
 
@@ -71,3 +74,20 @@ def test_float32_is_float32_in_a_gpus_convolutions_too(
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     load_policy(str(tiny_model_folder))
     assert torch.backends.cudnn.allow_tf32 is torch.backends.cuda.matmul.allow_tf32 is False
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+def test_experts_multiply_in_the_type_of_autocast(half: bool) -> None:
+    """Weights in float32 get their gradients in it, as those of other layers do."""
+    seen, dtype = set(), torch.bfloat16 if half else torch.float32
+
+    class Noted(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten._grouped_mm.default:
+                seen.update(x.dtype for x in args[:2])
+            return func(*args, **(kwargs or {}))
+
+    policy = Policy(tiny_moe(), ())
+    with Noted(), training_autocast(torch.device("cpu"), dtype):
+        policy.logprobs(make_rollout([[5, 6]], [[[7, 8], [9]]]), [0, 1])[0].sum().backward()
+    assert seen == {dtype} and {p.grad.dtype for p in policy.parameters() if p.grad is not None} == {torch.float32}

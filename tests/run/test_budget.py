@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from tiny_rewards import judged_as_is
 from tiny_runs import FIT, completions, fit, metrics, summary, to
 
 from lit_rlvr.common.run_files import LIVE
-from lit_rlvr.run.progress import outage_seconds
+from lit_rlvr.run.progress import ProgressEstimator, RunProgress, outage_seconds
 
 CLI = Callable[..., Any]
 ENDLESS = ("--trainer.max_steps", -1)
@@ -146,3 +147,13 @@ def test_an_outage_is_not_part_of_the_estimated_end() -> None:
     assert outage_seconds(iterations, rollouts) == 598.0
     assert outage_seconds([3.0, 12.0, 3.0, 4.0], [2.0, 11.0, 2.0, 3.0]) == 0.0
     assert outage_seconds([3.0, 90.0, 3.0], [2.0, 2.0, 2.0]) == 0.0, "a long validation"
+
+
+def test_a_first_step_that_is_not_finite_has_no_loss_to_show(capsys: pytest.CaptureFixture[str]) -> None:
+    module = SimpleNamespace(iteration=1, updates_per_rollout=1, epochs_per_rollout=1)
+    trainer: Any = SimpleNamespace(
+        callback_metrics={"train/skipped_steps": 1.0}, callbacks=[ProgressEstimator()], global_step=1, max_steps=2,
+        max_epochs=-1, num_training_batches=4, lightning_module=module,
+    )  # fmt: skip
+    RunProgress().on_train_batch_end(trainer, module, None, None, 0)  # type: ignore[arg-type]
+    assert "step 1/2  loss nan" in capsys.readouterr().err

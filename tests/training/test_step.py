@@ -16,7 +16,7 @@ from two_ranks import in_two_ranks
 
 from lit_rlvr.objectives import kl_estimate
 from lit_rlvr.training.optimizer import AutoLR
-from lit_rlvr.training.step import chances, mean_kl, measured_rows, staleness_metrics
+from lit_rlvr.training.step import chances, logprobs_of, mean_kl, measured_rows, staleness_metrics
 from lit_rlvr.training.update import Updater
 
 NAMES = {f"train/staleness/{name}" for name in ("mean", "max", "ess")}
@@ -141,6 +141,47 @@ def test_the_divergence_of_a_step_is_that_of_the_policies_around_it(
     assert [metrics["train/kl_step"] for metrics in seen.metrics] == pytest.approx(
         [sum(found[k : k + updates]) / updates for k in (0, updates)], rel=1e-3
     )
+
+
+def test_rounding_is_no_divergence_where_bfloat16_measures_it(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of shards and adapters: by weights that differ in low bits, and are afterwards what they were."""
+    seen: list[Any] = []
+    logprobs = Updater.measured_logprobs
+
+    def noted(self: Updater, plan: Any, rows: list[int]) -> Any:
+        weights = torch.cat([p.detach().flatten() for p in self.policy.parameters() if p.requires_grad])
+        seen.append((logprobs(self, plan, rows), weights))
+        return seen[-1][0]
+
+    monkeypatch.setattr(Updater, "measured_logprobs", noted)
+    monkeypatch.setattr(Updater, "measures_in_float32", False)
+    half = {"precision": "bf16-mixed"}
+    module, recorder = fit(tiny_model_folder, tmp_path, lr=AutoLR(start=1e-4), trainer_options=half)
+    (before, _), (after, left), (again, flipped) = seen
+    rounding = mean_kl(after, again)
+    assert rounding > 0
+    assert recorder.metrics[0]["train/kl_step"] == pytest.approx(max(mean_kl(before, after) - rounding, 0), rel=1e-5)
+    ours = torch.cat([p.detach().flatten() for p in module.policy.parameters() if p.requires_grad])
+    apart = ((flipped - left) / left).abs()
+    assert torch.equal(ours, left) and float(apart.min()) >= 2**-12 and float(apart.max()) <= 2**-11
+
+
+def test_a_measurement_that_runs_out_of_memory_leaves_training_its_micro_batches(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide: list[int] = []
+
+    def narrow(policy: Any, rollout: Any, rows: list[int], budget: int, *rest: Any) -> Any:
+        wide.append(budget)
+        if len(wide) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return logprobs_of(policy, rollout, rows, budget, *rest)
+
+    monkeypatch.setattr("lit_rlvr.training.update.logprobs_of", narrow)
+    module, _ = fit(tiny_model_folder, tmp_path, 2, lr=AutoLR(start=1e-3), compute={"tokens_per_microbatch": 600})
+    assert wide == [600, 300, 300, 300, 300] and module.tokens_per_microbatch == 600
 
 
 def a_plan(prompts: list[Any], rows: list[int], repeats: list[int] | None = None) -> Any:

@@ -301,6 +301,25 @@ def test_the_divergence_from_oneself_is_behind_the_demonstration_too(tiny_model_
     assert_same(seen.gradients[0], dict(zip(names, wanted, strict=True)))
 
 
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"kl": {"coef": 0.1}}, torch.bfloat16),
+        ({"kl": {"coef": 0.1, "reference_update_every": 1}}, torch.float32),
+        ({"teacher": Teacher(prompt=Demonstration("solution"), ema=0.5)}, torch.float32),
+    ],
+    ids=["reference", "renewed", "average"],
+)
+def test_frozen_weights_have_the_type_of_products_unless_they_are_renewed(
+    options: dict[str, Any], wanted: torch.dtype, tmp_path: Path
+) -> None:
+    folder = save_model(tiny_llama().bfloat16(), tmp_path / "published")
+    half = {"precision": "bf16-mixed"}
+    module, _ = fit(folder, tmp_path, data=questions(tmp_path), trainer_options=half, **options)
+    (policy,) = [one for one in (module.reference.policy, *module.teachers.policies) if one is not None]
+    assert {parameter.dtype for parameter in policy.parameters()} == {wanted}
+
+
 @pytest.mark.parametrize("first", ["none", "average"])
 def test_a_run_resumes_with_another_teacher(first: str, teacher: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
     """A folder's weights stay its own, and an average that is new begins at the initial weights."""
