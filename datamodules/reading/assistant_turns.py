@@ -41,8 +41,10 @@ def split_turns(
         source: "file:row".
 
     Raises:
-        BadRow: the template does not show which tokens are the assistant's.
+        BadRow: the template does not show which tokens are the assistant's, or the assistant speaks first.
     """
+    if messages[0]["role"] == "assistant":
+        raise BadRow("the conversation begins with a turn of the assistant; leave that turn out", "prompt")
     chat.text(messages, tokenizer, source)  # refuses messages that the template does not show
     if _MARKS.search(str(tokenizer.chat_template or "")):
         return _marked_parts(chat.marked(messages, tokenizer, source), ends[0])
