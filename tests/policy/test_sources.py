@@ -115,7 +115,7 @@ def test_an_adapter_that_fits_no_base_is_one_line(
         ({"peft_type": "LOHA", "alpha": 2}, "is LOHA, which cannot be continued; merge it"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights pissa, which cannot be continued"),
         ({"modules_to_save": ["lm_head"], "target_modules": ["q_proj"]}, "trains lm_head.*; merge it"),
-        ({"lora_bias": True, "target_modules": ["q_proj"]}, "trains .*lora_B.default.bias"),
+        ({"lora_bias": True, "target_modules": ["q_proj"]}, "trains .*lora_B.default.bias.*; else train one without"),
         ({"target_modules": ["embed_tokens"]}, "trains model.embed_tokens.lora_embedding"),
         ({"r": "many", "target_modules": ["q_proj"]}, "does not fit .*TypeError"),
     ):
@@ -143,6 +143,15 @@ def test_adapters_on_the_hub_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match=r"an adapter \(LoRA\) of org/base.*hf download org/adapters --local-dir"):
         resolve_model("org/adapters")
+
+
+@pytest.mark.parametrize(("name", "near"), [("smolm2", "smollm2"), ("tiny-lama", "tiny-llama"), ("SmolLM2", "smollm2")])
+def test_a_misspelt_model_of_ours_is_named_without_the_hub(
+    monkeypatch: pytest.MonkeyPatch, name: str, near: str
+) -> None:
+    monkeypatch.setattr(models, "_check_hub", lambda model: pytest.fail("asks the hub"))
+    with pytest.raises(UserError, match=f"no model '{name}'; did you mean '{near}'"):
+        resolve_model(name)
 
 
 def test_a_run_given_as_a_model_names_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
