@@ -19,7 +19,6 @@ from jsonargparse._parameter_resolvers import get_signature_parameters
 import lit_rlvr
 from lit_rlvr.errors import UserError, did_you_mean, shown, user_error_in, why_not_a_file
 
-
 TOP_KEYS = (
     "base", "seed_everything", "model", "data", "rollout", "trainer", "run", "budget", "checkpoint", "collapse",
     "trackers", "warm_start", "overwrite", "ckpt_path", "weights_only", "verbose",

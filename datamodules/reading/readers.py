@@ -259,8 +259,10 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Value]]:
             if not (text := line.strip()):
                 continue
             if number == 1 and (text[0] == "[" or text == "{"):
-                raise UserError(f"{path}: begins with {text[:20]!r}, but a line of JSON Lines is one whole object; write "
-                                "one object a line, or a list of them to a .json file")  # fmt: skip
+                raise UserError(
+                    f"{path}: begins with {text[:20]!r}, but a line of JSON Lines is one whole object; write one object "
+                    "a line, or a list of them to a .json file"
+                )
             try:
                 yield number, _object(json.loads(line, object_pairs_hook=_unique_keys))
             except (ValueError, RecursionError) as error:

@@ -13,7 +13,7 @@ from typing import Any
 
 from lit_rlvr.errors import UserError, given_text
 from lit_rlvr.rewards.base import as_result
-from lit_rlvr.types import Completion, Pair, RewardResult
+from lit_rlvr.types import Completion, Pair, RewardResult, Sample
 
 ANSWER_COLUMNS = ("answer", "solution", "ground_truth")
 """Columns that hold the reference answer, for functions of TRL and data without such a column."""

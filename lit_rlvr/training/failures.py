@@ -69,8 +69,8 @@ class SkippedSteps:
         """
         if 2 * self.in_a_row > steps:
             raise UserError(
-                f"the last {self.in_a_row} of {steps} steps were skipped, because their loss or gradient was not finite; "
-                "lower model.lr or model.optim.max_grad_norm, and start anew"
+                f"the last {self.in_a_row} of {steps} steps were skipped, because their loss or gradient was not "
+                "finite; lower model.lr or model.optim.max_grad_norm, and start anew"
             )
 
     def state_dict(self) -> dict[str, int]:

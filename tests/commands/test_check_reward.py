@@ -156,7 +156,7 @@ def test_a_check_that_always_fails_ends_the_check_up() -> None:
         def __call__(self, completion: Completion, sample: Sample) -> float:
             raise LookupError("no judge")
 
-    with pytest.raises(UserError, match="check: reward '.*' failed on every text; first: .*LookupError: no judge"):
+    with pytest.raises(UserError, match=r"check: reward '.*' failed on every text; first: .*LookupError: no judge"):
         check_reward(Fails(), rows("7"), LONG)
 
 

@@ -107,6 +107,8 @@ def test_an_adapter_that_fits_no_base_is_one_line(
     refused(r"is not one of .*layers.7.self_attn.q_proj.lora_A", tiny_model_folder, more, both)
     wide = weights | {first: torch.zeros(2, 1000)}
     refused("is not one of .*layers.0.self_attn.q_proj.lora_A", tiny_model_folder, wide, ("continue",))
+    with pytest.raises(UserError, match=r"is not one of .*layers\.0"):  # as in a dry run, which loads no weights
+        add_adapters(load_policy(str(tiny_model_folder), empty=True).model, Lora(adapter="continue"), folder=folder)
     refused("the adapter of .* cannot be read: RuntimeError.*size mismatch", tiny_model_folder, wide, ("merge",))
     settings["target_modules"] = ["c_attn"]
     refused("does not fit .*c_attn", tiny_model_folder, weights, ("continue",))

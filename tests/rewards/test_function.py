@@ -6,8 +6,8 @@ import asyncio
 import re
 import sys
 import threading
-from math import isnan
 from dataclasses import replace
+from math import isnan
 from pathlib import Path
 from typing import Any
 
