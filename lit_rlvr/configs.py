@@ -65,7 +65,7 @@ def load_config(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     base_path = find_base(str(base), path)
     below = load_config(base_path, (*seen, path))
     INHERITED.update({key: (cls, base_path) for key, cls in _options_of_other_classes(below, values)})
-    return _with_checked_classes(merge(below, values), f"--config: {path}")  # type: ignore[no-any-return]
+    return _with_checked_classes(merge(below, values), f"--config: {path}")
 
 
 INHERITED: dict[str, tuple[str, Path]] = {}

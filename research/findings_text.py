@@ -261,8 +261,8 @@ any correction for {losses} losses. [FIPO](#three-more-losses-each-at-its-best-l
 
 **{told} ends below it.** The t-intervals of {below} are below 0; after Holm's correction of all {compared} t-tests
 {told} remains ({told_p}). The sign-flip test, before any correction, gives {told_flip} for {told} and
-{only_before_flip} for each of {only_before}, of which it so cannot be said. The three have no ratio, so the second of two
-updates on a rollout is off-policy for them.
+{only_before_flip} for each of {only_before}, of which it so cannot be said. The three have no ratio, so the second of
+two updates on a rollout is off-policy for them.
 
 **No run collapsed at these rates.** At the two higher ones W-REINFORCE did, in both runs of each;
 [why](#why-w-reinforce-collapses) is asked below.

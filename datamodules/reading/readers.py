@@ -260,8 +260,8 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Value]]:
                 continue
             if number == 1 and (text[0] == "[" or text == "{"):
                 raise UserError(
-                    f"{path}: begins with {text[:20]!r}, but a line of JSON Lines is one whole object; write one object "
-                    "a line, or a list of them to a .json file"
+                    f"{path}: begins with {text[:20]!r}, but a line of JSON Lines is one whole object; write one "
+                    "object a line, or a list of them to a .json file"
                 )
             try:
                 yield number, _object(json.loads(line, object_pairs_hook=_unique_keys))
