@@ -12,7 +12,10 @@ from typing import Any
 from lit_rlvr.datamodules.base import PromptDataModule, Split
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.cells import as_text, is_blank, lookup
+from lit_rlvr.datamodules.reading.chat import wrapped_prompt
 from lit_rlvr.datamodules.reading.code_tests import as_tests
+from lit_rlvr.datamodules.reading.rows import as_prompt
+from lit_rlvr.datamodules.reading.sharegpt import sharegpt_to_messages
 from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.code import check_call_tests, read_tests
@@ -44,7 +47,7 @@ CHECKED_AS = ("candidate",)
 """The names of the function in HumanEval's tests."""
 
 PROBLEM_PROMPT = (
-    "### Question:\n{question}\n\n### Format: {form}\n```python\n{code}\n```\n\n"
+    "### Question:\n{prompt}\n\n### Format: {form}\n```python\n{code}\n```\n\n"
     "### Answer: (use the provided format with backticks)\n\n"
 )
 
@@ -107,7 +110,7 @@ class CodeProblems(PromptDataModule):
         cells = {field: lookup(row, columns.get(field, field)) for field in self.fields}
         return Sample(
             id=f"{self.name}:{index + 1}" if cells["id"] is None else as_text(cells["id"], "id"),
-            prompt=as_text(cells["prompt"], "prompt"),
+            prompt=as_prompt(sharegpt_to_messages(cells["prompt"], row.get("system"))),
             answer="",
             row={
                 **row,
@@ -158,7 +161,7 @@ def _with_tests(sample: Sample) -> Sample | BadRow:
     form, code = (FUNCTION, starter) if starter else (SCRIPT_FORM, "# YOUR CODE HERE")
     return replace(
         sample,
-        prompt=PROBLEM_PROMPT.format(question=sample.prompt, form=form, code=code),
+        prompt=wrapped_prompt(sample.prompt, PROBLEM_PROMPT, form=form, code=code),
         answer=f"{len(tests)} tests",
         row={**sample.row, "tests": tuple(cell for cell, _ in read), "function": function},
     )

@@ -8,6 +8,7 @@ from typing import Any
 from lit_rlvr.datamodules.base import PromptDataModule
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.cells import lookup
+from lit_rlvr.datamodules.reading.chat import wrapped_prompt
 from lit_rlvr.datamodules.reading.options import format_options, options_in_columns, read_options, right_letter
 from lit_rlvr.datamodules.reading.readers import TEXT_TABLES
 from lit_rlvr.datamodules.reading.rows import map_columns
@@ -45,11 +46,9 @@ class MultipleChoice(PromptDataModule):
         value = lookup(row, columns.get("options", "options"))
         options = options_in_columns(row) if value is None and "options" not in columns else read_options(value)
         sample = map_columns(row, columns, f"{self.name}:{index + 1}", source)
-        if not isinstance(sample.prompt, str):
-            raise BadRow("expected text, got messages", "prompt")
         if not 2 <= len(options.texts) <= MAX_OPTIONS:
             raise BadRow(f"expected 2 to {MAX_OPTIONS} options, found {len(options.texts)}", "options")
         is_typed = not source.rpartition(":")[0].endswith(TEXT_TABLES)
         answer = right_letter(lookup(row, columns.get("answer", "answer")), options, is_typed)
-        prompt = f"{sample.prompt}\n{format_options(options.texts)}"
+        prompt = wrapped_prompt(sample.prompt, "{prompt}\n{options}", options=format_options(options.texts))
         return replace(sample, prompt=prompt, answer=answer, aliases=(), options=options.texts)

@@ -12,7 +12,7 @@ from typing import Any
 from lit_rlvr.datamodules.base import PromptDataModule
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.cells import as_text, lookup
-from lit_rlvr.datamodules.reading.chat import Chat
+from lit_rlvr.datamodules.reading.chat import Chat, wrapped_prompt
 from lit_rlvr.datamodules.reading.rows import map_columns
 from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.errors import check_within
@@ -113,12 +113,12 @@ class TextToSQL(PromptDataModule):
         """Return the sample with the schema of the first database in its prompt, and all databases in its row.
 
         Raises:
-            BadRow: the prompt is not plain text, or the first database cannot be read.
+            BadRow: the first database cannot be read.
         """
-        if not isinstance(sample.prompt, str):
-            raise BadRow("expected text, got messages", "prompt")
         hint = f"\nHint: {evidence.strip()}" if evidence.strip() else ""
-        prompt = f"{self._schema(databases[0])}\n\nQuestion: {sample.prompt.strip()}{hint}"
+        question = sample.prompt.strip() if isinstance(sample.prompt, str) else sample.prompt
+        template = "{schema}\n\nQuestion: {prompt}{hint}"
+        prompt = wrapped_prompt(question, template, schema=self._schema(databases[0]), hint=hint)
         return replace(sample, prompt=prompt, row={**sample.row, "databases": [str(path) for path in databases]})
 
     def _schema(self, path: Path) -> str:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import cache
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Union, get_args, get_origin
@@ -20,13 +18,6 @@ from jsonargparse._parameter_resolvers import get_signature_parameters
 
 import lit_rlvr
 from lit_rlvr.errors import UserError, did_you_mean, shown, user_error_in, why_not_a_file
-
-
-@cache
-def _scratch() -> tempfile.TemporaryDirectory[str]:
-    """Return this process's folder for merged configs, which it removes when it ends."""
-    return tempfile.TemporaryDirectory(prefix="lit-rlvr-")
-
 
 TOP_KEYS = (
     "base", "seed_everything", "model", "data", "rollout", "trainer", "run", "budget", "checkpoint", "collapse",
@@ -45,8 +36,8 @@ def config_folder() -> Path:
 def find_configs(args: Sequence[str]) -> list[str]:
     """Replace every `--config NAME` by the path of an existing file, or else of a shipped config.
 
-    `quickstart`, `quickstart.yaml` and `configs/quickstart.yaml` all find the shipped quickstart.yaml. For a config
-    with a `base:` the path is that of a new file: the config merged over its base.
+    `quickstart`, `quickstart.yaml` and `configs/quickstart.yaml` all find the shipped quickstart.yaml. A config with a
+    `base:` is replaced by the YAML of the config merged over its base, which the parser takes, too.
 
     Raises:
         UserError: there is no such config, it is not YAML (its name and line), or it has an unknown key.
@@ -54,11 +45,8 @@ def find_configs(args: Sequence[str]) -> list[str]:
     found = list(args)
     for i, name in _config_arguments(args):
         path = find_config(name)
-        if "base" in read_config(path):
-            values, path = load_config(path), Path(_scratch().name) / str(i) / path.name
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(yaml.safe_dump(values, sort_keys=False))
-        found[i] = f"--config={path}" if args[i].startswith("--config=") else str(path)
+        value = yaml.safe_dump(load_config(path), sort_keys=False) if "base" in read_config(path) else str(path)
+        found[i] = f"--config={value}" if args[i].startswith("--config=") else value
     return found
 
 
@@ -77,7 +65,7 @@ def load_config(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     base_path = find_base(str(base), path)
     below = load_config(base_path, (*seen, path))
     INHERITED.update({key: (cls, base_path) for key, cls in _options_of_other_classes(below, values)})
-    return merge(below, values)
+    return _with_checked_classes(merge(below, values), f"--config: {path}")
 
 
 INHERITED: dict[str, tuple[str, Path]] = {}
@@ -186,8 +174,11 @@ def _with_checked_classes(value: Any, where: str) -> Any:
         UserError: a class has another key, or one with a wrong kind of value; the message begins with `where`.
     """
     if isinstance(value, dict) and {"class_path", "init_args"} & {*value}:
-        for key in {*value} - {*CLASS_KEYS}:
+        for key in [key for key in value if key not in CLASS_KEYS]:
             hint = did_you_mean(key, CLASS_KEYS, "the options of a class are under init_args")
+            if "class_path" not in value and hint.startswith("the"):
+                raise UserError(f"{where}: init_args is for a class, and there is no class_path; give one, or give "
+                                f"the options as {key!r} is given")  # fmt: skip
             raise UserError(f"{where}: unknown key {key!r}; {hint}")
         if not isinstance(value.get("class_path", ""), str):
             raise UserError(f"{where}: a class_path is the name of a class, not {value['class_path']!r}")
@@ -328,8 +319,9 @@ class Parser(ArgumentParser):
                 return cls(*args, **options)
             except UserError as error:
                 problems.extend(error.messages)
-                if hasattr(cls, "given"):  # a group of options, whose defaults take its place
-                    return cls()
+                if hasattr(cls, "given"):  # a group of options, whose defaults take its place, if it can have them
+                    with suppress(UserError):
+                        return cls()
                 wrong = {
                     name
                     for name in options

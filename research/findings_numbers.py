@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from lit_rlvr.commands.compare.significance import LEVEL, detectable, holm, paired_t_test, t_interval
+from lit_rlvr.commands.compare.significance import LEVEL, detectable, holm, paired_t_test, sign_flip_test, t_interval
 
 Found = Mapping[str, Any]
 """What a claim says -> its `Finding`."""
@@ -33,6 +33,11 @@ def signed(finding: Any) -> str:
 
 def p_value(p: float) -> str:
     return "p < 0.001" if p < 1e-3 else f"p {p:.3f}"
+
+
+def sign_flip_p(*losses: Sequence[float]) -> str:
+    """Return the p of the sign-flip test of some losses' differences from a baseline, the largest of them."""
+    return f"p {max(sign_flip_test(values) or 1.0 for values in losses):.4f}"
 
 
 def is_collapsed(run: Mapping[str, Any]) -> bool:
@@ -407,7 +412,9 @@ def best_numbers(results: Mapping[str, Any], rates: Mapping[str, float]) -> dict
         "below": listed(LOSS_NAMES.get(name, name) for name in below),
         "told": listed(LOSS_NAMES.get(name, name) for name in told),
         "told_p": p_value(max(corrected[name] for name in told)),
+        "told_flip": sign_flip_p(*(others[name] for name in told)),
         "only_before": listed(LOSS_NAMES.get(name, name) for name in below if name not in told),
+        "only_before_flip": sign_flip_p(*(others[name] for name in below if name not in told)),
         "compared": str(len(others)),
         "runs": str(pairs * len(ends)),
         "least_p": f"{2 / 2**pairs:.3f}",
@@ -452,6 +459,7 @@ def more_numbers(results: Mapping[str, Any]) -> dict[str, str]:
             f"{name}_apart": f"{fmean(values):+.3f}, {between(t_interval(values) or ())}"
             for name, values in apart.items()
         },
+        **{f"{name}_flip": sign_flip_p(values) for name, values in apart.items()},
         "pairs": str(len(apart["fipo"])),
         "fipo_tokens": times_tokens(results, "fipo"),
     }

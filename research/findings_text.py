@@ -8,11 +8,11 @@ cores, and asked which claims of three papers show. What we saw holds for this m
 
 **A-GRAE** (suppress the advantages of right answers; favour hard prompts as the model gets better)
 
-- Holds: while right answers are suppressed, the entropy is higher than GRPO's in the first half of training, by
-  {entropy_1} nats in the first quarter ({entropy_seeds}); in the last quarter it is {entropy_last} lower. More prompts
-  are unsolved in the last quarter than in the first, by {unsolved} of 32 ({unsolved_seeds}); with GRPO fewer are, by
-  {unsolved_grpo}. Favouring hard prompts helps at k = 16, by {hard_16} ({hard_seeds}). We looked at these three after
-  the results were in.
+- Found afterwards, so without a verdict: while right answers are suppressed, the entropy is higher than GRPO's in the
+  first half of training, by {entropy_1} nats in the first quarter ({entropy_seeds}); in the last quarter it is
+  {entropy_last} lower. More prompts are unsolved in the last quarter than in the first, by {unsolved} of 32
+  ({unsolved_seeds}); with GRPO fewer are, by {unsolved_grpo}. Favouring hard prompts goes with more at k = 16, by
+  {hard_16} ({hard_seeds}). All three need fresh seeds.
 - Does not hold: the entropy does not rise, and A-GRAE does not beat GRPO at a learning rate chosen for GRPO. It ends
   {agrae_behind} lower at k = 1 ({agrae} against {grpo}); the suppression alone ends {group_behind} lower.
 - Does not hold where hard problems stay unsolved: A-GRAE's lead is {regime_agrae_1} ({regime_agrae_1_interval},
@@ -39,7 +39,7 @@ cores, and asked which claims of three papers show. What we saw holds for this m
 
 **AAPO** (add the margin over a reference model's rewards to the advantage)
 
-- Holds: fewer advantages are 0, which follows from the formula.
+- So by construction, and no finding: fewer advantages are 0, which follows from the formula.
 - Holds at a second look: in groups of two, at equal steps, it leads GRPO by {margin_lead} ({margin_lead_interval}), and
   AAPO without the margin by {margin_margin} ({margin_margin_interval}). Both claims were "cannot tell" when 18 of 30
   planned pairs were in; with {margin_pairs} both have p {margin_p} after correction. For two looks p has to be below
@@ -52,9 +52,10 @@ cores, and asked which claims of three papers show. What we saw holds for this m
 
 **Eighteen losses, each at the best of three learning rates by two seeds** ({best_runs} runs, on sums of two numbers):
 no loss's lead over GRPO can be told from 0, but {best_pairs} pairs could tell only large ones, of {best_shown}.
-{best_told} ends below GRPO ({best_told_p} after Holm's correction of t-tests); {best_only_before} do so before the
-correction alone. In a later study FIPO ends above it: {more_fipo_apart}, before any correction, with
-{more_fipo_tokens} times its tokens.
+{best_told} ends below GRPO ({best_told_p} after Holm's correction of t-tests; sign-flip {best_told_flip}, the least
+that so many pairs can give). Of {best_only_before}, and of FIPO in a later study, it cannot be said: their t-intervals
+leave 0 out before any correction ({best_only_before} below GRPO, FIPO above it by {more_fipo_apart}, with
+{more_fipo_tokens} times its tokens), but the sign-flip test gives {best_only_before_flip} and {more_fipo_flip}.
 
 **W-REINFORCE** ends at 0 at the two higher rates; at the chosen ones no run of any loss collapsed. In another study, at
 the middle rate, one of ten cells collapsed, in three of three runs: with right answers at a tenth, a second update, no
@@ -256,10 +257,12 @@ larger by sqrt(2) than the sample's, which the released code takes, and the marg
 **{pairs} pairs tell no loss ahead of GRPO, which is not to say that none is.** Of the intervals of the differences
 {above} is above 0. The largest lead is {largest_lead}. To be found with a probability of 0.8 in a single t-test, it
 would have to be {shown}, depending on how the loss scatters. The sign-flip test cannot go below p = {least_p}, before
-any correction for {losses} losses. [FIPO](#three-more-losses-each-at-its-best-learning-rate) came later, and is ahead.
+any correction for {losses} losses. [FIPO](#three-more-losses-each-at-its-best-learning-rate) came later.
 
-**Three end below it.** The intervals of {below} are below 0; after Holm's correction of all {compared} t-tests {told}
-remains ({told_p}). The three have no ratio, so the second of two updates on a rollout is off-policy for them.
+**{told} ends below it.** The t-intervals of {below} are below 0; after Holm's correction of all {compared} t-tests
+{told} remains ({told_p}). The sign-flip test, before any correction, gives {told_flip} for {told} and
+{only_before_flip} for each of {only_before}, of which it so cannot be said. The three have no ratio, so the second of
+two updates on a rollout is off-policy for them.
 
 **No run collapsed at these rates.** At the two higher ones W-REINFORCE did, in both runs of each;
 [why](#why-w-reinforce-collapses) is asked below.
@@ -280,11 +283,13 @@ The intervals of the accuracy are wide because the three starting models differ 
 of the differences compare runs from the same start.
 """,
     "losses_more": """
-**FIPO** has DAPO's options, so it samples again for groups that are all right or all wrong. It ends at {fipo}, ahead of
-GRPO by {fipo_apart} (uncorrected), from {fipo_tokens} times its tokens, as DAPO does above. What FIPO's weights add to
-DAPO was not measured apart.
+**FIPO** has DAPO's options, so it samples again for groups that are all right or all wrong. It ends at {fipo}, and
+its lead over GRPO is {fipo_apart} (t, uncorrected), from {fipo_tokens} times its tokens, as DAPO does above. In one of
+{pairs} pairs GRPO is ahead, and the sign-flip test gives {fipo_flip}: whether FIPO leads cannot be said. What FIPO's
+weights add to DAPO was not measured apart.
 
-**TOPR and DRO** end at {topr} and {dro}; their lead over GRPO is {topr_apart}, and {dro_apart}. Both are made for
+**TOPR and DRO** end at {topr} and {dro}; their lead over GRPO is {topr_apart} (sign-flip {topr_flip}), and {dro_apart}
+({dro_flip}). Both are made for
 completions of another policy, and here these are at most one update old. TOPR has the paper's advantages, 1 and -1,
 with which most completions of these starts have a negative one. At the highest of three rates both of its runs
 collapsed.

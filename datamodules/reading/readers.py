@@ -256,8 +256,13 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Value]]:
     """Read one JSON object per line; skip blank lines; yield a bad row for a broken line."""
     with _open(path) as file:
         for number, line in enumerate(file, 1):
-            if not line.strip():
+            if not (text := line.strip()):
                 continue
+            if number == 1 and (text[0] == "[" or text == "{"):
+                raise UserError(
+                    f"{path}: begins with {text[:20]!r}, but a line of JSON Lines is one whole object; write one "
+                    "object a line, or a list of them to a .json file"
+                )
             try:
                 yield number, _object(json.loads(line, object_pairs_hook=_unique_keys))
             except (ValueError, RecursionError) as error:

@@ -1,4 +1,5 @@
-"""One LightningModule per algorithm; each file is one loss. `__all__` has those that learn from rewards."""
+"""One LightningModule per algorithm; each file is one loss. `__all__` has those that learn from
+the model's own completions: all but `SFT`."""
 
 from lit_rlvr.algorithms.aapo import AAPO
 from lit_rlvr.algorithms.apmpo import APMPO

@@ -130,10 +130,10 @@ def _problems(arguments: Sequence[str], names: IndexedNames) -> Iterator[str]:
             value = value if equals else next(given, "--")
             if not equals and value.startswith("--"):
                 raise _UnsureError
-            _check_ours(load_yaml(value))
+            _check_ours(loaded := load_yaml(value))
             found.add(key)
         if option in ("--config", "-c"):
-            config = read_config(Path(value))
+            config = loaded if isinstance(loaded, dict) else read_config(Path(value))  # merged over its base, or a file
             _check_ours(config)
             for part in {"model", "data"} & {*config}:
                 classes[part] = config[part].get("class_path", classes.get(part))

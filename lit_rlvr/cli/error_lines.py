@@ -199,7 +199,8 @@ def explain(text: str, names: KnownNames) -> str:
         where = ".".join(key for place, key in keys if place < found.start()) or (keys[0][1] if keys else "config")
         parts = {name: _shorten(part) if name == "given" else part for name, part in found.groupdict().items()}
         if "mismatch" in parts:
-            if "class_path '" in found["mismatch"]:  # a class inside the class has the wrong option
+            inner = found["mismatch"]
+            if "class_path '" in inner or ("dot import path" in inner and not [*_expected_kinds(inner)]):  # of a class
                 return explain(f'Parser key "{where}.{found["inner"]}": {found["mismatch"]}', names)
             parts["why"] = _mismatch(found["mismatch"])
         return message.format(where=where, **parts) + _hint(found.groupdict() | {"where": where}, names)

@@ -200,7 +200,7 @@ class RLVRCLI(LightningCLI):
         )  # fmt: skip
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.config = parser.parse_line(args)  # type: ignore[attr-defined]
+        self.config = parser.parse_line(find_configs(args))  # type: ignore[attr-defined]
         self.reset_null_groups()
 
     def reset_null_groups(self) -> None:
@@ -361,5 +361,5 @@ def run(command: str, arguments: list[str]) -> int | None:
     dry = command == "fit" and DRY_RUN in arguments
     given = [argument for argument in arguments if not (dry and argument == DRY_RUN)]
     with ExitStack() as stack, save_dir_not_required():
-        RLVRCLI([command, *find_configs(given), *(CPU_TRAINER if command == "plan" else ())], stack, dry)
+        RLVRCLI([command, *given, *(CPU_TRAINER if command == "plan" else ())], stack, dry)
     return None

@@ -150,13 +150,29 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
+LINE_SECONDS = 20.0
+"""Seconds between two lines of a progress bar where there is no terminal."""
+
+
 @contextmanager
 def progress_bar(what: str, left: int, done: int = 0) -> Iterator[Callable[[], None]]:
-    """Show how many of `done + left` items are done; call the yielded function once per finished item."""
+    """Show how many of `done + left` items are done; call the yielded function once per finished item.
+
+    Where there is no terminal, it prints a line at the start and one every `LINE_SECONDS` at most.
+    """
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Terminal(stderr=True)) as bar:
-        task = bar.add_task(what, total=done + left, completed=done)
-        yield lambda: bar.advance(task)
+        task, said = bar.add_task(what, total=done + left, completed=done), -math.inf
+
+        def one_more(count: int = 1) -> None:
+            nonlocal said
+            bar.advance(task, count)
+            if not bar.console.is_terminal and time.monotonic() - said > LINE_SECONDS:
+                said = time.monotonic()
+                bar.console.print(f"{what}: {bar.tasks[task].completed:g} of {done + left}", soft_wrap=True)
+
+        one_more(0)
+        yield one_more
 
 
 @dataclass

@@ -25,7 +25,7 @@ from lit_rlvr.engines.base import (
     ends_with_stop,
     read_completion,
 )
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.policy.logprobs import shape_logits
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.routes import routing
@@ -47,6 +47,7 @@ class HFEngine(InPlaceEngine):
     """
 
     def __init__(self, max_sequences: int = 256) -> None:
+        check_within("[1, inf)", "rollout.engine", max_sequences=max_sequences)
         self.max_sequences = max_sequences
 
     def start(self, context: EngineContext) -> None:

@@ -112,6 +112,9 @@ class Sampler:
             data: the prompts' DataModule.
             judged: called with each group from a separate thread, one at a time, in any order.
             environment: the environment that answers the model between its turns.
+
+        Raises:
+            UserError: a reward failed on every completion of a batch.
         """
         sampling = sampling.with_banned(self.policy.placeholder_ids)
         batch_size = max(1, SEQUENCES // samples)
@@ -137,10 +140,11 @@ class Sampler:
         self, prompts: list[Prompt], sampling: Sampling, seeds: list[list[int]], rewards: Sequence[Reward],
         judged: Judged, episodes: Episodes | None,
     ) -> None:  # fmt: skip
-        futures: dict[int, Future[None]] = {}
+        futures: dict[int, Future[Scores]] = {}
 
-        def judge(prompt: Prompt, group: list[Completion]) -> None:
-            judged(prompt, group, score_rollout(rewards, [prompt.as_judged(group)], [prompt.sample]))
+        def judge(prompt: Prompt, group: list[Completion]) -> Scores:
+            judged(prompt, group, scores := score_rollout(rewards, [prompt.as_judged(group)], [prompt.sample]))
+            return scores
 
         with ThreadPoolExecutor(1) as thread:
 
@@ -149,8 +153,14 @@ class Sampler:
 
             for p, group in enumerate(self.engine.generate(prompts, sampling, seeds, done, episodes)):
                 done(p, group)
-        for future in futures.values():
-            future.result()
+        found = [future.result() for future in futures.values()]
+        if all(bool(scores.failed.all()) for scores in found):
+            judged_first = found[0].details[0][0]
+            name, reason = next((n, r.detail) for n, r in judged_first.items() if r.status == "error")
+            raise UserError(
+                f"reward {name!r} failed on all of {sum(scores.failed.numel() for scores in found)} completions; "
+                f"first: {reason}; mend it, and give a new --out"
+            )
 
     def close(self) -> None:
         """Free the engine's memory, and end the workers of rewards and environments."""

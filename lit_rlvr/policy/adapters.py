@@ -229,9 +229,8 @@ def load_adapter(model: Any, folder: str | Path, empty: bool = False) -> None:
         raise UserError(
             f"model: the adapter in {folder} trains {(extra or sorted(kinds))[0]}, and only matrices A and B and "
             f"DoRA's magnitudes can be continued; {MERGE}"
+            + (", if its layers have biases of their own; else train one without" if "lora_B" in str(extra) else "")
         )
-    if empty:
-        return
     # peft leaves `.weight` out of the names of magnitudes, and transformers needs it; each reads them with it.
     saved = {name if name.endswith(".weight") else f"{name}.weight": weight for name, weight in found.items()}
     ours = {
@@ -242,7 +241,7 @@ def load_adapter(model: Any, folder: str | Path, empty: bool = False) -> None:
     if wrong := mismatched_weights(saved, ours):
         more = f" and {len(wrong) - 1} more do not fit" if wrong[1:] else " does not fit"
         raise UserError(f"model: the adapter in {folder} is not one of {_name(model)}: {wrong[0]}{more}; {MISFIT}")
-    for name, weight in saved.items():
+    for name, weight in saved.items() if not empty else ():
         ours[name].data.copy_(weight)
 
 

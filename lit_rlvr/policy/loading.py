@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_rlvr.common.files import scratch_folder, writing
 from lit_rlvr.common.packages import require
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, first_line
 from lit_rlvr.policy.adapters import MISFIT
 from lit_rlvr.policy.families import family_of
 from lit_rlvr.policy.families.base import ImageProcessor
@@ -459,7 +459,10 @@ def merge_into_base(folder: Path, base: str, target: Path, dtype: torch.dtype = 
         unknown = [name for name in found.unexpected_keys if ".modules_to_save." not in name]  # peft wrote them twice
         if wrong := sorted(found.missing_keys + unknown):
             raise UserError(f"model: the adapter in {folder} is not one of {base}: {_few(wrong)}; {MISFIT}")
-        merged: Any = model.merge_and_unload()
+        try:
+            merged: Any = model.merge_and_unload()
+        except RuntimeError as error:
+            raise UserError(f"model: the adapter in {folder} cannot be merged: {first_line(error)}") from error
     if tied:
         still = torch.equal(merged.get_output_embeddings().weight, merged.get_input_embeddings().weight)
         for config in (merged.config, merged.config.get_text_config()):

@@ -78,6 +78,8 @@ def _find_model(model: str) -> str | Path:
     if "://" in model:
         name = re.search(r"(?:huggingface\.co|hf-mirror\.com)/([\w.-]+/[\w.-]+)", model)
         raise UserError(f"model: {model}: URLs are not read; give {f'the hub id, {name[1]}' if name else 'a folder'}")
+    if "/" not in model and (near := get_close_matches(model.lower(), ["smollm2", *TINY], 1, 0.8)):
+        raise UserError(f"model: there is no folder and no model {model!r}; did you mean {near[0]!r}?")
     return _check_hub(model) or model
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
+from lit_rlvr.errors import UserError, given_text
 from lit_rlvr.rewards.base import as_result
-from lit_rlvr.types import Completion, Pair, RewardResult
+from lit_rlvr.types import Completion, Pair, RewardResult, Sample
 
 ANSWER_COLUMNS = ("answer", "solution", "ground_truth")
 """Columns that hold the reference answer, for functions of TRL and data without such a column."""
@@ -77,15 +80,28 @@ def verl_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
     """Return the arguments that verl gives to `compute_score`; without its columns, the reference is the answer."""
     completion, sample = pairs[0]
     row = sample.row
-    model = row.get("reward_model")
-    truth = model.get("ground_truth") if isinstance(model, Mapping) else None
+    truth = mapping_in(sample, "reward_model").get("ground_truth")
     return {
         "data_source": row.get("data_source", ""),
         "solution_str": completion.text,
         "predict_str": completion.text,
         "ground_truth": sample.answer if truth is None else truth,
-        "extra_info": dict(row.get("extra_info") or {}),
+        "extra_info": mapping_in(sample, "extra_info"),
     }
+
+
+def mapping_in(sample: Sample, column: str) -> dict[str, Any]:
+    """Return the mapping in a column, also in JSON text; an empty one if the column is missing or empty.
+
+    Raises:
+        UserError: it holds anything else.
+    """
+    value = sample.row.get(column) or {}
+    with suppress(ValueError):
+        value = json.loads(value) if isinstance(value, str) else value
+    if not isinstance(value, Mapping):
+        raise UserError(f"{sample.source or sample.id}: {column}: {given_text(value)} is no mapping, nor JSON of one")
+    return dict(value)
 
 
 def verl_batch_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
@@ -138,7 +154,7 @@ class SlimeArgs(SimpleNamespace):
 def slime_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
     completion, sample = pairs[0]
     status = "truncated" if completion.truncated else "completed"
-    metadata = dict(sample.row.get("metadata") or {})
+    metadata = mapping_in(sample, "metadata")
     made = SlimeSample(sample.prompt, completion.text, completion.length, sample.answer, status, metadata)
     return {"sample": made}
 
@@ -147,7 +163,7 @@ OWN = Form("lit-rlvr", ("completion", "sample"), frozenset({"completion sample"}
 TRL = Form(
     "TRL",
     ("prompts", "completions", "completion_ids"),
-    frozenset({"prompts", "completions", "completion_ids", "environments"}),
+    frozenset({"completions", "completion_ids", "environments", "prompts kwargs"}),
     trl_arguments,
     is_batch=True,
     takes_columns=True,

@@ -178,6 +178,9 @@ class FunctionReward(Reward):
         for name, numbers in numbers_of(value).items():
             self.metrics.setdefault(f"{self.name}/{name}", []).extend(numbers)
 
+    def check_reference(self, sample: Sample) -> None:
+        self.form.arguments([(NO_COMPLETION, sample)], self.function)
+
     def check_prefill(self, prefill: str) -> None:
         try:
             source = inspect.getsource(inspect.unwrap(getattr(self.function, "func", self.function)))

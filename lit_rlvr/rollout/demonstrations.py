@@ -151,8 +151,6 @@ class Demonstrations:
                 return prompt, self._turn(target.removeprefix(prompt.prefill), prompt.sample)
             target = [{"role": "assistant", "content": target}]  # the template may close the thought
         first, *rest = self.data.split_turns(prompt.sample, target, self.ends)
-        if first.is_written:
-            raise BadRow("the conversation begins with a turn of the assistant", "prompt")
         token_ids = tuple(token for part in rest for token in part.token_ids)
         sampled = tuple(part.is_written for part in rest for _ in part.token_ids)
         text = self.data.tokenizer.decode(rest[-1].token_ids, skip_special_tokens=True)

@@ -236,8 +236,9 @@ class RunFolder(ChecksArguments, Callback):
                     line = {"step": trainer.global_step, "set": name, "questions": questions}
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         self._finish(trainer, pl_module, why_stopped(trainer, self._has_ended))
+        pl_module.skipped.check_end(trainer.global_step)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Complete a run that was stopped in its last validation: Lightning trains nothing and comes here directly."""

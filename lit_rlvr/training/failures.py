@@ -61,6 +61,18 @@ class SkippedSteps:
             )
         _log.warning("%s: the step is skipped, its batch is in %s", said, shown(saved))
 
+    def check_end(self, steps: int) -> None:
+        """Refuse a run that ends with most of its steps skipped in a row: its model is broken.
+
+        Raises:
+            UserError: says how many.
+        """
+        if 2 * self.in_a_row > steps:
+            raise UserError(
+                f"the last {self.in_a_row} of {steps} steps were skipped, because their loss or gradient was not "
+                "finite; lower model.lr or model.optim.max_grad_norm, and start anew"
+            )
+
     def state_dict(self) -> dict[str, int]:
         return {"total": self.total, "in_a_row": self.in_a_row}
 

@@ -85,7 +85,8 @@ class KL:
     """The divergence from a reference policy, in the loss or in the rewards.
 
     Args:
-        coef: weight of the KL term against the initial policy; 0 = off, without loading a reference model.
+        coef: weight of the KL term against the initial policy; 0 = off, without loading a reference model. If it is not
+            given, also by `KL()` in Python, the algorithm's own holds.
         estimator: estimate of each token's divergence: `k3` (GRPO), `k2`, whose gradient is the divergence's, or
             `k1`, whose gradient in the loss is 0 on average: for the reward.
         in_reward: subtract the divergence, summed over each completion, from its reward, instead of adding it to the

@@ -65,12 +65,12 @@ class Demonstration(TeacherPrompt):
     def ask(self, sample: Sample) -> Sample:
         from lit_rlvr.datamodules.reading.bad_row import BadRow  # they import every data set
         from lit_rlvr.datamodules.reading.cells import as_text, lookup
-        from lit_rlvr.datamodules.reading.chat import break_up, find_tokens, wrapped
+        from lit_rlvr.datamodules.reading.chat import break_up, find_tokens, wrapped_prompt
         from lit_rlvr.datamodules.reading.conversations import as_conversation, without_nulls
         from lit_rlvr.rewards.forms import as_messages
 
         value, media = without_nulls(lookup(sample.row, self.column)), find_tokens(["<image>", "<video>"])
-        messages = [dict(message) for message in as_messages(sample.prompt)]
+        messages = as_messages(sample.prompt)
         is_list_of_texts = isinstance(value, list) and all(isinstance(one, str) for one in value)
         try:
             turns = None if is_list_of_texts else as_conversation(value)
@@ -87,9 +87,7 @@ class Demonstration(TeacherPrompt):
                 return replace(sample, prompt=[*messages[:rules], *turns, *messages[rules:]])
             value = turns[0]["content"]  # the answer to this very prompt
         shown = break_up(as_text(value, self.column), media)
-        last = next(message for message in reversed(messages) if message["role"] == "user")
-        last["content"] = wrapped(last["content"], self.template, demonstration=shown)
-        return replace(sample, prompt=messages)
+        return replace(sample, prompt=wrapped_prompt(messages, self.template, demonstration=shown))
 
 
 @option_group("model.teacher")

@@ -13,7 +13,7 @@ from jsonargparse import ArgumentError
 
 from lit_rlvr.cli.error_lines import explain_parse_error, options_of
 from lit_rlvr.cli.lightning_cli import RLVRCLI, ConfigCheck
-from lit_rlvr.configs import TOP_KEYS, Parser, find_configs
+from lit_rlvr.configs import TOP_KEYS, Parser, find_configs, load_yaml
 from lit_rlvr.errors import OURS, UserError, nearest
 
 OWN = """
@@ -156,6 +156,10 @@ SAID: dict[str, tuple[dict[str, Any], str]] = {
         "model.advantage: lit_rlvr.advantages.GRPOAdvantage has no option 'epsilon'; did you mean 'eps'?",
     ),
     "class in another case": ({"model": "grpo"}, "model: there is no class 'grpo'; did you mean 'GRPO'?"),
+    "a class inside a group of a class": (
+        {"model": {"class_path": "GRPO", "init_args": {"teacher": {"prompt": {"class_path": "Demo"}}}}},
+        "model.teacher.prompt: there is no class 'Demo'",
+    ),
     "option of an environment": (
         {"rollout": {"environment": {"class_path": "Calculator", "init_args": {"offr": 1}}}},
         "rollout.environment: lit_rlvr.environments.Calculator has no option 'offr'; did you mean 'offer'?",
@@ -378,6 +382,37 @@ def test_what_is_no_file_is_no_config(tmp_path: Path, monkeypatch: pytest.Monkey
             with pytest.raises(UserError) as error:
                 find_configs(["--config", given])
             assert str(error.value) == f"{where}: {said}"
+
+
+@pytest.mark.parametrize(
+    ("teacher", "said"),
+    [
+        ({"model": "tiny-llama", "beta": 2}, "model.teacher.beta: 2.0 must lie in [0, 1]"),
+        ({"model": "tiny-llama", "ema": 0.5}, "model.teacher.ema: it averages the policy's weights; leave `model` out"),
+    ],
+)
+def test_a_mistake_in_a_group_without_defaults_is_what_is_named(
+    fit: ConfigCheck, teacher: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        fit.check(RIGHT | {"model": {"class_path": "GRPO", "init_args": {"teacher": teacher}}})
+    assert str(error.value) == said
+
+
+def test_a_config_over_a_base_is_checked_under_its_own_name_and_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))  # not there: nothing can be written
+    (tmp_path / "base.yaml").write_text("rollout: {group_size: 4}")
+    (config := tmp_path / "own.yaml").write_text("base: base.yaml\nrollout: {init_args: {inflight: 2}}")
+    with pytest.raises(UserError) as error:
+        find_configs(["--config", str(config)])
+    assert str(error.value) == (
+        f"--config: {config}: rollout: init_args is for a class, and there is no class_path; give one, or give the "
+        "options as 'group_size' is given"
+    )
+    config.write_text("base: base.yaml\nrollout: {staleness: 2}")
+    assert load_yaml(find_configs(["--config", str(config)])[1]) == {"rollout": {"group_size": 4, "staleness": 2}}
 
 
 def test_an_option_of_another_class_is_traced_to_its_base(fit: ConfigCheck, tmp_path: Path) -> None:

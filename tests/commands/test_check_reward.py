@@ -17,6 +17,7 @@ from lit_rlvr.commands.check.checkup import GOLD, Checkup, Rate, check_reward, r
 from lit_rlvr.commands.check.gold import may_answer, read_gold
 from lit_rlvr.commands.check.rewrites import REWRITES
 from lit_rlvr.commands.check.sets import read_set
+from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import Choice, CodeTests, MathAnswer, OpenAnswer, Reward, SQLExecution
 from lit_rlvr.types import Completion, Sample
 
@@ -148,6 +149,15 @@ def test_a_failed_check_is_counted_and_an_unjudged_text_is_not() -> None:
     found = check_reward(Broken(), rows("7"), LONG)
     assert sum(found.failures.values()) > 3 and all("ZeroDivisionError" in detail for detail in found.failures)
     assert "the same box twice" not in found.kinds and "empty" not in found.kinds
+
+
+def test_a_check_that_always_fails_ends_the_check_up() -> None:
+    class Fails(Exact):
+        def __call__(self, completion: Completion, sample: Sample) -> float:
+            raise LookupError("no judge")
+
+    with pytest.raises(UserError, match=r"check: reward '.*' failed on every text; first: .*LookupError: no judge"):
+        check_reward(Fails(), rows("7"), LONG)
 
 
 def test_the_time_ends_it_after_a_batch_of_rows() -> None:

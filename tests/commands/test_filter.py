@@ -72,6 +72,14 @@ def test_right_completions_become_rows_to_imitate(run_folder: Path, lit_rlvr: CL
     assert lit_rlvr("fit", "--config", "tiny.yaml", *imitated, *source, "--trainer.max_steps", 1).status == 0
 
 
+def test_a_reward_that_fails_on_everything_ends_the_command(run_folder: Path, lit_rlvr: CLI) -> None:
+    (run_folder / "broken.py").write_text("def broken(completion, sample):\n    return sample.nothing\n")
+    rewards = "[{class_path: FunctionReward, init_args: {path: broken.broken}}]"
+    result = lit_rlvr(*FILTER, "--rollout.rewards", rewards, "--out", "kept.jsonl")
+    assert result.status == 2 and "reward 'broken' failed on all of " in result.err, result.err
+    assert "first: broken.py:2: AttributeError" in result.err and not Path("kept.jsonl").exists()
+
+
 def test_of_equal_completions_one_stays_and_the_best_come_first() -> None:
     def row(text: str, reward: float, correct: bool | None = True, reason: str = "stop", **more: Any) -> dict[str, Any]:
         return {"completion": text, "reward": reward, "correct": correct, "finish_reason": reason} | more

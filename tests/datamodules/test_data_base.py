@@ -219,7 +219,8 @@ def test_long_prompts_are_dropped_counted_and_named_never_cut(ready, caplog):
     assert len(ready(reading=ReadingOptions(max_prompt_tokens=longest)).prompts["train"]) == 20
     assert len(ready(reading=ReadingOptions(max_prompt_tokens=longest - 1)).prompts["train"]) == 10
     with pytest.raises(
-        UserError, match=r"20 of 20 prompts are longer than max_prompt_tokens=5: .*raise max_prompt_tok"
+        UserError,
+        match=r"20 of 20 prompts are longer than max_prompt_tokens=5: .*raise data.init_args.reading.max_prompt_tokens",
     ):
         ready(reading=ReadingOptions(max_prompt_tokens=5))
 

@@ -65,7 +65,7 @@ def test_bad_rows_are_named(jsonl: Any) -> None:
         MMLU | {"choices": [str(n) for n in range(11)]},
         MMLU | {"choices": None},
         MMLU | {"question": " "},
-        MMLU | {"question": [{"role": "user", "content": "Which?"}]},
+        MMLU | {"question": [{"role": "assistant", "content": "Which?"}]},
         {key: value for key, value in MMLU.items() if key != "answer"},
     ]
     path = jsonl([MMLU, *bad])
@@ -83,11 +83,20 @@ def test_bad_rows_are_named(jsonl: Any) -> None:
         "9: options: expected 2 to 10 options, found 11",
         "10: options: expected 2 to 10 options, found 0",
         "11: prompt: empty",
-        "12: prompt: expected text, got messages",
+        "12: prompt: no user message with content",
         "13: answer: no column 'answer'; the columns are question, subject, choices",
     ]
     with pytest.raises(UserError, match="12 of 13 rows cannot be used"):
         MultipleChoice(train=path).load("train")
+
+
+def test_the_options_of_a_conversation_follow_the_last_question(jsonl: Any) -> None:
+    turns = [("user", "Hi."), ("assistant", "Ask."), ("user", "Which {prompt}?"), ("assistant", "B")]
+    chat = [{"role": role, "content": text} for role, text in turns]
+    (sample,) = MultipleChoice(train=jsonl([MMLU | {"question": chat}])).load("train")
+    options = "\n".join(f"{letter}) {text}" for letter, text in zip("ABCD", MMLU["choices"], strict=True))
+    asked = {"role": "user", "content": f"Which {{prompt}}?\n{options}"}
+    assert sample.prompt == [*chat[:2], asked]
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,14 @@ def test_livecodebench_is_read(tmp_path: Path, suffix: str) -> None:
     assert script.source == f"{path}:1" and script.row["platform"] == "codeforces"
 
 
+def test_the_form_stands_around_the_last_question_of_a_conversation(jsonl: Any) -> None:
+    chat = [{"role": "system", "content": "Be short."}, {"role": "user", "content": SCRIPT["question_content"]}]
+    plain, told = CodeProblems(train=jsonl([SCRIPT, SCRIPT | {"question_id": "2", "question_content": chat}])).load(
+        "train"
+    )
+    assert told.prompt == [chat[0], {"role": "user", "content": plain.prompt}]
+
+
 def test_its_tests_are_what_the_reward_runs(jsonl: Any) -> None:
     script, function = CodeProblems(train=jsonl([SCRIPT, FUNCTION])).load("train")
     program = "print(sum(map(int, input().split())))"

@@ -92,7 +92,7 @@ def test_bad_rows_are_skipped_counted_and_named(jsonl: Any, tmp_path: Path) -> N
         {**BIRD, "db_id": "../outside"},
         {**BIRD, "db_id": None},
         {**BIRD, "SQL": " "},
-        {**BIRD, "question": [{"role": "user", "content": "How many?"}]},
+        {**BIRD, "question": [{"role": "assistant", "content": "How many?"}]},
         "{broken",
     ]
     path = jsonl([BIRD, *bad])
@@ -111,7 +111,7 @@ def test_bad_rows_are_skipped_counted_and_named(jsonl: Any, tmp_path: Path) -> N
         "5: database: '../outside' is not the name of a database",
         "6: database: missing",
         "7: answer: empty",
-        "8: prompt: expected text, got messages",
+        "8: prompt: no user message with content",
     ]
     assert reasons[7].startswith("9: row: broken JSON") and len(reasons) == 8
 

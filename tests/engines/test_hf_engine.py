@@ -205,3 +205,8 @@ def test_the_edges_of_the_unit_interval_never_draw_an_impossible_token() -> None
     tokens, logp = draw_tokens(logits, Sampling(banned_token_ids=(0,)), edges)
     assert tokens.tolist() == [2, 3] and bool(logp.isfinite().all())
     assert draw_tokens(logits, Sampling(), edges)[0].tolist() == [0, 3]
+
+
+def test_an_engine_decodes_at_least_one_sequence() -> None:
+    with pytest.raises(UserError, match=r"rollout.engine.max_sequences: 0 must lie in \[1, inf\)"):
+        HFEngine(max_sequences=0)

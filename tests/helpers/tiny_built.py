@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from lit_rlvr.cli.lightning_cli import RLVRCLI
-from lit_rlvr.configs import find_configs
 
 
 class Built(RLVRCLI):
@@ -47,4 +46,4 @@ def build_here(config: str | Path, model: Path, root: Path, **more: Any) -> Buil
     }
     options = [f"--{key}={value}" for key, value in swapped.items()]
     with ExitStack() as until_end:
-        return Built(["fit", *find_configs(["--config", str(config), *options])], until_end)
+        return Built(["fit", "--config", str(config), *options], until_end)

@@ -107,6 +107,8 @@ def test_an_adapter_that_fits_no_base_is_one_line(
     refused(r"is not one of .*layers.7.self_attn.q_proj.lora_A", tiny_model_folder, more, both)
     wide = weights | {first: torch.zeros(2, 1000)}
     refused("is not one of .*layers.0.self_attn.q_proj.lora_A", tiny_model_folder, wide, ("continue",))
+    with pytest.raises(UserError, match=r"is not one of .*layers\.0"):  # as in a dry run, which loads no weights
+        add_adapters(load_policy(str(tiny_model_folder), empty=True).model, Lora(adapter="continue"), folder=folder)
     refused("the adapter of .* cannot be read: RuntimeError.*size mismatch", tiny_model_folder, wide, ("merge",))
     settings["target_modules"] = ["c_attn"]
     refused("does not fit .*c_attn", tiny_model_folder, weights, ("continue",))
@@ -115,7 +117,7 @@ def test_an_adapter_that_fits_no_base_is_one_line(
         ({"peft_type": "LOHA", "alpha": 2}, "is LOHA, which cannot be continued; merge it"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights pissa, which cannot be continued"),
         ({"modules_to_save": ["lm_head"], "target_modules": ["q_proj"]}, "trains lm_head.*; merge it"),
-        ({"lora_bias": True, "target_modules": ["q_proj"]}, "trains .*lora_B.default.bias"),
+        ({"lora_bias": True, "target_modules": ["q_proj"]}, "trains .*lora_B.default.bias.*; else train one without"),
         ({"target_modules": ["embed_tokens"]}, "trains model.embed_tokens.lora_embedding"),
         ({"r": "many", "target_modules": ["q_proj"]}, "does not fit .*TypeError"),
     ):
@@ -143,6 +145,15 @@ def test_adapters_on_the_hub_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match=r"an adapter \(LoRA\) of org/base.*hf download org/adapters --local-dir"):
         resolve_model("org/adapters")
+
+
+@pytest.mark.parametrize(("name", "near"), [("smolm2", "smollm2"), ("tiny-lama", "tiny-llama"), ("SmolLM2", "smollm2")])
+def test_a_misspelt_model_of_ours_is_named_without_the_hub(
+    monkeypatch: pytest.MonkeyPatch, name: str, near: str
+) -> None:
+    monkeypatch.setattr(models, "_check_hub", lambda model: pytest.fail("asks the hub"))
+    with pytest.raises(UserError, match=f"no model '{name}'; did you mean '{near}'"):
+        resolve_model(name)
 
 
 def test_a_run_given_as_a_model_names_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import re
 import sys
 import threading
+from dataclasses import replace
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,10 @@ started = []
 def compute_scores(data_sources, solution_strs, ground_truths, extra_infos):
     assert len(data_sources) == len(solution_strs) == len(ground_truths)
     return [{"score": info["index"], "acc": 1.0} for info in extra_infos]
+
+
+def nemo(prompts, responses, ground_truths):
+    return [0.0] * len(prompts)
 
 
 def make(size=3):
@@ -222,6 +227,17 @@ def test_a_function_of_trl_gets_what_trl_gives(foreign: Any) -> None:
     assert [info["index"] for info in rest["extra_info"]] == [7] * 4
     reward.begin_rollout(4, 20)
     assert isnan(logged_metrics([reward])["reward/size"]), "Lightning would repeat the last value"
+
+
+@pytest.mark.parametrize("given", [{"index": 7}, '{"index": 7}'])
+def test_a_mapping_of_verl_may_be_json_text(foreign: Any, given: Any) -> None:
+    row = {"data_source": "ab", "extra_info": given, "reward_model": '{"ground_truth": "321"}'}
+    reward, sample = FunctionReward("foreign.compute_score"), Sample("c", "1 + 2?", "3", row=row, source="d.csv:2")
+    reward.check_reference(sample)
+    assert reward.score([(Completion("3", (1,), "stop"), sample)])[0].value == 2 + 3 + 7
+    wrong = replace(sample, row=row | {"extra_info": "index 7"})
+    with pytest.raises(UserError, match=r"d\.csv:2: extra_info: 'index 7' is no mapping, nor JSON of one"):
+        reward.check_reference(wrong)
 
 
 def test_messages_are_for_data_of_messages_and_for_functions_that_say_so(foreign: Any) -> None:
@@ -360,6 +376,7 @@ def test_a_failure_is_one_of_all_completions_and_a_wrong_answer_ends_the_run() -
             "as a function of verl it gets data_source, .*, not tokenizer; give .* `options",
         ),
         ("foreign.unwrapped", None, "its parameters have no names"),
+        ("foreign.nemo", None, r"\(prompts, responses, ground_truths\) are of no known form"),
         ("foreign.response_and_label", None, r"\(response, label\) are of no known form"),
         ("foreign.Undecided", None, "what it makes has none of the known forms"),
         ("foreign.easyr1", {"weight": 1}, "it has no parameter weight"),

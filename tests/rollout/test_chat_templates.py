@@ -224,6 +224,8 @@ def test_a_template_that_marks_nothing_of_the_assistant_is_refused() -> None:
     talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     with pytest.raises(BadRow, match="marks no token of the assistant's turns"):
         split_turns(talk, Chat(), tokenizer, "", [1], "f:1")
+    with pytest.raises(BadRow, match="begins with a turn of the assistant"):
+        split_turns([talk[1], *talk], Chat(), tokenizer, "", [1], "f:1")
 
 
 def test_without_a_template_each_text_is_a_turn_that_ends() -> None:

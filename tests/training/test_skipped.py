@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from torch import Tensor
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, Stats
 from lit_rlvr.rewards import FunctionReward
+from lit_rlvr.training.failures import SkippedSteps
 
 Poison = Callable[[LossInputs, Tensor], Tensor]
 SMALL = {"compute": {"tokens_per_microbatch": 200}}  # two groups of six in a micro-batch
@@ -184,3 +186,12 @@ def test_during_training_too(
     monkeypatch.setattr(FunctionReward, "__call__", lambda *_: None)
     with pytest.raises(UserError, match=r"of iteration 3, .* after 2 such iterations in a row"):
         fit(tiny_model_folder, tmp_path, steps=5, optim={"max_skipped_steps": 2}, engine=Copying(), staleness=1)
+
+
+@pytest.mark.parametrize(("steps", "ends"), [(3, True), (4, False), (100, False)])
+def test_a_run_that_ends_in_skipped_steps_fails(tmp_path: Path, steps: int, ends: bool) -> None:
+    skipped = SkippedSteps(10)
+    for number in (1, 2):  # the last two
+        skipped.add(steps - 2 + number, ["loss"], tmp_path)
+    with pytest.raises(UserError, match="the last 2 of 3 steps were skipped") if ends else nullcontext():
+        skipped.check_end(steps)

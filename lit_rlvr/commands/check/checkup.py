@@ -13,6 +13,7 @@ from lit_rlvr.commands.check.gold import Gold, Kind, read_gold
 from lit_rlvr.commands.check.rewrites import REWRITES
 from lit_rlvr.commands.check.shortcuts import frequent_answers, shortcuts
 from lit_rlvr.common.terminal import progress_bar
+from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import Reward
 from lit_rlvr.rewards.references import GOLD_FORMS
 from lit_rlvr.types import Completion, RewardResult, Sample
@@ -182,6 +183,9 @@ def check_reward(reward: Reward, samples: Sequence[Sample], seconds: float) -> C
 
     Args:
         seconds: begin no further batch of rows after this time.
+
+    Raises:
+        UserError: the reward failed on every text.
     """
     start = time.monotonic()
     form = choose_form(reward, samples)
@@ -197,6 +201,8 @@ def check_reward(reward: Reward, samples: Sequence[Sample], seconds: float) -> C
             for _ in batch:
                 one_more()
     found.seconds = time.monotonic() - start
+    if found.failures and not (found.right_texts.texts or found.wrong_texts.texts):
+        raise UserError(f"check: reward {reward.name!r} failed on every text; first: {next(iter(found.failures))}")
     return found
 
 

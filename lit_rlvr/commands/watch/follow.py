@@ -165,7 +165,7 @@ def find_runs(folder: Path) -> list[Path]:
         UserError: there are none.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: there is no such folder")
+        raise UserError(f"{folder}: there is no such folder; give one that `lit-rlvr fit` or `compare` has begun")
     if _holds_run(folder):
         return [folder]
     below = [path for pattern in ("*", "*/*") for path in sorted(folder.glob(pattern)) if _holds_run(path)]
