@@ -17,7 +17,7 @@ from lit_rlvr.rewards.answers.compare import Rules, same
 from lit_rlvr.rewards.answers.find import Found, find_answer, last_boxed
 from lit_rlvr.rewards.answers.latex import clean
 from lit_rlvr.rewards.answers.parse import parse
-from lit_rlvr.rewards.answers.prose import candidates, last_step
+from lit_rlvr.rewards.answers.prose import candidates, in_prose, last_step
 from lit_rlvr.rewards.answers.values import Parts, Reading, Series, Text, describe, text_keys
 
 _UNEVALUATED = re.compile(
@@ -80,7 +80,9 @@ def _judge(found: Found, answer: str, rules: Rules) -> tuple[bool, str, str]:
         if any(not isinstance(value, Text) for value in values):
             if same(golds, values, rules):
                 return True, "ok", candidate
-            is_derivation = found.where == "box" and candidate == found.text and last_step(candidate)
+            is_derivation = candidate == found.text and (
+                in_prose(candidate) or (found.where == "box" and last_step(candidate))
+            )
             if not (is_derivation or _VERDICT.match(candidate)):
                 return False, "ok", candidate
     is_read = found.where in ("box", "tag") and bool(found.text) and all(isinstance(value, Text) for value in golds)

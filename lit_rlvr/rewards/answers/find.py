@@ -207,9 +207,9 @@ def _in_line(display: re.Match[str]) -> str:
 
 
 def _bare(line: str) -> str:
-    """Return a line without Markdown and outer space; "" for a rule."""
+    """Return a line without Markdown and outer space; "" for a rule, or one that only closes LaTeX."""
     bare = _MARKDOWN.sub("", line.strip()).strip().lstrip(":").strip()
-    return "" if re.fullmatch(r"[-=*_\s]*", bare) else bare
+    return "" if re.fullmatch(r"[-=*_\s]*|(?:\\end\s*\{\w+\*?\}|\\[\])]|[}$.\s])*", bare) else bare
 
 
 def final_answer(text: str, boxed_only: bool = False) -> str:

@@ -33,7 +33,7 @@ _REPLACED: dict[str, str | Callable[[re.Match[str]], str]] = {
     r"\\lt(?![A-Za-z])": "<", r"\\gt(?![A-Za-z])": ">", r"\\(?:neq?|not\s*=)(?![A-Za-z])|!=": r"\\ne ",
     r"\\(?:approx|simeq|cong|doteq)(?![A-Za-z])|~=": r"\\approx ", r"\\(?:varnothing|O)(?![A-Za-z])": r"\\emptyset ",
     r"\\(?:back)?slash(?![A-Za-z])|(?<=[\])}RZ])\s*\\(?![A-Za-z,;:! {}])": r"\\setminus ",
-    r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![A-Za-z])": r"^\\circ ",
+    r"\^\s*(?:\{\s*\\(?:circ|degree)\s*\}|\\(?:circ|degree)(?![A-Za-z]))|\\degree(?![A-Za-z])": r"^\\circ ",
     r"\\(?:l|c|d|v)dots(?![A-Za-z])|\.\.\.": r"\\dots ", r"\\(?:quad|qquad|thinspace|,|;|:|!|\s)": " ",
     r"(?<=\d)~(?=\d{3}(?!\d))": "", r"~": " ",
     r"\\(?:rightarrow|longrightarrow|implies|Rightarrow)(?![A-Za-z])|-+>": r"\\to ", r"\\mid(?![A-Za-z])": "|",

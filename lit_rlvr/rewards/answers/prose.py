@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as Collection
+from dataclasses import replace
 
 from lit_rlvr.rewards.answers.characters import plain_characters
 from lit_rlvr.rewards.answers.find import Found
@@ -49,22 +50,44 @@ _DERIVED = re.compile(
 _PROSE_DASH = re.compile(r"\s+[\u2013\u2014]\s+|(?<=[a-z])[\u2013\u2014](?=[a-z])")
 
 
+_WORDS = re.compile(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}")
+
+
+def in_prose(text: str) -> str:
+    """Return the last sentence of LaTeX that begins with words in `\\text`, as prose with mathematics in it; "" for
+    other text."""
+    pieces = _WORDS.split(text)
+    if pieces[0].strip("& ") or not any(len(words.split()) > 2 for words in pieces[1::2]):
+        return ""
+    pieces[::2] = [f"${inside}$" if (inside := _closed(piece)) else "" for piece in pieces[::2]]
+    return re.split(r"\.\s+(?=[A-Z])", " ".join(piece.strip() for piece in pieces if piece))[-1]
+
+
+def _closed(text: str) -> str:
+    """Return a piece of LaTeX without outer space and a last brace that nothing opens."""
+    text = text.strip()
+    return text.removesuffix("}").strip() if text.count("}") > text.count("{") else text
+
+
 def candidates(found: Found, keys: Collection[str]) -> Iterator[str]:
     """Yield the parts of what was found that may be the answer, the likeliest first."""
     if not found.text:
         return
+    prose = in_prose(found.text)
     if found.where in ("box", "tag"):
         yield found.text
-        if last := last_step(found.text):
-            yield last
-            yield from candidates(Found(clean(last), "line"), keys)
+        if last := last_step(prose or found.text):
+            if not prose:
+                yield last
+            yield from candidates(Found(last if prose else clean(last), "line"), keys)
         elif len(found.text) <= LONGEST and re.search(r"[A-Za-z]{2}.*\s.*[A-Za-z]{2}", found.text):
-            is_sentence = re.match(
-                r"(?:\\text\s*\{\s*)?(?!\\|(?i:yes|no|true|false)\b)[A-Za-z]+,?\s+[A-Za-z]", found.text
-            )
-            yield from candidates(Found(clean(found.text), "line" if is_sentence else "phrase"), keys)
+            is_sentence = re.match(r"(?!\\|(?i:yes|no|true|false)\b)[A-Za-z]+,?\s+[A-Za-z]", prose or found.text)
+            yield from candidates(Found(prose or clean(found.text), "line" if is_sentence else "phrase"), keys)
         return
-    if "\\begin{a" in found.text and (last := last_step(found.text)):
+    if prose:
+        yield from candidates(replace(found, text=prose), keys)
+        return
+    if re.match(r"&|.*\\(?:begin\{a|Rightarrow|implies|therefore)", found.text) and (last := last_step(found.text)):
         yield last
         return
     text = plain_characters(_PROSE_DASH.sub(", ", found.text)).strip()
@@ -123,8 +146,8 @@ def last_step(text: str) -> str:
     if not (before or worded) or (len(named) > 1 and all(named) and len({row[1] for row in named if row}) > 1):
         return ""
     last = re.sub(r"\\end\s*\{\w+\*?\}|\\\)|&", " ", last).strip(" .\n")
-    last = last.removesuffix("}") if last.count("}") > last.count("{") else last
-    _, sign, value = re.split(r"\.\s|\\\\|\\q?quad", last)[-1].rpartition("=")
+    _, sign, value = re.split(r"\.\s|\\\\|\\q?quad", _closed(last))[-1].rpartition("=")
+    value = value.strip("$") if value.count("$") % 2 else value
     return value if sign or before else ""
 
 
