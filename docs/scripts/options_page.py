@@ -46,7 +46,7 @@ from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.monitor import CollapseMonitor
 from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.progress import Budget
-from lit_rlvr.run.trackers import MLflow, TensorBoard, Tracker, Trackio, Wandb
+from lit_rlvr.run.trackers import MLflow, Tracker, Trackio, Wandb
 from lit_rlvr.run.trackers.feed import TRACKER_NAMES
 from lit_rlvr.run.warm_start import WarmStart
 from lit_rlvr.training.loss import KL, Loss
@@ -137,7 +137,7 @@ def options_reference() -> str:
         ("budget", None, [Budget]),
         ("checkpoint", None, [RunCheckpoint]),
         ("collapse", None, [CollapseMonitor]),
-        ("trackers", Tracker, [Wandb, MLflow, Trackio, TensorBoard]),
+        ("trackers", Tracker, [Wandb, MLflow, Trackio]),
         ("warm_start", None, [WarmStart]),
     ]
     for key, shared, classes in groups:

@@ -38,8 +38,8 @@ class Notes(Tracker):
             raise OSError("no space left")
         self._note(step=step, metrics=dict(metrics), samples=samples and len(samples.rows))
 
-    def end(self, summary: Mapping[str, Any], failed: bool) -> None:
-        self._note(summary=dict(summary), failed=failed)
+    def end(self, failed: bool) -> None:
+        self._note(failed=failed)
 
     def _note(self, **what: Any) -> None:
         with self._file.open("a") as file:
