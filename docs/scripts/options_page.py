@@ -34,7 +34,7 @@ from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.datamodules.reading.images import ImageOptions
 from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.engines.synced import Safeguards
-from lit_rlvr.environments import Calculator, Crop, Environment, EnvironmentReward, GuessNumber, Python, SQLShell
+from lit_rlvr.environments import Calculator, Crop, Environment, EnvironmentReward, Python, SQLShell
 from lit_rlvr.evaluation.diversity import CosineSimilarity, SelfBLEU4, SentenceEmbedder
 from lit_rlvr.objectives import Importance
 from lit_rlvr.policy.adapters import Lora
@@ -131,7 +131,7 @@ def options_reference() -> str:
             lit_rlvr.rewards.Reward,
             [*_named(REWARDS), EnvironmentReward],
         ),
-        ("rollout.environment", Environment, [Calculator, Python, SQLShell, Crop, GuessNumber]),
+        ("rollout.environment", Environment, [Calculator, Python, SQLShell, Crop]),
         ("diversity", None, [SelfBLEU4, CosineSimilarity, SentenceEmbedder]),
         ("run", None, [RunFolder]),
         ("budget", None, [Budget]),
