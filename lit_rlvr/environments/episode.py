@@ -131,6 +131,11 @@ def _checked(value: object) -> Observation:
     """Check what `step` returned, and replace what cannot be encoded in its text."""
     if not isinstance(value, Observation):
         raise TypeError(f"step must return an Observation, got {type(value).__name__}")
+    kinds = {"text": str, "done": bool, "calls": int, "errors": int, "images": tuple, "results": tuple}
+    for name, kind in kinds.items():
+        if not isinstance(getattr(value, name), kind):
+            found = type(getattr(value, name)).__name__
+            raise TypeError(f"Observation.{name} must be of type {kind.__name__}, got {found}")
     results = tuple(replace(result, text=_plain(result.text)) for result in value.results)
     return replace(value, text=_plain(value.text), results=results)
 

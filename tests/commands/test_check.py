@@ -178,13 +178,6 @@ def test_a_broken_algorithm_lacks_what_it_breaks(algorithm: type[RLVRModule], br
     assert failed(findings) == broken, "\n".join(map(str, findings))
 
 
-def test_a_declared_stop_gradient_is_held() -> None:
-    class Declared(Detached):
-        stops_gradient = True
-
-    assert failed(check_algorithm(Declared())) == []
-
-
 def to_the_first(group: GroupBatch) -> Tensor:
     return group.rewards - group.rewards[:1]
 

@@ -15,18 +15,15 @@ class Notes(Tracker):
 
     Args:
         fails: steps at which it fails once.
-        starts: whether it starts at all.
     """
 
     key = "notes"
 
-    def __init__(self, fails: list[int] | None = None, starts: bool = True, **kwargs: Any) -> None:
+    def __init__(self, fails: list[int] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.fails, self.starts = fails or [], starts
+        self.fails = fails or []
 
     def start(self, run: TrackedRun) -> tuple[str, int]:
-        if not self.starts:
-            raise ConnectionError("no route to host\nand more")
         self._file = run.folder / "notes.jsonl"
         self._note(started=run.id)
         return run.id or "note-1", run.last_step
