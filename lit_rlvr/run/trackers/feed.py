@@ -125,15 +125,19 @@ class Feed:
         self._file = run_root(trainer) / "trackers" / "runs.json"
         self._file.parent.mkdir(parents=True, exist_ok=True)
         known = self._known().get(tracker.key, {})
-        run = TrackedRun(
-            tracker.name or run_name(run_root(trainer)), self._file.parent, yaml.safe_load(settings),
-            known.get("id"), known.get("last_step", -1),
-        )  # fmt: skip
         try:
-            self._id, self.last = tracker.start(run)
+            self._id, self.last = tracker.start(
+                TrackedRun(
+                    tracker.name or run_name(run_root(trainer)), self._file.parent, yaml.safe_load(settings),
+                    known.get("id"), known.get("last_step", -1),
+                )
+            )  # fmt: skip
         except Exception as error:
-            why = one_line(first_line(error))
-            raise UserError(f"trackers: {tracker.key} does not start: {why}; mend it, or leave it out") from error
+            if not any(self._file.parent.iterdir()):
+                self._file.parent.rmdir()
+            raise UserError(
+                f"trackers: {tracker.key} does not start: {one_line(first_line(error))}; mend it, or leave it out"
+            ) from error
         self._save()
 
     def send(self, rows: Mapping[int, Mapping[str, float]]) -> None:
