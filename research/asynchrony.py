@@ -47,12 +47,12 @@ def planned(model: str, trainers: int, servers: int, lengths: np.ndarray, option
     from sizing_page import MICROBATCH_TOKENS, job
 
     from lit_rlvr.commands.plan.gpus import GIB, GPUs
-    from lit_rlvr.commands.plan.memory import Lengths, kv_bytes_per_token
+    from lit_rlvr.commands.plan.memory import kv_bytes_per_token
     from lit_rlvr.commands.plan.strategies import FREE
 
     sizes = replace(
         job(model, 0.0), budget=max(MICROBATCH_TOKENS, options.prompt + options.longest), prompt=options.prompt,
-        completion=Lengths(options.longest, options.longest), group=options.group_size, prompts=options.prompts,
+        completion=options.longest, group=options.group_size, prompts=options.prompts,
     )  # fmt: skip
     shares = [0.0] if servers else [percent / 100 for percent in range(90, 0, -5)]
     plans = [replace(sizes, share=share).proposal(GPUs(trainers, options.gib)) for share in shares]

@@ -51,7 +51,7 @@ OTHERS = {
     "--api-key", "--api-server-count", "--apply_chat_template", "--backend-store-uri", "--batch_size",
     "--enforce-eager", "--extra-index-url", "--from", "--gpu-memory-utilization", "--include", "--include_path",
     "--index-strategy", "--local-dir", "--log_samples", "--max-num-seqs", "--model_args", "--no-deps", "--output_path",
-    "--kill-on-bad-exit", "--max-restarts", "--no-python", "--nproc-per-node", "--project", "--pyargs", "--repo-type",
+    "--kill-on-bad-exit", "--max-restarts", "--no-python", "--nproc-per-node", "--project", "--repo-type",
     "--requeue", "--tasks", "--weighted_sample",
 }  # fmt: skip
 """Options of other programs."""
@@ -155,7 +155,7 @@ def test_every_option_that_is_named_exists(capsys: pytest.CaptureFixture[str]) -
             with suppress(SystemExit):
                 import_module(entry).run(command, ["--help"])
             known |= set(re.findall(r"(?<!\S)--\w[\w.-]*\w", capsys.readouterr().out))
-    for file in [*SCRIPTS, ROOT / "lit_rlvr/conformance/plugin.py", TESTS / "conftest.py"]:
+    for file in [*SCRIPTS, ROOT / "lit_rlvr/conformance/__main__.py", TESTS / "conftest.py"]:
         known |= set(re.findall(r'add_?(?:argument|option)\(\s*"(--[\w-]+)"', file.read_text()))
     found = {
         option: page.name for page in PAGES for option in re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", page.read_text())

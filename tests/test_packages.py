@@ -109,7 +109,7 @@ def test_the_parts_of_an_installed_package_run(
 USES: dict[str, tuple[str, Callable[[], object]]] = {
     "commands": ("fit", lambda: packages.load_part(registered_commands()["mine"])),
     "engines": ("hf", lambda: resolve_engine("mine")),
-    "trackers": ("wandb", lambda: choose_trackers("mine", False)),
+    "trackers": ("wandb", lambda: choose_trackers("mine")),
     "families": ("smolvlm", lambda: family_of(SimpleNamespace(vision_config={}, model_type="mine"))),
 }
 """Group -> a name of ours, and what uses the part `mine` of a package."""

@@ -34,7 +34,7 @@ from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.datamodules.reading.images import ImageOptions
 from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.engines.synced import Safeguards
-from lit_rlvr.environments import Calculator, Crop, Environment, EnvironmentReward, GuessNumber, Python, SQLShell
+from lit_rlvr.environments import Calculator, Crop, Environment, EnvironmentReward, Python, SQLShell
 from lit_rlvr.evaluation.diversity import CosineSimilarity, SelfBLEU4, SentenceEmbedder
 from lit_rlvr.objectives import Importance
 from lit_rlvr.policy.adapters import Lora
@@ -46,7 +46,7 @@ from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.monitor import CollapseMonitor
 from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.progress import Budget
-from lit_rlvr.run.trackers import MLflow, TensorBoard, Tracker, Trackio, Wandb
+from lit_rlvr.run.trackers import MLflow, Tracker, Trackio, Wandb
 from lit_rlvr.run.trackers.feed import TRACKER_NAMES
 from lit_rlvr.run.warm_start import WarmStart
 from lit_rlvr.training.loss import KL, Loss
@@ -131,13 +131,13 @@ def options_reference() -> str:
             lit_rlvr.rewards.Reward,
             [*_named(REWARDS), EnvironmentReward],
         ),
-        ("rollout.environment", Environment, [Calculator, Python, SQLShell, Crop, GuessNumber]),
+        ("rollout.environment", Environment, [Calculator, Python, SQLShell, Crop]),
         ("diversity", None, [SelfBLEU4, CosineSimilarity, SentenceEmbedder]),
         ("run", None, [RunFolder]),
         ("budget", None, [Budget]),
         ("checkpoint", None, [RunCheckpoint]),
         ("collapse", None, [CollapseMonitor]),
-        ("trackers", Tracker, [Wandb, MLflow, Trackio, TensorBoard]),
+        ("trackers", Tracker, [Wandb, MLflow, Trackio]),
         ("warm_start", None, [WarmStart]),
     ]
     for key, shared, classes in groups:

@@ -10,7 +10,7 @@ from functools import cache
 from itertools import product
 
 from lit_rlvr.commands.plan.gpus import GIB, GPUs
-from lit_rlvr.commands.plan.memory import Lengths, Shape, shape_of
+from lit_rlvr.commands.plan.memory import Shape, shape_of
 from lit_rlvr.commands.plan.models import PUBLISHED
 from lit_rlvr.commands.plan.strategies import FREE, JobSizes
 from lit_rlvr.policy.adapters import Lora
@@ -75,7 +75,7 @@ def job(model: str, share: float = 0.4) -> JobSizes:
         *shapes(model),
         MICROBATCH_TOKENS,
         PROMPT_TOKENS,
-        Lengths(COMPLETION_TOKENS, COMPLETION_TOKENS),
+        COMPLETION_TOKENS,
         COMPLETIONS_PER_PROMPT,
         PROMPTS_PER_STEP,
         share=share,
@@ -128,7 +128,7 @@ def long_answers() -> str:
     lines = [f"| model | answers | vLLM | {' | '.join(LONG_MACHINES)} |", "|---|---|---|" + "---|" * len(LONG_MACHINES)]
     for model, length, share in product((name for name in MODELS if "VL" not in name), LONG_ANSWERS, (0.4, 0.0)):
         budget = max(MICROBATCH_TOKENS, PROMPT_TOKENS + length)
-        planned = replace(job(model, share), completion=Lengths(length, length), budget=budget)
+        planned = replace(job(model, share), completion=length, budget=budget)
         cells = []
         for machine in LONG_MACHINES:
             found = planned.proposal(GPUs.parse(machine))

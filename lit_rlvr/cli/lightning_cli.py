@@ -18,7 +18,6 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 
 import lit_rlvr.algorithms
 import lit_rlvr.datamodules
@@ -281,8 +280,7 @@ class RLVRCLI(LightningCLI):
             suggest_more_tokens(trainer, self.model, self.datamodule)
         if self.subcommand == "fit" and not self._is_dry_run:
             trainer.begin(self._run)
-            board = any(isinstance(logger, TensorBoardLogger) for logger in self._run.loggers)
-            trackers = Trackers(choose_trackers(config.trackers, board), self._run.settings)
+            trackers = Trackers(choose_trackers(config.trackers), self._run.settings)
             trainer.callbacks = in_order([*trainer.callbacks, trackers])
         return trainer
 

@@ -114,18 +114,13 @@ class RLVRTrainer(Trainer):
         files = [str(path) for path in write_split(datamodule, Path(out))]
         show_result({"files": files}, lambda: print(*files, sep="\n"))
 
-    def plan(
-        self, model: RLVRModule, datamodule: PromptDataModule, gpus: str, lengths: str | None = None
-    ) -> None:  # fmt: skip
+    def plan(self, model: RLVRModule, datamodule: PromptDataModule, gpus: str) -> None:
         """Estimate a run's memory on each GPU with DDP, FSDP2 and LoRA, and propose one of them.
 
         Args:
             model: the model; the command reads only its config.
             datamodule: the data; the command uses only the sizes and reads no row.
             gpus: number of GPUs and memory of each, such as 8x80GB; or their name: 8xH100.
-            lengths: expected mean and longest length of completions in tokens, such as 900,4096; the longest is by
-                default the longest allowed. Without this option, all completions are as long as allowed. All prompts
-                count as long as `max_prompt_tokens` allows.
         """
-        job = describe_job(model, datamodule, rollout_of(self), str(self.precision), lengths)
+        job = describe_job(model, datamodule, rollout_of(self), str(self.precision))
         show_plan(job, GPUs.parse(gpus))

@@ -55,15 +55,7 @@ def check_step(prepare: PrepareStep, expect: str | None = None, stops_gradient: 
     batch = frozen_batch("regular")
     return [
         *([] if expect is None else [has_published_values(prepare, expect, name) for name in BATCHES]),
-        properties.has_its_gradient(prepare, batch, stops_gradient or bool(published and published.stops_gradient)),
-        properties.has_the_right_direction(prepare, batch),
-        *properties.ignores_each_cut(prepare, batch),
-        *properties.ignores_order(prepare, batch),
-        properties.ignores_masked_tokens(prepare, batch),
-        properties.ignores_padding(prepare, batch),
-        properties.survives_empty_rows(prepare, batch),
-        properties.survives_extreme_ratios(prepare, batch),
-        properties.ignores_precision(prepare, batch),
+        *properties.loss_findings(prepare, batch, stops_gradient or bool(published and published.stops_gradient)),
     ]
 
 

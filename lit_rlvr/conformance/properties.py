@@ -86,6 +86,8 @@ class Step:
 
 PrepareStep = Callable[[Any], Step]
 """The step of a loss on a batch, computed afresh in each call."""
+Measure = Callable[[Any], ComparedTensors]
+"""The results of a loss or an advantage on a batch, computed afresh in each call."""
 Estimate = Callable[[Any], Tensor]
 """The advantages (P, G) of a batch."""
 
@@ -140,6 +142,29 @@ def nonfinite(found: ComparedTensors) -> float:
 
 
 # ---- properties of losses --------------------------------------------------------------------------------------
+
+
+def loss_findings(prepare: PrepareStep, batch: Batch, stops_gradient: bool) -> list[Finding]:
+    """Measure every property of a loss.
+
+    Args:
+        stops_gradient: the loss detaches values on purpose.
+    """
+
+    def measure(batch: Batch) -> ComparedTensors:
+        return replay_step(prepare(batch), batch)
+
+    return [
+        has_its_gradient(prepare, batch, stops_gradient),
+        has_the_right_direction(prepare, batch),
+        *ignores_cuts(prepare, batch),
+        *ignores_order(measure, batch),
+        ignores_masked_tokens(measure, batch),
+        ignores_padding(measure, batch),
+        survives_empty_rows(measure, batch),
+        survives_extreme_ratios(measure, batch),
+        ignores_precision(measure, batch),
+    ]
 
 
 def has_its_gradient(prepare: PrepareStep, batch: Batch, stops_gradient: bool) -> Finding:
@@ -231,22 +256,12 @@ def cut_finding(name: str, prepare: PrepareStep, batch: Batch, cuts: list[Cut], 
     return Finding(name, worst, EXACT, about, cause)
 
 
-PER_MICROBATCH = "normalised per micro-batch instead of per optimizer step: divide by the counts of the whole step"
-
-
-def ignores_cuts(prepare: PrepareStep, batch: Batch) -> Finding:
-    """Measure all cuts at once, as training makes them."""
-    rows = range(len(batch.logp))
-    cuts = [*even_cuts(rows), *uneven_cuts(rows), rank_cut(rows)]
-    return cut_finding("micro-batches", prepare, batch, cuts, "loss and gradient, cut differently", PER_MICROBATCH)
-
-
-def ignores_each_cut(prepare: PrepareStep, batch: Batch) -> list[Finding]:
+def ignores_cuts(prepare: PrepareStep, batch: Batch) -> list[Finding]:
     """Measure micro-batches of equal size, of different sizes, and ranks, each by itself."""
     rows = range(len(batch.logp))
     return [
         cut_finding("micro-batches", prepare, batch, even_cuts(rows), "cut into micro-batches of equal size",
-                    PER_MICROBATCH),
+                    "normalised per micro-batch instead of per optimizer step: divide by the counts of the whole step"),
         cut_finding("uneven micro-batches", prepare, batch, uneven_cuts(rows), "cut into micro-batches of other sizes",
                     "a mean over a micro-batch's rows, divided by the number of micro-batches: right only if all have "
                     "the same number of rows"),
@@ -256,35 +271,30 @@ def ignores_each_cut(prepare: PrepareStep, batch: Batch) -> list[Finding]:
     ]  # fmt: skip
 
 
-def reordered(advantages: Tensor, rows: list[int]) -> Tensor:
-    """Return advantages, (P, G) or (B, T), with those of completion `rows[i]` in row i."""
-    return advantages.reshape(len(rows), -1)[rows].view_as(advantages)
+def reordered(values: Tensor, rows: list[int]) -> Tensor:
+    """Return values, (P, G) or (B, T), with those of completion `rows[i]` in row i."""
+    return values.reshape(len(rows), -1)[rows].view_as(values)
 
 
-def order_finding(name: str, prepare: PrepareStep, batch: Batch, rows: list[int], about: str) -> Finding:
-    """Compare the loss, advantages and gradient of a batch with those of its rows in another order."""
-    base = replay_step(prepare(batch), batch)
-    expected = base | {
-        "dlogp": base["dlogp"][rows],
-        "advantages": reordered(base["advantages"], rows),
-    }
-    moved = reorder(batch, rows)
-    cause = "a weight that depends on a row's place, or a state that one call leaves to the next"
-    return Finding(name, error(replay_step(prepare(moved), moved), expected), EXACT, about, cause)
-
-
-def ignores_order(prepare: PrepareStep, batch: Batch) -> list[Finding]:
+def ignores_order(measure: Measure, batch: Batch) -> list[Finding]:
     """Measure the order of the groups, and that of the completions in each group."""
-    groups, inside = shuffled_groups(batch), shuffled_inside(batch)
+    base = measure(batch)
+
+    def finding(name: str, rows: list[int], about: str, cause: str) -> Finding:
+        expected = {key: value if key == "loss" else reordered(value, rows) for key, value in base.items()}
+        return Finding(name, error(measure(reorder(batch, rows)), expected), EXACT, about, cause)
+
     return [
-        order_finding("order of groups", prepare, batch, groups, "the groups in another order"),
-        order_finding("order of completions", prepare, batch, inside, "each group in another order"),
-    ]
+        finding("order of groups", shuffled_groups(batch), "the groups in another order",
+                "a statistic over the wrong dimension, a weight by place, or a state that one call leaves to the next"),
+        finding("order of completions", shuffled_inside(batch), "each group in another order",
+                "completions of different prompts compared with each other, or a weight by place"),
+    ]  # fmt: skip
 
 
-def ignores_masked_tokens(prepare: PrepareStep, batch: Batch) -> Finding:
+def ignores_masked_tokens(measure: Measure, batch: Batch) -> Finding:
     """Fill masked positions with other numbers; compare the result, and require a gradient of 0 there."""
-    base = replay_step(prepare(batch), batch)
+    base = measure(batch)
     other = torch.linspace(-20, 0, batch.logp.numel(), dtype=batch.logp.dtype).view_as(batch.logp)
 
     def filled(x: Tensor) -> Tensor:
@@ -292,7 +302,7 @@ def ignores_masked_tokens(prepare: PrepareStep, batch: Batch) -> Finding:
         return torch.where(batch.mask, x, other_values) if x.is_floating_point() else x
 
     junk = map_batch(batch, filled)
-    found = replay_step(prepare(junk), junk)
+    found = measure(junk)
     no_gradient = {"dlogp": torch.where(batch.mask, base["dlogp"], 0.0)}
     worst = float(np.max([error(found, base), error(found, base | no_gradient)]))
     return Finding(
@@ -301,11 +311,11 @@ def ignores_masked_tokens(prepare: PrepareStep, batch: Batch) -> Finding:
     )  # fmt: skip
 
 
-def ignores_padding(prepare: PrepareStep, batch: Batch) -> Finding:
+def ignores_padding(measure: Measure, batch: Batch) -> Finding:
     """Add masked positions at the end of every row."""
-    base = replay_step(prepare(batch), batch)
+    base = measure(batch)
     padded = map_batch(batch, lambda x: pad(x, (0, 3)))
-    found = replay_step(prepare(padded), padded)
+    found = measure(padded)
     worst = error(found | {"dlogp": found["dlogp"][:, : batch.logp.shape[1]]}, base)
     return Finding(
         "padding", worst, EXACT, "three more masked tokens at every end",
@@ -313,18 +323,18 @@ def ignores_padding(prepare: PrepareStep, batch: Batch) -> Finding:
     )  # fmt: skip
 
 
-def survives_empty_rows(prepare: PrepareStep, batch: Batch) -> Finding:
+def survives_empty_rows(measure: Measure, batch: Batch) -> Finding:
     """Mask a whole row, as a rank without other rows has to run it."""
     mask = batch.mask.clone()
     mask[5] = False
     empty = replace(batch, mask=mask)
     return Finding(
-        "empty rows", nonfinite(replay_step(prepare(empty), empty)), 0,
+        "empty rows", nonfinite(measure(empty)), 0,
         "infinite or NaN, where a row has no token in the loss", "0 / 0: clamp the number of a row's tokens to 1",
     )  # fmt: skip
 
 
-def survives_extreme_ratios(prepare: PrepareStep, batch: Batch) -> Finding:
+def survives_extreme_ratios(measure: Measure, batch: Batch) -> Finding:
     """Count nonfinite values in float32, on rows with ratios of all kinds, only tiny ones and only huge ones."""
     far = torch.tensor([-100.0, 40.0, 100.0, -40.0]).repeat(batch.logp.numel() // 4 + 1)[: batch.logp.numel()]
     far = far.view_as(batch.logp)
@@ -333,15 +343,14 @@ def survives_extreme_ratios(prepare: PrepareStep, batch: Batch) -> Finding:
     old = torch.where(batch.mask, -0.5 - far.clamp(min=0), 0.0)
     extreme = replace(to_float32(batch), logp=logp, old_logp=old, ref_logp=old)
     return Finding(
-        "extreme ratios", nonfinite(replay_step(prepare(extreme), extreme)), 0,
+        "extreme ratios", nonfinite(measure(extreme)), 0,
         "infinite or NaN, at ratios of e^-100 to e^100", "exp overflows in float32: clamp the log-ratio",
     )  # fmt: skip
 
 
-def ignores_precision(prepare: PrepareStep, batch: Batch) -> Finding:
+def ignores_precision(measure: Measure, batch: Batch) -> Finding:
     """Compare float32 with float64."""
-    single = to_float32(batch)
-    worst = error(replay_step(prepare(single), single), replay_step(prepare(batch), batch))
+    worst = error(measure(to_float32(batch)), measure(batch))
     return Finding("precision", worst, SINGLE, "float32 and float64", "a difference of large numbers")
 
 
@@ -350,11 +359,15 @@ def ignores_precision(prepare: PrepareStep, batch: Batch) -> Finding:
 
 def estimator_findings(estimate: Estimate, batch: Batch) -> list[Finding]:
     """Measure every property of an advantage."""
+
+    def measure(batch: Batch) -> ComparedTensors:
+        return {"advantages": estimate(batch)}
+
     return [
         rewards_what_is_right(estimate, batch),
-        *estimates_in_any_order(estimate, batch),
-        flat_finding({"advantages": estimate(equal_rewards(batch))}),
-        estimates_in_float32(estimate, batch),
+        *ignores_order(measure, batch),
+        flat_finding(measure(equal_rewards(batch))),
+        ignores_precision(measure, batch),
     ]
 
 
@@ -368,31 +381,9 @@ def rewards_what_is_right(estimate: Estimate, batch: Batch) -> Finding:
     )  # fmt: skip
 
 
-def estimates_in_any_order(estimate: Estimate, batch: Batch) -> list[Finding]:
-    """Measure the order of the groups, and that of the completions in each group."""
-    base = estimate(batch)
-
-    def finding(name: str, rows: list[int], about: str, cause: str) -> Finding:
-        expected = {"advantages": reordered(base, rows)}
-        return Finding(name, error({"advantages": estimate(reorder(batch, rows))}, expected), EXACT, about, cause)
-
-    return [
-        finding("order of groups", shuffled_groups(batch), "the groups in another order",
-                "a statistic over the wrong dimension, or a weight by place"),
-        finding("order of completions", shuffled_inside(batch), "each group in another order",
-                "completions of different prompts compared with each other, or a weight by place"),
-    ]  # fmt: skip
-
-
 def flat_finding(found: ComparedTensors) -> Finding:
     """Count nonfinite values of the batch of `equal_rewards`."""
     return Finding(
         "equal rewards", nonfinite(found), 0, "infinite or NaN, where a group's rewards are equal",
         "a standard deviation of 0: add an epsilon",
     )  # fmt: skip
-
-
-def estimates_in_float32(estimate: Estimate, batch: Batch) -> Finding:
-    """Compare float32 with float64."""
-    found, base = {"advantages": estimate(to_float32(batch))}, {"advantages": estimate(batch)}
-    return Finding("precision", error(found, base), SINGLE, "float32 and float64", "a difference of large numbers")

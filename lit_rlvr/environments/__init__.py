@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lit_rlvr.environments.base import Environment, EnvironmentReward, Observation
-    from lit_rlvr.environments.built_in import Calculator, Crop, GuessNumber, Python, SQLShell
+    from lit_rlvr.environments.built_in import Calculator, Crop, Python, SQLShell
     from lit_rlvr.environments.episode import EpisodeWorkers
     from lit_rlvr.environments.tools import Tools, WrappedTools, as_environment
 
@@ -20,7 +20,6 @@ __all__ = [
     "Environment",
     "EnvironmentReward",
     "EpisodeWorkers",
-    "GuessNumber",
     "Observation",
     "Python",
     "SQLShell",
@@ -35,7 +34,6 @@ _MODULES = {
     "Environment": ".base",
     "EnvironmentReward": ".base",
     "EpisodeWorkers": ".episode",
-    "GuessNumber": ".built_in",
     "Observation": ".base",
     "Python": ".built_in",
     "SQLShell": ".built_in",

@@ -1,6 +1,6 @@
 """The built-in environments.
 
-Calculator, Python, Crop (a magnifying glass for images) and SQLShell are tools; GuessNumber is a toy with state.
+Calculator, Python, Crop (a magnifying glass for images) and SQLShell are tools.
 """
 
 from __future__ import annotations
@@ -8,17 +8,15 @@ from __future__ import annotations
 import ast
 import math
 import operator
-import re
 from collections.abc import Callable
 from typing import Any
 
-from lit_rlvr.environments.base import Environment, Observation
 from lit_rlvr.environments.tools import Tools
 from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.rewards.sql import databases_of
 from lit_rlvr.rewards.sql_query import QueryFailed, run_query
 from lit_rlvr.rewards.sql_query import QueryLimits as QueryLimits
-from lit_rlvr.types import Sample, Turn, kinds_of
+from lit_rlvr.types import Sample, kinds_of
 from lit_rlvr.workers.process import Isolation
 from lit_rlvr.workers.sandbox import ProgramFailed, ProgramLimits, is_supported, run
 
@@ -174,36 +172,3 @@ def _sql_value(value: Any) -> str:
     """Return a value as SQLite shows it: numbers with a fraction have 15 digits."""
     value = float(f"{value:.15g}") if isinstance(value, float) else value
     return "NULL" if value is None else repr(value) if isinstance(value, bytes) else str(value)
-
-
-class GuessNumber(Environment):
-    """A hidden number, the sample's answer, which the model guesses; `higher` or `lower` answers each guess.
-
-    The reward is 1 if the model finds the number within `rollout.sampling.max_turns` turns, else 0.
-
-    Args:
-        kwargs: `limits` of every environment.
-    """
-
-    needs_turns = True
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.hidden, self.found = 0, False
-
-    def reset(self, sample: Sample) -> None:
-        try:
-            self.hidden = int(sample.answer)
-        except ValueError as error:
-            raise UserError(f"{sample.source or sample.id}: GuessNumber needs whole numbers as answers") from error
-
-    def step(self, turn: Turn) -> Observation:
-        numbers = re.findall(r"-?\d+", turn.text)
-        if not numbers:
-            return Observation("Guess a whole number.", errors=1)
-        guess = numbers[-1][:20]
-        self.found = int(guess) == self.hidden
-        return Observation("higher" if int(guess) < self.hidden else "lower", done=self.found)
-
-    def reward(self) -> bool:
-        return self.found

@@ -17,7 +17,7 @@ from lit_rlvr.commands.check import Finding, check_advantage, check_algorithm
 from lit_rlvr.commands.check.command import check
 from lit_rlvr.conformance.published import LOSSES
 from lit_rlvr.errors import UserError
-from lit_rlvr.objectives import LossInputs, Stats, masked_mean, masked_sum, ratio, row_sum
+from lit_rlvr.objectives import LossInputs, Stats, masked_sum, ratio
 
 SHIPPED = [name for name in algorithms.__all__ if name != "RLVRModule"]
 CLI = Callable[..., Any]
@@ -38,8 +38,9 @@ def test_every_algorithm_passes(name: str, options: dict[str, Any]) -> None:
     """Those with frozen results are compared with them, if all options are the defaults."""
     findings = check(name, options)
     assert [str(f) for f in findings if not f.ok] == []
-    compared = [f.name for f in findings if f.name.startswith("values: ")]
+    compared = [f.measured for f in findings if f.name.startswith("values: ")]
     assert len(compared) == (3 if name in LOSSES and not options else 0)
+    assert max(compared, default=0) < 1e-13
 
 
 def test_a_loss_with_other_values_than_the_published_ones_fails() -> None:
@@ -93,25 +94,6 @@ class Overdeclared(GRPO):
     has_ratio = False
 
 
-class OwnNormaliser(RLVRModule):
-    """Divides by the tokens of the micro-batch."""
-
-    has_ratio = False
-
-    def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
-        return -masked_sum(x.logp * x.advantages, x.mask / x.mask.sum().clamp(min=1), x.mask), {}
-
-
-class OwnMean(RLVRModule):
-    """Divides by a row's tokens, of which there may be none."""
-
-    has_ratio = False
-
-    def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
-        mean = torch.where(x.mask, x.logp, 0.0).sum(1) / x.mask.sum(1)
-        return -(mean * x.advantages[:, 0] * x.row_weight).sum(), {}
-
-
 class OwnDeviation(RLVRModule):
     """Is not a number for a single row."""
 
@@ -119,25 +101,6 @@ class OwnDeviation(RLVRModule):
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         return -masked_sum(x.logp * x.advantages, x.token_weight, x.mask) + 0 * x.row_weight.std(), {}
-
-
-class WholeRows(RLVRModule):
-    """Sums the masked tokens too."""
-
-    has_ratio = False
-
-    def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
-        return -(x.logp.sum(1) * x.advantages[:, 0] * x.row_weight).sum(), {}
-
-
-class Width(RLVRModule):
-    """Divides by the padded length."""
-
-    has_ratio = False
-
-    def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
-        sums = torch.where(x.mask, x.logp, 0.0).sum(1) / x.logp.shape[1]
-        return -row_sum(sums * x.advantages[:, 0], x), {}
 
 
 class Detached(RLVRModule):
@@ -168,24 +131,6 @@ class Doubled(torch.autograd.Function):
         return 2 * gradient
 
 
-class FirstGroup(RLVRModule):
-    """Weights the prompts by their places."""
-
-    has_ratio = False
-
-    def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
-        weight = x.token_weight / (1 + x.prompt[:, None])
-        return -masked_sum(x.logp * x.advantages, weight, x.mask), {}
-
-
-class BareRatio(RLVRModule):
-    """Its ratio overflows."""
-
-    def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
-        w = torch.where(x.mask, x.logp - x.old_logp, 0.0).exp()
-        return -masked_sum(w.clamp(max=1.2) * x.advantages, x.token_weight, x.mask), {}
-
-
 class Regularised(RLVRModule):
     """Has a term that does not vanish with the advantage, and training skips such rows."""
 
@@ -194,25 +139,6 @@ class Regularised(RLVRModule):
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         loss = masked_sum(x.logp.square() - x.logp * x.advantages, x.token_weight, x.mask)
         return loss, {}
-
-
-class Rounded(RLVRModule):
-    """Computes the difference of large numbers."""
-
-    has_ratio = False
-
-    def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
-        mean = masked_mean(x.logp + 3e4, x.mask) - 3e4
-        return -row_sum(mean * x.advantages[:, 0], x), {}
-
-
-class Flipped(RLVRModule):
-    """Goes the wrong way."""
-
-    has_ratio = False
-
-    def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
-        return masked_sum(x.logp * x.advantages, x.token_weight, x.mask), {}
 
 
 class OnlyWrong(RLVRModule):
@@ -240,19 +166,11 @@ class OnlyRight(RLVRModule):
         (OnlyRight, []),
         (Undeclared, ["ratio"]),
         (Overdeclared, ["ratio"]),
-        (Flipped, ["direction"]),
         (OnlyWrong, ["direction"]),
-        (OwnNormaliser, ["micro-batches"]),
         (OwnDeviation, ["micro-batches"]),
-        (OwnMean, ["empty rows"]),
-        (WholeRows, ["masked tokens"]),
-        (Width, ["padding"]),
         (Detached, ["gradient"]),
         (HalfDetached, ["gradient"]),
-        (FirstGroup, ["order of groups"]),
-        (BareRatio, ["extreme ratios"]),
         (Regularised, ["zero advantages"]),
-        (Rounded, ["precision"]),
     ],
 )
 def test_a_broken_algorithm_lacks_what_it_breaks(algorithm: type[RLVRModule], broken: list[str]) -> None:
@@ -260,19 +178,8 @@ def test_a_broken_algorithm_lacks_what_it_breaks(algorithm: type[RLVRModule], br
     assert failed(findings) == broken, "\n".join(map(str, findings))
 
 
-def test_a_declared_stop_gradient_is_held() -> None:
-    class Declared(Detached):
-        stops_gradient = True
-
-    assert failed(check_algorithm(Declared())) == []
-
-
 def to_the_first(group: GroupBatch) -> Tensor:
     return group.rewards - group.rewards[:1]
-
-
-def over_the_prompts(group: GroupBatch) -> Tensor:
-    return group.rewards - group.rewards.mean(0, keepdim=True)
 
 
 def by_place(group: GroupBatch) -> Tensor:
@@ -290,10 +197,6 @@ def in_place(group: GroupBatch) -> Tensor:
 
 def always_one(group: GroupBatch) -> Tensor:
     return torch.ones_like(group.rewards)
-
-
-def upside_down(group: GroupBatch) -> Tensor:
-    return group.rewards.mean(1, keepdim=True) - group.rewards
 
 
 def of_a_prompt(group: GroupBatch) -> Tensor:
@@ -320,9 +223,7 @@ def test_what_is_no_advantage_is_refused(advantage: Callable[[GroupBatch], Any])
     ("advantage", "broken"),
     [
         (always_one, ["rewards"]),
-        (upside_down, ["rewards"]),
         (to_the_first, ["order of groups", "order of completions"]),
-        (over_the_prompts, ["order of completions"]),
         (by_place, ["order of completions"]),
         (unguarded, ["equal rewards"]),
         (in_place, ["input"]),
@@ -391,9 +292,9 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_command_exits_with_1_if_a_property_fails(own: Path, lit_rlvr: CLI) -> None:
     good = lit_rlvr("check", "own_losses.Plain")
-    assert good.status == 0 and good.out.count("ok  ") == 14 and "own_losses.Plain: all hold" in good.out
+    assert good.status == 0 and good.out.count("ok  ") == 16 and "own_losses.Plain: all hold" in good.out
     bad = lit_rlvr("check", "own_losses.Plain", "--init_args.broken", "true")
-    assert bad.status == 1 and "FAILED  micro-batches" in bad.out and "1 of 14 properties FAILED" in bad.out
+    assert bad.status == 1 and "FAILED  micro-batches" in bad.out and "3 of 16 properties FAILED" in bad.out
     assert lit_rlvr("check", "--config", "own.yaml").status == 1
     assert lit_rlvr("check", "--config", "own.yaml", "--init_args.broken", "false").status == 0
     assert lit_rlvr("check", "own_losses.centred").status == 0

@@ -25,10 +25,7 @@ from transformers import (
 from lit_rlvr.cli.run_config import suggest_more_tokens
 from lit_rlvr.commands.plan.gpus import GIB, GPUs
 from lit_rlvr.commands.plan.memory import (
-    Lengths,
     Strategy,
-    cached_tokens,
-    expected_microbatch,
     largest_microbatch,
     shape_of,
     training_memory,
@@ -210,28 +207,24 @@ def test_automatic_micro_batches_fill_the_memory_up_to_an_optimizer_step() -> No
     assert f"tokens_per_microbatch {proposed.budget}" in small.arguments(proposed)
 
 
-@pytest.mark.parametrize(
-    ("device", "gib", "tokens", "said"),
-    [
+def test_a_gpu_with_memory_to_spare_is_named_at_the_start(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "lit_rlvr")
+    built = build_here("smoke/sums", tiny_model_folder, tmp_path)
+    for device, gib, tokens, said in (
         ("cuda", 80, 1024, "1024 keeps a GPU waiting; 8704 fit (about"),
         ("cuda", 80, 16384, None),
         ("cuda", 1e-3, 1024, None),
         ("cpu", 80, 1024, None),
-    ],
-)
-def test_a_gpu_with_memory_to_spare_is_named_at_the_start(
-    device: str, gib: float, tokens: int, said: str | None, tiny_model_folder: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
-    built = build_here(
-        "smoke/sums", tiny_model_folder, tmp_path, **{"model.init_args.compute.tokens_per_microbatch": tokens}
-    )
-    monkeypatch.setattr(type(built.trainer.strategy), "root_device", torch.device(device))
-    monkeypatch.setattr("lit_rlvr.commands.plan.strategies.device_memory", lambda trainer: gib * GIB)
-    caplog.set_level("INFO", "lit_rlvr")
-    suggest_more_tokens(built.trainer, built.model, built.datamodule)
-    lines = [record.message for record in caplog.records if "keeps a GPU waiting" in record.message]
-    assert len(lines) == (said is not None) and (said or "") in "".join(lines)
+    ):
+        caplog.clear()
+        built.model.budget.choose(tokens)
+        monkeypatch.setattr(type(built.trainer.strategy), "root_device", torch.device(device))
+        monkeypatch.setattr("lit_rlvr.commands.plan.strategies.device_memory", lambda trainer, gib=gib: gib * GIB)
+        suggest_more_tokens(built.trainer, built.model, built.datamodule)
+        lines = [record.message for record in caplog.records if "keeps a GPU waiting" in record.message]
+        assert len(lines) == (said is not None) and (said or "") in "".join(lines)
 
 
 def test_on_a_cpu_auto_is_a_single_device_and_fsdp_is_ours(tiny_model_folder: Path, tmp_path: Path) -> None:
@@ -256,46 +249,18 @@ def test_the_smallest_gpu_of_a_trainer_counts(monkeypatch: pytest.MonkeyPatch) -
     assert GPUs.of_trainer("gpu", "auto", 1) == GPUs(4, 40), "the smallest counts"
 
 
-def test_an_engine_holds_what_is_left_of_its_sequences() -> None:
-    """Next to many sequences whose lengths are drawn."""
-    assert cached_tokens(7, 10, Lengths(50, 50)) == 7 * 60
-    generator = torch.Generator().manual_seed(0)
-    for prompt, mean in ((100, 1000), (500, 200)):
-        lengths = torch.empty(20000).exponential_(1 / mean, generator=generator)
-        held = max(float((lengths > t).sum()) * (prompt + t) for t in range(0, 5000, 5))
-        assert cached_tokens(20000, prompt, Lengths(mean, 5000)) == pytest.approx(held, rel=0.03)
-    assert cached_tokens(1, 100, Lengths(10, 5000)) == 5100, "the longest alone"
-
-
-def test_a_micro_batch_of_expected_lengths_has_room_for_the_longest() -> None:
-    whole = largest_microbatch(16384, 1024, 3072, 8, 2)
-    assert expected_microbatch(16384, 1024, Lengths(3072, 3072), 8, 2) == whole
-    short = expected_microbatch(16384, 1024, Lengths(300, 3072), 8, 2)
-    assert short.tokens == 2 * (1024 + 8 * 299) and short.scored == 2 * 8 * 300 < whole.scored
-    assert expected_microbatch(16384, 1024, Lengths(300, 3072), 8, 1).tokens == 1024 + 3071, "one of the longest"
-
-
-def test_shares_and_proposals_follow_the_expected_lengths() -> None:
+def test_vllm_gets_a_share_in_which_all_sequences_fit() -> None:
     """A 7B: 57,344 bytes of keys and values a token."""
     gpus, model = GPUs.parse("8x80GB"), job("Qwen2.5-7B")
-    fitted = {
-        mean: replace(model, completion=Lengths(mean, 3072), fitted=True, prompts=1024) for mean in (200, 600, 3072)
-    }
-    share = {mean: asked.proposal(gpus).terms["vLLM"] / (80 * GIB) for mean, asked in fitted.items()}  # type: ignore[union-attr]
-    tokens = cached_tokens(1024, 1024 / 8, Lengths(200, 3072))
-    needs = 2 * model.whole.parameters + 2 * GIB + tokens * 57344
+    fitted = {length: replace(model, completion=length, fitted=True, prompts=1024) for length in (100, 200, 3072)}
+    share = {length: asked.proposal(gpus).terms["vLLM"] / (80 * GIB) for length, asked in fitted.items()}  # type: ignore[union-attr]
+    needs = 2 * model.whole.parameters + 2 * GIB + 1024 * (1024 / 8 + 200) * 57344
     assert needs <= share[200] * 80 * GIB <= needs + 0.05 * 80 * GIB
-    assert share[200] < share[600] < share[3072] < 0.9
+    assert share[100] < share[200] < share[3072] < 0.9
     for asked in fitted.values():
         found = asked.proposal(gpus)
         assert found is not None and found.fits, "what training leaves is the most that vLLM gets"
-        share_text = f"gpu_memory_utilization {found.terms['vLLM'] / (80 * GIB):.2f}"
-        assert share_text in asked.arguments(found)
-    few = replace(model, prompts=16, share=0.0)
-    short = replace(few, completion=Lengths(200, 3072))
-    assert short.plans(gpus)[0].needs < few.plans(gpus)[0].needs
-    decoded = [replace(m, share=None).plans(gpus)[0].terms["generation"] for m in (few, short)]
-    assert decoded[1] < decoded[0]
+        assert f"gpu_memory_utilization {found.terms['vLLM'] / (80 * GIB):.2f}" in asked.arguments(found)
 
 
 def test_vllm_in_8_bits_needs_a_byte_less_for_each_weight_of_its_layers() -> None:
@@ -308,7 +273,7 @@ def test_vllm_in_8_bits_needs_a_byte_less_for_each_weight_of_its_layers() -> Non
 
 def test_a_plan_has_room_for_sixteen_sequences_or_does_not_fit() -> None:
     """A 32B in 16 bits leaves 18 GiB of 80, which hold the keys and values of 8 answers of 8,192 tokens."""
-    eight, long = GPUs.parse("8x80GB"), replace(job("Qwen2.5-32B"), completion=Lengths(8192, 8192))
+    eight, long = GPUs.parse("8x80GB"), replace(job("Qwen2.5-32B"), completion=8192)
     assert long.proposal(eight) is None
     plan = replace(long, share=0.99, fitted=False).plan(Strategy(True, True), eight, long.budget)
     token = 2 * 64 * 8 * 128 * 2  # bytes of keys and values, in all layers
@@ -351,13 +316,6 @@ def test_a_mixture_of_experts_computes_with_some_of_its_parameters() -> None:
     assert shape.text.inner == 8 * 768
 
 
-@pytest.mark.parametrize("text", ["", "0", "9,", "9,8", "9,99", "99", "1.5", "9,a"])
-def test_what_are_no_lengths_is_one_line(text: str) -> None:
-    with pytest.raises(UserError, match="--lengths:"):
-        Lengths.parse(text, 64)
-    assert (Lengths.parse("9", 64), Lengths.parse("9,20", 64)) == (Lengths(9, 64), Lengths(9, 20))
-
-
 @pytest.mark.parametrize("text", ["8", "8x80", "0x80GB", "8x0GB", "x80GB", "8x80GBs", "eight"])
 def test_what_are_no_gpus_is_one_line(text: str) -> None:
     with pytest.raises(UserError, match="--gpus:"):
@@ -373,10 +331,6 @@ def test_the_command_reads_the_config_alone(run_folder: Path, lit_rlvr: CLI, mon
     assert result.status == 0, result.err
     assert "Proposal: DDP" in result.out and "--config strategy/ddp" in result.out
     assert not (run_folder / "run").exists()
-    result = lit_rlvr("plan", *FIT[1:], "--gpus", "1x80GB", "--lengths", "3")
-    assert result.status == 0 and "completions of up to 512 and 8 tokens, completions of 3 on average" in result.out
-    result = lit_rlvr("plan", *FIT[1:], "--gpus", "1x80GB", "--lengths", "9")
-    assert result.status == 2 and "--lengths: '9' is not the mean length" in result.err
     seen: list[bool] = []
     monkeypatch.setattr("lit_rlvr.cli.subcommands.show_plan", lambda job, gpus: seen.append(job.quantized))
     fp8 = ("--rollout.engine", "VLLMEngine", "--rollout.engine.init_args.quantize", "fp8")

@@ -12,7 +12,7 @@ from hostile import assert_linear
 from PIL import Image
 from tiny_environments import Increment
 
-from lit_rlvr.environments import Calculator, GuessNumber, Python, SQLShell, Tools, as_environment
+from lit_rlvr.environments import Calculator, Python, SQLShell, Tools, as_environment
 from lit_rlvr.environments.calls import Call, find_calls, typed_value
 from lit_rlvr.environments.tools import WrappedTools, as_tool_result
 from lit_rlvr.errors import UserError
@@ -445,13 +445,3 @@ def test_python_runs_in_the_sandbox() -> None:
     assert "ZeroDivisionError" in tools.step(Turn("<call>python('1 / 0')</call>")).text
     assert "{'error': " in tools.step(Turn('<call>python(\'open("/tmp/x", "w")\')</call>')).text
     assert "{'error': " in tools.step(Turn("<call>python('while True: pass')</call>")).text
-
-
-def test_the_guessing_game_answers_and_rewards() -> None:
-    game = GuessNumber()
-    game.reset(Sample("a", "Guess.", "12"))
-    assert [game.step(Turn(text)).text for text in ("5", "is it 20?", "no idea")] == [
-        "higher", "lower", "Guess a whole number."
-    ]  # fmt: skip
-    assert game.reward() is False
-    assert game.step(Turn("12")).done and game.reward() is True

@@ -15,18 +15,15 @@ class Notes(Tracker):
 
     Args:
         fails: steps at which it fails once.
-        starts: whether it starts at all.
     """
 
     key = "notes"
 
-    def __init__(self, fails: list[int] | None = None, starts: bool = True, **kwargs: Any) -> None:
+    def __init__(self, fails: list[int] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.fails, self.starts = fails or [], starts
+        self.fails = fails or []
 
     def start(self, run: TrackedRun) -> tuple[str, int]:
-        if not self.starts:
-            raise ConnectionError("no route to host\nand more")
         self._file = run.folder / "notes.jsonl"
         self._note(started=run.id)
         return run.id or "note-1", run.last_step
@@ -38,8 +35,8 @@ class Notes(Tracker):
             raise OSError("no space left")
         self._note(step=step, metrics=dict(metrics), samples=samples and len(samples.rows))
 
-    def end(self, summary: Mapping[str, Any], failed: bool) -> None:
-        self._note(summary=dict(summary), failed=failed)
+    def end(self, failed: bool) -> None:
+        self._note(failed=failed)
 
     def _note(self, **what: Any) -> None:
         with self._file.open("a") as file:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,18 +19,14 @@ class Kept:
         ids: of its runs; there should be one.
         rows: (step, metrics) in the order they were logged.
         tables: step -> the samples as records.
-        pictures: step -> how many.
         config: settings, nested or flat with "/".
-        summary: the results at the end.
     """
 
     ids: set[str] = field(default_factory=set)
     name: str = ""
     rows: list[tuple[int, Row]] = field(default_factory=list)
     tables: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
-    pictures: dict[int, int] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
-    summary: dict[str, Any] = field(default_factory=dict)
 
 
 MAGIC, BLOCK, HEADER = b":W&B", 32768, 7
@@ -84,11 +79,7 @@ def wandb_offline(folder: Path) -> Kept:
                 if table := found.pop("samples", None):
                     content = json.loads((files / table["path"]).read_text())
                     kept.tables[step] = [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
-                if pictures := found.pop("pictures", None):
-                    assert all((files / name).is_file() for name in pictures["filenames"])
-                    kept.pictures[step] = pictures["count"]
-                kept.summary |= {k.removeprefix("summary/"): v for k, v in found.items() if k.startswith("summary/")}
-                row = {k: v for k, v in found.items() if not k.startswith(("_", "summary/", "trainer/"))}
+                row = {k: v for k, v in found.items() if not k.startswith(("_", "trainer/"))}
                 kept.rows += [(step, row)] if row else []
     return kept
 
@@ -115,29 +106,19 @@ def mlflow_store(uri: str, experiment: str = "lit-rlvr") -> Kept:
     points: list[tuple[int, str, float]] = []
     for key in run.data.metrics:
         found = client.get_metric_history(run.info.run_id, key)
-        if key.startswith("summary/"):
-            kept.summary[key.removeprefix("summary/")] = found[-1].value
-        else:
-            points += [(point.step, key, point.value) for point in found]
+        points += [(point.step, key, point.value) for point in found]
     steps: dict[int, Row] = {}
     for step, key, value in points:
         assert key not in steps.setdefault(step, {}), f"{key} twice at step {step}"
         steps[step][key] = value
     kept.rows = sorted(steps.items())
     root = Path(run.info.artifact_uri.removeprefix("file://"))
-    for path in sorted(root.glob("samples/*.json")):
-        content = json.loads(path.read_text())
-        kept.tables[int(path.stem[-6:])] = [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
-    for path in root.glob("images/*.png"):
-        step = int(path.name.split("+step+")[1].split("+")[0])
-        kept.pictures[step] = kept.pictures.get(step, 0) + 1
     assert (root / "config.yaml").is_file() and run.info.status == "FINISHED", run.info.status
     return kept
 
 
 def trackio_store(project: str = "lit-rlvr") -> Kept:
     from trackio.sqlite_storage import SQLiteStorage
-    from trackio.utils import MEDIA_DIR
 
     (run,) = SQLiteStorage.get_run_records(project)
     kept = Kept(ids={run["id"]}, name=run["name"], config=SQLiteStorage.get_run_config(project, run["name"]))
@@ -145,36 +126,17 @@ def trackio_store(project: str = "lit-rlvr") -> Kept:
         step = int(row["step"])
         if table := row.pop("samples", None):
             kept.tables[step] = table["_value"]
-        pictures = [row.pop(key) for key in list(row) if key.startswith("picture_")]
-        if pictures:
-            assert all((MEDIA_DIR / picture["file_path"]).is_file() for picture in pictures)
-            kept.pictures[step] = len(pictures)
-        numbers = {k: v for k, v in row.items() if k not in ("timestamp", "step")}
-        if any(key.startswith("summary/") for key in numbers):
-            kept.summary |= {k.removeprefix("summary/"): v for k, v in numbers.items()}
-        else:
-            kept.rows.append((step, numbers))
+        kept.rows.append((step, {k: v for k, v in row.items() if k not in ("timestamp", "step")}))
     return kept
 
 
-def tensorboard_events(folder: Path) -> Kept:
+def tensorboard_rows(folder: Path) -> list[tuple[int, Row]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "tensors": 0})
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
-    kept, steps = Kept(ids={str(folder)}), {}
+    steps: dict[int, Row] = {}
     for key in events.Tags()["scalars"]:
         for point in events.Scalars(key):
             steps.setdefault(point.step, {})[key] = point.value
-    kept.rows = sorted(steps.items())
-    for key in events.Tags()["images"]:
-        if key.startswith("samples/"):
-            for picture in events.Images(key):
-                kept.pictures[picture.step] = kept.pictures.get(picture.step, 0) + 1
-    texts = {tag.removesuffix("/text_summary"): events.Tensors(tag) for tag in events.Tags()["tensors"]}
-    for text in texts["samples"]:
-        lines = text.tensor_proto.string_val[0].decode().split("\n")
-        names, _, *rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines]
-        kept.tables[text.step] = [dict(zip(names, row, strict=True)) for row in rows]
-    kept.config = {"text": texts["config"][-1].tensor_proto.string_val[0].decode()}
-    return kept
+    return sorted(steps.items())

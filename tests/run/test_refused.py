@@ -48,7 +48,10 @@ REFUSED = {
     "data": ((*RESUME, "--data.init_args.high", "7"), "the number of training prompts"),
     "overwrite, sizes": ((*REPLACE, "--data.init_args.prompts_per_rollout", "17"), "prompts_per_rollout"),
     "overwrite, best": ((*REPLACE, "--checkpoint.best", "val/acuracy"), "checkpoint.best: no metric is called"),
-    "overwrite, tracker": ((*REPLACE, "--trackers", "own_trackers.Broken"), "does not start"),
+    "overwrite, tracker": (
+        (*REPLACE, "--trackers", "own_trackers.Broken"),
+        "broken does not start: ConnectionError: nobody there; mend it",
+    ),
     "overwrite, callback": ((*REPLACE, "--trainer.callbacks", "own_trackers.BrokenCallback"), "no licence"),
     "both": ((*RESUME, *REPLACE), "--overwrite true"),
 }
@@ -59,9 +62,9 @@ from lit_rlvr.run.trackers import Tracker
 class Broken(Tracker):
     key = "broken"
     def start(self, run):
-        raise ConnectionError("nobody there")
+        raise ConnectionError("nobody there\\nand more")
     def log(self, step, metrics, samples): ...
-    def end(self, summary, failed): ...
+    def end(self, failed): ...
 
 class BrokenCallback(Callback):
     def on_fit_start(self, trainer, pl_module):

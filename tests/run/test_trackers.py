@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from tiny_runs import FIT, STRATEGIES, completions, fit, in_two_processes, pictures_config, summary, write_config
-from tracked import Kept, mlflow_store, tensorboard_events, trackio_store, wandb_offline
+from tracked import Kept, Row, mlflow_store, tensorboard_rows, trackio_store, wandb_offline
 
 from lit_rlvr.cli.main import run as command_line
 from lit_rlvr.common.run_files import read_metrics
@@ -35,7 +35,6 @@ def run(tmp_path_factory: pytest.TempPathFactory, vlm_folder: Path) -> Iterator[
             {"class_path": "Wandb", "init_args": {"samples_every": 3, "options": {"tags": ["tiny"]}}},
             {"class_path": "MLflow", "init_args": {"samples_every": 3}},
             {"class_path": "Trackio", "init_args": {"samples_every": 3}},
-            {"class_path": "TensorBoard", "init_args": {"samples_every": 3}},
         ],
     }
     with pytest.MonkeyPatch.context() as patch:
@@ -54,7 +53,6 @@ READERS: dict[str, Callable[[Path], Kept]] = {
     "wandb": lambda run: wandb_offline(run / "trackers"),
     "mlflow": lambda run: mlflow_store(f"sqlite:///{run / 'trackers/mlflow.db'}"),
     "trackio": lambda run: trackio_store(),
-    "tensorboard": lambda run: tensorboard_events(run / "tensorboard"),
 }
 
 
@@ -66,45 +64,48 @@ def kept(request: pytest.FixtureRequest, run: Path) -> Kept:
 @pytest.mark.slow
 def test_each_step_is_there_once_with_the_metrics_of_the_file(run: Path, kept: Kept) -> None:
     assert len(kept.ids) == 1
-    lightnings = {"epoch"} if "text" in kept.config else set()  # Lightning leaves it out of TensorBoard
-    assert [step for step, _ in kept.rows] == list(range(1, LAST + 1))
-    for (step, values), wanted in zip(kept.rows, read_metrics(run / "metrics.csv").values(), strict=True):
-        assert set(values) == set(wanted) - lightnings, step
+    assert_rows_of_the_file(kept.rows, run, set())
+
+
+@pytest.mark.slow
+def test_tensorboard_has_each_step_once_with_the_metrics_of_the_file(run: Path) -> None:
+    assert_rows_of_the_file(tensorboard_rows(run / "tensorboard"), run, {"epoch"})
+
+
+def assert_rows_of_the_file(rows: list[tuple[int, Row]], run: Path, left_out: set[str]) -> None:
+    assert [step for step, _ in rows] == list(range(1, LAST + 1))
+    for (step, values), wanted in zip(rows, read_metrics(run / "metrics.csv").values(), strict=True):
+        assert set(values) == set(wanted) - left_out, step
         for name, value in values.items():
             if not name.startswith("time/") and name != "rollout/tokens_per_second":  # of another attempt
                 assert value == pytest.approx(wanted[name], rel=1e-6), (step, name)
 
 
 @pytest.mark.slow
-def test_the_samples_are_those_of_the_run_folder(run: Path, kept: Kept) -> None:
-    assert sorted(kept.tables) == [1, 3, 6], "the first iteration and every third"
-    for step, table in kept.tables.items():
-        wanted = [record for record in completions(run) if record["step"] == step]
-        assert len(table) == len(wanted) == 2
-        for shown, record in zip(table, wanted, strict=True):
-            for name in ("id", "answer", "reward", "correct", "advantage"):
-                assert str(shown[name]) == str(record[name]), name
-            assert record["completion"].strip()[:1] in shown["completion"]
-            assert record["images"][0] in shown["images"]
-    assert kept.pictures == {1: 1, 3: 1, 6: 1}
+def test_the_samples_are_those_of_the_run_folder(run: Path) -> None:
+    for kept in (READERS["wandb"](run), READERS["trackio"](run)):
+        assert sorted(kept.tables) == [1, 3, 6], "the first iteration and every third"
+        for step, table in kept.tables.items():
+            wanted = [record for record in completions(run) if record["step"] == step]
+            assert len(table) == len(wanted) == 2
+            for shown, record in zip(table, wanted, strict=True):
+                for name in ("id", "answer", "reward", "correct", "advantage", "completion"):
+                    assert shown[name] == record[name], name
+                assert json.loads(shown["images"]) == record["images"]
 
 
 @pytest.mark.slow
-def test_the_settings_and_the_results_are_there(run: Path, kept: Kept) -> None:
-    if "text" in kept.config:
-        assert "group_size: 2" in kept.config["text"]
-        return
+def test_the_settings_are_there(run: Path, kept: Kept) -> None:
     settings = yaml.safe_load((run / "config.yaml").read_text())
     flat = "rollout/group_size" in kept.config
     assert kept.config["rollout/group_size"] == "2" if flat else kept.config["rollout"] == settings["rollout"]
-    assert kept.summary["steps"] == LAST and kept.summary["iterations"] == summary(run)["iterations"]
     assert kept.name.startswith("pictures")
 
 
 @pytest.mark.slow
 def test_the_names_of_the_runs_are_in_one_file(run: Path) -> None:
     known = json.loads((run / "trackers/runs.json").read_text())
-    assert set(known) == {"wandb", "mlflow", "trackio", "tensorboard"}
+    assert set(known) == {"wandb", "mlflow", "trackio"}
     assert {entry["last_step"] for entry in known.values()} == {LAST}
     assert {known["wandb"]["id"]} == wandb_offline(run / "trackers").ids
     assert {known["mlflow"]["id"]} == mlflow_store(f"sqlite:///{run / 'trackers/mlflow.db'}").ids
@@ -141,12 +142,6 @@ def test_a_tracker_that_fails_to_the_end_gets_it_when_the_run_is_resumed(run_fol
     assert said(run_folder, "step") == [0, 1, 2, 3, 4, 5, 6, 7]
 
 
-def test_a_tracker_that_does_not_start_is_an_error(run_folder: Path, lit_rlvr: CLI) -> None:
-    result = fit(lit_rlvr, *own(starts=False), status=2)
-    assert "trackers: notes does not start: ConnectionError: no route to host" in result.err
-    assert "step 1/6" not in result.err
-
-
 @pytest.mark.slow
 def test_a_tracker_added_on_resume_gets_the_whole_run(run_folder: Path, lit_rlvr: CLI) -> None:
     fit(lit_rlvr, "--trainer.max_steps", 3)
@@ -156,7 +151,7 @@ def test_a_tracker_added_on_resume_gets_the_whole_run(run_folder: Path, lit_rlvr
     fit(lit_rlvr, *own(), "--ckpt_path", "last", "--trainer.max_steps", 7)
     fit(lit_rlvr, *own(), "--ckpt_path", "last", "--trainer.max_steps", 7)  # nothing left to train
     assert said(run_folder, "started") == [None, "note-1"] and said(run_folder, "step")[7:] == [7]
-    assert [len(summary) > 0 for summary in said(run_folder, "summary")] == [True, True]
+    assert said(run_folder, "failed") == [False, False]
 
 
 def test_a_run_that_is_replaced_is_a_new_run(run_folder: Path, lit_rlvr: CLI) -> None:
@@ -171,7 +166,7 @@ def test_of_two_processes_only_the_first_sends(run_folder: Path) -> None:
     in_two_processes(run_folder, [*FIT, *STRATEGIES["ddp"], *own(samples_every=3)])
     assert said(run_folder, "started") == [None] and said(run_folder, "step") == [0, 1, 2, 3, 4, 5, 6]
     assert [line["step"] for line in notes(run_folder) if line.get("samples")] == [1, 3, 6]
-    assert len(said(run_folder, "summary")) == 1
+    assert said(run_folder, "failed") == [False]
 
 
 # ---- choosing ---------------------------------------------------------------------------------------------
@@ -183,7 +178,6 @@ def test_of_two_processes_only_the_first_sends(run_folder: Path) -> None:
         ("[wandb, mlfow]", "trackers: 'mlfow' is not known; did you mean 'mlflow'?"),
         ("[trackio, trackio]", "trackers: trackio is given twice"),
         ("tiny_trackers.Missing", "trackers: not_there is not installed; pip install not_there"),
-        ("{class_path: Wandb, init_args: {samples_every: -1}}", "trackers.wandb.samples_every: -1 must lie in"),
         ("{class_path: Wandb, init_args: {projekt: x}}", "Wandb has no option 'projekt'"),
     ],
 )

@@ -21,7 +21,7 @@ from lit_rlvr.common.settings import dotted_path_of
 from lit_rlvr.common.terminal import Terminal, show_result
 from lit_rlvr.configs import Parser, find_config, load_config
 from lit_rlvr.conformance.published import LOSSES
-from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import FunctionReward, Reward
 from lit_rlvr.types import Sample
 
@@ -58,8 +58,6 @@ def run(command: str, arguments: list[str]) -> int:
     if config.data is not None or config.text is not None:
         run_reward(config)
         return 0
-    if config.reference is not None:
-        raise UserError("--reference: it belongs to a --text to judge; give --text, too")
     name, options = config.name, dict(config.init_args)
     if config.config is not None:
         model = load_config(find_config(config.config)).get("model") or {}
@@ -77,13 +75,8 @@ def run(command: str, arguments: list[str]) -> int:
 def run_reward(config: Any) -> None:
     """Check a reward on a set, or show how it judges a text."""
     name = config.name
-    if config.data is not None and config.text is not None:
-        raise UserError("check: --data and --text are given; check the reward on a set, or let it judge one text")
     if name is None:
         raise UserError("check: give a reward, such as MathAnswer or my_task.my_reward, before --data or --text")
-    if config.config is not None:
-        raise UserError("--config: leave it out; a reward takes its options from --init_args and its rows from --data")
-    check_within("(0, inf)", "check", seconds=config.seconds)
     if config.text is not None and config.reference is None:
         raise UserError("--text: give the --reference answer, too")
     with closing(build_reward(name, dict(config.init_args))) as reward:

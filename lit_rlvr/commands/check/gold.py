@@ -17,12 +17,11 @@ Kind = Literal[
 ]  # fmt: skip
 """The kind of an answer, which decides what a rewrite may do to it; nothing is rewritten inside an "other" one."""
 
-UNITS: dict[str, tuple[str, int | Fraction]] = {
-    "mm": ("cm", 10), "cm": ("m", 100), "m": ("km", 1000), "km": ("m", Fraction(1, 1000)), "mg": ("g", 1000),
-    "g": ("kg", 1000), "kg": ("g", Fraction(1, 1000)), "ml": ("l", 1000), "l": ("ml", Fraction(1, 1000)),
-    "seconds": ("minutes", 60), "minutes": ("hours", 60), "hours": ("minutes", Fraction(1, 60)),
+UNITS = {
+    "mm": "cm", "cm": "m", "m": "km", "km": "m", "mg": "g", "g": "kg", "kg": "g", "ml": "l", "l": "ml",
+    "seconds": "minutes", "minutes": "hours", "hours": "minutes",
 }  # fmt: skip
-"""Unit -> another unit of the same kind, and how many of the first make one of the other."""
+"""Unit -> another unit of the same kind."""
 
 PLAIN_NUMBER = r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+"
 _DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))

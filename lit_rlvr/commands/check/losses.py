@@ -46,19 +46,11 @@ def check_algorithm(algorithm: RLVRModule, expect: str | None = None) -> list[Fi
 
     return [
         *([has_published_values(prepare_frozen, expect, name) for name in batches.BATCHES] if expect else []),
-        properties.has_its_gradient(prepare, batch, algorithm.stops_gradient),
-        properties.has_the_right_direction(prepare, batch),
+        *properties.loss_findings(prepare, batch, algorithm.stops_gradient),
         properties.rewards_what_is_right(estimate, batch),
-        properties.ignores_cuts(prepare, batch),
-        *properties.ignores_order(prepare, batch),
-        properties.ignores_masked_tokens(prepare, batch),
-        properties.ignores_padding(prepare, batch),
-        properties.survives_empty_rows(prepare, batch),
         Finding("zero advantages", _zero_advantages(algorithm, batch), 0, "gradient where the advantage is 0"),
         _flat(algorithm, batches.equal_rewards(batch)),
         Finding("ratio", _ratio(algorithm, batch), 0, "1 if has_ratio and the loss disagree on the use of x.old_logp"),
-        properties.survives_extreme_ratios(prepare, batch),
-        properties.ignores_precision(prepare, batch),
     ]
 
 

@@ -6,7 +6,7 @@ import keyword
 import re
 import shlex
 import sys
-from importlib.util import find_spec
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 from lit_rlvr.common.files import check_writable, write_atomically
@@ -95,17 +95,8 @@ def module_name(folder: str) -> str:
         raise UserError(f"{folder!r} cannot be the name of a Python module; choose another, such as my_task")
     if name.startswith("test_"):
         raise UserError(f"{folder!r}: pytest takes test_... for tests; choose another, such as my_task")
-    if taken := installed_module(name):
+    if name in sys.stdlib_module_names or name in packages_distributions():
         raise UserError(
-            f"{folder!r}: Python would import the installed module {taken} instead; choose another, such as my_task"
+            f"{folder!r}: Python would import the installed module {name} instead; choose another, such as my_task"
         )
     return name
-
-
-def installed_module(name: str) -> str:
-    """Return the name if a module outside the current folder has it, else ""."""
-    if name in sys.stdlib_module_names:
-        return name
-    spec = find_spec(name)
-    places = [] if spec is None else [spec.origin, *(spec.submodule_search_locations or [])]
-    return name if any(place and not Path(place).is_relative_to(Path.cwd()) for place in places) else ""

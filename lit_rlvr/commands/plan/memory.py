@@ -8,8 +8,7 @@ estimate with the step itself on tensors without memory, and `docs/sizing.md` sh
 from __future__ import annotations
 
 import math
-import re
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora, adapted_layers, add_adapters, language_layers
 from lit_rlvr.policy.architecture import (
     CHOSEN,
@@ -168,30 +166,6 @@ class Microbatch:
 
 
 @dataclass(frozen=True)
-class Lengths:
-    """Expected lengths of completions, in tokens: their mean, and the longest."""
-
-    mean: int
-    longest: int
-
-    @classmethod
-    def parse(cls, text: str, allowed: int) -> Lengths:
-        """Parse `900,4096`, or `900`: then the longest has `allowed` tokens (`rollout.sampling.max_tokens`).
-
-        Raises:
-            UserError: the text does not have this form, or the numbers do not fit together.
-        """
-        found = re.fullmatch(r"(\d+)(?:,(\d+))?", text)
-        mean, longest = (int(found[1]), int(found[2] or allowed)) if found else (0, 0)
-        if not 0 < mean <= longest <= allowed:
-            raise UserError(
-                f"--lengths: {text!r} is not the mean length of completions and the longest, in tokens, such as "
-                f"300,{allowed}; the longest allowed is {allowed} (rollout.sampling.max_tokens)"
-            )
-        return cls(mean, longest)
-
-
-@dataclass(frozen=True)
 class Strategy:
     """A training strategy: where the weights lie, and which of them are trained.
 
@@ -226,30 +200,6 @@ def largest_microbatch(
     scores = together * inputs * (prompt + inputs) if shared_prefix else row * row
     rows = max(1.0, min(prompts * group / together, budget / row))
     return Microbatch(rows * row, rows * keys, rows * scores, rows * together * completion, rows * prompt)
-
-
-def expected_microbatch(
-    budget: int, prompt: int, lengths: Lengths, group: int, prompts: int, shared_prefix: bool = True
-) -> Microbatch:  # fmt: skip
-    """Return the largest micro-batch for the expected lengths: full of average completions, or with one of the longest.
-
-    Args: as for `largest_microbatch`.
-    """
-    full = largest_microbatch(budget, prompt, lengths.mean, group, prompts, shared_prefix)
-    longest = largest_microbatch(prompt + lengths.longest, prompt, lengths.longest, 1, 1, shared_prefix)
-    return Microbatch(*map(max, astuple(full), astuple(longest)))
-
-
-def cached_tokens(sequences: int, prompt: float, lengths: Lengths) -> float:
-    """Return the most tokens whose keys and values a decoding engine holds at once.
-
-    All sequences begin together. If the mean is below the longest, each ends at any token with the same probability, so
-    that exp(-t / mean) of them run after t tokens; at the end only the longest runs.
-    """
-    if lengths.mean == lengths.longest:
-        return sequences * (prompt + lengths.longest)
-    t = max(0, lengths.mean - prompt)  # the step at which the running sequences hold the most tokens
-    return max(sequences * (prompt + t) * math.exp(-t / lengths.mean), prompt + lengths.longest)
 
 
 def activations(layers: Layers, load: Microbatch, size: int, attention: int | None = None) -> float:

@@ -11,9 +11,6 @@ from lit_rlvr.commands.plan.gpus import GIB, GPUs
 from lit_rlvr.commands.plan.strategies import FREE, LEAST_SEQUENCES, JobSizes
 from lit_rlvr.common.terminal import Terminal, show_result, table_of
 
-MOST_GPUS = 1024
-"""The number of GPUs from which the plan stops doubling them if the given ones are too few."""
-
 
 def show_plan(job: JobSizes, gpus: GPUs) -> None:
     """Print the memory that each strategy needs on each GPU, and the proposed one."""
@@ -45,13 +42,12 @@ def described(job: JobSizes, gpus: GPUs) -> dict[str, Any]:
 
 def print_plan(job: JobSizes, gpus: GPUs) -> None:
     """Print the plan as readable text."""
-    load, mean, longest = job.load(gpus, job.budget), job.completion.mean, job.completion.longest
+    load = job.load(gpus, job.budget)
     console = Terminal(soft_wrap=True, width=None if os.isatty(1) else 120)
     active = f", {job.whole.active / 1e9:.3g} of them for a token" if job.whole.unused else ""
     console.print(
         f"{job.whole.parameters / 1e9:.3g} billion parameters{active}; micro-batches of {load.tokens:.0f} tokens, "
-        f"{load.scored:.0f} of them scored; prompts and completions of up to {job.prompt} and {longest} tokens"
-        + (f", completions of {mean} on average" if mean < longest else "")
+        f"{load.scored:.0f} of them scored; prompts and completions of up to {job.prompt} and {job.completion} tokens"
     )
     console.print_table(strategy_table(job, gpus))
     for line in advice(job, gpus):
@@ -88,15 +84,8 @@ def advice(job: JobSizes, gpus: GPUs) -> list[str]:
             "(VLLMServerEngine)."
         )
     found = job.proposal(gpus)
-    if found is not None:
-        if found.host:
-            lines.append(f"Offloading keeps {found.host / GIB:.0f} GiB in the CPUs' memory, over all processes.")
-        lines.append(f"Proposal: {found.name} ({found.needs / GIB:.1f} GiB) {job.arguments(found)}".rstrip())
-        return lines
-    count = gpus.count
-    while found is None and count < MOST_GPUS:
-        count *= 2
-        found = job.proposal(GPUs(count, gpus.gib))
     if found is None:
-        return [*lines, "Nothing fits on any number of such GPUs; the engine or a micro-batch alone needs too much."]
-    return [*lines, f"Nothing fits; {count} such GPUs would do: {found.name} ({found.needs / GIB:.1f} GiB)."]
+        return [*lines, "Nothing fits; the engine or a micro-batch alone may need too much. Try more or larger GPUs."]
+    if found.host:
+        lines.append(f"Offloading keeps {found.host / GIB:.0f} GiB in the CPUs' memory, over all processes.")
+    return [*lines, f"Proposal: {found.name} ({found.needs / GIB:.1f} GiB) {job.arguments(found)}".rstrip()]

@@ -13,16 +13,14 @@ import torch
 from lit_rlvr.commands.plan.gpus import GIB, GPUs
 from lit_rlvr.commands.plan.memory import (
     FLOAT,
-    Lengths,
     Microbatch,
     Shape,
     Strategy,
     Terms,
-    cached_tokens,
-    expected_microbatch,
     frozen,
     generation_memory,
     kv_bytes_per_token,
+    largest_microbatch,
     shape_of,
     state_memory,
     teaching_memory,
@@ -106,7 +104,7 @@ class JobSizes:
         whole, adapted: the sizes of the model with all parameters trained, and with adapters.
         budget: `tokens_per_microbatch`.
         prompt: maximum tokens of a prompt.
-        completion: lengths of completions in training.
+        completion: maximum tokens of a completion.
         group: completions per prompt.
         prompts: prompts per step.
         size: bytes of a number in matrix products: 2 with bf16-mixed, 4 with 32-true.
@@ -126,7 +124,7 @@ class JobSizes:
     adapted: Shape
     budget: int
     prompt: int
-    completion: Lengths
+    completion: int
     group: int
     prompts: int
     size: int = 2
@@ -149,7 +147,7 @@ class JobSizes:
     def load(self, gpus: GPUs, budget: int) -> Microbatch:
         """Return the largest micro-batch."""
         prompts = self.prompts_on_each(gpus)
-        return expected_microbatch(budget, self.prompt, self.completion, self.group, prompts, self.shared_prefix)
+        return largest_microbatch(budget, self.prompt, self.completion, self.group, prompts, self.shared_prefix)
 
     def tokens_at_once(self, gpus: GPUs, most: int, shared: bool) -> float:
         """Return the tokens whose keys and values one GPU's engine holds at once.
@@ -159,7 +157,7 @@ class JobSizes:
             shared: whether a group's completions share the keys and values of their prompt.
         """
         sequences = min(most, self.prompts_on_each(gpus) * self.group)
-        return cached_tokens(sequences, self.prompt / self.group if shared else self.prompt, self.completion)
+        return sequences * ((self.prompt / self.group if shared else self.prompt) + self.completion)
 
     def vllm_share(self, gpus: GPUs, free: float) -> float:
         """Return vLLM's share of a GPU, in steps of 0.05.
@@ -189,7 +187,7 @@ class JobSizes:
         """
         room = (vllm - self._vllm_weights) / kv_bytes_per_token(self.whole, self.size)
         most = min(GPU_SEQUENCES, self.prompts_on_each(gpus) * self.group)
-        return max(0, min(most, int(room / (self.prompt / self.group + self.completion.longest))))
+        return max(0, min(most, int(room / (self.prompt / self.group + self.completion))))
 
     @property
     def _vllm_weights(self) -> float:
@@ -219,7 +217,7 @@ class JobSizes:
 
         Prefer smaller micro-batches, then shards on the CPU, to adapters, because those change results.
         """
-        budgets, least = [self.budget], self.prompt + self.completion.longest
+        budgets, least = [self.budget], self.prompt + self.completion
         while budgets[-1] // 2 >= least:
             budgets.append(budgets[-1] // 2)
         plans = [plan for budget in budgets for plan in self.plans(gpus, budget) if plan.fits]
@@ -251,7 +249,7 @@ class JobSizes:
 
     def step_tokens(self, gpus: GPUs) -> int:
         """Return the input tokens of an optimizer step on one GPU, with everything at its maximum length."""
-        prompts, inputs = math.ceil(self.prompts_on_each(gpus) / self.minibatches), self.completion.longest - 1
+        prompts, inputs = math.ceil(self.prompts_on_each(gpus) / self.minibatches), self.completion - 1
         copies = 1 if self.shared_prefix else self.group
         return prompts * (copies * self.prompt + self.group * inputs)
 
@@ -347,20 +345,13 @@ def describe_job(
     data: PromptDataModule,
     rollout: RolloutCallback,
     precision: str,
-    lengths: str | None = None,
 ) -> JobSizes:
-    """Collect the sizes of a config; read at most the config of the model, no weights.
-
-    Args:
-        lengths: expected lengths of completions, for `Lengths.parse`; None = all as long as allowed.
-    """
+    """Collect the sizes of a config; read at most the config of the model, no weights."""
     known = None if module.config_overrides else PUBLISHED.get(module.model)
     config = known or load_model_config(module.model_folder)
     engine = rollout.generator
     vllm = engine if isinstance(engine, VLLMEngine) else None
     sleeps = vllm is not None and vllm.sleep_mode and not rollout.staleness
-    longest = rollout.sampling.max_completion_tokens
-    completion = Lengths(longest, longest) if lengths is None else Lengths.parse(lengths, longest)
     share = 0.0 if vllm is None else vllm.gpu_memory_utilization or 0.4
     taught = module.teachers.options
     folders = [] if taught is None else taught.folders
@@ -372,12 +363,12 @@ def describe_job(
         adapted=shape_of(config, module.freeze_vision, module.lora or Lora(), module.adapter_folder),
         budget=module.tokens_per_microbatch,
         prompt=data.reading.max_prompt_tokens,
-        completion=completion,
+        completion=rollout.sampling.max_completion_tokens,
         group=rollout.completions_of(module),
         prompts=data.prompts_per_rollout,
         size=compute_dtype(precision).itemsize,
         share=None if isinstance(engine, HFEngine) else share,
-        fitted=vllm is not None and vllm.gpu_memory_utilization is None and (sleeps or lengths is not None),
+        fitted=vllm is not None and vllm.gpu_memory_utilization is None and sleeps,
         quantized=vllm is not None and vllm.quantized,
         vllm_sleeps=sleeps,
         reference=module.needs_reference,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,48 +14,40 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.packages import find_part, require
 from lit_rlvr.common.terminal import one_line
-from lit_rlvr.errors import RunStopped, UserError, check_within, first_line
+from lit_rlvr.errors import RunStopped, UserError, first_line
 from lit_rlvr.run.loggers import callback_of, metric_rows, run_root
 from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.trackers.base import Samples, TrackedRun, Tracker
-from lit_rlvr.run.trackers.services import MLflow, TensorBoard, Trackio, Wandb
+from lit_rlvr.run.trackers.services import MLflow, Trackio, Wandb
 
 Chosen = list[Tracker | str] | Tracker | str | None
 """Type of the option `trackers`: names and class_paths, one or several."""
 
-TRACKER_NAMES: dict[str, type[Tracker]] = {cls.key: cls for cls in (Wandb, MLflow, Trackio, TensorBoard)}
+TRACKER_NAMES: dict[str, type[Tracker]] = {cls.key: cls for cls in (Wandb, MLflow, Trackio)}
 
 
-def choose_trackers(chosen: Chosen, board: bool) -> list[Tracker]:
+def choose_trackers(chosen: Chosen) -> list[Tracker]:
     """Build the trackers.
-
-    Args:
-        board: whether the run writes to TensorBoard, which then needs no naming.
 
     Raises:
         UserError: one is unknown or given twice, has a wrong option, or needs a package that is not installed.
     """
     given: Sequence[Tracker | str] = [] if chosen is None else chosen if isinstance(chosen, list) else [chosen]
-    found = [one if isinstance(one, Tracker) else _class_of(one)() for one in given]
-    if board and not any(isinstance(tracker, TensorBoard) for tracker in found):
-        found.append(TensorBoard())
+    found = [
+        one
+        if isinstance(one, Tracker)
+        else (TRACKER_NAMES.get(one) or find_part("trackers", "trackers", one, TRACKER_NAMES, Tracker))()
+        for one in given
+    ]
     keys = [tracker.key for tracker in found]
     for tracker in found:
         if keys.count(tracker.key) > 1:
             raise UserError(f"trackers: {tracker.key} is given twice")
-        check_within("[0, inf)", f"trackers.{tracker.key}", samples_every=tracker.samples_every)
         if tracker.module:
             require(tracker.module, "trackers", *tracker.packages)
     return found
 
 
-def _class_of(name: str) -> type[Tracker]:
-    return TRACKER_NAMES.get(name) or find_part("trackers", "trackers", name, TRACKER_NAMES, Tracker)
-
-
-TRACKERS_FOLDER = "trackers"
-"""Subfolder of the run folder for the trackers' files and `runs.json`, which holds each tracker's run id and last
-step."""
 _log = logging.getLogger("lit_rlvr")
 
 
@@ -86,23 +77,17 @@ class Trackers(Callback):
             for tracker in self.trackers:
                 self.feeds.append(Feed(tracker, trainer, self.settings))
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for feed in self.feeds:
-            if feed.last > trainer.global_step:
-                again = f"{trainer.global_step + 1} to {feed.last}"
-                _log.warning("trackers: %s has steps %s from before and keeps them", feed.tracker.key, again)
-
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         for feed in self.feeds:
             if not feed.has_failed:
-                feed.send(metric_rows(trainer))
+                feed.attempt(feed.send, metric_rows(trainer))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         rows = callback_of(trainer, RunFolder).rows
-        for feed in self.feeds if rows else ():
+        for feed in self.feeds:
             every = feed.tracker.samples_every
-            if every and (pl_module.iteration == 1 or pl_module.iteration % every == 0):
-                feed.samples[trainer.global_step] = Samples.of(rows, run_root(trainer))
+            if rows and every and (pl_module.iteration == 1 or pl_module.iteration % every == 0):
+                feed.samples[trainer.global_step] = Samples.of(rows)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if callback_of(trainer, RunFolder).has_started:  # it may have completed a stopped run
@@ -117,13 +102,15 @@ class Trackers(Callback):
 
     def _end(self, trainer: Trainer, rows: Mapping[int, Mapping[str, float]], failed: bool) -> None:
         for feed in self.feeds:
-            feed.send(rows)
-            feed.end(callback_of(trainer, RunFolder).summary, failed)
+            feed.attempt(feed.send, rows)
+            feed.attempt(feed.tracker.end, failed)
         self.feeds = []
 
 
 class Feed:
     """One tracker with the rows that it has and those that it still needs; it starts or continues the tracker's run.
+
+    `trackers/runs.json` in the run folder holds each tracker's run id and last step.
 
     Args:
         tracker: the tracker. trainer: the run's. settings: the run's, as YAML.
@@ -135,41 +122,36 @@ class Feed:
     def __init__(self, tracker: Tracker, trainer: Trainer, settings: str) -> None:
         self.tracker, self.has_failed = tracker, False
         self.samples: dict[int, Samples] = {}  # by step: those still to be sent
-        self._file = run_root(trainer) / TRACKERS_FOLDER / "runs.json"
+        self._file = run_root(trainer) / "trackers" / "runs.json"
         self._file.parent.mkdir(parents=True, exist_ok=True)
         known = self._known().get(tracker.key, {})
-        run = TrackedRun(
-            tracker.name or run_name(run_root(trainer)), self._file.parent, yaml.safe_load(settings), settings,
-            trainer.loggers, known.get("id"), known.get("last_step", -1),
-        )  # fmt: skip
         try:
-            self._id, self.last = tracker.start(run)
-        except UserError:
-            raise
+            self._id, self.last = tracker.start(
+                TrackedRun(
+                    tracker.name or run_name(run_root(trainer)), self._file.parent, yaml.safe_load(settings),
+                    known.get("id"), known.get("last_step", -1),
+                )
+            )  # fmt: skip
         except Exception as error:
-            what = f"{tracker.key} does not start: {one_line(first_line(error))}"
-            raise UserError(f"trackers: {what}; mend it, or leave {tracker.key} out") from error
+            if not any(self._file.parent.iterdir()):
+                self._file.parent.rmdir()
+            raise UserError(
+                f"trackers: {tracker.key} does not start: {one_line(first_line(error))}; mend it, or leave it out"
+            ) from error
         self._save()
 
     def send(self, rows: Mapping[int, Mapping[str, float]]) -> None:
         """Send all rows that the tracker does not have yet."""
-        with self._warns():
-            for step in sorted(step for step in rows if step > self.last):
-                self.tracker.log(step, rows[step], self.samples.get(step))
-                self.last = step
-                self._save()
-            self.samples = {}
+        for step in sorted(step for step in rows if step > self.last):
+            self.tracker.log(step, rows[step], self.samples.get(step))
+            self.last = step
+            self._save()
+        self.samples = {}
 
-    def end(self, summary: Mapping[str, Any], failed: bool) -> None:
-        """Send the results, and end the tracker's run."""
-        with self._warns():
-            self.tracker.end(summary, failed)
-
-    @contextmanager
-    def _warns(self) -> Iterator[None]:
-        """Make an error of the tracker a warning, once."""
+    def attempt(self, call: Callable[..., None], *arguments: Any) -> None:
+        """Call the tracker; make its first error a warning, and ignore later ones."""
         try:
-            yield
+            call(*arguments)
         except Exception as error:
             if not self.has_failed:
                 _log.warning(

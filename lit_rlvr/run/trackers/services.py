@@ -1,4 +1,4 @@
-"""The trackers: W&B, MLflow and TensorBoard by Lightning's loggers, and trackio."""
+"""The trackers: W&B and MLflow by Lightning's loggers, and trackio."""
 
 from __future__ import annotations
 
@@ -8,12 +8,9 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import numpy as np
-from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from PIL import Image
+from lightning.pytorch.loggers import Logger, MLFlowLogger, WandbLogger
 
-from lit_rlvr.errors import UserError
-from lit_rlvr.run.trackers.base import Samples, TrackedRun, Tracker, numbers
+from lit_rlvr.run.trackers.base import Samples, TrackedRun, Tracker
 
 
 class LightningTracker(Tracker):
@@ -23,10 +20,6 @@ class LightningTracker(Tracker):
     def open(self, run: TrackedRun) -> Logger:
         """Return the logger that creates or continues the run."""
 
-    @abstractmethod
-    def log_samples(self, step: int, samples: Samples) -> None:
-        """Send the samples of an iteration, which ended with this optimizer step."""
-
     def start(self, run: TrackedRun) -> tuple[str, int]:
         self.logger: Any = self.open(run)
         if run.id is None:
@@ -35,12 +28,8 @@ class LightningTracker(Tracker):
 
     def log(self, step: int, metrics: Mapping[str, float], samples: Samples | None) -> None:
         self.logger.log_metrics(dict(metrics), step)
-        if samples is not None:
-            self.log_samples(step, samples)
 
-    def end(self, summary: Mapping[str, Any], failed: bool) -> None:
-        if summary:
-            self.logger.log_metrics(numbers(summary), int(summary["steps"]))
+    def end(self, failed: bool) -> None:
         self.logger.finalize("failed" if failed else "success")
 
 
@@ -72,26 +61,21 @@ class Wandb(LightningTracker):
     def open(self, run: TrackedRun) -> Logger:
         import wandb
 
-        mode = self.mode or os.environ.get("WANDB_MODE")
-        mode = mode or ("online" if wandb.login(prompt=False, verify=False) else "offline")
+        chosen = self.mode or os.environ.get("WANDB_MODE")
         logger = WandbLogger(
             project=self.project, entity=self.entity, name=run.name, version=run.id, save_dir=str(run.folder),
-            mode=mode, **self.options,
+            mode=chosen or ("online" if wandb.login(prompt=False, verify=False) else "offline"), **self.options,
         )  # fmt: skip
         _ = logger.experiment  # it has the id now
         return logger
 
-    def log_samples(self, step: int, samples: Samples) -> None:
-        from wandb import Table
+    def log(self, step: int, metrics: Mapping[str, float], samples: Samples | None) -> None:
+        super().log(step, metrics, samples)
+        if samples is not None:
+            self.logger.log_table("samples", samples.columns, samples.rows, step=step)
 
-        table = Table(columns=list(samples.columns), data=samples.rows, allow_mixed_types=True)
-        self.logger.log_metrics({"samples": table}, step)
-        if samples.pictures:
-            captions = list(samples.pictures.values())
-            self.logger.log_image("pictures", [*map(str, samples.pictures)], step, caption=captions)
-
-    def end(self, summary: Mapping[str, Any], failed: bool) -> None:
-        super().end(summary, failed)
+    def end(self, failed: bool) -> None:
+        super().end(failed)
         self.logger.experiment.finish(exit_code=int(failed))
 
 
@@ -129,42 +113,10 @@ class MLflow(LightningTracker):
             tracking_uri=uri or f"sqlite:///{folder / 'mlflow.db'}",
             artifact_location=None if uri else (folder / "mlflow-files").as_uri(),
         )  # fmt: skip
-        logger.experiment.log_text(str(logger.run_id), run.config_file, "config.yaml")
+        logger.experiment.log_dict(str(logger.run_id), dict(run.config), "config.yaml")
         if given is None:  # MLflow makes an address the default of the whole process, and of the next run in it
             os.environ.pop("MLFLOW_TRACKING_URI", None)
         return logger
-
-    def log_samples(self, step: int, samples: Samples) -> None:
-        client, run = self.logger.experiment, self.logger.run_id
-        client.log_dict(run, {"columns": list(samples.columns), "data": samples.rows}, f"samples/step-{step:06d}.json")
-        for number, path in enumerate(samples.pictures):
-            client.log_image(run, pixels(path), key=f"picture_{number}", step=step)
-
-
-class TensorBoard(Tracker):
-    """TensorBoard, which every run writes unless `trainer.logger` is false: the samples, with pictures, and the
-    settings. Lightning's logger itself writes the metrics."""
-
-    key = "tensorboard"
-
-    def start(self, run: TrackedRun) -> tuple[str, int]:
-        boards = [logger for logger in run.loggers if isinstance(logger, TensorBoardLogger)]
-        if not boards:
-            raise UserError("trackers: tensorboard is switched off by trainer.logger: false")
-        self.writer = boards[0].experiment
-        self.writer.add_text("config", "\n".join(f"    {line}" for line in run.config_file.splitlines()), 0)
-        return "", -1  # a resumed run's event file says itself which steps it replaces
-
-    def log(self, step: int, metrics: Mapping[str, float], samples: Samples | None) -> None:
-        if samples is not None:
-            rows = [samples.columns, ["---"] * len(samples.columns), *samples.rows]
-            cells = [[str(value).replace("|", "\\|").replace("\n", "<br>") for value in row] for row in rows]
-            self.writer.add_text("samples", "\n".join(f"|{'|'.join(row)}|" for row in cells), step)
-            for number, path in enumerate(samples.pictures):
-                self.writer.add_image(f"samples/picture_{number}", pixels(path), step, dataformats="HWC")
-
-    def end(self, summary: Mapping[str, Any], failed: bool) -> None:
-        self.writer.flush()
 
 
 class Trackio(Tracker):
@@ -195,10 +147,10 @@ class Trackio(Tracker):
 
         # trackio finds a run by its name alone, and run folders of the same name are different runs.
         name = run.id or f"{run.name}-{uuid.uuid4().hex[:6]}"
-        resume: Literal["allow", "never"] = "allow" if run.id else "never"
         self.run: Any = trackio.init(
-            self.project, name, config=dict(run.config), resume=resume, embed=False, **self.options
-        )
+            self.project, name, config=dict(run.config), resume="allow" if run.id else "never", embed=False,
+            **self.options,
+        )  # fmt: skip
         return name, self.run._next_step - 1  # trackio writes in the background: the steps that it has written
 
     def log(self, step: int, metrics: Mapping[str, float], samples: Samples | None) -> None:
@@ -206,18 +158,8 @@ class Trackio(Tracker):
 
         row: dict[str, Any] = dict(metrics)
         if samples is not None:
-            row["samples"] = trackio.Table(columns=list(samples.columns), data=samples.rows)
-            for number, (path, name) in enumerate(samples.pictures.items()):
-                row[f"picture_{number}"] = trackio.Image(str(path), caption=name)
+            row["samples"] = trackio.Table(columns=samples.columns, data=samples.rows)
         self.run.log(row, step=step)
 
-    def end(self, summary: Mapping[str, Any], failed: bool) -> None:
-        if summary:
-            self.run.log(numbers(summary), step=int(summary["steps"]))
+    def end(self, failed: bool) -> None:
         self.run.finish()
-
-
-def pixels(path: Any) -> np.ndarray:
-    """Return a picture as bytes of shape (height, width, 3)."""
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB"))

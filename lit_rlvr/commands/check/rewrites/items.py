@@ -35,34 +35,10 @@ def space_after_commas(gold: Gold) -> str:
     return gold.with_items(gold.items)
 
 
-@keeps("set", "interval", "tuple")
-def sized_brackets(gold: Gold) -> str:
-    """Write (1, 2) as \\left(1, 2\\right)."""
-    opening, closing = (f"\\{bracket}" if bracket in "{}" else bracket for bracket in gold.brackets)
-    return f"\\left{opening}{', '.join(gold.items)}\\right{closing}"
-
-
 @keeps("set")
 def elements_in_another_order(gold: Gold) -> str:
     """Write {1, 2} as {2, 1}."""
     return gold.with_items(gold.items[::-1])
-
-
-@keeps("list")
-def a_word_between(gold: Gold) -> str:
-    """Write 1, 2 as 1 and 2."""
-    return f"{', '.join(gold.items[:-1])} \\text{{ and }} {gold.items[-1]}"
-
-
-@keeps("interval")
-def as_inequalities(gold: Gold) -> str:
-    """Write [1, 2) as 1 \\le x < 2."""
-    low, high = gold.items
-    signs = ["\\le" if bracket in "[]" else "<" for bracket in gold.brackets]
-    left = "" if "\\infty" in low else f"{low} {signs[0]} "
-    right = "" if "\\infty" in high else f" {signs[1]} {high}"
-    mirrored = "\\ge" if gold.brackets[0] == "[" else ">"
-    return f"{left}x{right}" if right else f"x {mirrored} {low}"
 
 
 add_forms(keeps("interval"), {"infinity as a character": (r"\\infty", "\N{INFINITY}")}, substitute)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 
 from lit_rlvr.commands.check.gold import UNITS, Gold, bare_number, fraction_parts, quantity_parts, value_of_answer
 from lit_rlvr.commands.check.rewrites.registry import (
@@ -114,14 +113,6 @@ def as_a_decimal(gold: Gold) -> str | None:
     return None if value is None else decimal(value)
 
 
-@keeps("fraction")
-def mixed_number(gold: Gold) -> str | None:
-    """Write 3/2 as 1\\frac{1}{2}."""
-    above, below = fraction_parts(gold.answer) or (0, 1)
-    whole, rest = divmod(above, below)
-    return f"{whole}\\frac{{{rest}}}{{{below}}}" if whole > 0 and rest else None
-
-
 def _quantity(gold: Gold, form: str) -> str | None:
     parts = quantity_parts(gold.answer)
     return parts and form.format(*parts)
@@ -136,15 +127,6 @@ add_forms(
     },
     _quantity,
 )
-
-
-@keeps("quantity")
-def converted_unit(gold: Gold) -> str | None:
-    """Write 5 m as 0.005 km."""
-    number, unit = quantity_parts(gold.answer) or ("0", "m")
-    other, size = UNITS[unit]
-    value = decimal(Fraction(number.replace(",", "")) / Fraction(size))
-    return value and f"{value} {other}"
 
 
 @breaks("number")
@@ -227,7 +209,7 @@ add_forms(breaks("fraction"), {"only the numerator": "{0}", "another denominator
 def another_unit(gold: Gold) -> str | None:
     """Write 5 cm as 5 m."""
     number, unit = quantity_parts(gold.answer) or ("0", "m")
-    return None if value_of_answer(number) == 0 else f"{number} {UNITS[unit][0]}"
+    return None if value_of_answer(number) == 0 else f"{number} {UNITS[unit]}"
 
 
 add_forms(breaks("quantity"), {"unit squared": "{}\\text{{ {}}}^2"}, _quantity)
