@@ -31,9 +31,9 @@ def failed(findings: list[Finding]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"kl": {"coef": 0.1}, "loss": {"entropy_coef": 0.01}}], ids=["plain", "kl and entropy"]
+    ("name", "options"),
+    [*((name, {}) for name in SHIPPED), ("GRPO", {"kl": {"coef": 0.1}, "loss": {"entropy_coef": 0.01}})],
 )
-@pytest.mark.parametrize("name", SHIPPED)
 def test_every_algorithm_passes(name: str, options: dict[str, Any]) -> None:
     """Those with frozen results are compared with them, if all options are the defaults."""
     findings = check(name, options)

@@ -637,14 +637,13 @@ def test_images_on_a_server_are_those_of_the_trainer(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lora", [None, Lora(adapter="continue")], ids=["new", "continue"])
 def test_a_server_adds_adapters_itself(
     make_engine: Callable[..., VLLMServerEngine], tiny_model_folder: Path, tmp_path: Path,
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, lora: Lora | None,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """It gets the weights once and then adapters, also after a restart; without --enable-lora they are merged."""
     save_adapter(tiny_model_folder, tmp_path / "first", r=3)
-    policy = adapted(tiny_model_folder, lora, tmp_path / "first" if lora else None)
+    policy = adapted(tiny_model_folder, Lora(adapter="continue"), tmp_path / "first")
     reference = policy.before_training()
     with Served(tiny_model_folder, tmp_path / "log", "--enable-lora", "--max-lora-rank", "8") as served:
         engine = make_engine(urls=[served.url])

@@ -34,10 +34,6 @@ def in_numpy(g):
     g.lengths.unsqueeze_(0)
     return advantages
 
-def gives_its_input(g):
-    g.rewards.copy_(grpo(g))
-    return g.rewards
-
 class Observes(GRPO):
     def observe(self, group):
         group.rewards.zero_()
@@ -81,9 +77,7 @@ def own(kind: str, name: str) -> tuple[str, ...]:
 @pytest.mark.parametrize(
     ("kind", "name", "changed"),
     [
-        ("advantage", "zeroes", "rewards, correct"),
         ("advantage", "in_numpy", "rewards, lengths, rewarded, judged"),
-        ("advantage", "gives_its_input", "rewards"),
         ("algorithm", "Observes", "rewards, correct"),
     ],
 )
