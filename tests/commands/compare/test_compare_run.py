@@ -81,7 +81,7 @@ def test_a_study_from_beginning_to_end(run_folder: Path, lit_rlvr: CLI, forks: N
     pictures = sorted(path.stem for path in (out / "figures/sums").glob("*.png"))
     assert {*pictures} == {
         "reward", "accuracy", "entropy", "entropy_arithmetic", "correct_count", "length", "zero_advantage",
-        "zero_advantage_base", "loss", "unsolved", "against_tokens", "pass_at_k", "time_per_step",
+        "zero_advantage_base", "loss", "unsolved", "pass_at_k",
     }  # fmt: skip
     assert all(f"(figures/sums/{name}.png)" in page for name in pictures)
 
