@@ -215,7 +215,6 @@ def test_a_changed_study_is_refused(write: Callable[..., str], tmp_path: Path, c
     [
         "results.json",
         "results.md",
-        "study.json",
         "runs/easy/a/seed-4/metrics.csv",
         "metrics.csv",
         "checkpoints",
