@@ -124,11 +124,7 @@ def test_what_is_no_study_is_one_clear_line(write: Callable[..., str], case: str
 
 WRONG_CELLS = {
     "class": ({"model": {"class_path": "GRPOO"}}, "model: there is no class 'GRPOO'; did you mean 'GRPO'"),
-    "option": ({"model": {"init_args": {"lrr": 1}}}, "no option 'lrr'; did you mean 'lr'"),
     "range": ({"model": {"init_args": {"clip_low": -1}}}, "model.clip_low: -1"),
-    "reward": ({"rollout": {"rewards": ["no_such.reward"]}}, "no_such"),
-    "group": ({"rollout": {"group_size": 0}}, "group_size"),
-    "null": ({"rollout": {"safeguards": {"probe_every": None}}}, "rollout.safeguards.probe_every: null"),
 }
 
 
