@@ -89,13 +89,11 @@ STUDIES = {
     "aapo_margin_6": Part("AAPO's margin in groups of six", ("accuracy",), None, MARGIN_6),
     "losses_best": Part(
         "Eighteen losses, each at its best learning rate: sums of two numbers",
-        ("against_tokens",),
+        (),
         None,
         rates="losses_rates",
     ),
-    "losses_more": Part(
-        "Three more losses, each at its best learning rate", ("against_tokens",), None, rates="losses_more_rates"
-    ),
+    "losses_more": Part("Three more losses, each at its best learning rate", (), None, rates="losses_more_rates"),
     "w_reinforce": Part("Why W-REINFORCE collapses", (), None, asks_for_collapses=True),
     "losses_image": Part("Eleven losses at an equal budget: counting in images", ("reward",), 48),
 }
@@ -370,15 +368,28 @@ def comparison(results: Mapping[str, Any]) -> str:
 
 
 def chosen_rates(name: str) -> list[str]:
-    """Return the table and the picture of the study that chose the learning rates."""
-    picture = f"![{name}: accuracy at each learning rate](findings/{name}.png)"
-    return [CHOICE_OF_RATES.format(name=name), rates_table(name), picture]
+    """Return the table of the study that chose the learning rates."""
+    return [CHOICE_OF_RATES.format(name=name), rates_table(name)]
 
 
 def best_rates(name: str) -> dict[str, Any]:
     """Return a family of cells -> its results at each learning rate, of a study that chose them."""
     (families,) = read(name)["best_rates"].values()
     return dict(families)
+
+
+def rates_of_families(name: str, cells: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a family of cells, which the last word of their names tells apart, -> its results at each learning rate.
+
+    The best rate has the highest mean, and of equal ones is the lowest.
+    """
+    families: dict[str, Any] = {}
+    for cell, rate in sorted(learning_rates(name).items(), key=lambda item: item[1]):
+        values = {"lr": rate} | {key: cells[cell][key] for key in ("mean", "std", "n")}
+        families.setdefault(cell.rpartition("_")[0], {"cells": {}})["cells"][cell] = values
+    for family in families.values():
+        family["best_lr"] = max(family["cells"].values(), key=lambda values: values["mean"])["lr"]
+    return families
 
 
 def rates_table(name: str) -> str:
@@ -566,10 +577,9 @@ def take(name: str, folder: Path) -> None:
         return
     results = json.loads((folder / "results.json").read_text())
     if name not in STUDIES:  # it only chose the rates of another one
-        kept = ("name", "baseline", "metric", "budget", "seeds", "best_rates")
-        (RESULTS / f"{name}.json").write_text(json.dumps({key: results[key] for key in kept}, indent=1) + "\n")
-        for path in folder.glob("figures/*/rates.png"):
-            shutil.copy(path, RESULTS / f"{name}.png")
+        kept = {key: results[key] for key in ("name", "baseline", "metric", "budget", "seeds")}
+        kept["best_rates"] = {task: rates_of_families(name, t["cells"]) for task, t in results["tasks"].items()}
+        (RESULTS / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
         return
     for task, found in results["tasks"].items():
         for cell, values in found["cells"].items():

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from lit_rlvr.common.launch import is_first_process
 from lit_rlvr.common.run_files import checkpoint_folder, list_checkpoints
 from lit_rlvr.common.seeds import derive_seed
-from lit_rlvr.distributed.sharding import has_shards
 from lit_rlvr.errors import UserError, first_line, is_user_code
 
 REST = "meta.pt"
@@ -129,19 +128,9 @@ def frozen_parts(reference: Any, teachers: dict[str, Any]) -> dict[str, Any]:
 
 
 def parts_in_shards(checkpoint: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the states of the reference and the teachers whose weights are in a checkpoint's shards, by part. Older
-    checkpoints have the reference's whole.
-
-    Raises:
-        UserError: an older checkpoint has one shard of a teacher alone.
-    """
-    parts = frozen_parts(checkpoint["rlvr"]["reference"], checkpoint["rlvr"].get("teachers", {}))
-    if any(has_shards((state["weights"] or {}).values()) for state in parts.values()):
-        raise UserError(
-            "ckpt_path: it has only the first process's shard of the averaged teacher (model.teacher.ema), as former "
-            f"versions wrote it; start again, {NEW_RUN}"
-        )
-    return {part: state for part, state in parts.items() if state["version"] > 0 and state["weights"] is None}
+    """Return the states of the reference and the teachers whose weights are in a checkpoint's shards, by part."""
+    parts = frozen_parts(checkpoint["rlvr"]["reference"], checkpoint["rlvr"]["teachers"])
+    return {part: state for part, state in parts.items() if state["version"] > 0}
 
 
 def last_checkpoint(run: str | Path) -> Path:
@@ -230,7 +219,7 @@ def check_identity(ours: dict[str, str], saved: dict[str, Any]) -> None:
         UserError: names what differs.
     """
     for key, value in ours.items():
-        if saved.get(key, value) != value:  # older checkpoints have no optimizer
+        if saved[key] != value:
             raise UserError(
                 f"ckpt_path: its run had {key} {saved[key]}, this one has {value}; resume with the same, {NEW_RUN}"
             )

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from tiny_runs import (
     FIT,
     STRATEGIES,
@@ -46,7 +45,7 @@ from lit_rlvr.distributed.checkpoints import (
 from lit_rlvr.distributed.fsdp2 import FSDP2 as Sharded
 from lit_rlvr.engines.process_group import VLLMProcessGroup
 from lit_rlvr.errors import UserError
-from lit_rlvr.run.checkpoint import RunCheckpoint, remove
+from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.training.teachers import Teachers
 
 CLI = Callable[..., Any]
@@ -121,16 +120,6 @@ def test_a_run_goes_on_exactly(run_folder: Path, options: tuple[str, ...]) -> No
         assert all(".lora_" in name for name in weights(run_folder / "parts"))
 
 
-def write_as_before(checkpoint: Path) -> None:
-    """Rewrite a checkpoint as former versions did: the reference whole in meta.pt."""
-    parts = {part: read_whole(checkpoint, part) for part in (WEIGHTS, MOMENTS, REFERENCE)}
-    rest = torch.load(checkpoint / REST, weights_only=True)
-    rest["rlvr"]["reference"]["weights"] = parts.pop(REFERENCE)
-    remove(checkpoint)
-    dcp.save(parts, checkpoint_id=checkpoint, no_dist=True)
-    torch.save(rest, checkpoint / REST)
-
-
 @pytest.mark.slow
 def test_a_renewed_reference_is_saved_in_shards(
     run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
@@ -139,16 +128,13 @@ def test_a_renewed_reference_is_saved_in_shards(
     run = [*FIT, *FSDP2, *AAPO, *gentle]
     every = ("--checkpoint.every", "1", "--checkpoint.keep", "3")
     in_two_processes(run_folder, [*run, *to("whole")], [*run, *to("parts"), *every, "--trainer.max_steps", "3"])
-    for copy in ("before", "alone"):
-        shutil.copytree(run_folder / "parts", run_folder / copy)
+    shutil.copytree(run_folder / "parts", run_folder / "alone")
     _, second, third = list_checkpoints(run_folder / "parts")
     reference, policy = read_whole(third, REFERENCE), read_whole(second, WEIGHTS)
     assert {f"policy.{name}" for name in reference} == set(policy)
     assert all(torch.equal(reference[name], policy[f"policy.{name}"]) for name in reference)
     size = sum(tensor.nbytes for tensor in reference.values())
     assert (third / REST).stat().st_size < size / 5
-    write_as_before(last_checkpoint(run_folder / "before"))
-    assert (last_checkpoint(run_folder / "before") / REST).stat().st_size > size
     assert lit_rlvr("export", "parts", "--to", "exported").status == 0
     monkeypatch.setenv("LIT_RLVR_CACHE", str(run_folder / "cache"))
     (run_folder / "sums.jsonl").write_text('{"problem": "1 + 1", "answer": "2"}\n')
@@ -156,10 +142,9 @@ def test_a_renewed_reference_is_saved_in_shards(
     evaluated = lit_rlvr("evaluate", "--model", "parts", *asked)
     assert evaluated.status == 0, evaluated.err
 
-    in_two_processes(run_folder, [*run, *to("parts"), *LAST], [*run, *to("before"), *LAST])
+    in_two_processes(run_folder, [*run, *to("parts"), *LAST])
     fit(lit_rlvr, *AAPO, *gentle, *to("alone"), *LAST)
     assert_same_run(run_folder / "parts", run_folder / "whole", resumed=3)
-    assert_same_run(run_folder / "before", run_folder / "whole", resumed=3)
     assert_same_end(run_folder / "alone", run_folder / "whole")
 
 

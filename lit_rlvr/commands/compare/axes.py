@@ -1,19 +1,15 @@
-"""Figures and axes of a study's pictures: lines with bands, colours of cells, legends, panels."""
+"""Figures and axes of a study's pictures: lines with bands, colours of cells, legends."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 
 MOST_IN_LEGEND = 26
 """The most names in a column of a legend."""
-MOST_TOGETHER = 8
-"""The most cells that `figure_of_cells` draws in one pair of axes."""
-PANEL_COLUMNS = 6
 
 
 def new_figure(title: str, x: str, count: int = 1) -> tuple[Any, Any]:
@@ -38,52 +34,6 @@ def draw_line(axis: Any, name: str, colour: Any, x: np.ndarray, mean: np.ndarray
     marker = "o" if len(x) <= 20 else None
     axis.plot(x, mean, label=name, color=colour, linewidth=1.6, marker=marker, markersize=3)
     axis.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.13, linewidth=0)
-
-
-def figure_of_cells(names: Sequence[str], draw: Callable[[Any, str], None], title: str, x: str) -> Any:
-    """Draw cells together, or, if they are many, each in a panel with the first one, to the same scale where possible.
-
-    Args:
-        names: the cells, starting with the baseline.
-        draw: draws a cell in a pair of axes.
-        x: label of the x axes.
-    """
-    from matplotlib.figure import Figure
-
-    if len(names) <= MOST_TOGETHER:
-        figure, axis = new_figure(title, x)
-        for name in names:
-            draw(axis, name)
-        draw_legend(figure, axis)
-        return figure
-    first, *others = names
-    columns = min(PANEL_COLUMNS, len(others))
-    rows = -(-len(others) // columns)
-    figure = Figure(figsize=(2.4 * columns, 0.8 + 2.0 * rows), layout="constrained")
-    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axis, name in zip(panels, others, strict=False):
-        draw(axis, first)
-        draw(axis, name)
-        axis.set_title(name, fontsize=9)
-        axis.tick_params(labelsize=7)
-        axis.tick_params(axis="x", labelrotation=30)
-        axis.grid(alpha=0.3)
-    for axis in panels[len(others) :]:
-        axis.set_visible(False)
-    for direction in "xy":
-        _share_limits(panels[: len(others)], direction)
-    figure.suptitle(f"{title} (each with {first})")
-    figure.supxlabel(x)
-    return figure
-
-
-def _share_limits(panels: Sequence[Any], direction: str) -> None:
-    """Give panels the same limits, apart from those with over twice the median range, such as a collapsed cell's."""
-    limits = [getattr(axis, f"get_{direction}lim")() for axis in panels]
-    most = 2 * median(high - low for low, high in limits)
-    alike = [(axis, low, high) for axis, (low, high) in zip(panels, limits, strict=True) if high - low <= most]
-    for axis, _, _ in alike:
-        getattr(axis, f"set_{direction}lim")(min(low for _, low, _ in alike), max(high for _, _, high in alike))
 
 
 def draw_legend(figure: Any, axis: Any) -> None:

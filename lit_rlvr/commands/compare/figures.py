@@ -1,32 +1,17 @@
-"""The figures of a study: curves with bands over seeds, pass@k, rates and time."""
+"""The figures of a study: curves with bands over seeds, and pass@k."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lit_rlvr.commands.compare.axes import (
-    cell_colours,
-    draw_legend,
-    draw_line,
-    figure_of_cells,
-    new_figure,
-    save_figure,
-)
-from lit_rlvr.commands.compare.learning_rates import families
+from lit_rlvr.commands.compare.axes import cell_colours, draw_legend, draw_line, new_figure, save_figure
 from lit_rlvr.commands.compare.study import BEFORE, Study
-from lit_rlvr.commands.compare.study_results import (
-    FinishedRun,
-    at_validations,
-    pass_at_k_spreads,
-    smoothed,
-    spread,
-)
+from lit_rlvr.commands.compare.study_results import FinishedRun, pass_at_k_spreads, smoothed
 
 CURVES = {
     "reward": ("rollout/reward", "Reward of the training rollouts"),
@@ -46,15 +31,6 @@ CURVES = {
 
 SET_CURVES = {"entropy": "Entropy on {} (nats)", "greedy": "Accuracy of greedy decoding on {}"}
 """Metric of each validation set -> title."""
-
-AGAINST: dict[str, tuple[Callable[[FinishedRun], Mapping[int, float]], str]] = {
-    "against_kl": (FinishedRun.kl, "KL to the starting policy (nats per token)"),
-    "against_tokens": (partial(FinishedRun.used, unit="tokens"), "generated tokens"),
-}
-"""File -> what the compared metric is drawn against at each validation, and its label."""
-
-TIME_PARTS = ("generate", "score", "train")
-"""Parts of an iteration's time; a reference model's rollouts and the weight sync make up the rest."""
 
 RunsByName = Mapping[str, Sequence[FinishedRun]]
 
@@ -78,12 +54,8 @@ def draw_figures(study: Study, runs: Sequence[FinishedRun], folder: Path) -> dic
             for metric, title in SET_CURVES.items()
             for name in _sets(groups, metric)
         }
-        figures = {name: _draw_curve(study, groups, colours, *curves[name]) for name in curves} | {
-            **{name: _draw_against(study, groups, colours, *AGAINST[name]) for name in AGAINST},
-            "rates": _draw_rates(study, task, groups),
-            "pass_at_k": _draw_pass_at_k(groups, colours),
-            "time_per_step": _draw_seconds(groups),
-        }
+        figures = {name: _draw_curve(study, groups, colours, *curves[name]) for name in curves}
+        figures["pass_at_k"] = _draw_pass_at_k(groups, colours)
         drawn[task] = [save_figure(figure, folder / task / f"{name}.png") for name, figure in figures.items() if figure]
     return {task: [path.relative_to(folder.parent) for path in paths] for task, paths in drawn.items()}
 
@@ -129,56 +101,6 @@ def _draw_curve(study: Study, groups: RunsByName, colours: Mapping[str, Any], me
     return figure
 
 
-def _draw_against(
-    study: Study,
-    groups: RunsByName,
-    colours: Mapping[str, Any],
-    along: Callable[[FinishedRun], Mapping[int, float]],
-    label: str,
-) -> Any:
-    """Draw the compared metric against a quantity, with a point per validation, the last one large.
-
-    Returns:
-        None if no cell has two points.
-    """
-    points = {
-        name: found for name, runs in groups.items() if (found := at_validations(runs, along, study.metric)) is not None
-    }
-    if not any(len(x) > 1 for x, _, _ in points.values()):
-        return None
-
-    def draw(axis: Any, name: str) -> None:
-        x, mean, deviation = points[name]
-        grows = bool((np.diff(x) > 0).all())  # otherwise a band would overlap itself
-        draw_line(axis, name, colours[name], x, mean, deviation if grows else np.zeros(len(x)))
-        axis.plot(x[-1], mean[-1], color=colours[name], marker="o", markersize=5)
-
-    return figure_of_cells(list(points), draw, f"{study.metric} after each validation", label)
-
-
-def _draw_rates(study: Study, task: str, groups: RunsByName) -> Any:
-    """Draw each family's compared metric along the learning rate; return None without families."""
-    lines: dict[str, list[tuple[float, float, float]]] = {}
-    found = families(study, task)
-    for family in sorted(found, key=lambda family: study.baseline not in found[family]):
-        for cell, rate in found[family].items():
-            values = spread([run.last[study.metric] for run in groups.get(cell, []) if study.metric in run.last])
-            if values is not None:
-                lines.setdefault(family, []).append((rate, values["mean"], values["std"] or 0.0))
-    if not lines:
-        return None
-    colours = cell_colours(list(lines))
-    rates = sorted({rate for points in lines.values() for rate, _, _ in points})
-
-    def draw(axis: Any, family: str) -> None:
-        draw_line(axis, family, colours[family], *map(np.array, zip(*lines[family], strict=True)))
-        axis.set_xscale("log")
-        axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
-        axis.minorticks_off()
-
-    return figure_of_cells(list(lines), draw, f"{study.metric} at the end", "learning rate")
-
-
 def _draw_pass_at_k(groups: RunsByName, colours: Mapping[str, Any]) -> Any:
     """Draw pass@k after training and before it, with one pair of axes per validation set."""
     after = {name: pass_at_k_spreads([run.last for run in runs]) for name, runs in groups.items()}
@@ -196,26 +118,4 @@ def _draw_pass_at_k(groups: RunsByName, colours: Mapping[str, Any]) -> Any:
         axis.xaxis.set_major_formatter("{x:g}")
         axis.set_title(f"pass@k, {name}")
     draw_legend(figure, np.atleast_1d(axes)[0])
-    return figure
-
-
-def _draw_seconds(groups: RunsByName) -> Any:
-    """Draw the seconds of an iteration by part, with the deviation of the total over seeds."""
-    if not groups:
-        return None
-    figure, axis = new_figure("Seconds per rollout and its updates (median)", "")
-    names = list(groups)
-    parts = {
-        part: np.array([np.mean([r.seconds[part] for r in groups[name]]) for name in names]) for part in TIME_PARTS
-    }
-    whole = [spread([run.seconds["step"] for run in groups[name]]) or {} for name in names]
-    total = np.array([seconds["mean"] for seconds in whole])
-    parts["other"] = np.maximum(total - sum(parts.values()), 0)
-    below = np.zeros(len(names))
-    for part, seconds in parts.items():
-        axis.bar(names, seconds, bottom=below, label=part)
-        below = below + seconds
-    axis.errorbar(names, below, [seconds["std"] or 0.0 for seconds in whole], fmt="none", color="black", capsize=3)
-    axis.set_xticks(range(len(names)), names, rotation=30, ha="right")
-    draw_legend(figure, axis)
     return figure

@@ -143,7 +143,7 @@ def stratified_band(statistic: Callable[..., np.ndarray], *scores: ScoresByTask)
     The bootstrap resamples the runs of each task and algorithm (Agarwal et al. 2021, section 4.2).
 
     Args:
-        statistic: `interquartile_mean`, `probability_of_improvement`, or `performance_profile` at some thresholds.
+        statistic: `interquartile_mean` or `probability_of_improvement`.
         scores: the arguments of the statistic.
     """
     if min(len(task) for argument in scores for task in argument) < 2:
@@ -157,19 +157,18 @@ def stratified_band(statistic: Callable[..., np.ndarray], *scores: ScoresByTask)
     return np.asarray(np.percentile(values, [2.5, 97.5], axis=0))
 
 
-def detectable(n: int, comparisons: int = 1) -> float:
+def detectable(n: int) -> float:
     """Return the smallest true difference that the paired t-test finds with probability `POWER`.
 
     The unit is the standard deviation of the differences.
 
     Args:
         n: number of pairs, at least 2.
-        comparisons: number of tests that share the level (Bonferroni, an upper bound of Holm's).
     """
     from scipy.optimize import brentq
     from scipy.stats import nct, t
 
-    critical = t.ppf(1 - LEVEL / comparisons / 2, n - 1)
+    critical = t.ppf(1 - LEVEL / 2, n - 1)
 
     def missing(effect: float) -> float:
         return float(nct.sf(critical, n - 1, effect * math.sqrt(n))) - POWER

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 from itertools import product
-from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +33,12 @@ class Cell:
 
     Args:
         config: the config of `fit`, without the run folder.
-        base_rate: learning rate of the config without the cell's own changes; None = the default of all algorithms.
     """
 
     task: str
     name: str
     seed: int
     config: dict[str, Any]
-    base_rate: float | None = None
 
     @property
     def folder(self) -> Path:
@@ -115,9 +112,9 @@ def load_study(name: str) -> Study:
     bases = {id(layer): list(_bases(layer, path)) for layer in (*tasks.values(), *cells.values())}
     grid = []
     for seed, (task, of_task), (cell, of_cell) in product(seeds, tasks.items(), cells.items()):
-        below = reduce(merge, [*shared, *bases[id(of_task)], *bases[id(of_cell)], _without_base(of_task)])
+        below = [*shared, *bases[id(of_task)], *bases[id(of_cell)], _without_base(of_task)]
         own = [_without_base(of_cell), _budget_layer(*budget), {"seed_everything": seed}]
-        grid.append(Cell(task, cell, seed, reduce(merge, own, below), learning_rate(below)))
+        grid.append(Cell(task, cell, seed, reduce(merge, [*below, *own])))
     return Study(
         str(study["name"]),
         tuple(grid),
@@ -134,12 +131,6 @@ def algorithm_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of the algorithm that a config sets."""
     model = config.get("model")
     return dict((model.get("init_args") or {}) if isinstance(model, dict) else {})  # a name alone has none
-
-
-def learning_rate(config: Mapping[str, Any]) -> float | None:
-    """Return the learning rate that a config sets, or None; NaN if it adapts itself."""
-    rate = algorithm_options(config).get("lr")
-    return None if rate is None else nan if rate == "auto" or isinstance(rate, dict) else float(rate)
 
 
 def _suites(found: Any, path: Path) -> dict[str, list[str | dict[str, Any]]]:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import yaml
 
 from lit_rlvr.commands.compare.study import BEFORE, Cell, Study, algorithm_options
-from lit_rlvr.common.files import check_writable, has_fields, write_atomically
+from lit_rlvr.common.files import check_writable, write_atomically
 from lit_rlvr.common.run_files import is_complete, is_run, list_checkpoints
 from lit_rlvr.configs import changes
 from lit_rlvr.errors import UserError
@@ -121,7 +121,7 @@ def _check(root: Path, study: Study) -> None:
     """Refuse a folder with runs that are not in this study; the user may add seeds, tasks and cells."""
     path = root / "study.json"
     if path.is_file():
-        before = _read_study(path)
+        before = json.loads(path.read_text())
         if before["name"] != study.name:
             raise UserError(f"--out: {root} holds the study {before['name']!r}, not {study.name!r}; choose another")
         removed = {cell["run"] for cell in before["cells"]} - {str(cell.folder) for cell in study.cells}
@@ -139,17 +139,6 @@ def _check(root: Path, study: Study) -> None:
             raise UserError(f"--out: {run} holds a run that does not belong to a study; choose another")
         if change := first_change(yaml.safe_load((run / CONFIG).read_text()), cell.config):
             raise UserError(f"--out: {run} was begun with other settings ({change}); choose another, or remove it")
-
-
-def _read_study(path: Path) -> dict[str, Any]:
-    """Read the `study.json` of an earlier comparison."""
-    try:
-        found = json.loads(path.read_text())
-    except ValueError:
-        found = None
-    if not has_fields(found, {"name": str, "cells": list}):
-        raise UserError(f"--out: {path} does not belong to a study; choose another folder")
-    return dict(found)
 
 
 def first_change(before: Any, now: Any) -> str:

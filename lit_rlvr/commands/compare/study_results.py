@@ -12,9 +12,6 @@ from pathlib import Path
 from statistics import fmean, mean, stdev, variance
 from typing import Any
 
-import numpy as np
-
-from lit_rlvr.commands.compare.learning_rates import best_rates
 from lit_rlvr.commands.compare.significance import (
     holm,
     interquartile_mean,
@@ -23,14 +20,14 @@ from lit_rlvr.commands.compare.significance import (
     sign_flip_test,
     stratified_band,
 )
-from lit_rlvr.commands.compare.study import Cell, Study, algorithm_options
+from lit_rlvr.commands.compare.study import Cell, Study
 from lit_rlvr.commands.compare.study_folder import EVALUATION, read_suites
 from lit_rlvr.common.run_files import read_metrics
 from lit_rlvr.evaluation.results import averages
 
 MetricRow = dict[str, float]
-USED = {"samples": ("rollout/samples",), "tokens": ("rollout/tokens",), "seconds": ("time/rollout", "time/train")}
-"""What training uses -> the metrics that add up to it over the iterations."""
+USED = ("samples", "tokens")
+"""What training uses; `rollout/samples` and `rollout/tokens` add up to it over the iterations."""
 QUARTER_METRICS = (
     "rollout/reward", "rollout/accuracy", "rollout/entropy", "rollout/correct_count", "rollout/unsolved_prompts",
     "rollout/length", "reward/format", "train/zero_advantage", "train/zero_advantage_base", "train/no_signal",
@@ -39,8 +36,6 @@ QUARTER_METRICS = (
 )  # fmt: skip
 """Metrics of training whose means over each quarter of the run are in results.json."""
 ACCURACY = "val/accuracy"
-CATEGORY = re.compile("val/(.+)/accuracy/(.+)")
-"""Names of the accuracies of a validation set's categories."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +43,7 @@ class FinishedRun:
     """A finished cell.
 
     Args:
-        rows: its metrics by step, each with `used/samples`, `used/tokens` and `used/seconds` up to that step.
+        rows: its metrics by step, each with `used/samples` and `used/tokens` up to that step.
         summary: its summary.json.
         suites: suite -> results, of the model's evaluation; empty if the study has no suites.
     """
@@ -57,11 +52,6 @@ class FinishedRun:
     rows: dict[int, MetricRow]
     summary: Mapping[str, Any]
     suites: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """The duration of one iteration, by part; `step` is the total."""
-        return dict(self.summary["seconds_per_step"])
 
     @property
     def is_collapsed(self) -> bool:
@@ -76,16 +66,6 @@ class FinishedRun:
     def last(self) -> MetricRow:
         return self.rows[max(self.rows)]
 
-    def used(self, unit: str) -> dict[int, float]:
-        """Return the samples, tokens or seconds of training up to each step."""
-        return {step: row[f"used/{unit}"] for step, row in self.rows.items()}
-
-    def kl(self) -> dict[int, float]:
-        """Return the KL to the starting policy by step, as a running mean; empty if the run did not measure it."""
-        is_moving = (algorithm_options(self.cell.config).get("kl") or {}).get("reference_update_every")
-        points = [] if is_moving else [(step, row["train/kl"]) for step, row in self.rows.items() if "train/kl" in row]
-        return {0: 0.0} | {int(step): value for step, value in smoothed(points)} if points else {}
-
 
 def read_cell(cell: Cell, root: Path) -> FinishedRun:
     """Read the metrics and the summary of a cell's run folder."""
@@ -93,8 +73,8 @@ def read_cell(cell: Cell, root: Path) -> FinishedRun:
     rows = dict(sorted(read_metrics(run / "metrics.csv").items()))
     used = dict.fromkeys(USED, 0.0)
     for row in rows.values():
-        for unit, metrics in USED.items():
-            used[unit] += sum(row.get(metric, 0.0) for metric in metrics)
+        for unit in USED:
+            used[unit] += row.get(f"rollout/{unit}", 0.0)
             row[f"used/{unit}"] = used[unit]
     summary = json.loads((run / "summary.json").read_text())
     return FinishedRun(cell, rows, summary, read_suites(run / EVALUATION))
@@ -105,31 +85,6 @@ def smoothed(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     half = len(curve) // 24
     windows = [curve[max(0, i - half) : i + half + 1] for i in range(len(curve))]
     return [(x, fmean(value for _, value in window)) for (x, _), window in zip(curve, windows, strict=True)]
-
-
-def at_validations(
-    runs: Sequence[FinishedRun], along: Callable[[FinishedRun], Mapping[int, float]], metric: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Return points at the validations that all runs have, and at the last one of each: (n,) each, in order.
-
-    They are the means over runs of a quantity, and the means and sample standard deviations of a metric.
-
-    Args:
-        along: returns a run's quantity by step. Runs without it are left out.
-    """
-    curves = []
-    for run in runs:
-        places = along(run)
-        points = {float(step): (places[step], row[metric]) for step, row in run.rows.items()
-                  if metric in row and step in places}  # fmt: skip
-        if points:
-            points[math.inf] = points.pop(max(points))
-            curves.append(points)
-    if not curves:
-        return None
-    steps = sorted(set.intersection(*map(set, curves)))
-    x, y = np.array([[points[step] for points in curves] for step in steps]).transpose(2, 0, 1)  # (n, runs) each
-    return x.mean(1), y.mean(1), y.std(1, ddof=1) if len(curves) > 1 else np.zeros(len(steps))
 
 
 def study_results(
@@ -145,7 +100,6 @@ def study_results(
         starts: task -> suite -> results of the model that training starts from.
     """
     tasks = {task: _task(study, [run for run in runs if run.cell.task == task]) for task in study.tasks}
-    rates = {task: best_rates(study, task, found["cells"]) for task, found in tasks.items()}
     overall = _overall(study, runs) if len(study.tasks) > 1 else {}
     for task, suites in (starts or {}).items():
         tasks[task]["before_suites"] = _tables(study, [suites])
@@ -158,7 +112,6 @@ def study_results(
         "seeds": study.seeds,
         "tasks": tasks,
         "overall": overall,
-        "best_rates": {task: found for task, found in rates.items() if found},
     }
 
 
@@ -191,7 +144,6 @@ def _task(study: Study, runs: list[FinishedRun]) -> dict[str, Any]:
     return {
         "before": spread([row[study.metric] for row in before if study.metric in row]),
         "before_pass_at_k": pass_at_k_spreads(before),
-        "before_categories": _over_seeds([{k: v for k, v in row.items() if CATEGORY.fullmatch(k)} for row in before]),
         "cells": cells,
     }
 
@@ -207,7 +159,7 @@ def _cell_results(study: Study, runs: Sequence[FinishedRun]) -> dict[str, Any]:
             "steps": spread([float(max(run.rows)) for run in runs]),
             **{unit: spread([run.last[f"used/{unit}"] for run in runs]) for unit in USED},
         },
-        "seconds_per_step": _over_seeds([run.seconds for run in runs]),
+        "seconds_per_step": _over_seeds([run.summary["seconds_per_step"] for run in runs]),
         "peak_memory_mb": spread([float(run.summary["peak_memory_mb"]) for run in runs]),
         "collapsed": sum(run.is_collapsed for run in runs),
         "loss_variance": spread([variance(losses) for run in runs if len(losses := run.history("train/loss")) > 1]),

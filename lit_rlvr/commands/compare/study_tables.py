@@ -10,7 +10,6 @@ from typing import Any
 from lit_rlvr.commands.compare.significance import LEVEL, least_pairs, p_text
 from lit_rlvr.commands.compare.study import BEFORE, Study
 from lit_rlvr.commands.compare.study_folder import State
-from lit_rlvr.commands.compare.study_results import CATEGORY
 from lit_rlvr.evaluation.results import markdown_table, sampled_ks
 
 
@@ -145,7 +144,6 @@ def report(study: Study, results: Mapping[str, Any], figures: Mapping[str, list[
     for task in study.tasks:
         found = results["tasks"][task]
         parts += [f"## {task}", _main_table(study, found), _tested(study, found), *_pass_at_k(found), _used(found)]
-        parts += [*_best_rates(study, results["best_rates"].get(task, {})), *_categories(found)]
         parts += [table.markdown() for table in suite_tables(study.suites, found)]
         parts += [f"![{path.stem}]({path.as_posix()})" for path in figures[task]]
     parts += _overall(study, results)
@@ -236,46 +234,6 @@ def _used(found: Mapping[str, Any]) -> str:
     header = ["used, and the last rollout", "steps", "samples", "tokens", "seconds per rollout"]
     more = ["peak MiB", "collapsed", "loss variance"]
     return markdown_table([*header, *more, *(label for _, label in LAST_METRICS)], rows)
-
-
-def _best_rates(study: Study, families: Mapping[str, Any]) -> list[str]:
-    """Return the table of the learning rates, if any cells differ in them alone."""
-    if not families:
-        return []
-    rates = sorted({cell["lr"] for family in families.values() for cell in family["cells"].values()})
-    rows = []
-    for name, family in families.items():
-        cells = family["cells"]
-        best, base = (cells.get(family[key]) for key in ("best", "base"))
-        values = [", ".join(plus_minus(cell) for cell in cells.values() if cell["lr"] == rate) for rate in rates]
-        ends = [
-            "-" if best is None else f"{best['lr']:g}",
-            plus_minus(best),
-            f"{family['base_lr']:g}",
-            plus_minus(base),
-        ]
-        rows.append([name, *(value or "-" for value in values), *ends])
-    header = [f"{study.metric} by learning rate", *(f"{rate:g}" for rate in rates)]
-    return [
-        markdown_table([*header, "best rate", "at the best rate", "base's rate", "at the base's rate"], rows),
-        "The best of several rates was chosen on these seeds, so its value is too high on average; a fair comparison "
-        "of best rates needs fresh seeds.",
-    ]
-
-
-def _categories(found: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a table of accuracies at the end by category for each validation set that has categories."""
-    rows = {BEFORE: found["before_categories"], **{name: cell["last"] for name, cell in found["cells"].items()}}
-    matches = {match for row in rows.values() for name in row if (match := CATEGORY.fullmatch(name)) is not None}
-    columns = sorted({match.groups() for match in matches})
-    for set_name in sorted({name for name, _ in columns}):
-        categories = [category for name, category in columns if name == set_name]
-        lines = [
-            [name, *(plus_minus(row.get(f"val/{set_name}/accuracy/{category}")) for category in categories)]
-            for name, row in rows.items()
-            if row
-        ]
-        yield markdown_table([f"accuracy on {set_name}, by category", *categories], lines)
 
 
 def _scientific(spread: Spread) -> str:

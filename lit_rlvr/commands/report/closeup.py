@@ -19,14 +19,11 @@ from lit_rlvr.commands.report.prompts import (
 )
 from lit_rlvr.commands.report.render import image_uris
 from lit_rlvr.commands.report.runs import RunRecord
-from lit_rlvr.common.files import Fields, has_fields
 from lit_rlvr.common.run_files import list_traces, read_trace
 from lit_rlvr.errors import UserError
 
 MOST_CHARACTERS, MOST_TOKENS, MOST_COMPLETIONS, MOST_PROMPTS = 1600, 400, 4, 20
 """The most characters and tokens of a completion, completions of a group, and prompts that the page shows."""
-TURN: Fields = {"text": str, "observation": (str, type(None))}
-"""A turn of an episode in completions.jsonl."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +80,9 @@ def extremes(rewards: Sequence[float]) -> list[int]:
 
 def turns_of(row: dict[str, Any]) -> list[tuple[str, str | None]]:
     """Return (completion, observation) of each turn; without an environment, the completion alone."""
-    turns = row.get("turns")
-    if not isinstance(turns, list) or not all(has_fields(turn, TURN) for turn in turns):
-        return [(row["completion"], None)]
-    return [(turn["text"], turn["observation"]) for turn in turns]
+    if turns := row.get("turns"):
+        return [(turn["text"], turn["observation"]) for turn in turns]
+    return [(row["completion"], None)]
 
 
 def shorten(text: str) -> str:

@@ -56,9 +56,7 @@ def image_uris(run: Path, record: Mapping[str, Any]) -> list[str]:
         run: the run folder.
         record: a line of completions.jsonl or a saved group; `images` has the thumbnails' keys.
     """
-    keys = record.get("images")
-    names = [key for key in keys if isinstance(key, str)] if isinstance(keys, list) else []
-    paths = [thumbnail_path(run, key) for key in names if re.fullmatch(r"[0-9a-f]+", key)]
+    paths = [thumbnail_path(run, key) for key in record.get("images", ()) if re.fullmatch(r"[0-9a-f]+", key)]
     return [f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}" for path in paths if path.is_file()]
 
 

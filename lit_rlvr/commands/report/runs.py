@@ -172,10 +172,7 @@ def _finite_number(value: Any) -> float | None:
 
 
 def _config(run: RunRecord, text: str) -> None:
-    value = yaml.safe_load(text)
-    if not isinstance(value, dict):
-        raise ValueError("it is not a mapping")
-    run.config, run.settings = text, dict(flatten(value))
+    run.config, run.settings = text, dict(flatten(yaml.safe_load(text)))
 
 
 def _metrics(run: RunRecord, text: str) -> None:
@@ -193,10 +190,7 @@ def _metrics(run: RunRecord, text: str) -> None:
 
 
 def _summary(run: RunRecord, text: str) -> None:
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise ValueError("it is not a mapping")
-    run.summary = value
+    run.summary = json.loads(text)
 
 
 READERS = {"config.yaml": _config, "metrics.csv": _metrics, "summary.json": _summary}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,7 @@ def test_a_study_varies_what_its_paper_varies(name: str) -> None:
 def test_checking_a_study_leaves_its_configs_as_they_are() -> None:
     """They are compared with those of earlier runs; parsing puts objects in the place of rewards."""
     study = load_study("studies/smoke")
+    study = replace(study, cells=study.cells[:2])
     before = deepcopy([cell.config for cell in study.cells])
     check_cells(study)
     assert [cell.config for cell in study.cells] == before

@@ -16,10 +16,11 @@ import yaml
 from tiny_rewards import judged_as_is
 
 from lit_rlvr.commands.compare.claims import AVERAGE, PrintedClaim
-from lit_rlvr.commands.compare.command import check_suites
+from lit_rlvr.commands.compare.command import FailedCells, check_suites
 from lit_rlvr.commands.compare.printed import Paper, PrintedTable, PrintedValue, load_printed
-from lit_rlvr.commands.compare.reproduce import comparison_tables
-from lit_rlvr.commands.compare.study import load_study
+from lit_rlvr.commands.compare.reproduce import comparison_tables, reproduce
+from lit_rlvr.commands.compare.study import Study, load_study
+from lit_rlvr.commands.compare.study_folder import State
 from lit_rlvr.commands.compare.study_tables import BEFORE
 from lit_rlvr.configs import config_folder
 from lit_rlvr.errors import UserError
@@ -183,33 +184,34 @@ def test_a_table_of_ones_own_is_reproduced(run_folder: Path, lit_rlvr: CLI, monk
     assert json.loads(again.out) == json.loads(Path("out/results.json").read_text())
 
 
-@pytest.mark.slow
-def test_a_failed_cell_leaves_the_verdicts_of_the_others(
-    run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch, forks: None
-) -> None:
-    """The page has what there is and names what failed; results of an earlier call make no page."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "helpers"), prepend=os.pathsep)
-    mistake = {"data": {"init_args": {"prompts_per_rollout": 17}}}  # more prompts than there are
-    study = {"name": "tiny", "base": "tiny.yaml", "tasks": {"sums": {}}, "cells": {"grpo": {}, "wrong": mistake},
+def test_a_failed_cell_leaves_the_verdicts_of_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page has what there is and names what failed. A study that does not start has no page."""
+    monkeypatch.chdir(tmp_path)
+    study = {"name": "tiny", "base": "quickstart", "tasks": {"sums": {}}, "cells": {"grpo": {}, "wrong": {}},
              "seeds": [0], "baseline": "grpo", "budget": {"steps": 4}}  # fmt: skip
-    (run_folder / "study.yaml").write_text(yaml.safe_dump(study))
+    Path("study.yaml").write_text(yaml.safe_dump(study))
     shared = {"where": "1", "task": "sums", "metric": "rollout/reward", "primary": True}
     claims = [{"says": "It is right more than never", "more": "grpo", "less": -0.5} | shared,
               {"says": "Wrong is worse", "more": "grpo", "less": "wrong"} | shared]  # fmt: skip
-    (run_folder / "mine.yaml").write_text(yaml.safe_dump({"study": "study.yaml", "claims": claims}))
-    done = lit_rlvr("reproduce", "mine.yaml", "--out", "out")
-    assert done.status == 2 and "error: 1 of 2 cells failed (sums, wrong, seed 0: " in done.err, done.err
+    Path("mine.yaml").write_text(yaml.safe_dump({"study": "study.yaml", "claims": claims}))
+    cells = {"grpo": {"by_seed": {"0": {"quarters": {"rollout/reward": [0.1] * 4}}}}, "wrong": {"by_seed": {}}}
+
+    def compared(study: Study, out: Path, jobs: int, cluster: None) -> None:
+        out.mkdir()
+        (out / "results.json").write_text(json.dumps({"tasks": {"sums": {"cells": cells}}}))
+        raise FailedCells([State(study.cells[1], "failed", "out of memory")], study, out)
+
+    monkeypatch.setattr("lit_rlvr.commands.compare.reproduce.compare", compared)
+    with pytest.raises(FailedCells, match=r"1 of 2 cells failed \(sums, wrong, seed 0: out of memory\)"):
+        reproduce("mine.yaml", Path("out"))
     page = Path("out/reproduced.md").read_text()
     assert "\n\n**Failed, so left out: sums, wrong, seed 0.**\n\n" in page
     rows = [line for line in page.splitlines() if line.startswith("| ")][2:]
     assert "It is right more than never" in rows[0] and " | 1 | 1.000, 1.000 | **cannot tell**" in rows[0]
     assert "Wrong is worse" in rows[1] and "| 0 | - | **cannot tell** |" in rows[1]
-    lacking = "Wrong is worse: no pair of runs has rollout/reward, last quarter of training."
-    assert lacking in page and lacking in done.err
+    assert "Wrong is worse: no pair of runs has rollout/reward, last quarter of training." in page
 
     Path("out/reproduced.md").unlink()
-    elsewhere = {"cells": {"grpo": {}, "wrong": {"model": {"class_path": "nowhere"}}}}
-    (run_folder / "study.yaml").write_text(yaml.safe_dump(study | elsewhere))
-    refused = lit_rlvr("reproduce", "mine.yaml", "--out", "out")
-    assert refused.status == 2 and "nowhere" in refused.err and "cells failed" not in refused.err, refused.err
-    assert Path("out/results.json").is_file() and not Path("out/reproduced.md").exists()
+    with pytest.raises(FileExistsError):  # anything but failed cells
+        reproduce("mine.yaml", Path("out"))
+    assert not Path("out/reproduced.md").exists()

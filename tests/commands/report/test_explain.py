@@ -47,15 +47,14 @@ def test_explain_shows_a_group_of_a_run(run_folder: Path, lit_rlvr: CLI) -> None
         assert signs <= {completion["advantage"] > 0}, "GRPO's weights have the advantage's sign"
 
 
-@pytest.mark.slow
-def test_what_was_not_saved_is_named(run_folder: Path, lit_rlvr: CLI) -> None:
-    assert lit_rlvr("fit", "--config", "tiny.yaml", "--run.trace_every", "0").status == 0
-    assert "train with run.trace_every above 0" in lit_rlvr("explain", "run").err
-    assert lit_rlvr("fit", "--config", "tiny.yaml", "--overwrite", "true").status == 0
-    assert "saved steps: 1, 6" in lit_rlvr("explain", "run", "--step", "3").err
+def test_what_was_not_saved_is_named(tmp_path: Path, lit_rlvr: CLI) -> None:
+    run = make_run(tmp_path / "run")
+    for options, said in (((), "train with run.trace_every above 0"), (("--step", 3), "saved steps: 1, 6"),
+                          (("--prompt", "99"), "there are 0, ")):  # fmt: skip
+        refused = lit_rlvr("explain", run, *options)
+        assert refused.status == 2 and said in refused.err, refused.err
+        make_run(tmp_path / "run", traces={1: [group()], 6: [group()]})
     assert "nothere: there is no such folder" in lit_rlvr("explain", "nothere").err
-    missing = lit_rlvr("explain", "run", "--prompt", "99")
-    assert missing.status == 2 and "there are 0, 1" in missing.err
 
 
 def test_the_trace_holds_ratio_and_gradient_weight() -> None:

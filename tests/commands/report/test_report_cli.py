@@ -1,4 +1,4 @@
-"""`report` on runs that `fit` wrote: seeds become one group, images come along, mistakes are one line."""
+"""`report` on runs that `fit` wrote: seeds become one group, next to a rival."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-from tiny_runs import completions, fit, pictures_config, to, write_config
+from tiny_runs import completions, fit, to
 
 CLI = Callable[..., Any]
 PASS = ("--rollout.evaluation.samples", "4", "--rollout.evaluation.sampling.temperature", "1.0")
@@ -29,18 +28,3 @@ def test_two_seeds_are_compared_with_a_rival(run_folder: Path, lit_rlvr: CLI) ->
     differs = page[page.index("What differs") : page.index("What all have in common")]
     assert differs.count("<tr>") == 2 and "model.<wbr>lr" in differs, "the learning rate is all that differs"
     assert "Some runs are incomplete" not in page
-
-
-@pytest.mark.slow
-def test_pictures_come_along(tmp_path: Path, vlm_folder: Path, lit_rlvr: CLI) -> None:
-    write_config(tmp_path / "see.yaml", pictures_config(vlm_folder, tmp_path / "run"))
-    assert lit_rlvr("fit", "--config", tmp_path / "see.yaml").status == 0
-    for command in ("report", "explain"):
-        assert lit_rlvr(command, tmp_path / "run").status == 0
-        assert 'src="data:image/png;base64,' in (tmp_path / f"run/{command}.html").read_text()
-
-
-def test_a_folder_without_a_run_is_one_line(run_folder: Path, lit_rlvr: CLI) -> None:
-    result = lit_rlvr("report", "nowhere")
-    assert result.status == 2 and result.err.startswith("lit-rlvr: error: nowhere holds no run")
-    assert result.err.count("\n") == 1

@@ -21,7 +21,7 @@ def look(folder: Path) -> RunGroup:
 
 def test_images_are_inlined(tmp_path: Path) -> None:
     (key,) = save_thumbnails((Image.new("RGB", (8, 8), "red"),), tmp_path)
-    rows = [row(2, "a", 0, True, images=[key, "0" * 16, 5, "../config"])]
+    rows = [row(2, "a", 0, True, images=[key, "0" * 16, "../config"])]
     ((_, _, images),) = close_up(look(make_run(tmp_path, rows=rows))).samples
     head, _, data = images[0].partition(",")
     assert head == "data:image/png;base64" and len(images) == 1

@@ -113,23 +113,6 @@ def test_the_page_needs_no_network(tmp_path: Path) -> None:
     assert not re.search(r'(?:src|href)="(?!#|data:)|url\(|@import', text)
 
 
-def test_broken_runs_are_told_of(tmp_path: Path) -> None:
-    whole, torn, bare = (make_run(tmp_path / name) for name in ("whole", "torn", "bare"))
-    (torn / "metrics.csv").write_bytes(b"\x00\xff")
-    (torn / "summary.json").write_text("{")
-    for name in ("summary.json", "config.yaml", "completions.jsonl"):
-        (bare / name).unlink()
-    _, page = read(write_report([whole, torn, bare], tmp_path / "page.html"))
-    assert "Some runs are incomplete" in page.text and page.misnested == []
-    for note in (
-        "torn: summary.json cannot be read",
-        "bare: there is no config.yaml",
-        "bare: unfinished, or killed",
-        "1 of 2 finished",
-    ):
-        assert note in page.text, note
-
-
 def test_a_study_without_any_run_has_a_page(tmp_path: Path) -> None:
     cell = {"name": "a", "run": "gone", "status": "failed", "error": json.dumps({"e": 1})}
     _, page = read(write_report([make_study(tmp_path, [cell])]))
