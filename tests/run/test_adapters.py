@@ -188,7 +188,7 @@ def test_an_adapter_of_peft_keeps_its_logits(
 
 def test_adapters_that_cannot_be_read_are_one_line(tmp_path: Path, tiny_model_folder: Path) -> None:
     save_adapter(tiny_model_folder, tmp_path / "biased", lora_bias=True)
-    with pytest.raises(UserError, match=r"the adapter of .*biased cannot be merged: RuntimeError: Impossible to merge"):
+    with pytest.raises(UserError, match=r"the adapter in .*biased cannot be merged: RuntimeError: Impossible to merge"):
         resolve_model(str(tmp_path / "biased"), adapter="merge")
     save_adapter(tiny_model_folder, tmp_path / "empty")
     (tmp_path / "empty" / "adapter_model.safetensors").unlink()
