@@ -370,3 +370,17 @@ def test_a_mistake_is_one_line(folder: Path, lit_rlvr: CLI, arguments: list[str]
     done = lit_rlvr("check", *arguments)
     assert done.status == 2 and not done.out
     assert message in done.err and done.err.count("lit-rlvr: error:") == 1
+
+
+class LastLine(Reward):
+    def __call__(self, completion: Completion, sample: Sample) -> float:
+        """Reads no mathematics in display."""
+        return float(sample.answer in completion.text and not completion.text.endswith("\\]"))
+
+
+def test_answers_stand_in_ordinary_endings_if_the_reward_reads_them() -> None:
+    kind = "in an ordinary ending"
+    assert not check_reward(MathAnswer(), rows("7", "31"), LONG).kinds[kind].rate.errors
+    assert kind not in check_reward(MathAnswer(boxed_only=True), rows("7", "31"), LONG).kinds
+    found = check_reward(LastLine(), rows("7", "31"), LONG).kinds[kind]
+    assert found.rate.errors == 2 and found.examples[0].text.endswith("\\]")

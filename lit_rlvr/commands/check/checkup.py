@@ -11,6 +11,7 @@ from typing import Any
 
 from lit_rlvr.commands.check.gold import Gold, Kind, read_gold
 from lit_rlvr.commands.check.rewrites import REWRITES
+from lit_rlvr.commands.check.rewrites.registry import NUMERIC_KINDS
 from lit_rlvr.commands.check.shortcuts import frequent_answers, shortcuts
 from lit_rlvr.common.terminal import progress_bar
 from lit_rlvr.errors import UserError
@@ -20,6 +21,11 @@ from lit_rlvr.types import Completion, RewardResult, Sample
 
 GOLD = "gold itself"
 """The rewrite that changes nothing."""
+ENDINGS = (
+    "The total is {}.", "So we get\n{}", "Hence the result equals ${}$.", "Adding both gives\n\\[\n{}\n\\]",
+    "Therefore the value is \\( {} \\).", "There were 12 at first, and 3 left.\n\n$$\n{}\n$$",
+)  # fmt: skip
+"""Ends of completions that mark the answer by nothing."""
 FORM_ROWS = 20
 BATCH_ROWS = 8
 MOST_OTHERS = 20
@@ -190,6 +196,8 @@ def check_reward(reward: Reward, samples: Sequence[Sample], seconds: float) -> C
     start = time.monotonic()
     form = choose_form(reward, samples)
     golds = read_golds(reward, samples, form)
+    in_endings = reads_endings(reward, golds[:FORM_ROWS])
+    form += ", and in ordinary endings" * in_endings
     frequent = frequent_answers(golds)
     found = Checkup(form, len(golds))
     with progress_bar("rows", len(golds)) as one_more:
@@ -197,7 +205,7 @@ def check_reward(reward: Reward, samples: Sequence[Sample], seconds: float) -> C
             batch = golds[first : first + BATCH_ROWS]
             if found.rows and time.monotonic() - start > seconds:
                 break
-            judge_rows(reward, batch, frequent, found)
+            judge_rows(reward, batch, frequent, in_endings, found)
             for _ in batch:
                 one_more()
     found.seconds = time.monotonic() - start
@@ -206,9 +214,11 @@ def check_reward(reward: Reward, samples: Sequence[Sample], seconds: float) -> C
     return found
 
 
-def judge_rows(reward: Reward, golds: Sequence[Gold], frequent: Sequence[str], found: Checkup) -> None:
+def judge_rows(
+    reward: Reward, golds: Sequence[Gold], frequent: Sequence[str], in_endings: bool, found: Checkup
+) -> None:
     """Judge all texts of some rows in one batch, and count them."""
-    texts = [texts_of(gold, frequent) for gold in golds]
+    texts = [texts_of(gold, frequent, in_endings) for gold in golds]
     pairs = [(written(text.text), gold.sample) for gold, row in zip(golds, texts, strict=True) for text in row]
     results = iter(reward.score(pairs))
     for gold, row in zip(golds, texts, strict=True):
@@ -237,11 +247,32 @@ def is_paid(result: RewardResult, gold: RewardResult, floor: RewardResult) -> bo
     return result.value >= gold.value and (gold.value > 0 or gold.value > floor.value)
 
 
-def texts_of(gold: Gold, frequent: Sequence[str]) -> list[TriedText]:
-    """Return the texts of a row, each once: those of the rewrites, then the short texts."""
+def reads_endings(reward: Reward, golds: Sequence[Gold]) -> bool:
+    """Return True if a reward pays most of the answers that it pays without the mark around them, too."""
+    known = [gold for gold in golds if gold.answer and gold.kind in NUMERIC_KINDS]
+    results = reward.score(
+        [(written(text), gold.sample) for gold in known for text in (gold.text, ENDINGS[0].format(gold.answer), "")]
+    )
+    groups = zip(results[::3], results[1::3], results[2::3], strict=True)
+    paid = [(is_paid(best, best, floor), is_paid(end, best, floor)) for best, end, floor in groups]
+    return 2 * sum(end for best, end in paid if best) > sum(best for best, _ in paid)
+
+
+def texts_of(gold: Gold, frequent: Sequence[str], in_endings: bool = False) -> list[TriedText]:
+    """Return the texts of a row, each once: those of the rewrites, then the short texts.
+
+    Args:
+        in_endings: whether answers also stand in `ENDINGS`.
+    """
     rewrites = [rewrite for rewrite in REWRITES if gold.kind in rewrite.kinds] if gold.answer else []
     written = [(rewrite, rewrite.apply(gold)) for rewrite in rewrites]
     tried = [TriedText(rewrite.name, rewrite.keeps, text) for rewrite, text in written if text is not None]
+    if in_endings and gold.kind in NUMERIC_KINDS:
+        tried += [TriedText("in an ordinary ending", True, ending.format(gold.answer)) for ending in ENDINGS]
+        for number, rewrite in enumerate(rewrite for rewrite in rewrites if not rewrite.whole):
+            kind = f"{'rewritten' if rewrite.keeps else 'wrong'}, in an ordinary ending"
+            text = rewrite.apply(replace(gold, write=ENDINGS[number % len(ENDINGS)].format))
+            tried += [] if text is None else [TriedText(kind, rewrite.keeps, text)]
     tried.append(TriedText("empty", False, ""))
     tried += [TriedText(f"short text: {kind}", False, text, short) for kind, short, text in shortcuts(gold, frequent)]
     first: dict[str, TriedText] = {}

@@ -29,12 +29,14 @@ class Rewrite:
         name: the kind of error that it finds, in a few words.
         keeps: True if the rewritten text answers as the reference does, False if it certainly does not.
         kinds: the kinds of answers that it applies to.
+        whole: True if it makes a whole completion, not only an answer.
         apply: returns the completion, or None.
     """
 
     name: str
     keeps: bool
     kinds: tuple[Kind, ...]
+    whole: bool
     apply: Rewriter
 
 
@@ -109,7 +111,7 @@ def _registered(function: Rewriter, keeps: bool, kinds: tuple[Kind, ...], whole:
             return None
         return gold.write(written)
 
-    REWRITES.append(Rewrite(function.__name__.replace("_", " "), keeps, kinds, apply))
+    REWRITES.append(Rewrite(function.__name__.replace("_", " "), keeps, kinds, whole, apply))
     return function
 
 
