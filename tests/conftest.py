@@ -50,8 +50,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+LONG = ("test_docs.py", "test_learning.py")
+"""Files that take minutes. They come first: at the end one worker would wait for them."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """With `--device cuda`, only tests that use the `device` fixture."""
+    items.sort(key=lambda item: item.path.name not in LONG)
     if config.getoption("--device") == "cpu":
         return
     others = [item for item in items if "device" not in getattr(item, "fixturenames", ())]

@@ -16,8 +16,6 @@ from lit_rlvr.common.packages import CPU_INDEX
 ROOT = Path(__file__).parent.parent
 IMPORTS = (
     "import torch",
-    "from lightning.pytorch import Trainer",
-    "from transformers import AutoProcessor",
     "import datasets",
     "from trl import GRPOTrainer",
     "import lit_rlvr",
