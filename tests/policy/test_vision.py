@@ -115,7 +115,9 @@ def test_patches_of_another_size_are_refused(qwen_folder: Path, tmp_path: Path) 
 
 
 def test_placeholders_are_as_many_as_features(processor: QwenImageProcessor) -> None:
-    pixels = processor.pixels([picture(56, 112, seed=0), picture(84, 84, seed=1)])
+    pictures = [picture(56, 112, seed=0), picture(84, 84, seed=1)]
+    pixels = processor.pixels(pictures)
+    assert [processor.placeholders(*image.size) for image in pictures] == list(pixels.placeholders), "by its size alone"
     one = [1, START, PAD, STOP, START, PAD, STOP, 2]
     ids = processor.expand(one, pixels.placeholders)
     counts = [len(placeholders) for placeholders in pixels.placeholders]
