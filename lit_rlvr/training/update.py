@@ -169,7 +169,7 @@ class Updater:
 
     @property
     def rounds_measurement(self) -> bool:
-        """Whether the rounding of activations adds to the divergence of a step, of which it is then subtracted."""
+        """Whether the rounding of activations adds to the divergence of a step, from which it is then subtracted."""
         return torch.is_autocast_enabled(self.policy.device.type) and not self.measures_in_float32
 
     def measured_logprobs(self, plan: StepPlan, rows: list[int]) -> Tensor:

@@ -113,7 +113,7 @@ def test_vllm_agrees_with_the_trainer_after_every_sync(
     ("name", "kind"),
     [
         *(("hf", kind) for kind in QWEN),
-        *(pytest.param("vllm", k, marks=pytest.mark.slow) for k in ("qwen3-vl",)),
+        pytest.param("vllm", "qwen3-vl", marks=pytest.mark.slow),
     ],
 )
 def test_videos_are_those_of_the_trainer(name: str, kind: str, tmp_path: Path) -> None:

@@ -197,9 +197,8 @@ def check_reward(reward: Reward, samples: Sequence[Sample], seconds: float) -> C
     form = choose_form(reward, samples)
     golds = read_golds(reward, samples, form)
     in_endings = reads_endings(reward, golds[:FORM_ROWS])
-    form += ", and in ordinary endings" * in_endings
     frequent = frequent_answers(golds)
-    found = Checkup(form, len(golds))
+    found = Checkup(f"{form}, and in ordinary endings" if in_endings else form, len(golds))
     with progress_bar("rows", len(golds)) as one_more:
         for first in range(0, len(golds), BATCH_ROWS):
             batch = golds[first : first + BATCH_ROWS]
@@ -272,7 +271,8 @@ def texts_of(gold: Gold, frequent: Sequence[str], in_endings: bool = False) -> l
         for number, rewrite in enumerate(rewrite for rewrite in rewrites if not rewrite.whole):
             kind = f"{'rewritten' if rewrite.keeps else 'wrong'}, in an ordinary ending"
             text = rewrite.apply(replace(gold, write=ENDINGS[number % len(ENDINGS)].format))
-            tried += [] if text is None else [TriedText(kind, rewrite.keeps, text)]
+            if text is not None:
+                tried.append(TriedText(kind, rewrite.keeps, text))
     tried.append(TriedText("empty", False, ""))
     tried += [TriedText(f"short text: {kind}", False, text, short) for kind, short, text in shortcuts(gold, frequent)]
     first: dict[str, TriedText] = {}
