@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import os
+import random
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,6 @@ from forked import COMMANDS, SECOND_RANKS, Forked
 from tiny_rewards import judged_as_is
 
 from lit_rlvr.distributed.checkpoints import last_checkpoint, read_checkpoint
-from lit_rlvr.engines.transfer import free_port
 
 TESTS = Path(__file__).parent
 CONSOLE_SCRIPT = Path(sys.executable).with_name("lit-rlvr")
@@ -102,6 +104,15 @@ def child_environment() -> dict[str, str]:
     return kept | {"PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
+def port_for_later() -> int:
+    """A free port that no other process gets by chance before it is used, which systems give out from 32,768 on."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as tried, suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            return port
+
+
 def start(arguments: Sequence[Any], cwd: Path | None = None, **options: Any) -> Forked:
     """A command in a process of its own, without the seconds that imports take."""
     return Forked(arguments, None, child_environment(), cwd=cwd, **options)
@@ -117,7 +128,7 @@ def launch(arguments: Sequence[Any], cwd: Path, timeout: float = 600) -> subproc
 def start_two(arguments: Sequence[Any], cwd: Path | None = None, **options: Any) -> list[Forked]:
     """A command in two processes as of torchrun, in one process group."""
     shared = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0, "GROUP_WORLD_SIZE": 1, "ROLE_WORLD_SIZE": 2,
-              "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "TORCHELASTIC_RUN_ID": "none",
+              "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port_for_later(), "TORCHELASTIC_RUN_ID": "none",
               "TORCHELASTIC_RESTART_COUNT": 0, "TORCHELASTIC_MAX_RESTARTS": 0}  # fmt: skip
     ranks: list[Forked] = []
     for rank in range(2):

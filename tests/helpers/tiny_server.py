@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from forked import VLLM, Forked
-from tiny_runs import child_environment
-
-from lit_rlvr.engines.transfer import free_port
+from tiny_runs import child_environment, port_for_later
 
 KEY = "sk-not-for-anybody"
 
@@ -20,7 +18,7 @@ class Served:
     """`lit-rlvr serve` in processes of its own, which are gone at the end."""
 
     def __init__(self, folder: Path, log: Path, *options: str) -> None:
-        self.folder, self.log, self.options, self.port = folder, log, options, free_port()
+        self.folder, self.log, self.options, self.port = folder, log, options, port_for_later()
         self.url = f"http://127.0.0.1:{self.port}"
         self.process: Forked | None = None
 

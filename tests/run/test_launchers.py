@@ -12,9 +12,7 @@ from typing import Any
 
 import pytest
 from forked import Forked
-from tiny_runs import CONSOLE_SCRIPT, FIT, STRATEGIES, child_environment, in_two_processes, summary, to
-
-from lit_rlvr.engines.transfer import free_port
+from tiny_runs import CONSOLE_SCRIPT, FIT, STRATEGIES, child_environment, in_two_processes, port_for_later, summary, to
 
 Launcher = Callable[[int, int], tuple[list[str], dict[str, str]]]
 MACHINES = ("--trainer.num_nodes", "2", "--trainer.devices", "1")
@@ -35,7 +33,7 @@ def slurm(port: int, machine: int) -> tuple[list[str], dict[str, str]]:
 @pytest.mark.parametrize(("launcher", "strategy"), [(torchrun, "ddp"), (slurm, "fsdp2")])
 def test_two_machines_do_what_one_does(run_folder: Path, launcher: Launcher, strategy: str) -> None:
     in_two_processes(run_folder, [*FIT, *STRATEGIES[strategy], *to("one")])
-    port, processes = free_port(), []
+    port, processes = port_for_later(), []
     for machine in range(2):
         prefix, variables = launcher(port, machine)
         command = [*FIT, *STRATEGIES[strategy], *MACHINES, *to("two")]

@@ -114,7 +114,7 @@ def test_every_metric_that_runs_log_is_in_the_table(
         fit(lit_rlvr, *options, *to(name))
         logged |= {metric for row in read_metrics(run_folder / name / "metrics.csv").values() for metric in row}
     for name in LOSSES:
-        algorithm: Any = type(name, (Recording, getattr(algorithms, name)), {})
+        algorithm: Any = type(f"Recording{name}", (Recording, getattr(algorithms, name)), {})
         _, seen = fit_here(tiny_model_folder, run_folder / name, algorithm=algorithm)
         logged |= seen.metrics[0].keys()
     moe = save_model(tiny_moe(), run_folder / "experts")
