@@ -1,4 +1,4 @@
-"""`lit-rlvr tune`: samples for some minutes, and chooses G and max_tokens of a config."""
+"""`lit-rlvr tune`: samples for some minutes, and chooses G, max_tokens and a warm start of a config."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from math import comb
+from math import comb, sqrt
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -22,11 +22,12 @@ from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.evaluation.records import RecordRow, group_rows
 from lit_rlvr.evaluation.sampler import Sampler
-from lit_rlvr.policy.loading import load_model_config
-from lit_rlvr.rewards.combine import Scores
+from lit_rlvr.policy.loading import load_model_config, load_policy
+from lit_rlvr.rewards.combine import Scores, score_rollout
 from lit_rlvr.rewards.references import long_answers
 from lit_rlvr.rollout.limits import context_length
-from lit_rlvr.run.warm_start import WarmStart
+from lit_rlvr.run.findings import CERTAIN
+from lit_rlvr.run.warm_start import LARGE, WarmStart
 from lit_rlvr.types import Completion, Prompt
 
 if TYPE_CHECKING:
@@ -47,6 +48,13 @@ LEAST_PROMPTS = 4
 """The fewest prompts of a rollout that larger groups leave."""
 LARGEST_MULTIPLE = 8
 """The largest multiple of max_tokens that is tried."""
+FIRST_STEPS, EXACT = 100, 0.5
+"""The most supervised steps of a warm start that is written, and the share of exact greedy answers that ends it; beyond
+a share of about one half samples are right often enough, too."""
+PRETRAINED_LR = 5e-5
+"""The learning rate of such a warm start for a pretrained model."""
+PAID = 0.9
+"""The share of rows whose text in a column the rewards must call right, so that a warm start may train on it."""
 
 MeasuredGroup = tuple[Prompt, list[RecordRow]]
 
@@ -125,16 +133,55 @@ class Tuner:
         self.tuned = Tuned(samples=self.samples)
 
     def run(self) -> Tuned:
-        """Measure, and choose."""
-        if self.warm_start.steps:
-            rollout = self.rollout
-            self.warm_start.apply(
-                self.module, self.data, rollout.environment, rollout.sampling, self.dtype, self.device
-            )
-        started = time.perf_counter()  # the time is that of sampling
-        limit, groups = self._measure(self._least_tokens(), started, self.seconds)
+        """Measure, and choose. If the model does not answer yet and the data show right answers, choose a warm start
+        too, and measure after it."""
+        limit, groups = self._measured()
+        if self.rollout.environment is None and not self.warm_start.steps and self._guesses(groups):
+            paid = self._paid_columns()
+            column = max(paid, key=lambda column: paid[column], default="")
+            if paid.get(column, 0.0) >= PAID:
+                self._choose_warm_start(column, _accuracy(groups))
+                limit, groups = self._measured()
+            else:
+                self.tuned.reasons.append(
+                    "No column's text is a right answer by the rewards; if one is meant to be, see what "
+                    "`lit-rlvr check REWARD --data FILE` says."
+                )
         self._choose(limit, groups)
         return self.tuned
+
+    def _measured(self) -> tuple[int, list[MeasuredGroup]]:
+        """Return the max_tokens to use, and groups that were sampled with it after the warm start."""
+        rollout, least = self.rollout, self._least_tokens()
+        sampling = replace(rollout.sampling, max_tokens=least)
+        self.warm_start.apply(self.module, self.data, rollout.environment, sampling, self.dtype, self.device)
+        return self._measure(least, time.perf_counter(), self.seconds)  # the time is that of sampling
+
+    def _guesses(self, groups: Sequence[MeasuredGroup]) -> bool:
+        """Return whether next to nothing is right, or not more than the most frequent answer would be."""
+        accuracy, answers = _accuracy(groups), Counter(str(prompt.sample.answer) for prompt in self.prompts)
+        guess = max(answers.values()) / len(self.prompts) if len(answers) > 1 else 0.0
+        return accuracy < max(HOPELESS, guess + CERTAIN * sqrt(accuracy * (1 - accuracy) / len(groups)))
+
+    def _paid_columns(self) -> dict[str, float]:
+        """Return for each column of text the share of rows whose cell the rewards call right."""
+        samples = [prompt.sample for prompt in self.prompts[:MORE_PROMPTS]]
+        columns = [name for name in samples[0].row if all(isinstance(sample.row.get(name), str) for sample in samples)]
+        said = {name: [[Completion(sample.row[name], (), "stop")] for sample in samples] for name in columns}
+        rewards = self.rollout.rewards
+        return {name: float(score_rollout(rewards, said[name], samples).correct.mean()) for name in columns}
+
+    def _choose_warm_start(self, column: str, accuracy: float) -> None:
+        """Choose supervised steps on the texts of a column, and forget what was measured without them."""
+        size = sum(parameter.numel() for parameter in load_policy(self.module.model_folder).parameters())
+        options: dict[str, Any] = dict(steps=FIRST_STEPS, until=EXACT, solution=column, check_every=10)
+        options |= {"lr": PRETRAINED_LR} if size >= LARGE else {}
+        self.warm_start, self.tuned = WarmStart(**options), Tuned(samples=self.samples)
+        self.tuned.choose(
+            f"warm_start: only {accuracy:.0%} of the answers are right, so supervised steps on the column {column!r} "
+            "come first.",
+            **{f"warm_start__{name}": value for name, value in options.items()},
+        )
 
     def _least_tokens(self) -> int:
         """Return the config's max_tokens, or what its gold answers need."""

@@ -23,6 +23,7 @@ from lit_rlvr.rewards.forms import (
     OWN,
     SLIME,
     TRL,
+    TRL_HELPERS,
     Form,
     SlimeArgs,
     accepted_arguments,
@@ -179,7 +180,13 @@ class FunctionReward(Reward):
             self.metrics.setdefault(f"{self.name}/{name}", []).extend(numbers)
 
     def check_reference(self, sample: Sample) -> None:
-        self.form.arguments([(NO_COMPLETION, sample)], self.function)
+        given = {*self.form.arguments([(NO_COMPLETION, sample)], self.function), *TRL_HELPERS}
+        missing = [name for name in required(parameters_of(self.function)) if name not in given]
+        if self.form is TRL and missing:
+            raise UserError(
+                f"reward {self.name!r}: {self.dotted_path} takes {', '.join(missing)}, which is no column of "
+                f"{sample.source or sample.id}; name the parameter after a column, or give it a default"
+            )
 
     def check_prefill(self, prefill: str) -> None:
         try:

@@ -590,6 +590,9 @@ class RolloutCallback(ChecksArguments, Callback):
         sets = self._length_requirements(data)
         images = most_images(prompt for requirement in sets for prompt in requirement.prompts)
         turns = max(self.sampling.max_turns, self.eval_sampling.max_turns)  # an image may follow each but the last
+        sees = module.policy.family is None or any(images.values()) or self.environment is not None
+        if not (sees or module.freeze_vision or module.lora):
+            _log.info("no prompt has an image; model.freeze_vision: true spares the vision tower's memory and syncs")
         return EngineContext(
             folder=module.model_folder,
             policy=module.policy,

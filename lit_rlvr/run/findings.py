@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from statistics import fmean
 
 from lit_rlvr.common.terminal import number_text
@@ -34,6 +35,10 @@ NOT_JUDGED = 0.01
 """The share of checks that fail, and of those that a limit stops, above which a run is reported."""
 VALIDATED = re.compile(r"val/(.+)/truncated")
 """The metric of a validation set."""
+CERTAIN = 2.0
+"""The standard errors beyond which an accuracy differs from another."""
+KINDS = ("/accuracy_error", "/guess")
+"""The ends of the names of a set's metrics that its accuracy is compared by."""
 GUIDE = "docs/it_does_not_learn.md"
 """The page with sign, cause and cure of each finding, under its title."""
 
@@ -66,7 +71,7 @@ class RunFinding:
     """A reason to look at a run.
 
     Args:
-        title: what is wrong. evidence: the numbers. remedy: what to try.
+        title: what is wrong. evidence: the numbers. remedy: what to try; "" = nothing needs mending.
     """
 
     title: str
@@ -74,7 +79,7 @@ class RunFinding:
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.title}: {self.evidence}. What helps: {self.remedy} ({GUIDE})."
+        return f"{self.title}: {self.evidence}" + (f". What helps: {self.remedy} ({GUIDE})." if self.remedy else "")
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,10 @@ class Course:
         return fmean(self.values[-RECENT:])
 
     @property
+    def middle(self) -> float:
+        return fmean(self.values[: len(self.values) // 2][-RECENT:])
+
+    @property
     def is_long(self) -> bool:
         """True if the first and the last mean share no value."""
         return len(self.values) >= 2 * RECENT
@@ -105,6 +114,70 @@ class Course:
     def change(self) -> str:
         """Say the two means in words."""
         return f"{number_text(self.first)} in the first {RECENT} iterations, {number_text(self.last)} in the last"
+
+
+def is_rising(metrics: Metrics) -> bool:
+    """Return whether the rollouts got better in the second half, or it is too early to tell and some prompts give a
+    signal."""
+    signal, accuracy = course(metrics, "train/no_signal"), course(metrics, "rollout/accuracy")
+    if not signal.is_long:
+        return any(share < 1 for share in signal.values)
+    if not accuracy.is_long:
+        reward = course(metrics, "rollout/reward")
+        return reward.rises and reward.last > reward.middle
+    errors = course(metrics, "rollout/accuracy_error").values[-RECENT:]
+    return accuracy.last - accuracy.middle > CERTAIN * math.sqrt(2 * fmean([e**2 for e in errors] or [0.0]) / RECENT)
+
+
+def progress(metrics: Metrics) -> RunFinding | None:
+    """Return what a run has learnt from its first validation to its last; None while it is too early to tell.
+
+    Right answers are learnt if the accuracy is better than that of the first validation and than that of a constant
+    guess, each by more than CERTAIN standard errors.
+    """
+    validated = [row for _, row in sorted(metrics.items()) if "val/accuracy" in row]
+    cut, accuracy = course(metrics, "rollout/truncated"), course(metrics, "rollout/accuracy")
+    if len(validated) < 2 or not accuracy.values or not math.isfinite(_validation(validated[-1])[1]):
+        return None
+    (before, error_before, _), (now, error_now, guess) = _validation(validated[0]), _validation(validated[-1])
+    read = Course(cut.steps, [1 - _unread(metrics[step]) for step in cut.steps])
+    asked, unsolved = (sum(course(metrics, f"rollout/{kind}_prompts").values) for kind in ("judged", "unsolved"))
+    constant = f"; always the most frequent answer: {guess:.3f}" if guess else ""
+    evidence = (
+        f"validation {before:.3f} -> {now:.3f} (+-{error_now:.3f}{constant}); of the rollouts' answers "
+        f"{_arrow(accuracy)} are right, {_arrow(read)} are read, {_arrow(cut)} are cut off; {asked - unsolved:.0f} of "
+        f"{asked:.0f} sampled prompts had a right one"
+    )
+    rises = now - before > CERTAIN * math.hypot(error_before, error_now)
+    if rises and now - guess > CERTAIN * error_now:
+        return RunFinding("Right answers are learnt", evidence, "")
+    if not cut.is_long:
+        return None
+    if is_rising(metrics):
+        return RunFinding("The rollouts get better, validation not yet", evidence, "")
+    if rises:
+        title = "Answers are no better than a constant guess"
+    elif read.last > read.first + WORSE or cut.last < cut.first - WORSE:
+        title = "The form is learnt, the answers are not"
+    else:
+        title = "Nothing is learnt so far"
+    remedy = "`lit-rlvr tune` with the run's config.yaml: it measures what this model needs, and whether SFT goes first"
+    return RunFinding(title, evidence, remedy)
+
+
+def _validation(row: Mapping[str, float]) -> tuple[float, float, float]:
+    """Return the accuracy of a validation, its standard error (NaN = unknown), and the accuracy of a constant guess;
+    means over sets."""
+    errors, guesses = ([row[m] for m in row if m.startswith("val/") and m.endswith(kind)] for kind in KINDS)
+    return row["val/accuracy"], math.hypot(*errors) / len(errors) if errors else math.nan, fmean(guesses or [0.0])
+
+
+def _unread(row: Mapping[str, float]) -> float:
+    return max((row[name] for name in row if name.endswith("/parse_fail")), default=row["rollout/truncated"])
+
+
+def _arrow(values: Course) -> str:
+    return f"{values.first:.0%} -> {values.last:.0%}"
 
 
 def course(metrics: Metrics, name: str) -> Course:
@@ -429,7 +502,18 @@ def _skipped(metrics: Metrics) -> Iterator[RunFinding]:
         )
 
 
+def in_vain(metrics: Metrics) -> Iterator[RunFinding]:
+    """Look at what a run does in vain, unless it gets better."""
+    if not is_rising(metrics):
+        yield from chain(_dead_groups(metrics), _unreadable(metrics), _truncation(metrics))
+
+
+def _no_progress(metrics: Metrics) -> Iterator[RunFinding]:
+    if (found := progress(metrics)) is not None and found.remedy:
+        yield found
+
+
 LOOKS: tuple[Callable[[Metrics], Iterator[RunFinding]], ...] = (
-    fallen, _dead_groups, _unreadable, _truncation, _length, _entropy, _gamed, _held_out, _engine, _failed_checks,
+    fallen, _no_progress, in_vain, _length, _entropy, _gamed, _held_out, _engine, _failed_checks,
     _skipped,
 )  # fmt: skip

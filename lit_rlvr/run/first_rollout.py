@@ -64,20 +64,19 @@ class FirstRollout(Callback):
 
 
 def obstacle(metrics: Mapping[str, float], rollout: Rollout, sampling: Sampling) -> str:
-    """Return what keeps most prompts of a rollout from giving a signal, and what helps; "" = nothing.
+    """Return what keeps all prompts of a rollout from giving a signal, and what helps; "" = some give one.
 
     Args:
         metrics: those of the iteration.
         sampling: training's.
     """
-    if metrics["train/no_signal"] <= HIGH_SHARE:
+    if metrics["train/no_signal"] < 1:
         return ""
     accuracy, truncated = metrics["rollout/accuracy"], metrics["rollout/truncated"]
     if truncated > HIGH_SHARE and not accuracy > HIGH_SHARE:
-        more = " or max_turns" if sampling.max_turns > 1 else ""
         return (
-            f"{truncated:.0%} of the completions are cut off at {sampling.max_tokens} tokens; raise "
-            f"rollout.sampling.max_tokens{more}, or ask for shorter answers"
+            f"{truncated:.0%} of the completions are cut off at {sampling.max_tokens} tokens; `lit-rlvr tune` finds "
+            "out whether more (rollout.sampling.max_tokens) or supervised steps help"
         )
     for name, unreadable in rollout.unreadable.items():
         if (share := metrics[f"reward/{name}/parse_fail"]) > HIGH_SHARE and unreadable.any():

@@ -505,6 +505,18 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "`val-core/<data_source>/acc/mean@N`",
         ),
         Metric(
+            "val/<set>/accuracy_error",
+            "standard error of the accuracy, by the spread of the questions",
+            "0 to 0.5",
+            "A difference below twice its size says nothing; more questions make it smaller",
+        ),
+        Metric(
+            "val/<set>/guess",
+            "share of the most frequent reference answer",
+            "0 to 1",
+            "The accuracy of a model that always gives this answer; constant",
+        ),
+        Metric(
             "val/<set>/accuracy/<category>", "the same for one category of the set", "0 to 1", "Shows what is learnt"
         ),
         Metric(

@@ -19,30 +19,28 @@ from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from lit_rlvr.common.run_files import COLLAPSE, EARLY_STOP, VALIDATION
 from lit_rlvr.common.settings import dotted_path_of
-from lit_rlvr.common.terminal import one_line
 from lit_rlvr.errors import ChecksArguments
-from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.falls import paired_certainty
 from lit_rlvr.run.findings import (
     FEW_SAMPLES,
     GUIDE,
-    HIGH_SHARE,
     NEARLY_ALL,
     NOT_JUDGED,
     RECENT,
     REPEAT,
-    WORSE,
     Falls,
     RunFall,
+    in_vain,
+    progress,
     signal_advice,
 )
 from lit_rlvr.run.loggers import callbacks_of, metric_rows, run_root
-from lit_rlvr.types import GroupSelection, Rollout, Sampling
+from lit_rlvr.types import GroupSelection, Rollout
 
 _log = logging.getLogger("lit_rlvr")
 
-EXAMPLES, EXAMPLE_LENGTH = 3, 80
-"""The most completions that a warning shows, and how many characters of the end of each."""
+EXAMPLE_LENGTH = 80
+"""How many characters of the end of a completion a line shows."""
 
 
 class CollapseMonitor(ChecksArguments, Callback):
@@ -146,45 +144,39 @@ def why_stopped(trainer: Trainer, has_ended: bool) -> str | None:
 class LostWork(Callback):
     """Warnings about work that a run does in vain.
 
-    Once, and again when the share has grown by another 0.2: most completions are truncated, most prompts give no
-    signal, the importance correction drops nearly all tokens, limits stop more than 1 % of the checks. At most every
+    Once: what `in_vain` finds, the importance correction drops nearly all tokens, limits stop more than 1 % of the
+    checks. After each validation: what the run has learnt. At most every
     10th iteration: the correction leaves few effective samples, dynamic sampling finds no group. `FirstRollout` speaks
     of the first iteration.
     """
 
     def __init__(self) -> None:
         self._recent: dict[str, list[float]] = {}
-        self._said: dict[str, float] = {}
+        self._reported: set[str] = set()  # metrics, and titles of findings
         self._silent = 0  # iterations until few effective samples may be reported again
         self._unselected = 0  # iterations until an empty selection may be reported again
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.is_global_zero and pl_module.iteration > 1:
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            constant = constant_reward(batch.rollout, metrics)
-            sampling, selection = rollout_of(trainer).sampling, pl_module.selection
-            found = self.look(metrics, sampling, selection, constant)
-            for line in found + self.look_at_answers(metrics, batch.rollout):
+            lines = self.look(metrics, pl_module.selection, constant_reward(batch.rollout, metrics))
+            for finding in in_vain(metric_rows(trainer)):
+                if finding.title not in self._reported:
+                    self._reported.add(finding.title)
+                    _log.warning("step %d: %s", trainer.global_step, finding)
+            for line in lines:
                 _log.warning("step %d: %s (%s)", trainer.global_step, line, GUIDE)
 
-    def look_at_answers(self, metrics: Mapping[str, float], rollout: Rollout) -> list[str]:
-        """Return a warning for each reward that finds no answer in most completions, with examples."""
-        said = []
-        for name, unreadable in rollout.unreadable.items():
-            if (share := self._grown(f"reward/{name}/parse_fail", metrics)) is None:
-                continue
-            places = unreadable.nonzero().tolist()[:EXAMPLES]
-            texts = [one_line(rollout.completions[p][g].text) for p, g in places]
-            said.append(
-                f"reward {name} found no answer to judge in {share:.0%} of the completions (status parse_fail in "
-                f"completions.jsonl), such as {', '.join(repr(text[-EXAMPLE_LENGTH:]) for text in texts)}"
-            )
-        return said
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what the run has learnt."""
+        if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
+            return
+        if (found := progress(metric_rows(trainer))) is not None:
+            _log.log(logging.WARNING if found.remedy else logging.INFO, "step %d: %s", trainer.global_step, found)
 
     def look(
         self,
         metrics: Mapping[str, float],
-        sampling: Sampling,
         selection: GroupSelection = GroupSelection(),  # noqa: B008  # frozen
         constant: float | None = None,
     ) -> list[str]:
@@ -192,21 +184,10 @@ class LostWork(Callback):
 
         Args:
             metrics: the metrics that it logged.
-            sampling: training's.
             selection: the groups that the algorithm needs.
             constant: the reward of all completions; None if they differ.
         """
         said = []
-        if (share := self._grown("rollout/truncated", metrics)) is not None:
-            said.append(
-                f"{share:.0%} of the completions were cut off before they ended; raise rollout.sampling.max_tokens="
-                f"{sampling.max_tokens}" + (f" or max_turns={sampling.max_turns}" if sampling.max_turns > 1 else "")
-            )
-        if (share := self._grown("train/no_signal", metrics)) is not None:
-            said.append(
-                f"{share:.0%} of the prompts gave no signal: their completions all had the same reward; "
-                f"{signal_advice(metrics['rollout/accuracy'], constant)}"
-            )
         if (share := self._grown("train/importance_dropped", metrics, NEARLY_ALL)) is not None:
             said.append(
                 f"the importance correction dropped {share:.0%} of the tokens, so hardly anything is trained; widen "
@@ -241,13 +222,13 @@ class LostWork(Callback):
             )
         return said
 
-    def _grown(self, name: str, metrics: Mapping[str, float], limit: float = HIGH_SHARE) -> float | None:
-        """Return a share's recent mean if it is to be reported, else None."""
+    def _grown(self, name: str, metrics: Mapping[str, float], limit: float) -> float | None:
+        """Return a share's recent mean when it exceeds a limit for the first time, else None."""
         self._recent[name] = [*self._recent.get(name, []), metrics.get(name, 0.0)][-RECENT:]
         share = fmean(self._recent[name])
-        if not share > (self._said[name] + WORSE if name in self._said else limit):
+        if name in self._reported or not share > limit:
             return None
-        self._said[name] = share
+        self._reported.add(name)
         return share
 
 

@@ -23,7 +23,7 @@ from lit_rlvr.datamodules.reading.images import Images, film_strip, open_images
 from lit_rlvr.distributed.sharding import weights_sha256
 from lit_rlvr.errors import ChecksArguments, RunStopped, UserError, check_within, shown
 from lit_rlvr.rollout.callback import rollout_of
-from lit_rlvr.run.findings import fallen
+from lit_rlvr.run.findings import fallen, progress
 from lit_rlvr.run.loggers import metric_rows, metrics_file, run_root
 from lit_rlvr.run.monitor import why_stopped
 from lit_rlvr.training.trace import Trace, drop_traces_after, write_trace
@@ -260,10 +260,11 @@ class RunFolder(ChecksArguments, Callback):
         if not trainer.is_global_zero:
             return
         rows = metric_rows(trainer)
-        accuracy_after = self._last[1] if self._last[0] == trainer.global_step else None
+        validated, accuracy_after = self._last
         summary = self.summary = {
             "accuracy_before": self.accuracy_before,
             "accuracy_after": accuracy_after,
+            "accuracy_after_step": None if accuracy_after is None else validated,
             "steps": trainer.global_step,
             "iterations": module.iteration,
             "resumed_from_step": self.resumed_from_step,
@@ -280,6 +281,7 @@ class RunFolder(ChecksArguments, Callback):
             "data": type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
             "stopped": stopped,
             "collapse": " ".join(map(str, fallen(rows))) or None,
+            "learnt": str(progress(rows) or "") or None,
             "weights_sha256": digest,
         }
         root = run_root(trainer)
@@ -301,8 +303,9 @@ class RunFolder(ChecksArguments, Callback):
         if not any(rollout_of(trainer).samples_of(one.name) for one in data.validated):
             return f"No accuracies: rollout.evaluation.samples is 0. Results: {shown(run_root(trainer))}"
         first, last = ("not measured" if value is None else f"{value:.3f}" for value in (self.accuracy_before, after))
+        steps = trainer.global_step if after is None else self._last[0]
         return (
-            f"Validation accuracy {first} before, {last} after {trainer.global_step} steps "
+            f"Validation accuracy {first} before, {last} after {steps} steps "
             f"({self.train_seconds:.0f} s of training). Results: {shown(run_root(trainer))}"
         )
 

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property
+from statistics import stdev
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -159,9 +160,10 @@ def pass_at_k(correct: Tensor, k: int, counted: Tensor | None = None) -> Tensor:
 
 
 class EvaluationMetrics(nn.Module):
-    """Metrics of one evaluated set: accuracy (also per category), pass@k for powers of two up to n, response length in
-    tokens, the truncated share, and, if completions are sampled, their entropy in nats per token (estimated as in
-    training, from the sampled tokens).
+    """Metrics of one evaluated set: accuracy (also per category) with its standard error over the questions, the share
+    of the most frequent reference answer, which is the accuracy of a constant guess, pass@k for powers of two up to n,
+    response length in tokens, the truncated share, and, if completions are sampled, their entropy in nats per token
+    (estimated as in training, from the sampled tokens).
 
     Args:
         samples: completions per question, n.
@@ -178,6 +180,7 @@ class EvaluationMetrics(nn.Module):
         self.judged: Counter[str] = Counter()  # category -> completions of this rank
         # Question -> correct completions and those that count; of this rank, after `compute` of all ranks.
         self.questions: dict[str, tuple[int, int]] = {}
+        self.answers: Counter[str] = Counter()  # reference answer -> questions, as `questions`
         ks = powers_up_to(samples) if samples > 1 else []
         self.pass_at = nn.ModuleDict({str(k): PassAtK(k) for k in ks})
 
@@ -201,6 +204,7 @@ class EvaluationMetrics(nn.Module):
             if not (number := int(rollout.counted[p].sum())):
                 continue
             self.questions[prompt.sample.id] = int(right[p].sum()), number
+            self.answers[str(prompt.sample.answer)] += 1
             if prompt.sample.category:
                 category = one_line(prompt.sample.category)  # it becomes part of a metric's name
                 self.right[category] += int(right[p].sum())
@@ -208,7 +212,8 @@ class EvaluationMetrics(nn.Module):
 
     def names(self, prompts: Iterable[Prompt], sampled: bool) -> set[str]:
         """Return the name of every metric that `compute` can return for a set, whose completions may be sampled."""
-        found = {"accuracy", "length", "truncated", *(f"pass@{metric.k}" for metric in self._pass_at())}
+        found = {"accuracy", "accuracy_error", "guess", "length", "truncated"}
+        found |= {f"pass@{metric.k}" for metric in self._pass_at()}
         found |= ({"greedy"} if self.greedy is not None else set()) | ({"entropy"} if sampled else set())
         return found | {f"accuracy/{one_line(p.sample.category)}" for p in prompts if p.sample.category}
 
@@ -221,8 +226,9 @@ class EvaluationMetrics(nn.Module):
         values = {"accuracy": self.accuracy, "length": self.length, "truncated": self.truncated}
         values |= {} if self.greedy is None else {"greedy": self.greedy}
         right, judged, sampled = Counter[str](), Counter[str](), False
-        ours = self.right, self.judged, self.sampled, self.questions
-        for right_there, judged_there, sampled_there, questions_there in gather_objects(ours):
+        ours, answers = (self.right, self.judged, self.sampled, self.questions, self.answers), Counter[str]()
+        for right_there, judged_there, sampled_there, questions_there, answers_there in gather_objects(ours):
+            answers.update(answers_there)
             right.update(right_there)
             judged.update(judged_there)
             sampled |= sampled_there
@@ -234,6 +240,11 @@ class EvaluationMetrics(nn.Module):
                 "rollout.rewards: no reward says of any completion of a validation or test set whether it is right; "
                 "return a bool or a RewardResult with `correct` (None leaves a completion out)"
             )
+        shares = [right_ones / counted for right_ones, counted in self.questions.values()]
+        if len(shares) > 1:
+            found["accuracy_error"] = stdev(shares) / math.sqrt(len(shares))
+        if len(answers) > 1:  # else the references are not what answers are compared with
+            found["guess"] = max(answers.values()) / answers.total()
         found |= {f"pass@{m.k}": float(m.compute()) for m in self._pass_at()}
         found |= {f"accuracy/{name}": right[name] / judged[name] for name in sorted(judged)}
         return {name: value for name, value in found.items() if not math.isnan(value)}

@@ -65,7 +65,11 @@ def test_a_run_takes_the_config_that_it_writes(run_folder: Path, lit_rlvr: CLI) 
     assert again.status == 2 and "--out: tuned.yaml exists; choose another name" in again.err
 
 
-def test_answers_that_do_not_fit_raise_max_tokens(run_folder: Path, lit_rlvr: CLI) -> None:
+def test_a_model_that_cannot_answer_gets_the_tokens_and_a_warm_start_that_it_needs(
+    run_folder: Path, lit_rlvr: CLI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is measured after the warm start, and the run takes that from the cache."""
+    monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path / "cache"))
     data = rows(run_folder, ["seven"] * 8)
     limits = ("--rollout.sampling.max_tokens", 2, "--rollout.evaluation.sampling.max_tokens", 2)
     result = lit_rlvr(*TUNE, *data, *limits, "--rollout.rewards", "[tiny_rewards.whole_answer]", "--out", "t.yaml")
@@ -74,9 +78,10 @@ def test_answers_that_do_not_fit_raise_max_tokens(run_folder: Path, lit_rlvr: CL
     sampling = settings["rollout"]["evaluation"]["sampling"]
     assert settings["rollout"]["sampling"]["max_tokens"] == sampling["max_tokens"] >= 6
     assert "not 2 as before" in reasons
-    assert "0% of the answers are right: add a warm start" in reasons
-    (run_folder / "t.yaml").write_text(yaml.safe_dump(settings))
-    assert lit_rlvr("fit", "--config", "tiny.yaml", *data, "--config", "t.yaml", "--dry-run").status == 0
+    assert "only 0% of the answers are right, so supervised steps on the column 'answer' come first" in reasons
+    assert settings["warm_start"]["solution"] == "answer" and "6: accuracy 0.0" not in reasons
+    fit = lit_rlvr("fit", "--config", "tiny.yaml", *data, "--config", "t.yaml", "--trainer.max_steps", 1)
+    assert fit.status == 0 and "Warm start: at most" not in fit.err, fit.err
 
 
 def test_a_warm_start_comes_first(

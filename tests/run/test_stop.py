@@ -49,7 +49,7 @@ def test_a_signal_stops_after_the_iteration_and_the_run_goes_on_exactly(
     def interrupted(completion: Any, sample: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls == 2 * 16 + 20 + 5:  # the check before training, then inside the third iteration
+        if calls == 3 * 16 + 2 * 20 + 5:  # after two validations, inside the fourth iteration
             if number == signal.SIGHUP:  # the terminal is gone; a shell passes on what the kernel sends as well
                 os.close(master)
                 while is_open(terminal):  # a process that was just forked may still hold the other end
@@ -72,10 +72,11 @@ def test_a_signal_stops_after_the_iteration_and_the_run_goes_on_exactly(
     signal.signal(signal.SIGHUP, ignored)
     assert ("--ckpt_path last" in result.err or number == signal.SIGHUP) and "Traceback" not in result.err
     stopped = summary(run_folder / "parts")
-    assert stopped["steps"] == 3 and signal.Signals(number).name in stopped["stopped"]
-    assert (run_folder / "parts" / "checkpoints" / "step-000003.ckpt").is_file()
+    assert stopped["steps"] == 4 and signal.Signals(number).name in stopped["stopped"]
+    assert stopped["accuracy_after"] is not None and stopped["accuracy_after_step"] == 3
+    assert (run_folder / "parts" / "checkpoints" / "step-000004.ckpt").is_file()
     fit(lit_rlvr, *to("parts"), "--ckpt_path", "last")
-    assert_same_run(run_folder / "parts", run_folder / "whole", resumed=3)
+    assert_same_run(run_folder / "parts", run_folder / "whole", resumed=4)
 
 
 @pytest.mark.slow

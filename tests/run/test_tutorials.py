@@ -39,12 +39,16 @@ def test_the_reward_pays_for_each_digit_in_its_place(script: Callable[[str], Mod
     assert reward(Completion("256880", (1,), "stop"), Sample("a", "68285=", "25688")).value == pytest.approx(5 / 6)
 
 
-def test_the_reward_pays_for_each_number_in_its_place(script: Callable[[str], ModuleType]) -> None:
-    sample = Sample("a", "Sort these numbers", "17, 38, 52")
-    for said, value, correct in (("The order: 17, 38, 52.", 1.0, True), ("17, 52, 38", 1 / 3, False),
-                                 ("17, 38, 52, 52", 0.75, False), ("", 0.0, False)):  # fmt: skip
-        result = script("sort_numbers").in_order(Completion(said, (1,), "stop"), sample)
-        assert (result.value, result.correct) == (value, correct)
+def test_the_reward_of_the_first_task_reads_the_last_word(script: Callable[[str], ModuleType]) -> None:
+    sample = Sample("a", "What is 5:40 am on a 24-hour clock?", "05:40")
+    for said, right in (
+        ("It is 05:40.", True),
+        ("05:40\n", True),
+        ("15:40", False),
+        ("05:40 or 06:40", False),
+        ("", False),
+    ):
+        assert script("first_task").is_right(Completion(said, (1,), "stop"), sample) is right
 
 
 def test_the_algorithm_is_proved_and_a_broken_one_is_not(
@@ -58,7 +62,7 @@ def test_the_algorithm_is_proved_and_a_broken_one_is_not(
         module.prove(batch, replay(batch, algorithms))
 
 
-@pytest.mark.parametrize("name", ["own_task", "sort_numbers", "vision"])
+@pytest.mark.parametrize("name", ["own_task", "first_task", "vision"])
 def test_configs_parse(name: str, script: Callable[[str], ModuleType], lit_rlvr: Any) -> None:
     script(name)
     with pytest.raises(SystemExit) as end:

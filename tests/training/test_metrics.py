@@ -57,10 +57,29 @@ def test_an_evaluated_set() -> None:
     assert found["truncated"] == 0.0
 
 
+def test_the_accuracy_has_an_error_and_a_constant_guess_to_beat() -> None:
+    """Shares of 1, 0 and 1/2 right; two of three questions have the answer a."""
+    rollout = make_rollout([[5]] * 3, [[[6]] * 2] * 3, [[1.0, 1.0], [0.0, 0.0], [1.0, 0.0]])
+    metrics = EvaluationMetrics(2)
+    metrics.update(answered(rollout, ["a", "b", "a"]))
+    found = metrics.compute()
+    assert found["accuracy_error"] == pytest.approx((0.25 / 3) ** 0.5) and found["guess"] == pytest.approx(2 / 3)
+    same = EvaluationMetrics(2)
+    same.update(answered(rollout, ["a"] * 3))
+    assert "guess" not in same.compute(), "the references are not what answers are compared with"
+
+
+def answered(rollout: Rollout, answers: list[str]) -> Rollout:
+    """The rollout with these reference answers."""
+    samples = [replace(p.sample, answer=answer) for p, answer in zip(rollout.prompts, answers, strict=True)]
+    prompts = [replace(p, sample=sample) for p, sample in zip(rollout.prompts, samples, strict=True)]
+    return replace(rollout, prompts=prompts)
+
+
 def test_one_completion_a_question_has_no_pass_at_k() -> None:
     metrics = EvaluationMetrics(1)
     metrics.update(make_rollout([[5], [5]], [[[6]], [[6]]], [[1.0], [0.0]]))
-    assert metrics.compute().keys() == {"accuracy", "length", "truncated", "entropy"}
+    assert metrics.compute().keys() == {"accuracy", "accuracy_error", "length", "truncated", "entropy"}
 
 
 def test_entropy_is_per_sampled_token_and_greedy_answers_have_none() -> None:
@@ -91,9 +110,8 @@ def test_accuracy_of_each_category_over_all_ranks(monkeypatch: pytest.MonkeyPatc
     ranks[0].update(of_category("", [[1.0]]))  # no category
     ranks[1].update(of_category("MRI", [[0.0]]))
     ranks[1].update(of_category("X-ray", [[1.0], [1.0]]))
-    monkeypatch.setattr(
-        "lit_rlvr.training.validation.gather_objects", lambda _: [(r.right, r.judged, True, r.questions) for r in ranks]
-    )
+    gathered = [(rank.right, rank.judged, True, rank.questions, rank.answers) for rank in ranks]
+    monkeypatch.setattr("lit_rlvr.training.validation.gather_objects", lambda _: gathered)
     for rank in ranks:
         shares = {name: value for name, value in rank.compute().items() if "/" in name}
         assert shares == {"accuracy/CT": 0.0, "accuracy/MRI": 2 / 4, "accuracy/X-ray": 1.0}
@@ -106,6 +124,7 @@ def test_accuracy_of_each_category_over_all_ranks(monkeypatch: pytest.MonkeyPatc
 def test_what_no_reward_calls_right_or_wrong_does_not_count() -> None:
     """A failed check counts as wrong; a question with fewer than k judged completions is not in pass@k."""
     rollout = make_rollout([[5]] * 3, [[[6]] * 4] * 3, [[1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0] * 4])
+    rollout = answered(rollout, ["a", "b", "c"])
     rollout.prompts = [replace(p, sample=replace(p.sample, category="x")) for p in rollout.prompts]
     rollout.judged = torch.tensor([[True] * 4, [True, False, True, False], [False] * 4])
     rollout.statuses = [["ok"] * 4, ["ok", "unjudged", "ok", "error"], ["unjudged"] * 3 + ["ok"]]

@@ -218,7 +218,7 @@ def activations(layers: Layers, load: Microbatch, size: int, attention: int | No
 
 
 def frozen(shape: Shape, strategy: Strategy, size: int) -> int:
-    """Return the bytes of a frozen number under adapters: those of a product if that changes no value."""
+    """Return the bytes of a frozen number: those of a product if that changes no value."""
     return size if shape.published == size and not strategy.sharded else FLOAT
 
 
@@ -310,7 +310,7 @@ def state_memory(shape: Shape, strategy: Strategy, size: int, reference: bool) -
         "weights": (plain - fixed) * FLOAT + fixed * frozen(shape, strategy, size) + shape.quantized * NF4,
         "gradients": shape.trained * FLOAT,
         "AdamW": shape.trained * 2 * FLOAT,
-        "reference": shape.parameters * FLOAT if reference and not strategy.lora else 0.0,
+        "reference": shape.parameters * frozen(shape, strategy, size) if reference and not strategy.lora else 0.0,
     }
 
 

@@ -9,7 +9,7 @@ import pytest
 from lit_rlvr.commands.report.groups import group_runs
 from lit_rlvr.commands.report.page import report_page
 from lit_rlvr.commands.report.runs import RunRecord
-from lit_rlvr.run.findings import GUIDE, findings
+from lit_rlvr.run.findings import GUIDE, findings, progress
 
 ROOT = Path(__file__).parents[3]
 
@@ -115,6 +115,63 @@ def test_a_reward_is_not_compared_with_the_held_out_accuracy() -> None:
         rollout__reward=[0.8] * 10 + [0.875] * 10, rollout__accuracy=[0.2] * 20, val__accuracy=[0.25] + [0.198] * 19
     )
     assert findings(partial_credit.metrics) == []
+
+
+VALIDATED = {"val/a/accuracy_error": 0.03, "val/a/guess": 0.14}
+
+
+def validated(before: float, now: float, **changed: list[float]) -> dict[int, dict[str, float]]:
+    """The metrics of a run with two validations, in which nothing moves but what is changed."""
+    still = {
+        "rollout/accuracy": [0.1] * 20, "rollout/accuracy_error": [0.04] * 20, "rollout/truncated": [0.6] * 20,
+        "train/no_signal": [0.4] * 20, "rollout/judged_prompts": [8.0] * 20, "rollout/unsolved_prompts": [6.0] * 20,
+    }  # fmt: skip
+    rows = run(**still | {name.replace("__", "/"): values for name, values in changed.items()}).metrics
+    for row in rows.values():
+        row.pop("val/accuracy", None)
+    rows[0] = {"val/accuracy": before} | VALIDATED
+    rows[40] |= {"val/accuracy": now} | VALIDATED
+    return rows
+
+
+FORM = {"rollout__truncated": [0.7] * 6 + [0.02] * 14, "rollout__accuracy": [0.0] * 6 + [0.12] * 14}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "changed", "title"),
+    [
+        (0.0, 0.05, FORM, "The form is learnt, the answers are not"),
+        (0.0, 0.17, FORM, "Answers are no better than a constant guess"),
+        (0.1, 0.12, {}, "Nothing is learnt so far"),
+    ],
+)
+def test_what_is_not_learnt_is_said_with_the_command_that_helps(
+    before: float, now: float, changed: dict[str, list[float]], title: str
+) -> None:
+    rows = validated(before, now, **changed)
+    found = progress(rows)
+    assert found is not None and found.title == title and "`lit-rlvr tune`" in found.remedy
+    assert f"{before:.3f} -> {now:.3f} (+-0.030; always the most frequent answer: 0.140)" in found.evidence
+    assert "40 of 160 sampled prompts had a right one" in found.evidence
+    assert found in findings(rows) and f"\n## {title}\n" in (ROOT / GUIDE).read_text()
+
+
+def test_a_run_that_learns_is_told_so_and_gets_no_advice() -> None:
+    """Also one whose rollouts are ahead of its validations, or whose answers are cut off while it gets better."""
+    rising = {"rollout__accuracy": [0.03 * k for k in range(20)], "rollout__truncated": [0.9] * 20}
+    learnt, ahead = progress(validated(0.0, 0.4, **rising)), progress(validated(0.1, 0.12, **rising))
+    assert learnt is not None and (learnt.title, learnt.remedy) == ("Right answers are learnt", "")
+    assert ahead is not None and (ahead.title, ahead.remedy) == ("The rollouts get better, validation not yet", "")
+    for rows in (validated(0.0, 0.4, **rising), validated(0.1, 0.12, **rising)):
+        assert findings(rows) == []
+
+
+def test_what_cannot_be_told_yet_is_not_said() -> None:
+    rows = validated(0.1, 0.12)
+    young = {step: rows[step] for step in (0, 2, 4)}
+    young[4] |= rows[40]
+    unknown = {step: {name: row[name] for name in row if name not in VALIDATED} for step, row in rows.items()}
+    assert progress(young) is None and progress({0: rows[0]}) is None and progress(unknown) is None
 
 
 def test_too_short_a_run_is_not_judged_by_its_course() -> None:
