@@ -88,12 +88,12 @@ class RLVRTrainer(Trainer):
     def tune(
         self, model: RLVRModule, datamodule: PromptDataModule, minutes: float = 5.0, out: str = "tuned.yaml"
     ) -> None:
-        """Sample for some minutes, and choose group size and max_tokens of a config.
+        """Sample for some minutes, and choose group size, max_tokens and a warm start of a config.
 
         Args:
             model: the model that answers.
             datamodule: the data.
-            minutes: how long to sample; loading and a warm start come on top.
+            minutes: how long to sample at most; loading and a warm start come on top.
             out: new config with the choices and their reasons, for `--config C --config OUT`.
         """
         dtype = compute_dtype(str(self.precision))

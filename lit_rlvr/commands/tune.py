@@ -115,7 +115,7 @@ class Tuner:
         module, data, rollout, warm_start: of the config.
         dtype: the engine's data type.
         ranks: processes of a run.
-        minutes: the time for sampling; a batch under way ends later.
+        minutes: the most time for sampling; a batch under way ends later.
         device: on which a warm start trains.
     """
 
@@ -155,7 +155,7 @@ class Tuner:
         rollout, least = self.rollout, self._least_tokens()
         sampling = replace(rollout.sampling, max_tokens=least)
         self.warm_start.apply(self.module, self.data, rollout.environment, sampling, self.dtype, self.device)
-        return self._measure(least, time.perf_counter(), self.seconds)  # the time is that of sampling
+        return self._measure(least, time.perf_counter(), self.seconds / 2)  # one half before a warm start, one after
 
     def _guesses(self, groups: Sequence[MeasuredGroup]) -> bool:
         """Return whether next to nothing is right, or not more than the most frequent answer would be."""
@@ -174,8 +174,8 @@ class Tuner:
     def _choose_warm_start(self, column: str, accuracy: float) -> None:
         """Choose supervised steps on the texts of a column, and forget what was measured without them."""
         size = sum(parameter.numel() for parameter in load_policy(self.module.model_folder).parameters())
-        options: dict[str, Any] = dict(steps=FIRST_STEPS, until=EXACT, solution=column, check_every=10)
-        options |= {"lr": PRETRAINED_LR} if size >= LARGE else {}
+        options: dict[str, Any] = dict(solution=column, steps=FIRST_STEPS, until=EXACT, batch_size=16, checked=64)
+        options |= {"check_every": 10} | ({"lr": PRETRAINED_LR} if size >= LARGE else {})
         self.warm_start, self.tuned = WarmStart(**options), Tuned(samples=self.samples)
         self.tuned.choose(
             f"warm_start: only {accuracy:.0%} of the answers are right, so supervised steps on the column {column!r} "

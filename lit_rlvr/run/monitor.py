@@ -35,12 +35,9 @@ from lit_rlvr.run.findings import (
     signal_advice,
 )
 from lit_rlvr.run.loggers import callbacks_of, metric_rows, run_root
-from lit_rlvr.types import GroupSelection, Rollout
+from lit_rlvr.types import GroupSelection
 
 _log = logging.getLogger("lit_rlvr")
-
-EXAMPLE_LENGTH = 80
-"""How many characters of the end of a completion a line shows."""
 
 
 class CollapseMonitor(ChecksArguments, Callback):
@@ -145,9 +142,8 @@ class LostWork(Callback):
     """Warnings about work that a run does in vain.
 
     Once: what `in_vain` finds, the importance correction drops nearly all tokens, limits stop more than 1 % of the
-    checks. After each validation: what the run has learnt. At most every
-    10th iteration: the correction leaves few effective samples, dynamic sampling finds no group. `FirstRollout` speaks
-    of the first iteration.
+    checks. At most every 10th iteration: the correction leaves few effective samples, dynamic sampling finds no group.
+    After each validation: what the run has learnt.
     """
 
     def __init__(self) -> None:
@@ -157,15 +153,15 @@ class LostWork(Callback):
         self._unselected = 0  # iterations until an empty selection may be reported again
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.is_global_zero and pl_module.iteration > 1:
-            metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            lines = self.look(metrics, pl_module.selection, constant_reward(batch.rollout, metrics))
-            for finding in in_vain(metric_rows(trainer)):
-                if finding.title not in self._reported:
-                    self._reported.add(finding.title)
-                    _log.warning("step %d: %s", trainer.global_step, finding)
-            for line in lines:
-                _log.warning("step %d: %s (%s)", trainer.global_step, line, GUIDE)
+        if not trainer.is_global_zero:
+            return
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        for line in self.look(metrics, pl_module.selection):
+            _log.warning("step %d: %s (%s)", trainer.global_step, line, GUIDE)
+        for finding in in_vain(metric_rows(trainer)):
+            if finding.title not in self._reported:
+                self._reported.add(finding.title)
+                _log.warning("step %d: %s", trainer.global_step, finding)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what the run has learnt."""
@@ -178,14 +174,12 @@ class LostWork(Callback):
         self,
         metrics: Mapping[str, float],
         selection: GroupSelection = GroupSelection(),  # noqa: B008  # frozen
-        constant: float | None = None,
     ) -> list[str]:
         """Record one iteration; return the warnings it calls for.
 
         Args:
             metrics: the metrics that it logged.
             selection: the groups that the algorithm needs.
-            constant: the reward of all completions; None if they differ.
         """
         said = []
         if (share := self._grown("train/importance_dropped", metrics, NEARLY_ALL)) is not None:
@@ -209,7 +203,7 @@ class LostWork(Callback):
                 + (
                     f"the rewards of {mixed:.0%} of the groups do differ: set model.dynamic_sampling: reward"
                     if mixed and selection.by != "reward"
-                    else signal_advice(metrics["rollout/accuracy"], constant)
+                    else signal_advice(metrics["rollout/accuracy"])
                 )
             )
         self._silent -= 1
@@ -230,13 +224,3 @@ class LostWork(Callback):
             return None
         self._reported.add(name)
         return share
-
-
-def constant_reward(rollout: Rollout, metrics: Mapping[str, float]) -> float | None:
-    """Return the reward of all completions of all ranks; None if they differ.
-
-    Args:
-        rollout: this rank's. metrics: those of the iteration.
-    """
-    values = rollout.rewards[rollout.rewarded].unique().tolist()
-    return values[0] if values == [metrics.get("rollout/reward")] else None

@@ -174,7 +174,6 @@ CALLBACK_ORDER: tuple[type[Callback], ...] = (
     StopOnSignal,
     RunStart,  # before all that write files
     RankSetUp,
-    LostWork,
     ProgressEstimator,
     LiveFile,
     Callback,  # the user's own
@@ -183,6 +182,7 @@ CALLBACK_ORDER: tuple[type[Callback], ...] = (
     RolloutCallback,
     Budget,
     CollapseMonitor,
+    LostWork,
     FirstRollout,  # after the budget, which knows the length of the run
     Timer,
     ProgressBar,

@@ -10,14 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from tiny_fit import fit as fit_in_process
 from tiny_rewards import judged_as_is
 from tiny_runs import FIT, completions, metrics
 
-from lit_rlvr.run.first_rollout import obstacle
 from lit_rlvr.run.monitor import LostWork
-from lit_rlvr.types import Completion, Prompt, Rollout, Sample, Sampling
 
 CLI = Callable[..., Any]
 
@@ -71,9 +68,9 @@ def test_each_step_prints_a_line_and_one_warning(run_folder: Path, lit_rlvr: CLI
     share = f"{float(first['rollout/truncated']):.0%}"
     assert f"step 1/4  reward 1.000  accuracy 1.000  truncated {share}  no signal 100%  " in result.err
     assert "first rollout: 0 of 4 prompts give a signal with 4 completions each, accuracy 1.000; the run" in result.err
-    assert "In the way: 100% of the answers are right; every completion had the reward 1: if some des" in result.err
-    assert "step 2: Completions are cut off: share cut off: " in result.err
-    assert "step 2: Most prompts give no signal: 100% of the prompts had the same reward for all of" in result.err
+    assert "step 1: Completions are cut off: share cut off: " in result.err
+    assert "step 1: Most prompts give no signal: 100% of the prompts had the same reward for all of" in result.err
+    assert "every completion had the reward 1: if some deserve another, mend the reward" in result.err
     assert (
         len(re.findall("Completions are cut off: ", result.err)) == len(re.findall("give no signal: ", result.err)) == 1
     )
@@ -81,41 +78,6 @@ def test_each_step_prints_a_line_and_one_warning(run_folder: Path, lit_rlvr: CLI
         float(row["val/arithmetic/length"]) for row in metrics(run_folder / "run") if row["val/arithmetic/length"]
     ]
     assert lengths and max(lengths) <= 2
-
-
-def first(accuracy: float, **metrics: float) -> str:
-    """What is in the way of a first rollout of one group, whose reward finds an answer in none of its completions."""
-    group = [Completion("I think\nit is 7", (5, 6), "stop") for _ in range(2)]
-    rollout = Rollout.unscored([Prompt(Sample("a", "?", "7"), [1])], [group], Sampling())
-    rollout.unreadable = {"math": torch.ones(1, 2, dtype=torch.bool)}
-    usual = {"train/no_signal": 1.0, "rollout/truncated": 0.0, "reward/math/parse_fail": 0.0, "rollout/reward": 0.0}
-    return obstacle(usual | {"rollout/accuracy": accuracy} | metrics, rollout, Sampling(max_tokens=8))
-
-
-@pytest.mark.parametrize(
-    ("accuracy", "metrics", "expected"),
-    [
-        (0.0, {"train/no_signal": 0.9, "rollout/truncated": 1.0}, "^$"),
-        (
-            0.0,
-            {"rollout/truncated": 1.0},
-            "^100% of the completions are cut off at 8 tokens; `lit-rlvr tune` finds out whether more",
-        ),
-        (0.9, {"rollout/truncated": 1.0}, "^90% of the answers are right; .*"),
-        (
-            0.0,
-            {"reward/math/parse_fail": 0.9},
-            "^reward math finds no answer in 90% of .*, such as 'I think it is 7'; ask",
-        ),
-        (0.0, {"rollout/truncated": 1.0, "reward/math/parse_fail": 0.9}, "^100% of the completions are cut off"),
-        (0.0, {}, "^0% of the answers are right; every completion had the reward 0: if some deserve another, mend"),
-        (math.nan, {}, "^the rewards of a prompt are equal; every completion"),
-    ],
-)
-def test_what_is_in_the_way_of_a_first_rollout_is_one_line(
-    accuracy: float, metrics: dict[str, float], expected: str
-) -> None:
-    assert re.search(expected, first(accuracy, **metrics))
 
 
 def test_the_first_rollout_is_described_once_and_not_after_a_resume(run_folder: Path, lit_rlvr: CLI) -> None:
