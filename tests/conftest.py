@@ -54,8 +54,14 @@ LONG = ("test_docs.py", "test_learning.py")
 """Files that take minutes. They come first: at the end one worker would wait for them."""
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With `--device cuda`, only tests that use the `device` fixture."""
+    """Of a test with the mark `rest_slow`, all cases but the first are slow. With `--device cuda`, only tests that use
+    the `device` fixture are run."""
+    first: dict[str, str] = {}
+    for item in items:
+        if item.get_closest_marker("rest_slow") and first.setdefault(item.nodeid.split("[")[0], item.name) != item.name:
+            item.add_marker("slow")
     items.sort(key=lambda item: item.path.name not in LONG)
     if config.getoption("--device") == "cpu":
         return

@@ -170,6 +170,7 @@ def algorithm_pages(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("algorithm_pages")
 
 
+@pytest.mark.slow
 def test_the_pages_of_algorithms_are_current(algorithm_pages: ModuleType) -> None:
     """Their tables say what the classes say, and every class and advantage has a page."""
     pages, methods = {path.stem: path for path in (ROOT / "docs/algorithms").glob("*.md")}, algorithm_pages.METHODS
@@ -378,6 +379,7 @@ def test_commands_run_after_make_install(tmp_path: Path) -> None:
     assert done.returncode == 0, (tmp_path / "output.txt").read_text()[-4000:]
 
 
+@pytest.mark.slow
 def test_plug_points_run(run_folder: Path, vlm_folder: Path, lit_rlvr: Any) -> None:
     """Each part of `my_task` in docs/extend.md, and `my_env` in docs/environments.md, used from another folder by its
     class_path alone."""
@@ -474,6 +476,7 @@ CONFIGS = [
 ]
 
 
+@pytest.mark.rest_slow
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_config_parses(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = str(path.relative_to(config_folder()).with_suffix(""))

@@ -76,6 +76,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     return make
 
 
+@pytest.mark.slow
 def test_the_parts_of_an_installed_package_run(
     install: Install, run_folder: Path, lit_rlvr: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -164,6 +164,7 @@ def refused(result: Any, mark: Path, *said: str) -> None:
     assert result.err.count("lit-rlvr: error: ") == 1 and all(word in result.err for word in said), result.err
 
 
+@pytest.mark.slow
 def test_a_checkpoint_cannot_run_code(run_folder: Path, lit_rlvr: CLI) -> None:
     fit(lit_rlvr, "--trainer.max_steps", 1)
     mark, path = run_folder / "PWNED", run_folder / "run/checkpoints/step-000001.ckpt"
@@ -179,6 +180,7 @@ def test_a_checkpoint_cannot_run_code(run_folder: Path, lit_rlvr: CLI) -> None:
     assert pickle.loads(pickle.dumps(Bomb(mark))) is None and mark.exists(), "the bomb works"
 
 
+@pytest.mark.rest_slow
 @pytest.mark.parametrize("part", ["tokenizer", "config", "both"])
 def test_a_model_cannot_run_code(run_folder: Path, lit_rlvr: CLI, part: str) -> None:
     mark, folder = run_folder / "PWNED", save_model(tiny_llama(), run_folder / "evil")

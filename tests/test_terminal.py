@@ -60,6 +60,7 @@ def test_messages_are_text() -> None:
     assert PlainFormatter().format(record) == f"{SHOWN}: skipped"
 
 
+@pytest.mark.slow
 def test_commands_show_hostile_data_as_text(run_folder: Path, lit_rlvr: CLI, tiny_model_folder: Path) -> None:
     rows = [
         {"id": f"{i}{EVIL}", "prompt": f"{i}{EVIL}", "answer": EVIL, "category": f"{EVIL}\r{i % 2}"} for i in range(16)

@@ -99,6 +99,7 @@ SMALL_VLM = Qwen2_5_VLConfig(
 )  # fmt: skip
 
 
+@pytest.mark.rest_slow
 @pytest.mark.parametrize(
     ("config", "sizes", "strategy", "gpus"),
     [

@@ -101,6 +101,7 @@ def test_a_warm_start_comes_first(
     assert settings["rollout"]["group_size"] == 8, "more completions would add nothing"
 
 
+@pytest.mark.rest_slow
 @pytest.mark.parametrize(("more", "said"), [
     (("--minutes", 0), "tune.minutes: 0"), (("--out", "t.json"), "--out: t.json: give a config that ends in .yaml"),
     (("--out", "tiny.yaml"), "--out: tiny.yaml exists; choose another name"),

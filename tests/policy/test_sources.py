@@ -283,6 +283,7 @@ class GatedHub(BaseHTTPRequestHandler):
         """Print nothing."""
 
 
+@pytest.mark.slow
 def test_a_gated_model_says_what_to_do(tmp_path: Path) -> None:
     """In a process of its own, because the tests' own one has no hub."""
     with ThreadingHTTPServer(("127.0.0.1", 0), GatedHub) as hub:

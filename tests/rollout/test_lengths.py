@@ -66,6 +66,7 @@ def test_the_longest_prompt_counts_and_what_to_lower_is_said(tiny_model_folder: 
         )
 
 
+@pytest.mark.rest_slow
 @pytest.mark.parametrize(("command", "said"), [
     ((*FIT, "--rollout.sampling.max_tokens", 1000000), ("arithmetic train: prompt", "; lower rollout.sampling.")),
     (

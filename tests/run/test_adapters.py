@@ -242,6 +242,7 @@ print("TOKENS", list(output[0].outputs[0].token_ids))
 """
 
 
+@pytest.mark.slow
 def test_what_cannot_go_with_an_adapter_is_one_line(run_folder: Path, lit_rlvr: CLI, adapter: Path) -> None:
     def refused(said: str, *given: str, model: Path | str = adapter) -> None:
         result = lit_rlvr("fit", "--config", "tiny.yaml", "--model.init_args.model", str(model), *to("run"), *given)

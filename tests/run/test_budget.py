@@ -86,6 +86,7 @@ def rounded(given: int, updates: int, steps: int) -> str:
     )
 
 
+@pytest.mark.rest_slow
 @pytest.mark.parametrize("given", [5, 7, 8])
 def test_steps_that_end_within_a_rollout_are_rounded_up_before_the_start(
     run_folder: Path, lit_rlvr: CLI, given: int
@@ -108,6 +109,7 @@ def test_steps_that_end_within_a_rollout_are_rounded_up_before_the_start(
     assert set(column(run_folder / "run", "rollout/reward")) == {8.0}
 
 
+@pytest.mark.slow
 def test_a_resumed_run_rounds_from_where_it_is(run_folder: Path, lit_rlvr: CLI) -> None:
     fit(lit_rlvr, "--trainer.max_steps", 3)
     said = fit(lit_rlvr, *TWICE, *DECAY, "--trainer.max_steps", 8, "--ckpt_path", "last").err

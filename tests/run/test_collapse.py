@@ -172,6 +172,7 @@ def ruined(run_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: 
     return [text for name, value in options.items() for text in (f"--{name}", str(value))]
 
 
+@pytest.mark.slow
 def test_a_ruined_run_says_so_within_two_iterations_and_everywhere_the_same(
     run_folder: Path, lit_rlvr: CLI, ruined: list[str]
 ) -> None:

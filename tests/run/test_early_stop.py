@@ -44,6 +44,7 @@ STOPS = {
 }  # fmt: skip
 
 
+@pytest.mark.rest_slow
 @pytest.mark.parametrize("case", STOPS)
 def test_a_run_that_a_callback_ends_says_why(
     run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch, case: str
@@ -73,6 +74,7 @@ ENDS = {
 }
 
 
+@pytest.mark.rest_slow
 @pytest.mark.parametrize("case", ENDS)
 def test_a_run_that_reaches_its_end_is_not_stopped(run_folder: Path, lit_rlvr: CLI, case: str) -> None:
     watched = callback("EarlyStopping", monitor="val/accuracy", mode="max", patience=9)
@@ -95,6 +97,7 @@ UNKNOWN = {
 }
 
 
+@pytest.mark.rest_slow
 @pytest.mark.parametrize("case", UNKNOWN)
 @pytest.mark.parametrize("dry", [("--dry-run",), ()])
 def test_a_monitored_metric_that_nobody_measures_is_refused_first(
@@ -106,6 +109,7 @@ def test_a_monitored_metric_that_nobody_measures_is_refused_first(
     assert not (run_folder / "run").exists()
 
 
+@pytest.mark.rest_slow
 @pytest.mark.parametrize("monitor", ["step", "rollout/reward", "val/arithmetic/accuracy"])
 def test_metrics_that_are_measured_may_be_monitored(run_folder: Path, lit_rlvr: CLI, monitor: str) -> None:
     fit(lit_rlvr, *callback("ModelCheckpoint", monitor=monitor), *to("run"), "--trainer.max_steps", 3)

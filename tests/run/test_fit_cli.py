@@ -153,6 +153,7 @@ def test_only_the_newest_checkpoints_stay(run_folder: Path, lit_rlvr: CLI) -> No
 # ---- folders that hold a run already ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_second_fit_is_refused_unless_told_to_overwrite(run_folder: Path, lit_rlvr: CLI) -> None:
     fit(lit_rlvr, "--trainer.max_steps", 2)
     before = {p: p.read_bytes() for p in (run_folder / "run").rglob("*") if p.is_file()}
@@ -248,6 +249,7 @@ def test_a_loggers_own_folder_is_kept(run_folder: Path, lit_rlvr: CLI) -> None:
 # ---- validation only --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_validate_measures_a_model_and_a_checkpoint(run_folder: Path, lit_rlvr: CLI) -> None:
     fit(lit_rlvr)
     before = {p: p.read_bytes() for p in (run_folder / "run").rglob("*") if p.is_file()}
@@ -333,6 +335,7 @@ BAD_ARGUMENTS = {
 }
 
 
+@pytest.mark.rest_slow
 @pytest.mark.parametrize("case", BAD_ARGUMENTS)
 def test_bad_arguments_are_one_clear_line(run_folder: Path, lit_rlvr: CLI, no_weights: None, case: str) -> None:
     arguments, said = BAD_ARGUMENTS[case]

@@ -187,6 +187,7 @@ def spoil(path: Path, how: str) -> None:
     path.write_bytes(made[how])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["flipped", *(pytest.param(how, marks=pytest.mark.slow) for how in ("torn",))])
 def test_a_spoilt_checkpoint_is_named_and_passed_over_or_refused(run_folder: Path, lit_rlvr: CLI, how: str) -> None:
     fit(lit_rlvr, *EVERY_STEP, "--checkpoint.keep", 3)

@@ -80,6 +80,7 @@ def test_each_step_prints_a_line_and_one_warning(run_folder: Path, lit_rlvr: CLI
     assert lengths and max(lengths) <= 2
 
 
+@pytest.mark.slow
 def test_the_first_rollout_is_described_once_and_not_after_a_resume(run_folder: Path, lit_rlvr: CLI) -> None:
     start = lit_rlvr(*FIT, "--trainer.max_steps", 2)
     assert start.err.count("first rollout: ") == 1 and re.search(r"the run takes about \d+ s", start.err), start.err

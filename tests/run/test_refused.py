@@ -76,6 +76,7 @@ class BrokenStep(Callback):
 """
 
 
+@pytest.mark.rest_slow
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_refused_fit_changes_nothing(
     trained: Path, lit_rlvr: CLI, untied_model_folder: Path, monkeypatch: pytest.MonkeyPatch, case: str

@@ -126,6 +126,7 @@ def test_a_run_ends_where_the_record_does(run_folder: Path, lit_rlvr: CLI) -> No
     assert digest(again) == digest(run_folder / "whole")
 
 
+@pytest.mark.slow
 def test_a_record_with_a_gap_is_refused_by_the_missing_file(recorded: Path, lit_rlvr: CLI) -> None:
     """What is missing at its end is not known: a run may have been killed there."""
     record = recorded / "record"

@@ -230,6 +230,7 @@ def test_adapters_alone_are_trained(run_folder: Path, lit_rlvr: CLI, tiny_model_
     assert not torch.equal(before.model.layers[0].mlp.up_proj.weight, after.model.layers[0].mlp.up_proj.weight)
 
 
+@pytest.mark.rest_slow
 @pytest.mark.parametrize(
     ("row", "said"),
     [
@@ -284,6 +285,7 @@ def test_rows_need_no_answer_where_none_is_judged(
     assert said or "2 optimizer steps" in result.out, "an epoch has each of the three rows"
 
 
+@pytest.mark.slow
 def test_settings_that_do_not_apply_are_refused(run_folder: Path, lit_rlvr: CLI) -> None:
     result = lit_rlvr(*FIT, "--model", "SFT", "--rollout.replay.record", 1)
     assert result.status == 2 and "SFT samples nothing to train on" in result.err

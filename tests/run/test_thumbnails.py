@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 from tiny_runs import completions, pictures_config, write_config
 from tiny_vlms import picture, write_clip
@@ -34,6 +35,7 @@ def test_an_image_is_stored_once_and_small(tmp_path: Path) -> None:
     assert files[keys[0]].read_bytes() == b"kept"
 
 
+@pytest.mark.slow
 def test_a_run_on_videos_shows_their_frames_in_a_row(run_folder: Path, vlm_folder: Path, lit_rlvr: CLI) -> None:
     """With prompts of text and images among them; `preview` shows the same."""
     write_clip(run_folder / "a.mp4")

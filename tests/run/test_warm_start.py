@@ -216,6 +216,7 @@ def test_the_solutions_of_episodes_are_played(tiny_model_folder: Path, cache: Pa
     assert len(list(cache.glob("[!.]*"))) == len(kept) + 1, "another limit, another episode"
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_it_and_resumes(run_folder: Path, lit_rlvr: CLI, cache: Path, vlm_folder: Path) -> None:
     warm = ("--warm_start.steps", 3, "--warm_start.checked", 8, "--warm_start.check_every", 3)
     data = ("--data", "CellArea", "--data.init_args.pictures", 24, "--data.init_args.held_out", 4)

@@ -80,6 +80,7 @@ def test_what_cannot_be_is_one_line() -> None:
         build_optimizer(matrices, 0.1, Optim(list))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_warmup_that_outlasts_the_run_is_said_before_it_starts(run_folder: Path, lit_rlvr: CLI) -> None:
     done = fit(lit_rlvr, "--model.init_args.optim.warmup_steps", 3, "--trainer.max_steps", 2, *to("run"))
     assert done.err.index("model.optim.warmup_steps: 3, but the run has 2 optimizer steps") < done.err.index("step 1/2")
@@ -87,6 +88,7 @@ def test_a_warmup_that_outlasts_the_run_is_said_before_it_starts(run_folder: Pat
     assert max(rates) == pytest.approx(1e-3 / 3), "as the line says"
 
 
+@pytest.mark.rest_slow
 @pytest.mark.parametrize("limit", ["3", "0.75"])
 def test_a_schedule_counts_the_batches_that_an_epoch_is_limited_to(run_folder: Path, lit_rlvr: CLI, limit: str) -> None:
     """Two epochs of 3 of the 4 batches are 6 steps: the rate falls by a sixth a step."""
@@ -118,6 +120,7 @@ def test_of_a_sharded_weight_the_moments_of_a_shard_are_to_come(fake_world: None
     assert unallocated(optimizer, torch.device("cpu")) == 2 * 3 * 2 * 4
 
 
+@pytest.mark.slow
 def test_a_resumed_run_takes_the_options_that_changed(
     run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,6 +55,7 @@ def adam_steps(module: RecordingGRPO) -> set[float]:
     return {float(state["step"]) for state in optimizer.state.values()}
 
 
+@pytest.mark.rest_slow
 @pytest.mark.parametrize("what", [nan_loss, infinite_gradient, nan_in_the_number_only])
 def test_the_step_is_left_out_and_everything_else_goes_on(
     tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: Poison
@@ -100,6 +101,7 @@ def test_the_saved_batch_says_which_micro_batch_it_was(
             assert completion["advantage"] == pytest.approx(float(rollout.advantages[p, g]))
 
 
+@pytest.mark.slow
 def test_too_many_in_a_row_end_the_run_with_one_line(
     tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

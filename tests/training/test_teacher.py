@@ -62,6 +62,7 @@ def test_the_gradient_is_that_of_the_divergence_and_of_the_rewards(
         torch.testing.assert_close(seen.gradients[0][name], gradient, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.rest_slow
 @pytest.mark.parametrize(
     ("algorithm", "beta", "top_k", "aggregation"),
     [
@@ -425,6 +426,7 @@ def test_teachers_that_a_run_cannot_use_are_refused(
             fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, **given)
 
 
+@pytest.mark.slow
 def test_a_plan_counts_the_teacher(
     teacher: Path, run_folder: Path, lit_rlvr: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -171,6 +171,7 @@ def test_a_metric_of_an_earlier_step_is_not_taken_for_the_last() -> None:
     assert study_results(study, runs)["tasks"]["task"]["cells"]["base"]["values"] == {"1": 0.3, "2": 0.4}
 
 
+@pytest.mark.slow
 def test_figures_that_there_are_numbers_for(tmp_path: Path) -> None:
     """Two tasks: one with training and the entropy of the validation, one whose runs have a single validation."""
     study, runs = made_up()

@@ -47,6 +47,7 @@ def told(out: Path) -> dict[str, Any]:
     return json.loads((out / "study.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_study_from_beginning_to_end(run_folder: Path, lit_rlvr: CLI, forks: None) -> None:
     out = run_folder / "out"
     first = lit_rlvr("compare", study(run_folder, seeds=[1]), "--out", out, "--jobs", 2)

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tiny_runs import completions, fit, to
 
 CLI = Callable[..., Any]
 PASS = ("--rollout.evaluation.samples", "4", "--rollout.evaluation.sampling.temperature", "1.0")
 
 
+@pytest.mark.slow
 def test_two_seeds_are_compared_with_a_rival(run_folder: Path, lit_rlvr: CLI) -> None:
     for seed in ("0", "1"):
         fit(lit_rlvr, *to(f"grpo_{seed}"), "--seed_everything", seed, *PASS)
