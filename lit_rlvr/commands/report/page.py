@@ -27,7 +27,7 @@ from lit_rlvr.commands.report.runs import differences, main_settings
 from lit_rlvr.commands.report.tables import RUN_COLUMNS, GroupResult, results_table, run_rows, validation_rows
 from lit_rlvr.common.terminal import show_result
 from lit_rlvr.configs import Parser
-from lit_rlvr.run.findings import findings
+from lit_rlvr.run.findings import findings, progress
 
 COLOURS = 8
 """Number of colours in the style sheet; further groups get dashed lines."""
@@ -132,6 +132,7 @@ def contents(groups: Sequence[RunGroup], more: bool = True) -> dict[str, Any]:
         run_columns=RUN_COLUMNS,
         run_rows=run_rows(groups),
         health=[(run, findings(run.metrics)) for group in groups for run in group.runs],
+        learnt=[(run, progress(run.metrics)) for group in groups for run in group.runs],
         box={"width": CHART_WIDTH, "height": CHART_HEIGHT, "left": LEFT, "right": CHART_WIDTH - RIGHT, "top": TOP,
              "bottom": CHART_HEIGHT - BOTTOM},
     )  # fmt: skip

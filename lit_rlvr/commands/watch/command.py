@@ -12,7 +12,7 @@ from lit_rlvr.common.packages import require
 from lit_rlvr.common.terminal import show_result, wants_json
 from lit_rlvr.configs import Parser
 from lit_rlvr.errors import UserError
-from lit_rlvr.run.findings import findings
+from lit_rlvr.run.findings import findings, progress
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -78,8 +78,10 @@ def open_socket(host: str, port: int) -> socket.socket:
 
 
 def states(folders: FollowedFolders) -> dict[str, dict[str, Any]]:
-    """Return the status and the findings of each run, for JSON."""
-    return {
-        name: vars(followed.status) | {"findings": [vars(finding) for finding in findings(followed.run.metrics)]}
-        for name, followed in folders.runs.items()
-    }
+    """Return of each run the status, the findings and what it has learnt, for JSON."""
+    found = {}
+    for name, followed in folders.runs.items():
+        metrics = followed.run.metrics
+        said = {"findings": [vars(finding) for finding in findings(metrics)], "learnt": str(progress(metrics) or "")}
+        found[name] = vars(followed.status) | said
+    return found

@@ -185,3 +185,6 @@ def test_the_report_shows_what_is_found(tmp_path: Path) -> None:
     )
     assert "The entropy collapsed" in shown and "Worth a look" in shown and f"({GUIDE})." in shown
     assert "Worth a look" not in report_page("a title", group_runs([run()]))
+    rising = validated(0.0, 0.4, rollout__accuracy=[0.03 * k for k in range(20)])
+    shown = report_page("a title", group_runs([RunRecord(Path("run"), metrics=rising)]))
+    assert "Right answers are learnt: validation 0.000 -&gt; 0.400" in shown

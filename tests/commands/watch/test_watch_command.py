@@ -65,4 +65,4 @@ def test_programs_get_the_same(tmp_path: Path, lit_rlvr: CLI) -> None:
     ((name, state),) = json.loads(result.out).items()
     (finding,) = state.pop("findings")
     assert name == str(run) and finding["title"] == "Optimizer steps were skipped"
-    assert state == {"state": "finished", "line": "finished after 6 steps", "step": 6, "steps": 6}
+    assert state == {"state": "finished", "line": "finished after 6 steps", "step": 6, "steps": 6, "learnt": ""}
