@@ -65,6 +65,7 @@ OTHER_CODE = {"verl", "TRL", "prime-rl", "AReaL"}
 TABLES = [ROOT / "benchmarks/README.md", ROOT / "research/README.md"]
 SCRIPTS = [file for folder in ("benchmarks", "research", "docs/scripts") for file in (ROOT / folder).glob("*.py")]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "AGENTS.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES += [path for table in TABLES for path in sorted(table.parent.glob("*.md")) if path not in TABLES]
 
 
 def blocks(language: str, *pages: Path) -> list[str]:
