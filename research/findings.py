@@ -33,9 +33,9 @@ from findings_numbers import (
     agrae_numbers,
     apmpo_numbers,
     best_numbers,
+    ends_of,
     gate_numbers,
     image_numbers,
-    ends_of,
     is_collapsed,
     margin_numbers,
     mechanism_numbers,
@@ -530,10 +530,16 @@ def short_page() -> str:
     parts = [
         opening(SHORT_OPENING, found),
         verdicts_table(found),
-        wrapped(SHORT_LOSSES.format(best=link("losses_best", "eighteen losses"), more=link("losses_more", "three more"))),
+        losses_text(),
         losses_table([found["losses_best"], found["losses_more"]]),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def losses_text() -> str:
+    """Return the text above the table of losses."""
+    links = {"best": link("losses_best", "eighteen losses"), "more": link("losses_more", "three more")}
+    return wrapped(SHORT_LOSSES.format(**links))
 
 
 def link(name: str, text: str) -> str:

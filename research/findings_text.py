@@ -9,15 +9,16 @@ cores, and tested the claims of three papers. What we saw holds for this model a
 
 - **A-GRAE** does not beat GRPO at a learning rate chosen for GRPO: it ends {agrae_behind} lower at k = 1. Where hard
   problems stay unsolved, each at its best of four rates, its lead is {regime_agrae_1} ({regime_agrae_1_interval}).
-- **APMPO** keeps a little more entropy than GRPO. Its lead in accuracy is {apmpo_lead} where few tokens are clipped (the
-  paper prints at least {apmpo_printed}). With four epochs over each rollout it cannot be told from GRPO
+- **APMPO** keeps a little more entropy than GRPO. Its lead in accuracy is {apmpo_lead} where few tokens are clipped
+  (the paper prints at least {apmpo_printed}). With four epochs over each rollout it cannot be told from GRPO
   ({gate_lead}, {gate_lead_interval}). With one update per rollout, as in its Algorithm 1, it is GRPO.
 - **AAPO** leads GRPO in groups of two at equal steps by {margin_lead} ({margin_lead_interval}), at a second look; the
   paper prints at least {margin_printed}. In groups of six it ends where GRPO does ({six_lead}, {six_lead_interval}).
   AAPO's reference answers cost as many samples again.
 - **Losses**: at its best learning rate no loss's lead over GRPO can be told from 0, and {best_pairs} pairs could tell
   only large ones, of {best_shown}. {best_told} ends below GRPO.
-- **W-REINFORCE** collapses at the two higher of three rates. With GRPO's clip, as in its recipe, none of three runs did.
+- **W-REINFORCE** collapses at the two higher of three rates. With GRPO's clip, as in its recipe, none of three runs
+  did.
 
 ## The claims
 
@@ -36,8 +37,9 @@ SHORT_LOSSES = """
 
 Accuracy on sums of two numbers after 150 steps, two updates per rollout, each loss at its best of three learning rates
 (by two seeds on another start): two fresh seeds on each of three starting models. FIPO, TOPR and DRO are from a later
-study, next to GRPO's runs there. The intervals are not corrected. Corrected tests tell W-REINFORCE alone from GRPO; the
-intervals of GPG, AAPO, FIPO and TOPR leave 0 out, and the sign-flip test does not confirm them. Details: {best}; {more}.
+study, next to GRPO's runs there. The intervals are not corrected. Corrected tests tell W-REINFORCE alone from GRPO;
+the intervals of GPG, AAPO, FIPO and TOPR leave 0 out, and the sign-flip test does not confirm them. Details: {best};
+{more}.
 """
 
 OPENING = """

@@ -3,8 +3,8 @@
     python docs/scripts/algorithm_pages.py
 
 These are the table of docs/algorithms/index.md, the facts and the curve of each page next to it, README's list, the
-losses in docs/coming_from_trl.md, and docs/api/algorithms.md. The curves come from the recorded runs in research/results.
-Everything else on a page is written by hand and stays.
+losses in docs/coming_from_trl.md, and docs/api/algorithms.md. The curves come from the recorded runs in
+research/results. Everything else on a page is written by hand and stays.
 """
 
 from __future__ import annotations
