@@ -17,8 +17,8 @@ cores, and tested the claims of three papers. What we saw holds for this model a
   AAPO's reference answers cost as many samples again.
 - **Losses**: at its best learning rate no loss's lead over GRPO can be told from 0, and {best_pairs} pairs could tell
   only large ones, of {best_shown}. {best_told} ends below GRPO.
-- **W-REINFORCE** collapses at the two higher of three rates. With GRPO's clip, as in its recipe, none of three runs
-  did.
+- **W-REINFORCE** collapses at the two higher of three rates. In a later study, with GRPO's clip, as in its recipe,
+  none of three runs did.
 
 ## The claims
 
