@@ -18,6 +18,8 @@ ROOT = DOCS.parent
 LINK = re.compile(r"(?<=\]\()([^)#\s]+)")
 TABLE_ROW, CODE_WITH_BAR = re.compile(r"^\|.*$", re.M), re.compile(r"`([^`]*\\\|[^`]*)`")
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml"}
+AS_IT_IS = {".png", ".json"}
+"""Files that the site has as files, without a page around them."""
 INTRODUCTION = "<!-- README.md up to its first section -->"
 """Where index.md shows the beginning of the README."""
 
@@ -31,7 +33,7 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add a page for every file outside docs/ that a page, or such a file, links to."""
+    """Add every file outside docs/ that a page, or such a file, links to: as a page, or a picture as it is."""
     pages = [(DOCS / file.src_uri, (DOCS / file.src_uri).read_text()) for file in files.documentation_pages()]
     pages.append((ROOT / "index.md", introduction()))
     while pages:
@@ -39,6 +41,9 @@ def on_files(files: Files, config: Any) -> Files:
         for target in linked(source, text):
             name = page_of(target)
             if name.startswith("repository/") and files.get_file_from_path(name) is None:
+                if target.suffix in AS_IT_IS:
+                    files.append(File.generated(config, name, content=target.read_bytes()))
+                    continue
                 content, pictures = shown(target)
                 for picture, data in pictures.items():
                     files.append(File.generated(config, f"repository/{picture}", content=data))
@@ -93,11 +98,11 @@ def relinked(text: str, source: Path, page: str) -> str:
 
 
 def page_of(target: Path) -> str:
-    """The name of the page that shows a file of the repository."""
+    """The name of the page that shows a file of the repository, or of the file itself."""
     if target.is_relative_to(DOCS) and target.is_file():
         return target.relative_to(DOCS).as_posix()
     name = target.relative_to(ROOT).as_posix()
-    return f"repository/{name}" if target.suffix == ".md" else f"repository/{name}.md"
+    return f"repository/{name}" if target.suffix in {".md", *AS_IT_IS} else f"repository/{name}.md"
 
 
 def shown(target: Path) -> tuple[str, dict[str, bytes]]:

@@ -1,8 +1,9 @@
-"""The claims of the papers, tested on a tiny model: writes docs/findings.md from the results of configs/studies/claims.
+"""The claims of the papers, tested on a tiny model: writes two pages from the results of configs/studies/claims.
 
-Take the results of a study into the page with `--take agrae=DIR` (its results.json and the figures that the page
-shows), then run without options to write the page. docs/findings/*.json are these results as they were, and a test
-compares the page with them.
+docs/findings.md has the verdicts, research/findings.md all tables, figures and readings. Take the results of a study
+into the pages with `--take agrae=DIR` (its results.json and the figures that the long page shows), then run without
+options to write the pages. research/results/*.json are these results as they were, and a test compares the pages with
+them.
 
 A claim is a difference of two cells over the same seeds, tested by the exact sign-flip permutation test; Holm's
 correction covers all registered differences of one paper. A claim is *seen* if its difference has the claimed sign and
@@ -32,6 +33,7 @@ from findings_numbers import (
     agrae_numbers,
     apmpo_numbers,
     best_numbers,
+    ends_of,
     gate_numbers,
     image_numbers,
     is_collapsed,
@@ -41,17 +43,19 @@ from findings_numbers import (
     opening_numbers,
     p_value,
     regime_numbers,
+    times_tokens,
     w_reinforce_numbers,
 )
-from findings_text import CHOICE_OF_RATES, INTRODUCTION, OPENING, READINGS
+from findings_text import CHOICE_OF_RATES, INTRODUCTION, OPENING, READINGS, SHORT_LOSSES, SHORT_OPENING
 
 from lit_rlvr.commands.compare.significance import p_text, t_interval
 from lit_rlvr.commands.compare.study import Study, load_study
 from lit_rlvr.commands.compare.verdicts import SMALLER_THAN_PRINTED, PairedDifference, paired_differences
 from lit_rlvr.common.run_files import read_metrics
 
-DOCS = Path(__file__).parent.parent / "docs"
-RESULTS = DOCS / "findings"
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+DETAILS, SHORT_PAGE = HERE / "findings.md", HERE.parent / "docs/findings.md"
 ACCURACY_CLAIMS = 7
 """The first of APMPO's registered claims, which are about accuracy."""
 
@@ -67,6 +71,7 @@ class Part:
         claims: what it tests; none = it compares every cell with the baseline.
         rates: the study whose results chose its learning rates.
         asks_for_collapses: its table has the end of every task and which of its runs collapsed.
+        sums: how many numbers its sums have, if it has claims.
     """
 
     title: str
@@ -75,18 +80,19 @@ class Part:
     claims: Sequence[Claim] = ()
     rates: str = ""
     asks_for_collapses: bool = False
+    sums: str = ""
 
 
 STUDIES = {
-    "agrae": Part("A-GRAE", ("pass_at_k", "entropy", "accuracy", "correct_count"), None, AGRAE),
-    "apmpo": Part("APMPO", ("accuracy", "entropy", "power", "clip"), 127, APMPO),
-    "apmpo_gate": Part("APMPO where ratios leave the clip", ("accuracy",), None, GATE),
-    "aapo": Part("AAPO", ("zero_advantage", "accuracy"), 109, AAPO),
+    "agrae": Part("A-GRAE", ("pass_at_k", "entropy", "accuracy", "correct_count"), None, AGRAE, sums="3"),
+    "apmpo": Part("APMPO", ("accuracy", "entropy", "power", "clip"), 127, APMPO, sums="3"),
+    "apmpo_gate": Part("APMPO where ratios leave the clip", ("accuracy",), None, GATE, sums="2"),
+    "aapo": Part("AAPO", ("zero_advantage", "accuracy"), 109, AAPO, sums="3"),
     "agrae_regime": Part(
-        "A-GRAE where hard problems stay hard", ("accuracy",), None, REGIME, rates="agrae_regime_rates"
+        "A-GRAE where hard problems stay hard", ("accuracy",), None, REGIME, rates="agrae_regime_rates", sums="2 to 5"
     ),
-    "aapo_margin": Part("AAPO's margin at equal steps", ("accuracy",), None, MARGIN),
-    "aapo_margin_6": Part("AAPO's margin in groups of six", ("accuracy",), None, MARGIN_6),
+    "aapo_margin": Part("AAPO's margin at equal steps", ("accuracy",), None, MARGIN, sums="3"),
+    "aapo_margin_6": Part("AAPO's margin in groups of six", ("accuracy",), None, MARGIN_6, sums="3"),
     "losses_best": Part(
         "Eighteen losses, each at its best learning rate: sums of two numbers",
         (),
@@ -226,7 +232,7 @@ def section(name: str, results: Mapping[str, Any]) -> str:
     ]
     lines += [reading(name, results)] if name in READINGS else []
     lines += [
-        f"![{name}: {task} {figure}](findings/{name}_{task}_{figure}.png)"
+        f"![{name}: {task} {figure}](results/{name}_{task}_{figure}.png)"
         for task, figure in pictures(name, results, part.figures)
     ]
     return "\n\n".join(lines)
@@ -260,15 +266,15 @@ def by_claim(claims: Sequence[Claim], results: Mapping[str, Any]) -> dict[str, F
     return {finding.claim.says: finding for finding in findings}
 
 
-def opening(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the first screen: what holds, what does not, and what cannot be said."""
+def opening(text: str, found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a page's first screen with its numbers: what holds, what does not, and what cannot be said."""
     claimed = {name: results for name, results in found.items() if STUDIES[name].claims}
     findings = [by_claim(STUDIES[name].claims, results) for name, results in claimed.items()]
     together = {says: finding for part in findings for says, finding in part.items()}
     best = best_numbers(found["losses_best"], learning_rates("losses_best"))
     regime = regime_numbers(found["agrae_regime"]["tasks"], together, best_rates("agrae_regime_rates"))
     more = more_numbers(found["losses_more"])
-    return wrapped(OPENING.format(**opening_numbers(together, claimed, regime, best, more)))
+    return wrapped(text.format(**opening_numbers(together, claimed, regime, best, more)))
 
 
 def wrapped(text: str) -> str:
@@ -513,11 +519,78 @@ def pictures(name: str, results: Mapping[str, Any], figures: Sequence[str]) -> l
     return [(t, f) for t, f in found if (RESULTS / f"{name}_{t}_{f}.png").is_file()]
 
 
-def page() -> str:
+def all_results() -> dict[str, dict[str, Any]]:
+    """Return the committed results of every study of the pages."""
+    return {name: read(name) for name in STUDIES if (RESULTS / f"{name}.json").is_file()}
+
+
+def short_page() -> str:
     """Return docs/findings.md."""
-    found = {name: read(name) for name in STUDIES if (RESULTS / f"{name}.json").is_file()}
+    found = all_results()
     parts = [
-        opening(found),
+        opening(SHORT_OPENING, found),
+        verdicts_table(found),
+        losses_text(),
+        losses_table([found["losses_best"], found["losses_more"]]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def losses_text() -> str:
+    """Return the text above the table of losses."""
+    links = {"best": link("losses_best", "eighteen losses"), "more": link("losses_more", "three more")}
+    return wrapped(SHORT_LOSSES.format(**links))
+
+
+def link(name: str, text: str) -> str:
+    """Return a link from the short page to the section of a study."""
+    anchor = re.sub(r"[^a-z0-9 -]", "", STUDIES[name].title.lower()).replace(" ", "-")
+    return f"[{text}](../research/findings.md#{anchor})"
+
+
+def verdicts_table(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a table of the registered claims that could be tested."""
+    rows = ["| claim | verdict | difference [95 %] | of | sums of | pairs | detail |", "|---|---|---|---|---|---|---|"]
+    for name, results in found.items():
+        for f in find([claim for claim in STUDIES[name].claims if not claim.afterwards], results):
+            now, _, reason = f.now.partition(": ")
+            if f.claim.by_construction or now.startswith(("cannot be tested", "not the paper's")):
+                continue
+            later = "" if now == f.verdict else f"; {reason if f.claim.now else SMALLER_THAN_PRINTED.partition(',')[0]}"
+            measured = f.claim.measure.name.partition(", mean of")[0]
+            paper = STUDIES[name].title.split()[0].removesuffix("'s")
+            rows.append(
+                f"| {f.claim.says} | {f.verdict}{later} | {signed_interval(f.differences)} | {measured} | "
+                f"{STUDIES[name].sums} | {f.n} | {link(name, paper)} |"
+            )
+    return "\n".join(rows)
+
+
+def losses_table(studies: Sequence[Mapping[str, Any]]) -> str:
+    """Return a table of each loss's lead over GRPO in the same study, the largest first."""
+    rows = ["| loss | minus GRPO's [95 %] | pairs | times GRPO's tokens |", "|---|---|---|---|"]
+    found = []
+    for results in studies:
+        names = [name for name in next(iter(results["tasks"].values()))["cells"] if name != results["baseline"]]
+        _, apart = ends_of(results, [results["baseline"], *names])
+        found += [(mean(apart[name]), name, apart[name], times_tokens(results, name)) for name in names]
+    rows += [
+        f"| {label(name)} | {signed_interval(apart)} | {len(apart)} | {tokens} |"
+        for _, name, apart, tokens in sorted(found, reverse=True)
+    ]
+    return "\n".join(rows)
+
+
+def signed_interval(values: Sequence[float]) -> str:
+    """Return a mean difference and its 95 % interval with signs."""
+    return f"{mean(values):+.3f} [{', '.join(f'{bound:+.3f}' for bound in t_interval(values) or [])}]"
+
+
+def page() -> str:
+    """Return research/findings.md."""
+    found = all_results()
+    parts = [
+        opening(OPENING, found),
         INTRODUCTION.strip(),
         count_verdicts(found),
         *(section(name, results) for name, results in found.items()),
@@ -553,7 +626,7 @@ def where_losses_differ(found: Mapping[str, Any]) -> str:
         f"`python research/mechanism.py --out DIR`: {len(settings)} settings x {len(found['warm_starts'])} warm "
         f"starts, {found['rollouts']} rollouts each, of which one in {found['every']} is measured.",
         wrapped(READINGS["mechanism"].format(**mechanism_numbers(found))),
-        "![cosines and norms of the losses' gradients](findings/mechanism.png)",
+        "![cosines and norms of the losses' gradients](results/mechanism.png)",
         "GRPO's own runs:", "\n".join(own), "All losses:", "\n".join(losses),
     ])  # fmt: skip
 
@@ -603,7 +676,8 @@ def main() -> None:
     for item in parser.parse_args().take:
         name, _, folder = item.partition("=")
         take(name, Path(folder))
-    (DOCS / "findings.md").write_text(page())
+    DETAILS.write_text(page())
+    SHORT_PAGE.write_text(short_page())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,46 @@
-"""The texts of findings.md around its tables."""
+"""The texts of docs/findings.md and research/findings.md around their tables."""
+
+SHORT_OPENING = """
+# Findings: the papers' claims on a tiny model
+
+We trained a Llama of a third of a million parameters {runs} times on sums of two to five numbers, on two processor
+cores, and tested the claims of three papers. What we saw holds for this model and these tasks only.
+[The details](../research/findings.md) have the rules, all tables, figures and readings, and what limits each study.
+
+- **A-GRAE** does not beat GRPO at a learning rate chosen for GRPO: it ends {agrae_behind} lower at k = 1. Where hard
+  problems stay unsolved, each at its best of four rates, its lead is {regime_agrae_1} ({regime_agrae_1_interval}).
+- **APMPO** keeps a little more entropy than GRPO. Its lead in accuracy is {apmpo_lead} where few tokens are clipped
+  (the paper prints at least {apmpo_printed}). With four epochs over each rollout it cannot be told from GRPO
+  ({gate_lead}, {gate_lead_interval}). With one update per rollout, as in its Algorithm 1, it is GRPO.
+- **AAPO** leads GRPO in groups of two at equal steps by {margin_lead} ({margin_lead_interval}), at a second look; the
+  paper prints at least {margin_printed}. In groups of six it ends where GRPO does ({six_lead}, {six_lead_interval}).
+  AAPO's reference answers cost as many samples again.
+- **Losses**: at its best learning rate no loss's lead over GRPO can be told from 0, and {best_pairs} pairs could tell
+  only large ones, of {best_shown}. {best_told} ends below GRPO.
+- **W-REINFORCE** collapses at the two higher of three rates. In a later study, with GRPO's clip, as in its recipe,
+  none of three runs did.
+
+## The claims
+
+A claim is a difference of two cells over the same seeds, written down before the results were in. p is that of the
+exact sign-flip test, after Holm's correction over the claims of a study.
+
+- *Seen*: the claimed sign and p < 0.05. *Not seen*: the other sign and p < 0.05. *Cannot tell*: anything else.
+- *Smaller than printed* was found afterwards: a lead as large as the smallest that the paper prints is rejected.
+- The first studies (ten pairs) share one starting model and one set of problems; the others have three of each.
+- Claims that hold by construction, or that this model cannot test, stand in the details alone.
+"""
+"""The short page up to its table of claims; findings_numbers.py fills in the fields."""
+
+SHORT_LOSSES = """
+## The losses
+
+Accuracy on sums of two numbers after 150 steps, two updates per rollout, each loss at its best of three learning rates
+(by two seeds on another start): two fresh seeds on each of three starting models. FIPO, TOPR and DRO are from a later
+study, next to GRPO's runs there. The intervals are not corrected. Corrected tests tell W-REINFORCE alone from GRPO;
+the intervals of GPG, AAPO, FIPO and TOPR leave 0 out, and the sign-flip test does not confirm them. Details: {best};
+{more}.
+"""
 
 OPENING = """
 # Findings: the papers' claims on a tiny model
@@ -131,7 +173,8 @@ a claim is seen, or not seen, only if the difference has the same sign in each o
 more in a run, compare AAPO at equal steps first and at equal samples second, correct over three primary claims of a
 paper, and call all others exploratory.
 
-`python research/findings.py` makes this page from [the studies' results](findings), `--take NAME=DIR` takes new ones.
+`python research/findings.py` makes this page and [the short one](../docs/findings.md) from the studies' results in
+`research/results`; `--take NAME=DIR` takes new ones.
 The registered claims in short:
 """
 

@@ -13,7 +13,7 @@ minibatch with one group that has a gradient, every loss that only weighs groups
 many a minibatch has.
 
 `--out DIR` writes DIR/results.json and DIR/mechanism.png; `research/findings.py --take mechanism=DIR` shows them on
-docs/findings.md.
+research/findings.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The page of findings says what the studies' committed results say, and its rules by hand."""
+"""The pages of findings say what the studies' committed results say, and their rules by hand."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ def made_up(values: dict[str, list[float]]) -> dict[str, Any]:
     return {"tasks": {"steps": {"cells": cells, "before_pass_at_k": {}}}}
 
 
-def test_the_page_is_made_from_the_results(findings: ModuleType) -> None:
-    assert (ROOT / "docs/findings.md").read_text() == findings.page(), "run: python research/findings.py"
+def test_the_pages_are_made_from_the_results(findings: ModuleType) -> None:
+    assert (ROOT / "research/findings.md").read_text() == findings.page(), "run: python research/findings.py"
+    assert (ROOT / "docs/findings.md").read_text() == findings.short_page(), "run: python research/findings.py"
 
 
 def test_a_claim_over_several_tasks_needs_one_sign_in_all(findings: ModuleType) -> None:
@@ -71,7 +72,7 @@ def test_claims_are_about_cells_of_their_study(findings: ModuleType, name: str) 
     for claim in findings.STUDIES[name].claims if name in findings.STUDIES else ():
         for cell in (claim.more, claim.less):
             assert not isinstance(cell, str) or cell == "before" or (claim.task, cell) in cells, claim
-    path = ROOT / f"docs/findings/{name}.json"
+    path = ROOT / f"research/results/{name}.json"
     if path.is_file():
         found = json.loads(path.read_text())
         unit, count = study.budget

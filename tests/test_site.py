@@ -43,8 +43,9 @@ def test_links_to_source_files_lead_to_pages_that_show_them(site: Path) -> None:
     shown = (site / "repository/tests/test_invariants.py.html").read_text()
     assert "test_no_cut_changes_a_step" in shown
     assert 'href="../scale.html#verified-on"' in (site / "repository/index.html").read_text()
-    assert (site / "findings/agrae.json").is_file()
-    assert 'href="../../findings/agrae.json"' in (site / "repository/docs/findings.html").read_text()
+    assert (site / "repository/research/results/mechanism.png").is_file()
+    assert 'src="results/mechanism.png"' in (site / "repository/research/findings.html").read_text()
+    assert 'href="repository/research/results/auto_lr_high.json"' in (site / "learning_rate.html").read_text()
 
 
 def test_code_in_tables_has_bars_without_backslashes(site: Path) -> None:

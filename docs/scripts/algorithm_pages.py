@@ -3,8 +3,8 @@
     python docs/scripts/algorithm_pages.py
 
 These are the table of docs/algorithms/index.md, the facts and the curve of each page next to it, README's list, the
-losses in docs/coming_from_trl.md, and docs/api/algorithms.md. The curves come from the recorded runs in docs/findings.
-Everything else on a page is written by hand and stays.
+losses in docs/coming_from_trl.md, and docs/api/algorithms.md. The curves come from the recorded runs in
+research/results. Everything else on a page is written by hand and stays.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Method:
         page: the name of its page, without ".md".
         loss: the class that runs it, which may be another method's.
         advantages: registered names; the first one is the method's, others are variants of the same paper.
-        study: the file in docs/findings with recorded runs of it; None = no run is recorded.
+        study: the file in research/results with recorded runs of it; None = no run is recorded.
         record: the record of its class; None = the method is an advantage under another method's loss.
     """
 
@@ -180,19 +180,18 @@ def page_text(page: str) -> str:
     return f"# {record.title}\n\n| | |\n"
 
 
-def index_row(method: Method) -> str:
-    own = method.classes[:2] if method.owns_loss else method.classes[:1]
-    formula = "; A: ".join(description(cls).partition(". ")[0].removesuffix(".") for cls in own)
+def index_row(method: Method, advice: str) -> str:
     makes = f"`{method.loss}`" if method.owns_loss else "any"
     names = ", ".join(f"`{name}`" for name in method.advantages)
-    page = f"[{title(method.page)}]({method.page}.md)"
-    cells = (page, makes, names, formula, ", ".join(papers(method)), needs(method), *elsewhere(method))
-    return f"| {' | '.join(cells)} |"
+    return f"| [{title(method.page)}]({method.page}.md) | {makes} | {names} | {advice} |"
 
 
 def index_table() -> str:
-    header = ("method", "class", "advantage", "formula", "arXiv", "needs", "TRL", "verl")
-    return "\n".join([f"| {' | '.join(header)} |", "|---" * len(header) + "|", *map(index_row, METHODS)]) + "\n"
+    """Return the table by which a reader chooses, with the advice that people wrote into it: its last three columns."""
+    header = ("method", "class", "advantage", "for", "costs", "not for")
+    advice = dict(re.findall(r"^\| \[[^]]+\]\((\w+)\.md\) \| [^|]+ \| [^|]+ \| (.+) \|$", page_text("index"), re.M))
+    rows = [index_row(method, advice.get(method.page, "- | - | -")) for method in METHODS]
+    return "\n".join([f"| {' | '.join(header)} |", "|---" * len(header) + "|", *rows]) + "\n"
 
 
 def rendered(page: str) -> str:

@@ -38,9 +38,9 @@ config, run `lit-rlvr plan --config ... --gpus 8x80GB`, which loads no weights.
 Prompts of up to {prompt} and completions of up to {completion} tokens, micro-batches of {budget} tokens, G = {group},
 {prompts} prompts a step, bf16-mixed, AdamW, no KL term, vision tower trained. Numbers are GiB on each GPU; {free} of
 each GPU is left free for its context, communication and fragmentation. They come from a formula
-(`lit_rlvr/commands/plan/memory.py`) that counts the tensors a step holds. [A table](memory.md) compares it
-with whole steps at these models' shapes, on tensors without memory, and `benchmarks/memory.py` with
-measured runs on a CPU. Nothing here was measured on a GPU.
+(`lit_rlvr/commands/plan/memory.py`) that counts the tensors a step holds.
+[A table](../benchmarks/memory.md) compares it with whole steps at these models' shapes, on tensors without memory, and
+`benchmarks/memory.py` with measured runs on a CPU. Nothing here was measured on a GPU.
 
 ## Memory for training, with the engine elsewhere
 
