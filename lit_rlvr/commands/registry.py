@@ -36,7 +36,7 @@ COMMANDS = {
         "check the numbers of an algorithm or an advantage, or the errors of a reward on rewritten answers",
     ),
     "parity": ("lit_rlvr.commands.check.parity", "replay algorithms on one frozen batch of numbers, without a model"),
-    "watch": ("lit_rlvr.commands.watch", "follow runs in a browser, or in the terminal, while they train"),
+    "watch": ("lit_rlvr.commands.watch", "follow runs in a browser while they train"),
     "report": ("lit_rlvr.commands.report", "write one HTML page about runs: results, curves, completions, settings"),
     "explain": ("lit_rlvr.commands.report.explain", "show what the loss did with each token of one group"),
     "doctor": ("lit_rlvr.commands.doctor", "show what is installed, what will be used, and what is missing"),

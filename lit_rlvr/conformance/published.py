@@ -49,7 +49,7 @@ class AlgorithmRecord:
         trl, verl: the setting of TRL and of verl; "-" = none.
         here: our setting for it, with options that have other names there; "" = leave it out of that table.
         same: whether both compute the same.
-        study: the file in docs/findings with recorded runs; None = no run is recorded.
+        study: the file in research/results with recorded runs; None = no run is recorded.
         published: what the conformance kit expects of the class's defaults; None = nothing is frozen.
     """
 

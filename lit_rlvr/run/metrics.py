@@ -621,7 +621,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "time/train",
             "seconds of the second half: advantages and optimizer steps",
             "above 0",
-            "[Speed](speed.md), [memory](memory.md)",
+            "[Speed](speed.md)",
             "-",
             "`timing_s/update_actor`",
         ),

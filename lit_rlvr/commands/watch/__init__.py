@@ -1,4 +1,4 @@
-"""`lit-rlvr watch`: follows runs while they train, in a browser or in the terminal."""
+"""`lit-rlvr watch`: follows runs in a browser while they train."""
 
 from lit_rlvr.commands.watch.command import run, watch
 
