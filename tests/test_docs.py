@@ -11,11 +11,9 @@ import re
 import subprocess
 import sys
 import textwrap
-import threading
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -36,9 +34,8 @@ from lit_rlvr.cli.main import COMMANDS, run
 from lit_rlvr.common.run_files import read_metrics
 from lit_rlvr.configs import config_folder
 from lit_rlvr.engines.synced import trainer_logprobs
-from lit_rlvr.rewards import FunctionReward
 from lit_rlvr.training import module
-from lit_rlvr.types import Completion, Sample, Sampling
+from lit_rlvr.types import Sampling
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
@@ -408,39 +405,6 @@ def test_plug_points_run(run_folder: Path, vlm_folder: Path, lit_rlvr: Any) -> N
     for name, part in parts.items():
         done = lit_rlvr(*FIT, "--trainer.max_steps", 1, "--trainer.limit_val_batches", 0, *part, *to(name))
         assert done.status == 0 and (run_folder / name / "summary.json").is_file(), f"{name}: {done.err}"
-
-
-class JudgeServer(BaseHTTPRequestHandler):
-    """Answers a question about the reference 7 as a judge would; of an empty answer it says nothing."""
-
-    def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"]
-        answer = asked.partition("Answer: ")[2].partition("\n")[0]
-        said = f"NO or YES? {'YES' if answer == '7' else 'NO'}" if answer else "..."
-        message = {"role": "assistant", "content": said}
-        reply = json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(reply)))
-        self.end_headers()
-        self.wfile.write(reply)
-
-    def log_message(self, *_: Any) -> None: ...
-
-
-def test_the_judge_of_the_page_judges() -> None:
-    """A right, a wrong and an unjudged answer, by a server in this process."""
-    (code,) = [block for block in blocks("python", ROOT / "docs/extend.md") if "AsyncOpenAI" in block]
-    with ThreadingHTTPServer(("127.0.0.1", 0), JudgeServer) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        names: dict[str, Any] = {}
-        exec(code.replace("localhost:8000", f"127.0.0.1:{server.server_port}"), names)
-        pairs = [(Completion(text, (), "stop"), Sample("1", "3 + 4", "7")) for text in ("7", "8", "")]
-        results = FunctionReward(names["judge"]).score_here(pairs)
-        server.shutdown()
-    assert [(r.value, r.correct, r.status) for r in results] == [
-        (1.0, True, "ok"), (0.0, False, "ok"), (0.0, None, "unjudged"),
-    ]  # fmt: skip
 
 
 def test_the_engine_of_the_page_samples_a_reference_without_the_adapters(tiny_model_folder: Path) -> None:

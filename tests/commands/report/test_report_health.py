@@ -162,14 +162,12 @@ def test_a_run_that_learns_is_told_so_and_gets_no_advice() -> None:
     learnt, ahead = progress(validated(0.0, 0.4, **rising)), progress(validated(0.1, 0.12, **rising))
     assert learnt is not None and (learnt.title, learnt.remedy) == ("Right answers are learnt", "")
     assert ahead is not None and (ahead.title, ahead.remedy) == ("The rollouts get better, validation not yet", "")
-    for rows in (validated(0.0, 0.4, **rising), validated(0.1, 0.12, **rising)):
-        assert findings(rows) == []
+    assert findings(validated(0.0, 0.4, **rising)) == findings(validated(0.1, 0.12, **rising)) == []
 
 
 def test_what_cannot_be_told_yet_is_not_said() -> None:
     rows = validated(0.1, 0.12)
-    young = {step: rows[step] for step in (0, 2, 4)}
-    young[4] |= rows[40]
+    young = {0: rows[0], 2: rows[2], 4: rows[4] | rows[40]}
     unknown = {step: {name: row[name] for name in row if name not in VALIDATED} for step, row in rows.items()}
     assert progress(young) is None and progress({0: rows[0]}) is None and progress(unknown) is None
 
