@@ -140,6 +140,7 @@ def progress(metrics: Metrics) -> RunFinding | None:
     if len(validated) < 2 or not accuracy.values or not math.isfinite(_validation(validated[-1])[1]):
         return None
     (before, error_before, _), (now, error_now, guess) = _validation(validated[0]), _validation(validated[-1])
+    visible = CERTAIN * math.hypot(error_before, error_now)
     read = Course(cut.steps, [1 - _unread(metrics[step]) for step in cut.steps])
     asked, unsolved = (sum(course(metrics, f"rollout/{kind}_prompts").values) for kind in ("judged", "unsolved"))
     constant = f"; always the most frequent answer: {guess:.3f}" if guess else ""
@@ -148,13 +149,20 @@ def progress(metrics: Metrics) -> RunFinding | None:
         f"{_arrow(accuracy)} are right, {_arrow(read)} are read, {_arrow(cut)} are cut off; {asked - unsolved:.0f} of "
         f"{asked:.0f} sampled prompts had a right one"
     )
-    rises = now - before > CERTAIN * math.hypot(error_before, error_now)
+    rises = now - before > visible
     if rises and now - guess > CERTAIN * error_now:
         return RunFinding("Right answers are learnt", evidence, "")
     if not cut.is_long:
         return None
     if is_rising(metrics):
         return RunFinding("The rollouts get better, validation not yet", evidence, "")
+    if not rises and before - guess > CERTAIN * error_before:
+        return RunFinding(
+            "No better than at the start",
+            evidence,
+            "more or larger rollouts (trainer.max_steps, data.prompts_per_rollout), or model.lr: auto; "
+            f"{visible:.2f} is the smallest gain that these validation questions show",
+        )
     if rises:
         title = "Answers are no better than a constant guess"
     elif read.last > read.first + WORSE or cut.last < cut.first - WORSE:
