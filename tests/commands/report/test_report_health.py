@@ -138,20 +138,19 @@ FORM = {"rollout__truncated": [0.7] * 6 + [0.02] * 14, "rollout__accuracy": [0.0
 
 
 @pytest.mark.parametrize(
-    ("before", "now", "changed", "title"),
+    ("before", "now", "changed", "title", "helps"),
     [
-        (0.0, 0.05, FORM, "The form is learnt, the answers are not"),
-        (0.0, 0.17, FORM, "Answers are no better than a constant guess"),
-        (0.1, 0.12, {}, "Nothing is learnt so far"),
-        (0.5, 0.52, {}, "No better than at the start"),
+        (0.0, 0.05, FORM, "The form is learnt, the answers are not", "`lit-rlvr tune`"),
+        (0.0, 0.17, FORM, "Answers are no better than a constant guess", "`lit-rlvr tune`"),
+        (0.1, 0.12, {}, "Nothing is learnt so far", "`lit-rlvr tune`"),
+        (0.5, 0.52, {}, "No better than at the start", "0.08 is the smallest gain"),
     ],
 )
 def test_what_is_not_learnt_is_said_with_the_command_that_helps(
-    before: float, now: float, changed: dict[str, list[float]], title: str
+    before: float, now: float, changed: dict[str, list[float]], title: str, helps: str
 ) -> None:
     rows = validated(before, now, **changed)
     found = progress(rows)
-    helps = "0.08 is the smallest gain" if before == 0.5 else "`lit-rlvr tune`"
     assert found is not None and found.title == title and helps in found.remedy
     assert f"{before:.3f} -> {now:.3f} (+-0.030; always the most frequent answer: 0.140)" in found.evidence
     assert "40 of 160 sampled prompts had a right one" in found.evidence
