@@ -17,12 +17,13 @@ import yaml
 from jsonargparse import Namespace
 
 from lit_rlvr.commands.filter import open_sampler, pass_rate, prompts_to_sample
+from lit_rlvr.commands.plan.memory import shape_of
 from lit_rlvr.common.files import check_new
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.evaluation.records import RecordRow, group_rows
 from lit_rlvr.evaluation.sampler import Sampler
-from lit_rlvr.policy.loading import load_model_config, load_policy
+from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.rewards.combine import Scores, score_rollout
 from lit_rlvr.rewards.references import long_answers
 from lit_rlvr.rollout.limits import context_length
@@ -136,10 +137,9 @@ class Tuner:
         """Measure, and choose. If the model does not answer yet and the data show right answers, choose a warm start
         too, and measure after it."""
         limit, groups = self._measured()
-        if self.rollout.environment is None and not self.warm_start.steps and self._guesses(groups):
-            paid = self._paid_columns()
-            column = max(paid, key=lambda column: paid[column], default="")
-            if paid.get(column, 0.0) >= PAID:
+        may_start = self.rollout.environment is None and self.module.adapter != "continue" and len(self.prompts) >= 4
+        if may_start and not self.warm_start.steps and self._guesses(groups):
+            if column := self._right_column():
                 self._choose_warm_start(column, _accuracy(groups))
                 limit, groups = self._measured()
             else:
@@ -163,17 +163,21 @@ class Tuner:
         guess = max(answers.values()) / len(self.prompts) if len(answers) > 1 else 0.0
         return accuracy < max(HOPELESS, guess + CERTAIN * sqrt(accuracy * (1 - accuracy) / len(groups)))
 
-    def _paid_columns(self) -> dict[str, float]:
-        """Return for each column of text the share of rows whose cell the rewards call right."""
+    def _right_column(self) -> str:
+        """Return the column whose texts the rewards call right, of several the one with the longest; "" = none."""
         samples = [prompt.sample for prompt in self.prompts[:MORE_PROMPTS]]
-        columns = [name for name in samples[0].row if all(isinstance(sample.row.get(name), str) for sample in samples)]
-        said = {name: [[Completion(sample.row[name], (), "stop")] for sample in samples] for name in columns}
-        rewards = self.rollout.rewards
-        return {name: float(score_rollout(rewards, said[name], samples).correct.mean()) for name in columns}
+        lengths: dict[str, int] = {}
+        for name in samples[0].row:
+            texts = [text for sample in samples if isinstance(text := sample.row.get(name), str)]
+            if len(texts) == len(samples):
+                completions = [[Completion(text, (), "stop")] for text in texts]
+                scores = score_rollout(self.rollout.rewards, completions, samples)
+                lengths |= {name: sum(map(len, texts))} if scores.correct.mean() >= PAID else {}
+        return max(lengths, key=lambda name: lengths[name], default="")
 
     def _choose_warm_start(self, column: str, accuracy: float) -> None:
         """Choose supervised steps on the texts of a column, and forget what was measured without them."""
-        size = sum(parameter.numel() for parameter in load_policy(self.module.model_folder).parameters())
+        size = shape_of(load_model_config(self.module.model_folder)).parameters
         options: dict[str, Any] = dict(solution=column, steps=FIRST_STEPS, until=EXACT, batch_size=16, checked=64)
         options |= {"check_every": 10} | ({"lr": PRETRAINED_LR} if size >= LARGE else {})
         self.warm_start, self.tuned = WarmStart(**options), Tuned(samples=self.samples)
