@@ -37,8 +37,6 @@ VALIDATED = re.compile(r"val/(.+)/truncated")
 """The metric of a validation set."""
 CERTAIN = 2.0
 """The standard errors beyond which an accuracy differs from another."""
-KINDS = ("/accuracy_error", "/guess")
-"""The ends of the names of a set's metrics that its accuracy is compared by."""
 GUIDE = "docs/it_does_not_learn.md"
 """The page with sign, cause and cure of each finding, under its title."""
 
@@ -137,10 +135,12 @@ def progress(metrics: Metrics) -> RunFinding | None:
     """
     validated = [row for _, row in sorted(metrics.items()) if "val/accuracy" in row]
     cut, accuracy = course(metrics, "rollout/truncated"), course(metrics, "rollout/accuracy")
-    if len(validated) < 2 or not accuracy.values or not math.isfinite(_validation(validated[-1])[1]):
+    if len(validated) < 2 or not accuracy.values:
         return None
     (before, error_before, _), (now, error_now, guess) = _validation(validated[0]), _validation(validated[-1])
     visible = CERTAIN * math.hypot(error_before, error_now)
+    if math.isnan(visible):
+        return None
     read = Course(cut.steps, [1 - _unread(metrics[step]) for step in cut.steps])
     asked, unsolved = (sum(course(metrics, f"rollout/{kind}_prompts").values) for kind in ("judged", "unsolved"))
     constant = f"; always the most frequent answer: {guess:.3f}" if guess else ""
@@ -176,7 +176,8 @@ def progress(metrics: Metrics) -> RunFinding | None:
 def _validation(row: Mapping[str, float]) -> tuple[float, float, float]:
     """Return the accuracy of a validation, its standard error (NaN = unknown), and the accuracy of a constant guess;
     means over sets."""
-    errors, guesses = ([row[m] for m in row if m.startswith("val/") and m.endswith(kind)] for kind in KINDS)
+    errors = [row[name] for name in row if name.startswith("val/") and name.endswith("/accuracy_error")]
+    guesses = [row[name] for name in row if name.startswith("val/") and name.endswith("/guess")]
     return row["val/accuracy"], math.hypot(*errors) / len(errors) if errors else math.nan, fmean(guesses or [0.0])
 
 
