@@ -182,8 +182,8 @@ CALLBACK_ORDER: tuple[type[Callback], ...] = (
     RolloutCallback,
     Budget,
     CollapseMonitor,
-    LostWork,
     FirstRollout,  # after the budget, which knows the length of the run
+    LostWork,
     Timer,
     ProgressBar,
     Checkpoint,

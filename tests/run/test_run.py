@@ -130,7 +130,7 @@ def test_callbacks_are_ordered_by_what_they_are() -> None:
     names = [type(callback).__name__ for callback in trainer.callbacks]
     own = names.index("Own")
     assert names[0] == "StopOnSignal" and names[own - 1] == "LiveFile"
-    after = ["RunFolder", "RolloutCallback", "Budget", "CollapseMonitor", "LostWork", "FirstRollout", "Timer"]
+    after = ["RunFolder", "RolloutCallback", "Budget", "CollapseMonitor", "FirstRollout", "LostWork", "Timer"]
     assert names[own + 1 : own + 8] == after
     assert names[-2:] == ["RunCheckpoint", "ModelCheckpoint"]
     assert [type(one) for one in in_order([Own(), RunStart(None), StopOnSignal()])] == [StopOnSignal, RunStart, Own]  # type: ignore[arg-type]
