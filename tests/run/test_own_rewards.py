@@ -159,7 +159,7 @@ def test_rewards_get_the_prefill_in_training_and_validation(run_folder: Path, li
     assert len(lines) > 16 and all(line.startswith("'<think>\\n' ") for line in lines), lines[:3]
     (row,) = (row for row in metrics(run_folder / "run") if row["reward/opened/parse_fail"])
     assert float(row["reward/opened/parse_fail"]) == float(row["reward/status/parse_fail"]) == 1.0
-    assert "In the way: reward opened finds no answer in 100% of the completions, such as '" in result.err
+    assert "step 1: Answers cannot be read: opened found no answer in 100% of the completions" in result.err
     Path("opened").unlink()
     again = lit_rlvr("fit", "--config", "tiny.yaml", *OPENED, "--data.init_args.chat.score_prefill", "true",
                      "--overwrite", "true")  # fmt: skip
