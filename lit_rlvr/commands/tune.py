@@ -54,8 +54,9 @@ FIRST_STEPS, EXACT = 100, 0.5
 a share of about one half samples are right often enough, too."""
 PRETRAINED_LR = 5e-5
 """The learning rate of such a warm start for a pretrained model."""
-PAID = 0.9
-"""The share of rows whose text in a column the rewards must call right, so that a warm start may train on it."""
+PAID, BARE = 0.9, 16
+"""The share of rows whose text in a column the rewards must call right, so that a warm start may train on it, and the
+part of max_tokens that it must be long: supervised steps on bare answers would unlearn reasoning that has room."""
 
 MeasuredGroup = tuple[Prompt, list[RecordRow]]
 
@@ -144,8 +145,8 @@ class Tuner:
                 limit, groups = self._measured()
             else:
                 self.tuned.reasons.append(
-                    "No column's text is a right answer by the rewards; if one is meant to be, see what "
-                    "`lit-rlvr check REWARD --data FILE` says."
+                    f"A warm start needs a column of texts that are right by the rewards and a {BARE}th of max_tokens "
+                    "long (docs/sft.md); if one should be right, see what `lit-rlvr check REWARD --data FILE` says."
                 )
         self._choose(limit, groups)
         return self.tuned
@@ -166,13 +167,15 @@ class Tuner:
     def _right_column(self) -> str:
         """Return the column whose texts the rewards call right, of several the one with the longest; "" = none."""
         samples = [prompt.sample for prompt in self.prompts[:MORE_PROMPTS]]
-        lengths: dict[str, int] = {}
+        lengths: dict[str, float] = {}
         for name in samples[0].row:
             texts = [text for sample in samples if isinstance(text := sample.row.get(name), str)]
             if len(texts) == len(samples):
-                completions = [[Completion(text, (), "stop")] for text in texts]
-                scores = score_rollout(self.rollout.rewards, completions, samples)
-                lengths |= {name: sum(map(len, texts))} if scores.correct.mean() >= PAID else {}
+                said = [Completion(text, tuple(self.data.tokenizer.encode(text)), "stop") for text in texts]
+                scores = score_rollout(self.rollout.rewards, [[completion] for completion in said], samples)
+                tokens = fmean(completion.length for completion in said)
+                is_useful = scores.correct.mean() >= PAID and BARE * tokens >= self.rollout.sampling.max_tokens
+                lengths |= {name: tokens} if is_useful else {}
         return max(lengths, key=lambda name: lengths[name], default="")
 
     def _choose_warm_start(self, column: str, accuracy: float) -> None:

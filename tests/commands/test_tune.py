@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from lit_rlvr.commands import tune
 from lit_rlvr.commands.tune import mixed_share
 from lit_rlvr.training import module as training_module
 
@@ -77,11 +78,18 @@ def test_a_model_that_cannot_answer_gets_the_tokens_and_a_warm_start_that_it_nee
     settings, reasons = chosen(run_folder, "t.yaml")
     sampling = settings["rollout"]["evaluation"]["sampling"]
     assert settings["rollout"]["sampling"]["max_tokens"] == sampling["max_tokens"] >= 6
-    assert "not 2 as before" in reasons
     assert "only 0% of the answers are right, so supervised steps on the column 'answer' come first" in reasons
-    assert settings["warm_start"]["solution"] == "answer" and "6: accuracy 0.0" not in reasons
+    assert (
+        "not 2 as before" in reasons
+        and settings["warm_start"]["solution"] == "answer"
+        and "6: accuracy 0.0" not in reasons
+    )
     fit = lit_rlvr("fit", "--config", "tiny.yaml", *data, "--config", "t.yaml", "--trainer.max_steps", 1)
     assert fit.status == 0 and "Warm start: at most" not in fit.err, fit.err
+    monkeypatch.setattr(tune, "BARE", 0)  # answers are short next to max_tokens
+    assert lit_rlvr(*TUNE, *data, "--rollout.rewards", "[tiny_rewards.whole_answer]", "--out", "b.yaml").status == 0
+    settings, reasons = chosen(run_folder, "b.yaml")
+    assert "warm_start" not in settings and "A warm start needs a column of texts that are right" in reasons
 
 
 def test_a_warm_start_comes_first(
@@ -94,8 +102,8 @@ def test_a_warm_start_comes_first(
     settings, reasons = chosen(run_folder, "f.yaml")
     assert "warm_start" not in settings and "0% of the answers are right: give the warm start more steps" in reasons
     assert len(list((tmp_path / "cache" / "warm-start").glob("[!.]*"))) == 1
-    few = lit_rlvr(*TUNE, *rows(run_folder, ["no"] * 30 + ["yes"] * 10), *rewards("even_if_yes"), "--out", "d.yaml")
-    assert few.status == 0, few.err
+    few = rows(run_folder, ["no"] * 30 + ["yes"] * 10)
+    assert lit_rlvr(*TUNE, *few, *rewards("even_if_yes"), "--out", "d.yaml").status == 0
     settings, reasons = chosen(run_folder, "d.yaml")
     assert "Take easier prompts; lit-rlvr filter keeps those" in reasons
     assert settings["rollout"]["group_size"] == 8, "more completions would add nothing"

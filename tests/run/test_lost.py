@@ -40,8 +40,9 @@ def test_checks_that_limits_stop_are_reported_once() -> None:
 def test_a_correction_that_drops_nearly_everything_is_reported_once() -> None:
     shares = [0.95, math.nan, 0.5, 0.5, 0.5, 0.9, 0.99, 1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0]
     assert [k for k, line in enumerate(said(shares, "train/importance_dropped")) if line] == [0]
-    (line,) = said([0.5, 0.9, 1.0, 1.0, 1.0], "train/importance_dropped")[4]
-    assert line.startswith("the importance correction dropped 98% of the tokens, so hardly anything is trained; widen ")
+    assert said([0.5, 0.9, 1.0, 1.0, 1.0], "train/importance_dropped")[4][0].startswith(
+        "the importance correction dropped 98% of the tokens, so hardly anything is trained; widen "
+    )
 
 
 def test_few_effective_samples_are_reported_at_most_every_tenth_iteration() -> None:
@@ -54,7 +55,6 @@ def test_few_effective_samples_are_reported_at_most_every_tenth_iteration() -> N
         "old; lower rollout.staleness or model.lr, or weigh each token by itself (model.importance.correction: "
         "token_truncate)"
     ]
-    assert not lost.look({}), "a run without staleness"
 
 
 def test_each_step_prints_a_line_and_one_warning(run_folder: Path, lit_rlvr: CLI) -> None:

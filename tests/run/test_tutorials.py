@@ -40,15 +40,9 @@ def test_the_reward_pays_for_each_digit_in_its_place(script: Callable[[str], Mod
 
 
 def test_the_reward_of_the_first_task_reads_the_last_word(script: Callable[[str], ModuleType]) -> None:
-    sample = Sample("a", "What is 5:40 am on a 24-hour clock?", "05:40")
-    for said, right in (
-        ("It is 05:40.", True),
-        ("05:40\n", True),
-        ("15:40", False),
-        ("05:40 or 06:40", False),
-        ("", False),
-    ):
-        assert script("first_task").is_right(Completion(said, (1,), "stop"), sample) is right
+    sample, said = Sample("a", "What is 5:40 am on a 24-hour clock?", "05:40"), ("It is 05:40.", "05:40\n", "15:40", "")
+    found = [script("first_task").is_right(Completion(text, (1,), "stop"), sample) for text in said]
+    assert found == [True, True, False, False]
 
 
 def test_the_algorithm_is_proved_and_a_broken_one_is_not(
