@@ -71,7 +71,7 @@ def make_engine(
     served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., VLLMServerEngine]]:
     """Engines that are closed afterwards: until then each restores its weights when the server comes back."""
-    assert served.process and served.process.poll() is None, f"it ended: {served.log.read_text()[-3000:]}"
+    assert served.process and served.process.returncode is None, f"it ended: {served.log.read_text()[-3000:]}"
     monkeypatch.setenv("SERVER_KEY", KEY)
     engines: list[VLLMServerEngine] = []
 
