@@ -89,6 +89,14 @@ def print_result(**result: Any) -> None:
     print(json.dumps({"benchmark": Path(sys.argv[0]).stem, **result, "machine": machine}), flush=True)
 
 
+def run_command(*arguments: str, **options: Any) -> dict[str, Any]:
+    """Run a command of lit-rlvr with `--json`, and `subprocess.run`'s options; return the document that it prints."""
+    line = [str(Path(sys.executable).with_name("lit-rlvr")), *arguments, "--json"]
+    done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=True, **options)
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
 def peak_memory_mb() -> float:
     """Return the peak resident memory of this process, in MiB."""
     status = Path("/proc/self/status")

@@ -9,18 +9,15 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from common import make_parser, print_result, print_table, say
+from common import make_parser, print_result, print_table, run_command, say
 
 TUTORIAL = Path(__file__).parents[1] / "docs/tutorials"
-COMMAND = str(Path(sys.executable).with_name("lit-rlvr"))
 HELD_OUT = 128
 
 
@@ -75,11 +72,8 @@ def measure(name: str, folder: Path) -> list[Any]:
 
 def command(folder: Path, name: str, *arguments: str) -> dict[str, Any]:
     """Run a command on the folder's config, with its log in a file; return the document that it prints."""
-    line = [COMMAND, name, "--config", "first_task.yaml", *arguments, "--json"]
     with (folder / f"{name}.log").open("w") as log:
-        done = subprocess.run(line, cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True, check=True)
-    document: dict[str, Any] = json.loads(done.stdout)
-    return document
+        return run_command(name, "--config", "first_task.yaml", *arguments, cwd=folder, stderr=log)
 
 
 if __name__ == "__main__":

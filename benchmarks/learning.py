@@ -7,17 +7,12 @@ The rows are printed as they end, since all of them take about two hours on two 
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from datetime import date
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from common import make_parser, print_result, print_table, say
+from common import make_parser, print_result, print_table, run_command, say
 
-COMMAND = str(Path(sys.executable).with_name("lit-rlvr"))
 FAMILIES = ("tiny-gemma3", "tiny-gemma4", "tiny-glm-4.1v", "tiny-internvl3.5", "tiny-qwen3.5")
 RECIPES: dict[str, list[str]] = {
     **{name: ["--config", f"smoke/{name}"] for name in (
@@ -48,21 +43,14 @@ def measure(name: str, arguments: list[str]) -> list[Any]:
     """Return a row: name, steps, accuracy before and after, accuracy with other prompts' images, seconds."""
     with TemporaryDirectory() as folder:
         root = ["--trainer.default_root_dir", folder]
-        found = command("fit", *arguments, *root, "--overwrite", "true")
+        found = run_command("fit", *arguments, *root, "--overwrite", "true")
         blind: Any = "-"
         if name in PICTURES:
             shuffled = ("--ckpt_path", "last", "--data.init_args.evaluation.shuffle_images", "true")
-            blind = command("validate", *arguments, *root, *shuffled)["val/accuracy"]
+            blind = run_command("validate", *arguments, *root, *shuffled)["val/accuracy"]
     row = [name, found["steps"], found["accuracy_before"], found["accuracy_after"], blind, found["train_seconds"]]
     say("  ".join(map(str, row)))
     return row
-
-
-def command(*arguments: str) -> dict[str, Any]:
-    """Run a command of lit-rlvr; return the document that it prints with `--json`."""
-    done = subprocess.run([COMMAND, *arguments, "--json"], stdout=subprocess.PIPE, text=True, check=True)
-    document: dict[str, Any] = json.loads(done.stdout)
-    return document
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from lit_rlvr.rewards.references import long_answers
 from lit_rlvr.rollout.limits import context_length
 from lit_rlvr.run.findings import CERTAIN
 from lit_rlvr.run.warm_start import LARGE, WarmStart
+from lit_rlvr.training.validation import constant_guess
 from lit_rlvr.types import Completion, Prompt
 
 if TYPE_CHECKING:
@@ -55,8 +56,8 @@ a share of about one half samples are right often enough, too."""
 PRETRAINED_LR = 5e-5
 """The learning rate of such a warm start for a pretrained model."""
 PAID, BARE = 0.9, 16
-"""The share of rows whose text in a column the rewards must call right, so that a warm start may train on it, and the
-part of max_tokens that it must be long: supervised steps on bare answers would unlearn reasoning that has room."""
+"""A warm start trains on a column whose texts the rewards call right in at least this share of the rows, and which are
+at least this part of max_tokens long: on bare answers a model would unlearn to reason where it has room to."""
 
 MeasuredGroup = tuple[Prompt, list[RecordRow]]
 
@@ -160,8 +161,8 @@ class Tuner:
 
     def _guesses(self, groups: Sequence[MeasuredGroup]) -> bool:
         """Return whether next to nothing is right, or not more than the most frequent answer would be."""
-        accuracy, answers = _accuracy(groups), Counter(str(prompt.sample.answer) for prompt in self.prompts)
-        guess = max(answers.values()) / len(self.prompts) if len(answers) > 1 else 0.0
+        accuracy = _accuracy(groups)
+        guess = constant_guess(Counter(str(prompt.sample.answer) for prompt in self.prompts))
         return accuracy < max(HOPELESS, guess + CERTAIN * sqrt(accuracy * (1 - accuracy) / len(groups)))
 
     def _right_column(self) -> str:
@@ -174,15 +175,18 @@ class Tuner:
                 said = [Completion(text, tuple(self.data.tokenizer.encode(text)), "stop") for text in texts]
                 scores = score_rollout(self.rollout.rewards, [[completion] for completion in said], samples)
                 tokens = fmean(completion.length for completion in said)
-                is_useful = scores.correct.mean() >= PAID and BARE * tokens >= self.rollout.sampling.max_tokens
-                lengths |= {name: tokens} if is_useful else {}
+                if scores.correct.mean() >= PAID and BARE * tokens >= self.rollout.sampling.max_tokens:
+                    lengths[name] = tokens
         return max(lengths, key=lambda name: lengths[name], default="")
 
     def _choose_warm_start(self, column: str, accuracy: float) -> None:
         """Choose supervised steps on the texts of a column, and forget what was measured without them."""
         size = shape_of(load_model_config(self.module.model_folder)).parameters
-        options: dict[str, Any] = dict(solution=column, steps=FIRST_STEPS, until=EXACT, batch_size=16, checked=64)
-        options |= {"check_every": 10} | ({"lr": PRETRAINED_LR} if size >= LARGE else {})
+        options: dict[str, Any] = dict(
+            solution=column, steps=FIRST_STEPS, until=EXACT, batch_size=16, checked=64, check_every=10
+        )
+        if size >= LARGE:
+            options["lr"] = PRETRAINED_LR
         self.warm_start, self.tuned = WarmStart(**options), Tuned(samples=self.samples)
         self.tuned.choose(
             f"warm_start: only {accuracy:.0%} of the answers are right, so supervised steps on the column {column!r} "

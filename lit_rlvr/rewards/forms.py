@@ -194,7 +194,7 @@ KNOWN = ", ".join(f"{form.library} ({', '.join(form.parameters)})" for form in F
 NEVER_COLUMNS = ("prompt", "completion", "prompt_ids")
 """Names that TRL's functions do not get, though the data may have such columns."""
 TRL_HELPERS = ("trainer_state", "log_extra", "log_metric")
-"""What they get besides the columns."""
+"""Names that TRL's functions get besides the columns."""
 
 
 def form_of(function: Any) -> Form | None:

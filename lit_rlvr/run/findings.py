@@ -195,6 +195,11 @@ def course(metrics: Metrics, name: str) -> Course:
     return Course([step for step, _ in found], [value for _, value in found])
 
 
+def _names(metrics: Metrics) -> dict[str, None]:
+    """Return the names of all metrics, in the order in which they were first logged."""
+    return dict.fromkeys(chain.from_iterable(metrics.values()))
+
+
 def findings(metrics: Metrics) -> list[RunFinding]:
     """Return what looks wrong in a run, as far as its metrics show it."""
     return [finding for look in LOOKS for finding in look(metrics)]
@@ -368,7 +373,7 @@ def _dead_groups(metrics: Metrics) -> Iterator[RunFinding]:
 
 
 def _unreadable(metrics: Metrics) -> Iterator[RunFinding]:
-    names = dict.fromkeys(name for row in metrics.values() for name in row if name.endswith("/parse_fail"))
+    names = [name for name in _names(metrics) if name.endswith("/parse_fail")]
     shares = {name.split("/")[1]: course(metrics, name) for name in names if not name.startswith("reward/status/")}
     if found := {name: share for name, share in shares.items() if share.values and share.last > HIGH_SHARE}:
         yield RunFinding(
@@ -387,7 +392,7 @@ def _truncation(metrics: Metrics) -> Iterator[RunFinding]:
     cut = course(metrics, "rollout/truncated")
     if cut.values and (cut.last > HIGH_SHARE or (cut.is_long and cut.last > cut.first + WORSE)):
         seen.append(f"share cut off: {cut.change() if cut.is_long else number_text(cut.last)}")
-    for name in dict.fromkeys(found[1] for row in metrics.values() for m in row if (found := VALIDATED.fullmatch(m))):
+    for name in [found[1] for metric in _names(metrics) if (found := VALIDATED.fullmatch(metric))]:
         last = course(metrics, f"val/{name}/truncated")
         if last.values and last.values[-1] > HIGH_SHARE:
             seen.append(
@@ -523,6 +528,5 @@ def _no_progress(metrics: Metrics) -> Iterator[RunFinding]:
 
 
 LOOKS: tuple[Callable[[Metrics], Iterator[RunFinding]], ...] = (
-    fallen, _no_progress, in_vain, _length, _entropy, _gamed, _held_out, _engine, _failed_checks,
-    _skipped,
+    fallen, _no_progress, in_vain, _length, _entropy, _gamed, _held_out, _engine, _failed_checks, _skipped,
 )  # fmt: skip

@@ -159,6 +159,16 @@ def pass_at_k(correct: Tensor, k: int, counted: Tensor | None = None) -> Tensor:
     return torch.where(n[:, 0] < k, torch.nan, 1 - miss.prod(1))
 
 
+def constant_guess(answers: Counter[str]) -> float:
+    """Return the accuracy of always giving the most frequent reference answer; 0 if there is only one, because then the
+    references are not what answers are compared with.
+
+    Args:
+        answers: reference answer -> questions.
+    """
+    return max(answers.values()) / answers.total() if len(answers) > 1 else 0.0
+
+
 class EvaluationMetrics(nn.Module):
     """Metrics of one evaluated set: accuracy (also per category) with its standard error over the questions, the share
     of the most frequent reference answer, which is the accuracy of a constant guess, pass@k for powers of two up to n,
@@ -225,8 +235,8 @@ class EvaluationMetrics(nn.Module):
         """
         values = {"accuracy": self.accuracy, "length": self.length, "truncated": self.truncated}
         values |= {} if self.greedy is None else {"greedy": self.greedy}
-        right, judged, sampled = Counter[str](), Counter[str](), False
-        ours, answers = (self.right, self.judged, self.sampled, self.questions, self.answers), Counter[str]()
+        right, judged, answers, sampled = Counter[str](), Counter[str](), Counter[str](), False
+        ours = self.right, self.judged, self.sampled, self.questions, self.answers
         for right_there, judged_there, sampled_there, questions_there, answers_there in gather_objects(ours):
             answers.update(answers_there)
             right.update(right_there)
@@ -243,8 +253,8 @@ class EvaluationMetrics(nn.Module):
         shares = [right_ones / counted for right_ones, counted in self.questions.values()]
         if len(shares) > 1:
             found["accuracy_error"] = stdev(shares) / math.sqrt(len(shares))
-        if len(answers) > 1:  # else the references are not what answers are compared with
-            found["guess"] = max(answers.values()) / answers.total()
+        if guess := constant_guess(answers):
+            found["guess"] = guess
         found |= {f"pass@{m.k}": float(m.compute()) for m in self._pass_at()}
         found |= {f"accuracy/{name}": right[name] / judged[name] for name in sorted(judged)}
         return {name: value for name, value in found.items() if not math.isnan(value)}

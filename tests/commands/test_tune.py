@@ -79,11 +79,8 @@ def test_a_model_that_cannot_answer_gets_the_tokens_and_a_warm_start_that_it_nee
     sampling = settings["rollout"]["evaluation"]["sampling"]
     assert settings["rollout"]["sampling"]["max_tokens"] == sampling["max_tokens"] >= 6
     assert "only 0% of the answers are right, so supervised steps on the column 'answer' come first" in reasons
-    assert (
-        "not 2 as before" in reasons
-        and settings["warm_start"]["solution"] == "answer"
-        and "6: accuracy 0.0" not in reasons
-    )
+    assert "not 2 as before" in reasons and "6: accuracy 0.0" not in reasons
+    assert settings["warm_start"]["solution"] == "answer"
     fit = lit_rlvr("fit", "--config", "tiny.yaml", *data, "--config", "t.yaml", "--trainer.max_steps", 1)
     assert fit.status == 0 and "Warm start: at most" not in fit.err, fit.err
     monkeypatch.setattr(tune, "BARE", 0)  # answers are short next to max_tokens
