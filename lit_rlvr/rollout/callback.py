@@ -54,8 +54,8 @@ _log = logging.getLogger("lit_rlvr")
 class RolloutCallback(RolloutSettings, Callback):
     """Fills each prompt batch with a rollout before the algorithm sees it."""
 
-    source: RolloutSource  # built in setup, as the sampler
-    sampler: GroupSampler
+    source: RolloutSource = None  # type: ignore[assignment]  # built in setup, as the sampler
+    sampler: GroupSampler = None  # type: ignore[assignment]
     is_used_up = False  # whether the run has trained on all of `replay.rollouts_from`
     _record: Record | None = None  # of this run
     _provenance: Mapping[str, dict[str, Any]] = {}
