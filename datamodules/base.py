@@ -439,7 +439,7 @@ class PromptDataModule(ChecksArguments, UsesModel):
         """Read, check and tokenise the sets of a stage, so that bad data fails before the weights load."""
         for callback in () if self.trainer is None else self.trainer.callbacks:  # type: ignore[attr-defined]
             if getattr(callback, "config_key", "") == "rollout":
-                self.use_environment(callback.environment, callback.judges and not self.demonstrates)
+                self.use_environment(callback.environment, callback.has_reward and not self.demonstrates)
         new = "train" not in self.prompts
         for split in STAGE_SPLITS.get(stage, ("train", "validation", "test")):
             if split not in self.prompts:

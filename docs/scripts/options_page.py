@@ -40,8 +40,8 @@ from lit_rlvr.objectives import Importance
 from lit_rlvr.policy.adapters import Lora
 from lit_rlvr.policy.speed import Compute
 from lit_rlvr.rollout import FileTransfer, HFEngine, NCCLTransfer, RolloutCallback, VLLMEngine, VLLMServerEngine
-from lit_rlvr.rollout.callback import Evaluation
 from lit_rlvr.rollout.record import Replay
+from lit_rlvr.rollout.settings import Evaluation
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.monitor import CollapseMonitor
 from lit_rlvr.run.outputs import RunFolder

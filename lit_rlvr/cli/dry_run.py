@@ -17,6 +17,8 @@ from lit_rlvr.errors import check_all, shown
 from lit_rlvr.objectives import resolve_correction
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rollout.callback import RolloutCallback, rollout_of
+from lit_rlvr.rollout.preflight.data import check_data, warn_of_long_answers
+from lit_rlvr.rollout.preflight.sizes import check_sizes, log_sizes
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.loggers import callback_of
 from lit_rlvr.run.progress import Budget
@@ -90,17 +92,17 @@ class PlannedRun:
         rollout, data = self.rollout, self.data
         data.use_model(self.module)
 
-        def check_data() -> None:
+        def check_rows() -> None:
             data.setup("fit")
             check_all(
                 lambda: check_schedule(self.module.optim, self.steps),
-                lambda: rollout.check_data(self.module, data),
+                lambda: check_data(rollout, self.module, data),
                 lambda: callback_of(self.trainer, RunCheckpoint).check_metrics(self.trainer, self.module, data),
                 lambda: self.warm_start.check(self.module, data, rollout.environment, rollout.sampling),
                 lambda: rollout.replay.rollouts_from and rollout.replay_source(self.trainer, self.module, data),
             )
 
-        check_all(lambda: rollout.check_sizes(self.module, *self.sizes_on_device), check_data)
+        check_all(lambda: check_sizes(rollout, self.module, *self.sizes_on_device), check_rows)
 
     def settings(self) -> dict[str, Any]:
         """Return the parts and limits of the run by name."""
@@ -122,8 +124,8 @@ class PlannedRun:
             "model": f"{module.model} ({module.model_folder})",
             "data": describe_set(data, "train"),
             "validation": [describe_set(d, "validation") for d in data.validated if d.prompts["validation"]],
-            "rewards": [f"{reward.weight:g} x {reward.name}" for reward in rollout.rewards if rollout.judges],
-            "correct": (correct.name if correct else RULE_OF_CORRECT) if rollout.judges else None,
+            "rewards": [f"{reward.weight:g} x {reward.name}" for reward in rollout.rewards if rollout.has_reward],
+            "correct": (correct.name if correct else RULE_OF_CORRECT) if rollout.has_reward else None,
             "environment": environment_fingerprint(rollout.environment),
             "engine": rollout.generator.name,
             "strategy": type(trainer.strategy).__name__,
@@ -173,8 +175,8 @@ def dry_run(run: PlannedRun) -> None:
     """
     train_whole_rollouts(run.trainer, updates_of(run.module))
     run.prepare()
-    run.rollout.log_sizes(run.module, *run.sizes_on_device, data=run.data)
-    run.rollout.warn_of_long_answers(run.data)
+    log_sizes(run.rollout, run.module, *run.sizes_on_device, data=run.data)
+    warn_of_long_answers(run.rollout, run.data)
     steps = None if run.iterations is None else run.iterations * updates_of(run.module)
     warn_of_high_rate(run.module.lr, run.module.optim)
     warn_of_long_warmup(run.module.lr, run.module.optim, steps)

@@ -260,7 +260,7 @@ class RLVRCLI(LightningCLI):
         super().instantiate_classes()
         report_namesake(type(self.datamodule))
         rollout = self.config_init[self.subcommand].rollout
-        judges_all = rollout.judges and (self.subcommand == "filter" or not self.model.demonstrates)
+        judges_all = rollout.has_reward and (self.subcommand == "filter" or not self.model.demonstrates)
         self.datamodule.use_environment(rollout.environment, judges_all)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

@@ -21,6 +21,7 @@ from lit_rlvr.errors import check_within
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rewards.references import check_references
 from lit_rlvr.rollout.callback import rollout_of
+from lit_rlvr.rollout.preflight.data import scored_samples, warn_of_long_answers
 from lit_rlvr.run.trainer import Trainer
 from lit_rlvr.run.warm_start import WarmStart
 
@@ -54,8 +55,8 @@ class RLVRTrainer(Trainer):
         datamodule.setup("test" if split == "test" else "fit")
         model.teachers.check(datamodule, rollout.sampling)
         found = describe_prompts(datamodule, split, prompts, None if out is None else Path(out), model, rollout)
-        check_references(rollout.rewards, rollout.judged(datamodule))
-        rollout.warn_of_long_answers(datamodule)
+        check_references(rollout.rewards, scored_samples(rollout, datamodule))
+        warn_of_long_answers(rollout, datamodule)
         show_result(found, lambda: print_prompts(found))
         if out is None and any(prompt["images"] for prompt in found["prompts"]):
             _log.info("To look at the images as the model sees them, add --out FOLDER")

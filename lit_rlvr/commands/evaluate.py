@@ -39,7 +39,7 @@ from lit_rlvr.evaluation.suites import Suite, example, find_suites
 from lit_rlvr.rewards import shared_pool
 from lit_rlvr.rewards.combine import score_rollout
 from lit_rlvr.rollout.episodes import begins, check_turns
-from lit_rlvr.rollout.limits import LengthRequirement
+from lit_rlvr.rollout.preflight.lengths import LengthRequirement
 from lit_rlvr.run.folder import lock_folder
 from lit_rlvr.run.saved_model import resolve_run_model
 from lit_rlvr.training.validation import EvaluatingModule

@@ -21,7 +21,7 @@ from lit_rlvr.evaluation.records import RecordRow, Records
 from lit_rlvr.evaluation.sampler import Sampler, load_prompts, start_sampler
 from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.rollout.episodes import begins
-from lit_rlvr.rollout.limits import LengthRequirement
+from lit_rlvr.rollout.preflight.lengths import LengthRequirement
 from lit_rlvr.types import Prompt
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def prompts_to_sample(
     Raises:
         UserError: there are none, or a reward refuses the data, or there is no reward.
     """
-    if not rollout.judges:
+    if not rollout.has_reward:
         raise UserError("rollout.rewards is empty, so nothing tells which completions are right; give a reward")
     if module.adapter == "continue":  # nothing is trained here
         module.model_folder = resolve_model(module.model, module.config_overrides, "merge")

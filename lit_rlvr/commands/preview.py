@@ -16,6 +16,7 @@ from rich.rule import Rule
 from lit_rlvr.common.terminal import Terminal
 from lit_rlvr.datamodules.reading.images import film_strip
 from lit_rlvr.errors import UserError
+from lit_rlvr.rollout.preflight.data import check_demonstrations
 from lit_rlvr.types import Completion, Prompt, Video
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def describe_prompts(
         raise UserError(f"--split: there is no {split} set")
     shown = [_describe_prompt(data, prompt, folder) for prompt in prompts[:count]]
     if split == "train" and module.demonstrates:
-        rollout.check_demonstrations(module, data)
+        check_demonstrations(rollout, module, data)
         pairs = rollout.demonstrations[data.name].pairs(prompts[:count])
         rollout.demonstrations[data.name].close()
         for found, (start, completion) in zip(shown, pairs, strict=True):

@@ -19,7 +19,7 @@ from lit_rlvr.rewards.base import check_prefills
 from lit_rlvr.rewards.combine import Scores, score_rollout
 from lit_rlvr.rewards.references import check_references
 from lit_rlvr.rollout.episodes import Episodes, between_turns
-from lit_rlvr.rollout.limits import LengthRequirement, within_context
+from lit_rlvr.rollout.preflight.lengths import LengthRequirement, within_context
 from lit_rlvr.types import Completion, Prompt, Sampling
 
 if TYPE_CHECKING:

@@ -45,6 +45,7 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout import RolloutCallback
+from lit_rlvr.rollout.preflight.sizes import check_sizes, log_sizes
 from lit_rlvr.training.loss import KL, Loss
 from lit_rlvr.types import Sampling
 
@@ -128,8 +129,8 @@ def test_an_aggregation_that_the_formula_fixes_is_refused(cls: type[RLVRModule])
 
 def sizes(module: RLVRModule, group_size: int = 4) -> None:
     rollout = RolloutCallback(group_size, engine="hf")
-    rollout.check_sizes(module, 4, 1)
-    rollout.log_sizes(module, 4, 1)
+    check_sizes(rollout, module, 4, 1)
+    log_sizes(rollout, module, 4, 1)
 
 
 @pytest.mark.parametrize("cls", [GPG, AAPO, Reinforce])
@@ -275,10 +276,10 @@ def test_the_entropy_bonus_has_the_gradient_of_the_exact_entropy(options: dict[s
 def test_a_cpu_that_emulates_bfloat16_is_warned_of(
     factor: float, warned: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lit_rlvr.rollout.limits.bf16_slowdown", lambda: factor)
+    monkeypatch.setattr("lit_rlvr.rollout.preflight.sizes.bf16_slowdown", lambda: factor)
     rollout = RolloutCallback(engine="hf")
     with caplog.at_level("WARNING", "lit_rlvr"):
-        rollout.log_sizes(GRPO(), 4, 1, "32-true")
+        log_sizes(rollout, GRPO(), 4, 1, "32-true")
         assert not caplog.messages
-        rollout.log_sizes(GRPO(), 4, 1, "bf16-mixed")
+        log_sizes(rollout, GRPO(), 4, 1, "bf16-mixed")
     assert ("100 times slower than in float32; use --trainer.precision 32-true" in caplog.text) is warned

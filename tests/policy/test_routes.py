@@ -34,6 +34,7 @@ from lit_rlvr.policy.routes import routers, routing
 from lit_rlvr.policy.speed import enable_checkpointing
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.rollout.episodes import Episodes
+from lit_rlvr.rollout.preflight.sizes import check_sizes
 from lit_rlvr.training.teachers import Demonstration, Teacher
 from lit_rlvr.types import Completion, Rollout, Sampling
 
@@ -236,7 +237,7 @@ def test_a_record_holds_the_experts(run_folder: Path, lit_rlvr: Callable[..., An
 
 def refused(callback: RolloutCallback, model: Path, device: str = "cpu", **options: Any) -> str:
     with pytest.raises(UserError) as error:
-        callback.check_sizes(GRPO(model=str(model), **options), 8, 1, device=device)
+        check_sizes(callback, GRPO(model=str(model), **options), 8, 1, device=device)
     return str(error.value)
 
 
@@ -248,10 +249,10 @@ def test_what_cannot_replay_is_refused_in_one_line(tmp_path: Path) -> None:
     assert "layers that model.compute.torch_compile compiles cannot replay" in refused(
         ours, experts, compute={"torch_compile": True}
     )
-    ours.check_sizes(GRPO(model=str(experts)), 8, 1)
+    check_sizes(ours, GRPO(model=str(experts)), 8, 1)
     vllm = RolloutCallback(engine=VLLMEngine(), replay_routes=True)
     assert "vLLM returns no experts of tokens on a CPU" in refused(vllm, experts)
-    vllm.check_sizes(GRPO(model=str(experts)), 8, 1, device="cuda")
+    check_sizes(vllm, GRPO(model=str(experts)), 8, 1, device="cuda")
     stops = RolloutCallback(engine=VLLMEngine(), replay_routes=True, sampling=Sampling(stop=("x",)))
     assert "with rollout.sampling.stop; use" in refused(stops, experts, "cuda")
     server = RolloutCallback(

@@ -23,7 +23,7 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora, add_adapters
 from lit_rlvr.policy.loading import load_model_config, load_policy
 from lit_rlvr.policy.sources import resolve_model
-from lit_rlvr.rollout.limits import context_length
+from lit_rlvr.rollout.preflight.lengths import context_length
 
 
 def test_a_model_folder_is_itself(tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

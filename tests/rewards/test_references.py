@@ -17,6 +17,7 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import MathAnswer, Reward
 from lit_rlvr.rewards.references import GOLD_SAMPLES, check_references, long_answers, warn_of_gold_answers
 from lit_rlvr.rollout.callback import RolloutCallback
+from lit_rlvr.rollout.preflight.data import check_data
 from lit_rlvr.types import Completion, Pair, Prompt, RewardResult, Sample, Sampling
 
 
@@ -79,7 +80,7 @@ def test_training_and_validation_references_are_checked_before_the_weights_load(
         made.use_model(module)
         made.setup("fit")
         with pytest.raises(UserError, match=rf"{where}: rewards.Spelt: '\d' is no word \(spelt: 1 of 3 rows\)"):
-            RolloutCallback(rewards=[Spelt()], engine="hf").check_data(module, made)
+            check_data(RolloutCallback(rewards=[Spelt()], engine="hf"), module, made)
 
 
 def test_gold_answers_that_do_not_score_are_reported_in_a_line(caplog: Any) -> None:

@@ -16,7 +16,7 @@ from transformers import Gemma3TextConfig, LlamaConfig, MambaConfig, Qwen2_5_VLC
 
 from lit_rlvr.engines.base import Done, EngineContext
 from lit_rlvr.errors import UserError
-from lit_rlvr.rollout.limits import LengthRequirement, check_lengths, context_length
+from lit_rlvr.rollout.preflight.lengths import LengthRequirement, check_lengths, context_length
 from lit_rlvr.types import Completion, Prompt, Sampling
 
 CLI = Callable[..., Any]

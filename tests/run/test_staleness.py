@@ -13,6 +13,8 @@ from tiny_fit import fit
 from tiny_runs import FIT, STRATEGIES, assert_same_run, completions, in_two_processes, metrics, summary, to
 from tiny_runs import fit as run
 
+from lit_rlvr.rollout.preflight.sizes import check_sizes
+
 CLI = Callable[..., Any]
 
 
@@ -66,11 +68,11 @@ def test_on_a_gpu_the_next_rollout_is_generated_elsewhere() -> None:
     from lit_rlvr.rollout import FileTransfer, RolloutCallback, VLLMServerEngine
 
     stale = RolloutCallback(engine="vllm", staleness=1)
-    stale.check_sizes(GRPO(), 8, 1)
+    check_sizes(stale, GRPO(), 8, 1)
     with pytest.raises(UserError, match="needs the GPU that is training; use VLLMServerEngine"):
-        stale.check_sizes(GRPO(), 8, 1, device="cuda")
+        check_sizes(stale, GRPO(), 8, 1, device="cuda")
     elsewhere = VLLMServerEngine(["http://host:1"], FileTransfer(Path()))
-    RolloutCallback(engine=elsewhere, staleness=4).check_sizes(GRPO(), 8, 1, device="cuda")
+    check_sizes(RolloutCallback(engine=elsewhere, staleness=4), GRPO(), 8, 1, device="cuda")
 
 
 @pytest.mark.slow

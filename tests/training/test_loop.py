@@ -37,7 +37,7 @@ ASIDE = {
     "engines/base.py": "what an engine is given",
     "engines/hf.py": "one engine",
     "rollout/episodes.py": "turns, of which there is one here",
-    "rollout/limits.py": "how long a completion may be",
+    "rollout/preflight/lengths.py": "how long a completion may be",
     "common/seeds.py": "seeds",
     "common/terminal.py": "progress",
     "training/failures.py": "out of memory, and steps that are skipped",

@@ -1,0 +1,127 @@
+"""Rows against rewards, environment and model: references, completions to learn from, lengths."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING
+
+from lit_rlvr.errors import UserError, check_all, refuse_all
+from lit_rlvr.rewards.base import check_prefills
+from lit_rlvr.rewards.references import LongAnswers, check_references, long_answers, warn_of_other_lengths
+from lit_rlvr.rollout.preflight.lengths import check_lengths, length_requirements
+from lit_rlvr.rollout.preflight.rewards import check_selection, check_unrewarded, check_whole_rollouts
+from lit_rlvr.rollout.preflight.teachers import check_teachers
+from lit_rlvr.rollout.settings import RolloutSettings
+from lit_rlvr.training.module import RLVRModule
+from lit_rlvr.types import Sample
+
+if TYPE_CHECKING:
+    from lit_rlvr.datamodules import PromptDataModule
+
+
+_log = logging.getLogger("lit_rlvr")
+
+
+def check_data(rollout: RolloutSettings, module: RLVRModule, data: PromptDataModule) -> None:
+    """Check the settings against the loaded data and the model's context.
+
+    Raises:
+        UserError: names the settings.
+    """
+    names = [other.name for other in data.validated]
+    samples = rollout.evaluation.samples
+    unknown = [name for name in samples if name not in names] if isinstance(samples, dict) else []
+    data.use_environment(rollout.environment, rollout.has_reward and not module.demonstrates)
+    check_all(
+        lambda: refuse_all(
+            f"rollout.evaluation.samples: there is no validation set {name!r}; the sets are {', '.join(names)}"
+            for name in unknown
+        ),
+        lambda: check_selection(rollout, module),
+        lambda: check_unrewarded(rollout, module, data),
+        *(partial(check_prefills, rollout.rewards, d.opening, d.chat.score_prefill) for d in data.validated),
+        lambda: check_whole_rollouts(rollout, module, data),
+        lambda: check_references(rollout.rewards, scored_samples(rollout, data)),
+        lambda: check_demonstrations(rollout, module, data),
+        lambda: check_lengths(module.model_folder, length_requirements(rollout, data)),
+        lambda: check_teachers(rollout, module, data),
+    )
+    refuse_all(str(found) for found in find_long_answers(rollout, data) if found.is_hopeless)
+
+
+def scored_samples(rollout: RolloutSettings, data: PromptDataModule) -> list[Sample]:
+    """Return the samples whose completions rewards judge."""
+    if not data.demonstrates:
+        return data.loaded
+    return [
+        prompt.sample
+        for other in data.validated
+        for split, prompts in other.prompts.items()
+        if split != "train" and rollout.samples_of(other.name)
+        for prompt in prompts
+    ]
+
+
+def check_demonstrations(rollout: RolloutSettings, module: RLVRModule, data: PromptDataModule) -> None:
+    """Refuse rows without a completion to train on, and settings that only a module with such rows can have."""
+    if not module.demonstrates:
+        unmeasured = [other.name for other in data.validated if not rollout.samples_of(other.name)]
+        refuse_all(
+            f"rollout.evaluation.samples: 0 for {name} measures the loss alone, which only SFT has; give 1 or more"
+            for name in unmeasured
+        )
+        return
+    if rollout.staleness or rollout.replay.rollouts_from or rollout.replay.record or rollout.replay_routes:
+        raise UserError(
+            "rollout: SFT samples nothing to train on, so staleness, replay.rollouts_from, replay.record and "
+            "replay_routes do not apply; leave them out"
+        )
+    if rollout.demonstrations:
+        return
+    from lit_rlvr.datamodules.reading.rows import abbreviate
+    from lit_rlvr.rollout.demonstrations import Demonstrations
+
+    env = rollout.environment
+    unanswered = [sample.source or sample.id for sample in scored_samples(rollout, data) if not sample.answer]
+    if unanswered and rollout.has_reward and not (env is not None and (env.judges or env.reward_functions)):
+        raise UserError(
+            f"rollout.evaluation.samples: rewards judge validation, and {len(unanswered)} of its rows have no "
+            f"answer ({abbreviate(unanswered)}); name its column (data.columns), or set 0 to validate by the loss"
+        )
+    for other in data.validated:
+        shown = Demonstrations(
+            other, module.target, "model.target", module.model_folder, rollout.environment, rollout.sampling
+        )
+        found = [shown.check(prompts) for prompts in other.prompts.values()]
+        rollout.demonstrated = rollout.demonstrated or found[0]
+        rollout.demonstrations[other.name] = shown
+
+
+def warn_of_long_answers(rollout: RolloutSettings, data: PromptDataModule) -> None:
+    """Warn of gold answers that are longer than a completion can be, and of rewards for other lengths."""
+    if not data.demonstrates:
+        warn_of_other_lengths(rollout.rewards, rollout.sampling.max_completion_tokens)
+    for found in find_long_answers(rollout, data):
+        _log.warning("%s", found)
+
+
+def find_long_answers(rollout: RolloutSettings, data: PromptDataModule) -> list[LongAnswers]:
+    """Return what is too long for training, and for validation if its limit is another; try the rewards once."""
+    if data.demonstrates:  # their lengths are known
+        return []
+    if rollout.too_long is None:
+        limits = {"train": ("sampling", rollout.sampling), "validation": ("evaluation.sampling", rollout.eval_sampling)}
+        found = [
+            long_answers(
+                rollout.rewards,
+                data.prompts.get(split, ()),
+                data.tokenizer,
+                sampling,
+                f"rollout.{key}.max_tokens",
+            )
+            for split, (key, sampling) in limits.items()
+            if split == "train" or sampling.max_tokens != rollout.sampling.max_tokens
+        ]
+        rollout.too_long = [one for one in found if one is not None]
+    return rollout.too_long

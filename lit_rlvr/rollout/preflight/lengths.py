@@ -1,0 +1,139 @@
+"""Lengths of prompts and completions against each other and the model's context."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.policy.loading import load_model_config
+from lit_rlvr.rollout.episodes import begins
+from lit_rlvr.rollout.settings import RolloutSettings
+from lit_rlvr.types import Prompt
+
+if TYPE_CHECKING:
+    from lit_rlvr.datamodules import PromptDataModule
+
+
+_log = logging.getLogger("lit_rlvr")
+
+
+@dataclass(frozen=True)
+class LengthRequirement:
+    """A set of prompts and the maximum length of their completions.
+
+    Args:
+        name: the set's name in messages.
+        prompts: at least one.
+        max_tokens: maximum tokens of a completion.
+        option: the option that sets `max_tokens`.
+        prompt_option: the option that leaves out longer prompts.
+        min_prompt_tokens: the least length to assume for a prompt, because an environment may add to it.
+    """
+
+    name: str
+    prompts: Sequence[Prompt]
+    max_tokens: int
+    option: str
+    prompt_option: str = "data.init_args.reading.max_prompt_tokens"
+    min_prompt_tokens: int = 0
+
+    @property
+    def longest(self) -> Prompt:
+        return max(self.prompts, key=lambda prompt: len(prompt.token_ids))
+
+    @property
+    def max_sequence_tokens(self) -> int:
+        """Tokens of the longest prompt plus the longest completion."""
+        return max(len(self.longest.token_ids), self.min_prompt_tokens) + self.max_tokens
+
+
+def length_requirements(rollout: RolloutSettings, data: PromptDataModule) -> list[LengthRequirement]:
+    """Return the loaded sets of a run, with their maximum completion lengths; the training prompts come first."""
+    limit = "max_tokens" if rollout.sampling.max_turns == 1 else "max_episode_tokens"
+    trained = rollout.sampling.max_completion_tokens, f"rollout.sampling.{limit}"
+    evaluated = rollout.eval_sampling.max_completion_tokens, f"rollout.evaluation.sampling.{limit}"
+    return [
+        LengthRequirement(
+            f"{other.name} {split}",
+            prompts,
+            *(trained if split == "train" else evaluated),
+            min_prompt_tokens=other.reading.max_prompt_tokens if begins(rollout.environment) else 0,
+        )
+        for other in data.validated
+        for split, prompts in other.prompts.items()
+        if prompts
+    ]
+
+
+def check_lengths(model_folder: str, sets: Sequence[LengthRequirement]) -> None:
+    """Refuse a set whose longest prompt and completion exceed the model's context. Reads only the model's config.
+
+    Raises:
+        UserError: names the prompt, and which option to lower to what.
+    """
+    context = context_length(load_model_config(model_folder))
+    for requirement in sets:
+        if context is None or requirement.max_sequence_tokens <= context:
+            continue
+        tokens = requirement.max_sequence_tokens - requirement.max_tokens
+        said = f"prompt {requirement.longest.sample.id} has {tokens} tokens"
+        if tokens > len(requirement.longest.token_ids):
+            said = f"the environment adds to prompts, up to {requirement.prompt_option}={tokens} tokens"
+        allowed_by_option = {
+            requirement.prompt_option: context - requirement.max_tokens, requirement.option: context - tokens
+        }  # fmt: skip
+        lower = " or ".join(f"{option} to {allowed}" for option, allowed in allowed_by_option.items() if allowed > 0)
+        raise UserError(
+            f"{requirement.name}: {said}, which with {requirement.option}={requirement.max_tokens} is more than the "
+            f"model's context of {context} tokens; lower {lower or ' and '.join(allowed_by_option)}, or raise it by "
+            "model.config_overrides"
+        )
+
+
+def within_context(model_folder: str, sets: Sequence[LengthRequirement]) -> int:
+    """Return the longest sequence; warn about completions that the context truncates.
+
+    Returns:
+        Tokens of the longest sequence, prompt and completion together; at most the model's context.
+
+    Raises:
+        UserError: a prompt leaves no room for a completion.
+    """
+    context = context_length(load_model_config(model_folder))
+    if context is None:
+        return max(requirement.max_sequence_tokens for requirement in sets)
+    for requirement in sets:
+        tokens = len(requirement.longest.token_ids)
+        if tokens >= context:
+            raise UserError(
+                f"{requirement.name}: prompt {requirement.longest.sample.id} has {tokens} tokens, which leaves no room "
+                f"in the model's context of {context} tokens; lower {requirement.prompt_option} to {context - 1}"
+            )
+        cut = sum(len(prompt.token_ids) + requirement.max_tokens > context for prompt in requirement.prompts)
+        if cut:
+            _log.warning(
+                "%s: %d of %d prompts and %d new tokens do not fit into the model's context of %d tokens; their "
+                "completions end there, after %d tokens at the least",
+                requirement.name, cut, len(requirement.prompts), requirement.max_tokens, context, context - tokens,
+            )  # fmt: skip
+    return min(context, max(requirement.max_sequence_tokens for requirement in sets))
+
+
+def context_length(config: Any) -> int | None:
+    """Return the longest sequence that a model's positions support, as vLLM computes it; None if the config does not
+    say.
+
+    `linear` and `dynamic` RoPE scaling multiply `max_position_embeddings`; for other kinds, and for Gemma 3, it already
+    includes the factor.
+    """
+    text = config.get_text_config()
+    length = getattr(text, "max_position_embeddings", None)
+    if length is None:
+        return None
+    ropes: dict[str, Any] = getattr(text, "rope_parameters", None) or {}
+    kinds = [ropes, *(value for value in ropes.values() if isinstance(value, dict))]  # one, or one per layer type
+    factors = [kind.get("factor") or 1 for kind in kinds if kind.get("rope_type") in ("linear", "dynamic")]
+    return int(length * (1 if "gemma3" in text.model_type else max(factors, default=1)))

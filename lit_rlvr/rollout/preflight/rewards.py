@@ -1,0 +1,54 @@
+"""Rewards against the algorithm and the data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lit_rlvr.errors import UserError, refuse_all
+from lit_rlvr.rollout.settings import RolloutSettings
+from lit_rlvr.training.module import RLVRModule
+
+if TYPE_CHECKING:
+    from lit_rlvr.datamodules import PromptDataModule
+
+
+def check_unrewarded(rollout: RolloutSettings, module: RLVRModule, data: PromptDataModule) -> None:
+    """Refuse what needs rewards if there are none."""
+    if rollout.has_reward:
+        return
+    if module.teachers.options is None and not module.demonstrates:
+        raise UserError("rollout.rewards is empty: give at least one reward, or a model.teacher to learn from")
+    needing = {
+        "model.dynamic_sampling, or the advantage's min_valid_fraction": module.selection.least,
+        "model.kl.in_reward": module.kl.in_reward,
+        "model.loss.positive_nll_coef": module.loss_options.positive_nll_coef,
+    }
+    refuse_all(f"{option}: it needs rewards, and rollout.rewards is empty; leave it out, or set it to false or 0"
+               for option, needs in needing.items() if needs)  # fmt: skip
+    refuse_all(
+        f"rollout.rewards is empty, so nothing tells whether an answer to a prompt of {other.name} {split} is "
+        "right; give a reward, or leave this set out"
+        for other in data.validated
+        for split, prompts in other.prompts.items()
+        if split != "train" and prompts and rollout.samples_of(other.name)
+    )
+
+
+def check_selection(rollout: RolloutSettings, module: RLVRModule) -> None:
+    """Refuse dynamic sampling by a reward that there is not."""
+    names = [reward.name for reward in rollout.rewards]
+    if (by := module.selection.by) not in ("reward", "correct", *names):
+        raise UserError(
+            f"model.dynamic_sampling: there is no reward {by!r}; give reward, correct, false, or the name of a "
+            f"reward: {', '.join(names)}"
+        )
+
+
+def check_whole_rollouts(rollout: RolloutSettings, module: RLVRModule, data: PromptDataModule) -> None:
+    """Refuse rewards of whole rollouts where single groups are judged while others are sampled."""
+    late = [reward.name for reward in rollout.rewards if reward.whole_rollout]
+    if rollout.staleness and late and module.selection.wanted(data.prompts_per_rollout):
+        raise UserError(
+            f"rollout.staleness: reward {late[0]} judges whole rollouts, but dynamic sampling has to know single "
+            "groups before; turn one of them off"
+        )

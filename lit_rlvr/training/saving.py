@@ -1,0 +1,91 @@
+"""Checkpoints: what a run saves besides weights and optimizer, by its parts, and what it checks when it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lit_rlvr.advantages import Advantage
+from lit_rlvr.common.settings import dotted_path_of
+from lit_rlvr.distributed.checkpoints import check_identity, run_identity
+from lit_rlvr.policy.adapters import is_saved
+from lit_rlvr.training.failures import SkippedSteps, UnjudgedRollouts
+from lit_rlvr.training.loading import LoadedModule
+from lit_rlvr.training.optimizer import AdaptiveLR
+from lit_rlvr.training.reference import Reference
+
+
+class SavedModule(LoadedModule):
+    """Saves and restores the state of a run; `RLVRModule` has the parts."""
+
+    advantage: Advantage
+    iteration: int
+    skipped: SkippedSteps
+    unjudged: UnjudgedRollouts
+    adaptive_lr: AdaptiveLR | None
+    _build_optimizer: Callable[[], Any]
+    _saved_options: dict[str, Any]  # the optimizer's when the checkpoint was written
+    _saved_lr: dict[str, float]  # the adaptive learning rate's
+
+    @property
+    def trained(self) -> list[str]:
+        """The names of the parameters in the optimizer, in its order."""
+        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+
+    @property
+    def saved(self) -> list[str]:
+        """The names of the parameters of adapters that a checkpoint holds."""
+        return [name for name, _ in self.named_parameters() if is_saved(name)]
+
+    @property
+    def averaged_teachers(self) -> dict[str, Reference]:
+        """The teachers whose weights change and are their own."""
+        return {label: held for label, held in self.teachers.held.items() if held.update_every}
+
+    def _identity(self) -> dict[str, str]:
+        found = run_identity(self.trainer.datamodule, self, self.advantage, self.policy)  # type: ignore[attr-defined]
+        if self.trainer.state.fn == "fit":
+            # The trainer's own is made after a checkpoint is loaded.
+            found["optimizer"] = dotted_path_of(type(self._build_optimizer()))
+        return found
+
+    def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of a different kind of run, before shapes could clash.
+
+        Raises:
+            UserError: names what differs.
+        """
+        check_identity(self._identity(), checkpoint["rlvr"])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["rlvr"] = self._identity() | {
+            "iteration": self.iteration,
+            "updates": self.updates,
+            "optimizer_options": self.trainer.optimizers[0].defaults,
+            "skipped": self.skipped.state_dict(),
+            "unjudged": self.unjudged.state_dict(),
+            "tokens": self.budget.state_dict(),
+            "advantage_state": self.advantage.state_dict(),
+            "reference": self.reference.state_dict(),
+            "teachers": {label: held.state_dict() for label, held in self.averaged_teachers.items()},
+            "model_folder": self.model_folder,
+            "lr": {} if self.adaptive_lr is None else self.adaptive_lr.state_dict(),
+        }
+        if self.lora is not None:
+            weights, saved = checkpoint["state_dict"], set(self.saved)
+            checkpoint["state_dict"] = {name: value for name, value in weights.items() if name in saved}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.check_checkpoint(checkpoint)
+        saved = checkpoint["rlvr"]
+        self.iteration, self.updates = saved["iteration"], saved["updates"]
+        self._saved_options = saved.get("optimizer_options", {})
+        self._saved_lr = saved.get("lr", {})
+        self.skipped.load_state_dict(saved["skipped"])
+        self.unjudged.load_state_dict(saved.get("unjudged", self.unjudged.state_dict()))
+        self.budget.load_state_dict(saved["tokens"])
+        self.advantage.load_state_dict(saved["advantage_state"])
+        self.reference.load_state_dict(saved["reference"])
+        for label, held in self.averaged_teachers.items():
+            if label in saved.get("teachers", {}):  # else it averages from the initial weights on
+                held.load_state_dict(saved["teachers"][label])
