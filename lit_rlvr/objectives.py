@@ -220,15 +220,6 @@ def policy_gradient(x: LossInputs) -> tuple[Tensor, Stats]:
     return -masked_sum(x.advantages * x.logp, x.token_weight, x.mask), {}
 
 
-def teacher_advantages(teacher_logp: Tensor, old_logp: Tensor, mask: Tensor) -> Tensor:
-    """Return `log teacher - log old` (B, T), 0 where the mask is False: minus a sample of `KL(policy || teacher)`.
-
-    As the advantage of a policy gradient it descends that divergence of each token, given those before it. Source: Lu
-    et al. 2025 (On-Policy Distillation, Thinking Machines); MiniLLM (arXiv 2306.08543), eq. 4, its first term.
-    """
-    return torch.where(mask, teacher_logp - old_logp, 0.0)
-
-
 def vocabulary_divergence(student: Tensor, teacher: Tensor, beta: float, top_k: int | None = None) -> Tensor:
     """Return the divergence (N,) of two distributions S and T over the vocabulary, in nats: GKD's generalised
     Jensen-Shannon, `beta KL(T || M) + (1 - beta) KL(S || M)` with `M = beta T + (1 - beta) S`.

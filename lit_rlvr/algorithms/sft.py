@@ -13,8 +13,9 @@ from lit_rlvr.objectives import Importance, LossInputs, Stats, masked_sum
 from lit_rlvr.training.loss import KL, Loss
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.training.optimizer import AutoLR
-from lit_rlvr.training.step import TokenScores, logprobs_of
+from lit_rlvr.training.step import logprobs_of
 from lit_rlvr.training.teachers import Teacher
+from lit_rlvr.training.terms import TokenScores
 from lit_rlvr.types import PromptBatch, Rollout
 
 

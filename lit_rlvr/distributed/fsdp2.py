@@ -237,7 +237,7 @@ class FSDP2(ModelParallelStrategy):
             load_shares({MOMENTS: moments}, path)
             state = checkpoint["optimizer_states"][0] | {"state": moments}
             set_optimizer_state_dict(module, optimizer, state)
-        ours = frozen_parts(module.reference, module.averaged_teachers)
+        ours = frozen_parts(module.reference, module.teachers.averaged)
         for part, state in parts_in_shards(checkpoint).items():
             if part in ours and ours[part].policy is not None:
                 state["weights"] = get_model_state_dict(ours[part].policy)

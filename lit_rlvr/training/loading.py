@@ -26,6 +26,7 @@ from lit_rlvr.training.failures import TokenBudget
 from lit_rlvr.training.loss import KL, Loss
 from lit_rlvr.training.reference import Reference
 from lit_rlvr.training.teachers import Teachers, is_url, teacher_folder
+from lit_rlvr.training.terms import Term
 from lit_rlvr.training.validation import EvaluatingModule
 
 _log = logging.getLogger("lit_rlvr")
@@ -43,13 +44,15 @@ class LoadedModule(EvaluatingModule):
     reference: Reference
     reference_completions: ReferenceCompletions | None
     teachers: Teachers
+    terms: list[Term]
     replays_routes: bool
     most_tokens: int
 
     @property
     def needs_reference(self) -> bool:
         """Whether the KL term or the advantage needs a reference policy."""
-        return self.kl.coef > 0 or self.reference_completions is not None
+        by_terms = any("ref_logp" in term.needs for term in self.terms)
+        return by_terms or self.reference_completions is not None
 
     def configure_model(self) -> None:
         if self.policy is None:
@@ -85,7 +88,7 @@ class LoadedModule(EvaluatingModule):
                 round_ties(p for p in self.policy.parameters() if p.requires_grad)
             if self.replays_routes:
                 self.policy.replay_routes()
-            if self.loss_options.balance_coef:
+            if any("balance" in term.needs for term in self.terms):
                 self.policy.balance_experts()
             self._distribute(self.policy)
             self._load_reference()

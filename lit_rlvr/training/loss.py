@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -27,20 +27,17 @@ from lit_rlvr.common.returned import (
     require_loss,
     require_metrics,
 )
-from lit_rlvr.common.settings import class_default
-from lit_rlvr.errors import UserError, check_takes, check_within, defined_at, option_group, refuse_all
+from lit_rlvr.errors import UserError, check_takes, check_within, defined_at, option_group
 from lit_rlvr.objectives import (
     Aggregation,
     KLEstimator,
     LossInputs,
     Stats,
     StepTokens,
-    kl_estimate,
     largest,
     masked_mean,
-    masked_sum,
-    ratio,
 )
+from lit_rlvr.training.terms import EntropyBonus, ExpertBalance, KLTerm, Need, RightNLL, Term, TokenScores, costs
 
 _log = logging.getLogger("lit_rlvr")
 
@@ -128,38 +125,31 @@ class LossModule(ABC):
     uses_rollout: ClassVar[bool] = False
     fixes_aggregation: ClassVar[bool] = False
 
-    teacher_coef: float = 1.0
-    """The weight of the divergence from a teacher over the vocabulary."""
-
-    def __init__(self, advantage: Advantage | str, loss: Loss, kl: KL) -> None:
-        refuse_all(self._contradictions(loss, kl))
+    def __init__(
+        self, advantage: Advantage | str, loss: Loss, kl: KL, teacher: Term | None = None, terms: Sequence[Term] = ()
+    ) -> None:
         check_takes(self.objective, "x")
         check_takes(self.observe, "group")
         check_takes(self.select, "step")
         self.advantage, self.loss_options, self.kl = resolve_advantage(advantage), loss, kl
+        ours = (
+            KLTerm(kl.coef, kl.estimator, kl.in_reward, kl.bias_correction) if kl.coef else None,
+            teacher,
+            ExpertBalance(loss.balance_coef) if loss.balance_coef else None,
+            EntropyBonus(loss.entropy_coef) if loss.entropy_coef else None,
+            RightNLL(loss.positive_nll_coef) if loss.positive_nll_coef else None,
+        )
+        self.terms = [*(term for term in ours if term is not None), *terms]
         self._has_said_change = False  # that something changes its input
 
-    def _contradictions(self, loss: Loss, kl: KL) -> Iterator[str]:
-        name, own = type(self).__name__, class_default(type(self), "loss").aggregation
-        if self.fixes_aggregation and loss.aggregation != own:
-            yield f"model.loss.aggregation: {name} is defined with {own}, not {loss.aggregation}; leave it out"
-        if self.sequence_level and loss.top_entropy_quantile < 1:
-            yield f"model.loss.top_entropy_quantile: {name} weighs whole sequences; leave it at 1"
-        if kl.in_reward and not kl.coef:
-            yield "model.kl.in_reward: there is no KL term; set model.kl.coef above 0"
-        if kl.in_reward and kl.bias_correction:
-            yield "model.kl.bias_correction: it corrects the loss's KL term, which model.kl.in_reward replaces; set one"
-
-    @property
-    def kl_in_loss(self) -> bool:
-        """Whether the loss has a KL term."""
-        return self.kl.coef > 0 and not self.kl.in_reward
+    def needs(self, need: Need, in_loss: bool = True) -> bool:
+        """Return whether a term in the loss needs a field of its input, or one in the rewards or advantages."""
+        return any(need in term.needs for term in self.terms if (term.place == "loss") == in_loss)
 
     @property
     def runs_all_rows(self) -> bool:
         """Whether rows with advantage 0 have a gradient too, by a term that does not depend on advantages."""
-        coefs = self.loss_options.entropy_coef, self.loss_options.positive_nll_coef, self.loss_options.balance_coef
-        return self.kl_in_loss or any(coefs)
+        return any(term.place != "rewards" for term in self.terms)
 
     @property
     def needs_step_tokens(self) -> bool:
@@ -210,13 +200,14 @@ class LossModule(ABC):
             everything = largest(step.entropy, count, step.chance)
         return everything, chosen
 
-    def penalised(self, group: GroupBatch, kl: Tensor) -> GroupBatch:
-        """Return the groups with `kl.coef` times the KL divergence subtracted from the rewards.
-
-        Args:
-            kl: (P, G) estimate for each completion, a sum over its tokens.
-        """
-        return replace(group, rewards=group.rewards - self.kl.coef * kl.to(group.rewards.dtype))
+    def reward_costs(self, scores: TokenScores, rewards: Tensor) -> tuple[Tensor, Stats]:
+        """Return what the terms take from some rewards (P, G), in their shape and precision, and the sums over tokens
+        that are logged as means."""
+        total, stats = torch.zeros_like(rewards), Stats()
+        for term, cost in costs(self.terms, "rewards", scores):
+            total = total + term.coef * cost.sum(1).view(rewards.shape).to(total)
+            stats |= {term.metric: cost.double().sum()} if term.metric else {}
+        return total, stats
 
     def estimate(self, group: GroupBatch) -> tuple[Tensor, dict[str, float]]:
         """Return advantages of the whole rollout (all ranks), and metrics to log as `train/...`.
@@ -269,34 +260,16 @@ class LossModule(ABC):
         return masked_mean(advantages, group.mask).view(group.rewards.shape)
 
     def loss(self, x: LossInputs) -> tuple[Tensor, Stats]:
-        """Return the objective plus the KL term plus the divergence from a teacher plus the balance of experts minus
-        the entropy bonus plus the NLL of right completions, for some rows of one optimizer step.
+        """Return the objective plus the terms in the loss, for some rows of one optimizer step.
 
         Raises:
-            UserError: the objective does not return a loss with a gradient and statistics, or an entropy bonus is
-                given without a model.
+            UserError: the objective does not return a loss with a gradient and statistics, or a term cannot be
+                computed.
         """
         with inputs_stay(self.objective, x, "x"):
             loss, stats = require_loss(self.objective, self.objective(replace(x)), x)
-        if x.ref_logp is not None:
-            kl = kl_estimate(x.logp, x.ref_logp, x.mask, self.kl.estimator)
-            if self.kl.bias_correction:
-                kl = kl * ratio(x.logp, x.old_logp, x.mask)
-            loss = loss + self.kl.coef * masked_sum(kl, x.plain_weight, x.mask)
-            stats = stats | {"kl": kl.detach().sum()}
-        if x.divergence is not None:
-            loss = loss + self.teacher_coef * masked_sum(x.divergence, x.plain_weight, x.mask)
-            stats = stats | {"teacher_divergence": torch.where(x.mask, x.divergence.detach(), 0.0).sum()}
-        if x.balance is not None:
-            loss = loss + self.loss_options.balance_coef * masked_sum(x.balance, x.plain_weight, x.mask)
-            stats = stats | {"expert_balance": torch.where(x.mask, x.balance.detach(), 0.0).sum()}
-        if self.loss_options.entropy_coef:
-            if x.entropy is None:
-                raise UserError("model.loss.entropy_coef: the entropy needs a model; use 0")
-            loss = loss - self.loss_options.entropy_coef * masked_sum(x.entropy, x.plain_weight, x.mask)
-        if self.loss_options.positive_nll_coef:
-            if x.right is None:
-                raise UserError("model.loss.positive_nll_coef: rewards tell what is right; use 0 without them")
-            nll = -masked_sum(x.logp, x.plain_weight * x.right[:, None], x.mask)
-            loss = loss + self.loss_options.positive_nll_coef * nll
+        for term, cost in costs(self.terms, "loss", x):
+            loss = loss + term.coef * (cost * x.plain_weight).sum()
+            if term.metric:
+                stats = stats | {term.metric: cost.detach().sum()}
         return loss, stats

@@ -31,15 +31,13 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from torch.nn.parallel import DistributedDataParallel
 
-from lit_rlvr.advantages import Advantage, GroupBatch
+from lit_rlvr.advantages import Advantage
 from lit_rlvr.advantages.base import degenerate
 from lit_rlvr.common.settings import init_arguments, with_class_defaults
 from lit_rlvr.common.terminal import progress
 from lit_rlvr.distributed.collectives import (
-    all_max,
     all_sum,
     broadcast_first,
     gather_rows,
@@ -47,16 +45,14 @@ from lit_rlvr.distributed.collectives import (
     to_device,
     world_size,
 )
-from lit_rlvr.errors import MAX_SIZE, ChecksArguments, UserError, check_within
-from lit_rlvr.objectives import Importance, kl_estimate, masked_mean, resolve_correction, teacher_advantages
+from lit_rlvr.errors import MAX_SIZE, ChecksArguments, check_within, refuse_all
+from lit_rlvr.objectives import Importance, masked_mean, resolve_correction
 from lit_rlvr.policy.adapters import Lora
-from lit_rlvr.policy.speed import (
-    Compute,
-    return_freed_memory,
-    use_liger,
-)
+from lit_rlvr.policy.speed import Compute, return_freed_memory, use_liger
 from lit_rlvr.policy.verify import check_spans, verify_or_fall_back
+from lit_rlvr.training.contradictions import contradictions
 from lit_rlvr.training.failures import SkippedSteps, TokenBudget, UnjudgedRollouts
+from lit_rlvr.training.groups import gather_groups
 from lit_rlvr.training.loss import KL, Loss, LossModule
 from lit_rlvr.training.optimizer import (
     AdaptiveLR,
@@ -74,8 +70,9 @@ from lit_rlvr.training.optimizer import (
 )
 from lit_rlvr.training.reference import Reference
 from lit_rlvr.training.saving import SavedModule
-from lit_rlvr.training.step import PreparedRollout, TokenScores, staleness_metrics
+from lit_rlvr.training.step import PreparedRollout, staleness_metrics
 from lit_rlvr.training.teachers import Teacher, Teachers
+from lit_rlvr.training.terms import Term, TokenScores, costs
 from lit_rlvr.training.trace import Trace
 from lit_rlvr.training.update import Updater
 from lit_rlvr.training.validation import EvaluatingModule
@@ -102,6 +99,7 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         lora: train low-rank adapters instead of the weights; checkpoints then hold only them.
         teacher: a model that the policy imitates on its own completions, by the advantages or by a term of the loss
             (on-policy distillation).
+        terms: further costs of tokens, in the loss, the rewards or the advantages: a list of class_paths.
         config_overrides: changes of the model's config, for the trainer and the engine alike, such as a longer context:
             {max_position_embeddings: 16384, rope_parameters: {rope_type: yarn, factor: 4.0,
             original_max_position_embeddings: 4096}}.
@@ -130,6 +128,7 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         freeze_vision: bool = False,
         lora: Lora | None = None,
         teacher: Teacher | None = None,
+        terms: list[Term] | None = None,
         config_overrides: dict[str, Any] | None = None,
     ) -> None:
         groups = with_class_defaults(type(self), optim=optim, loss=loss, kl=kl, importance=importance, compute=compute)
@@ -141,26 +140,12 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         self.lr = AutoLR() if lr == "auto" else lr
         check_lr(self.lr, optim)
         EvaluatingModule.__init__(self, model, config_overrides, None if lora is None else lora.adapter)
-        LossModule.__init__(self, advantage, loss, kl)
-        if self.uses_rollout and importance.mode != "none":
-            raise UserError(
-                f"model.importance.correction: the ratio of {type(self).__name__} is to the policy that sampled each "
-                "token already, so a correction would count it twice; leave the option out"
-            )
-        if self.loss_options.balance_coef and compute.torch_compile is True:
-            raise UserError(
-                "model.loss.balance_coef: what routers choose is not seen in layers that model.compute.torch_compile "
-                "compiles; leave one of them out"
-            )
+        self.teachers = Teachers(teacher)
+        LossModule.__init__(self, advantage, loss, kl, None if teacher is None else self.teachers, terms or ())
         self.automatic_optimization = False
         self.optim, self.importance, self.compute = optim, importance, compute
         self.budget = TokenBudget(compute.tokens_per_microbatch)
         self.updates_per_rollout, self.epochs_per_rollout = updates_per_rollout, epochs_per_rollout
-        if lora is not None and lora.dropout and not self.demonstrates:
-            raise UserError(
-                f"model.lora.dropout: {type(self).__name__} trains on completions that are sampled without dropout, "
-                "and with it they would have other probabilities; leave it out, only SFT takes it"
-            )
         self.freeze_vision, self.lora = freeze_vision, lora
         self.strict_loading = lora is None  # the frozen weights come from the model folder
         self.most_tokens = 0  # that the run trains on, which the RolloutCallback tells; 0 = unknown
@@ -168,17 +153,8 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         self.iteration = 0  # rollouts trained on so far
         self.selection = GroupSelection(self.advantage.min_valid_fraction or 0.0)
         self.reference_completions = self.advantage.reference_completions
-        if kl.reference_update_every and not self.needs_reference:
-            raise UserError("model.kl.reference_update_every: nothing needs a reference; set model.kl.coef above 0")
         self.reference = Reference(update_every=kl.reference_update_every)
-        self.teachers = Teachers(teacher)
-        if teacher is not None:
-            self.teacher_coef = teacher.coef
-        if teacher is not None and self.sequence_level and not self.teachers.in_loss:
-            raise UserError(
-                f"model.teacher: it gives each token an advantage, and {type(self).__name__} weighs whole sequences; "
-                "use a loss on tokens, such as GRPO, or set model.teacher.beta, for a term of the loss"
-            )
+        refuse_all(contradictions(self))
         self.skipped = SkippedSteps(optim.max_skipped_steps)
         self.unjudged = UnjudgedRollouts(optim.max_skipped_steps)
         self.updater: Updater | None = None  # built in on_train_start
@@ -192,10 +168,6 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
     def tokens_per_microbatch(self) -> int:
         """The most input tokens in a micro-batch: as given, or what running out of memory has left."""
         return self.budget.tokens
-
-    @property
-    def runs_all_rows(self) -> bool:
-        return self.teachers.options is not None or super().runs_all_rows
 
     @property
     def samples_reference(self) -> bool:
@@ -214,26 +186,22 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
     def runs_groups(self, rollout: Rollout) -> list[bool]:
         """Return for each group whether its mask and rewards allow a gradient; there are no advantages yet."""
         can = rollout.mask.any(1).reshape(rollout.rewards.shape).any(1)  # (P,)
-        if self.advantage.zero_for_equal_rewards and not self.runs_all_rows and not self.kl.in_reward:
+        if self.advantage.zero_for_equal_rewards and not self.runs_all_rows and not self.terms:
             can &= ~degenerate(rollout.rewards, rollout.rewarded).flatten()
         return [bool(one) for one in can]
 
     # ---- set-up -------------------------------------------------------------------------------------------
     def _build_optimizer(self) -> Any:
         parameters = [p for p in self.policy.parameters() if p.requires_grad]
-        return build_optimizer(parameters, self._first_lr, self.optim)
+        first = self._new_rate().lr if isinstance(self.lr, AutoLR) else self.lr
+        return build_optimizer(parameters, first, self.optim)
 
-    @property
-    def _first_lr(self) -> float:
-        """The learning rate of the first step, before the schedule scales it."""
-        if not isinstance(self.lr, AutoLR):
-            return self.lr
-        return (self._usual_lr if self.lr.start is None else self.lr.start) / 10
-
-    @property
-    def _usual_lr(self) -> float:
+    def _new_rate(self) -> AdaptiveLR:
+        """Return the learning rate that adapts itself, as it is before the first step."""
+        assert isinstance(self.lr, AutoLR)
         config: Any = self.policy.model.config.get_text_config()  # type: ignore[operator, union-attr]
-        return usual_lr(config.hidden_size, self.lora is not None)
+        usual = usual_lr(config.hidden_size, self.lora is not None)
+        return AdaptiveLR.of(self.lr, usual, updates_of(self), self.optim)
 
     def configure_optimizers(self) -> Any:
         optimizer = self._build_optimizer()
@@ -242,10 +210,7 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         warn_of_high_rate(self.lr, self.optim)
         warn_of_long_warmup(self.lr, self.optim, steps)
         if isinstance(self.lr, AutoLR):
-            first = self._first_lr
-            middle = self._usual_lr if self.optim.optimizer is None else first * 10
-            bounds = min(first, middle / 150), max(first, middle * 6)
-            self.adaptive_lr = AdaptiveLR(self.lr.max_kl / updates_of(self), first, bounds)
+            self.adaptive_lr = self._new_rate()
             if self._saved_lr:
                 self.adaptive_lr.load_state_dict(self._saved_lr)
         schedule = build_schedule(optimizer, self.optim, steps)
@@ -265,7 +230,8 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         self._compile()
 
     def on_train_start(self) -> None:
-        lr = self._first_lr if self.adaptive_lr is None else self.adaptive_lr.lr
+        lr = self.lr if self.adaptive_lr is None else self.adaptive_lr.lr
+        assert not isinstance(lr, AutoLR)
         apply_options(self.optimizers(), self.lr_schedulers(), lr, self._saved_options)
         run = Path(self.trainer.default_root_dir)
         left = self.trainer.strategy.broadcast(self.budget.saved(run))
@@ -323,8 +289,9 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         """Count the iteration, renew the reference if it is due, commit the data's position, and log means over the
         updates."""
         self.iteration += 1
-        for held in (self.reference, *self.teachers.held.values()):
-            held.renew(self.policy, self.iteration)
+        self.reference.renew(self.policy, self.iteration)
+        for term in self.terms:
+            term.renew(self.policy, self.iteration)
         self.trainer.datamodule.commit(cursor)  # type: ignore[attr-defined]
         self._logged |= {name for update in metrics for name in update}
         for name in sorted(self._logged):
@@ -340,38 +307,9 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
     def estimate_advantages(self, rollout: Rollout, scores: TokenScores) -> Tensor:
         """Return the advantages (B, 1), or (B, T) from an estimator of tokens, of this rank's rows, from all ranks'
         groups, and keep each completion's (mean) advantage in the rollout. Collective: call it on every rank."""
-        reference = rollout.reference_rewards
-        group = GroupBatch(
-            rewards=self._gathered(rollout.rewards),
-            correct=self._gathered(rollout.correct),
-            reference_rewards=None if reference is None else self._gathered(reference),
-            lengths=self._gathered(rollout.lengths),
-            rewarded=self._gathered(rollout.rewarded),
-            judged=self._gathered(rollout.judged),
-        )
-        metrics: dict[str, float] = {}
-        if self.advantage.needs_parts:
-            failed = torch.tensor([[status == "error" for status in one] for one in rollout.statuses])  # (P, G)
-            group.parts = {
-                name: self._gathered(part.masked_fill(failed, math.nan)) for name, part in rollout.parts.items()
-            }
-            group.weights = rollout.weights
-        if self.advantage.needs_tokens:
-            widest = all_max(rollout.mask.shape[1], self.device)
-            mask, turns = (
-                pad(values, (0, widest - values.shape[1]), value=empty)
-                for values, empty in ((rollout.mask, False), (rollout.turns, -1))
-            )
-            group.mask, group.turns = self._gathered(mask), self._gathered(turns)
-        if scores.ref_logp is not None and scores.old_logp is not None:
-            mask = to_device(rollout.mask, self.device)
-            kl = (
-                kl_estimate(scores.old_logp, scores.ref_logp, mask, self.kl.estimator)
-                .sum(1)
-                .view(rollout.rewards.shape)
-            )
-            group = self.penalised(group, gather_rows(kl))
-            metrics["kl"] = float(all_sum(kl.sum()) / all_sum(mask.sum()).clamp(min=1))
+        group = gather_groups(rollout, self.advantage, self.device)
+        taken, sums = self.reward_costs(scores, to_device(rollout.rewards, self.device))  # (P, G)
+        group.rewards = group.rewards - gather_rows(taken)
         advantages, estimated = self.estimate(group)  # (P, G) or (B, T) over all ranks
         means = self.completion_means(advantages, group)  # (P, G)
         local = len(rollout.prompts)
@@ -379,24 +317,19 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         rows = advantages if advantages is not means else advantages.reshape(-1, 1)  # (B, 1) or (B, T)
         size = rollout.group_size
         mine = rows[rank() * local * size : (rank() + 1) * local * size, : rollout.mask.shape[1]]
-        if (taught := self.teachers.options) is not None:  # completions without a reward learn from the teacher alone
+        if self.teachers.options is not None:  # completions without a reward learn from the teacher alone
             mine = mine.masked_fill(~to_device(rollout.rewarded.reshape(-1, 1), mine.device), 0)
-        if taught is not None and scores.teacher_logp is not None:
-            assert scores.old_logp is not None
-            mask = to_device(rollout.mask, self.device)
-            closer = teacher_advantages(scores.teacher_logp, scores.old_logp, mask)
-            metrics["teacher_kl"] = float(-all_sum(closer.double().sum()) / all_sum(mask.sum()).clamp(min=1))
-            mine = mine + taught.coef * closer.to(mine.dtype)
-            rollout.advantages = masked_mean(mine, mask).view(rollout.rewards.shape).cpu()
+        for term, cost in costs(self.terms, "advantages", scores):
+            mine = mine - term.coef * cost.to(mine.dtype)
+            rollout.advantages = masked_mean(mine, scores.mask).view(rollout.rewards.shape).cpu()
+            sums[term.metric] = cost.double().sum()
+        tokens = all_sum(scores.mask.sum()).clamp(min=1)
+        metrics = {name: float(all_sum(value) / tokens) for name, value in sums.items() if name}
         flat = torch.tensor([int((rollout.advantages == 0).all(1).sum()), local], dtype=torch.float64)
         without, prompts = all_sum(flat).tolist()
-        metrics |= estimated | {"no_signal": without / prompts if taught is None or taught.beta is None else 0.0}
+        metrics |= estimated | {"no_signal": 0.0 if self.teachers.in_loss else without / prompts}
         self.log_dict({f"train/{name}": value for name, value in metrics.items()})
         return mine
-
-    def _gathered(self, local: Tensor) -> Tensor:
-        """Gather (P, G) or (B, T) numbers of all ranks onto the device."""
-        return gather_rows(to_device(local, self.device))
 
     def live_rows(self, rollout: Rollout, advantages: Tensor) -> list[int]:
         """Return the rows of a rollout that can have a gradient.

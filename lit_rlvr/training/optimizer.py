@@ -218,6 +218,17 @@ class AdaptiveLR:
         self.max_kl, self.lr, self.bounds = max_kl, lr, bounds
         self.total, self.weight = 0.0, 0.0  # of the average of c, where the divergence of a step is c x lr^2
 
+    @classmethod
+    def of(cls, options: AutoLR, usual: float, updates: int, optim: Optim) -> AdaptiveLR:
+        """Return the rate of some options before the first step.
+
+        Args:
+            usual: `usual_lr` of the model. updates: optimizer steps of a rollout.
+        """
+        first = (usual if options.start is None else options.start) / 10
+        middle = usual if optim.optimizer is None else first * 10
+        return cls(options.max_kl / updates, first, (min(first, middle / 150), max(first, middle * 6)))
+
     def adapt(self, kl: float, cosine: float, optimizer: Any, schedule: Any) -> None:
         """Set the learning rate of the next step, which the schedule's factor multiplies.
 

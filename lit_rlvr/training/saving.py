@@ -12,13 +12,14 @@ from lit_rlvr.policy.adapters import is_saved
 from lit_rlvr.training.failures import SkippedSteps, UnjudgedRollouts
 from lit_rlvr.training.loading import LoadedModule
 from lit_rlvr.training.optimizer import AdaptiveLR
-from lit_rlvr.training.reference import Reference
+from lit_rlvr.training.terms import Term
 
 
 class SavedModule(LoadedModule):
     """Saves and restores the state of a run; `RLVRModule` has the parts."""
 
     advantage: Advantage
+    terms: list[Term]
     iteration: int
     skipped: SkippedSteps
     unjudged: UnjudgedRollouts
@@ -36,11 +37,6 @@ class SavedModule(LoadedModule):
     def saved(self) -> list[str]:
         """The names of the parameters of adapters that a checkpoint holds."""
         return [name for name, _ in self.named_parameters() if is_saved(name)]
-
-    @property
-    def averaged_teachers(self) -> dict[str, Reference]:
-        """The teachers whose weights change and are their own."""
-        return {label: held for label, held in self.teachers.held.items() if held.update_every}
 
     def _identity(self) -> dict[str, str]:
         found = run_identity(self.trainer.datamodule, self, self.advantage, self.policy)  # type: ignore[attr-defined]
@@ -67,7 +63,8 @@ class SavedModule(LoadedModule):
             "tokens": self.budget.state_dict(),
             "advantage_state": self.advantage.state_dict(),
             "reference": self.reference.state_dict(),
-            "teachers": {label: held.state_dict() for label, held in self.averaged_teachers.items()},
+            "teachers": {label: held.state_dict() for label, held in self.teachers.averaged.items()},
+            "terms": {name: state for name, term in self._named_terms() if (state := term.state_dict())},
             "model_folder": self.model_folder,
             "lr": {} if self.adaptive_lr is None else self.adaptive_lr.state_dict(),
         }
@@ -86,6 +83,14 @@ class SavedModule(LoadedModule):
         self.budget.load_state_dict(saved["tokens"])
         self.advantage.load_state_dict(saved["advantage_state"])
         self.reference.load_state_dict(saved["reference"])
-        for label, held in self.averaged_teachers.items():
+        for label, held in self.teachers.averaged.items():
             if label in saved.get("teachers", {}):  # else it averages from the initial weights on
                 held.load_state_dict(saved["teachers"][label])
+        for name, term in self._named_terms():
+            if name in saved.get("terms", {}):  # else it is new to the run
+                term.load_state_dict(saved["terms"][name])
+
+    def _named_terms(self) -> list[tuple[str, Term]]:
+        """Return the terms, each with its class and its number among those of that class."""
+        kinds = [type(term).__name__ for term in self.terms]
+        return [(f"{kind} {kinds[:n].count(kind)}", self.terms[n]) for n, kind in enumerate(kinds)]

@@ -34,22 +34,6 @@ from lit_rlvr.types import Rollout
 
 
 @dataclass
-class TokenScores:
-    """What advantages and the choice of tokens need of every token in the loss, before the first update: (B, T) each,
-    None = not needed.
-
-    Args:
-        old_logp: log-probabilities under the policy. entropy: of the policy. ref_logp: under the reference.
-        teacher_logp: under the teacher.
-    """
-
-    old_logp: Tensor | None = None
-    entropy: Tensor | None = None
-    ref_logp: Tensor | None = None
-    teacher_logp: Tensor | None = None
-
-
-@dataclass
 class PreparedRollout:
     """A rollout and what its updates need, computed once before the first update, for this rank's B rows.
 
@@ -97,7 +81,7 @@ class StepPlan:
         mask: (B, T) bool, the tokens in the loss. rollout_logprobs: (B, T).
         token_weight: (B, T) weight of each token in the loss, 0 outside this step's groups.
         counted, selected: (B, T) bool, the results of `LossModule.select_tokens`; None = it is not asked.
-        right: (B,) bool, the completions that a reward calls right; None = the loss does not imitate them.
+        right: (B,) bool, the completions that a reward calls right; None = no term needs it.
         row_share: a sequence's weight in a sequence-level loss: 1 / the step's sequences on all ranks.
         microbatches: lists of rows. The first `num_microbatches` of them count; the others repeat a micro-batch with
             weight 0, so that with sharded weights a rank with less work stays in lockstep with the others.
@@ -212,9 +196,7 @@ def plan_step(
     microbatches += [microbatches[0] if microbatches else [0]] * (wanted - num_microbatches)
     rollout_logprobs = to_device(rollout.rollout_logprobs, device)
     counted, selected = chosen_tokens(prepared, rows, mask, rollout_logprobs, algorithm)
-    right = None
-    if algorithm.loss_options.positive_nll_coef:
-        right = to_device((rollout.correct * rollout.judged).flatten() > 0, device)
+    right = to_device((rollout.correct * rollout.judged).flatten() > 0, device) if algorithm.needs("right") else None
     return StepPlan(
         prepared, mask, rollout_logprobs, token_weight, counted, selected, right, 1.0 / sequences, microbatches,
         num_microbatches,

@@ -18,6 +18,7 @@ from lit_rlvr.policy.logprobs import TeacherHead
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.sources import resolve_model, weights_version
 from lit_rlvr.training.reference import Reference
+from lit_rlvr.training.terms import Term
 from lit_rlvr.types import Prompt, Rollout, Sample, Sampling
 
 AT_ONCE = 64
@@ -175,8 +176,13 @@ Score = Callable[[Rollout, Policy, list[int]], Tensor]
 """Returns the log-probabilities (B, T) of some rows under a policy, 0 in the others."""
 
 
-class Teachers:
-    """The teachers of a run, by the value of `column`.
+class Teachers(Term):
+    """The teachers of a run, by the value of `column`, and the divergence from them as a term.
+
+    Its cost is `logp - teacher_logp`, a sample of the reverse KL divergence: as an advantage of a policy gradient it
+    descends that divergence of each token, given those before it. With `beta` it is the divergence over the vocabulary,
+    in the loss. Source: Lu et al. 2025 (On-Policy Distillation, Thinking Machines); MiniLLM (arXiv 2306.08543), eq. 4,
+    its first term; `vocabulary_divergence`.
 
     Args:
         options: None = there is no teacher.
@@ -186,7 +192,11 @@ class Teachers:
     """
 
     def __init__(self, options: Teacher | None) -> None:
+        super().__init__(0.0 if options is None else options.coef)
         self.options = options
+        self.place = "loss" if self.in_loss else "advantages"
+        self.needs = ("divergence",) if self.in_loss else ("teacher_logp",)
+        self.metric = "teacher_divergence" if self.in_loss else "teacher_kl"
         self.held: dict[str, Reference] = {}
         self.servers: dict[str, VLLMServer] = {}
         self._data: Any = None  # the DataModule, which makes prompts
@@ -195,6 +205,19 @@ class Teachers:
     def in_loss(self) -> bool:
         """Whether the loss has the divergence over the vocabulary as a term."""
         return self.options is not None and self.options.beta is not None
+
+    def cost(self, x: Any) -> Tensor:
+        divergence: Tensor = x.divergence if self.in_loss else x.logp - x.teacher_logp
+        return divergence
+
+    def renew(self, policy: Policy, iteration: int) -> None:
+        for held in self.held.values():
+            held.renew(policy, iteration)
+
+    @property
+    def averaged(self) -> dict[str, Reference]:
+        """The teachers whose weights change and are their own."""
+        return {label: held for label, held in self.held.items() if held.update_every}
 
     @property
     def policies(self) -> list[Policy]:
@@ -291,11 +314,10 @@ class Teachers:
                 found = found + to_device(self._ask_server(label, shown, mine), found.device)
         return found
 
-    def teach(self, rollout: Rollout, rows: list[int]) -> TeacherHead | None:
-        """Return what the policy's `score` of some rows needs for the divergence from their teacher; None = it is no
-        term of the loss. Collective if the weights are sharded: call it on every rank."""
-        if self.options is None or self.options.beta is None:
-            return None
+    def teach(self, rollout: Rollout, rows: list[int]) -> TeacherHead:
+        """Return what the policy's `score` of some rows needs for the divergence from their teacher. Collective if the
+        weights are sharded: call it on every rank."""
+        assert self.options is not None and self.options.beta is not None
         asked = list(rollout.prompts)
         for p in {i // rollout.group_size for i in rows}:
             asked[p] = self.asked(asked[p])

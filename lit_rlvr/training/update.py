@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lit_rlvr.common.seeds import derive_seed, run_seed
 from lit_rlvr.common.terminal import progress
-from lit_rlvr.distributed.collectives import average_gradients, index, rank, world_size
+from lit_rlvr.distributed.collectives import average_gradients, index, rank, to_device, world_size
 from lit_rlvr.distributed.sharding import has_shards, reduce_over_copies, whole
 from lit_rlvr.objectives import Importance, Stats
 from lit_rlvr.policy.adapters import adapter_dropout
@@ -33,7 +33,6 @@ from lit_rlvr.training.optimizer import AdaptiveLR, Optim, all_parameters, step_
 from lit_rlvr.training.step import (
     PreparedRollout,
     StepPlan,
-    TokenScores,
     logprobs_of,
     loss_inputs,
     mean_kl,
@@ -42,6 +41,7 @@ from lit_rlvr.training.step import (
     step_metrics,
 )
 from lit_rlvr.training.teachers import Teachers
+from lit_rlvr.training.terms import TokenScores
 from lit_rlvr.training.trace import Trace
 from lit_rlvr.types import Rollout
 
@@ -50,7 +50,7 @@ class Updater:
     """Takes the optimizer steps on a rollout.
 
     Args:
-        policy: the trained policy. reference: for the KL term, if there is one. teachers: may be none.
+        policy: the trained policy. reference: if a term needs it. teachers: may be none.
         algorithm: its loss, its coefficients, and how it averages over tokens.
         optimizer: Lightning's wrapper. schedule: of the learning rate, stepped with the optimizer.
         backward: computes the gradients of a loss on this rank; DDP does not average them.
@@ -74,16 +74,15 @@ class Updater:
     def score_tokens(self, rollout: Rollout) -> TokenScores:
         """Return what the advantages and the choice of tokens need, if they need anything. Collective: call it on every
         rank."""
-        scores = TokenScores()
+        scores = TokenScores(to_device(rollout.mask, self.policy.device))
         rows = [int(i) for i in rollout.mask.any(1).nonzero().flatten()]
-        taught = self.teachers.options is not None and not self.teachers.in_loss
-        if self.algorithm.needs_step_tokens or self.algorithm.kl.in_reward or taught:
-            scores.old_logp, scores.entropy = self.logprobs(
-                rollout, self.policy, rows, self.algorithm.needs_step_tokens
-            )
-        if self.algorithm.kl.in_reward:
+        algorithm = self.algorithm
+        if algorithm.needs_step_tokens or any(term.place != "loss" for term in algorithm.terms):
+            spread = algorithm.needs_step_tokens or algorithm.needs("entropy", in_loss=False)
+            scores.logp, scores.entropy = self.logprobs(rollout, self.policy, rows, spread)
+        if algorithm.needs("ref_logp", in_loss=False):
             scores.ref_logp, _ = self.logprobs(rollout, self.reference, rows)
-        if taught:
+        if algorithm.needs("teacher_logp", in_loss=False):
             scores.teacher_logp = self.teachers.logprobs(rollout, rows, lambda *given: self.logprobs(*given)[0])
         return scores
 
@@ -102,7 +101,7 @@ class Updater:
             age: (B, T), as in `PreparedRollout`.
         """
         prepared = PreparedRollout(
-            rollout, advantages, live, correction, age, trace, old_logp=scores.old_logp, entropy=scores.entropy
+            rollout, advantages, live, correction, age, trace, old_logp=scores.logp, entropy=scores.entropy
         )
         if trace is not None and rollout.advantages is not None:
             trace.choose(rollout.advantages, {p for prompts in minibatches for p in prompts})
@@ -110,7 +109,7 @@ class Updater:
             first = set(minibatches[0])
             later = [i for i in live if i // rollout.group_size not in first]
             prepared.old_logp, _ = self.logprobs(rollout, self.policy, later)
-        if self.algorithm.kl_in_loss:
+        if self.algorithm.needs("ref_logp"):
             prepared.ref_logp, _ = self.logprobs(rollout, self.reference, live)
         return prepared
 
@@ -217,9 +216,9 @@ class Updater:
     def forward(self, plan: StepPlan, k: int) -> ScoredTokens:
         """Run the policy on micro-batch k, and before it a teacher whose divergence is in the loss; return what the
         loss needs, (rows, T) each."""
-        needs_gradient = self.algorithm.loss_options.entropy_coef != 0
         rollout, rows = plan.prepared.rollout, plan.microbatches[k]
-        return self.policy.score(rollout, rows, True, needs_gradient, self.teachers.teach(rollout, rows))
+        teacher = self.teachers.teach(rollout, rows) if self.algorithm.needs("divergence") else None
+        return self.policy.score(rollout, rows, True, self.algorithm.needs("entropy"), teacher)
 
     def local_backward(self, loss: Tensor, last: bool = True) -> None:
         """Compute gradients, which stay local under DDP: `reduce_and_clip` averages them once per step.

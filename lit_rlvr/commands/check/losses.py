@@ -85,17 +85,14 @@ def made_batch() -> FrozenBatch:
 
 
 def _without_terms(algorithm: RLVRModule) -> RLVRModule:
-    """Return a copy of an algorithm without the KL and entropy terms."""
+    """Return a copy of an algorithm without its terms."""
     own = deepcopy(algorithm)
-    own.kl, own.loss_options = (
-        replace(own.kl, coef=0.0),
-        replace(own.loss_options, entropy_coef=0.0, positive_nll_coef=0.0),
-    )
+    own.terms = []
     return own
 
 
 def _zero_advantages(algorithm: RLVRModule, batch: FrozenBatch) -> float:
-    """Compare the gradient of rows with advantage 0 with 0, without the KL and entropy terms; 0 for a class that says
+    """Compare the gradient of rows with advantage 0 with 0, without the terms; 0 for a class that says
     that it runs such rows."""
     own = _without_terms(algorithm)
     if own.runs_all_rows:

@@ -16,7 +16,8 @@ from lit_rlvr.advantages.base import impute
 from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.conformance import Batch, Step, replay_step
 from lit_rlvr.errors import UserError
-from lit_rlvr.objectives import LossInputs, StepTokens, aggregation_weights, correction_weights, kl_estimate
+from lit_rlvr.objectives import LossInputs, StepTokens, aggregation_weights, correction_weights
+from lit_rlvr.training.terms import TokenScores
 
 
 def replay(batch: Mapping[str, np.ndarray], algorithms: Mapping[str, RLVRModule]) -> dict[str, np.ndarray]:
@@ -68,11 +69,9 @@ def algorithm_step(batch: FrozenBatch, algorithm: RLVRModule, advantages: Tensor
     """
     if advantages is None:
         group = batch.group
-        if algorithm.kl.in_reward:
-            assert batch.ref_logp is not None
-            kl = kl_estimate(batch.old_logp, batch.ref_logp, batch.mask, algorithm.kl.estimator)  # (B, T)
-            group = algorithm.penalised(group, kl.sum(1).view_as(group.rewards))
-        advantages, _ = algorithm.estimate(group)
+        scores = TokenScores(batch.mask, batch.old_logp, batch.entropy, batch.ref_logp)
+        taken, _ = algorithm.reward_costs(scores, group.rewards)
+        advantages, _ = algorithm.estimate(replace(group, rewards=group.rewards - taken))
 
     def loss(logp: Tensor, advantages: Tensor, rows: list[int], *_: int) -> Tensor:
         return algorithm.loss(rows_of(frozen_inputs(batch, algorithm, logp, advantages), rows))[0]
@@ -117,7 +116,7 @@ def frozen_inputs(batch: FrozenBatch, algorithm: RLVRModule, logp: Tensor, advan
         prompt=torch.arange(len(lengths)) // size,
         plain_weight=weight,
         rollout_logp=rollout,
-        ref_logp=batch.ref_logp if algorithm.kl_in_loss else None,
+        ref_logp=batch.ref_logp,
         entropy=batch.entropy,
         selected=selected,
     )

@@ -1,0 +1,49 @@
+"""Options of an algorithm that contradict each other or its formula."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from lit_rlvr.common.settings import class_default
+
+if TYPE_CHECKING:
+    from lit_rlvr.training.module import RLVRModule
+
+
+def contradictions(module: RLVRModule) -> Iterator[str]:
+    """Yield a line for each contradiction among the options of an algorithm."""
+    name, loss, kl, compute, lora = (
+        type(module).__name__, module.loss_options, module.kl, module.compute, module.lora,
+    )  # fmt: skip
+    own = class_default(type(module), "loss").aggregation
+    if module.fixes_aggregation and loss.aggregation != own:
+        yield f"model.loss.aggregation: {name} is defined with {own}, not {loss.aggregation}; leave it out"
+    if module.sequence_level and loss.top_entropy_quantile < 1:
+        yield f"model.loss.top_entropy_quantile: {name} weighs whole sequences; leave it at 1"
+    if module.sequence_level and any(term.place == "advantages" for term in module.terms):
+        yield (
+            f"model.teacher: it gives each token an advantage, and {name} weighs whole sequences; "
+            "use a loss on tokens, such as GRPO, or set model.teacher.beta, for a term of the loss"
+        )
+    if kl.in_reward and not kl.coef:
+        yield "model.kl.in_reward: there is no KL term; set model.kl.coef above 0"
+    if kl.in_reward and kl.bias_correction:
+        yield "model.kl.bias_correction: it corrects the loss's KL term, which model.kl.in_reward replaces; set one"
+    if kl.reference_update_every and not module.needs_reference:
+        yield "model.kl.reference_update_every: nothing needs a reference; set model.kl.coef above 0"
+    if module.uses_rollout and module.importance.mode != "none":
+        yield (
+            f"model.importance.correction: the ratio of {name} is to the policy that sampled each "
+            "token already, so a correction would count it twice; leave the option out"
+        )
+    if loss.balance_coef and compute.torch_compile is True:
+        yield (
+            "model.loss.balance_coef: what routers choose is not seen in layers that model.compute.torch_compile "
+            "compiles; leave one of them out"
+        )
+    if lora is not None and lora.dropout and not module.demonstrates:
+        yield (
+            f"model.lora.dropout: {name} trains on completions that are sampled without dropout, "
+            "and with it they would have other probabilities; leave it out, only SFT takes it"
+        )

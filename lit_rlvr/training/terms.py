@@ -1,0 +1,150 @@
+"""Terms: costs of tokens beside an algorithm's objective. Ours are built from `model.kl`, `model.loss` and
+`model.teacher`; `model.terms` takes others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lit_rlvr.common.returned import inputs_stay
+from lit_rlvr.errors import UserError, defined_at
+from lit_rlvr.objectives import KLEstimator, LossInputs, kl_estimate, ratio
+from lit_rlvr.policy.policy import Policy
+
+Place = Literal["loss", "rewards", "advantages"]
+Need = Literal["ref_logp", "teacher_logp", "entropy", "right", "divergence", "balance"]
+
+
+@dataclass
+class TokenScores:
+    """What a term that counts in rewards or advantages sees, and the choice of tokens: all tokens of a rollout's B rows
+    before the first update.
+
+    Args:
+        mask: (B, T) bool, the tokens in the loss.
+        logp: (B, T) log-probabilities under the policy; None = nothing needs them yet.
+        entropy: (B, T) of the policy. ref_logp: (B, T) log-probabilities under the reference. teacher_logp: under the
+            teacher. None = no term needs them.
+    """
+
+    mask: Tensor
+    logp: Tensor | None = None
+    entropy: Tensor | None = None
+    ref_logp: Tensor | None = None
+    teacher_logp: Tensor | None = None
+
+
+class Term:
+    """A cost of each token, which training lowers beside the objective.
+
+    Args:
+        coef: its weight.
+
+    Attributes:
+        place: where it counts. `loss`: its gradient is added, averaged over tokens as `model.loss.aggregation` says,
+            without importance weights. `rewards`: the sum over a completion is taken from its reward, before the
+            advantages are estimated. `advantages`: it is taken from the token's advantage.
+        needs: the fields of `cost`'s input that are computed only for terms that need them: `ref_logp`, `entropy` (in
+            the loss with a gradient); in the loss `right`, too; in advantages `teacher_logp`, with a teacher.
+        metric: the mean over tokens is logged as `train/<metric>`; "" = not at all.
+    """
+
+    place: Place = "loss"
+    needs: tuple[Need, ...] = ()
+    metric: str = ""
+
+    def __init__(self, coef: float = 1.0) -> None:
+        self.coef = coef
+
+    def cost(self, x: Any) -> Tensor:
+        """Return the cost (B, T) of each token, a pure function of its input; of tokens outside the mask any number.
+
+        Args:
+            x: `LossInputs` in the loss, else `TokenScores`.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.cost")
+
+    def renew(self, policy: Policy, iteration: int) -> None:
+        """Follow the policy, after each iteration. Collective: it is called on every rank."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint stores of it. Collective: it is called on every rank."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned; it is not called for {}."""
+
+
+def costs(terms: list[Term], place: Place, x: LossInputs | TokenScores) -> Iterator[tuple[Term, Tensor]]:
+    """Yield the terms that count in a place, in their order, each with its cost (B, T) of each token, 0 where masked.
+
+    Raises:
+        UserError: the input lacks what a term needs, or a cost has another shape.
+    """
+    for term in terms:
+        if term.place != place:
+            continue
+        for need in term.needs:
+            if getattr(x, need, None) is None:
+                raise UserError(
+                    f"{type(term).__name__} needs `{need}`, which there is not; give it, or leave the term out"
+                )
+        with inputs_stay(term.cost, x, "x"):
+            cost = term.cost(x)
+        if not isinstance(cost, Tensor) or cost.shape != x.mask.shape:
+            raise UserError(
+                f"model.terms: {defined_at(term.cost)} must return a cost for each token, a tensor of shape "
+                f"{tuple(x.mask.shape)}"
+            )
+        yield term, torch.where(x.mask, cost, 0.0)
+
+
+class KLTerm(Term):
+    """`kl_estimate(logp, ref_logp)`, the divergence from a reference policy; see `KL`."""
+
+    needs = ("ref_logp",)
+    metric = "kl"
+
+    def __init__(self, coef: float, estimator: KLEstimator, in_reward: bool, bias_correction: bool) -> None:
+        super().__init__(coef)
+        self.estimator, self.bias_correction = estimator, bias_correction
+        self.place = "rewards" if in_reward else "loss"
+
+    def cost(self, x: Any) -> Tensor:
+        kl = kl_estimate(x.logp, x.ref_logp, x.mask, self.estimator)
+        return kl * ratio(x.logp, x.old_logp, x.mask) if self.bias_correction else kl
+
+
+class ExpertBalance(Term):
+    """The uneven use of a mixture's experts within each completion. Source: DeepSeek-V3 (arXiv 2412.19437)."""
+
+    needs = ("balance",)
+    metric = "expert_balance"
+
+    def cost(self, x: LossInputs) -> Tensor:
+        assert x.balance is not None
+        return x.balance
+
+
+class EntropyBonus(Term):
+    """`-entropy` of the policy."""
+
+    needs = ("entropy",)
+
+    def cost(self, x: LossInputs) -> Tensor:
+        assert x.entropy is not None
+        return -x.entropy
+
+
+class RightNLL(Term):
+    """`-logp` of right completions, 0 in others. Source: Yue et al. 2025 (VAPO, arXiv 2504.05118)."""
+
+    needs = ("right",)
+
+    def cost(self, x: LossInputs) -> Tensor:
+        assert x.right is not None
+        return -x.logp * x.right[:, None]
