@@ -1,5 +1,5 @@
-"""One LightningModule per algorithm; each file is one loss. `__all__` has those that learn from
-the model's own completions: all but `SFT`."""
+"""One LightningModule per algorithm; each file is one loss. `__all__` has ours that learn from the model's own
+completions: all but `SFT`, and `Objective` for a function of one's own."""
 
 from lit_rlvr.algorithms.aapo import AAPO
 from lit_rlvr.algorithms.apmpo import APMPO
@@ -18,6 +18,7 @@ from lit_rlvr.algorithms.gspo import GSPO
 from lit_rlvr.algorithms.kl_cov import KLCov
 from lit_rlvr.algorithms.luspo import LUSPO
 from lit_rlvr.algorithms.m2po import M2PO
+from lit_rlvr.algorithms.objective import Objective as Objective
 from lit_rlvr.algorithms.opd import OPD
 from lit_rlvr.algorithms.reinforce import Reinforce
 from lit_rlvr.algorithms.sapo import SAPO

@@ -82,7 +82,7 @@ class Updater:
             scores.logp, scores.entropy = self.logprobs(rollout, self.policy, rows, spread)
         if algorithm.needs("ref_logp", in_loss=False):
             scores.ref_logp, _ = self.logprobs(rollout, self.reference, rows)
-        if algorithm.needs("teacher_logp", in_loss=False):
+        if algorithm.needs("teacher_logp", in_loss=False) and self.teachers.options is not None:
             scores.teacher_logp = self.teachers.logprobs(rollout, rows, lambda *given: self.logprobs(*given)[0])
         return scores
 
@@ -217,7 +217,7 @@ class Updater:
         """Run the policy on micro-batch k, and before it a teacher whose divergence is in the loss; return what the
         loss needs, (rows, T) each."""
         rollout, rows = plan.prepared.rollout, plan.microbatches[k]
-        teacher = self.teachers.teach(rollout, rows) if self.algorithm.needs("divergence") else None
+        teacher = self.teachers.teach(rollout, rows) if self.teachers.in_loss else None
         return self.policy.score(rollout, rows, True, self.algorithm.needs("entropy"), teacher)
 
     def local_backward(self, loss: Tensor, last: bool = True) -> None:

@@ -1,0 +1,31 @@
+"""A loss without a class: a function of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from lit_rlvr.errors import check_takes
+from lit_rlvr.objectives import LossInputs, Stats
+from lit_rlvr.training.module import RLVRModule
+
+
+class Objective(RLVRModule):
+    """`function(x)`: the loss of a function of your own, as `RLVRModule.objective` returns it.
+
+    Example:
+        model: {class_path: Objective, init_args: {function: my_task.my_loss}}
+
+    Args:
+        function: `(x: LossInputs) -> (loss, stats)`, or its dotted path.
+    """
+
+    def __init__(self, function: Callable[[LossInputs], tuple[Tensor, Stats]], **kwargs: Any) -> None:
+        check_takes(function, "x")
+        super().__init__(**kwargs)
+        self.objective = function  # type: ignore[assignment, method-assign]
+
+    def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
+        raise NotImplementedError

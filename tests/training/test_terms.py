@@ -1,0 +1,147 @@
+"""Terms of the user's own: where they count, what they get, and what a checkpoint keeps of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_fit import Recording, fit
+from torch import Tensor
+
+from lit_rlvr.algorithms import Objective
+from lit_rlvr.errors import UserError
+from lit_rlvr.objectives import LossInputs, Stats, kl_estimate, masked_sum
+from lit_rlvr.training.terms import Need, Place, Term
+
+
+class Own(Term):
+    """A formula of ours, written again."""
+
+    def __init__(self, coef: float, need: Need, place: Place = "loss") -> None:
+        super().__init__(coef)
+        self.needs, self.place, self.metric = (need,), place, "kl" if need == "ref_logp" else ""
+
+    def cost(self, x: Any) -> Tensor:
+        if self.needs == ("entropy",):
+            return -x.entropy
+        if self.needs == ("right",):
+            return -x.logp * x.right[:, None]
+        return kl_estimate(x.logp, x.ref_logp, x.mask) if self.needs == ("ref_logp",) else x.logp - x.teacher_logp
+
+
+@pytest.mark.parametrize(
+    ("ours", "own"),
+    [
+        ({"kl": {"coef": 0.1}}, Own(0.1, "ref_logp")),
+        ({"kl": {"coef": 0.1, "in_reward": True}}, Own(0.1, "ref_logp", "rewards")),
+        ({"loss": {"entropy_coef": 0.1}}, Own(0.1, "entropy")),
+        ({"loss": {"positive_nll_coef": 0.1}}, Own(0.1, "right")),
+    ],
+)
+def test_a_term_of_ones_own_is_computed_as_ours(
+    ours: dict[str, Any], own: Term, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    plain, built_in, seen = (
+        fit(tiny_model_folder, tmp_path, 4, updates_per_rollout=2, **options)[1]
+        for options in ({}, ours, {"terms": [own]})
+    )
+    last, expected = seen.weights[-1], built_in.weights[-1]
+    assert all(torch.equal(last[name], expected[name]) for name in expected)
+    assert not all(torch.equal(last[name], plain.weights[-1][name]) for name in last)
+    untimed = [[{k: v for k, v in row.items() if "train/" in k} for row in run.metrics] for run in (seen, built_in)]
+    assert untimed[0] == untimed[1]
+
+
+def test_a_term_in_the_advantages_is_taken_from_each_token(tiny_model_folder: Path, tmp_path: Path) -> None:
+    class Surprise(Term):
+        place = "advantages"
+        metric = "surprise"
+
+        def cost(self, x: Any) -> Tensor:
+            return -x.logp
+
+    (_, plain), (_, seen) = (fit(tiny_model_folder, tmp_path, terms=terms) for terms in ([], [Surprise(0.5)]))
+    rollout, before = seen.rollouts[0], plain.rollouts[0]
+    logp = torch.where(rollout.mask, rollout.rollout_logprobs, 0.0)
+    mean = (logp.sum(1) / rollout.mask.sum(1)).view(rollout.rewards.shape)
+    assert rollout.advantages is not None and before.advantages is not None
+    torch.testing.assert_close(rollout.advantages, before.advantages + 0.5 * mean, rtol=1e-5, atol=1e-6)
+    assert seen.metrics[0]["train/surprise"] == pytest.approx(float(-logp.sum() / rollout.mask.sum()), rel=1e-5)
+    assert rollout.mask.any(1).sum() == sum(map(len, seen.minibatches)) * rollout.group_size
+
+
+class Counts(Term):
+    """Costs more at each iteration."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.iterations = 0
+
+    def cost(self, x: LossInputs) -> Tensor:
+        return x.logp * self.iterations
+
+    def renew(self, policy: Any, iteration: int) -> None:
+        self.iterations += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"iterations": self.iterations}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.iterations = state["iterations"]
+
+
+def test_a_term_goes_on_from_a_checkpoint(tiny_model_folder: Path, tmp_path: Path) -> None:
+    module, _ = fit(tiny_model_folder, tmp_path, 2, terms=[Counts(), Counts()])
+    module.terms[1].iterations = 7
+    module.trainer.save_checkpoint(tmp_path / "2.ckpt")
+    resumed, _ = fit(tiny_model_folder, tmp_path, 3, terms=[Counts(), Counts()], checkpoint=tmp_path / "2.ckpt")
+    assert [term.iterations for term in resumed.terms] == [3, 8]
+
+
+class Clamps(Term):
+    def cost(self, x: LossInputs) -> Tensor:
+        return x.old_logp.clamp_(min=-1.0)
+
+
+class Sums(Term):
+    def cost(self, x: LossInputs) -> Tensor:
+        return x.logp.sum()
+
+
+def test_a_wrong_term_is_named(tiny_model_folder: Path, tmp_path: Path) -> None:
+    for term, said in (
+        (Clamps(), r"model: Clamps\.cost .*test_terms.py:\d+.* changes .*x.old_logp in place"),
+        (Sums(), r"model.terms: Sums\.cost .*test_terms.py:\d+.* must return a cost for each token"),
+        (Own(1.0, "teacher_logp", "advantages"), "Own needs `teacher_logp`, which there is not"),
+    ):
+        with pytest.raises(UserError, match=said):
+            fit(tiny_model_folder, tmp_path, terms=[term])
+
+
+class RecordingObjective(Recording, Objective):
+    pass
+
+
+def test_a_loss_without_a_class_is_that_of_the_class(tiny_model_folder: Path, tmp_path: Path) -> None:
+    def surrogate(x: LossInputs) -> tuple[Tensor, Stats]:
+        w = (x.logp - x.old_logp).exp()
+        return -masked_sum(
+            torch.minimum(w * x.advantages, w.clamp(0.8, 1.2) * x.advantages), x.token_weight, x.mask
+        ), {}
+
+    _, expected = fit(tiny_model_folder, tmp_path, 2, updates_per_rollout=2)
+    _, seen = fit(
+        tiny_model_folder, tmp_path, 2, updates_per_rollout=2, algorithm=RecordingObjective, function=surrogate
+    )
+    for name, value in expected.weights[-1].items():
+        torch.testing.assert_close(seen.weights[-1][name], value, rtol=0, atol=1e-6)
+
+    def no_gradient(x: LossInputs) -> tuple[Tensor, Stats]:
+        return x.logp.detach().sum(), {}
+
+    with pytest.raises(
+        UserError, match=r"no_gradient \(.*test_terms.py:\d+\) must give \(loss, stats\); the loss has no"
+    ):
+        fit(tiny_model_folder, tmp_path, algorithm=RecordingObjective, function=no_gradient)
