@@ -279,7 +279,7 @@ class RLVRCLI(LightningCLI):
         elif self.subcommand == "fit":
             suggest_more_tokens(trainer, self.model, self.datamodule)
         if self.subcommand == "fit" and not self._is_dry_run:
-            trainer.begin(self._run)
+            trainer.run = self._run
             trackers = Trackers(choose_trackers(config.trackers), self._run.settings)
             trainer.callbacks = in_order([*trainer.callbacks, trackers])
         return trainer

@@ -108,19 +108,12 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
             raise UserError(
                 "trainer.overfit_batches: it has no effect on prompts; train on a small `train` file instead"
             )
-        self.run: Run | None = None
+        self.run: Run | None = None  # opened by the command line before it builds the model; None = `fit` opens one
         self._chosen_logger, self._options = logger, {"accelerator": accelerator, "precision": precision} | options
         self.callbacks: list[Callback] = in_order(self.callbacks)
         callback_of(self, RunCheckpoint).enabled &= enable_checkpointing is not False
         self.strategy.checkpoint_io = CheckpointFiles()
         prepare_groups(self.strategy)
-
-    def begin(self, run: Run) -> None:
-        """Make `fit` train this run, whose folder is locked."""
-        run.loggers = open_loggers(self._chosen_logger, run.folder, run.checkpoint)
-        self.run = run
-        others = [callback for callback in self.callbacks if not isinstance(callback, RunStart)]
-        self.callbacks = in_order([*others, RunStart(run)])
 
     def fit(
         self,
@@ -146,8 +139,8 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
         """
         if not callback_of(self, RunCheckpoint).enabled:
             _log.warning("trainer.enable_checkpointing: false saves no checkpoints: the run cannot be resumed")
-        if self.run is not None:  # the command line has begun it, before it built the model
-            super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
+        if self.run is not None:
+            self._train(self.run, model, datamodule, weights_only)
             return
         if datamodule is None and val_dataloaders is None:  # Lightning takes a data module in either place
             datamodule = train_dataloaders
@@ -155,11 +148,14 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
         with _names_of_python(), Run.open(Path(self.default_root_dir), ckpt_path, overwrite) as run:
             run.given = _with_files(datamodule, run.folder)
             run.settings = self._settings(model, datamodule)
-            self.begin(run)
-            try:
-                super().fit(model, None, None, datamodule, run.checkpoint, weights_only)
-            finally:
-                self.run = None
+            self._train(run, model, datamodule, weights_only)
+
+    def _train(self, run: Run, model: Any, datamodule: Any, weights_only: bool | None) -> None:
+        """Train a run, whose folder is locked and whose settings are known."""
+        run.loggers = open_loggers(self._chosen_logger, run.folder, run.checkpoint)
+        others = [callback for callback in self.callbacks if not isinstance(callback, RunStart)]
+        self.callbacks = in_order([*others, RunStart(run)])
+        super().fit(model, datamodule=datamodule, ckpt_path=run.checkpoint, weights_only=weights_only)
 
     def _settings(self, model: Any, datamodule: Any) -> str:
         """Return the settings as a config of `lit-rlvr fit`, without loggers and the user's own callbacks."""

@@ -10,7 +10,7 @@ import torch
 
 from lit_rlvr.advantages.base import ReferenceCompletions
 from lit_rlvr.common.terminal import progress
-from lit_rlvr.distributed.collectives import leave_out_of_buckets, rank, world_size
+from lit_rlvr.distributed.collectives import broadcast_first, leave_out_of_buckets, rank, world_size
 from lit_rlvr.distributed.fsdp2 import FSDP2
 from lit_rlvr.distributed.sharding import shard
 from lit_rlvr.errors import UserError
@@ -20,8 +20,8 @@ from lit_rlvr.policy.loading import check_same_tokens, load_model_config, load_p
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import compute_dtype, round_ties
 from lit_rlvr.policy.sources import adapter_folder, weights_version
-from lit_rlvr.policy.speed import Compute, compile_layers, compiling_pays, uncompile_layers
-from lit_rlvr.policy.verify import compile_and_verify, verify_or_fall_back
+from lit_rlvr.policy.speed import Compute, compile_layers, compiling_pays, uncompile_layers, use_liger
+from lit_rlvr.policy.verify import check_spans, compile_and_verify, verify_or_fall_back
 from lit_rlvr.training.failures import TokenBudget
 from lit_rlvr.training.loss import KL, Loss
 from lit_rlvr.training.reference import Reference
@@ -205,6 +205,19 @@ class LoadedModule(EvaluatingModule):
         if not (self.sharded or renewed):  # shards are gathered in this type
             round_frozen(policy.model, self._compute_dtype)
         return policy
+
+    def on_fit_start(self) -> None:
+        if not self.sharded:  # `_distribute` has placed sharded weights
+            self.reference.move(self.device)
+            self.teachers.move(self.device)
+            if world_size() > 1:
+                broadcast_first(p for n, p in self.policy.named_parameters() if p.requires_grad or ".lora_" in n)
+        if self.device.type != "cpu":
+            check_spans(self.policy, self._compute_dtype)
+        if self.compute.liger:  # the weights are on the GPU now
+            use_liger(self.policy.model)
+            verify_or_fall_back(self.policy, self._compute_dtype)
+        self._compile()
 
     def _compile(self) -> None:
         """Compile the layers if the option is on, or `auto` and it pays; what `auto` cannot compile stays plain."""

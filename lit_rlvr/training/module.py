@@ -39,17 +39,14 @@ from lit_rlvr.common.settings import init_arguments, with_class_defaults
 from lit_rlvr.common.terminal import progress
 from lit_rlvr.distributed.collectives import (
     all_sum,
-    broadcast_first,
     gather_rows,
     rank,
     to_device,
-    world_size,
 )
 from lit_rlvr.errors import MAX_SIZE, ChecksArguments, check_within, refuse_all
 from lit_rlvr.objectives import Importance, masked_mean, resolve_correction
 from lit_rlvr.policy.adapters import Lora
-from lit_rlvr.policy.speed import Compute, return_freed_memory, use_liger
-from lit_rlvr.policy.verify import check_spans, verify_or_fall_back
+from lit_rlvr.policy.speed import Compute, return_freed_memory
 from lit_rlvr.training.contradictions import contradictions
 from lit_rlvr.training.failures import SkippedSteps, TokenBudget, UnjudgedRollouts
 from lit_rlvr.training.groups import gather_groups
@@ -215,19 +212,6 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
                 self.adaptive_lr.load_state_dict(self._saved_lr)
         schedule = build_schedule(optimizer, self.optim, steps)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
-
-    def on_fit_start(self) -> None:
-        if not self.sharded:  # `_distribute` has placed sharded weights
-            self.reference.move(self.device)
-            self.teachers.move(self.device)
-            if world_size() > 1:
-                broadcast_first(p for n, p in self.policy.named_parameters() if p.requires_grad or ".lora_" in n)
-        if self.device.type != "cpu":
-            check_spans(self.policy, self._compute_dtype)
-        if self.compute.liger:  # the weights are on the GPU now
-            use_liger(self.policy.model)
-            verify_or_fall_back(self.policy, self._compute_dtype)
-        self._compile()
 
     def on_train_start(self) -> None:
         lr = self.lr if self.adaptive_lr is None else self.adaptive_lr.lr
