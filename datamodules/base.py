@@ -290,16 +290,16 @@ class PromptDataModule(ChecksArguments, UsesModel):
 
     # what the model sees
 
-    def use_environment(self, environment: Environment | None, judges: bool = True) -> None:
+    def use_environment(self, environment: Environment | None, needs_answers: bool = True) -> None:
         """Offer the environment's tools in every prompt, here and in the sets of `also_validate`, and let rows lack
         what it supplies; call it before `setup`.
 
         Args:
-            judges: whether rewards judge every row; otherwise no answer is needed.
+            needs_answers: whether rewards judge every row.
         """
         asks = environment is not None and environment.begins
-        scores = environment is not None and (environment.judges or bool(environment.reward_functions))
-        lacking = {"prompt": asks, "answer": scores or not judges}
+        scores = environment is not None and (environment.has_reward or bool(environment.reward_functions))
+        lacking = {"prompt": asks, "answer": scores or not needs_answers}
         for data in self.validated:
             data.optional |= {field for field, may_lack in lacking.items() if may_lack}
             if environment is not None and data.environment is not environment:

@@ -260,8 +260,8 @@ class RLVRCLI(LightningCLI):
         super().instantiate_classes()
         report_namesake(type(self.datamodule))
         rollout = self.config_init[self.subcommand].rollout
-        judges_all = rollout.has_reward and (self.subcommand == "filter" or not self.model.demonstrates)
-        self.datamodule.use_environment(rollout.environment, judges_all)
+        needs_answers = rollout.has_reward and (self.subcommand == "filter" or not self.model.demonstrates)
+        self.datamodule.use_environment(rollout.environment, needs_answers)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         check_calls_super(self.model, "model")

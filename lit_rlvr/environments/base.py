@@ -116,8 +116,8 @@ class Environment(ABC):
         return None
 
     @property
-    def judges(self) -> bool:
-        """True if it judges its episodes."""
+    def has_reward(self) -> bool:
+        """Whether it judges its episodes."""
         return type(self).reward is not Environment.reward
 
 
@@ -195,18 +195,18 @@ def rewards_with(environment: Environment | None, rewards: Sequence[Reward | str
     Args:
         rewards: None = only the environment's, or `MathAnswer` if it has none.
     """
-    judges = environment is not None and environment.judges
+    has_reward = environment is not None and environment.has_reward
     if rewards is None:
-        if environment is not None and not judges:
+        if environment is not None and not has_reward:
             _log.warning(
                 "rollout.rewards: %s does not judge its episodes (it has no reward), so MathAnswer compares the last "
                 "turn with the answer; give the rewards that you mean", environment.title,
             )  # fmt: skip
-        return [EnvironmentReward() if judges else MathAnswer()]
+        return [EnvironmentReward() if has_reward else MathAnswer()]
     is_listed = any(isinstance(reward, EnvironmentReward) for reward in rewards)
-    if is_listed and not judges:
+    if is_listed and not has_reward:
         raise UserError("rollout.rewards: EnvironmentReward needs a rollout.environment that has a reward")
-    made = as_rewards([*rewards, EnvironmentReward()] if judges and not is_listed else rewards)
+    made = as_rewards([*rewards, EnvironmentReward()] if has_reward and not is_listed else rewards)
     functions = [reward for reward in made if isinstance(reward, FunctionReward)]
     asking = [reward for reward in functions if "environments" in parameters_of(reward.function)]
     if asking and environment is None:

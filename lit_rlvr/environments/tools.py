@@ -129,10 +129,10 @@ class WrappedTools(Tools):
         return resolved(begin(**accepted_arguments(begin, columns)))
 
     def reward(self) -> float | bool | RewardResult | None:
-        return resolved(self.holder.get_reward()) if self.judges else None  # type: ignore[attr-defined]
+        return resolved(self.holder.get_reward()) if self.has_reward else None  # type: ignore[attr-defined]
 
     @property
-    def judges(self) -> bool:
+    def has_reward(self) -> bool:
         return callable(getattr(self.holder, "get_reward", None))
 
 
@@ -199,8 +199,8 @@ class EnvironmentChoice(Environment):
         return self._chosen.reward()
 
     @property
-    def judges(self) -> bool:
-        return any(environment.judges for environment in self._environments.values())
+    def has_reward(self) -> bool:
+        return any(environment.has_reward for environment in self._environments.values())
 
 
 RESERVED_NAMES = {name for name in dir(Tools) if not name.startswith("_")}

@@ -287,19 +287,20 @@ class RolloutCallback(RolloutSettings, Callback):
         return max(0, math.ceil(trainer.max_steps / updates_of(module))) * sequences * self.sampling.max_tokens
 
     def state_dict(self) -> dict[str, Any]:
-        return {} if self.source is None else self.source.state_dict() | {"judges": self._provenance}
+        return {} if self.source is None else self.source.state_dict() | {"provenance": self._provenance}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if state_dict.keys() != {"judges"}:  # a replay leaves no state to a source that samples
+        if state_dict.keys() != {"provenance"}:  # a replay leaves no state to a source that samples
             self.source.load_state_dict(state_dict)
+        saved = state_dict.get("provenance", {})
         kinds = {
             "code": "code of your own",
             "validation": "validation data",
             "weights": "weights that it does not train",
         }
         for kind, what in kinds.items():
-            warn_of_changes(state_dict.get("judges", {}).get(kind, {}), self._provenance[kind], what)
-        then, now = (judges.get("threads", {}) for judges in (state_dict.get("judges", {}), self._provenance))
+            warn_of_changes(saved.get(kind, {}), self._provenance[kind], what)
+        then, now = (provenance.get("threads", {}) for provenance in (saved, self._provenance))
         if then and now and then != now and is_first_process():
             _log.warning(
                 "resumed with a different number of torch's threads: %d -> %d; sums are rounded in another order, so "

@@ -369,7 +369,7 @@ class Open:
 
 def test_a_tool_may_have_any_name() -> None:
     tools = WrappedTools(Stepping)
-    assert [tool["function"]["name"] for tool in tools.tools] == ["reward", "step"] and not tools.judges
+    assert [tool["function"]["name"] for tool in tools.tools] == ["reward", "step"] and not tools.has_reward
     seen = tools.step(Turn("<call>step()</call><call>reward()</call>"))
     assert [result.text for result in seen.results] == ["on", "gold"]
     with pytest.raises(UserError, match=r"Open\.look takes \*args or \*\*kwargs"):
@@ -394,7 +394,7 @@ def test_methods_that_cannot_be_offered_are_named() -> None:
 
 def test_a_class_written_for_trl_works_by_its_path() -> None:
     tools = as_environment("tiny_environments.Increment")
-    assert isinstance(tools, WrappedTools) and tools.judges
+    assert isinstance(tools, WrappedTools) and tools.has_reward
     sample = Sample("a", "Go.", "", row={"start": 2})
     assert tools.reset(sample) == " The counter is 2."
     assert [tool["function"]["name"] for tool in tools.tools] == ["increment"]

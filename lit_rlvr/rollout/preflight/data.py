@@ -84,7 +84,7 @@ def check_demonstrations(rollout: RolloutSettings, module: RLVRModule, data: Pro
 
     env = rollout.environment
     unanswered = [sample.source or sample.id for sample in scored_samples(rollout, data) if not sample.answer]
-    if unanswered and rollout.has_reward and not (env is not None and (env.judges or env.reward_functions)):
+    if unanswered and rollout.has_reward and not (env is not None and (env.has_reward or env.reward_functions)):
         raise UserError(
             f"rollout.evaluation.samples: rewards judge validation, and {len(unanswered)} of its rows have no "
             f"answer ({abbreviate(unanswered)}); name its column (data.columns), or set 0 to validate by the loss"
