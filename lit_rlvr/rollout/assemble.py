@@ -246,9 +246,10 @@ def balance(
     groups, kept = range(len(rollout.prompts)), rollout.kept
     numbers: list[int | None] = [p if kept is None else kept.get(p) for p in groups]
     parts = [None if number is None else number % minibatches for number in numbers]
-    places = even_out(
-        gather_objects([group_tokens(rollout, p) * runs[p] for p in groups]), gather_objects(parts), fixed
+    tokens, parts_of_all = zip(
+        *gather_objects(([group_tokens(rollout, p) * runs[p] for p in groups], parts)), strict=True
     )
+    places = even_out(tokens, parts_of_all, fixed)
     stay = {origin for origin in places[rank()] if origin[0] == rank()}
     light = take if cut is None else lambda rollout, p: without_patches(take(rollout, p))
     sent = gather_objects({p: (light(rollout, p), numbers[p]) for p in groups if (rank(), p) not in stay})
@@ -304,7 +305,7 @@ def take(rollout: Rollout, p: int) -> Rollout:
     )
 
 
-def even_out(tokens: list[list[int]], parts: list[list[int | None]], fixed: int) -> list[list[Place]]:
+def even_out(tokens: Sequence[list[int]], parts: Sequence[list[int | None]], fixed: int) -> list[list[Place]]:
     """Swap groups between the fullest and the emptiest process, one minibatch after the other, while that evens them.
 
     A group is swapped for one of the same minibatch, or for one that is not trained on.
