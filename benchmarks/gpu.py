@@ -65,7 +65,6 @@ from training import make_rollout, train, with_image
 from turns import Player
 from workload import Workload, gpu_memory_mb, start, take_turns, wait_for_gpu
 
-from lit_rlvr.commands.plan.memory import Strategy, largest_microbatch, shape_of, training_memory
 from lit_rlvr.common.packages import is_installed
 from lit_rlvr.engines.base import EngineContext, RolloutEngine
 from lit_rlvr.engines.hf import HFEngine
@@ -78,6 +77,7 @@ from lit_rlvr.policy.precision import training_autocast
 from lit_rlvr.policy.speed import enable_checkpointing, uncompile_layers
 from lit_rlvr.policy.tiny import CHAT_TEMPLATE, byte_tokenizer
 from lit_rlvr.rollout.callback import use_deterministic_kernels
+from lit_rlvr.sizing.memory import Strategy, largest_microbatch, shape_of, training_memory
 from lit_rlvr.training.step import logprobs_of
 from lit_rlvr.types import Prompt, Rollout, Sample, Sampling
 

@@ -25,11 +25,11 @@ import passive  # noqa: F401
 from common import PRECISIONS, make_parser, peak_memory_mb, print_result, print_table, run_isolated, say
 from training import SMALL, build_policy, make_rollout, train
 
-from lit_rlvr.commands.plan.memory import Strategy, largest_microbatch, shape_of, training_memory
 from lit_rlvr.distributed.fsdp2 import FSDP2
 from lit_rlvr.policy.adapters import Lora
 from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.policy.tiny import CHAT_TEMPLATE, LLM_SPECIALS, byte_tokenizer
+from lit_rlvr.sizing.memory import Strategy, largest_microbatch, shape_of, training_memory
 
 MIB = 2**20
 SIZES = {"group_size": 8, "prompt_tokens": 128, "completion_tokens": 64}

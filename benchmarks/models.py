@@ -22,12 +22,12 @@ import torch
 from common import make_parser, print_result, print_table, say
 from torch import Tensor
 
-from lit_rlvr.commands.plan.memory import shape_of
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.policy.adapters import Lora, add_adapters
 from lit_rlvr.policy.loading import load_model_config, load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.verify import verify_or_fall_back
+from lit_rlvr.sizing.memory import shape_of
 from lit_rlvr.types import Prompt, Sampling
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "tests" / name) for name in ("helpers", "policy")]

@@ -29,8 +29,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from training import make_rollout, with_image
 
-from lit_rlvr.commands.plan.memory import Microbatch, Strategy, Terms, largest_microbatch, shape_of, training_memory
-from lit_rlvr.commands.plan.models import PUBLISHED
 from lit_rlvr.distributed.collectives import average_gradients, world_size
 from lit_rlvr.distributed.sharding import shard
 from lit_rlvr.engines.process_group import VLLMProcessGroup
@@ -40,6 +38,8 @@ from lit_rlvr.policy.loading import outline
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import training_autocast
 from lit_rlvr.policy.speed import enable_checkpointing
+from lit_rlvr.sizing.memory import Microbatch, Strategy, Terms, largest_microbatch, shape_of, training_memory
+from lit_rlvr.sizing.models import PUBLISHED
 from lit_rlvr.training.optimizer import Optim, build_optimizer
 from lit_rlvr.training.step import cut_rows
 from lit_rlvr.types import Rollout

@@ -46,9 +46,9 @@ def planned(model: str, trainers: int, servers: int, lengths: np.ndarray, option
     """
     from sizing_page import MICROBATCH_TOKENS, job
 
-    from lit_rlvr.commands.plan.gpus import GIB, GPUs
-    from lit_rlvr.commands.plan.memory import kv_bytes_per_token
-    from lit_rlvr.commands.plan.strategies import FREE
+    from lit_rlvr.sizing.gpus import GIB, GPUs
+    from lit_rlvr.sizing.memory import kv_bytes_per_token
+    from lit_rlvr.sizing.strategies import FREE
 
     sizes = replace(
         job(model, 0.0), budget=max(MICROBATCH_TOKENS, options.prompt + options.longest), prompt=options.prompt,

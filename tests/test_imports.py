@@ -20,6 +20,7 @@ LAYERS = [
     {"training"},
     {"algorithms", "datamodules"},
     {"rollout"},
+    {"sizing"},
     {"run"},
     {"evaluation"},
     {"commands.doctor", "commands.evaluate", "commands.export", "commands.filter", "commands.plan"},

@@ -19,8 +19,6 @@ from transformers import PreTrainedTokenizerFast
 from lit_rlvr import advantages as adv
 from lit_rlvr.advantages import GroupBatch
 from lit_rlvr.algorithms import RLVRModule
-from lit_rlvr.commands.plan.gpus import GPUs
-from lit_rlvr.commands.plan.strategies import describe_job
 from lit_rlvr.configs import config_folder, load_config
 from lit_rlvr.objectives import LossInputs, aggregation_weights
 from lit_rlvr.rewards.choice import Choice
@@ -30,6 +28,8 @@ from lit_rlvr.rewards.math import MathAnswer
 from lit_rlvr.rewards.sql import SQLExecution
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.rollout.preflight.sizes import check_sizes
+from lit_rlvr.sizing.gpus import GPUs
+from lit_rlvr.sizing.strategies import describe_job
 from lit_rlvr.types import Completion, Sample
 
 RECIPES = config_folder() / "recipes"

@@ -9,11 +9,11 @@ from dataclasses import replace
 from functools import cache
 from itertools import product
 
-from lit_rlvr.commands.plan.gpus import GIB, GPUs
-from lit_rlvr.commands.plan.memory import Shape, shape_of
-from lit_rlvr.commands.plan.models import PUBLISHED
-from lit_rlvr.commands.plan.strategies import FREE, JobSizes
 from lit_rlvr.policy.adapters import Lora
+from lit_rlvr.sizing.gpus import GIB, GPUs
+from lit_rlvr.sizing.memory import Shape, shape_of
+from lit_rlvr.sizing.models import PUBLISHED
+from lit_rlvr.sizing.strategies import FREE, JobSizes
 
 MODELS = {
     "Qwen2.5-1.5B": "Qwen/Qwen2.5-1.5B",
@@ -38,7 +38,7 @@ config, run `lit-rlvr plan --config ... --gpus 8x80GB`, which loads no weights.
 Prompts of up to {prompt} and completions of up to {completion} tokens, micro-batches of {budget} tokens, G = {group},
 {prompts} prompts a step, bf16-mixed, AdamW, no KL term, vision tower trained. Numbers are GiB on each GPU; {free} of
 each GPU is left free for its context, communication and fragmentation. They come from a formula
-(`lit_rlvr/commands/plan/memory.py`) that counts the tensors a step holds.
+(`lit_rlvr/sizing/memory.py`) that counts the tensors a step holds.
 [A table](../benchmarks/memory.md) compares it with whole steps at these models' shapes, on tensors without memory, and
 `benchmarks/memory.py` with measured runs on a CPU. Nothing here was measured on a GPU.
 

@@ -2,169 +2,93 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lit_rlvr.advantages import REGISTRY
-from lit_rlvr.commands.plan.gpus import GIB
-from lit_rlvr.commands.plan.strategies import describe_run
 from lit_rlvr.commands.preview import describe_prompts, describe_set, print_prompts
 from lit_rlvr.common.terminal import Terminal, show_result
 from lit_rlvr.environments.base import environment_fingerprint
-from lit_rlvr.errors import check_all, shown
+from lit_rlvr.errors import shown
 from lit_rlvr.objectives import resolve_correction
 from lit_rlvr.policy.precision import compute_dtype
-from lit_rlvr.rollout.callback import RolloutCallback, rollout_of
-from lit_rlvr.rollout.preflight.data import check_data, warn_of_long_answers
-from lit_rlvr.rollout.preflight.sizes import check_sizes, log_sizes
-from lit_rlvr.run.checkpoint import RunCheckpoint
-from lit_rlvr.run.loggers import callback_of
-from lit_rlvr.run.progress import Budget
+from lit_rlvr.rollout.preflight.data import warn_of_long_answers
+from lit_rlvr.rollout.preflight.sizes import log_sizes
+from lit_rlvr.run.planned import PlannedRun
+from lit_rlvr.sizing.gpus import GIB
+from lit_rlvr.sizing.strategies import describe_run
 from lit_rlvr.training.optimizer import (
-    check_schedule,
-    total_steps,
     train_whole_rollouts,
     updates_of,
     warn_of_high_rate,
     warn_of_long_warmup,
 )  # fmt: skip
 
-if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
-
-    from lit_rlvr.algorithms import RLVRModule
-    from lit_rlvr.datamodules import PromptDataModule
-    from lit_rlvr.run.warm_start import WarmStart
-
-
 PROMPTS = 2
 """Number of prompts that a dry run shows."""
 
 
-@dataclass(frozen=True)
-class PlannedRun:
-    """The parts of a run that a config describes, before the weights load."""
+def settings(run: PlannedRun) -> dict[str, Any]:
+    """Return the parts and limits of the run by name."""
+    trainer, module, data, rollout = run.trainer, run.module, run.data, run.rollout
+    dtype = compute_dtype(str(trainer.precision))
+    correct = next((reward for reward in rollout.rewards if reward.correct_from), None)
+    tokens, iterations = run.limits.get("tokens"), run.iterations
+    limits = [] if tokens is None else [f"until {tokens} tokens are generated"]
+    if iterations is not None:
+        passes = iterations * data.prompts_per_rollout / len(data.prompts["train"])
+        limits.append(
+            f"{iterations * updates_of(module)} optimizer steps, {iterations} iterations, {passes:.3g} passes over "
+            "the training prompts"
+        )
+    return {
+        "run folder": shown(trainer.default_root_dir),
+        "algorithm": type(module).__name__,
+        "advantage": None if module.demonstrates else _advantage_name(module.advantage),
+        "model": f"{module.model} ({module.model_folder})",
+        "data": describe_set(data, "train"),
+        "validation": [describe_set(d, "validation") for d in data.validated if d.prompts["validation"]],
+        "rewards": [f"{reward.weight:g} x {reward.name}" for reward in rollout.rewards if rollout.has_reward],
+        "correct": (correct.name if correct else RULE_OF_CORRECT) if rollout.has_reward else None,
+        "environment": environment_fingerprint(rollout.environment),
+        "engine": rollout.generator.name,
+        "strategy": type(trainer.strategy).__name__,
+        "devices": f"{trainer.world_size} x {trainer.strategy.root_device.type}",
+        "precision": str(trainer.precision),
+        "importance correction": resolve_correction(module.importance.correction, rollout.generator.is_exact(dtype)),
+        "warm start": f"at most {run.warm_start.steps} supervised steps" if run.warm_start.steps else None,
+        "sequences per rollout": data.prompts_per_rollout * rollout.completions_of(module),
+        "steps": ", at most ".join(limits) or "no limit: the run ends with Ctrl-C, or after trainer.max_time",
+    }
 
-    trainer: Trainer
-    module: RLVRModule
-    data: PromptDataModule
-    warm_start: WarmStart
 
-    @property
-    def rollout(self) -> RolloutCallback:
-        return rollout_of(self.trainer)
+def sizes(run: PlannedRun) -> dict[str, Any]:
+    """Return the numbers of iterations, sequences and validations of the whole run."""
+    trainer, data, rollout = run.trainer, run.data, run.rollout
+    iterations, every = run.iterations, rollout.validate_every_rollouts
+    during = (iterations or 0) // every if every else 1  # by epochs counts as once, at the end
+    samples = [len(d.prompts["validation"]) * rollout.samples_of(d.name) for d in data.validated]
+    return {
+        "iterations": iterations,
+        "prompts": data.prompts_per_rollout,
+        "sequences": data.prompts_per_rollout * rollout.completions_of(run.module),
+        "validations": 1 + during if trainer.limit_val_batches else 0,
+        "validation_completions": sum(samples),
+    }
 
-    @property
-    def limits(self) -> dict[str, int]:
-        """The limits of the run's budget, perhaps none."""
-        return dict(callback_of(self.trainer, Budget).limits)
 
-    @property
-    def sizes_on_device(self) -> tuple[int, int, str, str]:
-        """Prompts per step, processes, precision and device."""
-        device = self.trainer.strategy.root_device.type
-        return self.data.prompts_per_rollout, self.trainer.world_size, str(self.trainer.precision), device
-
-    @property
-    def steps(self) -> int | None:
-        """The optimizer steps of the whole run, without regard to its budget; None without a limit."""
-        return total_steps(self.trainer, len(self.data.train_dataloader()), updates_of(self.module))
-
-    @property
-    def iterations(self) -> int | None:
-        """The most rollouts of the whole run; None without a limit on steps, epochs or samples."""
-        counts = [] if self.steps is None else [math.ceil(self.steps / updates_of(self.module))]
-        samples = self.limits.get("samples")
-        if samples is not None:
-            policies = 2 if self.module.samples_reference else 1
-            per_rollout = self.data.prompts_per_rollout * self.rollout.completions_of(self.module) * policies
-            counts.append(math.ceil(samples / per_rollout))
-        return min(counts, default=None)
-
-    def prepare(self) -> None:
-        """Read the data, and refuse all at once whatever can be refused before the weights load.
-
-        Raises:
-            UserError: with a message for each problem.
-        """
-        rollout, data = self.rollout, self.data
-        data.use_model(self.module)
-
-        def check_rows() -> None:
-            data.setup("fit")
-            check_all(
-                lambda: check_schedule(self.module.optim, self.steps),
-                lambda: check_data(rollout, self.module, data),
-                lambda: callback_of(self.trainer, RunCheckpoint).check_metrics(self.trainer, self.module, data),
-                lambda: self.warm_start.check(self.module, data, rollout.environment, rollout.sampling),
-                lambda: rollout.replay.rollouts_from and rollout.replay_source(self.trainer, self.module, data),
-            )
-
-        check_all(lambda: check_sizes(rollout, self.module, *self.sizes_on_device), check_rows)
-
-    def settings(self) -> dict[str, Any]:
-        """Return the parts and limits of the run by name."""
-        trainer, module, data, rollout = self.trainer, self.module, self.data, self.rollout
-        dtype = compute_dtype(str(trainer.precision))
-        correct = next((reward for reward in rollout.rewards if reward.correct_from), None)
-        tokens, iterations = self.limits.get("tokens"), self.iterations
-        limits = [] if tokens is None else [f"until {tokens} tokens are generated"]
-        if iterations is not None:
-            passes = iterations * data.prompts_per_rollout / len(data.prompts["train"])
-            limits.append(
-                f"{iterations * updates_of(module)} optimizer steps, {iterations} iterations, {passes:.3g} passes over "
-                "the training prompts"
-            )
-        return {
-            "run folder": shown(trainer.default_root_dir),
-            "algorithm": type(module).__name__,
-            "advantage": None if module.demonstrates else _advantage_name(module.advantage),
-            "model": f"{module.model} ({module.model_folder})",
-            "data": describe_set(data, "train"),
-            "validation": [describe_set(d, "validation") for d in data.validated if d.prompts["validation"]],
-            "rewards": [f"{reward.weight:g} x {reward.name}" for reward in rollout.rewards if rollout.has_reward],
-            "correct": (correct.name if correct else RULE_OF_CORRECT) if rollout.has_reward else None,
-            "environment": environment_fingerprint(rollout.environment),
-            "engine": rollout.generator.name,
-            "strategy": type(trainer.strategy).__name__,
-            "devices": f"{trainer.world_size} x {trainer.strategy.root_device.type}",
-            "precision": str(trainer.precision),
-            "importance correction": resolve_correction(
-                module.importance.correction, rollout.generator.is_exact(dtype)
-            ),
-            "warm start": f"at most {self.warm_start.steps} supervised steps" if self.warm_start.steps else None,
-            "sequences per rollout": data.prompts_per_rollout * rollout.completions_of(module),
-            "steps": ", at most ".join(limits) or "no limit: the run ends with Ctrl-C, or after trainer.max_time",
-        }
-
-    def sizes(self) -> dict[str, Any]:
-        """Return the numbers of iterations, sequences and validations of the whole run."""
-        trainer, data, rollout = self.trainer, self.data, self.rollout
-        iterations, every = self.iterations, rollout.validate_every_rollouts
-        during = (iterations or 0) // every if every else 1  # by epochs counts as once, at the end
-        samples = [len(d.prompts["validation"]) * rollout.samples_of(d.name) for d in data.validated]
-        return {
-            "iterations": iterations,
-            "prompts": data.prompts_per_rollout,
-            "sequences": data.prompts_per_rollout * rollout.completions_of(self.module),
-            "validations": 1 + during if trainer.limit_val_batches else 0,
-            "validation_completions": sum(samples),
-        }
-
-    def memory(self) -> dict[str, Any]:
-        """Return the estimated memory of one process as the run is configured, in GiB."""
-        job, plan = describe_run(self.trainer, self.module, self.data)
-        return {
-            "parameters": job.whole.parameters,
-            "trained": (job.adapted if job.lora else job.whole).trained,
-            "strategy": plan.name,
-            "terms": {name: value / GIB for name, value in plan.terms.items() if value},
-            "needs": plan.needs / GIB,
-            "of": plan.gpus.gib,
-            "fits": plan.fits,
-        }
+def memory(run: PlannedRun) -> dict[str, Any]:
+    """Return the estimated memory of one process as the run is configured, in GiB."""
+    job, plan = describe_run(run.trainer, run.module, run.data)
+    return {
+        "parameters": job.whole.parameters,
+        "trained": (job.adapted if job.lora else job.whole).trained,
+        "strategy": plan.name,
+        "terms": {name: value / GIB for name, value in plan.terms.items() if value},
+        "needs": plan.needs / GIB,
+        "of": plan.gpus.gib,
+        "fits": plan.fits,
+    }
 
 
 def dry_run(run: PlannedRun) -> None:
@@ -181,9 +105,9 @@ def dry_run(run: PlannedRun) -> None:
     warn_of_high_rate(run.module.lr, run.module.optim)
     warn_of_long_warmup(run.module.lr, run.module.optim, steps)
     found = {
-        "run": run.settings(),
-        "sizes": run.sizes(),
-        "memory": run.memory(),
+        "run": settings(run),
+        "sizes": sizes(run),
+        "memory": memory(run),
         "prompts": describe_prompts(run.data, "train", PROMPTS, None, run.module, run.rollout),
     }
     show_result(found, lambda: print_run(found))

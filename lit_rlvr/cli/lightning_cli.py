@@ -24,7 +24,7 @@ import lit_rlvr.datamodules
 import lit_rlvr.environments
 import lit_rlvr.rewards
 from lit_rlvr.algorithms import RLVRModule
-from lit_rlvr.cli.dry_run import PlannedRun, dry_run
+from lit_rlvr.cli.dry_run import dry_run
 from lit_rlvr.cli.error_lines import refuse_nulls
 from lit_rlvr.cli.run_config import check_config, choose_strategy, choose_tokens, resolve_config, suggest_more_tokens
 from lit_rlvr.cli.subcommands import RLVRTrainer
@@ -36,9 +36,9 @@ from lit_rlvr.configs import Parser, changed_classes, changes, find_configs, imp
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.distributed.checkpoints import checkpoint_step, last_checkpoint
 from lit_rlvr.errors import UserError, check_calls_super
-from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.run.folder import check_run_folder
 from lit_rlvr.run.loggers import save_dir_not_required, set_save_dir
+from lit_rlvr.run.planned import PlannedRun
 from lit_rlvr.run.run import CONFIGURABLE, Run, in_order
 from lit_rlvr.run.trackers import Trackers
 from lit_rlvr.run.trackers.feed import Chosen, choose_trackers
@@ -286,19 +286,12 @@ class RLVRCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         config = self.config_init[subcommand]
-        run = PlannedRun(self.trainer, self.model, self.datamodule, config.warm_start)
+        self.trainer.warm_start = config.warm_start  # type: ignore[attr-defined]
         if self._is_dry_run:
-            dry_run(run)
+            dry_run(PlannedRun(self.trainer, self.model, self.datamodule, config.warm_start))
         else:
-            if subcommand == "fit":
-                run.prepare()
-            self.trainer.warm_start = config.warm_start  # type: ignore[attr-defined]
-            if subcommand not in ("preview", "split", "plan", "tune"):
-                rollout = config.rollout
-                config.warm_start.apply(
-                    self.model, self.datamodule, rollout.environment, rollout.sampling,
-                    compute_dtype(str(self.trainer.precision)), self.trainer.strategy.root_device,
-                )  # fmt: skip
+            if subcommand in ("validate", "test", "filter"):  # `fit` makes it itself
+                self.trainer.make_warm_start(self.model, self.datamodule)  # type: ignore[attr-defined]
             super()._run_subcommand(subcommand)
             if subcommand in ("fit", "validate", "test") and wants_json() and is_first_process():
                 show_result(self._result(subcommand), lambda: None)  # for people it is printed during the run

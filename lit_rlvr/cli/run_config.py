@@ -11,8 +11,6 @@ from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 
 from lit_rlvr.commands.filter import check_out
-from lit_rlvr.commands.plan.gpus import GIB, GPUs
-from lit_rlvr.commands.plan.strategies import describe_job, describe_run
 from lit_rlvr.commands.tune import check_tuned
 from lit_rlvr.common.files import check_writable
 from lit_rlvr.distributed.fsdp2 import FSDP2
@@ -20,6 +18,8 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.policy.precision import auto_precision
 from lit_rlvr.policy.speed import DEFAULT_TOKENS
 from lit_rlvr.run.run import DEFAULT_FOLDER
+from lit_rlvr.sizing.gpus import GIB, GPUs
+from lit_rlvr.sizing.strategies import describe_job, describe_run
 
 _log = logging.getLogger("lit_rlvr")
 

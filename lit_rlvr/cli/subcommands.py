@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_rlvr.commands.filter import filter_prompts
-from lit_rlvr.commands.plan.gpus import GPUs
-from lit_rlvr.commands.plan.show import show_plan
-from lit_rlvr.commands.plan.strategies import describe_job
+from lit_rlvr.commands.plan import show_plan
 from lit_rlvr.commands.preview import describe_prompts, print_prompts
 from lit_rlvr.commands.split import write_split
 from lit_rlvr.commands.tune import Tuner
@@ -23,7 +21,8 @@ from lit_rlvr.rewards.references import check_references
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.rollout.preflight.data import scored_samples, warn_of_long_answers
 from lit_rlvr.run.trainer import Trainer
-from lit_rlvr.run.warm_start import WarmStart
+from lit_rlvr.sizing.gpus import GPUs
+from lit_rlvr.sizing.strategies import describe_job
 
 if TYPE_CHECKING:
     from lit_rlvr.algorithms import RLVRModule
@@ -33,8 +32,6 @@ _log = logging.getLogger("lit_rlvr")
 
 class RLVRTrainer(Trainer):
     """`fit` and `validate` of the Trainer, and our commands that inspect a config before training."""
-
-    warm_start: WarmStart  # the config's, which the command line sets
 
     def preview(
         self, model: RLVRModule, datamodule: PromptDataModule, prompts: int = 3, split: Split = "train",

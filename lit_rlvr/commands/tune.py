@@ -17,7 +17,6 @@ import yaml
 from jsonargparse import Namespace
 
 from lit_rlvr.commands.filter import open_sampler, pass_rate, prompts_to_sample
-from lit_rlvr.commands.plan.memory import shape_of
 from lit_rlvr.common.files import check_new
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.errors import UserError, check_within
@@ -29,6 +28,7 @@ from lit_rlvr.rewards.references import long_answers
 from lit_rlvr.rollout.preflight.lengths import context_length
 from lit_rlvr.run.findings import CERTAIN
 from lit_rlvr.run.warm_start import LARGE, WarmStart
+from lit_rlvr.sizing.memory import shape_of
 from lit_rlvr.training.validation import constant_guess
 from lit_rlvr.types import Completion, Prompt
 

@@ -22,12 +22,14 @@ from lit_rlvr.datamodules.reading.readers import GivenRows
 from lit_rlvr.distributed.checkpoints import CheckpointFiles
 from lit_rlvr.distributed.fsdp2 import prepare_groups
 from lit_rlvr.errors import ChecksArguments, UserError, given_text
-from lit_rlvr.policy.precision import auto_precision
-from lit_rlvr.rollout import RolloutCallback
+from lit_rlvr.policy.precision import auto_precision, compute_dtype
+from lit_rlvr.rollout.callback import RolloutCallback, rollout_of
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.loggers import callback_of, open_loggers
+from lit_rlvr.run.planned import PlannedRun
 from lit_rlvr.run.rank_zero import show_messages, silence_other_packages
 from lit_rlvr.run.run import CONFIGURABLE, DEFAULT_FOLDER, Run, RunStart, in_order, with_defaults
+from lit_rlvr.run.warm_start import WarmStart
 from lit_rlvr.training.module import RLVRModule
 
 _log = logging.getLogger("lit_rlvr")
@@ -109,6 +111,7 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
                 "trainer.overfit_batches: it has no effect on prompts; train on a small `train` file instead"
             )
         self.run: Run | None = None  # opened by the command line before it builds the model; None = `fit` opens one
+        self.warm_start = WarmStart()
         self._chosen_logger, self._options = logger, {"accelerator": accelerator, "precision": precision} | options
         self.callbacks: list[Callback] = in_order(self.callbacks)
         callback_of(self, RunCheckpoint).enabled &= enable_checkpointing is not False
@@ -152,10 +155,17 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
 
     def _train(self, run: Run, model: Any, datamodule: Any, weights_only: bool | None) -> None:
         """Train a run, whose folder is locked and whose settings are known."""
+        PlannedRun(self, model, datamodule, self.warm_start).prepare()
+        self.make_warm_start(model, datamodule)
         run.loggers = open_loggers(self._chosen_logger, run.folder, run.checkpoint)
         others = [callback for callback in self.callbacks if not isinstance(callback, RunStart)]
         self.callbacks = in_order([*others, RunStart(run)])
         super().fit(model, datamodule=datamodule, ckpt_path=run.checkpoint, weights_only=weights_only)
+
+    def make_warm_start(self, model: RLVRModule, data: PromptDataModule) -> None:
+        """Let the algorithm start from the warm-started model, if the run has a warm start."""
+        rollout, dtype = rollout_of(self), compute_dtype(str(self.precision))
+        self.warm_start.apply(model, data, rollout.environment, rollout.sampling, dtype, self.strategy.root_device)
 
     def _settings(self, model: Any, datamodule: Any) -> str:
         """Return the settings as a config of `lit-rlvr fit`, without loggers and the user's own callbacks."""

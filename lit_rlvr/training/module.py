@@ -4,6 +4,7 @@ From the command to an optimizer step, in order, and where to find each part; no
 
     RLVRCLI                           cli/lightning_cli.py        settings -> model, data, rollout, trainer
       Run.open                        run/run.py                  the run folder, what is resumed, the callbacks' order
+      PlannedRun.prepare              run/planned.py              refuses what may not run (rollout/preflight/)
       Trainer.fit                     run/trainer.py              Lightning's loop over batches, which calls:
     RolloutCallback.collect           rollout/callback.py         asks the source for a rollout, and logs
       RolloutSource.next              rollout/source.py           sync, sample, sample on, reference, balance
@@ -15,7 +16,7 @@ From the command to an optimizer step, in order, and where to find each part; no
       Updater.step                    training/update.py          forward, loss, backward; reduce and clip; step or skip
         plan_step, loss_inputs        training/step.py            normalisers, micro-batches, what the objective gets
         Policy.score                  policy/policy.py            forward: log-probabilities of a micro-batch
-        loss                          training/loss.py            calls the algorithm's `objective` (algorithms/)
+        loss                          training/loss.py            the algorithm's `objective` (algorithms/), and terms
         optimizer                     training/optimizer.py       AdamW and its schedule
 """
 

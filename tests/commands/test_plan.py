@@ -23,25 +23,25 @@ from transformers import (
 )
 
 from lit_rlvr.cli.run_config import suggest_more_tokens
-from lit_rlvr.commands.plan.gpus import GIB, GPUs
-from lit_rlvr.commands.plan.memory import (
+from lit_rlvr.distributed.fsdp2 import FSDP2
+from lit_rlvr.errors import UserError
+from lit_rlvr.policy.adapters import Lora, add_adapters
+from lit_rlvr.policy.loading import load_policy
+from lit_rlvr.sizing.gpus import GIB, GPUs
+from lit_rlvr.sizing.memory import (
     Strategy,
     largest_microbatch,
     shape_of,
     training_memory,
 )
-from lit_rlvr.commands.plan.models import PUBLISHED
-from lit_rlvr.commands.plan.strategies import (
+from lit_rlvr.sizing.models import PUBLISHED
+from lit_rlvr.sizing.strategies import (
     ENOUGH_SEQUENCES,
     FEWEST_TOKENS,
     LEAST_SEQUENCES,
     JobSizes,
     describe_run,
 )
-from lit_rlvr.distributed.fsdp2 import FSDP2
-from lit_rlvr.errors import UserError
-from lit_rlvr.policy.adapters import Lora, add_adapters
-from lit_rlvr.policy.loading import load_policy
 
 ROOT = Path(__file__).parents[2]
 with pytest.MonkeyPatch.context() as patch:
@@ -221,7 +221,7 @@ def test_a_gpu_with_memory_to_spare_is_named_at_the_start(
         caplog.clear()
         built.model.budget.choose(tokens)
         monkeypatch.setattr(type(built.trainer.strategy), "root_device", torch.device(device))
-        monkeypatch.setattr("lit_rlvr.commands.plan.strategies.device_memory", lambda trainer, gib=gib: gib * GIB)
+        monkeypatch.setattr("lit_rlvr.sizing.strategies.device_memory", lambda trainer, gib=gib: gib * GIB)
         suggest_more_tokens(built.trainer, built.model, built.datamodule)
         lines = [record.message for record in caplog.records if "keeps a GPU waiting" in record.message]
         assert len(lines) == (said is not None) and (said or "") in "".join(lines)

@@ -14,7 +14,6 @@ from test_models import build
 from tiny import make_prompt, make_rollout, random_ids, save_model, start_engine
 from transformers import AutoModelForCausalLM
 
-from lit_rlvr.commands.plan.memory import Strategy, shape_of, state_memory
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.synced import SyncedEngine
 from lit_rlvr.errors import UserError
@@ -33,6 +32,7 @@ from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import training_autocast
 from lit_rlvr.policy.speed import enable_checkpointing
+from lit_rlvr.sizing.memory import Strategy, shape_of, state_memory
 from lit_rlvr.types import Sampling
 
 ROLLOUT = make_rollout([random_ids(9, 1), random_ids(4, 2)], [[random_ids(5, 3), random_ids(2, 4)]] * 2)

@@ -37,11 +37,11 @@ from transformers import (
     SmolLM3Config,
 )
 
-from lit_rlvr.commands.plan.memory import Strategy, kv_bytes_per_token, shape_of, state_memory
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.policy.adapters import Lora, adapted_layers, adapted_modules, add_adapters
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.verify import verify_or_fall_back
+from lit_rlvr.sizing.memory import Strategy, kv_bytes_per_token, shape_of, state_memory
 from lit_rlvr.types import Rollout, Sampling
 
 DOCS = Path(__file__).parents[2] / "docs" / "models.md"

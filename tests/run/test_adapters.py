@@ -18,7 +18,6 @@ from tiny import save_adapter, save_model, tiny_llama
 from tiny_runs import assert_same_run, fit, metrics, to
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lit_rlvr.commands.plan.memory import shape_of
 from lit_rlvr.commands.serve import server_line
 from lit_rlvr.distributed.checkpoints import last_checkpoint, read_checkpoint
 from lit_rlvr.errors import UserError
@@ -26,6 +25,7 @@ from lit_rlvr.policy.adapters import Lora, add_adapters
 from lit_rlvr.policy.loading import load_model_config, load_policy
 from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.run.saved_model import export_run
+from lit_rlvr.sizing.memory import shape_of
 from lit_rlvr.training.validation import EvaluatingModule
 
 CLI = Callable[..., Any]

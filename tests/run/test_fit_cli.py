@@ -82,7 +82,7 @@ def test_automatic_micro_batches_are_chosen_once(
     run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run's settings have the number, and a resume keeps it whatever the machine has by then."""
-    memory = "lit_rlvr.commands.plan.strategies.device_memory"
+    memory = "lit_rlvr.sizing.strategies.device_memory"
     auto = ("--model.init_args.compute.tokens_per_microbatch", "auto", "--trainer.limit_val_batches", 0)
 
     def chosen(run: str) -> int:

@@ -17,7 +17,6 @@ from tiny_runs import FIT
 
 from lit_rlvr.advantages import GPGAdvantage
 from lit_rlvr.algorithms import GSPO
-from lit_rlvr.commands.plan.memory import Strategy
 from lit_rlvr.datamodules import PromptDataModule, TextMath
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.split import ReadingOptions
@@ -25,6 +24,7 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora
 from lit_rlvr.policy.sources import weights_version
 from lit_rlvr.rollout.record import Replay
+from lit_rlvr.sizing.memory import Strategy
 from lit_rlvr.training.teachers import Demonstration, Teacher
 from lit_rlvr.types import Completion, Prompt, Sample, Sampling
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.table import Table
 
-from lit_rlvr.commands.plan.gpus import GIB, GPUs
-from lit_rlvr.commands.plan.strategies import FREE, LEAST_SEQUENCES, JobSizes
 from lit_rlvr.common.terminal import Terminal, show_result, table_of
+from lit_rlvr.sizing.gpus import GIB, GPUs
+from lit_rlvr.sizing.strategies import FREE, LEAST_SEQUENCES, JobSizes
 
 
 def show_plan(job: JobSizes, gpus: GPUs) -> None:

@@ -10,8 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lit_rlvr.commands.plan.gpus import GIB, GPUs
-from lit_rlvr.commands.plan.memory import (
+from lit_rlvr.distributed.fsdp2 import FSDP2
+from lit_rlvr.engines.hf import HFEngine
+from lit_rlvr.engines.vllm import GPU_SEQUENCES, VLLMEngine
+from lit_rlvr.policy.adapters import Lora
+from lit_rlvr.policy.loading import load_model_config
+from lit_rlvr.policy.precision import compute_dtype
+from lit_rlvr.rollout.callback import rollout_of
+from lit_rlvr.sizing.gpus import GIB, GPUs
+from lit_rlvr.sizing.memory import (
     FLOAT,
     Microbatch,
     Shape,
@@ -26,14 +33,7 @@ from lit_rlvr.commands.plan.memory import (
     teaching_memory,
     training_memory,
 )
-from lit_rlvr.commands.plan.models import PUBLISHED
-from lit_rlvr.distributed.fsdp2 import FSDP2
-from lit_rlvr.engines.hf import HFEngine
-from lit_rlvr.engines.vllm import GPU_SEQUENCES, VLLMEngine
-from lit_rlvr.policy.adapters import Lora
-from lit_rlvr.policy.loading import load_model_config
-from lit_rlvr.policy.precision import compute_dtype
-from lit_rlvr.rollout.callback import rollout_of
+from lit_rlvr.sizing.models import PUBLISHED
 from lit_rlvr.training.teachers import teacher_folder
 
 if TYPE_CHECKING:

@@ -1,1 +1,0 @@
-"""`lit-rlvr plan`: estimates the memory per GPU that a run needs, and its time, without loading weights."""

@@ -1,0 +1,85 @@
+"""A run before its weights load: its sizes, and what is refused then."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lit_rlvr.errors import check_all
+from lit_rlvr.rollout.callback import RolloutCallback, rollout_of
+from lit_rlvr.rollout.preflight.data import check_data
+from lit_rlvr.rollout.preflight.sizes import check_sizes
+from lit_rlvr.run.checkpoint import RunCheckpoint
+from lit_rlvr.run.loggers import callback_of
+from lit_rlvr.run.progress import Budget
+from lit_rlvr.run.warm_start import WarmStart
+from lit_rlvr.training.optimizer import check_schedule, total_steps, updates_of
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from lit_rlvr.algorithms import RLVRModule
+    from lit_rlvr.datamodules import PromptDataModule
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """The parts of a run that a config describes, before the weights load."""
+
+    trainer: Trainer
+    module: RLVRModule
+    data: PromptDataModule
+    warm_start: WarmStart
+
+    @property
+    def rollout(self) -> RolloutCallback:
+        return rollout_of(self.trainer)
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """The limits of the run's budget, perhaps none."""
+        return dict(callback_of(self.trainer, Budget).limits)
+
+    @property
+    def sizes_on_device(self) -> tuple[int, int, str, str]:
+        """Prompts per step, processes, precision and device."""
+        device = self.trainer.strategy.root_device.type
+        return self.data.prompts_per_rollout, self.trainer.world_size, str(self.trainer.precision), device
+
+    @property
+    def steps(self) -> int | None:
+        """The optimizer steps of the whole run, without regard to its budget; None without a limit."""
+        return total_steps(self.trainer, len(self.data.train_dataloader()), updates_of(self.module))
+
+    @property
+    def iterations(self) -> int | None:
+        """The most rollouts of the whole run; None without a limit on steps, epochs or samples."""
+        counts = [] if self.steps is None else [math.ceil(self.steps / updates_of(self.module))]
+        samples = self.limits.get("samples")
+        if samples is not None:
+            policies = 2 if self.module.samples_reference else 1
+            per_rollout = self.data.prompts_per_rollout * self.rollout.completions_of(self.module) * policies
+            counts.append(math.ceil(samples / per_rollout))
+        return min(counts, default=None)
+
+    def prepare(self) -> None:
+        """Read the data, and refuse all at once whatever can be refused before the weights load.
+
+        Raises:
+            UserError: with a message for each problem.
+        """
+        rollout, data = self.rollout, self.data
+        data.use_model(self.module)
+
+        def check_rows() -> None:
+            data.setup("fit")
+            check_all(
+                lambda: check_schedule(self.module.optim, self.steps),
+                lambda: check_data(rollout, self.module, data),
+                lambda: callback_of(self.trainer, RunCheckpoint).check_metrics(self.trainer, self.module, data),
+                lambda: self.warm_start.check(self.module, data, rollout.environment, rollout.sampling),
+                lambda: rollout.replay.rollouts_from and rollout.replay_source(self.trainer, self.module, data),
+            )
+
+        check_all(lambda: check_sizes(rollout, self.module, *self.sizes_on_device), check_rows)
