@@ -23,8 +23,8 @@ from jsonargparse._util import get_import_path
 
 import lit_rlvr.rewards
 from lit_rlvr import advantages, algorithms, datamodules
+from lit_rlvr.algorithms import SFT, Objective
 from lit_rlvr.algorithms.apmpo_schedule import PowerSchedule
-from lit_rlvr.algorithms.sft import SFT
 from lit_rlvr.cli.early_check import INDEX
 from lit_rlvr.cli.error_lines import class_arguments, known_classes
 from lit_rlvr.cli.lightning_cli import ConfigCheck
@@ -116,7 +116,7 @@ def options_reference() -> str:
     ]
     algorithm, data = algorithms.RLVRModule, datamodules.PromptDataModule
     groups: list[tuple[str, type | None, list[type]]] = [
-        ("model", algorithm, [SFT, *_public(algorithms)]),
+        ("model", algorithm, [SFT, Objective, *_public(algorithms)]),
         ("model.advantage", None, [cls for _, cls in sorted(advantages.REGISTRY.items())]),
         ("data", data, [cls for cls in _public(datamodules) if issubclass(cls, data)]),
         ("data.reading, images, chat, evaluation", None, [ReadingOptions, ImageOptions, Chat, EvaluationData]),
