@@ -79,13 +79,14 @@ def two_letters(gold: Gold) -> str | None:
     return f"{gold.answer} and {others[0]}" if others else None
 
 
-@breaks("text")
-def letters_in_another_order(gold: Gold) -> str | None:
-    """Write CBA as ABC, and lung as gnul."""
-    return None if gold.answer == gold.answer[::-1] else gold.answer[::-1]
-
-
-add_forms(breaks("text"), {"beginning of the word": ("^(..).*", r"\1")}, substitute)
+add_forms(
+    breaks("text"),
+    {
+        "letters in another order": (r"^.+$", lambda found: found[0][::-1]),
+        "beginning of the word": ("^(..).*", r"\1"),
+    },
+    substitute,
+)
 
 add_forms(
     breaks("yes_no"),
