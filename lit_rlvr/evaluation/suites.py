@@ -14,7 +14,7 @@ from jsonargparse import ArgumentError
 
 import lit_rlvr.environments
 import lit_rlvr.rewards
-from lit_rlvr.configs import Parser, config_folder, import_classes, load_yaml, merge
+from lit_rlvr.configs import Parser, config_folder, find_config, import_classes, merge, read_config
 from lit_rlvr.datamodules import PromptDataModule, geometry, medical_vqa, text_math
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.readers import FORMATS, file_type, read_rows
@@ -157,7 +157,7 @@ def find_suite(item: str, has_columns: bool = False) -> tuple[str, dict[str, Any
         return stem, suite_from_columns(name, stem, has_columns)
     if location and path.suffix != ".yaml" and name not in shipped_names():
         return name, suite_from_columns(location, name, has_columns)
-    values = read_suite(path if path.suffix == ".yaml" else shipped_suite(name))
+    values = read_suite(find_config(name, "--suite") if path.suffix == ".yaml" else shipped_suite(name))
     return path.stem, merge(values, {"data": {"init_args": {"test": location}}}) if location else values
 
 
@@ -177,11 +177,8 @@ def shipped_suite(name: str) -> Path:
 
 def read_suite(path: Path) -> dict[str, Any]:
     """Read a suite's `data`, `rewards` and optional `environment`."""
-    try:
-        values = load_yaml(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"--suite: {path} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict) or {*values} - {"environment"} != {"data", "rewards"}:
+    values = read_config(path, ("data", "rewards", "environment"), "--suite")
+    if {*values} - {"environment"} != {"data", "rewards"}:
         raise UserError(f"--suite: {path} must hold `data` and `rewards`, like the shipped suites")
     return values
 

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.commands.check.replay import load_arrays, replay
 from lit_rlvr.common.files import check_new
 from lit_rlvr.common.terminal import Terminal, show_result, table_of
-from lit_rlvr.configs import Parser, load_yaml
+from lit_rlvr.configs import Parser, find_config, read_config
 from lit_rlvr.errors import UserError, user_error_in
 
 
@@ -59,11 +58,7 @@ def load_algorithms(path: Path) -> dict[str, RLVRModule]:
     Raises:
         UserError: the file is not such a mapping, or names a class or an option that does not exist.
     """
-    try:
-        value: Any = load_yaml(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"--config: {path} cannot be read: {' '.join(str(error).split())}") from error
-    algorithms = value["algorithms"] if isinstance(value, dict) and set(value) == {"algorithms"} else None
+    algorithms = read_config(find_config(str(path)), ("algorithms",)).get("algorithms")
     if not isinstance(algorithms, dict) or not algorithms:
         raise UserError(f"--config: {path} must hold `algorithms: {{NAME: {{class_path: ..., init_args: ...}}}}`")
     return {str(name): build_object(spec, f"--config: {path}: algorithms.{name}") for name, spec in algorithms.items()}

@@ -46,8 +46,8 @@ def print_kinds(console: Terminal, title: str, kinds: dict[str, KindOfText]) -> 
         console.print_table(table_of(("kind", "errors", "texts", "rate", "95 % interval"), rows, title=title))
         for name in wrong:
             example = kinds[name].examples[0]
-            detail = f"; the reward says {shortened(example.detail)}" if example.detail else ""
-            line = f"{name}: reference {shortened(example.reference)}, text {shortened(example.text)}{detail}"
+            detail = f"; the reward says {shortened(example['detail'])}" if example["detail"] else ""
+            line = f"{name}: reference {shortened(example['reference'])}, text {shortened(example['text'])}{detail}"
             console.print(line, soft_wrap=True)
     if right := [name for name in kinds if name not in wrong]:
         console.print(f"{title}: {'no other' if wrong else 'none'}. Tried without an error: {', '.join(right)}",

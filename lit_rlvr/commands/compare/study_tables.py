@@ -11,7 +11,6 @@ from lit_rlvr.commands.compare.study import BEFORE, Study
 from lit_rlvr.commands.compare.study_folder import State
 from lit_rlvr.evaluation.results import markdown_table, sampled_ks
 
-
 Spread = Mapping[str, Any] | None
 """{mean, std, n} of a value over seeds; None without a value."""
 
@@ -101,15 +100,6 @@ def percent(spread: Spread) -> str:
     return plus_minus(spread, 1, 100)
 
 
-LAST_METRICS = (
-    ("rollout/reward", "reward"),
-    ("rollout/entropy", "entropy"),
-    ("rollout/length", "length"),
-    ("train/zero_advantage", "zero advantages"),
-)
-"""Metrics of the last rollout to show next to the budget used."""
-
-
 def report(study: Study, results: Mapping[str, Any], figures: Mapping[str, list[Path]], failed: Sequence[State]) -> str:
     """Return the page of results.
 
@@ -126,7 +116,7 @@ def report(study: Study, results: Mapping[str, Any], figures: Mapping[str, list[
     ]
     for task in study.tasks:
         found = results["tasks"][task]
-        parts += [f"## {task}", _main_table(study, found), _tested(study, found), *_pass_at_k(found), _used(found)]
+        parts += [f"## {task}", _main_table(study, found), _tested(study, found), _used(found)]
         parts += suite_tables(study.suites, found)
         parts += [f"![{path.stem}]({path.as_posix()})" for path in figures[task]]
     parts += _overall(study, results)
@@ -196,27 +186,15 @@ def _tested(study: Study, found: Mapping[str, Any]) -> str:
     return " ".join([tests, *few])
 
 
-def _pass_at_k(found: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a table of pass@k for each validation set that has it."""
-    for name in sorted({name for cell in found["cells"].values() for name in cell["pass_at_k"]}):
-        rows = {BEFORE: found["before_pass_at_k"].get(name, {})}
-        rows |= {cell: values["pass_at_k"].get(name, {}) for cell, values in found["cells"].items()}
-        ks = sorted({int(k) for row in rows.values() for k in row})
-        lines = [[cell, *(plus_minus(row.get(str(k))) for k in ks)] for cell, row in rows.items() if row]
-        yield markdown_table([f"pass@k, {name}", *(str(k) for k in ks)], lines)
-
-
 def _used(found: Mapping[str, Any]) -> str:
     rows = []
     for name, cell in found["cells"].items():
         used = [plus_minus(cell["used"][unit], 0) for unit in ("steps", "samples", "tokens")]
         seconds = plus_minus(cell["seconds_per_step"].get("step"), 2)
         memory, collapsed = plus_minus(cell["peak_memory_mb"], 0), f"{cell['collapsed']} of {cell['n']}"
-        last = [plus_minus(cell["last"].get(metric)) for metric, _ in LAST_METRICS]
-        rows.append([name, *used, seconds, memory, collapsed, _scientific(cell["loss_variance"]), *last])
-    header = ["used, and the last rollout", "steps", "samples", "tokens", "seconds per rollout"]
-    more = ["peak MiB", "collapsed", "loss variance"]
-    return markdown_table([*header, *more, *(label for _, label in LAST_METRICS)], rows)
+        rows.append([name, *used, seconds, memory, collapsed, _scientific(cell["loss_variance"])])
+    header = ["used", "steps", "samples", "tokens", "seconds per rollout", "peak MiB", "collapsed", "loss variance"]
+    return markdown_table(header, rows)
 
 
 def _scientific(spread: Spread) -> str:

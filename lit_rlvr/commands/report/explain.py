@@ -145,11 +145,6 @@ def _sampled_mask(completion: dict[str, Any]) -> list[bool]:
     return completion.get("sampled") or [True] * len(completion["tokens"])
 
 
-def largest_weight(group: dict[str, Any]) -> float:
-    """Return the largest |weight| of the group, which scales the colours; 1 when all are 0."""
-    return max([abs(w) for c in group["completions"] for w in c.get("weight", [])], default=0.0) or 1.0
-
-
 def view(group: dict[str, Any], shown: Sequence[int] | None = None, limit: int | None = None) -> dict[str, Any]:
     """Return the data of a group that `templates/weights.html` shows.
 
@@ -158,8 +153,8 @@ def view(group: dict[str, Any], shown: Sequence[int] | None = None, limit: int |
         shown: indices of the completions to show; None = all.
         limit: the most tokens of each; None = all.
     """
-    scale = largest_weight(group)
     completions = group["completions"]
+    largest = max([abs(weight) for completion in completions for weight in completion.get("weight", [])], default=0.0)
     return {
         "id": group["id"],
         "prompt": group["prompt"],
@@ -170,7 +165,7 @@ def view(group: dict[str, Any], shown: Sequence[int] | None = None, limit: int |
             {
                 "number": g,
                 "cells": cells(completions[g]),
-                "tokens": [_token_view(*token, scale) for token in token_details(completions[g])[:limit]],
+                "tokens": [_token_view(*token, largest or 1.0) for token in token_details(completions[g])[:limit]],
                 "more": len(completions[g]["tokens"][limit:]) if limit is not None else 0,
             }
             for g in (range(len(completions)) if shown is None else shown)

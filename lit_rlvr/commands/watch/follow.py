@@ -12,7 +12,7 @@ from typing import Any
 
 from lit_rlvr.commands.report.groups import RunGroup, read_groups
 from lit_rlvr.commands.report.prompts import Completions
-from lit_rlvr.commands.report.runs import READERS, RunRecord, read_run
+from lit_rlvr.commands.report.runs import FILES, RunRecord, read_run
 from lit_rlvr.common.run_files import LIVE, read_live
 from lit_rlvr.common.terminal import printable
 from lit_rlvr.errors import UserError
@@ -64,7 +64,7 @@ class FollowedRun:
         Raises:
             UserError: the folder holds no run.
         """
-        stamps = tuple(_stamp(self.path / name) for name in READERS)
+        stamps = tuple(_stamp(self.path / name) for name in FILES)
         if stamps == self._stamps:
             return False
         self.run, self._stamps = read_run(self.path), stamps
