@@ -16,7 +16,6 @@ from lit_rlvr.common.files import cache_folder
 from lit_rlvr.common.packages import is_installed, missing_compiler, pip_command, vllm_package
 from lit_rlvr.common.terminal import Terminal, show_result, table_of
 from lit_rlvr.configs import Parser
-from lit_rlvr.errors import UserError
 
 REQUIRED_PACKAGES = (
     "torch", "lightning", "transformers", "jsonargparse", "latex2sympy2_extended", "torchmetrics", "datasets",
@@ -59,9 +58,6 @@ def run(command: str, arguments: list[str]) -> None:
 
     installed = {"lit-rlvr": __version__} | {name: _installed(name) for name in (*REQUIRED_PACKAGES, *OPTIONAL)}
     show_result({"packages": installed, "findings": lines}, print_text)
-    missing = [name for name in REQUIRED_PACKAGES if _installed(name) is None]
-    if missing:
-        raise UserError(f"missing: {', '.join(missing)}; install lit-rlvr again")
 
 
 def packages_table() -> Table:

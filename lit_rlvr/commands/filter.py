@@ -53,8 +53,7 @@ def filter_prompts(
     if not 0 <= lowest <= highest <= 1:
         raise UserError(f"--lowest {lowest} --highest {highest}: give 0 <= lowest <= highest <= 1")
     check_within(f"[1, {MAX_SIZE}]", "filter", samples=samples)
-    if completions < 0:
-        raise UserError(f"--completions: {completions} is negative")
+    check_within(f"[0, {MAX_SIZE}]", "filter", completions=completions)
     check_out(out)
     prompts = prompts_to_sample(module, data, rollout, split)
     sampling = rollout.sampling
@@ -83,13 +82,13 @@ def filter_prompts(
         if rate is not None and lowest <= rate <= highest and (not completions or right_completions(group, 1))
     ]
     _log.info("%s", rate_histogram(rates, len(kept), lowest, highest))
-    if not kept and completions:
+    if not kept:
         raise UserError(
             f"--completions {completions}: no prompt between --lowest and --highest has a right completion that ended; "
             "raise --samples, or widen the range"
+            if completions
+            else f"--lowest {lowest} --highest {highest}: no prompt of {len(prompts)} is left; widen the range"
         )
-    if not kept:
-        raise UserError(f"--lowest {lowest} --highest {highest}: no prompt of {len(prompts)} is left; widen the range")
     from_file = data.locations["train"] is not None
     id_column = (data.columns or {}).get("id", "id")
     rows = []

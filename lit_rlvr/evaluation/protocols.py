@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from lit_rlvr.common.run_files import is_run
-from lit_rlvr.configs import config_folder, read_config
+from lit_rlvr.configs import config_folder, read_config, require_keys
 from lit_rlvr.datamodules.reading.cells import lookup
-from lit_rlvr.errors import MAX_SIZE, UserError, check_within, checks_arguments, did_you_mean, nearest
+from lit_rlvr.errors import MAX_SIZE, UserError, check_within, checks_arguments, nearest
 from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.run.saved_model import run_config
@@ -167,19 +167,4 @@ def read_protocol(name: str, suite: str) -> dict[str, Any]:
         raise UserError(f"protocol: there is no protocol {name!r}; {f'did you mean {near}?' if near else known}")
     values = read_config(path, (*SAMPLING, *PROMPT_SETTINGS, "suites"), "protocol")
     own = values.pop("suites", {}).get(suite, {})
-    check_settings(own, (*SAMPLING, *PROMPT_SETTINGS), f"protocol: {path}")
-    return {**values, **own}
-
-
-def check_settings(settings: Any, known: tuple[str, ...], where: str) -> None:
-    """Refuse settings with unknown names.
-
-    Raises:
-        UserError: names the setting, and the nearest known one.
-    """
-    if not isinstance(settings, Mapping):
-        raise UserError(f"{where}: {settings!r} are not settings; give them by name")
-    for key in settings:
-        if key not in known:
-            hint = did_you_mean(key, known, f"it takes {', '.join(known)}")
-            raise UserError(f"{where} has no setting {key!r}; {hint}")
+    return {**values, **require_keys(own, (*SAMPLING, *PROMPT_SETTINGS), f"protocol: {path}")}

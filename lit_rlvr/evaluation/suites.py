@@ -14,14 +14,14 @@ from jsonargparse import ArgumentError
 
 import lit_rlvr.environments
 import lit_rlvr.rewards
-from lit_rlvr.configs import Parser, config_folder, find_config, import_classes, merge, read_config
+from lit_rlvr.configs import Parser, config_folder, find_config, import_classes, merge, read_config, require_keys
 from lit_rlvr.datamodules import PromptDataModule, geometry, medical_vqa, text_math
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.readers import FORMATS, file_type, read_rows
 from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.base import rewards_with
 from lit_rlvr.errors import UserError, nearest
-from lit_rlvr.evaluation.protocols import PROMPT_SETTINGS, SAMPLING, Protocol, check_settings, make_protocol
+from lit_rlvr.evaluation.protocols import PROMPT_SETTINGS, SAMPLING, Protocol, make_protocol
 from lit_rlvr.rewards import Reward
 
 _log = logging.getLogger("lit_rlvr")
@@ -124,8 +124,7 @@ def list_items(argument: SuiteArgument) -> list[dict[str, Any]]:
     entries = argument.split(",") if isinstance(argument, str) else argument
     items = [{"suite": entry.strip()} if isinstance(entry, str) else entry for entry in entries]
     for item in items:
-        check_settings(item, SUITE_SETTINGS, "--suite")
-        if not isinstance(item.get("suite"), str):
+        if not isinstance(require_keys(item, SUITE_SETTINGS, "--suite").get("suite"), str):
             raise UserError(f"--suite: {item} names no `suite`")
     return [item for item in items if item["suite"]]
 

@@ -149,7 +149,7 @@ def test_settings_of_a_suite_that_are_wrong_are_one_line(tmp_path: Path) -> None
     (tmp_path / "bad.yaml").write_text("{samples: 4, temprature: 1}")
     (tmp_path / "list.yaml").write_text("[1]")
     for item, said in (
-        ({"suite": "math500", "sample": 4}, "--suite has no setting 'sample'; did you mean 'samples'?"),
+        ({"suite": "math500", "sample": 4}, "--suite: unknown key 'sample'; did you mean 'samples'?"),
         ({"samples": 4}, "names no `suite`"),
         (
             {"suite": "math500", "samples": "many"},

@@ -121,7 +121,7 @@ def show_judgement(name: str, reward: Reward, config: Any) -> None:
     verdict = {True: "right", False: "wrong", None: "does not say whether it is right"}[result.correct]
     show_result(
         {"class": name, **vars(result), "stages": [{"stage": stage, "result": found} for stage, found in stages]},
-        lambda: print_stages(name, stages, f"{name}: {verdict}, value {result.value:g}, status {result.status}"),
+        lambda: print_stages(stages, f"{name}: {verdict}, value {result.value:g}, status {result.status}"),
     )
 
 

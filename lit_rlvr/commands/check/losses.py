@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_rlvr.advantages import Advantage, AdvantageFunction, GroupBatch, NoAdvantage, resolve_advantage
+from lit_rlvr.advantages import AdvantageFunction, NoAdvantage, resolve_advantage
 from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.commands.check.replay import FrozenBatch, algorithm_step, frozen_inputs, read_batch
 from lit_rlvr.common.returned import require_advantages
@@ -64,15 +64,13 @@ def check_advantage(advantage: AdvantageFunction | str) -> list[Finding]:
     batch = made_batch()
 
     def estimate(batch: FrozenBatch) -> Tensor:
-        return _estimate(estimator, batch.group)
+        value: Any = deepcopy(estimator)(deepcopy(batch.group))
+        mask = batch.group.mask if estimator.needs_tokens else None
+        finite = value.nan_to_num() if isinstance(value, Tensor) else value  # the properties count the others
+        require_advantages(estimator, finite, batch.group.rewards, mask)
+        return value
 
-    group = deepcopy(batch.group)
-    deepcopy(estimator)(group)
-    before = {k: v for k, v in vars(batch.group).items() if isinstance(v, Tensor) and v.is_floating_point()}
-    return [
-        *properties.estimator_findings(estimate, batch),
-        Finding("input", properties.error(vars(group), before), 0, "the rewards that it was given, before and after"),
-    ]
+    return properties.estimator_findings(estimate, batch)
 
 
 def made_batch() -> FrozenBatch:
@@ -126,11 +124,3 @@ def _ratio(algorithm: RLVRModule, batch: FrozenBatch) -> float:
         for shift in (0, 0.01)
     ]
     return float(own.has_ratio == torch.equal(*gradients))
-
-
-def _estimate(advantage: Advantage, group: GroupBatch) -> Tensor:
-    """Return the advantages (P, G); leave nonfinite ones to the property that counts them."""
-    value: Any = deepcopy(advantage)(deepcopy(group))
-    mask = group.mask if advantage.needs_tokens else None
-    require_advantages(advantage, value.nan_to_num() if isinstance(value, Tensor) else value, group.rewards, mask)
-    return value

@@ -187,15 +187,16 @@ def _tested(study: Study, found: Mapping[str, Any]) -> str:
 
 
 def _used(found: Mapping[str, Any]) -> str:
-    rows = []
-    for name, cell in found["cells"].items():
-        used = [plus_minus(cell["used"][unit], 0) for unit in ("steps", "samples", "tokens")]
-        seconds = plus_minus(cell["seconds_per_step"].get("step"), 2)
-        memory, collapsed = plus_minus(cell["peak_memory_mb"], 0), f"{cell['collapsed']} of {cell['n']}"
-        rows.append([name, *used, seconds, memory, collapsed, _scientific(cell["loss_variance"])])
-    header = ["used", "steps", "samples", "tokens", "seconds per rollout", "peak MiB", "collapsed", "loss variance"]
-    return markdown_table(header, rows)
-
-
-def _scientific(spread: Spread) -> str:
-    return "-" if spread is None else f"{spread['mean']:.2g}"
+    units = ("steps", "samples", "tokens")
+    rows = [
+        [
+            name,
+            *(plus_minus(cell["used"][unit], 0) for unit in units),
+            plus_minus(cell["seconds_per_step"].get("step"), 2),
+            plus_minus(cell["peak_memory_mb"], 0),
+            f"{cell['collapsed']} of {cell['n']}",
+            "-" if cell["loss_variance"] is None else f"{cell['loss_variance']['mean']:.2g}",
+        ]
+        for name, cell in found["cells"].items()
+    ]
+    return markdown_table(["used", *units, "seconds per rollout", "peak MiB", "collapsed", "loss variance"], rows)

@@ -177,7 +177,8 @@ def panels(groups: Sequence[RunGroup]) -> list[Panel]:
     for title, metrics in MAIN_CHARTS:
         wanted.append((title, metrics))
         if metrics == ("val/accuracy",):
-            wanted += [(_validation_title(name), (name,)) for name in _validation_metrics(groups)]
+            found = ((name, name.removeprefix("val/").rpartition("/")) for name in _validation_metrics(groups))
+            wanted += [(f"{metric} on {part}", (name,)) for name, (part, _, metric) in found]
     return _drawn(groups, wanted)
 
 
@@ -200,8 +201,3 @@ def _validation_metrics(groups: Sequence[RunGroup]) -> list[str]:
     accuracies = [name for name in names if name.endswith("/accuracy") and name.count("/") == 2]
     passes = [name for name in names if "/pass@" in name and not name.endswith("/pass@1")]
     return (accuracies if len(accuracies) > 1 else []) + passes
-
-
-def _validation_title(name: str) -> str:
-    part, _, metric = name.removeprefix("val/").rpartition("/")
-    return f"{metric} on {part}"

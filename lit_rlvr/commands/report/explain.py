@@ -7,13 +7,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
 from lit_rlvr.commands.report.prompts import verdict_text
 from lit_rlvr.commands.report.render import image_uris, render, write_page
 from lit_rlvr.common.run_files import list_traces, read_trace, trace_folder
-from lit_rlvr.common.terminal import Terminal, show_result
+from lit_rlvr.common.terminal import Terminal, show_result, table_of
 from lit_rlvr.configs import Parser
 from lit_rlvr.errors import UserError
 
@@ -55,8 +52,6 @@ def load_group(run: Path, step: int | None, prompt: str | None) -> tuple[int, st
         UserError: the run saved no rollouts or not this step or prompt (the message lists the saved ones), or a file is
             broken.
     """
-    if not run.is_dir():
-        raise UserError(f"{run}: there is no such folder")
     files = list_traces(run)
     if not files:
         raise UserError(f"{trace_folder(run)} holds no rollout; train with run.trace_every above 0")
@@ -93,10 +88,8 @@ def show_group(step: int, algorithm: str, group: dict[str, Any]) -> None:
     console.print(f"{algorithm}, step {step}, prompt {group['id']}; answer {group['answer']}\n", style="bold")
     console.print(group["prompt"])
     headings = (column.replace(" ", "\n") for column in COMPLETION_COLUMNS)
-    table = Table("g", *headings, title="\nFrom reward to weight", title_justify="left", box=SIMPLE_HEAD)
-    for g, completion in enumerate(group["completions"]):
-        table.add_row(str(g), *cells(completion))
-    console.print_table(table)
+    rows = [(str(g), *cells(completion)) for g, completion in enumerate(group["completions"])]
+    console.print_table(table_of(("g", *headings), rows, title="\nFrom reward to weight"))
 
 
 OBSERVED = "observed, not trained on"

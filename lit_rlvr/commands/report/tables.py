@@ -51,7 +51,7 @@ def _result(group: RunGroup, baseline: RunGroup | None) -> GroupResult:
         " to ".join(f"{steps:,.0f}" for steps in sorted({min(reached), max(reached)})) if reached else MISSING,
         mean_std(_summary_numbers(group.runs, "train_seconds"), ",.0f"),
         mean_std(_known(run.seconds_per_iteration for run in group.runs), ",.2f"),
-        mean_std([megabytes / 1024 for megabytes in _summary_numbers(group.runs, "peak_memory_mb")], ".2f"),
+        mean_std(_gibibytes(group.runs), ".2f"),
         ", ".join(sorted({str(run.summary["engine"]) for run in group.runs if "engine" in run.summary})) or MISSING,
     ]
     if baseline is not None:
@@ -68,20 +68,19 @@ RUN_COLUMNS = (
 
 def run_rows(groups: Iterable[RunGroup]) -> list[tuple[str, list[str]]]:
     """Return (folder, cells under `RUN_COLUMNS`) of every run."""
-    rows = []
-    for run in (run for group in groups for run in group.runs):
-        memory = [megabytes / 1024 for megabytes in _summary_numbers([run], "peak_memory_mb")]
-        cells = [
-            run.seed,
-            "finished" if run.is_finished else "stopped early" if run.summary else "unfinished",
-            *(mean_std(_known([accuracy])) for accuracy in run.accuracies),
-            mean_std(_summary_numbers([run], "steps") or [max(run.metrics, default=0)], ",.0f"),
-            mean_std(_summary_numbers([run], "train_seconds"), ",.0f"),
-            mean_std(memory, ".2f"),
-            str(run.summary.get("weights_sha256", MISSING))[:12],
-        ]
-        rows.append((str(run.path), cells))
-    return rows
+    return [(str(run.path), _run_cells(run)) for group in groups for run in group.runs]
+
+
+def _run_cells(run: RunRecord) -> list[str]:
+    return [
+        run.seed,
+        "finished" if run.is_finished else "stopped early" if run.summary else "unfinished",
+        *(mean_std(_known([accuracy])) for accuracy in run.accuracies),
+        mean_std(_summary_numbers([run], "steps") or [max(run.metrics, default=0)], ",.0f"),
+        mean_std(_summary_numbers([run], "train_seconds"), ",.0f"),
+        mean_std(_gibibytes([run]), ".2f"),
+        str(run.summary.get("weights_sha256", MISSING))[:12],
+    ]
 
 
 def validation_rows(groups: Sequence[RunGroup]) -> list[tuple[str, list[str]]]:
@@ -114,6 +113,10 @@ def _before_after(runs: Sequence[RunRecord], metric: str) -> str:
 
 def _known(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None]
+
+
+def _gibibytes(runs: Iterable[RunRecord]) -> list[float]:
+    return [megabytes / 1024 for megabytes in _summary_numbers(runs, "peak_memory_mb")]
 
 
 def _summary_numbers(runs: Iterable[RunRecord], name: str) -> list[float]:
