@@ -97,11 +97,6 @@ def machine_findings() -> list[str]:
         build = f"cu{torch.version.cuda.replace('.', '')}" if torch.version.cuda else "cpu"
         command = f"pip install --force-reinstall --no-deps --index-url https://download.pytorch.org/whl/{build}"
         lines.append(f"not built for torch {torch.__version__}: {', '.join(misfits)}; {command} {' '.join(misfits)}")
-    if unneeded := [name for name in misfits if name != "torchvision"]:
-        lines.append(
-            f"no run needs {', '.join(unneeded)}; where PyTorch's index is out of reach: "
-            f"pip uninstall --yes {' '.join(unneeded)}"
-        )
     return lines
 
 

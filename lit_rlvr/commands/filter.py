@@ -94,9 +94,9 @@ def filter_prompts(
     rows = []
     for p, rate, group in kept:
         row = as_row(p.sample, from_file, out.parent) | {"pass_rate": rate, "samples": samples}
-        chosen = right_completions(group, completions)
-        rows += [row | {"completion": text, id_column: f"{p.sample.id}#{k}"} for k, text in enumerate(chosen)]
-        rows += [] if completions else [row]
+        chosen = enumerate(right_completions(group, completions))
+        copies = [row | {"completion": text, id_column: f"{p.sample.id}#{k}"} for k, text in chosen]
+        rows += copies if completions else [row]
     write_atomically(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return out
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.workers.worker import PR_SET_PDEATHSIG
@@ -66,7 +66,6 @@ def stop_commands(processes: Collection[Any]) -> None:
         raise
 
 
-_T = TypeVar("_T")
 SHARE_VARIABLE = "LIT_RLVR_SHARE"
 """Environment variable with the share of a process, such as 0/4."""
 BEGINS_GROUP = b'"sample": 0, "samples": '
@@ -90,9 +89,6 @@ class Share:
     def file(self) -> str:
         """The name of the share's file of completions."""
         return f"completions-{self.number}-of-{self.count}.jsonl"
-
-    def questions(self, all_of_them: Sequence[_T]) -> Sequence[_T]:
-        return all_of_them[self.number :: self.count]
 
 
 def check_devices(devices: int, engine: RolloutEngine, samples: bool) -> None:

@@ -90,16 +90,15 @@ def algorithm_summary(
     names: list[str], results: Mapping[str, np.ndarray], mask: np.ndarray
 ) -> dict[str, dict[str, float]]:
     """Return each algorithm's loss, the size of its advantages and gradient, and its share of zero gradients."""
-    rows = {}
-    for name in names:
-        gradient = results[f"{name}/dlogp"]
-        rows[name] = {
+    return {
+        name: {
             "loss": float(results[f"{name}/loss"]),
             "mean_advantage": float(np.abs(results[f"{name}/advantages"]).mean()),
-            "gradient": float(np.abs(gradient).sum()),
-            "zero_gradient": float((gradient[mask] == 0).mean()) if mask.any() else 1.0,
+            "gradient": float(np.abs(results[f"{name}/dlogp"]).sum()),
+            "zero_gradient": float((results[f"{name}/dlogp"][mask] == 0).mean()) if mask.any() else 1.0,
         }
-    return rows
+        for name in names
+    }
 
 
 def print_table(rows: Mapping[str, Mapping[str, float]]) -> None:

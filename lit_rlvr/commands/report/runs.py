@@ -130,8 +130,7 @@ class RunRecord:
     @property
     def seconds_per_iteration(self) -> float | None:
         """The median duration of an iteration: a rollout and its updates."""
-        seconds = self.summary.get("seconds_per_step")
-        return _finite_number(seconds.get("step")) if isinstance(seconds, dict) else None
+        return _finite_number((self.summary.get("seconds_per_step") or {}).get("step"))
 
     def ends(self, metric: str) -> tuple[float | None, float | None]:
         """Return a metric before training (at step 0) and at its last logged step after that; None if it was not

@@ -25,16 +25,12 @@ class GroupResult:
 RESULT_COLUMNS = (
     "before", "after", "gain", "runs", "steps", "training (s)", "per iteration (s)", "memory (GiB)", "engine",
 )  # fmt: skip
-BASELINE_POSITION = 3
-"""Position of the comparison with the baseline among the columns."""
 
 
 def results_table(groups: Sequence[RunGroup]) -> tuple[list[str], list[GroupResult]]:
     """Return (columns, one row per group) of the gains and costs of training."""
     baseline = next((group for group in groups if group.baseline), None)
-    columns = list(RESULT_COLUMNS)
-    if baseline is not None:
-        columns.insert(BASELINE_POSITION, f"against {baseline.name}")
+    columns = [*RESULT_COLUMNS, *([] if baseline is None else [f"against {baseline.name}"])]
     return columns, [_result(group, baseline) for group in groups]
 
 
@@ -57,7 +53,7 @@ def _result(group: RunGroup, baseline: RunGroup | None) -> GroupResult:
     if baseline is not None:
         theirs = _known(run.accuracies[1] for run in baseline.runs)
         compared = group is not baseline and after and theirs
-        cells.insert(BASELINE_POSITION, f"{fmean(after) - fmean(theirs):+.3f}" if compared else MISSING)
+        cells.append(f"{fmean(after) - fmean(theirs):+.3f}" if compared else MISSING)
     return GroupResult(group.name, cells, fmean(before) if before else None, fmean(after) if after else None)
 
 

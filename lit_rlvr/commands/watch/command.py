@@ -79,9 +79,11 @@ def open_socket(host: str, port: int) -> socket.socket:
 
 def states(folders: FollowedFolders) -> dict[str, dict[str, Any]]:
     """Return of each run the status, the findings and what it has learnt, for JSON."""
-    found = {}
-    for name, followed in folders.runs.items():
-        metrics = followed.run.metrics
-        said = {"findings": [vars(finding) for finding in findings(metrics)], "learnt": str(progress(metrics) or "")}
-        found[name] = vars(followed.status) | said
-    return found
+    return {
+        name: {
+            **vars(followed.status),
+            "findings": [vars(finding) for finding in findings(followed.run.metrics)],
+            "learnt": str(progress(followed.run.metrics) or ""),
+        }
+        for name, followed in folders.runs.items()
+    }
