@@ -13,7 +13,7 @@ import yaml
 
 from lit_rlvr.commands import tune
 from lit_rlvr.commands.tune import mixed_share
-from lit_rlvr.training import module as training_module
+from lit_rlvr.training import loading
 
 CLI = Callable[..., Any]
 TUNE = ("tune", "--config", "tiny.yaml", "--minutes", 0.05)
@@ -115,6 +115,6 @@ def test_a_warm_start_comes_first(
 def test_bad_input_is_refused_in_one_line_before_weights_load(
     run_folder: Path, lit_rlvr: CLI, more: tuple[Any, ...], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training_module, "load_policy", lambda *_, **__: pytest.fail("loads weights"))
+    monkeypatch.setattr(loading, "load_policy", lambda *_, **__: pytest.fail("loads weights"))
     result = lit_rlvr(*TUNE, *more)
     assert result.status == 2 and said in result.err and len(result.err.splitlines()) == 1, result.err
