@@ -106,8 +106,11 @@ class Tuned:
         nested = Namespace()
         for key, value in self.settings.items():
             nested[key] = value
-        lines = ["Written by lit-rlvr tune; put it after the config that it was made for: --config C --config THIS."]
-        lines += [f"Measured: {self.prompts} prompts with {self.samples} completions each.", *self.reasons]
+        lines = [
+            "Written by lit-rlvr tune; put it after the config that it was made for: --config C --config THIS.",
+            f"Measured: {self.prompts} prompts with {self.samples} completions each.",
+            *self.reasons,
+        ]
         return "".join(f"# {line}\n" for line in lines) + yaml.safe_dump(nested.as_dict(), sort_keys=False)
 
 

@@ -53,8 +53,7 @@ def suite_results(samples: Sequence[Sample], sampled: RowsByQuestion, greedy: Ro
     rows = [row for group in groups for row in group]
     results["length"] = float(np.mean([row["tokens"] for row in rows])) if any(row["tokens"] for row in rows) else None
     results["truncated"] = float(np.mean([row["finish_reason"] == "length" for row in rows]))
-    for status in STATUSES[1:]:
-        results[status] = float(np.mean([row["status"] == status for row in rows]))
+    results |= {status: float(np.mean([row["status"] == status for row in rows])) for status in STATUSES[1:]}
     results["categories"] = by_category(samples, {k: v for k, v in scores.items() if k in ("pass@1", "greedy")})
     return results
 

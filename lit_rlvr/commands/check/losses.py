@@ -44,12 +44,14 @@ def check_algorithm(algorithm: RLVRModule, expect: str | None = None) -> list[Fi
     def prepare_frozen(batch: batches.Batch) -> Step:
         return algorithm_step(FrozenBatch(**vars(batch)), deepcopy(algorithm), batch.advantages)
 
+    flat, own = batches.equal_rewards(batch), deepcopy(algorithm)
+    own.observe(flat.group)
     return [
         *([has_published_values(prepare_frozen, expect, name) for name in batches.BATCHES] if expect else []),
         *properties.loss_findings(prepare, batch, algorithm.stops_gradient),
         properties.rewards_what_is_right(estimate, batch),
         Finding("zero advantages", _zero_advantages(algorithm, batch), 0, "gradient where the advantage is 0"),
-        _flat(algorithm, batches.equal_rewards(batch)),
+        properties.flat_finding(properties.replay_step(algorithm_step(flat, own, own.advantage(flat.group)), flat)),
         Finding("ratio", _ratio(algorithm, batch), 0, "1 if has_ratio and the loss disagree on the use of x.old_logp"),
     ]
 
@@ -103,12 +105,6 @@ def _zero_advantages(algorithm: RLVRModule, batch: FrozenBatch) -> float:
     advantages = (step.advantages.reshape(len(live), -1) * live[:, None]).view_as(step.advantages)
     _, gradient = loss_and_gradient(step, batch, None, advantages)
     return properties.error({"dlogp": gradient}, {"dlogp": torch.where(live[:, None], gradient, 0.0)})
-
-
-def _flat(algorithm: RLVRModule, flat: FrozenBatch) -> Finding:
-    own = deepcopy(algorithm)
-    own.observe(flat.group)
-    return properties.flat_finding(properties.replay_step(algorithm_step(flat, own, own.advantage(flat.group)), flat))
 
 
 def _ratio(algorithm: RLVRModule, batch: FrozenBatch) -> float:

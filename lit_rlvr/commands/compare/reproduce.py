@@ -108,10 +108,9 @@ def reproduce(name: str, out: Path, jobs: int = 1, cluster: Mapping[str, Any] | 
     results = json.loads((out / "results.json").read_text())
     decided = decide(paper.claims, results)
     claims = [claims_section(decided)] if decided else []
-    explained = EXPLANATION.format(seeds=paper.seeds or "an unstated number of")
-    how = [" ".join(explained.split())] if paper.tables else []
+    explained = " ".join(EXPLANATION.format(seeds=paper.seeds or "an unstated number of").split())
     failed = [f"**Failed, so left out: {'; '.join(map(str, failure.cells))}.**"] if failure else []
-    parts = [f"# {name}", *failed, *claims, *how, *comparison_tables(paper, results)]
+    parts = [f"# {name}", *failed, *claims, *([explained] if paper.tables else []), *comparison_tables(paper, results)]
     write_atomically(out / "reproduced.md", "\n\n".join(parts) + "\n")
     for result in decided:
         _log.info("%s: %s", result.claim.says, result.verdict)

@@ -88,8 +88,8 @@ class StudyFolder:
             }
             for state in self.states.values()
         ]
-        path = {"name": self.study.name, "baseline": self.study.baseline, "cells": cells}
-        write_atomically(self.root / "study.json", json.dumps(path, indent=2) + "\n")
+        study = {"name": self.study.name, "baseline": self.study.baseline, "cells": cells}
+        write_atomically(self.root / "study.json", json.dumps(study, indent=2) + "\n")
 
 
 @contextmanager

@@ -116,20 +116,16 @@ def cells(completion: dict[str, Any]) -> list[str]:
 
 def token_details(completion: dict[str, Any]) -> list[tuple[str, float, bool, str]]:
     """Return (token, weight in the gradient of logp, clipped, all numbers as text) of each token."""
-    weights, ratios = completion.get("weight"), completion.get("ratio")
-    is_sampled = _sampled_mask(completion)
-    if not weights or not ratios:  # the trainer skips a group without a gradient
-        return [
-            (token, 0.0, False, "not run" if sampled else OBSERVED)
-            for token, sampled in zip(completion["tokens"], is_sampled, strict=True)
+    found = [(0.0, False, "not run")] * len(completion["tokens"])  # the trainer skips a group without a gradient
+    if completion.get("weight") and completion.get("ratio"):
+        live = completion["advantage"] != 0
+        found = [
+            (weight, live and weight == 0, f"weight {weight:+.3g}, ratio {ratio:.4f}, log-probability {logp:.3f}")
+            for weight, ratio, logp in zip(completion["weight"], completion["ratio"], completion["logp"], strict=True)
         ]
-    rows = zip(completion["tokens"], is_sampled, weights, ratios, completion["logp"], strict=True)
-    live = completion["advantage"] != 0
     return [
-        (token, weight, live and weight == 0, f"weight {weight:+.3g}, ratio {ratio:.4f}, log-probability {logp:.3f}")
-        if sampled
-        else (token, 0.0, False, OBSERVED)
-        for token, sampled, weight, ratio, logp in rows
+        (token, *(numbers if sampled else (0.0, False, OBSERVED)))
+        for token, sampled, numbers in zip(completion["tokens"], _sampled_mask(completion), found, strict=True)
     ]
 
 

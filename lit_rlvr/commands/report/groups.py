@@ -56,18 +56,10 @@ def read_groups(folders: Sequence[Path], read: Callable[[Path], RunRecord] = rea
     Raises:
         UserError: a folder holds neither, or a study's `study.json` is broken.
     """
-    titles: list[str] = []
-    groups: list[RunGroup] = []
-    runs: list[RunRecord] = []
-    for folder in folders:
-        if (folder / "study.json").is_file():
-            title, cells = read_study(folder, read)
-            titles.append(title)
-            groups += cells
-        else:
-            runs.append(read(folder))
-    groups += group_runs(runs)
-    return " + ".join(titles) or _title(groups), groups
+    studies = [read_study(folder, read) for folder in folders if (folder / "study.json").is_file()]
+    runs = [read(folder) for folder in folders if not (folder / "study.json").is_file()]
+    groups = [*(group for _, cells in studies for group in cells), *group_runs(runs)]
+    return " + ".join(title for title, _ in studies) or _title(groups), groups
 
 
 def read_study(folder: Path, read: Callable[[Path], RunRecord] = read_run) -> tuple[str, list[RunGroup]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from statistics import fmean, stdev
+from typing import Any
 
 from lit_rlvr.commands.report.groups import RunGroup
 from lit_rlvr.commands.report.runs import MISSING, RunRecord, metric_names
@@ -12,29 +12,23 @@ from lit_rlvr.commands.report.runs import MISSING, RunRecord, metric_names
 ARROW = "\N{RIGHTWARDS ARROW}"
 
 
-@dataclass(frozen=True)
-class GroupResult:
-    """A group's row: its name, the cells, and its mean accuracies before and after training (None = not measured)."""
-
-    name: str
-    cells: list[str]
-    before: float | None
-    after: float | None
-
-
 RESULT_COLUMNS = (
     "before", "after", "gain", "runs", "steps", "training (s)", "per iteration (s)", "memory (GiB)", "engine",
 )  # fmt: skip
 
 
-def results_table(groups: Sequence[RunGroup]) -> tuple[list[str], list[GroupResult]]:
-    """Return (columns, one row per group) of the gains and costs of training."""
+def results_table(groups: Sequence[RunGroup]) -> tuple[list[str], list[dict[str, Any]]]:
+    """Return (columns, one row per group) of the gains and costs of training.
+
+    A row has the group's `name`, the `cells`, and its mean accuracies `before` and `after` training (None = not
+    measured).
+    """
     baseline = next((group for group in groups if group.baseline), None)
     columns = [*RESULT_COLUMNS, *([] if baseline is None else [f"against {baseline.name}"])]
     return columns, [_result(group, baseline) for group in groups]
 
 
-def _result(group: RunGroup, baseline: RunGroup | None) -> GroupResult:
+def _result(group: RunGroup, baseline: RunGroup | None) -> dict[str, Any]:
     before, after = _known(run.accuracies[0] for run in group.runs), _known(run.accuracies[1] for run in group.runs)
     gains = [b - a for a, b in (run.accuracies for run in group.runs) if a is not None and b is not None]
     reached = _summary_numbers(group.runs, "steps")
@@ -54,7 +48,8 @@ def _result(group: RunGroup, baseline: RunGroup | None) -> GroupResult:
         theirs = _known(run.accuracies[1] for run in baseline.runs)
         compared = group is not baseline and after and theirs
         cells.append(f"{fmean(after) - fmean(theirs):+.3f}" if compared else MISSING)
-    return GroupResult(group.name, cells, fmean(before) if before else None, fmean(after) if after else None)
+    means = {"before": fmean(before) if before else None, "after": fmean(after) if after else None}
+    return {"name": group.name, "cells": cells, **means}
 
 
 RUN_COLUMNS = (

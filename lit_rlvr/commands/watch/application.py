@@ -6,7 +6,6 @@ import secrets
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import lru_cache
 from importlib.resources import files
 
 from starlette.applications import Starlette
@@ -56,10 +55,6 @@ def application(folders: FollowedFolders, token: str | None = None) -> Starlette
     def now(request: Request) -> Response:
         return JSONResponse(folders.versions | {"html": pages.now(folders)})
 
-    @lru_cache(maxsize=2)
-    def overview(more: bool, version: int) -> str:
-        return pages.overview(folders, more)
-
     async def guard(request: Request, call_next: RequestResponseEndpoint) -> Response:
         """Add `HEADERS` to every answer, and require the token: in the address once, then in a cookie."""
         response = _refusal(request, token) or await call_next(request)
@@ -77,7 +72,7 @@ def application(folders: FollowedFolders, token: str | None = None) -> Starlette
 
     return Starlette(
         routes=[
-            Route("/", page(lambda request: overview("more" in request.query_params, folders.versions["metrics"]))),
+            Route("/", page(lambda request: pages.overview(folders, "more" in request.query_params))),
             Route("/now", now),
             Route("/prompts", page(lambda request: pages.prompts(folders, request.query_params))),
             Route("/prompt", page(lambda request: pages.prompt(folders, request.query_params))),

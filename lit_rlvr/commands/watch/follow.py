@@ -189,14 +189,16 @@ def describe_state(live: dict[str, Any]) -> str:
     """Describe a live run in one line: step, stage, speed, what it waits for, the time left, memory and engine."""
     steps = "" if live["steps"] is None else f" of {live['steps']}"
     stage = live["stage"] + (f" {live['done']}/{live['total']}" if live["total"] else "")
-    words = [f"step {live['step']}{steps}", f"{live['part']}: {stage}" if live["part"] else stage]
-    if live["tokens_per_second"]:
-        words.append(f"{live['tokens_per_second']:,.0f} tokens/s")
-    words += [f"waiting for {name} {format_duration(seconds)}" for name, seconds in live["waiting"].items()]
-    if live["seconds_left"] is not None:
-        words.append(f"{format_duration(live['seconds_left'])} left")
-    words += [f"{live['memory_mb'] / 1024:.1f} GiB at most", f"engine {live['engine']}"]
-    return ", ".join(words)
+    words = [
+        f"step {live['step']}{steps}",
+        f"{live['part']}: {stage}" if live["part"] else stage,
+        f"{live['tokens_per_second']:,.0f} tokens/s" if live["tokens_per_second"] else "",
+        *(f"waiting for {name} {format_duration(seconds)}" for name, seconds in live["waiting"].items()),
+        "" if live["seconds_left"] is None else f"{format_duration(live['seconds_left'])} left",
+        f"{live['memory_mb'] / 1024:.1f} GiB at most",
+        f"engine {live['engine']}",
+    ]
+    return ", ".join(filter(None, words))
 
 
 def format_duration(seconds: float) -> str:

@@ -26,10 +26,18 @@ class NotFound(Exception):
 
 def overview(folders: FollowedFolders, more: bool) -> str:
     """Render findings, results, curves and settings of all runs; `more` adds curves of all other metrics."""
-    unreadable = [note for group in folders.groups for note in group.unreadable]
-    shown = contents(folders.groups, more) | {"problems": unreadable}  # `watch_now.html` shows how each run ended
-    frame = _frame(folders) | {"follows": "metrics", "at_version": folders.versions["metrics"]}
-    return render("watch_overview.html", **frame, title=folders.title, more=more, **shown)
+    shown = (
+        contents(folders.groups, more)
+        | _frame(folders)
+        | {
+            "follows": "metrics",
+            "at_version": folders.versions["metrics"],
+            "problems": [
+                note for group in folders.groups for note in group.unreadable
+            ],  # the frame shows how a run ended
+        }
+    )
+    return render("watch_overview.html", title=folders.title, more=more, **shown)
 
 
 def now(folders: FollowedFolders) -> str:

@@ -42,11 +42,11 @@ add_forms(
 )
 
 
-def _with_option(gold: Gold, form: str) -> str | None:
-    return form.format(gold.answer, chosen_option(gold)) if gold.sample.options else None
-
-
-add_forms(keeps("choice"), {"letter and text": "{}) {}", "letter colon text": "{}: {}"}, _with_option)
+add_forms(
+    keeps("choice"),
+    {"letter and text": "{}) {}", "letter colon text": "{}: {}"},
+    lambda gold, form: form.format(gold.answer, chosen_option(gold)) if gold.sample.options else None,
+)
 
 
 @keeps("choice")
