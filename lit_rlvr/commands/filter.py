@@ -152,8 +152,8 @@ def right_completions(group: list[RecordRow], most: int) -> list[Any]:
     Args:
         most: how many at most.
     """
-    right = [row for row in group if row["correct"] and row["finish_reason"] == "stop"]
-    right.sort(key=lambda row: -row["reward"])
+    ended = (row for row in group if row["correct"] and row["finish_reason"] == "stop")
+    right = sorted(ended, key=lambda row: -row["reward"])
     texts = [[turn["text"] for turn in row["turns"]] if row.get("turns") else row["completion"] for row in right]
     return [text for k, text in enumerate(texts) if text not in texts[:k]][:most]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 
 from starlette.applications import Starlette
@@ -18,6 +18,7 @@ from starlette.routing import Route
 
 from lit_rlvr.commands.watch import pages
 from lit_rlvr.commands.watch.follow import FollowedFolders
+from lit_rlvr.errors import UserError
 
 REFRESH_SECONDS = 1.0
 """Seconds between two refreshes of the folders."""
@@ -104,6 +105,7 @@ def _same(given: str, token: str) -> bool:
 def follow(folders: FollowedFolders, stop: threading.Event) -> None:
     """Refresh the folders until `stop` is set."""
     while not stop.is_set():
-        folders.try_refresh()
+        with suppress(UserError, OSError):  # the last state stays while a new run replaces a folder
+            folders.refresh()
         folders.read_completions()
         stop.wait(REFRESH_SECONDS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -132,11 +131,6 @@ class FollowedFolders:
             with self.lock:
                 self.title, self.groups, self.runs = title, groups, runs
                 self.versions["metrics"] += 1
-
-    def try_refresh(self) -> None:
-        """Refresh; keep the last state while a new run replaces a folder."""
-        with suppress(UserError, OSError):
-            self.refresh()
 
     def read_completions(self) -> None:
         """Read the new lines of every completions.jsonl, in small pieces, so that the server can render pages in
