@@ -24,9 +24,9 @@ LAYERS = [
     {"run"},
     {"evaluation"},
     {"commands.doctor", "commands.evaluate", "commands.export", "commands.filter", "commands.plan"},
-    {"commands.preview", "commands.registry", "commands.report", "commands.serve", "commands.split", "commands.tune"},
+    {"commands.preview", "commands.registry", "commands.report", "commands.split", "commands.tune"},
     {"cli", "commands.watch"},
-    {"__main__", "commands.check", "commands.compare"},
+    {"__main__", "commands.check", "commands.compare", "commands.serve"},
     {"commands.init"},
 ]
 """Packages in layers: each imports only those in earlier layers, and itself."""

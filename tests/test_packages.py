@@ -31,15 +31,11 @@ def test_a_missing_package_is_one_line_with_the_command_that_installs_it() -> No
 @pytest.mark.parametrize(
     "misfits", [{"torchvision", "torchaudio", "torchcodec"}, {"torchcodec"}, {"torchvision"}, set()]
 )
-def test_doctor_says_how_to_mend_or_remove_what_cannot_be_loaded(
-    monkeypatch: pytest.MonkeyPatch, misfits: set[str]
-) -> None:
+def test_doctor_says_how_to_mend_what_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch, misfits: set[str]) -> None:
     monkeypatch.setattr(doctor, "_loads", lambda name: name not in misfits)
     found = doctor.machine_findings()
-    commands = [line[line.index("pip ") :].split() for line in found if line.startswith(("not built", "no run needs"))]
-    mend, remove = (next((c for c in commands if c[1] == verb), None) for verb in ("install", "uninstall"))
-    assert set((mend or [])[6:]) == misfits, "after the options"
-    assert set((remove or [])[3:]) == misfits - {"torchvision"}, "images need torchvision"
+    commands = [line[line.index("pip ") :].split() for line in found if line.startswith("not built")]
+    assert {name for command in commands for name in command[6:]} == misfits, "after the options"
 
 
 def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -6,9 +6,8 @@ import os
 import platform
 import sys
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, version
 
-from packaging.requirements import Requirement
 from rich.table import Table
 
 from lit_rlvr import __version__
@@ -16,7 +15,6 @@ from lit_rlvr.common.files import cache_folder
 from lit_rlvr.common.packages import is_installed, missing_compiler, pip_command, vllm_package
 from lit_rlvr.common.terminal import Terminal, show_result, table_of
 from lit_rlvr.configs import Parser
-from lit_rlvr.errors import UserError
 
 REQUIRED_PACKAGES = (
     "torch", "lightning", "transformers", "jsonargparse", "latex2sympy2_extended", "torchmetrics", "datasets",
@@ -59,9 +57,6 @@ def run(command: str, arguments: list[str]) -> None:
 
     installed = {"lit-rlvr": __version__} | {name: _installed(name) for name in (*REQUIRED_PACKAGES, *OPTIONAL)}
     show_result({"packages": installed, "findings": lines}, print_text)
-    missing = [name for name in REQUIRED_PACKAGES if _installed(name) is None]
-    if missing:
-        raise UserError(f"missing: {', '.join(missing)}; install lit-rlvr again")
 
 
 def packages_table() -> Table:
@@ -101,21 +96,12 @@ def machine_findings() -> list[str]:
         build = f"cu{torch.version.cuda.replace('.', '')}" if torch.version.cuda else "cpu"
         command = f"pip install --force-reinstall --no-deps --index-url https://download.pytorch.org/whl/{build}"
         lines.append(f"not built for torch {torch.__version__}: {', '.join(misfits)}; {command} {' '.join(misfits)}")
-    if unneeded := [name for name in misfits if name != "torchvision"]:
-        lines.append(
-            f"no run needs {', '.join(unneeded)}; where PyTorch's index is out of reach: "
-            f"pip uninstall --yes {' '.join(unneeded)}"
-        )
     return lines
 
 
 def _loads(name: str) -> bool:
-    """Return whether a package can be imported, or is not installed. torchvision, whose import takes seconds, need only
-    ask for the torch that is installed."""
+    """Return whether a package can be imported, or is not installed."""
     try:
-        if name == "torchvision" and is_installed(name):
-            asked = [one for one in map(Requirement, requires(name) or ()) if one.name == "torch"]
-            return all(one.specifier.contains(version("torch"), prereleases=True) for one in asked)
         return not is_installed(name) or import_module(name) is not None
     except Exception:  # OSError, RuntimeError or ImportError, by what the package's C++ part lacks
         return False

@@ -174,7 +174,7 @@ def sample_suites(
         {s.name: suite_fingerprint(plans[s.name], prompts[s.name], s.environment) for s in suites},
     )
     records = Records(out, *settings, share.file if share else None)
-    questions = {name: share.questions(found) if share else found for name, found in prompts.items()}
+    questions = {name: found[share.number :: share.count] if share else found for name, found in prompts.items()}
     parts = [
         (suite, part, records.missing(f"{suite.name}/{part}", questions[suite.name]))
         for suite in suites

@@ -53,8 +53,7 @@ def filter_prompts(
     if not 0 <= lowest <= highest <= 1:
         raise UserError(f"--lowest {lowest} --highest {highest}: give 0 <= lowest <= highest <= 1")
     check_within(f"[1, {MAX_SIZE}]", "filter", samples=samples)
-    if completions < 0:
-        raise UserError(f"--completions: {completions} is negative")
+    check_within(f"[0, {MAX_SIZE}]", "filter", completions=completions)
     check_out(out)
     prompts = prompts_to_sample(module, data, rollout, split)
     sampling = rollout.sampling
@@ -83,21 +82,21 @@ def filter_prompts(
         if rate is not None and lowest <= rate <= highest and (not completions or right_completions(group, 1))
     ]
     _log.info("%s", rate_histogram(rates, len(kept), lowest, highest))
-    if not kept and completions:
+    if not kept:
         raise UserError(
             f"--completions {completions}: no prompt between --lowest and --highest has a right completion that ended; "
             "raise --samples, or widen the range"
+            if completions
+            else f"--lowest {lowest} --highest {highest}: no prompt of {len(prompts)} is left; widen the range"
         )
-    if not kept:
-        raise UserError(f"--lowest {lowest} --highest {highest}: no prompt of {len(prompts)} is left; widen the range")
     from_file = data.locations["train"] is not None
     id_column = (data.columns or {}).get("id", "id")
     rows = []
     for p, rate, group in kept:
         row = as_row(p.sample, from_file, out.parent) | {"pass_rate": rate, "samples": samples}
-        chosen = right_completions(group, completions)
-        rows += [row | {"completion": text, id_column: f"{p.sample.id}#{k}"} for k, text in enumerate(chosen)]
-        rows += [] if completions else [row]
+        chosen = enumerate(right_completions(group, completions))
+        copies = [row | {"completion": text, id_column: f"{p.sample.id}#{k}"} for k, text in chosen]
+        rows += copies if completions else [row]
     write_atomically(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return out
 
@@ -153,8 +152,8 @@ def right_completions(group: list[RecordRow], most: int) -> list[Any]:
     Args:
         most: how many at most.
     """
-    right = [row for row in group if row["correct"] and row["finish_reason"] == "stop"]
-    right.sort(key=lambda row: -row["reward"])
+    ended = (row for row in group if row["correct"] and row["finish_reason"] == "stop")
+    right = sorted(ended, key=lambda row: -row["reward"])
     texts = [[turn["text"] for turn in row["turns"]] if row.get("turns") else row["completion"] for row in right]
     return [text for k, text in enumerate(texts) if text not in texts[:k]][:most]
 

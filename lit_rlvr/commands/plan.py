@@ -59,12 +59,15 @@ def strategy_table(job: JobSizes, gpus: GPUs) -> Table:
     plans = job.plans(gpus)
     terms = [name for name in plans[0].terms if any(plan.terms[name] for plan in plans)]
     generates = ("sequences",) if plans[0].sequences is not None else ()
-    rows = []
-    for plan in plans:
-        values = [*(plan.terms[name] for name in terms), plan.needs]
-        at_once = (str(plan.sequences),) if generates else ()
-        fits = "yes" if plan.fits else "no"
-        rows.append((plan.name, *(f"{value / GIB:.1f}" for value in values), *at_once, fits))
+    rows = [
+        (
+            plan.name,
+            *(f"{value / GIB:.1f}" for value in [*(plan.terms[name] for name in terms), plan.needs]),
+            *([str(plan.sequences)] if generates else []),
+            "yes" if plan.fits else "no",
+        )
+        for plan in plans
+    ]
     title = f"GiB on each of {gpus.count} GPU(s) of {gpus.gib:g} GiB"
     return table_of(("", *terms, "needs", *generates, "fits"), rows, title=title, box=None)
 

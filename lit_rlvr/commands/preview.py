@@ -96,10 +96,13 @@ def print_prompts(found: dict[str, Any]) -> None:
         console.print(Rule(f"{split} {number} of {found['count']}: {prompt['id']}", align="left", characters="-"))
         console.print(prompt["text"], soft_wrap=True)
         console.print(Rule(characters="-"))
-        facts = [f"{prompt['tokens']} tokens", f"answer {prompt['answer']!r}" if prompt["answer"] else "no answer"]
-        facts += [f"or {' or '.join(map(repr, prompt['aliases']))}"] * bool(prompt["aliases"])
-        facts += [f"options {prompt['options']}"] * bool(prompt["options"])
-        facts += [f"category {prompt['category']!r}"] * bool(prompt["category"])
+        facts = [
+            f"{prompt['tokens']} tokens",
+            f"answer {prompt['answer']!r}" if prompt["answer"] else "no answer",
+            *[f"or {' or '.join(map(repr, prompt['aliases']))}"] * bool(prompt["aliases"]),
+            *[f"options {prompt['options']}"] * bool(prompt["options"]),
+            *[f"category {prompt['category']!r}"] * bool(prompt["category"]),
+        ]
         for k, image in enumerate(prompt["images"], 1):
             place = f", {image['file']}" if image["file"] else ""
             frames = f"{image['frames']} frames of " if "frames" in image else ""

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "init": (
-        "lit_rlvr.commands.init",
+        "lit_rlvr.commands.init.command",
         "write a small project of your own: task, algorithm or environment",
     ),
     "fit": ("lit_rlvr.cli.lightning_cli", "train a model"),
@@ -24,7 +24,7 @@ COMMANDS = {
     "split": ("lit_rlvr.cli.lightning_cli", "write the training and held-out rows of a config's data to files"),
     "plan": ("lit_rlvr.cli.lightning_cli", "estimate the memory per GPU that a run needs, and which strategy fits"),
     "evaluate": ("lit_rlvr.commands.evaluate", "measure pass@k of a model, or of completions, on suites"),
-    "compare": ("lit_rlvr.commands.compare", "compare algorithms over seeds and tasks on an equal budget"),
+    "compare": ("lit_rlvr.commands.compare.command", "compare algorithms over seeds and tasks on an equal budget"),
     "reproduce": (
         "lit_rlvr.commands.compare.reproduce",
         "run the study of a paper's table and compare it with the printed values",
@@ -36,8 +36,11 @@ COMMANDS = {
         "check the numbers of an algorithm or an advantage, or the errors of a reward on rewritten answers",
     ),
     "parity": ("lit_rlvr.commands.check.parity", "replay algorithms on one frozen batch of numbers, without a model"),
-    "watch": ("lit_rlvr.commands.watch", "follow runs in a browser while they train"),
-    "report": ("lit_rlvr.commands.report", "write one HTML page about runs: results, curves, completions, settings"),
+    "watch": ("lit_rlvr.commands.watch.command", "follow runs in a browser while they train"),
+    "report": (
+        "lit_rlvr.commands.report.page",
+        "write one HTML page about runs: results, curves, completions, settings",
+    ),
     "explain": ("lit_rlvr.commands.report.explain", "show what the loss did with each token of one group"),
     "doctor": ("lit_rlvr.commands.doctor", "show what is installed, what will be used, and what is missing"),
 }

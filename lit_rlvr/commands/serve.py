@@ -11,12 +11,12 @@ import json
 import logging
 import os
 import re
-import socket
 import sys
 from typing import Any, NoReturn
 
 import torch
 
+from lit_rlvr.commands.watch.command import open_socket
 from lit_rlvr.common.packages import missing_compiler, require, vllm_package
 from lit_rlvr.engines.dispatch import raise_descriptor_limit
 from lit_rlvr.engines.vllm import FP8, GPU_SEQUENCES, graph_options
@@ -86,7 +86,7 @@ def run(command: str, arguments: list[str]) -> None:
     if ours.host is None and not names & {*ADDRESS_OPTIONS}:
         ours.host = HOST
     if ours.port is not None or not names & {*ADDRESS_OPTIONS}:
-        check_port(ours.host, PORT if ours.port is None else ours.port)
+        open_socket(ours.host or "", PORT if ours.port is None else ours.port).close()  # vLLM would load first
     address = [f"--{name}={value}" for name in ("host", "port") if (value := getattr(ours, name)) is not None]
     quantized = [f"--quantization={FP8}"] if ours.quantize else []
     sized = sequence_options(ours.max_num_seqs, names)
@@ -113,24 +113,6 @@ def _hyphenated(word: str) -> str:
     after a dot, as in --lora-config.max_lora_rank, stay."""
     name = re.match(r"--[^.=]*", word)
     return word if name is None else name[0].replace("_", "-") + word[name.end() :]
-
-
-def check_port(host: str | None, port: int) -> None:
-    """Refuse a port that cannot be listened on, before vLLM loads.
-
-    Raises:
-        UserError: the port cannot be used; the message says why.
-    """
-    if not 0 <= port <= 65535:
-        raise UserError(f"--port: {port} is not between 0 and 65535")
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0] if host else socket.AF_INET
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host or "", port))
-    except OSError as error:
-        where = f"--host {host} --port {port}" if host else f"--port: {port}"
-        raise UserError(f"{where} cannot be listened on: {error.strerror}; choose another") from error
 
 
 def sequence_options(sequences: int | None, names: set[str]) -> list[str]:

@@ -106,8 +106,11 @@ class Tuned:
         nested = Namespace()
         for key, value in self.settings.items():
             nested[key] = value
-        lines = ["Written by lit-rlvr tune; put it after the config that it was made for: --config C --config THIS."]
-        lines += [f"Measured: {self.prompts} prompts with {self.samples} completions each.", *self.reasons]
+        lines = [
+            "Written by lit-rlvr tune; put it after the config that it was made for: --config C --config THIS.",
+            f"Measured: {self.prompts} prompts with {self.samples} completions each.",
+            *self.reasons,
+        ]
         return "".join(f"# {line}\n" for line in lines) + yaml.safe_dump(nested.as_dict(), sort_keys=False)
 
 
@@ -214,9 +217,11 @@ class Tuner:
             begun = time.perf_counter()
             first[limit] = self._sample(sampler, self.prompts[:FIRST_PROMPTS], limit)
             of_one = (time.perf_counter() - begun) / len(first[limit])
-            self._note(limit, first[limit])
+            cut = fmean(row["finish_reason"] == "length" for _, rows in first[limit] for row in rows)
+            signal = self._signal(first[limit], self.samples)
+            self.tuned.limits.append((limit, _accuracy(first[limit]), cut, signal))
             left = started + seconds / 2 - time.perf_counter()
-            if self.tuned.limits[-1][2] <= CUT or limit == most or 2 * len(first[limit]) * of_one > left:
+            if cut <= CUT or limit == most or 2 * len(first[limit]) * of_one > left:
                 break
             limit = min(2 * limit, most)
         best = max(accuracy for _, accuracy, *_ in self.tuned.limits)
@@ -241,11 +246,6 @@ class Tuner:
         sampling = replace(rollout.sampling, max_tokens=limit)
         sampler.run(prompts, sampling, self.samples, rollout.rewards, "tune", self.data, judged, rollout.environment)
         return list(groups.values())
-
-    def _note(self, limit: int, groups: Sequence[MeasuredGroup]) -> None:
-        rows = [row for _, rows in groups for row in rows]
-        cut = fmean(row["finish_reason"] == "length" for row in rows)
-        self.tuned.limits.append((limit, _accuracy(groups), cut, self._signal(groups, self.samples)))
 
     @staticmethod
     def _signal(groups: Sequence[MeasuredGroup], size: int) -> float:

@@ -21,8 +21,6 @@ BATCHES = ("regular", "ragged", "on_policy")
 """Names of the frozen batches: ratios near and far from 1; rows without tokens, gaps, groups with equal rewards and
 ratios up to e^12; all ratios 1."""
 BATCH_TOKENS = ("logp", "old_logp", "ref_logp", "mask", "entropy", "rollout_logp", "objective_mask", "turns")
-RENAMED_ARRAYS = {"max_completion_length": "max_tokens"}
-"""Array of a file -> field of a `Batch`, where they differ."""
 
 Cut = Sequence[Sequence[Sequence[int]]]
 """The rows of each micro-batch of each rank; every row is in exactly one."""
@@ -83,10 +81,9 @@ def frozen_arrays(name: str) -> dict[str, np.ndarray]:
 
 def frozen_batch(name: str) -> Batch:
     """Return a frozen batch in float64."""
-    arrays = frozen_arrays(name)
-    tensors: dict[str, Any] = {RENAMED_ARRAYS.get(key, key): torch.tensor(array) for key, array in arrays.items()}
-    tensors["max_tokens"] = int(tensors["max_tokens"])
-    return Batch(**tensors, lengths=tensors["mask"].sum(1).view_as(tensors["rewards"]).double())
+    tensors: dict[str, Any] = {key: torch.tensor(array) for key, array in frozen_arrays(name).items()}
+    max_tokens = int(tensors.pop("max_completion_length"))
+    return Batch(**tensors, max_tokens=max_tokens, lengths=tensors["mask"].sum(1).view_as(tensors["rewards"]).double())
 
 
 def map_batch(

@@ -135,9 +135,6 @@ def call_by_name(function: Callable[..., Any], given: Mapping[str, Any], named: 
         UserError: it needs an argument that is not there, or does not take the positional ones.
     """
     parameters = list(inspect.signature(function).parameters.values())
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        check_takes(function, *given, **named)
-        return function(*given.values(), **named)
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     others = positional[len(given) :] + [p for p in parameters if p.kind is p.KEYWORD_ONLY]
     unknown = [p.name for p in others if p.name not in named and p.default is p.empty]
@@ -146,7 +143,8 @@ def call_by_name(function: Callable[..., Any], given: Mapping[str, Any], named: 
             f"{defined_at(function)} takes {', '.join(unknown)}; after its first {len(given)} arguments the kit has "
             f"only {', '.join(named)}"
         )
-    asked = {p.name: named[p.name] for p in others if p.name in named}
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    asked = named if takes_all else {p.name: named[p.name] for p in others if p.name in named}
     check_takes(function, *given, **asked)
     return function(*given.values(), **asked)
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Protocol, TypeVar
+from typing import IO, TYPE_CHECKING, Any
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.workers.worker import PR_SET_PDEATHSIG
@@ -53,21 +53,8 @@ def _end_with_parent() -> None:
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-class Stoppable(Protocol):
-    """Protocol of a process, or of a job of a cluster."""
-
-    def terminate(self) -> None:
-        """Let it save and exit."""
-
-    def kill(self) -> None:
-        """End it at once."""
-
-    def wait(self) -> int:
-        """Wait until it has ended; return its exit status."""
-
-
-def stop_commands(processes: Collection[Stoppable]) -> None:
-    """Let running commands save and exit; a second Ctrl-C does not wait for them."""
+def stop_commands(processes: Collection[Any]) -> None:
+    """Let running commands, processes or jobs of a cluster, save and exit; a second Ctrl-C does not wait for them."""
     for process in processes:
         process.terminate()
     try:
@@ -79,7 +66,6 @@ def stop_commands(processes: Collection[Stoppable]) -> None:
         raise
 
 
-_T = TypeVar("_T")
 SHARE_VARIABLE = "LIT_RLVR_SHARE"
 """Environment variable with the share of a process, such as 0/4."""
 BEGINS_GROUP = b'"sample": 0, "samples": '
@@ -104,9 +90,6 @@ class Share:
         """The name of the share's file of completions."""
         return f"completions-{self.number}-of-{self.count}.jsonl"
 
-    def questions(self, all_of_them: Sequence[_T]) -> Sequence[_T]:
-        return all_of_them[self.number :: self.count]
-
 
 def check_devices(devices: int, engine: RolloutEngine, samples: bool) -> None:
     """Refuse a number of processes that cannot work.
@@ -120,8 +103,6 @@ def check_devices(devices: int, engine: RolloutEngine, samples: bool) -> None:
     import torch
 
     found = torch.cuda.device_count()
-    if devices < 1:
-        raise UserError(f"--devices: {devices} is not positive")
     if devices > 1 and not samples:
         raise UserError("--devices: judging given --completions uses no GPU; leave it at 1")
     if devices > 1 and not engine.in_process:
@@ -142,21 +123,23 @@ def run_shares(arguments: Sequence[str], devices: int, out: Path, answered: Call
     """
     shares = [Share(k, devices) for k in range(devices)]
     logs = [out / f"process-{share.number}.log" for share in shares]
-    read = dict.fromkeys((out / share.file for share in shares), 0)
+    files, seen = [out / share.file for share in shares], 0
     running: list[subprocess.Popen[bytes]] = []
     try:
         for share, log in zip(shares, logs, strict=True):
             running.append(_start(arguments, share, log))
         while True:
             ended = [process.poll() for process in running]
-            for path in read:
-                read[path] = _count_new(path, read[path], answered)
+            found = sum(path.read_bytes().count(BEGINS_GROUP) for path in files if path.exists())
+            for _ in range(found - seen):
+                answered()
+            seen = found
             failed = next((k for k, status in enumerate(ended) if status), None)
             if failed is not None:
                 raise UserError(f"--devices: process {failed} failed: {_last_line(logs[failed])} (see {logs[failed]})")
             if None not in ended:
                 break
-            time.sleep(0.2)
+            time.sleep(0.5)
     finally:
         stop_commands(running)
     for log in logs:
@@ -175,18 +158,6 @@ def _start(arguments: Sequence[str], share: Share, log: Path) -> subprocess.Pope
         environment |= thread_environment(share.count)
     with log.open("w") as file:
         return start_command(["evaluate", *arguments], file, environment)
-
-
-def _count_new(path: Path, start: int, answered: Callable[[], None]) -> int:
-    """Call `answered` for each question in whole lines of a file after `start` bytes; return where these lines end."""
-    if not path.exists():
-        return start
-    with path.open("rb") as file:
-        file.seek(start)
-        whole = file.read().rpartition(b"\n")[0]
-    for _ in range(whole.count(BEGINS_GROUP)):
-        answered()
-    return start + len(whole)
 
 
 def _last_line(log: Path) -> str:

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from lit_rlvr.common.run_files import is_run
-from lit_rlvr.configs import config_folder, load_yaml
+from lit_rlvr.configs import config_folder, read_config, require_keys
 from lit_rlvr.datamodules.reading.cells import lookup
-from lit_rlvr.errors import MAX_SIZE, UserError, check_within, checks_arguments, did_you_mean, nearest
+from lit_rlvr.errors import MAX_SIZE, UserError, check_within, checks_arguments, nearest
 from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.run.saved_model import run_config
@@ -166,27 +165,6 @@ def read_protocol(name: str, suite: str) -> dict[str, Any]:
         known = sorted(file.stem for file in (config_folder() / "protocols").glob("*.yaml"))
         near = nearest(name, known)
         raise UserError(f"protocol: there is no protocol {name!r}; {f'did you mean {near}?' if near else known}")
-    try:
-        values = load_yaml(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"protocol: {path} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict) or not isinstance(values.get("suites", {}), dict):
-        raise UserError(f"protocol: {path} must hold settings by name, like the shipped protocols")
-    layers = [{key: value for key, value in values.items() if key != "suites"}, values.get("suites", {}).get(suite, {})]
-    for layer in layers:
-        check_settings(layer, (*SAMPLING, *PROMPT_SETTINGS), f"protocol: {path}")
-    return {key: value for layer in layers for key, value in layer.items()}
-
-
-def check_settings(settings: Any, known: tuple[str, ...], where: str) -> None:
-    """Refuse settings with unknown names.
-
-    Raises:
-        UserError: names the setting, and the nearest known one.
-    """
-    if not isinstance(settings, Mapping):
-        raise UserError(f"{where}: {settings!r} are not settings; give them by name")
-    for key in settings:
-        if key not in known:
-            hint = did_you_mean(key, known, f"it takes {', '.join(known)}")
-            raise UserError(f"{where} has no setting {key!r}; {hint}")
+    values = read_config(path, (*SAMPLING, *PROMPT_SETTINGS, "suites"), "protocol")
+    own = values.pop("suites", {}).get(suite, {})
+    return {**values, **require_keys(own, (*SAMPLING, *PROMPT_SETTINGS), f"protocol: {path}")}

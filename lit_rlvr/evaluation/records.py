@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_rlvr.common.files import not_writable, write_atomically
+from lit_rlvr.common.files import write_atomically
 from lit_rlvr.configs import changes
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Completion, Prompt, Sample
@@ -103,7 +103,7 @@ class Records:
             all processes.
 
     Raises:
-        UserError: the settings differ (the message says how), or the folder cannot be written.
+        UserError: the settings differ (the message says how).
     """
 
     def __init__(
@@ -128,10 +128,7 @@ class Records:
                 settings["suites"] = before["suites"] | settings["suites"]
         if share:
             return  # the process that started this one has written the settings
-        try:
-            write_atomically(settings_path, json.dumps(settings, indent=2) + "\n")
-        except OSError as error:
-            raise UserError(not_writable(folder, "--out", error)) from error
+        write_atomically(settings_path, json.dumps(settings, indent=2) + "\n")
 
     @staticmethod
     def _settings(path: Path) -> dict[str, Any] | None:

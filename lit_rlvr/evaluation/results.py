@@ -53,8 +53,7 @@ def suite_results(samples: Sequence[Sample], sampled: RowsByQuestion, greedy: Ro
     rows = [row for group in groups for row in group]
     results["length"] = float(np.mean([row["tokens"] for row in rows])) if any(row["tokens"] for row in rows) else None
     results["truncated"] = float(np.mean([row["finish_reason"] == "length" for row in rows]))
-    for status in STATUSES[1:]:
-        results[status] = float(np.mean([row["status"] == status for row in rows]))
+    results |= {status: float(np.mean([row["status"] == status for row in rows])) for status in STATUSES[1:]}
     results["categories"] = by_category(samples, {k: v for k, v in scores.items() if k in ("pass@1", "greedy")})
     return results
 
@@ -99,11 +98,17 @@ def markdown(results: Mapping[str, Mapping[str, Any]], title: str) -> str:
         *sorted(name for name in names if name.startswith("diversity/") and name.count("/") == 1),
     ]
     head = ["suite", "questions", "n", *columns, *extra]
-    rows = []
-    for name, r in results.items():
-        cells = [_with_interval(r, column) for column in columns] + [_metric_text(r.get(column)) for column in extra]
-        rows.append([name, r["questions"], r["n"], *cells])
     means = averages(results.values(), [*columns, *extra])
+    rows = [
+        [
+            name,
+            found["questions"],
+            found["n"],
+            *(_with_interval(found, column) for column in columns),
+            *(_metric_text(found.get(column)) for column in extra),
+        ]
+        for name, found in results.items()
+    ]
     rows.append(["**Avg.**", "", "", *(_metric_text(means.get(column)) for column in [*columns, *extra])])
     parts = [f"# {title}", markdown_table(head, rows)]
     for name, r in results.items():

@@ -14,14 +14,14 @@ from jsonargparse import ArgumentError
 
 import lit_rlvr.environments
 import lit_rlvr.rewards
-from lit_rlvr.configs import Parser, config_folder, import_classes, load_yaml, merge
+from lit_rlvr.configs import Parser, config_folder, find_config, import_classes, merge, read_config, require_keys
 from lit_rlvr.datamodules import PromptDataModule, geometry, medical_vqa, text_math
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.readers import FORMATS, file_type, read_rows
 from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.base import rewards_with
 from lit_rlvr.errors import UserError, nearest
-from lit_rlvr.evaluation.protocols import PROMPT_SETTINGS, SAMPLING, Protocol, check_settings, make_protocol
+from lit_rlvr.evaluation.protocols import PROMPT_SETTINGS, SAMPLING, Protocol, make_protocol
 from lit_rlvr.rewards import Reward
 
 _log = logging.getLogger("lit_rlvr")
@@ -124,8 +124,7 @@ def list_items(argument: SuiteArgument) -> list[dict[str, Any]]:
     entries = argument.split(",") if isinstance(argument, str) else argument
     items = [{"suite": entry.strip()} if isinstance(entry, str) else entry for entry in entries]
     for item in items:
-        check_settings(item, SUITE_SETTINGS, "--suite")
-        if not isinstance(item.get("suite"), str):
+        if not isinstance(require_keys(item, SUITE_SETTINGS, "--suite").get("suite"), str):
             raise UserError(f"--suite: {item} names no `suite`")
     return [item for item in items if item["suite"]]
 
@@ -157,7 +156,7 @@ def find_suite(item: str, has_columns: bool = False) -> tuple[str, dict[str, Any
         return stem, suite_from_columns(name, stem, has_columns)
     if location and path.suffix != ".yaml" and name not in shipped_names():
         return name, suite_from_columns(location, name, has_columns)
-    values = read_suite(path if path.suffix == ".yaml" else shipped_suite(name))
+    values = read_suite(find_config(name, "--suite") if path.suffix == ".yaml" else shipped_suite(name))
     return path.stem, merge(values, {"data": {"init_args": {"test": location}}}) if location else values
 
 
@@ -177,11 +176,8 @@ def shipped_suite(name: str) -> Path:
 
 def read_suite(path: Path) -> dict[str, Any]:
     """Read a suite's `data`, `rewards` and optional `environment`."""
-    try:
-        values = load_yaml(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"--suite: {path} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict) or {*values} - {"environment"} != {"data", "rewards"}:
+    values = read_config(path, ("data", "rewards", "environment"), "--suite")
+    if {*values} - {"environment"} != {"data", "rewards"}:
         raise UserError(f"--suite: {path} must hold `data` and `rewards`, like the shipped suites")
     return values
 

@@ -319,12 +319,14 @@ class JobSizes:
         """Return the arguments that the plan adds to the command line."""
         machines = math.ceil(plan.gpus.count / MACHINE_GPUS)
         copies = self.fits_each_machine(plan, machines)
-        if not plan.strategy.sharded:
-            strategy = "ddp"
-        elif machines > 1:
-            strategy = "hsdp" if copies else "multinode"
-        else:
-            strategy = "offload" if plan.strategy.offload else "fsdp2"
+        configs = {
+            "ddp": not plan.strategy.sharded,
+            "hsdp": copies,
+            "multinode": machines > 1,
+            "offload": plan.strategy.offload,
+            "fsdp2": True,
+        }
+        strategy = next(name for name, wanted in configs.items() if wanted)
         share = plan.terms["vLLM"] / (plan.gpus.gib * GIB)
         chosen = {
             f"--config strategy/{strategy}": plan.gpus.count > 1 or plan.strategy.sharded,

@@ -106,7 +106,7 @@ def test_a_reward_that_misses_fractions_is_found_out() -> None:
     assert errors(found, True) == {"as a fraction"} and errors(found, False) == set()
     kind = found.kinds["as a fraction"]
     assert (kind.rate.errors, kind.rate.texts) == (3, 3)
-    assert {"0.5": "\\boxed{\\frac{1}{2}}"}.items() <= {e.reference: e.text for e in kind.examples}.items()
+    assert {"0.5": "\\boxed{\\frac{1}{2}}"}.items() <= {e["reference"]: e["text"] for e in kind.examples}.items()
 
 
 def test_a_gold_answer_that_is_not_paid_counts_once_by_kind() -> None:
@@ -383,4 +383,4 @@ def test_answers_stand_in_ordinary_endings_if_the_reward_reads_them() -> None:
     assert not check_reward(MathAnswer(), rows("7", "31"), LONG).kinds[kind].rate.errors
     assert kind not in check_reward(MathAnswer(boxed_only=True), rows("7", "31"), LONG).kinds
     found = check_reward(LastLine(), rows("7", "31"), LONG).kinds[kind]
-    assert found.rate.errors == 2 and found.examples[0].text.endswith("\\]")
+    assert found.rate.errors == 2 and found.examples[0]["text"].endswith("\\]")

@@ -104,7 +104,7 @@ def test_an_empty_result_says_what_to_do(run_folder: Path, lit_rlvr: CLI) -> Non
                                             (("--rollout.rewards", "[LCPO]"), "no number of tokens in the column"),
                                             (("--rollout.rewards", "[]"), "rollout.rewards is empty"),
                                             (("--out", "x.csv"), "ends in .jsonl"),
-                                            (("--completions", -1), "--completions: -1 is negative")])  # fmt: skip
+                                            (("--completions", -1), "filter.completions: -1 must lie in")])  # fmt: skip
 def test_bad_input_is_refused_in_one_line(run_folder: Path, lit_rlvr: CLI, more: tuple[Any, ...], said: str) -> None:
     result = lit_rlvr(*FILTER, "--out", "x.jsonl", *more)
     assert result.status == 2 and said in result.err, result.err

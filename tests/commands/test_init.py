@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tiny_runs import launch
 
-from lit_rlvr.commands.init import KINDS, init
+from lit_rlvr.commands.init.command import KINDS, init
 
 ROOT = Path(__file__).parents[2]
 CLI = Callable[..., Any]
@@ -79,7 +79,6 @@ def test_every_project_s_tests_pass_and_notice_a_mistake(tmp_path: Path) -> None
         ("задача n", "cannot be the name of a Python module; choose another, such as my_task"),
         ("torch", "installed module torch instead; choose another, such as my_task"),
         ("json", "installed module json instead; choose another, such as my_task"),
-        ("test_sums", "pytest takes test_... for tests; choose another"),
     ],
 )
 def test_a_name_that_cannot_be_imported_is_refused(

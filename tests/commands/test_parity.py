@@ -136,7 +136,6 @@ def poisoned(name: str, value: float = np.nan) -> dict[str, np.ndarray]:
         (broken(logp=np.zeros(28)), r"logp must be \(B, T\)"),
         (broken(reference_rewards=np.zeros((4, 7))), "reference_rewards has shape"),
         (broken(correct=np.full((7, 4), 0.5)), "correct must hold only 0 and 1"),
-        (broken(logp=np.full((28, 6), "x")), "logp holds"),
         (broken(max_completion_length=np.array(0)), "max_completion_length"),
         (broken(max_completion_length=np.array([3, 4])), "max_completion_length"),
         (poisoned("logp"), r"logp\[0, 0\] is nan"),
@@ -232,7 +231,7 @@ def test_files_that_cannot_be_used_are_named(files: Path) -> None:
         parity(files)
     np.savez(files / "batch.npz", **random_case(0).arrays)
     (files / "algorithms.yaml").write_text("algorithms: [")
-    with pytest.raises(UserError, match=r"algorithms\.yaml cannot be read"):
+    with pytest.raises(UserError, match=r"algorithms\.yaml, line 1: not valid YAML"):
         parity(files)
     write(files, {"a": "GRPO"})
     with pytest.raises(UserError, match="--out: /proc/no_such cannot be written"):

@@ -120,7 +120,6 @@ def test_what_cannot_work_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     check_devices(2, HFEngine(), True)
     check_devices(1, Elsewhere(), False)
     for count, engine, samples, said in (
-        (0, HFEngine(), True, "--devices: 0 is not positive"),
         (3, HFEngine(), True, r"--devices: 3, but this machine has 2 GPU\(s\)"),
         (2, HFEngine(), False, "uses no GPU; leave it at 1"),
         (2, Elsewhere(), True, "elsewhere runs on its own GPUs; leave it at 1"),

@@ -13,6 +13,7 @@ from lit_rlvr.commands.compare.study_folder import lock_study
 from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.records import Records
 from lit_rlvr.rewards.combine import Scores
+from lit_rlvr.run.folder import lock_folder
 from lit_rlvr.types import Completion, RewardResult
 
 PROMPTS = [make_prompt([1], name) for name in ("a", "b")]
@@ -85,7 +86,7 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
     """Of an evaluation, nor of a study."""
     file = tmp_path / "my.jsonl"
     file.write_text("{}\n")
-    with pytest.raises(UserError, match=r"--out: .*/my.jsonl is a file; give a folder"):
-        Records(file, {"n": 2})
+    with pytest.raises(UserError, match=r"--out: .*/my.jsonl is a file; give a folder"), lock_folder(file, "--out"):
+        raise AssertionError("it is refused")
     with pytest.raises(UserError, match=r"--out: .*/my.jsonl is a file; give a folder"), lock_study(file / "study"):
         raise AssertionError("it is refused")

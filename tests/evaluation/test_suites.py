@@ -149,7 +149,7 @@ def test_settings_of_a_suite_that_are_wrong_are_one_line(tmp_path: Path) -> None
     (tmp_path / "bad.yaml").write_text("{samples: 4, temprature: 1}")
     (tmp_path / "list.yaml").write_text("[1]")
     for item, said in (
-        ({"suite": "math500", "sample": 4}, "--suite has no setting 'sample'; did you mean 'samples'?"),
+        ({"suite": "math500", "sample": 4}, "--suite: unknown key 'sample'; did you mean 'samples'?"),
         ({"samples": 4}, "names no `suite`"),
         (
             {"suite": "math500", "samples": "many"},
@@ -157,8 +157,8 @@ def test_settings_of_a_suite_that_are_wrong_are_one_line(tmp_path: Path) -> None
         ),
         ({"suite": "math500", "max_tokens": 0}, "protocol.max_tokens: 0 must lie in [1, inf)"),
         ({"suite": "math500", "temperature": -1}, "sampling.temperature"),
-        ({"suite": "math500", "protocol": str(tmp_path / "bad.yaml")}, "no setting 'temprature'; did you mean"),
-        ({"suite": "math500", "protocol": str(tmp_path / "list.yaml")}, "must hold settings by name"),
+        ({"suite": "math500", "protocol": str(tmp_path / "bad.yaml")}, "unknown key 'temprature'; did you mean"),
+        ({"suite": "math500", "protocol": str(tmp_path / "list.yaml")}, "a config is a mapping of keys to values"),
     ):
         with pytest.raises(UserError) as error:
             list(find_suites([item], OPTIONS, {}))

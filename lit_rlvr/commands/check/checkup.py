@@ -32,7 +32,7 @@ MOST_OTHERS = 20
 MOST_EXAMPLES = 3
 
 
-@dataclass(frozen=True)
+@dataclass
 class Rate:
     """A share of texts that a reward judges wrongly.
 
@@ -40,8 +40,8 @@ class Rate:
         errors, texts: number of errors, and of texts.
     """
 
-    errors: int
-    texts: int
+    errors: int = 0
+    texts: int = 0
 
     @property
     def value(self) -> float:
@@ -60,17 +60,15 @@ class Rate:
         low, high = ((middle + sign * spread) / (1 + z * z / n) for sign in (-1, 1))
         return (0.0 if self.errors == 0 else low), (1.0 if self.errors == n else high)
 
-    def plus(self, is_error: bool) -> Rate:
-        """Return the rate with one more text."""
-        return Rate(self.errors + is_error, self.texts + 1)
+    def add(self, is_error: bool) -> None:
+        """Count one more text."""
+        self.errors += is_error
+        self.texts += 1
 
     def document(self) -> dict[str, Any]:
         """Return the rate for `--json`."""
         low, high = self.interval
         return {"errors": self.errors, "texts": self.texts, "rate": self.value, "low": low, "high": high}
-
-
-NO_TEXTS = Rate(0, 0)
 
 
 @dataclass(frozen=True)
@@ -90,15 +88,6 @@ class TriedText:
     short: str = ""
 
 
-@dataclass(frozen=True)
-class Example:
-    """A text that the reward judged wrongly, with the row's reference answer and the reward's detail."""
-
-    reference: str
-    text: str
-    detail: str
-
-
 @dataclass
 class KindOfText:
     """The texts of one kind.
@@ -106,12 +95,12 @@ class KindOfText:
     Args:
         keeps: True if they are right answers, so that an error is one that is not paid.
         rate: the errors on them.
-        examples: the first errors.
+        examples: the first errors: the `text`, the row's `reference` answer, and the reward's `detail`.
     """
 
     keeps: bool
-    rate: Rate = NO_TEXTS
-    examples: list[Example] = field(default_factory=list)
+    rate: Rate = field(default_factory=Rate)
+    examples: list[dict[str, str]] = field(default_factory=list)
 
 
 @dataclass
@@ -134,31 +123,28 @@ class Checkup:
     rows: int = 0
     seconds: float = 0.0
     kinds: dict[str, KindOfText] = field(default_factory=dict)
-    right_texts: Rate = NO_TEXTS
-    wrong_texts: Rate = NO_TEXTS
+    right_texts: Rate = field(default_factory=Rate)
+    wrong_texts: Rate = field(default_factory=Rate)
     short: dict[str, Rate] = field(default_factory=dict)
     failures: dict[str, int] = field(default_factory=dict)
 
     @property
     def gold(self) -> Rate:
         """The share of gold completions that are not paid."""
-        return self.kinds[GOLD].rate if GOLD in self.kinds else NO_TEXTS
+        return self.kinds[GOLD].rate if GOLD in self.kinds else Rate()
 
     def add(self, text: TriedText, gold: Gold, paid: bool, gold_paid: bool, detail: str) -> None:
         """Count a judged text."""
         is_error = paid != text.keeps
-        if text.keeps:
-            self.right_texts = self.right_texts.plus(is_error)
-        else:
-            self.wrong_texts = self.wrong_texts.plus(is_error)
+        (self.right_texts if text.keeps else self.wrong_texts).add(is_error)
         if text.short:
-            self.short[text.short] = self.short.get(text.short, NO_TEXTS).plus(is_error)
+            self.short.setdefault(text.short, Rate()).add(is_error)
         if text.keeps and not gold_paid and text.kind != GOLD:
             return
         kind = self.kinds.setdefault(text.kind, KindOfText(text.keeps))
-        kind.rate = kind.rate.plus(is_error)
+        kind.rate.add(is_error)
         if is_error and len(kind.examples) < MOST_EXAMPLES:
-            kind.examples.append(Example(gold.sample.answer, text.text, detail))
+            kind.examples.append({"reference": gold.sample.answer, "text": text.text, "detail": detail})
 
     def document(self) -> dict[str, Any]:
         """Return the result for `--json`."""
@@ -171,7 +157,7 @@ class Checkup:
             "false_negatives": self.right_texts.document(),
             "false_positives": self.wrong_texts.document(),
             "kinds": [
-                {"kind": name, "keeps": kind.keeps, **kind.rate.document(), "examples": list(map(vars, kind.examples))}
+                {"kind": name, "keeps": kind.keeps, **kind.rate.document(), "examples": kind.examples}
                 for name, kind in self.kinds.items()
             ],
             "short_texts": [{"text": text, **rate.document()} for text, rate in self.paid_short_texts()],

@@ -28,6 +28,14 @@ from lit_rlvr.types import Sample
 EXIT_FAILED = 1
 """Exit status when a property does not hold."""
 
+_PARTS = [*(getattr(module, name) for module in (algorithms, rewards) for name in module.__all__), *REGISTRY.values()]
+SHIPPED: dict[str, type] = {
+    part.__name__: part
+    for part in _PARTS
+    if isinstance(part, type) and issubclass(part, RLVRModule | Advantage | Reward) and part not in (RLVRModule, Reward)
+}
+"""The shipped algorithms, rewards and advantages by their names."""
+
 SECONDS = 600.0
 """Time of a check-up of a reward, by default."""
 
@@ -96,15 +104,13 @@ def build_reward(name: str, options: dict[str, Any]) -> Reward:
     Raises:
         UserError: there is no such reward, or an option is wrong.
     """
-    shipped = {known: getattr(rewards, known) for known in rewards.__all__ if known != Reward.__name__}
-    shipped = {known: cls for known, cls in shipped.items() if isinstance(cls, type) and issubclass(cls, Reward)}
-    target = import_path("check", name) if "." in name else shipped.get(name)
+    target = import_path("check", name) if "." in name else SHIPPED.get(name)
     if isinstance(target, type) and issubclass(target, Reward):
         spec = {"class_path": dotted_path_of(target), "init_args": options}
         made: Reward = build_object(spec, f"check: {name}", Reward)
         return made
     if not callable(target) or (isinstance(target, type) and issubclass(target, RLVRModule | Advantage)):
-        known = ", ".join(shipped)
+        known = ", ".join(known for known, cls in SHIPPED.items() if issubclass(cls, Reward))
         raise UserError(f"check: {name!r} is no reward; there are {known}, and dotted paths such as my_task.my_reward")
     return FunctionReward(name, options)
 
@@ -121,7 +127,7 @@ def show_judgement(name: str, reward: Reward, config: Any) -> None:
     verdict = {True: "right", False: "wrong", None: "does not say whether it is right"}[result.correct]
     show_result(
         {"class": name, **vars(result), "stages": [{"stage": stage, "result": found} for stage, found in stages]},
-        lambda: print_stages(name, stages, f"{name}: {verdict}, value {result.value:g}, status {result.status}"),
+        lambda: print_stages(stages, f"{name}: {verdict}, value {result.value:g}, status {result.status}"),
     )
 
 
@@ -134,7 +140,12 @@ def check(name: str, options: Mapping[str, Any]) -> list[Finding]:
     Raises:
         UserError: there is nothing of that name, it is neither an algorithm nor an advantage, or an option is wrong.
     """
-    target = REGISTRY.get(name) or (import_path("check", name) if "." in name else shipped_class(name))
+    target = REGISTRY.get(name) or (import_path("check", name) if "." in name else SHIPPED.get(name))
+    if target is None:
+        names = ", ".join(
+            [*(known for known, cls in SHIPPED.items() if issubclass(cls, RLVRModule)), *sorted(REGISTRY)]
+        )
+        raise UserError(f"check: there is no {name!r}; there are {names}, and dotted paths such as my_task.Plain")
     if not isinstance(target, type):
         if options:
             raise UserError(f"check: {name} is a function, which takes no options; leave out {', '.join(options)}")
@@ -153,18 +164,6 @@ def check(name: str, options: Mapping[str, Any]) -> list[Finding]:
         return check_advantage(instance)
     is_published = target in vars(algorithms).values() and target.__name__ in LOSSES and not options
     return check_algorithm(instance, target.__name__ if is_published else None)
-
-
-def shipped_class(name: str) -> type:
-    """Return a shipped class by its short name."""
-    losses = {name: getattr(algorithms, name) for name in algorithms.__all__ if name != RLVRModule.__name__}
-    found: dict[str, type] = losses | {cls.__name__: cls for cls in REGISTRY.values()}
-    if name in rewards.__all__:
-        found[name] = getattr(rewards, name)
-    if name not in found:
-        names = ", ".join([*losses, *sorted(REGISTRY)])
-        raise UserError(f"check: there is no {name!r}; there are {names}, and dotted paths such as my_task.Plain")
-    return found[name]
 
 
 def print_findings(name: str, findings: list[Finding]) -> None:

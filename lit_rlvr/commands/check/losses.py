@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_rlvr.advantages import Advantage, AdvantageFunction, GroupBatch, NoAdvantage, resolve_advantage
+from lit_rlvr.advantages import AdvantageFunction, NoAdvantage, resolve_advantage
 from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.commands.check.replay import FrozenBatch, algorithm_step, frozen_inputs, read_batch
 from lit_rlvr.common.returned import require_advantages
@@ -44,12 +44,14 @@ def check_algorithm(algorithm: RLVRModule, expect: str | None = None) -> list[Fi
     def prepare_frozen(batch: batches.Batch) -> Step:
         return algorithm_step(FrozenBatch(**vars(batch)), deepcopy(algorithm), batch.advantages)
 
+    flat, own = batches.equal_rewards(batch), deepcopy(algorithm)
+    own.observe(flat.group)
     return [
         *([has_published_values(prepare_frozen, expect, name) for name in batches.BATCHES] if expect else []),
         *properties.loss_findings(prepare, batch, algorithm.stops_gradient),
         properties.rewards_what_is_right(estimate, batch),
         Finding("zero advantages", _zero_advantages(algorithm, batch), 0, "gradient where the advantage is 0"),
-        _flat(algorithm, batches.equal_rewards(batch)),
+        properties.flat_finding(properties.replay_step(algorithm_step(flat, own, own.advantage(flat.group)), flat)),
         Finding("ratio", _ratio(algorithm, batch), 0, "1 if has_ratio and the loss disagree on the use of x.old_logp"),
     ]
 
@@ -64,15 +66,13 @@ def check_advantage(advantage: AdvantageFunction | str) -> list[Finding]:
     batch = made_batch()
 
     def estimate(batch: FrozenBatch) -> Tensor:
-        return _estimate(estimator, batch.group)
+        value: Any = deepcopy(estimator)(deepcopy(batch.group))
+        mask = batch.group.mask if estimator.needs_tokens else None
+        finite = value.nan_to_num() if isinstance(value, Tensor) else value  # the properties count the others
+        require_advantages(estimator, finite, batch.group.rewards, mask)
+        return value
 
-    group = deepcopy(batch.group)
-    deepcopy(estimator)(group)
-    before = {k: v for k, v in vars(batch.group).items() if isinstance(v, Tensor) and v.is_floating_point()}
-    return [
-        *properties.estimator_findings(estimate, batch),
-        Finding("input", properties.error(vars(group), before), 0, "the rewards that it was given, before and after"),
-    ]
+    return properties.estimator_findings(estimate, batch)
 
 
 def made_batch() -> FrozenBatch:
@@ -104,12 +104,6 @@ def _zero_advantages(algorithm: RLVRModule, batch: FrozenBatch) -> float:
     return properties.error({"dlogp": gradient}, {"dlogp": torch.where(live[:, None], gradient, 0.0)})
 
 
-def _flat(algorithm: RLVRModule, flat: FrozenBatch) -> Finding:
-    own = deepcopy(algorithm)
-    own.observe(flat.group)
-    return properties.flat_finding(properties.replay_step(algorithm_step(flat, own, own.advantage(flat.group)), flat))
-
-
 def _ratio(algorithm: RLVRModule, batch: FrozenBatch) -> float:
     """Return 0 if the gradient depends on the log-probabilities at rollout time just if `has_ratio` says so, else 1."""
     own = _without_terms(algorithm)
@@ -123,11 +117,3 @@ def _ratio(algorithm: RLVRModule, batch: FrozenBatch) -> float:
         for shift in (0, 0.01)
     ]
     return float(own.has_ratio == torch.equal(*gradients))
-
-
-def _estimate(advantage: Advantage, group: GroupBatch) -> Tensor:
-    """Return the advantages (P, G); leave nonfinite ones to the property that counts them."""
-    value: Any = deepcopy(advantage)(deepcopy(group))
-    mask = group.mask if advantage.needs_tokens else None
-    require_advantages(advantage, value.nan_to_num() if isinstance(value, Tensor) else value, group.rewards, mask)
-    return value

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.commands.check.replay import load_arrays, replay
 from lit_rlvr.common.files import check_new
 from lit_rlvr.common.terminal import Terminal, show_result, table_of
-from lit_rlvr.configs import Parser, load_yaml
+from lit_rlvr.configs import Parser, find_config, read_config
 from lit_rlvr.errors import UserError, user_error_in
 
 
@@ -45,12 +44,9 @@ def run_parity(batch_path: Path | str, config: Path | str, out: Path | str) -> N
     mask = np.asarray(arrays["mask"]).astype(bool)
     rows = algorithm_summary(list(algorithms), results, mask)
     show_result(rows, lambda: print_table(rows))
-    try:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        with Path(out).open("xb") as file:  # np.savez would add .npz to a name without it
-            np.savez(file, **results)  # type: ignore[arg-type]
-    except OSError as error:
-        raise UserError(f"{error.filename}: cannot be written: {error.strerror}") from error
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    with Path(out).open("xb") as file:  # np.savez would add .npz to a name without it
+        np.savez(file, **results)  # type: ignore[arg-type]
 
 
 def load_algorithms(path: Path) -> dict[str, RLVRModule]:
@@ -59,11 +55,7 @@ def load_algorithms(path: Path) -> dict[str, RLVRModule]:
     Raises:
         UserError: the file is not such a mapping, or names a class or an option that does not exist.
     """
-    try:
-        value: Any = load_yaml(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"--config: {path} cannot be read: {' '.join(str(error).split())}") from error
-    algorithms = value["algorithms"] if isinstance(value, dict) and set(value) == {"algorithms"} else None
+    algorithms = read_config(find_config(str(path)), ("algorithms",)).get("algorithms")
     if not isinstance(algorithms, dict) or not algorithms:
         raise UserError(f"--config: {path} must hold `algorithms: {{NAME: {{class_path: ..., init_args: ...}}}}`")
     return {str(name): build_object(spec, f"--config: {path}: algorithms.{name}") for name, spec in algorithms.items()}
@@ -98,16 +90,15 @@ def algorithm_summary(
     names: list[str], results: Mapping[str, np.ndarray], mask: np.ndarray
 ) -> dict[str, dict[str, float]]:
     """Return each algorithm's loss, the size of its advantages and gradient, and its share of zero gradients."""
-    rows = {}
-    for name in names:
-        gradient = results[f"{name}/dlogp"]
-        rows[name] = {
+    return {
+        name: {
             "loss": float(results[f"{name}/loss"]),
             "mean_advantage": float(np.abs(results[f"{name}/advantages"]).mean()),
-            "gradient": float(np.abs(gradient).sum()),
-            "zero_gradient": float((gradient[mask] == 0).mean()) if mask.any() else 1.0,
+            "gradient": float(np.abs(results[f"{name}/dlogp"]).sum()),
+            "zero_gradient": float((results[f"{name}/dlogp"][mask] == 0).mean()) if mask.any() else 1.0,
         }
-    return rows
+        for name in names
+    }
 
 
 def print_table(rows: Mapping[str, Mapping[str, float]]) -> None:

@@ -34,32 +34,29 @@ def print_checkup(name: str, found: Checkup) -> None:
 
 
 def print_kinds(console: Terminal, title: str, kinds: dict[str, KindOfText]) -> None:
-    """Print a table of the kinds with errors, the most frequent first, with an example below each; name the others."""
+    """Print a table of the kinds with errors, the most frequent first, with an example below each."""
     wrong = sorted((name for name, kind in kinds.items() if kind.rate.errors), key=lambda name: -kinds[name].rate.value)
     if wrong:
-        rows = []
-        for name in wrong:
-            rate = kinds[name].rate
-            low, high = rate.interval
-            rows.append((name, str(rate.errors), str(rate.texts), f"{rate.value:.1%}", f"{low:.1%} to {high:.1%}"))
+        rows = [
+            (name, str(rate.errors), str(rate.texts), f"{rate.value:.1%}", interval_text(rate))
+            for name, rate in ((name, kinds[name].rate) for name in wrong)
+        ]
         console.print()
         console.print_table(table_of(("kind", "errors", "texts", "rate", "95 % interval"), rows, title=title))
         for name in wrong:
             example = kinds[name].examples[0]
-            detail = f"; the reward says {shortened(example.detail)}" if example.detail else ""
-            line = f"{name}: reference {shortened(example.reference)}, text {shortened(example.text)}{detail}"
+            detail = f"; the reward says {shortened(example['detail'])}" if example["detail"] else ""
+            line = f"{name}: reference {shortened(example['reference'])}, text {shortened(example['text'])}{detail}"
             console.print(line, soft_wrap=True)
-    if right := [name for name in kinds if name not in wrong]:
-        console.print(f"{title}: {'no other' if wrong else 'none'}. Tried without an error: {', '.join(right)}",
-                      soft_wrap=True)  # fmt: skip
+    else:
+        console.print(f"{title}: none, of {len(kinds)} kinds")
 
 
-def print_stages(name: str, stages: Sequence[tuple[str, str]], verdict: str) -> None:
+def print_stages(stages: Sequence[tuple[str, str]], verdict: str) -> None:
     """Print each stage of a judgement with its result, and the verdict."""
     console = Terminal()
-    table = table_of(("stage", "result"), stages, 2, title=name, show_lines=True)
-    console.print(table if console.is_terminal else "\n".join(f"{stage}: {result}" for stage, result in stages),
-                  soft_wrap=not console.is_terminal)  # fmt: skip
+    for stage, result in stages:
+        console.print(f"{stage}: {result}", soft_wrap=True)
     console.print(verdict, soft_wrap=True)
 
 
@@ -67,8 +64,12 @@ def rate_text(rate: Rate) -> str:
     """Return a rate with its interval and counts."""
     if not rate.texts:
         return "none was tried"
+    return f"{rate.value:.1%} ({interval_text(rate)}; {rate.errors} of {rate.texts})"
+
+
+def interval_text(rate: Rate) -> str:
     low, high = rate.interval
-    return f"{rate.value:.1%} ({low:.1%} to {high:.1%}; {rate.errors} of {rate.texts})"
+    return f"{low:.1%} to {high:.1%}"
 
 
 def shortened(text: str) -> str:

@@ -221,8 +221,6 @@ def read_batch(arrays: Mapping[str, np.ndarray]) -> FrozenBatch:
 
 def _float_array(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     array = np.asarray(arrays[name])
-    if array.dtype.kind not in "fiub":
-        raise UserError(f"batch: {name} holds {array.dtype}, not real numbers")
     return array if array.dtype.kind == "f" else array.astype(np.float32)
 
 
@@ -265,8 +263,7 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
         UserError: it is not an .npz file, or holds objects instead of numbers.
     """
     try:
-        path.open("rb").close()
-        if not zipfile.is_zipfile(path):
+        if path.is_file() and not zipfile.is_zipfile(path):
             raise UserError(f"batch: {path} is no .npz file; write one with numpy's savez")
         with np.load(path, allow_pickle=False) as data:
             return {name: data[name] for name in data.files}

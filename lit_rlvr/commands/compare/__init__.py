@@ -4,8 +4,3 @@
 cluster; `study_results.py` and `significance.py` compute the results; `study_tables.py` and `figures.py` show them;
 `reproduce.py` compares them with a paper's.
 """
-
-from lit_rlvr.commands.compare.command import compare, run
-from lit_rlvr.commands.compare.study import Study, load_study
-
-__all__ = ["Study", "compare", "load_study", "run"]

@@ -174,8 +174,11 @@ def run_cells(folder: StudyFolder, jobs: int, lock: int, cluster: Cluster | None
     def start(cell: Cell, command: CellCommand) -> Process:
         log = root / cell.folder / LOG
         with log.open("a") as file:
-            file.write(f"{BEGIN}{command}\n")
-        return _start(command, log, jobs, lock) if cluster is None else cluster.start(study, cell, log)
+            print(f"{BEGIN}{command}", file=file, flush=True)
+            if cluster is None:
+                environment = os.environ | thread_environment(jobs)
+                return start_command(command.arguments, file, environment, pass_fds=[lock])
+        return cluster.start(study, cell, log)
 
     try:
         while pending or running:
@@ -201,12 +204,6 @@ def run_cells(folder: StudyFolder, jobs: int, lock: int, cluster: Cluster | None
                     running[cell] = following, start(cell, following)
     finally:
         stop_commands([process for _, process in running.values()])
-
-
-def _start(command: CellCommand, log: Path, jobs: int, lock: int) -> subprocess.Popen[bytes]:
-    """Start a command as a process."""
-    with log.open("a") as file:
-        return start_command(command.arguments, file, os.environ | thread_environment(jobs), pass_fds=[lock])
 
 
 def reason(log: Path, status: int) -> str:

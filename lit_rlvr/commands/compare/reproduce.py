@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -29,73 +29,57 @@ from lit_rlvr.evaluation.results import markdown_table
 _log = logging.getLogger("lit_rlvr")
 
 
-@dataclass(frozen=True)
-class ComparedValue:
-    """A value of a printed table next to ours.
-
-    Args:
-        ours: our spread over seeds; None if there is none.
-    """
-
-    printed: PrintedValue
-    ours: Mapping[str, Any] | None
-
-    def __str__(self) -> str:
-        if self.ours is None:
-            return f"- ({self.printed})"
-        difference = f"{100 * self.ours['mean'] - self.printed.value:+.1f}"
-        return f"{percent(self.ours)} ({self.printed}; {difference})"
-
-    def as_data(self) -> dict[str, Any]:
-        """Return the printed value and its deviation in percent, and our spread in shares, for JSON."""
-        return {"printed": self.printed.value, "deviation": self.printed.deviation, "ours": self.ours}
-
-
-ComparedTable = dict[tuple[str, str], ComparedValue]
-"""(row, column) -> value."""
+ComparedTable = dict[str, dict[str, tuple[PrintedValue, Mapping[str, Any] | None]]]
+"""Row -> column -> the printed value and our spread over seeds, or None without one."""
 
 
 def compared(paper: Paper, results: Mapping[str, Any]) -> Iterator[tuple[PrintedTable, ComparedTable]]:
     """Yield each printed table with our values."""
-    for printed in paper.tables:
-        found = results["tasks"][printed.task]
+    for table in paper.tables:
+        found = results["tasks"][table.task]
         yield (
-            printed,
+            table,
             {
-                (row, column): ComparedValue(value, printed.ours(row, column, found))
-                for row, values in printed.rows.items()
-                for column, value in zip(printed.columns, values, strict=True)
+                row: {
+                    column: (value, table.ours(row, column, found))
+                    for column, value in zip(table.columns, values, strict=True)
+                }
+                for row, values in table.rows.items()
             },
         )
 
 
 def comparison_tables(paper: Paper, results: Mapping[str, Any]) -> Iterator[str]:
     """Yield the tables of `compared` as Markdown."""
-    for printed, cells in compared(paper, results):
-        lines = [
-            [
-                row,
-                runs_of([cells[row, column] for column in printed.columns]),
-                *(str(cells[row, c]) for c in printed.columns),
-            ]
-            for row in printed.rows
-        ]
-        yield f"## {printed.title}\n\n" + markdown_table(["ours (printed; difference)", "n", *printed.columns], lines)
+    for table, rows in compared(paper, results):
+        lines = [[row, _runs(cells.values()), *starmap(_cell, cells.values())] for row, cells in rows.items()]
+        yield f"## {table.title}\n\n" + markdown_table(["ours (printed; difference)", "n", *table.columns], lines)
 
 
-def runs_of(row: Sequence[ComparedValue]) -> str:
+def _runs(cells: Iterable[tuple[PrintedValue, Mapping[str, Any] | None]]) -> str:
     """Return the number of our runs behind a row of a table; "-" without any."""
-    counts = sorted({value.ours["n"] for value in row if value.ours is not None})
+    counts = sorted({ours["n"] for _, ours in cells if ours is not None})
     return " to ".join(map(str, counts)) or "-"
 
 
+def _cell(printed: PrintedValue, ours: Mapping[str, Any] | None) -> str:
+    if ours is None:
+        return f"- ({printed})"
+    return f"{percent(ours)} ({printed}; {100 * ours['mean'] - printed.value:+.1f})"
+
+
 def as_data(paper: Paper, results: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the tables of `compared` for JSON: title -> row -> column -> values."""
+    """Return the tables of `compared` for JSON: title -> row -> column -> the printed value and its deviation in
+    percent, and our spread in shares."""
     return {
-        printed.title: {
-            row: {column: cells[row, column].as_data() for column in printed.columns} for row in printed.rows
+        table.title: {
+            row: {
+                column: {"printed": printed.value, "deviation": printed.deviation, "ours": ours}
+                for column, (printed, ours) in cells.items()
+            }
+            for row, cells in rows.items()
         }
-        for printed, cells in compared(paper, results)
+        for table, rows in compared(paper, results)
     }
 
 
@@ -124,10 +108,9 @@ def reproduce(name: str, out: Path, jobs: int = 1, cluster: Mapping[str, Any] | 
     results = json.loads((out / "results.json").read_text())
     decided = decide(paper.claims, results)
     claims = [claims_section(decided)] if decided else []
-    explained = EXPLANATION.format(seeds=paper.seeds or "an unstated number of")
-    how = [" ".join(explained.split())] if paper.tables else []
+    explained = " ".join(EXPLANATION.format(seeds=paper.seeds or "an unstated number of").split())
     failed = [f"**Failed, so left out: {'; '.join(map(str, failure.cells))}.**"] if failure else []
-    parts = [f"# {name}", *failed, *claims, *how, *comparison_tables(paper, results)]
+    parts = [f"# {name}", *failed, *claims, *([explained] if paper.tables else []), *comparison_tables(paper, results)]
     write_atomically(out / "reproduced.md", "\n\n".join(parts) + "\n")
     for result in decided:
         _log.info("%s: %s", result.claim.says, result.verdict)
@@ -140,49 +123,36 @@ def reproduce(name: str, out: Path, jobs: int = 1, cluster: Mapping[str, Any] | 
     show_result(found, lambda: None)  # readable text is in reproduced.md
 
 
-@dataclass(frozen=True)
-class PaperItem:
-    """A table, figure or claim of a paper, as `reproduce --list` names it.
+def paper_items() -> Iterator[tuple[str, str, str]]:
+    """Yield every table and figure of the papers, and what tests each paper's claims: on a tiny model, and on GPUs.
 
-    Args:
-        name: such as `agrae, table 2`.
-        how: the command that makes it, or why there is none.
-        cost: what that takes; "" if there is no command.
+    Yields:
+        The name, such as `agrae, table 2`; the command that makes it, or why there is none; and what that takes, "" if
+        there is no command.
     """
-
-    name: str
-    how: str
-    cost: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.how}" + (f" ({self.cost})" if self.cost else "")
-
-
-def paper_items() -> Iterator[PaperItem]:
-    """Yield every table and figure of the papers, and what tests each paper's claims: on a tiny model, and on GPUs."""
     folder = config_folder() / "printed"
     for paper, values in load_yaml((folder / "papers.yaml").read_text()).items():
         claims = values["claims"]
         runs = len(load_study(claims["study"]).cells)
         measured = f"run: docs/findings.md; {runs} runs of {claims['minutes']} minutes of training on one core"
-        yield PaperItem(f"{paper}, claims on a tiny model", f"lit-rlvr compare {claims['study']}", measured)
+        yield f"{paper}, claims on a tiny model", f"lit-rlvr compare {claims['study']}", measured
         machine = f"the paper's machine: {values['machine']}"
         for table in sorted(f"{paper}/{path.stem}" for path in (folder / paper).glob("*.yaml")):
             found = load_printed(table)
             for claim in found.claims:
                 if claim.primary:
                     takes = f"not run; {describe_cost(found.study)}; {machine}"
-                    yield PaperItem(f"{paper}, claim: {claim.says}", f"lit-rlvr reproduce {table}", takes)
+                    yield f"{paper}, claim: {claim.says}", f"lit-rlvr reproduce {table}", takes
         for name, item in values["items"].items():
             if "none" in item:
-                yield PaperItem(f"{paper}, {name}", f"none: {item['none']}")
+                yield f"{paper}, {name}", f"none: {item['none']}", ""
                 continue
             printed = item.get("printed", [])
             studies = dict.fromkeys([load_printed(table).study for table in printed] or [item["study"]])
             shown = [f"lit-rlvr reproduce {table}" for table in printed]
             shown += [f"{', '.join(item['figures'])} of lit-rlvr compare {item['study']}"] if "figures" in item else []
             costs = "; ".join([*map(describe_cost, studies), machine])
-            yield PaperItem(f"{paper}, {name}", "; ".join(shown), f"not run; {costs}")
+            yield f"{paper}, {name}", "; ".join(shown), f"not run; {costs}"
 
 
 @cache
@@ -204,7 +174,9 @@ def run(command: str, arguments: Sequence[str]) -> None:
     config = parser.parse_args(list(arguments))
     if config.list:
         items = list(paper_items())
-        show_result([vars(item) for item in items], lambda: print(*items, sep="\n"))
+        lines = [f"{name}: {how}" + f" ({cost})" * bool(cost) for name, how, cost in items]
+        found = [{"name": name, "how": how, "cost": cost} for name, how, cost in items]
+        show_result(found, lambda: print(*lines, sep="\n"))
         return
     if config.table is None or config.out is None:
         raise UserError(f"{command}: give a table and --out, or --list")

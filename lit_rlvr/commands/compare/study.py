@@ -164,8 +164,6 @@ def _named(found: Any, key: str, path: Path) -> dict[str, dict[str, Any]]:
         if not re.fullmatch(r"\w[\w.+-]*", name):
             raise UserError(f"{where}: a name may have only letters, digits and _ . + -; it becomes a folder")
         trainer = require_keys(config, allowed, where).get("trainer") or {}
-        if not isinstance(trainer, dict):
-            raise UserError(f"{where}: trainer: {trainer!r} is not a group of options; give them by their names")
         for option in TRAINER_SET_BY_STUDY:
             if option in trainer:
                 raise UserError(f"{where}: trainer.{option} is set by the study (budget, --out)")

@@ -88,8 +88,8 @@ class StudyFolder:
             }
             for state in self.states.values()
         ]
-        path = {"name": self.study.name, "baseline": self.study.baseline, "cells": cells}
-        write_atomically(self.root / "study.json", json.dumps(path, indent=2) + "\n")
+        study = {"name": self.study.name, "baseline": self.study.baseline, "cells": cells}
+        write_atomically(self.root / "study.json", json.dumps(study, indent=2) + "\n")
 
 
 @contextmanager
@@ -137,13 +137,9 @@ def _check(root: Path, study: Study) -> None:
             continue
         if not (run / CONFIG).is_file():
             raise UserError(f"--out: {run} holds a run that does not belong to a study; choose another")
-        if change := first_change(yaml.safe_load((run / CONFIG).read_text()), cell.config):
+        for name, old, new in changes(yaml.safe_load((run / CONFIG).read_text()), cell.config):
+            change = f"{name} was {old}, is {new}"
             raise UserError(f"--out: {run} was begun with other settings ({change}); choose another, or remove it")
-
-
-def first_change(before: Any, now: Any) -> str:
-    """Return the first difference between two configs, as `key was this, is that`; "" without one."""
-    return next((f"{name} was {old}, is {new}" for name, old, new in changes(before, now)), "")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +11,19 @@ from lit_rlvr.commands.compare.study import BEFORE, Study
 from lit_rlvr.commands.compare.study_folder import State
 from lit_rlvr.evaluation.results import markdown_table, sampled_ks
 
+Spread = Mapping[str, Any] | None
+"""{mean, std, n} of a value over seeds; None without a value."""
 
-@dataclass(frozen=True)
-class Table:
-    """A table of percentages.
+
+def _table(title: str, columns: Sequence[str], rows: Mapping[str, Mapping[str, Spread]]) -> str:
+    """Return a Markdown table of percentages under its title, with the best printed values of each column in bold.
 
     Args:
-        title: the title.
-        columns: names of the columns after the first.
-        rows: name -> its spreads ({mean, std, n}, or None), one per column.
+        rows: name -> column -> spread.
     """
-
-    title: str
-    columns: list[str]
-    rows: dict[str, list[Mapping[str, Any] | None]]
-
-    def markdown(self) -> str:
-        """Return a Markdown table under its title, with the best printed values of each column in bold."""
-        columns = zip(*([percent(spread) for spread in row] for row in self.rows.values()), strict=True)
-        lines = zip(self.rows, *map(_best_in_bold, columns), strict=True)
-        return f"### {self.title}\n\n" + markdown_table(["", *self.columns], list(lines))
+    cells = zip(*([percent(row.get(column)) for column in columns] for row in rows.values()), strict=True)
+    lines = zip(rows, *map(_best_in_bold, cells), strict=True)
+    return f"### {title}\n\n" + markdown_table(["", *columns], list(lines))
 
 
 def _best_in_bold(cells: Sequence[str]) -> list[str]:
@@ -41,8 +33,8 @@ def _best_in_bold(cells: Sequence[str]) -> list[str]:
     return [f"**{cell}**" if cell.partition(" ")[0] == best else cell for cell in cells]
 
 
-def suite_tables(study_suites: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[Table]:
-    """Yield the tables of one task.
+def suite_tables(study_suites: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the tables of one task as Markdown.
 
     For each of the study's tables of suites they are: pass@1 (or greedy accuracy without samples) with the average; the
     same for the largest k; pass@k by k and accuracy by category of each suite; and the diversity measures.
@@ -70,10 +62,8 @@ def suite_tables(study_suites: Mapping[str, Any], found: Mapping[str, Any]) -> I
         for suite in suites:
             ks = sampled_ks(keys[suite])
             if len(ks) > 1:
-                columns = [f"pass@{k}" for k in ks]
-                yield _columns(
-                    f"{suite}: pass@k", columns, {n: row["suites"].get(suite, {}) for n, row in rows.items()}
-                )
+                of_suite = {name: row["suites"].get(suite, {}) for name, row in rows.items()}
+                yield _table(f"{suite}: pass@k", [f"pass@{k}" for k in ks], of_suite)
         for suite in suites:
             yield from _by_category(suite, first[suite], rows)
         measures = sorted(
@@ -86,45 +76,28 @@ def suite_tables(study_suites: Mapping[str, Any], found: Mapping[str, Any]) -> I
             )
 
 
-def _across(title: str, suites: Sequence[str], keys: Mapping[str, str], rows: Mapping[str, Any]) -> Table:
+def _across(title: str, suites: Sequence[str], keys: Mapping[str, str], rows: Mapping[str, Any]) -> str:
     """Return a table with suites as columns, and their average."""
     same = set(keys.values())
     cells = {
-        name: [
-            *(row["suites"].get(suite, {}).get(keys[suite]) for suite in suites),
-            row["average"].get(next(iter(same))) if len(same) == 1 else None,
-        ]
+        name: {suite: row["suites"].get(suite, {}).get(keys[suite]) for suite in suites}
+        | {"Avg.": row["average"].get(next(iter(same))) if len(same) == 1 else None}
         for name, row in rows.items()
     }
-    return Table(title, [*suites, "Avg."], cells)
+    return _table(title, [*suites, "Avg."], cells)
 
 
-def _columns(title: str, columns: Sequence[str], rows: Mapping[str, Mapping[str, Any]]) -> Table:
-    return Table(title, list(columns), {name: [row.get(column) for column in columns] for name, row in rows.items()})
-
-
-def _by_category(suite: str, key: str, rows: Mapping[str, Any]) -> Iterator[Table]:
+def _by_category(suite: str, key: str, rows: Mapping[str, Any]) -> Iterator[str]:
     found = {name: row["suites"].get(suite, {}).get("categories", {}) for name, row in rows.items()}
     categories = list(dict.fromkeys(category for row in found.values() for category in row))
     if categories:
         cells = {name: {c: values.get(key) for c, values in row.items()} for name, row in found.items()}
-        yield _columns(f"{suite}: {key} by category", categories, cells)
+        yield _table(f"{suite}: {key} by category", categories, cells)
 
 
 def percent(spread: Spread) -> str:
     """Return a spread as `68.4 ± 0.2`, in percent; "-" without a value."""
     return plus_minus(spread, 1, 100)
-
-
-Spread = Mapping[str, Any] | None
-
-LAST_METRICS = (
-    ("rollout/reward", "reward"),
-    ("rollout/entropy", "entropy"),
-    ("rollout/length", "length"),
-    ("train/zero_advantage", "zero advantages"),
-)
-"""Metrics of the last rollout to show next to the budget used."""
 
 
 def report(study: Study, results: Mapping[str, Any], figures: Mapping[str, list[Path]], failed: Sequence[State]) -> str:
@@ -143,8 +116,8 @@ def report(study: Study, results: Mapping[str, Any], figures: Mapping[str, list[
     ]
     for task in study.tasks:
         found = results["tasks"][task]
-        parts += [f"## {task}", _main_table(study, found), _tested(study, found), *_pass_at_k(found), _used(found)]
-        parts += [table.markdown() for table in suite_tables(study.suites, found)]
+        parts += [f"## {task}", _main_table(study, found), _tested(study, found), _used(found)]
+        parts += suite_tables(study.suites, found)
         parts += [f"![{path.stem}]({path.as_posix()})" for path in figures[task]]
     parts += _overall(study, results)
     if failed:
@@ -213,28 +186,17 @@ def _tested(study: Study, found: Mapping[str, Any]) -> str:
     return " ".join([tests, *few])
 
 
-def _pass_at_k(found: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a table of pass@k for each validation set that has it."""
-    for name in sorted({name for cell in found["cells"].values() for name in cell["pass_at_k"]}):
-        rows = {BEFORE: found["before_pass_at_k"].get(name, {})}
-        rows |= {cell: values["pass_at_k"].get(name, {}) for cell, values in found["cells"].items()}
-        ks = sorted({int(k) for row in rows.values() for k in row})
-        lines = [[cell, *(plus_minus(row.get(str(k))) for k in ks)] for cell, row in rows.items() if row]
-        yield markdown_table([f"pass@k, {name}", *(str(k) for k in ks)], lines)
-
-
 def _used(found: Mapping[str, Any]) -> str:
-    rows = []
-    for name, cell in found["cells"].items():
-        used = [plus_minus(cell["used"][unit], 0) for unit in ("steps", "samples", "tokens")]
-        seconds = plus_minus(cell["seconds_per_step"].get("step"), 2)
-        memory, collapsed = plus_minus(cell["peak_memory_mb"], 0), f"{cell['collapsed']} of {cell['n']}"
-        last = [plus_minus(cell["last"].get(metric)) for metric, _ in LAST_METRICS]
-        rows.append([name, *used, seconds, memory, collapsed, _scientific(cell["loss_variance"]), *last])
-    header = ["used, and the last rollout", "steps", "samples", "tokens", "seconds per rollout"]
-    more = ["peak MiB", "collapsed", "loss variance"]
-    return markdown_table([*header, *more, *(label for _, label in LAST_METRICS)], rows)
-
-
-def _scientific(spread: Spread) -> str:
-    return "-" if spread is None else f"{spread['mean']:.2g}"
+    units = ("steps", "samples", "tokens")
+    rows = [
+        [
+            name,
+            *(plus_minus(cell["used"][unit], 0) for unit in units),
+            plus_minus(cell["seconds_per_step"].get("step"), 2),
+            plus_minus(cell["peak_memory_mb"], 0),
+            f"{cell['collapsed']} of {cell['n']}",
+            "-" if cell["loss_variance"] is None else f"{cell['loss_variance']['mean']:.2g}",
+        ]
+        for name, cell in found["cells"].items()
+    ]
+    return markdown_table(["used", *units, "seconds per rollout", "peak MiB", "collapsed", "loss variance"], rows)

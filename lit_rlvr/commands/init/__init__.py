@@ -3,7 +3,3 @@
 Each kind is a folder of `projects/`, whose files `init` copies, with the project's name in place of `my_task`. All
 kinds share one README.
 """
-
-from lit_rlvr.commands.init.command import KINDS, init, run
-
-__all__ = ["KINDS", "init", "run"]

@@ -93,8 +93,6 @@ def module_name(folder: str) -> str:
     name = re.sub(r"[-. ]", "_", folder).lower()
     if not name.isidentifier() or not name.isascii() or keyword.iskeyword(name):
         raise UserError(f"{folder!r} cannot be the name of a Python module; choose another, such as my_task")
-    if name.startswith("test_"):
-        raise UserError(f"{folder!r}: pytest takes test_... for tests; choose another, such as my_task")
     if name in sys.stdlib_module_names or name in packages_distributions():
         raise UserError(
             f"{folder!r}: Python would import the installed module {name} instead; choose another, such as my_task"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
+from typing import Any
 
 from lit_rlvr.commands.report.groups import RunGroup
 from lit_rlvr.commands.report.runs import RunRecord, metric_names
@@ -18,33 +19,17 @@ MAX_MARKED_POINTS = 13
 """A curve with at most this many points shows each of them."""
 
 
-@dataclass(frozen=True)
-class Line:
-    """One group's curve: its number, the mean, the outline of the band ("" = none), and points with their numbers."""
-
-    group: int
-    path: str
-    band: str
-    points: list[tuple[float, float, str]]
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A drawn panel; ticks are (place, label)."""
-
-    title: str
-    summary: str
-    x_ticks: list[tuple[float, str]]
-    y_ticks: list[tuple[float, str]]
-    lines: list[Line]
-
-
-def chart(panel: Panel, numbers: Sequence[int]) -> Chart:
-    """Lay out a panel.
+def chart(panel: Panel, numbers: Sequence[int]) -> dict[str, Any]:
+    """Lay out a panel for `templates/charts.html`.
 
     Args:
         panel: a panel with at least one curve.
         numbers: numbers of its groups on the page.
+
+    Returns:
+        `title`; `summary`: the ends of a single curve; `x_ticks`, `y_ticks`: (place, label); `lines`: for each curve
+        the number of its `group`, the `path` of the mean, the outline of the `band` ("" = none), and `points` with
+        their numbers.
     """
     curves = [(number, curve) for number, curve in zip(numbers, panel.curves, strict=True) if curve is not None]
     low, high = min(min(c.low) for _, c in curves), max(max(c.high) for _, c in curves)
@@ -54,7 +39,7 @@ def chart(panel: Panel, numbers: Sequence[int]) -> Chart:
     y = partial(scale, low=ticks[0], high=ticks[-1], start=CHART_HEIGHT - BOTTOM, end=TOP)
     steps = [step for step in nice_ticks(0, last, most=7) if step <= last and step == int(step)]
     ends = {(number_text(c.mean[0]), number_text(c.mean[-1])) for _, c in curves}
-    return Chart(
+    return dict(
         title=panel.title,
         summary=" \N{RIGHTWARDS ARROW} ".join(next(iter(ends))) if len(curves) == 1 else "",
         x_ticks=[(x(step), tick_text(step)) for step in steps],
@@ -68,21 +53,25 @@ def scale(value: float, low: float, high: float, start: float, end: float) -> fl
     return round(start + (value - low) / (high - low) * (end - start), 1)
 
 
-def _chart_line(number: int, curve: Curve, x: Callable[[float], float], y: Callable[[float], float]) -> Line:
+def _chart_line(number: int, curve: Curve, x: Callable[[float], float], y: Callable[[float], float]) -> dict[str, Any]:
     def points(values: list[float]) -> list[str]:
         return [f"{x(step)},{y(value)}" for step, value in zip(curve.steps, values, strict=True)]
 
     outline = [*points(curve.high), *reversed(points(curve.low))]
-    marks = []
-    if len(curve.steps) <= MAX_MARKED_POINTS:
-        for step, mean, low, high in zip(curve.steps, curve.mean, curve.low, curve.high, strict=True):
-            span = "" if low == high else f" ({number_text(low)} to {number_text(high)})"
-            marks.append((x(step), y(mean), f"step {step}: {number_text(mean)}{span}"))
-    return Line(
+    marks = [
+        (
+            x(step),
+            y(mean),
+            f"step {step}: {number_text(mean)}"
+            + ("" if low == high else f" ({number_text(low)} to {number_text(high)})"),
+        )
+        for step, mean, low, high in zip(curve.steps, curve.mean, curve.low, curve.high, strict=True)
+    ]
+    return dict(
         group=number,
         path="M" + "L".join(points(curve.mean)),
         band=f"M{'L'.join(outline)}Z" if curve.low != curve.high else "",
-        points=marks,
+        points=marks if len(marks) <= MAX_MARKED_POINTS else [],
     )
 
 
@@ -177,7 +166,8 @@ def panels(groups: Sequence[RunGroup]) -> list[Panel]:
     for title, metrics in MAIN_CHARTS:
         wanted.append((title, metrics))
         if metrics == ("val/accuracy",):
-            wanted += [(_validation_title(name), (name,)) for name in _validation_metrics(groups)]
+            found = ((name, name.removeprefix("val/").rpartition("/")) for name in _validation_metrics(groups))
+            wanted += [(f"{metric} on {part}", (name,)) for name, (part, _, metric) in found]
     return _drawn(groups, wanted)
 
 
@@ -200,8 +190,3 @@ def _validation_metrics(groups: Sequence[RunGroup]) -> list[str]:
     accuracies = [name for name in names if name.endswith("/accuracy") and name.count("/") == 2]
     passes = [name for name in names if "/pass@" in name and not name.endswith("/pass@1")]
     return (accuracies if len(accuracies) > 1 else []) + passes
-
-
-def _validation_title(name: str) -> str:
-    part, _, metric = name.removeprefix("val/").rpartition("/")
-    return f"{metric} on {part}"

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lit_rlvr.commands.report.explain import SavedGroups, first_with_gradient, view
 from lit_rlvr.commands.report.groups import RunGroup
 from lit_rlvr.commands.report.prompts import (
-    TrackedPrompt,
-    Visit,
     count_outcomes,
     index_completions,
     list_prompts,
@@ -26,35 +23,22 @@ MOST_CHARACTERS, MOST_TOKENS, MOST_COMPLETIONS, MOST_PROMPTS = 1600, 400, 4, 20
 """The most characters and tokens of a completion, completions of a group, and prompts that the page shows."""
 
 
-@dataclass(frozen=True)
-class CloseUp:
-    """Details of a group on the page, in addition to its numbers.
+def close_up(group: RunGroup) -> dict[str, Any]:
+    """Collect the details of a group for `templates/closeup.html`, and add notes on unreadable completions and rollouts
+    to it.
 
-    Args:
-        seed: seed of the run that it shows, the first with completions.
-        outcomes: outcome -> number of the run's sampled prompts; prompts: the first of them, in that order.
-        samples: (visit, completions, images as URIs) of sampled groups: all completions, or those with the highest and
-            lowest rewards.
-        saved: number of its saved rollouts; tokens: (step, algorithm, `view` of `commands/report/explain.py`) of an
-            early and a late one.
+    Returns:
+        `seed`: seed of the run that it shows, the first with completions; `outcomes`: outcome -> number of the run's
+        sampled prompts; `prompts`: the first of them, in that order; `samples`: (visit, completions, images as URIs) of
+        sampled groups: all completions, or those with the highest and lowest rewards; `saved`: number of its saved
+        rollouts; `tokens`: (step, algorithm, `view` of `commands/report/explain.py`) of an early and a late one.
     """
-
-    seed: str
-    outcomes: dict[str, int]
-    prompts: list[TrackedPrompt]
-    samples: list[tuple[Visit, list[dict[str, Any]], list[str]]]
-    saved: int
-    tokens: list[tuple[int, str, dict[str, Any]]]
-
-
-def close_up(group: RunGroup) -> CloseUp:
-    """Collect the details of a group, and add notes on unreadable completions and rollouts to it."""
     pairs = [(run, index_completions(run)) for run in group.runs]
     if not pairs:
-        return CloseUp("", {}, [], [], 0, [])
+        return dict(seed="", outcomes={}, prompts=[], samples=[], saved=0, tokens=[])
     run, index = next((pair for pair in pairs if pair[1].rows), pairs[0])
     groups = [(visit, index.read_group(visit)) for visit in samples(index)]
-    return CloseUp(
+    return dict(
         seed=run.seed,
         outcomes=count_outcomes(index),
         prompts=list_prompts(index)[:MOST_PROMPTS],

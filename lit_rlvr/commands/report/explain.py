@@ -7,13 +7,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
 from lit_rlvr.commands.report.prompts import verdict_text
 from lit_rlvr.commands.report.render import image_uris, render, write_page
 from lit_rlvr.common.run_files import list_traces, read_trace, trace_folder
-from lit_rlvr.common.terminal import Terminal, show_result
+from lit_rlvr.common.terminal import Terminal, show_result, table_of
 from lit_rlvr.configs import Parser
 from lit_rlvr.errors import UserError
 
@@ -55,8 +52,6 @@ def load_group(run: Path, step: int | None, prompt: str | None) -> tuple[int, st
         UserError: the run saved no rollouts or not this step or prompt (the message lists the saved ones), or a file is
             broken.
     """
-    if not run.is_dir():
-        raise UserError(f"{run}: there is no such folder")
     files = list_traces(run)
     if not files:
         raise UserError(f"{trace_folder(run)} holds no rollout; train with run.trace_every above 0")
@@ -93,10 +88,8 @@ def show_group(step: int, algorithm: str, group: dict[str, Any]) -> None:
     console.print(f"{algorithm}, step {step}, prompt {group['id']}; answer {group['answer']}\n", style="bold")
     console.print(group["prompt"])
     headings = (column.replace(" ", "\n") for column in COMPLETION_COLUMNS)
-    table = Table("g", *headings, title="\nFrom reward to weight", title_justify="left", box=SIMPLE_HEAD)
-    for g, completion in enumerate(group["completions"]):
-        table.add_row(str(g), *cells(completion))
-    console.print_table(table)
+    rows = [(str(g), *cells(completion)) for g, completion in enumerate(group["completions"])]
+    console.print_table(table_of(("g", *headings), rows, title="\nFrom reward to weight"))
 
 
 OBSERVED = "observed, not trained on"
@@ -123,31 +116,22 @@ def cells(completion: dict[str, Any]) -> list[str]:
 
 def token_details(completion: dict[str, Any]) -> list[tuple[str, float, bool, str]]:
     """Return (token, weight in the gradient of logp, clipped, all numbers as text) of each token."""
-    weights, ratios = completion.get("weight"), completion.get("ratio")
-    is_sampled = _sampled_mask(completion)
-    if not weights or not ratios:  # the trainer skips a group without a gradient
-        return [
-            (token, 0.0, False, "not run" if sampled else OBSERVED)
-            for token, sampled in zip(completion["tokens"], is_sampled, strict=True)
+    found = [(0.0, False, "not run")] * len(completion["tokens"])  # the trainer skips a group without a gradient
+    if completion.get("weight") and completion.get("ratio"):
+        live = completion["advantage"] != 0
+        found = [
+            (weight, live and weight == 0, f"weight {weight:+.3g}, ratio {ratio:.4f}, log-probability {logp:.3f}")
+            for weight, ratio, logp in zip(completion["weight"], completion["ratio"], completion["logp"], strict=True)
         ]
-    rows = zip(completion["tokens"], is_sampled, weights, ratios, completion["logp"], strict=True)
-    live = completion["advantage"] != 0
     return [
-        (token, weight, live and weight == 0, f"weight {weight:+.3g}, ratio {ratio:.4f}, log-probability {logp:.3f}")
-        if sampled
-        else (token, 0.0, False, OBSERVED)
-        for token, sampled, weight, ratio, logp in rows
+        (token, *(numbers if sampled else (0.0, False, OBSERVED)))
+        for token, sampled, numbers in zip(completion["tokens"], _sampled_mask(completion), found, strict=True)
     ]
 
 
 def _sampled_mask(completion: dict[str, Any]) -> list[bool]:
     """Return for each token whether the model sampled it."""
     return completion.get("sampled") or [True] * len(completion["tokens"])
-
-
-def largest_weight(group: dict[str, Any]) -> float:
-    """Return the largest |weight| of the group, which scales the colours; 1 when all are 0."""
-    return max([abs(w) for c in group["completions"] for w in c.get("weight", [])], default=0.0) or 1.0
 
 
 def view(group: dict[str, Any], shown: Sequence[int] | None = None, limit: int | None = None) -> dict[str, Any]:
@@ -158,8 +142,8 @@ def view(group: dict[str, Any], shown: Sequence[int] | None = None, limit: int |
         shown: indices of the completions to show; None = all.
         limit: the most tokens of each; None = all.
     """
-    scale = largest_weight(group)
     completions = group["completions"]
+    largest = max([abs(weight) for completion in completions for weight in completion.get("weight", [])], default=0.0)
     return {
         "id": group["id"],
         "prompt": group["prompt"],
@@ -170,7 +154,7 @@ def view(group: dict[str, Any], shown: Sequence[int] | None = None, limit: int |
             {
                 "number": g,
                 "cells": cells(completions[g]),
-                "tokens": [_token_view(*token, scale) for token in token_details(completions[g])[:limit]],
+                "tokens": [_token_view(*token, largest or 1.0) for token in token_details(completions[g])[:limit]],
                 "more": len(completions[g]["tokens"][limit:]) if limit is not None else 0,
             }
             for g in (range(len(completions)) if shown is None else shown)

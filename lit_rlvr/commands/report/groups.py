@@ -11,10 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_rlvr.commands.report.runs import RunRecord, RunSettings, read_run, without_seed
-from lit_rlvr.common.files import Fields, has_fields
 from lit_rlvr.errors import UserError
-
-CELL_FIELDS: Fields = {"name": str, "task": str, "seed": int, "run": str, "status": str}
 
 
 @dataclass
@@ -59,35 +56,23 @@ def read_groups(folders: Sequence[Path], read: Callable[[Path], RunRecord] = rea
     Raises:
         UserError: a folder holds neither, or a study's `study.json` is broken.
     """
-    titles: list[str] = []
-    groups: list[RunGroup] = []
-    runs: list[RunRecord] = []
-    for folder in folders:
-        if (folder / "study.json").is_file():
-            title, cells = read_study(folder, read)
-            titles.append(title)
-            groups += cells
-        else:
-            runs.append(read(folder))
-    groups += group_runs(runs)
-    return " + ".join(titles) or _title(groups), groups
+    studies = [read_study(folder, read) for folder in folders if (folder / "study.json").is_file()]
+    runs = [read(folder) for folder in folders if not (folder / "study.json").is_file()]
+    groups = [*(group for _, cells in studies for group in cells), *group_runs(runs)]
+    return " + ".join(title for title, _ in studies) or _title(groups), groups
 
 
 def read_study(folder: Path, read: Callable[[Path], RunRecord] = read_run) -> tuple[str, list[RunGroup]]:
     """Read a study; return (name, one group per cell and task). A missing run becomes a note.
 
     Raises:
-        UserError: `study.json` does not have the form that `lit-rlvr compare` writes.
+        UserError: `study.json` cannot be read.
     """
     path = folder / "study.json"
     try:
         study: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    if not has_fields(study, {"name": str, "cells": list}) or not all(
-        has_fields(c, CELL_FIELDS) for c in study["cells"]
-    ):
-        raise UserError(f"{path} is not a study: it needs a name, and cells with name, task, seed, run and status")
     groups: dict[tuple[str, str], RunGroup] = {}
     for cell in study["cells"]:
         name, task = cell["name"], cell["task"]

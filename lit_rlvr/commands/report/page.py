@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from lit_rlvr.commands.report.charts import (
     LEFT,
     RIGHT,
     TOP,
-    Chart,
     chart,
     more_panels,
     panels,
@@ -24,7 +22,7 @@ from lit_rlvr.commands.report.closeup import close_up, shorten, turns_of
 from lit_rlvr.commands.report.groups import RunGroup, read_groups
 from lit_rlvr.commands.report.render import render, write_page
 from lit_rlvr.commands.report.runs import differences, main_settings
-from lit_rlvr.commands.report.tables import RUN_COLUMNS, GroupResult, results_table, run_rows, validation_rows
+from lit_rlvr.commands.report.tables import RUN_COLUMNS, results_table, run_rows, validation_rows
 from lit_rlvr.common.terminal import show_result
 from lit_rlvr.configs import Parser
 from lit_rlvr.run.findings import findings, progress
@@ -66,34 +64,6 @@ def write_report(runs: Sequence[str | Path], out: str | Path | None = None) -> P
     return target
 
 
-@dataclass(frozen=True)
-class Legend:
-    """A group on the page: its number, its name within its task and on the page, and the index of its colour and
-    dashes."""
-
-    number: int
-    name: str
-    label: str
-    style_index: int
-
-    @property
-    def style(self) -> str:
-        return f"s{self.style_index % COLOURS}" + (" dashed" if self.style_index >= COLOURS else "")
-
-
-@dataclass(frozen=True)
-class Task:
-    """The groups that are compared with each other."""
-
-    name: str
-    legends: list[Legend]
-    columns: list[str]
-    results: list[GroupResult]
-    charts: list[Chart]
-    more: list[Chart]
-    validation: list[tuple[str, list[str]]]
-
-
 def report_page(title: str, groups: Sequence[RunGroup]) -> str:
     """Return the HTML of a report.
 
@@ -116,7 +86,10 @@ def contents(groups: Sequence[RunGroup], more: bool = True) -> dict[str, Any]:
     style_indices = {name: k for k, name in enumerate(dict.fromkeys(group.name for group in groups))}
     tasks = list(dict.fromkeys(group.task for group in groups))
     labels = [group.name if len(tasks) == 1 else f"{group.name} on {group.task}" for group in groups]
-    legends = [Legend(k, group.name, labels[k], style_indices[group.name]) for k, group in enumerate(groups)]
+    styles = [f"s{k % COLOURS}" + " dashed" * (k >= COLOURS) for k in (style_indices[group.name] for group in groups)]
+    legends = [
+        {"number": k, "name": group.name, "label": labels[k], "style": styles[k]} for k, group in enumerate(groups)
+    ]
     configured = [k for k, group in enumerate(groups) if group.settings]
     settings = [groups[k].settings for k in configured]
     return dict(
@@ -138,12 +111,13 @@ def contents(groups: Sequence[RunGroup], more: bool = True) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _task(name: str, groups: Sequence[RunGroup], legends: Sequence[Legend], more: bool) -> Task:
+def _task(name: str, groups: Sequence[RunGroup], legends: Sequence[dict[str, Any]], more: bool) -> dict[str, Any]:
+    """Return the results, curves and validation of the groups that are compared with each other."""
     chosen = [legend for group, legend in zip(groups, legends, strict=True) if group.task == name]
-    members, numbers = [groups[legend.number] for legend in chosen], [legend.number for legend in chosen]
+    members, numbers = [groups[legend["number"]] for legend in chosen], [legend["number"] for legend in chosen]
     columns, rows = results_table(members)
-    return Task(
-        name, chosen, columns, rows,
+    return dict(
+        name=name, legends=chosen, columns=columns, results=rows,
         charts=[chart(panel, numbers) for panel in panels(members)],
         more=[chart(panel, numbers) for panel in more_panels(members)] if more else [],
         validation=validation_rows(members),

@@ -3,7 +3,6 @@ settings."""
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -15,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from lit_rlvr.common.run_files import read_metrics
 from lit_rlvr.errors import UserError
 
 RunSettings = dict[str, str]
@@ -103,7 +103,7 @@ class RunRecord:
         except FileNotFoundError:
             if name != "summary.json":
                 self.notes.append(f"there is no {name}")
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except (OSError, ValueError, yaml.YAMLError, UserError) as error:
             self.notes.append(f"{name} cannot be read: {' '.join(str(error).split())}")
 
     @property
@@ -130,8 +130,7 @@ class RunRecord:
     @property
     def seconds_per_iteration(self) -> float | None:
         """The median duration of an iteration: a rollout and its updates."""
-        seconds = self.summary.get("seconds_per_step")
-        return _finite_number(seconds.get("step")) if isinstance(seconds, dict) else None
+        return _finite_number((self.summary.get("seconds_per_step") or {}).get("step"))
 
     def ends(self, metric: str) -> tuple[float | None, float | None]:
         """Return a metric before training (at step 0) and at its last logged step after that; None if it was not
@@ -146,18 +145,28 @@ class RunRecord:
         return self.ends("val/accuracy")[0] if before is None else before, self.number("accuracy_after")
 
 
+FILES = ("config.yaml", "metrics.csv", "summary.json")
+
+
 def read_run(path: Path) -> RunRecord:
     """Read a run folder, except completions.jsonl (`commands/report/prompts.py`), which can be large.
 
     Raises:
         UserError: it holds no run.
     """
-    if not any((path / name).is_file() for name in READERS):
-        raise UserError(f"{path} holds no run ({', '.join(READERS)}); give a folder that `lit-rlvr fit` wrote")
+    if not any((path / name).is_file() for name in FILES):
+        raise UserError(f"{path} holds no run ({', '.join(FILES)}); give a folder that `lit-rlvr fit` wrote")
     run = RunRecord(path)
-    for name, read in READERS.items():
-        with run.noting(name):
-            read(run, (path / name).read_text(encoding="utf-8", errors="replace"))
+    with run.noting("config.yaml"):
+        text = (path / "config.yaml").read_text(encoding="utf-8", errors="replace")
+        run.config, run.settings = text, dict(flatten(yaml.safe_load(text)))
+    with run.noting("metrics.csv"):
+        run.metrics = {
+            step: {name: value for name, value in row.items() if math.isfinite(value)}
+            for step, row in read_metrics(path / "metrics.csv").items()
+        }
+    with run.noting("summary.json"):
+        run.summary = json.loads((path / "summary.json").read_text(encoding="utf-8", errors="replace"))
     return run
 
 
@@ -169,28 +178,3 @@ def metric_names(runs: Iterable[RunRecord]) -> list[str]:
 
 def _finite_number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def _config(run: RunRecord, text: str) -> None:
-    run.config, run.settings = text, dict(flatten(yaml.safe_load(text)))
-
-
-def _metrics(run: RunRecord, text: str) -> None:
-    bad = 0
-    for row in csv.DictReader(text.splitlines()):
-        try:
-            step = int(row.pop("step"))
-            values = {name: float(value) for name, value in row.items() if value}
-        except (KeyError, TypeError, ValueError):  # a torn row, or not our file
-            bad += 1
-        else:
-            run.metrics[step] = {name: value for name, value in values.items() if math.isfinite(value)}
-    if bad:
-        run.notes.append(f"metrics.csv: {bad} unreadable rows were left out")
-
-
-def _summary(run: RunRecord, text: str) -> None:
-    run.summary = json.loads(text)
-
-
-READERS = {"config.yaml": _config, "metrics.csv": _metrics, "summary.json": _summary}

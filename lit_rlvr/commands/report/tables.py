@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from statistics import fmean, stdev
+from typing import Any
 
 from lit_rlvr.commands.report.groups import RunGroup
 from lit_rlvr.commands.report.runs import MISSING, RunRecord, metric_names
@@ -12,33 +12,23 @@ from lit_rlvr.commands.report.runs import MISSING, RunRecord, metric_names
 ARROW = "\N{RIGHTWARDS ARROW}"
 
 
-@dataclass(frozen=True)
-class GroupResult:
-    """A group's row: its name, the cells, and its mean accuracies before and after training (None = not measured)."""
-
-    name: str
-    cells: list[str]
-    before: float | None
-    after: float | None
-
-
 RESULT_COLUMNS = (
     "before", "after", "gain", "runs", "steps", "training (s)", "per iteration (s)", "memory (GiB)", "engine",
 )  # fmt: skip
-BASELINE_POSITION = 3
-"""Position of the comparison with the baseline among the columns."""
 
 
-def results_table(groups: Sequence[RunGroup]) -> tuple[list[str], list[GroupResult]]:
-    """Return (columns, one row per group) of the gains and costs of training."""
+def results_table(groups: Sequence[RunGroup]) -> tuple[list[str], list[dict[str, Any]]]:
+    """Return (columns, one row per group) of the gains and costs of training.
+
+    A row has the group's `name`, the `cells`, and its mean accuracies `before` and `after` training (None = not
+    measured).
+    """
     baseline = next((group for group in groups if group.baseline), None)
-    columns = list(RESULT_COLUMNS)
-    if baseline is not None:
-        columns.insert(BASELINE_POSITION, f"against {baseline.name}")
+    columns = [*RESULT_COLUMNS, *([] if baseline is None else [f"against {baseline.name}"])]
     return columns, [_result(group, baseline) for group in groups]
 
 
-def _result(group: RunGroup, baseline: RunGroup | None) -> GroupResult:
+def _result(group: RunGroup, baseline: RunGroup | None) -> dict[str, Any]:
     before, after = _known(run.accuracies[0] for run in group.runs), _known(run.accuracies[1] for run in group.runs)
     gains = [b - a for a, b in (run.accuracies for run in group.runs) if a is not None and b is not None]
     reached = _summary_numbers(group.runs, "steps")
@@ -51,14 +41,15 @@ def _result(group: RunGroup, baseline: RunGroup | None) -> GroupResult:
         " to ".join(f"{steps:,.0f}" for steps in sorted({min(reached), max(reached)})) if reached else MISSING,
         mean_std(_summary_numbers(group.runs, "train_seconds"), ",.0f"),
         mean_std(_known(run.seconds_per_iteration for run in group.runs), ",.2f"),
-        mean_std([megabytes / 1024 for megabytes in _summary_numbers(group.runs, "peak_memory_mb")], ".2f"),
+        mean_std(_gibibytes(group.runs), ".2f"),
         ", ".join(sorted({str(run.summary["engine"]) for run in group.runs if "engine" in run.summary})) or MISSING,
     ]
     if baseline is not None:
         theirs = _known(run.accuracies[1] for run in baseline.runs)
         compared = group is not baseline and after and theirs
-        cells.insert(BASELINE_POSITION, f"{fmean(after) - fmean(theirs):+.3f}" if compared else MISSING)
-    return GroupResult(group.name, cells, fmean(before) if before else None, fmean(after) if after else None)
+        cells.append(f"{fmean(after) - fmean(theirs):+.3f}" if compared else MISSING)
+    means = {"before": fmean(before) if before else None, "after": fmean(after) if after else None}
+    return {"name": group.name, "cells": cells, **means}
 
 
 RUN_COLUMNS = (
@@ -68,20 +59,19 @@ RUN_COLUMNS = (
 
 def run_rows(groups: Iterable[RunGroup]) -> list[tuple[str, list[str]]]:
     """Return (folder, cells under `RUN_COLUMNS`) of every run."""
-    rows = []
-    for run in (run for group in groups for run in group.runs):
-        memory = [megabytes / 1024 for megabytes in _summary_numbers([run], "peak_memory_mb")]
-        cells = [
-            run.seed,
-            "finished" if run.is_finished else "stopped early" if run.summary else "unfinished",
-            *(mean_std(_known([accuracy])) for accuracy in run.accuracies),
-            mean_std(_summary_numbers([run], "steps") or [max(run.metrics, default=0)], ",.0f"),
-            mean_std(_summary_numbers([run], "train_seconds"), ",.0f"),
-            mean_std(memory, ".2f"),
-            str(run.summary.get("weights_sha256", MISSING))[:12],
-        ]
-        rows.append((str(run.path), cells))
-    return rows
+    return [(str(run.path), _run_cells(run)) for group in groups for run in group.runs]
+
+
+def _run_cells(run: RunRecord) -> list[str]:
+    return [
+        run.seed,
+        "finished" if run.is_finished else "stopped early" if run.summary else "unfinished",
+        *(mean_std(_known([accuracy])) for accuracy in run.accuracies),
+        mean_std(_summary_numbers([run], "steps") or [max(run.metrics, default=0)], ",.0f"),
+        mean_std(_summary_numbers([run], "train_seconds"), ",.0f"),
+        mean_std(_gibibytes([run]), ".2f"),
+        str(run.summary.get("weights_sha256", MISSING))[:12],
+    ]
 
 
 def validation_rows(groups: Sequence[RunGroup]) -> list[tuple[str, list[str]]]:
@@ -114,6 +104,10 @@ def _before_after(runs: Sequence[RunRecord], metric: str) -> str:
 
 def _known(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None]
+
+
+def _gibibytes(runs: Iterable[RunRecord]) -> list[float]:
+    return [megabytes / 1024 for megabytes in _summary_numbers(runs, "peak_memory_mb")]
 
 
 def _summary_numbers(runs: Iterable[RunRecord], name: str) -> list[float]:

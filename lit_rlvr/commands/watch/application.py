@@ -5,8 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from functools import lru_cache
+from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 
 from starlette.applications import Starlette
@@ -16,10 +15,10 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
 
 from lit_rlvr.commands.watch import pages
 from lit_rlvr.commands.watch.follow import FollowedFolders
+from lit_rlvr.errors import UserError
 
 REFRESH_SECONDS = 1.0
 """Seconds between two refreshes of the folders."""
@@ -57,17 +56,11 @@ def application(folders: FollowedFolders, token: str | None = None) -> Starlette
     def now(request: Request) -> Response:
         return JSONResponse(folders.versions | {"html": pages.now(folders)})
 
-    def prompts(request: Request) -> str:
-        given = request.query_params
-        return pages.prompts(folders, given.get("run", ""), given.get("outcome", ""), given.get("words", ""))
-
-    def prompt(request: Request) -> str:
-        given = request.query_params
-        return pages.prompt(folders, given.get("run", ""), given.get("id", ""), _query_int(given.get("step")))
-
-    @lru_cache(maxsize=2)
-    def overview(more: bool, version: int) -> str:
-        return pages.overview(folders, more)
+    async def guard(request: Request, call_next: RequestResponseEndpoint) -> Response:
+        """Add `HEADERS` to every answer, and require the token: in the address once, then in a cookie."""
+        response = _refusal(request, token) or await call_next(request)
+        response.headers.update(HEADERS)
+        return response
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -80,47 +73,29 @@ def application(folders: FollowedFolders, token: str | None = None) -> Starlette
 
     return Starlette(
         routes=[
-            Route("/", page(lambda request: overview("more" in request.query_params, folders.versions["metrics"]))),
+            Route("/", page(lambda request: pages.overview(folders, "more" in request.query_params))),
             Route("/now", now),
-            Route("/prompts", page(prompts)),
-            Route("/prompt", page(prompt)),
+            Route("/prompts", page(lambda request: pages.prompts(folders, request.query_params))),
+            Route("/prompt", page(lambda request: pages.prompt(folders, request.query_params))),
             Route("/watch.js", lambda request: Response(script, media_type="text/javascript")),
         ],
-        middleware=[Middleware(Guard, token=token)]
+        middleware=[Middleware(BaseHTTPMiddleware, dispatch=guard)]
         + ([Middleware(TrustedHostMiddleware, allowed_hosts=LOCAL)] if token is None else []),
         lifespan=lifespan,
     )
 
 
-class Guard(BaseHTTPMiddleware):
-    """Adds `HEADERS` to every answer, and requires the token: in the address once, then in a cookie.
-
-    Args:
-        app: the application.
-        token: as in `application`.
-    """
-
-    def __init__(self, app: ASGIApp, token: str | None) -> None:
-        super().__init__(app)
-        self.token = token
-
-    async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
-        """Answer a request."""
-        response = self._refusal(request) or await call_next(request)
-        response.headers.update(HEADERS)
-        return response
-
-    def _refusal(self, request: Request) -> Response | None:
-        """Return the answer for a browser without the token; None for any other."""
-        if self.token is None or _same(request.cookies.get(COOKIE, ""), self.token):
-            return None
-        if not _same(request.query_params.get("token", ""), self.token):
-            return PlainTextResponse(
-                "This page needs the address with ?token=, which lit-rlvr watch printed.\n", status_code=403
-            )
-        response = RedirectResponse(str(request.url.remove_query_params("token")), status_code=303)
-        response.set_cookie(COOKIE, self.token, httponly=True, samesite="strict")
-        return response
+def _refusal(request: Request, token: str | None) -> Response | None:
+    """Return the answer for a browser without the token; None for any other."""
+    if token is None or _same(request.cookies.get(COOKIE, ""), token):
+        return None
+    if not _same(request.query_params.get("token", ""), token):
+        return PlainTextResponse(
+            "This page needs the address with ?token=, which lit-rlvr watch printed.\n", status_code=403
+        )
+    response = RedirectResponse(str(request.url.remove_query_params("token")), status_code=303)
+    response.set_cookie(COOKIE, token, httponly=True, samesite="strict")
+    return response
 
 
 def _same(given: str, token: str) -> bool:
@@ -130,10 +105,7 @@ def _same(given: str, token: str) -> bool:
 def follow(folders: FollowedFolders, stop: threading.Event) -> None:
     """Refresh the folders until `stop` is set."""
     while not stop.is_set():
-        folders.try_refresh()
+        with suppress(UserError, OSError):  # the last state stays while a new run replaces a folder
+            folders.refresh()
         folders.read_completions()
         stop.wait(REFRESH_SECONDS)
-
-
-def _query_int(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) < 12 else None

@@ -45,16 +45,14 @@ def watch(folders: list[Path], host: str = "127.0.0.1", port: int = 7860) -> Non
     Raises:
         UserError: a folder holds no run, the port is taken, or starlette is not installed.
     """
-    if not 0 <= port < 65536:
-        raise UserError(f"--port: {port} is not a port; use 0 to 65535")
     token = None if host in ("127.0.0.1", "localhost", "::1") else secrets.token_urlsafe(16)
     require("starlette", "watch", "starlette", "uvicorn")
     import uvicorn
 
     from lit_rlvr.commands.watch.application import application
 
-    app = application(FollowedFolders(folders), token)
     listener = open_socket(host, port)
+    app = application(FollowedFolders(folders), token)
     address = f"[{host}]" if ":" in host else host
     shown = f"http://{address}:{listener.getsockname()[1]}/" + (f"?token={token}" if token else "")
     print(f"Watching {', '.join(map(str, folders))} at {shown} (Ctrl-C ends it; the runs go on)", flush=True)
@@ -65,8 +63,10 @@ def open_socket(host: str, port: int) -> socket.socket:
     """Open a listening socket at an address.
 
     Raises:
-        UserError: it is taken, or not this machine's.
+        UserError: it is taken, not this machine's, or no port.
     """
+    if not 0 <= port < 65536:
+        raise UserError(f"--port: {port} is not a port; use 0 to 65535")
     both, family = (True, socket.AF_INET6) if ":" in host else (False, socket.AF_INET)
     try:
         return socket.create_server((host, port), family=family, dualstack_ipv6=both and socket.has_dualstack_ipv6())
@@ -79,9 +79,11 @@ def open_socket(host: str, port: int) -> socket.socket:
 
 def states(folders: FollowedFolders) -> dict[str, dict[str, Any]]:
     """Return of each run the status, the findings and what it has learnt, for JSON."""
-    found = {}
-    for name, followed in folders.runs.items():
-        metrics = followed.run.metrics
-        said = {"findings": [vars(finding) for finding in findings(metrics)], "learnt": str(progress(metrics) or "")}
-        found[name] = vars(followed.status) | said
-    return found
+    return {
+        name: {
+            **vars(followed.status),
+            "findings": [vars(finding) for finding in findings(followed.run.metrics)],
+            "learnt": str(progress(followed.run.metrics) or ""),
+        }
+        for name, followed in folders.runs.items()
+    }

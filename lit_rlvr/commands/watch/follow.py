@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -12,7 +11,7 @@ from typing import Any
 
 from lit_rlvr.commands.report.groups import RunGroup, read_groups
 from lit_rlvr.commands.report.prompts import Completions
-from lit_rlvr.commands.report.runs import READERS, RunRecord, read_run
+from lit_rlvr.commands.report.runs import FILES, RunRecord, read_run
 from lit_rlvr.common.run_files import LIVE, read_live
 from lit_rlvr.common.terminal import printable
 from lit_rlvr.errors import UserError
@@ -64,7 +63,7 @@ class FollowedRun:
         Raises:
             UserError: the folder holds no run.
         """
-        stamps = tuple(_stamp(self.path / name) for name in READERS)
+        stamps = tuple(_stamp(self.path / name) for name in FILES)
         if stamps == self._stamps:
             return False
         self.run, self._stamps = read_run(self.path), stamps
@@ -133,11 +132,6 @@ class FollowedFolders:
                 self.title, self.groups, self.runs = title, groups, runs
                 self.versions["metrics"] += 1
 
-    def try_refresh(self) -> None:
-        """Refresh; keep the last state while a new run replaces a folder."""
-        with suppress(UserError, OSError):
-            self.refresh()
-
     def read_completions(self) -> None:
         """Read the new lines of every completions.jsonl, in small pieces, so that the server can render pages in
         between."""
@@ -189,14 +183,16 @@ def describe_state(live: dict[str, Any]) -> str:
     """Describe a live run in one line: step, stage, speed, what it waits for, the time left, memory and engine."""
     steps = "" if live["steps"] is None else f" of {live['steps']}"
     stage = live["stage"] + (f" {live['done']}/{live['total']}" if live["total"] else "")
-    words = [f"step {live['step']}{steps}", f"{live['part']}: {stage}" if live["part"] else stage]
-    if live["tokens_per_second"]:
-        words.append(f"{live['tokens_per_second']:,.0f} tokens/s")
-    words += [f"waiting for {name} {format_duration(seconds)}" for name, seconds in live["waiting"].items()]
-    if live["seconds_left"] is not None:
-        words.append(f"{format_duration(live['seconds_left'])} left")
-    words += [f"{live['memory_mb'] / 1024:.1f} GiB at most", f"engine {live['engine']}"]
-    return ", ".join(words)
+    words = [
+        f"step {live['step']}{steps}",
+        f"{live['part']}: {stage}" if live["part"] else stage,
+        f"{live['tokens_per_second']:,.0f} tokens/s" if live["tokens_per_second"] else "",
+        *(f"waiting for {name} {format_duration(seconds)}" for name, seconds in live["waiting"].items()),
+        "" if live["seconds_left"] is None else f"{format_duration(live['seconds_left'])} left",
+        f"{live['memory_mb'] / 1024:.1f} GiB at most",
+        f"engine {live['engine']}",
+    ]
+    return ", ".join(filter(None, words))
 
 
 def format_duration(seconds: float) -> str:

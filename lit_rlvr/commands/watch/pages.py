@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from lit_rlvr.commands.report.closeup import turns_of
@@ -25,10 +26,18 @@ class NotFound(Exception):
 
 def overview(folders: FollowedFolders, more: bool) -> str:
     """Render findings, results, curves and settings of all runs; `more` adds curves of all other metrics."""
-    unreadable = [note for group in folders.groups for note in group.unreadable]
-    shown = contents(folders.groups, more) | {"problems": unreadable}  # `watch_now.html` shows how each run ended
-    frame = _frame(folders) | {"follows": "metrics", "at_version": folders.versions["metrics"]}
-    return render("watch_overview.html", **frame, title=folders.title, more=more, **shown)
+    shown = (
+        contents(folders.groups, more)
+        | _frame(folders)
+        | {
+            "follows": "metrics",
+            "at_version": folders.versions["metrics"],
+            "problems": [
+                note for group in folders.groups for note in group.unreadable
+            ],  # the frame shows how a run ended
+        }
+    )
+    return render("watch_overview.html", title=folders.title, more=more, **shown)
 
 
 def now(folders: FollowedFolders) -> str:
@@ -36,8 +45,9 @@ def now(folders: FollowedFolders) -> str:
     return render("watch_now.html", runs=_states(folders), unread=folders.unread)
 
 
-def prompts(folders: FollowedFolders, run: str, outcome: str, words: str) -> str:
-    """Render a table of prompts; `outcome` and `words` as in `list_prompts`."""
+def prompts(folders: FollowedFolders, query: Mapping[str, str]) -> str:
+    """Render a table of prompts of the `run` in a query, with its `outcome` and `words` as in `list_prompts`."""
+    run, outcome, words = (query.get(name, "") for name in ("run", "outcome", "words"))
     index = _find_run(folders, run).completions
     found = list_prompts(index, outcome, words)
     return render(
@@ -46,12 +56,15 @@ def prompts(folders: FollowedFolders, run: str, outcome: str, words: str) -> str
     )  # fmt: skip
 
 
-def prompt(folders: FollowedFolders, run: str, name: str, step: int | None) -> str:
-    """Render a prompt's group at a step, by default the last, with its tokens if they were traced, and with links to
-    its other visits."""
+def prompt(folders: FollowedFolders, query: Mapping[str, str]) -> str:
+    """Render the group of the prompt with the `id` of a `run` at a `step`, by default the last, with its tokens if they
+    were traced, and with links to its other visits."""
+    run, name, step = query.get("run", ""), query.get("id", ""), query.get("step")
     followed = _find_run(folders, run)
     tracked = followed.completions.prompts.get(name)
-    visit = next((past for past in reversed(tracked.visits) if step in (None, past.step)), None) if tracked else None
+    visit = (
+        next((past for past in reversed(tracked.visits) if step in (None, str(past.step))), None) if tracked else None
+    )
     if tracked is None or visit is None or not (rows := followed.completions.read_group(visit)):
         at = "" if step is None else f" at step {step}"
         raise NotFound(f"prompt {name} was not sampled{at}")

@@ -99,7 +99,6 @@ REFUSED = {
     "no cells": ({"cells": {}}, "cells: give a mapping of names"),
     "no such baseline": ({"baseline": "c"}, "baseline: 'c' is not one of the cells a, b"),
     "several baselines": ({"baseline": ["a", "b"]}, "baseline: ['a', 'b'] is not one of the cells a, b"),
-    "no options": ({"cells": {"a": {"trainer": 7}}}, "cells.a: trainer: 7 is not a group of options"),
     "two budgets": ({"budget": {"steps": 1, "tokens": 2}}, "budget: give one of steps, samples, tokens"),
     "no number": ({"budget": {"steps": "many"}}, "budget: give one of"),
     "nothing to use": ({"budget": {"samples": 0}}, "budget: give one of"),

@@ -54,7 +54,7 @@ def test_what_was_not_saved_is_named(tmp_path: Path, lit_rlvr: CLI) -> None:
         refused = lit_rlvr("explain", run, *options)
         assert refused.status == 2 and said in refused.err, refused.err
         make_run(tmp_path / "run", traces={1: [group()], 6: [group()]})
-    assert "nothere: there is no such folder" in lit_rlvr("explain", "nothere").err
+    assert "nothere/rollouts holds no rollout" in lit_rlvr("explain", "nothere").err
 
 
 def test_the_trace_holds_ratio_and_gradient_weight() -> None:

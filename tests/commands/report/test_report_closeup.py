@@ -22,7 +22,7 @@ def look(folder: Path) -> RunGroup:
 def test_images_are_inlined(tmp_path: Path) -> None:
     (key,) = save_thumbnails((Image.new("RGB", (8, 8), "red"),), tmp_path)
     rows = [row(2, "a", 0, True, images=[key, "0" * 16, "../config"])]
-    ((_, _, images),) = close_up(look(make_run(tmp_path, rows=rows))).samples
+    ((_, _, images),) = close_up(look(make_run(tmp_path, rows=rows)))["samples"]
     head, _, data = images[0].partition(",")
     assert head == "data:image/png;base64" and len(images) == 1
     assert base64.b64decode(data) == (tmp_path / f"images/{key}.png").read_bytes()
@@ -42,16 +42,16 @@ def test_tokens_are_of_the_first_and_the_last_live_rollout(tmp_path: Path) -> No
     traces = {2: [dead], 4: [dead, group("early")], 6: [group("middle")], 8: [group("late")], 10: [dead]}
     look_at = look(make_run(tmp_path / "run", traces=traces))
     found = close_up(look_at)
-    assert [(step, algorithm, view["id"]) for step, algorithm, view in found.tokens] == [
+    assert [(step, algorithm, view["id"]) for step, algorithm, view in found["tokens"]] == [
         (4, "GRPO", "early"), (8, "GRPO", "late")
     ]  # fmt: skip
-    assert found.saved == 5 and look_at.problems == []
-    assert [completion["number"] for completion in found.tokens[0][2]["completions"]] == [0, 1]
+    assert found["saved"] == 5 and look_at.problems == []
+    assert [completion["number"] for completion in found["tokens"][0][2]["completions"]] == [0, 1]
 
 
 def test_a_broken_rollout_is_noted_and_passed_over(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", traces={2: [group("good")], 4: [group("bad")]})
     (folder / "rollouts/step-000004.json").write_text("{")
     look_at = look(folder)
-    assert [step for step, _, _ in close_up(look_at).tokens] == [2]
+    assert [step for step, _, _ in close_up(look_at)["tokens"]] == [2]
     assert len(look_at.problems) == 1 and "step-000004.json cannot be read" in look_at.problems[0]

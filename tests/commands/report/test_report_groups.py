@@ -60,8 +60,7 @@ def test_a_cell_that_is_done_but_gone_is_noted(tmp_path: Path) -> None:
     assert groups[0].runs == [] and groups[0].wanted == 1 and "runs/gone holds no run" in groups[0].problems[0]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"name": "s"}', '{"name": "s", "cells": [{"name": "a"}]}'])
-def test_a_broken_study_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "study.json").write_text(text)
+def test_a_broken_study_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "study.json").write_text("{")
     with pytest.raises(UserError, match=r"study\.json"):
         read_groups([tmp_path])

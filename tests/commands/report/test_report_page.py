@@ -10,7 +10,7 @@ from typing import Any
 
 from made_runs import METRICS, config, group, make_run, make_study, row
 
-from lit_rlvr.commands.report import write_report
+from lit_rlvr.commands.report.page import write_report
 
 EVIL = "</div></table></style></title><script>alert('x')</script>\"'><img src=x onerror=alert(1)>\x1b[2J\x00 \u202eπ🙂"
 

@@ -33,19 +33,23 @@ def test_points_stand_where_they_should() -> None:
     drawn = chart(panel, [3, 7])
     bottom, middle, right = CHART_HEIGHT - BOTTOM, (CHART_HEIGHT - BOTTOM + TOP) / 2, CHART_WIDTH - RIGHT
     quarter = bottom - (bottom - TOP) / 4
-    assert drawn.y_ticks[0] == (bottom, "0") and drawn.y_ticks[2] == (middle, "0.5") and drawn.y_ticks[4] == (TOP, "1")
-    assert drawn.x_ticks[0] == (LEFT, "0") and drawn.x_ticks[-1] == (right, "10")
-    (line,) = drawn.lines
-    assert line.group == 7
-    assert line.path == f"M{LEFT:.1f},{bottom:.1f}L{right:.1f},{middle:.1f}"
     assert (
-        line.band
+        drawn["y_ticks"][0] == (bottom, "0")
+        and drawn["y_ticks"][2] == (middle, "0.5")
+        and drawn["y_ticks"][4] == (TOP, "1")
+    )
+    assert drawn["x_ticks"][0] == (LEFT, "0") and drawn["x_ticks"][-1] == (right, "10")
+    (line,) = drawn["lines"]
+    assert line["group"] == 7
+    assert line["path"] == f"M{LEFT:.1f},{bottom:.1f}L{right:.1f},{middle:.1f}"
+    assert (
+        line["band"]
         == f"M{LEFT:.1f},{bottom:.1f}L{right:.1f},{TOP:.1f}L{right:.1f},{quarter:.1f}L{LEFT:.1f},{bottom:.1f}Z"
     )
-    assert line.points[1] == (right, middle, "step 10: 0.5 (0.25 to 1)")
-    assert drawn.summary == "0 \N{RIGHTWARDS ARROW} 0.5"
+    assert line["points"][1] == (right, middle, "step 10: 0.5 (0.25 to 1)")
+    assert drawn["summary"] == "0 \N{RIGHTWARDS ARROW} 0.5"
 
 
 def test_one_point_at_step_0_can_be_drawn() -> None:
     drawn = chart(Panel("t", [Curve([0], [0.0], [0.0], [0.0]), Curve([0], [0.0], [0.0], [0.0])]), [0, 1])
-    assert len(drawn.lines) == 2 and drawn.summary == ""
+    assert len(drawn["lines"]) == 2 and drawn["summary"] == ""

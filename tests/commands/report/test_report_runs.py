@@ -28,8 +28,8 @@ def test_a_whole_run(tmp_path: Path) -> None:
     ("name", "content", "note"),
     [
         ("config.yaml", "a: [1", "config.yaml cannot be read: while parsing"),
-        ("metrics.csv", "step,a\n2,1\n4,x\n,3\n", "metrics.csv: 2 unreadable rows were left out"),
-        ("metrics.csv", "a\n1\n", "metrics.csv: 1 unreadable rows were left out"),
+        ("metrics.csv", "step,a\n2,1\n4,x\n,3\n", "metrics.csv cannot be read: "),
+        ("metrics.csv", "a\n1\n", "metrics.csv cannot be read: "),
         ("completions.jsonl", '{"step": 2}\n{"st', "completions.jsonl: 2 unreadable lines were left out"),
         ("summary.json", "{", "summary.json cannot be read: Expecting property name"),
         ("config.yaml", None, "there is no config.yaml"),

@@ -14,7 +14,7 @@ from browser import CHROMIUM, NEEDED
 from made_runs import METRICS, config, group, make_run, make_study, row
 from PIL import Image
 
-from lit_rlvr.commands.report import write_report
+from lit_rlvr.commands.report.page import write_report
 from lit_rlvr.run.outputs import save_thumbnails
 
 LONG = "unbroken" * 80

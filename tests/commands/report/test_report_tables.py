@@ -28,17 +28,17 @@ def groups(tmp_path: Path) -> list[RunGroup]:
 
 def test_results_are_means_over_seeds(groups: list[RunGroup]) -> None:
     columns, (a, b, c) = results_table(groups)
-    row = dict(zip(columns, a.cells, strict=True))
+    row = dict(zip(columns, a["cells"], strict=True))
     assert row == {
         "before": "0.250 ± 0.000", "after": "0.600 ± 0.141", "gain": "+0.350 ± 0.141", "against a": MISSING,
         "runs": "2", "steps": "4", "training (s)": "60 ± 0", "per iteration (s)": "3.25 ± 0.00",
         "memory (GiB)": "2.00 ± 0.00", "engine": "hf",
     }  # fmt: skip
-    assert (a.before, a.after) == (0.25, pytest.approx(0.6))
-    row = dict(zip(columns, b.cells, strict=True))
+    assert (a["before"], a["after"]) == (0.25, pytest.approx(0.6))
+    row = dict(zip(columns, b["cells"], strict=True))
     assert row["runs"] == "1 of 2 finished" and row["after"] == "0.900" and row["against a"] == "+0.300"
     assert row["before"] == "0.250 ± 0.000" and row["gain"] == "+0.650" and row["training (s)"] == "60"
-    assert c.cells.count(MISSING) == len(columns) - 1 and c.before is None and c.after is None
+    assert c["cells"].count(MISSING) == len(columns) - 1 and c["before"] is None and c["after"] is None
     assert "against a" not in results_table(groups[1:])[0]
 
 

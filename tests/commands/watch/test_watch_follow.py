@@ -91,10 +91,10 @@ def test_a_folder_that_goes_leaves_the_others_followed(tmp_path: Path) -> None:
     second.rename(tmp_path / "renamed")
     with (first / "metrics.csv").open("a") as file:
         file.write("6,,,,,,,\n")
-    followed.try_refresh()
+    followed.refresh()
     assert list(followed.runs) == [str(first)] and max(followed.groups[0].runs[0].metrics) == 6
     first.rename(tmp_path / "renamed too")
-    followed.try_refresh()
+    followed.refresh()
     status = followed.runs[str(first)].status
     assert (status.state, status.step) == ("silent", 6) and status.line.startswith("its folder is gone"), status
 

@@ -41,12 +41,23 @@ def prose_before(gold: Gold) -> str:
 add_forms(keeps(*ALL_KINDS, whole=True), {"prose after": "{text}\n\nThis is what the question asks for."}, fill_marked)
 
 
-@keeps(*ANSWER_KINDS, whole=True)
-def wrong_answer_in_the_thought(gold: Gold) -> str | None:
-    """Try another answer in a closed thought before the right one."""
+def _fill_with_other(gold: Gold, form: str) -> str | None:
+    """Put the completions with a wrong answer and with the right one into a form."""
     other = other_answer(gold)
-    return other and f"<think>\nPerhaps {gold.write(other)}? No, that is wrong.\n</think>\n\n{gold.text}"
+    return other and form.format(other=gold.write(other), text=gold.text)
 
+
+def _fill_boxes(gold: Gold, form: str) -> str | None:
+    return _fill_with_other(gold, form) if gold.is_boxed else None
+
+
+add_forms(
+    keeps(*ANSWER_KINDS, whole=True),
+    {
+        "wrong answer in the thought": "<think>\nPerhaps {other}? No, that is wrong.\n</think>\n\n{text}",
+    },
+    _fill_with_other,
+)
 
 add_forms(
     keeps(*ANSWER_KINDS, whole=True),
@@ -72,11 +83,13 @@ add_forms(
 )
 
 
-@keeps(*ANSWER_KINDS, whole=True)
-def another_box_before(gold: Gold) -> str | None:
-    """Box a wrong answer, then take it back."""
-    other = other_answer(gold) if gold.is_boxed else None
-    return other and f"At first {gold.write(other)} seems right, but it is wrong.\n\nThe final answer is {gold.text}"
+add_forms(
+    keeps(*ANSWER_KINDS, whole=True),
+    {
+        "another box before": "At first {other} seems right, but it is wrong.\n\nThe final answer is {text}",
+    },
+    _fill_boxes,
+)
 
 
 add_forms(keeps(*ANSWER_KINDS), {"space in the box": " {answer} "}, fill_boxed)
@@ -95,11 +108,13 @@ add_forms(
 add_forms(breaks(*ANSWER_KINDS, whole=True), {"empty box": "\\boxed{{}}"}, fill_boxed)
 
 
-@breaks(*ANSWER_KINDS, whole=True)
-def answer_taken_back(gold: Gold) -> str | None:
-    """Box the right answer, then another one."""
-    other = other_answer(gold) if gold.is_boxed else None
-    return other and f"At first {gold.text} seems right, but it is wrong.\n\nThe final answer is {gold.write(other)}"
+add_forms(
+    breaks(*ANSWER_KINDS, whole=True),
+    {
+        "answer taken back": "At first {text} seems right, but it is wrong.\n\nThe final answer is {other}",
+    },
+    _fill_boxes,
+)
 
 
 @breaks(*ANSWER_KINDS, whole=True)
@@ -126,10 +141,11 @@ add_forms(breaks(*ANSWER_KINDS), {"all at once": " or ", "all at once in a list"
 add_forms(breaks("text", "number", "choice", "yes_no"), {"negated": "not {answer}"})
 
 
-@breaks("text", "choice", "yes_no", "set", "tuple", "expression")
-def answer_of_another_row(gold: Gold) -> str | None:
-    """Give the answer of another row, or of a choice the first wrong letter."""
-    return other_answer(gold)
+add_forms(
+    breaks("text", "choice", "yes_no", "set", "tuple", "expression"),
+    {"answer of another row": other_answer},
+    lambda gold, find: find(gold),
+)
 
 
 @breaks(*NUMBER_KINDS, whole=True)

@@ -23,57 +23,43 @@ add_forms(
 )
 
 
-@keeps(*ITEM_KINDS)
-def no_space_after_commas(gold: Gold) -> str:
-    """Write (1, 2) as (1,2)."""
-    return gold.with_items(gold.items).replace(", ", ",")
+add_forms(
+    keeps(*ITEM_KINDS),
+    {"no space after commas": ",", "space after commas": ", "},
+    lambda gold, comma: gold.with_items(gold.items).replace(", ", comma),
+)
 
 
-@keeps(*ITEM_KINDS)
-def space_after_commas(gold: Gold) -> str:
-    """Write (1,2) as (1, 2)."""
-    return gold.with_items(gold.items)
+def _with_items(gold: Gold, change: Callable[[tuple[str, ...]], tuple[str, ...]]) -> str | None:
+    """Change the parts of an answer."""
+    items = change(gold.items)
+    return None if items == gold.items else gold.with_items(items)
 
 
-@keeps("set")
-def elements_in_another_order(gold: Gold) -> str:
-    """Write {1, 2} as {2, 1}."""
-    return gold.with_items(gold.items[::-1])
+add_forms(keeps("set"), {"elements in another order": lambda items: items[::-1]}, _with_items)
 
 
 add_forms(keeps("interval"), {"infinity as a character": (r"\\infty", "\N{INFINITY}")}, substitute)
 
 
-@breaks("interval")
-def another_left_end(gold: Gold) -> str | None:
-    """Write [1, 2) as (1, 2)."""
-    opening, closing = gold.brackets
-    return None if "\\infty" in gold.items[0] else f"{'(' if opening == '[' else '['}{', '.join(gold.items)}{closing}"
+def _another_end(gold: Gold, end: int) -> str | None:
+    """Write [1, 2) as (1, 2) or as [1, 2]."""
+    brackets = list(gold.brackets)
+    brackets[end] = {"(": "[", "[": "(", ")": "]", "]": ")"}[brackets[end]]
+    return None if "\\infty" in gold.items[end] else f"{brackets[0]}{', '.join(gold.items)}{brackets[1]}"
 
 
-@breaks("interval")
-def another_right_end(gold: Gold) -> str | None:
-    """Write [1, 2) as [1, 2]."""
-    opening, closing = gold.brackets
-    return None if "\\infty" in gold.items[1] else f"{opening}{', '.join(gold.items)}{')' if closing == ']' else ']'}"
+add_forms(breaks("interval"), {"another left end": 0, "another right end": 1}, _another_end)
 
+add_forms(breaks("tuple", "interval"), {"parts in another order": lambda items: items[::-1]}, _with_items)
 
-@breaks("tuple", "interval")
-def parts_in_another_order(gold: Gold) -> str | None:
-    """Write (1, 2) as (2, 1)."""
-    return None if gold.items == gold.items[::-1] else gold.with_items(gold.items[::-1])
+add_forms(
+    breaks(*ITEM_KINDS),
+    {"a missing part": lambda items: items if items[-1] in items[:-1] else items[:-1]},
+    _with_items,
+)
 
-
-@breaks(*ITEM_KINDS)
-def a_missing_part(gold: Gold) -> str | None:
-    """Write (1, 2, 3) as (1, 2)."""
-    return None if gold.items[-1] in gold.items[:-1] else gold.with_items(gold.items[:-1])
-
-
-@breaks("set", "tuple", "list")
-def one_part_more(gold: Gold) -> str:
-    """Write (1, 2) as (1, 2, 97531)."""
-    return gold.with_items((*gold.items, "97531"))
+add_forms(breaks("set", "tuple", "list"), {"one part more": lambda items: (*items, "97531")}, _with_items)
 
 
 @breaks(*ITEM_KINDS)

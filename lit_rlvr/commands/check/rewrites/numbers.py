@@ -129,10 +129,7 @@ add_forms(
 )
 
 
-@breaks("number")
-def next_number(gold: Gold) -> str | None:
-    """Write 7 as 8."""
-    return other_answer(gold)
+add_forms(breaks("number"), {"next number": other_answer}, lambda gold, find: find(gold))
 
 
 @breaks(*NUMBER_KINDS)
@@ -159,13 +156,14 @@ def ten_times(gold: Gold) -> str | None:
 add_forms(breaks("number"), {"one digit before": (r"^(\d+)$", r"1\1")}, substitute)
 
 
-@breaks("number")
-def digits_reversed(gold: Gold) -> str | None:
-    """Write 12 as 21."""
-    return gold.answer[::-1] if gold.answer.isdigit() else None
-
-
-add_forms(breaks("number"), {"decimals added": (r"^(-*\d+)$", r"\1.5")}, substitute)
+add_forms(
+    breaks("number"),
+    {
+        "digits reversed": (r"^\d+$", lambda found: found[0][::-1]),
+        "decimals added": (r"^(-*\d+)$", r"\1.5"),
+    },
+    substitute,
+)
 
 
 @breaks("number")

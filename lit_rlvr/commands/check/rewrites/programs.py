@@ -59,16 +59,14 @@ add_forms(
 )
 
 
-@breaks("sql")
-def text_of_the_query(gold: Gold) -> str:
-    """Select the text of the query in place of its result."""
-    return "SELECT '" + gold.answer.replace("'", "''") + "'"
-
-
-@breaks("sql")
-def query_in_a_comment(gold: Gold) -> str:
-    """Put the query into a comment, and select something else."""
-    return f"/* {gold.answer.replace('*/', '')} */ SELECT 'nothing of the kind'"
+add_forms(
+    breaks("sql"),
+    {
+        "text of the query": lambda query: "SELECT '" + query.replace("'", "''") + "'",
+        "query in a comment": lambda query: f"/* {query.replace('*/', '')} */ SELECT 'nothing of the kind'",
+    },
+    lambda gold, change: change(gold.answer),
+)
 
 
 add_forms(

@@ -132,14 +132,10 @@ def decimal(value: Fraction) -> str | None:
 
 def other_answer(gold: Gold) -> str | None:
     """Return an answer of another row that is certainly wrong here, or of a number the next one."""
-    if gold.kind == "choice":
-        return next(iter(other_letters(gold)), None)
-    if gold.kind == "yes_no":
-        return "no" if gold.answer.lower() == "yes" else "yes"
     value = value_of_answer(gold.answer)
     if gold.kind == "number":
         return decimal(value + 1) if value is not None and abs(value) < 10_000 else None
-    return next((other for other in gold.others if not may_answer(other, gold)), None)
+    return next(iter(other_answers(gold)), None)
 
 
 def other_letters(gold: Gold) -> list[str]:
@@ -152,7 +148,7 @@ def other_answers(gold: Gold) -> tuple[str, ...]:
     if gold.kind == "choice":
         return tuple(other_letters(gold)[:3])
     if gold.kind == "yes_no":
-        return (other_answer(gold) or "", "unknown")
+        return ("no" if gold.answer.lower() == "yes" else "yes", "unknown")
     value = value_of_answer(gold.answer)
     if gold.kind == "number" and value is not None:
         return tuple(str(int(value) + k) for k in (-1, 1, 2) if int(value) + k != value)

@@ -42,11 +42,11 @@ add_forms(
 )
 
 
-def _with_option(gold: Gold, form: str) -> str | None:
-    return form.format(gold.answer, chosen_option(gold)) if gold.sample.options else None
-
-
-add_forms(keeps("choice"), {"letter and text": "{}) {}", "letter colon text": "{}: {}"}, _with_option)
+add_forms(
+    keeps("choice"),
+    {"letter and text": "{}) {}", "letter colon text": "{}: {}"},
+    lambda gold, form: form.format(gold.answer, chosen_option(gold)) if gold.sample.options else None,
+)
 
 
 @keeps("choice")
@@ -79,13 +79,14 @@ def two_letters(gold: Gold) -> str | None:
     return f"{gold.answer} and {others[0]}" if others else None
 
 
-@breaks("text")
-def letters_in_another_order(gold: Gold) -> str | None:
-    """Write CBA as ABC, and lung as gnul."""
-    return None if gold.answer == gold.answer[::-1] else gold.answer[::-1]
-
-
-add_forms(breaks("text"), {"beginning of the word": ("^(..).*", r"\1")}, substitute)
+add_forms(
+    breaks("text"),
+    {
+        "letters in another order": (r"^.+$", lambda found: found[0][::-1]),
+        "beginning of the word": ("^(..).*", r"\1"),
+    },
+    substitute,
+)
 
 add_forms(
     breaks("yes_no"),
