@@ -6,8 +6,9 @@ import os
 import platform
 import sys
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 
+from packaging.requirements import Requirement
 from rich.table import Table
 
 from lit_rlvr import __version__
@@ -100,8 +101,12 @@ def machine_findings() -> list[str]:
 
 
 def _loads(name: str) -> bool:
-    """Return whether a package can be imported, or is not installed."""
+    """Return whether a package can be imported, or is not installed. torchvision, whose import takes seconds, need only
+    ask for the torch that is installed."""
     try:
+        if name == "torchvision" and is_installed(name):
+            asked = [one for one in map(Requirement, requires(name) or ()) if one.name == "torch"]
+            return all(one.specifier.contains(version("torch"), prereleases=True) for one in asked)
         return not is_installed(name) or import_module(name) is not None
     except Exception:  # OSError, RuntimeError or ImportError, by what the package's C++ part lacks
         return False

@@ -104,7 +104,7 @@ MAIN_CHARTS = (
     ("Correct completions", ("rollout/correct_count",)),
     ("Completion length (tokens)", ("rollout/length",)),
     ("Share cut off", ("rollout/truncated",)),
-    ("Share with zero advantage", ("train/zero_advantage",)),
+    ("No signal (share of prompts)", ("train/no_signal",)),
     ("Seconds per iteration", ("time/rollout", "time/train")),
 )
 """Title -> metrics; a chart draws their sum."""

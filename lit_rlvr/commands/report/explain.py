@@ -54,7 +54,7 @@ def load_group(run: Path, step: int | None, prompt: str | None) -> tuple[int, st
     """
     files = list_traces(run)
     if not files:
-        raise UserError(f"{trace_folder(run)} holds no rollout; train with run.trace_every above 0")
+        raise UserError(f"{trace_folder(run)} holds no rollout; give the folder of a run with run.trace_every above 0")
     if step is not None and step not in files:
         raise UserError(f"--step: {step} was not saved; saved steps: {', '.join(map(str, files))}")
     wanted = sorted(files, reverse=True) if step is None else [step]

@@ -23,7 +23,7 @@ def test_two_seeds_are_compared_with_a_rival(run_folder: Path, lit_rlvr: CLI) ->
     page = (run_folder / "page.html").read_text()
     for words in (
         "GRPO on Arithmetic", "3 runs in 2 groups", "pass@2 on arithmetic", "pass@4 on arithmetic", "Entropy",
-        "Correct completions", "Seconds per iteration", "Share with zero advantage", "arithmetic/<wbr>pass@4",
+        "Correct completions", "Seconds per iteration", "No signal (share of prompts)", "arithmetic/<wbr>pass@4",
         "Token by token", completions(run_folder / "hot")[0]["prompt"],
     ):  # fmt: skip
         assert words in page, words
