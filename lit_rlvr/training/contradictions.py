@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Any
 
 from lit_rlvr.common.settings import class_default
 
-if TYPE_CHECKING:
-    from lit_rlvr.training.module import RLVRModule
 
+def contradictions(module: Any) -> Iterator[str]:
+    """Yield a line for each contradiction among the options of an algorithm.
 
-def contradictions(module: RLVRModule) -> Iterator[str]:
-    """Yield a line for each contradiction among the options of an algorithm."""
+    Args:
+        module: an `RLVRModule` with its options and terms.
+    """
     name, loss, kl, compute, lora = (
         type(module).__name__, module.loss_options, module.kl, module.compute, module.lora,
     )  # fmt: skip
