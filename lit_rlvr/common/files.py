@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from lit_rlvr.errors import UserError, shown, user_line
@@ -100,6 +101,25 @@ def writing(what: str, hint: str = "") -> Iterator[None]:
         if reason is None or getattr(error, "filename", None) or isinstance(error, UserError) or user_line(error):
             raise
         raise UserError(f"{what} cannot be written: {reason}{hint}") from error
+
+
+@contextmanager
+def reading(what: str, folder: str) -> Iterator[None]:
+    """Turn whatever another package raises on the files of a model into one line.
+
+    Args:
+        what: the part of the model that is read. folder: the model's folder or hub id.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = shorten(f"{type(error).__name__}: {error}", 300, placeholder="...")
+        raise UserError(f"model: {what} of {folder} cannot be read: {reason}") from error
 
 
 def scratch_folder(target: Path, what: str, hint: str = "") -> Path:

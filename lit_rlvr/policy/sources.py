@@ -15,11 +15,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from lit_rlvr.common.files import cache_folder, scratch_folder, writing
+from lit_rlvr.common.files import cache_folder, reading, scratch_folder, writing
 from lit_rlvr.common.packages import pip_command, require
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.errors import UserError, shown
 from lit_rlvr.policy.families import FAMILIES
+from lit_rlvr.policy.loading import has_tokenizer, merge_into_base, read_tokenizer
 from lit_rlvr.policy.tiny import save_tiny_llm
 
 SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -121,8 +122,6 @@ def _inner_folders(folder: Path, name: str) -> list[Path]:
 
 def _resolve_adapter(model: str, settings: Path, adapter: str | None) -> str:
     """Return the folder or hub id for a folder with only an adapter, as `resolve_model` does."""
-    from lit_rlvr.policy.loading import has_tokenizer, merge_into_base, read_tokenizer
-
     base = adapter_base(settings)
     if adapter is None:
         export = f"hf download {model} --local-dir ADAPTER && lit-rlvr export ADAPTER --to FOLDER"
@@ -156,8 +155,6 @@ def adapter_folder(model: str) -> Path:
     Raises:
         UserError: it cannot be downloaded, or holds no weights.
     """
-    from lit_rlvr.policy.loading import reading
-
     folder = Path(model).expanduser()
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
@@ -225,8 +222,6 @@ def _overridden(source: str, overrides: Mapping[str, Any]) -> Path:
     """
     from transformers import AutoConfig
 
-    from lit_rlvr.policy.loading import reading
-
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     with reading("config_overrides", source):
         changed = type(config).from_dict(_merged(config.to_dict(), overrides))
@@ -236,8 +231,6 @@ def _overridden(source: str, overrides: Mapping[str, Any]) -> Path:
 def _linked(source: str, write: Callable[[Path], Any], key: int) -> Path:
     """Return a folder in the cache with links to a model's files, except those that `write` writes there."""
     from huggingface_hub import snapshot_download
-
-    from lit_rlvr.policy.loading import reading
 
     if not Path(source).is_dir():
         with reading("the files", source):
