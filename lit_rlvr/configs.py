@@ -6,7 +6,7 @@ import difflib
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Union, get_args, get_origin
@@ -296,45 +296,15 @@ class Parser(ArgumentParser):
         """Build the objects of a config.
 
         Raises:
-            UserError: a class refuses its options; the error has the messages of all classes, not only the first.
+            UserError: a class refuses its options; the parser may have wrapped the error.
         """
         try:
             return super().instantiate_classes(config, **options)
         except Exception as error:
-            first = user_error_in(error)
-            if first is None:
+            refused = user_error_in(error)
+            if refused is None:
                 raise
-            raise UserError(*first.messages, *self._all_problems(config)) from error
-
-    def _all_problems(self, config: Any) -> list[str]:
-        """Return the messages of all classes that refuse their options; skip classes with a refused part."""
-        problems: list[str] = []
-        refused = object()  # in place of an object that cannot be built
-
-        def build(cls: type, *args: Any, **options: Any) -> Any:
-            lists = [given if isinstance(given, list) else [given] for given in (*args, *options.values())]
-            if any(part is refused for given in lists for part in given):
-                return refused
-            try:
-                return cls(*args, **options)
-            except UserError as error:
-                problems.extend(error.messages)
-                if hasattr(cls, "given"):  # a group of options, whose defaults take its place, if it can have them
-                    with suppress(UserError):
-                        return cls()
-                wrong = {
-                    name
-                    for name in options
-                    if any(re.match(rf"(\S+\.)?{name}: .* must (lie in|be) ", message) for message in error.messages)
-                }
-            except Exception:  # the user sees it once the refused options are right
-                return refused
-            if wrong:  # their defaults may reveal further problems
-                build(cls, *args, **{name: value for name, value in options.items() if name not in wrong})
-            return refused
-
-        self.instantiate(config, instantiators=[(build, object, True)])
-        return problems
+            raise UserError(*refused.messages) from error
 
     @contextmanager
     def _parser_in_errors(self) -> Iterator[None]:

@@ -292,12 +292,6 @@ def test_null_switches_off_a_group_that_an_earlier_config_sets(fit: ConfigCheck,
         fit, fit.parser, ["fit", *CLASSES, "--config", str(shipped), *off, "--warm_start.steps", "7"]
     )
     assert (fit.config.fit.warm_start.steps, fit.config.fit.warm_start.until) == (7, 1.0)
-    for null in (["--warm_start", "null"], ["--warm_start=null"], ["--warm_start", "~"]):
-        RLVRCLI.parse_arguments(
-            fit, fit.parser, ["fit", *CLASSES, "--config", str(shipped), *null, "--warm_start.batch_size", "5"]
-        )
-        found = fit.config.fit.warm_start
-        assert (found.steps, found.until, found.batch_size) == (0, 1.0, 5), "and only an option after it counts"
 
 
 def test_a_class_may_take_null_where_its_base_does_not(fit: ConfigCheck) -> None:
