@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from jsonargparse._loaders_dumpers import get_yaml_default_loader
 from jsonargparse._parameter_resolvers import get_signature_parameters
 
 import lit_rlvr
-from lit_rlvr.errors import UserError, did_you_mean, shown, user_error_in, why_not_a_file
+from lit_rlvr.errors import UserError, did_you_mean, nearest, shown, user_error_in, why_not_a_file
 
 TOP_KEYS = (
     "base", "seed_everything", "model", "data", "rollout", "trainer", "run", "budget", "checkpoint", "collapse",
@@ -90,11 +89,11 @@ def find_base(name: str, path: Path) -> Path:
     return relative if relative.is_file() else find_config(name, f"--config: {path}: base")
 
 
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Merge `over` into `base`: merge mappings, replace everything else (also lists)."""
     merged = dict(base)
     for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = merge(merged[key], value) if both else value
     return merged
 
@@ -124,28 +123,15 @@ def find_config(name: str, option: str = "--config") -> Path:
     if found := why_not_a_file(path):
         inside = sorted(shown(file) for file in path.glob("*.y*ml"))[:3] if path.is_dir() else []
         raise UserError(f"{option}: {name!r} {found}{'; give a file in it: ' + ', '.join(inside) if inside else ''}")
-    if "://" in name:
-        raise UserError(f"{option}: {name!r}: URLs are not read; download the file and give its path")
-    near = nearest_configs(relative.removesuffix(".yaml"))
-    hint = f"did you mean {' or '.join(near)}?" if near else f"the shipped ones are in {config_folder()}"
+    known = {spelling: config for config in shipped_configs() for spelling in (Path(config).name, config)}
+    near = nearest(relative.removesuffix(".yaml"), known)
+    hint = f"did you mean {known[near]}?" if near else f"the shipped ones are in {config_folder()}"
     raise UserError(f"{option}: there is no file {name!r}; {hint}")
 
 
 def shipped_configs() -> list[str]:
     """Return the names of the shipped configs, such as `smoke/grpo`."""
     return sorted(str(path.relative_to(config_folder()).with_suffix("")) for path in config_folder().rglob("*.yaml"))
-
-
-def nearest_configs(name: str) -> list[str]:
-    """Return up to 3 shipped configs whose name contains all words of a name, or whose path or last part is similar."""
-    words = [word for word in re.split(r"[/_\W]+", name) if word]
-
-    def similarity(config: str) -> float:
-        spelling = max(difflib.SequenceMatcher(None, name, known).ratio() for known in (config, Path(config).name))
-        return spelling + bool(words and all(word in config for word in words))
-
-    similar = [config for config in shipped_configs() if similarity(config) > 0.7]
-    return sorted(similar, key=similarity, reverse=True)[:3]
 
 
 def read_config(path: Path, known: Sequence[str] = TOP_KEYS, option: str = "--config") -> dict[str, Any]:

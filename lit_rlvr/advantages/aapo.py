@@ -59,7 +59,7 @@ class AAPOAdvantage(Composed):
         return base + torch.where(known, margin, 0.0)
 
     @property
-    def reference_completions(self) -> ReferenceCompletions:
+    def reference_completions(self) -> ReferenceCompletions:  # type: ignore[override]
         return ReferenceCompletions()
 
     @property

@@ -34,15 +34,15 @@ class Composed(Advantage):
         return require_advantages(self._base, self._base(deepcopy(group)), group.rewards)
 
     @property
-    def min_group(self) -> int:
+    def min_group(self) -> int:  # type: ignore[override]
         return self._base.min_group
 
     @property
-    def reference_completions(self) -> ReferenceCompletions | None:
+    def reference_completions(self) -> ReferenceCompletions | None:  # type: ignore[override]
         return self._base.reference_completions
 
     @property
-    def needs_parts(self) -> bool:
+    def needs_parts(self) -> bool:  # type: ignore[override]
         return self._base.needs_parts
 
     @property

@@ -147,18 +147,12 @@ def check_writable(folder: Path, option: str) -> None:
     Raises:
         UserError: writing or creating it fails.
     """
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    there = next(path for path in (folder, *folder.parents) if path.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".write-test"
-        probe.write_text("x" * 4096)
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(b"x" * 4096)
     except OSError as error:
         raise UserError(not_writable(folder, option, error)) from error
-    finally:
-        for path in missing:
-            with suppress(OSError):  # it was never created
-                path.rmdir()
 
 
 def not_writable(folder: Path, option: str, error: OSError) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 from math import isfinite, isnan, nan
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar, Timer
+from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lit_rlvr.common.settings import init_arguments
@@ -17,8 +16,6 @@ from lit_rlvr.common.terminal import Terminal
 from lit_rlvr.errors import ChecksArguments, check_within
 from lit_rlvr.run.loggers import callback_of, callbacks_of
 from lit_rlvr.training.optimizer import updates_of
-
-_log = logging.getLogger("lit_rlvr")
 
 
 class Budget(ChecksArguments, Callback):
@@ -84,8 +81,6 @@ class RunProgress(ProgressBar):
         self._enabled = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._enabled and not has_end(trainer):
-            _log.warning("neither trainer.max_steps nor trainer.max_epochs nor a budget ends this run: Ctrl-C does")
         if not (self._enabled and self._console.is_terminal):
             return
         self._bar = Progress(
@@ -193,13 +188,6 @@ class ProgressEstimator(Callback):
         if first is None or total_steps is None or last <= first[0]:
             return None
         return spent / (last - first[0]) * max(total_steps - step, 0)
-
-
-def has_end(trainer: Trainer) -> bool:
-    """Return whether a number of steps, epochs, completions or tokens, or a time, ends a run."""
-    is_timed = any(isinstance(one, Timer) and one.time_remaining() is not None for one in callbacks_of(trainer))
-    is_bounded = bool(callback_of(trainer, Budget).limits)
-    return is_timed or is_bounded or trainer.max_steps >= 0 or (trainer.max_epochs or 0) >= 0
 
 
 def _position(trainer: Trainer) -> tuple[int, int]:

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch
-import torch
 import yaml
 from lightning.pytorch import Callback
-from lightning.pytorch.accelerators import Accelerator, AcceleratorRegistry
+from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.loggers import Logger
 
 from lit_rlvr.common.seeds import run_seed
@@ -79,7 +78,7 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
         show_messages()
         if precision == "auto":
             precision = auto_precision(accelerator)
-        check_trainer_options(accelerator, options)
+        check_trainer_options(options)
         given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
         if not any(isinstance(one, RolloutCallback) for one in given):
             _log.warning(
@@ -217,8 +216,8 @@ REPLACEMENTS = {
 """Trainer options that manual optimization refuses -> their defaults, and our options for the same purpose."""
 
 
-def check_trainer_options(accelerator: Any, options: Mapping[str, Any]) -> None:
-    """Refuse options of Lightning's Trainer that have another name here, and a device that is not there.
+def check_trainer_options(options: Mapping[str, Any]) -> None:
+    """Refuse options of Lightning's Trainer that have another name here.
 
     Raises:
         UserError: names the option.
@@ -226,14 +225,6 @@ def check_trainer_options(accelerator: Any, options: Mapping[str, Any]) -> None:
     for option, (default, ours) in REPLACEMENTS.items():
         if options.get(option, default) not in (None, default):
             raise UserError(f"trainer.{option}: the algorithm does this itself; use {ours}")
-    found = {name: AcceleratorRegistry[name]["accelerator"].is_available() for name in AcceleratorRegistry}
-    found["gpu"] = found.get("cuda", False) or found.get("mps", False)
-    if isinstance(accelerator, str) and not found.get(accelerator, True):
-        there = ", ".join(name for name, is_there in found.items() if is_there)
-        raise UserError(
-            f"trainer.accelerator: {accelerator}: torch {torch.__version__} finds no such device on this machine, only "
-            f"{there}; use auto, and see what `lit-rlvr doctor` reports"
-        )
 
 
 NAMES_OF_PYTHON = {

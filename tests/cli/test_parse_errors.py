@@ -368,7 +368,6 @@ def test_what_is_no_file_is_no_config(tmp_path: Path, monkeypatch: pytest.Monkey
         "loop.yaml": "'loop.yaml' is a link that leads back to itself",
         "broken.yaml": "'broken.yaml' is a link to gone.yaml, which is not there",
         "pipe.yaml": "'pipe.yaml' is a pipe or a device, not a file; write its content to a file",
-        "https://host/own.yaml": "'https://host/own.yaml': URLs are not read; download the file and give its path",
     }
     for name, said in cases.items():
         Path("own.yaml").write_text(f"base: {name}")
