@@ -143,8 +143,6 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
         Raises:
             UserError: the folder holds a run that is neither resumed nor overwritten, or another run is using it.
         """
-        if not callback_of(self, RunCheckpoint).enabled:
-            _log.warning("trainer.enable_checkpointing: false saves no checkpoints: the run cannot be resumed")
         if self.run is not None:  # the command line has begun it, before it built the model
             super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
             return

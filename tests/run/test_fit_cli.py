@@ -2,7 +2,6 @@
 
 import csv
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,7 +73,6 @@ def test_fit_leaves_everything_in_its_folder(run_folder: Path, lit_rlvr: CLI) ->
     assert result_summary["stopped"] is None and 0 < result_summary["train_seconds"] < 60
     assert len(result_summary["weights_sha256"]) == 64
     assert "step 6/6" in result.err and "Validation accuracy" in result.err
-    assert re.search(r"Seconds: [\d.]+ of start-up .*train \d.*, all 3 validations [\d.]+", result.err)
     assert summary(run)["validation_seconds"] > 0 and summary(run)["engine_start_seconds"] < 1, "hf loads nothing"
 
 
@@ -107,7 +105,7 @@ def test_automatic_micro_batches_are_chosen_once(
 @pytest.mark.slow
 def test_without_a_validation_set_accuracies_are_null_and_it_is_said(run_folder: Path, lit_rlvr: CLI) -> None:
     unused = fit(lit_rlvr, *to("unused"), "--trainer.limit_val_batches", 0, "--trainer.max_steps", 1)
-    assert "No accuracies: trainer.limit_val_batches is 0" in unused.err and "no validation set" not in unused.err
+    assert "Validation accuracy not measured before, not measured after" in unused.err
     fast = fit(lit_rlvr, *to("fast"), "--trainer.fast_dev_run", "true")
     assert "Validation accuracy not measured before, " in fast.err and "no validation set" not in fast.err
     result = fit(lit_rlvr, "--data.init_args.held_out", 0, "--trainer.max_steps", 2)
