@@ -62,25 +62,7 @@ def load_config(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if base is None:
         return values
     base_path = find_base(str(base), path)
-    below = load_config(base_path, (*seen, path))
-    INHERITED.update({key: (cls, base_path) for key, cls in _options_of_other_classes(below, values)})
-    return _with_checked_classes(merge(below, values), f"--config: {path}")
-
-
-INHERITED: dict[str, tuple[str, Path]] = {}
-"""Option -> its class and file, if a config merges it into another class than that of its base."""
-
-
-def _options_of_other_classes(base: Any, over: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield each option that a base gives to a class that `over` replaces, as parse errors name it, and that class."""
-    if not (isinstance(base, dict) and isinstance(over, dict)):
-        return
-    if base.get("class_path") != over.get("class_path", base.get("class_path")):
-        for name in {*(base.get("init_args") or {})} - {*(over.get("init_args") or {})}:
-            yield f"{key}.{name}", str(base.get("class_path"))
-    for name in {*base} & {*over}:
-        inner = key if name == "init_args" else f"{key}.{name}" if key else name
-        yield from _options_of_other_classes(base[name], over[name], inner)
+    return _with_checked_classes(merge(load_config(base_path, (*seen, path)), values), f"--config: {path}")
 
 
 def find_base(name: str, path: Path) -> Path:

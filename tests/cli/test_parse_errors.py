@@ -406,21 +406,3 @@ def test_a_config_over_a_base_is_checked_under_its_own_name_and_leaves_no_file(
     )
     config.write_text("base: base.yaml\nrollout: {staleness: 2}")
     assert load_yaml(find_configs(["--config", str(config)])[1]) == {"rollout": {"group_size": 4, "staleness": 2}}
-
-
-def test_an_option_of_another_class_is_traced_to_its_base(fit: ConfigCheck, tmp_path: Path) -> None:
-    (base := tmp_path / "base.yaml").write_text(
-        "data: {class_path: Arithmetic, init_args: {high: 9, seed: 4}}\n"
-        "model: {class_path: GRPO, init_args: {advantage: {class_path: GRPOAdvantage, init_args: {std: false}}}}"
-    )
-    for part, said in {
-        "data: {class_path: TextMath}": "data: lit_rlvr.datamodules.TextMath has no option 'high'; it comes from "
-        f"Arithmetic in {base}, which a `base:` names",
-        "model: {init_args: {advantage: {class_path: own_parts.Scaled, init_args: {rubric: 1}}}}":
-        f"model.advantage: own_parts.Scaled has no option 'std'; it comes from GRPOAdvantage in {base}, which a "
-        "`base:` names",
-    }.items():  # fmt: skip
-        (config := tmp_path / "own.yaml").write_text(f"base: {base}\n{part}")
-        with pytest.raises(ArgumentError) as error:
-            fit.parser.parse_line(["fit", *find_configs(["--config", str(config)])])
-        assert explain_parse_error(error.value) == said
