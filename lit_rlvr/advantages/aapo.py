@@ -59,7 +59,7 @@ class AAPOAdvantage(Composed):
         return base + torch.where(known, margin, 0.0)
 
     @property
-    def reference_completions(self) -> ReferenceCompletions:  # type: ignore[override]
+    def reference_completions(self) -> ReferenceCompletions:
         return ReferenceCompletions()
 
     @property

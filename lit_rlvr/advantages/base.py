@@ -102,9 +102,6 @@ class Advantage(ChecksArguments, ABC):
     min_group: int = 1
     """Smallest group size that the estimator works with."""
 
-    reference_completions: ReferenceCompletions | None = None
-    """The completions whose rewards the estimator gets as `reference_rewards`; None = it needs none."""
-
     needs_parts: bool = False
     """True if the estimator uses `parts`, each reward by itself."""
 
@@ -120,6 +117,11 @@ class Advantage(ChecksArguments, ABC):
 
     min_valid_fraction: float | None = None
     """Share of groups with both right and wrong completions that a batch needs before training; None = no minimum."""
+
+    @property
+    def reference_completions(self) -> ReferenceCompletions | None:
+        """The completions whose rewards the estimator gets as `reference_rewards`; None = it needs none."""
+        return None
 
     @property
     def metrics(self) -> dict[str, float]:

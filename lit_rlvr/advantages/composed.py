@@ -38,7 +38,7 @@ class Composed(Advantage):
         return self._base.min_group
 
     @property
-    def reference_completions(self) -> ReferenceCompletions | None:  # type: ignore[override]
+    def reference_completions(self) -> ReferenceCompletions | None:
         return self._base.reference_completions
 
     @property
