@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Union, get_args, get_origin
@@ -17,7 +16,7 @@ from jsonargparse._loaders_dumpers import get_yaml_default_loader
 from jsonargparse._parameter_resolvers import get_signature_parameters
 
 import lit_rlvr
-from lit_rlvr.errors import UserError, did_you_mean, shown, user_error_in, why_not_a_file
+from lit_rlvr.errors import UserError, did_you_mean, nearest, shown, user_error_in, why_not_a_file
 
 TOP_KEYS = (
     "base", "seed_everything", "model", "data", "rollout", "trainer", "run", "budget", "checkpoint", "collapse",
@@ -63,25 +62,7 @@ def load_config(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if base is None:
         return values
     base_path = find_base(str(base), path)
-    below = load_config(base_path, (*seen, path))
-    INHERITED.update({key: (cls, base_path) for key, cls in _options_of_other_classes(below, values)})
-    return _with_checked_classes(merge(below, values), f"--config: {path}")
-
-
-INHERITED: dict[str, tuple[str, Path]] = {}
-"""Option -> its class and file, if a config merges it into another class than that of its base."""
-
-
-def _options_of_other_classes(base: Any, over: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield each option that a base gives to a class that `over` replaces, as parse errors name it, and that class."""
-    if not (isinstance(base, dict) and isinstance(over, dict)):
-        return
-    if base.get("class_path") != over.get("class_path", base.get("class_path")):
-        for name in {*(base.get("init_args") or {})} - {*(over.get("init_args") or {})}:
-            yield f"{key}.{name}", str(base.get("class_path"))
-    for name in {*base} & {*over}:
-        inner = key if name == "init_args" else f"{key}.{name}" if key else name
-        yield from _options_of_other_classes(base[name], over[name], inner)
+    return _with_checked_classes(merge(load_config(base_path, (*seen, path)), values), f"--config: {path}")
 
 
 def find_base(name: str, path: Path) -> Path:
@@ -90,11 +71,11 @@ def find_base(name: str, path: Path) -> Path:
     return relative if relative.is_file() else find_config(name, f"--config: {path}: base")
 
 
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Merge `over` into `base`: merge mappings, replace everything else (also lists)."""
     merged = dict(base)
     for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = merge(merged[key], value) if both else value
     return merged
 
@@ -124,28 +105,15 @@ def find_config(name: str, option: str = "--config") -> Path:
     if found := why_not_a_file(path):
         inside = sorted(shown(file) for file in path.glob("*.y*ml"))[:3] if path.is_dir() else []
         raise UserError(f"{option}: {name!r} {found}{'; give a file in it: ' + ', '.join(inside) if inside else ''}")
-    if "://" in name:
-        raise UserError(f"{option}: {name!r}: URLs are not read; download the file and give its path")
-    near = nearest_configs(relative.removesuffix(".yaml"))
-    hint = f"did you mean {' or '.join(near)}?" if near else f"the shipped ones are in {config_folder()}"
+    known = {spelling: config for config in shipped_configs() for spelling in (Path(config).name, config)}
+    near = nearest(relative.removesuffix(".yaml"), known)
+    hint = f"did you mean {known[near]}?" if near else f"the shipped ones are in {config_folder()}"
     raise UserError(f"{option}: there is no file {name!r}; {hint}")
 
 
 def shipped_configs() -> list[str]:
     """Return the names of the shipped configs, such as `smoke/grpo`."""
     return sorted(str(path.relative_to(config_folder()).with_suffix("")) for path in config_folder().rglob("*.yaml"))
-
-
-def nearest_configs(name: str) -> list[str]:
-    """Return up to 3 shipped configs whose name contains all words of a name, or whose path or last part is similar."""
-    words = [word for word in re.split(r"[/_\W]+", name) if word]
-
-    def similarity(config: str) -> float:
-        spelling = max(difflib.SequenceMatcher(None, name, known).ratio() for known in (config, Path(config).name))
-        return spelling + bool(words and all(word in config for word in words))
-
-    similar = [config for config in shipped_configs() if similarity(config) > 0.7]
-    return sorted(similar, key=similarity, reverse=True)[:3]
 
 
 def read_config(path: Path, known: Sequence[str] = TOP_KEYS, option: str = "--config") -> dict[str, Any]:
@@ -296,45 +264,15 @@ class Parser(ArgumentParser):
         """Build the objects of a config.
 
         Raises:
-            UserError: a class refuses its options; the error has the messages of all classes, not only the first.
+            UserError: a class refuses its options; the parser may have wrapped the error.
         """
         try:
             return super().instantiate_classes(config, **options)
         except Exception as error:
-            first = user_error_in(error)
-            if first is None:
+            refused = user_error_in(error)
+            if refused is None:
                 raise
-            raise UserError(*first.messages, *self._all_problems(config)) from error
-
-    def _all_problems(self, config: Any) -> list[str]:
-        """Return the messages of all classes that refuse their options; skip classes with a refused part."""
-        problems: list[str] = []
-        refused = object()  # in place of an object that cannot be built
-
-        def build(cls: type, *args: Any, **options: Any) -> Any:
-            lists = [given if isinstance(given, list) else [given] for given in (*args, *options.values())]
-            if any(part is refused for given in lists for part in given):
-                return refused
-            try:
-                return cls(*args, **options)
-            except UserError as error:
-                problems.extend(error.messages)
-                if hasattr(cls, "given"):  # a group of options, whose defaults take its place, if it can have them
-                    with suppress(UserError):
-                        return cls()
-                wrong = {
-                    name
-                    for name in options
-                    if any(re.match(rf"(\S+\.)?{name}: .* must (lie in|be) ", message) for message in error.messages)
-                }
-            except Exception:  # the user sees it once the refused options are right
-                return refused
-            if wrong:  # their defaults may reveal further problems
-                build(cls, *args, **{name: value for name, value in options.items() if name not in wrong})
-            return refused
-
-        self.instantiate(config, instantiators=[(build, object, True)])
-        return problems
+            raise UserError(*refused.messages) from error
 
     @contextmanager
     def _parser_in_errors(self) -> Iterator[None]:

@@ -99,25 +99,14 @@ class Advantage(ChecksArguments, ABC):
         """Return the advantages (P, G) of the groups, in the dtype of the rewards; with `needs_tokens`, (B, T) gives
         each token its own."""
 
-    @property
-    def min_group(self) -> int:
-        """Smallest group size that the estimator works with."""
-        return 1
+    min_group: int = 1
+    """Smallest group size that the estimator works with."""
 
-    @property
-    def reference_completions(self) -> ReferenceCompletions | None:
-        """The completions whose rewards the estimator gets as `reference_rewards`; None = it needs none."""
-        return None
+    needs_parts: bool = False
+    """True if the estimator uses `parts`, each reward by itself."""
 
-    @property
-    def needs_parts(self) -> bool:
-        """True if the estimator uses `parts`, each reward by itself."""
-        return False
-
-    @property
-    def needs_tokens(self) -> bool:
-        """True if the estimator uses `mask` and `turns`; it may then return (B, T)."""
-        return False
+    needs_tokens: bool = False
+    """True if the estimator uses `mask` and `turns`; it may then return (B, T)."""
 
     registered_name: str = ""
     """The short name, for messages; "" if the class is not registered."""
@@ -128,6 +117,11 @@ class Advantage(ChecksArguments, ABC):
 
     min_valid_fraction: float | None = None
     """Share of groups with both right and wrong completions that a batch needs before training; None = no minimum."""
+
+    @property
+    def reference_completions(self) -> ReferenceCompletions | None:
+        """The completions whose rewards the estimator gets as `reference_rewards`; None = it needs none."""
+        return None
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -146,10 +140,7 @@ class Compared(Advantage):
     """An estimator that compares the completions of one prompt."""
 
     zero_for_equal_rewards = True
-
-    @property
-    def min_group(self) -> int:
-        return 2
+    min_group = 2
 
 
 REGISTRY: dict[str, type[Advantage]] = {}

@@ -34,7 +34,7 @@ class Composed(Advantage):
         return require_advantages(self._base, self._base(deepcopy(group)), group.rewards)
 
     @property
-    def min_group(self) -> int:
+    def min_group(self) -> int:  # type: ignore[override]
         return self._base.min_group
 
     @property
@@ -42,7 +42,7 @@ class Composed(Advantage):
         return self._base.reference_completions
 
     @property
-    def needs_parts(self) -> bool:
+    def needs_parts(self) -> bool:  # type: ignore[override]
         return self._base.needs_parts
 
     @property

@@ -61,19 +61,13 @@ class GDPOAdvantage(Advantage):
         unbiased_std: divide by sample standard deviations (TRL, verl) instead of the population's.
     """
 
+    min_group = 2
+    needs_parts = True
     eps: float = 1e-4
     unbiased_std: bool = True
 
     def __post_init__(self) -> None:
         check_within("[0, inf)", "advantage gdpo", eps=self.eps)
-
-    @property
-    def min_group(self) -> int:
-        return 2
-
-    @property
-    def needs_parts(self) -> bool:
-        return True
 
     def __call__(self, group: GroupBatch) -> Tensor:
         centered(group.rewards, group.rewarded)  # refuses groups of one

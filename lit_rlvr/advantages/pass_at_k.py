@@ -30,10 +30,7 @@ class PassAtKAdvantage(Advantage):
 
     def __post_init__(self) -> None:
         check_within("[1, inf)", "advantage pass_at_k", k=self.k)
-
-    @property
-    def min_group(self) -> int:
-        return self.k + 1
+        self.min_group = self.k + 1
 
     def __call__(self, group: GroupBatch) -> Tensor:
         c, judged = group.correct.to(group.rewards.dtype), group.judged

@@ -25,9 +25,8 @@ class ReinforcePPAdvantage(Advantage):
 
     group_baseline: bool = False
 
-    @property
-    def min_group(self) -> int:
-        return 2 if self.group_baseline else 1
+    def __post_init__(self) -> None:
+        self.min_group = 2 if self.group_baseline else 1
 
     def __call__(self, group: GroupBatch) -> Tensor:
         known = group.rewarded

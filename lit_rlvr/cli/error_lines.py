@@ -15,7 +15,7 @@ from jsonargparse import ArgumentError, Namespace
 
 from lit_rlvr.commands.registry import NOT_PARSED
 from lit_rlvr.common.files import write_failure
-from lit_rlvr.configs import INHERITED, TOP_KEYS
+from lit_rlvr.configs import TOP_KEYS
 from lit_rlvr.errors import (
     OWN_FOLDERS,
     START_AGAIN,
@@ -30,7 +30,6 @@ from lit_rlvr.errors import (
     init_parameters,
     nearest,
     option_instead,
-    shown,
     user_error_in,
 )
 
@@ -215,9 +214,6 @@ def _hint(found: Mapping[str, str], names: KnownNames) -> str:
         return _nearest(found["member"], vars(import_module(found["module"])))
     if "abstract" in found:
         return _lacking(found["abstract"])
-    if (inherited := f"{found['where']}.{found.get('own')}") in INHERITED:
-        cls, file = INHERITED[inherited]
-        return f"; it comes from {cls.rpartition('.')[2]} in {shown(file)}, which a `base:` names"
     if "field" in found:
         return _nearest(f"{found['group']}.{found['field']}", names.arguments(found["name"]))
     if "own" in found:

@@ -52,9 +52,6 @@ OPTION_GROUPS: dict[str, type] = CONFIGURABLE | {"warm_start": WarmStart}
 NEVER_NULL: dict[str, type] = OPTION_GROUPS | {"trainer": object}
 """Part of a config that has to be a group of options -> the class with their types."""
 
-NULL = ("null", "~")
-"""Texts of null in YAML."""
-
 CPU_TRAINER = ("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto")
 """Options that build a trainer for GPUs on a machine without GPUs."""
 
@@ -90,24 +87,6 @@ SUBCOMMANDS = {
 
 class RunParser(Parser, LightningArgumentParser):
     """Our parser combined with LightningCLI's own."""
-
-    def parse_line(self, args: Sequence[str]) -> Any:
-        """Parse a command line, where null gives a whole option group its defaults, as it does in a file."""
-        given = [*args]
-        for place, argument in enumerate(args):
-            option, equals, value = argument.partition("=")
-            key, at = option.removeprefix("--"), place if equals else place + 1
-            value = value if equals else "".join(args[at : at + 1])
-            if option == f"--{key}" and key in OPTION_GROUPS and value in NULL:
-                given[at] = f"{option}=" * bool(equals) + self._defaults_of(args[0], key)
-        return super().parse_line(given)
-
-    def _defaults_of(self, command: str, group: str) -> str:
-        """Return the defaults of an option group as JSON."""
-        parser = self._subcommands_action.choices[command]  # type: ignore[union-attr]
-        return json.dumps(
-            yaml.safe_load(parser.dump(parser.get_defaults(), skip_none=False, skip_validation=True))[group]
-        )
 
 
 def settings_yaml(parser: LightningArgumentParser, config: Any) -> str:

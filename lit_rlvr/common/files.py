@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from lit_rlvr.errors import UserError, shown, user_line
@@ -102,6 +103,25 @@ def writing(what: str, hint: str = "") -> Iterator[None]:
         raise UserError(f"{what} cannot be written: {reason}{hint}") from error
 
 
+@contextmanager
+def reading(what: str, folder: str) -> Iterator[None]:
+    """Turn whatever another package raises on the files of a model into one line.
+
+    Args:
+        what: the part of the model that is read. folder: the model's folder or hub id.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = shorten(f"{type(error).__name__}: {error}", 300, placeholder="...")
+        raise UserError(f"model: {what} of {folder} cannot be read: {reason}") from error
+
+
 def scratch_folder(target: Path, what: str, hint: str = "") -> Path:
     """Create an empty folder next to `target`, which it is renamed to when it is complete.
 
@@ -127,18 +147,12 @@ def check_writable(folder: Path, option: str) -> None:
     Raises:
         UserError: writing or creating it fails.
     """
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    there = next(path for path in (folder, *folder.parents) if path.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".write-test"
-        probe.write_text("x" * 4096)
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(b"x" * 4096)
     except OSError as error:
         raise UserError(not_writable(folder, option, error)) from error
-    finally:
-        for path in missing:
-            with suppress(OSError):  # it was never created
-                path.rmdir()
 
 
 def not_writable(folder: Path, option: str, error: OSError) -> str:

@@ -22,13 +22,6 @@ VALIDATION = "validation.jsonl"
 """File of a run with a line for each validation and set: the step, the set, and question -> [correct, counted]."""
 COLLAPSE, EARLY_STOP = "collapse: ", "early stop: "
 """Beginnings of `stopped` in the summary of a run that a callback ended."""
-GROUP: Fields = {"id": str, "prompt": str, "answer": str, "completions": list}
-COMPLETION: Fields = {
-    "tokens": list, "finish_reason": str, "reward": (int, float), "correct": (bool, type(None)),
-    "status": str, "advantage": (int, float),
-}  # fmt: skip
-PER_TOKEN = ("logp", "ratio", "weight")
-"""Per-token numbers of a completion, present if it was run."""
 
 
 def is_run(name: str) -> bool:
@@ -53,12 +46,7 @@ def list_checkpoints(run: str | Path) -> list[Path]:
     """Return a run's checkpoints, oldest first; a folder that this user may not read is an error, not an empty one."""
     folder = checkpoint_folder(run)  # `Path.glob` finds nothing in a folder that may not be read
     found = [p for p in (folder.iterdir() if folder.is_dir() else ()) if re.fullmatch(r"step-\d+\.ckpt", p.name)]
-    return sorted(found, key=named_step)
-
-
-def named_step(checkpoint: Path) -> int:
-    """Return the optimizer step in the name of a checkpoint of `list_checkpoints`."""
-    return int(checkpoint.stem.removeprefix("step-"))
+    return sorted(found, key=lambda path: int(path.stem.removeprefix("step-")))
 
 
 def read_metrics(path: Path) -> dict[int, dict[str, float]]:
@@ -118,18 +106,6 @@ def read_trace(path: Path) -> tuple[str, list[dict[str, Any]]]:
         saved = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    good = has_fields(saved, {"algorithm": str, "groups": list})
-    if not good or not saved["groups"] or not all(_is_group(group) for group in saved["groups"]):
+    if not has_fields(saved, {"algorithm": str, "groups": list}) or not saved["groups"]:
         raise UserError(f"{path} is not a rollout that `lit-rlvr fit` saved")
     return saved["algorithm"], saved["groups"]
-
-
-def _is_group(group: Any) -> bool:
-    return has_fields(group, GROUP) and all(_is_completion(completion) for completion in group["completions"])
-
-
-def _is_completion(completion: Any) -> bool:
-    if not has_fields(completion, COMPLETION):
-        return False
-    lists = [completion[name] for name in ("sampled", *PER_TOKEN) if name in completion]
-    return all(isinstance(values, list) and len(values) == len(completion["tokens"]) for values in lists)

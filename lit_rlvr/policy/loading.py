@@ -7,21 +7,20 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from functools import lru_cache
 from importlib.util import find_spec
 from math import prod
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from lit_rlvr.common.files import scratch_folder, writing
+from lit_rlvr.common.files import reading, scratch_folder, writing
 from lit_rlvr.common.packages import require
 from lit_rlvr.errors import UserError, first_line
 from lit_rlvr.policy.adapters import MISFIT
@@ -36,18 +35,6 @@ _log = logging.getLogger("lit_rlvr")
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "tekken.json")
 SHOWN = 3
 """How many weights an error names."""
-
-
-@contextmanager
-def reading(what: str, folder: str) -> Iterator[None]:
-    """Turn whatever transformers raises on a model's files into a one-line `UserError`."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        reason = shorten(f"{type(error).__name__}: {error}", 300, placeholder="...")
-        raise UserError(f"model: {what} of {folder} cannot be read: {reason}") from error
 
 
 def load_model_config(folder: str) -> Any:

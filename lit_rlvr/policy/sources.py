@@ -7,7 +7,6 @@ import importlib.util
 import json
 import logging
 import os
-import re
 import shlex
 import shutil
 from collections.abc import Callable, Mapping
@@ -15,11 +14,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from lit_rlvr.common.files import cache_folder, scratch_folder, writing
+from lit_rlvr.common.files import cache_folder, reading, scratch_folder, writing
 from lit_rlvr.common.packages import pip_command, require
 from lit_rlvr.common.seeds import derive_seed
+from lit_rlvr.configs import merge
 from lit_rlvr.errors import UserError, shown
 from lit_rlvr.policy.families import FAMILIES
+from lit_rlvr.policy.loading import has_tokenizer, merge_into_base, read_tokenizer
 from lit_rlvr.policy.tiny import save_tiny_llm
 
 SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -75,9 +76,6 @@ def _find_model(model: str) -> str | Path:
         return settings if settings.is_file() else str(folder)
     if model.startswith((".", "/", "~")) or model.endswith("/"):
         raise UserError(f"model: there is no folder {model!r}; give a Hugging Face model folder, a hub id or smollm2")
-    if "://" in model:
-        name = re.search(r"(?:huggingface\.co|hf-mirror\.com)/([\w.-]+/[\w.-]+)", model)
-        raise UserError(f"model: {model}: URLs are not read; give {f'the hub id, {name[1]}' if name else 'a folder'}")
     if "/" not in model and (near := get_close_matches(model.lower(), ["smollm2", *TINY], 1, 0.8)):
         raise UserError(f"model: there is no folder and no model {model!r}; did you mean {near[0]!r}?")
     return _check_hub(model) or model
@@ -91,12 +89,11 @@ def check_model_folder(folder: Path) -> None:
     """Refuse what is neither a Hugging Face model nor an adapter, and say how to get one from what it is.
 
     Raises:
-        UserError: it is a file, a run or one of its checkpoints, GGUF files, or the folder of a model folder.
+        UserError: it is a file, a run or one of its checkpoints, or another folder.
     """
     if (folder / "config.json").is_file() or (folder / ADAPTER_CONFIG).is_file():
         return
     what = f"{folder} is a file" if folder.is_file() else f"folder {folder} has no config.json"
-    inner = [path for name in ("config.json", ADAPTER_CONFIG) for path in _inner_folders(folder, name)]
     above = (folder, *folder.absolute().parents[:2])
     run = next((p for p in above if (p / "config.yaml").is_file() and (p / "checkpoints").is_dir()), None)
     if run is not None:
@@ -104,25 +101,13 @@ def check_model_folder(folder: Path) -> None:
             f"{folder} belongs to the run in {shown(run)}",
             f"write its model with `lit-rlvr export {shlex.quote(shown(run))} --to FOLDER` and give FOLDER",
         )
-    elif inner:
-        remedy = f"did you mean {' or '.join(map(str, inner[-3:]))}?"
-    elif folder.suffix == ".gguf" or any(folder.glob("*.gguf")):
-        what, remedy = f"{folder} holds GGUF weights alone", "give the model's folder or hub id in Hugging Face format"
     else:
         remedy = "give a Hugging Face model folder" + (", a hub id or smollm2" if folder.is_file() else "")
     raise UserError(f"model: {what}; {remedy}")
 
 
-def _inner_folders(folder: Path, name: str) -> list[Path]:
-    """Return the folders one and two levels down that have such a file, `checkpoint-9` before `checkpoint-10`."""
-    found = [path.parent for level in ("*", "*/*") for path in folder.glob(f"{level}/{name}")]
-    return sorted(found, key=lambda path: (len(path.name), path))
-
-
 def _resolve_adapter(model: str, settings: Path, adapter: str | None) -> str:
     """Return the folder or hub id for a folder with only an adapter, as `resolve_model` does."""
-    from lit_rlvr.policy.loading import has_tokenizer, merge_into_base, read_tokenizer
-
     base = adapter_base(settings)
     if adapter is None:
         export = f"hf download {model} --local-dir ADAPTER && lit-rlvr export ADAPTER --to FOLDER"
@@ -156,8 +141,6 @@ def adapter_folder(model: str) -> Path:
     Raises:
         UserError: it cannot be downloaded, or holds no weights.
     """
-    from lit_rlvr.policy.loading import reading
-
     folder = Path(model).expanduser()
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
@@ -225,19 +208,20 @@ def _overridden(source: str, overrides: Mapping[str, Any]) -> Path:
     """
     from transformers import AutoConfig
 
-    from lit_rlvr.policy.loading import reading
-
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    known = config.to_dict()
+    for name in overrides:
+        if name not in known:
+            near = ", ".join(get_close_matches(name, known, 3)) or ", ".join(sorted(known))
+            raise UserError(f"model.config_overrides: the model's config has no {name}; it has {near}")
     with reading("config_overrides", source):
-        changed = type(config).from_dict(_merged(config.to_dict(), overrides))
+        changed = type(config).from_dict(merge(known, overrides))
     return _linked(source, changed.save_pretrained, derive_seed(changed.to_json_string()))
 
 
 def _linked(source: str, write: Callable[[Path], Any], key: int) -> Path:
     """Return a folder in the cache with links to a model's files, except those that `write` writes there."""
     from huggingface_hub import snapshot_download
-
-    from lit_rlvr.policy.loading import reading
 
     if not Path(source).is_dir():
         with reading("the files", source):
@@ -252,22 +236,6 @@ def _linked(source: str, write: Callable[[Path], Any], key: int) -> Path:
 
     key = derive_seed(str(Path(source).resolve()), *sorted(map(str, files)), key)
     return made_once(cache_folder() / "overridden" / f"{Path(source).resolve().name}-{key:x}", fill)
-
-
-def _merged(config: dict[str, Any], overrides: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """Return a config with changes, into which nested ones are merged.
-
-    Raises:
-        UserError: the config has no entry of that name.
-    """
-    found = dict(config)
-    for name, value in overrides.items():
-        if not where and name not in found:
-            near = ", ".join(get_close_matches(name, found, 3)) or ", ".join(sorted(found))
-            raise UserError(f"model.config_overrides: the model's config has no {name}; it has {near}")
-        nested = isinstance(value, Mapping) and isinstance(found.get(name), dict)
-        found[name] = _merged(found[name], value, name) if nested else value
-    return found
 
 
 def _check_hub(model: str) -> Path | None:

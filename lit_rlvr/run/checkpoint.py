@@ -29,9 +29,6 @@ from lit_rlvr.run.monitor import is_own
 from lit_rlvr.run.outputs import validate_now
 from lit_rlvr.training.validation import EvaluatingModule, EvaluationMetrics
 
-LARGE_BYTES = 100_000_000
-"""Size in bytes from which a finished run mentions that its checkpoints may be deleted."""
-
 _log = logging.getLogger("lit_rlvr")
 
 
@@ -172,16 +169,8 @@ class RunCheckpoint(ChecksArguments, Checkpoint):
         return iteration == 1 or self.clock() - self._saved_at >= max(60 * self.minutes, 20 * self._save_seconds)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        folder = self.save(trainer).parent
+        self.save(trainer)
         self._finish_everywhere(trainer)
-        if not trainer.is_global_zero or not self.enabled:
-            return
-        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        if size >= LARGE_BYTES:
-            _log.info(
-                "%s: %.1f GB, which only resuming needs; `lit-rlvr export %s --to DIR` writes the model, then the "
-                "folder may be deleted", shown(folder), size / 1e9, shown(folder.parent),
-            )  # fmt: skip
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the best checkpoint; the state before training does not count."""

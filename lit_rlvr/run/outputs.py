@@ -291,32 +291,17 @@ class RunFolder(ChecksArguments, Callback):
         if rows:
             plot_run(rows, root / "curves.png", f"{summary['algorithm']} on {summary['data']}, {module.model}")
         _log.info("%s", self._accuracies(trainer, accuracy_after))
-        _log.info("%s", self._times(summary))
 
     def _accuracies(self, trainer: Trainer, after: float | None) -> str:
         """Return the result of validation as text, or why there was none."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if not any(one.prompts.get("validation") for one in data.validated):
             return "No accuracies: there is no validation set; set data.validation or data.validation_split"
-        if not trainer.limit_val_batches:
-            return "No accuracies: trainer.limit_val_batches is 0"
-        if not any(rollout_of(trainer).samples_of(one.name) for one in data.validated):
-            return f"No accuracies: rollout.evaluation.samples is 0. Results: {shown(run_root(trainer))}"
         first, last = ("not measured" if value is None else f"{value:.3f}" for value in (self.accuracy_before, after))
         steps = trainer.global_step if after is None else self._last[0]
         return (
             f"Validation accuracy {first} before, {last} after {steps} steps "
             f"({self.train_seconds:.0f} s of training). Results: {shown(run_root(trainer))}"
-        )
-
-    def _times(self, summary: Mapping[str, Any]) -> str:
-        """Return where the time went, as text."""
-        parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in summary["seconds_per_step"].items())
-        return (
-            f"Seconds: {self._startup_seconds:.1f} of start-up and first validation, {self.train_seconds:.1f} of "
-            f"training (medians of an iteration: {parts or 'none'}). The engine's start took "
-            f"{summary['engine_start_seconds']:.1f} of them, all {len(self.validation_seconds)} validations "
-            f"{summary['validation_seconds']:.1f}"
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
-from collections.abc import Sequence
 from math import isfinite, isnan, nan
-from statistics import median
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar, Timer
+from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lit_rlvr.common.settings import init_arguments
@@ -19,8 +16,6 @@ from lit_rlvr.common.terminal import Terminal
 from lit_rlvr.errors import ChecksArguments, check_within
 from lit_rlvr.run.loggers import callback_of, callbacks_of
 from lit_rlvr.training.optimizer import updates_of
-
-_log = logging.getLogger("lit_rlvr")
 
 
 class Budget(ChecksArguments, Callback):
@@ -86,8 +81,6 @@ class RunProgress(ProgressBar):
         self._enabled = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._enabled and not has_end(trainer):
-            _log.warning("neither trainer.max_steps nor trainer.max_epochs nor a budget ends this run: Ctrl-C does")
         if not (self._enabled and self._console.is_terminal):
             return
         self._bar = Progress(
@@ -157,24 +150,21 @@ class RunProgress(ProgressBar):
 
 
 class ProgressEstimator(Callback):
-    """Estimates the optimizer steps of the whole run, and the seconds left from this process's mean step without
-    outages, for the callbacks that show them."""
+    """Estimates the optimizer steps of the whole run, and the seconds left from this process's mean step, for the
+    callbacks that show them."""
 
     def __init__(self) -> None:
         self._first_position: tuple[int, int] | None = None  # the step and iteration that this process began with
-        self._last = (0.0, 0)  # the time and step at the end of the last iteration
-        # of each iteration: with the validation before it, and of its rollout; together, as another thread reads them
-        self._seconds: list[tuple[float, float]] = []
+        self._start = 0.0
+        self._last = (0.0, 0)  # the seconds and the step at the end of the last iteration, which another thread reads
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._first_position, self._last = _position(trainer), (time.perf_counter(), trainer.global_step)
+        self._first_position, self._start = _position(trainer), time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        now = time.perf_counter()
-        self._seconds.append((now - self._last[0], float(trainer.callback_metrics.get("time/rollout", 0.0))))
-        self._last = now, trainer.global_step
+        self._last = time.perf_counter() - self._start, trainer.global_step
 
     def steps(self, trainer: Trainer) -> int | None:
         """Return the optimizer steps of the whole run; None without a limit, or while a budget cannot be estimated yet.
@@ -194,33 +184,10 @@ class ProgressEstimator(Callback):
 
     def seconds(self, step: int, total_steps: int | None) -> float | None:
         """Return the seconds left; None before the first step, or without a limit."""
-        if self._first_position is None or total_steps is None or not self._seconds:
+        (spent, last), first = self._last, self._first_position
+        if first is None or total_steps is None or last <= first[0]:
             return None
-        done = self._last[1] - self._first_position[0]
-        iterations, rollouts = zip(*self._seconds, strict=True)
-        spent = sum(iterations) - outage_seconds(iterations, rollouts)
-        return spent / done * max(total_steps - step, 0) if done > 0 else None
-
-
-OUTAGE = 5.0
-"""The multiple of a median iteration above which the wait for a rollout counts as an outage of the engine."""
-
-
-def outage_seconds(iterations: Sequence[float], rollouts: Sequence[float]) -> float:
-    """Return how many seconds of a run were outages of its engine.
-
-    Args:
-        iterations: the seconds of each iteration. rollouts: those that it waited for its rollout.
-    """
-    limit, usual = OUTAGE * median(iterations), median(rollouts)
-    return sum(waited - usual for waited in rollouts if waited > limit)
-
-
-def has_end(trainer: Trainer) -> bool:
-    """Return whether a number of steps, epochs, completions or tokens, or a time, ends a run."""
-    is_timed = any(isinstance(one, Timer) and one.time_remaining() is not None for one in callbacks_of(trainer))
-    is_bounded = bool(callback_of(trainer, Budget).limits)
-    return is_timed or is_bounded or trainer.max_steps >= 0 or (trainer.max_epochs or 0) >= 0
+        return spent / (last - first[0]) * max(total_steps - step, 0)
 
 
 def _position(trainer: Trainer) -> tuple[int, int]:

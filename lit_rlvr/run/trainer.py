@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch
-import torch
 import yaml
 from lightning.pytorch import Callback
-from lightning.pytorch.accelerators import Accelerator, AcceleratorRegistry
+from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.loggers import Logger
 
 from lit_rlvr.common.seeds import run_seed
@@ -81,7 +79,7 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
         show_messages()
         if precision == "auto":
             precision = auto_precision(accelerator)
-        check_trainer_options(accelerator, options)
+        check_trainer_options(options)
         given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
         if not any(isinstance(one, RolloutCallback) for one in given):
             _log.warning(
@@ -140,15 +138,13 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
         Raises:
             UserError: the folder holds a run that is neither resumed nor overwritten, or another run is using it.
         """
-        if not callback_of(self, RunCheckpoint).enabled:
-            _log.warning("trainer.enable_checkpointing: false saves no checkpoints: the run cannot be resumed")
         if self.run is not None:
             self._train(self.run, model, datamodule, weights_only)
             return
         if datamodule is None and val_dataloaders is None:  # Lightning takes a data module in either place
             datamodule = train_dataloaders
         check_parts(model, datamodule)
-        with _names_of_python(), Run.open(Path(self.default_root_dir), ckpt_path, overwrite) as run:
+        with Run.open(Path(self.default_root_dir), ckpt_path, overwrite) as run:
             run.given = _with_files(datamodule, run.folder)
             run.settings = self._settings(model, datamodule)
             self._train(run, model, datamodule, weights_only)
@@ -223,8 +219,8 @@ REPLACEMENTS = {
 """Trainer options that manual optimization refuses -> their defaults, and our options for the same purpose."""
 
 
-def check_trainer_options(accelerator: Any, options: Mapping[str, Any]) -> None:
-    """Refuse options of Lightning's Trainer that have another name here, and a device that is not there.
+def check_trainer_options(options: Mapping[str, Any]) -> None:
+    """Refuse options of Lightning's Trainer that have another name here.
 
     Raises:
         UserError: names the option.
@@ -232,31 +228,3 @@ def check_trainer_options(accelerator: Any, options: Mapping[str, Any]) -> None:
     for option, (default, ours) in REPLACEMENTS.items():
         if options.get(option, default) not in (None, default):
             raise UserError(f"trainer.{option}: the algorithm does this itself; use {ours}")
-    found = {name: AcceleratorRegistry[name]["accelerator"].is_available() for name in AcceleratorRegistry}
-    found["gpu"] = found.get("cuda", False) or found.get("mps", False)
-    if isinstance(accelerator, str) and not found.get(accelerator, True):
-        there = ", ".join(name for name, is_there in found.items() if is_there)
-        raise UserError(
-            f"trainer.accelerator: {accelerator}: torch {torch.__version__} finds no such device on this machine, only "
-            f"{there}; use auto, and see what `lit-rlvr doctor` reports"
-        )
-
-
-NAMES_OF_PYTHON = {
-    "trainer.default_root_dir": "default_root_dir",
-    "--ckpt_path last": 'ckpt_path="last"',
-    "--overwrite true": "overwrite=True",
-}
-"""Option of the command line -> argument in Python."""
-
-
-@contextmanager
-def _names_of_python() -> Iterator[None]:
-    """Let errors name the arguments in Python rather than options of the command line."""
-    try:
-        yield
-    except UserError as error:
-        for option, argument in NAMES_OF_PYTHON.items():
-            error.messages = tuple(message.replace(option, argument) for message in error.messages)
-        error.args = ("\n".join(error.messages),)
-        raise

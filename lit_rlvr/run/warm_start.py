@@ -238,10 +238,7 @@ class ExactMatch(Callback):
         batch.rollout = self._source.next(batch)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        step, steps, seconds = trainer.global_step, self.start.steps, time.perf_counter() - self._started
-        if step == 1:
-            _log.info("Warm start: step 1 took %.1f s, so %d take about %.0f s, and checks come on top",
-                      seconds, steps, seconds * steps)  # fmt: skip
+        step, steps = trainer.global_step, self.start.steps
         if step % self.start.check_every and step != steps:
             return
         data = self.shown.data

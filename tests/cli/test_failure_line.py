@@ -163,7 +163,7 @@ CASES = {
     ),
     "accelerator": (
         ["--trainer.accelerator", "tpu"],
-        "trainer.accelerator: tpu: torch ",
+        "trainer: Requirement 'torch_xla",
     ),
     "a name that no file system takes": (
         ["--trainer.default_root_dir", "a" * 300],

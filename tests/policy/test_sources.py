@@ -166,28 +166,6 @@ def test_a_run_given_as_a_model_names_the_export(tmp_path: Path, monkeypatch: py
             resolve_model(name)
 
 
-def test_a_folder_around_the_model_names_it(
-    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As a trainer's checkpoints, a shard of verl and the cache of the hub."""
-    monkeypatch.chdir(tmp_path)
-    for inner in ("trl/checkpoint-9", "trl/checkpoint-10", "verl/actor/huggingface", "hub/snapshots/0a"):
-        (tmp_path / inner).mkdir(parents=True)
-        (tmp_path / inner / "config.json").touch()
-    for name, said in (
-        ("trl", "trl/checkpoint-9 or trl/checkpoint-10"),
-        ("verl", "verl/actor/huggingface"),
-        ("hub", "hub/snapshots/0a"),
-    ):
-        with pytest.raises(UserError, match=f"folder {name} has no config.json; did you mean {said}"):
-            resolve_model(name)
-    (tmp_path / "gguf").mkdir()
-    (tmp_path / "gguf/q4.gguf").touch()
-    for name in ("gguf", "gguf/q4.gguf"):
-        with pytest.raises(UserError, match="holds GGUF weights alone; give the model's folder or hub id"):
-            resolve_model(name)
-
-
 def test_the_cache_folder_can_be_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LIT_RLVR_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -15,7 +15,7 @@ from tiny_rewards import judged_as_is
 from tiny_runs import FIT, completions, fit, metrics, summary, to
 
 from lit_rlvr.common.run_files import LIVE
-from lit_rlvr.run.progress import ProgressEstimator, RunProgress, outage_seconds
+from lit_rlvr.run.progress import ProgressEstimator, RunProgress
 
 CLI = Callable[..., Any]
 ENDLESS = ("--trainer.max_steps", -1)
@@ -141,14 +141,6 @@ def test_what_cannot_be_is_one_line(run_folder: Path, lit_rlvr: CLI) -> None:
     assert result.status == 2 and "budget.tokens: 0 must lie in" in result.err
     result = lit_rlvr(*FIT, *ENDLESS, "--budget.samples", 16, "--model.init_args.optim.lr_schedule", "linear")
     assert result.status == 2 and "lr_schedule: linear needs trainer.max_steps" in result.err
-
-
-def test_an_outage_is_not_part_of_the_estimated_end() -> None:
-    """A rollout that took 600 seconds instead of 2 counts 2; short and long rollouts count as they are."""
-    iterations, rollouts = [3.0, 3.0, 601.0, 3.0, 3.0], [2.0, 2.0, 600.0, 2.0, 2.0]
-    assert outage_seconds(iterations, rollouts) == 598.0
-    assert outage_seconds([3.0, 12.0, 3.0, 4.0], [2.0, 11.0, 2.0, 3.0]) == 0.0
-    assert outage_seconds([3.0, 90.0, 3.0], [2.0, 2.0, 2.0]) == 0.0, "a long validation"
 
 
 def test_a_first_step_that_is_not_finite_has_no_loss_to_show(capsys: pytest.CaptureFixture[str]) -> None:

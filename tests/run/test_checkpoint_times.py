@@ -11,7 +11,6 @@ import pytest
 from tiny import tiny_llama
 from tiny_runs import fit
 
-from lit_rlvr.run import checkpoint
 from lit_rlvr.run.checkpoint import RunCheckpoint
 
 CLI = Callable[..., Any]
@@ -74,18 +73,13 @@ def test_the_first_process_decides(monkeypatch: pytest.MonkeyPatch, first_says: 
     assert bool(saved) is first_says
 
 
-def test_a_finished_run_keeps_one_state_and_says_how_large_it_is(
-    run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_finished_run_keeps_one_state(run_folder: Path, lit_rlvr: CLI) -> None:
     """Weights and two moments in float32; leftovers of a killed process are removed once there is a new checkpoint."""
-    monkeypatch.setattr(checkpoint, "LARGE_BYTES", 0)
     folder = run_folder / "run" / "checkpoints"
     fit(lit_rlvr, "--trainer.max_steps", 1)
     for name in ("step-000002.tmp", "step-000001.old"):
         (folder / name).write_text("half a checkpoint")
-    said = fit(lit_rlvr, "--ckpt_path", "last", "--trainer.max_steps", 2).err
+    fit(lit_rlvr, "--ckpt_path", "last", "--trainer.max_steps", 2)
     (left,) = folder.iterdir()
     parameters = sum(p.numel() for p in tiny_llama().parameters())
     assert left.name == "step-000002.ckpt" and 12 * parameters < left.stat().st_size < 12 * parameters + 100_000
-    assert "run/checkpoints: 0.0 GB, which only resuming needs; `lit-rlvr export run --to DIR` writes the model" in said
-    assert "then the folder may be deleted" in said

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,7 +73,6 @@ def test_fit_leaves_everything_in_its_folder(run_folder: Path, lit_rlvr: CLI) ->
     assert result_summary["stopped"] is None and 0 < result_summary["train_seconds"] < 60
     assert len(result_summary["weights_sha256"]) == 64
     assert "step 6/6" in result.err and "Validation accuracy" in result.err
-    assert re.search(r"Seconds: [\d.]+ of start-up .*train \d.*, all 3 validations [\d.]+", result.err)
     assert summary(run)["validation_seconds"] > 0 and summary(run)["engine_start_seconds"] < 1, "hf loads nothing"
 
 
@@ -107,7 +105,7 @@ def test_automatic_micro_batches_are_chosen_once(
 @pytest.mark.slow
 def test_without_a_validation_set_accuracies_are_null_and_it_is_said(run_folder: Path, lit_rlvr: CLI) -> None:
     unused = fit(lit_rlvr, *to("unused"), "--trainer.limit_val_batches", 0, "--trainer.max_steps", 1)
-    assert "No accuracies: trainer.limit_val_batches is 0" in unused.err and "no validation set" not in unused.err
+    assert "Validation accuracy not measured before, not measured after" in unused.err
     fast = fit(lit_rlvr, *to("fast"), "--trainer.fast_dev_run", "true")
     assert "Validation accuracy not measured before, " in fast.err and "no validation set" not in fast.err
     result = fit(lit_rlvr, "--data.init_args.held_out", 0, "--trainer.max_steps", 2)
@@ -322,6 +320,14 @@ BAD_ARGUMENTS = {
     ),
     "top_p": (["--rollout.sampling.top_p", "0.9"], ["top_p", "not drawn from the distribution in the loss"]),
     "advantage": (["--model.init_args.advantage", "grpoo"], ["grpoo", "grpo"]),
+    "a clip above 1": (["--model.init_args.clip_low", 3], ["model.clip_low: 3.0 must lie in [0, 1]"]),
+    "groups of 0": (["--rollout.group_size", 0], ["rollout.group_size: 0 is not positive"]),
+    "a share above 1": (["--warm_start.until", 2], ["warm_start.until: 2.0 must lie in (0, 1]"]),
+    "no budget": (["--budget.samples", 0], ["budget.samples: 0 must lie in [1, inf)"]),
+    "no tokens": (
+        ["--data.init_args.reading.max_prompt_tokens", 0],
+        ["data.reading.max_prompt_tokens: 0 must lie in [1, inf)"],
+    ),
     "negative lr, in a file": (["--config", "negative.yaml"], ["model.lr: -1.0 must lie in"]),
     "held out": (["--data.init_args.held_out", "999"], ["held_out", "999"]),
     "reward options": (["--rollout.rewards", "[{class_path: Format}]"], ["Format", "pattern"]),
@@ -345,20 +351,9 @@ def test_bad_arguments_are_one_clear_line(run_folder: Path, lit_rlvr: CLI, no_we
     assert not (run_folder / "run" / "summary.json").exists()
 
 
-def test_everything_that_is_wrong_is_said_at_once(run_folder: Path, lit_rlvr: CLI, no_weights: None) -> None:
-    """First what the classes refuse, before anything is read; then what does not fit together or the data."""
-    wrong = {
-        "--model.init_args.lr": (-1, "model.lr: -1.0 must lie in [0, inf)"),
-        "--model.init_args.clip_low": (3, "model.clip_low: 3.0 must lie in [0, 1]"),
-        "--rollout.group_size": (0, "rollout.group_size: 0 is not positive"),
-        "--warm_start.until": (2, "warm_start.until: 2.0 must lie in (0, 1]"),
-        "--budget.samples": (0, "budget.samples: 0 must lie in [1, inf)"),
-        "--data.init_args.reading.max_prompt_tokens": (0, "data.reading.max_prompt_tokens: 0 must lie in [1, inf)"),
-    }
-    result = lit_rlvr(*FIT, *(part for option, (value, _) in wrong.items() for part in (option, value)))
-    assert result.status == 2 and sorted(result.err.splitlines()) == sorted(
-        f"lit-rlvr: error: {said}" for _, said in wrong.values()
-    )
+def test_everything_that_does_not_fit_together_is_said_at_once(
+    run_folder: Path, lit_rlvr: CLI, no_weights: None
+) -> None:
     together = ("--model.init_args.updates_per_rollout", 3, "--rollout.group_size", 1, "--warm_start.steps", 1,
                 "--warm_start.categories", "[x]", "--rollout.sampling.max_tokens", 10**6)  # fmt: skip
     result = lit_rlvr(*FIT, *together)
@@ -396,7 +391,7 @@ def test_bad_configs_are_one_clear_line(run_folder: Path, lit_rlvr: CLI, no_weig
 
 def test_near_config_names_are_suggested(run_folder: Path, lit_rlvr: CLI) -> None:
     assert_refused(lit_rlvr("fit", "--config", "quickstrat"), "'quickstrat'; did you mean quickstart?")
-    assert_refused(lit_rlvr("fit", "--config", "llama_grpo"), "did you mean recipes/", "llama-3.2-1b_grpo")
+    assert_refused(lit_rlvr("fit", "--config", "llama_grpo"), "did you mean recipes/", "_grpo?")
     far = lit_rlvr("fit", "--config", "zzzzqqqq")
     assert_refused(far, "'zzzzqqqq'; the shipped ones are in ", str(config_folder()))
     assert len(far.err) < 300

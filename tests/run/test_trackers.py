@@ -177,7 +177,6 @@ def test_of_two_processes_only_the_first_sends(run_folder: Path) -> None:
     ("chosen", "message"),
     [
         ("[wandb, mlfow]", "trackers: 'mlfow' is not known; did you mean 'mlflow'?"),
-        ("[trackio, trackio]", "trackers: trackio is given twice"),
         ("tiny_trackers.Missing", "trackers: not_there is not installed; pip install not_there"),
         ("{class_path: Wandb, init_args: {projekt: x}}", "Wandb has no option 'projekt'"),
     ],

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import vision_utils
 from transformers.utils.generic import get_max_seqlen
 
+from lit_rlvr.common.files import reading
 from lit_rlvr.common.packages import require
 from lit_rlvr.distributed.collectives import to_device
 from lit_rlvr.errors import UserError
@@ -71,8 +72,6 @@ class QwenImageProcessor(ImageProcessor):
     def _own(self) -> Any:
         """The model's own processor of images, videos and text."""
         from transformers import AutoProcessor
-
-        from lit_rlvr.policy.loading import reading
 
         with reading("the processor of videos", self.folder):
             own = AutoProcessor.from_pretrained(self.folder, trust_remote_code=False)

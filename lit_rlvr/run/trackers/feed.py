@@ -30,7 +30,7 @@ def choose_trackers(chosen: Chosen) -> list[Tracker]:
     """Build the trackers.
 
     Raises:
-        UserError: one is unknown or given twice, has a wrong option, or needs a package that is not installed.
+        UserError: one is unknown, has a wrong option, or needs a package that is not installed.
     """
     given: Sequence[Tracker | str] = [] if chosen is None else chosen if isinstance(chosen, list) else [chosen]
     found = [
@@ -39,10 +39,7 @@ def choose_trackers(chosen: Chosen) -> list[Tracker]:
         else (TRACKER_NAMES.get(one) or find_part("trackers", "trackers", one, TRACKER_NAMES, Tracker))()
         for one in given
     ]
-    keys = [tracker.key for tracker in found]
     for tracker in found:
-        if keys.count(tracker.key) > 1:
-            raise UserError(f"trackers: {tracker.key} is given twice")
         if tracker.module:
             require(tracker.module, "trackers", *tracker.packages)
     return found
