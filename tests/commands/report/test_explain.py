@@ -49,7 +49,7 @@ def test_explain_shows_a_group_of_a_run(run_folder: Path, lit_rlvr: CLI) -> None
 
 def test_what_was_not_saved_is_named(tmp_path: Path, lit_rlvr: CLI) -> None:
     run = make_run(tmp_path / "run")
-    for options, said in (((), "give the folder of a run with run.trace_every above 0"), (("--step", 3), "saved steps: 1, 6"),
+    for options, said in (((), "a run with run.trace_every above 0"), (("--step", 3), "saved steps: 1, 6"),
                           (("--prompt", "99"), "there are 0, ")):  # fmt: skip
         refused = lit_rlvr("explain", run, *options)
         assert refused.status == 2 and said in refused.err, refused.err
