@@ -27,7 +27,7 @@ from lit_rlvr.datamodules.reading.checks import (
     require_samples,
 )
 from lit_rlvr.datamodules.reading.conversations import without_nulls
-from lit_rlvr.datamodules.reading.images import ImageOptions, check_media, with_images
+from lit_rlvr.datamodules.reading.images import ImageOptions, check_media
 from lit_rlvr.datamodules.reading.readers import GivenRows, read_rows
 from lit_rlvr.datamodules.reading.rows import (
     DataRow,
@@ -38,7 +38,6 @@ from lit_rlvr.datamodules.reading.rows import (
     joined_text,
     map_columns,
     rank_zero_warn,
-    with_prompts,
 )
 from lit_rlvr.datamodules.reading.split import (
     CHARACTERS,
@@ -305,15 +304,8 @@ class PromptDataModule(ChecksArguments, UsesModel):
             if environment is not None and data.environment is not environment:
                 data.environment = environment
                 data.chat = data.chat.with_tools(environment.tools)
-                data._tokenise_again()
-
-    def _tokenise_again(self) -> None:
-        """Tokenise the loaded sets after a change of the tools."""
-        for split in STAGE_SPLITS["fit"] + STAGE_SPLITS["test"]:
-            if split in self.prompts:
-                self.prompts[split] = self._tokenised(split)
-        self._stream = None
-        self._make_stream()
+                data.prompts.clear()  # `setup` tokenises them with the tools
+                data._stream = None
 
     def render(self, sample: Sample) -> str:
         """Return the exact text the model sees, special tokens and prefill included."""
@@ -464,17 +456,16 @@ class PromptDataModule(ChecksArguments, UsesModel):
         return fitting
 
     def _compare_sets(self) -> None:
-        """Report repeated rows, and validation questions that are also in the training set.
+        """Report validation questions that are also in the training set.
 
         Raises:
             UserError: the training set has all questions of this DataModule's own validation set.
         """
         has_environment = self.environment is not None
-        train = index_questions(self.prompts["train"], f"{self.name} train", has_environment)
+        train = index_questions(self.prompts["train"], has_environment)
         for data in self.validated:
             if validation := data.prompts.get("validation"):
-                index_questions(validation, f"{data.name} validation", has_environment)
-                check_held_out(train, validation, data.name, refuse=data is self)
+                check_held_out(train, validation, data.name, has_environment, refuse=data is self)
 
     def _make_stream(self) -> None:
         """Create the stream of training prompts, once they are loaded."""
@@ -572,11 +563,10 @@ class PromptDataModule(ChecksArguments, UsesModel):
         """Read all usable rows of a split; later calls return the same list."""
         if split not in self._samples:
             name = f"{self.name} {split}"
-            rows = with_prompts(
-                require_samples(self.rows(split), self.rows), name, self.optional, not self.demonstrates
-            )
-            rows = with_images(rows, self.images)
-            good, self.bad_rows[split] = filter_rows(rows, name, self.reading.max_bad_rows, self.optional)
+            good, self.bad_rows[split] = filter_rows(
+                require_samples(self.rows(split), self.rows), name, self.reading.max_bad_rows, self.optional,
+                self.images, not self.demonstrates,
+            )  # fmt: skip
             if not good and self.locations[split] is not None:
                 raise UserError(f"{self.locations[split]}: no usable row in it")
             if not good and split == "train":

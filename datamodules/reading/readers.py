@@ -102,7 +102,7 @@ class GivenRows:
         split: the set's name, for messages.
 
     Raises:
-        UserError: they are a mapping or a table instead.
+        UserError: they are a mapping instead.
 
     Attributes:
         file: the file that a run writes them to, so that its `config.yaml` can name it.
@@ -112,8 +112,6 @@ class GivenRows:
         self.name = self.file = f"data.{split}"
         if isinstance(rows, Mapping):
             raise UserError(f"{self.name}: give the rows of one set, such as data[{next(iter(rows), split)!r}]")
-        if hasattr(rows, "iterrows"):
-            raise UserError(f'{self.name}: give dicts, such as frame.to_dict("records"), not {type_text(rows)}')
         self.rows = rows if hasattr(rows, "with_format") else list(rows)
 
     def __fspath__(self) -> str:
@@ -256,13 +254,8 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Value]]:
     """Read one JSON object per line; skip blank lines; yield a bad row for a broken line."""
     with _open(path) as file:
         for number, line in enumerate(file, 1):
-            if not (text := line.strip()):
+            if not line.strip():
                 continue
-            if number == 1 and (text[0] == "[" or text == "{"):
-                raise UserError(
-                    f"{path}: begins with {text[:20]!r}, but a line of JSON Lines is one whole object; write one "
-                    "object a line, or a list of them to a .json file"
-                )
             try:
                 yield number, _object(json.loads(line, object_pairs_hook=_unique_keys))
             except (ValueError, RecursionError) as error:
