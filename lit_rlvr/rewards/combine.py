@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lit_rlvr.distributed.collectives import gather_objects
 from lit_rlvr.errors import UserError, shown
-from lit_rlvr.rewards.base import Reward, check_rewards, forks_ended
+from lit_rlvr.rewards.base import Reward, check_rewards
 from lit_rlvr.types import Completion, Pair, Prompt, RewardResult, Sample, Status
 
 _log = logging.getLogger("lit_rlvr")
@@ -107,7 +107,7 @@ def judge(rewards: Sequence[Reward], pairs: Sequence[Pair]) -> Judgements:
     found: Judgements = {}
     for reward in rewards:
         judged = [pairs[k] for k in good]
-        with forks_ended(reward.dotted_path), _settings_unchanged(reward):  # also rewards with a `score` of their own
+        with _settings_unchanged(reward):
             said = dict(zip(good, reward.score(judged), strict=True))
         found[reward.name] = [said.get(k) or _failure(completion) for k, (completion, _) in enumerate(pairs)]  # type: ignore[misc]
     return found

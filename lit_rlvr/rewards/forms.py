@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -132,30 +132,13 @@ def openrlhf_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
     }
 
 
-@dataclass
-class SlimeSample:
-    """A completion as slime's reward functions get it: the fields of slime's `Sample` that they read."""
-
-    prompt: str | list[dict[str, Any]]
-    response: str
-    response_length: int
-    label: str
-    status: str
-    metadata: dict[str, Any] = field(default_factory=dict)
-
-
-class SlimeArgs(SimpleNamespace):
-    """The `args` of slime's functions: the options of the reward."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"args.{name}: slime's options are not here; give it as `options: {{{name}: VALUE}}`")
-
-
 def slime_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
+    """Return the argument that slime gives besides `args`: the fields of its `Sample` that reward functions read."""
     completion, sample = pairs[0]
-    status = "truncated" if completion.truncated else "completed"
-    metadata = mapping_in(sample, "metadata")
-    made = SlimeSample(sample.prompt, completion.text, completion.length, sample.answer, status, metadata)
+    made = SimpleNamespace(
+        prompt=sample.prompt, response=completion.text, response_length=completion.length, label=sample.answer,
+        status="truncated" if completion.truncated else "completed", metadata=mapping_in(sample, "metadata"),
+    )  # fmt: skip
     return {"sample": made}
 
 

@@ -6,11 +6,11 @@ import asyncio
 import inspect
 import logging
 import os
-import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache, partial
+from types import SimpleNamespace
 from typing import Any
 
 from lit_rlvr.common.packages import import_path
@@ -25,7 +25,6 @@ from lit_rlvr.rewards.forms import (
     TRL,
     TRL_HELPERS,
     Form,
-    SlimeArgs,
     accepted_arguments,
     as_list,
     form_of,
@@ -42,19 +41,6 @@ _log = logging.getLogger("lit_rlvr")
 
 NO_COMPLETION, NO_SAMPLE = Completion("", (), "stop"), Sample("", "", "")
 """What shows the names of a form's arguments."""
-
-
-@dataclass
-class TrainerState:
-    """The progress of the run, as TRL's `trainer_state` gives it.
-
-    Args:
-        global_step: optimizer steps taken.
-        max_steps: optimizer steps of the whole run.
-    """
-
-    global_step: int = 0
-    max_steps: int = -1
 
 
 class FunctionReward(Reward):
@@ -101,13 +87,13 @@ class FunctionReward(Reward):
         super().__init__(truncated_is_wrong=truncated_is_wrong, **kwargs)
         self.whole_rollout = self.form.is_batch and self.isolation is None
         self.is_async = is_async(self.function)
-        self.state = TrainerState()
+        self.state = SimpleNamespace(global_step=0, max_steps=-1)  # optimizer steps, as in TRL's `trainer_state`
         self.dotted_path = path
         if kwargs.get("name") is None:
             self.name = getattr(self.function, "__name__", None) or getattr(named, "__name__", "") or path
 
     def begin_rollout(self, step: int, max_steps: int) -> None:
-        self.state = TrainerState(step, max_steps)
+        self.state = SimpleNamespace(global_step=step, max_steps=max_steps)
         self.metrics = {name: [] for name in self.metrics}
 
     def __call__(self, completion: Completion, sample: Sample) -> float | RewardResult | None:
@@ -216,9 +202,6 @@ def load_function(path: str) -> Any:
         hint = did_you_mean(path, rewards.__all__)
         remedy = " ".join(filter(None, (hint, "give a class of lit-rlvr, or module.function")))
         raise UserError(f"rollout.rewards: there is no reward {path!r}; {remedy}")
-    if not re.fullmatch(r"\w+(\.\w+)+", path):
-        hint = "; in YAML, a space follows each colon: {class_path: my_task.MyReward}" if ":" in path else ""
-        raise UserError(f"rollout.rewards: {path!r} is not a dotted path such as my_task.my_reward{hint}")
     where = f"rewards.FunctionReward.path {path!r}"
     found = import_path("rewards.FunctionReward.path", path)
     if inspect.isabstract(found):
@@ -238,7 +221,7 @@ def with_options(function: Any, options: Mapping[str, Any], path: str) -> tuple[
     returned = str(getattr(function, "__annotations__", {}).get("return", ""))
     form = None if isinstance(function, type) or "Callable" in returned else form_of(function)
     if form is not None:
-        given = {"args": SlimeArgs(**options)} if form is SLIME else dict(options)
+        given = {"args": SimpleNamespace(**options)} if form is SLIME else dict(options)
         check_arguments(function, form, given, where)
         return (partial(function, **given) if given else function), form
     parameters = parameters_of(function)
@@ -330,6 +313,13 @@ def event_loop(process: int) -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="lit-rlvr-async", daemon=True).start()
     return loop
+
+
+def resolved(value: Any) -> Any:
+    """Return a value, or what it awaits."""
+    if not inspect.isawaitable(value):
+        return value
+    return asyncio.run_coroutine_threadsafe(_awaited(value), event_loop(os.getpid())).result()
 
 
 async def _gather(results: Sequence[Any]) -> list[Any]:
