@@ -11,8 +11,6 @@ from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, Literal
 
-from jinja2.exceptions import TemplateSyntaxError
-
 from lit_rlvr.datamodules.reading.conversations import text_of
 from lit_rlvr.datamodules.reading.images import PLACEHOLDER, as_parts
 from lit_rlvr.errors import UserError, option_group
@@ -322,9 +320,6 @@ class Chat:
         more = {"tools": list(self.tools)} if self.tools and offer else {}
         try:
             return tokenizer.apply_chat_template(messages, **options, **more, **(self.chat_template_kwargs or {}))
-        except TemplateSyntaxError as error:
-            where = tokenizer.name_or_path
-            raise UserError(f"model: the chat template of {where} is broken in line {error.lineno}: {error}") from error
         except Exception as error:  # the template is third-party code
             if any(isinstance(call.get("arguments"), dict) for call in _functions(messages)):
                 return self._apply(_with_text_arguments(messages), tokenizer, source, offer, **options)

@@ -43,29 +43,16 @@ def load_from_hub(location: str, split: str) -> Any:
         UserError: loading failed; the message gives the reason.
     """
     import datasets
-    from huggingface_hub import HfApi
 
     match = HUB_NAME.fullmatch(location)
     assert match is not None
     try:
-        if not _is_cached(match["name"], datasets.config.HF_DATASETS_CACHE):
-            # one quick request: without a network, `load_dataset` retries for half a minute
-            HfApi().dataset_info(match["name"], timeout=10)
         return datasets.load_dataset(match["name"], match["config"], split=match["split"] or split)
     except Exception as error:  # network, access, missing config or split: every cause is reported
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"{location}: neither a file or folder here nor a reachable hub data set ({type(error).__name__}: {reason})"
         ) from error
-
-
-def _is_cached(name: str, cache: Any) -> bool:
-    """Return True if `datasets` has a folder of this name in its cache."""
-
-    def bare(text: str) -> str:
-        return text.lower().replace("_", "")
-
-    return cache.is_dir() and bare(name.replace("/", "___")) in {bare(folder.name) for folder in cache.iterdir()}
 
 
 SHIPPED = Path(__file__).parents[1] / "data"

@@ -39,7 +39,6 @@ from lit_rlvr.engines.client import (
     ServerError,
     VLLMServer,
     all_or_none,
-    dtype_of,
     wait_for,
 )
 from lit_rlvr.engines.dispatch import Dispatch, Placement, Replica, is_cancelled
@@ -182,7 +181,7 @@ class VLLMServerEngine(RolloutEngine):
         """Refuse a server with another model, too short a context, or log-probabilities it does not sample from."""
         settings = server.settings()
         check_model(server.url, str(settings["model"]), context.policy.model.config)
-        self._dtype = dtype_of(settings)
+        self._dtype = getattr(torch, str(settings["dtype"]).removeprefix("torch."))
         self._replica(server).capacity = ceil(settings["max_num_seqs"] / world_size())
         self._takes[server], self._copies[server] = settings["adapters"], settings["replicas"]
         if self._adapter is not None and not self._takes[server].include(self._adapter):

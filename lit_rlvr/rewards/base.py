@@ -183,12 +183,8 @@ class Reward(ChecksArguments, ABC):
         return self._judge(completion, sample, MemoryError)
 
     def _failed(self, error: BaseException) -> RewardResult:
-        place = user_line(error) or first_line_of(self.judging_function())
+        place = user_line(error) or first_line_of(getattr(self, "function", type(self).__call__))
         return RewardResult(0.0, None, "error", ": ".join(filter(None, (place, first_line(error)))))
-
-    def judging_function(self) -> object:
-        """Return the callable that the user's file defines."""
-        return type(self).__call__
 
     def close(self) -> None:
         """Release the reward's resources; none by default."""

@@ -17,7 +17,7 @@ from lit_rlvr.common.packages import import_path
 from lit_rlvr.common.settings import dotted_path_of
 from lit_rlvr.errors import UserError, defined_at, did_you_mean
 from lit_rlvr.rewards.base import Reward, as_result, check_rewards
-from lit_rlvr.rewards.format import tag_within
+from lit_rlvr.rewards.format import TAG
 from lit_rlvr.rewards.forms import (
     KNOWN,
     OWN,
@@ -179,15 +179,12 @@ class FunctionReward(Reward):
             source = inspect.getsource(inspect.unwrap(getattr(self.function, "func", self.function)))
         except (OSError, TypeError):  # it has no file, or is an object
             return
-        if tag := tag_within(prefill, source):
+        if tag := next((tag for tag in TAG.findall(prefill) if tag in source), None):
             _log.warning(
                 "reward %r: its code names %s, which the chat template or the data's prefill writes (%r) and so no "
                 "completion has; set data.init_args.chat.score_prefill: true if it looks for that in the text",
                 self.name, tag, prefill,
             )  # fmt: skip
-
-    def judging_function(self) -> object:
-        return self.function
 
 
 def load_function(path: str) -> Any:

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lit_rlvr.datamodules.reading import readers as hub
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.readers import SHIPPED, read_rows
 from lit_rlvr.errors import UserError
@@ -203,7 +202,6 @@ def test_hub_names_carry_config_and_split(monkeypatch: pytest.MonkeyPatch):
         return datasets.Dataset.from_list(ROWS)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *args, **kwargs: None)
     for location in ("openai/gsm8k@main:test", "org/name", "squad", "a/b:train[:10]"):
         assert [row.value for row in read_rows(location, "validation")] == ROWS
     assert asked == [
@@ -219,20 +217,12 @@ def test_an_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch):
     def fail(*args: object, **kwargs: object) -> None:
         raise ConnectionError("no\nroute")
 
-    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", fail)
+    monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(UserError) as error:
         list(read_rows("org/none"))
     assert str(error.value) == (
         "org/none: neither a file or folder here nor a reachable hub data set (ConnectionError: no route)"
     )
-
-
-def test_a_cached_data_set_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "openai___gsm8k").mkdir()
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *args, **kwargs: pytest.fail("asked the hub"))
-    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: datasets.Dataset.from_list(ROWS))
-    assert len(hub.load_from_hub("openai/gsm8k@main", "train")) == 2
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv"])

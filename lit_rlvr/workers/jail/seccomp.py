@@ -93,11 +93,6 @@ def _without(argument: int, bits: int) -> Code:
     return [_low_half(argument), (IF_ANY_BIT, 0, 1, bits), (RETURN, 0, 0, ERROR | errno.EPERM), (RETURN, 0, 0, ALLOW)]
 
 
-def _with(argument: int, bit: int) -> Code:
-    """Allow the call if its argument has the bit."""
-    return [_low_half(argument), (IF_ANY_BIT, 1, 0, bit), (RETURN, 0, 0, ERROR | errno.EPERM), (RETURN, 0, 0, ALLOW)]
-
-
 def _one_of(argument: int, values: Iterable[int]) -> Code:
     """Allow the call if its argument is one of the values."""
     allowed = [step for value in values for step in ((IF_EQUAL, 0, 1, value), (RETURN, 0, 0, ALLOW))]
@@ -116,7 +111,12 @@ def _null(argument: int) -> Code:
 RULES: dict[str, Code] = {
     "open": _without(1, WRITING),
     "openat": _without(2, WRITING),
-    "clone": _with(0, CLONE_THREAD),
+    "clone": [
+        _low_half(0),
+        (IF_ANY_BIT, 1, 0, CLONE_THREAD),
+        (RETURN, 0, 0, ERROR | errno.EPERM),
+        (RETURN, 0, 0, ALLOW),
+    ],
     "clone3": [(RETURN, 0, 0, ERROR | errno.ENOSYS)],  # its flags cannot be seen; the C library falls back to clone
     "fcntl": _one_of(1, FCNTL),
     "ioctl": _one_of(1, IOCTL),
