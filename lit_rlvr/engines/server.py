@@ -106,8 +106,6 @@ class VLLMServerEngine(RolloutEngine):
         for url in urls:
             if not url.startswith(("http://", "https://")):
                 raise UserError(f"VLLMServerEngine.urls: {url!r} must begin with http:// or https://")
-        if timeout <= 0:
-            raise UserError(f"VLLMServerEngine.timeout: {timeout} must be more than 0 seconds")
         transfer.check_urls(urls)
         self.recompute_cache = recompute_cache
         self.servers = [VLLMServer(url, api_key_env, timeout, recompute_cache) for url in urls]

@@ -86,7 +86,8 @@ class FunctionReward(Reward):
             truncated_is_wrong = self.form is OWN
         super().__init__(truncated_is_wrong=truncated_is_wrong, **kwargs)
         self.whole_rollout = self.form.is_batch and self.isolation is None
-        self.is_async = is_async(self.function)
+        callables = self.function, getattr(self.function, "__call__", None)  # noqa: B004
+        self.is_async = any(map(inspect.iscoroutinefunction, callables))
         self.state = SimpleNamespace(global_step=0, max_steps=-1)  # optimizer steps, as in TRL's `trainer_state`
         self.dotted_path = path
         if kwargs.get("name") is None:
@@ -259,11 +260,6 @@ def check_arguments(function: Any, form: Form, options: Mapping[str, Any], where
         )
     if unknown := options.keys() - accepted_arguments(function, options).keys():
         raise UserError(f"{where}: it has no parameter {', '.join(sorted(unknown))}; mend its options")
-
-
-def is_async(function: Any) -> bool:
-    """Return True if calls of a function or an object must be awaited."""
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
 
 
 def require_values(values: Any, count: int, reward: FunctionReward) -> list[Any]:
