@@ -76,51 +76,6 @@ STAGE_SPLITS: dict[str, tuple[Split, ...]] = {
 """The sets that each trainer stage needs."""
 
 
-class UsesModel(LightningDataModule):
-    """A DataModule with the tokenizer and image processor of the trainer's model, or ones set without a trainer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._tokenizer: Any = None
-        self._image_processor: ImageProcessor | None = None
-        self._module: Any = None
-
-    @property
-    def tokenizer(self) -> Any:
-        """The tokenizer of the trainer's model; set it to use the data without a trainer."""
-        return self._tokenizer if self._tokenizer is not None else self._model("tokenizer").tokenizer
-
-    @tokenizer.setter
-    def tokenizer(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-
-    @property
-    def image_processor(self) -> ImageProcessor:
-        """The image processor of the trainer's model; set it to use the data without a trainer."""
-        processor = self._image_processor
-        return processor if processor is not None else self._model("image_processor").image_processor
-
-    @image_processor.setter
-    def image_processor(self, processor: ImageProcessor) -> None:
-        self._image_processor = processor
-
-    @property
-    def demonstrates(self) -> bool:
-        """True if the trainer's model is trained on the completions that the data hold."""
-        module = self._module if self.trainer is None else self.trainer.lightning_module
-        return bool(getattr(module, "demonstrates", False))
-
-    def use_model(self, module: Any) -> None:
-        """Take tokenizer and image processor from a module that has no trainer yet, or from another DataModule."""
-        self._module = module
-
-    def _model(self, name: str) -> Any:
-        module = self._module if self.trainer is None else self.trainer.lightning_module
-        if module is None:
-            raise RuntimeError(f"no {name}: attach a trainer, or set `data.{name}`")
-        return module
-
-
 @option_group("data.evaluation")
 @dataclass(frozen=True)
 class EvaluationData:
@@ -144,7 +99,7 @@ class EvaluationData:
         check_within("[1, inf)", "data.evaluation", limit=self.limit, prompts_per_batch=self.prompts_per_batch)
 
 
-class PromptDataModule(ChecksArguments, UsesModel):
+class PromptDataModule(ChecksArguments, LightningDataModule):
     """Prompts with reference answers from files, folders or the hub.
 
     Args:
@@ -192,6 +147,9 @@ class PromptDataModule(ChecksArguments, UsesModel):
         name: str | None = None,
     ) -> None:
         super().__init__()
+        self._tokenizer: Any = None
+        self._image_processor: ImageProcessor | None = None
+        self._module: Any = None
         groups = with_class_defaults(type(self), reading=reading, images=images, chat=chat, evaluation=evaluation)
         self.init_args = init_arguments() | groups
         reading, images, chat, evaluation = groups.values()
@@ -286,6 +244,43 @@ class PromptDataModule(ChecksArguments, UsesModel):
         self._readers[file] = read
         check_media(row, (), images=False)
         return read(row)
+
+    # the model
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the trainer's model; set it to use the data without a trainer."""
+        return self._tokenizer if self._tokenizer is not None else self._model("tokenizer").tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    @property
+    def image_processor(self) -> ImageProcessor:
+        """The image processor of the trainer's model; set it to use the data without a trainer."""
+        processor = self._image_processor
+        return processor if processor is not None else self._model("image_processor").image_processor
+
+    @image_processor.setter
+    def image_processor(self, processor: ImageProcessor) -> None:
+        self._image_processor = processor
+
+    @property
+    def demonstrates(self) -> bool:
+        """True if the trainer's model is trained on the completions that the data hold."""
+        module = self._module if self.trainer is None else self.trainer.lightning_module
+        return bool(getattr(module, "demonstrates", False))
+
+    def use_model(self, module: Any) -> None:
+        """Take tokenizer and image processor from a module that has no trainer yet, or from another DataModule."""
+        self._module = module
+
+    def _model(self, name: str) -> Any:
+        module = self._module if self.trainer is None else self.trainer.lightning_module
+        if module is None:
+            raise RuntimeError(f"no {name}: attach a trainer, or set `data.{name}`")
+        return module
 
     # what the model sees
 

@@ -82,7 +82,7 @@ def read_svamp(row: DataRow) -> tuple[Any, str]:
 
 def read_answer(row: DataRow) -> tuple[Any, Any]:
     """Read `problem` or `question`, and `answer` (GSM8K: what follows `####`)."""
-    return row["problem"] if "problem" in row else row.get("question"), row["answer"]
+    return row["problem"] if "problem" in row else row.get("question"), row.get("answer")
 
 
 def read_solution(row: DataRow) -> tuple[Any, str]:

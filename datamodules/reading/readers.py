@@ -67,18 +67,13 @@ class SourceRow(NamedTuple):
     """One row and its source.
 
     Args:
-        number: its number in the file, from 1 (JSON Lines: the line; CSV: without the header).
         value: column -> cell, or a `BadRow` that says why the row cannot be read.
-        file: the file or data set it comes from.
+        source: the file or data set it comes from, and its number there from 1 (JSON Lines: the line; CSV: without the
+            header): "file:row".
     """
 
-    number: int
     value: Value
-    file: str
-
-    @property
-    def source(self) -> str:
-        return f"{self.file}:{self.number}"
+    source: str
 
 
 class GivenRows:
@@ -113,7 +108,7 @@ class GivenRows:
         for number, row in enumerate(self.rows, 1):
             if not isinstance(row, Mapping):
                 raise UserError(f"{self.name}:{number}: a row is a dict of columns, not {type_text(row)}")
-            yield SourceRow(number, dict(row), self.name)
+            yield SourceRow(dict(row), f"{self.name}:{number}")
 
     def write(self) -> None:
         """Write the rows to `file`."""
@@ -206,7 +201,7 @@ def _split_of(file: Path, folder: Path) -> str:
 def _read_dataset(data: Any, file: str) -> Iterator[SourceRow]:
     """Yield the rows of a `datasets.Dataset` in their Arrow form: images stay {"bytes", "path"}, undecoded."""
     for number, value in _batches(data.with_format("arrow").iter(batch_size=256)):
-        yield SourceRow(number, value, file)
+        yield SourceRow(value, f"{file}:{number}")
 
 
 def _read_file(path: Path) -> Iterator[SourceRow]:
@@ -219,7 +214,7 @@ def _read_file(path: Path) -> Iterator[SourceRow]:
         raise UserError(f"{path}: unknown file type, known types are {', '.join(FORMATS)}{hint}")
     try:
         for number, value in read(path):
-            yield SourceRow(number, value, str(path))
+            yield SourceRow(value, f"{path}:{number}")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason}: {error.object[error.start : error.end]!r})") from error
     except (OSError, EOFError, ValueError, zlib.error, pa.ArrowException, csv.Error) as error:
