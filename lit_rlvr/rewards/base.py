@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from lit_rlvr.common.settings import dotted_path_of, init_arguments, snake_case
@@ -176,11 +176,8 @@ class Reward(ChecksArguments, ABC):
             UserError: this reward cannot be sent to a worker.
         """
         remedy = "define it at the top level of a module, without open files or nested functions, or leave out isolate"
-        return Function(self.dotted_path, pickle_for_worker(self.judge_alone, f"rewards: {self.dotted_path}", remedy))
-
-    def judge_alone(self, completion: Completion, sample: Sample) -> RewardResult:
-        """Judge one completion like `score`, but in a worker process, which itself handles running out of memory."""
-        return self._judge(completion, sample, MemoryError)
+        judge = partial(self._judge, passed_on=MemoryError)  # a worker itself handles running out of memory
+        return Function(self.dotted_path, pickle_for_worker(judge, f"rewards: {self.dotted_path}", remedy))
 
     def _failed(self, error: BaseException) -> RewardResult:
         place = user_line(error) or first_line_of(getattr(self, "function", type(self).__call__))

@@ -123,14 +123,12 @@ class FunctionReward(Reward):
         """
         if self.form.is_batch:
             extra: dict[str, list[Any]] = {}
-            more: dict[str, Any] = {}
-            if self.form is TRL:
-                more = {
-                    "trainer_state": self.state,
-                    "log_extra": lambda column, values: extra.setdefault(column, []).extend(values),
-                    "log_metric": lambda name, value: self.metrics.setdefault(name, []).append(float(value)),
-                }
-            (values,) = self._run([self._call(pairs, more)])
+            helpers = {
+                "trainer_state": self.state,
+                "log_extra": lambda column, values: extra.setdefault(column, []).extend(values),
+                "log_metric": lambda name, value: self.metrics.setdefault(name, []).append(float(value)),
+            }
+            (values,) = self._run([self._call(pairs, helpers if self.form is TRL else {})])
             if isinstance(values, BaseException):
                 raise values
             self._log_numbers(values)

@@ -416,4 +416,4 @@ def test_a_function_of_trl_judges_a_whole_rollout_at_once(foreign: Any) -> None:
 def test_an_isolated_function_of_trl_gets_one_completion_per_call() -> None:
     reward = FunctionReward("trl.rewards.think_format_reward", isolate=True)
     assert not reward.whole_rollout
-    assert reward.judge_alone(*PAIRS[0]) == RewardResult(0.0, None)
+    assert reward._judge(*PAIRS[0], MemoryError) == RewardResult(0.0, None)

@@ -99,15 +99,6 @@ def _one_of(argument: int, values: Iterable[int]) -> Code:
     return [_low_half(argument), *allowed, (RETURN, 0, 0, ERROR | errno.EPERM)]
 
 
-def _null(argument: int) -> Code:
-    """Allow the call if its argument is not an address."""
-    _, _, _, place = _low_half(argument)
-    return [
-        (LOAD, 0, 0, place), (IF_EQUAL, 0, 2, 0), (LOAD, 0, 0, place + 4), (IF_EQUAL, 1, 0, 0),
-        (RETURN, 0, 0, ERROR | errno.EPERM), (RETURN, 0, 0, ALLOW),
-    ]  # fmt: skip
-
-
 RULES: dict[str, Code] = {
     "open": _without(1, WRITING),
     "openat": _without(2, WRITING),
@@ -120,6 +111,13 @@ RULES: dict[str, Code] = {
     "clone3": [(RETURN, 0, 0, ERROR | errno.ENOSYS)],  # its flags cannot be seen; the C library falls back to clone
     "fcntl": _one_of(1, FCNTL),
     "ioctl": _one_of(1, IOCTL),
-    "prlimit64": _null(2),
+    "prlimit64": [  # allowed if its third argument, the new limit, is not an address
+        _low_half(2),
+        (IF_EQUAL, 0, 2, 0),
+        (LOAD, 0, 0, ARGUMENTS + 8 * 2 + 4),
+        (IF_EQUAL, 1, 0, 0),
+        (RETURN, 0, 0, ERROR | errno.EPERM),
+        (RETURN, 0, 0, ALLOW),
+    ],
 }
 """Call -> the checks on its arguments; all other listed calls are allowed unconditionally."""
