@@ -57,6 +57,12 @@ class Player:
         random.seed(f"{sample.id} reset" if call == RESET else f"{seed} {call}")
         if "numpy" in sys.modules:
             sys.modules["numpy"].random.seed(random.getrandbits(32))
+        try:
+            return self._call(number, call, sample, turn)
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise RuntimeError(first_line(error)) from error
+
+    def _call(self, number: int, call: int, sample: Sample, turn: Turn | None) -> Any:
         if call == RESET:
             environment = deepcopy(self._environment)
             self._episodes[number] = environment, []

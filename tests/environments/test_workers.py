@@ -82,7 +82,7 @@ def test_the_reward_comes_with_the_end(play: Any) -> None:
         pytest.param("hang", "timeout", "out of wall-clock time", marks=pytest.mark.slow),
         ("spin", "timeout", "out of CPU time"),
         ("die", "error", "died twice: exit code 7"),
-        ("exit", "error", "died twice: exit code 3"),
+        ("exit", "error", "RuntimeError: SystemExit: 3"),
         ("leak", "timeout", "MemoryError"),
     ],
 )
