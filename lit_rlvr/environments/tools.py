@@ -247,6 +247,8 @@ def as_environment(environment: Any) -> Environment | None:
         factory = import_path("rollout.environment", name if "." in name else f"lit_rlvr.environments.{name}")
     else:
         factory, name = environment, getattr(environment, "__qualname__", repr(environment))
+    if not callable(factory):
+        raise UserError(f"rollout.environment: {name} is neither a class nor a function that returns an environment")
     try:
         if isinstance(factory, type) and issubclass(factory, Environment):
             return factory()

@@ -396,7 +396,7 @@ def test_a_class_written_for_trl_works_by_its_path() -> None:
 @pytest.mark.parametrize(
     ("path", "message"),
     [("nothing.Here", "No module named 'nothing'"), ("lit_rlvr.environments.None_", "cannot be imported"),
-     ("os.path.sep", "fails: TypeError: 'str' object is not callable"), ("Calculater", "did you mean 'Calculator'"),
+     ("os.path.sep", "is neither a class nor a function"), ("Calculater", "did you mean 'Calculator'"),
      ("{class_path: my.Thing}", "by its dotted path alone")],
 )  # fmt: skip
 def test_a_wrong_path_is_one_line(path: str, message: str) -> None:
