@@ -27,7 +27,7 @@ from lit_rlvr.datamodules.reading.checks import (
     require_samples,
 )
 from lit_rlvr.datamodules.reading.conversations import without_nulls
-from lit_rlvr.datamodules.reading.images import ImageOptions, check_media, with_images
+from lit_rlvr.datamodules.reading.images import ImageOptions, check_media
 from lit_rlvr.datamodules.reading.readers import GivenRows, read_rows
 from lit_rlvr.datamodules.reading.rows import (
     DataRow,
@@ -38,7 +38,6 @@ from lit_rlvr.datamodules.reading.rows import (
     joined_text,
     map_columns,
     rank_zero_warn,
-    with_prompts,
 )
 from lit_rlvr.datamodules.reading.split import (
     CHARACTERS,
@@ -77,51 +76,6 @@ STAGE_SPLITS: dict[str, tuple[Split, ...]] = {
 """The sets that each trainer stage needs."""
 
 
-class UsesModel(LightningDataModule):
-    """A DataModule with the tokenizer and image processor of the trainer's model, or ones set without a trainer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._tokenizer: Any = None
-        self._image_processor: ImageProcessor | None = None
-        self._module: Any = None
-
-    @property
-    def tokenizer(self) -> Any:
-        """The tokenizer of the trainer's model; set it to use the data without a trainer."""
-        return self._tokenizer if self._tokenizer is not None else self._model("tokenizer").tokenizer
-
-    @tokenizer.setter
-    def tokenizer(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-
-    @property
-    def image_processor(self) -> ImageProcessor:
-        """The image processor of the trainer's model; set it to use the data without a trainer."""
-        processor = self._image_processor
-        return processor if processor is not None else self._model("image_processor").image_processor
-
-    @image_processor.setter
-    def image_processor(self, processor: ImageProcessor) -> None:
-        self._image_processor = processor
-
-    @property
-    def demonstrates(self) -> bool:
-        """True if the trainer's model is trained on the completions that the data hold."""
-        module = self._module if self.trainer is None else self.trainer.lightning_module
-        return bool(getattr(module, "demonstrates", False))
-
-    def use_model(self, module: Any) -> None:
-        """Take tokenizer and image processor from a module that has no trainer yet, or from another DataModule."""
-        self._module = module
-
-    def _model(self, name: str) -> Any:
-        module = self._module if self.trainer is None else self.trainer.lightning_module
-        if module is None:
-            raise RuntimeError(f"no {name}: attach a trainer, or set `data.{name}`")
-        return module
-
-
 @option_group("data.evaluation")
 @dataclass(frozen=True)
 class EvaluationData:
@@ -145,7 +99,7 @@ class EvaluationData:
         check_within("[1, inf)", "data.evaluation", limit=self.limit, prompts_per_batch=self.prompts_per_batch)
 
 
-class PromptDataModule(ChecksArguments, UsesModel):
+class PromptDataModule(ChecksArguments, LightningDataModule):
     """Prompts with reference answers from files, folders or the hub.
 
     Args:
@@ -193,6 +147,9 @@ class PromptDataModule(ChecksArguments, UsesModel):
         name: str | None = None,
     ) -> None:
         super().__init__()
+        self._tokenizer: Any = None
+        self._image_processor: ImageProcessor | None = None
+        self._module: Any = None
         groups = with_class_defaults(type(self), reading=reading, images=images, chat=chat, evaluation=evaluation)
         self.init_args = init_arguments() | groups
         reading, images, chat, evaluation = groups.values()
@@ -288,6 +245,43 @@ class PromptDataModule(ChecksArguments, UsesModel):
         check_media(row, (), images=False)
         return read(row)
 
+    # the model
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the trainer's model; set it to use the data without a trainer."""
+        return self._tokenizer if self._tokenizer is not None else self._model("tokenizer").tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    @property
+    def image_processor(self) -> ImageProcessor:
+        """The image processor of the trainer's model; set it to use the data without a trainer."""
+        processor = self._image_processor
+        return processor if processor is not None else self._model("image_processor").image_processor
+
+    @image_processor.setter
+    def image_processor(self, processor: ImageProcessor) -> None:
+        self._image_processor = processor
+
+    @property
+    def demonstrates(self) -> bool:
+        """True if the trainer's model is trained on the completions that the data hold."""
+        module = self._module if self.trainer is None else self.trainer.lightning_module
+        return bool(getattr(module, "demonstrates", False))
+
+    def use_model(self, module: Any) -> None:
+        """Take tokenizer and image processor from a module that has no trainer yet, or from another DataModule."""
+        self._module = module
+
+    def _model(self, name: str) -> Any:
+        module = self._module if self.trainer is None else self.trainer.lightning_module
+        if module is None:
+            raise RuntimeError(f"no {name}: attach a trainer, or set `data.{name}`")
+        return module
+
     # what the model sees
 
     def use_environment(self, environment: Environment | None, needs_answers: bool = True) -> None:
@@ -305,15 +299,8 @@ class PromptDataModule(ChecksArguments, UsesModel):
             if environment is not None and data.environment is not environment:
                 data.environment = environment
                 data.chat = data.chat.with_tools(environment.tools)
-                data._tokenise_again()
-
-    def _tokenise_again(self) -> None:
-        """Tokenise the loaded sets after a change of the tools."""
-        for split in STAGE_SPLITS["fit"] + STAGE_SPLITS["test"]:
-            if split in self.prompts:
-                self.prompts[split] = self._tokenised(split)
-        self._stream = None
-        self._make_stream()
+                data.prompts.clear()  # `setup` tokenises them with the tools
+                data._stream = None
 
     def render(self, sample: Sample) -> str:
         """Return the exact text the model sees, special tokens and prefill included."""
@@ -464,17 +451,16 @@ class PromptDataModule(ChecksArguments, UsesModel):
         return fitting
 
     def _compare_sets(self) -> None:
-        """Report repeated rows, and validation questions that are also in the training set.
+        """Report validation questions that are also in the training set.
 
         Raises:
             UserError: the training set has all questions of this DataModule's own validation set.
         """
         has_environment = self.environment is not None
-        train = index_questions(self.prompts["train"], f"{self.name} train", has_environment)
+        train = index_questions(self.prompts["train"], has_environment)
         for data in self.validated:
             if validation := data.prompts.get("validation"):
-                index_questions(validation, f"{data.name} validation", has_environment)
-                check_held_out(train, validation, data.name, refuse=data is self)
+                check_held_out(train, validation, data.name, has_environment, refuse=data is self)
 
     def _make_stream(self) -> None:
         """Create the stream of training prompts, once they are loaded."""
@@ -572,11 +558,10 @@ class PromptDataModule(ChecksArguments, UsesModel):
         """Read all usable rows of a split; later calls return the same list."""
         if split not in self._samples:
             name = f"{self.name} {split}"
-            rows = with_prompts(
-                require_samples(self.rows(split), self.rows), name, self.optional, not self.demonstrates
-            )
-            rows = with_images(rows, self.images)
-            good, self.bad_rows[split] = filter_rows(rows, name, self.reading.max_bad_rows, self.optional)
+            good, self.bad_rows[split] = filter_rows(
+                require_samples(self.rows(split), self.rows), name, self.reading.max_bad_rows, self.optional,
+                self.images, not self.demonstrates,
+            )  # fmt: skip
             if not good and self.locations[split] is not None:
                 raise UserError(f"{self.locations[split]}: no usable row in it")
             if not good and split == "train":

@@ -87,8 +87,6 @@ class CodeProblems(PromptDataModule):
     ) -> None:
         super().__init__(columns=columns, reading=reading, **kwargs)
         self.since, self.until = _day("since", since), _day("until", until)
-        if self.since and self.until and self.since > self.until:
-            raise UserError(f"since={since} is after until={until}: no day is left")
 
     def rows(self, split: Split) -> Iterator[Sample | BadRow]:
         """Yield the problems between `since` and `until`, with their tests and the whole prompt."""

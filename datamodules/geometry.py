@@ -9,7 +9,7 @@ from typing import Any
 from lit_rlvr.datamodules.base import PromptDataModule
 from lit_rlvr.datamodules.reading.cells import as_answers, as_text
 from lit_rlvr.datamodules.reading.images import PLACEHOLDER, as_images
-from lit_rlvr.datamodules.reading.options import as_options, find_letter, format_options
+from lit_rlvr.datamodules.reading.options import find_letter, format_options, read_options
 from lit_rlvr.datamodules.reading.rows import DataRow
 
 MATHVERSE_CHOICE = re.compile(r"^\s*\(?([A-H])\)?\s*[:.)]\s*(.*?)\s*$", re.MULTILINE)
@@ -53,7 +53,7 @@ def read_mathvision(row: DataRow) -> dict[str, Any]:
     The picture is `decoded_image`, or the file that `image` names. If the options are only letters, the picture shows
     them, and the prompt does not list them.
     """
-    question, options = as_text(row["question"], "question"), as_options(row["options"])
+    question, options = as_text(row["question"], "question"), read_options(row["options"]).texts
     question = MATHVISION_MARK.sub(PLACEHOLDER, question, count=1)
     in_picture = "".join(options) == ascii_uppercase[: len(options)]
     answer = as_text(row["answer"], "answer")

@@ -14,7 +14,7 @@ from lit_rlvr.datamodules.base import PromptDataModule, Split
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.cells import as_text, without_tags
 from lit_rlvr.datamodules.reading.images import as_images
-from lit_rlvr.datamodules.reading.options import Options, as_options, find_label, find_letter, format_options
+from lit_rlvr.datamodules.reading.options import Options, find_label, find_letter, format_options, read_options
 from lit_rlvr.datamodules.reading.rows import DataRow
 from lit_rlvr.datamodules.reading.split import subsample
 from lit_rlvr.errors import UserError, check_within
@@ -104,7 +104,7 @@ def _by_modality(counts: dict[str, int] | None) -> dict[str, int] | None:
 
 def read_huatuo(row: DataRow) -> dict[str, Any]:
     """Read HuatuoGPT-Vision's evaluation data: the answer is an option's text, or "?" if there is none."""
-    answer, options = as_text(row["answer"], "answer"), as_options(row["options"])
+    answer, options = as_text(row["answer"], "answer"), read_options(row["options"]).texts
     letter = find_letter(answer, options)
     if letter is None:
         raise BadRow(f"{answer!r} is not one of the options", "answer")
@@ -113,7 +113,7 @@ def read_huatuo(row: DataRow) -> dict[str, Any]:
 
 def read_medvlm(row: DataRow) -> dict[str, Any]:
     """Read MedVLM-R1: `problem` lists the options, `solution` is the letter."""
-    options = as_options(row["options"])
+    options = read_options(row["options"]).texts
     letter = _letter(row["solution"], options)
     fields = _closed(row["problem"], options, letter, row["image"], row.get("subset"))
     return fields | {"prompt": as_text(row["problem"], "problem")}

@@ -56,25 +56,21 @@ def bare_prompt(row: DataRow) -> Any:
 
 
 def read_trl(row: DataRow) -> tuple[Any, Any]:
-    """Read TRL's `prompt`, text or messages, and its `answer` or `solution`."""
-    return bare_prompt(row), _required(row, "answer" if row.get("answer") is not None else "solution")
+    """Read TRL's `prompt`, text or messages, and its `answer` or `solution`.
+
+    Raises:
+        BadRow: it has neither.
+    """
+    answer = find_cell(row, ("answer", "solution"))
+    if answer is None:
+        raise BadRow("missing", "solution")
+    return bare_prompt(row), answer
 
 
 def read_conversation(row: DataRow) -> tuple[Any, Any]:
     """Read `conversations` or `messages`, and the answer that a column gives; None if none does."""
     messages = sharegpt_to_messages(find_cell(row, FALLBACKS["prompt"]), row.get("system"))
     return messages, find_cell(row, ("answer", *FALLBACKS["answer"]))
-
-
-def _required(row: DataRow, field: str) -> Any:
-    """Return a cell.
-
-    Raises:
-        BadRow: it is missing.
-    """
-    if row.get(field) is None:
-        raise BadRow("missing", field)
-    return row[field]
 
 
 def read_svamp(row: DataRow) -> tuple[Any, str]:
@@ -86,7 +82,7 @@ def read_svamp(row: DataRow) -> tuple[Any, str]:
 
 def read_answer(row: DataRow) -> tuple[Any, Any]:
     """Read `problem` or `question`, and `answer` (GSM8K: what follows `####`)."""
-    return row["problem"] if "problem" in row else row.get("question"), _required(row, "answer")
+    return row["problem"] if "problem" in row else row.get("question"), row.get("answer")
 
 
 def read_solution(row: DataRow) -> tuple[Any, str]:

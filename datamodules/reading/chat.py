@@ -11,8 +11,6 @@ from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, Literal
 
-from jinja2.exceptions import TemplateSyntaxError
-
 from lit_rlvr.datamodules.reading.conversations import text_of
 from lit_rlvr.datamodules.reading.images import PLACEHOLDER, as_parts
 from lit_rlvr.errors import UserError, option_group
@@ -158,9 +156,6 @@ def _describe_tool(tool: dict[str, Any]) -> str:
 MODEL_TURN = "\ue000"
 """A placeholder of a turn of the model: a private code point, which observations lose."""
 
-RESERVED = ("tokenize", "add_generation_prompt", "continue_final_message", "conversation", "return_dict", "tools")
-"""Arguments of `apply_chat_template` that this module sets."""
-
 SpecialTokens = Literal["break", "refuse", "keep"]
 
 
@@ -202,9 +197,6 @@ class Chat:
                 raise UserError(
                     f"data.chat.{option}: {template!r} has no {{prompt}}, the model would not see the question"
                 )
-        for key in self.chat_template_kwargs or {}:
-            if key in RESERVED:
-                raise UserError(f"data.chat.chat_template_kwargs: {key!r} is set by lit-rlvr and cannot be given")
 
     @property
     def system_text(self) -> str | None:
@@ -328,9 +320,6 @@ class Chat:
         more = {"tools": list(self.tools)} if self.tools and offer else {}
         try:
             return tokenizer.apply_chat_template(messages, **options, **more, **(self.chat_template_kwargs or {}))
-        except TemplateSyntaxError as error:
-            where = tokenizer.name_or_path
-            raise UserError(f"model: the chat template of {where} is broken in line {error.lineno}: {error}") from error
         except Exception as error:  # the template is third-party code
             if any(isinstance(call.get("arguments"), dict) for call in _functions(messages)):
                 return self._apply(_with_text_arguments(messages), tokenizer, source, offer, **options)

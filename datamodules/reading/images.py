@@ -7,7 +7,7 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -254,30 +254,20 @@ class Images(Sequence[Any]):
         return replace(source, frames=tuple(resize(frame, *bounds) for frame in frames))
 
 
-def with_images(rows: Iterable[Sample | BadRow], options: ImageOptions) -> Iterator[Sample | BadRow]:
-    """Open the images of each row; turn a row with a bad image, or with too many or too few, into a `BadRow`.
-
-    Args:
-        rows: samples whose images are still raw cells of the data.
+def with_images(sample: Sample, options: ImageOptions) -> Sample:
+    """Open the images of a sample, which are still raw cells of the data.
 
     Raises:
         UserError: there is no such folder.
+        BadRow: an image is bad, or there are too many or too few.
     """
     folder = None if options.folder is None else Path(options.folder).expanduser()
     if folder is not None and not folder.is_dir():
         what = "is a file; unpack an archive first" if folder.exists() else "there is no such folder"
         raise UserError(f"data.images.folder: {options.folder!r}: {what}")
-    for row in rows:
-        if isinstance(row, Sample):
-            try:
-                row = place_images(row)
-                if row.images:
-                    start = folder or Path(row.source.rpartition(":")[0]).parent
-                    row = replace(row, images=open_images(_with_rates(row), start, options))
-            except BadRow as error:
-                error.source = row.source
-                row = error
-        yield row
+    sample = place_images(sample)
+    start = folder or Path(sample.source.rpartition(":")[0]).parent
+    return replace(sample, images=open_images(_with_rates(sample), start, options)) if sample.images else sample
 
 
 def _with_rates(sample: Sample) -> list[Any]:

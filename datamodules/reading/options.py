@@ -70,11 +70,6 @@ def read_options(value: Any) -> Options:
     return _options(value, [str(as_python(label)).strip().upper() for label in labels])
 
 
-def as_options(value: Any) -> tuple[str, ...]:
-    """Return the texts of the options in a cell; see `read_options`."""
-    return read_options(value).texts
-
-
 def options_in_columns(row: Mapping[str, Any]) -> Options:
     """Read options that have a column each: "A", "option_a", "Option 1", "choice1", "opa", "ending0".
 

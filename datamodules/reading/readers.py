@@ -43,29 +43,16 @@ def load_from_hub(location: str, split: str) -> Any:
         UserError: loading failed; the message gives the reason.
     """
     import datasets
-    from huggingface_hub import HfApi
 
     match = HUB_NAME.fullmatch(location)
     assert match is not None
     try:
-        if not _is_cached(match["name"], datasets.config.HF_DATASETS_CACHE):
-            # one quick request: without a network, `load_dataset` retries for half a minute
-            HfApi().dataset_info(match["name"], timeout=10)
         return datasets.load_dataset(match["name"], match["config"], split=match["split"] or split)
     except Exception as error:  # network, access, missing config or split: every cause is reported
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"{location}: neither a file or folder here nor a reachable hub data set ({type(error).__name__}: {reason})"
         ) from error
-
-
-def _is_cached(name: str, cache: Any) -> bool:
-    """Return True if `datasets` has a folder of this name in its cache."""
-
-    def bare(text: str) -> str:
-        return text.lower().replace("_", "")
-
-    return cache.is_dir() and bare(name.replace("/", "___")) in {bare(folder.name) for folder in cache.iterdir()}
 
 
 SHIPPED = Path(__file__).parents[1] / "data"
@@ -80,18 +67,13 @@ class SourceRow(NamedTuple):
     """One row and its source.
 
     Args:
-        number: its number in the file, from 1 (JSON Lines: the line; CSV: without the header).
         value: column -> cell, or a `BadRow` that says why the row cannot be read.
-        file: the file or data set it comes from.
+        source: the file or data set it comes from, and its number there from 1 (JSON Lines: the line; CSV: without the
+            header): "file:row".
     """
 
-    number: int
     value: Value
-    file: str
-
-    @property
-    def source(self) -> str:
-        return f"{self.file}:{self.number}"
+    source: str
 
 
 class GivenRows:
@@ -102,7 +84,7 @@ class GivenRows:
         split: the set's name, for messages.
 
     Raises:
-        UserError: they are a mapping or a table instead.
+        UserError: they are a mapping instead.
 
     Attributes:
         file: the file that a run writes them to, so that its `config.yaml` can name it.
@@ -112,8 +94,6 @@ class GivenRows:
         self.name = self.file = f"data.{split}"
         if isinstance(rows, Mapping):
             raise UserError(f"{self.name}: give the rows of one set, such as data[{next(iter(rows), split)!r}]")
-        if hasattr(rows, "iterrows"):
-            raise UserError(f'{self.name}: give dicts, such as frame.to_dict("records"), not {type_text(rows)}')
         self.rows = rows if hasattr(rows, "with_format") else list(rows)
 
     def __fspath__(self) -> str:
@@ -128,7 +108,7 @@ class GivenRows:
         for number, row in enumerate(self.rows, 1):
             if not isinstance(row, Mapping):
                 raise UserError(f"{self.name}:{number}: a row is a dict of columns, not {type_text(row)}")
-            yield SourceRow(number, dict(row), self.name)
+            yield SourceRow(dict(row), f"{self.name}:{number}")
 
     def write(self) -> None:
         """Write the rows to `file`."""
@@ -221,7 +201,7 @@ def _split_of(file: Path, folder: Path) -> str:
 def _read_dataset(data: Any, file: str) -> Iterator[SourceRow]:
     """Yield the rows of a `datasets.Dataset` in their Arrow form: images stay {"bytes", "path"}, undecoded."""
     for number, value in _batches(data.with_format("arrow").iter(batch_size=256)):
-        yield SourceRow(number, value, file)
+        yield SourceRow(value, f"{file}:{number}")
 
 
 def _read_file(path: Path) -> Iterator[SourceRow]:
@@ -234,7 +214,7 @@ def _read_file(path: Path) -> Iterator[SourceRow]:
         raise UserError(f"{path}: unknown file type, known types are {', '.join(FORMATS)}{hint}")
     try:
         for number, value in read(path):
-            yield SourceRow(number, value, str(path))
+            yield SourceRow(value, f"{path}:{number}")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason}: {error.object[error.start : error.end]!r})") from error
     except (OSError, EOFError, ValueError, zlib.error, pa.ArrowException, csv.Error) as error:
@@ -256,13 +236,8 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Value]]:
     """Read one JSON object per line; skip blank lines; yield a bad row for a broken line."""
     with _open(path) as file:
         for number, line in enumerate(file, 1):
-            if not (text := line.strip()):
+            if not line.strip():
                 continue
-            if number == 1 and (text[0] == "[" or text == "{"):
-                raise UserError(
-                    f"{path}: begins with {text[:20]!r}, but a line of JSON Lines is one whole object; write one "
-                    "object a line, or a list of them to a .json file"
-                )
             try:
                 yield number, _object(json.loads(line, object_pairs_hook=_unique_keys))
             except (ValueError, RecursionError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -14,8 +14,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.cells import Answers, as_answers, as_text, is_blank, lookup, parse_text
 from lit_rlvr.datamodules.reading.conversations import Messages, as_conversation, text_of, without_closing_turns
-from lit_rlvr.datamodules.reading.images import as_images, as_videos, check_media
-from lit_rlvr.datamodules.reading.options import as_options
+from lit_rlvr.datamodules.reading.images import ImageOptions, as_images, as_videos, check_media, with_images
+from lit_rlvr.datamodules.reading.options import read_options
 from lit_rlvr.datamodules.reading.sharegpt import sharegpt_to_messages
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
@@ -115,7 +115,7 @@ def map_columns(
         row=row,
         category="" if category is None else as_text(category, "category"),
         source=source,
-        options=as_options(cell("options")),
+        options=read_options(cell("options")).texts,
         aliases=tuple(aliases),
     )
 
@@ -151,9 +151,8 @@ def check_sample(sample: Sample, optional: frozenset[str] = frozenset()) -> None
         optional: fields that may be empty, of prompt and answer.
 
     Raises:
-        BadRow: the prompt or the answer is empty, or a text is not valid Unicode (a lone surrogate).
+        BadRow: the answer is empty, or a text is not valid Unicode (a lone surrogate).
     """
-    as_prompt(sample.prompt, "prompt" in optional)
     if sample.answer or "answer" not in optional:
         as_text(sample.answer, "answer")
     answers = "".join(sample.references)
@@ -172,71 +171,64 @@ def joined_text(value: Any) -> str:
     return "".join(map(joined_text, parts))
 
 
-def with_prompts(
-    rows: Iterable[Sample | BadRow], what: str, optional: frozenset[str] = frozenset(), reports: bool = True
-) -> Iterator[Sample | BadRow]:
-    """Read the prompt of each sample as `as_prompt` does; drop the assistant's turns at its end, which hold the answer.
+def with_prompt(sample: Sample, optional: frozenset[str] = frozenset()) -> Sample:
+    """Read the prompt of a sample as `as_prompt` does; drop the assistant's turns at its end, which hold the answer.
 
-    It reports these once for each file. Where an environment says something first, they stay: its message follows.
+    Where an environment says something first, they stay: its message follows.
 
     Args:
-        rows: samples and bad rows.
-        what: the set's name, which stands in for the file of rows without a source.
         optional: fields that may be empty, of prompt and answer.
-        reports: False = what it drops is no surprise.
     """
-    closed: Counter[str] = Counter()
-    total: Counter[str] = Counter()
-    for row in rows:
-        file = _file_of(row.source) or what
-        total[file] += 1
-        if isinstance(row, Sample):
-            try:
-                row = replace(row, prompt=as_prompt(row.prompt, "prompt" in optional))
-                if isinstance(row.prompt, list) and "prompt" not in optional:
-                    opening = without_closing_turns(row.prompt)
-                    closed[file] += len(opening) < len(row.prompt)
-                    row = replace(row, prompt=opening, closing_turns=tuple(row.prompt[len(opening) :]))
-            except BadRow as error:
-                error.source = row.source
-                row = error
-        yield row
-    for file, count in closed.items():
-        if count and reports:
-            rank_zero_warn(
-                f"{file}: dropped the assistant's turns at the end of {count} of {total[file]} prompts, because they "
-                "hold the answer; a text that every answer starts with belongs into `prefill`"
-            )
+    prompt = as_prompt(sample.prompt, "prompt" in optional)
+    if isinstance(prompt, str) or "prompt" in optional:
+        return replace(sample, prompt=prompt)
+    opening = without_closing_turns(prompt)
+    return replace(sample, prompt=opening, closing_turns=tuple(prompt[len(opening) :]))
 
 
 def filter_rows(
-    rows: Iterable[Sample | BadRow], what: str, max_bad_rows: float, optional: frozenset[str] = frozenset()
-) -> tuple[list[Sample], list[BadRow]]:
-    """Return the usable rows and the bad ones; report the bad ones, and refuse a file with too many of them.
+    rows: Iterable[Sample | BadRow], what: str, max_bad_rows: float, optional: frozenset[str] = frozenset(),
+    images: ImageOptions = ImageOptions(), reports: bool = True,  # noqa: B008  # frozen
+) -> tuple[list[Sample], list[BadRow]]:  # fmt: skip
+    """Return the usable rows, with prompts read and images opened, and the bad ones; report the bad ones and, once for
+    each file, dropped turns of the assistant, and refuse a file with too many bad rows.
 
     Args:
         rows: samples and bad rows.
         what: the set's name, which stands in for the file of rows without a source.
         max_bad_rows: the largest tolerated share of bad rows in each file.
         optional: fields that may be empty, of prompt and answer.
+        images: where images are.
+        reports: False = dropped turns are no surprise.
     """
     good: list[Sample] = []
     bad: list[BadRow] = []
     total: Counter[str] = Counter()
+    closed: Counter[str] = Counter()
     for number, row in enumerate(rows, 1):
         if not row.source:
             source = f"{what}:{number}"
             row = replace(row, source=source) if isinstance(row, Sample) else BadRow(row.reason, row.field, source)
-        total[_file_of(row.source)] += 1
+        file = _file_of(row.source)
+        total[file] += 1
         try:
             if isinstance(row, BadRow):
                 raise row
+            row = with_prompt(row, optional)
+            closed[file] += bool(row.closing_turns)
+            row = with_images(row, images)
             check_sample(row, optional)
         except BadRow as error:
             error.source = row.source
             bad.append(error)
         else:
             good.append(row)
+    for file, count in closed.items():
+        if count and reports:
+            rank_zero_warn(
+                f"{file}: dropped the assistant's turns at the end of {count} of {total[file]} prompts, because they "
+                "hold the answer; a text that every answer starts with belongs into `prefill`"
+            )
     for file, count in Counter(_file_of(row.source) for row in bad).items():
         examples = abbreviate([str(row) for row in bad if _file_of(row.source) == file])
         if count > max_bad_rows * total[file]:

@@ -7,7 +7,7 @@ import json
 import random
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from lit_rlvr.common.seeds import derive_seed
@@ -114,58 +114,9 @@ def drop_long(prompts: list[Prompt], max_tokens: int, what: str) -> tuple[list[P
     return [p for p in prompts if len(p.token_ids) <= max_tokens], [p.sample.id for p in too_long]
 
 
-DuplicatePair = tuple[Prompt, Prompt]
-"""A prompt and the earlier one that it repeats."""
-
-
-@dataclass
-class Questions:
-    """The questions of a set, and the rows that repeat one.
-
-    Two prompts ask the same question if the model sees the same tokens and images. With an environment, which may use
-    any column, their whole rows must be equal too. A set may have several answers to a question if they depend on
-    something hidden from the model.
-
-    Args:
-        has_environment: compare whole rows.
-        first: question -> the first prompt that asks it.
-        answers: question with several answers -> answer -> the first prompt that has it.
-        repeated: rows with the question and the answer of an earlier one.
-        contradicted: rows with the question of an earlier one and another answer.
-    """
-
-    has_environment: bool = False
-    first: dict[bytes, Prompt] = field(default_factory=dict)
-    answers: dict[bytes, dict[str, Prompt]] = field(default_factory=dict)
-    repeated: list[DuplicatePair] = field(default_factory=list)
-    contradicted: list[DuplicatePair] = field(default_factory=list)
-
-    def add(self, prompt: Prompt) -> None:
-        key, references = question(prompt, self.has_environment), prompt.sample.references
-        first = self.first.setdefault(key, prompt)
-        if first is prompt:
-            return
-        known = self.answers.get(key, dict.fromkeys(first.sample.references, first))
-        if same := _first_of(references, known):
-            self.repeated.append((prompt, same))
-        else:
-            self.contradicted.append((prompt, first))
-            self.answers[key] = known | dict.fromkeys(references, prompt)
-
-    def find(self, prompt: Prompt) -> Prompt | None:
-        """Return the prompt of this set with the same question and answer; None if there is none."""
-        key = question(prompt, self.has_environment)
-        if key in self.answers:
-            return _first_of(prompt.sample.references, self.answers[key])
-        return self.first.get(key)
-
-
-def _first_of(references: Iterable[str], known: Mapping[str, Prompt]) -> Prompt | None:
-    return next((known[answer] for answer in references if answer in known), None)
-
-
 def question(prompt: Prompt, whole_row: bool) -> bytes:
-    """Return a hash of the tokens and images, which are all that the model sees; with `whole_row`, of the row too."""
+    """Return a hash of the tokens and images, which are all that the model sees; with `whole_row`, of the row too, of
+    which an environment may use any column."""
     seen = hashlib.sha256(array("q", prompt.token_ids).tobytes())
     seen.update(" ".join(getattr(prompt.sample.images, "keys", ())).encode())
     if whole_row:
@@ -173,35 +124,40 @@ def question(prompt: Prompt, whole_row: bool) -> bytes:
     return seen.digest()[:16]
 
 
-def index_questions(prompts: Iterable[Prompt], what: str, has_environment: bool) -> Questions:
-    """Index the questions of a set; report rows that repeat one, with the same answer or another."""
-    questions = Questions(has_environment)
+Questions = dict[bytes, dict[str, Prompt]]
+"""Question -> answer -> the first prompt that has it."""
+
+
+def index_questions(prompts: Iterable[Prompt], whole_row: bool) -> Questions:
+    """Index the questions of a set by `question`. A set may have several answers to a question if they depend on
+    something hidden from the model."""
+    questions: Questions = {}
     for prompt in prompts:
-        questions.add(prompt)
-    for pairs, does in (
-        (questions.repeated, "repeat the question and answer of an earlier row"),
-        (
-            questions.contradicted,
-            "give another answer to the question of an earlier row, which only an environment can tell apart",
-        ),
-    ):
-        if pairs:
-            rows = len(questions.first) + len(questions.repeated) + len(questions.contradicted)
-            rank_zero_warn(f"{what}: {len(pairs)} of {rows} rows {does}: {_pairs_text(pairs)}")
+        known, references = questions.setdefault(question(prompt, whole_row), {}), prompt.sample.references
+        if known.keys().isdisjoint(references):
+            known.update(dict.fromkeys(references, prompt))
     return questions
 
 
-def check_held_out(train: Questions, validation: Sequence[Prompt], name: str, refuse: bool) -> None:
+def find_question(prompt: Prompt, known: Mapping[str, Prompt]) -> Prompt | None:
+    """Return the prompt with the same answer among those of a question; if all have one answer, the first."""
+    same = next((known[answer] for answer in prompt.sample.references if answer in known), None)
+    return next(iter(known.values())) if same is None and len({*map(id, known.values())}) == 1 else same
+
+
+def check_held_out(train: Questions, validation: Sequence[Prompt], name: str, whole_row: bool, refuse: bool) -> None:
     """Report validation questions that are also in the training set.
 
     Args:
         name: the validation set's name.
+        whole_row: compare whole rows, as for `train`.
         refuse: raise an error if the training set has all of them.
 
     Raises:
         UserError: the training set has all of them.
     """
-    shared = [(prompt, same) for prompt in validation if (same := train.find(prompt)) is not None]
+    found = [(prompt, find_question(prompt, train.get(question(prompt, whole_row), {}))) for prompt in validation]
+    shared = [(prompt, same) for prompt, same in found if same is not None]
     if refuse and shared and len(shared) == len(validation):
         raise UserError(
             f"{name}: all {len(shared)} validation questions also stand in training: {_pairs_text(shared)}; give other "
@@ -215,6 +171,6 @@ def check_held_out(train: Questions, validation: Sequence[Prompt], name: str, re
         )
 
 
-def _pairs_text(pairs: Sequence[DuplicatePair]) -> str:
+def _pairs_text(pairs: Sequence[tuple[Prompt, Prompt]]) -> str:
     """Join the first few rows, each with the one that it repeats."""
     return abbreviate([f"{row.sample.source} ({other.sample.source})" for row, other in pairs])

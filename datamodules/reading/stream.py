@@ -212,7 +212,4 @@ def check_fingerprint(then: Mapping[str, str] | None, now: Mapping[str, str] | N
 
 def _digest(texts: Iterable[str]) -> str:
     """Hash a sequence of texts, so that moving text from one item to the next changes the hash."""
-    total = hashlib.sha256()
-    for text in texts:
-        total.update(hashlib.sha256(text.encode()).digest())
-    return total.hexdigest()[:16]
+    return hashlib.sha256(b"".join(hashlib.sha256(text.encode()).digest() for text in texts)).hexdigest()[:16]

@@ -13,7 +13,6 @@ from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.datamodules.base import PromptDataModule, Split
 from lit_rlvr.datamodules.reading.images import ImageOptions
 from lit_rlvr.datamodules.reading.split import ReadingOptions
-from lit_rlvr.errors import MAX_SIZE, UserError
 from lit_rlvr.types import Sample
 
 
@@ -55,10 +54,6 @@ class DrawnPictures(GeneratedDataModule):
 
     def __init__(self, pictures: int, held_out: int, question: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if pictures < 1 or held_out < 0:
-            raise UserError(f"pictures={pictures}, held_out={held_out}: there must be one to train on")
-        if pictures + held_out > MAX_SIZE:
-            raise UserError(f"pictures={pictures}, held_out={held_out}: draw at most {MAX_SIZE}")
         self.counts = {"train": pictures, "validation": held_out, "test": 0}
         self.question = question
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -34,6 +34,9 @@ class Continuation:
     max_tokens: int
     pixels: Pixels | None = None
 
+
+Done = Callable[[int, list[Completion]], None]
+GroupStarted = Callable[[int, Callable[[], object] | None], None]
 
 Answer = tuple[int, int, Continuation | Completion]
 """Prompt p, number g, and how completion g of prompt p goes on, or the whole completion if it is over."""
@@ -123,6 +126,32 @@ class Row:
         return self.whole
 
 
+_R = TypeVar("_R", bound=Row)
+
+
+def next_turns(
+    groups: Sequence[Sequence[_R]], turns: Turns, least: int, done: Done | None
+) -> list[tuple[_R, Continuation]]:
+    """Return the rows that go on, with how, and keep the completions that are over.
+
+    Args:
+        groups: the rows by prompt and number.
+        least: how many answers to wait for.
+        done: called with each group that is complete, as `RolloutEngine.generate` says.
+    """
+    going = []
+    for p, g, answer in turns.answers(least):
+        row = groups[p][g]
+        if isinstance(answer, Continuation):
+            row.next_turn(answer)
+            going.append((row, answer))
+            continue
+        row.whole = answer
+        if done is not None and all(other.whole for other in groups[p]):
+            done(p, [other.get() for other in groups[p]])
+    return going
+
+
 def ends_with_stop(tokenizer: Any, token_ids: Sequence[int], stop: Sequence[str]) -> bool:
     """Return whether the last token completes one of the stop texts.
 
@@ -144,10 +173,6 @@ def read_completion(tokenizer: Any, token_ids: Sequence[int], logprobs: Sequence
     """
     text = str(tokenizer.decode(list(token_ids), skip_special_tokens=True))
     return Completion(text, tuple(token_ids), "stop" if stopped else "length", tuple(logprobs))
-
-
-Done = Callable[[int, list[Completion]], None]
-GroupStarted = Callable[[int, Callable[[], object] | None], None]
 
 
 @dataclass(frozen=True)

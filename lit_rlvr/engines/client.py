@@ -16,8 +16,6 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-
 from lit_rlvr.errors import UserError, first_line
 from lit_rlvr.policy.sources import ADAPTER_CONFIG
 
@@ -383,8 +381,3 @@ def run_coroutine(coroutine: Coroutine[Any, Any, _T]) -> _T:
         return asyncio.run(coroutine)
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, coroutine).result()
-
-
-def dtype_of(settings: dict[str, Any]) -> torch.dtype:
-    """Return a server's compute type, from its `settings`."""
-    return getattr(torch, str(settings["dtype"]).removeprefix("torch."))

@@ -262,8 +262,7 @@ def is_cancelled() -> bool:
 def raise_descriptor_limit() -> int:
     """Raise this process's limit of open files and sockets as far as it may be raised; return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return MAX_DESCRIPTORS
+    soft = MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
     wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
     if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

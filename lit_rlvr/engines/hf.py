@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -23,6 +24,7 @@ from lit_rlvr.engines.base import (
     Row,
     Turns,
     ends_with_stop,
+    next_turns,
     read_completion,
 )
 from lit_rlvr.errors import UserError, check_within
@@ -75,21 +77,22 @@ class HFEngine(InPlaceEngine):
             if (opening := turns.opening(row.p, row.g)) is not None:
                 row.continue_with(opening)
 
-        def over(row: _Row) -> None:
-            if done is not None and all(other.whole for other in groups[row.p]):
-                done(row.p, [other.get() for other in groups[row.p]])
-
+        answered = partial(next_turns, groups, turns, done=done)
         starts = sorted((group for group in groups if group), key=lambda group: len(prompts[group[0].p].token_ids))
         while starts:
             sizes = accumulate(len(rows) for rows in starts)
             count = max(1, sum(size <= self.max_sequences for size in sizes))  # groups to decode together
-            starts = starts[count:] + self._decode(starts[:count], sampling, turns, over)
+            starts = starts[count:] + self._decode(starts[:count], sampling, turns, answered)
         return [[row.get() for row in group] for group in groups]
 
     def _decode(
-        self, starts: Sequence[Sequence[_Row]], sampling: Sampling, turns: Turns, over: Callable[[_Row], None]
-    ) -> list[list[_Row]]:
-        """Decode groups of completions together, each group from one start; `over` is called with each that is over.
+        self, starts: Sequence[Sequence[_Row]], sampling: Sampling, turns: Turns,
+        answered: Callable[[int], list[tuple[_Row, Continuation]]],
+    ) -> list[list[_Row]]:  # fmt: skip
+        """Decode groups of completions together, each group from one start.
+
+        Args:
+            answered: returns the rows that go on after at least so many answers, with how.
 
         Returns:
             The rows that observed images: each is decoded again from a prompt that includes them.
@@ -102,7 +105,6 @@ class HFEngine(InPlaceEngine):
                 row.routes = [] if route is None else [route[-len(prompt.token_ids) :]]
         device, eos = policy.device, set(policy.eos_token_ids)
         alive = [row for rows in starts for row in rows]  # of each row of the cache
-        going = {(row.p, row.g): row for row in alive}
         again: list[list[_Row]] = []
         while alive:
             uniform = torch.tensor([row.uniform[len(row.tokens)] for row in alive], dtype=torch.float64)
@@ -120,15 +122,7 @@ class HFEngine(InPlaceEngine):
                 if stop or len(row.tokens) == row.limit:
                     turn = read_completion(context.tokenizer, row.tokens, row.logprobs, stop)
                     turns.stopped(row.p, row.g, replace(turn, routes=torch.cat(row.routes) if row.routes else None))
-            for p, g, answer in turns.answers(turns.waiting):
-                row = going[p, g]
-                if isinstance(answer, Completion):
-                    row.whole = answer
-                    over(row)
-                    continue
-                row.next_turn(answer)
-                if answer.pixels is not None:
-                    again.append([row])
+            again += [[row] for row, how in answered(turns.waiting) if how.pixels is not None]
             left = {id(rows[0]) for rows in again}
             keep = [b for b, row in enumerate(alive) if row.whole is None and id(row) not in left]
             alive, kept = [alive[b] for b in keep], index(keep, device)

@@ -39,7 +39,6 @@ from lit_rlvr.engines.client import (
     ServerError,
     VLLMServer,
     all_or_none,
-    dtype_of,
     wait_for,
 )
 from lit_rlvr.engines.dispatch import Dispatch, Placement, Replica, is_cancelled
@@ -107,8 +106,6 @@ class VLLMServerEngine(RolloutEngine):
         for url in urls:
             if not url.startswith(("http://", "https://")):
                 raise UserError(f"VLLMServerEngine.urls: {url!r} must begin with http:// or https://")
-        if timeout <= 0:
-            raise UserError(f"VLLMServerEngine.timeout: {timeout} must be more than 0 seconds")
         transfer.check_urls(urls)
         self.recompute_cache = recompute_cache
         self.servers = [VLLMServer(url, api_key_env, timeout, recompute_cache) for url in urls]
@@ -182,7 +179,7 @@ class VLLMServerEngine(RolloutEngine):
         """Refuse a server with another model, too short a context, or log-probabilities it does not sample from."""
         settings = server.settings()
         check_model(server.url, str(settings["model"]), context.policy.model.config)
-        self._dtype = dtype_of(settings)
+        self._dtype = getattr(torch, str(settings["dtype"]).removeprefix("torch."))
         self._replica(server).capacity = ceil(settings["max_num_seqs"] / world_size())
         self._takes[server], self._copies[server] = settings["adapters"], settings["replicas"]
         if self._adapter is not None and not self._takes[server].include(self._adapter):

@@ -132,9 +132,6 @@ def trainer_logprobs(
 
 _log = logging.getLogger("lit_rlvr")
 
-_PERMANENT_ERRORS = {"BackendCompilerFailed", "ImportError"}
-"""Exceptions, torch's by name, that a restart of the engine would only raise again."""
-
 
 @option_group("rollout.safeguards")
 @dataclass(frozen=True)
@@ -384,7 +381,7 @@ def crash_of(action: Callable[[], None]) -> str | None:
     """Run `action`; returns how it crashed, or None. The memory that a crash holds is free when this returns.
 
     Raises:
-        UserError: the user has to fix something or a compiler or import failed, so trying again would not help.
+        UserError: the user has to fix something, so trying again would not help.
         Exception: another rank is lost (see `lost_peer`).
     """
     try:
@@ -394,7 +391,5 @@ def crash_of(action: Callable[[], None]) -> str | None:
     except Exception as error:
         if lost_peer(error):
             raise
-        if any(kind.__name__ in _PERMANENT_ERRORS for kind in type(error).__mro__):
-            raise UserError(f"engine: {first_line(error)}; it would fail again, so it is not restarted") from error
         return first_line(error)
     return None

@@ -27,6 +27,7 @@ from lit_rlvr.engines.base import (
     Row,
     Turns,
     ends_with_stop,
+    next_turns,
     read_completion,
 )
 from lit_rlvr.engines.process_group import executor_on, separate_cache, vllm_world
@@ -434,15 +435,8 @@ class VLLMEngine(RolloutEngine):
                 # On a CPU wait for all answers: which requests run together changes the last bits of their results, and
                 # must not depend on how long an environment takes.
                 least = int(not engine.has_unfinished_requests()) if torch.cuda.is_available() else turns.waiting
-                for p, g, answer in turns.answers(least):
-                    row = groups[p][g]
-                    if isinstance(answer, Completion):
-                        row.whole = answer
-                        if done is not None and all(row.whole for row in groups[p]):
-                            done(p, [row.get() for row in groups[p]])
-                    else:
-                        row.next_turn(answer)
-                        add_request(row, render(row.start))
+                for row, _ in next_turns(groups, turns, least, done):
+                    add_request(row, render(row.start))
         except BaseException:
             engine.abort_request(request_ids, internal=True)
             raise

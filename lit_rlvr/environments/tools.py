@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from lit_rlvr.common.packages import import_path
-from lit_rlvr.common.settings import dotted_path_of
 from lit_rlvr.environments.base import Environment, Observation, Opening
 from lit_rlvr.environments.calls import Call, find_calls, typed_value
 from lit_rlvr.errors import UserError, first_line, with_user_line
 from lit_rlvr.rewards.forms import accepted_arguments
-from lit_rlvr.rewards.function import event_loop
+from lit_rlvr.rewards.function import resolved
 from lit_rlvr.types import RewardResult, Sample, ToolResult, Turn
 from lit_rlvr.workers.process import Isolation
 
@@ -32,22 +29,15 @@ class Tools(Environment):
         kwargs: `limits` of every environment.
 
     Raises:
-        UserError: there is no public method, or one lacks types or a docstring.
+        UserError: a public method lacks types or a docstring.
     """
 
     needs_turns = True
     role = "tool"
-    needs_tools = True
-    """True if it makes no sense without a tool."""
 
     def __init__(self, offer: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        methods = tool_methods(self.holder)
-        if not methods and self.needs_tools:
-            raise UserError(
-                f"rollout.environment: {dotted_path_of(type(self.holder))} has no public method to offer as a tool"
-            )
-        self.tools = tuple(map(schema, methods.values())) if offer else ()
+        self.tools = tuple(map(schema, tool_methods(self.holder).values())) if offer else ()
 
     @property
     def holder(self) -> object:
@@ -95,8 +85,6 @@ class WrappedTools(Tools):
             arguments for each episode.
         kwargs: `limits` and `offer` of every environment with tools.
     """
-
-    needs_tools = False
 
     def __init__(self, factory: Callable[[], Any] | str, **kwargs: Any) -> None:
         self._factory = import_path("rollout.environment", factory) if isinstance(factory, str) else factory
@@ -269,20 +257,6 @@ def as_environment(environment: Any) -> Environment | None:
         raise
     except Exception as error:
         raise UserError(f"rollout.environment: {name}() fails: {with_user_line(error)}") from error
-
-
-def resolved(value: Any) -> Any:
-    """Return a value, or what it awaits, in an event loop that lives as long as the process."""
-    if not inspect.isawaitable(value):
-        return value
-
-    async def finish() -> Any:
-        try:
-            return await value
-        except (SystemExit, KeyboardInterrupt) as error:  # they would end the loop
-            raise RuntimeError(first_line(error)) from error
-
-    return asyncio.run_coroutine_threadsafe(finish(), event_loop(os.getpid())).result()
 
 
 def as_tool_result(name: str, value: Any) -> ToolResult:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-import mmap
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from lit_rlvr.common.settings import dotted_path_of, init_arguments, snake_case
@@ -125,7 +122,7 @@ class Reward(ChecksArguments, ABC):
         results = []
         with Waiting(self.dotted_path, [sample.id for _, sample in pairs]) as waiting:
             for number, pair in enumerate(pairs):
-                with waiting.judging(number), forks_ended(self.dotted_path):
+                with waiting.judging(number):
                     results.append(self._judge(*pair))
         return results
 
@@ -179,19 +176,12 @@ class Reward(ChecksArguments, ABC):
             UserError: this reward cannot be sent to a worker.
         """
         remedy = "define it at the top level of a module, without open files or nested functions, or leave out isolate"
-        return Function(self.dotted_path, pickle_for_worker(self.judge_alone, f"rewards: {self.dotted_path}", remedy))
-
-    def judge_alone(self, completion: Completion, sample: Sample) -> RewardResult:
-        """Judge one completion like `score`, but in a worker process, which itself handles running out of memory."""
-        return self._judge(completion, sample, MemoryError)
+        judge = partial(self._judge, passed_on=MemoryError)  # a worker itself handles running out of memory
+        return Function(self.dotted_path, pickle_for_worker(judge, f"rewards: {self.dotted_path}", remedy))
 
     def _failed(self, error: BaseException) -> RewardResult:
-        place = user_line(error) or first_line_of(self.judging_function())
+        place = user_line(error) or first_line_of(getattr(self, "function", type(self).__call__))
         return RewardResult(0.0, None, "error", ": ".join(filter(None, (place, first_line(error)))))
-
-    def judging_function(self) -> object:
-        """Return the callable that the user's file defines."""
-        return type(self).__call__
 
     def close(self) -> None:
         """Release the reward's resources; none by default."""
@@ -227,32 +217,6 @@ def _reward_number(value: object) -> float:
     if not hasattr(value, "__float__") or "complex" in str(getattr(value, "dtype", "")):
         raise TypeError(f"a reward must return a number, a bool, a RewardResult or None, got {type(value).__name__}")
     return float(value)
-
-
-_FORK_REPORTED = mmap.mmap(-1, 1)
-"""Memory shared with forks: whether one of them has reported its end."""
-
-
-@contextmanager
-def forks_ended(reward: str) -> Iterator[None]:
-    """End a child process that a reward forks in the body and that leaves the body, which would go on as a second
-    trainer. Its result and its exceptions do not count; the first such child of a run says so.
-
-    Args:
-        reward: its name in the message.
-    """
-    process = os.getpid()
-    try:
-        yield
-    finally:
-        if os.getpid() != process:
-            if not _FORK_REPORTED[0]:
-                _FORK_REPORTED[0] = 1
-                os.write(2, (
-                    f"lit-rlvr: reward {reward}: it forked, and the child process returned; the child is ended here, "
-                    "and only what the reward returns in the process of the run counts; end the child with os._exit\n"
-                ).encode())  # fmt: skip  # other threads of the parent may have held the locks of logging
-            os._exit(1)
 
 
 class NoReward(Reward):

@@ -313,12 +313,8 @@ def _close_values(wanted: Any, value: Any, tolerance: float) -> bool:
     if isinstance(wanted, dict) and isinstance(value, dict):
         return wanted.keys() == value.keys() and all(_close_values(wanted[k], value[k], tolerance) for k in wanted)
     if float in (type(wanted), type(value)) and {type(wanted), type(value)} <= {float, Decimal}:
-        return _is_close(wanted, value, tolerance)
+        return math.isclose(wanted, value, rel_tol=tolerance, abs_tol=tolerance)
     return bool(wanted == value)
-
-
-def _is_close(wanted: Decimal | float, value: Decimal | float, tolerance: float) -> bool:
-    return math.isclose(wanted, value, rel_tol=tolerance, abs_tol=tolerance)
 
 
 def _same_line(expected: str, found: str, tolerance: float) -> bool:
@@ -340,8 +336,9 @@ def _close_words(expected: str, found: str, tolerance: float) -> bool:
         wanted, value = Decimal(expected), Decimal(found)
     except InvalidOperation:  # not a number
         return False
-    has_fraction = any(mark in expected + found for mark in ".eE")
-    return has_fraction and wanted.is_finite() and value.is_finite() and _is_close(wanted, value, tolerance)
+    if not (wanted.is_finite() and value.is_finite() and any(mark in expected + found for mark in ".eE")):
+        return False
+    return math.isclose(wanted, value, rel_tol=tolerance, abs_tol=tolerance)
 
 
 @lru_cache(maxsize=1)  # the completions of a group have the same tests

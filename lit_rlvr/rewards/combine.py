@@ -6,9 +6,8 @@ import json
 import logging
 import math
 import threading
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from lit_rlvr.distributed.collectives import gather_objects
 from lit_rlvr.errors import UserError, shown
-from lit_rlvr.rewards.base import Reward, check_rewards, forks_ended
+from lit_rlvr.rewards.base import Reward, check_rewards
 from lit_rlvr.types import Completion, Pair, Prompt, RewardResult, Sample, Status
 
 _log = logging.getLogger("lit_rlvr")
@@ -107,24 +106,15 @@ def judge(rewards: Sequence[Reward], pairs: Sequence[Pair]) -> Judgements:
     found: Judgements = {}
     for reward in rewards:
         judged = [pairs[k] for k in good]
-        with forks_ended(reward.dotted_path), _settings_unchanged(reward):  # also rewards with a `score` of their own
-            said = dict(zip(good, reward.score(judged), strict=True))
-        found[reward.name] = [said.get(k) or _failure(completion) for k, (completion, _) in enumerate(pairs)]  # type: ignore[misc]
-    return found
-
-
-@contextmanager
-def _settings_unchanged(reward: Reward) -> Iterator[None]:
-    """Raise an error if the body, in which a reward judges completions, changes torch's settings; completions and
-    samples are frozen."""
-    before = [get() for get in TORCH_SETTINGS]
-    yield
-    for get, was in zip(TORCH_SETTINGS, before, strict=True):
-        if get() != was:
+        before = [get() for get in TORCH_SETTINGS]
+        said = dict(zip(good, reward.score(judged), strict=True))
+        if changed := [get.__name__ for get, was in zip(TORCH_SETTINGS, before, strict=True) if get() != was]:
             raise UserError(
-                f"reward {reward.dotted_path} changed torch.{get.__name__}(), which training uses; restore the setting "
+                f"reward {reward.dotted_path} changed torch.{changed[0]}(), which training uses; restore the setting "
                 "before it returns"
             )
+        found[reward.name] = [said.get(k) or _failure(completion) for k, (completion, _) in enumerate(pairs)]  # type: ignore[misc]
+    return found
 
 
 def _failure(completion: Completion) -> RewardResult | None:

@@ -68,11 +68,6 @@ TAG = re.compile(r"</?[^<>/\s]+>|\[/?[A-Z_]+\]|```\w+")
 """What opens or closes a part of an answer: a tag, or a fence with a language."""
 
 
-def tag_within(prefill: str, text: str) -> str | None:
-    """Return the first tag of a prefill that is in a text; None if none is."""
-    return next((tag for tag in TAG.findall(prefill) if tag in text), None)
-
-
 def required_text(parsed: Any, tag: str) -> str:
     """Return the literal texts that every match of a parsed regular expression has, NUL between what is apart; of
     alternatives only the tag, if all have it."""

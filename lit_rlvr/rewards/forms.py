@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,24 +54,17 @@ def trl_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
 
     A completion is a list of messages if the data set's prompt is one or the function's annotation says so, else text.
     """
-    messages = has_messages(parameters_of(function))
+    annotated = parameters_of(function).get("completions")
+    messages = annotated is not None and re.search(r"[Ll]ist\[(typing\.)?[Ll]ist\b", str(annotated.annotation))
+    chats = [bool(messages) or not isinstance(sample.prompt, str) for _, sample in pairs]
     rows = [sample.row for _, sample in pairs]
-    names = dict.fromkeys(name for row in rows for name in row)
-    columns: dict[str, Any] = {name: [row.get(name) for row in rows] for name in names}
+    names = dict.fromkeys(name for row in rows for name in row if name not in NEVER_COLUMNS)
     answers = [sample.answer for _, sample in pairs]
-    prompts: list[Any] = []
-    completions: list[Any] = []
-    for completion, sample in pairs:
-        chat = messages or not isinstance(sample.prompt, str)
-        prompts.append(as_messages(sample.prompt) if chat else sample.prompt)
-        completions.append(completion_messages(completion) if chat else completion.text)
-    for name in NEVER_COLUMNS:
-        columns.pop(name, None)
     return {
         **{name: answers for name in ANSWER_COLUMNS},
-        **columns,
-        "prompts": prompts,
-        "completions": completions,
+        **{name: [row.get(name) for row in rows] for name in names},
+        "prompts": [as_messages(s.prompt) if chat else s.prompt for chat, (_, s) in zip(chats, pairs, strict=True)],
+        "completions": [completion_messages(c) if chat else c.text for chat, (c, _) in zip(chats, pairs, strict=True)],
         "completion_ids": [list(completion.token_ids) for completion, _ in pairs],
     }
 
@@ -132,30 +125,13 @@ def openrlhf_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
     }
 
 
-@dataclass
-class SlimeSample:
-    """A completion as slime's reward functions get it: the fields of slime's `Sample` that they read."""
-
-    prompt: str | list[dict[str, Any]]
-    response: str
-    response_length: int
-    label: str
-    status: str
-    metadata: dict[str, Any] = field(default_factory=dict)
-
-
-class SlimeArgs(SimpleNamespace):
-    """The `args` of slime's functions: the options of the reward."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"args.{name}: slime's options are not here; give it as `options: {{{name}: VALUE}}`")
-
-
 def slime_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
+    """Return the argument that slime gives besides `args`: the fields of its `Sample` that reward functions read."""
     completion, sample = pairs[0]
-    status = "truncated" if completion.truncated else "completed"
-    metadata = mapping_in(sample, "metadata")
-    made = SlimeSample(sample.prompt, completion.text, completion.length, sample.answer, status, metadata)
+    made = SimpleNamespace(
+        prompt=sample.prompt, response=completion.text, response_length=completion.length, label=sample.answer,
+        status="truncated" if completion.truncated else "completed", metadata=mapping_in(sample, "metadata"),
+    )  # fmt: skip
     return {"sample": made}
 
 
@@ -238,13 +214,6 @@ def accepted_arguments(function: Any, arguments: Mapping[str, Any]) -> Arguments
     parameters = parameters_of(function)
     takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
     return {name: value for name, value in arguments.items() if takes_all or name in parameters}
-
-
-def has_messages(parameters: Mapping[str, inspect.Parameter]) -> bool:
-    """Return True if the annotation of `completions` says that each is a list of messages."""
-    return "completions" in parameters and bool(
-        re.search(r"[Ll]ist\[(typing\.)?[Ll]ist\b", str(parameters["completions"].annotation))
-    )
 
 
 def as_messages(prompt: str | list[dict[str, Any]]) -> list[dict[str, Any]]:

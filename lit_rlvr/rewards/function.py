@@ -6,18 +6,18 @@ import asyncio
 import inspect
 import logging
 import os
-import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache, partial
+from types import SimpleNamespace
 from typing import Any
 
 from lit_rlvr.common.packages import import_path
 from lit_rlvr.common.settings import dotted_path_of
 from lit_rlvr.errors import UserError, defined_at, did_you_mean
 from lit_rlvr.rewards.base import Reward, as_result, check_rewards
-from lit_rlvr.rewards.format import tag_within
+from lit_rlvr.rewards.format import TAG
 from lit_rlvr.rewards.forms import (
     KNOWN,
     OWN,
@@ -25,7 +25,6 @@ from lit_rlvr.rewards.forms import (
     TRL,
     TRL_HELPERS,
     Form,
-    SlimeArgs,
     accepted_arguments,
     as_list,
     form_of,
@@ -42,19 +41,6 @@ _log = logging.getLogger("lit_rlvr")
 
 NO_COMPLETION, NO_SAMPLE = Completion("", (), "stop"), Sample("", "", "")
 """What shows the names of a form's arguments."""
-
-
-@dataclass
-class TrainerState:
-    """The progress of the run, as TRL's `trainer_state` gives it.
-
-    Args:
-        global_step: optimizer steps taken.
-        max_steps: optimizer steps of the whole run.
-    """
-
-    global_step: int = 0
-    max_steps: int = -1
 
 
 class FunctionReward(Reward):
@@ -100,14 +86,15 @@ class FunctionReward(Reward):
             truncated_is_wrong = self.form is OWN
         super().__init__(truncated_is_wrong=truncated_is_wrong, **kwargs)
         self.whole_rollout = self.form.is_batch and self.isolation is None
-        self.is_async = is_async(self.function)
-        self.state = TrainerState()
+        callables = self.function, getattr(self.function, "__call__", None)  # noqa: B004
+        self.is_async = any(map(inspect.iscoroutinefunction, callables))
+        self.state = SimpleNamespace(global_step=0, max_steps=-1)  # optimizer steps, as in TRL's `trainer_state`
         self.dotted_path = path
         if kwargs.get("name") is None:
             self.name = getattr(self.function, "__name__", None) or getattr(named, "__name__", "") or path
 
     def begin_rollout(self, step: int, max_steps: int) -> None:
-        self.state = TrainerState(step, max_steps)
+        self.state = SimpleNamespace(global_step=step, max_steps=max_steps)
         self.metrics = {name: [] for name in self.metrics}
 
     def __call__(self, completion: Completion, sample: Sample) -> float | RewardResult | None:
@@ -136,14 +123,12 @@ class FunctionReward(Reward):
         """
         if self.form.is_batch:
             extra: dict[str, list[Any]] = {}
-            more: dict[str, Any] = {}
-            if self.form is TRL:
-                more = {
-                    "trainer_state": self.state,
-                    "log_extra": lambda column, values: extra.setdefault(column, []).extend(values),
-                    "log_metric": lambda name, value: self.metrics.setdefault(name, []).append(float(value)),
-                }
-            (values,) = self._run([self._call(pairs, more)])
+            helpers = {
+                "trainer_state": self.state,
+                "log_extra": lambda column, values: extra.setdefault(column, []).extend(values),
+                "log_metric": lambda name, value: self.metrics.setdefault(name, []).append(float(value)),
+            }
+            (values,) = self._run([self._call(pairs, helpers if self.form is TRL else {})])
             if isinstance(values, BaseException):
                 raise values
             self._log_numbers(values)
@@ -193,15 +178,12 @@ class FunctionReward(Reward):
             source = inspect.getsource(inspect.unwrap(getattr(self.function, "func", self.function)))
         except (OSError, TypeError):  # it has no file, or is an object
             return
-        if tag := tag_within(prefill, source):
+        if tag := next((tag for tag in TAG.findall(prefill) if tag in source), None):
             _log.warning(
                 "reward %r: its code names %s, which the chat template or the data's prefill writes (%r) and so no "
                 "completion has; set data.init_args.chat.score_prefill: true if it looks for that in the text",
                 self.name, tag, prefill,
             )  # fmt: skip
-
-    def judging_function(self) -> object:
-        return self.function
 
 
 def load_function(path: str) -> Any:
@@ -216,9 +198,6 @@ def load_function(path: str) -> Any:
         hint = did_you_mean(path, rewards.__all__)
         remedy = " ".join(filter(None, (hint, "give a class of lit-rlvr, or module.function")))
         raise UserError(f"rollout.rewards: there is no reward {path!r}; {remedy}")
-    if not re.fullmatch(r"\w+(\.\w+)+", path):
-        hint = "; in YAML, a space follows each colon: {class_path: my_task.MyReward}" if ":" in path else ""
-        raise UserError(f"rollout.rewards: {path!r} is not a dotted path such as my_task.my_reward{hint}")
     where = f"rewards.FunctionReward.path {path!r}"
     found = import_path("rewards.FunctionReward.path", path)
     if inspect.isabstract(found):
@@ -238,7 +217,7 @@ def with_options(function: Any, options: Mapping[str, Any], path: str) -> tuple[
     returned = str(getattr(function, "__annotations__", {}).get("return", ""))
     form = None if isinstance(function, type) or "Callable" in returned else form_of(function)
     if form is not None:
-        given = {"args": SlimeArgs(**options)} if form is SLIME else dict(options)
+        given = {"args": SimpleNamespace(**options)} if form is SLIME else dict(options)
         check_arguments(function, form, given, where)
         return (partial(function, **given) if given else function), form
     parameters = parameters_of(function)
@@ -279,11 +258,6 @@ def check_arguments(function: Any, form: Form, options: Mapping[str, Any], where
         )
     if unknown := options.keys() - accepted_arguments(function, options).keys():
         raise UserError(f"{where}: it has no parameter {', '.join(sorted(unknown))}; mend its options")
-
-
-def is_async(function: Any) -> bool:
-    """Return True if calls of a function or an object must be awaited."""
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
 
 
 def require_values(values: Any, count: int, reward: FunctionReward) -> list[Any]:
@@ -330,6 +304,13 @@ def event_loop(process: int) -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="lit-rlvr-async", daemon=True).start()
     return loop
+
+
+def resolved(value: Any) -> Any:
+    """Return a value, or what it awaits."""
+    if not inspect.isawaitable(value):
+        return value
+    return asyncio.run_coroutine_threadsafe(_awaited(value), event_loop(os.getpid())).result()
 
 
 async def _gather(results: Sequence[Any]) -> list[Any]:

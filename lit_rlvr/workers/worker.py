@@ -30,12 +30,10 @@ def main(descriptor: int, parent: int) -> None:
 
     A request is (number, "load", key, name, pickle), with name and pickle of a `Function`, or (number, "run", key,
     arguments, cpu_seconds, memory_mb). A reply is a pickled (number, value, status, detail), with status "refused" for
-    a `UserError`. A child process that a function forks sends no reply: the fork closes its connection, and it exits
-    when the function returns.
+    a `UserError`. A child process that a function forks sends no reply, because the fork closes its connection.
     """
     _prepare(descriptor, parent)
     connection = Connection(descriptor)
-    own = os.getpid()
     os.register_at_fork(after_in_child=connection.close)
     functions: dict[str, Callable[..., Any]] = {}
     imports = UnlimitedImports()
@@ -56,8 +54,6 @@ def main(descriptor: int, parent: int) -> None:
             loaded_mb += _address_space_mb() - before_mb
             with limited(cpu_seconds, loaded_mb + imports.memory_mb + memory_mb):
                 reply = _reply(number, functions[key], arguments)
-        if os.getpid() != own:
-            os._exit(0)
         connection.send_bytes(reply)
 
 

@@ -53,10 +53,10 @@ def test_products_and_solutions_by_turns():
     assert Arithmetic(high=2, held_out=0).load("train")[0].row["solution"] == "2"
 
 
-@pytest.mark.parametrize("options", [{"held_out": 400}, {"held_out": -1}, {"low": 5, "high": 4, "held_out": 0}])
+@pytest.mark.parametrize("options", [{"held_out": 400}, {"low": 5, "high": 4, "held_out": 0}])
 def test_something_must_be_left_to_train(options: dict):
-    with pytest.raises(UserError, match="held_out="):
-        Arithmetic(**options)
+    with pytest.raises(UserError, match="must give Samples for the split 'train', it gave none"):
+        Arithmetic(**options).load("train")
 
 
 def test_each_step_of_a_problem_is_right_and_no_problem_is_in_two_sets():
@@ -94,7 +94,6 @@ def test_lengths_can_be_mixed_and_are_categories():
     ({"terms": []}, "must be at least 2"),
     ({"terms": [2, 3], "problems": 545}, "2 numbers up to 20 make too few different problems; at most 400 of this"),
     ({"problems": 0}, "problems=0"),
-    ({"terms": 10**12}, "terms=1000000000000, .*use at most 1000000 numbers"),
     ({"tested": -1}, "tested=-1"),
     ({"terms": 2, "high": 9}, "make too few different problems; at most 81 of this length in all"),
 ])  # fmt: skip

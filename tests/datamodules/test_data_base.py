@@ -74,7 +74,7 @@ def test_given_rows_are_named_in_errors():
             DatasetDict(train=Dataset.from_list(rows(2))),
             r"data.train: give the rows of one set, .*\['train'\]",
         ),
-        (pandas.DataFrame(rows(2)), r'data.train: give dicts, such as frame.to_dict\("records"\), not a DataFrame'),
+        (pandas.DataFrame(rows(2)), "data.train:1: a row is a dict of columns, not a str"),
         (["1+1?"], "data.train:1: a row is a dict of columns, not a str"),
         ([], "data.train: no usable row in it"),
         ([{"prompt": "1+1?"}], "data.train:1"),
@@ -172,19 +172,7 @@ def test_validation_on_nothing_but_training_questions_is_refused(ready, jsonl, c
     assert "also_validate" in str(error.value) and f"{path}:1 (" in str(error.value) and "\n" not in str(error.value)
 
 
-def test_rows_that_repeat_are_counted(ready, caplog):
-    data = ready(data=[{"prompt": "one", "answer": "1"}] * 3 + [{"prompt": "two", "answer": "2"}] * 5)
-    assert caplog.messages[1] == (
-        "prompt_data_module train: 6 of 8 rows repeat the question and answer of an earlier row: "
-        + "; ".join(
-            f"{data.locations['train']}:{row} ({data.locations['train']}:{first})"
-            for row, first in ((2, 1), (3, 1), (5, 4))
-        )
-        + "; and 3 more"
-    )
-
-
-def test_a_question_with_several_answers_is_named(ready, jsonl, caplog):
+def test_of_a_question_with_several_answers_the_same_one_counts(ready, jsonl, caplog):
     asked = [{"prompt": "guess", "answer": str(i)} for i in range(9)]
     data = ready(
         data=asked,
@@ -193,10 +181,6 @@ def test_a_question_with_several_answers_is_named(ready, jsonl, caplog):
     )
     train, validation = data.locations["train"], data.locations["validation"]
     assert caplog.messages == [
-        "prompt_data_module train: 8 of 9 rows give another answer to the question of an earlier row, which only an "
-        f"environment can tell apart: {train}:2 ({train}:1); {train}:3 ({train}:1); {train}:4 ({train}:1); and 5 more",
-        "prompt_data_module validation: 1 of 2 rows give another answer to the question of an earlier row, which only "
-        f"an environment can tell apart: {validation}:2 ({validation}:1)",
         "prompt_data_module: 1 of 2 validation questions also stand in training, and count in its accuracy: "
         f"{validation}:1 ({train}:1)",
     ]

@@ -82,8 +82,6 @@ def test_chat_template_kwargs_reach_the_template(chat_tokenizer):
     assert "[thinking=False]" in data(chat_tokenizer, chat=Chat(chat_template_kwargs={"thinking": False})).render(
         QUESTION
     )
-    with pytest.raises(UserError, match="'tokenize' is set by lit-rlvr"):
-        data(chat_tokenizer, chat=Chat(chat_template_kwargs={"tokenize": True}))
 
 
 TOOL = {
@@ -116,8 +114,6 @@ def test_a_template_with_a_place_for_tools_gets_them(chat_tokenizer):
     plain = module.render(QUESTION)
     module.use_environment(Looking())
     assert module.render(QUESTION) == f"<tools>{json.dumps([TOOL])}</tools>{plain}"
-    with pytest.raises(UserError, match="'tools' is set by lit-rlvr"):
-        data(tokenizer, chat=Chat(chat_template_kwargs={"tools": []}))
 
 
 def test_other_models_are_told_in_the_system_message(chat_tokenizer, plain_tokenizer):

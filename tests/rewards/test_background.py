@@ -110,39 +110,3 @@ def test_a_reward_that_hangs_does_not_keep_an_interrupted_run_from_ending() -> N
     """
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=300)
     assert done.stderr.strip().endswith("KeyboardInterrupt")
-
-
-FORKS = """
-import os, sys
-from lit_rlvr.rewards import Reward
-from lit_rlvr.rewards.combine import BackgroundScoring
-from lit_rlvr.rewards.combine import score_rollout
-from lit_rlvr.types import Completion, Sample
-
-class Forks(Reward):
-    def __call__(self, completion, sample):
-        child = os.fork() == 0
-        if child and completion.text == "raises":
-            sys.exit(0)
-        return 0.0 if child else 1.0
-
-class ForksInScore(Forks):
-    def score(self, pairs):
-        os.fork()
-        return super().score(pairs)
-
-group, sample = [Completion(text, (1,), "stop") for text in ("returns", "raises")], Sample("a", "?", "")
-for reward in (Forks(), ForksInScore(name="other")):
-    with BackgroundScoring([reward]) as scoring:
-        scoring.add(0, group, sample)
-        print(scoring.scores([0], 2).rewards.tolist(), score_rollout([reward], [group], [sample]).rewards.tolist())
-"""
-
-
-@pytest.mark.slow
-def test_a_forked_child_of_a_reward_is_ended_and_counts_for_nothing() -> None:
-    """It would go on as a second trainer: everything it writes comes twice, and it may never end."""
-    done = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=20, check=True)
-    assert done.stdout == "[[1.0, 1.0]] [[1.0, 1.0]]\n" * 2
-    assert done.stderr.count("\n") == 1
-    assert "reward __main__.Forks: it forked, and the child process returned; the child is ended" in done.stderr

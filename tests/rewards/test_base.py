@@ -139,7 +139,7 @@ def test_an_answer_that_does_not_end_earns_nothing_unless_told_otherwise(value: 
     whole, truncated = PAIR, (replace(PAIR[0], finish_reason="length"), PAIR[1])
     assert Returns(value).score([truncated, whole]) == [cut, *Returns(value).score([whole])]
     assert Returns(value, truncated_is_wrong=False).score([truncated]) == Returns(value).score([whole])
-    assert Returns(value).judge_alone(*truncated) == cut  # in a worker process
+    assert Returns(value)._judge(*truncated, MemoryError) == cut  # in a worker process
 
 
 def test_a_user_error_ends_the_run() -> None:

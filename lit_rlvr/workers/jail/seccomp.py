@@ -93,33 +93,31 @@ def _without(argument: int, bits: int) -> Code:
     return [_low_half(argument), (IF_ANY_BIT, 0, 1, bits), (RETURN, 0, 0, ERROR | errno.EPERM), (RETURN, 0, 0, ALLOW)]
 
 
-def _with(argument: int, bit: int) -> Code:
-    """Allow the call if its argument has the bit."""
-    return [_low_half(argument), (IF_ANY_BIT, 1, 0, bit), (RETURN, 0, 0, ERROR | errno.EPERM), (RETURN, 0, 0, ALLOW)]
-
-
 def _one_of(argument: int, values: Iterable[int]) -> Code:
     """Allow the call if its argument is one of the values."""
     allowed = [step for value in values for step in ((IF_EQUAL, 0, 1, value), (RETURN, 0, 0, ALLOW))]
     return [_low_half(argument), *allowed, (RETURN, 0, 0, ERROR | errno.EPERM)]
 
 
-def _null(argument: int) -> Code:
-    """Allow the call if its argument is not an address."""
-    _, _, _, place = _low_half(argument)
-    return [
-        (LOAD, 0, 0, place), (IF_EQUAL, 0, 2, 0), (LOAD, 0, 0, place + 4), (IF_EQUAL, 1, 0, 0),
-        (RETURN, 0, 0, ERROR | errno.EPERM), (RETURN, 0, 0, ALLOW),
-    ]  # fmt: skip
-
-
 RULES: dict[str, Code] = {
     "open": _without(1, WRITING),
     "openat": _without(2, WRITING),
-    "clone": _with(0, CLONE_THREAD),
+    "clone": [
+        _low_half(0),
+        (IF_ANY_BIT, 1, 0, CLONE_THREAD),
+        (RETURN, 0, 0, ERROR | errno.EPERM),
+        (RETURN, 0, 0, ALLOW),
+    ],
     "clone3": [(RETURN, 0, 0, ERROR | errno.ENOSYS)],  # its flags cannot be seen; the C library falls back to clone
     "fcntl": _one_of(1, FCNTL),
     "ioctl": _one_of(1, IOCTL),
-    "prlimit64": _null(2),
+    "prlimit64": [  # allowed if its third argument, the new limit, is not an address
+        _low_half(2),
+        (IF_EQUAL, 0, 2, 0),
+        (LOAD, 0, 0, ARGUMENTS + 8 * 2 + 4),
+        (IF_EQUAL, 1, 0, 0),
+        (RETURN, 0, 0, ERROR | errno.EPERM),
+        (RETURN, 0, 0, ALLOW),
+    ],
 }
 """Call -> the checks on its arguments; all other listed calls are allowed unconditionally."""
