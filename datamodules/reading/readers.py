@@ -43,16 +43,29 @@ def load_from_hub(location: str, split: str) -> Any:
         UserError: loading failed; the message gives the reason.
     """
     import datasets
+    from huggingface_hub import HfApi
 
     match = HUB_NAME.fullmatch(location)
     assert match is not None
     try:
+        if not _is_cached(match["name"], datasets.config.HF_DATASETS_CACHE):
+            # one quick request: without a network, `load_dataset` retries for half a minute
+            HfApi().dataset_info(match["name"], timeout=10)
         return datasets.load_dataset(match["name"], match["config"], split=match["split"] or split)
     except Exception as error:  # network, access, missing config or split: every cause is reported
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"{location}: neither a file or folder here nor a reachable hub data set ({type(error).__name__}: {reason})"
         ) from error
+
+
+def _is_cached(name: str, cache: Any) -> bool:
+    """Return True if `datasets` has a folder of this name in its cache."""
+
+    def bare(text: str) -> str:
+        return text.lower().replace("_", "")
+
+    return cache.is_dir() and bare(name.replace("/", "___")) in {bare(folder.name) for folder in cache.iterdir()}
 
 
 SHIPPED = Path(__file__).parents[1] / "data"
@@ -236,8 +249,13 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Value]]:
     """Read one JSON object per line; skip blank lines; yield a bad row for a broken line."""
     with _open(path) as file:
         for number, line in enumerate(file, 1):
-            if not line.strip():
+            if not (text := line.strip()):
                 continue
+            if number == 1 and (text[0] == "[" or text == "{"):
+                raise UserError(
+                    f"{path}: begins with {text[:20]!r}, but a line of JSON Lines is one whole object; write one "
+                    "object a line, or a list of them to a .json file"
+                )
             try:
                 yield number, _object(json.loads(line, object_pairs_hook=_unique_keys))
             except (ValueError, RecursionError) as error:

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from lit_rlvr.common.packages import import_path
+from lit_rlvr.common.settings import dotted_path_of
 from lit_rlvr.environments.base import Environment, Observation, Opening
 from lit_rlvr.environments.calls import Call, find_calls, typed_value
 from lit_rlvr.errors import UserError, first_line, with_user_line
@@ -29,15 +30,22 @@ class Tools(Environment):
         kwargs: `limits` of every environment.
 
     Raises:
-        UserError: a public method lacks types or a docstring.
+        UserError: there is no public method, or one lacks types or a docstring.
     """
 
     needs_turns = True
     role = "tool"
+    needs_tools = True
+    """True if it makes no sense without a tool."""
 
     def __init__(self, offer: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.tools = tuple(map(schema, tool_methods(self.holder).values())) if offer else ()
+        methods = tool_methods(self.holder)
+        if not methods and self.needs_tools:
+            raise UserError(
+                f"rollout.environment: {dotted_path_of(type(self.holder))} has no public method to offer as a tool"
+            )
+        self.tools = tuple(map(schema, methods.values())) if offer else ()
 
     @property
     def holder(self) -> object:
@@ -85,6 +93,8 @@ class WrappedTools(Tools):
             arguments for each episode.
         kwargs: `limits` and `offer` of every environment with tools.
     """
+
+    needs_tools = False
 
     def __init__(self, factory: Callable[[], Any] | str, **kwargs: Any) -> None:
         self._factory = import_path("rollout.environment", factory) if isinstance(factory, str) else factory

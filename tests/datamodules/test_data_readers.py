@@ -167,6 +167,8 @@ def test_a_missing_file_names_its_nearest_neighbour(tmp_path: Path):
         ("latin.jsonl", '{"q": "caf\xe9"}\n'.encode("latin-1"), "not UTF-8"),
         ("latin.csv", "q,a\ncaf\xe9,1\n".encode("latin-1"), "not UTF-8"),
         ("broken.json", b'{"data": [1,', "broken JSON"),
+        ("list.jsonl", b'[{"q": "1"},\n{"q": "2"}]', r"begins with '\[.*write one object a line, or .* a .json file"),
+        ("pretty.jsonl", b'{\n  "q": "1"\n}\n', "begins with '{', but a line of JSON Lines is one whole object"),
         ("dict.json", b'{"rows": []}', "expected a list of rows"),
         ("twice.json", b'{"data": [], "data": []}', "the key 'data' stands twice"),
         ("deep.json", b"[" * 100_000, "broken JSON"),
@@ -202,6 +204,7 @@ def test_hub_names_carry_config_and_split(monkeypatch: pytest.MonkeyPatch):
         return datasets.Dataset.from_list(ROWS)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *args, **kwargs: None)
     for location in ("openai/gsm8k@main:test", "org/name", "squad", "a/b:train[:10]"):
         assert [row.value for row in read_rows(location, "validation")] == ROWS
     assert asked == [
@@ -217,12 +220,20 @@ def test_an_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch):
     def fail(*args: object, **kwargs: object) -> None:
         raise ConnectionError("no\nroute")
 
-    monkeypatch.setattr(datasets, "load_dataset", fail)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", fail)
     with pytest.raises(UserError) as error:
         list(read_rows("org/none"))
     assert str(error.value) == (
         "org/none: neither a file or folder here nor a reachable hub data set (ConnectionError: no route)"
     )
+
+
+def test_a_cached_data_set_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "openai___gsm8k").mkdir()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *args, **kwargs: pytest.fail("asked the hub"))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: datasets.Dataset.from_list(ROWS))
+    assert [row.value for row in read_rows("openai/gsm8k@main", "train")] == ROWS
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv"])

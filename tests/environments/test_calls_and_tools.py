@@ -11,7 +11,7 @@ from hostile import assert_linear
 from PIL import Image
 from tiny_environments import Increment
 
-from lit_rlvr.environments import Calculator, Python, SQLShell, as_environment
+from lit_rlvr.environments import Calculator, Python, SQLShell, Tools, as_environment
 from lit_rlvr.environments.calls import Call, find_calls, typed_value
 from lit_rlvr.environments.tools import WrappedTools, as_tool_result
 from lit_rlvr.errors import UserError
@@ -376,7 +376,13 @@ class Undocumented:
         return where
 
 
+class NoTools(Tools):
+    pass
+
+
 def test_methods_that_cannot_be_offered_are_named() -> None:
+    with pytest.raises(UserError, match="NoTools has no public method"):
+        NoTools()
     with pytest.raises(UserError, match=r"Undocumented\.look cannot be offered as a tool.*docstring"):
         WrappedTools(Undocumented)
 
