@@ -30,7 +30,7 @@ MAX_LINE = 2000
 """Longest line of an error, in characters."""
 
 _MODEL, _SAMPLING = "model.init_args", "rollout.sampling"
-OURS = {
+OPTIONS_OF_OTHERS = {
     "learning_rate": f"{_MODEL}.lr", "weight_decay": f"{_MODEL}.optim.weight_decay",
     "max_grad_norm": f"{_MODEL}.optim.max_grad_norm",
     "beta": f"{_MODEL}.kl.coef", "kl_loss_coef": f"{_MODEL}.kl.coef",
@@ -135,7 +135,7 @@ def counted_hint(option: str) -> str:
 
 def option_instead(name: str, known: Iterable[str]) -> str | None:
     """Return our option for one of TRL or verl, as it is called among the known ones, or if they have its group."""
-    ours = OURS.get(name.rpartition(".")[2].lstrip("-"), "")
+    ours = OPTIONS_OF_OTHERS.get(name.rpartition(".")[2].lstrip("-"), "")
     parts, named = ours.split("."), {other.lstrip("-"): other for other in known}
     ends = (named.get(".".join(parts[i:])) for i in range(len(parts)))
     return next(filter(None, ends), ours if parts[0] in named else None)
@@ -277,7 +277,7 @@ def _all_fit(values: Iterable[Any], inner: Sequence[Any]) -> bool:
 
 def _no_option(name: str, cls: type, known: Iterable[str], key: str) -> str:
     """Return a message with the nearest option of the class, or else of a config."""
-    groups = {path.partition(".")[0] for path in OURS.values()}
+    groups = {path.partition(".")[0] for path in OPTIONS_OF_OTHERS.values()}
     near = option_instead(name, known) or option_instead(name, groups) or nearest(name, known)
     hint = counted_hint(f"{key}.{name}") or (f"; did you mean {near.replace('.init_args', '')!r}?" if near else "")
     return f"{key}: {cls.__name__} has no option {name!r}{hint}"

@@ -25,7 +25,7 @@ import lit_rlvr.rewards
 from lit_rlvr import advantages, algorithms, datamodules
 from lit_rlvr.algorithms import SFT, Objective
 from lit_rlvr.algorithms.apmpo_schedule import PowerSchedule
-from lit_rlvr.cli.early_check import INDEX
+from lit_rlvr.cli.early_check import OPTIONS_INDEX
 from lit_rlvr.cli.error_lines import class_arguments, known_classes
 from lit_rlvr.cli.lightning_cli import ConfigCheck
 from lit_rlvr.commands.registry import COMMANDS
@@ -208,5 +208,5 @@ def _text(names: Iterable[str]) -> str:
 
 
 if __name__ == "__main__":
-    INDEX.write_text(options_index())
+    OPTIONS_INDEX.write_text(options_index())
     print(options_reference(), end="")

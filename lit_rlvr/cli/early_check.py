@@ -23,7 +23,7 @@ from lit_rlvr.commands.registry import NOT_PARSED
 from lit_rlvr.configs import find_configs, load_yaml, read_config
 from lit_rlvr.errors import UserError
 
-INDEX = Path(__file__).with_name("options.json")
+OPTIONS_INDEX = Path(__file__).with_name("options.json")
 """The names that the parsers know, in texts of names: `options` and `required` of each command, `classes` by the option
 that takes them, each with its arguments, the `names` of all classes, also of abstract ones, and the `help` of every
 command, as numbers of `paragraphs`."""
@@ -51,7 +51,7 @@ class IndexedNames(KnownNames):
 
     def __init__(self, command: str) -> None:
         self.command = command
-        self.index = json.loads(INDEX.read_text())
+        self.index = json.loads(OPTIONS_INDEX.read_text())
         self.own = {*self.index["options"][command].split()}
         self.required = {*self.index["required"][command].split()}
         parents = {option.rpartition(".")[0] for option in self.own}
@@ -84,7 +84,7 @@ class IndexedNames(KnownNames):
 
 def stored_help(command: str) -> str | None:
     """Return the help of a command from the index; None if the installed Lightning may have other options."""
-    index = json.loads(INDEX.read_text())
+    index = json.loads(OPTIONS_INDEX.read_text())
     if index["lightning"] != version("lightning"):
         return None
     return "\n\n".join(index["paragraphs"][int(number)] for number in index["help"][command].split())

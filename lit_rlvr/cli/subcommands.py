@@ -17,7 +17,7 @@ from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.datamodules.base import Split
 from lit_rlvr.errors import check_within
 from lit_rlvr.policy.precision import compute_dtype
-from lit_rlvr.rewards.references import check_references
+from lit_rlvr.rewards.gold_answers import check_references
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.rollout.preflight.data import scored_samples, warn_of_long_answers
 from lit_rlvr.run.trainer import Trainer

@@ -24,7 +24,7 @@ from lit_rlvr.evaluation.records import RecordRow, group_rows
 from lit_rlvr.evaluation.sampler import Sampler
 from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.rewards.combine import Scores, score_rollout
-from lit_rlvr.rewards.references import long_answers
+from lit_rlvr.rewards.gold_answers import long_answers
 from lit_rlvr.rollout.preflight.lengths import context_length
 from lit_rlvr.run.findings import CERTAIN
 from lit_rlvr.run.warm_start import LARGE, WarmStart

@@ -17,7 +17,7 @@ from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.rewards import Reward, shared_pool
 from lit_rlvr.rewards.base import check_prefills
 from lit_rlvr.rewards.combine import Scores, score_rollout
-from lit_rlvr.rewards.references import check_references
+from lit_rlvr.rewards.gold_answers import check_references
 from lit_rlvr.rollout.episodes import Episodes, between_turns
 from lit_rlvr.rollout.preflight.lengths import LengthRequirement, within_context
 from lit_rlvr.types import Completion, Prompt, Sampling

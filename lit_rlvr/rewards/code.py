@@ -91,7 +91,7 @@ MAX_BYTES = 512 << 20
 """Size limit of one problem's unpacked tests."""
 
 TEXT_OPERATIONS = {"UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"}
-STRUCTURE = {"PROTO", "FRAME", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "STOP"}
+HARMLESS_OPCODES = {"PROTO", "FRAME", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "STOP"}
 """Further operations of a pickle that holds only a text."""
 
 
@@ -159,7 +159,7 @@ def unpack(cell: str) -> str:
     for operation, argument, _ in pickletools.genops(data):
         if operation.name in TEXT_OPERATIONS:
             texts.append(argument)
-        elif operation.name not in STRUCTURE:
+        elif operation.name not in HARMLESS_OPCODES:
             raise ValueError(f"its pickle is refused, it holds more than a text ({operation.name})")
     if len(texts) != 1:
         raise ValueError(f"its pickle holds {len(texts)} texts, not one")

@@ -27,7 +27,7 @@ from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rewards import shared_pool
 from lit_rlvr.rewards.base import say_where
 from lit_rlvr.rewards.combine import logged_metrics
-from lit_rlvr.rewards.references import (
+from lit_rlvr.rewards.gold_answers import (
     warn_of_gold_answers,
 )
 from lit_rlvr.rollout.assemble import rollout_metrics

@@ -16,7 +16,7 @@ from lit_rlvr.environments.base import rewards_with
 from lit_rlvr.errors import MAX_SIZE, ChecksArguments, check_all, check_within, option_group, refuse_all
 from lit_rlvr.rewards import FunctionReward, Reward
 from lit_rlvr.rewards.base import NoReward
-from lit_rlvr.rewards.references import LongAnswers
+from lit_rlvr.rewards.gold_answers import LongAnswers
 from lit_rlvr.rollout.episodes import check_turns
 from lit_rlvr.rollout.record import Replay
 from lit_rlvr.training.module import RLVRModule

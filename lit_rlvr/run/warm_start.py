@@ -27,7 +27,7 @@ from lit_rlvr.errors import UserError, check_all, check_within
 from lit_rlvr.policy.loading import load_policy, save_model
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.sources import made_once
-from lit_rlvr.rewards.references import LongAnswers, completion_lengths
+from lit_rlvr.rewards.gold_answers import LongAnswers, completion_lengths
 from lit_rlvr.rollout.demonstrations import Demonstrations, DemonstrationSource, Pair
 from lit_rlvr.rollout.episodes import Episodes
 from lit_rlvr.types import Completion, Prompt, Sampling

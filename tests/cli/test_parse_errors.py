@@ -14,7 +14,7 @@ from jsonargparse import ArgumentError
 from lit_rlvr.cli.error_lines import explain_parse_error, options_of
 from lit_rlvr.cli.lightning_cli import RLVRCLI, ConfigCheck
 from lit_rlvr.configs import TOP_KEYS, Parser, find_configs, load_yaml
-from lit_rlvr.errors import OURS, UserError, nearest
+from lit_rlvr.errors import OPTIONS_OF_OTHERS, UserError, nearest
 
 OWN = """
 from dataclasses import dataclass
@@ -305,9 +305,9 @@ def test_a_class_may_take_null_where_its_base_does_not(fit: ConfigCheck) -> None
 
 def test_options_of_trl_and_verl_have_names_here(fit: ConfigCheck) -> None:
     page = (Path(__file__).parents[2] / "docs/coming_from_trl.md").read_text()
-    assert [name for name in OURS if not re.search(rf"[`.]{name}[`:]", page)] == []
+    assert [name for name in OPTIONS_OF_OTHERS if not re.search(rf"[`.]{name}[`:]", page)] == []
     options = options_of(fit.parser)
-    assert [ours for ours in OURS.values() if f"--{ours}" not in options] == []
+    assert [ours for ours in OPTIONS_OF_OTHERS.values() if f"--{ours}" not in options] == []
     assert nearest("max_completion_length", TOP_KEYS) == "rollout.sampling.max_tokens"
     assert nearest("beta", ["beat", "alpha"]) == "beat"
 

@@ -95,7 +95,7 @@ def test_each_suite_has_its_own_settings_and_more_suites_may_be_added(
     assert "| **Avg.** |" in table
 
 
-def test_references_that_a_reward_cannot_read_are_refused_before_the_engine_starts(
+def test_gold_answers_that_a_reward_cannot_read_are_refused_before_the_engine_starts(
     here: Path, lit_rlvr: CLI, tiny_model_folder: Path
 ) -> None:
     Path("tiny_suite.yaml").write_text(yaml.safe_dump(SUITE | {"rewards": ["LCPO"]}))

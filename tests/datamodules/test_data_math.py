@@ -212,7 +212,7 @@ def test_any_of_several_answers_is_right(jsonl):
     assert both.references == ("3, 4",)
 
 
-def test_references_are_read_from_solutions():
+def test_gold_answers_are_read_from_solutions():
     assert reference_answer("a #### b #### 1,000 ") == "1000"
     assert reference_answer(" (1, 2) ") == "(1, 2)"  # commas go only where #### says it is a number
     with pytest.raises(Exception, match="answer: empty"):

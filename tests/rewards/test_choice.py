@@ -154,7 +154,7 @@ def test_texts_with_letters_signs_and_units_are_read_as_texts() -> None:
                "\uff22",
                "(B) dog", "B. Dog", "B: Dog", "b", "B)"]
 )  # fmt: skip
-def test_references_in_other_forms_are_letters(answer: str) -> None:
+def test_gold_answers_in_other_forms_are_letters(answer: str) -> None:
     for options in ((), ("cat", "dog", "cow")):
         sample = Sample("a", "?", answer, options=options)
         Choice().check_reference(sample)
@@ -164,7 +164,7 @@ def test_references_in_other_forms_are_letters(answer: str) -> None:
 @pytest.mark.parametrize(
     "answer", ["A dog", "E. coli", "Paris", "", "A or B", "A, B", "AB", "not B", "B cells", "5", "K"]
 )
-def test_references_that_are_no_option_are_refused_at_load_and_at_a_rollout(answer: str) -> None:
+def test_gold_answers_that_are_no_option_are_refused_at_load_and_at_a_rollout(answer: str) -> None:
     sample = Sample("a", "?", answer, source="f:1")
     message = f"rewards.Choice: the answer {answer!r} of f:1 is neither a letter nor yes or no"
     for refused in (lambda: Choice().check_reference(sample), lambda: judge("\\boxed{B}", sample)):

@@ -224,7 +224,7 @@ def test_the_tolerance_is_an_option(pets: str) -> None:
 
 
 @pytest.mark.parametrize("allowed", [True, False])
-def test_references_without_rows_are_counted_and_may_be_left_out(pets: str, allowed: bool, caplog: Any) -> None:
+def test_gold_answers_without_rows_are_counted_and_may_be_left_out(pets: str, allowed: bool, caplog: Any) -> None:
     nothing, reward = "SELECT name FROM pets WHERE age > 99", SQLExecution(allow_empty=allowed)
     pairs = [
         (Completion(f"```{text}```", (1,), "stop"), Sample(gold, "?", gold, row={"databases": [pets]}, source="f:3"))

@@ -16,7 +16,7 @@ from lit_rlvr.commands.check.shortcuts import frequent_answers, shortcuts
 from lit_rlvr.common.terminal import progress_bar
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import Reward
-from lit_rlvr.rewards.references import GOLD_FORMS
+from lit_rlvr.rewards.gold_answers import GOLD_FORMS
 from lit_rlvr.types import Completion, RewardResult, Sample
 
 GOLD = "gold itself"
@@ -65,7 +65,7 @@ class Rate:
         self.errors += is_error
         self.texts += 1
 
-    def document(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """Return the rate for `--json`."""
         low, high = self.interval
         return {"errors": self.errors, "texts": self.texts, "rate": self.value, "low": low, "high": high}
@@ -146,21 +146,21 @@ class Checkup:
         if is_error and len(kind.examples) < MOST_EXAMPLES:
             kind.examples.append({"reference": gold.sample.answer, "text": text.text, "detail": detail})
 
-    def document(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """Return the result for `--json`."""
         return {
             "form": self.form,
             "rows": self.rows,
             "rows_wanted": self.rows_wanted,
             "seconds": self.seconds,
-            "gold": self.gold.document(),
-            "false_negatives": self.right_texts.document(),
-            "false_positives": self.wrong_texts.document(),
+            "gold": self.gold.as_json(),
+            "false_negatives": self.right_texts.as_json(),
+            "false_positives": self.wrong_texts.as_json(),
             "kinds": [
-                {"kind": name, "keeps": kind.keeps, **kind.rate.document(), "examples": kind.examples}
+                {"kind": name, "keeps": kind.keeps, **kind.rate.as_json(), "examples": kind.examples}
                 for name, kind in self.kinds.items()
             ],
-            "short_texts": [{"text": text, **rate.document()} for text, rate in self.paid_short_texts()],
+            "short_texts": [{"text": text, **rate.as_json()} for text, rate in self.paid_short_texts()],
             "failures": self.failures,
         }
 

@@ -64,7 +64,7 @@ def run(command: str, arguments: list[str]) -> int:
                         help="further columns for --text: --row.databases '[shop.sqlite]'")  # fmt: skip
     config = parser.parse_args(arguments)
     if config.data is not None or config.text is not None:
-        run_reward(config)
+        show_checkup(config)
         return 0
     name, options = config.name, dict(config.init_args)
     if config.config is not None:
@@ -80,7 +80,7 @@ def run(command: str, arguments: list[str]) -> int:
     return EXIT_FAILED if failed else 0
 
 
-def run_reward(config: Any) -> None:
+def show_checkup(config: Any) -> None:
     """Check a reward on a set, or show how it judges a text."""
     name = config.name
     if name is None:
@@ -93,7 +93,7 @@ def run_reward(config: Any) -> None:
             return
         found = check_reward(reward, read_set(config.data, config.rows, config.seed), config.seconds)
         show_result(
-            {"class": name, "data": config.data, **found.document()},
+            {"class": name, "data": config.data, **found.as_json()},
             lambda: print_checkup(f"{name} on {config.data}", found),
         )
 

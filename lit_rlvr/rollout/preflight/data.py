@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lit_rlvr.errors import UserError, check_all, refuse_all
 from lit_rlvr.rewards.base import check_prefills
-from lit_rlvr.rewards.references import LongAnswers, check_references, long_answers, warn_of_other_lengths
+from lit_rlvr.rewards.gold_answers import LongAnswers, check_references, long_answers, warn_of_other_lengths
 from lit_rlvr.rollout.preflight.lengths import check_lengths, length_requirements
 from lit_rlvr.rollout.preflight.rewards import check_selection, check_unrewarded, check_whole_rollouts
 from lit_rlvr.rollout.preflight.teachers import check_teachers

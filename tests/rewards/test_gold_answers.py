@@ -15,7 +15,7 @@ from lit_rlvr.algorithms import GRPO
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import MathAnswer, Reward
-from lit_rlvr.rewards.references import GOLD_SAMPLES, check_references, long_answers, warn_of_gold_answers
+from lit_rlvr.rewards.gold_answers import GOLD_SAMPLES, check_references, long_answers, warn_of_gold_answers
 from lit_rlvr.rollout.callback import RolloutCallback
 from lit_rlvr.rollout.preflight.data import check_data
 from lit_rlvr.types import Completion, Pair, Prompt, RewardResult, Sample, Sampling
@@ -48,7 +48,7 @@ def samples(*answers: str) -> list[Sample]:
     return [Sample(str(i), "q", answer, source=f"f.jsonl:{i + 1}") for i, answer in enumerate(answers)]
 
 
-def test_references_that_rewards_cannot_read_are_counted_and_the_first_is_named() -> None:
+def test_gold_answers_that_rewards_cannot_read_are_counted_and_the_first_is_named() -> None:
     check_references([Spelt(), MathAnswer()], samples("a", "b"))
     with pytest.raises(UserError) as error:
         check_references([Spelt(), Spelt(name="again"), MathAnswer()], samples("a", "(B)", "7"))
