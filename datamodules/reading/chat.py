@@ -156,6 +156,9 @@ def _describe_tool(tool: dict[str, Any]) -> str:
 MODEL_TURN = "\ue000"
 """A placeholder of a turn of the model: a private code point, which observations lose."""
 
+RESERVED = ("tokenize", "add_generation_prompt", "continue_final_message", "conversation", "return_dict", "tools")
+"""Arguments of `apply_chat_template` that this module sets."""
+
 SpecialTokens = Literal["break", "refuse", "keep"]
 
 
@@ -197,6 +200,9 @@ class Chat:
                 raise UserError(
                     f"data.chat.{option}: {template!r} has no {{prompt}}, the model would not see the question"
                 )
+        for key in self.chat_template_kwargs or {}:
+            if key in RESERVED:
+                raise UserError(f"data.chat.chat_template_kwargs: {key!r} is set by lit-rlvr and cannot be given")
 
     @property
     def system_text(self) -> str | None:

@@ -44,6 +44,10 @@ class Arithmetic(GeneratedDataModule):
         super().__init__(chat=chat, **kwargs)
         numbers = range(low, high + 1)
         self.pairs = [(a, b) for a in numbers for b in numbers]
+        if not 0 <= held_out < len(self.pairs):
+            raise UserError(
+                f"held_out={held_out}: {low}..{high} makes {len(self.pairs)} pairs, one must be left to train on"
+            )
         if "{a}" not in question or "{b}" not in question:
             raise UserError(f"question: {question!r} must hold {{a}} and {{b}}")
         self.operation, self.question, self.solution, self.held_out = operation, question, solution, held_out

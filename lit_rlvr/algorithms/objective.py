@@ -19,7 +19,7 @@ class Objective(RLVRModule):
         model: {class_path: Objective, init_args: {function: my_task.my_loss}}
 
     Args:
-        function: `(x: LossInputs) -> (loss, stats)`, or its dotted path.
+        function: `(x: LossInputs) -> (loss, stats)`; a config gives its dotted path.
     """
 
     def __init__(self, function: Callable[[LossInputs], tuple[Tensor, Stats]], **kwargs: Any) -> None:

@@ -1,7 +1,7 @@
 """`lit-rlvr fit` and the other commands that take a config: LightningCLI with our option groups.
 
 These commands have no entries of their own in `commands/`: LightningCLI makes their parsers from the methods of one
-Trainer, and an entry there would import this package, which imports `commands/` to ask `plan` what fits.
+Trainer, and an entry there would import this package, which imports `commands/`.
 """
 
 from __future__ import annotations

@@ -71,6 +71,7 @@ class PlannedRun:
         """
         rollout, data = self.rollout, self.data
         data.use_model(self.module)
+        data.use_environment(rollout.environment, rollout.has_reward and not self.module.demonstrates)
 
         def check_rows() -> None:
             data.setup("fit")

@@ -56,6 +56,9 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
         max_epochs: stop after this many epochs; -1 = no limit.
         enable_model_summary: print Lightning's table of the layers.
         options: options of Lightning's Trainer, without those for when to validate, which the `RolloutCallback` has.
+
+    Attributes:
+        warm_start: the supervised steps before the run; none by default.
     """
 
     config_key = "trainer"
@@ -178,6 +181,7 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
             "model": settings_of(model),
             "data": settings_of(datamodule),
             **groups,
+            "warm_start": settings_of(arguments_of(self.warm_start)),
             "trainer": options | {"default_root_dir": str(self.default_root_dir)},
         }
         return yaml.safe_dump(settings, sort_keys=False)

@@ -6,6 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from lit_rlvr.common.settings import class_default
+from lit_rlvr.training.terms import NEEDS
+
+RESERVED = ("loss", "tokens", "entropy")
+"""Sums over tokens that every loss has."""
 
 
 def contradictions(module: Any) -> Iterator[str]:
@@ -14,9 +18,19 @@ def contradictions(module: Any) -> Iterator[str]:
     Args:
         module: an `RLVRModule` with its options and terms.
     """
-    name, loss, kl, compute, lora = (
-        type(module).__name__, module.loss_options, module.kl, module.compute, module.lora,
-    )  # fmt: skip
+    name, loss, kl, lora = type(module).__name__, module.loss_options, module.kl, module.lora
+    for term in module.terms:
+        if term.place not in NEEDS:
+            yield f"{term.option}: place = {term.place!r} of {type(term).__name__} is none of {', '.join(NEEDS)}"
+        elif unknown := sorted({*term.needs} - {*NEEDS[term.place]}):
+            yield f"{term.option}: {type(term).__name__} cannot need {unknown[0]!r} in the {term.place}"
+        elif {"teacher_logp", "divergence"} & {*term.needs} and module.teachers.options is None:
+            yield f"{term.option}: {type(term).__name__} needs a teacher; give model.teacher"
+        elif term.place != "loss" and module.demonstrates:
+            yield f"{term.option}: {name} has no {term.place}; use a term in the loss"
+    metrics = [term.metric for term in module.terms if term.metric]
+    if wrong := sorted({name for name in metrics if metrics.count(name) > 1 or name in RESERVED}):
+        yield f"model.terms: the metric {wrong[0]!r} has another meaning already; give each term one of its own"
     own = class_default(type(module), "loss").aggregation
     if module.fixes_aggregation and loss.aggregation != own:
         yield f"model.loss.aggregation: {name} is defined with {own}, not {loss.aggregation}; leave it out"
@@ -26,6 +40,8 @@ def contradictions(module: Any) -> Iterator[str]:
         yield (
             f"model.teacher: it gives each token an advantage, and {name} weighs whole sequences; "
             "use a loss on tokens, such as GRPO, or set model.teacher.beta, for a term of the loss"
+            if module.teachers.options is not None
+            else f"model.terms: a term in the advantages gives each token its own, and {name} weighs whole sequences"
         )
     if kl.in_reward and not kl.coef:
         yield "model.kl.in_reward: there is no KL term; set model.kl.coef above 0"
@@ -38,7 +54,7 @@ def contradictions(module: Any) -> Iterator[str]:
             f"model.importance.correction: the ratio of {name} is to the policy that sampled each "
             "token already, so a correction would count it twice; leave the option out"
         )
-    if loss.balance_coef and compute.torch_compile is True:
+    if module.needs("balance") and module.compute.torch_compile is True:
         yield (
             "model.loss.balance_coef: what routers choose is not seen in layers that model.compute.torch_compile "
             "compiles; leave one of them out"

@@ -50,7 +50,7 @@ class LoadedModule(EvaluatingModule):
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the KL term or the advantage needs a reference policy."""
+        """Whether a term or the advantage needs a reference policy."""
         by_terms = any("ref_logp" in term.needs for term in self.terms)
         return by_terms or self.reference_completions is not None
 
@@ -221,7 +221,7 @@ class LoadedModule(EvaluatingModule):
 
     def _compile(self) -> None:
         """Compile the layers if the option is on, or `auto` and it pays; what `auto` cannot compile stays plain."""
-        if not self.compute.torch_compile or self.replays_routes or self.loss_options.balance_coef:
+        if not self.compute.torch_compile or self.replays_routes or any("balance" in term.needs for term in self.terms):
             return
         automatic = self.compute.torch_compile == "auto"
         if automatic:

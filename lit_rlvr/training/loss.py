@@ -158,7 +158,7 @@ class LossModule(ABC):
 
     @abstractmethod
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
-        """Return the loss of some rows: a sum that includes the global normalisers, without the KL and entropy terms.
+        """Return the loss of some rows: a sum that includes the global normalisers, without the terms.
 
         Returns:
             The loss, a scalar, and counts or sums over the unmasked tokens, which are logged as means over tokens.

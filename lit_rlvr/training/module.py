@@ -4,8 +4,8 @@ From the command to an optimizer step, in order, and where to find each part; no
 
     RLVRCLI                           cli/lightning_cli.py        settings -> model, data, rollout, trainer
       Run.open                        run/run.py                  the run folder, what is resumed, the callbacks' order
-      PlannedRun.prepare              run/planned.py              refuses what may not run (rollout/preflight/)
       Trainer.fit                     run/trainer.py              Lightning's loop over batches, which calls:
+        PlannedRun.prepare            run/planned.py              refuses what may not run (rollout/preflight/)
     RolloutCallback.collect           rollout/callback.py         asks the source for a rollout, and logs
       RolloutSource.next              rollout/source.py           sync, sample, sample on, reference, balance
         SyncedEngine.sync_weights     engines/synced.py           the engine receives the policy's weights

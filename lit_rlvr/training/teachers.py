@@ -193,6 +193,7 @@ class Teachers(Term):
 
     def __init__(self, options: Teacher | None) -> None:
         super().__init__(0.0 if options is None else options.coef)
+        self.option = "model.teacher"
         self.options = options
         self.place = "loss" if self.in_loss else "advantages"
         self.needs = ("divergence",) if self.in_loss else ("teacher_logp",)

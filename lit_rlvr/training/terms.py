@@ -1,4 +1,4 @@
-"""Terms: costs of tokens beside an algorithm's objective. Ours are built from `model.kl`, `model.loss` and
+"""Terms: costs of tokens in addition to an algorithm's objective. Ours are built from `model.kl`, `model.loss` and
 `model.teacher`; `model.terms` takes others."""
 
 from __future__ import annotations
@@ -11,18 +11,25 @@ import torch
 from torch import Tensor
 
 from lit_rlvr.common.returned import inputs_stay
-from lit_rlvr.errors import UserError, defined_at
+from lit_rlvr.common.settings import init_arguments
+from lit_rlvr.errors import ChecksArguments, UserError, defined_at
 from lit_rlvr.objectives import KLEstimator, LossInputs, kl_estimate, ratio
 from lit_rlvr.policy.policy import Policy
 
 Place = Literal["loss", "rewards", "advantages"]
 Need = Literal["ref_logp", "teacher_logp", "entropy", "right", "divergence", "balance"]
+NEEDS: dict[Place, tuple[Need, ...]] = {
+    "loss": ("ref_logp", "entropy", "right", "divergence", "balance"),
+    "rewards": ("ref_logp", "entropy"),
+    "advantages": ("ref_logp", "entropy", "teacher_logp"),
+}
+"""Place -> the fields that a term may need there."""
 
 
 @dataclass
 class TokenScores:
-    """What a term that counts in rewards or advantages sees, and the choice of tokens: all tokens of a rollout's B rows
-    before the first update.
+    """The input of a term that counts in rewards or advantages, and of the choice of tokens: all tokens of a rollout of
+    B rows, before the first update.
 
     Args:
         mask: (B, T) bool, the tokens in the loss.
@@ -38,8 +45,8 @@ class TokenScores:
     teacher_logp: Tensor | None = None
 
 
-class Term:
-    """A cost of each token, which training lowers beside the objective.
+class Term(ChecksArguments):
+    """A cost of each token, which training lowers in addition to the objective.
 
     Args:
         coef: its weight.
@@ -51,13 +58,17 @@ class Term:
         needs: the fields of `cost`'s input that are computed only for terms that need them: `ref_logp`, `entropy` (in
             the loss with a gradient); in the loss `right`, too; in advantages `teacher_logp`, with a teacher.
         metric: the mean over tokens is logged as `train/<metric>`; "" = not at all.
+        option: the option that it comes from, for messages.
     """
 
+    config_key = "model.terms"
+    option = "model.terms"
     place: Place = "loss"
     needs: tuple[Need, ...] = ()
     metric: str = ""
 
     def __init__(self, coef: float = 1.0) -> None:
+        self.init_args = init_arguments()
         self.coef = coef
 
     def cost(self, x: Any) -> Tensor:
@@ -91,7 +102,7 @@ def costs(terms: list[Term], place: Place, x: LossInputs | TokenScores) -> Itera
         for need in term.needs:
             if getattr(x, need, None) is None:
                 raise UserError(
-                    f"{type(term).__name__} needs `{need}`, which there is not; give it, or leave the term out"
+                    f"{term.option}: it needs `{need}`, which there is not; give it, or leave the option out"
                 )
         with inputs_stay(term.cost, x, "x"):
             cost = term.cost(x)
@@ -99,6 +110,16 @@ def costs(terms: list[Term], place: Place, x: LossInputs | TokenScores) -> Itera
             raise UserError(
                 f"model.terms: {defined_at(term.cost)} must return a cost for each token, a tensor of shape "
                 f"{tuple(x.mask.shape)}"
+            )
+        if (
+            isinstance(x, LossInputs)
+            and x.logp.requires_grad
+            and not cost.requires_grad
+            and "entropy" not in term.needs
+        ):
+            raise UserError(
+                f"model.terms: {defined_at(term.cost)} has no gradient: make it of x.logp without detach, or of "
+                'x.entropy with needs = ("entropy",)'
             )
         yield term, torch.where(x.mask, cost, 0.0)
 
@@ -113,6 +134,7 @@ class KLTerm(Term):
         super().__init__(coef)
         self.estimator, self.bias_correction = estimator, bias_correction
         self.place = "rewards" if in_reward else "loss"
+        self.option = "model.kl.in_reward" if in_reward else "model.kl.coef"
 
     def cost(self, x: Any) -> Tensor:
         kl = kl_estimate(x.logp, x.ref_logp, x.mask, self.estimator)
@@ -122,6 +144,7 @@ class KLTerm(Term):
 class ExpertBalance(Term):
     """The uneven use of a mixture's experts within each completion. Source: DeepSeek-V3 (arXiv 2412.19437)."""
 
+    option = "model.loss.balance_coef"
     needs = ("balance",)
     metric = "expert_balance"
 
@@ -133,6 +156,7 @@ class ExpertBalance(Term):
 class EntropyBonus(Term):
     """`-entropy` of the policy."""
 
+    option = "model.loss.entropy_coef"
     needs = ("entropy",)
 
     def cost(self, x: LossInputs) -> Tensor:
@@ -143,6 +167,7 @@ class EntropyBonus(Term):
 class RightNLL(Term):
     """`-logp` of right completions, 0 in others. Source: Yue et al. 2025 (VAPO, arXiv 2504.05118)."""
 
+    option = "model.loss.positive_nll_coef"
     needs = ("right",)
 
     def cost(self, x: LossInputs) -> Tensor:

@@ -79,7 +79,8 @@ class Updater:
         algorithm = self.algorithm
         if algorithm.needs_step_tokens or any(term.place != "loss" for term in algorithm.terms):
             spread = algorithm.needs_step_tokens or algorithm.needs("entropy", in_loss=False)
-            scores.logp, scores.entropy = self.logprobs(rollout, self.policy, rows, spread)
+            scores.logp, entropy = self.logprobs(rollout, self.policy, rows, spread)
+            scores.entropy = entropy if spread else None
         if algorithm.needs("ref_logp", in_loss=False):
             scores.ref_logp, _ = self.logprobs(rollout, self.reference, rows)
         if algorithm.needs("teacher_logp", in_loss=False) and self.teachers.options is not None:

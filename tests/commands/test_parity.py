@@ -162,7 +162,7 @@ def test_an_error_of_one_algorithm_names_it() -> None:
     assert np.isfinite(replay(negative, {"fine": APMPO(schedule={"statistics_from": "correct"})})["fine/loss"])
     with pytest.raises(UserError, match=r"algorithms.bad: .*use schedule: \{statistics_from: correct\}"):
         replay(negative, {"bad": APMPO()})
-    with pytest.raises(UserError, match=r"algorithms.bad: EntropyBonus needs `entropy`"):
+    with pytest.raises(UserError, match=r"algorithms.bad: model.loss.entropy_coef: it needs `entropy`"):
         replay({k: v for k, v in case.arrays.items() if k != "entropy"}, {"bad": GRPO(loss={"entropy_coef": 0.1})})
 
     class Constant(GRPO):

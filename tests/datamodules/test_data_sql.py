@@ -120,7 +120,7 @@ def test_schema_text_is_what_the_file_says(tmp_path: Path) -> None:
     path = make_database(
         tmp_path / "a.sqlite",
         'CREATE TABLE "odd "" name" (text TEXT, n REAL)',
-        "CREATE OPTIONS_INDEX i ON schools (id)",
+        "CREATE INDEX i ON schools (id)",
         "CREATE VIEW northern AS SELECT * FROM schools WHERE id = 1",
         "CREATE TABLE auto (id INTEGER PRIMARY KEY AUTOINCREMENT)",
         "INSERT INTO \"odd \"\" name\" VALUES ('two\n lines', 1.5), (CAST(X'ff41' AS TEXT), 2), ('"

@@ -14,12 +14,14 @@ import yaml
 from datasets import Dataset
 from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
+from tiny_environments import Increment
 from torch.utils.data import DataLoader
 
-from lit_rlvr import GRPO, Arithmetic, RolloutCallback, Sampling, TextMath, Trainer
+from lit_rlvr import GRPO, Arithmetic, PromptDataModule, RolloutCallback, Sampling, TextMath, Trainer
 from lit_rlvr.advantages import GRPOAdvantage
 from lit_rlvr.algorithms import DAPO
 from lit_rlvr.common.settings import settings_of
+from lit_rlvr.environments.tools import WrappedTools
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora
 from lit_rlvr.rewards import Format, MathAnswer
@@ -106,6 +108,19 @@ def test_functions_and_rows_resume_and_repeat(
     assert saved["rollout"]["rewards"][0]["init_args"]["options"] == {"unused": 1}
     lit_rlvr("fit", "--config", str(config), "--trainer.default_root_dir", str(tmp_path / "command"))
     assert json.loads((tmp_path / "command/summary.json").read_text())["weights_sha256"] == whole
+
+
+def test_with_an_environment_rows_need_no_answer(tmp_path: Path, tiny_model_folder: Path) -> None:
+    trainer = Trainer(
+        default_root_dir=tmp_path / "run", max_steps=1, accelerator="cpu", limit_val_batches=0,
+        callbacks=RolloutCallback(
+            group_size=2, engine="hf", environment=WrappedTools(Increment), sampling=Sampling(max_tokens=4, max_turns=2)
+        ),
+    )  # fmt: skip
+    rows = [{"prompt": f"Count from {k}.", "start": k} for k in range(4)]
+    data = PromptDataModule(train=rows, prompts_per_rollout=2, columns={"prompt": "prompt"})
+    trainer.fit(GRPO(model=str(tiny_model_folder)), datamodule=data)
+    assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == 1
 
 
 def test_what_fit_needs_is_said(tmp_path: Path, tiny_model_folder: Path) -> None:

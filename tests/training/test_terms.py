@@ -13,13 +13,13 @@ from torch import Tensor
 from lit_rlvr.algorithms import Objective
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, Stats, kl_estimate, masked_sum
-from lit_rlvr.training.terms import Need, Place, Term
+from lit_rlvr.training.terms import Need, Term
 
 
 class Own(Term):
     """A formula of ours, written again."""
 
-    def __init__(self, coef: float, need: Need, place: Place = "loss") -> None:
+    def __init__(self, coef: float, need: Need, place: Any = "loss") -> None:
         super().__init__(coef)
         self.needs, self.place, self.metric = (need,), place, "kl" if need == "ref_logp" else ""
 
@@ -105,6 +105,11 @@ class Clamps(Term):
         return x.old_logp.clamp_(min=-1.0)
 
 
+class Constant(Term):
+    def cost(self, x: LossInputs) -> Tensor:
+        return x.logp.detach()
+
+
 class Sums(Term):
     def cost(self, x: LossInputs) -> Tensor:
         return x.logp.sum()
@@ -114,7 +119,10 @@ def test_a_wrong_term_is_named(tiny_model_folder: Path, tmp_path: Path) -> None:
     for term, said in (
         (Clamps(), r"model: Clamps\.cost .*test_terms.py:\d+.* changes .*x.old_logp in place"),
         (Sums(), r"model.terms: Sums\.cost .*test_terms.py:\d+.* must return a cost for each token"),
-        (Own(1.0, "teacher_logp", "advantages"), "Own needs `teacher_logp`, which there is not"),
+        (Own(1.0, "teacher_logp", "advantages"), "model.terms: Own needs a teacher; give model.teacher"),
+        (Own(1.0, "right", "rewards"), "Own cannot need 'right' in the rewards"),
+        (Own(1.0, "ref_logp", "reward"), "place = 'reward' of Own is none of loss, rewards, advantages"),
+        (Constant(), r"Constant\.cost .* has no gradient"),
     ):
         with pytest.raises(UserError, match=said):
             fit(tiny_model_folder, tmp_path, terms=[term])

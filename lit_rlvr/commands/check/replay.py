@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.conformance import Batch, Step, replay_step
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, StepTokens, aggregation_weights, correction_weights
-from lit_rlvr.training.terms import TokenScores
+from lit_rlvr.training.terms import TokenScores, costs
 
 
 def replay(batch: Mapping[str, np.ndarray], algorithms: Mapping[str, RLVRModule]) -> dict[str, np.ndarray]:
@@ -61,17 +62,26 @@ def replay_one(batch: FrozenBatch, algorithm: RLVRModule) -> dict[str, Tensor]:
     return replay_step(algorithm_step(batch, algorithm), batch)
 
 
+OF_A_MODEL = ("teacher_logp", "divergence", "balance")
+"""Fields of a model, which a batch has not: the terms that need them are left out."""
+
+
 def algorithm_step(batch: FrozenBatch, algorithm: RLVRModule, advantages: Tensor | None = None) -> Step:
     """Return the optimizer step of an algorithm on a batch.
 
     Args:
         advantages: (P, G) or (B, T); None = the algorithm estimates them, and takes note of the rewards.
     """
+    algorithm = copy(algorithm)
+    algorithm.terms = [term for term in algorithm.terms if not {*OF_A_MODEL} & {*term.needs}]
     if advantages is None:
         group = batch.group
         scores = TokenScores(batch.mask, batch.old_logp, batch.entropy, batch.ref_logp)
         taken, _ = algorithm.reward_costs(scores, group.rewards)
         advantages, _ = algorithm.estimate(replace(group, rewards=group.rewards - taken))
+        for term, cost in costs(algorithm.terms, "advantages", scores):
+            rows = advantages.reshape(-1, 1) if advantages.shape == group.rewards.shape else advantages
+            advantages = rows - term.coef * cost
 
     def loss(logp: Tensor, advantages: Tensor, rows: list[int], *_: int) -> Tensor:
         return algorithm.loss(rows_of(frozen_inputs(batch, algorithm, logp, advantages), rows))[0]
