@@ -12,11 +12,13 @@ From the command to an optimizer step, in order, and where to find each part; no
         GroupSampler.sample           rollout/generate.py         P x G completions, their rewards, and `assemble`
         assemble, balance             rollout/assemble.py         tensors of a `Rollout`, evened out over ranks
     RLVRModule.training_step          training/module.py          scored groups -> optimizer steps
+      gather_groups                   training/groups.py          the groups of all ranks
       estimate                        training/loss.py            rewards -> advantages
       Updater.step                    training/update.py          forward, loss, backward; reduce and clip; step or skip
         plan_step, loss_inputs        training/step.py            normalisers, micro-batches, what the objective gets
         Policy.score                  policy/policy.py            forward: log-probabilities of a micro-batch
-        loss                          training/loss.py            the algorithm's `objective` (algorithms/), and terms
+        loss                          training/loss.py            calls the algorithm's `objective` (algorithms/)
+        costs                         training/terms.py           the KL divergence and other costs of tokens
         optimizer                     training/optimizer.py       AdamW and its schedule
 """
 

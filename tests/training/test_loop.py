@@ -15,7 +15,7 @@ import lit_rlvr.training.module
 from lit_rlvr import GRPO, Arithmetic, RolloutCallback, Sampling, Trainer
 
 ROOT = Path(lit_rlvr.__file__).parent
-MOST_FILES = 15
+MOST_FILES = 17
 ASIDE = {
     "advantages/base.py": "what an advantage is given",
     "advantages/group.py": "GRPO's advantage",
@@ -42,6 +42,8 @@ ASIDE = {
     "common/terminal.py": "progress",
     "training/failures.py": "out of memory, and steps that are skipped",
     "training/reference.py": "reference model, of which there is none here",
+    "training/teachers.py": "teachers, of which there are none here",
+    "rollout/settings.py": "the options of a rollout",
     "training/trace.py": "what `explain` shows",
     "types.py": "the data types",
 }
