@@ -17,12 +17,7 @@ from lit_rlvr.rollout.preflight.sizes import log_sizes
 from lit_rlvr.run.planned import PlannedRun
 from lit_rlvr.sizing.gpus import GIB
 from lit_rlvr.sizing.strategies import describe_run
-from lit_rlvr.training.optimizer import (
-    train_whole_rollouts,
-    updates_of,
-    warn_of_high_rate,
-    warn_of_long_warmup,
-)  # fmt: skip
+from lit_rlvr.training.optimizer import train_whole_rollouts, updates_of, warn_of_high_rate, warn_of_long_warmup
 
 PROMPTS = 2
 """Number of prompts that a dry run shows."""

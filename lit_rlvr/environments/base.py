@@ -117,7 +117,7 @@ class Environment(ABC):
 
     @property
     def has_reward(self) -> bool:
-        """Whether it judges its episodes."""
+        """True if it judges its episodes."""
         return type(self).reward is not Environment.reward
 
 

@@ -13,19 +13,20 @@ from lit_rlvr.distributed.collectives import all_max, gather_rows, to_device
 from lit_rlvr.types import Rollout
 
 
-def gather_groups(rollout: Rollout, advantage: Advantage, device: torch.device) -> GroupBatch:
+def gather_groups(rollout: Rollout, rewards: Tensor, advantage: Advantage) -> GroupBatch:
     """Return the groups of all ranks, with what an advantage needs of them. Collective: call it on every rank.
 
     Args:
-        rollout: of this rank.
+        rollout: of this rank. rewards: (P, G) in place of the rollout's, on the device of training.
     """
+    device = rewards.device
 
     def gathered(local: Tensor) -> Tensor:
         return gather_rows(to_device(local, device))
 
     reference = rollout.reference_rewards
     group = GroupBatch(
-        rewards=gathered(rollout.rewards),
+        rewards=gather_rows(rewards),
         correct=gathered(rollout.correct),
         reference_rewards=None if reference is None else gathered(reference),
         lengths=gathered(rollout.lengths),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,14 @@ class LoadedModule(EvaluatingModule):
     reference_completions: ReferenceCompletions | None
     teachers: Teachers
     terms: list[Term]
+    needs: Callable[..., bool]
     replays_routes: bool
     most_tokens: int
 
     @property
     def needs_reference(self) -> bool:
         """Whether a term or the advantage needs a reference policy."""
-        by_terms = any("ref_logp" in term.needs for term in self.terms)
+        by_terms = self.needs("ref_logp") or self.needs("ref_logp", in_loss=False)
         return by_terms or self.reference_completions is not None
 
     def configure_model(self) -> None:
@@ -88,7 +90,7 @@ class LoadedModule(EvaluatingModule):
                 round_ties(p for p in self.policy.parameters() if p.requires_grad)
             if self.replays_routes:
                 self.policy.replay_routes()
-            if any("balance" in term.needs for term in self.terms):
+            if self.needs("balance"):
                 self.policy.balance_experts()
             self._distribute(self.policy)
             self._load_reference()
@@ -221,7 +223,7 @@ class LoadedModule(EvaluatingModule):
 
     def _compile(self) -> None:
         """Compile the layers if the option is on, or `auto` and it pays; what `auto` cannot compile stays plain."""
-        if not self.compute.torch_compile or self.replays_routes or any("balance" in term.needs for term in self.terms):
+        if not self.compute.torch_compile or self.replays_routes or self.needs("balance"):
             return
         automatic = self.compute.torch_compile == "auto"
         if automatic:

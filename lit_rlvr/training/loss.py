@@ -202,11 +202,11 @@ class LossModule(ABC):
 
     def reward_costs(self, scores: TokenScores, rewards: Tensor) -> tuple[Tensor, Stats]:
         """Return what the terms take from some rewards (P, G), in their shape and precision, and the sums over tokens
-        that are logged as means."""
+        that are logged as means, by metric."""
         total, stats = torch.zeros_like(rewards), Stats()
         for term, cost in costs(self.terms, "rewards", scores):
             total = total + term.coef * cost.sum(1).view(rewards.shape).to(total)
-            stats |= {term.metric: cost.double().sum()} if term.metric else {}
+            stats[term.metric] = cost.double().sum()
         return total, stats
 
     def estimate(self, group: GroupBatch) -> tuple[Tensor, dict[str, float]]:

@@ -42,7 +42,6 @@ from lit_rlvr.common.settings import init_arguments, with_class_defaults
 from lit_rlvr.common.terminal import progress
 from lit_rlvr.distributed.collectives import (
     all_sum,
-    gather_rows,
     rank,
     to_device,
 )
@@ -294,9 +293,9 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
     def estimate_advantages(self, rollout: Rollout, scores: TokenScores) -> Tensor:
         """Return the advantages (B, 1), or (B, T) from an estimator of tokens, of this rank's rows, from all ranks'
         groups, and keep each completion's (mean) advantage in the rollout. Collective: call it on every rank."""
-        group = gather_groups(rollout, self.advantage, self.device)
-        taken, sums = self.reward_costs(scores, to_device(rollout.rewards, self.device))  # (P, G)
-        group.rewards = group.rewards - gather_rows(taken)
+        rewards = to_device(rollout.rewards, self.device)
+        taken, sums = self.reward_costs(scores, rewards)  # (P, G)
+        group = gather_groups(rollout, rewards - taken, self.advantage)
         advantages, estimated = self.estimate(group)  # (P, G) or (B, T) over all ranks
         means = self.completion_means(advantages, group)  # (P, G)
         local = len(rollout.prompts)
@@ -310,10 +309,10 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
             mine = mine - term.coef * cost.to(mine.dtype)
             rollout.advantages = masked_mean(mine, scores.mask).view(rollout.rewards.shape).cpu()
             sums[term.metric] = cost.double().sum()
-        tokens = all_sum(scores.mask.sum()).clamp(min=1)
-        metrics = {name: float(all_sum(value) / tokens) for name, value in sums.items() if name}
-        flat = torch.tensor([int((rollout.advantages == 0).all(1).sum()), local], dtype=torch.float64)
-        without, prompts = all_sum(flat).tolist()
+        without_signal = float((rollout.advantages == 0).all(1).sum())
+        counts = [without_signal, local, float(scores.mask.sum()), *map(float, sums.values())]
+        without, prompts, tokens, *totals = all_sum(torch.tensor(counts, dtype=torch.float64)).tolist()
+        metrics = {name: total / max(tokens, 1) for name, total in zip(sums, totals, strict=True) if name}
         metrics |= estimated | {"no_signal": 0.0 if self.teachers.in_loss else without / prompts}
         self.log_dict({f"train/{name}": value for name, value in metrics.items()})
         return mine

@@ -19,7 +19,6 @@ class SavedModule(LoadedModule):
     """Saves and restores the state of a run; `RLVRModule` has the parts."""
 
     advantage: Advantage
-    terms: list[Term]
     iteration: int
     skipped: SkippedSteps
     unjudged: UnjudgedRollouts

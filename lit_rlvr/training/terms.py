@@ -111,12 +111,8 @@ def costs(terms: list[Term], place: Place, x: LossInputs | TokenScores) -> Itera
                 f"model.terms: {defined_at(term.cost)} must return a cost for each token, a tensor of shape "
                 f"{tuple(x.mask.shape)}"
             )
-        if (
-            isinstance(x, LossInputs)
-            and x.logp.requires_grad
-            and not cost.requires_grad
-            and "entropy" not in term.needs
-        ):
+        has_gradient = cost.requires_grad or "entropy" in term.needs
+        if isinstance(x, LossInputs) and x.logp.requires_grad and not has_gradient:
             raise UserError(
                 f"model.terms: {defined_at(term.cost)} has no gradient: make it of x.logp without detach, or of "
                 'x.entropy with needs = ("entropy",)'

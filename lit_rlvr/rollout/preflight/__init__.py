@@ -1,1 +1,1 @@
-"""What may not run is refused here before weights load, by what the parts of a run say of each other."""
+"""Checks before weights load: a run whose parts do not fit each other is refused."""
