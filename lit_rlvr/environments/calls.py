@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from lit_rlvr.common.thoughts import with_think_tags
+
 
 @dataclass(frozen=True)
 class Call:
@@ -43,21 +45,23 @@ MAX_ENDINGS = 16
 
 
 def find_calls(text: str) -> list[Call]:
-    """Return the tool calls of a turn, in order; ignore text between `<think>` and `</think>`.
+    """Return the tool calls of a turn, in order, without those in its thoughts.
 
-    A `</think>` without a `<think>` ends thoughts that the prompt opened. Thoughts that never end may hold a call. A
-    call that cannot be read is returned with its problem. The documentation lists the forms. The turn may contain
-    special tokens, which some forms consist of.
+    A first end of thoughts without a beginning ends those that the prompt opened. Thoughts that never end may hold a
+    call. A call that cannot be read is returned with its problem. The documentation lists the forms. The turn may
+    contain special tokens, which some forms consist of.
     """
+    text = with_think_tags(text)
     calls: list[Call] = []
-    before_thoughts = place = 0
+    before_thoughts: int | None = 0  # None = the text is behind thoughts that have ended
+    place = 0
     while match := _OPENING.search(text, place):
         place = match.end()
         if match[0] == "<think>":
             before_thoughts = len(calls)
         elif match[0] == "</think>":
-            del calls[before_thoughts:]
-            before_thoughts = 0
+            del calls[len(calls) if before_thoughts is None else before_thoughts :]
+            before_thoughts = None
         else:
             read, place = _read_calls(str(match.lastgroup), text, place)
             calls += read
