@@ -27,6 +27,37 @@ from lit_rlvr.types import Sample, Turn
             'Both:<tool_call>{"name": "f", "arguments": {}}</tool_call> <tool_call>{"name": "g"}</tool_call>',
             [Call("f"), Call("g")],
         ),
+        (
+            '[TOOL_CALLS]f[ARGS]{"x": 1}[TOOL_CALLS]g[CALL_ID]abc123[ARGS]{"y": "a"}</s>',
+            [Call("f", named={"x": 1}), Call("g", named={"y": "a"})],
+        ),
+        ('[TOOL_CALLS] [{"name": "f", "arguments": {"x": 1}}]</s>', [Call("f", named={"x": 1})]),
+        *(
+            (f"I look.<\uff5ctool▁call▁begin\uff5c>{head}<\uff5ctool▁call▁end\uff5c>", [Call("f", named={"x": 1})])
+            for head in ('function<\uff5ctool▁sep\uff5c>f\n```json\n{"x": 1}\n```', 'f<\uff5ctool▁sep\uff5c>{"x": 1}')
+        ),
+        (
+            '<|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>{"x": 1}<|tool_call_end|>'
+            "<|tool_call_begin|>functions.g:1<|tool_call_argument_begin|>{}<|tool_call_end|>",
+            [Call("f", named={"x": 1}), Call("g")],
+        ),
+        (
+            "<|START_THINKING|><call>g()</call><|END_THINKING|>"
+            '<|START_ACTION|>[{"tool_call_id": "0", "tool_name": "f", "parameters": {"x": 1}}]<|END_ACTION|>',
+            [Call("f", named={"x": 1})],
+        ),
+        ('Action: ```json\n[{"tool_name": "f", "parameters": {"x": 1}}]\n```', [Call("f", named={"x": 1})]),
+        *(
+            (
+                f'<{d}invoke name="f"><{d}parameter name="x"{more}>1</{d}parameter></{d}invoke>',
+                [Call("f", named={"x": "1"}, is_typed=False)],
+            )
+            for d, more in (("", ""), ("\uff5cDSML\uff5c", ' string="false"'))
+        ),
+        (
+            '<|tool_call_start|>[f(x=true, y=[null, "a"])]<|tool_call_end|>',
+            [Call("f", named={"x": True, "y": [None, "a"]})],
+        ),
         ('<tool_call>{"name": "f", "arguments": "{\\"x\\": 2}"}</tool_call>', [Call("f", named={"x": 2})]),
         ('<tool_call>{"name": "f", "arguments": {"x": 1}}', [Call("f", named={"x": 1})]),
         ('{"name": "f", "parameters": {"q": "a; b"}}', [Call("f", named={"q": "a; b"})]),
