@@ -41,10 +41,11 @@ _GEMMA = re.compile(r"\A\s*call:([\w.-]+)(\{.*\})\s*\Z", re.DOTALL)
 _GEMMA_PART = re.compile(r'<\|"\|>(?P<text>.*?)<\|"\|>|(?P<key>[\w.-]+)(?=:)', re.DOTALL)
 _BAR = "\uff5c"
 """The fullwidth vertical line in DeepSeek's tokens."""
+_SPACE = rf"(?:\w+:|{_BAR}DSML{_BAR})?"
+"""What stands before the names of tags: MiniMax has nothing, other families a name space."""
 _NAME_AROUND = re.compile(r"\Afunctions\.|(?::\d+|\[CALL_ID\].*)\Z", re.DOTALL)
 _NAMED_PARAMETER = re.compile(
-    rf'\s*<(?:{_BAR}DSML{_BAR})?parameter name="([^"\n]+)"[^>\n]*>(.*?)</(?:{_BAR}DSML{_BAR})?parameter>'
-    rf"\s*(?=<(?:{_BAR}DSML{_BAR})?parameter|\Z)",
+    rf'\s*<{_SPACE}parameter name="([^"\n]+)"[^>\n]*>(.*?)</{_SPACE}parameter>\s*(?=<{_SPACE}parameter|\Z)',
     re.DOTALL,
 )
 _DECODER = json.JSONDecoder(strict=False)  # models break lines inside texts
@@ -283,7 +284,7 @@ _OPENINGS = {
     "deepseek": rf"<{_BAR}tool▁call▁begin{_BAR}>",
     "kimi": r"<\|tool_call_begin\|>",
     "command": r"<\|START_ACTION\|>",
-    "invoked": rf'<(?:{_BAR}DSML{_BAR})?invoke name="(?=[^"\n]+">)',
+    "invoked": rf'<{_SPACE}invoke name="(?=[^"\n]+">)',
 }
 _CLOSINGS = {
     "tagged": r"</tool_call>",
@@ -296,7 +297,7 @@ _CLOSINGS = {
     "deepseek": rf"<{_BAR}tool▁call▁end{_BAR}>",
     "kimi": r"<\|tool_call_end\|>",
     "command": r"<\|END_ACTION\|>",
-    "invoked": rf"</(?:{_BAR}DSML{_BAR})?invoke>",
+    "invoked": rf"</{_SPACE}invoke>",
 }
 _OPENING = re.compile("|".join(["</?think>", *(f"(?P<{form}>{opening})" for form, opening in _OPENINGS.items())]))
 _ENDINGS = {form: re.compile(f"{closing}|(?={_OPENINGS[form]}|</?think>)") for form, closing in _CLOSINGS.items()}
