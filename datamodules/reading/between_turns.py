@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from lit_rlvr.common.thoughts import ends_in_thoughts
 from lit_rlvr.datamodules.reading.chat import MODEL_TURN, Chat, break_up, find_tokens
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.families.base import ImageProcessor
@@ -197,8 +198,7 @@ class BetweenTurns:
 
     @cached_property
     def _opens_thoughts(self) -> bool:
-        start = self._chat.opening(self._tokenizer)
-        return "</think>" not in start.rpartition("<think>")[2] and "<think>" in start
+        return ends_in_thoughts(self._chat.opening(self._tokenizer))
 
     def _as_text(self, text: str) -> str:
         """Return the text without special tokens: each has a zero-width space in it."""

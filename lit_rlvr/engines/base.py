@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from lit_rlvr.common.seeds import derive_seed
+from lit_rlvr.common.thoughts import read_text
 from lit_rlvr.errors import ChecksArguments, UserError
 from lit_rlvr.types import Completion, Pixels, Prompt, Sampling, kinds_of
 
@@ -171,8 +172,9 @@ def read_completion(tokenizer: Any, token_ids: Sequence[int], logprobs: Sequence
     Args:
         stopped: False = it reached its maximum length.
     """
-    text = str(tokenizer.decode(list(token_ids), skip_special_tokens=True))
-    return Completion(text, tuple(token_ids), "stop" if stopped else "length", tuple(logprobs))
+    return Completion(
+        read_text(tokenizer, token_ids), tuple(token_ids), "stop" if stopped else "length", tuple(logprobs)
+    )
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,11 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
+
+from lit_rlvr.common.thoughts import with_think_tags
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,15 @@ _KEYED = re.compile(r"\A\s*([\w.-]+)\s*((?:<arg_key>.*)?)\Z", re.DOTALL)
 _KEY_VALUE = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>\s*(?=<arg_key>|\Z)", re.DOTALL)
 _GEMMA = re.compile(r"\A\s*call:([\w.-]+)(\{.*\})\s*\Z", re.DOTALL)
 _GEMMA_PART = re.compile(r'<\|"\|>(?P<text>.*?)<\|"\|>|(?P<key>[\w.-]+)(?=:)', re.DOTALL)
+_BAR = "\uff5c"
+"""The fullwidth vertical line in DeepSeek's tokens."""
+_SPACE = rf"(?:\w+:|{_BAR}DSML{_BAR})?"
+"""What stands before the names of tags: MiniMax has nothing, other families a name space."""
+_NAME_AROUND = re.compile(r"\Afunctions\.|(?::\d+|\[CALL_ID\].*)\Z", re.DOTALL)
+_NAMED_PARAMETER = re.compile(
+    rf'\s*<{_SPACE}parameter name="([^"\n]+)"[^>\n]*>(.*?)</{_SPACE}parameter>\s*(?=<{_SPACE}parameter|\Z)',
+    re.DOTALL,
+)
 _DECODER = json.JSONDecoder(strict=False)  # models break lines inside texts
 
 MAX_ENDINGS = 16
@@ -43,21 +55,23 @@ MAX_ENDINGS = 16
 
 
 def find_calls(text: str) -> list[Call]:
-    """Return the tool calls of a turn, in order; ignore text between `<think>` and `</think>`.
+    """Return the tool calls of a turn, in order, without those in its thoughts.
 
-    A `</think>` without a `<think>` ends thoughts that the prompt opened. Thoughts that never end may hold a call. A
-    call that cannot be read is returned with its problem. The documentation lists the forms. The turn may contain
-    special tokens, which some forms consist of.
+    A first end of thoughts without a beginning ends those that the prompt opened. Thoughts that never end may hold a
+    call. A call that cannot be read is returned with its problem. The documentation lists the forms. The turn may
+    contain special tokens, which some forms consist of.
     """
+    text = with_think_tags(text)
     calls: list[Call] = []
-    before_thoughts = place = 0
+    before_thoughts: int | None = 0  # None = the text is behind thoughts that have ended
+    place = 0
     while match := _OPENING.search(text, place):
         place = match.end()
         if match[0] == "<think>":
             before_thoughts = len(calls)
         elif match[0] == "</think>":
-            del calls[before_thoughts:]
-            before_thoughts = 0
+            del calls[len(calls) if before_thoughts is None else before_thoughts :]
+            before_thoughts = None
         else:
             read, place = _read_calls(str(match.lastgroup), text, place)
             calls += read
@@ -121,7 +135,7 @@ def _is_call(value: Any) -> bool:
         return "name" in value["function"]
     if "tool_calls" in value:
         return _is_call(value["tool_calls"])
-    return "name" in value and bool({"parameters", "arguments"} & value.keys())
+    return bool({"name", "tool_name"} & value.keys()) and bool({"parameters", "arguments"} & value.keys())
 
 
 def _tagged_calls(text: str) -> list[Call]:
@@ -132,12 +146,21 @@ def _tagged_calls(text: str) -> list[Call]:
         return [_bare_text_call(found[1].strip(), _PARAMETER, found[2])]
     if found := _KEYED.match(text):
         return [_bare_text_call(found[1], _KEY_VALUE, found[2])]
-    fenced = _FENCE.match(text.strip())
+    return _written_calls(text)
+
+
+def _written_calls(text: str) -> list[Call]:
+    """Read calls as JSON, which may be fenced."""
     try:
-        value = _DECODER.decode(fenced[1] if fenced else text)
+        value = _DECODER.decode(_without_fence(text))
     except (ValueError, RecursionError) as error:
         return [Call(problem=f"the call is not valid JSON: {error}")]
     return _as_calls(value)
+
+
+def _without_fence(text: str) -> str:
+    fenced = _FENCE.match(text.strip())
+    return fenced[1] if fenced else text
 
 
 def _bare_text_call(name: str, argument: re.Pattern[str], text: str) -> Call:
@@ -156,7 +179,7 @@ def _as_calls(value: Any) -> list[Call]:
         return [call for item in value for call in _as_calls(item if isinstance(item, dict) else None)]
     if isinstance(value, dict) and isinstance(value.get("function"), dict):
         value = value["function"]
-    name = value.get("name") if isinstance(value, dict) else None
+    name = value.get("name", value.get("tool_name")) if isinstance(value, dict) else None
     if not isinstance(name, str):
         return [Call(problem='the call must be a JSON object such as {"name": "...", "arguments": {...}}')]
     return [_with_arguments(name, value.get("arguments", value.get("parameters", {})))]
@@ -176,11 +199,21 @@ def _with_arguments(name: str, named: Any) -> Call:
 def _python_calls(text: str) -> list[Call]:
     """Read one call as in Python, or a list of them."""
     try:
-        node = ast.parse(text.strip(), mode="eval").body
+        node = _JSONNames().visit(ast.parse(text.strip(), mode="eval")).body
         nodes = node.elts if isinstance(node, ast.List) else [node]
         return [_python_call(node) for node in nodes]
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as error:
         return [Call(problem=f"the call cannot be read: {type(error).__name__}: {error}")]
+
+
+_JSON_NAMES = {"true": True, "false": False, "null": None}
+
+
+class _JSONNames(ast.NodeTransformer):
+    """Replaces `true`, `false` and `null`, which LFM2 writes in calls as in Python."""
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return ast.Constant(_JSON_NAMES[node.id]) if node.id in _JSON_NAMES else node
 
 
 def _python_call(node: ast.expr) -> Call:
@@ -210,6 +243,23 @@ def _harmony_calls(text: str) -> list[Call]:
     return [_with_arguments(re.split(r"[^\w.-]", head)[0], arguments)]
 
 
+def _named_calls(separator: str, text: str) -> list[Call]:
+    """Read a name and its arguments as JSON, with a separator between: `functions.f:0` and `f[CALL_ID]abc` are `f`;
+    where the head is `function`, the name is the first line behind the separator."""
+    head, found, arguments = text.partition(separator)
+    if not found:
+        return _written_calls(text)
+    if head.strip() == "function":
+        head, _, arguments = arguments.partition("\n")
+    return [_with_arguments(_NAME_AROUND.sub("", head.strip()), _without_fence(arguments))]
+
+
+def _invoked_calls(text: str) -> list[Call]:
+    """Read `f"><parameter name="x">value</parameter>`."""
+    name, _, arguments = text.partition('">')
+    return [_bare_text_call(name, _NAMED_PARAMETER, arguments)]
+
+
 _READERS: dict[str, Callable[[str], list[Call]]] = {
     "tagged": _tagged_calls,  # Qwen, Hermes, Nemotron, GLM
     "function": lambda text: _tagged_calls(f"<function={text}"),  # the same without <tool_call>, and Llama 3.1
@@ -217,6 +267,11 @@ _READERS: dict[str, Callable[[str], list[Call]]] = {
     "listed": _python_calls,  # LFM2
     "gemma": _gemma_calls,  # Gemma 4
     "harmony": _harmony_calls,  # GPT-OSS
+    "mistral": partial(_named_calls, "[ARGS]"),  # Mistral, Ministral, Devstral; before them a list as JSON
+    "deepseek": partial(_named_calls, f"<{_BAR}tool▁sep{_BAR}>"),  # DeepSeek-V3, R1 and V3.1
+    "kimi": partial(_named_calls, "<|tool_call_argument_begin|>"),  # Kimi-K2
+    "command": _written_calls,  # Command R7B and A
+    "invoked": _invoked_calls,  # MiniMax-M2, DeepSeek-V3.2
 }
 _OPENINGS = {
     "tagged": r"<tool_call>",
@@ -225,6 +280,11 @@ _OPENINGS = {
     "listed": r"<\|tool_call_start\|>",
     "gemma": r"<\|tool_call>",
     "harmony": r"\bto=functions\.(?=[\w.-]+[^\n]*?<\|message\|>)",
+    "mistral": r"\[TOOL_CALLS\]",
+    "deepseek": rf"<{_BAR}tool▁call▁begin{_BAR}>",
+    "kimi": r"<\|tool_call_begin\|>",
+    "command": r"<\|START_ACTION\|>",
+    "invoked": rf'<{_SPACE}invoke name="(?=[^"\n]+">)',
 }
 _CLOSINGS = {
     "tagged": r"</tool_call>",
@@ -233,6 +293,11 @@ _CLOSINGS = {
     "listed": r"<\|tool_call_end\|>",
     "gemma": r"<tool_call\|>",
     "harmony": r"<\|call\|>|<\|end\|>|<\|start\|>",
+    "mistral": r"</s>",
+    "deepseek": rf"<{_BAR}tool▁call▁end{_BAR}>",
+    "kimi": r"<\|tool_call_end\|>",
+    "command": r"<\|END_ACTION\|>",
+    "invoked": rf"</{_SPACE}invoke>",
 }
 _OPENING = re.compile("|".join(["</?think>", *(f"(?P<{form}>{opening})" for form, opening in _OPENINGS.items())]))
 _ENDINGS = {form: re.compile(f"{closing}|(?={_OPENINGS[form]}|</?think>)") for form, closing in _CLOSINGS.items()}

@@ -15,8 +15,8 @@ from functools import lru_cache
 from itertools import repeat
 from typing import Any, NamedTuple
 
+from lit_rlvr.common.thoughts import without_thoughts
 from lit_rlvr.errors import UserError, check_within
-from lit_rlvr.rewards.answers.find import without_thoughts
 from lit_rlvr.rewards.base import CheckedReward, verdict
 from lit_rlvr.rewards.fences import fenced_blocks
 from lit_rlvr.types import Pair, RewardResult, Sample, Status

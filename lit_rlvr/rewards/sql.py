@@ -11,8 +11,8 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Literal
 
+from lit_rlvr.common.thoughts import without_thoughts
 from lit_rlvr.errors import UserError, check_within
-from lit_rlvr.rewards.answers.find import without_thoughts
 from lit_rlvr.rewards.base import CheckedReward, verdict
 from lit_rlvr.rewards.fences import Block, fenced_blocks
 from lit_rlvr.rewards.sql_query import QueryFailed, QueryLimits, QueryResult, SQLRow, run_query

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lit_rlvr.common.thoughts import closes_thoughts, ends_in_thoughts, read_text
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.cells import lookup
 from lit_rlvr.datamodules.reading.conversations import as_conversation
@@ -98,7 +99,7 @@ class Demonstrations:
                     continue
                 start, completion = self._pair(prompt)
                 digest.update(f"{start.token_ids} {completion.token_ids} {completion.sampled}".encode())
-                if self._opens_thought and "</think>" not in self.data.tokenizer.decode(completion.token_ids):
+                if self._opens_thought and not closes_thoughts(self.data.tokenizer.decode(completion.token_ids)):
                     raise BadRow(
                         "the prompt opens a thought (<think>) that the completion does not close; add its end "
                         "(</think>), or change data.chat (chat_template_kwargs: {enable_thinking: false})",
@@ -118,7 +119,7 @@ class Demonstrations:
 
     @property
     def _opens_thought(self) -> bool:
-        return "<think>" in self.data.opening.rpartition("</think>")[2]
+        return ends_in_thoughts(self.data.opening)
 
     def pairs(self, prompts: Sequence[Prompt]) -> list[Pair]:
         """Return prompts of a batch with their completions."""
@@ -147,13 +148,13 @@ class Demonstrations:
     def _pair(self, prompt: Prompt) -> Pair:
         target = self.target(prompt.sample)
         if isinstance(target, str):
-            if "</think>" in target or not self._opens_thought:
+            if closes_thoughts(target) or not self._opens_thought:
                 return prompt, self._turn(target.removeprefix(prompt.prefill), prompt.sample)
             target = [{"role": "assistant", "content": target}]  # the template may close the thought
         first, *rest = self.data.split_turns(prompt.sample, target, self.ends)
         token_ids = tuple(token for part in rest for token in part.token_ids)
         sampled = tuple(part.is_written for part in rest for _ in part.token_ids)
-        text = self.data.tokenizer.decode(rest[-1].token_ids, skip_special_tokens=True)
+        text = read_text(self.data.tokenizer, rest[-1].token_ids)
         before, after = (None, None) if prompt.pixels is None else prompt.pixels.split(first.images)
         completion = Completion(text, token_ids, "stop", sampled=sampled, pixels=after)
         return replace(prompt, token_ids=first.token_ids, pixels=before), completion

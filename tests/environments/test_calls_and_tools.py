@@ -1,14 +1,19 @@
 """Tool calls as models write them, and the tools that they call."""
 
 import asyncio
+import json
 import sqlite3
+from contextlib import suppress
 from enum import Enum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+import jinja2
 import pytest
 from hostile import assert_linear
 from PIL import Image
+from tiny import byte_tokenizer
 from tiny_environments import Increment
 
 from lit_rlvr.environments import Calculator, Python, SQLShell, Tools, as_environment
@@ -26,6 +31,37 @@ from lit_rlvr.types import Sample, Turn
         (
             'Both:<tool_call>{"name": "f", "arguments": {}}</tool_call> <tool_call>{"name": "g"}</tool_call>',
             [Call("f"), Call("g")],
+        ),
+        (
+            '[TOOL_CALLS]f[ARGS]{"x": 1}[TOOL_CALLS]g[CALL_ID]abc123[ARGS]{"y": "a"}</s>',
+            [Call("f", named={"x": 1}), Call("g", named={"y": "a"})],
+        ),
+        ('[TOOL_CALLS] [{"name": "f", "arguments": {"x": 1}}]</s>', [Call("f", named={"x": 1})]),
+        *(
+            (f"I look.<\uff5ctool▁call▁begin\uff5c>{head}<\uff5ctool▁call▁end\uff5c>", [Call("f", named={"x": 1})])
+            for head in ('function<\uff5ctool▁sep\uff5c>f\n```json\n{"x": 1}\n```', 'f<\uff5ctool▁sep\uff5c>{"x": 1}')
+        ),
+        (
+            '<|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>{"x": 1}<|tool_call_end|>'
+            "<|tool_call_begin|>functions.g:1<|tool_call_argument_begin|>{}<|tool_call_end|>",
+            [Call("f", named={"x": 1}), Call("g")],
+        ),
+        (
+            "<|START_THINKING|><call>g()</call><|END_THINKING|>"
+            '<|START_ACTION|>[{"tool_call_id": "0", "tool_name": "f", "parameters": {"x": 1}}]<|END_ACTION|>',
+            [Call("f", named={"x": 1})],
+        ),
+        ('Action: ```json\n[{"tool_name": "f", "parameters": {"x": 1}}]\n```', [Call("f", named={"x": 1})]),
+        *(
+            (
+                f'<{d}invoke name="f"><{d}parameter name="x"{more}>1</{d}parameter></{d}invoke>',
+                [Call("f", named={"x": "1"}, is_typed=False)],
+            )
+            for d, more in (("", ""), ("\uff5cDSML\uff5c", ' string="false"'))
+        ),
+        (
+            '<|tool_call_start|>[f(x=true, y=[null, "a"])]<|tool_call_end|>',
+            [Call("f", named={"x": True, "y": [None, "a"]})],
         ),
         ('<tool_call>{"name": "f", "arguments": "{\\"x\\": 2}"}</tool_call>', [Call("f", named={"x": 2})]),
         ('<tool_call>{"name": "f", "arguments": {"x": 1}}', [Call("f", named={"x": 1})]),
@@ -264,6 +300,38 @@ def test_content_blocks_may_hold_images() -> None:
     assert (seen.text, seen.images) == ("Here.", (picture,)) and as_tool_result("look", picture).images == (picture,)
     with pytest.raises(ValueError, match="must hold a PIL image"):
         as_tool_result("look", [{"type": "image", "image": "a.png"}])
+
+
+QUESTION = {"role": "user", "content": "How much tea?"}
+UNSHOWN = {
+    "cohere", "cohere2", "deepseek_r1_distill", "gemma", "gemma3", "idefics3", "lfm2", "llama3", "llava_next", "phi3",
+    "phi3_5", "qwen2_5_vl", "smolvlm",
+}  # fmt: skip
+"""TRL's templates that show no calls."""
+
+
+def test_the_calls_of_every_template_in_trl_are_read() -> None:
+    named = {"item": "tea", "n": 3}
+    parameters = {"type": "object", "properties": {"item": {"type": "string"}, "n": {"type": "integer"}}}
+    tool = {"type": "function", "function": {"name": "stock", "description": "", "parameters": parameters}}
+    unread = set()
+    folder = Path(str(find_spec("trl").submodule_search_locations[0])) / "chat_templates"  # type: ignore[union-attr, index]
+    for file in folder.glob("*.jinja"):
+        tokenizer = byte_tokenizer()
+        tokenizer.chat_template = file.read_text()
+        texts = []
+        for arguments in (named, json.dumps(named)):  # as DeepSeek's template wants them
+            call = {"type": "function", "id": "abcdefghi", "function": {"name": "stock", "arguments": arguments}}
+            turn = {"role": "assistant", "content": "", "tool_calls": [call]}
+            with suppress(jinja2.TemplateError, TypeError):
+                whole = tokenizer.apply_chat_template([QUESTION, turn], tools=[tool], tokenize=False)
+                texts.append(whole.rpartition(QUESTION["content"])[2])
+        found = [call for text in texts for call in find_calls(text)]
+        if not any(
+            (c.name, {k: str(v) for k, v in c.named.items()}) == ("stock", {"item": "tea", "n": "3"}) for c in found
+        ):
+            unread.add(file.stem.removesuffix("_training"))
+    assert unread == UNSHOWN
 
 
 class Mailbox:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import sympy
 
+from lit_rlvr.common.thoughts import without_thoughts
 from lit_rlvr.rewards.answers.characters import plain_characters
-from lit_rlvr.rewards.answers.find import Found, find_answer, without_thoughts
+from lit_rlvr.rewards.answers.find import Found, find_answer
 from lit_rlvr.rewards.answers.parse import parse
 from lit_rlvr.rewards.answers.units import read_numeral, read_unit
 from lit_rlvr.rewards.answers.values import Number, Parts, Percentage, Quantity, Region, Series, Text

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from lit_rlvr.common.thoughts import without_thoughts
 from lit_rlvr.rewards.answers.characters import plain_characters
 
 TAIL_CHARACTERS = 2000  # without a marker, text further from the end is not the final answer
@@ -29,7 +30,6 @@ _OR_BETWEEN = re.compile(
     rf"(?:{_MARKUP}|,)*+(?:or|\\text\{{\s*or\s*\}})(?![A-Za-z])(?:{_MARKUP})*+(?:{_BOX_LABEL})?+(?:{_MARKUP})*+"
 )
 _TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|it|rm|tt|sf)?|mathrm|mathbf|mathit|mbox|hbox)\s*\{([^{}]*)\}")
-_THOUGHT = re.compile(r"<(/?)(?:think|thinking|thought)>|<\|(begin|end)_of_thought\|>")
 _SPECIAL = re.compile(r"<\|[A-Za-z_]+\|>|</s>|<(?:eos|end_of_turn)>")
 
 
@@ -84,19 +84,6 @@ def find_answer(text: str, boxed_only: bool = False, open_thoughts: bool = False
         return Found(phrase, "phrase")
     lines = [bare for line in tail.splitlines() if (bare := _bare(line))] or [""]
     return Found(lines[-1], "line", above=tuple(lines[-4:-1]))
-
-
-def without_thoughts(text: str, open_thoughts: bool = False) -> str:
-    """Return the text behind the thoughts: behind the last `</think>`; "" if they never end."""
-    marks = list(_THOUGHT.finditer(text))
-    if not marks:
-        return text
-    closed = [mark for mark in marks if mark[1] or mark[2] == "end"]
-    opened = [mark for mark in marks if not (mark[1] or mark[2] == "end")]
-    end = closed[-1].end() if closed else 0
-    if not open_thoughts and opened and opened[-1].start() >= end:
-        return text[end : opened[-1].start()] if closed else ""
-    return text[end:]
 
 
 def last_boxed(text: str) -> str | None:

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from functools import lru_cache
 from string import ascii_uppercase
 
+from lit_rlvr.common.thoughts import without_thoughts
 from lit_rlvr.rewards.answers.characters import plain_characters
-from lit_rlvr.rewards.answers.find import find_answer, last_boxed, normalise, without_thoughts
+from lit_rlvr.rewards.answers.find import find_answer, last_boxed, normalise
 
 YES_NO = ("yes", "no")
 LETTERS = ascii_uppercase[:10]

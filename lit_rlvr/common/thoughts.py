@@ -1,0 +1,83 @@
+"""A model's thoughts in a text: every family's marks of them, and the same text with `<think>` and `</think>`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+_TAGS = "think|thinking|thought|reasoning|seed:think"
+MARK = re.compile(
+    rf"(?P<opening><(?:{_TAGS})>|\[THINK\]|◁think▷|<\|begin_of_thought\|>"
+    r"|<\|START_THINKING\|>|<\|channel>thought\n?|<\|channel\|>analysis<\|message\|>)"
+    rf"|(?P<closing></(?:{_TAGS})>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>"
+    r"|<\|END_THINKING\|>|<channel\|>|<\|end\|>(?=<\|start\|>))"
+)
+"""A mark at which thoughts begin or end: DeepSeek, Qwen, GLM and many others; Seed; Mistral; Kimi; OpenThoughts;
+Command; Gemma 4; gpt-oss, whose channels end in the same way."""
+
+_TOKENS = {
+    "<think>", "</think>", "[THINK]", "[/THINK]", "◁think▷", "◁/think▷", "<|begin_of_thought|>", "<|end_of_thought|>",
+    "<|START_THINKING|>", "<|END_THINKING|>", "<|channel>", "<channel|>",
+}  # fmt: skip
+_CHANNELS = {"<|channel|>", "<|message|>", "<|end|>", "<|start|>"}
+"""Tokens of gpt-oss, of which other families have one for another purpose."""
+_HEADS = re.compile(r"<\|start\|>[^<]*|<\|channel\|>[^<]*|<\|message\|>|<\|end\|>")
+
+
+def read_text(tokenizer: Any, token_ids: Sequence[int]) -> str:
+    """Decode tokens without special ones, but with the marks of thoughts, as `<think>` and `</think>`."""
+    dropped = _dropped(tokenizer)
+    if dropped is None:
+        return str(tokenizer.decode(list(token_ids), skip_special_tokens=True))
+    text = str(tokenizer.decode([token for token in token_ids if token not in dropped]))
+    return (
+        _HEADS.sub("", with_think_tags(text)) if "<|channel|>" in _special_tokens(tokenizer) else with_think_tags(text)
+    )
+
+
+def with_think_tags(text: str) -> str:
+    """Write all marks of thoughts as `<think>` and `</think>`."""
+    return MARK.sub(lambda mark: "<think>" if mark["opening"] else "</think>", text)
+
+
+def without_thoughts(text: str, open_thoughts: bool = False) -> str:
+    """Return the text behind the thoughts: behind the last closing mark; "" if they never end.
+
+    Args:
+        open_thoughts: what follows an opening mark without a closing one counts.
+    """
+    marks = list(MARK.finditer(text))
+    if not marks:
+        return text
+    end = max((mark.end() for mark in marks if mark["closing"]), default=0)
+    opened = max((mark.start() for mark in marks if mark["opening"]), default=-1)
+    if not open_thoughts and opened >= end:
+        return text[end:opened] if end else ""
+    return text[end:]
+
+
+def ends_in_thoughts(text: str) -> bool:
+    """Return whether a text, such as the end of a prompt, opens thoughts and does not close them."""
+    marks = list(MARK.finditer(text))
+    return bool(marks) and marks[-1]["opening"] is not None
+
+
+def closes_thoughts(text: str) -> bool:
+    """Return whether a text has a mark at which thoughts end."""
+    return any(mark["closing"] for mark in MARK.finditer(text))
+
+
+@lru_cache(maxsize=16)
+def _special_tokens(tokenizer: Any) -> dict[str, int]:
+    added = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)) | added
+
+
+@lru_cache(maxsize=16)
+def _dropped(tokenizer: Any) -> frozenset[int] | None:
+    """Return the special tokens that a text leaves out; None = all, because none of them marks thoughts."""
+    special = _special_tokens(tokenizer)
+    kept = _TOKENS | (_CHANNELS if "<|channel|>" in special else set())
+    return frozenset(special[text] for text in special.keys() - kept) if special.keys() & kept else None
