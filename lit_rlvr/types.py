@@ -14,6 +14,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lit_rlvr.errors import UserError, checks_arguments
+from lit_rlvr.speech.answer import answer_in
+from lit_rlvr.speech.calls import find_calls
+from lit_rlvr.speech.thoughts import thoughts_in
 
 if TYPE_CHECKING:  # reward workers import this module; torch is too slow for them
     from torch import Tensor
@@ -244,7 +247,8 @@ class Completion:
     """One sampled answer, or with an environment one whole episode: all its turns and observations in one row.
 
     Args:
-        text: the text, decoded without special tokens; of an episode only the last turn, which holds the answer.
+        text: the text, decoded without special tokens but with `<think>` and `</think>` for those around thoughts; of
+            an episode only the last turn, which holds the answer.
         token_ids: the sampled tokens, with the EOS token if the model sampled it; of an episode also the tokens of the
             observations and of the chat template around them.
         finish_reason: "stop" = the model sampled an EOS token or a stop text, or the environment ended the episode;
@@ -263,6 +267,7 @@ class Completion:
             "<think>\\n": what the chat template opens, then the data's `prefill`; "" if `text` includes it.
         routes: (L, K, k) uint8 or int16, the k experts that each input token used in each of the K layers with routers:
             the tokens of the prompt, and those of the completion but the last; None = unknown.
+        raw: `text` with its special tokens, but the one that ends the turn; "" = it has none, or they are unknown.
     """
 
     text: str
@@ -278,6 +283,28 @@ class Completion:
     stale_cache: tuple[bool, ...] = ()
     prefill: str = ""
     routes: Tensor | None = field(default=None, repr=False, compare=False)
+    raw: str = field(default="", repr=False, compare=False)
+
+    @property
+    def full_text(self) -> str:
+        """The prefill and the text."""
+        return self.prefill + self.text
+
+    @property
+    def thoughts(self) -> str:
+        """The thoughts in the text, also those that the prompt opened, without the marks around them."""
+        return thoughts_in(self.full_text)
+
+    @property
+    def answer(self) -> str:
+        """The text behind the thoughts and before a question that the model invents; "" if the thoughts never end."""
+        return answer_in(self.full_text)
+
+    @property
+    def tool_calls(self) -> list[dict[str, Any]]:
+        """The calls behind the thoughts that can be read, each `{"name": ..., "arguments": {...}}`."""
+        calls = find_calls(self.prefill + (self.raw or self.text))
+        return [{"name": call.name, "arguments": call.named} for call in calls if not call.problem]
 
     @property
     def length(self) -> int:
@@ -402,6 +429,7 @@ class Prompt:
                 completion,
                 routes=None,
                 text=self.prefill + completion.text,
+                raw=self.prefill + completion.raw if completion.raw else "",
                 turns=tuple(replace(turn, text=self.prefill + turn.text) for turn in completion.turns),
             )
             for completion in group

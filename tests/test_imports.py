@@ -12,7 +12,7 @@ TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 LAYERS = [
     {""},
-    {"errors"},
+    {"errors", "speech"},
     {"configs", "objectives", "types"},
     {"common"},
     {"advantages", "conformance", "distributed", "workers"},

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from lit_rlvr.common.thoughts import ends_in_thoughts
 from lit_rlvr.datamodules.reading.chat import MODEL_TURN, Chat, break_up, find_tokens
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.families.base import ImageProcessor
+from lit_rlvr.speech.thoughts import ends_in_thoughts
 from lit_rlvr.types import Pixels, ToolResult
 
 _log = logging.getLogger("lit_rlvr")
@@ -188,17 +188,10 @@ class BetweenTurns:
     def _render(self, messages: list[dict[str, Any]], prompt: bool = True) -> str:
         return self._chat.apply(messages, self._tokenizer, prompt=prompt, offer=False)
 
-    def raw_text(self, token_ids: Sequence[int]) -> str:
-        """Return the text of a turn with its special tokens, but its end token.
-
-        If the prompt ends inside the model's thoughts, the text begins with `<think>`.
-        """
-        ids = token_ids[:-1] if token_ids and token_ids[-1] in self._eos_ids else token_ids
-        return ("<think>" if self._opens_thoughts else "") + str(self._tokenizer.decode(list(ids)))
-
     @cached_property
-    def _opens_thoughts(self) -> bool:
-        return ends_in_thoughts(self._chat.opening(self._tokenizer))
+    def opening(self) -> str:
+        """What a turn's text begins with: `<think>` if the prompt ends inside the model's thoughts."""
+        return "<think>" if ends_in_thoughts(self._chat.opening(self._tokenizer)) else ""
 
     def _as_text(self, text: str) -> str:
         """Return the text without special tokens: each has a zero-width space in it."""

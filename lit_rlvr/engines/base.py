@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from lit_rlvr.common.seeds import derive_seed
-from lit_rlvr.common.thoughts import read_text
 from lit_rlvr.errors import ChecksArguments, UserError
+from lit_rlvr.speech.thoughts import raw_text, read_text
 from lit_rlvr.types import Completion, Pixels, Prompt, Sampling, kinds_of
 
 if TYPE_CHECKING:
@@ -172,8 +172,9 @@ def read_completion(tokenizer: Any, token_ids: Sequence[int], logprobs: Sequence
     Args:
         stopped: False = it reached its maximum length.
     """
+    text, raw = read_text(tokenizer, token_ids), raw_text(tokenizer, token_ids, stopped)
     return Completion(
-        read_text(tokenizer, token_ids), tuple(token_ids), "stop" if stopped else "length", tuple(logprobs)
+        text, tuple(token_ids), "stop" if stopped else "length", tuple(logprobs), raw="" if raw == text else raw
     )
 
 

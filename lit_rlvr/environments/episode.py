@@ -15,7 +15,7 @@ from lit_rlvr.environments.base import Environment, Observation, Opening, pickle
 from lit_rlvr.environments.tools import is_content
 from lit_rlvr.errors import first_line
 from lit_rlvr.rewards.base import as_result
-from lit_rlvr.rewards.forms import accepted_arguments, as_messages
+from lit_rlvr.rewards.forms import accepted_arguments, as_messages, turn_message
 from lit_rlvr.rewards.function import resolved
 from lit_rlvr.types import RewardResult, Sample, Turn
 from lit_rlvr.workers.pool import Job, Requests, WorkerPool, default_workers, listen
@@ -81,7 +81,7 @@ class Player:
 
 def messages_of(turn: Turn, seen: Observation, role: str) -> list[dict[str, Any]]:
     """Return a turn and its answer as chat messages."""
-    said: list[dict[str, Any]] = [{"role": "assistant", "content": turn.text}]
+    said = [turn_message(turn)]
     if seen.done:
         return said
     if seen.results:

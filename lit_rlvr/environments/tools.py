@@ -10,10 +10,10 @@ from typing import Any
 from lit_rlvr.common.packages import import_path
 from lit_rlvr.common.settings import dotted_path_of
 from lit_rlvr.environments.base import Environment, Observation, Opening
-from lit_rlvr.environments.calls import Call, find_calls, typed_value
 from lit_rlvr.errors import UserError, first_line, with_user_line
 from lit_rlvr.rewards.forms import accepted_arguments
 from lit_rlvr.rewards.function import resolved
+from lit_rlvr.speech.calls import Call, find_calls, typed_value
 from lit_rlvr.types import RewardResult, Sample, ToolResult, Turn
 from lit_rlvr.workers.process import Isolation
 

@@ -63,9 +63,9 @@ class Choice(Reward):
 
     def __call__(self, completion: Completion, sample: Sample) -> RewardResult:
         self.check_reference(sample)
-        named = named_options(completion.text, self.boxed_only, *_texts(sample))
+        named = named_options(completion.full_text, self.boxed_only, *_texts(sample))
         correct = bool(named & correct_options(sample))
-        found = final_answer(completion.text, self.boxed_only)
+        found = final_answer(completion.full_text, self.boxed_only)
         return RewardResult(float(correct), correct, "ok" if named else "parse_fail", found)
 
     def score(self, pairs: Sequence[Pair]) -> list[RewardResult]:

@@ -14,6 +14,8 @@ from lit_rlvr.types import Completion, Sample
 class Format(Reward):
     """A reward of 1 for a text that meets every given condition, else 0; it does not report `correct`.
 
+    The text may be the one with special tokens: `contains: "<|answer|>"` works where that is one.
+
     Args:
         pattern: a regular expression that must match somewhere in the text (a dot matches newlines too).
         contains: a string that the text must contain, such as "\\n</think>\\n".
@@ -56,8 +58,10 @@ class Format(Reward):
                 )
 
     def __call__(self, completion: Completion, sample: Sample) -> float:
-        text = completion.text
-        return float(
+        return float(any(map(self._accepts, dict.fromkeys((completion.text, completion.raw or completion.text)))))
+
+    def _accepts(self, text: str) -> bool:
+        return (
             (self.pattern is None or self.pattern.search(text) is not None)
             and (self.contains is None or self.contains in text)
             and (not self.boxed or "\\boxed{" in text)

@@ -13,7 +13,9 @@ from typing import Any
 
 from lit_rlvr.errors import UserError, given_text
 from lit_rlvr.rewards.base import as_result
-from lit_rlvr.types import Completion, Pair, RewardResult, Sample
+from lit_rlvr.speech.calls import split_calls
+from lit_rlvr.speech.thoughts import thoughts_in, without_thoughts
+from lit_rlvr.types import Completion, Pair, RewardResult, Sample, Turn
 
 ANSWER_COLUMNS = ("answer", "solution", "ground_truth")
 """Columns that hold the reference answer, for functions of TRL and data without such a column."""
@@ -119,7 +121,7 @@ def openrlhf_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
     """Return the arguments that OpenRLHF gives, without the chat template: a query is a prompt and its completion."""
     prompts = [plain_prompt(sample.prompt) for _, sample in pairs]
     return {
-        "queries": [p + c.prefill + c.text for p, (c, _) in zip(prompts, pairs, strict=True)],
+        "queries": [p + c.full_text for p, (c, _) in zip(prompts, pairs, strict=True)],
         "prompts": prompts,
         "labels": [sample.answer for _, sample in pairs],
     }
@@ -236,10 +238,22 @@ def completion_messages(completion: Completion) -> list[dict[str, Any]]:
         return [{"role": "assistant", "content": completion.text}]
     messages = []
     for turn in completion.turns:
-        messages.append({"role": "assistant", "content": turn.text})
+        messages.append(turn_message(turn))
         if turn.observation is not None:
             messages.append({"role": "tool", "content": turn.observation})
     return messages
+
+
+def turn_message(turn: Turn) -> dict[str, Any]:
+    """Return a turn as TRL's functions with tools get it: its text, thoughts (`reasoning_content`) and calls apart."""
+    content, calls = split_calls(turn.raw or turn.text)
+    read = [{"name": call.name, "arguments": call.named} for call in calls if not call.problem]
+    more = {
+        "reasoning_content": thoughts_in(turn.raw or turn.text).strip(),
+        "tool_calls": [{"type": "function", "function": call} for call in read],
+    }
+    content = content if read else without_thoughts(turn.text)
+    return {"role": "assistant", "content": content} | {name: part for name, part in more.items() if part}
 
 
 def read_result(value: Any) -> Any:

@@ -62,6 +62,6 @@ class MathAnswer(CheckedReward):
 
     def _arguments(self, completion: Completion, sample: Sample) -> tuple[Any, ...]:
         return (
-            completion.prefill + completion.text, sample.references, self.boxed_only, self.decimals,
+            completion.full_text, sample.references, self.boxed_only, self.decimals,
             self.reference_precision, self.open_thoughts,
         )  # fmt: skip

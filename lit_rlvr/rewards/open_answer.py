@@ -46,7 +46,7 @@ class OpenAnswer(Reward):
 
     def __call__(self, completion: Completion, sample: Sample) -> RewardResult:
         self.check_reference(sample)
-        found = final_answer(completion.text, self.boxed_only)
+        found = final_answer(completion.full_text, self.boxed_only)
         predicted, references = words(found), [words(answer) for answer in sample.references]
         correct = any(same_words(predicted, expected) for expected in references)
         value = 1.0 if correct else 0.0 if self.exact else max(f1(predicted, expected) for expected in references)

@@ -11,11 +11,11 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Literal
 
-from lit_rlvr.common.thoughts import without_thoughts
 from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.rewards.base import CheckedReward, verdict
 from lit_rlvr.rewards.fences import Block, fenced_blocks
 from lit_rlvr.rewards.sql_query import QueryFailed, QueryLimits, QueryResult, SQLRow, run_query
+from lit_rlvr.speech.answer import answer_in
 from lit_rlvr.types import Pair, RewardResult, Sample, Status
 from lit_rlvr.workers.pool import shared_pool
 from lit_rlvr.workers.process import Outcome
@@ -69,7 +69,7 @@ class SQLExecution(CheckedReward):
         return f"```sql\n{sample.answer}\n```"
 
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
-        outcomes = self._run([(completion.text, sample) for completion, sample in pairs])
+        outcomes = self._run([(completion.full_text, sample) for completion, sample in pairs])
         killed = [k for k, outcome in enumerate(outcomes) if outcome.status == "timeout"]
         references = self._run([(None, pairs[k][1]) for k in killed])  # the reference may be the cause
         for k, outcome in zip(killed, references, strict=True):
@@ -200,7 +200,7 @@ def extract_sql(text: str) -> str:
     begins with SELECT or WITH ... AS at the start of a line, up to a semicolon at the end of a line, a blank line that
     the query does not continue behind, or the end.
     """
-    text = without_thoughts(text)
+    text = answer_in(text)
     if "```" not in text and "~~~" not in text:
         return next(reversed(_bare_queries(text)), "")
     blocks = [_content(block) for block in fenced_blocks(text)] + _INLINE.findall(text)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lit_rlvr.common.thoughts import closes_thoughts, ends_in_thoughts, read_text
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.cells import lookup
 from lit_rlvr.datamodules.reading.conversations import as_conversation
@@ -22,6 +21,7 @@ from lit_rlvr.policy.loading import turn_ends
 from lit_rlvr.rollout.assemble import balance
 from lit_rlvr.rollout.episodes import Episodes, between_turns
 from lit_rlvr.rollout.source import RolloutSource
+from lit_rlvr.speech.thoughts import closes_thoughts, ends_in_thoughts, read_text
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.types import Completion, Prompt, PromptBatch, Rollout, Sample, Sampling
 

@@ -13,10 +13,10 @@ import torch
 from lit_rlvr.distributed.collectives import all_sum
 from lit_rlvr.engines.base import Answer, Continuation, Turns
 from lit_rlvr.environments.base import Environment, Opening
-from lit_rlvr.environments.calls import find_calls
 from lit_rlvr.environments.episode import EpisodeReply, EpisodeWorkers
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.forms import as_messages
+from lit_rlvr.speech.calls import find_calls
 from lit_rlvr.types import Completion, Pixels, Prompt, RewardResult, Rollout, Sample, Sampling, Turn
 from lit_rlvr.workers.process import Outcome
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class _EpisodeState:
     """Completion g of prompt p, and its episode so far.
 
-    limit: the most tokens, observations included. raw: its turns with special tokens. judged: its last call ends the
+    limit: the most tokens, observations included. judged: its last call ends the
     episode. cut: its last turn was not finished, so the environment never sees it.
     """
 
@@ -44,7 +44,6 @@ class _EpisodeState:
     stale_cache: list[bool] = field(default_factory=list)
     routes: torch.Tensor | None = None  # of all inputs so far
     turns: list[Turn] = field(default_factory=list)
-    raw: list[str] = field(default_factory=list)
     pixels: list[Pixels | None] = field(default_factory=list)
     judged: bool = False
     cut: bool = False
@@ -198,9 +197,8 @@ class Episodes(Turns):
         row.versions += turn.versions
         row.stale_cache += turn.stale_cache
         row.routes = turn.routes
-        row.turns.append(Turn(turn.text))
+        row.turns.append(Turn(turn.text, raw=self.between.opening + (turn.raw or turn.text)))
         row.cut = turn.truncated
-        row.raw.append(self.between.raw_text(turn.token_ids))
         self._waiting += 1
         self._call(number, row, judge=row.cut or len(row.turns) == self._sampling.max_turns)
 
@@ -228,8 +226,7 @@ class Episodes(Turns):
 
     def _call(self, number: int, row: _EpisodeState, judge: bool) -> None:
         row.judged = judge
-        texts = tuple(Turn(turn.text, raw=raw) for turn, raw in zip(row.turns, row.raw, strict=True))
-        texts = texts[:-1] if row.cut else texts
+        texts = tuple(Turn(turn.text, raw=turn.raw) for turn in row.turns[: -1 if row.cut else None])
         self._workers.call(number, row.seed, self._prompts[row.p].sample, texts, judge)
 
     def _answer(self, number: int, row: _EpisodeState, outcome: Outcome) -> Continuation | Completion | None:
@@ -273,7 +270,7 @@ class Episodes(Turns):
             row.turns[-1].text, tuple(row.tokens), "stop" if ended else "length", tuple(row.logprobs),
             tuple(row.sampled), tuple(row.turns), outcome, Pixels.joined(row.pixels),
             versions=tuple(row.versions), stale_cache=tuple(row.stale_cache),
-            routes=row.routes,
+            routes=row.routes, raw=row.turns[-1].raw,
         )  # fmt: skip
 
 

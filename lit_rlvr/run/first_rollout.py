@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
+from collections import Counter
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
@@ -12,7 +14,12 @@ from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.loggers import callback_of
 from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.progress import ProgressEstimator
+from lit_rlvr.speech.answer import next_question
 from lit_rlvr.training.optimizer import updates_of
+from lit_rlvr.types import Rollout
+
+FEW = 0.1
+"""Share of the completions below which nothing is said of them."""
 
 _log = logging.getLogger("lit_rlvr")
 
@@ -36,7 +43,21 @@ class FirstRollout(Callback):
         line += "" if math.isnan(accuracy) else f", accuracy {accuracy:.3f}"
         seconds = self._seconds(trainer)
         line += "" if seconds is None else f"; the run takes about {seconds:.0f} s"
-        _log.info("%s", line)
+        _log.info("%s%s", line, self._invented(batch.rollout))
+
+    @staticmethod
+    def _invented(rollout: Rollout) -> str:
+        """Return what to do if completions go on with questions of their own; "" if few do."""
+        completions = [completion for group in rollout.completions for completion in group]
+        words = Counter(words for completion in completions if (words := next_question(completion.text)[1]))
+        if not words or words.total() < FEW * len(completions):
+            return ""
+        most = words.most_common(1)[0][0]
+        unended = sum(completion.truncated for completion in completions)
+        return (
+            f"; {words.total()} of {len(completions)} completions go on with a question of their own ({most!r}), and "
+            f"{unended} do not end: set rollout.sampling.stop: [{json.dumps(chr(10) + most)}]"
+        )
 
     @staticmethod
     def _seconds(trainer: Trainer) -> float | None:

@@ -17,9 +17,9 @@ from tiny import byte_tokenizer
 from tiny_environments import Increment
 
 from lit_rlvr.environments import Calculator, Python, SQLShell, Tools, as_environment
-from lit_rlvr.environments.calls import Call, find_calls, typed_value
 from lit_rlvr.environments.tools import WrappedTools, as_tool_result
 from lit_rlvr.errors import UserError
+from lit_rlvr.speech.calls import Call, find_calls, typed_value
 from lit_rlvr.types import Sample, Turn
 
 

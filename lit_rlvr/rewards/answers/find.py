@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from lit_rlvr.common.thoughts import without_thoughts
 from lit_rlvr.rewards.answers.characters import plain_characters
+from lit_rlvr.speech.answer import answer_in
 
 TAIL_CHARACTERS = 2000  # without a marker, text further from the end is not the final answer
 _BOX = r"\\(?:f?boxed|fbox)\s*\{|\\boxed\s*(?![A-Za-z])([^\s${}\\]++)(?!\{)"
@@ -63,7 +63,8 @@ def find_answer(text: str, boxed_only: bool = False, open_thoughts: bool = False
         boxed_only: only boxes count.
         open_thoughts: thoughts that never end may hold the answer.
     """
-    text = _SPECIAL.sub("\n", without_thoughts(text, open_thoughts))
+    text = answer_in(text, open_thoughts).replace("<|begin_of_box|>", "\\boxed{").replace("<|end_of_box|>", "}")
+    text = _SPECIAL.sub("\n", text)
     boxes = _last_boxes(text)
     tag = -1 if boxed_only else text.rfind("<answer>")
     if tag > boxes.end:

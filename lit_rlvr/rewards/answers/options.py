@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from functools import lru_cache
 from string import ascii_uppercase
 
-from lit_rlvr.common.thoughts import without_thoughts
 from lit_rlvr.rewards.answers.characters import plain_characters
 from lit_rlvr.rewards.answers.find import find_answer, last_boxed, normalise
+from lit_rlvr.speech.answer import answer_in
 
 YES_NO = ("yes", "no")
 LETTERS = ascii_uppercase[:10]
@@ -86,7 +86,7 @@ def named_options(completion: str, boxed_only: bool, texts: tuple[str, ...], has
         return frozenset()
     region = "; ".join(found.boxes) or found.text
     if found.where in ("phrase", "line"):
-        region = without_thoughts(completion)
+        region = answer_in(completion)
     reader = _reader(texts, has_letters)
     region = _without_markup(region)
     if exact := reader.exact(region):

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
-_TAGS = "think|thinking|thought|reasoning|seed:think"
+_TAGS = ("think", "thinking", "thought", "reasoning", "seed:think")
+_PAIRS = {
+    **{f"<{tag}>": f"</{tag}>" for tag in _TAGS},
+    "[THINK]": "[/THINK]", "◁think▷": "◁/think▷", "<|begin_of_thought|>": "<|end_of_thought|>",
+    "<|START_THINKING|>": "<|END_THINKING|>", "<|channel>thought": "<channel|>",
+    "<|channel|>analysis<|message|>": "<|end|><|start|>assistant<|channel|>final<|message|>",
+}  # fmt: skip
+"""Opening -> closing mark of thoughts: DeepSeek, Qwen, GLM and many others; Seed; Mistral; Kimi; OpenThoughts; Command;
+Gemma 4; gpt-oss, whose thoughts end where any channel does."""
+
+
+def _any_of(marks: Iterable[str]) -> str:
+    return "|".join(map(re.escape, marks))
+
+
 MARK = re.compile(
-    rf"(?P<opening><(?:{_TAGS})>|\[THINK\]|◁think▷|<\|begin_of_thought\|>"
-    r"|<\|START_THINKING\|>|<\|channel>thought\n?|<\|channel\|>analysis<\|message\|>)"
-    rf"|(?P<closing></(?:{_TAGS})>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>"
-    r"|<\|END_THINKING\|>|<channel\|>|<\|end\|>(?=<\|start\|>))"
+    rf"(?P<opening>{_any_of(_PAIRS)})(?:(?<=>thought)\n)?"
+    rf"|(?P<closing>{_any_of([*_PAIRS.values()][:-1])}|<\|end\|>(?=<\|start\|>))"
 )
-"""A mark at which thoughts begin or end: DeepSeek, Qwen, GLM and many others; Seed; Mistral; Kimi; OpenThoughts;
-Command; Gemma 4; gpt-oss, whose channels end in the same way."""
+"""A mark at which thoughts begin or end."""
 
 _TOKENS = {
-    "<think>", "</think>", "[THINK]", "[/THINK]", "◁think▷", "◁/think▷", "<|begin_of_thought|>", "<|end_of_thought|>",
-    "<|START_THINKING|>", "<|END_THINKING|>", "<|channel>", "<channel|>",
+    *[*_PAIRS][:-2], *[*_PAIRS.values()][:-1], "<|channel>",
+    "<|begin_of_box|>", "<|end_of_box|>",
 }  # fmt: skip
+"""Special tokens that a text keeps: marks of thoughts, and those of GLM around an answer."""
 _CHANNELS = {"<|channel|>", "<|message|>", "<|end|>", "<|start|>"}
 """Tokens of gpt-oss, of which other families have one for another purpose."""
 _HEADS = re.compile(r"<\|start\|>[^<]*|<\|channel\|>[^<]*|<\|message\|>|<\|end\|>")
@@ -35,6 +47,12 @@ def read_text(tokenizer: Any, token_ids: Sequence[int]) -> str:
     return (
         _HEADS.sub("", with_think_tags(text)) if "<|channel|>" in _special_tokens(tokenizer) else with_think_tags(text)
     )
+
+
+def raw_text(tokenizer: Any, token_ids: Sequence[int], stopped: bool) -> str:
+    """Decode tokens with special ones, but for one that stopped the turn."""
+    ends = _special_tokens(tokenizer).values() if stopped else ()
+    return str(tokenizer.decode(list(token_ids[:-1] if token_ids and token_ids[-1] in ends else token_ids)))
 
 
 def with_think_tags(text: str) -> str:
@@ -58,10 +76,26 @@ def without_thoughts(text: str, open_thoughts: bool = False) -> str:
     return text[end:]
 
 
-def ends_in_thoughts(text: str) -> bool:
-    """Return whether a text, such as the end of a prompt, opens thoughts and does not close them."""
+def thoughts_in(text: str) -> str:
+    """Return what `without_thoughts` leaves out, without the marks around it; "" if there are none."""
     marks = list(MARK.finditer(text))
-    return bool(marks) and marks[-1]["opening"] is not None
+    if not marks:
+        return ""
+    end = max((mark.start() for mark in marks if mark["closing"]), default=-1)
+    opened = max((mark.end() for mark in marks if mark["opening"]), default=0)
+    begun = marks[0].end() if marks[0]["opening"] else 0
+    return text[begun:end] + text[opened:] * (opened > end) if end >= 0 else text[begun:]
+
+
+def closing_of(text: str) -> str:
+    """Return the mark that closes the thoughts in which a text, such as a prompt, ends; "" if it ends in none."""
+    marks = list(MARK.finditer(text))
+    return _PAIRS[marks[-1]["opening"]] if marks and marks[-1]["opening"] else ""
+
+
+def ends_in_thoughts(text: str) -> bool:
+    """Return whether a text opens thoughts and does not close them."""
+    return closing_of(text) != ""
 
 
 def closes_thoughts(text: str) -> bool:

@@ -11,7 +11,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from lit_rlvr.common.thoughts import with_think_tags
+from lit_rlvr.speech.thoughts import with_think_tags, without_thoughts
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Call:
 _FENCE = re.compile(r"\A```(?:json)?\s*(.*?)\s*(?:```)?\Z", re.DOTALL)
 _FUNCTION = re.compile(r"\A\s*<function=([^>\n]+)>(.*?)(?:</function>\s*)?\Z", re.DOTALL)
 _PARAMETER = re.compile(r"\s*<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>\s*(?=<parameter=|\Z)", re.DOTALL)
-_KEYED = re.compile(r"\A\s*([\w.-]+)\s*((?:<arg_key>.*)?)\Z", re.DOTALL)
+_KEYED = re.compile(r"\A(?:\s+(?=[\w.-]+\s*<arg_key>))?([\w.-]*\w)\s*((?:<arg_key>.*)?)\Z", re.DOTALL)
 _KEY_VALUE = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>\s*(?=<arg_key>|\Z)", re.DOTALL)
 _GEMMA = re.compile(r"\A\s*call:([\w.-]+)(\{.*\})\s*\Z", re.DOTALL)
 _GEMMA_PART = re.compile(r'<\|"\|>(?P<text>.*?)<\|"\|>|(?P<key>[\w.-]+)(?=:)', re.DOTALL)
@@ -61,10 +61,15 @@ def find_calls(text: str) -> list[Call]:
     call. A call that cannot be read is returned with its problem. The documentation lists the forms. The turn may
     contain special tokens, which some forms consist of.
     """
+    return split_calls(text)[1]
+
+
+def split_calls(text: str) -> tuple[str, list[Call]]:
+    """Return the text behind a turn's thoughts and before its first call, and the calls as `find_calls` does."""
     text = with_think_tags(text)
     calls: list[Call] = []
     before_thoughts: int | None = 0  # None = the text is behind thoughts that have ended
-    place = 0
+    place = start = 0
     while match := _OPENING.search(text, place):
         place = match.end()
         if match[0] == "<think>":
@@ -73,9 +78,20 @@ def find_calls(text: str) -> list[Call]:
             del calls[len(calls) if before_thoughts is None else before_thoughts :]
             before_thoughts = None
         else:
-            read, place = _read_calls(str(match.lastgroup), text, place)
-            calls += read
-    return calls or _bare_calls(text)
+            read, end = _read_calls(str(match.lastgroup), text, place)
+            if not read[0].problem or not _is_mentioned(
+                text[max(match.start() - 200, 0) : match.start()], text[place:end]
+            ):
+                start = start if calls else match.start()
+                calls, place = calls + read, end
+    return (without_thoughts(text[:start]).strip(), calls) if calls else _bare_calls(text)
+
+
+def _is_mentioned(before: str, behind: str) -> bool:
+    """Return whether a mark of calls, behind which there is none, is only spoken of: in quotation marks, or within a
+    line and without any bracket behind it."""
+    line, behind = before.rpartition("\n")[2].rstrip(), _OPENING.split(behind, maxsplit=1)[0]
+    return line.endswith(("`", '"', "'")) or (bool(line) and not re.search(r"[{(\[]|<[^/]", behind))
 
 
 def _read_calls(form: str, text: str, start: int) -> tuple[list[Call], int]:
@@ -93,9 +109,9 @@ def _read_calls(form: str, text: str, start: int) -> tuple[list[Call], int]:
     return tried[0], spans[0][1]
 
 
-def _bare_calls(text: str) -> list[Call]:
-    """Return the calls of a turn that are JSON objects with a name and arguments, from the first line that begins with
-    one; [] for any other JSON.
+def _bare_calls(text: str) -> tuple[str, list[Call]]:
+    """Return the text before, and the calls of a turn that are JSON objects with a name and arguments, from the first
+    line that begins with one, or the one call that is a turn of a line with the name and an object; [] for other JSON.
 
     JSON that has the keys of a call and cannot be read is a call with a problem.
     """
@@ -105,8 +121,11 @@ def _bare_calls(text: str) -> list[Call]:
         for match in islice(_JSON_LINE.finditer(part), MAX_ENDINGS):
             calls, end = _json_calls(part, match.end())
             if calls and (match.start() == 0 or "</think>" not in part[end:]):  # else they are thoughts
-                return calls
-    return []
+                return without_thoughts(part[: match.start()]).strip(), calls
+    answer = without_thoughts(text)
+    if named := _NAMED_JSON.fullmatch(_OUTER_TOKENS.sub("", answer)):
+        return "", [_with_arguments(named[1], named[2])]
+    return answer.strip(), []
 
 
 def _json_calls(text: str, place: int) -> tuple[list[Call], int]:
@@ -303,6 +322,7 @@ _OPENING = re.compile("|".join(["</?think>", *(f"(?P<{form}>{opening})" for form
 _ENDINGS = {form: re.compile(f"{closing}|(?={_OPENINGS[form]}|</?think>)") for form, closing in _CLOSINGS.items()}
 _OUTER_TOKENS = re.compile(r"\A(?:\s|<think>|<\|\w+\|>)+|(?:(?<!\s)|(?=<))(?:\s|</s>|</tool_call>|<\|\w+\|>)+\Z")
 _JSON_LINE = re.compile(r'^[ \t]*(?=[{\[]\s*(?:\{\s*)?")', re.MULTILINE)
+_NAMED_JSON = re.compile(r"([A-Za-z_][\w.-]*)\n(\{.*\})", re.DOTALL)  # GLM-4
 _BETWEEN = re.compile(r"[;,\s]*")
 _LIKE_A_CALL = re.compile(r'[{\[](?=.*"(?:arguments|parameters)"\s*:).*"(?:name|function)"\s*:', re.DOTALL)
 

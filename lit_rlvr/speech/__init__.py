@@ -1,0 +1,1 @@
+"""How models talk: the marks of their thoughts, and their tool calls."""
