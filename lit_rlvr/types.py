@@ -113,6 +113,8 @@ class Sampling:
             middle and says so.
         max_episode_tokens: longest episode in tokens, observations included; null: room for `max_turns` turns and the
             observations between them.
+        max_thought_tokens: tokens after which thoughts are closed: the mark that ends them is written, is not in the
+            loss, and the answer follows; 0 is off. Not with an environment.
     """
 
     temperature: float = 1.0
@@ -124,6 +126,7 @@ class Sampling:
     max_turns: int = 1
     max_observation_tokens: int = 256
     max_episode_tokens: int | None = None
+    max_thought_tokens: int = 0
 
     def __post_init__(self) -> None:
         for name, wrong, wanted in (
@@ -139,6 +142,11 @@ class Sampling:
                 "max_episode_tokens",
                 self.max_episode_tokens is not None and self.max_episode_tokens < self.max_tokens,
                 f">= max_tokens={self.max_tokens}",
+            ),
+            (
+                "max_thought_tokens",
+                not 0 <= self.max_thought_tokens < self.max_tokens,
+                f">= 0 (0 is off) and below max_tokens={self.max_tokens}",
             ),
         ):
             if wrong:
@@ -191,6 +199,7 @@ class EvalSampling(metaclass=ABCMeta):  # noqa: B024  # for `register`
     max_turns: int | None = None
     max_observation_tokens: int | None = None
     max_episode_tokens: int | None = None
+    max_thought_tokens: int | None = None
 
     def filled_from(self, training: Sampling) -> Sampling:
         """Return the complete settings, with those of training filled in."""

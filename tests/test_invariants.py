@@ -20,8 +20,8 @@ from lit_rlvr.advantages import Advantage, GDPOAdvantage, GroupBatch
 from lit_rlvr.advantages.base import standardised
 from lit_rlvr.algorithms import DPPO, GSPO, M2PO, ClipCov, KLCov
 from lit_rlvr.datamodules.reading.stream import Cursor, PromptStream
-from lit_rlvr.engines.base import Done
 from lit_rlvr.engines.hf import HFEngine
+from lit_rlvr.engines.turns import Done
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Completion, Prompt, Rollout, Sampling
 

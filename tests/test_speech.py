@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tiny import byte_tokenizer
 
-from lit_rlvr.engines.base import read_completion
+from lit_rlvr.engines.turns import read_completion
 from lit_rlvr.rewards import Choice, Format, MathAnswer, OpenAnswer, Reward
 from lit_rlvr.rewards.forms import turn_message
 from lit_rlvr.speech.answer import answer_in

@@ -16,17 +16,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lit_rlvr.distributed.collectives import index, to_device
-from lit_rlvr.engines.base import (
-    Continuation,
-    Done,
-    EngineContext,
-    InPlaceEngine,
-    Row,
-    Turns,
-    ends_with_stop,
-    next_turns,
-    read_completion,
-)
+from lit_rlvr.engines.base import EngineContext, InPlaceEngine
+from lit_rlvr.engines.turns import Continuation, Done, Row, Turns, ends_with_stop, next_turns, read_completion
 from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.policy.logprobs import shape_logits
 from lit_rlvr.policy.policy import Policy

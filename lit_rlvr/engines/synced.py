@@ -16,7 +16,8 @@ import torch
 from lit_rlvr.common.seeds import derive_seed, run_seed
 from lit_rlvr.distributed.collectives import gather_objects, lost_peer, rank
 from lit_rlvr.distributed.sharding import has_shards
-from lit_rlvr.engines.base import Done, EngineContext, RolloutEngine, Turns
+from lit_rlvr.engines.base import EngineContext, RolloutEngine
+from lit_rlvr.engines.turns import Done, Turns
 from lit_rlvr.errors import ResumableError, UserError, check_within, comes_from_library, first_line, option_group
 from lit_rlvr.policy.architecture import has_experts, layer_configs
 from lit_rlvr.policy.policy import Policy

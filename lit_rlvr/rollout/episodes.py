@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lit_rlvr.distributed.collectives import all_sum
-from lit_rlvr.engines.base import Answer, Continuation, Turns
+from lit_rlvr.engines.turns import Answer, Continuation, Turns
 from lit_rlvr.environments.base import Environment, Opening
 from lit_rlvr.environments.episode import EpisodeReply, EpisodeWorkers
 from lit_rlvr.errors import UserError
@@ -304,6 +304,11 @@ def check_turns(option: str, sampling: Sampling, environment: Environment | None
     Args:
         option: the name of `max_turns` for the user.
     """
+    if environment is not None and sampling.max_thought_tokens:
+        raise UserError(
+            f"{option.removesuffix('max_turns')}max_thought_tokens: there is no budget of thoughts with an environment "
+            f"({environment.title}); set 0"
+        )
     if environment is None and sampling.max_turns > 1:
         raise UserError(f"{option}: {sampling.max_turns} turns need an environment that answers them")
     if environment is not None and environment.needs_turns and sampling.max_turns == 1:

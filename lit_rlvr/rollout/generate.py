@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from lit_rlvr.common.seeds import derive_seed, run_seed
 from lit_rlvr.common.terminal import progress
-from lit_rlvr.engines.base import Done, EngineContext, GroupStarted
+from lit_rlvr.engines.base import EngineContext, GroupStarted
 from lit_rlvr.engines.synced import SyncedEngine
+from lit_rlvr.engines.turns import Done
 from lit_rlvr.environments import Environment
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rewards import Reward

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from lit_rlvr.common.files import flush_to_disk, write_atomically
 from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
 from lit_rlvr.distributed.sharding import weights_sha256
-from lit_rlvr.engines.base import read_completion
+from lit_rlvr.engines.turns import read_completion
 from lit_rlvr.errors import UserError, check_within, first_line, option_group, shown
 from lit_rlvr.rollout.assemble import tokens_in_loss
 from lit_rlvr.rollout.source import RolloutSource

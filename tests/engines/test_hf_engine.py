@@ -6,8 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import ENDS, VOCAB, make_prompt, plain_logprobs, random_ids, start_engine, tiny_llama, tiny_qwen2
-from tiny_engines import flat, hf_engine
+from tiny import (
+    ENDS,
+    VOCAB,
+    make_prompt,
+    plain_logprobs,
+    random_ids,
+    start_engine,
+    tiny_llama,
+    tiny_qwen2,
+)
+from tiny_engines import check_thought_budget, flat, hf_engine
 from torch import Tensor
 from transformers import AutoModelForCausalLM, MambaConfig, PreTrainedModel, RwkvConfig
 
@@ -71,6 +80,11 @@ def test_a_completion_depends_on_its_own_seed_alone() -> None:
     some = hf_engine().generate(PROMPTS, SAMPLING, ragged)
     assert [len(group) for group in some] == [1, 0, 3, 2]
     assert flat(some) == flat([groups[0][:1], groups[2], groups[3][:2]])
+
+
+def test_thoughts_end_with_their_budget() -> None:
+    model = tiny_llama()
+    check_thought_budget(hf_engine(model), model, PROMPTS, SAMPLING, SEEDS)
 
 
 def test_a_completion_ends_where_the_context_does() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import ENDS, VOCAB, byte_tokenizer, make_prompt, plain_logprobs, random_ids, save_adapter, start_engine
-from tiny_engines import adapted, assert_logprobs_are_the_policys, change, change_adapters, flat
+from tiny_engines import adapted, assert_logprobs_are_the_policys, change, change_adapters, check_thought_budget, flat
 from tiny_environments import Echo
 from tiny_episodes import Recording, assert_exact, between, check_own_beginnings
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3_5TextConfig
@@ -562,6 +562,10 @@ def test_turns_of_different_completions_run_together(engine: VLLMEngine, policy:
     assert len({len(completion.turns) for group in groups for completion in group}) > 1
     assert_exact(PROMPTS, groups, turns, policy.model, sampling)
     assert groups == again, "however long the environments take"
+
+
+def test_thoughts_end_with_their_budget(engine: VLLMEngine, policy: Policy) -> None:
+    check_thought_budget(engine, policy.model, PROMPTS, SAMPLING, SEEDS)
 
 
 def test_completions_of_a_prompt_may_begin_differently(engine: VLLMEngine, policy: Policy) -> None:

@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny import ENDS, plain_logprobs, start_engine, tiny_llama
+from tiny import ENDS, byte_tokenizer, plain_logprobs, start_engine, tiny_llama
 from torch import nn
 from transformers import PreTrainedModel
 
 from lit_rlvr.distributed.collectives import rank
-from lit_rlvr.engines.base import Done, EngineContext, GroupStarted, Row, Turns
+from lit_rlvr.engines.base import EngineContext, GroupStarted, RolloutEngine
 from lit_rlvr.engines.client import VLLMServer
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.synced import probe_seeds
 from lit_rlvr.engines.transfer import FileTransfer
+from lit_rlvr.engines.turns import Done, Row, Turns
 from lit_rlvr.engines.vllm import VLLMEngine
 from lit_rlvr.policy.adapters import Lora, add_adapters
 from lit_rlvr.policy.loading import load_policy
@@ -275,3 +276,33 @@ class KilledInItsFourthUpdate(FileTransfer):
             servers[0].pause()
             os.kill(os.getpid(), signal.SIGKILL)
         super()._load(servers, *args)
+
+
+def check_thought_budget(
+    engine: RolloutEngine,
+    model: PreTrainedModel,
+    unopened: Sequence[Prompt],
+    sampling: Sampling,
+    seeds: Sequence[Sequence[int]],
+) -> None:  # fmt: skip
+    """Thoughts that the prompts open are closed after 5 tokens, if they are that long, and the answer follows."""
+    sampling = replace(sampling, max_tokens=24, max_thought_tokens=5)
+    prompts = [replace(prompt, prefill="<think>\n") for prompt in unopened]
+    mark = byte_tokenizer()("\n</think>\n\n").input_ids
+    cut = 0
+    for prompt, group in zip(prompts, engine.generate(prompts, sampling, seeds), strict=True):
+        for completion in group:
+            expected, _ = plain_logprobs(model, prompt.token_ids, completion.token_ids, sampling)
+            sampled = torch.tensor(completion.from_model)
+            found = torch.tensor(completion.logprobs)
+            torch.testing.assert_close(found[sampled], expected.cpu()[sampled], atol=1e-4, rtol=1e-4)
+            assert not found[~sampled].any() and len(completion.token_ids) <= sampling.max_tokens
+            if completion.sampled:
+                cut += 1
+                written = [id for id, own in zip(completion.token_ids, completion.sampled, strict=True) if not own]
+                assert written == mark and completion.sampled[:5] == (True,) * 5 and not completion.sampled[5]
+                assert completion.text.count("</think>") == 1 and replace(completion, prefill="<think>\n").answer
+    assert cut
+    others = [completion for group in engine.generate(unopened, sampling, seeds) for completion in group]
+    assert not any(completion.sampled for completion in others)
+    assert any(len(completion.token_ids) > 5 for completion in others)

@@ -15,9 +15,10 @@ from tiny_fit import Recorder, fit
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 from two_ranks import in_two_ranks
 
-from lit_rlvr.engines.base import Done, EngineContext
+from lit_rlvr.engines.base import EngineContext
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.synced import check_engine, probe_prompts, probe_seeds, trainer_logprobs
+from lit_rlvr.engines.turns import Done
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy import policy as policy_module
 from lit_rlvr.policy.layout import Group

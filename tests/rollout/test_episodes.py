@@ -15,7 +15,8 @@ from tiny_fit import T_MAX, assert_same, fit, naive_gradients
 
 from lit_rlvr.datamodules.reading.between_turns import BetweenTurns
 from lit_rlvr.datamodules.reading.chat import Chat
-from lit_rlvr.engines.base import Continuation, RolloutEngine, Row
+from lit_rlvr.engines.base import RolloutEngine
+from lit_rlvr.engines.turns import Continuation, Row
 from lit_rlvr.environments.base import Environment
 from lit_rlvr.errors import UserError
 from lit_rlvr.rollout.episodes import Episodes, with_opening

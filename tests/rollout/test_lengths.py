@@ -14,7 +14,8 @@ from tiny_engines import Copying
 from tiny_runs import FIT, tiny_config, write_config
 from transformers import Gemma3TextConfig, LlamaConfig, MambaConfig, Qwen2_5_VLConfig, Qwen3Config
 
-from lit_rlvr.engines.base import Done, EngineContext
+from lit_rlvr.engines.base import EngineContext
+from lit_rlvr.engines.turns import Done
 from lit_rlvr.errors import UserError
 from lit_rlvr.rollout.preflight.lengths import LengthRequirement, check_lengths, context_length
 from lit_rlvr.types import Completion, Prompt, Sampling

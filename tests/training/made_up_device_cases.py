@@ -20,8 +20,8 @@ from torch import Tensor
 
 from lit_rlvr.algorithms import AAPO, GRPO
 from lit_rlvr.datamodules import LesionCount, PromptDataModule
-from lit_rlvr.engines.base import Done, Turns
 from lit_rlvr.engines.hf import HFEngine
+from lit_rlvr.engines.turns import Done, Turns
 from lit_rlvr.objectives import Stats
 from lit_rlvr.policy import attention, verify, vision_attention
 from lit_rlvr.policy.adapters import Lora

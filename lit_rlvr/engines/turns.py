@@ -1,0 +1,227 @@
+"""How completions go on, turn after turn, whatever engine generates them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from lit_rlvr.common.seeds import derive_seed
+from lit_rlvr.speech.thoughts import closing_of, raw_text, read_text
+from lit_rlvr.types import Completion, Pixels, Prompt, Sampling
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """The next turn of a completion.
+
+    Args:
+        token_ids: the tokens of the observation, to append.
+        max_tokens: the longest next turn, at least 1.
+        pixels: the images of the placeholders among these tokens.
+    """
+
+    token_ids: tuple[int, ...]
+    max_tokens: int
+    pixels: Pixels | None = None
+
+
+Done = Callable[[int, list[Completion]], None]
+
+Answer = tuple[int, int, Continuation | Completion]
+"""Prompt p, number g, and how completion g of prompt p goes on, or the whole completion if it is over."""
+
+
+class Turns:
+    """Decides how a completion continues after each turn; this base class ends it after the first.
+
+    An engine calls `begin`, then `stopped` for each turn and `answers` until every completion is over. A `Row` keeps
+    what it needs in between.
+    """
+
+    def __init__(self) -> None:
+        self._over: list[Answer] = []
+
+    def begin(self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]]) -> None:
+        """Forget the previous batch and begin a new one; the arguments are those of `RolloutEngine.generate`."""
+        self._over = []
+
+    def opening(self, p: int, g: int) -> Continuation | None:
+        """Return what completion g of prompt p begins with, if it is not the prompt alone; called after `begin`."""
+        return None
+
+    def stopped(self, p: int, g: int, turn: Completion) -> None:
+        """Take note that completion g of prompt p stopped; `turn` holds the tokens sampled since it was continued."""
+        self._over.append((p, g, turn))
+
+    @property
+    def waiting(self) -> int:
+        """The number of completions that stopped and have no answer yet."""
+        return len(self._over)
+
+    def answers(self, least: int) -> list[Answer]:
+        """Return the answers that are ready, after waiting for at least `least` of them (at most `waiting`)."""
+        over, self._over = self._over, []
+        return over
+
+
+class Row:
+    """Completion g of prompt p while an engine generates it.
+
+    Args:
+        prompt: the prompt. seed: of the first turn. limit: the longest first turn, in tokens.
+
+    Attributes:
+        tokens, logprobs: of the current turn. limit: the longest that it may become. turn: its number, from 0.
+        whole: the completion, once it is over.
+    """
+
+    def __init__(self, p: int, g: int, prompt: Prompt, seed: int, limit: int) -> None:
+        self.p, self.g, self.limit, self.turn = p, g, limit, 0
+        self.tokens: list[int] = []
+        self.logprobs: list[float] = []
+        self.whole: Completion | None = None
+        self.prompt, self._seed = prompt, seed
+        self._before: list[int] = []  # earlier turns, and the observations after them
+        self._pixels: list[Pixels | None] = [prompt.pixels]
+
+    @property
+    def seed(self) -> int:
+        """The seed of the current turn."""
+        return derive_seed(self._seed, "turn", self.turn) if self.turn else self._seed
+
+    @property
+    def start(self) -> Prompt:
+        """The prompt of the current turn: everything before it."""
+        if not self._before:
+            return self.prompt
+        ids = [*self.prompt.token_ids, *self._before]
+        return Prompt(self.prompt.sample, ids, Pixels.joined(self._pixels))
+
+    def next_turn(self, how: Continuation) -> None:
+        """Begin the next turn."""
+        self.turn += 1
+        self.continue_with(how)
+
+    def continue_with(self, how: Continuation) -> None:
+        """Append an observation, after which the current turn begins."""
+        self._before += [*self.tokens, *how.token_ids]
+        self._pixels.append(how.pixels)
+        self.tokens, self.logprobs = [], []
+        self.limit = how.max_tokens
+
+    def get(self) -> Completion:
+        """Return the completion, which is over."""
+        assert self.whole is not None, "the engine left a completion unfinished"
+        return self.whole
+
+
+_R = TypeVar("_R", bound=Row)
+
+
+def next_turns(
+    groups: Sequence[Sequence[_R]], turns: Turns, least: int, done: Done | None
+) -> list[tuple[_R, Continuation]]:
+    """Return the rows that go on, with how, and keep the completions that are over.
+
+    Args:
+        groups: the rows by prompt and number.
+        least: how many answers to wait for.
+        done: called with each group that is complete, as `RolloutEngine.generate` says.
+    """
+    going = []
+    for p, g, answer in turns.answers(least):
+        row = groups[p][g]
+        if isinstance(answer, Continuation):
+            row.next_turn(answer)
+            going.append((row, answer))
+            continue
+        row.whole = answer
+        if done is not None and all(other.whole for other in groups[p]):
+            done(p, [other.get() for other in groups[p]])
+    return going
+
+
+def ends_with_stop(tokenizer: Any, token_ids: Sequence[int], stop: Sequence[str]) -> bool:
+    """Return whether the last token completes one of the stop texts.
+
+    Args:
+        token_ids: the tokens of a turn, none of which completed one before; special tokens count as their texts.
+    """
+    if not stop:
+        return False
+    longest = max(len(text.encode()) for text in stop)  # a token has at least one byte
+    tail = tokenizer.decode(list(token_ids[-longest:]), skip_special_tokens=False)
+    return any(text in tail for text in stop)
+
+
+def read_completion(tokenizer: Any, token_ids: Sequence[int], logprobs: Sequence[float], stopped: bool) -> Completion:
+    """Return a turn with its text decoded.
+
+    Args:
+        stopped: False = it reached its maximum length.
+    """
+    text, raw = read_text(tokenizer, token_ids), raw_text(tokenizer, token_ids, stopped)
+    return Completion(
+        text, tuple(token_ids), "stop" if stopped else "length", tuple(logprobs), raw="" if raw == text else raw
+    )
+
+
+class ThoughtBudget(Turns):
+    """Closes thoughts that have not ended after `sampling.max_thought_tokens`: the mark that ends them is written, not
+    sampled, and the model goes on behind it. A completion without thoughts at that place goes on as it is.
+
+    Args:
+        tokenizer: decodes tokens.
+        limit: returns the longest completion of those asked for, after so many tokens.
+    """
+
+    def __init__(self, tokenizer: Any, limit: Callable[[int, int], int]) -> None:
+        super().__init__()
+        self._tokenizer, self._longest = tokenizer, limit
+        self._thoughts: dict[tuple[int, int], tuple[Completion, tuple[int, ...]]] = {}  # with the tokens written behind
+
+    def begin(self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]]) -> None:
+        super().begin(prompts, sampling, seeds)
+        self._prompts, self._sampling = prompts, sampling
+        self._thoughts = {}
+
+    def opening(self, p: int, g: int) -> Continuation:
+        return Continuation((), min(self._sampling.max_thought_tokens, self._limit(p)))
+
+    def stopped(self, p: int, g: int, turn: Completion) -> None:
+        if (p, g) in self._thoughts:
+            turn = self._joined(*self._thoughts.pop((p, g)), turn)
+        elif turn.truncated:
+            written = self._closing(p, turn)
+            room = self._limit(p) - len(turn.token_ids) - len(written)
+            if room > 0:
+                self._thoughts[p, g] = turn, written
+                self._over.append((p, g, Continuation(written, room)))
+                return
+        super().stopped(p, g, turn)
+
+    def _limit(self, p: int) -> int:
+        return self._longest(self._sampling.max_tokens, len(self._prompts[p].token_ids))
+
+    def _closing(self, p: int, turn: Completion) -> tuple[int, ...]:
+        mark = closing_of(self._prompts[p].prefill + (turn.raw or turn.text))
+        text = f"\n{mark}\n\n" if mark.startswith("</") else mark  # as chat templates write tags
+        return tuple(self._tokenizer(text, add_special_tokens=False).input_ids) if mark else ()
+
+    def _joined(self, thoughts: Completion, written: tuple[int, ...], turn: Completion) -> Completion:
+        ids = (*thoughts.token_ids, *written, *turn.token_ids)
+        logprobs = (*thoughts.logprobs, *(0.0,) * len(written), *turn.logprobs)
+        sampled = (True,) * len(thoughts.token_ids), (False,) * len(written), (True,) * len(turn.token_ids)
+        return replace(
+            read_completion(self._tokenizer, ids, logprobs, not turn.truncated),
+            sampled=sum(sampled, ()) if written else (),
+            versions=thoughts.versions + turn.versions,
+            stale_cache=thoughts.stale_cache + turn.stale_cache,
+            routes=turn.routes,
+        )
+
+
+def turns_of(sampling: Sampling, tokenizer: Any, limit: Callable[[int, int], int]) -> Turns:
+    """Return how completions go on without an environment; the arguments are those of `ThoughtBudget`."""
+    return ThoughtBudget(tokenizer, limit) if sampling.max_thought_tokens else Turns()
