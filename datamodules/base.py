@@ -170,6 +170,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         self.validation_split, self.columns = validation_split, columns
         self.reading, self.images, self.evaluation = reading, images, evaluation
         self.chat, self._reports_special_tokens = chat, True
+        self._openings: dict[str, str] = {}  # by the template's arguments
         self.prompts_per_rollout, self.seed = prompts_per_rollout, seed
         self.name: str = name or snake_case(type(self).__name__)
         names = [other.name for other in self.validated]
@@ -310,14 +311,20 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
     def _chat_of(self, sample: Sample) -> Chat:
         """Return the format of a sample's prompt, which offers the tools of the environment; if completions come from
         the data, those of the row's column `tools`."""
+        chat = self.chat.for_row(sample)
         if self.environment is not None:
-            return self.chat.with_tools(self.environment.tools_of(sample))
+            if chat is not self.chat:
+                raise UserError(
+                    f"{sample.source}: chat_template_kwargs: with an environment all rows have the same, those of "
+                    "data.init_args.chat; leave the column out"
+                )
+            return chat.with_tools(self.environment.tools_of(sample))
         tools = parse_text(sample.row.get("tools")) if self.demonstrates else None
         if not tools:
-            return self.chat
+            return chat
         if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
             raise UserError(f"{sample.source}: tools: not a list of JSON schemas, as chat templates take them")
-        return self.chat.with_tools(self.as_plain(without_nulls(tools), sample, "a tool"))
+        return chat.with_tools(self.as_plain(without_nulls(tools), sample, "a tool"))
 
     def split_turns(self, sample: Sample, turns: Sequence[dict[str, Any]], ends: Sequence[int]) -> list[Part]:
         """Return the tokens of a sample's conversation, in parts that the model reads and writes alternately.
@@ -330,7 +337,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         """
         chat = self._chat_of(sample)
         whole = self._with_plain_prompt(replace(sample, prompt=[*as_messages(sample.prompt), *turns]))
-        parts = split_turns(chat.messages(whole), chat, self.tokenizer, self.opening, ends, sample.source)
+        parts = split_turns(chat.messages(whole), chat, self.tokenizer, self.opening_of(sample), ends, sample.source)
         if not sample.images:
             return parts
         placeholders = self.image_processor.placeholders_of(sample.images)
@@ -348,6 +355,16 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
     def opening(self) -> str:
         """The beginning of every answer that stands in the prompt, after the header of the model's turn."""
         return self.chat.opening(self.tokenizer)
+
+    def opening_of(self, sample: Sample) -> str:
+        """The beginning of a sample's answer that stands in its prompt; other than `opening` if its row says so."""
+        chat = self.chat.for_row(sample)
+        if chat is self.chat:
+            return self.opening
+        options = repr(chat.chat_template_kwargs)
+        if options not in self._openings:
+            self._openings[options] = chat.opening(self.tokenizer)
+        return self._openings[options]
 
     def _with_plain_prompt(self, sample: Sample) -> Sample:
         return replace(sample, prompt=self.as_plain(sample.prompt, sample, "a prompt"))
@@ -399,7 +416,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
                 token_ids = self.image_processor.expand(token_ids, placeholders)
             except UserError as error:
                 raise UserError(f"{sample.source}: {error}") from error
-        return Prompt(sample, token_ids, prefill=self.opening, score_prefill=self.chat.score_prefill)
+        return Prompt(sample, token_ids, prefill=self.opening_of(sample), score_prefill=self.chat.score_prefill)
 
     def _token_ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)

@@ -11,9 +11,10 @@ from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, Literal
 
-from lit_rlvr.datamodules.reading.conversations import text_of
+from lit_rlvr.datamodules.reading.cells import parse_text
+from lit_rlvr.datamodules.reading.conversations import text_of, without_nulls
 from lit_rlvr.datamodules.reading.images import PLACEHOLDER, as_parts
-from lit_rlvr.errors import UserError, option_group
+from lit_rlvr.errors import UserError, given_text, option_group
 from lit_rlvr.rewards.forms import as_messages
 from lit_rlvr.types import Sample
 
@@ -175,7 +176,8 @@ class Chat:
         score_prefill: rewards judge what the model continues, the chat template's beginning of an answer (such as
             "<think>\\n" in models that always think) and then `prefill`, as the beginning of each completion's text.
             Default: they judge only what the model wrote.
-        chat_template_kwargs: further arguments of the model's chat template, such as {enable_thinking: false}.
+        chat_template_kwargs: further arguments of the model's chat template, such as {enable_thinking: false}. A
+            column of this name adds to them, row by row.
         plain_template: the prompt format of a base model without a chat template; `{system}` becomes the system prompt
             and a blank line, or nothing.
         special_tokens: what happens to special tokens of the model, such as `<|im_end|>`, in a row or in what an
@@ -215,6 +217,19 @@ class Chat:
     def template_text(self) -> str:
         """The text around the user's, where `template` may be its name."""
         return registered(self.template, TEMPLATES, "data.chat.template")
+
+    def for_row(self, sample: Sample) -> Chat:
+        """Return the format of a row, whose column `chat_template_kwargs` adds to that option.
+
+        Raises:
+            UserError: the column holds no dict, or what an option cannot.
+        """
+        more = parse_text(sample.row.get("chat_template_kwargs"))
+        if not more:
+            return self
+        if not isinstance(more, Mapping):
+            raise UserError(f"{sample.source}: chat_template_kwargs: {given_text(more)} is no dict, nor JSON of one")
+        return replace(self, chat_template_kwargs={**(self.chat_template_kwargs or {}), **without_nulls(more)})
 
     def with_tools(self, tools: Sequence[dict[str, Any]]) -> Chat:
         """Return a copy that offers tools in every prompt."""

@@ -84,6 +84,26 @@ def test_chat_template_kwargs_reach_the_template(chat_tokenizer):
     )
 
 
+def test_a_row_adds_to_the_arguments_of_the_template(chat_tokenizer):
+    tokenizer = copy.deepcopy(chat_tokenizer)
+    end = "{% if think %}<think>\n{% else %}<think></think>{% endif %}{{ more }}{% endif %}"
+    tokenizer.chat_template = f"{TURNS}{HEADER}{end}"
+    module = data(tokenizer, chat=Chat(chat_template_kwargs={"think": True, "more": "!"}))
+    rows = [{}, {"chat_template_kwargs": {"think": False}}, {"chat_template_kwargs": '{"more": "?"}'}]
+    found = [module.encode(replace(QUESTION, row=row)) for row in rows]
+    assert [prompt.prefill for prompt in found] == ["<think>\n!", "<think></think>!", "<think>\n?"]
+    assert all(tokenizer.decode(prompt.token_ids).endswith(prompt.prefill) for prompt in found)
+    for row, message in (
+        ([1], r"^toy.jsonl:7: chat_template_kwargs: \[1\] is no dict, nor JSON of one"),
+        ({"tools": []}, "'tools' is set by lit-rlvr"),
+    ):
+        with pytest.raises(UserError, match=message):
+            module.encode(replace(QUESTION, row={"chat_template_kwargs": row}))
+    module.use_environment(Looking())
+    with pytest.raises(UserError, match="with an environment all rows have the same"):
+        module.encode(replace(QUESTION, row=rows[1]))
+
+
 TOOL = {
     "type": "function",
     "function": {
