@@ -16,6 +16,7 @@ from lit_rlvr.datamodules.reading.conversations import text_of, without_nulls
 from lit_rlvr.datamodules.reading.images import PLACEHOLDER, as_parts
 from lit_rlvr.errors import UserError, given_text, option_group
 from lit_rlvr.rewards.forms import as_messages
+from lit_rlvr.speech.thoughts import MARK
 from lit_rlvr.types import Sample
 
 SYSTEM_PROMPTS: dict[str, str] = {
@@ -304,7 +305,8 @@ class Chat:
         """Return the beginning of every answer that stands in the prompt: what the chat template writes after the
         header of the model's turn, such as "<think>\\n", and the prefill.
 
-        The header is what the template writes before an earlier turn of the model, which has no thoughts.
+        The header is what the template writes before an earlier turn of the model, up to thoughts, which may be empty
+        there.
         """
         if not tokenizer.chat_template:
             return self.prefill
@@ -316,7 +318,10 @@ class Chat:
             return self.prefill
         header = talk.partition(MODEL_TURN)[0]
         shared = next((k for k, (a, b) in enumerate(zip(header, prompt, strict=False)) if a != b), len(header))
-        return prompt[max(shared, len(before) if prompt.startswith(before) else 0) :] + self.prefill
+        if prompt.startswith(before):
+            thoughts = MARK.search(prompt, len(before))
+            shared = min(max(shared, len(before)), thoughts.start() if thoughts else len(prompt))
+        return prompt[shared:] + self.prefill
 
     def apply(
         self, messages: list[dict[str, Any]], tokenizer: Any, source: str = "", prompt: bool = True, offer: bool = True

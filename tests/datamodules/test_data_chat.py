@@ -42,6 +42,10 @@ THINKS_LAST = (  # as Qwen3: the last turn has thoughts, earlier ones have none
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if loop.last and m['role'] == 'assistant' %}<think>\n\n"
     "</think>\n\n{% endif %}{{ m['content'] }}<|im_end|>\n{% endfor %}"
 )
+EMPTY = (  # as Nemotron 3 and Qwen3.8: earlier turns have empty thoughts
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}<think></think>{% endif %}"
+    "{{ m['content'] }}<|im_end|>\n{% endfor %}"
+)
 BARE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 ALONE = "{% if messages|length > 1 %}{{ raise_exception('one message') }}{% endif %}"
 
@@ -53,6 +57,7 @@ ALONE = "{% if messages|length > 1 %}{{ raise_exception('one message') }}{% endi
         (f"{TURNS}{HEADER}<think>\n{{% endif %}}", "<think>\n"),
         (f"{TURNS}{HEADER}<think>\n\n</think>\n\n{{% endif %}}", "<think>\n\n</think>\n\n"),
         (f"{THINKS_LAST}{HEADER}<think>\n{{% endif %}}", "<think>\n"),
+        (f"{EMPTY}{HEADER}<think>\n{{% endif %}}", "<think>\n"),
         ("{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}", ""),  # no generation prompt
         (f"{BARE}{{% if add_generation_prompt %}}[THINK]{{% endif %}}", "[THINK]"),
         (f"{ALONE}{TURNS}{HEADER}<think>\n{{% endif %}}", ""),  # nothing shows the header
