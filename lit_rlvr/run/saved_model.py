@@ -15,7 +15,8 @@ from lit_rlvr.configs import read_config
 from lit_rlvr.datamodules.reading.cells import lookup
 from lit_rlvr.distributed.checkpoints import is_sharded, last_checkpoint, read_checkpoint
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy.adapters import Lora, add_adapters, is_saved, merge_adapters, mismatched_weights, save_adapter
+from lit_rlvr.options import Lora
+from lit_rlvr.policy.adapters import add_adapters, is_saved, merge_adapters, mismatched_weights, save_adapter
 from lit_rlvr.policy.loading import (
     auto_class,
     generation_config,

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lit_rlvr.policy.adapters import Lora, adapted_layers, add_adapters, language_layers
+from lit_rlvr.options import Lora
+from lit_rlvr.policy.adapters import adapted_layers, add_adapters, language_layers
 from lit_rlvr.policy.architecture import (
     CHOSEN,
     EXPERTS,

@@ -13,7 +13,7 @@ import torch
 from lit_rlvr.distributed.fsdp2 import FSDP2
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.vllm import GPU_SEQUENCES, VLLMEngine
-from lit_rlvr.policy.adapters import Lora
+from lit_rlvr.options import Lora
 from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rollout.callback import rollout_of

@@ -20,7 +20,7 @@ from lit_rlvr.common.files import save_smaller_sizes, smaller_sizes, write_atomi
 from lit_rlvr.distributed.collectives import all_max, rank
 from lit_rlvr.distributed.sharding import whole
 from lit_rlvr.errors import ResumableError, UserError, first_line, shown
-from lit_rlvr.policy.speed import DEFAULT_TOKENS
+from lit_rlvr.options import DEFAULT_TOKENS
 from lit_rlvr.training.step import PreparedRollout, StepPlan
 from lit_rlvr.types import Rollout
 

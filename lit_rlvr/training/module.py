@@ -46,17 +46,15 @@ from lit_rlvr.distributed.collectives import (
     to_device,
 )
 from lit_rlvr.errors import MAX_SIZE, ChecksArguments, check_within, refuse_all
-from lit_rlvr.objectives import Importance, masked_mean, resolve_correction
-from lit_rlvr.policy.adapters import Lora
-from lit_rlvr.policy.speed import Compute, return_freed_memory
+from lit_rlvr.objectives import masked_mean, resolve_correction
+from lit_rlvr.options import KL, AutoLR, Compute, Importance, Lora, Loss, Optim, Teacher
+from lit_rlvr.policy.speed import return_freed_memory
 from lit_rlvr.training.contradictions import contradictions
 from lit_rlvr.training.failures import SkippedSteps, TokenBudget, UnjudgedRollouts
 from lit_rlvr.training.groups import gather_groups
-from lit_rlvr.training.loss import KL, Loss, LossModule
+from lit_rlvr.training.loss import LossModule
 from lit_rlvr.training.optimizer import (
     AdaptiveLR,
-    AutoLR,
-    Optim,
     apply_options,
     build_optimizer,
     build_schedule,
@@ -70,7 +68,7 @@ from lit_rlvr.training.optimizer import (
 from lit_rlvr.training.reference import Reference
 from lit_rlvr.training.saving import SavedModule
 from lit_rlvr.training.step import PreparedRollout, staleness_metrics
-from lit_rlvr.training.teachers import Teacher, Teachers
+from lit_rlvr.training.teachers import Teachers
 from lit_rlvr.training.terms import Term, TokenScores, costs
 from lit_rlvr.training.trace import Trace
 from lit_rlvr.training.update import Updater

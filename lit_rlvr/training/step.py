@@ -15,16 +15,17 @@ from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.distributed.collectives import all_max, all_sum, gather_objects, gather_rows, index, rank, to_device
 from lit_rlvr.objectives import (
     GOLDEN_RATIO,
-    Importance,
     LossInputs,
     Stats,
     StepTokens,
     aggregation_weights,
-    correction_weights,
+    importance_weights,
     kl_estimate,
     log_ratio,
     loglinear_old,
+    masked_mean,
 )
+from lit_rlvr.options import Importance
 from lit_rlvr.policy.layout import cut_microbatches
 from lit_rlvr.policy.logprobs import ScoredTokens
 from lit_rlvr.policy.policy import Policy
@@ -155,6 +156,26 @@ def loss_inputs(plan: StepPlan, k: int, scores: ScoredTokens) -> tuple[LossInput
     if prepared.logs_staleness:
         stats |= {"weight": (tokens * mask).sum(), "weight_squared": (tokens * mask).square().sum()}
     return inputs, stats
+
+
+def correction_weights(
+    logp: Tensor, old_logp: Tensor, rollout_logp: Tensor, mask: Tensor, advantages: Tensor, correction: Importance
+) -> tuple[Tensor, Tensor]:
+    """Return `importance_weights`, 0 also for the sequences that `off_policy_threshold` drops.
+
+    Args:
+        logp, old_logp, rollout_logp: (B, T) log-probabilities of the policy, of the policy at rollout time, and of the
+            engine.
+        advantages: (B, 1) or (B, T).
+    """
+    tokens, rows = importance_weights(
+        old_logp, rollout_logp, mask, correction.mode, correction.cap, correction.floor, correction.veto
+    )
+    if correction.off_policy_threshold is None:
+        return tokens, rows
+    drift = masked_mean(log_ratio(rollout_logp, logp.detach(), mask), mask)  # (B,)
+    kept = (advantages.sum(1) >= 0) | (drift <= correction.off_policy_threshold)
+    return tokens * kept[:, None], rows * kept
 
 
 def plan_step(

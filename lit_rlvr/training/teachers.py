@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +12,8 @@ from torch import Tensor
 
 from lit_rlvr.distributed.collectives import to_device
 from lit_rlvr.engines.client import VLLMServer, run_coroutine, wait_for
-from lit_rlvr.errors import UserError, check_within, option_group
+from lit_rlvr.errors import UserError
+from lit_rlvr.options import Teacher, TeacherPrompt, is_url
 from lit_rlvr.policy.logprobs import TeacherHead
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.sources import resolve_model, weights_version
@@ -27,18 +27,6 @@ SERVER_SECONDS = 600.0
 """Seconds to wait for a server to start, and for its answers."""
 KEY = "VLLM_API_KEY"
 """The environment variable with the key of teachers' servers, as vLLM names it."""
-
-
-class TeacherPrompt(ABC):
-    """Makes the prompt behind which a teacher scores the policy's tokens."""
-
-    @abstractmethod
-    def ask(self, sample: Sample) -> Sample:
-        """Return a sample with the prompt that the teacher gets in place of the policy's.
-
-        Raises:
-            BadRow: its row lacks what the prompt shows.
-        """
 
 
 class Demonstration(TeacherPrompt):
@@ -89,75 +77,6 @@ class Demonstration(TeacherPrompt):
             value = turns[0]["content"]  # the answer to this very prompt
         shown = break_up(as_text(value, self.column), media)
         return replace(sample, prompt=wrapped_prompt(messages, self.template, demonstration=shown))
-
-
-@option_group("model.teacher")
-@dataclass(frozen=True)
-class Teacher:
-    """A model that the policy imitates on its own completions: on-policy distillation.
-
-    Args:
-        model: a model folder or hub id, or the URL of a vLLM server, whose tokens are those of the trained model; or a
-            dict of these for the values of `column`; null = the policy itself, behind another prompt.
-        coef: what the advantage of each token gets `log teacher - log policy` times, which the policy's weights at the
-            beginning of the iteration and the teacher's give: a sample of the reverse KL divergence. With `beta`, the
-            weight of the divergence in the loss.
-        beta: instead, the loss gets the divergence at each token, summed over the vocabulary: 0 = forward KL,
-            KL(teacher || policy), 1 = reverse KL, KL(policy || teacher), in between GKD's generalised Jensen-Shannon
-            divergence; null = the sampled one in the advantages.
-        top_k: with `beta`, compare the policy's k likeliest tokens, and all others as one; null = every token.
-        column: the column of the data that names the teacher of each row, with a dict of models.
-        prompt: makes the prompt behind which the teacher scores the policy's tokens; null = it is the policy's.
-        ema: with the policy as its teacher, the share of the way to the policy's weights that the teacher's go after
-            each rollout, from the initial ones; null = the teacher always has the policy's weights.
-    """
-
-    model: str | dict[str, str] | None = None
-    coef: float = 1.0
-    beta: float | None = None
-    top_k: int | None = None
-    column: str | None = None
-    prompt: TeacherPrompt | None = None
-    ema: float | None = None
-
-    def __post_init__(self) -> None:
-        check_within("(0, inf)", "model.teacher", coef=self.coef)
-        check_within("(0, 1]", "model.teacher", ema=self.ema)
-        check_within("[0, 1]", "model.teacher", beta=self.beta)
-        check_within("[1, inf)", "model.teacher", top_k=self.top_k)
-        if self.top_k is not None and self.beta is None:
-            raise UserError(
-                "model.teacher.top_k: the divergence of the sampled token needs no others; set model.teacher.beta, "
-                "for one over the vocabulary, or leave top_k out"
-            )
-        if self.beta is not None and (self.column is not None or len(self.folders) < len(self.models)):
-            raise UserError(
-                "model.teacher.beta: the divergence over the vocabulary needs all of one teacher's logits, which "
-                "servers and several teachers do not give; name one folder as model.teacher.model, or leave beta out"
-            )
-        if isinstance(self.model, dict) != (self.column is not None):
-            raise UserError("model.teacher.column: it names the row's model in a dict of models; give both or neither")
-        if self.model is None and self.prompt is None:
-            raise UserError("model.teacher.model: null is the policy itself, which needs another prompt; give `prompt`")
-        if self.model is not None and self.ema is not None:
-            raise UserError("model.teacher.ema: it averages the policy's weights; leave `model` out")
-
-    @property
-    def models(self) -> dict[str, str]:
-        """Folders, hub ids and URLs by the value of `column`, "" without one; {} = the policy itself."""
-        if isinstance(self.model, dict):
-            return {str(label): model for label, model in self.model.items()}
-        return {} if self.model is None else {"": self.model}
-
-    @property
-    def folders(self) -> list[str]:
-        """The models that are loaded, without those on servers."""
-        return [model for model in self.models.values() if not is_url(model)]
-
-
-def is_url(model: str) -> bool:
-    """Return whether a teacher is on a server."""
-    return model.startswith(("http://", "https://"))
 
 
 def teacher_folder(model: str) -> str:

@@ -17,7 +17,8 @@ from lit_rlvr.advantages.base import impute
 from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.conformance import Batch, Step, replay_step
 from lit_rlvr.errors import UserError
-from lit_rlvr.objectives import LossInputs, StepTokens, aggregation_weights, correction_weights
+from lit_rlvr.objectives import LossInputs, StepTokens, aggregation_weights
+from lit_rlvr.training.step import correction_weights
 from lit_rlvr.training.terms import TokenScores, costs
 
 
