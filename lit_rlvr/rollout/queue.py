@@ -22,7 +22,7 @@ from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
 from lit_rlvr.engines.synced import crash_of
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.combine import BackgroundScoring, Scores
-from lit_rlvr.rollout.assemble import all_mixed_groups, count_repeats, mixed_groups
+from lit_rlvr.rollout.assemble import Summaries, count_repeats, mixed_groups
 from lit_rlvr.rollout.generate import completion_seeds
 from lit_rlvr.rollout.source import STAGE_TEXTS, SyncSource
 from lit_rlvr.training.optimizer import updates_of
@@ -163,9 +163,9 @@ class QueueSource(SyncSource):
         if not self._concurrent:
             self.wait()
         self.sync_weights(batch.prompts)
-        rollout = self.assembled(self.take(batch), len(batch) * world_size())
+        rollout, groups = self.assembled(self.take(batch), len(batch) * world_size())
         self.add_reference_rewards(rollout)
-        rollout = self.balance(rollout)
+        rollout = self.balance(rollout, groups)
         self.metrics |= {f"time/{stage}": seconds for stage, seconds in self.sampler.seconds.items()}
         return rollout
 
@@ -365,8 +365,8 @@ class QueueSource(SyncSource):
                 self._scoring.add(mine[number], judged, mine[number].prompt.sample, result)
         return [mine[number] for number in here]
 
-    def assembled(self, groups: list[QueuedGroup], prompts: int) -> Rollout:
-        """Return the rollout of these groups. Collective: call it on every rank.
+    def assembled(self, groups: list[QueuedGroup], prompts: int) -> tuple[Rollout, Summaries]:
+        """Return the rollout of these groups, and what all ranks know of them. Collective: call it on every rank.
 
         Args:
             prompts: of a step, over all ranks.
@@ -381,14 +381,15 @@ class QueueSource(SyncSource):
         if not self.sampler.engine.engine.recompute_cache:
             nowhere = torch.zeros(rollout.token_ids.shape, dtype=torch.bool)
             rollout.stale_cache = with_sampled(nowhere, groups, lambda completion: completion.stale_cache)
-        rollout.repeats = count_repeats(asked, [])
         for group in groups:
             self._scoring.forget(group)
-        selection = self.module.selection
-        if selection.wanted(prompts):
-            mixed = all_mixed_groups(rollout, selection.by)
-            self.keep_mixed(rollout, mixed, len(groups), prompts, sum(gather_objects(len(groups))) / prompts)
-        return rollout
+        summaries = self.summaries(rollout)
+        repeats = count_repeats(group.sample_id for there in summaries for group in there)
+        rollout.repeats = repeats[sum(map(len, summaries[: rank()])) :][: len(groups)]
+        if self.module.selection.wanted(prompts):
+            rounds = sum(map(len, summaries)) / prompts
+            summaries = self.keep_mixed(rollout, summaries, len(groups), prompts, rounds)
+        return rollout, summaries
 
     def sample_reference(self, prompts: list[Prompt], seeds: list[list[int]]) -> Scores | None:
         """Score new completions of the reference, after what runs has ended: it needs the policy's weights."""
