@@ -75,5 +75,5 @@ class SFT(RLVRModule):
         sums = {name: all_sum(values) for name, values in self._nll.items()}
         self._nll = {}
         losses = {name: float(nll / tokens) for name, (nll, tokens) in sums.items()}
-        found = {f"{prefix}/{name}/loss": loss for name, loss in losses.items()}
-        return super()._results(prefix) | found | {f"{prefix}/loss": sum(losses.values()) / len(losses)}
+        losses_by_set = {f"{prefix}/{name}/loss": loss for name, loss in losses.items()}
+        return super()._results(prefix) | losses_by_set | {f"{prefix}/loss": sum(losses.values()) / len(losses)}

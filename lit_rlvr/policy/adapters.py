@@ -168,10 +168,10 @@ def load_adapter(model: Any, folder: str | Path, empty: bool = False) -> None:
     extra = [n for n, p in model.named_parameters() if p.requires_grad and not is_matrix(n)]
     kinds = {type(kind).__name__ for layer in layers for kind in layer.lora_variant.values()}
     try:
-        found = load_peft_weights(str(folder), device="cpu")
+        weights = load_peft_weights(str(folder), device="cpu")
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"model: the adapter in {folder} cannot be read: {first_line(error)}") from error
-    extra += [name for name in found if ".lora_" not in name]  # embeddings, with tokens that were added
+    extra += [name for name in weights if ".lora_" not in name]  # embeddings, with tokens that were added
     if extra or not kinds <= {"DoraLinearVariant"}:
         raise UserError(
             f"model: the adapter in {folder} trains {(extra or sorted(kinds))[0]}, and only matrices A and B and "
@@ -179,7 +179,7 @@ def load_adapter(model: Any, folder: str | Path, empty: bool = False) -> None:
             + (", if its layers have biases of their own; else train one without" if "lora_B" in str(extra) else "")
         )
     # peft leaves `.weight` out of the names of magnitudes, and transformers needs it; each reads them with it.
-    saved = {name if name.endswith(".weight") else f"{name}.weight": weight for name, weight in found.items()}
+    saved = {name if name.endswith(".weight") else f"{name}.weight": weight for name, weight in weights.items()}
     ours = {
         f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": parameter
         for name, parameter in model.named_parameters()

@@ -74,8 +74,8 @@ def tokens_in_loss(
     without_reward = ("error",) if taught else ("error", "unjudged")
     masked_out = [
         status in without_reward or (mask_truncated and completion.truncated)
-        for group, said in zip(completions, statuses, strict=True)
-        for completion, status in zip(group, said, strict=True)
+        for group, statuses_of_group in zip(completions, statuses, strict=True)
+        for completion, status in zip(group, statuses_of_group, strict=True)
     ]
     return sampled & ~torch.tensor(masked_out, dtype=torch.bool)[:, None]
 

@@ -282,7 +282,7 @@ def training_memory(
         kept += sum(layers.count * part.tokens * layers.width * size for layers, part in stacks)
         recomputed = max(per_layer) + shape.largest * copied
     else:
-        kept += sum(layers.count * one for (layers, _), one in zip(stacks, per_layer, strict=True))
+        kept += sum(layers.count * layer_bytes for (layers, _), layer_bytes in zip(stacks, per_layer, strict=True))
         kept += (shape.parameters - shape.outside - shape.quantized) * copied
         recomputed = 0
     gradients = load.tokens * (4 * shape.text.inner * size + 2 * shape.text.width * size)  # within a layer

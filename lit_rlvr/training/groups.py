@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +35,8 @@ def gather_groups(rollout: Rollout, rewards: Tensor, advantage: Advantage) -> Gr
         failed = torch.tensor([[status == "error" for status in group] for group in rollout.statuses])  # (P, G)
         parts = {name: part.masked_fill(failed, math.nan) for name, part in rollout.parts.items()}
     gathered = gather_columns([to_device(column, device) for column in (*columns.values(), *parts.values())])
-    group = GroupBatch(**dict(zip(columns, gathered, strict=False)))
+    fields: dict[str, Any] = dict(zip(columns, gathered, strict=False))
+    group = GroupBatch(**fields)
     if advantage.needs_parts:
         group.parts, group.weights = dict(zip(parts, gathered[len(columns) :], strict=True)), rollout.weights
     if advantage.needs_tokens:

@@ -106,12 +106,12 @@ class LoadedModule(EvaluatingModule):
     def frozen_versions(self) -> dict[str, str]:
         """Return the version of all weights that the run needs and does not train: name -> `weights_version`, of a
         server its URL."""
-        found = {}
+        versions = {}
         if self.lora is not None or self.needs_reference:
-            found["model"] = weights_version(self.model_folder)
+            versions["model"] = weights_version(self.model_folder)
         if self.adapter_folder is not None:
-            found["adapter"] = weights_version(self.adapter_folder)
-        return found | self.teachers.versions()
+            versions["adapter"] = weights_version(self.adapter_folder)
+        return versions | self.teachers.versions()
 
     @property
     def sharded(self) -> bool:

@@ -60,7 +60,7 @@ class Demonstration(TeacherPrompt):
 
         value, media = without_nulls(lookup(sample.row, self.column)), find_tokens(["<image>", "<video>"])
         messages = as_messages(sample.prompt)
-        is_list_of_texts = isinstance(value, list) and all(isinstance(one, str) for one in value)
+        is_list_of_texts = isinstance(value, list) and all(isinstance(part, str) for part in value)
         try:
             turns = None if is_list_of_texts else as_conversation(value)
         except BadRow as error:
@@ -75,8 +75,8 @@ class Demonstration(TeacherPrompt):
                 rules = sum(message["role"] in ("system", "developer") for message in messages[:1])
                 return replace(sample, prompt=[*messages[:rules], *turns, *messages[rules:]])
             value = turns[0]["content"]  # the answer to this very prompt
-        shown = break_up(as_text(value, self.column), media)
-        return replace(sample, prompt=wrapped_prompt(messages, self.template, demonstration=shown))
+        text = break_up(as_text(value, self.column), media)
+        return replace(sample, prompt=wrapped_prompt(messages, self.template, demonstration=text))
 
 
 def teacher_folder(model: str) -> str:
@@ -155,27 +155,27 @@ class Teachers(Term):
 
         if self.options is None:
             return []
-        self._data, asked, wrong = data, [], []
+        self._data, teacher_prompts, wrong = data, [], []
         prompts, most = data.prompts.get("train", []), FAR_TOO_LONG * data.reading.max_prompt_tokens
         for prompt in prompts:
             try:
                 if (label := self._label(prompt.sample)) not in (self.options.models or {"": ""}):
                     raise BadRow(f"{label!r} names no teacher of model.teacher.model", str(self.options.column))
-                asked.append(self.asked(prompt))
-                if len(asked[-1].token_ids) >= most:  # `encode` reads no further
+                teacher_prompts.append(self.asked(prompt))
+                if len(teacher_prompts[-1].token_ids) >= most:  # `encode` reads no further
                     raise BadRow(f"{most} tokens or more; raise data.init_args.reading.max_prompt_tokens, an eighth of "
                                  "it", "the teacher's prompt")  # fmt: skip
             except BadRow as error:
                 wrong.append(str(BadRow(error.reason, error.field, prompt.sample.source or prompt.sample.id)))
         if wrong:
             raise UserError(f"model.teacher: {len(wrong)} of {len(prompts)} rows cannot be used: {abbreviate(wrong)}")
-        images = any(prompt.sample.images for prompt in asked)
+        images = any(prompt.sample.images for prompt in teacher_prompts)
         if any(map(is_url, self.options.models.values())) and (sampling.temperature != 1 or images):
             raise UserError(
                 "model.teacher.model: a server scores without images and at temperature 1; give the teacher's folder"
                 + ("" if images else ", or set rollout.sampling.temperature to 1")
             )
-        return asked
+        return teacher_prompts
 
     def connect(self) -> None:
         """Wait for the servers, and compare their tokens with the policy's in some prompts and all special tokens.
@@ -222,38 +222,38 @@ class Teachers(Term):
     def logprobs(self, rollout: Rollout, rows: list[int], score: Score) -> Tensor:
         """Return the log-probabilities (B, T) of some rows, each under its own teacher; 0 in the others. Collective:
         call it on every rank."""
-        shown = replace(rollout, prompts=[self.asked(prompt) for prompt in rollout.prompts])
+        taught = replace(rollout, prompts=[self.asked(prompt) for prompt in rollout.prompts])
         labels = [self._label(prompt.sample) for prompt in rollout.prompts]
-        found = torch.zeros(rollout.mask.shape)
+        logp = torch.zeros(rollout.mask.shape)
         for label in [*self.held, *self.servers]:
-            mine = [i for i in rows if labels[i // rollout.group_size] == label]
+            own_rows = [i for i in rows if labels[i // rollout.group_size] == label]
             if label in self.held:
-                scored = score(shown, self.held[label].policy, mine)
-                found = to_device(found, scored.device) + scored
+                scored = score(taught, self.held[label].policy, own_rows)
+                logp = to_device(logp, scored.device) + scored
             else:
-                found = found + to_device(self._ask_server(label, shown, mine), found.device)
-        return found
+                logp = logp + to_device(self._ask_server(label, taught, own_rows), logp.device)
+        return logp
 
     def teach(self, rollout: Rollout, rows: list[int]) -> TeacherHead:
         """Return what the policy's `score` of some rows needs for the divergence from their teacher. Collective if the
         weights are sharded: call it on every rank."""
         assert self.options is not None and self.options.beta is not None
-        asked = list(rollout.prompts)
+        prompts = list(rollout.prompts)
         for p in {i // rollout.group_size for i in rows}:
-            asked[p] = self.asked(asked[p])
-        shown = replace(rollout, prompts=asked)
-        return self.held[""].policy.teach(shown, rows, self.options.beta, self.options.top_k)
+            prompts[p] = self.asked(prompts[p])
+        taught = replace(rollout, prompts=prompts)
+        return self.held[""].policy.teach(taught, rows, self.options.beta, self.options.top_k)
 
     def _ask_server(self, label: str, rollout: Rollout, rows: list[int]) -> Tensor:
         """Return the log-probabilities (B, T) of some rows that a server gives."""
-        size, found = rollout.group_size, torch.zeros(rollout.mask.shape)
+        size, logp = rollout.group_size, torch.zeros(rollout.mask.shape)
         pairs = [(rollout.prompts[i // size], rollout.completions[i // size][i % size]) for i in rows]
-        asked = [[*prompt.token_ids, *completion.token_ids] for prompt, completion in pairs]
-        scores = run_coroutine(self.servers[label].score(asked, AT_ONCE))
+        sequences = [[*prompt.token_ids, *completion.token_ids] for prompt, completion in pairs]
+        scores = run_coroutine(self.servers[label].score(sequences, AT_ONCE))
         for i, (prompt, _), values in zip(rows, pairs, scores, strict=True):
             after = values[len(prompt.token_ids) :]
-            found[i, : len(after)] = torch.tensor(after)
-        return found * rollout.mask
+            logp[i, : len(after)] = torch.tensor(after)
+        return logp * rollout.mask
 
     def _label(self, sample: Sample) -> str:
         """Return the value of `column`, "" without one."""

@@ -47,10 +47,10 @@ def replay(batch: Mapping[str, np.ndarray], algorithms: Mapping[str, RLVRModule]
     results: dict[str, np.ndarray] = {}
     for name, algorithm in algorithms.items():
         try:
-            found = replay_one(frozen, algorithm)
+            values = replay_one(frozen, algorithm)
         except UserError as error:
             raise UserError(f"algorithms.{name}: {error}") from error
-        results |= {f"{name}/{key}": value.numpy() for key, value in found.items()}
+        results |= {f"{name}/{key}": value.numpy() for key, value in values.items()}
     return results
 
 
@@ -143,9 +143,10 @@ def _chosen_tokens(
         raise UserError("loss.top_entropy_quantile is below 1, and the batch has no entropy; add the array")
     entropy = torch.zeros_like(batch.old_logp) if batch.entropy is None else batch.entropy
     columns = (batch.old_logp, rollout, entropy, advantages.expand(batch.mask.shape))
-    found = algorithm.select_tokens(StepTokens(*(values[batch.mask] for values in columns)))
+    choices = algorithm.select_tokens(StepTokens(*(values[batch.mask] for values in columns)))
     counted, selected = (
-        None if chosen is None else torch.zeros_like(batch.mask).masked_scatter(batch.mask, chosen) for chosen in found
+        None if chosen is None else torch.zeros_like(batch.mask).masked_scatter(batch.mask, chosen)
+        for chosen in choices
     )
     return counted, selected
 
