@@ -68,8 +68,9 @@ from workload import Workload, gpu_memory_mb, start, take_turns, wait_for_gpu
 from lit_rlvr.common.packages import is_installed
 from lit_rlvr.engines.base import EngineContext, RolloutEngine
 from lit_rlvr.engines.hf import HFEngine
+from lit_rlvr.options import Lora
 from lit_rlvr.policy import attention, verify
-from lit_rlvr.policy.adapters import Lora, add_adapters
+from lit_rlvr.policy.adapters import add_adapters
 from lit_rlvr.policy.families.qwen_vl import VLM_SPECIALS, language_sizes, markers
 from lit_rlvr.policy.logprobs import score_tokens
 from lit_rlvr.policy.policy import Policy

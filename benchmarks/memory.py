@@ -26,7 +26,7 @@ from common import PRECISIONS, make_parser, peak_memory_mb, print_result, print_
 from training import SMALL, build_policy, make_rollout, train
 
 from lit_rlvr.distributed.fsdp2 import FSDP2
-from lit_rlvr.policy.adapters import Lora
+from lit_rlvr.options import Lora
 from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.policy.tiny import CHAT_TEMPLATE, LLM_SPECIALS, byte_tokenizer
 from lit_rlvr.sizing.memory import Strategy, largest_microbatch, shape_of, training_memory

@@ -23,7 +23,8 @@ from common import make_parser, print_result, print_table, say
 from torch import Tensor
 
 from lit_rlvr.engines.hf import HFEngine
-from lit_rlvr.policy.adapters import Lora, add_adapters
+from lit_rlvr.options import Lora
+from lit_rlvr.policy.adapters import add_adapters
 from lit_rlvr.policy.loading import load_model_config, load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.verify import verify_or_fall_back

@@ -32,15 +32,16 @@ from training import make_rollout, with_image
 from lit_rlvr.distributed.collectives import average_gradients, world_size
 from lit_rlvr.distributed.sharding import shard
 from lit_rlvr.engines.process_group import VLLMProcessGroup
+from lit_rlvr.options import Lora, Optim
 from lit_rlvr.policy import attention
-from lit_rlvr.policy.adapters import Lora, add_adapters
+from lit_rlvr.policy.adapters import add_adapters
 from lit_rlvr.policy.loading import outline
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import training_autocast
 from lit_rlvr.policy.speed import enable_checkpointing
 from lit_rlvr.sizing.memory import Microbatch, Strategy, Terms, largest_microbatch, shape_of, training_memory
 from lit_rlvr.sizing.models import PUBLISHED
-from lit_rlvr.training.optimizer import Optim, build_optimizer
+from lit_rlvr.training.optimizer import build_optimizer
 from lit_rlvr.training.step import cut_rows
 from lit_rlvr.types import Rollout
 

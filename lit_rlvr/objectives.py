@@ -14,8 +14,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lit_rlvr.errors import UserError, check_within, option_group
-
 Aggregation = Literal["sequence_mean", "token_mean", "group_token_mean", "constant", "token_sum"]
 KLEstimator = Literal["k1", "k2", "k3"]
 Divergence = Literal["tv", "kl"]
@@ -29,7 +27,6 @@ ImportanceCorrection = Literal[
     "sequence_reject",
     "geometric_reject",
 ]
-ProxLogpMethod = Literal["recompute", "loglinear"]
 Stats = dict[str, Tensor]
 
 
@@ -352,92 +349,6 @@ def resolve_correction(requested: ImportanceCorrection | None, exact: bool) -> I
     return requested or ("none" if exact else "token_truncate")
 
 
-@option_group("model.importance")
-@dataclass(frozen=True)
-class Importance:
-    """The correction for completions that were not sampled from the policy in the loss.
-
-    `w = exp(old_logp - rollout_logp)` is a token's ratio, and a sequence's is the product over its tokens
-    (`sequence_...`) or their geometric mean (`geometric_...`). Sources: Yao et al. 2025 (truncated importance
-    sampling), Ling Team 2025 (IcePop, masked importance sampling), DeepSeek-V3.2, eq. 9 (`off_policy_threshold`),
-    verl's rollout correction.
-
-    `rollout_logp` is the log-probability that a token was sampled with, so the tokens of one completion may come from
-    several versions of the weights. With an objective that clips `exp(logp - old_logp)`, this is decoupled PPO (Fu et
-    al. 2025, AReaL): `rollout_logp` is of its behaviour policy, `old_logp` of its proximal one and `logp` of the
-    current one. `token_truncate` and `token_mis` are AReaL's actions `clamp` and `mask` at the level of tokens.
-
-    Args:
-        correction: correction for engines whose log-probabilities differ from the trainer's; by default
-            `token_truncate`, or `none` for the Hugging Face engine at precision 32-true, which is exact. A ratio w of
-            the trainer's to the engine's probability, of a token or of the product of a sequence's tokens, becomes a
-            weight: `..._truncate` clips w to the bounds; `..._mis` keeps w within the bounds and gives 0 outside (TRL's
-            `..._mask`); `..._reject` gives 1 within and 0 outside; `geometric_reject` compares the geometric mean of a
-            sequence's ratios.
-        cap: upper bound of the ratios; null = none. With `..._reject` and no floor it must be above 1.
-        floor: lower bound of the ratios; null = none, and for `..._reject` 1 / cap.
-        veto: drop a sequence with a token whose ratio is below this, which is below 1; null = off.
-        off_policy_threshold: drop a sequence with a negative advantage whose log-probability per token has fallen by
-            more than this since it was sampled (DeepSeek-V3.2); null = off.
-        prox_logp_method: log-probabilities under the policy at the beginning of the iteration, for its updates after
-            the first: `recompute` them with a forward pass before the updates, or take AReaL's approximation
-            `loglinear`, which interpolates between those that each token was sampled with and the current ones.
-    """
-
-    correction: ImportanceCorrection | None = None
-    cap: float | None = 2.0
-    floor: float | None = None
-    veto: float | None = None
-    off_policy_threshold: float | None = None
-    prox_logp_method: ProxLogpMethod = "recompute"
-
-    def __post_init__(self) -> None:
-        check_within("(0, inf)", "model.importance", cap=self.cap, off_policy_threshold=self.off_policy_threshold)
-        check_within("(0, 1)", "model.importance", veto=self.veto)  # 1 is the ratio of equal policies
-        check_within("[0, inf)", "model.importance", floor=self.floor)
-        if self.cap is not None and self.lower is not None and self.lower >= self.cap:
-            if self.floor is not None:
-                raise UserError(f"model.importance.floor: {self.floor} must lie below cap={self.cap}")
-            raise UserError(
-                f"model.importance.cap: {self.cap} leaves nothing, because {self.mode} takes 1 / cap = "
-                f"{self.lower:g} for its lower bound; set it above 1, or set model.importance.floor below it"
-            )
-        by_token = self.mode in ("token_mis", "token_reject", "geometric_reject")
-        if by_token and self.cap is not None and self.veto is not None and self.veto > self.cap:
-            raise UserError(f"model.importance.veto: {self.veto} must not lie above cap={self.cap}")
-
-    @property
-    def mode(self) -> ImportanceCorrection:
-        """The correction; `none` while it is left to the engine."""
-        return self.correction or "none"
-
-    @property
-    def lower(self) -> float | None:
-        """The lower bound of the ratios: as given, or by default; None = none."""
-        default = 1 / self.cap if self.cap is not None and self.mode.endswith("_reject") else None
-        return default if self.floor is None else self.floor
-
-    @property
-    def is_bounded(self) -> bool:
-        """Whether the weights follow the ratios and no ratio can make one arbitrarily large."""
-        return self.mode != "none" and (self.cap is not None or (self.mode.endswith("_reject") and bool(self.floor)))
-
-    @property
-    def drops(self) -> bool:
-        """Whether tokens can get weight 0."""
-        return self.mode.endswith(("_mis", "_reject")) or self.veto is not None or self.off_policy_threshold is not None
-
-    def weight(self, log_ratio: Tensor, how: str) -> Tensor:
-        """Return the weights (B, T) or (B,) for log-ratios of that shape."""
-        low = self.lower if how == "reject" else self.floor
-        low = math.log(low) if low else -math.inf
-        high = math.inf if self.cap is None else math.log(self.cap)
-        if how == "truncate":
-            return log_ratio.clamp(low, high).exp()
-        within = (log_ratio >= low) & (log_ratio <= high)
-        return torch.where(within, log_ratio.exp(), 0.0) if how == "mis" else within.to(log_ratio.dtype)
-
-
 def loglinear_old(logp: Tensor, rollout_logp: Tensor, age: Tensor, updates: int) -> Tensor:
     """Return an approximation (B, T) of the old log-probabilities that needs no forward pass: `b + alpha (logp - b)`
     with `b = rollout_logp` and `alpha = (v_old - v_b) / (v_logp - v_b)`.
@@ -455,49 +366,59 @@ def loglinear_old(logp: Tensor, rollout_logp: Tensor, age: Tensor, updates: int)
     return torch.lerp(rollout_logp, logp, (age / (age + updates)).to(logp.dtype))
 
 
+def lower_bound(correction: str, cap: float | None, floor: float | None) -> float | None:
+    """Return the lower bound of the ratios: `floor`, or for `..._reject` without one `1 / cap`; None = none."""
+    return 1 / cap if floor is None and cap is not None and correction.endswith("reject") else floor
+
+
+def bounded_weights(log_ratio: Tensor, kind: str, cap: float | None, floor: float | None) -> Tensor:
+    """Return the weights (B, T) or (B,) for log-ratios of that shape.
+
+    Args:
+        kind: `truncate` clips the ratio to its bounds; `mis` gives 0 outside them; `reject` gives 0 outside, else 1.
+    """
+    lower = lower_bound(kind, cap, floor)
+    low, high = math.log(lower) if lower else -math.inf, math.inf if cap is None else math.log(cap)
+    if kind == "truncate":
+        return log_ratio.clamp(low, high).exp()
+    within = (log_ratio >= low) & (log_ratio <= high)
+    return torch.where(within, log_ratio.exp(), 0.0) if kind == "mis" else within.to(log_ratio.dtype)
+
+
 def importance_weights(
-    old_logp: Tensor, rollout_logp: Tensor, mask: Tensor, correction: Importance
+    old_logp: Tensor,
+    rollout_logp: Tensor,
+    mask: Tensor,
+    correction: ImportanceCorrection,
+    cap: float | None = None,
+    floor: float | None = None,
+    veto: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return weights that correct for an engine whose log-probabilities differ from the trainer's.
 
     Args:
         old_logp: (B, T) the trainer's log-probabilities of the sampled tokens.
         rollout_logp: (B, T) the engine's log-probabilities of them, each under the weights that sampled it.
+        correction, cap, floor, veto: see `Importance`.
 
     Returns:
         Token weights (B, T), and row weights (B,) for sequence-level losses: with a correction of tokens, that of the
         geometric mean of the row's ratios (truncated for `token_reject`); 1 for `none`.
     """
     d = log_ratio(old_logp, rollout_logp, mask)
-    level, _, how = correction.mode.partition("_")
+    level, _, kind = correction.partition("_")
     mean = masked_mean(d, mask)  # (B,)
     if level == "none":
         tokens, rows = torch.ones_like(d), torch.ones_like(mean)
     elif level == "token":
-        tokens, rows = correction.weight(d, how), correction.weight(mean, "mis" if how == "mis" else "truncate")
+        tokens = bounded_weights(d, kind, cap, floor)
+        rows = bounded_weights(mean, "mis" if kind == "mis" else "truncate", cap, floor)
     else:
         bound = 0.5 * math.log(torch.finfo(d.dtype).max)
-        rows = correction.weight(mean if level == "geometric" else d.sum(1).clamp(-bound, bound), how)
+        whole = mean if level == "geometric" else d.sum(1).clamp(-bound, bound)
+        rows = bounded_weights(whole, kind, cap, floor)
         tokens = rows[:, None].expand_as(d)
-    if correction.veto is None:
+    if veto is None:
         return tokens, rows
-    kept = ~((d < math.log(correction.veto)) & mask).any(1)  # (B,)
-    return tokens * kept[:, None], rows * kept
-
-
-def correction_weights(
-    logp: Tensor, old_logp: Tensor, rollout_logp: Tensor, mask: Tensor, advantages: Tensor, correction: Importance
-) -> tuple[Tensor, Tensor]:
-    """Return `importance_weights`, 0 also for the sequences that `off_policy_threshold` drops.
-
-    Args:
-        logp, old_logp, rollout_logp: (B, T) log-probabilities of the policy, of the policy at rollout time, and of the
-            engine.
-        advantages: (B, 1) or (B, T).
-    """
-    tokens, rows = importance_weights(old_logp, rollout_logp, mask, correction)
-    if correction.off_policy_threshold is None:
-        return tokens, rows
-    drift = masked_mean(log_ratio(rollout_logp, logp.detach(), mask), mask)  # (B,)
-    kept = (advantages.sum(1) >= 0) | (drift <= correction.off_policy_threshold)
+    kept = ~((d < math.log(veto)) & mask).any(1)  # (B,)
     return tokens * kept[:, None], rows * kept

@@ -36,7 +36,7 @@ from lit_rlvr.advantages import GroupBatch, GRPOAdvantage
 from lit_rlvr.advantages.base import Advantage
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy.adapters import Lora
+from lit_rlvr.options import Lora
 from lit_rlvr.rewards import FunctionReward, Reward
 from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.progress import Budget

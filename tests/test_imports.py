@@ -14,7 +14,7 @@ LAYERS = [
     {""},
     {"errors", "speech"},
     {"configs", "objectives", "types"},
-    {"common"},
+    {"common", "options"},
     {"advantages", "conformance", "distributed", "workers"},
     {"policy", "rewards", "strategy"},
     {"datamodules.reading", "engines", "environments"},

@@ -36,9 +36,7 @@ from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.engines.synced import Safeguards
 from lit_rlvr.environments import Calculator, Crop, Environment, EnvironmentReward, Python, SQLShell
 from lit_rlvr.evaluation.diversity import CosineSimilarity, SelfBLEU4, SentenceEmbedder
-from lit_rlvr.objectives import Importance
-from lit_rlvr.policy.adapters import Lora
-from lit_rlvr.policy.speed import Compute
+from lit_rlvr.options import KL, AutoLR, Compute, Importance, Lora, Loss, Optim, Teacher
 from lit_rlvr.rollout import FileTransfer, HFEngine, NCCLTransfer, RolloutCallback, VLLMEngine, VLLMServerEngine
 from lit_rlvr.rollout.record import Replay
 from lit_rlvr.rollout.settings import Evaluation
@@ -49,9 +47,7 @@ from lit_rlvr.run.progress import Budget
 from lit_rlvr.run.trackers import MLflow, Tracker, Trackio, Wandb
 from lit_rlvr.run.trackers.feed import TRACKER_NAMES
 from lit_rlvr.run.warm_start import WarmStart
-from lit_rlvr.training.loss import KL, Loss
-from lit_rlvr.training.optimizer import AutoLR, Optim
-from lit_rlvr.training.teachers import Demonstration, Teacher
+from lit_rlvr.training.teachers import Demonstration
 from lit_rlvr.types import EvalSampling, Sampling
 
 REWARDS = (

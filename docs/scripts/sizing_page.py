@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import cache
 from itertools import product
 
-from lit_rlvr.policy.adapters import Lora
+from lit_rlvr.options import Lora
 from lit_rlvr.sizing.gpus import GIB, GPUs
 from lit_rlvr.sizing.memory import Shape, shape_of
 from lit_rlvr.sizing.models import PUBLISHED

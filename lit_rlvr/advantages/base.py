@@ -190,12 +190,12 @@ def resolve_advantage(advantage: AdvantageFunction | str) -> Advantage:
     if "." not in advantage:
         hint = did_you_mean(advantage, REGISTRY, f"use one of {known}, or a dotted path")
         raise UserError(f"advantage: {advantage!r} is not registered; {hint}")
-    found = import_path("advantage", advantage)
-    if not callable(found):
+    imported = import_path("advantage", advantage)
+    if not callable(imported):
         raise UserError(f"advantage: {advantage!r} is neither a class nor a function; registered names: {known}")
-    if inspect.isabstract(found):
-        raise UserError(f"advantage: {advantage!r} is abstract, it lacks {', '.join(found.__abstractmethods__)}")
-    return resolve_advantage(found() if isinstance(found, type) else found)
+    if inspect.isabstract(imported):
+        raise UserError(f"advantage: {advantage!r} is abstract, it lacks {', '.join(imported.__abstractmethods__)}")
+    return resolve_advantage(imported() if isinstance(imported, type) else imported)
 
 
 def impute(values: Tensor, missing: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from lit_rlvr.algorithms.apmpo_schedule import PowerSchedule
 from lit_rlvr.common.settings import with_class_defaults
 from lit_rlvr.errors import check_within
 from lit_rlvr.objectives import LossInputs, Stats, clipped_log_ratio, log_power_mean, row_sum
-from lit_rlvr.training.loss import KL
+from lit_rlvr.options import KL
 from lit_rlvr.training.module import RLVRModule
 
 

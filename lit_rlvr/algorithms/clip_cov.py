@@ -11,7 +11,7 @@ from lit_rlvr.advantages import Advantage
 from lit_rlvr.algorithms.grpo import GRPO
 from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.objectives import LossInputs, Stats, StepTokens, covariances, largest
-from lit_rlvr.training.loss import Loss
+from lit_rlvr.options import Loss
 
 
 class ClipCov(GRPO):

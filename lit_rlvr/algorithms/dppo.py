@@ -9,7 +9,7 @@ from torch import Tensor
 from lit_rlvr.advantages import Advantage
 from lit_rlvr.errors import check_within
 from lit_rlvr.objectives import Divergence, LossInputs, Stats, divergence_from, log_ratio, masked_sum
-from lit_rlvr.training.loss import Loss
+from lit_rlvr.options import Loss
 from lit_rlvr.training.module import RLVRModule
 
 RECOMMENDED: dict[Divergence, float] = {"tv": 0.2, "kl": 0.05}

@@ -6,7 +6,7 @@ from typing import Any
 
 from lit_rlvr.advantages import Advantage
 from lit_rlvr.algorithms.grpo import GRPO
-from lit_rlvr.training.loss import Loss
+from lit_rlvr.options import Loss
 
 
 class DrGRPO(GRPO):

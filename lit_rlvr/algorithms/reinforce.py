@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lit_rlvr.advantages import Advantage
 from lit_rlvr.objectives import LossInputs, Stats, policy_gradient
-from lit_rlvr.training.loss import Loss
+from lit_rlvr.options import Loss
 from lit_rlvr.training.module import RLVRModule
 
 

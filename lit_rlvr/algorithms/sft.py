@@ -9,12 +9,10 @@ from torch import Tensor
 
 from lit_rlvr.distributed.collectives import all_sum
 from lit_rlvr.errors import UserError, check_within
-from lit_rlvr.objectives import Importance, LossInputs, Stats, masked_sum
-from lit_rlvr.training.loss import KL, Loss
+from lit_rlvr.objectives import LossInputs, Stats, masked_sum
+from lit_rlvr.options import KL, AutoLR, Importance, Loss, Teacher
 from lit_rlvr.training.module import RLVRModule
-from lit_rlvr.training.optimizer import AutoLR
 from lit_rlvr.training.step import logprobs_of
-from lit_rlvr.training.teachers import Teacher
 from lit_rlvr.training.terms import TokenScores
 from lit_rlvr.types import PromptBatch, Rollout
 
@@ -77,5 +75,5 @@ class SFT(RLVRModule):
         sums = {name: all_sum(values) for name, values in self._nll.items()}
         self._nll = {}
         losses = {name: float(nll / tokens) for name, (nll, tokens) in sums.items()}
-        found = {f"{prefix}/{name}/loss": loss for name, loss in losses.items()}
-        return super()._results(prefix) | found | {f"{prefix}/loss": sum(losses.values()) / len(losses)}
+        losses_by_set = {f"{prefix}/{name}/loss": loss for name, loss in losses.items()}
+        return super()._results(prefix) | losses_by_set | {f"{prefix}/loss": sum(losses.values()) / len(losses)}

@@ -11,7 +11,7 @@ from torch import Tensor
 from lit_rlvr.advantages import Advantage
 from lit_rlvr.errors import check_within
 from lit_rlvr.objectives import LossInputs, Stats, log_ratio, masked_sum
-from lit_rlvr.training.loss import Loss
+from lit_rlvr.options import Loss
 from lit_rlvr.training.module import RLVRModule
 
 MIN_LOG_WEIGHT, MAX_LOG_WEIGHT = math.log(1e-8), 20.0

@@ -15,8 +15,8 @@ from lit_rlvr.commands.tune import check_tuned
 from lit_rlvr.common.files import check_writable
 from lit_rlvr.distributed.fsdp2 import FSDP2
 from lit_rlvr.errors import UserError
+from lit_rlvr.options import DEFAULT_TOKENS
 from lit_rlvr.policy.precision import auto_precision
-from lit_rlvr.policy.speed import DEFAULT_TOKENS
 from lit_rlvr.run.run import DEFAULT_FOLDER
 from lit_rlvr.sizing.gpus import GIB, GPUs
 from lit_rlvr.sizing.strategies import describe_job, describe_run

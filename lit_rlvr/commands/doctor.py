@@ -105,8 +105,12 @@ def _loads(name: str) -> bool:
     ask for the torch that is installed."""
     try:
         if name == "torchvision" and is_installed(name):
-            asked = [one for one in map(Requirement, requires(name) or ()) if one.name == "torch"]
-            return all(one.specifier.contains(version("torch"), prereleases=True) for one in asked)
+            requirements = [
+                requirement for requirement in map(Requirement, requires(name) or ()) if requirement.name == "torch"
+            ]
+            return all(
+                requirement.specifier.contains(version("torch"), prereleases=True) for requirement in requirements
+            )
         return not is_installed(name) or import_module(name) is not None
     except Exception:  # OSError, RuntimeError or ImportError, by what the package's C++ part lacks
         return False

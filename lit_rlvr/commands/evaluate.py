@@ -174,7 +174,10 @@ def sample_suites(
         {s.name: suite_fingerprint(plans[s.name], prompts[s.name], s.environment) for s in suites},
     )
     records = Records(out, *settings, share.file if share else None)
-    questions = {name: found[share.number :: share.count] if share else found for name, found in prompts.items()}
+    questions = {
+        name: suite_prompts[share.number :: share.count] if share else suite_prompts
+        for name, suite_prompts in prompts.items()
+    }
     parts = [
         (suite, part, records.missing(f"{suite.name}/{part}", questions[suite.name]))
         for suite in suites
@@ -244,8 +247,8 @@ def suite_summary(
     results = suite_results(samples, sampled, greedy)
     if measures and sampled:
         texts = [[row["completion"] for row in group] for group in sampled]
-        found = measure_diversity(texts, measures)
-        results |= {f"diversity/{key}": None if isnan(value) else value for key, value in found.items()}
+        diversity = measure_diversity(texts, measures)
+        results |= {f"diversity/{key}": None if isnan(value) else value for key, value in diversity.items()}
     return results
 
 

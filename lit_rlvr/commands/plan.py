@@ -19,7 +19,7 @@ def show_plan(job: JobSizes, gpus: GPUs) -> None:
 
 def described(job: JobSizes, gpus: GPUs) -> dict[str, Any]:
     """Return the plan for JSON; memory is in GiB."""
-    found = job.proposal(gpus)
+    proposal = job.proposal(gpus)
     return {
         "parameters": job.whole.parameters,
         "active_parameters": job.whole.active,
@@ -35,7 +35,7 @@ def described(job: JobSizes, gpus: GPUs) -> dict[str, Any]:
             }
             for plan in job.plans(gpus)
         ],
-        "proposal": None if found is None else {"name": found.name, "arguments": job.arguments(found)},
+        "proposal": None if proposal is None else {"name": proposal.name, "arguments": job.arguments(proposal)},
         "advice": advice(job, gpus),
     }
 
@@ -86,9 +86,9 @@ def advice(job: JobSizes, gpus: GPUs) -> list[str]:
             f"are at least {LEAST_SEQUENCES} or a whole rollout. Otherwise generate on servers of several GPUs "
             "(VLLMServerEngine)."
         )
-    found = job.proposal(gpus)
-    if found is None:
+    proposal = job.proposal(gpus)
+    if proposal is None:
         return [*lines, "Nothing fits; the engine or a micro-batch alone may need too much. Try more or larger GPUs."]
-    if found.host:
-        lines.append(f"Offloading keeps {found.host / GIB:.0f} GiB in the CPUs' memory, over all processes.")
-    return [*lines, f"Proposal: {found.name} ({found.needs / GIB:.1f} GiB) {job.arguments(found)}".rstrip()]
+    if proposal.host:
+        lines.append(f"Offloading keeps {proposal.host / GIB:.0f} GiB in the CPUs' memory, over all processes.")
+    return [*lines, f"Proposal: {proposal.name} ({proposal.needs / GIB:.1f} GiB) {job.arguments(proposal)}".rstrip()]

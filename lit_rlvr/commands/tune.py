@@ -175,9 +175,9 @@ class Tuner:
         for name in samples[0].row:
             texts = [text for sample in samples if isinstance(text := sample.row.get(name), str)]
             if len(texts) == len(samples):
-                said = [Completion(text, tuple(self.data.tokenizer.encode(text)), "stop") for text in texts]
-                scores = score_rollout(self.rollout.rewards, [[completion] for completion in said], samples)
-                tokens = fmean(completion.length for completion in said)
+                completions = [Completion(text, tuple(self.data.tokenizer.encode(text)), "stop") for text in texts]
+                scores = score_rollout(self.rollout.rewards, [[completion] for completion in completions], samples)
+                tokens = fmean(completion.length for completion in completions)
                 if scores.correct.mean() >= PAID and BARE * tokens >= self.rollout.sampling.max_tokens:
                     lengths[name] = tokens
         return max(lengths, key=lambda name: lengths[name], default="")
@@ -200,8 +200,8 @@ class Tuner:
     def _least_tokens(self) -> int:
         """Return the config's max_tokens, or what its gold answers need."""
         sampling = self.rollout.sampling
-        found = long_answers(self.rollout.rewards, self.prompts, self.data.tokenizer, sampling, "max_tokens")
-        return sampling.max_tokens if found is None else min(found.needed, self._room())
+        answers = long_answers(self.rollout.rewards, self.prompts, self.data.tokenizer, sampling, "max_tokens")
+        return sampling.max_tokens if answers is None else min(answers.needed, self._room())
 
     def _room(self) -> int:
         """Return the most tokens of a completion in the model's context."""

@@ -85,11 +85,11 @@ def numbered(state: dict[str, Any], moments: dict[str, Tensor]) -> dict[str, Any
     """
     (group,) = state["param_groups"]
     number = {name: k for k, name in enumerate(group["params"])}
-    found: dict[int, dict[str, Tensor]] = {}
+    state_of_parameters: dict[int, dict[str, Tensor]] = {}
     for full_name, tensor in moments.items():
         name, _, moment = full_name.rpartition(".")
-        found.setdefault(number[name], {})[moment] = tensor
-    return {"state": found, "param_groups": [group | {"params": list(number.values())}]}
+        state_of_parameters.setdefault(number[name], {})[moment] = tensor
+    return {"state": state_of_parameters, "param_groups": [group | {"params": list(number.values())}]}
 
 
 def named(state: dict[str, Any], names: list[str]) -> dict[str, Any]:
@@ -163,21 +163,21 @@ def read_rest(path: str | Path) -> dict[str, Any]:
     file = path / REST if is_sharded(path) else path
     try:
         broken = _broken_part(str(file), os.stat(file).st_mtime_ns)
-        found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged file can raise anything
         raise UserError(f"{path} is not a readable checkpoint ({first_line(error)})") from error
     if broken is not None:
         raise UserError(f"{path} is damaged: {broken} is not what was written")
     wanted = CHECKPOINT_PARTS if is_sharded(path) else (*CHECKPOINT_PARTS, WEIGHTS)
-    if not isinstance(found, dict) or any(part not in found for part in wanted):
+    if not isinstance(checkpoint, dict) or any(part not in checkpoint for part in wanted):
         raise UserError(f"{path} is not a checkpoint of lit-rlvr")
-    return found
+    return checkpoint
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Return a checkpoint of ours with the full weights as `state_dict`; raises as `read_rest`."""
-    found = read_rest(path)
-    return found | {WEIGHTS: read_whole(Path(path), WEIGHTS)} if is_sharded(Path(path)) else found
+    checkpoint = read_rest(path)
+    return checkpoint | {WEIGHTS: read_whole(Path(path), WEIGHTS)} if is_sharded(Path(path)) else checkpoint
 
 
 @lru_cache(maxsize=8)

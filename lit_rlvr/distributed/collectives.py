@@ -91,6 +91,14 @@ def gather_rows(local: Tensor) -> Tensor:
     return torch.cat(parts).to(local.device)
 
 
+def gather_columns(columns: Sequence[Tensor]) -> list[Tensor]:
+    """Return `gather_rows` of several tensors (P_local, G), bool or float, in one exchange: (P, G) each."""
+    if world_size() == 1:
+        return [*columns]
+    gathered = gather_rows(torch.stack([column.double() for column in columns], 1))  # (P, columns, G)
+    return [values.to(column.dtype) for values, column in zip(gathered.unbind(1), columns, strict=True)]
+
+
 def average_gradients(parameters: Iterable[Tensor]) -> None:
     """Replace each parameter's gradient by its mean over ranks, in place."""
     for parameter in parameters:

@@ -170,7 +170,9 @@ class FSDP2(ModelParallelStrategy):
         module: Any = self.lightning_module
         held = [module.reference.policy, *module.teachers.policies]
         frozen = [parameter for policy in held if policy is not None for parameter in policy.parameters()]
-        moments = [value for one in self.optimizers for state in one.state.values() for value in state.values()]
+        moments = [
+            value for optimizer in self.optimizers for state in optimizer.state.values() for value in state.values()
+        ]
         return storages([*module.parameters(), *moments, *frozen])
 
     def _has_memory_for_copy(self, tensors: dict[str, Any]) -> bool:

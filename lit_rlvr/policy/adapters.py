@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,7 +15,8 @@ from torch import Tensor, nn
 
 from lit_rlvr.common.packages import require
 from lit_rlvr.common.seeds import derive_seed, run_seed
-from lit_rlvr.errors import UserError, check_within, checks_arguments, first_line
+from lit_rlvr.errors import UserError, first_line
+from lit_rlvr.options import Lora
 from lit_rlvr.policy.families import language_modules, vision_modules
 
 
@@ -66,59 +66,6 @@ FIRST = "first"
 """A frozen copy of the adapter that training continues: the reference has it in place of the trained one."""
 SUBTRACTED = "subtracted"
 """A frozen copy of PiSSA's first adapter with the opposite sign, which keeps the frozen weights what they were."""
-
-
-@checks_arguments("lora")
-@dataclass(frozen=True)
-class Lora:
-    """Options of LoRA: adapters of rank r are trained instead of the weights: W + (alpha / r) B A, B starting at 0.
-
-    Args:
-        rank: r.
-        alpha: the adapters' scale before it is divided by r.
-        layers: names of the linear layers that get an adapter, such as [q_proj, v_proj]; None = all of the language
-            model except the output embedding.
-        quantize: `nf4` stores the language model's linear layers in 4 bits (QLoRA), a seventh of their memory. Engines,
-            exports and the reference use the dequantised values, as the trainer does.
-        adapter: what to do with the adapter if `model` is a folder with only an adapter: `continue` trains it, with its
-            own rank, scale and layers; `merge` merges it into its base model, and trains a new one on the result.
-        rslora: divide alpha by the square root of r, so that high ranks learn as fast as low ones.
-        dora: also train the length of each row of W + (alpha / r) B A (DoRA).
-        dropout: the share of an adapter's inputs that SFT sets to 0 in training.
-        init: the start of A and B: `kaiming` and `gaussian` draw A, and `pissa` takes the largest singular values and
-            vectors of W for both; what they add to W at the start is subtracted.
-        vision_tower: also adapt the vision tower's linear layers.
-        experts: also adapt the experts of a mixture of experts.
-    """
-
-    rank: int = 16
-    alpha: int = 32
-    layers: list[str] | None = None
-    quantize: Literal["none", "nf4"] = "none"
-    adapter: Literal["continue", "merge"] | None = None
-    rslora: bool = False
-    dora: bool = False
-    dropout: float = 0.0
-    init: Literal["kaiming", "gaussian", "pissa"] = "kaiming"
-    vision_tower: bool = False
-    experts: bool = False
-
-    def __post_init__(self) -> None:
-        check_within("[1, inf)", "model.lora", rank=self.rank, alpha=self.alpha)
-        check_within("[0, 1)", "model.lora", dropout=self.dropout)
-        given = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
-        if self.adapter == "continue" and (wrong := {*given} - {"adapter", "quantize", "dropout"}):
-            raise UserError(
-                f"model.lora: with `adapter: continue`, {', '.join(sorted(wrong))} is the adapter's own; leave it out"
-            )
-        for one, other in EXCLUSIVE:
-            if {one, other} <= {*given}:
-                value = f"{one}: {getattr(self, one)}"
-                raise UserError(f"model.lora.{other}: it does not work with `{value}`; leave one of them out")
-
-
-EXCLUSIVE = (("init", "quantize"), ("init", "dora"), ("init", "experts"), ("experts", "dora"), ("experts", "dropout"))
-"""Pairs of options of `Lora` of which one alone may differ from its default: peft has no such layers."""
 
 
 def add_adapters(
@@ -221,10 +168,10 @@ def load_adapter(model: Any, folder: str | Path, empty: bool = False) -> None:
     extra = [n for n, p in model.named_parameters() if p.requires_grad and not is_matrix(n)]
     kinds = {type(kind).__name__ for layer in layers for kind in layer.lora_variant.values()}
     try:
-        found = load_peft_weights(str(folder), device="cpu")
+        weights = load_peft_weights(str(folder), device="cpu")
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"model: the adapter in {folder} cannot be read: {first_line(error)}") from error
-    extra += [name for name in found if ".lora_" not in name]  # embeddings, with tokens that were added
+    extra += [name for name in weights if ".lora_" not in name]  # embeddings, with tokens that were added
     if extra or not kinds <= {"DoraLinearVariant"}:
         raise UserError(
             f"model: the adapter in {folder} trains {(extra or sorted(kinds))[0]}, and only matrices A and B and "
@@ -232,7 +179,7 @@ def load_adapter(model: Any, folder: str | Path, empty: bool = False) -> None:
             + (", if its layers have biases of their own; else train one without" if "lora_B" in str(extra) else "")
         )
     # peft leaves `.weight` out of the names of magnitudes, and transformers needs it; each reads them with it.
-    saved = {name if name.endswith(".weight") else f"{name}.weight": weight for name, weight in found.items()}
+    saved = {name if name.endswith(".weight") else f"{name}.weight": weight for name, weight in weights.items()}
     ours = {
         f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": parameter
         for name, parameter in model.named_parameters()

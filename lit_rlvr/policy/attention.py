@@ -130,8 +130,8 @@ def shared_prefix_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    if asked := [name for name in _REFUSED if kwargs.get(name) is not None]:
-        raise CannotShare(", ".join(asked))
+    if refused := [name for name in _REFUSED if kwargs.get(name) is not None]:
+        raise CannotShare(", ".join(refused))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if isinstance(segments, Spans):
         q, k, v = (x[0].transpose(0, 1).to(kernel_dtype(value)) for x in (query, key, value))  # (T, heads, D)

@@ -85,8 +85,8 @@ def build_rows(
     target = [token for c in completions for token in c]
     sequence = [k for k, c in enumerate(completions) for _ in c]
     position = [t for c in completions for t in range(len(c))]
-    found = torch.tensor([row, column, target, sequence, position], dtype=torch.long)  # (5, N)
-    where = to_device(found[:, torch.tensor(_scored(groups), dtype=torch.bool)], device)
+    columns = torch.tensor([row, column, target, sequence, position], dtype=torch.long)  # (5, N)
+    where = to_device(columns[:, torch.tensor(_scored(groups), dtype=torch.bool)], device)
     routes = _routes(groups, shared_prefix)
     return Rows(
         to_device(input_ids, device),

@@ -57,10 +57,10 @@ def auto_class(config: Any) -> Any:
     """
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    found = AutoModelForCausalLM if family_of(config) is None else AutoModelForImageTextToText
-    if type(config) not in found._model_mapping:
+    cls = AutoModelForCausalLM if family_of(config) is None else AutoModelForImageTextToText
+    if type(config) not in cls._model_mapping:
         raise UserError(f"model: {config.model_type} is not a causal language model; use one")
-    return found
+    return cls
 
 
 def outline(config: Any, dtype: torch.dtype) -> Any:
@@ -86,11 +86,11 @@ def load_model(folder: str, dtype: torch.dtype, device: str | torch.device = "cp
         check_files(folder, sum(weight.numel() for weight in outline(config, dtype).parameters()))
     direct = torch.device(device).type != "cpu" and find_spec("accelerate") is not None
     with reading("the weights", folder):
-        model, found = made_by.from_pretrained(
+        model, report = made_by.from_pretrained(
             folder, dtype=dtype, device_map=device if direct else None, trust_remote_code=False,
             ignore_mismatched_sizes=True, output_loading_info=True,
         )  # fmt: skip
-    check_complete(folder, found)
+    check_complete(folder, report)
     model.generation_config = settings or model.generation_config
     return model if direct or torch.device(device).type == "cpu" else model.to(device)
 
@@ -138,27 +138,27 @@ def check_files(folder: str, wanted: int) -> None:
         )
 
 
-def check_complete(folder: str, found: dict[str, Any]) -> None:
+def check_complete(folder: str, report: dict[str, Any]) -> None:
     """Refuse weights that are not exactly the model's, because transformers would fill gaps with random ones.
 
     Args:
-        found: transformers' loading info, which omits tied weights and buffers that it creates itself.
+        report: transformers' loading info, which omits tied weights and buffers that it creates itself.
 
     Raises:
         UserError: names the missing, unknown and misshapen weights.
     """
     misfits = {
-        "missing": sorted(found["missing_keys"]),
-        "unknown": sorted(found["unexpected_keys"]),
+        "missing": sorted(report["missing_keys"]),
+        "unknown": sorted(report["unexpected_keys"]),
         "of the wrong shape": [
             f"{name} {list(there)} instead of {list(wanted)}"
-            for name, there, wanted in sorted(found["mismatched_keys"])
+            for name, there, wanted in sorted(report["mismatched_keys"])
         ],
     }
-    said = "; ".join(f"{len(names)} {kind}: {_few(names)}" for kind, names in misfits.items() if names)
-    if said:
+    misfit = "; ".join(f"{len(names)} {kind}: {_few(names)}" for kind, names in misfits.items() if names)
+    if misfit:
         raise UserError(
-            f"model: the weights in {folder} are not those of its config.json ({said}); take both from the same model"
+            f"model: the weights in {folder} are not those of its config.json ({misfit}); take both from the same model"
         )
 
 
@@ -206,11 +206,11 @@ def check_same_tokens(folder: str, other: str, key: str) -> None:
     Raises:
         UserError: names the first difference.
     """
-    ours, theirs = ({i: token for token, i in load_tokenizer(one).get_vocab().items()} for one in (folder, other))
+    ours, theirs = ({i: token for token, i in load_tokenizer(source).get_vocab().items()} for source in (folder, other))
     for i in sorted(ours.keys() | theirs.keys()):
         if ours.get(i) != theirs.get(i):
-            said = f"token {i} is {theirs.get(i)!r} in {other} and {ours.get(i)!r} in {folder}"
-            raise UserError(f"{key}: {said}; use a model with the same tokenizer")
+            difference = f"token {i} is {theirs.get(i)!r} in {other} and {ours.get(i)!r} in {folder}"
+            raise UserError(f"{key}: {difference}; use a model with the same tokenizer")
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -254,13 +254,13 @@ def eos_token_ids(model: Any) -> tuple[int, ...]:
     Raises:
         UserError: the model names none, so every completion would be cut off; or they are not integers.
     """
-    found = model.generation_config.eos_token_id
-    found = model.config.eos_token_id if found is None else found
-    if found is None:
+    given = model.generation_config.eos_token_id
+    given = model.config.eos_token_id if given is None else given
+    if given is None:
         raise UserError("model: neither generation_config.json nor config.json names an eos_token_id; add one")
-    ids = tuple(found) if isinstance(found, list | tuple) else (found,)
+    ids = tuple(given) if isinstance(given, list | tuple) else (given,)
     if not ids or not all(isinstance(token, int) for token in ids):
-        raise UserError(f"model: eos_token_id is {found!r}; give a token's number or a list of such numbers")
+        raise UserError(f"model: eos_token_id is {given!r}; give a token's number or a list of such numbers")
     return ids
 
 
@@ -442,9 +442,9 @@ def merge_into_base(folder: Path, base: str, target: Path, dtype: torch.dtype = 
         tied = head.weight is plain.get_input_embeddings().weight
         head.weight = nn.Parameter(head.weight.detach().clone())  # an adapter of one of them leaves the other
         model = PeftModel.from_pretrained(plain, folder)
-        found = model.load_adapter(folder, "default")  # which returns what is missing; the line above only warns
-        unknown = [name for name in found.unexpected_keys if ".modules_to_save." not in name]  # peft wrote them twice
-        if wrong := sorted(found.missing_keys + unknown):
+        report = model.load_adapter(folder, "default")  # which returns what is missing; the line above only warns
+        unknown = [name for name in report.unexpected_keys if ".modules_to_save." not in name]  # peft wrote them twice
+        if wrong := sorted(report.missing_keys + unknown):
             raise UserError(f"model: the adapter in {folder} is not one of {base}: {_few(wrong)}; {MISFIT}")
         try:
             merged: Any = model.merge_and_unload()

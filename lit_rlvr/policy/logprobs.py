@@ -107,7 +107,7 @@ class _Score(torch.autograd.Function):
             size = len(target) * len(weight) * features.element_size()
             kept: list[Tensor] | None = [] if keep and size <= KEPT_BYTES else None
             wide = torch.promote_types(dtype, torch.float32)
-            found = [torch.zeros(len(target), dtype=wide, device=hidden.device) for _ in range(4)]
+            results = [torch.zeros(len(target), dtype=wide, device=hidden.device) for _ in range(4)]
             for k, (h, t) in enumerate(zip(features.split(ctx.rows), target.split(ctx.rows), strict=True)):
                 raw = _logits(h, head, bias)
                 chunk = slice(k * ctx.rows, (k + 1) * ctx.rows)
@@ -117,10 +117,10 @@ class _Score(torch.autograd.Function):
                 for at in _blocks(raw, teacher is not None):
                     z = shape_logits(transform(_wide(raw[at])), sampling)
                     if other is not None:
-                        found[3][chunk][at] = teacher.divergence(z, other[at], sampling)  # type: ignore[union-attr]
-                    for values, part in zip(found, _normalise(z, t[at], sampling, entropy), strict=False):
+                        results[3][chunk][at] = teacher.divergence(z, other[at], sampling)  # type: ignore[union-attr]
+                    for values, part in zip(results, _normalise(z, t[at], sampling, entropy), strict=False):
                         values[chunk][at] = part  # not kept: small blocks between large ones would fragment the heap
-            logp, normaliser, spread, divergence = found
+            logp, normaliser, spread, divergence = results
         ctx.save_for_backward(features, head, bias, target, normaliser, spread)
         ctx.kept, ctx.sampling, ctx.dtypes = kept, sampling, (hidden.dtype, weight.dtype)
         ctx.transform, ctx.teacher = transform, teacher

@@ -144,8 +144,8 @@ class Policy(nn.Module):
             only: names of the weights to yield; None = all.
             dtype: what to round them to, before they are gathered; None = leave them as they are.
         """
-        found = chain(merged_parameters(self.model, self._view), _saved_buffers(self.model))
-        return ((name, whole(weight, dtype)) for name, weight in found if only is None or name in only)
+        weights = chain(merged_parameters(self.model, self._view), _saved_buffers(self.model))
+        return ((name, whole(weight, dtype)) for name, weight in weights if only is None or name in only)
 
     @property
     def adapter_config(self) -> dict[str, Any] | None:
@@ -162,19 +162,19 @@ class Policy(nn.Module):
 
     def has_zero_adapters(self) -> bool:
         """Return whether there are adapters that change nothing yet. Collective if they are sharded."""
-        found = untrained_matrices(self.model) if self.owner is self else []
-        return bool(found) and not any(whole(matrix.detach() - start).any() for matrix, start in found)
+        untrained = untrained_matrices(self.model) if self.owner is self else []
+        return bool(untrained) and not any(whole(matrix.detach() - start).any() for matrix, start in untrained)
 
     @contextmanager
     def nonzero_adapters(self) -> Iterator[None]:
         """Within this context, adapters that change nothing yet change outputs."""
-        found = untrained_matrices(self.model)
+        untrained = untrained_matrices(self.model)
         try:
-            for matrix, _ in found:
+            for matrix, _ in untrained:
                 matrix.data.fill_(PROBE_VALUE)
             yield
         finally:
-            for matrix, start in found:
+            for matrix, start in untrained:
                 matrix.data.copy_(start)
 
     def _adapters(self) -> AbstractContextManager[None]:
@@ -227,11 +227,11 @@ class Policy(nn.Module):
             pixels: the images of the placeholders in the rows, in the same order.
         """
         head: Any = self.model.get_output_embeddings()  # type: ignore[operator]
-        found = score_tokens(
+        scores = score_tokens(
             self._hidden(rows, pixels), head.weight, head.bias, rows.target, sampling, entropy, entropy_gradient,
             logit_transform(self.model.config), teacher,
         )  # fmt: skip
-        return found._replace(balance=self._balance)
+        return scores._replace(balance=self._balance)
 
     def last_layer(self, rows: Rows, pixels: Sequence[Pixels]) -> tuple[Tensor, Tensor, Tensor | None, LogitTransform]:
         """Return the hidden states (N, H) of the targets, and the weight, the bias and the transform of the output
@@ -297,12 +297,12 @@ class Policy(nn.Module):
         """
         built, pixels = self._lay_out(rollout, rows)
         with self._adapters():
-            found = self.owner(built, rollout.sampling, entropy, entropy_gradient, pixels, teacher)
+            scores = self.owner(built, rollout.sampling, entropy, entropy_gradient, pixels, teacher)
         at = (built.sequence, built.position)
-        empty = torch.zeros(len(rows), rollout.token_ids.shape[1], dtype=found.logp.dtype, device=found.logp.device)
+        empty = torch.zeros(len(rows), rollout.token_ids.shape[1], dtype=scores.logp.dtype, device=scores.logp.device)
         if self.flips is not None:
             self.flips = empty.float().index_put(at, self.flips)
-        return ScoredTokens._make(None if values is None else empty.index_put(at, values) for values in found)
+        return ScoredTokens._make(None if values is None else empty.index_put(at, values) for values in scores)
 
     @torch.no_grad()
     def teach(self, rollout: Rollout, rows: list[int], beta: float, top_k: int | None) -> TeacherHead:

@@ -84,9 +84,9 @@ _ROUTING: ContextVar[Routing | None] = ContextVar("routing", default=None)
 @contextmanager
 def routing(given: Tensor | Routing | None = None, keeps_scores: bool = False) -> Iterator[Routing]:
     """Record, within this context, what the watched routers choose, and replace it by given experts (K, N, k)."""
-    token = _ROUTING.set(found := given if isinstance(given, Routing) else Routing(given, keeps_scores))
+    token = _ROUTING.set(chosen := given if isinstance(given, Routing) else Routing(given, keeps_scores))
     try:
-        yield found
+        yield chosen
     finally:
         _ROUTING.reset(token)
 
@@ -117,10 +117,10 @@ def watch_routers(model: Any, option: str) -> None:
     """
     text = model.config.get_text_config()
     sizes = first_of(text, EXPERTS), first_of(text, CHOSEN)
-    found = routers(model)
-    if not found or not all(sizes):
+    routers_of_model = routers(model)
+    if not routers_of_model or not all(sizes):
         raise UserError(f"{option}: {type(model).__name__} has no routers of a known form; leave it out")
-    for layer, router in enumerate(found.values()):
+    for layer, router in enumerate(routers_of_model.values()):
         router.forward = partial(_forward, router, layer, sizes)
 
 

@@ -55,12 +55,12 @@ def resolve_model(
     """
     if overrides:
         return str(_overridden(resolve_model(model, adapter=adapter), overrides))
-    found = _find_model(model)
-    if isinstance(found, Path):
-        return _resolve_adapter(model, found, adapter)
+    source = _find_model(model)
+    if isinstance(source, Path):
+        return _resolve_adapter(model, source, adapter)
     if adapter in ("continue", "merge"):
         raise UserError(f"model.lora.adapter: {model} holds a whole model, not only an adapter; leave the option out")
-    return found
+    return source
 
 
 def _find_model(model: str) -> str | Path:
@@ -166,8 +166,8 @@ def weights_version(source: str | Path) -> str:
     if not Path(source).is_dir():
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(str(source), "config.json")
-        return Path(found).parent.name[:16] if isinstance(found, str) else ""
+        config = try_to_load_from_cache(str(source), "config.json")
+        return Path(config).parent.name[:16] if isinstance(config, str) else ""
     digest = hashlib.sha256()
     for path in sorted(p for p in Path(source).iterdir() if p.suffix in (".safetensors", ".bin")):
         size = path.stat().st_size
@@ -246,8 +246,8 @@ def _check_hub(model: str) -> Path | None:
 
     _log.info("model: looking up %s on the hub", model)
     try:
-        if found := find_adapter_config_file(model):
-            return Path(found)
+        if file := find_adapter_config_file(model):
+            return Path(file)
         AutoConfig.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError) as error:
         if isinstance(error.__cause__, GatedRepoError):

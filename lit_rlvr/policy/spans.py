@@ -59,8 +59,10 @@ class Blocks:
 
     @classmethod
     def of(cls, queries: list[int], keys: list[int]) -> Blocks:
-        mine, theirs = (torch.tensor([0, *accumulate(lengths)], dtype=torch.int32) for lengths in (queries, keys))
-        return cls(mine, theirs, (max(2, *queries), max(keys)), queries, keys)
+        query_ends, key_ends = (
+            torch.tensor([0, *accumulate(lengths)], dtype=torch.int32) for lengths in (queries, keys)
+        )
+        return cls(query_ends, key_ends, (max(2, *queries), max(keys)), queries, keys)
 
     def to(self, device: torch.device) -> Blocks:
         return replace(self, query_ends=to_device(self.query_ends, device), key_ends=to_device(self.key_ends, device))
@@ -152,10 +154,10 @@ class _Attend(torch.autograd.Function):
         out, lse = _kernel(q, k, v, spans.own, spans.causal, scale)
         if spans.shared is not None:
             n = spans.prompts
-            other, its = _kernel(q[n:], k[:n], v[:n], spans.shared, False, scale)
-            mine = lse[:, n:]
-            both = torch.logaddexp(mine, its)  # (H, Q)
-            out[n:] = out[n:] * _weight(mine, both) + other * _weight(its, both)  # in float32, rounded once
+            other, shared_lse = _kernel(q[n:], k[:n], v[:n], spans.shared, False, scale)
+            own_lse = lse[:, n:]
+            both = torch.logaddexp(own_lse, shared_lse)  # (H, Q)
+            out[n:] = out[n:] * _weight(own_lse, both) + other * _weight(shared_lse, both)  # in float32, rounded once
             lse[:, n:] = both
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.spans, ctx.scale = spans, scale
@@ -189,12 +191,12 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, causal: bool, scale
             scale=scale,
         )  # fmt: skip
         return out, lse
-    found = [
+    parts = [
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(a, b, c, 0.0, causal, scale=scale)
         for a, b, c in zip(_heads(q, blocks.queries), _heads(k, blocks.keys), _heads(v, blocks.keys), strict=True)
         if a.shape[2]
     ]
-    return torch.cat([out[0].transpose(0, 1) for out, _ in found]), torch.cat([lse[0] for _, lse in found], 1)
+    return torch.cat([out[0].transpose(0, 1) for out, _ in parts]), torch.cat([lse[0] for _, lse in parts], 1)
 
 
 def _gradient(
@@ -216,13 +218,13 @@ def _gradient(
         lse[None].split(blocks.queries, 2),
         strict=True,
     )
-    found = [
+    gradients = [
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(*piece, 0.0, causal, scale=scale)
         if piece[1].shape[2]
         else tuple(torch.zeros_like(x) for x in piece[1:4])
         for piece in pieces
     ]
-    dq, dk, dv = (torch.cat([part[0].transpose(0, 1) for part in parts]) for parts in zip(*found, strict=True))
+    dq, dk, dv = (torch.cat([part[0].transpose(0, 1) for part in parts]) for parts in zip(*gradients, strict=True))
     return dq, dk, dv
 
 

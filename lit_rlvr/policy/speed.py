@@ -10,10 +10,9 @@ import platform
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,51 +20,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_rlvr.common.files import available_memory
 from lit_rlvr.common.packages import missing_compiler, require
-from lit_rlvr.errors import UserError, check_within, option_group
+from lit_rlvr.errors import UserError
 from lit_rlvr.policy.families import language_modules
 from lit_rlvr.policy.precision import is_half
 from lit_rlvr.policy.routes import same_routing
 
 _log = logging.getLogger("lit_rlvr")
-
-
-DEFAULT_TOKENS = 4096
-"""The most input tokens in a micro-batch by default."""
-
-
-@option_group("model.compute")
-@dataclass(frozen=True)
-class Compute:
-    """The settings of how training computes; they change results by rounding alone.
-
-    Args:
-        tokens_per_microbatch: maximum input tokens per micro-batch, including padding, though it has at least one
-            prompt and completion, however long; bounds memory without changing results. Halved when memory runs out.
-            `auto` lets `lit-rlvr fit` choose it by the memory of the devices; the run's `config.yaml` has the number,
-            which a resume keeps.
-        shared_prefix: compute each prompt once for its whole group; False = one completion per row.
-        gradient_checkpointing: recompute each layer in the backward pass: less memory, a third more time. `auto` lets
-            `lit-rlvr fit` decide by the memory of the GPUs.
-        liger: use liger-kernel's fused kernels (GPU only). torch cannot compile them, so not with `torch_compile`.
-        torch_compile: compile the language model's layers with torch.compile for training, which takes a while at the
-            start; a resumed run then ends the same only up to rounding. Generation is not compiled. `auto` does so in
-            bfloat16, in one process, if the run is long enough for it to pay.
-    """
-
-    tokens_per_microbatch: int | Literal["auto"] = DEFAULT_TOKENS
-    shared_prefix: bool = True
-    gradient_checkpointing: bool | Literal["auto"] = False
-    liger: bool = False
-    torch_compile: bool | Literal["auto"] = "auto"
-
-    def __post_init__(self) -> None:
-        if self.tokens_per_microbatch != "auto":
-            check_within("[1, inf)", "model.compute", tokens_per_microbatch=self.tokens_per_microbatch)
-        for other, wrong in (("shared_prefix: false", not self.shared_prefix), ("liger: true", self.liger)):
-            if self.torch_compile is True and wrong:
-                raise UserError(
-                    f"model.compute.torch_compile: it cannot be combined with {other}; leave one of them off"
-                )
 
 
 MIN_COMPILED_FLOPS = {"cpu": 4e14, "cuda": 7.5e16}

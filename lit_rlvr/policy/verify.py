@@ -76,14 +76,14 @@ def compile_and_verify(policy: Policy, dtype: torch.dtype) -> None:
     logp, gradient = _trained_once(policy, dtype)
     compile_layers(policy.model)
     try:
-        found, other = _trained_once(policy, dtype)
+        compiled_logp, compiled_gradient = _trained_once(policy, dtype)
     except TorchDynamoException as error:
         reason = shorten(str(error).partition("\n\n")[0], 200, placeholder="...")  # advice follows
         raise UserError(
             f"model.compute.torch_compile: torch cannot compile {name}'s layers ({reason}); leave it off, or install "
             "the compiler: a C++ compiler for a CPU, Triton for a GPU"
         ) from error
-    if not (_excess((found - logp).abs(), dtype) <= 1 and _apart(other, gradient, dtype) <= 1):
+    if not (_excess((compiled_logp - logp).abs(), dtype) <= 1 and _apart(compiled_gradient, gradient, dtype) <= 1):
         raise UserError(f"model.compute.torch_compile: {name}'s compiled layers compute something else; leave it off")
 
 
@@ -102,8 +102,8 @@ def check_spans(policy: Policy, dtype: torch.dtype) -> None:
     if not policy.shared_prefix or policy.attention_method is not None or not available(policy.device, dtype):
         return
     padded, wanted = _trained_once(policy, dtype, attention.lay_out_padded)
-    spans, found = _trained_once(policy, dtype, lay_out_spans)
-    excess, apart = _excess((spans - padded).abs(), dtype), _apart(found, wanted, dtype)
+    spans, gradient = _trained_once(policy, dtype, lay_out_spans)
+    excess, apart = _excess((spans - padded).abs(), dtype), _apart(gradient, wanted, dtype)
     if not (excess <= 1 and apart <= 1):
         raise UserError(
             f"model: {type(policy.model).__name__}'s attention by spans (policy/spans.py) computes something else on "
@@ -112,9 +112,9 @@ def check_spans(policy: Policy, dtype: torch.dtype) -> None:
         )
 
 
-def _apart(found: Tensor, wanted: Tensor, dtype: torch.dtype) -> float:
+def _apart(gradient: Tensor, wanted: Tensor, dtype: torch.dtype) -> float:
     """Return the distance of two gradients as a multiple of what rounding may be."""
-    return float((found - wanted).norm() / wanted.norm().clamp(min=1e-12)) / (0.2 if is_half(dtype) else 1e-3)
+    return float((gradient - wanted).norm() / wanted.norm().clamp(min=1e-12)) / (0.2 if is_half(dtype) else 1e-3)
 
 
 def _excess(differences: Tensor, dtype: torch.dtype) -> float:
@@ -141,8 +141,8 @@ def _sample(
     for first, cuts in ((11, (12, 16, 21)), (47, (15, 16, 22, 25))):
         ids = [i % vocabulary for i in range(first, first + cuts[-1])]
         image = [policy.family.blank()] if first == 47 and policy.family is not None else []
-        shown = [token for pixels in image for tokens in pixels.placeholders for token in tokens]
-        prompt = [*ids[:6], *shown, *ids[6 : cuts[0]]]
+        placeholders = [token for pixels in image for tokens in pixels.placeholders for token in tokens]
+        prompt = [*ids[:6], *placeholders, *ids[6 : cuts[0]]]
         position_ids = policy.position_ids(Prompt(Sample("check", "", ""), prompt, image[0] if image else None))
         completions = [ids[start:end] for start, end in pairwise(cuts)]
         groups.append((Group(prompt, completions, position_ids), image))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,28 +74,10 @@ def tokens_in_loss(
     without_reward = ("error",) if taught else ("error", "unjudged")
     masked_out = [
         status in without_reward or (mask_truncated and completion.truncated)
-        for group, said in zip(completions, statuses, strict=True)
-        for completion, status in zip(group, said, strict=True)
+        for group, statuses_of_group in zip(completions, statuses, strict=True)
+        for completion, status in zip(group, statuses_of_group, strict=True)
     ]
     return sampled & ~torch.tensor(masked_out, dtype=torch.bool)[:, None]
-
-
-def count_repeats(prompts: list[Prompt], before: list[Prompt]) -> list[int]:
-    """Return how often each of this rank's prompts occurred earlier in the iteration: in earlier rounds, on lower
-    ranks, or earlier on this rank. Collective: call it on every rank.
-
-    Args:
-        before: this rank's prompts of earlier rounds.
-    """
-    parts = gather_objects(([p.sample.id for p in before], [p.sample.id for p in prompts]))
-    seen = Counter(name for earlier, _ in parts for name in earlier)
-    counts: list[list[int]] = []
-    for _, names in parts:
-        counts.append([])
-        for name in names:
-            counts[-1].append(seen[name])
-            seen[name] += 1
-    return counts[rank()]
 
 
 def rollout_metrics(
@@ -175,24 +157,73 @@ def mixed_groups(scored: Scores | Rollout, by: str = "reward") -> list[int]:
     return [int(p) for p in (~degenerate(values, known)).flatten().nonzero().flatten()]
 
 
-def all_mixed_groups(rollout: Rollout, by: str) -> list[list[int]]:
-    """Gather the mixed groups of each rank, in rank order. Collective: call it on every rank."""
-    return gather_objects(mixed_groups(rollout, by))
-
-
-def number_groups(chosen: list[list[int]], share: int, limit: int) -> dict[int, int]:
-    """Number every rank's chosen groups in the order of the prompt stream, and keep the first `limit`.
+class GroupSummary(NamedTuple):
+    """What all ranks know of a scored group.
 
     Args:
-        chosen: each rank's local indices of groups.
+        sample_id: of its prompt.
+        tokens: the input tokens that training will run; 0 = it has no gradient.
+        is_mixed: whether it has a signal (`mixed_groups`).
+        number: its place in the order of the groups that are trained on; None = it is not trained on.
+    """
+
+    sample_id: str
+    tokens: int
+    is_mixed: bool
+    number: int | None
+
+
+Summaries = list[list[GroupSummary]]
+"""The groups of each rank, in the order of its rollout."""
+
+
+def gather_summaries(rollout: Rollout, runs: Sequence[bool], by: str = "reward") -> Summaries:
+    """Tell all ranks of the groups of a sampling round; return those of every rank. Collective: call it on every rank.
+
+    Args:
+        runs: for each of this rank's groups, whether training will run it (`RLVRModule.runs_groups`).
+        by: as for `mixed_groups`.
+    """
+    mixed = {*mixed_groups(rollout, by)}
+    return gather_objects(
+        [
+            GroupSummary(prompt.sample.id, group_tokens(rollout, p) * runs[p], p in mixed, p)
+            for p, prompt in enumerate(rollout.prompts)
+        ]
+    )
+
+
+def count_repeats(sample_ids: Iterable[str]) -> list[int]:
+    """Return how often each sample occurs before its place."""
+    seen: Counter[str] = Counter()
+    repeats = []
+    for sample_id in sample_ids:
+        repeats.append(seen[sample_id])
+        seen[sample_id] += 1
+    return repeats
+
+
+def count_mixed(groups: Summaries) -> int:
+    """Return the number of mixed groups on all ranks."""
+    return sum(group.is_mixed for there in groups for group in there)
+
+
+def number_mixed(groups: Summaries, share: int, limit: int) -> Summaries:
+    """Number the mixed groups in the order of the prompt stream; train on the first `limit` of them, and no others.
+
+    The numbers do not depend on the number of ranks.
+
+    Args:
         share: prompts per rank in one sampling round.
         limit: how many groups to keep, over all ranks.
-
-    Returns:
-        This rank's kept groups -> their numbers, which do not depend on the number of ranks.
     """
-    places = sorted((p // share, r, p % share) for r, part in enumerate(chosen) for p in part)[:limit]
-    return {turn * share + p: number for number, (turn, r, p) in enumerate(places) if r == rank()}
+    places = sorted(
+        (p // share, r, p % share) for r, there in enumerate(groups) for p, group in enumerate(there) if group.is_mixed
+    )
+    numbers = {(r, turn * share + p): number for number, (turn, r, p) in enumerate(places[:limit])}
+    return [
+        [group._replace(number=numbers.get((r, p))) for p, group in enumerate(there)] for r, there in enumerate(groups)
+    ]
 
 
 def join(first: Rollout, second: Rollout) -> Rollout:
@@ -230,37 +261,32 @@ Place = tuple[int, int]
 
 
 def balance(
-    rollout: Rollout, minibatches: int, runs: Sequence[bool], fixed: int,
+    rollout: Rollout, groups: Summaries, minibatches: int, fixed: int,
     cut: Callable[[Sequence[Any]], Pixels] | None = None,
 ) -> Rollout:  # fmt: skip
     """Redistribute groups across ranks by token count; return this rank's. Collective: call it on every rank.
 
     Args:
+        groups: of all ranks.
         minibatches: `updates_per_rollout`.
-        runs: for each of this rank's groups, whether training will run it (`RLVRModule.runs_groups`).
         fixed: how many of the first process's first groups stay there.
         cut: makes the patches of images again, which are many times larger and therefore not sent.
     """
     if world_size() == 1:
         return rollout
-    groups, kept = range(len(rollout.prompts)), rollout.kept
-    numbers: list[int | None] = [p if kept is None else kept.get(p) for p in groups]
-    parts = [None if number is None else number % minibatches for number in numbers]
-    tokens, parts_of_all = zip(
-        *gather_objects(([group_tokens(rollout, p) * runs[p] for p in groups], parts)), strict=True
-    )
-    places = even_out(tokens, parts_of_all, fixed)
-    stay = {origin for origin in places[rank()] if origin[0] == rank()}
+    places = even_out(groups, minibatches, fixed)[rank()]
     light = take if cut is None else lambda rollout, p: without_patches(take(rollout, p))
-    sent = gather_objects({p: (light(rollout, p), numbers[p]) for p in groups if (rank(), p) not in stay})
-    mine = [(take(rollout, p), numbers[p]) if origin == rank() else sent[origin][p] for origin, p in places[rank()]]
+    stay = {p for r, p in places if r == rank()}
+    sent = gather_objects({p: light(rollout, p) for p in range(len(rollout.prompts)) if p not in stay})
+    arrived = [take(rollout, p) if r == rank() else sent[r][p] for r, p in places]
     if cut is not None:
-        mine = [
-            (group if origin == rank() else _with_pixels(group, lambda pixels: cut(pixels.images)), number)
-            for (group, number), (origin, _) in zip(mine, places[rank()], strict=True)
+        arrived = [
+            group if r == rank() else _with_pixels(group, lambda pixels: cut(pixels.images))
+            for group, (r, _) in zip(arrived, places, strict=True)
         ]
-    moved = {p: number for p, (_, number) in enumerate(mine) if number is not None}
-    return replace(reduce(join, (group for group, _ in mine)), kept=None if kept is None else moved)
+    numbers = {p: groups[r][q].number for p, (r, q) in enumerate(places)}
+    kept = {p: number for p, number in numbers.items() if number is not None}
+    return replace(reduce(join, arrived), kept=None if rollout.kept is None else kept)
 
 
 def without_patches(group: Rollout) -> Rollout:
@@ -305,34 +331,35 @@ def take(rollout: Rollout, p: int) -> Rollout:
     )
 
 
-def even_out(tokens: Sequence[list[int]], parts: Sequence[list[int | None]], fixed: int) -> list[list[Place]]:
+def even_out(groups: Summaries, minibatches: int, fixed: int) -> list[list[Place]]:
     """Swap groups between the fullest and the emptiest process, one minibatch after the other, while that evens them.
 
     A group is swapped for one of the same minibatch, or for one that is not trained on.
 
     Args:
-        tokens: of each group, by process. parts: the minibatch of each group; None = not trained on.
-        fixed: as for `balance`.
+        minibatches, fixed: as for `balance`.
 
     Returns:
         For each process, the place that each of its groups comes from.
     """
-    places = [[(r, p) for p in range(len(there))] for r, there in enumerate(tokens)]
+    places = [[(r, p) for p in range(len(there))] for r, there in enumerate(groups)]
 
-    def groups(r: int, *wanted: int | None) -> dict[int, int]:
-        """Return the tokens of process r's groups in these minibatches, by place."""
-        return {p: tokens[o][q] for p, (o, q) in enumerate(places[r]) if parts[o][q] in wanted}
+    def tokens_of(r: int, minibatch: int | None) -> dict[int, int]:
+        """Return the tokens of process r's groups in a minibatch, or of those that are not trained on, by place."""
+        there = {p: groups[o][q] for p, (o, q) in enumerate(places[r])}
+        minibatches_of = {p: group.number and group.number % minibatches for p, group in there.items()}
+        return {p: group.tokens for p, group in there.items() if minibatches_of[p] == minibatch}
 
-    for part in sorted({k for there in parts for k in there if k is not None}):
+    for minibatch in range(minibatches):
         while True:
-            load = [sum(groups(r, part).values()) for r in range(len(places))]
+            load = [sum(tokens_of(r, minibatch).values()) for r in range(len(places))]
             full, empty = load.index(max(load)), load.index(min(load))
             apart = load[full] - load[empty]
-            idle = dict.fromkeys(groups(empty, None), 0)
+            idle = dict.fromkeys(tokens_of(empty, None), 0)
             swaps = [
                 (abs(apart - 2 * (more - less)), p, q)
-                for p, more in groups(full, part).items()
-                for q, less in (groups(empty, part) | idle).items()
+                for p, more in tokens_of(full, minibatch).items()
+                for q, less in (tokens_of(empty, minibatch) | idle).items()
                 if (full or p >= fixed) and (empty or q >= fixed)
             ]
             left, p, q = min(swaps, default=(apart, 0, 0))

@@ -149,10 +149,10 @@ class RolloutCallback(RolloutSettings, Callback):
     def _demonstrate(self, trainer: Trainer, module: RLVRModule, batch: PromptBatch) -> None:
         """Add the completions that the data hold to a validation batch."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        shown = self.demonstrations[batch.name]
-        first = [prompt for prompts in shown.data.prompts.values() for prompt in prompts[:1]]
+        demonstrations = self.demonstrations[batch.name]
+        first = [prompt for prompts in demonstrations.data.prompts.values() for prompt in prompts[:1]]
         prompts = batch.prompts or [data.prepare(first[0])]
-        batch.demonstrations = shown.rollout(prompts, module.policy.placeholder_ids)
+        batch.demonstrations = demonstrations.rollout(prompts, module.policy.placeholder_ids)
 
     def _validate(self, trainer: Trainer, batch: PromptBatch, sampling: Sampling, samples: int) -> Rollout:
         """Sample and score the completions of a validation batch."""
@@ -205,8 +205,8 @@ class RolloutCallback(RolloutSettings, Callback):
         if stage == "fit" and module.demonstrates:
             from lit_rlvr.rollout.demonstrations import DemonstrationSource  # it imports the data sets
 
-            shown = self.demonstrations[data.name]
-            self.source = DemonstrationSource(shown, module, self.demonstrated, saved)
+            demonstrations = self.demonstrations[data.name]
+            self.source = DemonstrationSource(demonstrations, module, self.demonstrated, saved)
             return
         parts = self.sampler, module, data, self.group_size, self.sampling, saved
         self.source = (
@@ -320,8 +320,8 @@ class RolloutCallback(RolloutSettings, Callback):
             self.source.close()
         if self.sampler is not None:
             self.sampler.close()
-        for shown in self.demonstrations.values():
-            shown.close()
+        for demonstrations in self.demonstrations.values():
+            demonstrations.close()
         for reward in self.rewards:
             reward.close()
         shared_pool().close()

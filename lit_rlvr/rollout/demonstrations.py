@@ -18,7 +18,7 @@ from lit_rlvr.distributed.collectives import all_sum
 from lit_rlvr.environments import Environment
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.loading import turn_ends
-from lit_rlvr.rollout.assemble import balance
+from lit_rlvr.rollout.assemble import balance, gather_summaries
 from lit_rlvr.rollout.episodes import Episodes, between_turns
 from lit_rlvr.rollout.source import RolloutSource
 from lit_rlvr.speech.thoughts import closes_thoughts, ends_in_thoughts, read_text
@@ -234,7 +234,8 @@ class DemonstrationSource(RolloutSource):
         module = self.module
         rollout = self.demonstrations.rollout(batch.prompts, module.policy.placeholder_ids)
         cut = module.image_processor.cut if module.policy.family is not None else None
-        rollout = balance(rollout, 1, module.runs_groups(rollout), self.first_groups, cut)
+        groups = gather_summaries(rollout, module.runs_groups(rollout))
+        rollout = balance(rollout, groups, 1, self.first_groups, cut)
         rollout.versions = torch.full(rollout.token_ids.shape, module.updates)
         counts = all_sum(torch.tensor([float(rollout.lengths.sum()), float(len(batch))], dtype=torch.float64)).tolist()
         self.metrics = {"time/sync": 0.0, "time/generate": 0.0, "time/score": 0.0}  # the run folder needs them

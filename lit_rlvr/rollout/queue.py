@@ -22,7 +22,7 @@ from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
 from lit_rlvr.engines.synced import crash_of
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.combine import BackgroundScoring, Scores
-from lit_rlvr.rollout.assemble import all_mixed_groups, count_repeats, mixed_groups
+from lit_rlvr.rollout.assemble import Summaries, count_repeats, mixed_groups
 from lit_rlvr.rollout.generate import completion_seeds
 from lit_rlvr.rollout.source import STAGE_TEXTS, SyncSource
 from lit_rlvr.training.optimizer import updates_of
@@ -163,9 +163,9 @@ class QueueSource(SyncSource):
         if not self._concurrent:
             self.wait()
         self.sync_weights(batch.prompts)
-        rollout = self.assembled(self.take(batch), len(batch) * world_size())
+        rollout, groups = self.assembled(self.take(batch), len(batch) * world_size())
         self.add_reference_rewards(rollout)
-        rollout = self.balance(rollout)
+        rollout = self.balance(rollout, groups)
         self.metrics |= {f"time/{stage}": seconds for stage, seconds in self.sampler.seconds.items()}
         return rollout
 
@@ -305,7 +305,7 @@ class QueueSource(SyncSource):
         Args:
             judge: say which are mixed.
         """
-        mine = []
+        states = []
         for group in self._groups:
             finished = group.completions is not None
             if finished:
@@ -315,8 +315,8 @@ class QueueSource(SyncSource):
             if judge and scored and group.mixed is None:
                 scores = self._scoring.scores([group], self.group_size)
                 group.mixed = bool(mixed_groups(scores, self.module.selection.by))
-            mine.append(GroupState(left, group.number, rank(), finished, group.mixed is True, group.mixed is False))
-        return [state for part in gather_objects(mine) for state in part]
+            states.append(GroupState(left, group.number, rank(), finished, group.mixed is True, group.mixed is False))
+        return [state for part in gather_objects(states) for state in part]
 
     def _steps_left(self, started: int) -> float:
         """Return in how many steps after this one a group can be trained on that began with this version."""
@@ -351,22 +351,22 @@ class QueueSource(SyncSource):
     def _taken(self, chosen: list[GroupState]) -> list[QueuedGroup]:
         """Take the chosen groups out of the queue, as many on each rank; return this rank's. Collective."""
         places = even_places([state.rank for state in chosen], world_size())
-        mine = {group.number: group for group in self._groups}
+        own = {group.number: group for group in self._groups}
         numbers = {state.number for state in chosen}
         self._groups = [group for group in self._groups if group.number not in numbers]
         moved = [state for state, place in zip(chosen, places, strict=True) if state.rank == rank() != place]
-        sent = {state.number: (mine[state.number], self._scoring.result(mine[state.number])) for state in moved}
-        received = {number: found for part in gather_objects(sent) for number, found in part.items()}
+        sent = {state.number: (own[state.number], self._scoring.result(own[state.number])) for state in moved}
+        received = {number: scored for part in gather_objects(sent) for number, scored in part.items()}
         here = [state.number for state, place in zip(chosen, places, strict=True) if place == rank()]
         for number in here:
-            if number not in mine:
-                mine[number], result = received[number]
-                judged = mine[number].prompt.as_judged(mine[number].completions or [])
-                self._scoring.add(mine[number], judged, mine[number].prompt.sample, result)
-        return [mine[number] for number in here]
+            if number not in own:
+                own[number], result = received[number]
+                judged = own[number].prompt.as_judged(own[number].completions or [])
+                self._scoring.add(own[number], judged, own[number].prompt.sample, result)
+        return [own[number] for number in here]
 
-    def assembled(self, groups: list[QueuedGroup], prompts: int) -> Rollout:
-        """Return the rollout of these groups. Collective: call it on every rank.
+    def assembled(self, groups: list[QueuedGroup], prompts: int) -> tuple[Rollout, Summaries]:
+        """Return the rollout of these groups, and what all ranks know of them. Collective: call it on every rank.
 
         Args:
             prompts: of a step, over all ranks.
@@ -375,20 +375,21 @@ class QueueSource(SyncSource):
         scores = self._scoring.scores(groups, self.group_size)
         self.sampler.seconds["score"] = time.perf_counter() - began
         completions = [group.completions or [] for group in groups]
-        asked = [group.prompt for group in groups]
-        rollout = self.sampler.assembled(asked, completions, scores, self.sampling, self.module.updates)
+        prompts_of_groups = [group.prompt for group in groups]
+        rollout = self.sampler.assembled(prompts_of_groups, completions, scores, self.sampling, self.module.updates)
         rollout.versions = versions_of(groups, rollout)
         if not self.sampler.engine.engine.recompute_cache:
             nowhere = torch.zeros(rollout.token_ids.shape, dtype=torch.bool)
             rollout.stale_cache = with_sampled(nowhere, groups, lambda completion: completion.stale_cache)
-        rollout.repeats = count_repeats(asked, [])
         for group in groups:
             self._scoring.forget(group)
-        selection = self.module.selection
-        if selection.wanted(prompts):
-            mixed = all_mixed_groups(rollout, selection.by)
-            self.keep_mixed(rollout, mixed, len(groups), prompts, sum(gather_objects(len(groups))) / prompts)
-        return rollout
+        summaries = self.summaries(rollout)
+        repeats = count_repeats(group.sample_id for there in summaries for group in there)
+        rollout.repeats = repeats[sum(map(len, summaries[: rank()])) :][: len(groups)]
+        if self.module.selection.wanted(prompts):
+            rounds = sum(map(len, summaries)) / prompts
+            summaries = self.keep_mixed(rollout, summaries, len(groups), prompts, rounds)
+        return rollout, summaries
 
     def sample_reference(self, prompts: list[Prompt], seeds: list[list[int]]) -> Scores | None:
         """Score new completions of the reference, after what runs has ended: it needs the policy's weights."""
@@ -406,8 +407,8 @@ class QueueSource(SyncSource):
     def _log_queue(self, states: list[GroupState]) -> None:
         """Keep metrics of the groups before a step. Collective: call it on every rank."""
         lengths, self._lengths = self._lengths, []
-        found = gather_objects((sum(lengths), len(lengths), self._dropped))
-        total, count, dropped = (sum(numbers) for numbers in zip(*found, strict=True))
+        counts = gather_objects((sum(lengths), len(lengths), self._dropped))
+        total, count, dropped = (sum(numbers) for numbers in zip(*counts, strict=True))
         idle, self._idle_seconds, self._dropped = self._idle_seconds, 0.0, 0
         self.metrics |= {
             "time/engine_idle": idle,
@@ -422,12 +423,12 @@ class QueueSource(SyncSource):
     def state_dict(self) -> dict[str, Any]:
         """Return what is finished and what has to be generated again. Collective: called on every rank."""
         self.wait()
-        mine: list[dict[str, Any]] = []
+        own: list[dict[str, Any]] = []
         for group in self._groups:
             finished = group.completions is not None  # a thread may finish it right after
             if finished:
                 self._settle(group)
-            mine.append(
+            own.append(
                 {
                     "number": group.number,
                     "cursor": group.cursor,
@@ -435,7 +436,7 @@ class QueueSource(SyncSource):
                     "completions": saved(group.completions) if finished else None,
                 }
             )
-        groups = sorted((group for part in gather_objects(mine) for group in part), key=lambda group: group["number"])
+        groups = sorted((group for part in gather_objects(own) for group in part), key=lambda group: group["number"])
         lengths = [length for part in gather_objects(self._lengths) for length in part]
         return super().state_dict() | {"queue": {"admitted": self._admitted, "groups": groups, "lengths": lengths}}
 
@@ -447,16 +448,16 @@ class QueueSource(SyncSource):
         """Go on with the groups of the checkpoint that the run was resumed from."""
         if self._saved is None:
             return
-        found, self._saved = self._saved, None
-        self._admitted = found["admitted"]
-        for values in found["groups"][rank() :: world_size()]:
+        queue, self._saved = self._saved, None
+        self._admitted = queue["admitted"]
+        for values in queue["groups"][rank() :: world_size()]:
             (prompt,), _ = self.data.stream.take(1, values["cursor"])
             group = self._queued(values["number"], values["cursor"], prompt)
             if values["completions"] is not None and self._steps_left(values["started"]) >= 0:  # staleness may be lower
                 group.started, group.has_versions = values["started"], True
-                self._finish(group, [Completion(**one) for one in values["completions"]])
+                self._finish(group, [Completion(**fields) for fields in values["completions"]])
         self._begin([group for group in self._groups if group.completions is None])
-        self._lengths = found["lengths"] if rank() == 0 else []
+        self._lengths = queue["lengths"] if rank() == 0 else []
 
     def close(self) -> None:
         """Wait for what runs in this process, and score no more."""
@@ -490,8 +491,8 @@ def versions_of(groups: list[QueuedGroup], rollout: Rollout) -> Tensor:
 def with_sampled(values: Tensor, groups: list[QueuedGroup], of: Callable[[Completion], Sequence[int]]) -> Tensor:
     """Set the (B, T) values of sampled tokens to those that `of` gives for a completion, if any; return them."""
     for row, completion in enumerate(completion for group in groups for completion in group.completions or []):
-        if found := of(completion):
-            values[row, torch.tensor(completion.from_model).nonzero().flatten()] = torch.tensor(found)
+        if numbers := of(completion):
+            values[row, torch.tensor(completion.from_model).nonzero().flatten()] = torch.tensor(numbers)
     return values
 
 

@@ -46,11 +46,11 @@ class ReferenceRewards:
         prompts, repeats = rollout.prompts, rollout.repeats
         if wanted.rollouts == "fresh":
             seeds = completion_seeds(prompts, repeats, self._size, "reference", iteration)
-            found = _values(sample(prompts, seeds))
+            values = _values(sample(prompts, seeds))
         else:
             self._fill(wanted.pool_size or 2 * self._size, version, prompts, device, sample)
-            found = [self._draw(iteration, p, repeat) for p, repeat in zip(prompts, repeats, strict=True)]
-        return torch.tensor(found)
+            values = [self._draw(iteration, p, repeat) for p, repeat in zip(prompts, repeats, strict=True)]
+        return torch.tensor(values)
 
     def _fill(
         self, count: int, version: int, prompts: list[Prompt], device: torch.device, sample: SampleReference
@@ -63,8 +63,8 @@ class ReferenceRewards:
             return
         wanted = list(missing.values())
         seeds = completion_seeds(wanted, [0] * len(wanted), count, "reference-pool", self._version)
-        found = _values(sample(wanted, seeds))
-        for part in gather_objects(dict(zip(missing, found, strict=True))):
+        values = _values(sample(wanted, seeds))
+        for part in gather_objects(dict(zip(missing, values, strict=True))):
             self._pool |= part
 
     def _draw(self, iteration: int, prompt: Prompt, repeat: int) -> list[float]:

@@ -94,7 +94,7 @@ class RolloutSettings(ChecksArguments):
         deterministic: bool = False,
     ) -> None:
         if rewards is not None:
-            rewards = [one if isinstance(one, Reward | str) else FunctionReward(one) for one in rewards]
+            rewards = [reward if isinstance(reward, Reward | str) else FunctionReward(reward) for reward in rewards]
         groups = with_class_defaults(type(self), evaluation=evaluation, safeguards=safeguards, replay=replay)
         self.init_args = init_arguments() | groups
         evaluation, safeguards, replay = groups.values()

@@ -10,10 +10,18 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lit_rlvr.common.terminal import progress
-from lit_rlvr.distributed.collectives import world_size
+from lit_rlvr.distributed.collectives import rank, world_size
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.combine import Scores
-from lit_rlvr.rollout.assemble import all_mixed_groups, balance, count_repeats, join, number_groups
+from lit_rlvr.rollout.assemble import (
+    Summaries,
+    balance,
+    count_mixed,
+    count_repeats,
+    gather_summaries,
+    join,
+    number_mixed,
+)
 from lit_rlvr.rollout.generate import GroupSampler, completion_seeds
 from lit_rlvr.rollout.reference_rewards import ReferenceRewards
 from lit_rlvr.training.module import RLVRModule
@@ -97,10 +105,10 @@ class SyncSource(RolloutSource):
     def next(self, batch: PromptBatch) -> Rollout:
         self.metrics, self.extra_completions, self.sampler.seconds = {}, [], defaultdict(float)
         self.sync_weights(batch.prompts)
-        rollout = self.sample(batch.prompts, [])  # generate, score, assemble
-        rollout = self.sample_more(rollout, batch)
+        rollout, groups = self.sample(batch.prompts)  # generate, score, assemble; then what all ranks know of it
+        rollout, groups = self.sample_more(rollout, groups, batch)
         self.add_reference_rewards(rollout)
-        rollout = self.balance(rollout)
+        rollout = self.balance(rollout, groups)
         self.sampler.engine.sleep()  # its memory is free for training
         self.metrics |= {f"time/{stage}": seconds for stage, seconds in self.sampler.seconds.items()}
         self.generation_seconds = self.sampler.seconds["generate"]
@@ -116,42 +124,59 @@ class SyncSource(RolloutSource):
             version = "policy", self.module.updates
             self.sampler.engine.sync_weights(self.module.policy, version, prompts, self.sampling)
 
-    def sample(self, prompts: list[Prompt], before: list[Prompt]) -> Rollout:
-        """Sample and score G completions per prompt.
+    def sample(self, prompts: list[Prompt], rounds: int = 1) -> tuple[Rollout, Summaries]:
+        """Sample and score G completions per prompt; return also what all ranks know of the groups.
 
         Args:
-            before: this rank's prompts of earlier rounds.
+            prompts: this rank's in the last of so many rounds.
         """
-        repeats = count_repeats(prompts, before)
+        repeats = self.repeats(rounds)
         seeds = completion_seeds(prompts, repeats, self.group_size, "rollout", self.module.iteration)
         rollout = self.sampler.sample(prompts, seeds, self.sampling, self.data, self.module.updates)
         rollout.repeats = repeats
-        return rollout
+        return rollout, self.summaries(rollout)
 
-    def sample_more(self, rollout: Rollout, batch: PromptBatch) -> Rollout:
+    def repeats(self, rounds: int) -> list[int]:
+        """Return how often each of this rank's prompts in the last of so many rounds occurred earlier in the iteration:
+        in earlier rounds, on lower ranks, or earlier on this rank."""
+        size = self.data.prompts_per_rollout
+        prompts, _ = self.data.stream.take(rounds * size, self.data.cursor)
+        share = size // world_size()
+        return count_repeats(prompt.sample.id for prompt in prompts)[-size:][rank() * share :][:share]
+
+    def summaries(self, rollout: Rollout) -> Summaries:
+        """Return what all ranks know of each other's groups. Collective: call it on every rank."""
+        return gather_summaries(rollout, self.module.runs_groups(rollout), self.module.selection.by)
+
+    def sample_more(self, rollout: Rollout, groups: Summaries, batch: PromptBatch) -> tuple[Rollout, Summaries]:
         """Dynamic sampling (DAPO, eq. 11): sample further prompts until the algorithm has the groups that it needs."""
         selection, prompts = self.module.selection, len(batch) * world_size()
         if not (wanted := selection.wanted(prompts)):
-            return rollout
-        rounds, mixed = 1, all_mixed_groups(rollout, selection.by)
-        while rounds < selection.max_rounds and sum(map(len, mixed)) < wanted:
-            more = self.data.train_dataloader().take(batch.cursor)
-            batch.cursor = more.cursor
-            rollout = join(rollout, self.sample(more.prompts, rollout.prompts))
-            rounds, mixed = rounds + 1, all_mixed_groups(rollout, selection.by)
-        self.keep_mixed(rollout, mixed, len(batch), prompts, rounds)
-        return rollout
+            return rollout, groups
+        rounds = 1
+        while rounds < selection.max_rounds and count_mixed(groups) < wanted:
+            rounds += 1
+            further = self.data.train_dataloader().take(batch.cursor)
+            batch.cursor = further.cursor
+            joined, summaries = self.sample(further.prompts, rounds)
+            rollout = join(rollout, joined)
+            groups = [before + after for before, after in zip(groups, summaries, strict=True)]
+        return rollout, self.keep_mixed(rollout, groups, len(batch), prompts, rounds)
 
-    def keep_mixed(self, rollout: Rollout, mixed: list[list[int]], share: int, prompts: int, rounds: float) -> None:
-        """Keep the mixed groups alone if the algorithm trains on no others, and count them.
+    def keep_mixed(self, rollout: Rollout, groups: Summaries, share: int, prompts: int, rounds: float) -> Summaries:
+        """Count the mixed groups; keep them alone if the algorithm trains on no others.
 
         Args:
-            mixed: of each rank. share: prompts per rank in one sampling round. prompts: of a step, over all ranks.
+            share: prompts per rank in one sampling round. prompts: of a step, over all ranks.
             rounds: batches of prompts that were sampled.
         """
+        mixed = float(count_mixed(groups))
+        self.metrics |= {"rollout/sampling_rounds": float(rounds), "rollout/live_groups": mixed}
         if self.module.selection.only_mixed:
-            rollout.kept = number_groups(mixed, share, prompts)
-        self.metrics |= {"rollout/sampling_rounds": float(rounds), "rollout/live_groups": float(sum(map(len, mixed)))}
+            groups = number_mixed(groups, share, prompts)
+            numbers = {p: group.number for p, group in enumerate(groups[rank()])}
+            rollout.kept = {p: number for p, number in numbers.items() if number is not None}
+        return groups
 
     def add_reference_rewards(self, rollout: Rollout) -> None:
         """Score completions of the reference policy for the same prompts, if the advantage needs them."""
@@ -171,11 +196,11 @@ class SyncSource(RolloutSource):
         self.extra_completions += completions
         return scores
 
-    def balance(self, rollout: Rollout) -> Rollout:
+    def balance(self, rollout: Rollout, groups: Summaries) -> Rollout:
         """Even out the groups' tokens over the ranks."""
         module = self.module
         cut = module.image_processor.cut if module.policy.family is not None else None
-        return balance(rollout, module.updates_per_rollout, module.runs_groups(rollout), self.first_groups, cut)
+        return balance(rollout, groups, module.updates_per_rollout, self.first_groups, cut)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

@@ -47,16 +47,16 @@ def validation_metrics(trainer: Trainer, module: LightningModule, data: Any) -> 
         return None
     rollout = rollout_of(trainer)
     names = {
-        f"val/{one.name}/{metric}"
-        for one in data.validated
-        if trainer.limit_val_batches and (prompts := one.prompts["validation"])
-        if (samples := rollout.samples_of(one.name))
+        f"val/{dataset.name}/{metric}"
+        for dataset in data.validated
+        if trainer.limit_val_batches and (prompts := dataset.prompts["validation"])
+        if (samples := rollout.samples_of(dataset.name))
         for metric in EvaluationMetrics(samples, rollout.evaluation.greedy).names(
             prompts, rollout.eval_sampling.temperature > 0
         )
     }
     names |= {"val/accuracy"} if names else set()
-    sets = [one.name for one in data.validated if one.prompts["validation"] and data.demonstrates]
+    sets = [dataset.name for dataset in data.validated if dataset.prompts["validation"] and data.demonstrates]
     return names | {f"val/{name}/loss" for name in sets} | ({"val/loss"} if sets else set())
 
 

@@ -83,9 +83,9 @@ class FallTest:
         if count > STRETCH and self._mean(self._best[-1]) > self._mean(stretch):
             stretch = self._best[-1]
         self._best.append(stretch)
-        found = {n: self._certainty((count - n, count), self._best[count - n - 1]) for n in LENGTHS if count > n}
-        length = max(found, key=found.__getitem__, default=0)
-        if not length or found[length] <= threshold(count, len(LENGTHS)):
+        certainties = {n: self._certainty((count - n, count), self._best[count - n - 1]) for n in LENGTHS if count > n}
+        length = max(certainties, key=certainties.__getitem__, default=0)
+        if not length or certainties[length] <= threshold(count, len(LENGTHS)):
             return None
         fall = length, self._mean(self._best[count - length - 1]), self._mean((count - length, count))
         self._begin()

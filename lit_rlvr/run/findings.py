@@ -142,12 +142,12 @@ def progress(metrics: Metrics) -> RunFinding | None:
     if math.isnan(visible):
         return None
     read = Course(cut.steps, [1 - _unread(metrics[step]) for step in cut.steps])
-    asked, unsolved = (sum(course(metrics, f"rollout/{kind}_prompts").values) for kind in ("judged", "unsolved"))
+    judged, unsolved = (sum(course(metrics, f"rollout/{kind}_prompts").values) for kind in ("judged", "unsolved"))
     constant = f"; always the most frequent answer: {guess:.3f}" if guess else ""
     evidence = (
         f"validation {before:.3f} -> {now:.3f} (+-{error_now:.3f}{constant}); of the rollouts' answers "
-        f"{_arrow(accuracy)} are right, {_arrow(read)} are read, {_arrow(cut)} are cut off; {asked - unsolved:.0f} of "
-        f"{asked:.0f} sampled prompts had a right one"
+        f"{_arrow(accuracy)} are right, {_arrow(read)} are read, {_arrow(cut)} are cut off; {judged - unsolved:.0f} of "
+        f"{judged:.0f} sampled prompts had a right one"
     )
     rises = now - before > visible
     if rises and now - guess > CERTAIN * error_now:
@@ -191,8 +191,8 @@ def _arrow(values: Course) -> str:
 
 def course(metrics: Metrics, name: str) -> Course:
     """Return a metric's course after the start of training; empty if it was not logged."""
-    found = [(step, row[name]) for step, row in sorted(metrics.items()) if step > 0 and name in row]
-    return Course([step for step, _ in found], [value for _, value in found])
+    points = [(step, row[name]) for step, row in sorted(metrics.items()) if step > 0 and name in row]
+    return Course([step for step, _ in points], [value for _, value in points])
 
 
 def _names(metrics: Metrics) -> dict[str, None]:
@@ -258,23 +258,21 @@ class Falls:
                     yield _explained(metric, metrics, good, step, step, best, values[step])
 
 
-def _explained(
-    metric: str, metrics: Metrics, good: int, first: int, found: int, before: float, after: float
-) -> RunFall:
+def _explained(metric: str, metrics: Metrics, good: int, first: int, last: int, before: float, after: float) -> RunFall:
     held_out = metric.split("/")[1] if metric.startswith("val/") else None
     where = "of the rollouts" if held_out is None else f"on the validation set {held_out}"
-    cause, remedy = _likely_cause(metrics, good, found, held_out is not None)
+    cause, remedy = _likely_cause(metrics, good, last, held_out is not None)
     evidence = f"{before:.3f} at best, {after:.3f} since step {first}, which its noise does not explain; {cause}"
     return RunFall(RunFinding(f"The accuracy {where} fell", evidence, remedy), metric, before)
 
 
-def _likely_cause(metrics: Metrics, good: int, found: int, held_out: bool) -> tuple[str, str]:
+def _likely_cause(metrics: Metrics, good: int, last: int, held_out: bool) -> tuple[str, str]:
     """Return the likely cause of a fall, and what helps.
 
     Args:
-        good: the last good step. found: the last one to look at.
+        good: the last good step. last: the last one to look at.
     """
-    steps = [step for step in course(metrics, "rollout/accuracy").steps if step <= found]
+    steps = [step for step in course(metrics, "rollout/accuracy").steps if step <= last]
     known = sum(step <= good for step in steps) + 1  # the rollout after the last good step was sampled by its weights
     old, new = steps[:known][-STRETCH:], steps[known:][-RECENT:]
 
@@ -344,8 +342,8 @@ def _likely_cause(metrics: Metrics, good: int, found: int, held_out: bool) -> tu
         ),
     )
     samples = "look at the samples, at whether later prompts are harder, and at a smaller learning rate (model.lr)"
-    shown = ((f"likely cause: {cause}", remedy) for shows, cause, remedy in causes if shows)
-    return next(shown, ("no other metric shows a cause", samples))
+    likely = ((f"likely cause: {cause}", remedy) for shows, cause, remedy in causes if shows)
+    return next(likely, ("no other metric shows a cause", samples))
 
 
 def fallen(metrics: Metrics) -> Iterator[RunFinding]:
@@ -375,11 +373,11 @@ def _dead_groups(metrics: Metrics) -> Iterator[RunFinding]:
 def _unreadable(metrics: Metrics) -> Iterator[RunFinding]:
     names = [name for name in _names(metrics) if name.endswith("/parse_fail")]
     shares = {name.split("/")[1]: course(metrics, name) for name in names if not name.startswith("reward/status/")}
-    if found := {name: share for name, share in shares.items() if share.values and share.last > HIGH_SHARE}:
+    if unread := {name: share for name, share in shares.items() if share.values and share.last > HIGH_SHARE}:
         yield RunFinding(
             "Answers cannot be read",
             "; ".join(
-                f"{name} found no answer in {share.last:.0%} of the completions" for name, share in found.items()
+                f"{name} found no answer in {share.last:.0%} of the completions" for name, share in unread.items()
             ),
             'look at completions.jsonl, "status": "parse_fail": ask for the form of answer that the reward reads (a '
             "system_prompt or template, a warm start), or raise rollout.sampling.max_tokens if answers are cut off",
@@ -392,7 +390,7 @@ def _truncation(metrics: Metrics) -> Iterator[RunFinding]:
     cut = course(metrics, "rollout/truncated")
     if cut.values and (cut.last > HIGH_SHARE or (cut.is_long and cut.last > cut.first + WORSE)):
         seen.append(f"share cut off: {cut.change() if cut.is_long else number_text(cut.last)}")
-    for name in [found[1] for metric in _names(metrics) if (found := VALIDATED.fullmatch(metric))]:
+    for name in [match[1] for metric in _names(metrics) if (match := VALIDATED.fullmatch(metric))]:
         last = course(metrics, f"val/{name}/truncated")
         if last.values and last.values[-1] > HIGH_SHARE:
             seen.append(
@@ -523,8 +521,8 @@ def in_vain(metrics: Metrics) -> Iterator[RunFinding]:
 
 
 def _no_progress(metrics: Metrics) -> Iterator[RunFinding]:
-    if (found := progress(metrics)) is not None and found.remedy:
-        yield found
+    if (finding := progress(metrics)) is not None and finding.remedy:
+        yield finding
 
 
 LOOKS: tuple[Callable[[Metrics], Iterator[RunFinding]], ...] = (

@@ -142,8 +142,8 @@ def delete_failed(root: str | Path) -> None:
 
 def list_run_files(root: Path) -> list[Path]:
     """List the files that a run wrote to its folder, and no others."""
-    found = [path for pattern in RUN_FILES for path in sorted(root.glob(pattern))]
-    return [*list_thumbnails(root), *found]
+    files = [path for pattern in RUN_FILES for path in sorted(root.glob(pattern))]
+    return [*list_thumbnails(root), *files]
 
 
 def move_to_failed(root: Path) -> bool:
@@ -313,10 +313,10 @@ def _has_config(root: Path) -> bool:
 
 def _evidence_of_run(root: Path) -> list[Path]:
     """Return the files that identify a run folder; none for a run that failed before its first step."""
-    found = [root / name for name in RESULTS if (root / name).exists()]
-    found += [root / "checkpoints"] if list_checkpoints(root) else []
-    only_metrics = found == [root / "metrics.csv"] and _has_config(root)
-    return [] if only_metrics and not _has_steps(root / "metrics.csv") else found
+    evidence = [root / name for name in RESULTS if (root / name).exists()]
+    evidence += [root / "checkpoints"] if list_checkpoints(root) else []
+    only_metrics = evidence == [root / "metrics.csv"] and _has_config(root)
+    return [] if only_metrics and not _has_steps(root / "metrics.csv") else evidence
 
 
 def _has_steps(metrics: Path) -> bool:

@@ -94,7 +94,7 @@ def callbacks_of(trainer: Trainer) -> list[Callback]:
 
 def callback_of(trainer: Trainer, kind: type[_C]) -> _C:
     """Return the callback of a kind of which every run has one."""
-    return next(one for one in callbacks_of(trainer) if isinstance(one, kind))
+    return next(callback for callback in callbacks_of(trainer) if isinstance(callback, kind))
 
 
 def run_root(trainer: Trainer) -> Path:

@@ -65,8 +65,8 @@ class CollapseMonitor(ChecksArguments, Callback):
     def _find(self, trainer: Trainer) -> list[RunFall]:
         """Return the falls that the newest metrics show; on all ranks, if the run acts on them. Collective: call it on
         every rank."""
-        found = [*self._falls.find(metric_rows(trainer))] if trainer.is_global_zero else []
-        return found if self.action == "warn" else trainer.strategy.broadcast(found)
+        falls = [*self._falls.find(metric_rows(trainer))] if trainer.is_global_zero else []
+        return falls if self.action == "warn" else trainer.strategy.broadcast(falls)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -102,13 +102,13 @@ def validation_falls(path: Path, step: int) -> dict[str, float]:
         row = json.loads(line)
         shares = {question: right / counted for question, (right, counted) in row["questions"].items()}
         sets.setdefault(row["set"], {})[row["step"]] = shares
-    found = {}
+    falls = {}
     for name, courses in sets.items():
         before = [shares for earlier, shares in courses.items() if earlier < step and shares]
         if before and courses.get(step):
             best = max(before, key=lambda shares: fmean(shares.values()))
-            found[f"val/{name}/fall_z"] = paired_certainty(best, courses[step])
-    return found
+            falls[f"val/{name}/fall_z"] = paired_certainty(best, courses[step])
+    return falls
 
 
 def is_own(cls: type) -> bool:
@@ -167,8 +167,8 @@ class LostWork(Callback):
         """Say what the run has learnt."""
         if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
             return
-        if (found := progress(metric_rows(trainer))) is not None:
-            _log.log(logging.WARNING if found.remedy else logging.INFO, "step %d: %s", trainer.global_step, found)
+        if (finding := progress(metric_rows(trainer))) is not None:
+            _log.log(logging.WARNING if finding.remedy else logging.INFO, "step %d: %s", trainer.global_step, finding)
 
     def look(
         self,
@@ -181,15 +181,15 @@ class LostWork(Callback):
             metrics: the metrics that it logged.
             selection: the groups that the algorithm needs.
         """
-        said = []
+        warnings = []
         if (share := self._grown("train/importance_dropped", metrics, NEARLY_ALL)) is not None:
-            said.append(
+            warnings.append(
                 f"the importance correction dropped {share:.0%} of the tokens, so hardly anything is trained; widen "
                 "model.importance.cap and floor around 1, or clip the ratios instead "
                 "(model.importance.correction: token_truncate)"
             )
         if (share := self._grown("reward/status/timeout", metrics, NOT_JUDGED)) is not None:
-            said.append(
+            warnings.append(
                 f"limits (cpu_seconds, wall_seconds, memory_mb of a reward) stopped the checks of {share:.1%} of the "
                 "completions, which count as wrong and are waited for; a check that is slow by itself needs mending"
             )
@@ -197,7 +197,7 @@ class LostWork(Callback):
         if selection.only_mixed and not metrics.get("rollout/live_groups", 1.0) and self._unselected <= 0:
             self._unselected = REPEAT
             mixed = 1 - metrics["train/no_signal"]
-            said.append(
+            warnings.append(
                 f"dynamic sampling found no group in {metrics['rollout/sampling_rounds']:g} rounds whose completions "
                 f"differ in their {selection.by}, so there was nothing to train on; "
                 + (
@@ -209,12 +209,12 @@ class LostWork(Callback):
         self._silent -= 1
         if (share := metrics.get("train/staleness/ess", 1.0)) < FEW_SAMPLES and self._silent <= 0:
             self._silent = REPEAT
-            said.append(
+            warnings.append(
                 f"the importance correction leaves an effective sample of {share:.0%} of the tokens, which are up to "
                 f"{metrics['train/staleness/max']:g} weight versions old; lower rollout.staleness or model.lr, or "
                 "weigh each token by itself (model.importance.correction: token_truncate)"
             )
-        return said
+        return warnings
 
     def _grown(self, name: str, metrics: Mapping[str, float], limit: float) -> float | None:
         """Return a share's recent mean when it exceeds a limit for the first time, else None."""

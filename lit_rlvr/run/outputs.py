@@ -295,7 +295,7 @@ class RunFolder(ChecksArguments, Callback):
     def _accuracies(self, trainer: Trainer, after: float | None) -> str:
         """Return the result of validation as text, or why there was none."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if not any(one.prompts.get("validation") for one in data.validated):
+        if not any(dataset.prompts.get("validation") for dataset in data.validated):
             return "No accuracies: there is no validation set; set data.validation or data.validation_split"
         first, last = ("not measured" if value is None else f"{value:.3f}" for value in (self.accuracy_before, after))
         steps = trainer.global_step if after is None else self._last[0]
@@ -329,7 +329,7 @@ def sample_rows(rollout: Rollout, step: int, prompts: int, run: Path) -> list[di
     """Return the groups of a rollout's first prompts as flat records, and save their images as thumbnails."""
     rows = []
     for p, prompt in enumerate(rollout.prompts[:prompts]):
-        shown = {"images": save_thumbnails(prompt.sample.images, run)} if prompt.sample.images else {}
+        images = {"images": save_thumbnails(prompt.sample.images, run)} if prompt.sample.images else {}
         for g, completion in enumerate(rollout.completions[p]):
             rows.append(
                 {
@@ -346,7 +346,7 @@ def sample_rows(rollout: Rollout, step: int, prompts: int, run: Path) -> list[di
                     "correct": bool(rollout.correct[p, g]) if rollout.judged[p, g] else None,
                     "status": rollout.statuses[p][g],
                     "advantage": None if rollout.advantages is None else round(float(rollout.advantages[p, g]), 6),
-                    **shown,
+                    **images,
                 }
             )
     return rows

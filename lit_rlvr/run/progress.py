@@ -100,9 +100,9 @@ class RunProgress(ProgressBar):
         values = {k: float(v) for k, v in trainer.callback_metrics.items()}
         text = f"loss {values.get('train/loss', nan):.4f}"  # none until a step was finite
         if "rollout/reward" in values:
-            shown = {name: values.get(f"rollout/{name}", 0.0) for name in ("reward", "accuracy")}
-            shown |= {"from teacher": values.get("train/teacher_divergence", values.get("train/teacher_kl", nan))}
-            text = "".join(f"{name} {value:.3f}  " for name, value in shown.items() if not isnan(value)) + (
+            metrics = {name: values.get(f"rollout/{name}", 0.0) for name in ("reward", "accuracy")}
+            metrics |= {"from teacher": values.get("train/teacher_divergence", values.get("train/teacher_kl", nan))}
+            text = "".join(f"{name} {value:.3f}  " for name, value in metrics.items() if not isnan(value)) + (
                 f"truncated {values.get('rollout/truncated', 0):.0%}  no signal {values.get('train/no_signal', 0):.0%}"
             )
         if "rollout/tokens_per_second" in values:

@@ -208,9 +208,11 @@ def with_defaults(given: Sequence[Callback], shows_progress: bool) -> list[Callb
         UserError: two of them are of one kind of which a run has one.
     """
     for key, kind in CONFIGURABLE.items():
-        if (count := sum(isinstance(one, kind) for one in given)) > 1:
+        if (count := sum(isinstance(instance, kind) for instance in given)) > 1:
             raise UserError(f"{key}: give one {kind.__name__} among the callbacks, not {count}")
-    made = [kind() for kind in (*CONFIGURABLE.values(), *FIXED) if not any(isinstance(one, kind) for one in given)]
+    made = [
+        kind() for kind in (*CONFIGURABLE.values(), *FIXED) if not any(isinstance(instance, kind) for instance in given)
+    ]
     if shows_progress and not any(isinstance(callback, ProgressBar) for callback in given):
         made.append(RunProgress())
     return [*given, *made]

@@ -15,7 +15,8 @@ from lit_rlvr.configs import read_config
 from lit_rlvr.datamodules.reading.cells import lookup
 from lit_rlvr.distributed.checkpoints import is_sharded, last_checkpoint, read_checkpoint
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy.adapters import Lora, add_adapters, is_saved, merge_adapters, mismatched_weights, save_adapter
+from lit_rlvr.options import Lora
+from lit_rlvr.policy.adapters import add_adapters, is_saved, merge_adapters, mismatched_weights, save_adapter
 from lit_rlvr.policy.loading import (
     auto_class,
     generation_config,
@@ -133,7 +134,7 @@ def load_trained_model(checkpoint: Path, settings: dict[str, Any]) -> tuple[Any,
         model = random_model(resolve_model(settings["model"], settings.get("config_overrides")))
     expected = {n: p for n, p in model.named_parameters() if is_saved(n)} if lora else model.state_dict()
     if wrong := mismatched_weights(weights, expected):
-        layers = len({found[0] for key in weights if (found := re.search(r"\blayers\.\d+\.", key))})
+        layers = len({match[0] for key in weights if (match := re.search(r"\blayers\.\d+\.", key))})
         name = Path(trained_on).name
         has = f"adapters of {name}" if any("lora_" in key for key in weights) else f"{name}'s"
         says = settings["model"] + (f" with lora {lora}" if lora else "")

@@ -85,13 +85,13 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
             precision = auto_precision(accelerator)
         check_trainer_options(options)
         given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
-        if not any(isinstance(one, RolloutCallback) for one in given):
+        if not any(isinstance(callback, RolloutCallback) for callback in given):
             _log.warning(
                 "callbacks: there is no RolloutCallback, so completions are sampled and rewarded by its defaults; give "
                 "RolloutCallback(rewards=[...], ...)"
             )
         made = with_defaults(given, shows_progress=enable_progress_bar is not False)
-        every = next(one.validate_every_rollouts for one in made if isinstance(one, RolloutCallback))
+        every = next(callback.validate_every_rollouts for callback in made if isinstance(callback, RolloutCallback))
         super().__init__(
             default_root_dir=default_root_dir or DEFAULT_FOLDER,
             callbacks=made,
@@ -206,12 +206,12 @@ def check_parts(model: Any, data: Any) -> None:
 
 def _with_files(data: PromptDataModule, folder: Path) -> list[GivenRows]:
     """Name the files of the run for the rows that were given in Python; return these rows."""
-    found = []
-    for one in data.validated:
-        for split, rows in one.given.items():
-            rows.file = str(folder / "rows" / f"{one.name}_{split}.jsonl")
-            found.append(rows)
-    return found
+    given_rows = []
+    for dataset in data.validated:
+        for split, rows in dataset.given.items():
+            rows.file = str(folder / "rows" / f"{dataset.name}_{split}.jsonl")
+            given_rows.append(rows)
+    return given_rows
 
 
 REPLACEMENTS = {

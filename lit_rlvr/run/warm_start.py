@@ -107,13 +107,13 @@ class WarmStart:
                     "model needs about 2e-5", self.lr, size / 1e6,
                 )  # fmt: skip
         del policy
-        shown = Demonstrations(data, self.solution, "warm_start.solution", source, environment, sampling)
+        demonstrations = Demonstrations(data, self.solution, "warm_start.solution", source, environment, sampling)
         compute = replace(module.compute, tokens_per_microbatch=module.tokens_per_microbatch)
         learner = SFT(model=source, target=self.solution, lr=self.lr, compute=compute)
         try:
-            made_once(target, lambda folder: self._make(learner, shown, folder, dtype, torch.device(device)))
+            made_once(target, lambda folder: self._make(learner, demonstrations, folder, dtype, torch.device(device)))
         finally:
-            shown.close()
+            demonstrations.close()
         module.model_folder = str(target)
 
     def check(
@@ -134,12 +134,14 @@ class WarmStart:
             return
         self._check_adapter(module)
         prompts = self._prompts(data)
-        shown = Demonstrations(data, self.solution, "warm_start.solution", module.model_folder, environment, sampling)
-        check_all(lambda: self._held_out(len(prompts)), lambda: shown.check(prompts, refuses_long=False))
-        if environment is None and (found := self._too_long(prompts, data.tokenizer, sampling)) is not None:
-            if found.is_hopeless:
-                raise UserError(str(found))
-            _log.warning("%s", found)
+        demonstrations = Demonstrations(
+            data, self.solution, "warm_start.solution", module.model_folder, environment, sampling
+        )
+        check_all(lambda: self._held_out(len(prompts)), lambda: demonstrations.check(prompts, refuses_long=False))
+        if environment is None and (answers := self._too_long(prompts, data.tokenizer, sampling)) is not None:
+            if answers.is_hopeless:
+                raise UserError(str(answers))
+            _log.warning("%s", answers)
 
     def _check_adapter(self, module: RLVRModule) -> None:
         if module.adapter == "continue":
@@ -199,20 +201,20 @@ class WarmStart:
         return digest.hexdigest()[:16]
 
     def _make(
-        self, learner: SFT, shown: Demonstrations, folder: Path, dtype: torch.dtype, device: torch.device
+        self, learner: SFT, demonstrations: Demonstrations, folder: Path, dtype: torch.dtype, device: torch.device
     ) -> None:
-        prompts = self._prompts(shown.data)
-        shown.check(prompts, refuses_long=False)
-        random.Random(derive_seed("warm start", shown.data.seed)).shuffle(prompts)
+        prompts = self._prompts(demonstrations.data)
+        demonstrations.check(prompts, refuses_long=False)
+        random.Random(derive_seed("warm start", demonstrations.data.seed)).shuffle(prompts)
         held_out = self._held_out(len(prompts))
-        check = ExactMatch(self, shown, prompts[:held_out])
+        check = ExactMatch(self, demonstrations, prompts[:held_out])
         trainer = Trainer(
             max_steps=self.steps, max_epochs=-1, accelerator=device.type, strategy=SingleDeviceStrategy(device),
             precision="bf16-mixed" if dtype == torch.bfloat16 else "32-true", callbacks=[check], limit_val_batches=0,
             logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
             default_root_dir=folder,
         )  # fmt: skip
-        data = shown.data.on_prompts(prompts[held_out:], self.batch_size)
+        data = demonstrations.data.on_prompts(prompts[held_out:], self.batch_size)
         trainer.fit(learner, datamodule=data)
         shutil.rmtree(folder)  # save_model creates it again, atomically
         save_model(learner.policy.model, learner.model_folder, folder)
@@ -222,16 +224,17 @@ class ExactMatch(Callback):
     """Trains on the solutions, and ends the warm start once greedy decoding reproduces enough of those held out.
 
     Args:
-        start: says when to check, and how many have to be exact. shown: the solutions. held_out: the prompts to check.
+        start: says when to check, and how many have to be exact.
+        demonstrations: the solutions. held_out: the prompts to check.
     """
 
-    def __init__(self, start: WarmStart, shown: Demonstrations, held_out: list[Prompt]) -> None:
-        self.start, self.shown, self.held_out = start, shown, held_out
+    def __init__(self, start: WarmStart, demonstrations: Demonstrations, held_out: list[Prompt]) -> None:
+        self.start, self.demonstrations, self.held_out = start, demonstrations, held_out
         self._source: DemonstrationSource  # from on_train_start on
         self._started = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._source = DemonstrationSource(self.shown, pl_module)  # type: ignore[arg-type]
+        self._source = DemonstrationSource(self.demonstrations, pl_module)  # type: ignore[arg-type]
         self._started = time.perf_counter()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -241,9 +244,11 @@ class ExactMatch(Callback):
         step, steps = trainer.global_step, self.start.steps
         if step % self.start.check_every and step != steps:
             return
-        data = self.shown.data
-        pairs = self.shown.pairs([data.prepare(prompt) for prompt in self.held_out])
-        share = exact_match(pl_module.policy, pairs, data.tokenizer, self.shown.episodes, self.shown.sampling)
+        data = self.demonstrations.data
+        pairs = self.demonstrations.pairs([data.prepare(prompt) for prompt in self.held_out])
+        share = exact_match(
+            pl_module.policy, pairs, data.tokenizer, self.demonstrations.episodes, self.demonstrations.sampling
+        )
         loss, seconds = float(trainer.callback_metrics.get("train/loss", math.nan)), time.perf_counter() - self._started
         _log.info("Warm start: step %d of at most %d, loss %.3f, %.3f exact, %.0f s, at most about %.0f s left",
                   step, steps, loss, share, seconds, seconds / step * (steps - step))  # fmt: skip
@@ -263,11 +268,11 @@ def exact_match(
         sampling = replace(sampling, max_tokens=min(longest, sampling.max_tokens))
     greedy = replace(sampling, temperature=0.0, top_p=1.0, top_k=0, banned_token_ids=policy.placeholder_ids)
     generated = engine.generate([prompt for prompt, _ in pairs], greedy, [[0]] * len(pairs), turns=episodes)
-    solved = [_is_same(found, solution) for (found,), (_, solution) in zip(generated, pairs, strict=True)]
+    solved = [_is_same(answer, solution) for (answer,), (_, solution) in zip(generated, pairs, strict=True)]
     return sum(solved) / len(solved)
 
 
-def _is_same(found: Completion, solution: Completion) -> bool:
+def _is_same(completion: Completion, solution: Completion) -> bool:
     """Return whether a completion is a solution, whose EOS it lacks where a `stop` text ended it."""
     ids = solution.token_ids
-    return found.token_ids == ids or (found.token_ids == ids[:-1] and not found.truncated)
+    return completion.token_ids == ids or (completion.token_ids == ids[:-1] and not completion.truncated)

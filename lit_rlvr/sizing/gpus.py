@@ -33,13 +33,13 @@ class GPUs:
         """
         if (named := re.fullmatch(r"([1-9]\d*)x(.+)", text)) and named[2] in MEMORY:
             return cls(int(named[1]), MEMORY[named[2]])
-        found = re.fullmatch(r"(\d+)x(\d+(?:\.\d+)?)GB", text)
-        if not found or not int(found[1]) or not float(found[2]):
+        match = re.fullmatch(r"(\d+)x(\d+(?:\.\d+)?)GB", text)
+        if not match or not int(match[1]) or not float(match[2]):
             raise UserError(
                 f"--gpus: {text!r} is not a number of GPUs and the memory of each, such as 8x80GB, or their name: "
                 f"8xH100; known are {', '.join(MEMORY)}"
             )
-        return cls(int(found[1]), float(found[2]))
+        return cls(int(match[1]), float(match[2]))
 
     @classmethod
     def of_trainer(cls, accelerator: str, devices: list[int] | str | int, num_nodes: int) -> GPUs | None:

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lit_rlvr.policy.adapters import Lora, adapted_layers, add_adapters, language_layers
+from lit_rlvr.options import Lora
+from lit_rlvr.policy.adapters import adapted_layers, add_adapters, language_layers
 from lit_rlvr.policy.architecture import (
     CHOSEN,
     EXPERTS,
@@ -281,7 +282,7 @@ def training_memory(
         kept += sum(layers.count * part.tokens * layers.width * size for layers, part in stacks)
         recomputed = max(per_layer) + shape.largest * copied
     else:
-        kept += sum(layers.count * one for (layers, _), one in zip(stacks, per_layer, strict=True))
+        kept += sum(layers.count * layer_bytes for (layers, _), layer_bytes in zip(stacks, per_layer, strict=True))
         kept += (shape.parameters - shape.outside - shape.quantized) * copied
         recomputed = 0
     gradients = load.tokens * (4 * shape.text.inner * size + 2 * shape.text.width * size)  # within a layer

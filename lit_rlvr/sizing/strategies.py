@@ -13,7 +13,7 @@ import torch
 from lit_rlvr.distributed.fsdp2 import FSDP2
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.vllm import GPU_SEQUENCES, VLLMEngine
-from lit_rlvr.policy.adapters import Lora
+from lit_rlvr.options import Lora
 from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rollout.callback import rollout_of
@@ -260,27 +260,29 @@ class JobSizes:
             most: a limit; None = no other.
         """
         enough = self.step_tokens(plan.gpus) if most is None else min(most, self.step_tokens(plan.gpus))
-        found = self.plan(plan.strategy, plan.gpus, min(FEWEST_TOKENS, enough))
-        while found.budget < enough:
-            larger = self.plan(plan.strategy, plan.gpus, min(2 * found.budget, enough))
+        best = self.plan(plan.strategy, plan.gpus, min(FEWEST_TOKENS, enough))
+        while best.budget < enough:
+            larger = self.plan(plan.strategy, plan.gpus, min(2 * best.budget, enough))
             if not larger.fits:
                 break
-            found = larger
-        return found
+            best = larger
+        return best
 
     def fits_each_machine(self, plan: Plan, machines: int) -> bool:
         """Return whether each machine holds a copy of the sharded model by itself, so that only gradients cross the
         network."""
-        one = replace(self, prompts=max(1, self.prompts // machines))
+        on_one_machine = replace(self, prompts=max(1, self.prompts // machines))
         gpus = GPUs(plan.gpus.count // machines, plan.gpus.gib)
-        return plan.strategy.sharded and machines > 1 and one.plan(plan.strategy, gpus, plan.budget).fits
+        return plan.strategy.sharded and machines > 1 and on_one_machine.plan(plan.strategy, gpus, plan.budget).fits
 
     def reason(self, plan: Plan) -> str:
         """Return one line that says what a plan needs, and what its faster alternatives would."""
         gpus = plan.gpus
         before = takewhile(lambda other: other != plan, self.plans(gpus))
-        found = [f"{other.name} {other.needs / GIB:.0f}" for other in before if other.strategy.lora == self.lora]
-        faster = f"; faster, but too large or without memory for vLLM: {'; '.join(found)}" if found else ""
+        alternatives = [f"{other.name} {other.needs / GIB:.0f}" for other in before if other.strategy.lora == self.lora]
+        faster = (
+            f"; faster, but too large or without memory for vLLM: {'; '.join(alternatives)}" if alternatives else ""
+        )
         advice = "" if plan.fits else "; IT WILL NOT FIT: `lit-rlvr plan` proposes smaller micro-batches or adapters"
         return (
             f"strategy: {plan.name}: about {plan.needs / GIB:.0f} of {gpus.gib:.0f} GiB on each of {gpus.count} GPU(s)"
@@ -297,7 +299,7 @@ class JobSizes:
         terms = training_memory(shape, self.load(gpus, budget), strategy, gpus.count, self.size, self.reference)
         teacher = 0.0
         if self.teachers:
-            teacher = sum(one.parameters * frozen(one, strategy, self.size) for one in self.teachers)
+            teacher = sum(model.parameters * frozen(model, strategy, self.size) for model in self.teachers)
             terms["teacher"] = 0.0 if strategy.offload else teacher / (gpus.count if strategy.sharded else 1)
         if self.compared is not None:
             terms["temporary"] += teaching_memory(self.compared, self.load(gpus, budget), strategy, self.size)

@@ -20,7 +20,7 @@ from lit_rlvr.common.files import save_smaller_sizes, smaller_sizes, write_atomi
 from lit_rlvr.distributed.collectives import all_max, rank
 from lit_rlvr.distributed.sharding import whole
 from lit_rlvr.errors import ResumableError, UserError, first_line, shown
-from lit_rlvr.policy.speed import DEFAULT_TOKENS
+from lit_rlvr.options import DEFAULT_TOKENS
 from lit_rlvr.training.step import PreparedRollout, StepPlan
 from lit_rlvr.types import Rollout
 
@@ -53,13 +53,13 @@ class SkippedSteps:
             UserError: more than `limit` steps in a row would be skipped.
         """
         self.total, self.in_a_row = self.total + 1, self.in_a_row + 1
-        said = f"step {number}: {' and '.join(wrong) or 'loss of another rank'} not finite"
+        problem = f"step {number}: {' and '.join(wrong) or 'loss of another rank'} not finite"
         if self.in_a_row > self.limit:
             raise UserError(
-                f"{said}, after {self.limit} skipped in a row (model.optim.max_skipped_steps); its batch is in "
+                f"{problem}, after {self.limit} skipped in a row (model.optim.max_skipped_steps); its batch is in "
                 f"{shown(saved)}; lower model.lr or model.optim.max_grad_norm, and resume with --ckpt_path last"
             )
-        _log.warning("%s: the step is skipped, its batch is in %s", said, shown(saved))
+        _log.warning("%s: the step is skipped, its batch is in %s", problem, shown(saved))
 
     def check_end(self, steps: int) -> None:
         """Refuse a run that ends with most of its steps skipped in a row: its model is broken.
@@ -156,11 +156,11 @@ def save_step(run: Path, number: int, wrong: list[str], plan: StepPlan, run_alon
     """
     path = run / "skipped" / f"step-{number:06d}-rank-{rank()}.json"
     # As many on all ranks if the weights are sharded.
-    found = [_microbatch(plan, k, *run_alone(plan, k)) for k in range(len(plan.microbatches))]
+    microbatches = [_microbatch(plan, k, *run_alone(plan, k)) for k in range(len(plan.microbatches))]
     record = {
         "step": number,
         "wrong": wrong,
-        "microbatches": found[: plan.num_microbatches],
+        "microbatches": microbatches[: plan.num_microbatches],
         "groups": _groups(plan),
     }
     write_atomically(path, json.dumps(record, ensure_ascii=False))

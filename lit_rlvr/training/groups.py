@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from lit_rlvr.advantages import Advantage, GroupBatch
-from lit_rlvr.distributed.collectives import all_max, gather_rows, to_device
+from lit_rlvr.distributed.collectives import all_max, gather_columns, gather_rows, to_device
 from lit_rlvr.types import Rollout
 
 
@@ -20,28 +21,28 @@ def gather_groups(rollout: Rollout, rewards: Tensor, advantage: Advantage) -> Gr
         rollout: of this rank. rewards: (P, G) in place of the rollout's, on the device of training.
     """
     device = rewards.device
-
-    def gathered(local: Tensor) -> Tensor:
-        return gather_rows(to_device(local, device))
-
-    reference = rollout.reference_rewards
-    group = GroupBatch(
-        rewards=gather_rows(rewards),
-        correct=gathered(rollout.correct),
-        reference_rewards=None if reference is None else gathered(reference),
-        lengths=gathered(rollout.lengths),
-        rewarded=gathered(rollout.rewarded),
-        judged=gathered(rollout.judged),
-    )
+    columns = {  # (P, G) each
+        "rewards": rewards,
+        "correct": rollout.correct,
+        "lengths": rollout.lengths,
+        "rewarded": rollout.rewarded,
+        "judged": rollout.judged,
+    }
+    if rollout.reference_rewards is not None:
+        columns["reference_rewards"] = rollout.reference_rewards
+    parts: dict[str, Tensor] = {}
     if advantage.needs_parts:
-        failed = torch.tensor([[status == "error" for status in one] for one in rollout.statuses])  # (P, G)
-        group.parts = {name: gathered(part.masked_fill(failed, math.nan)) for name, part in rollout.parts.items()}
-        group.weights = rollout.weights
+        failed = torch.tensor([[status == "error" for status in group] for group in rollout.statuses])  # (P, G)
+        parts = {name: part.masked_fill(failed, math.nan) for name, part in rollout.parts.items()}
+    gathered = gather_columns([to_device(column, device) for column in (*columns.values(), *parts.values())])
+    fields: dict[str, Any] = dict(zip(columns, gathered, strict=False))
+    group = GroupBatch(**fields)
+    if advantage.needs_parts:
+        group.parts, group.weights = dict(zip(parts, gathered[len(columns) :], strict=True)), rollout.weights
     if advantage.needs_tokens:
         widest = all_max(rollout.mask.shape[1], device)
-        mask, turns = (
-            pad(values, (0, widest - values.shape[1]), value=empty)
-            for values, empty in ((rollout.mask, False), (rollout.turns, -1))
+        group.mask, group.turns = (
+            gather_rows(to_device(pad(tokens, (0, widest - tokens.shape[1]), value=empty), device))
+            for tokens, empty in ((rollout.mask, False), (rollout.turns, -1))
         )
-        group.mask, group.turns = gathered(mask), gathered(turns)
     return group

@@ -15,18 +15,18 @@ from lit_rlvr.distributed.collectives import broadcast_first, leave_out_of_bucke
 from lit_rlvr.distributed.fsdp2 import FSDP2
 from lit_rlvr.distributed.sharding import shard
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy.adapters import Lora, add_adapters, round_frozen
+from lit_rlvr.options import KL, Compute, Lora, Loss, is_url
+from lit_rlvr.policy.adapters import add_adapters, round_frozen
 from lit_rlvr.policy.families import family_of, freeze_vision_tower, vision_modules
 from lit_rlvr.policy.loading import check_same_tokens, load_model_config, load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import compute_dtype, round_ties
 from lit_rlvr.policy.sources import adapter_folder, weights_version
-from lit_rlvr.policy.speed import Compute, compile_layers, compiling_pays, uncompile_layers, use_liger
+from lit_rlvr.policy.speed import compile_layers, compiling_pays, uncompile_layers, use_liger
 from lit_rlvr.policy.verify import check_spans, compile_and_verify, verify_or_fall_back
 from lit_rlvr.training.failures import TokenBudget
-from lit_rlvr.training.loss import KL, Loss
 from lit_rlvr.training.reference import Reference
-from lit_rlvr.training.teachers import Teachers, is_url, teacher_folder
+from lit_rlvr.training.teachers import Teachers, teacher_folder
 from lit_rlvr.training.terms import Term
 from lit_rlvr.training.validation import EvaluatingModule
 
@@ -106,12 +106,12 @@ class LoadedModule(EvaluatingModule):
     def frozen_versions(self) -> dict[str, str]:
         """Return the version of all weights that the run needs and does not train: name -> `weights_version`, of a
         server its URL."""
-        found = {}
+        versions = {}
         if self.lora is not None or self.needs_reference:
-            found["model"] = weights_version(self.model_folder)
+            versions["model"] = weights_version(self.model_folder)
         if self.adapter_folder is not None:
-            found["adapter"] = weights_version(self.adapter_folder)
-        return found | self.teachers.versions()
+            versions["adapter"] = weights_version(self.adapter_folder)
+        return versions | self.teachers.versions()
 
     @property
     def sharded(self) -> bool:

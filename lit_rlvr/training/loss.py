@@ -12,7 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -27,82 +27,18 @@ from lit_rlvr.common.returned import (
     require_loss,
     require_metrics,
 )
-from lit_rlvr.errors import UserError, check_takes, check_within, defined_at, option_group
+from lit_rlvr.errors import UserError, check_takes, defined_at
 from lit_rlvr.objectives import (
-    Aggregation,
-    KLEstimator,
     LossInputs,
     Stats,
     StepTokens,
     largest,
     masked_mean,
 )
+from lit_rlvr.options import KL, Loss
 from lit_rlvr.training.terms import EntropyBonus, ExpertBalance, KLTerm, Need, RightNLL, Term, TokenScores, costs
 
 _log = logging.getLogger("lit_rlvr")
-
-
-@option_group("model.loss")
-@dataclass(frozen=True)
-class Loss:
-    """The aggregation of the losses of tokens, the entropy bonus, and the imitation of right completions.
-
-    Args:
-        aggregation: what token losses are divided by: their sequence's tokens (`sequence_mean`), all tokens of the step
-            (`token_mean`), their group's tokens (`group_token_mean`), the longest possible completion (`constant`), or
-            nothing (`token_sum`); all but `token_mean` also by the number of sequences or groups.
-        count_empty_rows: count completions without a token in the loss as sequences; verl does not.
-        entropy_coef: weight of an entropy bonus, computed from the policy's exact entropy; 0 = off.
-        top_entropy_quantile: share of an optimizer step's tokens whose objective counts, those of the highest entropy
-            under the policy at the beginning of the iteration (Wang et al. 2025, arXiv 2506.01939: 0.2); 1 = all.
-        positive_nll_coef: weight of the -log p of right completions, averaged over all tokens as the KL term is (Yue et
-            al. 2025, VAPO, arXiv 2504.05118: 0.1, there averaged over the tokens of the right ones); 0 = off.
-        balance_coef: weight of the loss that keeps the use of a mixture's experts even within each completion, averaged
-            over all tokens (DeepSeek-V3, arXiv 2412.19437: 1e-4); 0 = off.
-    """
-
-    aggregation: Aggregation = "sequence_mean"
-    count_empty_rows: bool = True
-    entropy_coef: float = 0.0
-    top_entropy_quantile: float = 1.0
-    positive_nll_coef: float = 0.0
-    balance_coef: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_within("(-inf, inf)", "model.loss", entropy_coef=self.entropy_coef)
-        check_within("[0, inf)", "model.loss", positive_nll_coef=self.positive_nll_coef, balance_coef=self.balance_coef)
-        check_within("(0, 1]", "model.loss", top_entropy_quantile=self.top_entropy_quantile)
-        if self.aggregation == "group_token_mean" and not self.count_empty_rows:
-            raise UserError("model.loss.count_empty_rows: group_token_mean averages over groups; leave it at true")
-
-
-@option_group("model.kl")
-@dataclass(frozen=True)
-class KL:
-    """The divergence from a reference policy, in the loss or in the rewards.
-
-    Args:
-        coef: weight of the KL term against the initial policy; 0 = off, without loading a reference model. If it is not
-            given, also by `KL()` in Python, the algorithm's own holds.
-        estimator: estimate of each token's divergence: `k3` (GRPO), `k2`, whose gradient is the divergence's, or
-            `k1`, whose gradient in the loss is 0 on average: for the reward.
-        in_reward: subtract the divergence, summed over each completion, from its reward, instead of adding it to the
-            loss (verl's use_kl_in_reward).
-        bias_correction: multiply each token's KL estimate by its ratio to the policy at rollout time, which makes
-            its gradient the unbiased one of the reverse KL (DeepSeek-V3.2; TRL's default).
-        reference_update_every: iterations after which the current policy becomes the reference, for a KL term or an
-            advantage; null = never.
-    """
-
-    coef: float = 0.0
-    estimator: KLEstimator = "k3"
-    in_reward: bool = False
-    bias_correction: bool = False
-    reference_update_every: int | None = None
-
-    def __post_init__(self) -> None:
-        check_within("[0, inf)", "model.kl", coef=self.coef)
-        check_within("[1, inf)", "model.kl", reference_update_every=self.reference_update_every)
 
 
 class LossModule(ABC):

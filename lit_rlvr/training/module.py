@@ -46,17 +46,15 @@ from lit_rlvr.distributed.collectives import (
     to_device,
 )
 from lit_rlvr.errors import MAX_SIZE, ChecksArguments, check_within, refuse_all
-from lit_rlvr.objectives import Importance, masked_mean, resolve_correction
-from lit_rlvr.policy.adapters import Lora
-from lit_rlvr.policy.speed import Compute, return_freed_memory
+from lit_rlvr.objectives import masked_mean, resolve_correction
+from lit_rlvr.options import KL, AutoLR, Compute, Importance, Lora, Loss, Optim, Teacher
+from lit_rlvr.policy.speed import return_freed_memory
 from lit_rlvr.training.contradictions import contradictions
 from lit_rlvr.training.failures import SkippedSteps, TokenBudget, UnjudgedRollouts
 from lit_rlvr.training.groups import gather_groups
-from lit_rlvr.training.loss import KL, Loss, LossModule
+from lit_rlvr.training.loss import LossModule
 from lit_rlvr.training.optimizer import (
     AdaptiveLR,
-    AutoLR,
-    Optim,
     apply_options,
     build_optimizer,
     build_schedule,
@@ -70,7 +68,7 @@ from lit_rlvr.training.optimizer import (
 from lit_rlvr.training.reference import Reference
 from lit_rlvr.training.saving import SavedModule
 from lit_rlvr.training.step import PreparedRollout, staleness_metrics
-from lit_rlvr.training.teachers import Teacher, Teachers
+from lit_rlvr.training.teachers import Teachers
 from lit_rlvr.training.terms import Term, TokenScores, costs
 from lit_rlvr.training.trace import Trace
 from lit_rlvr.training.update import Updater
@@ -187,7 +185,7 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         can = rollout.mask.any(1).reshape(rollout.rewards.shape).any(1)  # (P,)
         if self.advantage.zero_for_equal_rewards and not self.runs_all_rows and not self.terms:
             can &= ~degenerate(rollout.rewards, rollout.rewarded).flatten()
-        return [bool(one) for one in can]
+        return [bool(allowed) for allowed in can]
 
     # ---- set-up -------------------------------------------------------------------------------------------
     def _build_optimizer(self) -> Any:
@@ -267,9 +265,9 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
     def measure_staleness(self, prepared: PreparedRollout, minibatches: list[list[int]]) -> dict[str, float]:
         """Return how many weight versions old the tokens are; {} before the run's first old token, so that a run
         without staleness does not log it. Collective: call it on every rank."""
-        found = staleness_metrics(prepared, {p for prompts in minibatches for p in prompts}, len(minibatches))
-        prepared.logs_staleness = "train/staleness/max" in self._logged or found.get("train/staleness/max", 0.0) > 0
-        return found if prepared.logs_staleness else {}
+        staleness = staleness_metrics(prepared, {p for prompts in minibatches for p in prompts}, len(minibatches))
+        prepared.logs_staleness = "train/staleness/max" in self._logged or staleness.get("train/staleness/max", 0.0) > 0
+        return staleness if prepared.logs_staleness else {}
 
     def finish_iteration(self, cursor: dict[str, int], metrics: list[dict[str, float]]) -> None:
         """Count the iteration, renew the reference if it is due, commit the data's position, and log means over the
@@ -302,12 +300,12 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         rollout.advantages = means[rank() * local : (rank() + 1) * local].cpu()
         rows = advantages if advantages is not means else advantages.reshape(-1, 1)  # (B, 1) or (B, T)
         size = rollout.group_size
-        mine = rows[rank() * local * size : (rank() + 1) * local * size, : rollout.mask.shape[1]]
+        own = rows[rank() * local * size : (rank() + 1) * local * size, : rollout.mask.shape[1]]
         if self.teachers.options is not None:  # completions without a reward learn from the teacher alone
-            mine = mine.masked_fill(~to_device(rollout.rewarded.reshape(-1, 1), mine.device), 0)
+            own = own.masked_fill(~to_device(rollout.rewarded.reshape(-1, 1), own.device), 0)
         for term, cost in costs(self.terms, "advantages", scores):
-            mine = mine - term.coef * cost.to(mine.dtype)
-            rollout.advantages = masked_mean(mine, scores.mask).view(rollout.rewards.shape).cpu()
+            own = own - term.coef * cost.to(own.dtype)
+            rollout.advantages = masked_mean(own, scores.mask).view(rollout.rewards.shape).cpu()
             sums[term.metric] = cost.double().sum()
         without_signal = float((rollout.advantages == 0).all(1).sum())
         counts = [without_signal, local, float(scores.mask.sum()), *map(float, sums.values())]
@@ -315,7 +313,7 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         metrics = {name: total / max(tokens, 1) for name, total in zip(sums, totals, strict=True) if name}
         metrics |= estimated | {"no_signal": 0.0 if self.teachers.in_loss else without / prompts}
         self.log_dict({f"train/{name}": value for name, value in metrics.items()})
-        return mine
+        return own
 
     def live_rows(self, rollout: Rollout, advantages: Tensor) -> list[int]:
         """Return the rows of a rollout that can have a gradient.

@@ -4,78 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import cos, exp, inf, isnan, nan, pi, sqrt
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_rlvr.distributed.collectives import all_sum
 from lit_rlvr.distributed.sharding import has_shards, own_shard
-from lit_rlvr.errors import UserError, check_within, checks_arguments, first_line, option_group, type_text
+from lit_rlvr.errors import UserError, check_within, first_line, type_text
+from lit_rlvr.options import AutoLR, Optim
 
 _log = logging.getLogger("lit_rlvr")
-
-Schedule = Literal["constant", "linear", "cosine"]
-
-
-@checks_arguments("model.lr")
-@dataclass(frozen=True)
-class AutoLR:
-    """A learning rate that finds itself: see `AdaptiveLR`.
-
-    Args:
-        start: where to look first; null = 1e-2 / the model's hidden size (1.7e-5 for SmolLM2-135M, 2.8e-6 for a 7B
-            model), and ten times that with `model.lora`. The first step takes a tenth of it, because AdamW's first step
-            moves every weight by the whole rate.
-        max_kl: the largest mean divergence of the policy over the steps of a rollout, in nats per token; a fiftieth of
-            it is the smallest.
-    """
-
-    start: float | None = None
-    max_kl: float = 0.02
-
-
-@option_group("model.optim")
-@dataclass(frozen=True)
-class Optim:
-    """The optimizer and its schedule.
-
-    Args:
-        optimizer: class_path of an optimizer to use instead of AdamW, such as torch.optim.SGD or
-            bitsandbytes.optim.AdamW8bit; its options, except the learning rate, go under init_args.
-        weight_decay: AdamW's decoupled weight decay.
-        betas: AdamW's moment decay rates.
-        lr_schedule: the schedule after warm-up; linear and cosine decay to 0 at the last step.
-        warmup_steps: optimizer steps over which the learning rate rises linearly.
-        max_grad_norm: gradients are scaled down to this norm; 0 = off.
-        max_skipped_steps: optimizer steps in a row that may be skipped for a loss or gradient that is not finite, and
-            rollouts in a row for which every reward is None.
-    """
-
-    optimizer: OptimizerCallable | None = None
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    lr_schedule: Schedule = "constant"
-    warmup_steps: int = 0
-    max_grad_norm: float = 1.0
-    max_skipped_steps: int = 10
-
-    def __post_init__(self) -> None:
-        check_within("[0, inf)", "model.optim", weight_decay=self.weight_decay, max_grad_norm=self.max_grad_norm)
-        check_within("[0, 1)", "model.optim.betas", first=self.betas[0], second=self.betas[1])
-        counts = {"warmup_steps": self.warmup_steps, "max_skipped_steps": self.max_skipped_steps}
-        check_within("[0, inf)", "model.optim", **counts)
-        for name in ("betas", "weight_decay") if self.optimizer is not None else ():
-            if (value := getattr(self, name)) != getattr(Optim, name):
-                raise UserError(
-                    f"model.optim.{name}: {value} is for AdamW, which model.optim.optimizer replaces; set it under "
-                    "model.optim.optimizer.init_args"
-                )
 
 
 def check_lr(lr: float | AutoLR, optim: Optim) -> None:

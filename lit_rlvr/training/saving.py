@@ -38,11 +38,11 @@ class SavedModule(LoadedModule):
         return [name for name, _ in self.named_parameters() if is_saved(name)]
 
     def _identity(self) -> dict[str, str]:
-        found = run_identity(self.trainer.datamodule, self, self.advantage, self.policy)  # type: ignore[attr-defined]
+        identity = run_identity(self.trainer.datamodule, self, self.advantage, self.policy)  # type: ignore[attr-defined]
         if self.trainer.state.fn == "fit":
             # The trainer's own is made after a checkpoint is loaded.
-            found["optimizer"] = dotted_path_of(type(self._build_optimizer()))
-        return found
+            identity["optimizer"] = dotted_path_of(type(self._build_optimizer()))
+        return identity
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of a different kind of run, before shapes could clash.

@@ -15,16 +15,17 @@ from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.distributed.collectives import all_max, all_sum, gather_objects, gather_rows, index, rank, to_device
 from lit_rlvr.objectives import (
     GOLDEN_RATIO,
-    Importance,
     LossInputs,
     Stats,
     StepTokens,
     aggregation_weights,
-    correction_weights,
+    importance_weights,
     kl_estimate,
     log_ratio,
     loglinear_old,
+    masked_mean,
 )
+from lit_rlvr.options import Importance
 from lit_rlvr.policy.layout import cut_microbatches
 from lit_rlvr.policy.logprobs import ScoredTokens
 from lit_rlvr.policy.policy import Policy
@@ -157,6 +158,26 @@ def loss_inputs(plan: StepPlan, k: int, scores: ScoredTokens) -> tuple[LossInput
     return inputs, stats
 
 
+def correction_weights(
+    logp: Tensor, old_logp: Tensor, rollout_logp: Tensor, mask: Tensor, advantages: Tensor, correction: Importance
+) -> tuple[Tensor, Tensor]:
+    """Return `importance_weights`, 0 also for the sequences that `off_policy_threshold` drops.
+
+    Args:
+        logp, old_logp, rollout_logp: (B, T) log-probabilities of the policy, of the policy at rollout time, and of the
+            engine.
+        advantages: (B, 1) or (B, T).
+    """
+    tokens, rows = importance_weights(
+        old_logp, rollout_logp, mask, correction.mode, correction.cap, correction.floor, correction.veto
+    )
+    if correction.off_policy_threshold is None:
+        return tokens, rows
+    drift = masked_mean(log_ratio(rollout_logp, logp.detach(), mask), mask)  # (B,)
+    kept = (advantages.sum(1) >= 0) | (drift <= correction.off_policy_threshold)
+    return tokens * kept[:, None], rows * kept
+
+
 def plan_step(
     prepared: PreparedRollout,
     prompts: list[int],
@@ -219,14 +240,14 @@ def measured_rows(plan: StepPlan, one_in: int) -> list[int]:
     rollout = plan.prepared.rollout
     rows = sorted(i for part in plan.microbatches[: plan.num_microbatches] for i in part)  # this rank's
     repeats = rollout.repeats or [0] * len(rollout.prompts)
-    mine: dict[int, list[int]] = {}
+    members_by_key: dict[int, list[int]] = {}
     for i in rows:
         p = i // rollout.group_size
-        mine.setdefault(derive_seed("measured", rollout.prompts[p].sample.id, repeats[p]), []).append(i)
-    groups = sorted((key, len(members)) for part in gather_objects(mine) for key, members in part.items())
+        members_by_key.setdefault(derive_seed("measured", rollout.prompts[p].sample.id, repeats[p]), []).append(i)
+    groups = sorted((key, len(members)) for part in gather_objects(members_by_key) for key, members in part.items())
     chosen = {key for key, _ in groups[: min(MEASURED_GROUPS, max(1, len(groups) // one_in))]}
     most = max(1, sum(size for _, size in groups) // one_in)  # of a group
-    return sorted(i for key, members in mine.items() if key in chosen for i in members[:most])
+    return sorted(i for key, members in members_by_key.items() if key in chosen for i in members[:most])
 
 
 def mean_kl(before: Tensor, after: Tensor) -> float:
@@ -253,12 +274,12 @@ def chosen_tokens(
     if not algorithm.needs_step_tokens:
         return None, None
     assert prepared.old_logp is not None and prepared.entropy is not None
-    mine = torch.zeros_like(mask)
+    own = torch.zeros_like(mask)
     at = index(rows, mask.device)
-    mine[at] = mask[at]
+    own[at] = mask[at]
     advantages = prepared.advantages.to(mask.device).expand(mask.shape)
     chance = chances(prepared.rollout).to(mask.device)
-    columns = torch.stack([values[mine].double() for values in (
+    columns = torch.stack([values[own].double() for values in (
         prepared.old_logp, rollout_logprobs, prepared.entropy, advantages, chance)])  # (5, N of this rank)  # fmt: skip
     sizes = [int(size) for size in gather_rows(torch.tensor([columns.shape[1]]))]
     padded = torch.nn.functional.pad(columns, (0, max(sizes) - columns.shape[1]))
@@ -271,7 +292,7 @@ def chosen_tokens(
             results.append(None)
             continue
         result = torch.zeros_like(mask)
-        result[mine] = chosen[first : first + columns.shape[1]]
+        result[own] = chosen[first : first + columns.shape[1]]
         results.append(result)
     return results[0], results[1]
 
@@ -346,11 +367,11 @@ def staleness_metrics(prepared: PreparedRollout, prompts: set[int], updates: int
     age = prepared.age[rows][run].double() / updates
     oldest = float(age.max()) if len(age) else 0.0
     stale = 0.0 if rollout.stale_cache is None else float(rollout.stale_cache[rows][run].sum())
-    mine = torch.tensor([[float(age.sum()), float(len(age)), stale, oldest]], dtype=torch.float64)
-    sums, tokens, stales, largest = gather_rows(mine).unbind(1)  # (ranks,) each
+    sums_of_rank = torch.tensor([[float(age.sum()), float(len(age)), stale, oldest]], dtype=torch.float64)
+    sums, tokens, stales, largest = gather_rows(sums_of_rank).unbind(1)  # (ranks,) each
     if not tokens.sum():
         return {}
-    found = {"mean": sums.sum() / tokens.sum(), "max": largest.max()}
+    metrics = {"mean": sums.sum() / tokens.sum(), "max": largest.max()}
     if rollout.stale_cache is not None:
-        found["stale_cache"] = stales.sum() / tokens.sum()
-    return {f"train/staleness/{name}": float(value) for name, value in found.items()}
+        metrics["stale_cache"] = stales.sum() / tokens.sum()
+    return {f"train/staleness/{name}": float(value) for name, value in metrics.items()}

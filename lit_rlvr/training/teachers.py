@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +12,8 @@ from torch import Tensor
 
 from lit_rlvr.distributed.collectives import to_device
 from lit_rlvr.engines.client import VLLMServer, run_coroutine, wait_for
-from lit_rlvr.errors import UserError, check_within, option_group
+from lit_rlvr.errors import UserError
+from lit_rlvr.options import Teacher, TeacherPrompt, is_url
 from lit_rlvr.policy.logprobs import TeacherHead
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.sources import resolve_model, weights_version
@@ -27,18 +27,6 @@ SERVER_SECONDS = 600.0
 """Seconds to wait for a server to start, and for its answers."""
 KEY = "VLLM_API_KEY"
 """The environment variable with the key of teachers' servers, as vLLM names it."""
-
-
-class TeacherPrompt(ABC):
-    """Makes the prompt behind which a teacher scores the policy's tokens."""
-
-    @abstractmethod
-    def ask(self, sample: Sample) -> Sample:
-        """Return a sample with the prompt that the teacher gets in place of the policy's.
-
-        Raises:
-            BadRow: its row lacks what the prompt shows.
-        """
 
 
 class Demonstration(TeacherPrompt):
@@ -72,7 +60,7 @@ class Demonstration(TeacherPrompt):
 
         value, media = without_nulls(lookup(sample.row, self.column)), find_tokens(["<image>", "<video>"])
         messages = as_messages(sample.prompt)
-        is_list_of_texts = isinstance(value, list) and all(isinstance(one, str) for one in value)
+        is_list_of_texts = isinstance(value, list) and all(isinstance(part, str) for part in value)
         try:
             turns = None if is_list_of_texts else as_conversation(value)
         except BadRow as error:
@@ -87,77 +75,8 @@ class Demonstration(TeacherPrompt):
                 rules = sum(message["role"] in ("system", "developer") for message in messages[:1])
                 return replace(sample, prompt=[*messages[:rules], *turns, *messages[rules:]])
             value = turns[0]["content"]  # the answer to this very prompt
-        shown = break_up(as_text(value, self.column), media)
-        return replace(sample, prompt=wrapped_prompt(messages, self.template, demonstration=shown))
-
-
-@option_group("model.teacher")
-@dataclass(frozen=True)
-class Teacher:
-    """A model that the policy imitates on its own completions: on-policy distillation.
-
-    Args:
-        model: a model folder or hub id, or the URL of a vLLM server, whose tokens are those of the trained model; or a
-            dict of these for the values of `column`; null = the policy itself, behind another prompt.
-        coef: what the advantage of each token gets `log teacher - log policy` times, which the policy's weights at the
-            beginning of the iteration and the teacher's give: a sample of the reverse KL divergence. With `beta`, the
-            weight of the divergence in the loss.
-        beta: instead, the loss gets the divergence at each token, summed over the vocabulary: 0 = forward KL,
-            KL(teacher || policy), 1 = reverse KL, KL(policy || teacher), in between GKD's generalised Jensen-Shannon
-            divergence; null = the sampled one in the advantages.
-        top_k: with `beta`, compare the policy's k likeliest tokens, and all others as one; null = every token.
-        column: the column of the data that names the teacher of each row, with a dict of models.
-        prompt: makes the prompt behind which the teacher scores the policy's tokens; null = it is the policy's.
-        ema: with the policy as its teacher, the share of the way to the policy's weights that the teacher's go after
-            each rollout, from the initial ones; null = the teacher always has the policy's weights.
-    """
-
-    model: str | dict[str, str] | None = None
-    coef: float = 1.0
-    beta: float | None = None
-    top_k: int | None = None
-    column: str | None = None
-    prompt: TeacherPrompt | None = None
-    ema: float | None = None
-
-    def __post_init__(self) -> None:
-        check_within("(0, inf)", "model.teacher", coef=self.coef)
-        check_within("(0, 1]", "model.teacher", ema=self.ema)
-        check_within("[0, 1]", "model.teacher", beta=self.beta)
-        check_within("[1, inf)", "model.teacher", top_k=self.top_k)
-        if self.top_k is not None and self.beta is None:
-            raise UserError(
-                "model.teacher.top_k: the divergence of the sampled token needs no others; set model.teacher.beta, "
-                "for one over the vocabulary, or leave top_k out"
-            )
-        if self.beta is not None and (self.column is not None or len(self.folders) < len(self.models)):
-            raise UserError(
-                "model.teacher.beta: the divergence over the vocabulary needs all of one teacher's logits, which "
-                "servers and several teachers do not give; name one folder as model.teacher.model, or leave beta out"
-            )
-        if isinstance(self.model, dict) != (self.column is not None):
-            raise UserError("model.teacher.column: it names the row's model in a dict of models; give both or neither")
-        if self.model is None and self.prompt is None:
-            raise UserError("model.teacher.model: null is the policy itself, which needs another prompt; give `prompt`")
-        if self.model is not None and self.ema is not None:
-            raise UserError("model.teacher.ema: it averages the policy's weights; leave `model` out")
-
-    @property
-    def models(self) -> dict[str, str]:
-        """Folders, hub ids and URLs by the value of `column`, "" without one; {} = the policy itself."""
-        if isinstance(self.model, dict):
-            return {str(label): model for label, model in self.model.items()}
-        return {} if self.model is None else {"": self.model}
-
-    @property
-    def folders(self) -> list[str]:
-        """The models that are loaded, without those on servers."""
-        return [model for model in self.models.values() if not is_url(model)]
-
-
-def is_url(model: str) -> bool:
-    """Return whether a teacher is on a server."""
-    return model.startswith(("http://", "https://"))
+        text = break_up(as_text(value, self.column), media)
+        return replace(sample, prompt=wrapped_prompt(messages, self.template, demonstration=text))
 
 
 def teacher_folder(model: str) -> str:
@@ -236,27 +155,27 @@ class Teachers(Term):
 
         if self.options is None:
             return []
-        self._data, asked, wrong = data, [], []
+        self._data, teacher_prompts, wrong = data, [], []
         prompts, most = data.prompts.get("train", []), FAR_TOO_LONG * data.reading.max_prompt_tokens
         for prompt in prompts:
             try:
                 if (label := self._label(prompt.sample)) not in (self.options.models or {"": ""}):
                     raise BadRow(f"{label!r} names no teacher of model.teacher.model", str(self.options.column))
-                asked.append(self.asked(prompt))
-                if len(asked[-1].token_ids) >= most:  # `encode` reads no further
+                teacher_prompts.append(self.asked(prompt))
+                if len(teacher_prompts[-1].token_ids) >= most:  # `encode` reads no further
                     raise BadRow(f"{most} tokens or more; raise data.init_args.reading.max_prompt_tokens, an eighth of "
                                  "it", "the teacher's prompt")  # fmt: skip
             except BadRow as error:
                 wrong.append(str(BadRow(error.reason, error.field, prompt.sample.source or prompt.sample.id)))
         if wrong:
             raise UserError(f"model.teacher: {len(wrong)} of {len(prompts)} rows cannot be used: {abbreviate(wrong)}")
-        images = any(prompt.sample.images for prompt in asked)
+        images = any(prompt.sample.images for prompt in teacher_prompts)
         if any(map(is_url, self.options.models.values())) and (sampling.temperature != 1 or images):
             raise UserError(
                 "model.teacher.model: a server scores without images and at temperature 1; give the teacher's folder"
                 + ("" if images else ", or set rollout.sampling.temperature to 1")
             )
-        return asked
+        return teacher_prompts
 
     def connect(self) -> None:
         """Wait for the servers, and compare their tokens with the policy's in some prompts and all special tokens.
@@ -303,38 +222,38 @@ class Teachers(Term):
     def logprobs(self, rollout: Rollout, rows: list[int], score: Score) -> Tensor:
         """Return the log-probabilities (B, T) of some rows, each under its own teacher; 0 in the others. Collective:
         call it on every rank."""
-        shown = replace(rollout, prompts=[self.asked(prompt) for prompt in rollout.prompts])
+        taught = replace(rollout, prompts=[self.asked(prompt) for prompt in rollout.prompts])
         labels = [self._label(prompt.sample) for prompt in rollout.prompts]
-        found = torch.zeros(rollout.mask.shape)
+        logp = torch.zeros(rollout.mask.shape)
         for label in [*self.held, *self.servers]:
-            mine = [i for i in rows if labels[i // rollout.group_size] == label]
+            own_rows = [i for i in rows if labels[i // rollout.group_size] == label]
             if label in self.held:
-                scored = score(shown, self.held[label].policy, mine)
-                found = to_device(found, scored.device) + scored
+                scored = score(taught, self.held[label].policy, own_rows)
+                logp = to_device(logp, scored.device) + scored
             else:
-                found = found + to_device(self._ask_server(label, shown, mine), found.device)
-        return found
+                logp = logp + to_device(self._ask_server(label, taught, own_rows), logp.device)
+        return logp
 
     def teach(self, rollout: Rollout, rows: list[int]) -> TeacherHead:
         """Return what the policy's `score` of some rows needs for the divergence from their teacher. Collective if the
         weights are sharded: call it on every rank."""
         assert self.options is not None and self.options.beta is not None
-        asked = list(rollout.prompts)
+        prompts = list(rollout.prompts)
         for p in {i // rollout.group_size for i in rows}:
-            asked[p] = self.asked(asked[p])
-        shown = replace(rollout, prompts=asked)
-        return self.held[""].policy.teach(shown, rows, self.options.beta, self.options.top_k)
+            prompts[p] = self.asked(prompts[p])
+        taught = replace(rollout, prompts=prompts)
+        return self.held[""].policy.teach(taught, rows, self.options.beta, self.options.top_k)
 
     def _ask_server(self, label: str, rollout: Rollout, rows: list[int]) -> Tensor:
         """Return the log-probabilities (B, T) of some rows that a server gives."""
-        size, found = rollout.group_size, torch.zeros(rollout.mask.shape)
+        size, logp = rollout.group_size, torch.zeros(rollout.mask.shape)
         pairs = [(rollout.prompts[i // size], rollout.completions[i // size][i % size]) for i in rows]
-        asked = [[*prompt.token_ids, *completion.token_ids] for prompt, completion in pairs]
-        scores = run_coroutine(self.servers[label].score(asked, AT_ONCE))
+        sequences = [[*prompt.token_ids, *completion.token_ids] for prompt, completion in pairs]
+        scores = run_coroutine(self.servers[label].score(sequences, AT_ONCE))
         for i, (prompt, _), values in zip(rows, pairs, scores, strict=True):
             after = values[len(prompt.token_ids) :]
-            found[i, : len(after)] = torch.tensor(after)
-        return found * rollout.mask
+            logp[i, : len(after)] = torch.tensor(after)
+        return logp * rollout.mask
 
     def _label(self, sample: Sample) -> str:
         """Return the value of `column`, "" without one."""

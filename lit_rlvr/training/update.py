@@ -16,7 +16,8 @@ from lit_rlvr.common.seeds import derive_seed, run_seed
 from lit_rlvr.common.terminal import progress
 from lit_rlvr.distributed.collectives import average_gradients, index, rank, to_device, world_size
 from lit_rlvr.distributed.sharding import has_shards, reduce_over_copies, whole
-from lit_rlvr.objectives import Importance, Stats
+from lit_rlvr.objectives import Stats
+from lit_rlvr.options import Importance, Optim
 from lit_rlvr.policy.adapters import adapter_dropout
 from lit_rlvr.policy.logprobs import ScoredTokens
 from lit_rlvr.policy.policy import Policy
@@ -29,7 +30,7 @@ from lit_rlvr.training.failures import (
     smaller_microbatches_when_out_of_memory,
 )
 from lit_rlvr.training.loss import LossModule
-from lit_rlvr.training.optimizer import AdaptiveLR, Optim, all_parameters, step_cosine
+from lit_rlvr.training.optimizer import AdaptiveLR, all_parameters, step_cosine
 from lit_rlvr.training.step import (
     PreparedRollout,
     StepPlan,

@@ -222,10 +222,10 @@ class EvaluationMetrics(nn.Module):
 
     def names(self, prompts: Iterable[Prompt], sampled: bool) -> set[str]:
         """Return the name of every metric that `compute` can return for a set, whose completions may be sampled."""
-        found = {"accuracy", "accuracy_error", "guess", "length", "truncated"}
-        found |= {f"pass@{metric.k}" for metric in self._pass_at()}
-        found |= ({"greedy"} if self.greedy is not None else set()) | ({"entropy"} if sampled else set())
-        return found | {f"accuracy/{one_line(p.sample.category)}" for p in prompts if p.sample.category}
+        names = {"accuracy", "accuracy_error", "guess", "length", "truncated"}
+        names |= {f"pass@{metric.k}" for metric in self._pass_at()}
+        names |= ({"greedy"} if self.greedy is not None else set()) | ({"entropy"} if sampled else set())
+        return names | {f"accuracy/{one_line(p.sample.category)}" for p in prompts if p.sample.category}
 
     def compute(self) -> dict[str, float]:
         """Return the metrics over all ranks; those of nothing are left out. Collective: call it on every rank.
@@ -244,20 +244,20 @@ class EvaluationMetrics(nn.Module):
             sampled |= sampled_there
             self.questions = self.questions | questions_there
         values |= {"entropy": self.entropy} if sampled else {}
-        found = {name: float(m.compute()) for name, m in values.items()}
-        if math.isnan(found["accuracy"]):
+        metrics = {name: float(m.compute()) for name, m in values.items()}
+        if math.isnan(metrics["accuracy"]):
             raise UserError(
                 "rollout.rewards: no reward says of any completion of a validation or test set whether it is right; "
                 "return a bool or a RewardResult with `correct` (None leaves a completion out)"
             )
         shares = [right_ones / counted for right_ones, counted in self.questions.values()]
         if len(shares) > 1:
-            found["accuracy_error"] = stdev(shares) / math.sqrt(len(shares))
+            metrics["accuracy_error"] = stdev(shares) / math.sqrt(len(shares))
         if guess := constant_guess(answers):
-            found["guess"] = guess
-        found |= {f"pass@{m.k}": float(m.compute()) for m in self._pass_at()}
-        found |= {f"accuracy/{name}": right[name] / judged[name] for name in sorted(judged)}
-        return {name: value for name, value in found.items() if not math.isnan(value)}
+            metrics["guess"] = guess
+        metrics |= {f"pass@{m.k}": float(m.compute()) for m in self._pass_at()}
+        metrics |= {f"accuracy/{name}": right[name] / judged[name] for name in sorted(judged)}
+        return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
     def _pass_at(self) -> list[PassAtK]:
         return [metric for metric in self.pass_at.values() if isinstance(metric, PassAtK)]

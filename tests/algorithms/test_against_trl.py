@@ -15,14 +15,8 @@ from torch import Tensor
 from lit_rlvr.algorithms import CISPO, DAPO, GRPO, GSPO, DrGRPO, RLVRModule
 from lit_rlvr.commands.check.replay import read_batch, replay
 from lit_rlvr.errors import UserError
-from lit_rlvr.objectives import (
-    Importance,
-    ImportanceCorrection,
-    importance_weights,
-    log_ratio,
-    masked_mean,
-    vocabulary_divergence,
-)
+from lit_rlvr.objectives import ImportanceCorrection, importance_weights, log_ratio, masked_mean, vocabulary_divergence
+from lit_rlvr.options import Importance
 
 
 def trl() -> Any:
@@ -103,7 +97,7 @@ def test_weights_of_a_correction_give_their_loss(mode: Any, high: float | None, 
     arrays = sampled_elsewhere(3)
     batch = read_batch(arrays)
     assert batch.rollout_logp is not None
-    tokens, rows = importance_weights(batch.old_logp, batch.rollout_logp, batch.mask, Importance(mode, high, low))
+    tokens, rows = importance_weights(batch.old_logp, batch.rollout_logp, batch.mask, mode, high, low)
     ratio = rows[:, None] if mode.startswith("sequence") else tokens
     importance = {"correction": mode, "cap": high, "floor": low, "off_policy_threshold": 0.3}
     theirs = {"use_vllm": True, "ratio": ratio, "off_policy_mask_threshold": 0.3}
@@ -155,7 +149,7 @@ def test_every_correction_is_that_of_a_slow_loop(mode: Any, high: Any, low: Any,
     batch = read_batch(sampled_elsewhere(4))
     assert batch.rollout_logp is not None
     correction = Importance(mode, high, low, veto)
-    tokens, rows = importance_weights(batch.old_logp, batch.rollout_logp, batch.mask, correction)
+    tokens, rows = importance_weights(batch.old_logp, batch.rollout_logp, batch.mask, mode, high, low, veto)
     d = log_ratio(batch.old_logp, batch.rollout_logp, batch.mask)
     assert correction.drops == (mode.endswith(("mis", "reject")) or veto is not None)
     for i, used in enumerate(batch.mask):
@@ -170,7 +164,7 @@ def test_every_correction_is_that_of_a_slow_loop(mode: Any, high: Any, low: Any,
 def test_a_bounded_correction_follows_the_ratio_and_stays_below_a_bound(mode: Any, high: Any, low: Any) -> None:
     correction = Importance(mode, high, low)
     d = torch.linspace(-40, 40, 81, dtype=torch.float64)[:, None]
-    tokens, _ = importance_weights(d, torch.zeros_like(d), torch.ones_like(d, dtype=torch.bool), correction)
+    tokens, _ = importance_weights(d, torch.zeros_like(d), torch.ones_like(d, dtype=torch.bool), mode, high, low)
     assert correction.is_bounded == bool(tokens.max() < 10 and len(tokens.unique()) > 1)
 
 

@@ -43,10 +43,10 @@ from lit_rlvr.algorithms import (
 )
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs
+from lit_rlvr.options import KL, Loss
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.rollout.preflight.sizes import check_sizes, log_sizes
-from lit_rlvr.training.loss import KL, Loss
 from lit_rlvr.types import Sampling
 
 with pytest.MonkeyPatch.context() as patch:

@@ -11,8 +11,7 @@ from lit_rlvr.cli.error_lines import refuse_nulls
 from lit_rlvr.cli.lightning_cli import OPTION_GROUPS, ConfigCheck
 from lit_rlvr.configs import find_configs
 from lit_rlvr.errors import UserError
-from lit_rlvr.objectives import Importance
-from lit_rlvr.training.loss import KL, Loss
+from lit_rlvr.options import KL, Importance, Loss
 
 
 @pytest.fixture(scope="module")

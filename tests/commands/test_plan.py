@@ -25,7 +25,8 @@ from transformers import (
 from lit_rlvr.cli.run_config import suggest_more_tokens
 from lit_rlvr.distributed.fsdp2 import FSDP2
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy.adapters import Lora, add_adapters
+from lit_rlvr.options import Lora
+from lit_rlvr.policy.adapters import add_adapters
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.sizing.gpus import GIB, GPUs
 from lit_rlvr.sizing.memory import (

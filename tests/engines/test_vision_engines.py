@@ -40,7 +40,8 @@ from lit_rlvr.engines.server import VLLMServerEngine
 from lit_rlvr.engines.transfer import FileTransfer
 from lit_rlvr.engines.vllm import VLLMEngine
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy.adapters import Lora, add_adapters
+from lit_rlvr.options import Lora
+from lit_rlvr.policy.adapters import add_adapters
 from lit_rlvr.policy.loading import load_image_processor, load_policy, save_model
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.episodes import Episodes

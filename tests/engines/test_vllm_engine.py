@@ -25,7 +25,8 @@ from lit_rlvr.engines.synced import check_engine
 from lit_rlvr.engines.vllm import WORTH_COMPILING, VLLMEngine, with_tied_head
 from lit_rlvr.errors import ResumableError, UserError
 from lit_rlvr.objectives import resolve_correction
-from lit_rlvr.policy.adapters import Lora, add_adapters, changing_weights
+from lit_rlvr.options import Lora
+from lit_rlvr.policy.adapters import add_adapters, changing_weights
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.types import Sampling

@@ -46,10 +46,10 @@ from lit_rlvr.engines.server import VLLMServerEngine, check_model, differing_cop
 from lit_rlvr.engines.synced import SyncedEngine, check_engine, trainer_logprobs
 from lit_rlvr.engines.transfer import FileTransfer, NCCLTransfer, RepeatedWeights, Weights
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy.adapters import Lora, add_adapters, changing_weights
+from lit_rlvr.options import Lora, Teacher
+from lit_rlvr.policy.adapters import add_adapters, changing_weights
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.training.teachers import Teacher
 from lit_rlvr.types import Completion, Prompt, Sampling
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")

@@ -24,7 +24,8 @@ from lit_rlvr.engines.synced import probe_seeds
 from lit_rlvr.engines.transfer import FileTransfer
 from lit_rlvr.engines.turns import Done, Row, Turns
 from lit_rlvr.engines.vllm import VLLMEngine
-from lit_rlvr.policy.adapters import Lora, add_adapters
+from lit_rlvr.options import Lora
+from lit_rlvr.policy.adapters import add_adapters
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.types import Completion, Prompt, Sampling

@@ -18,8 +18,9 @@ from torch._dynamo.utils import counters
 
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.errors import UserError
+from lit_rlvr.options import Lora
 from lit_rlvr.policy import speed as compiled
-from lit_rlvr.policy.adapters import Lora, add_adapters
+from lit_rlvr.policy.adapters import add_adapters
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.speed import compile_layers, decoder_layers, enable_checkpointing

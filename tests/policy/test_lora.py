@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.synced import SyncedEngine
 from lit_rlvr.errors import UserError
+from lit_rlvr.options import Lora
 from lit_rlvr.policy.adapters import (
-    Lora,
     adapted_modules,
     adapter_dropout,
     add_adapters,

@@ -38,7 +38,8 @@ from transformers import (
 )
 
 from lit_rlvr.engines.hf import HFEngine
-from lit_rlvr.policy.adapters import Lora, adapted_layers, adapted_modules, add_adapters
+from lit_rlvr.options import Lora
+from lit_rlvr.policy.adapters import adapted_layers, adapted_modules, add_adapters
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.verify import verify_or_fall_back
 from lit_rlvr.sizing.memory import Strategy, kv_bytes_per_token, shape_of, state_memory

@@ -29,13 +29,14 @@ from lit_rlvr.engines.server import VLLMServerEngine
 from lit_rlvr.engines.transfer import FileTransfer
 from lit_rlvr.engines.vllm import VLLMEngine
 from lit_rlvr.errors import UserError
+from lit_rlvr.options import Teacher
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.routes import routers, routing
 from lit_rlvr.policy.speed import enable_checkpointing
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.rollout.episodes import Episodes
 from lit_rlvr.rollout.preflight.sizes import check_sizes
-from lit_rlvr.training.teachers import Demonstration, Teacher
+from lit_rlvr.training.teachers import Demonstration
 from lit_rlvr.types import Completion, Rollout, Sampling
 
 Weigh = Callable[[Any, Tensor], Tensor]

@@ -20,7 +20,8 @@ from lit_rlvr.algorithms import GRPO
 from lit_rlvr.common.files import cache_folder
 from lit_rlvr.engines.server import check_model
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy.adapters import Lora, add_adapters
+from lit_rlvr.options import Lora
+from lit_rlvr.policy.adapters import add_adapters
 from lit_rlvr.policy.loading import load_model_config, load_policy
 from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.rollout.preflight.lengths import context_length

@@ -17,7 +17,16 @@ from two_ranks import in_two_ranks
 
 from lit_rlvr.algorithms import AAPO, GRPO, GRPOLead, Reinforce
 from lit_rlvr.policy.loading import load_image_processor
-from lit_rlvr.rollout.assemble import balance, even_out, group_tokens, join, take, without_patches
+from lit_rlvr.rollout.assemble import (
+    GroupSummary,
+    balance,
+    even_out,
+    gather_summaries,
+    group_tokens,
+    join,
+    take,
+    without_patches,
+)
 from lit_rlvr.types import Rollout
 
 
@@ -30,20 +39,28 @@ def rollout_of(lengths: list[list[int]]) -> Rollout:
     return made
 
 
+def summaries(tokens: list[list[int]], numbers: list[list[int | None]]) -> list[list[GroupSummary]]:
+    return [
+        [GroupSummary("", count, True, number) for count, number in zip(counts, there, strict=True)]
+        for counts, there in zip(tokens, numbers, strict=True)
+    ]
+
+
 def test_groups_stay_in_their_minibatch_and_shown_ones_where_they_are() -> None:
     stay = [[(0, 0), (0, 1)], [(1, 0), (1, 1)]]
-    assert even_out([[9, 7], [1, 3]], [[0, 1], [2, 3]], fixed=0) == stay
-    assert even_out([[9, 7], [1, 3]], [[0, None], [0, None]], fixed=0)[0][1] == (0, 1), "7 is not trained on"
-    assert even_out([[9, 7], [1, 3]], [[0, 0], [0, 0]], fixed=2) == stay
-    assert even_out([[9, 7], [1, 3]], [[0, 0], [0, 0]], fixed=1)[0][0] == (0, 0)
+    tokens: list[list[int]] = [[9, 7], [1, 3]]
+    assert even_out(summaries(tokens, [[0, 1], [2, 3]]), 4, fixed=0) == stay
+    assert even_out(summaries(tokens, [[0, None], [1, None]]), 1, fixed=0)[0][1] == (0, 1), "7 is not trained on"
+    assert even_out(summaries(tokens, [[0, 1], [2, 3]]), 1, fixed=2) == stay
+    assert even_out(summaries(tokens, [[0, 1], [2, 3]]), 1, fixed=1)[0][0] == (0, 0)
 
 
 @given(st.data(), st.integers(1, 4), st.integers(1, 6), st.integers(1, 3))
 def test_every_group_has_one_place_and_nothing_gets_less_even(data: Any, ranks: int, groups: int, parts: int) -> None:
     numbers = st.lists(st.integers(0, 50), min_size=groups, max_size=groups)
     tokens = [data.draw(numbers) for _ in range(ranks)]
-    part: list[list[int | None]] = [[p % parts for p in range(groups)] for _ in range(ranks)]
-    places = even_out(tokens, part, fixed=1)
+    part = [[p % parts for p in range(groups)] for _ in range(ranks)]
+    places = even_out(summaries(tokens, [[*range(groups)] for _ in range(ranks)]), parts, fixed=1)
     assert Counter(place for there in places for place in there) == Counter(
         (r, p) for r in range(ranks) for p in range(groups)
     )
@@ -83,7 +100,7 @@ def exchange(rank: int, folder: Path) -> None:
     rollout.prompts = [replace(prompt, pixels=pixels) for prompt in rollout.prompts]
     rollout.completions[1][1] = replace(rollout.completions[1][1], pixels=pixels)
     before = {id(part.pixels.inputs[0]["pixel_values"]) for part in rollout.prompts if part.pixels}
-    moved = balance(rollout, 1, [True] * 2, 0, processor.cut)
+    moved = balance(rollout, gather_summaries(rollout, [True] * 2), 1, 0, processor.cut)
     found = [part.pixels for part in (*moved.prompts, *(c for row in moved.completions for c in row)) if part.pixels]
     assert len(found) == 3 and any(id(pixel.inputs[0]["pixel_values"]) not in before for pixel in found)
     (wanted,) = pixels.inputs
@@ -100,4 +117,4 @@ def test_patches_of_images_are_made_again_instead_of_sent(vlm_folder: Path, tmp_
 
 def test_one_process_keeps_its_rollout() -> None:
     rollout = rollout_of([[4, 2]])
-    assert balance(rollout, 1, [True], 0) is rollout
+    assert balance(rollout, gather_summaries(rollout, [True]), 1, 0) is rollout

@@ -1,10 +1,12 @@
 """The first half of the loop: seeds, when weights are synced and probed, metrics of a rollout."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from tiny_fit import Recorder, fit
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 from two_ranks import in_two_ranks
 
+from lit_rlvr.datamodules.reading.stream import PromptStream
 from lit_rlvr.engines.base import EngineContext
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.synced import check_engine, probe_prompts, probe_seeds, trainer_logprobs
@@ -27,6 +30,7 @@ from lit_rlvr.rollout import RolloutCallback, callback
 from lit_rlvr.rollout.assemble import count_repeats, rollout_metrics
 from lit_rlvr.rollout.generate import completion_seeds
 from lit_rlvr.rollout.settings import Evaluation
+from lit_rlvr.rollout.source import SyncSource
 from lit_rlvr.types import Completion, EvalSampling, Prompt, Sampling
 
 
@@ -65,10 +69,28 @@ def test_seeds_belong_to_the_prompt_and_not_to_its_place() -> None:
     assert completion_seeds(prompts[1:], [0] * 2, 4, "rollout", 7) == forward[1:]
     assert completion_seeds(prompts[:1], [0], 8, "rollout", 7)[0][:4] == forward[0]
     again = [prompts[0], prompts[1], prompts[0]]
-    assert count_repeats(again, []) == [0, 0, 1]
-    assert count_repeats(again, again) == [2, 1, 3]
-    twice = completion_seeds(again, count_repeats(again, []), 4, "rollout", 7)
+    assert count_repeats(["a", "b", "a"]) == [0, 0, 1]
+    twice = completion_seeds(again, [0, 0, 1], 4, "rollout", 7)
     assert twice[:2] == forward[:2] and not set(twice[2]) & set(twice[0])
+
+
+def count_in_two_ranks(rank: int) -> None:
+    """Ten prompts of an iteration over three samples: five rounds of one prompt a rank, across epochs."""
+    stream = PromptStream([make_prompt([5], name) for name in "abc"], seed=1)
+    data: Any = SimpleNamespace(stream=stream, prompts_per_rollout=2, cursor={"epoch": 3, "position": 1})
+    source = SyncSource(Any, Any, data, 4, Sampling(), 0)  # type: ignore[arg-type]  # asked for repeats alone
+    cursor, seen = data.cursor, Counter[str]()
+    for rounds in range(1, 6):
+        prompts, cursor = stream.take(2, cursor)
+        for r, prompt in enumerate(prompts):
+            if r == rank:
+                assert source.repeats(rounds) == [seen[prompt.sample.id]]
+            seen[prompt.sample.id] += 1
+    assert max(seen.values()) >= 3
+
+
+def test_repeats_count_earlier_rounds_and_lower_ranks(tmp_path: Path) -> None:
+    in_two_ranks(tmp_path, count_in_two_ranks)
 
 
 class CountingEngine(HFEngine):

@@ -21,7 +21,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lit_rlvr.commands.serve import server_line
 from lit_rlvr.distributed.checkpoints import last_checkpoint, read_checkpoint
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy.adapters import Lora, add_adapters
+from lit_rlvr.options import Lora
+from lit_rlvr.policy.adapters import add_adapters
 from lit_rlvr.policy.loading import load_model_config, load_policy
 from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.run.saved_model import export_run

@@ -23,7 +23,7 @@ from lit_rlvr.algorithms import DAPO
 from lit_rlvr.common.settings import settings_of
 from lit_rlvr.environments.tools import WrappedTools
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy.adapters import Lora
+from lit_rlvr.options import Lora
 from lit_rlvr.rewards import Format, MathAnswer
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.outputs import RunFolder

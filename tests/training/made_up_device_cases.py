@@ -23,8 +23,8 @@ from lit_rlvr.datamodules import LesionCount, PromptDataModule
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.turns import Done, Turns
 from lit_rlvr.objectives import Stats
+from lit_rlvr.options import Lora
 from lit_rlvr.policy import attention, verify, vision_attention
-from lit_rlvr.policy.adapters import Lora
 from lit_rlvr.policy.precision import is_half
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.training.step import PreparedRollout, StepPlan

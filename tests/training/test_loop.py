@@ -24,6 +24,7 @@ ASIDE = {
     "distributed/sharding.py": "whole tensors of sharded weights",
     "errors.py": "checks of values",
     "objectives.py": "GRPO's loss, and the correction for the engine",
+    "options.py": "the options of a loss and of a correction",
     "policy/adapters.py": "adapters, of which there are none here",
     "policy/architecture.py": "what a model does to its logits",
     "policy/attention.py": "attention over shared prompts",

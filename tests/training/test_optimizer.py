@@ -17,16 +17,9 @@ from transformers import get_scheduler
 
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.errors import UserError
+from lit_rlvr.options import AutoLR, Optim
 from lit_rlvr.training import optimizer as optimizer_module
-from lit_rlvr.training.optimizer import (
-    AdaptiveLR,
-    AutoLR,
-    Optim,
-    build_optimizer,
-    build_schedule,
-    step_cosine,
-    unallocated,
-)
+from lit_rlvr.training.optimizer import AdaptiveLR, build_optimizer, build_schedule, step_cosine, unallocated
 
 CLI = Callable[..., Any]
 UNVALIDATED = ("--trainer.limit_val_batches", 0, "--trainer.num_sanity_val_steps", 0)

@@ -15,7 +15,7 @@ from tiny_fit import MixedVersions, fit
 from two_ranks import in_two_ranks
 
 from lit_rlvr.objectives import kl_estimate
-from lit_rlvr.training.optimizer import AutoLR
+from lit_rlvr.options import AutoLR
 from lit_rlvr.training.step import chances, logprobs_of, mean_kl, measured_rows, staleness_metrics
 from lit_rlvr.training.update import Updater
 

@@ -21,11 +21,11 @@ from lit_rlvr.datamodules import PromptDataModule, TextMath
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy.adapters import Lora
+from lit_rlvr.options import Lora, Teacher
 from lit_rlvr.policy.sources import weights_version
 from lit_rlvr.rollout.record import Replay
 from lit_rlvr.sizing.memory import Strategy
-from lit_rlvr.training.teachers import Demonstration, Teacher
+from lit_rlvr.training.teachers import Demonstration
 from lit_rlvr.types import Completion, Prompt, Sample, Sampling
 
 

@@ -184,23 +184,23 @@ def check_reward(reward: Reward, samples: Sequence[Sample], seconds: float) -> C
     golds = read_golds(reward, samples, form)
     in_endings = reads_endings(reward, golds[:FORM_ROWS])
     frequent = frequent_answers(golds)
-    found = Checkup(f"{form}, and in ordinary endings" if in_endings else form, len(golds))
+    checkup = Checkup(f"{form}, and in ordinary endings" if in_endings else form, len(golds))
     with progress_bar("rows", len(golds)) as one_more:
         for first in range(0, len(golds), BATCH_ROWS):
             batch = golds[first : first + BATCH_ROWS]
-            if found.rows and time.monotonic() - start > seconds:
+            if checkup.rows and time.monotonic() - start > seconds:
                 break
-            judge_rows(reward, batch, frequent, in_endings, found)
+            judge_rows(reward, batch, frequent, in_endings, checkup)
             for _ in batch:
                 one_more()
-    found.seconds = time.monotonic() - start
-    if found.failures and not (found.right_texts.texts or found.wrong_texts.texts):
-        raise UserError(f"check: reward {reward.name!r} failed on every text; first: {next(iter(found.failures))}")
-    return found
+    checkup.seconds = time.monotonic() - start
+    if checkup.failures and not (checkup.right_texts.texts or checkup.wrong_texts.texts):
+        raise UserError(f"check: reward {reward.name!r} failed on every text; first: {next(iter(checkup.failures))}")
+    return checkup
 
 
 def judge_rows(
-    reward: Reward, golds: Sequence[Gold], frequent: Sequence[str], in_endings: bool, found: Checkup
+    reward: Reward, golds: Sequence[Gold], frequent: Sequence[str], in_endings: bool, checkup: Checkup
 ) -> None:
     """Judge all texts of some rows in one batch, and count them."""
     texts = [texts_of(gold, frequent, in_endings) for gold in golds]
@@ -213,11 +213,11 @@ def judge_rows(
         gold_paid = best is not None and is_paid(best, best, floor)
         for text, result in zip(row, judged, strict=True):
             if result.status == "error":
-                found.failures[result.detail] = found.failures.get(result.detail, 0) + 1
+                checkup.failures[result.detail] = checkup.failures.get(result.detail, 0) + 1
             elif result.status != "unjudged":
                 paid = is_paid(result, best or floor, floor)
-                found.add(text, gold, paid, gold_paid, result.detail)
-        found.rows += 1
+                checkup.add(text, gold, paid, gold_paid, result.detail)
+        checkup.rows += 1
 
 
 def is_paid(result: RewardResult, gold: RewardResult, floor: RewardResult) -> bool:
@@ -262,8 +262,8 @@ def texts_of(gold: Gold, frequent: Sequence[str], in_endings: bool = False) -> l
     tried.append(TriedText("empty", False, ""))
     tried += [TriedText(f"short text: {kind}", False, text, short) for kind, short, text in shortcuts(gold, frequent)]
     first: dict[str, TriedText] = {}
-    for one in tried:
-        first.setdefault(one.text, one)
+    for tried_text in tried:
+        first.setdefault(tried_text.text, tried_text)
     return list(first.values())
 
 

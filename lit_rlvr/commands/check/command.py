@@ -91,10 +91,10 @@ def show_checkup(config: Any) -> None:
         if config.text is not None:
             show_judgement(name, reward, config)
             return
-        found = check_reward(reward, read_set(config.data, config.rows, config.seed), config.seconds)
+        checkup = check_reward(reward, read_set(config.data, config.rows, config.seed), config.seconds)
         show_result(
-            {"class": name, "data": config.data, **found.as_json()},
-            lambda: print_checkup(f"{name} on {config.data}", found),
+            {"class": name, "data": config.data, **checkup.as_json()},
+            lambda: print_checkup(f"{name} on {config.data}", checkup),
         )
 
 
@@ -126,7 +126,11 @@ def show_judgement(name: str, reward: Reward, config: Any) -> None:
     (result,) = reward.score([(completion, sample)])
     verdict = {True: "right", False: "wrong", None: "does not say whether it is right"}[result.correct]
     show_result(
-        {"class": name, **vars(result), "stages": [{"stage": stage, "result": found} for stage, found in stages]},
+        {
+            "class": name,
+            **vars(result),
+            "stages": [{"stage": stage, "result": judgement} for stage, judgement in stages],
+        },
         lambda: print_stages(stages, f"{name}: {verdict}, value {result.value:g}, status {result.status}"),
     )
 

@@ -116,8 +116,8 @@ def without_delimiters(answer: str) -> str:
         inner = answer[len(opening) : -len(closing)]
         if answer.startswith(opening) and answer.endswith(closing) and inner and opening not in inner:
             answer = inner.strip()
-    found = re.fullmatch(r"\\(?:text|textbf|mathrm)\{([^{}]*)\}", answer)
-    return found[1].strip() if found else answer
+    match = re.fullmatch(r"\\(?:text|textbf|mathrm)\{([^{}]*)\}", answer)
+    return match[1].strip() if match else answer
 
 
 def kind_of(answer: str) -> Kind:
@@ -130,8 +130,8 @@ def kind_of(answer: str) -> Kind:
         return "percent"
     if answer.lower() in ("yes", "no"):
         return "yes_no"
-    found = _QUANTITY.fullmatch(answer)
-    if found and (found[2] or found[3]) in UNITS:
+    match = _QUANTITY.fullmatch(answer)
+    if match and (match[2] or match[3]) in UNITS:
         return "quantity"
     opening, inner, closing = split_brackets(answer)
     items = split_items(inner)
@@ -161,13 +161,13 @@ def is_item(item: str) -> bool:
 def split_brackets(answer: str) -> tuple[str, str, str]:
     """Return the opening bracket around an answer, what stands between, and the closing one; brackets are "" if there
     are none."""
-    found = _BRACKETS.fullmatch(answer)
+    match = _BRACKETS.fullmatch(answer)
     depth = 0
-    for character in found[2] if found else ")":
+    for character in match[2] if match else ")":
         depth += (character in "([{") - (character in ")]}")
         if depth < 0:  # "(1, 2), (3, 4)" has no brackets around it
             return "", answer, ""
-    return found[1], found[2].strip(), found[3]  # type: ignore[index]
+    return match[1], match[2].strip(), match[3]  # type: ignore[index]
 
 
 def split_items(text: str) -> tuple[str, ...]:
@@ -184,18 +184,18 @@ def split_items(text: str) -> tuple[str, ...]:
 
 def fraction_parts(answer: str) -> tuple[int, int] | None:
     """Return numerator and denominator of a fraction; None for anything else."""
-    found = _FRACTION.fullmatch(answer)
-    if found is None:
+    match = _FRACTION.fullmatch(answer)
+    if match is None:
         return None
-    sign, *digits = found.groups()
+    sign, *digits = match.groups()
     above, below = (int(part) for part in digits if part is not None)
     return ((-above if sign == "-" else above), below) if below else None
 
 
 def quantity_parts(answer: str) -> tuple[str, str] | None:
     """Return the number and the unit of a quantity; None for anything else."""
-    found = _QUANTITY.fullmatch(answer)
-    return (found[1], found[2] or found[3]) if found else None
+    match = _QUANTITY.fullmatch(answer)
+    return (match[1], match[2] or match[3]) if match else None
 
 
 def value_of_answer(answer: str) -> Fraction | None:

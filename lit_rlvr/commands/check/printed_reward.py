@@ -11,23 +11,25 @@ EXAMPLE_CHARACTERS = 160
 MOST_SHORT_TEXTS = 5
 
 
-def print_checkup(name: str, found: Checkup) -> None:
+def print_checkup(name: str, checkup: Checkup) -> None:
     """Print the rates, each kind with errors and an example, and short texts that pay."""
     console = Terminal()
-    left = "" if found.rows == found.rows_wanted else f" of {found.rows_wanted}, then the time was up (--seconds)"
-    console.print(f"{name}: {found.rows} rows{left}, {found.seconds:.0f} s; answers as {found.form}", soft_wrap=True)
+    left = "" if checkup.rows == checkup.rows_wanted else f" of {checkup.rows_wanted}, then the time was up (--seconds)"
+    console.print(
+        f"{name}: {checkup.rows} rows{left}, {checkup.seconds:.0f} s; answers as {checkup.form}", soft_wrap=True
+    )
     for label, rate in (
-        ("gold completions not paid", found.gold),
-        ("right texts not paid (false negatives)", found.right_texts),
-        ("wrong texts paid (false positives)", found.wrong_texts),
+        ("gold completions not paid", checkup.gold),
+        ("right texts not paid (false negatives)", checkup.right_texts),
+        ("wrong texts paid (false positives)", checkup.wrong_texts),
     ):
         console.print(f"{label}: {rate_text(rate)}", soft_wrap=True)
-    for detail, count in found.failures.items():
+    for detail, count in checkup.failures.items():
         console.print(f"the reward failed on {count} texts: {one_line(detail)}", soft_wrap=True)
     for keeps, title in ((True, "Right texts that are not paid"), (False, "Wrong texts that are paid")):
-        kinds = {name: kind for name, kind in found.kinds.items() if kind.keeps is keeps}
+        kinds = {name: kind for name, kind in checkup.kinds.items() if kind.keeps is keeps}
         print_kinds(console, title, kinds)
-    for text, rate in found.paid_short_texts()[:MOST_SHORT_TEXTS]:
+    for text, rate in checkup.paid_short_texts()[:MOST_SHORT_TEXTS]:
         console.print(
             f"the short text {one_line(text)!r} pays where it is no answer: {rate_text(rate)}", soft_wrap=True
         )

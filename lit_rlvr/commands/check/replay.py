@@ -17,7 +17,8 @@ from lit_rlvr.advantages.base import impute
 from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.conformance import Batch, Step, replay_step
 from lit_rlvr.errors import UserError
-from lit_rlvr.objectives import LossInputs, StepTokens, aggregation_weights, correction_weights
+from lit_rlvr.objectives import LossInputs, StepTokens, aggregation_weights
+from lit_rlvr.training.step import correction_weights
 from lit_rlvr.training.terms import TokenScores, costs
 
 
@@ -46,10 +47,10 @@ def replay(batch: Mapping[str, np.ndarray], algorithms: Mapping[str, RLVRModule]
     results: dict[str, np.ndarray] = {}
     for name, algorithm in algorithms.items():
         try:
-            found = replay_one(frozen, algorithm)
+            values = replay_one(frozen, algorithm)
         except UserError as error:
             raise UserError(f"algorithms.{name}: {error}") from error
-        results |= {f"{name}/{key}": value.numpy() for key, value in found.items()}
+        results |= {f"{name}/{key}": value.numpy() for key, value in values.items()}
     return results
 
 
@@ -142,9 +143,10 @@ def _chosen_tokens(
         raise UserError("loss.top_entropy_quantile is below 1, and the batch has no entropy; add the array")
     entropy = torch.zeros_like(batch.old_logp) if batch.entropy is None else batch.entropy
     columns = (batch.old_logp, rollout, entropy, advantages.expand(batch.mask.shape))
-    found = algorithm.select_tokens(StepTokens(*(values[batch.mask] for values in columns)))
+    choices = algorithm.select_tokens(StepTokens(*(values[batch.mask] for values in columns)))
     counted, selected = (
-        None if chosen is None else torch.zeros_like(batch.mask).masked_scatter(batch.mask, chosen) for chosen in found
+        None if chosen is None else torch.zeros_like(batch.mask).masked_scatter(batch.mask, chosen)
+        for chosen in choices
     )
     return counted, selected
 

@@ -80,8 +80,8 @@ class PrintedClaim:
         return None if value is None else float(value)
 
     def _before(self, task: Mapping[str, Any]) -> float | None:
-        found = [table["suites"] for table in task.get("before_suites", {}).values()]
-        spreads = [next((s[suite].get(self.metric) for s in found if suite in s), None) for suite in self.averaged]
+        tables = [table["suites"] for table in task.get("before_suites", {}).values()]
+        spreads = [next((s[suite].get(self.metric) for s in tables if suite in s), None) for suite in self.averaged]
         return complete_mean([spread and spread["mean"] for spread in spreads])
 
 
@@ -96,46 +96,46 @@ class DecidedClaim:
     """A claim with its result.
 
     Args:
-        found: None if no seed has both values.
+        result: None if no seed has both values.
     """
 
     claim: PrintedClaim
-    found: PairedDifference | None
+    result: PairedDifference | None
 
     @property
     def verdict(self) -> str:
         if not self.claim.primary:
             return "exploratory"
-        return "cannot tell" if self.found is None else self.found.reading
+        return "cannot tell" if self.result is None else self.result.reading
 
     def as_data(self) -> dict[str, Any]:
         """Return the claim and its result for JSON."""
-        claim, found = self.claim, self.found
-        asked = {name: getattr(claim, name) for name in ("says", "where", "task", "more", "less", "printed")}
-        data: dict[str, Any] = {**asked, "measure": claim.measure, "verdict": self.verdict, "n": 0}
-        if found is not None:
-            data |= {"n": found.n, "difference": found.difference, "interval": found.interval, "p": found.p,
-                     "p_holm": found.adjusted if claim.primary else None, "p_as_large_as_printed": found.below,
-                     "could_show": found.could_show}  # fmt: skip
+        claim, result = self.claim, self.result
+        claimed = {name: getattr(claim, name) for name in ("says", "where", "task", "more", "less", "printed")}
+        data: dict[str, Any] = {**claimed, "measure": claim.measure, "verdict": self.verdict, "n": 0}
+        if result is not None:
+            data |= {"n": result.n, "difference": result.difference, "interval": result.interval, "p": result.p,
+                     "p_holm": result.adjusted if claim.primary else None, "p_as_large_as_printed": result.below,
+                     "could_show": result.could_show}  # fmt: skip
         return data
 
     def row(self) -> list[str]:
         """Return the claim's row of the table."""
-        claim, found = self.claim, self.found
+        claim, result = self.claim, self.result
         printed = "-" if claim.printed is None else f"{claim.printed:+.3g}"
         verdict = f"**{self.verdict}**" if claim.primary else self.verdict
-        if found is None:
+        if result is None:
             return [claim.says, claim.where, claim.measure, "-", "-", printed, "0", "-", verdict]
-        interval = f" [{', '.join(f'{x:.3g}' for x in found.interval)}]" if found.interval else ""
-        p = p_text(found.p) + (f", {p_text(found.adjusted)}" if claim.primary else "")
-        if self.verdict == "cannot tell" and found.could_show is not None:
-            verdict += f" (could show {found.could_show:.3g})"
-        if self.verdict == SMALLER_THAN_PRINTED and found.below is not None:
-            verdict += f" (p {p_text(found.below)})"
-        sides = f"{claim.more} {found.more:.3g}, {claim.less} {found.less:.3g}"
+        interval = f" [{', '.join(f'{x:.3g}' for x in result.interval)}]" if result.interval else ""
+        p = p_text(result.p) + (f", {p_text(result.adjusted)}" if claim.primary else "")
+        if self.verdict == "cannot tell" and result.could_show is not None:
+            verdict += f" (could show {result.could_show:.3g})"
+        if self.verdict == SMALLER_THAN_PRINTED and result.below is not None:
+            verdict += f" (p {p_text(result.below)})"
+        sides = f"{claim.more} {result.more:.3g}, {claim.less} {result.less:.3g}"
         return [
-            claim.says, claim.where, claim.measure, sides, f"{found.difference:+.3g}{interval}", printed, str(found.n),
-            p, verdict,
+            claim.says, claim.where, claim.measure, sides, f"{result.difference:+.3g}{interval}", printed,
+            str(result.n), p, verdict,
         ]  # fmt: skip
 
 
@@ -144,9 +144,9 @@ def decide(claims: Sequence[PrintedClaim], results: Mapping[str, Any]) -> list[D
     primary = [claim for claim in claims if claim.primary]
     others = [[claim] for claim in claims if not claim.primary]
     return [
-        DecidedClaim(claim, found)
+        DecidedClaim(claim, result)
         for group in [primary, *others]
-        for claim, found in zip(
+        for claim, result in zip(
             group, paired_differences([c.pairs(results) for c in group], [c.printed for c in group]), strict=True
         )
     ]
@@ -154,9 +154,9 @@ def decide(claims: Sequence[PrintedClaim], results: Mapping[str, Any]) -> list[D
 
 def lacking_pairs(decided: Sequence[DecidedClaim]) -> list[str]:
     """Return lines about claims that no pair of runs measures, and about too few pairs for a verdict; usually none."""
-    lines = [f"{d.claim.says}: no pair of runs has {d.claim.measure}." for d in decided if d.found is None]
-    primary = [d.found for d in decided if d.claim.primary]
-    counts = [found.n for found in primary if found is not None]
+    lines = [f"{d.claim.says}: no pair of runs has {d.claim.measure}." for d in decided if d.result is None]
+    primary = [d.result for d in decided if d.claim.primary]
+    counts = [result.n for result in primary if result is not None]
     if counts and min(counts) < least_pairs(len(primary)):
         lines.append(
             f"Too few seeds: sign flips need {least_pairs(len(primary))} pairs to reach {LEVEL:g} among {len(primary)} "

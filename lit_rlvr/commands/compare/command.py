@@ -150,11 +150,11 @@ def _write_results(folder: StudyFolder) -> None:
     if runs and not any(study.metric in run.last for run in runs):
         _log.warning("metric: no run has %s at its last step; it has %s", study.metric, ", ".join(runs[0].last))
     starts = {task: read_suites(root / start_folder(task)) for task in study.tasks}
-    found = study_results(study, runs, {task: suites for task, suites in starts.items() if suites})
-    write_atomically(root / "results.json", json.dumps(found, indent=2) + "\n")
+    results = study_results(study, runs, {task: suites for task, suites in starts.items() if suites})
+    write_atomically(root / "results.json", json.dumps(results, indent=2) + "\n")
     figures = draw_figures(study, runs, root / "figures")
     failed = folder.with_status("failed")
-    write_atomically(root / "results.md", report(study, found, figures, failed))
+    write_atomically(root / "results.md", report(study, results, figures, failed))
     _log.info("Results: %s, and with the runs: %s", root / "results.md", write_report([root]))
     if failed:
         raise FailedCells(failed, study, root)

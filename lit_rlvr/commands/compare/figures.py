@@ -50,7 +50,7 @@ def draw_figures(study: Study, runs: Sequence[FinishedRun], folder: Path) -> dic
     colours = cell_colours(study.names)
     for task in study.tasks:
         groups = {name: [r for r in runs if (r.cell.task, r.cell.name) == (task, name)] for name in study.names}
-        groups = {name: found for name, found in groups.items() if found}
+        groups = {name: runs_of_group for name, runs_of_group in groups.items() if runs_of_group}
         curves = CURVES | {
             f"{metric}_{name}": (f"val/{name}/{metric}", title.format(name))
             for metric, title in SET_CURVES.items()
@@ -91,14 +91,14 @@ def _draw_curve(study: Study, groups: RunsByName, colours: Mapping[str, Any], me
     """Draw one metric along the study's budget; return None if no run has it."""
     unit = study.budget[0]
     along = None if unit == "steps" else f"used/{unit}"
-    bands = {name: found for name, runs in groups.items() if (found := band(runs, along, metric)) is not None}
+    bands = {name: curve for name, runs in groups.items() if (curve := band(runs, along, metric)) is not None}
     if not bands:
         return None
     figure, axis = new_figure(
         title, {"steps": "step", "samples": "sampled completions", "tokens": "generated tokens"}[unit]
     )
-    for name, found in bands.items():
-        draw_line(axis, name, colours[name], *found)
+    for name, curve in bands.items():
+        draw_line(axis, name, colours[name], *curve)
     draw_legend(figure, axis)
     return figure
 
@@ -107,14 +107,14 @@ def _draw_pass_at_k(groups: RunsByName, colours: Mapping[str, Any]) -> Any:
     """Draw pass@k after training and before it, with one pair of axes per validation set."""
     after = {name: pass_at_k_spreads([run.last for run in runs]) for name, runs in groups.items()}
     before = pass_at_k_spreads([run.rows.get(0, {}) for runs in groups.values() for run in runs])
-    sets = sorted({name for found in after.values() for name in found})
+    sets = sorted({name for spreads in after.values() for name in spreads})
     if not sets:
         return None
     figure, axes = new_figure("", "k", len(sets))
     for axis, name in zip(np.atleast_1d(axes), sets, strict=True):
-        for cell, found in [(BEFORE, before), *after.items()]:
-            if name in found:
-                numbers = [(int(k), value["mean"], value["std"] or 0.0) for k, value in found[name].items()]
+        for cell, spreads in [(BEFORE, before), *after.items()]:
+            if name in spreads:
+                numbers = [(int(k), value["mean"], value["std"] or 0.0) for k, value in spreads[name].items()]
                 draw_line(axis, cell, colours.get(cell, "0.5"), *map(np.array, zip(*numbers, strict=True)))
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:g}")

@@ -32,10 +32,10 @@ class PrintedValue:
     @classmethod
     def parse(cls, cell: Any) -> PrintedValue:
         """Parse a number, or text such as "68.4 ± 0.2"."""
-        found = VALUE.fullmatch(str(cell))
-        if found is None:
+        match = VALUE.fullmatch(str(cell))
+        if match is None:
             raise UserError(f"{cell!r} is neither a number nor like '68.4 ± 0.2'")
-        return cls(float(found[1]), float(found[2]) if found[2] else None)
+        return cls(float(match[1]), float(match[2]) if match[2] else None)
 
     def __str__(self) -> str:
         return f"{self.value:.1f}" + (f" ± {self.deviation:.1f}" if self.deviation is not None else "")
@@ -77,11 +77,11 @@ class PrintedTable:
     def title(self) -> str:
         return ", ".join(filter(None, [self.task, self.suite, self.metric]))
 
-    def ours(self, row: str, column: str, found: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    def ours(self, row: str, column: str, task: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """Return our spread for a cell of the table from the task in results.json; None if there is none."""
         if self.metric == "run":
-            return None if row == BEFORE else SPREAD_COLUMNS[column](found["cells"][row])
-        tables = found.get("before_suites", {}) if row == BEFORE else found["cells"][row]["suites"]
+            return None if row == BEFORE else SPREAD_COLUMNS[column](task["cells"][row])
+        tables = task.get("before_suites", {}) if row == BEFORE else task["cells"][row]["suites"]
         for values in tables.values():
             if self.suite is None:
                 results = values["average"] if column == AVERAGE else values["suites"].get(column, {})

@@ -36,12 +36,12 @@ ComparedTable = dict[str, dict[str, tuple[PrintedValue, Mapping[str, Any] | None
 def compared(paper: Paper, results: Mapping[str, Any]) -> Iterator[tuple[PrintedTable, ComparedTable]]:
     """Yield each printed table with our values."""
     for table in paper.tables:
-        found = results["tasks"][table.task]
+        task = results["tasks"][table.task]
         yield (
             table,
             {
                 row: {
-                    column: (value, table.ours(row, column, found))
+                    column: (value, table.ours(row, column, task))
                     for column, value in zip(table.columns, values, strict=True)
                 }
                 for row, values in table.rows.items()
@@ -119,8 +119,8 @@ def reproduce(name: str, out: Path, jobs: int = 1, cluster: Mapping[str, Any] | 
     _log.info("Next to the printed values: %s", out / "reproduced.md")
     if failure:
         raise failure
-    found = as_data(paper, results) | ({"claims": [claim.as_data() for claim in decided]} if decided else {})
-    show_result(found, lambda: None)  # readable text is in reproduced.md
+    reproduced = as_data(paper, results) | ({"claims": [claim.as_data() for claim in decided]} if decided else {})
+    show_result(reproduced, lambda: None)  # readable text is in reproduced.md
 
 
 def paper_items() -> Iterator[tuple[str, str, str]]:
@@ -138,10 +138,10 @@ def paper_items() -> Iterator[tuple[str, str, str]]:
         yield f"{paper}, claims on a tiny model", f"lit-rlvr compare {claims['study']}", measured
         machine = f"the paper's machine: {values['machine']}"
         for table in sorted(f"{paper}/{path.stem}" for path in (folder / paper).glob("*.yaml")):
-            found = load_printed(table)
-            for claim in found.claims:
+            printed_table = load_printed(table)
+            for claim in printed_table.claims:
                 if claim.primary:
-                    takes = f"not run; {describe_cost(found.study)}; {machine}"
+                    takes = f"not run; {describe_cost(printed_table.study)}; {machine}"
                     yield f"{paper}, claim: {claim.says}", f"lit-rlvr reproduce {table}", takes
         for name, item in values["items"].items():
             if "none" in item:
@@ -149,10 +149,11 @@ def paper_items() -> Iterator[tuple[str, str, str]]:
                 continue
             printed = item.get("printed", [])
             studies = dict.fromkeys([load_printed(table).study for table in printed] or [item["study"]])
-            shown = [f"lit-rlvr reproduce {table}" for table in printed]
-            shown += [f"{', '.join(item['figures'])} of lit-rlvr compare {item['study']}"] if "figures" in item else []
+            commands = [f"lit-rlvr reproduce {table}" for table in printed]
+            if "figures" in item:
+                commands.append(f"{', '.join(item['figures'])} of lit-rlvr compare {item['study']}")
             costs = "; ".join([*map(describe_cost, studies), machine])
-            yield f"{paper}, {name}", "; ".join(shown), f"not run; {costs}"
+            yield f"{paper}, {name}", "; ".join(commands), f"not run; {costs}"
 
 
 @cache
@@ -175,8 +176,8 @@ def run(command: str, arguments: Sequence[str]) -> None:
     if config.list:
         items = list(paper_items())
         lines = [f"{name}: {how}" + f" ({cost})" * bool(cost) for name, how, cost in items]
-        found = [{"name": name, "how": how, "cost": cost} for name, how, cost in items]
-        show_result(found, lambda: print(*lines, sep="\n"))
+        rows = [{"name": name, "how": how, "cost": cost} for name, how, cost in items]
+        show_result(rows, lambda: print(*lines, sep="\n"))
         return
     if config.table is None or config.out is None:
         raise UserError(f"{command}: give a table and --out, or --list")

@@ -133,9 +133,9 @@ def algorithm_options(config: Mapping[str, Any]) -> dict[str, Any]:
     return dict((model.get("init_args") or {}) if isinstance(model, dict) else {})  # a name alone has none
 
 
-def _suites(found: Any, path: Path) -> dict[str, list[str | dict[str, Any]]]:
+def _suites(given: Any, path: Path) -> dict[str, list[str | dict[str, Any]]]:
     """Return the suites by table; resolve files in the study's folder to absolute paths."""
-    tables = found if isinstance(found, dict) else {"suites": found}
+    tables = given if isinstance(given, dict) else {"suites": given}
     for name, suites in tables.items():
         if not isinstance(suites, list) or not all(isinstance(suite, str | dict) for suite in suites):
             raise UserError(
@@ -153,11 +153,11 @@ def _resolve_suite(suite: str | dict[str, Any], path: Path) -> str | dict[str, A
     return f"{name}{equals}{path_near.resolve()}" if path_near.is_file() else suite
 
 
-def _named(found: Any, key: str, path: Path) -> dict[str, dict[str, Any]]:
+def _named(given: Any, key: str, path: Path) -> dict[str, dict[str, Any]]:
     """Check the tasks or cells, whose names become folders; return name -> config."""
-    if not isinstance(found, dict) or not found:
+    if not isinstance(given, dict) or not given:
         raise UserError(f"STUDY: {path}: {key}: give a mapping of names to the options each changes")
-    named = {str(name): config or {} for name, config in found.items()}
+    named = {str(name): config or {} for name, config in given.items()}
     allowed = [key for key in TOP_KEYS if key not in SET_BY_STUDY]
     for name, config in named.items():
         where = f"STUDY: {path}: {key}.{name}"
@@ -170,12 +170,12 @@ def _named(found: Any, key: str, path: Path) -> dict[str, dict[str, Any]]:
     return named
 
 
-def _budget(found: Any, path: Path) -> tuple[str, int]:
-    if isinstance(found, dict) and len(found) == 1:
-        ((unit, count),) = found.items()
+def _budget(given: Any, path: Path) -> tuple[str, int]:
+    if isinstance(given, dict) and len(given) == 1:
+        ((unit, count),) = given.items()
         if unit in BUDGETS and type(count) is int and count > 0:
             return unit, count
-    raise UserError(f"STUDY: {path}: budget: give one of {', '.join(BUDGETS)} with a positive number, not {found!r}")
+    raise UserError(f"STUDY: {path}: budget: give one of {', '.join(BUDGETS)} with a positive number, not {given!r}")
 
 
 def _bases(layer: dict[str, Any], path: Path) -> Iterator[dict[str, Any]]:

@@ -223,5 +223,5 @@ def _evaluate(study: Study, cell: Cell, run: Path, model: str, out: Path) -> Cel
 def read_suites(folder: Path) -> Mapping[str, Mapping[str, Any]]:
     """Read the results of each suite from the folder of an evaluation; empty without one."""
     path = folder / "results.json"
-    found = json.loads(path.read_text()) if path.is_file() and (folder / ARGUMENTS_FILE).is_file() else {}
-    return dict(found)
+    suites = json.loads(path.read_text()) if path.is_file() and (folder / ARGUMENTS_FILE).is_file() else {}
+    return dict(suites)

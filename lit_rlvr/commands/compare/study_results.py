@@ -135,7 +135,7 @@ def _overall(study: Study, runs: Sequence[FinishedRun]) -> dict[str, Any]:
 
 def _task(study: Study, runs: list[FinishedRun]) -> dict[str, Any]:
     by_name = {name: [run for run in runs if run.cell.name == name] for name in study.names}
-    cells = {name: _cell_results(study, found) for name, found in by_name.items()}
+    cells = {name: _cell_results(study, runs_of_cell) for name, runs_of_cell in by_name.items()}
     for name, versus in against_baseline(
         {name: _values(by_name[name], study.metric) for name in cells}, study.baseline
     ).items():
@@ -171,11 +171,11 @@ def _cell_results(study: Study, runs: Sequence[FinishedRun]) -> dict[str, Any]:
 
 def _one_run(run: FinishedRun) -> dict[str, Any]:
     """Return one run's numbers for users' own analyses: its last validation, and its metrics by quarter."""
-    found = {name: quarters(run.history(name)) for name in QUARTER_METRICS}
+    quarters_by_metric = {name: quarters(run.history(name)) for name in QUARTER_METRICS}
     losses = run.history("train/loss")
     return {
         "last": {name: finite(value) for name, value in run.last.items() if name.startswith("val/")},
-        "quarters": {name: values for name, values in found.items() if values},
+        "quarters": {name: values for name, values in quarters_by_metric.items() if values},
         "loss_variance": finite(variance(losses)) if len(losses) > 1 else None,
         "best": finite(max((row[ACCURACY] for row in run.rows.values() if ACCURACY in row), default=math.nan)),
         "collapsed": run.is_collapsed,
@@ -199,17 +199,17 @@ def finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _tables(study: Study, found: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+def _tables(study: Study, suites_by_seed: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
     """Return the study's tables of suites: table -> results of each suite and of their average, over seeds.
 
     Args:
-        found: suite -> results for each seed, in the study's order.
+        suites_by_seed: suite -> results for each seed, in the study's order.
     """
     tables: dict[str, Any] = {}
-    names = iter(found[0] if found else ())
+    names = iter(suites_by_seed[0] if suites_by_seed else ())
     for table, suites_of_table in study.suites.items():
         group = list(islice(names, len(suites_of_table)))
-        parts = [{name: suites[name] for name in group} for suites in found]
+        parts = [{name: suites[name] for name in group} for suites in suites_by_seed]
         values = [{name: _flat_numbers(results) for name, results in part.items()} for part in parts]
         tables[table] = {
             "suites": {
@@ -231,9 +231,9 @@ def _flat_numbers(results: Mapping[str, Any]) -> MetricRow:
     return {key: value for key, value in results.items() if isinstance(value, float)}
 
 
-def _categories(found: Sequence[Mapping[str, MetricRow]]) -> dict[str, Any]:
-    names = dict.fromkeys(name for categories in found for name in categories)
-    return {name: _over_seeds([categories[name] for categories in found if name in categories]) for name in names}
+def _categories(by_seed: Sequence[Mapping[str, MetricRow]]) -> dict[str, Any]:
+    names = dict.fromkeys(name for categories in by_seed for name in categories)
+    return {name: _over_seeds([categories[name] for categories in by_seed if name in categories]) for name in names}
 
 
 def _values(runs: Sequence[FinishedRun], metric: str) -> dict[int, float]:
@@ -247,22 +247,24 @@ def against_baseline(values: Mapping[str, Mapping[int, float]], baseline: str) -
     Args:
         values: cell -> {seed: value}.
     """
-    found: dict[str, dict[str, Any]] = {}
+    versus_baseline: dict[str, dict[str, Any]] = {}
     for name, ours in values.items():
         if name != baseline:
             differences = [
                 ours[seed] - values[baseline][seed] for seed in sorted(ours.keys() & values[baseline].keys())
             ]
-            found[name] = {
+            versus_baseline[name] = {
                 "difference": spread(differences),
                 "pairs": len(differences),
                 "p_t": paired_t_test(differences),
                 "p_sign_flip": sign_flip_test(differences),
                 "improvement": with_interval(probability_of_improvement, [ours], [values[baseline]]),
             }
-    tested = {name: versus["p_sign_flip"] for name, versus in found.items() if versus["p_sign_flip"] is not None}
+    tested = {
+        name: versus["p_sign_flip"] for name, versus in versus_baseline.items() if versus["p_sign_flip"] is not None
+    }
     adjusted = dict(zip(tested, holm([*tested.values()]), strict=True))
-    return {name: versus | {"p_holm": adjusted.get(name)} for name, versus in found.items()}
+    return {name: versus | {"p_holm": adjusted.get(name)} for name, versus in versus_baseline.items()}
 
 
 def with_interval(statistic: Callable[..., Any], *scores: Sequence[Mapping[int, float]]) -> dict[str, Any] | None:
@@ -272,8 +274,8 @@ def with_interval(statistic: Callable[..., Any], *scores: Sequence[Mapping[int, 
         statistic: a function of `significance.py`.
         scores: its arguments: seed -> value for each task.
     """
-    runs = [[list(task.values()) for task in found] for found in scores]
-    if not all(task for found in runs for task in found):
+    runs = [[list(task.values()) for task in tasks] for tasks in scores]
+    if not all(task for tasks in runs for task in tasks):
         return None
     interval = stratified_band(statistic, *runs)
     return {"value": float(statistic(*runs)), "ci95": None if interval is None else interval.tolist()}
@@ -288,14 +290,14 @@ def spread(values: Sequence[float]) -> dict[str, Any] | None:
 
 def pass_at_k_spreads(rows: Sequence[MetricRow]) -> dict[str, dict[str, Any]]:
     """Return validation set -> {k: spread of pass@k}."""
-    found: dict[str, dict[int, list[float]]] = {}
+    by_set: dict[str, dict[int, list[float]]] = {}
     for row in rows:
         for name, value in row.items():
             match = re.fullmatch(r"val/(.+)/pass@(\d+)", name)
             if match:
-                found.setdefault(match[1], {}).setdefault(int(match[2]), []).append(value)
+                by_set.setdefault(match[1], {}).setdefault(int(match[2]), []).append(value)
     return {
-        name: {str(k): spread(values) for k, values in sorted(by_k.items())} for name, by_k in sorted(found.items())
+        name: {str(k): spread(values) for k, values in sorted(by_k.items())} for name, by_k in sorted(by_set.items())
     }
 
 

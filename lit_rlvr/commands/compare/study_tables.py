@@ -33,7 +33,7 @@ def _best_in_bold(cells: Sequence[str]) -> list[str]:
     return [f"**{cell}**" if cell.partition(" ")[0] == best else cell for cell in cells]
 
 
-def suite_tables(study_suites: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
+def suite_tables(study_suites: Mapping[str, Any], task: Mapping[str, Any]) -> Iterator[str]:
     """Yield the tables of one task as Markdown.
 
     For each of the study's tables of suites they are: pass@1 (or greedy accuracy without samples) with the average; the
@@ -41,13 +41,13 @@ def suite_tables(study_suites: Mapping[str, Any], found: Mapping[str, Any]) -> I
 
     Args:
         study_suites: the study's tables of suites.
-        found: the task in results.json.
+        task: as in results.json.
     """
     for group in study_suites:
-        rows = {name: cell["suites"][group] for name, cell in found["cells"].items() if group in cell["suites"]}
+        rows = {name: cell["suites"][group] for name, cell in task["cells"].items() if group in cell["suites"]}
         rows = {name: row for name, row in rows.items() if row["suites"]}
-        if group in found.get("before_suites", {}):
-            rows = {BEFORE: found["before_suites"][group], **rows}
+        if group in task.get("before_suites", {}):
+            rows = {BEFORE: task["before_suites"][group], **rows}
         if not rows:
             continue
         suites = list(next(iter(rows.values()))["suites"])
@@ -66,9 +66,7 @@ def suite_tables(study_suites: Mapping[str, Any], found: Mapping[str, Any]) -> I
                 yield _table(f"{suite}: pass@k", [f"pass@{k}" for k in ks], of_suite)
         for suite in suites:
             yield from _by_category(suite, first[suite], rows)
-        measures = sorted(
-            {k for found in keys.values() for k in found if k.startswith("diversity/") and k.count("/") == 1}
-        )
+        measures = sorted({k for row in keys.values() for k in row if k.startswith("diversity/") and k.count("/") == 1})
         for measure in measures:
             measured = [suite for suite in suites if measure in keys[suite]]
             yield _across(
@@ -88,10 +86,10 @@ def _across(title: str, suites: Sequence[str], keys: Mapping[str, str], rows: Ma
 
 
 def _by_category(suite: str, key: str, rows: Mapping[str, Any]) -> Iterator[str]:
-    found = {name: row["suites"].get(suite, {}).get("categories", {}) for name, row in rows.items()}
-    categories = list(dict.fromkeys(category for row in found.values() for category in row))
+    by_cell = {name: row["suites"].get(suite, {}).get("categories", {}) for name, row in rows.items()}
+    categories = list(dict.fromkeys(category for row in by_cell.values() for category in row))
     if categories:
-        cells = {name: {c: values.get(key) for c, values in row.items()} for name, row in found.items()}
+        cells = {name: {c: values.get(key) for c, values in row.items()} for name, row in by_cell.items()}
         yield _table(f"{suite}: {key} by category", categories, cells)
 
 
@@ -115,9 +113,9 @@ def report(study: Study, results: Mapping[str, Any], figures: Mapping[str, list[
         f"seeds {', '.join(map(str, study.seeds))}.",
     ]
     for task in study.tasks:
-        found = results["tasks"][task]
-        parts += [f"## {task}", _main_table(study, found), _tested(study, found), _used(found)]
-        parts += suite_tables(study.suites, found)
+        result = results["tasks"][task]
+        parts += [f"## {task}", _main_table(study, result), _tested(study, result), _used(result)]
+        parts += suite_tables(study.suites, result)
         parts += [f"![{path.stem}]({path.as_posix()})" for path in figures[task]]
     parts += _overall(study, results)
     if failed:
@@ -134,9 +132,9 @@ def plus_minus(spread: Spread, digits: int = 3, factor: float = 1) -> str:
     return text if spread["std"] is None else f"{text} ± {factor * spread['std']:.{digits}f}"
 
 
-def _main_table(study: Study, found: Mapping[str, Any]) -> str:
-    rows = [[BEFORE, "", plus_minus(found["before"]), *[""] * 6]] if found["before"] else []
-    for name, cell in found["cells"].items():
+def _main_table(study: Study, task: Mapping[str, Any]) -> str:
+    rows = [[BEFORE, "", plus_minus(task["before"]), *[""] * 6]] if task["before"] else []
+    for name, cell in task["cells"].items():
         versus = cell.get("versus_baseline")
         against = [""] * 5
         if versus:
@@ -147,12 +145,12 @@ def _main_table(study: Study, found: Mapping[str, Any]) -> str:
     return markdown_table(["", "seeds", study.metric, "interquartile mean", f"minus {study.baseline}", *tests], rows)
 
 
-def interval_text(found: Mapping[str, Any] | None) -> str:
+def interval_text(value: Mapping[str, Any] | None) -> str:
     """Return a value as `0.512 [0.49, 0.53]`, with the 95 % interval."""
-    if found is None:
+    if value is None:
         return "-"
-    text = f"{found['value']:.3f}"
-    return text if found["ci95"] is None else f"{text} [{found['ci95'][0]:.2f}, {found['ci95'][1]:.2f}]"
+    text = f"{value['value']:.3f}"
+    return text if value["ci95"] is None else f"{text} [{value['ci95'][0]:.2f}, {value['ci95'][1]:.2f}]"
 
 
 def _overall(study: Study, results: Mapping[str, Any]) -> list[str]:
@@ -173,10 +171,10 @@ def _p(value: float | None) -> str:
     return f"**{p_text(value)}**" if value < LEVEL else p_text(value)
 
 
-def _tested(study: Study, found: Mapping[str, Any]) -> str:
+def _tested(study: Study, task: Mapping[str, Any]) -> str:
     """Return a note on the p-values, and on what so few seeds cannot show."""
-    pairs = {cell["versus_baseline"]["pairs"] for cell in found["cells"].values() if "versus_baseline" in cell}
-    comparisons = sum(cell.get("versus_baseline", {}).get("p_t") is not None for cell in found["cells"].values())
+    pairs = {cell["versus_baseline"]["pairs"] for cell in task["cells"].values() if "versus_baseline" in cell}
+    comparisons = sum(cell.get("versus_baseline", {}).get("p_t") is not None for cell in task["cells"].values())
     few = [f"{n} seeds cannot reach {LEVEL:g} by sign flips." for n in sorted(pairs - {0}) if n < least_pairs(1)]
     tests = (
         f"Two-sided tests of the differences from `{study.baseline}`, paired by seed: Student's t (assumes that they "
@@ -186,7 +184,7 @@ def _tested(study: Study, found: Mapping[str, Any]) -> str:
     return " ".join([tests, *few])
 
 
-def _used(found: Mapping[str, Any]) -> str:
+def _used(task: Mapping[str, Any]) -> str:
     units = ("steps", "samples", "tokens")
     rows = [
         [
@@ -197,6 +195,6 @@ def _used(found: Mapping[str, Any]) -> str:
             f"{cell['collapsed']} of {cell['n']}",
             "-" if cell["loss_variance"] is None else f"{cell['loss_variance']['mean']:.2g}",
         ]
-        for name, cell in found["cells"].items()
+        for name, cell in task["cells"].items()
     ]
     return markdown_table(["used", *units, "seconds per rollout", "peak MiB", "collapsed", "loss variance"], rows)

@@ -166,8 +166,8 @@ def panels(groups: Sequence[RunGroup]) -> list[Panel]:
     for title, metrics in MAIN_CHARTS:
         wanted.append((title, metrics))
         if metrics == ("val/accuracy",):
-            found = ((name, name.removeprefix("val/").rpartition("/")) for name in _validation_metrics(groups))
-            wanted += [(f"{metric} on {part}", (name,)) for name, (part, _, metric) in found]
+            names = ((name, name.removeprefix("val/").rpartition("/")) for name in _validation_metrics(groups))
+            wanted += [(f"{metric} on {part}", (name,)) for name, (part, _, metric) in names]
     return _drawn(groups, wanted)
 
 
@@ -180,8 +180,8 @@ def more_panels(groups: Sequence[RunGroup]) -> list[Panel]:
 
 
 def _drawn(groups: Sequence[RunGroup], wanted: Sequence[tuple[str, tuple[str, ...]]]) -> list[Panel]:
-    found = [Panel(title, [curve(group.runs, metrics) for group in groups]) for title, metrics in wanted]
-    return [panel for panel in found if any(panel.curves)]
+    drawn = [Panel(title, [curve(group.runs, metrics) for group in groups]) for title, metrics in wanted]
+    return [panel for panel in drawn if any(panel.curves)]
 
 
 def _validation_metrics(groups: Sequence[RunGroup]) -> list[str]:

@@ -83,7 +83,7 @@ def _tokens(run: RunRecord) -> list[tuple[int, str, dict[str, Any]]]:
     ends = [first_with_gradient(_readable(run, order)) for order in (files, files[::-1])]
     return [
         (step, algorithm, view(group, extremes([c["reward"] for c in group["completions"]]), MOST_TOKENS))
-        for step, algorithm, group in {found[0]: found for found in ends if found is not None}.values()
+        for step, algorithm, group in {end[0]: end for end in ends if end is not None}.values()
     ]
 
 

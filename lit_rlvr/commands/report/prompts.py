@@ -201,8 +201,8 @@ def index_completions(run: RunRecord) -> Completions:
 
 def count_outcomes(index: Completions) -> dict[str, int]:
     """Return the number of prompts with each outcome."""
-    found = Counter(prompt.outcome for prompt in index.prompts.values())
-    return {outcome: found[outcome] for outcome in OUTCOMES}
+    counts = Counter(prompt.outcome for prompt in index.prompts.values())
+    return {outcome: counts[outcome] for outcome in OUTCOMES}
 
 
 def list_prompts(index: Completions, outcome: str = "", words: str = "") -> list[TrackedPrompt]:
@@ -212,19 +212,19 @@ def list_prompts(index: Completions, outcome: str = "", words: str = "") -> list
         outcome: one of `OUTCOMES`; "" = all.
         words: text that the prompt, answer or id contains.
     """
-    found = [
+    prompts = [
         prompt
         for prompt in index.prompts.values()
         if outcome in ("", prompt.outcome)
         and words.casefold() in f"{prompt.id}\n{prompt.text}\n{prompt.answer}".casefold()
     ]
-    return sorted(found, key=lambda prompt: (OUTCOMES.index(prompt.outcome), -len(prompt.visits), prompt.id))
+    return sorted(prompts, key=lambda prompt: (OUTCOMES.index(prompt.outcome), -len(prompt.visits), prompt.id))
 
 
 def samples(index: Completions) -> list[Visit]:
     """Return groups from the beginning, the middle and the end of a run, preferably with a gradient."""
-    found = sorted((v for prompt in index.prompts.values() for v in prompt.visits), key=lambda visit: visit.start)
-    thirds = [found[len(found) * k // 3 : len(found) * (k + 1) // 3] for k in range(3)]
+    visits = sorted((v for prompt in index.prompts.values() for v in prompt.visits), key=lambda visit: visit.start)
+    thirds = [visits[len(visits) * k // 3 : len(visits) * (k + 1) // 3] for k in range(3)]
     return [next((visit for visit in third if visit.has_gradient), third[0]) for third in thirds if third]
 
 

@@ -54,8 +54,8 @@ def watch(folders: list[Path], host: str = "127.0.0.1", port: int = 7860) -> Non
     listener = open_socket(host, port)
     app = application(FollowedFolders(folders), token)
     address = f"[{host}]" if ":" in host else host
-    shown = f"http://{address}:{listener.getsockname()[1]}/" + (f"?token={token}" if token else "")
-    print(f"Watching {', '.join(map(str, folders))} at {shown} (Ctrl-C ends it; the runs go on)", flush=True)
+    address_text = f"http://{address}:{listener.getsockname()[1]}/" + (f"?token={token}" if token else "")
+    print(f"Watching {', '.join(map(str, folders))} at {address_text} (Ctrl-C ends it; the runs go on)", flush=True)
     uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listener])
 
 

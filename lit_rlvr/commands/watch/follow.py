@@ -126,7 +126,7 @@ class FollowedFolders:
             changed |= followed.refresh()
             return followed.run
 
-        title, groups = read_groups([found for folder in there for found in find_runs(folder)], read)
+        title, groups = read_groups([run for folder in there for run in find_runs(folder)], read)
         if changed or title != self.title or list(runs) != list(self.runs):
             with self.lock:
                 self.title, self.groups, self.runs = title, groups, runs
@@ -164,13 +164,13 @@ def find_runs(folder: Path) -> list[Path]:
         return [folder]
     below = [path for pattern in ("*", "*/*") for path in sorted(folder.glob(pattern)) if _holds_run(path)]
     studies = [path for path in below if (path / "study.json").is_file()]
-    found = [path for path in below if not any(study in path.parents for study in studies)]
-    if not found:
+    folders = [path for path in below if not any(study in path.parents for study in studies)]
+    if not folders:
         raise UserError(
             f"{folder} holds no run (config.yaml, metrics.csv, summary.json); give a folder that `lit-rlvr fit` or "
             "`lit-rlvr compare` writes"
         )
-    return found
+    return folders
 
 
 def _holds_run(path: Path) -> bool:

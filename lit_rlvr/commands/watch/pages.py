@@ -26,7 +26,7 @@ class NotFound(Exception):
 
 def overview(folders: FollowedFolders, more: bool) -> str:
     """Render findings, results, curves and settings of all runs; `more` adds curves of all other metrics."""
-    shown = (
+    parts = (
         contents(folders.groups, more)
         | _frame(folders)
         | {
@@ -37,7 +37,7 @@ def overview(folders: FollowedFolders, more: bool) -> str:
             ],  # the frame shows how a run ended
         }
     )
-    return render("watch_overview.html", title=folders.title, more=more, **shown)
+    return render("watch_overview.html", title=folders.title, more=more, **parts)
 
 
 def now(folders: FollowedFolders) -> str:
@@ -49,10 +49,10 @@ def prompts(folders: FollowedFolders, query: Mapping[str, str]) -> str:
     """Render a table of prompts of the `run` in a query, with its `outcome` and `words` as in `list_prompts`."""
     run, outcome, words = (query.get(name, "") for name in ("run", "outcome", "words"))
     index = _find_run(folders, run).completions
-    found = list_prompts(index, outcome, words)
+    listed = list_prompts(index, outcome, words)
     return render(
         "watch_prompts.html", **_frame(folders), title=f"Prompts of {run}", run=run, counts=count_outcomes(index),
-        outcome=outcome, words=words, found=len(found), rows=found[:MOST_LISTED], index=index,
+        outcome=outcome, words=words, found=len(listed), rows=listed[:MOST_LISTED], index=index,
     )  # fmt: skip
 
 

@@ -67,10 +67,10 @@ class ImageProcessor(ABC):
             UserError: names the size, which would fail deep in the model or count as another image's.
         """
         for name, other in self.same_sizes.items():
-            wanted, found = getattr(self.family.config.vision_config, name), getattr(processor, other, None)
-            if wanted != found:
+            wanted, size = getattr(self.family.config.vision_config, name), getattr(processor, other, None)
+            if wanted != size:
                 raise UserError(
-                    f"model: the {kind} processor of {self.folder} has {other} {found}, its vision_config {name} "
+                    f"model: the {kind} processor of {self.folder} has {other} {size}, its vision_config {name} "
                     f"{wanted}; take its processor's files and config.json from the same model"
                 )
 
@@ -119,9 +119,9 @@ class ImageProcessor(ABC):
             UserError: the numbers of placeholders and images differ.
         """
         ones = self.family.prompt_token_ids
-        found = sum(token in ones for token in token_ids)
-        if found != len(placeholders):
-            raise UserError(f"{found} image placeholders for {len(placeholders)} images")
+        count = sum(token in ones for token in token_ids)
+        if count != len(placeholders):
+            raise UserError(f"{count} image placeholders for {len(placeholders)} images")
         images = iter(placeholders)
         return [t for token in token_ids for t in (next(images) if token in ones else (token,))]
 
@@ -192,15 +192,15 @@ class VisionFamily(ABC):
 
     def collapse(self, token_ids: Sequence[int], pixels: Pixels) -> list[int]:
         """Undo `ImageProcessor.expand`: one placeholder per image or video, for engines that expand them themselves."""
-        ids, found, at = list(token_ids), [], 0
+        ids, collapsed, at = list(token_ids), [], 0
         for placeholders in map(list, pixels.placeholders):
             while ids[at] != placeholders[0] or ids[at : at + len(placeholders)] != placeholders:
-                found.append(ids[at])
+                collapsed.append(ids[at])
                 at += 1
             video = self.video_token_id
-            found.append(self.prompt_token_id if video is None or video not in placeholders else video)
+            collapsed.append(self.prompt_token_id if video is None or video not in placeholders else video)
             at += len(placeholders)
-        return found + ids[at:]
+        return collapsed + ids[at:]
 
     def check_features(self, token_ids: Sequence[int], pixels: Pixels) -> None:
         """Refuse a prompt whose placeholders are not as many as the features of its images.
@@ -208,10 +208,10 @@ class VisionFamily(ABC):
         Raises:
             UserError: names both numbers.
         """
-        found = sum(token in (self.image_token_id, self.video_token_id) for token in token_ids)
+        count = sum(token in (self.image_token_id, self.video_token_id) for token in token_ids)
         wanted = sum(map(self.features, pixels.inputs))
-        if found != wanted:
-            raise UserError(f"{found} image placeholders for {wanted} image features; the image has changed")
+        if count != wanted:
+            raise UserError(f"{count} image placeholders for {wanted} image features; the image has changed")
 
     # the model
 
@@ -267,9 +267,9 @@ class VisionFamily(ABC):
         from transformers.utils import cached_file
 
         for name in PROCESSOR_FILES:
-            found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
-            if found is not None:
-                shutil.copyfile(found, target / name)
+            file = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+            if file is not None:
+                shutil.copyfile(file, target / name)
 
     @property
     def tower_layers(self) -> Layers:

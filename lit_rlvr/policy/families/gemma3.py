@@ -24,10 +24,10 @@ class SquareProcessor(ImageProcessor):
 
     def __init__(self, family: VisionFamily, folder: str, processor: Any, tokenizer: Any) -> None:
         super().__init__(family, folder, processor, tokenizer)
-        side, found = family.config.vision_config.image_size, (processor.size["height"], processor.size["width"])
-        if found != (side, side):
+        side, size = family.config.vision_config.image_size, (processor.size["height"], processor.size["width"])
+        if size != (side, side):
             raise UserError(
-                f"model: the image processor of {folder} makes images of {found[1]} x {found[0]} pixels, its "
+                f"model: the image processor of {folder} makes images of {size[1]} x {size[0]} pixels, its "
                 f"vision_config has image_size {side}; take its processor's files and config.json from the same model"
             )
         if processor.do_pan_and_scan:

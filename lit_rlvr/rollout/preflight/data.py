@@ -47,7 +47,7 @@ def check_data(rollout: RolloutSettings, module: RLVRModule, data: PromptDataMod
         lambda: check_lengths(module.model_folder, length_requirements(rollout, data)),
         lambda: check_teachers(rollout, module, data),
     )
-    refuse_all(str(found) for found in find_long_answers(rollout, data) if found.is_hopeless)
+    refuse_all(str(answers) for answers in find_long_answers(rollout, data) if answers.is_hopeless)
 
 
 def scored_samples(rollout: RolloutSettings, data: PromptDataModule) -> list[Sample]:
@@ -90,20 +90,20 @@ def check_demonstrations(rollout: RolloutSettings, module: RLVRModule, data: Pro
             f"answer ({abbreviate(unanswered)}); name its column (data.columns), or set 0 to validate by the loss"
         )
     for other in data.validated:
-        shown = Demonstrations(
+        demonstrations = Demonstrations(
             other, module.target, "model.target", module.model_folder, rollout.environment, rollout.sampling
         )
-        found = [shown.check(prompts) for prompts in other.prompts.values()]
-        rollout.demonstrated = rollout.demonstrated or found[0]
-        rollout.demonstrations[other.name] = shown
+        fingerprints = [demonstrations.check(prompts) for prompts in other.prompts.values()]
+        rollout.demonstrated = rollout.demonstrated or fingerprints[0]
+        rollout.demonstrations[other.name] = demonstrations
 
 
 def warn_of_long_answers(rollout: RolloutSettings, data: PromptDataModule) -> None:
     """Warn of gold answers that are longer than a completion can be, and of rewards for other lengths."""
     if not data.demonstrates:
         warn_of_other_lengths(rollout.rewards, rollout.sampling.max_completion_tokens)
-    for found in find_long_answers(rollout, data):
-        _log.warning("%s", found)
+    for answers in find_long_answers(rollout, data):
+        _log.warning("%s", answers)
 
 
 def find_long_answers(rollout: RolloutSettings, data: PromptDataModule) -> list[LongAnswers]:
@@ -112,7 +112,7 @@ def find_long_answers(rollout: RolloutSettings, data: PromptDataModule) -> list[
         return []
     if rollout.too_long is None:
         limits = {"train": ("sampling", rollout.sampling), "validation": ("evaluation.sampling", rollout.eval_sampling)}
-        found = [
+        by_split = [
             long_answers(
                 rollout.rewards,
                 data.prompts.get(split, ()),
@@ -123,5 +123,5 @@ def find_long_answers(rollout: RolloutSettings, data: PromptDataModule) -> list[
             for split, (key, sampling) in limits.items()
             if split == "train" or sampling.max_tokens != rollout.sampling.max_tokens
         ]
-        rollout.too_long = [one for one in found if one is not None]
+        rollout.too_long = [answers for answers in by_split if answers is not None]
     return rollout.too_long

@@ -79,15 +79,15 @@ def check_lengths(model_folder: str, sets: Sequence[LengthRequirement]) -> None:
         if context is None or requirement.max_sequence_tokens <= context:
             continue
         tokens = requirement.max_sequence_tokens - requirement.max_tokens
-        said = f"prompt {requirement.longest.sample.id} has {tokens} tokens"
+        cause = f"prompt {requirement.longest.sample.id} has {tokens} tokens"
         if tokens > len(requirement.longest.token_ids):
-            said = f"the environment adds to prompts, up to {requirement.prompt_option}={tokens} tokens"
+            cause = f"the environment adds to prompts, up to {requirement.prompt_option}={tokens} tokens"
         allowed_by_option = {
             requirement.prompt_option: context - requirement.max_tokens, requirement.option: context - tokens
         }  # fmt: skip
         lower = " or ".join(f"{option} to {allowed}" for option, allowed in allowed_by_option.items() if allowed > 0)
         raise UserError(
-            f"{requirement.name}: {said}, which with {requirement.option}={requirement.max_tokens} is more than the "
+            f"{requirement.name}: {cause}, which with {requirement.option}={requirement.max_tokens} is more than the "
             f"model's context of {context} tokens; lower {lower or ' and '.join(allowed_by_option)}, or raise it by "
             "model.config_overrides"
         )

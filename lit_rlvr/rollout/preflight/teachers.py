@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 def check_teachers(rollout: RolloutSettings, module: RLVRModule, data: PromptDataModule) -> None:
     """Refuse rows that a teacher cannot score, and prompts that leave no room for completions in its context."""
-    asked = module.teachers.check(data, rollout.sampling)
-    if asked and module.teachers.options is not None:
+    prompts = module.teachers.check(data, rollout.sampling)
+    if prompts and module.teachers.options is not None:
         if module.teachers.options.prompt is not None and begins(rollout.environment):
             raise UserError(
                 "model.teacher.prompt: a teacher with a prompt of its own would not see what rollout.environment "
                 "says first; leave one of them out"
             )
         option, room = "rollout.sampling.max_tokens", rollout.sampling.max_completion_tokens
-        needed = LengthRequirement("model.teacher", asked, room, option, "what its prompts show")
+        needed = LengthRequirement("model.teacher", prompts, room, option, "what its prompts show")
         own = [] if module.teachers.options.model else [module.model_folder]
         for folder in own or map(teacher_folder, module.teachers.options.folders):
             check_lengths(folder, [needed])

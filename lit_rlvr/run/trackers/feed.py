@@ -33,16 +33,16 @@ def choose_trackers(chosen: Chosen) -> list[Tracker]:
         UserError: one is unknown, has a wrong option, or needs a package that is not installed.
     """
     given: Sequence[Tracker | str] = [] if chosen is None else chosen if isinstance(chosen, list) else [chosen]
-    found = [
-        one
-        if isinstance(one, Tracker)
-        else (TRACKER_NAMES.get(one) or find_part("trackers", "trackers", one, TRACKER_NAMES, Tracker))()
-        for one in given
+    trackers = [
+        entry
+        if isinstance(entry, Tracker)
+        else (TRACKER_NAMES.get(entry) or find_part("trackers", "trackers", entry, TRACKER_NAMES, Tracker))()
+        for entry in given
     ]
-    for tracker in found:
+    for tracker in trackers:
         if tracker.module:
             require(tracker.module, "trackers", *tracker.packages)
-    return found
+    return trackers
 
 
 _log = logging.getLogger("lit_rlvr")

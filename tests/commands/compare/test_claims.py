@@ -60,7 +60,7 @@ def test_the_four_verdicts_are_hand_computed() -> None:
     -0.01 in turn have a deviation of 0.01 sqrt(10 / 9), so t is -3 for 0.01, and p 0.0075 with 9 degrees of freedom."""
     decided = decide(FOUR, results(CELLS))
     assert [d.verdict for d in decided] == ["seen", "not seen", "cannot tell", "smaller than printed"]
-    better, worse, same, smaller = (d.found for d in decided)
+    better, worse, same, smaller = (d.result for d in decided)
     assert better is not None and worse is not None and same is not None and smaller is not None
     assert (better.p, better.adjusted) == pytest.approx((2 / 1024, 8 / 1024)) and better.below is None
     assert better.difference == pytest.approx(0.059) and better.n == 10
@@ -76,10 +76,10 @@ def test_holm_counts_primary_claims_alone() -> None:
     decided = decide([*others, *FOUR, claim("same", printed=0.01)], results(CELLS))
     primary, exploratory = decided[:5], decided[5:]
     assert [d.verdict for d in primary] == ["seen", "not seen", "cannot tell", *["smaller than printed"] * 2]
-    assert primary[0].found is not None and primary[0].found.adjusted == pytest.approx(10 / 1024)
-    assert primary[3].found is not None and primary[3].found.below == pytest.approx(2 * 0.00748, abs=2e-5)
+    assert primary[0].result is not None and primary[0].result.adjusted == pytest.approx(10 / 1024)
+    assert primary[3].result is not None and primary[3].result.below == pytest.approx(2 * 0.00748, abs=2e-5)
     assert {d.verdict for d in exploratory} == {"exploratory"} and len(exploratory) == 21
-    assert exploratory[0].found is not None and exploratory[0].found.below == pytest.approx(0.00748, abs=1e-5)
+    assert exploratory[0].result is not None and exploratory[0].result.below == pytest.approx(0.00748, abs=1e-5)
 
 
 def test_too_few_seeds_are_one_line() -> None:
@@ -103,7 +103,7 @@ def test_too_few_pairs_show_nothing_and_make_nothing_smaller() -> None:
         (7, SMALLER_THAN_PRINTED, True),
     ):
         first, second, _ = decide(three, results(CELLS, pairs))
-        assert first.found is not None and first.found.below is not None and first.found.below < 0.05
+        assert first.result is not None and first.result.below is not None and first.result.below < 0.05
         assert first.verdict == verdict and second.verdict == "cannot tell"
         assert ("(could show 0.0" in second.row()[-1]) == shows == (second.as_data()["could_show"] is not None)
 
@@ -116,7 +116,7 @@ def test_nan_is_no_difference() -> None:
 def test_what_no_run_has_is_not_too_few_seeds() -> None:
     """It counts in the correction all the same: with ten seeds, two claims have enough."""
     none = decide([claim("better", metric="pass@4"), claim("better")], results(CELLS))
-    assert none[0].found is None and none[0].verdict == "cannot tell" and none[0].as_data()["n"] == 0
+    assert none[0].result is None and none[0].verdict == "cannot tell" and none[0].as_data()["n"] == 0
     assert lacking_pairs(none) == ["better: no pair of runs has pass@4, a."]
     assert len(lacking_pairs(decide([claim("better", metric="pass@4"), claim("better")], results(CELLS, 6)))) == 2
     assert lacking_pairs(decide([claim("better", metric="pass@4", primary=False)], results(CELLS))) != []

@@ -135,8 +135,8 @@ add_forms(breaks("number"), {"next number": other_answer}, lambda gold, find: fi
 @breaks(*NUMBER_KINDS)
 def another_first_digit(gold: Gold) -> str | None:
     """Change the first digit that is not 0."""
-    found = re.search(r"[1-9]", gold.answer)
-    return found and gold.answer[: found.start()] + str(int(found[0]) % 9 + 1) + gold.answer[found.end() :]
+    match = re.search(r"[1-9]", gold.answer)
+    return match and gold.answer[: match.start()] + str(int(match[0]) % 9 + 1) + gold.answer[match.end() :]
 
 
 @breaks(*NUMBER_KINDS)
@@ -169,8 +169,8 @@ add_forms(
 @breaks("number")
 def percent_added(gold: Gold) -> str | None:
     """Write 7 as 7%, where the question does not speak of percent."""
-    asked = re.search(r"%|percent", prompt_text(gold.sample.prompt), re.IGNORECASE)
-    return None if asked or value_of_answer(gold.answer) == 0 else f"{gold.answer}\\%"
+    mention = re.search(r"%|percent", prompt_text(gold.sample.prompt), re.IGNORECASE)
+    return None if mention or value_of_answer(gold.answer) == 0 else f"{gold.answer}\\%"
 
 
 add_forms(breaks("number"), {"pi added": (r"^(.*[1-9].*)$", r"\1\\pi")}, substitute)

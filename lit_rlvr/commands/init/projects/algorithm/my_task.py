@@ -11,7 +11,7 @@ from lit_rlvr.advantages import Advantage
 from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.errors import check_within
 from lit_rlvr.objectives import LossInputs, Stats, masked_sum, ratio
-from lit_rlvr.training.loss import Loss
+from lit_rlvr.options import Loss
 
 
 class UpperClip(RLVRModule):
