@@ -16,7 +16,7 @@ from lit_rlvr.datamodules.reading.conversations import text_of, without_nulls
 from lit_rlvr.datamodules.reading.images import PLACEHOLDER, as_parts
 from lit_rlvr.errors import UserError, given_text, option_group
 from lit_rlvr.rewards.forms import as_messages
-from lit_rlvr.speech.thoughts import MARK
+from lit_rlvr.speech.thoughts import MARK, thoughts_in, without_thoughts
 from lit_rlvr.types import Sample
 
 SYSTEM_PROMPTS: dict[str, str] = {
@@ -322,6 +322,18 @@ class Chat:
             thoughts = MARK.search(prompt, len(before))
             shared = min(max(shared, len(before)), thoughts.start() if thoughts else len(prompt))
         return prompt[shared:] + self.prefill
+
+    def unread_thoughts(self, tokenizer: Any) -> str:
+        """Return how the chat template writes thoughts, if these cannot be told from the answer; "" if they can."""
+        thought, answer = "A thought.", "The answer."
+        turn = {"role": "assistant", "content": answer, "reasoning_content": thought, "thinking": thought}
+        try:
+            text = self.apply([{"role": "user", "content": "?"}, turn], tokenizer, prompt=False, offer=False)
+        except UserError:  # it takes no such conversation
+            return ""
+        behind = without_thoughts(text)
+        is_read = answer in behind and thought not in behind and thought in thoughts_in(text)
+        return "" if is_read or thought not in text else " ".join(text[text.rindex("?") + 1 :].split())
 
     def apply(
         self, messages: list[dict[str, Any]], tokenizer: Any, source: str = "", prompt: bool = True, offer: bool = True

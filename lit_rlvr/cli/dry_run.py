@@ -12,7 +12,7 @@ from lit_rlvr.environments.base import environment_fingerprint
 from lit_rlvr.errors import shown
 from lit_rlvr.objectives import resolve_correction
 from lit_rlvr.policy.precision import compute_dtype
-from lit_rlvr.rollout.preflight.data import warn_of_long_answers
+from lit_rlvr.rollout.preflight.data import warn_of_answers
 from lit_rlvr.rollout.preflight.sizes import log_sizes
 from lit_rlvr.run.planned import PlannedRun
 from lit_rlvr.sizing.gpus import GIB
@@ -95,7 +95,7 @@ def dry_run(run: PlannedRun) -> None:
     train_whole_rollouts(run.trainer, updates_of(run.module))
     run.prepare()
     log_sizes(run.rollout, run.module, *run.sizes_on_device, data=run.data)
-    warn_of_long_answers(run.rollout, run.data)
+    warn_of_answers(run.rollout, run.data)
     steps = None if run.iterations is None else run.iterations * updates_of(run.module)
     warn_of_high_rate(run.module.lr, run.module.optim)
     warn_of_long_warmup(run.module.lr, run.module.optim, steps)

@@ -19,7 +19,7 @@ from lit_rlvr.errors import check_within
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rewards.gold_answers import check_references
 from lit_rlvr.rollout.callback import rollout_of
-from lit_rlvr.rollout.preflight.data import scored_samples, warn_of_long_answers
+from lit_rlvr.rollout.preflight.data import scored_samples, warn_of_answers
 from lit_rlvr.run.trainer import Trainer
 from lit_rlvr.sizing.gpus import GPUs
 from lit_rlvr.sizing.strategies import describe_job
@@ -53,7 +53,7 @@ class RLVRTrainer(Trainer):
         model.teachers.check(datamodule, rollout.sampling)
         found = describe_prompts(datamodule, split, prompts, None if out is None else Path(out), model, rollout)
         check_references(rollout.rewards, scored_samples(rollout, datamodule))
-        warn_of_long_answers(rollout, datamodule)
+        warn_of_answers(rollout, datamodule)
         show_result(found, lambda: print_prompts(found))
         if out is None and any(prompt["images"] for prompt in found["prompts"]):
             _log.info("To look at the images as the model sees them, add --out FOLDER")

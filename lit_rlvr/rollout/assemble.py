@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 from lit_rlvr.advantages.base import degenerate, impute
 from lit_rlvr.distributed.collectives import all_sum, gather_objects, rank, world_size
 from lit_rlvr.rewards.combine import Scores
+from lit_rlvr.speech.thoughts import ends_in_thoughts, thoughts_in
 from lit_rlvr.types import STATUSES, Completion, Pixels, Prompt, Rollout, Sampling, Status, pad_completions
 
 
@@ -81,7 +82,7 @@ def tokens_in_loss(
 
 
 def rollout_metrics(
-    rollout: Rollout, seconds: float, reference_completions: Sequence[list[Completion]] = ()
+    rollout: Rollout, tokenizer: Any, seconds: float, reference_completions: Sequence[list[Completion]] = ()
 ) -> dict[str, float]:
     """Compute the metrics of a rollout, over all ranks. Collective: call it on every rank.
 
@@ -93,7 +94,11 @@ def rollout_metrics(
     `rollout/accuracy_error` is the standard error of the accuracy, by the spread of the prompts' accuracies, because
     the completions of a prompt are correlated.
 
+    `rollout/thought_tokens`, the tokens of thoughts as the tokenizer writes their texts, `rollout/answer_tokens`, the
+    others, and the share `rollout/unclosed_thoughts` are means over all completions, where any of them has thoughts.
+
     Args:
+        tokenizer: the model's.
         seconds: how long generation took; 0 = these were not generated now, so they have no rate.
         reference_completions: further completions generated for it, which count in `rollout/samples` and
             `rollout/tokens` too.
@@ -110,6 +115,7 @@ def rollout_metrics(
         "rollout/truncated": rollout.truncated.sum(),
         **{f"reward/{name}/parse_fail": part.sum() for name, part in rollout.unreadable.items()},
         **{f"reward/status/{s}": torch.tensor(float(statuses[s])) for s in STATUSES if s != "ok"},
+        **thought_counts(rollout, tokenizer),
         "size": torch.tensor(size),
         "rollout/correct_count": (rollout.correct * rollout.judged).sum(),
         "rollout/unsolved_prompts": unsolved.sum(),
@@ -133,6 +139,10 @@ def rollout_metrics(
     means["rollout/accuracy"] = (counts["rollout/correct_count"], total.pop("counted"))
     means |= {f"reward/{name}": (total.pop(f"sum/{name}"), total.pop(f"given/{name}")) for name in rollout.parts}
     known = {name: value / number if number else math.nan for name, (value, number) in means.items()}
+    if total.pop("thinking"):
+        total["rollout/answer_tokens"] = tokens - total["rollout/thought_tokens"]
+    else:
+        del total["rollout/thought_tokens"], total["rollout/unclosed_thoughts"]
     prompts, shares_sum, squares = counts["rollout/judged_prompts"], total.pop("shares"), total.pop("squares")
     if prompts > 1:
         deviations = max(squares - shares_sum**2 / prompts, 0.0)
@@ -141,6 +151,21 @@ def rollout_metrics(
     if seconds:
         rates["rollout/tokens_per_second"] = tokens / seconds
     return {name: value / count for name, value in total.items()} | known | counts | rates
+
+
+def thought_counts(rollout: Rollout, tokenizer: Any) -> dict[str, Tensor]:
+    """Return the tokens of all thoughts, and the numbers of completions that have some and whose thoughts never end."""
+    thoughts: list[str] = []
+    thinking = unclosed = 0
+    for prompt, group in zip(rollout.prompts, rollout.completions, strict=True):
+        for completion in group:
+            texts = [thoughts_in(prompt.prefill + turn.text) for turn in completion.turns or (completion,)]
+            thoughts += filter(None, texts)
+            thinking += any(texts)
+            unclosed += ends_in_thoughts(prompt.prefill + completion.text)
+    tokens = sum(map(len, tokenizer(thoughts, add_special_tokens=False).input_ids)) if thoughts else 0
+    counts = {"rollout/thought_tokens": tokens, "rollout/unclosed_thoughts": unclosed, "thinking": thinking}
+    return {name: torch.tensor(float(count)) for name, count in counts.items()}
 
 
 def mixed_groups(scored: Scores | Rollout, by: str = "reward") -> list[int]:

@@ -33,7 +33,7 @@ from lit_rlvr.rewards.gold_answers import (
 from lit_rlvr.rollout.assemble import rollout_metrics
 from lit_rlvr.rollout.episodes import begins, turn_metrics
 from lit_rlvr.rollout.generate import GroupSampler, completion_seeds
-from lit_rlvr.rollout.preflight.data import check_data, warn_of_long_answers
+from lit_rlvr.rollout.preflight.data import check_data, warn_of_answers
 from lit_rlvr.rollout.preflight.lengths import length_requirements
 from lit_rlvr.rollout.preflight.sizes import check_sizes, log_sizes
 from lit_rlvr.rollout.queue import QueueSource
@@ -83,7 +83,7 @@ class RolloutCallback(RolloutSettings, Callback):
         module.log("time/rollout", time.perf_counter() - started)
         if not source.is_judged:
             return rollout
-        metrics = rollout_metrics(rollout, source.generation_seconds, source.extra_completions)
+        metrics = rollout_metrics(rollout, module.tokenizer, source.generation_seconds, source.extra_completions)
         module.log_dict(metrics)
         rollout.is_unjudged = metrics["reward/status/unjudged"] == 1 and not self.sampler.taught
         if rollout.is_unjudged:
@@ -185,7 +185,7 @@ class RolloutCallback(RolloutSettings, Callback):
             say_where(self.rewards)
             if not module.demonstrates:
                 warn_of_gold_answers(self.rewards, [prompt.sample for prompt in data.prompts["train"]])
-            warn_of_long_answers(self, data)
+            warn_of_answers(self, data)
         self._provenance = {  # numbers depend on these, and the settings do not tell them; a resumed run compares
             "code": user_code(),
             "validation": data.validation_hashes() if stage == "fit" else {},

@@ -105,6 +105,9 @@ class RunProgress(ProgressBar):
             text = "".join(f"{name} {value:.3f}  " for name, value in metrics.items() if not isnan(value)) + (
                 f"truncated {values.get('rollout/truncated', 0):.0%}  no signal {values.get('train/no_signal', 0):.0%}"
             )
+        if "rollout/thought_tokens" in values:
+            unclosed = f"{values['rollout/unclosed_thoughts']:.0%} unclosed"
+            text += f"  thoughts {values['rollout/thought_tokens']:.0f} tokens, {unclosed}"
         if "rollout/tokens_per_second" in values:
             text += f"  {values['rollout/tokens_per_second']:.0f} tokens/s"
         if "train/staleness/mean" in values:

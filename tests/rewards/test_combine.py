@@ -168,12 +168,12 @@ def test_without_a_reward_a_completion_changes_nothing() -> None:
     assert rollout.mask[:, 0].tolist() == [True, True, False, True]
     assert rollout.rewards[0].tolist() == rollout.correct[0].tolist() == pytest.approx([1, 0, 2 / 3, 1])
     assert rollout.judged.tolist() == rollout.counted.tolist() == [[True, True, False, True]]
-    found = rollout_metrics(rollout, 1.0)
+    found = rollout_metrics(rollout, None, 1.0)
     names = ("rollout/accuracy", "rollout/reward", "reward/table")
     assert [found[name] for name in names] == pytest.approx([2 / 3] * 3)
     assert found["reward/status/unjudged"] == 1 / 4 and found["reward/status/error"] == 0.0
     scores = score_rollout([Table({"n": None})], [group("nn")], SAMPLES[:1])
-    found = rollout_metrics(assemble([Prompt(SAMPLES[0], [1])], [group("nn")], scores, Sampling()), 1.0)
+    found = rollout_metrics(assemble([Prompt(SAMPLES[0], [1])], [group("nn")], scores, Sampling()), None, 1.0)
     assert all(isnan(found[name]) for name in names), "Lightning would repeat the last values"
 
 

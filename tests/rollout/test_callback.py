@@ -257,7 +257,7 @@ def test_metrics_of_a_rollout_are_hand_computed_values() -> None:
     rollout.statuses = [["ok", "parse_fail"], ["timeout", "ok"]]
     rollout.rollout_logprobs = torch.tensor([[-1.0, -2.0, 0], [-0.5, 0, 0], [-1.0, -1.0, -1.0], [-0.5, -1.0, 0]])
     others = [[Completion("", (1, 2, 3, 4), "stop")]]
-    found = rollout_metrics(rollout, 4.0, others)
+    found = rollout_metrics(rollout, byte_tokenizer(), 4.0, others)
     assert {k: v for k, v in found.items() if k.startswith(("rollout", "reward"))} == pytest.approx(
         {
             "rollout/reward": -3 / 4,
@@ -279,6 +279,13 @@ def test_metrics_of_a_rollout_are_hand_computed_values() -> None:
             "rollout/tokens_per_second": 8 / 4.0,
         }
     )
+    rollout.prompts = [replace(prompt, prefill="<think>") for prompt in rollout.prompts]  # of bytes
+    texts = iter(("abc</think>x", "abcdef", "</think>y", "ab</think>"))
+    rollout.completions = [[replace(c, text=next(texts)) for c in group] for group in rollout.completions]
+    found = rollout_metrics(rollout, byte_tokenizer(), 4.0, others)
+    assert [found[f"rollout/{name}"] for name in ("thought_tokens", "answer_tokens", "unclosed_thoughts")] == [
+        (3 + 6 + 0 + 2) / 4, (8 - 11) / 4, 1 / 4,
+    ]  # fmt: skip
 
 
 def test_an_engine_that_rests_during_training_gets_its_weights_before_the_next_rollout(

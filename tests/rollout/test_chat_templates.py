@@ -264,3 +264,11 @@ def test_turns_that_the_data_leave_out_of_the_loss_are_read(
     texts = [(tokenizer.decode(part.token_ids), part.is_written) for part in parts]
     ends = re.compile(r"<\|im_end\|>(\n?<\|im_start\|>(user|assistant)\n)*|<\|im_start\|>(user|assistant)\n|\n")
     assert [(ends.sub("|", text).strip("|"), written) for text, written in texts] == seen
+
+
+UNREAD_THOUGHTS = {"muse_glimmer"}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_thoughts_are_told_from_the_answer_in_every_template(name: str) -> None:
+    assert bool(Chat().unread_thoughts(tokenizer_of(name))) == (name in UNREAD_THOUGHTS)

@@ -103,7 +103,9 @@ MAIN_CHARTS = (
     ("Entropy (nats per token)", ("train/entropy",)),
     ("Correct completions", ("rollout/correct_count",)),
     ("Completion length (tokens)", ("rollout/length",)),
+    ("Tokens of thoughts", ("rollout/thought_tokens",)),
     ("Share cut off", ("rollout/truncated",)),
+    ("Share whose thoughts never end", ("rollout/unclosed_thoughts",)),
     ("No signal (share of prompts)", ("train/no_signal",)),
     ("Seconds per iteration", ("time/rollout", "time/train")),
 )

@@ -98,12 +98,18 @@ def check_demonstrations(rollout: RolloutSettings, module: RLVRModule, data: Pro
         rollout.demonstrations[other.name] = demonstrations
 
 
-def warn_of_long_answers(rollout: RolloutSettings, data: PromptDataModule) -> None:
-    """Warn of gold answers that are longer than a completion can be, and of rewards for other lengths."""
+def warn_of_answers(rollout: RolloutSettings, data: PromptDataModule) -> None:
+    """Warn of gold answers that are longer than a completion can be, of rewards for other lengths, and of thoughts that
+    cannot be told from answers."""
     if not data.demonstrates:
         warn_of_other_lengths(rollout.rewards, rollout.sampling.max_completion_tokens)
     for answers in find_long_answers(rollout, data):
         _log.warning("%s", answers)
+    if rollout.rewards and (unread := data.chat.unread_thoughts(data.tokenizer)):
+        _log.warning(
+            "model: its chat template writes thoughts in a form that is not known, so an answer in them counts: %s",
+            unread[:100],
+        )
 
 
 def find_long_answers(rollout: RolloutSettings, data: PromptDataModule) -> list[LongAnswers]:
