@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_rlvr.common.files import reading, scratch_folder, writing
 from lit_rlvr.common.packages import require
-from lit_rlvr.errors import UserError, first_line
+from lit_rlvr.errors import UserError, first_line, refuse_all
 from lit_rlvr.policy.adapters import MISFIT
 from lit_rlvr.policy.families import family_of
 from lit_rlvr.policy.families.base import ImageProcessor
@@ -197,20 +197,31 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     return read_tokenizer(folder)
 
 
-def check_same_tokens(folder: str, other: str, key: str) -> None:
-    """Refuse a model whose token ids stand for other texts than those of `folder`.
+def differing_tokens(folder: str, other: str, key: str) -> dict[int, str]:
+    """Compare the tokens of two models; refuse those whose ids stand for other texts than those of `folder`.
 
     Args:
         key: of the config, for the error: the option that names `other`.
 
+    Returns:
+        The added tokens, such as those of chat templates, that have another name in `other` or are missing in one, as
+        messages; but not the EOS token of both.
+
     Raises:
-        UserError: names the first difference.
+        UserError: an ordinary token differs; names the first.
     """
-    ours, theirs = ({i: token for token, i in load_tokenizer(source).get_vocab().items()} for source in (folder, other))
-    for i in sorted(ours.keys() | theirs.keys()):
-        if ours.get(i) != theirs.get(i):
-            difference = f"token {i} is {theirs.get(i)!r} in {other} and {ours.get(i)!r} in {folder}"
-            raise UserError(f"{key}: {difference}; use a model with the same tokenizer")
+    tokenizers = [load_tokenizer(one) for one in (folder, other)]
+    ours, theirs = ({i: token for token, i in one.get_vocab().items()} for one in tokenizers)
+    added = {i for one in tokenizers for i in one.added_tokens_decoder} - {tokenizers[0].eos_token_id}
+    if tokenizers[0].eos_token_id == tokenizers[1].eos_token_id:
+        theirs[tokenizers[0].eos_token_id] = ours[tokenizers[0].eos_token_id]
+    differing = {
+        i: f"token {i} is {theirs.get(i)!r} in {other} and {ours.get(i)!r} in {folder}"
+        for i in sorted(ours.keys() | theirs.keys())
+        if ours.get(i) != theirs.get(i)
+    }
+    refuse_all(f"{key}: {differing[i]}; use a model with the same tokenizer" for i in [*differing.keys() - added][:1])
+    return differing
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -18,7 +18,7 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.options import KL, Compute, Lora, Loss, is_url
 from lit_rlvr.policy.adapters import add_adapters, round_frozen
 from lit_rlvr.policy.families import family_of, freeze_vision_tower, vision_modules
-from lit_rlvr.policy.loading import check_same_tokens, load_model_config, load_policy
+from lit_rlvr.policy.loading import differing_tokens, load_model_config, load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import compute_dtype, round_ties
 from lit_rlvr.policy.sources import adapter_folder, weights_version
@@ -181,7 +181,7 @@ class LoadedModule(EvaluatingModule):
             if is_url(model):
                 continue
             folder = teacher_folder(model)
-            check_same_tokens(self.model_folder, folder, "model.teacher.model")
+            self.teachers.check_tokens(differing_tokens(self.model_folder, folder, "model.teacher.model"))
             if type(family_of(load_model_config(folder))) is not type(self.policy.family):
                 raise UserError(
                     f"model.teacher.model: {model} takes other images than {self.model}; use a teacher of the same "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,6 +28,8 @@ SERVER_SECONDS = 600.0
 """Seconds to wait for a server to start, and for its answers."""
 KEY = "VLLM_API_KEY"
 """The environment variable with the key of teachers' servers, as vLLM names it."""
+
+_log = logging.getLogger("lit_rlvr")
 
 
 class Demonstration(TeacherPrompt):
@@ -120,6 +123,7 @@ class Teachers(Term):
         self.held: dict[str, Reference] = {}
         self.servers: dict[str, VLLMServer] = {}
         self._data: Any = None  # the DataModule, which makes prompts
+        self._prompted: set[int] = set()  # the tokens of all prompts
 
     @property
     def in_loss(self) -> bool:
@@ -175,7 +179,28 @@ class Teachers(Term):
                 "model.teacher.model: a server scores without images and at temperature 1; give the teacher's folder"
                 + ("" if images else ", or set rollout.sampling.temperature to 1")
             )
+        self._prompted = {token for prompt in teacher_prompts for token in prompt.token_ids}
         return teacher_prompts
+
+    def check_tokens(self, differing: dict[int, str]) -> None:
+        """Refuse a teacher with other names of tokens than the policy if prompts have such tokens; else say so.
+
+        Args:
+            differing: the result of `differing_tokens`.
+
+        Raises:
+            UserError: names a token.
+        """
+        if prompted := sorted(differing.keys() & self._prompted):
+            raise UserError(
+                f"model.teacher.model: {differing[prompted[0]]}, and prompts have it; use a teacher with the same "
+                "tokens, or a chat template without this one"
+            )
+        if differing:
+            _log.warning(
+                "model.teacher.model: %d added tokens have other names (%s); no prompt has one",
+                len(differing), next(iter(differing.values())),
+            )  # fmt: skip
 
     def connect(self) -> None:
         """Wait for the servers, and compare their tokens with the policy's in some prompts and all special tokens.
