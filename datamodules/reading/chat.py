@@ -300,8 +300,8 @@ class Chat:
         except UserError:  # it takes no such conversation, so nothing shows where the header ends
             return self.prefill
         header = talk.partition(MODEL_TURN)[0]
-        shared = next((k for k, (a, b) in enumerate(zip(header, prompt, strict=False)) if a != b), len(header))
-        return prompt[max(shared, len(before) if prompt.startswith(before) else 0) :] + self.prefill
+        shared = max(shared_length(header, prompt), len(before) if prompt.startswith(before) else 0)
+        return prompt[shared:] + self.prefill
 
     def apply(
         self, messages: list[dict[str, Any]], tokenizer: Any, source: str = "", prompt: bool = True, offer: bool = True
@@ -346,6 +346,11 @@ class Chat:
         system = "".join(f"{m['content']}\n\n" for m in messages if m["role"] == "system")
         prompt = "\n\n".join(str(m["content"]) for m in messages if m["role"] != "system")
         return fill_in(self.plain_template, system=system, prompt=prompt)
+
+
+def shared_length(one: str, other: str) -> int:
+    """Return how many characters the beginnings of two texts have in common."""
+    return next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _functions(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
