@@ -213,7 +213,8 @@ def _turn(
     wanted = {"tool calls": calls, "thoughts": [thoughts.strip()], "text": pieces}
     missing = [what for what, words in wanted.items() if not all(is_shown and word in said for word in words if word)]
     if missing and is_text and (not thoughts or ends_in_thoughts(opening)):
-        return prompt, f"{thoughts}\n</think>\n\n" * bool(thoughts) + text.removeprefix(opening) + end
+        own = f"{thoughts}\n</think>\n\n" * bool(thoughts) + text.removeprefix(opening)
+        return prompt, (own.partition(end)[0] if end else own) + end
     if missing:
         beside = " next to its tool calls" * (bool(calls) and missing[0] != "tool calls")
         raise BadRow(
