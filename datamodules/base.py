@@ -16,7 +16,7 @@ from lightning.pytorch import LightningDataModule
 
 from lit_rlvr.common.seeds import run_seed
 from lit_rlvr.common.settings import init_arguments, snake_case, with_class_defaults
-from lit_rlvr.datamodules.reading.assistant_turns import Part, Turns, split_turns
+from lit_rlvr.datamodules.reading.assistant_turns import Part, TrainedTurns, split_turns
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.cells import as_answers, parse_text
 from lit_rlvr.datamodules.reading.chat import Chat, break_up, special_tokens
@@ -321,7 +321,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
 
     def split_turns(
         self, sample: Sample, turns: Sequence[dict[str, Any]], ends: Sequence[int], trains_empty_thoughts: bool = True
-    ) -> Turns:
+    ) -> TrainedTurns:
         """Return the tokens of a sample's conversation, in parts that the model reads and writes alternately.
 
         Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from lit_rlvr.common.thoughts import MARK, closes_thoughts, ends_in_thoughts
@@ -23,7 +24,7 @@ class Part(NamedTuple):
     images: int = 0
 
 
-class Turns(NamedTuple):
+class TrainedTurns(NamedTuple):
     """The trained turns of a conversation.
 
     sequences: each is a list of parts, which the model reads and writes alternately. empty_thoughts: how many turns
@@ -34,13 +35,14 @@ class Turns(NamedTuple):
     empty_thoughts: int
 
 
+_THOUGHTFUL = re.compile(r"\s*<think>(.*?)</think>\s*(.*)", re.DOTALL)
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 def split_turns(
     messages: Messages, chat: Chat, tokenizer: Any, opening: str, ends: Sequence[int], source: str,
     trains_empty_thoughts: bool = True,
-) -> Turns:  # fmt: skip
+) -> TrainedTurns:  # fmt: skip
     """Return the assistant's turns of a conversation, each after the prompt that the model sees before it.
 
     The model writes what the chat template adds to this prompt, up to the token that ends the turn. The turn continues
@@ -71,6 +73,9 @@ def split_turns(
     if _MARKS.search(str(tokenizer.chat_template or "")):
         parts = _trained_parts(_marked_parts(chat.marked(messages, tokenizer, source), ends), trained)
         return _without_empty_thoughts(parts, tokenizer, trains_empty_thoughts)
+    answer = {"role": "assistant", "content": messages[turns[0]]["content"]} | dict.fromkeys(THOUGHT_KEYS, MODEL_TURN)
+    if MODEL_TURN in chat.text([*messages[: turns[0]], answer], tokenizer, source, prompt=False):
+        messages = [_with_thoughts_apart(message) for message in messages]
     sequences: list[list[str]] = []  # of texts that the model reads and writes alternately
     found, last, so_far = 0, 0, ""
     for i in (i for i, is_trained in zip(turns, trained, strict=True) if is_trained):
@@ -78,22 +83,32 @@ def split_turns(
         if so_far and not tokenizer.chat_template:
             probe = [*messages[:last], {"role": "assistant", "content": MODEL_TURN}, *messages[last + 1 : i]]
             prompt = so_far + chat.text(probe, tokenizer, source).rpartition(MODEL_TURN)[2]
-        count = empty_thoughts(said)
+        count = _empty_thoughts(said)
         read, found, last = count * (not trains_empty_thoughts), found + bool(count), i
         if not so_far or not prompt.startswith(so_far):
             sequences.append([])
             so_far = ""
         sequences[-1] += [prompt.removeprefix(so_far) + said[:read], said[read:]]
         so_far = prompt + said
-    return Turns([_parts(texts, tokenizer, ends) for texts in sequences], found)
+    return TrainedTurns([_parts(texts, tokenizer, ends) for texts in sequences], found)
 
 
-def empty_thoughts(text: str) -> int:
+def _empty_thoughts(text: str) -> int:
     """Return the number of characters of the empty thoughts that a turn begins with, and the white space behind."""
     closing = next((mark for mark in MARK.finditer(text) if mark["closing"]), None)
     if closing is None or MARK.sub("", text[: closing.end()]).strip():
         return 0
     return len(text) - len(text[closing.end() :].lstrip())
+
+
+def _with_thoughts_apart(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message whose text begins with thoughts with these under `THOUGHT_KEYS`."""
+    content, is_assistants = message["content"], message["role"] == "assistant"
+    found = _THOUGHTFUL.fullmatch(content) if is_assistants and isinstance(content, str) else None
+    if found is None or any(key in message for key in THOUGHT_KEYS):
+        return message
+    thoughts = dict.fromkeys(THOUGHT_KEYS, found[1].strip()) if found[1].strip() else {}
+    return message | {"content": found[2]} | thoughts
 
 
 def _parts(texts: Sequence[str], tokenizer: Any, ends: Sequence[int]) -> list[Part]:
@@ -156,17 +171,17 @@ def _marked_parts(marked: Sequence[tuple[int, int]], ends: Sequence[int]) -> lis
     return parts if parts[-1].is_written else parts[:-1]
 
 
-def _without_empty_thoughts(parts: list[Part], tokenizer: Any, trains: bool) -> Turns:
+def _without_empty_thoughts(parts: list[Part], tokenizer: Any, trains: bool) -> TrainedTurns:
     """Return the parts as one sequence, in which the model reads empty thoughts unless it trains on them."""
     found = 0
     for read, written in zip(parts[::2], parts[1::2], strict=True):
-        if count := empty_thoughts(str(tokenizer.decode(written.token_ids))):
+        if count := _empty_thoughts(str(tokenizer.decode(written.token_ids))):
             found += 1
             lengths = (len(tokenizer.decode(written.token_ids[:n])) for n in range(1, len(written.token_ids) + 1))
-            tokens = 0 if trains else 1 + sum(length < count for length in lengths)
+            tokens = 0 if trains else 1 + len([*takewhile(lambda length: length < count, lengths)])
             read.token_ids.extend(written.token_ids[:tokens])
             del written.token_ids[:tokens]
-    return Turns([parts], found)
+    return TrainedTurns([parts], found)
 
 
 def _turn(
@@ -186,7 +201,7 @@ def _turn(
     is_text = not calls and (isinstance(content, str) or len(texts) == len(content))
     if is_text and not any([*pieces, thoughts]):
         raise BadRow(f"the assistant's message {len(messages)} is empty", "prompt")
-    if closes_thoughts(opening) and (thoughts or (closes_thoughts(text) and not empty_thoughts(text))):
+    if closes_thoughts(opening) and (thoughts or (closes_thoughts(text) and not _empty_thoughts(text))):
         raise BadRow(
             f"the prompt ends the thoughts {name} before they begin; set data.chat.chat_template_kwargs "
             "(enable_thinking: true), or leave them out", "prompt",
@@ -221,8 +236,6 @@ def _turn(
             f"the chat template does not show the {missing[0]} {name}{beside} after the prompt before it; use a "
             "template that does, or leave them out", "prompt",
         )  # fmt: skip
-    if (count := empty_thoughts(said)) and closes_thoughts(said[count:]):
-        raise BadRow(f"the chat template takes the thoughts {name} for text; give them as reasoning_content", "prompt")
     return prompt, said + end
 
 

@@ -285,12 +285,18 @@ def test_gemmas_text_next_to_a_call_stands_once_in_each_sequence(name: str) -> N
         ("llama3_1", TALKS["thoughts"], "the thoughts of the assistant's message 2"),
         ("phi3", TALKS["call"], "the tool calls of the assistant's message 2"),
         ("qwen3_5_nothink", TALKS["thoughts"], "ends the thoughts of the assistant's message 2 before they begin"),
-        ("qwen3_8", [QUESTION, ANSWER | {"content": "<think>t</think>a"}], "takes the thoughts .* for text"),
     ],
 )
 def test_what_a_template_drops_of_a_turn_is_refused(name: str, talk: Talk, said: str) -> None:
     with pytest.raises(BadRow, match=said):
         turns_of(name, talk)
+
+
+@pytest.mark.parametrize("name", [*(name for name in MARKED if name not in UNSEEN_THOUGHTS), "gemma4_v5"])
+def test_thoughts_in_a_text_are_those_of_their_own_key(name: str) -> None:
+    text = ANSWER | {"content": "<think>\nt1\n</think>\n\na1"}
+    written, wanted = (turns_of(name, talk)[-1][-1][1] for talk in ([QUESTION, text] * 2, TALKS["thoughts"]))
+    assert written == wanted and "t1" in written
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_5_think", "glm4moe", "nemotron_3_nano", "deepseek_r1_distill"])

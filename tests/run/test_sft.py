@@ -212,6 +212,29 @@ def test_images_stand_where_the_conversation_shows_them(vlm_folder: Path, tmp_pa
     assert logp.tolist() == pytest.approx(wanted[:, 0][rollout.mask[0]].tolist(), abs=1e-4)
 
 
+def test_an_answer_ends_with_the_next_roles_token_where_the_template_writes_no_end(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    tokenizer, model = (kind.from_pretrained(tiny_model_folder) for kind in (AutoTokenizer, AutoModelForCausalLM))
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|im_start|>"])
+    for saved in (tokenizer, model):
+        saved.save_pretrained(tmp_path)
+    row = {"prompt": "2+2?", "answer": "4", "talk": talk("", "4", "3+3?", "6")[1:]}
+    data = PromptDataModule(train=[row], prompts_per_rollout=1)
+    data.use_model(SFT(model=str(tmp_path)))
+    data.setup("fit")
+    for target, seen in (
+        (None, "4<|im_start|>"),
+        ("talk", "4<|im_start|>user\n3+3?<|im_start|>assistant\n6<|im_start|>"),
+    ):
+        ((_, completion),) = Demonstrations(data, target, "model.target", str(tmp_path)).pairs(data.prompts["train"])
+        assert tokenizer.decode(completion.token_ids) == seen
+
+
 @pytest.mark.parametrize("does", ["break", "keep", "refuse"])
 def test_special_tokens_in_an_answer_are_text(tiny_model_folder: Path, does: Any, caplog: Any) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder)
