@@ -16,7 +16,7 @@ from lightning.pytorch import LightningDataModule
 
 from lit_rlvr.common.seeds import run_seed
 from lit_rlvr.common.settings import init_arguments, snake_case, with_class_defaults
-from lit_rlvr.datamodules.reading.assistant_turns import Part, split_turns
+from lit_rlvr.datamodules.reading.assistant_turns import Part, TrainedTurns, split_turns
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.cells import as_answers, parse_text
 from lit_rlvr.datamodules.reading.chat import Chat, break_up, special_tokens
@@ -326,18 +326,28 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
             raise UserError(f"{sample.source}: tools: not a list of JSON schemas, as chat templates take them")
         return chat.with_tools(self.as_plain(without_nulls(tools), sample, "a tool"))
 
-    def split_turns(self, sample: Sample, turns: Sequence[dict[str, Any]], ends: Sequence[int]) -> list[Part]:
+    def split_turns(
+        self, sample: Sample, turns: Sequence[dict[str, Any]], ends: Sequence[int], trains_empty_thoughts: bool = True
+    ) -> TrainedTurns:
         """Return the tokens of a sample's conversation, in parts that the model reads and writes alternately.
 
         Args:
             turns: the messages after the sample's prompt. ends: the tokens that end a turn.
+            trains_empty_thoughts: False = the model reads the empty thoughts at the beginning of a turn.
 
         Raises:
-            BadRow: the chat template does not show which tokens are the model's, or not all images.
+            BadRow: the chat template does not show which tokens are the model's.
         """
         chat = self._chat_of(sample)
         whole = self._with_plain_prompt(replace(sample, prompt=[*as_messages(sample.prompt), *turns]))
-        parts = split_turns(chat.messages(whole), chat, self.tokenizer, self.opening_of(sample), ends, sample.source)
+        found = split_turns(
+            chat.messages(whole), chat, self.tokenizer, self.opening_of(sample), ends, sample.source,
+            trains_empty_thoughts,
+        )  # fmt: skip
+        return found._replace(sequences=[self._with_images(parts, sample) for parts in found.sequences])
+
+    def _with_images(self, parts: list[Part], sample: Sample) -> list[Part]:
+        """Return the parts of a sequence with as many placeholders of each image as it has features."""
         if not sample.images:
             return parts
         placeholders = self.image_processor.placeholders_of(sample.images)
@@ -347,8 +357,6 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
             token_ids = self.image_processor.expand(part.token_ids, placeholders[:count])
             found.append(Part(token_ids, part.is_written, count))
             placeholders = placeholders[count:]
-        if placeholders:
-            raise BadRow(f"{len(placeholders)} of its images are not in the conversation", "image")
         return found
 
     @cached_property

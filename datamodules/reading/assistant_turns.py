@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from lit_rlvr.datamodules.reading.bad_row import BadRow
-from lit_rlvr.datamodules.reading.chat import MODEL_TURN, Chat
-from lit_rlvr.datamodules.reading.conversations import LOSS_KEYS, Messages, text_of
+from lit_rlvr.datamodules.reading.chat import MODEL_TURN, Chat, shared_length
+from lit_rlvr.datamodules.reading.conversations import LOSS_KEYS, THOUGHT_KEYS, Messages, text_of
+from lit_rlvr.speech.thoughts import MARK, closes_thoughts, ends_in_thoughts
 
 
 class Part(NamedTuple):
@@ -22,48 +24,102 @@ class Part(NamedTuple):
     images: int = 0
 
 
+class TrainedTurns(NamedTuple):
+    """The trained turns of a conversation.
+
+    sequences: each is a list of parts, which the model reads and writes alternately. empty_thoughts: how many turns
+    begin with empty thoughts.
+    """
+
+    sequences: list[list[Part]]
+    empty_thoughts: int
+
+
+_THOUGHTFUL = re.compile(r"\s*<think>(.*?)</think>\s*(.*)", re.DOTALL)
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 def split_turns(
-    messages: Messages, chat: Chat, tokenizer: Any, opening: str, ends: Sequence[int], source: str
-) -> list[Part]:
-    """Return the tokens of a conversation up to its last turn of the assistant, in parts that the model reads and
-    writes alternately.
+    messages: Messages, chat: Chat, tokenizer: Any, opening: str, ends: Sequence[int], source: str,
+    trains_empty_thoughts: bool = True,
+) -> TrainedTurns:  # fmt: skip
+    """Return the assistant's turns of a conversation, each after the prompt that the model sees before it.
 
-    The turns are what the chat template marks with `{% generation %}`. Without marks, a turn is what the template adds
-    to the prompt that ends before it, or, where the template changes the text, the text itself. The model reads a turn
-    whose message has one of `LOSS_KEYS` with 0 or false.
+    The model writes what the chat template adds to this prompt, up to the token that ends the turn. The turn continues
+    a sequence whose tokens the prompt begins with. Where the template shows earlier turns otherwise by then, such as
+    without their thoughts, it begins another sequence. In a template with marks (`{% generation %}`), the conversation
+    is one sequence, and what they mark is written. The model reads a turn whose message has one of `LOSS_KEYS` with 0
+    or false.
 
     Args:
         messages: the conversation, in the form of `Chat.messages`.
         opening: the beginning of every turn that stands in the prompt; a text that repeats it loses it.
         ends: the tokens that end a turn; the first ends a turn that the template leaves open.
         source: "file:row".
+        trains_empty_thoughts: False = the model reads the empty thoughts at the beginning of a turn.
 
     Raises:
-        BadRow: the template does not show which tokens are the assistant's, the assistant speaks first, or none of its
-            turns is trained.
+        BadRow: the template does not show a turn, or which tokens are the assistant's, the assistant speaks first, or
+            none of its turns is trained.
     """
     if messages[0]["role"] == "assistant":
         raise BadRow("the conversation begins with a turn of the assistant; leave that turn out", "prompt")
-    trained = [_is_trained(m, number) for number, m in enumerate(messages, 1) if m["role"] == "assistant"]
+    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    trained = [_is_trained(messages[i], i + 1) for i in turns]
+    if not any(trained):
+        raise BadRow(f"its turns are left out of the loss ({' or '.join(LOSS_KEYS)}); no turn is left to train on", "")
     messages = [{key: item for key, item in message.items() if key not in LOSS_KEYS} for message in messages]
     chat.text(messages, tokenizer, source)  # refuses messages that the template does not show
     if _MARKS.search(str(tokenizer.chat_template or "")):
-        return _trained_parts(_marked_parts(chat.marked(messages, tokenizer, source), ends[0]), trained)
-    added = tokenizer.get_added_vocab()
-    end_texts = [text for text in (str(tokenizer.decode([end])) for end in ends) if text in added]
-    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    texts: list[tuple[str, bool]] = [(chat.text(messages[: turns[0]], tokenizer, source), False)]
-    for i, following in zip(turns, [*turns[1:], None], strict=True):
-        texts += _turn(messages[:following], i, chat, tokenizer, opening, end_texts, source)
-    parts = [Part(list(tokenizer(text, add_special_tokens=False).input_ids), written) for text, written in texts[:-1]]
+        parts = _trained_parts(_marked_parts(chat.marked(messages, tokenizer, source), ends), trained)
+        return _without_empty_thoughts(parts, tokenizer, trains_empty_thoughts)
+    answer = {"role": "assistant", "content": messages[turns[0]]["content"]} | dict.fromkeys(THOUGHT_KEYS, MODEL_TURN)
+    if MODEL_TURN in chat.text([*messages[: turns[0]], answer], tokenizer, source, prompt=False):
+        messages = [_with_thoughts_apart(message) for message in messages]
+    sequences: list[list[str]] = []  # of texts that the model reads and writes alternately
+    found, last, so_far = 0, 0, ""
+    for i in (i for i, is_trained in zip(turns, trained, strict=True) if is_trained):
+        prompt, said = _turn(messages[: i + 1], chat, tokenizer, opening, ends, source)
+        if so_far and not tokenizer.chat_template:
+            probe = [*messages[:last], {"role": "assistant", "content": MODEL_TURN}, *messages[last + 1 : i]]
+            prompt = so_far + chat.text(probe, tokenizer, source).rpartition(MODEL_TURN)[2]
+        count = _empty_thoughts(said)
+        read, found, last = count * (not trains_empty_thoughts), found + bool(count), i
+        if not so_far or not prompt.startswith(so_far):
+            sequences.append([])
+            so_far = ""
+        sequences[-1] += [prompt.removeprefix(so_far) + said[:read], said[read:]]
+        so_far = prompt + said
+    return TrainedTurns([_parts(texts, tokenizer, ends) for texts in sequences], found)
+
+
+def _empty_thoughts(text: str) -> int:
+    """Return the number of characters of the empty thoughts that a turn begins with, and the white space behind."""
+    closing = next((mark for mark in MARK.finditer(text) if mark["closing"]), None)
+    if closing is None or MARK.sub("", text[: closing.end()]).strip():
+        return 0
+    return len(text) - len(text[closing.end() :].lstrip())
+
+
+def _with_thoughts_apart(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message whose text begins with thoughts with these under `THOUGHT_KEYS`."""
+    content, is_assistants = message["content"], message["role"] == "assistant"
+    found = _THOUGHTFUL.fullmatch(content) if is_assistants and isinstance(content, str) else None
+    if found is None or any(key in message for key in THOUGHT_KEYS):
+        return message
+    thoughts = dict.fromkeys(THOUGHT_KEYS, found[1].strip()) if found[1].strip() else {}
+    return message | {"content": found[2]} | thoughts
+
+
+def _parts(texts: Sequence[str], tokenizer: Any, ends: Sequence[int]) -> list[Part]:
+    """Return the parts of texts that the model reads and writes alternately, each turn with its end."""
     parts = [
+        Part(list(tokenizer(text, add_special_tokens=False).input_ids), k % 2 == 1) for k, text in enumerate(texts)
+    ]
+    return [
         Part([*ids, ends[0]], True) if written and ids[-1:] not in [[end] for end in ends] else Part(ids, written)
         for ids, written, _ in parts
     ]
-    return _trained_parts(parts, trained)
 
 
 def _is_trained(message: dict[str, Any], number: int) -> bool:
@@ -85,11 +141,11 @@ def _trained_parts(parts: list[Part], trained: Sequence[bool]) -> list[Part]:
     """
     if all(trained):
         return parts
-    if sum(part.is_written for part in parts) != len(trained) or not any(trained):
-        why = "the chat template does not mark each turn" if any(trained) else "no turn is left to train on"
+    if sum(part.is_written for part in parts) != len(trained):
         raise BadRow(
-            f"it leaves turns of the assistant out of the loss ({' or '.join(LOSS_KEYS)}), and {why}", "prompt"
-        )
+            f"it leaves turns of the assistant out of the loss ({' or '.join(LOSS_KEYS)}), and the chat template does "
+            "not mark each turn", "prompt",
+        )  # fmt: skip
     left, made = iter(trained), [Part([], False)]
     for part in parts:
         if (part.is_written and next(left)) != made[-1].is_written:
@@ -98,15 +154,15 @@ def _trained_parts(parts: list[Part], trained: Sequence[bool]) -> list[Part]:
     return made if made[-1].is_written else made[:-1]
 
 
-def _marked_parts(marked: Sequence[tuple[int, int]], end: int) -> list[Part]:
+def _marked_parts(marked: Sequence[tuple[int, int]], ends: Sequence[int]) -> list[Part]:
     """Return runs of tokens that are or are not marked; the token that ends a turn belongs to it.
 
     Args:
-        marked: each token, and 1 if it is the assistant's. end: the token that ends a turn.
+        marked: each token, and 1 if it is the assistant's. ends: the tokens that end a turn.
     """
     parts: list[Part] = [Part([], False)]
     for token, mark in marked:
-        is_end = token == end and parts[-1].is_written and end not in parts[-1].token_ids
+        is_end = token in ends and parts[-1].is_written and not {*ends} & {*parts[-1].token_ids}
         if parts[-1].is_written != bool(mark or is_end):
             parts.append(Part([], not parts[-1].is_written))
         parts[-1].token_ids.append(token)
@@ -115,43 +171,77 @@ def _marked_parts(marked: Sequence[tuple[int, int]], end: int) -> list[Part]:
     return parts if parts[-1].is_written else parts[:-1]
 
 
+def _without_empty_thoughts(parts: list[Part], tokenizer: Any, trains: bool) -> TrainedTurns:
+    """Return the parts as one sequence, in which the model reads empty thoughts unless it trains on them."""
+    found = 0
+    for read, written in zip(parts[::2], parts[1::2], strict=True):
+        if count := _empty_thoughts(str(tokenizer.decode(written.token_ids))):
+            found += 1
+            lengths = (len(tokenizer.decode(written.token_ids[:n])) for n in range(1, len(written.token_ids) + 1))
+            tokens = 0 if trains else 1 + len([*takewhile(lambda length: length < count, lengths)])
+            read.token_ids.extend(written.token_ids[:tokens])
+            del written.token_ids[:tokens]
+    return TrainedTurns([parts], found)
+
+
 def _turn(
-    messages: Messages, i: int, chat: Chat, tokenizer: Any, opening: str, ends: Sequence[str], source: str
-) -> list[tuple[str, bool]]:
-    """Return the text of turn i with its end, and the text between it and the next turn, which begins after the last of
-    the messages."""
-    message, content = messages[i], messages[i]["content"]
-    before = chat.text(messages[:i], tokenizer, source).removesuffix(chat.prefill)
-    whole = chat.text(messages[: i + 1], tokenizer, source, prompt=False)
-    said = _up_to_end(whole.removeprefix(before), ends) if whole.startswith(before) else ""
-    is_text = isinstance(content, str) or all(part.get("type") == "text" for part in content)
-    if {*message} == {"role", "content"} and is_text:
-        text = text_of(content)
-        if not text.strip():
-            raise BadRow(f"the assistant's message {i + 1} is empty", "prompt")
-        turn = MODEL_TURN if isinstance(content, str) else [{"type": "text", "text": MODEL_TURN}]
-        probe = [*messages[:i], {"role": "assistant", "content": turn}, *messages[i + 1 :]]
-        after = chat.text(probe, tokenizer, source).rpartition(MODEL_TURN)[2]
-        end = next((end for end in ends if after.startswith(end)), "")
-        if tokenizer.chat_template and text.strip() in said:
-            end = said.rpartition(text.strip())[2]
-            if not after.startswith(end):  # the text's own white space precedes the end
-                end = end.removeprefix(text[len(text.rstrip()) :])
-        else:
-            said = text.removeprefix(opening)
-        return [(said, True), (after.removeprefix(end), False)]
-    names = [call.get("function", call)["name"] for call in message.get("tool_calls", ())]
-    end = next((end for end in ends if said.endswith(end)), "")
-    if not end or not all(name in said for name in names):
+    messages: Messages, chat: Chat, tokenizer: Any, opening: str, ends: Sequence[int], source: str
+) -> tuple[str, str]:
+    """Return the prompt before the last of the messages, and what the model writes after it, with the end of the turn.
+
+    It writes what the template adds to this prompt or, where the template changes the prompt, to the conversation's
+    first. If this is not the whole text, as in templates that drop thoughts, it writes the text itself.
+    """
+    *before, turn = messages
+    content, name = turn["content"], f"of the assistant's message {len(messages)}"
+    texts = [content] if isinstance(content, str) else [part["text"] for part in content if part["type"] == "text"]
+    text, thoughts = text_of(content), next((turn[key] for key in THOUGHT_KEYS if key in turn), "")
+    pieces = [piece.strip() for text in texts for piece in MARK.sub("\0", text).split("\0")]
+    calls = [call.get("function", call)["name"] for call in turn.get("tool_calls", ())]
+    is_text = not calls and (isinstance(content, str) or len(texts) == len(content))
+    if is_text and not any([*pieces, thoughts]):
+        raise BadRow(f"the assistant's message {len(messages)} is empty", "prompt")
+    if closes_thoughts(opening) and (thoughts or (closes_thoughts(text) and not _empty_thoughts(text))):
         raise BadRow(
-            f"the chat template does not show {'the tool calls' if names else 'this form'} of the assistant's message "
-            f"{i + 1} after the prompt before it; use a template that does", "prompt",
+            f"the prompt ends the thoughts {name} before they begin; set data.chat.chat_template_kwargs "
+            "(enable_thinking: true), or leave them out", "prompt",
         )  # fmt: skip
-    count = (before + said).count(end)  # a template may show earlier turns otherwise, but ends each
-    return [(said, True), (chat.text(messages, tokenizer, source).split(end, count)[-1], False)]
+    first = messages[: next(i for i, message in enumerate(messages) if message["role"] == "assistant")]
+    prompt, added, said, is_shown = chat.text(before, tokenizer, source), tokenizer.get_added_vocab(), "", False
+    for talk in (before, first) if tokenizer.chat_template else ():
+        if not is_shown:
+            said, is_shown = _added(talk, turn, chat, tokenizer, source)
+    header = chat.text(first, tokenizer, source).removeprefix(chat.text(first, tokenizer, source, prompt=False))
+    if said.startswith(header):  # the prompt after a tool's result may lack it
+        prompt, said = prompt + header, said.removeprefix(header)
+    end_texts = [text for text in (str(tokenizer.decode([end])) for end in ends) if text in added]
+    if end := min((text for text in end_texts if text in said), key=said.find, default=""):
+        said = said.partition(end)[0]
+    elif tokenizer.chat_template:  # the next role's token is the end
+        words, role = (
+            [*filter(None, [*pieces, *calls])],
+            {"role": "tool", "name": calls[0]} if calls else {"role": "user"},
+        )
+        after = chat.text([*messages, role | {"content": MODEL_TURN}], tokenizer, source, prompt=False)
+        after = after.rpartition(MODEL_TURN)[0].rpartition(words[-1] if words else MODEL_TURN)[2]
+        end = max((text for text in end_texts if text in after), key=after.rfind, default="")
+    wanted = {"tool calls": calls, "thoughts": [thoughts.strip()], "text": pieces}
+    missing = [what for what, words in wanted.items() if not all(is_shown and word in said for word in words if word)]
+    if missing and is_text and (not thoughts or ends_in_thoughts(opening)):
+        own = f"{thoughts}\n</think>\n\n" * bool(thoughts) + text.removeprefix(opening)
+        return prompt, (own.partition(end)[0] if end else own) + end
+    if missing:
+        beside = " next to its tool calls" * (bool(calls) and missing[0] != "tool calls")
+        raise BadRow(
+            f"the chat template does not show the {missing[0]} {name}{beside} after the prompt before it; use a "
+            "template that does, or leave them out", "prompt",
+        )  # fmt: skip
+    return prompt, said + end
 
 
-def _up_to_end(text: str, ends: Sequence[str]) -> str:
-    """Return the text up to the first text that ends a turn, with it; all of it without one."""
-    places = [place + len(end) for end in ends if (place := text.find(end)) >= 0]
-    return text[: min(places, default=len(text))]
+def _added(talk: Messages, turn: dict[str, Any], chat: Chat, tokenizer: Any, source: str) -> tuple[str, bool]:
+    """Return what a turn adds to the prompt before it, and whether it leaves this prompt as it is, up to white space
+    and the prefill."""
+    prompt, whole = chat.text(talk, tokenizer, source), chat.text([*talk, turn], tokenizer, source, prompt=False)
+    shared = shared_length(prompt, whole)
+    return whole[shared:], not prompt[shared:].removesuffix(chat.prefill).strip()

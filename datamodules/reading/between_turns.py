@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from lit_rlvr.datamodules.reading.chat import MODEL_TURN, Chat, break_up, find_tokens
+from lit_rlvr.datamodules.reading.chat import MODEL_TURN, Chat, break_up, find_tokens, shared_length
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.families.base import ImageProcessor
 from lit_rlvr.speech.thoughts import ends_in_thoughts
@@ -130,6 +130,8 @@ class BetweenTurns:
             after = end + after
         elif not end:
             after = after.removeprefix(self._ends[last])
+        elif self._ends[last] != end and not after.endswith(self._header):  # the template continues an open turn
+            after = end + after.removesuffix(self._chat.prefill) + self._header
         ids = list(self._tokenizer(after, add_special_tokens=False).input_ids)
         if pixels is None or self._processor is None:
             return ids
@@ -169,7 +171,7 @@ class BetweenTurns:
         call = _call(name, {})
         question, before = (self._render(talk, prompt=False) for talk in ([_QUESTION], [_QUESTION, call]))
         whole = self._render([_QUESTION, call, *messages])
-        start = next((k for k, (a, b) in enumerate(zip(question, before, strict=False)) if a != b), len(question))
+        start = shared_length(question, before)
         place, end = max(((before.rfind(text, start), text) for text in self._ends.values()), default=(-1, ""))
         if place < 0:
             place, end = len(before), ""
@@ -184,6 +186,11 @@ class BetweenTurns:
             )
         end = min(places, key=lambda text: places[text])
         return end, after[places[end] + len(end) :]
+
+    @cached_property
+    def _header(self) -> str:
+        """What the prompt of a turn ends with: the header of the turn, its opening and the prefill."""
+        return self._render([_QUESTION]).removeprefix(self._render([_QUESTION], prompt=False)) + self._chat.prefill
 
     def _render(self, messages: list[dict[str, Any]], prompt: bool = True) -> str:
         return self._chat.apply(messages, self._tokenizer, prompt=prompt, offer=False)

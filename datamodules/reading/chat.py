@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from lit_rlvr.datamodules.reading.cells import parse_text
-from lit_rlvr.datamodules.reading.conversations import text_of, without_nulls
+from lit_rlvr.datamodules.reading.conversations import THOUGHT_KEYS, text_of, without_nulls
 from lit_rlvr.datamodules.reading.images import PLACEHOLDER, as_parts
 from lit_rlvr.errors import UserError, given_text, option_group
 from lit_rlvr.rewards.forms import as_messages
@@ -317,7 +317,7 @@ class Chat:
         except UserError:  # it takes no such conversation, so nothing shows where the header ends
             return self.prefill
         header = talk.partition(MODEL_TURN)[0]
-        shared = next((k for k, (a, b) in enumerate(zip(header, prompt, strict=False)) if a != b), len(header))
+        shared = shared_length(header, prompt)
         if prompt.startswith(before):
             thoughts = MARK.search(prompt, len(before))
             shared = min(max(shared, len(before)), thoughts.start() if thoughts else len(prompt))
@@ -326,7 +326,7 @@ class Chat:
     def unread_thoughts(self, tokenizer: Any) -> str:
         """Return how the chat template writes thoughts, if these cannot be told from the answer; "" if they can."""
         thought, answer = "A thought.", "The answer."
-        turn = {"role": "assistant", "content": answer, "reasoning_content": thought, "thinking": thought}
+        turn = {"role": "assistant", "content": answer} | dict.fromkeys(THOUGHT_KEYS, thought)
         try:
             text = self.apply([{"role": "user", "content": "?"}, turn], tokenizer, prompt=False, offer=False)
         except UserError:  # it takes no such conversation
@@ -378,6 +378,11 @@ class Chat:
         system = "".join(f"{m['content']}\n\n" for m in messages if m["role"] == "system")
         prompt = "\n\n".join(str(m["content"]) for m in messages if m["role"] != "system")
         return fill_in(self.plain_template, system=system, prompt=prompt)
+
+
+def shared_length(one: str, other: str) -> int:
+    """Return how many characters the beginnings of two texts have in common."""
+    return next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _functions(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -24,6 +24,9 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 LOSS_KEYS = ("weight", "loss", "train", "trainable")
 """Keys by which data sets leave a message of the assistant out of the loss, with 0 or false."""
 
+THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
+"""Keys of the thoughts in a message of the assistant. Chat templates read one of them, so a message gets all."""
+
 TEXT_TYPES = {"text", "input_text", "output_text"}
 MEDIA_TYPES = {"image": "image", "image_url": "image", "input_image": "image", "video": "video", "video_url": "video"}
 SOURCE_KEYS = ("url", "path", "source", "base64", "data")
@@ -97,6 +100,10 @@ def _message(value: Any) -> dict[str, Any]:
         raise BadRow("a message with `function_call`, which chat templates do not show; use `tool_calls`", "prompt")
     if calls := message.pop("tool_calls", None):
         message["tool_calls"] = _tool_calls(calls)
+    if thoughts := next(
+        (text for text in map(message.get, THOUGHT_KEYS) if isinstance(text, str) and text.strip()), ""
+    ):
+        message |= dict.fromkeys(THOUGHT_KEYS, thoughts)
     content = message.get("content", "" if calls and role == "assistant" else None)
     if isinstance(content, list):
         content = [_part(part) for part in content]

@@ -28,6 +28,8 @@ class SFT(RLVRModule):
         target: column of the data with what the model is to write: a text, messages, or with an environment a list of
             texts, one for each of its turns. null: the assistant's turns of a conversation, else the answer, else the
             column `completion`.
+        target_empty_thoughts: `mask` leaves the empty thoughts that a chat template writes around an answer without
+            any, such as "<think>\\n\\n</think>", out of the loss; `train` trains on them.
     """
 
     demonstrates = True
@@ -36,6 +38,7 @@ class SFT(RLVRModule):
     def __init__(
         self, target: str | None = None, lr: float | Literal["auto"] | AutoLR = 2e-5,
         loss: Loss = Loss(aggregation="token_mean"), teacher: Teacher | None = None, nll_coef: float = 1.0,
+        target_empty_thoughts: Literal["mask", "train"] = "mask",
         **kwargs: Any,
     ) -> None:  # fmt: skip
         check_within("[0, inf)" if teacher is not None else "(0, inf)", "model", nll_coef=nll_coef)
@@ -50,7 +53,7 @@ class SFT(RLVRModule):
         )  # fmt: skip
         if self.loss_options.positive_nll_coef:
             raise UserError("model.loss.positive_nll_coef: SFT's loss is this term already; leave it out")
-        self.target, self.nll_coef = target, nll_coef
+        self.target, self.target_empty_thoughts, self.nll_coef = target, target_empty_thoughts, nll_coef
         self._nll: dict[str, Tensor] = {}  # validation set -> sum over its tokens of this rank, and their number
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
@@ -62,7 +65,8 @@ class SFT(RLVRModule):
 
     def validation_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         assert batch.demonstrations is not None, "the RolloutCallback fills the batch before it is measured"
-        rows, given = list(range(len(batch))), batch.demonstrations
+        given = batch.demonstrations
+        rows = list(range(len(given.prompts))) if len(batch) else []
         logp, _ = logprobs_of(self.policy, given, rows, self.budget.tokens, self.sharded)
         sums = torch.stack([-logp.double().sum(), given.mask[rows].sum().to(logp.device).double()])
         self._nll[batch.name] = self._nll.get(batch.name, 0) + sums

@@ -33,7 +33,8 @@ def describe_prompts(
     data: PromptDataModule, split: Split, count: int, folder: Path | None, module: RLVRModule, rollout: RolloutCallback
 ) -> dict[str, Any]:
     """Return the first prompts of a set with their token counts and answers, and a summary of the set; and of the
-    training set what a teacher sees, and the completions that `SFT` trains on.
+    training set what a teacher sees, and the completions that `SFT` trains on: all parts after the first prompt, those
+    of further sequences of a conversation with their number.
 
     Args:
         data: set up, and checked by the module's teachers.
@@ -49,12 +50,21 @@ def describe_prompts(
     shown = [_describe_prompt(data, prompt, folder) for prompt in prompts[:count]]
     if split == "train" and module.demonstrates:
         check_demonstrations(rollout, module, data)
-        pairs = rollout.demonstrations[data.name].pairs(prompts[:count])
-        rollout.demonstrations[data.name].close()
-        for found, (start, completion) in zip(shown, pairs, strict=True):
+        demonstrations = rollout.demonstrations[data.name]
+        for found, prompt in zip(shown, prompts, strict=False):
+            (start, completion), *others = demonstrations.pairs([prompt])
             found["completion"] = describe_completion(completion, data.tokenizer)
-            if len(start.token_ids) < found["tokens"]:  # earlier turns of the conversation are in the loss, too
+            if len(start.token_ids) != found["tokens"]:  # earlier turns are in the loss, or it ends with empty thoughts
                 found |= {"text": data.tokenizer.decode(start.token_ids), "tokens": len(start.token_ids)}
+            for number, (start, completion) in enumerate(others, 2):
+                read = {
+                    "in_loss": False,
+                    "tokens": len(start.token_ids),
+                    "text": data.tokenizer.decode(start.token_ids),
+                }
+                parts = [read, *describe_completion(completion, data.tokenizer)]
+                found["completion"] += [part | {"sequence": number} for part in parts]
+        demonstrations.close()
     if split == "train" and module.teachers.options is not None and module.teachers.options.prompt is not None:
         for found, asked in zip(shown, map(module.teachers.asked, prompts), strict=False):
             found["teacher"] = {"text": data.render(asked.sample), "tokens": len(asked.token_ids)}
@@ -111,8 +121,9 @@ def print_prompts(found: dict[str, Any]) -> None:
         console.print("; ".join(facts), soft_wrap=True)
         for part in prompt.get("completion", ()):
             place = "in the loss" if part["in_loss"] else "not in the loss"
-            console.print(Rule(f"{part['tokens']} tokens {place}", align="left", characters="-"))
-            console.print(part["text"], soft_wrap=True)
+            sequence = f" (sequence {part['sequence']})" if "sequence" in part else ""
+            console.print(Rule(f"{part['tokens']} tokens {place}{sequence}", align="left", characters="-"))
+            console.print(part["text"], soft_wrap=True, style="green" if part["in_loss"] else "dim")
         if teacher := prompt.get("teacher"):
             console.print(Rule(f"the teacher sees {teacher['tokens']} tokens", align="left", characters="-"))
             console.print(teacher["text"], soft_wrap=True)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lit_rlvr.datamodules.reading.assistant_turns import Part, split_turns
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.cells import lookup
 from lit_rlvr.datamodules.reading.conversations import as_conversation
-from lit_rlvr.datamodules.reading.rows import abbreviate
+from lit_rlvr.datamodules.reading.rows import abbreviate, rank_zero_warn
 from lit_rlvr.distributed.collectives import all_sum
 from lit_rlvr.environments import Environment
 from lit_rlvr.errors import UserError
@@ -44,17 +46,26 @@ class Demonstrations:
         model_folder: names the tokens that end a turn.
         environment: answers the turns.
         sampling: training's settings, with the limits of an episode.
+        trains_empty_thoughts: whether empty thoughts at the beginning of a conversation's turns are in the loss.
     """
 
     def __init__(
         self, data: PromptDataModule, column: str | None, option: str, model_folder: str,
         environment: Environment | None = None, sampling: Sampling = Sampling(),  # noqa: B008  # frozen
+        trains_empty_thoughts: bool = True,
     ) -> None:  # fmt: skip
         self.data, self.column, self.option, self.sampling = data, column, option, sampling
         self.ends = turn_ends(model_folder, data.tokenizer)
+        with suppress(BadRow, UserError):  # a template that shows no such turn
+            probe = [{"role": role, "content": "?"} for role in ("user", "assistant")]
+            turns = split_turns(probe, data.chat, data.tokenizer, data.opening, self.ends, option)
+            last = turns.sequences[0][-1].token_ids
+            self.ends = tuple(sorted(self.ends, key=lambda end: end not in last))
         plays = environment is not None and column is not None
         self.episodes = Episodes(environment, between_turns(data, self.ends, environment)) if plays else None  # type: ignore[arg-type]
+        self.trains_empty_thoughts = trains_empty_thoughts
         self._played: dict[str, Pair] = {}
+        self._with_empty_thoughts: set[str] = set()  # ids of samples
 
     def target(self, sample: Sample) -> str | list[Any]:
         """Return what the model is to write after a sample's prompt: a text, messages, or the texts of its turns.
@@ -91,40 +102,54 @@ class Demonstrations:
         Raises:
             UserError: names such rows.
         """
-        wrong, digest, most = [], hashlib.sha256(), self.sampling.max_completion_tokens
+        wrong, split, digest, most = [], [], hashlib.sha256(), self.sampling.max_completion_tokens
         for prompt in prompts:
             try:
                 if self.episodes is not None:
                     digest.update(repr(self.target(prompt.sample)).encode())
                     continue
-                start, completion = self._pair(prompt)
-                digest.update(f"{start.token_ids} {completion.token_ids} {completion.sampled}".encode())
-                if self._opens_thought and not closes_thoughts(self.data.tokenizer.decode(completion.token_ids)):
-                    raise BadRow(
-                        "the prompt opens a thought (<think>) that the completion does not close; add its end "
-                        "(</think>), or change data.chat (chat_template_kwargs: {enable_thinking: false})",
-                        self.column or "answer",
-                    )
-                if refuses_long and len(completion.token_ids) > most:
-                    raise BadRow(
-                        f"a completion of {len(completion.token_ids)} tokens, and rollout.sampling.max_tokens (with "
-                        f"turns, max_episode_tokens) allows {most}; raise it, or leave such rows out",
-                        self.column or "answer",
-                    )
+                pairs = self._pairs(prompt)
+                if len(pairs) > 1:
+                    split.append(prompt.sample.source or prompt.sample.id)
+                for start, completion in pairs:
+                    digest.update(f"{start.token_ids} {completion.token_ids} {completion.sampled}".encode())
+                    if ends_in_thoughts(prompt.prefill) and not closes_thoughts(
+                        self.data.tokenizer.decode(completion.token_ids)
+                    ):
+                        raise BadRow(
+                            "the prompt opens a thought (<think>) that the completion does not close; add its end "
+                            "(</think>), or change data.chat (chat_template_kwargs: {enable_thinking: false})",
+                            self.column or "answer",
+                        )
+                    length = len(completion.token_ids) + max(len(start.token_ids) - len(prompt.token_ids), 0)
+                    if refuses_long and length > most:
+                        raise BadRow(
+                            f"a completion of {length} tokens, and rollout.sampling.max_tokens (with turns, "
+                            f"max_episode_tokens) allows {most}; raise it, or leave such rows out",
+                            self.column or "answer",
+                        )
             except BadRow as error:
                 wrong.append(str(BadRow(error.reason, error.field, prompt.sample.source or prompt.sample.id)))
         if wrong:
             raise UserError(f"{self.option}: {len(wrong)} of {len(prompts)} rows cannot be used: {abbreviate(wrong)}")
+        if split:
+            rank_zero_warn(
+                f"{self.data.name}: in {len(split)} of {len(prompts)} conversations, the chat template changes earlier "
+                f"turns when later ones follow, such as dropping their thoughts ({abbreviate(split)}); later turns are "
+                "then trained after the changed ones, in a further sequence"
+            )
+        if found := [p.sample.source or p.sample.id for p in prompts if p.sample.id in self._with_empty_thoughts]:
+            does = "are in the loss" if self.trains_empty_thoughts else "are not in the loss"
+            rank_zero_warn(
+                f"{self.data.name}: {len(found)} of {len(prompts)} rows have answers that begin with empty thoughts, "
+                f"as the chat template writes them ({abbreviate(found)}); these {does} (model.target_empty_thoughts)"
+            )
         return digest.hexdigest()[:16]
 
-    @property
-    def _opens_thought(self) -> bool:
-        return ends_in_thoughts(self.data.opening)
-
     def pairs(self, prompts: Sequence[Prompt]) -> list[Pair]:
-        """Return prompts of a batch with their completions."""
+        """Return the prompts of a batch with their completions; a conversation has one for each of its sequences."""
         if self.episodes is None:
-            return [self._pair(prompt) for prompt in prompts]
+            return [pair for prompt in prompts for pair in self._pairs(prompt)]
         new = [prompt for prompt in prompts if prompt.sample.id not in self._played]
         self._played |= {prompt.sample.id: pair for prompt, pair in zip(new, self._play(new), strict=True)}
         return [self._played[prompt.sample.id] for prompt in prompts]
@@ -145,17 +170,29 @@ class Demonstrations:
         if self.episodes is not None:
             self.episodes.close()
 
-    def _pair(self, prompt: Prompt) -> Pair:
+    def _pairs(self, prompt: Prompt) -> list[Pair]:
         target = self.target(prompt.sample)
         if isinstance(target, str):
-            if closes_thoughts(target) or not self._opens_thought:
-                return prompt, self._turn(target.removeprefix(prompt.prefill), prompt.sample)
+            if closes_thoughts(target) or not ends_in_thoughts(prompt.prefill):
+                return [(prompt, self._turn(target.removeprefix(prompt.prefill), prompt.sample))]
             target = [{"role": "assistant", "content": target}]  # the template may close the thought
-        first, *rest = self.data.split_turns(prompt.sample, target, self.ends)
+        turns = self.data.split_turns(prompt.sample, target, self.ends, self.trains_empty_thoughts)
+        if turns.empty_thoughts:
+            self._with_empty_thoughts.add(prompt.sample.id)
+        if missing := len(prompt.sample.images) - sum(part.images for part in turns.sequences[-1]):
+            raise BadRow(f"{missing} of its images are not in the conversation", "image")
+        return [self._pair(prompt, parts) for parts in turns.sequences]
+
+    def _pair(self, prompt: Prompt, parts: Sequence[Part]) -> Pair:
+        """Return a sequence of a conversation as a prompt and its completion."""
+        first, *rest = parts
         token_ids = tuple(token for part in rest for token in part.token_ids)
         sampled = tuple(part.is_written for part in rest for _ in part.token_ids)
         text = read_text(self.data.tokenizer, rest[-1].token_ids)
-        before, after = (None, None) if prompt.pixels is None else prompt.pixels.split(first.images)
+        before, after = prompt.pixels, None
+        if before is not None:
+            shown = before.split(sum(part.images for part in parts))[0]
+            before, after = (None, None) if shown is None else shown.split(first.images)
         completion = Completion(text, token_ids, "stop", sampled=sampled, pixels=after)
         return replace(prompt, token_ids=first.token_ids, pixels=before), completion
 

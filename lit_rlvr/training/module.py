@@ -109,6 +109,8 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
     demonstrates: ClassVar[bool] = False
     target: str | None = None
     """The column of the data with the completions, of a module that demonstrates."""
+    target_empty_thoughts: Literal["mask", "train"] = "mask"
+    """Whether empty thoughts at the beginning of its turns are in the loss."""
 
     def __init__(
         self,

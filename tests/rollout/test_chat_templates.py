@@ -6,6 +6,8 @@ import ast
 import importlib.util
 import re
 from collections.abc import Callable
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +19,7 @@ from lit_rlvr.datamodules.reading.assistant_turns import split_turns
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.between_turns import BetweenTurns
 from lit_rlvr.datamodules.reading.chat import Chat
+from lit_rlvr.datamodules.reading.conversations import as_conversation
 from lit_rlvr.environments.built_in import Calculator
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy import tiny as tiny_vlm
@@ -24,6 +27,7 @@ from lit_rlvr.policy.loading import after_a_turn
 from lit_rlvr.rollout.episodes import check_tool_calls
 from lit_rlvr.types import ToolResult
 
+Talk = list[dict[str, Any]]
 SPEC = importlib.util.find_spec("trl")
 assert SPEC is not None and SPEC.origin is not None, "`make develop` installs it"
 TRL = Path(SPEC.origin).parent
@@ -33,7 +37,8 @@ ENDS = {
     "gemma4_v2": ["<eos>", "<turn|>"], "gemma4": ["<eos>", "<turn|>", "<|tool_response>"],
     "diffusion_gemma": ["<eos>", "<turn|>", "<|tool_response>"], "gemma": ["<eos>", "<end_of_turn>"],
     "glm": ["<|endoftext|>", "<|user|>", "<|observation|>"], "gptoss": ["<|return|>", "<|call|>"],
-    "llama": ["<|eot_id|>", "<|eom_id|>"], "muse": ["<|eot|>"], "phi": ["<|end|>"], "": ["<|im_end|>"],
+    "llama": ["<|eot_id|>", "<|eom_id|>"], "muse": ["<|eot|>"], "phi": ["<|end|>"],
+    "idefics3": ["<end_of_utterance>"], "llava_next": ["</s>"], "smolvlm": ["<end_of_utterance>"], "": ["<|im_end|>"],
 }  # fmt: skip
 """Beginning of a template's name -> end tokens of these models: first the tokenizer's, last what ends a tool call."""
 DESCRIBED = {
@@ -112,13 +117,9 @@ def test_without_tool_calls_the_tokens_are_those_of_the_whole_conversation(name:
     assert not any(seen.startswith(text) for text in ends_of(name))
 
 
-OTHER_ENDS = {"glm4moe": "", "idefics3": "<end_of_utterance>", "llava_next": "</s>", "smolvlm": "<end_of_utterance>"}
-"""Templates that end a turn with nothing, or with another token than the model's tool calls."""
-
-
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_the_end_of_a_turn_is_found_in_every_template(name: str) -> None:
-    ends = [OTHER_ENDS[name]] if name in OTHER_ENDS else ends_of(name)
+    ends = [*ends_of(name), ""][name == "glm4moe" and -1 :]  # it ends a turn with the next role alone
     assert any(end in after_a_turn(tokenizer_of(name)) for end in ends)
 
 
@@ -136,45 +137,195 @@ def test_a_turn_begins_in_thoughts_where_the_prompt_opens_them(name: str, openin
 
 MARKED = sorted(path.stem.removesuffix("_training") for path in (TRL / "chat_templates").glob("*_training.jinja"))
 """Templates of which TRL has a version that marks the assistant's turns."""
-UNSEEN_CALLS = {
-    "deepseek_r1_distill", "deepseekv3", "glm4moe", "lfm2", "llama3", "nemotron_3_5_lightning", "nemotron_3_nano",
-    "nemotron_3_super", "nemotron_3_ultra", "phi3", "phi3_5", "qwen2_5_vl",
-}  # fmt: skip
-"""Templates that leave tool calls out, show them otherwise than after the prompt of the model, or do not end them."""
 ROLES = ("user", "assistant", "user", "assistant")
-ALTERNATING = {"cohere", "cohere2", "gemma", "gemma3", "idefics3", "llava_next", "smolvlm"}
-"""Templates that refuse tool messages."""
+AS_PARTS = ("idefics3", "llava_next", "smolvlm")
+"""Templates that take lists of parts only."""
+CALL = {"type": "function", "function": {"name": "calculate", "arguments": {"expression": "17*23"}}}
+RESULT = {"role": "tool", "name": "calculate", "content": "391"}
+QUESTION, ANSWER = {"role": "user", "content": "q1"}, {"role": "assistant", "content": "a1"}
+THOUGHTFUL = ANSWER | {"reasoning_content": "t1"}
+TALKS: dict[str, Talk] = {
+    "answers": [QUESTION, ANSWER, QUESTION, ANSWER],
+    "thoughts": [QUESTION, THOUGHTFUL, QUESTION, THOUGHTFUL],
+    "call": [QUESTION, {"role": "assistant", "content": "", "tool_calls": [CALL]}, RESULT, ANSWER],
+    "text and call": [QUESTION, ANSWER | {"tool_calls": [CALL]}, RESULT, ANSWER],
+}
 
 
-def written(name: str, messages: list[dict[str, Any]], chat: Chat) -> list[str]:
-    """The texts of the assistant's turns, without what ends them and white space."""
-    plain = name.removesuffix("_training")
-    tokenizer = tokenizer_of(plain)
-    tokenizer.chat_template = (TRL / "chat_templates" / f"{name}.jinja").read_text()
-    texts = [*ends_of(plain), OTHER_ENDS.get(plain, "")]
-    ends = [tokenizer.convert_tokens_to_ids(text) for text in ends_of(plain)]
-    after = tokenizer(after_a_turn(tokenizer_of(plain)), add_special_tokens=False).input_ids
-    ends.sort(key=lambda end: end not in after)
-    parts = split_turns(messages, chat, tokenizer, chat.opening(tokenizer), ends, "f:1")
-    said = [tokenizer.decode(part.token_ids) for part in parts if part.is_written]
-    return [
-        re.sub(f"(?:{'|'.join(map(re.escape, filter(None, texts)))}|<\\|observation\\|>|<\\|end\\|>|\\s)+$", "", text)
-        for text in said
-    ]
+def tokenizer_and_ends(name: str) -> tuple[Any, list[int]]:
+    """The model's tokenizer and its end tokens, the template's first."""
+    tokenizer = tokenizer_of(name)
+    after = tokenizer(after_a_turn(tokenizer), add_special_tokens=False).input_ids
+    return tokenizer, sorted(tokenizer.convert_tokens_to_ids(ends_of(name)), key=lambda end: end not in after)
 
 
+def turns_of(name: str, talk: Talk, trains_empty_thoughts: bool = True, **kwargs: Any) -> list[list[tuple[str, str]]]:
+    """What the model reads and writes, alternately, in each sequence of a conversation."""
+    tokenizer, ends = tokenizer_and_ends(name)
+    chat = Chat(chat_template_kwargs=kwargs)
+    if any(message["role"] == "tool" for message in talk):
+        chat = chat.with_tools(Calculator().tools)
+    messages: Any = as_conversation(talk)
+    if name in AS_PARTS:
+        messages = [m | {"content": [{"type": "text", "text": m["content"]}]} for m in messages]
+    opening = chat.opening(tokenizer)
+    found = split_turns(messages, chat, tokenizer, opening, ends, "f:1", trains_empty_thoughts)
+    texts = [[tokenizer.decode(part.token_ids) for part in parts] for parts in found.sequences]
+    assert all([part.is_written for part in parts] == [False, True] * (len(parts) // 2) for parts in found.sequences)
+    return [list(zip(parts[::2], parts[1::2], strict=True)) for parts in texts]
+
+
+def marked_by_trl(name: str, talk: Talk) -> tuple[str, list[str]]:
+    """The text of a conversation by TRL's training template, and the runs of tokens that its mask has."""
+    tokenizer = tokenizer_of(name)
+    tokenizer.chat_template = (TRL / "chat_templates" / f"{name}_training.jinja").read_text()
+    tools = list(Calculator().tools) if any(message["role"] == "tool" for message in talk) else None
+    messages: Any = as_conversation(talk)
+    if name in AS_PARTS:
+        messages = [m | {"content": [{"type": "text", "text": m["content"]}]} for m in messages]
+    found = tokenizer.apply_chat_template(
+        messages, tools=tools, return_dict=True, return_assistant_tokens_mask=True, tokenize=True
+    )
+    runs = groupby(zip(found["input_ids"], found["assistant_masks"], strict=True), key=itemgetter(1))
+    return tokenizer.decode(found["input_ids"]), [tokenizer.decode([t for t, _ in run]) for kept, run in runs if kept]
+
+
+def is_marked(run: str, read: str, written: str) -> bool:
+    """True if TRL marks these tokens, and beyond them only what the prompt holds already, or white space behind."""
+    before, _, after = run.rpartition(written)
+    return written in run and read.endswith(before) and not after.strip()
+
+
+DIFFERENT = {
+    ("deepseek", "answers"): "the prompt opens thoughts, which TRL leaves out",
+    ("deepseek", "thoughts"): "TRL drops the thoughts that the prompt opens",
+    ("diffusion_gemma", "call"): "TRL leaves out <|tool_response>, by which the model ends a call",
+    ("diffusion_gemma", "text and call"): "TRL shows the text of the call behind its result",
+    ("diffusion_gemma", "thoughts"): "TRL drops the thoughts of earlier turns",
+    ("glm4moe", "thoughts"): "TRL drops the thoughts of earlier turns",
+    ("gptoss", "answers"): "TRL ends earlier turns with <|end|>, which is no end token of the model",
+    ("gptoss", "text and call"): "TRL drops the text of a call, as if the answer stood there already",
+    ("gptoss", "thoughts"): "TRL ends earlier turns with <|end|>, and drops their thoughts",
+    ("nemotron", "answers"): "the prompt has a line break behind <think> that TRL leaves out",
+    ("nemotron", "call"): "the prompt has a line break behind <think> that TRL leaves out",
+    ("nemotron", "text and call"): "the prompt has a line break behind <think> that TRL leaves out",
+    ("nemotron", "thoughts"): "TRL drops the thoughts of earlier turns",
+    ("phi3", "answers"): "TRL trains on a second <|end|>, which the model never reaches",
+}
+"""Beginning of a template's name, conversation -> why TRL's marks are others."""
+UNSEEN_CALLS = {
+    "cohere", "cohere2", "deepseek_r1_distill", "deepseekv3", "gemma", "gemma3", "idefics3", "lfm2", "llama3",
+    "llava_next", "phi3", "phi3_5", "qwen2_5_vl", "smolvlm",
+}  # fmt: skip
+"""Templates that leave tool calls out, or refuse tool messages."""
+UNSEEN_THOUGHTS = UNSEEN_CALLS - {"deepseek_r1_distill", "deepseekv3"} | {
+    "lfm2_v2", "qwen2_5", "qwen3_5_nothink", "qwen3_instruct_2507", "qwen3_vl",
+}  # fmt: skip
+UNSEEN = {"call": UNSEEN_CALLS, "text and call": UNSEEN_CALLS | {"muse_glimmer"}, "thoughts": UNSEEN_THOUGHTS}
+
+
+@pytest.mark.parametrize("kind", TALKS)
 @pytest.mark.parametrize("name", MARKED)
-def test_the_assistants_turns_are_those_that_trl_marks(name: str) -> None:
-    """Up to what the prompt holds of a turn already, and to what follows its end."""
-    as_parts = name in ("idefics3", "llava_next", "smolvlm")
-    talk = [
-        {"role": role, "content": [{"type": "text", "text": text}] if as_parts else text}
-        for role, text in (("user", "q1"), ("assistant", "a1"), ("user", "q2"), ("assistant", "a2"))
-    ]
-    ours, theirs = written(name, talk, Chat()), written(f"{name}_training", talk, Chat())
-    assert len(ours) == len(theirs) == 2
-    for own, marked, text in zip(ours, theirs, ("a1", "a2"), strict=True):
-        assert text in own and marked.strip().endswith(own.strip()), (own, marked)
+def test_the_assistants_turns_are_those_that_trl_marks(name: str, kind: str) -> None:
+    """Token for token, and so is the whole conversation wherever it is one sequence."""
+    if name in UNSEEN.get(kind, ()):
+        with pytest.raises((BadRow, UserError), match=r"does not show|refuses this conversation|ends the thoughts"):
+            turns_of(name, TALKS[kind])
+        return
+    sequences = turns_of(name, TALKS[kind])
+    whole, runs = marked_by_trl(name, TALKS[kind])
+    turns = [turn for turns in sequences for turn in turns]
+    same = len(runs) == len(turns) and all(is_marked(run, *turn) for run, turn in zip(runs, turns, strict=True))
+    assert same != any(name.startswith(start) and kind == other for start, other in DIFFERENT), (runs, turns)
+    if same and len(sequences) == 1:
+        assert "".join(read + written for read, written in turns) == whole.rstrip()
+
+
+@pytest.mark.parametrize(
+    ("name", "talk", "ends"),
+    [
+        ("glm4moe", "answers", ["a1<|user|>", "a1<|user|>"]),
+        ("glm4moe", "call", ["</tool_call><|observation|>", "a1<|user|>"]),
+        ("gptoss", "answers", ["<|channel|>final<|message|>a1<|return|>"] * 2),
+        ("gptoss", "text and call", ["<|call|>", "<|channel|>final<|message|>a1<|return|>"]),
+        ("diffusion_gemma", "call", ["<tool_call|><|tool_response>", "a1<turn|>"]),
+    ],
+)
+def test_each_turn_ends_once_and_as_the_model_ends_it(name: str, talk: str, ends: list[str]) -> None:
+    turns = [turn for turns in turns_of(name, TALKS[talk]) for turn in turns]
+    assert all(written.endswith(end) for (_, written), end in zip(turns, ends, strict=True))
+    assert all(sum(map(written.count, ends_of(name))) == 1 for _, written in turns)
+    assert not any(read.startswith(("<|end|>", "<|user|>")) or "<|endoftext|>" in read for read, _ in turns[1:])
+
+
+def test_a_turn_is_trained_after_what_the_template_then_shows_of_earlier_ones() -> None:
+    (first,), (second,) = turns_of("qwen3", TALKS["thoughts"])
+    assert first[1] == second[1] == "<think>\nt1\n</think>\n\na1<|im_end|>"
+    assert second[0].startswith(first[0] + "a1<|im_end|>\n") and "t1" not in second[0]
+    ((one, two),) = turns_of("qwen3_8", TALKS["thoughts"])
+    assert one[1] == two[1] == "t1\n</think>\n\na1<|im_end|>" and one[0].endswith("<think>\n"), "3.8 keeps thoughts"
+
+
+@pytest.mark.parametrize("name", ["gemma4", "gemma4_v3", "gemma4_v4", "gemma4_v5"])
+def test_gemmas_text_next_to_a_call_stands_once_in_each_sequence(name: str) -> None:
+    sequences = turns_of(name, [QUESTION, ANSWER | {"content": "Let me see.", "tool_calls": [CALL]}, RESULT, ANSWER])
+    assert len(sequences) == 2
+    assert ["".join(map("".join, turns)).count("Let me see.") for turns in sequences] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "talk", "said"),
+    [
+        ("llama3_1", TALKS["text and call"], "the text of the assistant's message 2 next to its tool calls"),
+        ("llama3_1", TALKS["thoughts"], "the thoughts of the assistant's message 2"),
+        ("phi3", TALKS["call"], "the tool calls of the assistant's message 2"),
+        ("qwen3_5_nothink", TALKS["thoughts"], "ends the thoughts of the assistant's message 2 before they begin"),
+    ],
+)
+def test_what_a_template_drops_of_a_turn_is_refused(name: str, talk: Talk, said: str) -> None:
+    with pytest.raises(BadRow, match=said):
+        turns_of(name, talk)
+
+
+@pytest.mark.parametrize("name", [*(name for name in MARKED if name not in UNSEEN_THOUGHTS), "gemma4_v5"])
+def test_thoughts_in_a_text_are_those_of_their_own_key(name: str) -> None:
+    text = ANSWER | {"content": "<think>\nt1\n</think>\n\na1"}
+    written, wanted = (turns_of(name, talk)[-1][-1][1] for talk in ([QUESTION, text] * 2, TALKS["thoughts"]))
+    assert written == wanted and "t1" in written
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_5_think", "glm4moe", "nemotron_3_nano", "deepseek_r1_distill"])
+def test_empty_thoughts_are_trained_only_on_demand(name: str) -> None:
+    talk = [QUESTION, ANSWER | {"content": "<think>\n\n</think>\n\na1"}]
+    (((read, written),),) = turns_of(name, talk, trains_empty_thoughts=False)
+    assert written.startswith("a1") and re.search(r"<think>\s*</think>\s*$", read)
+    ((trained,),) = turns_of(name, talk)
+    assert "".join(trained) == read + written and "</think>" in trained[1]
+    kept = turns_of(name, [QUESTION, THOUGHTFUL], trains_empty_thoughts=False)
+    assert kept == turns_of(name, [QUESTION, THOUGHTFUL]) and "t1" in kept[0][0][1]
+
+
+def test_marked_turns_leave_empty_thoughts_out_too() -> None:
+    tokenizer = tokenizer_of("qwen3")
+    tokenizer.chat_template = (TRL / "chat_templates" / "qwen3_training.jinja").read_text()
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    found = split_turns([QUESTION, ANSWER], Chat(), tokenizer, "", [end], "f:1", False)
+    ((read, written),) = found.sequences
+    assert tokenizer.decode(written.token_ids) == "a1<|im_end|>\n" and found.empty_thoughts == 1
+    assert tokenizer.decode(read.token_ids).endswith("<think>\n\n</think>\n\n")
+
+
+@pytest.mark.parametrize("name", ["gemma4", "diffusion_gemma"])
+def test_a_turn_that_ends_behind_its_call_is_followed_by_the_next_turns_header(name: str) -> None:
+    between, tokenizer, _ = between_of(name)
+    result = 'response:calculate{value:<|"|>391<|"|>}<tool_response|>'
+    seen = {
+        last: tokenizer.decode(
+            between.tokens("", tokenizer.convert_tokens_to_ids(last), 1000, (), RESULTS[:1]).token_ids
+        )
+        for last in ("<|tool_response>", "<turn|>")
+    }
+    assert seen == {"<|tool_response>": result, "<turn|>": f"<|tool_response>{result}<|turn>model\n"}
 
 
 @pytest.mark.parametrize("name", [name for name in TEMPLATES if name not in ("idefics3", "llava_next", "smolvlm")])
@@ -185,31 +336,12 @@ def test_white_space_at_the_end_of_a_turn_changes_nothing_behind_it(name: str) -
         split_turns(
             [{"role": role, "content": text} for role, text in zip(ROLES, ("q1", said, "q2", "a2"), strict=True)],
             chat, tokenizer, chat.opening(tokenizer), ends, "f:1",
-        )
+        ).sequences
         for said in ("a1", "a1 \n")
     )  # fmt: skip
-    assert [part.token_ids for part in plain if not part.is_written] == [
-        part.token_ids for part in spaced if not part.is_written
-    ]
-    assert all(sum(map(part.token_ids.count, ends)) == 1 for part in spaced if part.is_written)
-
-
-@pytest.mark.parametrize("name", [name for name in MARKED if name not in ALTERNATING])
-def test_a_turn_that_calls_a_tool_is_what_the_template_shows_or_refused(name: str) -> None:
-    call = {"type": "function", "function": {"name": "calculate", "arguments": {"expression": "17*23"}}}
-    talk = [
-        {"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call]},
-        {"role": "tool", "name": "calculate", "content": "391"}, {"role": "assistant", "content": "It is 391."},
-    ]  # fmt: skip
-    chat = Chat().with_tools(Calculator().tools)
-    if name in UNSEEN_CALLS:
-        with pytest.raises(BadRow, match="does not show the tool calls of the assistant's message 2"):
-            written(name, talk, chat)
-        return
-    first, last = written(name, talk, chat)
-    marked_first, marked_last = written(f"{name}_training", talk, chat)
-    assert "17*23" in first and marked_first.strip().endswith(first.strip())
-    assert last.endswith("It is 391.") and (marked_last.strip() in last or last.strip() in marked_last)
+    if len(plain) == len(spaced) == 1:
+        assert [part.token_ids for part in plain[0][::2]] == [part.token_ids for part in spaced[0][::2]]
+    assert all(sum(map(part.token_ids.count, ends)) == 1 for parts in spaced for part in parts[1::2])
 
 
 def test_a_template_that_marks_nothing_of_the_assistant_is_refused() -> None:
@@ -226,7 +358,8 @@ def test_without_a_template_each_text_is_a_turn_that_ends() -> None:
     tokenizer = tiny_vlm.byte_tokenizer(["<|im_start|>", "<|im_end|>"], CHATML, pad="<|im_end|>")
     tokenizer.chat_template = None
     talk = [{"role": role, "content": text} for role, text in (("user", "q"), ("assistant", "a"), ("user", "r"))]
-    parts = split_turns([*talk, {"role": "assistant", "content": "b"}], Chat(), tokenizer, "", [1], "f:1")
+    talk.append({"role": "assistant", "content": "b"})
+    (parts,) = split_turns(talk, Chat(), tokenizer, "", [1], "f:1").sequences
     seen = [(tokenizer.decode(part.token_ids), part.is_written) for part in parts]
     assert seen == [("q\n", False), ("a<|im_end|>", True), ("\n\nr\n", False), ("b<|im_end|>", True)]
 
@@ -260,7 +393,7 @@ def test_turns_that_the_data_leave_out_of_the_loss_are_read(
         with pytest.raises(BadRow, match=seen):
             split_turns(talk, Chat(), tokenizer, "", [1], "f:1")
         return
-    parts = split_turns(talk, Chat(), tokenizer, "", [1], "f:1")
+    (parts,) = split_turns(talk, Chat(), tokenizer, "", [1], "f:1").sequences
     texts = [(tokenizer.decode(part.token_ids), part.is_written) for part in parts]
     ends = re.compile(r"<\|im_end\|>(\n?<\|im_start\|>(user|assistant)\n)*|<\|im_start\|>(user|assistant)\n|\n")
     assert [(ends.sub("|", text).strip("|"), written) for text, written in texts] == seen

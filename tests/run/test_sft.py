@@ -56,14 +56,18 @@ def write(folder: Path, **sets: list[Talk]) -> tuple[str, ...]:
 def labelled(folder: Path, talks: Sequence[Talk]) -> dict[str, torch.Tensor]:
     """A padded batch, with -100 as the label of all but the assistant's turns."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = [tokenizer.apply_chat_template(messages, tokenize=False) for messages in talks]
+    turn = re.compile(r"(?<=<\|im_start\|>assistant\n)(.*?<\|im_end\|>)", re.DOTALL)
+    return batch_of(tokenizer, [turn.split(text) for text in texts])
+
+
+def batch_of(tokenizer: Any, rows: Sequence[Sequence[str]]) -> dict[str, torch.Tensor]:
+    """A padded batch of texts that the model reads and writes alternately, with -100 as the label of what it reads."""
     ids, labels = [], []
-    for messages in talks:
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
-        spans = [match.span(1) for match in re.finditer(r"<\|im_start\|>assistant\n(.*?<\|im_end\|>)", text, re.DOTALL)]
-        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids.append(torch.tensor(encoded.input_ids))
-        inside = torch.tensor([any(a <= i < b for a, b in spans) for i, _ in encoded.offset_mapping])
-        labels.append(torch.where(inside, ids[-1], -100))
+    for texts in rows:
+        encoded = [torch.tensor(tokenizer(text, add_special_tokens=False).input_ids).long() for text in texts]
+        ids.append(torch.cat(encoded))
+        labels.append(torch.cat([part if k % 2 else torch.full_like(part, -100) for k, part in enumerate(encoded)]))
     padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(one)) for one in ids], batch_first=True)
     wanted = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)
@@ -100,6 +104,54 @@ def test_the_loss_is_transformers_own(run_folder: Path, lit_rlvr: CLI, tiny_mode
         messages[-1]["content"] for messages in TRAIN
     }
     assert "the assistant's turns at the end" not in result.err, "they are what it trains on"
+
+
+FORGETFUL = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}<think>"
+    "{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""A chat template that shows thoughts in the last turn alone, and empty ones if it has none."""
+
+
+@pytest.mark.parametrize("does", ["mask", "train"])
+def test_turns_are_learnt_after_the_prompts_that_the_template_makes(
+    run_folder: Path, lit_rlvr: CLI, tiny_model_folder: Path, does: str
+) -> None:
+    """Thoughts that later prompts lack, in sequences of their own; and empty thoughts."""
+    tokenizer, model = (kind.from_pretrained(tiny_model_folder) for kind in (AutoTokenizer, AutoModelForCausalLM))
+    tokenizer.chat_template = FORGETFUL
+    for saved in (tokenizer, model):
+        saved.save_pretrained(run_folder / "forgetful")
+    seen, held_out = talk("q1", "a1", "q2", "a2"), talk("q4", "a1", "q2", "a2")
+    for messages in (seen, held_out):
+        messages[1]["reasoning_content"], messages[3]["reasoning_content"] = "t1", "t2"
+    options = write(run_folder, train=[seen, talk("q3", "a3")], validation=[held_out])
+    few = ("--data.prompts_per_rollout", 2, "--trainer.max_steps", 1, "--rollout.sampling.max_tokens", 200)
+    more = ("--model.init_args.model", "forgetful", "--model.init_args.target_empty_thoughts", does)
+    result = lit_rlvr(*FIT, *options, *LOSS_ONLY, *few, *more)
+    assert result.status == 0, result.err
+    start, next_one = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n".format, "a1<|im_end|>\n"
+    turns, held_out_turns = (
+        [
+            [start(question), "<think>t1</think>a1<|im_end|>"],
+            [start(question) + next_one + start("q2"), "<think>t2</think>a2<|im_end|>"],
+        ]
+        for question in ("q1", "q4")
+    )
+    empty = [start("q3") + "<think></think>", "a3<|im_end|>"]
+    if does == "train":
+        empty = [start("q3"), "<think></think>a3<|im_end|>"]
+    model = model.double()
+    with torch.no_grad():
+        wanted = [float(model(**batch_of(tokenizer, rows)).loss) for rows in ([*turns, empty], held_out_turns)]
+    assert losses("run") == [pytest.approx(wanted[0], abs=1e-6)]
+    assert losses("run", "val/loss")[0] == pytest.approx(wanted[1], abs=1e-6)
+    assert "in 1 of 2 conversations, the chat template changes earlier turns" in result.err
+    assert "1 of 2 rows have answers that begin with empty thoughts" in result.err
+    shown = lit_rlvr("preview", *FIT[1:], *options, *LOSS_ONLY, *few, *more)
+    parts = [f"tokens in the loss{where}" for where in ("", " (sequence 2)")]
+    assert shown.status == 0 and [shown.out.count(part) for part in parts] == [3, 1], shown.err
 
 
 def test_the_divergence_from_a_teacher_is_added_or_stands_alone(
@@ -158,6 +210,29 @@ def test_images_stand_where_the_conversation_shows_them(vlm_folder: Path, tmp_pa
     )
     logp = policy.logprobs(rollout, [0])[0][0][rollout.mask[0]]
     assert logp.tolist() == pytest.approx(wanted[:, 0][rollout.mask[0]].tolist(), abs=1e-4)
+
+
+def test_an_answer_ends_with_the_next_roles_token_where_the_template_writes_no_end(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    tokenizer, model = (kind.from_pretrained(tiny_model_folder) for kind in (AutoTokenizer, AutoModelForCausalLM))
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|im_start|>"])
+    for saved in (tokenizer, model):
+        saved.save_pretrained(tmp_path)
+    row = {"prompt": "2+2?", "answer": "4", "talk": talk("", "4", "3+3?", "6")[1:]}
+    data = PromptDataModule(train=[row], prompts_per_rollout=1)
+    data.use_model(SFT(model=str(tmp_path)))
+    data.setup("fit")
+    for target, seen in (
+        (None, "4<|im_start|>"),
+        ("talk", "4<|im_start|>user\n3+3?<|im_start|>assistant\n6<|im_start|>"),
+    ):
+        ((_, completion),) = Demonstrations(data, target, "model.target", str(tmp_path)).pairs(data.prompts["train"])
+        assert tokenizer.decode(completion.token_ids) == seen
 
 
 @pytest.mark.parametrize("does", ["break", "keep", "refuse"])

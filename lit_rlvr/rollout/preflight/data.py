@@ -91,8 +91,9 @@ def check_demonstrations(rollout: RolloutSettings, module: RLVRModule, data: Pro
         )
     for other in data.validated:
         demonstrations = Demonstrations(
-            other, module.target, "model.target", module.model_folder, rollout.environment, rollout.sampling
-        )
+            other, module.target, "model.target", module.model_folder, rollout.environment, rollout.sampling,
+            module.target_empty_thoughts == "train",
+        )  # fmt: skip
         fingerprints = [demonstrations.check(prompts) for prompts in other.prompts.values()]
         rollout.demonstrated = rollout.demonstrated or fingerprints[0]
         rollout.demonstrations[other.name] = demonstrations
