@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from lit_rlvr.common.run_files import list_traces, read_trace, trace_folder
 from lit_rlvr.common.terminal import Terminal, show_result, table_of
 from lit_rlvr.configs import Parser
 from lit_rlvr.errors import UserError
+from lit_rlvr.speech.thoughts import ends_in_thoughts, without_thoughts
 
 SavedGroups = tuple[int, str, list[dict[str, Any]]]
 """Step, algorithm and groups of a saved rollout."""
@@ -154,12 +155,21 @@ def view(group: dict[str, Any], shown: Sequence[int] | None = None, limit: int |
             {
                 "number": g,
                 "cells": cells(completions[g]),
+                "thought": _thought_tokens(group["prompt"], completions[g]["tokens"]),
                 "tokens": [_token_view(*token, largest or 1.0) for token in token_details(completions[g])[:limit]],
                 "more": len(completions[g]["tokens"][limit:]) if limit is not None else 0,
             }
             for g in (range(len(completions)) if shown is None else shown)
         ],
     }
+
+
+def _thought_tokens(prompt: str, tokens: Sequence[str]) -> int:
+    """Return how many tokens of a completion are its thoughts, with their marks."""
+    text = "".join(tokens)
+    answer = without_thoughts("<think>" * ends_in_thoughts(prompt) + text)
+    ends = accumulate(map(len, tokens))
+    return sum(end <= len(text) - len(answer) for end in ends) if text.endswith(answer) else 0
 
 
 def _token_view(text: str, weight: float, clipped: bool, numbers: str, scale: float) -> dict[str, str]:

@@ -194,3 +194,13 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
             load_group(tmp_path, None, None)
     path.write_text(json.dumps({"algorithm": "GRPO", "groups": [group]}))
     assert load_group(tmp_path, None, None) == (4, "GRPO", group)
+
+
+def test_the_page_marks_thoughts_also_those_that_the_prompt_opened() -> None:
+    """Each text has two tokens."""
+    for prompt, text, marked in (
+        ("What is 1+1?", "two</think>", 1), ("What is 1+1?", "<think>two", 2), ("What is 1+1?\n<think>\n", "two", 2),
+        ("What is 1+1?", "two", 0), ("What is 1+1?\n<think></think>", "two", 0),
+    ):  # fmt: skip
+        page = group_page(1, "GRPO", group(text=text, weights=(0.5,)) | {"prompt": prompt})
+        assert page.count('thought"') - page.count('class="thought">underlined') == marked, (prompt, text)
