@@ -21,6 +21,14 @@ class AAPOAdvantage(Composed):
     Source: AAPO, eq. 5. A group whose rewards are all the same keeps its margin. The margin is 0 where a reward is
     missing.
 
+    Example:
+        ```yaml
+        model:
+          class_path: AAPO
+          init_args:
+            advantage: {class_path: AAPOAdvantage, init_args: {margin: group_mean}}
+        ```
+
     Args:
         base: the estimator to add the margin to (the released 7B run: `dr_grpo`).
         delta_low: lower bound of the margin.

@@ -27,6 +27,14 @@ class AGRAE(Composed):
 
     Source: Yu et al. 2026 (A-GRAE, arXiv 2602.05548), eqs. 11-13.
 
+    Example:
+        ```yaml
+        model:
+          class_path: GRPO
+          init_args:
+            advantage: {class_path: AGRAE, init_args: {base: dr_grpo, omega_scope: ema}}
+        ```
+
     Args:
         alpha: proficiency from which positive advantages count in full (1 for MATH, 0.5 for Geo3K and medical).
         sample_level: apply A1.

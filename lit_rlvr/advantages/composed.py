@@ -94,6 +94,14 @@ class Dominant(Composed):
 class PositiveDominant(Dominant):
     """`beta A` where A > 0. Source: A-GRAE, table 1, control experiment I.
 
+    Example:
+        ```yaml
+        model:
+          class_path: GRPO
+          init_args:
+            advantage: {class_path: PositiveDominant, init_args: {base: grpo, beta: 10.0}}
+        ```
+
     Args:
         beta: factor of the positive advantages.
     """
@@ -106,6 +114,14 @@ class PositiveDominant(Dominant):
 @dataclass
 class NegativeDominant(Dominant):
     """`A / beta` where A > 0. Source: A-GRAE, table 1, control experiment I.
+
+    Example:
+        ```yaml
+        model:
+          class_path: GRPO
+          init_args:
+            advantage: {class_path: NegativeDominant, init_args: {base: rloo, beta: 10.0}}
+        ```
 
     Args:
         beta: divisor of the positive advantages.
@@ -141,7 +157,16 @@ class Focused(Composed):
 @register("hard_focused")
 @dataclass
 class HardFocused(Focused):
-    """`gamma A / sqrt(p)`, unchanged where p is 0 or 1. Source: A-GRAE, table 1, control experiment II."""
+    """`gamma A / sqrt(p)`, unchanged where p is 0 or 1. Source: A-GRAE, table 1, control experiment II.
+
+    Example:
+        ```yaml
+        model:
+          class_path: GRPO
+          init_args:
+            advantage: {class_path: HardFocused, init_args: {base: grpo, gamma: 0.5}}
+        ```
+    """
 
     def rate(self, p: Tensor) -> Tensor:
         return p
@@ -150,7 +175,16 @@ class HardFocused(Focused):
 @register("easy_focused")
 @dataclass
 class EasyFocused(Focused):
-    """`gamma A / sqrt(1 - p)`, unchanged where p is 0 or 1. Source: A-GRAE, table 1, control experiment II."""
+    """`gamma A / sqrt(1 - p)`, unchanged where p is 0 or 1. Source: A-GRAE, table 1, control experiment II.
+
+    Example:
+        ```yaml
+        model:
+          class_path: GRPO
+          init_args:
+            advantage: {class_path: EasyFocused, init_args: {base: grpo, gamma: 0.5}}
+        ```
+    """
 
     def rate(self, p: Tensor) -> Tensor:
         return 1 - p

@@ -29,6 +29,14 @@ from lit_rlvr.errors import UserError, check_within
 class GRPOAdvantage(Compared):
     """`(r - mu) / (sd + eps)`. Source: DeepSeekMath (GRPO), section 4.1.2; A-GRAE, eq. 3.
 
+    Example:
+        ```yaml
+        model:
+          class_path: GRPO
+          init_args:
+            advantage: {class_path: GRPOAdvantage, init_args: {scale: batch}}
+        ```
+
     Args:
         eps: added to the standard deviation.
         unbiased_std: divide by the sample standard deviation (TRL, verl) instead of the population's.
@@ -55,6 +63,13 @@ class GDPOAdvantage(Advantage):
     `A = (R - mean R) / (sd R + eps)`, `R = sum_k w_k (r_k - mu_k) / (sd_k + eps)`: a reward with a small spread counts
     as much as one with a large spread. A reward that does not judge a completion is left out of its sum and its group's
     statistics. Source: GDPO (arXiv 2601.05242); TRL's multi_objective_aggregation: normalize_then_sum.
+
+    Example:
+        ```yaml
+        model:
+          class_path: GRPO
+          init_args: {advantage: gdpo}
+        ```
 
     Args:
         eps: added to the standard deviations.
@@ -94,7 +109,15 @@ class GDPOAdvantage(Advantage):
 @register("dr_grpo")
 @dataclass
 class DrGRPOAdvantage(Compared):
-    """`r - mu`. Source: Liu et al. 2025 (Dr. GRPO), section 3.2."""
+    """`r - mu`. Source: Liu et al. 2025 (Dr. GRPO), section 3.2.
+
+    Example:
+        ```yaml
+        model:
+          class_path: GRPO
+          init_args: {advantage: dr_grpo}
+        ```
+    """
 
     def __call__(self, group: GroupBatch) -> Tensor:
         return centered(group.rewards, group.rewarded)
@@ -106,6 +129,14 @@ class GPGAdvantage(Compared):
     """`alpha (r - mu) / F` with `alpha = P / P_valid`, `P_valid` counting the groups whose rewards differ.
 
     Source: Chu et al. 2025 (GPG, arXiv 2504.02546); AAPO, eq. 3, which leaves `alpha` out.
+
+    Example:
+        ```yaml
+        model:
+          class_path: GPG
+          init_args:
+            advantage: {class_path: GPGAdvantage, init_args: {f_norm: std}}
+        ```
 
     Args:
         f_norm: F: `one`, or `std`, the population standard deviation plus eps.
@@ -137,6 +168,13 @@ class RLOOAdvantage(Compared):
     """`r` minus the mean of the group's other rewards, which is `(r - mu) n / (n - 1)` with n rewards (usually G).
 
     Source: Ahmadian et al. 2024 (RLOO, arXiv 2402.14740).
+
+    Example:
+        ```yaml
+        model:
+          class_path: Reinforce
+          init_args: {advantage: rloo}
+        ```
     """
 
     def __call__(self, group: GroupBatch) -> Tensor:
@@ -153,6 +191,13 @@ class MaxRLAdvantage(Compared):
     With 0/1 rewards a right answer's advantage is `(1 - p) / p`, p the success rate, and a wrong one's -1. The gradient
     is in expectation that of `-sum_k (1 - p)^k / k` for k = 1 to G - 1, the series of log p.
     Source: Tajwar et al. 2026 (MaxRL, arXiv 2602.02710).
+
+    Example:
+        ```yaml
+        model:
+          class_path: GRPO
+          init_args: {advantage: maxrl}
+        ```
     """
 
     def __call__(self, group: GroupBatch) -> Tensor:
@@ -167,6 +212,13 @@ class OPOAdvantage(Compared):
 
     The baseline has the least variance if the squared norm of a completion's gradient is proportional to its length.
     Source: Hao et al. 2025 (OPO, arXiv 2505.23585).
+
+    Example:
+        ```yaml
+        model:
+          class_path: GRPO
+          init_args: {advantage: opo}
+        ```
     """
 
     def __call__(self, group: GroupBatch) -> Tensor:
@@ -176,7 +228,15 @@ class OPOAdvantage(Compared):
 @register("none")
 @dataclass
 class NoAdvantage(Advantage):
-    """0: rewards are measured and do not train. For a teacher alone, whose term is added to the advantages."""
+    """0: rewards are measured and do not train. For a teacher alone, whose term is added to the advantages.
+
+    Example:
+        ```yaml
+        model:
+          class_path: OPD
+          init_args: {advantage: none, teacher: {model: HuggingFaceTB/SmolLM2-1.7B-Instruct}}
+        ```
+    """
 
     def __call__(self, group: GroupBatch) -> Tensor:
         return torch.zeros_like(group.rewards)
@@ -189,6 +249,14 @@ class ReinforceAdvantage(Advantage):
     (1, 0) is PSR, (0, 1) NSR.
 
     Source: Zhu et al. 2025 (the effectiveness of negative reinforcement, arXiv 2506.01347).
+
+    Example:
+        ```yaml
+        model:
+          class_path: Reinforce
+          init_args:
+            advantage: {class_path: ReinforceAdvantage, init_args: {positive_weight: 0.1}}
+        ```
 
     Args:
         positive_weight: weight of a correct completion (the paper's lambda).
@@ -218,6 +286,14 @@ class GRPOLeadAdvantage(Compared):
     `f(x) = weight_min + (weight_max - weight_min) / (1 + exp(slope (x - center)))` and p the success rate.
 
     Source: Zhang & Zuo 2025 (GRPO-LEAD, arXiv 2504.09696).
+
+    Example:
+        ```yaml
+        model:
+          class_path: GRPOLead
+          init_args:
+            advantage: {class_path: GRPOLeadAdvantage, init_args: {alpha: 0.1, slope: 10.0}}
+        ```
 
     Args:
         alpha: strength of the length shaping.

@@ -22,6 +22,14 @@ class PassAtKAdvantage(Advantage):
     of n, and p = n_c / n. Groups with F = 0 or 1 get 0; k = 1 is `grpo` on `correct`.
     Source: Chen et al. 2025 (pass@k training, arXiv 2508.10751).
 
+    Example:
+        ```yaml
+        model:
+          class_path: GRPO
+          init_args:
+            advantage: {class_path: PassAtKAdvantage, init_args: {k: 4}}
+        ```
+
     Args:
         k: completions of a subset; with k = G all groups would get 0.
     """
@@ -50,6 +58,13 @@ class GRPOPassKAdvantage(Compared):
 
     This is the group's best reward minus its best one without the completion, so that pass@G is maximised.
     Source: Tang et al. 2025 (inference time objectives, arXiv 2503.19595); verl's grpo_passk.
+
+    Example:
+        ```yaml
+        model:
+          class_path: GRPO
+          init_args: {advantage: grpo_passk}
+        ```
 
     Args:
         scale: `group` divides by the sample standard deviation of the group plus 1e-6 (verl's default); `none` does

@@ -19,6 +19,14 @@ class ReinforcePPAdvantage(Advantage):
     too, unless the whole batch's are equal. Source: Hu et al. 2025 (REINFORCE++, arXiv 2501.03262), without its KL term
     in the reward.
 
+    Example:
+        ```yaml
+        model:
+          class_path: GRPO
+          init_args:
+            advantage: {class_path: ReinforcePPAdvantage, init_args: {group_baseline: true}}
+        ```
+
     Args:
         group_baseline: subtract the mean of the group from r first (the paper's REINFORCE++ with baseline).
     """

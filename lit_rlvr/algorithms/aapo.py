@@ -18,6 +18,11 @@ class AAPO(RLVRModule):
 
     Source: AAPO (arXiv 2505.14264), eqs. 4-5.
 
+    Example:
+        ```yaml
+        model: {class_path: AAPO, init_args: {reference_rollouts: pool, reference_pool_size: 16}}
+        ```
+
     Args:
         reference_rollouts: `fresh` samples the reference model at every visit of a prompt; `pool` samples
             `reference_pool_size` completions at the first visit and draws from their rewards later.

@@ -25,6 +25,13 @@ class APMPO(RLVRModule):
     Source: APMPO (arXiv 2605.04066), eqs. 4-10; ablations: section 5.2.3, eq. 11 and appendix K.4, eq. 81. The KL and
     entropy terms are sequence means.
 
+    Example:
+        ```yaml
+        model:
+          class_path: APMPO
+          init_args: {updates_per_rollout: 4, schedule: {statistics_from: correct}}
+        ```
+
     Args:
         gamma: how fast p falls with the mean reward.
         eps_low: the ratio is clipped at 1 - eps_low.

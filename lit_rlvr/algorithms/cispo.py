@@ -19,6 +19,11 @@ class CISPO(RLVRModule):
 
     Source: MiniMax 2025 (MiniMax-M1, arXiv 2506.13585), eqs. 4-5.
 
+    Example:
+        ```yaml
+        model: {class_path: CISPO, init_args: {ratio_cap: 4.0, updates_per_rollout: 4}}
+        ```
+
     Args:
         ratio_cap: upper bound of a token's ratio.
         ratio_floor: lower bound; 0 = none, as in the paper's experiments (verl: 1 - clip_ratio_low).

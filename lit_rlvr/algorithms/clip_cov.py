@@ -23,6 +23,11 @@ class ClipCov(GRPO):
 
     Source: Cui et al. 2025 (the entropy mechanism, arXiv 2505.22617), section 4.2, as in verl and SkyRL.
 
+    Example:
+        ```yaml
+        model: {class_path: ClipCov, init_args: {clip_share: 0.0002, updates_per_rollout: 4}}
+        ```
+
     Args:
         clip_low: the ratio is clipped at 1 - clip_low.
         clip_high: the ratio is clipped at 1 + clip_high.

@@ -17,6 +17,11 @@ class DAPO(GRPO):
     Source: Yu et al. 2025 (DAPO, arXiv 2503.14476), eqs. 8-12, whose text and code average over the whole batch;
     APMPO, eq. 13, writes `loss: {aggregation: group_token_mean}`.
 
+    Example:
+        ```yaml
+        model: {class_path: DAPO, init_args: {dynamic_sampling: correct, max_sampling_rounds: 5}}
+        ```
+
     Args:
         dynamic_sampling: drop groups whose completions all have the same value of this, and sample more prompts to
             replace them: `reward` (or true), the weighted sum of all rewards; `correct`, as in the paper and verl's

@@ -24,6 +24,11 @@ class DPPO(RLVRModule):
     Source: Qi et al. 2026 (DPPO, arXiv 2602.04879), eqs. 13 (tv) and 14 (kl), as in SkyRL. prime-rl's default loss is
     `tv` with `drift_coef: 1e-3`.
 
+    Example:
+        ```yaml
+        model: {class_path: DPPO, init_args: {divergence: kl, updates_per_rollout: 4}}
+        ```
+
     Args:
         divergence: `tv` or `kl`.
         delta_low: largest divergence where A < 0; None = 0.2 for `tv`, 0.05 for `kl`.

@@ -15,6 +15,11 @@ class DrGRPO(GRPO):
     T_max is the configured maximum completion length, so the loss has no length bias.
 
     Source: Liu et al. 2025 (Understanding R1-Zero-like training, arXiv 2503.20783), section 3.2.
+
+    Example:
+        ```yaml
+        model: {class_path: DrGRPO, init_args: {lr: 1.0e-6, updates_per_rollout: 2}}
+        ```
     """
 
     def __init__(

@@ -22,6 +22,11 @@ class DRO(RLVRModule):
     Source: Richemond et al. 2024 (DRO, arXiv 2405.19107); Kimi k1.5 (arXiv 2501.12599), section 2.3.2, with the mean
     reward of the group in place of a learned value.
 
+    Example:
+        ```yaml
+        model: {class_path: DRO, init_args: {beta: 0.05}}
+        ```
+
     Args:
         beta: weight of the penalty (the papers' tau).
     """

@@ -26,6 +26,11 @@ class FIPO(DAPO):
 
     Source: Ma et al. 2026 (FIPO, arXiv 2603.19835), as in the authors' code and ms-swift.
 
+    Example:
+        ```yaml
+        model: {class_path: FIPO, init_args: {half_life: 32.0, updates_per_rollout: 4}}
+        ```
+
     Args:
         half_life: tokens after which a token's influence on those before it is halved.
         influence_low: lower bound of f; the authors' code has 0.8 for 7B.

@@ -18,6 +18,11 @@ class GMPO(RLVRModule):
     Source: Zhao et al. 2025 (GMPO, arXiv 2507.20673); APMPO, eq. 14, lacks the outer sign exponent. The KL and entropy
     terms are sequence means.
 
+    Example:
+        ```yaml
+        model: {class_path: GMPO, init_args: {clip_low: 0.4, clip_high: 0.4, updates_per_rollout: 4}}
+        ```
+
     Args:
         clip_low: the log-ratio is clipped at -clip_low.
         clip_high: the log-ratio is clipped at clip_high.

@@ -18,6 +18,11 @@ class GRPO(RLVRModule):
 
     Source: Shao et al. 2024 (DeepSeekMath, arXiv 2402.03300), eq. 3; Yu et al. 2026 (A-GRAE), eq. 1.
 
+    Example:
+        ```yaml
+        model: {class_path: GRPO, init_args: {clip_high: 0.28, kl: {coef: 0.001}, updates_per_rollout: 2}}
+        ```
+
     Args:
         clip_low: the ratio is clipped at 1 - clip_low.
         clip_high: the ratio is clipped at 1 + clip_high.

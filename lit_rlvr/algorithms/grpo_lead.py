@@ -12,6 +12,11 @@ class GRPOLead(GRPO):
     """GRPO's loss with length-shaped, difficulty-weighted advantages.
 
     Source: Zhang & Zuo 2025 (GRPO-LEAD, arXiv 2504.09696).
+
+    Example:
+        ```yaml
+        model: {class_path: GRPOLead, init_args: {advantage: {class_path: GRPOLeadAdvantage, init_args: {alpha: 0.05}}}}
+        ```
     """
 
     def __init__(self, advantage: Advantage | str = "grpo_lead", **kwargs: Any) -> None:

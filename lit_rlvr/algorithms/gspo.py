@@ -24,6 +24,11 @@ class GSPO(RLVRModule):
 
     Source: Zheng et al. 2025 (GSPO, arXiv 2507.18071), eqs. 5-7. The KL and entropy terms are sequence means.
 
+    Example:
+        ```yaml
+        model: {class_path: GSPO, init_args: {clip_low: 0.0003, clip_high: 0.0004, updates_per_rollout: 4}}
+        ```
+
     Args:
         clip_low: the sequence's ratio is clipped at 1 - clip_low.
         clip_high: the sequence's ratio is clipped at 1 + clip_high.

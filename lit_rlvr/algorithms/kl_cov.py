@@ -22,6 +22,11 @@ class KLCov(RLVRModule):
 
     Source: Cui et al. 2025 (the entropy mechanism, arXiv 2505.22617), section 4.2, as in verl.
 
+    Example:
+        ```yaml
+        model: {class_path: KLCov, init_args: {penalty_share: 0.002, penalty_coef: 1.0, updates_per_rollout: 4}}
+        ```
+
     Args:
         penalty_share: share of the step's tokens with the penalty, at least one token.
         penalty_coef: weight of the penalty.

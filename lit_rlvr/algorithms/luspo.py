@@ -19,6 +19,11 @@ class LUSPO(GSPO):
     Source: LUSPO (arXiv 2602.05261), with the bounds of its section 5.1, as in TRL. The KL and entropy terms are
     sequence means.
 
+    Example:
+        ```yaml
+        model: {class_path: LUSPO, init_args: {clip_low: 0.002, clip_high: 0.0025, updates_per_rollout: 4}}
+        ```
+
     Args:
         clip_low: the sequence's ratio is clipped at 1 - clip_low.
         clip_high: the sequence's ratio is clipped at 1 + clip_high.

@@ -23,6 +23,11 @@ class M2PO(RLVRModule):
 
     Source: Zheng et al. 2025 (M2PO, arXiv 2510.01161), as in AReaL.
 
+    Example:
+        ```yaml
+        model: {class_path: M2PO, init_args: {threshold: 0.04, updates_per_rollout: 4}}
+        ```
+
     Args:
         threshold: bound of the second moment (tau_M2).
     """

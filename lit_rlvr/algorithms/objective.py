@@ -16,7 +16,9 @@ class Objective(RLVRModule):
     """`function(x)`: the loss of a function of your own, as `RLVRModule.objective` returns it.
 
     Example:
+        ```yaml
         model: {class_path: Objective, init_args: {function: my_task.my_loss}}
+        ```
 
     Args:
         function: `(x: LossInputs) -> (loss, stats)`; a config gives its dotted path.

@@ -18,6 +18,11 @@ class OPD(Reinforce):
 
     Source: Agarwal et al. 2023 (GKD, arXiv 2306.13649), whose divergences are summed over the vocabulary; Lu et al.
     2025 (On-Policy Distillation, Thinking Machines), whose student log-probability is the engine's.
+
+    Example:
+        ```yaml
+        model: {class_path: OPD, init_args: {model: smollm2, teacher: {model: HuggingFaceTB/SmolLM2-1.7B-Instruct}}}
+        ```
     """
 
     def __init__(self, advantage: Advantage | str = "none", **kwargs: Any) -> None:

@@ -16,6 +16,11 @@ class Reinforce(RLVRModule):
     """`-(1/N) sum_i sum_t A logp`.
 
     Source: Zhu et al. 2025 (the effectiveness of negative reinforcement, arXiv 2506.01347); Williams 1992 (REINFORCE).
+
+    Example:
+        ```yaml
+        model: {class_path: Reinforce, init_args: {advantage: rloo, loss: {entropy_coef: 0.001}}}
+        ```
     """
 
     has_ratio = False

@@ -21,6 +21,11 @@ class SAPO(RLVRModule):
 
     Source: Gao et al. 2025 (SAPO, arXiv 2511.20347), as in TRL, verl and SkyRL.
 
+    Example:
+        ```yaml
+        model: {class_path: SAPO, init_args: {tau_pos: 1.0, tau_neg: 1.05, updates_per_rollout: 4}}
+        ```
+
     Args:
         tau_pos: temperature of the gate where the advantage is positive; a higher one closes it sooner.
         tau_neg: temperature elsewhere.

@@ -23,6 +23,11 @@ class SFT(RLVRModule):
     An iteration is one optimizer step, on `data.prompts_per_rollout` rows. With a `teacher` the divergence from it on
     these tokens is added (offline distillation).
 
+    Example:
+        ```yaml
+        model: {class_path: SFT, init_args: {target: solution, lr: 2.0e-5}}
+        ```
+
     Args:
         nll_coef: weight of -log p; 0 = the divergence from the teacher alone.
         target: column of the data with what the model is to write: a text, messages, or with an environment a list of

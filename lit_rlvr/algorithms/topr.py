@@ -23,6 +23,11 @@ class TOPR(RLVRModule):
     {positive_weight: 1}}`. With the default it is the reward minus the mean of the group.
 
     Source: Le Roux et al. 2025 (TOPR, arXiv 2503.14286).
+
+    Example:
+        ```yaml
+        model: {class_path: TOPR, init_args: {updates_per_rollout: 4}}
+        ```
     """
 
     stops_gradient, sequence_level, uses_rollout = True, True, True

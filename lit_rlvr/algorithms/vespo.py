@@ -26,6 +26,11 @@ class VESPO(RLVRModule):
 
     Source: VESPO (arXiv 2602.10693), as in TRL.
 
+    Example:
+        ```yaml
+        model: {class_path: VESPO, init_args: {k_neg: 3.0, lambda_neg: 2.0, updates_per_rollout: 4}}
+        ```
+
     Args:
         k_pos: k where A >= 0.
         lambda_pos: lambda where A >= 0.

@@ -36,6 +36,14 @@ class Demonstration(TeacherPrompt):
     """The policy's prompt and a demonstration from a column of the data, which the policy does not see (Shenfeld et al.
     2026, SDFT, arXiv 2601.19897).
 
+    Example:
+        ```yaml
+        model:
+          class_path: OPD
+          init_args:
+            teacher: {prompt: {class_path: Demonstration, init_args: {column: solution}}}
+        ```
+
     Args:
         column: the column with the demonstration: a text or one message of the assistant; or several messages, such as
             examples of other prompts, which then precede the prompt as turns.

@@ -48,6 +48,14 @@ class TokenScores:
 class Term(ChecksArguments):
     """A cost of each token, which training lowers in addition to the objective.
 
+    Example:
+        ```yaml
+        model:
+          class_path: GRPO
+          init_args:
+            terms: [{class_path: my_task.Confidence, init_args: {coef: 0.01}}]
+        ```
+
     Args:
         coef: its weight.
 
