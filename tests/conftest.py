@@ -1,4 +1,4 @@
-"""Tiny models and the command line for every test, and an environment without a hub or spinning threads."""
+"""The command line for every test, and an environment without a hub or spinning threads."""
 
 from __future__ import annotations
 
@@ -25,21 +25,9 @@ os.environ["TRACKIO_DIR"] = tempfile.mkdtemp(prefix="trackio-")  # read when tra
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
-from pathlib import Path
-
 import pytest
-import torch
-import torch.distributed as dist
 from forked import forks  # noqa: F401
-from tiny import byte_tokenizer, save_model, tiny_llama, tiny_qwen2
-from tiny_runs import tiny_config, write_config
-from tiny_vlms import FAST, KINDS, QWEN
-from transformers import PreTrainedTokenizerFast
 
-from lit_rlvr.engines.process_group import VLLMProcessGroup
-from lit_rlvr.policy.families.qwen_vl import save_tiny_vlm
-
-torch.set_num_threads(1)
 atexit.register(shutil.rmtree, os.environ["TRACKIO_DIR"], ignore_errors=True)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
 
@@ -48,6 +36,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--device", choices=["cpu", "cuda"], default="cpu", help="where numerical tests run; on cuda no others are run"
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Load the models where tests run. The process that hands them out to workers would import torch for nothing."""
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        config.pluginmanager.import_plugin("tiny_models")
 
 
 LONG = (
@@ -73,63 +67,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item not in others]
 
 
+def pytest_collection_finish() -> None:
+    """Leave what is imported by now out of later garbage collections, of which each takes half a second with it."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
-def device(request: pytest.FixtureRequest) -> torch.device:
-    """Where a numerical test computes."""
+def device(request: pytest.FixtureRequest) -> Any:
+    """Where a numerical test computes, a `torch.device`."""
+    import torch
+
     return torch.device(request.config.getoption("--device"))
-
-
-@pytest.fixture
-def fake_world() -> Iterator[None]:
-    """A default process group of one that sends nothing. It ends without those of an engine that the session keeps."""
-    world = VLLMProcessGroup(first=1 << 30)
-    with world.inside():
-        dist.init_process_group("fake", rank=0, world_size=1, store=dist.HashStore())
-        yield
-    with world.ending():
-        pass
-
-
-@pytest.fixture(scope="session")
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level, with a chat template; <|im_end|> ends a turn."""
-    return byte_tokenizer()
-
-
-@pytest.fixture(scope="session")
-def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama with tied embeddings as a Hugging Face folder."""
-    return save_model(tiny_llama(), tmp_path_factory.mktemp("models") / "tiny-llama")
-
-
-@pytest.fixture(scope="session")
-def vlm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Qwen2.5-VL as a Hugging Face folder."""
-    return save_tiny_vlm(tmp_path_factory.mktemp("models") / "tiny-vlm", seed=3)
-
-
-@pytest.fixture(
-    scope="session",
-    params=[pytest.param(kind, marks=() if kind in FAST else pytest.mark.slow) for kind in QWEN],
-)
-def qwen_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model of each of Qwen's kinds as a Hugging Face folder."""
-    return QWEN[request.param](tmp_path_factory.mktemp("models") / request.param)
-
-
-@pytest.fixture(
-    scope="session",
-    params=[pytest.param(kind, marks=() if kind in FAST else pytest.mark.slow) for kind in KINDS],
-)
-def any_vlm_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model of each supported kind of vision-language model as a Hugging Face folder."""
-    return KINDS[request.param](tmp_path_factory.mktemp("models") / request.param)
-
-
-@pytest.fixture(scope="session")
-def untied_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Qwen2 with an output embedding of its own as a Hugging Face folder."""
-    return save_model(tiny_qwen2(), tmp_path_factory.mktemp("models") / "tiny-qwen2")
 
 
 @pytest.fixture
@@ -177,14 +126,6 @@ class Result:
     status: int
     out: str
     err: str
-
-
-@pytest.fixture
-def run_folder(tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current directory: holds `tiny.yaml`, whose run goes to `run/`."""
-    monkeypatch.chdir(tmp_path)
-    write_config(tmp_path / "tiny.yaml", tiny_config(tiny_model_folder))
-    return tmp_path
 
 
 @pytest.fixture

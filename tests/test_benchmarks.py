@@ -1,4 +1,4 @@
-"""Every benchmark starts, and some run at a tiny size: those that compare with TRL, vLLM and published losses."""
+"""Every benchmark starts, and the one that compares whole steps with TRL runs at a tiny size."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ import pytest
 from tiny_runs import child_environment
 
 FOLDERS = [Path(__file__).parent.parent / name for name in ("benchmarks", "research")]
-TINY = ("--model", "tiny-llama", "--matmul-sizes", "256")
-FEW = ("--prompts", "2", "--group-size", "2", "--max-tokens", "8")
 
 Benchmark = Callable[..., dict[str, Any]]
 
@@ -64,13 +62,3 @@ def test_replay_trl(benchmark: Benchmark) -> None:
     for case, differences in found["results"].items():
         assert differences["gradient"] < 1e-4 and differences["of_change"] < 1e-3, (case, differences)
         assert differences["change"] > 1e-5, (case, differences)
-
-
-@pytest.mark.slow
-def test_vs_trl_runs(benchmark: Benchmark) -> None:
-    found = benchmark("vs_trl", *TINY, *FEW, "--steps", "1", "--engine", "hf")
-    ours, theirs = found["contestants"]["lit-rlvr"], found["contestants"]["TRL"]
-    assert found["ratio_step"] == pytest.approx(theirs["step"] / ours["step"], rel=1e-2)
-    for contestant in (ours, theirs):
-        assert contestant["step"] > contestant["generate"] > 0 and contestant["train"] > 0
-        assert len(contestant["seconds"]) == 2 and contestant["tokens_per_second"] > 0

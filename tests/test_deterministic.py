@@ -20,7 +20,7 @@ from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.types import Rollout
 
-AT_ONCE = 3
+AT_ONCE = 2
 
 
 def wide_rollout(prompts: int = 3, group: int = 16, length: int = 60, lowest: int = 0) -> Rollout:

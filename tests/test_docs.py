@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import inspect
 import json
@@ -42,7 +43,8 @@ ROOT = TESTS.parent
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(ROOT / "docs/scripts")
     from metrics_page import metrics_page
-    from options_page import options_reference
+    from options_page import options_reference as made_reference
+options_reference = functools.cache(made_reference)
 README = (ROOT / "README.md").read_text()
 TOPS = ("lit_rlvr", "datamodules", "tests", "benchmarks", "research", "docs", "configs")
 USERS = {"my_task.py", "shop.py", "task.py", "my_env.py", "train.py", "my_losses.py"}

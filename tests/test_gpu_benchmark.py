@@ -56,21 +56,14 @@ def _required(roots: tuple[str, ...]) -> set[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("part", "shape"), [("engine", "text"), ("attention", "text"), ("step", "text")])
-def test_a_part_runs_with_five_packages(tmp_path: Path, part: str, shape: str) -> None:
-    command = [str(SCRIPT), "--part", part, "--shape", shape, "--engine", "hf", "--tiny"]
-    if (part, shape) == ("step", "text"):
-        command += ["--ours", "compute.gradient_checkpointing=true", "compute.torch_compile=true"]
+def test_a_step_runs_with_five_packages(tmp_path: Path) -> None:
+    command = [str(SCRIPT), "--part", "step", "--shape", "text", "--engine", "hf", "--tiny"]
+    command += ["--ours", "compute.gradient_checkpointing=true"]
     done = _run_with(PACKAGES, command, tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
-    if part == "attention":
-        assert result["error"] <= 1e-5 and result["scores_ratio"] <= 1.15
-    elif part == "engine":
-        assert result["tokens"] > 0 and result["difference"]["most"] < 0.1
-    else:
-        assert len(result["rows"]) == 2
-        assert all(row["budget_used"] == row["budget"] and row["seconds"] > 0 for row in result["rows"])
+    assert len(result["rows"]) == 2
+    assert all(row["budget_used"] == row["budget"] and row["seconds"] > 0 for row in result["rows"])
 
 
 @pytest.mark.slow

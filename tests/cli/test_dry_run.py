@@ -48,15 +48,16 @@ def test_it_says_what_the_run_would_be(lit_rlvr: CLI) -> None:
     ):  # fmt: skip
         assert f"{line}" in done.out, line
     assert "<|im_start|>user\nWhat is " in done.out and "memory: " in done.out and "parameters" in done.out
-    assert "error" not in done.err and "at most 4096 tokens at once; engine hf" in done.err
+    assert (
+        "error" not in done.err and "model.lr" not in done.err and "at most 4096 tokens at once; engine hf" in done.err
+    )
 
 
-@pytest.mark.parametrize("tokens", [8, 20])
-def test_a_micro_batch_has_a_whole_row_however_small_its_budget(lit_rlvr: CLI, tokens: int) -> None:
-    done = lit_rlvr(*DRY, "--model.init_args.compute.tokens_per_microbatch", tokens, "--json")
+def test_a_micro_batch_has_a_whole_row_however_small_its_budget(lit_rlvr: CLI) -> None:
+    done = lit_rlvr(*DRY, "--model.init_args.compute.tokens_per_microbatch", 8, "--json")
     prompts = int(json.loads(done.out)["run"]["data"].split(" prompts of ")[1].split(" to ")[1].split(" tokens")[0])
     said = f"at most {prompts + 8} tokens at once (the longest prompt with its completion alone, so more than "
-    assert f"{said}model.compute.tokens_per_microbatch={tokens}); engine hf" in done.err, done.err
+    assert f"{said}model.compute.tokens_per_microbatch=8); engine hf" in done.err, done.err
 
 
 @pytest.mark.slow
@@ -98,7 +99,6 @@ def test_a_warmup_that_outlasts_the_run_is_said(lit_rlvr: CLI, options: list[Any
 def test_a_learning_rate_that_destroys_the_policy_is_said(lit_rlvr: CLI) -> None:
     said = "model.lr: 10: AdamW moves each weight by about this much in a step, and weights are about 0.02; take 1e-7"
     assert said in lit_rlvr(*DRY, "--model.init_args.lr", 10).err
-    assert "model.lr" not in lit_rlvr(*DRY, "--model.init_args.lr", 0.01).err
     assert "model.lr" not in lit_rlvr(*DRY, "--model.init_args.lr", 10, "--model.init_args.optim.optimizer", "SGD").err
 
 

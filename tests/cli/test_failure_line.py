@@ -195,14 +195,6 @@ def test_bad_options_and_the_users_own_errors_are_one_line(
     assert "Traceback" not in result.err + result.out
 
 
-def test_a_run_that_ended_before_its_first_step_leaves_room(run_folder: Path, lit_rlvr: CLI) -> None:
-    """Its `config.yaml` is ours."""
-    ends = ["--model.init_args.advantage", "my_own.typo"]
-    (run_folder / "my_own.py").write_text(MINE)
-    assert lit_rlvr(*FIT, *ends, "--trainer.limit_val_batches", "0").status == 2
-    assert lit_rlvr(*FIT, "--overwrite", "true", "--trainer.max_steps", "1").status == 0
-
-
 def test_a_launcher_starts_a_run_with_the_command_that_resumes_it(
     run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
 ) -> None:

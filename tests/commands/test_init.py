@@ -19,8 +19,9 @@ ROOT = Path(__file__).parents[2]
 CLI = Callable[..., Any]
 
 
-FEW = ("--trainer.max_steps", 2, "--warm_start.steps", 1, "--warm_start.checked", 8,
-       "--data.init_args.prompts_per_rollout", 2, "--data.init_args.evaluation.limit", 4)  # fmt: skip
+FEW = ("--model.init_args.model", "tiny-llama", "--trainer.max_steps", 2, "--warm_start.steps", 1,
+       "--warm_start.checked", 8, "--data.init_args.prompts_per_rollout", 2,
+       "--data.init_args.evaluation.limit", 4)  # fmt: skip
 BREAKS = {
     "task": ("correct=text == expected", "correct=right > 0"),
     "algorithm": ("x.token_weight, x.mask)", "x.mask / x.mask.sum().clamp(min=1), x.mask)"),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import ENDS, VOCAB, byte_tokenizer, make_prompt, plain_logprobs, random_ids, save_adapter, start_engine
+from tiny import ENDS, VOCAB, byte_tokenizer, make_prompt, plain_logprobs, random_ids, start_engine
 from tiny_engines import adapted, assert_logprobs_are_the_policys, change, change_adapters, check_thought_budget, flat
 from tiny_environments import Echo
 from tiny_episodes import Recording, assert_exact, between, check_own_beginnings
@@ -346,18 +346,12 @@ ALL_CALLS: list[str] = []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("folder", "lora"), [
-    ("untied_model_folder", Lora(adapter="continue")), ("tiny_model_folder", Lora(rank=3, rslora=True, init="pissa")),
-], ids=["continue", "pissa"])  # fmt: skip
-def test_adapters_are_added_by_vllm_itself(
-    folder: str, lora: Lora | None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_adapters_are_added_by_vllm_itself(tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The weights are loaded once, then adapters alone; each of them is used at once, also for cached prefixes."""
-    path, first = request.getfixturevalue(folder), tmp_path if lora and lora.adapter else None
-    save_adapter(path, tmp_path, r=4, use_rslora=True, target_modules=["q_proj", "up_proj"])
-    policy, engine, loaded = adapted(path, lora, first), VLLMEngine(enforce_eager=True, adapters=True), []
+    policy = adapted(tiny_model_folder, Lora(rank=3, rslora=True, init="pissa"))
+    engine, loaded = VLLMEngine(enforce_eager=True, adapters=True), []
     reference = policy.before_training()
-    start_engine(engine, policy, path)
+    start_engine(engine, policy, tiny_model_folder)
     rpc = engine._llm.collective_rpc
     monkeypatch.setattr(
         engine._llm, "collective_rpc", lambda *args, **given: (loaded.append(args), rpc(*args, **given))
@@ -387,7 +381,7 @@ def test_adapters_are_added_by_vllm_itself(
     own = engine._folder.path
     engine.close()
     assert not own.exists()
-    start_engine(engine, policy, path)
+    start_engine(engine, policy, tiny_model_folder)
     engine.sync(policy)
     assert check_engine(engine, policy, PROMPTS, PROBE) <= 1e-4, "after a restart"
     engine.close()

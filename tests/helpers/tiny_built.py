@@ -10,10 +10,14 @@ from typing import Any
 import pytest
 
 from lit_rlvr.cli.lightning_cli import RLVRCLI
+from lit_rlvr.run.run import Run
 
 
 class Built(RLVRCLI):
-    """`lit-rlvr fit` up to the moment it would train."""
+    """`lit-rlvr fit` up to the moment it would train, without what it writes into the run folder."""
+
+    def _open_run(self, config: Any, folder: Path) -> None:
+        self._run, self._settings = Run.find(folder, None, False), config
 
     def _run_subcommand(self, subcommand: str) -> None:
         pass
@@ -46,4 +50,4 @@ def build_here(config: str | Path, model: Path, root: Path, **more: Any) -> Buil
     }
     options = [f"--{key}={value}" for key, value in swapped.items()]
     with ExitStack() as until_end:
-        return Built(["fit", "--config", str(config), *options], until_end)
+        return Built(["fit", "--config", str(config), *options], until_end, dry=True)

@@ -16,14 +16,12 @@ from tiny import ENDS, byte_tokenizer, plain_logprobs, start_engine, tiny_llama
 from torch import nn
 from transformers import PreTrainedModel
 
-from lit_rlvr.distributed.collectives import rank
 from lit_rlvr.engines.base import EngineContext, GroupStarted, RolloutEngine
 from lit_rlvr.engines.client import VLLMServer
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.synced import probe_seeds
 from lit_rlvr.engines.transfer import FileTransfer
 from lit_rlvr.engines.turns import Done, Row, Turns
-from lit_rlvr.engines.vllm import VLLMEngine
 from lit_rlvr.options import Lora
 from lit_rlvr.policy.adapters import add_adapters
 from lit_rlvr.policy.loading import load_policy
@@ -207,22 +205,6 @@ class Crashing(Copying):
         if self._crashes("close"):
             raise RuntimeError("it does not answer")
         super().close()
-
-
-class CrashingVLLM(VLLMEngine):
-    """A real one that crashes once, in the middle of the second rollout of the second process."""
-
-    rollouts = 0
-
-    def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: Done | None = None
-    ) -> list[list[Completion]]:
-        self.rollouts += not is_probe(seeds)
-        found = super().generate(prompts, sampling, seeds, done)
-        if self.rollouts == 2 and rank() == 1:
-            self.rollouts += 1
-            raise RuntimeError("CUDA error: an illegal memory access")
-        return found
 
 
 @torch.no_grad()

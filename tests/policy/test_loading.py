@@ -263,37 +263,3 @@ def test_an_encoder_is_refused(tmp_path: Path) -> None:
     BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
     with pytest.raises(UserError, match=r"^model: "):
         load_policy(str(tmp_path / "bert"))
-
-
-BROKEN = {
-    "a layer": WRONG_WEIGHTS["a layer too few"],
-    "cut": WRONG_WEIGHTS["cut off"],
-    "config": WRONG_CONFIGS["a list"],
-    "tokenizer": WRONG_TOKENIZERS["none"],
-}
-
-
-@pytest.mark.parametrize(
-    "name", ["config", *(pytest.param(name, marks=pytest.mark.slow) for name in BROKEN if name != "config")]
-)
-def test_every_command_says_it_in_one_line(
-    run_folder: Path, lit_rlvr: CLI, folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spoil, said = BROKEN[name]
-    spoil(folder)
-    monkeypatch.setattr("os.execv", lambda *_: pytest.fail("vLLM is started"))
-    Path("rows.jsonl").write_text(json.dumps({"problem": "1+1?", "answer": "2"}) + "\n")
-    config = ("--config", "tiny.yaml", "--model.init_args.model", folder)
-    commands: dict[str, tuple[Any, ...]] = {
-        "fit": config,
-        "validate": config,
-        "filter": (*config, "--out", "kept.jsonl"),
-        "evaluate": ("--model", folder, "--suite", "rows.jsonl", "--engine", "hf", "--out", "out", "--max_tokens", 4),
-        "serve": ("--model", folder, "--port", 0),
-    }
-    commands |= {"plan": (*config, "--gpus", "1x80GB")} if name == "config" else {}
-    for command, arguments in commands.items():
-        result = lit_rlvr(command, *arguments)
-        last = result.err.splitlines()[-1]
-        assert result.status == 2 and last.startswith("lit-rlvr: error: model: "), (command, result.err)
-        assert said in last and str(folder) in last and "Traceback" not in result.err, (command, last)

@@ -7,8 +7,6 @@ import pytest
 
 PROGRAM = """
 import ctypes, sys
-import lit_rlvr
-from lit_rlvr.policy.speed import keep_freed_memory
 import torch
 
 class Mallinfo(ctypes.Structure):
@@ -18,6 +16,7 @@ class Mallinfo(ctypes.Structure):
 libc = ctypes.CDLL(None)
 libc.mallinfo.restype = Mallinfo
 if sys.argv[1] == "kept":
+    from lit_rlvr.policy.speed import keep_freed_memory
     keep_freed_memory()
 torch.manual_seed(0)
 kept, mapped, heap = [], 0, []

@@ -265,6 +265,6 @@ def test_last_boxed_is_the_slow_loop() -> None:
     "piece", ["\\boxed{", "\\boxed ", "\\boxed{B} ", "<answer>", "B) ", "\\text{", " ", "yes ", "answer is "]
 )
 def test_long_hostile_answers_are_quick(piece: str) -> None:
-    assert_linear(lambda size: judge(piece * size), 20000)
-    assert_linear(lambda size: judge(piece * size, Sample("a", "?", "yes")), 20000)
-    assert_linear(lambda size: judge(f"é The answer is not{piece * size}x"), 20000)
+    assert_linear(lambda size: judge(piece * size), 5000)
+    assert_linear(lambda size: judge(piece * size, Sample("a", "?", "yes")), 5000)
+    assert_linear(lambda size: judge(f"é The answer is not{piece * size}x"), 5000)

@@ -185,6 +185,10 @@ def test_what_cannot_be_replayed_is_one_line(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"run is damaged: iteration-000001-rank-0\.npz"):
         replay_of(run, [prompt]).check(terms, prompts_grow=False)
+    for text in ("{", "", "null"):
+        (run / "record" / "run.json").write_text(text)
+        with pytest.raises(UserError, match=r"run has a damaged record/run\.json; restore it, or record the run again"):
+            replay_of(run, [prompt]).check(terms, prompts_grow=False)
 
 
 def test_images_that_an_environment_shows_end_the_record(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -58,7 +58,6 @@ def test_tokens_end_a_run_with_its_iteration(run_folder: Path, lit_rlvr: CLI) ->
 @pytest.mark.parametrize(
     ("limits", "last"),
     [
-        (("--trainer.max_steps", 6), 7),
         ((*ENDLESS, "--trainer.max_epochs", 2), 13),  # of four iterations each
         ((*ENDLESS, "--budget.samples", 80), 7),  # five iterations
     ],

@@ -61,14 +61,13 @@ def test_gpg_samples_until_its_share_of_groups_is_valid(run_folder: Path, lit_rl
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("updates", [1, 2])
-def test_resume_goes_on_after_the_extra_prompts(run_folder: Path, lit_rlvr: CLI, updates: int) -> None:
-    options = (*FIT, *RARE, "--model.init_args.updates_per_rollout", updates)
-    steps = [("--trainer.max_steps", str(n * updates)) for n in (6, 3)]
+def test_resume_goes_on_after_the_extra_prompts(run_folder: Path, lit_rlvr: CLI) -> None:
+    options = (*FIT, *RARE, "--model.init_args.updates_per_rollout", 2)
+    steps = [("--trainer.max_steps", n) for n in (12, 6)]
     assert lit_rlvr(*options, *steps[0], "--trainer.default_root_dir", "whole").status == 0
     assert lit_rlvr(*options, *steps[1], "--trainer.default_root_dir", "parts").status == 0
     assert lit_rlvr(*options, *steps[0], "--trainer.default_root_dir", "parts", "--ckpt_path", "last").status == 0
-    assert_same_run(run_folder / "parts", run_folder / "whole", resumed=3 * updates)
+    assert_same_run(run_folder / "parts", run_folder / "whole", resumed=6)
 
 
 def test_mixed_groups_go_by_the_reward_unless_told_otherwise() -> None:

@@ -69,7 +69,6 @@ def test_a_run_that_a_callback_ends_says_why(
 
 ENDS = {
     "the last step": ("--trainer.max_steps", "3"),
-    "the last epoch": ("--trainer.max_steps", "-1", "--trainer.max_epochs", "1"),
     "the budget": ("--trainer.max_steps", "-1", "--budget.samples", "40"),
 }
 
@@ -109,7 +108,7 @@ def test_a_monitored_metric_that_nobody_measures_is_refused_first(
     assert not (run_folder / "run").exists()
 
 
-@pytest.mark.rest_slow
-@pytest.mark.parametrize("monitor", ["step", "rollout/reward", "val/arithmetic/accuracy"])
-def test_metrics_that_are_measured_may_be_monitored(run_folder: Path, lit_rlvr: CLI, monitor: str) -> None:
-    fit(lit_rlvr, *callback("ModelCheckpoint", monitor=monitor), *to("run"), "--trainer.max_steps", 3)
+def test_metrics_that_are_measured_may_be_monitored(run_folder: Path, lit_rlvr: CLI) -> None:
+    monitors = ("step", "rollout/reward", "val/arithmetic/accuracy")
+    several = [{"class_path": "ModelCheckpoint", "init_args": {"monitor": monitor}} for monitor in monitors]
+    fit(lit_rlvr, "--trainer.callbacks", json.dumps(several), *to("run"), "--trainer.max_steps", 3)

@@ -21,7 +21,6 @@ from tiny_runs import (
 
 from lit_rlvr.configs import config_folder
 from lit_rlvr.distributed.checkpoints import last_checkpoint
-from lit_rlvr.run import checkpoint
 
 CLI = Callable[..., Any]
 SUMMARY_KEYS = {
@@ -132,20 +131,14 @@ def test_a_resumed_run_is_the_uninterrupted_one(run_folder: Path, lit_rlvr: CLI,
 
 @pytest.mark.slow
 def test_resuming_from_an_older_checkpoint_rewrites_what_came_after_it(run_folder: Path, lit_rlvr: CLI) -> None:
-    fit(lit_rlvr, "--checkpoint.every", 2, "--checkpoint.keep", 3)
+    fit(lit_rlvr, "--checkpoint.every", 1, "--checkpoint.keep", 5)
     names = sorted(p.name for p in (run_folder / "run" / "checkpoints").iterdir())
-    assert names == ["step-000002.ckpt", "step-000004.ckpt", "step-000006.ckpt"]
+    assert names == [f"step-00000{step}.ckpt" for step in range(2, 7)], "only the newest stay"
     before = (summary(run_folder / "run"), metrics(run_folder / "run"), completions(run_folder / "run"))
     fit(lit_rlvr, "--ckpt_path", "run/checkpoints/step-000002.ckpt")
     assert summary(run_folder / "run")["weights_sha256"] == before[0]["weights_sha256"]
     assert summary(run_folder / "run")["resumed_from_step"] == 2
     assert (metrics(run_folder / "run"), completions(run_folder / "run")) == before[1:]
-
-
-def test_only_the_newest_checkpoints_stay(run_folder: Path, lit_rlvr: CLI) -> None:
-    fit(lit_rlvr, "--checkpoint.every", 1, "--checkpoint.keep", 2)
-    names = sorted(p.name for p in (run_folder / "run" / "checkpoints").iterdir())
-    assert names == ["step-000005.ckpt", "step-000006.ckpt"]
 
 
 # ---- folders that hold a run already ----------------------------------------------------------------------
@@ -168,27 +161,6 @@ def test_a_second_fit_is_refused_unless_told_to_overwrite(run_folder: Path, lit_
     assert len(list((run_folder / "run" / "tensorboard").glob("events*"))) == 1
     assert (run_folder / "run" / "mine.txt").read_text() == "keep me"
     assert not (run_folder / "run" / ".replaced").exists()
-
-
-@pytest.mark.slow
-def test_the_old_run_is_there_until_the_first_checkpoint(
-    run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And from then on the new one stays, even if it fails."""
-    fit(lit_rlvr, "--trainer.max_steps", 2)
-    seen: list[bool] = []
-    publish = checkpoint.publish
-
-    def look(scratch: Path, path: Path) -> None:
-        seen.append((run_folder / "run/.replaced/checkpoints/step-000002.ckpt").is_file())
-        if len(seen) == 2:
-            raise OSError(28, "No space left on device")
-        publish(scratch, path)
-
-    monkeypatch.setattr(checkpoint, "publish", look)
-    assert_refused(lit_rlvr(*FIT, "--overwrite", "true", "--checkpoint.every", 1), "step-000002.ckpt cannot be written")
-    assert seen == [True, False]
-    assert [p.name for p in (run_folder / "run/checkpoints").iterdir()] == ["step-000001.ckpt"]
 
 
 # ---- going on with other settings -------------------------------------------------------------------------
@@ -227,7 +199,7 @@ def test_other_settings_on_resume_are_named_and_used(run_folder: Path, lit_rlvr:
     [
         ("CSVLogger", ["lightning_logs", "metrics.csv", "tensorboard"]),
         ("[{class_path: CSVLogger, init_args: {name: more}}]", ["metrics.csv", "more", "tensorboard"]),
-        ("TensorBoardLogger", ["lightning_logs", "metrics.csv"]),
+        ("[{class_path: CSVLogger, init_args: {save_dir: elsewhere}}]", ["metrics.csv", "tensorboard"]),
         ("false", ["metrics.csv"]),
     ],
 )
@@ -237,11 +209,6 @@ def test_loggers_write_into_the_run_folder_besides_ours(
     fit(lit_rlvr, "--trainer.max_steps", 1, "--trainer.logger", logger)
     there = {path.name for path in (run_folder / "run").iterdir()}
     assert sorted(there & {"lightning_logs", "metrics.csv", "more", "tensorboard"}) == left
-
-
-def test_a_loggers_own_folder_is_kept(run_folder: Path, lit_rlvr: CLI) -> None:
-    fit(lit_rlvr, "--trainer.max_steps", 1, "--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "elsewhere")
-    assert list((run_folder / "elsewhere").rglob("metrics.csv"))
 
 
 # ---- validation only --------------------------------------------------------------------------------------
@@ -297,9 +264,6 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 BAD_ARGUMENTS = {
     "option": (["--model.init_args.learning_rate", "1"], ["learning_rate"]),
-    "nearest option": (["--model.init_args.updates_per_rolout", "2"], ["updates_per_rollout"]),
-    "nearest trainer option": (["--trainer.max_stpes", "2"], ["max_stpes", "max_steps"]),
-    "class": (["--model", "GRPOO"], ["GRPOO"]),
     "type": (["--rollout.group_size", "many"], ["group_size"]),
     "micro-batches": (["--model.init_args.compute.tokens_per_microbatch", "automatic"], ["tokens_per_microbatch"]),
     "endless training": (["--model.init_args.epochs_per_rollout", 10**12], ["epochs_per_rollout"]),
@@ -310,8 +274,6 @@ BAD_ARGUMENTS = {
         ["--data", "TextMath", "--data.init_args.train", "no_such.jsonl"],
         ["no_such.jsonl"],
     ),
-    "minibatches": (["--model.init_args.updates_per_rollout", "3"], ["4 prompts", "multiple of 3"]),
-    "too few prompts": (["--data.init_args.prompts_per_rollout", "17"], ["prompts_per_rollout"]),
     "endless rollout": (["--rollout.group_size", "900000"], ["are 3600000 sequences in a rollout; use at most"]),
     "no abbreviation": (["--overwrit", "true"], ["'--overwrit'; did you mean '--overwrite'?"]),
     "FSDP1": (
@@ -321,8 +283,6 @@ BAD_ARGUMENTS = {
     "top_p": (["--rollout.sampling.top_p", "0.9"], ["top_p", "not drawn from the distribution in the loss"]),
     "advantage": (["--model.init_args.advantage", "grpoo"], ["grpoo", "grpo"]),
     "a clip above 1": (["--model.init_args.clip_low", 3], ["model.clip_low: 3.0 must lie in [0, 1]"]),
-    "groups of 0": (["--rollout.group_size", 0], ["rollout.group_size: 0 is not positive"]),
-    "a share above 1": (["--warm_start.until", 2], ["warm_start.until: 2.0 must lie in (0, 1]"]),
     "no budget": (["--budget.samples", 0], ["budget.samples: 0 must lie in [1, inf)"]),
     "no tokens": (
         ["--data.init_args.reading.max_prompt_tokens", 0],
@@ -332,12 +292,9 @@ BAD_ARGUMENTS = {
     "held out": (["--data.init_args.held_out", "999"], ["held_out", "999"]),
     "reward options": (["--rollout.rewards", "[{class_path: Format}]"], ["Format", "pattern"]),
     "reward class": (["--rollout.rewards", "[{class_path: Fromat}]"], ["Fromat"]),
-    "reward import": (["--rollout.rewards", "[no_such_module.reward]"], ["no_such_module"]),
     "engine": (["--rollout.engine", "vlm"], ["vlm"]),
-    "config name": (["--config", "no_such_config"], ["no_such_config"]),
     "checkpoint": (["--ckpt_path", "last"], ["no checkpoint"]),
     "checkpoint file": (["--ckpt_path", "no_such.ckpt"], ["ckpt_path: there is no checkpoint 'no_such.ckpt'"]),
-    "checkpoint name": (["--ckpt_path", "best"], ["ckpt_path: there is no checkpoint 'best'; use last or a file"]),
 }
 
 
@@ -430,7 +387,7 @@ def test_an_unknown_command_and_no_command(lit_rlvr: CLI) -> None:
 def test_options_that_a_class_change_drops_are_named(run_folder: Path, lit_rlvr: CLI, tmp_path: Path) -> None:
     rows = [{"question": f"{i}+1?", "answer": str(i + 1)} for i in range(8)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    result = fit(lit_rlvr, "--data", "TextMath", "--data.init_args.train", "rows.jsonl", "--trainer.max_steps", 1)
+    result = fit(lit_rlvr, "--data", "TextMath", "--data.init_args.train", "rows.jsonl", "--dry-run")
     assert (
         "data: TextMath instead of Arithmetic of tiny.yaml: kept evaluation.prompts_per_batch, prompts_per_rollout"
         in result.err
@@ -440,7 +397,6 @@ def test_options_that_a_class_change_drops_are_named(run_folder: Path, lit_rlvr:
         "base: tiny.yaml\n"
         "model: {class_path: APMPO, init_args: {kl: {estimator: k2}, schedule: {power: 1}, gamma: 1}}\n"
     )
-    one = ("--trainer.max_steps", 1, "--trainer.default_root_dir", "gpg")
-    other = lit_rlvr("fit", "--config", "apmpo.yaml", "--model", "GPG", *one)
+    other = lit_rlvr("fit", "--config", "apmpo.yaml", "--model", "GPG", "--dry-run")
     said = "model: GPG instead of APMPO of apmpo.yaml: kept lr, model, kl.estimator; dropped schedule.power, gamma"
     assert other.status == 0 and said in other.err, other.err

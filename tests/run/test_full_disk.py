@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import FIT, STRATEGIES, assert_same_run, fit, in_two_processes, launch, summary, to
+from tiny_runs import FIT, assert_same_run, fit, summary, to
 
 from lit_rlvr.run import live
 
@@ -78,23 +78,3 @@ def test_a_run_on_a_full_disk(
     resumed = summary(run_folder / "run")["resumed_from_step"]
     assert (resumed > 0) is bool(left)
     assert_same_run(run_folder / "run", run_folder / "whole", resumed)
-
-
-@pytest.mark.slow
-def test_shards_on_a_full_disk(run_folder: Path, small_disk: Callable[[str], None]) -> None:
-    """They are written in the background, while both processes train on."""
-    run = [*FIT, *STRATEGIES["fsdp2"], "--checkpoint.every", "1", *to("parts")]
-    small_disk("1700k")
-    (run_folder / "parts").mkdir()
-    (run_folder / "parts" / "checkpoints").symlink_to(run_folder / "run")
-    full = launch(run, run_folder)
-    errors = [
-        line for line in full.stderr.splitlines() if line.startswith("lit-rlvr: error: checkpoint parts/checkpoints")
-    ]
-    assert full.returncode == 2 and "Traceback" not in full.stderr, full.stderr
-    assert len(errors) == 1, full.stderr
-    assert "step-000002.ckpt cannot be written: No space left on device" in errors[0]
-    assert [path.name for path in (run_folder / "run").iterdir()] == ["step-000001.ckpt"]
-    small_disk("20m")
-    in_two_processes(run_folder, [*run, "--ckpt_path", "last"], [*run, *to("whole")])
-    assert_same_run(run_folder / "parts", run_folder / "whole", resumed=1)

@@ -71,33 +71,27 @@ def test_ended_at_random_moments_a_recorded_run_and_its_replay_end_alike(run_fol
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["torn", "whole", "named"])
 def test_killed_while_a_checkpoint_is_written_the_one_before_is_there(
-    run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch, moment: str
+    run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit(lit_rlvr, *to("whole"))
-    monkeypatch.setenv("KILLED_AT", f"{moment} 4")
-    killed = start([*FIT, *EVERY_STEP], first="tiny_killed")
-    assert killed.wait() == -signal.SIGKILL, killed.communicate()
-    left = sorted(path.name for path in (run_folder / "run" / "checkpoints").iterdir())
-    assert left == (
-        ["step-000003.ckpt", "step-000004.ckpt"] if moment == "named" else ["step-000003.ckpt", "step-000004.tmp"]
-    )
-    fit(lit_rlvr, *EVERY_STEP, *RESUME)
-    assert_same_run(run_folder / "run", run_folder / "whole", resumed=4 if moment == "named" else 3)
-    assert [path.name for path in (run_folder / "run" / "checkpoints").iterdir()] == ["step-000006.ckpt"]
+    fit(lit_rlvr, *to("uninterrupted"))
+    for moment, newer, resumed in (("torn", "tmp", 3), ("whole", "tmp", 3), ("named", "ckpt", 4)):
+        monkeypatch.setenv("KILLED_AT", f"{moment} 4")
+        killed = start([*FIT, *EVERY_STEP, *to(moment)], first="tiny_killed")
+        assert killed.wait() == -signal.SIGKILL, killed.communicate()
+        checkpoints = run_folder / moment / "checkpoints"
+        assert sorted(path.name for path in checkpoints.iterdir()) == ["step-000003.ckpt", f"step-000004.{newer}"]
+        fit(lit_rlvr, *EVERY_STEP, *to(moment), *RESUME)
+        assert_same_run(run_folder / moment, run_folder / "uninterrupted", resumed)
+        assert [path.name for path in checkpoints.iterdir()] == ["step-000006.ckpt"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "end",
-    [(), ("--trainer.max_steps", -1, "--budget.samples", 96)],
-    ids=["steps", "samples"],
-)
 def test_ended_in_its_last_validation_a_run_is_completed(
-    run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch, end: tuple[Any, ...]
+    run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit(lit_rlvr, *to("whole"), *end)
+    end = ("--trainer.max_steps", -1, "--budget.samples", 96)
+    fit(lit_rlvr, *to("whole"))
     validated = EvaluatingModule.on_validation_epoch_end
 
     def end_after(self: EvaluatingModule) -> None:
@@ -180,19 +174,16 @@ def spoil(path: Path, how: str) -> None:
     middle = len(content) // 2
     made = {
         "torn": content[:-1000],
-        "empty": b"",
         "flipped": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
-        "foreign": b"PK\x05\x06" + b"\0" * 18,
     }
     path.write_bytes(made[how])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["flipped", *(pytest.param(how, marks=pytest.mark.slow) for how in ("torn",))])
-def test_a_spoilt_checkpoint_is_named_and_passed_over_or_refused(run_folder: Path, lit_rlvr: CLI, how: str) -> None:
+def test_a_spoilt_checkpoint_is_named_and_passed_over_or_refused(run_folder: Path, lit_rlvr: CLI) -> None:
     fit(lit_rlvr, *EVERY_STEP, "--checkpoint.keep", 3)
     before, newest = summary(run_folder / "run"), run_folder / "run/checkpoints/step-000006.ckpt"
-    spoil(newest, how)
+    spoil(newest, "flipped")
     refused = lit_rlvr(*FIT, "--ckpt_path", newest)
     assert refused.status == 2 and "Traceback" not in refused.err
     assert refused.err.count("lit-rlvr: error: ") == 1 and "step-000006.ckpt" in refused.err

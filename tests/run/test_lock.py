@@ -25,32 +25,6 @@ with locked(pathlib.Path("run"), "--out"):
 
 
 @pytest.mark.slow
-def test_a_second_evaluation_in_a_folder_is_refused(
-    tmp_path: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "run").mkdir()
-    Path("suite.jsonl").write_text('{"id": "q", "prompt": "1 + 1", "answer": "2"}\n')
-    Path("given.jsonl").write_text('{"id": "q", "completion": "2"}\n')
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout is not None
-        child = int(other.stdout.readline())
-        try:
-            command = ("evaluate", "--completions", "given.jsonl", "--suite", "suite.jsonl", "--out", "run")
-            refused = lit_rlvr(*command)
-            assert refused.status == 2
-            assert f"--out: another run is using run (process {other.pid} on " in refused.err
-        finally:
-            other.kill()
-            os.kill(child, signal.SIGKILL)
-    done = lit_rlvr(*command)
-    assert done.status == 0, done.err
-    assert sorted(os.listdir("run")) == ["completions.jsonl", "results.json", "results.md", "settings.json"]
-
-
-@pytest.mark.slow
 def test_a_second_run_is_refused_and_a_killed_one_does_not_stand_in_the_way(run_folder: Path, lit_rlvr: CLI) -> None:
     (run_folder / "run").mkdir()
     other = subprocess.Popen(
@@ -63,6 +37,9 @@ def test_a_second_run_is_refused_and_a_killed_one_does_not_stand_in_the_way(run_
         assert refused.status == 2 and refused.err.count("lit-rlvr: error: ") == 1
         assert f"another run is using run (process {other.pid} on " in refused.err
         assert not (run_folder / "run" / "metrics.csv").exists()
+        Path("suite.jsonl").write_text('{"id": "q", "prompt": "1 + 1", "answer": "2"}\n')
+        evaluated = lit_rlvr("evaluate", "--completions", "suite.jsonl", "--suite", "suite.jsonl", "--out", "run")
+        assert f"--out: another run is using run (process {other.pid} on " in evaluated.err
         other.kill()
         other.wait()
         fit(lit_rlvr, "--trainer.max_steps", 1)  # though a child of it lives

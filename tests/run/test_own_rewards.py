@@ -76,12 +76,6 @@ def test_a_plain_function_works_alone(run_folder: Path, lit_rlvr: CLI) -> None:
     assert all(row["correct"] == (row["reward"] == 1) for row in completions(run_folder / "run"))
 
 
-def test_true_is_correct(run_folder: Path, lit_rlvr: CLI) -> None:
-    said = fit(lit_rlvr, *SHORT, *rewards("own_rewards.length", EVEN)).err
-    assert "reports no `correct`" not in said
-    assert {row["correct"] for row in completions(run_folder / "run")} == {True, False}
-
-
 def test_a_reward_that_fails_is_named_by_file_and_line(lit_rlvr: CLI) -> None:
     said = refusal(lit_rlvr(*FIT, *SHORT, *rewards("own_rewards.column")))
     assert "reward 'column' failed on 16 of 16" in said and ": own_rewards.py:11: KeyError: 'colour';" in said

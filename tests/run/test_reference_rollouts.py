@@ -100,11 +100,10 @@ def test_draws_from_a_pool_are_without_replacement_and_differ_by_visit() -> None
     assert len(draws) > 5
 
 
-@pytest.mark.parametrize("mode", [pytest.param("fresh", marks=pytest.mark.slow), "pool"])
 @pytest.mark.slow
-def test_a_renewed_reference_and_its_pool_survive_a_resume(run_folder: Path, lit_rlvr: CLI, mode: str) -> None:
+def test_a_renewed_reference_and_its_pool_survive_a_resume(run_folder: Path, lit_rlvr: CLI) -> None:
     options = (
-        *FIT, "--model.init_args.reference_rollouts", mode, "--model.init_args.kl.reference_update_every", "2",
+        *FIT, "--model.init_args.reference_rollouts", "pool", "--model.init_args.kl.reference_update_every", "2",
     )  # fmt: skip
     assert lit_rlvr(*options, "--trainer.default_root_dir", "whole").status == 0
     assert lit_rlvr(*options, "--trainer.default_root_dir", "parts", "--trainer.max_steps", "3").status == 0

@@ -37,7 +37,7 @@ def left_in(folder: Path) -> dict[str, bytes | None]:
 
 LOGGER = ("--trainer.logger", "[{class_path: CSVLogger}, {class_path: TensorBoardLogger, init_args: {name: own}}]")
 REFUSED = {
-    "model, with loggers": ((*RESUME, *LOGGER, "--model.init_args.model", "OTHER"), "its run had model"),
+    "model, with loggers": ((*RESUME, *LOGGER, "--model.init_args.model", "OTHER"), "its run had model of LlamaForC"),
     "algorithm": ((*RESUME, "--model", "DAPO"), "its run had algorithm GRPO"),
     "optimizer": (
         (*RESUME, "--model.init_args.optim.optimizer", "torch.optim.Adagrad"),

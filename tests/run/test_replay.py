@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,16 +101,6 @@ def test_another_loss_trains_on_the_same_rollouts(recorded: Path, lit_rlvr: CLI,
 
 
 @pytest.mark.slow
-def test_a_resumed_replay_ends_in_the_same_weights(recorded: Path, lit_rlvr: CLI) -> None:
-    """Also one that a validation interrupts, for which an engine starts."""
-    fit(lit_rlvr, *REPLAY, "--trainer.max_steps", "2")
-    fit(lit_rlvr, *REPLAY, "--ckpt_path", "last")
-    again = recorded.with_name("again")
-    assert summary(again)["resumed_from_step"] == 2 and digest(again) == digest(recorded)
-    assert all(metrics(again)[step]["val/accuracy"] for step in (3, 6))
-
-
-@pytest.mark.slow
 def test_a_run_ends_where_the_record_does(run_folder: Path, lit_rlvr: CLI) -> None:
     options = (*DYNAMIC, *UNVALIDATED)
     fit(lit_rlvr, *options, *RECORD)
@@ -148,15 +137,10 @@ def test_a_record_with_a_gap_is_refused_by_the_missing_file(recorded: Path, lit_
 
 
 REFUSED = {
-    "recorded with rollout.group_size 4, this run has 2; use the same": ["--rollout.group_size", "2"],
     "recorded with data.prompts_per_rollout 4, this run has 2": ["--data.init_args.prompts_per_rollout", "2"],
     "recorded with rollout.sampling.temperature 1.0, this": ["--rollout.sampling.temperature", "0.5"],
     "recorded with rollout.mask_truncated False, this": ["--rollout.mask_truncated", "true"],
-    ", which is not in the data": ["--data.init_args.high", "9", "--data.init_args.seed", "1"],
-    "with other tokens than in the data": ["--data.init_args.chat.system_prompt", "Add."],
-    "run has no rewards of a reference, which model.advantage needs": ["--model", "AAPO"],
     "run was recorded with first weights ": ["--model.init_args.model", "other"],
-    "nowhere holds no record of a run; record one with rollout.replay.record": ["--rollouts-from", "nowhere"],
     "it is this run's own folder": ["--trainer.default_root_dir", "run", "--overwrite", "true"],
 }
 
@@ -169,41 +153,9 @@ def test_what_cannot_be_replayed_is_refused(recorded: Path, lit_rlvr: CLI) -> No
         errors = [line for line in refused.err.splitlines() if line.startswith("lit-rlvr: error:")]
         assert len(errors) == 1 and "rollout.replay.rollouts_from: " in errors[0] and words in errors[0], refused.err
         assert "Traceback" not in refused.err and digest(recorded)
-        dry = fit(lit_rlvr, *REPLAY, *UNVALIDATED, *options, "--dry-run", status=0 if "weights" in words else 2)
-        assert "weights" in words or words in dry.err, "a dry run has no weights to compare, and says the rest"
-
-
-@pytest.mark.slow
-def test_a_damaged_record_is_named(recorded: Path, lit_rlvr: CLI) -> None:
-    file = recorded / "record" / "iteration-000003-rank-0.npz"
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 255
-    file.write_bytes(content)
-    refused = fit(lit_rlvr, *REPLAY, *UNVALIDATED, status=2)
-    assert "run is damaged: iteration-000003-rank-0.npz" in refused.err and "Traceback" not in refused.err
-    terms = recorded / "record" / "run.json"
-    for text in (terms.read_text()[:-20], "", "null"):
-        terms.write_text(text)
-        refused = fit(lit_rlvr, *REPLAY, *UNVALIDATED, "--overwrite", "true", status=2)
-        assert "run has a damaged record/run.json; restore it, or record the run again" in refused.err
-
-
-@pytest.mark.slow
-def test_a_resumed_run_records_its_own_iterations(run_folder: Path, lit_rlvr: CLI) -> None:
-    """What it recorded after the checkpoint is trained again; a record with a gap is not continued."""
-    options = (*STALE, *UNVALIDATED, "--checkpoint.every", "2", "--checkpoint.keep", "9")
-    fit(lit_rlvr, *options)
-    run = run_folder / "run"
-    files = sorted(path.name for path in (run / "record").iterdir())
-    assert files == [*(f"iteration-{n:06d}-rank-0.npz" for n in range(1, 7)), "run.json"]
-    shutil.copytree(run, run_folder / "other")
-    fit(lit_rlvr, *options, "--ckpt_path", "run/checkpoints/step-000002.ckpt", "--trainer.max_steps", "4")
-    assert len([*(run / "record").glob("*.npz")]) == 4
-    fit(lit_rlvr, *STALE, *UNVALIDATED, *REPLAY, "--trainer.max_steps", "4")
-    assert digest(run_folder / "again") == digest(run)
-    (run_folder / "other" / "record" / "iteration-000002-rank-0.npz").unlink()
-    said = fit(lit_rlvr, *options, *to("other"), "--ckpt_path", "other/checkpoints/step-000004.ckpt").err
-    assert "other/record ends before iteration 5: earlier iterations are not there, or had other settings" in said
+    dry = fit(lit_rlvr, *REPLAY, *UNVALIDATED, "--rollout.group_size", "2", "--dry-run", status=2)
+    assert "recorded with rollout.group_size 4, this run has 2" in dry.err
+    fit(lit_rlvr, *REPLAY, *UNVALIDATED, "--model.init_args.model", "other", "--dry-run")  # no weights to compare
 
 
 @pytest.mark.slow
@@ -220,7 +172,6 @@ def test_two_processes_replay_what_two_recorded(
     two = (*FIT, *STRATEGIES[strategy], *options)
     in_two_processes(run_folder, two, [*two, *REPLAY])
     assert digest(run_folder / "again") == digest(run_folder / "run")
-    in_two_processes(run_folder, [*two, "--rollouts-from", "run", *to("dry"), "--dry-run"])
     refused = fit(lit_rlvr, *options, "--rollouts-from", "run", *to("alone"), status=2)
     assert "run was recorded with processes 2, this run has 1; use the same" in refused.err
 

@@ -18,13 +18,11 @@ from tiny_environments import Increment
 from torch.utils.data import DataLoader
 
 from lit_rlvr import GRPO, Arithmetic, PromptDataModule, RolloutCallback, Sampling, TextMath, Trainer
-from lit_rlvr.advantages import GRPOAdvantage
-from lit_rlvr.algorithms import DAPO
 from lit_rlvr.common.settings import settings_of
 from lit_rlvr.environments.tools import WrappedTools
 from lit_rlvr.errors import UserError
 from lit_rlvr.options import Lora
-from lit_rlvr.rewards import Format, MathAnswer
+from lit_rlvr.rewards import Format
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.run import RunStart, in_order
@@ -33,42 +31,6 @@ from lit_rlvr.run.stop import StopOnSignal
 
 class Own(Callback):
     """A callback of the user's."""
-
-
-def train(folder: Path, model: Path, **more: Any) -> None:
-    seed_everything(3)
-    rollout = RolloutCallback(
-        group_size=4, engine="hf", sampling=Sampling(max_tokens=6), rewards=[MathAnswer(), Format("[0-9]+", weight=0.5)]
-    )
-    trainer = Trainer(
-        default_root_dir=folder, callbacks=[rollout, RunFolder(save_prompts=1), Own()], max_steps=2, accelerator="cpu",
-        devices=1, precision="32-true", logger=False, limit_val_batches=0,
-    )  # fmt: skip
-    advantage = GRPOAdvantage(scale="none")
-    trainer.fit(
-        DAPO(model=str(model), lr=1e-2, advantage=advantage),
-        datamodule=Arithmetic(prompts_per_rollout=2, held_out=4), **more,
-    )  # fmt: skip
-
-
-@pytest.mark.slow
-def test_config_of_a_run_from_python_repeats_it(
-    tmp_path: Path, tiny_model_folder: Path, lit_rlvr: Callable[..., Any]
-) -> None:
-    train(tmp_path / "python", tiny_model_folder)
-    saved = yaml.safe_load((tmp_path / "python/config.yaml").read_text())
-    assert saved["model"]["init_args"]["advantage"]["init_args"]["scale"] == "none" and saved["seed_everything"] == 3
-    config = str(tmp_path / "python/config.yaml")
-    lit_rlvr("fit", "--config", config, "--trainer.default_root_dir", str(tmp_path / "command"))
-    first, second = (json.loads((tmp_path / run / "summary.json").read_text()) for run in ("python", "command"))
-    assert first["weights_sha256"] == second["weights_sha256"]
-    lit_rlvr("export", str(tmp_path / "python"), "--to", str(tmp_path / "exported"))
-    assert (tmp_path / "exported/model.safetensors").is_file()
-    lit_rlvr("report", str(tmp_path / "python"), "--out", str(tmp_path / "report.html"))
-    assert "scale" in (tmp_path / "report.html").read_text()
-    with pytest.raises(Exception, match="already holds a run"):
-        train(tmp_path / "python", tiny_model_folder)
-    train(tmp_path / "python", tiny_model_folder, overwrite=True)
 
 
 def share_of_digits(completions: list[Any], **columns: Any) -> list[float]:
@@ -159,4 +121,4 @@ def test_settings_are_read_from_objects() -> None:
     assert weighted["init_args"]["pattern"] == "x" and weighted["init_args"]["weight"] == 0.5, "of both classes"
     sgd = {"class_path": "torch.optim.sgd.SGD", "init_args": {"momentum": 0.9}}
     assert settings_of(partial(torch.optim.SGD, momentum=0.9)) == sgd
-    assert settings_of({"a": (Path("b"), train)}) == {"a": ["b", f"{__name__}.train"]}
+    assert settings_of({"a": (Path("b"), share_of_digits)}) == {"a": ["b", f"{__name__}.share_of_digits"]}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_engines import Copying
 from tiny_fit import fit
-from tiny_runs import FIT, STRATEGIES, assert_same_run, completions, in_two_processes, metrics, summary, to
+from tiny_runs import FIT, STRATEGIES, completions, in_two_processes, metrics, summary, to
 from tiny_runs import fit as run
 
 from lit_rlvr.rollout.preflight.sizes import check_sizes
@@ -52,16 +52,6 @@ def test_what_cannot_run_during_training_is_refused(
     assert all(word in refused.err for word in ["rollout.staleness", *words]) and "Traceback" not in refused.err
 
 
-@pytest.mark.slow
-def test_a_resumed_run_trains_on_what_was_generated_before_the_stop(run_folder: Path, lit_rlvr: CLI) -> None:
-    stale = ("--rollout.staleness", "1", "--rollout.engine", "tiny_engines.Copying")
-    steps = [line for line in run(lit_rlvr, *stale, *to("whole")).err.splitlines() if line.startswith("step ")]
-    assert ["staleness 1.0" in line for line in steps if "truncated" in line] == [False, *[True] * 5]
-    run(lit_rlvr, *stale, *to("parts"), "--trainer.max_steps", 3)
-    run(lit_rlvr, *stale, *to("parts"), "--ckpt_path", "last")
-    assert_same_run(run_folder / "parts", run_folder / "whole", resumed=3)
-
-
 def test_on_a_gpu_the_next_rollout_is_generated_elsewhere() -> None:
     from lit_rlvr.algorithms import GRPO
     from lit_rlvr.errors import UserError
@@ -85,29 +75,10 @@ def test_two_processes_sample_and_train_what_one_does(run_folder: Path, lit_rlvr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "options",
-    [
-        ["--model", "DAPO", "--model.init_args.dynamic_sampling", "true"],
-        ["--model.init_args.updates_per_rollout", "2", "--model.init_args.epochs_per_rollout", "2"],
-        [
-            *("--rollout.environment", "tiny_environments.Echo", "--rollout.sampling.max_turns", "3"),
-            *("--rollout.sampling.max_observation_tokens", "40", "--rollout.rewards", "null"),
-        ],
-    ],
-)
-def test_no_token_is_too_old_whatever_the_algorithm_asks_for(
-    run_folder: Path, lit_rlvr: CLI, options: list[str]
-) -> None:
+def test_no_token_is_too_old_whatever_the_algorithm_asks_for(run_folder: Path, lit_rlvr: CLI) -> None:
     """With validations between, which use the engine, too."""
-    stale = (
-        "--rollout.staleness",
-        "2",
-        "--rollout.engine",
-        "tiny_engines.Streaming",
-        "--rollout.safeguards.probe_every",
-        "1",
-    )
+    stale = ("--rollout.staleness", "2", "--rollout.engine", "tiny_engines.Streaming")
+    options = ("--model", "DAPO", "--model.init_args.updates_per_rollout", "2", "--rollout.safeguards.probe_every", "1")
     run(lit_rlvr, *stale, *options)
     rows = metrics(run_folder / "run")
     ages = [float(row["train/staleness/max"]) for row in rows if row.get("train/staleness/max")]

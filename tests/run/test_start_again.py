@@ -24,10 +24,10 @@ def test_the_loop_outlives_memory_that_runs_out_and_a_killed_process(run_folder:
     (run_folder / "again.sh").write_text(found[1])
     path = f"{Path(CONSOLE_SCRIPT).parent}:{os.environ['PATH']}"
     options = ["--model", "tiny_faults.Faulty", "--model.init_args.compute.tokens_per_microbatch", "160"]
-    options += [*STRATEGIES["fsdp2"], "--checkpoint.every", "2", "--trainer.max_steps", "40"]
+    options += [*STRATEGIES["fsdp2"], "--checkpoint.every", "2", "--trainer.max_steps", "16"]
     with (run_folder / "said").open("w") as said:
         loop = psutil.Popen(
-            ["bash", "again.sh", *FIT[1:], *options, "--rollout.validate_every_rollouts", "40"], cwd=run_folder,
+            ["bash", "again.sh", *FIT[1:], *options, "--rollout.validate_every_rollouts", "16"], cwd=run_folder,
             env=child_environment() | {"PATH": path, "FAULT": "memory 1 0"}, stderr=said,
         )  # fmt: skip
     try:
@@ -44,4 +44,4 @@ def test_the_loop_outlives_memory_that_runs_out_and_a_killed_process(run_folder:
     err = (run_folder / "said").read_text()
     assert status == 0 and "Traceback" not in err, err
     assert err.count("an earlier start ran out of memory: at most 80 tokens at once") == 1, err
-    assert summary(run_folder / "run")["steps"] == 40 and summary(run_folder / "run")["resumed_from_step"] >= 4
+    assert summary(run_folder / "run")["steps"] == 16 and summary(run_folder / "run")["resumed_from_step"] >= 4

@@ -135,13 +135,6 @@ def test_a_tracker_that_fails_gets_what_it_missed_at_the_end(run_folder: Path, l
     assert result.err.count("notes fails after step 1: OSError: no space left") == 1
 
 
-def test_a_tracker_that_fails_to_the_end_gets_it_when_the_run_is_resumed(run_folder: Path, lit_rlvr: CLI) -> None:
-    fit(lit_rlvr, *own(fails=[2, 2]))
-    assert said(run_folder, "step") == [0, 1]
-    fit(lit_rlvr, *own(), "--ckpt_path", "last", "--trainer.max_steps", 7)
-    assert said(run_folder, "step") == [0, 1, 2, 3, 4, 5, 6, 7]
-
-
 @pytest.mark.slow
 def test_a_tracker_added_on_resume_gets_the_whole_run(run_folder: Path, lit_rlvr: CLI) -> None:
     fit(lit_rlvr, "--trainer.max_steps", 3)

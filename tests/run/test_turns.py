@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import assert_same_run, completions, metrics, to
 from tiny_runs import fit as run
 
 CLI = Callable[..., Any]
@@ -17,20 +16,6 @@ TURNS = (
     "--rollout.sampling.max_observation_tokens", 40, "--rollout.rewards", "null",
 )  # fmt: skip
 ONE = ("--trainer.max_steps", 1, "--trainer.limit_val_batches", 0)
-
-
-@pytest.mark.slow
-def test_a_resumed_run_is_the_uninterrupted_one(run_folder: Path, lit_rlvr: CLI) -> None:
-    run(lit_rlvr, *TURNS, *to("whole"))
-    run(lit_rlvr, *TURNS, *to("parts"), "--trainer.max_steps", 3)
-    run(lit_rlvr, *TURNS, *to("parts"), "--ckpt_path", "last")
-    assert_same_run(run_folder / "parts", run_folder / "whole", resumed=3)
-    rows = completions(run_folder / "whole")
-    assert {len(row["turns"]) for row in rows} == {1, 2, 3}
-    assert all(row["completion"] == row["turns"][-1]["text"] for row in rows)
-    last = metrics(run_folder / "whole")[-1]
-    assert float(last["rollout/turns"]) > 1 and float(last["reward/environment"]) > 0
-    assert float(last["rollout/accuracy"]) > 0, "the environment says what is correct"
 
 
 @pytest.mark.slow

@@ -63,18 +63,6 @@ def test_two_processes_end_where_one_does(
         assert [row["completion"] for row in sampled] == [row["completion"] for row in wanted]
 
 
-@pytest.mark.slow
-def test_an_adapted_rate_is_the_same_on_any_number_of_processes(run_folder: Path, lit_rlvr: CLI) -> None:
-    auto = ("--model.init_args.lr", "{start: 1.0e-3}", "--model.init_args.compute.tokens_per_microbatch", "120")
-    one = lit_rlvr(*FIT, *auto, *to("one"))
-    assert one.status == 0, one.err
-    in_two_processes(run_folder, *([*FIT, *strategy, *auto, *to(name)] for name, strategy in STRATEGIES.items()))
-    rates = [row["train/lr"] for row in metrics(run_folder / "one")[1:]]
-    assert len(set(rates)) > 3
-    for name in STRATEGIES:
-        assert_same_training(run_folder / name, run_folder / "one", 1e-5)
-
-
 SOMETIMES = """
 def sometimes(completion_ids, trainer_state, **_):
     step = trainer_state.global_step
@@ -107,9 +95,8 @@ def test_episodes_are_the_same_in_two_processes(run_folder: Path, lit_rlvr: CLI)
     )  # fmt: skip
     one = lit_rlvr(*FIT, *turns, *to("one"))
     assert one.status == 0, one.err
-    in_two_processes(run_folder, *([*FIT, *strategy, *turns, *to(name)] for name, strategy in STRATEGIES.items()))
-    for name in STRATEGIES:
-        assert_same_training(run_folder / name, run_folder / "one")
+    in_two_processes(run_folder, [*FIT, *STRATEGIES["fsdp2"], *turns, *to("two")])
+    assert_same_training(run_folder / "two", run_folder / "one")
 
 
 @pytest.mark.slow
@@ -185,12 +172,13 @@ ACROSS = {
     ],
     "uncertain tokens": init(loss__top_entropy_quantile=0.3),
     "KLCov": ["--model", "KLCov", *init(penalty_share=0.2)],
+    "an adapted rate": init(lr="{start: 1.0e-3}"),
     "KL in the reward": init(kl__coef=0.1, kl__in_reward="true", kl__estimator="k1", loss__count_empty_rows="false"),
     "DoRA": init(kl__coef=0.1, lora="{rank: 4, dora: true, rslora: true}", compute__gradient_checkpointing="true"),
     "divergence": init(teacher__model="teacher", teacher__beta=0.4, teacher__top_k=30),
 }
 """Those with a state between rollouts, with numbers of all ranks' tokens, or of which only a part is trained."""
-SHARDED = {name: ACROSS[name] for name in ("KLCov", "divergence")} | {
+SHARDED = {name: ACROSS[name] for name in ("KLCov", "divergence", "an adapted rate")} | {
     "an adapter": init(kl__coef=0.1, model="adapter", lora="{adapter: continue}")
 }
 """Those that see shards of weights, or whose statistics could."""
@@ -203,7 +191,7 @@ def test_algorithms_train_alike_in_two_processes(run_folder: Path, tiny_model_fo
     save_adapter(tiny_model_folder, run_folder / "adapter", r=4)
 
     def command(root: str, name: str) -> list[str]:
-        options = [*(ACROSS | SHARDED)[name], *init(updates_per_rollout=2, lr=1e-3, compute__tokens_per_microbatch=120)]
+        options = [*init(updates_per_rollout=2, lr=1e-3, compute__tokens_per_microbatch=120), *(ACROSS | SHARDED)[name]]
         rest = ("--rollout.rewards", json.dumps([judged_as_is("rare")]), "--trainer.limit_val_batches", "0")
         return [*FIT, *STRATEGIES.get(root, ()), *options, *rest, *to(f"{root}/{name}")]
 
@@ -214,7 +202,7 @@ def test_algorithms_train_alike_in_two_processes(run_folder: Path, tiny_model_fo
         assert alone.status == 0, alone.err
     for strategy, name in pairs:
         # The ratio to the sampler has the rounding of the engine's batches, which AdamW scales up.
-        tolerance = 1e-4 if name == "M2PO" else 1e-6
+        tolerance = {"M2PO": 1e-4, "an adapted rate": 1e-5}.get(name, 1e-6)
         assert_same_training(run_folder / strategy / name, run_folder / "one" / name, tolerance)
 
 
@@ -260,20 +248,3 @@ def test_vllm_samples_from_sharded_weights(run_folder: Path) -> None:
     probed = ("--rollout.engine", "vllm", "--rollout.safeguards.probe_every", "1")
     in_two_processes(run_folder, [*FIT, *STRATEGIES["fsdp2"], *probed, "--model.init_args.lora.rank", "4"])
     assert summary(run_folder / "run")["engine"] == "vllm"
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is an extra")
-def test_vllm_started_anew_in_one_of_two_processes_changes_nothing(run_folder: Path) -> None:
-    """Only that process starts it, while the other one waits for its share of the step."""
-    short = ("--trainer.max_steps", "3", "--trainer.limit_val_batches", "0")
-    engines = {"whole": "vllm", "crashed": "tiny_engines.CrashingVLLM"}
-    said = in_two_processes(
-        run_folder,
-        *(
-            [*FIT, *STRATEGIES["ddp"], *short, "--rollout.engine", engine, *to(name)]
-            for name, engine in engines.items()
-        ),
-    )
-    assert "an illegal memory access; restart 1 of 3" in said and said.count("step 3/3") == 2
-    assert summary(run_folder / "crashed")["weights_sha256"] == summary(run_folder / "whole")["weights_sha256"]

@@ -27,13 +27,9 @@ OPTIMIZER = "--model.init_args.optim.optimizer"
 SGD = (OPTIMIZER, "torch.optim.SGD", f"{OPTIMIZER}.init_args.momentum", "0.9")
 
 
-@pytest.mark.parametrize(
-    "optimizer",
-    [SGD, pytest.param(("--model.init_args.optim.optimizer", "bitsandbytes.optim.AdamW8bit"), marks=pytest.mark.slow)],
-    ids=["SGD", "AdamW8bit"],
-)
 @pytest.mark.slow
-def test_a_run_with_it_goes_on_exactly(run_folder: Path, lit_rlvr: CLI, optimizer: tuple[str, ...]) -> None:
+def test_a_run_with_it_goes_on_exactly(run_folder: Path, lit_rlvr: CLI) -> None:
+    optimizer = (OPTIMIZER, "bitsandbytes.optim.AdamW8bit")
     schedule = (*optimizer, "--model.init_args.optim.lr_schedule", "linear", "--trainer.max_steps", 6)
     fit(lit_rlvr, *schedule, *to("whole"))
     fit(lit_rlvr, *schedule[:-1], 3, *to("parts"), "--model.init_args.optim.lr_schedule", "constant")

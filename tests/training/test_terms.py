@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_fit import Recording, fit
+from tiny_fit import Recorder, Recording, fit
 from torch import Tensor
 
 from lit_rlvr.algorithms import Objective
@@ -31,27 +31,24 @@ class Own(Term):
         return kl_estimate(x.logp, x.ref_logp, x.mask) if self.needs == ("ref_logp",) else x.logp - x.teacher_logp
 
 
-@pytest.mark.parametrize(
-    ("ours", "own"),
-    [
+def test_a_term_of_ones_own_is_computed_as_ours(tiny_model_folder: Path, tmp_path: Path) -> None:
+    def train(**options: Any) -> Recorder:
+        return fit(tiny_model_folder, tmp_path, 3, updates_per_rollout=2, **options)[1]
+
+    plain = train().weights[-1]
+    cases: list[tuple[dict[str, Any], Own]] = [
         ({"kl": {"coef": 0.1}}, Own(0.1, "ref_logp")),
         ({"kl": {"coef": 0.1, "in_reward": True}}, Own(0.1, "ref_logp", "rewards")),
         ({"loss": {"entropy_coef": 0.1}}, Own(0.1, "entropy")),
         ({"loss": {"positive_nll_coef": 0.1}}, Own(0.1, "right")),
-    ],
-)
-def test_a_term_of_ones_own_is_computed_as_ours(
-    ours: dict[str, Any], own: Term, tiny_model_folder: Path, tmp_path: Path
-) -> None:
-    plain, built_in, seen = (
-        fit(tiny_model_folder, tmp_path, 4, updates_per_rollout=2, **options)[1]
-        for options in ({}, ours, {"terms": [own]})
-    )
-    last, expected = seen.weights[-1], built_in.weights[-1]
-    assert all(torch.equal(last[name], expected[name]) for name in expected)
-    assert not all(torch.equal(last[name], plain.weights[-1][name]) for name in last)
-    untimed = [[{k: v for k, v in row.items() if "train/" in k} for row in run.metrics] for run in (seen, built_in)]
-    assert untimed[0] == untimed[1]
+    ]
+    for ours, own in cases:
+        built_in, seen = train(**ours), train(terms=[own])
+        last, expected = seen.weights[-1], built_in.weights[-1]
+        assert all(torch.equal(last[name], expected[name]) for name in expected), ours
+        assert not all(torch.equal(last[name], plain[name]) for name in last), ours
+        untimed = [[{k: v for k, v in row.items() if "train/" in k} for row in run.metrics] for run in (seen, built_in)]
+        assert untimed[0] == untimed[1], ours
 
 
 def test_a_term_in_the_advantages_is_taken_from_each_token(tiny_model_folder: Path, tmp_path: Path) -> None:

@@ -8,9 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
-from lit_rlvr.commands.compare.figures import draw_figures
 from lit_rlvr.commands.compare.study import Cell, Study
 from lit_rlvr.commands.compare.study_results import (
     FinishedRun,
@@ -170,24 +168,3 @@ def test_a_metric_of_an_earlier_step_is_not_taken_for_the_last() -> None:
     study, runs = made_up()
     del runs[0].rows[4]["val/accuracy"]
     assert study_results(study, runs)["tasks"]["task"]["cells"]["base"]["values"] == {"1": 0.3, "2": 0.4}
-
-
-@pytest.mark.slow
-def test_figures_that_there_are_numbers_for(tmp_path: Path) -> None:
-    """Two tasks: one with training and the entropy of the validation, one whose runs have a single validation."""
-    study, runs = made_up()
-    two = []
-    for run in runs:
-        run.rows[0]["val/s/entropy"] = run.rows[4]["val/s/entropy"] = 0.5
-        two.append(replace(run, cell=replace(run.cell, task="two")))
-        two.append(replace(run, cell=replace(run.cell, task="one"), rows={4: run.rows[0]}))
-    study = replace(study, cells=tuple(run.cell for run in two))
-    drawn = draw_figures(study, two, tmp_path / "figures")
-    both = ["accuracy", "entropy_s", "pass_at_k"]
-    assert {task: [path.stem for path in paths] for task, paths in drawn.items()} == {
-        "two": ["reward", *both], "one": both,
-    }  # fmt: skip
-    for path in drawn["two"]:
-        assert len(set(Image.open(tmp_path / path).convert("RGB").resize((200, 100)).get_flattened_data())) > 20
-    assert len(draw_figures(replace(study, budget=("tokens", 32)), two, tmp_path / "tokens")["two"]) == 4
-    assert draw_figures(made_up()[0], [], tmp_path / "none") == {"task": []} and not (tmp_path / "none").exists()

@@ -147,11 +147,12 @@ def test_what_is_no_table_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_table_of_ones_own_is_reproduced(run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_of_ones_own_is_reproduced(
+    run_folder: Path, lit_rlvr: CLI, forks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The command from beginning to end, on a tiny study."""
     monkeypatch.setenv("LIT_RLVR_CACHE", str(run_folder / "cache"))
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "helpers"), prepend=os.pathsep)
-    own = {"data": {"class_path": "Arithmetic", "init_args": {"high": 4, "held_out": 4, "name": "own"}}}
     rows = [{"problem": f"{i}?", "answer": str(i)} for i in range(4)]
     (run_folder / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     own = {"data": {"class_path": "TextMath", "init_args": {"test": str(run_folder / "own.jsonl")}},
