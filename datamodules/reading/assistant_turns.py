@@ -103,8 +103,8 @@ def _empty_thoughts(text: str) -> int:
 
 def _with_thoughts_apart(message: dict[str, Any]) -> dict[str, Any]:
     """Return a message whose text begins with thoughts with these under `THOUGHT_KEYS`."""
-    content, is_assistants = message["content"], message["role"] == "assistant"
-    found = _THOUGHTFUL.fullmatch(content) if is_assistants and isinstance(content, str) else None
+    content = message["content"]
+    found = _THOUGHTFUL.fullmatch(content) if message["role"] == "assistant" and isinstance(content, str) else None
     if found is None or any(key in message for key in THOUGHT_KEYS):
         return message
     thoughts = dict.fromkeys(THOUGHT_KEYS, found[1].strip()) if found[1].strip() else {}
@@ -206,22 +206,14 @@ def _turn(
             f"the prompt ends the thoughts {name} before they begin; set data.chat.chat_template_kwargs "
             "(enable_thinking: true), or leave them out", "prompt",
         )  # fmt: skip
-    first = messages[: next(i for i, message in enumerate(messages) if message["role"] == "assistant")]
-    prompt, added, said, is_shown = chat.text(before, tokenizer, source), tokenizer.get_added_vocab(), "", False
-    for talk in (before, first) if tokenizer.chat_template else ():
-        if not is_shown:
-            said, is_shown = _added(talk, turn, chat, tokenizer, source)
-    header = chat.text(first, tokenizer, source).removeprefix(chat.text(first, tokenizer, source, prompt=False))
-    if said.startswith(header):  # the prompt after a tool's result may lack it
-        prompt, said = prompt + header, said.removeprefix(header)
+    prompt = chat.text(before, tokenizer, source)
+    header, said, is_shown = _added(messages, chat, tokenizer, source)
+    added, words = tokenizer.get_added_vocab(), [word for word in (*pieces, *calls) if word]
     end_texts = [text for text in (str(tokenizer.decode([end])) for end in ends) if text in added]
     if end := min((text for text in end_texts if text in said), key=said.find, default=""):
         said = said.partition(end)[0]
     elif tokenizer.chat_template:  # the next role's token is the end
-        words, role = (
-            [*filter(None, [*pieces, *calls])],
-            {"role": "tool", "name": calls[0]} if calls else {"role": "user"},
-        )
+        role = {"role": "tool", "name": calls[0]} if calls else {"role": "user"}
         after = chat.text([*messages, role | {"content": MODEL_TURN}], tokenizer, source, prompt=False)
         after = after.rpartition(MODEL_TURN)[0].rpartition(words[-1] if words else MODEL_TURN)[2]
         end = max((text for text in end_texts if text in after), key=after.rfind, default="")
@@ -229,19 +221,32 @@ def _turn(
     missing = [what for what, words in wanted.items() if not all(is_shown and word in said for word in words if word)]
     if missing and is_text and (not thoughts or ends_in_thoughts(opening)):
         own = f"{thoughts}\n</think>\n\n" * bool(thoughts) + text.removeprefix(opening)
-        return prompt, (own.partition(end)[0] if end else own) + end
+        return prompt + header, (own.partition(end)[0] if end else own) + end
     if missing:
         beside = " next to its tool calls" * (bool(calls) and missing[0] != "tool calls")
         raise BadRow(
             f"the chat template does not show the {missing[0]} {name}{beside} after the prompt before it; use a "
             "template that does, or leave them out", "prompt",
         )  # fmt: skip
-    return prompt, said + end
+    return prompt + header, said + end
 
 
-def _added(talk: Messages, turn: dict[str, Any], chat: Chat, tokenizer: Any, source: str) -> tuple[str, bool]:
-    """Return what a turn adds to the prompt before it, and whether it leaves this prompt as it is, up to white space
-    and the prefill."""
-    prompt, whole = chat.text(talk, tokenizer, source), chat.text([*talk, turn], tokenizer, source, prompt=False)
-    shared = shared_length(prompt, whole)
-    return whole[shared:], not prompt[shared:].removesuffix(chat.prefill).strip()
+def _added(messages: Messages, chat: Chat, tokenizer: Any, source: str) -> tuple[str, str, bool]:
+    """Return what the last of the messages adds to the prompt before it, or to the conversation's first prompt.
+
+    Returns:
+        The turn's header if it is added too, as after a tool's result; the rest of what is added; whether it follows
+        all of the prompt but white space and the prefill.
+    """
+    *before, turn = messages
+    first = messages[: next(i for i, message in enumerate(messages) if message["role"] == "assistant")]
+    said, is_shown = "", False
+    for talk in (before, first) if tokenizer.chat_template else ():
+        prompt, whole = chat.text(talk, tokenizer, source), chat.text([*talk, turn], tokenizer, source, prompt=False)
+        shared = shared_length(prompt, whole)
+        said, is_shown = whole[shared:], not prompt[shared:].removesuffix(chat.prefill).strip()
+        if is_shown:
+            break
+    header = chat.text(first, tokenizer, source).removeprefix(chat.text(first, tokenizer, source, prompt=False))
+    rest = said.removeprefix(header)
+    return said.removesuffix(rest), rest, is_shown

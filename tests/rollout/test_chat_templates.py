@@ -159,30 +159,29 @@ def tokenizer_and_ends(name: str) -> tuple[Any, list[int]]:
     return tokenizer, sorted(tokenizer.convert_tokens_to_ids(ends_of(name)), key=lambda end: end not in after)
 
 
-def turns_of(name: str, talk: Talk, trains_empty_thoughts: bool = True, **kwargs: Any) -> list[list[tuple[str, str]]]:
-    """What the model reads and writes, alternately, in each sequence of a conversation."""
-    tokenizer, ends = tokenizer_and_ends(name)
-    chat = Chat(chat_template_kwargs=kwargs)
-    if any(message["role"] == "tool" for message in talk):
-        chat = chat.with_tools(Calculator().tools)
+def prepared(name: str, talk: Talk) -> tuple[Any, list[Any] | None]:
+    """The messages of a conversation in the form that the template takes, and its tools."""
     messages: Any = as_conversation(talk)
     if name in AS_PARTS:
         messages = [m | {"content": [{"type": "text", "text": m["content"]}]} for m in messages]
+    return messages, [*Calculator().tools] if any(message["role"] == "tool" for message in talk) else None
+
+
+def turns_of(name: str, talk: Talk, trains_empty_thoughts: bool = True) -> list[list[tuple[str, str]]]:
+    """What the model reads and writes, alternately, in each sequence of a conversation."""
+    (tokenizer, ends), (messages, tools) = tokenizer_and_ends(name), prepared(name, talk)
+    chat = Chat().with_tools(tools or ())
     opening = chat.opening(tokenizer)
     found = split_turns(messages, chat, tokenizer, opening, ends, "f:1", trains_empty_thoughts)
-    texts = [[tokenizer.decode(part.token_ids) for part in parts] for parts in found.sequences]
     assert all([part.is_written for part in parts] == [False, True] * (len(parts) // 2) for parts in found.sequences)
+    texts = [[tokenizer.decode(part.token_ids) for part in parts] for parts in found.sequences]
     return [list(zip(parts[::2], parts[1::2], strict=True)) for parts in texts]
 
 
 def marked_by_trl(name: str, talk: Talk) -> tuple[str, list[str]]:
     """The text of a conversation by TRL's training template, and the runs of tokens that its mask has."""
-    tokenizer = tokenizer_of(name)
+    tokenizer, (messages, tools) = tokenizer_of(name), prepared(name, talk)
     tokenizer.chat_template = (TRL / "chat_templates" / f"{name}_training.jinja").read_text()
-    tools = list(Calculator().tools) if any(message["role"] == "tool" for message in talk) else None
-    messages: Any = as_conversation(talk)
-    if name in AS_PARTS:
-        messages = [m | {"content": [{"type": "text", "text": m["content"]}]} for m in messages]
     found = tokenizer.apply_chat_template(
         messages, tools=tools, return_dict=True, return_assistant_tokens_mask=True, tokenize=True
     )
@@ -294,7 +293,9 @@ def test_thoughts_in_a_text_are_those_of_their_own_key(name: str) -> None:
     assert written == wanted and "t1" in written
 
 
-@pytest.mark.parametrize("name", ["qwen3", "qwen3_5_think", "glm4moe", "nemotron_3_nano", "deepseek_r1_distill"])
+@pytest.mark.parametrize(
+    "name", ["qwen3", "qwen3_training", "qwen3_5_think", "glm4moe", "nemotron_3_nano", "deepseek_r1_distill"]
+)
 def test_empty_thoughts_are_trained_only_on_demand(name: str) -> None:
     talk = [QUESTION, ANSWER | {"content": "<think>\n\n</think>\n\na1"}]
     (((read, written),),) = turns_of(name, talk, trains_empty_thoughts=False)
@@ -303,16 +304,6 @@ def test_empty_thoughts_are_trained_only_on_demand(name: str) -> None:
     assert "".join(trained) == read + written and "</think>" in trained[1]
     kept = turns_of(name, [QUESTION, THOUGHTFUL], trains_empty_thoughts=False)
     assert kept == turns_of(name, [QUESTION, THOUGHTFUL]) and "t1" in kept[0][0][1]
-
-
-def test_marked_turns_leave_empty_thoughts_out_too() -> None:
-    tokenizer = tokenizer_of("qwen3")
-    tokenizer.chat_template = (TRL / "chat_templates" / "qwen3_training.jinja").read_text()
-    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    found = split_turns([QUESTION, ANSWER], Chat(), tokenizer, "", [end], "f:1", False)
-    ((read, written),) = found.sequences
-    assert tokenizer.decode(written.token_ids) == "a1<|im_end|>\n" and found.empty_thoughts == 1
-    assert tokenizer.decode(read.token_ids).endswith("<think>\n\n</think>\n\n")
 
 
 @pytest.mark.parametrize("name", ["gemma4", "diffusion_gemma"])
