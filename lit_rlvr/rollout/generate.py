@@ -117,7 +117,7 @@ class GroupSampler:
         version: int | None,
     ) -> Rollout:  # fmt: skip
         """Return the rollout of these groups, unless too many checks failed. In training, collective."""
-        self._stop_on_failures(prompts, completions, scores, together=version is not None)
+        stop_on_failures(prompts, completions, scores, self.max_failure_rate, self.run, together=version is not None)
         return assemble(
             prompts, completions, scores, sampling, self.mask_truncated, self.exact, version, self.taught
         )  # fmt: skip
@@ -153,7 +153,7 @@ class GroupSampler:
             return completions, None
         judged = [prompt.as_judged(group) for prompt, group in zip(prompts, completions, strict=True)]
         scores = score_rollout(self.rewards, judged, [p.sample for p in prompts])
-        self._stop_on_failures(prompts, completions, scores, together=False)
+        stop_on_failures(prompts, completions, scores, self.max_failure_rate, self.run, together=False)
         return completions, scores
 
     def _opened(
@@ -168,11 +168,6 @@ class GroupSampler:
     @property
     def _environment_seconds(self) -> float:
         return 0.0 if self.episodes is None else self.episodes.seconds
-
-    def _stop_on_failures(
-        self, prompts: list[Prompt], completions: list[list[Completion]], scores: Scores, together: bool
-    ) -> None:
-        stop_on_failures(prompts, completions, scores, self.max_failure_rate, self.run, together)
 
     def close(self) -> None:
         """Close the engine and the workers of the environment."""

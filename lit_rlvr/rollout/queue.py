@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from itertools import chain, takewhile
 from typing import Any, NamedTuple
 
 import torch
@@ -436,8 +436,9 @@ class QueueSource(SyncSource):
                     "completions": saved(group.completions) if finished else None,
                 }
             )
-        groups = sorted((group for part in gather_objects(own) for group in part), key=lambda group: group["number"])
-        lengths = [length for part in gather_objects(self._lengths) for length in part]
+        groups_of_ranks, lengths_of_ranks = zip(*gather_objects((own, self._lengths)), strict=True)
+        groups = sorted(chain(*groups_of_ranks), key=lambda group: group["number"])
+        lengths = [*chain(*lengths_of_ranks)]
         return super().state_dict() | {"queue": {"admitted": self._admitted, "groups": groups, "lengths": lengths}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

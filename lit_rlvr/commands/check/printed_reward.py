@@ -40,7 +40,7 @@ def print_kinds(console: Terminal, title: str, kinds: dict[str, KindOfText]) -> 
     wrong = sorted((name for name, kind in kinds.items() if kind.rate.errors), key=lambda name: -kinds[name].rate.value)
     if wrong:
         rows = [
-            (name, str(rate.errors), str(rate.texts), f"{rate.value:.1%}", interval_text(rate))
+            (name, str(rate.errors), str(rate.texts), f"{rate.value:.1%}", _errors_interval(rate))
             for name, rate in ((name, kinds[name].rate) for name in wrong)
         ]
         console.print()
@@ -66,10 +66,10 @@ def rate_text(rate: Rate) -> str:
     """Return a rate with its interval and counts."""
     if not rate.texts:
         return "none was tried"
-    return f"{rate.value:.1%} ({interval_text(rate)}; {rate.errors} of {rate.texts})"
+    return f"{rate.value:.1%} ({_errors_interval(rate)}; {rate.errors} of {rate.texts})"
 
 
-def interval_text(rate: Rate) -> str:
+def _errors_interval(rate: Rate) -> str:
     low, high = rate.interval
     return f"{low:.1%} to {high:.1%}"
 

@@ -139,13 +139,13 @@ def _main_table(study: Study, task: Mapping[str, Any]) -> str:
         against = [""] * 5
         if versus:
             p_values = [_p(versus[key]) for key in ("p_t", "p_sign_flip", "p_holm")]
-            against = [plus_minus(versus["difference"]), *p_values, interval_text(versus["improvement"])]
-        rows.append([name, str(cell["n"]), plus_minus(cell), interval_text(cell["iqm"]), *against])
+            against = [plus_minus(versus["difference"]), *p_values, _interval(versus["improvement"])]
+        rows.append([name, str(cell["n"]), plus_minus(cell), _interval(cell["iqm"]), *against])
     tests = ["p: paired t", "p: sign flips", "p: Holm", f"P(beats {study.baseline})"]
     return markdown_table(["", "seeds", study.metric, "interquartile mean", f"minus {study.baseline}", *tests], rows)
 
 
-def interval_text(value: Mapping[str, Any] | None) -> str:
+def _interval(value: Mapping[str, Any] | None) -> str:
     """Return a value as `0.512 [0.49, 0.53]`, with the 95 % interval."""
     if value is None:
         return "-"
@@ -157,7 +157,7 @@ def _overall(study: Study, results: Mapping[str, Any]) -> list[str]:
     """Return the table of the cells over all tasks, if there are several."""
     if not results["overall"]:
         return []
-    rows = [[name, interval_text(cell["iqm"]), interval_text(cell.get("improvement")) if name != study.baseline else ""]
+    rows = [[name, _interval(cell["iqm"]), _interval(cell.get("improvement")) if name != study.baseline else ""]
             for name, cell in results["overall"].items()]  # fmt: skip
     return [
         "## All tasks",

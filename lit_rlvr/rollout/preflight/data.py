@@ -32,7 +32,6 @@ def check_data(rollout: RolloutSettings, module: RLVRModule, data: PromptDataMod
     names = [other.name for other in data.validated]
     samples = rollout.evaluation.samples
     unknown = [name for name in samples if name not in names] if isinstance(samples, dict) else []
-    data.use_environment(rollout.environment, rollout.has_reward and not module.demonstrates)
     check_all(
         lambda: refuse_all(
             f"rollout.evaluation.samples: there is no validation set {name!r}; the sets are {', '.join(names)}"
