@@ -188,6 +188,7 @@ class EvalSampling(metaclass=ABCMeta):  # noqa: B024  # for `register`
         max_turns: most turns of an episode; null: as in training.
         max_observation_tokens: longest observation in tokens; null: as in training.
         max_episode_tokens: longest episode in tokens, observations included; null: as in training.
+        max_thought_tokens: tokens after which thoughts are closed; null: as in training.
     """
 
     temperature: float = 0.0

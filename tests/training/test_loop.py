@@ -42,7 +42,7 @@ ASIDE = {
     "rollout/preflight/lengths.py": "how long a completion may be",
     "common/seeds.py": "seeds",
     "common/terminal.py": "progress",
-    "common/thoughts.py": "thoughts, of which there are none here",
+    "speech/thoughts.py": "thoughts, of which there are none here",
     "training/failures.py": "out of memory, and steps that are skipped",
     "training/reference.py": "reference model, of which there is none here",
     "training/teachers.py": "teachers, of which there are none here",
