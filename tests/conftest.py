@@ -73,6 +73,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Let Python free it at its end: libraries complain about what stays."""
+    gc.unfreeze()
+
+
 @pytest.fixture
 def device(request: pytest.FixtureRequest) -> Any:
     """Where a numerical test computes, a `torch.device`."""

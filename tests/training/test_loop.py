@@ -38,6 +38,7 @@ ASIDE = {
     "rewards/combine.py": "all rewards",
     "engines/base.py": "what an engine is given",
     "engines/hf.py": "one engine",
+    "engines/turns.py": "how completions go on, of one turn here",
     "rollout/episodes.py": "turns, of which there is one here",
     "rollout/preflight/lengths.py": "how long a completion may be",
     "common/seeds.py": "seeds",
