@@ -14,9 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lit_rlvr.errors import UserError, checks_arguments
-from lit_rlvr.speech.answer import answer_in
 from lit_rlvr.speech.calls import find_calls
-from lit_rlvr.speech.thoughts import thoughts_in
+from lit_rlvr.speech.thoughts import thoughts_in, without_thoughts
 
 if TYPE_CHECKING:  # reward workers import this module; torch is too slow for them
     from torch import Tensor
@@ -168,6 +167,11 @@ class Sampling:
         """T_max: the most tokens that the engine can sample for one completion."""
         return min(self.max_turns * self.max_tokens, self.max_completion_tokens)
 
+    def with_max_tokens(self, max_tokens: int) -> Sampling:
+        """Return the same sampling with another longest completion, and no budget of thoughts that is as long."""
+        budget = self.max_thought_tokens if self.max_thought_tokens < max_tokens else 0
+        return replace(self, max_tokens=max_tokens, max_thought_tokens=budget)
+
     def with_banned(self, token_ids: Sequence[int]) -> Sampling:
         """Return the same sampling with more tokens banned."""
         return replace(self, banned_token_ids=tuple(sorted({*self.banned_token_ids, *token_ids})))
@@ -307,8 +311,8 @@ class Completion:
 
     @property
     def answer(self) -> str:
-        """The text behind the thoughts and before a question that the model invents; "" if the thoughts never end."""
-        return answer_in(self.full_text)
+        """The text behind the thoughts; "" if they never end."""
+        return without_thoughts(self.full_text)
 
     @property
     def tool_calls(self) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +12,9 @@ from tiny import byte_tokenizer
 from lit_rlvr.engines.turns import read_completion
 from lit_rlvr.rewards import Choice, Format, MathAnswer, OpenAnswer, Reward
 from lit_rlvr.rewards.forms import turn_message
-from lit_rlvr.speech.answer import answer_in
+from lit_rlvr.rewards.sql import extract_sql
 from lit_rlvr.speech.calls import Call, find_calls
+from lit_rlvr.speech.questions import next_question
 from lit_rlvr.speech.thoughts import ends_in_thoughts, read_text, without_thoughts
 from lit_rlvr.types import Completion, Sample, Turn
 
@@ -124,8 +126,9 @@ def test_an_answer_in_the_box_of_glm_is_found() -> None:
 def test_what_follows_a_question_of_the_models_own_is_no_answer(words: str) -> None:
     assert score(f"The answer is 7.\n\n{words} What is 4 + 4?\nThe answer is 8.".replace("user ", "user\n")) == 1.0
     assert score(f"{words} What is 3 + 4?\nThe answer is 7.".replace("user ", "user\n")) == 1.0, "the same question"
-    code = f'```\nx = "{words}"\n{words}\n```'
-    assert answer_in(code) == code
+    assert score(f"I sum up.\n{words} What is left?\nThe answer is 7.") == 1.0, "nothing was answered before"
+    assert extract_sql(f"SELECT a\nFROM\n{words}\nWHERE b = 1") == f"SELECT a\nFROM\n{words}\nWHERE b = 1"
+    assert next_question(f'```\nx = "{words}"\n{words}\n```')[1] == ""
 
 
 @pytest.mark.parametrize(
@@ -140,9 +143,33 @@ def test_marks_that_are_only_spoken_of_are_no_calls(text: str) -> None:
     assert find_calls(f"{text} <call>f(1)</call>") == [Call("f", (1,))]
 
 
-@pytest.mark.parametrize("text", ["<call>f 1</call>", "So <call>f(1</call>", '<tool_call>\n{"name": "f"\n</tool_call>'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<call>f 1</call>",
+        "So <call>f(1</call>",
+        "I look: <call>search</call>",
+        '<tool_call>\n{"name": "f"\n</tool_call>',
+    ],
+)
 def test_a_call_that_is_tried_and_fails_is_a_failed_call(text: str) -> None:
     assert [bool(call.problem) for call in find_calls(text)] == [True]
+
+
+def test_marks_in_arguments_stay_as_they_are() -> None:
+    text = "<reasoning>a</reasoning> [THINK]"
+    for written in (
+        f'<tool_call>{{"name": "f", "arguments": {{"x": "{text}"}}}}</tool_call>',
+        f"<call>f(x='{text}')</call>",
+    ):
+        assert find_calls(written) == [Call("f", named={"x": text})]
+
+
+def test_a_turn_of_marks_alone_is_quick() -> None:
+    started = time.process_time()
+    for text in ("<call>", "x <tool_call> ", "<think></think>", '<invoke name="a">'):
+        find_calls(text * 8000)
+    assert time.process_time() - started < 20
 
 
 def test_a_name_and_an_object_alone_are_a_call_of_glm_4() -> None:

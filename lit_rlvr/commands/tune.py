@@ -6,7 +6,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import comb, sqrt
 from pathlib import Path
 from statistics import fmean
@@ -158,7 +158,7 @@ class Tuner:
     def _measured(self) -> tuple[int, list[MeasuredGroup]]:
         """Return the max_tokens to use, and groups that were sampled with it after the warm start."""
         rollout, least = self.rollout, self._least_tokens()
-        sampling = replace(rollout.sampling, max_tokens=least)
+        sampling = rollout.sampling.with_max_tokens(least)
         self.warm_start.apply(self.module, self.data, rollout.environment, sampling, self.dtype, self.device)
         return self._measure(least, time.perf_counter(), self.seconds / 2)  # one half before a warm start, one after
 
@@ -243,7 +243,7 @@ class Tuner:
             groups[prompt.sample.id] = prompt, group_rows("tune", prompt, completions, scores, 0)
 
         rollout = self.rollout
-        sampling = replace(rollout.sampling, max_tokens=limit)
+        sampling = rollout.sampling.with_max_tokens(limit)
         sampler.run(prompts, sampling, self.samples, rollout.rewards, "tune", self.data, judged, rollout.environment)
         return list(groups.values())
 

@@ -33,11 +33,11 @@ GROUP_SIZE = 2
 def probe_sampling(sampling: Sampling) -> Sampling:
     """Return the settings of a probe: up to `PROBED` tokens, without top-p, top-k or greedy decoding."""
     return replace(
-        sampling,
+        sampling.with_max_tokens(min(PROBED, sampling.max_tokens)),
         temperature=sampling.temperature or 1.0,
         top_p=1.0,
         top_k=0,
-        max_tokens=min(PROBED, sampling.max_tokens),
+        max_thought_tokens=0,
         stop=(),
     )
 

@@ -414,7 +414,7 @@ class VLLMEngine(RolloutEngine):
                     opening = turns.opening(p, row.g)
                     if opening is not None:
                         row.continue_with(opening)
-                    add_request(row, rendered if opening is None else render(row.start))
+                    add_request(row, rendered if opening is None or not opening.token_ids else render(row.start))
             while engine.has_unfinished_requests() or turns.waiting:
                 for output in self._step():
                     row = rows[output.request_id]

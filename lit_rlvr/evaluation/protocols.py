@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,10 +57,14 @@ def _sampling_of(config: Mapping[str, Any], name: str) -> ValueAndOrigin:
 
 
 def find_limits(max_tokens: int, model: str) -> Sampling:
-    """Return the limits of a completion; with a run, also those of its episodes, and its stop texts."""
+    """Return the limits of a completion; with a run, also those of its episodes and thoughts, and its stop texts."""
     config = _config_of(model)
     limits = {name: value for name in TURNS if (value := _sampling_of(config, name)[0]) is not None}
-    return Sampling(max_tokens=max_tokens, stop=tuple(_sampling_of(config, "stop")[0] or ()), **limits)
+    budget, _ = _sampling_of(config, "max_thought_tokens")
+    sampling = Sampling(
+        max_tokens=sys.maxsize, stop=tuple(_sampling_of(config, "stop")[0] or ()), max_thought_tokens=budget or 0
+    )
+    return replace(sampling.with_max_tokens(max_tokens), **limits)
 
 
 def find_environment(model: str) -> Any:

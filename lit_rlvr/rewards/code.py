@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.rewards.base import CheckedReward, verdict
 from lit_rlvr.rewards.fences import fenced_blocks
-from lit_rlvr.speech.answer import answer_in
+from lit_rlvr.speech.thoughts import without_thoughts
 from lit_rlvr.types import Pair, RewardResult, Sample, Status
 from lit_rlvr.workers.pool import shared_pool
 from lit_rlvr.workers.sandbox import ProgramFailed, ProgramLimits, is_supported, run
@@ -222,7 +222,7 @@ def extract_program(text: str, function: str = "") -> str:
     Args:
         function: the function that the tests call; "" = none.
     """
-    found = [block for block in fenced_blocks(answer_in(text)) if block.content.strip()]
+    found = [block for block in fenced_blocks(without_thoughts(text)) if block.content.strip()]
     tagged = [block for block in found if _PYTHON.fullmatch(block.language)]
     blocks = tagged or [block for block in found if not block.language]
     programs = [block.content for block in blocks if not _OUTPUT.fullmatch(block.heading)] or [

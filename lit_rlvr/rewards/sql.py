@@ -15,7 +15,7 @@ from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.rewards.base import CheckedReward, verdict
 from lit_rlvr.rewards.fences import Block, fenced_blocks
 from lit_rlvr.rewards.sql_query import QueryFailed, QueryLimits, QueryResult, SQLRow, run_query
-from lit_rlvr.speech.answer import answer_in
+from lit_rlvr.speech.thoughts import without_thoughts
 from lit_rlvr.types import Pair, RewardResult, Sample, Status
 from lit_rlvr.workers.pool import shared_pool
 from lit_rlvr.workers.process import Outcome
@@ -200,7 +200,7 @@ def extract_sql(text: str) -> str:
     begins with SELECT or WITH ... AS at the start of a line, up to a semicolon at the end of a line, a blank line that
     the query does not continue behind, or the end.
     """
-    text = answer_in(text)
+    text = without_thoughts(text)
     if "```" not in text and "~~~" not in text:
         return next(reversed(_bare_queries(text)), "")
     blocks = [_content(block) for block in fenced_blocks(text)] + _INLINE.findall(text)

@@ -158,8 +158,12 @@ def thought_counts(rollout: Rollout, tokenizer: Any) -> dict[str, Tensor]:
     thoughts: list[str] = []
     thinking = unclosed = 0
     for prompt, group in zip(rollout.prompts, rollout.completions, strict=True):
+        begun = thoughts_in(prompt.prefill)
         for completion in group:
-            texts = [thoughts_in(prompt.prefill + turn.text) for turn in completion.turns or (completion,)]
+            texts = [
+                thoughts_in(prompt.prefill + turn.text).removeprefix(begun).strip()
+                for turn in completion.turns or (completion,)
+            ]
             thoughts += filter(None, texts)
             thinking += any(texts)
             unclosed += ends_in_thoughts(prompt.prefill + completion.text)

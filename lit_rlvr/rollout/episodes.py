@@ -270,7 +270,7 @@ class Episodes(Turns):
             row.turns[-1].text, tuple(row.tokens), "stop" if ended else "length", tuple(row.logprobs),
             tuple(row.sampled), tuple(row.turns), outcome, Pixels.joined(row.pixels),
             versions=tuple(row.versions), stale_cache=tuple(row.stale_cache),
-            routes=row.routes, raw=row.turns[-1].raw,
+            routes=row.routes, raw=row.turns[-1].raw.removeprefix("<think>"),
         )  # fmt: skip
 
 

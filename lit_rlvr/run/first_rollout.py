@@ -14,7 +14,7 @@ from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.loggers import callback_of
 from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.progress import ProgressEstimator
-from lit_rlvr.speech.answer import next_question
+from lit_rlvr.speech.questions import next_question
 from lit_rlvr.training.optimizer import updates_of
 from lit_rlvr.types import Rollout
 
@@ -49,7 +49,7 @@ class FirstRollout(Callback):
     def _invented(rollout: Rollout) -> str:
         """Return what to do if completions go on with questions of their own; "" if few do."""
         completions = [completion for group in rollout.completions for completion in group]
-        words = Counter(words for completion in completions if (words := next_question(completion.text)[1]))
+        words = Counter(words for completion in completions if (words := next_question(completion.answer)[1]))
         if not words or words.total() < FEW * len(completions):
             return ""
         most = words.most_common(1)[0][0]

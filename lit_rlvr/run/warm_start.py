@@ -265,7 +265,7 @@ def exact_match(
     engine.start(EngineContext.in_place(policy, tokenizer, len(pairs)))
     if episodes is None:
         longest = max(len(completion.token_ids) for _, completion in pairs)
-        sampling = replace(sampling, max_tokens=min(longest, sampling.max_tokens))
+        sampling = sampling.with_max_tokens(min(longest, sampling.max_tokens))
     greedy = replace(sampling, temperature=0.0, top_p=1.0, top_k=0, banned_token_ids=policy.placeholder_ids)
     generated = engine.generate([prompt for prompt, _ in pairs], greedy, [[0]] * len(pairs), turns=episodes)
     solved = [_is_same(answer, solution) for (answer,), (_, solution) in zip(generated, pairs, strict=True)]

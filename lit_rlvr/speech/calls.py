@@ -11,7 +11,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from lit_rlvr.speech.thoughts import with_think_tags, without_thoughts
+from lit_rlvr.speech.thoughts import MARK, closes_thoughts, without_thoughts
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ _NAMED_PARAMETER = re.compile(
 )
 _DECODER = json.JSONDecoder(strict=False)  # models break lines inside texts
 
+MAX_MARKS = 256
+"""Most marks of calls and thoughts in a turn that are looked at."""
 MAX_ENDINGS = 16
 """Most endings to try for a call, because its arguments may contain the text that ends one."""
 
@@ -66,15 +68,16 @@ def find_calls(text: str) -> list[Call]:
 
 def split_calls(text: str) -> tuple[str, list[Call]]:
     """Return the text behind a turn's thoughts and before its first call, and the calls as `find_calls` does."""
-    text = with_think_tags(text)
     calls: list[Call] = []
     before_thoughts: int | None = 0  # None = the text is behind thoughts that have ended
     place = start = 0
-    while match := _OPENING.search(text, place):
+    for _ in range(MAX_MARKS):
+        if (match := _OPENING.search(text, place)) is None:
+            break
         place = match.end()
-        if match[0] == "<think>":
+        if match["opening"]:
             before_thoughts = len(calls)
-        elif match[0] == "</think>":
+        elif match["closing"]:
             del calls[len(calls) if before_thoughts is None else before_thoughts :]
             before_thoughts = None
         else:
@@ -84,14 +87,16 @@ def split_calls(text: str) -> tuple[str, list[Call]]:
             ):
                 start = start if calls else match.start()
                 calls, place = calls + read, end
-    return (without_thoughts(text[:start]).strip(), calls) if calls else _bare_calls(text)
+    return (_WRAPPER.sub("", without_thoughts(text[:start])).strip(), calls) if calls else _bare_calls(text)
 
 
 def _is_mentioned(before: str, behind: str) -> bool:
-    """Return whether a mark of calls, behind which there is none, is only spoken of: in quotation marks, or within a
-    line and without any bracket behind it."""
-    line, behind = before.rpartition("\n")[2].rstrip(), _OPENING.split(behind, maxsplit=1)[0]
-    return line.endswith(("`", '"', "'")) or (bool(line) and not re.search(r"[{(\[]|<[^/]", behind))
+    """Return whether a mark of calls, behind which there is none, is only spoken of: in quotation marks, or as a word
+    within a line, without any bracket behind it."""
+    line = before.rpartition("\n")[2]
+    behind = behind[: further.start()] if (further := _OPENING.search(behind)) else behind
+    is_word = re.match(r"[\s.,;:]|\Z", behind) and not re.search(r"[{(\[]|<[^/]", behind)
+    return line.endswith(("`", '"', "'")) or bool(line.strip() and is_word)
 
 
 def _read_calls(form: str, text: str, start: int) -> tuple[list[Call], int]:
@@ -115,12 +120,12 @@ def _bare_calls(text: str) -> tuple[str, list[Call]]:
 
     JSON that has the keys of a call and cannot be read is a call with a problem.
     """
-    parts = dict.fromkeys((text, text.partition("</think>")[2], text.rpartition("</think>")[2]))
-    for part in parts:
+    closings = [mark.end() for mark in MARK.finditer(text) if mark["closing"]]
+    for part in dict.fromkeys((text, *(text[end:] for end in closings[:1] + closings[-1:]))):
         part = _OUTER_TOKENS.sub("", part)
         for match in islice(_JSON_LINE.finditer(part), MAX_ENDINGS):
             calls, end = _json_calls(part, match.end())
-            if calls and (match.start() == 0 or "</think>" not in part[end:]):  # else they are thoughts
+            if calls and (match.start() == 0 or not closes_thoughts(part[end:])):  # else they are thoughts
                 return without_thoughts(part[: match.start()]).strip(), calls
     answer = without_thoughts(text)
     if named := _NAMED_JSON.fullmatch(_OUTER_TOKENS.sub("", answer)):
@@ -318,11 +323,14 @@ _CLOSINGS = {
     "command": r"<\|END_ACTION\|>",
     "invoked": rf"</{_SPACE}invoke>",
 }
-_OPENING = re.compile("|".join(["</?think>", *(f"(?P<{form}>{opening})" for form, opening in _OPENINGS.items())]))
-_ENDINGS = {form: re.compile(f"{closing}|(?={_OPENINGS[form]}|</?think>)") for form, closing in _CLOSINGS.items()}
+_OPENING = re.compile("|".join([MARK.pattern, *(f"(?P<{form}>{opening})" for form, opening in _OPENINGS.items())]))
+_ANY_MARK = re.sub(r"\?P<\w+>", "?:", MARK.pattern)
+_ENDINGS = {form: re.compile(f"{closing}|(?={_OPENINGS[form]}|{_ANY_MARK})") for form, closing in _CLOSINGS.items()}
 _OUTER_TOKENS = re.compile(r"\A(?:\s|<think>|<\|\w+\|>)+|(?:(?<!\s)|(?=<))(?:\s|</s>|</tool_call>|<\|\w+\|>)+\Z")
 _JSON_LINE = re.compile(r'^[ \t]*(?=[{\[]\s*(?:\{\s*)?")', re.MULTILINE)
-_NAMED_JSON = re.compile(r"([A-Za-z_][\w.-]*)\n(\{.*\})", re.DOTALL)  # GLM-4
+_WRAPPER = re.compile(r"(?:\s*<[^<>\s]+>)+\s*\Z")
+"""Tags around all calls of a turn."""
+_NAMED_JSON = re.compile(r"(?!json\n)([A-Za-z_][\w.-]*)\n(\{.*\})", re.DOTALL)  # GLM-4
 _BETWEEN = re.compile(r"[;,\s]*")
 _LIKE_A_CALL = re.compile(r'[{\[](?=.*"(?:arguments|parameters)"\s*:).*"(?:name|function)"\s*:', re.DOTALL)
 

@@ -18,6 +18,7 @@ from lit_rlvr.options import Teacher, TeacherPrompt, is_url
 from lit_rlvr.policy.logprobs import TeacherHead
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.sources import resolve_model, weights_version
+from lit_rlvr.speech.thoughts import MARK
 from lit_rlvr.training.reference import Reference
 from lit_rlvr.training.terms import Term
 from lit_rlvr.types import Prompt, Rollout, Sample, Sampling
@@ -187,7 +188,8 @@ class Teachers(Term):
                 "model.teacher.model: a server scores without images and at temperature 1; give the teacher's folder"
                 + ("" if images else ", or set rollout.sampling.temperature to 1")
             )
-        self._prompted = {token for prompt in teacher_prompts for token in prompt.token_ids}
+        marks = {token for text, token in data.tokenizer.get_added_vocab().items() if MARK.fullmatch(text)}
+        self._prompted = marks | {token for prompt in teacher_prompts for token in prompt.token_ids}
         return teacher_prompts
 
     def check_tokens(self, differing: dict[int, str]) -> None:
@@ -201,8 +203,8 @@ class Teachers(Term):
         """
         if prompted := sorted(differing.keys() & self._prompted):
             raise UserError(
-                f"model.teacher.model: {differing[prompted[0]]}, and prompts have it; use a teacher with the same "
-                "tokens, or a chat template without this one"
+                f"model.teacher.model: {differing[prompted[0]]}, and prompts or thoughts have it; use a teacher with "
+                "the same tokens, or a chat template without this one"
             )
         if differing:
             _log.warning(

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, MambaConfig, PreTrainedModel, RwkvConfig
 
 from lit_rlvr.engines.hf import HFEngine, draw_tokens
+from lit_rlvr.engines.synced import probe_sampling
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.types import Completion, Sampling
@@ -85,6 +86,9 @@ def test_a_completion_depends_on_its_own_seed_alone() -> None:
 def test_thoughts_end_with_their_budget() -> None:
     model = tiny_llama()
     check_thought_budget(hf_engine(model), model, PROMPTS, SAMPLING, SEEDS)
+    budget = Sampling(max_tokens=64, max_thought_tokens=32)
+    assert probe_sampling(budget).max_thought_tokens == budget.with_max_tokens(32).max_thought_tokens == 0
+    assert budget.with_max_tokens(40).max_thought_tokens == 32
 
 
 def test_a_completion_ends_where_the_context_does() -> None:

@@ -93,6 +93,8 @@ def show_group(step: int, algorithm: str, group: dict[str, Any]) -> None:
     console.print_table(table_of(("g", *headings), rows, title="\nFrom reward to weight"))
 
 
+LONGEST_OPENING = 40
+"""Most characters at the end of a prompt that may open thoughts."""
 OBSERVED = "observed, not trained on"
 COMPLETION_COLUMNS = ("reward", "correct", "advantage", "tokens", "mean ratio", "clipped", "sum of weights", "status")
 
@@ -155,7 +157,9 @@ def view(group: dict[str, Any], shown: Sequence[int] | None = None, limit: int |
             {
                 "number": g,
                 "cells": cells(completions[g]),
-                "thought": _thought_tokens(group["prompt"], completions[g]["tokens"]),
+                "thought": 0
+                if "sampled" in completions[g]
+                else _thought_tokens(group["prompt"], completions[g]["tokens"]),
                 "tokens": [_token_view(*token, largest or 1.0) for token in token_details(completions[g])[:limit]],
                 "more": len(completions[g]["tokens"][limit:]) if limit is not None else 0,
             }
@@ -167,7 +171,7 @@ def view(group: dict[str, Any], shown: Sequence[int] | None = None, limit: int |
 def _thought_tokens(prompt: str, tokens: Sequence[str]) -> int:
     """Return how many tokens of a completion are its thoughts, with their marks."""
     text = "".join(tokens)
-    answer = without_thoughts("<think>" * ends_in_thoughts(prompt) + text)
+    answer = without_thoughts("<think>" * ends_in_thoughts(prompt[-LONGEST_OPENING:]) + text)
     ends = accumulate(map(len, tokens))
     return sum(end <= len(text) - len(answer) for end in ends) if text.endswith(answer) else 0
 

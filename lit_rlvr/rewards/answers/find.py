@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lit_rlvr.rewards.answers.characters import plain_characters
-from lit_rlvr.speech.answer import answer_in
+from lit_rlvr.speech.questions import next_question
+from lit_rlvr.speech.thoughts import without_thoughts
 
 TAIL_CHARACTERS = 2000  # without a marker, text further from the end is not the final answer
 _BOX = r"\\(?:f?boxed|fbox)\s*\{|\\boxed\s*(?![A-Za-z])([^\s${}\\]++)(?!\{)"
@@ -63,7 +64,29 @@ def find_answer(text: str, boxed_only: bool = False, open_thoughts: bool = False
         boxed_only: only boxes count.
         open_thoughts: thoughts that never end may hold the answer.
     """
-    text = answer_in(text, open_thoughts).replace("<|begin_of_box|>", "\\boxed{").replace("<|end_of_box|>", "}")
+    return _find(answer_region(text, boxed_only, open_thoughts), boxed_only)
+
+
+def answer_region(text: str, boxed_only: bool = False, open_thoughts: bool = False) -> str:
+    """Return the part of a completion in which its answer is: behind its thoughts, and before a question that it
+    invents, if it has answered by then.
+
+    It has if a box, tag or phrase says so, or if a number ends the paragraph before the question.
+
+    Args:
+        boxed_only, open_thoughts: as for `find_answer`.
+    """
+    text = without_thoughts(text, open_thoughts)
+    before = text[: next_question(text)[0]]
+    if len(before) < len(text):
+        said = _find(before, boxed_only)
+        ends = before.endswith("\n\n") and any(map(str.isdigit, said.text))
+        text = before if said.text and (said.where != "line" or ends) else text
+    return text
+
+
+def _find(text: str, boxed_only: bool) -> Found:
+    text = text.replace("<|begin_of_box|>", "\\boxed{").replace("<|end_of_box|>", "}")
     text = _SPECIAL.sub("\n", text)
     boxes = _last_boxes(text)
     tag = -1 if boxed_only else text.rfind("<answer>")

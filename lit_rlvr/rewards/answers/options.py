@@ -11,8 +11,7 @@ from functools import lru_cache
 from string import ascii_uppercase
 
 from lit_rlvr.rewards.answers.characters import plain_characters
-from lit_rlvr.rewards.answers.find import find_answer, last_boxed, normalise
-from lit_rlvr.speech.answer import answer_in
+from lit_rlvr.rewards.answers.find import answer_region, find_answer, last_boxed, normalise
 
 YES_NO = ("yes", "no")
 LETTERS = ascii_uppercase[:10]
@@ -86,7 +85,7 @@ def named_options(completion: str, boxed_only: bool, texts: tuple[str, ...], has
         return frozenset()
     region = "; ".join(found.boxes) or found.text
     if found.where in ("phrase", "line"):
-        region = answer_in(completion)
+        region = answer_region(completion)
     reader = _reader(texts, has_letters)
     region = _without_markup(region)
     if exact := reader.exact(region):
