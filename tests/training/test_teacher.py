@@ -374,7 +374,11 @@ def test_a_run_resumes_without_the_reference_that_it_renewed(tiny_model_folder: 
 def test_another_tokenizer_is_refused_by_its_first_difference(tiny_model_folder: Path, tmp_path: Path) -> None:
     other = save_model(tiny_llama(1), tmp_path / "other")
     for old, new, message in (
-        ("<|im_start|>", "<|start|>", r"is '<\|start\|>' in .*other and '<\|im_start\|>' in .*prompts or thoughts have it"),
+        (
+            "<|im_start|>",
+            "<|start|>",
+            r"is '<\|start\|>' in .*other and '<\|im_start\|>' in .*prompts or thoughts have it",
+        ),
         ('"a":', '"qq":', r"is 'qq' in .*other and 'a' in .*; use a model with the same tokenizer"),
     ):
         byte_tokenizer().save_pretrained(other)
