@@ -47,10 +47,10 @@ class LossInputs:
         plain_weight: (B, T) token_weight without the importance weight: each token's share in the KL and entropy
             terms.
         rollout_logp: (B, T) log-probabilities that the tokens were sampled with, as the engine reports them.
-        ref_logp: (B, T) log-probabilities under the reference policy; None without a KL term.
+        ref_logp: (B, T) log-probabilities under the reference policy; None unless a term needs it.
         entropy: (B, T) exact entropy of the policy at each position; None if it is not computed.
         selected: (B, T) bool, the tokens that the loss's `select` has chosen; None if it has none.
-        right: (B,) bool, True for completions that a reward calls right; None without rewards.
+        right: (B,) bool, True for completions that a reward calls right; None unless a term needs it.
         divergence: (B, T) divergence from the teacher at each position, which has a gradient; None without that term.
         balance: (B, T) loss of the use of experts at each position; None without that term.
     """

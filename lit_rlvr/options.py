@@ -119,8 +119,9 @@ class KL:
             `k1`, whose gradient in the loss is 0 on average: for the reward.
         in_reward: subtract the divergence, summed over each completion, from its reward, instead of adding it to the
             loss (verl's use_kl_in_reward).
-        bias_correction: multiply each token's KL estimate by its ratio to the policy at rollout time, which makes
-            its gradient the unbiased one of the reverse KL (DeepSeek-V3.2; TRL's default).
+        bias_correction: multiply each token's KL estimate by its ratio to the policy at the beginning of the
+            iteration, which makes its gradient the unbiased one of the reverse KL for completions of that policy
+            (DeepSeek-V3.2; TRL's default).
         reference_update_every: iterations after which the current policy becomes the reference, for a KL term or an
             advantage; null = never.
     """
@@ -319,17 +320,17 @@ class Teacher:
     Args:
         model: a model folder or hub id, or the URL of a vLLM server, whose tokens are those of the trained model; or a
             dict of these for the values of `column`; null = the policy itself, behind another prompt.
-        coef: what the advantage of each token gets `log teacher - log policy` times, which the policy's weights at the
-            beginning of the iteration and the teacher's give: a sample of the reverse KL divergence. With `beta`, the
-            weight of the divergence in the loss.
+        coef: weight of `log teacher - log policy`, which is added to each token's advantage: a sample of the reverse KL
+            divergence, with the policy at the beginning of the iteration. With `beta`, the weight of the divergence in
+            the loss.
         beta: instead, the loss gets the divergence at each token, summed over the vocabulary: 0 = forward KL,
             KL(teacher || policy), 1 = reverse KL, KL(policy || teacher), in between GKD's generalised Jensen-Shannon
             divergence; null = the sampled one in the advantages.
         top_k: with `beta`, compare the policy's k likeliest tokens, and all others as one; null = every token.
         column: the column of the data that names the teacher of each row, with a dict of models.
         prompt: makes the prompt behind which the teacher scores the policy's tokens; null = it is the policy's.
-        ema: with the policy as its teacher, the share of the way to the policy's weights that the teacher's go after
-            each rollout, from the initial ones; null = the teacher always has the policy's weights.
+        ema: with the policy as its own teacher, after each rollout the teacher's weights move this fraction of the way
+            from where they are, at first the initial ones, to the policy's; null = they are always the policy's.
     """
 
     model: str | dict[str, str] | None = None

@@ -78,7 +78,7 @@ class RolloutCallback(RolloutSettings, Callback):
             self._start_engine(trainer, module)
         elif self.engine.started:  # a validation has woken it
             self.engine.sleep()
-        rollout = source.next(batch)  # sync, sample (generate, score, assemble), sample on, reference, balance
+        rollout = source.next(batch)  # sync, sample (generate, score, assemble), sample more, reference, balance
         module.log_dict(source.metrics)
         module.log("time/rollout", time.perf_counter() - started)
         if not source.is_judged:

@@ -106,7 +106,7 @@ class JobSizes:
         prompt: maximum tokens of a prompt.
         completion: maximum tokens of a completion.
         group: completions per prompt.
-        prompts: prompts per step.
+        prompts: prompts of a rollout.
         size: bytes of a number in matrix products: 2 with bf16-mixed, 4 with 32-true.
         share: share of each GPU's memory for vLLM; None = the Hugging Face engine; 0 = an engine elsewhere.
         fitted: vLLM's share is the smallest in which all sequences are generated at once, if the memory allows.

@@ -104,7 +104,7 @@ def _read_calls(form: str, text: str, start: int) -> tuple[list[Call], int]:
 
     They end at the first ending, or opening of a further call, before which they can be read; else at the first one.
     """
-    endings, read = _ENDINGS[form], _READERS[form]
+    endings, (*_, read) = _ENDINGS[form], _FORMS[form]
     spans = [match.span() for match in islice(endings.finditer(text, start), MAX_ENDINGS)] + [(len(text), len(text))]
     tried = []
     for end, after in spans:
@@ -284,52 +284,47 @@ def _invoked_calls(text: str) -> list[Call]:
     return [_bare_text_call(name, _NAMED_PARAMETER, arguments)]
 
 
-_READERS: dict[str, Callable[[str], list[Call]]] = {
-    "tagged": _tagged_calls,  # Qwen, Hermes, Nemotron, GLM
-    "function": lambda text: _tagged_calls(f"<function={text}"),  # the same without <tool_call>, and Llama 3.1
-    "plain": _python_calls,
-    "listed": _python_calls,  # LFM2
-    "gemma": _gemma_calls,  # Gemma 4
-    "harmony": _harmony_calls,  # GPT-OSS
-    "mistral": partial(_named_calls, "[ARGS]"),  # Mistral, Ministral, Devstral; before them a list as JSON
-    "deepseek": partial(_named_calls, f"<{_BAR}tool▁sep{_BAR}>"),  # DeepSeek-V3, R1 and V3.1
-    "kimi": partial(_named_calls, "<|tool_call_argument_begin|>"),  # Kimi-K2
-    "command": _written_calls,  # Command R7B and A
-    "invoked": _invoked_calls,  # MiniMax-M2, DeepSeek-V3.2
-}
-_OPENINGS = {
-    "tagged": r"<tool_call>",
-    "function": r"<function=(?=[^>\n]+>)",
-    "plain": r"<call>",
-    "listed": r"<\|tool_call_start\|>",
-    "gemma": r"<\|tool_call>",
-    "harmony": r"\bto=functions\.(?=[\w.-]+[^\n]*?<\|message\|>)",
-    "mistral": r"\[TOOL_CALLS\]",
-    "deepseek": rf"<{_BAR}tool▁call▁begin{_BAR}>",
-    "kimi": r"<\|tool_call_begin\|>",
-    "command": r"<\|START_ACTION\|>",
-    "invoked": rf'<{_SPACE}invoke name="(?=[^"\n]+">)',
-}
-_CLOSINGS = {
-    "tagged": r"</tool_call>",
-    "function": r"</function>(?:\s*</tool_call>)?|</tool_call>",
-    "plain": r"</call>",
-    "listed": r"<\|tool_call_end\|>",
-    "gemma": r"<tool_call\|>",
-    "harmony": r"<\|call\|>|<\|end\|>|<\|start\|>",
-    "mistral": r"</s>",
-    "deepseek": rf"<{_BAR}tool▁call▁end{_BAR}>",
-    "kimi": r"<\|tool_call_end\|>",
-    "command": r"<\|END_ACTION\|>",
-    "invoked": rf"</{_SPACE}invoke>",
-}
-_OPENING = re.compile("|".join([MARK.pattern, *(f"(?P<{form}>{opening})" for form, opening in _OPENINGS.items())]))
+_FORMS: dict[str, tuple[str, str, Callable[[str], list[Call]]]] = {
+    # Qwen, Hermes, Nemotron, GLM
+    "tagged": (r"<tool_call>", r"</tool_call>", _tagged_calls),
+    # the same without <tool_call>, and Llama 3.1
+    "function": (
+        r"<function=(?=[^>\n]+>)", r"</function>(?:\s*</tool_call>)?|</tool_call>",
+        lambda text: _tagged_calls(f"<function={text}"),
+    ),
+    "plain": (r"<call>", r"</call>", _python_calls),
+    # LFM2
+    "listed": (r"<\|tool_call_start\|>", r"<\|tool_call_end\|>", _python_calls),
+    # Gemma 4
+    "gemma": (r"<\|tool_call>", r"<tool_call\|>", _gemma_calls),
+    # gpt-oss
+    "harmony": (
+        r"\bto=functions\.(?=[\w.-]+[^\n]*?<\|message\|>)", r"<\|call\|>|<\|end\|>|<\|start\|>", _harmony_calls,
+    ),
+    # Mistral, Ministral, Devstral; before them a list as JSON
+    "mistral": (r"\[TOOL_CALLS\]", r"</s>", partial(_named_calls, "[ARGS]")),
+    # DeepSeek-V3, R1 and V3.1
+    "deepseek": (
+        rf"<{_BAR}tool▁call▁begin{_BAR}>", rf"<{_BAR}tool▁call▁end{_BAR}>",
+        partial(_named_calls, f"<{_BAR}tool▁sep{_BAR}>"),
+    ),
+    # Kimi-K2
+    "kimi": (
+        r"<\|tool_call_begin\|>", r"<\|tool_call_end\|>", partial(_named_calls, "<|tool_call_argument_begin|>"),
+    ),
+    # Command R7B and A
+    "command": (r"<\|START_ACTION\|>", r"<\|END_ACTION\|>", _written_calls),
+    # MiniMax-M2, DeepSeek-V3.2
+    "invoked": (rf'<{_SPACE}invoke name="(?=[^"\n]+">)', rf"</{_SPACE}invoke>", _invoked_calls),
+}  # fmt: skip
+"""Form -> what opens a call, what closes it, and what reads the text between. The first form that fits counts."""
+_OPENING = re.compile("|".join([MARK.pattern, *(f"(?P<{form}>{opening})" for form, (opening, *_) in _FORMS.items())]))
 _ANY_MARK = re.sub(r"\?P<\w+>", "?:", MARK.pattern)
-_ENDINGS = {form: re.compile(f"{closing}|(?={_OPENINGS[form]}|{_ANY_MARK})") for form, closing in _CLOSINGS.items()}
+_ENDINGS = {form: re.compile(f"{closing}|(?={opening}|{_ANY_MARK})") for form, (opening, closing, _) in _FORMS.items()}
 _OUTER_TOKENS = re.compile(r"\A(?:\s|<think>|<\|\w+\|>)+|(?:(?<!\s)|(?=<))(?:\s|</s>|</tool_call>|<\|\w+\|>)+\Z")
 _JSON_LINE = re.compile(r'^[ \t]*(?=[{\[]\s*(?:\{\s*)?")', re.MULTILINE)
-_WRAPPER = re.compile(r"(?:\s*<[^<>\s]+>)+\s*\Z")
-"""Tags around all calls of a turn."""
+_WRAPPER = re.compile(r"(?:\s*<[^<>\s]+>(?:assistant)?)+\s*\Z")
+"""Tags around all calls of a turn, and gpt-oss's head of one."""
 _NAMED_JSON = re.compile(r"(?!json\n)([A-Za-z_][\w.-]*)\n(\{.*\})", re.DOTALL)  # GLM-4
 _BETWEEN = re.compile(r"[;,\s]*")
 _LIKE_A_CALL = re.compile(r'[{\[](?=.*"(?:arguments|parameters)"\s*:).*"(?:name|function)"\s*:', re.DOTALL)

@@ -11,11 +11,14 @@ _TAGS = ("think", "thinking", "thought", "reasoning", "seed:think")
 _PAIRS = {
     **{f"<{tag}>": f"</{tag}>" for tag in _TAGS},
     "[THINK]": "[/THINK]", "◁think▷": "◁/think▷", "<|begin_of_thought|>": "<|end_of_thought|>",
-    "<|START_THINKING|>": "<|END_THINKING|>", "<|channel>thought": "<channel|>",
-    "<|channel|>analysis<|message|>": "<|end|><|start|>assistant<|channel|>final<|message|>",
+    "<|START_THINKING|>": "<|END_THINKING|>",
 }  # fmt: skip
-"""Opening -> closing mark of thoughts: DeepSeek, Qwen, GLM and many others; Seed; Mistral; Kimi; OpenThoughts; Command;
-Gemma 4; gpt-oss, whose thoughts end where any channel does."""
+"""Opening -> closing mark of thoughts: DeepSeek, Qwen, GLM and many others; Seed; Mistral; Kimi; OpenThoughts; Command.
+Where a family has such tokens, each mark is one."""
+_GEMMA = "<|channel>thought", "<channel|>"
+_GPT_OSS = "<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"
+"""Marks of several tokens. gpt-oss's thoughts end where any channel does."""
+_CLOSING = dict([*_PAIRS.items(), _GEMMA, _GPT_OSS])
 
 
 def _any_of(marks: Iterable[str]) -> str:
@@ -23,15 +26,12 @@ def _any_of(marks: Iterable[str]) -> str:
 
 
 MARK = re.compile(
-    rf"(?P<opening>{_any_of(_PAIRS)})(?:(?<=>thought)\n)?"
-    rf"|(?P<closing>{_any_of([*_PAIRS.values()][:-1])}|<\|end\|>(?=<\|start\|>))"
+    rf"(?P<opening>{_any_of(_CLOSING)})(?:(?<=>thought)\n)?"
+    rf"|(?P<closing>{_any_of([*_PAIRS.values(), _GEMMA[1]])}|<\|end\|>(?=<\|start\|>))"
 )
 """A mark at which thoughts begin or end."""
 
-_TOKENS = {
-    *[*_PAIRS][:-2], *[*_PAIRS.values()][:-1], "<|channel>",
-    "<|begin_of_box|>", "<|end_of_box|>",
-}  # fmt: skip
+_TOKENS = {*_PAIRS, *_PAIRS.values(), "<|channel>", "<channel|>", "<|begin_of_box|>", "<|end_of_box|>"}
 """Special tokens that a text keeps: marks of thoughts, and those of GLM around an answer."""
 _CHANNELS = {"<|channel|>", "<|message|>", "<|end|>", "<|start|>"}
 """Tokens of gpt-oss, of which other families have one for another purpose."""
@@ -61,7 +61,9 @@ def with_think_tags(text: str) -> str:
 
 
 def without_thoughts(text: str, open_thoughts: bool = False) -> str:
-    """Return the text behind the thoughts: behind the last closing mark; "" if they never end.
+    """Return the text behind the last mark that closes thoughts; "" if they never end.
+
+    Of thoughts that begin anew and never end, what is between the two marks is returned.
 
     Args:
         open_thoughts: what follows an opening mark without a closing one counts.
@@ -90,7 +92,7 @@ def thoughts_in(text: str) -> str:
 def closing_of(text: str) -> str:
     """Return the mark that closes the thoughts in which a text, such as a prompt, ends; "" if it ends in none."""
     marks = list(MARK.finditer(text))
-    return _PAIRS[marks[-1]["opening"]] if marks and marks[-1]["opening"] else ""
+    return _CLOSING[marks[-1]["opening"]] if marks and marks[-1]["opening"] else ""
 
 
 def ends_in_thoughts(text: str) -> bool:

@@ -1,13 +1,14 @@
 """The second half of the loop, from scored groups to optimizer steps, is `RLVRModule.training_step`.
 
-From the command to an optimizer step, in order, and where to find each part; nothing else is needed to follow the loop:
+From the parsed command to an optimizer step, in order, and where to find each part. Nothing else is needed to follow
+the loop: Lightning calls `collect`, then `training_step`, for each batch.
 
     RLVRCLI                           cli/lightning_cli.py        settings -> model, data, rollout, trainer
       Run.open                        run/run.py                  the run folder, what is resumed, the callbacks' order
-      Trainer.fit                     run/trainer.py              Lightning's loop over batches, which calls:
+      Trainer.fit                     run/trainer.py              prepares, then Lightning's loop over batches
         PlannedRun.prepare            run/planned.py              refuses what may not run (rollout/preflight/)
     RolloutCallback.collect           rollout/callback.py         asks the source for a rollout, and logs
-      RolloutSource.next              rollout/source.py           sync, sample, sample on, reference, balance
+      RolloutSource.next              rollout/source.py           sync, sample, sample more, reference, balance
         SyncedEngine.sync_weights     engines/synced.py           the engine receives the policy's weights
         GroupSampler.sample           rollout/generate.py         P x G completions, their rewards, and `assemble`
         assemble, balance             rollout/assemble.py         tensors of a `Rollout`, evened out over ranks

@@ -47,7 +47,7 @@ class PreparedRollout:
         old_logp: (B, T) log-probabilities at the beginning of the iteration. The first step runs on these weights, so
             its own forward pass fills in its rows. None = the current ones in the first step, then `loglinear_old`.
         updates: optimizer steps taken on it so far.
-        ref_logp: (B, T) log-probabilities under the reference policy; None without a KL term in the loss.
+        ref_logp: (B, T) log-probabilities under the reference policy; None unless a term of the loss needs it.
         entropy: (B, T) of the policy at the beginning of the iteration; None if no tokens are chosen by it.
     """
 
@@ -79,9 +79,9 @@ class StepPlan:
     """One optimizer step of this rank.
 
     Args:
-        mask: (B, T) bool, the tokens in the loss. rollout_logprobs: (B, T).
+        mask: (B, T) bool, the tokens in the loss. rollout_logp: (B, T).
         token_weight: (B, T) weight of each token in the loss, 0 outside this step's groups.
-        counted, selected: (B, T) bool, the results of `LossModule.select_tokens`; None = it is not asked.
+        in_objective, selected: (B, T) bool, the results of `LossModule.select_tokens`; None = it is not asked.
         right: (B,) bool, the completions that a reward calls right; None = no term needs it.
         row_share: a sequence's weight in a sequence-level loss: 1 / the step's sequences on all ranks.
         microbatches: lists of rows. The first `num_microbatches` of them count; the others repeat a micro-batch with
@@ -90,9 +90,9 @@ class StepPlan:
 
     prepared: PreparedRollout
     mask: Tensor
-    rollout_logprobs: Tensor
+    rollout_logp: Tensor
     token_weight: Tensor
-    counted: Tensor | None
+    in_objective: Tensor | None
     selected: Tensor | None
     right: Tensor | None
     row_share: float
@@ -111,30 +111,34 @@ def loss_inputs(plan: StepPlan, k: int, scores: ScoredTokens) -> tuple[LossInput
     rows, weight = plan.microbatches[k], float(k < plan.num_microbatches)
     prepared = plan.prepared
     at = index(rows, plan.mask.device)
-    mask, engine = plan.mask[at], plan.rollout_logprobs[at]
+    mask, rollout_logp = plan.mask[at], plan.rollout_logp[at]
     if prepared.old_logp is not None:
         old = prepared.old_logp[at]
     elif prepared.on_policy:
         old = logp.detach()
     else:
-        old = loglinear_old(logp.detach(), engine, to_device(prepared.age[rows], engine.device), prepared.updates)
+        old = loglinear_old(
+            logp.detach(), rollout_logp, to_device(prepared.age[rows], rollout_logp.device), prepared.updates
+        )
     if prepared.rollout.is_given:
-        engine = old
+        rollout_logp = old
     advantages = prepared.advantages[at]
-    tokens, sequences = correction_weights(logp, old, engine, mask, advantages, prepared.correction)
-    plain, dropped = plan.token_weight[at] * weight, ((tokens == 0) & mask).sum()
-    if plan.counted is not None:
-        tokens = tokens * plan.counted[at]
+    token_correction, row_correction = correction_weights(
+        logp, old, rollout_logp, mask, advantages, prepared.correction
+    )
+    plain, dropped = plan.token_weight[at] * weight, ((token_correction == 0) & mask).sum()
+    if plan.in_objective is not None:
+        token_correction = token_correction * plan.in_objective[at]
     inputs = LossInputs(
         logp=logp,
         old_logp=old,
         mask=mask,
         advantages=advantages,
-        token_weight=plain * tokens,
-        row_weight=sequences * plan.row_share * weight,
+        token_weight=plain * token_correction,
+        row_weight=row_correction * plan.row_share * weight,
         prompt=at // prepared.rollout.group_size + rank() * len(prepared.rollout.prompts),
         plain_weight=plain,
-        rollout_logp=engine,
+        rollout_logp=rollout_logp,
         ref_logp=None if prepared.ref_logp is None else prepared.ref_logp[at],
         entropy=entropy,
         selected=None if plan.selected is None else plan.selected[at],
@@ -144,7 +148,7 @@ def loss_inputs(plan: StepPlan, k: int, scores: ScoredTokens) -> tuple[LossInput
     )
     stats = {"tokens": mask.sum(), "entropy": torch.where(mask, entropy.detach(), 0.0).sum()}
     if not prepared.rollout.is_given:
-        difference = log_ratio(old, engine, mask)
+        difference = log_ratio(old, rollout_logp, mask)
         ratio = difference.exp() * mask
         stats |= {
             "engine_difference": difference.abs().sum(),
@@ -154,7 +158,7 @@ def loss_inputs(plan: StepPlan, k: int, scores: ScoredTokens) -> tuple[LossInput
     if prepared.correction.drops:
         stats["importance_dropped"] = dropped
     if prepared.logs_staleness:
-        stats |= {"weight": (tokens * mask).sum(), "weight_squared": (tokens * mask).square().sum()}
+        stats |= {"weight": (token_correction * mask).sum(), "weight_squared": (token_correction * mask).square().sum()}
     return inputs, stats
 
 
@@ -164,8 +168,8 @@ def correction_weights(
     """Return `importance_weights`, 0 also for the sequences that `off_policy_threshold` drops.
 
     Args:
-        logp, old_logp, rollout_logp: (B, T) log-probabilities of the policy, of the policy at rollout time, and of the
-            engine.
+        logp, old_logp, rollout_logp: (B, T) log-probabilities of the policy, of the policy at the beginning of the
+            iteration, and of the engine.
         advantages: (B, 1) or (B, T).
     """
     tokens, rows = importance_weights(
@@ -215,11 +219,11 @@ def plan_step(
             num_microbatches, min(wanted, 1)
         )  # a rank that runs none would lack the metrics that all ranks sum
     microbatches += [microbatches[0] if microbatches else [0]] * (wanted - num_microbatches)
-    rollout_logprobs = to_device(rollout.rollout_logprobs, device)
-    counted, selected = chosen_tokens(prepared, rows, mask, rollout_logprobs, algorithm)
+    rollout_logp = to_device(rollout.rollout_logprobs, device)
+    in_objective, selected = chosen_tokens(prepared, rows, mask, rollout_logp, algorithm)
     right = to_device((rollout.correct * rollout.judged).flatten() > 0, device) if algorithm.needs("right") else None
     return StepPlan(
-        prepared, mask, rollout_logprobs, token_weight, counted, selected, right, 1.0 / sequences, microbatches,
+        prepared, mask, rollout_logp, token_weight, in_objective, selected, right, 1.0 / sequences, microbatches,
         num_microbatches,
     )  # fmt: skip
 
@@ -263,13 +267,13 @@ def mean_kl(before: Tensor, after: Tensor) -> float:
 
 
 def chosen_tokens(
-    prepared: PreparedRollout, rows: list[int], mask: Tensor, rollout_logprobs: Tensor, algorithm: LossModule
+    prepared: PreparedRollout, rows: list[int], mask: Tensor, rollout_logp: Tensor, algorithm: LossModule
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the results (B, T) of `LossModule.select_tokens` over all ranks' tokens of a step; None = it is not asked.
     Collective: call it on every rank.
 
     Args:
-        rows: this rank's rows in the step. mask, rollout_logprobs: (B, T).
+        rows: this rank's rows in the step. mask, rollout_logp: (B, T).
     """
     if not algorithm.needs_step_tokens:
         return None, None
@@ -280,7 +284,7 @@ def chosen_tokens(
     advantages = prepared.advantages.to(mask.device).expand(mask.shape)
     chance = chances(prepared.rollout).to(mask.device)
     columns = torch.stack([values[own].double() for values in (
-        prepared.old_logp, rollout_logprobs, prepared.entropy, advantages, chance)])  # (5, N of this rank)  # fmt: skip
+        prepared.old_logp, rollout_logp, prepared.entropy, advantages, chance)])  # (5, N of this rank)  # fmt: skip
     sizes = [int(size) for size in gather_rows(torch.tensor([columns.shape[1]]))]
     padded = torch.nn.functional.pad(columns, (0, max(sizes) - columns.shape[1]))
     parts = gather_rows(padded[None])  # (ranks, 5, the longest)
@@ -331,9 +335,9 @@ def logprobs_of(
     idle = all_max(len(pieces), policy.device) - len(pieces) if in_lockstep else 0
     for piece in pieces:
         at = index(piece, policy.device)
-        result[at], spread = policy.logprobs(rollout, piece, entropy=entropy)
-        if spread is not None:
-            entropies[at] = spread
+        result[at], some = policy.logprobs(rollout, piece, entropy=entropy)
+        if some is not None:
+            entropies[at] = some
     for _ in range(idle):  # gathering sharded weights needs all ranks
         policy.logprobs(rollout, [0], entropy=entropy)
     return result, entropies

@@ -79,9 +79,9 @@ class Updater:
         rows = [int(i) for i in rollout.mask.any(1).nonzero().flatten()]
         algorithm = self.algorithm
         if algorithm.needs_step_tokens or any(term.place != "loss" for term in algorithm.terms):
-            spread = algorithm.needs_step_tokens or algorithm.needs("entropy", in_loss=False)
-            scores.logp, entropy = self.logprobs(rollout, self.policy, rows, spread)
-            scores.entropy = entropy if spread else None
+            needs_entropy = algorithm.needs_step_tokens or algorithm.needs("entropy", in_loss=False)
+            scores.logp, entropy = self.logprobs(rollout, self.policy, rows, needs_entropy)
+            scores.entropy = entropy if needs_entropy else None
         if algorithm.needs("ref_logp", in_loss=False):
             scores.ref_logp, _ = self.logprobs(rollout, self.reference, rows)
         if algorithm.needs("teacher_logp", in_loss=False) and self.teachers.options is not None:
@@ -131,35 +131,45 @@ class Updater:
         wrong = find_not_finite(sums.get("loss"), norm)
         if wrong is not None:
             self.skipped.add(number, wrong, save_step(self.run, number, wrong, plan, self.run_alone))
-        elif not prepared.rollout.is_unjudged:
-            self.skipped.in_a_row = 0
-        else:
-            self.skipped.total += 1
-        if wrong is not None or prepared.rollout.is_unjudged:
-            self.optimizer.zero_grad()  # weights and moments stay: AdamW ignores parameters without a gradient
         learning_rate = self.optimizer.param_groups[0]["lr"]
-        adaptive = None if wrong is not None else self.adaptive_lr
+        metrics = self.take_step(plan, is_skipped=wrong is not None)
+        if wrong is None:
+            metrics = step_metrics(sums) | {"train/grad_norm": float(norm)} | metrics
+        self.schedule.step()
+        prepared.updates += 1
+        progress.advance()
+        return metrics | {"train/lr": learning_rate, "train/skipped_steps": float(self.skipped.total)}
+
+    def take_step(self, plan: StepPlan, is_skipped: bool) -> dict[str, float]:
+        """Step the optimizer; return what the adaptive learning rate measures of it. Collective.
+
+        A skipped step, or one on a rollout that no reward judged, has no gradients: weights and moments stay, because
+        AdamW ignores parameters without a gradient.
+        """
+        if not is_skipped and plan.prepared.rollout.is_unjudged:
+            self.skipped.total += 1
+        elif not is_skipped:
+            self.skipped.in_a_row = 0
+        if is_skipped or plan.prepared.rollout.is_unjudged:
+            self.optimizer.zero_grad()
+        adaptive = None if is_skipped else self.adaptive_lr
         if adaptive is not None:
             cosine = step_cosine(self.optimizer, self.sharded)
             measured = measured_rows(plan, one_in=32 if self.measures_in_float32 else 8)
             before = self.measured_logprobs(plan, measured)
         self.optimizer.step()
         self.optimizer.zero_grad()  # frees their memory for the next rollout
-        metrics = {} if wrong is not None else step_metrics(sums) | {"train/grad_norm": float(norm)}
-        if adaptive is not None:
-            after = self.measured_logprobs(plan, measured)
-            kl = mean_kl(before, after)
-            if self.rounds_measurement:
-                flip_low_bits(all_parameters(self.optimizer))
-                rounding = mean_kl(after, self.measured_logprobs(plan, measured))
-                flip_low_bits(all_parameters(self.optimizer))
-                kl = kl if isnan(kl) else max(kl - rounding, 0.0)
-            metrics |= {k: v for k, v in {"train/kl_step": kl, "train/step_cosine": cosine}.items() if not isnan(v)}
-            adaptive.adapt(kl, cosine, self.optimizer, self.schedule)
-        self.schedule.step()
-        prepared.updates += 1
-        progress.advance()
-        return metrics | {"train/lr": learning_rate, "train/skipped_steps": float(self.skipped.total)}
+        if adaptive is None:
+            return {}
+        after = self.measured_logprobs(plan, measured)
+        kl = mean_kl(before, after)
+        if self.rounds_measurement:
+            flip_low_bits(all_parameters(self.optimizer))
+            rounding = mean_kl(after, self.measured_logprobs(plan, measured))
+            flip_low_bits(all_parameters(self.optimizer))
+            kl = kl if isnan(kl) else max(kl - rounding, 0.0)
+        adaptive.adapt(kl, cosine, self.optimizer, self.schedule)
+        return {k: v for k, v in {"train/kl_step": kl, "train/step_cosine": cosine}.items() if not isnan(v)}
 
     @property
     def measures_in_float32(self) -> bool:
@@ -192,7 +202,8 @@ class Updater:
 
     @smaller_microbatches_when_out_of_memory
     def accumulate(self, prepared: PreparedRollout, prompts: list[int]) -> tuple[StepPlan, Stats]:
-        """Accumulate this rank's gradients over the step's micro-batches; return sums over the tokens that were run."""
+        """Accumulate this rank's gradients over the step's micro-batches; return its plan and sums over the tokens that
+        were run."""
         plan = plan_step(
             prepared, prompts, self.policy.device, self.algorithm, self.budget.tokens,
             self.policy.shared_prefix, self.sharded,

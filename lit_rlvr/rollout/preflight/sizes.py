@@ -60,7 +60,7 @@ def check_sizes(
     """Check the settings against each other.
 
     Args:
-        prompts: prompts per step, over all ranks.
+        prompts: prompts of a rollout, over all ranks.
         ranks: number of processes.
         precision, device: the trainer's.
 
