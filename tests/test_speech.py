@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -163,13 +162,6 @@ def test_marks_in_arguments_stay_as_they_are() -> None:
         f"<call>f(x='{text}')</call>",
     ):
         assert find_calls(written) == [Call("f", named={"x": text})]
-
-
-def test_a_turn_of_marks_alone_is_quick() -> None:
-    started = time.process_time()
-    for text in ("<call>", "x <tool_call> ", "<think></think>", '<invoke name="a">'):
-        find_calls(text * 8000)
-    assert time.process_time() - started < 20
 
 
 def test_a_name_and_an_object_alone_are_a_call_of_glm_4() -> None:

@@ -1,19 +1,14 @@
 """Tool calls as models write them, and the tools that they call."""
 
 import asyncio
-import json
 import sqlite3
-from contextlib import suppress
 from enum import Enum
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-import jinja2
 import pytest
 from hostile import assert_linear
 from PIL import Image
-from tiny import byte_tokenizer
 from tiny_environments import Increment
 
 from lit_rlvr.environments import Calculator, Python, SQLShell, Tools, as_environment
@@ -251,7 +246,17 @@ def test_bare_values_get_a_type_that_their_schema_allows(text: str, schema: dict
 
 
 @pytest.mark.parametrize(
-    "piece", ["<tool_call>", "<think>", "</think>", "{", '{"name": "f", ', "<call>f(", "<function=f>"]
+    "piece",
+    [
+        "<tool_call>",
+        "<think></think>",
+        "{",
+        '{"name": "f", ',
+        "x <call>f(",
+        "<function=f>",
+        '<invoke name="a">',
+        "`<call>",
+    ],
 )
 def test_hostile_turns_are_quick(piece: str) -> None:
     assert_linear(lambda size: find_calls(piece * size), 3000)
@@ -300,38 +305,6 @@ def test_content_blocks_may_hold_images() -> None:
     assert (seen.text, seen.images) == ("Here.", (picture,)) and as_tool_result("look", picture).images == (picture,)
     with pytest.raises(ValueError, match="must hold a PIL image"):
         as_tool_result("look", [{"type": "image", "image": "a.png"}])
-
-
-QUESTION = {"role": "user", "content": "How much tea?"}
-UNSHOWN = {
-    "cohere", "cohere2", "deepseek_r1_distill", "gemma", "gemma3", "idefics3", "lfm2", "llama3", "llava_next", "phi3",
-    "phi3_5", "qwen2_5_vl", "smolvlm",
-}  # fmt: skip
-"""TRL's templates that show no calls."""
-
-
-def test_the_calls_of_every_template_in_trl_are_read() -> None:
-    named = {"item": "tea", "n": 3}
-    parameters = {"type": "object", "properties": {"item": {"type": "string"}, "n": {"type": "integer"}}}
-    tool = {"type": "function", "function": {"name": "stock", "description": "", "parameters": parameters}}
-    unread = set()
-    folder = Path(str(find_spec("trl").submodule_search_locations[0])) / "chat_templates"  # type: ignore[union-attr, index]
-    for file in folder.glob("*.jinja"):
-        tokenizer = byte_tokenizer()
-        tokenizer.chat_template = file.read_text()
-        texts = []
-        for arguments in (named, json.dumps(named)):  # as DeepSeek's template wants them
-            call = {"type": "function", "id": "abcdefghi", "function": {"name": "stock", "arguments": arguments}}
-            turn = {"role": "assistant", "content": "", "tool_calls": [call]}
-            with suppress(jinja2.TemplateError, TypeError):
-                whole = tokenizer.apply_chat_template([QUESTION, turn], tools=[tool], tokenize=False)
-                texts.append(whole.rpartition(QUESTION["content"])[2])
-        found = [call for text in texts for call in find_calls(text)]
-        if not any(
-            (c.name, {k: str(v) for k, v in c.named.items()}) == ("stock", {"item": "tea", "n": "3"}) for c in found
-        ):
-            unread.add(file.stem.removesuffix("_training"))
-    assert unread == UNSHOWN
 
 
 class Mailbox:
