@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lit_rlvr.errors import UserError, checks_arguments
-from lit_rlvr.speech.calls import find_calls
+from lit_rlvr.speech.calls import as_dicts, find_calls
 from lit_rlvr.speech.thoughts import thoughts_in, without_thoughts
 
 if TYPE_CHECKING:  # reward workers import this module; torch is too slow for them
@@ -317,8 +317,7 @@ class Completion:
     @property
     def tool_calls(self) -> list[dict[str, Any]]:
         """The calls behind the thoughts that can be read, each `{"name": ..., "arguments": {...}}`."""
-        calls = find_calls(self.prefill + (self.raw or self.text))
-        return [{"name": call.name, "arguments": call.named} for call in calls if not call.problem]
+        return as_dicts(find_calls(self.prefill + (self.raw or self.text)))
 
     @property
     def length(self) -> int:

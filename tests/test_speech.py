@@ -10,10 +10,10 @@ from tiny import byte_tokenizer
 
 from lit_rlvr.engines.turns import read_completion
 from lit_rlvr.rewards import Choice, Format, MathAnswer, OpenAnswer, Reward
+from lit_rlvr.rewards.answers.find import next_question
 from lit_rlvr.rewards.forms import turn_message
 from lit_rlvr.rewards.sql import extract_sql
 from lit_rlvr.speech.calls import Call, find_calls
-from lit_rlvr.speech.questions import next_question
 from lit_rlvr.speech.thoughts import ends_in_thoughts, read_text, without_thoughts
 from lit_rlvr.types import Completion, Sample, Turn
 

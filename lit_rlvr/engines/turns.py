@@ -222,6 +222,6 @@ class ThoughtBudget(Turns):
         )
 
 
-def turns_of(sampling: Sampling, tokenizer: Any, limit: Callable[[int, int], int]) -> Turns:
+def default_turns(sampling: Sampling, tokenizer: Any, limit: Callable[[int, int], int]) -> Turns:
     """Return how completions go on without an environment; the arguments are those of `ThoughtBudget`."""
     return ThoughtBudget(tokenizer, limit) if sampling.max_thought_tokens else Turns()

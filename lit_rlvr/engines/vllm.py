@@ -22,7 +22,16 @@ from lit_rlvr.distributed.sharding import whole
 from lit_rlvr.engines.base import EngineContext, RolloutEngine
 from lit_rlvr.engines.process_group import executor_on, separate_cache, vllm_world
 from lit_rlvr.engines.transfer import OwnFolder, Settings, write_weights
-from lit_rlvr.engines.turns import Continuation, Done, Row, Turns, ends_with_stop, next_turns, read_completion, turns_of
+from lit_rlvr.engines.turns import (
+    Continuation,
+    Done,
+    Row,
+    Turns,
+    default_turns,
+    ends_with_stop,
+    next_turns,
+    read_completion,
+)
 from lit_rlvr.errors import ResumableError, UserError, first_line, refuse_all
 from lit_rlvr.policy.adapters import changing_weights
 from lit_rlvr.policy.architecture import head_sizes, layer_configs
@@ -390,7 +399,7 @@ class VLLMEngine(RolloutEngine):
         turns: Turns | None = None,
     ) -> list[list[Completion]]:
         engine, tokenizer = self._llm.llm_engine, self._context.tokenizer
-        turns = turns or turns_of(sampling, self._context.tokenizer, self._context.limit)
+        turns = turns or default_turns(sampling, self._context.tokenizer, self._context.limit)
         turns.begin(prompts, sampling, seeds)
         rows: dict[str, _Row] = {}  # by the request of its current turn
         groups: list[list[_Row]] = []

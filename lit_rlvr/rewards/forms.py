@@ -13,7 +13,7 @@ from typing import Any
 
 from lit_rlvr.errors import UserError, given_text
 from lit_rlvr.rewards.base import as_result
-from lit_rlvr.speech.calls import split_calls
+from lit_rlvr.speech.calls import as_dicts, split_calls
 from lit_rlvr.speech.thoughts import thoughts_in, without_thoughts
 from lit_rlvr.types import Completion, Pair, RewardResult, Sample, Turn
 
@@ -247,7 +247,7 @@ def completion_messages(completion: Completion) -> list[dict[str, Any]]:
 def turn_message(turn: Turn) -> dict[str, Any]:
     """Return a turn as TRL's functions with tools get it: its text, thoughts (`reasoning_content`) and calls apart."""
     content, calls = split_calls(turn.raw or turn.text)
-    read = [{"name": call.name, "arguments": call.named} for call in calls if not call.problem]
+    read = as_dicts(calls)
     more = {
         "reasoning_content": thoughts_in(turn.raw or turn.text).strip(),
         "tool_calls": [{"type": "function", "function": call} for call in read],

@@ -264,13 +264,12 @@ class Episodes(Turns):
         row.observe(tokens)
         return Continuation(tokens, min(self._sampling.max_tokens, room), shown.pixels)
 
-    @staticmethod
-    def _whole(row: _EpisodeState, ended: bool, outcome: RewardResult | None) -> Completion:
+    def _whole(self, row: _EpisodeState, ended: bool, outcome: RewardResult | None) -> Completion:
         return Completion(
             row.turns[-1].text, tuple(row.tokens), "stop" if ended else "length", tuple(row.logprobs),
             tuple(row.sampled), tuple(row.turns), outcome, Pixels.joined(row.pixels),
             versions=tuple(row.versions), stale_cache=tuple(row.stale_cache),
-            routes=row.routes, raw=row.turns[-1].raw.removeprefix("<think>"),
+            routes=row.routes, raw=row.turns[-1].raw.removeprefix(self.between.opening),
         )  # fmt: skip
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
+from lit_rlvr.rewards.answers.find import next_question
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.loggers import callback_of
 from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.progress import ProgressEstimator
-from lit_rlvr.speech.questions import next_question
 from lit_rlvr.training.optimizer import updates_of
 from lit_rlvr.types import Rollout
 

@@ -1,1 +1,1 @@
-"""How models talk: the marks of their thoughts, their tool calls, and questions that they invent."""
+"""How models talk: the marks of their thoughts, and their tool calls."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -64,6 +64,11 @@ def find_calls(text: str) -> list[Call]:
     contain special tokens, which some forms consist of.
     """
     return split_calls(text)[1]
+
+
+def as_dicts(calls: Iterable[Call]) -> list[dict[str, Any]]:
+    """Return the calls that could be read, each `{"name": ..., "arguments": {...}}`."""
+    return [{"name": call.name, "arguments": call.named} for call in calls if not call.problem]
 
 
 def split_calls(text: str) -> tuple[str, list[Call]]:

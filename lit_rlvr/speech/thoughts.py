@@ -43,10 +43,8 @@ def read_text(tokenizer: Any, token_ids: Sequence[int]) -> str:
     dropped = _dropped(tokenizer)
     if dropped is None:
         return str(tokenizer.decode(list(token_ids), skip_special_tokens=True))
-    text = str(tokenizer.decode([token for token in token_ids if token not in dropped]))
-    return (
-        _HEADS.sub("", with_think_tags(text)) if "<|channel|>" in _special_tokens(tokenizer) else with_think_tags(text)
-    )
+    text = with_think_tags(str(tokenizer.decode([token for token in token_ids if token not in dropped])))
+    return _HEADS.sub("", text) if "<|channel|>" in _special_tokens(tokenizer) else text
 
 
 def raw_text(tokenizer: Any, token_ids: Sequence[int], stopped: bool) -> str:

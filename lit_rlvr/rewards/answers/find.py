@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lit_rlvr.rewards.answers.characters import plain_characters
-from lit_rlvr.speech.questions import next_question
 from lit_rlvr.speech.thoughts import without_thoughts
 
 TAIL_CHARACTERS = 2000  # without a marker, text further from the end is not the final answer
@@ -31,6 +30,7 @@ _OR_BETWEEN = re.compile(
     rf"(?:{_MARKUP}|,)*+(?:or|\\text\{{\s*or\s*\}})(?![A-Za-z])(?:{_MARKUP})*+(?:{_BOX_LABEL})?+(?:{_MARKUP})*+"
 )
 _TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|it|rm|tt|sf)?|mathrm|mathbf|mathit|mbox|hbox)\s*\{([^{}]*)\}")
+_NEXT_QUESTION = re.compile(r"^(?:[ \t]*(?:Question|Human|User|Q):|(?:user|human)[ \t]*$)", re.MULTILINE)
 _SPECIAL = re.compile(r"<\|[A-Za-z_]+\|>|</s>|<(?:eos|end_of_turn)>")
 
 
@@ -83,6 +83,20 @@ def answer_region(text: str, boxed_only: bool = False, open_thoughts: bool = Fal
         ends = before.endswith("\n\n") and any(map(str.isdigit, said.text))
         text = before if said.text and (said.where != "line" or ends) else text
     return text
+
+
+def next_question(text: str) -> tuple[int, str]:
+    """Return where a text goes on with a question ("Question:", "Human:", "Q:", a line "user") behind other words, and
+    how this begins; its length and "" if it does not.
+
+    A base model, and one whose turns nothing ends, continues its prompts in this way. Code in a fence has no questions.
+    """
+    begin, fences, place = len(text) - len(text.lstrip()), 0, 0
+    for match in _NEXT_QUESTION.finditer(text):
+        fences, place = fences + text.count("```", place, match.start()), match.start()
+        if place > begin and fences % 2 == 0:
+            return place, match[0].strip()
+    return len(text), ""
 
 
 def _find(text: str, boxed_only: bool) -> Found:
