@@ -76,6 +76,8 @@ class Sample:
         options: the options of a multiple-choice question, in the order A, B, ...
         aliases: other reference answers, each as right as `answer`.
         closing_turns: the assistant's messages at the end of the row's conversation, which `prompt` lacks.
+        dataset: the name of the set that the row is of.
+        rewards: the rewards that judge completions of this row -> their weights, None for a reward's own; None = all.
     """
 
     id: str
@@ -88,6 +90,8 @@ class Sample:
     options: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     closing_turns: tuple[dict[str, Any], ...] = ()
+    dataset: str = ""
+    rewards: Mapping[str, float | None] | None = None
 
     @property
     def references(self) -> tuple[str, ...]:
