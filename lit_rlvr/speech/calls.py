@@ -35,17 +35,17 @@ class Call:
 _FENCE = re.compile(r"\A```(?:json)?\s*(.*?)\s*(?:```)?\Z", re.DOTALL)
 _FUNCTION = re.compile(r"\A\s*<function=([^>\n]+)>(.*?)(?:</function>\s*)?\Z", re.DOTALL)
 _PARAMETER = re.compile(r"\s*<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>\s*(?=<parameter=|\Z)", re.DOTALL)
-_KEYED = re.compile(r"\A(?:\s+(?=[\w.-]+\s*<arg_key>))?([\w.-]*\w)\s*((?:<arg_key>.*)?)\Z", re.DOTALL)
+_KEYED = re.compile(r"\A(?:\s+(?=[\w.-]+\s*<arg_key>))?([\w.-]*\w)\s*(?:<tool_sep>\s*)?((?:<arg_key>.*)?)\Z", re.DOTALL)
 _KEY_VALUE = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>\s*(?=<arg_key>|\Z)", re.DOTALL)
 _GEMMA = re.compile(r"\A\s*call:([\w.-]+)(\{.*\})\s*\Z", re.DOTALL)
-_GEMMA_PART = re.compile(r'<\|"\|>(?P<text>.*?)<\|"\|>|(?P<key>[\w.-]+)(?=:)', re.DOTALL)
+_GEMMA_PART = re.compile(r'(?P<quote><\|"\|>|<escape>)(?P<text>.*?)(?P=quote)|(?P<key>[\w.-]+)(?=:)', re.DOTALL)
 _BAR = "\uff5c"
 """The fullwidth vertical line in DeepSeek's tokens."""
-_SPACE = rf"(?:\w+:|{_BAR}DSML{_BAR})?"
+_SPACE = rf"(?:\w+:|{_BAR}DSML{_BAR} ?)?"
 """What stands before the names of tags: MiniMax has nothing, other families a name space."""
 _NAME_AROUND = re.compile(r"\Afunctions\.|(?::\d+|\[CALL_ID\].*)\Z", re.DOTALL)
 _NAMED_PARAMETER = re.compile(
-    rf'\s*<{_SPACE}parameter name="([^"\n]+)"[^>\n]*>(.*?)</{_SPACE}parameter>\s*(?=<{_SPACE}parameter|\Z)',
+    rf'\s*<{_SPACE}param(?:eter)? name="([^"\n]+)"[^>\n]*>(.*?)</{_SPACE}param(?:eter)?>\s*(?=<{_SPACE}param|\Z)',
     re.DOTALL,
 )
 _DECODER = json.JSONDecoder(strict=False)  # models break lines inside texts
@@ -133,8 +133,11 @@ def _bare_calls(text: str) -> tuple[str, list[Call]]:
             if calls and (match.start() == 0 or not closes_thoughts(part[end:])):  # else they are thoughts
                 return without_thoughts(part[: match.start()]).strip(), calls
     answer = without_thoughts(text)
-    if named := _NAMED_JSON.fullmatch(_OUTER_TOKENS.sub("", answer)):
+    bare = _OUTER_TOKENS.sub("", answer)
+    if named := _NAMED_JSON.fullmatch(bare):
         return "", [_with_arguments(named[1], named[2])]
+    if _PYTHON_LIST.fullmatch(bare):
+        return "", _python_calls(bare)
     return answer.strip(), []
 
 
@@ -178,13 +181,17 @@ def _tagged_calls(text: str) -> list[Call]:
     return _written_calls(text)
 
 
-def _written_calls(text: str) -> list[Call]:
-    """Read calls as JSON, which may be fenced."""
+def _written_calls(text: str, read: Callable[[Any], list[Call]] | None = None) -> list[Call]:
+    """Read calls as JSON, which may be fenced.
+
+    Args:
+        read: reads the value; by default `_as_calls` does.
+    """
     try:
         value = _DECODER.decode(_without_fence(text))
     except (ValueError, RecursionError) as error:
         return [Call(problem=f"the call is not valid JSON: {error}")]
-    return _as_calls(value)
+    return (read or _as_calls)(value)
 
 
 def _without_fence(text: str) -> str:
@@ -211,7 +218,13 @@ def _as_calls(value: Any) -> list[Call]:
     name = value.get("name", value.get("tool_name")) if isinstance(value, dict) else None
     if not isinstance(name, str):
         return [Call(problem='the call must be a JSON object such as {"name": "...", "arguments": {...}}')]
-    return [_with_arguments(name, value.get("arguments", value.get("parameters", {})))]
+    return [_with_arguments(name, value.get("arguments", value.get("parameters", value.get("args", {}))))]
+
+
+def _as_mapped_calls(value: Any) -> list[Call]:
+    """Read a list of objects in which a tool's name is the key of its arguments."""
+    parts = [part for part in value if isinstance(part, dict)] if isinstance(value, list) else []
+    return [_with_arguments(name, named) for part in parts for name, named in part.items()] or _as_calls(None)
 
 
 def _with_arguments(name: str, named: Any) -> Call:
@@ -226,11 +239,11 @@ def _with_arguments(name: str, named: Any) -> Call:
 
 
 def _python_calls(text: str) -> list[Call]:
-    """Read one call as in Python, or a list of them."""
+    """Read calls as in Python, one on each line, or a list of them."""
     try:
-        node = _JSONNames().visit(ast.parse(text.strip(), mode="eval")).body
-        nodes = node.elts if isinstance(node, ast.List) else [node]
-        return [_python_call(node) for node in nodes]
+        lines = [getattr(line, "value", line) for line in _JSONNames().visit(ast.parse(text.strip())).body]
+        nodes = lines[0].elts if len(lines) == 1 and isinstance(lines[0], ast.List) else lines
+        return [_python_call(node) for node in nodes or [None]]
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as error:
         return [Call(problem=f"the call cannot be read: {type(error).__name__}: {error}")]
 
@@ -245,7 +258,7 @@ class _JSONNames(ast.NodeTransformer):
         return ast.Constant(_JSON_NAMES[node.id]) if node.id in _JSON_NAMES else node
 
 
-def _python_call(node: ast.expr) -> Call:
+def _python_call(node: ast.AST | None) -> Call:
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
         return Call(problem="a call is written as name(arguments)")
     positional = tuple(ast.literal_eval(argument) for argument in node.args)
@@ -290,18 +303,24 @@ def _invoked_calls(text: str) -> list[Call]:
 
 
 _FORMS: dict[str, tuple[str, str, Callable[[str], list[Call]]]] = {
-    # Qwen, Hermes, Nemotron, GLM
-    "tagged": (r"<tool_call>", r"</tool_call>", _tagged_calls),
+    # Qwen, Hermes, Nemotron, GLM; LongCat; Granite 20B; Hunyuan, Jamba
+    "tagged": (
+        r"<(?:(?:longcat_)?tool_call|function_call|tool_calls(?=>\s*[\[{]))>",
+        r"</(?:(?:longcat_)?tool_call|function_call|tool_calls)>", _tagged_calls,
+    ),
     # the same without <tool_call>, and Llama 3.1
     "function": (
         r"<function=(?=[^>\n]+>)", r"</function>(?:\s*</tool_call>)?|</tool_call>",
         lambda text: _tagged_calls(f"<function={text}"),
     ),
     "plain": (r"<call>", r"</call>", _python_calls),
-    # LFM2
-    "listed": (r"<\|tool_call_start\|>", r"<\|tool_call_end\|>", _python_calls),
-    # Gemma 4
-    "gemma": (r"<\|tool_call>", r"<tool_call\|>", _gemma_calls),
+    # LFM2; Llama 4; Olmo 3
+    "listed": (
+        r"<\|tool_call_start\|>|<\|python_start\|>|<function_calls>(?!\s*<)",
+        r"<\|tool_call_end\|>|<\|python_end\|>|</function_calls>", _python_calls,
+    ),
+    # Gemma 4; FunctionGemma
+    "gemma": (r"<\|tool_call>|<start_function_call>", r"<tool_call\|>|<end_function_call>", _gemma_calls),
     # gpt-oss
     "harmony": (
         r"\bto=functions\.(?=[\w.-]+[^\n]*?<\|message\|>)", r"<\|call\|>|<\|end\|>|<\|start\|>", _harmony_calls,
@@ -317,10 +336,17 @@ _FORMS: dict[str, tuple[str, str, Callable[[str], list[Call]]]] = {
     "kimi": (
         r"<\|tool_call_begin\|>", r"<\|tool_call_end\|>", partial(_named_calls, "<|tool_call_argument_begin|>"),
     ),
-    # Command R7B and A
-    "command": (r"<\|START_ACTION\|>", r"<\|END_ACTION\|>", _written_calls),
-    # MiniMax-M2, DeepSeek-V3.2
-    "invoked": (rf'<{_SPACE}invoke name="(?=[^"\n]+">)', rf"</{_SPACE}invoke>", _invoked_calls),
+    # Command R7B and A; Inkling; Phi-4-mini
+    "command": (
+        r"<\|START_ACTION\|>|<\|content_invoke_tool_json\|>|\bfunctools(?=\[)", r"<\|(?:END_ACTION|end_message|end)\|>",
+        _written_calls,
+    ),
+    # Apertus
+    "mapped": (r"<\|tools_prefix\|>", r"<\|tools_suffix\|>", partial(_written_calls, read=_as_mapped_calls)),
+    # MiniMax-M2, DeepSeek-V3.2 and V4; MiniCPM5
+    "invoked": (
+        rf'<(?:{_SPACE}invoke|function) name="(?=[^"\n]+">)', rf"</(?:{_SPACE}invoke|function)>", _invoked_calls,
+    ),
 }  # fmt: skip
 """Form -> what opens a call, what closes it, and what reads the text between. The first form that fits counts."""
 _OPENING = re.compile("|".join([MARK.pattern, *(f"(?P<{form}>{opening})" for form, (opening, *_) in _FORMS.items())]))
@@ -330,6 +356,7 @@ _OUTER_TOKENS = re.compile(r"\A(?:\s|<think>|<\|\w+\|>)+|(?:(?<!\s)|(?=<))(?:\s|
 _JSON_LINE = re.compile(r'^[ \t]*(?=[{\[]\s*(?:\{\s*)?")', re.MULTILINE)
 _WRAPPER = re.compile(r"(?:\s*<[^<>\s]+>(?:assistant)?)+\s*\Z")
 """Tags around all calls of a turn, and gpt-oss's head of one."""
+_PYTHON_LIST = re.compile(r"\[\s*[A-Za-z_][\w.]*\((?:\s*\w+\s*=.*)?\)\s*\]", re.DOTALL)  # Llama 3.2 and 4
 _NAMED_JSON = re.compile(r"(?!json\n)([A-Za-z_][\w.-]*)\n(\{.*\})", re.DOTALL)  # GLM-4
 _BETWEEN = re.compile(r"[;,\s]*")
 _LIKE_A_CALL = re.compile(r'[{\[](?=.*"(?:arguments|parameters)"\s*:).*"(?:name|function)"\s*:', re.DOTALL)

@@ -171,6 +171,37 @@ from lit_rlvr.types import Sample, Turn
             [Call("f", named={"x": 1})],
         ),
         ('<|python_tag|>{"name": "f", "parameters": {"x": 1}}', [Call("f", named={"x": 1})]),
+        *(
+            (text, [Call("f", named={"x": 1})])
+            for text in (
+                '<longcat_tool_call>{"name": "f", "arguments": {"x": 1}}</longcat_tool_call>',
+                '<function_call> {"name": "f", "arguments": {"x": 1}}',
+                'I look.<tool_calls>[{"name": "f", "arguments": {"x": 1}}]</tool_calls>',
+                'functools[{"name": "f", "arguments": {"x": 1}}]<|end|>',
+                '<|content_invoke_tool_json|>{"name": "f", "args": {"x": 1}}<|end_message|>',
+                '<|tools_prefix|>[{"f": {"x": 1}}]<|tools_suffix|>',
+                "<|python_start|>[f(x=1)]<|python_end|>",
+                "[f(x=1)]<|eot_id|>",
+                "<function_calls>f(x=1)</function_calls>",
+            )
+        ),
+        ("<function_calls>f(x=1)\ng()</function_calls>", [Call("f", named={"x": 1}), Call("g")]),
+        ("The roots are [f(1), f(2)].", []),
+        ("[sqrt(2)]", []),
+        (
+            "<start_function_call>call:f{x:<escape>a: b<escape>,y:2}<end_function_call>",
+            [Call("f", named={"x": "a: b", "y": 2})],
+        ),
+        *(
+            (text, [Call("f", named={"x": "1"}, is_typed=False)])
+            for text in (
+                '<\uff5cDSML\uff5c invoke name="f"><\uff5cDSML\uff5c parameter name="x">1</\uff5cDSML\uff5c parameter>',
+                '<function name="f"><param name="x">1</param></function>',
+                "<tool_calls>\n<tool_call>f<tool_sep>\n<arg_key>x</arg_key>\n<arg_value>1</arg_value>\n</tool_call>",
+                '<tool_call_begin>function<tool_sep><steptml:invoke name="f"><steptml:parameter name="x">1'
+                "</steptml:parameter></steptml:invoke>",
+            )
+        ),
     ],
 )
 def test_calls_are_found_in_every_form(text: str, calls: list[Call]) -> None:
@@ -186,6 +217,9 @@ def test_calls_are_found_in_every_form(text: str, calls: list[Call]) -> None:
         ("<call>f(</call>", "cannot be read"),
         ("<call>f(open('x'))</call>", "cannot be read"),
         ("<call>3 + 4</call>", "written as name"),
+        ("<call>[]</call>", "written as name"),
+        ("<|tools_prefix|>[]<|tools_suffix|>", "must be a JSON object"),
+        ("[f(x=y)]", "cannot be read"),
         ("<call>f(**{'x': 1})</call>", "names each of its arguments"),
         ("<call>" + "(" * 5000 + "</call>", "cannot be read"),
         ("<tool_call>" + "[" * 100_000, "not valid JSON"),
