@@ -78,9 +78,22 @@ def test_without_a_mark_among_the_special_tokens_a_text_is_as_it_was() -> None:
     assert read_text(tokenizer, ids) == tokenizer.decode(ids, skip_special_tokens=True) == "a  b"
 
 
-def test_a_later_end_of_thoughts_takes_no_call_back() -> None:
-    assert find_calls("<think>a</think><call>f()</call> as </think> says") == [Call("f")]
-    assert without_thoughts("<think>a</think> b") == " b"
+@pytest.mark.parametrize("call", ["<call>f(1)</call>", '\n{"name": "f", "arguments": {"x": 1}}\n'])
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<think>a</think>CALL as </think> says", "CALL as \n says"),  # thoughts end once
+        ("<think>a <think>CALL b</think> c", " c"),  # and begin once
+        ("CALL a</think> b", " b"),  # the prompt opened them
+        ("CALL<think>a</think> b", "CALL\n b"),
+        ("<think>a</think> b <think>CALL</think> c", " b \n c"),
+        ("<think>a</think> b <think>c</think>CALL", " b \nCALL"),
+    ],
+)
+def test_thoughts_end_at_the_same_place_for_calls_and_for_answers(text: str, answer: str, call: str) -> None:
+    text, answer = text.replace("CALL", call), answer.replace("CALL", call)
+    assert without_thoughts(text) == answer
+    assert [call.name for call in find_calls(text)] == ["f"] * (call in answer)
 
 
 def test_a_completion_has_parts() -> None:

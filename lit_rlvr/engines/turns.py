@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from lit_rlvr.common.seeds import derive_seed
-from lit_rlvr.speech.thoughts import closing_of, raw_text, read_text
+from lit_rlvr.speech.thoughts import raw_text, read_text, split_thoughts
 from lit_rlvr.types import Completion, Pixels, Prompt, Sampling
 
 
@@ -205,7 +205,7 @@ class ThoughtBudget(Turns):
         return self._longest(self._sampling.max_tokens, len(self._prompts[p].token_ids))
 
     def _closing(self, p: int, turn: Completion) -> tuple[int, ...]:
-        mark = closing_of(self._prompts[p].prefill + (turn.raw or turn.text))
+        mark = split_thoughts(self._prompts[p].prefill + (turn.raw or turn.text)).closing
         text = f"\n{mark}\n\n" if mark.startswith("</") else mark  # as chat templates write tags
         return tuple(self._tokenizer(text, add_special_tokens=False).input_ids) if mark else ()
 

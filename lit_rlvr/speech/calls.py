@@ -11,7 +11,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from lit_rlvr.speech.thoughts import MARK, closes_thoughts, without_thoughts
+from lit_rlvr.speech.thoughts import MARK, without_thoughts
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ MAX_ENDINGS = 16
 def find_calls(text: str) -> list[Call]:
     """Return the tool calls of a turn, in order, without those in its thoughts.
 
-    A first end of thoughts without a beginning ends those that the prompt opened. Thoughts that never end may hold a
-    call. A call that cannot be read is returned with its problem. The documentation lists the forms. The turn may
-    contain special tokens, which some forms consist of.
+    Thoughts are those that `split_thoughts` tells, but for marks in arguments; if they never end, they may hold a call.
+    A call that cannot be read is returned with its problem. The documentation lists the forms. The turn may contain
+    special tokens, which some forms consist of.
     """
     return split_calls(text)[1]
 
@@ -76,15 +76,16 @@ def split_calls(text: str) -> tuple[str, list[Call]]:
     calls: list[Call] = []
     before_thoughts: int | None = 0  # None = the text is behind thoughts that have ended
     place = start = 0
+    is_open = False
     for _ in range(MAX_MARKS):
         if (match := _OPENING.search(text, place)) is None:
             break
         place = match.end()
         if match["opening"]:
-            before_thoughts = len(calls)
+            before_thoughts, is_open = before_thoughts if is_open else len(calls), True
         elif match["closing"]:
             del calls[len(calls) if before_thoughts is None else before_thoughts :]
-            before_thoughts = None
+            before_thoughts, is_open = None, False
         else:
             read, end = _read_calls(str(match.lastgroup), text, place)
             if not read[0].problem or not _is_mentioned(
@@ -125,13 +126,11 @@ def _bare_calls(text: str) -> tuple[str, list[Call]]:
 
     JSON that has the keys of a call and cannot be read is a call with a problem.
     """
-    closings = [mark.end() for mark in MARK.finditer(text) if mark["closing"]]
-    for part in dict.fromkeys((text, *(text[end:] for end in closings[:1] + closings[-1:]))):
-        part = _OUTER_TOKENS.sub("", part)
-        for match in islice(_JSON_LINE.finditer(part), MAX_ENDINGS):
-            calls, end = _json_calls(part, match.end())
-            if calls and (match.start() == 0 or not closes_thoughts(part[end:])):  # else they are thoughts
-                return without_thoughts(part[: match.start()]).strip(), calls
+    for match in islice(_JSON_LINE.finditer(text), MAX_ENDINGS):
+        calls, end = _json_calls(text, match.end())
+        before = text[: match.end()]
+        if calls and _PLACE in without_thoughts(before + _PLACE + text[end:], open_thoughts=True):
+            return _WRAPPER.sub("", without_thoughts(before)).strip(), calls
     answer = without_thoughts(text)
     bare = _OUTER_TOKENS.sub("", answer)
     if named := _NAMED_JSON.fullmatch(bare):
@@ -352,8 +351,10 @@ _FORMS: dict[str, tuple[str, str, Callable[[str], list[Call]]]] = {
 _OPENING = re.compile("|".join([MARK.pattern, *(f"(?P<{form}>{opening})" for form, (opening, *_) in _FORMS.items())]))
 _ANY_MARK = re.sub(r"\?P<\w+>", "?:", MARK.pattern)
 _ENDINGS = {form: re.compile(f"{closing}|(?={opening}|{_ANY_MARK})") for form, (opening, closing, _) in _FORMS.items()}
-_OUTER_TOKENS = re.compile(r"\A(?:\s|<think>|<\|\w+\|>)+|(?:(?<!\s)|(?=<))(?:\s|</s>|</tool_call>|<\|\w+\|>)+\Z")
-_JSON_LINE = re.compile(r'^[ \t]*(?=[{\[]\s*(?:\{\s*)?")', re.MULTILINE)
+_OUTER_TOKENS = re.compile(r"\A(?:\s|<\|\w+\|>)+|(?:(?<!\s)|(?=<))(?:\s|</s>|</tool_call>|<\|\w+\|>)+\Z")
+_JSON_LINE = re.compile(rf'(?:^|{_ANY_MARK})(?:[ \t]|<\|\w+\|>)*(?=[{{\[]\s*(?:\{{\s*)?")', re.MULTILINE)
+_PLACE = "\0"
+"""Stands for calls, to see whether they are thoughts."""
 _WRAPPER = re.compile(r"(?:\s*<[^<>\s]+>(?:assistant)?)+\s*\Z")
 """Tags around all calls of a turn, and gpt-oss's head of one."""
 _PYTHON_LIST = re.compile(r"\[\s*[A-Za-z_][\w.]*\((?:\s*\w+\s*=.*)?\)\s*\]", re.DOTALL)  # Llama 3.2 and 4

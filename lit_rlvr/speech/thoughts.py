@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 _TAGS = ("think", "thinking", "thought", "reasoning", "seed:think")
 _PAIRS = {
@@ -58,44 +58,61 @@ def with_think_tags(text: str) -> str:
     return MARK.sub(lambda mark: "<think>" if mark["opening"] else "</think>", text)
 
 
-def without_thoughts(text: str, open_thoughts: bool = False) -> str:
-    """Return the text behind the last mark that closes thoughts; "" if they never end.
-
-    Of thoughts that begin anew and never end, what is between the two marks is returned.
+class Parts(NamedTuple):
+    """The parts of a text.
 
     Args:
-        open_thoughts: what follows an opening mark without a closing one counts.
+        thoughts: what is in thoughts that end. unfinished: what is in thoughts that never end.
+        answer: everything else, without the marks; pieces with a mark between them are lines.
+        closing: the mark that would end the unfinished thoughts; "" if there are none.
     """
-    marks = list(MARK.finditer(text))
-    if not marks:
-        return text
-    end = max((mark.end() for mark in marks if mark["closing"]), default=0)
-    opened = max((mark.start() for mark in marks if mark["opening"]), default=-1)
-    if not open_thoughts and opened >= end:
-        return text[end:opened] if end else ""
-    return text[end:]
+
+    thoughts: str
+    unfinished: str
+    answer: str
+    closing: str
+
+
+def split_thoughts(text: str) -> Parts:
+    """Tell the thoughts in a text from its answer.
+
+    Thoughts end at the first mark that closes them. A closing mark before any other mark ends those that the prompt
+    opened; where no thoughts are open, a further one says nothing.
+    """
+    thoughts: list[str] = []
+    answer: list[str] = []
+    opening, place = "", 0
+    for number, mark in enumerate(MARK.finditer(text)):
+        if opening and mark["opening"]:
+            continue
+        ended = thoughts if mark["closing"] and (opening or number == 0) else answer
+        ended.append(text[place : mark.start()])
+        opening, place = mark["opening"] or "", mark.end()
+    if not opening:
+        answer.append(text[place:])
+    said = "\n".join(piece for piece in answer if piece.strip())
+    return Parts("".join(thoughts), text[place:] if opening else "", said, _CLOSING.get(opening, ""))
+
+
+def without_thoughts(text: str, open_thoughts: bool = False) -> str:
+    """Return the answer in a text; "" if its thoughts never end.
+
+    Args:
+        open_thoughts: thoughts that never end count as answer.
+    """
+    parts = split_thoughts(text)
+    return parts.answer + parts.unfinished * open_thoughts
 
 
 def thoughts_in(text: str) -> str:
     """Return what `without_thoughts` leaves out, without the marks around it; "" if there are none."""
-    marks = list(MARK.finditer(text))
-    if not marks:
-        return ""
-    end = max((mark.start() for mark in marks if mark["closing"]), default=-1)
-    opened = max((mark.end() for mark in marks if mark["opening"]), default=0)
-    begun = marks[0].end() if marks[0]["opening"] else 0
-    return text[begun:end] + text[opened:] * (opened > end) if end >= 0 else text[begun:]
-
-
-def closing_of(text: str) -> str:
-    """Return the mark that closes the thoughts in which a text, such as a prompt, ends; "" if it ends in none."""
-    marks = list(MARK.finditer(text))
-    return _CLOSING[marks[-1]["opening"]] if marks and marks[-1]["opening"] else ""
+    parts = split_thoughts(text)
+    return parts.thoughts + parts.unfinished
 
 
 def ends_in_thoughts(text: str) -> bool:
     """Return whether a text opens thoughts and does not close them."""
-    return closing_of(text) != ""
+    return split_thoughts(text).closing != ""
 
 
 def closes_thoughts(text: str) -> bool:
