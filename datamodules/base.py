@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
@@ -305,7 +304,9 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
 
     def render(self, sample: Sample) -> str:
         """Return the exact text the model sees, special tokens and prefill included."""
-        chat = self._chat_of(sample)
+        return self._render(sample, self._chat_of(sample))
+
+    def _render(self, sample: Sample, chat: Chat) -> str:
         return chat.text(chat.messages(self._with_plain_prompt(sample)), self.tokenizer, sample.source)
 
     def _chat_of(self, sample: Sample) -> Chat:
@@ -341,7 +342,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         chat = self._chat_of(sample)
         whole = self._with_plain_prompt(replace(sample, prompt=[*as_messages(sample.prompt), *turns]))
         found = split_turns(
-            chat.messages(whole), chat, self.tokenizer, self.opening_of(sample), ends, sample.source,
+            chat.messages(whole), chat, self.tokenizer, self._opening_of(chat), ends, sample.source,
             trains_empty_thoughts,
         )  # fmt: skip
         return found._replace(sequences=[self._with_images(parts, sample) for parts in found.sequences])
@@ -359,16 +360,14 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
             placeholders = placeholders[count:]
         return found
 
-    @cached_property
+    @property
     def opening(self) -> str:
-        """The beginning of every answer that stands in the prompt, after the header of the model's turn."""
-        return self.chat.opening(self.tokenizer)
+        """The beginning of an answer that stands in the prompt, after the header of the model's turn, where a row does
+        not say otherwise."""
+        return self._opening_of(self.chat)
 
-    def opening_of(self, sample: Sample) -> str:
-        """The beginning of a sample's answer that stands in its prompt; other than `opening` if its row says so."""
-        chat = self.chat.for_row(sample)
-        if chat is self.chat:
-            return self.opening
+    def _opening_of(self, chat: Chat) -> str:
+        """Return the beginning of an answer in a format of prompts, which depends on the template's arguments alone."""
         options = repr(chat.chat_template_kwargs)
         if options not in self._openings:
             self._openings[options] = chat.opening(self.tokenizer)
@@ -412,7 +411,8 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         Of a text with more than `FAR_TOO_LONG` times `max_prompt_tokens` tokens, whose tokenisation could take minutes,
         keep that many tokens.
         """
-        text, most = self.render(sample), FAR_TOO_LONG * self.reading.max_prompt_tokens
+        chat, most = self._chat_of(sample), FAR_TOO_LONG * self.reading.max_prompt_tokens
+        text = self._render(sample, chat)
         token_ids = self._token_ids(text[: most * CHARACTERS])
         if len(token_ids) < 2 * most and len(text) > most * CHARACTERS:
             token_ids = self._token_ids(text)
@@ -424,7 +424,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
                 token_ids = self.image_processor.expand(token_ids, placeholders)
             except UserError as error:
                 raise UserError(f"{sample.source}: {error}") from error
-        return Prompt(sample, token_ids, prefill=self.opening_of(sample), score_prefill=self.chat.score_prefill)
+        return Prompt(sample, token_ids, prefill=self._opening_of(chat), score_prefill=chat.score_prefill)
 
     def _token_ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)

@@ -263,11 +263,18 @@ def score_given(suites: list[Suite], config: Namespace, out: Path) -> tuple[Reco
         samples = suite.data.load("test")
         parts = [part for part in ("sampled", "greedy") if f"{suite.name}/{part}" in given]
         questions = {sample.id for part in parts for sample in match(given[f"{suite.name}/{part}"], samples, part)}
+        openings = {
+            name: group[0].prefill for part in parts for name, group in given[f"{suite.name}/{part}"].items()
+            if group[0].prefill
+        }  # fmt: skip
         prompts = [
-            Prompt(sample, [], prefill=suite.data.chat.prefill, score_prefill=suite.data.chat.score_prefill)
+            Prompt(
+                sample, [], prefill=openings.get(sample.id, suite.data.chat.prefill),
+                score_prefill=suite.data.chat.score_prefill,
+            )
             for sample in samples
             if sample.id in questions
-        ]
+        ]  # fmt: skip
         if len(prompts) < len(samples):
             _log.warning("%s: %d of %d questions have completions", suite.name, len(prompts), len(samples))
         for part in parts:
@@ -298,7 +305,8 @@ def suite_fingerprint(
     questions = repr([(p.sample.id, p.token_ids) for p in prompts]).encode()
     sampling = {
         part: {"samples": samples, "temperature": s.temperature, "top_p": s.top_p, "max_tokens": s.max_tokens}
-        | ({} if environment is None else {name: getattr(s, name) for name in (*TURNS, "stop")})
+        | ({} if environment is None else {name: getattr(s, name) for name in TURNS})
+        | {name: value for name in ("stop", "max_thought_tokens") if (value := getattr(s, name))}
         for part, (s, samples) in parts.items()
     }
     of_environment = {} if environment is None else {"environment": environment_fingerprint(environment)}

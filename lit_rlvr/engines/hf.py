@@ -109,7 +109,7 @@ class HFEngine(InPlaceEngine):
                 fed.append(int(sampled))
                 row.tokens.append(fed[-1])
                 row.logprobs.append(value)
-                stop = fed[-1] in eos or ends_with_stop(context.tokenizer, row.tokens, sampling.stop)
+                stop = fed[-1] in eos or ends_with_stop(context.tokenizer, row, sampling.stop)
                 if stop or len(row.tokens) == row.limit:
                     turn = read_completion(context.tokenizer, row.tokens, row.logprobs, stop)
                     turns.stopped(row.p, row.g, replace(turn, routes=torch.cat(row.routes) if row.routes else None))

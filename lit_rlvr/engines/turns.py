@@ -73,12 +73,14 @@ class Row:
 
     Attributes:
         tokens, logprobs: of the current turn. limit: the longest that it may become. turn: its number, from 0.
+        begun: tokens before them that the model sampled, where the current turn goes on without an observation.
         whole: the completion, once it is over.
     """
 
     def __init__(self, p: int, g: int, prompt: Prompt, seed: int, limit: int) -> None:
         self.p, self.g, self.limit, self.turn = p, g, limit, 0
         self.tokens: list[int] = []
+        self.begun: list[int] = []
         self.logprobs: list[float] = []
         self.whole: Completion | None = None
         self.prompt, self._seed = prompt, seed
@@ -105,6 +107,7 @@ class Row:
 
     def continue_with(self, how: Continuation) -> None:
         """Append an observation, after which the current turn begins."""
+        self.begun = [] if how.token_ids else self.begun + self.tokens
         self._before += [*self.tokens, *how.token_ids]
         self._pixels.append(how.pixels)
         self.tokens, self.logprobs = [], []
@@ -142,16 +145,15 @@ def next_turns(
     return going
 
 
-def ends_with_stop(tokenizer: Any, token_ids: Sequence[int], stop: Sequence[str]) -> bool:
-    """Return whether the last token completes one of the stop texts.
+def ends_with_stop(tokenizer: Any, row: Row, stop: Sequence[str]) -> bool:
+    """Return whether the last token of a row's turn completes one of the stop texts, which none has completed before.
 
-    Args:
-        token_ids: the tokens of a turn, none of which completed one before; special tokens count as their texts.
+    Special tokens count as their texts.
     """
     if not stop:
         return False
     longest = max(len(text.encode()) for text in stop)  # a token has at least one byte
-    tail = tokenizer.decode(list(token_ids[-longest:]), skip_special_tokens=False)
+    tail = tokenizer.decode([*row.begun[-longest:], *row.tokens[-longest:]][-longest:], skip_special_tokens=False)
     return any(text in tail for text in stop)
 
 

@@ -517,7 +517,7 @@ class _Row(Row):
         self.tokens += ids
         self.logprobs += found.logprobs
         self.finish_reason = output.finish_reason
-        if ends_with_stop(tokenizer, self.tokens, stop):
+        if ends_with_stop(tokenizer, self, stop):
             self.finish_reason = "stop"
         return self.finish_reason != output.finish_reason and output.finish_reason is None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,8 @@ def read_completions(path: Path, suites: list[str]) -> dict[str, CompletionsById
 
     Args:
         path: JSON Lines with `id` (the question's) and `completion`; `suite` if there are several; `greedy` (true or
-            false), `finish_reason` ("length" = truncated) and `tokens` if known. The completions.jsonl of an evaluation
-            has this form.
+            false), `finish_reason` ("length" = truncated), `tokens` and `prefill` (the beginning of the answer that
+            stood in the prompt, such as "<think>\\n") if known. The completions.jsonl of an evaluation has this form.
         suites: names of the suites to judge.
 
     Raises:
@@ -59,11 +60,8 @@ def _parse_record(line: str, where: str, suites: list[str]) -> tuple[str, str, C
         raise UserError(f"{where}: suite: {suite!r} is not one of {', '.join(suites)}")
     kind = kind or ("greedy" if row.get("greedy") else "sampled")
     reason: Any = "length" if row.get("finish_reason") == "length" else "stop"
-    return (
-        f"{suite}/{kind}",
-        row["id"],
-        Completion.made_elsewhere(row["completion"], int(row.get("tokens") or 0), reason),
-    )
+    completion = Completion.made_elsewhere(row["completion"], int(row.get("tokens") or 0), reason)
+    return f"{suite}/{kind}", row["id"], replace(completion, prefill=str(row.get("prefill") or ""))
 
 
 def match(given: CompletionsById, samples: list[Sample], part: str) -> list[Sample]:
@@ -93,7 +91,8 @@ class Records:
     """The `completions.jsonl` of a folder, and the settings of these completions.
 
     A row is one completion: part, id, sample (of samples), completion, extracted, correct, status,
-    finish_reason, tokens, reward; with an environment also its turns; the completion is the last of them.
+    finish_reason, tokens, reward; the prefill, if there is one; with an environment also its turns, of which the
+    completion is the last.
 
     Args:
         folder: created if necessary.
@@ -196,6 +195,7 @@ def group_rows(part: str, prompt: Prompt, completions: list[Completion], scores:
             "sample": g,
             "samples": len(completions),
             "completion": completion.text,
+            **({"prefill": prompt.prefill} if prompt.prefill else {}),
             **({"turns": [turn.recorded() for turn in completion.turns]} if completion.turns else {}),
             "extracted": next((r.detail for r in scores.details[p][g].values() if r.correct is not None), ""),
             "correct": bool(scores.correct[p, g]) if bool(scores.judged[p, g]) else None,

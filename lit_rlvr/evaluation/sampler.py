@@ -48,7 +48,7 @@ def load_prompts(
     if not data.prompts[split]:
         raise UserError(f"{option}: there is no {split} set")
     check_references(rewards, data.loaded)
-    check_prefills(rewards, data.opening, data.chat.score_prefill)
+    check_prefills(rewards, data.prompts[split])
     return data.prompts[split]
 
 

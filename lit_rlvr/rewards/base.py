@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from typing import Any
 
 from lit_rlvr.common.settings import dotted_path_of, init_arguments, snake_case
 from lit_rlvr.errors import ChecksArguments, UserError, check_calls_super, first_line, first_line_of, user_line
-from lit_rlvr.types import Completion, Pair, RewardResult, Sample
+from lit_rlvr.types import Completion, Pair, Prompt, RewardResult, Sample
 from lit_rlvr.workers.pool import Waiting, shared_pool
 from lit_rlvr.workers.process import Function, Isolation, Outcome, pickle_for_worker
 
@@ -243,9 +243,9 @@ def check_rewards(rewards: Sequence[Reward]) -> None:
         raise UserError(f"rollout.rewards: correct_from is set on {', '.join(marked)}; mark only one")
 
 
-def check_prefills(rewards: Sequence[Reward], prefill: str, is_scored: bool) -> None:
-    """Let each reward look at what begins every answer in the prompt, if it is not part of the text."""
-    if prefill and not is_scored:
+def check_prefills(rewards: Sequence[Reward], prompts: Iterable[Prompt]) -> None:
+    """Let each reward look at everything that begins an answer in a prompt and is not part of its text."""
+    for prefill in dict.fromkeys(prompt.prefill for prompt in prompts if prompt.prefill and not prompt.score_prefill):
         for reward in rewards:
             reward.check_prefill(prefill)
 

@@ -47,6 +47,9 @@ class Demonstrations:
         environment: answers the turns.
         sampling: training's settings, with the limits of an episode.
         trains_empty_thoughts: whether empty thoughts at the beginning of a conversation's turns are in the loss.
+
+    Attributes:
+        most_sequences: the most sequences of a conversation that `check` has seen.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Demonstrations:
         plays = environment is not None and column is not None
         self.episodes = Episodes(environment, between_turns(data, self.ends, environment)) if plays else None  # type: ignore[arg-type]
         self.trains_empty_thoughts = trains_empty_thoughts
+        self.most_sequences = 1
         self._played: dict[str, Pair] = {}
         self._with_empty_thoughts: set[str] = set()  # ids of samples
 
@@ -109,6 +113,7 @@ class Demonstrations:
                     digest.update(repr(self.target(prompt.sample)).encode())
                     continue
                 pairs = self._pairs(prompt)
+                self.most_sequences = max(self.most_sequences, len(pairs))
                 if len(pairs) > 1:
                     split.append(prompt.sample.source or prompt.sample.id)
                 for start, completion in pairs:

@@ -362,6 +362,7 @@ def describe_job(
     teachers = [shape_of(PUBLISHED.get(model) or load_model_config(teacher_folder(model))) for model in folders]
     if taught is not None and taught.ema is not None:
         teachers.append(replace(shape_of(config), published=FLOAT))
+    demonstrations = rollout.demonstrations.get(data.name)  # once the data are read
     return JobSizes(
         whole=shape_of(config, module.freeze_vision),
         adapted=shape_of(config, module.freeze_vision, module.lora or Lora(), module.adapter_folder),
@@ -369,7 +370,7 @@ def describe_job(
         prompt=data.reading.max_prompt_tokens,
         completion=rollout.sampling.max_completion_tokens,
         group=rollout.completions_of(module),
-        prompts=data.prompts_per_rollout,
+        prompts=data.prompts_per_rollout * (1 if demonstrations is None else demonstrations.most_sequences),
         size=compute_dtype(precision).itemsize,
         share=None if isinstance(engine, HFEngine) else share,
         fitted=vllm is not None and vllm.gpu_memory_utilization is None and sleeps,

@@ -13,7 +13,9 @@ import yaml
 from tiny_rewards import judged_as_is
 from tiny_runs import fit, to
 
+from lit_rlvr.commands.evaluate import suite_fingerprint
 from lit_rlvr.evaluation.protocols import find_dtype, find_max_tokens
+from lit_rlvr.types import Sampling
 
 CLI = Callable[..., Any]
 SUITE = {
@@ -114,16 +116,23 @@ def test_a_completion_may_reach_the_end_of_the_context(here: Path, lit_rlvr: CLI
     assert max(row["tokens"] for row in records("out")) <= 1010
 
 
+@pytest.mark.parametrize("changed", [{"max_thought_tokens": 5}, {"stop": ("\n",)}, {"top_p": 0.5}])
+def test_completions_of_other_settings_are_not_mixed(changed: dict[str, Any]) -> None:
+    before, after = (suite_fingerprint({"sampled": (Sampling(**more), 1)}, [], None) for more in ({}, changed))
+    assert before != after
+
+
 @pytest.mark.slow
 def test_completions_made_elsewhere(here: Path, lit_rlvr: CLI) -> None:
     rows = [{"id": f"q{i}", "completion": f"\\boxed{{{i + k}}}"} for i in range(9) for k in range(2)]
     rows += [{"id": f"q{i}", "completion": f"\\boxed{{{i}}}", "greedy": True, "tokens": 4} for i in range(9)]
+    rows[-1]["prefill"] = "<think>\n"  # thoughts that never end
     Path("given.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = ("evaluate", "--suite", "data.jsonl", "--out", "out")
     done = lit_rlvr(*command, "--completions", "given.jsonl", "--diversity", "[SelfBLEU4]")
     assert done.status == 0, done.err
     found = results("out")["data"]
-    assert (found["pass@1"], found["pass@2"], found["greedy"], found["n"]) == (0.5, 1.0, 1.0, 2)
+    assert (found["pass@1"], found["pass@2"], found["greedy"], found["n"]) == (0.5, 1.0, 8 / 9, 2)
     assert 0 < found["diversity/self_bleu_4"] <= 1 and found["diversity/self_bleu_4/prompts"] == 9
     assert "| diversity/self_bleu_4 |" in Path("out/results.md").read_text()
     sampled = {(row["sample"], row["correct"]) for row in records("out") if row["part"] == "data/sampled"}

@@ -28,6 +28,7 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.options import Lora
 from lit_rlvr.policy.adapters import add_adapters
 from lit_rlvr.policy.loading import load_policy
+from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.sizing.gpus import GIB, GPUs
 from lit_rlvr.sizing.memory import (
     Strategy,
@@ -173,6 +174,14 @@ def test_vllm_that_sleeps_gets_what_training_leaves(tiny_model_folder: Path, tmp
         engine = {"class_path": "VLLMEngine", "init_args": options}
         built = build_here("smoke/sums", tiny_model_folder, tmp_path, **{"rollout.engine": engine})
         assert describe_run(built.trainer, built.model, built.datamodule)[0].fitted is fitted
+
+
+def test_each_sequence_of_a_conversation_is_a_row(tiny_model_folder: Path, tmp_path: Path) -> None:
+    built = build_here("smoke/sft", tiny_model_folder, tmp_path)
+    rollout, data = rollout_of(built.trainer), built.datamodule
+    assert describe_run(built.trainer, built.model, data)[0].prompts == data.prompts_per_rollout
+    rollout.demonstrations[data.name] = SimpleNamespace(most_sequences=3)  # type: ignore[assignment]
+    assert describe_run(built.trainer, built.model, data)[0].prompts == 3 * data.prompts_per_rollout
 
 
 @pytest.mark.parametrize(("gib", "chosen"), [(1.0, (DDPStrategy, False)), (1e-4, (FSDP2, True))])

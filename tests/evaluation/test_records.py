@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from tiny import make_prompt
 
 from lit_rlvr.commands.compare.study_folder import lock_study
 from lit_rlvr.errors import UserError
-from lit_rlvr.evaluation.records import Records
+from lit_rlvr.evaluation.records import Records, read_completions
 from lit_rlvr.rewards.combine import Scores
 from lit_rlvr.run.folder import lock_folder
 from lit_rlvr.types import Completion, RewardResult
@@ -46,6 +47,16 @@ def test_groups_are_found_again(tmp_path: Path) -> None:
     assert first | second == second  # the same fields
     assert (first["correct"], first["extracted"], first["tokens"], first["finish_reason"]) == (True, "4", 1, "stop")
     assert (second["correct"], second["status"], second["completion"]) == (None, "error", "5\u2028")
+
+
+def test_a_record_can_be_judged_again(tmp_path: Path) -> None:
+    """Also where the prompt opened the thoughts."""
+    records = Records(tmp_path, {})
+    records.add("x/sampled", replace(PROMPTS[0], prefill="<think>\n"), COMPLETIONS, scores())
+    (group,) = read_completions(records.path, ["x"])["x/sampled"].values()
+    assert [(one.text, one.prefill, one.finish_reason) for one in group] == [
+        (one.text, "<think>\n", one.finish_reason) for one in COMPLETIONS
+    ]
 
 
 @pytest.mark.parametrize("cut", [1, 40, 300])

@@ -289,3 +289,7 @@ def check_thought_budget(
     others = [completion for group in engine.generate(unopened, sampling, seeds) for completion in group]
     assert not any(completion.sampled for completion in others)
     assert any(len(completion.token_ids) > 5 for completion in others)
+    longest = max(others, key=lambda completion: len(completion.token_ids))
+    across = byte_tokenizer().decode(longest.token_ids[3:7])
+    stopped = engine.generate(unopened, replace(sampling, stop=(across,)), seeds)
+    assert longest.token_ids[:7] in [completion.token_ids for group in stopped for completion in group]

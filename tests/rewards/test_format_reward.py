@@ -1,10 +1,13 @@
 """Format: each condition alone, all of them together, and bad configurations."""
 
+from contextlib import nullcontext
+
 import pytest
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import Format
-from lit_rlvr.types import Completion, Sample
+from lit_rlvr.rewards.base import check_prefills
+from lit_rlvr.types import Completion, Prompt, Sample
 
 SAMPLE = Sample("a", "?", "7")
 
@@ -68,6 +71,14 @@ def test_a_tag_that_the_prompt_opens_is_refused(options: dict[str, str]) -> None
         Format(**options).check_prefill(THINKS)
     assert "\n" not in str(error.value)
     Format(**options).check_prefill("So the answer")
+
+
+@pytest.mark.parametrize("score_prefill", [False, True])
+def test_what_a_single_row_opens_is_looked_at(score_prefill: bool) -> None:
+    rows = [Prompt(SAMPLE, [], prefill=prefill, score_prefill=score_prefill) for prefill in ("", "", THINKS)]
+    check_prefills([Format(contains="<think>")], rows[:2])
+    with nullcontext() if score_prefill else pytest.raises(UserError, match="asks for <think> in the text"):
+        check_prefills([Format(contains="<think>")], rows)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 from typing import TYPE_CHECKING
 
 from lit_rlvr.errors import UserError, check_all, refuse_all
@@ -39,7 +38,7 @@ def check_data(rollout: RolloutSettings, module: RLVRModule, data: PromptDataMod
         ),
         lambda: check_selection(rollout, module),
         lambda: check_unrewarded(rollout, module, data),
-        *(partial(check_prefills, rollout.rewards, d.opening, d.chat.score_prefill) for d in data.validated),
+        lambda: check_prefills(rollout.rewards, (p for d in data.validated for s in d.prompts.values() for p in s)),
         lambda: check_whole_rollouts(rollout, module, data),
         lambda: check_references(rollout.rewards, scored_samples(rollout, data)),
         lambda: check_demonstrations(rollout, module, data),
