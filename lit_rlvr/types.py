@@ -116,8 +116,8 @@ class Sampling:
             middle and says so.
         max_episode_tokens: longest episode in tokens, observations included; null: room for `max_turns` turns and the
             observations between them.
-        max_thought_tokens: tokens after which thoughts are closed: the mark that ends them is written, is not in the
-            loss, and the answer follows; 0 is off. Not with an environment.
+        max_thought_tokens: tokens of a turn after which thoughts are closed: the mark that ends them is written, is not
+            in the loss, and the answer follows; 0 is off.
     """
 
     temperature: float = 1.0

@@ -197,8 +197,9 @@ class BetweenTurns:
 
     @cached_property
     def opening(self) -> str:
-        """What a turn's text begins with: `<think>` if the prompt ends inside the model's thoughts."""
-        return "<think>" if ends_in_thoughts(self._chat.opening(self._tokenizer)) else ""
+        """The beginning of a turn's text in the prompt, such as `<think>`, if it opens thoughts; else ""."""
+        opening = self._chat.opening(self._tokenizer)
+        return opening if ends_in_thoughts(opening) else ""
 
     def _as_text(self, text: str) -> str:
         """Return the text without special tokens: each has a zero-width space in it."""

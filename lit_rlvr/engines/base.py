@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lit_rlvr.engines.turns import Done, Turns, default_turns
+from lit_rlvr.engines.turns import Done, Turns, within_budget
 from lit_rlvr.errors import ChecksArguments, UserError
 from lit_rlvr.types import Completion, Prompt, Sampling, kinds_of
 
@@ -270,7 +270,7 @@ class InPlaceEngine(RolloutEngine):
         done: Done | None = None,
         turns: Turns | None = None,
     ) -> list[list[Completion]]:
-        turns = turns or default_turns(sampling, self.context.tokenizer, self.context.limit)
+        turns = within_budget(sampling, self.context.tokenizer, self.context.limit, turns)
         turns.begin(prompts, sampling, seeds)
         half = self.compute_dtype != torch.float32
         # A reference is the model with other adapters, and FSDP2 gathers weights for a whole policy only.

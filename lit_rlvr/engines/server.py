@@ -35,7 +35,7 @@ from lit_rlvr.engines.client import (
 from lit_rlvr.engines.dispatch import Dispatch, Placement, Replica, is_cancelled
 from lit_rlvr.engines.synced import crash_of
 from lit_rlvr.engines.transfer import Settings, WeightTransfer, on_each, raise_on_all_ranks, weights_or_exit
-from lit_rlvr.engines.turns import Continuation, Done, Row, Turns, default_turns, read_completion
+from lit_rlvr.engines.turns import Continuation, Done, Row, Turns, read_completion, within_budget
 from lit_rlvr.engines.vllm import (
     FP8,
     check_images,
@@ -341,7 +341,7 @@ class VLLMServerEngine(RolloutEngine):
     ) -> list[list[Completion]]:  # fmt: skip
         if sampling.stop:
             raise UserError("rollout.sampling.stop: a vLLM server ends turns at EOS tokens only; leave it empty")
-        turns = turns or default_turns(sampling, self._context.tokenizer, self._context.limit)
+        turns = within_budget(sampling, self._context.tokenizer, self._context.limit, turns)
         turns.begin(prompts, sampling, seeds)
         pending = _PendingTurns(turns)
         return await all_or_none(  # a server aborts requests whose connection is closed

@@ -50,6 +50,11 @@ class Turns:
         """Return what completion g of prompt p begins with, if it is not the prompt alone; called after `begin`."""
         return None
 
+    @property
+    def opened(self) -> str:
+        """The beginning of the text of every turn but the first that the engine is given, such as `<think>`."""
+        return ""
+
     def stopped(self, p: int, g: int, turn: Completion) -> None:
         """Take note that completion g of prompt p stopped; `turn` holds the tokens sampled since it was continued."""
         self._over.append((p, g, turn))
@@ -170,44 +175,62 @@ def read_completion(tokenizer: Any, token_ids: Sequence[int], logprobs: Sequence
 
 
 class ThoughtBudget(Turns):
-    """Closes thoughts that have not ended after `sampling.max_thought_tokens`: the mark that ends them is written, not
-    sampled, and the model goes on behind it. A completion without thoughts at that place goes on as it is.
+    """Closes thoughts that have not ended after `sampling.max_thought_tokens` of a turn: the mark that ends them is
+    written, not sampled, and the model goes on behind it. A turn without thoughts at that place goes on as it is.
 
     Args:
         tokenizer: decodes tokens.
         limit: returns the longest completion of those asked for, after so many tokens.
+        turns: decides how a completion continues after each whole turn.
     """
 
-    def __init__(self, tokenizer: Any, limit: Callable[[int, int], int]) -> None:
+    def __init__(self, tokenizer: Any, limit: Callable[[int, int], int], turns: Turns) -> None:
         super().__init__()
-        self._tokenizer, self._longest = tokenizer, limit
+        self._tokenizer, self._longest, self._turns = tokenizer, limit, turns
+        self._rooms: dict[tuple[int, int], tuple[str, int]] = {}  # how the current turn begins, and its most tokens
         self._thoughts: dict[tuple[int, int], tuple[Completion, tuple[int, ...]]] = {}  # with the tokens written behind
 
     def begin(self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]]) -> None:
         super().begin(prompts, sampling, seeds)
+        self._turns.begin(prompts, sampling, seeds)
         self._prompts, self._sampling = prompts, sampling
-        self._thoughts = {}
+        self._rooms, self._thoughts = {}, {}
 
     def opening(self, p: int, g: int) -> Continuation:
-        return Continuation((), min(self._sampling.max_thought_tokens, self._limit(p)))
+        most = self._longest(self._sampling.max_tokens, len(self._prompts[p].token_ids))
+        return self._begun(p, g, self._turns.opening(p, g) or Continuation((), most), self._prompts[p].prefill)
 
     def stopped(self, p: int, g: int, turn: Completion) -> None:
         if (p, g) in self._thoughts:
             turn = self._joined(*self._thoughts.pop((p, g)), turn)
         elif turn.truncated:
-            written = self._closing(p, turn)
-            room = self._limit(p) - len(turn.token_ids) - len(written)
+            opened, most = self._rooms[p, g]
+            written = self._closing(opened + (turn.raw or turn.text))
+            room = most - len(turn.token_ids) - len(written)
             if room > 0:
                 self._thoughts[p, g] = turn, written
                 self._over.append((p, g, Continuation(written, room)))
                 return
-        super().stopped(p, g, turn)
+        self._turns.stopped(p, g, turn)
 
-    def _limit(self, p: int) -> int:
-        return self._longest(self._sampling.max_tokens, len(self._prompts[p].token_ids))
+    @property
+    def waiting(self) -> int:
+        return len(self._over) + self._turns.waiting
 
-    def _closing(self, p: int, turn: Completion) -> tuple[int, ...]:
-        mark = split_thoughts(self._prompts[p].prefill + (turn.raw or turn.text)).closing
+    def answers(self, least: int) -> list[Answer]:
+        own = super().answers(0)
+        return own + [
+            (p, g, answer if isinstance(answer, Completion) else self._begun(p, g, answer, self._turns.opened))
+            for p, g, answer in self._turns.answers(max(0, least - len(own)))
+        ]
+
+    def _begun(self, p: int, g: int, how: Continuation, opened: str) -> Continuation:
+        """Take note of a turn, and return its beginning, which is within the budget."""
+        self._rooms[p, g] = opened, how.max_tokens
+        return replace(how, max_tokens=min(self._sampling.max_thought_tokens, how.max_tokens))
+
+    def _closing(self, text: str) -> tuple[int, ...]:
+        mark = split_thoughts(text).closing
         text = f"\n{mark}\n\n" if mark.startswith("</") else mark  # as chat templates write tags
         return tuple(self._tokenizer(text, add_special_tokens=False).input_ids) if mark else ()
 
@@ -224,6 +247,11 @@ class ThoughtBudget(Turns):
         )
 
 
-def default_turns(sampling: Sampling, tokenizer: Any, limit: Callable[[int, int], int]) -> Turns:
-    """Return how completions go on without an environment; the arguments are those of `ThoughtBudget`."""
-    return ThoughtBudget(tokenizer, limit) if sampling.max_thought_tokens else Turns()
+def within_budget(sampling: Sampling, tokenizer: Any, limit: Callable[[int, int], int], turns: Turns | None) -> Turns:
+    """Return how completions go on, with the budget of thoughts; the arguments are those of `ThoughtBudget`.
+
+    Args:
+        turns: None = without an environment.
+    """
+    turns = turns or Turns()
+    return ThoughtBudget(tokenizer, limit, turns) if sampling.max_thought_tokens else turns

@@ -27,10 +27,10 @@ from lit_rlvr.engines.turns import (
     Done,
     Row,
     Turns,
-    default_turns,
     ends_with_stop,
     next_turns,
     read_completion,
+    within_budget,
 )
 from lit_rlvr.errors import ResumableError, UserError, first_line, refuse_all
 from lit_rlvr.policy.adapters import changing_weights
@@ -399,7 +399,7 @@ class VLLMEngine(RolloutEngine):
         turns: Turns | None = None,
     ) -> list[list[Completion]]:
         engine, tokenizer = self._llm.llm_engine, self._context.tokenizer
-        turns = turns or default_turns(sampling, self._context.tokenizer, self._context.limit)
+        turns = within_budget(sampling, self._context.tokenizer, self._context.limit, turns)
         turns.begin(prompts, sampling, seeds)
         rows: dict[str, _Row] = {}  # by the request of its current turn
         groups: list[list[_Row]] = []

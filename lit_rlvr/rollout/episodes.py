@@ -193,7 +193,7 @@ class Episodes(Turns):
         row = self._rows[number]
         row.tokens += turn.token_ids
         row.logprobs += turn.logprobs or [0.0] * len(turn.token_ids)
-        row.sampled += [True] * len(turn.token_ids)
+        row.sampled += turn.from_model
         row.versions += turn.versions
         row.stale_cache += turn.stale_cache
         row.routes = turn.routes
@@ -201,6 +201,10 @@ class Episodes(Turns):
         row.cut = turn.truncated
         self._waiting += 1
         self._call(number, row, judge=row.cut or len(row.turns) == self._sampling.max_turns)
+
+    @property
+    def opened(self) -> str:
+        return self.between.opening
 
     @property
     def waiting(self) -> int:
@@ -303,11 +307,6 @@ def check_turns(option: str, sampling: Sampling, environment: Environment | None
     Args:
         option: the name of `max_turns` for the user.
     """
-    if environment is not None and sampling.max_thought_tokens:
-        raise UserError(
-            f"{option.removesuffix('max_turns')}max_thought_tokens: there is no budget of thoughts with an environment "
-            f"({environment.title}); set 0"
-        )
     if environment is None and sampling.max_turns > 1:
         raise UserError(f"{option}: {sampling.max_turns} turns need an environment that answers them")
     if environment is not None and environment.needs_turns and sampling.max_turns == 1:

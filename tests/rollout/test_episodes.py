@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
-from tiny import CHATML, END, ENDS, byte_tokenizer, make_prompt, random_ids
+from tiny import CHATML, END, ENDS, byte_tokenizer, make_prompt, plain_logprobs, random_ids
 from tiny_engines import flat, hf_engine
 from tiny_environments import BadTools, Broken, Dice, Echo, Faulty, Moody
 from tiny_episodes import Recording, as_bytes, assert_exact, assert_own_beginnings, between, spans
@@ -76,6 +77,31 @@ def test_one_turn_is_what_it_was(episodes: Any) -> None:
     played = generate(hf_engine(), episodes(), single)
     assert flat(plain) == flat(played)
     assert [c.logprobs for group in plain for c in group] == [c.logprobs for group in played for c in group]
+
+
+@torch.no_grad()
+def test_every_turn_has_a_budget_of_thoughts(episodes: Any) -> None:
+    """Thoughts that each prompt of a turn opens are closed after 4 tokens; the environment sees the whole turn."""
+    turns, decoder = episodes(), hf_engine()
+    turns.between = BetweenTurns(Chat(prefill="<think>\n"), byte_tokenizer(), ENDS, "user")
+    sampling = replace(SAMPLING, max_tokens=24, max_thought_tokens=4, max_observation_tokens=64)
+    prompts = [replace(prompt, prefill="<think>\n") for prompt in PROMPTS]
+    groups = decoder.generate(prompts, sampling, SEEDS, turns=turns)
+    mark = tuple(byte_tokenizer()("\n</think>\n\n").input_ids)
+    later = 0
+    for prompt, group in zip(prompts, groups, strict=True):
+        for completion in group:
+            parts = spans(completion)
+            closed = [ids == mark for _, ids in parts]
+            for (sampled, ids), is_behind in zip(parts, [False, *closed], strict=False):
+                assert not sampled or len(ids) <= (24 - 4 - len(mark) if is_behind else 4)
+            assert sum(closed) == sum("</think>" in turn.text for turn in completion.turns)
+            later += sum(closed[2:])
+            expected, _ = plain_logprobs(decoder.policy.model, prompt.token_ids, completion.token_ids, sampling)
+            kept = torch.tensor(completion.sampled)
+            torch.testing.assert_close(torch.tensor(completion.logprobs)[kept], expected[kept], atol=1e-4, rtol=0)
+            assert completion.length == int(kept.sum()) < len(kept)
+    assert later > 3
 
 
 def test_finish_reasons_and_limits(episodes: Any) -> None:
