@@ -130,7 +130,7 @@ def test_templates_whose_calls_or_results_cannot_be_read_are_refused(name: str) 
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize(("name", "opening"), [("qwen3", ""), ("qwen3_5_think", "<think>"), ("qwen3_5_nothink", "")])
+@pytest.mark.parametrize(("name", "opening"), [("qwen3", ""), ("qwen3_5_think", "<think>\n"), ("qwen3_5_nothink", "")])
 def test_a_turn_begins_in_thoughts_where_the_prompt_opens_them(name: str, opening: str) -> None:
     assert between_of(name)[0].opening == opening
 
