@@ -10,6 +10,7 @@ import time
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from math import isnan
 from pathlib import Path
 from typing import Any, Literal
@@ -263,18 +264,11 @@ def score_given(suites: list[Suite], config: Namespace, out: Path) -> tuple[Reco
         samples = suite.data.load("test")
         parts = [part for part in ("sampled", "greedy") if f"{suite.name}/{part}" in given]
         questions = {sample.id for part in parts for sample in match(given[f"{suite.name}/{part}"], samples, part)}
-        openings = {
-            name: group[0].prefill for part in parts for name, group in given[f"{suite.name}/{part}"].items()
-            if group[0].prefill
-        }  # fmt: skip
         prompts = [
-            Prompt(
-                sample, [], prefill=openings.get(sample.id, suite.data.chat.prefill),
-                score_prefill=suite.data.chat.score_prefill,
-            )
+            Prompt(sample, [], prefill=suite.data.chat.prefill, score_prefill=suite.data.chat.score_prefill)
             for sample in samples
             if sample.id in questions
-        ]  # fmt: skip
+        ]
         if len(prompts) < len(samples):
             _log.warning("%s: %d of %d questions have completions", suite.name, len(prompts), len(samples))
         for part in parts:
@@ -291,6 +285,7 @@ def judge_completions(records: Records, suite: Suite, name: str, prompts: list[P
         for first in range(0, len(prompts), QUESTIONS_PER_BATCH):
             batch = prompts[first : first + QUESTIONS_PER_BATCH]
             groups = [given[prompt.sample.id] for prompt in batch]
+            batch = [replace(p, prefill=group[0].prefill or p.prefill) for p, group in zip(batch, groups, strict=True)]
             judged = [prompt.as_judged(group) for prompt, group in zip(batch, groups, strict=True)]
             scores = score_rollout(suite.rewards, judged, [prompt.sample for prompt in batch])
             for p, (prompt, group) in enumerate(zip(batch, groups, strict=True)):

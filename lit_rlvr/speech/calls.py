@@ -129,7 +129,8 @@ def _bare_calls(text: str) -> tuple[str, list[Call]]:
     for match in islice(_JSON_LINE.finditer(text), MAX_ENDINGS):
         calls, end = _json_calls(text, match.end())
         before = text[: match.end()]
-        if calls and _PLACE in without_thoughts(before + _PLACE + text[end:], open_thoughts=True):
+        with_calls, without = (without_thoughts(before + said + text[end:], True) for said in ("calls", ""))
+        if calls and with_calls != without:  # else they are thoughts
             return _WRAPPER.sub("", without_thoughts(before)).strip(), calls
     answer = without_thoughts(text)
     bare = _OUTER_TOKENS.sub("", answer)
@@ -180,19 +181,6 @@ def _tagged_calls(text: str) -> list[Call]:
     return _written_calls(text)
 
 
-def _written_calls(text: str, read: Callable[[Any], list[Call]] | None = None) -> list[Call]:
-    """Read calls as JSON, which may be fenced.
-
-    Args:
-        read: reads the value; by default `_as_calls` does.
-    """
-    try:
-        value = _DECODER.decode(_without_fence(text))
-    except (ValueError, RecursionError) as error:
-        return [Call(problem=f"the call is not valid JSON: {error}")]
-    return (read or _as_calls)(value)
-
-
 def _without_fence(text: str) -> str:
     fenced = _FENCE.match(text.strip())
     return fenced[1] if fenced else text
@@ -226,6 +214,19 @@ def _as_mapped_calls(value: Any) -> list[Call]:
     return [_with_arguments(name, named) for part in parts for name, named in part.items()] or _as_calls(None)
 
 
+def _written_calls(text: str, read: Callable[[Any], list[Call]] = _as_calls) -> list[Call]:
+    """Read calls as JSON, which may be fenced.
+
+    Args:
+        read: reads the value.
+    """
+    try:
+        value = _DECODER.decode(_without_fence(text))
+    except (ValueError, RecursionError) as error:
+        return [Call(problem=f"the call is not valid JSON: {error}")]
+    return read(value)
+
+
 def _with_arguments(name: str, named: Any) -> Call:
     if isinstance(named, str):  # some models quote the object
         try:
@@ -240,7 +241,8 @@ def _with_arguments(name: str, named: Any) -> Call:
 def _python_calls(text: str) -> list[Call]:
     """Read calls as in Python, one on each line, or a list of them."""
     try:
-        lines = [getattr(line, "value", line) for line in _JSONNames().visit(ast.parse(text.strip())).body]
+        parsed = _JSONNames().visit(ast.parse(text.strip()))
+        lines = [line.value if isinstance(line, ast.Expr) else line for line in parsed.body]
         nodes = lines[0].elts if len(lines) == 1 and isinstance(lines[0], ast.List) else lines
         return [_python_call(node) for node in nodes or [None]]
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as error:
@@ -353,8 +355,6 @@ _ANY_MARK = re.sub(r"\?P<\w+>", "?:", MARK.pattern)
 _ENDINGS = {form: re.compile(f"{closing}|(?={opening}|{_ANY_MARK})") for form, (opening, closing, _) in _FORMS.items()}
 _OUTER_TOKENS = re.compile(r"\A(?:\s|<\|\w+\|>)+|(?:(?<!\s)|(?=<))(?:\s|</s>|</tool_call>|<\|\w+\|>)+\Z")
 _JSON_LINE = re.compile(rf'(?:^|{_ANY_MARK})(?:[ \t]|<\|\w+\|>)*(?=[{{\[]\s*(?:\{{\s*)?")', re.MULTILINE)
-_PLACE = "\0"
-"""Stands for calls, to see whether they are thoughts."""
 _WRAPPER = re.compile(r"(?:\s*<[^<>\s]+>(?:assistant)?)+\s*\Z")
 """Tags around all calls of a turn, and gpt-oss's head of one."""
 _PYTHON_LIST = re.compile(r"\[\s*[A-Za-z_][\w.]*\((?:\s*\w+\s*=.*)?\)\s*\]", re.DOTALL)  # Llama 3.2 and 4

@@ -218,6 +218,7 @@ def test_calls_are_found_in_every_form(text: str, calls: list[Call]) -> None:
         ("<call>f(open('x'))</call>", "cannot be read"),
         ("<call>3 + 4</call>", "written as name"),
         ("<call>[]</call>", "written as name"),
+        ("<call>x = f(1)</call>", "written as name"),
         ("<|tools_prefix|>[]<|tools_suffix|>", "must be a JSON object"),
         ("[f(x=y)]", "cannot be read"),
         ("<call>f(**{'x': 1})</call>", "names each of its arguments"),
