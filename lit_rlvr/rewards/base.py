@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from typing import Any
@@ -241,6 +241,28 @@ def check_rewards(rewards: Sequence[Reward]) -> None:
         raise UserError(f"rollout.rewards: two rewards are named {', '.join(twice)}; set `name` on one of them")
     if len(marked := [reward.name for reward in rewards if reward.correct_from]) > 1:
         raise UserError(f"rollout.rewards: correct_from is set on {', '.join(marked)}; mark only one")
+
+
+REWARD_COLUMNS = ("data_source", "dataset")
+"""The columns by which verl and open-instruct choose the reward of a row."""
+
+
+def row_weights(sample: Sample, weights: Mapping[str, float]) -> dict[str, float]:
+    """Return the rewards that judge completions of a row, each with its weight.
+
+    These are the row's own (`Sample.rewards`), else the one that a column of verl's or open-instruct's data names, else
+    all.
+
+    Args:
+        weights: all rewards -> their own weights.
+    """
+    named = sample.rewards
+    if named is None:
+        cells = [sample.row.get(column) for column in REWARD_COLUMNS]
+        names = [cell for cell in cells if isinstance(cell, str) and cell in weights]
+        named = dict.fromkeys(names[:1] or weights)
+    own = {name: named[name] for name in weights if name in named}
+    return {name: weights[name] if weight is None else weight for name, weight in own.items()}
 
 
 def check_prefills(rewards: Sequence[Reward], prefill: str, is_scored: bool) -> None:

@@ -113,7 +113,6 @@ def rollout_metrics(
     sums = {
         "rollout/length": rollout.lengths.sum(),
         "rollout/truncated": rollout.truncated.sum(),
-        **{f"reward/{name}/parse_fail": part.sum() for name, part in rollout.unreadable.items()},
         **{f"reward/status/{s}": torch.tensor(float(statuses[s])) for s in STATUSES if s != "ok"},
         **thought_counts(rollout, tokenizer),
         "size": torch.tensor(size),
@@ -129,6 +128,7 @@ def rollout_metrics(
         "rewarded": rewarded.sum(),
         "rewards": (rollout.rewards * rewarded).sum(),
         **{f"sum/{name}": part.nansum() for name, part in rollout.parts.items()},
+        **{f"sum/{name}/parse_fail": part.sum() for name, part in rollout.unreadable.items()},
         **{f"given/{name}": (~part.isnan()).sum() for name, part in rollout.parts.items()},
     }
     total = dict(zip(sums, all_sum(torch.stack([v.double() for v in sums.values()])).tolist(), strict=True))
@@ -137,7 +137,10 @@ def rollout_metrics(
     counts = {f"rollout/{name}": total.pop(f"rollout/{name}") for name in names}
     means = {"rollout/reward": (total.pop("rewards"), total.pop("rewarded"))}
     means["rollout/accuracy"] = (counts["rollout/correct_count"], total.pop("counted"))
-    means |= {f"reward/{name}": (total.pop(f"sum/{name}"), total.pop(f"given/{name}")) for name in rollout.parts}
+    for name in rollout.parts:
+        given = total.pop(f"given/{name}")
+        of_reward = (name, f"{name}/parse_fail")
+        means |= {f"reward/{key}": (total.pop(f"sum/{key}"), given) for key in of_reward if f"sum/{key}" in total}
     known = {name: value / number if number else math.nan for name, (value, number) in means.items()}
     if total.pop("thinking"):
         total["rollout/answer_tokens"] = tokens - total["rollout/thought_tokens"]

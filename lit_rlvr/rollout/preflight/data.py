@@ -37,7 +37,7 @@ def check_data(rollout: RolloutSettings, module: RLVRModule, data: PromptDataMod
             f"rollout.evaluation.samples: there is no validation set {name!r}; the sets are {', '.join(names)}"
             for name in unknown
         ),
-        lambda: check_selection(rollout, module),
+        lambda: check_selection(rollout, module, data),
         lambda: check_unrewarded(rollout, module, data),
         *(partial(check_prefills, rollout.rewards, d.opening, d.chat.score_prefill) for d in data.validated),
         lambda: check_whole_rollouts(rollout, module, data),
