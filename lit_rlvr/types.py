@@ -284,7 +284,7 @@ class Completion:
         outcome: the environment's judgement of the episode, or its failure; None without a judgement.
         judged: the results of reward functions that get the environment, by name.
         pixels: the images of the observations, in the order of their placeholders in `token_ids`.
-        versions: for each sampled token, the label of the weights that sampled it, from engines that can mix them; ()
+        labels: for each sampled token, the label of the weights that sampled it, from engines that can mix them; ()
             = those of the last sync.
         stale_cache: for each sampled token, True if it follows keys and values that older weights may have made; () =
             none does.
@@ -304,7 +304,7 @@ class Completion:
     outcome: RewardResult | None = None
     pixels: Pixels | None = None
     judged: Mapping[str, RewardResult] = field(default_factory=dict)
-    versions: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
     stale_cache: tuple[bool, ...] = ()
     prefill: str = ""
     routes: Tensor | None = field(default=None, repr=False, compare=False)

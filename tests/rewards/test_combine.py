@@ -15,7 +15,8 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import Reward, score_rollout
 from lit_rlvr.rewards.combine import BackgroundScoring
 from lit_rlvr.rewards.gold_answers import check_references
-from lit_rlvr.rollout.assemble import assemble, rollout_metrics
+from lit_rlvr.rollout.assemble import assemble
+from lit_rlvr.rollout.metrics import rollout_metrics
 from lit_rlvr.training.groups import gather_groups
 from lit_rlvr.types import Completion, Prompt, RewardResult, Sample, Sampling
 

@@ -17,16 +17,9 @@ from two_ranks import in_two_ranks
 
 from lit_rlvr.algorithms import AAPO, GRPO, GRPOLead, Reinforce
 from lit_rlvr.policy.loading import load_image_processor
-from lit_rlvr.rollout.assemble import (
-    GroupSummary,
-    balance,
-    even_out,
-    gather_summaries,
-    group_tokens,
-    join,
-    take,
-    without_patches,
-)
+from lit_rlvr.rollout.assemble import join, take
+from lit_rlvr.rollout.balance import balance, even_out, without_patches
+from lit_rlvr.rollout.summaries import GroupSummary, gather_summaries, group_tokens
 from lit_rlvr.types import Rollout
 
 
