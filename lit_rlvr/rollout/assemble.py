@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,12 @@ from torch.nn.functional import pad
 from lit_rlvr.advantages.base import impute
 from lit_rlvr.rewards.combine import Scores
 from lit_rlvr.types import Completion, Prompt, Rollout, Sampling, Status, pad_completions
+
+LIST_FIELDS = ("prompts", "completions", "statuses", "repeats")
+TOKEN_FIELDS = ("token_ids", "mask", "rollout_logprobs", "versions", "stale_cache")
+GROUP_FIELDS = ("rewards", "correct", "judged", "reference_rewards")
+DICT_FIELDS = ("parts", "unreadable")
+"""The fields of a rollout that groups have: lists of P; tensors (B, T) and (P, G), or None; dicts of tensors (P, G)."""
 
 
 def assemble(
@@ -76,53 +83,32 @@ def tokens_in_loss(
 
 def join(first: Rollout, second: Rollout) -> Rollout:
     """Concatenate two rollouts with the same sampling and group size."""
-    width = max(first.token_ids.shape[1], second.token_ids.shape[1])
 
-    def stack(name: str) -> Tensor:
-        parts = [getattr(rollout, name) for rollout in (first, second)]  # (B, T) each
-        return torch.cat([pad(part, (0, width - part.shape[1])) for part in parts])
+    def stack(upper: Tensor | None, lower: Tensor | None) -> Tensor | None:
+        if upper is None or lower is None:
+            return None
+        width = max(upper.shape[1], lower.shape[1])  # T, or G of both
+        return torch.cat([pad(part, (0, width - part.shape[1])) for part in (upper, lower)])
 
-    return replace(
-        first,
-        prompts=first.prompts + second.prompts,
-        completions=first.completions + second.completions,
-        token_ids=stack("token_ids"),
-        mask=stack("mask"),
-        rollout_logprobs=stack("rollout_logprobs"),
-        rewards=torch.cat([first.rewards, second.rewards]),
-        correct=torch.cat([first.correct, second.correct]),
-        judged=torch.cat([first.judged, second.judged]),
-        parts={name: torch.cat([part, second.parts[name]]) for name, part in first.parts.items()},
-        unreadable={name: torch.cat([part, second.unreadable[name]]) for name, part in first.unreadable.items()},
-        statuses=first.statuses + second.statuses,
-        repeats=first.repeats + second.repeats,
-        versions=None if first.versions is None else stack("versions"),
-        stale_cache=None if first.stale_cache is None else stack("stale_cache"),
-        reference_rewards=None
-        if first.reference_rewards is None or second.reference_rewards is None
-        else torch.cat([first.reference_rewards, second.reference_rewards]),
-    )
+    joined: dict[str, Any] = {}
+    for name in (*LIST_FIELDS, *TOKEN_FIELDS, *GROUP_FIELDS, *DICT_FIELDS):
+        upper, lower = getattr(first, name), getattr(second, name)
+        if name in LIST_FIELDS:
+            joined[name] = upper + lower
+        elif name in DICT_FIELDS:
+            joined[name] = {key: stack(part, lower[key]) for key, part in upper.items()}
+        else:
+            joined[name] = stack(upper, lower)
+    return replace(first, **joined)
 
 
 def take(rollout: Rollout, p: int) -> Rollout:
     """Return a rollout of one group alone, with copies of its tensors: a view would be sent with its whole tensor."""
-    rows, reference = slice(p * rollout.group_size, (p + 1) * rollout.group_size), rollout.reference_rewards
-    return replace(
-        rollout,
-        prompts=[rollout.prompts[p]],
-        completions=[rollout.completions[p]],
-        token_ids=rollout.token_ids[rows].clone(),
-        mask=rollout.mask[rows].clone(),
-        rollout_logprobs=rollout.rollout_logprobs[rows].clone(),
-        rewards=rollout.rewards[p, None].clone(),
-        correct=rollout.correct[p, None].clone(),
-        judged=rollout.judged[p, None].clone(),
-        parts={name: part[p, None].clone() for name, part in rollout.parts.items()},
-        unreadable={name: part[p, None].clone() for name, part in rollout.unreadable.items()},
-        statuses=[rollout.statuses[p]],
-        repeats=rollout.repeats[p : p + 1],
-        versions=None if rollout.versions is None else rollout.versions[rows].clone(),
-        stale_cache=None if rollout.stale_cache is None else rollout.stale_cache[rows].clone(),
-        reference_rewards=None if reference is None else reference[p, None].clone(),
-        kept=None,
-    )
+    group, rows = slice(p, p + 1), slice(p * rollout.group_size, (p + 1) * rollout.group_size)
+    taken: dict[str, Any] = {name: getattr(rollout, name)[group] for name in LIST_FIELDS}
+    for name in (*TOKEN_FIELDS, *GROUP_FIELDS):
+        values = getattr(rollout, name)
+        taken[name] = None if values is None else values[rows if name in TOKEN_FIELDS else group].clone()
+    for name in DICT_FIELDS:
+        taken[name] = {key: part[group].clone() for key, part in getattr(rollout, name).items()}
+    return replace(rollout, **taken, kept=None)
