@@ -17,7 +17,7 @@ from lit_rlvr.common.seeds import run_seed
 from lit_rlvr.common.settings import init_arguments, snake_case, with_class_defaults
 from lit_rlvr.datamodules.reading.assistant_turns import Part, TrainedTurns, split_turns
 from lit_rlvr.datamodules.reading.bad_row import BadRow
-from lit_rlvr.datamodules.reading.cells import as_answers, parse_text
+from lit_rlvr.datamodules.reading.cells import as_answers, as_object, parse_text
 from lit_rlvr.datamodules.reading.chat import Chat, break_up, special_tokens
 from lit_rlvr.datamodules.reading.checks import (
     FIELDS,
@@ -109,8 +109,9 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         test: test rows, in the same form as `train`.
         validation_split: without `validation`, hold out this many training rows (an integer) or this share of them (a
             fraction) for validation, drawn by `seed` alone, so that runs with other seeds hold out the same rows.
-        columns: which column holds `prompt`, `answer`, `image`, `video`, `id`, `category` and `options` (of a
-            multiple-choice question); write nested columns as `metadata.subject`. An omitted field is read from the
+        columns: which column holds `prompt`, `answer`, `image`, `video`, `id`, `category`, `options` (of a
+            multiple-choice question) and `reward` (the names of the rewards that judge the row: one, a list, or a dict
+            of name: weight); write nested columns as `metadata.subject`. An omitted field but `reward` is read from the
             column of the same name. Images are paths, bytes, base64 or what `datasets` stores, and videos also lists of
             frames; `<image>` and `<video>` in the prompt mark their places.
         reading: which rows are used, and how.
@@ -228,8 +229,10 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         if self.columns or not self.layouts:
             return map_columns(row, self.columns or {}, fallback_id, source, self.optional, self.reading.answers)
         fields = {"id": fallback_id, **self.read_layout(row, source)}
-        answer, *aliases = as_answers(fields.pop("answer"), self.reading.answers)
-        return Sample(**fields, answer=answer, aliases=tuple(aliases), row=row, source=source)
+        cell = fields.pop("answer")
+        answer, *aliases = as_answers(cell, self.reading.answers)
+        whole = as_object(cell) if self.reading.answers == "object" else None
+        return Sample(**fields, answer=answer, aliases=tuple(aliases), row=row, source=source, answer_object=whole)
 
     def read_layout(self, row: DataRow, source: str) -> Any:
         """Read a row with its file's layout: the first of `layouts` that fits one of the file's rows.

@@ -76,6 +76,7 @@ class Sample:
         options: the options of a multiple-choice question, in the order A, B, ...
         aliases: other reference answers, each as right as `answer`.
         closing_turns: the assistant's messages at the end of the row's conversation, which `prompt` lacks.
+        answer_object: the reference answer as the data hold it, for rewards that read lists and dicts; None = `answer`.
         dataset: the name of the set that the row is of.
         rewards: the rewards that judge completions of this row -> their weights, None for a reward's own; None = all.
     """
@@ -90,8 +91,14 @@ class Sample:
     options: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     closing_turns: tuple[dict[str, Any], ...] = ()
+    answer_object: Any = None
     dataset: str = ""
     rewards: Mapping[str, float | None] | None = None
+
+    @property
+    def label(self) -> Any:
+        """The reference answer for a reward function: an object where the data hold one, else text."""
+        return self.answer if self.answer_object is None else self.answer_object
 
     @property
     def references(self) -> tuple[str, ...]:
@@ -277,7 +284,7 @@ class Completion:
         outcome: the environment's judgement of the episode, or its failure; None without a judgement.
         judged: the results of reward functions that get the environment, by name.
         pixels: the images of the observations, in the order of their placeholders in `token_ids`.
-        versions: for each sampled token, the label of the weights that sampled it, from engines that can mix them; ()
+        labels: for each sampled token, the label of the weights that sampled it, from engines that can mix them; ()
             = those of the last sync.
         stale_cache: for each sampled token, True if it follows keys and values that older weights may have made; () =
             none does.
@@ -297,7 +304,7 @@ class Completion:
     outcome: RewardResult | None = None
     pixels: Pixels | None = None
     judged: Mapping[str, RewardResult] = field(default_factory=dict)
-    versions: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
     stale_cache: tuple[bool, ...] = ()
     prefill: str = ""
     routes: Tensor | None = field(default=None, repr=False, compare=False)
@@ -522,7 +529,7 @@ class Rollout:
         reference_rewards: (P, G) float, rewards of the reference model's completions, NaN where it has none; None
             without them.
         advantages: (P, G) float, which the algorithm fills in.
-        weights: name -> the weight of each of `parts`.
+        weights: name -> the weight of each of `parts`, where a row does not give another.
         unreadable: name -> (P, G) bool, True = that reward found no answer to judge (status "parse_fail").
         kept: the groups to train on, numbered over all ranks, if dynamic sampling dropped some; None = all.
         repeats: how often each prompt occurred earlier in the iteration.

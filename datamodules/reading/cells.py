@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 from collections.abc import Mapping
 from datetime import date, time
@@ -12,7 +13,7 @@ from typing import Any, Literal
 
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 
-Answers = Literal["any", "all"]
+Answers = Literal["any", "all", "object"]
 
 _TEXT = r"""'(?:[^'\\\n]|\\.)*+'|"(?:[^"\\\n]|\\.)*+\""""
 _NUMPY_TEXTS = re.compile(rf"\[\s*+(?:{_TEXT})(?:\s*+(?:{_TEXT}))++\s*+\]")
@@ -51,6 +52,31 @@ def parse_text(value: Any) -> Any:
             continue
         return found if isinstance(found, list | dict) else value
     return value
+
+
+def as_object(value: Any) -> Any:
+    """Return the list or dict of a cell or of the text in it, with Python values; any other value as it is."""
+    value = parse_text(as_python(value))
+    if isinstance(value, Mapping):
+        return {key: as_object(inner) for key, inner in value.items()}
+    return [as_object(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def as_reward_weights(value: Any, field: str = "reward") -> dict[str, float | None] | None:
+    """Read a cell as the rewards that judge a row: a name, a list of names, or a dict of name -> weight; None = blank.
+
+    Raises:
+        BadRow: it has another form, or a weight is not a finite number.
+    """
+    value = as_object(value)
+    if is_blank(value):
+        return None
+    names = dict(value) if isinstance(value, Mapping) else dict.fromkeys(value if isinstance(value, list) else [value])
+    for name, weight in names.items():
+        is_number = isinstance(weight, int | float) and math.isfinite(weight)
+        if not isinstance(name, str) or not (weight is None or is_number):
+            raise BadRow("expected a reward's name, a list of names, or a dict of name: weight", field)
+    return names
 
 
 def _printed_array(text: str) -> list[str]:
@@ -102,13 +128,16 @@ def as_answers(value: Any, how: Answers = "any", field: str = "answer") -> tuple
     `ANSWER_KEYS` and perhaps `ALIAS_KEYS`. A text in <answer> tags loses them.
 
     Args:
-        how: "all": a list is one answer, its items joined by ", ", and a text is never a list.
+        how: "all": a list is one answer, its items joined by ", ", and a text is never a list; "object": the answer is
+            the JSON text of a cell that holds a list or a dict.
         field: the field's name in errors.
 
     Raises:
         BadRow: there is no answer, or a list holds lists.
     """
-    answers = [as_text(value, field)] if how == "all" else _answers(as_python(value), field)
+    if how == "object" and isinstance(value := as_object(value), list | dict) and value:
+        return (json.dumps(value, ensure_ascii=False, default=str),)
+    answers = _answers(as_python(value), field) if how == "any" else [as_text(value, field)]
     return tuple(dict.fromkeys(without_tags(answer, field) for answer in answers))
 
 
@@ -119,7 +148,11 @@ def _answers(value: Any, field: str) -> list[str]:
         key = next((key for key in ANSWER_KEYS if not is_blank(value.get(key))), None)
         if key is None:
             known = ", ".join(ANSWER_KEYS)
-            raise BadRow(f"a dict without an answer; the known keys are {known}, or map COLUMN.KEY", field)
+            raise BadRow(
+                f"a dict without an answer; the known keys are {known}. Map COLUMN.KEY, or set `data.reading.answers: "
+                "object` for a reward that reads the whole",
+                field,
+            )
         value = [value[key], *(value[name] for name in ALIAS_KEYS if not is_blank(value.get(name)))]
         return [answer for part in value for answer in _answers(as_python(part), field)]
     if not isinstance(value, list | tuple):

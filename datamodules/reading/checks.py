@@ -10,7 +10,7 @@ from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.errors import UserError, defined_at, type_text
 from lit_rlvr.types import Sample
 
-FIELDS = ("prompt", "answer", "image", "video", "id", "category", "options")
+FIELDS = ("prompt", "answer", "image", "video", "id", "category", "options", "reward")
 """The fields that `columns` can map by default."""
 
 
@@ -33,6 +33,7 @@ FIELD_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "source": (str, "text"),
     "options": (tuple, "a tuple of texts"),
     "aliases": (tuple, "a tuple of texts"),
+    "rewards": ((Mapping, type(None)), "a dict of reward -> weight, or None"),
 }
 """Field of a `Sample` -> its type, and that type's name in messages."""
 

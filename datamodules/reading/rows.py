@@ -12,7 +12,16 @@ from typing import Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_rlvr.datamodules.reading.bad_row import BadRow
-from lit_rlvr.datamodules.reading.cells import Answers, as_answers, as_text, is_blank, lookup, parse_text
+from lit_rlvr.datamodules.reading.cells import (
+    Answers,
+    as_answers,
+    as_object,
+    as_reward_weights,
+    as_text,
+    is_blank,
+    lookup,
+    parse_text,
+)
 from lit_rlvr.datamodules.reading.conversations import Messages, as_conversation, text_of, without_closing_turns
 from lit_rlvr.datamodules.reading.images import ImageOptions, as_images, as_videos, check_media, with_images
 from lit_rlvr.datamodules.reading.options import read_options
@@ -117,6 +126,8 @@ def map_columns(
         source=source,
         options=read_options(cell("options")).texts,
         aliases=tuple(aliases),
+        rewards=as_reward_weights(cell("reward")) if "reward" in columns else None,
+        answer_object=as_object(answer) if answers == "object" else None,
     )
 
 

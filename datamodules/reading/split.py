@@ -27,7 +27,8 @@ class ReadingOptions:
 
     Args:
         answers: meaning of a list of answers (or of the text of a list of texts): `any` of them is right, or one answer
-            has to give `all` of them, joined by commas.
+            has to give `all` of them, joined by commas. With `object` the cell, a list or dict or JSON text of one, is
+            the reference of a reward that reads it, as `sample.answer_object`.
         limit: train on at most this many rows, drawn by `seed` after the validation rows are held out.
         max_bad_rows: largest share of unusable rows (no answer, empty prompt, broken JSON line) in a file. They are
             skipped and counted up to this share; a file with more of them is refused.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import update_wrapper
 from typing import Any, Literal, TypeVar
@@ -31,7 +31,7 @@ class GroupBatch:
         lengths: sampled tokens of each completion.
         parts: each reward by its name, before its weight; NaN where it does not judge the completion. Only for
             estimators with `needs_parts`; else None.
-        weights: the weight of each of `parts`.
+        weights: the weight of each of `parts`; (P, 1) where rows may differ.
         rewarded: bool, False = a completion without a reward, which is out of the loss and of all statistics; by
             default all have one.
         judged: bool, False = no reward says whether the completion is right; by default one says it of all.
@@ -44,7 +44,7 @@ class GroupBatch:
     reference_rewards: Tensor | None = None
     lengths: Tensor | None = None
     parts: dict[str, Tensor] | None = None
-    weights: dict[str, float] | None = None
+    weights: Mapping[str, float | Tensor] | None = None
     rewarded: Tensor = None  # type: ignore[assignment]
     judged: Tensor = None  # type: ignore[assignment]
     mask: Tensor | None = None

@@ -102,7 +102,7 @@ class RolloutEngine(ChecksArguments, ABC):
     recompute_cache: bool = True
 
     @property
-    def version(self) -> str:
+    def label(self) -> str:
         """The label of the last sync's weights, if completions name those that sampled them."""
         return ""
 

@@ -123,7 +123,7 @@ class VLLMServerEngine(RolloutEngine):
         return self._dtype
 
     @property
-    def version(self) -> str:
+    def label(self) -> str:
         """The label of the last sync's weights."""
         return f"{self._run}-{self._syncs}"
 
@@ -241,14 +241,14 @@ class VLLMServerEngine(RolloutEngine):
                 _log.warning("a weight update failed: %s; trying again with the servers that answer", failures[0])
             servers = self._answering()
             failure = crash_of(
-                lambda: self.transfer.send(servers, weights, self._dtype, self.version, frozen, adapter)  # noqa: B023
+                lambda: self.transfer.send(servers, weights, self._dtype, self.label, frozen, adapter)  # noqa: B023
             )
             failures = [text for text in gather_objects(failure) if text]
             if not failures:
                 for replica in self._replicas:
                     if replica.server in servers:
                         replica.failure = None
-                self._salt = self.version
+                self._salt = self.label
                 return
         raise ServerError(failures[0].removeprefix("ServerError: "))  # on all ranks, which then restart
 
@@ -290,7 +290,7 @@ class VLLMServerEngine(RolloutEngine):
                 if replica.failure in (None, NO_WEIGHTS):
                     self._restore_server(replica.server)
                     replica.failure = None
-            self._salt = self.version
+            self._salt = self.label
 
     def _take_back(self, server: VLLMServer) -> None:
         """Check a server that came back, and give it the last sync's weights.
@@ -306,11 +306,11 @@ class VLLMServerEngine(RolloutEngine):
     def _restore_server(self, server: VLLMServer) -> None:
         """Give a restarted server the last sync's weights, unless an earlier rank does."""
         began = time.monotonic()
-        while server.version() != self.version:
+        while server.version() != self.label:
             waited = time.monotonic() - began
             its_turn = waited >= rank() * RANK_SECONDS and not server.is_paused()
             if rank() == 0 or its_turn or waited > server.timeout:
-                self.transfer.restore(server, self.version)
+                self.transfer.restore(server, self.label)
                 return
             time.sleep(WAIT_POLL)
 
@@ -391,7 +391,7 @@ class VLLMServerEngine(RolloutEngine):
     def _weight_fields(self) -> dict[str, Any]:
         """Return the fields of a request that name weights: the adapters, unless they are merged, and those whose keys
         and values it may use, unless there are no others."""
-        adapter = {"model": self.version} if self._names_adapter else {}
+        adapter = {"model": self.label} if self._names_adapter else {}
         return adapter if self.recompute_cache else adapter | {"cache_salt": self._salt}
 
     async def _input(self, prompt: Prompt, pngs: _PNGs) -> dict[str, Any]:
@@ -409,7 +409,7 @@ class VLLMServerEngine(RolloutEngine):
         for span in choice["weight_versions"] or []:
             labels[span["start"] : span["end"]] = [span["version"]] * (span["end"] - span["start"])
         stale = () if salt is None else tuple(label != salt for label in labels)  # other weights came meanwhile
-        return replace(turn, versions=tuple(labels), stale_cache=stale)
+        return replace(turn, labels=tuple(labels), stale_cache=stale)
 
     def close(self) -> None:
         if self._loop is not None:

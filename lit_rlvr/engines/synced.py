@@ -236,7 +236,7 @@ class SyncedEngine:
         every = self._safeguards.probe_every
         due = first or (every > 0 and self._syncs % every == 0)
         self._send(policy, prompts if due else None, sampling)
-        self._version = self.synced_versions[self.engine.version] = version
+        self._version = self.synced_versions[self.engine.label] = version
 
     def restart_if(self, crash: str | None, prompts: Sequence[Prompt], sampling: Sampling) -> None:
         """Take note of how `generate_stream` ended: restart and probe the engine if it crashed (None = it did not).
@@ -272,7 +272,7 @@ class SyncedEngine:
         found: dict[int, list[Completion]] = {}
 
         def keep(p: int, group: list[Completion]) -> None:
-            self.check_versions(group)
+            self.check_labels(group)
             if p not in found:
                 found[p] = group
                 if done is not None:
@@ -284,7 +284,7 @@ class SyncedEngine:
             more: dict[str, Any] = {} if turns is None else {"turns": turns}  # an engine may know single turns only
             groups = self.engine.generate(prompts, sampling, seeds, keep, **more)
             for group in groups:  # an engine need not report them before
-                self.check_versions(group)
+                self.check_labels(group)
             found.update(dict(enumerate(groups)) | before)
             self._has_generated |= bool(groups)
 
@@ -294,14 +294,14 @@ class SyncedEngine:
             self._restarts = 0
         return [found[p] for p in range(len(prompts))]
 
-    def check_versions(self, group: list[Completion]) -> None:
+    def check_labels(self, group: list[Completion]) -> None:
         """Refuse tokens that other weights than the last sync's sampled: the engine was restarted, or somebody else
         uses it. Raising restores the weights, as after a crash."""
-        held = {version for completion in group for version in completion.versions}
-        if held - {self.engine.version}:
+        held = {label for completion in group for label in completion.labels}
+        if held - {self.engine.label}:
             raise RuntimeError(
                 f"it answered with other weights ({', '.join(sorted(held))}) than those of the last sync "
-                f"({self.engine.version})"
+                f"({self.engine.label})"
             )
 
     def sleep(self) -> None:

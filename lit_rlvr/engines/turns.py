@@ -241,7 +241,7 @@ class ThoughtBudget(Turns):
         return replace(
             read_completion(self._tokenizer, ids, logprobs, not turn.truncated),
             sampled=sum(sampled, ()) if written else (),
-            versions=thoughts.versions + turn.versions,
+            labels=thoughts.labels + turn.labels,
             stale_cache=thoughts.stale_cache + turn.stale_cache,
             routes=turn.routes,
         )

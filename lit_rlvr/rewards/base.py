@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from typing import Any
@@ -243,10 +243,36 @@ def check_rewards(rewards: Sequence[Reward]) -> None:
         raise UserError(f"rollout.rewards: correct_from is set on {', '.join(marked)}; mark only one")
 
 
+REWARD_COLUMNS = ("data_source", "dataset")
+"""The columns by which verl and open-instruct choose the reward of a row."""
+
+
+def row_weights(sample: Sample, weights: Mapping[str, float]) -> dict[str, float]:
+    """Return the rewards that judge completions of a row, each with its weight.
+
+    These are the row's own (`Sample.rewards`), else the one that a column of verl's or open-instruct's data names, else
+    all.
+
+    Args:
+        weights: all rewards -> their own weights.
+    """
+    named = sample.rewards
+    if named is None:
+        cells = [sample.row.get(column) for column in REWARD_COLUMNS]
+        names = [cell for cell in cells if isinstance(cell, str) and cell in weights]
+        named = dict.fromkeys(names[:1] or weights)
+    own = {name: named[name] for name in weights if name in named}
+    return {name: weights[name] if weight is None else weight for name, weight in own.items()}
+
+
 def check_prefills(rewards: Sequence[Reward], prompts: Iterable[Prompt]) -> None:
-    """Let each reward look at everything that begins an answer in a prompt and is not part of its text."""
-    for prefill in dict.fromkeys(prompt.prefill for prompt in prompts if prompt.prefill and not prompt.score_prefill):
-        for reward in rewards:
+    """Let each reward look at everything that begins an answer in a prompt that it judges, and is not part of its
+    text."""
+    weights = {reward.name: reward.weight for reward in rewards}
+    begun = (prompt for prompt in prompts if prompt.prefill and not prompt.score_prefill)
+    seen = dict.fromkeys((name, prompt.prefill) for prompt in begun for name in row_weights(prompt.sample, weights))
+    for reward in rewards:
+        for prefill in (prefill for name, prefill in seen if name == reward.name):
             reward.check_prefill(prefill)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lit_rlvr.distributed.collectives import gather_objects
 from lit_rlvr.errors import UserError, shown
-from lit_rlvr.rewards.base import Reward, check_rewards
+from lit_rlvr.rewards.base import Reward, check_rewards, row_weights
 from lit_rlvr.types import Completion, Pair, Prompt, RewardResult, Sample, Status
 
 _log = logging.getLogger("lit_rlvr")
@@ -29,6 +29,7 @@ Judgements = dict[str, list[RewardResult]]  # a reward's name -> its results, on
 SEVERITY: tuple[Status, ...] = ("unjudged", "ok", "parse_fail", "timeout", "error")
 """An unjudged reward leaves the completion to the others, so its status counts only where all are unjudged."""
 
+NOT_JUDGED = RewardResult(0.0, None, "unjudged")
 VALUES: dict[str, float] = {"error": 0.0, "unjudged": math.nan}
 """The values of results without a judgement."""
 
@@ -89,31 +90,39 @@ def score_rollout(rewards: Sequence[Reward], completions: list[list[Completion]]
     Raises:
         UserError: see `combine`.
     """
-    groups, width = len(completions), len(completions[0]) if completions else 0
+    width = len(completions[0]) if completions else 0
     pairs = [(c, sample) for group, sample in zip(completions, samples, strict=True) for c in group]
-    return combine(rewards, judge(rewards, pairs), groups, width)
+    return combine(rewards, judge(rewards, pairs), samples, width)
 
 
-def judge(rewards: Sequence[Reward], pairs: Sequence[Pair]) -> Judgements:
+def judge(rewards: Sequence[Reward], pairs: Sequence[Pair], whole_rollout: bool | None = None) -> Judgements:
     """Return the results of each reward for some completions, by the reward's name.
 
-    A completion whose environment failed is not judged: all rewards get that failure.
+    A completion whose environment failed is not judged: all rewards get that failure. A reward that is not of the
+    completion's row (`row_weights`) does not judge it.
+
+    Args:
+        whole_rollout: only the rewards that judge whole rollouts (True), or only the others; None = all.
 
     Raises:
         UserError: a reward changed a setting of torch that training reads.
     """
-    good = [k for k, (completion, _) in enumerate(pairs) if not _failure(completion)]
+    failures = {k: failure for k, (completion, _) in enumerate(pairs) if (failure := _failure(completion))}
+    weights = {reward.name: reward.weight for reward in rewards}
+    of_rows = {id(sample): row_weights(sample, weights) for _, sample in pairs}
     found: Judgements = {}
     for reward in rewards:
-        judged = [pairs[k] for k in good]
+        if whole_rollout not in (None, reward.whole_rollout):
+            continue
+        own = [k for k, (_, sample) in enumerate(pairs) if k not in failures and reward.name in of_rows[id(sample)]]
         before = [get() for get in TORCH_SETTINGS]
-        said = dict(zip(good, reward.score(judged), strict=True))
+        results = dict(zip(own, reward.score([pairs[k] for k in own]), strict=True))
         if changed := [get.__name__ for get, was in zip(TORCH_SETTINGS, before, strict=True) if get() != was]:
             raise UserError(
                 f"reward {reward.dotted_path} changed torch.{changed[0]}(), which training uses; restore the setting "
                 "before it returns"
             )
-        found[reward.name] = [said.get(k) or _failure(completion) for k, (completion, _) in enumerate(pairs)]  # type: ignore[misc]
+        found[reward.name] = [results.get(k) or failures.get(k) or NOT_JUDGED for k in range(len(pairs))]
     return found
 
 
@@ -123,13 +132,13 @@ def _failure(completion: Completion) -> RewardResult | None:
     return outcome if outcome is not None and outcome.status in ("timeout", "error") else None
 
 
-def combine(rewards: Sequence[Reward], results: Judgements, groups: int, width: int) -> Scores:
-    """Return scores of P = `groups` groups of G = `width` completions from each reward's results for all P * G.
+def combine(rewards: Sequence[Reward], results: Judgements, samples: Sequence[Sample], width: int) -> Scores:
+    """Return scores of G = `width` completions of each of P samples from each reward's results for all P * G.
 
-    `correct` comes from the reward with `correct_from`, else from the first that reports it, else from the first. If
-    that reward reports it for some completions only, it counts as failed on the others (status "error"); if it reports
-    it for none, its value 1 is correct. Of a completion that it does not judge (status "unjudged"), `correct` comes
-    from the first reward that reports it there.
+    Among the rewards of a row, `correct` comes from the one with `correct_from`, else from the first that reports it,
+    else from the first. If that reward reports it for some completions only, it counts as failed on the others (status
+    "error"); if it reports it for none, its value 1 is correct. Of a completion that it does not judge (status
+    "unjudged"), `correct` comes from the first reward that reports it there.
 
     Raises:
         UserError: no reward, two of the same name, or two marked `correct_from`.
@@ -138,8 +147,16 @@ def combine(rewards: Sequence[Reward], results: Judgements, groups: int, width: 
     stopped = [
         any(r.status == "timeout" and r.correct is None for r in row) for row in zip(*results.values(), strict=True)
     ]
-    judging = _correct_source(rewards, results)
-    results = results | {judging: _with_correct(judging, results[judging])}
+    groups, weights = len(samples), {reward.name: reward.weight for reward in rewards}
+    of_rows = [row_weights(sample, weights) for sample in samples]  # P
+    results = {name: [*column] for name, column in results.items()}
+    judging = [rewards[0].name] * groups * width  # B, the reward that says whether a completion is right
+    for names in {tuple(own) for own in of_rows if own}:
+        own_rows = [b for b in range(len(judging)) if tuple(of_rows[b // width]) == names]
+        columns = {name: [results[name][b] for b in own_rows] for name in names}
+        source = _correct_source([reward for reward in rewards if reward.name in names], columns)
+        for b, result in zip(own_rows, _with_correct(source, columns[source]), strict=True):
+            judging[b], results[source][b] = source, result
 
     rows = [dict(zip(results, said, strict=True)) for said in zip(*results.values(), strict=True)]  # B
     worst = [max((result.status for result in row.values()), key=SEVERITY.index) for row in rows]
@@ -148,8 +165,11 @@ def combine(rewards: Sequence[Reward], results: Judgements, groups: int, width: 
         return torch.tensor(values, dtype=torch.float32).reshape(groups, width)  # (B,) -> (P, G)
 
     parts = {name: table([VALUES.get(r.status, r.value) for r in column]) for name, column in results.items()}
-    weighted = (reward.weight * parts[reward.name].nan_to_num() for reward in rewards)
-    correct = [_correct(row, judging, status) for row, status in zip(rows, worst, strict=True)]  # B
+    weighted = (
+        torch.tensor([own.get(name, 0.0) for own in of_rows]).reshape(groups, 1) * parts[name].nan_to_num()
+        for name in weights
+    )
+    correct = [_correct(*of_row) for of_row in zip(rows, judging, worst, strict=True)]  # B
     return Scores(
         rewards=sum(weighted, torch.zeros(groups, width)),
         correct=table([float(bool(right)) for right in correct]),
@@ -159,7 +179,7 @@ def combine(rewards: Sequence[Reward], results: Judgements, groups: int, width: 
         failed=table([float(status == "error") for status in worst]).bool(),
         stopped=table([float(late) for late in stopped]).bool(),
         details=[rows[p * width : (p + 1) * width] for p in range(groups)],
-        weights={reward.name: reward.weight for reward in rewards},
+        weights=weights,
     )
 
 
@@ -332,15 +352,14 @@ class BackgroundScoring:
             UserError: see `combine`.
         """
         early = [self.result(key) for key in keys]
-        late = [reward for reward in self._rewards if reward.whole_rollout]
-        found = judge(late, [pair for key in keys for pair in self._pairs[key]])
+        found = judge(self._rewards, [pair for key in keys for pair in self._pairs[key]], whole_rollout=True)
         results = {
             reward.name: found[reward.name]
             if reward.whole_rollout
             else [result for said in early for result in said[reward.name]]
             for reward in self._rewards
         }
-        return combine(self._rewards, results, len(keys), width)
+        return combine(self._rewards, results, [self._pairs[key][0][1] for key in keys], width)
 
     def forget(self, key: Hashable) -> None:
         """Forget a group, so that its key can be added again."""
@@ -359,10 +378,9 @@ class BackgroundScoring:
 
     def _judge(self, keys: list[Hashable]) -> None:
         """Score groups as one batch, which keeps every worker busy."""
-        early = [reward for reward in self._rewards if not reward.whole_rollout]
         parts = [self._pairs[key] for key in keys]
         try:
-            results = judge(early, [pair for pairs in parts for pair in pairs])
+            results = judge(self._rewards, [pair for pairs in parts for pair in pairs], whole_rollout=False)
         except BaseException as error:  # raised again in the thread that waits for the scores
             for key in keys:
                 self._found[key].set_exception(error)

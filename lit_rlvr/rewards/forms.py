@@ -61,7 +61,7 @@ def trl_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
     chats = [bool(messages) or not isinstance(sample.prompt, str) for _, sample in pairs]
     rows = [sample.row for _, sample in pairs]
     names = dict.fromkeys(name for row in rows for name in row if name not in NEVER_COLUMNS)
-    answers = [sample.answer for _, sample in pairs]
+    answers = [sample.label for _, sample in pairs]
     return {
         **{name: answers for name in ANSWER_COLUMNS},
         **{name: [row.get(name) for row in rows] for name in names},
@@ -72,15 +72,16 @@ def trl_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
 
 
 def verl_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
-    """Return the arguments that verl gives to `compute_score`; without its columns, the reference is the answer."""
+    """Return the arguments that verl gives to `compute_score`; without its columns, the reference is the answer, an
+    object if `data.reading.answers` says so."""
     completion, sample = pairs[0]
     row = sample.row
-    truth = mapping_in(sample, "reward_model").get("ground_truth")
+    truth = mapping_in(sample, "reward_model").get("ground_truth") if sample.answer_object is None else None
     return {
         "data_source": row.get("data_source", ""),
         "solution_str": completion.text,
         "predict_str": completion.text,
-        "ground_truth": sample.answer if truth is None else truth,
+        "ground_truth": sample.label if truth is None else truth,
         "extra_info": mapping_in(sample, "extra_info"),
     }
 
@@ -123,7 +124,7 @@ def openrlhf_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
     return {
         "queries": [p + c.full_text for p, (c, _) in zip(prompts, pairs, strict=True)],
         "prompts": prompts,
-        "labels": [sample.answer for _, sample in pairs],
+        "labels": [sample.label for _, sample in pairs],
     }
 
 
@@ -131,7 +132,7 @@ def slime_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
     """Return the argument that slime gives besides `args`: the fields of its `Sample` that reward functions read."""
     completion, sample = pairs[0]
     made = SimpleNamespace(
-        prompt=sample.prompt, response=completion.text, response_length=completion.length, label=sample.answer,
+        prompt=sample.prompt, response=completion.text, response_length=completion.length, label=sample.label,
         status="truncated" if completion.truncated else "completed", metadata=mapping_in(sample, "metadata"),
     )  # fmt: skip
     return {"sample": made}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lit_rlvr.errors import UserError, refuse_all
-from lit_rlvr.rewards.base import Reward
+from lit_rlvr.rewards.base import Reward, row_weights
 from lit_rlvr.rewards.combine import score_rollout
 from lit_rlvr.types import Completion, Prompt, Sample, Sampling
 
@@ -33,12 +33,23 @@ NEARLY_NONE = 0.05
 
 
 def check_references(rewards: Sequence[Reward], samples: Sequence[Sample]) -> None:
-    """Refuse samples whose reference a reward cannot read.
+    """Refuse samples that name unknown rewards, or whose reference a reward cannot read that judges them.
 
     Raises:
         UserError: a message for each reward, with the first such sample and the number of all.
     """
-    refuse_all(problem for reward in rewards if (problem := _unreadable(reward, samples)))
+    weights = {reward.name: reward.weight for reward in rewards}
+    known = f"the rewards are {', '.join(weights)} (rollout.rewards)"
+    for sample in samples:
+        named = {} if sample.rewards is None else sample.rewards
+        if unknown := sorted(named.keys() - weights.keys()):
+            raise UserError(f"{sample.source or sample.id}: reward: there is no {unknown[0]!r}; {known}")
+    judging = [(sample, row_weights(sample, weights)) for sample in samples]
+    refuse_all(
+        problem
+        for reward in rewards
+        if (problem := _unreadable(reward, [sample for sample, own in judging if reward.name in own]))
+    )
 
 
 def _unreadable(reward: Reward, samples: Sequence[Sample]) -> str:
@@ -56,8 +67,10 @@ def _unreadable(reward: Reward, samples: Sequence[Sample]) -> str:
 def warn_of_gold_answers(rewards: Sequence[Reward], samples: Sequence[Sample]) -> None:
     """Judge the references of some samples as answers; warn of each reward by which not all of them are right."""
     chosen = _spread([sample for sample in samples if sample.answer], GOLD_SAMPLES)
+    weights = {reward.name: reward.weight for reward in rewards}
     for reward in rewards:
-        texts = [(reward.gold_completion(sample), sample) for sample in chosen]
+        own = [sample for sample in chosen if reward.name in row_weights(sample, weights)]
+        texts = [(reward.gold_completion(sample), sample) for sample in own]
         pairs = [(Completion(text, (), "stop"), sample) for text, sample in texts if text is not None]
         results = zip(pairs, reward.score(pairs) if pairs else [], strict=True)
         wrong = [pair for pair, result in results if result.correct is False or result.status in ("unjudged", "error")]

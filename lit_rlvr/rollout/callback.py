@@ -30,9 +30,9 @@ from lit_rlvr.rewards.combine import logged_metrics
 from lit_rlvr.rewards.gold_answers import (
     warn_of_gold_answers,
 )
-from lit_rlvr.rollout.assemble import rollout_metrics
 from lit_rlvr.rollout.episodes import begins, turn_metrics
 from lit_rlvr.rollout.generate import GroupSampler, completion_seeds
+from lit_rlvr.rollout.metrics import rollout_metrics
 from lit_rlvr.rollout.preflight.data import check_data, warn_of_answers
 from lit_rlvr.rollout.preflight.lengths import length_requirements
 from lit_rlvr.rollout.preflight.sizes import check_sizes, log_sizes

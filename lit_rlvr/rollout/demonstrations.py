@@ -20,9 +20,10 @@ from lit_rlvr.distributed.collectives import all_sum
 from lit_rlvr.environments import Environment
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.loading import turn_ends
-from lit_rlvr.rollout.assemble import balance, gather_summaries
+from lit_rlvr.rollout.balance import balance
 from lit_rlvr.rollout.episodes import Episodes, between_turns
 from lit_rlvr.rollout.source import RolloutSource
+from lit_rlvr.rollout.summaries import gather_summaries
 from lit_rlvr.speech.thoughts import closes_thoughts, ends_in_thoughts, read_text
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.types import Completion, Prompt, PromptBatch, Rollout, Sample, Sampling

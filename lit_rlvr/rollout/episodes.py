@@ -40,7 +40,7 @@ class _EpisodeState:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     sampled: list[bool] = field(default_factory=list)
-    versions: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
     stale_cache: list[bool] = field(default_factory=list)
     routes: torch.Tensor | None = None  # of all inputs so far
     turns: list[Turn] = field(default_factory=list)
@@ -194,7 +194,7 @@ class Episodes(Turns):
         row.tokens += turn.token_ids
         row.logprobs += turn.logprobs or [0.0] * len(turn.token_ids)
         row.sampled += turn.from_model
-        row.versions += turn.versions
+        row.labels += turn.labels
         row.stale_cache += turn.stale_cache
         row.routes = turn.routes
         row.turns.append(Turn(turn.text, raw=self.between.opening + (turn.raw or turn.text)))
@@ -272,7 +272,7 @@ class Episodes(Turns):
         return Completion(
             row.turns[-1].text, tuple(row.tokens), "stop" if ended else "length", tuple(row.logprobs),
             tuple(row.sampled), tuple(row.turns), outcome, Pixels.joined(row.pixels),
-            versions=tuple(row.versions), stale_cache=tuple(row.stale_cache),
+            labels=tuple(row.labels), stale_cache=tuple(row.stale_cache),
             routes=row.routes, raw=row.turns[-1].raw.removeprefix(self.between.opening),
         )  # fmt: skip
 

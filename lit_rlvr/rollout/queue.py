@@ -22,9 +22,9 @@ from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
 from lit_rlvr.engines.synced import crash_of
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.combine import BackgroundScoring, Scores
-from lit_rlvr.rollout.assemble import Summaries, count_repeats, mixed_groups
 from lit_rlvr.rollout.generate import completion_seeds
 from lit_rlvr.rollout.source import STAGE_TEXTS, SyncSource
+from lit_rlvr.rollout.summaries import Summaries, count_repeats, mixed_groups
 from lit_rlvr.training.optimizer import updates_of
 from lit_rlvr.types import Completion, Prompt, PromptBatch, Rollout
 
@@ -332,18 +332,18 @@ class QueueSource(SyncSource):
         if group.has_versions:
             return
         versions = self.sampler.engine.synced_versions
-        for label in {label for completion in group.completions for label in completion.versions}:
+        for label in {label for completion in group.completions for label in completion.labels}:
             if label not in versions or versions[label][0] != "policy":
                 raise UserError(
                     f"engine {self.sampler.engine.engine.name}: other weights ({label}) than the run's sampled a "
                     "completion; does somebody else use it?"
                 )
         group.completions = [
-            replace(completion, versions=tuple(str(versions[label][1]) for label in completion.versions))
+            replace(completion, labels=tuple(str(versions[label][1]) for label in completion.labels))
             for completion in group.completions
         ]
         group.started = min(
-            (int(version) for completion in group.completions for version in completion.versions),
+            (int(version) for completion in group.completions for version in completion.labels),
             default=group.started,
         )
         group.has_versions = True
@@ -486,7 +486,7 @@ def versions_of(groups: list[QueuedGroup], rollout: Rollout) -> Tensor:
     """Return the version of the weights that sampled each token (B, T); elsewhere the one its group began with."""
     started = [group.started for group in groups for _ in group.completions or []]
     versions = torch.tensor(started)[:, None].repeat(1, rollout.token_ids.shape[1])
-    return with_sampled(versions, groups, lambda completion: [int(version) for version in completion.versions])
+    return with_sampled(versions, groups, lambda completion: [int(version) for version in completion.labels])
 
 
 def with_sampled(values: Tensor, groups: list[QueuedGroup], of: Callable[[Completion], Sequence[int]]) -> Tensor:

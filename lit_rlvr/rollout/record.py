@@ -25,7 +25,7 @@ from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
 from lit_rlvr.distributed.sharding import weights_sha256
 from lit_rlvr.engines.turns import read_completion
 from lit_rlvr.errors import UserError, check_within, first_line, option_group, shown
-from lit_rlvr.rollout.assemble import tokens_in_loss
+from lit_rlvr.rollout.assemble import GROUP_FIELDS, TOKEN_FIELDS, tokens_in_loss
 from lit_rlvr.rollout.source import RolloutSource
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.types import Prompt, PromptBatch, Rollout, Sampling
@@ -37,9 +37,6 @@ _log = logging.getLogger("lit_rlvr")
 
 FORMAT = 1
 """Version of the files."""
-TOKEN_FIELDS = ("token_ids", "mask", "rollout_logprobs", "versions", "stale_cache")
-GROUP_FIELDS = ("rewards", "correct", "judged", "reference_rewards")
-"""Tensors of a rollout, (B, T) and (P, G)."""
 
 
 @option_group("rollout.replay")

@@ -13,17 +13,11 @@ from lit_rlvr.common.terminal import progress
 from lit_rlvr.distributed.collectives import rank, world_size
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.combine import Scores
-from lit_rlvr.rollout.assemble import (
-    Summaries,
-    balance,
-    count_mixed,
-    count_repeats,
-    gather_summaries,
-    join,
-    number_mixed,
-)
+from lit_rlvr.rollout.assemble import join
+from lit_rlvr.rollout.balance import balance
 from lit_rlvr.rollout.generate import GroupSampler, completion_seeds
 from lit_rlvr.rollout.reference_rewards import ReferenceRewards
+from lit_rlvr.rollout.summaries import Summaries, count_mixed, count_repeats, gather_summaries, number_mixed
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.types import Completion, Prompt, PromptBatch, Rollout, Sampling
 

@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 
 from lit_rlvr.advantages import Advantage, GroupBatch
 from lit_rlvr.distributed.collectives import all_max, gather_columns, gather_rows, to_device
+from lit_rlvr.rewards.base import row_weights
 from lit_rlvr.types import Rollout
 
 
@@ -31,14 +32,24 @@ def gather_groups(rollout: Rollout, rewards: Tensor, advantage: Advantage) -> Gr
     if rollout.reference_rewards is not None:
         columns["reference_rewards"] = rollout.reference_rewards
     parts: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     if advantage.needs_parts:
         failed = torch.tensor([[status == "error" for status in group] for group in rollout.statuses])  # (P, G)
         parts = {name: part.masked_fill(failed, math.nan) for name, part in rollout.parts.items()}
-    gathered = gather_columns([to_device(column, device) for column in (*columns.values(), *parts.values())])
+        of_rows = [row_weights(prompt.sample, rollout.weights) for prompt in rollout.prompts]  # P
+        weights = {  # (P, G)
+            name: torch.tensor([own.get(name, 0.0) for own in of_rows])[:, None].expand(rollout.rewards.shape)
+            for name in parts
+        }
+    gathered = gather_columns(
+        [to_device(column, device) for column in (*columns.values(), *parts.values(), *weights.values())]
+    )
     fields: dict[str, Any] = dict(zip(columns, gathered, strict=False))
     group = GroupBatch(**fields)
     if advantage.needs_parts:
-        group.parts, group.weights = dict(zip(parts, gathered[len(columns) :], strict=True)), rollout.weights
+        first = len(columns) + len(parts)
+        group.parts = dict(zip(parts, gathered[len(columns) : first], strict=True))
+        group.weights = dict(zip(weights, (weight[:, :1] for weight in gathered[first:]), strict=True))
     if advantage.needs_tokens:
         widest = all_max(rollout.mask.shape[1], device)
         group.mask, group.turns = (

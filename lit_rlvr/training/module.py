@@ -11,7 +11,7 @@ the loop: Lightning calls `collect`, then `training_step`, for each batch.
       RolloutSource.next              rollout/source.py           sync, sample, sample more, reference, balance
         SyncedEngine.sync_weights     engines/synced.py           the engine receives the policy's weights
         GroupSampler.sample           rollout/generate.py         P x G completions, their rewards, and `assemble`
-        assemble, balance             rollout/assemble.py         tensors of a `Rollout`, evened out over ranks
+          assemble                    rollout/assemble.py         the tensors of a `Rollout`
     RLVRModule.training_step          training/module.py          scored groups -> optimizer steps
       gather_groups                   training/groups.py          the groups of all ranks
       estimate                        training/loss.py            rewards -> advantages

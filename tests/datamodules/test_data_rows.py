@@ -19,7 +19,8 @@ from lit_rlvr.datamodules.reading.rows import (
     map_columns,
 )
 from lit_rlvr.errors import UserError
-from lit_rlvr.types import Sample
+from lit_rlvr.rewards import FunctionReward
+from lit_rlvr.types import Completion, Sample
 
 
 def sample(number: int, **fields) -> Sample:
@@ -221,6 +222,44 @@ def test_several_answers_become_aliases():
     ):
         assert map_columns(row, {}, "", "f:1").references == ("a", "b")
     assert map_columns({"prompt": "q", "answer": ["a", "b"]}, {}, "", "f:1", answers="all").references == ("a, b",)
+
+
+@pytest.mark.parametrize(
+    ("cell", "rewards"),
+    [
+        ("form", {"form": None}),
+        (["form", "answer"], {"form": None, "answer": None}),
+        ('{"form": 0.25, "answer": 1}', {"form": 0.25, "answer": 1}),
+        ("", None),
+        (0.5, "expected a reward's name, a list of names"),
+        ({"form": "much"}, "expected a reward's name"),
+        ({"form": float("nan")}, "expected a reward's name"),
+    ],
+)
+def test_a_column_names_the_rewards_of_a_row(cell, rewards):
+    row = {"prompt": "q", "answer": "a", "r": cell, "reward": 0.5}  # read only where `columns` maps it
+    assert map_columns(row, {}, "", "f:1").rewards is None
+    if isinstance(rewards, str):
+        with pytest.raises(BadRow, match=f"reward: {rewards}"):
+            map_columns(row, {"reward": "r"}, "", "f:1")
+    else:
+        assert map_columns(row, {"reward": "r"}, "", "f:1").rewards == rewards
+
+
+@pytest.mark.parametrize("form", ["own", "trl", "verl", "easyr1"])
+def test_an_answer_that_is_an_object_reaches_rewards_as_one(form):
+    functions = {
+        "own": lambda completion, sample: sample.answer_object["ids"] == [1, 2],
+        "trl": lambda completions, solution, **_: [cell["ids"] == [1, 2] for cell in solution],
+        "verl": lambda data_source, solution_str, ground_truth, extra_info=None: ground_truth["ids"] == [1, 2],
+        "easyr1": lambda reward_input: {"overall": float(reward_input["ground_truth"]["ids"] == [1, 2])},
+    }
+    for cell in ({"ids": [1, 2]}, '{"ids": [1, 2]}', {"ids": np.array([1, 2])}):
+        row = {"prompt": "q", "reward_model": {"ground_truth": cell}}
+        sample = map_columns(row, {}, "", "f:1", answers="object")
+        assert sample.answer == '{"ids": [1, 2]}'
+        assert FunctionReward(functions[form], name="f").score([(Completion("", (), "stop"), sample)])[0].value == 1
+    assert map_columns({"prompt": "q", "answer": "4"}, {}, "", "f:1", answers="object").answer == "4"
 
 
 def test_nested_columns_are_read_in_json_text():

@@ -160,7 +160,7 @@ def generate_during_updates(
     seeds = [[8 * p + g for g in range(8)] for p in range(len(prompts))]
     found: dict[int, list[Completion]] = {}
     begun = threading.Event()
-    held = {engine.version: copy.deepcopy(policy)}
+    held = {engine.label: copy.deepcopy(policy)}
     with ThreadPoolExecutor(1) as thread:
         running = thread.submit(
             engine.generate_stream, prompts, sampling, seeds, lambda p, drop: begun.set(), found.__setitem__
@@ -172,7 +172,7 @@ def generate_during_updates(
             engine.servers[0].pause()
             change(policy, 0.3, seed)
             (sync or engine.sync)(policy)
-            held[engine.version] = copy.deepcopy(policy)
+            held[engine.label] = copy.deepcopy(policy)
         running.result()
     return held, [found[p] for p in range(len(prompts))]
 
@@ -191,9 +191,9 @@ def fresh_differences(
     scored = {label: trainer_logprobs(policy, prompts, groups, sampling) for label, policy in held.items()}
     found: tuple[list[float], list[float]] = [], []
     for k, completion in enumerate(completion for group in groups for completion in group):
-        assert len(completion.versions) == len(completion.token_ids)
-        stale = completion.stale_cache or (False,) * len(completion.versions)
-        for t, (label, where) in enumerate(zip(completion.versions, stale, strict=True)):
+        assert len(completion.labels) == len(completion.token_ids)
+        stale = completion.stale_cache or (False,) * len(completion.labels)
+        for t, (label, where) in enumerate(zip(completion.labels, stale, strict=True)):
             found[where].append(abs(completion.logprobs[t] - float(scored[label][k][t])))
     return found
 
@@ -217,7 +217,7 @@ def test_what_runs_goes_on_with_new_weights_and_each_token_names_its_own(
     prompts = [make_prompt(random_ids(20, p), f"p{p}") for p in range(12)]
     sampling = Sampling(max_tokens=500, banned_token_ids=tuple(policy.eos_token_ids))  # none ends early
     held, groups = generate_during_updates(engine, policy, prompts, sampling, updates=2)
-    assert any(len({*completion.versions}) == 3 for group in groups for completion in group), "all three"
+    assert any(len({*completion.labels}) == 3 for group in groups for completion in group), "all three"
     assert_logprobs_are_their_versions(held, groups, prompts, sampling)
     engine.close()
 
@@ -245,7 +245,7 @@ def test_what_runs_may_keep_its_cache_and_new_requests_do_not_use_it(
     assert max(fresh) <= 1e-4 and max(stale) > 0.01
     older = next(iter(held))
     for completion in (completion for group in groups for completion in group):
-        labels = {*completion.versions}  # one that waited for its turn during the update has the new one alone
+        labels = {*completion.labels}  # one that waited for its turn during the update has the new one alone
         assert labels != {older} if any(completion.stale_cache) else len(labels) == 1
     engine._salt = older  # the blocks of the older weights are still there
     with pytest.raises(UserError, match="stale or wrong weights"):
@@ -262,10 +262,10 @@ def test_other_weights_are_no_samples(
     start_engine(other, policy)
     synced = SyncedEngine(engine)
     with pytest.raises(RuntimeError, match=r"answered with other weights \(zeros\) than those of the last sync"):
-        synced.check_versions(engine.generate(PROMPTS, SAMPLING, SEEDS)[0])
+        synced.check_labels(engine.generate(PROMPTS, SAMPLING, SEEDS)[0])
     other.sync(policy)
     with pytest.raises(RuntimeError, match=rf"answered with other weights \({other.version}\) than"):
-        synced.check_versions(engine.generate(PROMPTS, SAMPLING, SEEDS)[0])
+        synced.check_labels(engine.generate(PROMPTS, SAMPLING, SEEDS)[0])
     engine.restore(policy)
     assert_logprobs_are_the_policys(policy, engine.generate(PROMPTS, SAMPLING, SEEDS), PROMPTS, SAMPLING)
 
@@ -440,7 +440,7 @@ def test_another_server_takes_over_and_the_killed_one_is_used_again(
         wait_for([VLLMServer(second.url, None, 300.0)], 1)
         changed = synced.generate(prompts, sampling, seeds)
         until(lambda: not engine._lost)
-        assert engine.servers[1].version() == engine.version
+        assert engine.servers[1].version() == engine.label
         assert synced.generate(prompts, sampling, seeds) == changed != whole
         synced.close()
 
@@ -553,7 +553,7 @@ def test_images_on_a_server_are_those_of_the_trainer(
         banned = (*sampling.banned_token_ids, *policy.eos_token_ids)  # none ends early
         prompts, sampling = 6 * prompts, replace(sampling, max_tokens=150, banned_token_ids=banned)
         held, groups = generate_during_updates(engine, policy, prompts, sampling, updates=2)
-        assert any(len({*completion.versions}) > 1 for group in groups for completion in group)
+        assert any(len({*completion.labels}) > 1 for group in groups for completion in group)
         assert_logprobs_are_their_versions(held, groups, prompts, sampling)
         engine.close()
 
@@ -584,7 +584,7 @@ def test_a_server_adds_adapters_itself(
                 check_engine(engine, policy, PROMPTS, PROBE)
         engine.sync(policy)
         kept = [model["id"] for model in server.get("/v1/models")["data"] if model["parent"]]
-        assert kept == [engine.version] and len([*folder.iterdir()]) == 2, "the weights and the last adapters"
+        assert kept == [engine.label] and len([*folder.iterdir()]) == 2, "the weights and the last adapters"
         served.kill()
         served.start()
         with pytest.raises(ServerError):

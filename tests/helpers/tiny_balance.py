@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback
 
 from lit_rlvr.rollout import source
-from lit_rlvr.rollout.assemble import balance
+from lit_rlvr.rollout.balance import balance
 from lit_rlvr.types import Rollout
 
 

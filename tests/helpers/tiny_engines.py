@@ -86,7 +86,7 @@ class Streaming(Copying):
         self._turn = threading.RLock()
 
     @property
-    def version(self) -> str:
+    def label(self) -> str:
         return f"weights-{self._syncs}"
 
     def sync(self, policy: Policy) -> None:
@@ -100,7 +100,7 @@ class Streaming(Copying):
     ) -> list[list[Completion]]:  # fmt: skip
         with self._turn:
             groups = HFEngine.generate(self, prompts, sampling, seeds, None, turns)
-            return [[replace(c, versions=(self.version,) * c.length) for c in group] for group in groups]
+            return [[replace(c, labels=(self.label,) * c.length) for c in group] for group in groups]
 
     def generate_stream(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]],
@@ -109,7 +109,7 @@ class Streaming(Copying):
         def one(p: int) -> None:
             with self._turn:
                 started(p, self.held.get(prompts[p].sample.id, threading.Event()).set)
-                self.begun.append((self.version, prompts[p].sample.id))
+                self.begun.append((self.label, prompts[p].sample.id))
                 (group,) = self.generate([prompts[p]], sampling, [seeds[p]])
             if prompts[p].sample.id in self.held:
                 self.held[prompts[p].sample.id].wait(30)

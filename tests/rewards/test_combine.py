@@ -9,10 +9,15 @@ from typing import Any
 import pytest
 import torch
 
+from lit_rlvr.advantages.group import GDPOAdvantage
 from lit_rlvr.environments.base import EnvironmentReward
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import Reward, score_rollout
-from lit_rlvr.rollout.assemble import assemble, rollout_metrics
+from lit_rlvr.rewards.combine import BackgroundScoring
+from lit_rlvr.rewards.gold_answers import check_references
+from lit_rlvr.rollout.assemble import assemble
+from lit_rlvr.rollout.metrics import rollout_metrics
+from lit_rlvr.training.groups import gather_groups
 from lit_rlvr.types import Completion, Prompt, RewardResult, Sample, Sampling
 
 
@@ -182,3 +187,41 @@ def test_an_environment_without_a_judgement_leaves_the_episode_to_the_others() -
     assert alone.statuses == [["unjudged"]] and alone.masked.all()
     with_answer = score_rollout([EnvironmentReward(), Table(ANSWER)], [group("a")], SAMPLES[:1])
     assert with_answer.rewards.tolist() == with_answer.correct.tolist() == [[1.0]] and with_answer.judged.all()
+
+
+def test_a_row_chooses_its_rewards_and_their_weights() -> None:
+    """By name, by name and weight, by verl's column; each row has its own `correct`, and other rewards are absent."""
+    answer, form = Table(ANSWER, name="answer", weight=2.0), Table(FORMAT, name="form", weight=0.5)
+    late = Table(dict.fromkeys("abcd", 0.5), name="late")
+    late.whole_rollout = True
+    samples = [
+        Sample("all", "?", ""),
+        Sample("one", "?", "", rewards={"answer": None}),
+        Sample("other", "?", "", rewards={"form": 3.0, "late": None}),
+        Sample("column", "?", "", row={"data_source": "late", "dataset": 7}),
+        Sample("unknown source", "?", "", row={"data_source": "openai/gsm8k"}),
+    ]
+    with BackgroundScoring([answer, form, late]) as scoring:
+        for p, sample in enumerate(samples):
+            scoring.add(p, group("ab"), sample)
+        scores = scoring.scores(range(len(samples)), 2)
+    everything = [2.0 * 1 + 0.5 * 0.25 + 0.5, 0.5 * 1 + 0.5]
+    assert scores.rewards.tolist() == [everything, [2.0, 0.0], [3 * 0.25 + 0.5, 3.5], [0.5, 0.5], everything]
+    assert scores.parts["late"].isnan()[:, 0].tolist() == [False, True, False, False, False]
+    assert scores.correct.tolist() == [[1, 0], [1, 0], [0, 1], [0, 0], [1, 0]]  # of "other": the value 1 of its first
+    assert scores.judged.all() and not scores.masked.any()
+    assert [asked for asked in answer.asked if asked[:-1] in ("other", "column")] == []
+    prompts = [Prompt(sample, [1]) for sample in samples]
+    found = rollout_metrics(assemble(prompts, [group("ab")] * 5, scores, Sampling()), None, 1.0)
+    assert found["reward/answer"] == 0.5 and found["reward/answer/parse_fail"] == 0.5, "of the rows that have it"
+    assert found["reward/form"] == pytest.approx(0.625) and found["rollout/accuracy"] == 0.4
+    batch = gather_groups(assemble(prompts, [group("ab")] * 5, scores, Sampling()), scores.rewards, GDPOAdvantage())
+    assert {name: weight.flatten().tolist() for name, weight in (batch.weights or {}).items()} == {  # type: ignore[union-attr]
+        "answer": [2, 2, 0, 0, 2], "form": [0.5, 0, 3, 0, 0.5], "late": [1, 0, 1, 1, 1]
+    }  # fmt: skip
+
+
+def test_a_row_whose_reward_does_not_exist_is_refused() -> None:
+    rows = [Sample("p", "?", "", source="f:1"), Sample("q", "?", "", source="f:2", rewards={"from": 1.0})]
+    with pytest.raises(UserError, match=r"f:2: reward: there is no 'from'; the rewards are form \(rollout\.rewards\)"):
+        check_references([Table(FORMAT, name="form")], rows)

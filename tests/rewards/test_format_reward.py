@@ -1,6 +1,7 @@
 """Format: each condition alone, all of them together, and bad configurations."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 
@@ -79,6 +80,7 @@ def test_what_a_single_row_opens_is_looked_at(score_prefill: bool) -> None:
     check_prefills([Format(contains="<think>")], rows[:2])
     with nullcontext() if score_prefill else pytest.raises(UserError, match="asks for <think> in the text"):
         check_prefills([Format(contains="<think>")], rows)
+    check_prefills([Format(contains="<think>")], [replace(rows[2], sample=replace(SAMPLE, rewards={"other": None}))])
 
 
 @pytest.mark.parametrize(

@@ -17,16 +17,9 @@ from two_ranks import in_two_ranks
 
 from lit_rlvr.algorithms import AAPO, GRPO, GRPOLead, Reinforce
 from lit_rlvr.policy.loading import load_image_processor
-from lit_rlvr.rollout.assemble import (
-    GroupSummary,
-    balance,
-    even_out,
-    gather_summaries,
-    group_tokens,
-    join,
-    take,
-    without_patches,
-)
+from lit_rlvr.rollout.assemble import join, take
+from lit_rlvr.rollout.balance import balance, even_out, without_patches
+from lit_rlvr.rollout.summaries import GroupSummary, gather_summaries, group_tokens
 from lit_rlvr.types import Rollout
 
 
@@ -73,11 +66,18 @@ def test_every_group_has_one_place_and_nothing_gets_less_even(data: Any, ranks: 
 
 def test_a_rollout_is_what_its_groups_make() -> None:
     whole = rollout_of([[4, 2], [1, 6], [3, 3]])
-    whole.reference_rewards = whole.rewards + 0.5
+    ages, fails = whole.token_ids + 1, whole.rewards > 2
+    whole = replace(
+        whole, reference_rewards=whole.rewards + 0.5, versions=ages, stale_cache=ages > 9, repeats=[0, 2, 1],
+        parts={"a": whole.rewards - 1}, unreadable={"a": fails},
+    )  # fmt: skip
     again = join(join(take(whole, 0), take(whole, 1)), take(whole, 2))
     for field in fields(Rollout):
         ours, wanted = getattr(again, field.name), getattr(whole, field.name)
-        assert torch.equal(ours, wanted) if isinstance(wanted, torch.Tensor) else ours == wanted, field.name
+        if isinstance(wanted, torch.Tensor | dict):
+            torch.testing.assert_close(ours, wanted, rtol=0, atol=0)
+        else:
+            assert ours == wanted, field.name
     assert take(whole, 1).token_ids.untyped_storage().nbytes() == 2 * 6 * 8, "a view would be sent with all the rest"
 
 

@@ -27,10 +27,11 @@ from lit_rlvr.policy import policy as policy_module
 from lit_rlvr.policy.layout import Group
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout import RolloutCallback, callback
-from lit_rlvr.rollout.assemble import count_repeats, rollout_metrics
 from lit_rlvr.rollout.generate import completion_seeds
+from lit_rlvr.rollout.metrics import rollout_metrics
 from lit_rlvr.rollout.settings import Evaluation
 from lit_rlvr.rollout.source import SyncSource
+from lit_rlvr.rollout.summaries import count_repeats
 from lit_rlvr.types import Completion, EvalSampling, Prompt, Sampling
 
 

@@ -119,7 +119,7 @@ def test_in_order_a_later_group_never_overtakes() -> None:
 def test_each_token_has_the_version_of_the_weights_that_sampled_it() -> None:
     rollout = make_rollout([random_ids(3, 0)], [[random_ids(4, 1), random_ids(2, 2)]])
     episode = Completion(
-        "", (1, 2, 3, 4), "stop", (0.0,) * 4, sampled=(True, False, True, True), versions=("5", "5", "6"),
+        "", (1, 2, 3, 4), "stop", (0.0,) * 4, sampled=(True, False, True, True), labels=("5", "5", "6"),
         stale_cache=(False, False, True),
     )  # fmt: skip
     older = Completion("", (1, 2), "stop", (0.0,) * 2)

@@ -14,7 +14,7 @@ from tiny import make_rollout
 from tiny_rewards import judged_as_is
 from tiny_runs import assert_same_run, metrics
 
-from lit_rlvr.rollout.assemble import mixed_groups
+from lit_rlvr.rollout.summaries import mixed_groups
 
 CLI = Callable[..., Any]
 FIT = ("fit", "--config", "tiny.yaml", "--model", "DAPO")

@@ -36,7 +36,7 @@ def check_data(rollout: RolloutSettings, module: RLVRModule, data: PromptDataMod
             f"rollout.evaluation.samples: there is no validation set {name!r}; the sets are {', '.join(names)}"
             for name in unknown
         ),
-        lambda: check_selection(rollout, module),
+        lambda: check_selection(rollout, module, data),
         lambda: check_unrewarded(rollout, module, data),
         lambda: check_prefills(rollout.rewards, (p for d in data.validated for s in d.prompts.values() for p in s)),
         lambda: check_whole_rollouts(rollout, module, data),

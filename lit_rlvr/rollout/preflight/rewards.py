@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lit_rlvr.errors import UserError, refuse_all
+from lit_rlvr.rewards.base import row_weights
 from lit_rlvr.rollout.settings import RolloutSettings
 from lit_rlvr.training.module import RLVRModule
 
@@ -32,13 +33,20 @@ def check_unrewarded(rollout: RolloutSettings, module: RLVRModule, data: PromptD
     )
 
 
-def check_selection(rollout: RolloutSettings, module: RLVRModule) -> None:
-    """Refuse dynamic sampling by a reward that there is not."""
+def check_selection(rollout: RolloutSettings, module: RLVRModule, data: PromptDataModule) -> None:
+    """Refuse dynamic sampling by a reward that there is not, or that does not judge every row."""
     names = [reward.name for reward in rollout.rewards]
     if (by := module.selection.by) not in ("reward", "correct", *names):
         raise UserError(
             f"model.dynamic_sampling: there is no reward {by!r}; give reward, correct, false, or the name of a "
             f"reward: {', '.join(names)}"
+        )
+    rows = [prompt.sample for prompt in data.prompts["train"]]
+    weights = dict.fromkeys(names, 1.0)
+    if by in names and (without := next((row for row in rows if by not in row_weights(row, weights)), None)):
+        raise UserError(
+            f"model.dynamic_sampling: {by} does not judge {without.source or without.id}, so its group never counts; "
+            "give reward, the weighted sum"
         )
 
 

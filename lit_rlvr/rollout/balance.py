@@ -1,0 +1,96 @@
+"""Redistributes groups over the ranks, so that all have as many tokens to train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import reduce
+from typing import Any
+
+from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
+from lit_rlvr.rollout.assemble import join, take
+from lit_rlvr.rollout.summaries import Summaries
+from lit_rlvr.types import Pixels, Rollout
+
+GroupPlace = tuple[int, int]
+"""A process and the index of a group on it."""
+
+
+def balance(
+    rollout: Rollout, groups: Summaries, minibatches: int, fixed: int,
+    cut: Callable[[Sequence[Any]], Pixels] | None = None,
+) -> Rollout:  # fmt: skip
+    """Redistribute groups across ranks by token count; return this rank's. Collective: call it on every rank.
+
+    Args:
+        groups: of all ranks.
+        minibatches: `updates_per_rollout`.
+        fixed: how many of the first process's first groups stay there.
+        cut: makes the patches of images again, which are many times larger and therefore not sent.
+    """
+    if world_size() == 1:
+        return rollout
+    places = even_out(groups, minibatches, fixed)[rank()]
+    light = take if cut is None else lambda rollout, p: without_patches(take(rollout, p))
+    stay = {p for r, p in places if r == rank()}
+    sent = gather_objects({p: light(rollout, p) for p in range(len(rollout.prompts)) if p not in stay})
+    arrived = [take(rollout, p) if r == rank() else sent[r][p] for r, p in places]
+    if cut is not None:
+        arrived = [
+            group if r == rank() else _with_pixels(group, lambda pixels: cut(pixels.images))
+            for group, (r, _) in zip(arrived, places, strict=True)
+        ]
+    numbers = {p: groups[r][q].number for p, (r, q) in enumerate(places)}
+    kept = {p: number for p, number in numbers.items() if number is not None}
+    return replace(reduce(join, arrived), kept=None if rollout.kept is None else kept)
+
+
+def without_patches(group: Rollout) -> Rollout:
+    """Return a group whose images are only pictures."""
+    return _with_pixels(group, lambda pixels: replace(pixels, inputs=()))
+
+
+def _with_pixels(group: Rollout, change: Callable[[Pixels], Pixels]) -> Rollout:
+    def changed(part: Any) -> Any:
+        return part if part.pixels is None else replace(part, pixels=change(part.pixels))
+
+    completions = [[changed(completion) for completion in row] for row in group.completions]
+    return replace(group, prompts=[changed(prompt) for prompt in group.prompts], completions=completions)
+
+
+def even_out(groups: Summaries, minibatches: int, fixed: int) -> list[list[GroupPlace]]:
+    """Swap groups between the fullest and the emptiest process, one minibatch after the other, while that evens them.
+
+    A group is swapped for one of the same minibatch, or for one that is not trained on.
+
+    Args:
+        minibatches, fixed: as for `balance`.
+
+    Returns:
+        For each process, the place that each of its groups comes from.
+    """
+    places = [[(r, p) for p in range(len(there))] for r, there in enumerate(groups)]
+
+    def tokens_of(r: int, minibatch: int | None) -> dict[int, int]:
+        """Return the tokens of process r's groups in a minibatch, or of those that are not trained on, by place."""
+        there = {p: groups[o][q] for p, (o, q) in enumerate(places[r])}
+        minibatches_of = {p: group.number and group.number % minibatches for p, group in there.items()}
+        return {p: group.tokens for p, group in there.items() if minibatches_of[p] == minibatch}
+
+    for minibatch in range(minibatches):
+        while True:
+            load = [sum(tokens_of(r, minibatch).values()) for r in range(len(places))]
+            full, empty = load.index(max(load)), load.index(min(load))
+            apart = load[full] - load[empty]
+            idle = dict.fromkeys(tokens_of(empty, None), 0)
+            swaps = [
+                (abs(apart - 2 * (more - less)), p, q)
+                for p, more in tokens_of(full, minibatch).items()
+                for q, less in (tokens_of(empty, minibatch) | idle).items()
+                if (full or p >= fixed) and (empty or q >= fixed)
+            ]
+            left, p, q = min(swaps, default=(apart, 0, 0))
+            if left >= apart:
+                break
+            places[full][p], places[empty][q] = places[empty][q], places[full][p]
+    return places

@@ -1,0 +1,109 @@
+"""The metrics of a rollout, over all ranks."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_rlvr.distributed.collectives import all_sum
+from lit_rlvr.speech.thoughts import ends_in_thoughts, thoughts_in
+from lit_rlvr.types import STATUSES, Completion, Rollout
+
+
+def rollout_metrics(
+    rollout: Rollout, tokenizer: Any, seconds: float, reference_completions: Sequence[list[Completion]] = ()
+) -> dict[str, float]:
+    """Compute the metrics of a rollout, over all ranks. Collective: call it on every rank.
+
+    `rollout/entropy` is the mean of -log p over the sampled tokens, an unbiased estimate of the entropy of the sampling
+    distribution, in nats. Unlike `train/entropy` it covers all completions, even if an algorithm trains on only some.
+    Rewards are means over the completions that have one, and accuracies count a failed check as wrong, but not what no
+    reward calls right or wrong; without such completions these metrics are NaN.
+
+    `rollout/accuracy_error` is the standard error of the accuracy, by the spread of the prompts' accuracies, because
+    the completions of a prompt are correlated.
+
+    `rollout/thought_tokens`, the tokens of thoughts as the tokenizer writes their texts, `rollout/answer_tokens`, the
+    others, and the share `rollout/unclosed_thoughts` are means over all completions, where any of them has thoughts.
+
+    Args:
+        tokenizer: the model's.
+        seconds: how long generation took; 0 = these were not generated now, so they have no rate.
+        reference_completions: further completions generated for it, which count in `rollout/samples` and
+            `rollout/tokens` too.
+    """
+    size = float(rollout.rewards.numel())
+    generated = [completion for group in [*rollout.completions, *reference_completions] for completion in group]
+    counted = rollout.counted  # (P, G)
+    rewarded = rollout.rewarded  # (P, G)
+    shares = (rollout.correct * rollout.judged).sum(1).double() / counted.sum(1).clamp(min=1)  # (P,)
+    unsolved = (rollout.correct.sum(1) == 0) & counted.any(1)  # (P,)
+    statuses = Counter(status for group in rollout.statuses for status in group)
+    sums = {
+        "rollout/length": rollout.lengths.sum(),
+        "rollout/truncated": rollout.truncated.sum(),
+        **{f"reward/status/{s}": torch.tensor(float(statuses[s])) for s in STATUSES if s != "ok"},
+        **thought_counts(rollout, tokenizer),
+        "size": torch.tensor(size),
+        "rollout/correct_count": (rollout.correct * rollout.judged).sum(),
+        "rollout/unsolved_prompts": unsolved.sum(),
+        "rollout/samples": torch.tensor(float(len(generated))),
+        "rollout/tokens": torch.tensor(float(sum(c.length for c in generated)), dtype=torch.float64),
+        "nats": -rollout.rollout_logprobs.sum(),
+        "counted": counted.sum(),
+        "rollout/judged_prompts": counted.any(1).sum(),
+        "shares": shares.sum(),
+        "squares": (shares**2).sum(),
+        "rewarded": rewarded.sum(),
+        "rewards": (rollout.rewards * rewarded).sum(),
+        **{f"sum/{name}": part.nansum() for name, part in rollout.parts.items()},
+        **{f"sum/{name}/parse_fail": part.sum() for name, part in rollout.unreadable.items()},
+        **{f"given/{name}": (~part.isnan()).sum() for name, part in rollout.parts.items()},
+    }
+    total = dict(zip(sums, all_sum(torch.stack([v.double() for v in sums.values()])).tolist(), strict=True))
+    count, nats, tokens = total.pop("size"), total.pop("nats"), total["rollout/length"]
+    names = ("correct_count", "unsolved_prompts", "judged_prompts", "samples", "tokens")
+    counts = {f"rollout/{name}": total.pop(f"rollout/{name}") for name in names}
+    means = {"rollout/reward": (total.pop("rewards"), total.pop("rewarded"))}
+    means["rollout/accuracy"] = (counts["rollout/correct_count"], total.pop("counted"))
+    for name in rollout.parts:
+        given = total.pop(f"given/{name}")
+        of_reward = (name, f"{name}/parse_fail")
+        means |= {f"reward/{key}": (total.pop(f"sum/{key}"), given) for key in of_reward if f"sum/{key}" in total}
+    known = {name: value / number if number else math.nan for name, (value, number) in means.items()}
+    if total.pop("thinking"):
+        total["rollout/answer_tokens"] = tokens - total["rollout/thought_tokens"]
+    else:
+        del total["rollout/thought_tokens"], total["rollout/unclosed_thoughts"]
+    prompts, shares_sum, squares = counts["rollout/judged_prompts"], total.pop("shares"), total.pop("squares")
+    if prompts > 1:
+        deviations = max(squares - shares_sum**2 / prompts, 0.0)
+        known["rollout/accuracy_error"] = math.sqrt(deviations / (prompts - 1) / prompts)
+    rates = {"rollout/entropy": nats / max(tokens, 1.0)}
+    if seconds:
+        rates["rollout/tokens_per_second"] = tokens / seconds
+    return {name: value / count for name, value in total.items()} | known | counts | rates
+
+
+def thought_counts(rollout: Rollout, tokenizer: Any) -> dict[str, Tensor]:
+    """Return the tokens of all thoughts, and the numbers of completions that have some and whose thoughts never end."""
+    thoughts: list[str] = []
+    thinking = unclosed = 0
+    for prompt, group in zip(rollout.prompts, rollout.completions, strict=True):
+        begun = thoughts_in(prompt.prefill)
+        for completion in group:
+            texts = [
+                thoughts_in(prompt.prefill + turn.text).removeprefix(begun).strip()
+                for turn in completion.turns or (completion,)
+            ]
+            thoughts += filter(None, texts)
+            thinking += any(texts)
+            unclosed += ends_in_thoughts(prompt.prefill + completion.text)
+    tokens = sum(map(len, tokenizer(thoughts, add_special_tokens=False).input_ids)) if thoughts else 0
+    counts = {"rollout/thought_tokens": tokens, "rollout/unclosed_thoughts": unclosed, "thinking": thinking}
+    return {name: torch.tensor(float(count)) for name, count in counts.items()}

@@ -1,0 +1,100 @@
+"""What all ranks know of each other's groups: which have a signal, and how much there is to train."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from lit_rlvr.advantages.base import degenerate
+from lit_rlvr.distributed.collectives import gather_objects
+from lit_rlvr.rewards.combine import Scores
+from lit_rlvr.types import Rollout
+
+
+def mixed_groups(scored: Scores | Rollout, by: str = "reward") -> list[int]:
+    """Return the indices of mixed groups, whose completions differ in their rewards: the others have no signal.
+
+    Args:
+        by: `reward`, the weighted sum of all rewards; `correct`; or the name of one reward.
+    """
+    if by == "correct":
+        values, known = scored.correct, scored.judged
+    else:
+        values = scored.rewards if by == "reward" else scored.parts[by]
+        known = scored.rewarded & ~values.isnan()
+    return [int(p) for p in (~degenerate(values, known)).flatten().nonzero().flatten()]
+
+
+class GroupSummary(NamedTuple):
+    """What all ranks know of a scored group.
+
+    Args:
+        sample_id: of its prompt.
+        tokens: the input tokens that training will run; 0 = it has no gradient.
+        is_mixed: whether it has a signal (`mixed_groups`).
+        number: its place in the order of the groups that are trained on; None = it is not trained on.
+    """
+
+    sample_id: str
+    tokens: int
+    is_mixed: bool
+    number: int | None
+
+
+Summaries = list[list[GroupSummary]]
+"""The groups of each rank, in the order of its rollout."""
+
+
+def gather_summaries(rollout: Rollout, runs: Sequence[bool], by: str = "reward") -> Summaries:
+    """Tell all ranks of the groups of a sampling round; return those of every rank. Collective: call it on every rank.
+
+    Args:
+        runs: for each of this rank's groups, whether training will run it (`RLVRModule.runs_groups`).
+        by: as for `mixed_groups`.
+    """
+    mixed = {*mixed_groups(rollout, by)}
+    return gather_objects(
+        [
+            GroupSummary(prompt.sample.id, group_tokens(rollout, p) * runs[p], p in mixed, p)
+            for p, prompt in enumerate(rollout.prompts)
+        ]
+    )
+
+
+def count_repeats(sample_ids: Iterable[str]) -> list[int]:
+    """Return how often each sample occurs before its place."""
+    seen: Counter[str] = Counter()
+    repeats = []
+    for sample_id in sample_ids:
+        repeats.append(seen[sample_id])
+        seen[sample_id] += 1
+    return repeats
+
+
+def count_mixed(groups: Summaries) -> int:
+    """Return the number of mixed groups on all ranks."""
+    return sum(group.is_mixed for there in groups for group in there)
+
+
+def number_mixed(groups: Summaries, share: int, limit: int) -> Summaries:
+    """Number the mixed groups in the order of the prompt stream; train on the first `limit` of them, and no others.
+
+    The numbers do not depend on the number of ranks.
+
+    Args:
+        share: prompts per rank in one sampling round.
+        limit: how many groups to keep, over all ranks.
+    """
+    places = sorted(
+        (p // share, r, p % share) for r, there in enumerate(groups) for p, group in enumerate(there) if group.is_mixed
+    )
+    numbers = {(r, turn * share + p): number for number, (turn, r, p) in enumerate(places[:limit])}
+    return [
+        [group._replace(number=numbers.get((r, p))) for p, group in enumerate(there)] for r, there in enumerate(groups)
+    ]
+
+
+def group_tokens(rollout: Rollout, p: int) -> int:
+    """Return the input tokens of a group: its prompt once, and its completions."""
+    return len(rollout.prompts[p].token_ids) + sum(len(c.token_ids) for c in rollout.completions[p])
