@@ -85,7 +85,7 @@ class RolloutSettings(ChecksArguments):
         evaluation: Evaluation = Evaluation(),
         validate_every_rollouts: int | None = None,
         rewards: list[Reward | str | Callable[..., Any]] | None = None,
-        environment: Environment | str | dict[str, str] | None = None,
+        environment: Environment | str | dict[str, str | None] | None = None,
         mask_truncated: bool = False,
         staleness: int = 0,
         safeguards: Safeguards = Safeguards(),  # noqa: B008

@@ -18,6 +18,7 @@ from lit_rlvr.rollout.assemble import (
     balance,
     count_mixed,
     count_repeats,
+    count_successes,
     gather_summaries,
     join,
     number_mixed,
@@ -107,6 +108,7 @@ class SyncSource(RolloutSource):
         self.sync_weights(batch.prompts)
         rollout, groups = self.sample(batch.prompts)  # generate, score, assemble; then what all ranks know of it
         rollout, groups = self.sample_more(rollout, groups, batch)
+        batch.successes = count_successes(groups)
         self.add_reference_rewards(rollout)
         rollout = self.balance(rollout, groups)
         self.sampler.engine.sleep()  # its memory is free for training
