@@ -30,7 +30,7 @@ from lit_rlvr.datamodules.reading.checks import (
 from lit_rlvr.datamodules.reading.conversations import without_nulls
 from lit_rlvr.datamodules.reading.curriculum import Curriculum, RunningSuccess, Successes
 from lit_rlvr.datamodules.reading.images import ImageOptions, check_media
-from lit_rlvr.datamodules.reading.mixing import MixedStream, check_weights, named_files
+from lit_rlvr.datamodules.reading.mixing import MixedStream, check_weights, named_files, refuse_twice
 from lit_rlvr.datamodules.reading.readers import GivenRows, read_rows
 from lit_rlvr.datamodules.reading.rows import (
     DataRow,
@@ -139,6 +139,8 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
     """The fields that `columns` can map."""
     layouts: Sequence[FileLayout] = ()
     """The layouts that are read without `columns`; a reader returns the fields of a `Sample` in a dict."""
+    weights_option = "data.train"
+    """The option that `weights` come from."""
     has_answer_lists = True
     """Rows may have lists of answers, which `reading.answers` interprets."""
 
@@ -194,10 +196,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         self.prompts_per_rollout, self.seed = prompts_per_rollout, seed
         self.name: str = name or snake_case(type(self).__name__)
         names = [other.name for other in self.validated]
-        if twice := next((other for other in names if names.count(other) > 1), None):
-            raise UserError(
-                f"data.evaluation.also_validate: two validation sets are called {twice}; set `name` on one of them"
-            )
+        refuse_twice(names, "data.evaluation.also_validate", "validation sets are", "set `name` on one of them")
         self.cursor: Cursor = dict(START_CURSOR)
         self._samples: dict[str, list[Sample]] = {}
         self.prompts: dict[str, list[Prompt]] = {}
@@ -529,7 +528,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         options = prompts, self.seed, run_seed(), keys, *(() if self.success is None else (self.success.rests,))
         if not self.weights:
             return PromptStream(*options)
-        check_weights(self.weights, self.datasets)
+        check_weights(self.weights, self.datasets, self.weights_option)
         return MixedStream(self.weights, *options)
 
     def difficulty(self, sample: Sample) -> float:

@@ -28,6 +28,8 @@ class Mixture(PromptDataModule):
         temperature: T: a set of n prompts is drawn in proportion to n^(1/T). 1 = by size; the larger, the more alike.
     """
 
+    weights_option = "data.weights"
+
     def __init__(
         self,
         sets: list[PromptDataModule],
@@ -40,6 +42,8 @@ class Mixture(PromptDataModule):
         if weights is not None and temperature is not None:
             raise UserError("data: give weights or a temperature, not both")
         check_within("(0, inf)", "data", temperature=temperature)
+        names = [part.name for part in sets]
+        refuse_twice(names, "data.sets", "sets are", "set `name` on one of them")
         self.sets, self.temperature = list(sets), temperature
         longest = max(part.reading.max_prompt_tokens for part in sets)
         super().__init__(
@@ -117,10 +121,10 @@ class Mixture(PromptDataModule):
             self.bad_rows[split], self.too_long[split] = [], []
             return []
         found = {part.name: part._tokenised(split) for part in self.sets}
-        for name, prompts in found.items():
-            for dataset in {prompt.sample.dataset for prompt in prompts} - {name}:
-                refuse_twice([*self._owners, dataset], "data.sets", "sets are", "set `name` on one of them")
-                self._owners[dataset] = self._owners[name]
+        for part in self.sets:
+            for dataset in {prompt.sample.dataset for prompt in found[part.name]}:
+                if self._owners.setdefault(dataset, part) is not part:
+                    raise UserError(f"data.sets: two sets have rows of {dataset}; rename one of the files")
         self.bad_rows[split] = [row for part in self.sets for row in part.bad_rows[split]]
         self.too_long[split] = [name for part in self.sets for name in part.too_long[split]]
         prompts = [prompt for prompts in found.values() for prompt in prompts]

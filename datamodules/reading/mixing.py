@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,12 @@ def refuse_twice(names: Sequence[str], option: str, what: str, remedy: str) -> N
         raise UserError(f"{option}: two {what} called {twice}; {remedy}")
 
 
-def check_weights(weights: Mapping[str, float], names: Iterable[str], option: str = "data.weights") -> None:
-    """Refuse weights that are negative or all 0, that name no set, or that leave out a set."""
-    known = [*names]
+def check_weights(weights: Mapping[str, float], known: Sequence[str], option: str) -> None:
+    """Refuse weights that are negative or all 0, that name no set, or that leave out a set.
+
+    Args:
+        known: the names of the sets.
+    """
     check_within("[0, inf)", option, **weights)
     refuse_all(
         f"{option}: there is no set {name!r} with training prompts; the sets are {', '.join(known)}"

@@ -279,10 +279,7 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         self.reference.renew(self.policy, self.iteration)
         for term in self.terms:
             term.renew(self.policy, self.iteration)
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        data.commit(batch.cursor, batch.successes)
-        if data.success is not None:
-            self.log("train/resting", data.stream.resting(batch.cursor))
+        self.trainer.datamodule.commit(batch.cursor, batch.successes)  # type: ignore[attr-defined]
         self._logged |= {name for update in metrics for name in update}
         for name in sorted(self._logged):
             # NaN if no update has it, because no row was run: Lightning would repeat the previous iteration's value.
