@@ -110,23 +110,23 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
     Args:
         train: training rows: a file (jsonl, json, csv, tsv, also with .gz; parquet, arrow), a folder of such files
             or saved by `datasets`, a hub name `org/name[@config][:split]`, or `package:svamp/train.jsonl` (ships with
-            lit-rlvr). Several files, each a set of its own in metrics: a list of them, or {file: weight}, where a set is
-            drawn as often as its weight says. From Python also the rows themselves: a list of dicts, or a
+            lit-rlvr). Several files, each a set of its own in metrics: a list of them, or {file: weight}, where a set
+            is drawn as often as its weight says. From Python also the rows themselves: a list of dicts, or a
             `datasets.Dataset`.
         validation: validation rows, in the same form as `train`.
         test: test rows, in the same form as `train`.
         validation_split: without `validation`, hold out this many training rows (an integer) or this share of them (a
             fraction) for validation, drawn by `seed` alone, so that runs with other seeds hold out the same rows.
         columns: which column holds `prompt`, `answer`, `image`, `video`, `id`, `category`, `options` (of a
-            multiple-choice question) and `difficulty` (for `order`); write nested columns as `metadata.subject`. An omitted field is read from the
-            column of the same name. Images are paths, bytes, base64 or what `datasets` stores, and videos also lists of
-            frames; `<image>` and `<video>` in the prompt mark their places.
+            multiple-choice question) and `difficulty` (for `order`); write nested columns as `metadata.subject`. An
+            omitted field is read from the column of the same name. Images are paths, bytes, base64 or what `datasets`
+            stores, and videos also lists of frames; `<image>` and `<video>` in the prompt mark their places.
         reading: which rows are used, and how.
         images: where images and videos are, and in which size the model sees them.
         chat: the text that the model sees.
         rewards: names of the rewards that judge these rows, or {name: weight}; by default all of `rollout.rewards`.
-        order: the order of the training prompts in every epoch: `shuffled`, as `given`, or by rising `difficulty`, which
-            is the number in a column, or the last number in its text.
+        order: the order of the training prompts in every epoch: `shuffled`, as `given`, or by rising `difficulty`,
+            which is the number in a column, or the last number in its text.
         curriculum: let prompts rest that the model nearly always or nearly never answers.
         prompts_per_rollout: prompts in one rollout, summed over all processes.
         evaluation: how the set is validated and tested on.
@@ -139,6 +139,8 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
     """The fields that `columns` can map."""
     layouts: Sequence[FileLayout] = ()
     """The layouts that are read without `columns`; a reader returns the fields of a `Sample` in a dict."""
+    sets: Sequence[PromptDataModule] = ()
+    """The DataModules that it mixes."""
     weights_option = "data.train"
     """The option that `weights` come from."""
     has_answer_lists = True
@@ -180,8 +182,9 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         self.locations: dict[str, str | None] = {}
         self.given: dict[str, GivenRows] = {}
         self.files, self.weights = named_files(train)
-        train = ", ".join(self.files.values()) or train
-        for split, rows in (("train", train), ("validation", validation), ("test", test)):
+        rows_of: dict[str, Any] = {"train": ", ".join(self.files.values()) or train}
+        rows_of |= {"validation": validation, "test": test}
+        for split, rows in rows_of.items():
             if rows is None or isinstance(rows, str | os.PathLike):
                 self.locations[split] = None if rows is None else os.fspath(rows)
             else:

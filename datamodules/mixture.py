@@ -101,7 +101,7 @@ class Mixture(PromptDataModule):
         for part in self.sets if environment is not None else ():
             if (part.chat.prefill, part.chat.chat_template_kwargs) != (first.prefill, first.chat_template_kwargs):
                 raise UserError(
-                    f"data.sets: with an environment all sets have the same chat.prefill and chat.chat_template_kwargs; "
+                    "data.sets: with an environment, all sets need the same chat.prefill and chat_template_kwargs; "
                     f"{part.name} has others than {self.sets[0].name}"
                 )
         super().use_environment(environment, needs_answers)

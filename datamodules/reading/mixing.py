@@ -32,7 +32,9 @@ def named_files(train: Any) -> tuple[dict[str, str], dict[str, float]]:
         return {}, {}  # the sets of a `DatasetDict`
     files = [os.fspath(file) for file in train]
     names = [re.sub(r"[@:].*$|(\.\w+)+$", "", Path(file).name) for file in files]
-    refuse_twice(names, "data.train", "files are", "rename one, or give data modules with a `name` each (data: Mixture)")
+    refuse_twice(
+        names, "data.train", "files are", "rename one, or give data modules with a `name` each (data: Mixture)"
+    )
     return dict(zip(names, files, strict=True)), dict(zip(names, weights.values(), strict=False))
 
 
@@ -64,8 +66,8 @@ class MixedStream(PromptStream):
     """An endless stream of several sets: each prompt's set is drawn at random, and then that set's own next prompt.
 
     The draw depends on (run seed, data seed, number of the prompt) alone. A cursor counts all prompts as `epoch` and
-    `position`, and those of each set as `set/<name>`. A fixed pattern of sets would put each of them into minibatches of
-    its own, because these are split by position.
+    `position`, and those of each set as `set/<name>`. A fixed pattern of sets would put each of them into minibatches
+    of its own, because these are split by position.
 
     Args:
         weights: name of a set -> how often it is drawn, in relation to the others.

@@ -145,7 +145,7 @@ class EnvironmentChoice(Environment):
     """Several environments, of which each row has one: the column `environment` names it, else the row's data set.
 
     Args:
-        environments: the environments by their names, None for rows that have none. Each limit is the largest of theirs.
+        environments: the environments by their names, None for a single turn. Each limit is the largest of theirs.
 
     Raises:
         UserError: there is none, or their observations have different roles.
@@ -153,21 +153,21 @@ class EnvironmentChoice(Environment):
 
     def __init__(self, environments: Mapping[str, Environment | None]) -> None:
         self._environments = {name: environment or SingleTurn() for name, environment in environments.items()}
-        environments = {name: environment for name, environment in environments.items() if environment is not None}
-        roles = {environment.role for environment in environments.values()}
+        given = [environment for environment in environments.values() if environment is not None]
+        roles = {environment.role for environment in given}
         if len(roles) != 1:
             raise UserError(
                 "rollout.environment: give at least one environment"
                 if not roles
                 else "rollout.environment: environments with and without tools cannot be mixed; give tools to all"
             )
-        limits = [asdict(environment.limits) for environment in environments.values()]
+        limits = [asdict(environment.limits) for environment in given]
         super().__init__(Isolation(**{name: max(one[name] for one in limits) for name in limits[0]}))
         (self.role,) = roles
-        self._chosen = next(iter(environments.values()))
-        self.needs_turns = any(environment.needs_turns for environment in environments.values())
-        self.source_classes = [cls for other in environments.values() for cls in (type(other), *other.source_classes)]
-        offered = {tool["function"]["name"]: tool for other in environments.values() for tool in other.tools}
+        self._chosen = given[0]
+        self.needs_turns = any(environment.needs_turns for environment in given)
+        self.source_classes = [cls for other in given for cls in (type(other), *other.source_classes)]
+        offered = {tool["function"]["name"]: tool for other in given for tool in other.tools}
         self.tools = tuple(offered.values())
 
     @property
@@ -179,9 +179,7 @@ class EnvironmentChoice(Environment):
         if name not in self._environments:
             known = ", ".join(self._environments)
             what = "column 'environment'" if "environment" in sample.row else "its data set"
-            raise UserError(
-                f"{sample.source or sample.id}: {what} is {name!r}, but rollout.environment has {known}"
-            )
+            raise UserError(f"{sample.source or sample.id}: {what} is {name!r}, but rollout.environment has {known}")
         return self._environments[name]
 
     def tools_of(self, sample: Sample) -> Sequence[dict[str, Any]]:

@@ -249,9 +249,7 @@ def gather_summaries(rollout: Rollout, runs: Sequence[bool], by: str = "reward")
     right, judged = (rollout.correct * rollout.judged).sum(1).tolist(), rollout.counted.sum(1).tolist()
     return gather_objects(
         [
-            GroupSummary(
-                prompt.sample.id, group_tokens(rollout, p) * runs[p], p in mixed, p, int(right[p]), judged[p]
-            )
+            GroupSummary(prompt.sample.id, group_tokens(rollout, p) * runs[p], p in mixed, p, int(right[p]), judged[p])
             for p, prompt in enumerate(rollout.prompts)
         ]
     )

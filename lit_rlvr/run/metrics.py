@@ -174,7 +174,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         ),
         Metric(
             "rollout/resting_prompts",
-            "with `data.curriculum`: share of the training prompts that rest, because their success is outside the band",
+            "with `data.curriculum`: share of the training prompts that rest: their success is outside the band",
             "0 to 1",
             "Near 1: few prompts are left, which repeat; a wider `curriculum.band`, or easier or harder prompts",
         ),

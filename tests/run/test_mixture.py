@@ -33,9 +33,9 @@ def known(run: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("more", [(), pytest.param(STALE, marks=pytest.mark.slow)], ids=["sync", "stale"])
 def test_a_mixture_with_a_curriculum_goes_on_exactly(more: tuple[str, ...], run_folder: Path, lit_rlvr: CLI) -> None:
     fit(lit_rlvr, *MIXTURE, *more, *to("whole"))
-    fit(lit_rlvr, *MIXTURE, *more, "--trainer.max_steps", "5", *to("parts"))
+    fit(lit_rlvr, *MIXTURE, *more, "--trainer.max_steps", "6", *to("parts"))
     fit(lit_rlvr, *MIXTURE, *more, "--ckpt_path", "last", *to("parts"))
-    assert_same_run(run_folder / "parts", run_folder / "whole", resumed=5)
+    assert_same_run(run_folder / "parts", run_folder / "whole", resumed=6)
     assert known(run_folder / "parts") == known(run_folder / "whole")
     rows = [row for row in metrics(run_folder / "whole") if row["rollout/reward"]]
     assert float(rows[-1]["rollout/resting_prompts"]) > 0
@@ -43,8 +43,8 @@ def test_a_mixture_with_a_curriculum_goes_on_exactly(more: tuple[str, ...], run_
         for total, part in (("rollout/reward", "reward"), ("rollout/accuracy", "accuracy"), ("train/no_signal",) * 2):
             part = part.removeprefix("train/")
             shares = [float(row[f"train/{name}/prompts"]) for name in ("sums", "products")]
-            values = [float(row[f"train/{name}/{part}"]) for name in ("sums", "products")]
-            both = sum(share * value for share, value in zip(shares, values, strict=True) if share)
+            values = [float(row[f"train/{name}/{part}"] or 0) for name in ("sums", "products")]
+            both = sum(share * value for share, value in zip(shares, values, strict=True))
             assert sum(shares) == 1 and both == pytest.approx(float(row[total])), (row["step"], part)
 
 
