@@ -139,7 +139,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
     """The fields that `columns` can map."""
     layouts: Sequence[FileLayout] = ()
     """The layouts that are read without `columns`; a reader returns the fields of a `Sample` in a dict."""
-    sets: Sequence[PromptDataModule] = ()
+    parts: Sequence[PromptDataModule] = ()
     """The DataModules that it mixes."""
     weights_option = "data.train"
     """The option that `weights` come from."""

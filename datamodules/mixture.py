@@ -44,7 +44,7 @@ class Mixture(PromptDataModule):
         check_within("(0, inf)", "data", temperature=temperature)
         names = [part.name for part in sets]
         refuse_twice(names, "data.sets", "sets are", "set `name` on one of them")
-        self.sets, self.temperature = list(sets), temperature
+        self.parts, self.temperature = list(sets), temperature
         longest = max(part.reading.max_prompt_tokens for part in sets)
         super().__init__(
             train=None,
@@ -70,7 +70,7 @@ class Mixture(PromptDataModule):
     @property
     def validated(self) -> list[PromptDataModule]:
         """This DataModule, its sets, and those of `evaluation.also_validate`."""
-        return [self, *self.sets, *super().validated[1:]]
+        return [self, *self.parts, *super().validated[1:]]
 
     def part_of(self, sample: Sample) -> PromptDataModule:
         """Return the DataModule that a sample is of."""
@@ -97,36 +97,36 @@ class Mixture(PromptDataModule):
         return self.part_of(sample).difficulty(sample)
 
     def use_environment(self, environment: Environment | None, needs_answers: bool = True) -> None:
-        first = self.sets[0].chat
-        for part in self.sets if environment is not None else ():
+        first = self.parts[0].chat
+        for part in self.parts if environment is not None else ():
             if (part.chat.prefill, part.chat.chat_template_kwargs) != (first.prefill, first.chat_template_kwargs):
                 raise UserError(
                     "data.sets: with an environment, all sets need the same chat.prefill and chat_template_kwargs; "
-                    f"{part.name} has others than {self.sets[0].name}"
+                    f"{part.name} has others than {self.parts[0].name}"
                 )
         super().use_environment(environment, needs_answers)
 
     # rows
 
     def setup(self, stage: str) -> None:
-        for part in self.sets:
+        for part in self.parts:
             part.use_model(self)
         super().setup(stage)
 
     def load(self, split: Split) -> list[Sample]:
-        return with_distinct_ids([sample for part in self.sets for sample in part.load(split)])
+        return with_distinct_ids([sample for part in self.parts for sample in part.load(split)])
 
     def _tokenised(self, split: Split) -> list[Prompt]:
         if split == "validation":  # each set validates on its own
             self.bad_rows[split], self.too_long[split] = [], []
             return []
-        found = {part.name: part._tokenised(split) for part in self.sets}
-        for part in self.sets:
+        found = {part.name: part._tokenised(split) for part in self.parts}
+        for part in self.parts:
             for dataset in {prompt.sample.dataset for prompt in found[part.name]}:
                 if self._owners.setdefault(dataset, part) is not part:
                     raise UserError(f"data.sets: two sets have rows of {dataset}; rename one of the files")
-        self.bad_rows[split] = [row for part in self.sets for row in part.bad_rows[split]]
-        self.too_long[split] = [name for part in self.sets for name in part.too_long[split]]
+        self.bad_rows[split] = [row for part in self.parts for row in part.bad_rows[split]]
+        self.too_long[split] = [name for part in self.parts for name in part.too_long[split]]
         prompts = [prompt for prompts in found.values() for prompt in prompts]
         samples = with_distinct_ids([prompt.sample for prompt in prompts])
         check_ids(samples)
@@ -138,6 +138,6 @@ class Mixture(PromptDataModule):
     def test_dataloader(self) -> list[EvalLoader]:
         return [
             EvalLoader(own, part.evaluation.prompts_per_batch, part.name, *self._ranks(), self.prepare)
-            for part in self.sets
+            for part in self.parts
             if (own := [prompt for prompt in self.prompts["test"] if self.part_of(prompt.sample) is part])
         ]
