@@ -127,7 +127,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         rewards: names of the rewards that judge these rows, or {name: weight}; by default all of `rollout.rewards`.
         order: the order of the training prompts in every epoch: `shuffled`, as `given`, or by rising `difficulty`,
             which is the number in a column, or the last number in its text.
-        curriculum: let prompts rest that the model nearly always or nearly never answers.
+        curriculum: retire prompts that the model nearly always or nearly never answers.
         prompts_per_rollout: prompts in one rollout, summed over all processes.
         evaluation: how the set is validated and tested on.
         seed: seed of the split, of `limit` and, together with seed_everything, of the order of prompts.
@@ -528,7 +528,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
                 p.sample.id: number if self.order == "given" else self.difficulty(p.sample)
                 for number, p in enumerate(prompts)
             }
-        options = prompts, self.seed, run_seed(), keys, *(() if self.success is None else (self.success.rests,))
+        options = prompts, self.seed, run_seed(), keys, *(() if self.success is None else (self.success.is_retired,))
         if not self.weights:
             return PromptStream(*options)
         check_weights(self.weights, self.datasets, self.weights_option)

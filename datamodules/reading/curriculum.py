@@ -1,4 +1,4 @@
-"""The online curriculum: prompts that the model nearly always or nearly never answers rest for some epochs."""
+"""The online curriculum: prompts that the model nearly always or nearly never answers are retired for some epochs."""
 
 from __future__ import annotations
 
@@ -14,35 +14,36 @@ Successes = Mapping[str, tuple[int, int]]
 @checks_arguments("data.curriculum")
 @dataclass(frozen=True)
 class Curriculum:
-    """An online curriculum: a prompt rests while its running success, the share of right completions, is outside a
-    band.
+    """An online curriculum: a prompt is retired while its running success, the share of right completions, is outside
+    a band.
 
     Args:
         band: the lowest and the highest success of the prompts to train on.
-        rest: epochs that a prompt outside the band is left out; then it comes back, and its estimate begins anew.
-        memory: weight of the earlier estimate when a prompt inside the band is answered again; the newest share has the
-            rest.
+        epochs: how many epochs of its set a retired prompt is left out; then it comes back, and its estimate begins
+            anew.
+        memory: weight of the earlier estimate when a prompt inside the band is answered again, from 0 to 1; the newest
+            share has the other part.
     """
 
     band: tuple[float, float] = (0.2, 0.8)
-    rest: int = 2
+    epochs: int = 2
     memory: float = 0.5
 
     def __post_init__(self) -> None:
         low, high = self.band
         if not 0 <= low <= high <= 1:
             raise UserError(f"data.curriculum.band: [{low}, {high}] must be two shares from 0 to 1, the lowest first")
-        check_within("[1, inf)", "data.curriculum", rest=self.rest)
+        check_within("[1, 100]", "data.curriculum", epochs=self.epochs)
         check_within("[0, 1)", "data.curriculum", memory=self.memory)
 
 
 class RunningSuccess:
-    """The running success of each prompt that was answered, by which prompts rest.
+    """The running success of each prompt that was answered, by which prompts are retired.
 
     It changes only between iterations, by counts of all ranks, so that every rank draws the same prompts.
 
     Args:
-        curriculum: the band, and how long prompts rest.
+        curriculum: the band, and for how long prompts are retired.
 
     Attributes:
         known: sample id -> the share of right completions, and the epoch of its set in which the prompt was answered.
@@ -52,10 +53,10 @@ class RunningSuccess:
         self.curriculum = curriculum
         self.known: dict[str, tuple[float, int]] = {}
 
-    def rests(self, sample_id: str, epoch: int) -> bool:
+    def is_retired(self, sample_id: str, epoch: int) -> bool:
         """Return whether a prompt is left out of an epoch of its set."""
         share, answered = self.known.get(sample_id, (None, 0))
-        return share is not None and not self._fits(share) and epoch <= answered + self.curriculum.rest
+        return share is not None and not self._fits(share) and epoch <= answered + self.curriculum.epochs
 
     def add(self, successes: Successes, epoch_of: Callable[[str], int]) -> None:
         """Add the completions of an iteration.

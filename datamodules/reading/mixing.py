@@ -71,7 +71,7 @@ class MixedStream(PromptStream):
 
     Args:
         weights: name of a set -> how often it is drawn, in relation to the others.
-        prompts, seed, run_seed, keys, rests: as for `PromptStream`, in all sets.
+        prompts, seed, run_seed, keys, is_retired: as for `PromptStream`, in all sets.
     """
 
     def __init__(

@@ -21,25 +21,25 @@ START_CURSOR: Cursor = {"epoch": 0, "position": 0}
 
 
 class PromptStream:
-    """An endless stream of prompts: every epoch is a new permutation of all of them, without those that rest.
+    """An endless stream of prompts: every epoch is a new permutation of all of them, without retired ones.
 
     Args:
         prompts: the training prompts, in file order.
         seed: the data seed.
         run_seed: the run's seed (seed_everything); the order depends on both.
         keys: sample id -> key. In every epoch, prompts come by rising key, and those with equal keys are shuffled.
-        rests: returns whether a sample id is left out of an epoch; its answers change only between iterations.
+        is_retired: returns whether a sample id is left out of an epoch; its answers change only between iterations.
     """
 
     def __init__(
         self, prompts: Sequence[Prompt], seed: int, run_seed: int = 0, keys: Mapping[str, float] = MappingProxyType({}),
-        rests: Callable[[str, int], bool] = lambda sample_id, epoch: False,
+        is_retired: Callable[[str, int], bool] = lambda sample_id, epoch: False,
     ) -> None:  # fmt: skip
         if not prompts:
             raise UserError("there is no training prompt")
         self.prompts = list(prompts)
         self.by_id = {prompt.sample.id: prompt for prompt in prompts}
-        self.seed, self.run_seed, self.keys, self.rests = seed, run_seed, keys, rests
+        self.seed, self.run_seed, self.keys, self.is_retired = seed, run_seed, keys, is_retired
         self._latest: tuple[int, list[int]] = (-1, [])
 
     def __len__(self) -> int:
@@ -58,13 +58,13 @@ class PromptStream:
     def take(self, count: int, cursor: Cursor) -> tuple[list[Prompt], Cursor]:
         """Return the next `count` prompts from `cursor`, across epoch boundaries, and the cursor after them.
 
-        If all prompts rest, epochs pass until the first comes back.
+        If all prompts are retired, epochs pass until the first comes back.
         """
         epoch, position = cursor["epoch"], cursor["position"]
         taken: list[Prompt] = []
         while len(taken) < count:
             prompt = self.prompts[self.order(epoch)[position]]
-            taken += [prompt] * (not self.rests(prompt.sample.id, epoch))
+            taken += [prompt] * (not self.is_retired(prompt.sample.id, epoch))
             position += 1
             if position >= len(self.prompts):
                 epoch, position = epoch + 1, 0
@@ -74,9 +74,9 @@ class PromptStream:
         """Return the epoch of a prompt's set at a cursor."""
         return cursor["epoch"]
 
-    def resting(self, cursor: Cursor) -> float:
-        """Return the share of prompts that rest at a cursor."""
-        return sum(self.rests(name, self.epoch_of(name, cursor)) for name in self.by_id) / len(self)
+    def retired_share(self, cursor: Cursor) -> float:
+        """Return the share of prompts that are retired at a cursor."""
+        return sum(self.is_retired(name, self.epoch_of(name, cursor)) for name in self.by_id) / len(self)
 
 
 def difficulty_of(sample: Sample, column: str) -> float:

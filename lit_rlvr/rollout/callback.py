@@ -114,7 +114,7 @@ class RolloutCallback(RolloutSettings, Callback):
         if batch.rollout is not None and self.source.is_judged and len(data.datasets) > 1:
             module.log_dict(set_metrics(batch.rollout, data.datasets))
         if data.success is not None:
-            module.log("rollout/resting_prompts", data.stream.resting(data.cursor))
+            module.log("rollout/retired_prompts", data.stream.retired_share(data.cursor))
         if self._record is not None and batch.rollout is not None:
             self._record.add(module.iteration, batch.rollout, batch.cursor, module.updates - updates_of(module))
         self._stop_after_replay(trainer, module.iteration)

@@ -173,8 +173,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "`tools/failure_frequency`, per call",
         ),
         Metric(
-            "rollout/resting_prompts",
-            "with `data.curriculum`: share of the training prompts that rest: their success is outside the band",
+            "rollout/retired_prompts",
+            "with `data.curriculum`: share of training prompts that are retired: their success is outside the band",
             "0 to 1",
             "Near 1: few prompts are left, which repeat; a wider `curriculum.band`, or easier or harder prompts",
         ),

@@ -98,8 +98,8 @@ def test_orders(order: Any, jsonl: Write, chat_tokenizer: Any) -> None:
         assert epochs[0] != epochs[1], "equal ones are shuffled"
 
 
-def test_prompts_outside_the_band_rest_and_come_back(jsonl: Write, chat_tokenizer: Any) -> None:
-    curriculum = Curriculum(band=(0.2, 0.8), rest=2, memory=0.5)
+def test_prompts_outside_the_band_are_retired_and_come_back(jsonl: Write, chat_tokenizer: Any) -> None:
+    curriculum = Curriculum(band=(0.2, 0.8), epochs=2, memory=0.5)
     data = built(TextMath(train=jsonl(rows(6)), curriculum=curriculum, prompts_per_rollout=6), chat_tokenizer)
     _, cursor = data.stream.take(6, data.cursor)
     shares = {"0": (0, 4), "1": (4, 4), "2": (2, 4), "3": (0, 0), "4": (1, 4)}
@@ -109,7 +109,7 @@ def test_prompts_outside_the_band_rest_and_come_back(jsonl: Write, chat_tokenize
     epochs = [[s.id for s in taken(data, 16)][k : k + 4] for k in (0, 4)]  # epochs 1 and 2; then 0 and 1 are back
     assert all(sorted(epoch) == ["2", "3", "4", "5"] for epoch in epochs)
     assert sorted(s.id for s in taken(data, 14)[8:]) == ["0", "1", "2", "3", "4", "5"]
-    assert data.stream.resting(cursor) == 2 / 6
+    assert data.stream.retired_share(cursor) == 2 / 6
     data.commit(cursor, {"0": (2, 4), "4": (0, 4)})
     assert data.success is not None and data.success.known["0"][0] == 0.5, "it begins anew"
     assert data.success.known["4"] == (0.125, 1), "half of 1/4 and half of 0"
@@ -119,13 +119,15 @@ def test_prompts_outside_the_band_rest_and_come_back(jsonl: Write, chat_tokenize
     assert other.success is not None and other.success.known["2"] == (0.5, 0) and "3" not in other.success.known
 
 
-def test_if_all_prompts_rest_epochs_pass(chat_tokenizer: Any) -> None:
+def test_if_all_prompts_are_retired_epochs_pass(chat_tokenizer: Any) -> None:
     sets = [Arithmetic(high=2, held_out=0, name=name, operation=operation) for name, operation in SETS]
-    data = built(Mixture(sets=sets, weights={"sums": 1, "products": 1}, curriculum=Curriculum(rest=3)), chat_tokenizer)
+    data = built(
+        Mixture(sets=sets, weights={"sums": 1, "products": 1}, curriculum=Curriculum(epochs=3)), chat_tokenizer
+    )
     data.commit(data.cursor, {sample.id: (0, 4) for sample in (p.sample for p in data.stream.prompts)})
     prompts, cursor = data.stream.take(8, data.cursor)
     assert len(prompts) == 8 and min(cursor["set/sums"], cursor["set/products"]) > 4 * 4
-    assert data.stream.resting(data.cursor) == 1 and data.stream.resting(cursor) == 0
+    assert data.stream.retired_share(data.cursor) == 1 and data.stream.retired_share(cursor) == 0
 
 
 SETS: Any = (("sums", "add"), ("products", "multiply"))
@@ -154,7 +156,7 @@ BAD: dict[str, tuple[Callable[[Path], PromptDataModule], str]] = {
     "difficulty": (lambda folder: TextMath(train=_files(folder), order="difficulty"),
                    r"a\.jsonl:1: data\.order: difficulty needs a number in the column 'difficulty', not None"),
     "band": (lambda _: mixture(curriculum=Curriculum(band=(0.8, 0.2))), r"data\.curriculum\.band: \[0\.8, 0\.2\] must"),
-    "rest": (lambda _: mixture(curriculum=Curriculum(rest=0)), r"data\.curriculum\.rest: 0 must lie in \[1, inf\)"),
+    "epochs": (lambda _: mixture(curriculum=Curriculum(epochs=0)), r"data\.curriculum\.epochs: 0 must lie in \[1, "),
 }  # fmt: skip
 
 

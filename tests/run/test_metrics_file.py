@@ -97,7 +97,7 @@ RUNS: dict[str, tuple[Any, ...]] = {
         *("--rollout.rewards", "null", *ONE),
     ),
     "sets": (
-        *("--data", "Mixture", "--data.init_args.curriculum", "{rest: 1}", "--data.init_args.sets"),
+        *("--data", "Mixture", "--data.init_args.curriculum", "{epochs: 1}", "--data.init_args.sets"),
         *(json.dumps([{"class_path": "Arithmetic", "init_args": {"name": name}} for name in ("one", "other")]), *ONE),
     ),
     "sft": ("--model", "SFT", "--trainer.max_steps", 1),

@@ -20,7 +20,7 @@ SETS = [
 MIXTURE = (
     *("--data", "Mixture", "--data.init_args.sets", json.dumps(SETS), "--data.init_args.prompts_per_rollout", "4"),
     *("--data.init_args.weights", "{sums: 0.7, products: 0.3}"),
-    *("--data.init_args.curriculum", "{band: [0.1, 0.6], rest: 1}"),
+    *("--data.init_args.curriculum", "{band: [0.1, 0.6], epochs: 1}"),
     *("--trainer.max_steps", "10", "--rollout.group_size", "2"),
 )
 STALE = ("--rollout.staleness", "1", "--rollout.engine", "tiny_engines.Copying")
@@ -38,7 +38,7 @@ def test_a_mixture_with_a_curriculum_goes_on_exactly(more: tuple[str, ...], run_
     assert_same_run(run_folder / "parts", run_folder / "whole", resumed=6)
     assert known(run_folder / "parts") == known(run_folder / "whole")
     rows = [row for row in metrics(run_folder / "whole") if row["rollout/reward"]]
-    assert float(rows[-1]["rollout/resting_prompts"]) > 0
+    assert float(rows[-1]["rollout/retired_prompts"]) > 0
     for row in rows:
         for total, part in (("rollout/reward", "reward"), ("rollout/accuracy", "accuracy"), ("train/no_signal",) * 2):
             part = part.removeprefix("train/")
@@ -49,10 +49,10 @@ def test_a_mixture_with_a_curriculum_goes_on_exactly(more: tuple[str, ...], run_
 
 
 @pytest.mark.slow
-def test_two_processes_draw_and_rest_the_same_prompts(run_folder: Path, lit_rlvr: CLI) -> None:
+def test_two_processes_draw_and_retire_the_same_prompts(run_folder: Path, lit_rlvr: CLI) -> None:
     fit(lit_rlvr, *MIXTURE, *to("one"))
     in_two_processes(run_folder, [*FIT, *STRATEGIES["ddp"], *MIXTURE, *to("two")])
     assert known(run_folder / "two") == known(run_folder / "one")
-    names = ("rollout/resting_prompts", "train/sums/prompts", "train/sums/reward", "rollout/reward")
+    names = ("rollout/retired_prompts", "train/sums/prompts", "train/sums/reward", "rollout/reward")
     one, two = ([{name: row[name] for name in names} for row in metrics(run_folder / run)] for run in ("one", "two"))
     assert two == one
