@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,7 @@ class FixedRollouts(LightningDataModule):
     def train_dataloader(self) -> DataLoader[PromptBatch]:
         return DataLoader(self._batches, batch_size=None, collate_fn=_as_it_is)  # type: ignore[arg-type]
 
-    def commit(self, cursor: dict[str, int]) -> None:
+    def commit(self, cursor: dict[str, int], successes: Mapping[str, tuple[int, int]]) -> None:
         """Do nothing: the batches have no position to save."""
 
 

@@ -4,6 +4,7 @@ from lit_rlvr.datamodules.base import PromptDataModule
 from lit_rlvr.datamodules.code_problems import CodeProblems
 from lit_rlvr.datamodules.geometry import Geometry
 from lit_rlvr.datamodules.medical_vqa import MedicalVQA
+from lit_rlvr.datamodules.mixture import Mixture
 from lit_rlvr.datamodules.multiple_choice import MultipleChoice
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.text_math import TextMath
@@ -22,6 +23,7 @@ __all__ = [
     "LesionCount",
     "LesionPlace",
     "MedicalVQA",
+    "Mixture",
     "MultiStepArithmetic",
     "MultipleChoice",
     "PromptDataModule",

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
@@ -26,7 +27,9 @@ from lit_rlvr.datamodules.reading.checks import (
     require_samples,
 )
 from lit_rlvr.datamodules.reading.conversations import without_nulls
+from lit_rlvr.datamodules.reading.curriculum import Curriculum, RunningSuccess, Successes
 from lit_rlvr.datamodules.reading.images import ImageOptions, check_media
+from lit_rlvr.datamodules.reading.mixing import MixedStream, check_weights, named_files, refuse_twice
 from lit_rlvr.datamodules.reading.readers import GivenRows, read_rows
 from lit_rlvr.datamodules.reading.rows import (
     DataRow,
@@ -37,6 +40,7 @@ from lit_rlvr.datamodules.reading.rows import (
     joined_text,
     map_columns,
     rank_zero_warn,
+    with_distinct_ids,
 )
 from lit_rlvr.datamodules.reading.split import (
     CHARACTERS,
@@ -56,6 +60,7 @@ from lit_rlvr.datamodules.reading.stream import (
     PromptStream,
     TrainLoader,
     check_fingerprint,
+    difficulty_of,
     fingerprint,
     prompt_hashes,
 )
@@ -104,19 +109,25 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
     Args:
         train: training rows: a file (jsonl, json, csv, tsv, also with .gz; parquet, arrow), a folder of such files
             or saved by `datasets`, a hub name `org/name[@config][:split]`, or `package:svamp/train.jsonl` (ships with
-            lit-rlvr). From Python also the rows themselves: a list of dicts, or a `datasets.Dataset`.
+            lit-rlvr). Several files, each a set of its own in metrics: a list of them, or {file: weight}, where a set
+            is drawn as often as its weight says. From Python also the rows themselves: a list of dicts, or a
+            `datasets.Dataset`.
         validation: validation rows, in the same form as `train`.
         test: test rows, in the same form as `train`.
         validation_split: without `validation`, hold out this many training rows (an integer) or this share of them (a
             fraction) for validation, drawn by `seed` alone, so that runs with other seeds hold out the same rows.
         columns: which column holds `prompt`, `answer`, `image`, `video`, `id`, `category`, `options` (of a
-            multiple-choice question) and `reward` (the names of the rewards that judge the row: one, a list, or a dict
-            of name: weight); write nested columns as `metadata.subject`. An omitted field but `reward` is read from the
-            column of the same name. Images are paths, bytes, base64 or what `datasets` stores, and videos also lists of
-            frames; `<image>` and `<video>` in the prompt mark their places.
+            multiple-choice question), `difficulty` (for `order`) and `reward` (the names of the rewards that judge the
+            row: one, a list, or a dict of name: weight); write nested columns as `metadata.subject`. An omitted field
+            but `reward` is read from the column of the same name. Images are paths, bytes, base64 or what `datasets`
+            stores, and videos also lists of frames; `<image>` and `<video>` in the prompt mark their places.
         reading: which rows are used, and how.
         images: where images and videos are, and in which size the model sees them.
         chat: the text that the model sees.
+        rewards: names of the rewards that judge these rows, or {name: weight}; by default all of `rollout.rewards`.
+        order: the order of the training prompts in every epoch: `shuffled`, as `given`, or by rising `difficulty`,
+            which is the number in a column, or the last number in its text.
+        curriculum: retire prompts that the model nearly always or nearly never answers.
         prompts_per_rollout: prompts in one rollout, summed over all processes.
         evaluation: how the set is validated and tested on.
         seed: seed of the split, of `limit` and, together with seed_everything, of the order of prompts.
@@ -128,12 +139,16 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
     """The fields that `columns` can map."""
     layouts: Sequence[FileLayout] = ()
     """The layouts that are read without `columns`; a reader returns the fields of a `Sample` in a dict."""
+    parts: Sequence[PromptDataModule] = ()
+    """The DataModules that it mixes."""
+    weights_option = "data.train"
+    """The option that `weights` come from."""
     has_answer_lists = True
     """Rows may have lists of answers, which `reading.answers` interprets."""
 
     def __init__(
         self,
-        train: str | Iterable[dict[str, Any]] | None = None,
+        train: str | list[str] | dict[str, float] | Iterable[dict[str, Any]] | None = None,
         validation: str | Iterable[dict[str, Any]] | None = None,
         test: str | Iterable[dict[str, Any]] | None = None,
         validation_split: int | float | None = None,
@@ -141,6 +156,9 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         reading: ReadingOptions = ReadingOptions(),  # noqa: B008  # frozen
         images: ImageOptions = ImageOptions(),  # noqa: B008
         chat: Chat = Chat(),  # noqa: B008
+        rewards: list[str] | dict[str, float] | None = None,
+        order: Literal["shuffled", "given", "difficulty"] = "shuffled",
+        curriculum: Curriculum | None = None,
         prompts_per_rollout: int = 8,
         evaluation: EvaluationData = EvaluationData(),
         seed: int = 0,
@@ -158,26 +176,30 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         check_within("[1, inf)", "data", prompts_per_rollout=prompts_per_rollout)
         if reading.answers != "any" and not self.has_answer_lists:
             raise UserError(f"data.reading.answers: {type(self).__name__} has no lists of answers; leave it out")
-        check_columns(columns or {}, self.fields)
+        columns = dict(columns or {})
+        check_columns(columns, (*self.fields, "difficulty"))
+        self._difficulty = columns.pop("difficulty", "difficulty")
         self.locations: dict[str, str | None] = {}
         self.given: dict[str, GivenRows] = {}
-        for split, rows in (("train", train), ("validation", validation), ("test", test)):
+        self.files, self.weights = named_files(train)
+        rows_of: dict[str, Any] = {"train": ", ".join(self.files.values()) or train}
+        rows_of |= {"validation": validation, "test": test}
+        for split, rows in rows_of.items():
             if rows is None or isinstance(rows, str | os.PathLike):
                 self.locations[split] = None if rows is None else os.fspath(rows)
             else:
                 self.init_args[split] = self.given[split] = GivenRows(rows, split)
                 self.locations[split] = self.given[split].name
-        self.validation_split, self.columns = validation_split, columns
+        self.validation_split, self.columns, self.order = validation_split, columns, order
+        self.success = None if curriculum is None else RunningSuccess(curriculum)
+        self._rewards = rewards if rewards is None or isinstance(rewards, dict) else dict.fromkeys(rewards)
         self.reading, self.images, self.evaluation = reading, images, evaluation
         self.chat, self._reports_special_tokens = chat, True
         self._openings: dict[str, str] = {}  # by the template's arguments
         self.prompts_per_rollout, self.seed = prompts_per_rollout, seed
         self.name: str = name or snake_case(type(self).__name__)
         names = [other.name for other in self.validated]
-        if twice := next((other for other in names if names.count(other) > 1), None):
-            raise UserError(
-                f"data.evaluation.also_validate: two validation sets are called {twice}; set `name` on one of them"
-            )
+        refuse_twice(names, "data.evaluation.also_validate", "validation sets are", "set `name` on one of them")
         self.cursor: Cursor = dict(START_CURSOR)
         self._samples: dict[str, list[Sample]] = {}
         self.prompts: dict[str, list[Prompt]] = {}
@@ -202,14 +224,16 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
             if split == "train":
                 raise UserError(f"{type(self).__name__}: no training data, set data.init_args.train")
             return
-        for index, row in enumerate(read_rows(location, split)):
+        files = self.files if split == "train" and self.files else {self.name: location}
+        rows = ((name, row) for name, file in files.items() for row in read_rows(file, split))
+        for index, (name, row) in enumerate(rows):
             try:
                 if isinstance(row.value, BadRow):
                     raise row.value
                 sample = require_sample(self.sample(row.value, index, row.source), self.sample, row.source)
                 if isinstance(sample, BadRow):
                     raise sample
-                yield sample if sample.source else replace(sample, source=row.source)
+                yield replace(sample, source=sample.source or row.source, dataset=sample.dataset or name)
             except BadRow as error:
                 error.source = error.source or row.source
                 yield error
@@ -459,8 +483,6 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         for split in STAGE_SPLITS.get(stage, ("train", "validation", "test")):
             if split not in self.prompts:
                 self.prompts[split] = self._tokenised(split)
-                if not self.prompts[split] and not self.too_long[split] and split != "train":
-                    rank_zero_warn(f"{self.name}: there is no {split} set, its accuracy is not measured")
         if stage in ("fit", "validate"):
             for other in self.validated[1:]:
                 other.use_model(self)
@@ -476,6 +498,8 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
             self._report_special_tokens(f"{self.name} {split}", f"{len(found)} of {len(samples)} rows", found)
         prompts = [self.encode(sample) for sample in samples]
         fitting, self.too_long[split] = drop_long(prompts, self.reading.max_prompt_tokens, f"{self.name} {split}")
+        if not prompts and split != "train":
+            rank_zero_warn(f"{self.name}: there is no {split} set, its accuracy is not measured")
         return fitting
 
     def _compare_sets(self) -> None:
@@ -488,15 +512,43 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         train = index_questions(self.prompts["train"], has_environment)
         for data in self.validated:
             if validation := data.prompts.get("validation"):
-                check_held_out(train, validation, data.name, has_environment, refuse=data is self)
+                refuse = data not in (self.evaluation.also_validate or ())
+                check_held_out(train, validation, data.name, has_environment, refuse)
 
     def _make_stream(self) -> None:
         """Create the stream of training prompts, once they are loaded."""
         if "train" in self.prompts and self._stream is None:
-            self._stream = PromptStream(self.prompts["train"], self.seed, run_seed())
+            self._stream = self._new_stream(self.prompts["train"])
             self._fingerprint = fingerprint(self._stream)
             check_fingerprint(self._restored, self._fingerprint)
             self.train_dataloader()  # raises early if the sizes do not fit
+
+    def _new_stream(self, prompts: list[Prompt]) -> PromptStream:
+        """Return the stream of all training prompts, in the order and with the weights of the options."""
+        keys: dict[str, float] = {}
+        if self.order != "shuffled":
+            keys = {
+                p.sample.id: number if self.order == "given" else self.difficulty(p.sample)
+                for number, p in enumerate(prompts)
+            }
+        options = prompts, self.seed, run_seed(), keys, *(() if self.success is None else (self.success.is_retired,))
+        if not self.weights:
+            return PromptStream(*options)
+        check_weights(self.weights, self.datasets, self.weights_option)
+        return MixedStream(self.weights, *options)
+
+    def difficulty(self, sample: Sample) -> float:
+        """Return a sample's difficulty, by which `order` sorts.
+
+        Raises:
+            UserError: its row has no number in the column of the difficulty.
+        """
+        return difficulty_of(sample, self._difficulty)
+
+    @property
+    def datasets(self) -> list[str]:
+        """The names of the sets of the training prompts."""
+        return [*dict.fromkeys(prompt.sample.dataset for prompt in self.prompts["train"])]
 
     def load(self, split: Split) -> list[Sample]:
         """Return the checked samples of a split, in file order, not yet tokenised."""
@@ -562,15 +614,22 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         other = copy(self)
         other.prompts = self.prompts | {"train": list(prompts)}
         other.prompts_per_rollout = min(prompts_per_rollout, len(prompts))
-        other.cursor, other._stream = dict(START_CURSOR), PromptStream(prompts, self.seed)
+        other.cursor, other._stream, other.success = dict(START_CURSOR), PromptStream(prompts, self.seed), None
         return other
 
-    def commit(self, cursor: Cursor) -> None:
-        """Record that training has consumed everything before `cursor`; checkpoints store this position."""
+    def commit(self, cursor: Cursor, successes: Successes = MappingProxyType({})) -> None:
+        """Record that training has consumed everything before `cursor`; checkpoints store this position.
+
+        Args:
+            successes: of the iteration, over all ranks; the curriculum learns from them.
+        """
         self.cursor = dict(cursor)
+        if self.success is not None:
+            self.success.add(successes, lambda sample_id: self.stream.epoch_of(sample_id, cursor))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"cursor": dict(self.cursor), "fingerprint": self._fingerprint}
+        state = {"cursor": dict(self.cursor), "fingerprint": self._fingerprint}
+        return state if self.success is None else state | {"success": dict(self.success.known)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the position, before or after `setup`.
@@ -579,6 +638,8 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
             UserError: the training data differ from those of the checkpoint.
         """
         self.commit(state_dict["cursor"])
+        if self.success is not None:
+            self.success.known = dict(state_dict.get("success", {}))
         self._restored = state_dict["fingerprint"]
         check_fingerprint(self._restored, self._fingerprint)
 
@@ -590,10 +651,17 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
                 require_samples(self.rows(split), self.rows), name, self.reading.max_bad_rows, self.optional,
                 self.images, not self.demonstrates,
             )  # fmt: skip
-            if not good and self.locations[split] is not None:
-                raise UserError(f"{self.locations[split]}: no usable row in it")
+            good = [
+                replace(s, dataset=s.dataset or self.name, rewards=self._rewards if s.rewards is None else s.rewards)
+                for s in good
+            ]
+            found = {sample.dataset for sample in good}
+            unused = [file for name, file in self.files.items() if split == "train" and name not in found]
+            if empty := unused or [location for location in (self.locations[split],) if location and not good]:
+                raise UserError(f"{empty[0]}: no usable row in it")
             if not good and split == "train":
                 raise UserError(f"{defined_at(self.rows)} must give Samples for the split 'train', it gave none")
+            good = with_distinct_ids(good)
             check_ids(good)
             self._samples[split] = good
         return self._samples[split]

@@ -26,7 +26,7 @@ _PACKAGES = {
     ),
     "datamodules": (
         "Arithmetic CellArea CodeProblems Geometry LesionCount LesionPlace MedicalVQA MultiStepArithmetic "
-        "MultipleChoice PromptDataModule SyntheticSQL TextMath TextToSQL"
+        "Mixture MultipleChoice PromptDataModule SyntheticSQL TextMath TextToSQL"
     ),
     "rewards": (
         "Choice CodeTests CosineScaled Format FunctionReward LCPO MathAnswer OpenAnswer Overlong RelativeLength "

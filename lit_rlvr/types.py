@@ -472,6 +472,7 @@ class PromptBatch:
         greedy: in validation, one greedy completion of each prompt, if the settings ask for it.
         demonstrations: in validation of a module that trains on the data's own completions, these; a rank without
             prompts has one of another prompt, because scoring with sharded weights needs all ranks.
+        successes: in training, sample id -> right completions on all ranks, and those that count in accuracies.
     """
 
     prompts: list[Prompt]
@@ -480,6 +481,7 @@ class PromptBatch:
     rollout: Rollout | None = None
     greedy: Rollout | None = None
     demonstrations: Rollout | None = None
+    successes: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.prompts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -265,6 +265,14 @@ def check_ids(samples: Iterable[Sample]) -> None:
                 f"{other.source} and {sample.source}: both rows have the id {sample.id!r}; give every row a unique "
                 "id, or map a column that has one with `columns: {id: COLUMN}`"
             )
+
+
+def with_distinct_ids(samples: Sequence[Sample]) -> list[Sample]:
+    """Put the name of its set before each id that several sets have."""
+    sets: dict[str, set[str]] = {}
+    for sample in samples:
+        sets.setdefault(sample.id, set()).add(sample.dataset)
+    return [replace(s, id=f"{s.dataset}:{s.id}") if len(sets[s.id]) > 1 else s for s in samples]
 
 
 def _file_of(source: str) -> str:

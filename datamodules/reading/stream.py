@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import math
 import random
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from lit_rlvr.common.seeds import derive_seed
+from lit_rlvr.datamodules.reading.cells import is_missing, lookup
 from lit_rlvr.distributed.checkpoints import NEW_RUN
-from lit_rlvr.errors import UserError
-from lit_rlvr.types import Prompt, PromptBatch
+from lit_rlvr.errors import UserError, given_text
+from lit_rlvr.types import Prompt, PromptBatch, Sample
 
 Cursor = dict[str, int]
 
@@ -18,19 +21,25 @@ START_CURSOR: Cursor = {"epoch": 0, "position": 0}
 
 
 class PromptStream:
-    """An endless stream of prompts: every epoch is a new permutation of all of them.
+    """An endless stream of prompts: every epoch is a new permutation of all of them, without retired ones.
 
     Args:
         prompts: the training prompts, in file order.
         seed: the data seed.
         run_seed: the run's seed (seed_everything); the order depends on both.
+        keys: sample id -> key. In every epoch, prompts come by rising key, and those with equal keys are shuffled.
+        is_retired: returns whether a sample id is left out of an epoch; its answers change only between iterations.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], seed: int, run_seed: int = 0) -> None:
+    def __init__(
+        self, prompts: Sequence[Prompt], seed: int, run_seed: int = 0, keys: Mapping[str, float] = MappingProxyType({}),
+        is_retired: Callable[[str, int], bool] = lambda sample_id, epoch: False,
+    ) -> None:  # fmt: skip
         if not prompts:
             raise UserError("there is no training prompt")
         self.prompts = list(prompts)
-        self.seed, self.run_seed = seed, run_seed
+        self.by_id = {prompt.sample.id: prompt for prompt in prompts}
+        self.seed, self.run_seed, self.keys, self.is_retired = seed, run_seed, keys, is_retired
         self._latest: tuple[int, list[int]] = (-1, [])
 
     def __len__(self) -> int:
@@ -38,24 +47,52 @@ class PromptStream:
         return len(self.prompts)
 
     def order(self, epoch: int) -> list[int]:
-        """Return the permutation of an epoch, which depends on (run seed, data seed, epoch) alone."""
+        """Return the permutation of an epoch, which depends on (run seed, data seed, epoch) and the keys alone."""
         if self._latest[0] != epoch:
             order = list(range(len(self.prompts)))
             random.Random(derive_seed(self.run_seed, "order", self.seed, epoch)).shuffle(order)
+            order.sort(key=lambda i: self.keys.get(self.prompts[i].sample.id, 0.0))
             self._latest = (epoch, order)
         return self._latest[1]
 
     def take(self, count: int, cursor: Cursor) -> tuple[list[Prompt], Cursor]:
-        """Return the next `count` prompts from `cursor`, across epoch boundaries, and the cursor after them."""
+        """Return the next `count` prompts from `cursor`, across epoch boundaries, and the cursor after them.
+
+        If all prompts are retired, epochs pass until the first comes back.
+        """
         epoch, position = cursor["epoch"], cursor["position"]
         taken: list[Prompt] = []
         while len(taken) < count:
-            chunk = self.order(epoch)[position : position + count - len(taken)]
-            taken += [self.prompts[i] for i in chunk]
-            position += len(chunk)
+            prompt = self.prompts[self.order(epoch)[position]]
+            taken += [prompt] * (not self.is_retired(prompt.sample.id, epoch))
+            position += 1
             if position >= len(self.prompts):
                 epoch, position = epoch + 1, 0
         return taken, {"epoch": epoch, "position": position}
+
+    def epoch_of(self, sample_id: str, cursor: Cursor) -> int:
+        """Return the epoch of a prompt's set at a cursor."""
+        return cursor["epoch"]
+
+    def retired_share(self, cursor: Cursor) -> float:
+        """Return the share of prompts that are retired at a cursor."""
+        return sum(self.is_retired(name, self.epoch_of(name, cursor)) for name in self.by_id) / len(self)
+
+
+def difficulty_of(sample: Sample, column: str) -> float:
+    """Return the number in a column of a sample's row, or the last number in its text, such as 3 in "Level 3".
+
+    Raises:
+        UserError: there is none.
+    """
+    cell = lookup(sample.row, column)
+    numbers = re.findall(r"-?\d+(?:\.\d+)?", str(cell))
+    if is_missing(cell) or not numbers:
+        raise UserError(
+            f"{sample.source or sample.id}: data.order: difficulty needs a number in the column {column!r}, not "
+            f"{given_text(cell)}; name the column with `columns: {{difficulty: COLUMN}}`"
+        )
+    return float(numbers[-1])
 
 
 Prepare = Callable[[Prompt], Prompt]

@@ -31,6 +31,7 @@ from lit_rlvr.cli.lightning_cli import ConfigCheck
 from lit_rlvr.commands.registry import COMMANDS
 from lit_rlvr.datamodules.base import EvaluationData
 from lit_rlvr.datamodules.reading.chat import Chat
+from lit_rlvr.datamodules.reading.curriculum import Curriculum
 from lit_rlvr.datamodules.reading.images import ImageOptions
 from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.engines.synced import Safeguards
@@ -115,7 +116,11 @@ def options_reference() -> str:
         ("model", algorithm, [SFT, Objective, *_public(algorithms)]),
         ("model.advantage", None, [cls for _, cls in sorted(advantages.REGISTRY.items())]),
         ("data", data, [cls for cls in _public(datamodules) if issubclass(cls, data)]),
-        ("data.reading, images, chat, evaluation", None, [ReadingOptions, ImageOptions, Chat, EvaluationData]),
+        (
+            "data.reading, images, chat, curriculum, evaluation",
+            None,
+            [ReadingOptions, ImageOptions, Chat, Curriculum, EvaluationData],
+        ),
         ("model.optim, loss, kl, importance, compute", None, [Optim, Loss, KL, Importance, Compute]),
         ("model.schedule of APMPO", None, [PowerSchedule]),
         ("model.lr, lora, teacher", None, [AutoLR, Lora, Teacher, Demonstration]),

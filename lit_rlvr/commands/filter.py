@@ -55,6 +55,8 @@ def filter_prompts(
     check_within(f"[1, {MAX_SIZE}]", "filter", samples=samples)
     check_within(f"[0, {MAX_SIZE}]", "filter", completions=completions)
     check_out(out)
+    if data.parts:
+        raise UserError("data: rows of a Mixture do not fit into one file; filter each of its sets on its own")
     prompts = prompts_to_sample(module, data, rollout, split)
     sampling = rollout.sampling
     settings = {

@@ -33,6 +33,8 @@ def write_split(data: PromptDataModule, out: Path) -> list[Path]:
     """
     for split in SETS:
         check_new(out / f"{split}.jsonl", "--out")
+    if data.parts:
+        raise UserError("data: rows of a Mixture do not fit into one file; split each of its sets on its own")
     from_file = any(location is not None for location in data.locations.values())
     written = []
     for split in SETS:

@@ -134,31 +134,40 @@ class WrappedTools(Tools):
         return callable(getattr(self.holder, "get_reward", None))
 
 
+class SingleTurn(Environment):
+    """No environment, for a data set of a mixture whose completions are one turn."""
+
+    def step(self, turn: Turn) -> Observation:
+        return Observation(done=True)
+
+
 class EnvironmentChoice(Environment):
-    """Several environments, of which the column `environment` of each row names one.
+    """Several environments, of which each row has one: the column `environment` names it, else the row's data set.
 
     Args:
-        environments: the environments by their names in the data. Each limit is the largest of theirs.
+        environments: the environments by their names, None for a single turn. Each limit is the largest of theirs.
 
     Raises:
         UserError: there is none, or their observations have different roles.
     """
 
-    def __init__(self, environments: Mapping[str, Environment]) -> None:
-        roles = {environment.role for environment in environments.values()}
+    def __init__(self, environments: Mapping[str, Environment | None]) -> None:
+        self._environments = {name: environment or SingleTurn() for name, environment in environments.items()}
+        given = [environment for environment in environments.values() if environment is not None]
+        roles = {environment.role for environment in given}
         if len(roles) != 1:
             raise UserError(
                 "rollout.environment: give at least one environment"
                 if not roles
                 else "rollout.environment: environments with and without tools cannot be mixed; give tools to all"
             )
-        limits = [asdict(environment.limits) for environment in environments.values()]
+        limits = [asdict(environment.limits) for environment in given]
         super().__init__(Isolation(**{name: max(one[name] for one in limits) for name in limits[0]}))
         (self.role,) = roles
-        self._environments, self._chosen = dict(environments), next(iter(environments.values()))
-        self.needs_turns = any(environment.needs_turns for environment in environments.values())
-        self.source_classes = [cls for other in environments.values() for cls in (type(other), *other.source_classes)]
-        offered = {tool["function"]["name"]: tool for other in environments.values() for tool in other.tools}
+        self._chosen = given[0]
+        self.needs_turns = any(environment.needs_turns for environment in given)
+        self.source_classes = [cls for other in given for cls in (type(other), *other.source_classes)]
+        offered = {tool["function"]["name"]: tool for other in given for tool in other.tools}
         self.tools = tuple(offered.values())
 
     @property
@@ -166,12 +175,11 @@ class EnvironmentChoice(Environment):
         return " or ".join(environment.title for environment in self._environments.values())
 
     def _of(self, sample: Sample) -> Environment:
-        name = sample.row.get("environment")
+        name = sample.row.get("environment", sample.dataset)
         if name not in self._environments:
             known = ", ".join(self._environments)
-            raise UserError(
-                f"{sample.source or sample.id}: column 'environment' is {name!r}, but rollout.environment has {known}"
-            )
+            what = "column 'environment'" if "environment" in sample.row else "its data set"
+            raise UserError(f"{sample.source or sample.id}: {what} is {name!r}, but rollout.environment has {known}")
         return self._environments[name]
 
     def tools_of(self, sample: Sample) -> Sequence[dict[str, Any]]:
@@ -246,7 +254,7 @@ def as_environment(environment: Any) -> Environment | None:
     if environment is None or isinstance(environment, Environment):
         return environment
     if isinstance(environment, Mapping) and "class_path" not in environment:
-        return EnvironmentChoice({name: made for name, one in environment.items() if (made := as_environment(one))})
+        return EnvironmentChoice({name: as_environment(one) for name, one in environment.items()})
     if "class_path" in (environment if isinstance(environment, str | Mapping) else ""):
         raise UserError(
             f"rollout.environment: {environment} names no Environment; give a class of another kind by its dotted path "

@@ -32,7 +32,7 @@ from lit_rlvr.rewards.gold_answers import (
 )
 from lit_rlvr.rollout.episodes import begins, turn_metrics
 from lit_rlvr.rollout.generate import GroupSampler, completion_seeds
-from lit_rlvr.rollout.metrics import rollout_metrics
+from lit_rlvr.rollout.metrics import rollout_metrics, set_metrics
 from lit_rlvr.rollout.preflight.data import check_data, warn_of_answers
 from lit_rlvr.rollout.preflight.lengths import length_requirements
 from lit_rlvr.rollout.preflight.sizes import check_sizes, log_sizes
@@ -108,8 +108,13 @@ class RolloutCallback(RolloutSettings, Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PromptBatch, batch_idx: int
     ) -> None:
-        """Record the iteration before its checkpoint is saved."""
+        """Log what the data sets and the curriculum did, and record the iteration before its checkpoint is saved."""
         module: RLVRModule = pl_module  # type: ignore[assignment]
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if batch.rollout is not None and self.source.is_judged and len(data.datasets) > 1:
+            module.log_dict(set_metrics(batch.rollout, data.datasets))
+        if data.success is not None:
+            module.log("rollout/retired_prompts", data.stream.retired_share(data.cursor))
         if self._record is not None and batch.rollout is not None:
             self._record.add(module.iteration, batch.rollout, batch.cursor, module.updates - updates_of(module))
         self._stop_after_replay(trainer, module.iteration)

@@ -90,6 +90,35 @@ def rollout_metrics(
     return {name: value / count for name, value in total.items()} | known | counts | rates
 
 
+def set_metrics(rollout: Rollout, names: Sequence[str]) -> dict[str, float]:
+    """Return the metrics of each data set after training on a rollout, over all ranks. Collective: call it on every
+    rank.
+
+    They are NaN for a set of which the rollout has no prompt. Weighted by prompts, they add up to those of the rollout.
+
+    Args:
+        names: of the sets, the same on all ranks.
+    """
+    is_of = torch.tensor([[p.sample.dataset == name for p in rollout.prompts] for name in names])  # (sets, P)
+    assert rollout.advantages is not None, "training has estimated them"
+    counted, rewarded = rollout.counted, rollout.rewarded  # (P, G)
+    columns = (  # (P,) each
+        torch.ones(len(rollout.prompts)),
+        (rollout.advantages == 0).all(1),
+        (rollout.rewards * rewarded).sum(1), rewarded.sum(1),
+        (rollout.correct * rollout.judged).sum(1), counted.sum(1),
+    )  # fmt: skip
+    sums = all_sum(is_of.double() @ torch.stack([column.double() for column in columns], 1))  # (sets, 6)
+    prompts, dead, rewards, with_reward, right, judged = sums.unbind(1)
+    metrics = {
+        "prompts": prompts / prompts.sum(),
+        "no_signal": dead / prompts,
+        "reward": rewards / with_reward,
+        "accuracy": right / judged,
+    }
+    return {f"train/{name}/{key}": float(value[k]) for k, name in enumerate(names) for key, value in metrics.items()}
+
+
 def thought_counts(rollout: Rollout, tokenizer: Any) -> dict[str, Tensor]:
     """Return the tokens of all thoughts, and the numbers of completions that have some and whose thoughts never end."""
     thoughts: list[str] = []

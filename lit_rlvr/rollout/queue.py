@@ -24,7 +24,7 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.combine import BackgroundScoring, Scores
 from lit_rlvr.rollout.generate import completion_seeds
 from lit_rlvr.rollout.source import STAGE_TEXTS, SyncSource
-from lit_rlvr.rollout.summaries import Summaries, count_repeats, mixed_groups
+from lit_rlvr.rollout.summaries import Summaries, count_repeats, count_successes, mixed_groups
 from lit_rlvr.training.optimizer import updates_of
 from lit_rlvr.types import Completion, Prompt, PromptBatch, Rollout
 
@@ -42,7 +42,6 @@ class QueuedGroup:
 
     Args:
         number: its place in the stream of prompts, over all ranks, from 0; its seeds come from it.
-        cursor: the data's position before its prompt.
         started: the version of the weights when its sampling began; None = it waits for the engine.
         begun: when that was, in seconds of the monotonic clock. drop: ends its sampling.
         completions: None = it is not finished. has_versions: their labels of weights are versions.
@@ -50,7 +49,6 @@ class QueuedGroup:
     """
 
     number: int
-    cursor: dict[str, int]
     prompt: Prompt
     seeds: list[int]
     started: int | None = None
@@ -164,6 +162,7 @@ class QueueSource(SyncSource):
             self.wait()
         self.sync_weights(batch.prompts)
         rollout, groups = self.assembled(self.take(batch), len(batch) * world_size())
+        batch.successes = count_successes(groups)
         self.add_reference_rewards(rollout)
         rollout = self.balance(rollout, groups)
         self.metrics |= {f"time/{stage}": seconds for stage, seconds in self.sampler.seconds.items()}
@@ -175,10 +174,9 @@ class QueueSource(SyncSource):
         """Begin to generate `count` more groups, over all ranks; return the data's position after their prompts."""
         step, groups = self.data.prompts_per_rollout, []
         for number in range(self._admitted, self._admitted + max(count, 0)):
-            before = cursor
-            (prompt,), cursor = self.data.stream.take(1, before)
+            (prompt,), cursor = self.data.stream.take(1, cursor)
             if number % step * world_size() // step == rank():  # each rank has a part of every step's prompts
-                groups.append(self._queued(number, before, prompt))
+                groups.append(self._queued(number, prompt))
         self._admitted += max(count, 0)
         if self._concurrent and self._expected:  # the longest expected first: they would end last
             usual = statistics.mean([*self._expected.values()])  # a copy: threads add to it
@@ -188,9 +186,9 @@ class QueueSource(SyncSource):
             self._begin(groups[start : start + share])
         return cursor
 
-    def _queued(self, number: int, cursor: dict[str, int], prompt: Prompt) -> QueuedGroup:
+    def _queued(self, number: int, prompt: Prompt) -> QueuedGroup:
         seeds = completion_seeds([prompt], [0], self.group_size, "queue", number)
-        group = QueuedGroup(number, cursor, self.data.prepare(prompt), seeds[0])
+        group = QueuedGroup(number, self.data.prepare(prompt), seeds[0])
         self._groups.append(group)
         return group
 
@@ -431,7 +429,7 @@ class QueueSource(SyncSource):
             own.append(
                 {
                     "number": group.number,
-                    "cursor": group.cursor,
+                    "sample_id": group.prompt.sample.id,
                     "started": group.started,
                     "completions": saved(group.completions) if finished else None,
                 }
@@ -452,8 +450,7 @@ class QueueSource(SyncSource):
         queue, self._saved = self._saved, None
         self._admitted = queue["admitted"]
         for values in queue["groups"][rank() :: world_size()]:
-            (prompt,), _ = self.data.stream.take(1, values["cursor"])
-            group = self._queued(values["number"], values["cursor"], prompt)
+            group = self._queued(values["number"], self.data.stream.by_id[values["sample_id"]])
             if values["completions"] is not None and self._steps_left(values["started"]) >= 0:  # staleness may be lower
                 group.started, group.has_versions = values["started"], True
                 self._finish(group, [Completion(**fields) for fields in values["completions"]])

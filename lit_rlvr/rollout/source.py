@@ -17,7 +17,14 @@ from lit_rlvr.rollout.assemble import join
 from lit_rlvr.rollout.balance import balance
 from lit_rlvr.rollout.generate import GroupSampler, completion_seeds
 from lit_rlvr.rollout.reference_rewards import ReferenceRewards
-from lit_rlvr.rollout.summaries import Summaries, count_mixed, count_repeats, gather_summaries, number_mixed
+from lit_rlvr.rollout.summaries import (
+    Summaries,
+    count_mixed,
+    count_repeats,
+    count_successes,
+    gather_summaries,
+    number_mixed,
+)
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.types import Completion, Prompt, PromptBatch, Rollout, Sampling
 
@@ -101,6 +108,7 @@ class SyncSource(RolloutSource):
         self.sync_weights(batch.prompts)
         rollout, groups = self.sample(batch.prompts)  # generate, score, assemble; then what all ranks know of it
         rollout, groups = self.sample_more(rollout, groups, batch)
+        batch.successes = count_successes(groups)
         self.add_reference_rewards(rollout)
         rollout = self.balance(rollout, groups)
         self.sampler.engine.sleep()  # its memory is free for training

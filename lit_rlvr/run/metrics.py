@@ -173,6 +173,12 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "`tools/failure_frequency`, per call",
         ),
         Metric(
+            "rollout/retired_prompts",
+            "with `data.curriculum`: share of training prompts that are retired: their success is outside the band",
+            "0 to 1",
+            "Near 1: few prompts are left, which repeat; a wider `curriculum.band`, or easier or harder prompts",
+        ),
+        Metric(
             "rollout/queue/running",
             "with `rollout.staleness`: groups whose completions are being generated when a step begins",
             "0 or more",
@@ -423,6 +429,32 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "seconds that a step waited for groups which would be too old after it",
             "0 or more",
             "Grows: lower `max_tokens`, or raise `rollout.staleness`",
+        ),
+    ),
+    "Several data sets": (
+        Metric(
+            "train/<set>/prompts",
+            "share of the prompts that are of the set (a name in `data.train` or of `Mixture`)",
+            "0 to 1",
+            "About its weight, or its share of all rows",
+        ),
+        Metric(
+            "train/<set>/reward",
+            "`rollout/reward` of the set's completions",
+            "that of its rewards",
+            "As `rollout/reward`",
+        ),
+        Metric(
+            "train/<set>/accuracy",
+            "`rollout/accuracy` of the set's completions",
+            "0 to 1",
+            "Falls while another set's rises: give the set more weight",
+        ),
+        Metric(
+            "train/<set>/no_signal",
+            "`train/no_signal` of the set's prompts",
+            "0 to 1",
+            "Near 1: its prompts are too easy or too hard; less weight, or a `curriculum`",
         ),
     ),
     "What some losses and advantages add": (

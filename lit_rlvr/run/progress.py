@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from math import isfinite, isnan, nan
@@ -112,6 +113,11 @@ class RunProgress(ProgressBar):
             text += f"  {values['rollout/tokens_per_second']:.0f} tokens/s"
         if "train/staleness/mean" in values:
             text += f"  staleness {values['train/staleness/mean']:.1f}"
+        sets = {
+            name.split("/")[1]: value for name, value in values.items() if re.fullmatch("train/[^/]+/accuracy", name)
+        }
+        if shown := [f"{name} {value:.3f}" for name, value in sets.items() if not isnan(value)]:
+            text += f"  ({', '.join(shown)})"
         if "rollout/turns" in values:
             text += f"  turns {values['rollout/turns']:.1f}  tool calls {values['rollout/tool_calls']:.1f}"
         estimator = callback_of(trainer, ProgressEstimator)

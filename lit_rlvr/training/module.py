@@ -261,7 +261,7 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         for prompts in minibatches:
             metrics.append(self.updater.step(prepared, prompts, self.updates + 1))
             self.updates += 1
-        self.finish_iteration(batch.cursor, metrics)
+        self.finish_iteration(batch, metrics)
         self.log("time/train", time.perf_counter() - started)
         self.log("step", float(self.updates))  # Lightning uses it as the logs' x axis
 
@@ -272,14 +272,14 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         prepared.logs_staleness = "train/staleness/max" in self._logged or staleness.get("train/staleness/max", 0.0) > 0
         return staleness if prepared.logs_staleness else {}
 
-    def finish_iteration(self, cursor: dict[str, int], metrics: list[dict[str, float]]) -> None:
+    def finish_iteration(self, batch: PromptBatch, metrics: list[dict[str, float]]) -> None:
         """Count the iteration, renew the reference if it is due, commit the data's position, and log means over the
         updates."""
         self.iteration += 1
         self.reference.renew(self.policy, self.iteration)
         for term in self.terms:
             term.renew(self.policy, self.iteration)
-        self.trainer.datamodule.commit(cursor)  # type: ignore[attr-defined]
+        self.trainer.datamodule.commit(batch.cursor, batch.successes)  # type: ignore[attr-defined]
         self._logged |= {name for update in metrics for name in update}
         for name in sorted(self._logged):
             # NaN if no update has it, because no row was run: Lightning would repeat the previous iteration's value.

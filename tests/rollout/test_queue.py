@@ -123,7 +123,7 @@ def test_each_token_has_the_version_of_the_weights_that_sampled_it() -> None:
         stale_cache=(False, False, True),
     )  # fmt: skip
     older = Completion("", (1, 2), "stop", (0.0,) * 2)
-    group = QueuedGroup(0, {}, rollout.prompts[0], [0, 1], started=4, completions=[episode, older])
+    group = QueuedGroup(0, rollout.prompts[0], [0, 1], started=4, completions=[episode, older])
     assert versions_of([group], rollout).tolist() == [[5, 4, 5, 6], [4, 4, 4, 4]]
     stale = with_sampled(torch.zeros(2, 4, dtype=torch.bool), [group], lambda completion: completion.stale_cache)
     assert stale.tolist() == [[False, False, False, True], [False] * 4]

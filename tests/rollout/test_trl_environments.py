@@ -21,7 +21,7 @@ from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.environments import as_environment
 from lit_rlvr.environments.tools import WrappedTools
 from lit_rlvr.errors import UserError
-from lit_rlvr.types import Rollout, Sampling
+from lit_rlvr.types import Rollout, Sample, Sampling, Turn
 
 __all__ = ["suffix"]
 THINKING = {"enable_thinking": False}
@@ -165,5 +165,14 @@ def test_environments_without_tools_and_by_name() -> None:
     data = PromptDataModule()
     data.use_environment(both)
     assert data.optional == {"prompt", "answer"}
-    with pytest.raises(UserError, match=r"column 'environment' is None, but rollout\.environment has one, count"):
-        both.tools_of(SimpleNamespace(row={}, source="", id="a"))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"a: its data set is 'two', but rollout\.environment has one, count"):
+        both.tools_of(Sample("a", "", "", dataset="two"))
+
+
+def test_a_set_of_a_mixture_may_be_a_single_turn() -> None:
+    made = as_environment({"count": "trl_environments.Target", "facts": None})
+    assert made is not None and made.role == "tool"
+    count, fact = (Sample("a", "", "", dataset=name) for name in ("count", "facts"))
+    assert made.tools_of(count) and not made.tools_of(fact)
+    made.reset(fact)
+    assert made.step(Turn("42")).done and made.reward() is None

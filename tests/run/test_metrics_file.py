@@ -96,6 +96,10 @@ RUNS: dict[str, tuple[Any, ...]] = {
         *("tiny_environments.Echo", "--rollout.sampling.max_turns", 2, "--rollout.sampling.max_observation_tokens", 40),
         *("--rollout.rewards", "null", *ONE),
     ),
+    "sets": (
+        *("--data", "Mixture", "--data.init_args.curriculum", "{epochs: 1}", "--data.init_args.sets"),
+        *(json.dumps([{"class_path": "Arithmetic", "init_args": {"name": name}} for name in ("one", "other")]), *ONE),
+    ),
     "sft": ("--model", "SFT", "--trainer.max_steps", 1),
 }  # fmt: skip
 """Runs that log all metrics of the table between them, but those of ELSEWHERE and of some losses."""

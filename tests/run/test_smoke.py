@@ -21,6 +21,7 @@ RECIPES: dict[str, tuple[tuple[str, ...], set[str]]] = {
     "smolvlm2": (PICTURES, {"reward/math_answer"}),
     "sums": (WARM, {"reward/open_answer", "val/arithmetic/pass@8"}),
     "sft": ((), {"val/arithmetic/loss"}),
+    "mixture": (WARM, {"train/hard/reward", "val/easy/accuracy", "rollout/retired_prompts"}),
     "text_to_sql": (  # completions of bytes
         (*SQL, "--rollout.sampling.max_tokens", "112", "--rollout.evaluation.sampling.max_tokens", "112"),
         {"reward/sql_execution", "val/synthetic_sql/accuracy"},

@@ -75,6 +75,8 @@ def check_demonstrations(rollout: RolloutSettings, module: RLVRModule, data: Pro
             "rollout: SFT samples nothing to train on, so staleness, replay.rollouts_from, replay.record and "
             "replay_routes do not apply; leave them out"
         )
+    if data.success is not None:
+        raise UserError("data.curriculum: SFT samples no completions to learn a prompt's success from; leave it out")
     if rollout.demonstrations:
         return
     from lit_rlvr.datamodules.reading.rows import abbreviate

@@ -1,0 +1,140 @@
+"""Several data sets as one, each with its own rows, prompts, rewards and validation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from lit_rlvr.datamodules.base import PromptDataModule, Split
+from lit_rlvr.datamodules.reading.assistant_turns import TrainedTurns
+from lit_rlvr.datamodules.reading.mixing import refuse_twice
+from lit_rlvr.datamodules.reading.rows import check_ids, with_distinct_ids
+from lit_rlvr.datamodules.reading.split import ReadingOptions
+from lit_rlvr.datamodules.reading.stream import EvalLoader
+from lit_rlvr.environments.base import Environment
+from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.types import Prompt, Sample
+
+
+class Mixture(PromptDataModule):
+    """Several data sets in one run: each reads, formats and validates its own rows, and may have rewards of its own.
+
+    Without weights or a temperature, the rows of all sets form one set, and every epoch has each of them once.
+
+    Args:
+        sets: the DataModules, each with its own `name`. Their `order`, `curriculum` and `prompts_per_rollout` are the
+            mixture's.
+        weights: name of a set -> how often its prompts are drawn, in relation to the others.
+        temperature: T: a set of n prompts is drawn in proportion to n^(1/T). 1 = by size; the larger, the more alike.
+    """
+
+    weights_option = "data.weights"
+
+    def __init__(
+        self,
+        sets: list[PromptDataModule],
+        weights: dict[str, float] | None = None,
+        temperature: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not sets:
+            raise UserError("data.sets: give at least one data module")
+        if weights is not None and temperature is not None:
+            raise UserError("data: give weights or a temperature, not both")
+        check_within("(0, inf)", "data", temperature=temperature)
+        names = [part.name for part in sets]
+        refuse_twice(names, "data.sets", "sets are", "set `name` on one of them")
+        self.parts, self.temperature = list(sets), temperature
+        longest = max(part.reading.max_prompt_tokens for part in sets)
+        super().__init__(
+            train=None,
+            validation=None,
+            test=None,
+            validation_split=None,
+            columns=None,
+            rewards=None,
+            reading=ReadingOptions(max_prompt_tokens=longest),
+            images=sets[0].images,
+            chat=sets[0].chat,
+            **kwargs,
+        )
+        self.weights = dict(weights or {})
+        self._owners = {part.name: part for part in sets}
+        for part in sets:
+            if part.order != "shuffled" or part.success is not None or part.weights:
+                raise UserError(
+                    f"data.sets: {part.name} has an order, a curriculum or weights of its own; set them for the whole "
+                    "mixture, and leave them out here"
+                )
+
+    @property
+    def validated(self) -> list[PromptDataModule]:
+        """This DataModule, its sets, and those of `evaluation.also_validate`."""
+        return [self, *self.parts, *super().validated[1:]]
+
+    def part_of(self, sample: Sample) -> PromptDataModule:
+        """Return the DataModule that a sample is of."""
+        return self._owners[sample.dataset]
+
+    # what the model sees is up to a sample's set
+
+    def render(self, sample: Sample) -> str:
+        return self.part_of(sample).render(sample)
+
+    def encode(self, sample: Sample) -> Prompt:
+        return self.part_of(sample).encode(sample)
+
+    def split_turns(self, sample: Sample, *args: Any, **kwargs: Any) -> TrainedTurns:
+        return self.part_of(sample).split_turns(sample, *args, **kwargs)
+
+    def as_plain(self, value: Any, sample: Sample, where: str) -> Any:
+        return self.part_of(sample).as_plain(value, sample, where)
+
+    def difficulty(self, sample: Sample) -> float:
+        return self.part_of(sample).difficulty(sample)
+
+    def use_environment(self, environment: Environment | None, needs_answers: bool = True) -> None:
+        first = self.parts[0].chat
+        for part in self.parts if environment is not None else ():
+            if (part.chat.prefill, part.chat.chat_template_kwargs) != (first.prefill, first.chat_template_kwargs):
+                raise UserError(
+                    "data.sets: with an environment, all sets need the same chat.prefill and chat_template_kwargs; "
+                    f"{part.name} has others than {self.parts[0].name}"
+                )
+        super().use_environment(environment, needs_answers)
+
+    # rows
+
+    def setup(self, stage: str) -> None:
+        for part in self.parts:
+            part.use_model(self)
+        super().setup(stage)
+
+    def load(self, split: Split) -> list[Sample]:
+        return with_distinct_ids([sample for part in self.parts for sample in part.load(split)])
+
+    def _tokenised(self, split: Split) -> list[Prompt]:
+        if split == "validation":  # each set validates on its own
+            self.bad_rows[split], self.too_long[split] = [], []
+            return []
+        found = {part.name: part._tokenised(split) for part in self.parts}
+        for part in self.parts:
+            for dataset in {prompt.sample.dataset for prompt in found[part.name]}:
+                if self._owners.setdefault(dataset, part) is not part:
+                    raise UserError(f"data.sets: two sets have rows of {dataset}; rename one of the files")
+        self.bad_rows[split] = [row for part in self.parts for row in part.bad_rows[split]]
+        self.too_long[split] = [name for part in self.parts for name in part.too_long[split]]
+        prompts = [prompt for prompts in found.values() for prompt in prompts]
+        samples = with_distinct_ids([prompt.sample for prompt in prompts])
+        check_ids(samples)
+        if split == "train" and self.temperature is not None:
+            sizes = [sample.dataset for sample in samples]
+            self.weights = {name: sizes.count(name) ** (1 / self.temperature) for name in dict.fromkeys(sizes)}
+        return [replace(prompt, sample=sample) for prompt, sample in zip(prompts, samples, strict=True)]
+
+    def test_dataloader(self) -> list[EvalLoader]:
+        return [
+            EvalLoader(own, part.evaluation.prompts_per_batch, part.name, *self._ranks(), self.prepare)
+            for part in self.parts
+            if (own := [prompt for prompt in self.prompts["test"] if self.part_of(prompt.sample) is part])
+        ]

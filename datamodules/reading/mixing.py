@@ -1,0 +1,106 @@
+"""Several sets in one stream of prompts: their names, their weights, and the draw of the set of each prompt."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lit_rlvr.common.seeds import derive_seed
+from lit_rlvr.datamodules.reading.stream import Cursor, PromptStream
+from lit_rlvr.errors import UserError, check_within, refuse_all
+from lit_rlvr.types import Prompt
+
+
+def named_files(train: Any) -> tuple[dict[str, str], dict[str, float]]:
+    """Return the files that a list of them, or {file: weight}, names, and their weights if it has some, both by the
+    names of the sets; nothing for any other value.
+
+    A set is called like its file, without folder and ending: `math` of `data/math.jsonl.gz`.
+
+    Raises:
+        UserError: two files have the same name.
+    """
+    weights = train if isinstance(train, Mapping) else {}
+    is_text = isinstance(train, Sequence | Mapping) and not isinstance(train, str)
+    if not (is_text and train and all(isinstance(file, str | os.PathLike) for file in train)):
+        return {}, {}
+    if not all(isinstance(weight, int | float) for weight in weights.values()):
+        return {}, {}  # the sets of a `DatasetDict`
+    files = [os.fspath(file) for file in train]
+    names = [re.sub(r"[@:].*$|(\.\w+)+$", "", Path(file).name) for file in files]
+    refuse_twice(
+        names, "data.train", "files are", "rename one, or give data modules with a `name` each (data: Mixture)"
+    )
+    return dict(zip(names, files, strict=True)), dict(zip(names, weights.values(), strict=False))
+
+
+def refuse_twice(names: Sequence[str], option: str, what: str, remedy: str) -> None:
+    """Refuse two parts of the same name."""
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"{option}: two {what} called {twice}; {remedy}")
+
+
+def check_weights(weights: Mapping[str, float], known: Sequence[str], option: str) -> None:
+    """Refuse weights that are negative or all 0, that name no set, or that leave out a set.
+
+    Args:
+        known: the names of the sets.
+    """
+    check_within("[0, inf)", option, **weights)
+    refuse_all(
+        f"{option}: there is no set {name!r} with training prompts; the sets are {', '.join(known)}"
+        for name in weights
+        if name not in known
+    )
+    if missing := [name for name in known if name not in weights]:
+        raise UserError(f"{option}: {', '.join(missing)} has no weight; give one, 0 if it is not to be drawn")
+    if not sum(weights.values()):
+        raise UserError(f"{option}: all weights are 0, so there is no set to draw from; raise one")
+
+
+class MixedStream(PromptStream):
+    """An endless stream of several sets: each prompt's set is drawn at random, and then that set's own next prompt.
+
+    The draw depends on (run seed, data seed, number of the prompt) alone. A cursor counts all prompts as `epoch` and
+    `position`, and those of each set as `set/<name>`. A fixed pattern of sets would put each of them into minibatches
+    of its own, because these are split by position.
+
+    Args:
+        weights: name of a set -> how often it is drawn, in relation to the others.
+        prompts, seed, run_seed, keys, is_retired: as for `PromptStream`, in all sets.
+    """
+
+    def __init__(
+        self, weights: Mapping[str, float], prompts: Sequence[Prompt], seed: int, run_seed: int, *options: Any
+    ) -> None:
+        super().__init__(prompts, seed, run_seed, *options)
+        self.weights = dict(weights)
+        self.streams = {
+            name: PromptStream([p for p in prompts if p.sample.dataset == name], derive_seed(seed, name), run_seed,
+                               *options)
+            for name in weights
+        }  # fmt: skip
+
+    def take(self, count: int, cursor: Cursor) -> tuple[list[Prompt], Cursor]:
+        number = cursor["epoch"] * len(self) + cursor["position"]
+        after, taken = dict(cursor), []
+        for n in range(number, number + count):
+            draw = random.Random(derive_seed(self.run_seed, "mixture", self.seed, n))
+            (name,) = draw.choices([*self.weights], [*self.weights.values()])
+            prompts, place = self.streams[name].take(1, self.place(name, after))
+            after[f"set/{name}"] = place["epoch"] * len(self.streams[name]) + place["position"]
+            taken += prompts
+        epoch, position = divmod(number + count, len(self))
+        return taken, after | {"epoch": epoch, "position": position}
+
+    def place(self, name: str, cursor: Cursor) -> Cursor:
+        """Return the cursor of a set's own stream."""
+        epoch, position = divmod(cursor.get(f"set/{name}", 0), len(self.streams[name]))
+        return {"epoch": epoch, "position": position}
+
+    def epoch_of(self, sample_id: str, cursor: Cursor) -> int:
+        return self.place(self.by_id[sample_id].sample.dataset, cursor)["epoch"]

@@ -1,0 +1,175 @@
+"""Several sets as one: shares, orders, the curriculum, whose prompt a sample gets, and what is refused."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lit_rlvr.datamodules import Arithmetic, Mixture, PromptDataModule, TextMath
+from lit_rlvr.datamodules.reading.chat import Chat
+from lit_rlvr.datamodules.reading.curriculum import Curriculum
+from lit_rlvr.datamodules.reading.stream import START_CURSOR, TrainLoader
+from lit_rlvr.errors import UserError
+
+Write = Callable[..., str]
+
+
+def rows(count: int, offset: int = 0) -> list[dict[str, Any]]:
+    return [
+        {"id": str(i), "question": f"{i}+{offset}=", "answer": str(i + offset), "level": f"Level {9 - i % 3}"}
+        for i in range(count)
+    ]
+
+
+def built(data: PromptDataModule, tokenizer: Any) -> PromptDataModule:
+    data.tokenizer = tokenizer
+    data.setup("fit")
+    return data
+
+
+def taken(data: PromptDataModule, count: int) -> list[Any]:
+    return [prompt.sample for prompt in data.stream.take(count, data.cursor)[0]]
+
+
+def test_files_are_sets_with_distinct_ids_and_weights(jsonl: Write, chat_tokenizer: Any) -> None:
+    a, b = jsonl(rows(30), "a.jsonl"), jsonl(rows(10, 5), "b.v2.jsonl")
+    together = built(TextMath(train=[a, b]), chat_tokenizer)
+    assert together.datasets == ["a", "b"] and len({p.sample.id for p in together.stream.prompts}) == 40
+    assert Counter(sample.dataset for sample in taken(together, 40)) == {"a": 30, "b": 10}
+    weighted = built(TextMath(train={a: 1, b: 3}), chat_tokenizer)
+    drawn = Counter(sample.dataset for sample in taken(weighted, 4000))
+    assert abs(drawn["b"] / 4000 - 0.75) < 0.02
+    own = [sample.id for sample in taken(weighted, 400) if sample.dataset == "b"]
+    assert all(sorted(own[k : k + 10]) == sorted(own[:10]) for k in range(0, 250, 10)), "each epoch has all its rows"
+
+
+def test_the_draw_is_a_function_of_the_cursor_on_any_number_of_ranks(jsonl: Write, chat_tokenizer: Any) -> None:
+    data = built(TextMath(train={jsonl(rows(7), "a.jsonl"): 2, jsonl(rows(5), "b.jsonl"): 1}), chat_tokenizer)
+    whole = [sample.id for sample in taken(data, 60)]
+    for world in (1, 2):
+        cursor, seen = dict(START_CURSOR), []
+        for _ in range(15):
+            batches = [TrainLoader(data.stream, 4, dict, r, world).take(cursor) for r in range(world)]
+            seen += [prompt.sample.id for batch in batches for prompt in batch.prompts]
+            cursor = batches[0].cursor
+        assert seen == whole and cursor["epoch"] == 5 and {*cursor} == {"epoch", "position", "set/a", "set/b"}
+
+
+@pytest.mark.parametrize(("temperature", "share"), [(1.0, 0.9), (2.0, 0.75), (1e9, 0.5)])
+def test_a_temperature_evens_out_the_sets(temperature: float, share: float, chat_tokenizer: Any) -> None:
+    sets = [
+        Arithmetic(high=9, held_out=0, name="large"),
+        Arithmetic(high=3, held_out=0, name="small", operation="multiply"),
+    ]
+    data = built(Mixture(sets=sets, temperature=temperature), chat_tokenizer)  # 81 and 9 rows
+    assert data.weights["large"] / sum(data.weights.values()) == pytest.approx(share, abs=1e-6)
+
+
+def test_each_set_of_a_mixture_formats_and_names_its_own(jsonl: Write, chat_tokenizer: Any) -> None:
+    sums = Arithmetic(high=5, held_out=5, name="sums", chat=Chat(system_prompt="Add."), rewards=["exact"])
+    shared = next(sample.id for sample in sums.load("train"))
+    facts = PromptDataModule(
+        train=jsonl([{"q": "Six?", "a": "6", "id": shared}, {"q": "Seven?", "a": "7"}]),
+        columns={"prompt": "q", "answer": "a"},
+        rewards={"loose": 0.5},
+        name="facts",
+    )
+    data = built(Mixture(sets=[sums, facts], prompts_per_rollout=4), chat_tokenizer)
+    prompts = {prompt.sample.id: prompt for prompt in data.stream.prompts}
+    one, other = (prompts[f"{name}:{shared}"].sample for name in ("sums", "facts"))
+    assert "Add." in data.render(one) and "Add." not in data.render(other) and "facts:2" in prompts
+    assert (one.rewards, other.rewards) == ({"exact": None}, {"loose": 0.5})
+    assert all(data.encode(prompt.sample).token_ids == prompt.token_ids for prompt in prompts.values())
+    assert [loader.name for loader in data.val_dataloader()] == ["sums"]
+
+
+@pytest.mark.parametrize("order", ["given", "difficulty"])
+def test_orders(order: Any, jsonl: Write, chat_tokenizer: Any) -> None:
+    data = TextMath(train=jsonl(rows(12)), order=order, columns={"difficulty": "level"})
+    epochs = [[s.id for s in taken(built(data, chat_tokenizer), 24)][k : k + 12] for k in (0, 12)]
+    if order == "given":
+        assert epochs == [[str(i) for i in range(12)]] * 2
+    else:
+        assert [[int(name) % 3 for name in epoch] for epoch in epochs] == [[2] * 4 + [1] * 4 + [0] * 4] * 2
+        assert epochs[0] != epochs[1], "equal ones are shuffled"
+
+
+def test_prompts_outside_the_band_are_retired_and_come_back(jsonl: Write, chat_tokenizer: Any) -> None:
+    curriculum = Curriculum(band=(0.2, 0.8), epochs=2, memory=0.5)
+    data = built(TextMath(train=jsonl(rows(6)), curriculum=curriculum, prompts_per_rollout=6), chat_tokenizer)
+    _, cursor = data.stream.take(6, data.cursor)
+    shares = {"0": (0, 4), "1": (4, 4), "2": (2, 4), "3": (0, 0), "4": (1, 4)}
+    data.commit(cursor | {"epoch": 0, "position": 5}, shares)
+    before = data.state_dict()
+    data.cursor = cursor
+    epochs = [[s.id for s in taken(data, 16)][k : k + 4] for k in (0, 4)]  # epochs 1 and 2; then 0 and 1 are back
+    assert all(sorted(epoch) == ["2", "3", "4", "5"] for epoch in epochs)
+    assert sorted(s.id for s in taken(data, 14)[8:]) == ["0", "1", "2", "3", "4", "5"]
+    assert data.stream.retired_share(cursor) == 2 / 6
+    data.commit(cursor, {"0": (2, 4), "4": (0, 4)})
+    assert data.success is not None and data.success.known["0"][0] == 0.5, "it begins anew"
+    assert data.success.known["4"] == (0.125, 1), "half of 1/4 and half of 0"
+    other = TextMath(train=jsonl(rows(6)), curriculum=curriculum, prompts_per_rollout=6)
+    other.load_state_dict(before)
+    built(other, chat_tokenizer)
+    assert other.success is not None and other.success.known["2"] == (0.5, 0) and "3" not in other.success.known
+
+
+def test_if_all_prompts_are_retired_epochs_pass(chat_tokenizer: Any) -> None:
+    sets = [Arithmetic(high=2, held_out=0, name=name, operation=operation) for name, operation in SETS]
+    data = built(
+        Mixture(sets=sets, weights={"sums": 1, "products": 1}, curriculum=Curriculum(epochs=3)), chat_tokenizer
+    )
+    data.commit(data.cursor, {sample.id: (0, 4) for sample in (p.sample for p in data.stream.prompts)})
+    prompts, cursor = data.stream.take(8, data.cursor)
+    assert len(prompts) == 8 and min(cursor["set/sums"], cursor["set/products"]) > 4 * 4
+    assert data.stream.retired_share(data.cursor) == 1 and data.stream.retired_share(cursor) == 0
+
+
+SETS: Any = (("sums", "add"), ("products", "multiply"))
+
+
+def mixture(**options: Any) -> Mixture:
+    sets = [Arithmetic(high=3, held_out=0, name=name, operation=operation) for name, operation in SETS]
+    return Mixture(**{"sets": sets} | options)
+
+
+BAD: dict[str, tuple[Callable[[Path], PromptDataModule], str]] = {
+    "no set": (lambda _: mixture(sets=[]), r"data\.sets: give at least one data module"),
+    "all zero": (lambda _: mixture(weights={"sums": 0, "products": 0}), r"data\.weights: all weights are 0"),
+    "negative": (lambda _: mixture(weights={"sums": -1, "products": 1}), r"data\.weights\.sums: -1 must lie in"),
+    "unknown": (lambda _: mixture(weights={"sums": 1, "product": 1}), r"no set 'product' .* are sums, products"),
+    "missing": (lambda _: mixture(weights={"sums": 1}), r"data\.weights: products has no weight"),
+    "both": (lambda _: mixture(weights={"sums": 1}, temperature=2), r"weights or a temperature, not both"),
+    "cold": (lambda _: mixture(temperature=0), r"data\.temperature: 0 must lie in \(0, inf\)"),
+    "same name": (lambda _: mixture(sets=[Arithmetic(), Arithmetic()]), r"two sets are called arithmetic"),
+    "own order": (lambda _: mixture(sets=[Arithmetic(order="given")]), r"arithmetic has an order, a curriculum or we"),
+    "no rows": (lambda folder: TextMath(train=[*_files(folder), str(folder / "empty.jsonl")]), r"empty\.jsonl: no usa"),
+    "file weights": (lambda folder: TextMath(train=dict.fromkeys(_files(folder), 0)), r"data\.train: all weights a"),
+    "same stem": (lambda folder: TextMath(train=_files(folder) * 2), r"data\.train: two files are called a"),
+    "other columns": (lambda folder: TextMath(train=[*_files(folder), str(folder / "odd.jsonl")]),
+                      r"odd\.jsonl: 1 of 1 rows cannot be used.*no known layout, the columns are x"),
+    "difficulty": (lambda folder: TextMath(train=_files(folder), order="difficulty"),
+                   r"a\.jsonl:1: data\.order: difficulty needs a number in the column 'difficulty', not None"),
+    "band": (lambda _: mixture(curriculum=Curriculum(band=(0.8, 0.2))), r"data\.curriculum\.band: \[0\.8, 0\.2\] must"),
+    "epochs": (lambda _: mixture(curriculum=Curriculum(epochs=0)), r"data\.curriculum\.epochs: 0 must lie in \[1, "),
+}  # fmt: skip
+
+
+def _files(folder: Path) -> list[str]:
+    (folder / "a.jsonl").write_text('{"question": "1+1?", "answer": "2"}\n' * 9)
+    (folder / "odd.jsonl").write_text('{"x": 1}\n')
+    (folder / "empty.jsonl").write_text("")
+    return [str(folder / "a.jsonl")]
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line(name: str, tmp_path: Path, chat_tokenizer: Any) -> None:
+    make, message = BAD[name]
+    with pytest.raises(UserError, match=message) as caught:
+        built(make(tmp_path), chat_tokenizer)
+    assert "\n" not in str(caught.value)
