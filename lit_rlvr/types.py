@@ -358,6 +358,7 @@ class RewardResult:
             "error" is the checker's own failure (the loss masks the completion out);
             "unjudged" stands for a reward's None (the reward does not judge this completion).
         detail: the extracted answer, or the error.
+        criteria: the score of each criterion of a rubric, from 0 to 1.
 
     Raises:
         ValueError: `correct` is not a truth value, or the status is unknown.
@@ -367,6 +368,7 @@ class RewardResult:
     correct: bool | None = None
     status: Status = "ok"
     detail: str = ""
+    criteria: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from lit_rlvr.rewards.combine import Scores, score_rollout
     from lit_rlvr.rewards.format import Format
     from lit_rlvr.rewards.function import FunctionReward, as_rewards
+    from lit_rlvr.rewards.judges.pairwise import PairwiseJudge
+    from lit_rlvr.rewards.judges.reward_model import RewardModel
+    from lit_rlvr.rewards.judges.rubric import PointwiseJudge, RubricJudge
     from lit_rlvr.rewards.length import LCPO, CosineScaled, Overlong, RelativeLength
     from lit_rlvr.rewards.math import MathAnswer
     from lit_rlvr.rewards.open_answer import OpenAnswer
@@ -36,6 +39,10 @@ __all__ = [
     "Overlong",
     "RelativeLength",
     "RepetitionPenalty",
+    "RubricJudge",
+    "RewardModel",
+    "PointwiseJudge",
+    "PairwiseJudge",
     "Reward",
     "SQLExecution",
     "Scores",
@@ -57,6 +64,10 @@ _MODULES = {
     "Outcome": "..workers.process",
     "Overlong": ".length",
     "RelativeLength": ".length",
+    "PairwiseJudge": ".judges.pairwise",
+    "PointwiseJudge": ".judges.rubric",
+    "RewardModel": ".judges.reward_model",
+    "RubricJudge": ".judges.rubric",
     "RepetitionPenalty": ".repetition",
     "Reward": ".base",
     "SQLExecution": ".sql",

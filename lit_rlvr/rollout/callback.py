@@ -95,8 +95,13 @@ class RolloutCallback(RolloutSettings, Callback):
             module.log_dict(turn_metrics(rollout))
         return rollout
 
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for reward in self.rewards:
+            reward.begin_run(Path(trainer.default_root_dir))
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module: RLVRModule = pl_module  # type: ignore[assignment]
+        self.on_sanity_check_start(trainer, module)
         if isinstance(self.source, ReplaySource):
             self.source.begin()
         if self.record_gib:
@@ -178,6 +183,8 @@ class RolloutCallback(RolloutSettings, Callback):
         module.most_tokens = self._most_tokens(trainer, module) * module.epochs_per_rollout
         sizes = data.prompts_per_rollout, trainer.world_size, str(trainer.precision), device
         check_all(lambda: check_sizes(self, module, *sizes), lambda: check_data(self, module, data))
+        for reward in self.rewards:
+            reward.connect()
         log_sizes(self, module, *sizes, data=data if stage == "fit" else None)
         if stage == "fit":
             module.teachers.connect()
