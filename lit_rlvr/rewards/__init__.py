@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lit_rlvr.rewards.format import Format
     from lit_rlvr.rewards.function import FunctionReward, as_rewards
     from lit_rlvr.rewards.judges.pairwise import PairwiseJudge
-    from lit_rlvr.rewards.judges.reward_model import RewardModel
+    from lit_rlvr.rewards.judges.reward_model import RewardModel, RewardModelServer
     from lit_rlvr.rewards.judges.rubric import PointwiseJudge, RubricJudge
     from lit_rlvr.rewards.length import LCPO, CosineScaled, Overlong, RelativeLength
     from lit_rlvr.rewards.math import MathAnswer
@@ -37,13 +37,14 @@ __all__ = [
     "OpenAnswer",
     "Outcome",
     "Overlong",
+    "PairwiseJudge",
+    "PointwiseJudge",
     "RelativeLength",
     "RepetitionPenalty",
-    "RubricJudge",
-    "RewardModel",
-    "PointwiseJudge",
-    "PairwiseJudge",
     "Reward",
+    "RewardModel",
+    "RewardModelServer",
+    "RubricJudge",
     "SQLExecution",
     "Scores",
     "WorkerPool",
@@ -67,6 +68,7 @@ _MODULES = {
     "PairwiseJudge": ".judges.pairwise",
     "PointwiseJudge": ".judges.rubric",
     "RewardModel": ".judges.reward_model",
+    "RewardModelServer": ".judges.reward_model",
     "RubricJudge": ".judges.rubric",
     "RepetitionPenalty": ".repetition",
     "Reward": ".base",

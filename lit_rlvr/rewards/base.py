@@ -83,7 +83,9 @@ class Reward(ChecksArguments, ABC):
         """Take note of the run's folder, once it is ready for the run's files."""
 
     def begin_rollout(self, step: int, max_steps: int) -> None:
-        """Take note of a rollout of training that begins after `step` of the run's `max_steps` optimizer steps."""
+        """Take note of a rollout of training that begins after `step` of the run's `max_steps` optimizer steps; forget
+        the metrics of the one before."""
+        self.metrics = {name: [] for name in self.metrics}
 
     def check_reference(self, sample: Sample) -> None:
         """Refuse a sample whose reference this reward cannot read; called for all samples when the data are loaded.

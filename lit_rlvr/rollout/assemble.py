@@ -58,7 +58,7 @@ def assemble(
         sampling=sampling,
         exact=exact,
         weights=scores.weights,
-        unreadable=scores.unreadable,
+        details=scores.details,
         versions=None if version is None else torch.full(token_ids.shape, version),
     )
 
@@ -274,7 +274,7 @@ def join(first: Rollout, second: Rollout) -> Rollout:
         correct=torch.cat([first.correct, second.correct]),
         judged=torch.cat([first.judged, second.judged]),
         parts={name: torch.cat([part, second.parts[name]]) for name, part in first.parts.items()},
-        unreadable={name: torch.cat([part, second.unreadable[name]]) for name, part in first.unreadable.items()},
+        details=first.details + second.details,
         statuses=first.statuses + second.statuses,
         repeats=first.repeats + second.repeats,
         versions=None if first.versions is None else stack("versions"),
@@ -350,7 +350,7 @@ def take(rollout: Rollout, p: int) -> Rollout:
         correct=rollout.correct[p, None].clone(),
         judged=rollout.judged[p, None].clone(),
         parts={name: part[p, None].clone() for name, part in rollout.parts.items()},
-        unreadable={name: part[p, None].clone() for name, part in rollout.unreadable.items()},
+        details=rollout.details[p : p + 1],
         statuses=[rollout.statuses[p]],
         repeats=rollout.repeats[p : p + 1],
         versions=None if rollout.versions is None else rollout.versions[rows].clone(),

@@ -30,6 +30,7 @@ from lit_rlvr.rewards.combine import logged_metrics
 from lit_rlvr.rewards.gold_answers import (
     warn_of_gold_answers,
 )
+from lit_rlvr.rollout.agreement import agreement_metrics
 from lit_rlvr.rollout.assemble import rollout_metrics
 from lit_rlvr.rollout.episodes import begins, turn_metrics
 from lit_rlvr.rollout.generate import GroupSampler, completion_seeds
@@ -91,6 +92,8 @@ class RolloutCallback(RolloutSettings, Callback):
         else:
             module.unjudged.add_judged()
         module.log_dict(logged_metrics(self.rewards))
+        agreement = agreement_metrics(rollout)
+        module.log_dict({n: v for n, v in agreement.items() if n in trainer.logged_metrics or not math.isnan(v)})
         if self.sampler.episodes is not None:
             module.log_dict(turn_metrics(rollout))
         return rollout

@@ -4,30 +4,23 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import combinations
-from typing import NamedTuple
+from itertools import permutations
 
 from lit_rlvr.rewards.judges.base import Judge
-from lit_rlvr.rewards.judges.prompts import Question, ask_about, conversation_text
+from lit_rlvr.rewards.judges.prompts import Question, ask_about
+from lit_rlvr.speech.prompts import prompt_text
 from lit_rlvr.types import Pair, RewardResult
 
 POINTS = {"A": 1.0, "B": 0.0, "tie": 0.5}
 """What the answer that is shown first gets."""
 
 
-class Match(NamedTuple):
-    """Two completions of a group, by their numbers in the batch, in the order in which the judge sees them."""
-
-    first: int
-    second: int
-
-
 class PairwiseJudge(Judge):
     """The share of a completion's comparisons with the others of its group that it wins; a tie counts one half.
 
-    The judge sees each two in both orders, so that its liking for the first one evens out: G * (G - 1) calls for a group
-    of G. Equal texts tie without a call. It reports no `correct`: give another reward, too. A completion that is alone
-    in its group is not judged, and a truncated one, with `truncated_is_wrong`, gets 0 and is not compared.
+    The judge sees each two in both orders, so that its liking for the first one evens out: G * (G - 1) calls for a
+    group of G. Equal texts tie without a call. It reports no `correct`: give another reward, too. A completion that is
+    alone in its group is not judged, and a truncated one, with `truncated_is_wrong`, gets 0 and is not compared.
 
     Args:
         kwargs: `server` and the other options of `Judge`; `task` says which answer is better.
@@ -42,34 +35,33 @@ class PairwiseJudge(Judge):
         groups: dict[int, list[int]] = defaultdict(list)
         for number, (_, sample) in enumerate(pairs):
             groups[id(sample)].append(number)
-        two_of = [two for group in groups.values() for two in combinations(group, 2)]
-        matches = [Match(*order) for two in two_of for order in (two, two[::-1])]
+        matches = [match for group in groups.values() for match in permutations(group, 2)]
         texts = [self.text_of(pair) for pair in pairs]
-        asked = [match for match in matches if texts[match.first] != texts[match.second]]
-        replies = dict(zip(asked, self.ask([self.question(pairs, match) for match in asked]), strict=True))
+        asked = [(first, second) for first, second in matches if texts[first] != texts[second]]
+        replies = dict(zip(asked, self.ask([self.question(pairs, *match) for match in asked]), strict=True))
         points: list[list[float]] = [[] for _ in pairs]
-        failures: list[str] = [""] * len(pairs)
-        for match in matches:
-            reply = replies.get(match, {"better": "tie"})
+        failures = [""] * len(pairs)
+        for first, second in matches:
+            reply = replies.get((first, second), {"better": "tie"})
             if isinstance(reply, str):
-                failures[match.first] = failures[match.second] = reply
-                continue
-            points[match.first].append(POINTS[reply["better"]])
-            points[match.second].append(1 - POINTS[reply["better"]])
-        return [self.result(*judged) for judged in zip(points, failures, strict=True)]
+                failures[first] = failures[second] = reply
+            else:
+                points[first].append(POINTS[reply["better"]])
+                points[second].append(1 - POINTS[reply["better"]])
+        return [result_of(*judged) for judged in zip(points, failures, strict=True)]
 
-    def question(self, pairs: Sequence[Pair], match: Match) -> Question:
+    def question(self, pairs: Sequence[Pair], first: int, second: int) -> Question:
         """Return the question which of two completions is better."""
-        first, second = pairs[match.first], pairs[match.second]
         material = {
-            "question": conversation_text(first[1].prompt),
-            "answer A": self.text_of(first),
-            "answer B": self.text_of(second),
+            "question": prompt_text(pairs[first][1].prompt),
+            "answer A": self.text_of(pairs[first]),
+            "answer B": self.text_of(pairs[second]),
         }
         return ask_about(self.task, material, {"better": tuple(POINTS)}, self.has_reason)
 
-    def result(self, points: Sequence[float], failure: str) -> RewardResult:
-        """Return the result of a completion: the mean of its points, as far as there are any."""
-        if points:
-            return RewardResult(sum(points) / len(points), detail=f"{sum(points):g} of {len(points)} comparisons")
-        return RewardResult(0.0, None, "error" if failure else "unjudged", failure)
+
+def result_of(points: Sequence[float], failure: str) -> RewardResult:
+    """Return the result of a completion: the mean of its points, as far as there are any."""
+    if points:
+        return RewardResult(sum(points) / len(points), detail=f"{sum(points):g} of {len(points)} comparisons")
+    return RewardResult(0.0, None, "error" if failure else "unjudged", failure)

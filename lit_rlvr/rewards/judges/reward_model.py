@@ -1,22 +1,22 @@
-"""A reward model: a model with a head of one score, in this process or on a server."""
+"""Reward models: models with a head of one score, in this process or on a server."""
 
 from __future__ import annotations
 
-import logging
+import json
 from collections.abc import Sequence
 from functools import cached_property
-from types import SimpleNamespace
 from typing import Any
 
 from lit_rlvr.errors import UserError, first_line
 from lit_rlvr.rewards.base import CheckedReward
-from lit_rlvr.types import Pair, RewardResult, Sample
-
-_log = logging.getLogger("lit_rlvr")
+from lit_rlvr.rewards.judges.base import Judge
+from lit_rlvr.rewards.judges.prompts import Question, Reply
+from lit_rlvr.rewards.judges.server import Client, JudgeServer
+from lit_rlvr.types import Pair, RewardResult
 
 
 class RewardModel(CheckedReward):
-    """The score that a model for sequence classification gives to a conversation which ends with the completion.
+    """The score that a model for sequence classification gives to a conversation that ends with the completion.
 
     Args:
         model: a folder or a hub id of a model with one label and a chat template.
@@ -29,12 +29,15 @@ class RewardModel(CheckedReward):
         super().__init__(**kwargs)
         self.model, self.device, self.threshold = model, device, threshold
 
+    def connect(self) -> None:
+        _ = self._parts
+
     @cached_property
-    def _loaded(self) -> SimpleNamespace:
+    def _parts(self) -> tuple[Any, Any]:
         """The model and its tokenizer.
 
         Raises:
-            UserError: they cannot be loaded, or are none of a reward model.
+            UserError: they cannot be loaded, or are not those of a reward model.
         """
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -46,35 +49,77 @@ class RewardModel(CheckedReward):
             tokenizer = AutoTokenizer.from_pretrained(self.model)
         except (OSError, ValueError) as error:
             raise UserError(f"{where} cannot be loaded ({first_line(error)}); give a folder or a hub id") from error
-        if missing := sorted(report["missing_keys"]):
-            raise UserError(f"{where} has no weights {missing[0]}, so it is no reward model; give one")
-        if model.config.num_labels != 1 or not tokenizer.chat_template:
+        lacks = [*report["missing_keys"], *([] if tokenizer.chat_template else ["a chat template"])]
+        if lacks or model.config.num_labels != 1:
             raise UserError(
-                f"{where} has {model.config.num_labels} labels and {'a' if tokenizer.chat_template else 'no'} chat "
-                "template; a reward model has 1 and a template"
+                f"{where} has {model.config.num_labels} labels and lacks {', '.join(lacks) or 'nothing'}; give a "
+                "reward model, which has 1 label, a trained head and a chat template"
             )
-        return SimpleNamespace(model=model.to(self.device).eval(), tokenizer=tokenizer)
-
-    def connect(self) -> None:
-        _ = self._loaded
+        return model.to(self.device).eval(), tokenizer
 
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
-        """Judge a batch, each completion alone: in a padded batch the score would depend on the others."""
+        """Judge a batch, each completion alone: in a padded batch the last digits would depend on the others."""
         import torch
 
+        model, tokenizer = self._parts
+        options: Any = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+        results = []
         with torch.inference_mode():
-            scores = [float(self._loaded.model(**self.encoded(pair)).logits[0, 0]) for pair in pairs]
-        return [RewardResult(score, None if self.threshold is None else score >= self.threshold) for score in scores]
-
-    def encoded(self, pair: Pair) -> Any:
-        """Return the tokens of a prompt and a completion, as the chat template of the reward model writes them."""
-        completion, sample = pair
-        messages = [*conversation(sample), {"role": "assistant", "content": completion.answer}]
-        return self._loaded.tokenizer.apply_chat_template(
-            messages, tokenize=True, return_dict=True, return_tensors="pt"
-        ).to(self.device)
+            for pair in pairs:
+                inputs = tokenizer.apply_chat_template(messages_of(pair), **options).to(self.device)
+                results.append(scored(float(model(**inputs).logits[0, 0]), self.threshold))
+        return results
 
 
-def conversation(sample: Sample) -> list[dict[str, Any]]:
-    """Return a sample's prompt as chat messages."""
-    return [{"role": "user", "content": sample.prompt}] if isinstance(sample.prompt, str) else sample.prompt
+class ScoringClient(Client):
+    """A client of a server that scores conversations."""
+
+    trial = Question("", '[{"role": "user", "content": "1 + 0?"}, {"role": "assistant", "content": "1"}]', ())
+
+    def request(self, question: Question) -> dict[str, Any]:
+        return {"model": self.server.model, "messages": json.loads(question.text), "use_activation": False}
+
+    async def send(self, request: dict[str, Any]) -> tuple[str, int, int]:
+        reply: Any = await self._openai.post("/classify", body=request, cast_to=object)
+        (score,) = reply["data"][0]["probs"]
+        return str(float(score)), reply["usage"]["prompt_tokens"], 0
+
+
+class RewardModelServer(Judge):
+    """The score of a reward model on a server of vLLM, by `/classify`, without an activation.
+
+    Args:
+        server: the server; its `base_url` has no `/v1`.
+        threshold: the least score of a right answer; null: it reports no `correct`.
+        kwargs: `weight`, `correct_from`, `name` and `truncated_is_wrong` of every reward.
+    """
+
+    client_class = ScoringClient
+
+    def __init__(self, server: JudgeServer, threshold: float | None = None, **kwargs: Any) -> None:
+        super().__init__(server=server, task="", has_reason=False, sees_thoughts=False, **kwargs)
+        self.threshold = threshold
+
+    def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
+        replies = self.ask([Question("", json.dumps(messages_of(pair)), ()) for pair in pairs])
+        return [
+            RewardResult(0.0, None, "error", reply)
+            if isinstance(reply, str)
+            else scored(reply["score"], self.threshold)
+            for reply in replies
+        ]
+
+    def read(self, question: Question, answer: str) -> Reply:
+        return {"score": float(answer)}
+
+
+def messages_of(pair: Pair) -> list[dict[str, Any]]:
+    """Return a prompt and its completion, without thoughts, as chat messages."""
+    completion, sample = pair
+    prompt = [{"role": "user", "content": sample.prompt}] if isinstance(sample.prompt, str) else sample.prompt
+    return [*prompt, {"role": "assistant", "content": completion.answer}]
+
+
+def scored(score: float, threshold: float | None) -> RewardResult:
+    """Return the result for a score; `correct` if a threshold says which scores are."""
+    return RewardResult(score, None if threshold is None else score >= threshold)

@@ -6,12 +6,14 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.errors import UserError, check_within, fits, given_text
 from lit_rlvr.rewards.judges.base import Judge, Reply
-from lit_rlvr.rewards.judges.prompts import Question, ask_about, conversation_text
+from lit_rlvr.rewards.judges.prompts import Question, ask_about
+from lit_rlvr.speech.prompts import prompt_text
 from lit_rlvr.types import Pair, RewardResult, Sample
 
 _log = logging.getLogger("lit_rlvr")
@@ -84,10 +86,8 @@ class RubricJudge(Judge):
         """
         if self.rubric is not None:
             return self.rubric
-        where = f"{sample.source or sample.id}, column {self.column!r}"
-        if sample.row.get(self.column) is None:
-            raise UserError(f"{where}: there is no rubric; name its column, or give rewards.RubricJudge.rubric")
-        return read_rubric(sample.row[self.column], where)
+        where = f"{sample.source or sample.id}, column {self.column!r} (rewards.RubricJudge.column)"
+        return read_rubric(sample.row.get(self.column), where)
 
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         asked = [self.questions(pair) if self.text_of(pair) else [] for pair in pairs]
@@ -107,7 +107,7 @@ class RubricJudge(Judge):
         rubric = self.rubric_of(sample)
         reference = " or ".join(map(str, filter(None, sample.references))) if self.with_reference else ""
         material = {
-            "question": conversation_text(sample.prompt),
+            "question": prompt_text(sample.prompt),
             **({"reference answer": reference} if reference else {}),
             "answer": self.text_of(pair),
         }
@@ -126,8 +126,7 @@ class RubricJudge(Judge):
         """Return the result for the replies to the questions about a completion."""
         if failures := [reply for reply in replies if isinstance(reply, str)]:
             return RewardResult(0.0, None, "error", failures[0])
-        found = {name: score for reply in replies if isinstance(reply, dict) for name, score in reply.items()}
-        scores = [found[f"score_{k}"] / self.highest for k in range(1, len(rubric) + 1)]
+        scores = [score / self.highest for reply in replies for score in dict(reply).values()]
         total = sum(one.weight * score for one, score in zip(rubric, scores, strict=True))
         value = min(max(total / sum(max(one.weight, 0.0) for one in rubric), 0.0), 1.0)
         criteria = {one.criterion: score for one, score in zip(rubric, scores, strict=True)}
@@ -139,59 +138,42 @@ class PointwiseJudge(RubricJudge):
 
     Args:
         highest: the highest score that the judge can give; the reward is the score divided by it.
-        threshold: the least value of a right answer.
-        with_reference: the judge sees the row's answer, if there is one, and compares with it.
-        kwargs: `server` and the other options of `Judge`; `task` says what a good answer is.
+        kwargs: `threshold`, `with_reference`, `server` and the other options of `RubricJudge`; `task` says what a good
+            answer is.
     """
 
     default_task = (
-        "Judge how good an answer to a question is: right, complete and to the point. If there is a reference answer, a "
-        "good answer says the same in substance, in whatever words."
+        "Judge how good an answer to a question is: right, complete and to the point. If there is a reference answer, "
+        "a good answer says the same in substance, in whatever words."
     )
 
-    def __init__(self, highest: int = 10, threshold: float = 0.5, with_reference: bool = True, **kwargs: Any) -> None:
+    def __init__(self, highest: int = 10, **kwargs: Any) -> None:
         rubric = [Criterion("How good is the answer?")]
-        super().__init__(rubric=rubric, highest=highest, threshold=threshold, with_reference=with_reference, **kwargs)
+        super().__init__(rubric=rubric, column="", one_call_each=False, highest=highest, **kwargs)
 
 
 def read_rubric(given: Any, where: str) -> list[Criterion]:
-    """Return the criteria of a rubric in one of the known forms. Weights stand at all criteria or at none, which then
-    have 1 each.
+    """Return the criteria of a rubric in one of the known forms. All criteria have weights, or none has one and each
+    counts 1.
 
     Raises:
         UserError: it is none of them, a criterion is empty, or a weight is missing or no number.
     """
-    if isinstance(given, str):
-        try:
-            given = json.loads(given)
-        except ValueError as error:
-            raise UserError(f"{where}: the rubric is no JSON ({error}); give a list of criteria") from error
-    if not isinstance(given, Sequence) or not given:
-        raise UserError(f"{where}: the rubric has no criterion; give a list of texts or of mappings")
-    read = [_criterion(one, f"{where}, criterion {k}") for k, one in enumerate(given, 1)]
-    unweighted = [k for k, (_, weight) in enumerate(read, 1) if weight is None]
-    if unweighted and len(unweighted) < len(read):
-        raise UserError(f"{where}, criterion {unweighted[0]}: it has no weight; give one to all criteria or to none")
-    rubric = [Criterion(text, 1.0 if weight is None else weight) for text, weight in read]
-    if not any(one.weight > 0 for one in rubric):
+    with suppress(ValueError):
+        given = json.loads(given) if isinstance(given, str) else given
+    if isinstance(given, str) or not isinstance(given, Sequence) or not given:
+        raise UserError(f"{where}: {given_text(given)} is no list of criteria, nor JSON text of one; give some")
+    fields = [vars(one) if isinstance(one, Criterion) else one for one in given]
+    read = [one if isinstance(one, Mapping) else {TEXTS[0]: one} for one in fields]
+    texts = [next((one[key] for key in TEXTS if key in one), None) for one in read]
+    weights = [next((one[key] for key in WEIGHTS if key in one), None) for one in read]
+    if weights == [None] * len(read):
+        weights = [1.0] * len(read)
+    for number, (text, weight) in enumerate(zip(texts, weights, strict=True), 1):
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f"{where}: criterion {number} is empty; say under {' or '.join(TEXTS)} what it asks for")
+        if not fits(weight, float) or not math.isfinite(weight):
+            raise UserError(f"{where}: criterion {number} has the weight {weight!r}; give a number as {WEIGHTS[0]}")
+    if max(weights) <= 0:
         raise UserError(f"{where}: no criterion has a weight above 0, so there is nothing to earn; give one")
-    if len({one.criterion for one in rubric}) < len(rubric):
-        raise UserError(f"{where}: two criteria are the same; leave one out")
-    return rubric
-
-
-def _criterion(given: Any, where: str) -> tuple[str, float | None]:
-    """Return text and weight of a criterion; None without a weight."""
-    fields = {"criterion": given} if isinstance(given, str) else given
-    fields = vars(fields) if isinstance(fields, Criterion) else fields
-    if not isinstance(fields, Mapping):
-        raise UserError(f"{where}: give a text, or a mapping with {' or '.join(TEXTS)} and {' or '.join(WEIGHTS)}")
-    text = next((fields[key] for key in TEXTS if fields.get(key)), "")
-    weight = next((fields[key] for key in WEIGHTS if fields.get(key) is not None), None)
-    if not isinstance(text, str) or not text.strip():
-        raise UserError(f"{where}: it is empty; write what the answer must do")
-    if weight is None:
-        return text, None
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
-        raise UserError(f"{where}: its weight {weight!r} is no number; give one")
-    return text, float(weight)
+    return [Criterion(text, float(weight)) for text, weight in zip(texts, weights, strict=True)]
