@@ -10,8 +10,8 @@ import torch
 from lit_rlvr.distributed.collectives import all_sum
 from lit_rlvr.types import Rollout
 
-CELLS = ("11", "10", "01", "00")
-"""What the earlier reward says and what this one says: 1 = right."""
+COUNTS = ("11", "10", "01", "00", "value of 1", "value of 0")
+"""What the earlier reward says and what this one says, 1 = right; sums of this one's values by what that says."""
 
 
 def agreement_metrics(rollout: Rollout) -> dict[str, float]:
@@ -22,7 +22,8 @@ def agreement_metrics(rollout: Rollout) -> dict[str, float]:
         `reward/<name>/kappa`, the agreement beyond chance (Cohen 1960), and `reward/<name>/of_right` and `of_wrong`,
         the mean reward of the completions that the earlier one calls right and wrong.
     """
-    names = [*rollout.parts][1:]
+    if not (names := [*rollout.parts][1:]):
+        return {}
     counts = Counter[tuple[str, str]]()
     for results in (results for group in rollout.details for results in group):
         earlier: bool | None = None
@@ -31,8 +32,7 @@ def agreement_metrics(rollout: Rollout) -> dict[str, float]:
                 counts[name, f"{earlier:d}{result.correct:d}"] += 1
                 counts[name, f"value of {earlier:d}"] += result.value  # type: ignore[assignment]
             earlier = result.correct if earlier is None else earlier
-    kinds = (*CELLS, "value of 1", "value of 0")
-    sums = all_sum(torch.tensor([[float(counts[name, kind]) for kind in kinds] for name in names]).double())
+    sums = all_sum(torch.tensor([[float(counts[name, kind]) for kind in COUNTS] for name in names]).double())
     metrics: dict[str, float] = {}
     for name, (*cells, of_right, of_wrong) in zip(names, sums.tolist(), strict=True):
         right, wrong = sum(cells[:2]), sum(cells[2:])

@@ -10,13 +10,13 @@ from typing import Any
 from lit_rlvr.rewards.base import CheckedReward
 from lit_rlvr.rewards.judges.prompts import Question, Reply
 from lit_rlvr.rewards.judges.server import Client, JudgeServer
-from lit_rlvr.types import Pair, RewardResult
+from lit_rlvr.types import Pair
 from lit_rlvr.workers.pool import Waiting
 
 _log = logging.getLogger("lit_rlvr")
 
 SAME = 200
-"""Number of judgements after which the run warns of a judge that always gave the same value."""
+"""Number of answers after which the run warns of a judge that always said the same."""
 
 
 class Judge(CheckedReward):
@@ -48,7 +48,7 @@ class Judge(CheckedReward):
         self.client = self.client_class(JudgeServer(**server) if isinstance(server, dict) else server)
         self.task = self.default_task if task is None else task
         self.has_reason, self.sees_thoughts = has_reason, sees_thoughts
-        self._judged, self._values = 0, set[float]()
+        self._asked, self._said = 0, set[str]()
 
     def connect(self) -> None:
         self.client.connect()
@@ -62,7 +62,10 @@ class Judge(CheckedReward):
         return (completion.full_text if self.sees_thoughts else completion.answer).strip()
 
     def ask(self, questions: Sequence[Question]) -> list[Reply]:
-        """Return what the judge says to questions, in order; equal ones are asked once. Log how it went."""
+        """Return what the judge says to questions, in order; equal ones are asked once.
+
+        Log how it went; warn once of a judge that always says the same.
+        """
         different = list(dict.fromkeys(questions))
         with Waiting(self.dotted_path, ["the judge"]) as waiting, waiting.judging(0):
             answers = self.client.ask(different)
@@ -78,19 +81,15 @@ class Judge(CheckedReward):
         }.items():  # fmt: skip
             self.metrics.setdefault(f"{self.name}/{name}", []).extend(values)
         self.metrics |= {f"{self.name}/{name}": [value] for name, value in self.client.spent().items()}
+        before, self._asked = self._asked, self._asked + len(answers)
+        self._said.update(map(str, replies.values()))
+        if before < SAME <= self._asked and len(self._said) == 1:
+            _log.warning(
+                "reward %s: the judge says %s to all of %d questions, which teaches nothing; change `task`, the rubric "
+                "or the judge", self.name, *self._said, self._asked,
+            )  # fmt: skip
         return [replies[question] for question in questions]
 
     def read(self, question: Question, answer: str) -> Reply:
         """Return the fields that the judge filled in, or why there are none."""
         return question.read(answer)
-
-    def warn_of_same(self, results: Sequence[RewardResult]) -> None:
-        """Warn once of a judge that always gives the same value."""
-        values = [result.value for result in results if result.status == "ok"]
-        before, self._judged = self._judged, self._judged + len(values)
-        self._values.update(values)
-        if before < SAME <= self._judged and len(self._values) == 1:
-            _log.warning(
-                "reward %s: all of the first %d judgements are %g, which teaches nothing; change `task`, the rubric or "
-                "the judge", self.name, self._judged, values[0],
-            )  # fmt: skip

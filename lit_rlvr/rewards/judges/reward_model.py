@@ -61,14 +61,14 @@ class RewardModel(CheckedReward):
         """Judge a batch, each completion alone: in a padded batch the last digits would depend on the others."""
         import torch
 
+        with torch.inference_mode():
+            return [scored(float(self.score_of(pair)), self.threshold) for pair in pairs]
+
+    def score_of(self, pair: Pair) -> Any:
+        """Return the score of a completion as a tensor."""
         model, tokenizer = self._parts
         options: Any = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
-        results = []
-        with torch.inference_mode():
-            for pair in pairs:
-                inputs = tokenizer.apply_chat_template(messages_of(pair), **options).to(self.device)
-                results.append(scored(float(model(**inputs).logits[0, 0]), self.threshold))
-        return results
+        return model(**tokenizer.apply_chat_template(messages_of(pair), **options).to(self.device)).logits[0, 0]
 
 
 class ScoringClient(Client):

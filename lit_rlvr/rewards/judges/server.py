@@ -19,8 +19,6 @@ from lit_rlvr.errors import UserError, check_within, first_line, option_group, s
 from lit_rlvr.rewards.function import resolved
 from lit_rlvr.rewards.judges.prompts import Question
 
-ANSWERS_FILE = "judge_answers.sqlite"
-"""The file of a run's folder with all answers of its judges."""
 WHERE = "rollout.rewards: judge.server"
 _TABLES = """
 PRAGMA synchronous = OFF;
@@ -73,11 +71,11 @@ class JudgeServer:
     answers: str | None = None
 
     def __post_init__(self) -> None:
-        counts = {"max_tokens": self.max_tokens, "max_concurrent": self.max_concurrent, "max_calls": self.max_calls}
-        check_within("[1, inf)", WHERE, **counts, max_total_tokens=self.max_total_tokens)
+        check_within("[1, inf)", WHERE, max_tokens=self.max_tokens, max_concurrent=self.max_concurrent,
+                     max_calls=self.max_calls, max_total_tokens=self.max_total_tokens)  # fmt: skip
         check_within("(0, inf)", WHERE, timeout=self.timeout)
-        prices = {"prompt_price": self.prompt_price, "completion_price": self.completion_price}
-        check_within("[0, inf)", WHERE, **prices, max_retries=self.max_retries, temperature=self.temperature)
+        check_within("[0, inf)", WHERE, max_retries=self.max_retries, temperature=self.temperature,
+                     prompt_price=self.prompt_price, completion_price=self.completion_price)  # fmt: skip
         if not self.base_url.startswith(("http://", "https://")):
             raise UserError(f"{WHERE}.base_url: {self.base_url!r} is no address; give http://HOST:PORT/v1")
         if self.api_key_env is not None and not os.environ.get(self.api_key_env):
@@ -165,7 +163,7 @@ class Client:
     def begin_run(self, folder: Path) -> None:
         """Keep answers in the run's folder, unless the options name a file."""
         if self.server.answers is None:
-            self.answers = Answers(folder / ANSWERS_FILE)
+            self.answers = Answers(folder / "judge_answers.sqlite")
 
     def connect(self) -> None:
         """Ask one question, which tells whether the server answers.
