@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,21 @@ from lit_rlvr.commands.check.gold import Gold
 from lit_rlvr.commands.check.rewrites import REWRITES
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.sources import resolve_model
-from lit_rlvr.rewards import PairwiseJudge, PointwiseJudge, RewardModel, RewardModelServer, RubricJudge, score_rollout
+from lit_rlvr.rewards import (
+    FunctionReward,
+    PairwiseJudge,
+    PointwiseJudge,
+    RewardModel,
+    RewardModelServer,
+    RubricJudge,
+    score_rollout,
+)
 from lit_rlvr.rewards.combine import logged_metrics
 from lit_rlvr.rewards.judges.prompts import Question
 from lit_rlvr.rewards.judges.reward_model import messages_of
 from lit_rlvr.rewards.judges.rubric import read_rubric
-from lit_rlvr.types import Completion, Sample
+from lit_rlvr.rollout.agreement import agreement_metrics, kappa
+from lit_rlvr.types import Completion, RewardResult, Sample
 
 SAMPLE = Sample("a", "Which organ makes insulin?", "pancreas", source="set.jsonl:3")
 THREE = {"names the organ": 3.0, "is polite": 1.0, "invents numbers": -2.0}
@@ -269,6 +279,24 @@ def test_a_judge_that_always_says_the_same_is_named_once(caplog: pytest.LogCaptu
         for start in (0, 150, 300):
             judge.score(paired(*map(str, range(start, start + 150))))
     assert caplog.text.count("the judge says {'score_1': 4} to all of 300 questions, which teaches nothing") == 1
+
+
+def test_agreement_with_the_rewards_before_is_measured() -> None:
+    assert kappa(20, 5, 10, 15) == pytest.approx(0.4), "Cohen's kappa of the usual example"
+    assert isnan(kappa(3, 0, 0, 0)) and kappa(2, 0, 0, 2) == 1
+
+    def verdict(completion: Completion, sample: Sample) -> bool | None:
+        return {"r": True, "w": False}.get(completion.text[0])
+
+    def second(completion: Completion, sample: Sample) -> RewardResult:
+        return RewardResult(len(completion.text) / 10, completion.text.endswith("r"))
+
+    groups = [completed("rr", "r-r", "r--w", "wr"), completed("ww", "w-w", "w--w", "?r")]
+    scores = score_rollout([FunctionReward(verdict), FunctionReward(second)], groups, [SAMPLE, SAMPLE])
+    assert agreement_metrics(scores) == pytest.approx({  # type: ignore[arg-type]
+        "reward/second/kappa": kappa(2, 1, 1, 3), "reward/second/of_right": 0.3, "reward/second/of_wrong": 1.1 / 4,
+    })  # fmt: skip
+    assert agreement_metrics(score_rollout([FunctionReward(verdict)], groups, [SAMPLE, SAMPLE])) == {}  # type: ignore[arg-type]
 
 
 def test_a_reward_model_scores_the_conversation(tmp_path: Path) -> None:
