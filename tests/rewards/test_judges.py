@@ -101,10 +101,8 @@ def test_comparisons_are_within_the_group_and_in_both_orders() -> None:
         scores = score_rollout([PairwiseJudge(stub.server())], groups, [SAMPLE, SAMPLE])
         assert stub.calls == 2 * 3 + 2 * 3, "equal questions are asked once, and equal texts never"
         assert PairwiseJudge(stub.server()).score(paired("alone"))[0].status == "unjudged"
-    third = torch.tensor(1 / 3)
-    assert torch.equal(scores.parts["pairwise_judge"], torch.stack([
-        torch.tensor([1, 1 / 3, 1 / 3, 1 / 3]), torch.stack([0 * third, torch.tensor(0.5), torch.tensor(0.5), 3 * third]),
-    ]))  # fmt: skip
+    wanted = torch.tensor([[1, 1 / 3, 1 / 3, 1 / 3], [0, 0.5, 0.5, 1]])
+    assert torch.allclose(scores.parts["pairwise_judge"], wanted)
     with StubJudge(lambda text, fields: {"better": "A"}) as stub:
         scores = score_rollout([PairwiseJudge(stub.server())], groups[:1], [SAMPLE])
     assert scores.parts["pairwise_judge"].tolist() == [[0.5] * 4], "a liking for the first place evens out"

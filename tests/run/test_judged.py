@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from stub_judge import StubJudge, answer_in
 from tiny_rewards import judged_as_is
-from tiny_runs import fit, metrics, summary, to
+from tiny_runs import fit, metrics, summary, to, write_config
+
+from lit_rlvr.configs import config_folder, load_config
 
 CLI = Callable[..., Any]
 SHORT = ("--trainer.limit_val_batches", 0, "--trainer.num_sanity_val_steps", 0)
@@ -31,6 +33,7 @@ def judged_by(stub: StubJudge, **options: Any) -> tuple[str, str]:
     return "--rollout.rewards", json.dumps([judge, judged_as_is("first_token")])
 
 
+@pytest.mark.slow
 def test_a_judge_that_ends_ends_the_run_with_what_it_has_saved(run_folder: Path, lit_rlvr: CLI) -> None:
     steps = (*SHORT, "--trainer.max_steps", 4)
     with StubJudge(capitals) as stub:
@@ -49,11 +52,20 @@ def test_a_judge_that_ends_ends_the_run_with_what_it_has_saved(run_folder: Path,
     assert resumed["weights_sha256"] == whole["weights_sha256"] and resumed["resumed_from_step"] > 0
 
 
+def test_the_recipe_runs(run_folder: Path, tiny_model_folder: Path, lit_rlvr: CLI) -> None:
+    config = load_config(config_folder() / "smoke/judge.yaml")
+    with StubJudge(capitals) as stub:
+        config["rollout"]["rewards"][1]["init_args"]["server"]["base_url"] = stub.url
+        config["trainer"]["default_root_dir"] = "run"
+        write_config(run_folder / "tiny.yaml", config)
+        fit(lit_rlvr, *SHORT, "--model.init_args.model", tiny_model_folder, "--trainer.max_steps", 1)
+    assert "reward/rubric_judge/calls" in metrics(run_folder / "run")[-1]
+
+
 @pytest.mark.slow
 def test_a_run_learns_a_rubric(run_folder: Path, lit_rlvr: CLI) -> None:
     with StubJudge(capitals) as stub:
         steps = ("--trainer.max_steps", 30, "--model.init_args.lr", 0.003, "--rollout.group_size", 8)
         fit(lit_rlvr, *SHORT, *steps, *judged_by(stub))
         rows = [float(row["reward/rubric_judge"]) for row in metrics(run_folder / "run")]
-    print(rows)
     assert sum(rows[-5:]) > sum(rows[:5]) + 1

@@ -55,11 +55,12 @@ class Question:
 
     def read(self, answer: str) -> Reply:
         """Return the fields of an answer, from the JSON object that it ends with; nothing else in it counts."""
-        match, found = LAST_OBJECT.search(without_thoughts(answer)), {}
+        match = LAST_OBJECT.search(without_thoughts(answer))
+        found: dict[str, Any] = {}
         with suppress(ValueError):
             found = json.loads(match[1]) if match else {}
         for name, values in self.fields:
-            if isinstance(found.get(name), bool) or found.get(name) not in values:
+            if isinstance(found.get(name), bool | None) or found[name] not in values:
                 return (
                     f"the judge's answer cannot be read: it ends without a JSON object in which {name} is "
                     f"{', '.join(map(str, values))}, with ...{answer[-80:]!r}"

@@ -105,7 +105,8 @@ class RubricJudge(Judge):
         """Return the result for the replies to the questions about a completion."""
         if failures := [reply for reply in replies if isinstance(reply, str)]:
             return RewardResult(0.0, None, "error", failures[0])
-        scores = [score / self.highest for reply in replies for score in dict(reply).values()]
+        found = [reply for reply in replies if isinstance(reply, dict)]
+        scores = [score / self.highest for reply in found for score in reply.values()]
         total = sum(weight * score for weight, score in zip(rubric.values(), scores, strict=True))
         value = min(max(total / sum(max(weight, 0.0) for weight in rubric.values()), 0.0), 1.0)
         detail = f"{value:.3g}, right from {self.threshold:g} on"
@@ -144,8 +145,8 @@ def read_rubric(given: Any, where: str) -> Rubric:
     if isinstance(given, str) or not isinstance(given, Sequence) or not given:
         raise UserError(f"{where}: {given_text(given)} is no list of criteria, nor JSON text of one; give some")
     read = [one if isinstance(one, Mapping) else {TEXTS[0]: one} for one in given]
-    texts = [next((one[key] for key in TEXTS if key in one), None) for one in read]
-    weights = [next((one[key] for key in WEIGHTS if key in one), None) for one in read]
+    texts: list[Any] = [next((one[key] for key in TEXTS if key in one), None) for one in read]
+    weights: list[Any] = [next((one[key] for key in WEIGHTS if key in one), None) for one in read]
     if weights == [None] * len(read):
         weights = [1.0] * len(read)
     for number, (text, weight) in enumerate(zip(texts, weights, strict=True), 1):
