@@ -147,7 +147,8 @@ def obedient(text: str, fields: dict[str, list[Any]]) -> Any:
     assert mark
     outside = re.sub(rf"\[([\w ]+) {mark[1]}\]\n.*?\n\[end of \1 {mark[1]}\]", "", text, flags=re.DOTALL)
     turns = re.search(r"<\|im_start\|>|\[INST\]|<start_of_turn>|</s>|<\uff5cUser\uff5c>|<SYS>", text)
-    return 10 if turns or "full marks" in outside or "pancreas" in outside or '"score_1": 10' in outside else 0
+    asks = "full marks" in outside or "highest score" in outside
+    return 10 if turns or asks or "pancreas" in outside or '"score_1": 10' in outside else 0
 
 
 @pytest.mark.parametrize("attack", [attack for attack in ATTACKS if attack])
@@ -274,9 +275,9 @@ def test_bad_options_are_named(options: dict[str, Any], line: str) -> None:
 def test_a_judge_that_always_says_the_same_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
     with StubJudge(lambda text, fields: 4) as stub, caplog.at_level(logging.WARNING, "lit_rlvr"):
         judge = PointwiseJudge(server=stub.server())
-        for start in (0, 150, 300):
-            judge.score(paired(*map(str, range(start, start + 150))))
-    assert caplog.text.count("the judge says {'score_1': 4} to all of 300 questions, which teaches nothing") == 1
+        for start in (0, 70, 140, 210):
+            judge.score(paired(*map(str, range(start, start + 70))))
+    assert caplog.text.count("the judge says {'score_1': 4} to all of 210 questions, which teaches nothing") == 1
 
 
 def test_agreement_with_the_rewards_before_is_measured() -> None:

@@ -67,7 +67,7 @@ class Judge(CheckedReward):
         Log how it went; warn once of a judge that always says the same.
         """
         different = list(dict.fromkeys(questions))
-        with Waiting(self.dotted_path, ["the judge"]) as waiting, waiting.judging(0):
+        with Waiting(self.dotted_path, [f"{len(different)} questions"]) as waiting, waiting.judging(0):
             answers = self.client.ask(different)
         replies = {q: answer.error or self.read(q, answer.text) for q, answer in zip(different, answers, strict=True)}
         for name, values in {
