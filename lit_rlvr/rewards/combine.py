@@ -89,8 +89,7 @@ def score_rollout(rewards: Sequence[Reward], completions: list[list[Completion]]
 
 def pairs_of(group: Sequence[Completion], sample: Sample) -> list[Pair]:
     """Return a group's completions with a copy of their sample, which tells them from another group of the sample."""
-    own = copy(sample)
-    return [(completion, own) for completion in group]
+    return [(completion, own) for own in [copy(sample)] for completion in group]
 
 
 def judge(rewards: Sequence[Reward], pairs: Sequence[Pair]) -> Judgements:

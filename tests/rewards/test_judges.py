@@ -28,7 +28,6 @@ from lit_rlvr.rewards import (
 )
 from lit_rlvr.rewards.combine import logged_metrics
 from lit_rlvr.rewards.judges.prompts import Question
-from lit_rlvr.rewards.judges.reward_model import messages_of
 from lit_rlvr.rewards.judges.rubric import read_rubric
 from lit_rlvr.rollout.agreement import agreement_metrics, kappa
 from lit_rlvr.types import Completion, RewardResult, Sample
@@ -302,20 +301,20 @@ def test_a_reward_model_scores_the_conversation(tmp_path: Path) -> None:
     from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
     tiny = resolve_model("tiny-llama")
-    torch.manual_seed(0)
     config = LlamaConfig(vocab_size=600, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
                          num_attention_heads=2, num_labels=1, pad_token_id=0)  # fmt: skip
     model, tokenizer = LlamaForSequenceClassification(config), AutoTokenizer.from_pretrained(tiny)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     pairs = paired("pancreas", "<think>hm</think>liver")
-    judge = RewardModel(str(tmp_path), threshold=0.0)
-    judge.connect()
-    texts = [tokenizer.apply_chat_template(messages_of(pair), tokenize=False) for pair in pairs]
-    assert "hm" not in texts[1] and texts[1].count("liver") == 1
-    with torch.no_grad():
-        wanted = [model(torch.tensor([tokenizer(text).input_ids])).logits.item() for text in texts]
-    results = judge.score(pairs)
+    texts = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": SAMPLE.prompt}, {"role": "assistant", "content": text}], tokenize=False
+        )
+        for text in ("pancreas", "liver")
+    ]
+    wanted = [model(torch.tensor([tokenizer(text).input_ids])).logits.item() for text in texts]
+    results = RewardModel(str(tmp_path), threshold=0.0).score(pairs)
     assert [result.value for result in results] == pytest.approx(wanted, abs=1e-6)
     assert [result.correct for result in results] == [value >= 0 for value in wanted]
     with pytest.raises(UserError, match=r"rewards\.RewardModel\.model: .* lacks score\.weight; give a reward model"):

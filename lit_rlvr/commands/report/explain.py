@@ -92,8 +92,9 @@ def show_group(step: int, algorithm: str, group: dict[str, Any]) -> None:
     rows = [(str(g), *cells(completion)) for g, completion in enumerate(group["completions"])]
     console.print_table(table_of(("g", *headings), rows, title="\nFrom reward to weight"))
     if criteria := criteria_rows(group["completions"]):
-        numbers = [str(g) for g in range(len(group["completions"]))]
-        console.print_table(table_of(("criterion", *numbers), criteria, title="\nScores of the rubric"))
+        console.print_table(
+            table_of(("criterion", *(row[0] for row in rows)), criteria, title="\nScores of the rubric")
+        )
 
 
 LONGEST_OPENING = 40

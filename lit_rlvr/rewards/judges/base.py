@@ -58,8 +58,7 @@ class Judge(CheckedReward):
 
     def text_of(self, pair: Pair) -> str:
         """Return what the judge sees of a completion."""
-        completion, _ = pair
-        return (completion.full_text if self.sees_thoughts else completion.answer).strip()
+        return (pair[0].full_text if self.sees_thoughts else pair[0].answer).strip()
 
     def ask(self, questions: Sequence[Question]) -> list[Reply]:
         """Return what the judge says to questions, in order; equal ones are asked once.

@@ -80,10 +80,11 @@ def ask_about(
         material: title -> text.
     """
     mark = hashlib.sha256(json.dumps([*material.items()]).encode()).hexdigest()[:16]
-    guarded = {title: TAG.sub(r"\g<0> ", text) for title, text in material.items()}
-    parts = [f"[{title} {mark}]\n{text}\n[end of {title} {mark}]" for title, text in guarded.items()]
-    named = {"reason": "why, in a sentence"} if has_reason else {}
-    wanted = json.dumps(named | {name: "..." for name in fields})
+    parts = [
+        TAG.sub(lambda bracket: f"{bracket[0]} ", text).join((f"[{title} {mark}]\n", f"\n[end of {title} {mark}]"))
+        for title, text in material.items()
+    ]
+    wanted = json.dumps(({"reason": "why, in a sentence"} if has_reason else {}) | dict.fromkeys(fields, "..."))
     values = "; ".join(f"{name} is one of {', '.join(map(str, possible))}" for name, possible in fields.items())
     form = f"Reply with one JSON object and nothing behind it: {wanted}, where {values}."
     rules = RULES.format(task=task, mark=mark, form=form)

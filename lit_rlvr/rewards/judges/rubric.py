@@ -84,7 +84,7 @@ class RubricJudge(Judge):
 
     def questions(self, pair: Pair) -> list[Question]:
         """Return the questions about a completion: one for all criteria, or one for each."""
-        _, sample = pair
+        sample = pair[1]
         reference = " or ".join(map(str, filter(None, sample.references))) if self.with_reference else ""
         material = {
             "question": prompt_text(sample.prompt),
