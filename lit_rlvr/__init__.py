@@ -29,8 +29,8 @@ _PACKAGES = {
         "Mixture MultipleChoice PromptDataModule SyntheticSQL TextMath TextToSQL"
     ),
     "rewards": (
-        "Choice CodeTests CosineScaled Format FunctionReward LCPO MathAnswer OpenAnswer Overlong RelativeLength "
-        "RepetitionPenalty Reward SQLExecution"
+        "Choice CodeTests CosineScaled Format FunctionReward LCPO MathAnswer OpenAnswer Overlong PairwiseJudge "
+        "PointwiseJudge RelativeLength RepetitionPenalty Reward RewardModel RewardModelServer RubricJudge SQLExecution"
     ),
     "rollout": "RolloutCallback",
     "run.trainer": "Trainer",

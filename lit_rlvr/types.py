@@ -365,6 +365,7 @@ class RewardResult:
             "error" is the checker's own failure (the loss masks the completion out);
             "unjudged" stands for a reward's None (the reward does not judge this completion).
         detail: the extracted answer, or the error.
+        criteria: the score of each criterion of a rubric, from 0 to 1.
 
     Raises:
         ValueError: `correct` is not a truth value, or the status is unknown.
@@ -374,6 +375,7 @@ class RewardResult:
     correct: bool | None = None
     status: Status = "ok"
     detail: str = ""
+    criteria: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
@@ -532,7 +534,7 @@ class Rollout:
             without them.
         advantages: (P, G) float, which the algorithm fills in.
         weights: name -> the weight of each of `parts`, where a row does not give another.
-        unreadable: name -> (P, G) bool, True = that reward found no answer to judge (status "parse_fail").
+        details: P lists of G, name -> that reward's result; [] = they are unknown (a replay).
         kept: the groups to train on, numbered over all ranks, if dynamic sampling dropped some; None = all.
         repeats: how often each prompt occurred earlier in the iteration.
         versions: (B, T) long, the version of the weights (optimizer steps taken) that sampled each token; None without
@@ -559,12 +561,22 @@ class Rollout:
     advantages: Tensor | None = None
     kept: dict[int, int] | None = None
     weights: dict[str, float] = field(default_factory=dict)
-    unreadable: dict[str, Tensor] = field(default_factory=dict)
+    details: list[list[dict[str, RewardResult]]] = field(default_factory=list)
     repeats: list[int] = field(default_factory=list)
     versions: Tensor | None = None
     stale_cache: Tensor | None = None
     is_unjudged: bool = False
     is_given: bool = False
+
+    @property
+    def unreadable(self) -> dict[str, Tensor]:
+        """Name -> (P, G) bool, True = that reward found no answer to judge (status "parse_fail")."""
+        import torch
+
+        return {
+            name: torch.tensor([[said[name].status == "parse_fail" for said in group] for group in self.details])
+            for name in (self.parts if self.details else ())
+        }
 
     @classmethod
     def unscored(

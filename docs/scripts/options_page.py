@@ -38,6 +38,7 @@ from lit_rlvr.engines.synced import Safeguards
 from lit_rlvr.environments import Calculator, Crop, Environment, EnvironmentReward, Python, SQLShell
 from lit_rlvr.evaluation.diversity import CosineSimilarity, SelfBLEU4, SentenceEmbedder
 from lit_rlvr.options import KL, AutoLR, Compute, Importance, Lora, Loss, Optim, Teacher
+from lit_rlvr.rewards.judges.server import JudgeServer
 from lit_rlvr.rollout import FileTransfer, HFEngine, NCCLTransfer, RolloutCallback, VLLMEngine, VLLMServerEngine
 from lit_rlvr.rollout.record import Replay
 from lit_rlvr.rollout.settings import Evaluation
@@ -52,7 +53,8 @@ from lit_rlvr.training.teachers import Demonstration
 from lit_rlvr.types import EvalSampling, Sampling
 
 REWARDS = (
-    "MathAnswer", "Choice", "OpenAnswer", "SQLExecution", "CodeTests", "CosineScaled", "RelativeLength", "LCPO",
+    "MathAnswer", "Choice", "OpenAnswer", "PointwiseJudge", "RubricJudge", "PairwiseJudge", "RewardModel",
+    "RewardModelServer", "SQLExecution", "CodeTests", "CosineScaled", "RelativeLength", "LCPO",
     "Format", "Overlong", "RepetitionPenalty", "FunctionReward",
 )  # fmt: skip
 
@@ -132,6 +134,7 @@ def options_reference() -> str:
             lit_rlvr.rewards.Reward,
             [*_named(REWARDS), EnvironmentReward],
         ),
+        ("server of judges", None, [JudgeServer]),
         ("rollout.environment", Environment, [Calculator, Python, SQLShell, Crop]),
         ("diversity", None, [SelfBLEU4, CosineSimilarity, SentenceEmbedder]),
         ("run", None, [RunFolder]),

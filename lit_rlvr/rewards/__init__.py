@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from lit_rlvr.rewards.combine import Scores, score_rollout
     from lit_rlvr.rewards.format import Format
     from lit_rlvr.rewards.function import FunctionReward, as_rewards
+    from lit_rlvr.rewards.judges.pairwise import PairwiseJudge
+    from lit_rlvr.rewards.judges.reward_model import RewardModel, RewardModelServer
+    from lit_rlvr.rewards.judges.rubric import PointwiseJudge, RubricJudge
     from lit_rlvr.rewards.length import LCPO, CosineScaled, Overlong, RelativeLength
     from lit_rlvr.rewards.math import MathAnswer
     from lit_rlvr.rewards.open_answer import OpenAnswer
@@ -34,9 +37,14 @@ __all__ = [
     "OpenAnswer",
     "Outcome",
     "Overlong",
+    "PairwiseJudge",
+    "PointwiseJudge",
     "RelativeLength",
     "RepetitionPenalty",
     "Reward",
+    "RewardModel",
+    "RewardModelServer",
+    "RubricJudge",
     "SQLExecution",
     "Scores",
     "WorkerPool",
@@ -57,6 +65,11 @@ _MODULES = {
     "Outcome": "..workers.process",
     "Overlong": ".length",
     "RelativeLength": ".length",
+    "PairwiseJudge": ".judges.pairwise",
+    "PointwiseJudge": ".judges.rubric",
+    "RewardModel": ".judges.reward_model",
+    "RewardModelServer": ".judges.reward_model",
+    "RubricJudge": ".judges.rubric",
     "RepetitionPenalty": ".repetition",
     "Reward": ".base",
     "SQLExecution": ".sql",

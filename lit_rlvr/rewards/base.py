@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 from lit_rlvr.common.settings import dotted_path_of, init_arguments, snake_case
@@ -71,8 +72,20 @@ class Reward(ChecksArguments, ABC):
         self.truncated_is_wrong = truncated_is_wrong
         self.metrics: dict[str, list[float]] = {}
 
+    def connect(self) -> None:
+        """Reach what this reward needs outside of this process; called before the weights load.
+
+        Raises:
+            UserError: it is not there.
+        """
+
+    def begin_run(self, folder: Path) -> None:
+        """Take note of the run's folder, once it is ready for the run's files."""
+
     def begin_rollout(self, step: int, max_steps: int) -> None:
-        """Take note of a rollout of training that begins after `step` of the run's `max_steps` optimizer steps."""
+        """Take note of a rollout of training that begins after `step` of the run's `max_steps` optimizer steps; forget
+        the metrics of the one before."""
+        self.metrics = {name: [] for name in self.metrics}
 
     def check_reference(self, sample: Sample) -> None:
         """Refuse a sample whose reference this reward cannot read; called for all samples when the data are loaded.
@@ -105,6 +118,7 @@ class Reward(ChecksArguments, ABC):
         (result,) = self.score([(completion, sample)])
         correct = {True: "yes", False: "no", None: "not reported"}[result.correct]
         stages = [("value", f"{result.value:g}"), ("correct", correct), ("status", result.status)]
+        stages += [(criterion, f"{score:g}") for criterion, score in result.criteria.items()]
         return [*stages, ("detail", result.detail)] if result.detail else stages
 
     def score(self, pairs: Sequence[Pair]) -> list[RewardResult]:

@@ -8,6 +8,7 @@ import math
 import threading
 from collections.abc import Hashable, Sequence
 from concurrent.futures import Future
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -49,7 +50,7 @@ class Scores:
         statuses: P lists of G, the worst status of each completion; "unjudged" where no reward judges it.
         failed: (P, G) bool, True = some reward has status "error".
         stopped: (P, G) bool, True = a limit stopped some reward before it could judge.
-        details: P lists of G, name -> that reward's detail.
+        details: P lists of G, name -> that reward's result.
         weights: name -> the reward's weight.
     """
 
@@ -71,14 +72,6 @@ class Scores:
         return self.failed | torch.tensor(unjudged, dtype=torch.bool).reshape(self.failed.shape)
 
     @property
-    def unreadable(self) -> dict[str, Tensor]:
-        """Name -> (P, G) bool, True = that reward found no answer to judge."""
-        return {
-            name: torch.tensor([[said[name].status == "parse_fail" for said in group] for group in self.details])
-            for name in self.parts
-        }
-
-    @property
     def rewarded(self) -> Tensor:
         """(P, G) bool, True = there is a reward."""
         return ~self.masked
@@ -91,8 +84,13 @@ def score_rollout(rewards: Sequence[Reward], completions: list[list[Completion]]
         UserError: see `combine`.
     """
     width = len(completions[0]) if completions else 0
-    pairs = [(c, sample) for group, sample in zip(completions, samples, strict=True) for c in group]
+    pairs = [pair for group, sample in zip(completions, samples, strict=True) for pair in pairs_of(group, sample)]
     return combine(rewards, judge(rewards, pairs), samples, width)
+
+
+def pairs_of(group: Sequence[Completion], sample: Sample) -> list[Pair]:
+    """Return a group's completions with a copy of their sample, which tells them from another group of the sample."""
+    return [(completion, own) for own in [copy(sample)] for completion in group]
 
 
 def judge(rewards: Sequence[Reward], pairs: Sequence[Pair], whole_rollout: bool | None = None) -> Judgements:
@@ -328,7 +326,7 @@ class BackgroundScoring:
         """
         if key in self._pairs:
             return False
-        self._pairs[key], self._found[key] = [(completion, sample) for completion in group], Future()
+        self._pairs[key], self._found[key] = pairs_of(group, sample), Future()
         if result is None:
             self._waiting.put(key)
         else:

@@ -95,7 +95,7 @@ class FunctionReward(Reward):
 
     def begin_rollout(self, step: int, max_steps: int) -> None:
         self.state = SimpleNamespace(global_step=step, max_steps=max_steps)
-        self.metrics = {name: [] for name in self.metrics}
+        super().begin_rollout(step, max_steps)
 
     def __call__(self, completion: Completion, sample: Sample) -> float | RewardResult | None:
         (value,) = self.values([(completion, sample)])

@@ -13,11 +13,10 @@ from lit_rlvr.advantages.base import impute
 from lit_rlvr.rewards.combine import Scores
 from lit_rlvr.types import Completion, Prompt, Rollout, Sampling, Status, pad_completions
 
-LIST_FIELDS = ("prompts", "completions", "statuses", "repeats")
+LIST_FIELDS = ("prompts", "completions", "statuses", "details", "repeats")
 TOKEN_FIELDS = ("token_ids", "mask", "rollout_logprobs", "versions", "stale_cache")
 GROUP_FIELDS = ("rewards", "correct", "judged", "reference_rewards")
-DICT_FIELDS = ("parts", "unreadable")
-"""The fields of a rollout that groups have: lists of P; tensors (B, T) and (P, G), or None; dicts of tensors (P, G)."""
+"""The fields of a rollout that groups have, next to `parts`: lists of P; tensors (B, T) and (P, G), or None."""
 
 
 def assemble(
@@ -58,7 +57,7 @@ def assemble(
         sampling=sampling,
         exact=exact,
         weights=scores.weights,
-        unreadable=scores.unreadable,
+        details=scores.details,
         versions=None if version is None else torch.full(token_ids.shape, version),
     )
 
@@ -91,14 +90,11 @@ def join(first: Rollout, second: Rollout) -> Rollout:
         return torch.cat([pad(part, (0, width - part.shape[1])) for part in (upper, lower)])
 
     joined: dict[str, Any] = {}
-    for name in (*LIST_FIELDS, *TOKEN_FIELDS, *GROUP_FIELDS, *DICT_FIELDS):
-        upper, lower = getattr(first, name), getattr(second, name)
-        if name in LIST_FIELDS:
-            joined[name] = upper + lower
-        elif name in DICT_FIELDS:
-            joined[name] = {key: stack(part, lower[key]) for key, part in upper.items()}
-        else:
-            joined[name] = stack(upper, lower)
+    for name in LIST_FIELDS:
+        joined[name] = getattr(first, name) + getattr(second, name)
+    for name in (*TOKEN_FIELDS, *GROUP_FIELDS):
+        joined[name] = stack(getattr(first, name), getattr(second, name))
+    joined["parts"] = {name: stack(part, second.parts[name]) for name, part in first.parts.items()}
     return replace(first, **joined)
 
 
@@ -109,6 +105,5 @@ def take(rollout: Rollout, p: int) -> Rollout:
     for name in (*TOKEN_FIELDS, *GROUP_FIELDS):
         values = getattr(rollout, name)
         taken[name] = None if values is None else values[rows if name in TOKEN_FIELDS else group].clone()
-    for name in DICT_FIELDS:
-        taken[name] = {key: part[group].clone() for key, part in getattr(rollout, name).items()}
+    taken["parts"] = {name: part[group].clone() for name, part in rollout.parts.items()}
     return replace(rollout, **taken, kept=None)

@@ -30,6 +30,7 @@ from lit_rlvr.rewards.combine import logged_metrics
 from lit_rlvr.rewards.gold_answers import (
     warn_of_gold_answers,
 )
+from lit_rlvr.rollout.agreement import agreement_metrics
 from lit_rlvr.rollout.episodes import begins, turn_metrics
 from lit_rlvr.rollout.generate import GroupSampler, completion_seeds
 from lit_rlvr.rollout.metrics import rollout_metrics, set_metrics
@@ -91,12 +92,19 @@ class RolloutCallback(RolloutSettings, Callback):
         else:
             module.unjudged.add_judged()
         module.log_dict(logged_metrics(self.rewards))
+        agreement = agreement_metrics(rollout)
+        module.log_dict({n: v for n, v in agreement.items() if n in trainer.logged_metrics or not math.isnan(v)})
         if self.sampler.episodes is not None:
             module.log_dict(turn_metrics(rollout))
         return rollout
 
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for reward in self.rewards:
+            reward.begin_run(Path(trainer.default_root_dir))
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module: RLVRModule = pl_module  # type: ignore[assignment]
+        self.on_sanity_check_start(trainer, module)
         if isinstance(self.source, ReplaySource):
             self.source.begin()
         if self.record_gib:
@@ -183,6 +191,8 @@ class RolloutCallback(RolloutSettings, Callback):
         module.most_tokens = self._most_tokens(trainer, module) * module.epochs_per_rollout
         sizes = data.prompts_per_rollout, trainer.world_size, str(trainer.precision), device
         check_all(lambda: check_sizes(self, module, *sizes), lambda: check_data(self, module, data))
+        for reward in self.rewards:
+            reward.connect()
         log_sizes(self, module, *sizes, data=data if stage == "fit" else None)
         if stage == "fit":
             module.teachers.connect()

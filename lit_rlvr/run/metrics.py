@@ -236,6 +236,67 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "As above",
         ),
         Metric(
+            "reward/<name>/kappa",
+            "agreement of this reward's verdicts (`correct`) with those of the rewards before it in the config, beyond "
+            "chance (Cohen's kappa)",
+            "-1 to 1",
+            "Below 0.6: the judge and the rule mean different things; falls: the judge is being gamed",
+        ),
+        Metric(
+            "reward/<name>/of_right",
+            "... mean of this reward over the completions that the earlier reward calls right",
+            "the reward's",
+            "Should stay far above `of_wrong`",
+        ),
+        Metric(
+            "reward/<name>/of_wrong",
+            "... and over those that it calls wrong",
+            "the reward's",
+            "Rises: the judge pays wrong answers",
+        ),
+        Metric(
+            "reward/<name>/failed",
+            "share of a judge's questions that its server did not answer; their completions are out of the loss",
+            "0 to 1",
+            "Above 0: read `failed_rewards.jsonl`; lower `server.max_concurrent`, raise `server.timeout`",
+        ),
+        Metric(
+            "reward/<name>/unreadable",
+            "share of a judge's answers without the scores asked for; their completions are out of the loss",
+            "0 to 1",
+            "Above 0: `server.structured: true`, a higher `server.max_tokens`, or another judge",
+        ),
+        Metric(
+            "reward/<name>/cached",
+            "share of a judge's questions that were answered before, and cost nothing",
+            "0 to 1",
+            "Near 1: the completions repeat",
+        ),
+        Metric(
+            "reward/<name>/seconds",
+            "mean seconds of a call of a judge, with the waits before further tries",
+            "0 or more",
+            "Grows: its server is full",
+        ),
+        Metric(
+            "reward/<name>/calls",
+            "calls of judges so far, by the file of their answers",
+            "0 or more",
+            "Limit: `server.max_calls`",
+        ),
+        Metric(
+            "reward/<name>/tokens",
+            "tokens of their questions and answers so far",
+            "0 or more",
+            "Limit: `server.max_total_tokens`",
+        ),
+        Metric(
+            "reward/<name>/cost",
+            "US dollars for them, by `server.prompt_price` and `completion_price`",
+            "0 or more",
+            "Should end within what you planned",
+        ),
+        Metric(
             "reward/<name>/<key>",
             "mean of a further number that the reward returns",
             "the reward's",

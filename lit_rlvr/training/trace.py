@@ -84,6 +84,11 @@ class Trace:
             "parts": {name: None if part[p, g].isnan() else float(part[p, g]) for name, part in rollout.parts.items()},
             "correct": bool(rollout.correct[p, g]) if rollout.judged[p, g] else None,
             "status": rollout.statuses[p][g],
+            "criteria": {
+                criterion: score
+                for result in (rollout.details[p][g] if rollout.details else {}).values()
+                for criterion, score in result.criteria.items()
+            },
             "advantage": None if advantages is None else float(advantages[p, g]),
             "engine_logp": [round(v, 6) for v in completion.logprobs],
             **{name: _traced_numbers(values, completion.from_model) for name, values in numbers.items()},

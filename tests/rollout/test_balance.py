@@ -20,7 +20,7 @@ from lit_rlvr.policy.loading import load_image_processor
 from lit_rlvr.rollout.assemble import join, take
 from lit_rlvr.rollout.balance import balance, even_out, without_patches
 from lit_rlvr.rollout.summaries import GroupSummary, gather_summaries, group_tokens
-from lit_rlvr.types import Rollout
+from lit_rlvr.types import RewardResult, Rollout
 
 
 def rollout_of(lengths: list[list[int]]) -> Rollout:
@@ -66,10 +66,10 @@ def test_every_group_has_one_place_and_nothing_gets_less_even(data: Any, ranks: 
 
 def test_a_rollout_is_what_its_groups_make() -> None:
     whole = rollout_of([[4, 2], [1, 6], [3, 3]])
-    ages, fails = whole.token_ids + 1, whole.rewards > 2
+    ages, details = whole.token_ids + 1, [[{"a": RewardResult(float(p + g))} for g in range(2)] for p in range(3)]
     whole = replace(
         whole, reference_rewards=whole.rewards + 0.5, versions=ages, stale_cache=ages > 9, repeats=[0, 2, 1],
-        parts={"a": whole.rewards - 1}, unreadable={"a": fails},
+        parts={"a": whole.rewards - 1}, details=details,
     )  # fmt: skip
     again = join(join(take(whole, 0), take(whole, 1)), take(whole, 2))
     for field in fields(Rollout):

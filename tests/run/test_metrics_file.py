@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stub_judge import StubJudge
 from tiny import save_model, tiny_moe
 from tiny_fit import Recording
 from tiny_fit import fit as fit_here
@@ -118,6 +119,10 @@ def test_every_metric_that_runs_log_is_in_the_table(
     for name, options in RUNS.items():
         fit(lit_rlvr, *options, *to(name))
         logged |= {metric for row in read_metrics(run_folder / name / "metrics.csv").values() for metric in row}
+    with StubJudge(lambda text, fields: 1) as stub:
+        judge = {"class_path": "PointwiseJudge", "init_args": {"server": stub.server()}}
+        fit(lit_rlvr, *ONE, "--rollout.rewards", json.dumps([judged_as_is("first_token"), judge]), *to("judged"))
+        logged |= {metric for row in read_metrics(run_folder / "judged" / "metrics.csv").values() for metric in row}
     for name in LOSSES:
         algorithm: Any = type(f"Recording{name}", (Recording, getattr(algorithms, name)), {})
         _, seen = fit_here(tiny_model_folder, run_folder / name, algorithm=algorithm)

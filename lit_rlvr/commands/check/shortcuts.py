@@ -9,7 +9,7 @@ from string import ascii_uppercase
 
 from lit_rlvr.commands.check.gold import PLAIN_NUMBER, Gold, may_answer
 from lit_rlvr.commands.check.rewrites import PROGRAMS
-from lit_rlvr.commands.report.prompts import prompt_text
+from lit_rlvr.speech.prompts import prompt_text
 
 CONSTANTS = ("0", "1", "2", "3", "-1", "10", "100", "x", "n", "\\pi", "\\infty", "\\emptyset", "None", "nan", "true")
 FILLERS = ("answer", "The answer is", ".", "?", "...", "\\boxed{}", "\\boxed{?}", "<answer></answer>", "####")

@@ -91,6 +91,10 @@ def show_group(step: int, algorithm: str, group: dict[str, Any]) -> None:
     headings = (column.replace(" ", "\n") for column in COMPLETION_COLUMNS)
     rows = [(str(g), *cells(completion)) for g, completion in enumerate(group["completions"])]
     console.print_table(table_of(("g", *headings), rows, title="\nFrom reward to weight"))
+    if criteria := criteria_rows(group["completions"]):
+        console.print_table(
+            table_of(("criterion", *(row[0] for row in rows)), criteria, title="\nScores of the rubric")
+        )
 
 
 LONGEST_OPENING = 40
@@ -115,6 +119,13 @@ def cells(completion: dict[str, Any]) -> list[str]:
         f"{sum(weight):+.3g}" if weight else "0",
         completion["status"] if completion["finish_reason"] == "stop" else f"{completion['status']}/cut",
     ]
+
+
+def criteria_rows(completions: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Return the criteria of the completions' rubric, each with its score of every completion."""
+    scores = [completion.get("criteria", {}) for completion in completions]
+    criteria = dict.fromkeys(criterion for given in scores for criterion in given)
+    return [(one, *(f"{given[one]:g}" if one in given else "" for given in scores)) for one in criteria]
 
 
 def token_details(completion: dict[str, Any]) -> list[tuple[str, float, bool, str]]:
@@ -146,12 +157,14 @@ def view(group: dict[str, Any], shown: Sequence[int] | None = None, limit: int |
         limit: the most tokens of each; None = all.
     """
     completions = group["completions"]
+    numbers = range(len(completions)) if shown is None else shown
     largest = max([abs(weight) for completion in completions for weight in completion.get("weight", [])], default=0.0)
     return {
         "id": group["id"],
         "prompt": group["prompt"],
         "answer": group["answer"],
         "columns": COMPLETION_COLUMNS,
+        "criteria": criteria_rows([completions[g] for g in numbers]),
         "observed": any("sampled" in completion for completion in completions),
         "completions": [
             {
@@ -163,7 +176,7 @@ def view(group: dict[str, Any], shown: Sequence[int] | None = None, limit: int |
                 "tokens": [_token_view(*token, largest or 1.0) for token in token_details(completions[g])[:limit]],
                 "more": len(completions[g]["tokens"][limit:]) if limit is not None else 0,
             }
-            for g in (range(len(completions)) if shown is None else shown)
+            for g in numbers
         ],
     }
 

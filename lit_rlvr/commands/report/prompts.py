@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 
 from lit_rlvr.commands.report.runs import RunRecord
 from lit_rlvr.common.files import Fields, has_fields
+from lit_rlvr.speech.prompts import prompt_text
 
 ROW: Fields = {
     "step": int, "id": str, "sample": int, "prompt": (str, list), "answer": str, "completion": str,
@@ -226,21 +227,3 @@ def samples(index: Completions) -> list[Visit]:
     visits = sorted((v for prompt in index.prompts.values() for v in prompt.visits), key=lambda visit: visit.start)
     thirds = [visits[len(visits) * k // 3 : len(visits) * (k + 1) // 3] for k in range(3)]
     return [next((visit for visit in third if visit.has_gradient), third[0]) for third in thirds if third]
-
-
-def prompt_text(prompt: Any) -> str:
-    """Return a recorded prompt, which is text or chat messages, as text."""
-    if not isinstance(prompt, list):
-        return str(prompt)
-    return "\n".join(
-        f"{m.get('role')}: {_content(m.get('content'))}" if isinstance(m, dict) else str(m) for m in prompt
-    )
-
-
-def _content(content: Any) -> str:
-    """Return a message's content as text; it is text, or parts, some of which are images."""
-    if not isinstance(content, list):
-        return str(content)
-    return "".join(
-        part.get("text", f"<{part.get('type', 'image')}>") if isinstance(part, dict) else str(part) for part in content
-    )

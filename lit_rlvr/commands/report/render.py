@@ -11,13 +11,14 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from lit_rlvr.commands.report.prompts import prompt_text, verdict_text
+from lit_rlvr.commands.report.prompts import verdict_text
 from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.run_files import thumbnail_path
 from lit_rlvr.common.terminal import printable
 from lit_rlvr.errors import UserError
 from lit_rlvr.run.findings import GUIDE
 from lit_rlvr.run.metrics import find_metric
+from lit_rlvr.speech.prompts import prompt_text
 
 MARK = '<meta name="generator" content="lit-rlvr">'
 """Mark in every page (`page.html`)."""

@@ -10,7 +10,7 @@ import pytest
 from lit_rlvr.commands.report.render import render
 from lit_rlvr.common.terminal import printable
 
-GROUP = {"prompt": "p", "answer": "a", "columns": (), "observed": False, "completions": []}
+GROUP = {"prompt": "p", "answer": "a", "columns": (), "observed": False, "criteria": [], "completions": []}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from lit_rlvr.commands.check.rewrites.registry import (
     other_answer,
     substitute,
 )
-from lit_rlvr.commands.report.prompts import prompt_text
+from lit_rlvr.speech.prompts import prompt_text
 
 
 @keeps("number")

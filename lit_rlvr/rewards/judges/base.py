@@ -1,0 +1,94 @@
+"""The base class of rewards that ask a judge."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lit_rlvr.rewards.base import CheckedReward
+from lit_rlvr.rewards.judges.prompts import Question, Reply
+from lit_rlvr.rewards.judges.server import Client, JudgeServer
+from lit_rlvr.types import Pair
+from lit_rlvr.workers.pool import Waiting
+
+_log = logging.getLogger("lit_rlvr")
+
+SAME = 200
+"""Number of answers after which the run warns of a judge that always said the same."""
+
+
+class Judge(CheckedReward):
+    """A reward by another model on an OpenAI-compatible server.
+
+    A completion on which a call fails, or whose answer cannot be read, has status "error": it is out of the loss and
+    counts in `max_failure_rate`.
+
+    Args:
+        server: the judge.
+        task: what to judge and how, the beginning of the judge's instructions; null: the class's.
+        has_reason: the judge writes a reason before its judgement, which is better and takes more tokens.
+        sees_thoughts: it sees the completion's thoughts, too.
+        kwargs: `weight`, `correct_from`, `name` and `truncated_is_wrong` of every reward.
+    """
+
+    default_task = ""
+    client_class = Client
+
+    def __init__(
+        self,
+        server: JudgeServer,
+        task: str | None = None,
+        has_reason: bool = True,
+        sees_thoughts: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.client = self.client_class(JudgeServer(**server) if isinstance(server, dict) else server)
+        self.task = self.default_task if task is None else task
+        self.has_reason, self.sees_thoughts = has_reason, sees_thoughts
+        self._asked, self._said = 0, set[str]()
+
+    def connect(self) -> None:
+        self.client.connect()
+
+    def begin_run(self, folder: Path) -> None:
+        self.client.begin_run(folder)
+
+    def text_of(self, pair: Pair) -> str:
+        """Return what the judge sees of a completion."""
+        return (pair[0].full_text if self.sees_thoughts else pair[0].answer).strip()
+
+    def ask(self, questions: Sequence[Question]) -> list[Reply]:
+        """Return what the judge says to questions, in order; equal ones are asked once.
+
+        Log how it went; warn once of a judge that always says the same.
+        """
+        different = list(dict.fromkeys(questions))
+        with Waiting(self.dotted_path, [f"{len(different)} questions"]) as waiting, waiting.judging(0):
+            answers = self.client.ask(different)
+        replies = {q: answer.error or self.read(q, answer.text) for q, answer in zip(different, answers, strict=True)}
+        for name, values in {
+            "cached": [float(answer.seconds is None) for answer in answers],
+            "failed": [float(bool(answer.error)) for answer in answers],
+            "unreadable": [
+                float(isinstance(reply, str)) for reply, answer in zip(replies.values(), answers, strict=True)
+                if not answer.error
+            ],
+            "seconds": [answer.seconds for answer in answers if answer.seconds is not None],
+        }.items():  # fmt: skip
+            self.metrics.setdefault(f"{self.name}/{name}", []).extend(values)
+        self.metrics |= {f"{self.name}/{name}": [value] for name, value in self.client.spent().items()}
+        before, self._asked = self._asked, self._asked + len(answers)
+        self._said.update(map(str, replies.values()))
+        if before < SAME <= self._asked and len(self._said) == 1:
+            _log.warning(
+                "reward %s: the judge says %s to all of %d questions, which teaches nothing; change `task`, the rubric "
+                "or the judge", self.name, *self._said, self._asked,
+            )  # fmt: skip
+        return [replies[question] for question in questions]
+
+    def read(self, question: Question, answer: str) -> Reply:
+        """Return the fields that the judge filled in, or why there are none."""
+        return question.read(answer)

@@ -1,0 +1,67 @@
+"""Comparisons as rewards: the rate at which a completion wins against the others of its group."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import permutations
+
+from lit_rlvr.rewards.judges.base import Judge
+from lit_rlvr.rewards.judges.prompts import Question, ask_about
+from lit_rlvr.speech.prompts import prompt_text
+from lit_rlvr.types import Pair, RewardResult
+
+POINTS = {"A": 1.0, "B": 0.0, "tie": 0.5}
+"""What the answer that is shown first gets."""
+
+
+class PairwiseJudge(Judge):
+    """The share of a completion's comparisons with the others of its group that it wins; a tie counts one half.
+
+    The judge sees each two in both orders, so that its liking for the first one evens out: G * (G - 1) calls for a
+    group of G. Equal texts tie without a call. It reports no `correct`: give another reward, too. A completion that is
+    alone in its group is not judged, and a truncated one, with `truncated_is_wrong`, gets 0 and is not compared.
+
+    Args:
+        kwargs: `server` and the other options of `Judge`; `task` says which answer is better.
+    """
+
+    default_task = (
+        "Compare two answers to a question. The better one is right, complete and to the point; its length and its "
+        "place say nothing."
+    )
+
+    def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
+        groups: dict[int, list[int]] = defaultdict(list)
+        for number, (_, sample) in enumerate(pairs):
+            groups[id(sample)].append(number)
+        matches = [match for group in groups.values() for match in permutations(group, 2)]
+        texts = [self.text_of(pair) for pair in pairs]
+        asked = [(first, second) for first, second in matches if texts[first] != texts[second]]
+        replies = dict(zip(asked, self.ask([self.question(pairs, *match) for match in asked]), strict=True))
+        points: list[list[float]] = [[] for _ in pairs]
+        failures = [""] * len(pairs)
+        for first, second in matches:
+            reply = replies.get((first, second), {"better": "tie"})
+            if isinstance(reply, str):
+                failures[first] = failures[second] = reply
+            else:
+                points[first].append(POINTS[reply["better"]])
+                points[second].append(1 - POINTS[reply["better"]])
+        return [result_of(*judged) for judged in zip(points, failures, strict=True)]
+
+    def question(self, pairs: Sequence[Pair], first: int, second: int) -> Question:
+        """Return the question which of two completions is better."""
+        material = {
+            "question": prompt_text(pairs[first][1].prompt),
+            "answer A": self.text_of(pairs[first]),
+            "answer B": self.text_of(pairs[second]),
+        }
+        return ask_about(self.task, material, {"better": tuple(POINTS)}, self.has_reason)
+
+
+def result_of(points: Sequence[float], failure: str) -> RewardResult:
+    """Return the result of a completion: the mean of its points, as far as there are any."""
+    if points:
+        return RewardResult(sum(points) / len(points), detail=f"{sum(points):g} of {len(points)} comparisons")
+    return RewardResult(0.0, None, "error" if failure else "unjudged", failure)

@@ -1,0 +1,125 @@
+"""Reward models: models with a head of one score, in this process or on a server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from lit_rlvr.errors import UserError, first_line
+from lit_rlvr.rewards.base import CheckedReward
+from lit_rlvr.rewards.judges.base import Judge
+from lit_rlvr.rewards.judges.prompts import Question, Reply
+from lit_rlvr.rewards.judges.server import Client, JudgeServer
+from lit_rlvr.types import Pair, RewardResult
+
+
+class RewardModel(CheckedReward):
+    """The score that a model for sequence classification gives to a conversation that ends with the completion.
+
+    Args:
+        model: a folder or a hub id of a model with one label and a chat template.
+        device: where it runs, such as cuda:1.
+        threshold: the least score of a right answer; null: it reports no `correct`.
+        kwargs: `weight`, `correct_from`, `name` and `truncated_is_wrong` of every reward.
+    """
+
+    def __init__(self, model: str, device: str = "cpu", threshold: float | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.model, self.device, self.threshold = model, device, threshold
+
+    def connect(self) -> None:
+        _ = self._parts
+
+    @cached_property
+    def _parts(self) -> tuple[Any, Any]:
+        """The model and its tokenizer.
+
+        Raises:
+            UserError: they cannot be loaded, or are not those of a reward model.
+        """
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        where = f"rewards.RewardModel.model: {self.model}"
+        try:
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                self.model, dtype="float32", output_loading_info=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(self.model)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{where} cannot be loaded ({first_line(error)}); give a folder or a hub id") from error
+        lacks = [*report["missing_keys"], *([] if tokenizer.chat_template else ["a chat template"])]
+        if lacks or model.config.num_labels != 1:
+            raise UserError(
+                f"{where} has {model.config.num_labels} labels and lacks {', '.join(lacks) or 'nothing'}; give a "
+                "reward model, which has 1 label, a trained head and a chat template"
+            )
+        return model.to(self.device).eval(), tokenizer
+
+    def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
+        """Judge a batch, each completion alone: in a padded batch the last digits would depend on the others."""
+        import torch
+
+        with torch.inference_mode():
+            return [scored(float(self.score_of(pair)), self.threshold) for pair in pairs]
+
+    def score_of(self, pair: Pair) -> Any:
+        """Return the score of a completion as a tensor."""
+        model, tokenizer = self._parts
+        options: Any = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+        return model(**tokenizer.apply_chat_template(messages_of(pair), **options).to(self.device)).logits[0, 0]
+
+
+class ScoringClient(Client):
+    """A client of a server that scores conversations."""
+
+    trial = Question("", '[{"role": "user", "content": "1 + 0?"}, {"role": "assistant", "content": "1"}]', ())
+
+    def request(self, question: Question) -> dict[str, Any]:
+        return {"model": self.server.model, "messages": json.loads(question.text), "use_activation": False}
+
+    async def send(self, request: dict[str, Any]) -> tuple[str, int, int]:
+        reply: Any = await self._openai.post("/classify", body=request, cast_to=object)
+        (score,) = reply["data"][0]["probs"]
+        return str(float(score)), reply["usage"]["prompt_tokens"], 0
+
+
+class RewardModelServer(Judge):
+    """The score of a reward model on a server of vLLM, by `/classify`, without an activation.
+
+    Args:
+        server: the server; its `base_url` has no `/v1`.
+        threshold: the least score of a right answer; null: it reports no `correct`.
+        kwargs: `weight`, `correct_from`, `name` and `truncated_is_wrong` of every reward.
+    """
+
+    client_class = ScoringClient
+
+    def __init__(self, server: JudgeServer, threshold: float | None = None, **kwargs: Any) -> None:
+        super().__init__(server=server, task="", has_reason=False, sees_thoughts=False, **kwargs)
+        self.threshold = threshold
+
+    def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
+        replies = self.ask([Question("", json.dumps(messages_of(pair)), ()) for pair in pairs])
+        return [
+            RewardResult(0.0, None, "error", reply)
+            if isinstance(reply, str)
+            else scored(reply["score"], self.threshold)
+            for reply in replies
+        ]
+
+    def read(self, question: Question, answer: str) -> Reply:
+        return {"score": float(answer)}
+
+
+def messages_of(pair: Pair) -> list[dict[str, Any]]:
+    """Return a prompt and its completion, without thoughts, as chat messages."""
+    completion, sample = pair
+    prompt = [{"role": "user", "content": sample.prompt}] if isinstance(sample.prompt, str) else sample.prompt
+    return [*prompt, {"role": "assistant", "content": completion.answer}]
+
+
+def scored(score: float, threshold: float | None) -> RewardResult:
+    """Return the result for a score; `correct` if a threshold says which scores are."""
+    return RewardResult(score, None if threshold is None else score >= threshold)

@@ -1,0 +1,161 @@
+"""Rubrics as rewards: a judge scores criteria, whose weighted sum is the reward."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from lit_rlvr.errors import UserError, check_within, fits, given_text
+from lit_rlvr.rewards.judges.base import Judge
+from lit_rlvr.rewards.judges.prompts import Question, Reply, ask_about
+from lit_rlvr.speech.prompts import prompt_text
+from lit_rlvr.types import Pair, RewardResult, Sample
+
+Rubric = dict[str, float]
+"""Criterion -> its weight."""
+
+TEXTS, WEIGHTS = ("criterion", "description", "rubric_str", "text"), ("weight", "points")
+"""Keys of a criterion's text and of its weight in rows: those of HealthBench, Rubrics as Rewards, tinker-cookbook."""
+
+
+class RubricJudge(Judge):
+    """The weighted criteria of a rubric that a judge finds met: sum(weight * score) / sum(weights above 0), within 0
+    and 1.
+
+    `correct` means that the value reaches `threshold`.
+
+    Args:
+        rubric: criterion -> weight, for all rows; meeting a criterion with a weight below 0 costs as much. null: each
+            row has its own rubric, in `column`.
+        column: the column of the rows' rubrics: a mapping, or a list of texts or of mappings with `criterion`
+            (`description`, `rubric_str`) and `weight` (`points`), or JSON text of one.
+        highest: the score of a criterion that is fully met; 1 = met or not, above it there is partial credit.
+        one_call_each: ask about each criterion alone: better, and as many times as dear.
+        threshold: the least value of a right answer.
+        with_reference: the judge sees the row's answer, if there is one.
+        kwargs: `server` and the other options of `Judge`.
+    """
+
+    default_task = "Judge an answer to a question by criteria. Score each by how far the answer meets it."
+
+    def __init__(
+        self,
+        rubric: dict[str, float] | None = None,
+        column: str = "rubric",
+        highest: int = 1,
+        one_call_each: bool = False,
+        threshold: float = 0.5,
+        with_reference: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        check_within("[1, 20]", f"rewards.{type(self).__name__}", highest=highest)
+        check_within("[0, 1]", f"rewards.{type(self).__name__}", threshold=threshold)
+        self.rubric = None if rubric is None else read_rubric(rubric, f"rewards.{type(self).__name__}.rubric")
+        self.column, self.highest, self.one_call_each = column, highest, one_call_each
+        self.threshold, self.with_reference = threshold, with_reference
+
+    def check_reference(self, sample: Sample) -> None:
+        self.rubric_of(sample)
+
+    def rubric_of(self, sample: Sample) -> Rubric:
+        """Return the criteria for a sample.
+
+        Raises:
+            UserError: its column holds no rubric.
+        """
+        if self.rubric is not None:
+            return self.rubric
+        where = f"{sample.source or sample.id}, column {self.column!r} (rewards.RubricJudge.column)"
+        return read_rubric(sample.row.get(self.column), where)
+
+    def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
+        asked = [self.questions(pair) if self.text_of(pair) else [] for pair in pairs]
+        replies = iter(self.ask([question for questions in asked for question in questions]))
+        return [
+            self.result(self.rubric_of(pair[1]), [next(replies) for _ in questions])
+            if questions
+            else RewardResult(0.0, False, "parse_fail", "there is no answer behind the thoughts")
+            for pair, questions in zip(pairs, asked, strict=True)
+        ]
+
+    def questions(self, pair: Pair) -> list[Question]:
+        """Return the questions about a completion: one for all criteria, or one for each."""
+        sample = pair[1]
+        reference = " or ".join(map(str, filter(None, sample.references))) if self.with_reference else ""
+        material = {
+            "question": prompt_text(sample.prompt),
+            **({"reference answer": reference} if reference else {}),
+            "answer": self.text_of(pair),
+        }
+        named = {f"score_{number}": criterion for number, criterion in enumerate(self.rubric_of(sample), 1)}
+        parts = [{name: criterion} for name, criterion in named.items()] if self.one_call_each else [named]
+        return [
+            ask_about(
+                "\n".join([self.task, *(f"{name}: {criterion}" for name, criterion in part.items())]),
+                material, dict.fromkeys(part, tuple(range(self.highest + 1))), self.has_reason,
+            )
+            for part in parts
+        ]  # fmt: skip
+
+    def result(self, rubric: Rubric, replies: Sequence[Reply]) -> RewardResult:
+        """Return the result for the replies to the questions about a completion."""
+        if failures := [reply for reply in replies if isinstance(reply, str)]:
+            return RewardResult(0.0, None, "error", failures[0])
+        found = [reply for reply in replies if isinstance(reply, dict)]
+        scores = [score / self.highest for reply in found for score in reply.values()]
+        total = sum(weight * score for weight, score in zip(rubric.values(), scores, strict=True))
+        value = min(max(total / sum(max(weight, 0.0) for weight in rubric.values()), 0.0), 1.0)
+        detail = f"{value:.3g}, right from {self.threshold:g} on"
+        return RewardResult(value, value >= self.threshold, "ok", detail, dict(zip(rubric, scores, strict=True)))
+
+
+class PointwiseJudge(RubricJudge):
+    """A judge's score of an answer, from 0 to 1: a rubric of one criterion.
+
+    Args:
+        highest: the highest score that the judge can give; the reward is the score divided by it.
+        kwargs: `threshold`, `with_reference`, `server` and the other options of `RubricJudge`; `task` says what a good
+            answer is.
+    """
+
+    default_task = (
+        "Judge how good an answer to a question is: right, complete and to the point. If there is a reference answer, "
+        "a good answer says the same in substance, in whatever words."
+    )
+
+    def __init__(self, highest: int = 10, **kwargs: Any) -> None:
+        rubric = {"How good is the answer?": 1.0}
+        super().__init__(rubric=rubric, column="", one_call_each=False, highest=highest, **kwargs)
+
+
+def read_rubric(given: Any, where: str) -> Rubric:
+    """Read a rubric in one of the known forms. All criteria have weights, or none has one and each counts 1.
+
+    Raises:
+        UserError: it has no such form, a criterion is empty or twice there, or a weight is missing or no number.
+    """
+    with suppress(ValueError):
+        given = json.loads(given) if isinstance(given, str) else given
+    if isinstance(given, Mapping):
+        given = [{TEXTS[0]: text, WEIGHTS[0]: weight} for text, weight in given.items()]
+    if isinstance(given, str) or not isinstance(given, Sequence) or not given:
+        raise UserError(f"{where}: {given_text(given)} is no list of criteria, nor JSON text of one; give some")
+    read = [one if isinstance(one, Mapping) else {TEXTS[0]: one} for one in given]
+    texts: list[Any] = [next((one[key] for key in TEXTS if key in one), None) for one in read]
+    weights: list[Any] = [next((one[key] for key in WEIGHTS if key in one), None) for one in read]
+    if weights == [None] * len(read):
+        weights = [1.0] * len(read)
+    for number, (text, weight) in enumerate(zip(texts, weights, strict=True), 1):
+        if not isinstance(text, str) or not text.strip() or text in texts[: number - 1]:
+            raise UserError(
+                f"{where}: criterion {number} is empty, or an earlier one; say as {TEXTS[0]} what it asks for"
+            )
+        if not fits(weight, float) or not math.isfinite(weight):
+            raise UserError(f"{where}: criterion {number} has the weight {weight!r}; give a number as {WEIGHTS[0]}")
+    if max(weights) <= 0:
+        raise UserError(f"{where}: no criterion has a weight above 0, so there is nothing to earn; give one")
+    return dict(zip(texts, map(float, weights), strict=True))

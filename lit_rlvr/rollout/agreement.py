@@ -1,0 +1,58 @@
+"""Agreement of rewards that both say whether an answer is right, such as a rule and a judge."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import torch
+
+from lit_rlvr.distributed.collectives import all_sum
+from lit_rlvr.types import Rollout
+
+COUNTS = ("11", "10", "01", "00", "value of 1", "value of 0")
+"""What the earlier reward says and what this one says, 1 = right; sums of this one's values by what that says."""
+
+
+def agreement_metrics(rollout: Rollout) -> dict[str, float]:
+    """Compare each reward's verdicts with those of the rewards before it; NaN without completions that both judge.
+    Collective: call it on every rank.
+
+    Returns:
+        `reward/<name>/kappa`, the agreement beyond chance (Cohen 1960), and `reward/<name>/of_right` and `of_wrong`,
+        the mean reward of the completions that the earlier one calls right and wrong.
+    """
+    if not (names := [*rollout.parts][1:]):
+        return {}
+    counts = Counter[tuple[str, str]]()
+    for results in (results for group in rollout.details for results in group):
+        earlier: bool | None = None
+        for name, result in results.items():
+            if earlier is not None and result.correct is not None:
+                counts[name, f"{earlier:d}{result.correct:d}"] += 1
+                counts[name, f"value of {earlier:d}"] += result.value  # type: ignore[assignment]
+            earlier = result.correct if earlier is None else earlier
+    sums = all_sum(torch.tensor([[float(counts[name, kind]) for kind in COUNTS] for name in names]).double())
+    metrics: dict[str, float] = {}
+    for name, (*cells, of_right, of_wrong) in zip(names, sums.tolist(), strict=True):
+        right, wrong = sum(cells[:2]), sum(cells[2:])
+        metrics |= {
+            f"reward/{name}/kappa": kappa(*cells),
+            f"reward/{name}/of_right": of_right / right if right else math.nan,
+            f"reward/{name}/of_wrong": of_wrong / wrong if wrong else math.nan,
+        }
+    return metrics
+
+
+def kappa(both: float, first: float, second: float, neither: float) -> float:
+    """Return Cohen's kappa of two judges; NaN if chance explains everything.
+
+    Args:
+        both, first, second, neither: numbers of answers that both, only the first, only the second, and neither calls
+            right.
+    """
+    count = both + first + second + neither
+    chance = (both + first) * (both + second) + (neither + first) * (neither + second)
+    if chance == count**2:  # also without answers
+        return math.nan
+    return (count * (both + neither) - chance) / (count**2 - chance)
