@@ -8,20 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_rewards import judged_as_is
 from tiny_runs import FIT, STRATEGIES, assert_same_run, fit, in_two_processes, metrics, to
 
 from lit_rlvr.distributed.checkpoints import last_checkpoint, read_checkpoint
 
 CLI = Callable[..., Any]
 SETS = [
-    {"class_path": "Arithmetic", "init_args": {"high": 4, "held_out": 4, "operation": operation, "name": name}}
-    for name, operation in (("sums", "add"), ("products", "multiply"))
-]
+    {
+        "class_path": "Arithmetic",
+        "init_args": {"high": 4, "held_out": 4, "operation": operation, "name": name, "rewards": rewards},
+    }
+    for name, operation, rewards in (
+        ("sums", "add", ["first_token", "held"]), ("products", "multiply", {"first_token": 3.0})
+    )
+]  # fmt: skip
+REWARDS = [judged_as_is("first_token"), judged_as_is("held")]  # which say the same
 MIXTURE = (
     *("--data", "Mixture", "--data.init_args.sets", json.dumps(SETS), "--data.init_args.prompts_per_rollout", "4"),
     *("--data.init_args.weights", "{sums: 0.7, products: 0.3}"),
     *("--data.init_args.curriculum", "{band: [0.1, 0.6], epochs: 1}"),
-    *("--trainer.max_steps", "10", "--rollout.group_size", "2"),
+    *("--trainer.max_steps", "10", "--rollout.group_size", "2", "--rollout.rewards", json.dumps(REWARDS)),
 )
 STALE = ("--rollout.staleness", "1", "--rollout.engine", "tiny_engines.Copying")
 
@@ -46,6 +53,11 @@ def test_a_mixture_with_a_curriculum_goes_on_exactly(more: tuple[str, ...], run_
             values = [float(row[f"train/{name}/{part}"] or 0) for name in ("sums", "products")]
             both = sum(share * value for share, value in zip(shares, values, strict=True))
             assert sum(shares) == 1 and both == pytest.approx(float(row[total])), (row["step"], part)
+        for name, weight in (("sums", 2.0), ("products", 3.0)):
+            assert row[f"train/{name}/reward"] == "" or float(row[f"train/{name}/reward"]) == pytest.approx(
+                weight * float(row[f"train/{name}/accuracy"])
+            )
+        assert row["reward/held"] == row["train/sums/accuracy"], "of the rows that have this reward"
 
 
 @pytest.mark.slow
