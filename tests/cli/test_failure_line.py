@@ -201,8 +201,7 @@ def test_a_launcher_starts_a_run_with_the_command_that_resumes_it(
     resume = (*FIT, "--ckpt_path", "last", "--trainer.max_steps", "1")
     assert lit_rlvr(*resume).status == 2  # it may be a misspelt folder
     monkeypatch.setenv("SLURM_STEP_ID", "0")
-    started = lit_rlvr(*resume)
-    assert started.status == 0 and "the run starts from the beginning" in started.err, started.err
+    lit_rlvr(*resume, status=0, says="the run starts from the beginning")
     assert "nothing to train" in lit_rlvr(*resume).err
 
 
@@ -210,8 +209,7 @@ def test_a_record_that_no_run_wrote_is_one_line(run_folder: Path, lit_rlvr: CLI)
     assert lit_rlvr(*FIT, "--trainer.max_steps", "2").status == 0
     with (run_folder / "run" / "completions.jsonl").open("a") as file:
         file.write('{"mine": 1}\n')
-    result = lit_rlvr(*FIT, "--ckpt_path", "last")
-    assert result.status == 2 and "completions.jsonl, line 17: not a record of a run" in result.err, result.err
+    lit_rlvr(*FIT, "--ckpt_path", "last", status=2, says="completions.jsonl, line 17: not a record of a run")
 
 
 @contextmanager

@@ -59,13 +59,11 @@ def test_every_command_of_a_run_prints_json(run_folder: Path, lit_rlvr: CLI) -> 
     """Each command with and without `--json` on the same run."""
 
     def document(*arguments: Any) -> Any:
-        done = lit_rlvr(*arguments, "--json")
-        assert done.status == 0, done.err
+        done = lit_rlvr(*arguments, "--json", status=0)
         return json.loads(done.out)
 
     def printed(*arguments: Any) -> str:
-        done = lit_rlvr(*arguments)
-        assert done.status == 0, done.err
+        done = lit_rlvr(*arguments, status=0)
         return str(done.out)
 
     config = ("--config", "tiny.yaml")

@@ -469,10 +469,8 @@ def test_a_run_that_keeps_its_cache_is_replayed_with_what_was_logged(
     command += ["--rollout.staleness", "2", "--trainer.max_steps", "8", "--rollout.sampling.max_tokens", "700"]
     command += ["--data.init_args.prompts_per_rollout", "2", "--rollout.group_size", "2"]  # training takes no time
     command += ["--rollout.sampling.banned_token_ids", str([*ENDS])]  # and none ends early
-    result = lit_rlvr(*command)
-    assert result.status == 0, result.err
-    replayed = lit_rlvr(*command, "--rollouts-from", "run", *to("again"))
-    assert replayed.status == 0, replayed.err
+    lit_rlvr(*command, status=0)
+    lit_rlvr(*command, "--rollouts-from", "run", *to("again"), status=0)
     shares = [[row["train/staleness/stale_cache"] for row in metrics(run_folder / run)] for run in ("run", "again")]
     assert shares[0] == shares[1] and max(float(share) for share in shares[0] if share) > 0
     assert summary(run_folder / "run")["weights_sha256"] == summary(run_folder / "again")["weights_sha256"]
@@ -490,8 +488,7 @@ def test_a_trainer_killed_in_an_update_goes_on_where_its_checkpoint_is(
     killed = launch([*command, "--rollout.engine.init_args.transfer", "tiny_engines.KilledInItsFourthUpdate"], Path())
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert httpx.get(f"{served.url}/is_paused", headers={"Authorization": f"Bearer {KEY}"}).json()["is_paused"]
-    result = lit_rlvr(*command, "--ckpt_path", "last")
-    assert result.status == 0, result.err
+    lit_rlvr(*command, "--ckpt_path", "last", status=0)
     assert summary(run_folder / "run")["resumed_from_step"] == 3
     trained = [(row["id"], row["sample"]) for row in completions(run_folder / "run")]
     assert len(trained) == len({*trained}) == 6 * 4 * 4
@@ -502,8 +499,7 @@ def test_one_and_two_processes_train_on_a_server(
     served: Served, run_folder: Path, lit_rlvr: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SERVER_KEY", KEY)
-    result = lit_rlvr(*FIT, *from_yaml(served), *to("one"))
-    assert result.status == 0, result.err
+    result = lit_rlvr(*FIT, *from_yaml(served), *to("one"), status=0)
     assert summary(run_folder / "one")["engine"] == "vllmserver" and KEY not in result.err
     assert KEY not in (run_folder / "one/config.yaml").read_text()
     assert "weights go through" not in result.err and not list(transfer.MEMORY.glob("lit-rlvr-weights-*"))

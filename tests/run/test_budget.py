@@ -136,10 +136,11 @@ def test_dynamic_sampling_and_reference_rollouts_count(run_folder: Path, lit_rlv
 
 
 def test_what_cannot_be_is_one_line(run_folder: Path, lit_rlvr: CLI) -> None:
-    result = lit_rlvr(*FIT, "--budget.tokens", 0)
-    assert result.status == 2 and "budget.tokens: 0 must lie in" in result.err
-    result = lit_rlvr(*FIT, *ENDLESS, "--budget.samples", 16, "--model.init_args.optim.lr_schedule", "linear")
-    assert result.status == 2 and "lr_schedule: linear needs trainer.max_steps" in result.err
+    lit_rlvr(*FIT, "--budget.tokens", 0, status=2, says="budget.tokens: 0 must lie in")
+    lit_rlvr(
+        *FIT, *ENDLESS, "--budget.samples", 16, "--model.init_args.optim.lr_schedule", "linear", status=2,
+        says="lr_schedule: linear needs trainer.max_steps",
+    )  # fmt: skip
 
 
 def test_a_first_step_that_is_not_finite_has_no_loss_to_show(capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,8 +46,10 @@ def test_the_place_that_is_full_is_named(
     assert exported.err.splitlines()[-1] == "lit-rlvr: error: run/exported cannot be written: No space left on device"
     assert exported.status == 2 and os.listdir("run") == []
     monkeypatch.setenv("LIT_RLVR_CACHE", "run/cache")
-    cached = lit_rlvr("fit", "--config", "smoke/sums", *to("sums"))
-    assert cached.status == 2 and "cannot be written: No space left on device; set LIT_RLVR_CACHE to" in cached.err
+    lit_rlvr(
+        "fit", "--config", "smoke/sums", *to("sums"), status=2,
+        says="cannot be written: No space left on device; set LIT_RLVR_CACHE to",
+    )  # fmt: skip
     Path("rows.jsonl").write_text('{"id": "q", "prompt": "1 + 1", "answer": "2"}\n')
     Path("given.jsonl").write_text('{"id": "q", "completion": "%s2"}\n' % ("x" * 100_000))
     judged = lit_rlvr("evaluate", "--completions", "given.jsonl", "--suite", "rows.jsonl", "--out", "run/judged")

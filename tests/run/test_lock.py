@@ -54,7 +54,8 @@ def test_a_folder_that_is_moved_during_the_run_is_named(run_folder: Path, lit_rl
     (run_folder / "mover.py").write_text(
         f"import os\nfrom lightning.pytorch import Callback\nclass Moves(Callback):\n    {moves}\n"
     )
-    result = lit_rlvr(*FIT, "--trainer.callbacks", "mover.Moves", "--checkpoint.every", 1)
-    assert result.status == 2 and "Traceback" not in result.err
-    assert "run was moved or deleted while this run used it; resume the run where" in result.err, result.err
+    lit_rlvr(
+        *FIT, "--trainer.callbacks", "mover.Moves", "--checkpoint.every", 1, status=2,
+        says="run was moved or deleted while this run used it; resume the run where",
+    )  # fmt: skip
     fit(lit_rlvr, "--trainer.default_root_dir", "moved", "--ckpt_path", "last")

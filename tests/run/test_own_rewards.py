@@ -147,17 +147,17 @@ OPENED = ("--rollout.rewards", json.dumps([judged_as_is("opened")]), "--trainer.
 
 
 def test_rewards_get_the_prefill_in_training_and_validation(run_folder: Path, lit_rlvr: Callable[..., Any]) -> None:
-    result = lit_rlvr("fit", "--config", "tiny.yaml", *OPENED, "--rollout.validate_every_rollouts", "1")
-    assert result.status == 0, result.err
+    result = lit_rlvr("fit", "--config", "tiny.yaml", *OPENED, "--rollout.validate_every_rollouts", "1", status=0)
     lines = Path("opened").read_text().splitlines()
     assert len(lines) > 16 and all(line.startswith("'<think>\\n' ") for line in lines), lines[:3]
     (row,) = (row for row in metrics(run_folder / "run") if row["reward/opened/parse_fail"])
     assert float(row["reward/opened/parse_fail"]) == float(row["reward/status/parse_fail"]) == 1.0
     assert "step 1: Answers cannot be read: opened found no answer in 100% of the completions" in result.err
     Path("opened").unlink()
-    again = lit_rlvr("fit", "--config", "tiny.yaml", *OPENED, "--data.init_args.chat.score_prefill", "true",
-                     "--overwrite", "true")  # fmt: skip
-    assert again.status == 0, again.err
+    lit_rlvr(
+        "fit", "--config", "tiny.yaml", *OPENED, "--data.init_args.chat.score_prefill", "true", "--overwrite", "true",
+        status=0,
+    )  # fmt: skip
     lines = Path("opened").read_text().splitlines()
     assert set(lines) == {"'' '<think>'"}
 
@@ -166,8 +166,9 @@ def test_a_format_that_the_prefill_has_is_refused_before_weights_load(
     run_folder: Path, lit_rlvr: Callable[..., Any]
 ) -> None:
     form = ("--rollout.rewards", json.dumps([{"class_path": "Format", "init_args": {"pattern": "^<think>.*</think>"}}]))
-    result = lit_rlvr("fit", "--config", "tiny.yaml", *OPENED, *form)
-    assert result.status == 2 and "'format' asks for <think> in the text" in result.err, result.err
+    result = lit_rlvr(
+        "fit", "--config", "tiny.yaml", *OPENED, *form, status=2, says="'format' asks for <think> in the text"
+    )
     assert "set data.init_args.chat.score_prefill: true" in result.err
     ours = ("--rollout.rewards", json.dumps(["trl.rewards.think_format_reward"]))
     result = lit_rlvr("fit", "--config", "tiny.yaml", *OPENED, *ours)

@@ -126,8 +126,10 @@ def test_a_record_with_a_gap_is_refused_by_the_missing_file(recorded: Path, lit_
         path = record / f"iteration-{lost:06d}-rank-0.npz"
         content = path.read_bytes()
         path.unlink()
-        result = lit_rlvr(*FIT, *UNVALIDATED, *REPLAY, "--overwrite", "true")
-        assert result.status == 2 and f"lacks record/{path.name}, and has later iterations" in result.err
+        result = lit_rlvr(
+            *FIT, *UNVALIDATED, *REPLAY, "--overwrite", "true", status=2,
+            says=f"lacks record/{path.name}, and has later iterations",
+        )  # fmt: skip
         assert (f"to train on the {lost - 1} iteration(s) before it" in result.err) == (lost > 1)
         path.write_bytes(content)
     path = record / "iteration-000006-rank-0.npz"

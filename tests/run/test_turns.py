@@ -28,27 +28,24 @@ def test_a_run_is_evaluated_in_its_environment_and_another_model_like_it(
     )
     options = ("--suite", "sums.jsonl", "-n", 4, "--temperature", 1.0, "--engine", "hf")
     command = ("evaluate", "--model", "run", *options)
-    done = lit_rlvr(*command, "--out", "found")
-    assert done.status == 0, done.err
+    lit_rlvr(*command, "--out", "found", status=0)
     rows = [json.loads(line) for line in (run_folder / "found" / "completions.jsonl").read_text().splitlines()]
     assert {len(row["turns"]) for row in rows if row["part"] == "sums/sampled"} > {1}
     found = json.loads((run_folder / "found" / "settings.json").read_text())
     settings = found["suites"]["sums"]
     assert settings["environment"].startswith("Echo ") and settings["sampled"]["max_turns"] == 3
-    done = lit_rlvr("evaluate", "--model", tiny_model_folder, "--like", "run", *options, "--out", "before")
-    assert done.status == 0, done.err
+    lit_rlvr("evaluate", "--model", tiny_model_folder, "--like", "run", *options, "--out", "before", status=0)
     assert json.loads((run_folder / "before" / "settings.json").read_text()) == found | {
         "model": str(tiny_model_folder)
     }
-    refused = lit_rlvr(*command, "--out", "found", "--max_turns", 2)
-    assert refused.status == 2 and "max_turns was 3, is 2" in refused.err
+    lit_rlvr(*command, "--out", "found", "--max_turns", 2, status=2, says="max_turns was 3, is 2")
 
 
 def test_prompts_are_filtered_in_their_environment(run_folder: Path, lit_rlvr: CLI) -> None:
-    done = lit_rlvr(
-        "filter", "--config", "tiny.yaml", *TURNS, "--samples", 4, "--lowest", 0, "--highest", 1, "--out", "kept.jsonl"
-    )
-    assert done.status == 0, done.err
+    lit_rlvr(
+        "filter", "--config", "tiny.yaml", *TURNS, "--samples", 4, "--lowest", 0, "--highest", 1, "--out", "kept.jsonl",
+        status=0,
+    )  # fmt: skip
     rows = (run_folder / "kept.samples" / "completions.jsonl").read_text().splitlines()
     assert max(len(json.loads(row)["turns"]) for row in rows) > 1
 
