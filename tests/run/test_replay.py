@@ -155,8 +155,10 @@ def test_what_cannot_be_replayed_is_refused(recorded: Path, lit_rlvr: CLI) -> No
         errors = [line for line in refused.err.splitlines() if line.startswith("lit-rlvr: error:")]
         assert len(errors) == 1 and "rollout.replay.rollouts_from: " in errors[0] and words in errors[0], refused.err
         assert "Traceback" not in refused.err and digest(recorded)
-    dry = fit(lit_rlvr, *REPLAY, *UNVALIDATED, "--rollout.group_size", "2", "--dry-run", status=2)
-    assert "recorded with rollout.group_size 4, this run has 2" in dry.err
+    fit(
+        lit_rlvr, *REPLAY, *UNVALIDATED, "--rollout.group_size", "2", "--dry-run", status=2,
+        says="recorded with rollout.group_size 4, this run has 2",
+    )  # fmt: skip
     fit(lit_rlvr, *REPLAY, *UNVALIDATED, "--model.init_args.model", "other", "--dry-run")  # no weights to compare
 
 
@@ -174,8 +176,10 @@ def test_two_processes_replay_what_two_recorded(
     two = (*FIT, *STRATEGIES[strategy], *options)
     in_two_processes(run_folder, two, [*two, *REPLAY])
     assert digest(run_folder / "again") == digest(run_folder / "run")
-    refused = fit(lit_rlvr, *options, "--rollouts-from", "run", *to("alone"), status=2)
-    assert "run was recorded with processes 2, this run has 1; use the same" in refused.err
+    fit(
+        lit_rlvr, *options, "--rollouts-from", "run", *to("alone"), status=2,
+        says="run was recorded with processes 2, this run has 1; use the same",
+    )  # fmt: skip
 
 
 @pytest.mark.slow
