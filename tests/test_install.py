@@ -47,8 +47,7 @@ def test_uv_looks_where_pip_looks(install: ModuleType, monkeypatch: pytest.Monke
     monkeypatch.setenv("PIP_CONFIG_FILE", str(settings))
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://two/simple https://three/simple")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
-    options = install.indexes_of_pip()
-    pairs = set(pairwise(options))
+    pairs = set(pairwise(install.indexes_of_pip()))
     assert {("--default-index", "https://one/simple"), ("--find-links", "/wheels")} <= pairs
     assert {("--index", "https://two/simple"), ("--index", "https://three/simple")} <= pairs
 

@@ -225,13 +225,11 @@ def test_aapo_keeps_the_margin_of_degenerate_groups_and_reports_what_it_does() -
     group = binary([1, 1], [0, 0], [1, 0])
     group.reference_rewards = torch.tensor([[0.0, 1], [0, 1], [0, 0]]).double()
     advantage = AAPOAdvantage()
-    found = advantage(group)
-    assert found[:2].tolist() == [[0.28, 0.0], [0.0, -0.2]]
+    assert advantage(group)[:2].tolist() == [[0.28, 0.0], [0.0, -0.2]]
     assert advantage.metrics == pytest.approx(
         {"margin": (0.28 + 0 + 0 - 0.2 + 0.28 + 0) / 6, "zero_advantage_base": 4 / 6}
     )
-    mean = AAPOAdvantage(margin="group_mean", clip=False)(group)
-    assert mean[0].tolist() == [0.5, 0.5]
+    assert AAPOAdvantage(margin="group_mean", clip=False)(group)[0].tolist() == [0.5, 0.5]
 
 
 def test_grpo_lead_prefers_the_shorter_correct_answer_and_weighs_by_difficulty() -> None:

@@ -74,8 +74,7 @@ LOSSES: list[tuple[type[RLVRModule], dict[str, Any], dict[str, Any]]] = [
 def test_a_shared_loss_has_their_value_and_gradient(
     cls: type[RLVRModule], ours: dict[str, Any], theirs: dict[str, Any], seed: int
 ) -> None:
-    arrays = random_case(seed, shaped=True).arrays
-    check(arrays, cls(**ours), theirs)
+    check(random_case(seed, shaped=True).arrays, cls(**ours), theirs)
 
 
 def check(arrays: dict[str, np.ndarray], module: RLVRModule, theirs: dict[str, Any]) -> None:

@@ -59,12 +59,10 @@ def test_every_command_of_a_run_prints_json(run_folder: Path, lit_rlvr: CLI) -> 
     """Each command with and without `--json` on the same run."""
 
     def document(*arguments: Any) -> Any:
-        done = lit_rlvr(*arguments, "--json", status=0)
-        return json.loads(done.out)
+        return json.loads(lit_rlvr(*arguments, "--json", status=0).out)
 
     def printed(*arguments: Any) -> str:
-        done = lit_rlvr(*arguments, status=0)
-        return str(done.out)
+        return str(lit_rlvr(*arguments, status=0).out)
 
     config = ("--config", "tiny.yaml")
     trained = document("fit", *config, "--trainer.max_steps", 2, "--trainer.limit_val_batches", 1)

@@ -90,8 +90,7 @@ def test_each_suite_has_its_own_settings_and_more_suites_may_be_added(
     kept = json.loads(Path("out/settings.json").read_text())["suites"]
     assert [*kept] == ["tiny_suite", "data", "x"]
     assert kept["data"]["sampled"] == {"samples": 3, "temperature": 1.0, "top_p": 0.95, "max_tokens": 6}
-    table = Path("out/results.md").read_text()
-    assert "| **Avg.** |" in table
+    assert "| **Avg.** |" in Path("out/results.md").read_text()
 
 
 def test_gold_answers_that_a_reward_cannot_read_are_refused_before_the_engine_starts(
@@ -186,8 +185,7 @@ def test_precision_and_lengths_are_the_runs(here: Path, lit_rlvr: CLI, tiny_mode
     (here / "model").mkdir()
     for said, found in (("bfloat16", torch.bfloat16), ("float16", torch.bfloat16), ("float32", torch.float32)):
         (here / "model/config.json").write_text(json.dumps(settings | {"dtype": said}))
-        wanted_why = f"its config.json: torch.{said}"
-        assert find_dtype("auto", "model", str(here / "model")) == (found, wanted_why)
+        assert find_dtype("auto", "model", str(here / "model")) == (found, f"its config.json: torch.{said}")
     (here / "model/config.json").write_text(json.dumps(settings | {"dtype": None}))
     assert find_dtype("auto", "model", str(here / "model")) == (torch.float32, "by default")
     assert find_max_tokens(None, "model") == (2048, "by default")

@@ -95,8 +95,7 @@ def test_the_longest_completion_is_the_batch_s_or_its_width() -> None:
 def test_single_precision_arrays_are_computed_in_single_precision() -> None:
     arrays = {k: v.astype(np.float32) if v.dtype == np.float64 else v for k, v in random_case(2).arrays.items()}
     arrays["correct"], arrays["mask"] = arrays["correct"].astype(bool), arrays["mask"].astype(np.uint8)
-    found = replay(arrays, {"x": GRPO()})
-    assert {v.dtype for v in found.values()} == {np.dtype(np.float32)}
+    assert {v.dtype for v in replay(arrays, {"x": GRPO()}).values()} == {np.dtype(np.float32)}
 
 
 def test_what_no_algorithm_needs_may_be_missing() -> None:
@@ -109,8 +108,7 @@ def test_what_no_algorithm_needs_may_be_missing() -> None:
 
 
 def broken(**changes: Any) -> dict[str, np.ndarray]:
-    arrays = random_case(4).arrays | changes
-    return {k: v for k, v in arrays.items() if v is not None}
+    return {k: v for k, v in (random_case(4).arrays | changes).items() if v is not None}
 
 
 def poisoned(name: str, value: float = np.nan) -> dict[str, np.ndarray]:

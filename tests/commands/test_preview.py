@@ -24,8 +24,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_prompt_is_shown_with_its_tokens_and_answer(run_folder: Path, lit_rlvr: CLI) -> None:
-    result = lit_rlvr("preview", "--config", "tiny.yaml", "--prompts", 2, "--split", "validation", status=0)
-    shown = result.out
+    shown = lit_rlvr("preview", "--config", "tiny.yaml", "--prompts", 2, "--split", "validation", status=0).out
     assert shown.count("<|im_start|>system\nYou are a calculator.<|im_end|>\n<|im_start|>user\nWhat is ") == 2
     assert "validation 1 of 20: " in shown and "validation 3 of" not in shown
     text = shown.split("\n", 1)[1].split("\n----")[0]

@@ -53,8 +53,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 def test_tensors_go_to_the_backends_device_and_back(
     seen: list[str], collective: Callable[[Tensor], Tensor], device: str
 ) -> None:
-    found = collective(torch.ones(3, 2, device=device))
-    assert found.device == torch.device(device) and set(seen) == {"cuda"}
+    assert collective(torch.ones(3, 2, device=device)).device == torch.device(device) and set(seen) == {"cuda"}
 
 
 def test_a_number_goes_there_too(seen: list[str]) -> None:

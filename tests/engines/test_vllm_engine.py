@@ -110,8 +110,7 @@ def test_long_prompts_follow_new_weights_only_because_the_prefix_cache_is_reset(
 
 def test_a_completion_depends_on_its_own_seed_alone(engine: VLLMEngine) -> None:
     groups = engine.generate(PROMPTS, SAMPLING, SEEDS)
-    again = engine.generate(PROMPTS[::-1], SAMPLING, SEEDS[::-1])[::-1]
-    assert flat(again) == flat(groups)
+    assert flat(engine.generate(PROMPTS[::-1], SAMPLING, SEEDS[::-1])[::-1]) == flat(groups)
     alone = [engine.generate([p], SAMPLING, [[s]])[0] for p, seeds in zip(PROMPTS, SEEDS, strict=True) for s in seeds]
     assert flat(alone) == flat(groups)
     others = engine.generate(PROMPTS, SAMPLING, [[seed + 1000 for seed in seeds] for seeds in SEEDS])
@@ -120,8 +119,7 @@ def test_a_completion_depends_on_its_own_seed_alone(engine: VLLMEngine) -> None:
 
 def test_finish_reasons_end_tokens_and_groups(engine: VLLMEngine) -> None:
     seeds = [[1, 2], [3], [], [4, 5, 6, 7]]
-    groups = engine.generate(PROMPTS, SAMPLING, seeds)
-    assert [len(group) for group in groups] == [2, 1, 0, 4]
+    assert [len(group) for group in engine.generate(PROMPTS, SAMPLING, seeds)] == [2, 1, 0, 4]
     found = [c for group in engine.generate(PROMPTS, SAMPLING, SEEDS) for c in group]
     stopped = [c for c in found if c.finish_reason == "stop"]
     cut = [c for c in found if c.finish_reason == "length"]
@@ -512,8 +510,7 @@ def test_it_runs_on_this_ranks_device(engine: VLLMEngine, monkeypatch: pytest.Mo
     running = engine._llm.llm_engine.engine_core.engine_core.model_executor
     assert isinstance(running, UniProcExecutor) and type(running).__name__ == "OnDevice"
     monkeypatch.setattr(UniProcExecutor, "_distributed_args", lambda self: ("tcp://here", 0, 0))
-    other = object.__new__(executor_on(3))
-    assert other._distributed_args() == ("tcp://here", 0, 3)
+    assert object.__new__(executor_on(3))._distributed_args() == ("tcp://here", 0, 3)
 
 
 @pytest.mark.parametrize("option", ["tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"])
@@ -564,8 +561,7 @@ def test_thoughts_end_with_their_budget(engine: VLLMEngine, policy: Policy) -> N
 
 
 def test_completions_of_a_prompt_may_begin_differently(engine: VLLMEngine, policy: Policy) -> None:
-    sampling = replace(SAMPLING, max_turns=3, max_observation_tokens=48)
-    check_own_beginnings(engine, policy, PROMPTS, sampling, SEEDS)
+    check_own_beginnings(engine, policy, PROMPTS, replace(SAMPLING, max_turns=3, max_observation_tokens=48), SEEDS)
 
 
 def test_a_stop_text_ends_a_turn_in_both_engines(engine: VLLMEngine, policy: Policy) -> None:

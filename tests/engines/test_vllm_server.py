@@ -143,8 +143,7 @@ def test_turns_run_on_a_server(engine: VLLMServerEngine, policy: Policy) -> None
 
 @pytest.mark.slow
 def test_completions_may_begin_differently_on_a_server(engine: VLLMServerEngine, policy: Policy) -> None:
-    sampling = replace(SAMPLING, max_turns=3, max_observation_tokens=48)
-    check_own_beginnings(engine, policy, PROMPTS, sampling, SEEDS)
+    check_own_beginnings(engine, policy, PROMPTS, replace(SAMPLING, max_turns=3, max_observation_tokens=48), SEEDS)
     with pytest.raises(UserError, match=r"sampling\.stop:"):
         engine.generate(PROMPTS, replace(SAMPLING, stop=("x",)), SEEDS)
 

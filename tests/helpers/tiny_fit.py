@@ -177,8 +177,7 @@ def assert_same(one: Gradients, other: Gradients, relative: float = 1e-5) -> Non
     scale = max(float(g.abs().max()) for g in other.values())
     assert scale > 1e-6, "a gradient of zero would prove nothing"
     assert one.keys() == other.keys()
-    worst = max(float((one[n] - other[n]).abs().max()) for n in one)
-    assert worst <= relative * scale
+    assert max(float((one[n] - other[n]).abs().max()) for n in one) <= relative * scale
 
 
 def naive_gradients(

@@ -201,8 +201,7 @@ def test_what_vllm_reports_is_of_all_layers_and_of_their_numbers() -> None:
     engine = VLLMEngine()
     engine._context = EngineContext("", policy, test_models.tiny.byte_tokenizer(), 512, 64, 0)
     reported = torch.randint(4, (7, 2, 2)).to(torch.uint8)
-    output = CompletionOutput(0, "", [5, 6], None, None, routed_experts=reported.numpy())
-    found = engine._routes(output)
+    found = engine._routes(CompletionOutput(0, "", [5, 6], None, None, routed_experts=reported.numpy()))
     assert found is not None and found.dtype == torch.uint8 and found.equal(reported[:, 1:])
     large = CompletionOutput(0, "", [5], None, None, routed_experts=reported.numpy().astype("uint16") + 300)
     assert engine._routes(large).equal(reported[:, 1:].short() + 300)  # type: ignore[union-attr]

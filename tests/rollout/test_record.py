@@ -82,8 +82,7 @@ def test_a_rollout_is_read_as_it_was(rollout: Rollout, tmp_path: Path) -> None:
     about, arrays = Record(tmp_path).read(1)
     assert (about["cursor"], about["updates"], len(record)) == (CURSOR, 7, 1)
     assert_equal(unpack_rollout(about, arrays, rollout.prompts, rollout.sampling, byte_tokenizer()), rollout)
-    size = sum(tensor.numel() for tensor in arrays.values())
-    assert size < 2000, "padding is not written"
+    assert sum(tensor.numel() for tensor in arrays.values()) < 2000, "padding is not written"
 
 
 def test_a_resumed_run_replaces_later_iterations_and_keeps_the_bound(

@@ -67,8 +67,7 @@ def test_the_total_is_right_after_a_change_of_updates(
 ) -> None:
     fit(lit_rlvr, "--trainer.max_steps", 3)
     two = ("--model.init_args.updates_per_rollout", 2, "--ckpt_path", "last", "--trainer.limit_val_batches", 0)
-    result = fit(lit_rlvr, *two, *limits)
-    said = re.findall(r"^step (\d+)/(\d+) ", result.err, re.MULTILINE)
+    said = re.findall(r"^step (\d+)/(\d+) ", fit(lit_rlvr, *two, *limits).err, re.MULTILINE)
     assert [(int(step), int(total)) for step, total in said] == [(step, last) for step in range(5, last + 1, 2)]
     state = json.loads((run_folder / "run" / LIVE).read_text())
     assert state["step"] == state["steps"] == summary(run_folder / "run")["steps"] == last

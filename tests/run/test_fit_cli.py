@@ -42,8 +42,7 @@ def test_fit_leaves_everything_in_its_folder(run_folder: Path, lit_rlvr: CLI) ->
 
     rows = metrics(run)
     assert [int(row["step"]) for row in rows] == [0, 1, 2, 3, 4, 5, 6]
-    validated = [int(row["step"]) for row in rows if row["val/arithmetic/accuracy"] != ""]
-    assert validated == [0, 3, 6]
+    assert [int(row["step"]) for row in rows if row["val/arithmetic/accuracy"] != ""] == [0, 3, 6]
     for row in rows[1:]:
         for name in ("rollout/reward", "rollout/accuracy", "rollout/length", "rollout/truncated", "train/loss",
                      "train/entropy", "train/grad_norm", "train/lr", "reward/first_token"):  # fmt: skip
@@ -172,8 +171,7 @@ def test_a_second_fit_is_refused_unless_told_to_overwrite(run_folder: Path, lit_
 def test_other_settings_on_resume_are_named_and_used(run_folder: Path, lit_rlvr: CLI) -> None:
     """The optimizer's own state has the old learning rate."""
     fit(lit_rlvr, "--trainer.max_steps", 2)
-    same = fit(lit_rlvr, "--trainer.max_steps", 2, "--ckpt_path", "last")
-    assert "another" not in same.err
+    assert "another" not in fit(lit_rlvr, "--trainer.max_steps", 2, "--ckpt_path", "last").err
     options = (
         "--model.init_args.lr", 5e-4, "--model.init_args.optim.weight_decay", 0.1, "--rollout.sampling.max_tokens", 6,
     )  # fmt: skip
@@ -185,8 +183,7 @@ def test_other_settings_on_resume_are_named_and_used(run_folder: Path, lit_rlvr:
         "resumed with a different rollout.sampling.max_tokens: 8 -> 6",
         "resumed with a different trainer.max_steps: 2 -> 3",
     ]
-    rates = [float(row["train/lr"]) for row in metrics(run_folder / "run")[1:]]
-    assert rates == pytest.approx([1e-3, 1e-3, 5e-4])
+    assert [float(row["train/lr"]) for row in metrics(run_folder / "run")[1:]] == pytest.approx([1e-3, 1e-3, 5e-4])
     saved = torch.load(last_checkpoint(run_folder / "run"), weights_only=True)
     (group,) = saved["optimizer_states"][0]["param_groups"]
     assert (group["lr"], group["initial_lr"], group["weight_decay"]) == (5e-4, 5e-4, 0.1)
@@ -305,8 +302,7 @@ BAD_ARGUMENTS = {
 def test_bad_arguments_are_one_clear_line(run_folder: Path, lit_rlvr: CLI, no_weights: None, case: str) -> None:
     arguments, said = BAD_ARGUMENTS[case]
     (run_folder / "negative.yaml").write_text("model: {init_args: {lr: -1.0}}\n")
-    result = lit_rlvr(*FIT, *arguments)
-    assert_refused(result, *said)
+    assert_refused(lit_rlvr(*FIT, *arguments), *said)
     assert not (run_folder / "run" / "summary.json").exists()
 
 

@@ -103,8 +103,7 @@ def test_sys_exit_in_own_code_is_no_success(option: str, value: str, line: str, 
 
 
 def test_a_reward_that_changes_the_directory_does_not_split_the_run(run_folder: Path, lit_rlvr: CLI) -> None:
-    logger = ("--trainer.logger", "CSVLogger")
-    fit(lit_rlvr, *rewards("own_rewards.moves"), *logger, "--trainer.max_steps", 2)
+    fit(lit_rlvr, *rewards("own_rewards.moves"), "--trainer.logger", "CSVLogger", "--trainer.max_steps", 2)
     written = {path.name for path in (run_folder / "run").iterdir()}
     assert {"summary.json", "metrics.csv", "tensorboard", "lightning_logs", "checkpoints", "live.json"} <= written
     assert not [path for path in (run_folder / "elsewhere").rglob("*") if path.is_file()]

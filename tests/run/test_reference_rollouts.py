@@ -113,8 +113,7 @@ def test_a_renewed_reference_and_its_pool_survive_a_resume(run_folder: Path, lit
 def test_renewing_takes_the_current_policy(run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = spy(monkeypatch)
     assert lit_rlvr(*FIT, "--model.init_args.kl.reference_update_every", "2").status == 0
-    same = [torch.equal(a, b) for (a, _), (b, _) in itertools.pairwise(seen)]
-    assert same == [True, False, True, False, True]
+    assert [torch.equal(a, b) for (a, _), (b, _) in itertools.pairwise(seen)] == [True, False, True, False, True]
 
 
 def test_a_pool_smaller_than_the_group_is_refused(run_folder: Path, lit_rlvr: CLI) -> None:

@@ -120,8 +120,7 @@ def test_a_record_with_a_gap_is_refused_by_the_missing_file(recorded: Path, lit_
     """What is missing at its end is not known: a run may have been killed there."""
     record = recorded / "record"
     fit(lit_rlvr, *UNVALIDATED, *REPLAY)
-    again = recorded.with_name("again")
-    assert "rollout/tokens_per_second" not in (again / "metrics.csv").read_text()
+    assert "rollout/tokens_per_second" not in (recorded.with_name("again") / "metrics.csv").read_text()
     for lost in (1, 3, 5):
         path = record / f"iteration-{lost:06d}-rank-0.npz"
         content = path.read_bytes()

@@ -77,8 +77,7 @@ def batch_of(tokenizer: Any, rows: Sequence[Sequence[str]]) -> dict[str, torch.T
 @torch.no_grad()
 def transformers_loss(folder: Path, talks: Sequence[Talk]) -> float:
     """Transformers' own loss."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
-    return float(model(**labelled(folder, talks)).loss)
+    return float(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)(**labelled(folder, talks)).loss)
 
 
 def losses(run: str, name: str = "train/loss") -> list[float]:

@@ -84,8 +84,7 @@ def test_it_holds_out_a_quarter_of_few_prompts(
 def test_it_trains_on_the_named_categories_alone(cache: Path, trained: list[Rollout]) -> None:
     data = MultiStepArithmetic(terms=[2, 3, 4], problems=90, held_out=0, tested=0)
     WarmStart(steps=3, checked=2, categories=["2 terms", "4 terms"]).apply(GRPO(model="tiny-llama"), data)
-    seen = {prompt.sample.category for rollout in trained for prompt in rollout.prompts}
-    assert seen == {"2 terms", "4 terms"}
+    assert {prompt.sample.category for rollout in trained for prompt in rollout.prompts} == {"2 terms", "4 terms"}
     said = "no training prompt has the category '5 terms'; the data has '2 terms', '3 terms', '4 terms'"
     with pytest.raises(UserError, match=said):
         WarmStart(steps=3, categories=["2 terms", "5 terms"]).check(GRPO(model="tiny-llama"), data)
@@ -116,8 +115,7 @@ def test_the_exact_match_counts_greedy_answers(vlm_folder: Path, tmp_path: Path)
 def test_a_stop_text_ends_a_solution_in_the_place_of_eos(tiny_model_folder: Path) -> None:
     module, policy = GRPO(model=str(tiny_model_folder)), load_policy(str(tiny_model_folder))
     prompt = Prompt(Sample("0", "?", "1"), [40, 41])
-    logits = policy.model(torch.tensor([[40, 41]])).logits[0, -1]
-    first = int(logits.argmax())
+    first = int(policy.model(torch.tensor([[40, 41]])).logits[0, -1].argmax())
     stop = Sampling(max_tokens=8, stop=(module.tokenizer.decode([first]),))
     solution = Completion("", (first, policy.eos_token_ids[0]), "stop")
     assert exact_match(policy, [(prompt, solution)], module.tokenizer, None, stop) == 1.0
