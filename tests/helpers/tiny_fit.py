@@ -13,7 +13,7 @@ from tiny import plain_logprobs, tiny_llama
 from tiny_engines import change
 from torch import Tensor
 
-from lit_rlvr.algorithms import GRPO, OPD
+from lit_rlvr.algorithms import GRPO
 from lit_rlvr.datamodules import Arithmetic, PromptDataModule
 from lit_rlvr.engines.base import RolloutEngine
 from lit_rlvr.engines.hf import HFEngine
@@ -108,14 +108,6 @@ class Recording(RLVRModule):
         self.updater.step = recorded  # type: ignore[method-assign]
 
 
-class RecordingGRPO(Recording, GRPO):
-    pass
-
-
-class RecordingOPD(Recording, OPD):
-    pass
-
-
 def fit(
     folder: Path,
     root: Path,
@@ -136,13 +128,15 @@ def fit(
     environment: Any = None,
     recorder: Recorder | None = None,
     data: PromptDataModule | None = None,
-    algorithm: type[Recording] = RecordingGRPO,
+    algorithm: type[RLVRModule] = GRPO,
     trainer_options: dict[str, Any] | None = None,
     checkpoint: Path | None = None,
     **options: Any,
 ) -> tuple[Any, Recorder]:
     recorder = recorder or Recorder()
     options["optim"] = {"max_grad_norm": 0.0} | options.get("optim", {})
+    if not issubclass(algorithm, Recording):
+        algorithm = type(f"Recording{algorithm.__name__}", (Recording, algorithm), {})
     module: Any = algorithm(model=str(folder), **{"lr": 1e-2} | options)
     module.recorder, module.skip_nothing = recorder, skip_nothing
     rollout = RolloutCallback(

@@ -69,14 +69,6 @@ def test_what_cannot_be_is_one_line() -> None:
         build_optimizer(matrices, 0.1, Optim(list))  # type: ignore[arg-type]
 
 
-@pytest.mark.slow
-def test_a_warmup_that_outlasts_the_run_is_said_before_it_starts(run_folder: Path, lit_rlvr: CLI) -> None:
-    done = fit(lit_rlvr, "--model.init_args.optim.warmup_steps", 3, "--trainer.max_steps", 2, *to("run"))
-    assert done.err.index("model.optim.warmup_steps: 3, but the run has 2 optimizer steps") < done.err.index("step 1/2")
-    rates = [float(row["train/lr"]) for row in metrics(run_folder / "run")[1:]]
-    assert max(rates) == pytest.approx(1e-3 / 3), "as the line says"
-
-
 @pytest.mark.rest_slow
 @pytest.mark.parametrize("limit", ["3", "0.75"])
 def test_a_schedule_counts_the_batches_that_an_epoch_is_limited_to(run_folder: Path, lit_rlvr: CLI, limit: str) -> None:
