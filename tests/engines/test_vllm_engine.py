@@ -282,7 +282,7 @@ def test_no_batch_stays_in_flight_after_the_last_completion() -> None:
 
 
 def test_its_share_of_a_gpu_is_what_training_leaves_and_stays_that_after_a_crash(
-    monkeypatch: pytest.MonkeyPatch, policy: Policy, environment: None
+    monkeypatch: pytest.MonkeyPatch, policy: Policy, gpu: None
 ) -> None:
     free, shares = [60 << 30], []
 
@@ -290,8 +290,6 @@ def test_its_share_of_a_gpu_is_what_training_leaves_and_stays_that_after_a_crash
         free[0] += 4 << 30  # what torch keeps of freed tensors
 
     monkeypatch.setattr("vllm.LLM", lambda **given: shares.append(given["gpu_memory_utilization"]))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "empty_cache", give_back)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free[0], 80 << 30))
     context, engine = EngineContext("", policy, byte_tokenizer(), 512, 4, 0, reserved=22 << 30), VLLMEngine()
@@ -427,13 +425,18 @@ def test_adapters_of_an_engine_that_sleeps_are_refused() -> None:
 
 
 @pytest.fixture
-def made_up_vllm(monkeypatch: pytest.MonkeyPatch, environment: None) -> None:
-    """vLLM on a GPU of 80 GiB, of which 60 are free."""
-    ALL_CALLS.clear()
-    monkeypatch.setattr("vllm.LLM", OnGPU)
+def gpu(monkeypatch: pytest.MonkeyPatch, environment: None) -> None:
+    """A GPU of 80 GiB, of which 60 are free, that multiplies in FP8, as far as settings go."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (60 << 30, 80 << 30))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+
+
+@pytest.fixture
+def made_up_vllm(monkeypatch: pytest.MonkeyPatch, gpu: None) -> None:
+    ALL_CALLS.clear()
+    monkeypatch.setattr("vllm.LLM", OnGPU)
 
 
 def test_an_engine_makes_room_for_its_kv_cache_and_ends_the_run_where_there_is_none(
@@ -463,15 +466,7 @@ def test_an_engine_makes_room_for_its_kv_cache_and_ends_the_run_where_there_is_n
     assert ALL_CALLS[-1] == "start 0.67"
 
 
-@pytest.fixture
-def hopper(monkeypatch: pytest.MonkeyPatch, environment: None) -> None:
-    """A GPU that multiplies in FP8, as far as settings go."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-
-
-@pytest.mark.usefixtures("hopper")
+@pytest.mark.usefixtures("gpu")
 def test_fp8_is_asked_of_vllm_and_widens_the_probe(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> None:
     from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
 
@@ -487,7 +482,7 @@ def test_fp8_is_asked_of_vllm_and_widens_the_probe(monkeypatch: pytest.MonkeyPat
     assert resolve_correction(None, engine.is_exact(torch.bfloat16)) == "token_truncate"
 
 
-@pytest.mark.usefixtures("hopper")
+@pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize(("dtype", "device", "capability", "said"), [
     (torch.bfloat16, "cpu", (9, 0), "fp8 needs a GPU; leave the option out"),
     (torch.bfloat16, "cuda", (8, 6), "compute capability 8.9 or more, and this one has 8.6"),

@@ -1,4 +1,4 @@
-"""Export: the folder holds the trained weights, and transformers and vLLM load it and generate."""
+"""Export: the folder holds the trained weights, and transformers loads it."""
 
 from __future__ import annotations
 
@@ -83,14 +83,14 @@ def test_a_vision_language_model_keeps_its_processors(any_vlm_folder: Path, tmp_
 
 @EITHER
 def test_bad_input_is_refused(trained: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="exists; choose another"):
-        export_run(trained, tmp_path)
-    with pytest.raises(UserError, match="has no checkpoint"):
-        export_run(tmp_path, tmp_path / "out")
-    with pytest.raises(UserError, match="float32 or bfloat16"):
-        export_run(trained, tmp_path / "out", "int4")
-    with pytest.raises(UserError, match="--to: /proc/no_such cannot be written"):
-        export_run(trained, Path("/proc/no_such/out"))
+    for given, said in (
+        ((trained, tmp_path), "exists; choose another"),
+        ((tmp_path, tmp_path / "out"), "has no checkpoint"),
+        ((trained, tmp_path / "out", "int4"), "float32 or bfloat16"),
+        ((trained, Path("/proc/no_such/out")), "--to: /proc/no_such cannot be written"),
+    ):
+        with pytest.raises(UserError, match=said):
+            export_run(*given)
     torn = tmp_path / "run" / "checkpoints" / "step-000001.ckpt"
     torn.parent.mkdir(parents=True)
     whole = next((trained / "checkpoints").glob("*.ckpt"))

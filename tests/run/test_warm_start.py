@@ -199,16 +199,15 @@ def test_the_solutions_of_episodes_are_played(tiny_model_folder: Path, cache: Pa
         assert call.observation == answer.text and call.calls == 1 and call.errors == 0
         sampled = [t for t, own in zip(completion.token_ids, completion.sampled, strict=True) if own]
         assert data.tokenizer.decode(sampled, skip_special_tokens=True) == call.text + answer.text
-    with pytest.raises(UserError, match=r"warm_start.solution:"):
-        start.apply(GRPO(model=str(tiny_model_folder)), made("{answer}"), environment, sampling)
-    with pytest.raises(UserError, match=r"ends before its episode does.*add a turn"):
-        start.apply(GRPO(model=str(tiny_model_folder)), made(["<call>calculate('1')</call>"]), environment, sampling)
-    with pytest.raises(UserError, match=r"has 1 turn\(s\) after the end of its episode"):
-        start.apply(GRPO(model=str(tiny_model_folder)), made(["2", "{answer}"]), environment, sampling)
-    with pytest.raises(UserError, match="has a turn of more than 32 tokens"):
-        start.apply(GRPO(model=str(tiny_model_folder)), made(["2" * 40]), environment, sampling)
-    with pytest.raises(UserError, match=r"environment: .*no way in"):
-        start.apply(GRPO(model=str(tiny_model_folder)), made(["2"]), Broken(), sampling)
+    for wrong, played, said in (
+        ("{answer}", environment, r"warm_start.solution:"),
+        (["<call>calculate('1')</call>"], environment, r"ends before its episode does.*add a turn"),
+        (["2", "{answer}"], environment, r"has 1 turn\(s\) after the end of its episode"),
+        (["2" * 40], environment, "has a turn of more than 32 tokens"),
+        (["2"], Broken(), r"environment: .*no way in"),
+    ):
+        with pytest.raises(UserError, match=said):
+            start.apply(GRPO(model=str(tiny_model_folder)), made(wrong), played, sampling)
     kept = list(cache.glob("[!.]*"))
     start.apply(GRPO(model=str(tiny_model_folder)), data, environment, replace(sampling, max_observation_tokens=44))
     assert len(list(cache.glob("[!.]*"))) == len(kept) + 1, "another limit, another episode"
