@@ -1,7 +1,5 @@
 """The command line for every test, and an environment without a hub or spinning threads."""
 
-from __future__ import annotations
-
 import atexit
 import ctypes
 import gc

@@ -1,7 +1,5 @@
 """The documents say what the code does: their code runs, their configs parse, the reference is current."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import importlib

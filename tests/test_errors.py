@@ -1,7 +1,5 @@
 """Exceptions told in one line: where in the user's code they came from."""
 
-from __future__ import annotations
-
 import json
 import sys
 from importlib import import_module

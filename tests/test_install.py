@@ -1,7 +1,5 @@
 """install.py: where it looks for packages, and what it does where something cannot be had or loaded."""
 
-from __future__ import annotations
-
 import importlib.util
 import subprocess
 import sys

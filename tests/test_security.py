@@ -1,7 +1,5 @@
 """What others wrote never becomes a program: answers, checkpoints, models, configs."""
 
-from __future__ import annotations
-
 import ast
 import json
 import os

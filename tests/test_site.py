@@ -1,7 +1,5 @@
 """The documentation builds as a site that needs no network, and its links to files of the repository lead to pages."""
 
-from __future__ import annotations
-
 import re
 from html import unescape
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Every advantage against slow loops; names, nesting, state and errors."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from itertools import product

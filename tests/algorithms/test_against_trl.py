@@ -1,7 +1,5 @@
 """Losses, corrections and advantages against TRL's own code, on random numbers in float64."""
 
-from __future__ import annotations
-
 import math
 from importlib import import_module
 from typing import Any, get_args

@@ -1,7 +1,5 @@
 """The algorithms as modules: their defaults, what they say of a run's sizes, their state and their entropy bonus."""
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Callable

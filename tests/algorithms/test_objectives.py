@@ -1,7 +1,5 @@
 """Every loss and its gradient against slow loops, and against itself however the batch is cut."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """`lit-rlvr evaluate` by the command line, with a tiny model and with completions made elsewhere."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

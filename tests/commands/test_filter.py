@@ -1,7 +1,5 @@
 """`lit-rlvr filter` by the command line: which rows are kept, what is in them, and that it goes on after a stop."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The replay of a frozen batch: files in, files out, and one line for whatever is wrong with them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`lit-rlvr plan`: sizes from a config alone, held against what a step really keeps, and what is proposed."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable
 from dataclasses import replace

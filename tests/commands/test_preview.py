@@ -1,7 +1,5 @@
 """`lit-rlvr preview` shows what the model sees, and loads no weights."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What `lit-rlvr serve` refuses before vLLM is started, and how vLLM's own refusals are told."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import socket

@@ -1,7 +1,5 @@
 """`lit-rlvr split`: the files hold the rows that training and validation see, and are read as they were."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`lit-rlvr tune` by the command line: what it measures, what it chooses and why, and that a run takes its config."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from itertools import combinations

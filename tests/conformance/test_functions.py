@@ -1,7 +1,5 @@
 """The kit: ours passes, what is broken fails in the property named for it, and TRL and verl pass as the page says."""
 
-from __future__ import annotations
-
 import importlib
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Sums and gathers on a GPU-only backend: it never gets a tensor that NCCL would refuse."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Shards on the CPU of a machine with a made-up GPU: what is passed to torch, and which device is whose."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A real vLLM server on this machine, started as users start it, on a tiny model."""
 
-from __future__ import annotations
-
 import copy
 import importlib.util
 import json

@@ -1,7 +1,5 @@
 """Several processes answer the questions of one evaluation."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

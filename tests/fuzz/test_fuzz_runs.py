@@ -1,7 +1,5 @@
 """Broken configs and checkpoints on the command line: it works, or one line says why not; never a traceback."""
 
-from __future__ import annotations
-
 import copy
 import shutil
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Training in the real flow, in this process: Trainer, RolloutCallback, Arithmetic and GRPO, and what it saw."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Whole runs through the command line, small enough for a second each."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os

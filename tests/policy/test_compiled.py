@@ -1,7 +1,5 @@
 """Compiled layers score and train as the model's own; everything else runs as it did."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Broken model folders: every command that reads one gives a one-line error that names the folder."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Log-probabilities, entropies and their gradients against plain softmax by autograd."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

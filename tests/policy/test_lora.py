@@ -1,7 +1,5 @@
 """Adapters: what is trained, what engines and exports get, and that the reference has none."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace

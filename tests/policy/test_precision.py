@@ -1,7 +1,5 @@
 """What `bf16-mixed` computes in, and what `trainer.precision: auto` chooses."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

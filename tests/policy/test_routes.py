@@ -1,7 +1,5 @@
 """Router replay: the trainer uses the experts that tokens used in the engine, with weights of its own logits."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack

@@ -1,7 +1,5 @@
 """Attention by spans against one completion per row, in numbers and through a model."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Prompts and completions that exceed the model's context are refused before its weights load."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """A record keeps every number that training reads, each rank's and each version's, and ends cleanly."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Runs with adapters: small checkpoints, exact resume, the reference without them, and a merged export."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import subprocess

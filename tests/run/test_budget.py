@@ -1,7 +1,5 @@
 """A budget of samples or tokens: the run ends with the iteration that uses it up, and all that is generated counts."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """When a run says that an accuracy fell, why it says so, and what it does then."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from math import sqrt

@@ -1,7 +1,5 @@
 """DAPO's dynamic sampling: more prompts until enough groups have different rewards."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable

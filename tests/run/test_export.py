@@ -1,7 +1,5 @@
 """Export: the folder holds the trained weights, and transformers loads it."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Faults of training steps in whole runs: what the run folder says, resumes, and two processes."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

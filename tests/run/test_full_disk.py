@@ -1,7 +1,5 @@
 """A disk that fills up, really: one line, and with more space the run goes on as if nothing had happened."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from collections.abc import Callable, Iterator

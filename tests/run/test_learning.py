@@ -1,7 +1,5 @@
 """Three runs that learn: text, pictures, tools. benchmarks/learning.py runs every recipe and algorithm."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from math import sqrt

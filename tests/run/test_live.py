@@ -1,7 +1,5 @@
 """`live.json` of a real run: what it is doing, while it does it."""
 
-from __future__ import annotations
-
 import json
 import threading
 import time

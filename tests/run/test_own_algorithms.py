@@ -1,7 +1,5 @@
 """Runs with an advantage or a loss of the user's own that changes what it is given."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from pathlib import Path

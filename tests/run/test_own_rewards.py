@@ -1,7 +1,5 @@
 """Runs with a reward of the user's own: it works alone, it fails where its file is named, and it ends no run."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Completions of the reference: whose weights make them, what a pool keeps, and what a checkpoint holds."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A command that is refused leaves the run folder as it was, and never in the way of the corrected one."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What an earlier run left is there until something replaces it, whenever a process is killed."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Runs that train on the rollouts that another run has recorded."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Runs from Python: the folder of `fit`, whose `config.yaml` repeats the run and is read by the other commands."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,5 @@
 """Cut-off completions and prompts without a signal: in the step's line and as warnings."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

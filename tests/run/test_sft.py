@@ -1,7 +1,5 @@
 """SFT: its loss is transformers' own on the assistant's tokens, and it is a run like any other."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Checkpoints of sharded weights: on any number of processes and with any strategy a run goes on from them."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

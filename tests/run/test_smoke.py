@@ -1,7 +1,5 @@
 """Every smoke recipe runs two steps, with a warm start of two steps and few rows."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

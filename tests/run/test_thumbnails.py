@@ -1,7 +1,5 @@
 """Thumbnails: small, stored once, named in the sampled rows, removed with their run alone."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Trackers with their real packages, offline: what each has of a run that was stopped and resumed."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

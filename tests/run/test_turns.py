@@ -1,7 +1,5 @@
 """Runs of several turns from the command line: training, exact resume, evaluation, and what is shown of them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The tutorials' scripts and the notebook run, and learn; their proofs and configs are checked in the quick suite."""
 
-from __future__ import annotations
-
 import os
 import re
 import sys

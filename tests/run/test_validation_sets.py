@@ -1,7 +1,5 @@
 """Several validation sets in one run, and the checkpoint that is best on one of them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

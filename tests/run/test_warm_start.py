@@ -1,7 +1,5 @@
 """The supervised start: it learns, it is kept, and what it depends on makes it anew."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Another optimizer than AdamW, from a config, resumed exactly after a stop."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Micro-batches that run out of memory: the step is retried with smaller ones, with the same result."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Steps whose loss or gradient is not finite."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import math

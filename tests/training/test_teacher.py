@@ -1,7 +1,5 @@
 """A teacher: its term in the advantages, what it needs of memory, and which teachers are refused."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Terms of the user's own: where they count, what they get, and what a checkpoint keeps of them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

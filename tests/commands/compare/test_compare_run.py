@@ -1,7 +1,5 @@
 """Studies through the command line: cells in processes of their own, failures apart, and going on after a kill."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

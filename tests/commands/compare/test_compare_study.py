@@ -1,7 +1,5 @@
 """What a study is read as, what is refused, and which folder it may go on in."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The papers' printed values: they belong to their studies, agree with themselves, and stand next to ours."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

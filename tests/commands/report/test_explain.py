@@ -1,7 +1,5 @@
 """`explain`: the saved numbers of a group, in the terminal and as a page."""
 
-from __future__ import annotations
-
 import base64
 import json
 import math

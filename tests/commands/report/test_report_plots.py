@@ -1,7 +1,5 @@
 """Charts: ticks are round, and every point stands where it should."""
 
-from __future__ import annotations
-
 import random
 
 from lit_rlvr.commands.report.charts import (

@@ -1,7 +1,5 @@
 """The index of a completions.jsonl that is being written, against a slow reading of the whole file."""
 
-from __future__ import annotations
-
 import json
 import os
 from itertools import groupby
