@@ -130,6 +130,13 @@ class Result:
     out: str
     err: str
 
+    @property
+    def refusal(self) -> str:
+        """The one line that says why the command is refused."""
+        assert self.status == 2 and "Traceback" not in self.err + self.out, self.err
+        (line,) = [line for line in self.err.splitlines() if line.startswith("lit-rlvr: error: ")]
+        return line
+
 
 @pytest.fixture
 def lit_rlvr(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Result]]:

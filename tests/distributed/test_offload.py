@@ -131,14 +131,7 @@ def test_all_groups_wait_for_ranks_that_still_generate(monkeypatch: pytest.Monke
 
 
 def test_on_a_cpu_it_is_refused(run_folder: Path, lit_rlvr: CLI) -> None:
-    options = (
-        "--config",
-        "strategy/fsdp2_cpu",
-        "--trainer.devices",
-        "1",
-        "--trainer.strategy.init_args.offload",
-        "true",
-    )
     lit_rlvr(
-        *FIT, *options, status=2, says="trainer.strategy.offload: the weights are on the CPU already; leave it off"
-    )
+        *FIT, "--config", "strategy/fsdp2_cpu", "--trainer.devices", "1", "--trainer.strategy.init_args.offload",
+        "true", status=2, says="trainer.strategy.offload: the weights are on the CPU already; leave it off",
+    )  # fmt: skip

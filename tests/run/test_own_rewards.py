@@ -61,12 +61,6 @@ def rewards(*names: str) -> tuple[str, str]:
     return "--rollout.rewards", f"[{', '.join(names)}]"
 
 
-def refusal(result: Any) -> str:
-    """The one line that a run ends with."""
-    assert result.status == 2, result.err
-    return result.err.splitlines()[-1]
-
-
 def test_a_plain_function_works_alone(run_folder: Path, lit_rlvr: CLI) -> None:
     said = fit(lit_rlvr, *SHORT, *rewards("own_rewards.length")).err
     assert said.count("own_rewards.length: runs in this process") == 1
@@ -75,9 +69,9 @@ def test_a_plain_function_works_alone(run_folder: Path, lit_rlvr: CLI) -> None:
 
 
 def test_a_reward_that_fails_is_named_by_file_and_line(lit_rlvr: CLI) -> None:
-    said = refusal(lit_rlvr(*FIT, *SHORT, *rewards("own_rewards.column")))
+    said = lit_rlvr(*FIT, *SHORT, *rewards("own_rewards.column")).refusal
     assert "reward 'column' failed on 16 of 16" in said and ": own_rewards.py:11: KeyError: 'colour';" in said
-    said = refusal(lit_rlvr(*FIT, *SHORT, *rewards("own_rewards.nothing"), "--overwrite", "true"))
+    said = lit_rlvr(*FIT, *SHORT, *rewards("own_rewards.nothing"), "--overwrite", "true").refusal
     assert "rollout.rewards: nothing: None for all 16 completions of iteration 1, so there is nothing" in said
 
 
@@ -97,7 +91,7 @@ def test_a_reward_that_ends_its_process_fails_alone_where_it_is_isolated(run_fol
     ],
 )
 def test_sys_exit_in_own_code_is_no_success(option: str, value: str, line: str, lit_rlvr: CLI) -> None:
-    assert refusal(lit_rlvr(*FIT, *SHORT, option, value)) == f"lit-rlvr: error: {line}"
+    assert lit_rlvr(*FIT, *SHORT, option, value).refusal == f"lit-rlvr: error: {line}"
 
 
 def test_a_reward_that_changes_the_directory_does_not_split_the_run(run_folder: Path, lit_rlvr: CLI) -> None:

@@ -68,12 +68,11 @@ def test_prompts_are_filtered_in_their_environment(run_folder: Path, lit_rlvr: C
     ],
 )
 def test_what_cannot_be_is_one_line(run_folder: Path, lit_rlvr: CLI, options: list[Any], said: str) -> None:
-    refused = run(lit_rlvr, *options, status=2)
-    assert said in refused.err and "Traceback" not in refused.err
+    refused = run(lit_rlvr, *options, status=2, says=said)
     assert len(refused.err.strip().splitlines()) == 1, refused.err
 
 
 def test_a_broken_environment_stops_the_run_with_its_error(run_folder: Path, lit_rlvr: CLI) -> None:
     broken = ("--rollout.environment", "tiny_environments.Broken", "--rollout.rewards", "null")
-    stopped = run(lit_rlvr, *broken, *ONE, status=2)
-    assert "environment: " in stopped.err and "no way in" in stopped.err and "Traceback" not in stopped.err
+    refusal = run(lit_rlvr, *broken, *ONE, status=2).refusal
+    assert "environment: " in refusal and "no way in" in refusal
