@@ -1,7 +1,5 @@
 """The command line for every test, and an environment without a hub or spinning threads."""
 
-from __future__ import annotations
-
 import atexit
 import ctypes
 import gc
@@ -132,20 +130,31 @@ class Result:
     out: str
     err: str
 
+    @property
+    def refusal(self) -> str:
+        """The one line that says why the command is refused."""
+        assert self.status == 2 and "Traceback" not in self.err + self.out, self.err
+        (line,) = [line for line in self.err.splitlines() if line.startswith("lit-rlvr: error: ")]
+        return line
+
 
 @pytest.fixture
 def lit_rlvr(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Result]]:
-    """`lit_rlvr("fit", "--config", ...)` as from a shell; everything it sets is put back afterwards."""
+    """`lit_rlvr("fit", "--config", ...)` as from a shell; everything it sets is put back afterwards.
+
+    It checks the exit status, if one is given, and what its errors must contain; a refusal (2) has no traceback.
+    """
     from lit_rlvr.cli.main import run
 
     environment, path = dict(os.environ), list(sys.path)
 
-    def call(*arguments: Any) -> Result:
+    def call(*arguments: Any, status: int | None = None, says: str = "") -> Result:
         capsys.readouterr()
         with warnings.catch_warnings():
-            status = run([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return Result(status, captured.out, captured.err)
+            found = run([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert status in (None, found) and says in err and not (status == 2 and "Traceback" in err), f"{found}: {err}"
+        return Result(found, out, err)
 
     yield call
     sys.path[:] = path

@@ -1,7 +1,5 @@
 """Every benchmark starts, and the one that compares whole steps with TRL runs at a tiny size."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

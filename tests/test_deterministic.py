@@ -1,7 +1,5 @@
 """Invariant 8 where no kill shows it: no result depends on which of several threads comes first, on a busy machine."""
 
-from __future__ import annotations
-
 import subprocess
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Exceptions told in one line: where in the user's code they came from."""
 
-from __future__ import annotations
-
 import json
 import sys
 from importlib import import_module
@@ -80,8 +78,7 @@ class Called:
 
 
 def test_a_function_is_named_with_its_place(folder: Path) -> None:
-    mine = import_module("task_of_mine")
-    assert defined_at(mine.score) == "score (task_of_mine.py:3)"
+    assert defined_at(import_module("task_of_mine").score) == "score (task_of_mine.py:3)"
     assert defined_at(Called()).startswith("Called.__call__ (")
     assert defined_at(Called().__call__) == defined_at(Called())
     assert defined_at(len) == "len"

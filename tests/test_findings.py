@@ -1,7 +1,5 @@
 """The pages of findings say what the studies' committed results say, and their rules by hand."""
 
-from __future__ import annotations
-
 import importlib
 import json
 from pathlib import Path

@@ -4,8 +4,6 @@ pytest) are installed, with what these require.
 A GPU machine may have no more; here every other package cannot be imported.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """Which package may import which, without circles, whatever the import hides in."""
 
-from __future__ import annotations
-
 import ast
 import graphlib
 from pathlib import Path

@@ -1,7 +1,5 @@
 """install.py: where it looks for packages, and what it does where something cannot be had or loaded."""
 
-from __future__ import annotations
-
 import importlib.util
 import subprocess
 import sys
@@ -47,8 +45,7 @@ def test_uv_looks_where_pip_looks(install: ModuleType, monkeypatch: pytest.Monke
     monkeypatch.setenv("PIP_CONFIG_FILE", str(settings))
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://two/simple https://three/simple")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
-    options = install.indexes_of_pip()
-    pairs = set(pairwise(options))
+    pairs = set(pairwise(install.indexes_of_pip()))
     assert {("--default-index", "https://one/simple"), ("--find-links", "/wheels")} <= pairs
     assert {("--index", "https://two/simple"), ("--index", "https://three/simple")} <= pairs
 

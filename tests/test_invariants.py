@@ -13,12 +13,12 @@ import pytest
 import torch
 from tiny import plain_logprobs, tiny_llama
 from tiny_engines import Copying
-from tiny_fit import T_MAX, MixedVersions, Recorder, Recording, RecordingGRPO, assert_same, fit, naive_gradients
+from tiny_fit import T_MAX, MixedVersions, Recorder, assert_same, fit, naive_gradients
 from torch import Tensor
 
 from lit_rlvr.advantages import Advantage, GDPOAdvantage, GroupBatch
 from lit_rlvr.advantages.base import standardised
-from lit_rlvr.algorithms import DPPO, GSPO, M2PO, ClipCov, KLCov
+from lit_rlvr.algorithms import DPPO, GRPO, GSPO, M2PO, ClipCov, KLCov, RLVRModule
 from lit_rlvr.datamodules.reading.stream import Cursor, PromptStream
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.turns import Done
@@ -71,22 +71,6 @@ def test_no_cut_changes_a_step(tiny_model_folder: Path, tmp_path: Path, aggregat
             assert cut.metrics[0][name] == pytest.approx(whole.metrics[0][name], abs=1e-5), name
 
 
-class RecordingClipCov(Recording, ClipCov):
-    pass
-
-
-class RecordingKLCov(Recording, KLCov):
-    pass
-
-
-class RecordingM2PO(Recording, M2PO):
-    pass
-
-
-class RecordingDPPO(Recording, DPPO):
-    pass
-
-
 class ScaledEngine(HFEngine):
     """An engine whose log-probabilities are all 1.1 times as large."""
 
@@ -100,13 +84,13 @@ class ScaledEngine(HFEngine):
         return [[replace(c, logprobs=tuple(1.1 * v for v in c.logprobs)) for c in group] for group in groups]
 
 
-CHOOSING: dict[str, tuple[type[Recording], dict[str, Any], str | None]] = {
+CHOOSING: dict[str, tuple[type[RLVRModule], dict[str, Any], str | None]] = {
     "Clip-Cov": (
-        RecordingClipCov, dict(clip_share=0.2, covariance_low=-9.0, covariance_high=9.0), "train/clip_cov"
+        ClipCov, dict(clip_share=0.2, covariance_low=-9.0, covariance_high=9.0), "train/clip_cov"
     ),
-    "KL-Cov": (RecordingKLCov, dict(penalty_share=0.3), "train/kl_cov"),
-    "M2PO": (RecordingM2PO, dict(threshold=0.2), "train/m2po_dropped"),
-    "uncertain tokens": (RecordingGRPO, dict(loss={"top_entropy_quantile": 0.3}), None),
+    "KL-Cov": (KLCov, dict(penalty_share=0.3), "train/kl_cov"),
+    "M2PO": (M2PO, dict(threshold=0.2), "train/m2po_dropped"),
+    "uncertain tokens": (GRPO, dict(loss={"top_entropy_quantile": 0.3}), None),
 }  # fmt: skip
 
 
@@ -134,7 +118,7 @@ def test_no_cut_changes_which_tokens_are_chosen(tiny_model_folder: Path, tmp_pat
         if metric:
             assert 0 < cut.metrics[0][metric] < 1
             assert cut.metrics[0][metric] == pytest.approx(whole.metrics[0][metric])
-    if algorithm is RecordingGRPO:
+    if algorithm is GRPO:
         _, plain = fit(tiny_model_folder, tmp_path, steps=2, lr=1e-3, updates_per_rollout=2)
         with pytest.raises(AssertionError):
             assert_same(whole.gradients[0], plain.gradients[0], 0.1)
@@ -189,8 +173,7 @@ def test_a_failed_check_is_out_of_the_loss_and_of_its_groups_mean(tiny_model_fol
 
 def test_skipped_groups_equal_groups_that_are_run(tiny_model_folder: Path, tmp_path: Path) -> None:
     _, skipping = fit(tiny_model_folder, tmp_path, prompts_per_rollout=12)
-    dead = int((skipping.rollouts[0].rewards.std(dim=1) == 0).sum())
-    assert 0 < dead < 12
+    assert 0 < int((skipping.rollouts[0].rewards.std(dim=1) == 0).sum()) < 12
     _, running = fit(tiny_model_folder, tmp_path, prompts_per_rollout=12, skip_nothing=True)
     assert_same(skipping.gradients[0], running.gradients[0])
     assert_same(skipping.gradients[0], naive_gradients(skipping.rollouts[0], range(12))[1])
@@ -280,8 +263,7 @@ def test_two_updates_normalise_each_step_over_its_own_groups(
     rollout = seen.rollouts[0]
     assert_same(seen.gradients[0], naive_gradients(rollout, first, aggregation)[1])
     # the second step: other weights, the ratio against the log-probabilities at rollout time, and its clip
-    expected = naive_gradients(rollout, second, aggregation, weights=seen.weights[1])[1]
-    assert_same(seen.gradients[1], expected, 1e-4)
+    assert_same(seen.gradients[1], naive_gradients(rollout, second, aggregation, weights=seen.weights[1])[1], 1e-4)
     unmoved = naive_gradients(rollout, second, aggregation, weights=seen.weights[1], old_weights=seen.weights[1])[1]
     with pytest.raises(AssertionError):
         assert_same(seen.gradients[1], unmoved, 1e-2)
@@ -349,7 +331,7 @@ def test_a_ratio_to_the_sampler_is_ratio_times_correction(tiny_model_folder: Pat
     )
     unbounded = dict(clip_low=1.0, clip_high=1e9, importance={"correction": "token_truncate", "cap": 1e6})
     _, product = fit(tiny_model_folder, tmp_path, **options | unbounded)
-    _, direct = fit(tiny_model_folder, tmp_path, algorithm=RecordingDPPO, delta_low=1.0, delta_high=1.0, **options)
+    _, direct = fit(tiny_model_folder, tmp_path, algorithm=DPPO, delta_low=1.0, delta_high=1.0, **options)
     for one, other in zip(direct.gradients, product.gradients, strict=True):
         assert_same(one, other, 1e-4)
 
@@ -411,11 +393,8 @@ def test_advantages_of_tokens_weigh_each_token(tiny_model_folder: Path, tmp_path
 
 
 def test_a_loss_on_sequences_refuses_advantages_of_tokens(tiny_model_folder: Path, tmp_path: Path) -> None:
-    class RecordingGSPO(Recording, GSPO):
-        pass
-
     with pytest.raises(UserError, match=r"model.advantage: .* gives each token .* RecordingGSPO weighs whole seq"):
-        fit(tiny_model_folder, tmp_path, algorithm=RecordingGSPO, advantage=Fading())
+        fit(tiny_model_folder, tmp_path, algorithm=GSPO, advantage=Fading())
 
 
 @pytest.mark.rest_slow

@@ -1,7 +1,5 @@
 """Intervals as in mathematics."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """Every paper recipe: its numbers against the papers', and one loss of what the command line builds from it."""
 
-from __future__ import annotations
-
 import json
 import re
 import sqlite3

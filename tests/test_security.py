@@ -1,7 +1,5 @@
 """What others wrote never becomes a program: answers, checkpoints, models, configs."""
 
-from __future__ import annotations
-
 import ast
 import json
 import os
@@ -159,8 +157,7 @@ class Bomb:
 
 
 def refused(result: Any, mark: Path, *said: str) -> None:
-    assert result.status == 2 and "Traceback" not in result.err and not mark.exists()
-    assert result.err.count("lit-rlvr: error: ") == 1 and all(word in result.err for word in said), result.err
+    assert not mark.exists() and all(word in result.refusal for word in said), result.err
 
 
 @pytest.mark.slow

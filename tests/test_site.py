@@ -1,7 +1,5 @@
 """The documentation builds as a site that needs no network, and its links to files of the repository lead to pages."""
 
-from __future__ import annotations
-
 import re
 from html import unescape
 from pathlib import Path
@@ -40,8 +38,7 @@ def test_every_page_of_the_repository_is_in_the_menu(site: Path) -> None:
 
 def test_links_to_source_files_lead_to_pages_that_show_them(site: Path) -> None:
     assert 'href="repository/tests/test_invariants.py.html"' in (site / "concepts.html").read_text()
-    shown = (site / "repository/tests/test_invariants.py.html").read_text()
-    assert "test_no_cut_changes_a_step" in shown
+    assert "test_no_cut_changes_a_step" in (site / "repository/tests/test_invariants.py.html").read_text()
     assert 'href="../scale.html#verified-on"' in (site / "repository/index.html").read_text()
     assert (site / "repository/research/results/mechanism.png").is_file()
     assert 'src="results/mechanism.png"' in (site / "repository/research/findings.html").read_text()

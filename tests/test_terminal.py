@@ -1,7 +1,5 @@
 """What others wrote reaches the terminal as text, by whatever way it is printed."""
 
-from __future__ import annotations
-
 import io
 import json
 import logging

@@ -1,7 +1,5 @@
 """The wheel is the product: installed alone into a fresh environment, it works from an empty folder."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

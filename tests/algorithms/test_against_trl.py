@@ -1,7 +1,5 @@
 """Losses, corrections and advantages against TRL's own code, on random numbers in float64."""
 
-from __future__ import annotations
-
 import math
 from importlib import import_module
 from typing import Any, get_args
@@ -74,8 +72,7 @@ LOSSES: list[tuple[type[RLVRModule], dict[str, Any], dict[str, Any]]] = [
 def test_a_shared_loss_has_their_value_and_gradient(
     cls: type[RLVRModule], ours: dict[str, Any], theirs: dict[str, Any], seed: int
 ) -> None:
-    arrays = random_case(seed, shaped=True).arrays
-    check(arrays, cls(**ours), theirs)
+    check(random_case(seed, shaped=True).arrays, cls(**ours), theirs)
 
 
 def check(arrays: dict[str, np.ndarray], module: RLVRModule, theirs: dict[str, Any]) -> None:

@@ -1,8 +1,6 @@
 """Which tokens of a step a threshold chooses: as many as the rule says, whatever the largest value is, and ties by
 chance."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

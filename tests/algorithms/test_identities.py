@@ -1,7 +1,5 @@
 """What the papers prove about their advantages and losses."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The algorithms as modules: their defaults, what they say of a run's sizes, their state and their entropy bonus."""
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Callable
@@ -228,8 +226,7 @@ def test_the_advantage_s_state_is_in_the_checkpoint(tmp_path: Path) -> None:
 
 
 def test_apmpo_logs_what_it_adapts() -> None:
-    arrays = random_case(0).arrays
-    r = torch.tensor(arrays["rewards"])
+    r = torch.tensor(random_case(0).arrays["rewards"])
     _, metrics = APMPO().estimate(GroupBatch(r, r))
     mu, sigma = r.mean(), r.std(correction=0)
     assert metrics["p"] == pytest.approx(float((-0.8 * mu).exp()))

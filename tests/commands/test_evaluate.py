@@ -1,7 +1,5 @@
 """`lit-rlvr evaluate` by the command line, with a tiny model and with completions made elsewhere."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -44,8 +42,7 @@ def records(out: str) -> list[dict[str, Any]]:
 
 def test_samples_and_greedy_answers_are_judged(here: Path, lit_rlvr: CLI, tiny_model_folder: Path) -> None:
     command = ("evaluate", "--model", tiny_model_folder, "--suite", "tiny_suite.yaml", *SMALL)
-    done = lit_rlvr(*command, "--out", "out")
-    assert done.status == 0, done.err
+    done = lit_rlvr(*command, "--out", "out", status=0)
     found, rows = results("out"), records("out")
     assert [*found] == ["tiny_suite"] and (found["tiny_suite"]["n"], found["tiny_suite"]["questions"]) == (4, 9)
     sampled = [row for row in rows if row["part"] == "tiny_suite/sampled"]
@@ -78,14 +75,12 @@ def test_each_suite_has_its_own_settings_and_more_suites_may_be_added(
     Path("mine.yaml").write_text("{samples: 2, greedy: false, temperature: 1.0, suites: {data: {samples: 3}}}")
     command = ("evaluate", "--model", tiny_model_folder, "--protocol", "mine.yaml", "--max_tokens", 6, "--engine", "hf",
                "--out", "out")  # fmt: skip
-    done = lit_rlvr(*command, "--suite", "tiny_suite.yaml,data.jsonl")
-    assert done.status == 0, done.err
+    lit_rlvr(*command, "--suite", "tiny_suite.yaml,data.jsonl", status=0)
     assert {name: found["n"] for name, found in results("out").items()} == {"tiny_suite": 2, "data": 3}
     first = records("out")
 
     more = "[tiny_suite.yaml, {suite: x=more.jsonl, columns: {prompt: q, answer: a}, samples: 1, greedy: true}]"
-    done = lit_rlvr(*command, "--suite", more)
-    assert done.status == 0, done.err
+    lit_rlvr(*command, "--suite", more, status=0)
     assert {name: (r["n"], "greedy" in r) for name, r in results("out").items()} == {
         "tiny_suite": (2, False), "x": (1, True),
     }  # fmt: skip
@@ -93,8 +88,7 @@ def test_each_suite_has_its_own_settings_and_more_suites_may_be_added(
     kept = json.loads(Path("out/settings.json").read_text())["suites"]
     assert [*kept] == ["tiny_suite", "data", "x"]
     assert kept["data"]["sampled"] == {"samples": 3, "temperature": 1.0, "top_p": 0.95, "max_tokens": 6}
-    table = Path("out/results.md").read_text()
-    assert "| **Avg.** |" in table
+    assert "| **Avg.** |" in Path("out/results.md").read_text()
 
 
 def test_gold_answers_that_a_reward_cannot_read_are_refused_before_the_engine_starts(
@@ -102,17 +96,17 @@ def test_gold_answers_that_a_reward_cannot_read_are_refused_before_the_engine_st
 ) -> None:
     Path("tiny_suite.yaml").write_text(yaml.safe_dump(SUITE | {"rewards": ["LCPO"]}))
     command = ("evaluate", "--model", tiny_model_folder, "--suite", "tiny_suite.yaml", *SMALL, "--out", "out")
-    refused = lit_rlvr(*command)
-    assert refused.status == 2 and "data.jsonl:1 has no number of tokens in the column" in refused.err, refused.err
+    refused = lit_rlvr(*command, status=2, says="data.jsonl:1 has no number of tokens in the column")
     assert "(lcpo: 9 of 9 rows)" in refused.err and not Path("out/completions.jsonl").exists()
 
 
 def test_a_completion_may_reach_the_end_of_the_context(here: Path, lit_rlvr: CLI, tiny_model_folder: Path) -> None:
     """1024 tokens, of which the prompts have 20 or 21."""
-    done = lit_rlvr("evaluate", "--model", tiny_model_folder, "--suite", "tiny_suite.yaml", "--max_tokens", 5000,
-                    "--engine", "hf", "-n", 1, "--limit", 2, "--out", "out")  # fmt: skip
-    assert done.status == 0, done.err
-    assert "2 of 2 prompts and 5000 new tokens do not fit into the model's context of 1024 tokens" in done.err
+    lit_rlvr(
+        "evaluate", "--model", tiny_model_folder, "--suite", "tiny_suite.yaml", "--max_tokens", 5000, "--engine", "hf",
+        "-n", 1, "--limit", 2, "--out", "out", status=0,
+        says="2 of 2 prompts and 5000 new tokens do not fit into the model's context of 1024 tokens",
+    )  # fmt: skip
     assert max(row["tokens"] for row in records("out")) <= 1010
 
 
@@ -129,8 +123,7 @@ def test_completions_made_elsewhere(here: Path, lit_rlvr: CLI) -> None:
     rows[-1]["prefill"] = "<think>\n"  # thoughts that never end
     Path("given.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = ("evaluate", "--suite", "data.jsonl", "--out", "out")
-    done = lit_rlvr(*command, "--completions", "given.jsonl", "--diversity", "[SelfBLEU4]")
-    assert done.status == 0, done.err
+    lit_rlvr(*command, "--completions", "given.jsonl", "--diversity", "[SelfBLEU4]", status=0)
     found = results("out")["data"]
     assert (found["pass@1"], found["pass@2"], found["greedy"], found["n"]) == (0.5, 1.0, 8 / 9, 2)
     assert 0 < found["diversity/self_bleu_4"] <= 1 and found["diversity/self_bleu_4/prompts"] == 9
@@ -148,17 +141,17 @@ def test_completions_made_elsewhere(here: Path, lit_rlvr: CLI) -> None:
         ("", "is empty"),
     ):  # fmt: skip
         Path("given.jsonl").write_text(text)
-        refused = lit_rlvr(*command[:-1], "other", "--completions", "given.jsonl")
-        assert refused.status == 2 and said in refused.err, refused.err
+        lit_rlvr(*command[:-1], "other", "--completions", "given.jsonl", status=2, says=said)
 
 
 def test_a_run_folder_is_a_model(here: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIT_RLVR_CACHE", str(here / "cache"))
     fit(lit_rlvr, *to("run"), "--trainer.max_steps", "1")
     options = ("--suite", "tiny_suite.yaml", "--engine", "hf", "--samples", 0, "--out", "out")
-    done = lit_rlvr("evaluate", "--model", "run", *options)
-    assert done.status == 0, done.err
-    assert "Computing in float32 (the run's precision), completions of up to 8 tokens (the run's rollout." in done.err
+    lit_rlvr(
+        "evaluate", "--model", "run", *options, status=0,
+        says="Computing in float32 (the run's precision), completions of up to 8 tokens (the run's rollout.",
+    )  # fmt: skip
     assert max(row["tokens"] for row in records("out")) == 8
     assert results("out")["tiny_suite"]["n"] == 0 and len(records("out")) == 9
     assert len(list((here / "cache/exported").glob("[!.]*"))) == 1
@@ -190,8 +183,7 @@ def test_precision_and_lengths_are_the_runs(here: Path, lit_rlvr: CLI, tiny_mode
     (here / "model").mkdir()
     for said, found in (("bfloat16", torch.bfloat16), ("float16", torch.bfloat16), ("float32", torch.float32)):
         (here / "model/config.json").write_text(json.dumps(settings | {"dtype": said}))
-        wanted_why = f"its config.json: torch.{said}"
-        assert find_dtype("auto", "model", str(here / "model")) == (found, wanted_why)
+        assert find_dtype("auto", "model", str(here / "model")) == (found, f"its config.json: torch.{said}")
     (here / "model/config.json").write_text(json.dumps(settings | {"dtype": None}))
     assert find_dtype("auto", "model", str(here / "model")) == (torch.float32, "by default")
     assert find_max_tokens(None, "model") == (2048, "by default")
@@ -215,5 +207,4 @@ def test_bad_input_is_refused_in_one_line(
 ) -> None:
     Path("wrong.yaml").write_text("data: {class_path: TextMath, init_args: {tset: x}}\nrewards: []\n")
     told = [str(tiny_model_folder) if option == "MODEL" else option for option in options]
-    result = lit_rlvr("evaluate", *told, "--engine", "hf", "--out", "out")
-    assert result.status == 2 and said in result.err, result.err
+    lit_rlvr("evaluate", *told, "--engine", "hf", "--out", "out", status=2, says=said)

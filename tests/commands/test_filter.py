@@ -1,7 +1,5 @@
 """`lit-rlvr filter` by the command line: which rows are kept, what is in them, and that it goes on after a stop."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -26,8 +24,7 @@ def test_rows_in_the_range_are_kept_as_they_were(run_folder: Path, lit_rlvr: CLI
     data = [{"question": f"Is {i} odd?", "answer": f"#### {i}", "extra": [i, None]} for i in range(12)]
     (run_folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
     source = ("--data", "TextMath", "--data.init_args.train", "data.jsonl")
-    result = lit_rlvr(*FILTER, *source, "--out", "kept.jsonl")
-    assert result.status == 0, result.err
+    lit_rlvr(*FILTER, *source, "--out", "kept.jsonl", status=0)
     sampled = rows(run_folder / "kept.samples/completions.jsonl")
     assert len(sampled) == 12 * 3
     right = [sum(row["correct"] for row in sampled if row["id"] == f"text_math:{i + 1}") for i in range(12)]
@@ -44,8 +41,7 @@ def test_rows_in_the_range_are_kept_as_they_were(run_folder: Path, lit_rlvr: CLI
     assert lit_rlvr(*FILTER, *source, "--out", "kept.jsonl").status == 0
     assert sorted(path.read_text().splitlines()) == sorted(whole.splitlines()), "the missing ones, with the same seeds"
     (run_folder / "kept.jsonl").unlink()
-    refused = lit_rlvr(*FILTER, *source, "--out", "kept.jsonl", "--samples", 7)
-    assert refused.status == 2 and "samples was 3, is 7" in refused.err
+    lit_rlvr(*FILTER, *source, "--out", "kept.jsonl", "--samples", 7, status=2, says="samples was 3, is 7")
 
 
 def test_right_completions_become_rows_to_imitate(run_folder: Path, lit_rlvr: CLI) -> None:
@@ -53,8 +49,9 @@ def test_right_completions_become_rows_to_imitate(run_folder: Path, lit_rlvr: CL
     data = [{"question": f"Is {i} odd?", "answer": f"#### {i}"} for i in range(12)]
     (run_folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
     source = ("--data", "TextMath", "--data.init_args.train", "data.jsonl")
-    result = lit_rlvr(*FILTER, *source, "--highest", 1, "--samples", 40, "--completions", 5, "--out", "right.jsonl")
-    assert result.status == 0, result.err
+    result = lit_rlvr(
+        *FILTER, *source, "--highest", 1, "--samples", 40, "--completions", 5, "--out", "right.jsonl", status=0
+    )
     sampled = rows(run_folder / "right.samples/completions.jsonl")
     wanted = []
     for i, row in enumerate(data):
@@ -75,8 +72,9 @@ def test_right_completions_become_rows_to_imitate(run_folder: Path, lit_rlvr: CL
 def test_a_reward_that_fails_on_everything_ends_the_command(run_folder: Path, lit_rlvr: CLI) -> None:
     (run_folder / "broken.py").write_text("def broken(completion, sample):\n    return sample.nothing\n")
     rewards = "[{class_path: FunctionReward, init_args: {path: broken.broken}}]"
-    result = lit_rlvr(*FILTER, "--rollout.rewards", rewards, "--out", "kept.jsonl")
-    assert result.status == 2 and "reward 'broken' failed on all of " in result.err, result.err
+    result = lit_rlvr(
+        *FILTER, "--rollout.rewards", rewards, "--out", "kept.jsonl", status=2, says="reward 'broken' failed on all of "
+    )
     assert "first: broken.py:2: AttributeError" in result.err and not Path("kept.jsonl").exists()
 
 
@@ -90,8 +88,10 @@ def test_of_equal_completions_one_stays_and_the_best_come_first() -> None:
 
 
 def test_an_empty_result_says_what_to_do(run_folder: Path, lit_rlvr: CLI) -> None:
-    result = lit_rlvr(*FILTER, "--out", "none.jsonl", "--rollout.rewards", "[tiny_rewards.always_wrong]")
-    assert result.status == 2 and "no prompt of 16 is left; widen the range" in result.err
+    result = lit_rlvr(
+        *FILTER, "--out", "none.jsonl", "--rollout.rewards", "[tiny_rewards.always_wrong]", status=2,
+        says="no prompt of 16 is left; widen the range",
+    )  # fmt: skip
     assert "never right: 16" in result.err and not (run_folder / "none.jsonl").exists()
     again = ("--lowest", 0, "--completions", 2)
     result = lit_rlvr(*FILTER, "--out", "none.jsonl", "--rollout.rewards", "[tiny_rewards.always_wrong]", *again)
@@ -106,8 +106,7 @@ def test_an_empty_result_says_what_to_do(run_folder: Path, lit_rlvr: CLI) -> Non
                                             (("--out", "x.csv"), "ends in .jsonl"),
                                             (("--completions", -1), "filter.completions: -1 must lie in")])  # fmt: skip
 def test_bad_input_is_refused_in_one_line(run_folder: Path, lit_rlvr: CLI, more: tuple[Any, ...], said: str) -> None:
-    result = lit_rlvr(*FILTER, "--out", "x.jsonl", *more)
-    assert result.status == 2 and said in result.err, result.err
+    lit_rlvr(*FILTER, "--out", "x.jsonl", *more, status=2, says=said)
 
 
 def test_a_file_that_exists_is_refused_before_a_model_loads(run_folder: Path, lit_rlvr: CLI) -> None:
@@ -115,8 +114,7 @@ def test_a_file_that_exists_is_refused_before_a_model_loads(run_folder: Path, li
     (run_folder / "data.jsonl").write_text('{"question": "1?", "answer": "1"}\n')
     before = (run_folder / "data.jsonl").read_bytes()
     source = ("--data", "TextMath", "--data.init_args.train", "data.jsonl", "--model.init_args.model", "no-such-model")
-    refused = lit_rlvr(*FILTER, *source, "--out", "data.jsonl")
-    assert refused.status == 2 and "--out: data.jsonl exists; choose another name" in refused.err
+    lit_rlvr(*FILTER, *source, "--out", "data.jsonl", status=2, says="--out: data.jsonl exists; choose another name")
     assert (run_folder / "data.jsonl").read_bytes() == before
     assert "--out: /proc/no_such cannot be written" in lit_rlvr(*FILTER, *source, "--out", "/proc/no_such/x.jsonl").err
 

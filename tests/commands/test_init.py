@@ -1,7 +1,5 @@
 """`lit-rlvr init`: what it writes passes its own tests, can fail them, and trains."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

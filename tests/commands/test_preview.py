@@ -1,7 +1,5 @@
 """`lit-rlvr preview` shows what the model sees, and loads no weights."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -24,9 +22,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_prompt_is_shown_with_its_tokens_and_answer(run_folder: Path, lit_rlvr: CLI) -> None:
-    result = lit_rlvr("preview", "--config", "tiny.yaml", "--prompts", 2, "--split", "validation")
-    assert result.status == 0, result.err
-    shown = result.out
+    shown = lit_rlvr("preview", "--config", "tiny.yaml", "--prompts", 2, "--split", "validation", status=0).out
     assert shown.count("<|im_start|>system\nYou are a calculator.<|im_end|>\n<|im_start|>user\nWhat is ") == 2
     assert "validation 1 of 20: " in shown and "validation 3 of" not in shown
     text = shown.split("\n", 1)[1].split("\n----")[0]
@@ -46,8 +42,7 @@ def test_what_is_trained_on_is_shown(run_folder: Path, lit_rlvr: CLI) -> None:
         "--data.init_args.prompts_per_rollout", 1, "--data.init_args.columns", "{prompt: messages}",
         "--rollout.sampling.max_tokens", 64, "--json",
     )  # fmt: skip
-    trained = lit_rlvr("preview", "--config", "tiny.yaml", *data, "--model", "SFT")
-    assert trained.status == 0, trained.err
+    trained = lit_rlvr("preview", "--config", "tiny.yaml", *data, "--model", "SFT", status=0)
     (prompt,) = json.loads(trained.out)["prompts"]
     assert prompt["text"].endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
     assert [(part["in_loss"], part["tokens"]) for part in prompt["completion"]] == [(True, 7), (False, 24), (True, 2)]
@@ -57,8 +52,7 @@ def test_what_is_trained_on_is_shown(run_folder: Path, lit_rlvr: CLI) -> None:
     teacher = (
         "{prompt: {class_path: Demonstration, init_args: {column: solution, template: '{prompt} {demonstration}'}}}"
     )
-    taught = lit_rlvr("preview", "--config", "tiny.yaml", *data, "--model.init_args.teacher", teacher)
-    assert taught.status == 0, taught.err
+    taught = lit_rlvr("preview", "--config", "tiny.yaml", *data, "--model.init_args.teacher", teacher, status=0)
     (prompt,) = json.loads(taught.out)["prompts"]
     assert "user\n2+2? Two and two.<|im_end|>" in prompt["teacher"]["text"] and "completion" not in prompt
     assert prompt["teacher"]["tokens"] == prompt["tokens"] + len(" Two and two.")
@@ -66,8 +60,7 @@ def test_what_is_trained_on_is_shown(run_folder: Path, lit_rlvr: CLI) -> None:
 
 def test_images_are_saved_and_named(run_folder: Path, lit_rlvr: CLI, vlm_folder: Path) -> None:
     model = ("--model.init_args.model", vlm_folder, "--data", "LesionCount", "--data.init_args.pictures", 4)
-    result = lit_rlvr("preview", "--config", "tiny.yaml", *model, "--prompts", 1, "--out", "seen")
-    assert result.status == 0, result.err
+    result = lit_rlvr("preview", "--config", "tiny.yaml", *model, "--prompts", 1, "--out", "seen", status=0)
     assert "<|vision_start|><|image_pad|><|vision_end|>How many bright" in result.out
     assert "image 1: 9 tokens, 84 x 84 pixels, seen/train-0-1.png" in result.out
     (sample,) = LesionCount(pictures=1, held_out=0).load("train")
@@ -82,20 +75,19 @@ def test_pictures_of_the_users_are_left_alone(run_folder: Path, lit_rlvr: CLI, v
     mine = run_folder / "seen/train-0-1.png"
     Image.new("RGB", (3, 3)).save(mine)
     before = mine.read_bytes()
-    result = lit_rlvr(*command)
-    assert result.status == 2 and "--out: seen/train-0-1.png exists and is not a picture of" in result.err
+    lit_rlvr(*command, status=2, says="--out: seen/train-0-1.png exists and is not a picture of")
     assert mine.read_bytes() == before
 
 
 def test_a_folder_that_cannot_be_is_one_line_without_pictures_too(run_folder: Path, lit_rlvr: CLI) -> None:
-    result = lit_rlvr("preview", "--config", "tiny.yaml", "--out", "/proc/x")
-    assert result.status == 2 and "--out: /proc/x cannot be written" in result.err
+    lit_rlvr("preview", "--config", "tiny.yaml", "--out", "/proc/x", status=2, says="--out: /proc/x cannot be written")
     (run_folder / "my.jsonl").write_text("{}\n")
     for command in ("preview", "split"):
-        result = lit_rlvr(command, "--config", "tiny.yaml", "--out", "my.jsonl")
-        assert result.status == 2 and "--out: my.jsonl is a file; give a folder" in result.err
+        lit_rlvr(
+            command, "--config", "tiny.yaml", "--out", "my.jsonl", status=2,
+            says="--out: my.jsonl is a file; give a folder",
+        )  # fmt: skip
 
 
 def test_a_set_that_is_not_there(run_folder: Path, lit_rlvr: CLI) -> None:
-    result = lit_rlvr("preview", "--config", "tiny.yaml", "--split", "test")
-    assert result.status == 2 and "--split: there is no test set" in result.err
+    lit_rlvr("preview", "--config", "tiny.yaml", "--split", "test", status=2, says="--split: there is no test set")

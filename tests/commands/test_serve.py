@@ -1,7 +1,5 @@
 """What `lit-rlvr serve` refuses before vLLM is started, and how vLLM's own refusals are told."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import socket
@@ -46,14 +44,15 @@ def test_what_cannot_be_served_is_one_line(
     lit_rlvr: CLI, tiny_model_folder: Path, started: list[list[str]], taken: int, options: tuple[Any, ...], said: str
 ) -> None:
     given = [str(option).replace("TAKEN", str(taken)) for option in options]
-    result = lit_rlvr("serve", "--model", tiny_model_folder, *given)
-    assert result.status == 2 and said.replace("TAKEN", str(taken)) in result.err
+    result = lit_rlvr("serve", "--model", tiny_model_folder, *given, status=2, says=said.replace("TAKEN", str(taken)))
     assert result.err.count("\n") == 1 and not started
 
 
 def test_batch_invariant_kernels_need_a_gpu(lit_rlvr: CLI, tiny_model_folder: Path) -> None:
-    result = lit_rlvr("serve", "--model", tiny_model_folder, "--deterministic")
-    assert result.status == 2 and "--deterministic: vLLM has batch-invariant kernels for GPUs only" in result.err
+    lit_rlvr(
+        "serve", "--model", tiny_model_folder, "--deterministic", status=2,
+        says="--deterministic: vLLM has batch-invariant kernels for GPUs only",
+    )  # fmt: skip
 
 
 def test_fp8_needs_a_gpu_and_16_bits(
@@ -92,8 +91,7 @@ def test_cuda_graphs_are_captured_for_all_sequences(
 
 
 def test_vllm_gets_the_other_options(lit_rlvr: CLI, tiny_model_folder: Path, started: list[list[str]]) -> None:
-    result = lit_rlvr("serve", "--model", tiny_model_folder, "--port", 0, "--max-model-len", 64, "--api-key", "k")
-    assert result.status == 0, result.err
+    lit_rlvr("serve", "--model", tiny_model_folder, "--port", 0, "--max-model-len", 64, "--api-key", "k", status=0)
     (line,) = started
     assert line[1:5] == ["-m", "lit_rlvr.engines.server_process", "--model", str(tiny_model_folder)]
     assert line[-6:] == ["--host=127.0.0.1", "--port=0", "--max-model-len", "64", "--api-key", "k"]

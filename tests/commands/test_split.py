@@ -1,7 +1,5 @@
 """`lit-rlvr split`: the files hold the rows that training and validation see, and are read as they were."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +23,7 @@ def test_the_rows_of_each_set(run_folder: Path, lit_rlvr: CLI) -> None:
     parts = [[json.loads(line) for line in Path(path).read_text().splitlines()] for path in done.out.split()]
     assert [len(part) for part in parts] == [9, 3]
     assert sorted(row["question"] for part in parts for row in part) == sorted(row["question"] for row in data)
-    again = lit_rlvr(*command)
-    assert again.status == 2 and "--out: parts/train.jsonl exists; choose another name" in again.err
+    lit_rlvr(*command, status=2, says="--out: parts/train.jsonl exists; choose another name")
 
 
 def test_images_are_found_from_the_new_folder(tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """`lit-rlvr tune` by the command line: what it measures, what it chooses and why, and that a run takes its config."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from itertools import combinations
@@ -51,8 +49,7 @@ def test_the_share_of_mixed_groups_is_that_of_all_draws(values: list[float], siz
 
 
 def test_a_run_takes_the_config_that_it_writes(run_folder: Path, lit_rlvr: CLI) -> None:
-    result = lit_rlvr(*TUNE, "--json")
-    assert result.status == 0, result.err
+    result = lit_rlvr(*TUNE, "--json", status=0)
     settings, reasons = chosen(run_folder)
     found = json.loads(result.out)
     assert found["file"] == "tuned.yaml" and found["sizes"].keys() == {"4", "8", "16"} and found["prompts"] >= 8
@@ -62,8 +59,7 @@ def test_a_run_takes_the_config_that_it_writes(run_folder: Path, lit_rlvr: CLI) 
     (run_folder / "tuned.yaml").write_text(yaml.safe_dump(settings))
     dry = lit_rlvr("fit", "--config", "tiny.yaml", "--config", "tuned.yaml", "--dry-run", "--json")
     assert dry.status == 0 and json.loads(dry.out)["sizes"]["sequences"] == 16
-    again = lit_rlvr(*TUNE)
-    assert again.status == 2 and "--out: tuned.yaml exists; choose another name" in again.err
+    lit_rlvr(*TUNE, status=2, says="--out: tuned.yaml exists; choose another name")
 
 
 def test_a_model_that_cannot_answer_gets_the_tokens_and_a_warm_start_that_it_needs(
@@ -73,8 +69,7 @@ def test_a_model_that_cannot_answer_gets_the_tokens_and_a_warm_start_that_it_nee
     monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path / "cache"))
     data = rows(run_folder, ["seven"] * 8)
     limits = ("--rollout.sampling.max_tokens", 2, "--rollout.evaluation.sampling.max_tokens", 2)
-    result = lit_rlvr(*TUNE, *data, *limits, "--rollout.rewards", "[tiny_rewards.whole_answer]", "--out", "t.yaml")
-    assert result.status == 0, result.err
+    lit_rlvr(*TUNE, *data, *limits, "--rollout.rewards", "[tiny_rewards.whole_answer]", "--out", "t.yaml", status=0)
     settings, reasons = chosen(run_folder, "t.yaml")
     sampling = settings["rollout"]["evaluation"]["sampling"]
     assert settings["rollout"]["sampling"]["max_tokens"] == sampling["max_tokens"] >= 6

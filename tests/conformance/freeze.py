@@ -8,8 +8,6 @@ of lit_rlvr: over 60-digit numbers for losses, in float64 for advantages.
 A new loss is a line in `TERMS` there and a table `published` in its record, `lit_rlvr/algorithms/NAME.toml`.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -13,8 +13,6 @@ verl has two kinds of workers with FSDP, and the same loss functions normalise d
   and the micro-batches' losses are added up (`verl/workers/engine/fsdp/transformer_impl.py:504`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """Sums and gathers on a GPU-only backend: it never gets a tensor that NCCL would refuse."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -53,8 +51,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 def test_tensors_go_to_the_backends_device_and_back(
     seen: list[str], collective: Callable[[Tensor], Tensor], device: str
 ) -> None:
-    found = collective(torch.ones(3, 2, device=device))
-    assert found.device == torch.device(device) and set(seen) == {"cuda"}
+    assert collective(torch.ones(3, 2, device=device)).device == torch.device(device) and set(seen) == {"cuda"}
 
 
 def test_a_number_goes_there_too(seen: list[str]) -> None:

@@ -1,7 +1,5 @@
 """Copies to a GPU: from page-locked memory, without waiting; `training/made_up_device_cases.py` counts them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

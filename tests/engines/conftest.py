@@ -1,7 +1,5 @@
 """Real vLLM for each kind of vision-language model, started once."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path

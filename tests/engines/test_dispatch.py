@@ -1,7 +1,5 @@
 """Groups are spread over servers by free capacity, and no completion is lost with a server."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager

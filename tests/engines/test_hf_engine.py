@@ -62,23 +62,20 @@ def test_finish_reasons_and_the_end_token_is_part_of_the_completion() -> None:
 
 
 def test_an_end_token_at_the_last_place_is_a_stop() -> None:
-    engine = hf_engine(ends=range(VOCAB))
-    one = engine.generate(PROMPTS[:1], Sampling(max_tokens=1), [[1]])[0][0]
+    one = hf_engine(ends=range(VOCAB)).generate(PROMPTS[:1], Sampling(max_tokens=1), [[1]])[0][0]
     assert one.finish_reason == "stop" and len(one.token_ids) == 1
 
 
 def test_a_completion_depends_on_its_own_seed_alone() -> None:
     """Not on the order of prompts, on the rest of the batch, or on how many are decoded together."""
     groups = hf_engine().generate(PROMPTS, SAMPLING, SEEDS)
-    backwards = hf_engine().generate(PROMPTS[::-1], SAMPLING, SEEDS[::-1])
-    assert flat(backwards[::-1]) == flat(groups)
+    assert flat(hf_engine().generate(PROMPTS[::-1], SAMPLING, SEEDS[::-1])[::-1]) == flat(groups)
     for p in range(4):
         alone = [hf_engine().generate([PROMPTS[p]], SAMPLING, [[seed]])[0][0] for seed in SEEDS[p]]
         assert flat([alone]) == flat([groups[p]])
     for max_sequences in (1, 3, 6, 7):
         assert flat(hf_engine(max_sequences=max_sequences).generate(PROMPTS, SAMPLING, SEEDS)) == flat(groups)
-    ragged = [SEEDS[0][:1], [], SEEDS[2], SEEDS[3][:2]]
-    some = hf_engine().generate(PROMPTS, SAMPLING, ragged)
+    some = hf_engine().generate(PROMPTS, SAMPLING, [SEEDS[0][:1], [], SEEDS[2], SEEDS[3][:2]])
     assert [len(group) for group in some] == [1, 0, 3, 2]
     assert flat(some) == flat([groups[0][:1], groups[2], groups[3][:2]])
 
@@ -189,8 +186,7 @@ def test_draws_follow_the_tempered_distribution_without_banned_tokens() -> None:
     assert chi_square(seen[kept], expected * 20000) < 18.5  # 4 degrees of freedom: exceeded once in a thousand
     probabilities = torch.zeros(6).index_put((torch.tensor(kept),), expected)
     torch.testing.assert_close(logp.exp(), probabilities[tokens])
-    wrong = LOGITS[kept].softmax(0) * 20000
-    assert chi_square(seen[kept], wrong) > 100, "the same test tells temperature 1 from 1.6"
+    assert chi_square(seen[kept], LOGITS[kept].softmax(0) * 20000) > 100, "the same test tells temperature 1 from 1.6"
 
 
 def test_top_k_keeps_the_k_likeliest_and_renormalises() -> None:

@@ -1,7 +1,5 @@
 """An engine's process groups do not affect the trainer's."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterator

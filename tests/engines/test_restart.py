@@ -1,7 +1,5 @@
 """Engines that crash are restarted with the same weights for the same batch, and the run is as without a crash."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Weights that do not arrive: every rank learns of it, none is left behind in a collective, and servers take others."""
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil

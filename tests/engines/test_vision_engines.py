@@ -1,8 +1,6 @@
 """Both engines on tiny vision-language models of every supported kind: they see the trainer's pixels, and their
 log-probabilities equal the trainer's."""
 
-from __future__ import annotations
-
 import copy
 import importlib.util
 import json

@@ -110,8 +110,7 @@ def test_long_prompts_follow_new_weights_only_because_the_prefix_cache_is_reset(
 
 def test_a_completion_depends_on_its_own_seed_alone(engine: VLLMEngine) -> None:
     groups = engine.generate(PROMPTS, SAMPLING, SEEDS)
-    again = engine.generate(PROMPTS[::-1], SAMPLING, SEEDS[::-1])[::-1]
-    assert flat(again) == flat(groups)
+    assert flat(engine.generate(PROMPTS[::-1], SAMPLING, SEEDS[::-1])[::-1]) == flat(groups)
     alone = [engine.generate([p], SAMPLING, [[s]])[0] for p, seeds in zip(PROMPTS, SEEDS, strict=True) for s in seeds]
     assert flat(alone) == flat(groups)
     others = engine.generate(PROMPTS, SAMPLING, [[seed + 1000 for seed in seeds] for seeds in SEEDS])
@@ -120,8 +119,7 @@ def test_a_completion_depends_on_its_own_seed_alone(engine: VLLMEngine) -> None:
 
 def test_finish_reasons_end_tokens_and_groups(engine: VLLMEngine) -> None:
     seeds = [[1, 2], [3], [], [4, 5, 6, 7]]
-    groups = engine.generate(PROMPTS, SAMPLING, seeds)
-    assert [len(group) for group in groups] == [2, 1, 0, 4]
+    assert [len(group) for group in engine.generate(PROMPTS, SAMPLING, seeds)] == [2, 1, 0, 4]
     found = [c for group in engine.generate(PROMPTS, SAMPLING, SEEDS) for c in group]
     stopped = [c for c in found if c.finish_reason == "stop"]
     cut = [c for c in found if c.finish_reason == "length"]
@@ -284,7 +282,7 @@ def test_no_batch_stays_in_flight_after_the_last_completion() -> None:
 
 
 def test_its_share_of_a_gpu_is_what_training_leaves_and_stays_that_after_a_crash(
-    monkeypatch: pytest.MonkeyPatch, policy: Policy, environment: None
+    monkeypatch: pytest.MonkeyPatch, policy: Policy, gpu: None
 ) -> None:
     free, shares = [60 << 30], []
 
@@ -292,8 +290,6 @@ def test_its_share_of_a_gpu_is_what_training_leaves_and_stays_that_after_a_crash
         free[0] += 4 << 30  # what torch keeps of freed tensors
 
     monkeypatch.setattr("vllm.LLM", lambda **given: shares.append(given["gpu_memory_utilization"]))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "empty_cache", give_back)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free[0], 80 << 30))
     context, engine = EngineContext("", policy, byte_tokenizer(), 512, 4, 0, reserved=22 << 30), VLLMEngine()
@@ -429,13 +425,18 @@ def test_adapters_of_an_engine_that_sleeps_are_refused() -> None:
 
 
 @pytest.fixture
-def made_up_vllm(monkeypatch: pytest.MonkeyPatch, environment: None) -> None:
-    """vLLM on a GPU of 80 GiB, of which 60 are free."""
-    ALL_CALLS.clear()
-    monkeypatch.setattr("vllm.LLM", OnGPU)
+def gpu(monkeypatch: pytest.MonkeyPatch, environment: None) -> None:
+    """A GPU of 80 GiB, of which 60 are free, that multiplies in FP8, as far as settings go."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (60 << 30, 80 << 30))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+
+
+@pytest.fixture
+def made_up_vllm(monkeypatch: pytest.MonkeyPatch, gpu: None) -> None:
+    ALL_CALLS.clear()
+    monkeypatch.setattr("vllm.LLM", OnGPU)
 
 
 def test_an_engine_makes_room_for_its_kv_cache_and_ends_the_run_where_there_is_none(
@@ -465,15 +466,7 @@ def test_an_engine_makes_room_for_its_kv_cache_and_ends_the_run_where_there_is_n
     assert ALL_CALLS[-1] == "start 0.67"
 
 
-@pytest.fixture
-def hopper(monkeypatch: pytest.MonkeyPatch, environment: None) -> None:
-    """A GPU that multiplies in FP8, as far as settings go."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-
-
-@pytest.mark.usefixtures("hopper")
+@pytest.mark.usefixtures("gpu")
 def test_fp8_is_asked_of_vllm_and_widens_the_probe(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> None:
     from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
 
@@ -489,7 +482,7 @@ def test_fp8_is_asked_of_vllm_and_widens_the_probe(monkeypatch: pytest.MonkeyPat
     assert resolve_correction(None, engine.is_exact(torch.bfloat16)) == "token_truncate"
 
 
-@pytest.mark.usefixtures("hopper")
+@pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize(("dtype", "device", "capability", "said"), [
     (torch.bfloat16, "cpu", (9, 0), "fp8 needs a GPU; leave the option out"),
     (torch.bfloat16, "cuda", (8, 6), "compute capability 8.9 or more, and this one has 8.6"),
@@ -512,8 +505,7 @@ def test_it_runs_on_this_ranks_device(engine: VLLMEngine, monkeypatch: pytest.Mo
     running = engine._llm.llm_engine.engine_core.engine_core.model_executor
     assert isinstance(running, UniProcExecutor) and type(running).__name__ == "OnDevice"
     monkeypatch.setattr(UniProcExecutor, "_distributed_args", lambda self: ("tcp://here", 0, 0))
-    other = object.__new__(executor_on(3))
-    assert other._distributed_args() == ("tcp://here", 0, 3)
+    assert object.__new__(executor_on(3))._distributed_args() == ("tcp://here", 0, 3)
 
 
 @pytest.mark.parametrize("option", ["tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"])
@@ -564,8 +556,7 @@ def test_thoughts_end_with_their_budget(engine: VLLMEngine, policy: Policy) -> N
 
 
 def test_completions_of_a_prompt_may_begin_differently(engine: VLLMEngine, policy: Policy) -> None:
-    sampling = replace(SAMPLING, max_turns=3, max_observation_tokens=48)
-    check_own_beginnings(engine, policy, PROMPTS, sampling, SEEDS)
+    check_own_beginnings(engine, policy, PROMPTS, replace(SAMPLING, max_turns=3, max_observation_tokens=48), SEEDS)
 
 
 def test_a_stop_text_ends_a_turn_in_both_engines(engine: VLLMEngine, policy: Policy) -> None:

@@ -466,8 +466,7 @@ def test_methods_that_cannot_be_offered_are_named() -> None:
 def test_a_class_written_for_trl_works_by_its_path() -> None:
     tools = as_environment("tiny_environments.Increment")
     assert isinstance(tools, WrappedTools) and tools.has_reward
-    sample = Sample("a", "Go.", "", row={"start": 2})
-    assert tools.reset(sample) == " The counter is 2."
+    assert tools.reset(Sample("a", "Go.", "", row={"start": 2})) == " The counter is 2."
     assert [tool["function"]["name"] for tool in tools.tools] == ["increment"]
     assert tools.step(Turn('<tool_call>{"name": "increment", "arguments": {"step": 4}}</tool_call>')).text == "6"
     assert tools.reward() == 1.0

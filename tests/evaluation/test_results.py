@@ -1,7 +1,5 @@
 """The numbers of an evaluation, against counting by hand."""
 
-from __future__ import annotations
-
 from itertools import combinations
 from math import comb
 from typing import Any

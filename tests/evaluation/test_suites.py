@@ -1,7 +1,5 @@
 """Which questions a suite has, by name, by file, and by a suite file."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

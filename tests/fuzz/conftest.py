@@ -1,7 +1,5 @@
 """Whatever a fuzz test does, it leaves nothing behind."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import time

@@ -1,7 +1,5 @@
 """Hostile answers to every reward: a verdict within its limits, the reference's own answer judged right in between."""
 
-from __future__ import annotations
-
 import sqlite3
 import time
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Broken rows and images: a set that loads, or one line that names file and row."""
 
-from __future__ import annotations
-
 import json
 from io import BytesIO
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A real browser, headless, driven over its DevTools protocol: what it shows, measures and prints."""
 
-from __future__ import annotations
-
 import base64
 import json
 import shutil

@@ -3,8 +3,6 @@
 The forks of `multiprocessing`, because a fork of pytest would have its threads and what other tests changed.
 """
 
-from __future__ import annotations
-
 import faulthandler
 import multiprocessing
 import os

@@ -1,7 +1,5 @@
 """How many examples a fuzz test draws: a few in `make test-slow`, FUZZ times as many with FUZZ=20."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from typing import Any

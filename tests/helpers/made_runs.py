@@ -1,7 +1,5 @@
 """Run folders written by hand, as `lit-rlvr fit` leaves them: what a report reads, without training anything."""
 
-from __future__ import annotations
-
 import csv
 import json
 from collections.abc import Mapping, Sequence

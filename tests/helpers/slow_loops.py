@@ -4,8 +4,6 @@ Losses are sums over completions of terms that depend on that completion's log-p
 with 60 digits, so that a gradient is a central difference that is exact to far more digits than are compared.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Models, tokenizers and rollouts small enough to check by hand."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path

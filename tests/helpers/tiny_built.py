@@ -1,7 +1,5 @@
 """Runs as the command line builds them, without training."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What tests of episodes share: observations as tokens, and a check of whole rows."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

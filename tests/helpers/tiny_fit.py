@@ -1,7 +1,5 @@
 """Training in the real flow, in this process: Trainer, RolloutCallback, Arithmetic and GRPO, and what it saw."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +11,7 @@ from tiny import plain_logprobs, tiny_llama
 from tiny_engines import change
 from torch import Tensor
 
-from lit_rlvr.algorithms import GRPO, OPD
+from lit_rlvr.algorithms import GRPO
 from lit_rlvr.datamodules import Arithmetic, PromptDataModule
 from lit_rlvr.engines.base import RolloutEngine
 from lit_rlvr.engines.hf import HFEngine
@@ -108,14 +106,6 @@ class Recording(RLVRModule):
         self.updater.step = recorded  # type: ignore[method-assign]
 
 
-class RecordingGRPO(Recording, GRPO):
-    pass
-
-
-class RecordingOPD(Recording, OPD):
-    pass
-
-
 def fit(
     folder: Path,
     root: Path,
@@ -136,13 +126,15 @@ def fit(
     environment: Any = None,
     recorder: Recorder | None = None,
     data: PromptDataModule | None = None,
-    algorithm: type[Recording] = RecordingGRPO,
+    algorithm: type[RLVRModule] = GRPO,
     trainer_options: dict[str, Any] | None = None,
     checkpoint: Path | None = None,
     **options: Any,
 ) -> tuple[Any, Recorder]:
     recorder = recorder or Recorder()
     options["optim"] = {"max_grad_norm": 0.0} | options.get("optim", {})
+    if not issubclass(algorithm, Recording):
+        algorithm = type(f"Recording{algorithm.__name__}", (Recording, algorithm), {})
     module: Any = algorithm(model=str(folder), **{"lr": 1e-2} | options)
     module.recorder, module.skip_nothing = recorder, skip_nothing
     rollout = RolloutCallback(
@@ -177,8 +169,7 @@ def assert_same(one: Gradients, other: Gradients, relative: float = 1e-5) -> Non
     scale = max(float(g.abs().max()) for g in other.values())
     assert scale > 1e-6, "a gradient of zero would prove nothing"
     assert one.keys() == other.keys()
-    worst = max(float((one[n] - other[n]).abs().max()) for n in one)
-    assert worst <= relative * scale
+    assert max(float((one[n] - other[n]).abs().max()) for n in one) <= relative * scale
 
 
 def naive_gradients(

@@ -1,7 +1,5 @@
 """Tiny models for every test, and the folder of a run: a plugin that `conftest.py` loads."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What trackers have of a run, read back from their own files with their own packages."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Two forks of this process as the ranks of a process group."""
 
-from __future__ import annotations
-
 import multiprocessing
 import time
 import traceback

@@ -1,7 +1,5 @@
 """Recomputation changes memory use but not results; GPU kernels report where they cannot run."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from types import ModuleType

@@ -1,7 +1,5 @@
 """Gemma 3: tokens and pixels as transformers' own processor makes them, and refusals."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

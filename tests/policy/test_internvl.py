@@ -1,7 +1,5 @@
 """InternVL3.5: tokens that are never sampled, and refusals."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -126,9 +126,7 @@ def test_cuts_keep_every_row_once_and_the_budget(seed: int, shared: bool, budget
 
 def test_a_group_stays_whole_while_it_fits_and_is_split_by_completions_when_not() -> None:
     # prompt 10, four completions of 11: the row is 10 + 4 * 10 = 50
-    whole = cut_microbatches([10], [11] * 4, [0, 1, 2, 3], 4, 50, True)
-    assert whole == [[0, 1, 2, 3]]
+    assert cut_microbatches([10], [11] * 4, [0, 1, 2, 3], 4, 50, True) == [[0, 1, 2, 3]]
     split = cut_microbatches([10], [11] * 4, [0, 1, 2, 3], 4, 49, True)
     assert split == [[3], [0, 1, 2]] and len(split) == 2
-    single = cut_microbatches([10], [11] * 4, [0, 1, 2, 3], 4, 5, True)
-    assert sorted(single) == [[0], [1], [2], [3]]
+    assert sorted(cut_microbatches([10], [11] * 4, [0, 1, 2, 3], 4, 5, True)) == [[0], [1], [2], [3]]

@@ -1,7 +1,5 @@
 """Broken model folders: every command that reads one gives a one-line error that names the folder."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable
@@ -181,8 +179,7 @@ def test_the_templates_end_of_a_turn_ends_completions_too(
     for name in ("config.json", "generation_config.json"):
         change(name, eos_token_id=0)(folder)
     change("tokenizer_config.json", eos_token="<|endoftext|>")(folder)
-    policy = load_policy(str(folder))
-    assert policy.eos_token_ids == (0, END)
+    assert load_policy(str(folder)).eos_token_ids == (0, END)
     exported = save_trained(load_model(str(folder), torch.float32), str(folder), tmp_path / "exported")
     assert generation_config(str(exported)).eos_token_id == [0, END]
     (record,) = [record for record in caplog.records if record.levelname == "WARNING"]

@@ -1,7 +1,5 @@
 """Log-probabilities, entropies and their gradients against plain softmax by autograd."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest
@@ -113,8 +111,7 @@ def test_under_autocast_the_matrices_are_half_and_the_softmax_is_not() -> None:
         logp = score_tokens(hidden, weight, None, target, Sampling()).logp
         half = torch.nn.functional.linear(hidden, weight)
     assert half.dtype == torch.bfloat16 and logp.dtype == torch.float32
-    wanted = half.float().log_softmax(-1)[torch.arange(N), target]
-    torch.testing.assert_close(logp, wanted)
+    torch.testing.assert_close(logp, half.float().log_softmax(-1)[torch.arange(N), target])
     got = torch.autograd.grad(logp.sum(), [hidden, weight])
     expected = torch.autograd.grad(plain(hidden, weight, None, target, Sampling())[0].sum(), [hidden, weight])
     for a, b in zip(got, expected, strict=True):

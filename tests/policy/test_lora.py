@@ -1,7 +1,5 @@
 """Adapters: what is trained, what engines and exports get, and that the reference has none."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
@@ -158,8 +156,7 @@ def test_an_engine_needs_only_layers_next_to_a_trained_one_again(tiny_model_fold
     assert changing_weights(adapted(tiny_model_folder).model) == linear < every
     few = changing_weights(adapted(tiny_model_folder, layers=["q_proj"]).model)
     assert few == {name for name in every if ".self_attn." in name}, "k and v are fused with q"
-    plain = load_policy(str(tiny_model_folder))
-    assert changing_weights(plain.model) is None, "all"
+    assert changing_weights(load_policy(str(tiny_model_folder)).model) is None, "all"
     pictured = load_policy(str(vlm_folder))
     freeze_vision_tower(pictured.model)
     text = {name for name, _ in pictured.named_weights() if "visual" not in name}

@@ -1,7 +1,5 @@
 """The text models that train, by tiny random ones of their real config classes; `docs/models.md` shows this table."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache

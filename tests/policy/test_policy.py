@@ -156,8 +156,7 @@ def test_windows_of_attention_get_one_completion_per_row(
 ) -> None:
     """A check on twenty tokens cannot notice a window of 4096, but the attention reports it."""
     options = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 0}
-    model = tiny_qwen2(**options)
-    policy = Policy(model, (END,), shared_prefix=True)
+    policy = Policy(tiny_qwen2(**options), (END,), shared_prefix=True)
     verify_or_fall_back(policy)
     assert not policy.shared_prefix and "sliding_window" in caplog.text
     rollout = ragged()

@@ -1,7 +1,5 @@
 """Policies of every supported kind of vision-language model: log-probabilities and gradients equal the model's own."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What `bf16-mixed` computes in, and what `trainer.precision: auto` chooses."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +23,7 @@ def test_auto_takes_what_the_device_computes_fast(
 ) -> None:
     monkeypatch.setattr("lit_rlvr.policy.precision.fast_bf16", lambda device: fast and device == "cpu")
     fit(lit_rlvr, "--trainer.precision", "auto", "--trainer.max_steps", 1)
-    saved = yaml.safe_load((run_folder / "run" / "config.yaml").read_text())
-    assert saved["trainer"]["precision"] == wanted
+    assert yaml.safe_load((run_folder / "run" / "config.yaml").read_text())["trainer"]["precision"] == wanted
 
 
 def test_mixed_precision_computes_what_the_model_does_in_16_bits(tiny_model_folder: Path) -> None:

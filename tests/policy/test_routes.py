@@ -1,7 +1,5 @@
 """Router replay: the trainer uses the experts that tokens used in the engine, with weights of its own logits."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -201,8 +199,7 @@ def test_what_vllm_reports_is_of_all_layers_and_of_their_numbers() -> None:
     engine = VLLMEngine()
     engine._context = EngineContext("", policy, test_models.tiny.byte_tokenizer(), 512, 64, 0)
     reported = torch.randint(4, (7, 2, 2)).to(torch.uint8)
-    output = CompletionOutput(0, "", [5, 6], None, None, routed_experts=reported.numpy())
-    found = engine._routes(output)
+    found = engine._routes(CompletionOutput(0, "", [5, 6], None, None, routed_experts=reported.numpy()))
     assert found is not None and found.dtype == torch.uint8 and found.equal(reported[:, 1:])
     large = CompletionOutput(0, "", [5], None, None, routed_experts=reported.numpy().astype("uint16") + 300)
     assert engine._routes(large).equal(reported[:, 1:].short() + 300)  # type: ignore[union-attr]
@@ -232,8 +229,10 @@ def test_a_record_holds_the_experts(run_folder: Path, lit_rlvr: Callable[..., An
     assert summary(run_folder / "again")["weights_sha256"] == summary(run_folder / "run")["weights_sha256"]
     assert all(float(row["train/expert_flips"]) == 0 for row in metrics(run_folder / "again")[1:])
     run(lit_rlvr, *options, *to("unknown"))
-    said = run(lit_rlvr, *options, *replayed, "--rollouts-from", "unknown", *to("refused"), status=2)
-    assert "unknown was recorded without rollout.replay_routes; leave the option off" in said.err
+    run(
+        lit_rlvr, *options, *replayed, "--rollouts-from", "unknown", *to("refused"), status=2,
+        says="unknown was recorded without rollout.replay_routes; leave the option off",
+    )  # fmt: skip
 
 
 def refused(callback: RolloutCallback, model: Path, device: str = "cpu", **options: Any) -> str:

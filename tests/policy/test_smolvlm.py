@@ -1,7 +1,5 @@
 """SmolVLM2 and Idefics3: tiles and their placeholders as transformers' own processor makes them, and refusals."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -238,10 +238,12 @@ def test_a_changed_config_is_a_folder_that_everything_loads(
         check_model("http://here", source, longer.model.config)
     assert GRPO(model=source, config_overrides={"max_position_embeddings": 2048}).model_folder != source
     assert resolve_model(source, {}) == source
-    with pytest.raises(UserError, match=r"has no max_position_embedding; it has max_position_embeddings"):
-        resolve_model(source, {"max_position_embedding": 1})
-    with pytest.raises(UserError, match=r"config_overrides of .* cannot be read"):
-        resolve_model(source, {"rope_parameters": {"rope_type": "no such"}, "hidden_size": "wide"})
+    for wrong, said in (
+        ({"max_position_embedding": 1}, "has no max_position_embedding; it has max_position_embeddings"),
+        ({"rope_parameters": {"rope_type": "no such"}, "hidden_size": "wide"}, "config_overrides of .* cannot be read"),
+    ):
+        with pytest.raises(UserError, match=said):
+            resolve_model(source, wrong)
 
 
 class GatedHub(BaseHTTPRequestHandler):

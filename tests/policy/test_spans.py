@@ -1,7 +1,5 @@
 """Attention by spans against one completion per row, in numbers and through a model."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -81,8 +79,7 @@ def test_the_two_parts_of_a_completion_are_rounded_once(device: torch.device) ->
     q, k, v = (torch.randn(tokens, heads, 16, generator=generator).bfloat16() for heads in (6, 2, 2))
     ours = attend(*(x.to(device) for x in (q, k, v)), lay_out_spans(prompts, completions).to(device), 0.25).cpu()
     theirs = one_by_one(q.double(), k.double(), v.double(), prompts, completions)
-    wrong = (ours.double() - theirs)[110:].norm() / theirs[110:].norm()
-    assert wrong < 0.003
+    assert (ours.double() - theirs)[110:].norm() / theirs[110:].norm() < 0.003
 
 
 def test_both_methods_are_compared_where_a_policy_trains(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,5 @@
 """Videos as Qwen's models take them: tokens, positions and log-probabilities are transformers' own."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Images as every supported kind of vision-language model takes them: sizes, placeholders, positions, refusals."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Attention within windows, all windows of a length at once, against one window at a time."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor, nn

@@ -230,8 +230,7 @@ def test_a_probe_has_prompts_of_several_lengths(lengths: list[int], chosen: list
 def test_ranks_probe_with_the_same_prompts(tmp_path: Path) -> None:
     def work(rank: int) -> None:
         prompts = [make_prompt([5] * length, str(rank)) for length in ([3, 9], [4])[rank]]
-        found = probe_prompts(prompts)
-        assert [(p.sample.id, len(p.token_ids)) for p in found] == [("1", 4), ("0", 9), ("0", 3)]
+        assert [(p.sample.id, len(p.token_ids)) for p in probe_prompts(prompts)] == [("1", 4), ("0", 9), ("0", 3)]
         assert probe_prompts(prompts[:1], together=False) == prompts[:1]
 
     in_two_ranks(tmp_path, work)
@@ -239,8 +238,7 @@ def test_ranks_probe_with_the_same_prompts(tmp_path: Path) -> None:
 
 def test_validation_is_as_long_as_training_unless_it_is_said() -> None:
     training = Sampling(temperature=0.7, top_k=5, max_tokens=24)
-    inherited = RolloutCallback(engine="hf", sampling=training)
-    assert inherited.eval_sampling == Sampling(temperature=0.0, max_tokens=24)
+    assert RolloutCallback(engine="hf", sampling=training).eval_sampling == Sampling(temperature=0.0, max_tokens=24)
     given = RolloutCallback(
         engine="hf", sampling=training, evaluation=Evaluation(sampling=EvalSampling(0.6, top_p=0.95, max_tokens=96))
     )

@@ -62,10 +62,9 @@ def test_the_sampled_tokens_are_the_engines_and_the_rest_is_the_templates(episod
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("most", [3, 64])
-def test_an_episode_does_not_depend_on_the_others(episodes: Any, most: int) -> None:
+def test_an_episode_does_not_depend_on_the_others(episodes: Any) -> None:
     together = generate(hf_engine(), episodes())
-    alone = generate(hf_engine(max_sequences=most), episodes())
+    alone = generate(hf_engine(max_sequences=3), episodes())
     assert flat(together) == flat(alone)
     assert [c.outcome for group in together for c in group] == [c.outcome for group in alone for c in group]
 

@@ -1,7 +1,5 @@
 """A record keeps every number that training reads, each rank's and each version's, and ends cleanly."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Sequence
@@ -82,8 +80,7 @@ def test_a_rollout_is_read_as_it_was(rollout: Rollout, tmp_path: Path) -> None:
     about, arrays = Record(tmp_path).read(1)
     assert (about["cursor"], about["updates"], len(record)) == (CURSOR, 7, 1)
     assert_equal(unpack_rollout(about, arrays, rollout.prompts, rollout.sampling, byte_tokenizer()), rollout)
-    size = sum(tensor.numel() for tensor in arrays.values())
-    assert size < 2000, "padding is not written"
+    assert sum(tensor.numel() for tensor in arrays.values()) < 2000, "padding is not written"
 
 
 def test_a_resumed_run_replaces_later_iterations_and_keeps_the_bound(
@@ -168,14 +165,14 @@ def test_what_cannot_be_replayed_is_one_line(tmp_path: Path) -> None:
         record.begin(0, terms, nn.Linear(2, 2))
     record.add(1, rollout, CURSOR, 0)
     replay_of(run, [prompt]).check(terms, prompts_grow=False)
-    with pytest.raises(UserError, match=r"recorded with rollout\.group_size 2, this run has 4; use the same"):
-        replay_of(run, [prompt]).check({"rollout.group_size": 4}, prompts_grow=False)
-    with pytest.raises(UserError, match=r"run\.json lacks data\.size, .*; rename its former key there, or record"):
-        replay_of(run, [prompt]).check({"data.size": None}, prompts_grow=False)
-    with pytest.raises(UserError, match="was trained on p0, which is not in the data"):
-        replay_of(run, []).check(terms, prompts_grow=False)
-    with pytest.raises(UserError, match="was trained on p0 with other tokens than in the data"):
-        replay_of(run, [replace(prompt, token_ids=[1])]).check(terms, prompts_grow=False)
+    for prompts, given, words in (
+        ([prompt], {"rollout.group_size": 4}, r"recorded with rollout\.group_size 2, this run has 4; use the same"),
+        ([prompt], {"data.size": None}, r"run\.json lacks data\.size, .*; rename its former key there, or record"),
+        ([], terms, "was trained on p0, which is not in the data"),
+        ([replace(prompt, token_ids=[1])], terms, "was trained on p0 with other tokens than in the data"),
+    ):
+        with pytest.raises(UserError, match=words):
+            replay_of(run, prompts).check(given, prompts_grow=False)
     replay_of(run, [replace(prompt, token_ids=[1])]).check(terms, prompts_grow=True)
     with pytest.raises(UserError, match=r"no rewards of a reference, which model\.advantage needs"):
         replay_of(run, [prompt], wanted=ReferenceCompletions()).check(terms, prompts_grow=False)

@@ -1,7 +1,5 @@
 """A budget of samples or tokens: the run ends with the iteration that uses it up, and all that is generated counts."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable
@@ -67,8 +65,7 @@ def test_the_total_is_right_after_a_change_of_updates(
 ) -> None:
     fit(lit_rlvr, "--trainer.max_steps", 3)
     two = ("--model.init_args.updates_per_rollout", 2, "--ckpt_path", "last", "--trainer.limit_val_batches", 0)
-    result = fit(lit_rlvr, *two, *limits)
-    said = re.findall(r"^step (\d+)/(\d+) ", result.err, re.MULTILINE)
+    said = re.findall(r"^step (\d+)/(\d+) ", fit(lit_rlvr, *two, *limits).err, re.MULTILINE)
     assert [(int(step), int(total)) for step, total in said] == [(step, last) for step in range(5, last + 1, 2)]
     state = json.loads((run_folder / "run" / LIVE).read_text())
     assert state["step"] == state["steps"] == summary(run_folder / "run")["steps"] == last
@@ -136,10 +133,11 @@ def test_dynamic_sampling_and_reference_rollouts_count(run_folder: Path, lit_rlv
 
 
 def test_what_cannot_be_is_one_line(run_folder: Path, lit_rlvr: CLI) -> None:
-    result = lit_rlvr(*FIT, "--budget.tokens", 0)
-    assert result.status == 2 and "budget.tokens: 0 must lie in" in result.err
-    result = lit_rlvr(*FIT, *ENDLESS, "--budget.samples", 16, "--model.init_args.optim.lr_schedule", "linear")
-    assert result.status == 2 and "lr_schedule: linear needs trainer.max_steps" in result.err
+    lit_rlvr(*FIT, "--budget.tokens", 0, status=2, says="budget.tokens: 0 must lie in")
+    lit_rlvr(
+        *FIT, *ENDLESS, "--budget.samples", 16, "--model.init_args.optim.lr_schedule", "linear", status=2,
+        says="lr_schedule: linear needs trainer.max_steps",
+    )  # fmt: skip
 
 
 def test_a_first_step_that_is_not_finite_has_no_loss_to_show(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,5 @@
 """Checkpoints by time: the first iteration, then every so many minutes, and never most of the time."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace

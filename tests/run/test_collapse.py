@@ -1,7 +1,5 @@
 """When a run says that an accuracy fell, why it says so, and what it does then."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from math import sqrt
@@ -184,8 +182,7 @@ def test_a_ruined_run_says_so_within_two_iterations_and_everywhere_the_same(
     assert finding.title == "The accuracy of the rollouts fell" and "the step" in finding.evidence
     assert any(f"step {step}: {finding}" in said for step in (low, low + 1)), (accuracy, said)
     assert summary(run)["collapse"].startswith(str(finding)) and summary(run)["stopped"] is None
-    shown = lit_rlvr("watch", "run", "--json")
-    assert json.loads(shown.out)["run"]["findings"][0] == vars(finding)
+    assert json.loads(lit_rlvr("watch", "run", "--json").out)["run"]["findings"][0] == vars(finding)
     stopped = fit(lit_rlvr, *ruined, "--collapse.action", "stop", *to("stopped")).err
     assert f"step {summary(run_folder / 'stopped')['steps']}: {finding}" in stopped
     assert summary(run_folder / "stopped")["stopped"] == f"collapse: {finding}" and is_complete(run_folder / "stopped")

@@ -1,7 +1,5 @@
 """Runs that a callback ends before their last step say why, and count as ended by themselves."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable

@@ -42,8 +42,7 @@ def test_fit_leaves_everything_in_its_folder(run_folder: Path, lit_rlvr: CLI) ->
 
     rows = metrics(run)
     assert [int(row["step"]) for row in rows] == [0, 1, 2, 3, 4, 5, 6]
-    validated = [int(row["step"]) for row in rows if row["val/arithmetic/accuracy"] != ""]
-    assert validated == [0, 3, 6]
+    assert [int(row["step"]) for row in rows if row["val/arithmetic/accuracy"] != ""] == [0, 3, 6]
     for row in rows[1:]:
         for name in ("rollout/reward", "rollout/accuracy", "rollout/length", "rollout/truncated", "train/loss",
                      "train/entropy", "train/grad_norm", "train/lr", "reward/first_token"):  # fmt: skip
@@ -103,8 +102,10 @@ def test_automatic_micro_batches_are_chosen_once(
 
 @pytest.mark.slow
 def test_without_a_validation_set_accuracies_are_null_and_it_is_said(run_folder: Path, lit_rlvr: CLI) -> None:
-    unused = fit(lit_rlvr, *to("unused"), "--trainer.limit_val_batches", 0, "--trainer.max_steps", 1)
-    assert "Validation accuracy not measured before, not measured after" in unused.err
+    fit(
+        lit_rlvr, *to("unused"), "--trainer.limit_val_batches", 0, "--trainer.max_steps", 1,
+        says="Validation accuracy not measured before, not measured after",
+    )  # fmt: skip
     fast = fit(lit_rlvr, *to("fast"), "--trainer.fast_dev_run", "true")
     assert "Validation accuracy not measured before, " in fast.err and "no validation set" not in fast.err
     result = fit(lit_rlvr, "--data.init_args.held_out", 0, "--trainer.max_steps", 2)
@@ -170,8 +171,7 @@ def test_a_second_fit_is_refused_unless_told_to_overwrite(run_folder: Path, lit_
 def test_other_settings_on_resume_are_named_and_used(run_folder: Path, lit_rlvr: CLI) -> None:
     """The optimizer's own state has the old learning rate."""
     fit(lit_rlvr, "--trainer.max_steps", 2)
-    same = fit(lit_rlvr, "--trainer.max_steps", 2, "--ckpt_path", "last")
-    assert "another" not in same.err
+    assert "another" not in fit(lit_rlvr, "--trainer.max_steps", 2, "--ckpt_path", "last").err
     options = (
         "--model.init_args.lr", 5e-4, "--model.init_args.optim.weight_decay", 0.1, "--rollout.sampling.max_tokens", 6,
     )  # fmt: skip
@@ -183,8 +183,7 @@ def test_other_settings_on_resume_are_named_and_used(run_folder: Path, lit_rlvr:
         "resumed with a different rollout.sampling.max_tokens: 8 -> 6",
         "resumed with a different trainer.max_steps: 2 -> 3",
     ]
-    rates = [float(row["train/lr"]) for row in metrics(run_folder / "run")[1:]]
-    assert rates == pytest.approx([1e-3, 1e-3, 5e-4])
+    assert [float(row["train/lr"]) for row in metrics(run_folder / "run")[1:]] == pytest.approx([1e-3, 1e-3, 5e-4])
     saved = torch.load(last_checkpoint(run_folder / "run"), weights_only=True)
     (group,) = saved["optimizer_states"][0]["param_groups"]
     assert (group["lr"], group["initial_lr"], group["weight_decay"]) == (5e-4, 5e-4, 0.1)
@@ -242,13 +241,8 @@ def test_validate_without_a_set_is_refused(run_folder: Path, lit_rlvr: CLI, no_w
 
 
 def assert_refused(result: Any, *said: str) -> None:
-    """One line on stderr, a non-zero status, no traceback."""
-    assert result.status not in (0, None)
-    lines = [line for line in result.err.splitlines() if line.startswith("lit-rlvr: error: ")]
-    assert len(lines) == 1, result.err
     for text in said:
-        assert text in lines[0], lines[0]
-    assert "Traceback" not in result.err + result.out
+        assert text in result.refusal
 
 
 @pytest.fixture
@@ -303,8 +297,7 @@ BAD_ARGUMENTS = {
 def test_bad_arguments_are_one_clear_line(run_folder: Path, lit_rlvr: CLI, no_weights: None, case: str) -> None:
     arguments, said = BAD_ARGUMENTS[case]
     (run_folder / "negative.yaml").write_text("model: {init_args: {lr: -1.0}}\n")
-    result = lit_rlvr(*FIT, *arguments)
-    assert_refused(result, *said)
+    assert_refused(lit_rlvr(*FIT, *arguments), *said)
     assert not (run_folder / "run" / "summary.json").exists()
 
 
@@ -387,11 +380,10 @@ def test_an_unknown_command_and_no_command(lit_rlvr: CLI) -> None:
 def test_options_that_a_class_change_drops_are_named(run_folder: Path, lit_rlvr: CLI, tmp_path: Path) -> None:
     rows = [{"question": f"{i}+1?", "answer": str(i + 1)} for i in range(8)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    result = fit(lit_rlvr, "--data", "TextMath", "--data.init_args.train", "rows.jsonl", "--dry-run")
-    assert (
-        "data: TextMath instead of Arithmetic of tiny.yaml: kept evaluation.prompts_per_batch, prompts_per_rollout"
-        in result.err
-    )
+    result = fit(
+        lit_rlvr, "--data", "TextMath", "--data.init_args.train", "rows.jsonl", "--dry-run",
+        says="data: TextMath instead of Arithmetic of tiny.yaml: kept evaluation.prompts_per_batch, prompts_per_roll",
+    )  # fmt: skip
     assert "dropped held_out, high" in result.err
     (tmp_path / "apmpo.yaml").write_text(
         "base: tiny.yaml\n"

@@ -1,7 +1,5 @@
 """A disk that fills up, really: one line, and with more space the run goes on as if nothing had happened."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -43,17 +41,17 @@ def test_the_place_that_is_full_is_named(
     fit(lit_rlvr, *to("whole"), "--trainer.max_steps", 1)
     small_disk("16k")
     exported = lit_rlvr("export", "whole", "--to", "run/exported")
-    assert exported.err.splitlines()[-1] == "lit-rlvr: error: run/exported cannot be written: No space left on device"
-    assert exported.status == 2 and os.listdir("run") == []
+    assert exported.refusal == "lit-rlvr: error: run/exported cannot be written: No space left on device"
+    assert os.listdir("run") == []
     monkeypatch.setenv("LIT_RLVR_CACHE", "run/cache")
-    cached = lit_rlvr("fit", "--config", "smoke/sums", *to("sums"))
-    assert cached.status == 2 and "cannot be written: No space left on device; set LIT_RLVR_CACHE to" in cached.err
+    lit_rlvr(
+        "fit", "--config", "smoke/sums", *to("sums"), status=2,
+        says="cannot be written: No space left on device; set LIT_RLVR_CACHE to",
+    )  # fmt: skip
     Path("rows.jsonl").write_text('{"id": "q", "prompt": "1 + 1", "answer": "2"}\n')
     Path("given.jsonl").write_text('{"id": "q", "completion": "%s2"}\n' % ("x" * 100_000))
     judged = lit_rlvr("evaluate", "--completions", "given.jsonl", "--suite", "rows.jsonl", "--out", "run/judged")
-    assert judged.status == 2 and judged.err.splitlines()[-1].endswith(
-        "error: --out: run/judged cannot be written: No space left on device"
-    ), judged.err
+    assert judged.refusal.endswith("error: --out: run/judged cannot be written: No space left on device")
 
 
 @pytest.mark.slow
@@ -66,10 +64,8 @@ def test_a_run_on_a_full_disk(
     monkeypatch.setattr(live, "WRITE_SECONDS", 1000.0)  # else it depends on the time which file is the first not to fit
     fit(lit_rlvr, *to("whole"))
     small_disk(f"{kilobytes}k")
-    result = lit_rlvr(*FIT, "--checkpoint.every", 1, "--overwrite", "true")
-    errors = [line for line in result.err.splitlines() if line.startswith("lit-rlvr: error: ")]
-    assert result.status == 2 and "Traceback" not in result.err
-    assert len(errors) == 1 and "cannot be written" in errors[0] and "No space left on device" in errors[0]
+    refusal = lit_rlvr(*FIT, "--checkpoint.every", 1, "--overwrite", "true").refusal
+    assert "cannot be written" in refusal and "No space left on device" in refusal
     left = list((run_folder / "run" / "checkpoints").glob("*.ckpt"))
     assert len(left) == (kilobytes > 1200)
     small_disk("20m")

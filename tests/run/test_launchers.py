@@ -1,7 +1,5 @@
 """Two machines of one process each do what one machine does; a Slurm job of servers and a trainer begins and ends."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

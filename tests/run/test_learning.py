@@ -1,7 +1,5 @@
 """Three runs that learn: text, pictures, tools. benchmarks/learning.py runs every recipe and algorithm."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from math import sqrt
@@ -20,12 +18,11 @@ def test_accuracy_rises_clearly(run_folder: Path, lit_rlvr: CLI) -> None:
 
     A sample is right when its first token's number is divisible by 3. Both shares come from 640 samples.
     """
-    result = lit_rlvr(
+    lit_rlvr(
         "fit", "--config", "tiny.yaml", "--trainer.max_steps", "30", "--model.init_args.lr", "0.003",
-        "--rollout.group_size", "8", "--rollout.evaluation.samples", "32", "--rollout.evaluation.sampling.temperature",
-        "1", "--rollout.validate_every_rollouts", "30",
+        "--rollout.group_size", "8", "--rollout.evaluation.samples", "32",
+        "--rollout.evaluation.sampling.temperature", "1", "--rollout.validate_every_rollouts", "30", status=0,
     )  # fmt: skip
-    assert result.status == 0, result.err
     before, after = (summary(run_folder / "run")[f"accuracy_{when}"] for when in ("before", "after"))
     error = sqrt((before * (1 - before) + after * (1 - after)) / 640)
     assert after - before > 5 * error, (before, after, error)
@@ -36,13 +33,11 @@ def test_a_model_of_pictures_looks(tmp_path: Path, lit_rlvr: CLI, monkeypatch: p
     0.06), and with other prompts' images it is at most that of the most frequent answer, 0.3."""
     monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path / "cache"))
     arguments = ("--config", "smoke/geometry", "--trainer.default_root_dir", tmp_path / "run")
-    result = lit_rlvr("fit", *arguments)
-    assert result.status == 0, result.err
+    lit_rlvr("fit", *arguments, status=0)
     found = summary(tmp_path / "run")
     assert found["accuracy_after"] - found["accuracy_before"] >= 0.2, found
     shuffled = ("--ckpt_path", "last", "--data.init_args.evaluation.shuffle_images", "true", "--json")
-    blind = lit_rlvr("validate", *arguments, *shuffled)
-    assert blind.status == 0, blind.err
+    blind = lit_rlvr("validate", *arguments, *shuffled, status=0)
     assert json.loads(blind.out)["val/accuracy"] <= 0.3, blind.out
 
 
@@ -52,10 +47,10 @@ def test_a_model_learns_to_use_its_tool(tmp_path: Path, lit_rlvr: CLI) -> None:
     The warm start ends where greedy answers have just become right, and how far samples are then depends on the last
     digits of sums, so on the processor.
     """
-    result = lit_rlvr("fit", "--config", "smoke/tools", "--trainer.max_steps", "60",
-                      "--rollout.validate_every_rollouts", "60",
-                      "--trainer.default_root_dir", tmp_path / "run")  # fmt: skip
-    assert result.status == 0, result.err
+    lit_rlvr(
+        "fit", "--config", "smoke/tools", "--trainer.max_steps", "60", "--rollout.validate_every_rollouts", "60",
+        "--trainer.default_root_dir", tmp_path / "run", status=0,
+    )  # fmt: skip
     found = summary(tmp_path / "run")
     assert found["accuracy_after"] - found["accuracy_before"] > 0.1, found
     calls = [float(row["rollout/tool_calls"]) for row in metrics(tmp_path / "run") if row["rollout/tool_calls"]]

@@ -1,7 +1,5 @@
 """`live.json` of a real run: what it is doing, while it does it."""
 
-from __future__ import annotations
-
 import json
 import threading
 import time
@@ -65,7 +63,5 @@ def test_it_follows_a_run_from_its_start_to_its_end(
 
 def test_a_failed_run_says_that_it_ended(run_folder: Path, lit_rlvr: CLI) -> None:
     (run_folder / "bad_judge.py").write_text("def judge(completion, sample):\n    raise SystemExit(3)\n")
-    result = lit_rlvr("fit", "--config", "tiny.yaml", "--rollout.rewards", '["bad_judge.judge"]')
-    assert result.status != 0
-    state = json.loads((run_folder / "run" / live.LIVE).read_text())
-    assert state["stage"] == "ended"
+    assert lit_rlvr("fit", "--config", "tiny.yaml", "--rollout.rewards", '["bad_judge.judge"]').status != 0
+    assert json.loads((run_folder / "run" / live.LIVE).read_text())["stage"] == "ended"

@@ -33,13 +33,12 @@ def test_a_second_run_is_refused_and_a_killed_one_does_not_stand_in_the_way(run_
     assert other.stdout is not None
     child = int(other.stdout.readline())
     try:
-        refused = lit_rlvr(*FIT, "--trainer.max_steps", 1)
-        assert refused.status == 2 and refused.err.count("lit-rlvr: error: ") == 1
-        assert f"another run is using run (process {other.pid} on " in refused.err
+        in_use = f"another run is using run (process {other.pid} on "
+        assert in_use in lit_rlvr(*FIT, "--trainer.max_steps", 1).refusal
         assert not (run_folder / "run" / "metrics.csv").exists()
         Path("suite.jsonl").write_text('{"id": "q", "prompt": "1 + 1", "answer": "2"}\n')
         evaluated = lit_rlvr("evaluate", "--completions", "suite.jsonl", "--suite", "suite.jsonl", "--out", "run")
-        assert f"--out: another run is using run (process {other.pid} on " in evaluated.err
+        assert f"--out: {in_use}" in evaluated.err
         other.kill()
         other.wait()
         fit(lit_rlvr, "--trainer.max_steps", 1)  # though a child of it lives
@@ -54,7 +53,8 @@ def test_a_folder_that_is_moved_during_the_run_is_named(run_folder: Path, lit_rl
     (run_folder / "mover.py").write_text(
         f"import os\nfrom lightning.pytorch import Callback\nclass Moves(Callback):\n    {moves}\n"
     )
-    result = lit_rlvr(*FIT, "--trainer.callbacks", "mover.Moves", "--checkpoint.every", 1)
-    assert result.status == 2 and "Traceback" not in result.err
-    assert "run was moved or deleted while this run used it; resume the run where" in result.err, result.err
+    lit_rlvr(
+        *FIT, "--trainer.callbacks", "mover.Moves", "--checkpoint.every", 1, status=2,
+        says="run was moved or deleted while this run used it; resume the run where",
+    )  # fmt: skip
     fit(lit_rlvr, "--trainer.default_root_dir", "moved", "--ckpt_path", "last")

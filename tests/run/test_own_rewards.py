@@ -1,7 +1,5 @@
 """Runs with a reward of the user's own: it works alone, it fails where its file is named, and it ends no run."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable
@@ -63,12 +61,6 @@ def rewards(*names: str) -> tuple[str, str]:
     return "--rollout.rewards", f"[{', '.join(names)}]"
 
 
-def refusal(result: Any) -> str:
-    """The one line that a run ends with."""
-    assert result.status == 2, result.err
-    return result.err.splitlines()[-1]
-
-
 def test_a_plain_function_works_alone(run_folder: Path, lit_rlvr: CLI) -> None:
     said = fit(lit_rlvr, *SHORT, *rewards("own_rewards.length")).err
     assert said.count("own_rewards.length: runs in this process") == 1
@@ -77,9 +69,9 @@ def test_a_plain_function_works_alone(run_folder: Path, lit_rlvr: CLI) -> None:
 
 
 def test_a_reward_that_fails_is_named_by_file_and_line(lit_rlvr: CLI) -> None:
-    said = refusal(lit_rlvr(*FIT, *SHORT, *rewards("own_rewards.column")))
+    said = lit_rlvr(*FIT, *SHORT, *rewards("own_rewards.column")).refusal
     assert "reward 'column' failed on 16 of 16" in said and ": own_rewards.py:11: KeyError: 'colour';" in said
-    said = refusal(lit_rlvr(*FIT, *SHORT, *rewards("own_rewards.nothing"), "--overwrite", "true"))
+    said = lit_rlvr(*FIT, *SHORT, *rewards("own_rewards.nothing"), "--overwrite", "true").refusal
     assert "rollout.rewards: nothing: None for all 16 completions of iteration 1, so there is nothing" in said
 
 
@@ -99,12 +91,11 @@ def test_a_reward_that_ends_its_process_fails_alone_where_it_is_isolated(run_fol
     ],
 )
 def test_sys_exit_in_own_code_is_no_success(option: str, value: str, line: str, lit_rlvr: CLI) -> None:
-    assert refusal(lit_rlvr(*FIT, *SHORT, option, value)) == f"lit-rlvr: error: {line}"
+    assert lit_rlvr(*FIT, *SHORT, option, value).refusal == f"lit-rlvr: error: {line}"
 
 
 def test_a_reward_that_changes_the_directory_does_not_split_the_run(run_folder: Path, lit_rlvr: CLI) -> None:
-    logger = ("--trainer.logger", "CSVLogger")
-    fit(lit_rlvr, *rewards("own_rewards.moves"), *logger, "--trainer.max_steps", 2)
+    fit(lit_rlvr, *rewards("own_rewards.moves"), "--trainer.logger", "CSVLogger", "--trainer.max_steps", 2)
     written = {path.name for path in (run_folder / "run").iterdir()}
     assert {"summary.json", "metrics.csv", "tensorboard", "lightning_logs", "checkpoints", "live.json"} <= written
     assert not [path for path in (run_folder / "elsewhere").rglob("*") if path.is_file()]
@@ -147,17 +138,17 @@ OPENED = ("--rollout.rewards", json.dumps([judged_as_is("opened")]), "--trainer.
 
 
 def test_rewards_get_the_prefill_in_training_and_validation(run_folder: Path, lit_rlvr: Callable[..., Any]) -> None:
-    result = lit_rlvr("fit", "--config", "tiny.yaml", *OPENED, "--rollout.validate_every_rollouts", "1")
-    assert result.status == 0, result.err
+    result = lit_rlvr("fit", "--config", "tiny.yaml", *OPENED, "--rollout.validate_every_rollouts", "1", status=0)
     lines = Path("opened").read_text().splitlines()
     assert len(lines) > 16 and all(line.startswith("'<think>\\n' ") for line in lines), lines[:3]
     (row,) = (row for row in metrics(run_folder / "run") if row["reward/opened/parse_fail"])
     assert float(row["reward/opened/parse_fail"]) == float(row["reward/status/parse_fail"]) == 1.0
     assert "step 1: Answers cannot be read: opened found no answer in 100% of the completions" in result.err
     Path("opened").unlink()
-    again = lit_rlvr("fit", "--config", "tiny.yaml", *OPENED, "--data.init_args.chat.score_prefill", "true",
-                     "--overwrite", "true")  # fmt: skip
-    assert again.status == 0, again.err
+    lit_rlvr(
+        "fit", "--config", "tiny.yaml", *OPENED, "--data.init_args.chat.score_prefill", "true", "--overwrite", "true",
+        status=0,
+    )  # fmt: skip
     lines = Path("opened").read_text().splitlines()
     assert set(lines) == {"'' '<think>'"}
 
@@ -166,8 +157,9 @@ def test_a_format_that_the_prefill_has_is_refused_before_weights_load(
     run_folder: Path, lit_rlvr: Callable[..., Any]
 ) -> None:
     form = ("--rollout.rewards", json.dumps([{"class_path": "Format", "init_args": {"pattern": "^<think>.*</think>"}}]))
-    result = lit_rlvr("fit", "--config", "tiny.yaml", *OPENED, *form)
-    assert result.status == 2 and "'format' asks for <think> in the text" in result.err, result.err
+    result = lit_rlvr(
+        "fit", "--config", "tiny.yaml", *OPENED, *form, status=2, says="'format' asks for <think> in the text"
+    )
     assert "set data.init_args.chat.score_prefill: true" in result.err
     ours = ("--rollout.rewards", json.dumps(["trl.rewards.think_format_reward"]))
     result = lit_rlvr("fit", "--config", "tiny.yaml", *OPENED, *ours)

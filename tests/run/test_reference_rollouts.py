@@ -1,7 +1,5 @@
 """Completions of the reference: whose weights make them, what a pool keeps, and what a checkpoint holds."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -78,8 +76,7 @@ def test_an_advantage_of_ones_own_gets_the_completions_that_it_asks_for(
     """Whatever the algorithm."""
     seen = spy(monkeypatch)
     (run_folder / "above.py").write_text(ABOVE)
-    result = lit_rlvr("fit", "--config", "tiny.yaml", "--model.init_args.advantage", "above.Above")
-    assert result.status == 0, result.err
+    lit_rlvr("fit", "--config", "tiny.yaml", "--model.init_args.advantage", "above.Above", status=0)
     assert sum(count for _, count in seen) == 16 * 5, "16 training prompts once, 5 completions each"
     logged = [row["train/reference"] for row in metrics(run_folder / "run") if row["train/reference"]]
     assert len(logged) == 6 and all(0 <= float(value) <= 1 for value in logged)
@@ -114,11 +111,11 @@ def test_a_renewed_reference_and_its_pool_survive_a_resume(run_folder: Path, lit
 def test_renewing_takes_the_current_policy(run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = spy(monkeypatch)
     assert lit_rlvr(*FIT, "--model.init_args.kl.reference_update_every", "2").status == 0
-    same = [torch.equal(a, b) for (a, _), (b, _) in itertools.pairwise(seen)]
-    assert same == [True, False, True, False, True]
+    assert [torch.equal(a, b) for (a, _), (b, _) in itertools.pairwise(seen)] == [True, False, True, False, True]
 
 
 def test_a_pool_smaller_than_the_group_is_refused(run_folder: Path, lit_rlvr: CLI) -> None:
-    result = lit_rlvr(*FIT, "--model.init_args.reference_pool_size", "3")
-    assert result.status == 2
-    assert "reference_pool_size: 3 is below rollout.group_size=4" in result.err
+    lit_rlvr(
+        *FIT, "--model.init_args.reference_pool_size", "3", status=2,
+        says="reference_pool_size: 3 is below rollout.group_size=4",
+    )  # fmt: skip

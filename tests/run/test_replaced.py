@@ -1,7 +1,5 @@
 """What an earlier run left is there until something replaces it, whenever a process is killed."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -64,8 +62,7 @@ def test_a_run_is_set_aside_whole_and_put_back_whole(tmp_path: Path) -> None:
     before = old_run(tmp_path)
     back_up_earlier_run(tmp_path)
     assert not list_run_files(tmp_path) and all((tmp_path / name).is_file() for name in OWN)
-    kept = content(tmp_path / ".replaced")
-    assert kept == {name: text for name, text in before.items() if name not in OWN}
+    assert content(tmp_path / ".replaced") == {name: text for name, text in before.items() if name not in OWN}
     begin(tmp_path)
     restore_earlier_run(tmp_path)
     assert content(tmp_path) == before

@@ -1,7 +1,5 @@
 """Runs that train on the rollouts that another run has recorded."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -120,14 +118,15 @@ def test_a_record_with_a_gap_is_refused_by_the_missing_file(recorded: Path, lit_
     """What is missing at its end is not known: a run may have been killed there."""
     record = recorded / "record"
     fit(lit_rlvr, *UNVALIDATED, *REPLAY)
-    again = recorded.with_name("again")
-    assert "rollout/tokens_per_second" not in (again / "metrics.csv").read_text()
+    assert "rollout/tokens_per_second" not in (recorded.with_name("again") / "metrics.csv").read_text()
     for lost in (1, 3, 5):
         path = record / f"iteration-{lost:06d}-rank-0.npz"
         content = path.read_bytes()
         path.unlink()
-        result = lit_rlvr(*FIT, *UNVALIDATED, *REPLAY, "--overwrite", "true")
-        assert result.status == 2 and f"lacks record/{path.name}, and has later iterations" in result.err
+        result = lit_rlvr(
+            *FIT, *UNVALIDATED, *REPLAY, "--overwrite", "true", status=2,
+            says=f"lacks record/{path.name}, and has later iterations",
+        )  # fmt: skip
         assert (f"to train on the {lost - 1} iteration(s) before it" in result.err) == (lost > 1)
         path.write_bytes(content)
     path = record / "iteration-000006-rank-0.npz"
@@ -149,12 +148,12 @@ REFUSED = {
 def test_what_cannot_be_replayed_is_refused(recorded: Path, lit_rlvr: CLI) -> None:
     save_model(tiny_llama(seed=5), recorded.with_name("other"))
     for words, options in REFUSED.items():
-        refused = fit(lit_rlvr, *REPLAY, *UNVALIDATED, *options, status=2)
-        errors = [line for line in refused.err.splitlines() if line.startswith("lit-rlvr: error:")]
-        assert len(errors) == 1 and "rollout.replay.rollouts_from: " in errors[0] and words in errors[0], refused.err
-        assert "Traceback" not in refused.err and digest(recorded)
-    dry = fit(lit_rlvr, *REPLAY, *UNVALIDATED, "--rollout.group_size", "2", "--dry-run", status=2)
-    assert "recorded with rollout.group_size 4, this run has 2" in dry.err
+        refusal = fit(lit_rlvr, *REPLAY, *UNVALIDATED, *options, status=2).refusal
+        assert "rollout.replay.rollouts_from: " in refusal and words in refusal and digest(recorded)
+    fit(
+        lit_rlvr, *REPLAY, *UNVALIDATED, "--rollout.group_size", "2", "--dry-run", status=2,
+        says="recorded with rollout.group_size 4, this run has 2",
+    )  # fmt: skip
     fit(lit_rlvr, *REPLAY, *UNVALIDATED, "--model.init_args.model", "other", "--dry-run")  # no weights to compare
 
 
@@ -172,8 +171,10 @@ def test_two_processes_replay_what_two_recorded(
     two = (*FIT, *STRATEGIES[strategy], *options)
     in_two_processes(run_folder, two, [*two, *REPLAY])
     assert digest(run_folder / "again") == digest(run_folder / "run")
-    refused = fit(lit_rlvr, *options, "--rollouts-from", "run", *to("alone"), status=2)
-    assert "run was recorded with processes 2, this run has 1; use the same" in refused.err
+    fit(
+        lit_rlvr, *options, "--rollouts-from", "run", *to("alone"), status=2,
+        says="run was recorded with processes 2, this run has 1; use the same",
+    )  # fmt: skip
 
 
 @pytest.mark.slow

@@ -1,7 +1,5 @@
 """Runs from Python: the folder of `fit`, whose `config.yaml` repeats the run and is read by the other commands."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from functools import partial
@@ -62,8 +60,7 @@ def test_functions_and_rows_resume_and_repeat(
     others = [{"question": row["question"], "answer": "3"} for row in rows]
     with pytest.raises(UserError, match="answers"):
         train_on_rows(tmp_path / "run", tiny_model_folder, others, 4, ckpt_path="last")
-    dataset = Dataset.from_list(rows)
-    assert train_on_rows(tmp_path / "run", tiny_model_folder, dataset, 4, ckpt_path="last") == whole
+    assert train_on_rows(tmp_path / "run", tiny_model_folder, Dataset.from_list(rows), 4, ckpt_path="last") == whole
     config = tmp_path / "run/config.yaml"
     saved = yaml.safe_load(config.read_text())
     assert saved["data"]["init_args"]["train"] == str(tmp_path / "run/rows/text_math_train.jsonl")
@@ -103,8 +100,7 @@ def test_what_fit_needs_is_said(tmp_path: Path, tiny_model_folder: Path) -> None
 
 def test_callbacks_are_ordered_by_what_they_are() -> None:
     given = [RunCheckpoint(), ModelCheckpoint(), Timer("00:01:00:00"), RolloutCallback(), Own(), RunFolder()]
-    trainer = Trainer(callbacks=given, accelerator="cpu")
-    names = [type(callback).__name__ for callback in trainer.callbacks]
+    names = [type(callback).__name__ for callback in Trainer(callbacks=given, accelerator="cpu").callbacks]
     own = names.index("Own")
     assert names[0] == "StopOnSignal" and names[own - 1] == "LiveFile"
     after = ["RunFolder", "RolloutCallback", "Budget", "CollapseMonitor", "FirstRollout", "LostWork", "Timer"]

@@ -1,7 +1,5 @@
 """Cut-off completions and prompts without a signal: in the step's line and as warnings."""
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -60,8 +58,9 @@ def test_few_effective_samples_are_reported_at_most_every_tenth_iteration() -> N
 def test_each_step_prints_a_line_and_one_warning(run_folder: Path, lit_rlvr: CLI) -> None:
     """Validation completions are cut off at training's length if only that is given."""
     options = ("--rollout.sampling.max_tokens", 2, "--rollout.evaluation.sampling.max_tokens", "null")
-    result = lit_rlvr(*FIT, *options, "--rollout.rewards", json.dumps([judged_as_is("dead")]), "--trainer.max_steps", 4)
-    assert result.status == 0, result.err
+    result = lit_rlvr(
+        *FIT, *options, "--rollout.rewards", json.dumps([judged_as_is("dead")]), "--trainer.max_steps", 4, status=0
+    )
     cut = [row["finish_reason"] == "length" for row in completions(run_folder / "run")]
     first = metrics(run_folder / "run")[1]
     assert any(cut) and float(first["rollout/truncated"]) > 0.5

@@ -1,7 +1,5 @@
 """Every smoke recipe runs two steps, with a warm start of two steps and few rows."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,10 +39,10 @@ def test_a_recipe_runs(
     monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path / "cache"))
     small, wanted = RECIPES[recipe]
     model = ("--model.init_args.model", tiny_model_folder) if "sql" in recipe else ()
-    result = lit_rlvr("fit", "--config", f"smoke/{recipe}", *small, *model, "--trainer.max_steps", "2",
-                      "--data.prompts_per_rollout", "2", "--rollout.validate_every_rollouts", "1",
-                      "--trainer.default_root_dir", tmp_path / "run")  # fmt: skip
-    assert result.status == 0, result.err
+    lit_rlvr(
+        "fit", "--config", f"smoke/{recipe}", *small, *model, "--trainer.max_steps", "2", "--data.prompts_per_rollout",
+        "2", "--rollout.validate_every_rollouts", "1", "--trainer.default_root_dir", tmp_path / "run", status=0,
+    )  # fmt: skip
     assert summary(tmp_path / "run")["steps"] == 2
     assert wanted <= {name for row in metrics(tmp_path / "run") for name, value in row.items() if value}
 

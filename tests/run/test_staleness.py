@@ -1,7 +1,5 @@
 """Groups that are generated during training in this process: their weights, what is refused, and exact resume."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The loop of docs/faults.md: it starts a run again after what a new process gets over, and ends with the run."""
 
-from __future__ import annotations
-
 import os
 import re
 import time

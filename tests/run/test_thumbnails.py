@@ -1,7 +1,5 @@
 """Thumbnails: small, stored once, named in the sampled rows, removed with their run alone."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -52,11 +50,9 @@ def test_a_run_on_videos_shows_their_frames_in_a_row(run_folder: Path, vlm_folde
     assert strip.size == (6 * 84, 56)
     assert [round(strip.getpixel((84 * i + 40, 20)) / 20) for i in range(6)] == [0, 2, 4, 7, 9, 11]
 
-    done = lit_rlvr("fit", "--config", "see.yaml")
-    assert done.status == 0, done.err
+    lit_rlvr("fit", "--config", "see.yaml", status=0)
     keys = {row["prompt"]: row.get("images", []) for row in completions(run_folder / "run")}
     assert {prompt: len(found) for prompt, found in keys.items()} == {"How bright is 0?": 1, "How bright is 1?": 1}
-    stored = Image.open(thumbnail_path(run_folder / "run", keys["How bright is 0?"][0]))
-    assert stored.size == (6 * 84, 56)
+    assert Image.open(thumbnail_path(run_folder / "run", keys["How bright is 0?"][0])).size == (6 * 84, 56)
     assert lit_rlvr("explain", "run", "--prompt", "prompt_data_module:1").status == 0
     assert (run_folder / "run/explain.html").read_text().count('<img src="data:image/png') == 1

@@ -1,7 +1,5 @@
 """The tutorials' scripts and the notebook run, and learn; their proofs and configs are checked in the quick suite."""
 
-from __future__ import annotations
-
 import os
 import re
 import sys
@@ -108,6 +106,5 @@ def test_grpo_trainer_and_fit_both_learn_in_the_notebook(tmp_path: Path, monkeyp
 
 @pytest.mark.slow
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    notebook = run_notebook(NOTEBOOK, tmp_path, monkeypatch)
-    assert "pass@8" in outputs(notebook)
+    assert "pass@8" in outputs(run_notebook(NOTEBOOK, tmp_path, monkeypatch))
     assert (tmp_path / "runs/first/exported/model.safetensors").is_file()

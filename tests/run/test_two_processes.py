@@ -50,8 +50,7 @@ def test_two_processes_end_where_one_does(
         "--model.init_args.compute.tokens_per_microbatch", "120", "--model.init_args.kl.coef", "0.1",
         "--model.init_args.lr", "1e-4", "--model.init_args.loss.aggregation", "token_mean",
     )  # fmt: skip
-    one = lit_rlvr(*FIT, *shared, *to("one"))
-    assert one.status == 0, one.err
+    lit_rlvr(*FIT, *shared, *to("one"), status=0)
     commands = ([*FIT, *strategy, *shared, *to(name)] for name, strategy in strategies.items())
     said = in_two_processes(run_folder, *commands)
     assert said.count("step 6/6") == said.count("2 rank(s)") == len(strategies), "only one process talks"
@@ -76,8 +75,7 @@ def sometimes(completion_ids, trainer_state, **_):
 def test_rollouts_without_a_reward_are_skipped_by_both(run_folder: Path, lit_rlvr: CLI) -> None:
     (run_folder / "own_sometimes.py").write_text(SOMETIMES)
     rewards = ("--rollout.rewards", "[own_sometimes.sometimes]", "--trainer.limit_val_batches", "0")
-    one = lit_rlvr(*FIT, *rewards, *to("one"))
-    assert one.status == 0, one.err
+    one = lit_rlvr(*FIT, *rewards, *to("one"), status=0)
     said = in_two_processes(
         run_folder, *([*FIT, *strategy, *rewards, *to(name)] for name, strategy in STRATEGIES.items())
     )
@@ -93,8 +91,7 @@ def test_episodes_are_the_same_in_two_processes(run_folder: Path, lit_rlvr: CLI)
         "--rollout.sampling.max_observation_tokens", "40", "--rollout.rewards", "null",
         "--model.init_args.lr", "1e-4",
     )  # fmt: skip
-    one = lit_rlvr(*FIT, *turns, *to("one"))
-    assert one.status == 0, one.err
+    lit_rlvr(*FIT, *turns, *to("one"), status=0)
     in_two_processes(run_folder, [*FIT, *STRATEGIES["fsdp2"], *turns, *to("two")])
     assert_same_training(run_folder / "two", run_folder / "one")
 
@@ -106,8 +103,7 @@ def test_groups_that_change_places_change_nothing(run_folder: Path, lit_rlvr: CL
         "--model.init_args.lr", "1e-4", "--run.save_prompts", "1", "--trainer.limit_val_batches", "0",
         "--model", "DAPO",
     )  # fmt: skip
-    one = lit_rlvr(*FIT, *shared, *to("one"))
-    assert one.status == 0, one.err
+    lit_rlvr(*FIT, *shared, *to("one"), status=0)
     seen = ("--trainer.callbacks+", "tiny_balance.Moved")
     in_two_processes(run_folder, *([*FIT, *STRATEGIES[name], *shared, *seen, *to(name)] for name in STRATEGIES))
     for name in STRATEGIES:
@@ -198,8 +194,7 @@ def test_algorithms_train_alike_in_two_processes(run_folder: Path, tiny_model_fo
     pairs = [*(("ddp", name) for name in ACROSS), *(("fsdp2", name) for name in SHARDED)]
     in_two_processes(run_folder, *(command(*pair) for pair in pairs))
     for name in ACROSS | SHARDED:
-        alone = lit_rlvr(*command("one", name))
-        assert alone.status == 0, alone.err
+        lit_rlvr(*command("one", name), status=0)
     for strategy, name in pairs:
         # The ratio to the sampler has the rounding of the engine's batches, which AdamW scales up.
         tolerance = {"M2PO": 1e-4, "an adapted rate": 1e-5}.get(name, 1e-6)
@@ -223,8 +218,7 @@ def test_prompts_with_and_without_images_train_alike_in_two_processes(
     config["model"]["init_args"] |= {"lr": 1e-4, "compute": {"tokens_per_microbatch": 60}}
     config["trainer"] |= {"max_steps": 3, "limit_val_batches": 0}
     write_config(run_folder / "tiny.yaml", config)
-    one = lit_rlvr(*FIT, *to("one"))
-    assert one.status == 0, one.err
+    lit_rlvr(*FIT, *to("one"), status=0)
     in_two_processes(run_folder, *([*FIT, *strategy, *to(name)] for name, strategy in STRATEGIES.items()))
     for name in STRATEGIES:
         assert_same_training(run_folder / name, run_folder / "one", 1e-5)

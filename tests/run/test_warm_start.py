@@ -1,7 +1,5 @@
 """The supervised start: it learns, it is kept, and what it depends on makes it anew."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -84,8 +82,7 @@ def test_it_holds_out_a_quarter_of_few_prompts(
 def test_it_trains_on_the_named_categories_alone(cache: Path, trained: list[Rollout]) -> None:
     data = MultiStepArithmetic(terms=[2, 3, 4], problems=90, held_out=0, tested=0)
     WarmStart(steps=3, checked=2, categories=["2 terms", "4 terms"]).apply(GRPO(model="tiny-llama"), data)
-    seen = {prompt.sample.category for rollout in trained for prompt in rollout.prompts}
-    assert seen == {"2 terms", "4 terms"}
+    assert {prompt.sample.category for rollout in trained for prompt in rollout.prompts} == {"2 terms", "4 terms"}
     said = "no training prompt has the category '5 terms'; the data has '2 terms', '3 terms', '4 terms'"
     with pytest.raises(UserError, match=said):
         WarmStart(steps=3, categories=["2 terms", "5 terms"]).check(GRPO(model="tiny-llama"), data)
@@ -116,8 +113,7 @@ def test_the_exact_match_counts_greedy_answers(vlm_folder: Path, tmp_path: Path)
 def test_a_stop_text_ends_a_solution_in_the_place_of_eos(tiny_model_folder: Path) -> None:
     module, policy = GRPO(model=str(tiny_model_folder)), load_policy(str(tiny_model_folder))
     prompt = Prompt(Sample("0", "?", "1"), [40, 41])
-    logits = policy.model(torch.tensor([[40, 41]])).logits[0, -1]
-    first = int(logits.argmax())
+    first = int(policy.model(torch.tensor([[40, 41]])).logits[0, -1].argmax())
     stop = Sampling(max_tokens=8, stop=(module.tokenizer.decode([first]),))
     solution = Completion("", (first, policy.eos_token_ids[0]), "stop")
     assert exact_match(policy, [(prompt, solution)], module.tokenizer, None, stop) == 1.0
@@ -201,16 +197,15 @@ def test_the_solutions_of_episodes_are_played(tiny_model_folder: Path, cache: Pa
         assert call.observation == answer.text and call.calls == 1 and call.errors == 0
         sampled = [t for t, own in zip(completion.token_ids, completion.sampled, strict=True) if own]
         assert data.tokenizer.decode(sampled, skip_special_tokens=True) == call.text + answer.text
-    with pytest.raises(UserError, match=r"warm_start.solution:"):
-        start.apply(GRPO(model=str(tiny_model_folder)), made("{answer}"), environment, sampling)
-    with pytest.raises(UserError, match=r"ends before its episode does.*add a turn"):
-        start.apply(GRPO(model=str(tiny_model_folder)), made(["<call>calculate('1')</call>"]), environment, sampling)
-    with pytest.raises(UserError, match=r"has 1 turn\(s\) after the end of its episode"):
-        start.apply(GRPO(model=str(tiny_model_folder)), made(["2", "{answer}"]), environment, sampling)
-    with pytest.raises(UserError, match="has a turn of more than 32 tokens"):
-        start.apply(GRPO(model=str(tiny_model_folder)), made(["2" * 40]), environment, sampling)
-    with pytest.raises(UserError, match=r"environment: .*no way in"):
-        start.apply(GRPO(model=str(tiny_model_folder)), made(["2"]), Broken(), sampling)
+    for wrong, played, said in (
+        ("{answer}", environment, r"warm_start.solution:"),
+        (["<call>calculate('1')</call>"], environment, r"ends before its episode does.*add a turn"),
+        (["2", "{answer}"], environment, r"has 1 turn\(s\) after the end of its episode"),
+        (["2" * 40], environment, "has a turn of more than 32 tokens"),
+        (["2"], Broken(), r"environment: .*no way in"),
+    ):
+        with pytest.raises(UserError, match=said):
+            start.apply(GRPO(model=str(tiny_model_folder)), made(wrong), played, sampling)
     kept = list(cache.glob("[!.]*"))
     start.apply(GRPO(model=str(tiny_model_folder)), data, environment, replace(sampling, max_observation_tokens=44))
     assert len(list(cache.glob("[!.]*"))) == len(kept) + 1, "another limit, another episode"
@@ -223,9 +218,7 @@ def test_a_run_starts_from_it_and_resumes(run_folder: Path, lit_rlvr: CLI, cache
     fit = ("fit", "--config", "tiny.yaml", "--model.init_args.model", vlm_folder, *data, *warm)
     fit += ("--rollout.sampling.max_tokens", 10)  # as its solutions have
     for root, steps in (("whole", 3), ("cut", 1)):
-        result = lit_rlvr(*fit, "--trainer.default_root_dir", root, "--trainer.max_steps", steps)
-        assert result.status == 0, result.err
-    resumed = lit_rlvr(*fit, "--trainer.default_root_dir", "cut", "--trainer.max_steps", 3, "--ckpt_path", "last")
-    assert resumed.status == 0, resumed.err
+        lit_rlvr(*fit, "--trainer.default_root_dir", root, "--trainer.max_steps", steps, status=0)
+    lit_rlvr(*fit, "--trainer.default_root_dir", "cut", "--trainer.max_steps", 3, "--ckpt_path", "last", status=0)
     assert summary(Path("cut"))["weights_sha256"] == summary(Path("whole"))["weights_sha256"]
     assert len(list(cache.glob("[!.]*"))) == 1

@@ -3,8 +3,6 @@
 torch cannot forget a device, so these tests run in a process of their own (test_made_up_device.py).
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """The loop is read in the files that the docstring of `training/module.py` names; all others are details of these."""
 
-from __future__ import annotations
-
 import re
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Runs made_up_device_cases.py."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Micro-batches that run out of memory: the step is retried with smaller ones, with the same result."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +10,10 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from tiny import make_rollout
-from tiny_fit import Recorder, RecordingGRPO, fit
+from tiny_fit import Recorder, fit
 from torch import Tensor
 
+from lit_rlvr.algorithms import GRPO
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, Stats
 from lit_rlvr.policy.policy import Policy
@@ -32,9 +31,9 @@ def run_out(
 ) -> list[int]:
     """From optimizer step `step` (counted from 1), fail on more than `most` completions at once: in the forward pass
     or, if `late`, in the backward pass. Returns the sizes that were tried."""
-    objective, tried = RecordingGRPO.objective, []
+    objective, tried = GRPO.objective, []
 
-    def limited(self: RecordingGRPO, x: LossInputs) -> tuple[Tensor, Stats]:
+    def limited(self: GRPO, x: LossInputs) -> tuple[Tensor, Stats]:
         tried.append(len(x.logp))
 
         def fail(*_: Any) -> None:
@@ -46,7 +45,7 @@ def run_out(
             x.logp.register_hook(fail)
         return objective(self, x)
 
-    monkeypatch.setattr(RecordingGRPO, "objective", limited)
+    monkeypatch.setattr(GRPO, "objective", limited)
     return tried
 
 

@@ -1,7 +1,5 @@
 """Steps whose loss or gradient is not finite."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import math
@@ -12,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_engines import Copying
-from tiny_fit import RecordingGRPO, fit
+from tiny_fit import fit
 from tiny_rewards import first_token
 from torch import Tensor
 
+from lit_rlvr.algorithms import GRPO
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, Stats
 from lit_rlvr.rewards import FunctionReward
@@ -40,17 +39,17 @@ def nan_in_the_number_only(x: LossInputs, loss: Tensor) -> Tensor:
 
 def poison(monkeypatch: pytest.MonkeyPatch, what: Poison, steps: set[int], group: int | None = None) -> None:
     """Apply `what` to the micro-batches (only those with `group`, if given) of some optimizer steps, counted from 1."""
-    objective = RecordingGRPO.objective
+    objective = GRPO.objective
 
-    def poisoned(self: RecordingGRPO, x: LossInputs) -> tuple[Tensor, Stats]:
+    def poisoned(self: GRPO, x: LossInputs) -> tuple[Tensor, Stats]:
         loss, stats = objective(self, x)
         hit = self.updates + 1 in steps and (group is None or bool((x.prompt == group).any()))
         return what(x, loss) if hit else loss, stats
 
-    monkeypatch.setattr(RecordingGRPO, "objective", poisoned)
+    monkeypatch.setattr(GRPO, "objective", poisoned)
 
 
-def adam_steps(module: RecordingGRPO) -> set[float]:
+def adam_steps(module: GRPO) -> set[float]:
     (optimizer,) = module.trainer.optimizers
     return {float(state["step"]) for state in optimizer.state.values()}
 

@@ -1,7 +1,5 @@
 """What a run logs of tokens that older weights sampled, and the forward pass that `loglinear` saves."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from types import SimpleNamespace

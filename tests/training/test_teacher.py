@@ -1,7 +1,5 @@
 """A teacher: its term in the advantages, what it needs of memory, and which teachers are refused."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable
@@ -12,11 +10,11 @@ import pytest
 import torch
 from tiny import VOCAB, byte_tokenizer, plain_divergence, plain_logprobs, save_model, tiny_llama
 from tiny_environments import Dice
-from tiny_fit import T_MAX, Recorder, RecordingGRPO, RecordingOPD, assert_same, fit
+from tiny_fit import T_MAX, Recorder, assert_same, fit
 from tiny_runs import FIT
 
 from lit_rlvr.advantages import GPGAdvantage
-from lit_rlvr.algorithms import GSPO
+from lit_rlvr.algorithms import GRPO, GSPO, OPD
 from lit_rlvr.datamodules import PromptDataModule, TextMath
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.split import ReadingOptions
@@ -35,7 +33,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tiny_llama(1), tmp_path_factory.mktemp("teacher") / "model")
 
 
-@pytest.mark.parametrize(("algorithm", "coef"), [(RecordingOPD, 1.0), (RecordingGRPO, 0.3)], ids=["OPD", "GRPO"])
+@pytest.mark.parametrize(("algorithm", "coef"), [(OPD, 1.0), (GRPO, 0.3)], ids=["OPD", "GRPO"])
 def test_the_gradient_is_that_of_the_divergence_and_of_the_rewards(
     algorithm: Any, coef: float, teacher: Path, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
@@ -52,7 +50,7 @@ def test_the_gradient_is_that_of_the_divergence_and_of_the_rewards(
             mine, its = (plain_logprobs(model, *ids)[0] for model in (student, other))
             closer = (its - mine).detach()
             divergence -= float(closer.sum())
-            advantage = coef * closer + (standard[p, g].float() if algorithm is RecordingGRPO else 0.0)
+            advantage = coef * closer + (standard[p, g].float() if algorithm is GRPO else 0.0)
             assert float(rollout.advantages[p, g]) == pytest.approx(float(advantage.mean()), abs=1e-5)
             total = total - (advantage * mine).sum() / tokens
     assert seen.metrics[0]["train/teacher_kl"] == pytest.approx(divergence / tokens, abs=1e-5)
@@ -66,9 +64,9 @@ def test_the_gradient_is_that_of_the_divergence_and_of_the_rewards(
 @pytest.mark.parametrize(
     ("algorithm", "beta", "top_k", "aggregation"),
     [
-        (RecordingOPD, 0.0, None, "token_mean"),
-        (RecordingGRPO, 0.4, 12, "sequence_mean"),
-        (RecordingOPD, 1.0, None, "sequence_mean"),
+        (OPD, 0.0, None, "token_mean"),
+        (GRPO, 0.4, 12, "sequence_mean"),
+        (OPD, 1.0, None, "sequence_mean"),
     ],
 )
 def test_the_divergence_over_the_vocabulary_is_a_term_of_the_loss(
@@ -92,14 +90,13 @@ def test_the_divergence_over_the_vocabulary_is_a_term_of_the_loss(
             each = torch.stack([plain_divergence(s, t, beta, top_k) for s, t in zip(mine, its, strict=True)])
             divergence += float(each.detach().sum())
             share = 1 / tokens if aggregation == "token_mean" else 1 / (len(rollout.mask) * len(each))
-            reward = standard[p, g].float() if algorithm is RecordingGRPO else 0.0
+            reward = standard[p, g].float() if algorithm is GRPO else 0.0
             total = total + (0.5 * each - reward * logp).sum() * share
     metrics = seen.metrics[0]
     assert metrics["train/teacher_divergence"] == pytest.approx(divergence / tokens, rel=1e-5)
     assert "train/teacher_kl" not in metrics
     wanted = torch.autograd.grad(total, [*student.parameters()])
-    names = (name for name, _ in student.named_parameters())
-    assert_same(seen.gradients[0], dict(zip(names, wanted, strict=True)))
+    assert_same(seen.gradients[0], dict(zip(dict(student.named_parameters()), wanted, strict=True)))
 
 
 @pytest.mark.parametrize("beta", [None, 0.5])
@@ -108,7 +105,7 @@ def test_what_a_teacher_has_no_embedding_for_is_not_sampled(beta: float | None, 
     student = tiny_llama()
     student.resize_token_embeddings(4 * VOCAB, mean_resizing=False)
     student.generation_config = tiny_llama().generation_config
-    _, seen = fit(save_model(student, tmp_path / "wide"), tmp_path, algorithm=RecordingOPD,
+    _, seen = fit(save_model(student, tmp_path / "wide"), tmp_path, algorithm=OPD,
                   teacher=Teacher(str(teacher), beta=beta))  # fmt: skip
     rollout, total = seen.rollouts[0], 0.0
     assert int(rollout.token_ids.max()) < VOCAB
@@ -151,15 +148,13 @@ def test_each_row_has_the_teacher_that_a_column_names(teacher: Path, tiny_model_
     taught = Teacher({"one": str(teacher), "two": str(third)}, column="subject")
     numbered: Any = {1: "folder", 2: "other"}  # as YAML reads such labels
     assert Teacher(numbered, column="grade").models == {"1": "folder", "2": "other"}
-    _, seen = fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, teacher=taught, data=questions(tmp_path))
+    _, seen = fit(tiny_model_folder, tmp_path, algorithm=OPD, teacher=taught, data=questions(tmp_path))
     models = {"one": tiny_llama(1), "two": tiny_llama(2)}
     subjects = [prompt.sample.row["subject"] for prompt in seen.rollouts[0].prompts]
     assert {*subjects} == {*models}
     assert_taught(seen, lambda p, prompt: (models[subjects[p]], prompt.token_ids), 0)
     with pytest.raises(UserError, match=r"model.teacher: 4 of 4 rows.*rows.jsonl:1: subject: 'art' names no teacher"):
-        fit(
-            tiny_model_folder, tmp_path, algorithm=RecordingOPD, teacher=taught, data=questions(tmp_path, subject="art")
-        )
+        fit(tiny_model_folder, tmp_path, algorithm=OPD, teacher=taught, data=questions(tmp_path, subject="art"))
 
 
 def judges_half(completion: Completion, sample: Sample) -> float | None:
@@ -172,7 +167,7 @@ def test_completions_without_a_reward_learn_from_the_teacher_alone(
 ) -> None:
     """And, without any reward, from rows without an answer."""
     rows = [{"prompt": f"{n}+1="} | ({"answer": "1"} if rewards else {}) for n in range(4)]
-    given: dict[str, Any] = {"algorithm": RecordingGRPO, "rewards": rewards}
+    given: dict[str, Any] = {"algorithm": GRPO, "rewards": rewards}
     data = PromptDataModule(train=rows, prompts_per_rollout=4)
     module, seen = fit(tiny_model_folder, tmp_path, 3, data=data, teacher=Teacher(str(teacher)), **given)
     rollout, student, other = seen.rollouts[0], tiny_llama(), tiny_llama(1)
@@ -215,7 +210,7 @@ def test_a_replay_masks_by_its_own_teacher(teacher: Path, tiny_model_folder: Pat
     def train(name: str, taught: bool, recorded: str | None = None) -> None:
         replay = Replay(record=1.0) if recorded is None else Replay(record=0.0, rollouts_from=str(tmp_path / recorded))
         _, seen = fit(
-            tiny_model_folder, tmp_path / name, algorithm=RecordingGRPO, rewards=[judges_half], replay=replay,
+            tiny_model_folder, tmp_path / name, algorithm=GRPO, rewards=[judges_half], replay=replay,
             teacher=Teacher(str(teacher)) if taught else None, data=PromptDataModule(train=rows, prompts_per_rollout=4),
         )  # fmt: skip
         found[name] = seen
@@ -238,7 +233,7 @@ def test_a_policy_learns_from_itself_behind_a_demonstration(
     """The teacher's prompt holds the column's text as it is, and the student's tokens follow it unchanged."""
     taught = Teacher(prompt=Demonstration("solution", "{prompt} Hint: {demonstration}"), ema=ema)
     data = questions(tmp_path)
-    _, seen = fit(tiny_model_folder, tmp_path, 3, algorithm=RecordingOPD, teacher=taught, data=data)
+    _, seen = fit(tiny_model_folder, tmp_path, 3, algorithm=OPD, teacher=taught, data=data)
     own = tiny_llama()
 
     def teacher_of(p: int, prompt: Prompt) -> tuple[Any, list[int]]:
@@ -284,7 +279,7 @@ def test_the_divergence_from_oneself_is_behind_the_demonstration_too(tiny_model_
     taught = Teacher(prompt=Demonstration("solution", "{prompt} Hint: {demonstration}"), beta=0.0)
     data = questions(tmp_path)
     given = {"teacher": taught, "data": data, "compute": {"tokens_per_microbatch": 100}}
-    _, seen = fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, **given)
+    _, seen = fit(tiny_model_folder, tmp_path, algorithm=OPD, **given)
     rollout, own, total = seen.rollouts[0], tiny_llama(), torch.zeros(())
     for prompt, group in zip(rollout.prompts, rollout.completions, strict=True):
         text = f"{prompt.sample.row['prompt']} Hint: {prompt.sample.row['solution']}"
@@ -298,8 +293,7 @@ def test_the_divergence_from_oneself_is_behind_the_demonstration_too(tiny_model_
     total = total / int(rollout.mask.sum())
     assert seen.metrics[0]["train/teacher_divergence"] == pytest.approx(float(total.detach()), rel=1e-5)
     wanted = torch.autograd.grad(total, [*own.parameters()])
-    names = (name for name, _ in own.named_parameters())
-    assert_same(seen.gradients[0], dict(zip(names, wanted, strict=True)))
+    assert_same(seen.gradients[0], dict(zip(dict(own.named_parameters()), wanted, strict=True)))
 
 
 @pytest.mark.parametrize(
@@ -327,7 +321,7 @@ def test_a_run_resumes_with_another_teacher(first: str, teacher: Path, tiny_mode
     average = Teacher(prompt=Demonstration("subject"), ema=0.5)
     folder = Teacher(str(teacher), prompt=Demonstration("subject"))
     before, after = {"none": (None, average), "average": (average, folder)}[first]
-    given: dict[str, Any] = {"algorithm": RecordingGRPO, "rewards": ["tiny_rewards.graded"]}
+    given: dict[str, Any] = {"algorithm": GRPO, "rewards": ["tiny_rewards.graded"]}
     module, _ = fit(tiny_model_folder, tmp_path, data=questions(tmp_path), teacher=before, **given)
     module.trainer.save_checkpoint(tmp_path / "1.ckpt")
     more = {"data": questions(tmp_path), "teacher": after, "checkpoint": tmp_path / "1.ckpt"} | given
@@ -345,7 +339,7 @@ def test_a_resumed_run_says_which_frozen_weights_have_changed(
 ) -> None:  # fmt: skip
     """A teacher's version is in the checkpoint; it is that of all its files, wherever in them a weight lies."""
     copy = shutil.copytree(teacher, tmp_path / "copy")
-    given = {"algorithm": RecordingGRPO, "teacher": Teacher(str(copy)), "kl": {"coef": 0.1}}
+    given = {"algorithm": GRPO, "teacher": Teacher(str(copy)), "kl": {"coef": 0.1}}
     module, _ = fit(tiny_model_folder, tmp_path, **given)
     module.trainer.save_checkpoint(tmp_path / "1.ckpt")
     fit(tiny_model_folder, tmp_path, 2, checkpoint=tmp_path / "1.ckpt", **given)
@@ -385,7 +379,7 @@ def test_another_tokenizer_is_refused_by_its_first_difference(tiny_model_folder:
         file = other / "tokenizer.json"
         file.write_text(file.read_text().replace(old, new))
         with pytest.raises(UserError, match=rf"model.teacher.model: token \d+ {message}"):
-            fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, teacher=Teacher(str(other)))
+            fit(tiny_model_folder, tmp_path, algorithm=OPD, teacher=Teacher(str(other)))
 
 
 def test_a_teacher_may_have_other_names_of_tokens_that_no_prompt_has(
@@ -395,7 +389,7 @@ def test_a_teacher_may_have_other_names_of_tokens_that_no_prompt_has(
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"extra_special_tokens": ["<|more|>"]})
     tokenizer.save_pretrained(other)
-    fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, teacher=Teacher(str(other)))
+    fit(tiny_model_folder, tmp_path, algorithm=OPD, teacher=Teacher(str(other)))
     assert "1 added tokens have other names (token" in caplog.text and "no prompt has one" in caplog.text
 
 
@@ -442,7 +436,7 @@ def test_teachers_that_a_run_cannot_use_are_refused(
     for said, chosen, row, options in cases:
         given = options | {"data": questions(tmp_path, **row), "teacher": chosen}
         with pytest.raises(UserError, match=said):
-            fit(tiny_model_folder, tmp_path, algorithm=RecordingOPD, **given)
+            fit(tiny_model_folder, tmp_path, algorithm=OPD, **given)
 
 
 @pytest.mark.slow
@@ -456,8 +450,7 @@ def test_a_plan_counts_the_teacher(
     )
     named = ("--model.init_args.teacher.model", str(teacher))
     for more in ((), named, (*named, "--model.init_args.teacher.beta", "0.5")):
-        result = lit_rlvr("plan", *FIT[1:], "--gpus", "1x80GB", *more)
-        assert result.status == 0, result.err
+        lit_rlvr("plan", *FIT[1:], "--gpus", "1x80GB", *more, status=0)
     alone, taught, compared = seen
     assert compared["temporary"] - taught["temporary"] > 12 * 4 * VOCAB  # bytes of the logits of one micro-batch
     assert compared | {"temporary": taught["temporary"]} == taught

@@ -1,13 +1,11 @@
 """Terms of the user's own: where they count, what they get, and what a checkpoint keeps of them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_fit import Recorder, Recording, fit
+from tiny_fit import Recorder, fit
 from torch import Tensor
 
 from lit_rlvr.algorithms import Objective
@@ -125,10 +123,6 @@ def test_a_wrong_term_is_named(tiny_model_folder: Path, tmp_path: Path) -> None:
             fit(tiny_model_folder, tmp_path, terms=[term])
 
 
-class RecordingObjective(Recording, Objective):
-    pass
-
-
 def test_a_loss_without_a_class_is_that_of_the_class(tiny_model_folder: Path, tmp_path: Path) -> None:
     def surrogate(x: LossInputs) -> tuple[Tensor, Stats]:
         w = (x.logp - x.old_logp).exp()
@@ -137,9 +131,7 @@ def test_a_loss_without_a_class_is_that_of_the_class(tiny_model_folder: Path, tm
         ), {}
 
     _, expected = fit(tiny_model_folder, tmp_path, 2, updates_per_rollout=2)
-    _, seen = fit(
-        tiny_model_folder, tmp_path, 2, updates_per_rollout=2, algorithm=RecordingObjective, function=surrogate
-    )
+    _, seen = fit(tiny_model_folder, tmp_path, 2, updates_per_rollout=2, algorithm=Objective, function=surrogate)
     for name, value in expected.weights[-1].items():
         torch.testing.assert_close(seen.weights[-1][name], value, rtol=0, atol=1e-6)
 
@@ -149,4 +141,4 @@ def test_a_loss_without_a_class_is_that_of_the_class(tiny_model_folder: Path, tm
     with pytest.raises(
         UserError, match=r"no_gradient \(.*test_terms.py:\d+\) must give \(loss, stats\); the loss has no"
     ):
-        fit(tiny_model_folder, tmp_path, algorithm=RecordingObjective, function=no_gradient)
+        fit(tiny_model_folder, tmp_path, algorithm=Objective, function=no_gradient)

@@ -1,7 +1,5 @@
 """Every algorithm in a real run with a tiny model: the whole loop, and the metrics it logs."""
 
-from __future__ import annotations
-
 import csv
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The sandbox: what programs can do there, what hostile ones cannot, and that nothing is left of either."""
 
-from __future__ import annotations
-
 import ctypes
 import errno
 import os

@@ -1,7 +1,5 @@
 """Claims of the papers on GPUs: the rule of verdict by hand, values of results, and the shipped claims."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Tables and figures of made-up runs, against values computed by hand."""
 
-from __future__ import annotations
-
 import csv
 import json
 from dataclasses import replace

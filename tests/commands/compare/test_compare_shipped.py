@@ -1,7 +1,5 @@
 """Every shipped study: its cells build on a tiny model, and vary what the papers' tables vary."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from copy import deepcopy

@@ -1,7 +1,5 @@
 """p-values against tables, closed forms and an independent count."""
 
-from __future__ import annotations
-
 import math
 import random
 from itertools import product

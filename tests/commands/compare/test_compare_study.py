@@ -1,7 +1,5 @@
 """What a study is read as, what is refused, and which folder it may go on in."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -164,10 +162,11 @@ def test_models_are_evaluated_on_the_gpus_of_their_cells(tmp_path: Path) -> None
 
 
 def test_a_name_that_is_none(tmp_path: Path, lit_rlvr: Callable[..., Any]) -> None:
-    result = lit_rlvr("compare", "studies/smok", "--out", tmp_path)
-    assert result.status == 2 and "STUDY: there is no file 'studies/smok'; did you mean studies/smoke" in result.err
-    result = lit_rlvr("compare", "studies/smoke", "--out", tmp_path, "--jobs", 0)
-    assert result.status == 2 and "--jobs: 0 is not positive" in result.err
+    lit_rlvr(
+        "compare", "studies/smok", "--out", tmp_path, status=2,
+        says="STUDY: there is no file 'studies/smok'; did you mean studies/smoke",
+    )  # fmt: skip
+    lit_rlvr("compare", "studies/smoke", "--out", tmp_path, "--jobs", 0, status=2, says="--jobs: 0 is not positive")
 
 
 def begin(folder: StudyFolder) -> None:

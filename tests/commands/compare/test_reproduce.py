@@ -1,7 +1,5 @@
 """The papers' printed values: they belong to their studies, agree with themselves, and stand next to ours."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -166,8 +164,7 @@ def test_a_table_of_ones_own_is_reproduced(
     ], "claims": [{"says": "It is right more than never", "where": "1", "task": "sums", "suite": "own",
                    "metric": "greedy", "more": "grpo", "less": -0.5, "primary": True}]}  # fmt: skip
     (run_folder / "mine.yaml").write_text(yaml.safe_dump(printed))
-    done = lit_rlvr("reproduce", "mine.yaml", "--out", "out", "--json")
-    assert done.status == 0, done.err
+    done = lit_rlvr("reproduce", "mine.yaml", "--out", "out", "--json", status=0)
     found = json.loads(Path("out/results.json").read_text())["tasks"]["sums"]["cells"]["grpo"]
     ours = 100 * found["suites"]["suites"]["suites"]["own"]["greedy"]["mean"]
     page = Path("out/reproduced.md").read_text()

@@ -1,7 +1,5 @@
 """`explain`: the saved numbers of a group, in the terminal and as a page."""
 
-from __future__ import annotations
-
 import base64
 import json
 import math
@@ -36,8 +34,7 @@ def test_explain_shows_a_group_of_a_run(run_folder: Path, lit_rlvr: CLI) -> None
     assert saved_steps == [2, 6, 8], "every second one, and the last"
     saved = json.loads((run_folder / "run/rollouts/step-000006.json").read_text())
     live = next(k for k, group in enumerate(saved["groups"]) if "weight" in group["completions"][0])
-    result = lit_rlvr("explain", "run", "--step", "6", "--prompt", str(live))
-    assert result.status == 0, result.err
+    result = lit_rlvr("explain", "run", "--step", "6", "--prompt", str(live), status=0)
     assert "From reward to weight" in result.out and "GRPO, step 6" in result.out
     text = (run_folder / "run/explain.html").read_text()
     assert 'class="up"' in text and 'class="down"' in text and "ratio" in text and "<script" not in text
@@ -51,8 +48,7 @@ def test_what_was_not_saved_is_named(tmp_path: Path, lit_rlvr: CLI) -> None:
     run = make_run(tmp_path / "run")
     for options, said in (((), "a run with run.trace_every above 0"), (("--step", 3), "saved steps: 1, 6"),
                           (("--prompt", "99"), "there are 0, ")):  # fmt: skip
-        refused = lit_rlvr("explain", run, *options)
-        assert refused.status == 2 and said in refused.err, refused.err
+        lit_rlvr("explain", run, *options, status=2, says=said)
         make_run(tmp_path / "run", traces={1: [group()], 6: [group()]})
     assert "nothere/rollouts holds no rollout" in lit_rlvr("explain", "nothere").err
 
@@ -120,11 +116,12 @@ def test_a_page_goes_into_a_new_folder_and_over_no_file_of_the_users(tmp_path: P
             assert lit_rlvr(command, run, option, page_file).status == 0
         mine = tmp_path / "mine.html"
         mine.write_text("<p>mine</p>")
-        refused = lit_rlvr(command, run, option, mine)
-        assert refused.status == 2 and f"{option}: {mine} exists and is not a page of lit-rlvr" in refused.err
+        lit_rlvr(command, run, option, mine, status=2, says=f"{option}: {mine} exists and is not a page of lit-rlvr")
         assert mine.read_text() == "<p>mine</p>"
-        unwritable = lit_rlvr(command, run, option, "/proc/no_such/page.html")
-        assert unwritable.status == 2 and f"{option}: /proc/no_such/page.html cannot be written" in unwritable.err
+        lit_rlvr(
+            command, run, option, "/proc/no_such/page.html", status=2,
+            says=f"{option}: /proc/no_such/page.html cannot be written",
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """Pages: what is put into them stays text, whatever it holds."""
 
-from __future__ import annotations
-
 import sys
 import unicodedata
 

@@ -1,7 +1,5 @@
 """The close look at a group: images, tokens, and how much of a long text is shown."""
 
-from __future__ import annotations
-
 import base64
 from pathlib import Path
 

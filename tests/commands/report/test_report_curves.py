@@ -1,7 +1,5 @@
 """Curves: means and bands over runs, by hand and by a slow loop."""
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
 

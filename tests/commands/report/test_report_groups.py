@@ -1,7 +1,5 @@
 """Runs are grouped by what they share, studies by their cells."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

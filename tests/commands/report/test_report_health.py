@@ -1,7 +1,5 @@
 """What looks wrong in a run's metrics, and what does not."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

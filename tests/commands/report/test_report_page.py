@@ -1,7 +1,5 @@
 """The page as a whole: what is on it, and that nothing of what models wrote gets out of its place."""
 
-from __future__ import annotations
-
 import json
 import re
 from html.parser import HTMLParser

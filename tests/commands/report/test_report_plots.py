@@ -1,7 +1,5 @@
 """Charts: ticks are round, and every point stands where it should."""
 
-from __future__ import annotations
-
 import random
 
 from lit_rlvr.commands.report.charts import (
@@ -29,8 +27,7 @@ def test_ticks_enclose_the_values() -> None:
 
 
 def test_points_stand_where_they_should() -> None:
-    panel = Panel("Accuracy", [None, Curve([0, 10], [0.0, 0.5], [0.0, 0.25], [0.0, 1.0])])
-    drawn = chart(panel, [3, 7])
+    drawn = chart(Panel("Accuracy", [None, Curve([0, 10], [0.0, 0.5], [0.0, 0.25], [0.0, 1.0])]), [3, 7])
     bottom, middle, right = CHART_HEIGHT - BOTTOM, (CHART_HEIGHT - BOTTOM + TOP) / 2, CHART_WIDTH - RIGHT
     quarter = bottom - (bottom - TOP) / 4
     assert (

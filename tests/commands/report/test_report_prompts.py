@@ -1,7 +1,5 @@
 """Prompts: which are hard, which were solved, which groups are shown."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Run folders are read as far as they go."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The page in a real browser, as narrow as on a phone: it fits, it shows something, and its switches work."""
 
-from __future__ import annotations
-
 import html
 import json
 import re

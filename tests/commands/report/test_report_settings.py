@@ -1,7 +1,5 @@
 """Settings: flat names, what differs, what is shared."""
 
-from __future__ import annotations
-
 from made_runs import config
 
 from lit_rlvr.commands.report.runs import MISSING, differences, flatten

@@ -1,7 +1,5 @@
 """Tables: means and deviations, computed by hand."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """The index of a completions.jsonl that is being written, against a slow reading of the whole file."""
 
-from __future__ import annotations
-
 import json
 import os
 from itertools import groupby
@@ -26,8 +24,7 @@ def lines(rows: list[dict[str, object]]) -> str:
 
 
 def test_it_knows_what_the_whole_file_says(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "run", rows=ROWS)
-    index = Completions(folder / "completions.jsonl")
+    index = Completions(make_run(tmp_path / "run", rows=ROWS) / "completions.jsonl")
     assert index.follow(60)
     slow = [list(rows) for _, rows in groupby(ROWS, key=lambda row: (row["step"], row["id"]))]
     assert sum(len(prompt.visits) for prompt in index.prompts.values()) == len(slow) > 30

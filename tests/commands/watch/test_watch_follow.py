@@ -1,7 +1,5 @@
 """What a run is doing, from the files in its folder."""
 
-from __future__ import annotations
-
 import json
 import time
 from pathlib import Path

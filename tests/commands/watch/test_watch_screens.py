@@ -1,7 +1,5 @@
 """The pages of `watch` in a real browser, on a phone and on a desktop, while the run is being written."""
 
-from __future__ import annotations
-
 import json
 import threading
 import time

@@ -1,7 +1,5 @@
 """The pages of `watch`: what they show, to whom, and that they change nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Measures over prompts and ranks, and as options."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path
