@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lit_rlvr.errors import UserError, check_within, checks_arguments
 
 Successes = Mapping[str, tuple[int, int]]
-"""Sample id -> right completions of an iteration, and those that a reward calls right or wrong."""
+"""Sample id -> correct completions of an iteration, and those that count in accuracies."""
 
 
 @checks_arguments("data.curriculum")
@@ -64,9 +64,9 @@ class RunningSuccess:
         Args:
             epoch_of: returns the current epoch of a prompt's set.
         """
-        for sample_id, (right, judged) in successes.items():
-            if judged:
-                share, memory = right / judged, self.curriculum.memory
+        for sample_id, (correct, counted) in successes.items():
+            if counted:
+                share, memory = correct / counted, self.curriculum.memory
                 before = self.known.get(sample_id, (share, 0))[0]
                 if self._fits(before):
                     share = memory * before + (1 - memory) * share

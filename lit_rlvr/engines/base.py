@@ -40,6 +40,7 @@ class EngineContext:
         tokens: the most tokens that will be sampled while the engine is up; 0 = unknown.
         run: the run's folder; None = there is none.
         streams: `generate_stream` will be called, while weights are synced.
+        deterministic: repeated runs have to agree (`rollout.deterministic`).
     """
 
     folder: str

@@ -33,7 +33,7 @@ from lit_rlvr.engines.client import (
     wait_for,
 )
 from lit_rlvr.engines.dispatch import Dispatch, Placement, Replica, is_cancelled
-from lit_rlvr.engines.synced import crash_of
+from lit_rlvr.engines.synced import catch_crash
 from lit_rlvr.engines.transfer import Settings, WeightTransfer, on_each, raise_on_all_ranks, weights_or_exit
 from lit_rlvr.engines.turns import Continuation, Done, Row, Turns, read_completion, within_budget
 from lit_rlvr.engines.vllm import (
@@ -240,7 +240,7 @@ class VLLMServerEngine(RolloutEngine):
             if failures:
                 _log.warning("a weight update failed: %s; trying again with the servers that answer", failures[0])
             servers = self._answering()
-            failure = crash_of(
+            failure = catch_crash(
                 lambda: self.transfer.send(servers, weights, self._dtype, self.label, frozen, adapter)  # noqa: B023
             )
             failures = [text for text in gather_objects(failure) if text]

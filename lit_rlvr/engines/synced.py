@@ -24,16 +24,18 @@ from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import training_autocast
 from lit_rlvr.types import Completion, Prompt, Rollout, Sampling
 
-PROBED = 16
+_log = logging.getLogger("lit_rlvr")
+
+PROBE_TOKENS = 16
 """Tokens of a probe's completion."""
-GROUP_SIZE = 2
+PROBE_GROUP_SIZE = 2
 """Completions of a probe's prompt."""
 
 
 def probe_sampling(sampling: Sampling) -> Sampling:
-    """Return the settings of a probe: up to `PROBED` tokens, without top-p, top-k or greedy decoding."""
+    """Return the settings of a probe: up to `PROBE_TOKENS` tokens, without top-p, top-k or greedy decoding."""
     return replace(
-        sampling.with_max_tokens(min(PROBED, sampling.max_tokens)),
+        sampling.with_max_tokens(min(PROBE_TOKENS, sampling.max_tokens)),
         temperature=sampling.temperature or 1.0,
         top_p=1.0,
         top_k=0,
@@ -44,7 +46,7 @@ def probe_sampling(sampling: Sampling) -> Sampling:
 
 def probe_seeds(prompts: int) -> list[list[int]]:
     """Return the seeds of a probe's completions, which no rollout has."""
-    return [[derive_seed(run_seed(), "probe", p, g) for g in range(GROUP_SIZE)] for p in range(prompts)]
+    return [[derive_seed(run_seed(), "probe", p, g) for g in range(PROBE_GROUP_SIZE)] for p in range(prompts)]
 
 
 def probe_prompts(prompts: Sequence[Prompt], together: bool = True) -> list[Prompt]:
@@ -99,7 +101,7 @@ def check_engine(
         differences = (logprobs - torch.tensor(completion.logprobs)).abs()
         found = float(differences.max() if exact else middle(differences))
         # A mean of fewer tokens varies more.
-        allowed = engine.probe_tolerance * (1 if exact else math.sqrt(PROBED / len(differences)))
+        allowed = engine.probe_tolerance * (1 if exact else math.sqrt(PROBE_TOKENS / len(differences)))
         if not found <= allowed:
             raise UserError(
                 f"engine {engine.name}: its log-probabilities differ from the trainer's by "
@@ -129,9 +131,6 @@ def trainer_logprobs(
         logp, _ = policy.logprobs(rollout, list(range(len(rollout.token_ids))))  # (B, T)
     lengths = [len(completion.token_ids) for group in groups for completion in group]
     return [row[:length].float().cpu() for row, length in zip(logp, lengths, strict=True)]
-
-
-_log = logging.getLogger("lit_rlvr")
 
 
 @option_group("rollout.safeguards")
@@ -248,12 +247,12 @@ class SyncedEngine:
             self._restarts = 0
         while crash is not None:
             self._restart_after(crash)
-            crash = crash_of(lambda: self._probe_after_restart(prompts, sampling))
+            crash = catch_crash(lambda: self._probe_after_restart(prompts, sampling))
 
     def _send(self, policy: Policy, probed: Sequence[Prompt] | None, sampling: Sampling) -> None:
-        self._restart_after(crash_of(lambda: self.engine.sync(policy)))
+        self._restart_after(catch_crash(lambda: self.engine.sync(policy)))
         if probed is not None:
-            self._restart_after(crash_of(self.engine.check_copies))
+            self._restart_after(catch_crash(self.engine.check_copies))
             check_engine(self.engine, policy, probe_prompts(probed), probe_sampling(sampling), owner=self)
 
     def generate(
@@ -288,7 +287,7 @@ class SyncedEngine:
             found.update(dict(enumerate(groups)) | before)
             self._has_generated |= bool(groups)
 
-        while (crash := crash_of(attempt)) is not None:
+        while (crash := catch_crash(attempt)) is not None:
             self._restart_after(crash)
         if prompts:
             self._restarts = 0
@@ -316,7 +315,7 @@ class SyncedEngine:
         self._context = self._version = None
 
     def _close_engine(self) -> None:
-        unclosed = crash_of(self.engine.close)
+        unclosed = catch_crash(self.engine.close)
         if unclosed is not None:
             _log.warning("engine %s could not be closed: %s", self.engine.name, unclosed)
 
@@ -353,7 +352,7 @@ class SyncedEngine:
                 self._restarts,
                 self._safeguards.max_engine_restarts,
             )
-            crash = crash_of(self._start_anew)
+            crash = catch_crash(self._start_anew)
 
     def _start_anew(self) -> None:
         assert self._context is not None and self._policy is not None, "start() and sync_weights() come first"
@@ -378,8 +377,8 @@ class SyncedEngine:
         return self._policy is not None and has_shards(self._policy.parameters())
 
 
-def crash_of(action: Callable[[], None]) -> str | None:
-    """Run `action`; returns how it crashed, or None. The memory that a crash holds is free when this returns.
+def catch_crash(action: Callable[[], None]) -> str | None:
+    """Run `action`; return how it crashed, or None. The memory that a crash holds is free when this returns.
 
     Raises:
         UserError: the user has to fix something, so trying again would not help.

@@ -290,7 +290,7 @@ def check_prefills(rewards: Sequence[Reward], prompts: Iterable[Prompt]) -> None
             reward.check_prefill(prefill)
 
 
-def say_where(rewards: Sequence[Reward]) -> None:
+def report_rewards_in_process(rewards: Sequence[Reward]) -> None:
     """Report which user-defined rewards run in this process, because they can hang or end it."""
     own = [r.dotted_path for r in rewards if r.isolation is None and not r.dotted_path.startswith("lit_rlvr.")]
     if own:

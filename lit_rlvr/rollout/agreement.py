@@ -8,18 +8,19 @@ from collections import Counter
 import torch
 
 from lit_rlvr.distributed.collectives import all_sum
+from lit_rlvr.rewards.combine import Scores
 from lit_rlvr.types import Rollout
 
 COUNTS = ("11", "10", "01", "00", "value of 1", "value of 0")
 """What the earlier reward says and what this one says, 1 = right; sums of this one's values by what that says."""
 
 
-def agreement_metrics(rollout: Rollout) -> dict[str, float]:
-    """Compare each reward's verdicts with those of the rewards before it; NaN without completions that both judge.
-    Collective: call it on every rank.
+def agreement_metrics(rollout: Scores | Rollout) -> dict[str, float]:
+    """Compare each reward's verdicts with those of the first reward that reports `correct`. Collective: call it on every
+    rank.
 
     Returns:
-        `reward/<name>/kappa`, the agreement beyond chance (Cohen 1960), and `reward/<name>/of_right` and `of_wrong`,
+        Each NaN without completions that both judge: `reward/<name>/kappa`, the agreement beyond chance (Cohen 1960), and `reward/<name>/of_right` and `of_wrong`,
         the mean reward of the completions that the earlier one calls right and wrong.
     """
     if not (names := [*rollout.parts][1:]):

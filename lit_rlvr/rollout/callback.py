@@ -25,7 +25,7 @@ from lit_rlvr.engines.base import EngineContext, most_images
 from lit_rlvr.errors import UserError, check_all
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rewards import shared_pool
-from lit_rlvr.rewards.base import say_where
+from lit_rlvr.rewards.base import report_rewards_in_process
 from lit_rlvr.rewards.combine import logged_metrics
 from lit_rlvr.rewards.gold_answers import (
     warn_of_gold_answers,
@@ -191,13 +191,13 @@ class RolloutCallback(RolloutSettings, Callback):
         module.most_tokens = self._most_tokens(trainer, module) * module.epochs_per_rollout
         sizes = data.prompts_per_rollout, trainer.world_size, str(trainer.precision), device
         check_all(lambda: check_sizes(self, module, *sizes), lambda: check_data(self, module, data))
-        for reward in self.rewards:
+        for reward in self.rewards if stage != "fit" else ():  # `Trainer.fit` connects before the warm start
             reward.connect()
         log_sizes(self, module, *sizes, data=data if stage == "fit" else None)
         if stage == "fit":
             module.teachers.connect()
         if stage == "fit" and trainer.is_global_zero:
-            say_where(self.rewards)
+            report_rewards_in_process(self.rewards)
             if not module.demonstrates:
                 warn_of_gold_answers(self.rewards, [prompt.sample for prompt in data.prompts["train"]])
             warn_of_answers(self, data)

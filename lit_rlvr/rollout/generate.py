@@ -54,8 +54,8 @@ class GroupSampler:
         run: the run's folder, for the examples of failed checks.
 
     Attributes:
-        seconds: what generating ("generate"), then scoring ("score"), and environments ("environment") took since
-            somebody cleared it.
+        seconds: what generating ("generate"), then scoring ("score"), and environments ("environment") took since the
+            source last reset it.
     """
 
     def __init__(
@@ -118,9 +118,7 @@ class GroupSampler:
     ) -> Rollout:  # fmt: skip
         """Return the rollout of these groups, unless too many checks failed. In training, collective."""
         stop_on_failures(prompts, completions, scores, self.max_failure_rate, self.run, together=version is not None)
-        return assemble(
-            prompts, completions, scores, sampling, self.mask_truncated, self.exact, version, self.taught
-        )  # fmt: skip
+        return assemble(prompts, completions, scores, sampling, self.mask_truncated, self.exact, version, self.taught)
 
     def sample_stream(
         self, prompts: list[Prompt], seeds: list[list[int]], sampling: Sampling, data: PromptDataModule,

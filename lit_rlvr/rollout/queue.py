@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lit_rlvr.common.terminal import progress
 from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
-from lit_rlvr.engines.synced import crash_of
+from lit_rlvr.engines.synced import catch_crash
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.combine import BackgroundScoring, Scores
 from lit_rlvr.rollout.generate import completion_seeds
@@ -233,7 +233,7 @@ class QueueSource(SyncSource):
         """Restart an engine that has crashed, and generate again what it has not finished."""
         over = [(future, groups) for future, groups in self._running if future.done()]
         self._running = [(future, groups) for future, groups in self._running if not future.done()]
-        crashes = [crash for future, _ in over if (crash := crash_of(future.result)) is not None]
+        crashes = [crash for future, _ in over if (crash := catch_crash(future.result)) is not None]
         if over:
             prompts = [group.prompt for _, groups in over for group in groups]
             self.sampler.engine.restart_if(crashes[0] if crashes else None, prompts, self.sampling)

@@ -130,7 +130,7 @@ class SyncSource(RolloutSource):
         """Sample and score G completions per prompt; return also what all ranks know of the groups.
 
         Args:
-            prompts: this rank's in the last of so many rounds.
+            prompts: this rank's prompts of this round. rounds: sampling rounds so far, this one included.
         """
         repeats = self.repeats(rounds)
         seeds = completion_seeds(prompts, repeats, self.group_size, "rollout", self.module.iteration)
@@ -139,8 +139,12 @@ class SyncSource(RolloutSource):
         return rollout, self.summaries(rollout)
 
     def repeats(self, rounds: int) -> list[int]:
-        """Return how often each of this rank's prompts in the last of so many rounds occurred earlier in the iteration:
-        in earlier rounds, on lower ranks, or earlier on this rank."""
+        """Return how often each of this rank's prompts of this round occurred earlier in the iteration: in earlier
+        rounds, on lower ranks, or earlier on this rank.
+
+        Args:
+            rounds: sampling rounds so far, this one included.
+        """
         size = self.data.prompts_per_rollout
         prompts, _ = self.data.stream.take(rounds * size, self.data.cursor)
         share = size // world_size()

@@ -34,15 +34,15 @@ class GroupSummary(NamedTuple):
         tokens: the input tokens that training will run; 0 = it has no gradient.
         is_mixed: whether it has a signal (`mixed_groups`).
         number: its place in the order of the groups that are trained on; None = it is not trained on.
-        right, judged: numbers of its correct completions, and of those that count in accuracies.
+        correct, counted: numbers of its correct completions, and of those that count in accuracies.
     """
 
     sample_id: str
     tokens: int
     is_mixed: bool
     number: int | None
-    right: int = 0
-    judged: int = 0
+    correct: int = 0
+    counted: int = 0
 
 
 Summaries = list[list[GroupSummary]]
@@ -57,21 +57,23 @@ def gather_summaries(rollout: Rollout, runs: Sequence[bool], by: str = "reward")
         by: as for `mixed_groups`.
     """
     mixed = {*mixed_groups(rollout, by)}
-    right, judged = (rollout.correct * rollout.judged).sum(1).tolist(), rollout.counted.sum(1).tolist()
+    correct, counted = (rollout.correct * rollout.judged).sum(1).tolist(), rollout.counted.sum(1).tolist()
     return gather_objects(
         [
-            GroupSummary(prompt.sample.id, group_tokens(rollout, p) * runs[p], p in mixed, p, int(right[p]), judged[p])
+            GroupSummary(
+                prompt.sample.id, group_tokens(rollout, p) * runs[p], p in mixed, p, int(correct[p]), counted[p]
+            )
             for p, prompt in enumerate(rollout.prompts)
         ]
     )
 
 
 def count_successes(groups: Summaries) -> dict[str, tuple[int, int]]:
-    """Return the right and the judged completions of each prompt on all ranks."""
+    """Return the correct completions of each prompt on all ranks, and those that count in accuracies."""
     counts: dict[str, tuple[int, int]] = {}
     for group in (group for there in groups for group in there):
-        right, judged = counts.get(group.sample_id, (0, 0))
-        counts[group.sample_id] = right + group.right, judged + group.judged
+        correct, counted = counts.get(group.sample_id, (0, 0))
+        counts[group.sample_id] = correct + group.correct, counted + group.counted
     return counts
 
 

@@ -108,8 +108,8 @@ class RunStart(Callback):
     """Rounds `max_steps` up to whole rollouts; empties the run folder, opens loggers and trackers, and writes
     `config.yaml`.
 
-    It does the latter once, right before the first validation or iteration. A run that fails earlier leaves the folder
-    unchanged, and so does a resumed run with nothing left to train.
+    It empties the folder once, right before the first validation or iteration. A run that fails earlier leaves the
+    folder unchanged, and so does a resumed run with nothing left to train.
     """
 
     def __init__(self, run: Run) -> None:

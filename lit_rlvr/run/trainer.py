@@ -156,6 +156,8 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
     def _train(self, run: Run, model: Any, datamodule: Any, weights_only: bool | None) -> None:
         """Train a run, whose folder is locked and whose settings are known."""
         PlannedRun(self, model, datamodule, self.warm_start).prepare()
+        for reward in rollout_of(self).rewards:
+            reward.connect()
         self.make_warm_start(model, datamodule)
         run.loggers = open_loggers(self._chosen_logger, run.folder, run.checkpoint)
         others = [callback for callback in self.callbacks if not isinstance(callback, RunStart)]

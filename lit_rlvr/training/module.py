@@ -14,6 +14,7 @@ the loop: Lightning calls `collect`, then `training_step`, for each batch.
           assemble                    rollout/assemble.py         the tensors of a `Rollout`
     RLVRModule.training_step          training/module.py          scored groups -> optimizer steps
       gather_groups                   training/groups.py          the groups of all ranks
+      Updater.score_tokens            training/update.py          log-probabilities that rewards or advantages need
       estimate                        training/loss.py            rewards -> advantages
       Updater.step                    training/update.py          forward, loss, backward; reduce and clip; step or skip
         plan_step, loss_inputs        training/step.py            normalisers, micro-batches, what the objective gets
@@ -239,7 +240,7 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         """Return the batch itself: Lightning would train on a copy that the rollout callback never saw."""
         return batch
 
-    def watch(self, trace: Trace | None) -> None:
+    def set_trace(self, trace: Trace | None) -> None:
         """Let `trace` record what the next rollout's updates do with its tokens; None = record nothing."""
         self._trace = trace
 
@@ -248,7 +249,7 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         assert batch.rollout is not None and self.updater is not None, "the RolloutCallback fills the batch first"
         started, rollout = time.perf_counter(), batch.rollout
-        scores = self.updater.score_tokens(rollout)  # (B, T) old, entropy, ref, if something needs them of all tokens
+        scores = self.updater.score_tokens(rollout)  # (B, T) each, None = nothing needs it
         advantages = self.estimate_advantages(rollout, scores)  # (B, 1) or (B, T), from the groups of all ranks
         minibatches = self.split_groups(rollout) * self.epochs_per_rollout
         progress.begin("training", total=len(minibatches))

@@ -215,9 +215,8 @@ def plan_step(
     num_microbatches = len(microbatches)
     wanted = all_max(num_microbatches, device)
     if not in_lockstep:
-        wanted = max(
-            num_microbatches, min(wanted, 1)
-        )  # a rank that runs none would lack the metrics that all ranks sum
+        # A rank that runs none would lack the metrics that all ranks sum.
+        wanted = max(num_microbatches, min(wanted, 1))
     microbatches += [microbatches[0] if microbatches else [0]] * (wanted - num_microbatches)
     rollout_logp = to_device(rollout.rollout_logprobs, device)
     in_objective, selected = chosen_tokens(prepared, rows, mask, rollout_logp, algorithm)

@@ -16,7 +16,7 @@ import torch
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import Format, FunctionReward, Reward, as_rewards, score_rollout
-from lit_rlvr.rewards.base import say_where
+from lit_rlvr.rewards.base import report_rewards_in_process
 from lit_rlvr.rewards.combine import stop_on_failures
 from lit_rlvr.types import Completion, Prompt, RewardResult, Sample
 from lit_rlvr.workers import pool as waiting
@@ -166,9 +166,9 @@ def test_the_users_rewards_that_run_in_this_process_are_said(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "lit_rlvr")
-    say_where([Format(boxed=True), FunctionReward("tiny_rewards.rare", isolate=True)])
+    report_rewards_in_process([Format(boxed=True), FunctionReward("tiny_rewards.rare", isolate=True)])
     assert caplog.messages == []
-    say_where([Returns(), FunctionReward("tiny_rewards.first_token")])
+    report_rewards_in_process([Returns(), FunctionReward("tiny_rewards.first_token")])
     assert caplog.messages[0].startswith(f"{__name__}.Returns, tiny_rewards.first_token: runs in this process")
 
 

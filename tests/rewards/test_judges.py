@@ -291,10 +291,10 @@ def test_agreement_with_the_rewards_before_is_measured() -> None:
 
     groups = [completed("rr", "r-r", "r--w", "wr"), completed("ww", "w-w", "w--w", "?r")]
     scores = score_rollout([FunctionReward(verdict), FunctionReward(second)], groups, [SAMPLE, SAMPLE])
-    assert agreement_metrics(scores) == pytest.approx({  # type: ignore[arg-type]
+    assert agreement_metrics(scores) == pytest.approx({
         "reward/second/kappa": kappa(2, 1, 1, 3), "reward/second/of_right": 0.3, "reward/second/of_wrong": 1.1 / 4,
     })  # fmt: skip
-    assert agreement_metrics(score_rollout([FunctionReward(verdict)], groups, [SAMPLE, SAMPLE])) == {}  # type: ignore[arg-type]
+    assert agreement_metrics(score_rollout([FunctionReward(verdict)], groups, [SAMPLE, SAMPLE])) == {}
 
 
 def test_a_reward_model_scores_the_conversation(tmp_path: Path) -> None:

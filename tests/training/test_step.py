@@ -1,4 +1,4 @@
-"""What a run logs of tokens that older weights sampled, and the forward pass that `loglinear` saves."""
+"""Staleness metrics, chances of tokens, and the measured divergence of a step."""
 
 import math
 from pathlib import Path

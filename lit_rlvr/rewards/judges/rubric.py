@@ -33,7 +33,7 @@ class RubricJudge(Judge):
         column: the column of the rows' rubrics: a mapping, or a list of texts or of mappings with `criterion`
             (`description`, `rubric_str`) and `weight` (`points`), or JSON text of one.
         highest: the score of a criterion that is fully met; 1 = met or not, above it there is partial credit.
-        one_call_each: ask about each criterion alone: better, and as many times as dear.
+        one_call_each: ask about each criterion alone: more reliable, with a call for each criterion.
         threshold: the least value of a right answer.
         with_reference: the judge sees the row's answer, if there is one.
         kwargs: `server` and the other options of `Judge`.

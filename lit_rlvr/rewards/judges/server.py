@@ -93,6 +93,7 @@ class Answers:
     """
 
     def __init__(self, path: str | Path = ":memory:") -> None:
+        self.path = path
         try:
             self._file = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
             self._file.executescript(_TABLES)
@@ -162,8 +163,9 @@ class Client:
 
     def begin_run(self, folder: Path) -> None:
         """Keep answers in the run's folder, unless the options name a file."""
-        if self.server.answers is None:
-            self.answers = Answers(folder / "judge_answers.sqlite")
+        path = folder / "judge_answers.sqlite"
+        if self.server.answers is None and self.answers.path != path:
+            self.answers = Answers(path)
 
     def connect(self) -> None:
         """Ask one question, which tells whether the server answers.

@@ -41,7 +41,7 @@ def check_selection(rollout: RolloutSettings, module: RLVRModule, data: PromptDa
             f"model.dynamic_sampling: there is no reward {by!r}; give reward, correct, false, or the name of a "
             f"reward: {', '.join(names)}"
         )
-    rows = [prompt.sample for prompt in data.prompts["train"]]
+    rows = [prompt.sample for prompt in data.prompts.get("train", ())]
     weights = dict.fromkeys(names, 1.0)
     if by in names and (without := next((row for row in rows if by not in row_weights(row, weights)), None)):
         raise UserError(
