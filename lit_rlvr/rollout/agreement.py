@@ -16,12 +16,14 @@ COUNTS = ("11", "10", "01", "00", "value of 1", "value of 0")
 
 
 def agreement_metrics(rollout: Scores | Rollout) -> dict[str, float]:
-    """Compare each reward's verdicts with those of the first reward that reports `correct`. Collective: call it on every
-    rank.
+    """Compare each reward's verdicts with those of the first reward that reports `correct`.
+
+    Collective: call it on every rank.
 
     Returns:
-        Each NaN without completions that both judge: `reward/<name>/kappa`, the agreement beyond chance (Cohen 1960), and `reward/<name>/of_right` and `of_wrong`,
-        the mean reward of the completions that the earlier one calls right and wrong.
+        `reward/<name>/kappa`, the agreement beyond chance (Cohen 1960), and `reward/<name>/of_right` and `of_wrong`, the
+        mean reward of the completions that the earlier one calls right and wrong. NaN without completions that both
+        judge.
     """
     if not (names := [*rollout.parts][1:]):
         return {}
