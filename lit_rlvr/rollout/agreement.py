@@ -21,8 +21,8 @@ def agreement_metrics(rollout: Scores | Rollout) -> dict[str, float]:
     Collective: call it on every rank.
 
     Returns:
-        `reward/<name>/kappa`, the agreement beyond chance (Cohen 1960), and `reward/<name>/of_right` and `of_wrong`, the
-        mean reward of the completions that the earlier one calls right and wrong. NaN without completions that both
+        `reward/<name>/kappa`, the agreement beyond chance (Cohen 1960), and `reward/<name>/of_right` and `of_wrong`,
+        the mean reward of the completions that the earlier one calls right and wrong. NaN without completions that both
         judge.
     """
     if not (names := [*rollout.parts][1:]):
