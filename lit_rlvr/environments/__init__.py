@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from lit_rlvr.environments.base import Environment, EnvironmentReward, Observation
     from lit_rlvr.environments.built_in import Calculator, Crop, Python, SQLShell
     from lit_rlvr.environments.episode import EpisodeWorkers
-    from lit_rlvr.environments.tools import Tools, WrappedTools, as_environment
+    from lit_rlvr.environments.tools import SingleTurn, Tools, WrappedTools, as_environment
 
 __all__ = [
     "Calculator",
@@ -23,6 +23,7 @@ __all__ = [
     "Observation",
     "Python",
     "SQLShell",
+    "SingleTurn",
     "Tools",
     "WrappedTools",
     "as_environment",
@@ -37,6 +38,7 @@ _MODULES = {
     "Observation": ".base",
     "Python": ".built_in",
     "SQLShell": ".built_in",
+    "SingleTurn": ".tools",
     "Tools": ".tools",
     "WrappedTools": ".tools",
     "as_environment": ".tools",

@@ -135,7 +135,7 @@ class WrappedTools(Tools):
 
 
 class SingleTurn(Environment):
-    """No environment, for a data set of a mixture whose completions are one turn."""
+    """Nothing to act in: the completion is one turn. For the rows or data sets of a choice that have no environment."""
 
     def step(self, turn: Turn) -> Observation:
         return Observation(done=True)
@@ -145,15 +145,15 @@ class EnvironmentChoice(Environment):
     """Several environments, of which each row has one: the column `environment` names it, else the row's data set.
 
     Args:
-        environments: the environments by their names, None for a single turn. Each limit is the largest of theirs.
+        environments: the environments by their names. Each limit is the largest of theirs.
 
     Raises:
         UserError: there is none, or their observations have different roles.
     """
 
-    def __init__(self, environments: Mapping[str, Environment | None]) -> None:
-        self._environments = {name: environment or SingleTurn() for name, environment in environments.items()}
-        given = [environment for environment in environments.values() if environment is not None]
+    def __init__(self, environments: Mapping[str, Environment]) -> None:
+        self._environments = dict(environments)
+        given = [environment for environment in environments.values() if not isinstance(environment, SingleTurn)]
         roles = {environment.role for environment in given}
         if len(roles) != 1:
             raise UserError(
@@ -254,7 +254,7 @@ def as_environment(environment: Any) -> Environment | None:
     if environment is None or isinstance(environment, Environment):
         return environment
     if isinstance(environment, Mapping) and "class_path" not in environment:
-        return EnvironmentChoice({name: as_environment(one) for name, one in environment.items()})
+        return EnvironmentChoice({name: made for name, one in environment.items() if (made := as_environment(one))})
     if "class_path" in (environment if isinstance(environment, str | Mapping) else ""):
         raise UserError(
             f"rollout.environment: {environment} names no Environment; give a class of another kind by its dotted path "

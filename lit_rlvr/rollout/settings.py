@@ -60,7 +60,7 @@ class RolloutSettings(ChecksArguments):
             or `SFT`: without any, rows need no answers.
         environment: what answers the model between its turns (`sampling.max_turns` of them at most): an `Environment`;
             the dotted path of a class whose public methods are tools, or of a function that returns such an object; or
-            several of these by the names in the data's column `environment`, else of the data sets (null: one turn).
+            several of these by the names in the data's column `environment`, else of the data sets.
         mask_truncated: mask completions that were cut off at max_tokens out of the loss (DAPO's overlong filtering);
             their rewards still count in their group's statistics.
         staleness: above 0, groups are generated all the time, and an iteration trains on the first that finish; none of
@@ -85,7 +85,7 @@ class RolloutSettings(ChecksArguments):
         evaluation: Evaluation = Evaluation(),
         validate_every_rollouts: int | None = None,
         rewards: list[Reward | str | Callable[..., Any]] | None = None,
-        environment: Environment | str | dict[str, Environment | str | None] | None = None,
+        environment: Environment | str | dict[str, str] | dict[str, Environment] | None = None,
         mask_truncated: bool = False,
         staleness: int = 0,
         safeguards: Safeguards = Safeguards(),  # noqa: B008

@@ -170,7 +170,7 @@ def test_environments_without_tools_and_by_name() -> None:
 
 
 def test_a_set_of_a_mixture_may_be_a_single_turn() -> None:
-    made = as_environment({"count": "trl_environments.Target", "facts": None})
+    made = as_environment({"count": "trl_environments.Target", "facts": "SingleTurn"})
     assert made is not None and made.role == "tool"
     count, fact = (Sample("a", "", "", dataset=name) for name in ("count", "facts"))
     assert made.tools_of(count) and not made.tools_of(fact)

@@ -37,6 +37,7 @@ ASIDE = {
     "engines/base.py": "what an engine is given",
     "engines/hf.py": "one engine",
     "engines/turns.py": "how completions go on, of one turn here",
+    "rollout/agreement.py": "agreement of rewards, of which there is one here",
     "rollout/balance.py": "groups evened out over ranks, of which there is one here",
     "rollout/metrics.py": "the metrics of a rollout",
     "rollout/summaries.py": "which groups of all ranks have a signal",

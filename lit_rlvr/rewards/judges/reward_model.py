@@ -44,9 +44,9 @@ class RewardModel(CheckedReward):
         where = f"rewards.RewardModel.model: {self.model}"
         try:
             model, report = AutoModelForSequenceClassification.from_pretrained(
-                self.model, dtype="float32", output_loading_info=True
+                self.model, dtype="float32", output_loading_info=True, trust_remote_code=False
             )
-            tokenizer = AutoTokenizer.from_pretrained(self.model)
+            tokenizer = AutoTokenizer.from_pretrained(self.model, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise UserError(f"{where} cannot be loaded ({first_line(error)}); give a folder or a hub id") from error
         lacks = [*report["missing_keys"], *([] if tokenizer.chat_template else ["a chat template"])]
