@@ -18,7 +18,7 @@ from lit_rlvr.common.seeds import run_seed
 from lit_rlvr.common.settings import init_arguments, snake_case, with_class_defaults
 from lit_rlvr.datamodules.reading.assistant_turns import Part, TrainedTurns, split_turns
 from lit_rlvr.datamodules.reading.bad_row import BadRow
-from lit_rlvr.datamodules.reading.cells import as_answers, as_object, parse_text
+from lit_rlvr.datamodules.reading.cells import as_answers, as_object, as_reward_weights, parse_text
 from lit_rlvr.datamodules.reading.chat import Chat, break_up, special_tokens
 from lit_rlvr.datamodules.reading.checks import (
     FIELDS,
@@ -192,7 +192,10 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
                 self.locations[split] = self.given[split].name
         self.validation_split, self.columns, self.order = validation_split, columns, order
         self.success = None if curriculum is None else RunningSuccess(curriculum)
-        self._rewards = rewards if rewards is None or isinstance(rewards, dict) else dict.fromkeys(rewards)
+        try:
+            self._rewards = as_reward_weights(rewards)
+        except BadRow as error:
+            raise UserError(f"data.rewards: {error.reason}") from error
         self.reading, self.images, self.evaluation = reading, images, evaluation
         self.chat, self._reports_special_tokens = chat, True
         self._openings: dict[str, str] = {}  # by the template's arguments

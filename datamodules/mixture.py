@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from lit_rlvr.datamodules.base import PromptDataModule, Split
+from lit_rlvr.datamodules.base import EvaluationData, PromptDataModule, Split
 from lit_rlvr.datamodules.reading.assistant_turns import TrainedTurns
 from lit_rlvr.datamodules.reading.mixing import refuse_twice
 from lit_rlvr.datamodules.reading.rows import check_ids, with_distinct_ids
@@ -23,7 +23,7 @@ class Mixture(PromptDataModule):
 
     Args:
         sets: the DataModules, each with its own `name`. Their `order`, `curriculum` and `prompts_per_rollout` are the
-            mixture's.
+            mixture's, and so is `evaluation` where a set has none of its own.
         weights: name of a set -> how often its prompts are drawn, in relation to the others.
         temperature: T: a set of n prompts is drawn in proportion to n^(1/T). 1 = by size; the larger, the more alike.
     """
@@ -44,6 +44,9 @@ class Mixture(PromptDataModule):
         check_within("(0, inf)", "data", temperature=temperature)
         names = [part.name for part in sets]
         refuse_twice(names, "data.sets", "sets are", "set `name` on one of them")
+        for part in sets:
+            if isinstance(part, Mixture):
+                raise UserError(f"data.sets: {part.name} is a mixture itself; give its sets here")
         self.parts, self.temperature = list(sets), temperature
         longest = max(part.reading.max_prompt_tokens for part in sets)
         super().__init__(
@@ -66,11 +69,13 @@ class Mixture(PromptDataModule):
                     f"data.sets: {part.name} has an order, a curriculum or weights of its own; set them for the whole "
                     "mixture, and leave them out here"
                 )
+            if part.evaluation == EvaluationData():
+                part.evaluation = replace(self.evaluation, also_validate=None)
 
     @property
     def validated(self) -> list[PromptDataModule]:
         """This DataModule, its sets, and those of `evaluation.also_validate`."""
-        return [self, *self.parts, *super().validated[1:]]
+        return [self, *(data for part in self.parts for data in part.validated), *super().validated[1:]]
 
     def part_of(self, sample: Sample) -> PromptDataModule:
         """Return the DataModule that a sample is of."""

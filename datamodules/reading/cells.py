@@ -65,18 +65,24 @@ def as_object(value: Any) -> Any:
 def as_reward_weights(value: Any, field: str = "reward") -> dict[str, float | None] | None:
     """Read a cell as the rewards that judge a row: a name, a list of names, or a dict of name -> weight; None = blank.
 
+    A null in a dict is no weight but a name that the row lacks: Parquet fills up dicts of other rows with them.
+
     Raises:
-        BadRow: it has another form, or a weight is not a finite number.
+        BadRow: it has another form or no name, or a weight is not a finite number.
     """
     value = as_object(value)
-    if is_blank(value):
+    if is_missing(value) or value == "":
         return None
-    names = dict(value) if isinstance(value, Mapping) else dict.fromkeys(value if isinstance(value, list) else [value])
-    for name, weight in names.items():
+    named: list[tuple[Any, Any]]
+    if isinstance(value, Mapping):
+        named = [(name, weight) for name, weight in value.items() if weight is not None]
+    else:
+        named = [(name, None) for name in (value if isinstance(value, list) else [value])]
+    for name, weight in named or [(None, None)]:
         is_number = isinstance(weight, int | float) and math.isfinite(weight)
         if not isinstance(name, str) or not (weight is None or is_number):
             raise BadRow("expected a reward's name, a list of names, or a dict of name: weight", field)
-    return names
+    return dict(named)
 
 
 def _printed_array(text: str) -> list[str]:

@@ -19,8 +19,8 @@ class Curriculum:
 
     Args:
         band: the lowest and the highest success of the prompts to train on.
-        epochs: how many epochs of its set a retired prompt is left out; then it comes back, and its estimate begins
-            anew.
+        epochs: how many epochs of its set a retired prompt is left out, after the one in which the iteration that
+            retired it ends; then it comes back, and its estimate begins anew.
         memory: weight of the earlier estimate when a prompt inside the band is answered again, from 0 to 1; the newest
             share has the other part.
     """

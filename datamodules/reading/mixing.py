@@ -52,7 +52,8 @@ def check_weights(weights: Mapping[str, float], known: Sequence[str], option: st
     """
     check_within("[0, inf)", option, **weights)
     refuse_all(
-        f"{option}: there is no set {name!r} with training prompts; the sets are {', '.join(known)}"
+        f"{option}: there is no set {name!r} with training prompts; the sets are {', '.join(known)} (each file of a "
+        "list is one)"
         for name in weights
         if name not in known
     )

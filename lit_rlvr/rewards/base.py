@@ -39,12 +39,14 @@ class Reward(ChecksArguments, ABC):
     Attributes:
         whole_rollout: True = `score` gets all completions of a rollout at once, after the last of them is generated;
             False = groups of them as they come.
+        reports_correct: False = it never says whether an answer is right.
         longest: the length in tokens of the longest completion that its settings assume; None = any.
         metrics: numbers of the current rollout to log as `reward/<name>`: their means; [] = none this time.
     """
 
     config_key = "rewards.{}"
     whole_rollout = False
+    reports_correct = True
     longest: int | None = None
 
     def __init__(
@@ -301,7 +303,10 @@ def report_rewards_in_process(rewards: Sequence[Reward]) -> None:
 
 
 class CheckedReward(Reward):
-    """A reward that checks a batch at once; with `truncated_is_wrong`, it does not check truncated completions."""
+    """A reward that checks a batch at once; with `truncated_is_wrong`, it does not check truncated completions, unless
+    it `may_be_negative`: then they are checked and earn at most 0."""
+
+    may_be_negative = False
 
     @abstractmethod
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
@@ -311,10 +316,11 @@ class CheckedReward(Reward):
         return self.score([(completion, sample)])[0]
 
     def score(self, pairs: Sequence[Pair]) -> list[RewardResult]:
-        results = [RewardResult(0.0, False, "ok", "cut off")] * len(pairs)
-        judged = [i for i, (c, _) in enumerate(pairs) if not (self.truncated_is_wrong and c.truncated)]
+        results = [RewardResult(0.0, False if self.reports_correct else None, "ok", "cut off")] * len(pairs)
+        skips = self.truncated_is_wrong and not self.may_be_negative
+        judged = [i for i, (c, _) in enumerate(pairs) if not (skips and c.truncated)]
         for i, result in zip(judged, self.check([pairs[i] for i in judged]), strict=True):
-            results[i] = result
+            results[i] = self.judged(result, pairs[i][0])
         return results
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import chdir
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lit_rlvr.errors import UserError, refuse_all
-from lit_rlvr.rewards.base import Reward, row_weights
+from lit_rlvr.rewards.base import REWARD_COLUMNS, Reward, row_weights
 from lit_rlvr.rewards.combine import score_rollout
 from lit_rlvr.types import Completion, Prompt, Sample, Sampling
 
@@ -40,11 +41,27 @@ def check_references(rewards: Sequence[Reward], samples: Sequence[Sample]) -> No
     """
     weights = {reward.name: reward.weight for reward in rewards}
     known = f"the rewards are {', '.join(weights)} (rollout.rewards)"
+    chosen: dict[tuple[str, str, bool], Sample] = {}  # a row of each set whose column names a reward, or none
     for sample in samples:
         named = {} if sample.rewards is None else sample.rewards
         if unknown := sorted(named.keys() - weights.keys()):
             raise UserError(f"{sample.source or sample.id}: reward: there is no {unknown[0]!r}; {known}")
+        cells = {} if sample.rewards is not None else {column: sample.row.get(column) for column in REWARD_COLUMNS}
+        for column, cell in cells.items():
+            if isinstance(cell, str):
+                chosen.setdefault((sample.dataset, column, cell in weights), sample)
+    for (dataset, column, matches), sample in chosen.items():
+        if not matches and (dataset, column, True) in chosen:
+            raise UserError(
+                f"{sample.source or sample.id}: {column}: there is no reward {sample.row[column]!r}, but one for other "
+                f"rows; name the reward of each row in a column of its own (data.columns.reward); {known}"
+            )
     judging = [(sample, row_weights(sample, weights)) for sample in samples]
+    counts = Counter(name for _, own in judging for name in own)
+    if unused := [name for name in weights if judging and not counts[name]]:
+        _log.warning("rollout.rewards: no row has the reward %s, so it judges nothing", ", ".join(unused))
+    if any(matches for _, _, matches in chosen):
+        _log.info("rows choose their reward by the column data_source or dataset: %s", dict(counts))
     refuse_all(
         problem
         for reward in rewards

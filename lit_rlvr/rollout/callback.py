@@ -191,7 +191,8 @@ class RolloutCallback(RolloutSettings, Callback):
         module.most_tokens = self._most_tokens(trainer, module) * module.epochs_per_rollout
         sizes = data.prompts_per_rollout, trainer.world_size, str(trainer.precision), device
         check_all(lambda: check_sizes(self, module, *sizes), lambda: check_data(self, module, data))
-        for reward in self.rewards if stage != "fit" else ():  # `Trainer.fit` connects before the warm start
+        for reward in self.rewards if stage != "fit" else ():  # of a fit, `Trainer.fit` before the warm start
+            reward.begin_run(Path(trainer.default_root_dir))
             reward.connect()
         log_sizes(self, module, *sizes, data=data if stage == "fit" else None)
         if stage == "fit":

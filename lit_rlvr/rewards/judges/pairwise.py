@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import permutations
+from itertools import combinations
 
 from lit_rlvr.rewards.judges.base import Judge
 from lit_rlvr.rewards.judges.prompts import Question, ask_about
@@ -26,6 +26,7 @@ class PairwiseJudge(Judge):
         kwargs: `server` and the other options of `Judge`; `task` says which answer is better.
     """
 
+    reports_correct = False
     default_task = (
         "Compare two answers to a question. The better one is right, complete and to the point; its length and its "
         "place say nothing."
@@ -35,19 +36,22 @@ class PairwiseJudge(Judge):
         groups: dict[int, list[int]] = defaultdict(list)
         for number, (_, sample) in enumerate(pairs):
             groups[id(sample)].append(number)
-        matches = [match for group in groups.values() for match in permutations(group, 2)]
+        matches = [match for group in groups.values() for match in combinations(group, 2)]
         texts = [self.text_of(pair) for pair in pairs]
-        asked = [(first, second) for first, second in matches if texts[first] != texts[second]]
-        replies = dict(zip(asked, self.ask([self.question(pairs, *match) for match in asked]), strict=True))
+        asked = [order for a, b in matches if texts[a] != texts[b] for order in ((a, b), (b, a))]
+        replies = dict(zip(asked, self.ask([self.question(pairs, *order) for order in asked]), strict=True))
         points: list[list[float]] = [[] for _ in pairs]
-        failures = [""] * len(pairs)
-        for first, second in matches:
-            reply = replies.get((first, second), {"better": "tie"})
-            if isinstance(reply, str):
-                failures[first] = failures[second] = reply
+        failures: list[list[str]] = [[] for _ in pairs]
+        for a, b in matches:
+            there, back = (replies.get(order, {"better": "tie"}) for order in ((a, b), (b, a)))
+            if isinstance(there, str) or isinstance(back, str):  # one order alone would pay for the place
+                failed = there if isinstance(there, str) else str(back)
+                failures[a].append(failed)
+                failures[b].append(failed)
             else:
-                points[first].append(POINTS[reply["better"]])
-                points[second].append(1 - POINTS[reply["better"]])
+                won = (POINTS[there["better"]] + 1 - POINTS[back["better"]]) / 2
+                points[a].append(won)
+                points[b].append(1 - won)
         return [result_of(*judged) for judged in zip(points, failures, strict=True)]
 
     def question(self, pairs: Sequence[Pair], first: int, second: int) -> Question:
@@ -60,8 +64,14 @@ class PairwiseJudge(Judge):
         return ask_about(self.task, material, {"better": tuple(POINTS)}, self.has_reason)
 
 
-def result_of(points: Sequence[float], failure: str) -> RewardResult:
-    """Return the result of a completion: the mean of its points, as far as there are any."""
-    if points:
-        return RewardResult(sum(points) / len(points), detail=f"{sum(points):g} of {len(points)} comparisons")
-    return RewardResult(0.0, None, "error" if failure else "unjudged", failure)
+def result_of(points: Sequence[float], failures: Sequence[str]) -> RewardResult:
+    """Return the result of a completion: the mean of its points, if at most half of its comparisons failed.
+
+    Args:
+        points: of each opponent, over both orders. failures: why others could not be compared.
+    """
+    if len(failures) > len(points):
+        return RewardResult(0.0, None, "error", failures[0])
+    if not points:
+        return RewardResult(0.0, None, "unjudged")
+    return RewardResult(sum(points) / len(points), detail=f"{sum(points):g} of {len(points)} comparisons")

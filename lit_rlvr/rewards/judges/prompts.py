@@ -55,10 +55,13 @@ class Question:
 
     def read(self, answer: str) -> Reply:
         """Return the fields of an answer, from the JSON object that it ends with; nothing else in it counts."""
-        match = LAST_OBJECT.search(without_thoughts(answer))
-        found: dict[str, Any] = {}
-        with suppress(ValueError):
-            found = json.loads(match[1]) if match else {}
+        found: Any = None
+        with suppress(ValueError):  # a server that keeps to the schema writes nothing else
+            found = json.loads(answer, strict=False)
+        if not isinstance(found, dict):
+            match, found = LAST_OBJECT.search(without_thoughts(answer)), {}
+            with suppress(ValueError):
+                found = json.loads(match[1]) if match else {}
         for name, values in self.fields:
             if isinstance(found.get(name), bool | None) or found[name] not in values:
                 return (

@@ -25,9 +25,12 @@ class RewardModel(CheckedReward):
         kwargs: `weight`, `correct_from`, `name` and `truncated_is_wrong` of every reward.
     """
 
+    may_be_negative = True
+
     def __init__(self, model: str, device: str = "cpu", threshold: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.model, self.device, self.threshold = model, device, threshold
+        self.reports_correct = threshold is not None
 
     def connect(self) -> None:
         _ = self._parts
@@ -95,10 +98,11 @@ class RewardModelServer(Judge):
     """
 
     client_class = ScoringClient
+    may_be_negative = True
 
     def __init__(self, server: JudgeServer, threshold: float | None = None, **kwargs: Any) -> None:
         super().__init__(server=server, task="", has_reason=False, sees_thoughts=False, **kwargs)
-        self.threshold = threshold
+        self.threshold, self.reports_correct = threshold, threshold is not None
 
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         replies = self.ask([Question("", json.dumps(messages_of(pair)), ()) for pair in pairs])

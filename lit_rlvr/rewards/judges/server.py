@@ -23,8 +23,9 @@ WHERE = "rollout.rewards: judge.server"
 _TABLES = """
 PRAGMA synchronous = OFF;
 CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, text TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS spent (calls INTEGER, prompt_tokens INTEGER, completion_tokens INTEGER);
-INSERT INTO spent SELECT 0, 0, 0 WHERE NOT EXISTS (SELECT 1 FROM spent);
+CREATE TABLE IF NOT EXISTS spent (
+    judge TEXT PRIMARY KEY, calls INTEGER, prompt_tokens INTEGER, completion_tokens INTEGER
+);
 """
 """Without `synchronous`, a commit costs nothing, and survives the death of the process but not of the machine."""
 BROKEN = (ValueError, TypeError, LookupError, AttributeError)
@@ -47,12 +48,13 @@ class JudgeServer:
         max_retries: further tries of a call that the server refuses as too many (429), or that fails by a timeout, a
             lost connection or a fault of the server, after waits that double.
         max_concurrent: most calls at a time.
-        max_calls: calls after which the run ends; null: no limit.
+        max_calls: calls after which the run ends; null: no limit. Further tries of a call are not counted, the question
+            with which each start tries the server is.
         max_total_tokens: tokens, of questions and answers, after which the run ends; null: no limit.
         prompt_price: US dollars for a million tokens of questions, for the metric `cost`.
         completion_price: the same for answers.
         answers: file that keeps all answers by the content of their questions, so that none is paid for twice, and
-            counts calls and tokens for the limits. null: `judge_answers.sqlite` in the run's folder.
+            counts each judge's calls and tokens for its limits. null: `judge_answers.sqlite` in the run's folder.
     """
 
     base_url: str
@@ -86,14 +88,15 @@ class Answers:
     """Answers of judges and the sum of what was spent on them, in a SQLite file which processes may share.
 
     Args:
+        judge: the server and its model: other judges have answers and spending of their own in the file.
         path: the file; ":memory:" = none, they end with this process.
 
     Raises:
         UserError: the file cannot be opened, or is none of these.
     """
 
-    def __init__(self, path: str | Path = ":memory:") -> None:
-        self.path = path
+    def __init__(self, judge: str, path: str | Path = ":memory:") -> None:
+        self.judge, self.path = judge, path
         try:
             self._file = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
             self._file.executescript(_TABLES)
@@ -103,31 +106,36 @@ class Answers:
                 f"{shown(path)}: no file of judges' answers ({error}); delete it or name another"
             ) from error
 
-    def get(self, key: str) -> str | None:
-        """Return the text of an answer; None if there is none."""
-        found = self._file.execute("SELECT text FROM answers WHERE key = ?", [key]).fetchone()
+    def get(self, request: dict[str, Any]) -> str | None:
+        """Return the text of the answer to a request; None if there is none."""
+        found = self._file.execute("SELECT text FROM answers WHERE key = ?", [self._key_of(request)]).fetchone()
         return None if found is None else str(found[0])
 
-    def add(self, key: str, text: str) -> None:
-        """Keep an answer; the first one stays."""
-        self._file.execute("INSERT OR IGNORE INTO answers VALUES (?, ?)", [key, text])
+    def add(self, request: dict[str, Any], text: str) -> None:
+        """Keep the answer to a request; the first one stays."""
+        self._file.execute("INSERT OR IGNORE INTO answers VALUES (?, ?)", [self._key_of(request), text])
+
+    def _key_of(self, request: dict[str, Any]) -> str:
+        return hashlib.sha256(json.dumps([self.judge, request], sort_keys=True).encode()).hexdigest()
 
     def spend(self, calls: int = 0, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
         """Add to what was spent."""
         self._file.execute(
-            "UPDATE spent SET calls = calls + ?, prompt_tokens = prompt_tokens + ?, "
-            "completion_tokens = completion_tokens + ?", [calls, prompt_tokens, completion_tokens],
+            "INSERT INTO spent VALUES (?, ?, ?, ?) ON CONFLICT (judge) DO UPDATE SET calls = calls + excluded.calls, "
+            "prompt_tokens = prompt_tokens + excluded.prompt_tokens, "
+            "completion_tokens = completion_tokens + excluded.completion_tokens",
+            [self.judge, calls, prompt_tokens, completion_tokens],
         )  # fmt: skip
 
     def spent(self) -> tuple[int, int, int]:
-        """Return the calls and the tokens of questions and answers so far, of all processes that use the file."""
-        calls, prompt_tokens, completion_tokens = self._file.execute("SELECT * FROM spent").fetchone()
-        return calls, prompt_tokens, completion_tokens
-
-
-def key_of(request: dict[str, Any]) -> str:
-    """Return the name of a request's answer: a hash of all that it consists of."""
-    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+        """Return the judge's calls and tokens of questions and answers, of all processes that use the file."""
+        sums = self._file.execute("SELECT * FROM spent WHERE judge = ?", [self.judge]).fetchone() or (
+            self.judge,
+            0,
+            0,
+            0,
+        )
+        return sums[1], sums[2], sums[3]
 
 
 class Answer(NamedTuple):
@@ -154,7 +162,8 @@ class Client:
         from openai import AsyncOpenAI
 
         self.server = server
-        self.answers = Answers(Path(server.answers).expanduser() if server.answers else ":memory:")
+        self._judge = f"{server.model} at {server.base_url}"
+        self.answers = Answers(self._judge, Path(server.answers).expanduser() if server.answers else ":memory:")
         self._slots = asyncio.Semaphore(server.max_concurrent)
         key = os.environ[server.api_key_env] if server.api_key_env else "none"
         self._openai = AsyncOpenAI(
@@ -165,7 +174,8 @@ class Client:
         """Keep answers in the run's folder, unless the options name a file."""
         path = folder / "judge_answers.sqlite"
         if self.server.answers is None and self.answers.path != path:
-            self.answers = Answers(path)
+            folder.mkdir(parents=True, exist_ok=True)
+            self.answers = Answers(self._judge, path)
 
     def connect(self) -> None:
         """Ask one question, which tells whether the server answers.
@@ -202,7 +212,7 @@ class Client:
         }
 
     async def _known_or_new(self, request: dict[str, Any]) -> Answer:
-        known = self.answers.get(key_of(request))
+        known = self.answers.get(request)
         return await self._answer(request) if known is None else Answer(known)
 
     async def _answer(self, request: dict[str, Any]) -> Answer:
@@ -220,7 +230,7 @@ class Client:
                 place = f"judge {self.server.model!r} at {self.server.base_url}"
                 return Answer("", f"{place}: {first_line(cause or error)}", time.perf_counter() - started)
             self.answers.spend(0, *tokens)
-            self.answers.add(key_of(request), text)
+            self.answers.add(request, text)
             return Answer(text, "", time.perf_counter() - started)
 
     async def send(self, request: dict[str, Any]) -> tuple[str, int, int]:

@@ -41,6 +41,11 @@ def check_selection(rollout: RolloutSettings, module: RLVRModule, data: PromptDa
             f"model.dynamic_sampling: there is no reward {by!r}; give reward, correct, false, or the name of a "
             f"reward: {', '.join(names)}"
         )
+    if data.success is not None and not any(reward.reports_correct for reward in rollout.rewards):
+        raise UserError(
+            f"data.curriculum: it goes by `correct`, which {', '.join(names)} do not report; give a threshold or "
+            "another reward"
+        )
     rows = [prompt.sample for prompt in data.prompts.get("train", ())]
     weights = dict.fromkeys(names, 1.0)
     if by in names and (without := next((row for row in rows if by not in row_weights(row, weights)), None)):
