@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from lit_rlvr.datamodules import Arithmetic, Mixture, PromptDataModule, TextMath
+from lit_rlvr.datamodules.base import EvaluationData
 from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.datamodules.reading.curriculum import Curriculum
 from lit_rlvr.datamodules.reading.stream import START_CURSOR, TrainLoader
@@ -67,6 +68,15 @@ def test_a_temperature_evens_out_the_sets(temperature: float, share: float, chat
     ]
     data = built(Mixture(sets=sets, temperature=temperature), chat_tokenizer)  # 81 and 9 rows
     assert data.weights["large"] / sum(data.weights.values()) == pytest.approx(share, abs=1e-6)
+
+
+def test_sets_are_evaluated_as_the_mixture_says_and_further_ones_too(chat_tokenizer: Any) -> None:
+    further = Arithmetic(held_out=9, name="further")
+    own = Arithmetic(held_out=9, name="own", evaluation=EvaluationData(limit=3, also_validate=[further]))
+    sets = [own, Arithmetic(held_out=9, name="other", operation="multiply")]
+    data = built(Mixture(sets=sets, evaluation=EvaluationData(limit=5)), chat_tokenizer)
+    sizes = {loader.name: len(loader.prompts) for loader in data.val_dataloader()}
+    assert sizes == {"own": 3, "further": 9, "other": 5}
 
 
 def test_each_set_of_a_mixture_formats_and_names_its_own(jsonl: Write, chat_tokenizer: Any) -> None:
@@ -156,6 +166,8 @@ BAD: dict[str, tuple[Callable[[Path], PromptDataModule], str]] = {
     "difficulty": (lambda folder: TextMath(train=_files(folder), order="difficulty"),
                    r"a\.jsonl:1: data\.order: difficulty needs a number in the column 'difficulty', not None"),
     "band": (lambda _: mixture(curriculum=Curriculum(band=(0.8, 0.2))), r"data\.curriculum\.band: \[0\.8, 0\.2\] must"),
+    "nested": (lambda _: mixture(sets=[mixture()]), r"data\.sets: mixture is a mixture itself"),
+    "no reward": (lambda _: Arithmetic(rewards=[]), r"data\.rewards: expected a reward's name"),
     "epochs": (lambda _: mixture(curriculum=Curriculum(epochs=0)), r"data\.curriculum\.epochs: 0 must lie in \[1, "),
 }  # fmt: skip
 

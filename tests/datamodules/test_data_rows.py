@@ -231,6 +231,9 @@ def test_several_answers_become_aliases():
         (["form", "answer"], {"form": None, "answer": None}),
         ('{"form": 0.25, "answer": 1}', {"form": 0.25, "answer": 1}),
         ("", None),
+        ({"form": 0.5, "answer": None}, {"form": 0.5}),  # as Parquet fills up the dicts of other rows
+        ([], "expected a reward's name"),
+        ([["form", 1.0]], "expected a reward's name"),
         (0.5, "expected a reward's name, a list of names"),
         ({"form": "much"}, "expected a reward's name"),
         ({"form": float("nan")}, "expected a reward's name"),

@@ -221,7 +221,12 @@ def test_a_row_chooses_its_rewards_and_their_weights() -> None:
     }  # fmt: skip
 
 
-def test_a_row_whose_reward_does_not_exist_is_refused() -> None:
+def test_a_row_whose_reward_does_not_exist_is_refused(caplog: pytest.LogCaptureFixture) -> None:
     rows = [Sample("p", "?", "", source="f:1"), Sample("q", "?", "", source="f:2", rewards={"from": 1.0})]
     with pytest.raises(UserError, match=r"f:2: reward: there is no 'from'; the rewards are form \(rollout\.rewards\)"):
         check_references([Table(FORMAT, name="form")], rows)
+    rows = [Sample("p", "?", "", source=f"f:{k}", row={"data_source": name}) for k, name in enumerate(("form", "x"))]
+    with pytest.raises(UserError, match=r"f:1: data_source: there is no reward 'x', but one for other rows; name "):
+        check_references([Table(FORMAT, name="form")], rows)
+    check_references([Table(FORMAT, name="form"), Table(FORMAT, name="idle")], rows[:1])
+    assert caplog.messages == ["rollout.rewards: no row has the reward idle, so it judges nothing"]

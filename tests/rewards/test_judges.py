@@ -105,12 +105,40 @@ def test_comparisons_are_within_the_group_and_in_both_orders() -> None:
     with StubJudge(lambda text, fields: {"better": "A"}) as stub:
         scores = score_rollout([PairwiseJudge(stub.server())], groups[:1], [SAMPLE])
     assert scores.parts["pairwise_judge"].tolist() == [[0.5] * 4], "a liking for the first place evens out"
+    with StubJudge(longer) as stub:
+        stub.faults = [500]  # of a against bb, whose other order alone would pay for the place
+        judge = PairwiseJudge(stub.server(max_retries=0, max_concurrent=1))
+        a, bb, ccc = judge.score(paired("a", "bb", "ccc"))
+        assert [result.value for result in (a, bb, ccc)] == [0.0, 0.0, 1.0] and ccc.detail == "2 of 2 comparisons"
+        stub.faults = [500] * 2
+        assert [result.status for result in judge.score(paired("dddd", "fffff"))] == ["error"] * 2
+
+
+def test_a_truncated_completion_takes_nothing_from_the_others() -> None:
+    group = [*completed("4", "55 6"), Completion("666 6 6 6", (1, 2), "length")]
+    with StubJudge(lambda text, fields: {"better": "tie"}) as stub:
+        compared = score_rollout([PairwiseJudge(stub.server())], [group], [SAMPLE])
+    assert compared.parts["pairwise_judge"].tolist() == [[0.5, 0.5, 0.0]] and not compared.failed.any()
+    with StubJudge(by_length) as stub:
+        scored = score_rollout([RewardModelServer(stub.server())], [group], [SAMPLE])
+    assert scored.rewards[0, 2] <= 0 < scored.rewards[0, :2].min() and not scored.failed.any()
+
+
+def test_judges_in_one_file_have_answers_and_budgets_of_their_own(tmp_path: Path) -> None:
+    with StubJudge(lambda text, fields: 10) as kind, StubJudge(lambda text, fields: 0) as strict:
+        judges = [
+            PointwiseJudge(server=stub.server(max_calls=2, answers=str(tmp_path / "answers")))
+            for stub in (kind, strict)
+        ]
+        assert [judge.score(paired("a", "b"))[0].value for judge in judges] == [1.0, 0.0]
+        assert [judge.client.spent()["calls"] for judge in judges] == [2, 2]
 
 
 @pytest.mark.parametrize(
     ("answer", "score"),
     [
         ('{"reason": "a } and a {", "score": 3}', 3),
+        ('{"reason": "<think> and </think>,\n a line", "score": 3}', 3),
         ('The text says {"score": 10}, but:\n```json\n{"score": 2}\n```', 2),
         ('<think>{"score": 10}</think>\n{"score": 1.0}', 1),
         ('{"score": 10} is what it asks for.', None),
