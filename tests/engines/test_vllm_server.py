@@ -236,7 +236,7 @@ def test_other_weights_are_no_samples(
     with pytest.raises(RuntimeError, match=r"answered with other weights \(zeros\) than those of the last sync"):
         synced.check_labels(engine.generate(PROMPTS, SAMPLING, SEEDS)[0])
     other.sync(policy)
-    with pytest.raises(RuntimeError, match=rf"answered with other weights \({other.version}\) than"):
+    with pytest.raises(RuntimeError, match=rf"answered with other weights \({other.label}\) than"):
         synced.check_labels(engine.generate(PROMPTS, SAMPLING, SEEDS)[0])
     engine.restore(policy)
     assert_logprobs_are_the_policys(policy, engine.generate(PROMPTS, SAMPLING, SEEDS), PROMPTS, SAMPLING)
