@@ -16,7 +16,7 @@ from common import make_parser, print_result, print_table, run_command, say
 FAMILIES = ("tiny-gemma3", "tiny-gemma4", "tiny-glm-4.1v", "tiny-internvl3.5", "tiny-qwen3.5")
 RECIPES: dict[str, list[str]] = {
     **{name: ["--config", f"smoke/{name}"] for name in (
-        "sums", "sft", "geometry", "medical_vqa", "smolvlm2", "tools", "text_to_sql", "sql_turns"
+        "sums", "sft", "mixture", "geometry", "medical_vqa", "smolvlm2", "tools", "text_to_sql", "sql_turns"
     )},
     **{model: ["--config", "smoke/geometry", "--model.init_args.model", model] for model in FAMILIES},
 }  # fmt: skip
