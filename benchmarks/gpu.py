@@ -74,10 +74,9 @@ from lit_rlvr.policy.adapters import add_adapters
 from lit_rlvr.policy.families.qwen_vl import VLM_SPECIALS, language_sizes, markers
 from lit_rlvr.policy.logprobs import score_tokens
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.policy.precision import training_autocast
+from lit_rlvr.policy.precision import training_autocast, use_deterministic_kernels
 from lit_rlvr.policy.speed import enable_checkpointing, uncompile_layers
 from lit_rlvr.policy.tiny import CHAT_TEMPLATE, byte_tokenizer
-from lit_rlvr.rollout.callback import use_deterministic_kernels
 from lit_rlvr.sizing.memory import Strategy, largest_microbatch, shape_of, training_memory
 from lit_rlvr.training.step import logprobs_of
 from lit_rlvr.types import Prompt, Rollout, Sample, Sampling

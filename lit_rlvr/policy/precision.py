@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from collections.abc import Iterable, Iterator
@@ -157,3 +158,17 @@ def bf16_slowdown() -> float:
         matrix @ matrix
         seconds.append(time.perf_counter() - started)
     return seconds[0] / seconds[1]
+
+
+def use_deterministic_kernels() -> None:
+    """Enable deterministic CUDA kernels; call it before the first matrix product.
+
+    cuBLAS reads its variables once, so they are those of vLLM's batch-invariant mode, which sets them when it starts.
+    An operation without a deterministic kernel raises: told to warn instead, torch leaves the backward pass of flash
+    attention nondeterministic.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    os.environ.setdefault("CUBLASLT_WORKSPACE_SIZE", "1")
+    torch.use_deterministic_algorithms(True)
+    deterministic: Any = torch.utils.deterministic
+    deterministic.fill_uninitialized_memory = False  # every `empty` would be written for nothing

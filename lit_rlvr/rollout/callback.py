@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,18 +22,14 @@ from lit_rlvr.common.seeds import run_seed
 from lit_rlvr.distributed.checkpoints import user_code, warn_of_changes
 from lit_rlvr.engines.base import EngineContext, most_images
 from lit_rlvr.errors import UserError, check_all
-from lit_rlvr.policy.precision import compute_dtype
+from lit_rlvr.policy.precision import compute_dtype, use_deterministic_kernels
 from lit_rlvr.rewards import shared_pool
-from lit_rlvr.rewards.base import report_rewards_in_process
 from lit_rlvr.rewards.combine import logged_metrics
-from lit_rlvr.rewards.gold_answers import (
-    warn_of_gold_answers,
-)
 from lit_rlvr.rollout.agreement import agreement_metrics
 from lit_rlvr.rollout.episodes import begins, turn_metrics
 from lit_rlvr.rollout.generate import GroupSampler, completion_seeds
 from lit_rlvr.rollout.metrics import rollout_metrics, set_metrics
-from lit_rlvr.rollout.preflight.data import check_data, warn_of_answers
+from lit_rlvr.rollout.preflight.data import check_data, report_rewards
 from lit_rlvr.rollout.preflight.lengths import length_requirements
 from lit_rlvr.rollout.preflight.sizes import check_sizes, log_sizes
 from lit_rlvr.rollout.queue import QueueSource
@@ -198,10 +193,7 @@ class RolloutCallback(RolloutSettings, Callback):
         if stage == "fit":
             module.teachers.connect()
         if stage == "fit" and trainer.is_global_zero:
-            report_rewards_in_process(self.rewards)
-            if not module.demonstrates:
-                warn_of_gold_answers(self.rewards, [prompt.sample for prompt in data.prompts["train"]])
-            warn_of_answers(self, data)
+            report_rewards(self, data)
         self._provenance = {  # numbers depend on these, and the settings do not tell them; a resumed run compares
             "code": user_code(),
             "validation": data.validation_hashes() if stage == "fit" else {},
@@ -213,23 +205,23 @@ class RolloutCallback(RolloutSettings, Callback):
             self.generator.is_exact(compute_dtype(str(trainer.precision))),
             stage == "fit" and module.teachers.options is not None, Path(trainer.default_root_dir),
         )  # fmt: skip
+        self.source = self._choose_source(trainer, module, data, stage)
+
+    def _choose_source(self, trainer: Trainer, module: RLVRModule, data: PromptDataModule, stage: str) -> RolloutSource:
+        """Return where the run's rollouts come from."""
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         saved = max(getattr(callback, "save_prompts", 0) for callback in callbacks)  # the run folder saves the first
         if stage == "fit" and self.replay.rollouts_from is not None:
-            self.source = self.replay_source(trainer, module, data)
-            return
+            return self.replay_source(trainer, module, data)
         if stage == "fit" and module.demonstrates:
             from lit_rlvr.rollout.demonstrations import DemonstrationSource  # it imports the data sets
 
-            demonstrations = self.demonstrations[data.name]
-            self.source = DemonstrationSource(demonstrations, module, self.demonstrated, saved)
-            return
+            return DemonstrationSource(self.demonstrations[data.name], module, self.demonstrated, saved)
         parts = self.sampler, module, data, self.group_size, self.sampling, saved
-        self.source = (
-            QueueSource(*parts, staleness=self.staleness, max_group_seconds=self.safeguards.max_group_seconds)
-            if self.staleness
-            else SyncSource(*parts)
-        )
+        if self.staleness:
+            limit = self.safeguards.max_group_seconds
+            return QueueSource(*parts, staleness=self.staleness, max_group_seconds=limit)
+        return SyncSource(*parts)
 
     def replay_source(self, trainer: Trainer, module: RLVRModule, data: PromptDataModule) -> ReplaySource:
         """Return a source of the recorded rollouts.
@@ -346,17 +338,3 @@ class RolloutCallback(RolloutSettings, Callback):
 def rollout_of(trainer: Trainer) -> RolloutCallback:
     """Return the trainer's rollout callback."""
     return next(c for c in trainer.callbacks if isinstance(c, RolloutCallback))  # type: ignore[attr-defined]
-
-
-def use_deterministic_kernels() -> None:
-    """Enable deterministic CUDA kernels; call it before the first matrix product.
-
-    cuBLAS reads its variables once, so they are those of vLLM's batch-invariant mode, which sets them when it starts.
-    An operation without a deterministic kernel raises: told to warn instead, torch leaves the backward pass of flash
-    attention nondeterministic.
-    """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-    os.environ.setdefault("CUBLASLT_WORKSPACE_SIZE", "1")
-    torch.use_deterministic_algorithms(True)
-    deterministic: Any = torch.utils.deterministic
-    deterministic.fill_uninitialized_memory = False  # every `empty` would be written for nothing

@@ -6,8 +6,14 @@ import logging
 from typing import TYPE_CHECKING
 
 from lit_rlvr.errors import UserError, check_all, refuse_all
-from lit_rlvr.rewards.base import check_prefills
-from lit_rlvr.rewards.gold_answers import LongAnswers, check_references, long_answers, warn_of_other_lengths
+from lit_rlvr.rewards.base import check_prefills, report_rewards_in_process
+from lit_rlvr.rewards.gold_answers import (
+    LongAnswers,
+    check_references,
+    long_answers,
+    warn_of_gold_answers,
+    warn_of_other_lengths,
+)
 from lit_rlvr.rollout.preflight.lengths import check_lengths, length_requirements
 from lit_rlvr.rollout.preflight.rewards import check_selection, check_unrewarded, check_whole_rollouts
 from lit_rlvr.rollout.preflight.teachers import check_teachers
@@ -97,6 +103,14 @@ def check_demonstrations(rollout: RolloutSettings, module: RLVRModule, data: Pro
         fingerprints = [demonstrations.check(prompts) for prompts in other.prompts.values()]
         rollout.demonstrated = rollout.demonstrated or fingerprints[0]
         rollout.demonstrations[other.name] = demonstrations
+
+
+def report_rewards(rollout: RolloutSettings, data: PromptDataModule) -> None:
+    """Report what a run should know of its rewards and answers when it starts; the rewards judge some references."""
+    report_rewards_in_process(rollout.rewards)
+    if not data.demonstrates:
+        warn_of_gold_answers(rollout.rewards, [prompt.sample for prompt in data.prompts["train"]])
+    warn_of_answers(rollout, data)
 
 
 def warn_of_answers(rollout: RolloutSettings, data: PromptDataModule) -> None:
