@@ -237,8 +237,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         ),
         Metric(
             "reward/<name>/kappa",
-            "agreement of this reward's verdicts (`correct`) with those of the rewards before it in the config, beyond "
-            "chance (Cohen's kappa)",
+            "agreement of this reward's verdicts with those of the first reward in the config that reports `correct`, "
+            "beyond chance (Cohen's kappa)",
             "-1 to 1",
             "Below 0.6: the judge and the rule mean different things; falls: the judge is being gamed",
         ),
@@ -280,13 +280,13 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         ),
         Metric(
             "reward/<name>/calls",
-            "calls of judges so far, by the file of their answers",
+            "calls of the judge so far, by the file of its answers",
             "0 or more",
             "Limit: `server.max_calls`",
         ),
         Metric(
             "reward/<name>/tokens",
-            "tokens of their questions and answers so far",
+            "tokens of its questions and answers so far",
             "0 or more",
             "Limit: `server.max_total_tokens`",
         ),
