@@ -263,6 +263,11 @@ REWARD_COLUMNS = ("data_source", "dataset")
 """The columns by which verl and open-instruct choose the reward of a row."""
 
 
+def own_weights(rewards: Sequence[Reward]) -> dict[str, float]:
+    """Return the weight of each reward, where a row does not give another."""
+    return {reward.name: reward.weight for reward in rewards}
+
+
 def row_weights(sample: Sample, weights: Mapping[str, float]) -> dict[str, float]:
     """Return the rewards that judge completions of a row, each with its weight.
 
@@ -284,7 +289,7 @@ def row_weights(sample: Sample, weights: Mapping[str, float]) -> dict[str, float
 def check_prefills(rewards: Sequence[Reward], prompts: Iterable[Prompt]) -> None:
     """Let each reward look at everything that begins an answer in a prompt that it judges, and is not part of its
     text."""
-    weights = {reward.name: reward.weight for reward in rewards}
+    weights = own_weights(rewards)
     begun = (prompt for prompt in prompts if prompt.prefill and not prompt.score_prefill)
     seen = dict.fromkeys((name, prompt.prefill) for prompt in begun for name in row_weights(prompt.sample, weights))
     for reward in rewards:

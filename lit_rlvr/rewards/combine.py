@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lit_rlvr.distributed.collectives import gather_objects
 from lit_rlvr.errors import UserError, shown
-from lit_rlvr.rewards.base import Reward, check_rewards, row_weights
+from lit_rlvr.rewards.base import Reward, check_rewards, own_weights, row_weights
 from lit_rlvr.types import Completion, Pair, Prompt, RewardResult, Sample, Status
 
 _log = logging.getLogger("lit_rlvr")
@@ -90,7 +90,8 @@ def score_rollout(rewards: Sequence[Reward], completions: list[list[Completion]]
 
 def pairs_of(group: Sequence[Completion], sample: Sample) -> list[Pair]:
     """Return a group's completions with a copy of their sample, which tells them from another group of the sample."""
-    return [(completion, own) for own in [copy(sample)] for completion in group]
+    own = copy(sample)
+    return [(completion, own) for completion in group]
 
 
 def judge(rewards: Sequence[Reward], pairs: Sequence[Pair], whole_rollout: bool | None = None) -> Judgements:
@@ -106,7 +107,7 @@ def judge(rewards: Sequence[Reward], pairs: Sequence[Pair], whole_rollout: bool 
         UserError: a reward changed a setting of torch that training reads.
     """
     failures = {k: failure for k, (completion, _) in enumerate(pairs) if (failure := _failure(completion))}
-    weights = {reward.name: reward.weight for reward in rewards}
+    weights = own_weights(rewards)
     of_rows = {id(sample): row_weights(sample, weights) for _, sample in pairs}
     found: Judgements = {}
     for reward in rewards:
@@ -145,7 +146,7 @@ def combine(rewards: Sequence[Reward], results: Judgements, samples: Sequence[Sa
     stopped = [
         any(r.status == "timeout" and r.correct is None for r in row) for row in zip(*results.values(), strict=True)
     ]
-    groups, weights = len(samples), {reward.name: reward.weight for reward in rewards}
+    groups, weights = len(samples), own_weights(rewards)
     of_rows = [row_weights(sample, weights) for sample in samples]  # P
     results = {name: [*column] for name, column in results.items()}
     judging = [rewards[0].name] * groups * width  # B, the reward that says whether a completion is right

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lit_rlvr.errors import UserError, refuse_all
-from lit_rlvr.rewards.base import REWARD_COLUMNS, Reward, row_weights
+from lit_rlvr.rewards.base import REWARD_COLUMNS, Reward, own_weights, row_weights
 from lit_rlvr.rewards.combine import score_rollout
 from lit_rlvr.types import Completion, Prompt, Sample, Sampling
 
@@ -39,7 +39,7 @@ def check_references(rewards: Sequence[Reward], samples: Sequence[Sample]) -> No
     Raises:
         UserError: a message for each reward, with the first such sample and the number of all.
     """
-    weights = {reward.name: reward.weight for reward in rewards}
+    weights = own_weights(rewards)
     known = f"the rewards are {', '.join(weights)} (rollout.rewards)"
     chosen: dict[tuple[str, str, bool], Sample] = {}  # a row of each set whose column names a reward, or none
     for sample in samples:
@@ -84,7 +84,7 @@ def _unreadable(reward: Reward, samples: Sequence[Sample]) -> str:
 def warn_of_gold_answers(rewards: Sequence[Reward], samples: Sequence[Sample]) -> None:
     """Judge the references of some samples as answers; warn of each reward by which not all of them are right."""
     chosen = _spread([sample for sample in samples if sample.answer], GOLD_SAMPLES)
-    weights = {reward.name: reward.weight for reward in rewards}
+    weights = own_weights(rewards)
     for reward in rewards:
         own = [sample for sample in chosen if reward.name in row_weights(sample, weights)]
         texts = [(reward.gold_completion(sample), sample) for sample in own]

@@ -12,7 +12,7 @@ from lit_rlvr.rewards.combine import Scores
 from lit_rlvr.types import Rollout
 
 COUNTS = ("11", "10", "01", "00", "value of 1", "value of 0")
-"""What the earlier reward says and what this one says, 1 = right; sums of this one's values by what that says."""
+"""Counts of verdicts, the earlier reward's first and 1 = right; sums of this reward's values by the earlier verdict."""
 
 
 def agreement_metrics(rollout: Scores | Rollout) -> dict[str, float]:

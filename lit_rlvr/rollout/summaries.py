@@ -1,4 +1,4 @@
-"""What all ranks know of each other's groups: which have a signal, and how much there is to train."""
+"""Summaries of groups that all ranks share: which groups have a signal, and how many tokens they train."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def mixed_groups(scored: Scores | Rollout, by: str = "reward") -> list[int]:
 
 
 class GroupSummary(NamedTuple):
-    """What all ranks know of a scored group.
+    """The summary of a scored group that all ranks share.
 
     Args:
         sample_id: of its prompt.

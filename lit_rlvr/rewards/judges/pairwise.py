@@ -12,7 +12,7 @@ from lit_rlvr.speech.prompts import prompt_text
 from lit_rlvr.types import Pair, RewardResult
 
 POINTS = {"A": 1.0, "B": 0.0, "tie": 0.5}
-"""What the answer that is shown first gets."""
+"""The judgement -> the points of the answer that is shown first."""
 
 
 class PairwiseJudge(Judge):

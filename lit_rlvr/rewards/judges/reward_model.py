@@ -9,6 +9,7 @@ from typing import Any
 
 from lit_rlvr.errors import UserError, first_line
 from lit_rlvr.rewards.base import CheckedReward
+from lit_rlvr.rewards.forms import as_messages
 from lit_rlvr.rewards.judges.base import Judge
 from lit_rlvr.rewards.judges.prompts import Question, Reply
 from lit_rlvr.rewards.judges.server import Client, JudgeServer
@@ -71,7 +72,7 @@ class RewardModel(CheckedReward):
         """Return the score of a completion as a tensor."""
         model, tokenizer = self._parts
         options: Any = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
-        return model(**tokenizer.apply_chat_template(messages_of(pair), **options).to(self.device)).logits[0, 0]
+        return model(**tokenizer.apply_chat_template(conversation_of(pair), **options).to(self.device)).logits[0, 0]
 
 
 class ScoringClient(Client):
@@ -105,7 +106,7 @@ class RewardModelServer(Judge):
         self.threshold, self.reports_correct = threshold, threshold is not None
 
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
-        replies = self.ask([Question("", json.dumps(messages_of(pair)), ()) for pair in pairs])
+        replies = self.ask([Question("", json.dumps(conversation_of(pair)), ()) for pair in pairs])
         return [
             RewardResult(0.0, None, "error", reply)
             if isinstance(reply, str)
@@ -117,11 +118,10 @@ class RewardModelServer(Judge):
         return {"score": float(answer)}
 
 
-def messages_of(pair: Pair) -> list[dict[str, Any]]:
+def conversation_of(pair: Pair) -> list[dict[str, Any]]:
     """Return a prompt and its completion, without thoughts, as chat messages."""
     completion, sample = pair
-    prompt = [{"role": "user", "content": sample.prompt}] if isinstance(sample.prompt, str) else sample.prompt
-    return [*prompt, {"role": "assistant", "content": completion.answer}]
+    return [*as_messages(sample.prompt), {"role": "assistant", "content": completion.answer}]
 
 
 def scored(score: float, threshold: float | None) -> RewardResult:
