@@ -104,11 +104,16 @@ def child_environment() -> dict[str, str]:
 
 def port_for_later() -> int:
     """A free port that no other process gets by chance before it is used, which systems give out from 32,768 on."""
-    while True:
-        port = random.SystemRandom().randrange(20_000, 32_000)
-        with socket.socket() as tried, suppress(OSError):
-            tried.bind(("127.0.0.1", port))
-            return port
+    while not is_free(port := random.SystemRandom().randrange(20_000, 32_000)):
+        pass
+    return port
+
+
+def is_free(port: int) -> bool:
+    """Tell whether a server may listen there."""
+    with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+        return True
+    return False
 
 
 def start(arguments: Sequence[Any], cwd: Path | None = None, **options: Any) -> Forked:

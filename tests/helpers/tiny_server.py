@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from forked import VLLM, Forked
-from tiny_runs import child_environment, port_for_later
+from tiny_runs import child_environment, is_free, port_for_later
 
 KEY = "sk-not-for-anybody"
 
@@ -40,3 +41,6 @@ class Served:
         with suppress(ProcessLookupError):  # it was killed before
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        deadline = time.monotonic() + 60
+        while not is_free(self.port) and time.monotonic() < deadline:  # the engine's process ends later, and holds it
+            time.sleep(0.05)
