@@ -50,7 +50,7 @@ class LossInputs:
         ref_logp: (B, T) log-probabilities under the reference policy; None unless a term needs it.
         entropy: (B, T) exact entropy of the policy at each position; None if it is not computed.
         selected: (B, T) bool, the tokens that the loss's `select` has chosen; None if it has none.
-        right: (B,) bool, True for completions that a reward calls right; None unless a term needs it.
+        correct: (B,) bool, True for completions that a reward calls right; None unless a term needs it.
         divergence: (B, T) divergence from the teacher at each position, which has a gradient; None without that term.
         balance: (B, T) loss of the use of experts at each position; None without that term.
     """
@@ -67,7 +67,7 @@ class LossInputs:
     ref_logp: Tensor | None = None
     entropy: Tensor | None = None
     selected: Tensor | None = None
-    right: Tensor | None = None
+    correct: Tensor | None = None
     divergence: Tensor | None = None
     balance: Tensor | None = None
 

@@ -282,7 +282,7 @@ class Completion:
         sampled: for each token, True if the model sampled it; only such tokens are in the loss. () = all.
         turns: the turns of an episode; () without an environment.
         outcome: the environment's judgement of the episode, or its failure; None without a judgement.
-        judged: the results of reward functions that get the environment, by name.
+        reward_results: the results of reward functions that get the environment, by name.
         pixels: the images of the observations, in the order of their placeholders in `token_ids`.
         labels: for each sampled token, the label of the weights that sampled it, from engines that can mix them; ()
             = those of the last sync.
@@ -303,7 +303,7 @@ class Completion:
     turns: tuple[Turn, ...] = ()
     outcome: RewardResult | None = None
     pixels: Pixels | None = None
-    judged: Mapping[str, RewardResult] = field(default_factory=dict)
+    reward_results: Mapping[str, RewardResult] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
     stale_cache: tuple[bool, ...] = ()
     prefill: str = ""
@@ -446,7 +446,7 @@ class Prompt:
     prefill: str = ""
     score_prefill: bool = False
 
-    def as_judged(self, group: Sequence[Completion]) -> list[Completion]:
+    def for_rewards(self, group: Sequence[Completion]) -> list[Completion]:
         """Return completions of this prompt as rewards get them: with its prefill, in its own field or in the text."""
         if not self.score_prefill:
             return [replace(completion, prefill=self.prefill, routes=None) for completion in group]
@@ -608,6 +608,11 @@ class Rollout:
     @property
     def group_size(self) -> int:
         return int(self.rewards.shape[1])
+
+    @property
+    def known_correct(self) -> Tensor:
+        """(P, G) float: 1 for completions that a reward calls right, else 0."""
+        return self.correct * self.judged
 
     @property
     def counted(self) -> Tensor:

@@ -286,7 +286,7 @@ def judge_completions(records: Records, suite: Suite, name: str, prompts: list[P
             batch = prompts[first : first + QUESTIONS_PER_BATCH]
             groups = [given[prompt.sample.id] for prompt in batch]
             batch = [replace(p, prefill=group[0].prefill or p.prefill) for p, group in zip(batch, groups, strict=True)]
-            judged = [prompt.as_judged(group) for prompt, group in zip(batch, groups, strict=True)]
+            judged = [prompt.for_rewards(group) for prompt, group in zip(batch, groups, strict=True)]
             scores = score_rollout(suite.rewards, judged, [prompt.sample for prompt in batch])
             for p, (prompt, group) in enumerate(zip(batch, groups, strict=True)):
                 records.add(name, prompt, group, scores, p)

@@ -184,7 +184,7 @@ class EnvironmentFunction(Reward):
         self.function = reward.function
 
     def __call__(self, completion: Completion, sample: Sample) -> RewardResult | None:
-        return completion.judged.get(self.name)
+        return completion.reward_results.get(self.name)
 
 
 def rewards_with(environment: Environment | None, rewards: Sequence[Reward | str] | None) -> list[Reward]:

@@ -148,13 +148,13 @@ class EpisodeReply(NamedTuple):
 
     begun: what `reset` returned. observation: the answer to the last turn; None before the first.
     outcome: the reward, at the end of the episode; None before, or if the environment judges nothing.
-    judged: the results of the reward functions that get the environment, by name, at the end.
+    reward_results: the results of the reward functions that get the environment, by name, at the end.
     """
 
     begun: Opening
     observation: Observation | None = None
     outcome: RewardResult | None = None
-    judged: Mapping[str, RewardResult] = {}
+    reward_results: Mapping[str, RewardResult] = {}
 
 
 class EpisodeWorkers:
@@ -227,7 +227,7 @@ class EpisodeWorkers:
             value = yield self._batch, number, seed, played, sample, turn
             reply = EpisodeReply(value) if played == RESET else reply._replace(observation=value)
         if judge or (reply.observation is not None and reply.observation.done):
-            outcome, judged = yield self._batch, number, seed, REWARD, sample, None
-            return reply._replace(outcome=outcome, judged=judged)
+            outcome, results = yield self._batch, number, seed, REWARD, sample, None
+            return reply._replace(outcome=outcome, reward_results=results)
         self._known[number] = worker, played, reply
         return reply

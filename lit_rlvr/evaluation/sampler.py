@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule
     from lit_rlvr.datamodules.base import Split
 
-Judged = Callable[[Prompt, list[Completion], Scores], None]
+Scored = Callable[[Prompt, list[Completion], Scores], None]
 
 
 def load_prompts(
@@ -102,7 +102,7 @@ class Sampler:
 
     def run(
         self, prompts: Sequence[Prompt], sampling: Sampling, samples: int, rewards: Sequence[Reward], use: str,
-        data: PromptDataModule, judged: Judged, environment: Environment | None = None,
+        data: PromptDataModule, on_scored: Scored, environment: Environment | None = None,
     ) -> None:  # fmt: skip
         """Sample completions for the prompts and judge them.
 
@@ -110,7 +110,7 @@ class Sampler:
             samples: completions per prompt. Each has its own seed, derived from (run seed, `use`, prompt id, number),
                 so that no completion depends on the other ones.
             data: the prompts' DataModule.
-            judged: called with each group from a separate thread, one at a time, in any order.
+            on_scored: called with each group from a separate thread, one at a time, in any order.
             environment: the environment that answers the model between its turns.
 
         Raises:
@@ -126,7 +126,7 @@ class Sampler:
                 batch = episodes.open(
                     batch, seeds, lambda s: data.prepare(data.encode(s)), data.reading.max_prompt_tokens
                 )
-            self._run(batch, sampling, seeds, rewards, judged, episodes)
+            self._run(batch, sampling, seeds, rewards, on_scored, episodes)
 
     def _episodes_for(self, environment: Environment, data: PromptDataModule) -> Episodes:
         """Return the episode workers of an environment, which format their replies for the data's model."""
@@ -138,12 +138,12 @@ class Sampler:
 
     def _run(
         self, prompts: list[Prompt], sampling: Sampling, seeds: list[list[int]], rewards: Sequence[Reward],
-        judged: Judged, episodes: Episodes | None,
+        on_scored: Scored, episodes: Episodes | None,
     ) -> None:  # fmt: skip
         futures: dict[int, Future[Scores]] = {}
 
         def judge(prompt: Prompt, group: list[Completion]) -> Scores:
-            judged(prompt, group, scores := score_rollout(rewards, [prompt.as_judged(group)], [prompt.sample]))
+            on_scored(prompt, group, scores := score_rollout(rewards, [prompt.for_rewards(group)], [prompt.sample]))
             return scores
 
         with ThreadPoolExecutor(1) as thread:

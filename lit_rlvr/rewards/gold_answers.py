@@ -216,7 +216,7 @@ def earns_reward(rewards: Sequence[Reward], form: AnswerForm, prompts: Sequence[
     texts = [(text, prompt) for prompt in _spread(prompts, GOLD_TRIED) if (text := form(prompt.sample))]
     if not judges or not texts:
         return False
-    groups = [prompt.as_judged([Completion(given, (), "stop") for given in (text, "")]) for text, prompt in texts]
+    groups = [prompt.for_rewards([Completion(given, (), "stop") for given in (text, "")]) for text, prompt in texts]
     with chdir(Path.cwd()):  # a reward may leave it
         paid = score_rollout(judges, groups, [prompt.sample for _, prompt in texts]).rewards
     return float((paid[:, 0] > paid[:, 1]).float().mean()) > 0.5

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class _EpisodeState:
     """Completion g of prompt p, and its episode so far.
 
-    limit: the most tokens, observations included. judged: its last call ends the
+    limit: the most tokens, observations included. is_rewarded: its last call ends the
     episode. cut: its last turn was not finished, so the environment never sees it.
     """
 
@@ -45,7 +45,7 @@ class _EpisodeState:
     routes: torch.Tensor | None = None  # of all inputs so far
     turns: list[Turn] = field(default_factory=list)
     pixels: list[Pixels | None] = field(default_factory=list)
-    judged: bool = False
+    is_rewarded: bool = False
     cut: bool = False
 
     def observe(self, tokens: Sequence[int]) -> None:
@@ -229,7 +229,7 @@ class Episodes(Turns):
         self._workers.close()
 
     def _call(self, number: int, row: _EpisodeState, judge: bool) -> None:
-        row.judged = judge
+        row.is_rewarded = judge
         texts = tuple(Turn(turn.text, raw=turn.raw) for turn in row.turns[: -1 if row.cut else None])
         self._workers.call(number, row.seed, self._prompts[row.p].sample, texts, judge)
 
@@ -252,8 +252,8 @@ class Episodes(Turns):
         if seen is not None and not row.cut:
             row.turns[-1] = replace(row.turns[-1], calls=seen.calls, errors=seen.errors)
         done = seen is not None and seen.done
-        if done or row.judged:
-            return replace(self._whole(row, done and not row.cut, reply.outcome), judged=reply.judged)
+        if done or row.is_rewarded:
+            return replace(self._whole(row, done and not row.cut, reply.outcome), reward_results=reply.reward_results)
         assert seen is not None, "a turn has an answer"
         most = self._sampling.max_observation_tokens
         shown = self.between.tokens(seen.text, row.tokens[-1], most, seen.images, seen.results)

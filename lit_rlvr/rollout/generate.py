@@ -96,7 +96,7 @@ class GroupSampler:
         with BackgroundScoring(self.rewards) as scoring:
 
             def done(p: int, group: list[Completion]) -> None:
-                if scoring.add(p, prompts[p].as_judged(group), prompts[p].sample):
+                if scoring.add(p, prompts[p].for_rewards(group), prompts[p].sample):
                     progress.advance(len(group), sum(completion.length for completion in group))
 
             progress.begin("generating", total=sum(map(len, seeds)))
@@ -149,7 +149,7 @@ class GroupSampler:
         completions = self.engine.generate(prompts, sampling, seeds, turns=self.episodes)
         if not prompts:
             return completions, None
-        judged = [prompt.as_judged(group) for prompt, group in zip(prompts, completions, strict=True)]
+        judged = [prompt.for_rewards(group) for prompt, group in zip(prompts, completions, strict=True)]
         scores = score_rollout(self.rewards, judged, [p.sample for p in prompts])
         stop_on_failures(prompts, completions, scores, self.max_failure_rate, self.run, together=False)
         return completions, scores

@@ -41,7 +41,7 @@ def rollout_metrics(
     generated = [completion for group in [*rollout.completions, *reference_completions] for completion in group]
     counted = rollout.counted  # (P, G)
     rewarded = rollout.rewarded  # (P, G)
-    shares = (rollout.correct * rollout.judged).sum(1).double() / counted.sum(1).clamp(min=1)  # (P,)
+    shares = rollout.known_correct.sum(1).double() / counted.sum(1).clamp(min=1)  # (P,)
     unsolved = (rollout.correct.sum(1) == 0) & counted.any(1)  # (P,)
     statuses = Counter(status for group in rollout.statuses for status in group)
     sums = {
@@ -50,7 +50,7 @@ def rollout_metrics(
         **{f"reward/status/{s}": torch.tensor(float(statuses[s])) for s in STATUSES if s != "ok"},
         **thought_counts(rollout, tokenizer),
         "size": torch.tensor(size),
-        "rollout/correct_count": (rollout.correct * rollout.judged).sum(),
+        "rollout/correct_count": rollout.known_correct.sum(),
         "rollout/unsolved_prompts": unsolved.sum(),
         "rollout/samples": torch.tensor(float(len(generated))),
         "rollout/tokens": torch.tensor(float(sum(c.length for c in generated)), dtype=torch.float64),
@@ -106,7 +106,7 @@ def set_metrics(rollout: Rollout, names: Sequence[str]) -> dict[str, float]:
         torch.ones(len(rollout.prompts)),
         (rollout.advantages == 0).all(1),
         (rollout.rewards * rewarded).sum(1), rewarded.sum(1),
-        (rollout.correct * rollout.judged).sum(1), counted.sum(1),
+        rollout.known_correct.sum(1), counted.sum(1),
     )  # fmt: skip
     sums = all_sum(is_of.double() @ torch.stack([column.double() for column in columns], 1))  # (sets, 6)
     prompts, dead, rewards, with_reward, right, judged = sums.unbind(1)

@@ -219,7 +219,7 @@ class QueueSource(SyncSource):
         self.sampler.sample_stream(prompts, seeds, self.sampling, self.data, opened, started, done)
 
     def _finish(self, group: QueuedGroup, completions: list[Completion]) -> None:
-        self._scoring.add(group, group.prompt.as_judged(completions), group.prompt.sample)
+        self._scoring.add(group, group.prompt.for_rewards(completions), group.prompt.sample)
         lengths = [completion.length for completion in completions]
         self._lengths += lengths
         self._expected[group.prompt.sample.id] = statistics.mean(lengths)
@@ -359,7 +359,7 @@ class QueueSource(SyncSource):
         for number in here:
             if number not in own:
                 own[number], result = received[number]
-                judged = own[number].prompt.as_judged(own[number].completions or [])
+                judged = own[number].prompt.for_rewards(own[number].completions or [])
                 self._scoring.add(own[number], judged, own[number].prompt.sample, result)
         return [own[number] for number in here]
 

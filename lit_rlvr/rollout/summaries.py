@@ -57,7 +57,7 @@ def gather_summaries(rollout: Rollout, runs: Sequence[bool], by: str = "reward")
         by: as for `mixed_groups`.
     """
     mixed = {*mixed_groups(rollout, by)}
-    correct, counted = (rollout.correct * rollout.judged).sum(1).tolist(), rollout.counted.sum(1).tolist()
+    correct, counted = rollout.known_correct.sum(1).tolist(), rollout.counted.sum(1).tolist()
     return gather_objects(
         [
             GroupSummary(

@@ -36,7 +36,7 @@ from lit_rlvr.objectives import (
     masked_mean,
 )
 from lit_rlvr.options import KL, Loss
-from lit_rlvr.training.terms import EntropyBonus, ExpertBalance, KLTerm, Need, RightNLL, Term, TokenScores, costs
+from lit_rlvr.training.terms import EntropyBonus, ExpertBalance, KLTerm, Need, PositiveNLL, Term, TokenScores, costs
 
 _log = logging.getLogger("lit_rlvr")
 
@@ -73,7 +73,7 @@ class LossModule(ABC):
             teacher,
             ExpertBalance(loss.balance_coef) if loss.balance_coef else None,
             EntropyBonus(loss.entropy_coef) if loss.entropy_coef else None,
-            RightNLL(loss.positive_nll_coef) if loss.positive_nll_coef else None,
+            PositiveNLL(loss.positive_nll_coef) if loss.positive_nll_coef else None,
         )
         self.terms = [*(term for term in ours if term is not None), *terms]
         self._has_said_change = False  # that something changes its input

@@ -82,7 +82,7 @@ class StepPlan:
         mask: (B, T) bool, the tokens in the loss. rollout_logp: (B, T).
         token_weight: (B, T) weight of each token in the loss, 0 outside this step's groups.
         in_objective, selected: (B, T) bool, the results of `LossModule.select_tokens`; None = it is not asked.
-        right: (B,) bool, the completions that a reward calls right; None = no term needs it.
+        correct: (B,) bool, the completions that a reward calls right; None = no term needs it.
         row_share: a sequence's weight in a sequence-level loss: 1 / the step's sequences on all ranks.
         microbatches: lists of rows. The first `num_microbatches` of them count; the others repeat a micro-batch with
             weight 0, so that with sharded weights a rank with less work stays in lockstep with the others.
@@ -94,7 +94,7 @@ class StepPlan:
     token_weight: Tensor
     in_objective: Tensor | None
     selected: Tensor | None
-    right: Tensor | None
+    correct: Tensor | None
     row_share: float
     microbatches: list[list[int]]
     num_microbatches: int
@@ -142,7 +142,7 @@ def loss_inputs(plan: StepPlan, k: int, scores: ScoredTokens) -> tuple[LossInput
         ref_logp=None if prepared.ref_logp is None else prepared.ref_logp[at],
         entropy=entropy,
         selected=None if plan.selected is None else plan.selected[at],
-        right=None if plan.right is None else plan.right[at],
+        correct=None if plan.correct is None else plan.correct[at],
         divergence=divergence,
         balance=balance,
     )
@@ -220,9 +220,9 @@ def plan_step(
     microbatches += [microbatches[0] if microbatches else [0]] * (wanted - num_microbatches)
     rollout_logp = to_device(rollout.rollout_logprobs, device)
     in_objective, selected = chosen_tokens(prepared, rows, mask, rollout_logp, algorithm)
-    right = to_device((rollout.correct * rollout.judged).flatten() > 0, device) if algorithm.needs("right") else None
+    correct = to_device(rollout.known_correct.flatten() > 0, device) if algorithm.needs("correct") else None
     return StepPlan(
-        prepared, mask, rollout_logp, token_weight, in_objective, selected, right, 1.0 / sequences, microbatches,
+        prepared, mask, rollout_logp, token_weight, in_objective, selected, correct, 1.0 / sequences, microbatches,
         num_microbatches,
     )  # fmt: skip
 

@@ -17,9 +17,9 @@ from lit_rlvr.objectives import KLEstimator, LossInputs, kl_estimate, ratio
 from lit_rlvr.policy.policy import Policy
 
 Place = Literal["loss", "rewards", "advantages"]
-Need = Literal["ref_logp", "teacher_logp", "entropy", "right", "divergence", "balance"]
+Need = Literal["ref_logp", "teacher_logp", "entropy", "correct", "divergence", "balance"]
 NEEDS: dict[Place, tuple[Need, ...]] = {
-    "loss": ("ref_logp", "entropy", "right", "divergence", "balance"),
+    "loss": ("ref_logp", "entropy", "correct", "divergence", "balance"),
     "rewards": ("ref_logp", "entropy"),
     "advantages": ("ref_logp", "entropy", "teacher_logp"),
 }
@@ -64,7 +64,7 @@ class Term(ChecksArguments):
             without importance weights. `rewards`: the sum over a completion is taken from its reward, before the
             advantages are estimated. `advantages`: it is taken from the token's advantage.
         needs: the fields of `cost`'s input that are computed only for terms that need them: `ref_logp`, `entropy` (in
-            the loss with a gradient); in the loss `right`, too; in advantages `teacher_logp`, with a teacher.
+            the loss with a gradient); in the loss `correct`, too; in advantages `teacher_logp`, with a teacher.
         metric: the mean over tokens is logged as `train/<metric>`; "" = not at all.
         option: the option that it comes from, for messages.
     """
@@ -166,12 +166,12 @@ class EntropyBonus(Term):
         return -x.entropy
 
 
-class RightNLL(Term):
-    """`-logp` of right completions, 0 in others. Source: Yue et al. 2025 (VAPO, arXiv 2504.05118)."""
+class PositiveNLL(Term):
+    """`-logp` of correct completions, 0 in others. Source: Yue et al. 2025 (VAPO, arXiv 2504.05118)."""
 
     option = "model.loss.positive_nll_coef"
-    needs = ("right",)
+    needs = ("correct",)
 
     def cost(self, x: LossInputs) -> Tensor:
-        assert x.right is not None
-        return -x.logp * x.right[:, None]
+        assert x.correct is not None
+        return -x.logp * x.correct[:, None]

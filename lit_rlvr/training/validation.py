@@ -186,8 +186,8 @@ class EvaluationMetrics(nn.Module):
         self.entropy = MeanMetric()
         self.sampled = False
         self.accuracy, self.length, self.truncated = MeanMetric(), MeanMetric(), MeanMetric()
-        self.right: Counter[str] = Counter()  # category -> correct completions of this rank
-        self.judged: Counter[str] = Counter()  # category -> completions of this rank
+        self.correct_in: Counter[str] = Counter()  # category -> correct completions of this rank
+        self.counted_in: Counter[str] = Counter()  # category -> completions of this rank that count
         # Question -> correct completions and those that count; of this rank, after `compute` of all ranks.
         self.questions: dict[str, tuple[int, int]] = {}
         self.answers: Counter[str] = Counter()  # reference answer -> questions, as `questions`
@@ -198,8 +198,7 @@ class EvaluationMetrics(nn.Module):
         """Add a scored batch, with its greedy completions if there are any; a failed check counts as incorrect, but not
         what no reward calls right or wrong."""
         device = self.accuracy.device
-        right = rollout.correct * rollout.judged  # (P, G)
-        correct, counted = right.to(device), rollout.counted.to(device)
+        correct, counted = rollout.known_correct.to(device), rollout.counted.to(device)  # (P, G)
         self.accuracy.update(correct, counted)
         self.length.update(rollout.lengths.to(device))
         if rollout.sampling.temperature > 0:
@@ -209,16 +208,16 @@ class EvaluationMetrics(nn.Module):
         for metric in self._pass_at():
             metric.update(correct, counted)
         if self.greedy is not None and greedy is not None:
-            self.greedy.update((greedy.correct * greedy.judged).to(device), greedy.counted.to(device))
+            self.greedy.update(greedy.known_correct.to(device), greedy.counted.to(device))
         for p, prompt in enumerate(rollout.prompts):
             if not (number := int(rollout.counted[p].sum())):
                 continue
-            self.questions[prompt.sample.id] = int(right[p].sum()), number
+            self.questions[prompt.sample.id] = int(correct[p].sum()), number
             self.answers[str(prompt.sample.answer)] += 1
             if prompt.sample.category:
                 category = one_line(prompt.sample.category)  # it becomes part of a metric's name
-                self.right[category] += int(right[p].sum())
-                self.judged[category] += number
+                self.correct_in[category] += int(correct[p].sum())
+                self.counted_in[category] += number
 
     def names(self, prompts: Iterable[Prompt], sampled: bool) -> set[str]:
         """Return the name of every metric that `compute` can return for a set, whose completions may be sampled."""
@@ -235,12 +234,12 @@ class EvaluationMetrics(nn.Module):
         """
         values = {"accuracy": self.accuracy, "length": self.length, "truncated": self.truncated}
         values |= {} if self.greedy is None else {"greedy": self.greedy}
-        right, judged, answers, sampled = Counter[str](), Counter[str](), Counter[str](), False
-        ours = self.right, self.judged, self.sampled, self.questions, self.answers
-        for right_there, judged_there, sampled_there, questions_there, answers_there in gather_objects(ours):
+        correct_in, counted_in, answers, sampled = Counter[str](), Counter[str](), Counter[str](), False
+        ours = self.correct_in, self.counted_in, self.sampled, self.questions, self.answers
+        for correct_there, counted_there, sampled_there, questions_there, answers_there in gather_objects(ours):
             answers.update(answers_there)
-            right.update(right_there)
-            judged.update(judged_there)
+            correct_in.update(correct_there)
+            counted_in.update(counted_there)
             sampled |= sampled_there
             self.questions = self.questions | questions_there
         values |= {"entropy": self.entropy} if sampled else {}
@@ -250,13 +249,13 @@ class EvaluationMetrics(nn.Module):
                 "rollout.rewards: no reward says of any completion of a validation or test set whether it is right; "
                 "return a bool or a RewardResult with `correct` (None leaves a completion out)"
             )
-        shares = [right_ones / counted for right_ones, counted in self.questions.values()]
+        shares = [correct / counted for correct, counted in self.questions.values()]
         if len(shares) > 1:
             metrics["accuracy_error"] = stdev(shares) / math.sqrt(len(shares))
         if guess := constant_guess(answers):
             metrics["guess"] = guess
         metrics |= {f"pass@{m.k}": float(m.compute()) for m in self._pass_at()}
-        metrics |= {f"accuracy/{name}": right[name] / judged[name] for name in sorted(judged)}
+        metrics |= {f"accuracy/{name}": correct_in[name] / counted_in[name] for name in sorted(counted_in)}
         return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
     def _pass_at(self) -> list[PassAtK]:

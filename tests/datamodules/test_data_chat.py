@@ -76,7 +76,7 @@ def test_what_the_template_opens_and_the_prefill_begin_every_answer(chat_tokeniz
 def test_rewards_get_the_prefill_in_its_field_or_in_the_text(chat_tokenizer):
     made = Completion("4</think>", (1,), "stop", turns=(Turn("4</think>"),))
     apart, within = (
-        data(chat_tokenizer, chat=Chat(prefill="<think>", score_prefill=given)).encode(QUESTION).as_judged([made])[0]
+        data(chat_tokenizer, chat=Chat(prefill="<think>", score_prefill=given)).encode(QUESTION).for_rewards([made])[0]
         for given in (False, True)
     )
     assert apart == replace(made, prefill="<think>")

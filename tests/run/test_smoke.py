@@ -52,5 +52,5 @@ def test_the_reward_judges_the_prefill_too() -> None:
     prompt = Prompt(
         Sample("a", "?", "SELECT 1"), [], prefill=options["prefill"], score_prefill=options["score_prefill"]
     )
-    (judged,) = prompt.as_judged([Completion(" 1\n```\nIt selects 1.", (1,), "stop")])
+    (judged,) = prompt.for_rewards([Completion(" 1\n```\nIt selects 1.", (1,), "stop")])
     assert extract_sql(judged.text) == "SELECT 1"

@@ -110,7 +110,7 @@ def test_accuracy_of_each_category_over_all_ranks(monkeypatch: pytest.MonkeyPatc
     ranks[0].update(of_category("", [[1.0]]))  # no category
     ranks[1].update(of_category("MRI", [[0.0]]))
     ranks[1].update(of_category("X-ray", [[1.0], [1.0]]))
-    gathered = [(rank.right, rank.judged, True, rank.questions, rank.answers) for rank in ranks]
+    gathered = [(rank.correct_in, rank.counted_in, True, rank.questions, rank.answers) for rank in ranks]
     monkeypatch.setattr("lit_rlvr.training.validation.gather_objects", lambda _: gathered)
     for rank in ranks:
         shares = {name: value for name, value in rank.compute().items() if "/" in name}

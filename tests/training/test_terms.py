@@ -24,8 +24,8 @@ class Own(Term):
     def cost(self, x: Any) -> Tensor:
         if self.needs == ("entropy",):
             return -x.entropy
-        if self.needs == ("right",):
-            return -x.logp * x.right[:, None]
+        if self.needs == ("correct",):
+            return -x.logp * x.correct[:, None]
         return kl_estimate(x.logp, x.ref_logp, x.mask) if self.needs == ("ref_logp",) else x.logp - x.teacher_logp
 
 
@@ -38,7 +38,7 @@ def test_a_term_of_ones_own_is_computed_as_ours(tiny_model_folder: Path, tmp_pat
         ({"kl": {"coef": 0.1}}, Own(0.1, "ref_logp")),
         ({"kl": {"coef": 0.1, "in_reward": True}}, Own(0.1, "ref_logp", "rewards")),
         ({"loss": {"entropy_coef": 0.1}}, Own(0.1, "entropy")),
-        ({"loss": {"positive_nll_coef": 0.1}}, Own(0.1, "right")),
+        ({"loss": {"positive_nll_coef": 0.1}}, Own(0.1, "correct")),
     ]
     for ours, own in cases:
         built_in, seen = train(**ours), train(terms=[own])
@@ -115,7 +115,7 @@ def test_a_wrong_term_is_named(tiny_model_folder: Path, tmp_path: Path) -> None:
         (Clamps(), r"model: Clamps\.cost .*test_terms.py:\d+.* changes .*x.old_logp in place"),
         (Sums(), r"model.terms: Sums\.cost .*test_terms.py:\d+.* must return a cost for each token"),
         (Own(1.0, "teacher_logp", "advantages"), "model.terms: Own needs a teacher; give model.teacher"),
-        (Own(1.0, "right", "rewards"), "Own cannot need 'right' in the rewards"),
+        (Own(1.0, "correct", "rewards"), "Own cannot need 'correct' in the rewards"),
         (Own(1.0, "ref_logp", "reward"), "place = 'reward' of Own is none of loss, rewards, advantages"),
         (Constant(), r"Constant\.cost .* has no gradient"),
     ):

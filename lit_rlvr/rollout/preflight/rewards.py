@@ -21,7 +21,7 @@ def check_unrewarded(rollout: RolloutSettings, module: RLVRModule, data: PromptD
         raise UserError("rollout.rewards is empty: give at least one reward, or a model.teacher to learn from")
     needing = {
         "model.dynamic_sampling, or the advantage's min_valid_fraction": module.selection.least,
-    } | {term.option: True for term in module.terms if term.place == "rewards" or "right" in term.needs}
+    } | {term.option: True for term in module.terms if term.place == "rewards" or "correct" in term.needs}
     refuse_all(f"{option}: it needs rewards, and rollout.rewards is empty; leave it out, or set it to false or 0"
                for option, needs in needing.items() if needs)  # fmt: skip
     refuse_all(
