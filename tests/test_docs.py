@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from stub_judge import StubJudge, answer_in
 from tiny import make_prompt, start_engine
 from tiny_engines import adapted
 from tiny_runs import FIT, to
@@ -34,7 +35,7 @@ from lit_rlvr.common.run_files import read_metrics
 from lit_rlvr.configs import config_folder
 from lit_rlvr.engines.synced import trainer_logprobs
 from lit_rlvr.training import module
-from lit_rlvr.types import Sampling
+from lit_rlvr.types import Completion, Sample, Sampling
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
@@ -419,6 +420,17 @@ def test_the_engine_of_the_page_samples_a_reference_without_the_adapters(tiny_mo
         groups = engine.generate(prompts, sampling, [[1, 2]])
         for completion, ours in zip(groups[0], trainer_logprobs(given, prompts, groups, sampling), strict=True):
             torch.testing.assert_close(torch.tensor(completion.logprobs), ours, atol=1e-4, rtol=0)
+
+
+def test_the_judge_of_the_page_asks() -> None:
+    names: dict[str, Any] = {}
+    exec("\n".join(blocks("python", ROOT / "docs/extend.md")), names)
+    with StubJudge(lambda text, _: {"polite": "yes" if "please" in answer_in(text) else "no"}) as stub:
+        judge = names["Polite"](stub.server())
+        stub.faults.append(400)
+        pairs = [(Completion(text, (), "stop"), Sample("1", "Ask.", "")) for text in ("Go!", "Go, please.", "Go.")]
+        results = [judge.score([pair])[0] for pair in pairs]
+    assert [(result.status, result.value) for result in results] == [("error", 0), ("ok", 1), ("ok", 0)]
 
 
 def test_yaml_parses() -> None:
