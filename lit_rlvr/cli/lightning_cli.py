@@ -118,7 +118,7 @@ def log_changed_settings(run: Run, max_steps: int) -> None:
         _log.warning("ckpt_path: the run is at step %d, trainer.max_steps is reached: nothing to train", step)
     before = _config_of(str(run.checkpoint))
     if before.is_file():
-        then, now = (
+        then, now = (  # a class path may begin with `datamodules`, the folder at the top of the repository
             yaml.safe_load(text.replace(": datamodules.", ": lit_rlvr.datamodules."))
             for text in (before.read_text(), run.settings)
         )

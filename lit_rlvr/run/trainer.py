@@ -51,6 +51,7 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
             bfloat16, else 32-true. `bf16-true` is refused: weights of 16 bits lose small updates.
         logger: further loggers of Lightning; False = `metrics.csv` alone, without TensorBoard.
         enable_checkpointing: save checkpoints; without them the run cannot be resumed.
+        enable_progress_bar: show what the run is doing, in one line that changes.
         num_sanity_val_steps: validation batches before training; -1 = all.
         log_every_n_steps: how often metrics are logged.
         max_epochs: stop after this many epochs; -1 = no limit.
@@ -134,6 +135,8 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
 
         Args:
             model: the algorithm.
+            train_dataloaders: the data, as Lightning lets one give them in second place.
+            val_dataloaders: None; the data have their own validation sets.
             datamodule: the data.
             ckpt_path: resume from this checkpoint, or from the folder's `last`; with `last`, a run that ended before
                 its first checkpoint starts over.
