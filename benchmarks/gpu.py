@@ -78,7 +78,7 @@ from lit_rlvr.policy.precision import training_autocast, use_deterministic_kerne
 from lit_rlvr.policy.speed import enable_checkpointing, uncompile_layers
 from lit_rlvr.policy.tiny import CHAT_TEMPLATE, byte_tokenizer
 from lit_rlvr.sizing.memory import Strategy, largest_microbatch, shape_of, training_memory
-from lit_rlvr.training.step import logprobs_of
+from lit_rlvr.training.step import logprobs_in_microbatches
 from lit_rlvr.types import Prompt, Rollout, Sample, Sampling
 
 TEXT = {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12,
@@ -577,7 +577,7 @@ def engine(options: Any) -> None:
         few = Rollout.unscored(prompts[:4], completions[:4], sampling, options.group_size)
         with torch.autocast(options.device, torch.bfloat16):
             rows = list(range(len(few.mask)))
-            ours = logprobs_of(policy, few, rows, options.budgets[0], False)[0].cpu()
+            ours = logprobs_in_microbatches(policy, few, rows, options.budgets[0], False)[0].cpu()
         generator.close()
     difference = (ours - few.rollout_logprobs)[few.mask].abs()
     spread = {

@@ -112,7 +112,7 @@ def make_rollout(
 class EveryGroup(GRPO):
     """GRPO that also trains on groups whose advantages are all zero."""
 
-    runs_all_rows = True
+    trains_all_rows = True
 
 
 class FixedRollouts(LightningDataModule):

@@ -163,7 +163,7 @@ class Sampling:
                 raise UserError(f"sampling.{name}: {getattr(self, name)} must be {wanted}")
 
     @property
-    def truncated(self) -> bool:
+    def truncates_distribution(self) -> bool:
         """True if the sampled distribution differs from the model's (top-p or top-k)."""
         return self.top_p < 1 or self.top_k > 0
 
@@ -494,21 +494,21 @@ class GroupSelection:
     """The number of mixed groups that an iteration needs, and whether it trains on others.
 
     Args:
-        least: their number as a share of the prompts; above 0, further prompts are sampled until there are that many
-            (dynamic sampling: DAPO, eq. 11).
+        min_mixed_fraction: the smallest number of mixed groups, as a share of the prompts; above 0, further prompts are
+            sampled until there are that many (dynamic sampling: DAPO, eq. 11).
         max_rounds: most batches of prompts that an iteration samples; then it trains on the groups it has.
         only_mixed: train on no other groups.
         by: what differs within a mixed group: the `reward` (the weighted sum), `correct`, or the reward of this name.
     """
 
-    least: float = 0.0
+    min_mixed_fraction: float = 0.0
     max_rounds: int = 10
     only_mixed: bool = False
     by: str = "reward"
 
     def wanted(self, prompts: int) -> int:
-        """Return the number of such groups that an iteration on `prompts` prompts needs."""
-        return math.ceil(self.least * prompts)
+        """Return the number of mixed groups that an iteration on `prompts` prompts needs."""
+        return math.ceil(self.min_mixed_fraction * prompts)
 
 
 @dataclass
@@ -542,7 +542,7 @@ class Rollout:
         stale_cache: (B, T) bool, True for tokens that follow keys and values which older weights may have made, so
             that fresh scoring gives them another log-probability; None = there are none.
         is_unjudged: no reward judges any completion, on any rank: nothing can be trained on.
-        is_given: the completions are the data's own, so that no `rollout_logprobs` are known.
+        is_demonstration: the completions are the data's own, so that no `rollout_logprobs` are known.
     """
 
     prompts: list[Prompt]
@@ -566,7 +566,7 @@ class Rollout:
     versions: Tensor | None = None
     stale_cache: Tensor | None = None
     is_unjudged: bool = False
-    is_given: bool = False
+    is_demonstration: bool = False
 
     @property
     def unreadable(self) -> dict[str, Tensor]:

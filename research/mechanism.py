@@ -111,7 +111,7 @@ class Compared(GRPO):
         every: rollouts between two measurements.
     """
 
-    runs_all_rows = True  # AAPO has a gradient where GRPO's advantages are 0
+    trains_all_rows = True  # AAPO has a gradient where GRPO's advantages are 0
 
     def __init__(self, every: int = EVERY, **options: Any) -> None:
         super().__init__(advantage=WithReference(), **options)

@@ -42,5 +42,5 @@ class DAPO(GRPO):
         super().__init__(advantage=advantage, loss=loss, clip_low=clip_low, clip_high=clip_high, **kwargs)
         check_within("[1, inf)", "model", max_sampling_rounds=max_sampling_rounds)
         by = dynamic_sampling if isinstance(dynamic_sampling, str) else "reward"
-        least = 1.0 if dynamic_sampling else self.selection.least
-        self.selection = GroupSelection(least, max_sampling_rounds, bool(dynamic_sampling), by)
+        min_mixed_fraction = 1.0 if dynamic_sampling else self.selection.min_mixed_fraction
+        self.selection = GroupSelection(min_mixed_fraction, max_sampling_rounds, bool(dynamic_sampling), by)

@@ -56,8 +56,8 @@ class DPPO(RLVRModule):
         self.drift_coef = drift_coef
 
     @property
-    def runs_all_rows(self) -> bool:
-        return super().runs_all_rows or self.drift_coef != 0
+    def trains_all_rows(self) -> bool:
+        return super().trains_all_rows or self.drift_coef != 0
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         d = log_ratio(x.logp, x.rollout_logp, x.mask)  # (B, T)

@@ -45,8 +45,8 @@ class DRO(RLVRModule):
         self.beta = beta
 
     @property
-    def runs_all_rows(self) -> bool:
-        return super().runs_all_rows or self.beta != 0
+    def trains_all_rows(self) -> bool:
+        return super().trains_all_rows or self.beta != 0
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         log_w = log_ratio(x.logp, x.rollout_logp, x.mask).sum(1)  # (B,)

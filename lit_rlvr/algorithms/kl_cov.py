@@ -32,7 +32,7 @@ class KLCov(RLVRModule):
         penalty_coef: weight of the penalty.
     """
 
-    runs_all_rows = True  # a token with advantage 0 may have the penalty
+    trains_all_rows = True  # a token with advantage 0 may have the penalty
 
     def __init__(
         self,

@@ -12,8 +12,8 @@ from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.objectives import LossInputs, Stats, masked_sum
 from lit_rlvr.options import KL, AutoLR, Importance, Loss, Teacher
 from lit_rlvr.training.module import RLVRModule
-from lit_rlvr.training.step import logprobs_of
-from lit_rlvr.training.terms import TokenScores
+from lit_rlvr.training.step import logprobs_in_microbatches
+from lit_rlvr.training.terms import RolloutLogprobs
 from lit_rlvr.types import PromptBatch, Rollout
 
 
@@ -64,7 +64,7 @@ class SFT(RLVRModule):
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         return -self.nll_coef * masked_sum(x.logp, x.token_weight, x.mask), {}
 
-    def estimate_advantages(self, rollout: Rollout, scores: TokenScores) -> Tensor:
+    def estimate_advantages(self, rollout: Rollout, scores: RolloutLogprobs) -> Tensor:
         rollout.advantages = torch.ones_like(rollout.rewards)
         return rollout.advantages.reshape(-1, 1).to(self.device)
 
@@ -72,7 +72,7 @@ class SFT(RLVRModule):
         assert batch.demonstrations is not None, "the RolloutCallback fills the batch before it is measured"
         given = batch.demonstrations
         rows = list(range(len(given.prompts))) if len(batch) else []
-        logp, _ = logprobs_of(self.policy, given, rows, self.budget.tokens, self.sharded)
+        logp, _ = logprobs_in_microbatches(self.policy, given, rows, self.budget.tokens, self.sharded)
         sums = torch.stack([-logp.double().sum(), given.mask[rows].sum().to(logp.device).double()])
         self._nll[batch.name] = self._nll.get(batch.name, 0) + sums
         if batch.rollout is not None:

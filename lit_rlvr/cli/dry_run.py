@@ -17,7 +17,7 @@ from lit_rlvr.rollout.preflight.sizes import log_sizes
 from lit_rlvr.run.planned import PlannedRun
 from lit_rlvr.sizing.gpus import GIB
 from lit_rlvr.sizing.strategies import describe_run
-from lit_rlvr.training.optimizer import train_whole_rollouts, updates_of, warn_of_high_rate, warn_of_long_warmup
+from lit_rlvr.training.optimizer import train_whole_rollouts, updates_of, warn_of_rate
 
 PROMPTS = 2
 """Number of prompts that a dry run shows."""
@@ -97,8 +97,7 @@ def dry_run(run: PlannedRun) -> None:
     log_sizes(run.rollout, run.module, *run.sizes_on_device, data=run.data)
     warn_of_answers(run.rollout, run.data)
     steps = None if run.iterations is None else run.iterations * updates_of(run.module)
-    warn_of_high_rate(run.module.lr, run.module.optim)
-    warn_of_long_warmup(run.module.lr, run.module.optim, steps)
+    warn_of_rate(run.module.lr, run.module.optim, steps)
     found = {
         "run": settings(run),
         "sizes": sizes(run),

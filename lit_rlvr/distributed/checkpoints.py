@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import zipfile
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -235,9 +236,28 @@ def user_code() -> dict[str, str]:
     }
 
 
-def warn_of_changes(then: dict[str, Any], now: dict[str, Any], what: str) -> None:
-    """Log which of the things that both have differ."""
-    changed = sorted(name for name, value in then.items() if now.get(name, value) != value)
-    if changed and is_first_process():
-        names = ", ".join(changed)
-        _log.warning("resumed with changed %s: %s; earlier and later numbers may not compare", what, names)
+PROVENANCE = {"code": "code of your own", "validation": "validation data", "weights": "weights that it does not train"}
+"""What numbers depend on besides the settings -> how a message names it."""
+
+
+def warn_of_changes(then: Mapping[str, dict[str, Any]], now: Mapping[str, dict[str, Any]]) -> None:
+    """Log what a resumed run finds changed since its checkpoint.
+
+    Args:
+        then: of the checkpoint, for each of `PROVENANCE` name -> hash or version, and the numbers of threads.
+        now: of this run.
+    """
+    if not is_first_process():
+        return
+    for kind, what in PROVENANCE.items():
+        before, after = then.get(kind, {}), now[kind]
+        if changed := sorted(name for name, value in before.items() if after.get(name, value) != value):
+            names = ", ".join(changed)
+            _log.warning("resumed with changed %s: %s; earlier and later numbers may not compare", what, names)
+    before, after = then.get("threads", {}), now["threads"]
+    if before and after and before != after:
+        _log.warning(
+            "resumed with a different number of torch's threads: %d -> %d; sums are rounded in another order, so "
+            "weights may differ in their last bits; OMP_NUM_THREADS=%d keeps them",
+            before["torch"], after["torch"], before["torch"],
+        )  # fmt: skip

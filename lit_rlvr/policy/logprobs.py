@@ -23,7 +23,7 @@ GPU_COLUMNS = 16384  # rows of the output embedding whose gradient a GPU accumul
 KEPT_BYTES = 1 << 29  # of logits that a call keeps for its backward pass; above this they are recomputed
 
 
-class ScoredTokens(NamedTuple):
+class PolicyOutput(NamedTuple):
     """The scores of some tokens under a policy, in tensors of one shape.
 
     Args:
@@ -70,7 +70,7 @@ def score_tokens(
     entropy_gradient: bool = False,
     transform: LogitTransform = LogitTransform(),  # noqa: B008  # frozen
     teacher: TeacherHead | None = None,
-) -> ScoredTokens:
+) -> PolicyOutput:
     """Return log-probabilities of tokens under the sampling distribution, its exact entropies, and its divergence from
     a teacher's, in float32 or wider, (N,) each.
 
@@ -86,7 +86,7 @@ def score_tokens(
     logp, spread, apart = _Score.apply(
         hidden, weight, bias, target, sampling, entropy, entropy_gradient, keep, transform, teacher
     )
-    return ScoredTokens(logp, spread if entropy else None, None if teacher is None else apart)
+    return PolicyOutput(logp, spread if entropy else None, None if teacher is None else apart)
 
 
 class _Score(torch.autograd.Function):

@@ -27,7 +27,7 @@ from lit_rlvr.policy.adapters import (
 from lit_rlvr.policy.architecture import LogitTransform, head_sizes, layer_configs, logit_transform
 from lit_rlvr.policy.families import VisionFamily, family_of
 from lit_rlvr.policy.layout import Group, Rows, build_rows
-from lit_rlvr.policy.logprobs import ScoredTokens, TeacherHead, score_tokens
+from lit_rlvr.policy.logprobs import PolicyOutput, TeacherHead, score_tokens
 from lit_rlvr.policy.precision import forbid_tf32, round_residual_stream
 from lit_rlvr.policy.routes import routing, watch_routers
 from lit_rlvr.policy.spans import takes_heads
@@ -219,7 +219,7 @@ class Policy(nn.Module):
         entropy_gradient: bool = False,
         pixels: Sequence[Pixels] = (),
         teacher: TeacherHead | None = None,
-    ) -> ScoredTokens:
+    ) -> PolicyOutput:
         """Return log-probabilities (N,) of the targets under the sampling distribution, the entropies (N,) or None, and
         the divergences (N,) from a teacher or None.
 
@@ -282,7 +282,7 @@ class Policy(nn.Module):
     def score(
         self, rollout: Rollout, rows: list[int], entropy: bool = False, entropy_gradient: bool = False,
         teacher: TeacherHead | None = None,
-    ) -> ScoredTokens:  # fmt: skip
+    ) -> PolicyOutput:  # fmt: skip
         """Return log-probabilities of some completions of a rollout, and more.
 
         Args:
@@ -302,7 +302,7 @@ class Policy(nn.Module):
         empty = torch.zeros(len(rows), rollout.token_ids.shape[1], dtype=scores.logp.dtype, device=scores.logp.device)
         if self.flips is not None:
             self.flips = empty.float().index_put(at, self.flips)
-        return ScoredTokens._make(None if values is None else empty.index_put(at, values) for values in scores)
+        return PolicyOutput._make(None if values is None else empty.index_put(at, values) for values in scores)
 
     @torch.no_grad()
     def teach(self, rollout: Rollout, rows: list[int], beta: float, top_k: int | None) -> TeacherHead:

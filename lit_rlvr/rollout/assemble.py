@@ -37,7 +37,11 @@ def assemble(
     their rewards.
 
     Args:
-        completions: P lists of G. scores: (P, G).
+        prompts: P prompts.
+        completions: P lists of G.
+        scores: (P, G).
+        sampling: how they were sampled.
+        mask_truncated: mask truncated completions out of the loss.
         exact: whether the engine's log-probabilities equal the trainer's.
         version: of the weights that sampled the completions; None = there is no training.
         taught: whether a teacher scores them.
@@ -69,7 +73,11 @@ def tokens_in_loss(
     """Return the tokens in the loss (B, T): the sampled ones, without completions that `assemble` masks out.
 
     Args:
-        sampled: (B, T) bool. completions, statuses: P lists of G. mask_truncated, taught: as `assemble` takes them.
+        sampled: (B, T) bool.
+        completions: P lists of G.
+        statuses: P lists of G.
+        mask_truncated: as for `assemble`.
+        taught: as for `assemble`.
     """
     without_reward = ("error",) if taught else ("error", "unjudged")
     masked_out = [

@@ -17,20 +17,23 @@ GroupPlace = tuple[int, int]
 
 
 def balance(
-    rollout: Rollout, groups: Summaries, minibatches: int, fixed: int,
+    rollout: Rollout, groups: Summaries, minibatches: int, pinned_groups: int,
     cut: Callable[[Sequence[Any]], Pixels] | None = None,
 ) -> Rollout:  # fmt: skip
-    """Redistribute groups across ranks by token count; return this rank's. Collective: call it on every rank.
+    """Redistribute groups across ranks by token count; return this rank's.
+
+    Collective: call it on every rank.
 
     Args:
-        groups: of all ranks.
+        rollout: this rank's groups.
+        groups: what all ranks know of their groups.
         minibatches: `updates_per_rollout`.
-        fixed: how many of the first process's first groups stay there.
+        pinned_groups: number of the first process's first groups that stay there.
         cut: makes the patches of images again, which are many times larger and therefore not sent.
     """
     if world_size() == 1:
         return rollout
-    places = even_out(groups, minibatches, fixed)[rank()]
+    places = even_out(groups, minibatches, pinned_groups)[rank()]
     light = take if cut is None else lambda rollout, p: without_patches(take(rollout, p))
     stay = {p for r, p in places if r == rank()}
     sent = gather_objects({p: light(rollout, p) for p in range(len(rollout.prompts)) if p not in stay})
@@ -58,39 +61,41 @@ def _with_pixels(group: Rollout, change: Callable[[Pixels], Pixels]) -> Rollout:
     return replace(group, prompts=[changed(prompt) for prompt in group.prompts], completions=completions)
 
 
-def even_out(groups: Summaries, minibatches: int, fixed: int) -> list[list[GroupPlace]]:
+def even_out(groups: Summaries, minibatches: int, pinned_groups: int) -> list[list[GroupPlace]]:
     """Swap groups between the fullest and the emptiest process, one minibatch after the other, while that evens them.
 
     A group is swapped for one of the same minibatch, or for one that is not trained on.
 
     Args:
-        minibatches, fixed: as for `balance`.
+        groups: what all ranks know of their groups.
+        minibatches: as for `balance`.
+        pinned_groups: as for `balance`.
 
     Returns:
         For each process, the place that each of its groups comes from.
     """
-    places = [[(r, p) for p in range(len(there))] for r, there in enumerate(groups)]
+    places = [[(r, p) for p in range(len(rank_groups))] for r, rank_groups in enumerate(groups)]
 
     def tokens_of(r: int, minibatch: int | None) -> dict[int, int]:
         """Return the tokens of process r's groups in a minibatch, or of those that are not trained on, by place."""
-        there = {p: groups[o][q] for p, (o, q) in enumerate(places[r])}
-        minibatches_of = {p: group.number and group.number % minibatches for p, group in there.items()}
-        return {p: group.tokens for p, group in there.items() if minibatches_of[p] == minibatch}
+        rank_groups = {p: groups[o][q] for p, (o, q) in enumerate(places[r])}
+        minibatches_of = {p: group.number and group.number % minibatches for p, group in rank_groups.items()}
+        return {p: group.tokens for p, group in rank_groups.items() if minibatches_of[p] == minibatch}
 
     for minibatch in range(minibatches):
         while True:
             load = [sum(tokens_of(r, minibatch).values()) for r in range(len(places))]
             full, empty = load.index(max(load)), load.index(min(load))
-            apart = load[full] - load[empty]
+            gap = load[full] - load[empty]
             idle = dict.fromkeys(tokens_of(empty, None), 0)
             swaps = [
-                (abs(apart - 2 * (more - less)), p, q)
+                (abs(gap - 2 * (more - less)), p, q)
                 for p, more in tokens_of(full, minibatch).items()
                 for q, less in (tokens_of(empty, minibatch) | idle).items()
-                if (full or p >= fixed) and (empty or q >= fixed)
+                if (full or p >= pinned_groups) and (empty or q >= pinned_groups)
             ]
-            left, p, q = min(swaps, default=(apart, 0, 0))
-            if left >= apart:
+            left, p, q = min(swaps, default=(gap, 0, 0))
+            if left >= gap:
                 break
             places[full][p], places[empty][q] = places[empty][q], places[full][p]
     return places

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_rlvr.common.launch import is_first_process
 from lit_rlvr.common.seeds import run_seed
 from lit_rlvr.distributed.checkpoints import user_code, warn_of_changes
 from lit_rlvr.engines.base import EngineContext, most_images
@@ -48,11 +47,19 @@ _log = logging.getLogger("lit_rlvr")
 
 
 class RolloutCallback(RolloutSettings, Callback):
-    """Fills each prompt batch with a rollout before the algorithm sees it."""
+    """Fills each batch of prompts with a rollout before the algorithm sees it, in training and in validation.
 
-    source: RolloutSource = None  # type: ignore[assignment]  # built in setup, as the sampler
+    `RolloutSettings` documents its options.
+
+    Attributes:
+        source: where rollouts come from; built in `setup`.
+        sampler: generates and scores; built in `setup`.
+        ends_run: whether the run has trained on all of `replay.rollouts_from`.
+    """
+
+    source: RolloutSource = None  # type: ignore[assignment]
     sampler: GroupSampler = None  # type: ignore[assignment]
-    is_used_up = False  # whether the run has trained on all of `replay.rollouts_from`
+    ends_run = False
     _record: Record | None = None  # of this run
     _provenance: Mapping[str, dict[str, Any]] = {}
 
@@ -67,7 +74,10 @@ class RolloutCallback(RolloutSettings, Callback):
         batch.rollout = self.collect(trainer, module, batch)
 
     def collect(self, trainer: Trainer, module: RLVRModule, batch: PromptBatch) -> Rollout:
-        """Return scored groups for a batch of prompts, and log what they are. Collective: call it on every rank."""
+        """Return scored groups for a batch of prompts, and log what they are.
+
+        Collective: call it on every rank.
+        """
         started = time.perf_counter()
         source = self.source
         if source.generates:
@@ -77,11 +87,19 @@ class RolloutCallback(RolloutSettings, Callback):
         rollout = source.next(batch)  # sync, sample (generate, score, assemble), sample more, reference, balance
         module.log_dict(source.metrics)
         module.log("time/rollout", time.perf_counter() - started)
-        if not source.is_judged:
-            return rollout
+        if source.is_judged:
+            self._log_rollout(trainer, module, rollout)
+        return rollout
+
+    def _log_rollout(self, trainer: Trainer, module: RLVRModule, rollout: Rollout) -> None:
+        """Log the metrics of a judged rollout, and count it if no reward judges any of its completions.
+
+        Collective: call it on every rank.
+        """
+        source = self.source
         metrics = rollout_metrics(rollout, module.tokenizer, source.generation_seconds, source.extra_completions)
         module.log_dict(metrics)
-        rollout.is_unjudged = metrics["reward/status/unjudged"] == 1 and not self.sampler.taught
+        rollout.is_unjudged = metrics["reward/status/unjudged"] == 1 and not self.sampler.taught  # over all ranks
         if rollout.is_unjudged:
             module.unjudged.add(module.iteration + 1, ", ".join(rollout.parts), int(metrics["rollout/samples"]))
         else:
@@ -91,15 +109,18 @@ class RolloutCallback(RolloutSettings, Callback):
         module.log_dict({n: v for n, v in agreement.items() if n in trainer.logged_metrics or not math.isnan(v)})
         if self.sampler.episodes is not None:
             module.log_dict(turn_metrics(rollout))
-        return rollout
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin_rewards(trainer)
+
+    def _begin_rewards(self, trainer: Trainer) -> None:
+        """Tell the rewards the run's folder, before the first validation or the first step, whichever comes first."""
         for reward in self.rewards:
             reward.begin_run(Path(trainer.default_root_dir))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module: RLVRModule = pl_module  # type: ignore[assignment]
-        self.on_sanity_check_start(trainer, module)
+        self._begin_rewards(trainer)
         if isinstance(self.source, ReplaySource):
             self.source.begin()
         if self.record_gib:
@@ -127,8 +148,8 @@ class RolloutCallback(RolloutSettings, Callback):
 
     def _stop_after_replay(self, trainer: Trainer, iteration: int) -> None:
         """End the run if it has trained on the whole record."""
-        self.is_used_up = isinstance(self.source, ReplaySource) and iteration >= self.source.iterations
-        if self.is_used_up and not trainer.should_stop:
+        self.ends_run = isinstance(self.source, ReplaySource) and iteration >= self.source.iterations
+        if self.ends_run and not trainer.should_stop:
             if trainer.is_global_zero:
                 _log.warning(
                     "rollout.replay.rollouts_from: the record ends after iteration %d, and so does this run", iteration
@@ -201,34 +222,35 @@ class RolloutCallback(RolloutSettings, Callback):
             "weights": module.frozen_versions() if stage == "fit" and trainer.is_global_zero else {},
         }
         self.sampler = GroupSampler(
-            self.engine, self.rewards, self.environment, self.safeguards.max_failure_rate, self.mask_truncated,
-            self.generator.is_exact(compute_dtype(str(trainer.precision))),
-            stage == "fit" and module.teachers.options is not None, Path(trainer.default_root_dir),
-        )  # fmt: skip
+            self.engine,
+            self.rewards,
+            self.environment,
+            max_failure_rate=self.safeguards.max_failure_rate,
+            mask_truncated=self.mask_truncated,
+            exact=self.generator.is_exact(compute_dtype(str(trainer.precision))),
+            taught=stage == "fit" and module.teachers.options is not None,
+            run=Path(trainer.default_root_dir),
+        )
         self.source = self._choose_source(trainer, module, data, stage)
 
     def _choose_source(self, trainer: Trainer, module: RLVRModule, data: PromptDataModule, stage: str) -> RolloutSource:
         """Return where the run's rollouts come from."""
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        saved = max(getattr(callback, "save_prompts", 0) for callback in callbacks)  # the run folder saves the first
+        pinned = max(getattr(callback, "save_prompts", 0) for callback in callbacks)  # the run folder saves the first
         if stage == "fit" and self.replay.rollouts_from is not None:
             return self.replay_source(trainer, module, data)
         if stage == "fit" and module.demonstrates:
             from lit_rlvr.rollout.demonstrations import DemonstrationSource  # it imports the data sets
 
-            return DemonstrationSource(self.demonstrations[data.name], module, self.demonstrated, saved)
-        parts = self.sampler, module, data, self.group_size, self.sampling, saved
+            return DemonstrationSource(self.demonstrations[data.name], module, self.demonstrated, pinned)
+        parts = self.sampler, module, data, self.group_size, self.sampling, pinned
         if self.staleness:
             limit = self.safeguards.max_group_seconds
             return QueueSource(*parts, staleness=self.staleness, max_group_seconds=limit)
         return SyncSource(*parts)
 
     def replay_source(self, trainer: Trainer, module: RLVRModule, data: PromptDataModule) -> ReplaySource:
-        """Return a source of the recorded rollouts.
-
-        Raises:
-            UserError: the record does not fit this run.
-        """
+        """Return a source of the recorded rollouts, if the record fits this run."""
         run = Path(str(self.replay.rollouts_from)).expanduser().absolute()  # a reward may change the current directory
         if run.resolve() == Path(trainer.default_root_dir).resolve():
             raise UserError(
@@ -294,27 +316,15 @@ class RolloutCallback(RolloutSettings, Callback):
         sequences = data.prompts_per_rollout * self.completions_of(module)
         return max(0, math.ceil(trainer.max_steps / updates_of(module))) * sequences * self.sampling.max_tokens
 
+    # ---- checkpoints --------------------------------------------------------------------------------------
+
     def state_dict(self) -> dict[str, Any]:
         return {} if self.source is None else self.source.state_dict() | {"provenance": self._provenance}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict.keys() != {"provenance"}:  # a replay leaves no state to a source that samples
             self.source.load_state_dict(state_dict)
-        saved = state_dict.get("provenance", {})
-        kinds = {
-            "code": "code of your own",
-            "validation": "validation data",
-            "weights": "weights that it does not train",
-        }
-        for kind, what in kinds.items():
-            warn_of_changes(saved.get(kind, {}), self._provenance[kind], what)
-        then, now = (provenance.get("threads", {}) for provenance in (saved, self._provenance))
-        if then and now and then != now and is_first_process():
-            _log.warning(
-                "resumed with a different number of torch's threads: %d -> %d; sums are rounded in another order, so "
-                "weights may differ in their last bits; OMP_NUM_THREADS=%d keeps them",
-                then["torch"], now["torch"], then["torch"],
-            )  # fmt: skip
+        warn_of_changes(state_dict.get("provenance", {}), self._provenance)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.close()

@@ -169,7 +169,7 @@ class Demonstrations:
         pairs = self.pairs(prompts)
         sampling = replace(self.sampling, temperature=1.0, top_p=1.0, top_k=0).with_banned(banned)
         made = Rollout.unscored([prompt for prompt, _ in pairs], [[completion] for _, completion in pairs], sampling)
-        return replace(made, statuses=[["unjudged"] for _ in pairs], is_given=True)
+        return replace(made, statuses=[["unjudged"] for _ in pairs], is_demonstration=True)
 
     def close(self) -> None:
         """End the workers of the environment."""
@@ -258,27 +258,28 @@ class DemonstrationSource(RolloutSource):
     """Returns the completions of the data instead of sampling.
 
     Args:
-        demonstrations: of the training data. module: the algorithm.
+        demonstrations: of the training data.
+        module: the algorithm.
         fingerprint: of all completions; a resumed run compares it.
-        first_groups: as for `SyncSource`.
+        pinned_groups: as for `SyncSource`.
     """
 
     generates = False
     is_judged = False
 
     def __init__(
-        self, demonstrations: Demonstrations, module: RLVRModule, fingerprint: str = "", first_groups: int = 0
+        self, demonstrations: Demonstrations, module: RLVRModule, fingerprint: str = "", pinned_groups: int = 0
     ) -> None:
         self.demonstrations, self.module, self.fingerprint = demonstrations, module, fingerprint
-        self.first_groups, self.sampling = first_groups, demonstrations.sampling
+        self.pinned_groups, self.sampling = pinned_groups, demonstrations.sampling
         self.metrics, self.extra_completions = {}, []
 
     def next(self, batch: PromptBatch) -> Rollout:
         module = self.module
         rollout = self.demonstrations.rollout(batch.prompts, module.policy.placeholder_ids)
         cut = module.image_processor.cut if module.policy.family is not None else None
-        groups = gather_summaries(rollout, module.runs_groups(rollout))
-        rollout = balance(rollout, groups, 1, self.first_groups, cut)
+        groups = gather_summaries(rollout, module.may_train_groups(rollout))
+        rollout = balance(rollout, groups, 1, self.pinned_groups, cut)
         rollout.versions = torch.full(rollout.token_ids.shape, module.updates)
         counts = all_sum(torch.tensor([float(rollout.lengths.sum()), float(len(batch))], dtype=torch.float64)).tolist()
         self.metrics = {"time/sync": 0.0, "time/generate": 0.0, "time/score": 0.0}  # the run folder needs them

@@ -314,7 +314,10 @@ def check_turns(option: str, sampling: Sampling, environment: Environment | None
 
 
 def turn_metrics(rollout: Rollout) -> dict[str, float]:
-    """Return means over all ranks' completions: turns, tool calls, and failed tool calls. Collective."""
+    """Return means over all ranks' completions: turns, tool calls, and failed tool calls.
+
+    Collective: call it on every rank.
+    """
     episodes = [completion.turns for group in rollout.completions for completion in group]
     sums = {
         "rollout/turns": sum(len(turns) for turns in episodes),

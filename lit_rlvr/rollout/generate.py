@@ -48,7 +48,8 @@ class GroupSampler:
         engine: generates; it is started here.
         rewards: score a completion.
         environment: answers the model between its turns; None = a completion is one turn.
-        max_failure_rate: see `Safeguards`. mask_truncated: see `RolloutCallback`.
+        max_failure_rate: see `Safeguards`.
+        mask_truncated: see `RolloutSettings`.
         exact: whether the engine's log-probabilities equal the trainer's.
         taught: whether a teacher scores the completions that are trained on.
         run: the run's folder, for the examples of failed checks.
@@ -59,12 +60,12 @@ class GroupSampler:
     """
 
     def __init__(
-        self, engine: SyncedEngine, rewards: Sequence[Reward], environment: Environment | None,
+        self, engine: SyncedEngine, rewards: Sequence[Reward], environment: Environment | None, *,
         max_failure_rate: float, mask_truncated: bool, exact: bool, taught: bool, run: Path,
     ) -> None:  # fmt: skip
         self.engine, self.rewards, self.environment = engine, rewards, environment
-        self.max_failure_rate, self.mask_truncated, self.exact, self.run = max_failure_rate, mask_truncated, exact, run
-        self.taught = taught
+        self.max_failure_rate, self.run = max_failure_rate, run
+        self.mask_truncated, self.exact, self.taught = mask_truncated, exact, taught
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.episodes: Episodes | None = None
         self._max_tokens = 0
@@ -84,14 +85,19 @@ class GroupSampler:
         self, prompts: list[Prompt], seeds: list[list[int]], sampling: Sampling, data: PromptDataModule,
         version: int | None = None,
     ) -> Rollout:  # fmt: skip
-        """Return one scored completion per seed. In training, collective: call it on every rank.
+        """Return one scored completion per seed.
+
+        In training, collective: call it on every rank.
 
         Args:
+            prompts: P prompts.
             seeds: P lists of G.
+            sampling: how completions are sampled.
             data: the prompts' DataModule.
             version: in training, of the weights that sample; failed checks are then counted over all ranks.
         """
-        prompts, waited = self._opened(self.episodes, prompts, seeds, data), self._environment_seconds
+        prompts = self._open_episodes(self.episodes, prompts, seeds, data)
+        environment_before = self._environment_seconds
         started = time.perf_counter()
         with BackgroundScoring(self.rewards) as scoring:
 
@@ -109,35 +115,53 @@ class GroupSampler:
         self.seconds["generate"] += generated - started
         self.seconds["score"] += time.perf_counter() - generated
         if self.episodes is not None:
-            self.seconds["environment"] += self._environment_seconds - waited
-        return self.assembled(prompts, completions, scores, sampling, version)
+            self.seconds["environment"] += self._environment_seconds - environment_before
+        return self.build_rollout(prompts, completions, scores, sampling, version)
 
-    def assembled(
+    def build_rollout(
         self, prompts: list[Prompt], completions: list[list[Completion]], scores: Scores, sampling: Sampling,
         version: int | None,
     ) -> Rollout:  # fmt: skip
-        """Return the rollout of these groups, unless too many checks failed. In training, collective."""
+        """Return the rollout of some scored groups; end the run if too many checks failed.
+
+        In training, collective: call it on every rank.
+        """
         stop_on_failures(prompts, completions, scores, self.max_failure_rate, self.run, together=version is not None)
-        return assemble(prompts, completions, scores, sampling, self.mask_truncated, self.exact, version, self.taught)
+        return assemble(
+            prompts,
+            completions,
+            scores,
+            sampling,
+            mask_truncated=self.mask_truncated,
+            exact=self.exact,
+            version=version,
+            taught=self.taught,
+        )
 
     def sample_stream(
         self, prompts: list[Prompt], seeds: list[list[int]], sampling: Sampling, data: PromptDataModule,
         opened: Callable[[list[Prompt]], None], started: GroupStarted, done: Done,
     ) -> None:  # fmt: skip
-        """Generate groups in a thread during training, and in other such threads; see `RolloutEngine.generate_stream`.
+        """Generate groups during training; several threads may do so at once. See `RolloutEngine.generate_stream`.
 
         Args:
-            opened: called with the prompts, which have what the environment says first.
+            prompts: P prompts.
+            seeds: P lists of G.
+            sampling: how completions are sampled.
+            data: the prompts' DataModule.
+            opened: called with the prompts once they have what the environment says first.
+            started: called when a group's first completion starts.
+            done: called when a group is complete.
         """
         episodes = None
         if self.environment is not None:
             between = self._between[data.name]
             episodes = self._idle.pop() if self._idle else Episodes(self.environment, between, self._max_tokens)
         try:
-            prompts = self._opened(episodes, prompts, seeds, data)
+            prompts = self._open_episodes(episodes, prompts, seeds, data)
             opened(prompts)
-            more = {} if episodes is None else {"turns": episodes}
-            self.engine.engine.generate_stream(prompts, sampling, seeds, started, done, **more)
+            turns = {} if episodes is None else {"turns": episodes}
+            self.engine.engine.generate_stream(prompts, sampling, seeds, started, done, **turns)
         finally:
             if episodes is not None:
                 self._idle.append(episodes)
@@ -150,14 +174,14 @@ class GroupSampler:
         if not prompts:
             return completions, None
         judged = [prompt.for_rewards(group) for prompt, group in zip(prompts, completions, strict=True)]
-        scores = score_rollout(self.rewards, judged, [p.sample for p in prompts])
+        scores = score_rollout(self.rewards, judged, [prompt.sample for prompt in prompts])
         stop_on_failures(prompts, completions, scores, self.max_failure_rate, self.run, together=False)
         return completions, scores
 
-    def _opened(
+    def _open_episodes(
         self, episodes: Episodes | None, prompts: list[Prompt], seeds: list[list[int]], data: PromptDataModule
     ) -> list[Prompt]:
-        """Add to each prompt of a set what the environment says first."""
+        """Return the prompts with what the environment says first in the episodes."""
         if episodes is None:
             return prompts
         episodes.between = self._between[data.name]

@@ -18,7 +18,7 @@ from lit_rlvr.types import STATUSES, Completion, Rollout
 def rollout_metrics(
     rollout: Rollout, tokenizer: Any, seconds: float, reference_completions: Sequence[list[Completion]] = ()
 ) -> dict[str, float]:
-    """Compute the metrics of a rollout, over all ranks. Collective: call it on every rank.
+    """Compute the metrics of a rollout, over all ranks.
 
     `rollout/entropy` is the mean of -log p over the sampled tokens, an unbiased estimate of the entropy of the sampling
     distribution, in nats. Unlike `train/entropy` it covers all completions, even if an algorithm trains on only some.
@@ -30,6 +30,8 @@ def rollout_metrics(
 
     `rollout/thought_tokens`, the tokens of thoughts as the tokenizer writes their texts, `rollout/answer_tokens`, the
     others, and the share `rollout/unclosed_thoughts` are means over all completions, where any of them has thoughts.
+
+    Collective: call it on every rank.
 
     Args:
         tokenizer: the model's.
@@ -91,10 +93,11 @@ def rollout_metrics(
 
 
 def set_metrics(rollout: Rollout, names: Sequence[str]) -> dict[str, float]:
-    """Return the metrics of each data set after training on a rollout, over all ranks. Collective: call it on every
-    rank.
+    """Return the metrics of each data set after training on a rollout, over all ranks.
 
     They are NaN for a set of which the rollout has no prompt. Weighted by prompts, they add up to those of the rollout.
+
+    Collective: call it on every rank.
 
     Args:
         names: of the sets, the same on all ranks.

@@ -43,8 +43,10 @@ class QueuedGroup:
     Args:
         number: its place in the stream of prompts, over all ranks, from 0; its seeds come from it.
         started: the version of the weights when its sampling began; None = it waits for the engine.
-        begun: when that was, in seconds of the monotonic clock. drop: ends its sampling.
-        completions: None = it is not finished. has_versions: their labels of weights are versions.
+        begun: when that was, in seconds of the monotonic clock.
+        drop: ends its sampling.
+        completions: None = it is not finished.
+        has_versions: their labels of weights are versions.
         mixed: whether it has a signal (`mixed_groups`); None = unknown.
     """
 
@@ -65,7 +67,8 @@ class GroupState(NamedTuple):
     Args:
         left: the steps after this one in which it can still be trained on; infinite before its sampling begins.
         rank: where it is.
-        mixed: whether it is scored, and has a signal. dead: it is scored and not mixed.
+        mixed: whether it is scored, and has a signal.
+        dead: it is scored and not mixed.
     """
 
     left: float
@@ -85,8 +88,10 @@ def choose(
     still runs, and waits for that one.
 
     Args:
-        groups: of all ranks. prompts: how many the step needs.
-        wanted: how many of them must be mixed, above 0 with dynamic sampling. most: after how many it takes fewer.
+        groups: of all ranks.
+        prompts: how many the step needs.
+        wanted: how many of them must be mixed, above 0 with dynamic sampling.
+        most: after how many it takes fewer.
         in_order: take groups in the order of the prompts, so that no thread's speed changes the result.
         ranks: they get as many groups each.
     """
@@ -114,7 +119,8 @@ def in_time(groups: Collection[GroupState], prompts: int) -> bool:
     """Return whether the steps after this one can train on all these groups before they are too old.
 
     Args:
-        groups: those that are left; nobody trains on dead ones. prompts: how many a step trains on at least.
+        groups: those that are left; nobody trains on dead ones.
+        prompts: how many a step trains on at least.
     """
     left = sorted(group.left for group in groups if math.isfinite(group.left) and not group.dead)
     return all(place < steps * prompts for place, steps in enumerate(left))
@@ -161,7 +167,7 @@ class QueueSource(SyncSource):
         if not self._concurrent:
             self.wait()
         self.sync_weights(batch.prompts)
-        rollout, groups = self.assembled(self.take(batch), len(batch) * world_size())
+        rollout, groups = self.collect_groups(self.take(batch), len(batch) * world_size())
         batch.successes = count_successes(groups)
         self.add_reference_rewards(rollout)
         rollout = self.balance(rollout, groups)
@@ -265,7 +271,10 @@ class QueueSource(SyncSource):
     # ---- the groups of a step -----------------------------------------------------------------------------
 
     def take(self, batch: PromptBatch) -> list[QueuedGroup]:
-        """Admit groups, and wait for those of this step; return this rank's. Collective: call it on every rank."""
+        """Admit groups, and wait for those of this step; return this rank's.
+
+        Collective: call it on every rank.
+        """
         module, prompts = self.module, len(batch) * world_size()
         wanted, most = module.selection.wanted(prompts), module.selection.max_rounds * prompts
         late, began, cursor = 0.0, time.perf_counter(), dict(self.data.cursor)
@@ -298,7 +307,9 @@ class QueueSource(SyncSource):
         return self._taken(chosen)
 
     def _states(self, judge: bool) -> list[GroupState]:
-        """Return the states of all ranks' groups. Collective: call it on every rank.
+        """Return the states of all ranks' groups.
+
+        Collective: call it on every rank.
 
         Args:
             judge: say which are mixed.
@@ -347,7 +358,10 @@ class QueueSource(SyncSource):
         group.has_versions = True
 
     def _taken(self, chosen: list[GroupState]) -> list[QueuedGroup]:
-        """Take the chosen groups out of the queue, as many on each rank; return this rank's. Collective."""
+        """Take the chosen groups out of the queue, as many on each rank; return this rank's.
+
+        Collective: call it on every rank.
+        """
         places = even_places([state.rank for state in chosen], world_size())
         own = {group.number: group for group in self._groups}
         numbers = {state.number for state in chosen}
@@ -363,18 +377,21 @@ class QueueSource(SyncSource):
                 self._scoring.add(own[number], judged, own[number].prompt.sample, result)
         return [own[number] for number in here]
 
-    def assembled(self, groups: list[QueuedGroup], prompts: int) -> tuple[Rollout, Summaries]:
-        """Return the rollout of these groups, and what all ranks know of them. Collective: call it on every rank.
+    def collect_groups(self, groups: list[QueuedGroup], prompts: int) -> tuple[Rollout, Summaries]:
+        """Return the rollout of some groups, and what all ranks know of them.
+
+        Collective: call it on every rank.
 
         Args:
-            prompts: of a step, over all ranks.
+            groups: this rank's.
+            prompts: number of prompts of an iteration, over all ranks.
         """
         began = time.perf_counter()
         scores = self._scoring.scores(groups, self.group_size)
         self.sampler.seconds["score"] = time.perf_counter() - began
         completions = [group.completions or [] for group in groups]
         prompts_of_groups = [group.prompt for group in groups]
-        rollout = self.sampler.assembled(prompts_of_groups, completions, scores, self.sampling, self.module.updates)
+        rollout = self.sampler.build_rollout(prompts_of_groups, completions, scores, self.sampling, self.module.updates)
         rollout.versions = versions_of(groups, rollout)
         if not self.sampler.engine.engine.recompute_cache:
             nowhere = torch.zeros(rollout.token_ids.shape, dtype=torch.bool)
@@ -382,11 +399,11 @@ class QueueSource(SyncSource):
         for group in groups:
             self._scoring.forget(group)
         summaries = self.summaries(rollout)
-        repeats = count_repeats(group.sample_id for there in summaries for group in there)
+        repeats = count_repeats(group.sample_id for rank_groups in summaries for group in rank_groups)
         rollout.repeats = repeats[sum(map(len, summaries[: rank()])) :][: len(groups)]
         if self.module.selection.wanted(prompts):
             rounds = sum(map(len, summaries)) / prompts
-            summaries = self.keep_mixed(rollout, summaries, len(groups), prompts, rounds)
+            summaries = self.select_groups(rollout, summaries, len(groups), prompts, rounds)
         return rollout, summaries
 
     def sample_reference(self, prompts: list[Prompt], seeds: list[list[int]]) -> Scores | None:
@@ -403,7 +420,10 @@ class QueueSource(SyncSource):
         self._version = self.module.updates
 
     def _log_queue(self, states: list[GroupState]) -> None:
-        """Keep metrics of the groups before a step. Collective: call it on every rank."""
+        """Keep metrics of the groups before a step.
+
+        Collective: call it on every rank.
+        """
         lengths, self._lengths = self._lengths, []
         counts = gather_objects((sum(lengths), len(lengths), self._dropped))
         total, count, dropped = (sum(numbers) for numbers in zip(*counts, strict=True))
@@ -419,7 +439,10 @@ class QueueSource(SyncSource):
     # ---- start and end ------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is finished and what has to be generated again. Collective: called on every rank."""
+        """Return what is finished and what has to be generated again.
+
+        Collective: call it on every rank.
+        """
         self.wait()
         own: list[dict[str, Any]] = []
         for group in self._groups:

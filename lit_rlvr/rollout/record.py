@@ -82,8 +82,9 @@ class Record:
     def begin(
         self, iteration: int, terms: dict[str, Any], model: nn.Module, versions: dict[str, str] | None = None
     ) -> None:
-        """Begin the record, or continue it after an iteration; a resumed run trains later iterations again. Collective:
-        call it on every rank.
+        """Begin the record, or continue it after an iteration; a resumed run trains later iterations again.
+
+        Collective: call it on every rank.
 
         Args:
             terms: what a replay must agree with, in addition to the first weights of the `model`.
@@ -104,10 +105,13 @@ class Record:
         self._left -= sum(path.stat().st_size for path in self.folder.glob(f"iteration-*-rank-{rank()}.npz"))
 
     def add(self, iteration: int, rollout: Rollout, cursor: dict[str, int], updates: int) -> None:
-        """Add this rank's rollout of an iteration, if there is room. Collective: call it on every rank.
+        """Add this rank's rollout of an iteration, if there is room.
+
+        Collective: call it on every rank.
 
         Args:
-            cursor: the data's position after the iteration. updates: optimizer steps before it.
+            cursor: the data's position after the iteration.
+            updates: optimizer steps before it.
 
         Raises:
             UserError: the file cannot be written.
@@ -198,7 +202,10 @@ class Record:
 
 
 def first_weights(model: nn.Module) -> dict[str, str]:
-    """Return the term of the weights that a run begins with. Collective: call it on every rank."""
+    """Return the term of the weights that a run begins with.
+
+    Collective: call it on every rank.
+    """
     return {"first weights": gather_objects(weights_sha256(model))[0][:16]}
 
 
@@ -297,9 +304,11 @@ class ReplaySource(RolloutSource):
     """Returns the rollouts that another run has recorded, instead of sampling.
 
     Args:
-        record: the other run's. module: the algorithm.
+        record: the other run's.
+        module: the algorithm.
         data: where prompts are found again by the ids of their samples.
-        sampling: how the recorded completions were sampled. mask_truncated: see `RolloutCallback`.
+        sampling: how the recorded completions were sampled.
+        mask_truncated: see `RolloutCallback`.
     """
 
     generates = False
@@ -317,7 +326,8 @@ class ReplaySource(RolloutSource):
         """Refuse a record of other settings or other data.
 
         Args:
-            terms: this run's. prompts_grow: an environment may have added to prompts.
+            terms: this run's.
+            prompts_grow: an environment may have added to prompts.
 
         Raises:
             UserError: names what differs.
@@ -339,7 +349,10 @@ class ReplaySource(RolloutSource):
             raise self.record.error("was recorded without rollout.replay_routes; leave the option off")
 
     def begin(self) -> None:
-        """Refuse a run that begins with other weights than the recorded one. Collective: call it on every rank."""
+        """Refuse a run that begins with other weights than the recorded one.
+
+        Collective: call it on every rank.
+        """
         if self.module.iteration == 0:
             self.record.check(first_weights(self.module.policy.model))
 

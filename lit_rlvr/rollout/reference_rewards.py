@@ -37,11 +37,13 @@ class ReferenceRewards:
         self, wanted: ReferenceCompletions, version: int, rollout: Rollout, iteration: int, device: torch.device,
         sample: SampleReference,
     ) -> Tensor:  # fmt: skip
-        """Return rewards (P, G) of the reference's completions for a rollout's prompts. Collective: call it on every
-        rank.
+        """Return rewards (P, G) of the reference's completions for a rollout's prompts.
+
+        Collective: call it on every rank.
 
         Args:
-            version: the reference's. iteration: rollouts trained on so far.
+            version: the reference's.
+            iteration: rollouts trained on so far.
         """
         prompts, repeats = rollout.prompts, rollout.repeats
         if wanted.rollouts == "fresh":

@@ -45,10 +45,10 @@ class RolloutSource(ABC):
     Attributes:
         sampling: how completions are sampled.
         metrics: of the last rollout: seconds by stage as `time/...`, and counts as `rollout/...`.
-        extra_completions: of the last rollout, those that were sampled for it and are not in it (the reference's).
+        extra_completions: completions that were sampled for the last rollout and are not in it (the reference's).
         generates: whether it samples with the run's engine.
         is_judged: whether rewards judge its completions.
-        generation_seconds: how long the last rollout's completions were sampled.
+        generation_seconds: seconds spent on sampling the last rollout.
     """
 
     generates: ClassVar[bool] = True
@@ -60,8 +60,9 @@ class RolloutSource(ABC):
 
     @abstractmethod
     def next(self, batch: PromptBatch) -> Rollout:
-        """Return the rollout of one iteration, with the weight version of each token. Collective: call it on every
-        rank.
+        """Return the rollout of one iteration, with the weight version of each token.
+
+        Collective: call it on every rank.
 
         Args:
             batch: says how many groups, and where the data's cursor is. A source may take prompts beyond it, and then
@@ -91,15 +92,15 @@ class SyncSource(RolloutSource):
         data: where further prompts come from.
         group_size: completions per prompt, G.
         sampling: how completions are sampled.
-        first_groups: how many of the first process's first groups stay there when groups are balanced.
+        pinned_groups: number of the first process's first groups that stay there when groups are balanced.
     """
 
     def __init__(
         self, sampler: GroupSampler, module: RLVRModule, data: PromptDataModule, group_size: int, sampling: Sampling,
-        first_groups: int,
+        pinned_groups: int,
     ) -> None:  # fmt: skip
         self.sampler, self.module, self.data = sampler, module, data
-        self.group_size, self.sampling, self.first_groups = group_size, sampling, first_groups
+        self.group_size, self.sampling, self.pinned_groups = group_size, sampling, pinned_groups
         self.reference = ReferenceRewards(group_size)
         self.metrics, self.extra_completions = {}, []
 
@@ -130,7 +131,8 @@ class SyncSource(RolloutSource):
         """Sample and score G completions per prompt; return also what all ranks know of the groups.
 
         Args:
-            prompts: this rank's prompts of this round. rounds: sampling rounds so far, this one included.
+            prompts: this rank's prompts of this round.
+            rounds: sampling rounds so far, this one included.
         """
         repeats = self.repeats(rounds)
         seeds = completion_seeds(prompts, repeats, self.group_size, "rollout", self.module.iteration)
@@ -151,8 +153,11 @@ class SyncSource(RolloutSource):
         return count_repeats(prompt.sample.id for prompt in prompts)[-size:][rank() * share :][:share]
 
     def summaries(self, rollout: Rollout) -> Summaries:
-        """Return what all ranks know of each other's groups. Collective: call it on every rank."""
-        return gather_summaries(rollout, self.module.runs_groups(rollout), self.module.selection.by)
+        """Return what all ranks know of each other's groups.
+
+        Collective: call it on every rank.
+        """
+        return gather_summaries(rollout, self.module.may_train_groups(rollout), self.module.selection.by)
 
     def sample_more(self, rollout: Rollout, groups: Summaries, batch: PromptBatch) -> tuple[Rollout, Summaries]:
         """Dynamic sampling (DAPO, eq. 11): sample further prompts until the algorithm has the groups that it needs."""
@@ -167,13 +172,16 @@ class SyncSource(RolloutSource):
             joined, summaries = self.sample(further.prompts, rounds)
             rollout = join(rollout, joined)
             groups = [before + after for before, after in zip(groups, summaries, strict=True)]
-        return rollout, self.keep_mixed(rollout, groups, len(batch), prompts, rounds)
+        return rollout, self.select_groups(rollout, groups, len(batch), prompts, rounds)
 
-    def keep_mixed(self, rollout: Rollout, groups: Summaries, share: int, prompts: int, rounds: float) -> Summaries:
-        """Count the mixed groups; keep them alone if the algorithm trains on no others.
+    def select_groups(self, rollout: Rollout, groups: Summaries, share: int, prompts: int, rounds: float) -> Summaries:
+        """Log the number of mixed groups, and choose those to train on.
 
         Args:
-            share: prompts per rank in one sampling round. prompts: of a step, over all ranks.
+            rollout: gets `kept`, if the algorithm trains on mixed groups alone.
+            groups: what all ranks know of their groups.
+            share: prompts per rank in one sampling round.
+            prompts: prompts of an iteration, over all ranks.
             rounds: batches of prompts that were sampled.
         """
         mixed = float(count_mixed(groups))
@@ -206,10 +214,11 @@ class SyncSource(RolloutSource):
         """Even out the groups' tokens over the ranks."""
         module = self.module
         cut = module.image_processor.cut if module.policy.family is not None else None
-        return balance(rollout, groups, module.updates_per_rollout, self.first_groups, cut)
+        return balance(rollout, groups, module.updates_per_rollout, self.pinned_groups, cut)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
+        """Time a stage of the iteration, and show it in the progress line."""
         started = time.perf_counter()
         progress.begin(STAGE_TEXTS[stage])
         yield

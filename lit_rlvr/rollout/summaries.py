@@ -50,10 +50,12 @@ Summaries = list[list[GroupSummary]]
 
 
 def gather_summaries(rollout: Rollout, runs: Sequence[bool], by: str = "reward") -> Summaries:
-    """Tell all ranks of the groups of a sampling round; return those of every rank. Collective: call it on every rank.
+    """Tell all ranks of the groups of a sampling round; return those of every rank.
+
+    Collective: call it on every rank.
 
     Args:
-        runs: for each of this rank's groups, whether training will run it (`RLVRModule.runs_groups`).
+        runs: for each of this rank's groups, whether training will run it (`RLVRModule.may_train_groups`).
         by: as for `mixed_groups`.
     """
     mixed = {*mixed_groups(rollout, by)}
@@ -71,7 +73,7 @@ def gather_summaries(rollout: Rollout, runs: Sequence[bool], by: str = "reward")
 def count_successes(groups: Summaries) -> dict[str, tuple[int, int]]:
     """Return the correct completions of each prompt on all ranks, and those that count in accuracies."""
     counts: dict[str, tuple[int, int]] = {}
-    for group in (group for there in groups for group in there):
+    for group in (group for rank_groups in groups for group in rank_groups):
         correct, counted = counts.get(group.sample_id, (0, 0))
         counts[group.sample_id] = correct + group.correct, counted + group.counted
     return counts
@@ -89,7 +91,7 @@ def count_repeats(sample_ids: Iterable[str]) -> list[int]:
 
 def count_mixed(groups: Summaries) -> int:
     """Return the number of mixed groups on all ranks."""
-    return sum(group.is_mixed for there in groups for group in there)
+    return sum(group.is_mixed for rank_groups in groups for group in rank_groups)
 
 
 def number_mixed(groups: Summaries, share: int, limit: int) -> Summaries:
@@ -102,11 +104,15 @@ def number_mixed(groups: Summaries, share: int, limit: int) -> Summaries:
         limit: how many groups to keep, over all ranks.
     """
     places = sorted(
-        (p // share, r, p % share) for r, there in enumerate(groups) for p, group in enumerate(there) if group.is_mixed
+        (p // share, r, p % share)
+        for r, rank_groups in enumerate(groups)
+        for p, group in enumerate(rank_groups)
+        if group.is_mixed
     )
     numbers = {(r, turn * share + p): number for number, (turn, r, p) in enumerate(places[:limit])}
     return [
-        [group._replace(number=numbers.get((r, p))) for p, group in enumerate(there)] for r, there in enumerate(groups)
+        [group._replace(number=numbers.get((r, p))) for p, group in enumerate(rank_groups)]
+        for r, rank_groups in enumerate(groups)
     ]
 
 

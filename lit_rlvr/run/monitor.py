@@ -126,7 +126,7 @@ def why_stopped(trainer: Trainer, has_ended: bool) -> str | None:
     collapse = next((c.reason for c in callbacks if isinstance(c, CollapseMonitor) and c.reason), None)
     if collapse is not None:
         return f"{COLLAPSE}{collapse}"
-    if has_ended or not trainer.should_stop or any(getattr(callback, "is_used_up", False) for callback in callbacks):
+    if has_ended or not trainer.should_stop or any(getattr(callback, "ends_run", False) for callback in callbacks):
         return None
     patience = (c.stopping_reason_message for c in callbacks if isinstance(c, EarlyStopping))
     time_limits = [c for c in callbacks if isinstance(c, Timer) and c.time_remaining() is not None]

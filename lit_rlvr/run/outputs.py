@@ -173,7 +173,7 @@ class RunFolder(ChecksArguments, Callback):
         self._iteration_start = time.perf_counter()
         is_traced = self.trace_every and self.save_prompts and trainer.is_global_zero
         self._trace = Trace(self.save_prompts) if is_traced else None
-        pl_module.set_trace(self._trace)
+        pl_module.trace = self._trace
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.train_seconds += time.perf_counter() - self._iteration_start

@@ -52,10 +52,10 @@ class Budget(ChecksArguments, Callback):
         for name in self.used:
             self.used[name] += int(trainer.callback_metrics[f"rollout/{name}"])
         self._iterations += 1
-        trainer.should_stop |= self.is_used_up  # Lightning then validates before it ends the run
+        trainer.should_stop |= self.ends_run  # Lightning then validates before it ends the run
 
     @property
-    def is_used_up(self) -> bool:
+    def ends_run(self) -> bool:
         return any(self.used[name] >= limit for name, limit in self.limits.items())
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -63,7 +63,7 @@ class Budget(ChecksArguments, Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.used, self._iterations = checkpoint["budget"], checkpoint["rlvr"]["iteration"]
-        trainer.should_stop |= self.is_used_up
+        trainer.should_stop |= self.ends_run
 
 
 class RunProgress(ProgressBar):

@@ -108,7 +108,7 @@ class WarmStart:
                 )  # fmt: skip
         del policy
         demonstrations = Demonstrations(data, self.solution, "warm_start.solution", source, environment, sampling)
-        compute = replace(module.compute, tokens_per_microbatch=module.tokens_per_microbatch)
+        compute = replace(module.compute, tokens_per_microbatch=module.budget.tokens)
         learner = SFT(model=source, target=self.solution, lr=self.lr, compute=compute)
         try:
             made_once(target, lambda folder: self._make(learner, demonstrations, folder, dtype, torch.device(device)))

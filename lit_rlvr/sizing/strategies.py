@@ -366,7 +366,7 @@ def describe_job(
     return JobSizes(
         whole=shape_of(config, module.freeze_vision),
         adapted=shape_of(config, module.freeze_vision, module.lora or Lora(), module.adapter_folder),
-        budget=module.tokens_per_microbatch,
+        budget=module.budget.tokens,
         prompt=data.reading.max_prompt_tokens,
         completion=rollout.sampling.max_completion_tokens,
         group=rollout.completions_of(module),

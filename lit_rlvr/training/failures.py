@@ -26,7 +26,7 @@ from lit_rlvr.types import Rollout
 
 _log = logging.getLogger("lit_rlvr")
 
-RunAlone = Callable[[StepPlan, int], tuple[Tensor, Sequence[Tensor | None]]]
+MicrobatchGradients = Callable[[StepPlan, int], tuple[Tensor, Sequence[Tensor | None]]]
 
 
 class SkippedSteps:
@@ -47,7 +47,8 @@ class SkippedSteps:
         """Count a skipped step, and say where its groups were saved.
 
         Args:
-            number: of the step in the run, from 1. wrong: as `find_not_finite` returns it.
+            number: of the step in the run, from 1.
+            wrong: as `find_not_finite` returns it.
 
         Raises:
             UserError: more than `limit` steps in a row would be skipped.
@@ -96,7 +97,9 @@ class UnjudgedRollouts:
         """Count an unjudged rollout, and say so.
 
         Args:
-            number: of the iteration, from 1. rewards: their names. completions: over all ranks.
+            number: of the iteration, from 1.
+            rewards: their names.
+            completions: over all ranks.
 
         Raises:
             UserError: more than `limit` rollouts in a row are unjudged.
@@ -137,26 +140,31 @@ class UnjudgedRollouts:
 
 
 def find_not_finite(loss: Tensor | None, norm: Tensor) -> list[str] | None:
-    """Return which of this rank's loss and gradient is not finite; None if they are finite on every rank. Collective:
-    call it on every rank.
+    """Return which of this rank's loss and gradient is not finite; None if they are finite on every rank.
+
+    Collective: call it on every rank.
 
     Args:
-        loss: None = this rank ran no row. norm: of the gradient over all ranks, before clipping.
+        loss: None = this rank ran no row.
+        norm: of the gradient over all ranks, before clipping.
     """
     wrong = [name for name, value in (("loss", loss), ("gradient", norm)) if not _is_finite(value)]
     return wrong if all_max(len(wrong), norm.device) else None
 
 
-def save_step(run: Path, number: int, wrong: list[str], plan: StepPlan, run_alone: RunAlone) -> Path:
+def save_step(
+    run: Path, number: int, wrong: list[str], plan: StepPlan, microbatch_gradients: MicrobatchGradients
+) -> Path:
     """Write the groups of a skipped step, and which of its micro-batches is not finite by itself; return the file.
+
     Collective: call it on every rank.
 
     Args:
-        run_alone: runs micro-batch k of a plan by itself and returns its loss and gradients.
+        microbatch_gradients: runs micro-batch k of a plan by itself and returns its loss and gradients.
     """
     path = run / "skipped" / f"step-{number:06d}-rank-{rank()}.json"
     # As many on all ranks if the weights are sharded.
-    microbatches = [_microbatch(plan, k, *run_alone(plan, k)) for k in range(len(plan.microbatches))]
+    microbatches = [_microbatch(plan, k, *microbatch_gradients(plan, k)) for k in range(len(plan.microbatches))]
     record = {
         "step": number,
         "wrong": wrong,
@@ -260,11 +268,12 @@ class TokenBudget:
 def smaller_microbatches_when_out_of_memory(
     method: Callable[Concatenate[Any, _R, P], _T],
 ) -> Callable[Concatenate[Any, _R, P], _T]:
-    """Repeat a method of `Updater` with half the token budget as long as a rank runs out of memory in it. Collective:
-    call it on every rank.
+    """Repeat a method of `Updater` with half the token budget as long as a rank runs out of memory in it.
 
     The method must not wait for other ranks once it computes. With sharded weights it does, so nothing is repeated: the
     budget for the next start is saved, and the run ends.
+
+    Collective: call it on every rank.
 
     Raises:
         UserError: memory ran out, and micro-batches cannot get smaller or the weights are sharded.

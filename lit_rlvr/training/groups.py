@@ -16,10 +16,13 @@ from lit_rlvr.types import Rollout
 
 
 def gather_groups(rollout: Rollout, rewards: Tensor, advantage: Advantage) -> GroupBatch:
-    """Return the groups of all ranks, with what an advantage needs of them. Collective: call it on every rank.
+    """Return the groups of all ranks, with what an advantage needs of them.
+
+    Collective: call it on every rank.
 
     Args:
-        rollout: of this rank. rewards: (P, G) in place of the rollout's, on the device of training.
+        rollout: of this rank.
+        rewards: (P, G) in place of the rollout's, on the device of training.
     """
     device = rewards.device
     columns = {  # (P, G) each

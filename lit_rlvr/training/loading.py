@@ -135,7 +135,10 @@ class LoadedModule(EvaluatingModule):
         return self.sharded and rank() > 0
 
     def _distribute(self, policy: Policy) -> None:
-        """Shard and check a policy's weights if the strategy shards. Collective: call it on every rank."""
+        """Shard and check a policy's weights if the strategy shards.
+
+        Collective: call it on every rank.
+        """
         if not self.sharded:
             return
         strategy = self.trainer.strategy
@@ -197,7 +200,9 @@ class LoadedModule(EvaluatingModule):
             held.policy = self.policy if options.ema is None else self._load_frozen(self.model_folder, True)
 
     def _load_frozen(self, folder: str, renewed: bool = False) -> Policy:
-        """Load a model that is not trained, placed and sharded as the policy is. Collective: call it on every rank.
+        """Load a model that is not trained, placed and sharded as the policy is.
+
+        Collective: call it on every rank.
 
         Args:
             renewed: its weights will be those of the policy, which 16 bits cannot hold.

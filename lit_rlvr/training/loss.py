@@ -1,8 +1,12 @@
 """The mathematics of an algorithm: from rewards to advantages, and from log-probabilities to a loss.
 
-Training (`training/module.py`) and the replay of a frozen batch (`commands/check/replay.py`) both use it. An
-algorithm overrides `objective`, `observe` if its loss depends on statistics of the whole rollout, and `select` if it
-chooses tokens of a whole step.
+An algorithm overrides
+
+- `objective`, its loss;
+- `observe`, if the loss depends on statistics of the whole rollout;
+- `select`, if the loss chooses tokens of a whole step.
+
+Training (`training/module.py`) and the replay of a frozen batch (`commands/check/replay.py`) both use this class.
 """
 
 from __future__ import annotations
@@ -36,7 +40,7 @@ from lit_rlvr.objectives import (
     masked_mean,
 )
 from lit_rlvr.options import KL, Loss
-from lit_rlvr.training.terms import EntropyBonus, ExpertBalance, KLTerm, Need, PositiveNLL, Term, TokenScores, costs
+from lit_rlvr.training.terms import EntropyBonus, ExpertBalance, KLTerm, Need, PositiveNLL, RolloutLogprobs, Term, costs
 
 _log = logging.getLogger("lit_rlvr")
 
@@ -76,14 +80,14 @@ class LossModule(ABC):
             PositiveNLL(loss.positive_nll_coef) if loss.positive_nll_coef else None,
         )
         self.terms = [*(term for term in ours if term is not None), *terms]
-        self._has_said_change = False  # that something changes its input
+        self._warned_of_change = False  # that something changes its input
 
     def needs(self, need: Need, in_loss: bool = True) -> bool:
         """Return whether a term in the loss needs a field of its input, or one in the rewards or advantages."""
         return any(need in term.needs for term in self.terms if (term.place == "loss") == in_loss)
 
     @property
-    def runs_all_rows(self) -> bool:
+    def trains_all_rows(self) -> bool:
         """Whether rows with advantage 0 have a gradient too, by a term that does not depend on advantages."""
         return any(term.place != "rewards" for term in self.terms)
 
@@ -123,24 +127,24 @@ class LossModule(ABC):
         Raises:
             UserError: `select` returns something else.
         """
-        everything = torch.ones_like(step.old_logp, dtype=torch.bool)
-        if not len(everything):
-            return everything, everything
+        in_objective = torch.ones_like(step.old_logp, dtype=torch.bool)
+        if not len(in_objective):
+            return in_objective, in_objective
         with inputs_stay(self.select, step, "step"):
             chosen = self.select(replace(step))
         if chosen is not None:
-            require_choice(self.select, chosen, everything)
+            require_choice(self.select, chosen, in_objective)
         if self.loss_options.top_entropy_quantile < 1:
             share = self.loss_options.top_entropy_quantile
-            count = math.ceil(round(share * len(everything), 6))  # 0.07 x 100 is 7.000000000000001
-            everything = largest(step.entropy, count, step.chance)
-        return everything, chosen
+            count = math.ceil(round(share * len(in_objective), 6))  # 0.07 x 100 is 7.000000000000001
+            in_objective = largest(step.entropy, count, step.chance)
+        return in_objective, chosen
 
-    def reward_costs(self, scores: TokenScores, rewards: Tensor) -> tuple[Tensor, Stats]:
-        """Return what the terms take from some rewards (P, G), in their shape and precision, and the sums over tokens
-        that are logged as means, by metric."""
+    def reward_costs(self, initial: RolloutLogprobs, rewards: Tensor) -> tuple[Tensor, Stats]:
+        """Return what the terms take from some rewards (P, G), in their shape and precision; and sums over tokens, by
+        metric, which are logged as means."""
         total, stats = torch.zeros_like(rewards), Stats()
-        for term, cost in costs(self.terms, "rewards", scores):
+        for term, cost in costs(self.terms, "rewards", initial):
             total = total + term.coef * cost.sum(1).view(rewards.shape).to(total)
             stats[term.metric] = cost.double().sum()
         return total, stats
@@ -179,8 +183,8 @@ class LossModule(ABC):
         own = deepcopy(group)
         value = function(own)
         changed = changed_fields(group, own)
-        if changed and not self._has_said_change:
-            self._has_said_change = True
+        if changed and not self._warned_of_change:
+            self._warned_of_change = True
             _log.warning(
                 "%s: %s changes its input (%s); it has a copy, so metrics and completions.jsonl keep the values as "
                 "they were", option, defined_at(function), ", ".join(changed),

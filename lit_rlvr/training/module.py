@@ -1,27 +1,32 @@
 """The second half of the loop, from scored groups to optimizer steps, is `RLVRModule.training_step`.
 
-From the parsed command to an optimizer step, in order, and where to find each part. Nothing else is needed to follow
-the loop: Lightning calls `collect`, then `training_step`, for each batch.
+From the parsed command to an optimizer step, in the order of the calls, and where to find each part. Nothing else is
+needed to follow the loop. For each batch, Lightning calls `RolloutCallback.on_train_batch_start`, which calls
+`collect`, and then `training_step`.
 
     RLVRCLI                           cli/lightning_cli.py        settings -> model, data, rollout, trainer
       Run.open                        run/run.py                  the run folder, what is resumed, the callbacks' order
       Trainer.fit                     run/trainer.py              prepares, then Lightning's loop over batches
         PlannedRun.prepare            run/planned.py              refuses what may not run (rollout/preflight/)
+        build_optimizer               training/optimizer.py       AdamW and its schedule
     RolloutCallback.collect           rollout/callback.py         asks the source for a rollout, and logs
-      RolloutSource.next              rollout/source.py           sync, sample, sample more, reference, balance
+      SyncSource.next                 rollout/source.py           sync, sample, sample more, reference, balance
         SyncedEngine.sync_weights     engines/synced.py           the engine receives the policy's weights
-        GroupSampler.sample           rollout/generate.py         P x G completions, their rewards, and `assemble`
+        GroupSampler.sample           rollout/generate.py         P x G completions, and their rewards
           assemble                    rollout/assemble.py         the tensors of a `Rollout`
     RLVRModule.training_step          training/module.py          scored groups -> optimizer steps
-      gather_groups                   training/groups.py          the groups of all ranks
-      Updater.score_tokens            training/update.py          log-probabilities that rewards or advantages need
-      estimate                        training/loss.py            rewards -> advantages
+      Updater.initial_logprobs        training/update.py          log-probabilities that rewards or advantages need
+      RLVRModule.estimate_advantages  training/module.py          rewards -> advantages, over all ranks
+        gather_groups                 training/groups.py          the groups of all ranks
+        LossModule.estimate           training/loss.py            calls the estimator (advantages/)
+      RLVRModule.split_groups         training/module.py          minibatches of whole groups
+      Updater.prepare                 training/update.py          log-probabilities that stay fixed during the updates
       Updater.step                    training/update.py          forward, loss, backward; reduce and clip; step or skip
-        plan_step, loss_inputs        training/step.py            normalisers, micro-batches, what the objective gets
+        plan_step                     training/step.py            normalisers over all ranks, micro-batches
         Policy.score                  policy/policy.py            forward: log-probabilities of a micro-batch
-        loss                          training/loss.py            calls the algorithm's `objective` (algorithms/)
-        costs                         training/terms.py           the KL divergence and other costs of tokens
-        optimizer                     training/optimizer.py       AdamW and its schedule
+        loss_inputs                   training/step.py            what the objective gets
+        LossModule.loss               training/loss.py            calls the algorithm's `objective` (algorithms/)
+          costs                       training/terms.py           the KL divergence and other costs of tokens
 """
 
 from __future__ import annotations
@@ -42,13 +47,9 @@ from lit_rlvr.advantages import Advantage
 from lit_rlvr.advantages.base import degenerate
 from lit_rlvr.common.settings import init_arguments, with_class_defaults
 from lit_rlvr.common.terminal import progress
-from lit_rlvr.distributed.collectives import (
-    all_sum,
-    rank,
-    to_device,
-)
+from lit_rlvr.distributed.collectives import all_sum, rank, to_device
 from lit_rlvr.errors import MAX_SIZE, ChecksArguments, check_within, refuse_all
-from lit_rlvr.objectives import masked_mean, resolve_correction
+from lit_rlvr.objectives import Stats, masked_mean, resolve_correction
 from lit_rlvr.options import KL, AutoLR, Compute, Importance, Lora, Loss, Optim, Teacher
 from lit_rlvr.policy.speed import return_freed_memory
 from lit_rlvr.training.contradictions import contradictions
@@ -63,15 +64,13 @@ from lit_rlvr.training.optimizer import (
     check_lr,
     total_steps,
     updates_of,
-    usual_lr,
-    warn_of_high_rate,
-    warn_of_long_warmup,
+    warn_of_rate,
 )
 from lit_rlvr.training.reference import Reference
 from lit_rlvr.training.saving import SavedModule
 from lit_rlvr.training.step import PreparedRollout, staleness_metrics
 from lit_rlvr.training.teachers import Teachers
-from lit_rlvr.training.terms import Term, TokenScores, costs
+from lit_rlvr.training.terms import RolloutLogprobs, Term, costs
 from lit_rlvr.training.trace import Trace
 from lit_rlvr.training.update import Updater
 from lit_rlvr.training.validation import EvaluatingModule
@@ -82,6 +81,9 @@ _log = logging.getLogger("lit_rlvr")
 
 class RLVRModule(ChecksArguments, LossModule, SavedModule):
     """The base class of every algorithm; a subclass defines its loss in `objective`.
+
+    Its bases: `LossModule` estimates advantages and computes the loss. `SavedModule` writes and reads checkpoints; it
+    is a `LoadedModule`, which loads the weights, and that is an `EvaluatingModule`, the LightningModule that validates.
 
     Args:
         model: `smollm2` (the embedded SmolLM2-135M-Instruct), a model folder, or a hub id.
@@ -105,14 +107,14 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
 
     Attributes:
         demonstrates: True = it trains on the data's own completions, one for each prompt, and samples only to validate.
+        target: the column of the data with the completions, of a module that demonstrates.
+        target_empty_thoughts: whether empty thoughts at the beginning of its turns are in the loss.
     """
 
     config_key = "model"
     demonstrates: ClassVar[bool] = False
     target: str | None = None
-    """The column of the data with the completions, of a module that demonstrates."""
     target_empty_thoughts: Literal["mask", "train"] = "mask"
-    """Whether empty thoughts at the beginning of its turns are in the loss."""
 
     def __init__(
         self,
@@ -163,12 +165,7 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         self._saved_options: dict[str, Any] = {}  # the optimizer's when the checkpoint was written
         self._saved_lr: dict[str, float] = {}  # the adaptive learning rate's
         self._logged: set[str] = set()  # update metrics logged so far
-        self._trace: Trace | None = None
-
-    @property
-    def tokens_per_microbatch(self) -> int:
-        """The most input tokens in a micro-batch: as given, or what running out of memory has left."""
-        return self.budget.tokens
+        self.trace: Trace | None = None  # records what the next rollout's updates do with its tokens
 
     @property
     def samples_reference(self) -> bool:
@@ -184,38 +181,30 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         mode = "none" if self.uses_rollout else resolve_correction(self.importance.correction, exact)
         return replace(self.importance, correction=mode)
 
-    def runs_groups(self, rollout: Rollout) -> list[bool]:
+    def may_train_groups(self, rollout: Rollout) -> list[bool]:
         """Return for each group whether its mask and rewards allow a gradient; there are no advantages yet."""
         can = rollout.mask.any(1).reshape(rollout.rewards.shape).any(1)  # (P,)
-        if self.advantage.zero_for_equal_rewards and not self.runs_all_rows and not self.terms:
+        if self.advantage.zero_for_equal_rewards and not self.trains_all_rows and not self.terms:
             can &= ~degenerate(rollout.rewards, rollout.rewarded).flatten()
         return [bool(allowed) for allowed in can]
 
     # ---- set-up -------------------------------------------------------------------------------------------
     def _build_optimizer(self) -> Any:
         parameters = [p for p in self.policy.parameters() if p.requires_grad]
-        first = self._new_rate().lr if isinstance(self.lr, AutoLR) else self.lr
-        return build_optimizer(parameters, first, self.optim)
-
-    def _new_rate(self) -> AdaptiveLR:
-        """Return the learning rate that adapts itself, as it is before the first step."""
-        assert isinstance(self.lr, AutoLR)
-        config: Any = self.policy.model.config.get_text_config()  # type: ignore[operator, union-attr]
-        usual = usual_lr(config.hidden_size, self.lora is not None)
-        return AdaptiveLR.of(self.lr, usual, updates_of(self), self.optim)
+        return build_optimizer(
+            parameters, AdaptiveLR.of(self).lr if isinstance(self.lr, AutoLR) else self.lr, self.optim
+        )
 
     def configure_optimizers(self) -> Any:
         optimizer = self._build_optimizer()
         batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
         steps = total_steps(self.trainer, batches, updates_of(self))
-        warn_of_high_rate(self.lr, self.optim)
-        warn_of_long_warmup(self.lr, self.optim, steps)
+        warn_of_rate(self.lr, self.optim, steps)
         if isinstance(self.lr, AutoLR):
-            self.adaptive_lr = self._new_rate()
+            self.adaptive_lr = AdaptiveLR.of(self)
             if self._saved_lr:
                 self.adaptive_lr.load_state_dict(self._saved_lr)
-        schedule = build_schedule(optimizer, self.optim, steps)
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        return {"optimizer": optimizer, "lr_scheduler": build_schedule(optimizer, self.optim, steps)}
 
     def on_train_start(self) -> None:
         lr = self.lr if self.adaptive_lr is None else self.adaptive_lr.lr
@@ -226,9 +215,19 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         if left is not None and left < self.budget.tokens:
             self.budget.lower(left, "an earlier start ran out of memory")
         self.updater = Updater(
-            self.policy, self.reference.policy, self.teachers, self, self.optimizers(),
-            self.lr_schedulers(), self.backward_on_rank, self.optim, self.budget, self.skipped, run, self.adaptive_lr,
-        )  # fmt: skip
+            policy=self.policy,
+            reference=self.reference.policy,
+            teachers=self.teachers,
+            algorithm=self,
+            optimizer=self.optimizers(),
+            schedule=self.lr_schedulers(),
+            backward_on_rank=self.backward_on_rank,
+            optim=self.optim,
+            budget=self.budget,
+            skipped=self.skipped,
+            run=run,
+            adaptive_lr=self.adaptive_lr,
+        )
 
     def backward_on_rank(self, loss: Tensor) -> None:
         """Compute the gradients of a loss, which DDP leaves to `Updater.reduce_and_clip` to average."""
@@ -240,25 +239,29 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         """Return the batch itself: Lightning would train on a copy that the rollout callback never saw."""
         return batch
 
-    def set_trace(self, trace: Trace | None) -> None:
-        """Let `trace` record what the next rollout's updates do with its tokens; None = record nothing."""
-        self._trace = trace
-
     # ---- one iteration ------------------------------------------------------------------------------------
-
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         assert batch.rollout is not None and self.updater is not None, "the RolloutCallback fills the batch first"
         started, rollout = time.perf_counter(), batch.rollout
-        scores = self.updater.score_tokens(rollout)  # (B, T) each, None = nothing needs it
-        advantages = self.estimate_advantages(rollout, scores)  # (B, 1) or (B, T), from the groups of all ranks
+        initial = self.updater.initial_logprobs(rollout)  # (B, T) each, None = nothing needs it
+        advantages = self.estimate_advantages(rollout, initial)  # (B, 1) or (B, T), from the groups of all ranks
         minibatches = self.split_groups(rollout) * self.epochs_per_rollout
         progress.begin("training", total=len(minibatches))
         assert rollout.versions is not None, "the source sets them in training"
-        prepared = self.updater.prepare(
-            rollout, scores, advantages, self.live_rows(rollout, advantages), minibatches,
-            self.choose_correction(rollout.exact), self.updates - rollout.versions, self._trace,
-        )  # fmt: skip
-        metrics = [self.measure_staleness(prepared, minibatches)]
+        prepared = PreparedRollout(
+            rollout,
+            advantages,
+            live=self.live_rows(rollout, advantages),
+            correction=self.choose_correction(rollout.exact),
+            age=self.updates - rollout.versions,
+            trace=self.trace,
+            old_logp=initial.logp,
+            entropy=initial.entropy,
+        )
+        self.updater.prepare(prepared, minibatches)
+        staleness = self.measure_staleness(prepared, minibatches)
+        prepared.logs_staleness = bool(staleness)
+        metrics = [staleness]
         for prompts in minibatches:
             metrics.append(self.updater.step(prepared, prompts, self.updates + 1))
             self.updates += 1
@@ -267,11 +270,13 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         self.log("step", float(self.updates))  # Lightning uses it as the logs' x axis
 
     def measure_staleness(self, prepared: PreparedRollout, minibatches: list[list[int]]) -> dict[str, float]:
-        """Return how many weight versions old the tokens are; {} before the run's first old token, so that a run
-        without staleness does not log it. Collective: call it on every rank."""
+        """Return how many weight versions old the tokens are; {} before the run's first old token.
+
+        Collective: call it on every rank.
+        """
         staleness = staleness_metrics(prepared, {p for prompts in minibatches for p in prompts}, len(minibatches))
-        prepared.logs_staleness = "train/staleness/max" in self._logged or staleness.get("train/staleness/max", 0.0) > 0
-        return staleness if prepared.logs_staleness else {}
+        was_logged = "train/staleness/max" in self._logged
+        return staleness if was_logged or staleness.get("train/staleness/max", 0.0) > 0 else {}
 
     def finish_iteration(self, batch: PromptBatch, metrics: list[dict[str, float]]) -> None:
         """Count the iteration, renew the reference if it is due, commit the data's position, and log means over the
@@ -292,41 +297,46 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         if self.trainer.should_stop or 0 < self.trainer.max_steps <= self.trainer.global_step:
             self.unjudged.check_any_judged()
 
-    def estimate_advantages(self, rollout: Rollout, scores: TokenScores) -> Tensor:
-        """Return the advantages (B, 1), or (B, T) from an estimator of tokens, of this rank's rows, from all ranks'
-        groups, and keep each completion's (mean) advantage in the rollout. Collective: call it on every rank."""
+    def estimate_advantages(self, rollout: Rollout, initial: RolloutLogprobs) -> Tensor:
+        """Return the advantages of this rank's rows, (B, 1) or (B, T), from all ranks' groups; keep each completion's
+        (mean) advantage in the rollout.
+
+        Collective: call it on every rank.
+        """
         rewards = to_device(rollout.rewards, self.device)
-        taken, sums = self.reward_costs(scores, rewards)  # (P, G)
-        group = gather_groups(rollout, rewards - taken, self.advantage)
-        advantages, estimated = self.estimate(group)  # (P, G) or (B, T) over all ranks
+        reward_costs, cost_sums = self.reward_costs(initial, rewards)  # (P, G)
+        group = gather_groups(rollout, rewards - reward_costs, self.advantage)
+        advantages, metrics = self.estimate(group)  # (P, G) or (B, T), over all ranks
+        first, size = rank() * len(rollout.prompts), rollout.group_size
         means = self.completion_means(advantages, group)  # (P, G)
-        local = len(rollout.prompts)
-        rollout.advantages = means[rank() * local : (rank() + 1) * local].cpu()
-        rows = advantages if advantages is not means else advantages.reshape(-1, 1)  # (B, 1) or (B, T)
-        size = rollout.group_size
-        own = rows[rank() * local * size : (rank() + 1) * local * size, : rollout.mask.shape[1]]
+        rollout.advantages = means[first : first + len(rollout.prompts)].cpu()
+        rows = advantages.reshape(-1, 1) if advantages.shape == means.shape else advantages  # (B, 1) or (B, T)
+        own = rows[first * size :][: len(rollout.mask), : rollout.mask.shape[1]]
         if self.teachers.options is not None:  # completions without a reward learn from the teacher alone
             own = own.masked_fill(~to_device(rollout.rewarded.reshape(-1, 1), own.device), 0)
-        for term, cost in costs(self.terms, "advantages", scores):
+        for term, cost in costs(self.terms, "advantages", initial):
             own = own - term.coef * cost.to(own.dtype)
-            rollout.advantages = masked_mean(own, scores.mask).view(rollout.rewards.shape).cpu()
-            sums[term.metric] = cost.double().sum()
-        without_signal = float((rollout.advantages == 0).all(1).sum())
-        counts = [without_signal, local, float(scores.mask.sum()), *map(float, sums.values())]
-        without, prompts, tokens, *totals = all_sum(torch.tensor(counts, dtype=torch.float64)).tolist()
-        metrics = {name: total / max(tokens, 1) for name, total in zip(sums, totals, strict=True) if name}
-        metrics |= estimated | {"no_signal": 0.0 if self.teachers.in_loss else without / prompts}
-        self.log_dict({f"train/{name}": value for name, value in metrics.items()})
+            rollout.advantages = masked_mean(own, initial.mask).view(rollout.rewards.shape).cpu()
+            cost_sums[term.metric] = cost.double().sum()
+        self.log_advantages(rollout.advantages, metrics, cost_sums, initial.mask)
         return own
 
-    def live_rows(self, rollout: Rollout, advantages: Tensor) -> list[int]:
-        """Return the rows of a rollout that can have a gradient.
+    def log_advantages(self, advantages: Tensor, metrics: dict[str, float], sums: Stats, mask: Tensor) -> None:
+        """Log an estimate's metrics, the share of groups without a signal, and the terms' mean costs.
 
-        Args:
-            advantages: (B, 1) or (B, T).
+        Collective: call it on every rank.
         """
+        without_signal = float((advantages == 0).all(1).sum())
+        counts = [without_signal, len(advantages), float(mask.sum()), *map(float, sums.values())]
+        without_signal, prompts, tokens, *totals = all_sum(torch.tensor(counts, dtype=torch.float64)).tolist()
+        metrics = {name: total / max(tokens, 1) for name, total in zip(sums, totals, strict=True) if name} | metrics
+        metrics["no_signal"] = 0.0 if self.teachers.in_loss else without_signal / prompts
+        self.log_dict({f"train/{name}": value for name, value in metrics.items()})
+
+    def live_rows(self, rollout: Rollout, advantages: Tensor) -> list[int]:
+        """Return the rows of a rollout that can have a gradient, by their advantages (B, 1) or (B, T)."""
         live = rollout.mask.any(1)  # (B,) rows with a token in the loss
-        if not self.runs_all_rows:
+        if not self.trains_all_rows:
             live &= (advantages != 0).any(1).cpu()
         return [int(i) for i in live.nonzero().flatten()]
 

@@ -24,7 +24,7 @@ def check_lr(lr: float | AutoLR, optim: Optim) -> None:
     """Refuse a learning rate below 0, and one that adapts from a start that only AdamW is known for.
 
     Raises:
-        UserError: see above.
+        UserError: the rate is not in its interval, or `auto` has no start for this optimizer.
     """
     if not isinstance(lr, AutoLR):
         check_within("[0, inf)", "model", lr=lr)
@@ -75,10 +75,11 @@ def unallocated(optimizer: Any, device: torch.device) -> int:
 
 
 def build_schedule(optimizer: Any, optim: Optim, steps: int | None) -> Any:
-    """Return a learning-rate schedule, stepped by the training step: transformers' of the same name, without importing
-    its trainer.
+    """Return a learning-rate schedule, stepped by the training step: transformers' of the same name.
 
     Args:
+        optimizer: the optimizer.
+        optim: the schedule and its warm-up.
         steps: optimizer steps of the whole run; None = unknown in advance, which only a constant rate allows.
 
     Raises:
@@ -111,21 +112,19 @@ HIGH_RATE = 1e-2
 """The learning rate of AdamW above which a run is warned."""
 
 
-def warn_of_high_rate(lr: float | AutoLR, optim: Optim) -> None:
-    """Warn of a learning rate with which AdamW, which moves each weight by about that much, destroys the policy."""
+def warn_of_rate(lr: float | AutoLR, optim: Optim, steps: int | None) -> None:
+    """Warn of a learning rate with which AdamW destroys the policy, and of one that rises during the whole run.
+
+    Args:
+        lr: of the settings, which no step has if the warm-up is longer than the run.
+        optim: the optimizer and its schedule.
+        steps: optimizer steps of the whole run; None = unknown in advance.
+    """
     if optim.optimizer is None and not isinstance(lr, AutoLR) and lr > HIGH_RATE:
         _log.warning(
             "model.lr: %g: AdamW moves each weight by about this much in a step, and weights are about 0.02; "
             "take 1e-7 to 1e-3", lr,
         )  # fmt: skip
-
-
-def warn_of_long_warmup(lr: float | AutoLR, optim: Optim, steps: int | None) -> None:
-    """Warn if the learning rate rises during the whole run, so that no step has the rate of the settings.
-
-    Args:
-        steps: optimizer steps of the whole run; None = unknown in advance.
-    """
     if steps and optim.warmup_steps >= steps:
         _log.warning(
             "model.optim.warmup_steps: %d, but the run has %d optimizer steps: the learning rate reaches %.3g of "
@@ -143,7 +142,8 @@ class AdaptiveLR:
     of magnitude in few steps from any start.
 
     Args:
-        max_kl: the largest mean divergence of a step, in nats per token. lr: the first learning rate.
+        max_kl: the largest mean divergence of a step, in nats per token.
+        lr: the first learning rate.
         bounds: the lowest and the highest learning rate.
     """
 
@@ -161,15 +161,12 @@ class AdaptiveLR:
         self.total, self.weight = 0.0, 0.0  # of the average of c, where the divergence of a step is c x lr^2
 
     @classmethod
-    def of(cls, options: AutoLR, usual: float, updates: int, optim: Optim) -> AdaptiveLR:
-        """Return the rate of some options before the first step.
-
-        Args:
-            usual: `usual_lr` of the model. updates: optimizer steps of a rollout.
-        """
-        first = (usual if options.start is None else options.start) / 10
-        middle = usual if optim.optimizer is None else first * 10
-        return cls(options.max_kl / updates, first, (min(first, middle / 150), max(first, middle * 6)))
+    def of(cls, module: Any) -> AdaptiveLR:
+        """Return the rate of an `RLVRModule` with `lr: auto`, before its first step."""
+        usual = usual_lr(module.policy.model.config.get_text_config().hidden_size, module.lora is not None)
+        first = (usual if module.lr.start is None else module.lr.start) / 10
+        middle = usual if module.optim.optimizer is None else first * 10
+        return cls(module.lr.max_kl / updates_of(module), first, (min(first, middle / 150), max(first, middle * 6)))
 
     def adapt(self, kl: float, cosine: float, optimizer: Any, schedule: Any) -> None:
         """Set the learning rate of the next step, which the schedule's factor multiplies.
@@ -177,7 +174,8 @@ class AdaptiveLR:
         Args:
             kl: divergence of the last step, in nats per token; NaN = no token was trained on, and the rate stays.
             cosine: of its gradient and the step before it, see `step_cosine`; NaN = unknown.
-            optimizer: has taken the step. schedule: not yet stepped.
+            optimizer: has taken the step.
+            schedule: has not been stepped yet.
         """
         factor = schedule.lr_lambdas[0](schedule.last_epoch)
         if isnan(kl) or self.lr * factor == 0:
@@ -199,12 +197,14 @@ class AdaptiveLR:
 
 
 def step_cosine(optimizer: Any, sharded: bool) -> float:
-    """Return the cosine of the gradient and the direction of AdamW's last step, downhill positive, over every fourth
-    parameter; NaN before the second step, without a gradient, or for an optimizer without AdamW's moments. Collective
-    if the weights are sharded.
+    """Return the cosine of the gradient and the direction of AdamW's last step, downhill positive.
+
+    It is over every fourth parameter; NaN before the second step, without a gradient, or for an optimizer without
+    AdamW's moments. Collective if the weights are sharded: call it on every rank.
 
     Args:
-        optimizer: before its step. sharded: whether each rank has a part of each parameter.
+        optimizer: before its step.
+        sharded: whether each rank has a part of each parameter.
     """
     sums = torch.zeros(3, dtype=torch.float64)
     for parameter in all_parameters(optimizer)[::4]:
@@ -221,8 +221,10 @@ def step_cosine(optimizer: Any, sharded: bool) -> float:
 def usual_lr(hidden_size: int, lora: bool) -> float:
     """Return a learning rate of AdamW at which models of a hidden size learn: 2e-4 at 64, 2e-5 at 576.
 
+    The best rate falls with the width (muP, arXiv 2203.03466).
+
     Args:
-        hidden_size: of the language model. The best rate falls with the width (muP, arXiv 2203.03466).
+        hidden_size: of the language model.
         lora: adapters are trained instead of the weights.
     """
     return 1e-2 / hidden_size * (10 if lora else 1)
@@ -234,11 +236,14 @@ def updates_of(module: Any) -> int:
 
 
 def train_whole_rollouts(trainer: Any, updates: int, done: int = 0) -> None:
-    """Raise the trainer's `max_steps` to the end of the rollout that reaches it, and say so: a rollout takes all of its
-    optimizer steps, and the schedule has to count them.
+    """Raise the trainer's `max_steps` to the end of the rollout that reaches it, and say so.
+
+    A rollout takes all of its optimizer steps, and the schedule has to count them.
 
     Args:
-        updates: optimizer steps of a rollout. done: optimizer steps before this run resumes.
+        trainer: the run's.
+        updates: optimizer steps of a rollout.
+        done: optimizer steps before this run resumes.
     """
     given = int(trainer.max_steps)
     rounded = done + -(-(given - done) // updates) * updates
@@ -254,6 +259,7 @@ def total_steps(trainer: Any, batches: int, updates_per_batch: int) -> int | Non
     """Return the number of optimizer steps of a whole run; None if they are not known in advance.
 
     Args:
+        trainer: the run's.
         batches: of the training data, of which `limit_train_batches` (a number or a share) are an epoch.
     """
     limits = [int(trainer.max_steps)] if trainer.max_steps >= 0 else []
@@ -266,9 +272,13 @@ def total_steps(trainer: Any, batches: int, updates_per_batch: int) -> int | Non
 
 def apply_options(optimizer: Any, scheduler: Any, lr: float, saved: dict[str, Any]) -> None:
     """Override the options restored from a checkpoint with those that have changed since; equal ones change nothing.
+
     Warn if a schedule of more steps raises the rate.
 
     Args:
+        optimizer: as restored.
+        scheduler: as restored.
+        lr: the learning rate of the settings, or the adaptive one.
         saved: the optimizer's `defaults` when the checkpoint was written; an adaptive one changes its groups' own.
     """
     before = optimizer.param_groups[0]

@@ -35,8 +35,7 @@ class Reference:
             self.policy.to(device)
 
     def renew(self, policy: Policy, iteration: int) -> None:
-        """Copy the weights of the current policy after every `update_every`-th iteration, or average them with its
-        own."""
+        """Copy the policy's weights after every `update_every`-th iteration, or average them with its own."""
         if self.policy is None or not self.update_every or iteration % self.update_every:
             return
         if self.share == 1:
@@ -49,7 +48,9 @@ class Reference:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint stores: the weights (of sharded ones this rank's shards) only if they were replaced.
-        Collective: call it on every rank."""
+
+        Collective: call it on every rank.
+        """
         return {"version": self.version, "weights": weights_to_save(self.policy) if self.version else None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ from lit_rlvr.objectives import (
 )
 from lit_rlvr.options import Importance
 from lit_rlvr.policy.layout import cut_microbatches
-from lit_rlvr.policy.logprobs import ScoredTokens
+from lit_rlvr.policy.logprobs import PolicyOutput
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.training.loss import LossModule
 from lit_rlvr.training.trace import Trace
@@ -39,7 +39,8 @@ class PreparedRollout:
     """A rollout and what its updates need, computed once before the first update, for this rank's B rows.
 
     Args:
-        advantages: (B, 1) or (B, T). live: rows that can have a gradient.
+        advantages: (B, 1) or (B, T).
+        live: rows that can have a gradient.
         correction: `model.importance` of the run, with a correction chosen.
         age: (B, T) optimizer steps between the weights that sampled each token and those of the first update.
         trace: records what the updates do with its tokens; None = nothing does.
@@ -79,13 +80,17 @@ class StepPlan:
     """One optimizer step of this rank.
 
     Args:
-        mask: (B, T) bool, the tokens in the loss. rollout_logp: (B, T).
+        prepared: the rollout.
+        mask: (B, T) bool, the tokens in the loss.
+        rollout_logp: (B, T) log-probabilities at sampling time.
         token_weight: (B, T) weight of each token in the loss, 0 outside this step's groups.
-        in_objective, selected: (B, T) bool, the results of `LossModule.select_tokens`; None = it is not asked.
+        in_objective: (B, T) bool, the tokens whose objective counts; None = all.
+        selected: (B, T) bool, the tokens that `LossModule.select` chose; None = it is not asked, or chose none.
         correct: (B,) bool, the completions that a reward calls right; None = no term needs it.
         row_share: a sequence's weight in a sequence-level loss: 1 / the step's sequences on all ranks.
         microbatches: lists of rows. The first `num_microbatches` of them count; the others repeat a micro-batch with
             weight 0, so that with sharded weights a rank with less work stays in lockstep with the others.
+        num_microbatches: how many of them count.
     """
 
     prepared: PreparedRollout
@@ -100,33 +105,29 @@ class StepPlan:
     num_microbatches: int
 
 
-def loss_inputs(plan: StepPlan, k: int, scores: ScoredTokens) -> tuple[LossInputs, Stats]:
+def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput) -> tuple[LossInputs, Stats]:
     """Return the objective's inputs for micro-batch k, and sums over its tokens.
 
     Args:
-        scores: (rows, T) each, the forward pass of the micro-batch, with entropies.
+        plan: the step.
+        k: number of the micro-batch.
+        output: (rows, T) each, the forward pass of the micro-batch, with entropies.
     """
-    logp, entropy, divergence, balance = scores
+    logp, entropy, divergence, balance = output
     assert entropy is not None
-    rows, weight = plan.microbatches[k], float(k < plan.num_microbatches)
-    prepared = plan.prepared
+    prepared, rows = plan.prepared, plan.microbatches[k]
+    is_counted = float(k < plan.num_microbatches)
     at = index(rows, plan.mask.device)
     mask, rollout_logp = plan.mask[at], plan.rollout_logp[at]
-    if prepared.old_logp is not None:
-        old = prepared.old_logp[at]
-    elif prepared.on_policy:
-        old = logp.detach()
-    else:
-        old = loglinear_old(
-            logp.detach(), rollout_logp, to_device(prepared.age[rows], rollout_logp.device), prepared.updates
-        )
-    if prepared.rollout.is_given:
+    old = old_logprobs(prepared, rows, logp.detach(), rollout_logp)
+    if prepared.rollout.is_demonstration:
         rollout_logp = old
     advantages = prepared.advantages[at]
     token_correction, row_correction = correction_weights(
         logp, old, rollout_logp, mask, advantages, prepared.correction
     )
-    plain, dropped = plan.token_weight[at] * weight, ((token_correction == 0) & mask).sum()
+    plain_weight = plan.token_weight[at] * is_counted
+    dropped = ((token_correction == 0) & mask).sum()
     if plan.in_objective is not None:
         token_correction = token_correction * plan.in_objective[at]
     inputs = LossInputs(
@@ -134,10 +135,10 @@ def loss_inputs(plan: StepPlan, k: int, scores: ScoredTokens) -> tuple[LossInput
         old_logp=old,
         mask=mask,
         advantages=advantages,
-        token_weight=plain * token_correction,
-        row_weight=row_correction * plan.row_share * weight,
+        token_weight=plain_weight * token_correction,
+        row_weight=row_correction * plan.row_share * is_counted,
         prompt=at // prepared.rollout.group_size + rank() * len(prepared.rollout.prompts),
-        plain_weight=plain,
+        plain_weight=plain_weight,
         rollout_logp=rollout_logp,
         ref_logp=None if prepared.ref_logp is None else prepared.ref_logp[at],
         entropy=entropy,
@@ -147,13 +148,13 @@ def loss_inputs(plan: StepPlan, k: int, scores: ScoredTokens) -> tuple[LossInput
         balance=balance,
     )
     stats = {"tokens": mask.sum(), "entropy": torch.where(mask, entropy.detach(), 0.0).sum()}
-    if not prepared.rollout.is_given:
-        difference = log_ratio(old, rollout_logp, mask)
-        ratio = difference.exp() * mask
+    if not prepared.rollout.is_demonstration:
+        engine_log_ratio = log_ratio(old, rollout_logp, mask)
+        engine_ratio = engine_log_ratio.exp() * mask
         stats |= {
-            "engine_difference": difference.abs().sum(),
-            "engine_ratio": ratio.sum(),
-            "engine_ratio_squared": ratio.square().sum(),
+            "engine_difference": engine_log_ratio.abs().sum(),
+            "engine_ratio": engine_ratio.sum(),
+            "engine_ratio_squared": engine_ratio.square().sum(),
         }
     if prepared.correction.drops:
         stats["importance_dropped"] = dropped
@@ -162,15 +163,37 @@ def loss_inputs(plan: StepPlan, k: int, scores: ScoredTokens) -> tuple[LossInput
     return inputs, stats
 
 
+def old_logprobs(prepared: PreparedRollout, rows: list[int], logp: Tensor, rollout_logp: Tensor) -> Tensor:
+    """Return the log-probabilities (rows, T) of some rows under the policy at the beginning of the iteration.
+
+    Args:
+        prepared: the rollout.
+        rows: the rows.
+        logp: (rows, T) under the current policy, detached.
+        rollout_logp: (rows, T) at sampling time.
+    """
+    if prepared.old_logp is not None:
+        return prepared.old_logp[index(rows, logp.device)]
+    if prepared.on_policy:
+        return logp
+    return loglinear_old(logp, rollout_logp, to_device(prepared.age[rows], logp.device), prepared.updates)
+
+
 def correction_weights(
     logp: Tensor, old_logp: Tensor, rollout_logp: Tensor, mask: Tensor, advantages: Tensor, correction: Importance
 ) -> tuple[Tensor, Tensor]:
     """Return `importance_weights`, 0 also for the sequences that `off_policy_threshold` drops.
 
     Args:
-        logp, old_logp, rollout_logp: (B, T) log-probabilities of the policy, of the policy at the beginning of the
-            iteration, and of the engine.
+        logp: (B, T) log-probabilities under the current policy.
+        old_logp: (B, T) under the policy at the beginning of the iteration.
+        rollout_logp: (B, T) at sampling time.
+        mask: (B, T) bool, the tokens in the loss.
         advantages: (B, 1) or (B, T).
+        correction: the options, with a correction chosen.
+
+    Returns:
+        Weights of tokens (B, T) and of rows (B,).
     """
     tokens, rows = importance_weights(
         old_logp, rollout_logp, mask, correction.mode, correction.cap, correction.floor, correction.veto
@@ -185,17 +208,24 @@ def correction_weights(
 def plan_step(
     prepared: PreparedRollout,
     prompts: list[int],
-    device: torch.device,
     algorithm: LossModule,
+    *,
+    device: torch.device,
     tokens_per_microbatch: int,
     shared_prefix: bool,
     in_lockstep: bool,
 ) -> StepPlan:
-    """Count the step's normalisers over all ranks, choose its tokens, and cut its live rows. Collective: call it on
-    every rank.
+    """Count the step's normalisers over all ranks, choose its tokens, and cut its live rows.
+
+    Collective: call it on every rank.
 
     Args:
+        prepared: the rollout.
         prompts: this rank's groups in the step.
+        algorithm: its loss says how tokens are averaged, and which are chosen.
+        device: where the step's tensors go.
+        tokens_per_microbatch: the most input tokens in a micro-batch.
+        shared_prefix: whether a prompt is computed once for its group.
         in_lockstep: run equally many micro-batches on every rank, because gathering sharded weights needs all ranks.
     """
     rollout = prepared.rollout
@@ -222,9 +252,17 @@ def plan_step(
     in_objective, selected = chosen_tokens(prepared, rows, mask, rollout_logp, algorithm)
     correct = to_device(rollout.known_correct.flatten() > 0, device) if algorithm.needs("correct") else None
     return StepPlan(
-        prepared, mask, rollout_logp, token_weight, in_objective, selected, correct, 1.0 / sequences, microbatches,
-        num_microbatches,
-    )  # fmt: skip
+        prepared=prepared,
+        mask=mask,
+        rollout_logp=rollout_logp,
+        token_weight=token_weight,
+        in_objective=in_objective,
+        selected=selected,
+        correct=correct,
+        row_share=1.0 / sequences,
+        microbatches=microbatches,
+        num_microbatches=num_microbatches,
+    )
 
 
 MEASURED_GROUPS = 4
@@ -232,12 +270,13 @@ MEASURED_GROUPS = 4
 
 
 def measured_rows(plan: StepPlan, one_in: int) -> list[int]:
-    """Choose the rows of a step on which its divergence is estimated; return those of this rank. Collective: call it
-    on every rank.
+    """Choose the rows of a step on which its divergence is estimated; return those of this rank.
 
     Running one in eight of all rows forward before and after the step costs about 8 % of it.
+    Collective: call it on every rank.
 
     Args:
+        plan: the step.
         one_in: choose one in this many of all ranks' rows, from at most `MEASURED_GROUPS` groups.
     """
     rollout = plan.prepared.rollout
@@ -254,11 +293,13 @@ def measured_rows(plan: StepPlan, one_in: int) -> list[int]:
 
 
 def mean_kl(before: Tensor, after: Tensor) -> float:
-    """Return the KL divergence of a policy from the one before, in nats per token, estimated (k3); NaN without a token
-    on any rank. Collective: call it on every rank.
+    """Estimate (k3) the KL divergence of a policy from the one before, in nats per token; NaN without any token.
+
+    Collective: call it on every rank.
 
     Args:
-        before, after: (N,) log-probabilities of this rank's tokens.
+        before: (N,) log-probabilities of this rank's tokens under the earlier policy.
+        after: (N,) under the later one.
     """
     kl = kl_estimate(before, after, torch.ones_like(before, dtype=torch.bool))
     total, tokens = all_sum(torch.tensor([float(kl.double().sum()), float(len(kl))], dtype=torch.float64)).tolist()
@@ -269,33 +310,38 @@ def chosen_tokens(
     prepared: PreparedRollout, rows: list[int], mask: Tensor, rollout_logp: Tensor, algorithm: LossModule
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the results (B, T) of `LossModule.select_tokens` over all ranks' tokens of a step; None = it is not asked.
+
     Collective: call it on every rank.
 
     Args:
-        rows: this rank's rows in the step. mask, rollout_logp: (B, T).
+        prepared: the rollout.
+        rows: this rank's rows in the step.
+        mask: (B, T) bool, the tokens in the loss.
+        rollout_logp: (B, T) log-probabilities at sampling time.
+        algorithm: chooses.
     """
     if not algorithm.needs_step_tokens:
         return None, None
     assert prepared.old_logp is not None and prepared.entropy is not None
-    own = torch.zeros_like(mask)
+    in_step = torch.zeros_like(mask)
     at = index(rows, mask.device)
-    own[at] = mask[at]
+    in_step[at] = mask[at]
     advantages = prepared.advantages.to(mask.device).expand(mask.shape)
     chance = chances(prepared.rollout).to(mask.device)
-    columns = torch.stack([values[own].double() for values in (
+    columns = torch.stack([values[in_step].double() for values in (
         prepared.old_logp, rollout_logp, prepared.entropy, advantages, chance)])  # (5, N of this rank)  # fmt: skip
     sizes = [int(size) for size in gather_rows(torch.tensor([columns.shape[1]]))]
     padded = torch.nn.functional.pad(columns, (0, max(sizes) - columns.shape[1]))
     parts = gather_rows(padded[None])  # (ranks, 5, the longest)
-    whole = torch.cat([part[:, :size] for part, size in zip(parts, sizes, strict=True)], dim=1)  # (5, N)
+    all_tokens = torch.cat([part[:, :size] for part, size in zip(parts, sizes, strict=True)], dim=1)  # (5, N)
     first = sum(sizes[: rank()])
     results: list[Tensor | None] = []
-    for chosen in algorithm.select_tokens(StepTokens(*(values.clone() for values in whole))):
+    for chosen in algorithm.select_tokens(StepTokens(*(values.clone() for values in all_tokens))):
         if chosen is None:
             results.append(None)
             continue
         result = torch.zeros_like(mask)
-        result[own] = chosen[first : first + columns.shape[1]]
+        result[in_step] = chosen[first : first + columns.shape[1]]
         results.append(result)
     return results[0], results[1]
 
@@ -320,30 +366,37 @@ def cut_rows(rollout: Rollout, rows: list[int], budget: int, shared_prefix: bool
 
 
 @torch.no_grad()
-def logprobs_of(
+def logprobs_in_microbatches(
     policy: Policy, rollout: Rollout, rows: list[int], budget: int, in_lockstep: bool, entropy: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Return (B, T) log-probabilities and entropies of some rows under `policy`, without gradients; 0 in the others.
+    """Return (B, T) log-probabilities and entropies of some rows under a policy, without gradients; 0 in the others.
 
     Args:
+        policy: the policy.
+        rollout: this rank's rollout.
+        rows: the rows.
+        budget: the most input tokens in a micro-batch.
         in_lockstep: as for `plan_step`.
         entropy: False = the entropies are all 0.
     """
-    result, entropies = (torch.zeros(rollout.mask.shape, device=policy.device) for _ in range(2))
-    pieces = cut_rows(rollout, rows, budget, policy.shared_prefix)
-    idle = all_max(len(pieces), policy.device) - len(pieces) if in_lockstep else 0
-    for piece in pieces:
-        at = index(piece, policy.device)
-        result[at], some = policy.logprobs(rollout, piece, entropy=entropy)
-        if some is not None:
-            entropies[at] = some
+    logp, entropies = (torch.zeros(rollout.mask.shape, device=policy.device) for _ in range(2))
+    microbatches = cut_rows(rollout, rows, budget, policy.shared_prefix)
+    idle = all_max(len(microbatches), policy.device) - len(microbatches) if in_lockstep else 0
+    for microbatch in microbatches:
+        at = index(microbatch, policy.device)
+        logp[at], of_rows = policy.logprobs(rollout, microbatch, entropy=entropy)
+        if of_rows is not None:
+            entropies[at] = of_rows
     for _ in range(idle):  # gathering sharded weights needs all ranks
         policy.logprobs(rollout, [0], entropy=entropy)
-    return result, entropies
+    return logp, entropies
 
 
 def step_metrics(sums: Stats) -> dict[str, float]:
-    """Turn sums over this rank's tokens into means over the tokens run on all ranks, by metric name. Collective."""
+    """Turn sums over this rank's tokens into means over the tokens run on all ranks, by metric name.
+
+    Collective: call it on every rank.
+    """
     if not sums:
         return {"train/loss": 0.0}
     names = sorted(sums)
@@ -357,19 +410,22 @@ def step_metrics(sums: Stats) -> dict[str, float]:
 
 
 def staleness_metrics(prepared: PreparedRollout, prompts: set[int], updates: int) -> dict[str, float]:
-    """Return the mean and the largest age of the tokens that are run, over all ranks, and the share of them that follow
-    older keys and values; {} without such tokens. Collective: call it on every rank.
+    """Return how old the tokens are that are run, over all ranks: the mean, the largest, and the share of tokens that
+    follow older keys and values; {} if none is run.
+
+    Collective: call it on every rank.
 
     Args:
+        prepared: the rollout.
         prompts: this rank's groups that are trained on.
         updates: optimizer steps of an iteration; they make one version of the weights.
     """
     rollout = prepared.rollout
     rows = [i for i in prepared.live if i // rollout.group_size in prompts]
-    run = rollout.mask[rows]
-    age = prepared.age[rows][run].double() / updates
+    mask = rollout.mask[rows]
+    age = prepared.age[rows][mask].double() / updates
     oldest = float(age.max()) if len(age) else 0.0
-    stale = 0.0 if rollout.stale_cache is None else float(rollout.stale_cache[rows][run].sum())
+    stale = 0.0 if rollout.stale_cache is None else float(rollout.stale_cache[rows][mask].sum())
     sums_of_rank = torch.tensor([[float(age.sum()), float(len(age)), stale, oldest]], dtype=torch.float64)
     sums, tokens, stales, largest = gather_rows(sums_of_rank).unbind(1)  # (ranks,) each
     if not tokens.sum():

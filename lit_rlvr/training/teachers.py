@@ -119,7 +119,8 @@ class Teachers(Term):
         options: None = there is no teacher.
 
     Attributes:
-        held: those in this process. servers: the others.
+        held: those in this process.
+        servers: the others.
     """
 
     def __init__(self, options: Teacher | None) -> None:
@@ -255,8 +256,10 @@ class Teachers(Term):
             reference.move(device)
 
     def logprobs(self, rollout: Rollout, rows: list[int], score: Score) -> Tensor:
-        """Return the log-probabilities (B, T) of some rows, each under its own teacher; 0 in the others. Collective:
-        call it on every rank."""
+        """Return the log-probabilities (B, T) of some rows, each under its own teacher; 0 in the others.
+
+        Collective: call it on every rank.
+        """
         taught = replace(rollout, prompts=[self.asked(prompt) for prompt in rollout.prompts])
         labels = [self._label(prompt.sample) for prompt in rollout.prompts]
         logp = torch.zeros(rollout.mask.shape)

@@ -1,5 +1,7 @@
-"""Terms: costs of tokens in addition to an algorithm's objective. Ours are built from `model.kl`, `model.loss` and
-`model.teacher`; `model.terms` takes others."""
+"""Terms: costs of tokens in addition to an algorithm's objective.
+
+Ours are built from `model.kl`, `model.loss` and `model.teacher`; `model.terms` takes others.
+"""
 
 from __future__ import annotations
 
@@ -27,15 +29,16 @@ NEEDS: dict[Place, tuple[Need, ...]] = {
 
 
 @dataclass
-class TokenScores:
+class RolloutLogprobs:
     """The input of a term that counts in rewards or advantages, and of the choice of tokens: all tokens of a rollout of
     B rows, before the first update.
 
     Args:
         mask: (B, T) bool, the tokens in the loss.
         logp: (B, T) log-probabilities under the policy; None = nothing needs them yet.
-        entropy: (B, T) of the policy. ref_logp: (B, T) log-probabilities under the reference. teacher_logp: under the
-            teacher. None = no term needs them.
+        entropy: (B, T) of the policy; None = no term needs it, as below.
+        ref_logp: (B, T) log-probabilities under the reference.
+        teacher_logp: (B, T) log-probabilities under the teacher.
     """
 
     mask: Tensor
@@ -83,22 +86,28 @@ class Term(ChecksArguments):
         """Return the cost (B, T) of each token, a pure function of its input; of tokens outside the mask any number.
 
         Args:
-            x: `LossInputs` in the loss, else `TokenScores`.
+            x: `LossInputs` in the loss, else `RolloutLogprobs`.
         """
         raise NotImplementedError(f"{type(self).__name__}.cost")
 
     def renew(self, policy: Policy, iteration: int) -> None:
-        """Follow the policy, after each iteration. Collective: it is called on every rank."""
+        """Follow the policy, after each iteration.
+
+        Collective: call it on every rank.
+        """
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint stores of it. Collective: it is called on every rank."""
+        """Return what a checkpoint stores of it.
+
+        Collective: call it on every rank.
+        """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned; it is not called for {}."""
 
 
-def costs(terms: list[Term], place: Place, x: LossInputs | TokenScores) -> Iterator[tuple[Term, Tensor]]:
+def costs(terms: list[Term], place: Place, x: LossInputs | RolloutLogprobs) -> Iterator[tuple[Term, Tensor]]:
     """Yield the terms that count in a place, in their order, each with its cost (B, T) of each token, 0 where masked.
 
     Raises:

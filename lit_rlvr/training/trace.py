@@ -33,7 +33,8 @@ class Trace:
         """Watch the first groups; if none has a nonzero advantage, the first group that has one replaces the last.
 
         Args:
-            advantages: (P, G). trained: the groups that are trained on.
+            advantages: (P, G).
+            trained: the groups that are trained on.
         """
         self.watched = list(range(min(self.prompts, len(advantages))))
         live = [p for p in sorted(trained) if bool((advantages[p] != 0).any())]

@@ -227,7 +227,9 @@ class EvaluationMetrics(nn.Module):
         return names | {f"accuracy/{one_line(p.sample.category)}" for p in prompts if p.sample.category}
 
     def compute(self) -> dict[str, float]:
-        """Return the metrics over all ranks; those of nothing are left out. Collective: call it on every rank.
+        """Return the metrics over all ranks; those of nothing are left out.
+
+        Collective: call it on every rank.
 
         Raises:
             UserError: no completion is known to be right or wrong.

@@ -92,8 +92,8 @@ class Recording(RLVRModule):
     skip_nothing = False
 
     @property
-    def runs_all_rows(self) -> bool:
-        return self.skip_nothing or super().runs_all_rows
+    def trains_all_rows(self) -> bool:
+        return self.skip_nothing or super().trains_all_rows
 
     def on_train_start(self) -> None:
         super().on_train_start()

@@ -42,10 +42,10 @@ def summaries(tokens: list[list[int]], numbers: list[list[int | None]]) -> list[
 def test_groups_stay_in_their_minibatch_and_shown_ones_where_they_are() -> None:
     stay = [[(0, 0), (0, 1)], [(1, 0), (1, 1)]]
     tokens: list[list[int]] = [[9, 7], [1, 3]]
-    assert even_out(summaries(tokens, [[0, 1], [2, 3]]), 4, fixed=0) == stay
-    assert even_out(summaries(tokens, [[0, None], [1, None]]), 1, fixed=0)[0][1] == (0, 1), "7 is not trained on"
-    assert even_out(summaries(tokens, [[0, 1], [2, 3]]), 1, fixed=2) == stay
-    assert even_out(summaries(tokens, [[0, 1], [2, 3]]), 1, fixed=1)[0][0] == (0, 0)
+    assert even_out(summaries(tokens, [[0, 1], [2, 3]]), 4, pinned_groups=0) == stay
+    assert even_out(summaries(tokens, [[0, None], [1, None]]), 1, pinned_groups=0)[0][1] == (0, 1), "7 is not trained on"
+    assert even_out(summaries(tokens, [[0, 1], [2, 3]]), 1, pinned_groups=2) == stay
+    assert even_out(summaries(tokens, [[0, 1], [2, 3]]), 1, pinned_groups=1)[0][0] == (0, 0)
 
 
 @given(st.data(), st.integers(1, 4), st.integers(1, 6), st.integers(1, 3))
@@ -53,7 +53,7 @@ def test_every_group_has_one_place_and_nothing_gets_less_even(data: Any, ranks: 
     numbers = st.lists(st.integers(0, 50), min_size=groups, max_size=groups)
     tokens = [data.draw(numbers) for _ in range(ranks)]
     part = [[p % parts for p in range(groups)] for _ in range(ranks)]
-    places = even_out(summaries(tokens, [[*range(groups)] for _ in range(ranks)]), parts, fixed=1)
+    places = even_out(summaries(tokens, [[*range(groups)] for _ in range(ranks)]), parts, pinned_groups=1)
     assert Counter(place for there in places for place in there) == Counter(
         (r, p) for r in range(ranks) for p in range(groups)
     )
@@ -87,9 +87,9 @@ def test_groups_that_training_will_run() -> None:
     rollout.rewards[0] = 1.0
     rollout.mask[4:] = False
     assert [group_tokens(rollout, p) for p in range(2)] == [3 + 6, 4 + 7]
-    assert GRPO().runs_groups(rollout) == AAPO(advantage="agrae").runs_groups(rollout) == [False, True, False]
+    assert GRPO().may_train_groups(rollout) == AAPO(advantage="agrae").may_train_groups(rollout) == [False, True, False]
     for algorithm in (GRPO(kl={"coef": 0.1}), GRPO(loss={"entropy_coef": 0.1}), Reinforce(), AAPO(), GRPOLead()):
-        assert algorithm.runs_groups(rollout) == [True, True, False], type(algorithm).__name__
+        assert algorithm.may_train_groups(rollout) == [True, True, False], type(algorithm).__name__
 
 
 def exchange(rank: int, folder: Path) -> None:

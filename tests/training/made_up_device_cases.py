@@ -41,9 +41,9 @@ class WatchedUpdater(Updater):
         self.rests: list[list[Event]] = []
         self.starts: list[int] = []
 
-    def forward(self, plan: StepPlan, k: int) -> tuple[Tensor, Tensor]:
+    def score_microbatch(self, plan: StepPlan, k: int) -> tuple[Tensor, Tensor]:
         self.starts.append(len(EVENTS))
-        return super().forward(plan, k)
+        return super().score_microbatch(plan, k)
 
     def accumulate(self, prepared: PreparedRollout, prompts: list[int]) -> tuple[StepPlan, Stats]:
         self.starts = []

@@ -11,10 +11,12 @@ from lightning.pytorch import Callback, LightningModule
 
 import lit_rlvr.training.module
 from lit_rlvr import GRPO, Arithmetic, RolloutCallback, Sampling, Trainer
+from lit_rlvr.types import Completion, Sample
 
 ROOT = Path(lit_rlvr.__file__).parent
 MOST_FILES = 17
 ASIDE = {
+    "algorithms/grpo.py": "GRPO's objective",
     "advantages/base.py": "what an advantage is given",
     "advantages/group.py": "GRPO's advantage",
     "datamodules/base.py": "the data's cursor",
@@ -34,6 +36,7 @@ ASIDE = {
     "common/returned.py": "checks of what the user's code returns",
     "rewards/base.py": "one reward",
     "rewards/combine.py": "all rewards",
+    "rewards/function.py": "a reward that is a plain function",
     "engines/base.py": "what an engine is given",
     "engines/hf.py": "one engine",
     "engines/turns.py": "how completions go on, of one turn here",
@@ -57,10 +60,10 @@ ASIDE = {
 
 
 class Entered(Callback):
-    """Notes which of our files a step runs: all of `collect` and of `training_step`."""
+    """Notes which of our functions a step runs, in the order of their last calls."""
 
     def __init__(self) -> None:
-        self.files: set[str] = set()
+        self.functions: dict[tuple[str, str], None] = {}  # (file, qualified name)
 
     def on_train_batch_start(self, trainer: Any, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         sys.setprofile(self._note)
@@ -71,25 +74,36 @@ class Entered(Callback):
         sys.setprofile(None)
 
     def _note(self, frame: FrameType, event: str, argument: Any) -> None:
+        if event != "call":
+            return
         file = Path(frame.f_code.co_filename).resolve()
         for root in (ROOT, ROOT.parent):
             if file.is_relative_to(root) and file.is_file():
-                self.files.add(str(file.relative_to(root)))
+                function = str(file.relative_to(root)), frame.f_code.co_qualname
+                self.functions.pop(function, None)
+                self.functions[function] = None
                 return
+
+
+def first_token(completion: Completion, sample: Sample) -> float:
+    return completion.token_ids[0] / 1000
 
 
 @pytest.mark.slow
 def test_a_step_enters_the_files_that_the_docstring_lists(tmp_path: Path, tiny_model_folder: Path) -> None:
     entered = Entered()
-    rollout = RolloutCallback(group_size=4, engine="hf", sampling=Sampling(max_tokens=6))
+    rollout = RolloutCallback(group_size=4, engine="hf", sampling=Sampling(max_tokens=6), rewards=[first_token])
     trainer = Trainer(
         default_root_dir=tmp_path, callbacks=[rollout, entered], max_steps=1, accelerator="cpu", devices=1,
         precision="32-true", logger=False, limit_val_batches=0,
     )  # fmt: skip
     trainer.fit(GRPO(model=str(tiny_model_folder)), datamodule=Arithmetic(prompts_per_rollout=2, held_out=4))
-    named = {*re.findall(r"^ +[A-Z]?\w.*? +(\w+/[\w/]+\.py)  ", lit_rlvr.training.module.__doc__ or "", re.MULTILINE)}
+    rows = re.findall(r"^ +([\w.]+) +(\w+/[\w/]+\.py)  ", lit_rlvr.training.module.__doc__ or "", re.MULTILINE)
+    in_step = [(file, name) for name, file in rows[rows.index(("RolloutCallback.collect", "rollout/callback.py")) :]]
+    assert in_step == [row for row in entered.functions if row in in_step], "named in another order"
+    named = {file for _, file in rows}
     assert len(named) <= MOST_FILES and all((ROOT / file).is_file() for file in named)
     outside = ("run/", "cli/", "tests/", ".venv/")  # other callbacks of the run, before and after; this test; packages
-    files = {file for file in entered.files if not file.startswith(outside)}
+    files = {file for file, _ in entered.functions if not file.startswith(outside)}
     assert {file for file in named if not file.startswith(outside)} <= files, "named, but a step does not run it"
     assert files - named == {*ASIDE}

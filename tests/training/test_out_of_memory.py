@@ -89,7 +89,7 @@ def test_the_step_is_tried_again_and_comes_out_the_same(
     """Identical to a run with half the tokens from that step on, and up to rounding to an undisturbed run."""
     tried = run_out(monkeypatch, error, step=2, most=16, late=late)
     module, seen = fit(tiny_model_folder, tmp_path, **OPTIONS)
-    assert tried[:2] == [24, 24] and max(tried[2:]) <= 16 and module.tokens_per_microbatch == 320
+    assert tried[:2] == [24, 24] and max(tried[2:]) <= 16 and module.budget.tokens == 320
     assert_close(seen, half, 0.0)
     assert_close(seen, whole, 1e-6)
     said = [r.getMessage() for r in caplog.records if r.name == "lit_rlvr" and "memory" in r.getMessage()]
@@ -110,7 +110,7 @@ def test_log_probabilities_without_gradients_are_tried_again_too(
 
     monkeypatch.setattr(Policy, "logprobs", limited)
     module, seen = fit(tiny_model_folder, tmp_path, compute={"tokens_per_microbatch": 640}, **options)
-    assert module.tokens_per_microbatch == 320
+    assert module.budget.tokens == 320
     assert_close(seen, wanted, 0.0)
 
 
@@ -119,7 +119,7 @@ def test_halved_until_it_fits_and_no_further(
 ) -> None:
     run_out(monkeypatch, CUDA, step=1, most=1)
     module, seen = fit(tiny_model_folder, tmp_path, skip_nothing=True)
-    assert len(seen.rollouts) == 1 and 30 < module.tokens_per_microbatch < 128
+    assert len(seen.rollouts) == 1 and 30 < module.budget.tokens < 128
 
 
 def test_a_single_completion_that_is_too_much_is_one_line(
@@ -150,9 +150,9 @@ def test_with_shards_the_next_start_has_a_smaller_budget(
     with pytest.raises(UserError, match=r"2\.00 GiB.*at most 320 tokens at once instead of 640.*--ckpt_path last"):
         Sharded(640).fail(prepared)
     module, _ = fit(tiny_model_folder, tmp_path, **OPTIONS)
-    assert module.tokens_per_microbatch == 320 and module.budget.given == 640
+    assert module.budget.tokens == 320 and module.budget.given == 640
     assert caplog.text.count("at most 320 tokens at once from now on") == 1
-    assert fit(tiny_model_folder, tmp_path, compute={"tokens_per_microbatch": 600})[0].tokens_per_microbatch == 600
+    assert fit(tiny_model_folder, tmp_path, compute={"tokens_per_microbatch": 600})[0].budget.tokens == 600
     with pytest.raises(UserError, match="one completion at a time"):
         Sharded(1).fail(prepared)
     assert TokenBudget(640).saved(tmp_path) == 320

@@ -14,7 +14,7 @@ from two_ranks import in_two_ranks
 
 from lit_rlvr.objectives import kl_estimate
 from lit_rlvr.options import AutoLR
-from lit_rlvr.training.step import chances, logprobs_of, mean_kl, measured_rows, staleness_metrics
+from lit_rlvr.training.step import chances, logprobs_in_microbatches, mean_kl, measured_rows, staleness_metrics
 from lit_rlvr.training.update import Updater
 
 NAMES = {f"train/staleness/{name}" for name in ("mean", "max", "ess")}
@@ -176,11 +176,11 @@ def test_a_measurement_that_runs_out_of_memory_leaves_training_its_micro_batches
         wide.append(budget)
         if len(wide) == 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return logprobs_of(policy, rollout, rows, budget, *rest)
+        return logprobs_in_microbatches(policy, rollout, rows, budget, *rest)
 
-    monkeypatch.setattr("lit_rlvr.training.update.logprobs_of", narrow)
+    monkeypatch.setattr("lit_rlvr.training.update.logprobs_in_microbatches", narrow)
     module, _ = fit(tiny_model_folder, tmp_path, 2, lr=AutoLR(start=1e-3), compute={"tokens_per_microbatch": 600})
-    assert wide == [600, 300, 300, 300, 300] and module.tokens_per_microbatch == 600
+    assert wide == [600, 300, 300, 300, 300] and module.budget.tokens == 600
 
 
 def a_plan(prompts: list[Any], rows: list[int], repeats: list[int] | None = None) -> Any:

@@ -95,7 +95,7 @@ def _zero_advantages(algorithm: RLVRModule, batch: FrozenBatch) -> float:
     """Compare the gradient of rows with advantage 0 with 0, without the terms; 0 for a class that says
     that it runs such rows."""
     own = _without_terms(algorithm)
-    if own.runs_all_rows:
+    if own.trains_all_rows:
         return 0.0
     step = algorithm_step(batch, own)
     live = torch.arange(len(batch.logp)) % 2 == 0  # (B,)

@@ -20,7 +20,7 @@ def check_unrewarded(rollout: RolloutSettings, module: RLVRModule, data: PromptD
     if module.teachers.options is None and not module.demonstrates:
         raise UserError("rollout.rewards is empty: give at least one reward, or a model.teacher to learn from")
     needing = {
-        "model.dynamic_sampling, or the advantage's min_valid_fraction": module.selection.least,
+        "model.dynamic_sampling, or the advantage's min_valid_fraction": module.selection.min_mixed_fraction,
     } | {term.option: True for term in module.terms if term.place == "rewards" or "correct" in term.needs}
     refuse_all(f"{option}: it needs rewards, and rollout.rewards is empty; leave it out, or set it to false or 0"
                for option, needs in needing.items() if needs)  # fmt: skip

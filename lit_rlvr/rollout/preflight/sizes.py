@@ -29,7 +29,8 @@ def check_routes(module: RLVRModule, engine: RolloutEngine, sampling: Sampling, 
     config.
 
     Args:
-        sampling: of training completions. device: the trainer's.
+        sampling: of training completions.
+        device: the trainer's.
 
     Raises:
         UserError: names the reason.
@@ -82,7 +83,7 @@ def _wrong_sizes(
 ) -> Iterator[str]:
     """Yield what is wrong with the sizes, the sampling and the precision, a line each."""
     group_size = rollout.completions_of(module)
-    if rollout.sampling.truncated:
+    if rollout.sampling.truncates_distribution:
         yield (
             "rollout.sampling: with top_p or top_k, completions are not drawn from the distribution in the loss; "
             "use top_p: 1.0 and top_k: 0 for training (evaluation.sampling may use them)"
@@ -141,7 +142,7 @@ def log_sizes(
             "engine %s computes in 8 bits, so it does not sample from the trained policy: use "
             "model.importance.correction: token_truncate", engine.name,
         )  # fmt: skip
-    budget, more = module.tokens_per_microbatch, ""
+    budget, more = module.budget.tokens, ""
     if longest > budget:
         more = (
             " (the longest prompt with its completion alone, so more than "
