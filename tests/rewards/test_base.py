@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards import Format, FunctionReward, Reward, as_rewards, score_rollout
+from lit_rlvr.rewards import Format, FunctionReward, Reward, as_rewards
 from lit_rlvr.rewards.base import report_rewards_in_process
-from lit_rlvr.rewards.combine import stop_on_failures
+from lit_rlvr.rewards.combine import score_rollout, stop_on_failures
 from lit_rlvr.types import Completion, Prompt, RewardResult, Sample
 from lit_rlvr.workers import pool as waiting
 

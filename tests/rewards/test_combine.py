@@ -12,8 +12,8 @@ import torch
 from lit_rlvr.advantages.group import GDPOAdvantage
 from lit_rlvr.environments.base import EnvironmentReward
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards import Reward, score_rollout
-from lit_rlvr.rewards.combine import BackgroundScoring
+from lit_rlvr.rewards import Reward
+from lit_rlvr.rewards.combine import BackgroundScoring, score_rollout
 from lit_rlvr.rewards.gold_answers import check_references
 from lit_rlvr.rollout.assemble import assemble
 from lit_rlvr.rollout.metrics import rollout_metrics
