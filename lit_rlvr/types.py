@@ -384,6 +384,20 @@ class RewardResult:
             object.__setattr__(self, "correct", _truth(self.correct))
 
 
+class ExecutionFailed(Exception):
+    """The failure of a program or a query, which leaves nothing to judge.
+
+    Args:
+        status: "timeout" = it hit a limit; "ok" = a program raised an exception or crashed; "parse_fail" = a query is
+            wrong or not allowed; "error" = a database file is missing or broken.
+        reason: the limit that it hit, the last line that it wrote to standard error, or SQLite's message.
+    """
+
+    def __init__(self, status: Status, reason: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
 def _truth(value: Any) -> bool:
     """Convert 0, 1 and the truth values of numpy and torch to False and True.
 
@@ -571,10 +585,8 @@ class Rollout:
     @property
     def unreadable(self) -> dict[str, Tensor]:
         """Name -> (P, G) bool, True = that reward found no answer to judge (status "parse_fail")."""
-        import torch
-
         return {
-            name: torch.tensor([[said[name].status == "parse_fail" for said in group] for group in self.details])
+            name: self._table([[said[name].status == "parse_fail" for said in group] for group in self.details]).bool()
             for name in (self.parts if self.details else ())
         }
 
@@ -615,26 +627,18 @@ class Rollout:
 
         A failed check counts as wrong.
         """
-        import torch
-
-        failed = [[status == "error" for status in group] for group in self.statuses]
-        return self.judged | torch.tensor(failed, dtype=torch.bool).reshape(self.judged.shape)
+        return self.judged | self._table([[status == "error" for status in group] for group in self.statuses]).bool()
 
     @property
     def rewarded(self) -> Tensor:
         """(P, G) bool: True for completions with a reward, False if a check failed or no reward judges it."""
-        import torch
-
         values = [[status not in ("error", "unjudged") for status in group] for group in self.statuses]
-        return torch.tensor(values, dtype=torch.bool).reshape(self.rewards.shape)
+        return self._table(values).bool()
 
     @property
     def lengths(self) -> Tensor:
         """(P, G) float: sampled tokens of each completion, EOS included."""
-        import torch
-
-        values = [[float(c.length) for c in group] for group in self.completions]
-        return torch.tensor(values).reshape(self.rewards.shape)
+        return self._table([[c.length for c in group] for group in self.completions])
 
     @property
     def turns(self) -> Tensor:
@@ -647,10 +651,13 @@ class Rollout:
     @property
     def truncated(self) -> Tensor:
         """(P, G) float in {0, 1}: 1 if the engine's finish reason is "length"."""
+        return self._table([[c.truncated for c in group] for group in self.completions])
+
+    def _table(self, values: Sequence[Sequence[float]]) -> Tensor:
+        """Return P lists of G numbers or truth values as a (P, G) float tensor."""
         import torch
 
-        values = [[float(c.truncated) for c in group] for group in self.completions]
-        return torch.tensor(values).reshape(self.rewards.shape)
+        return torch.tensor(values, dtype=torch.float32).reshape(self.rewards.shape)
 
 
 def pad_completions(completions: list[list[Completion]]) -> tuple[Tensor, Tensor, Tensor]:
