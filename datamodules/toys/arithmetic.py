@@ -125,15 +125,9 @@ class MultiStepArithmetic(GeneratedDataModule):
 
 def make_problem(rng: random.Random, terms: int, high: int) -> tuple[str, list[str]]:
     """Draw a problem such as "3+4-5", and return it with the lines of its solution: ["7-5", "2"]."""
-    total = rng.randint(1, high)
-    parts, totals = [str(total)], [total]
+    numbers = [rng.randint(1, high)]
     for _ in range(terms - 1):
         number, minus = rng.randint(1, high), rng.random() < 0.5
-        if minus and number <= total:
-            total -= number
-            parts.append(f"-{number}")
-        else:
-            total += number
-            parts.append(f"+{number}")
-        totals.append(total)
-    return "".join(parts), [f"{totals[k]}{''.join(parts[k + 1 :])}" for k in range(1, terms)]
+        numbers.append(-number if minus and number <= sum(numbers) else number)
+    parts = [str(numbers[0]), *(f"{number:+}" for number in numbers[1:])]
+    return "".join(parts), [f"{sum(numbers[: k + 1])}{''.join(parts[k + 1 :])}" for k in range(1, terms)]

@@ -112,10 +112,8 @@ def _is_shortened(full: Fraction, short: Fraction, places: int | None, decimals:
 
 def _real(value: Any) -> Fraction | None:
     """Return a real constant as a fraction, exact to 40 digits; None if it is not real."""
-    if value.is_Rational:
-        return Fraction(int(value.p), int(value.q))
-    number = value.evalf(EXACT_DIGITS + 10)
-    if not number.is_Float:
+    number = value if value.is_Rational else value.evalf(EXACT_DIGITS + 10)
+    if not (value.is_Rational or number.is_Float):
         return None
     exact = sympy.Rational(number)
     return Fraction(int(exact.p), int(exact.q))
@@ -134,10 +132,10 @@ def _agree(r: Any, a: Any) -> bool:
 
 
 _TEMPERATURES = {
-    "kelvin": (Fraction(1), Fraction(0)), "celsius": (Fraction(1), Fraction("273.15")),
-    "fahrenheit": (Fraction(5, 9), Fraction("459.67")),
+    (("kelvin", 1),): (Fraction(1), Fraction(0)), (("celsius", 1),): (Fraction(1), Fraction("273.15")),
+    (("fahrenheit", 1),): (Fraction(5, 9), Fraction("459.67")),
 }  # fmt: skip
-"""Scale -> (size of a degree in kelvin, what to add to a temperature so that it begins at absolute zero)."""
+"""Dimension of a scale -> (size of a degree in kelvin, what to add so that the scale begins at absolute zero)."""
 
 
 def _quantities(reference: Quantity, answer: Quantity, rules: Rules) -> bool:
@@ -154,16 +152,11 @@ def _quantities(reference: Quantity, answer: Quantity, rules: Rules) -> bool:
 
 def _kind(quantity: Quantity) -> Any:
     """Return the dimension, the same for all scales of temperature."""
-    return "temperature" if quantity.dimension[0][0] in _TEMPERATURES else quantity.dimension
+    return "temperature" if quantity.dimension in _TEMPERATURES else quantity.dimension
 
 
 def _in_base_units(quantity: Quantity) -> Number:
-    size = quantity.factor
-    zero = Fraction(0)
-    for scale, (degree, start) in _TEMPERATURES.items():
-        if quantity.dimension == ((scale, 1),):
-            size, zero = degree, start
-    factor, offset = (sympy.Rational(f.numerator, f.denominator) for f in (size, zero))
+    factor, offset = map(sympy.Rational, _TEMPERATURES.get(quantity.dimension, (quantity.factor, Fraction(0))))
     return Number((quantity.number.value + offset) * factor, quantity.number.places)
 
 

@@ -169,9 +169,8 @@ class _Reader:
 
     def exact(self, answer: str) -> frozenset[int]:
         """Return the options of an answer that is only a letter or only an option's text."""
-        if match := self._pure.fullmatch(answer):
-            return self._numbers(match)
-        return self._with_text(answer)
+        match = self._pure.fullmatch(answer)
+        return self._numbers(match) if match else self._with_text(answer)
 
     def marked(self, answer: str) -> frozenset[int]:
         """Return the option of an answer that is a letter and its text: "B) liver", "(B) liver"."""
@@ -211,9 +210,7 @@ class _Reader:
         """Return the options of a match, by its letter or its text."""
         groups = match.groupdict()
         letter = groups.get("letter") or groups.get("bracketed") or groups.get("right")
-        if letter:
-            return frozenset({ascii_uppercase.index(letter.upper())})
-        return self._with_text(match["text"])
+        return frozenset({ascii_uppercase.index(letter.upper())}) if letter else self._with_text(match["text"])
 
     def _with_text(self, answer: str) -> frozenset[int]:
         """Return the options with a text: as it stands, else in any case, else without an article."""

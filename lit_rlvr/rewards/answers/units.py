@@ -137,7 +137,7 @@ def _lookup(name: str) -> tuple[Fraction, Dimension] | None:
         power = 2 if name[0] == "\u5e73" else 3
         return base[0] ** power, tuple((unit, exponent * power) for unit, exponent in base[1])
     for form in dict.fromkeys((name, name.lower())) if len(name) > 1 else (name,):
-        if known := _UNITS.get(form) or _derived().get(form) or _prefixed(form):
+        if known := _UNITS.get(form) or _prefixed(form):
             return known
     return None
 
@@ -147,26 +147,41 @@ def _prefixed(name: str) -> tuple[Fraction, Dimension] | None:
     for prefix, size in _PREFIXES.items():
         rest = name.removeprefix(prefix)
         if rest != name and (rest in _SYMBOLS if len(prefix) == 1 else _PREFIXED.fullmatch(rest)):
-            base = _UNITS.get(rest) or _derived().get(rest) or _derived().get(rest.lower())
+            base = _UNITS.get(rest) or _UNITS.get(rest.lower())
             return None if base is None else (Fraction(size) * base[0], base[1])
     return None
 
 
-@lru_cache(maxsize=1)
-def _derived() -> dict[str, tuple[Fraction, Dimension]]:
-    found = {}
-    for names, (factor, units) in _DERIVED.items():
-        unit = read_unit(units)
-        assert unit is not None
-        found.update({name: (Fraction(factor) * unit[0], unit[1]) for name in names.split()})
-    return found
+_UNITS |= {
+    name: (Fraction(factor) * unit[0], unit[1])
+    for names, (factor, units) in _DERIVED.items()
+    if (unit := read_unit(units))
+    for name in names.split()
+}
 
 
-_ONES = re.findall(
-    r"\w+",
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen",
-)
+_ONES = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+]
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _WORDS = {word: i for i, word in enumerate(_ONES)} | {word: 10 * i for i, word in enumerate(_TENS, 2)}
 _PARTS = {"half": 2, "third": 3, "thirds": 3, "quarter": 4, "quarters": 4, "fourth": 4, "fourths": 4, "fifths": 5}
