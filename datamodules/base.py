@@ -182,8 +182,8 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         self.locations: dict[str, str | None] = {}
         self.given: dict[str, GivenRows] = {}
         self.files, self.weights = named_files(train)
-        rows_of: dict[str, Any] = {"train": ", ".join(self.files.values()) or train}
-        rows_of |= {"validation": validation, "test": test}
+        files: Any = ", ".join(self.files.values()) or train
+        rows_of = {"train": files, "validation": validation, "test": test}
         for split, rows in rows_of.items():
             if rows is None or isinstance(rows, str | os.PathLike):
                 self.locations[split] = None if rows is None else os.fspath(rows)

@@ -93,7 +93,7 @@ class CodeProblems(PromptDataModule):
         for row in super().rows(split):
             if isinstance(row, BadRow):
                 yield row
-            elif self._is_in_period(row.row["date"]):
+            elif (day := row.row["date"]) is None or (self.since or day) <= day <= (self.until or day):
                 yield _with_tests(row)
 
     def sample(self, row: dict[str, Any], index: int, source: str) -> Sample:
@@ -129,9 +129,6 @@ class CodeProblems(PromptDataModule):
             return date.fromisoformat(as_text(str(cell or ""), "date")[:10])
         except ValueError as error:
             raise BadRow(f"{cell!r} is not a date ({error})", "date") from error
-
-    def _is_in_period(self, day: date | None) -> bool:
-        return day is None or (self.since or day) <= day <= (self.until or day)
 
 
 def _with_tests(sample: Sample) -> Sample | BadRow:

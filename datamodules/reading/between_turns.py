@@ -133,9 +133,7 @@ class BetweenTurns:
         elif self._ends[last] != end and not after.endswith(self._header):  # the template continues an open turn
             after = end + after.removesuffix(self._chat.prefill) + self._header
         ids = list(self._tokenizer(after, add_special_tokens=False).input_ids)
-        if pixels is None or self._processor is None:
-            return ids
-        return self._processor().expand(ids, pixels.placeholders)
+        return self._processor().expand(ids, pixels.placeholders) if pixels and self._processor else ids
 
     def _render_after_turn(self, results: Sequence[ToolResult]) -> tuple[str, str]:
         """Render the text between the model's turn and its next turn.

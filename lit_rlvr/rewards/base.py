@@ -129,9 +129,7 @@ class Reward(ChecksArguments, ABC):
         An exception in the checker becomes status "error" for that completion alone, which masks it out of the loss. A
         `UserError` is about the configuration, so it ends the run.
         """
-        if self.isolation is not None:
-            return self._score_isolated(pairs, self.isolation)
-        return self.score_here(pairs)
+        return self._score_isolated(pairs, self.isolation) if self.isolation else self.score_here(pairs)
 
     def score_here(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         """Judge a batch in this process, in order."""

@@ -106,7 +106,8 @@ def judge(rewards: Sequence[Reward], pairs: Sequence[Pair], whole_rollout: bool 
     Raises:
         UserError: a reward changed a setting of torch that training reads.
     """
-    failures = {k: failure for k, (completion, _) in enumerate(pairs) if (failure := _failure(completion))}
+    outcomes = {k: completion.outcome for k, (completion, _) in enumerate(pairs)}
+    failures = {k: outcome for k, outcome in outcomes.items() if outcome and outcome.status in ("timeout", "error")}
     weights = own_weights(rewards)
     of_rows = {id(sample): row_weights(sample, weights) for _, sample in pairs}
     found: Judgements = {}
@@ -123,12 +124,6 @@ def judge(rewards: Sequence[Reward], pairs: Sequence[Pair], whole_rollout: bool 
             )
         found[reward.name] = [results.get(k) or failures.get(k) or NOT_JUDGED for k in range(len(pairs))]
     return found
-
-
-def _failure(completion: Completion) -> RewardResult | None:
-    """Return how the completion's environment failed, if it did."""
-    outcome = completion.outcome
-    return outcome if outcome is not None and outcome.status in ("timeout", "error") else None
 
 
 def combine(rewards: Sequence[Reward], results: Judgements, samples: Sequence[Sample], width: int) -> Scores:

@@ -145,9 +145,7 @@ class FunctionReward(Reward):
     def _run(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
         """Return the results of calls, which run concurrently if the function is asynchronous."""
         results = [call() for call in calls]
-        if not any(inspect.isawaitable(result) for result in results):
-            return results
-        return asyncio.run_coroutine_threadsafe(_gather(results), event_loop(os.getpid())).result()
+        return resolved(_gather(results)) if any(map(inspect.isawaitable, results)) else results
 
     def _read(self, values: Sequence[Any]) -> list[Any]:
         """Return the values as results, or the exceptions in their places; log the further numbers of dicts."""
