@@ -138,10 +138,8 @@ class TextToSQL(PromptDataModule):
         if Path(name).name != name:
             raise BadRow(f"{name!r} is not the name of a database", "database")
         data_folder = Path(source.rpartition(":")[0]).parent
-        folders = [data_folder / name for name in DATABASE_FOLDERS]
-        if self.databases:
-            folders = [Path(self.databases).expanduser()]
-        for folder in folders:
+        known = [data_folder / name for name in DATABASE_FOLDERS]
+        for folder in [Path(self.databases).expanduser()] if self.databases else known:
             nested, flat = folder / name / f"{name}.sqlite", folder / f"{name}.sqlite"
             if nested.is_file():
                 others = sorted(path for path in nested.parent.glob("*.sqlite") if path != nested)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from lit_rlvr.errors import UserError, checks_arguments
+from lit_rlvr.errors import UserError, checks_arguments, refuse_all
 from lit_rlvr.speech.calls import as_dicts, find_calls
 from lit_rlvr.speech.thoughts import thoughts_in, without_thoughts
 
@@ -139,7 +139,7 @@ class Sampling:
     max_thought_tokens: int = 0
 
     def __post_init__(self) -> None:
-        for name, wrong, wanted in (
+        checks = (
             ("temperature", self.temperature < 0, ">= 0"),
             ("top_p", not 0 < self.top_p <= 1, "in (0, 1]"),
             ("top_k", self.top_k < 0, ">= 0 (0 is off)"),
@@ -158,9 +158,10 @@ class Sampling:
                 not 0 <= self.max_thought_tokens < self.max_tokens,
                 f">= 0 (0 is off) and below max_tokens={self.max_tokens}",
             ),
-        ):
-            if wrong:
-                raise UserError(f"sampling.{name}: {getattr(self, name)} must be {wanted}")
+        )
+        refuse_all(
+            f"sampling.{name}: {getattr(self, name)} must be {wanted}" for name, wrong, wanted in checks if wrong
+        )
 
     @property
     def truncated(self) -> bool:

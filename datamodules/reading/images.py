@@ -247,11 +247,9 @@ class Images(Sequence[Any]):
         source, bounds = self.sources[index], (self.options.min_pixels, self.options.max_pixels)
         if not isinstance(source, Video):
             return resize(decode(source), *bounds)
-        if isinstance(source.frames, tuple):
-            frames = [decode(source.frames[i]) for i in source.indices]
-        else:
-            frames = read_frames(source.frames, source.indices)
-        return replace(source, frames=tuple(resize(frame, *bounds) for frame in frames))
+        is_file = not isinstance(source.frames, tuple)
+        chosen = read_frames(source.frames, source.indices) if is_file else [source.frames[i] for i in source.indices]
+        return replace(source, frames=tuple(resize(decode(frame), *bounds) for frame in chosen))
 
 
 def with_images(sample: Sample, options: ImageOptions) -> Sample:
@@ -294,7 +292,7 @@ def open_images(images: Sequence[Any], folder: Path, options: ImageOptions = Ima
     Raises:
         BadRow: one is missing or cannot be decoded.
     """
-    sources, keys, sizes = [], [], []
+    opened = []
     for number, (image, kind) in enumerate(zip(images, kinds_of(images), strict=True), 1):
         source = _locate_frames(image, folder) if isinstance(image, Video) else locate(image, folder)
         try:
@@ -307,10 +305,8 @@ def open_images(images: Sequence[Any], folder: Path, options: ImageOptions = Ima
             what = error.reason if isinstance(error, BadRow) else f"{type(error).__name__}: {error}"
             what = "not an image" if isinstance(error, UnidentifiedImageError) else what
             raise BadRow(f"{name} cannot be decoded ({what})", kind) from error
-        sources.append(source)
-        keys.append(key)
-        sizes.append(_padded(*fit(picture.size, options.min_pixels, options.max_pixels)))
-    return Images(tuple(sources), tuple(keys), tuple(sizes), options)
+        opened.append((source, key, _padded(*fit(picture.size, options.min_pixels, options.max_pixels))))
+    return Images(*zip(*opened, strict=True), options)
 
 
 def _locate_frames(video: Video, folder: Path) -> Video:

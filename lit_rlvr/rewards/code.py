@@ -24,7 +24,6 @@ from lit_rlvr.types import ExecutionFailed, Pair, RewardResult, Sample, Status
 from lit_rlvr.workers.pool import shared_pool
 from lit_rlvr.workers.sandbox import ProgramLimits, is_supported, run
 
-CODE_CHECK = "lit_rlvr.rewards.code:check_code"
 CHECK_SECONDS = 3600.0
 """Wall-clock and CPU seconds of one check; no check takes so long, because each test has its own limits."""
 CHECK_MEMORY_MB = 4096
@@ -73,7 +72,11 @@ class CodeTests(CheckedReward):
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         arguments = [(c.full_text, *_tests(sample), self.limits, self.float_tolerance) for c, sample in pairs]
         outcomes = shared_pool().run(
-            CODE_CHECK, arguments, cpu_seconds=CHECK_SECONDS, wall_seconds=CHECK_SECONDS, memory_mb=CHECK_MEMORY_MB
+            "lit_rlvr.rewards.code:check_code",
+            arguments,
+            cpu_seconds=CHECK_SECONDS,
+            wall_seconds=CHECK_SECONDS,
+            memory_mb=CHECK_MEMORY_MB,
         )
         return [verdict(outcome) for outcome in outcomes]
 

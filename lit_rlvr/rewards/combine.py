@@ -65,16 +65,11 @@ class Scores:
     weights: dict[str, float] = field(default_factory=dict)
 
     @property
-    def masked(self) -> Tensor:
-        """(P, G) bool, True = there is no reward, because a check failed or no reward judges the completion: it must be
-        masked out of the loss and of its group's statistics."""
-        unjudged = [[status == "unjudged" for status in group] for group in self.statuses]
-        return self.failed | torch.tensor(unjudged, dtype=torch.bool).reshape(self.failed.shape)
-
-    @property
     def rewarded(self) -> Tensor:
-        """(P, G) bool, True = there is a reward."""
-        return ~self.masked
+        """(P, G) bool, False = a check failed or no reward judges the completion: it must be masked out of the loss and
+        of its group's statistics."""
+        judged = [[status != "unjudged" for status in group] for group in self.statuses]
+        return ~self.failed & torch.tensor(judged, dtype=torch.bool).reshape(self.failed.shape)
 
 
 def score_rollout(rewards: Sequence[Reward], completions: list[list[Completion]], samples: list[Sample]) -> Scores:

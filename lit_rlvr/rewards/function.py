@@ -15,7 +15,7 @@ from typing import Any
 
 from lit_rlvr.common.packages import import_path
 from lit_rlvr.common.settings import dotted_path_of
-from lit_rlvr.errors import UserError, defined_at, did_you_mean
+from lit_rlvr.errors import UserError, defined_at, did_you_mean, refuse_all
 from lit_rlvr.rewards.base import Reward, as_result, check_rewards
 from lit_rlvr.rewards.format import TAG
 from lit_rlvr.rewards.forms import (
@@ -280,12 +280,12 @@ def with_details(values: list[Any], extra: Mapping[str, Sequence[Any]], reward: 
     Raises:
         UserError: a column does not have one value for each completion.
     """
-    for column, logged in extra.items():
-        if len(logged) != len(values):
-            raise UserError(
-                f"reward {reward.name!r}: log_extra({column!r}, ...) must get one value for each of the {len(values)} "
-                f"completions, it got {len(logged)}"
-            )
+    refuse_all(
+        f"reward {reward.name!r}: log_extra({column!r}, ...) must get one value for each of the {len(values)} "
+        f"completions, it got {len(logged)}"
+        for column, logged in extra.items()
+        if len(logged) != len(values)
+    )
     if not extra:
         return values
     results = [value if isinstance(value, BaseException) else as_result(value) for value in values]

@@ -22,8 +22,6 @@ from lit_rlvr.workers.process import Outcome
 
 _log = logging.getLogger("lit_rlvr")
 
-SQL_CHECK = "lit_rlvr.rewards.sql:check_sql"
-
 
 class SQLExecution(CheckedReward):
     """A reward of 1 for SQL with the result of the reference query `sample.answer`, else 0; it reports `correct`.
@@ -96,7 +94,9 @@ class SQLExecution(CheckedReward):
             for text, s in checks
         ]
         wall = 20 * self.cpu_seconds  # SQLite never waits: this is for an overloaded machine
-        return shared_pool().run(SQL_CHECK, arguments, cpu_seconds=self.cpu_seconds, wall_seconds=wall)
+        return shared_pool().run(
+            "lit_rlvr.rewards.sql:check_sql", arguments, cpu_seconds=self.cpu_seconds, wall_seconds=wall
+        )
 
 
 def databases_of(sample: Sample, reader: str) -> tuple[str, ...]:

@@ -155,13 +155,13 @@ def test_none_leaves_a_reward_out_and_only_none_leaves_the_completion_out() -> N
     extra = Table({"a": None, "b": None, "c": RewardResult(1.0, True), "n": 1.0}, name="extra")
     scores = score_rollout([answer, form], [group("abn")], SAMPLES[:1])
     assert scores.rewards.tolist() == [[2.125, 0.0, 0.0]] and scores.statuses == [["ok", "parse_fail", "unjudged"]]
-    assert scores.masked.tolist() == [[False, False, True]] and not scores.failed.any()
+    assert scores.rewarded.tolist() == [[True, True, False]] and not scores.failed.any()
     assert scores.judged.tolist() == [[True, True, False]] and scores.correct.tolist() == [[1.0, 0.0, 0.0]]
     parts = [[None if math.isnan(x) else x for x in scores.parts[name][0].tolist()] for name in ("answer", "form")]
     assert parts == [[1.0, 0.0, None], [0.25, None, None]]
     # "n" has a reward, but none that calls it right or wrong; `correct` of "c" comes from the one that judges it
     scores = score_rollout([Table({"a": True, "c": None, "n": None}), extra], [group("acn")], SAMPLES[:1])
-    assert scores.rewards.tolist() == [[1.0, 1.0, 1.0]] and not scores.masked.any()
+    assert scores.rewards.tolist() == [[1.0, 1.0, 1.0]] and scores.rewarded.all()
     assert scores.judged.tolist() == [[True, True, False]] and scores.correct.tolist() == [[1.0, 1.0, 0.0]]
 
 
@@ -184,7 +184,7 @@ def test_without_a_reward_a_completion_changes_nothing() -> None:
 
 def test_an_environment_without_a_judgement_leaves_the_episode_to_the_others() -> None:
     alone = score_rollout([EnvironmentReward()], [group("a")], SAMPLES[:1])
-    assert alone.statuses == [["unjudged"]] and alone.masked.all()
+    assert alone.statuses == [["unjudged"]] and not alone.rewarded.any()
     with_answer = score_rollout([EnvironmentReward(), Table(ANSWER)], [group("a")], SAMPLES[:1])
     assert with_answer.rewards.tolist() == with_answer.correct.tolist() == [[1.0]] and with_answer.judged.all()
 
@@ -209,7 +209,7 @@ def test_a_row_chooses_its_rewards_and_their_weights() -> None:
     assert scores.rewards.tolist() == [everything, [2.0, 0.0], [3 * 0.25 + 0.5, 3.5], [0.5, 0.5], everything]
     assert scores.parts["late"].isnan()[:, 0].tolist() == [False, True, False, False, False]
     assert scores.correct.tolist() == [[1, 0], [1, 0], [0, 1], [0, 0], [1, 0]]  # of "other": the value 1 of its first
-    assert scores.judged.all() and not scores.masked.any()
+    assert scores.judged.all() and scores.rewarded.all()
     assert [asked for asked in answer.asked if asked[:-1] in ("other", "column")] == []
     prompts = [Prompt(sample, [1]) for sample in samples]
     found = rollout_metrics(assemble(prompts, [group("ab")] * 5, scores, Sampling()), None, 1.0)

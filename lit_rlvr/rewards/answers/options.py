@@ -83,11 +83,9 @@ def named_options(completion: str, boxed_only: bool, texts: tuple[str, ...], has
     found = find_answer(completion, boxed_only)
     if not found.text:
         return frozenset()
-    region = "; ".join(found.boxes) or found.text
-    if found.where in ("phrase", "line"):
-        region = answer_region(completion)
+    is_marked = found.where not in ("phrase", "line")
     reader = _reader(texts, has_letters)
-    region = _without_markup(region)
+    region = _without_markup(("; ".join(found.boxes) or found.text) if is_marked else answer_region(completion))
     if exact := reader.exact(region):
         return exact
     for stated in reversed(_MARKER.split(region)[1:]):

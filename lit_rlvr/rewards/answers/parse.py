@@ -88,7 +88,8 @@ def _read(text: str, depth: int) -> list[Reading]:
         return []  # a row of numbers
     for reader in (read_parts, read_number, read_quantity):
         if found := reader(text):
-            return [*found, *_as_list(text, depth)]
+            is_list = re.fullmatch(r"\d+(?:,\d+)+|.*\sand\s.*", text)  # 1,234
+            return [*found, *(_list(text, depth) if is_list else [])]
     if re.fullmatch(r"\\emptyset|\\\{\s*\\\}|(?i:no (?:real )?solutions?)|(?i:(?:the )?empty set)", text):
         return [Series((), "{}")]
     if re.fullmatch(r"\(?-?\s*\\infty,\s*\+?\s*\\infty\)?|\\mathbb\{R\}", text):
@@ -105,11 +106,6 @@ def _read(text: str, depth: int) -> list[Reading]:
         if values := read(text, depth):
             return values
     return read_formula(text)
-
-
-def _as_list(text: str, depth: int) -> list[Reading]:
-    """Return `1,234` as a list too."""
-    return _list(text, depth) if re.fullmatch(r"\d+(?:,\d+)+|.*\sand\s.*", text) else []
 
 
 # ---- lists, brackets, sets --------------------------------------------------------------------------------
