@@ -117,8 +117,9 @@ class TextToSQL(PromptDataModule):
         """
         hint = f"\nHint: {evidence.strip()}" if evidence.strip() else ""
         question = sample.prompt.strip() if isinstance(sample.prompt, str) else sample.prompt
-        template = "{schema}\n\nQuestion: {prompt}{hint}"
-        prompt = wrapped_prompt(question, template, schema=self._schema(databases[0]), hint=hint)
+        prompt = wrapped_prompt(
+            question, "{schema}\n\nQuestion: {prompt}{hint}", schema=self._schema(databases[0]), hint=hint
+        )
         return replace(sample, prompt=prompt, row={**sample.row, "databases": [str(path) for path in databases]})
 
     def _schema(self, path: Path) -> str:

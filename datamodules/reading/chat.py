@@ -317,8 +317,7 @@ class Chat:
             talk = self.apply([question, turn, question], tokenizer, prompt=False, offer=False)
         except UserError:  # it takes no such conversation, so nothing shows where the header ends
             return self.prefill
-        header = talk.partition(MODEL_TURN)[0]
-        shared = shared_length(header, prompt)
+        shared = shared_length(talk.partition(MODEL_TURN)[0], prompt)
         if prompt.startswith(before):
             thoughts = MARK.search(prompt, len(before))
             shared = min(max(shared, len(before)), thoughts.start() if thoughts else len(prompt))
@@ -370,8 +369,7 @@ class Chat:
             return messages
         first = messages[0] if messages[0]["role"] == "system" else None
         parts = [] if first is None else [text_of(first["content"])]
-        described = "\n".join([TOOL_INSTRUCTIONS, *map(_describe_tool, self.tools)])
-        text = "\n\n".join([*parts, described])
+        text = "\n\n".join([*parts, "\n".join([TOOL_INSTRUCTIONS, *map(_describe_tool, self.tools)])])
         return [{"role": "system", "content": text}, *(messages if first is None else messages[1:])]
 
     def _plain(self, messages: list[dict[str, Any]]) -> str:

@@ -48,9 +48,7 @@ def as_conversation(value: Any) -> Messages | None:
     Raises:
         BadRow: a message has an unknown role, no content, or a part of a type that is not supported.
     """
-    value = without_nulls(value)
-    if isinstance(value, str):
-        value = _parsed(value)
+    value = _parsed(value) if isinstance(value, str) else without_nulls(value)
     if isinstance(value, Mapping) and {"messages", "role"} & value.keys():
         value = value.get("messages", [value])
     return [_message(message) for message in value] if isinstance(value, list) else None

@@ -54,8 +54,7 @@ class Arithmetic(GeneratedDataModule):
 
     def rows(self, split: Split) -> Iterator[Sample]:
         """Yield the training pairs or the held-out pairs; there is no test set."""
-        draw = random.Random(derive_seed("split", self.seed))
-        held_out = set(draw.sample(self.pairs, self.held_out))
+        held_out = set(random.Random(derive_seed("split", self.seed)).sample(self.pairs, self.held_out))
         for a, b in self.pairs:
             if split == ("validation" if (a, b) in held_out else "train"):
                 sign, answer = ("+", a + b) if self.operation == "add" else ("*", a * b)

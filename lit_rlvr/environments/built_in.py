@@ -77,8 +77,8 @@ class Python(Tools):
         if not is_supported():
             raise UserError("rollout.environment: Python needs Linux on x86_64 or aarch64 for its sandbox")
         check_within("[1, inf)", "Python", cpu_seconds=cpu_seconds, memory_mb=memory_mb)
-        wall = 10.0 * cpu_seconds + 20.0  # the sandbox ends a sleeping program earlier
-        super().__init__(**{"limits": Isolation(wall_seconds=wall), **kwargs})
+        # the sandbox ends a sleeping program earlier
+        super().__init__(**{"limits": Isolation(wall_seconds=10.0 * cpu_seconds + 20.0), **kwargs})
         self._program = ProgramLimits(cpu_seconds, memory_mb)
 
     def python(self, code: str) -> str:

@@ -46,8 +46,7 @@ class Format(Reward):
         self.boxed = boxed
 
     def check_prefill(self, prefill: str) -> None:
-        pattern = "" if self.pattern is None else self.pattern.pattern
-        parsed = _parser.parse(pattern, re.DOTALL)
+        parsed = _parser.parse(self.pattern.pattern if self.pattern else "", re.DOTALL)
         refuse_all(
             f"rewards.{type(self).__name__} {self.name!r} asks for {tag} in the text, but the chat template or the "
             f"data's prefill writes it ({prefill!r}), so no text ever has it; set data.init_args.chat.score_prefill: "

@@ -76,10 +76,9 @@ def verl_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
     """Return the arguments that verl gives to `compute_score`; without its columns, the reference is the answer, an
     object if `data.reading.answers` says so."""
     completion, sample = pairs[0]
-    row = sample.row
     truth = mapping_in(sample, "reward_model").get("ground_truth") if sample.answer_object is None else None
     return {
-        "data_source": row.get("data_source", ""),
+        "data_source": sample.row.get("data_source", ""),
         "solution_str": completion.text,
         "predict_str": completion.text,
         "ground_truth": sample.label if truth is None else truth,

@@ -43,8 +43,7 @@ def check_references(rewards: Sequence[Reward], samples: Sequence[Sample]) -> No
     known = f"the rewards are {', '.join(weights)} (rollout.rewards)"
     chosen: dict[tuple[str, str, bool], Sample] = {}  # a row of each set whose column names a reward, or none
     for sample in samples:
-        named = {} if sample.rewards is None else sample.rewards
-        if unknown := sorted(named.keys() - weights.keys()):
+        if unknown := sorted(dict(sample.rewards or {}).keys() - weights.keys()):
             raise UserError(f"{sample.source or sample.id}: reward: there is no {unknown[0]!r}; {known}")
         cells = {} if sample.rewards is not None else {column: sample.row.get(column) for column in REWARD_COLUMNS}
         for column, cell in cells.items():

@@ -142,14 +142,10 @@ def test_an_answer_that_does_not_end_earns_nothing_unless_told_otherwise(value: 
     assert Returns(value)._judge(*truncated, MemoryError) == cut  # in a worker process
 
 
-def test_a_user_error_ends_the_run() -> None:
-    with pytest.raises(UserError, match="no column"):
-        Returns(UserError("no column")).score([PAIR])
-
-
-def test_an_interrupt_is_not_a_rewards_failure() -> None:
-    with pytest.raises(KeyboardInterrupt):
-        Returns(KeyboardInterrupt()).score([PAIR])
+@pytest.mark.parametrize("error", [UserError("no column"), KeyboardInterrupt("no column")])
+def test_a_user_error_and_an_interrupt_end_the_run(error: BaseException) -> None:
+    with pytest.raises(type(error), match="no column"):
+        Returns(error).score([PAIR])
 
 
 def test_rewards_that_do_not_go_together_are_refused() -> None:

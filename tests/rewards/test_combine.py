@@ -64,10 +64,20 @@ def test_weighted_sum_parts_statuses_and_failures() -> None:
     assert answer.asked == ["pa", "pb", "pc", "qb", "qb", "qd"]
 
 
-def test_the_value_of_a_failed_check_does_not_count() -> None:
-    table: dict[str, float | RewardResult] = {"a": RewardResult(9.0, None, "error"), "b": RewardResult(1.0, True)}
-    scores = score_rollout([Table(table)], [group("ab")], SAMPLES[:1])
-    assert scores.rewards.tolist() == [[0.0, 1.0]] and scores.failed.tolist() == [[True, False]]
+@pytest.mark.parametrize(
+    ("result", "status", "detail"),
+    [
+        (RewardResult(9.0, None, "error", "lost"), "error", "lost"),
+        (RewardResult(1.0), "error", "did not report `correct`; "),
+        (RewardResult(0.0, None, "timeout", "late"), "timeout", "late"),
+    ],
+)
+def test_a_judge_that_fails_does_not_report_or_was_stopped(result: RewardResult, status: str, detail: str) -> None:
+    """The value of a failed check does not count; one that was stopped says wrong."""
+    scores = score_rollout([Table({"a": RewardResult(1.0, True), "b": result}, name="t")], [group("ab")], SAMPLES[:1])
+    assert scores.rewards.tolist() == scores.correct.tolist() == [[1.0, 0.0]]
+    assert scores.statuses == [["ok", status]] and scores.failed.tolist() == [[False, status == "error"]]
+    assert scores.details[0][1]["t"].detail == detail
 
 
 def test_correct_comes_from_the_first_that_reports_it_or_from_the_marked_one() -> None:
@@ -78,14 +88,6 @@ def test_correct_comes_from_the_first_that_reports_it_or_from_the_marked_one() -
     marked = Table(ANSWER, name="answer", correct_from=True)
     scores = score_rollout([form, Table(always, name="always"), marked], GROUPS[:1], SAMPLES[:1])
     assert scores.correct.tolist() == [[1.0, 0.0, 0.0]]
-
-
-def test_a_judge_that_does_not_report_has_failed_there() -> None:
-    table: dict[str, float | RewardResult] = {"a": RewardResult(1.0, True), "b": RewardResult(1.0)}
-    scores = score_rollout([Table(table, name="t")], [group("ab")], SAMPLES[:1])
-    assert scores.failed.tolist() == [[False, True]]
-    assert scores.rewards.tolist() == [[1.0, 0.0]] and scores.correct.tolist() == [[1.0, 0.0]]
-    assert "did not report" in scores.details[0][1]["t"].detail
 
 
 def test_where_nobody_reports_correct_it_is_the_value_1_of_the_first() -> None:
@@ -104,12 +106,6 @@ def test_the_rule_for_correct_is_said_once(caplog: pytest.LogCaptureFixture, mon
     (message,) = (message for message in caplog.messages if "said once" in message)
     assert "'said once' reports no `correct`" in message and "its value 1 counts as correct" in message
     assert "set `correct_from: true` on the reward that decides" in message
-
-
-def test_a_judge_that_was_stopped_says_wrong() -> None:
-    table: dict[str, float | RewardResult] = {"a": RewardResult(1.0, True), "b": RewardResult(0.0, None, "timeout")}
-    scores = score_rollout([Table(table, name="t")], [group("ab")], SAMPLES[:1])
-    assert scores.correct.tolist() == [[1.0, 0.0]] and scores.statuses == [["ok", "timeout"]]
 
 
 @pytest.mark.parametrize(

@@ -135,8 +135,7 @@ def read_constant(text: str) -> Number | None:
     """Read a number: a literal or a formula without variables."""
     if (number := _literal(text)) is not None:
         return number
-    found = read_formula(text)
-    return next((value for value in found if isinstance(value, Number)), None)
+    return next((value for value in read_formula(text) if isinstance(value, Number)), None)
 
 
 # ---- numbers with words -----------------------------------------------------------------------------------

@@ -132,8 +132,7 @@ def _list(text: str, depth: int) -> list[Reading]:
     regions = [next((v for v in item if isinstance(v, Region)), None) for item in items]
     if all(v is not None for v in regions) and all(_has_relation(part) for part in parts):
         sets = [_sympy_set(v) for v in regions if v is not None]
-        joined = sympy.Union(*sets) if _OR.search(text) else sympy.Intersection(*sets)
-        return _region(joined)
+        return _region(sympy.Union(*sets) if _OR.search(text) else sympy.Intersection(*sets))
     first = relations[0]
     if isinstance(first, Labelled) and len(first.values) == 1 and not any(relations[1:]):
         ((label, values),) = first.values.items()

@@ -95,8 +95,7 @@ MAGNITUDES = {
     "mn": 10**6,
     "\u5341": 10, "\u767e": 100, "\u5343": 10**3, "\u4e07": 10**4, "\u842c": 10**4, "\u4ebf": 10**8, "\u5104": 10**8,
 }  # fmt: skip
-_POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
-_AFTER = {"squared": 2, "cubed": 3}
+_POWERS = {None: 1, "square": 2, "sq": 2, "cubic": 3, "cu": 3, "squared": 2, "cubed": 3}
 _FACTOR = re.compile(
     r"\s*(?P<op>/|per\b|[*.]|\\cdot|\\times)?\s*(?:(?P<power>square|sq|cubic|cu)\b\.?\s*)?"
     r"(?P<unit>\\circ\s*[CF]\b|[A-Za-z]?\s*\\Omega|\\[A-Za-z]+|[A-Za-z]+|[\u4e00-\u9fff]+|[$\u00a2\u20ac\u00a3\u00a5\u20b9\u20a9\u5143\u5186\u5757\u89d2\uc6d0])\.?"
@@ -119,7 +118,7 @@ def read_unit(text: str) -> tuple[Fraction, Dimension] | None:
         known = match and _lookup(match["unit"])
         if not match or not known or (position == 0 and match["op"] not in (None, "/", "per")):
             return None
-        exponent = int(match["exponent"] or 1) * _POWERS.get(match["power"] or "", 1) * _AFTER.get(match["after"], 1)
+        exponent = int(match["exponent"] or 1) * _POWERS[match["power"]] * _POWERS[match["after"]]
         exponent *= -1 if match["op"] in ("/", "per") else 1
         factor *= known[0] ** exponent
         for base, power in known[1]:
