@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -165,8 +166,6 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         name: str | None = None,
     ) -> None:
         super().__init__()
-        self._tokenizer: Any = None
-        self._image_processor: ImageProcessor | None = None
         self._module: Any = None
         groups = with_class_defaults(type(self), reading=reading, images=images, chat=chat, evaluation=evaluation)
         self.init_args = init_arguments() | groups
@@ -182,8 +181,8 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         self.locations: dict[str, str | None] = {}
         self.given: dict[str, GivenRows] = {}
         self.files, self.weights = named_files(train)
-        rows_of: dict[str, Any] = {"train": ", ".join(self.files.values()) or train}
-        rows_of |= {"validation": validation, "test": test}
+        files: Any = ", ".join(self.files.values()) or train
+        rows_of = {"train": files, "validation": validation, "test": test}
         for split, rows in rows_of.items():
             if rows is None or isinstance(rows, str | os.PathLike):
                 self.locations[split] = None if rows is None else os.fspath(rows)
@@ -201,8 +200,10 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         self._openings: dict[str, str] = {}  # by the template's arguments
         self.prompts_per_rollout, self.seed = prompts_per_rollout, seed
         self.name: str = name or snake_case(type(self).__name__)
-        names = [other.name for other in self.validated]
-        refuse_twice(names, "data.evaluation.also_validate", "validation sets are", "set `name` on one of them")
+        refuse_twice(
+            [other.name for other in self.validated], "data.evaluation.also_validate", "validation sets are",
+            "set `name` on one of them",
+        )  # fmt: skip
         self.cursor: Cursor = dict(START_CURSOR)
         self._samples: dict[str, list[Sample]] = {}
         self.prompts: dict[str, list[Prompt]] = {}
@@ -277,24 +278,15 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
 
     # the model
 
-    @property
+    @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer of the trainer's model; set it to use the data without a trainer."""
-        return self._tokenizer if self._tokenizer is not None else self._model("tokenizer").tokenizer
+        return self._model("tokenizer").tokenizer
 
-    @tokenizer.setter
-    def tokenizer(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-
-    @property
+    @cached_property
     def image_processor(self) -> ImageProcessor:
         """The image processor of the trainer's model; set it to use the data without a trainer."""
-        processor = self._image_processor
-        return processor if processor is not None else self._model("image_processor").image_processor
-
-    @image_processor.setter
-    def image_processor(self, processor: ImageProcessor) -> None:
-        self._image_processor = processor
+        return self._model("image_processor").image_processor  # type: ignore[no-any-return]
 
     @property
     def demonstrates(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import date
@@ -11,7 +10,7 @@ from typing import Any
 
 from lit_rlvr.datamodules.base import PromptDataModule, Split
 from lit_rlvr.datamodules.reading.bad_row import BadRow
-from lit_rlvr.datamodules.reading.cells import as_text, is_blank, lookup
+from lit_rlvr.datamodules.reading.cells import as_text, is_blank, lookup, parse_text
 from lit_rlvr.datamodules.reading.chat import wrapped_prompt
 from lit_rlvr.datamodules.reading.code_tests import as_tests
 from lit_rlvr.datamodules.reading.rows import as_prompt
@@ -93,12 +92,12 @@ class CodeProblems(PromptDataModule):
         for row in super().rows(split):
             if isinstance(row, BadRow):
                 yield row
-            elif self._is_in_period(row.row["date"]):
+            elif (day := row.row["date"]) is None or (self.since or day) <= day <= (self.until or day):
                 yield _with_tests(row)
 
     def sample(self, row: dict[str, Any], index: int, source: str) -> Sample:
-        if isinstance(row.get("metadata"), str):
-            row = {**row, "metadata": _parsed(row["metadata"], "metadata")}
+        if isinstance(parse_text(row.get("metadata")), str):
+            raise BadRow("broken JSON", "metadata")
         tried = (
             *OTHER_COLUMNS,
             *((field, field) for field in self.fields),
@@ -130,9 +129,6 @@ class CodeProblems(PromptDataModule):
         except ValueError as error:
             raise BadRow(f"{cell!r} is not a date ({error})", "date") from error
 
-    def _is_in_period(self, day: date | None) -> bool:
-        return day is None or (self.since or day) <= day <= (self.until or day)
-
 
 def _with_tests(sample: Sample) -> Sample | BadRow:
     """Return the sample with its tests, their number as the answer, and the prompt, or a bad row that says why not."""
@@ -163,13 +159,6 @@ def _with_tests(sample: Sample) -> Sample | BadRow:
         answer=f"{len(tests)} tests",
         row={**sample.row, "tests": tuple(cell for cell, _ in read), "function": function},
     )
-
-
-def _parsed(text: str, field: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadRow(f"broken JSON ({error})", field) from error
 
 
 def _day(option: str, text: str | None) -> date | None:

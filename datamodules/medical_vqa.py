@@ -125,8 +125,7 @@ def read_omnimed(row: DataRow) -> dict[str, Any]:
     letter = find_letter(as_text(row["gt_answer"], "gt_answer"), options)
     if letter is None:
         raise BadRow(f"{row['gt_answer']!r} is not one of the options", "gt_answer")
-    kind = row.get("modality_type") or row.get("modality")
-    return _closed(row["question"], options, letter, row["image_path"], kind)
+    return _closed(row["question"], options, letter, row["image_path"], row.get("modality_type") or row.get("modality"))
 
 
 def read_pmc(row: DataRow) -> dict[str, Any]:

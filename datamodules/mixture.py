@@ -12,7 +12,7 @@ from lit_rlvr.datamodules.reading.rows import check_ids, with_distinct_ids
 from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.datamodules.reading.stream import EvalLoader
 from lit_rlvr.environments.base import Environment
-from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.errors import UserError, check_within, refuse_all
 from lit_rlvr.types import Prompt, Sample
 
 
@@ -42,13 +42,13 @@ class Mixture(PromptDataModule):
         if weights is not None and temperature is not None:
             raise UserError("data: give weights or a temperature, not both")
         check_within("(0, inf)", "data", temperature=temperature)
-        names = [part.name for part in sets]
-        refuse_twice(names, "data.sets", "sets are", "set `name` on one of them")
-        for part in sets:
-            if isinstance(part, Mixture):
-                raise UserError(f"data.sets: {part.name} is a mixture itself; give its sets here")
+        refuse_twice([part.name for part in sets], "data.sets", "sets are", "set `name` on one of them")
+        refuse_all(
+            f"data.sets: {part.name} is a mixture itself; give its sets here"
+            for part in sets
+            if isinstance(part, Mixture)
+        )
         self.parts, self.temperature = list(sets), temperature
-        longest = max(part.reading.max_prompt_tokens for part in sets)
         super().__init__(
             train=None,
             validation=None,
@@ -56,19 +56,20 @@ class Mixture(PromptDataModule):
             validation_split=None,
             columns=None,
             rewards=None,
-            reading=ReadingOptions(max_prompt_tokens=longest),
+            reading=ReadingOptions(max_prompt_tokens=max(part.reading.max_prompt_tokens for part in sets)),
             images=sets[0].images,
             chat=sets[0].chat,
             **kwargs,
         )
         self.weights = dict(weights or {})
         self._owners = {part.name: part for part in sets}
+        refuse_all(
+            f"data.sets: {part.name} has an order, a curriculum or weights of its own; set them for the whole mixture, "
+            "and leave them out here"
+            for part in sets
+            if part.order != "shuffled" or part.success is not None or part.weights
+        )
         for part in sets:
-            if part.order != "shuffled" or part.success is not None or part.weights:
-                raise UserError(
-                    f"data.sets: {part.name} has an order, a curriculum or weights of its own; set them for the whole "
-                    "mixture, and leave them out here"
-                )
             if part.evaluation == EvaluationData():
                 part.evaluation = replace(self.evaluation, also_validate=None)
 
@@ -100,12 +101,12 @@ class Mixture(PromptDataModule):
 
     def use_environment(self, environment: Environment | None, needs_answers: bool = True) -> None:
         first = self.parts[0].chat
-        for part in self.parts if environment is not None else ():
-            if (part.chat.prefill, part.chat.chat_template_kwargs) != (first.prefill, first.chat_template_kwargs):
-                raise UserError(
-                    "data.sets: with an environment, all sets need the same chat.prefill and chat_template_kwargs; "
-                    f"{part.name} has others than {self.parts[0].name}"
-                )
+        refuse_all(
+            "data.sets: with an environment, all sets need the same chat.prefill and chat_template_kwargs; "
+            f"{part.name} has others than {self.parts[0].name}"
+            for part in (self.parts if environment is not None else ())
+            if (part.chat.prefill, part.chat.chat_template_kwargs) != (first.prefill, first.chat_template_kwargs)
+        )
         super().use_environment(environment, needs_answers)
 
     # rows

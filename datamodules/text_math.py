@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from lit_rlvr.datamodules.base import PromptDataModule
 from lit_rlvr.datamodules.reading.bad_row import BadRow
-from lit_rlvr.datamodules.reading.cells import as_answers, as_text, lookup, parse_text
+from lit_rlvr.datamodules.reading.cells import as_text, lookup, parse_text
 from lit_rlvr.datamodules.reading.images import check_media
 from lit_rlvr.datamodules.reading.rows import FALLBACKS, DataRow, as_prompt, closing_answer, find_cell
 from lit_rlvr.datamodules.reading.sharegpt import sharegpt_to_messages
@@ -20,9 +20,9 @@ TEMPLATED = re.compile(r"<\|im_start\|>|<\|start_header_id\|>|<\|user\|>|\[INST\
 """Chat template markup, which some data sets' prompts already contain."""
 
 
-def with_references(sample: Sample, answers: Sequence[str]) -> Sample:
-    """Return the sample with the `reference_answer` of each of the answers."""
-    first, *aliases = dict.fromkeys(map(reference_answer, answers))
+def with_references(sample: Sample) -> Sample:
+    """Return the sample with the `reference_answer` of each of its references."""
+    first, *aliases = dict.fromkeys(map(reference_answer, sample.references))
     return replace(sample, answer=first, aliases=tuple(aliases))
 
 
@@ -171,24 +171,16 @@ class TextMath(PromptDataModule):
     layouts = MATH_LAYOUTS
 
     def sample(self, row: dict[str, Any], index: int, source: str) -> Sample:
-        if self.columns:
-            sample = super().sample(row, index, source)
-            return with_references(sample, sample.references) if sample.answer else sample
-        prompt, answer = self.read_layout(row, source)
+        sample = super().sample(row, index, source)
+        return with_references(sample) if sample.answer else sample
+
+    def read_layout(self, row: DataRow, source: str) -> dict[str, Any]:
+        question, answer = super().read_layout(row, source)
         check_media(row, ())
-        prompt = as_prompt(prompt)
-        if answer is None:
-            answer = closing_answer(row, prompt, source)
-        row_id = next((row[key] for key in ("id", "ID", "unique_id") if row.get(key) is not None), None)
-        category = next(
-            (row[key] for key in ("subject", "type", "Type", "data_source") if row.get(key) is not None), ""
-        )
-        sample = Sample(
-            id=f"{self.name}:{index + 1}" if row_id is None else as_text(row_id, "id"),
-            prompt=prompt,
-            answer="",
-            row=row,
-            category=str(category),
-            source=source,
-        )
-        return with_references(sample, as_answers(answer, self.reading.answers))
+        prompt, row_id = as_prompt(question), find_cell(row, ("id", "ID", "unique_id"))
+        return {
+            "prompt": prompt,
+            "answer": closing_answer(row, prompt, source) if answer is None else answer,
+            "category": str(find_cell(row, ("subject", "type", "Type", "data_source")) or ""),
+            **({} if row_id is None else {"id": as_text(row_id, "id")}),
+        }

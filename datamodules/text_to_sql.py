@@ -117,8 +117,9 @@ class TextToSQL(PromptDataModule):
         """
         hint = f"\nHint: {evidence.strip()}" if evidence.strip() else ""
         question = sample.prompt.strip() if isinstance(sample.prompt, str) else sample.prompt
-        template = "{schema}\n\nQuestion: {prompt}{hint}"
-        prompt = wrapped_prompt(question, template, schema=self._schema(databases[0]), hint=hint)
+        prompt = wrapped_prompt(
+            question, "{schema}\n\nQuestion: {prompt}{hint}", schema=self._schema(databases[0]), hint=hint
+        )
         return replace(sample, prompt=prompt, row={**sample.row, "databases": [str(path) for path in databases]})
 
     def _schema(self, path: Path) -> str:
@@ -138,10 +139,8 @@ class TextToSQL(PromptDataModule):
         if Path(name).name != name:
             raise BadRow(f"{name!r} is not the name of a database", "database")
         data_folder = Path(source.rpartition(":")[0]).parent
-        folders = [data_folder / name for name in DATABASE_FOLDERS]
-        if self.databases:
-            folders = [Path(self.databases).expanduser()]
-        for folder in folders:
+        known = [data_folder / name for name in DATABASE_FOLDERS]
+        for folder in [Path(self.databases).expanduser()] if self.databases else known:
             nested, flat = folder / name / f"{name}.sqlite", folder / f"{name}.sqlite"
             if nested.is_file():
                 others = sorted(path for path in nested.parent.glob("*.sqlite") if path != nested)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from lit_rlvr.errors import UserError, checks_arguments
+from lit_rlvr.errors import UserError, checks_arguments, refuse_all
 from lit_rlvr.speech.calls import as_dicts, find_calls
 from lit_rlvr.speech.thoughts import thoughts_in, without_thoughts
 
@@ -139,7 +139,7 @@ class Sampling:
     max_thought_tokens: int = 0
 
     def __post_init__(self) -> None:
-        for name, wrong, wanted in (
+        checks = (
             ("temperature", self.temperature < 0, ">= 0"),
             ("top_p", not 0 < self.top_p <= 1, "in (0, 1]"),
             ("top_k", self.top_k < 0, ">= 0 (0 is off)"),
@@ -158,9 +158,10 @@ class Sampling:
                 not 0 <= self.max_thought_tokens < self.max_tokens,
                 f">= 0 (0 is off) and below max_tokens={self.max_tokens}",
             ),
-        ):
-            if wrong:
-                raise UserError(f"sampling.{name}: {getattr(self, name)} must be {wanted}")
+        )
+        refuse_all(
+            f"sampling.{name}: {getattr(self, name)} must be {wanted}" for name, wrong, wanted in checks if wrong
+        )
 
     @property
     def truncates_distribution(self) -> bool:
@@ -384,6 +385,20 @@ class RewardResult:
             object.__setattr__(self, "correct", _truth(self.correct))
 
 
+class ExecutionFailed(Exception):
+    """The failure of a program or a query, which leaves nothing to judge.
+
+    Args:
+        status: "timeout" = it hit a limit; "ok" = a program raised an exception or crashed; "parse_fail" = a query is
+            wrong or not allowed; "error" = a database file is missing or broken.
+        reason: the limit that it hit, the last line that it wrote to standard error, or SQLite's message.
+    """
+
+    def __init__(self, status: Status, reason: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
 def _truth(value: Any) -> bool:
     """Convert 0, 1 and the truth values of numpy and torch to False and True.
 
@@ -571,10 +586,8 @@ class Rollout:
     @property
     def unreadable(self) -> dict[str, Tensor]:
         """Name -> (P, G) bool, True = that reward found no answer to judge (status "parse_fail")."""
-        import torch
-
         return {
-            name: torch.tensor([[said[name].status == "parse_fail" for said in group] for group in self.details])
+            name: self._table([[said[name].status == "parse_fail" for said in group] for group in self.details]).bool()
             for name in (self.parts if self.details else ())
         }
 
@@ -620,26 +633,18 @@ class Rollout:
 
         A failed check counts as wrong.
         """
-        import torch
-
-        failed = [[status == "error" for status in group] for group in self.statuses]
-        return self.judged | torch.tensor(failed, dtype=torch.bool).reshape(self.judged.shape)
+        return self.judged | self._table([[status == "error" for status in group] for group in self.statuses]).bool()
 
     @property
     def rewarded(self) -> Tensor:
         """(P, G) bool: True for completions with a reward, False if a check failed or no reward judges it."""
-        import torch
-
         values = [[status not in ("error", "unjudged") for status in group] for group in self.statuses]
-        return torch.tensor(values, dtype=torch.bool).reshape(self.rewards.shape)
+        return self._table(values).bool()
 
     @property
     def lengths(self) -> Tensor:
         """(P, G) float: sampled tokens of each completion, EOS included."""
-        import torch
-
-        values = [[float(c.length) for c in group] for group in self.completions]
-        return torch.tensor(values).reshape(self.rewards.shape)
+        return self._table([[c.length for c in group] for group in self.completions])
 
     @property
     def turns(self) -> Tensor:
@@ -652,10 +657,13 @@ class Rollout:
     @property
     def truncated(self) -> Tensor:
         """(P, G) float in {0, 1}: 1 if the engine's finish reason is "length"."""
+        return self._table([[c.truncated for c in group] for group in self.completions])
+
+    def _table(self, values: Sequence[Sequence[float]]) -> Tensor:
+        """Return P lists of G numbers or truth values as a (P, G) float tensor."""
         import torch
 
-        values = [[float(c.truncated) for c in group] for group in self.completions]
-        return torch.tensor(values).reshape(self.rewards.shape)
+        return torch.tensor(values, dtype=torch.float32).reshape(self.rewards.shape)
 
 
 def pad_completions(completions: list[list[Completion]]) -> tuple[Tensor, Tensor, Tensor]:

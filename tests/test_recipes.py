@@ -354,7 +354,7 @@ def check_rewards(recipe: str, rollout: RolloutCallback) -> None:
         assert cosine.ends == {True: (1.0, 0.5), False: (-0.5, 0.0)} and cosine.max_length == 3584
     elif recipe.startswith("agrae/qwen2.5-vl"):
         answer, form = rollout.rewards
-        assert type(answer) is (Choice if "medical" in recipe else MathAnswer) and answer.boxed_only
+        assert type(answer) is (Choice if "medical" in recipe else MathAnswer) and answer.init_args["boxed_only"]
         weights = (0.1, 0.9) if recipe.endswith("_printed") else (0.9, 0.1)
         assert (answer.weight, form.weight) == weights and isinstance(form, Format)
         formed = {"<think>a\nb</think> so \\boxed{B}.": 1, "so <think>a</think> \\boxed{B}": 0, "\\boxed{B}": 0,
@@ -366,7 +366,7 @@ def check_rewards(recipe: str, rollout: RolloutCallback) -> None:
     else:
         (answer,) = rollout.rewards
         assert type(answer) is MathAnswer and answer.weight == 1.0
-        assert answer.boxed_only == (not recipe.startswith("aapo"))
+        assert answer.init_args["boxed_only"] == (not recipe.startswith("aapo"))
 
 
 def check_loss(module: RLVRModule, settings: Settings) -> None:

@@ -70,7 +70,7 @@ WATCH = """if True:
     sys.path.append({tests!r})
     from hostile import ANSWERS
     from lit_rlvr.rewards import code, math_check, sql
-    from lit_rlvr.rewards.answers.find import final_answer, normalise
+    from lit_rlvr.rewards.answers.find import find_answer, normalise
     from lit_rlvr.rewards.sql_query import QueryLimits
 
     reads = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -99,7 +99,7 @@ WATCH = """if True:
         boxed = f"\\\\boxed{{{{{{text}}}}}}"
         for form in (text, boxed, f"the answer is {{text}}", f"${{text}}$", f"```sql\\n{{text}}\\n```"):
             try:
-                final_answer(form), normalise(form[:2000]), code.extract_program(form)
+                find_answer(form), normalise(form[:2000]), code.extract_program(form)
                 math_check.check_math(form[:3000], "7")
                 sql.check_sql(form, "SELECT 1", ({database!r},), "bird", QueryLimits(100_000, 100))
             except (MemoryError, RecursionError, OverflowError, ValueError, TimeoutError):

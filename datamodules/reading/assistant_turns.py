@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import takewhile
+from itertools import groupby, takewhile
 from typing import Any, NamedTuple
 
 from lit_rlvr.datamodules.reading.bad_row import BadRow
@@ -146,11 +146,10 @@ def _trained_parts(parts: list[Part], trained: Sequence[bool]) -> list[Part]:
             f"it leaves turns of the assistant out of the loss ({' or '.join(LOSS_KEYS)}), and the chat template does "
             "not mark each turn", "prompt",
         )  # fmt: skip
-    left, made = iter(trained), [Part([], False)]
-    for part in parts:
-        if (part.is_written and next(left)) != made[-1].is_written:
-            made.append(Part([], not made[-1].is_written))
-        made[-1].token_ids.extend(part.token_ids)
+    left = iter(trained)
+    pieces = [(part.is_written and next(left), part.token_ids) for part in parts]
+    runs = groupby(pieces, key=lambda piece: piece[0])
+    made = [Part([token for _, ids in run for token in ids], is_written) for is_written, run in runs]
     return made if made[-1].is_written else made[:-1]
 
 

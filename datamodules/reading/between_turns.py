@@ -133,9 +133,7 @@ class BetweenTurns:
         elif self._ends[last] != end and not after.endswith(self._header):  # the template continues an open turn
             after = end + after.removesuffix(self._chat.prefill) + self._header
         ids = list(self._tokenizer(after, add_special_tokens=False).input_ids)
-        if pixels is None or self._processor is None:
-            return ids
-        return self._processor().expand(ids, pixels.placeholders)
+        return self._processor().expand(ids, pixels.placeholders) if pixels and self._processor else ids
 
     def _render_after_turn(self, results: Sequence[ToolResult]) -> tuple[str, str]:
         """Render the text between the model's turn and its next turn.
@@ -172,9 +170,8 @@ class BetweenTurns:
         question, before = (self._render(talk, prompt=False) for talk in ([_QUESTION], [_QUESTION, call]))
         whole = self._render([_QUESTION, call, *messages])
         start = shared_length(question, before)
-        place, end = max(((before.rfind(text, start), text) for text in self._ends.values()), default=(-1, ""))
-        if place < 0:
-            place, end = len(before), ""
+        ends = [(before.rfind(text, start), text) for text in self._ends.values() if text in before[start:]]
+        place, end = max(ends, default=(len(before), ""))
         if whole.startswith(before[:place] + end):
             return end, whole[place + len(end) :]
         after = self._render([_QUESTION, _call(name, {_ARGUMENT: MODEL_TURN}), *messages]).rpartition(MODEL_TURN)[2]
@@ -218,14 +215,14 @@ class BetweenTurns:
         """
         if not self._tokenizer.chat_template:
             return
-        if self._role == "tool" and not self._renders_observations():
+        if self._role == "tool" and _PROBE not in self._rendered_probe():
             if self.offers_tools:
                 raise UserError(
                     f"rollout.environment: {self._of_template} offers tools but does not show their results; use "
                     "another template, or `offer: false`"
                 )
             self._role = "user"
-        if not self._renders_observations():
+        if _PROBE not in self._rendered_probe():
             raise UserError(
                 f"rollout.environment: {self._of_template} does not show messages that follow a turn of the model; use "
                 "another template"
@@ -269,11 +266,7 @@ class BetweenTurns:
         """True if the template shows an image in the role of observations, where it has one placeholder."""
         if self._processor is None:
             return True
-        try:
-            after = self._render_after_turn([ToolResult("tool", _PROBE, (None,))])[1]
-        except UserError:  # it refuses such messages
-            return False
-        ids = self._tokenizer(after, add_special_tokens=False).input_ids
+        ids = self._tokenizer(self._rendered_probe((None,)), add_special_tokens=False).input_ids
         return list(ids).count(self._processor().family.prompt_token_id) == 1
 
     @cached_property
@@ -285,12 +278,12 @@ class BetweenTurns:
         )  # fmt: skip
         return BetweenTurns(self._chat, self._tokenizer, (*self._eos_ids,), "user", self._processor)
 
-    def _renders_observations(self) -> bool:
-        """Return True if the template renders an observation."""
+    def _rendered_probe(self, images: tuple[Any, ...] = ()) -> str:
+        """Return what the template shows after a turn for the observation `_PROBE`; "" if it refuses such messages."""
         try:
-            return _PROBE in self._render_after_turn([ToolResult("tool", _PROBE)])[1]
-        except UserError:  # it refuses such messages
-            return False
+            return self._render_after_turn([ToolResult("tool", _PROBE, images)])[1]
+        except UserError:
+            return ""
 
 
 def _call(name: str, arguments: dict[str, Any]) -> dict[str, Any]:

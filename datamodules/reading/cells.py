@@ -182,9 +182,11 @@ def _holds_answers(parsed: Any) -> bool:
 
 
 def is_blank(value: Any) -> bool:
-    """Return True for a missing value, an empty text and an empty list."""
+    """Return True for a cell that holds nothing: a missing value, a blank text, and a list or dict of such cells."""
     value = as_python(value)
-    return is_missing(value) or (value.strip() if isinstance(value, str) else value) in ("", [], ())
+    if isinstance(value, list | tuple | Mapping):
+        return all(map(is_blank, value.values() if isinstance(value, Mapping) else value))
+    return is_missing(value) or (isinstance(value, str | bytes) and not value.strip())
 
 
 def without_tags(answer: str, field: str) -> str:

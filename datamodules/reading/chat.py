@@ -14,7 +14,7 @@ from typing import Any, Literal
 from lit_rlvr.datamodules.reading.cells import parse_text
 from lit_rlvr.datamodules.reading.conversations import THOUGHT_KEYS, text_of, without_nulls
 from lit_rlvr.datamodules.reading.images import PLACEHOLDER, as_parts
-from lit_rlvr.errors import UserError, given_text, option_group
+from lit_rlvr.errors import UserError, given_text, option_group, refuse_all
 from lit_rlvr.rewards.forms import as_messages
 from lit_rlvr.speech.thoughts import MARK, thoughts_in, without_thoughts
 from lit_rlvr.types import Sample
@@ -161,8 +161,6 @@ MODEL_TURN = "\ue000"
 RESERVED = ("tokenize", "add_generation_prompt", "continue_final_message", "conversation", "return_dict", "tools")
 """Arguments of `apply_chat_template` that this module sets."""
 
-SpecialTokens = Literal["break", "refuse", "keep"]
-
 
 @option_group("data.chat")
 @dataclass(frozen=True)
@@ -192,20 +190,23 @@ class Chat:
     score_prefill: bool = False
     chat_template_kwargs: dict[str, Any] | None = None
     plain_template: str = "{system}{prompt}\n"
-    special_tokens: SpecialTokens = "break"
+    special_tokens: Literal["break", "refuse", "keep"] = "break"
     tools: tuple[dict[str, Any], ...] = field(default=(), init=False)
     """JSON schemas of the tools that every prompt offers; an environment has them."""
 
     def __post_init__(self) -> None:
         _ = self.system_text  # refuses a misspelt name
-        for option, template in (("template", self.template_text), ("plain_template", self.plain_template)):
-            if "{prompt}" not in template:
-                raise UserError(
-                    f"data.chat.{option}: {template!r} has no {{prompt}}, the model would not see the question"
-                )
-        for key in self.chat_template_kwargs or {}:
-            if key in RESERVED:
-                raise UserError(f"data.chat.chat_template_kwargs: {key!r} is set by lit-rlvr and cannot be given")
+        templates = {"template": self.template_text, "plain_template": self.plain_template}
+        refuse_all(
+            f"data.chat.{option}: {template!r} has no {{prompt}}, the model would not see the question"
+            for option, template in templates.items()
+            if "{prompt}" not in template
+        )
+        refuse_all(
+            f"data.chat.chat_template_kwargs: {key!r} is set by lit-rlvr and cannot be given"
+            for key in self.chat_template_kwargs or {}
+            if key in RESERVED
+        )
 
     @property
     def system_text(self) -> str | None:
@@ -316,8 +317,7 @@ class Chat:
             talk = self.apply([question, turn, question], tokenizer, prompt=False, offer=False)
         except UserError:  # it takes no such conversation, so nothing shows where the header ends
             return self.prefill
-        header = talk.partition(MODEL_TURN)[0]
-        shared = shared_length(header, prompt)
+        shared = shared_length(talk.partition(MODEL_TURN)[0], prompt)
         if prompt.startswith(before):
             thoughts = MARK.search(prompt, len(before))
             shared = min(max(shared, len(before)), thoughts.start() if thoughts else len(prompt))
@@ -369,8 +369,7 @@ class Chat:
             return messages
         first = messages[0] if messages[0]["role"] == "system" else None
         parts = [] if first is None else [text_of(first["content"])]
-        described = "\n".join([TOOL_INSTRUCTIONS, *map(_describe_tool, self.tools)])
-        text = "\n\n".join([*parts, described])
+        text = "\n\n".join([*parts, "\n".join([TOOL_INSTRUCTIONS, *map(_describe_tool, self.tools)])])
         return [{"role": "system", "content": text}, *(messages if first is None else messages[1:])]
 
     def _plain(self, messages: list[dict[str, Any]]) -> str:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 from lit_rlvr.datamodules.reading.bad_row import BadRow
-from lit_rlvr.errors import UserError, defined_at, type_text
+from lit_rlvr.errors import UserError, defined_at, did_you_mean, refuse_all, type_text
 from lit_rlvr.types import Sample
 
 FIELDS = ("prompt", "answer", "image", "video", "id", "category", "options", "reward")
@@ -16,11 +15,12 @@ FIELDS = ("prompt", "answer", "image", "video", "id", "category", "options", "re
 
 def check_columns(columns: Mapping[str, str], fields: Sequence[str]) -> None:
     """Refuse a `columns` mapping with an unknown field."""
-    for field in columns:
-        if field not in fields:
-            nearest = get_close_matches(field, fields, 1)
-            hint = f", did you mean {nearest[0]!r}?" if nearest else f"; known fields: {', '.join(fields)}"
-            raise UserError(f"columns: unknown field {field!r}{hint}")
+    known = f"known fields: {', '.join(fields)}"
+    refuse_all(
+        f"columns: unknown field {field!r}; {did_you_mean(field, fields, known)}"
+        for field in columns
+        if field not in fields
+    )
 
 
 FIELD_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {

@@ -8,13 +8,12 @@ last two for videos, whose source is a `Video`.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from lit_rlvr.datamodules.reading.bad_row import BadRow
-from lit_rlvr.datamodules.reading.cells import parse_text
+from lit_rlvr.datamodules.reading.cells import is_blank, parse_text
 from lit_rlvr.types import Video
 
 Messages = list[dict[str, Any]]
@@ -49,9 +48,7 @@ def as_conversation(value: Any) -> Messages | None:
     Raises:
         BadRow: a message has an unknown role, no content, or a part of a type that is not supported.
     """
-    value = without_nulls(value)
-    if isinstance(value, str):
-        value = _parsed(value)
+    value = _parsed(value) if isinstance(value, str) else without_nulls(value)
     if isinstance(value, Mapping) and {"messages", "role"} & value.keys():
         value = value.get("messages", [value])
     return [_message(message) for message in value] if isinstance(value, list) else None
@@ -130,7 +127,7 @@ def _tool_calls(calls: Any) -> list[dict[str, Any]]:
 def _part(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadRow(_NO_CONTENT, "prompt")
-    part = {key: item for key, item in value.items() if key not in MEDIA_KEYS or not is_empty(item)}
+    part = {key: item for key, item in value.items() if key not in MEDIA_KEYS or not is_blank(item)}
     media = [key for key in MEDIA_KEYS if key in part]
     kind = part.get("type") or (media[0] if media else "text")
     if kind in TEXT_TYPES:
@@ -145,7 +142,7 @@ def _part(value: Any) -> dict[str, Any]:
     if part.get("text"):
         raise BadRow(f"a part of type {kind!r} that also holds text", "prompt")
     medium = MEDIA_TYPES[kind]
-    key = next((key for key in (medium, f"{medium}_url", *SOURCE_KEYS) if not is_empty(part.get(key))), None)
+    key = next((key for key in (medium, f"{medium}_url", *SOURCE_KEYS) if not is_blank(part.get(key))), None)
     if medium == "video" and (more := part.keys() - {"type", "text", key}):
         names = ", ".join(sorted(map(str, more)))
         raise BadRow(f"a part of type {kind!r} with {names}; set data.images.video_fps, max_frames, ...", "prompt")
@@ -164,14 +161,3 @@ def _source(value: Any, key: str, part: dict[str, Any]) -> Any:
     if key in ("base64", "data") and isinstance(value, str) and not value.startswith("data:"):
         return f"data:{part.get('media_type') or part.get('mimeType') or 'image/png'};base64,{value}"
     return value
-
-
-def is_empty(value: Any) -> bool:
-    """Return True for a cell that holds nothing: None, NaN, "", and a list or dict of such cells."""
-    if isinstance(value, float):
-        return math.isnan(value)
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        return all(map(is_empty, value))
-    return value is None or (isinstance(value, str | bytes) and not value)

@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lit_rlvr.datamodules.reading.bad_row import BadRow
-from lit_rlvr.datamodules.reading.cells import parse_text
-from lit_rlvr.datamodules.reading.conversations import NO_AUDIO, Messages, is_empty, without_nulls
+from lit_rlvr.datamodules.reading.cells import is_blank, parse_text
+from lit_rlvr.datamodules.reading.conversations import NO_AUDIO, Messages, without_nulls
 from lit_rlvr.datamodules.reading.videos import check_packages, choose_frames, inspect_video, read_frames
 from lit_rlvr.errors import UserError, check_within, option_group
 from lit_rlvr.types import Sample, Video, kinds_of
@@ -47,16 +47,16 @@ def as_images(value: Any) -> tuple[Any, ...]:
     """Read a cell as a tuple of unopened images: one, a list or its text, or none (None, NaN, "", a dict of these)."""
     value = value.tolist() if getattr(value, "ndim", 0) == 1 else parse_text(value)
     values = value if isinstance(value, list | tuple) else (value,)
-    return tuple(image for image in values if not is_empty(image))
+    return tuple(image for image in values if not is_blank(image))
 
 
 def as_videos(value: Any) -> tuple[Video, ...]:
     """Read a cell as videos: a file, a list of image files (the frames of one video), a list of these, or none."""
     value = without_nulls(parse_text(value))
-    if isinstance(value, bool | int | float) or is_empty(value):
+    if isinstance(value, bool | int | float) or is_blank(value):
         return ()
     videos = value if isinstance(value, list) and not all(map(_is_frame, value)) else [value]
-    return tuple(Video(video) for video in videos if not is_empty(video))
+    return tuple(Video(video) for video in videos if not is_blank(video))
 
 
 def _is_frame(value: Any) -> bool:
@@ -247,11 +247,9 @@ class Images(Sequence[Any]):
         source, bounds = self.sources[index], (self.options.min_pixels, self.options.max_pixels)
         if not isinstance(source, Video):
             return resize(decode(source), *bounds)
-        if isinstance(source.frames, tuple):
-            frames = [decode(source.frames[i]) for i in source.indices]
-        else:
-            frames = read_frames(source.frames, source.indices)
-        return replace(source, frames=tuple(resize(frame, *bounds) for frame in frames))
+        is_file = not isinstance(source.frames, tuple)
+        chosen = read_frames(source.frames, source.indices) if is_file else [source.frames[i] for i in source.indices]
+        return replace(source, frames=tuple(resize(decode(frame), *bounds) for frame in chosen))
 
 
 def with_images(sample: Sample, options: ImageOptions) -> Sample:
@@ -276,7 +274,7 @@ def _with_rates(sample: Sample) -> list[Any]:
     Raises:
         BadRow: the column has no number for each video.
     """
-    column = next((name for name in sample.row if _RATE.fullmatch(str(name)) and not is_empty(sample.row[name])), None)
+    column = next((name for name in sample.row if _RATE.fullmatch(str(name)) and not is_blank(sample.row[name])), None)
     videos = [source for source in sample.images if isinstance(source, Video)]
     if column is None or not any(isinstance(video.frames, list | tuple) for video in videos):
         return list(sample.images)
@@ -294,7 +292,7 @@ def open_images(images: Sequence[Any], folder: Path, options: ImageOptions = Ima
     Raises:
         BadRow: one is missing or cannot be decoded.
     """
-    sources, keys, sizes = [], [], []
+    opened = []
     for number, (image, kind) in enumerate(zip(images, kinds_of(images), strict=True), 1):
         source = _locate_frames(image, folder) if isinstance(image, Video) else locate(image, folder)
         try:
@@ -307,10 +305,8 @@ def open_images(images: Sequence[Any], folder: Path, options: ImageOptions = Ima
             what = error.reason if isinstance(error, BadRow) else f"{type(error).__name__}: {error}"
             what = "not an image" if isinstance(error, UnidentifiedImageError) else what
             raise BadRow(f"{name} cannot be decoded ({what})", kind) from error
-        sources.append(source)
-        keys.append(key)
-        sizes.append(_padded(*fit(picture.size, options.min_pixels, options.max_pixels)))
-    return Images(tuple(sources), tuple(keys), tuple(sizes), options)
+        opened.append((source, key, _padded(*fit(picture.size, options.min_pixels, options.max_pixels))))
+    return Images(*zip(*opened, strict=True), options)
 
 
 def _locate_frames(video: Video, folder: Path) -> Video:
@@ -431,11 +427,7 @@ def film_strip(image: Any, frames: int = 8) -> Image.Image:
     if not isinstance(image, Video):
         return image
     shown = [image.frames[i] for i in np.linspace(0, len(image.frames) - 1, min(frames, len(image.frames))).astype(int)]
-    width, height = shown[0].size
-    strip = Image.new("RGB", (width * len(shown), height))
-    for number, frame in enumerate(shown):
-        strip.paste(frame, (number * width, 0))
-    return strip
+    return Image.fromarray(np.hstack([np.asarray(frame) for frame in shown]))
 
 
 def fit(size: Size, min_pixels: int | None, max_pixels: int | None) -> Size:

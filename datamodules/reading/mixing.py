@@ -26,10 +26,9 @@ def named_files(train: Any) -> tuple[dict[str, str], dict[str, float]]:
     """
     weights = train if isinstance(train, Mapping) else {}
     is_text = isinstance(train, Sequence | Mapping) and not isinstance(train, str)
-    if not (is_text and train and all(isinstance(file, str | os.PathLike) for file in train)):
+    has_weights = all(isinstance(weight, int | float) for weight in weights.values())  # else it is a `DatasetDict`
+    if not (is_text and train and has_weights and all(isinstance(file, str | os.PathLike) for file in train)):
         return {}, {}
-    if not all(isinstance(weight, int | float) for weight in weights.values()):
-        return {}, {}  # the sets of a `DatasetDict`
     files = [os.fspath(file) for file in train]
     names = [re.sub(r"[@:].*$|(\.\w+)+$", "", Path(file).name) for file in files]
     refuse_twice(

@@ -189,9 +189,9 @@ def right_letter(answer: Any, options: Options, is_typed: bool = True) -> str:
     if named:
         forms = [f"'{letter}) {texts[ascii_uppercase.index(letter)]}'" for letter in named]
         raise BadRow(f"{text!r} may be two options; write {' or '.join(forms)}", "answer")
-    if isinstance(answer, int | float | Decimal) and not isinstance(answer, bool):
-        raise BadRow(f"{answer!r} is not the number of one of {len(texts)} options, counted from 0", "answer")
-    raise BadRow(f"{text!r} is neither the letter nor the text of one of {len(texts)} options", "answer")
+    raise BadRow(
+        f"{text!r} is neither the letter, the text nor the number, from 0, of one of {len(texts)} options", "answer"
+    )
 
 
 def find_label(text: str, options: Options) -> str | None:

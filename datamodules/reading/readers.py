@@ -319,8 +319,7 @@ def _check_names(names: Iterable[str]) -> None:
     Raises:
         ValueError: `_read_file` turns it into an error with the file's name.
     """
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"two columns are named {twice[0]!r}; rename one of them")
 
 

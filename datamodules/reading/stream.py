@@ -240,8 +240,7 @@ def check_fingerprint(then: Mapping[str, str] | None, now: Mapping[str, str] | N
         then: the checkpoint's fingerprint; None: no checkpoint.
         now: the fingerprint of the current data; None: not read yet.
     """
-    changed = difference(then, now) if then and now else ""
-    if changed:
+    if then and now and (changed := difference(then, now)):
         raise UserError(
             f"ckpt_path: the training data are not those of the checkpoint: {changed}; restore them, {NEW_RUN}"
         )

@@ -54,8 +54,7 @@ class Arithmetic(GeneratedDataModule):
 
     def rows(self, split: Split) -> Iterator[Sample]:
         """Yield the training pairs or the held-out pairs; there is no test set."""
-        draw = random.Random(derive_seed("split", self.seed))
-        held_out = set(draw.sample(self.pairs, self.held_out))
+        held_out = set(random.Random(derive_seed("split", self.seed)).sample(self.pairs, self.held_out))
         for a, b in self.pairs:
             if split == ("validation" if (a, b) in held_out else "train"):
                 sign, answer = ("+", a + b) if self.operation == "add" else ("*", a * b)
@@ -125,15 +124,9 @@ class MultiStepArithmetic(GeneratedDataModule):
 
 def make_problem(rng: random.Random, terms: int, high: int) -> tuple[str, list[str]]:
     """Draw a problem such as "3+4-5", and return it with the lines of its solution: ["7-5", "2"]."""
-    total = rng.randint(1, high)
-    parts, totals = [str(total)], [total]
+    numbers = [rng.randint(1, high)]
     for _ in range(terms - 1):
         number, minus = rng.randint(1, high), rng.random() < 0.5
-        if minus and number <= total:
-            total -= number
-            parts.append(f"-{number}")
-        else:
-            total += number
-            parts.append(f"+{number}")
-        totals.append(total)
-    return "".join(parts), [f"{totals[k]}{''.join(parts[k + 1 :])}" for k in range(1, terms)]
+        numbers.append(-number if minus and number <= sum(numbers) else number)
+    parts = [str(numbers[0]), *(f"{number:+}" for number in numbers[1:])]
+    return "".join(parts), [f"{sum(numbers[: k + 1])}{''.join(parts[k + 1 :])}" for k in range(1, terms)]

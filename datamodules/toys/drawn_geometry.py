@@ -40,12 +40,8 @@ class CellArea(DrawnPictures):
         colour = tuple(rng.randint(0, 150) for _ in range(3))
         picture = Image.new("RGB", (SIDE, SIDE), (paper, paper, paper))
         draw = ImageDraw.Draw(picture)
-        for x in range(left, left + wide):
-            for y in range(top, top + high):
-                draw.rectangle(
-                    (x * CELL_PIXELS, y * CELL_PIXELS, (x + 1) * CELL_PIXELS - 1, (y + 1) * CELL_PIXELS - 1),
-                    fill=colour,
-                )
+        right, bottom = (left + wide) * CELL_PIXELS - 1, (top + high) * CELL_PIXELS - 1
+        draw.rectangle((left * CELL_PIXELS, top * CELL_PIXELS, right, bottom), fill=colour)
         for line in (*range(0, SIDE, CELL_PIXELS), SIDE - 1):
             draw.line((line, 0, line, SIDE), fill=(190, 190, 190))
             draw.line((0, line, SIDE, line), fill=(190, 190, 190))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import sqlite3
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lit_rlvr.common.files import cache_folder
+from lit_rlvr.common.files import cache_folder, write_atomically
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.datamodules.base import Split
 from lit_rlvr.datamodules.reading.split import ReadingOptions
@@ -142,12 +141,9 @@ def questions(table: SQLTable) -> Iterator[tuple[str, str, str]]:
 
 def write_table(table: SQLTable, path: Path) -> Path:
     """Write the table as a SQLite file atomically, so that other processes never see half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{os.getpid()}")
-    draft.unlink(missing_ok=True)
-    with closing(sqlite3.connect(draft)) as database:
+    with closing(sqlite3.connect(":memory:")) as database:
         database.execute(f"CREATE TABLE {table.name} (name TEXT, {table.kind} TEXT, {table.number} INTEGER)")
         database.executemany(f"INSERT INTO {table.name} VALUES (?, ?, ?)", table.rows)
         database.commit()
-    draft.replace(path)
+        write_atomically(path, database.serialize())
     return path

@@ -14,11 +14,10 @@ from typing import Any
 from lit_rlvr.environments.tools import Tools
 from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.rewards.sql import databases_of
-from lit_rlvr.rewards.sql_query import QueryFailed, run_query
-from lit_rlvr.rewards.sql_query import QueryLimits as QueryLimits
+from lit_rlvr.rewards.sql_query import QueryLimits, run_query
 from lit_rlvr.types import Sample, kinds_of
 from lit_rlvr.workers.process import Isolation
-from lit_rlvr.workers.sandbox import ProgramFailed, ProgramLimits, is_supported, run
+from lit_rlvr.workers.sandbox import ProgramLimits, is_supported, run
 
 MAX_DIGITS = 1000
 _BINARY: dict[type[ast.operator], Callable[..., int | float]] = {
@@ -78,8 +77,8 @@ class Python(Tools):
         if not is_supported():
             raise UserError("rollout.environment: Python needs Linux on x86_64 or aarch64 for its sandbox")
         check_within("[1, inf)", "Python", cpu_seconds=cpu_seconds, memory_mb=memory_mb)
-        wall = 10.0 * cpu_seconds + 20.0  # the sandbox ends a sleeping program earlier
-        super().__init__(**{"limits": Isolation(wall_seconds=wall), **kwargs})
+        # the sandbox ends a sleeping program earlier
+        super().__init__(**{"limits": Isolation(wall_seconds=10.0 * cpu_seconds + 20.0), **kwargs})
         self._program = ProgramLimits(cpu_seconds, memory_mb)
 
     def python(self, code: str) -> str:
@@ -88,10 +87,7 @@ class Python(Tools):
         Args:
             code: The program; it must print its result.
         """
-        try:
-            return run(code, "", self._program) or "the program printed nothing"
-        except ProgramFailed as failure:
-            raise ValueError(failure.reason) from failure
+        return run(code, "", self._program) or "the program printed nothing"
 
 
 class Crop(Tools):
@@ -159,10 +155,7 @@ class SQLShell(Tools):
         Args:
             sql: One SELECT statement of SQLite.
         """
-        try:
-            rows = run_query(self._path, sql, self._limits).rows
-        except QueryFailed as failure:
-            raise ValueError(failure.reason) from failure
+        rows = run_query(self._path, sql, self._limits).rows
         shown = [" | ".join(map(_sql_value, row)) for row in rows[: self.shown_rows]]
         left = len(rows) - len(shown)
         return "\n".join([*shown, *([f"... and {left} more rows"] if left else [])]) or "no rows"

@@ -138,9 +138,8 @@ def _checked(value: object) -> Observation:
 
 def _with_correct(result: RewardResult) -> RewardResult:
     """Set `correct`: value 1 is right unless the environment says otherwise."""
-    if result.correct is not None or result.status == "error":
-        return result
-    return replace(result, correct=result.value == 1)
+    is_open = result.correct is None and result.status != "error"
+    return replace(result, correct=result.value == 1) if is_open else result
 
 
 class EpisodeReply(NamedTuple):

@@ -167,8 +167,7 @@ class EnvironmentChoice(Environment):
         self._chosen = given[0]
         self.needs_turns = any(environment.needs_turns for environment in given)
         self.source_classes = [cls for other in given for cls in (type(other), *other.source_classes)]
-        offered = {tool["function"]["name"]: tool for other in given for tool in other.tools}
-        self.tools = tuple(offered.values())
+        self.tools = tuple({tool["function"]["name"]: tool for other in given for tool in other.tools}.values())
 
     @property
     def title(self) -> str:
@@ -228,8 +227,8 @@ def schema(method: Callable[..., Any]) -> dict[str, Any]:
     """
     from transformers.utils import get_json_schema
 
-    kinds = {p.kind for p in inspect.signature(method).parameters.values()}
-    if kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
+    variable = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    if any(parameter.kind in variable for parameter in inspect.signature(method).parameters.values()):
         raise UserError(f"rollout.environment: {method.__qualname__} takes *args or **kwargs; name a tool's arguments")
     try:
         return dict(get_json_schema(method))
@@ -260,17 +259,14 @@ def as_environment(environment: Any) -> Environment | None:
             f"rollout.environment: {environment} names no Environment; give a class of another kind by its dotted path "
             "alone, such as my_env.Shop"
         )
-    if isinstance(environment, str):
-        name = environment
-        factory = import_path("rollout.environment", name if "." in name else f"lit_rlvr.environments.{name}")
-    else:
-        factory, name = environment, getattr(environment, "__qualname__", repr(environment))
+    name = environment if isinstance(environment, str) else getattr(environment, "__qualname__", repr(environment))
+    path = name if "." in name else f"lit_rlvr.environments.{name}"
+    factory = import_path("rollout.environment", path) if environment is name else environment
     if not callable(factory):
         raise UserError(f"rollout.environment: {name} is neither a class nor a function that returns an environment")
     try:
-        if isinstance(factory, type) and issubclass(factory, Environment):
-            return factory()
-        return WrappedTools(factory)
+        is_environment = isinstance(factory, type) and issubclass(factory, Environment)
+        return factory() if is_environment else WrappedTools(factory)
     except UserError:
         raise
     except Exception as error:

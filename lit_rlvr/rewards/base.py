@@ -129,9 +129,7 @@ class Reward(ChecksArguments, ABC):
         An exception in the checker becomes status "error" for that completion alone, which masks it out of the loss. A
         `UserError` is about the configuration, so it ends the run.
         """
-        if self.isolation is not None:
-            return self._score_isolated(pairs, self.isolation)
-        return self.score_here(pairs)
+        return self._score_isolated(pairs, self.isolation) if self.isolation else self.score_here(pairs)
 
     def score_here(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         """Judge a batch in this process, in order."""
@@ -299,8 +297,7 @@ def check_prefills(rewards: Sequence[Reward], prompts: Iterable[Prompt]) -> None
 
 def report_rewards_in_process(rewards: Sequence[Reward]) -> None:
     """Report which user-defined rewards run in this process, because they can hang or end it."""
-    own = [r.dotted_path for r in rewards if r.isolation is None and not r.dotted_path.startswith("lit_rlvr.")]
-    if own:
+    if own := [r.dotted_path for r in rewards if not (r.isolation or r.dotted_path.startswith("lit_rlvr."))]:
         _log.info(
             "%s: runs in this process and can hang or end it; set `isolate: true` on a reward to use worker processes",
             ", ".join(own),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards.answers.find import final_answer, normalise
+from lit_rlvr.rewards.answers.find import find_answer, normalise
 from lit_rlvr.rewards.answers.options import YES_NO, named_options, referenced_options
 from lit_rlvr.rewards.base import Reward
 from lit_rlvr.types import Completion, Pair, RewardResult, Sample
@@ -65,7 +65,7 @@ class Choice(Reward):
         self.check_reference(sample)
         named = named_options(completion.full_text, self.boxed_only, *_texts(sample))
         correct = bool(named & correct_options(sample))
-        found = final_answer(completion.full_text, self.boxed_only)
+        found = find_answer(completion.full_text, self.boxed_only).text
         return RewardResult(float(correct), correct, "ok" if named else "parse_fail", found)
 
     def score(self, pairs: Sequence[Pair]) -> list[RewardResult]:

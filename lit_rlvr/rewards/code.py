@@ -13,17 +13,17 @@ from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from itertools import repeat
+from symtable import symtable
 from typing import Any, NamedTuple
 
 from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.rewards.base import CheckedReward, verdict
 from lit_rlvr.rewards.fences import fenced_blocks
 from lit_rlvr.speech.thoughts import without_thoughts
-from lit_rlvr.types import Pair, RewardResult, Sample, Status
+from lit_rlvr.types import ExecutionFailed, Pair, RewardResult, Sample, Status
 from lit_rlvr.workers.pool import shared_pool
-from lit_rlvr.workers.sandbox import ProgramFailed, ProgramLimits, is_supported, run
+from lit_rlvr.workers.sandbox import ProgramLimits, is_supported, run
 
-CODE_CHECK = "lit_rlvr.rewards.code:check_code"
 CHECK_SECONDS = 3600.0
 """Wall-clock and CPU seconds of one check; no check takes so long, because each test has its own limits."""
 CHECK_MEMORY_MB = 4096
@@ -72,7 +72,11 @@ class CodeTests(CheckedReward):
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         arguments = [(c.full_text, *_tests(sample), self.limits, self.float_tolerance) for c, sample in pairs]
         outcomes = shared_pool().run(
-            CODE_CHECK, arguments, cpu_seconds=CHECK_SECONDS, wall_seconds=CHECK_SECONDS, memory_mb=CHECK_MEMORY_MB
+            "lit_rlvr.rewards.code:check_code",
+            arguments,
+            cpu_seconds=CHECK_SECONDS,
+            wall_seconds=CHECK_SECONDS,
+            memory_mb=CHECK_MEMORY_MB,
         )
         return [verdict(outcome) for outcome in outcomes]
 
@@ -205,7 +209,7 @@ def check_code(
         place = f"test {number} of {len(tests)}"
         try:
             output = run(program, test.input, limits, function)
-        except ProgramFailed as failure:
+        except ExecutionFailed as failure:
             return False, failure.status, f"{place}: {failure.reason}"
         if not (same_value if function else same_output)(test.output, output, float_tolerance):
             return False, "ok", f"{place}: {_short(output)} is not {_short(test.output)}"
@@ -251,32 +255,15 @@ def _with_definitions(programs: Sequence[str], is_script: bool) -> str:
 def _names(program: str) -> tuple[set[str], set[str]]:
     """Return the names that a program binds at its top level, and those that it uses and nowhere binds."""
     try:
-        parts = ast.parse(program).body
+        tables = [symtable(program, "a program", "exec")]
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         return set(), set()
-    top: set[str] = set()
-    own: set[str] = set()
-    used: set[str] = set()
-    for part in parts:
-        has_scope = isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-        for node in ast.walk(part):
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
-                used.add(node.id)
-            elif isinstance(node, ast.arg):
-                own.add(node.arg)
-            elif name := _bound_name(node):
-                own.add(name)
-                if node is part or not has_scope:
-                    top.add(name)
-    return top, used - own
-
-
-def _bound_name(node: ast.AST) -> str:
-    if isinstance(node, ast.Name):
-        return node.id
-    if isinstance(node, ast.alias):
-        return (node.asname or node.name).partition(".")[0]
-    return node.name if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) else ""
+    top = tables[0].get_symbols()
+    bound = {symbol.get_name() for symbol in top if symbol.is_assigned() or symbol.is_imported()}
+    for table in tables:  # grows
+        tables += table.get_children()
+    symbols = [symbol for table in tables for symbol in table.get_symbols() if symbol.is_global()]
+    return bound, {symbol.get_name() for symbol in symbols if symbol.is_referenced()} - bound
 
 
 def same_output(expected: str, found: str, tolerance: float = 0.0) -> bool:

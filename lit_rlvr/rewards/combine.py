@@ -65,16 +65,11 @@ class Scores:
     weights: dict[str, float] = field(default_factory=dict)
 
     @property
-    def masked(self) -> Tensor:
-        """(P, G) bool, True = there is no reward, because a check failed or no reward judges the completion: it must be
-        masked out of the loss and of its group's statistics."""
-        unjudged = [[status == "unjudged" for status in group] for group in self.statuses]
-        return self.failed | torch.tensor(unjudged, dtype=torch.bool).reshape(self.failed.shape)
-
-    @property
     def rewarded(self) -> Tensor:
-        """(P, G) bool, True = there is a reward."""
-        return ~self.masked
+        """(P, G) bool, False = a check failed or no reward judges the completion: it must be masked out of the loss and
+        of its group's statistics."""
+        judged = [[status != "unjudged" for status in group] for group in self.statuses]
+        return ~self.failed & torch.tensor(judged, dtype=torch.bool).reshape(self.failed.shape)
 
 
 def score_rollout(rewards: Sequence[Reward], completions: list[list[Completion]], samples: list[Sample]) -> Scores:
@@ -106,7 +101,8 @@ def judge(rewards: Sequence[Reward], pairs: Sequence[Pair], whole_rollout: bool 
     Raises:
         UserError: a reward changed a setting of torch that training reads.
     """
-    failures = {k: failure for k, (completion, _) in enumerate(pairs) if (failure := _failure(completion))}
+    outcomes = {k: completion.outcome for k, (completion, _) in enumerate(pairs)}
+    failures = {k: outcome for k, outcome in outcomes.items() if outcome and outcome.status in ("timeout", "error")}
     weights = own_weights(rewards)
     of_rows = {id(sample): row_weights(sample, weights) for _, sample in pairs}
     found: Judgements = {}
@@ -123,12 +119,6 @@ def judge(rewards: Sequence[Reward], pairs: Sequence[Pair], whole_rollout: bool 
             )
         found[reward.name] = [results.get(k) or failures.get(k) or NOT_JUDGED for k in range(len(pairs))]
     return found
-
-
-def _failure(completion: Completion) -> RewardResult | None:
-    """Return how the completion's environment failed, if it did."""
-    outcome = completion.outcome
-    return outcome if outcome is not None and outcome.status in ("timeout", "error") else None
 
 
 def combine(rewards: Sequence[Reward], results: Judgements, samples: Sequence[Sample], width: int) -> Scores:

@@ -6,7 +6,7 @@ import re
 from re import _parser  # type: ignore[attr-defined]
 from typing import Any
 
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, refuse_all
 from lit_rlvr.rewards.base import Reward
 from lit_rlvr.types import Completion, Sample
 
@@ -46,16 +46,14 @@ class Format(Reward):
         self.boxed = boxed
 
     def check_prefill(self, prefill: str) -> None:
-        pattern = "" if self.pattern is None else self.pattern.pattern
-        parsed = _parser.parse(pattern, re.DOTALL)
-        for tag in TAG.findall(prefill):
-            if tag in (self.contains or "") or tag in required_text(parsed, tag):
-                raise UserError(
-                    f"rewards.{type(self).__name__} {self.name!r} asks for {tag} in the text, but the chat template or "
-                    f"the data's prefill writes it ({prefill!r}), so no text ever has it; set "
-                    "data.init_args.chat.score_prefill: true, with which rewards judge that too, or ask only for what "
-                    "the model writes"
-                )
+        parsed = _parser.parse(self.pattern.pattern if self.pattern else "", re.DOTALL)
+        refuse_all(
+            f"rewards.{type(self).__name__} {self.name!r} asks for {tag} in the text, but the chat template or the "
+            f"data's prefill writes it ({prefill!r}), so no text ever has it; set data.init_args.chat.score_prefill: "
+            "true, with which rewards judge that too, or ask only for what the model writes"
+            for tag in TAG.findall(prefill)
+            if tag in (self.contains or "") or tag in required_text(parsed, tag)
+        )
 
     def __call__(self, completion: Completion, sample: Sample) -> float:
         return float(any(map(self._accepts, dict.fromkeys((completion.text, completion.raw or completion.text)))))

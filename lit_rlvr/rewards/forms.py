@@ -14,6 +14,7 @@ from typing import Any
 from lit_rlvr.errors import UserError, given_text
 from lit_rlvr.rewards.base import as_result
 from lit_rlvr.speech.calls import as_dicts, split_calls
+from lit_rlvr.speech.prompts import content_text
 from lit_rlvr.speech.thoughts import thoughts_in, without_thoughts
 from lit_rlvr.types import Completion, Pair, RewardResult, Sample, Turn
 
@@ -75,10 +76,9 @@ def verl_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
     """Return the arguments that verl gives to `compute_score`; without its columns, the reference is the answer, an
     object if `data.reading.answers` says so."""
     completion, sample = pairs[0]
-    row = sample.row
     truth = mapping_in(sample, "reward_model").get("ground_truth") if sample.answer_object is None else None
     return {
-        "data_source": row.get("data_source", ""),
+        "data_source": sample.row.get("data_source", ""),
         "solution_str": completion.text,
         "predict_str": completion.text,
         "ground_truth": sample.label if truth is None else truth,
@@ -120,7 +120,8 @@ def easyr1_batch_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
 
 def openrlhf_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
     """Return the arguments that OpenRLHF gives, without the chat template: a query is a prompt and its completion."""
-    prompts = [plain_prompt(sample.prompt) for _, sample in pairs]
+    contents = ([message["content"] for message in as_messages(sample.prompt)] for _, sample in pairs)
+    prompts = ["\n\n".join(map(content_text, messages)) for messages in contents]
     return {
         "queries": [p + c.full_text for p, (c, _) in zip(prompts, pairs, strict=True)],
         "prompts": prompts,
@@ -180,22 +181,14 @@ def form_of(function: Any) -> Form | None:
     """Return the form of a function by the names of its parameters; None = it has no known form."""
     parameters = parameters_of(function)
     kinds = {parameter.kind for parameter in parameters.values()}
-    if is_builtin(function) or kinds == {inspect.Parameter.VAR_POSITIONAL}:
+    is_known = parameters or hasattr(function, "__code__")  # else it is written in C
+    if not is_known or kinds == {inspect.Parameter.VAR_POSITIONAL}:
         return OWN
     if kinds == {inspect.Parameter.VAR_KEYWORD}:
         return TRL
     names = parameters.keys() | {f"{a} {b}" for a in parameters for b in parameters}
     found = next((form for form in FORMS if form.marks & names), None)
     return None if found is TRL and set(required(parameters)) & {*NEVER_COLUMNS} else found
-
-
-def is_builtin(function: Any) -> bool:
-    """Return True for a callable written in C whose parameters Python does not know."""
-    try:
-        inspect.signature(function)
-    except ValueError:
-        return True
-    return False
 
 
 def required(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
@@ -222,15 +215,6 @@ def accepted_arguments(function: Any, arguments: Mapping[str, Any]) -> Arguments
 def as_messages(prompt: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return a prompt as chat messages."""
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-
-
-def plain_prompt(prompt: str | list[dict[str, Any]]) -> str:
-    """Return a prompt as text: the texts of its messages, a paragraph each."""
-    if isinstance(prompt, str):
-        return prompt
-    contents = (message["content"] for message in prompt)
-    parts = ([content] if isinstance(content, str) else [p.get("text", "") for p in content] for content in contents)
-    return "\n\n".join("".join(texts) for texts in parts)
 
 
 def completion_messages(completion: Completion) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from lit_rlvr.common.packages import import_path
 from lit_rlvr.common.settings import dotted_path_of
-from lit_rlvr.errors import UserError, defined_at, did_you_mean
+from lit_rlvr.errors import UserError, defined_at, did_you_mean, refuse_all
 from lit_rlvr.rewards.base import Reward, as_result, check_rewards
 from lit_rlvr.rewards.format import TAG
 from lit_rlvr.rewards.forms import (
@@ -145,9 +145,7 @@ class FunctionReward(Reward):
     def _run(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
         """Return the results of calls, which run concurrently if the function is asynchronous."""
         results = [call() for call in calls]
-        if not any(inspect.isawaitable(result) for result in results):
-            return results
-        return asyncio.run_coroutine_threadsafe(_gather(results), event_loop(os.getpid())).result()
+        return resolved(_gather(results)) if any(map(inspect.isawaitable, results)) else results
 
     def _read(self, values: Sequence[Any]) -> list[Any]:
         """Return the values as results, or the exceptions in their places; log the further numbers of dicts."""
@@ -282,12 +280,12 @@ def with_details(values: list[Any], extra: Mapping[str, Sequence[Any]], reward: 
     Raises:
         UserError: a column does not have one value for each completion.
     """
-    for column, logged in extra.items():
-        if len(logged) != len(values):
-            raise UserError(
-                f"reward {reward.name!r}: log_extra({column!r}, ...) must get one value for each of the {len(values)} "
-                f"completions, it got {len(logged)}"
-            )
+    refuse_all(
+        f"reward {reward.name!r}: log_extra({column!r}, ...) must get one value for each of the {len(values)} "
+        f"completions, it got {len(logged)}"
+        for column, logged in extra.items()
+        if len(logged) != len(values)
+    )
     if not extra:
         return values
     results = [value if isinstance(value, BaseException) else as_result(value) for value in values]

@@ -43,19 +43,18 @@ def check_references(rewards: Sequence[Reward], samples: Sequence[Sample]) -> No
     known = f"the rewards are {', '.join(weights)} (rollout.rewards)"
     chosen: dict[tuple[str, str, bool], Sample] = {}  # a row of each set whose column names a reward, or none
     for sample in samples:
-        named = {} if sample.rewards is None else sample.rewards
-        if unknown := sorted(named.keys() - weights.keys()):
+        if unknown := sorted(dict(sample.rewards or {}).keys() - weights.keys()):
             raise UserError(f"{sample.source or sample.id}: reward: there is no {unknown[0]!r}; {known}")
         cells = {} if sample.rewards is not None else {column: sample.row.get(column) for column in REWARD_COLUMNS}
         for column, cell in cells.items():
             if isinstance(cell, str):
                 chosen.setdefault((sample.dataset, column, cell in weights), sample)
-    for (dataset, column, matches), sample in chosen.items():
-        if not matches and (dataset, column, True) in chosen:
-            raise UserError(
-                f"{sample.source or sample.id}: {column}: there is no reward {sample.row[column]!r}, but one for other "
-                f"rows; name the reward of each row in a column of its own (data.columns.reward); {known}"
-            )
+    refuse_all(
+        f"{sample.source or sample.id}: {column}: there is no reward {sample.row[column]!r}, but one for other rows; "
+        f"name the reward of each row in a column of its own (data.columns.reward); {known}"
+        for (dataset, column, matches), sample in chosen.items()
+        if not matches and (dataset, column, True) in chosen
+    )
     judging = [(sample, row_weights(sample, weights)) for sample in samples]
     counts = Counter(name for _, own in judging for name in own)
     if unused := [name for name in weights if judging and not counts[name]]:

@@ -14,8 +14,6 @@ from lit_rlvr.rewards.math import MathAnswer
 from lit_rlvr.types import Completion, Pair, RewardResult, Sample
 from lit_rlvr.workers.pool import shared_pool
 
-IS_READABLE = "lit_rlvr.rewards.math_check:is_readable"
-
 
 class Overlong(Reward):
     """DAPO's soft punishment: 0 up to `max_tokens - cache_tokens`, then falling linearly to -1 at `max_tokens`.
@@ -77,7 +75,9 @@ class CosineScaled(MathAnswer):
     def score(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         judged = super().score(pairs)
         answers = list(dict.fromkeys(sample.answer for _, sample in pairs))
-        outcomes = shared_pool().run(IS_READABLE, [(answer,) for answer in answers], cpu_seconds=self.cpu_seconds)
+        outcomes = shared_pool().run(
+            "lit_rlvr.rewards.math_check:is_readable", [(a,) for a in answers], cpu_seconds=self.cpu_seconds
+        )
         unreadable = {a for a, outcome in zip(answers, outcomes, strict=True) if outcome.value is False}
         return [
             RewardResult(0.0, None, "unjudged", f"the reference {sample.answer!r} cannot be read")

@@ -8,9 +8,7 @@ from typing import Any
 from lit_rlvr.rewards.base import CheckedReward, verdict
 from lit_rlvr.types import Completion, Pair, RewardResult, Sample
 from lit_rlvr.workers.pool import shared_pool
-
-MATH_CHECK = "lit_rlvr.rewards.math_check:check_math"
-EXPLAIN_CHECK = "lit_rlvr.rewards.math_check:explain_check"
+from lit_rlvr.workers.process import Outcome
 
 
 class MathAnswer(CheckedReward):
@@ -40,28 +38,21 @@ class MathAnswer(CheckedReward):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.boxed_only = boxed_only
-        self.decimals = decimals
-        self.reference_precision = reference_precision
-        self.open_thoughts = open_thoughts
+        self.options = boxed_only, decimals, reference_precision, open_thoughts
         self.cpu_seconds = cpu_seconds
 
     def gold_completion(self, sample: Sample) -> str:
         return f"\\boxed{{{sample.answer}}}"
 
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
-        arguments = [self._arguments(*pair) for pair in pairs]
-        return [verdict(outcome) for outcome in shared_pool().run(MATH_CHECK, arguments, cpu_seconds=self.cpu_seconds)]
+        return [verdict(outcome) for outcome in self._run("check_math", pairs)]
 
     def explain(self, completion: Completion, sample: Sample) -> list[tuple[str, str]]:
         """Return (stage, result) of each stage of the check of one completion."""
-        (outcome,) = shared_pool().run(
-            EXPLAIN_CHECK, [self._arguments(completion, sample)], cpu_seconds=self.cpu_seconds
-        )
+        (outcome,) = self._run("explain_check", [(completion, sample)])
         return outcome.value if outcome.status == "ok" else [(outcome.status, outcome.detail)]
 
-    def _arguments(self, completion: Completion, sample: Sample) -> tuple[Any, ...]:
-        return (
-            completion.full_text, sample.references, self.boxed_only, self.decimals,
-            self.reference_precision, self.open_thoughts,
-        )  # fmt: skip
+    def _run(self, check: str, pairs: Sequence[Pair]) -> list[Outcome]:
+        """Run a function of `math_check` on completions in worker processes."""
+        arguments = [(completion.full_text, sample.references, *self.options) for completion, sample in pairs]
+        return shared_pool().run(f"lit_rlvr.rewards.math_check:{check}", arguments, cpu_seconds=self.cpu_seconds)

@@ -99,15 +99,16 @@ def explain_check(text: str, answer: str | Sequence[str], *options: Any) -> list
     correct, status, extracted = check_math(text, answer, *options)
     references = (answer,) if isinstance(answer, str) else tuple(answer)
     found = find_answer(text, *options[:1], *options[3:])
-    stages = [("found", f"{found.text!r} ({_PLACES[found.where]})" if found.text else "no answer")]
-    if extracted != found.text:
-        stages.append(("taken of it", repr(extracted)))
-    stages.append(("characters", repr(clean(extracted))))
-    stages.append(("the answer is", _listed(parse(extracted))))
-    for reference in references:
-        stages.append(("the reference is", f"{reference!r}: {_listed(_reference(reference))}"))
     verdict = "equal" if correct else "an unevaluated sum or product" if is_restated(extracted) else "not equal"
-    return [*stages, ("compared", verdict if status == "ok" or extracted else "nothing to compare"), ("status", status)]
+    return [
+        ("found", f"{found.text!r} ({_PLACES[found.where]})" if found.text else "no answer"),
+        *([("taken of it", repr(extracted))] if extracted != found.text else []),
+        ("characters", repr(clean(extracted))),
+        ("the answer is", _listed(parse(extracted))),
+        *(("the reference is", f"{reference!r}: {_listed(_reference(reference))}") for reference in references),
+        ("compared", verdict if status == "ok" or extracted else "nothing to compare"),
+        ("status", status),
+    ]
 
 
 _PLACES = {

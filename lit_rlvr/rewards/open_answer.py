@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards.answers.find import final_answer, normalise
+from lit_rlvr.rewards.answers.find import find_answer, normalise
 from lit_rlvr.rewards.base import Reward
 from lit_rlvr.types import Completion, RewardResult, Sample
 
@@ -19,7 +19,7 @@ class OpenAnswer(Reward):
 
     The comparison ignores case, punctuation and articles, but not signs (-5, 1/2, C++); `correct` means the same words
     in the same order. `words` below says which a, an and the are articles; those of "hepatitis A" and "A positive" are
-    not. The final answer is `final_answer`'s. Source: Rajpurkar et al. 2016 (SQuAD), the usual score of medical open
+    not. The final answer is `find_answer`'s. Source: Rajpurkar et al. 2016 (SQuAD), the usual score of medical open
     questions.
 
     Args:
@@ -46,7 +46,7 @@ class OpenAnswer(Reward):
 
     def __call__(self, completion: Completion, sample: Sample) -> RewardResult:
         self.check_reference(sample)
-        found = final_answer(completion.full_text, self.boxed_only)
+        found = find_answer(completion.full_text, self.boxed_only).text
         predicted, references = words(found), [words(answer) for answer in sample.references]
         correct = any(same_words(predicted, expected) for expected in references)
         value = 1.0 if correct else 0.0 if self.exact else max(f1(predicted, expected) for expected in references)

@@ -14,15 +14,13 @@ from typing import Any, Literal
 from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.rewards.base import CheckedReward, verdict
 from lit_rlvr.rewards.fences import Block, fenced_blocks
-from lit_rlvr.rewards.sql_query import QueryFailed, QueryLimits, QueryResult, SQLRow, run_query
+from lit_rlvr.rewards.sql_query import QueryLimits, QueryResult, SQLRow, run_query
 from lit_rlvr.speech.thoughts import without_thoughts
-from lit_rlvr.types import Pair, RewardResult, Sample, Status
+from lit_rlvr.types import ExecutionFailed, Pair, RewardResult, Sample, Status
 from lit_rlvr.workers.pool import shared_pool
 from lit_rlvr.workers.process import Outcome
 
 _log = logging.getLogger("lit_rlvr")
-
-SQL_CHECK = "lit_rlvr.rewards.sql:check_sql"
 
 
 class SQLExecution(CheckedReward):
@@ -96,7 +94,9 @@ class SQLExecution(CheckedReward):
             for text, s in checks
         ]
         wall = 20 * self.cpu_seconds  # SQLite never waits: this is for an overloaded machine
-        return shared_pool().run(SQL_CHECK, arguments, cpu_seconds=self.cpu_seconds, wall_seconds=wall)
+        return shared_pool().run(
+            "lit_rlvr.rewards.sql:check_sql", arguments, cpu_seconds=self.cpu_seconds, wall_seconds=wall
+        )
 
 
 def databases_of(sample: Sample, reader: str) -> tuple[str, ...]:
@@ -150,7 +150,7 @@ _GOES_ON = re.compile(r"(?:[,(]|\b(?:UNION|ALL|INTERSECT|EXCEPT|AND|OR|FROM|WHER
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?\*/", re.DOTALL)
 _INNERMOST = re.compile(r"\([^()]*\)")
 
-_references: dict[tuple[str, str, QueryLimits], QueryResult | QueryFailed] = {}
+_references: dict[tuple[str, str, QueryLimits], QueryResult] = {}
 
 
 def check_sql(
@@ -174,17 +174,15 @@ def check_sql(
     sql = reference if text is None else extract_sql(text)
     if not sql:
         return False, "parse_fail", "no SQL"
-    references = []
-    for path in databases:
-        wanted = _reference_result(path, reference, limits)
-        if isinstance(wanted, QueryFailed):
-            return False, "error", f"the reference query failed ({wanted.reason}): {reference}"
-        references.append(wanted)
+    try:
+        references = [_reference_result(path, reference, limits) for path in databases]
+    except ExecutionFailed as failure:
+        return False, "error", f"the reference query failed ({failure.reason}): {reference}"
     detail = sql if any(result.rows for result in references) else NO_ROWS + sql
     for path, wanted in zip(databases, references, strict=True):
         try:
             found = wanted if text is None else run_query(path, sql, limits)
-        except QueryFailed as failure:
+        except ExecutionFailed as failure:
             return False, failure.status, f"{failure.reason}: {sql}"
         rows = with_equal_numbers(wanted.rows, found.rows, float_tolerance)
         if not same_result(*rows, comparison, is_ordered(reference)):
@@ -318,14 +316,11 @@ def _match(wanted: list[SQLRow], found: list[SQLRow], left: list[SQLRow], right:
     return False
 
 
-def _reference_result(path: str, reference: str, limits: QueryLimits) -> QueryResult | QueryFailed:
-    """Return the result or the failure of the reference query. It runs once, as long as the cache has room."""
+def _reference_result(path: str, reference: str, limits: QueryLimits) -> QueryResult:
+    """Return the result of the reference query. It runs once, as long as the cache has room."""
     key = (path, reference, limits)
     if key not in _references:
-        if sum(result.size for result in _references.values() if isinstance(result, QueryResult)) > CACHE_BYTES:
+        if sum(result.size for result in _references.values()) > CACHE_BYTES:
             _references.clear()
-        try:
-            _references[key] = run_query(path, reference, limits)
-        except QueryFailed as failure:
-            _references[key] = failure
+        _references[key] = run_query(path, reference, limits)
     return _references[key]

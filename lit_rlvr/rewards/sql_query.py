@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lit_rlvr.types import Status
+from lit_rlvr.types import ExecutionFailed, Status
 
 SQLRow = tuple[Any, ...]
 
@@ -38,20 +38,6 @@ class QueryLimits(NamedTuple):
     rows: int
 
 
-class QueryFailed(Exception):
-    """A query failed.
-
-    Args:
-        status: "parse_fail" = the query is wrong or not allowed; "timeout" = it hit a limit; "error" = the database
-            file is missing or broken.
-        reason: SQLite's message.
-    """
-
-    def __init__(self, status: Status, reason: str) -> None:
-        super().__init__(reason)
-        self.status, self.reason = status, reason
-
-
 class QueryResult(NamedTuple):
     """Rows, and their size in bytes as Python objects."""
 
@@ -75,19 +61,19 @@ def run_query(path: str, sql: str, limits: QueryLimits) -> QueryResult:
     """Return the result of one SELECT; the same query gets the same verdict on every machine.
 
     Raises:
-        QueryFailed: anything went wrong.
+        ExecutionFailed: anything went wrong.
     """
     try:
         with closing(connect(path)) as connection:
             _confine(connection, limits.instructions)
             return _fetch(connection.execute(sql), limits.rows)
     except MemoryError as error:
-        raise QueryFailed("timeout", "out of memory") from error
+        raise ExecutionFailed("timeout", "out of memory") from error
     except (sqlite3.Error, sqlite3.Warning, UnicodeError) as error:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest are extended codes
         status: Status = "error" if code in FILE_CODES else "timeout" if code in LIMIT_CODES else "parse_fail"
         reason = "too many instructions" if code == sqlite3.SQLITE_INTERRUPT else str(error)
-        raise QueryFailed(status, f"{path}: {reason}" if status == "error" else reason) from error
+        raise ExecutionFailed(status, f"{path}: {reason}" if status == "error" else reason) from error
 
 
 def _confine(connection: sqlite3.Connection, instructions: int) -> None:
@@ -102,19 +88,18 @@ def _confine(connection: sqlite3.Connection, instructions: int) -> None:
 
 
 def _authorize(action: int, first: str | None, second: str | None, *_: str | None) -> int:
-    if action == sqlite3.SQLITE_FUNCTION and second in FORBIDDEN_FUNCTIONS:
-        return sqlite3.SQLITE_DENY
-    return sqlite3.SQLITE_OK if action in ALLOWED else sqlite3.SQLITE_DENY
+    is_forbidden = action == sqlite3.SQLITE_FUNCTION and second in FORBIDDEN_FUNCTIONS
+    return sqlite3.SQLITE_OK if action in ALLOWED and not is_forbidden else sqlite3.SQLITE_DENY
 
 
 def _fetch(cursor: sqlite3.Cursor, limit: int) -> QueryResult:
     if cursor.description is None:  # nothing but comments, or a statement without a result
-        raise QueryFailed("parse_fail", "not a query")
+        raise ExecutionFailed("parse_fail", "not a query")
     rows: list[SQLRow] = []
     size = 0
     for row in cursor:
         size += sys.getsizeof(row) + sum(map(sys.getsizeof, row))
         if len(rows) == limit or size > RESULT_BYTES:
-            raise QueryFailed("timeout", f"more than {limit} rows or {RESULT_BYTES >> 20} MiB")
+            raise ExecutionFailed("timeout", f"more than {limit} rows or {RESULT_BYTES >> 20} MiB")
         rows.append(row)
     return QueryResult(rows, size)

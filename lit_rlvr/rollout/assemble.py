@@ -53,7 +53,7 @@ def assemble(
         token_ids=token_ids,
         mask=tokens_in_loss(sampled, completions, scores.statuses, mask_truncated, taught),
         rollout_logprobs=logprobs,
-        rewards=impute(scores.rewards, scores.masked),
+        rewards=impute(scores.rewards, ~scores.rewarded),
         correct=impute(scores.correct, ~scores.judged),
         judged=scores.judged,
         parts=scores.parts,

@@ -190,8 +190,7 @@ def _bare_text_call(name: str, argument: re.Pattern[str], text: str) -> Call:
     """Read arguments whose values are bare text."""
     if rest := argument.sub("", text).strip():
         return Call(name, problem=f"the arguments cannot be read: {rest[:40]!r} is in no argument")
-    values = {key.strip(): value for key, value in argument.findall(text)}
-    return Call(name, named=values, is_typed=False)
+    return Call(name, named={key.strip(): value for key, value in argument.findall(text)}, is_typed=False)
 
 
 def _as_calls(value: Any) -> list[Call]:

@@ -10,11 +10,11 @@ def prompt_text(prompt: Any) -> str:
     if not isinstance(prompt, list):
         return str(prompt)
     return "\n".join(
-        f"{m.get('role')}: {_content(m.get('content'))}" if isinstance(m, dict) else str(m) for m in prompt
+        f"{m.get('role')}: {content_text(m.get('content'))}" if isinstance(m, dict) else str(m) for m in prompt
     )
 
 
-def _content(content: Any) -> str:
+def content_text(content: Any) -> str:
     """Return a message's content as text; it is text, or parts, some of which are images."""
     if not isinstance(content, list):
         return str(content)

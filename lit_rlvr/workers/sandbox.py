@@ -28,11 +28,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
-if TYPE_CHECKING:
-    from lit_rlvr.types import Status
-
+from lit_rlvr.types import ExecutionFailed
 
 JAIL = str(Path(__file__).parent / "jail")
 SANDBOX_MACHINES = ("x86_64", "aarch64")
@@ -58,19 +56,6 @@ class ProgramLimits(NamedTuple):
     memory_mb: int
 
 
-class ProgramFailed(Exception):
-    """The failure of a program that did not run to its end.
-
-    Args:
-        status: "timeout" = it hit a limit; "ok" = it raised an exception or crashed.
-        reason: which limit, or the last line it wrote to standard error.
-    """
-
-    def __init__(self, status: Status, reason: str) -> None:
-        super().__init__(reason)
-        self.status, self.reason = status, reason
-
-
 def is_supported() -> bool:
     """Return whether this machine supports the sandbox."""
     return sys.platform == "linux" and platform.machine() in SANDBOX_MACHINES
@@ -86,21 +71,19 @@ def run(program: str, text: str, limits: ProgramLimits, function: str = "") -> s
             the value as JSON; "" = run the program as a script.
 
     Raises:
-        ProgramFailed: there is no output to judge.
+        ExecutionFailed: there is no output to judge.
         RuntimeError: it could not be confined, so it was not run.
     """
-    request = {
+    request = json.dumps({
         "program": program, "function": function, "output_bytes": OUTPUT_BYTES, "packages": PACKAGES,
         "readable": READABLE, **limits._asdict(),
-    }  # fmt: skip
+    }).encode()  # fmt: skip
     with (
         _memory(text.encode()) as stdin,
         _memory() as stdout,
         _memory() as stderr,
-        _memory(json.dumps(request).encode()) as channel,
+        _memory(request) as channel,
     ):
-        size = channel.seek(0, os.SEEK_END)
-        channel.seek(0)
         process = subprocess.Popen(
             [sys.executable, "-sS", "-X", "utf8", JAIL, str(channel.fileno()), str(os.getpid())],
             stdin=stdin,
@@ -113,12 +96,12 @@ def run(program: str, text: str, limits: ProgramLimits, function: str = "") -> s
         )
         trouble = _wait(process, WALL_FACTOR * limits.cpu_seconds)
         message = _last_line(stderr)
-        if os.fstat(channel.fileno()).st_size == size:
+        if os.fstat(channel.fileno()).st_size == len(request):
             raise RuntimeError(f"the sandbox did not start: {trouble or message or process.returncode}")
         if trouble:
-            raise ProgramFailed("timeout", trouble)
+            raise ExecutionFailed("timeout", trouble)
         if OUTPUT_BYTES in (os.fstat(file.fileno()).st_size for file in (stdout, stderr)):
-            raise ProgramFailed("timeout", f"more than {OUTPUT_BYTES >> 20} MiB of output")
+            raise ExecutionFailed("timeout", f"more than {OUTPUT_BYTES >> 20} MiB of output")
         _check_end(process.returncode, message)
         stdout.seek(0)
         return stdout.read().decode(errors="replace")
@@ -161,13 +144,13 @@ def _check_end(code: int, message: str) -> None:
     """Check that a process exited normally; `code` is its exit code, negative: the signal.
 
     Raises:
-        ProgramFailed: it did not.
+        ExecutionFailed: it did not.
     """
     if code == -signal.SIGXCPU:
-        raise ProgramFailed("timeout", "out of CPU time")
+        raise ExecutionFailed("timeout", "out of CPU time")
     if code in (-signal.SIGKILL, errno.ENOMEM):
-        raise ProgramFailed("timeout", "out of memory" if code > 0 else "killed, out of CPU time or memory")
+        raise ExecutionFailed("timeout", "out of memory" if code > 0 else "killed, out of CPU time or memory")
     if code < 0:
-        raise ProgramFailed("ok", f"crashed by {signal.Signals(-code).name}")
+        raise ExecutionFailed("ok", f"crashed by {signal.Signals(-code).name}")
     if code > 0:
-        raise ProgramFailed("ok", message or f"ended with code {code}")
+        raise ExecutionFailed("ok", message or f"ended with code {code}")

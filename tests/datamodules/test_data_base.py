@@ -299,7 +299,7 @@ def test_a_checkpoint_can_be_validated_without_its_training_data(ready, jsonl, c
     "options,message",
     [
         ({"prompts_per_rollout": 0}, r"data.prompts_per_rollout: 0 must lie in \[1, inf\)"),
-        ({"columns": {"promt": "q"}}, "unknown field 'promt', did you mean 'prompt'"),
+        ({"columns": {"promt": "q"}}, "unknown field 'promt'; did you mean 'prompt'"),
         (
             {"columns": {"zzz": "q"}},
             "unknown field 'zzz'; known fields: prompt, answer, image, video, id, category, options",

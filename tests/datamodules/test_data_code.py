@@ -150,7 +150,7 @@ def test_other_columns_are_mapped(jsonl: Any) -> None:
     assert (sample.id, sample.answer, sample.category) == ("s", "2 tests", "3") and "Square it." in str(sample.prompt)
     right = Completion("```python\ndef square(n):\n    return n * n\n```", (1,), "stop")
     assert CodeTests()(right, sample).correct is True
-    with pytest.raises(UserError, match="columns: unknown field 'test', did you mean 'tests'"):
+    with pytest.raises(UserError, match="columns: unknown field 'test'; did you mean 'tests'"):
         CodeProblems(columns={"test": "checks"})
 
 

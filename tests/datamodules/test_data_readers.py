@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 import json
 import os
@@ -12,6 +11,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import csv
 
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.readers import SHIPPED, read_rows
@@ -20,19 +20,16 @@ from lit_rlvr.errors import UserError
 ROWS = [{"question": "1+1?", "answer": "2"}, {"question": "é {x}\n2+2?", "answer": "4"}]
 
 
-def write(path: Path, rows: list[dict] = ROWS) -> Path:
-    """`rows` in the format of the path's suffix."""
+def write(path: Path, rows: list[dict] = ROWS, table: pa.Table | None = None) -> Path:
+    """Write `rows`, or a table, in the format of the path's suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    table = pa.Table.from_pylist(rows)
+    table = pa.Table.from_pylist(rows) if table is None else table
     if path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     elif path.suffix == ".json":
         path.write_text(json.dumps(rows))
     elif path.suffix == ".csv":
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        csv.write_csv(table, path)
     elif path.suffix == ".parquet":
         pq.write_table(table, path)
     else:
@@ -94,17 +91,10 @@ def test_objects_with_a_key_twice_are_bad_rows_at_any_depth(tmp_path: Path, name
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".arrow"])
 @pytest.mark.parametrize("nested", [False, True])
 def test_two_columns_of_one_name_are_refused(tmp_path: Path, suffix: str, nested: bool):
-    path = tmp_path / f"x{suffix}"
     table = pa.Table.from_arrays([pa.array(["1"]), pa.array(["2"])], names=["q", "q"])
-    if nested:
+    if nested and suffix != ".csv":
         table = pa.Table.from_arrays([table.to_struct_array().combine_chunks()], names=["row"])
-    if suffix == ".csv":
-        path.write_text("a,q,q\n1,2,3\n")
-    elif suffix == ".parquet":
-        pq.write_table(table, path)
-    else:
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table)
+    path = write(tmp_path / f"x{suffix}", table=table)
     with pytest.raises(UserError, match=rf"^{path}: cannot be read as {suffix} \(.*") as error:
         list(read_rows(str(path)))
     message = str(error.value)

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards import Format, FunctionReward, Reward, as_rewards, score_rollout
+from lit_rlvr.rewards import Format, FunctionReward, Reward, as_rewards
 from lit_rlvr.rewards.base import report_rewards_in_process
-from lit_rlvr.rewards.combine import stop_on_failures
+from lit_rlvr.rewards.combine import score_rollout, stop_on_failures
 from lit_rlvr.types import Completion, Prompt, RewardResult, Sample
 from lit_rlvr.workers import pool as waiting
 
@@ -142,14 +142,10 @@ def test_an_answer_that_does_not_end_earns_nothing_unless_told_otherwise(value: 
     assert Returns(value)._judge(*truncated, MemoryError) == cut  # in a worker process
 
 
-def test_a_user_error_ends_the_run() -> None:
-    with pytest.raises(UserError, match="no column"):
-        Returns(UserError("no column")).score([PAIR])
-
-
-def test_an_interrupt_is_not_a_rewards_failure() -> None:
-    with pytest.raises(KeyboardInterrupt):
-        Returns(KeyboardInterrupt()).score([PAIR])
+@pytest.mark.parametrize("error", [UserError("no column"), KeyboardInterrupt("no column")])
+def test_a_user_error_and_an_interrupt_end_the_run(error: BaseException) -> None:
+    with pytest.raises(type(error), match="no column"):
+        Returns(error).score([PAIR])
 
 
 def test_rewards_that_do_not_go_together_are_refused() -> None:

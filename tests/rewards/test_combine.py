@@ -12,8 +12,8 @@ import torch
 from lit_rlvr.advantages.group import GDPOAdvantage
 from lit_rlvr.environments.base import EnvironmentReward
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards import Reward, score_rollout
-from lit_rlvr.rewards.combine import BackgroundScoring
+from lit_rlvr.rewards import Reward
+from lit_rlvr.rewards.combine import BackgroundScoring, score_rollout
 from lit_rlvr.rewards.gold_answers import check_references
 from lit_rlvr.rollout.assemble import assemble
 from lit_rlvr.rollout.metrics import rollout_metrics
@@ -64,10 +64,20 @@ def test_weighted_sum_parts_statuses_and_failures() -> None:
     assert answer.asked == ["pa", "pb", "pc", "qb", "qb", "qd"]
 
 
-def test_the_value_of_a_failed_check_does_not_count() -> None:
-    table: dict[str, float | RewardResult] = {"a": RewardResult(9.0, None, "error"), "b": RewardResult(1.0, True)}
-    scores = score_rollout([Table(table)], [group("ab")], SAMPLES[:1])
-    assert scores.rewards.tolist() == [[0.0, 1.0]] and scores.failed.tolist() == [[True, False]]
+@pytest.mark.parametrize(
+    ("result", "status", "detail"),
+    [
+        (RewardResult(9.0, None, "error", "lost"), "error", "lost"),
+        (RewardResult(1.0), "error", "did not report `correct`; "),
+        (RewardResult(0.0, None, "timeout", "late"), "timeout", "late"),
+    ],
+)
+def test_a_judge_that_fails_does_not_report_or_was_stopped(result: RewardResult, status: str, detail: str) -> None:
+    """The value of a failed check does not count; one that was stopped says wrong."""
+    scores = score_rollout([Table({"a": RewardResult(1.0, True), "b": result}, name="t")], [group("ab")], SAMPLES[:1])
+    assert scores.rewards.tolist() == scores.correct.tolist() == [[1.0, 0.0]]
+    assert scores.statuses == [["ok", status]] and scores.failed.tolist() == [[False, status == "error"]]
+    assert scores.details[0][1]["t"].detail == detail
 
 
 def test_correct_comes_from_the_first_that_reports_it_or_from_the_marked_one() -> None:
@@ -78,14 +88,6 @@ def test_correct_comes_from_the_first_that_reports_it_or_from_the_marked_one() -
     marked = Table(ANSWER, name="answer", correct_from=True)
     scores = score_rollout([form, Table(always, name="always"), marked], GROUPS[:1], SAMPLES[:1])
     assert scores.correct.tolist() == [[1.0, 0.0, 0.0]]
-
-
-def test_a_judge_that_does_not_report_has_failed_there() -> None:
-    table: dict[str, float | RewardResult] = {"a": RewardResult(1.0, True), "b": RewardResult(1.0)}
-    scores = score_rollout([Table(table, name="t")], [group("ab")], SAMPLES[:1])
-    assert scores.failed.tolist() == [[False, True]]
-    assert scores.rewards.tolist() == [[1.0, 0.0]] and scores.correct.tolist() == [[1.0, 0.0]]
-    assert "did not report" in scores.details[0][1]["t"].detail
 
 
 def test_where_nobody_reports_correct_it_is_the_value_1_of_the_first() -> None:
@@ -104,12 +106,6 @@ def test_the_rule_for_correct_is_said_once(caplog: pytest.LogCaptureFixture, mon
     (message,) = (message for message in caplog.messages if "said once" in message)
     assert "'said once' reports no `correct`" in message and "its value 1 counts as correct" in message
     assert "set `correct_from: true` on the reward that decides" in message
-
-
-def test_a_judge_that_was_stopped_says_wrong() -> None:
-    table: dict[str, float | RewardResult] = {"a": RewardResult(1.0, True), "b": RewardResult(0.0, None, "timeout")}
-    scores = score_rollout([Table(table, name="t")], [group("ab")], SAMPLES[:1])
-    assert scores.correct.tolist() == [[1.0, 0.0]] and scores.statuses == [["ok", "timeout"]]
 
 
 @pytest.mark.parametrize(
@@ -155,13 +151,13 @@ def test_none_leaves_a_reward_out_and_only_none_leaves_the_completion_out() -> N
     extra = Table({"a": None, "b": None, "c": RewardResult(1.0, True), "n": 1.0}, name="extra")
     scores = score_rollout([answer, form], [group("abn")], SAMPLES[:1])
     assert scores.rewards.tolist() == [[2.125, 0.0, 0.0]] and scores.statuses == [["ok", "parse_fail", "unjudged"]]
-    assert scores.masked.tolist() == [[False, False, True]] and not scores.failed.any()
+    assert scores.rewarded.tolist() == [[True, True, False]] and not scores.failed.any()
     assert scores.judged.tolist() == [[True, True, False]] and scores.correct.tolist() == [[1.0, 0.0, 0.0]]
     parts = [[None if math.isnan(x) else x for x in scores.parts[name][0].tolist()] for name in ("answer", "form")]
     assert parts == [[1.0, 0.0, None], [0.25, None, None]]
     # "n" has a reward, but none that calls it right or wrong; `correct` of "c" comes from the one that judges it
     scores = score_rollout([Table({"a": True, "c": None, "n": None}), extra], [group("acn")], SAMPLES[:1])
-    assert scores.rewards.tolist() == [[1.0, 1.0, 1.0]] and not scores.masked.any()
+    assert scores.rewards.tolist() == [[1.0, 1.0, 1.0]] and scores.rewarded.all()
     assert scores.judged.tolist() == [[True, True, False]] and scores.correct.tolist() == [[1.0, 1.0, 0.0]]
 
 
@@ -184,7 +180,7 @@ def test_without_a_reward_a_completion_changes_nothing() -> None:
 
 def test_an_environment_without_a_judgement_leaves_the_episode_to_the_others() -> None:
     alone = score_rollout([EnvironmentReward()], [group("a")], SAMPLES[:1])
-    assert alone.statuses == [["unjudged"]] and alone.masked.all()
+    assert alone.statuses == [["unjudged"]] and not alone.rewarded.any()
     with_answer = score_rollout([EnvironmentReward(), Table(ANSWER)], [group("a")], SAMPLES[:1])
     assert with_answer.rewards.tolist() == with_answer.correct.tolist() == [[1.0]] and with_answer.judged.all()
 
@@ -209,7 +205,7 @@ def test_a_row_chooses_its_rewards_and_their_weights() -> None:
     assert scores.rewards.tolist() == [everything, [2.0, 0.0], [3 * 0.25 + 0.5, 3.5], [0.5, 0.5], everything]
     assert scores.parts["late"].isnan()[:, 0].tolist() == [False, True, False, False, False]
     assert scores.correct.tolist() == [[1, 0], [1, 0], [0, 1], [0, 0], [1, 0]]  # of "other": the value 1 of its first
-    assert scores.judged.all() and not scores.masked.any()
+    assert scores.judged.all() and scores.rewarded.all()
     assert [asked for asked in answer.asked if asked[:-1] in ("other", "column")] == []
     prompts = [Prompt(sample, [1]) for sample in samples]
     found = rollout_metrics(assemble(prompts, [group("ab")] * 5, scores, Sampling()), None, 1.0)

@@ -24,9 +24,8 @@ from lit_rlvr.rewards import (
     RewardModel,
     RewardModelServer,
     RubricJudge,
-    score_rollout,
 )
-from lit_rlvr.rewards.combine import logged_metrics
+from lit_rlvr.rewards.combine import logged_metrics, score_rollout
 from lit_rlvr.rewards.judges.prompts import Question
 from lit_rlvr.rewards.judges.rubric import read_rubric
 from lit_rlvr.rollout.agreement import agreement_metrics, kappa

@@ -8,7 +8,8 @@ import pytest
 from trl.rewards import get_soft_overlong_punishment
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards import LCPO, CosineScaled, MathAnswer, Overlong, RelativeLength, score_rollout
+from lit_rlvr.rewards import LCPO, CosineScaled, MathAnswer, Overlong, RelativeLength
+from lit_rlvr.rewards.combine import score_rollout
 from lit_rlvr.rewards.gold_answers import warn_of_other_lengths
 from lit_rlvr.types import Completion, RewardResult, Sample
 

@@ -194,9 +194,10 @@ def test_words_in_a_row_are_no_bomb() -> None:
     assert [result.correct for result in results] == [*texts.values()]
 
 
-def test_the_checker_itself_failing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lit_rlvr.rewards.math.MATH_CHECK", "operator:truediv")
-    (result,) = judge(["7"], ["7"])
+def test_the_checker_itself_failing_is_an_error() -> None:
+    reward = MathAnswer()
+    reward.options = (*reward.options, "one too many")  # type: ignore[assignment]
+    (result,) = reward.score([(completion("7"), Sample("a", "?", "7"))])
     assert (result.value, result.correct, result.status) == (0.0, None, "error")
     assert "TypeError" in result.detail
 

@@ -16,7 +16,7 @@ from hostile import assert_linear
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import SQLExecution, sql
 from lit_rlvr.rewards.sql import check_sql, extract_sql, is_ordered, same_result
-from lit_rlvr.rewards.sql_query import QueryFailed, QueryLimits, connect, run_query
+from lit_rlvr.rewards.sql_query import ExecutionFailed, QueryLimits, connect, run_query
 from lit_rlvr.types import Completion, RewardResult, Sample
 
 LIMITS = QueryLimits(instructions=20_000_000, rows=1000)
@@ -341,7 +341,7 @@ def test_instructions_are_counted_exactly(pets: str) -> None:
     def runs(rows: int) -> bool:
         try:
             return bool(run_query(pets, sql.format(rows), QueryLimits(50_000, 10**9)).rows)
-        except QueryFailed:
+        except ExecutionFailed:
             return False
 
     limit = next(rows for rows in range(1000, 10_000, 100) if not runs(rows))
@@ -428,10 +428,9 @@ def test_the_reference_is_run_once_and_its_results_fit_the_memory(pets: str, mon
 
     monkeypatch.setattr(sql, "run_query", run)
     monkeypatch.setattr(sql, "_references", {})
-    for gold in ("SELECT 4", "SELECT oops", "SELECT 4"):
-        for _ in range(3):
-            check_sql("```SELECT 4```", gold, (pets,), "bird", LIMITS)
-    assert (ran.count("SELECT 4"), ran.count("SELECT oops")) == (1 + 6, 1)  # the predictions are run every time
+    for _ in range(3):
+        check_sql("```SELECT 3```", "SELECT 4", (pets,), "bird", LIMITS)
+    assert (ran.count("SELECT 4"), ran.count("SELECT 3")) == (1, 3)
     monkeypatch.setattr(sql, "CACHE_BYTES", 1000)
     for number in range(100):
         check_sql("```SELECT 4```", f"SELECT {number}", (pets,), "bird", LIMITS)

@@ -16,7 +16,7 @@ import pytest
 
 from lit_rlvr.workers import sandbox
 from lit_rlvr.workers.jail import landlock, seccomp
-from lit_rlvr.workers.sandbox import ProgramFailed, ProgramLimits, run
+from lit_rlvr.workers.sandbox import ExecutionFailed, ProgramLimits, run
 
 LIMITS = ProgramLimits(cpu_seconds=60, memory_mb=512)
 BRIEF = ProgramLimits(cpu_seconds=1, memory_mb=512)
@@ -41,7 +41,7 @@ def nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 
 def failure(program: str, text: str = "", function: str = "", limits: ProgramLimits = LIMITS) -> tuple[str, str]:
-    with pytest.raises(ProgramFailed) as caught:
+    with pytest.raises(ExecutionFailed) as caught:
         run(program, text, limits, function)
     return caught.value.status, caught.value.reason
 

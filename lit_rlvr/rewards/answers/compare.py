@@ -97,9 +97,8 @@ def _numbers(reference: Number, answer: Number, rules: Rules) -> bool:
         return True
     if any(_is_shortened(*pair, rules.decimals) for pair in ((r, a, answer.places), (a, r, reference.places))):
         return True
-    if rules.reference_places and reference.places is not None:
-        return abs(r - a) * 10**reference.places <= Fraction(1, 2)
-    return False
+    is_bound = rules.reference_places and reference.places is not None
+    return is_bound and abs(r - a) * 10**reference.places <= Fraction(1, 2)
 
 
 def _is_shortened(full: Fraction, short: Fraction, places: int | None, decimals: int) -> bool:
@@ -112,10 +111,8 @@ def _is_shortened(full: Fraction, short: Fraction, places: int | None, decimals:
 
 def _real(value: Any) -> Fraction | None:
     """Return a real constant as a fraction, exact to 40 digits; None if it is not real."""
-    if value.is_Rational:
-        return Fraction(int(value.p), int(value.q))
-    number = value.evalf(EXACT_DIGITS + 10)
-    if not number.is_Float:
+    number = value if value.is_Rational else value.evalf(EXACT_DIGITS + 10)
+    if not (value.is_Rational or number.is_Float):
         return None
     exact = sympy.Rational(number)
     return Fraction(int(exact.p), int(exact.q))
@@ -134,36 +131,25 @@ def _agree(r: Any, a: Any) -> bool:
 
 
 _TEMPERATURES = {
-    "kelvin": (Fraction(1), Fraction(0)), "celsius": (Fraction(1), Fraction("273.15")),
-    "fahrenheit": (Fraction(5, 9), Fraction("459.67")),
+    (("kelvin", 1),): (Fraction(1), Fraction(0)), (("celsius", 1),): (Fraction(1), Fraction("273.15")),
+    (("fahrenheit", 1),): (Fraction(5, 9), Fraction("459.67")),
 }  # fmt: skip
-"""Scale -> (size of a degree in kelvin, what to add to a temperature so that it begins at absolute zero)."""
+"""Dimension of a scale -> (size of a degree in kelvin, what to add so that the scale begins at absolute zero)."""
 
 
 def _quantities(reference: Quantity, answer: Quantity, rules: Rules) -> bool:
-    if _kind(reference) != _kind(answer):
-        return False
-    if (
-        reference.dimension == answer.dimension
-        and reference.factor == answer.factor
-        and reference.is_sum == answer.is_sum
-    ):
-        return _numbers(reference.number, answer.number, rules)
-    return _numbers(_in_base_units(reference), _in_base_units(answer), rules)
+    units = {(quantity.dimension, quantity.factor, quantity.is_sum) for quantity in (reference, answer)}
+    numbers = (quantity.number if len(units) == 1 else _in_base_units(quantity) for quantity in (reference, answer))
+    return _kind(reference) == _kind(answer) and _numbers(*numbers, rules)
 
 
 def _kind(quantity: Quantity) -> Any:
     """Return the dimension, the same for all scales of temperature."""
-    return "temperature" if quantity.dimension[0][0] in _TEMPERATURES else quantity.dimension
+    return "temperature" if quantity.dimension in _TEMPERATURES else quantity.dimension
 
 
 def _in_base_units(quantity: Quantity) -> Number:
-    size = quantity.factor
-    zero = Fraction(0)
-    for scale, (degree, start) in _TEMPERATURES.items():
-        if quantity.dimension == ((scale, 1),):
-            size, zero = degree, start
-    factor, offset = (sympy.Rational(f.numerator, f.denominator) for f in (size, zero))
+    factor, offset = map(sympy.Rational, _TEMPERATURES.get(quantity.dimension, (quantity.factor, Fraction(0))))
     return Number((quantity.number.value + offset) * factor, quantity.number.places)
 
 
@@ -281,13 +267,11 @@ def _sum_of_unknowns(reference: Number, answer: Equation, rules: Rules) -> bool:
 
 def _matrices(reference: Matrix, answer: Matrix, rules: Rules) -> bool:
     r, a = reference.value, answer.value
-    return r.shape == a.shape and all(_cells(x, y, rules) for x, y in zip(r, a, strict=True))
+    return r.shape == a.shape and all(_equal(_cell(x), _cell(y), rules) for x, y in zip(r, a, strict=True))
 
 
-def _cells(x: Any, y: Any, rules: Rules) -> bool:
-    if x.free_symbols or y.free_symbols:
-        return _expressions(Expression(x), Expression(y), rules)
-    return _numbers(Number(x), Number(y), rules)
+def _cell(value: Any) -> Reading:
+    return Expression(value) if value.free_symbols else Number(value)
 
 
 def _vectors(reference: Matrix, answer: Series, rules: Rules) -> bool:
@@ -297,14 +281,10 @@ def _vectors(reference: Matrix, answer: Series, rules: Rules) -> bool:
         flat = [cell for row in rows if row is not None for cell in row.items]
         shape = (len(rows), len(flat) // max(len(rows), 1))
         return reference.value.shape == shape and all(
-            same([Expression(x) if x.free_symbols else Number(x)], y, rules)
-            for x, y in zip(reference.value, flat, strict=True)
+            same([_cell(x)], y, rules) for x, y in zip(reference.value, flat, strict=True)
         )
-    cells = list(reference.value)
-    if 1 not in reference.value.shape or answer.brackets == "{}" or len(cells) != len(answer.items):
-        return False
-    values = [Expression(cell) if cell.free_symbols else Number(cell) for cell in cells]
-    return all(same([value], item, rules) for value, item in zip(values, answer.items, strict=True))
+    is_vector = 1 in reference.value.shape and answer.brackets != "{}" and len(reference.value) == len(answer.items)
+    return is_vector and all(same([_cell(x)], y, rules) for x, y in zip(reference.value, answer.items, strict=True))
 
 
 # ---- lists, sets, labels ----------------------------------------------------------------------------------

@@ -237,11 +237,6 @@ def _bare(line: str) -> str:
     return "" if re.fullmatch(r"[-=*_\s]*|(?:\\end\s*\{\w+\*?\}|\\[\])]|[}$.\s])*", bare) else bare
 
 
-def final_answer(text: str, boxed_only: bool = False) -> str:
-    """Return the text of the final answer in a completion, "" if there is none; see `find_answer`."""
-    return find_answer(text, boxed_only).text
-
-
 _SYMBOL = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
 
 

@@ -142,17 +142,23 @@ def closing_bracket(text: str, start: int) -> int:
     return -1
 
 
-def split_outside(text: str, separator: re.Pattern[str]) -> list[str]:
-    """Split at separators that stand outside brackets; brackets of intervals need not match."""
-    parts, depth, start, position = [], 0, 0, 0
+def separators_outside(text: str, separator: re.Pattern[str]) -> list[re.Match[str]]:
+    """Return the separators that stand outside brackets; brackets of intervals need not match."""
+    found, depth, position = [], 0, 0
     while position < len(text):
-        character = text[position]
         match = separator.match(text, position) if depth == 0 else None
         if match and match.end() > position:
-            parts.append(text[start:position])
-            start = position = match.end()
+            found.append(match)
+            position = match.end()
             continue
-        depth += character in "([{"
-        depth -= character in ")]}" and depth > 0
+        depth += text[position] in "([{"
+        depth -= text[position] in ")]}" and depth > 0
         position += 1
-    return [*parts, text[start:]]
+    return found
+
+
+def split_outside(text: str, separator: re.Pattern[str]) -> list[str]:
+    """Split at separators that stand outside brackets."""
+    found = separators_outside(text, separator)
+    starts, ends = [0, *(match.end() for match in found)], [*(match.start() for match in found), len(text)]
+    return [text[start:end] for start, end in zip(starts, ends, strict=True)]

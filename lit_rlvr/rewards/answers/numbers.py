@@ -127,18 +127,15 @@ def _literal(text: str) -> Number | None:
         value = sympy.Rational(int((match["whole"] or "0") + fixed + block) - int((match["whole"] or "0") + fixed), 1)
         value /= (10 ** len(block) - 1) * sympy.Integer(10) ** len(fixed)
         return Number(-value if match["sign"] else value)
-    if (spelt := read_chinese(text)) is not None:
-        return Number(sympy.Rational(spelt.numerator, spelt.denominator))
-    spelt = read_numeral(text) if re.fullmatch(r"[A-Za-z][A-Za-z\s-]*", text) else None
-    return None if spelt is None else Number(sympy.Rational(spelt.numerator, spelt.denominator))
+    spelt = read_numeral(text) if re.fullmatch(r"[A-Za-z][A-Za-z\s-]*", text) else read_chinese(text)
+    return None if spelt is None else Number(sympy.Rational(spelt))
 
 
 def read_constant(text: str) -> Number | None:
     """Read a number: a literal or a formula without variables."""
     if (number := _literal(text)) is not None:
         return number
-    found = read_formula(text)
-    return next((value for value in found if isinstance(value, Number)), None)
+    return next((value for value in read_formula(text) if isinstance(value, Number)), None)
 
 
 # ---- numbers with words -----------------------------------------------------------------------------------
@@ -228,5 +225,5 @@ def _sum_of_units(text: str) -> Quantity | None:
         or any(large <= small for large, small in pairwise(factors))
     ):
         return None
-    total = sum(value * sympy.Rational(factor.numerator, factor.denominator) for value, factor, _ in pieces)
+    total = sum(value * sympy.Rational(factor) for value, factor, _ in pieces)
     return Quantity(Number(total), Fraction(1), pieces[0][2], is_sum=True)

@@ -83,11 +83,9 @@ def named_options(completion: str, boxed_only: bool, texts: tuple[str, ...], has
     found = find_answer(completion, boxed_only)
     if not found.text:
         return frozenset()
-    region = "; ".join(found.boxes) or found.text
-    if found.where in ("phrase", "line"):
-        region = answer_region(completion)
+    is_marked = found.where not in ("phrase", "line")
     reader = _reader(texts, has_letters)
-    region = _without_markup(region)
+    region = _without_markup(("; ".join(found.boxes) or found.text) if is_marked else answer_region(completion))
     if exact := reader.exact(region):
         return exact
     for stated in reversed(_MARKER.split(region)[1:]):
@@ -169,9 +167,8 @@ class _Reader:
 
     def exact(self, answer: str) -> frozenset[int]:
         """Return the options of an answer that is only a letter or only an option's text."""
-        if match := self._pure.fullmatch(answer):
-            return self._numbers(match)
-        return self._with_text(answer)
+        match = self._pure.fullmatch(answer)
+        return self._numbers(match) if match else self._with_text(answer)
 
     def marked(self, answer: str) -> frozenset[int]:
         """Return the option of an answer that is a letter and its text: "B) liver", "(B) liver"."""
@@ -211,9 +208,7 @@ class _Reader:
         """Return the options of a match, by its letter or its text."""
         groups = match.groupdict()
         letter = groups.get("letter") or groups.get("bracketed") or groups.get("right")
-        if letter:
-            return frozenset({ascii_uppercase.index(letter.upper())})
-        return self._with_text(match["text"])
+        return frozenset({ascii_uppercase.index(letter.upper())}) if letter else self._with_text(match["text"])
 
     def _with_text(self, answer: str) -> frozenset[int]:
         """Return the options with a text: as it stands, else in any case, else without an article."""

@@ -16,7 +16,15 @@ import sympy
 from lit_rlvr.rewards.answers.characters import plain_characters
 from lit_rlvr.rewards.answers.find import normalise
 from lit_rlvr.rewards.answers.formulas import is_code, read_formula, to_sympy
-from lit_rlvr.rewards.answers.latex import BRACKETS, COMMAS, clean, closing_bracket, split_outside, trim
+from lit_rlvr.rewards.answers.latex import (
+    BRACKETS,
+    COMMAS,
+    clean,
+    closing_bracket,
+    separators_outside,
+    split_outside,
+    trim,
+)
 from lit_rlvr.rewards.answers.numbers import read_constant, read_number, read_parts, read_quantity
 from lit_rlvr.rewards.answers.values import (
     Chain,
@@ -80,7 +88,8 @@ def _read(text: str, depth: int) -> list[Reading]:
         return []  # a row of numbers
     for reader in (read_parts, read_number, read_quantity):
         if found := reader(text):
-            return [*found, *_as_list(text, depth)]
+            is_list = re.fullmatch(r"\d+(?:,\d+)+|.*\sand\s.*", text)  # 1,234
+            return [*found, *(_list(text, depth) if is_list else [])]
     if re.fullmatch(r"\\emptyset|\\\{\s*\\\}|(?i:no (?:real )?solutions?)|(?i:(?:the )?empty set)", text):
         return [Series((), "{}")]
     if re.fullmatch(r"\(?-?\s*\\infty,\s*\+?\s*\\infty\)?|\\mathbb\{R\}", text):
@@ -97,11 +106,6 @@ def _read(text: str, depth: int) -> list[Reading]:
         if values := read(text, depth):
             return values
     return read_formula(text)
-
-
-def _as_list(text: str, depth: int) -> list[Reading]:
-    """Return `1,234` as a list too."""
-    return _list(text, depth) if re.fullmatch(r"\d+(?:,\d+)+|.*\sand\s.*", text) else []
 
 
 # ---- lists, brackets, sets --------------------------------------------------------------------------------
@@ -128,8 +132,7 @@ def _list(text: str, depth: int) -> list[Reading]:
     regions = [next((v for v in item if isinstance(v, Region)), None) for item in items]
     if all(v is not None for v in regions) and all(_has_relation(part) for part in parts):
         sets = [_sympy_set(v) for v in regions if v is not None]
-        joined = sympy.Union(*sets) if _OR.search(text) else sympy.Intersection(*sets)
-        return _region(joined)
+        return _region(sympy.Union(*sets) if _OR.search(text) else sympy.Intersection(*sets))
     first = relations[0]
     if isinstance(first, Labelled) and len(first.values) == 1 and not any(relations[1:]):
         ((label, values),) = first.values.items()
@@ -213,9 +216,7 @@ def _region(found: Any) -> list[Reading]:
         return [Series((), "{}")]
     intervals: list[tuple[Any, Any, bool, bool]] = []
     for part in found.args if isinstance(found, sympy.Union) else (found,):
-        if part is sympy.S.Reals:
-            part = sympy.Interval(-sympy.oo, sympy.oo)
-        if isinstance(part, sympy.Interval):
+        if isinstance(part, sympy.Interval):  # sympy.S.Reals is one
             intervals.append((part.start, part.end, bool(part.left_open), bool(part.right_open)))
         elif isinstance(part, sympy.FiniteSet):
             intervals += [(value, value, False, False) for value in part]
@@ -238,20 +239,13 @@ _POINT = re.compile(r"([A-Z](?:'|_\{\w+\}|_[^\W_]+)*)\s*(\(.*,.*\))")
 
 
 def _has_relation(text: str) -> bool:
-    return len(split_outside(text, _RELATION)) > 1
+    return bool(separators_outside(text, _RELATION))
 
 
 def _sides(text: str) -> tuple[list[str], list[str]]:
     """Return the sides of a chain of relations and the relations between them."""
-    sides = split_outside(text, _RELATION)
-    signs, rest = [], text
-    for side in sides[:-1]:
-        rest = rest[rest.index(side) + len(side) :]
-        match = _RELATION.match(rest)
-        assert match is not None
-        signs.append(match[1])
-        rest = rest[match.end() :]
-    return [trim(side) for side in sides], signs
+    signs = [match[1] for match in separators_outside(text, _RELATION)]
+    return [trim(side) for side in split_outside(text, _RELATION)], signs
 
 
 def _relation(text: str, depth: int) -> list[Reading]:

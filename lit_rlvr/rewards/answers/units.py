@@ -95,8 +95,7 @@ MAGNITUDES = {
     "mn": 10**6,
     "\u5341": 10, "\u767e": 100, "\u5343": 10**3, "\u4e07": 10**4, "\u842c": 10**4, "\u4ebf": 10**8, "\u5104": 10**8,
 }  # fmt: skip
-_POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
-_AFTER = {"squared": 2, "cubed": 3}
+_POWERS = {None: 1, "square": 2, "sq": 2, "cubic": 3, "cu": 3, "squared": 2, "cubed": 3}
 _FACTOR = re.compile(
     r"\s*(?P<op>/|per\b|[*.]|\\cdot|\\times)?\s*(?:(?P<power>square|sq|cubic|cu)\b\.?\s*)?"
     r"(?P<unit>\\circ\s*[CF]\b|[A-Za-z]?\s*\\Omega|\\[A-Za-z]+|[A-Za-z]+|[\u4e00-\u9fff]+|[$\u00a2\u20ac\u00a3\u00a5\u20b9\u20a9\u5143\u5186\u5757\u89d2\uc6d0])\.?"
@@ -119,7 +118,7 @@ def read_unit(text: str) -> tuple[Fraction, Dimension] | None:
         known = match and _lookup(match["unit"])
         if not match or not known or (position == 0 and match["op"] not in (None, "/", "per")):
             return None
-        exponent = int(match["exponent"] or 1) * _POWERS.get(match["power"] or "", 1) * _AFTER.get(match["after"], 1)
+        exponent = int(match["exponent"] or 1) * _POWERS[match["power"]] * _POWERS[match["after"]]
         exponent *= -1 if match["op"] in ("/", "per") else 1
         factor *= known[0] ** exponent
         for base, power in known[1]:
@@ -137,7 +136,7 @@ def _lookup(name: str) -> tuple[Fraction, Dimension] | None:
         power = 2 if name[0] == "\u5e73" else 3
         return base[0] ** power, tuple((unit, exponent * power) for unit, exponent in base[1])
     for form in dict.fromkeys((name, name.lower())) if len(name) > 1 else (name,):
-        if known := _UNITS.get(form) or _derived().get(form) or _prefixed(form):
+        if known := _UNITS.get(form) or _prefixed(form):
             return known
     return None
 
@@ -147,26 +146,41 @@ def _prefixed(name: str) -> tuple[Fraction, Dimension] | None:
     for prefix, size in _PREFIXES.items():
         rest = name.removeprefix(prefix)
         if rest != name and (rest in _SYMBOLS if len(prefix) == 1 else _PREFIXED.fullmatch(rest)):
-            base = _UNITS.get(rest) or _derived().get(rest) or _derived().get(rest.lower())
+            base = _UNITS.get(rest) or _UNITS.get(rest.lower())
             return None if base is None else (Fraction(size) * base[0], base[1])
     return None
 
 
-@lru_cache(maxsize=1)
-def _derived() -> dict[str, tuple[Fraction, Dimension]]:
-    found = {}
-    for names, (factor, units) in _DERIVED.items():
-        unit = read_unit(units)
-        assert unit is not None
-        found.update({name: (Fraction(factor) * unit[0], unit[1]) for name in names.split()})
-    return found
+_UNITS |= {
+    name: (Fraction(factor) * unit[0], unit[1])
+    for names, (factor, units) in _DERIVED.items()
+    if (unit := read_unit(units))
+    for name in names.split()
+}
 
 
-_ONES = re.findall(
-    r"\w+",
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen",
-)
+_ONES = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+]
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _WORDS = {word: i for i, word in enumerate(_ONES)} | {word: 10 * i for i, word in enumerate(_TENS, 2)}
 _PARTS = {"half": 2, "third": 3, "thirds": 3, "quarter": 4, "quarters": 4, "fourth": 4, "fourths": 4, "fifths": 5}
