@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import time
 from argparse import RawDescriptionHelpFormatter
@@ -29,7 +28,7 @@ from lit_rlvr.engines.synced import SyncedEngine
 from lit_rlvr.engines.vllm import VLLMEngine
 from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.base import environment_fingerprint
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, log
 from lit_rlvr.evaluation.diversity import DiversityMeasure, measure_diversity
 from lit_rlvr.evaluation.processes import Share, check_devices, run_shares
 from lit_rlvr.evaluation.protocols import SAMPLING, TURNS, find_dtype, find_environment, find_limits, find_max_tokens
@@ -49,7 +48,6 @@ from lit_rlvr.types import Prompt, Sampling
 QUESTIONS_PER_BATCH = 32
 """Number of questions whose completions one call judges."""
 
-_log = logging.getLogger("lit_rlvr")
 
 OWN_SUITE_HELP = f"""Your own suite: a file with the columns of a known set (such as question and answer), alone or as
 NAME=FILE; for any other file, a YAML file with its DataModule and rewards, such as mine.yaml for --suite mine.yaml:
@@ -224,7 +222,7 @@ def sample_suites(
                 )
         seconds = time.perf_counter() - started
         sampler.close()
-        _log.info("%d tokens in %.0f s: %.0f tokens/s", tokens, seconds, tokens / seconds)
+        log.info("%d tokens in %.0f s: %.0f tokens/s", tokens, seconds, tokens / seconds)
     return records, prompts
 
 
@@ -235,7 +233,7 @@ def resolve_dtype_and_length(config: Namespace, module: EvaluatingModule) -> int
     dtype, why = find_dtype(config.dtype, like, module.model_folder)
     max_tokens, limit = find_max_tokens(config.max_tokens, like)
     config.dtype = str(dtype).removeprefix("torch.")
-    _log.info("Computing in %s (%s), completions of up to %d tokens (%s)", config.dtype, why, max_tokens, limit)
+    log.info("Computing in %s (%s), completions of up to %d tokens (%s)", config.dtype, why, max_tokens, limit)
     return max_tokens
 
 
@@ -270,7 +268,7 @@ def score_given(suites: list[Suite], config: Namespace, out: Path) -> tuple[Reco
             if sample.id in questions
         ]
         if len(prompts) < len(samples):
-            _log.warning("%s: %d of %d questions have completions", suite.name, len(prompts), len(samples))
+            log.warning("%s: %d of %d questions have completions", suite.name, len(prompts), len(samples))
         for part in parts:
             name = f"{suite.name}/{part}"
             judge_completions(records, suite, name, records.missing(name, prompts), given[name])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +15,7 @@ from lit_rlvr.common.files import check_new, write_atomically
 from lit_rlvr.common.terminal import progress_bar
 from lit_rlvr.datamodules.reading.readers import as_row
 from lit_rlvr.environments.base import environment_fingerprint
-from lit_rlvr.errors import MAX_SIZE, UserError, check_within
+from lit_rlvr.errors import MAX_SIZE, UserError, check_within, log
 from lit_rlvr.evaluation.records import RecordRow, Records
 from lit_rlvr.evaluation.sampler import Sampler, load_prompts, start_sampler
 from lit_rlvr.policy.sources import resolve_model
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule
     from lit_rlvr.datamodules.base import Split
     from lit_rlvr.rollout import RolloutCallback
-
-_log = logging.getLogger("lit_rlvr")
 
 
 def filter_prompts(
@@ -83,7 +80,7 @@ def filter_prompts(
         for p, rate, group in zip(prompts, rates, groups, strict=True)
         if rate is not None and lowest <= rate <= highest and (not completions or right_completions(group, 1))
     ]
-    _log.info("%s", rate_histogram(rates, len(kept), lowest, highest))
+    log.info("%s", rate_histogram(rates, len(kept), lowest, highest))
     if not kept:
         raise UserError(
             f"--completions {completions}: no prompt between --lowest and --highest has a right completion that ended; "

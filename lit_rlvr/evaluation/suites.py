@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -20,11 +19,10 @@ from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.readers import FORMATS, file_type, read_rows
 from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.base import rewards_with
-from lit_rlvr.errors import UserError, nearest
+from lit_rlvr.errors import UserError, log, nearest
 from lit_rlvr.evaluation.protocols import PROMPT_SETTINGS, SAMPLING, Protocol, make_protocol
 from lit_rlvr.rewards import Reward
 
-_log = logging.getLogger("lit_rlvr")
 import_classes(lit_rlvr.environments, lit_rlvr.rewards)
 
 BOXED_TEMPLATE = {"chat": {"template": "boxed"}}
@@ -138,7 +136,7 @@ def prompt_options(name: str, values: Mapping[str, Any], protocol: Protocol) -> 
     prompts = dict(protocol.prompts)
     template = ((values["data"].get("init_args") or {}).get("chat") or {}).get("template")
     if template is not None and "system_prompt" in prompts and "template" not in prompts:
-        _log.info("%s: the system prompt given replaces the template %r of the suite", name, template)
+        log.info("%s: the system prompt given replaces the template %r of the suite", name, template)
         prompts["template"] = "{prompt}"
     return {"chat": prompts} if prompts else {}
 
@@ -200,7 +198,7 @@ def suite_from_columns(
         raise UserError(f"{option}: {location} has no usable row")
     for layouts, data, reward in SUITE_LAYOUTS:
         if any(required <= row.keys() for required in layouts):
-            _log.info("%s: %s with %s, by its columns", name, data["class_path"], reward["class_path"])
+            log.info("%s: %s with %s, by its columns", name, data["class_path"], reward["class_path"])
             return {"data": merge(data, {"init_args": {"test": location}}), "rewards": [deepcopy(reward)]}
     if has_columns:
         return {"data": {"class_path": "TextMath", "init_args": BOXED_TEMPLATE | {"test": location}}, "rewards": [MATH]}

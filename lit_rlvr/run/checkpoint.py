@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import threading
@@ -21,15 +20,13 @@ from lit_rlvr.common.run_files import checkpoint_folder, list_checkpoints
 from lit_rlvr.common.terminal import progress
 from lit_rlvr.distributed.collectives import lost_peer
 from lit_rlvr.distributed.fsdp2 import FSDP2
-from lit_rlvr.errors import ChecksArguments, UserError, check_within, first_line, shown
+from lit_rlvr.errors import ChecksArguments, UserError, check_within, first_line, log, shown
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.folder import delete_backup, delete_failed
 from lit_rlvr.run.loggers import callbacks_of, metrics_file
 from lit_rlvr.run.monitor import is_own
 from lit_rlvr.run.outputs import validate_now
 from lit_rlvr.training.validation import EvaluatingModule, EvaluationMetrics
-
-_log = logging.getLogger("lit_rlvr")
 
 
 def lacks_validation(trainer: Trainer) -> bool:
@@ -194,11 +191,11 @@ class RunCheckpoint(ChecksArguments, Checkpoint):
         if not isinstance(trainer.strategy, FSDP2) or isinstance(exception, KeyboardInterrupt) or lost_peer(exception):
             return
         if trainer.strategy.is_saving:
-            _log.warning("%s; the checkpoint in flight is written first", first_line(exception))
+            log.warning("%s; the checkpoint in flight is written first", first_line(exception))
         try:
             trainer.strategy.finish_saving()
         except Exception as error:
-            _log.warning("the checkpoint in flight was not written: %s", first_line(error))
+            log.warning("the checkpoint in flight was not written: %s", first_line(error))
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_value": self.best_value}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import logging
 import os
 import shutil
 import socket
@@ -15,10 +14,7 @@ from typing import TextIO
 
 from lit_rlvr.common.files import check_writable, writing
 from lit_rlvr.common.run_files import LIVE, is_complete, list_checkpoints, list_thumbnails, read_live, read_metrics
-from lit_rlvr.errors import UserError, shown
-
-_log = logging.getLogger("lit_rlvr")
-
+from lit_rlvr.errors import UserError, log, shown
 
 LOCK = ".lock"
 """File that a run holds; only a killed one leaves it."""
@@ -65,7 +61,7 @@ def _lock(path: Path, option: str) -> TextIO | None:
                     f"{option}: another run is using {shown(path.parent)} ({file.read()}); wait until it ends, or "
                     "choose another folder"
                 ) from error
-        _log.warning("%s cannot be locked (%s): make sure that no other run uses this folder", path, error.strerror)
+        log.warning("%s cannot be locked (%s): make sure that no other run uses this folder", path, error.strerror)
         return file
     if not (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
         file.close()
@@ -97,7 +93,7 @@ def back_up_earlier_run(root: Path) -> None:
     try:
         if (root / BACKUP).exists():
             kept = root / BACKUP
-            _log.warning("%s: the earlier run is kept in %s until the first checkpoint", shown(root), shown(kept))
+            log.warning("%s: the earlier run is kept in %s until the first checkpoint", shown(root), shown(kept))
             move_to_failed(root)
         elif files := list_run_files(root):
             _move(files, root, root / PARTIAL_BACKUP)
@@ -128,7 +124,7 @@ def restore_earlier_run(root: Path) -> None:
     undo_interrupted_move(root)
     where = f"; the new one's files are in {shown(root / FAILED_FOLDER)}" if has_failed_files else ""
     message = "%s: restored the earlier run, because the new one ended before its first checkpoint%s"
-    _log.warning(message, shown(root), where)
+    log.warning(message, shown(root), where)
 
 
 def delete_backup(root: str | Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import resource
 import time
@@ -21,7 +20,7 @@ from lit_rlvr.common.run_files import VALIDATION, is_complete, thumbnail_path
 from lit_rlvr.common.terminal import Terminal, one_line, table_of
 from lit_rlvr.datamodules.reading.images import Images, film_strip, open_images
 from lit_rlvr.distributed.sharding import weights_sha256
-from lit_rlvr.errors import ChecksArguments, RunStopped, UserError, check_within, shown
+from lit_rlvr.errors import ChecksArguments, RunStopped, UserError, check_within, log, shown
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.findings import fallen, progress
 from lit_rlvr.run.loggers import metric_rows, metrics_file, run_root
@@ -115,9 +114,6 @@ def plot_run(rows: Mapping[int, Mapping[str, float]], path: Path, title: str) ->
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
-
-
-_log = logging.getLogger("lit_rlvr")
 
 
 class RunFolder(ChecksArguments, Callback):
@@ -290,7 +286,7 @@ class RunFolder(ChecksArguments, Callback):
             self._save_trace(trainer, module, step)
         if rows:
             plot_run(rows, root / "curves.png", f"{summary['algorithm']} on {summary['data']}, {module.model}")
-        _log.info("%s", self._accuracies(trainer, accuracy_after))
+        log.info("%s", self._accuracies(trainer, accuracy_after))
 
     def _accuracies(self, trainer: Trainer, after: float | None) -> str:
         """Return the result of validation as text, or why there was none."""

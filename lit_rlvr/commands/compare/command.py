@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -28,12 +27,10 @@ from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.packages import require
 from lit_rlvr.common.terminal import show_result
 from lit_rlvr.configs import Parser
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, log
 
 if TYPE_CHECKING:  # a finished study is read without Lightning and torch
     from lit_rlvr.evaluation.suites import Suite
-
-_log = logging.getLogger("lit_rlvr")
 
 
 class FailedCells(UserError):
@@ -100,7 +97,7 @@ def compare(study: Study, root: Path, jobs: int = 1, cluster: Mapping[str, Any] 
         except KeyboardInterrupt:
             for state in folder.with_status("running"):
                 folder.set_status(state.cell, "interrupted")
-            _log.warning("Stopped; run the same command again to continue")
+            log.warning("Stopped; run the same command again to continue")
             raise
         _write_results(folder)
 
@@ -148,13 +145,13 @@ def _write_results(folder: StudyFolder) -> None:
     root, study = folder.root, folder.study
     runs = [read_cell(state.cell, root) for state in folder.with_status("done")]
     if runs and not any(study.metric in run.last for run in runs):
-        _log.warning("metric: no run has %s at its last step; it has %s", study.metric, ", ".join(runs[0].last))
+        log.warning("metric: no run has %s at its last step; it has %s", study.metric, ", ".join(runs[0].last))
     starts = {task: read_suites(root / start_folder(task)) for task in study.tasks}
     results = study_results(study, runs, {task: suites for task, suites in starts.items() if suites})
     write_atomically(root / "results.json", json.dumps(results, indent=2) + "\n")
     figures = draw_figures(study, runs, root / "figures")
     failed = folder.with_status("failed")
     write_atomically(root / "results.md", report(study, results, figures, failed))
-    _log.info("Results: %s, and with the runs: %s", root / "results.md", write_report([root]))
+    log.info("Results: %s, and with the runs: %s", root / "results.md", write_report([root]))
     if failed:
         raise FailedCells(failed, study, root)

@@ -7,7 +7,6 @@ claim of the papers.
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import starmap
@@ -23,11 +22,8 @@ from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.packages import require
 from lit_rlvr.common.terminal import show_result
 from lit_rlvr.configs import Parser, config_folder, load_yaml
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, log
 from lit_rlvr.evaluation.results import markdown_table
-
-_log = logging.getLogger("lit_rlvr")
-
 
 ComparedTable = dict[str, dict[str, tuple[PrintedValue, Mapping[str, Any] | None]]]
 """Row -> column -> the printed value and our spread over seeds, or None without one."""
@@ -113,10 +109,10 @@ def reproduce(name: str, out: Path, jobs: int = 1, cluster: Mapping[str, Any] | 
     parts = [f"# {name}", *failed, *claims, *([explained] if paper.tables else []), *comparison_tables(paper, results)]
     write_atomically(out / "reproduced.md", "\n\n".join(parts) + "\n")
     for result in decided:
-        _log.info("%s: %s", result.claim.says, result.verdict)
+        log.info("%s: %s", result.claim.says, result.verdict)
     for line in lacking_pairs(decided):
-        _log.warning("%s", line)
-    _log.info("Next to the printed values: %s", out / "reproduced.md")
+        log.warning("%s", line)
+    log.info("Next to the printed values: %s", out / "reproduced.md")
     if failure:
         raise failure
     reproduced = as_data(paper, results) | ({"claims": [claim.as_data() for claim in decided]} if decided else {})

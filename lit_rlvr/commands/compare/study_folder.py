@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import logging
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping
@@ -19,9 +18,8 @@ from lit_rlvr.commands.compare.study import BEFORE, Cell, Study, algorithm_optio
 from lit_rlvr.common.files import check_writable, write_atomically
 from lit_rlvr.common.run_files import is_complete, is_run, list_checkpoints
 from lit_rlvr.configs import changes
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, log
 
-_log = logging.getLogger("lit_rlvr")
 CONFIG = "cell.yaml"
 """Name of a cell's config of `fit` in its run folder."""
 EVALUATION = "evaluation"
@@ -108,7 +106,7 @@ def lock_study(root: Path) -> Iterator[int]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _log.info("%s: another comparison, or a cell that it left, is using this; waiting for it to end", root)
+            log.info("%s: another comparison, or a cell that it left, is using this; waiting for it to end", root)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield lock.fileno()
 
