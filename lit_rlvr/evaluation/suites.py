@@ -13,13 +13,13 @@ from jsonargparse import ArgumentError
 
 import lit_rlvr.environments
 import lit_rlvr.rewards
-from lit_rlvr.configs import Parser, config_folder, find_config, import_classes, merge, read_config, require_keys
+from lit_rlvr.configs import Parser, find_shipped, import_classes, merge, read_config, require_keys, shipped_files
 from lit_rlvr.datamodules import PromptDataModule, geometry, medical_vqa, text_math
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.readers import FORMATS, file_type, read_rows
 from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.base import rewards_with
-from lit_rlvr.errors import UserError, log, nearest
+from lit_rlvr.errors import UserError, log
 from lit_rlvr.evaluation.protocols import PROMPT_SETTINGS, SAMPLING, Protocol, make_protocol
 from lit_rlvr.rewards import Reward
 
@@ -152,24 +152,10 @@ def find_suite(item: str, has_columns: bool = False) -> tuple[str, dict[str, Any
     if file_type(path) in FORMATS:
         stem = path.name.removesuffix(file_type(path))
         return stem, suite_from_columns(name, stem, has_columns)
-    if location and path.suffix != ".yaml" and name not in shipped_names():
+    if location and path.suffix != ".yaml" and name not in shipped_files("suites"):
         return name, suite_from_columns(location, name, has_columns)
-    values = read_suite(find_config(name, "--suite") if path.suffix == ".yaml" else shipped_suite(name))
+    values = read_suite(find_shipped("suites", name, "--suite", f"; or a {', '.join(FORMATS)} file"))
     return path.stem, merge(values, {"data": {"init_args": {"test": location}}}) if location else values
-
-
-def shipped_names() -> list[str]:
-    return sorted(file.stem for file in (config_folder() / "suites").glob("*.yaml"))
-
-
-def shipped_suite(name: str) -> Path:
-    """Return the file of a shipped suite."""
-    known = shipped_names()
-    if name not in known:
-        near = nearest(name, known)
-        hint = f"did you mean {near}?" if near else f"suites: {', '.join(known)}; or a {', '.join(FORMATS)} file"
-        raise UserError(f"--suite: there is no suite {name!r}; {hint}")
-    return config_folder() / "suites" / f"{name}.yaml"
 
 
 def read_suite(path: Path) -> dict[str, Any]:
