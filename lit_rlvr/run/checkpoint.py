@@ -94,7 +94,7 @@ class RunCheckpoint(ChecksArguments, Checkpoint):
         self.every, self.minutes, self.keep, self.best = every, minutes, keep, best
         self.enabled = True  # whether to write checkpoints at all
         self.best_value: float | None = None
-        self._is_requested = False  # save after this iteration regardless of the options
+        self.is_requested = False  # save after this iteration regardless of the options
         self._saved_step = -1
         self._saved_at = 0.0  # when the last save ended, or training began
         self._save_seconds = 0.0  # seconds that training waited for the last save
@@ -131,22 +131,18 @@ class RunCheckpoint(ChecksArguments, Checkpoint):
             validate_now(trainer)
         self._saved_at = self.clock()
 
-    def save_after_iteration(self, is_requested: bool) -> None:
-        """Save at the end of this iteration if `is_requested` or if the options call for it."""
-        self._is_requested = is_requested
-
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if not self._is_saving(trainer):
             self.finish(trainer)
         iteration = getattr(pl_module, "iteration", 0)
-        due = self._is_requested or trainer.should_stop or (self.every and iteration % self.every == 0)
+        due = self.is_requested or trainer.should_stop or (self.every and iteration % self.every == 0)
         seconds: dict[str, float] = {}
         if due or trainer.strategy.broadcast(not self._is_saving(trainer) and self._due_by_time(iteration)):
             self.save(trainer)
             seconds["time/checkpoint"] = self._save_seconds
-        if self._is_requested:
+        if self.is_requested:
             self._finish_everywhere(trainer)
         if self._write_seconds is not None and isinstance(trainer.strategy, FSDP2):
             seconds["time/checkpoint_write"], self._write_seconds = self._write_seconds, None

@@ -87,10 +87,7 @@ def plot_run(rows: Mapping[int, Mapping[str, float]], path: Path, title: str) ->
         rows: {step: {metric: value}}, as in metrics.csv.
         path: the PNG to write.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     stale = any("train/staleness/mean" in row for row in rows.values())
     judged = any("rollout/reward" in row for row in rows.values())
@@ -98,8 +95,8 @@ def plot_run(rows: Mapping[int, Mapping[str, float]], path: Path, title: str) ->
     first = PANELS[0] if judged else TEACHER_PANEL if sampled else LOSS_PANEL
     panels = [first, *PANELS[1:], *(STALENESS_PANELS if stale else ())]
     height = len(panels) // 2
-    figure, axes = pyplot.subplots(height, 2, figsize=(10, 3.25 * height), constrained_layout=True)
-    for axis, (label, lines) in zip(axes.flat, panels, strict=True):
+    figure = Figure(figsize=(10, 3.25 * height), layout="constrained")
+    for axis, (label, lines) in zip(figure.subplots(height, 2).flat, panels, strict=True):
         for metric, name in lines:
             points = [(step, row[metric]) for step, row in sorted(rows.items()) if metric in row]
             if points:
@@ -113,7 +110,6 @@ def plot_run(rows: Mapping[int, Mapping[str, float]], path: Path, title: str) ->
             axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
-    pyplot.close(figure)
 
 
 class RunFolder(ChecksArguments, Callback):
