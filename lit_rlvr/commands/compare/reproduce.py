@@ -54,8 +54,7 @@ def comparison_tables(paper: Paper, results: Mapping[str, Any]) -> Iterator[str]
 
 def _runs(cells: Iterable[tuple[PrintedValue, Mapping[str, Any] | None]]) -> str:
     """Return the number of our runs behind a row of a table; "-" without any."""
-    counts = sorted({ours["n"] for _, ours in cells if ours is not None})
-    return " to ".join(map(str, counts)) or "-"
+    return " to ".join(map(str, sorted({ours["n"] for _, ours in cells if ours is not None}))) or "-"
 
 
 def _cell(printed: PrintedValue, ours: Mapping[str, Any] | None) -> str:
@@ -103,11 +102,15 @@ def reproduce(name: str, out: Path, jobs: int = 1, cluster: Mapping[str, Any] | 
         failure = error
     results = json.loads((out / "results.json").read_text())
     decided = decide(paper.claims, results)
-    claims = [claims_section(decided)] if decided else []
     explained = " ".join(EXPLANATION.format(seeds=paper.seeds or "an unstated number of").split())
-    failed = [f"**Failed, so left out: {'; '.join(map(str, failure.cells))}.**"] if failure else []
-    parts = [f"# {name}", *failed, *claims, *([explained] if paper.tables else []), *comparison_tables(paper, results)]
-    write_atomically(out / "reproduced.md", "\n\n".join(parts) + "\n")
+    parts = [
+        f"# {name}",
+        f"**Failed, so left out: {'; '.join(map(str, failure.cells))}.**" if failure else "",
+        claims_section(decided) if decided else "",
+        explained if paper.tables else "",
+        *comparison_tables(paper, results),
+    ]
+    write_atomically(out / "reproduced.md", "\n\n".join(filter(None, parts)) + "\n")
     for result in decided:
         log.info("%s: %s", result.claim.says, result.verdict)
     for line in lacking_pairs(decided):
@@ -129,9 +132,12 @@ def paper_items() -> Iterator[tuple[str, str, str]]:
     folder = config_folder() / "printed"
     for paper, values in load_yaml((folder / "papers.yaml").read_text()).items():
         claims = values["claims"]
-        runs = len(load_study(claims["study"]).cells)
-        measured = f"run: docs/findings.md; {runs} runs of {claims['minutes']} minutes of training on one core"
-        yield f"{paper}, claims on a tiny model", f"lit-rlvr compare {claims['study']}", measured
+        runs = f"{len(load_study(claims['study']).cells)} runs of {claims['minutes']} minutes of training on one core"
+        yield (
+            f"{paper}, claims on a tiny model",
+            f"lit-rlvr compare {claims['study']}",
+            f"run: docs/findings.md; {runs}",
+        )
         machine = f"the paper's machine: {values['machine']}"
         for table in sorted(f"{paper}/{path.stem}" for path in (folder / paper).glob("*.yaml")):
             printed_table = load_printed(table)
