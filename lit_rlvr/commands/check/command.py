@@ -60,7 +60,7 @@ def run(command: str, arguments: list[str]) -> int:
     name = config.name or model.get("class_path")
     if name is None:
         raise UserError(
-            "check: give an algorithm, an advantage or a reward, such as GRPO, agrae or my_task.my_reward, or a --config"
+            "check: give an algorithm, an advantage or a reward, such as GRPO, agrae or my_task.reward, or a --config"
         )
     if config.data is not None or config.text is not None:
         show_checkup(name, config)
