@@ -91,10 +91,10 @@ class RLVRTrainer(Trainer):
             minutes: how long to sample at most; loading and a warm start come on top.
             out: new config with the choices and their reasons, for `--config C --config OUT`.
         """
-        dtype = compute_dtype(str(self.precision))
-        device = self.strategy.root_device
-        tuner = Tuner(model, datamodule, rollout_of(self), self.warm_start, dtype, self.world_size, minutes, device)
-        tuned = tuner.run()
+        tuned = Tuner(
+            model, datamodule, rollout_of(self), self.warm_start, compute_dtype(str(self.precision)), self.world_size,
+            minutes, self.strategy.root_device,
+        ).run()  # fmt: skip
         write_atomically(Path(out), tuned.text())
         show_result({"file": out} | vars(tuned), lambda: print(*tuned.reasons, f"{out}: add --config {out}", sep="\n"))
 

@@ -204,8 +204,7 @@ def sample_suites(
         if isinstance(engine, VLLMEngine) and isinstance(config.engine, str):  # no trainer shares the device
             engine = VLLMEngine(kv_cache_gb=4, gpu_memory_utilization=0.9, enforce_eager=not torch.cuda.is_available())
         owner = SyncedEngine(engine, resume="run the same command again to continue")
-        dtype = getattr(torch, config.dtype)
-        sampler = start_sampler(module.model_folder, owner, module.tokenizer, dtype, sets)
+        sampler = start_sampler(module.model_folder, owner, module.tokenizer, getattr(torch, config.dtype), sets)
         started, tokens = time.perf_counter(), 0
         with progress_bar("questions", missing, done=total - missing) as advance:
             for suite, part, missing_prompts in parts:
@@ -245,8 +244,7 @@ def suite_summary(
     sampled, greedy = (records.groups(f"{name}/{part}", prompts) for part in ("sampled", "greedy"))
     results = suite_results(samples, sampled, greedy)
     if measures and sampled:
-        texts = [[row["completion"] for row in group] for group in sampled]
-        diversity = measure_diversity(texts, measures)
+        diversity = measure_diversity([[row["completion"] for row in group] for group in sampled], measures)
         results |= {f"diversity/{key}": None if isnan(value) else value for key, value in diversity.items()}
     return results
 

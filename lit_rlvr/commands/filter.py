@@ -93,9 +93,8 @@ def filter_prompts(
     rows = []
     for p, rate, group in kept:
         row = as_row(p.sample, from_file, out.parent) | {"pass_rate": rate, "samples": samples}
-        chosen = enumerate(right_completions(group, completions))
-        copies = [row | {"completion": text, id_column: f"{p.sample.id}#{k}"} for k, text in chosen]
-        rows += copies if completions else [row]
+        copies = enumerate(right_completions(group, completions)) if completions else ()
+        rows += [row | {"completion": text, id_column: f"{p.sample.id}#{k}"} for k, text in copies] or [row]
     write_atomically(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return out
 
@@ -122,9 +121,10 @@ def open_sampler(
     """Start the engine of a config on its model, for completions of at most `max_tokens` of these prompts."""
     grown = data.reading.max_prompt_tokens if begins(rollout.environment) else 0
     longest = replace(rollout.sampling, max_tokens=max_tokens).max_completion_tokens
-    name, option = f"{data.name} {split}", "rollout.sampling.max_tokens"
-    sets = [LengthRequirement(name, prompts, longest, option, min_prompt_tokens=grown)]
-    return start_sampler(module.model_folder, rollout.engine, module.tokenizer, dtype, sets, data.prepare)
+    lengths = LengthRequirement(
+        f"{data.name} {split}", prompts, longest, "rollout.sampling.max_tokens", min_prompt_tokens=grown
+    )
+    return start_sampler(module.model_folder, rollout.engine, module.tokenizer, dtype, [lengths], data.prepare)
 
 
 def check_out(out: Path) -> None:

@@ -86,10 +86,8 @@ def run(command: str, arguments: list[str]) -> None:
         open_socket(ours.host or "", PORT if ours.port is None else ours.port).close()  # vLLM would load first
     address = [f"--{name}={value}" for name in ("host", "port") if (value := getattr(ours, name)) is not None]
     quantized = [f"--quantization={FP8}"] if ours.quantize else []
-    sized = sequence_options(ours.max_num_seqs, names)
-    line = server_line(
-        ours.model, ours.dtype, ours.nccl, [*quantized, *address, *sized, *others], ours.config_overrides
-    )
+    options = [*quantized, *address, *sequence_options(ours.max_num_seqs, names), *others]
+    line = server_line(ours.model, ours.dtype, ours.nccl, options, ours.config_overrides)
     os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # lets us replace its weights
     if "--enable-lora" in names:
         os.environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
@@ -159,8 +157,5 @@ def server_line(
         line += ["--weight-transfer-config", json.dumps({"backend": "nccl"})]
     for name, value in {} if family is None else family.vllm_options().items():
         flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            line.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            line += [f"--{flag}", json.dumps(value)]
+        line += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", json.dumps(value)]
     return [*line, *others]
