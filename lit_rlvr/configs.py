@@ -105,15 +105,35 @@ def find_config(name: str, option: str = "--config") -> Path:
     if found := why_not_a_file(path):
         inside = sorted(shown(file) for file in path.glob("*.y*ml"))[:3] if path.is_dir() else []
         raise UserError(f"{option}: {name!r} {found}{'; give a file in it: ' + ', '.join(inside) if inside else ''}")
-    known = {spelling: config for config in shipped_configs() for spelling in (Path(config).name, config)}
+    known = {spelling: config for config in shipped_files() for spelling in (Path(config).name, config)}
     near = nearest(relative.removesuffix(".yaml"), known)
     hint = f"did you mean {known[near]}?" if near else f"the shipped ones are in {config_folder()}"
     raise UserError(f"{option}: there is no file {name!r}; {hint}")
 
 
-def shipped_configs() -> list[str]:
-    """Return the names of the shipped configs, such as `smoke/grpo`."""
-    return sorted(str(path.relative_to(config_folder()).with_suffix("")) for path in config_folder().rglob("*.yaml"))
+def shipped_files(folder: str = "") -> dict[str, Path]:
+    """Return the shipped YAML files of a folder of the configs by their names in it, such as `smoke/grpo`."""
+    root = config_folder() / folder
+    return {str(path.relative_to(root).with_suffix("")): path for path in sorted(root.rglob("*.yaml"))}
+
+
+def find_shipped(folder: str, name: str, where: str, others: str = "") -> Path:
+    """Return a shipped YAML file by its name in a folder of the configs, or any other by its path.
+
+    Args:
+        where: the beginning of the message.
+        others: what else the option takes, for the message.
+
+    Raises:
+        UserError: there is no such file; the message names the nearest name, or all of them.
+    """
+    known = shipped_files(folder)
+    if name in known:
+        return known[name]
+    if name.endswith(".yaml"):
+        return find_config(name, where)
+    hint = did_you_mean(name, known, f"{folder}: {', '.join(known)}{others}")
+    raise UserError(f"{where}: there is no {name!r}; {hint}")
 
 
 def read_config(path: Path, known: Sequence[str] = TOP_KEYS, option: str = "--config") -> dict[str, Any]:

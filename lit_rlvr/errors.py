@@ -1,10 +1,11 @@
-"""`UserError`, which users see as one line, checks of arguments, and the user's code in an exception."""
+"""`UserError`, which users see as one line, checks of arguments, the user's code in an exception, and the log."""
 
 from __future__ import annotations
 
 import difflib
 import errno
 import inspect
+import logging
 import os
 import re
 import signal
@@ -17,6 +18,9 @@ from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+log = logging.getLogger("lit_rlvr")
+"""The logger of our messages; `show_messages` of `run/rank_zero.py` prints them."""
 
 _HERE = Path(__file__).parents[1]
 OWN_FOLDERS = (_HERE / "lit_rlvr", _HERE / "datamodules")

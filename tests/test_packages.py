@@ -14,7 +14,7 @@ from tiny_vlms import save_llava
 
 import lit_rlvr.common.packages as packages
 from lit_rlvr.commands import doctor
-from lit_rlvr.commands.registry import registered_commands
+from lit_rlvr.commands.registry import COMMANDS
 from lit_rlvr.engines import resolve_engine
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.families import family_of
@@ -103,7 +103,7 @@ def test_the_parts_of_an_installed_package_run(
 
 
 USES: dict[str, tuple[str, Callable[[], object]]] = {
-    "commands": ("fit", lambda: packages.load_part(registered_commands()["mine"])),
+    "commands": ("fit", lambda: packages.load_part(packages.registered_parts("commands", COMMANDS)["mine"])),
     "engines": ("hf", lambda: resolve_engine("mine")),
     "trackers": ("wandb", lambda: choose_trackers("mine")),
     "families": ("smolvlm", lambda: family_of(SimpleNamespace(vision_config={}, model_type="mine"))),

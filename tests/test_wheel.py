@@ -16,9 +16,9 @@ FOUND = """
 import sys
 assert "lit_rlvr" not in sys.modules, "nothing of ours runs when Python starts"
 import lit_rlvr
-from lit_rlvr.configs import shipped_configs
+from lit_rlvr.configs import shipped_files
 from lit_rlvr.datamodules.reading.readers import read_rows
-print(lit_rlvr.__file__, len(list(read_rows("package:svamp/train.jsonl", "train"))), len(shipped_configs()), sep="\\n")
+print(lit_rlvr.__file__, len(list(read_rows("package:svamp/train.jsonl", "train"))), len(shipped_files()), sep="\\n")
 """
 
 

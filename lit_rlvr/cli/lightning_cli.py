@@ -7,7 +7,6 @@ Trainer, and an entry there would import this package, which imports `commands/`
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -35,7 +34,7 @@ from lit_rlvr.common.terminal import show_result, wants_json
 from lit_rlvr.configs import Parser, changed_classes, changes, find_configs, import_classes
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.distributed.checkpoints import checkpoint_step, last_checkpoint
-from lit_rlvr.errors import UserError, check_calls_super
+from lit_rlvr.errors import UserError, check_calls_super, log
 from lit_rlvr.run.folder import check_run_folder
 from lit_rlvr.run.loggers import save_dir_not_required, set_save_dir
 from lit_rlvr.run.planned import PlannedRun
@@ -44,7 +43,6 @@ from lit_rlvr.run.trackers import Trackers
 from lit_rlvr.run.trackers.feed import Chosen, choose_trackers
 from lit_rlvr.run.warm_start import WarmStart
 
-_log = logging.getLogger("lit_rlvr")
 import_classes(lit_rlvr.environments, lit_rlvr.rewards)
 
 OPTION_GROUPS: dict[str, type] = CONFIGURABLE | {"warm_start": WarmStart}
@@ -115,7 +113,7 @@ def log_changed_settings(run: Run, max_steps: int) -> None:
     """Log whether a resumed run has steps left, and which settings differ from the original run's."""
     step = checkpoint_step(str(run.checkpoint))
     if 0 < max_steps <= step:
-        _log.warning("ckpt_path: the run is at step %d, trainer.max_steps is reached: nothing to train", step)
+        log.warning("ckpt_path: the run is at step %d, trainer.max_steps is reached: nothing to train", step)
     before = _config_of(str(run.checkpoint))
     if before.is_file():
         then, now = (  # a class path may begin with `datamodules`, the folder at the top of the repository
@@ -123,7 +121,7 @@ def log_changed_settings(run: Run, max_steps: int) -> None:
             for text in (before.read_text(), run.settings)
         )
         for key, old, new in changes(then, now):
-            _log.warning("resumed with a different %s: %s -> %s", key, old, new)
+            log.warning("resumed with a different %s: %s -> %s", key, old, new)
 
 
 class RLVRCLI(LightningCLI):
@@ -206,7 +204,7 @@ class RLVRCLI(LightningCLI):
         check_config(command, config)
         resolve_config(command, config)
         for line in changed_classes(self._arguments, config):
-            _log.warning("%s", line)
+            log.warning("%s", line)
         folder = Path(config.trainer.default_root_dir)
         if command == "fit":
             self._open_run(config, folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import select
 import signal
@@ -16,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from lit_rlvr import __version__
 from lit_rlvr.cli.user_modules import add_user_modules
-from lit_rlvr.commands.registry import COMMANDS, WITHOUT_RESULT, registered_commands
+from lit_rlvr.commands.registry import COMMANDS, WITHOUT_RESULT
 from lit_rlvr.common.terminal import discard_output, one_line
-from lit_rlvr.errors import RunStopped, UserError, bounded, did_you_mean, user_line, was_caused_by
+from lit_rlvr.errors import RunStopped, UserError, bounded, did_you_mean, log, user_line, was_caused_by
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -67,8 +66,12 @@ def run(arguments: Sequence[str]) -> int:
     if command == "--version":
         print(f"lit-rlvr {__version__}")
         return 0
+    others = {}
     try:
-        others = {} if command in COMMANDS else registered_commands()
+        if command not in COMMANDS:
+            from lit_rlvr.common.packages import registered_parts  # not needed by our own commands
+
+            others = registered_parts("commands", COMMANDS)
     except UserError as error:
         return _print_error(str(error))
     if command in ("-h", "--help"):
@@ -200,7 +203,6 @@ def _set_up_output() -> None:
     from lit_rlvr.run.rank_zero import show_messages
 
     rich.reconfigure(markup=False, emoji=False)  # Lightning prints metric names with it, which can contain user text
-    log = logging.getLogger("lit_rlvr")
     log.handlers.clear()
     log.propagate = False
     show_messages()

@@ -14,14 +14,12 @@ from lit_rlvr.commands.filter import check_out
 from lit_rlvr.commands.tune import check_tuned
 from lit_rlvr.common.files import check_writable
 from lit_rlvr.distributed.fsdp2 import FSDP2
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, log
 from lit_rlvr.options import DEFAULT_TOKENS
 from lit_rlvr.policy.precision import auto_precision
 from lit_rlvr.run.run import DEFAULT_FOLDER
 from lit_rlvr.sizing.gpus import GIB, GPUs
 from lit_rlvr.sizing.strategies import describe_job, describe_run
-
-_log = logging.getLogger("lit_rlvr")
 
 FSDP1 = ("fsdp", "fsdp_cpu_offload")
 """Lightning's names of its first FSDP; they select our FSDP2."""
@@ -64,7 +62,7 @@ def resolve_config(command: str, config: Namespace) -> None:
     if trainer.precision == "auto":
         trainer.precision = "bf16-mixed" if command == "plan" else auto_precision(trainer.accelerator)  # GPUs have it
     if trainer.strategy in FSDP1:
-        _log.info("trainer.strategy: %s is FSDP2 here: lit_rlvr.strategy.FSDP2", trainer.strategy)
+        log.info("trainer.strategy: %s is FSDP2 here: lit_rlvr.strategy.FSDP2", trainer.strategy)
         options = Namespace(process_group_backend=None, replicas=1, offload="offload" in trainer.strategy)
         trainer.strategy = Namespace(class_path="lit_rlvr.strategy.FSDP2", init_args=options)
 
@@ -93,7 +91,7 @@ def choose_strategy(command: str, config: Namespace, module: Any, data: Any) -> 
         several = "ddp" if gpus.count > 1 else "auto"
         copies = trainer.num_nodes if job.fits_each_machine(plan, trainer.num_nodes) else 1
         trainer.strategy = FSDP2(replicas=copies, offload=plan.strategy.offload) if plan.strategy.sharded else several
-    _log.log(logging.INFO if plan.fits else logging.WARNING, "%s", job.reason(plan))
+    log.log(logging.INFO if plan.fits else logging.WARNING, "%s", job.reason(plan))
 
 
 def choose_tokens(trainer: Trainer, module: Any, data: Any) -> int:
@@ -111,7 +109,7 @@ def choose_tokens(trainer: Trainer, module: Any, data: Any) -> int:
         reason = "all of an optimizer step"
     else:
         reason = "the most that is chosen on a CPU" if plan.budget == most else "twice as many would not fit"
-    _log.log(
+    log.log(
         logging.INFO if plan.fits else logging.WARNING,
         "tokens_per_microbatch: %d: about %.3g of %.3g GiB on each device; %s",
         plan.budget, plan.needs / GIB, plan.gpus.gib, reason,
@@ -130,7 +128,7 @@ def suggest_more_tokens(trainer: Trainer, module: Any, data: Any) -> None:
         return
     larger = job.with_most_tokens(plan, GPU_TOKENS)
     if larger.fits and larger.budget >= 2 * plan.budget:
-        _log.info(
+        log.info(
             "tokens_per_microbatch: %d keeps a GPU waiting; %d fit (about %.3g of %.3g GiB), and `auto` takes the most "
             "that fit: --model.init_args.compute.tokens_per_microbatch auto",
             plan.budget, larger.budget, larger.needs / GIB, larger.gpus.gib,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.terminal import show_result
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.datamodules.base import Split
-from lit_rlvr.errors import check_within
+from lit_rlvr.errors import check_within, log
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rewards.gold_answers import check_references
 from lit_rlvr.rollout.callback import rollout_of
@@ -26,8 +25,6 @@ from lit_rlvr.sizing.strategies import describe_job
 
 if TYPE_CHECKING:
     from lit_rlvr.algorithms import RLVRModule
-
-_log = logging.getLogger("lit_rlvr")
 
 
 class RLVRTrainer(Trainer):
@@ -56,7 +53,7 @@ class RLVRTrainer(Trainer):
         warn_of_answers(rollout, datamodule)
         show_result(found, lambda: print_prompts(found))
         if out is None and any(prompt["images"] for prompt in found["prompts"]):
-            _log.info("To look at the images as the model sees them, add --out FOLDER")
+            log.info("To look at the images as the model sees them, add --out FOLDER")
 
     def filter(
         self, model: RLVRModule, datamodule: PromptDataModule, out: str, samples: int = 8, lowest: float = 0.1,
@@ -94,10 +91,10 @@ class RLVRTrainer(Trainer):
             minutes: how long to sample at most; loading and a warm start come on top.
             out: new config with the choices and their reasons, for `--config C --config OUT`.
         """
-        dtype = compute_dtype(str(self.precision))
-        device = self.strategy.root_device
-        tuner = Tuner(model, datamodule, rollout_of(self), self.warm_start, dtype, self.world_size, minutes, device)
-        tuned = tuner.run()
+        tuned = Tuner(
+            model, datamodule, rollout_of(self), self.warm_start, compute_dtype(str(self.precision)), self.world_size,
+            minutes, self.strategy.root_device,
+        ).run()  # fmt: skip
         write_atomically(Path(out), tuned.text())
         show_result({"file": out} | vars(tuned), lambda: print(*tuned.reasons, f"{out}: add --config {out}", sep="\n"))
 

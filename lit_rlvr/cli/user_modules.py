@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -15,13 +14,12 @@ from types import ModuleType
 from typing import Any
 
 import lit_rlvr
+from lit_rlvr.errors import log
 
 PACKAGE = "datamodules"
 """Name of the folder that many Lightning projects have, and prefix of our data sets in configs."""
 OUR_PACKAGE = f"lit_rlvr.{PACKAGE}"
 _ROOT = Path(lit_rlvr.__file__).parents[1]
-
-_log = logging.getLogger("lit_rlvr")
 
 
 def add_user_modules() -> None:
@@ -90,4 +88,4 @@ def report_namesake(cls: type) -> None:
     """Log which class a config means if the user and lit-rlvr both have one of that name."""
     if cls.__module__.partition(".")[0] == PACKAGE and cls.__name__ in import_module(OUR_PACKAGE).__all__:
         where = getattr(sys.modules[cls.__module__], "__file__", None)
-        _log.warning("data: %s is yours (%s); lit-rlvr's own is %s.%s", cls.__name__, where, OUR_PACKAGE, cls.__name__)
+        log.warning("data: %s is yours (%s); lit-rlvr's own is %s.%s", cls.__name__, where, OUR_PACKAGE, cls.__name__)

@@ -95,8 +95,10 @@ def machine_findings() -> list[str]:
     misfits = [name for name in ("torchvision", "torchaudio", "torchcodec") if not _loads(name)]
     if misfits:
         build = f"cu{torch.version.cuda.replace('.', '')}" if torch.version.cuda else "cpu"
-        command = f"pip install --force-reinstall --no-deps --index-url https://download.pytorch.org/whl/{build}"
-        lines.append(f"not built for torch {torch.__version__}: {', '.join(misfits)}; {command} {' '.join(misfits)}")
+        lines.append(
+            f"not built for torch {torch.__version__}: {', '.join(misfits)}; pip install --force-reinstall --no-deps "
+            f"--index-url https://download.pytorch.org/whl/{build} {' '.join(misfits)}"
+        )
     return lines
 
 
@@ -105,11 +107,10 @@ def _loads(name: str) -> bool:
     ask for the torch that is installed."""
     try:
         if name == "torchvision" and is_installed(name):
-            requirements = [
-                requirement for requirement in map(Requirement, requires(name) or ()) if requirement.name == "torch"
-            ]
             return all(
-                requirement.specifier.contains(version("torch"), prereleases=True) for requirement in requirements
+                requirement.specifier.contains(version("torch"), prereleases=True)
+                for requirement in map(Requirement, requires(name) or ())
+                if requirement.name == "torch"
             )
         return not is_installed(name) or import_module(name) is not None
     except Exception:  # OSError, RuntimeError or ImportError, by what the package's C++ part lacks

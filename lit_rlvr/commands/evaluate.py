@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import time
 from argparse import RawDescriptionHelpFormatter
@@ -29,7 +28,7 @@ from lit_rlvr.engines.synced import SyncedEngine
 from lit_rlvr.engines.vllm import VLLMEngine
 from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.base import environment_fingerprint
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, log
 from lit_rlvr.evaluation.diversity import DiversityMeasure, measure_diversity
 from lit_rlvr.evaluation.processes import Share, check_devices, run_shares
 from lit_rlvr.evaluation.protocols import SAMPLING, TURNS, find_dtype, find_environment, find_limits, find_max_tokens
@@ -49,7 +48,6 @@ from lit_rlvr.types import Prompt, Sampling
 QUESTIONS_PER_BATCH = 32
 """Number of questions whose completions one call judges."""
 
-_log = logging.getLogger("lit_rlvr")
 
 OWN_SUITE_HELP = f"""Your own suite: a file with the columns of a known set (such as question and answer), alone or as
 NAME=FILE; for any other file, a YAML file with its DataModule and rewards, such as mine.yaml for --suite mine.yaml:
@@ -206,8 +204,7 @@ def sample_suites(
         if isinstance(engine, VLLMEngine) and isinstance(config.engine, str):  # no trainer shares the device
             engine = VLLMEngine(kv_cache_gb=4, gpu_memory_utilization=0.9, enforce_eager=not torch.cuda.is_available())
         owner = SyncedEngine(engine, resume="run the same command again to continue")
-        dtype = getattr(torch, config.dtype)
-        sampler = start_sampler(module.model_folder, owner, module.tokenizer, dtype, sets)
+        sampler = start_sampler(module.model_folder, owner, module.tokenizer, getattr(torch, config.dtype), sets)
         started, tokens = time.perf_counter(), 0
         with progress_bar("questions", missing, done=total - missing) as advance:
             for suite, part, missing_prompts in parts:
@@ -224,7 +221,7 @@ def sample_suites(
                 )
         seconds = time.perf_counter() - started
         sampler.close()
-        _log.info("%d tokens in %.0f s: %.0f tokens/s", tokens, seconds, tokens / seconds)
+        log.info("%d tokens in %.0f s: %.0f tokens/s", tokens, seconds, tokens / seconds)
     return records, prompts
 
 
@@ -235,7 +232,7 @@ def resolve_dtype_and_length(config: Namespace, module: EvaluatingModule) -> int
     dtype, why = find_dtype(config.dtype, like, module.model_folder)
     max_tokens, limit = find_max_tokens(config.max_tokens, like)
     config.dtype = str(dtype).removeprefix("torch.")
-    _log.info("Computing in %s (%s), completions of up to %d tokens (%s)", config.dtype, why, max_tokens, limit)
+    log.info("Computing in %s (%s), completions of up to %d tokens (%s)", config.dtype, why, max_tokens, limit)
     return max_tokens
 
 
@@ -247,8 +244,7 @@ def suite_summary(
     sampled, greedy = (records.groups(f"{name}/{part}", prompts) for part in ("sampled", "greedy"))
     results = suite_results(samples, sampled, greedy)
     if measures and sampled:
-        texts = [[row["completion"] for row in group] for group in sampled]
-        diversity = measure_diversity(texts, measures)
+        diversity = measure_diversity([[row["completion"] for row in group] for group in sampled], measures)
         results |= {f"diversity/{key}": None if isnan(value) else value for key, value in diversity.items()}
     return results
 
@@ -270,7 +266,7 @@ def score_given(suites: list[Suite], config: Namespace, out: Path) -> tuple[Reco
             if sample.id in questions
         ]
         if len(prompts) < len(samples):
-            _log.warning("%s: %d of %d questions have completions", suite.name, len(prompts), len(samples))
+            log.warning("%s: %d of %d questions have completions", suite.name, len(prompts), len(samples))
         for part in parts:
             name = f"{suite.name}/{part}"
             judge_completions(records, suite, name, records.missing(name, prompts), given[name])

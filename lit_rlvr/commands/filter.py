@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +15,7 @@ from lit_rlvr.common.files import check_new, write_atomically
 from lit_rlvr.common.terminal import progress_bar
 from lit_rlvr.datamodules.reading.readers import as_row
 from lit_rlvr.environments.base import environment_fingerprint
-from lit_rlvr.errors import MAX_SIZE, UserError, check_within
+from lit_rlvr.errors import MAX_SIZE, UserError, check_within, log
 from lit_rlvr.evaluation.records import RecordRow, Records
 from lit_rlvr.evaluation.sampler import Sampler, load_prompts, start_sampler
 from lit_rlvr.policy.sources import resolve_model
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule
     from lit_rlvr.datamodules.base import Split
     from lit_rlvr.rollout import RolloutCallback
-
-_log = logging.getLogger("lit_rlvr")
 
 
 def filter_prompts(
@@ -83,7 +80,7 @@ def filter_prompts(
         for p, rate, group in zip(prompts, rates, groups, strict=True)
         if rate is not None and lowest <= rate <= highest and (not completions or right_completions(group, 1))
     ]
-    _log.info("%s", rate_histogram(rates, len(kept), lowest, highest))
+    log.info("%s", rate_histogram(rates, len(kept), lowest, highest))
     if not kept:
         raise UserError(
             f"--completions {completions}: no prompt between --lowest and --highest has a right completion that ended; "
@@ -96,9 +93,8 @@ def filter_prompts(
     rows = []
     for p, rate, group in kept:
         row = as_row(p.sample, from_file, out.parent) | {"pass_rate": rate, "samples": samples}
-        chosen = enumerate(right_completions(group, completions))
-        copies = [row | {"completion": text, id_column: f"{p.sample.id}#{k}"} for k, text in chosen]
-        rows += copies if completions else [row]
+        copies = enumerate(right_completions(group, completions)) if completions else ()
+        rows += [row | {"completion": text, id_column: f"{p.sample.id}#{k}"} for k, text in copies] or [row]
     write_atomically(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return out
 
@@ -125,9 +121,10 @@ def open_sampler(
     """Start the engine of a config on its model, for completions of at most `max_tokens` of these prompts."""
     grown = data.reading.max_prompt_tokens if begins(rollout.environment) else 0
     longest = replace(rollout.sampling, max_tokens=max_tokens).max_completion_tokens
-    name, option = f"{data.name} {split}", "rollout.sampling.max_tokens"
-    sets = [LengthRequirement(name, prompts, longest, option, min_prompt_tokens=grown)]
-    return start_sampler(module.model_folder, rollout.engine, module.tokenizer, dtype, sets, data.prepare)
+    lengths = LengthRequirement(
+        f"{data.name} {split}", prompts, longest, "rollout.sampling.max_tokens", min_prompt_tokens=grown
+    )
+    return start_sampler(module.model_folder, rollout.engine, module.tokenizer, dtype, [lengths], data.prepare)
 
 
 def check_out(out: Path) -> None:

@@ -94,7 +94,7 @@ def describe_completion(completion: Completion, tokenizer: Any) -> list[dict[str
     """Return a completion's texts in their order, each with whether it is in the loss and its number of tokens."""
     in_loss = completion.sampled or (True,) * len(completion.token_ids)
     parts = groupby(zip(completion.token_ids, in_loss, strict=True), key=itemgetter(1))
-    tokens = [(is_trained, [token for token, _ in part]) for is_trained, part in parts]
+    tokens = ((is_trained, [token for token, _ in part]) for is_trained, part in parts)
     return [{"in_loss": kept, "tokens": len(ids), "text": tokenizer.decode(ids)} for kept, ids in tokens]
 
 
@@ -138,8 +138,13 @@ def describe_image(data: PromptDataModule, prompt: Prompt, number: int, folder: 
     image = pixels.images[number]
     path = None if folder is None else _save_image(film_strip(image), f"{prompt.sample.id}-{number + 1}", folder)
     frames = image.frames if isinstance(image, Video) else (image,)
-    size = {"tokens": len(pixels.placeholders[number]), "width": frames[0].width, "height": frames[0].height}
-    return size | {"file": path and str(path)} | ({"frames": len(frames)} if isinstance(image, Video) else {})
+    return {
+        "tokens": len(pixels.placeholders[number]),
+        "width": frames[0].width,
+        "height": frames[0].height,
+        "file": path and str(path),
+        **({"frames": len(frames)} if isinstance(image, Video) else {}),
+    }
 
 
 def _save_image(image: Image.Image, name: str, folder: Path) -> Path:

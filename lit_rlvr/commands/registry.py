@@ -1,12 +1,5 @@
 """The commands of `lit-rlvr`."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
-
 COMMANDS = {
     "init": (
         "lit_rlvr.commands.init.command",
@@ -51,14 +44,3 @@ WITHOUT_RESULT = ("serve",)
 
 NOT_PARSED = {"fit": {"--dry-run", "--rollouts-from"}}
 """Command -> its options that are not part of the config."""
-
-
-def registered_commands() -> dict[str, EntryPoint]:
-    """Return the commands of installed packages: functions `run(command, arguments)`.
-
-    Raises:
-        UserError: two commands have the same name.
-    """
-    from lit_rlvr.common.packages import registered_parts  # not needed by our own commands
-
-    return registered_parts("commands", COMMANDS)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import re
 import sys
@@ -20,12 +19,10 @@ from lit_rlvr.commands.watch.command import open_socket
 from lit_rlvr.common.packages import missing_compiler, require, vllm_package
 from lit_rlvr.engines.dispatch import raise_descriptor_limit
 from lit_rlvr.engines.vllm import FP8, GPU_SEQUENCES, graph_options
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, log
 from lit_rlvr.policy.families import family_of
 from lit_rlvr.policy.loading import load_image_processor, load_model, load_model_config, load_tokenizer
 from lit_rlvr.policy.sources import resolve_model
-
-_log = logging.getLogger("lit_rlvr")
 
 HOST = "127.0.0.1"
 """Address that only this machine reaches: anyone who reaches a server can replace its weights."""
@@ -89,16 +86,14 @@ def run(command: str, arguments: list[str]) -> None:
         open_socket(ours.host or "", PORT if ours.port is None else ours.port).close()  # vLLM would load first
     address = [f"--{name}={value}" for name in ("host", "port") if (value := getattr(ours, name)) is not None]
     quantized = [f"--quantization={FP8}"] if ours.quantize else []
-    sized = sequence_options(ours.max_num_seqs, names)
-    line = server_line(
-        ours.model, ours.dtype, ours.nccl, [*quantized, *address, *sized, *others], ours.config_overrides
-    )
+    options = [*quantized, *address, *sequence_options(ours.max_num_seqs, names), *others]
+    line = server_line(ours.model, ours.dtype, ours.nccl, options, ours.config_overrides)
     os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # lets us replace its weights
     if "--enable-lora" in names:
         os.environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     if not torch.cuda.is_available() and (missing := missing_compiler()) is not None:
-        _log.info("%s, so nothing is compiled and generation is slower", missing)
+        log.info("%s, so nothing is compiled and generation is slower", missing)
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
     if ours.deterministic:
         os.environ["VLLM_BATCH_INVARIANT"] = "1"
@@ -162,8 +157,5 @@ def server_line(
         line += ["--weight-transfer-config", json.dumps({"backend": "nccl"})]
     for name, value in {} if family is None else family.vllm_options().items():
         flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            line.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            line += [f"--{flag}", json.dumps(value)]
+        line += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", json.dumps(value)]
     return [*line, *others]

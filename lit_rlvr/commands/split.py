@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_rlvr.common.files import check_new, write_atomically
 from lit_rlvr.datamodules.reading.readers import as_row
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, log
 
 if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule
     from lit_rlvr.datamodules.base import Split
 
-_log = logging.getLogger("lit_rlvr")
 SETS: tuple[Split, ...] = ("train", "validation", "test")
 
 
@@ -43,7 +41,7 @@ def write_split(data: PromptDataModule, out: Path) -> list[Path]:
             path = out / f"{split}.jsonl"
             rows = [as_row(sample, from_file, out) for sample in samples]
             write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-            _log.info("%s: %d rows", path, len(rows))
+            log.info("%s: %d rows", path, len(rows))
             written.append(path)
     if not written:
         raise UserError(f"data: {data.name} has no rows to write")

@@ -218,8 +218,7 @@ class Tuner:
             first[limit] = self._sample(sampler, self.prompts[:FIRST_PROMPTS], limit)
             of_one = (time.perf_counter() - begun) / len(first[limit])
             cut = fmean(row["finish_reason"] == "length" for _, rows in first[limit] for row in rows)
-            signal = self._signal(first[limit], self.samples)
-            self.tuned.limits.append((limit, _accuracy(first[limit]), cut, signal))
+            self.tuned.limits.append((limit, _accuracy(first[limit]), cut, self._signal(first[limit], self.samples)))
             left = started + seconds / 2 - time.perf_counter()
             if cut <= CUT or limit == most or 2 * len(first[limit]) * of_one > left:
                 break
@@ -243,14 +242,17 @@ class Tuner:
             groups[prompt.sample.id] = prompt, group_rows("tune", prompt, completions, scores, 0)
 
         rollout = self.rollout
-        sampling = rollout.sampling.with_max_tokens(limit)
-        sampler.run(prompts, sampling, self.samples, rollout.rewards, "tune", self.data, judged, rollout.environment)
+        sampler.run(
+            prompts, rollout.sampling.with_max_tokens(limit), self.samples, rollout.rewards, "tune", self.data, judged,
+            rollout.environment,
+        )  # fmt: skip
         return list(groups.values())
 
     @staticmethod
     def _signal(groups: Sequence[MeasuredGroup], size: int) -> float:
         """Return the mean probability that `size` completions of a prompt differ in their rewards."""
-        return fmean(mixed_share([row["reward"] for row in _judged(rows)], size) for _, rows in groups)
+        judged = ([row["reward"] for row in rows if row["status"] not in ("error", "unjudged")] for _, rows in groups)
+        return fmean(mixed_share(rewards, size) for rewards in judged)
 
     def _choose(self, limit: int, groups: list[MeasuredGroup]) -> None:
         """Choose all settings by what was measured."""
@@ -279,8 +281,10 @@ class Tuner:
             more = "give the warm start more steps" if self.warm_start.steps else "add a warm start (docs/sft.md)"
             tuned.reasons.append(f"{tuned.accuracy:.0%} of the answers are right: {more}, or take easier prompts.")
         elif signal < ENOUGH:
-            kind = "harder" if tuned.accuracy > ENOUGH else "easier"
-            tuned.reasons.append(f"Take {kind} prompts; lit-rlvr filter keeps those of a file that give a signal.")
+            tuned.reasons.append(
+                f"Take {'harder' if tuned.accuracy > ENOUGH else 'easier'} prompts; lit-rlvr filter keeps those of a "
+                "file that give a signal."
+            )
         self._choose_tokens(limit)
 
     def _choose_tokens(self, limit: int) -> None:
@@ -311,10 +315,6 @@ def mixed_share(rewards: Sequence[float], size: int) -> float:
     if size < 2:
         return 0.0
     return 1 - sum(comb(count, size) for count in Counter(rewards).values()) / comb(len(rewards), size)
-
-
-def _judged(rows: Sequence[RecordRow]) -> list[RecordRow]:
-    return [row for row in rows if row["status"] not in ("error", "unjudged")]
 
 
 def _accuracy(groups: Sequence[MeasuredGroup]) -> float:

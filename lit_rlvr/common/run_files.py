@@ -20,6 +20,8 @@ STATE: Fields = {
 """Fields that every `live.json` has."""
 VALIDATION = "validation.jsonl"
 """File of a run with a line for each validation and set: the step, the set, and question -> [correct, counted]."""
+THUMBNAILS = f"images/{'[0-9a-f]' * 16}.png"
+"""Pattern of a run's thumbnails, without other pictures in the folder."""
 COLLAPSE, EARLY_STOP = "collapse: ", "early stop: "
 """Beginnings of `stopped` in the summary of a run that a callback ended."""
 
@@ -70,11 +72,6 @@ def read_metrics(path: Path) -> dict[int, dict[str, float]]:
 
 def thumbnail_path(run: str | Path, key: str) -> Path:
     return Path(run) / "images" / f"{key}.png"
-
-
-def list_thumbnails(run: str | Path) -> list[Path]:
-    """List a run's thumbnails, without other pictures in the folder."""
-    return sorted((Path(run) / "images").glob(f"{'[0-9a-f]' * 16}.png"))
 
 
 def read_live(run: Path) -> dict[str, Any] | None:

@@ -271,17 +271,15 @@ def ignores_cuts(prepare: PrepareStep, batch: Batch) -> list[Finding]:
     ]  # fmt: skip
 
 
-def reordered(values: Tensor, rows: list[int]) -> Tensor:
-    """Return values, (P, G) or (B, T), with those of completion `rows[i]` in row i."""
-    return values.reshape(len(rows), -1)[rows].view_as(values)
-
-
 def ignores_order(measure: Measure, batch: Batch) -> list[Finding]:
     """Measure the order of the groups, and that of the completions in each group."""
     base = measure(batch)
 
     def finding(name: str, rows: list[int], about: str, cause: str) -> Finding:
-        expected = {key: value if key == "loss" else reordered(value, rows) for key, value in base.items()}
+        expected = {
+            key: value if key == "loss" else value.reshape(len(rows), -1)[rows].view_as(value)  # (P, G) or (B, T)
+            for key, value in base.items()
+        }
         return Finding(name, error(measure(reorder(batch, rows)), expected), EXACT, about, cause)
 
     return [
@@ -301,8 +299,7 @@ def ignores_masked_tokens(measure: Measure, batch: Batch) -> Finding:
         other_values = other.flip(0) if x is batch.logp else other
         return torch.where(batch.mask, x, other_values) if x.is_floating_point() else x
 
-    junk = map_batch(batch, filled)
-    found = measure(junk)
+    found = measure(map_batch(batch, filled))
     no_gradient = {"dlogp": torch.where(batch.mask, base["dlogp"], 0.0)}
     worst = float(np.max([error(found, base), error(found, base | no_gradient)]))
     return Finding(
@@ -314,8 +311,7 @@ def ignores_masked_tokens(measure: Measure, batch: Batch) -> Finding:
 def ignores_padding(measure: Measure, batch: Batch) -> Finding:
     """Add masked positions at the end of every row."""
     base = measure(batch)
-    padded = map_batch(batch, lambda x: pad(x, (0, 3)))
-    found = measure(padded)
+    found = measure(map_batch(batch, lambda x: pad(x, (0, 3))))
     worst = error(found | {"dlogp": found["dlogp"][:, : batch.logp.shape[1]]}, base)
     return Finding(
         "padding", worst, EXACT, "three more masked tokens at every end",
@@ -327,9 +323,8 @@ def survives_empty_rows(measure: Measure, batch: Batch) -> Finding:
     """Mask a whole row, as a rank without other rows has to run it."""
     mask = batch.mask.clone()
     mask[5] = False
-    empty = replace(batch, mask=mask)
     return Finding(
-        "empty rows", nonfinite(measure(empty)), 0,
+        "empty rows", nonfinite(measure(replace(batch, mask=mask))), 0,
         "infinite or NaN, where a row has no token in the loss", "0 / 0: clamp the number of a row's tokens to 1",
     )  # fmt: skip
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from lit_rlvr.common.run_files import is_run
-from lit_rlvr.configs import config_folder, read_config, require_keys
+from lit_rlvr.configs import find_shipped, read_config, require_keys
 from lit_rlvr.datamodules.reading.cells import lookup
-from lit_rlvr.errors import MAX_SIZE, UserError, check_within, checks_arguments, nearest
+from lit_rlvr.errors import MAX_SIZE, UserError, check_within, checks_arguments
 from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.run.saved_model import run_config
@@ -165,11 +165,7 @@ def read_protocol(name: str, suite: str) -> dict[str, Any]:
     Raises:
         UserError: there is no such protocol, or it has an unknown setting.
     """
-    path = Path(name) if Path(name).suffix == ".yaml" else config_folder() / "protocols" / f"{name}.yaml"
-    if not path.is_file():
-        known = sorted(file.stem for file in (config_folder() / "protocols").glob("*.yaml"))
-        near = nearest(name, known)
-        raise UserError(f"protocol: there is no protocol {name!r}; {f'did you mean {near}?' if near else known}")
+    path = find_shipped("protocols", name, "protocol")
     values = read_config(path, (*SAMPLING, *PROMPT_SETTINGS, "suites"), "protocol")
     own = values.pop("suites", {}).get(suite, {})
     return {**values, **require_keys(own, (*SAMPLING, *PROMPT_SETTINGS), f"protocol: {path}")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -14,17 +13,16 @@ from jsonargparse import ArgumentError
 
 import lit_rlvr.environments
 import lit_rlvr.rewards
-from lit_rlvr.configs import Parser, config_folder, find_config, import_classes, merge, read_config, require_keys
+from lit_rlvr.configs import Parser, find_shipped, import_classes, merge, read_config, require_keys, shipped_files
 from lit_rlvr.datamodules import PromptDataModule, geometry, medical_vqa, text_math
 from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.readers import FORMATS, file_type, read_rows
 from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.base import rewards_with
-from lit_rlvr.errors import UserError, nearest
+from lit_rlvr.errors import UserError, log
 from lit_rlvr.evaluation.protocols import PROMPT_SETTINGS, SAMPLING, Protocol, make_protocol
 from lit_rlvr.rewards import Reward
 
-_log = logging.getLogger("lit_rlvr")
 import_classes(lit_rlvr.environments, lit_rlvr.rewards)
 
 BOXED_TEMPLATE = {"chat": {"template": "boxed"}}
@@ -138,7 +136,7 @@ def prompt_options(name: str, values: Mapping[str, Any], protocol: Protocol) -> 
     prompts = dict(protocol.prompts)
     template = ((values["data"].get("init_args") or {}).get("chat") or {}).get("template")
     if template is not None and "system_prompt" in prompts and "template" not in prompts:
-        _log.info("%s: the system prompt given replaces the template %r of the suite", name, template)
+        log.info("%s: the system prompt given replaces the template %r of the suite", name, template)
         prompts["template"] = "{prompt}"
     return {"chat": prompts} if prompts else {}
 
@@ -154,24 +152,10 @@ def find_suite(item: str, has_columns: bool = False) -> tuple[str, dict[str, Any
     if file_type(path) in FORMATS:
         stem = path.name.removesuffix(file_type(path))
         return stem, suite_from_columns(name, stem, has_columns)
-    if location and path.suffix != ".yaml" and name not in shipped_names():
+    if location and path.suffix != ".yaml" and name not in shipped_files("suites"):
         return name, suite_from_columns(location, name, has_columns)
-    values = read_suite(find_config(name, "--suite") if path.suffix == ".yaml" else shipped_suite(name))
+    values = read_suite(find_shipped("suites", name, "--suite", f"; or a {', '.join(FORMATS)} file"))
     return path.stem, merge(values, {"data": {"init_args": {"test": location}}}) if location else values
-
-
-def shipped_names() -> list[str]:
-    return sorted(file.stem for file in (config_folder() / "suites").glob("*.yaml"))
-
-
-def shipped_suite(name: str) -> Path:
-    """Return the file of a shipped suite."""
-    known = shipped_names()
-    if name not in known:
-        near = nearest(name, known)
-        hint = f"did you mean {near}?" if near else f"suites: {', '.join(known)}; or a {', '.join(FORMATS)} file"
-        raise UserError(f"--suite: there is no suite {name!r}; {hint}")
-    return config_folder() / "suites" / f"{name}.yaml"
 
 
 def read_suite(path: Path) -> dict[str, Any]:
@@ -200,7 +184,7 @@ def suite_from_columns(
         raise UserError(f"{option}: {location} has no usable row")
     for layouts, data, reward in SUITE_LAYOUTS:
         if any(required <= row.keys() for required in layouts):
-            _log.info("%s: %s with %s, by its columns", name, data["class_path"], reward["class_path"])
+            log.info("%s: %s with %s, by its columns", name, data["class_path"], reward["class_path"])
             return {"data": merge(data, {"init_args": {"test": location}}), "rewards": [deepcopy(reward)]}
     if has_columns:
         return {"data": {"class_path": "TextMath", "init_args": BOXED_TEMPLATE | {"test": location}}, "rewards": [MATH]}

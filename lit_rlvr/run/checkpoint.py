@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import threading
@@ -21,15 +20,13 @@ from lit_rlvr.common.run_files import checkpoint_folder, list_checkpoints
 from lit_rlvr.common.terminal import progress
 from lit_rlvr.distributed.collectives import lost_peer
 from lit_rlvr.distributed.fsdp2 import FSDP2
-from lit_rlvr.errors import ChecksArguments, UserError, check_within, first_line, shown
+from lit_rlvr.errors import ChecksArguments, UserError, check_within, first_line, log, shown
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.folder import delete_backup, delete_failed
 from lit_rlvr.run.loggers import callbacks_of, metrics_file
 from lit_rlvr.run.monitor import is_own
 from lit_rlvr.run.outputs import validate_now
 from lit_rlvr.training.validation import EvaluatingModule, EvaluationMetrics
-
-_log = logging.getLogger("lit_rlvr")
 
 
 def lacks_validation(trainer: Trainer) -> bool:
@@ -97,7 +94,7 @@ class RunCheckpoint(ChecksArguments, Checkpoint):
         self.every, self.minutes, self.keep, self.best = every, minutes, keep, best
         self.enabled = True  # whether to write checkpoints at all
         self.best_value: float | None = None
-        self._is_requested = False  # save after this iteration regardless of the options
+        self.is_requested = False  # save after this iteration regardless of the options
         self._saved_step = -1
         self._saved_at = 0.0  # when the last save ended, or training began
         self._save_seconds = 0.0  # seconds that training waited for the last save
@@ -134,22 +131,18 @@ class RunCheckpoint(ChecksArguments, Checkpoint):
             validate_now(trainer)
         self._saved_at = self.clock()
 
-    def save_after_iteration(self, is_requested: bool) -> None:
-        """Save at the end of this iteration if `is_requested` or if the options call for it."""
-        self._is_requested = is_requested
-
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if not self._is_saving(trainer):
             self.finish(trainer)
         iteration = getattr(pl_module, "iteration", 0)
-        due = self._is_requested or trainer.should_stop or (self.every and iteration % self.every == 0)
+        due = self.is_requested or trainer.should_stop or (self.every and iteration % self.every == 0)
         seconds: dict[str, float] = {}
         if due or trainer.strategy.broadcast(not self._is_saving(trainer) and self._due_by_time(iteration)):
             self.save(trainer)
             seconds["time/checkpoint"] = self._save_seconds
-        if self._is_requested:
+        if self.is_requested:
             self._finish_everywhere(trainer)
         if self._write_seconds is not None and isinstance(trainer.strategy, FSDP2):
             seconds["time/checkpoint_write"], self._write_seconds = self._write_seconds, None
@@ -194,11 +187,11 @@ class RunCheckpoint(ChecksArguments, Checkpoint):
         if not isinstance(trainer.strategy, FSDP2) or isinstance(exception, KeyboardInterrupt) or lost_peer(exception):
             return
         if trainer.strategy.is_saving:
-            _log.warning("%s; the checkpoint in flight is written first", first_line(exception))
+            log.warning("%s; the checkpoint in flight is written first", first_line(exception))
         try:
             trainer.strategy.finish_saving()
         except Exception as error:
-            _log.warning("the checkpoint in flight was not written: %s", first_line(error))
+            log.warning("the checkpoint in flight was not written: %s", first_line(error))
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_value": self.best_value}

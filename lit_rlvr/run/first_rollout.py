@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections import Counter
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
+from lit_rlvr.errors import log
 from lit_rlvr.rewards.answers.find import next_question
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.loggers import callback_of
@@ -20,8 +20,6 @@ from lit_rlvr.types import Rollout
 
 FEW = 0.1
 """Share of the completions below which nothing is said of them."""
-
-_log = logging.getLogger("lit_rlvr")
 
 
 class FirstRollout(Callback):
@@ -43,7 +41,7 @@ class FirstRollout(Callback):
         line += "" if math.isnan(accuracy) else f", accuracy {accuracy:.3f}"
         seconds = self._seconds(trainer)
         line += "" if seconds is None else f"; the run takes about {seconds:.0f} s"
-        _log.info("%s%s", line, self._invented(batch.rollout))
+        log.info("%s%s", line, self._invented(batch.rollout))
 
     @staticmethod
     def _invented(rollout: Rollout) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import logging
 import os
 import shutil
 import socket
@@ -14,11 +13,8 @@ from pathlib import Path
 from typing import TextIO
 
 from lit_rlvr.common.files import check_writable, writing
-from lit_rlvr.common.run_files import LIVE, is_complete, list_checkpoints, list_thumbnails, read_live, read_metrics
-from lit_rlvr.errors import UserError, shown
-
-_log = logging.getLogger("lit_rlvr")
-
+from lit_rlvr.common.run_files import LIVE, THUMBNAILS, is_complete, list_checkpoints, read_live, read_metrics
+from lit_rlvr.errors import UserError, log, shown
 
 LOCK = ".lock"
 """File that a run holds; only a killed one leaves it."""
@@ -65,7 +61,7 @@ def _lock(path: Path, option: str) -> TextIO | None:
                     f"{option}: another run is using {shown(path.parent)} ({file.read()}); wait until it ends, or "
                     "choose another folder"
                 ) from error
-        _log.warning("%s cannot be locked (%s): make sure that no other run uses this folder", path, error.strerror)
+        log.warning("%s cannot be locked (%s): make sure that no other run uses this folder", path, error.strerror)
         return file
     if not (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
         file.close()
@@ -80,7 +76,7 @@ BACKUP, PARTIAL_BACKUP = ".replaced", ".replaced.tmp"
 FAILED_FOLDER = ".failed"
 """Folder for the files of a run that ended before its first checkpoint."""
 RUN_FILES = (
-    "checkpoints/step-[0-9]*.ckpt", "checkpoints/best.ckpt", "tensorboard/events.out.tfevents.*",
+    THUMBNAILS, "checkpoints/step-[0-9]*.ckpt", "checkpoints/best.ckpt", "tensorboard/events.out.tfevents.*",
     "rollouts/step-*.json", "record/run.json", "record/iteration-*.npz", "skipped/step-*.json", "summary.json",
     "metrics.csv", "completions.jsonl", "validation.jsonl", "curves.png", "failed_rewards.jsonl", "live.json",
     "judge_answers.sqlite*",
@@ -97,7 +93,7 @@ def back_up_earlier_run(root: Path) -> None:
     try:
         if (root / BACKUP).exists():
             kept = root / BACKUP
-            _log.warning("%s: the earlier run is kept in %s until the first checkpoint", shown(root), shown(kept))
+            log.warning("%s: the earlier run is kept in %s until the first checkpoint", shown(root), shown(kept))
             move_to_failed(root)
         elif files := list_run_files(root):
             _move(files, root, root / PARTIAL_BACKUP)
@@ -127,8 +123,9 @@ def restore_earlier_run(root: Path) -> None:
     os.replace(root / BACKUP, root / PARTIAL_BACKUP)
     undo_interrupted_move(root)
     where = f"; the new one's files are in {shown(root / FAILED_FOLDER)}" if has_failed_files else ""
-    message = "%s: restored the earlier run, because the new one ended before its first checkpoint%s"
-    _log.warning(message, shown(root), where)
+    log.warning(
+        "%s: restored the earlier run, because the new one ended before its first checkpoint%s", shown(root), where
+    )
 
 
 def delete_backup(root: str | Path) -> None:
@@ -143,8 +140,7 @@ def delete_failed(root: str | Path) -> None:
 
 def list_run_files(root: Path) -> list[Path]:
     """List the files that a run wrote to its folder, and no others."""
-    files = [path for pattern in RUN_FILES for path in sorted(root.glob(pattern))]
-    return [*list_thumbnails(root), *files]
+    return [path for pattern in RUN_FILES for path in sorted(root.glob(pattern))]
 
 
 def move_to_failed(root: Path) -> bool:

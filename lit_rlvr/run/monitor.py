@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from lit_rlvr.common.run_files import COLLAPSE, EARLY_STOP, VALIDATION
 from lit_rlvr.common.settings import dotted_path_of
-from lit_rlvr.errors import ChecksArguments
+from lit_rlvr.errors import ChecksArguments, log
 from lit_rlvr.run.falls import paired_certainty
 from lit_rlvr.run.findings import (
     FEW_SAMPLES,
@@ -36,8 +36,6 @@ from lit_rlvr.run.findings import (
 )
 from lit_rlvr.run.loggers import callbacks_of, metric_rows, run_root
 from lit_rlvr.types import GroupSelection
-
-_log = logging.getLogger("lit_rlvr")
 
 
 class CollapseMonitor(ChecksArguments, Callback):
@@ -86,7 +84,7 @@ class CollapseMonitor(ChecksArguments, Callback):
     def _act(self, trainer: Trainer) -> None:
         for fall in self._find(trainer):
             if trainer.is_global_zero:
-                _log.warning("step %d: %s", trainer.global_step, fall.finding)
+                log.warning("step %d: %s", trainer.global_step, fall.finding)
             if self.action == "stop":
                 self.reason, trainer.should_stop = self.reason or str(fall.finding), True
 
@@ -134,7 +132,7 @@ def why_stopped(trainer: Trainer, has_ended: bool) -> str | None:
     own = [dotted_path_of(type(c)) for c in callbacks if is_own(type(c))]
     reason = next(filter(None, (*patience, *expired)), f"{' or '.join(own) or 'a callback'} set trainer.should_stop")
     reason = reason.partition(" Signaling Trainer")[0]
-    _log.warning("step %d: stopped early: %s", trainer.global_step, reason)
+    log.warning("step %d: stopped early: %s", trainer.global_step, reason)
     return f"{EARLY_STOP}{reason}"
 
 
@@ -157,18 +155,18 @@ class LostWork(Callback):
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         for line in self.look(metrics, pl_module.selection):
-            _log.warning("step %d: %s (%s)", trainer.global_step, line, GUIDE)
+            log.warning("step %d: %s (%s)", trainer.global_step, line, GUIDE)
         for finding in in_vain(metric_rows(trainer)):
             if finding.title not in self._reported:
                 self._reported.add(finding.title)
-                _log.warning("step %d: %s", trainer.global_step, finding)
+                log.warning("step %d: %s", trainer.global_step, finding)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what the run has learnt."""
         if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
             return
         if (finding := progress(metric_rows(trainer))) is not None:
-            _log.log(logging.WARNING if finding.remedy else logging.INFO, "step %d: %s", trainer.global_step, finding)
+            log.log(logging.WARNING if finding.remedy else logging.INFO, "step %d: %s", trainer.global_step, finding)
 
     def look(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import resource
 import time
@@ -21,7 +20,7 @@ from lit_rlvr.common.run_files import VALIDATION, is_complete, thumbnail_path
 from lit_rlvr.common.terminal import Terminal, one_line, table_of
 from lit_rlvr.datamodules.reading.images import Images, film_strip, open_images
 from lit_rlvr.distributed.sharding import weights_sha256
-from lit_rlvr.errors import ChecksArguments, RunStopped, UserError, check_within, shown
+from lit_rlvr.errors import ChecksArguments, RunStopped, UserError, check_within, log, shown
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.findings import fallen, progress
 from lit_rlvr.run.loggers import metric_rows, metrics_file, run_root
@@ -88,10 +87,7 @@ def plot_run(rows: Mapping[int, Mapping[str, float]], path: Path, title: str) ->
         rows: {step: {metric: value}}, as in metrics.csv.
         path: the PNG to write.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     stale = any("train/staleness/mean" in row for row in rows.values())
     judged = any("rollout/reward" in row for row in rows.values())
@@ -99,8 +95,8 @@ def plot_run(rows: Mapping[int, Mapping[str, float]], path: Path, title: str) ->
     first = PANELS[0] if judged else TEACHER_PANEL if sampled else LOSS_PANEL
     panels = [first, *PANELS[1:], *(STALENESS_PANELS if stale else ())]
     height = len(panels) // 2
-    figure, axes = pyplot.subplots(height, 2, figsize=(10, 3.25 * height), constrained_layout=True)
-    for axis, (label, lines) in zip(axes.flat, panels, strict=True):
+    figure = Figure(figsize=(10, 3.25 * height), layout="constrained")
+    for axis, (label, lines) in zip(figure.subplots(height, 2).flat, panels, strict=True):
         for metric, name in lines:
             points = [(step, row[metric]) for step, row in sorted(rows.items()) if metric in row]
             if points:
@@ -114,10 +110,6 @@ def plot_run(rows: Mapping[int, Mapping[str, float]], path: Path, title: str) ->
             axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-
-
-_log = logging.getLogger("lit_rlvr")
 
 
 class RunFolder(ChecksArguments, Callback):
@@ -290,7 +282,7 @@ class RunFolder(ChecksArguments, Callback):
             self._save_trace(trainer, module, step)
         if rows:
             plot_run(rows, root / "curves.png", f"{summary['algorithm']} on {summary['data']}, {module.model}")
-        _log.info("%s", self._accuracies(trainer, accuracy_after))
+        log.info("%s", self._accuracies(trainer, accuracy_after))
 
     def _accuracies(self, trainer: Trainer, after: float | None) -> str:
         """Return the result of validation as text, or why there was none."""

@@ -66,6 +66,17 @@ class Budget(ChecksArguments, Callback):
         trainer.should_stop |= self.ends_run
 
 
+PROGRESS_TEXTS = {
+    "rollout/thought_tokens": "thoughts {:.0f} tokens",
+    "rollout/unclosed_thoughts": "unclosed {:.0%}",
+    "rollout/tokens_per_second": "{:.0f} tokens/s",
+    "train/staleness/mean": "staleness {:.1f}",
+    "rollout/turns": "turns {:.1f}",
+    "rollout/tool_calls": "tool calls {:.1f}",
+}
+"""Metric that only some runs have -> its text in the progress line."""
+
+
 class RunProgress(ProgressBar):
     """Shows steps, reward, accuracy, truncated completions and prompts without a signal (in runs without rewards the
     loss instead), tokens/s, the mean staleness of tokens if any are stale, and the time left."""
@@ -106,20 +117,10 @@ class RunProgress(ProgressBar):
             text = "".join(f"{name} {value:.3f}  " for name, value in metrics.items() if not isnan(value)) + (
                 f"truncated {values.get('rollout/truncated', 0):.0%}  no signal {values.get('train/no_signal', 0):.0%}"
             )
-        if "rollout/thought_tokens" in values:
-            unclosed = f"{values['rollout/unclosed_thoughts']:.0%} unclosed"
-            text += f"  thoughts {values['rollout/thought_tokens']:.0f} tokens, {unclosed}"
-        if "rollout/tokens_per_second" in values:
-            text += f"  {values['rollout/tokens_per_second']:.0f} tokens/s"
-        if "train/staleness/mean" in values:
-            text += f"  staleness {values['train/staleness/mean']:.1f}"
-        sets = {
-            name.split("/")[1]: value for name, value in values.items() if re.fullmatch("train/[^/]+/accuracy", name)
-        }
-        if shown := [f"{name} {value:.3f}" for name, value in sets.items() if not isnan(value)]:
+        text += "".join(f"  {form.format(values[name])}" for name, form in PROGRESS_TEXTS.items() if name in values)
+        sets = [(re.fullmatch("train/([^/]+)/accuracy", name), value) for name, value in values.items()]
+        if shown := [f"{found[1]} {value:.3f}" for found, value in sets if found and not isnan(value)]:
             text += f"  ({', '.join(shown)})"
-        if "rollout/turns" in values:
-            text += f"  turns {values['rollout/turns']:.1f}  tool calls {values['rollout/tool_calls']:.1f}"
         estimator = callback_of(trainer, ProgressEstimator)
         total = estimator.steps(trainer)
         if self._bar is not None:
@@ -146,16 +147,12 @@ class RunProgress(ProgressBar):
         text = "  ".join(f"{k.removeprefix('val/')} {v:.3f}" for k, v in results.items() if k.count("/") > 1)
         self._console.print(f"validation, {when}: {text}", soft_wrap=True)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._stop()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._stop()
-
-    def _stop(self) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule, *_: BaseException) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+    on_exception = on_train_end
 
 
 class ProgressEstimator(Callback):

@@ -11,6 +11,7 @@ from typing import Any
 
 from lit_rlvr.common.launch import is_first_process
 from lit_rlvr.common.terminal import PlainFormatter
+from lit_rlvr.errors import log
 
 WAIT_SECONDS = 3.0
 """Seconds that other ranks wait for rank 0 to print the same message."""
@@ -55,7 +56,6 @@ RANK_ZERO_FILTER = RankZeroFilter()
 
 def show_messages() -> None:
     """Print our messages plainly on stderr, unless the program has its own handlers for them."""
-    log = logging.getLogger("lit_rlvr")
     if log.hasHandlers():
         return
     handler = logging.StreamHandler(sys.stderr)

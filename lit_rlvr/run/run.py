@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,7 +18,7 @@ from lit_rlvr.common.launch import is_first_process
 from lit_rlvr.common.run_files import list_checkpoints
 from lit_rlvr.datamodules.reading.readers import GivenRows
 from lit_rlvr.distributed.checkpoints import checkpoint_step, last_checkpoint
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, log
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.first_rollout import FirstRollout
@@ -33,8 +32,6 @@ from lit_rlvr.run.ranks import RankSetUp
 from lit_rlvr.run.stop import StopOnSignal
 from lit_rlvr.run.trackers.feed import Trackers
 from lit_rlvr.training.optimizer import train_whole_rollouts, updates_of
-
-_log = logging.getLogger("lit_rlvr")
 
 DEFAULT_FOLDER = "runs/default"
 """The run folder if `trainer.default_root_dir` is not set."""
@@ -80,7 +77,7 @@ class Run:
             return cls(folder, ckpt_path, overwrite)
         starts_over, restarts = ended_early(folder, was_locked), any(name in os.environ for name in LAUNCHERS)
         if starts_over or (restarts and not list_checkpoints(folder)):
-            _log.warning("ckpt_path: %s has no checkpoint yet, the run starts from the beginning", folder)
+            log.warning("ckpt_path: %s has no checkpoint yet, the run starts from the beginning", folder)
             return cls(folder, None, overwrite or starts_over)
         return cls(folder, str(last_checkpoint(folder)), overwrite)
 

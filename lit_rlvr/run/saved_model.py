@@ -52,8 +52,6 @@ def export_run(run: Path, target: Path, dtype: str = "float32", adapter: bool = 
         UserError: there is no such run, it trained no adapter, the checkpoint is not ours, or the target exists or
             cannot be written.
     """
-    if dtype not in ("float32", "bfloat16"):
-        raise UserError(f"--dtype: {dtype!r} is not float32 or bfloat16")
     if target.exists():
         raise UserError(f"--to: {target} exists; choose another folder")
     check_writable(target.parent, "--to")
@@ -64,8 +62,7 @@ def export_run(run: Path, target: Path, dtype: str = "float32", adapter: bool = 
         return merge_into_base(adapter_folder(str(run)), base, target, getattr(torch, dtype))
     checkpoint = run if run.is_file() or is_sharded(run) else last_checkpoint(run)
     root = checkpoint.parent.parent
-    settings = run_config(root)["model"]["init_args"]
-    model, config = load_trained_model(checkpoint, settings)
+    model, config = load_trained_model(checkpoint, run_config(root)["model"]["init_args"])
     source = model.name_or_path
     if adapter and config is None:
         raise UserError(f"--adapter: the run in {root} trained all weights; leave the option out")

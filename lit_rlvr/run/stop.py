@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import signal
 import sys
 import termios
@@ -15,11 +14,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_rlvr.common.launch import is_first_process
 from lit_rlvr.common.terminal import discard_output
 from lit_rlvr.distributed.collectives import all_max
-from lit_rlvr.errors import RunStopped
+from lit_rlvr.errors import RunStopped, log
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.loggers import callback_of
-
-_log = logging.getLogger("lit_rlvr")
 
 
 class StoppedAtOnce(KeyboardInterrupt):
@@ -63,7 +60,7 @@ class StopOnSignal(Callback):
             raise StoppedAtOnce(number)
         self._received = number
         if is_first_process():  # a terminal signals all processes
-            _log.warning(
+            log.warning(
                 "%s: finishing this iteration, then saving; repeat to stop at once", signal.Signals(number).name
             )
 
@@ -71,7 +68,7 @@ class StopOnSignal(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._stopping = all_max(self._received or 0, pl_module.device)  # all processes stop after the same iteration
-        callback_of(trainer, RunCheckpoint).save_after_iteration(self._stopping > 0)
+        callback_of(trainer, RunCheckpoint).is_requested = self._stopping > 0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._stopping:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,7 @@ from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.datamodules.reading.readers import GivenRows
 from lit_rlvr.distributed.checkpoints import CheckpointFiles
 from lit_rlvr.distributed.fsdp2 import prepare_groups
-from lit_rlvr.errors import ChecksArguments, UserError, given_text
+from lit_rlvr.errors import ChecksArguments, UserError, given_text, log
 from lit_rlvr.policy.precision import auto_precision, compute_dtype
 from lit_rlvr.rollout.callback import RolloutCallback, rollout_of
 from lit_rlvr.run.checkpoint import RunCheckpoint
@@ -30,8 +29,6 @@ from lit_rlvr.run.rank_zero import show_messages, silence_other_packages
 from lit_rlvr.run.run import CONFIGURABLE, DEFAULT_FOLDER, Run, RunStart, in_order, with_defaults
 from lit_rlvr.run.warm_start import WarmStart
 from lit_rlvr.training.module import RLVRModule
-
-_log = logging.getLogger("lit_rlvr")
 
 
 class Trainer(ChecksArguments, lightning.pytorch.Trainer):
@@ -87,7 +84,7 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
         check_trainer_options(options)
         given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
         if not any(isinstance(callback, RolloutCallback) for callback in given):
-            _log.warning(
+            log.warning(
                 "callbacks: there is no RolloutCallback, so completions are sampled and rewarded by its defaults; give "
                 "RolloutCallback(rewards=[...], ...)"
             )

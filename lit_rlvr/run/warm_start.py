@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 import random
 import shutil
@@ -23,7 +22,7 @@ from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.engines.base import EngineContext
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.environments.base import Environment, environment_fingerprint
-from lit_rlvr.errors import UserError, check_all, check_within
+from lit_rlvr.errors import UserError, check_all, check_within, log
 from lit_rlvr.policy.loading import load_policy, save_model
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.sources import made_once
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from lit_rlvr.algorithms import RLVRModule
     from lit_rlvr.datamodules import PromptDataModule
 
-_log = logging.getLogger("lit_rlvr")
 LARGE = 10_000_000
 """Parameters from which a model is taken for a pretrained one; the tiny models have a twentieth of them."""
 
@@ -99,10 +97,10 @@ class WarmStart:
         policy = load_policy(source)
         target = cache_folder() / "warm-start" / self._key(policy, data, environment, sampling, dtype)
         if not target.exists():
-            _log.info("Warm start: at most %d supervised steps, cached in %s", self.steps, target)
+            log.info("Warm start: at most %d supervised steps, cached in %s", self.steps, target)
             size = sum(parameter.numel() for parameter in policy.model.parameters())
             if size >= LARGE and self.lr > 1e-4:
-                _log.warning(
+                log.warning(
                     "warm_start.lr: %g suits the tiny models, and this model has %.0f million parameters; a pretrained "
                     "model needs about 2e-5", self.lr, size / 1e6,
                 )  # fmt: skip
@@ -141,7 +139,7 @@ class WarmStart:
         if environment is None and (answers := self._too_long(prompts, data.tokenizer, sampling)) is not None:
             if answers.is_hopeless:
                 raise UserError(str(answers))
-            _log.warning("%s", answers)
+            log.warning("%s", answers)
 
     def _check_adapter(self, module: RLVRModule) -> None:
         if module.adapter == "continue":
@@ -250,7 +248,7 @@ class ExactMatch(Callback):
             pl_module.policy, pairs, data.tokenizer, self.demonstrations.episodes, self.demonstrations.sampling
         )
         loss, seconds = float(trainer.callback_metrics.get("train/loss", math.nan)), time.perf_counter() - self._started
-        _log.info("Warm start: step %d of at most %d, loss %.3f, %.3f exact, %.0f s, at most about %.0f s left",
+        log.info("Warm start: step %d of at most %d, loss %.3f, %.3f exact, %.0f s, at most about %.0f s left",
                   step, steps, loss, share, seconds, seconds / step * (steps - step))  # fmt: skip
         trainer.should_stop = share >= self.start.until
 

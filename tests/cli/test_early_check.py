@@ -20,7 +20,7 @@ from lit_rlvr.cli.early_check import IndexedNames, check_early, stored_help
 from lit_rlvr.cli.error_lines import KnownNames, class_arguments, known_classes
 from lit_rlvr.cli.lightning_cli import ConfigCheck
 from lit_rlvr.commands.registry import COMMANDS
-from lit_rlvr.configs import shipped_configs
+from lit_rlvr.configs import shipped_files
 from lit_rlvr.errors import UserError
 from lit_rlvr.run.trackers.feed import TRACKER_NAMES
 
@@ -137,7 +137,7 @@ def test_what_may_be_right_is_left_to_the_parser(line: str) -> None:
 
 
 def test_shipped_configs_are_not_refused() -> None:
-    for name in shipped_configs():
+    for name in shipped_files():
         if name.startswith(("quickstart", "smoke/", "recipes/apmpo/", "svamp")):
             check_early("fit", ["--config", name, "--config", "strategy/fsdp2"])
 

@@ -312,7 +312,7 @@ def test_arguments_without_types_are_options(own: Path, lit_rlvr: CLI) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "give an algorithm or an advantage"),
+        ([], "give an algorithm, an advantage or a reward"),
         (["GRPPO"], "there is no 'GRPPO'"),
         (["no_such.Thing"], "cannot be imported"),
         (["own_losses.Neither"], "neither an algorithm"),

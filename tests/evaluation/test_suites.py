@@ -36,7 +36,7 @@ def test_shipped_suites_are_built(name: str) -> None:
 @pytest.mark.slow
 def test_suites_alone_know_all_rewards() -> None:
     """As in `lit-rlvr evaluate`, which imports nothing of the other commands."""
-    suites = "find_suites(','.join(shipped_names()), {}, {})"
+    suites = "find_suites(','.join(shipped_files('suites')), {}, {})"
     source = f"from lit_rlvr.evaluation.suites import *; print(*(s.name for s in {suites}))"
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout.split() == NAMES, done.stderr
@@ -81,7 +81,7 @@ def test_what_is_no_suite_is_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
     Path("empty.jsonl").write_text("")
     Path("bad.yaml").write_text("data: {class_path: TextMath}\n")
     for asked, said in (
-        ("maths500", "there is no suite 'maths500'; did you mean math500"),
+        ("maths500", "there is no 'maths500'; did you mean 'math500'"),
         ("odd.jsonl", "no known layout, its columns are a"),
         ("empty.jsonl", "no usable row"),
         ("none.jsonl", "no such file"),

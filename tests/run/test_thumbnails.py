@@ -10,7 +10,7 @@ from PIL import Image
 from tiny_runs import completions, pictures_config, write_config
 from tiny_vlms import picture, write_clip
 
-from lit_rlvr.common.run_files import list_thumbnails, thumbnail_path
+from lit_rlvr.common.run_files import THUMBNAILS, thumbnail_path
 from lit_rlvr.datamodules.reading.images import open_images
 from lit_rlvr.run.outputs import THUMBNAIL_PIXELS, save_thumbnails
 
@@ -22,7 +22,7 @@ def test_an_image_is_stored_once_and_small(tmp_path: Path) -> None:
     images = open_images([wide, small, wide], tmp_path)
     keys = save_thumbnails(images, tmp_path / "run")
     assert keys == list(images.keys) and keys[0] == keys[2] != keys[1]
-    files = {path.stem: path for path in list_thumbnails(tmp_path / "run")}
+    files = {path.stem: path for path in (tmp_path / "run").glob(THUMBNAILS)}
     assert files.keys() == set(keys)
     assert Image.open(files[keys[0]]).size == (THUMBNAIL_PIXELS, THUMBNAIL_PIXELS // 2) and Image.open(
         files[keys[1]]

@@ -166,8 +166,9 @@ class Checkup:
 
     def paid_short_texts(self) -> list[tuple[str, Rate]]:
         """Return the short texts that are paid without being an answer, the best paid first."""
-        paid = [(text, rate) for text, rate in self.short.items() if rate.errors]
-        return sorted(paid, key=lambda item: -item[1].value)
+        return sorted(
+            ((text, rate) for text, rate in self.short.items() if rate.errors), key=lambda item: -item[1].value
+        )
 
 
 def check_reward(reward: Reward, samples: Sequence[Sample], seconds: float) -> Checkup:
@@ -215,8 +216,7 @@ def judge_rows(
             if result.status == "error":
                 checkup.failures[result.detail] = checkup.failures.get(result.detail, 0) + 1
             elif result.status != "unjudged":
-                paid = is_paid(result, best or floor, floor)
-                checkup.add(text, gold, paid, gold_paid, result.detail)
+                checkup.add(text, gold, is_paid(result, best or floor, floor), gold_paid, result.detail)
         checkup.rows += 1
 
 

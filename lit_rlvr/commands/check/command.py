@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
 
@@ -25,9 +24,6 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import FunctionReward, Reward
 from lit_rlvr.types import Sample
 
-EXIT_FAILED = 1
-"""Exit status when a property does not hold."""
-
 _PARTS = [*(getattr(module, name) for module in (algorithms, rewards) for name in module.__all__), *REGISTRY.values()]
 SHIPPED: dict[str, type] = {
     part.__name__: part
@@ -35,9 +31,6 @@ SHIPPED: dict[str, type] = {
     if isinstance(part, type) and issubclass(part, RLVRModule | Advantage | Reward) and part not in (RLVRModule, Reward)
 }
 """The shipped algorithms, rewards and advantages by their names."""
-
-SECONDS = 600.0
-"""Time of a check-up of a reward, by default."""
 
 
 def run(command: str, arguments: list[str]) -> int:
@@ -53,7 +46,7 @@ def run(command: str, arguments: list[str]) -> int:
     parser.add_argument("--data", type=str, default=None,
                         help="of a reward: rows to check it on: a config, TextMath=FILE, or a file")  # fmt: skip
     parser.add_argument("--rows", type=int, default=200, help="number of rows of --data, drawn by --seed")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="begin no further rows after this time")
+    parser.add_argument("--seconds", type=float, default=600.0, help="begin no further rows after this time")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draw")
     parser.add_argument("--text", type=str, default=None,
                         help="of a reward: the completion to judge, - for what stands on stdin")  # fmt: skip
@@ -63,28 +56,24 @@ def run(command: str, arguments: list[str]) -> int:
     parser.add_argument("--row", type=dict[str, Any], default={},
                         help="further columns for --text: --row.databases '[shop.sqlite]'")  # fmt: skip
     config = parser.parse_args(arguments)
-    if config.data is not None or config.text is not None:
-        show_checkup(config)
-        return 0
-    name, options = config.name, dict(config.init_args)
-    if config.config is not None:
-        model = load_config(find_config(config.config)).get("model") or {}
-        name = name or model.get("class_path")
-        options = {**(model.get("init_args") or {}), **options}
+    model = {} if config.config is None else load_config(find_config(config.config)).get("model") or {}
+    name = config.name or model.get("class_path")
     if name is None:
-        raise UserError("check: give an algorithm or an advantage, such as GRPO or my_task.Plain, or a --config")
-    findings = check(name, options)
+        raise UserError(
+            "check: give an algorithm, an advantage or a reward, such as GRPO, agrae or my_task.reward, or a --config"
+        )
+    if config.data is not None or config.text is not None:
+        show_checkup(name, config)
+        return 0
+    findings = check(name, {**(model.get("init_args") or {}), **config.init_args})
     failed = [finding.name for finding in findings if not finding.ok]
     result = [vars(finding) | {"ok": finding.ok} for finding in findings]
     show_result({"class": name, "ok": not failed, "properties": result}, lambda: print_findings(name, findings))
-    return EXIT_FAILED if failed else 0
+    return int(bool(failed))
 
 
-def show_checkup(config: Any) -> None:
+def show_checkup(name: str, config: Any) -> None:
     """Check a reward on a set, or show how it judges a text."""
-    name = config.name
-    if name is None:
-        raise UserError("check: give a reward, such as MathAnswer or my_task.my_reward, before --data or --text")
     if config.text is not None and config.reference is None:
         raise UserError("--text: give the --reference answer, too")
     with closing(build_reward(name, dict(config.init_args))) as reward:
@@ -106,8 +95,9 @@ def build_reward(name: str, options: dict[str, Any]) -> Reward:
     """
     target = import_path("check", name) if "." in name else SHIPPED.get(name)
     if isinstance(target, type) and issubclass(target, Reward):
-        spec = {"class_path": dotted_path_of(target), "init_args": options}
-        made: Reward = build_object(spec, f"check: {name}", Reward)
+        made: Reward = build_object(
+            {"class_path": dotted_path_of(target), "init_args": options}, f"check: {name}", Reward
+        )
         return made
     if not callable(target) or (isinstance(target, type) and issubclass(target, RLVRModule | Advantage)):
         known = ", ".join(known for known, cls in SHIPPED.items() if issubclass(cls, Reward))
@@ -135,7 +125,7 @@ def show_judgement(name: str, reward: Reward, config: Any) -> None:
     )
 
 
-def check(name: str, options: Mapping[str, Any]) -> list[Finding]:
+def check(name: str, options: dict[str, Any]) -> list[Finding]:
     """Measure the class or function that a name stands for; compare our losses with their published values.
 
     Args:
@@ -162,8 +152,7 @@ def check(name: str, options: Mapping[str, Any]) -> list[Finding]:
             f"check: {name} is neither an algorithm (RLVRModule) nor an advantage (Advantage, or a function) nor a "
             "reward"
         )
-    spec = {"class_path": dotted_path_of(target), "init_args": dict(options)}
-    instance = build_object(spec, f"check: {name}", kind)
+    instance = build_object({"class_path": dotted_path_of(target), "init_args": options}, f"check: {name}", kind)
     if kind is Advantage:
         return check_advantage(instance)
     is_published = target in vars(algorithms).values() and target.__name__ in LOSSES and not options

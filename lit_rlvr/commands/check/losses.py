@@ -35,19 +35,16 @@ def check_algorithm(algorithm: RLVRModule, expect: str | None = None) -> list[Fi
         algorithm = deepcopy(algorithm)
         algorithm.advantage = resolve_advantage("grpo")
 
-    def prepare(batch: FrozenBatch) -> Step:
-        return algorithm_step(batch, deepcopy(algorithm))
+    def prepare(batch: batches.Batch) -> Step:
+        return algorithm_step(FrozenBatch(**vars(batch)), deepcopy(algorithm), batch.advantages)
 
     def estimate(batch: FrozenBatch) -> Tensor:
         return deepcopy(algorithm).estimate(batch.group)[0]
 
-    def prepare_frozen(batch: batches.Batch) -> Step:
-        return algorithm_step(FrozenBatch(**vars(batch)), deepcopy(algorithm), batch.advantages)
-
     flat, own = batches.equal_rewards(batch), deepcopy(algorithm)
     own.observe(flat.group)
     return [
-        *([has_published_values(prepare_frozen, expect, name) for name in batches.BATCHES] if expect else []),
+        *([has_published_values(prepare, expect, name) for name in batches.BATCHES] if expect else []),
         *properties.loss_findings(prepare, batch, algorithm.stops_gradient),
         properties.rewards_what_is_right(estimate, batch),
         Finding("zero advantages", _zero_advantages(algorithm, batch), 0, "gradient where the advantage is 0"),

@@ -41,8 +41,7 @@ def run_parity(batch_path: Path | str, config: Path | str, out: Path | str) -> N
     check_new(Path(out), "--out")
     algorithms = load_algorithms(Path(config))
     results = replay(arrays, algorithms)
-    mask = np.asarray(arrays["mask"]).astype(bool)
-    rows = algorithm_summary(list(algorithms), results, mask)
+    rows = algorithm_summary(list(algorithms), results, np.asarray(arrays["mask"]).astype(bool))
     show_result(rows, lambda: print_table(rows))
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     with Path(out).open("xb") as file:  # np.savez would add .npz to a name without it
@@ -109,5 +108,5 @@ def print_table(rows: Mapping[str, Mapping[str, float]]) -> None:
         for name, row in rows.items()
     ]  # fmt: skip
     columns = ("algorithm", "loss", "mean |A|", "sum |dlogp|", "zero gradient")
-    title, caption = "Replay of one frozen batch", "zero gradient: share of the tokens in the loss"
-    Terminal().print_table(table_of(columns, cells, title=title, caption=caption))
+    caption = "zero gradient: share of the tokens in the loss"
+    Terminal().print_table(table_of(columns, cells, title="Replay of one frozen batch", caption=caption))

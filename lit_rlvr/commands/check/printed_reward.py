@@ -27,8 +27,7 @@ def print_checkup(name: str, checkup: Checkup) -> None:
     for detail, count in checkup.failures.items():
         console.print(f"the reward failed on {count} texts: {one_line(detail)}", soft_wrap=True)
     for keeps, title in ((True, "Right texts that are not paid"), (False, "Wrong texts that are paid")):
-        kinds = {name: kind for name, kind in checkup.kinds.items() if kind.keeps is keeps}
-        print_kinds(console, title, kinds)
+        print_kinds(console, title, {name: kind for name, kind in checkup.kinds.items() if kind.keeps is keeps})
     for text, rate in checkup.paid_short_texts()[:MOST_SHORT_TEXTS]:
         console.print(
             f"the short text {one_line(text)!r} pays where it is no answer: {rate_text(rate)}", soft_wrap=True
@@ -48,8 +47,10 @@ def print_kinds(console: Terminal, title: str, kinds: dict[str, KindOfText]) -> 
         for name in wrong:
             example = kinds[name].examples[0]
             detail = f"; the reward says {shortened(example['detail'])}" if example["detail"] else ""
-            line = f"{name}: reference {shortened(example['reference'])}, text {shortened(example['text'])}{detail}"
-            console.print(line, soft_wrap=True)
+            console.print(
+                f"{name}: reference {shortened(example['reference'])}, text {shortened(example['text'])}{detail}",
+                soft_wrap=True,
+            )
     else:
         console.print(f"{title}: none, of {len(kinds)} kinds")
 

@@ -112,8 +112,9 @@ def frozen_inputs(batch: FrozenBatch, algorithm: RLVRModule, logp: Tensor, advan
     given = advantages.to(logp.dtype)
     given = given.reshape(-1, 1) if advantages.shape == batch.rewards.shape else given  # (B, 1) or (B, T)
     rollout = batch.old_logp if batch.rollout_logp is None else batch.rollout_logp
-    correction = algorithm.choose_correction(exact=batch.rollout_logp is None)
-    tokens, sequences = correction_weights(logp, batch.old_logp, rollout, batch.mask, given, correction)
+    tokens, sequences = correction_weights(
+        logp, batch.old_logp, rollout, batch.mask, given, algorithm.choose_correction(batch.rollout_logp is None)
+    )
     if batch.objective_mask is not None:
         tokens = tokens * batch.objective_mask
     counted, selected = _chosen_tokens(batch, algorithm, given, rollout)
@@ -143,10 +144,9 @@ def _chosen_tokens(
         raise UserError("loss.top_entropy_quantile is below 1, and the batch has no entropy; add the array")
     entropy = torch.zeros_like(batch.old_logp) if batch.entropy is None else batch.entropy
     columns = (batch.old_logp, rollout, entropy, advantages.expand(batch.mask.shape))
-    choices = algorithm.select_tokens(StepTokens(*(values[batch.mask] for values in columns)))
     counted, selected = (
         None if chosen is None else torch.zeros_like(batch.mask).masked_scatter(batch.mask, chosen)
-        for chosen in choices
+        for chosen in algorithm.select_tokens(StepTokens(*(values[batch.mask] for values in columns)))
     )
     return counted, selected
 
@@ -257,7 +257,7 @@ def _check(name: str, array: np.ndarray, shape: tuple[int, ...], like: str, used
         raise UserError(f"batch: {name} has shape {array.shape}, not that of {like}, {shape}")
     bad = np.argwhere(used & ~np.isfinite(array))
     if len(bad):
-        at = ", ".join(str(int(i)) for i in bad[0])
+        at = ", ".join(map(str, bad[0]))
         raise UserError(f"batch: {name}[{at}] is {array[tuple(bad[0])]} ({len(bad)} such); mask it or repair the batch")
 
 

@@ -65,7 +65,7 @@ class PrintedClaim:
             return {seed: self._value(run) for seed, run in task["cells"][cell]["by_seed"].items()}
 
         more, less = values(self.more), values(self.less)
-        both = [(more.get(seed), less.get(seed)) for seed in seeds]
+        both = ((more.get(seed), less.get(seed)) for seed in seeds)
         return [(x, y) for x, y in both if x is not None and y is not None]
 
     @property
@@ -132,20 +132,19 @@ class DecidedClaim:
             verdict += f" (could show {result.could_show:.3g})"
         if self.verdict == SMALLER_THAN_PRINTED and result.below is not None:
             verdict += f" (p {p_text(result.below)})"
-        sides = f"{claim.more} {result.more:.3g}, {claim.less} {result.less:.3g}"
         return [
-            claim.says, claim.where, claim.measure, sides, f"{result.difference:+.3g}{interval}", printed,
-            str(result.n), p, verdict,
+            claim.says, claim.where, claim.measure,
+            f"{claim.more} {result.more:.3g}, {claim.less} {result.less:.3g}",
+            f"{result.difference:+.3g}{interval}", printed, str(result.n), p, verdict,
         ]  # fmt: skip
 
 
 def decide(claims: Sequence[PrintedClaim], results: Mapping[str, Any]) -> list[DecidedClaim]:
     """Return the claims with their results: the primary ones, tested together, before the others, each alone."""
     primary = [claim for claim in claims if claim.primary]
-    others = [[claim] for claim in claims if not claim.primary]
     return [
         DecidedClaim(claim, result)
-        for group in [primary, *others]
+        for group in [primary, *([claim] for claim in claims if not claim.primary)]
         for claim, result in zip(
             group, paired_differences([c.pairs(results) for c in group], [c.printed for c in group]), strict=True
         )
@@ -178,10 +177,5 @@ claims have no verdict."""
 def claims_section(decided: Sequence[DecidedClaim]) -> str:
     """Return the claims with their verdicts as Markdown."""
     header = ["claim", "in the paper", "measured", "ours", "difference [95 %]", "printed", "n", "p, Holm", "verdict"]
-    parts = [
-        "## Claims",
-        " ".join(RULE.split()),
-        *lacking_pairs(decided),
-        markdown_table(header, [d.row() for d in decided]),
-    ]
-    return "\n\n".join(parts)
+    table = markdown_table(header, [d.row() for d in decided])
+    return "\n\n".join(["## Claims", " ".join(RULE.split()), *lacking_pairs(decided), table])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -28,12 +27,10 @@ from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.packages import require
 from lit_rlvr.common.terminal import show_result
 from lit_rlvr.configs import Parser
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, check_within, log
 
 if TYPE_CHECKING:  # a finished study is read without Lightning and torch
     from lit_rlvr.evaluation.suites import Suite
-
-_log = logging.getLogger("lit_rlvr")
 
 
 class FailedCells(UserError):
@@ -88,8 +85,7 @@ def compare(study: Study, root: Path, jobs: int = 1, cluster: Mapping[str, Any] 
         UserError: a cell is invalid, or the folder belongs to another study.
         FailedCells: some cells failed; the results of the others are written.
     """
-    if jobs < 1:
-        raise UserError(f"--jobs: {jobs} is not positive")
+    check_within("[1, inf)", "compare", jobs=jobs)
     if any(next_command(study, cell, root) is not None for cell in study.cells):
         check_cells(study)
         check_suites(study)
@@ -100,7 +96,7 @@ def compare(study: Study, root: Path, jobs: int = 1, cluster: Mapping[str, Any] 
         except KeyboardInterrupt:
             for state in folder.with_status("running"):
                 folder.set_status(state.cell, "interrupted")
-            _log.warning("Stopped; run the same command again to continue")
+            log.warning("Stopped; run the same command again to continue")
             raise
         _write_results(folder)
 
@@ -123,8 +119,8 @@ def check_cells(study: Study) -> None:
             line = failure_line(error)
             if line is None:
                 raise
-            where = f"STUDY: {cell.task}, {cell.name}"
-            raise UserError(*(f"{where}: {message}" for message in line.splitlines())) from error
+            messages = [f"STUDY: {cell.task}, {cell.name}: {message}" for message in line.splitlines()]
+            raise UserError(*messages) from error
 
 
 def check_suites(study: Study) -> list[Suite]:
@@ -135,8 +131,7 @@ def check_suites(study: Study) -> list[Suite]:
     """
     from lit_rlvr.evaluation.suites import find_suites
 
-    everything = [suite for group in study.suites.values() for suite in group]
-    return list(find_suites(everything, {}, {"protocol": study.protocol}))
+    return list(find_suites(study.all_suites, {}, {"protocol": study.protocol}))
 
 
 def _write_results(folder: StudyFolder) -> None:
@@ -148,13 +143,13 @@ def _write_results(folder: StudyFolder) -> None:
     root, study = folder.root, folder.study
     runs = [read_cell(state.cell, root) for state in folder.with_status("done")]
     if runs and not any(study.metric in run.last for run in runs):
-        _log.warning("metric: no run has %s at its last step; it has %s", study.metric, ", ".join(runs[0].last))
-    starts = {task: read_suites(root / start_folder(task)) for task in study.tasks}
-    results = study_results(study, runs, {task: suites for task, suites in starts.items() if suites})
+        log.warning("metric: no run has %s at its last step; it has %s", study.metric, ", ".join(runs[0].last))
+    starts = {task: suites for task in study.tasks if (suites := read_suites(root / start_folder(task)))}
+    results = study_results(study, runs, starts)
     write_atomically(root / "results.json", json.dumps(results, indent=2) + "\n")
     figures = draw_figures(study, runs, root / "figures")
     failed = folder.with_status("failed")
     write_atomically(root / "results.md", report(study, results, figures, failed))
-    _log.info("Results: %s, and with the runs: %s", root / "results.md", write_report([root]))
+    log.info("Results: %s, and with the runs: %s", root / "results.md", write_report([root]))
     if failed:
         raise FailedCells(failed, study, root)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lit_rlvr.commands.compare.claims import AVERAGE, PrintedClaim
 from lit_rlvr.commands.compare.study import BEFORE, Study
-from lit_rlvr.configs import config_folder, load_yaml
-from lit_rlvr.errors import UserError, nearest
+from lit_rlvr.configs import config_folder, find_shipped, load_yaml
+from lit_rlvr.errors import UserError
 
 VALUE = re.compile(r"(\d+(?:\.\d+)?)(?: ± (\d+(?:\.\d+)?))?")
 
@@ -144,12 +143,7 @@ def load_printed(name: str) -> Paper:
     Raises:
         UserError: there is no such file, or it does not have this form; the message says where.
     """
-    folder = config_folder() / "printed"
-    path = Path(name) if Path(name).suffix == ".yaml" else folder / f"{name}.yaml"
-    if not path.is_file():
-        known = sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.glob("*/*.yaml"))
-        near = nearest(name, known)
-        raise UserError(f"there is no table {name!r}; {f'did you mean {near}?' if near else ', '.join(known)}")
+    path = find_shipped("printed", name, "TABLE")
     try:
         values = load_yaml(path.read_text())
         if not isinstance(values, dict) or not values.keys() & {"tables", "claims"}:
@@ -164,7 +158,9 @@ def load_printed(name: str) -> Paper:
         claims = [PrintedClaim(**claim) for claim in values.get("claims", ())]
         study, seeds = str(values["study"]), values.get("seeds")
     except KeyError as error:
-        raise UserError(f"{path} has no {error.args[0]!r}; see the shipped tables in {folder}") from error
+        raise UserError(
+            f"{path} has no {error.args[0]!r}; see the shipped ones in {config_folder() / 'printed'}"
+        ) from error
     except (OSError, yaml.YAMLError, TypeError, AttributeError) as error:
         raise UserError(f"{path} does not have the form of the shipped tables: {error!r}") from error
     for t in tables:

@@ -7,7 +7,6 @@ claim of the papers.
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import starmap
@@ -23,11 +22,8 @@ from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.packages import require
 from lit_rlvr.common.terminal import show_result
 from lit_rlvr.configs import Parser, config_folder, load_yaml
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, log
 from lit_rlvr.evaluation.results import markdown_table
-
-_log = logging.getLogger("lit_rlvr")
-
 
 ComparedTable = dict[str, dict[str, tuple[PrintedValue, Mapping[str, Any] | None]]]
 """Row -> column -> the printed value and our spread over seeds, or None without one."""
@@ -58,8 +54,7 @@ def comparison_tables(paper: Paper, results: Mapping[str, Any]) -> Iterator[str]
 
 def _runs(cells: Iterable[tuple[PrintedValue, Mapping[str, Any] | None]]) -> str:
     """Return the number of our runs behind a row of a table; "-" without any."""
-    counts = sorted({ours["n"] for _, ours in cells if ours is not None})
-    return " to ".join(map(str, counts)) or "-"
+    return " to ".join(map(str, sorted({ours["n"] for _, ours in cells if ours is not None}))) or "-"
 
 
 def _cell(printed: PrintedValue, ours: Mapping[str, Any] | None) -> str:
@@ -107,16 +102,20 @@ def reproduce(name: str, out: Path, jobs: int = 1, cluster: Mapping[str, Any] | 
         failure = error
     results = json.loads((out / "results.json").read_text())
     decided = decide(paper.claims, results)
-    claims = [claims_section(decided)] if decided else []
     explained = " ".join(EXPLANATION.format(seeds=paper.seeds or "an unstated number of").split())
-    failed = [f"**Failed, so left out: {'; '.join(map(str, failure.cells))}.**"] if failure else []
-    parts = [f"# {name}", *failed, *claims, *([explained] if paper.tables else []), *comparison_tables(paper, results)]
-    write_atomically(out / "reproduced.md", "\n\n".join(parts) + "\n")
+    parts = [
+        f"# {name}",
+        f"**Failed, so left out: {'; '.join(map(str, failure.cells))}.**" if failure else "",
+        claims_section(decided) if decided else "",
+        explained if paper.tables else "",
+        *comparison_tables(paper, results),
+    ]
+    write_atomically(out / "reproduced.md", "\n\n".join(filter(None, parts)) + "\n")
     for result in decided:
-        _log.info("%s: %s", result.claim.says, result.verdict)
+        log.info("%s: %s", result.claim.says, result.verdict)
     for line in lacking_pairs(decided):
-        _log.warning("%s", line)
-    _log.info("Next to the printed values: %s", out / "reproduced.md")
+        log.warning("%s", line)
+    log.info("Next to the printed values: %s", out / "reproduced.md")
     if failure:
         raise failure
     reproduced = as_data(paper, results) | ({"claims": [claim.as_data() for claim in decided]} if decided else {})
@@ -133,9 +132,12 @@ def paper_items() -> Iterator[tuple[str, str, str]]:
     folder = config_folder() / "printed"
     for paper, values in load_yaml((folder / "papers.yaml").read_text()).items():
         claims = values["claims"]
-        runs = len(load_study(claims["study"]).cells)
-        measured = f"run: docs/findings.md; {runs} runs of {claims['minutes']} minutes of training on one core"
-        yield f"{paper}, claims on a tiny model", f"lit-rlvr compare {claims['study']}", measured
+        runs = f"{len(load_study(claims['study']).cells)} runs of {claims['minutes']} minutes of training on one core"
+        yield (
+            f"{paper}, claims on a tiny model",
+            f"lit-rlvr compare {claims['study']}",
+            f"run: docs/findings.md; {runs}",
+        )
         machine = f"the paper's machine: {values['machine']}"
         for table in sorted(f"{paper}/{path.stem}" for path in (folder / paper).glob("*.yaml")):
             printed_table = load_printed(table)

@@ -82,6 +82,11 @@ class Study:
         return list(dict.fromkeys([self.baseline, *(cell.name for cell in self.cells)]))
 
     @property
+    def all_suites(self) -> list[str | dict[str, Any]]:
+        """The suites of all tables."""
+        return [suite for suites in self.suites.values() for suite in suites]
+
+    @property
     def seeds(self) -> list[int]:
         return list(dict.fromkeys(cell.seed for cell in self.cells))
 
@@ -112,9 +117,11 @@ def load_study(name: str) -> Study:
     bases = {id(layer): list(_bases(layer, path)) for layer in (*tasks.values(), *cells.values())}
     grid = []
     for seed, (task, of_task), (cell, of_cell) in product(seeds, tasks.items(), cells.items()):
-        below = [*shared, *bases[id(of_task)], *bases[id(of_cell)], _without_base(of_task)]
-        own = [_without_base(of_cell), _budget_layer(*budget), {"seed_everything": seed}]
-        grid.append(Cell(task, cell, seed, reduce(merge, [*below, *own])))
+        layers = [
+            *shared, *bases[id(of_task)], *bases[id(of_cell)], _without_base(of_task), _without_base(of_cell),
+            _budget_layer(*budget), {"seed_everything": seed},
+        ]  # fmt: skip
+        grid.append(Cell(task, cell, seed, reduce(merge, layers)))
     return Study(
         str(study["name"]),
         tuple(grid),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import logging
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping
@@ -19,9 +18,8 @@ from lit_rlvr.commands.compare.study import BEFORE, Cell, Study, algorithm_optio
 from lit_rlvr.common.files import check_writable, write_atomically
 from lit_rlvr.common.run_files import is_complete, is_run, list_checkpoints
 from lit_rlvr.configs import changes
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, log
 
-_log = logging.getLogger("lit_rlvr")
 CONFIG = "cell.yaml"
 """Name of a cell's config of `fit` in its run folder."""
 EVALUATION = "evaluation"
@@ -61,8 +59,7 @@ class StudyFolder:
         _check(root, study)
         self.states = {cell.folder: State(cell) for cell in study.cells}
         for state in self.states.values():
-            path = root / state.cell.folder / CONFIG
-            write_atomically(path, yaml.safe_dump(state.cell.config, sort_keys=False))
+            write_atomically(root / state.cell.folder / CONFIG, yaml.safe_dump(state.cell.config, sort_keys=False))
             if next_command(study, state.cell, root) is None:
                 state.status = "done"
         self._write()
@@ -108,7 +105,7 @@ def lock_study(root: Path) -> Iterator[int]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _log.info("%s: another comparison, or a cell that it left, is using this; waiting for it to end", root)
+            log.info("%s: another comparison, or a cell that it left, is using this; waiting for it to end", root)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield lock.fileno()
 
@@ -138,8 +135,9 @@ def _check(root: Path, study: Study) -> None:
         if not (run / CONFIG).is_file():
             raise UserError(f"--out: {run} holds a run that does not belong to a study; choose another")
         for name, old, new in changes(yaml.safe_load((run / CONFIG).read_text()), cell.config):
-            change = f"{name} was {old}, is {new}"
-            raise UserError(f"--out: {run} was begun with other settings ({change}); choose another, or remove it")
+            raise UserError(
+                f"--out: {run} was begun with other settings ({name} was {old}, is {new}); choose another, or remove it"
+            )
 
 
 @dataclass(frozen=True)
@@ -203,8 +201,7 @@ def _evaluate(study: Study, cell: Cell, run: Path, model: str, out: Path) -> Cel
     engine = (cell.config.get("rollout") or {}).get("engine")
     trainer = cell.config.get("trainer") or {}
     devices = trainer.get("devices") if trainer.get("accelerator") == "gpu" else None
-    suites = json.dumps([suite for group in study.suites.values() for suite in group])
-    options = ["--suite", suites, "--engine", engine if isinstance(engine, str) else "auto"]
+    options = ["--suite", json.dumps(study.all_suites), "--engine", engine if isinstance(engine, str) else "auto"]
     if isinstance(devices, int) and devices > 1:
         options += ["--devices", str(devices)]
     if study.protocol is not None:
@@ -223,5 +220,4 @@ def _evaluate(study: Study, cell: Cell, run: Path, model: str, out: Path) -> Cel
 def read_suites(folder: Path) -> Mapping[str, Mapping[str, Any]]:
     """Read the results of each suite from the folder of an evaluation; empty without one."""
     path = folder / "results.json"
-    suites = json.loads(path.read_text()) if path.is_file() and (folder / ARGUMENTS_FILE).is_file() else {}
-    return dict(suites)
+    return dict(json.loads(path.read_text())) if path.is_file() and (folder / ARGUMENTS_FILE).is_file() else {}

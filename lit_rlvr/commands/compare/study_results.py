@@ -76,8 +76,7 @@ def read_cell(cell: Cell, root: Path) -> FinishedRun:
         for unit in USED:
             used[unit] += row.get(f"rollout/{unit}", 0.0)
             row[f"used/{unit}"] = used[unit]
-    summary = json.loads((run / "summary.json").read_text())
-    return FinishedRun(cell, rows, summary, read_suites(run / EVALUATION))
+    return FinishedRun(cell, rows, json.loads((run / "summary.json").read_text()), read_suites(run / EVALUATION))
 
 
 def smoothed(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -214,7 +213,7 @@ def _tables(study: Study, suites_by_seed: Sequence[Mapping[str, Mapping[str, Any
         tables[table] = {
             "suites": {
                 name: _over_seeds([part[name] for part in values])
-                | {"categories": _categories([part[name]["categories"] for part in parts])}
+                | {"categories": _over_seeds([part[name]["categories"] for part in parts], _over_seeds)}
                 for name in group
             },
             "average": _over_seeds(
@@ -229,11 +228,6 @@ def _tables(study: Study, suites_by_seed: Sequence[Mapping[str, Mapping[str, Any
 
 def _flat_numbers(results: Mapping[str, Any]) -> MetricRow:
     return {key: value for key, value in results.items() if isinstance(value, float)}
-
-
-def _categories(by_seed: Sequence[Mapping[str, MetricRow]]) -> dict[str, Any]:
-    names = dict.fromkeys(name for categories in by_seed for name in categories)
-    return {name: _over_seeds([categories[name] for categories in by_seed if name in categories]) for name in names}
 
 
 def _values(runs: Sequence[FinishedRun], metric: str) -> dict[int, float]:
@@ -301,6 +295,7 @@ def pass_at_k_spreads(rows: Sequence[MetricRow]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _over_seeds(rows: Sequence[MetricRow]) -> dict[str, Any]:
+def _over_seeds(rows: Sequence[Mapping[str, Any]], summary: Callable[[list[Any]], Any] = spread) -> dict[str, Any]:
+    """Return name -> the summary of its values in some rows."""
     names = sorted({name for row in rows for name in row})
-    return {name: spread([row[name] for row in rows if name in row]) for name in names}
+    return {name: summary([row[name] for row in rows if name in row]) for name in names}

@@ -22,8 +22,7 @@ def _table(title: str, columns: Sequence[str], rows: Mapping[str, Mapping[str, S
         rows: name -> column -> spread.
     """
     cells = zip(*([percent(row.get(column)) for column in columns] for row in rows.values()), strict=True)
-    lines = zip(rows, *map(_best_in_bold, cells), strict=True)
-    return f"### {title}\n\n" + markdown_table(["", *columns], list(lines))
+    return f"### {title}\n\n" + markdown_table(["", *columns], [*zip(rows, *map(_best_in_bold, cells), strict=True)])
 
 
 def _best_in_bold(cells: Sequence[str]) -> list[str]:
@@ -119,8 +118,7 @@ def report(study: Study, results: Mapping[str, Any], figures: Mapping[str, list[
         parts += [f"![{path.stem}]({path.as_posix()})" for path in figures[task]]
     parts += _overall(study, results)
     if failed:
-        rows = [[str(state.cell), str(state.error)] for state in failed]
-        parts += ["## Failed", markdown_table(["cell", "error"], rows)]
+        parts += ["## Failed", markdown_table(["cell", "error"], [(state.cell, state.error) for state in failed])]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -141,8 +139,11 @@ def _main_table(study: Study, task: Mapping[str, Any]) -> str:
             p_values = [_p(versus[key]) for key in ("p_t", "p_sign_flip", "p_holm")]
             against = [plus_minus(versus["difference"]), *p_values, _interval(versus["improvement"])]
         rows.append([name, str(cell["n"]), plus_minus(cell), _interval(cell["iqm"]), *against])
-    tests = ["p: paired t", "p: sign flips", "p: Holm", f"P(beats {study.baseline})"]
-    return markdown_table(["", "seeds", study.metric, "interquartile mean", f"minus {study.baseline}", *tests], rows)
+    header = [
+        "", "seeds", study.metric, "interquartile mean", f"minus {study.baseline}", "p: paired t", "p: sign flips",
+        "p: Holm", f"P(beats {study.baseline})",
+    ]  # fmt: skip
+    return markdown_table(header, rows)
 
 
 def _interval(value: Mapping[str, Any] | None) -> str:

@@ -76,12 +76,10 @@ def init(folder: Path, kind: str = "task") -> list[Path]:
     check_writable(folder, "init")
     texts = {path.name: path.read_text() for path in (PROJECTS / kind).iterdir() if path.is_file()}
     texts["README.md"] = (PROJECTS / "README.md").read_text().format(**KINDS[kind])
-    written = []
-    for file, text in sorted(texts.items()):
-        path = folder / file.replace(TASK_MODULE, name)
+    written = {folder / file.replace(TASK_MODULE, name): text for file, text in sorted(texts.items())}
+    for path, text in written.items():
         write_atomically(path, text.replace(TASK_MODULE, name))
-        written.append(path)
-    return written
+    return [*written]
 
 
 def module_name(folder: str) -> str:

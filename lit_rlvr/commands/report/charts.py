@@ -91,13 +91,17 @@ def tick_text(value: float) -> str:
     return f"{value / 1000:.6g}k" if abs(value) >= 10_000 else f"{value:.6g}"
 
 
+ChartMetrics = Sequence[tuple[str, tuple[str, ...]]]
 MAX_POINTS = 240
 """The most points of a drawn curve; a longer curve shows means over equal intervals."""
 
-MAIN_CHARTS = (
+BEFORE_SETS: ChartMetrics = (
     ("Training reward", ("rollout/reward",)),
     ("Training accuracy", ("rollout/accuracy",)),
     ("Validation accuracy", ("val/accuracy",)),
+)
+"""Title -> metrics of the first charts; a chart draws their sum."""
+AFTER_SETS: ChartMetrics = (
     ("Sampled divergence from the teacher (nats per token)", ("train/teacher_kl",)),
     ("Divergence from the teacher (nats per token)", ("train/teacher_divergence",)),
     ("Entropy (nats per token)", ("train/entropy",)),
@@ -109,7 +113,7 @@ MAIN_CHARTS = (
     ("No signal (share of prompts)", ("train/no_signal",)),
     ("Seconds per iteration", ("time/rollout", "time/train")),
 )
-"""Title -> metrics; a chart draws their sum."""
+"""Those of the charts behind those of the validation sets."""
 
 
 @dataclass(frozen=True)
@@ -164,24 +168,19 @@ def thin(long: Curve) -> Curve:
 def panels(groups: Sequence[RunGroup]) -> list[Panel]:
     """Return the main charts of some groups, with accuracy and pass@k of each validation set after the validation
     accuracy."""
-    wanted: list[tuple[str, tuple[str, ...]]] = []
-    for title, metrics in MAIN_CHARTS:
-        wanted.append((title, metrics))
-        if metrics == ("val/accuracy",):
-            names = ((name, name.removeprefix("val/").rpartition("/")) for name in _validation_metrics(groups))
-            wanted += [(f"{metric} on {part}", (name,)) for name, (part, _, metric) in names]
-    return _drawn(groups, wanted)
+    names = ((name, name.removeprefix("val/").rpartition("/")) for name in _validation_metrics(groups))
+    of_sets = [(f"{metric} on {part}", (name,)) for name, (part, _, metric) in names]
+    return _drawn(groups, [*BEFORE_SETS, *of_sets, *AFTER_SETS])
 
 
 def more_panels(groups: Sequence[RunGroup]) -> list[Panel]:
     """Return a chart of every other metric except validation's."""
-    seen = {metric for _, metrics in MAIN_CHARTS for metric in metrics}
+    seen = {metric for _, metrics in (*BEFORE_SETS, *AFTER_SETS) for metric in metrics} | {"epoch"}
     names = metric_names(run for group in groups for run in group.runs)
-    other = [name for name in names if name not in seen and not name.startswith("val/") and name != "epoch"]
-    return _drawn(groups, [(name, (name,)) for name in other])
+    return _drawn(groups, [(name, (name,)) for name in names if name not in seen and not name.startswith("val/")])
 
 
-def _drawn(groups: Sequence[RunGroup], wanted: Sequence[tuple[str, tuple[str, ...]]]) -> list[Panel]:
+def _drawn(groups: Sequence[RunGroup], wanted: ChartMetrics) -> list[Panel]:
     drawn = [Panel(title, [curve(group.runs, metrics) for group in groups]) for title, metrics in wanted]
     return [panel for panel in drawn if any(panel.curves)]
 

@@ -58,8 +58,7 @@ def load_group(run: Path, step: int | None, prompt: str | None) -> tuple[int, st
         raise UserError(f"{trace_folder(run)} holds no rollout; give the folder of a run with run.trace_every above 0")
     if step is not None and step not in files:
         raise UserError(f"--step: {step} was not saved; saved steps: {', '.join(map(str, files))}")
-    wanted = sorted(files, reverse=True) if step is None else [step]
-    saved = ((number, *read_trace(files[number])) for number in wanted)
+    saved = ((k, *read_trace(files[k])) for k in (sorted(files, reverse=True) if step is None else [step]))
     if prompt is not None:
         chosen, algorithm, groups = next(saved)
         by_name = {str(k): group for k, group in enumerate(groups)} | {group["id"]: group for group in groups}
@@ -108,14 +107,13 @@ def cells(completion: dict[str, Any]) -> list[str]:
     is_sampled = _sampled_mask(completion)
     ratio = [value for value, sampled in zip(completion.get("ratio", []), is_sampled, strict=False) if sampled]
     weight = completion.get("weight", [])
-    clipped = sum(c for _, _, c, _ in token_details(completion))
     return [
         f"{completion['reward']:.3f}",
         {"correct": "yes", "wrong": "no"}.get(judgement := verdict_text(completion), judgement),
         f"{completion['advantage']:+.3f}",
         str(sum(is_sampled)),
         f"{sum(ratio) / len(ratio):.4f}" if ratio else "not run",
-        str(clipped),
+        str(sum(is_clipped for _, _, is_clipped, _ in token_details(completion))),
         f"{sum(weight):+.3g}" if weight else "0",
         completion["status"] if completion["finish_reason"] == "stop" else f"{completion['status']}/cut",
     ]
@@ -185,8 +183,8 @@ def _thought_tokens(prompt: str, tokens: Sequence[str]) -> int:
     """Return how many tokens of a completion are its thoughts, with their marks."""
     text = "".join(tokens)
     answer = without_thoughts("<think>" * ends_in_thoughts(prompt[-LONGEST_OPENING:]) + text)
-    ends = accumulate(map(len, tokens))
-    return sum(end <= len(text) - len(answer) for end in ends) if text.endswith(answer) else 0
+    thoughts = len(text) - len(answer) if text.endswith(answer) else 0
+    return sum(end <= thoughts for end in accumulate(map(len, tokens)))
 
 
 def _token_view(text: str, weight: float, clipped: bool, numbers: str, scale: float) -> dict[str, str]:
@@ -198,5 +196,4 @@ def _token_view(text: str, weight: float, clipped: bool, numbers: str, scale: fl
 
 def group_page(step: int, algorithm: str, group: dict[str, Any], uris: Sequence[str] = ()) -> str:
     """Return the group as one self-contained HTML page, with its prompt's images, given as data URIs."""
-    title = f"{algorithm}, step {step}, prompt {group['id']}"
-    return render("explain.html", title=title, group=view(group), uris=uris)
+    return render("explain.html", title=f"{algorithm}, step {step}, prompt {group['id']}", group=view(group), uris=uris)

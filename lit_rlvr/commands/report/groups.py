@@ -41,8 +41,7 @@ class RunGroup:
     @property
     def problems(self) -> list[str]:
         """All notes on incomplete runs."""
-        endings = [f"{run.path}: {run.ending}" for run in self.runs if run.ending]
-        return self.unreadable + endings + self.notes
+        return [*self.unreadable, *(f"{run.path}: {run.ending}" for run in self.runs if run.ending), *self.notes]
 
     @property
     def unreadable(self) -> list[str]:
@@ -104,7 +103,7 @@ def group_runs(runs: Iterable[RunRecord]) -> list[RunGroup]:
 
 def _name(runs: list[RunRecord]) -> str:
     """Return the common name of a group's folders: `grpo` for `grpo_0` and `grpo_1`, or for `grpo/seed-0`."""
-    folders = [run.path.resolve() for run in runs]
+    folders = (run.path.resolve() for run in runs)
     plain = [folder.parent if re.fullmatch(r"seed[-_]?\d+", folder.name) else folder for folder in folders]
     if len(set(plain)) == 1:
         return plain[0].name
@@ -114,8 +113,7 @@ def _name(runs: list[RunRecord]) -> str:
 
 def _title(groups: list[RunGroup]) -> str:
     """Return a title that names the algorithms and the data, or the groups if no run names these."""
-    settings = [group.settings for group in groups]
-    models, sets = ([its[name] for its in settings if name in its] for name in ("model", "data"))
+    models, sets = ([group.settings[name] for group in groups if name in group.settings] for name in ("model", "data"))
     if not models or not sets:
         return _listed([group.name for group in groups], "groups of runs")
     return f"{_listed(models, 'algorithms')} on {_listed(sets, 'data sets')}"

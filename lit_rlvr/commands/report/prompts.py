@@ -202,8 +202,7 @@ def index_completions(run: RunRecord) -> Completions:
 
 def count_outcomes(index: Completions) -> dict[str, int]:
     """Return the number of prompts with each outcome."""
-    counts = Counter(prompt.outcome for prompt in index.prompts.values())
-    return {outcome: counts[outcome] for outcome in OUTCOMES}
+    return dict.fromkeys(OUTCOMES, 0) | Counter(prompt.outcome for prompt in index.prompts.values())
 
 
 def list_prompts(index: Completions, outcome: str = "", words: str = "") -> list[TrackedPrompt]:

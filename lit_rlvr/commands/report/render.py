@@ -78,5 +78,4 @@ def _environment() -> Environment:
 
 def _visible(value: Any) -> Any:
     """Return text and paths without control characters; leave the output of a macro unchanged."""
-    is_text = isinstance(value, str | Path) and not hasattr(value, "__html__")
-    return printable(str(value)) if is_text else value
+    return value if hasattr(value, "__html__") or not isinstance(value, str | Path) else printable(str(value))

@@ -60,8 +60,8 @@ def differences(groups: Sequence[RunSettings]) -> list[tuple[str, list[str]]]:
     """Return the settings that differ between groups, with their value in each; those that every group has come
     first."""
     names = dict.fromkeys(name for settings in groups for name in without_seed(settings))
-    rows = [(name, [settings.get(name, MISSING) for settings in groups]) for name in names]
-    return sorted(((name, values) for name, values in rows if len(set(values)) > 1), key=lambda row: MISSING in row[1])
+    rows = ((name, [settings.get(name, MISSING) for settings in groups]) for name in names)
+    return sorted((row for row in rows if len(set(row[1])) > 1), key=lambda row: MISSING in row[1])
 
 
 def main_settings(groups: Sequence[RunSettings]) -> list[tuple[str, str]]:

@@ -46,10 +46,11 @@ def _result(group: RunGroup, baseline: RunGroup | None) -> dict[str, Any]:
     ]
     if baseline is not None:
         theirs = _known(run.accuracies[1] for run in baseline.runs)
-        compared = group is not baseline and after and theirs
-        cells.append(f"{fmean(after) - fmean(theirs):+.3f}" if compared else MISSING)
-    means = {"before": fmean(before) if before else None, "after": fmean(after) if after else None}
-    return {"name": group.name, "cells": cells, **means}
+        cells.append(f"{fmean(after) - fmean(theirs):+.3f}" if group is not baseline and after and theirs else MISSING)
+    return {
+        "name": group.name, "cells": cells, "before": fmean(before) if before else None,
+        "after": fmean(after) if after else None,
+    }  # fmt: skip
 
 
 RUN_COLUMNS = (
@@ -59,18 +60,21 @@ RUN_COLUMNS = (
 
 def run_rows(groups: Iterable[RunGroup]) -> list[tuple[str, list[str]]]:
     """Return (folder, cells under `RUN_COLUMNS`) of every run."""
-    return [(str(run.path), _run_cells(run)) for group in groups for run in group.runs]
-
-
-def _run_cells(run: RunRecord) -> list[str]:
     return [
-        run.seed,
-        "finished" if run.is_finished else "stopped early" if run.summary else "unfinished",
-        *(mean_std(_known([accuracy])) for accuracy in run.accuracies),
-        mean_std(_summary_numbers([run], "steps") or [max(run.metrics, default=0)], ",.0f"),
-        mean_std(_summary_numbers([run], "train_seconds"), ",.0f"),
-        mean_std(_gibibytes([run]), ".2f"),
-        str(run.summary.get("weights_sha256", MISSING))[:12],
+        (
+            str(run.path),
+            [
+                run.seed,
+                "finished" if run.is_finished else "stopped early" if run.summary else "unfinished",
+                *(mean_std(_known([accuracy])) for accuracy in run.accuracies),
+                mean_std(_summary_numbers([run], "steps") or [max(run.metrics, default=0)], ",.0f"),
+                mean_std(_summary_numbers([run], "train_seconds"), ",.0f"),
+                mean_std(_gibibytes([run]), ".2f"),
+                str(run.summary.get("weights_sha256", MISSING))[:12],
+            ],
+        )
+        for group in groups
+        for run in group.runs
     ]
 
 

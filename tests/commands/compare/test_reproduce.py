@@ -127,8 +127,8 @@ def test_our_values_stand_next_to_the_papers() -> None:
 
 def test_what_is_no_table_is_one_line(tmp_path: Path) -> None:
     for text, said in (
-        ("tables: [{task: t}]", "mine.yaml has no 'columns'; see the shipped tables in "),
-        ("study: s", "mine.yaml has no 'tables'; see the shipped tables in "),
+        ("tables: [{task: t}]", "mine.yaml has no 'columns'; see the shipped ones in "),
+        ("study: s", "mine.yaml has no 'tables'; see the shipped ones in "),
         ("[1]", "mine.yaml has no 'tables'"),
         ("", "mine.yaml has no 'tables'"),
         ("study: s\ntables: [1]", "does not have the form"),
@@ -140,7 +140,7 @@ def test_what_is_no_table_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(UserError) as error:
             load_printed(str(path))
         assert said in str(error.value) and "\n" not in str(error.value)
-    with pytest.raises(UserError, match="no table 'apmpo/tabel1'; did you mean apmpo/table1"):
+    with pytest.raises(UserError, match="no 'apmpo/tabel1'; did you mean 'apmpo/table1'"):
         load_printed("apmpo/tabel1")
 
 

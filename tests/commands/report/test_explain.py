@@ -18,7 +18,7 @@ from tiny import make_rollout
 from lit_rlvr.commands.report.explain import cells, group_page, load_group
 from lit_rlvr.commands.report.prompts import index_completions, verdict_text
 from lit_rlvr.commands.report.runs import read_run
-from lit_rlvr.common.run_files import list_thumbnails, list_traces, read_trace
+from lit_rlvr.common.run_files import THUMBNAILS, list_traces, read_trace
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs
 from lit_rlvr.run.outputs import RunFolder, sample_rows
@@ -169,7 +169,7 @@ def test_the_page_shows_the_images_of_a_traced_group(tmp_path: Path, lit_rlvr: C
     folder._save_trace(trainer, SimpleNamespace(tokenizer=SimpleNamespace(decode=str)), 4)
     plain, pictured = read_trace(list_traces(run)[4])[1]
     assert plain == trace.records(rollout, SimpleNamespace(decode=str))[0], "groups without images have no new key"
-    (thumbnail,) = list_thumbnails(run)
+    (thumbnail,) = run.glob(THUMBNAILS)
     assert pictured["images"] == [thumbnail.stem]
     uri = f"data:image/png;base64,{base64.b64encode(thumbnail.read_bytes()).decode()}"
     for name, shown in (("p1", 1), ("p0", 0)):

@@ -40,7 +40,7 @@ def test_it_prints_where_to_look(tmp_path: Path) -> None:
     [
         (["gone"], "gone: there is no such folder"),
         (["."], ". holds no run"),
-        (["run", "--port", "70000"], "--port: 70000 is not a port"),
+        (["run", "--port", "70000"], "--port 70000: cannot listen there: bind(): port must"),
         (["run", "--port", "{taken}"], "cannot listen there: Address already in use; choose another port"),
         (["run", "--host", "192.0.2.1"], "cannot listen there"),
         ([], "runs"),

@@ -90,14 +90,13 @@ def add_forms(
         forms: name -> value.
         write: writes an answer with the value.
     """
-
-    def rewriter(form: Any) -> Rewriter:
-        return lambda gold: write(gold, form)
-
     for name, form in forms.items():
-        function = rewriter(form)
-        function.__name__ = name
-        register(function)
+
+        def rewrite(gold: Gold, form: Any = form) -> str | None:
+            return write(gold, form)
+
+        rewrite.__name__ = name
+        register(rewrite)
 
 
 def _registered(function: Rewriter, keeps: bool, kinds: tuple[Kind, ...], whole: bool) -> Rewriter:
