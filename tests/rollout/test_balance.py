@@ -92,7 +92,7 @@ def test_groups_that_training_will_run() -> None:
         assert algorithm.runs_groups(rollout) == [True, True, False], type(algorithm).__name__
 
 
-def exchange(rank: int, folder: Path) -> None:
+def _rank_exchanges(rank: int, folder: Path) -> None:
     """Groups with images go both ways."""
     processor = load_image_processor(str(folder))
     pixels = processor.pixels([picture(56, 84, seed=1)])
@@ -112,7 +112,7 @@ def exchange(rank: int, folder: Path) -> None:
 
 
 def test_patches_of_images_are_made_again_instead_of_sent(vlm_folder: Path, tmp_path: Path) -> None:
-    in_two_ranks(tmp_path, exchange, vlm_folder)
+    in_two_ranks(tmp_path, _rank_exchanges, vlm_folder)
 
 
 def test_one_process_keeps_its_rollout() -> None:
