@@ -222,6 +222,9 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         """Yield the samples of a split; by default read them from the file that the option names.
 
         Yield nothing if there is no such set, and a `BadRow` in place of a row that cannot be used.
+
+        Args:
+            split: "train", "validation" or "test".
         """
         location = self.given.get(split, self.locations[split])
         if location is None:

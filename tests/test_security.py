@@ -68,7 +68,7 @@ def test_the_source_runs_no_text_and_trusts_no_file() -> None:
 WATCH = """if True:
     import os, resource, sys, tempfile
     sys.path.append({tests!r})
-    from hostile import ANSWERS
+    from hostile_answers import ANSWERS
     from lit_rlvr.rewards import code, math_check, sql
     from lit_rlvr.rewards.answers.find import find_answer, normalise
     from lit_rlvr.rewards.sql_query import QueryLimits

@@ -49,7 +49,9 @@ def load_shares(tensors: dict[str, Any], folder: Path, alone: bool = False) -> N
     """Fill (nested) tensors in place from a checkpoint, by name.
 
     Args:
-        alone: this rank reads full tensors by itself; otherwise collective: every rank reads its shards.
+        tensors: names -> tensors or further dicts.
+        folder: the checkpoint's.
+        alone: this rank reads full tensors by itself; otherwise call it on every rank, which reads its shards.
 
     Raises:
         UserError: the folder is damaged or lacks a tensor.
@@ -214,6 +216,7 @@ def check_identity(ours: dict[str, str], saved: dict[str, Any]) -> None:
     """Refuse a checkpoint of a different kind of run.
 
     Args:
+        ours: what `run_identity` returns now.
         saved: contains what `run_identity` returned when the checkpoint was written.
 
     Raises:

@@ -126,9 +126,13 @@ class FSDP2(ModelParallelStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Callable[[], None] | None = None
     ) -> None:
-        """Write a checkpoint's folder. Collective: call it on every rank, and only after `finish_saving`.
+        """Write a checkpoint's folder.
+
+        Note: Collective; call it on every rank, and only after `finish_saving`.
 
         Args:
+            checkpoint: its contents.
+            filepath: the folder.
             storage_options: what rank 0 does once all ranks have written their shards. If it is given and a copy of the
                 shards fits into memory, this method returns as soon as there is a copy.
         """
@@ -176,7 +180,10 @@ class FSDP2(ModelParallelStrategy):
         return storages([*module.parameters(), *moments, *frozen])
 
     def _has_memory_for_copy(self, tensors: dict[str, Any]) -> bool:
-        """Return whether every machine has memory for a copy of its ranks' shards; print once if not. Collective."""
+        """Return whether every machine has memory for a copy of its ranks' shards; print once if not.
+
+        Note: Collective; call it on every rank.
+        """
         needed = local_bytes(tensors) * self.num_processes
         fits = not all_max(int(needed > 0.9 * available_memory()), torch.device("cpu"))
         if not fits and self._saves_in_background and self.is_global_zero:

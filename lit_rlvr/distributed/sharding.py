@@ -82,7 +82,9 @@ def _from_first(tensor: Tensor, device: torch.device) -> Tensor:
 def gathered(root: nn.Module) -> Iterator[None]:
     """Within this context every rank holds the full weights and may run parts of the module on its own.
 
-    Collective: enter it on every rank. A module that is not sharded is left alone.
+    A module that is not sharded is left alone.
+
+    Note: Collective; enter it on every rank.
     """
     modules = [module for module in root.modules() if isinstance(module, FSDPModule)]
     for module in modules:
@@ -116,9 +118,12 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def whole(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Return the full tensor, on every rank and on the device that computes. Collective: call it on every rank.
+    """Return the full tensor, on every rank and on the device that computes.
+
+    Note: Collective; call it on every rank.
 
     Args:
+        tensor: sharded or not.
         dtype: what to round it to before it is gathered; None = leave it as it is.
     """
     tensor = tensor if dtype is None else tensor.detach().to(dtype)
@@ -129,14 +134,18 @@ def whole(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def whole_weights(module: nn.Module) -> dict[str, Any]:
-    """Return a module's full state on the CPU: on the first rank only, {} on the others. Collective: call it on every
-    rank."""
+    """Return a module's full state on the CPU: on the first rank only, {} on the others.
+
+    Note: Collective; call it on every rank.
+    """
     return get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
 def weights_to_save(module: nn.Module) -> dict[str, Any]:
-    """Return this rank's shards of a module's weights; without shards, `whole_weights`. Collective: call it on every
-    rank."""
+    """Return this rank's shards of a module's weights; without shards, `whole_weights`.
+
+    Note: Collective; call it on every rank.
+    """
     return get_model_state_dict(module) if has_shards(module.parameters()) else whole_weights(module)
 
 
@@ -189,8 +198,12 @@ def has_shards(tensors: Iterable[Any]) -> bool:
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """Return the SHA-256 over the parameters' names, types, shapes and bytes, in name order; "" on other ranks than the
-    first. Collective if they are sharded."""
+    """Return the SHA-256 over the parameters' names, types, shapes and bytes, in name order.
+
+    Other ranks than the first return "".
+
+    Note: Collective if the weights are sharded; call it on every rank.
+    """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         values = whole(parameter.detach())

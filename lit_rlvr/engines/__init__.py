@@ -12,10 +12,9 @@ ENGINES = ("auto", "hf", "vllm")
 
 
 def resolve_engine(engine: RolloutEngine | str) -> RolloutEngine:
-    """Return the engine named `auto`, `hf` or `vllm`, or as an installed package registers it; an engine is returned
-    as it is.
+    """Return the engine of a name: `auto`, `hf`, `vllm`, or one that an installed package registers.
 
-    `auto` is vLLM if it is installed, else the Hugging Face engine.
+    An engine is returned unchanged. `auto` is vLLM if it is installed, else the Hugging Face engine.
 
     Raises:
         UserError: the name is not known, or vLLM is not installed.

@@ -59,8 +59,7 @@ class EngineContext:
     streams: bool = False
 
     def limit(self, asked: int, before: int) -> int:
-        """Return the longest completion or turn after `before` tokens: what is asked for, as far as `max_tokens`
-        allows.
+        """Return the longest completion or turn after `before` tokens: `asked`, as far as `max_tokens` allows.
 
         In training, `check_lengths` makes sure that everything fits; only an evaluation may reach the model's context.
         """
@@ -112,11 +111,11 @@ class RolloutEngine(ChecksArguments, ABC):
         return self.exact and dtype == torch.float32
 
     def check_hardware(self, device: str, dtype: torch.dtype) -> None:  # optional
-        """Refuse a device that the engine's options do not work on, or a compute type of the trainer, before weights
-        are loaded.
+        """Refuse a device or a compute type that the engine's options do not work with, before weights are loaded.
 
         Args:
             device: `cpu` or `cuda`.
+            dtype: the trainer's compute type.
 
         Raises:
             UserError: names the option.
@@ -126,7 +125,8 @@ class RolloutEngine(ChecksArguments, ABC):
         """Refuse to return the experts that tokens use (`Completion.routes`), before weights are loaded.
 
         Args:
-            device: `cpu` or `cuda`. sampling: of training completions.
+            device: `cpu` or `cuda`.
+            sampling: of training completions.
 
         Raises:
             UserError: the engine does not return them.
@@ -145,7 +145,9 @@ class RolloutEngine(ChecksArguments, ABC):
 
         `policy.named_weights()` yields the full weights by their Hugging Face names, with adapters merged. An engine
         that can add adapters to its layers itself may load the weights `without_adapters` once, and then
-        `policy.adapter_weights` alone, where `policy.adapter_config` is not None. Collective: called on every rank.
+        `policy.adapter_weights` alone, where `policy.adapter_config` is not None.
+
+        Note: Collective; it is called on every rank.
         """
 
     @abstractmethod
@@ -159,9 +161,12 @@ class RolloutEngine(ChecksArguments, ABC):
     ) -> list[list[Completion]]:
         """Sample `len(seeds[p])` completions of each prompt p; completion g depends only on `seeds[p][g]`.
 
-        Called on every rank at once; a rank may have no prompts while others have some.
+        Note: Collective; it is called on every rank. A rank may have no prompts while others have some.
 
         Args:
+            prompts: this rank's.
+            sampling: how tokens are drawn, and the longest completion.
+            seeds: for each prompt, one seed for each of its completions.
             done: called with each prompt's index and completions as soon as its group is complete, in any order.
             turns: says how a completion goes on when it stops; None = it is over. Completions go through their turns
                 independently of each other.
@@ -178,6 +183,8 @@ class RolloutEngine(ChecksArguments, ABC):
     ) -> None:
         """Generate as `generate` does, in a thread during training; what `generate` asks for goes first.
 
+        The other arguments are those of `generate`.
+
         Args:
             started: called with each prompt's index when its group begins, and a function that drops the group: it is
                 not told as done then.
@@ -193,7 +200,9 @@ class RolloutEngine(ChecksArguments, ABC):
         self.sync(policy)
 
     def check_copies(self) -> None:  # optional
-        """Check that all copies of the last sync's weights are the same. Collective: called on each rank, with a probe.
+        """Check that all copies of the last sync's weights are the same.
+
+        Note: Collective; it is called on every rank, with a probe.
 
         Raises:
             UserError: two differ.
@@ -289,8 +298,6 @@ class InPlaceEngine(RolloutEngine):
     ) -> list[list[Completion]]:
         """Do what `generate` promises with `policy.model`, which has the weights of the policy while this runs.
 
-        Not collective: each rank holds the full weights, and may call the model as often as it needs to.
-
-        Args:
-            turns: has begun.
+        Each rank holds the full weights, and may call the model as often as it needs to: this is not collective. The
+        arguments are those of `generate`; `turns` has begun.
         """

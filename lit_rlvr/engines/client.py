@@ -78,9 +78,10 @@ class VLLMServer:
             self.headers["Authorization"] = f"Bearer {os.environ[api_key_env]}"
 
     def settings(self) -> dict[str, Any]:
-        """Return vLLM's model settings: `dtype`, `max_model_len`, `logprobs_mode`, ..., whether it is
-        `batch_invariant`, how many sequences it generates at once (`max_num_seqs`, over all its `replicas`), and
-        which adapters it takes (`adapters`).
+        """Return vLLM's model settings, such as `dtype`, `max_model_len` and `logprobs_mode`.
+
+        Among them are whether it is `batch_invariant`, how many sequences it generates at once (`max_num_seqs`, over
+        all its `replicas`), and which adapters it takes (`adapters`).
 
         Raises:
             UserError: the server does not allow changing its weights, or has a cache that outlives them.
@@ -119,8 +120,10 @@ class VLLMServer:
         return bool(self.get("/is_paused")["is_paused"])
 
     def digests(self) -> dict[str, set[str]]:
-        """Return the SHA-256 of each weight that vLLM holds, by its name and its part of a split model; replicas in one
-        server give several if they differ."""
+        """Return the SHA-256 of each weight that vLLM holds, by its name and its part of a split model.
+
+        Replicas in one server give several if they differ.
+        """
         found: dict[str, set[str]] = {}
         for name, digest in self.post("/weight_checker", {"action": "checksum"})["checksums"].items():
             found.setdefault(name.partition(":")[2], set()).add(digest)  # without the number of the replica
@@ -185,6 +188,12 @@ class VLLMServer:
         """Return the answer to a request that may take `timeout` seconds, unless the server's engine dies.
 
         vLLM does not answer then, and its server does not end before the request does.
+
+        Args:
+            method: of HTTP.
+            path: of the URL.
+            body: sent as JSON; None = nothing.
+            refusal: the error if the server does not know the path.
         """
         import aiohttp
 
@@ -215,6 +224,7 @@ class VLLMServer:
         """Return for each sequence the log-probabilities of its tokens at temperature 1; 0 for the first token.
 
         Args:
+            sequences: token ids.
             at_once: most sequences that are scored at the same time.
         """
         import aiohttp
@@ -257,6 +267,10 @@ class VLLMServer:
         """Return the answer to a request.
 
         Args:
+            session: that the request is made in.
+            method: of HTTP.
+            path: of the URL.
+            body: sent as JSON; None = nothing.
             refusal: the error if the server does not know the path.
         """
         import aiohttp

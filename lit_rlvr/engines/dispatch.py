@@ -117,6 +117,7 @@ class Dispatch:
         """Return the completion that the group's server generates, or another one if that dies.
 
         Args:
+            place: where the group is generated.
             request: see `VLLMServer.complete`.
         """
         left = TRANSIENT_FAILURES
@@ -187,6 +188,8 @@ class Dispatch:
         """Drop a server that failed a request if it has died.
 
         Args:
+            replica: the server.
+            error: of its failed request.
             again: a server that lives is asked again.
 
         Raises:

@@ -83,6 +83,9 @@ class HFEngine(InPlaceEngine):
         """Decode groups of completions together, each group from one start.
 
         Args:
+            starts: the rows of each group, which begin alike.
+            sampling: how their tokens are drawn.
+            turns: says how a completion goes on when it stops.
             answered: returns the rows that go on after at least so many answers, with how.
 
         Returns:
@@ -164,8 +167,19 @@ class HFEngine(InPlaceEngine):
     def _forward(
         policy: Policy, input_ids: Tensor, attend: Tensor, cache: Any, position_ids: Tensor, **images: Tensor
     ) -> tuple[Tensor, Routes]:
-        """Return logits (b, V) after each row's last token, given positions (D, b, L), and each row's experts (L, K, k)
-        if they are replayed; the cache grows in place."""
+        """Return the logits (b, V) after each row's last token; the cache grows in place.
+
+        Args:
+            policy: the policy.
+            input_ids: (b, L) the tokens that follow those in the cache.
+            attend: (b, S) bool, the tokens of the cache and of the input that are attended to.
+            cache: the keys and values so far.
+            position_ids: (D, b, L).
+            images: the model's inputs of images.
+
+        Returns:
+            The logits, and each row's experts (L, K, k) if they are replayed.
+        """
         model: Any = policy.model
         positions = position_ids[0] if len(position_ids) == 1 else position_ids
         with routing() if policy.replays_routes else nullcontext() as seen:
@@ -180,6 +194,8 @@ class HFEngine(InPlaceEngine):
 
 class _Row(Row):
     """A completion while it is decoded.
+
+    The other arguments are those of `Row`.
 
     Args:
         sampling: how its tokens are drawn.
@@ -211,7 +227,9 @@ def draw_tokens(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Te
     """Draw one token per row by inverting the cumulative distribution.
 
     Args:
-        logits: (b, V) raw logits. uniform: (b,) in [0, 1), float64.
+        logits: (b, V) raw logits.
+        sampling: the distribution that is drawn from.
+        uniform: (b,) in [0, 1), float64.
 
     Returns:
         Tokens (b,), and their log-probabilities (b,) under the distribution they are drawn from (for greedy decoding,

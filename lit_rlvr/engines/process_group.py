@@ -55,8 +55,11 @@ class VLLMProcessGroup:
 
     @contextmanager
     def ending(self) -> Iterator[None]:
-        """Destroy this world's group after this context. Inside it there is no default group, because destroying the
-        default one destroys the trainer's groups too."""
+        """Destroy this world's group after this context.
+
+        Inside the context there is no default group, because destroying the default one destroys the trainer's groups
+        too.
+        """
         group, self._group = self._group, None
         with self.inside():
             yield

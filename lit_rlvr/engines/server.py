@@ -270,7 +270,9 @@ class VLLMServerEngine(RolloutEngine):
             raise UserError(problem)
 
     def _answering(self) -> list[VLLMServer]:
-        """Return the servers that answer the first rank; the others get no weights. Collective.
+        """Return the servers that answer the first rank; the others get no weights.
+
+        Note: Collective; call it on every rank.
 
         Raises:
             ServerError: none does.
@@ -374,7 +376,16 @@ class VLLMServerEngine(RolloutEngine):
     async def _episode(
         self, dispatch: Dispatch, place: Placement, row: Row, sampling: Sampling, pending: _PendingTurns, pngs: _PNGs
     ) -> Completion:
-        """Return one completion, turn after turn."""
+        """Return one completion, turn after turn.
+
+        Args:
+            dispatch: sends the requests.
+            place: where the group is generated.
+            row: the completion.
+            sampling: how its tokens are drawn.
+            pending: the turns that wait for an answer.
+            pngs: the group's images.
+        """
         if (opening := pending.turns.opening(row.p, row.g)) is not None:
             row.continue_with(opening)
         while True:
@@ -389,8 +400,11 @@ class VLLMServerEngine(RolloutEngine):
             row.next_turn(answer)
 
     def _weight_fields(self) -> dict[str, Any]:
-        """Return the fields of a request that name weights: the adapters, unless they are merged, and those whose keys
-        and values it may use, unless there are no others."""
+        """Return the fields of a request that name weights.
+
+        These are the adapters, unless they are merged, and the weights whose keys and values it may use, unless there
+        are no others.
+        """
         adapter = {"model": self.label} if self._names_adapter else {}
         return adapter if self.recompute_cache else adapter | {"cache_salt": self._salt}
 
@@ -443,6 +457,7 @@ def check_model(url: str, served: str, ours: Any) -> None:
     """Refuse a server whose model cannot hold the trainer's weights, where its config can be read from here.
 
     Args:
+        url: the server's, for the error.
         served: the server's model: its folder, or its hub id.
         ours: the config of the trainer's model.
 
@@ -466,8 +481,7 @@ def check_model(url: str, served: str, ours: Any) -> None:
 
 
 def model_sizes(config: Any) -> dict[str, Any]:
-    """Return the kind of a model and its parts, the sizes of their weights, and its rotary embedding, by the config's
-    names."""
+    """Return the kind of a model and its parts, their sizes, and the rotary embedding, by the config's names."""
     parts = {"": config.get_text_config(), "vision_config.": getattr(config, "vision_config", None)}
     found: dict[str, Any] = {"model_type": config.model_type}
     for prefix, part in parts.items():

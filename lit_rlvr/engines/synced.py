@@ -50,12 +50,14 @@ def probe_seeds(prompts: int) -> list[list[int]]:
 
 
 def probe_prompts(prompts: Sequence[Prompt], together: bool = True) -> list[Prompt]:
-    """Return up to three prompts for a probe, of different lengths where there are any: a middle one, the longest, the
-    shortest. They are not sorted, so that an engine that mixes up the order of its groups is noticed.
+    """Return up to three prompts for a probe, of different lengths where there are any.
+
+    These are a middle one, the longest and the shortest. They are not sorted, so that an engine that mixes up the order
+    of its groups is noticed.
 
     Args:
         prompts: this rank's.
-        together: choose from the prompts of all ranks, and return the same ones on each. Collective.
+        together: choose from the prompts of all ranks, and return the same ones on each; then call it on every rank.
     """
     gather, mine = (gather_objects, rank()) if together else (lambda own: [own], 0)
     everyone = gather([len(prompt.token_ids) for prompt in prompts])
@@ -79,6 +81,9 @@ def check_engine(
     differs. Each completion is judged by itself: a mean over all of them would hide it.
 
     Args:
+        engine: after a sync.
+        policy: with the weights of that sync.
+        prompts: of the probe.
         sampling: without top-p and top-k; at most `max_tokens` tokens of each completion are compared.
         owner: restarts the engine if it crashes on the completions; None = the crash is raised.
 
@@ -124,7 +129,11 @@ def trainer_logprobs(
     """Return the (n,) log-probabilities of each completion's tokens under the trainer's weights, computed in `dtype`.
 
     Args:
+        policy: the trainer's.
+        prompts: the prompts.
         groups: completions of each prompt, equally many.
+        sampling: whose temperature and banned tokens hold.
+        dtype: compute type.
     """
     rollout = Rollout.unscored(prompts, groups, sampling, len(groups[0]))
     with training_autocast(policy.device, dtype):
@@ -214,9 +223,12 @@ class SyncedEngine:
         self, policy: Policy, version: Hashable, prompts: Sequence[Prompt] | None = None,
         sampling: Sampling = Sampling(),  # noqa: B008  # frozen
     ) -> None:  # fmt: skip
-        """Sync the engine to this version of a policy's weights, unless it has it. Collective: call it on every rank.
+        """Sync the engine to this version of a policy's weights, unless it has it.
+
+        Note: Collective; call it on every rank.
 
         Args:
+            policy: the policy.
             version: identifies the policy and its weights.
             prompts: this rank's; if a probe is due, it uses some of all ranks'. None = do not probe these weights.
             sampling: for these prompts, so that the probe fits into the engine.
@@ -263,7 +275,7 @@ class SyncedEngine:
         done: Done | None = None,
         turns: Turns | None = None,
     ) -> list[list[Completion]]:
-        """Generate as `RolloutEngine.generate` does, and restart the engine when it crashes.
+        """Generate as `RolloutEngine.generate` does, with its arguments, and restart the engine when it crashes.
 
         Raises:
             UserError: the engine has crashed too often, or a probe failed.
@@ -294,8 +306,10 @@ class SyncedEngine:
         return [found[p] for p in range(len(prompts))]
 
     def check_labels(self, group: list[Completion]) -> None:
-        """Refuse tokens that other weights than the last sync's sampled: the engine was restarted, or somebody else
-        uses it. Raising restores the weights, as after a crash."""
+        """Refuse tokens that other weights than the last sync's sampled.
+
+        Then the engine was restarted, or somebody else uses it. Raising restores the weights, as after a crash.
+        """
         held = {label for completion in group for label in completion.labels}
         if held - {self.engine.label}:
             raise RuntimeError(

@@ -35,8 +35,9 @@ from lit_rlvr.errors import UserError, first_line
 from lit_rlvr.policy.sources import ADAPTER_CONFIG
 
 Weights = Callable[[bool], Iterable[tuple[str, Tensor]]]
-"""Starts a new pass over the (name, tensor) pairs: of all weights, or of those that training changes (False), which may
-be adapters. Collective if the weights are sharded."""
+"""Starts a new pass over the (name, tensor) pairs: of all weights, or of those that training changes (False).
+
+The latter may be adapters. Note: Collective if the weights are sharded; call it on every rank."""
 Settings = dict[str, Any]
 """The settings of adapters, as peft saves them."""
 
@@ -78,9 +79,15 @@ class WeightTransfer(ABC):
         self, servers: Sequence[VLLMServer], weights: Weights, dtype: torch.dtype, version: str, frozen: bool = False,
         adapter: Settings | None = None,
     ) -> None:  # fmt: skip
-        """Send weights, cast to `dtype`, to all servers from the first rank. Collective: called on every rank.
+        """Send weights to all servers from the first rank.
+
+        Note: Collective; call it on every rank.
 
         Args:
+            servers: all servers.
+            weights: yields full tensors by name.
+            dtype: what they are cast to.
+            version: the name of these weights.
             frozen: some of the weights never change, so that later versions can leave them out.
             adapter: the settings of the adapters that `weights(False)` yields; None = it yields weights.
         """
@@ -208,7 +215,15 @@ class FileTransfer(WeightTransfer):
         self, weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype, version: str, complete: bool,
         adapter: Settings | None,
     ) -> None:  # fmt: skip
-        """Write the files on the first rank; the others take part in gathering the weights."""
+        """Write the files on the first rank; the others take part in gathering the weights.
+
+        Args:
+            weights: full tensors by name.
+            dtype: what they are cast to.
+            version: the name of these weights.
+            complete: they are all weights, not only those that training changes.
+            adapter: the settings of the adapters that `weights` are; None = they are weights.
+        """
         if rank() > 0:
             for _ in weights:
                 pass
@@ -242,6 +257,9 @@ def write_weights(
     """Write files of at most 4 GiB each, or a single larger tensor; adapters are one file next to their settings.
 
     Args:
+        weights: full tensors by name.
+        dtype: what they are cast to.
+        target: the folder.
         durable: wait until the disk has each file; programs on this machine can read it before.
         adapter: the settings of the adapters that `weights` are; None = they are weights.
     """
@@ -338,9 +356,10 @@ def free_memory() -> int:
 
 
 class NCCLTransfer(WeightTransfer):
-    """Transfer of all weights from GPU to GPU over NCCL, with vLLM's own weight transfer; servers need
-    `--weight-transfer-config '{"backend": "nccl"}'` (`lit-rlvr serve --nccl`). One broadcast reaches all servers, which
-    form one group with the first rank; it is formed again when a server goes, comes or is restarted.
+    """Transfer of all weights from GPU to GPU over NCCL, with vLLM's own weight transfer.
+
+    Servers need `--weight-transfer-config '{"backend": "nccl"}'` (`lit-rlvr serve --nccl`). One broadcast reaches all
+    servers, which form one group with the first rank; it is formed again when a server goes, comes or is restarted.
 
     Args:
         address: address of the first rank's machine, reachable from the servers; by default the one from which it
@@ -399,7 +418,10 @@ class NCCLTransfer(WeightTransfer):
         self._sender, self._holders = None, []
 
     def _connect(self, servers: Sequence[VLLMServer]) -> None:
-        """Connect the first rank to all servers, or no rank to any. Collective."""
+        """Connect the first rank to all servers, or no rank to any.
+
+        Note: Collective; call it on every rank.
+        """
         self._sender = raise_on_all_ranks(lambda: self._make_sender(servers))
 
     def _make_sender(self, servers: Sequence[VLLMServer]) -> Any:
@@ -441,6 +463,7 @@ class UpdateClient:
     """The requests of vLLM's weight transfer to all servers at once, which form one group with the first rank.
 
     Args:
+        servers: all servers.
         workers: of each server; they follow the first rank in the group, in this order.
 
     Attributes:
@@ -471,8 +494,10 @@ class UpdateClient:
         self._on_each(_finish_update)
 
     def _on_each(self, request: Callable[[VLLMServer], object]) -> None:
-        """Make a request to all servers at once. If one fails, keep its error as `failure`, and do not wait for the
-        others: they may wait for it."""
+        """Make a request to all servers at once.
+
+        If one fails, keep its error as `failure`, and do not wait for the others: they may wait for it.
+        """
         answers: SimpleQueue[Exception | None] = SimpleQueue()
 
         def ask(server: VLLMServer) -> None:
@@ -510,6 +535,8 @@ def call_within(client: UpdateClient, action: Callable[[], Any], abort: Callable
     It runs in a thread, because NCCL waits without end for a server that has died.
 
     Args:
+        client: of the update.
+        action: waits for the servers.
         abort: ends the action; None = nothing can.
 
     Raises:
@@ -551,7 +578,9 @@ def call_within(client: UpdateClient, action: Callable[[], Any], abort: Callable
 
 
 def raise_on_all_ranks(action: Callable[[], Any]) -> Any:
-    """Return what `action` returns, and tell all ranks whether it worked on each. Collective: call it on every rank.
+    """Return what `action` returns, and tell all ranks whether it worked on each.
+
+    Note: Collective; call it on every rank.
 
     Raises:
         ServerError: it failed on another rank; where it failed, the error is raised as it was.
@@ -615,6 +644,7 @@ def own_address(url: str, given: str | None = None) -> str:
     """Return the address at which a server can reach this machine.
 
     Args:
+        url: the server's.
         given: the address that the user chose; None = the one from which this machine reaches the server.
 
     Raises:

@@ -74,10 +74,17 @@ class Row:
     """Completion g of prompt p while an engine generates it.
 
     Args:
-        prompt: the prompt. seed: of the first turn. limit: the longest first turn, in tokens.
+        p: the index of the prompt.
+        g: the index of the completion in its group.
+        prompt: the prompt.
+        seed: of the first turn.
+        limit: the longest first turn, in tokens.
 
     Attributes:
-        tokens, logprobs: of the current turn. limit: the longest that it may become. turn: its number, from 0.
+        tokens: of the current turn.
+        logprobs: of these tokens.
+        limit: the longest that the current turn may become.
+        turn: its number, from 0.
         begun: tokens before them that the model sampled, where the current turn goes on without an observation.
         whole: the completion, once it is over.
     """
@@ -134,6 +141,7 @@ def next_turns(
 
     Args:
         groups: the rows by prompt and number.
+        turns: says how they go on.
         least: how many answers to wait for.
         done: called with each group that is complete, as `RolloutEngine.generate` says.
     """
@@ -166,6 +174,9 @@ def read_completion(tokenizer: Any, token_ids: Sequence[int], logprobs: Sequence
     """Return a turn with its text decoded.
 
     Args:
+        tokenizer: decodes the tokens.
+        token_ids: the sampled tokens.
+        logprobs: of these tokens.
         stopped: False = it reached its maximum length.
     """
     text, raw = read_text(tokenizer, token_ids), raw_text(tokenizer, token_ids, stopped)
@@ -175,8 +186,10 @@ def read_completion(tokenizer: Any, token_ids: Sequence[int], logprobs: Sequence
 
 
 class ThoughtBudget(Turns):
-    """Closes thoughts that have not ended after `sampling.max_thought_tokens` of a turn: the mark that ends them is
-    written, not sampled, and the model goes on behind it. A turn without thoughts at that place goes on as it is.
+    """Closes thoughts that have not ended after `sampling.max_thought_tokens` of a turn.
+
+    The mark that ends them is written, not sampled, and the model goes on behind it. A turn without thoughts at that
+    place goes on as it is.
 
     Args:
         tokenizer: decodes tokens.
@@ -225,7 +238,14 @@ class ThoughtBudget(Turns):
         ]
 
     def _begun(self, p: int, g: int, how: Continuation, opened: str) -> Continuation:
-        """Take note of a turn, and return its beginning, which is within the budget."""
+        """Take note of a turn, and return its beginning, which is within the budget.
+
+        Args:
+            p: the index of the prompt.
+            g: the index of the completion in its group.
+            how: the completion goes on.
+            opened: the text with which the turn begins.
+        """
         self._rooms[p, g] = opened, how.max_tokens
         return replace(how, max_tokens=min(self._sampling.max_thought_tokens, how.max_tokens))
 
@@ -248,9 +268,12 @@ class ThoughtBudget(Turns):
 
 
 def within_budget(sampling: Sampling, tokenizer: Any, limit: Callable[[int, int], int], turns: Turns | None) -> Turns:
-    """Return how completions go on, with the budget of thoughts; the arguments are those of `ThoughtBudget`.
+    """Return how completions go on, with the budget of thoughts if `sampling` has one.
 
     Args:
+        sampling: of the completions.
+        tokenizer: see `ThoughtBudget`.
+        limit: see `ThoughtBudget`.
         turns: None = without an environment.
     """
     turns = turns or Turns()

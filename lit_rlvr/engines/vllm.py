@@ -301,8 +301,9 @@ class VLLMEngine(RolloutEngine):
         return nullcontext() if self._compiles else torch.compiler.set_stance("force_eager")
 
     def _share(self, reserved: int) -> float:
-        """Return vLLM's share of the GPU's memory. It is measured once: when vLLM starts again, training has allocated
-        what is reserved.
+        """Return vLLM's share of the GPU's memory.
+
+        It is measured once: when vLLM starts again, training has allocated what is reserved.
 
         Args:
             reserved: bytes to leave for training.
@@ -369,8 +370,10 @@ class VLLMEngine(RolloutEngine):
             self._llm.llm_engine.reset_encoder_cache()
 
     def _load_adapters(self, policy: Policy) -> None:
-        """Let vLLM load the policy's adapters, if it has any, under a new name: vLLM keeps them by name, and the
-        prefixes that it has computed with them."""
+        """Let vLLM load the policy's adapters, if it has any, under a new name.
+
+        vLLM keeps them by name, and the prefixes that it has computed with them.
+        """
         from vllm.lora.request import LoRARequest
 
         old, self._request = self._request, None
@@ -461,8 +464,10 @@ class VLLMEngine(RolloutEngine):
             return list(engine.step())
 
     def _input(self, prompt: Prompt) -> dict[str, Any]:
-        """Return a prompt as vLLM takes it: images as pictures, videos as arrays of frames, and a placeholder for each,
-        which vLLM expands itself."""
+        """Return a prompt as vLLM takes it.
+
+        Images are pictures, videos arrays of frames, and each has one placeholder, which vLLM expands itself.
+        """
         if prompt.pixels is None:
             return {"prompt_token_ids": prompt.token_ids}
         media: dict[str, list[Any]] = {}
@@ -537,11 +542,15 @@ def _make_noise(worker: Any) -> None:
 def with_tied_head(
     policy: Policy, only: Container[str] | None = None, dtype: torch.dtype | None = None
 ) -> Iterator[tuple[str, Tensor]]:
-    """Return a policy's weights (`only` those of some names) in `dtype`, including `lm_head.weight` if it is tied to
-    the input embedding.
+    """Return a policy's weights in `dtype`, including `lm_head.weight` if it is tied to the input embedding.
 
     vLLM on a CPU packs the output embedding into its own copy. `named_weights` lists a tied tensor once, under the
     embedding's name, which would leave that copy stale.
+
+    Args:
+        policy: the policy.
+        only: the names of the weights; None = all.
+        dtype: what they are cast to; None = their own.
     """
     model: Any = policy.model
     seen = False
@@ -579,7 +588,14 @@ def graph_options(sequences: int) -> dict[str, int]:
 
 
 def sampling_parameters(policy: Policy, sampling: Sampling, seed: int, limit: int) -> dict[str, Any]:
-    """Return the fields of vLLM's SamplingParams for one completion or turn of at most `limit` tokens."""
+    """Return the fields of vLLM's SamplingParams for one completion or turn.
+
+    Args:
+        policy: whose EOS tokens end the completion.
+        sampling: how tokens are drawn.
+        seed: of the completion or turn.
+        limit: most tokens.
+    """
     return {
         "seed": None if sampling.temperature == 0 else seed,
         "temperature": sampling.temperature,

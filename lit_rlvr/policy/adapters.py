@@ -24,6 +24,7 @@ def quantize_layers(model: nn.Module, names: Sequence[str], compute_dtype: torch
     """Replace linear layers with 4-bit ones, in place.
 
     Args:
+        model: the model.
         names: the layers' names in the model.
         compute_dtype: type of their matrix products.
 
@@ -74,6 +75,8 @@ def add_adapters(
     """Add adapters to a model, in place, freeze everything else, and return the adapters' peft config.
 
     Args:
+        model: the model.
+        lora: the adapters' options.
         compute_dtype: compute type of 4-bit layers.
         folder: with `adapter: continue`, the folder of the adapter. Its weights are left out of a model on the meta
             device.
@@ -320,6 +323,7 @@ def used_adapters(layer: Any, view: str | None) -> list[str]:
     """Return the names of the adapters that a layer adds.
 
     Args:
+        layer: a layer with adapters.
         view: `ADAPTER` = those that are trained; `FIRST` = those that training started with; None = none.
     """
     return [name for name in layer.r if name == view or (view == ADAPTER and name == SUBTRACTED)]
@@ -329,6 +333,7 @@ def merged_parameters(model: nn.Module, view: str | None = ADAPTER) -> Iterator[
     """Return a model's parameters by the names that they have without adapters, each with its adapter merged in.
 
     Args:
+        model: the model.
         view: see `used_adapters`.
     """
     layers = adapted_modules(model)
@@ -349,6 +354,7 @@ def adapter_config(model: Any, view: str | None = ADAPTER) -> dict[str, Any] | N
     """Return the settings of a model's adapters as peft saves them.
 
     Args:
+        model: the model.
         view: see `used_adapters`.
 
     Returns:
@@ -378,6 +384,7 @@ def adapter_weights(
     """Return the matrices of a model's adapters by names under which peft and transformers read them.
 
     Args:
+        model: the model.
         view: see `used_adapters`.
         whole: returns all of a weight, which may be sharded.
     """
@@ -396,7 +403,10 @@ def save_adapter(model: nn.Module, config: Any, base: str, folder: Path) -> None
     """Write a model's adapters as peft does.
 
     Args:
-        config: what `add_adapters` returned. base: the folder or hub id of the model without them.
+        model: the model.
+        config: what `add_adapters` returned.
+        base: the folder or hub id of the model without them.
+        folder: where to write.
     """
     layer = next(iter(adapted_modules(model).values()))
     if len(names := used_adapters(layer, ADAPTER)) > 1:  # PiSSA's first adapter is subtracted
@@ -483,6 +493,7 @@ def using_adapters(model: nn.Module, view: str | None) -> Iterator[None]:
     peft's `set_adapter` and `enable_adapters` would also change which parameters are trained.
 
     Args:
+        model: the model.
         view: see `used_adapters`.
     """
     layers = [(layer, layer.active_adapters) for layer in adapted_modules(model).values()]

@@ -46,8 +46,10 @@ def key_width(layer: Any) -> int:
 
 
 def cached_widths(config: Any) -> list[int]:
-    """Return the widths of a token's keys in the layers whose cache holds some: not recurrent ones, and not those that
-    use the keys of others."""
+    """Return the widths of a token's keys in the layers whose cache holds some.
+
+    These are neither recurrent layers nor those that use the keys of others.
+    """
     layers = DynamicCache(config=config).layers
     return [key_width(c) for c, layer in zip(layer_configs(config), layers) if isinstance(layer, DynamicLayer)]  # noqa: B905  # shared ones are last
 

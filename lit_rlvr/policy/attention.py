@@ -68,7 +68,14 @@ Method = Callable[[list[range], list[tuple[int, range]]], Segments]
 def lay_out(
     prompts: list[range], completions: list[tuple[int, range]], device: torch.device, method: Method | None = None
 ) -> Segments:
-    """Lay out by a method, or else by the one that is chosen for a device and these lengths."""
+    """Lay out by a method, or else by the one that is chosen for a device and these lengths.
+
+    Args:
+        prompts: the positions of each prompt.
+        completions: of each completion, the index of its prompt and its positions.
+        device: the one that computes.
+        method: None = choose it.
+    """
     if method is not None:
         return method(prompts, completions)
     dtype = autocast_dtype(device, torch.float32)
@@ -118,7 +125,14 @@ def shared_prefix_attention(
     """Compute the attention of one row of T tokens by its segments; plain SDPA without segments (generation).
 
     Args:
-        query: (1, heads, T, D). key, value: (1, key-value heads, T, D).
+        module: the layer.
+        query: (1, heads, T, D).
+        key, value: (1, key-value heads, T, D).
+        attention_mask: of the model; used without segments.
+        scaling: of the scores; None = 1 / sqrt(D).
+        dropout: 0, as in evaluation mode.
+        segments: of the row; None = without segments.
+        kwargs: what else transformers passes.
 
     Returns:
         (1, T, heads, D), and None for the scores.
@@ -156,7 +170,14 @@ def _take(x: Tensor, position_ids: Tensor) -> Tensor:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    """Compute softmax(q k^T scaling + mask) v; no mask = causal."""
+    """Compute softmax(q k^T scaling + mask) v; no mask = causal.
+
+    Args:
+        q: (heads, N, L, D).
+        k, v: (heads, N, S, D).
+        mask: (1, N, L, S) bool.
+        scaling: of the scores.
+    """
     if q.device.type != "cpu":
         return _fused(q, k, v, mask, scaling)
     if q.shape[:-1].numel() * k.shape[-2] > _SMALL:

@@ -25,7 +25,8 @@ class Group:
     """A prompt and its completions.
 
     Args:
-        prompt: token ids. completions: G lists of token ids.
+        prompt: token ids.
+        completions: G lists of token ids.
         position_ids: (D, L) positions of the prompt's tokens, with D = 1, or 3 for multimodal rotary embeddings.
         scored: G lists, whether to predict each token of a completion; None = all.
         tails: positions (D, n) of completions that hold images; None for the others, which are text.
@@ -53,7 +54,8 @@ class Rows:
     """Model inputs of R rows of length L, and where in them the N scored completion tokens are predicted.
 
     Args:
-        input_ids: (R, L) long. position_ids: (R, L) long, or (3, R, L).
+        input_ids: (R, L) long.
+        position_ids: (R, L) long, or (3, R, L).
         attend: (R, L) bool, False = padding; None if `segments` defines the attention instead.
         segments: the layout of a row with shared prefixes; None with one completion per row.
         routes: (K, R * L, k) long, the experts to replay, -1 where routers choose; None = they choose everywhere.
@@ -77,8 +79,14 @@ class Rows:
 def build_rows(
     groups: Sequence[Group], shared_prefix: bool, device: torch.device, method: Method | None = None
 ) -> Rows:
-    """Lay groups out, those that share prompts by a given method or the best. Empty completions have no positions and
-    no targets."""
+    """Lay groups out as rows of one forward pass; empty completions have no positions and no targets.
+
+    Args:
+        groups: prompts with their completions.
+        shared_prefix: compute each prompt once for its group; False = one completion per row.
+        device: where the tensors are made.
+        method: of attention over shared prompts; None = the best for the device.
+    """
     made = _shared_row(groups, device, method) if shared_prefix else _single_rows(groups)
     input_ids, position_ids, attend, segments, row, column = made
     completions = [c for group in groups for c in group.completions]
@@ -185,6 +193,14 @@ def cut_microbatches(
     Rows of a group stay together unless the group alone exceeds the budget; then its completions are split by length,
     so that those in padded blocks are alike. A single completion that exceeds the budget is a micro-batch of its own:
     nothing is dropped.
+
+    Args:
+        prompt_lengths: P, in tokens.
+        completion_lengths: B, in tokens; row p * group_size + g.
+        rows: those to run.
+        group_size: completions of each prompt.
+        budget: most input tokens.
+        shared_prefix: count each prompt once for its group; False = once for each completion.
     """
     pieces: list[tuple[int, list[int]]] = []  # (tokens, completions in it)
     for prompt in sorted({i // group_size for i in rows}):

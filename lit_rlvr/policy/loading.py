@@ -1,5 +1,7 @@
-"""Reads and writes a model's config, weights and tokenizer. Third-party files can be wrong; every problem is a one-line
-error."""
+"""Reads and writes a model's config, weights and tokenizer.
+
+Third-party files can be wrong; every problem is a one-line error.
+"""
 
 from __future__ import annotations
 
@@ -73,6 +75,7 @@ def load_model(folder: str, dtype: torch.dtype, device: str | torch.device = "cp
     """Return the model of a folder or hub id with all of its weights and generation settings.
 
     Args:
+        folder: a model folder or hub id.
         dtype: of the weights.
         device: where to load the weights, without a copy on the CPU if the package accelerate is installed; `meta` only
             checks the files.
@@ -106,6 +109,7 @@ def check_files(folder: str, wanted: int) -> None:
     """Refuse weight files of a local folder that are damaged, quantised, or much smaller than the config says.
 
     Args:
+        folder: the model's.
         wanted: the model's parameter count. More than ten times what the files hold is refused here, before the model
             is allocated.
 
@@ -142,6 +146,7 @@ def check_complete(folder: str, report: dict[str, Any]) -> None:
     """Refuse weights that are not exactly the model's, because transformers would fill gaps with random ones.
 
     Args:
+        folder: the model's, for the error.
         report: transformers' loading info, which omits tied weights and buffers that it creates itself.
 
     Raises:
@@ -201,6 +206,8 @@ def differing_tokens(folder: str, other: str, key: str) -> dict[int, str]:
     """Compare the tokens of two models; refuse those whose ids stand for other texts than those of `folder`.
 
     Args:
+        folder: the trained model's.
+        other: the other model's.
         key: of the config, for the error: the option that names `other`.
 
     Returns:
@@ -330,8 +337,10 @@ def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...
 
 
 def turn_ends(folder: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Return the tokens that end a completion; the first is the one by which the chat template ends a turn. Load no
-    weights."""
+    """Return the tokens that end a completion, without loading weights.
+
+    The first is the one by which the chat template ends a turn.
+    """
     after = tokenizer(after_a_turn(tokenizer), add_special_tokens=False).input_ids
     return tuple(sorted(end_tokens(empty_model(folder, torch.float32), tokenizer), key=lambda end: end not in after))
 
@@ -340,7 +349,10 @@ def check_token_ids(folder: str, rows: int, tokenizer: PreTrainedTokenizerBase, 
     """Refuse EOS tokens, and tokens of the chat template, that the model has no embedding for.
 
     Args:
-        rows: of the embedding. ends: the EOS tokens.
+        folder: the model's, for the error.
+        rows: of the embedding.
+        tokenizer: the model's.
+        ends: the EOS tokens.
 
     Raises:
         UserError: names the tokens.
@@ -363,6 +375,7 @@ def media_token_ids(tokenizer: PreTrainedTokenizerBase, rows: int) -> tuple[int,
     """Return the tokens for images, videos and sounds that a tokenizer has, which configs name only in part.
 
     Args:
+        tokenizer: the model's.
         rows: of the embedding.
     """
     added = tokenizer.get_added_vocab().items()
@@ -376,8 +389,9 @@ def load_policy(
     empty: bool = False,
     device: str | torch.device = "cpu",
 ) -> Policy:
-    """Load a causal language model as a policy, in float32 and evaluation mode (no dropout), and check its
-    log-probabilities.
+    """Load a causal language model as a policy, and check its log-probabilities.
+
+    It is in float32 and in evaluation mode (no dropout).
 
     Args:
         folder: a model folder or hub id, from `resolve_model`.
@@ -414,6 +428,9 @@ def save_model(
     The folder appears only when it is complete.
 
     Args:
+        model: the model.
+        source: the folder or hub id that it came from.
+        target: where to write.
         tokenizer: a folder with another tokenizer.
         write: writes the weights into a folder; None = all of them, as transformers does.
     """
@@ -435,6 +452,12 @@ def save_model(
 
 def merge_into_base(folder: Path, base: str, target: Path, dtype: torch.dtype = torch.float32) -> Path:
     """Merge an adapter of peft into its base model, and write it with the tokenizer of the adapter, if it has one.
+
+    Args:
+        folder: the adapter's.
+        base: the base model's folder or hub id.
+        target: where to write.
+        dtype: of the weights.
 
     Raises:
         UserError: peft is not installed, or the adapter does not fit the model.

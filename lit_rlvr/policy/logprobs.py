@@ -1,5 +1,7 @@
-"""Log-probabilities, entropies and divergences from hidden states, in chunks of positions to bound the memory of the
-logits."""
+"""Log-probabilities, entropies and divergences from hidden states.
+
+They are computed in chunks of positions, to bound the memory of the logits.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ class PolicyOutput(NamedTuple):
     """The scores of some tokens under a policy, in tensors of one shape.
 
     Args:
-        logp: log-probabilities. entropy: exact entropies, in nats; None = not asked for.
+        logp: log-probabilities.
+        entropy: exact entropies, in nats; None = not asked for.
         divergence: from a teacher, over the vocabulary; None = there is none.
         balance: the loss of the use of experts; None = it is not asked for.
     """
@@ -43,7 +46,10 @@ class TeacherHead:
     """The inputs of a teacher's output layer for N tokens, that layer, and the divergence from the teacher.
 
     Args:
-        hidden: (N, H). weight: (V, H). bias: (V,) or None. transform: as for `score_tokens`, but the teacher's own.
+        hidden: (N, H).
+        weight: (V, H).
+        bias: (V,) or None.
+        transform: as for `score_tokens`, but the teacher's own.
         beta, top_k: as for `vocabulary_divergence`.
     """
 
@@ -55,8 +61,13 @@ class TeacherHead:
     top_k: int | None = None
 
     def divergence(self, z: Tensor, raw: Tensor, sampling: Sampling) -> Tensor:
-        """Return the divergence (n,) at tokens with the student's shaped logits z and the teacher's raw ones, (n, V)
-        each."""
+        """Return the divergence (n,) from the teacher at some tokens.
+
+        Args:
+            z: (n, V) the student's shaped logits.
+            raw: (n, V) the teacher's raw logits.
+            sampling: shapes the teacher's logits.
+        """
         return vocabulary_divergence(z, shape_logits(self.transform(_wide(raw)), sampling), self.beta, self.top_k)
 
 
@@ -71,11 +82,15 @@ def score_tokens(
     transform: LogitTransform = LogitTransform(),  # noqa: B008  # frozen
     teacher: TeacherHead | None = None,
 ) -> PolicyOutput:
-    """Return log-probabilities of tokens under the sampling distribution, its exact entropies, and its divergence from
-    a teacher's, in float32 or wider, (N,) each.
+    """Return log-probabilities of tokens under the sampling distribution, in float32 or wider, (N,).
+
+    On request, return its exact entropies and its divergence from a teacher's distribution, too, (N,) each.
 
     Args:
-        hidden: (N, H). weight: (V, H), the output embedding's. bias: (V,) or None. target: (N,) long.
+        hidden: (N, H).
+        weight: (V, H), the output embedding's.
+        bias: (V,) or None.
+        target: (N,) long.
         sampling: its temperature divides the logits, its banned tokens have probability 0.
         entropy: also return the entropies.
         entropy_gradient: let gradients flow through them.
@@ -90,8 +105,11 @@ def score_tokens(
 
 
 class _Score(torch.autograd.Function):
-    """With z the shaped logits, p = softmax(z) and H its entropy: `d logp_t / dz = [v = t] - p` and
-    `dH / dz = -p (log p + H)`. The gradient of a divergence is autograd's, block by block."""
+    """Log-probabilities and entropies whose gradients do not keep the logits.
+
+    With z the shaped logits, p = softmax(z) and H its entropy: `d logp_t / dz = [v = t] - p` and
+    `dH / dz = -p (log p + H)`. The gradient of a divergence is autograd's, block by block.
+    """
 
     @staticmethod
     def forward(
@@ -182,6 +200,7 @@ def _blocks(logits: Tensor, compared: bool) -> list[slice]:
     """Return the rows of logits (n, V) that are normalised at once.
 
     Args:
+        logits: (n, V).
         compared: also with a teacher's, which takes several times the memory.
     """
     most = CHUNK_LOGITS if logits.is_cuda else BLOCK_LOGITS
@@ -198,8 +217,14 @@ def _wide(logits: Tensor) -> Tensor:
 
 
 def _normalise(z: Tensor, target: Tensor, sampling: Sampling, entropy: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Turn shaped logits (n, V) into log-probability of the target, log of the normaliser, entropy (0 if not
-    requested)."""
+    """Return the log-probability of the target, the log of the normaliser and the entropy, (n,) each.
+
+    Args:
+        z: (n, V) shaped logits.
+        target: (n,) long.
+        sampling: its banned tokens are -inf in z.
+        entropy: False = the entropy is 0.
+    """
     top = z.amax(-1, keepdim=True)
     mass = (z - top).exp_()
     total = mass.sum(-1)
@@ -221,8 +246,16 @@ def _finite(z: Tensor, sampling: Sampling) -> Tensor:
 def _logit_gradient(
     z: Tensor, target: Tensor, normaliser: Tensor, entropy: Tensor, of_logp: Tensor | None, of_entropy: Tensor | None
 ) -> Tensor:
-    """Return the gradient (n, V) of the loss with respect to the shaped logits, from those (n,) of log-probability and
-    entropy."""
+    """Return the gradient (n, V) of the loss with respect to the shaped logits.
+
+    Args:
+        z: (n, V) shaped logits.
+        target: (n,) long.
+        normaliser: (n,) its log.
+        entropy: (n,).
+        of_logp: (n,) gradient with respect to the log-probability; None = 0.
+        of_entropy: (n,) gradient with respect to the entropy; None = 0.
+    """
     of_logp = torch.zeros_like(normaliser) if of_logp is None else of_logp
     logp = z - normaliser[:, None]
     if of_entropy is None:

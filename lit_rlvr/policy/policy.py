@@ -128,17 +128,21 @@ class Policy(nn.Module):
 
     @contextmanager
     def weights(self) -> Iterator[None]:
-        """The context in which to run `model` directly. Collective: enter it on every rank."""
+        """The context in which to run `model` directly.
+
+        Note: Collective; enter it on every rank.
+        """
         with gathered(self.owner), self._adapters():
             yield
 
     def named_weights(
         self, only: Container[str] | None = None, dtype: torch.dtype | None = None
     ) -> Iterator[tuple[str, Tensor]]:
-        """Return the full weights with adapters merged, by the names they have in the plain model, and the buffers that
-        checkpoints hold, too.
+        """Return the full weights with adapters merged, by the names they have in the plain model.
 
-        Collective if the weights are sharded: iterate on every rank.
+        The buffers that checkpoints hold are among them.
+
+        Note: Collective if the weights are sharded; iterate on every rank.
 
         Args:
             only: names of the weights to yield; None = all.
@@ -149,19 +153,24 @@ class Policy(nn.Module):
 
     @property
     def adapter_config(self) -> dict[str, Any] | None:
-        """The settings of the adapters, as peft saves them, for an engine that adds them to its layers itself; None =
-        there are none, or they have to be merged."""
+        """The settings of the adapters, as peft saves them, for an engine that adds them to its layers itself.
+
+        None = there are none, or they have to be merged.
+        """
         return adapter_config(self.model, self._view)
 
     def adapter_weights(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         """Return the full matrices of the adapters in `dtype`, by the names under which peft saves them.
 
-        Collective if the weights are sharded: iterate on every rank.
+        Note: Collective if the weights are sharded; iterate on every rank.
         """
         return adapter_weights(self.model, self._view, lambda weight: whole(weight, dtype).detach())
 
     def has_zero_adapters(self) -> bool:
-        """Return whether there are adapters that change nothing yet. Collective if they are sharded."""
+        """Return whether there are adapters that change nothing yet.
+
+        Note: Collective if they are sharded; call it on every rank.
+        """
         untrained = untrained_matrices(self.model) if self.owner is self else []
         return bool(untrained) and not any(whole(matrix.detach() - start).any() for matrix, start in untrained)
 
@@ -193,8 +202,10 @@ class Policy(nn.Module):
 
     @property
     def placeholder_ids(self) -> tuple[int, ...]:
-        """Placeholders of images, videos and sounds, and their delimiters, and what a teacher has no embedding for:
-        never sampled, and left out of the softmax."""
+        """The tokens that are never sampled, and left out of the softmax.
+
+        These are placeholders of images, videos and sounds, their delimiters, and what a teacher has no embedding for.
+        """
         known = () if self.family is None else (*self.family.placeholder_ids, *self.media_token_ids)
         rows = self.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
         return tuple(dict.fromkeys((*known, *range(rows if self.teachable is None else self.teachable, rows))))
@@ -220,10 +231,13 @@ class Policy(nn.Module):
         pixels: Sequence[Pixels] = (),
         teacher: TeacherHead | None = None,
     ) -> PolicyOutput:
-        """Return log-probabilities (N,) of the targets under the sampling distribution, the entropies (N,) or None, and
-        the divergences (N,) from a teacher or None.
+        """Return the log-probabilities (N,) of the targets under the sampling distribution.
+
+        On request, return the entropies (N,) and the divergences (N,) from a teacher, too. The other arguments are
+        those of `score_tokens`.
 
         Args:
+            rows: of groups that are laid out.
             pixels: the images of the placeholders in the rows, in the same order.
         """
         head: Any = self.model.get_output_embeddings()  # type: ignore[operator]
@@ -234,8 +248,10 @@ class Policy(nn.Module):
         return scores._replace(balance=self._balance)
 
     def last_layer(self, rows: Rows, pixels: Sequence[Pixels]) -> tuple[Tensor, Tensor, Tensor | None, LogitTransform]:
-        """Return the hidden states (N, H) of the targets, and the weight, the bias and the transform of the output
-        layer, which stay whole after sharded weights are released."""
+        """Return the hidden states (N, H) of the targets, and the weight, bias and transform of the output layer.
+
+        Those of the output layer stay whole after sharded weights are released.
+        """
         head: Any = self.model.get_output_embeddings()  # type: ignore[operator]
         own = (None if x is None else x.detach() for x in (head.weight, head.bias))
         if isinstance(self, FSDPModule):
@@ -309,6 +325,8 @@ class Policy(nn.Module):
         """Return what another policy's `score` needs for its divergence from this one on some completions.
 
         Args:
+            rollout: with the completions.
+            rows: indices p * G + g.
             beta, top_k: as for `vocabulary_divergence`.
         """
         with self._adapters():

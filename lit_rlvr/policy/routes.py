@@ -1,5 +1,7 @@
-"""Records the experts that the routers of a mixture of experts choose, replays them (R3, arXiv 2510.11370), and
-measures how evenly they are used."""
+"""Records the experts that the routers of a mixture of experts choose, and replays them (R3, arXiv 2510.11370).
+
+It also measures how evenly they are used.
+"""
 
 from __future__ import annotations
 
@@ -50,14 +52,14 @@ class Routing:
         return (other & (self.given >= 0).all(-1)).float().mean(0)
 
     def balance(self, at: Tensor, sequence: Tensor) -> Tensor:
-        """Return for some tokens (n,) the loss `E sum_e f_e p_e` that keeps the use of E experts even, averaged over
-        layers: 1 = even, E / k = always the same.
+        """Return for some tokens (n,) the loss `E sum_e f_e p_e` that keeps the use of E experts even.
 
-        p_e is the router's probability of expert e, which has a gradient, and f_e the share of the choices in the
-        token's sequence that fall on e. Source: DeepSeek-V3 (arXiv 2412.19437), eq. 17-20.
+        It is averaged over layers: 1 = even, E / k = always the same. p_e is the router's probability of expert e, which
+        has a gradient, and f_e the share of the choices in the token's sequence that fall on e. Source: DeepSeek-V3 (arXiv 2412.19437), eq. 17-20.
 
         Args:
-            at: (n,) which of the N tokens. sequence: (n,) the sequence of each.
+            at: (n,) which of the N tokens.
+            sequence: (n,) the sequence of each.
 
         Raises:
             UserError: the routers do not choose by probabilities.
@@ -110,6 +112,7 @@ def watch_routers(model: Any, option: str) -> None:
     """Let `routing` see and replace what a model's routers choose, in place.
 
     Args:
+        model: the model.
         option: which needs that, for the error.
 
     Raises:
@@ -131,10 +134,13 @@ def _forward(router: nn.Module, layer: int, sizes: tuple[int, int], *args: Any, 
 
 
 class _Choice(TorchFunctionMode):
-    """Replaces the result of a router's top-k over all experts, so that the model's own code makes their weights of its
-    own logits: normalised or not, scaled, of softmax or sigmoid.
+    """Replaces the result of a router's top-k over all experts.
+
+    The model's own code then makes their weights of its own logits: normalised or not, scaled, of softmax or sigmoid.
 
     Args:
+        now: what is recorded or replayed.
+        layer: the index of the router's layer.
         sizes: number of experts, and of those that a token uses.
     """
 

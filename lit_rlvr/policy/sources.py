@@ -161,8 +161,10 @@ PARTS, PART_BYTES = 64, 2**16
 
 
 def weights_version(source: str | Path) -> str:
-    """Return a short hash of the weights of a model or an adapter: of each file's size and of parts of it, at most 4
-    MiB. Of a hub id that was looked up before: the commit."""
+    """Return a short hash of the weights of a model or an adapter; of a hub id that was looked up before, the commit.
+
+    The hash is over each file's size and parts of it, at most 4 MiB.
+    """
     if not Path(source).is_dir():
         from huggingface_hub import try_to_load_from_cache
 
@@ -295,6 +297,7 @@ def made_once(target: Path, make: Callable[[Path], Any]) -> Path:
     It appears only once it is complete; other processes wait for it.
 
     Args:
+        target: the folder.
         make: writes the contents into the folder it is given.
 
     Raises:

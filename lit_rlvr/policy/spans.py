@@ -90,6 +90,7 @@ class Spans:
 
         Args:
             ends: (N + 1,) int, from 0.
+            longest: tokens of the longest segment.
         """
         return cls(Blocks(ends.int(), ends.int(), (longest, longest), [], []), causal=False)
 
@@ -98,8 +99,12 @@ class Spans:
 
 
 def lay_out_spans(prompts: list[range], completions: list[tuple[int, range]]) -> Spans:
-    """Build spans from prompts as ranges and completions as (prompt index, range): all prompts, then all completions
-    in the order of their prompts, without gaps."""
+    """Build the spans of a row: all prompts, then all completions in the order of their prompts, without gaps.
+
+    Args:
+        prompts: the positions of each prompt.
+        completions: of each completion, the index of its prompt and its positions.
+    """
     lengths = [0] * len(prompts)
     for p, span in completions:
         lengths[p] += len(span)
@@ -109,8 +114,11 @@ def lay_out_spans(prompts: list[range], completions: list[tuple[int, range]]) ->
 
 
 def available(device: torch.device, dtype: torch.dtype) -> bool:
-    """Return whether there is a kernel: always on a CPU; on an NVIDIA GPU from Ampere on for 16-bit types, if torch's
-    operators take the arguments used here."""
+    """Return whether there is a kernel for a device and a type.
+
+    There always is on a CPU, and on an NVIDIA GPU from Ampere on for 16-bit types, if torch's operators take the
+    arguments used here.
+    """
     if device.type == "cpu":
         return True
     is_half = dtype in (torch.bfloat16, torch.float16)
@@ -139,7 +147,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float
     """Compute the attention of a row of T tokens by its spans.
 
     Args:
-        query: (T, H, D). key, value: (T, K, D) with H a multiple of K.
+        query: (T, H, D).
+        key, value: (T, K, D) with H a multiple of K.
+        spans: of the row.
+        scale: of the scores.
 
     Returns:
         (T, H, D). Memory use is linear in T.
@@ -184,7 +195,15 @@ def _weight(part: Tensor, both: Tensor) -> Tensor:
 
 
 def _kernel(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """Return the output (T, H, D) and log-sum-exp (H, T) of each block of queries on its block of keys."""
+    """Return the output (T, H, D) and log-sum-exp (H, T) of each block of queries on its block of keys.
+
+    Args:
+        q: (T, H, D).
+        k, v: (S, K, D).
+        blocks: which queries attend to which keys.
+        causal: within a block, to no later key.
+        scale: of the scores.
+    """
     if q.is_cuda:
         out, lse, *_ = torch.ops.aten._flash_attention_forward(
             q, k, v, blocks.query_ends, blocks.key_ends, *blocks.longest, 0.0, causal, False,
@@ -202,8 +221,14 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, causal: bool, scale
 def _gradient(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, blocks: Blocks, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients with respect to q, k and v of `_kernel`; `out` and `lse` may come from a softmax over more
-    keys."""
+    """Return the gradients with respect to q, k and v of `_kernel`.
+
+    The other arguments are those of `_kernel`.
+
+    Args:
+        grad: (T, H, D) gradient with respect to the output.
+        out, lse: (T, H, D) and (H, T), which may come from a softmax over more keys.
+    """
     if q.is_cuda:
         state = torch.zeros(2, dtype=torch.uint64, device=q.device)  # dropout state, unused
         dq, dk, dv = torch.ops.aten._flash_attention_backward(

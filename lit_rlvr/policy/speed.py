@@ -40,7 +40,10 @@ def compiling_pays(parameters: int, tokens: int, device: torch.device, dtype: to
     what deterministic kernels are for.
 
     Args:
-        parameters: of the model. tokens: the most that the run trains on; 0 = unknown.
+        parameters: of the model.
+        tokens: the most that the run trains on; 0 = unknown.
+        device: the one that computes.
+        dtype: compute type.
     """
     is_short = 6.0 * parameters * tokens < MIN_COMPILED_FLOPS.get(device.type, math.inf)
     if is_short or not is_half(dtype) or torch.are_deterministic_algorithms_enabled():

@@ -17,7 +17,8 @@ def save_tiny_llm(folder: Path, seed: int = 0) -> Path:
     """Write a Hugging Face folder with random weights and a byte-level tokenizer, and return it.
 
     Args:
-        folder: created if missing. seed: seeds the weights.
+        folder: created if missing.
+        seed: seeds the weights.
     """
     from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -58,7 +59,9 @@ def save_random(kind: Any, config: Any, folder: Path, seed: int, drawn: Sequence
 
     Args:
         kind: a class of transformers with `from_config`.
-        folder: created if missing. seed: seeds the weights.
+        config: of the model.
+        folder: created if missing.
+        seed: seeds the weights.
         drawn: ends of names of weights that the model starts with zeros or ones, and that are drawn as others are.
     """
     from transformers import GenerationConfig
@@ -81,6 +84,7 @@ def byte_tokenizer(
 
     Args:
         specials: special tokens, including `<|im_end|>` and `pad`.
+        chat_template: in Jinja.
         pad: the padding token.
         roles: attribute of the tokenizer -> special token.
     """

@@ -33,6 +33,7 @@ def verify_or_fall_back(policy: Policy, dtype: torch.dtype | None = None) -> Non
     without plain causal attention (sliding windows, recurrent layers), which fall back to one completion per row.
 
     Args:
+        policy: the policy.
         dtype: what the model computes in when it is trained, and here; by default its weights' type.
 
     Raises:
@@ -61,9 +62,10 @@ def verify_or_fall_back(policy: Policy, dtype: torch.dtype | None = None) -> Non
 def compile_and_verify(policy: Policy, dtype: torch.dtype) -> None:
     """Compile a verified policy's layers, in place; their log-probabilities and gradients must stay the same.
 
-    Collective if the weights are sharded: call it on every rank.
+    Note: Collective if the weights are sharded; call it on every rank.
 
     Args:
+        policy: the policy.
         dtype: what the model computes in when it is trained.
 
     Raises:
@@ -90,10 +92,12 @@ def compile_and_verify(policy: Policy, dtype: torch.dtype) -> None:
 def check_spans(policy: Policy, dtype: torch.dtype) -> None:
     """Compare the two methods of attention on the policy's device: log-probabilities and gradients must be the same.
 
-    A GPU's kernels for spans take 16 bits only, so the check of a policy in float32 does not run them. Collective if
-    the weights are sharded: call it on every rank.
+    A GPU's kernels for spans take 16 bits only, so the check of a policy in float32 does not run them.
+
+    Note: Collective if the weights are sharded; call it on every rank.
 
     Args:
+        policy: the policy.
         dtype: what the model computes in when it is trained.
 
     Raises:
@@ -170,6 +174,8 @@ def _trained_once(policy: Policy, dtype: torch.dtype, method: attention.Method |
     """Return log-probabilities (N,) as in training, and the flattened gradient of their sum in the first trained layer.
 
     Args:
+        policy: the policy.
+        dtype: compute type.
         method: of attention; None = the best.
     """
     with training_autocast(policy.device, dtype):

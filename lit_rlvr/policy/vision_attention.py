@@ -26,9 +26,13 @@ def vision_attention(
     """Compute full attention within each piece of a row of T patches.
 
     Args:
+        module: the layer.
         query, key, value: (1, heads, T, D).
+        attention_mask: unused.
+        scaling: of the scores.
         cu_seq_lens_q: (N + 1,) int, the ends of the pieces, from 0.
         max_length_q: patches of the longest piece.
+        kwargs: what else transformers passes; unused.
 
     Returns:
         (1, T, heads, D), and None for the scores.

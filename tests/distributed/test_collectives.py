@@ -60,7 +60,7 @@ def test_a_number_goes_there_too(seen: list[str]) -> None:
     assert seen == ["cuda"]
 
 
-def ddp_without_buckets(rank: int) -> None:
+def _rank_averages_without_buckets(rank: int) -> None:
     torch.manual_seed(rank)  # ranks begin with other values
     module = nn.Sequential(nn.Linear(300, 300), nn.Linear(300, 1))
     module[0].bias.requires_grad_(False)
@@ -78,10 +78,10 @@ def ddp_without_buckets(rank: int) -> None:
 
 
 def test_gradients_have_no_second_copy_in_ddps_buckets(tmp_path: Path) -> None:
-    in_two_ranks(tmp_path, ddp_without_buckets)
+    in_two_ranks(tmp_path, _rank_averages_without_buckets)
 
 
-def check_copies(rank: int) -> None:
+def _rank_checks_copies(rank: int) -> None:
     """Two copies of a model, each on one rank: the gradients of three micro-batches are summed over them once."""
     reduced: list[int] = []
     original = dist.all_reduce
@@ -110,4 +110,4 @@ def check_copies(rank: int) -> None:
 
 
 def test_gradients_are_summed_over_copies_once_per_step(tmp_path: Path) -> None:
-    in_two_ranks(tmp_path, check_copies)
+    in_two_ranks(tmp_path, _rank_checks_copies)

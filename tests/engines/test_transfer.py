@@ -115,7 +115,7 @@ def weights(everything: bool) -> Iterator[tuple[str, torch.Tensor]]:
         yield f"w{k}", tensor
 
 
-def send_with_failures(rank: int, count: int) -> None:
+def _rank_sends_with_failures(rank: int, count: int) -> None:
     transfer.ABORT_SECONDS = 5.0
     groups: list[int] = []
     make_sender([], RepeatedWeights(), rank)  # imports vLLM before any time is taken
@@ -160,10 +160,10 @@ def send_with_failures(rank: int, count: int) -> None:
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_server_that_fails_at_any_call_leaves_no_rank_behind(tmp_path: Path, count: int) -> None:
     """Also not if others wait for it in the same broadcast."""
-    in_two_ranks(tmp_path, send_with_failures, count, seconds=180)
+    in_two_ranks(tmp_path, _rank_sends_with_failures, count, seconds=180)
 
 
-def write_without_memory(rank: int, folder: Path) -> None:
+def _rank_writes_without_memory(rank: int, folder: Path) -> None:
     def too_many(everything: bool) -> Iterator[tuple[str, torch.Tensor]]:
         for k, (name, tensor) in enumerate(weights(everything)):
             yield name, tensor.expand(1 << 50, 2) if k == 1 and rank == 0 else tensor  # its copy does not fit
@@ -177,10 +177,10 @@ def write_without_memory(rank: int, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_a_write_that_fails_leaves_no_rank_behind(tmp_path: Path) -> None:
-    in_two_ranks(tmp_path, write_without_memory, tmp_path)
+    in_two_ranks(tmp_path, _rank_writes_without_memory, tmp_path)
 
 
-def load_nowhere(rank: int, memory: Path, disk: Path) -> None:
+def _rank_loads_nowhere(rank: int, memory: Path, disk: Path) -> None:
     class Dead(Reader):
         def load(self, folder: Path, version: str) -> None:
             raise ServerError("it has died")
@@ -195,7 +195,7 @@ def load_nowhere(rank: int, memory: Path, disk: Path) -> None:
 
 @pytest.mark.slow
 def test_all_ranks_know_where_weights_are_that_no_server_loaded(tmp_path: Path, places: tuple[Path, Path]) -> None:
-    in_two_ranks(tmp_path, load_nowhere, *places)
+    in_two_ranks(tmp_path, _rank_loads_nowhere, *places)
 
 
 class Reader(VLLMServer):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from hostile import assert_linear
+from hostile_answers import assert_linear
 from PIL import Image
 from tiny_environments import Increment
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from fuzzing import examples
-from hostile import ANSWERS
+from hostile_answers import ANSWERS
 from hypothesis import given
 from hypothesis import strategies as st
 

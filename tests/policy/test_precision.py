@@ -1,5 +1,6 @@
-"""What `bf16-mixed` computes in, and what `trainer.precision: auto` chooses."""
+"""What `bf16-mixed` computes in, and what `trainer.precision: auto` chooses; deterministic kernels."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.policy.precision import training_autocast
+from lit_rlvr.policy.precision import training_autocast, use_deterministic_kernels
 
 
 @pytest.mark.parametrize(("fast", "wanted"), [(True, "bf16-mixed"), (False, "32-true")])
@@ -88,3 +89,18 @@ def test_experts_multiply_in_the_type_of_autocast(half: bool) -> None:
     with Noted(), training_autocast(torch.device("cpu"), dtype):
         policy.logprobs(make_rollout([[5, 6]], [[[7, 8], [9]]]), [0, 1])[0].sum().backward()
     assert seen == {dtype} and {p.grad.dtype for p in policy.parameters() if p.grad is not None} == {torch.float32}
+
+
+def test_deterministic_kernels_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CUBLAS_WORKSPACE_CONFIG", "CUBLASLT_WORKSPACE_SIZE"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    try:
+        use_deterministic_kernels()
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.is_deterministic_algorithms_warn_only_enabled(), "flash attention would be nondeterministic"
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+        assert (os.environ["CUBLAS_WORKSPACE_CONFIG"], os.environ["CUBLASLT_WORKSPACE_SIZE"]) == (":16:8", "1")
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = True

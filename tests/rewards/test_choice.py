@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import pytest
-from hostile import assert_linear
+from hostile_answers import assert_linear
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import Choice, OpenAnswer

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile import assert_linear
+from hostile_answers import assert_linear
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import CodeTests, code

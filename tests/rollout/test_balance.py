@@ -43,7 +43,9 @@ def test_groups_stay_in_their_minibatch_and_shown_ones_where_they_are() -> None:
     stay = [[(0, 0), (0, 1)], [(1, 0), (1, 1)]]
     tokens: list[list[int]] = [[9, 7], [1, 3]]
     assert even_out(summaries(tokens, [[0, 1], [2, 3]]), 4, pinned_groups=0) == stay
-    assert even_out(summaries(tokens, [[0, None], [1, None]]), 1, pinned_groups=0)[0][1] == (0, 1), "7 is not trained on"
+    assert even_out(summaries(tokens, [[0, None], [1, None]]), 1, pinned_groups=0)[0][1] == (0, 1), (
+        "7 is not trained on"
+    )
     assert even_out(summaries(tokens, [[0, 1], [2, 3]]), 1, pinned_groups=2) == stay
     assert even_out(summaries(tokens, [[0, 1], [2, 3]]), 1, pinned_groups=1)[0][0] == (0, 0)
 
@@ -92,7 +94,7 @@ def test_groups_that_training_will_run() -> None:
         assert algorithm.may_train_groups(rollout) == [True, True, False], type(algorithm).__name__
 
 
-def exchange(rank: int, folder: Path) -> None:
+def _rank_exchanges(rank: int, folder: Path) -> None:
     """Groups with images go both ways."""
     processor = load_image_processor(str(folder))
     pixels = processor.pixels([picture(56, 84, seed=1)])
@@ -112,7 +114,7 @@ def exchange(rank: int, folder: Path) -> None:
 
 
 def test_patches_of_images_are_made_again_instead_of_sent(vlm_folder: Path, tmp_path: Path) -> None:
-    in_two_ranks(tmp_path, exchange, vlm_folder)
+    in_two_ranks(tmp_path, _rank_exchanges, vlm_folder)
 
 
 def test_one_process_keeps_its_rollout() -> None:

@@ -1,12 +1,9 @@
-"""The first half of the loop: seeds, when weights are synced and probed, metrics of a rollout."""
+"""The first half of the loop: when weights are synced and probed, metrics of a rollout."""
 
-import os
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +14,6 @@ from tiny_fit import Recorder, fit
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 from two_ranks import in_two_ranks
 
-from lit_rlvr.datamodules.reading.stream import PromptStream
 from lit_rlvr.engines.base import EngineContext
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.synced import check_engine, probe_prompts, probe_seeds, trainer_logprobs
@@ -26,72 +22,10 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.policy import policy as policy_module
 from lit_rlvr.policy.layout import Group
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.rollout import RolloutCallback, callback
-from lit_rlvr.rollout.generate import completion_seeds
+from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.rollout.metrics import rollout_metrics
 from lit_rlvr.rollout.settings import Evaluation
-from lit_rlvr.rollout.source import SyncSource
-from lit_rlvr.rollout.summaries import count_repeats
 from lit_rlvr.types import Completion, EvalSampling, Prompt, Sampling
-
-
-def test_every_completion_has_a_seed_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    prompts = [make_prompt([5], name) for name in "abc"]
-    seen: set[int] = set()
-    for run_seed in (0, 1):
-        monkeypatch.setenv("PL_GLOBAL_SEED", str(run_seed))
-        for iteration in range(30):
-            for group in completion_seeds(prompts, [0] * 3, 4, "rollout", iteration):
-                seen |= set(group)
-        for group in completion_seeds(prompts, [0] * 3, 4, "validation", "set"):
-            seen |= set(group)
-    assert len(seen) == 2 * 31 * 3 * 4
-
-
-def test_deterministic_kernels_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CUBLAS_WORKSPACE_CONFIG", "CUBLASLT_WORKSPACE_SIZE"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    try:
-        callback.use_deterministic_kernels()
-        assert torch.are_deterministic_algorithms_enabled()
-        assert not torch.is_deterministic_algorithms_warn_only_enabled(), "flash attention would be nondeterministic"
-        assert not torch.utils.deterministic.fill_uninitialized_memory
-        assert (os.environ["CUBLAS_WORKSPACE_CONFIG"], os.environ["CUBLASLT_WORKSPACE_SIZE"]) == (":16:8", "1")
-    finally:
-        torch.use_deterministic_algorithms(False)
-        torch.utils.deterministic.fill_uninitialized_memory = True
-
-
-def test_seeds_belong_to_the_prompt_and_not_to_its_place() -> None:
-    prompts = [make_prompt([5], name) for name in "abc"]
-    forward = completion_seeds(prompts, [0] * 3, 4, "rollout", 7)
-    assert completion_seeds(prompts[::-1], [0] * 3, 4, "rollout", 7) == forward[::-1]
-    assert completion_seeds(prompts[1:], [0] * 2, 4, "rollout", 7) == forward[1:]
-    assert completion_seeds(prompts[:1], [0], 8, "rollout", 7)[0][:4] == forward[0]
-    again = [prompts[0], prompts[1], prompts[0]]
-    assert count_repeats(["a", "b", "a"]) == [0, 0, 1]
-    twice = completion_seeds(again, [0, 0, 1], 4, "rollout", 7)
-    assert twice[:2] == forward[:2] and not set(twice[2]) & set(twice[0])
-
-
-def count_in_two_ranks(rank: int) -> None:
-    """Ten prompts of an iteration over three samples: five rounds of one prompt a rank, across epochs."""
-    stream = PromptStream([make_prompt([5], name) for name in "abc"], seed=1)
-    data: Any = SimpleNamespace(stream=stream, prompts_per_rollout=2, cursor={"epoch": 3, "position": 1})
-    source = SyncSource(Any, Any, data, 4, Sampling(), 0)  # type: ignore[arg-type]  # asked for repeats alone
-    cursor, seen = data.cursor, Counter[str]()
-    for rounds in range(1, 6):
-        prompts, cursor = stream.take(2, cursor)
-        for r, prompt in enumerate(prompts):
-            if r == rank:
-                assert source.repeats(rounds) == [seen[prompt.sample.id]]
-            seen[prompt.sample.id] += 1
-    assert max(seen.values()) >= 3
-
-
-def test_repeats_count_earlier_rounds_and_lower_ranks(tmp_path: Path) -> None:
-    in_two_ranks(tmp_path, count_in_two_ranks)
 
 
 class CountingEngine(HFEngine):
@@ -228,12 +162,12 @@ def test_a_probe_has_prompts_of_several_lengths(lengths: list[int], chosen: list
 
 
 def test_ranks_probe_with_the_same_prompts(tmp_path: Path) -> None:
-    def work(rank: int) -> None:
+    def _rank_probes(rank: int) -> None:
         prompts = [make_prompt([5] * length, str(rank)) for length in ([3, 9], [4])[rank]]
         assert [(p.sample.id, len(p.token_ids)) for p in probe_prompts(prompts)] == [("1", 4), ("0", 9), ("0", 3)]
         assert probe_prompts(prompts[:1], together=False) == prompts[:1]
 
-    in_two_ranks(tmp_path, work)
+    in_two_ranks(tmp_path, _rank_probes)
 
 
 def test_validation_is_as_long_as_training_unless_it_is_said() -> None:

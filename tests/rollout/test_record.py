@@ -113,7 +113,7 @@ def test_a_resumed_run_replaces_later_iterations_and_keeps_the_bound(
     ]  # fmt: skip
 
 
-def _record_in_one_of_two(rank: int, run: Path) -> None:
+def _rank_records(rank: int, run: Path) -> None:
     """Rank 1's rollouts are longer, and do not fit into its half of the bound."""
     record = Record(run, limit=12_000)
     record.begin(0, {}, nn.Linear(2, 2))
@@ -124,7 +124,7 @@ def _record_in_one_of_two(rank: int, run: Path) -> None:
 
 
 def test_the_record_ends_on_all_ranks_at_once(tmp_path: Path) -> None:
-    in_two_ranks(tmp_path, _record_in_one_of_two, tmp_path)
+    in_two_ranks(tmp_path, _rank_records, tmp_path)
     names = sorted(path.name for path in (tmp_path / "record").iterdir())
     assert names == ["iteration-000001-rank-0.npz", "iteration-000001-rank-1.npz", "run.json"]
 

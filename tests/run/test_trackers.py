@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from tiny_runs import FIT, STRATEGIES, completions, fit, in_two_processes, pictures_config, summary, write_config
-from tracked import Kept, Row, mlflow_store, tensorboard_rows, trackio_store, wandb_offline
+from tracker_records import Kept, Row, mlflow_store, tensorboard_rows, trackio_store, wandb_offline
 
 from lit_rlvr.cli.main import run as command_line
 from lit_rlvr.common.run_files import read_metrics

@@ -113,6 +113,7 @@ class ImageProcessor(ABC):
         """Replace the one placeholder of each image or video with all of its placeholders.
 
         Args:
+            token_ids: of a prompt.
             placeholders: those of each image and video, in order.
 
         Raises:
@@ -216,8 +217,10 @@ class VisionFamily(ABC):
     # the model
 
     def vision_modules(self, model: Any) -> list[nn.Module]:
-        """Return the parts of a model that turn pixels into features for the language model; by default those of
-        transformers' usual names."""
+        """Return the parts of a model that turn pixels into features for the language model.
+
+        By default these are those of transformers' usual names.
+        """
         return [model.base_model.vision_tower, model.base_model.multi_modal_projector]
 
     @abstractmethod
@@ -225,8 +228,10 @@ class VisionFamily(ABC):
         """Return how many features the model computes for an image, given its inputs."""
 
     def model_inputs(self, pixels: Sequence[Pixels], device: torch.device) -> dict[str, Tensor]:
-        """Return all images of a micro-batch as keyword arguments of the model, in the order of their placeholders; by
-        default the inputs of each, joined along their first dimension."""
+        """Return all images of a micro-batch as keyword arguments of the model, in the order of their placeholders.
+
+        By default these are the inputs of each, joined along their first dimension.
+        """
         images = [image for part in pixels for image in part.inputs]
         return {name: to_device(torch.cat([image[name] for image in images]), device) for name in images[0]}
 
@@ -242,8 +247,10 @@ class VisionFamily(ABC):
         return torch.arange(len(token_ids))[None]
 
     def token_inputs(self, token_ids: Tensor) -> dict[str, Tensor]:
-        """Return what the model needs in addition to `model_inputs` of tokens (R, L) among which are images; by default
-        `token_types`."""
+        """Return what the model needs, in addition to `model_inputs`, of tokens (R, L) among which are images.
+
+        By default these are `token_types`.
+        """
         return {} if self.token_types is None else {self.token_types: (token_ids == self.image_token_id).int()}
 
     # engines and plans

@@ -1,5 +1,7 @@
-"""Gemma 3: every image becomes a square of one size with the same number of features, which attend to each other in
-both directions."""
+"""Gemma 3: every image becomes a square of one size with the same number of features.
+
+The features of an image attend to each other in both directions.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,8 @@ def save_tiny_gemma3(
     Images become 84 x 84 pixels, which are 3 x 3 features.
 
     Args:
-        folder: created if missing. seed: seeds the weights.
+        folder: created if missing.
+        seed: seeds the weights.
         text, vision: overrides for the language model's and the vision tower's config, by their names in it.
     """
     from transformers import AutoModelForImageTextToText, Gemma3Config, Gemma3ImageProcessor, Gemma3Processor

@@ -69,7 +69,8 @@ def save_tiny_gemma4(
     Square images become 96 x 96 pixels, which are 8 x 8 features.
 
     Args:
-        folder: created if missing. seed: seeds the weights.
+        folder: created if missing.
+        seed: seeds the weights.
         text, vision: overrides for the language model's and the vision tower's config, by their names in it.
         audio: the config of an audio tower; None = without one.
     """

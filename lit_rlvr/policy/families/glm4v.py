@@ -34,7 +34,8 @@ def save_tiny_glm4v(
     """Write a GLM-4.1V with random weights, a byte-level tokenizer and its processors, and return its folder.
 
     Args:
-        folder: created if missing. seed: seeds the weights.
+        folder: created if missing.
+        seed: seeds the weights.
         text, vision: overrides for the language model's and the vision tower's config, by their names in it.
     """
     from transformers import (

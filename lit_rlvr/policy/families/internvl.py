@@ -1,5 +1,7 @@
-"""InternVL3 and InternVL3.5 in transformers' format: an image is cut into square tiles, each with the same number of
-features, and the whole image follows as one more tile."""
+"""InternVL3 and InternVL3.5 in transformers' format: an image is cut into square tiles.
+
+Each tile has the same number of features, and the whole image follows as one more tile.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,8 @@ def save_tiny_internvl(
     Tiles have 84 pixels and 3 x 3 features.
 
     Args:
-        folder: created if missing. seed: seeds the weights.
+        folder: created if missing.
+        seed: seeds the weights.
         text, vision: overrides for the language model's and the vision tower's config, by their names in it.
         drawn: see `save_random`.
     """

@@ -1,5 +1,7 @@
-"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5: an image or a video is a sequence of patches of any length, with
-positions in three dimensions."""
+"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5: an image or a video is a sequence of patches of any length.
+
+The patches have positions in three dimensions.
+"""
 
 from __future__ import annotations
 
@@ -79,11 +81,13 @@ class QwenImageProcessor(ImageProcessor):
         return own
 
     def video_grid(self, size: tuple[int, int], frames: int) -> tuple[int, int, int]:
-        """Return how many patches (time, height, width) a video has: the model's own processor sizes it, with the bound
-        of qwen-vl-utils on all frames together.
+        """Return how many patches (time, height, width) a video has.
+
+        The model's own processor sizes it, with the bound of qwen-vl-utils on all frames together.
 
         Args:
             size: (width, height) of each frame, in pixels.
+            frames: their number.
 
         Raises:
             UserError: one side is more than 200 times as long as the other.
@@ -155,7 +159,8 @@ def save_tiny_vlm(
     """Write a Hugging Face folder with random weights, a byte-level tokenizer and an image processor, and return it.
 
     Args:
-        folder: created if missing. seed: seeds the weights.
+        folder: created if missing.
+        seed: seeds the weights.
         text, vision: overrides for the language model's and the vision tower's config, by their names in it.
     """
     from transformers import Qwen2_5_VLConfig
@@ -206,8 +211,10 @@ def language_sizes(**other: Any) -> dict[str, Any]:
 
 
 def markers(tied: bool = True) -> dict[str, Any]:
-    """Return the config entries of a vision-language model outside its two parts: image and video tokens, and whether
-    the input and output embeddings are tied."""
+    """Return the config entries of a vision-language model outside its two parts.
+
+    These are image and video tokens, and whether the input and output embeddings are `tied`.
+    """
     names = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
     ids = {f"{name}_token_id": VLM_SPECIALS.index(f"<|{token}|>") for name, token in names.items()}
     return {"tie_word_embeddings": tied, **ids}

@@ -1,5 +1,7 @@
-"""SmolVLM, SmolVLM2 and Idefics3: an image is cut into square tiles, each with the same number of features, and the
-whole image follows as one more tile."""
+"""SmolVLM, SmolVLM2 and Idefics3: an image is cut into square tiles.
+
+Each tile has the same number of features, and the whole image follows as one more tile.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,8 @@ def save_tiny_smolvlm(
     Images become 84 pixels wide or high: square ones are 2 x 2 tiles and the whole, each of which is one feature.
 
     Args:
-        folder: created if missing. seed: seeds the weights.
+        folder: created if missing.
+        seed: seeds the weights.
         text, vision: overrides for the language model's and the vision tower's config, by their names in it.
     """
     from transformers import SmolVLMConfig

@@ -39,7 +39,7 @@ def measures() -> list[DiversityMeasure]:
     return [SelfBLEU4(), CosineSimilarity(Letters())]
 
 
-def rank_main(rank: int, parts: list[list[list[list[str]]]], folder: Path) -> None:
+def _rank_measures(rank: int, parts: list[list[list[list[str]]]], folder: Path) -> None:
     """One of two gloo processes: measures its part of each set of groups."""
     torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
     metrics = measures()
@@ -52,7 +52,7 @@ def test_two_ranks_measure_what_one_does(tmp_path: Path) -> None:
     """Unequal parts, a rank without any prompt to measure, and no prompt at all."""
     sets = [(GROUPS[:1], GROUPS[1:]), (GROUPS, [["alone"]]), ([], [])]
     parts = [[pair[rank] for pair in sets] for rank in range(2)]
-    torch.multiprocessing.spawn(rank_main, (parts, tmp_path), nprocs=2)
+    torch.multiprocessing.spawn(_rank_measures, (parts, tmp_path), nprocs=2)
     one = measure_diversity(GROUPS, measures())
     assert one["self_bleu_4/prompts"] == one["cosine_similarity/prompts"] == 5
     for rank in range(2):

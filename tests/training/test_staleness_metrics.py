@@ -60,7 +60,7 @@ def test_the_effective_sample_size_is_that_of_the_weights_in_the_loss(
         assert seen.metrics[0]["train/importance_dropped"] == pytest.approx(1 - size, rel=1e-4)
 
 
-def _ages_of_one_rank(rank: int) -> None:
+def _rank_ages(rank: int) -> None:
     mask = torch.tensor([[True, True, False], [True, False, False], [True, True, True], [True, True, True]])
     age = torch.tensor([[4, 2, 9], [0, 9, 9], [9, 9, 9], [8, 0, 0]]) * (1 - rank)
     rollout = SimpleNamespace(group_size=2, mask=mask, stale_cache=age > 2)
@@ -77,7 +77,7 @@ def _ages_of_one_rank(rank: int) -> None:
 
 
 def test_staleness_is_that_of_all_ranks(tmp_path: Path) -> None:
-    in_two_ranks(tmp_path, _ages_of_one_rank)
+    in_two_ranks(tmp_path, _rank_ages)
 
 
 def test_an_iteration_without_a_token_in_the_loss_has_no_staleness(tiny_model_folder: Path, tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def a_plan(prompts: list[Any], rows: list[int], repeats: list[int] | None = None
     return SimpleNamespace(prepared=SimpleNamespace(rollout=rollout), microbatches=microbatches, num_microbatches=2)
 
 
-def _measured_of_one_rank(rank: int, prompts: list[Any], wanted: list[str]) -> None:
+def _rank_measures_divergence(rank: int, prompts: list[Any], wanted: list[str]) -> None:
     mine = prompts[rank::2]
     rows = measured_rows(a_plan(mine, list(range(4 * len(mine)))), 8)
     assert rows == sorted(4 * p + g for p, prompt in enumerate(mine) for g in range(4) if prompt.sample.id in wanted)
@@ -200,7 +200,7 @@ def test_the_rows_of_a_divergence_are_an_eighth_on_any_number_of_ranks(tmp_path:
     prompts = [SimpleNamespace(sample=SimpleNamespace(id=f"p{k}")) for k in range(17)]
     rows = measured_rows(a_plan(prompts, list(range(68))), 8)
     assert len(rows) == 8
-    in_two_ranks(tmp_path, _measured_of_one_rank, prompts, [prompts[i // 4].sample.id for i in rows])
+    in_two_ranks(tmp_path, _rank_measures_divergence, prompts, [prompts[i // 4].sample.id for i in rows])
     assert len(measured_rows(a_plan(prompts, list(range(20))), 8)) == 2, "fewer than eight groups: a part of one"
     assert len(measured_rows(a_plan(prompts, [3]), 8)) == 1
     assert measured_rows(a_plan(prompts, []), 8) == []
@@ -209,11 +209,11 @@ def test_the_rows_of_a_divergence_are_an_eighth_on_any_number_of_ranks(tmp_path:
 
 
 def test_a_divergence_is_a_mean_over_the_tokens_of_all_ranks(tmp_path: Path) -> None:
-    def of_one_rank(rank: int) -> None:
+    def _rank_measures_mean(rank: int) -> None:
         before = torch.tensor([-1.0, -2.0, -0.5]) if rank else torch.zeros(0)
         after = before + torch.tensor([0.1, 0.0, -0.3]) if rank else before
         wanted = sum(math.exp(d) - d - 1 for d in (0.1, 0.0, -0.3)) / 3
         assert mean_kl(before, after) == pytest.approx(wanted, rel=1e-4)
 
-    in_two_ranks(tmp_path, of_one_rank)
+    in_two_ranks(tmp_path, _rank_measures_mean)
     assert math.isnan(mean_kl(torch.zeros(0), torch.zeros(0)))
