@@ -57,46 +57,59 @@ class LoadedModule(EvaluatingModule):
         return by_terms or self.reference_completions is not None
 
     def configure_model(self) -> None:
-        if self.policy is None:
-            if self.sharded and self.lora is not None:
-                for option, what in (("quantize", "weights in 4 bits"), ("experts", "experts with adapters")):
-                    if getattr(self.lora, option) not in ("none", False):
-                        raise UserError(f"model.lora.{option}: {what} cannot be sharded; use --config strategy/ddp")
-            checkpointing = self.compute.gradient_checkpointing
-            if checkpointing == "auto":
-                raise UserError(
-                    "model.compute.gradient_checkpointing: the command line decides `auto`; give True or False"
-                )
-            if self.budget.given == "auto" and self.trainer.state.fn == "fit":
-                raise UserError("model.compute.tokens_per_microbatch: the command line decides `auto`; give a number")
-            self.policy = load_policy(
-                self.model_folder,
-                self.compute.shared_prefix,
-                gradient_checkpointing=checkpointing,
-                empty=self._starts_empty,
-                device=self._loads_to,
-            )
-            if self.freeze_vision:
-                freeze_vision_tower(self.policy.model)
-            if self.lora is not None:
-                add_adapters(self.policy.model, self.lora, self._compute_dtype, self.adapter_folder)
-                if self.freeze_vision and any(
-                    p.requires_grad for part in vision_modules(self.policy.model) for p in part.parameters()
-                ):
-                    raise UserError("model.freeze_vision: model.lora trains adapters there; leave one of them out")
-                if not self.sharded:  # shards are gathered in this type
-                    round_frozen(self.policy.model, self._compute_dtype)
-            elif self._compute_dtype == torch.bfloat16 and not self._starts_empty:
-                round_ties(p for p in self.policy.parameters() if p.requires_grad)
-            if self.replays_routes:
-                self.policy.replay_routes()
-            if self.needs("balance"):
-                self.policy.balance_experts()
-            self._distribute(self.policy)
-            self._load_reference()
-            self._load_teachers()
-            if world_size() > 1 and not self.sharded:
-                leave_out_of_buckets(self)
+        """Load the policy, the reference and the teachers, unless they are loaded.
+
+        Collective: call it on every rank.
+        """
+        if self.policy is not None:
+            return
+        self.policy = self._load_policy()
+        if self.replays_routes:
+            self.policy.replay_routes()
+        if self.needs("balance"):
+            self.policy.balance_experts()
+        self._distribute(self.policy)
+        self._load_reference()
+        self._load_teachers()
+        if world_size() > 1 and not self.sharded:
+            leave_out_of_buckets(self)
+
+    def _load_policy(self) -> Policy:
+        """Load the model that is trained, with its adapters if there are any.
+
+        Raises:
+            UserError: an option asks for what sharded weights cannot have, contradicts another one, or is left to the
+                command line.
+        """
+        if self.sharded and self.lora is not None:
+            for option, what in (("quantize", "weights in 4 bits"), ("experts", "experts with adapters")):
+                if getattr(self.lora, option) not in ("none", False):
+                    raise UserError(f"model.lora.{option}: {what} cannot be sharded; use --config strategy/ddp")
+        checkpointing = self.compute.gradient_checkpointing
+        if checkpointing == "auto":
+            raise UserError("model.compute.gradient_checkpointing: the command line decides `auto`; give True or False")
+        if self.budget.given == "auto" and self.trainer.state.fn == "fit":
+            raise UserError("model.compute.tokens_per_microbatch: the command line decides `auto`; give a number")
+        policy = load_policy(
+            self.model_folder,
+            self.compute.shared_prefix,
+            gradient_checkpointing=checkpointing,
+            empty=self._starts_empty,
+            device=self._loads_to,
+        )
+        if self.freeze_vision:
+            freeze_vision_tower(policy.model)
+        if self.lora is not None:
+            add_adapters(policy.model, self.lora, self._compute_dtype, self.adapter_folder)
+            if self.freeze_vision and any(
+                p.requires_grad for part in vision_modules(policy.model) for p in part.parameters()
+            ):
+                raise UserError("model.freeze_vision: model.lora trains adapters there; leave one of them out")
+            if not self.sharded:  # shards are gathered in this type
+                round_frozen(policy.model, self._compute_dtype)
+        elif self._compute_dtype == torch.bfloat16 and not self._starts_empty:
+            round_ties(p for p in policy.parameters() if p.requires_grad)
+        return policy
 
     @property
     def adapter_folder(self) -> Path | None:

@@ -311,15 +311,15 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         means = self.completion_means(advantages, group)  # (P, G)
         rollout.advantages = means[first : first + len(rollout.prompts)].cpu()
         rows = advantages.reshape(-1, 1) if advantages.shape == means.shape else advantages  # (B, 1) or (B, T)
-        own = rows[first * size :][: len(rollout.mask), : rollout.mask.shape[1]]
+        local = rows[first * size :][: len(rollout.mask), : rollout.mask.shape[1]]
         if self.teachers.options is not None:  # completions without a reward learn from the teacher alone
-            own = own.masked_fill(~to_device(rollout.rewarded.reshape(-1, 1), own.device), 0)
+            local = local.masked_fill(~to_device(rollout.rewarded.reshape(-1, 1), local.device), 0)
         for term, cost in costs(self.terms, "advantages", initial):
-            own = own - term.coef * cost.to(own.dtype)
-            rollout.advantages = masked_mean(own, initial.mask).view(rollout.rewards.shape).cpu()
+            local = local - term.coef * cost.to(local.dtype)
+            rollout.advantages = masked_mean(local, initial.mask).view(rollout.rewards.shape).cpu()
             cost_sums[term.metric] = cost.double().sum()
         self.log_advantages(rollout.advantages, metrics, cost_sums, initial.mask)
-        return own
+        return local
 
     def log_advantages(self, advantages: Tensor, metrics: dict[str, float], sums: Stats, mask: Tensor) -> None:
         """Log an estimate's metrics, the share of groups without a signal, and the terms' mean costs.
