@@ -168,8 +168,8 @@ class Demonstrations:
         """
         pairs = self.pairs(prompts)
         sampling = replace(self.sampling, temperature=1.0, top_p=1.0, top_k=0).with_banned(banned)
-        made = Rollout.unscored([prompt for prompt, _ in pairs], [[completion] for _, completion in pairs], sampling)
-        return replace(made, statuses=[["unjudged"] for _ in pairs], is_demonstration=True)
+        unscored = Rollout.unscored([prompt for prompt, _ in pairs], [[given] for _, given in pairs], sampling)
+        return replace(unscored, statuses=[["unjudged"] for _ in pairs], is_demonstration=True)
 
     def close(self) -> None:
         """End the workers of the environment."""

@@ -212,17 +212,17 @@ class Episodes(Turns):
 
     def answers(self, least: int) -> list[Answer]:
         started = time.perf_counter()
-        found: list[Answer] = []
+        answered: list[Answer] = []
         while True:
-            for number, outcome in self._workers.outcomes(max(0, least - len(found))):
+            for number, outcome in self._workers.outcomes(max(0, least - len(answered))):
                 answer = self._answer(number, self._rows[number], outcome)
                 if answer is not None:
-                    found.append((self._rows[number].p, self._rows[number].g, answer))
-            if len(found) >= least:
+                    answered.append((self._rows[number].p, self._rows[number].g, answer))
+            if len(answered) >= least:
                 break
-        self._waiting -= len(found)
+        self._waiting -= len(answered)
         self.seconds += time.perf_counter() - started
-        return found
+        return answered
 
     def close(self) -> None:
         """End the workers; they start again when an episode begins."""
@@ -239,34 +239,34 @@ class Episodes(Turns):
         opened, _ = self._openings.get((row.p, row.g), (outcome, ()))
         for failed in (opened, outcome):
             if failed.status != "ok":
-                said = RewardResult(0.0, None, failed.status, f"environment: {failed.detail}")
-                return self._whole(row, not row.cut, said)
+                failure = RewardResult(0.0, None, failed.status, f"environment: {failed.detail}")
+                return self._whole(row, not row.cut, failure)
         reply: EpisodeReply = outcome.value
         begun = self._prompt_openings.get(sample.id, reply.begun)
         if (row.p, row.g) in self._openings:
             begun = opened.value.begun
         if reply.begun != begun:
-            said = RewardResult(0.0, None, "error", "environment: reset said something else when it was called again")
-            return self._whole(row, not row.cut, said)
-        seen = reply.observation
-        if seen is not None and not row.cut:
-            row.turns[-1] = replace(row.turns[-1], calls=seen.calls, errors=seen.errors)
-        done = seen is not None and seen.done
+            failure = RewardResult(0.0, None, "error", "environment: reset answered otherwise when it was called again")
+            return self._whole(row, not row.cut, failure)
+        observation = reply.observation
+        if observation is not None and not row.cut:
+            row.turns[-1] = replace(row.turns[-1], calls=observation.calls, errors=observation.errors)
+        done = observation is not None and observation.done
         if done or row.is_rewarded:
             return replace(self._whole(row, done and not row.cut, reply.outcome), reward_results=reply.reward_results)
-        assert seen is not None, "a turn has an answer"
+        assert observation is not None, "a turn has an answer"
         most = self._sampling.max_observation_tokens
-        shown = self.between.tokens(seen.text, row.tokens[-1], most, seen.images, seen.results)
-        tokens = shown.token_ids
+        shaped = self.between.tokens(observation.text, row.tokens[-1], most, observation.images, observation.results)
+        tokens = shaped.token_ids
         room = row.limit - len(row.tokens) - len(tokens)
         if room < 1:  # no space for another turn
             self._call(number, row, judge=True)
             return None
-        images = 0 if shown.pixels is None else len(shown.pixels.images)
-        row.turns[-1] = replace(row.turns[-1], observation=shown.text, images=images)
-        row.pixels.append(shown.pixels)
+        images = 0 if shaped.pixels is None else len(shaped.pixels.images)
+        row.turns[-1] = replace(row.turns[-1], observation=shaped.text, images=images)
+        row.pixels.append(shaped.pixels)
         row.observe(tokens)
-        return Continuation(tokens, min(self._sampling.max_tokens, room), shown.pixels)
+        return Continuation(tokens, min(self._sampling.max_tokens, room), shaped.pixels)
 
     def _whole(self, row: _EpisodeState, ended: bool, outcome: RewardResult | None) -> Completion:
         return Completion(

@@ -122,8 +122,8 @@ def in_time(groups: Collection[GroupState], prompts: int) -> bool:
         groups: those that are left; nobody trains on dead ones.
         prompts: how many a step trains on at least.
     """
-    left = sorted(group.left for group in groups if math.isfinite(group.left) and not group.dead)
-    return all(place < steps * prompts for place, steps in enumerate(left))
+    steps_left = sorted(group.left for group in groups if math.isfinite(group.left) and not group.dead)
+    return all(place < steps * prompts for place, steps in enumerate(steps_left))
 
 
 class QueueSource(SyncSource):
@@ -373,8 +373,8 @@ class QueueSource(SyncSource):
         for number in here:
             if number not in own:
                 own[number], result = received[number]
-                judged = own[number].prompt.for_rewards(own[number].completions or [])
-                self._scoring.add(own[number], judged, own[number].prompt.sample, result)
+                completions = own[number].prompt.for_rewards(own[number].completions or [])
+                self._scoring.add(own[number], completions, own[number].prompt.sample, result)
         return [own[number] for number in here]
 
     def collect_groups(self, groups: list[QueuedGroup], prompts: int) -> tuple[Rollout, Summaries]:
@@ -444,12 +444,12 @@ class QueueSource(SyncSource):
         Collective: call it on every rank.
         """
         self.wait()
-        own: list[dict[str, Any]] = []
+        saved_groups: list[dict[str, Any]] = []
         for group in self._groups:
             finished = group.completions is not None  # a thread may finish it right after
             if finished:
                 self._settle(group)
-            own.append(
+            saved_groups.append(
                 {
                     "number": group.number,
                     "sample_id": group.prompt.sample.id,
@@ -457,7 +457,7 @@ class QueueSource(SyncSource):
                     "completions": saved(group.completions) if finished else None,
                 }
             )
-        groups_of_ranks, lengths_of_ranks = zip(*gather_objects((own, self._lengths)), strict=True)
+        groups_of_ranks, lengths_of_ranks = zip(*gather_objects((saved_groups, self._lengths)), strict=True)
         groups = sorted(chain(*groups_of_ranks), key=lambda group: group["number"])
         lengths = [*chain(*lengths_of_ranks)]
         return super().state_dict() | {"queue": {"admitted": self._admitted, "groups": groups, "lengths": lengths}}

@@ -296,8 +296,9 @@ def _padded(flat: Tensor, inside: Tensor) -> Tensor:
 
 def _has_observed_images(rollout: Rollout) -> bool:
     """Return whether an environment has added images to prompts or completions."""
-    more = any(p.pixels is not None and len(p.pixels.placeholders) > len(p.sample.images) for p in rollout.prompts)
-    return more or any(completion.pixels is not None for group in rollout.completions for completion in group)
+    pairs = [(p.pixels, p.sample.images) for p in rollout.prompts]
+    in_prompts = any(pixels is not None and len(pixels.placeholders) > len(images) for pixels, images in pairs)
+    return in_prompts or any(completion.pixels is not None for group in rollout.completions for completion in group)
 
 
 class ReplaySource(RolloutSource):

@@ -81,11 +81,11 @@ def count_successes(groups: Summaries) -> dict[str, tuple[int, int]]:
 
 def count_repeats(sample_ids: Iterable[str]) -> list[int]:
     """Return how often each sample occurs before its place."""
-    seen: Counter[str] = Counter()
+    occurrences: Counter[str] = Counter()
     repeats = []
     for sample_id in sample_ids:
-        repeats.append(seen[sample_id])
-        seen[sample_id] += 1
+        repeats.append(occurrences[sample_id])
+        occurrences[sample_id] += 1
     return repeats
 
 

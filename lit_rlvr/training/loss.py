@@ -180,9 +180,9 @@ class LossModule(ABC):
 
     def _call_on_copy(self, option: str, function: Callable[[GroupBatch], Any], group: GroupBatch) -> Any:
         """Call a function on a copy of the groups, whose tensors the run records; warn once if it changes the copy."""
-        own = deepcopy(group)
-        value = function(own)
-        changed = changed_fields(group, own)
+        copied = deepcopy(group)
+        value = function(copied)
+        changed = changed_fields(group, copied)
         if changed and not self._warned_of_change:
             self._warned_of_change = True
             _log.warning(

@@ -211,9 +211,9 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         assert not isinstance(lr, AutoLR)
         apply_options(self.optimizers(), self.lr_schedulers(), lr, self._saved_options)
         run = Path(self.trainer.default_root_dir)
-        left = self.trainer.strategy.broadcast(self.budget.saved(run))
-        if left is not None and left < self.budget.tokens:
-            self.budget.lower(left, "an earlier start ran out of memory")
+        saved_budget = self.trainer.strategy.broadcast(self.budget.saved(run))
+        if saved_budget is not None and saved_budget < self.budget.tokens:
+            self.budget.lower(saved_budget, "an earlier start ran out of memory")
         self.updater = Updater(
             policy=self.policy,
             reference=self.reference.policy,

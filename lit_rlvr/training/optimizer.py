@@ -245,12 +245,12 @@ def train_whole_rollouts(trainer: Any, updates: int, done: int = 0) -> None:
         updates: optimizer steps of a rollout.
         done: optimizer steps before this run resumes.
     """
-    given = int(trainer.max_steps)
-    rounded = done + -(-(given - done) // updates) * updates
-    if given > done and rounded != given:
+    max_steps = int(trainer.max_steps)
+    rounded = done + -(-(max_steps - done) // updates) * updates
+    if max_steps > done and rounded != max_steps:
         _log.warning(
             "trainer.max_steps: %d ends within a rollout, which takes %d optimizer steps (model.updates_per_rollout x "
-            "epochs_per_rollout): it counts as %d", given, updates, rounded,
+            "epochs_per_rollout): it counts as %d", max_steps, updates, rounded,
         )  # fmt: skip
         trainer.fit_loop.epoch_loop.max_steps = rounded
 

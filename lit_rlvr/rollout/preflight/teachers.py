@@ -26,6 +26,6 @@ def check_teachers(rollout: RolloutSettings, module: RLVRModule, data: PromptDat
             )
         option, room = "rollout.sampling.max_tokens", rollout.sampling.max_completion_tokens
         needed = LengthRequirement("model.teacher", prompts, room, option, "what its prompts show")
-        own = [] if module.teachers.options.model else [module.model_folder]
-        for folder in own or map(teacher_folder, module.teachers.options.folders):
+        folders = [] if module.teachers.options.model else [module.model_folder]
+        for folder in folders or map(teacher_folder, module.teachers.options.folders):
             check_lengths(folder, [needed])
