@@ -58,9 +58,8 @@ class PlannedRun:
         counts = [] if self.steps is None else [math.ceil(self.steps / updates_of(self.module))]
         samples = self.limits.get("samples")
         if samples is not None:
-            policies = 2 if self.module.samples_reference else 1
-            per_rollout = self.data.prompts_per_rollout * self.rollout.completions_of(self.module) * policies
-            counts.append(math.ceil(samples / per_rollout))
+            per_rollout = self.data.prompts_per_rollout * self.rollout.completions_of(self.module)
+            counts.append(math.ceil(samples / (per_rollout * (2 if self.module.samples_reference else 1))))
         return min(counts, default=None)
 
     def prepare(self) -> None:
