@@ -25,14 +25,13 @@ def test_a_result_is_printed_for_people_or_as_one_document(capsys: pytest.Captur
     result = {"a": [1, (2.5, float("nan"))], 3: Path("x"), "none": None, "yes": True, "text": "größer\n"}
     show_result(result, lambda: print("a table"))
     assert capsys.readouterr().out == "a table\n"
-    with results_as_json(True):
+    with results_as_json():
         print("on the way")
         show_result(result, lambda: print("a table"))
     out, err = capsys.readouterr()
     plain = {"a": [1, [2.5, None]], "3": "x", "none": None, "yes": True, "text": "größer\n"}
     assert json.loads(out) == plain and err == "on the way\n"
-    with results_as_json(False):
-        show_result(result, lambda: print("a table"))
+    show_result(result, lambda: print("a table"))
     assert capsys.readouterr().out == "a table\n"
 
 
