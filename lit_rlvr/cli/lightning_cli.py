@@ -97,9 +97,7 @@ def settings_yaml(parser: LightningArgumentParser, config: Any) -> str:
 def keep_chosen_tokens(config: Any) -> None:
     """Replace `auto` in model.compute.tokens_per_microbatch by what the run that is resumed has chosen."""
     options, before = config.model.init_args.compute, _config_of(config.ckpt_path)
-    if not before.is_file():
-        return
-    if options.tokens_per_microbatch == "auto":
+    if options.tokens_per_microbatch == "auto" and before.is_file():
         settings = yaml.safe_load(before.read_text())["model"]["init_args"].get("compute", {})
         options.tokens_per_microbatch = settings.get("tokens_per_microbatch", "auto")
 
@@ -322,7 +320,7 @@ def _top_of_help(command: str) -> dict[str, str]:
     }
 
 
-def run(command: str, arguments: list[str]) -> int | None:
+def run(command: str, arguments: list[str]) -> None:
     """Run `lit-rlvr fit` or another command that takes a config."""
     if command == "fit":
         arguments = [re.sub(f"^{REPLAY}(?==|$)", "--rollout.replay.rollouts_from", argument) for argument in arguments]
@@ -330,4 +328,3 @@ def run(command: str, arguments: list[str]) -> int | None:
     given = [argument for argument in arguments if not (dry and argument == DRY_RUN)]
     with ExitStack() as stack, save_dir_not_required():
         RLVRCLI([command, *given, *(CPU_TRAINER if command == "plan" else ())], stack, dry)
-    return None

@@ -71,8 +71,7 @@ def match(given: CompletionsById, samples: list[Sample], part: str) -> list[Samp
         UserError: a completion belongs to no question, or questions have different numbers of completions.
     """
     ids = {sample.id for sample in samples}
-    unknown = [name for name in given if name not in ids]
-    if unknown:
+    if unknown := [name for name in given if name not in ids]:
         raise UserError(f"--completions: {part}: there is no question {unknown[0]!r}; ids are like {samples[0].id!r}")
     counts = {len(group) for group in given.values()}
     if len(counts) > 1:
@@ -144,9 +143,7 @@ class Records:
         if isinstance(old_suites, dict) and isinstance(new_suites, dict):
             common = old_suites.keys() & new_suites.keys()  # the others are new, or not asked for this time
             before, now = ({**d, "suites": {name: d["suites"][name] for name in common}} for d in (before, now))
-        changed = list(changes(before, now))
-        if changed:
-            difference = "; ".join(f"{name} was {old}, is {new}" for name, old, new in changed)
+        if difference := "; ".join(f"{name} was {old}, is {new}" for name, old, new in changes(before, now)):
             raise UserError(f"--out: {folder} was begun with other settings ({difference}); choose another folder")
 
     def _read(self, files: Sequence[Path]) -> None:
@@ -165,8 +162,7 @@ class Records:
             write_atomically(
                 self.path, "".join(map(_record_line, (row for rows in self._groups.values() for row in rows)))
             )
-        for path in files:
-            if path != self.path and rewrite:
+            for path in {*files} - {self.path}:
                 path.unlink()
 
     def missing(self, part: str, prompts: Iterable[Prompt]) -> list[Prompt]:
