@@ -288,17 +288,10 @@ class ConfigCheck(RLVRCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = Namespace({"subcommand": self._arguments[0], self._arguments[0]: Namespace()})
 
-    def _set_seed(self) -> None:
-        """Do nothing: no run begins."""
+    def instantiate_classes(self, *_: str) -> None:
+        """Do nothing: `check` builds the objects, the configs come later, and no run begins."""
 
-    def before_instantiate_classes(self) -> None:
-        """Do nothing: the configs come later."""
-
-    def instantiate_classes(self) -> None:
-        """Do nothing: `check` builds the objects."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Do nothing: no run begins."""
+    _set_seed = before_instantiate_classes = _run_subcommand = instantiate_classes  # type: ignore[assignment]
 
     def check(self, config: dict[str, Any]) -> Any:
         """Raise the errors that `fit` would raise for a config before it builds its trainer; return the built

@@ -157,8 +157,10 @@ def check_writable(folder: Path, option: str) -> None:
         raise UserError(f"{option}: {shown(folder)} cannot be written: {error.strerror}") from error
 
 
-def check_new(path: Path, option: str) -> None:
-    """Refuse a file that exists, or whose folder cannot be written; the message names `option`."""
+def check_new(path: Path, option: str, *endings: str) -> None:
+    """Refuse a file that exists, whose folder cannot be written, or with another ending; the message names `option`."""
+    if endings and path.suffix not in endings:
+        raise UserError(f"{option}: {path}: give a file that ends in {endings[0]}")
     if path.exists():
         raise UserError(f"{option}: {path} exists; choose another name, or remove it first")
     check_writable(path.parent, option)

@@ -75,12 +75,17 @@ def thumbnail_path(run: str | Path, key: str) -> Path:
     return Path(run) / "images" / f"{key}.png"
 
 
-def read_live(run: Path) -> dict[str, Any] | None:
-    """Read a run folder's `live.json`; return None if it is missing or broken."""
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds; None if it is missing or broken."""
     try:
-        state = json.loads((run / LIVE).read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def read_live(run: Path) -> dict[str, Any] | None:
+    """Read a run folder's `live.json`; return None if it is missing or broken."""
+    state = read_json(run / LIVE)
     return state if has_fields(state, STATE) else None
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_rlvr.common.files import write_atomically
+from lit_rlvr.common.run_files import read_json
 from lit_rlvr.configs import changes
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Completion, Prompt, Sample
@@ -113,7 +114,8 @@ class Records:
         settings_path = folder / "settings.json"
         self._groups: dict[tuple[str, str], list[RecordRow]] = {}
         settings = json.loads(json.dumps(settings | ({} if suites is None else {"suites": suites})))
-        before = self._settings(settings_path)
+        found = read_json(settings_path)
+        before = found if isinstance(found, dict) else None
         files = [path for path in (merged, *sorted(folder.glob(SHARES))) if path.is_file()]
         is_started = before is not None and bool(files)
         existing = [name for name in OUTPUT if (folder / name).exists()]
@@ -127,15 +129,6 @@ class Records:
         if share:
             return  # the process that started this one has written the settings
         write_atomically(settings_path, json.dumps(settings, indent=2) + "\n")
-
-    @staticmethod
-    def _settings(path: Path) -> dict[str, Any] | None:
-        """Read the settings of an earlier evaluation; return None if there are none."""
-        try:
-            found = json.loads(path.read_text())
-        except (OSError, ValueError):
-            return None
-        return found if isinstance(found, dict) else None
 
     @staticmethod
     def _check(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:

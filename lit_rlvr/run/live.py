@@ -66,7 +66,7 @@ class LiveFile(Callback):
         progress.begin("ended")
         self._write(trainer)
 
-    on_exception = teardown
+    on_exception = teardown  # type: ignore[assignment]
 
     def _run(self, trainer: Trainer) -> None:
         while not self._stop.wait(WRITE_SECONDS):

@@ -116,8 +116,7 @@ def why_stopped(trainer: Trainer, has_ended: bool) -> str | None:
         has_ended: whether the run has done all of its steps or epochs.
     """
     callbacks = callbacks_of(trainer)
-    collapse = next((c.reason for c in callbacks if isinstance(c, CollapseMonitor) and c.reason), None)
-    if collapse is not None:
+    if collapse := next((c.reason for c in callbacks if isinstance(c, CollapseMonitor) and c.reason), None):
         return f"{COLLAPSE}{collapse}"
     if has_ended or not trainer.should_stop or any(getattr(callback, "is_used_up", False) for callback in callbacks):
         return None

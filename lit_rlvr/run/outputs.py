@@ -96,8 +96,7 @@ def plot_run(rows: Mapping[int, Mapping[str, float]], path: Path, title: str) ->
     figure = Figure(figsize=(10, 3.25 * height), layout="constrained")
     for axis, (label, lines) in zip(figure.subplots(height, 2).flat, panels, strict=True):
         for metric, name in lines:
-            points = [(step, row[metric]) for step, row in sorted(rows.items()) if metric in row]
-            if points:
+            if points := [(step, row[metric]) for step, row in sorted(rows.items()) if metric in row]:
                 axis.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.5, label=name)
         axis.set_title(label)
         axis.set_xlabel("step")
@@ -308,8 +307,7 @@ def write_metrics(trainer: Trainer) -> None:
     """
     values = {name: float(value) for name, value in trainer._logger_connector.metrics["log"].items()}
     step = int(values.pop("step"))
-    metrics = metrics_file(trainer)
-    if metrics is not None:
+    if (metrics := metrics_file(trainer)) is not None:
         metrics.log_metrics(values | {"epoch": float(trainer.current_epoch)}, step)
         metrics.save()
 
@@ -349,8 +347,9 @@ def show_rows(rows: list[dict[str, Any]], step: int) -> None:
         advantage = "" if row["advantage"] is None else f"{row['advantage']:+.2f}"
         reward = "" if row["status"] == "unjudged" else f"{row['reward']:.2f}"
         cells.append((_short(prompt), _short(row["completion"]), reward, advantage))
-    table = table_of(("prompt", "completion", "reward", "advantage"), cells, 2, title=f"Samples of step {step}")
-    Terminal(stderr=True, width=None if os.isatty(2) else 120).print(table)
+    Terminal(stderr=True, width=None if os.isatty(2) else 120).print(
+        table_of(("prompt", "completion", "reward", "advantage"), cells, 2, title=f"Samples of step {step}")
+    )
 
 
 def _short(text: str) -> str:

@@ -44,8 +44,10 @@ class PlannedRun:
     @property
     def sizes_on_device(self) -> tuple[int, int, str, str]:
         """Prompts per rollout, processes, precision and device."""
-        device = self.trainer.strategy.root_device.type
-        return self.data.prompts_per_rollout, self.trainer.world_size, str(self.trainer.precision), device
+        return (
+            self.data.prompts_per_rollout, self.trainer.world_size, str(self.trainer.precision),
+            self.trainer.strategy.root_device.type,
+        )  # fmt: skip
 
     @property
     def steps(self) -> int | None:

@@ -152,7 +152,7 @@ class RunProgress(ProgressBar):
             self._bar.stop()
             self._bar = None
 
-    on_exception = on_train_end
+    on_exception = on_train_end  # type: ignore[assignment]
 
 
 class ProgressEstimator(Callback):

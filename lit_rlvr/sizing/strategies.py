@@ -186,8 +186,8 @@ class JobSizes:
             vllm: bytes that it has there.
         """
         room = (vllm - self._vllm_weights) / kv_bytes_per_token(self.whole, self.size)
-        most = min(GPU_SEQUENCES, self.prompts_on_each(gpus) * self.group)
-        return max(0, min(most, int(room / (self.prompt / self.group + self.completion))))
+        at_once = int(room / (self.prompt / self.group + self.completion))
+        return max(0, min(GPU_SEQUENCES, self.prompts_on_each(gpus) * self.group, at_once))
 
     @property
     def _vllm_weights(self) -> float:
@@ -250,8 +250,7 @@ class JobSizes:
     def step_tokens(self, gpus: GPUs) -> int:
         """Return the input tokens of an optimizer step on one GPU, with everything at its maximum length."""
         prompts, inputs = math.ceil(self.prompts_on_each(gpus) / self.minibatches), self.completion - 1
-        copies = 1 if self.shared_prefix else self.group
-        return prompts * (copies * self.prompt + self.group * inputs)
+        return prompts * (self.prompt * (1 if self.shared_prefix else self.group) + self.group * inputs)
 
     def with_most_tokens(self, plan: Plan, most: int | None = None) -> Plan:
         """Return the plan with the most tokens in a micro-batch that fit: doubled up to those of a step.

@@ -287,8 +287,7 @@ def pass_at_k_spreads(rows: Sequence[MetricRow]) -> dict[str, dict[str, Any]]:
     by_set: dict[str, dict[int, list[float]]] = {}
     for row in rows:
         for name, value in row.items():
-            match = re.fullmatch(r"val/(.+)/pass@(\d+)", name)
-            if match:
+            if match := re.fullmatch(r"val/(.+)/pass@(\d+)", name):
                 by_set.setdefault(match[1], {}).setdefault(int(match[2]), []).append(value)
     return {
         name: {str(k): spread(values) for k, values in sorted(by_k.items())} for name, by_k in sorted(by_set.items())

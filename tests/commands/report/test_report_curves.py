@@ -7,10 +7,10 @@ import pytest
 
 from lit_rlvr.commands.report.charts import MAX_POINTS, Curve, curve, more_panels, panels, thin
 from lit_rlvr.commands.report.groups import RunGroup
-from lit_rlvr.commands.report.runs import RunMetrics, RunRecord
+from lit_rlvr.commands.report.runs import RunRecord
 
 
-def run(metrics: RunMetrics) -> RunRecord:
+def run(metrics: dict[int, dict[str, float]]) -> RunRecord:
     return RunRecord(Path("run"), metrics=metrics)
 
 
