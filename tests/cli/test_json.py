@@ -7,18 +7,15 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tiny_runs import CONSOLE_SCRIPT, FIT, child_environment
+from tiny_runs import CLI, CONSOLE_SCRIPT, FIT, child_environment
 
 from lit_rlvr.commands.registry import COMMANDS, WITHOUT_RESULT
 from lit_rlvr.common.terminal import results_as_json, show_result
-
-CLI = Callable[..., Any]
 
 
 def test_a_result_is_printed_for_people_or_as_one_document(capsys: pytest.CaptureFixture[str]) -> None:
