@@ -77,6 +77,7 @@ class CollapseMonitor(ChecksArguments, Callback):
         self.on_train_batch_end(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Report the falls that the newest metrics show, and end the run if it acts on them."""
         for fall in self._find(trainer):
             if trainer.is_global_zero:
                 log.warning("step %d: %s", trainer.global_step, fall.finding)

@@ -124,10 +124,13 @@ def _overall(study: Study, runs: Sequence[FinishedRun]) -> dict[str, Any]:
         ]
         for name in study.names
     }
-    base = by_cell[study.baseline]
     return {
         name: {"iqm": with_interval(interquartile_mean, tasks)}
-        | ({} if name == study.baseline else {"improvement": with_interval(probability_of_improvement, tasks, base)})
+        | (
+            {}
+            if name == study.baseline
+            else {"improvement": with_interval(probability_of_improvement, tasks, by_cell[study.baseline])}
+        )
         for name, tasks in by_cell.items()
     }
 
