@@ -118,7 +118,7 @@ def _task(name: str, groups: Sequence[RunGroup], legends: Sequence[dict[str, Any
     columns, rows = results_table(members)
     return dict(
         name=name, legends=chosen, columns=columns, results=rows,
-        charts=[chart(panel, numbers) for panel in panels(members)],
-        more=[chart(panel, numbers) for panel in more_panels(members)] if more else [],
+        charts=[chart(*panel, numbers) for panel in panels(members)],
+        more=[chart(*panel, numbers) for panel in more_panels(members)] if more else [],
         validation=validation_rows(members),
     )  # fmt: skip
